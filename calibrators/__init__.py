@@ -1,0 +1,1 @@
+"""How ranges are estimated, stored and handed to TensorRT."""

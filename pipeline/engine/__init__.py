@@ -1,0 +1,1 @@
+"""From an ONNX model to an engine: one file a backend."""

@@ -1,0 +1,1 @@
+"""What the model is, and what of it will be quantized."""

@@ -1,0 +1,1 @@
+"""How far the quantized model is from the float one."""

@@ -1,0 +1,65 @@
+"""The errors that trtq raises, each with the exit code of the command line.
+
+    TrtqError                     never raised itself
+    ├── UsageError           2    an option or a settings file is wrong
+    ├── ModelError           2    the ONNX file cannot be used
+    ├── DataError            2    calibration or evaluation data does not fit
+    ├── ArtifactError        2    a file written by trtq is broken, foreign or in the way
+    ├── GateError            3    the model was built and is less accurate than was asked
+    ├── BuildError           4    TensorRT did not build the engine
+    └── MissingDependency    5    something that the work needs is not installed
+
+A message says what is wrong with the name and the value, what was expected, and what to do.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class TrtqError(Exception):
+    """An expected failure, with the exit code of the command that meets it."""
+
+    exit_code: ClassVar[int] = 1
+
+
+class UsageError(TrtqError):
+    """An option or a settings file is wrong."""
+
+    exit_code = 2
+
+
+class ModelError(TrtqError):
+    """The ONNX file cannot be used."""
+
+    exit_code = 2
+
+
+class DataError(TrtqError):
+    """Calibration or evaluation data does not fit the model."""
+
+    exit_code = 2
+
+
+class ArtifactError(TrtqError):
+    """A file written by trtq is broken, foreign or in the way."""
+
+    exit_code = 2
+
+
+class GateError(TrtqError):
+    """The model was built and is less accurate than was asked."""
+
+    exit_code = 3
+
+
+class BuildError(TrtqError):
+    """TensorRT did not build the engine; the message keeps its own lines."""
+
+    exit_code = 4
+
+
+class MissingDependency(TrtqError):  # noqa: N818 - reads as what it is
+    """Something that the work needs is not installed."""
+
+    exit_code = 5
