@@ -1,0 +1,42 @@
+"""Output files that appear whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+from pathlib import Path
+
+from trtq.errors import ArtifactError
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Writes a file whole, or leaves what was there as it was.
+
+    The bytes go to a temporary file in the same folder, are flushed to the disk, and take the place of `path`
+    in one step. On failure the temporary file is removed.
+
+    Args:
+        path: The file to write, in a folder that exists; a file of that name is replaced.
+        data: The whole content.
+
+    Raises:
+        ArtifactError: The file cannot be written: no such folder, no permission, no room.
+    """
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        with temporary.open("xb") as file:  # not `tempfile`, whose files only their owner may read
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        raise ArtifactError(
+            f"cannot write {path}: {error.strerror or error}; "
+            f"its folder must exist, be writable and have room for {len(data)} bytes"
+        ) from error
+    finally:
+        with contextlib.suppress(
+            OSError
+        ):  # after a success there is none, and the first failure is the one told
+            temporary.unlink()

@@ -1,0 +1,88 @@
+"""Tests of writing files whole."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from pathlib import Path
+
+import pytest
+
+from trtq.errors import ArtifactError
+from trtq.files import write_atomically
+
+
+def _full_disk(descriptor: int) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_the_content_is_written_and_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "plan"
+    write_atomically(path, b"first")
+    write_atomically(path, b"second")
+    assert path.read_bytes() == b"second"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_the_file_has_the_rights_of_any_new_file(tmp_path: Path) -> None:
+    (tmp_path / "usual").write_bytes(b"")
+    write_atomically(tmp_path / "plan", b"")
+    usual, ours = ((tmp_path / name).stat().st_mode for name in ("usual", "plan"))
+    assert stat.filemode(ours) == stat.filemode(usual)
+
+
+def test_a_full_disk_keeps_the_old_content_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "plan"
+    path.write_bytes(b"old")
+    monkeypatch.setattr(os, "fsync", _full_disk)
+    with pytest.raises(
+        ArtifactError, match=r"cannot write .*plan: No space left on device; .* room for 3 bytes"
+    ):
+        write_atomically(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_an_interruption_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(descriptor: int) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "fsync", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        write_atomically(tmp_path / "plan", b"new")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_does_not_exist_is_named(tmp_path: Path) -> None:
+    with pytest.raises(
+        ArtifactError, match=r"cannot write .*absent/plan: No such file .*; its folder must exist"
+    ):
+        write_atomically(tmp_path / "absent" / "plan", b"new")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_in_the_place_of_the_file_stays(tmp_path: Path) -> None:
+    (tmp_path / "plan").mkdir()
+    with pytest.raises(ArtifactError, match=r"cannot write .*plan: Is a directory"):
+        write_atomically(tmp_path / "plan", b"new")
+    assert [path.name for path in tmp_path.iterdir()] == ["plan"]
+
+
+def test_a_folder_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    try:
+        if os.access(tmp_path, os.W_OK):
+            pytest.skip("root may write into every folder")
+        with pytest.raises(ArtifactError, match=r"cannot write .*plan: Permission denied; .* be writable"):
+            write_atomically(tmp_path / "plan", b"new")
+    finally:
+        tmp_path.chmod(0o700)
+
+
+def test_a_file_in_the_place_of_the_folder_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(ArtifactError, match=r"cannot write .*file/plan: Not a directory"):
+        write_atomically(tmp_path / "file" / "plan", b"new")
