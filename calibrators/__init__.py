@@ -1,1 +1,31 @@
 """How ranges are estimated, stored and handed to TensorRT."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+from trtq.calibrators.entropy import Entropy
+from trtq.calibrators.minmax import MinMax
+from trtq.calibrators.mse import Mse
+from trtq.calibrators.percentile import Percentile
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from trtq.calibrators.statistics import Histogram
+
+
+class Method(Protocol):
+    """Maps what was seen of a tensor to the magnitude that the largest INT8 code stands for."""
+
+    def amax(self, histogram: Histogram) -> float:
+        """Returns the amax; 0 for a tensor without any value but zero."""
+        ...
+
+
+METHODS: Mapping[str, type[Method]] = {
+    "minmax": MinMax,
+    "percentile": Percentile,
+    "entropy": Entropy,
+    "mse": Mse,
+}

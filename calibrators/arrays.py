@@ -1,0 +1,151 @@
+"""Batches out of .npy and .npz files, read piece by piece."""
+
+from __future__ import annotations
+
+import hashlib
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trtq.calibrators.batches import Batches, Feed
+from trtq.errors import DataError
+
+_UNREADABLE = (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile)
+
+
+def from_array_file(path: Path, names: Sequence[str], batch_size: int) -> Batches:
+    """Returns the samples of one .npz, or .npy for a model with one input, in batches.
+
+    Args:
+        path: A file whose arrays have a leading sample axis of the same length.
+        names: The model's inputs; an .npy, which has no names, is the first.
+        batch_size: Samples a batch; the last one may be smaller.
+
+    Raises:
+        DataError: It is no such file, or the arrays disagree about the number of samples.
+    """
+    lengths = _shapes(path, names)
+    scalars = [name for name, shape in lengths.items() if not shape]
+    if scalars:
+        raise DataError(
+            f"array {scalars[0]!r} of {path} has no sample axis; for inputs without one give a folder of "
+            f".npz files, each one feed as the model takes it"
+        )
+    counts = {name: shape[0] for name, shape in lengths.items()}
+    if len(set(counts.values())) > 1:
+        raise DataError(f"the arrays of {path} have different numbers of samples: {counts}")
+    if not counts or not next(iter(counts.values())):
+        raise DataError(f"{path} holds no samples; give at least one")
+    num_samples = next(iter(counts.values()))
+
+    def read() -> Iterator[Feed]:
+        with ExitStack() as stack:
+            readers = _open(path, names, stack)
+            for start in range(0, num_samples, batch_size):
+                stop = min(start + batch_size, num_samples)
+                try:
+                    arrays = {name: reader.rows(stop - start) for name, reader in readers.items()}
+                except _UNREADABLE as error:
+                    raise DataError(f"{path} is damaged near sample {start}: {error}") from error
+                yield Feed(arrays, f"{path}, samples {start} to {stop - 1}", stop - start)
+
+    return Batches(read, str(path), num_samples, f"{file_digest(path)}/{batch_size}")
+
+
+def from_feed_folder(folder: Path) -> Batches:
+    """Returns the .npz files of a folder in the order of their names, each one feed with its batch axis."""
+    paths = sorted(folder.glob("*.npz"))
+
+    def read() -> Iterator[Feed]:
+        for path in paths:
+            try:
+                with np.load(path, allow_pickle=False) as archive:
+                    arrays = {name: archive[name] for name in archive.files}
+            except _UNREADABLE as error:
+                raise DataError(f"{path} cannot be read as .npz: {error}") from error
+            yield Feed(arrays, str(path), num_samples_of(arrays))
+
+    sizes = sum(_leading(path) for path in paths)
+    return Batches(read, f"{folder} ({len(paths)} feeds)", sizes, folder_digest(paths))
+
+
+def num_samples_of(arrays: Mapping[str, NDArray[Any]]) -> int:
+    """Returns the length of the longest leading axis, at least 1."""
+    return max((array.shape[0] for array in arrays.values() if array.ndim), default=1) or 1
+
+
+def file_digest(path: Path) -> str:
+    """Returns the SHA-256 of a file, as hex."""
+    with path.open("rb") as stream:
+        sha = hashlib.sha256()
+        while block := stream.read(1 << 22):
+            sha.update(block)
+    return sha.hexdigest()
+
+
+def folder_digest(paths: Sequence[Path]) -> str:
+    """Returns a digest of the names and contents of files, as hex."""
+    sha = hashlib.sha256()
+    for path in paths:
+        sha.update(f"{path.name}\0{file_digest(path)}\n".encode())
+    return sha.hexdigest()
+
+
+class _Rows:
+    """Reads an array of .npy format from front to back, some rows at a time."""
+
+    def __init__(self, stream: IO[bytes], where: str) -> None:
+        version = np.lib.format.read_magic(stream)
+        read_header = {
+            (1, 0): np.lib.format.read_array_header_1_0,
+            (2, 0): np.lib.format.read_array_header_2_0,
+        }.get(version)
+        if read_header is None:
+            raise ValueError(f"unknown .npy version {version}")
+        self.shape, fortran, self._dtype = read_header(stream)
+        if self._dtype.hasobject:
+            raise DataError(f"{where} holds Python objects, not numbers; save plain arrays")
+        if fortran and len(self.shape) > 1:
+            raise DataError(f"{where} is in Fortran order; save it with numpy.ascontiguousarray")
+        self._stream = stream
+
+    def rows(self, count: int) -> NDArray[Any]:
+        """Returns the next rows: shape (count, *shape[1:])."""
+        shape = (count, *self.shape[1:])
+        wanted = int(np.prod(shape)) * self._dtype.itemsize
+        content = self._stream.read(wanted)
+        if len(content) < wanted:
+            raise ValueError(f"cut short: {len(content)} of {wanted} bytes")
+        return np.frombuffer(content, self._dtype).reshape(shape)
+
+
+def _open(path: Path, names: Sequence[str], stack: ExitStack) -> dict[str, _Rows]:
+    try:
+        if path.suffix == ".npy":
+            if len(names) != 1:
+                raise DataError(
+                    f"{path} holds one array without a name and the model has {len(names)} inputs "
+                    f"({', '.join(names)}); save an .npz with these names"
+                )
+            return {names[0]: _Rows(stack.enter_context(path.open("rb")), str(path))}
+        archive = stack.enter_context(zipfile.ZipFile(path))
+        return {
+            member.removesuffix(".npy"): _Rows(stack.enter_context(archive.open(member)), f"{path}:{member}")
+            for member in archive.namelist()
+        }
+    except _UNREADABLE as error:
+        raise DataError(f"{path} cannot be read as {path.suffix}: {error}") from error
+
+
+def _shapes(path: Path, names: Sequence[str]) -> dict[str, tuple[int, ...]]:
+    with ExitStack() as stack:
+        return {name: reader.shape for name, reader in _open(path, names, stack).items()}
+
+
+def _leading(path: Path) -> int:
+    return max((shape[0] for shape in _shapes(path, ()).values() if shape), default=1) or 1

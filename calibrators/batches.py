@@ -1,0 +1,134 @@
+"""Calibration and evaluation data as a lazy stream of feeds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trtq.errors import DataError
+from trtq.models.signature import TensorSpec, show_shape
+
+
+@dataclass(frozen=True, slots=True)
+class Feed:
+    """One run of the model.
+
+    Attributes:
+        arrays: The inputs by name, and further arrays that were asked for (labels).
+        source: Where it comes from, for messages: `calib/0007.npz` or `calib.npz, samples 8 to 15`.
+        num_samples: How many samples it holds.
+    """
+
+    arrays: Mapping[str, NDArray[Any]]
+    source: str
+    num_samples: int
+
+
+@dataclass(frozen=True, slots=True)
+class Batches:
+    """A stream of feeds that can be read again and again; at most a few are in memory at a time.
+
+    Attributes:
+        read: Starts a new pass.
+        origin: What was opened, for messages.
+        num_samples: How many samples there are; None if only reading tells (a script).
+        digest: Of the content, to know unchanged data again; None if that cannot be told (a script).
+        is_random: Whether these are made-up numbers.
+    """
+
+    read: Callable[[], Iterator[Feed]]
+    origin: str
+    num_samples: int | None
+    digest: str | None = None
+    is_random: bool = False
+
+    def __iter__(self) -> Iterator[Feed]:
+        """Starts a new pass."""
+        return self.read()
+
+    def first(self, num_samples: int | None) -> Batches:
+        """Returns the stream cut after this many samples, at the end of a feed; None: all of it."""
+        if num_samples is None or (self.num_samples is not None and self.num_samples <= num_samples):
+            return self
+
+        def read() -> Iterator[Feed]:
+            seen = 0
+            for feed in self.read():
+                if seen >= num_samples:
+                    return
+                seen += feed.num_samples
+                yield feed
+
+        digest = self.digest and f"{self.digest}:{num_samples}"
+        known = None if self.num_samples is None else min(self.num_samples, num_samples)
+        return Batches(read, self.origin, known, digest, self.is_random)
+
+
+def checked(batches: Batches, inputs: Sequence[TensorSpec], extra: Sequence[str] = ()) -> Batches:
+    """Returns the stream with every feed checked against the model before it is handed on.
+
+    Args:
+        batches: The stream.
+        inputs: What the model takes.
+        extra: Names of further arrays that each feed must have; they are not looked at.
+
+    Raises:
+        DataError: While reading: no feed at all, a missing or unknown name, another dtype or shape, NaN or
+            infinity; the feed, and the sample in it, are named.
+    """
+
+    def read() -> Iterator[Feed]:
+        empty = True
+        for feed in batches.read():
+            empty = False
+            check_feed(feed, inputs, extra)
+            yield feed
+        if empty:
+            raise DataError(f"{batches.origin} holds no samples; give at least one")
+
+    return Batches(read, batches.origin, batches.num_samples, batches.digest, batches.is_random)
+
+
+def check_feed(feed: Feed, inputs: Sequence[TensorSpec], extra: Sequence[str] = ()) -> None:
+    """Raises DataError if the feed is not what the model takes."""
+    names = [spec.name for spec in inputs]
+    if missing := [name for name in (*names, *extra) if name not in feed.arrays]:
+        raise DataError(
+            f"{feed.source} has no array {missing[0]!r}; it has {', '.join(sorted(feed.arrays)) or 'none'}, "
+            f"the model takes {', '.join(names)}"
+        )
+    if unknown := [name for name in feed.arrays if name not in names and name not in extra]:
+        raise DataError(
+            f"{feed.source} has an array {unknown[0]!r} that the model does not take; "
+            f"its inputs are {', '.join(names)}"
+        )
+    for spec in inputs:
+        _check_array(feed, spec)
+
+
+def _check_array(feed: Feed, spec: TensorSpec) -> None:
+    array = feed.arrays[spec.name]
+    if array.dtype.name != spec.dtype:
+        raise DataError(
+            f"input {spec.name!r} of {feed.source} is {array.dtype.name}, the model wants {spec.dtype}; "
+            f"convert it with .astype({spec.dtype!r})"
+        )
+    if not spec.fits(array.shape):
+        raise DataError(
+            f"input {spec.name!r} of {feed.source} has shape {show_shape(array.shape)}, "
+            f"the model wants {show_shape(spec.shape)}; resize the samples, "
+            f"or set `resize` in [preprocess] of model.toml for pictures"
+        )
+    if array.size == 0:
+        raise DataError(f"input {spec.name!r} of {feed.source} is empty: shape {show_shape(array.shape)}")
+    if np.issubdtype(array.dtype, np.floating) and not np.isfinite(array).all():
+        bad = ~np.isfinite(array)
+        sample = int(np.argwhere(bad)[0][0]) if array.ndim else 0
+        raise DataError(
+            f"input {spec.name!r} of {feed.source} has {int(bad.sum())} values that are NaN or infinite, "
+            f"the first in its sample {sample}; clean the data"
+        )

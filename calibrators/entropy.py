@@ -1,0 +1,95 @@
+"""The range that loses the least information."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from trtq.errors import UsageError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from trtq.calibrators.statistics import Histogram
+
+_SMOOTHING = 1e-4
+"""The count that stands for an empty bin of Q into which values were clipped (as MXNet smooths)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entropy:
+    """The clip whose quantized distribution has the smallest Kullback-Leibler divergence from the values'.
+
+    The procedure is TensorRT's as published (S. Migacz, "8-bit Inference with TensorRT", GTC 2017): 2048
+    bins of magnitudes, every clip from the 128th bin on, what is clipped is added to the last bin, 128
+    levels, amax = (bin + 1/2) * width. Two things differ, because the plain procedure collapses on values
+    with a spike at zero or at an upper bound (ReLU6), where it has cost EfficientNet-Lite0 44 points:
+
+    - exact zeros are left out: they have no error in any range;
+    - no clip may cut off more than `max_clipped` of the other values.
+    """
+
+    num_bins: int = 2048
+    num_levels: int = 128
+    max_clipped: float = 0.0001
+
+    def __post_init__(self) -> None:
+        if not 2 <= self.num_levels <= self.num_bins or not 0 < self.max_clipped <= 1:
+            raise UsageError(
+                f"entropy needs 2 <= num_levels <= num_bins and 0 < max_clipped <= 1, "
+                f"got {self.num_levels}, {self.num_bins} and {self.max_clipped:g}"
+            )
+
+    def amax(self, histogram: Histogram) -> float:
+        """Returns the best clip; the largest magnitude where there is nothing to choose."""
+        counts = histogram.linear(self.num_bins)
+        if not counts.any():
+            return histogram.amax
+        divergence = divergences(counts, self.num_levels)
+        kept = np.cumsum(counts)[self.num_levels - 1 :]
+        allowed = kept >= (1 - self.max_clipped) * counts.sum()
+        allowed[-1] = True
+        best = int(np.argmin(np.where(allowed, divergence, np.inf))) + self.num_levels
+        width = histogram.amax / self.num_bins
+        return min((best + 0.5) * width, histogram.amax)
+
+
+def divergences(counts: NDArray[np.float64], num_levels: int) -> NDArray[np.float64]:
+    """Returns the divergence for every clip after `num_levels` bins and more.
+
+    With P the first i bins plus the rest in the last of them, and Q the same bins merged to `num_levels` and
+    spread again over those that are not empty, the sum over bins of P log(P/Q) needs only the sums over the
+    merged groups, so that all clips are computed at once from running totals.
+
+    Args:
+        counts: float64, shape (bins,), not all zero.
+        num_levels: How many levels the quantized distribution has.
+
+    Returns:
+        float64, shape (bins - num_levels + 1,).
+    """
+    total = counts.sum()
+    sums = np.concatenate([[0.0], np.cumsum(counts)])
+    filled = np.concatenate([[0], np.cumsum(counts > 0)])
+    logs = np.concatenate([[0.0], np.cumsum(_x_log_x(counts))])
+    clips = np.arange(num_levels, counts.size + 1)
+    borders = clips[:, None] * np.arange(num_levels + 1) // num_levels
+    clipped = total - sums[clips]
+    last = counts[clips - 1]
+
+    merged = np.diff(sums[borders], axis=1)
+    spread = np.diff(filled[borders], axis=1)
+    spread[:, -1] += (last == 0) & (clipped > 0)  # the clipped values fill a bin that was empty
+    mass = merged.copy()
+    mass[:, -1] += clipped
+    with np.errstate(divide="ignore", invalid="ignore"):
+        cross = np.where(mass > 0, mass * np.log(np.maximum(merged / spread, _SMOOTHING)), 0.0).sum(axis=1)
+        own = logs[clips] - _x_log_x(last) + _x_log_x(last + clipped)
+        result = (own - cross) / total + np.log((total - clipped) / total)
+    return np.where(np.isnan(result), np.inf, result)
+
+
+def _x_log_x(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    return values * np.log(np.where(values > 0, values, 1.0))

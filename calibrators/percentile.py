@@ -1,0 +1,26 @@
+"""The range that holds a given share of the values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from trtq.errors import UsageError
+
+if TYPE_CHECKING:
+    from trtq.calibrators.statistics import Histogram
+
+
+@dataclass(frozen=True, slots=True)
+class Percentile:
+    """The magnitude that `percentile` per cent of all values, zeros included, do not exceed."""
+
+    percentile: float = 99.99
+
+    def __post_init__(self) -> None:
+        if not 0 < self.percentile <= 100:
+            raise UsageError(f"percentile must be above 0 and at most 100, got {self.percentile:g}")
+
+    def amax(self, histogram: Histogram) -> float:
+        """Returns the percentile; the largest magnitude where the percentile falls among zeros."""
+        return histogram.quantile(self.percentile / 100) or histogram.amax

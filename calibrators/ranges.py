@@ -1,0 +1,152 @@
+"""Which magnitude the largest INT8 code of each tensor stands for, and where that was learned."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from trtq.errors import ArtifactError, UsageError
+
+SCHEMA_VERSION = 1
+_SCALE_OF_DEAD = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    """What is known of one tensor: the chosen amax, and the exact extremes that were seen."""
+
+    amax: float
+    minimum: float
+    maximum: float
+
+    @property
+    def is_dead(self) -> bool:
+        """Whether the tensor was zero in every sample."""
+        return self.amax == 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Shapes:
+    """The shapes that one input had: smallest, most frequent and largest in each dimension."""
+
+    min: tuple[int, ...]
+    opt: tuple[int, ...]
+    max: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Ranges:
+    """The ranges of a model's tensors, with their provenance.
+
+    Attributes:
+        tensors: By the tensor's name.
+        method: The method with its parameters, such as `percentile(percentile=99.99)`.
+        model_sha256: The model that was observed.
+        data: The data, as a person reads it.
+        num_samples: How many samples were observed.
+        is_random: Whether the data was made up.
+        shapes: The shapes of the inputs in the data.
+        beyond_fp16: Tensors whose values leave too little room below FP16's largest number, with their amax.
+    """
+
+    tensors: Mapping[str, Range]
+    method: str
+    model_sha256: str
+    data: str
+    num_samples: int
+    is_random: bool = False
+    shapes: Mapping[str, Shapes] = field(default_factory=dict)
+    beyond_fp16: Mapping[str, float] = field(default_factory=dict)
+
+    def amax(self, tensor: str) -> float:
+        """Returns the amax to quantize with; 1.0 for a dead tensor, whose scale must still be positive.
+
+        Raises:
+            UsageError: The tensor has no range.
+        """
+        try:
+            found = self.tensors[tensor]
+        except KeyError:
+            raise UsageError(
+                f"the ranges hold nothing for tensor {tensor!r}; they were calibrated for another model or "
+                f"with other skipped layers: calibrate again"
+            ) from None
+        return found.amax or _SCALE_OF_DEAD
+
+
+def ranges_to_json(ranges: Ranges) -> bytes:
+    """Returns the ranges as JSON."""
+    document = {
+        "schema_version": SCHEMA_VERSION,
+        "kind": "ranges",
+        "method": ranges.method,
+        "model_sha256": ranges.model_sha256,
+        "data": ranges.data,
+        "num_samples": ranges.num_samples,
+        "is_random": ranges.is_random,
+        "shapes": {
+            name: {"min": shape.min, "opt": shape.opt, "max": shape.max}
+            for name, shape in ranges.shapes.items()
+        },
+        "beyond_fp16": dict(ranges.beyond_fp16),
+        "tensors": {
+            name: {"amax": item.amax, "min": item.minimum, "max": item.maximum}
+            for name, item in ranges.tensors.items()
+        },
+    }
+    return json.dumps(document, indent=1, allow_nan=False).encode() + b"\n"
+
+
+def read_ranges(path: Path) -> Ranges:
+    """Returns the ranges of a JSON file.
+
+    Raises:
+        ArtifactError: The file is missing, broken, of another kind or of a newer schema, or a number in it is
+            not finite or negative where it must not be.
+    """
+    try:
+        document = json.loads(path.read_bytes())
+    except OSError as error:
+        raise ArtifactError(f"cannot read the ranges {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise ArtifactError(f"{path} is not a ranges file: {error}") from error
+    if not isinstance(document, dict) or document.get("kind") != "ranges":
+        raise ArtifactError(f"{path} is not a ranges file; `trtq calibrate` writes one")
+    if document.get("schema_version") != SCHEMA_VERSION:
+        raise ArtifactError(
+            f"{path} has schema version {document.get('schema_version')}, this trtq reads {SCHEMA_VERSION}; "
+            f"calibrate again"
+        )
+    try:
+        return _from_document(document)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ArtifactError(f"{path} is not a complete ranges file: {error!r}; calibrate again") from error
+
+
+def _from_document(document: Mapping[str, Any]) -> Ranges:
+    tensors = {
+        name: Range(_magnitude(item["amax"]), float(item["min"]), float(item["max"]))
+        for name, item in document["tensors"].items()
+    }
+    return Ranges(
+        tensors=tensors,
+        method=str(document["method"]),
+        model_sha256=str(document["model_sha256"]),
+        data=str(document["data"]),
+        num_samples=int(document["num_samples"]),
+        is_random=bool(document["is_random"]),
+        shapes={
+            name: Shapes(tuple(item["min"]), tuple(item["opt"]), tuple(item["max"]))
+            for name, item in document["shapes"].items()
+        },
+        beyond_fp16={name: float(amax) for name, amax in document["beyond_fp16"].items()},
+    )
+
+
+def _magnitude(value: object) -> float:
+    if not isinstance(value, int | float) or not 0 <= value < float("inf"):
+        raise ValueError(f"amax must be a finite number of at least 0, got {value!r}")
+    return float(value)

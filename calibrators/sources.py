@@ -1,0 +1,207 @@
+"""The kinds of calibration data that a user may name."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from trtq import lazy
+from trtq.calibrators.arrays import (
+    file_digest,
+    folder_digest,
+    from_array_file,
+    from_feed_folder,
+    num_samples_of,
+)
+from trtq.calibrators.batches import Batches, Feed, checked
+from trtq.errors import DataError, TrtqError
+from trtq.models.preprocess import SUFFIXES, Preprocess, read_image
+from trtq.models.signature import TensorSpec, show_shape
+
+WAYS = (
+    "an .npz or .npy whose arrays have a leading sample axis, a folder of .npz files (each one feed with its "
+    "batch axis), a folder of images, script.py:function that yields dicts of arrays, or a .json of inputs "
+    "saved by Polygraphy"
+)
+
+
+def open_batches(
+    source: str,
+    inputs: Sequence[TensorSpec],
+    batch_size: int,
+    *,
+    preprocess: Preprocess | None = None,
+    extra: Sequence[str] = (),
+) -> Batches:
+    """Returns the checked stream of the data that `source` names.
+
+    Args:
+        source: A path, or `script.py:function`; see `WAYS`.
+        inputs: What the model takes. Where its batch axis has a fixed size, that is the batch size, and
+            samples that do not fill a last batch are left out.
+        batch_size: Samples a batch for data with a sample axis.
+        preprocess: How pictures are prepared.
+        extra: Names of further arrays in the data, such as labels.
+
+    Raises:
+        DataError: There is no such data, or it is of no known kind. While it is read: see `checked`.
+    """
+    size, fixed = _batch_size(inputs, batch_size)
+    names = [spec.name for spec in inputs]
+    script, separator, function = source.rpartition(":")
+    if separator and script.endswith(".py"):
+        return checked(_from_script(Path(script), function), inputs, extra)
+    path = Path(source)
+    if not path.exists():
+        raise DataError(f"there is no calibration data {path}; give {WAYS}")
+    if path.is_dir():
+        batches = _from_folder(path, inputs, size, preprocess or Preprocess())
+    elif path.suffix in (".npz", ".npy"):
+        batches = from_array_file(path, names, size)
+    elif path.suffix == ".json":
+        batches = _from_polygraphy(path)
+    else:
+        raise DataError(f"{path} is no kind of data that trtq reads; give {WAYS}")
+    if fixed and ((path.is_file() and path.suffix != ".json") or not any(path.glob("*.npz"))):
+        batches = _only_full(batches, size)
+    return checked(batches, inputs, extra)
+
+
+def random_batches(inputs: Sequence[TensorSpec], shapes: Mapping[str, Sequence[int]], count: int) -> Batches:
+    """Returns made-up feeds: normal numbers for floats, 0 and 1 for the rest. Ranges from them mean nothing.
+
+    Args:
+        inputs: What the model takes.
+        shapes: Shapes to use for inputs that are named here; open dims of the others become 1.
+        count: The number of feeds.
+    """
+
+    def read() -> Iterator[Feed]:
+        rng = np.random.default_rng(0)
+        for index in range(count):
+            arrays = {}
+            for spec in inputs:
+                shape = tuple(shapes.get(spec.name) or (d if isinstance(d, int) else 1 for d in spec.shape))
+                floating = spec.dtype.startswith(("float", "bfloat"))
+                drawn = rng.standard_normal(shape) if floating else rng.integers(0, 2, shape)
+                arrays[spec.name] = np.asarray(drawn).astype(spec.dtype)
+            yield Feed(arrays, f"random feed {index}", num_samples_of(arrays))
+
+    return Batches(read, "random numbers", count, f"random/{count}/{sorted(shapes.items())}", is_random=True)
+
+
+def _batch_size(inputs: Sequence[TensorSpec], wanted: int) -> tuple[int, bool]:
+    fixed = [spec.shape[0] for spec in inputs if spec.shape and isinstance(spec.shape[0], int)]
+    return (int(fixed[0]), True) if fixed else (wanted, False)
+
+
+def _only_full(batches: Batches, size: int) -> Batches:
+    if batches.num_samples is not None and batches.num_samples < size:
+        raise DataError(
+            f"{batches.origin} holds {batches.num_samples} samples, the model takes batches of exactly {size}"
+        )
+
+    def read() -> Iterator[Feed]:
+        return (feed for feed in batches.read() if feed.num_samples == size)
+
+    known = None if batches.num_samples is None else batches.num_samples // size * size
+    return Batches(read, batches.origin, known, batches.digest)
+
+
+def _from_folder(folder: Path, inputs: Sequence[TensorSpec], size: int, preprocess: Preprocess) -> Batches:
+    if any(folder.glob("*.npz")):
+        return from_feed_folder(folder)
+    images = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
+    if not images:
+        raise DataError(f"{folder} holds neither .npz files nor images ({', '.join(SUFFIXES)})")
+    if len(inputs) != 1 or len(inputs[0].shape) != 4:
+        wanted = ", ".join(str(spec) for spec in inputs)
+        raise DataError(
+            f"an image folder feeds one input of rank 4, the model takes {wanted}; give .npz files"
+        )
+    return _from_images(images, inputs[0], size, preprocess, folder)
+
+
+def _from_images(
+    images: Sequence[Path], spec: TensorSpec, size: int, preprocess: Preprocess, folder: Path
+) -> Batches:
+    height, width = spec.shape[2:] if preprocess.layout == "NCHW" else spec.shape[1:3]
+    target = (height, width) if isinstance(height, int) and isinstance(width, int) else None
+    if target is None and not preprocess.resize and not preprocess.crop and size > 1:
+        raise DataError(
+            f"the model leaves the size of {spec.name!r} {show_shape(spec.shape)} open; set `resize` in "
+            f"[preprocess] of model.toml so that pictures fit into batches, or use a batch size of 1"
+        )
+
+    def read() -> Iterator[Feed]:
+        for start in range(0, len(images), size):
+            group = images[start : start + size]
+            samples = np.stack([read_image(path, preprocess, target) for path in group])
+            yield Feed({spec.name: samples.astype(spec.dtype)}, f"{group[0]} to {group[-1].name}", len(group))
+
+    digest = f"{folder_digest(images)}/{size}/{preprocess}"
+    return Batches(read, f"{folder} ({len(images)} images)", len(images), digest)
+
+
+def _from_polygraphy(path: Path) -> Batches:
+    reader = lazy.require("polygraphy.json", None, "reading inputs saved by Polygraphy")
+    exceptions = lazy.require("polygraphy.exception", None, "reading inputs saved by Polygraphy")
+    try:
+        feeds = reader.load_json(str(path))
+    except (OSError, ValueError, KeyError, TypeError, exceptions.PolygraphyException) as error:
+        raise DataError(f"{path} is not a file of inputs saved by Polygraphy: {error}") from error
+    if not isinstance(feeds, list) or not all(isinstance(feed, Mapping) for feed in feeds):
+        raise DataError(f"{path} holds no list of feeds; save one with `polygraphy run --save-inputs`")
+
+    def read() -> Iterator[Feed]:
+        for index, feed in enumerate(feeds):
+            arrays = {name: np.asarray(value) for name, value in feed.items()}
+            yield Feed(arrays, f"{path}, feed {index}", num_samples_of(arrays))
+
+    total = sum(num_samples_of({name: np.asarray(value) for name, value in feed.items()}) for feed in feeds)
+    return Batches(read, str(path), total, file_digest(path))
+
+
+def _from_script(script: Path, function: str) -> Batches:
+    """Runs the user's own code: its errors pass through with the script named."""
+    call = _function_of(script, function)
+
+    def read() -> Iterator[Feed]:
+        try:
+            for index, arrays in enumerate(call()):
+                if not isinstance(arrays, Mapping):
+                    raise DataError(
+                        f"{script}:{function} must yield dicts of arrays, item {index} is "
+                        f"{type(arrays).__name__}"
+                    )
+                arrays = {name: np.asarray(value) for name, value in arrays.items()}
+                yield Feed(arrays, f"{script}:{function}, item {index}", num_samples_of(arrays))
+        except TrtqError:
+            raise
+        except Exception as error:
+            raise DataError(f"{script}:{function} failed: {type(error).__name__}: {error}") from error
+
+    return Batches(read, f"{script}:{function}", None, None)
+
+
+def _function_of(script: Path, function: str) -> Any:
+    spec = importlib.util.spec_from_file_location(script.stem, script)
+    if not script.is_file() or spec is None or spec.loader is None:
+        raise DataError(f"there is no script {script}")
+    module = importlib.util.module_from_spec(spec)
+    sys.path.insert(0, str(script.parent.resolve()))
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise DataError(f"{script} cannot be run: {type(error).__name__}: {error}") from error
+    finally:
+        sys.path.remove(str(script.parent.resolve()))
+    call = getattr(module, function, None)
+    if not callable(call):
+        raise DataError(f"{script} has no function {function!r}")
+    return call

@@ -1,0 +1,134 @@
+"""How a picture becomes the array that a model takes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from trtq import lazy
+from trtq.errors import DataError, UsageError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".webp")
+_RESIZE_MODES = ("stretch", "short-side", "letterbox")
+
+
+@dataclass(frozen=True, slots=True)
+class Preprocess:
+    """The steps from a picture file to an input, in the order of the fields.
+
+    The defaults are those of ImageNet classifiers as torchvision trains them, except for the sizes, which
+    come from the model when it has fixed ones.
+
+    Attributes:
+        resize: Height and width in pixels; one number for both. Empty: as the model wants it.
+        resize_mode: "stretch" to the size; "short-side" keeps the proportions so that the size is covered;
+            "letterbox" keeps them so that all fits, and pads with grey (114).
+        crop: Height and width of the middle part that is kept; empty: no crop.
+        channels: "RGB", "BGR" or "L" (grey).
+        scale: Factor on the 0-255 values, before mean and std.
+        mean: Subtracted, one number a channel or one for all.
+        std: Divided by, one number a channel or one for all.
+        layout: "NCHW" or "NHWC".
+    """
+
+    resize: tuple[int, ...] = ()
+    resize_mode: str = "stretch"
+    crop: tuple[int, ...] = ()
+    channels: str = "RGB"
+    scale: float = 1 / 255
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
+    std: tuple[float, ...] = (0.229, 0.224, 0.225)
+    layout: str = "NCHW"
+
+    def __post_init__(self) -> None:
+        for name, size in (("resize", self.resize), ("crop", self.crop)):
+            if len(size) > 2 or any(value < 1 for value in size):
+                raise UsageError(f"{name} must be one or two positive sizes in pixels, got {list(size)}")
+        for name, value, choices in (
+            ("resize_mode", self.resize_mode, _RESIZE_MODES),
+            ("channels", self.channels, ("RGB", "BGR", "L")),
+            ("layout", self.layout, ("NCHW", "NHWC")),
+        ):
+            if value not in choices:
+                raise UsageError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
+        if any(value == 0 for value in self.std):
+            raise UsageError(f"std must not contain 0, got {list(self.std)}")
+
+
+def read_image(path: Path, steps: Preprocess, size: tuple[int, int] | None) -> NDArray[Any]:
+    """Returns one sample: float32, shape (C, H, W) or (H, W, C) by the layout.
+
+    Args:
+        path: The picture.
+        steps: What is done to it.
+        size: Height and width that the model wants; used when `steps` names neither resize nor crop.
+
+    Raises:
+        DataError: The file is no picture, or mean and std have another number of channels.
+        MissingDependency: Pillow is not installed.
+    """
+    import numpy as np
+
+    pillow = lazy.require("PIL.Image", "images", "reading images")
+    try:
+        with pillow.open(path) as opened:
+            image = opened.convert("L" if steps.channels == "L" else "RGB")
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} cannot be read as an image: {error}") from error
+    target = _pair(steps.resize) or (None if steps.crop else size)
+    if target is not None:
+        image = _resize(image, target, steps.resize_mode)
+    if steps.crop:
+        image = _crop(image, _pair(steps.crop) or (0, 0), path)
+    pixels = np.asarray(image, np.float32)
+    pixels = pixels[..., None] if pixels.ndim == 2 else pixels
+    if steps.channels == "BGR":
+        pixels = pixels[..., ::-1]
+    mean, std = _by_channel(steps.mean, pixels.shape[-1]), _by_channel(steps.std, pixels.shape[-1])
+    sample = (pixels * np.float32(steps.scale) - np.asarray(mean, np.float32)) / np.asarray(std, np.float32)
+    return np.ascontiguousarray(sample.transpose(2, 0, 1) if steps.layout == "NCHW" else sample, np.float32)
+
+
+def _pair(size: tuple[int, ...]) -> tuple[int, int] | None:
+    return (size[0], size[-1]) if size else None
+
+
+def _resize(image: Any, size: tuple[int, int], mode: str) -> Any:
+    height, width = size
+    pillow = lazy.require("PIL.Image", "images", "reading images")
+    if mode == "stretch":
+        return image.resize((width, height), pillow.Resampling.BILINEAR)
+    factors = (height / image.height, width / image.width)
+    factor = max(factors) if mode == "short-side" else min(factors)
+    scaled = (max(1, round(image.width * factor)), max(1, round(image.height * factor)))
+    image = image.resize(scaled, pillow.Resampling.BILINEAR)
+    if mode == "short-side":
+        return image
+    canvas = pillow.new(image.mode, (width, height), 114 if image.mode == "L" else (114, 114, 114))
+    canvas.paste(image, ((width - image.width) // 2, (height - image.height) // 2))
+    return canvas
+
+
+def _crop(image: Any, size: tuple[int, int], path: Path) -> Any:
+    height, width = size
+    if height > image.height or width > image.width:
+        raise DataError(
+            f"{path} is {image.height}x{image.width} after resizing, smaller than the crop {height}x{width}; "
+            f"set `resize` in [preprocess] to at least the crop"
+        )
+    top, left = (image.height - height) // 2, (image.width - width) // 2
+    return image.crop((left, top, left + width, top + height))
+
+
+def _by_channel(values: tuple[float, ...], num_channels: int) -> tuple[float, ...]:
+    if len(values) == num_channels:
+        return values
+    if len(values) == 1 or len(set(values)) == 1:
+        return (values[0],) * num_channels
+    if num_channels == 1:  # the ImageNet defaults on a grey picture: their mean
+        return (sum(values) / len(values),)
+    raise DataError(f"mean and std need {num_channels} numbers, one a channel, got {list(values)}")

@@ -1,0 +1,77 @@
+"""The inputs and outputs of a model: names, dtypes, shapes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import onnx_ir as ir
+
+from trtq.errors import ModelError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """An input or output. `dtype` is numpy's name; a dim is its size, its symbol, or None if unknown."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | str | None, ...]
+
+    @property
+    def is_dynamic(self) -> bool:
+        """Whether a dimension is left open."""
+        return not all(isinstance(dim, int) for dim in self.shape)
+
+    def fits(self, shape: Sequence[int]) -> bool:
+        """Returns whether an array of this shape may be fed."""
+        return len(shape) == len(self.shape) and all(
+            not isinstance(want, int) or want == have for want, have in zip(self.shape, shape, strict=True)
+        )
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.dtype} {show_shape(self.shape)}"
+
+
+def show_shape(shape: Sequence[int | str | None]) -> str:
+    """Returns a shape as people write it: `(N, 3, 224, 224)`."""
+    return f"({', '.join('?' if dim is None else str(dim) for dim in shape)})"
+
+
+def inputs_of(model: ir.Model) -> tuple[TensorSpec, ...]:
+    """Returns the inputs that a caller must feed.
+
+    Raises:
+        ModelError: An input is no tensor, or a tensor of strings.
+    """
+    return tuple(_spec_of(value, "input") for value in model.graph.inputs)
+
+
+def outputs_of(model: ir.Model) -> tuple[TensorSpec, ...]:
+    """Returns the outputs.
+
+    Raises:
+        ModelError: An output is no tensor, or a tensor of strings.
+    """
+    return tuple(_spec_of(value, "output") for value in model.graph.outputs)
+
+
+def _spec_of(value: ir.Value, kind: str) -> TensorSpec:
+    if value.name is None or not isinstance(value.type, ir.TensorType):
+        raise ModelError(
+            f"{kind} {value.name!r} is {value.type or 'of unknown type'}; trtq and TensorRT take tensors only"
+        )
+    if value.dtype is ir.DataType.STRING:
+        raise ModelError(
+            f"{kind} {value.name!r} is a tensor of strings, which TensorRT cannot take; "
+            f"cut the string processing off the model"
+        )
+    shape: tuple[int | str | None, ...] = ()
+    if value.shape is None:
+        raise ModelError(f"{kind} {value.name!r} has no shape, not even a rank; export the model with shapes")
+    shape = tuple(dim if isinstance(dim, int) else dim.value for dim in value.shape)
+    assert value.dtype is not None
+    return TensorSpec(value.name, value.dtype.numpy().name, shape)

@@ -1,0 +1,200 @@
+"""Rewrites that leave what the model computes as it is, and make it easier to quantize."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from trtq.models.session import open_session, run
+
+_MAX_GROWTH_BYTES = 1 << 20
+_NOT_FOLDED = frozenset({
+    "QuantizeLinear", "DequantizeLinear",  # they are the point of a quantized model
+    "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial", "Bernoulli",
+    "If", "Loop", "Scan",
+})  # fmt: skip
+
+
+def fold_constants(model: ir.Model) -> Iterator[str]:
+    """Replaces what does not depend on an input by its value, computed by ONNX Runtime.
+
+    Values that would grow the model (a broadcast constant) stay computed. `Shape` of a tensor whose shape is
+    known counts as a constant.
+    """
+    num_shapes = _fold_shapes(model)
+    foldable = _foldable_nodes(model)
+    frontier = [
+        value
+        for node in foldable
+        for value in node.outputs
+        if any(user not in foldable for user in value.consumers())
+    ]
+    if frontier:
+        part = ir.Model(ir.convenience.extract(model.graph, [], frontier), ir_version=model.ir_version)
+        arrays = run(open_session(part, optimize=False), [str(value.name) for value in frontier], {})
+        for value, array in zip(frontier, arrays, strict=True):
+            value.replace_all_uses_with(add_initializer(model.graph, f"{value.name}_folded", array))
+    model.graph.remove(list(foldable), safe=True)
+    if num_shapes + len(foldable):
+        yield f"folded {num_shapes + len(foldable)} nodes that depend on no input"
+
+
+def _fold_shapes(model: ir.Model) -> int:
+    shapes = [node for node in model.graph if node.op_type == "Shape" and node.domain in ("", "ai.onnx")]
+    folded = 0
+    for node in shapes:
+        shape = _static_shape(node.inputs[0])
+        if shape is None or node.outputs[0].is_graph_output():
+            continue
+        start = node.attributes["start"].as_int() if "start" in node.attributes else 0
+        end = node.attributes["end"].as_int() if "end" in node.attributes else len(shape)
+        constant = add_initializer(model.graph, f"{node.name}_shape", np.array(shape[start:end], np.int64))
+        node.outputs[0].replace_all_uses_with(constant)
+        model.graph.remove(node, safe=True)
+        folded += 1
+    return folded
+
+
+def _foldable_nodes(model: ir.Model) -> dict[ir.Node, None]:
+    foldable: dict[ir.Node, None] = {}
+    for node in model.graph:
+        if _depends_on_no_input(node, foldable) and not any(out.is_graph_output() for out in node.outputs):
+            foldable[node] = None
+    return foldable
+
+
+def _depends_on_no_input(node: ir.Node, foldable: dict[ir.Node, None]) -> bool:
+    if node.domain not in ("", "ai.onnx") or node.op_type in _NOT_FOLDED:
+        return False
+    constant = all(
+        value is None or value.is_initializer() or value.producer() in foldable for value in node.inputs
+    )
+    sizes = [_num_bytes(value) for value in node.outputs]
+    room = _MAX_GROWTH_BYTES + sum(
+        value.const_value.nbytes
+        for value in node.inputs
+        if value is not None and value.const_value is not None
+    )
+    return constant and all(size is None or size <= room for size in sizes)
+
+
+def _static_shape(value: ir.Value | None) -> tuple[int, ...] | None:
+    if value is None or value.shape is None or not value.shape.is_static():
+        return None
+    return tuple(value.shape.numpy())
+
+
+def _num_bytes(value: ir.Value) -> int | None:
+    shape = _static_shape(value)
+    return None if shape is None or value.dtype is None else int(np.prod(shape) * value.dtype.itemsize)
+
+
+def fold_batch_norm(model: ir.Model) -> Iterator[str]:
+    """Multiplies a BatchNormalization into the Conv or ConvTranspose before it.
+
+    Only where the convolution has no other user and all factors are constants; then the two compute the same
+    up to float rounding. The arithmetic is in float64.
+    """
+    folded = 0
+    for norm in [node for node in model.graph if node.op_type == "BatchNormalization"]:
+        conv = norm.inputs[0].producer() if norm.inputs[0] is not None else None
+        if conv is None or not _can_take(conv, norm):
+            continue
+        gamma, beta, mean, variance = (_constant(value).astype(np.float64) for value in norm.inputs[1:5])
+        epsilon = norm.attributes["epsilon"].as_float() if "epsilon" in norm.attributes else 1e-5
+        factor = gamma / np.sqrt(variance + epsilon)
+        weight = _constant(conv.inputs[1])
+        bias = _constant(conv.inputs[2]) if len(conv.inputs) > 2 and conv.inputs[2] is not None else 0.0
+        axis = 1 if conv.op_type == "ConvTranspose" else 0
+        scaled = weight * factor.reshape([-1 if dim == axis else 1 for dim in range(weight.ndim)])
+        shifted = (np.asarray(bias, np.float64) - mean) * factor + beta
+        conv.resize_inputs(3)
+        conv.replace_input_with(
+            1, add_initializer(model.graph, f"{conv.name}_weight", scaled.astype(weight.dtype))
+        )
+        conv.replace_input_with(
+            2, add_initializer(model.graph, f"{conv.name}_bias", shifted.astype(weight.dtype))
+        )
+        norm.outputs[0].replace_all_uses_with(conv.outputs[0], replace_graph_outputs=True)
+        model.graph.remove(norm, safe=True)
+        folded += 1
+    if folded:
+        yield f"folded {folded} BatchNormalization nodes into the convolutions before them"
+
+
+def fold_bias(model: ir.Model) -> Iterator[str]:
+    """Adds a constant per channel to the bias of the Conv before it; Paddle's exporter leaves it apart."""
+    folded = 0
+    for add in [node for node in model.graph if node.op_type == "Add"]:
+        for term, constant in ((0, 1), (1, 0)):
+            value = add.inputs[term]
+            conv = value.producer() if value is not None else None
+            if conv is None or conv.op_type != "Conv" or not _is_only_user(conv, add):
+                continue
+            weight, offset = conv.inputs[1], add.inputs[constant]
+            if not (
+                _is_constant(weight) and _is_constant(offset) and all(map(_is_constant, conv.inputs[2:]))
+            ):
+                continue
+            num_channels, shape = _constant(weight).shape[0], _constant(offset).shape
+            per_channel = (num_channels, *(1,) * (_constant(weight).ndim - 2))
+            if shape not in (per_channel, (1, *per_channel)):
+                continue
+            bias = _constant(offset).reshape(-1)
+            if len(conv.inputs) > 2 and conv.inputs[2] is not None:
+                bias = bias + _constant(conv.inputs[2])
+            conv.resize_inputs(3)
+            conv.replace_input_with(2, add_initializer(model.graph, f"{conv.name}_bias", bias))
+            add.outputs[0].replace_all_uses_with(conv.outputs[0], replace_graph_outputs=True)
+            model.graph.remove(add, safe=True)
+            folded += 1
+            break
+    if folded:
+        yield f"folded {folded} bias additions into the convolutions before them"
+
+
+def _is_only_user(producer: ir.Node, user: ir.Node) -> bool:
+    value = producer.outputs[0]
+    return not value.is_graph_output() and [node for node, _ in value.uses()] == [user]
+
+
+def _is_constant(value: ir.Value | None) -> bool:
+    return value is None or value.is_initializer()
+
+
+def _can_take(conv: ir.Node, norm: ir.Node) -> bool:
+    grouped = "group" in conv.attributes and conv.attributes["group"].as_int() != 1
+    return (
+        (conv.op_type == "Conv" or (conv.op_type == "ConvTranspose" and not grouped))
+        and _is_only_user(conv, norm)
+        and len([value for value in norm.outputs if value.name]) == 1
+        and all(value is not None and value.is_initializer() for value in norm.inputs[1:5])
+        and all(map(_is_constant, conv.inputs[1:]))
+    )
+
+
+def _constant(value: ir.Value | None) -> NDArray[Any]:
+    assert value is not None
+    assert value.const_value is not None
+    return value.const_value.numpy()
+
+
+def add_initializer(graph: ir.Graph, name: str, array: NDArray[Any]) -> ir.Value:
+    """Returns a new constant of the graph; a number is added to a name that is taken."""
+    taken = set(graph.initializers) | {value.name for value in graph.inputs}
+    taken |= {value.name for node in graph for value in node.outputs}
+    unique = next(
+        candidate
+        for candidate in (name, *(f"{name}_{count}" for count in range(1, len(taken) + 2)))
+        if candidate not in taken
+    )
+    tensor = ir.tensor(np.asarray(array), name=unique)
+    value = ir.Value(
+        name=unique, type=ir.TensorType(tensor.dtype), shape=ir.Shape(array.shape), const_value=tensor
+    )
+    graph.initializers.add(value)
+    return value

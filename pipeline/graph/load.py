@@ -1,0 +1,254 @@
+"""From an ONNX file to a checked, shape-inferred graph, ready to be quantized."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import onnx
+import onnx_ir as ir
+from onnx_ir.passes import common as passes
+
+from trtq.errors import ModelError
+from trtq.models.signature import TensorSpec, inputs_of, outputs_of
+from trtq.pipeline.graph.fold import fold_batch_norm, fold_bias, fold_constants
+from trtq.pipeline.graph.opset import infer_shapes, opset_of, upgrade_opset
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul", "LSTM", "GRU", "RNN")
+_MAX_IR_VERSION = 11
+_ANONYMOUS = frozenset({"?", "*", "-1", "None", "none", "unk", "dynamic"})
+
+
+@dataclass(frozen=True, slots=True)
+class Graph:
+    """A checked, shape-inferred ONNX model.
+
+    Attributes:
+        model: The model. Stages that rewrite it work on a clone, which shares the weights.
+        path: The file it came from.
+        sha256: Digest of that file and of its external data.
+        notes: What `load` changed, one sentence each.
+        unseen: The nodes with weights inside If, Loop and Scan bodies: they stay as they are.
+    """
+
+    model: ir.Model
+    path: Path
+    sha256: str
+    notes: tuple[str, ...] = ()
+    unseen: tuple[str, ...] = ()
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        """The inputs that a caller must feed."""
+        return inputs_of(self.model)
+
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        """The outputs."""
+        return outputs_of(self.model)
+
+    @property
+    def opset(self) -> int:
+        """The version of the standard operators."""
+        return opset_of(self.model)
+
+
+def load(path: Path, *, min_opset: int) -> Graph:
+    """Returns the graph of an ONNX file: checked, constants folded, opset raised, shapes inferred.
+
+    Args:
+        path: The file; external data lies beside it.
+        min_opset: The opset is raised to this if it is lower (per-channel Q/DQ needs 13, FP16 scales 19).
+
+    Raises:
+        ModelError: The file is missing, empty, no ONNX, incomplete or invalid, or has inputs or outputs that
+            no engine can have.
+    """
+    proto = read_proto(path)
+    _check(proto, path)
+    model = ir.load(path)
+    _refuse_foreign_functions(model)
+    notes = [
+        *_normalize(model),
+        *_part_anonymous_dims(model),
+    ]
+    if opset_of(model) < min_opset:
+        notes.append(f"raised the opset from {opset_of(model)} to {min_opset}")
+        model = upgrade_opset(model, min_opset)
+    infer_shapes(model)
+    notes += fold_constants(model)
+    infer_shapes(model)
+    notes += fold_batch_norm(model)
+    notes += fold_bias(model)
+    passes.RemoveUnusedNodesPass()(model)
+    passes.NameFixPass()(model)
+    infer_shapes(model)
+    model.ir_version = min(max(model.ir_version, 9), _MAX_IR_VERSION)
+    unseen = tuple(_nodes_in_bodies(model))
+    if unseen:
+        names = ", ".join(unseen[:4]) + (" ..." if len(unseen) > 4 else "")
+        notes.append(
+            f"{len(unseen)} nodes with weights lie inside If/Loop bodies and are not quantized: {names}"
+        )
+    graph = Graph(model, path, digest(path, proto), tuple(notes), unseen)
+    _ = graph.inputs, graph.outputs  # refuses strings and sequences
+    return graph
+
+
+def read_proto(path: Path) -> onnx.ModelProto:
+    """Returns the protobuf of an ONNX file, without its external data.
+
+    Raises:
+        ModelError: There is no such file, or it is no ONNX model with a graph.
+    """
+    if path.is_dir():
+        raise ModelError(f"{path} is a folder; name the .onnx file in it")
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise ModelError(f"cannot read the model {path}: {error.strerror}") from error
+    if not content:
+        raise ModelError(f"{path} is empty; export the model again")
+    proto = onnx.ModelProto()
+    try:
+        proto.ParseFromString(content)
+    except ValueError as error:  # protobuf's DecodeError is one
+        raise ModelError(f"{path} is not an ONNX model, or is cut short: {error}") from error
+    if not proto.graph.node and not proto.graph.output:
+        raise ModelError(f"{path} is not an ONNX model: it holds no graph")
+    if not proto.graph.output:
+        raise ModelError(f"{path}: the graph has no outputs, so there is nothing to build")
+    return proto
+
+
+def digest(path: Path, proto: onnx.ModelProto) -> str:
+    """Returns the SHA-256 of a model file and its external data, as hex."""
+    sha = hashlib.sha256()
+    for part in (path, *(path.parent / name for name in sorted(_external_files(proto)))):
+        with part.open("rb") as stream:
+            while block := stream.read(1 << 22):
+                sha.update(block)
+    return sha.hexdigest()
+
+
+def _check(proto: onnx.ModelProto, path: Path) -> None:
+    for tensor in _tensors(proto.graph):
+        if tensor.data_location == onnx.TensorProto.EXTERNAL:
+            _check_external(tensor, path)
+    try:
+        onnx.checker.check_model(str(path))
+    except (onnx.checker.ValidationError, RuntimeError, ValueError) as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        raise ModelError(f"{path} is not a valid ONNX model: {' '.join(lines)[:400]}") from error
+
+
+def _check_external(tensor: onnx.TensorProto, path: Path) -> None:
+    entries = {entry.key: entry.value for entry in tensor.external_data}
+    location = entries.get("location", "")
+    data = path.parent / location
+    if not data.is_file():
+        raise ModelError(
+            f"{path}: the weights of {tensor.name!r} lie in {location!r}, which is not beside the model; "
+            f"copy that file to {path.parent}"
+        )
+    end = int(entries.get("offset", 0)) + int(entries.get("length", 0))
+    if data.stat().st_size < end:
+        raise ModelError(
+            f"{path}: external data {location!r} has {data.stat().st_size} bytes, "
+            f"the weights of {tensor.name!r} end at byte {end}; copy the whole file"
+        )
+
+
+def _external_files(proto: onnx.ModelProto) -> set[str]:
+    return {
+        entry.value
+        for tensor in _tensors(proto.graph)
+        if tensor.data_location == onnx.TensorProto.EXTERNAL
+        for entry in tensor.external_data
+        if entry.key == "location"
+    }
+
+
+def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
+    yield from graph.initializer
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.HasField("t"):
+                yield attribute.t
+            for body in (attribute.g, *attribute.graphs):
+                yield from _tensors(body)
+
+
+def _refuse_foreign_functions(model: ir.Model) -> None:
+    for node in model.graph.all_nodes():
+        known = node.domain in ("", "ai.onnx", "com.microsoft") or node.op_identifier() in model.functions
+        if not known:
+            raise ModelError(
+                f"node {node.name!r} is {node.domain}::{node.op_type}, which is no ONNX operator; "
+                f"neither ONNX Runtime nor TensorRT has it without a plugin"
+            )
+
+
+def _normalize(model: ir.Model) -> Iterator[str]:
+    """Brings the ways in which exporters write the same thing to one way."""
+    if model.functions:
+        passes.InlinePass()(model)
+        yield "inlined the model's own functions"
+    if passes.RemoveInitializersFromInputsPass()(model).modified:
+        yield "removed weights from the graph inputs"
+    num_constants = sum(node.op_type == "Constant" for node in model.graph)
+    passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+    if num_constants:
+        yield f"turned {num_constants} Constant nodes into initializers"
+    passes.IdentityEliminationPass()(model)
+    passes.NameFixPass()(model)
+    passes.TopologicalSortPass()(model)
+
+
+def _part_anonymous_dims(model: ir.Model) -> Iterator[str]:
+    """Gives every anonymous dim a name of its own: TensorRT takes equal names for equal sizes.
+
+    A name is anonymous if it is a mark such as `?`, or if one input has it twice (Paddle names all so).
+    """
+    for value in model.graph.inputs:
+        if value.shape is None:
+            continue
+        dims = [dim if isinstance(dim, int) else dim.value for dim in value.shape]
+        renamed = [
+            f"{value.name}_dim{axis}"
+            if _is_anonymous(dim) or (dims.count(dim) > 1 and isinstance(dim, str))
+            else dim
+            for axis, dim in enumerate(dims)
+        ]
+        if renamed != dims:
+            yield f"input {value.name!r}: parted dims that shared a name or had none"
+            value.shape = ir.Shape(renamed)
+            _forget_shapes(model)
+
+
+def _is_anonymous(dim: int | str | None) -> bool:
+    return dim < 0 if isinstance(dim, int) else not dim or dim in _ANONYMOUS
+
+
+def _forget_shapes(model: ir.Model) -> None:
+    """Drops inferred dims that still carry the old names."""
+    for node in model.graph:
+        for output in node.outputs:
+            if output.shape is not None:
+                output.shape = (
+                    ir.Shape([dim if isinstance(dim, int) and dim >= 0 else None for dim in output.shape])
+                    if output.is_graph_output()
+                    else None
+                )
+
+
+def _nodes_in_bodies(model: ir.Model) -> Iterator[str]:
+    top = set(model.graph)
+    for node in model.graph.all_nodes():
+        if node not in top and node.op_type in WEIGHTED:
+            yield node.name or node.op_type

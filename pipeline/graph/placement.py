@@ -1,0 +1,206 @@
+"""Which tensors are quantized, by which rule, and which layers keep their precision and why."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from trtq.pipeline.graph.load import WEIGHTED
+
+QUANTIZABLE = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+DEFAULT_OP_TYPES = ("Conv", "Gemm", "MatMul")
+"""TensorRT runs ConvTranspose in float whatever stands before it, so its Q/DQ would only cost accuracy."""
+_FLOAT = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
+
+
+@dataclass(frozen=True, slots=True)
+class QuantizedWeight:
+    """A constant weight; `axis` is that of the output channels, None for one scale for all."""
+
+    tensor: str
+    axis: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class QuantizedNode:
+    """A node that will run in INT8, or an Add that takes one INT8 input.
+
+    `activations` are the places of its inputs that get Q/DQ; `weight` is the place and the weight.
+    """
+
+    name: str
+    op_type: str
+    rule: str
+    activations: tuple[tuple[int, str], ...]
+    weight: tuple[int, QuantizedWeight] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class KeptNode:
+    """A node with weights that keeps its precision."""
+
+    name: str
+    op_type: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """The decision for every node with weights, in graph order."""
+
+    quantized: tuple[QuantizedNode, ...]
+    kept: tuple[KeptNode, ...]
+
+    @property
+    def activations(self) -> tuple[str, ...]:
+        """The tensors that need a range, in graph order."""
+        return tuple(dict.fromkeys(tensor for node in self.quantized for _, tensor in node.activations))
+
+    @property
+    def layers(self) -> tuple[QuantizedNode, ...]:
+        """The quantized nodes that have weights: those whose INT8 kernel counts as coverage."""
+        return tuple(node for node in self.quantized if node.weight is not None)
+
+
+def place(
+    model: ir.Model, *, skip: Sequence[str] = (), op_types: Sequence[str] = DEFAULT_OP_TYPES
+) -> Placement:
+    """Returns where Q/DQ pairs go, by TensorRT's rules for explicit quantization.
+
+    1. weighted-input: Conv, Gemm and MatMul with a constant weight take INT8 activations and INT8 weights;
+       one scale for the activation, one per output channel for the weight.
+    2. residual-add: where a quantized Conv ends in an Add, the Add's other input is INT8 too; else the fused
+       convolution has to write floats (TensorRT developer guide, "Q/DQ placement recommendations").
+    3. Nothing else: biases stay float, outputs of layers are quantized by the layer that reads them, and no
+       pair stands between a Conv, its BatchNormalization and its activation.
+
+    Args:
+        model: The graph; its nodes have unique names.
+        skip: Regular expressions searched in node names; these nodes keep their precision.
+        op_types: The types of nodes to quantize.
+    """
+    quantized: list[QuantizedNode] = []
+    kept: list[KeptNode] = []
+    for node in model.graph:
+        if node.op_type not in WEIGHTED:
+            continue
+        name = str(node.name)
+        pattern = next((pattern for pattern in skip if re.search(pattern, name)), None)
+        if pattern is not None:
+            kept.append(KeptNode(name, node.op_type, f"skipped by {pattern!r}"))
+        elif node.op_type not in op_types:
+            kept.append(KeptNode(name, node.op_type, _reason_for_type(node.op_type)))
+        else:
+            decision = _weighted_input(node)
+            (quantized if isinstance(decision, QuantizedNode) else kept).append(decision)  # type: ignore[arg-type]
+    layers = {node.name for node in quantized}
+    skipped = {str(node.name) for node in model.graph if any(re.search(p, str(node.name)) for p in skip)}
+    quantized += _residual_adds(model, layers, skipped)
+    return Placement(tuple(_in_graph_order(model, quantized)), tuple(kept))
+
+
+def unmatched(model: ir.Model, patterns: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
+    """Yields each pattern that is found in no node name, with the names nearest to it."""
+    names = [str(node.name) for node in model.graph]
+    for pattern in patterns:
+        if not any(re.search(pattern, name) for name in names):
+            yield pattern, difflib.get_close_matches(pattern, names, n=3, cutoff=0.3)
+
+
+def _reason_for_type(op_type: str) -> str:
+    if op_type == "ConvTranspose":
+        return "TensorRT runs ConvTranspose in float"
+    if op_type not in QUANTIZABLE:
+        return f"{op_type} stays float: TensorRT has no INT8 kernel for it"
+    return f"{op_type} is not among the types to quantize"
+
+
+def _weighted_input(node: ir.Node) -> QuantizedNode | KeptNode:
+    name, op_type = str(node.name), node.op_type
+    constants = [
+        index for index in (0, 1) if (value := node.inputs[index]) is not None and value.is_initializer()
+    ]
+    if not constants:
+        reason = "both inputs are activations" if op_type == "MatMul" else "its weight is not a constant"
+        return KeptNode(name, op_type, reason)
+    place = 0 if constants == [0] else 1
+    weight, activation = node.inputs[place], node.inputs[1 - place]
+    if weight is None or activation is None or activation.is_initializer():
+        return KeptNode(name, op_type, "it has no activation to quantize")
+    if weight.dtype not in _FLOAT or activation.dtype not in _FLOAT:
+        return KeptNode(name, op_type, f"its inputs are {activation.dtype} and {weight.dtype}, not float")
+    if place == 0 and op_type != "MatMul":
+        return KeptNode(name, op_type, "its first input is the constant one")
+    return QuantizedNode(
+        name,
+        op_type,
+        "weighted-input",
+        ((1 - place, str(activation.name)),),
+        (place, QuantizedWeight(str(weight.name), _channel_axis(node, place, weight))),
+    )
+
+
+def _channel_axis(node: ir.Node, place: int, weight: ir.Value) -> int | None:
+    """Returns the axis of the output channels, on which TensorRT runs INT8 (measured: others run float)."""
+    if node.op_type == "Conv":
+        return 0
+    if node.op_type == "ConvTranspose":
+        grouped = "group" in node.attributes and node.attributes["group"].as_int() != 1
+        return None if grouped else 1
+    if node.op_type == "Gemm":
+        transposed = "transB" in node.attributes and node.attributes["transB"].as_int() == 1
+        return 0 if transposed else 1
+    rank = len(weight.shape) if weight.shape is not None else 0
+    if rank != 2:  # a batch of matrices: one scale for all
+        return None
+    return 1 if place == 1 else 0
+
+
+def _residual_adds(model: ir.Model, layers: set[str], skipped: set[str]) -> Iterator[QuantizedNode]:
+    for node in model.graph:
+        if node.op_type != "Add" or node.name in skipped:
+            continue
+        ends = [_ends_quantized_conv(value, layers) for value in node.inputs]
+        if not any(ends) or not _same_shape(node):
+            continue
+        place = 1 if ends[0] else 0  # where both are convolutions, the second is the shortcut
+        other = node.inputs[place]
+        if other is None or other.is_initializer() or other.dtype not in _FLOAT:
+            continue
+        yield QuantizedNode(str(node.name), "Add", "residual-add", ((place, str(other.name)),))
+
+
+def _ends_quantized_conv(value: ir.Value | None, layers: set[str]) -> bool:
+    producer = value.producer() if value is not None else None
+    return (
+        producer is not None
+        and producer.op_type == "Conv"
+        and producer.name in layers
+        and value is not None
+        and len(value.uses()) == 1
+        and not value.is_graph_output()
+    )
+
+
+def _same_shape(node: ir.Node) -> bool:
+    first, second = (None if value is None else value.shape for value in node.inputs)
+    return (
+        first is not None
+        and second is not None
+        and len(first) == len(second)
+        and all(
+            not (isinstance(a, int) and isinstance(b, int)) or a == b
+            for a, b in zip(first, second, strict=True)
+        )
+    )
+
+
+def _in_graph_order(model: ir.Model, nodes: list[QuantizedNode]) -> Iterator[QuantizedNode]:
+    by_name = {node.name: node for node in nodes}
+    for node in model.graph:
+        if node.name in by_name:
+            yield by_name[str(node.name)]
