@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import math
+import tokenize
 import zipfile
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -15,7 +18,18 @@ from numpy.typing import NDArray
 from trtq.calibrators.batches import Batches, Feed
 from trtq.errors import DataError
 
-_UNREADABLE = (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile)
+_UNREADABLE = (
+    OSError,
+    ValueError,
+    EOFError,
+    KeyError,
+    MemoryError,  # a damaged header may ask for any number of bytes
+    OverflowError,
+    RuntimeError,  # zipfile's, for encryption and unknown compression
+    tokenize.TokenError,  # numpy's, for a damaged header
+    zipfile.BadZipFile,
+    zlib.error,
+)
 
 
 def from_array_file(path: Path, names: Sequence[str], batch_size: int) -> Batches:
@@ -29,14 +43,19 @@ def from_array_file(path: Path, names: Sequence[str], batch_size: int) -> Batche
     Raises:
         DataError: It is no such file, or the arrays disagree about the number of samples.
     """
-    lengths = _shapes(path, names)
-    scalars = [name for name, shape in lengths.items() if not shape]
+    shapes, in_fortran_order = _headers(path, names)
+    scalars = [name for name, shape in shapes.items() if not shape]
     if scalars:
         raise DataError(
             f"array {scalars[0]!r} of {path} has no sample axis; for inputs without one give a folder of "
             f".npz files, each one feed as the model takes it"
         )
-    counts = {name: shape[0] for name, shape in lengths.items()}
+    if in_fortran_order:
+        raise DataError(
+            f"array {in_fortran_order[0]!r} of {path} is in Fortran order, in which a sample cannot be read "
+            f"alone; save it with numpy.ascontiguousarray"
+        )
+    counts = {name: shape[0] for name, shape in shapes.items()}
     if len(set(counts.values())) > 1:
         raise DataError(f"the arrays of {path} have different numbers of samples: {counts}")
     if not counts or not next(iter(counts.values())):
@@ -80,11 +99,18 @@ def num_samples_of(arrays: Mapping[str, NDArray[Any]]) -> int:
 
 
 def file_digest(path: Path) -> str:
-    """Returns the SHA-256 of a file, as hex."""
-    with path.open("rb") as stream:
-        sha = hashlib.sha256()
-        while block := stream.read(1 << 22):
-            sha.update(block)
+    """Returns the SHA-256 of a file, as hex.
+
+    Raises:
+        DataError: It cannot be read.
+    """
+    sha = hashlib.sha256()
+    try:
+        with path.open("rb") as stream:
+            while block := stream.read(1 << 22):
+                sha.update(block)
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror}; make it readable or leave it out") from error
     return sha.hexdigest()
 
 
@@ -108,16 +134,15 @@ class _Rows:
         if read_header is None:
             raise ValueError(f"unknown .npy version {version}")
         self.shape, fortran, self._dtype = read_header(stream)
+        self.is_fortran_order = fortran and len(self.shape) > 1
         if self._dtype.hasobject:
             raise DataError(f"{where} holds Python objects, not numbers; save plain arrays")
-        if fortran and len(self.shape) > 1:
-            raise DataError(f"{where} is in Fortran order; save it with numpy.ascontiguousarray")
         self._stream = stream
 
     def rows(self, count: int) -> NDArray[Any]:
         """Returns the next rows: shape (count, *shape[1:])."""
         shape = (count, *self.shape[1:])
-        wanted = int(np.prod(shape)) * self._dtype.itemsize
+        wanted = math.prod(shape) * self._dtype.itemsize
         content = self._stream.read(wanted)
         if len(content) < wanted:
             raise ValueError(f"cut short: {len(content)} of {wanted} bytes")
@@ -142,10 +167,13 @@ def _open(path: Path, names: Sequence[str], stack: ExitStack) -> dict[str, _Rows
         raise DataError(f"{path} cannot be read as {path.suffix}: {error}") from error
 
 
-def _shapes(path: Path, names: Sequence[str]) -> dict[str, tuple[int, ...]]:
+def _headers(path: Path, names: Sequence[str]) -> tuple[dict[str, tuple[int, ...]], list[str]]:
+    """Returns the shapes of the arrays, and the names of those that are in Fortran order."""
     with ExitStack() as stack:
-        return {name: reader.shape for name, reader in _open(path, names, stack).items()}
+        readers = _open(path, names, stack)
+        shapes = {name: reader.shape for name, reader in readers.items()}
+        return shapes, [name for name, reader in readers.items() if reader.is_fortran_order]
 
 
 def _leading(path: Path) -> int:
-    return max((shape[0] for shape in _shapes(path, ()).values() if shape), default=1) or 1
+    return max((shape[0] for shape in _headers(path, ())[0].values() if shape), default=1) or 1

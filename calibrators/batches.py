@@ -58,10 +58,10 @@ class Batches:
         def read() -> Iterator[Feed]:
             seen = 0
             for feed in self.read():
-                if seen >= num_samples:
-                    return
-                seen += feed.num_samples
                 yield feed
+                seen += feed.num_samples
+                if seen >= num_samples:
+                    return  # before the next feed is read for nothing
 
         digest = self.digest and f"{self.digest}:{num_samples}"
         known = None if self.num_samples is None else min(self.num_samples, num_samples)
@@ -74,7 +74,7 @@ def checked(batches: Batches, inputs: Sequence[TensorSpec], extra: Sequence[str]
     Args:
         batches: The stream.
         inputs: What the model takes.
-        extra: Names of further arrays that each feed must have; they are not looked at.
+        extra: Names of further arrays that a feed may have, such as labels; they are not looked at.
 
     Raises:
         DataError: While reading: no feed at all, a missing or unknown name, another dtype or shape, NaN or
@@ -96,7 +96,7 @@ def checked(batches: Batches, inputs: Sequence[TensorSpec], extra: Sequence[str]
 def check_feed(feed: Feed, inputs: Sequence[TensorSpec], extra: Sequence[str] = ()) -> None:
     """Raises DataError if the feed is not what the model takes."""
     names = [spec.name for spec in inputs]
-    if missing := [name for name in (*names, *extra) if name not in feed.arrays]:
+    if missing := [name for name in names if name not in feed.arrays]:
         raise DataError(
             f"{feed.source} has no array {missing[0]!r}; it has {', '.join(sorted(feed.arrays)) or 'none'}, "
             f"the model takes {', '.join(names)}"
@@ -117,11 +117,16 @@ def _check_array(feed: Feed, spec: TensorSpec) -> None:
             f"input {spec.name!r} of {feed.source} is {array.dtype.name}, the model wants {spec.dtype}; "
             f"convert it with .astype({spec.dtype!r})"
         )
+    if not array.dtype.isnative:  # ONNX Runtime would take the bytes as they are
+        raise DataError(
+            f"input {spec.name!r} of {feed.source} is in the byte order of another machine "
+            f"({array.dtype.str}); convert it with .astype({spec.dtype!r})"
+        )
     if not spec.fits(array.shape):
         raise DataError(
             f"input {spec.name!r} of {feed.source} has shape {show_shape(array.shape)}, "
             f"the model wants {show_shape(spec.shape)}; resize the samples, "
-            f"or set `resize` in [preprocess] of model.toml for pictures"
+            f"or set `resize` and `channels` in [preprocess] of model.toml for pictures"
         )
     if array.size == 0:
         raise DataError(f"input {spec.name!r} of {feed.source} is empty: shape {show_shape(array.shape)}")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -10,6 +12,7 @@ from trtq.errors import ArtifactError
 
 ENTROPY2 = "EntropyCalibration2"
 _LAST_WITH_CALIBRATORS = 101600  # TensorRT 10.16: nothing newer reads a cache
+_LINE = re.compile(r"(.+): *([0-9a-fA-F]{1,8}) *")
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +43,7 @@ def parse_cache(content: bytes) -> CalibrationCache:
     Blank lines, CRLF and a missing last newline are taken; names may hold colons.
 
     Raises:
-        ArtifactError: It has no header, or a line is no `name: hex`.
+        ArtifactError: It has no header, a line is no `name: hex`, or a scale is negative or not finite.
     """
     try:
         lines = [line.rstrip("\r") for line in content.decode("utf-8").split("\n")]
@@ -48,7 +51,7 @@ def parse_cache(content: bytes) -> CalibrationCache:
         raise ArtifactError(f"not a calibration cache: {error}") from error
     mark, _, rest = lines[0].partition("-")
     version, _, algorithm = rest.partition("-")
-    if mark != "TRT" or not version.isdigit() or not algorithm:
+    if mark != "TRT" or not version.isdecimal() or not algorithm:
         raise ArtifactError(
             f"not a calibration cache: the first line must be like 'TRT-8601-EntropyCalibration2', "
             f"got {lines[0][:60]!r}"
@@ -57,16 +60,19 @@ def parse_cache(content: bytes) -> CalibrationCache:
     for number, line in enumerate(lines[1:], start=2):
         if not line.strip():
             continue
-        name, separator, digits = line.rpartition(":")
-        try:
-            scales[name] = struct.unpack("!f", bytes.fromhex(digits.strip().zfill(8)))[0]
-        except (ValueError, struct.error):
-            separator = ""
-        if not separator:
+        found = _LINE.fullmatch(line)
+        if found is None:
             raise ArtifactError(f"line {number} of the calibration cache is no 'name: hex': {line[:60]!r}")
+        name, scale = found[1], struct.unpack("!f", bytes.fromhex(found[2].zfill(8)))[0]
+        if not 0 <= scale < math.inf:
+            raise ArtifactError(
+                f"line {number} of the calibration cache gives {name!r} the scale {scale:g}, "
+                f"which must be finite and at least 0; calibrate again"
+            )
+        scales[name] = scale
     return CalibrationCache(scales, int(version), algorithm)
 
 
 def _to_hex(scale: float) -> str:
-    packed = struct.pack("!f", scale)
-    return packed.hex() if any(packed) else "0"
+    """Returns the bits without leading zeros, as TensorRT's stream writes them: 0.0 is `0`."""
+    return f"{struct.unpack('!I', struct.pack('!f', scale))[0]:x}"

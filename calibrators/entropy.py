@@ -68,7 +68,7 @@ def divergences(counts: NDArray[np.float64], num_levels: int) -> NDArray[np.floa
         num_levels: How many levels the quantized distribution has.
 
     Returns:
-        float64, shape (bins - num_levels + 1,).
+        float64, shape (bins - num_levels + 1,); infinite where a clip leaves nothing.
     """
     total = counts.sum()
     sums = np.concatenate([[0.0], np.cumsum(counts)])
@@ -88,7 +88,7 @@ def divergences(counts: NDArray[np.float64], num_levels: int) -> NDArray[np.floa
         cross = np.where(mass > 0, mass * np.log(np.maximum(merged / spread, _SMOOTHING)), 0.0).sum(axis=1)
         own = logs[clips] - _x_log_x(last) + _x_log_x(last + clipped)
         result = (own - cross) / total + np.log((total - clipped) / total)
-    return np.where(np.isnan(result), np.inf, result)
+    return np.where(sums[clips] > 0, result, np.inf)
 
 
 def _x_log_x(values: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -58,7 +58,7 @@ def describe(method: Method) -> str:
     parameters: dict[str, float] = (
         asdict(method) if is_dataclass(method) and not isinstance(method, type) else {}
     )
-    inside = ", ".join(f"{name}={value:g}" for name, value in parameters.items())
+    inside = ", ".join(f"{name}={value}" for name, value in parameters.items())
     return f"{type(method).__name__.lower()}({inside})"
 
 

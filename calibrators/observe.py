@@ -57,10 +57,10 @@ def observe(
         ModelError: ONNX Runtime cannot run the model.
     """
     session = open_session(_with_outputs(model, tensors), optimize=True)
-    inputs = {value.name for value in model.graph.inputs}
+    inputs = [str(value.name) for value in model.graph.inputs]
     computed = [name for name in tensors if name not in inputs]
     histograms = {name: Histogram() for name in tensors}
-    shapes: dict[str, Counter[tuple[int, ...]]] = {name: Counter() for name in inputs if name}
+    shapes: dict[str, Counter[tuple[int, ...]]] = {name: Counter() for name in inputs}
     num_samples = 0
     for feed in batches:
         arrays = {name: feed.arrays[name] for name in shapes}
@@ -113,7 +113,8 @@ def _magnitudes(model: ir.Model, batches: Batches, histograms: Mapping[str, Hist
     scalars: list[ir.Value] = []
     for node in list(reduced.graph):
         for value in node.outputs:
-            if value.dtype is not _FLOAT32 or not value.name:
+            # A sequence of floats has a dtype as well, but no largest element.
+            if value.dtype is not _FLOAT32 or not isinstance(value.type, ir.TensorType) or not value.name:
                 continue
             magnitude = ir.node("Abs", [value], name=f"trtq_abs_{len(names)}")
             largest = ir.node("ReduceMax", magnitude.outputs, {"keepdims": 0}, name=f"trtq_max_{len(names)}")

@@ -19,7 +19,7 @@ class Percentile:
 
     def __post_init__(self) -> None:
         if not 0 < self.percentile <= 100:
-            raise UsageError(f"percentile must be above 0 and at most 100, got {self.percentile:g}")
+            raise UsageError(f"percentile must be above 0 and at most 100, got {self.percentile}")
 
     def amax(self, histogram: Histogram) -> float:
         """Returns the percentile; the largest magnitude where the percentile falls among zeros."""

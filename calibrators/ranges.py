@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -122,13 +123,13 @@ def read_ranges(path: Path) -> Ranges:
         )
     try:
         return _from_document(document)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise ArtifactError(f"{path} is not a complete ranges file: {error!r}; calibrate again") from error
 
 
 def _from_document(document: Mapping[str, Any]) -> Ranges:
     tensors = {
-        name: Range(_magnitude(item["amax"]), float(item["min"]), float(item["max"]))
+        name: Range(_magnitude(item["amax"]), _finite(item["min"]), _finite(item["max"]))
         for name, item in document["tensors"].items()
     }
     return Ranges(
@@ -142,11 +143,17 @@ def _from_document(document: Mapping[str, Any]) -> Ranges:
             name: Shapes(tuple(item["min"]), tuple(item["opt"]), tuple(item["max"]))
             for name, item in document["shapes"].items()
         },
-        beyond_fp16={name: float(amax) for name, amax in document["beyond_fp16"].items()},
+        beyond_fp16={name: _magnitude(amax) for name, amax in document["beyond_fp16"].items()},
     )
 
 
 def _magnitude(value: object) -> float:
-    if not isinstance(value, int | float) or not 0 <= value < float("inf"):
-        raise ValueError(f"amax must be a finite number of at least 0, got {value!r}")
+    if (number := _finite(value)) < 0:
+        raise ValueError(f"amax must be at least 0, got {value!r}")
+    return number
+
+
+def _finite(value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise ValueError(f"amax, min and max must be finite numbers, got {value!r}")
     return float(value)

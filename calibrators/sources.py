@@ -5,10 +5,12 @@ from __future__ import annotations
 import importlib.util
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from trtq import lazy
 from trtq.calibrators.arrays import (
@@ -46,7 +48,7 @@ def open_batches(
             samples that do not fill a last batch are left out.
         batch_size: Samples a batch for data with a sample axis.
         preprocess: How pictures are prepared.
-        extra: Names of further arrays in the data, such as labels.
+        extra: Names of further arrays that the data may have, such as labels.
 
     Raises:
         DataError: There is no such data, or it is of no known kind. While it is read: see `checked`.
@@ -59,17 +61,17 @@ def open_batches(
     path = Path(source)
     if not path.exists():
         raise DataError(f"there is no calibration data {path}; give {WAYS}")
+    if path.suffix == ".json" and path.is_file():
+        return checked(_from_polygraphy(path), inputs, extra)
+    if path.is_dir() and any(path.glob("*.npz")):
+        return checked(from_feed_folder(path), inputs, extra)
     if path.is_dir():
-        batches = _from_folder(path, inputs, size, preprocess or Preprocess())
+        batches = _from_image_folder(path, inputs, size, preprocess or Preprocess())
     elif path.suffix in (".npz", ".npy"):
         batches = from_array_file(path, names, size)
-    elif path.suffix == ".json":
-        batches = _from_polygraphy(path)
     else:
         raise DataError(f"{path} is no kind of data that trtq reads; give {WAYS}")
-    if fixed and ((path.is_file() and path.suffix != ".json") or not any(path.glob("*.npz"))):
-        batches = _only_full(batches, size)
-    return checked(batches, inputs, extra)
+    return checked(_only_full(batches, size) if fixed else batches, inputs, extra)
 
 
 def random_batches(inputs: Sequence[TensorSpec], shapes: Mapping[str, Sequence[int]], count: int) -> Batches:
@@ -80,19 +82,25 @@ def random_batches(inputs: Sequence[TensorSpec], shapes: Mapping[str, Sequence[i
         shapes: Shapes to use for inputs that are named here; open dims of the others become 1.
         count: The number of feeds.
     """
+    sizes = {
+        spec.name: tuple(shapes.get(spec.name) or (dim if isinstance(dim, int) else 1 for dim in spec.shape))
+        for spec in inputs
+    }
 
     def read() -> Iterator[Feed]:
         rng = np.random.default_rng(0)
         for index in range(count):
             arrays = {}
             for spec in inputs:
-                shape = tuple(shapes.get(spec.name) or (d if isinstance(d, int) else 1 for d in spec.shape))
                 floating = spec.dtype.startswith(("float", "bfloat"))
-                drawn = rng.standard_normal(shape) if floating else rng.integers(0, 2, shape)
+                size = sizes[spec.name]
+                drawn = rng.standard_normal(size) if floating else rng.integers(0, 2, size)
                 arrays[spec.name] = np.asarray(drawn).astype(spec.dtype)
-            yield Feed(arrays, f"random feed {index}", num_samples_of(arrays))
+            yield Feed(arrays, f"random feed {index}", num_samples)
 
-    return Batches(read, "random numbers", count, f"random/{count}/{sorted(shapes.items())}", is_random=True)
+    num_samples = max((size[0] for size in sizes.values() if size), default=1) or 1
+    digest = f"random/{count}/{sorted(sizes.items())}"
+    return Batches(read, "random numbers", count * num_samples, digest, is_random=True)
 
 
 def _batch_size(inputs: Sequence[TensorSpec], wanted: int) -> tuple[int, bool]:
@@ -113,10 +121,11 @@ def _only_full(batches: Batches, size: int) -> Batches:
     return Batches(read, batches.origin, known, batches.digest)
 
 
-def _from_folder(folder: Path, inputs: Sequence[TensorSpec], size: int, preprocess: Preprocess) -> Batches:
-    if any(folder.glob("*.npz")):
-        return from_feed_folder(folder)
-    images = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
+def _from_image_folder(
+    folder: Path, inputs: Sequence[TensorSpec], size: int, preprocess: Preprocess
+) -> Batches:
+    found = (path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
+    images = sorted(path for path in found if not path.is_dir())
     if not images:
         raise DataError(f"{folder} holds neither .npz files nor images ({', '.join(SUFFIXES)})")
     if len(inputs) != 1 or len(inputs[0].shape) != 4:
@@ -141,11 +150,29 @@ def _from_images(
     def read() -> Iterator[Feed]:
         for start in range(0, len(images), size):
             group = images[start : start + size]
-            samples = np.stack([read_image(path, preprocess, target) for path in group])
-            yield Feed({spec.name: samples.astype(spec.dtype)}, f"{group[0]} to {group[-1].name}", len(group))
+            samples = [read_image(path, preprocess, target) for path in group]
+            for path, sample in zip(group, samples, strict=True):
+                _check_sample(sample, samples[0], spec.dtype, path)
+            array = np.stack(samples).astype(spec.dtype)
+            yield Feed({spec.name: array}, f"{group[0]} to {group[-1].name}", len(group))
 
     digest = f"{folder_digest(images)}/{size}/{preprocess}"
     return Batches(read, f"{folder} ({len(images)} images)", len(images), digest)
+
+
+def _check_sample(sample: NDArray[Any], first: NDArray[Any], dtype: str, path: Path) -> None:
+    if sample.shape != first.shape:
+        raise DataError(
+            f"{path} becomes an array of shape {show_shape(sample.shape)}, others in its batch have "
+            f"{show_shape(first.shape)}; set `crop`, or another `resize_mode`, in [preprocess] of model.toml"
+        )
+    if np.issubdtype(np.dtype(dtype), np.integer):
+        limits = np.iinfo(dtype)
+        if sample.min() < limits.min or sample.max() > limits.max or (sample != np.rint(sample)).any():
+            raise DataError(
+                f"{path} becomes numbers from {sample.min():g} to {sample.max():g} and the model takes {dtype}; "
+                f"set `scale = 1.0`, `mean = [0.0]` and `std = [1.0]` in [preprocess] of model.toml"
+            )
 
 
 def _from_polygraphy(path: Path) -> Batches:
@@ -173,35 +200,48 @@ def _from_script(script: Path, function: str) -> Batches:
 
     def read() -> Iterator[Feed]:
         try:
-            for index, arrays in enumerate(call()):
-                if not isinstance(arrays, Mapping):
-                    raise DataError(
-                        f"{script}:{function} must yield dicts of arrays, item {index} is "
-                        f"{type(arrays).__name__}"
-                    )
-                arrays = {name: np.asarray(value) for name, value in arrays.items()}
-                yield Feed(arrays, f"{script}:{function}, item {index}", num_samples_of(arrays))
+            with _importing_beside(script):
+                for index, arrays in enumerate(call()):
+                    if not isinstance(arrays, Mapping):
+                        raise DataError(
+                            f"{script}:{function} must yield dicts of arrays, item {index} is "
+                            f"{type(arrays).__name__}"
+                        )
+                    arrays = {name: np.asarray(value) for name, value in arrays.items()}
+                    yield Feed(arrays, f"{script}:{function}, item {index}", num_samples_of(arrays))
         except TrtqError:
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise DataError(f"{script}:{function} failed: {type(error).__name__}: {error}") from error
 
     return Batches(read, f"{script}:{function}", None, None)
 
 
 def _function_of(script: Path, function: str) -> Any:
-    spec = importlib.util.spec_from_file_location(script.stem, script)
+    name = f"trtq.script.{script.stem}"  # must not hide a library that is called like the script
+    spec = importlib.util.spec_from_file_location(name, script)
     if not script.is_file() or spec is None or spec.loader is None:
         raise DataError(f"there is no script {script}")
     module = importlib.util.module_from_spec(spec)
-    sys.path.insert(0, str(script.parent.resolve()))
+    sys.modules[name] = module  # dataclasses look their module up there
     try:
-        spec.loader.exec_module(module)
-    except Exception as error:
+        with _importing_beside(script):
+            spec.loader.exec_module(module)
+    except (Exception, SystemExit) as error:
         raise DataError(f"{script} cannot be run: {type(error).__name__}: {error}") from error
-    finally:
-        sys.path.remove(str(script.parent.resolve()))
     call = getattr(module, function, None)
     if not callable(call):
         raise DataError(f"{script} has no function {function!r}")
     return call
+
+
+@contextmanager
+def _importing_beside(script: Path) -> Iterator[None]:
+    """Lets the script import what lies beside it, as Python does when it runs one."""
+    folder = str(script.parent.resolve())
+    sys.path.insert(0, folder)
+    try:
+        yield
+    finally:
+        with suppress(ValueError):  # the script may have removed it itself
+            sys.path.remove(folder)

@@ -121,12 +121,12 @@ class Histogram:
         return np.diff(np.interp(np.linspace(0.0, self.amax, num_bins + 1), edges, cumulated))
 
     def quantile(self, fraction: float) -> float:
-        """Returns the magnitude that this fraction of all values, zeros included, does not exceed."""
+        """Returns the magnitude that this fraction, 0 to 1, of all values, zeros included, does not exceed."""
         cumulated = np.cumsum(self.counts)
         rank = fraction * int(cumulated[-1])
         index = int(np.searchsorted(cumulated, rank))
-        if index == 0 or index >= NUM_BINS:
-            return 0.0 if index == 0 else self.amax
+        if index == 0:
+            return 0.0
         low, high = bin_edges()[index : index + 2]
         below = int(cumulated[index - 1])
         inside = (rank - below) / int(self.counts[index])

@@ -55,6 +55,11 @@ class Preprocess:
         ):
             if value not in choices:
                 raise UsageError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
+        if not self.mean or not self.std:
+            raise UsageError(
+                f"mean and std must hold one number, or one a channel, "
+                f"got {list(self.mean)} and {list(self.std)}"
+            )
         if any(value == 0 for value in self.std):
             raise UsageError(f"std must not contain 0, got {list(self.std)}")
 
@@ -77,7 +82,7 @@ def read_image(path: Path, steps: Preprocess, size: tuple[int, int] | None) -> N
     try:
         with pillow.open(path) as opened:
             image = opened.convert("L" if steps.channels == "L" else "RGB")
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SyntaxError, pillow.DecompressionBombError) as error:
         raise DataError(f"{path} cannot be read as an image: {error}") from error
     target = _pair(steps.resize) or (None if steps.crop else size)
     if target is not None:

@@ -69,7 +69,6 @@ def _spec_of(value: ir.Value, kind: str) -> TensorSpec:
             f"{kind} {value.name!r} is a tensor of strings, which TensorRT cannot take; "
             f"cut the string processing off the model"
         )
-    shape: tuple[int | str | None, ...] = ()
     if value.shape is None:
         raise ModelError(f"{kind} {value.name!r} has no shape, not even a rank; export the model with shapes")
     shape = tuple(dim if isinstance(dim, int) else dim.value for dim in value.shape)

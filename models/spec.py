@@ -34,7 +34,8 @@ class InputSpec:
         ordered = all(lo <= mid <= hi for lo, mid, hi in zip(self.min, self.opt, self.max, strict=False))
         if len(ranks) != 1 or not ordered or min((0, *self.min)) < 0:
             raise UsageError(
-                f"profile shapes must have the same rank and min <= opt <= max in every dimension; "
+                f"profile shapes must have the same rank, no negative size, and min <= opt <= max in every "
+                f"dimension; "
                 f"got min {self.min}, opt {self.opt}, max {self.max}"
             )
 
@@ -51,7 +52,7 @@ class CalibrationSpec:
 
     def __post_init__(self) -> None:
         if not 0 < self.percentile <= 100:
-            raise UsageError(f"percentile must be above 0 and at most 100, got {self.percentile:g}")
+            raise UsageError(f"percentile must be above 0 and at most 100, got {self.percentile}")
         if self.samples is not None and self.samples < 1:
             raise UsageError(f"calibration samples must be at least 1, got {self.samples}")
         if self.batch_size < 1:
@@ -85,9 +86,9 @@ class AccuracySpec:
 
     def __post_init__(self) -> None:
         if not -1 <= self.min_cosine <= 1:
-            raise UsageError(f"min_cosine must be between -1 and 1, got {self.min_cosine:g}")
+            raise UsageError(f"min_cosine must be between -1 and 1, got {self.min_cosine}")
         if not 0 <= self.max_drop <= 100:
-            raise UsageError(f"max_drop must be between 0 and 100 points, got {self.max_drop:g}")
+            raise UsageError(f"max_drop must be between 0 and 100 points, got {self.max_drop}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,6 +174,8 @@ def from_table(cls: type[T], table: object, where: str) -> T:
         return cls(
             **{key: tuple(value) if isinstance(value, list) else value for key, value in table.items()}
         )
+    except UsageError as error:
+        raise UsageError(f"{where}: {error}") from error
     except TypeError as error:  # a key without a default is missing
         raise UsageError(f"{where} is incomplete: {error}; its keys are {', '.join(known)}") from error
 

@@ -1,1 +1,39 @@
 """From an ONNX model to an engine: one file a backend."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from trtq.errors import MissingDependency, UsageError
+from trtq.pipeline.engine.backend import Backend
+from trtq.pipeline.engine.onnxruntime import OnnxRuntime
+from trtq.pipeline.engine.rtx import TensorRtRtx
+
+BACKENDS: Mapping[str, Backend] = {
+    "tensorrt-rtx": TensorRtRtx(),
+    "onnxruntime": OnnxRuntime(),
+}
+_BUILDS_ENGINES = ("tensorrt-rtx",)
+
+
+def choose(name: str) -> Backend:
+    """Returns the backend of this name; for "auto" the first engine builder that works here.
+
+    Raises:
+        UsageError: There is no such backend.
+        MissingDependency: It does not work here, or, for "auto", none does; what to install is said.
+    """
+    if name == "auto":
+        reasons = {candidate: BACKENDS[candidate].why_not() for candidate in _BUILDS_ENGINES}
+        found = next((candidate for candidate, reason in reasons.items() if not reason), None)
+        if found is None:
+            told = "; ".join(f"{candidate}: {reason}" for candidate, reason in reasons.items())
+            raise MissingDependency(
+                f"no engine builder works here: {told}; or take --backend onnxruntime, which needs none"
+            )
+        return BACKENDS[found]
+    if name not in BACKENDS:
+        raise UsageError(f"there is no backend {name!r}; take auto, {', '.join(BACKENDS)}")
+    if reason := BACKENDS[name].why_not():
+        raise MissingDependency(f"backend {name}: {reason}")
+    return BACKENDS[name]

@@ -15,11 +15,12 @@ from trtq.errors import ModelError
 from trtq.models.signature import TensorSpec, inputs_of, outputs_of
 from trtq.pipeline.graph.fold import fold_batch_norm, fold_bias, fold_constants
 from trtq.pipeline.graph.opset import infer_shapes, opset_of, upgrade_opset
+from trtq.pipeline.graph.placement import WEIGHTED
+from trtq.pipeline.graph.quantized import is_quantized
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul", "LSTM", "GRU", "RNN")
 _MAX_IR_VERSION = 11
 _ANONYMOUS = frozenset({"?", "*", "-1", "None", "none", "unk", "dynamic"})
 
@@ -61,6 +62,8 @@ class Graph:
 def load(path: Path, *, min_opset: int) -> Graph:
     """Returns the graph of an ONNX file: checked, constants folded, opset raised, shapes inferred.
 
+    A model that is quantized already keeps its opset.
+
     Args:
         path: The file; external data lies beside it.
         min_opset: The opset is raised to this if it is lower (per-channel Q/DQ needs 13, FP16 scales 19).
@@ -77,7 +80,7 @@ def load(path: Path, *, min_opset: int) -> Graph:
         *_normalize(model),
         *_part_anonymous_dims(model),
     ]
-    if opset_of(model) < min_opset:
+    if opset_of(model) < min_opset and not is_quantized(model):
         notes.append(f"raised the opset from {opset_of(model)} to {min_opset}")
         model = upgrade_opset(model, min_opset)
     infer_shapes(model)

@@ -9,8 +9,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from trtq.pipeline.graph.load import WEIGHTED
-
+WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul", "LSTM", "GRU", "RNN")
 QUANTIZABLE = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 DEFAULT_OP_TYPES = ("Conv", "Gemm", "MatMul")
 """TensorRT runs ConvTranspose in float whatever stands before it, so its Q/DQ would only cost accuracy."""
@@ -140,12 +139,18 @@ def _weighted_input(node: ir.Node) -> QuantizedNode | KeptNode:
         op_type,
         "weighted-input",
         ((1 - place, str(activation.name)),),
-        (place, QuantizedWeight(str(weight.name), _channel_axis(node, place, weight))),
+        (place, QuantizedWeight(str(weight.name), channel_axis(node, place, len(weight.shape or ())))),
     )
 
 
-def _channel_axis(node: ir.Node, place: int, weight: ir.Value) -> int | None:
-    """Returns the axis of the output channels, on which TensorRT runs INT8 (measured: others run float)."""
+def channel_axis(node: ir.Node, place: int, rank: int) -> int | None:
+    """Returns the axis of a weight's output channels, on which TensorRT runs INT8 (others run in float).
+
+    Args:
+        node: A Conv, ConvTranspose, Gemm or MatMul.
+        place: Which of its inputs the weight is.
+        rank: Of the weight. A batch of matrices has one scale for all: None.
+    """
     if node.op_type == "Conv":
         return 0
     if node.op_type == "ConvTranspose":
@@ -154,8 +159,7 @@ def _channel_axis(node: ir.Node, place: int, weight: ir.Value) -> int | None:
     if node.op_type == "Gemm":
         transposed = "transB" in node.attributes and node.attributes["transB"].as_int() == 1
         return 0 if transposed else 1
-    rank = len(weight.shape) if weight.shape is not None else 0
-    if rank != 2:  # a batch of matrices: one scale for all
+    if rank != 2:
         return None
     return 1 if place == 1 else 0
 

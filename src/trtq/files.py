@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import secrets
 from pathlib import Path
@@ -40,3 +41,12 @@ def write_atomically(path: Path, data: bytes) -> None:
             OSError
         ):  # after a success there is none, and the first failure is the one told
             temporary.unlink()
+
+
+def sha256_of(path: Path) -> str:
+    """Returns the SHA-256 of a file's content, as hex."""
+    sha = hashlib.sha256()
+    with path.open("rb") as stream:
+        while block := stream.read(1 << 22):
+            sha.update(block)
+    return sha.hexdigest()

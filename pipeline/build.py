@@ -1,0 +1,277 @@
+"""The whole job: from a float ONNX file to a verified engine."""
+
+from __future__ import annotations
+
+import platform
+import resource
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from importlib.metadata import version
+from pathlib import Path
+
+import onnx
+import onnx_ir as ir
+
+from trtq.calibrators.cache import CalibrationCache, format_cache
+from trtq.calibrators.ranges import Ranges, ranges_to_json, read_ranges
+from trtq.errors import BuildError
+from trtq.files import sha256_of
+from trtq.models.session import save
+from trtq.models.spec import ModelSpec
+from trtq.pipeline.calibrate import calibrate_graph
+from trtq.pipeline.deliver import manifest, report
+from trtq.pipeline.deliver.earlier import REPORT, Earlier, find_earlier
+from trtq.pipeline.deliver.folder import staged_folder
+from trtq.pipeline.deliver.manifest import Manifest
+from trtq.pipeline.deliver.report import CalibrationReport, EngineReport, Report
+from trtq.pipeline.engine.backend import BuildRequest
+from trtq.pipeline.engine.coverage import coverage, precisions
+from trtq.pipeline.engine.profiles import resolve_profiles
+from trtq.pipeline.graph.placement import WEIGHTED
+from trtq.pipeline.graph.quantized import quantized_layers
+from trtq.pipeline.job import Job, prepare
+from trtq.pipeline.quantize.mixed import Mixed, fp16_model, int8_model
+from trtq.pipeline.quantize.precision import KeptFp32
+from trtq.pipeline.quantize.qdq import QMAX
+from trtq.pipeline.target import Target
+from trtq.pipeline.verify.compare import Comparison, compare
+from trtq.pipeline.verify.evaluate import labels_of
+from trtq.pipeline.verify.gate import judge
+from trtq.pipeline.watch import Silent, Watcher
+
+ENGINE = "model.engine"
+RANGES = "ranges.json"
+CACHE = "calibration.cache"
+
+
+def build(
+    model: Path | str,
+    *,
+    spec: ModelSpec | None = None,
+    target: Target | None = None,
+    output: Path | None = None,
+    random_data: bool = False,
+    watcher: Watcher | None = None,
+) -> Report:
+    """Returns the report of the engine that was built and compared with the float model.
+
+    Writes to `output` the engine, the INT8 and FP16 models, the ranges, the calibration cache, the manifest
+    and the report; the folder appears whole or not at all. What an earlier build in that folder has made of
+    the same inputs is used again. The verdict of the report says whether the gate holds.
+
+    Args:
+        model: The ONNX file.
+        spec: What is known of the model; None: read from `<name>.toml` or `model.toml` beside it.
+        target: What is built; None: INT8 with the first engine builder that works here.
+        output: The folder; None: `<name>.trtq` beside the model.
+        random_data: Calibrate with random numbers, to try a build; the verdict is then "unverified".
+        watcher: Is told of the progress.
+
+    Raises:
+        ModelError, DataError, UsageError: Something that was given cannot be used.
+        ArtifactError: The output folder cannot be written, or is not trtq's.
+        BuildError: The engine was not built.
+        MissingDependency: The engine builder is not installed.
+    """
+    log = _Log(watcher or Silent())
+    job = prepare(Path(model), spec, target or Target(), output, random_data, log)
+    earlier = find_earlier(job.folder, job.keys)
+    if earlier is not None and "everything" in earlier.same:
+        log.note(f"nothing has changed since {job.folder} was built")
+        return replace(earlier.report, reused=("everything",))
+    with staged_folder(job.folder) as stage:
+        ranges, calibration = _calibrate(job, earlier, log)
+        models = _quantize(job, ranges, stage, log)
+        engine, layers = _build_engine(job, ranges, models, earlier, stage, log)
+        comparison = _compare(job, models, log)
+        verdict = judge(comparison, job.spec.accuracy, candidate=job.target.precision, is_random=random_data)
+        result = Report(
+            schema_version=report.SCHEMA_VERSION,
+            verdict=verdict.outcome,
+            reasons=verdict.reasons,
+            model=str(job.graph.path),
+            output=str(job.folder),
+            backend=f"{job.backend.name} {job.backend.version()}",
+            precision=job.target.precision,
+            high_precision="as it is" if job.is_quantized else "fp16" if job.fp16 else "fp32",
+            calibration=calibration,
+            engine=engine,
+            comparison=comparison.outputs if comparison is not None else (),
+            evaluated_samples=comparison.num_samples if comparison is not None else 0,
+            evaluation_data=comparison.data if comparison is not None else "",
+            accuracy=comparison.accuracy if comparison is not None else {},
+            kept_float=job.placement.kept,
+            kept_fp32=models.kept_fp32,
+            notes=tuple(log.notes),
+            warnings=tuple(log.warnings),
+            reused=tuple(sorted(earlier.same - {"everything"})) if earlier is not None else (),
+            timings_s={name: round(seconds, 3) for name, seconds in log.seconds.items()},
+        )
+        _write_rest(job, ranges, result, layers, stage)
+    return result
+
+
+@dataclass(frozen=True, slots=True)
+class _Models:
+    """The models by precision: files to compare, and the one that the engine is built from."""
+
+    files: dict[str, Path]
+    built: ir.Model
+    kept_fp32: tuple[KeptFp32, ...]
+
+
+def _calibrate(
+    job: Job, earlier: Earlier | None, log: _Log
+) -> tuple[Ranges | None, CalibrationReport | None]:
+    if job.calibration is None or job.is_quantized:
+        return None, None
+    if earlier is not None and "ranges" in earlier.same and RANGES in earlier.manifest.outputs:
+        log.note("model, data and method are unchanged: the ranges of the earlier build are used again")
+        return read_ranges(earlier.folder / RANGES), earlier.report.calibration
+    with log.timed("calibrate"):
+        ranges = calibrate_graph(job.graph, job.placement, job.calibration, job.method, log)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts KiB
+    seconds = round(log.seconds["calibrate"], 3)
+    return ranges, CalibrationReport(
+        ranges.method, ranges.data, ranges.num_samples, seconds, peak, ranges.is_random
+    )
+
+
+def _quantize(job: Job, ranges: Ranges | None, stage: Path, log: _Log) -> _Models:
+    keep_fp32 = job.spec.layers.keep_fp32
+    log.stage("Quantizing")
+    with log.timed("quantize"):
+        if job.is_quantized:
+            path = _write_model(job.graph.model, stage / "model.int8.onnx")
+            return _Models({"int8": path}, job.graph.model, ())
+        baseline = fp16_model(job.graph, ranges, keep_fp32=keep_fp32)
+        files = {
+            "fp32": job.graph.path,
+            "fp16": _write_model(baseline.model, stage / "model.fp16.onnx"),
+        }
+        if job.target.precision == "fp16":
+            return _Models(files, baseline.model, baseline.kept_fp32)
+        assert ranges is not None
+        mixed: Mixed = int8_model(job.graph, job.placement, ranges, fp16=job.fp16, keep_fp32=keep_fp32)
+        files["int8"] = _write_model(mixed.model, stage / "model.int8.onnx")
+    return _Models(files, mixed.model, mixed.kept_fp32)
+
+
+def _write_model(model: ir.Model, path: Path) -> Path:
+    save(model, path)
+    try:
+        onnx.checker.check_model(str(path))
+    except onnx.checker.ValidationError as error:
+        raise BuildError(
+            f"trtq made an invalid {path.name}, which is its fault: {str(error)[:400]}"
+        ) from error
+    return path
+
+
+def _build_engine(
+    job: Job, ranges: Ranges | None, models: _Models, earlier: Earlier | None, stage: Path, log: _Log
+) -> tuple[EngineReport, dict[str, str]]:
+    """Returns what was built, and what each layer runs as; writes the plan."""
+    source = models.files["int8" if job.is_quantized else job.target.precision]
+    if earlier is not None and "engine" in earlier.same:
+        log.note("model and settings are unchanged: the engine of the earlier build is used again")
+        earlier.copy([ENGINE] if ENGINE in earlier.manifest.outputs else [], stage)
+        return earlier.report.engine, dict(earlier.manifest.layers)
+    profiles, notes = resolve_profiles(
+        job.graph.inputs, job.target.shapes, job.spec.inputs, ranges.shapes if ranges is not None else {}
+    )
+    for note in notes:
+        log.note(note)
+    log.stage(f"Building with {job.backend.name}")
+    with log.timed("build"):
+        built = job.backend.build(
+            BuildRequest(source, profiles, job.target.compute_capabilities, job.target.workspace_bytes)
+        )
+    if built.plan is not None:
+        (stage / ENGINE).write_bytes(built.plan)
+    covered = coverage(quantized_layers(models.built), built, job.target.compute_capabilities)
+    engine = EngineReport(
+        path=source.name if built.plan is None else ENGINE,
+        bytes=source.stat().st_size if built.plan is None else len(built.plan),
+        layers_quantized=covered.layers_quantized,
+        layers_int8=covered.layers_int8,
+        fallbacks=covered.fallbacks,
+        profiles=profiles,
+        targets=job.target.compute_capabilities,
+        warnings=built.warnings,
+    )
+    weighted = [str(node.name) for node in models.built.graph if node.op_type in WEIGHTED]
+    return engine, precisions(weighted, built)
+
+
+def _compare(job: Job, models: _Models, log: _Log) -> Comparison | None:
+    if job.evaluation is None:
+        return None
+    labels = labels_of(job.spec.evaluation)
+    if len(models.files) == 1 and labels is None:
+        return None
+    wanted = (("int8", "fp32"), ("int8", "fp16"), ("fp16", "fp32"))
+    pairs = [pair for pair in wanted if set(pair) <= set(models.files)]
+    log.stage("Comparing", job.evaluation.num_samples)
+    with log.timed("compare"):
+        return compare(models.files, pairs, job.evaluation, labels, log.advance)
+
+
+def _write_rest(job: Job, ranges: Ranges | None, result: Report, layers: dict[str, str], stage: Path) -> None:
+    """Writes ranges, cache and report, and last the manifest with the digests of all."""
+    if ranges is not None:
+        (stage / RANGES).write_bytes(ranges_to_json(ranges))
+        scales = {name: ranges.amax(name) / QMAX for name in ranges.tensors}
+        (stage / CACHE).write_bytes(format_cache(CalibrationCache(scales)))
+    (stage / REPORT).write_bytes(report.to_json(result))
+    data = {"calibration": job.calibration, "evaluation": job.evaluation}
+    contract = Manifest(
+        inputs={
+            str(job.graph.path): job.graph.sha256,
+            **{f"{use}: {item.origin}": item.digest or "unknown" for use, item in data.items() if item},
+        },
+        outputs={path.name: sha256_of(path) for path in sorted(stage.iterdir())},
+        versions={
+            "python": platform.python_version(),
+            **{name: version(name) for name in ("trtq", "numpy", "onnx", "onnxruntime", "polygraphy")},
+            job.backend.name: job.backend.version(),
+        },
+        settings={"model": asdict(job.spec), "target": asdict(job.target)},
+        layers=layers,
+        keys=job.keys,
+    )
+    (stage / manifest.NAME).write_bytes(manifest.to_json(contract))
+
+
+@dataclass(slots=True)
+class _Log:
+    """Keeps what was told, for the report, and passes it on; measures the stages."""
+
+    watcher: Watcher
+    notes: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def stage(self, text: str, total: int | None = None) -> None:
+        self.watcher.stage(text, total)
+
+    def advance(self, num_samples: int) -> None:
+        self.watcher.advance(num_samples)
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+        self.watcher.note(text)
+
+    def warn(self, text: str) -> None:
+        self.warnings.append(text)
+        self.watcher.warn(text)
+
+    @contextmanager
+    def timed(self, name: str) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] = time.perf_counter() - start

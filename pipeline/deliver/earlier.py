@@ -1,0 +1,39 @@
+"""What an earlier build in the same folder has already done."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from trtq.errors import ArtifactError
+from trtq.pipeline.deliver.manifest import Manifest, is_intact, read_manifest
+from trtq.pipeline.deliver.report import Report, read_report
+
+REPORT = "report.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Earlier:
+    """An intact build of which some stages had the same inputs as now."""
+
+    folder: Path
+    same: frozenset[str]
+    manifest: Manifest
+    report: Report
+
+    def copy(self, names: Iterable[str], to: Path) -> None:
+        """Copies files of the earlier build."""
+        for name in names:
+            shutil.copyfile(self.folder / name, to / name)
+
+
+def find_earlier(folder: Path, keys: Mapping[str, str]) -> Earlier | None:
+    """Returns what can be used again; None if there is no build, it is damaged, or nothing is the same."""
+    try:
+        manifest, report = read_manifest(folder), read_report(folder / REPORT)
+    except ArtifactError:
+        return None
+    same = frozenset(name for name, key in keys.items() if manifest.keys.get(name) == key)
+    return Earlier(folder, same, manifest, report) if same and is_intact(folder, manifest) else None

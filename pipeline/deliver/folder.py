@@ -1,0 +1,122 @@
+"""A folder that appears whole or not at all, and replaces an older one in one step."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from trtq.errors import ArtifactError
+
+_MARK = "manifest.json"
+_AT_FDCWD = -100
+_RENAME_EXCHANGE = 2
+
+
+@contextmanager
+def staged_folder(target: Path) -> Iterator[Path]:
+    """Yields an empty folder beside `target` that takes its place when the block ends without an error.
+
+    What a killed run left behind is cleared, and an older folder that it had put aside is put back.
+
+    Raises:
+        ArtifactError: `target` is a file, a folder that trtq did not write, or its parent cannot be written.
+    """
+    target = target.absolute()
+    _recover(target)
+    _refuse_foreign(target)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        stage = Path(
+            tempfile.mkdtemp(prefix=f"{_hidden(target)}{os.getpid()}.", suffix=".partial", dir=target.parent)
+        )
+    except OSError as error:
+        raise ArtifactError(f"cannot write to {target.parent}: {error.strerror}") from error
+    try:
+        yield stage
+        _publish(stage, target)
+    except OSError as error:
+        raise ArtifactError(f"cannot write {target}: {error.strerror}") from error
+    finally:
+        shutil.rmtree(stage, ignore_errors=True)
+
+
+def _refuse_foreign(target: Path) -> None:
+    if target.is_dir() and any(target.iterdir()) and not (target / _MARK).is_file():
+        raise ArtifactError(
+            f"{target} is not empty and was not written by trtq; choose another folder with --output"
+        )
+    if target.exists() and not target.is_dir():
+        raise ArtifactError(f"{target} is a file; choose another folder with --output")
+
+
+def _publish(stage: Path, target: Path) -> None:
+    """Puts the finished folder in its place; whatever happens, the old or the new one is complete there."""
+    stage.chmod(0o755 & ~_umask())
+    for path in stage.iterdir():
+        with path.open("rb") as stream:
+            os.fsync(stream.fileno())
+    _sync_folder(stage)
+    if target.is_dir() and not _exchange(stage, target):
+        aside = stage.with_suffix(".old")
+        target.rename(aside)
+        stage.rename(target)
+        shutil.rmtree(aside, ignore_errors=True)
+    elif not target.is_dir():
+        stage.rename(target)
+    _sync_folder(target.parent)
+
+
+def _exchange(first: Path, second: Path) -> bool:
+    """Swaps two folders in one step (Linux renameat2); returns whether the system and file system can."""
+    call = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if call is None:
+        return False
+    result = call(_AT_FDCWD, os.fsencode(first), _AT_FDCWD, os.fsencode(second), _RENAME_EXCHANGE)
+    if result == 0:
+        return True
+    code = ctypes.get_errno()
+    if code in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):
+        return False
+    raise OSError(code, os.strerror(code))
+
+
+def _recover(target: Path) -> None:
+    """Clears what killed runs left beside the target."""
+    for left in target.parent.glob(f"{_hidden(target)}*.old"):
+        if not target.exists():
+            left.rename(target)
+        elif not _is_running(left):
+            shutil.rmtree(left, ignore_errors=True)
+    for left in target.parent.glob(f"{_hidden(target)}*.partial"):
+        if not _is_running(left):
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def _is_running(left: Path) -> bool:
+    """Whether the process that made this folder still lives."""
+    pid = left.name.split(".")[-3]
+    return pid.isdigit() and (int(pid) == os.getpid() or Path(f"/proc/{pid}").exists())
+
+
+def _hidden(target: Path) -> str:
+    return f".{target.name}."
+
+
+def _umask() -> int:
+    current = os.umask(0)
+    os.umask(current)
+    return current
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,87 @@
+"""The contract of a build folder: what went in, what came out, how it was made."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from trtq.errors import ArtifactError
+from trtq.files import sha256_of
+
+SCHEMA_VERSION = 1
+NAME = "manifest.json"
+_KIND = "trtq build"
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """What is in a build folder.
+
+    Attributes:
+        inputs: SHA-256 of what went in, by its path or description.
+        outputs: SHA-256 of every other file of the folder, by name.
+        versions: Of trtq and the libraries that took part.
+        settings: The model's settings and the target.
+        layers: What each layer with weights runs as, by node name, where the backend tells.
+        keys: A digest of everything that each stage depends on, to know unchanged work again.
+    """
+
+    inputs: Mapping[str, str]
+    outputs: Mapping[str, str]
+    versions: Mapping[str, str]
+    settings: Mapping[str, Any]
+    layers: Mapping[str, str] = field(default_factory=dict)
+    keys: Mapping[str, str] = field(default_factory=dict)
+
+
+def to_json(manifest: Manifest) -> bytes:
+    """Returns the manifest as JSON."""
+    document = {"schema_version": SCHEMA_VERSION, "kind": _KIND, **asdict(manifest)}
+    return json.dumps(document, indent=1, default=str).encode() + b"\n"
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Returns the manifest of a build folder.
+
+    Raises:
+        ArtifactError: The file is missing, broken, of another kind or of another schema.
+    """
+    path = folder / NAME
+    try:
+        document = json.loads(path.read_bytes())
+    except OSError as error:
+        raise ArtifactError(f"{folder} is no build folder: cannot read {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise ArtifactError(f"{path} is not a manifest: {error}") from error
+    if not isinstance(document, dict) or document.get("kind") != _KIND:
+        raise ArtifactError(f"{path} is not a manifest of trtq")
+    if document["schema_version"] != SCHEMA_VERSION:
+        raise ArtifactError(
+            f"{path} has schema version {document['schema_version']}, this trtq reads {SCHEMA_VERSION}; "
+            f"use the trtq that wrote it, or build again"
+        )
+    names = ("inputs", "outputs", "versions", "settings", "layers", "keys")
+    if missing := [name for name in names if not isinstance(document.get(name), dict)]:
+        raise ArtifactError(f"{path} has no section {missing[0]!r}; build again")
+    return Manifest(**{name: document[name] for name in names})
+
+
+def is_intact(folder: Path, manifest: Manifest, names: tuple[str, ...] | None = None) -> bool:
+    """Returns whether the files, all of them or those named, are as the manifest says."""
+    wanted = manifest.outputs if names is None else {name: manifest.outputs.get(name, "") for name in names}
+    return all(
+        (folder / name).is_file() and sha256_of(folder / name) == digest for name, digest in wanted.items()
+    )
+
+
+def key_of(*parts: object) -> str:
+    """Returns a digest of plain values: numbers, strings, mappings, sequences, dataclasses."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=_plain).encode()).hexdigest()
+
+
+def _plain(value: Any) -> Any:
+    return asdict(value) if hasattr(value, "__dataclass_fields__") else str(value)

@@ -1,0 +1,144 @@
+"""What a build has to tell, for people and for machines."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from pathlib import Path
+from types import UnionType
+from typing import Any, get_args, get_origin, get_type_hints
+
+from trtq.errors import ArtifactError
+from trtq.models.spec import InputSpec
+from trtq.pipeline.engine.coverage import Fallback
+from trtq.pipeline.graph.placement import KeptNode
+from trtq.pipeline.quantize.precision import KeptFp32
+from trtq.pipeline.verify.metrics import OutputComparison
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class CalibrationReport:
+    """How the ranges were found. `seconds` and `peak_rss_bytes` are those of the run that calibrated."""
+
+    method: str
+    data: str
+    samples: int
+    seconds: float
+    peak_rss_bytes: int
+    random: bool
+
+
+@dataclass(frozen=True, slots=True)
+class EngineReport:
+    """What was built. `path` is relative to the folder; `targets` is empty for the backend's default."""
+
+    path: str
+    bytes: int
+    layers_quantized: int
+    layers_int8: int
+    fallbacks: tuple[Fallback, ...]
+    profiles: Mapping[str, InputSpec]
+    targets: tuple[str, ...]
+    warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """The outcome of a build.
+
+    Attributes:
+        schema_version: Of the JSON form.
+        verdict: "pass", "fail" or "unverified".
+        reasons: Why, unless it passed.
+        model: The file that was built.
+        output: The folder that holds the result.
+        backend: With its version, such as `tensorrt-rtx 1.7.1`.
+        precision: "int8" or "fp16".
+        high_precision: What is not quantized computes in this.
+        calibration: None if nothing was calibrated.
+        engine: What was built.
+        comparison: Every output of every pair of models.
+        evaluated_samples: How many samples were compared.
+        evaluation_data: The data that was compared on.
+        accuracy: The share of right answers by model, 0 to 1; empty without labels.
+        kept_float: Layers with weights that are not quantized, and why.
+        kept_fp32: Nodes that stay FP32 although the rest is FP16, and why.
+        notes: What was changed or decided on the way.
+        warnings: What the user should look at.
+        reused: What was taken from an earlier build: nothing, "ranges", "engine" or "everything".
+        timings_s: Seconds by stage.
+    """
+
+    schema_version: int
+    verdict: str
+    reasons: tuple[str, ...]
+    model: str
+    output: str
+    backend: str
+    precision: str
+    high_precision: str
+    calibration: CalibrationReport | None
+    engine: EngineReport
+    comparison: tuple[OutputComparison, ...]
+    evaluated_samples: int
+    evaluation_data: str
+    accuracy: Mapping[str, float]
+    kept_float: tuple[KeptNode, ...]
+    kept_fp32: tuple[KeptFp32, ...]
+    notes: tuple[str, ...]
+    warnings: tuple[str, ...]
+    reused: tuple[str, ...] = ()
+    timings_s: Mapping[str, float] = field(default_factory=dict)
+
+
+def to_json(report: Report) -> bytes:
+    """Returns the report as JSON; numbers that are not finite become null."""
+    return json.dumps(_plain(asdict(report)), indent=1, allow_nan=False).encode() + b"\n"
+
+
+def read_report(path: Path) -> Report:
+    """Returns the report of a build folder.
+
+    Raises:
+        ArtifactError: The file is missing, broken, incomplete or of another schema.
+    """
+    try:
+        document = json.loads(path.read_bytes())
+    except OSError as error:
+        raise ArtifactError(f"cannot read the report {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise ArtifactError(f"{path} is not a report: {error}") from error
+    version = document.get("schema_version") if isinstance(document, dict) else None
+    if version != SCHEMA_VERSION:
+        raise ArtifactError(f"{path} has schema version {version}, this trtq reads {SCHEMA_VERSION}")
+    try:
+        return _typed(document, Report)  # type: ignore[no-any-return]
+    except (KeyError, TypeError, ValueError) as error:
+        raise ArtifactError(f"{path} is not a complete report: {error!r}; build again") from error
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _typed(value: Any, kind: Any) -> Any:
+    """Returns the JSON value as the annotated type: the way back from `asdict`."""
+    if is_dataclass(kind) and isinstance(kind, type):
+        hints = get_type_hints(kind)
+        return kind(**{item.name: _typed(value[item.name], hints[item.name]) for item in fields(kind)})
+    inner = get_args(kind)
+    if get_origin(kind) is tuple:
+        return tuple(_typed(item, inner[0]) for item in value)
+    if isinstance(kind, UnionType):
+        return None if value is None else _typed(value, inner[0])
+    if get_origin(kind) is not None and len(inner) == 2:
+        return {key: _typed(item, inner[1]) for key, item in value.items()}
+    return math.nan if kind is float and value is None else value

@@ -1,0 +1,85 @@
+"""Which of the quantized layers really run in INT8."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from trtq.pipeline.engine.backend import Built, Kernel
+from trtq.pipeline.graph.quantized import QuantizedLayer
+
+_GLUE = ("kgen", "shape_call")
+"""Kinds of generated kernels that only convert or combine; a layer's arithmetic is elsewhere."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fallback:
+    """A layer that has Q/DQ and does not run in INT8."""
+
+    node: str
+    op_type: str
+    runs_as: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Coverage:
+    """How many quantized layers there are, how many run in INT8, and the others."""
+
+    layers_quantized: int
+    layers_int8: int
+    fallbacks: tuple[Fallback, ...]
+
+
+def coverage(layers: Sequence[QuantizedLayer], built: Built, targets: Sequence[str] = ()) -> Coverage:
+    """Returns what became of the quantized layers.
+
+    Args:
+        layers: The layers whose operands are behind Q/DQ.
+        built: The engine with what it runs.
+        targets: The compute capabilities that it was built for, for the reasons.
+    """
+    fallbacks = []
+    for layer in layers:
+        own = [kernel for kernel in built.kernels if layer.name in kernel.nodes]
+        if not any(kernel.is_int8 for kernel in own):
+            fallbacks.append(_fallback(layer, own, _reason(layer, built, targets)))
+    return Coverage(len(layers), len(layers) - len(fallbacks), tuple(fallbacks))
+
+
+def precisions(nodes: Sequence[str], built: Built) -> dict[str, str]:
+    """Returns what each of the named nodes runs as, such as "Int8" or "Half"; unknown ones are left out."""
+    found = {}
+    for name in nodes:
+        own = [kernel for kernel in built.kernels if name in kernel.nodes]
+        if own:
+            found[name] = "Int8" if any(kernel.is_int8 for kernel in own) else _runs_as(_main(own))
+    return found
+
+
+def _main(own: Sequence[Kernel]) -> Kernel:
+    """Returns the kernel that does the arithmetic."""
+    return next((kernel for kernel in own if kernel.kind not in _GLUE), own[0])
+
+
+def _runs_as(kernel: Kernel) -> str:
+    return "/".join(dict.fromkeys((*kernel.inputs[:1], *kernel.constants[:1]))) or "unknown"
+
+
+def _fallback(layer: QuantizedLayer, own: Sequence[Kernel], reason: str) -> Fallback:
+    if not own:
+        return Fallback(layer.name, layer.op_type, "none", "the builder removed it: nothing uses its result")
+    return Fallback(layer.name, layer.op_type, _runs_as(_main(own)), reason)
+
+
+def _reason(layer: QuantizedLayer, built: Built, targets: Sequence[str]) -> str:
+    """Returns the likely reason, by what was measured for the patterns that silently run in float."""
+    if layer.op_type == "ConvTranspose":
+        return "TensorRT has no INT8 kernel for ConvTranspose; leave it out of --op-types"
+    if layer.scale_shape not in ((), None):
+        return f"its activation scale has shape {layer.scale_shape}; INT8 convolutions want a 0-d scale"
+    if layer.weight_axis is not None and layer.weight_axis != layer.output_axis:
+        return f"its weight is quantized along axis {layer.weight_axis}, INT8 wants axis {layer.output_axis}"
+    if "7.5" in targets:
+        return "compute capability 7.5 (Turing) runs Q/DQ layers in float"
+    return built.usual_reason

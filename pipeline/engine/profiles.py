@@ -1,0 +1,149 @@
+"""Optimization profiles: the shapes for which an engine is built."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from trtq.errors import UsageError
+from trtq.models.signature import TensorSpec, show_shape
+from trtq.models.spec import InputSpec
+
+Shape = tuple[int, ...]
+_ITEM = re.compile(
+    r"""(?: '(?P<single>[^']+)' | "(?P<double>[^"]+)" | (?P<plain>[^'",\s]+?) ) \s* : \s*
+        (?: \[ (?P<list> [\d,\s]* ) \] | (?P<cross> \d+ (?: [xX] \d+ )* ) ) \s* (?: , \s* | $ )""",
+    re.VERBOSE,
+)
+
+
+class ShapesOfData(Protocol):
+    """The shapes that an input had in the data: smallest, most frequent, largest."""
+
+    @property
+    def min(self) -> Shape:
+        """The smallest size of each dimension."""
+        ...
+
+    @property
+    def opt(self) -> Shape:
+        """The most frequent shape."""
+        ...
+
+    @property
+    def max(self) -> Shape:
+        """The largest size of each dimension."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class GivenShapes:
+    """The shapes that the user gave, by input name."""
+
+    min: Mapping[str, Shape] = field(default_factory=dict)
+    opt: Mapping[str, Shape] = field(default_factory=dict)
+    max: Mapping[str, Shape] = field(default_factory=dict)
+
+
+def parse_shapes(text: str) -> dict[str, Shape]:
+    """Returns the shapes of one option value.
+
+    Takes trtexec's `name:1x3x224x224` and Polygraphy's `name:[1,3,224,224]`, several of them with commas
+    between, and names with colons in quotes: `'input_1:0':1x3x544x960`.
+
+    Raises:
+        UsageError: The text is neither.
+    """
+    shapes: dict[str, Shape] = {}
+    position = 0
+    while position < len(text):
+        item = _ITEM.match(text, position)
+        if item is None:
+            raise UsageError(
+                f"{text!r} gives no shapes; write name:1x3x224x224 or name:[1,3,224,224], several with "
+                f"commas between, and names with a colon in quotes"
+            )
+        name = item["single"] or item["double"] or item["plain"]
+        dims = re.findall(r"\d+", item["list"] if item["list"] is not None else item["cross"])
+        shapes[name] = tuple(int(dim) for dim in dims)
+        position = item.end()
+    if not shapes:
+        raise UsageError("an empty text gives no shapes; write name:1x3x224x224")
+    return shapes
+
+
+def resolve_profiles(
+    inputs: Sequence[TensorSpec],
+    given: GivenShapes,
+    spec: Mapping[str, InputSpec],
+    seen: Mapping[str, ShapesOfData],
+) -> tuple[dict[str, InputSpec], list[str]]:
+    """Returns the profile of every dynamic input, and a sentence for each that was derived from the data.
+
+    An input's shapes are those given (one of them stands for those that were not), else those of the settings
+    file, else those of the data, from a batch of 1 on.
+
+    Args:
+        inputs: What the model takes.
+        given: By the user, on the command line.
+        spec: From the settings file.
+        seen: In the data; empty if there was none.
+
+    Raises:
+        UsageError: Shapes for an unknown input, or that do not fit the model, or none to be had.
+    """
+    names = [item.name for item in inputs]
+    for name in {**spec, **given.min, **given.opt, **given.max}:
+        if name not in names:
+            raise UsageError(f"shapes are given for {name!r}, but the model's inputs are {', '.join(names)}")
+    profiles: dict[str, InputSpec] = {}
+    notes: list[str] = []
+    for item in inputs:
+        profile = _given(item.name, given) or spec.get(item.name)
+        if profile is None and item.is_dynamic:
+            profile = _derived(item, seen)
+            shapes = f"min {_cross(profile.min)}, opt {_cross(profile.opt)}, max {_cross(profile.max)}"
+            notes.append(
+                f"input {item.name!r} is dynamic: profile from the data, {shapes}; "
+                f"others with --min-shapes, --opt-shapes, --max-shapes"
+            )
+        if profile is None:
+            continue
+        for shape in (profile.min, profile.opt, profile.max):
+            if not item.fits(shape):
+                raise UsageError(
+                    f"shape {_cross(shape)} does not fit input {item.name!r}, "
+                    f"which is {show_shape(item.shape)}"
+                )
+        if item.is_dynamic:
+            profiles[item.name] = profile
+    return profiles, notes
+
+
+def _given(name: str, given: GivenShapes) -> InputSpec | None:
+    known = [shapes[name] for shapes in (given.opt, given.max, given.min) if name in shapes]
+    if not known:
+        return None
+    return InputSpec(
+        min=given.min.get(name, known[0]),
+        opt=given.opt.get(name, known[0]),
+        max=given.max.get(name, known[0]),
+    )
+
+
+def _derived(item: TensorSpec, seen: Mapping[str, ShapesOfData]) -> InputSpec:
+    shapes = seen.get(item.name)
+    if shapes is None:
+        raise UsageError(
+            f"input {item.name!r} is dynamic, {show_shape(item.shape)}, and there is no data to take its "
+            f"shapes from; give --opt-shapes {item.name}:..., or [inputs.{item.name}] in model.toml"
+        )
+    first = item.shape[0] if item.shape else 0
+    smallest = shapes.min if isinstance(first, int) else (1, *shapes.min[1:])
+    return InputSpec(smallest, shapes.opt, shapes.max)
+
+
+def _cross(shape: Shape) -> str:
+    return "x".join(str(dim) for dim in shape) or "scalar"

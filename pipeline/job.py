@@ -1,0 +1,134 @@
+"""What a build decides before any work begins."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+
+from trtq.calibrators import Method
+from trtq.calibrators.batches import Batches
+from trtq.calibrators.estimate import describe
+from trtq.models.spec import ModelSpec
+from trtq.pipeline.calibrate import calibration_data, method_of, placement_of, spec_beside
+from trtq.pipeline.deliver.manifest import key_of
+from trtq.pipeline.engine import choose
+from trtq.pipeline.engine.backend import Backend
+from trtq.pipeline.graph.load import Graph, load
+from trtq.pipeline.graph.placement import Placement
+from trtq.pipeline.graph.quantized import is_quantized, refuse_what_tensorrt_refuses
+from trtq.pipeline.target import Target
+from trtq.pipeline.verify.evaluate import evaluation_data
+from trtq.pipeline.watch import Watcher
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A build before it begins.
+
+    Attributes:
+        graph: The loaded model.
+        spec: What is known of it.
+        target: What is wanted.
+        backend: Who builds it.
+        folder: Where the result goes.
+        fp16: Whether what is not quantized becomes FP16.
+        is_quantized: Whether the model came with Q/DQ: then it is built as it is.
+        placement: What will be quantized.
+        method: How ranges are estimated.
+        calibration: The data for the ranges; None if there is none, and none is needed.
+        evaluation: The data to compare on; None if there is none.
+        keys: A digest for each stage of all that its result depends on.
+    """
+
+    graph: Graph
+    spec: ModelSpec
+    target: Target
+    backend: Backend
+    folder: Path
+    fp16: bool
+    is_quantized: bool
+    placement: Placement
+    method: Method
+    calibration: Batches | None
+    evaluation: Batches | None
+    keys: Mapping[str, str]
+
+
+def prepare(
+    path: Path,
+    spec: ModelSpec | None,
+    target: Target,
+    output: Path | None,
+    random_data: bool,
+    watcher: Watcher,
+) -> Job:
+    """Returns the job, with everything checked that can be checked without running the model.
+
+    Raises:
+        ModelError, DataError, UsageError: Something that was given cannot be used.
+        MissingDependency: The backend does not work here.
+    """
+    spec = spec if spec is not None else spec_beside(path)
+    backend = choose(target.backend)
+    fp16 = target.high_precision == "fp16" or (target.high_precision == "auto" and backend.runs_fp16)
+    watcher.stage("Loading")
+    graph = load(path, min_opset=19 if fp16 else 13)
+    for note in graph.notes:
+        watcher.note(note)
+    quantized = is_quantized(graph.model)
+    if quantized:
+        refuse_what_tensorrt_refuses(graph.model)
+        watcher.note("the model is quantized already: it is built as it is, without calibration")
+    as_is = quantized or target.precision != "int8"
+    placement = Placement((), ()) if as_is else placement_of(graph, spec, target, watcher)
+    if not as_is and not placement.layers:
+        watcher.warn("no layer can be quantized; the report tells why")
+    if random_data:
+        watcher.warn("calibrating with random numbers: the accuracy of this engine is meaningless")
+    wanted = not as_is or random_data or spec.calibration.data is not None
+    calibration = calibration_data(graph, spec, target, random_data=random_data) if wanted else None
+    job = Job(
+        graph=graph,
+        spec=spec,
+        target=target,
+        backend=backend,
+        folder=(output or path.with_suffix(".trtq")).absolute(),
+        fp16=fp16,
+        is_quantized=quantized,
+        placement=placement,
+        method=method_of(spec.calibration),
+        calibration=calibration,
+        evaluation=evaluation_data(graph, spec, calibration),
+        keys={},
+    )
+    return replace(job, keys=_keys(job))
+
+
+def _keys(job: Job) -> dict[str, str]:
+    ranges = key_of(
+        version("trtq"),
+        job.graph.sha256,
+        _digest(job.calibration),
+        describe(job.method),
+        job.placement.activations,
+    )
+    engine = key_of(
+        ranges,
+        job.spec.layers,
+        job.spec.inputs,
+        job.target,
+        job.fp16,
+        job.backend.name,
+        job.backend.version(),
+    )
+    everything = key_of(engine, _digest(job.evaluation), job.spec.evaluation, job.spec.accuracy)
+    return {"ranges": ranges, "engine": engine, "everything": everything}
+
+
+def _digest(batches: Batches | None) -> str:
+    if batches is None:
+        return "no data"
+    return batches.digest or f"known only by running it, at {time.time_ns()}"

@@ -1,0 +1,161 @@
+"""Runs models side by side on the same data and compares what comes out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trtq import lazy
+from trtq.calibrators.batches import Batches, Feed
+from trtq.calibrators.observe import Progress
+from trtq.errors import DataError, ModelError, UsageError
+from trtq.models.session import open_session, runtime_errors
+from trtq.pipeline.verify.metrics import OutputComparison, OutputMetrics
+
+
+@dataclass(frozen=True, slots=True)
+class Labels:
+    """Where the right answers are.
+
+    Attributes:
+        array: The name of the array in each feed: whole numbers, shape (samples,).
+        output: The output that holds the class scores; None if the model has only one.
+    """
+
+    array: str
+    output: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Models against each other.
+
+    Attributes:
+        outputs: Every output of every pair.
+        accuracy: The share of right answers of each model, 0 to 1; empty without labels.
+        num_samples: How many samples were compared.
+        data: The data, as a person reads it.
+    """
+
+    outputs: tuple[OutputComparison, ...]
+    accuracy: Mapping[str, float]
+    num_samples: int
+    data: str
+
+
+def compare(
+    models: Mapping[str, Path],
+    pairs: Sequence[tuple[str, str]],
+    batches: Batches,
+    labels: Labels | None = None,
+    progress: Progress = lambda _: None,
+) -> Comparison:
+    """Returns how far the models are apart, run by Polygraphy's Comparator on ONNX Runtime.
+
+    Graph optimizations are off, so that the arithmetic is that of the graph. One batch is in memory at a
+    time.
+
+    Args:
+        models: The files by the names that the result uses.
+        pairs: (candidate, reference) names to compare.
+        batches: The data, checked against the models' inputs.
+        labels: Where the labels are, for the accuracy.
+        progress: Told of every batch.
+
+    Raises:
+        ModelError: ONNX Runtime cannot run one of them, or their outputs differ in name or shape.
+        DataError: The data or the labels do not fit.
+        UsageError: It is not clear which output the labels belong to.
+    """
+    metrics: dict[tuple[str, str, str], OutputMetrics] = {}
+    correct = dict.fromkeys(models, 0) if labels is not None else {}
+    num_samples = 0
+    for feed, results in _run(models, batches, labels):
+        for candidate, reference in pairs:
+            for output in results[reference]:
+                ours, theirs = _same_output(results, candidate, reference, output)
+                key = (candidate, reference, output)
+                metrics.setdefault(key, OutputMetrics()).add(ours, theirs, feed.num_samples)
+        for name in correct:
+            assert labels is not None
+            correct[name] += _num_correct(results[name], feed, labels)
+        num_samples += feed.num_samples
+        progress(feed.num_samples)
+    return Comparison(
+        tuple(item.result(*key) for key, item in metrics.items()),
+        {name: hits / num_samples for name, hits in correct.items()},
+        num_samples,
+        batches.origin,
+    )
+
+
+def _run(
+    models: Mapping[str, Path], batches: Batches, labels: Labels | None
+) -> Iterator[tuple[Feed, dict[str, dict[str, NDArray[Any]]]]]:
+    """Yields each feed with the outputs of each model."""
+    comparator = lazy.require("polygraphy.comparator", None, "comparing models").Comparator
+    runner = lazy.require("polygraphy.backend.onnxrt", None, "comparing models").OnnxrtRunner
+    logger = lazy.require("polygraphy.logger", None, "comparing models").G_LOGGER
+    exception = lazy.require("polygraphy.exception", None, "comparing models").PolygraphyException
+    runners = [runner(open_session(path, optimize=False), name=name) for name, path in models.items()]
+    current: list[Feed] = []
+
+    def feeds() -> Iterator[dict[str, NDArray[Any]]]:
+        for feed in batches:
+            current[:] = [feed]
+            yield {
+                name: array for name, array in feed.arrays.items() if labels is None or name != labels.array
+            }
+
+    with logger.verbosity(logger.CRITICAL):
+        try:
+            for results in comparator.run(runners, data_loader=feeds(), streaming=True):
+                yield current[0], {name: dict(iterations[0].items()) for name, iterations in results}
+        except (*runtime_errors(), exception) as error:
+            source = current[0].source if current else batches.origin
+            text = " ".join(str(error).split())[:400]
+            raise ModelError(f"running the models on {source} failed: {text}") from error
+
+
+def _same_output(
+    results: Mapping[str, Mapping[str, NDArray[Any]]], candidate: str, reference: str, output: str
+) -> tuple[NDArray[Any], NDArray[Any]]:
+    theirs, ours = results[reference][output], results[candidate].get(output)
+    if ours is None:
+        raise ModelError(
+            f"{candidate} has no output {output!r} as {reference} has; "
+            f"its outputs are {', '.join(results[candidate])}"
+        )
+    if ours.shape != theirs.shape:
+        raise ModelError(
+            f"output {output!r} has shape {ours.shape} in {candidate} and {theirs.shape} in {reference}; "
+            f"data-dependent shapes cannot be compared"
+        )
+    return ours, theirs
+
+
+def _num_correct(outputs: Mapping[str, NDArray[Any]], feed: Feed, labels: Labels) -> int:
+    name = labels.output
+    if name is None:
+        if len(outputs) != 1:
+            raise UsageError(
+                f"the model has the outputs {', '.join(outputs)}; name the one with the class scores: "
+                f"`output` in [evaluation] of model.toml"
+            )
+        name = next(iter(outputs))
+    if name not in outputs:
+        raise UsageError(f"the model has no output {name!r}; its outputs are {', '.join(outputs)}")
+    if labels.array not in feed.arrays:
+        raise DataError(f"{feed.source} has no labels {labels.array!r}; it has {', '.join(feed.arrays)}")
+    scores, wanted = outputs[name], np.asarray(feed.arrays[labels.array])
+    if scores.ndim != 2 or wanted.shape != scores.shape[:1] or not np.issubdtype(wanted.dtype, np.integer):
+        raise DataError(
+            f"labels {labels.array!r} of {feed.source} are {wanted.dtype} of shape {wanted.shape} and output "
+            f"{name!r} has shape {scores.shape}; accuracy needs whole numbers (N,) and scores (N, classes)"
+        )
+    return int((scores.argmax(axis=1) == wanted).sum())

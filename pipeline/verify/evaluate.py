@@ -1,0 +1,84 @@
+"""The data that models are compared on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from trtq.calibrators.batches import Batches, Feed
+from trtq.calibrators.sources import open_batches
+from trtq.errors import DataError
+from trtq.files import sha256_of
+from trtq.models.spec import EvaluationSpec, ModelSpec
+from trtq.pipeline.graph.load import Graph
+from trtq.pipeline.verify.compare import Labels
+
+_UNLABELLED_SAMPLES = 128
+_FROM_FILE = "labels"
+
+
+def evaluation_data(graph: Graph, spec: ModelSpec, calibration: Batches | None) -> Batches | None:
+    """Returns the stream to compare on: the evaluation data, else the calibration data, else None.
+
+    Without labels, 128 samples are enough unless the settings say otherwise.
+
+    Raises:
+        DataError: The data does not fit.
+    """
+    evaluation = spec.evaluation
+    if evaluation.data is None:
+        if evaluation.labels is not None:
+            raise DataError(
+                f"labels {evaluation.labels!r} are named without evaluation data; give --eval-data"
+            )
+        return (
+            calibration.first(evaluation.samples or _UNLABELLED_SAMPLES) if calibration is not None else None
+        )
+    labels = labels_of(evaluation)
+    batches = open_batches(
+        evaluation.data,
+        graph.inputs,
+        spec.calibration.batch_size,
+        preprocess=spec.preprocess,
+        extra=(labels.array,) if labels is not None else (),
+    )
+    if evaluation.labels is not None and evaluation.labels.endswith(".npy"):
+        batches = with_labels(batches, Path(evaluation.labels))
+    return batches.first(evaluation.samples or (None if evaluation.labels else _UNLABELLED_SAMPLES))
+
+
+def labels_of(evaluation: EvaluationSpec) -> Labels | None:
+    """Returns where the labels are; None if there are none."""
+    if evaluation.labels is None:
+        return None
+    array = _FROM_FILE if evaluation.labels.endswith(".npy") else evaluation.labels
+    return Labels(array, evaluation.output)
+
+
+def with_labels(batches: Batches, path: Path) -> Batches:
+    """Returns the stream with the labels of a .npy file, one a sample in the order of the data.
+
+    Raises:
+        DataError: The file cannot be read, or has another number of labels than there are samples.
+    """
+    try:
+        labels = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise DataError(f"cannot read the labels {path}: {error}") from error
+    if batches.num_samples is not None and labels.shape != (batches.num_samples,):
+        raise DataError(
+            f"{path} has labels of shape {labels.shape}, {batches.origin} has {batches.num_samples} samples; "
+            f"give one label a sample"
+        )
+
+    def read() -> Iterator[Feed]:
+        start = 0
+        for feed in batches:
+            stop = start + feed.num_samples
+            yield Feed({**feed.arrays, _FROM_FILE: labels[start:stop]}, feed.source, feed.num_samples)
+            start = stop
+
+    digest = batches.digest and f"{batches.digest}/{sha256_of(path)}"
+    return Batches(read, batches.origin, batches.num_samples, digest, batches.is_random)

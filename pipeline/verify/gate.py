@@ -1,0 +1,86 @@
+"""Whether what is left of the accuracy is enough."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from trtq.models.spec import AccuracySpec
+from trtq.pipeline.verify.compare import Comparison
+from trtq.pipeline.verify.metrics import OutputComparison
+
+Outcome = Literal["pass", "fail", "unverified"]
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What the gate says, and why; "unverified" where there was nothing to judge by."""
+
+    outcome: Outcome
+    reasons: tuple[str, ...] = ()
+
+
+def judge(
+    comparison: Comparison | None, gate: AccuracySpec, *, candidate: str, is_random: bool = False
+) -> Verdict:
+    """Returns the verdict on one of the compared models.
+
+    The truth is FP32. FP16 is a second reference where it holds the gate itself.
+
+    Args:
+        comparison: What was compared; None if nothing could be.
+        gate: The tolerances.
+        candidate: The model that is judged: "int8", or "fp16".
+        is_random: Whether the data was made up: then nothing can be said.
+    """
+    if comparison is None:
+        return Verdict("unverified", ("there was no float model or no data to compare with",))
+    if is_random:
+        return Verdict("unverified", ("the data was random, so its accuracy means nothing",))
+    bad_fp16 = [item for item in comparison.outputs if item.candidate == "fp16" and not _holds(item, gate)]
+    references = ("fp32",) if bad_fp16 else ("fp32", "fp16")
+    reasons = [
+        _cosine_reason(item, gate)
+        for item in comparison.outputs
+        if item.candidate == candidate and item.reference in references and not _holds(item, gate)
+    ]
+    drop = _drop(comparison, candidate)
+    if drop is not None and drop > gate.max_drop:
+        reasons.append(
+            f"accuracy falls from {comparison.accuracy['fp32']:.2%} (fp32) to "
+            f"{comparison.accuracy[candidate]:.2%}, by {drop:.2f} points; the gate allows {gate.max_drop:g}"
+        )
+    if reasons and candidate != "fp16" and bad_fp16:
+        reasons.append(_blame_fp16(bad_fp16[0]))
+    return Verdict("fail" if reasons else "pass", tuple(reasons))
+
+
+def _drop(comparison: Comparison, candidate: str) -> float | None:
+    """Returns the lost points of accuracy against FP32; None without labels."""
+    if "fp32" not in comparison.accuracy or candidate not in comparison.accuracy:
+        return None
+    return round(100 * (comparison.accuracy["fp32"] - comparison.accuracy[candidate]), 9)
+
+
+def _cosine_reason(item: OutputComparison, gate: AccuracySpec) -> str:
+    worst = ", ".join(f"{worst.sample} ({worst.cosine:.4f})" for worst in item.worst[:3])
+    if item.nonfinite:
+        return (
+            f"output {item.output!r} has {item.nonfinite} values that are NaN or infinite where "
+            f"{item.reference} has numbers; worst samples: {worst}"
+        )
+    return (
+        f"output {item.output!r} has cosine {item.cosine:.4f} to {item.reference}, the gate wants "
+        f"{gate.min_cosine:g}; worst samples: {worst}"
+    )
+
+
+def _blame_fp16(item: OutputComparison) -> str:
+    return (
+        f"FP16 alone has cosine {item.cosine:.4f} to fp32 on output {item.output!r}: quantization is not the "
+        f"cause; keep layers in FP32 with --keep-fp32, or the whole rest with --high-precision fp32"
+    )
+
+
+def _holds(item: OutputComparison, gate: AccuracySpec) -> bool:
+    return item.cosine >= gate.min_cosine  # NaN does not

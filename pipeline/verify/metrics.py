@@ -1,0 +1,146 @@
+"""How near the outputs of one model are to those of another, added up batch by batch."""
+
+from __future__ import annotations
+
+import heapq
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+_NUM_WORST = 5
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class WorstSample:
+    """A sample, by its place in the data, and how near its output is."""
+
+    cosine: float
+    sample: int
+
+
+@dataclass(frozen=True, slots=True)
+class OutputComparison:
+    """One output of a candidate against the same output of a reference, over all the data.
+
+    Attributes:
+        candidate: The model that is judged: "int8", "fp16".
+        reference: The model that it is judged by: "fp32", "fp16".
+        output: The output's name.
+        cosine: Of the two outputs as long vectors; 1.0 if both are zero, NaN if a value is not finite.
+        sqnr_db: Signal to quantization noise, 10 log10(sum r^2 / sum (r - c)^2) in dB; inf if equal.
+        max_abs: The largest absolute difference.
+        mean_abs: The mean absolute difference.
+        top1_agreement: The share of rows with the same largest entry; None for outputs that are no scores.
+        nonfinite: How many of the candidate's values are NaN or infinite where the reference's are not.
+        worst: The samples with the lowest cosine, worst first.
+    """
+
+    candidate: str
+    reference: str
+    output: str
+    cosine: float
+    sqnr_db: float
+    max_abs: float
+    mean_abs: float
+    top1_agreement: float | None
+    nonfinite: int
+    worst: tuple[WorstSample, ...]
+
+
+@dataclass(slots=True)
+class OutputMetrics:
+    """The running sums of one output; float64."""
+
+    dot: float = 0.0
+    candidate_squares: float = 0.0
+    reference_squares: float = 0.0
+    error_squares: float = 0.0
+    absolute: float = 0.0
+    largest: float = 0.0
+    count: int = 0
+    nonfinite: int = 0
+    rows: int = 0
+    rows_equal: int = 0
+    samples: int = 0
+    worst: list[tuple[float, int]] = field(default_factory=list)
+
+    def add(self, candidate: NDArray[Any], reference: NDArray[Any], num_samples: int) -> None:
+        """Takes in one batch of outputs of the same shape; places where both are not finite count nothing."""
+        if _has_scores(reference):
+            same = candidate.argmax(axis=-1) == reference.argmax(axis=-1)
+            self.rows += same.size
+            self.rows_equal += int(same.sum())
+        ours, theirs = candidate.astype(np.float64), reference.astype(np.float64)
+        fine = np.isfinite(theirs)
+        self.nonfinite += int((fine & ~np.isfinite(ours)).sum())
+        ours, theirs = np.where(fine, ours, 0.0), np.where(fine, theirs, 0.0)
+        parts = num_samples if theirs.ndim and theirs.shape[0] == num_samples else 1
+        with np.errstate(invalid="ignore", over="ignore"):
+            self._add_samples(ours.reshape(parts, -1), theirs.reshape(parts, -1))
+            error = np.abs(ours - theirs)
+        self.error_squares += float((error**2).sum())
+        self.absolute += float(error.sum())
+        self.largest = float(np.fmax(self.largest, error.max(initial=0.0)))
+        self.count += error.size
+
+    def _add_samples(self, ours: NDArray[np.float64], theirs: NDArray[np.float64]) -> None:
+        dots = (ours * theirs).sum(axis=1)
+        ours_squares, theirs_squares = (ours**2).sum(axis=1), (theirs**2).sum(axis=1)
+        self.dot += float(dots.sum())
+        self.candidate_squares += float(ours_squares.sum())
+        self.reference_squares += float(theirs_squares.sum())
+        for dot, mine, other in zip(dots, ours_squares, theirs_squares, strict=True):
+            cosine = _cosine(float(dot), float(mine), float(other))
+            rank = -cosine if math.isfinite(cosine) else 2.0  # not finite is worse than opposite
+            entry = (rank, self.samples)
+            self.samples += 1
+            if len(self.worst) < _NUM_WORST:
+                heapq.heappush(self.worst, entry)
+            else:
+                heapq.heappushpop(self.worst, entry)
+
+    def result(self, candidate: str, reference: str, output: str) -> OutputComparison:
+        """Returns the comparison of all that was taken in."""
+        broken = self.nonfinite > 0
+        return OutputComparison(
+            candidate,
+            reference,
+            output,
+            math.nan if broken else _cosine(self.dot, self.candidate_squares, self.reference_squares),
+            math.nan if broken else _decibels(self.reference_squares, self.error_squares),
+            math.nan if broken else self.largest,
+            math.nan if broken else self.absolute / max(self.count, 1),
+            self.rows_equal / self.rows if self.rows else None,
+            self.nonfinite,
+            tuple(
+                WorstSample(-rank if rank <= 1 else math.nan, sample)
+                for rank, sample in sorted(self.worst, key=lambda entry: (-entry[0], entry[1]))
+            ),
+        )
+
+
+def _has_scores(output: NDArray[Any]) -> bool:
+    """Whether the last axis holds scores of classes: float, (N, C) or (N, T, C)."""
+    return (
+        output.ndim in (2, 3)
+        and output.shape[-1] > 1
+        and (np.issubdtype(output.dtype, np.floating))
+        and output.size > 0
+    )
+
+
+def _cosine(dot: float, first_squares: float, second_squares: float) -> float:
+    if first_squares == 0 and second_squares == 0:
+        return 1.0
+    if first_squares == 0 or second_squares == 0:
+        return 0.0
+    return max(-1.0, min(1.0, dot / math.sqrt(first_squares) / math.sqrt(second_squares)))
+
+
+def _decibels(signal: float, noise: float) -> float:
+    if noise == 0:
+        return math.inf
+    return 10 * math.log10(signal / noise) if signal > 0 else -math.inf
