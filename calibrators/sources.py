@@ -170,7 +170,7 @@ def _check_sample(sample: NDArray[Any], first: NDArray[Any], dtype: str, path: P
         limits = np.iinfo(dtype)
         if sample.min() < limits.min or sample.max() > limits.max or (sample != np.rint(sample)).any():
             raise DataError(
-                f"{path} becomes numbers from {sample.min():g} to {sample.max():g} and the model takes {dtype}; "
+                f"{path} becomes numbers from {sample.min():g} to {sample.max():g}, the model takes {dtype}; "
                 f"set `scale = 1.0`, `mean = [0.0]` and `std = [1.0]` in [preprocess] of model.toml"
             )
 
@@ -179,19 +179,18 @@ def _from_polygraphy(path: Path) -> Batches:
     reader = lazy.require("polygraphy.json", None, "reading inputs saved by Polygraphy")
     exceptions = lazy.require("polygraphy.exception", None, "reading inputs saved by Polygraphy")
     try:
-        feeds = reader.load_json(str(path))
+        loaded = reader.load_json(str(path))
+        if not isinstance(loaded, list) or not all(isinstance(feed, Mapping) for feed in loaded):
+            raise DataError(f"{path} holds no list of feeds; save one with `polygraphy run --save-inputs`")
+        feeds = [{name: np.asarray(value) for name, value in feed.items()} for feed in loaded]
     except (OSError, ValueError, KeyError, TypeError, exceptions.PolygraphyException) as error:
         raise DataError(f"{path} is not a file of inputs saved by Polygraphy: {error}") from error
-    if not isinstance(feeds, list) or not all(isinstance(feed, Mapping) for feed in feeds):
-        raise DataError(f"{path} holds no list of feeds; save one with `polygraphy run --save-inputs`")
 
     def read() -> Iterator[Feed]:
-        for index, feed in enumerate(feeds):
-            arrays = {name: np.asarray(value) for name, value in feed.items()}
+        for index, arrays in enumerate(feeds):
             yield Feed(arrays, f"{path}, feed {index}", num_samples_of(arrays))
 
-    total = sum(num_samples_of({name: np.asarray(value) for name, value in feed.items()}) for feed in feeds)
-    return Batches(read, str(path), total, file_digest(path))
+    return Batches(read, str(path), sum(map(num_samples_of, feeds)), file_digest(path))
 
 
 def _from_script(script: Path, function: str) -> Batches:

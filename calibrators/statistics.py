@@ -121,7 +121,7 @@ class Histogram:
         return np.diff(np.interp(np.linspace(0.0, self.amax, num_bins + 1), edges, cumulated))
 
     def quantile(self, fraction: float) -> float:
-        """Returns the magnitude that this fraction, 0 to 1, of all values, zeros included, does not exceed."""
+        """Returns the magnitude that this fraction (0 to 1) of all values, zeros included, do not exceed."""
         cumulated = np.cumsum(self.counts)
         rank = fraction * int(cumulated[-1])
         index = int(np.searchsorted(cumulated, rank))

@@ -36,7 +36,7 @@ from trtq.pipeline.quantize.mixed import Mixed, fp16_model, int8_model
 from trtq.pipeline.quantize.precision import KeptFp32
 from trtq.pipeline.quantize.qdq import QMAX
 from trtq.pipeline.target import Target
-from trtq.pipeline.verify.compare import Comparison, compare
+from trtq.pipeline.verify.compare import Comparison, compare_models
 from trtq.pipeline.verify.evaluate import labels_of
 from trtq.pipeline.verify.gate import judge
 from trtq.pipeline.watch import Silent, Watcher
@@ -216,7 +216,7 @@ def _compare(job: Job, models: _Models, log: _Log) -> Comparison | None:
     pairs = [pair for pair in wanted if set(pair) <= set(models.files)]
     log.stage("Comparing", job.evaluation.num_samples)
     with log.timed("compare"):
-        return compare(models.files, pairs, job.evaluation, labels, log.advance)
+        return compare_models(models.files, pairs, job.evaluation, labels, log.advance)
 
 
 def _write_rest(job: Job, ranges: Ranges | None, result: Report, layers: dict[str, str], stage: Path) -> None:

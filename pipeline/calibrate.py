@@ -54,8 +54,8 @@ def calibration_data(graph: Graph, spec: ModelSpec, target: Target, *, random_da
         return random_batches(graph.inputs, shapes, _NUM_RANDOM_FEEDS)
     if spec.calibration.data is None:
         raise DataError(
-            f"{graph.path} cannot be calibrated without data; give --calib-data with {WAYS}; "
-            f"or name it in [calibration] of model.toml beside the model; or take --random-data to try a build"
+            f"{graph.path} cannot be calibrated without data; give --calib-data with {WAYS}; or "
+            f"name it in [calibration] of model.toml beside the model; or take --random-data to try a build"
         )
     batches = open_batches(
         spec.calibration.data,

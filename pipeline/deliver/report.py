@@ -15,6 +15,7 @@ from trtq.models.spec import InputSpec
 from trtq.pipeline.engine.coverage import Fallback
 from trtq.pipeline.graph.placement import KeptNode
 from trtq.pipeline.quantize.precision import KeptFp32
+from trtq.pipeline.verify.compare import finite
 from trtq.pipeline.verify.metrics import OutputComparison
 
 SCHEMA_VERSION = 1
@@ -97,7 +98,7 @@ class Report:
 
 def to_json(report: Report) -> bytes:
     """Returns the report as JSON; numbers that are not finite become null."""
-    return json.dumps(_plain(asdict(report)), indent=1, allow_nan=False).encode() + b"\n"
+    return json.dumps(finite(asdict(report)), indent=1, allow_nan=False).encode() + b"\n"
 
 
 def read_report(path: Path) -> Report:
@@ -119,14 +120,6 @@ def read_report(path: Path) -> Report:
         return _typed(document, Report)  # type: ignore[no-any-return]
     except (KeyError, TypeError, ValueError) as error:
         raise ArtifactError(f"{path} is not a complete report: {error!r}; build again") from error
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _typed(value: Any, kind: Any) -> Any:

@@ -73,8 +73,8 @@ def _check_codes(node: ir.Node) -> None:
         )
     if zero is not None and zero.const_value is not None and np.any(zero.const_value.numpy() != 0):
         raise ModelError(
-            f"node {node.name!r} has the zero point {zero.const_value.numpy().reshape(-1)[0]}; TensorRT takes "
-            f"symmetric quantization only: quantize again with symmetric activations and weights"
+            f"node {node.name!r} has the zero point {zero.const_value.numpy().reshape(-1)[0]}; TensorRT "
+            f"takes symmetric quantization only: quantize again with symmetric activations and weights"
         )
     if codes is not None and codes.dtype is ir.DataType.UINT8:
         raise ModelError(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,22 @@ class Comparison:
     data: str
 
 
-def compare(
+def comparison_to_plain(comparison: Comparison) -> dict[str, Any]:
+    """Returns the comparison as values that JSON has; numbers that are not finite become None."""
+    plain: dict[str, Any] = finite(asdict(comparison))
+    return plain
+
+
+def finite(value: Any) -> Any:
+    """Returns nested values with numbers that are not finite, which JSON does not have, as None."""
+    if isinstance(value, Mapping):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def compare_models(
     models: Mapping[str, Path],
     pairs: Sequence[tuple[str, str]],
     batches: Batches,

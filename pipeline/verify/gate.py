@@ -20,6 +20,15 @@ class Verdict:
     reasons: tuple[str, ...] = ()
 
 
+def judge_pair(comparison: Comparison, gate: AccuracySpec) -> Verdict:
+    """Returns the verdict on a comparison of one candidate with one reference."""
+    reasons = [_cosine_reason(item, gate) for item in comparison.outputs if not _holds(item, gate)]
+    if comparison.accuracy and comparison.outputs:
+        first = comparison.outputs[0]
+        reasons += _drop_reasons(comparison, first.candidate, first.reference, gate)
+    return Verdict("fail" if reasons else "pass", tuple(reasons))
+
+
 def judge(
     comparison: Comparison | None, gate: AccuracySpec, *, candidate: str, is_random: bool = False
 ) -> Verdict:
@@ -44,22 +53,24 @@ def judge(
         for item in comparison.outputs
         if item.candidate == candidate and item.reference in references and not _holds(item, gate)
     ]
-    drop = _drop(comparison, candidate)
-    if drop is not None and drop > gate.max_drop:
-        reasons.append(
-            f"accuracy falls from {comparison.accuracy['fp32']:.2%} (fp32) to "
-            f"{comparison.accuracy[candidate]:.2%}, by {drop:.2f} points; the gate allows {gate.max_drop:g}"
-        )
+    reasons += _drop_reasons(comparison, candidate, "fp32", gate)
     if reasons and candidate != "fp16" and bad_fp16:
         reasons.append(_blame_fp16(bad_fp16[0]))
     return Verdict("fail" if reasons else "pass", tuple(reasons))
 
 
-def _drop(comparison: Comparison, candidate: str) -> float | None:
-    """Returns the lost points of accuracy against FP32; None without labels."""
-    if "fp32" not in comparison.accuracy or candidate not in comparison.accuracy:
-        return None
-    return round(100 * (comparison.accuracy["fp32"] - comparison.accuracy[candidate]), 9)
+def _drop_reasons(comparison: Comparison, candidate: str, reference: str, gate: AccuracySpec) -> list[str]:
+    """Returns what to say of the lost points of accuracy; nothing without labels."""
+    ours, theirs = comparison.accuracy.get(candidate), comparison.accuracy.get(reference)
+    if ours is None or theirs is None:
+        return []
+    drop = round(100 * (theirs - ours), 9)
+    if drop <= gate.max_drop:
+        return []
+    return [
+        f"accuracy falls from {theirs:.2%} ({reference}) to {ours:.2%}, by {drop:.2f} points; the gate "
+        f"allows {gate.max_drop:g}"
+    ]
 
 
 def _cosine_reason(item: OutputComparison, gate: AccuracySpec) -> str:

@@ -1,1 +1,95 @@
-"""From a float ONNX model to a verified INT8 TensorRT engine."""
+"""From a float ONNX model to a verified INT8 TensorRT engine.
+
+    import trtq
+
+    report = trtq.build("model.onnx", spec=trtq.ModelSpec(calibration=trtq.CalibrationSpec(data="calib.npz")))
+    print(report.verdict, report.engine.layers_int8)
+
+Names are imported when they are first used: `import trtq` itself loads nothing heavy.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from trtq.calibrators.ranges import Ranges, read_ranges
+    from trtq.errors import TrtqError
+    from trtq.models.demo import write_demo
+    from trtq.models.preprocess import Preprocess
+    from trtq.models.spec import (
+        AccuracySpec,
+        CalibrationSpec,
+        EvaluationSpec,
+        InputSpec,
+        LayerSpec,
+        ModelSpec,
+        read_spec,
+    )
+    from trtq.pipeline.build import build
+    from trtq.pipeline.deliver.report import Report, read_report
+    from trtq.pipeline.doctor import examine
+    from trtq.pipeline.engine.profiles import GivenShapes
+    from trtq.pipeline.inspect import inspect
+    from trtq.pipeline.stages import calibrate, compare, quantize
+    from trtq.pipeline.target import Target
+    from trtq.pipeline.verify.compare import Comparison
+
+_HOMES = {
+    "AccuracySpec": "trtq.models.spec",
+    "CalibrationSpec": "trtq.models.spec",
+    "Comparison": "trtq.pipeline.verify.compare",
+    "EvaluationSpec": "trtq.models.spec",
+    "GivenShapes": "trtq.pipeline.engine.profiles",
+    "InputSpec": "trtq.models.spec",
+    "LayerSpec": "trtq.models.spec",
+    "ModelSpec": "trtq.models.spec",
+    "Preprocess": "trtq.models.preprocess",
+    "Ranges": "trtq.calibrators.ranges",
+    "Report": "trtq.pipeline.deliver.report",
+    "Target": "trtq.pipeline.target",
+    "TrtqError": "trtq.errors",
+    "build": "trtq.pipeline.build",
+    "calibrate": "trtq.pipeline.stages",
+    "compare": "trtq.pipeline.stages",
+    "examine": "trtq.pipeline.doctor",
+    "inspect": "trtq.pipeline.inspect",
+    "quantize": "trtq.pipeline.stages",
+    "read_ranges": "trtq.calibrators.ranges",
+    "read_report": "trtq.pipeline.deliver.report",
+    "read_spec": "trtq.models.spec",
+    "write_demo": "trtq.models.demo",
+}
+
+__all__ = [
+    "AccuracySpec",
+    "CalibrationSpec",
+    "Comparison",
+    "EvaluationSpec",
+    "GivenShapes",
+    "InputSpec",
+    "LayerSpec",
+    "ModelSpec",
+    "Preprocess",
+    "Ranges",
+    "Report",
+    "Target",
+    "TrtqError",
+    "build",
+    "calibrate",
+    "compare",
+    "examine",
+    "inspect",
+    "quantize",
+    "read_ranges",
+    "read_report",
+    "read_spec",
+    "write_demo",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'trtq' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)

@@ -1,1 +1,65 @@
-"""The command line."""
+"""The command line: options, one call of the library, output."""
+
+from __future__ import annotations
+
+import importlib
+from importlib.metadata import version
+from typing import Any
+
+import click
+
+from trtq.errors import TrtqError
+
+_COMMANDS = {
+    "build": "Build a verified INT8 (or FP16) engine from a float ONNX model.",
+    "calibrate": "Estimate the ranges of a model's tensors from data.",
+    "quantize": "Write the Q/DQ model of a float model and its ranges.",
+    "compare": "Compare the outputs of two ONNX models on the same data.",
+    "inspect": "Show what a model, ranges, cache or build folder holds.",
+    "doctor": "Show what is installed and which backends work here.",
+    "demo": "Write a small trained model with data, to try trtq on.",
+}
+
+
+class _LazyGroup(click.Group):
+    """Imports a command when it is run: `trtq --help` loads click alone."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Returns the names in the order of the work."""
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        """Returns the command of this name."""
+        if name not in _COMMANDS:
+            return None
+        command: click.Command = importlib.import_module(f"trtq.cli.{name}").command
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Writes the list of commands without importing them."""
+        with formatter.section("Commands"):
+            formatter.write_dl(list(_COMMANDS.items()))
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Runs the command; its expected failures end it without a traceback."""
+        try:
+            return super().invoke(ctx)
+        except TrtqError as error:
+            click.secho("error: ", fg="red", bold=True, nl=False, err=True)
+            click.echo(str(error), err=True)
+            ctx.exit(error.exit_code)
+
+
+@click.group(
+    cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
+)
+@click.version_option(version("trtq"), prog_name="trtq")
+def main() -> None:
+    r"""From a float ONNX model to a verified INT8 TensorRT engine, with or without a GPU.
+
+    \b
+      trtq build model.onnx --int8 --calib-data calib.npz
+
+    Exit codes: 0 done and the gate holds; 2 bad input or usage; 3 the accuracy gate failed; 4 a build
+    failed; 5 something needed is not installed.
+    """

@@ -1,0 +1,97 @@
+"""What is installed here, and which backends work."""
+
+from __future__ import annotations
+
+import ctypes
+import platform
+import tempfile
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import onnx
+import onnx.parser
+
+from trtq.errors import TrtqError
+from trtq.pipeline.engine import BACKENDS
+from trtq.pipeline.engine.backend import Backend, BuildRequest
+
+_PACKAGES = (
+    "trtq", "numpy", "onnx", "onnx-ir", "onnxruntime", "polygraphy", "click", "rich", "pillow", "torch",
+    "tensorrt", "tensorrt-rtx-cu12", "pycuda",
+)  # fmt: skip
+_TINY = """
+<ir_version: 9, opset_import: ["" : 17]>
+tiny (float[1, 4] x) => (float[1, 4] y) { y = Relu(x) }
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class BackendHealth:
+    """A backend here: `reason` says why it does not work; empty if it does (it has built something)."""
+
+    name: str
+    version: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """What is here.
+
+    Attributes:
+        python: The interpreter's version.
+        platform: The operating system and machine.
+        packages: Version by package; empty if it is not installed.
+        gpu: Why engines can, or cannot, run here.
+        backends: Each with what it says.
+    """
+
+    python: str
+    platform: str
+    packages: dict[str, str]
+    gpu: str
+    backends: tuple[BackendHealth, ...]
+
+
+def examine() -> Health:
+    """Returns what is installed, and which backends build a tiny model here."""
+    return Health(
+        platform.python_version(),
+        platform.platform(),
+        {name: _version(name) for name in _PACKAGES},
+        _gpu(),
+        tuple(_try(backend) for backend in BACKENDS.values()),
+    )
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return ""
+
+
+def _gpu() -> str:
+    """Returns how many CUDA devices the driver shows, or that there is none."""
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return "no NVIDIA driver: engines can be built here, not run"
+    count = ctypes.c_int(0)
+    if driver.cuInit(0) != 0 or driver.cuDeviceGetCount(ctypes.byref(count)) != 0:
+        return "an NVIDIA driver without a usable GPU: engines can be built here, not run"
+    return f"{count.value} CUDA devices"
+
+
+def _try(backend: Backend) -> BackendHealth:
+    reason = backend.why_not()
+    if not reason:
+        with tempfile.TemporaryDirectory(prefix="trtq-doctor-") as folder:
+            path = Path(folder) / "tiny.onnx"
+            onnx.save(onnx.parser.parse_model(_TINY), path)
+            try:
+                backend.build(BuildRequest(path))
+            except TrtqError as error:
+                reason = str(error)
+    return BackendHealth(backend.name, backend.version(), reason)

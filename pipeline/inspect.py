@@ -1,0 +1,108 @@
+"""What a file is, for people: an ONNX model, ranges, a calibration cache, a build folder."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from trtq.calibrators.cache import CalibrationCache, parse_cache
+from trtq.calibrators.ranges import Ranges, read_ranges
+from trtq.errors import ArtifactError, UsageError
+from trtq.models.session import num_weight_bytes
+from trtq.models.signature import TensorSpec
+from trtq.pipeline.deliver.earlier import REPORT
+from trtq.pipeline.deliver.manifest import Manifest, is_intact, read_manifest
+from trtq.pipeline.deliver.report import Report, read_report
+from trtq.pipeline.graph.load import load
+from trtq.pipeline.graph.placement import Placement, place
+from trtq.pipeline.graph.quantized import QuantizedLayer, is_quantized, quantized_layers
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSummary:
+    """An ONNX model, as a build would see it.
+
+    Attributes:
+        opset: As in the file.
+        weight_bytes: Of all initializers, after loading.
+        op_types: How many nodes of each type.
+        quantized_layers: Of a model that is quantized already.
+        placement: What a build would quantize; None for a model that is quantized already.
+        notes: What loading changed.
+    """
+
+    path: str
+    sha256: str
+    opset: int
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    weight_bytes: int
+    op_types: Mapping[str, int]
+    quantized_layers: tuple[QuantizedLayer, ...]
+    placement: Placement | None
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class FolderSummary:
+    """A build folder, and whether its files are as the manifest says."""
+
+    manifest: Manifest
+    report: Report
+    intact: bool
+
+
+Summary = ModelSummary | FolderSummary | Ranges | CalibrationCache
+
+
+def inspect(path: Path | str) -> Summary:
+    """Returns what a file or folder holds.
+
+    Raises:
+        ModelError, ArtifactError: It is of the kind that its name says, and broken.
+        UsageError: It is of no kind that trtq knows, or does not exist.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise UsageError(f"there is no file {path}")
+    if path.is_dir():
+        manifest = read_manifest(path)
+        return FolderSummary(manifest, read_report(path / REPORT), is_intact(path, manifest))
+    if path.suffix == ".onnx":
+        return _model(path)
+    if path.suffix == ".json":
+        return read_ranges(path)
+    try:
+        return parse_cache(path.read_bytes())
+    except ArtifactError as error:
+        raise UsageError(
+            f"{path} is none of the files that trtq knows: an .onnx model, a ranges .json, a calibration "
+            f"cache, a build folder ({error})"
+        ) from error
+
+
+def _model(path: Path) -> ModelSummary:
+    graph = load(path, min_opset=1)
+    quantized = is_quantized(graph.model)
+    return ModelSummary(
+        str(path),
+        graph.sha256,
+        graph.opset,
+        graph.inputs,
+        graph.outputs,
+        num_weight_bytes(graph.model),
+        dict(Counter(node.op_type for node in graph.model.graph).most_common()),
+        quantized_layers(graph.model) if quantized else (),
+        None if quantized else place(graph.model),
+        graph.notes,
+    )
+
+
+def plain(summary: Summary) -> Any:
+    """Returns the summary as values that JSON has."""
+    from dataclasses import asdict
+
+    return asdict(summary)

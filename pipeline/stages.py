@@ -1,0 +1,158 @@
+"""Each stage of a build as a call of its own, from files to files."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import onnx_ir as ir
+
+from trtq.calibrators.ranges import Ranges
+from trtq.errors import ArtifactError, ModelError
+from trtq.models.session import save
+from trtq.models.spec import ModelSpec
+from trtq.pipeline.calibrate import calibrate_graph, calibration_data, method_of, placement_of, spec_beside
+from trtq.pipeline.graph.load import Graph, load
+from trtq.pipeline.graph.quantized import is_quantized
+from trtq.pipeline.quantize.mixed import int8_model
+from trtq.pipeline.target import Target
+from trtq.pipeline.verify.compare import Comparison, compare_models
+from trtq.pipeline.verify.evaluate import evaluation_data, labels_of
+from trtq.pipeline.watch import Silent, Watcher
+
+
+def calibrate(
+    model: Path | str,
+    *,
+    spec: ModelSpec | None = None,
+    target: Target | None = None,
+    random_data: bool = False,
+    watcher: Watcher | None = None,
+) -> Ranges:
+    """Returns the ranges of all tensors that `build` would quantize.
+
+    Args:
+        model: The float ONNX file.
+        spec: What is known of the model; None: read from `<name>.toml` or `model.toml` beside it.
+        target: Which types of nodes are quantized.
+        random_data: Calibrate with random numbers.
+        watcher: Is told of the progress.
+
+    Raises:
+        ModelError, DataError, UsageError: Something that was given cannot be used.
+    """
+    watcher = watcher or Silent()
+    graph, spec = _load_float(Path(model), spec, watcher)
+    target = target or Target()
+    placement = placement_of(graph, spec, target, watcher)
+    batches = calibration_data(graph, spec, target, random_data=random_data)
+    return calibrate_graph(graph, placement, batches, method_of(spec.calibration), watcher)
+
+
+def quantize(
+    model: Path | str,
+    ranges: Ranges,
+    output: Path | str,
+    *,
+    spec: ModelSpec | None = None,
+    target: Target | None = None,
+    watcher: Watcher | None = None,
+) -> Path:
+    """Returns the Q/DQ model that was written, with int8 weights and what is not quantized in FP16.
+
+    Args:
+        model: The float ONNX file.
+        ranges: Of `calibrate`.
+        output: The file to write; the weights of a large model go to `<name>.data` beside it.
+        spec: What is known of the model; None: read from beside it.
+        target: Which types of nodes are quantized, and the precision of the rest.
+        watcher: Is told of the progress.
+
+    Raises:
+        ModelError, UsageError: Something that was given cannot be used, or the ranges lack a tensor.
+        ArtifactError: The file cannot be written.
+    """
+    watcher = watcher or Silent()
+    graph, spec = _load_float(Path(model), spec, watcher)
+    target = target or Target()
+    if ranges.model_sha256 != graph.sha256:
+        watcher.warn(f"the ranges were calibrated for another file than {graph.path}")
+    placement = placement_of(graph, spec, target, watcher)
+    mixed = int8_model(
+        graph,
+        placement,
+        ranges,
+        fp16=target.high_precision != "fp32",
+        keep_fp32=spec.layers.keep_fp32,
+    )
+    return _save_whole(mixed.model, Path(output))
+
+
+def compare(
+    reference: Path | str,
+    candidate: Path | str,
+    *,
+    spec: ModelSpec | None = None,
+    watcher: Watcher | None = None,
+) -> Comparison:
+    """Returns how far a model is from another one.
+
+    Args:
+        reference: The ONNX file that is right.
+        candidate: The ONNX file that is judged; its inputs and outputs have the same names.
+        spec: With the data to compare on; None: read from beside the reference.
+        watcher: Is told of the progress.
+
+    Raises:
+        ModelError, DataError, UsageError: Something that was given cannot be used.
+    """
+    watcher = watcher or Silent()
+    spec = spec if spec is not None else spec_beside(Path(reference))
+    graph, other = load(Path(reference), min_opset=1), load(Path(candidate), min_opset=1)
+    ours = {item.name: item.dtype for item in graph.inputs}
+    theirs = {item.name: item.dtype for item in other.inputs}
+    if ours != theirs:
+        raise ModelError(f"{candidate} takes {_show(theirs)}, {reference} takes {_show(ours)}")
+    calibration = None
+    if spec.evaluation.data is None:
+        calibration = calibration_data(graph, spec, Target(), random_data=False)
+    batches = evaluation_data(graph, spec, calibration)
+    assert batches is not None
+    names = compared_names(Path(reference), Path(candidate))
+    watcher.stage("Comparing", batches.num_samples)
+    files = dict(zip(names, (graph.path, other.path), strict=True))
+    return compare_models(files, [(names[1], names[0])], batches, labels_of(spec.evaluation), watcher.advance)
+
+
+def compared_names(reference: Path, candidate: Path) -> tuple[str, str]:
+    """Returns names for two files that tell them apart."""
+    if reference.name != candidate.name:
+        return reference.name, candidate.name
+    return str(reference), str(candidate) if candidate != reference else f"{candidate} again"
+
+
+def _load_float(path: Path, spec: ModelSpec | None, watcher: Watcher) -> tuple[Graph, ModelSpec]:
+    watcher.stage("Loading")
+    spec = spec if spec is not None else spec_beside(path)
+    graph = load(path, min_opset=19)
+    if is_quantized(graph.model):
+        raise ModelError(f"{path} is quantized already; give the float model, or build it as it is")
+    for note in graph.notes:
+        watcher.note(note)
+    return graph, spec
+
+
+def _save_whole(model: ir.Model, output: Path) -> Path:
+    try:
+        with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as folder:
+            save(model, Path(folder) / output.name)
+            for part in sorted(Path(folder).iterdir(), reverse=True):  # the weights before the graph
+                part.replace(output.parent / part.name)
+    except OSError as error:
+        raise ArtifactError(f"cannot write {output}: {error.strerror}") from error
+    return output
+
+
+def _show(inputs: Mapping[str, str]) -> str:
+    return ", ".join(f"{name} {dtype}" for name, dtype in inputs.items())

@@ -1,0 +1,60 @@
+"""`trtq build`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from trtq.cli import options
+from trtq.cli.console import ConsoleWatcher, result_console
+from trtq.cli.tables import print_report
+from trtq.errors import GateError
+from trtq.pipeline.build import build
+from trtq.pipeline.deliver.report import to_json
+
+
+@click.command("build")
+@options.model_argument
+@click.option("--int8", is_flag=True, help="Build an INT8 engine (the default).")
+@click.option("--fp16", is_flag=True, help="Build the FP16 engine alone; with --int8 it changes nothing.")
+@options.spec_option
+@options.calibration_options
+@options.layer_options
+@options.precision_options
+@options.target_options
+@options.evaluation_options
+@options.gate_options
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder.  [default: MODEL.trtq]")
+@options.json_option
+@options.talk_options
+def command(model: Path, **given: Any) -> None:
+    r"""Build a verified INT8 (or FP16) engine from a float ONNX model.
+
+    Calibrates the model, quantizes it, builds the engine, reads back which layers run in INT8, compares it
+    with the float model, and writes everything to one folder. What is set in model.toml beside the model
+    need not be given.
+
+    \b
+      trtq build model.onnx --int8 --calib-data calib.npz
+      trtq build model.onnx --int8 --calib-data images/ --skip '^head' --compute-capability 8.9
+      trtq build model.onnx --int8 --min-shapes x:1x3x224x224 --opt-shapes x:8x3x224x224 \\
+          --max-shapes x:32x3x224x224
+    """
+    with ConsoleWatcher(quiet=given["quiet"], verbose=given["verbose"]) as watcher:
+        report = build(
+            model,
+            spec=options.spec_from(model, given),
+            target=options.target_from(given),
+            output=given["output"],
+            random_data=given["random_data"],
+            watcher=watcher,
+        )
+    if given["as_json"]:
+        sys.stdout.write(to_json(report).decode())
+    elif not given["quiet"]:
+        print_report(result_console(), report, verbose=given["verbose"])
+    if report.verdict == "fail":
+        raise GateError("the accuracy gate failed: " + "; ".join(report.reasons))

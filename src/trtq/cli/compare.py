@@ -1,0 +1,54 @@
+"""`trtq compare`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from trtq.cli import options
+from trtq.cli.console import ConsoleWatcher, print_json, result_console
+from trtq.cli.tables import comparison_table, print_accuracy
+from trtq.errors import GateError
+from trtq.pipeline.stages import compare
+from trtq.pipeline.verify.compare import comparison_to_plain
+from trtq.pipeline.verify.gate import judge_pair
+
+
+@click.command("compare")
+@click.argument("reference", type=click.Path(path_type=Path))
+@click.argument("candidate", type=click.Path(path_type=Path))
+@options.spec_option
+@click.option(
+    "--data", "eval_data", metavar="DATA", help="Data to compare on, as for `trtq build --calib-data`."
+)
+@click.option("--labels", metavar="NAME|FILE.npy", help="Class indices: an array of --data, or a .npy file.")
+@click.option("--eval-output", metavar="NAME", help="The output that the labels belong to.")
+@click.option("--samples", "eval_samples", type=int, help="Compare only so many samples.")
+@click.option("--batch-size", "calib_batch_size", type=int, help="Samples a batch.  [default: 8]")
+@options.gate_options
+@options.json_option
+@options.talk_options
+def command(reference: Path, candidate: Path, **given: Any) -> None:
+    r"""Compare the outputs of two ONNX models, the first being right, on the same data.
+
+    \b
+      trtq compare model.onnx model.int8.onnx --data eval.npz --labels labels
+    """
+    spec = options.spec_from(reference, given)
+    with ConsoleWatcher(quiet=given["quiet"], verbose=given["verbose"]) as watcher:
+        comparison = compare(reference, candidate, spec=spec, watcher=watcher)
+    verdict = judge_pair(comparison, spec.accuracy)
+    if given["as_json"]:
+        print_json(
+            {"verdict": verdict.outcome, "reasons": verdict.reasons, **comparison_to_plain(comparison)}
+        )
+    elif not given["quiet"]:
+        console = result_console()
+        if comparison.accuracy:
+            print_accuracy(console, comparison.accuracy, comparison.num_samples)
+        console.print(comparison_table(comparison.outputs))
+        console.print(f"on {comparison.num_samples} samples of {comparison.data}", soft_wrap=True)
+    if verdict.outcome == "fail":
+        raise GateError("the accuracy gate failed: " + "; ".join(verdict.reasons))

@@ -1,0 +1,25 @@
+"""`trtq demo`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from trtq.models.demo import write_demo
+
+
+@click.command("demo")
+@click.argument("folder", type=click.Path(path_type=Path), default=Path("demo"))
+def command(folder: Path) -> None:
+    r"""Write a small trained model with data, to try trtq on.
+
+    A classifier of handwritten digits, its calibration data, its labelled evaluation data, and model.toml
+    that names them.
+
+    \b
+      trtq demo demo/
+      trtq build demo/model.onnx --int8
+    """
+    for path in write_demo(folder):
+        click.echo(f"wrote {path}")

@@ -1,0 +1,38 @@
+"""`trtq doctor`."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+import click
+
+from trtq.cli import options
+from trtq.cli.console import print_json, result_console
+from trtq.cli.tables import table
+from trtq.pipeline.doctor import examine
+
+
+@click.command("doctor")
+@options.json_option
+def command(as_json: bool) -> None:
+    """Show what is installed and which backends work here.
+
+    Each backend that is installed builds a tiny model.
+    """
+    health = examine()
+    if as_json:
+        print_json(asdict(health))
+        return
+    console = result_console()
+    console.print(f"Python {health.python} on {health.platform}")
+    console.print(f"GPU: {health.gpu}")
+    backends = table("backend", "version", "works here")
+    for item in health.backends:
+        backends.add_row(
+            item.name, item.version or "-", f"[red]no[/]: {item.reason}" if item.reason else "[green]yes[/]"
+        )
+    console.print(backends)
+    packages = table("package", "version")
+    for name, found in health.packages.items():
+        packages.add_row(name, found or "[dim]not installed[/]")
+    console.print(packages)

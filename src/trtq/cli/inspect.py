@@ -1,0 +1,90 @@
+"""`trtq inspect`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+from rich.console import Console
+from rich.markup import escape
+from rich.text import Text
+
+from trtq.calibrators.cache import CalibrationCache
+from trtq.calibrators.ranges import Ranges
+from trtq.cli import options
+from trtq.cli.console import print_json, result_console, show_bytes
+from trtq.cli.tables import print_report, table
+from trtq.pipeline.inspect import FolderSummary, ModelSummary, inspect, plain
+
+
+@click.command("inspect")
+@click.argument("path", type=click.Path(path_type=Path))
+@click.option("--placement", is_flag=True, help="Of a model: every layer, whether it is quantized, and why.")
+@options.json_option
+def command(path: Path, placement: bool, as_json: bool) -> None:
+    """Show what a model, ranges, calibration cache or build folder holds."""
+    summary = inspect(path)
+    if as_json:
+        print_json(plain(summary))
+        return
+    console = result_console()
+    if isinstance(summary, ModelSummary):
+        _print_model(console, summary, placement)
+    elif isinstance(summary, FolderSummary):
+        print_report(console, summary.report, verbose=True)
+        state = (
+            "[green]as the manifest says[/]" if summary.intact else "[bold red]NOT as the manifest says[/]"
+        )
+        console.print(f"files: {state}")
+    elif isinstance(summary, Ranges):
+        _print_ranges(console, summary)
+    else:
+        _print_cache(console, summary)
+
+
+def _print_model(console: Console, summary: ModelSummary, placement: bool) -> None:
+    console.print(
+        f"[bold]{escape(summary.path)}[/]  opset {summary.opset}  "
+        f"{show_bytes(summary.weight_bytes)} of weights"
+    )
+    for kind, specs in (("input", summary.inputs), ("output", summary.outputs)):
+        for spec in specs:
+            console.print(Text(f"  {kind}  {spec}"))
+    types = ", ".join(f"{count} {op_type}" for op_type, count in summary.op_types.items())
+    console.print(Text(f"  nodes  {types}"))
+    for note in summary.notes:
+        console.print(Text(f"  {note}", style="dim"))
+    if summary.placement is None:
+        console.print(f"quantized already: {len(summary.quantized_layers)} layers behind Q/DQ")
+        return
+    layers, kept = summary.placement.layers, summary.placement.kept
+    console.print(f"a build quantizes {len(layers)} layers and keeps {len(kept)} with weights in float")
+    if placement:
+        rows = table("node", "type", "decision")
+        for node in summary.placement.quantized:
+            rows.add_row(escape(node.name), node.op_type, f"[green]INT8[/] by {node.rule}")
+        for other in kept:
+            rows.add_row(escape(other.name), other.op_type, f"float: {escape(other.reason)}")
+        console.print(rows)
+
+
+def _print_ranges(console: Console, ranges: Ranges) -> None:
+    console.print(
+        Text(f"ranges by {ranges.method} over {ranges.num_samples} samples of {ranges.data}"), soft_wrap=True
+    )
+    if ranges.is_random:
+        console.print("[bold red]from random data[/]")
+    rows = table("tensor", "amax", "min", "max", numbers=3)
+    for name, item in ranges.tensors.items():
+        rows.add_row(escape(name), f"{item.amax:.6g}", f"{item.minimum:.6g}", f"{item.maximum:.6g}")
+    console.print(rows)
+
+
+def _print_cache(console: Console, cache: CalibrationCache) -> None:
+    console.print(
+        f"calibration cache of TensorRT {cache.version}, {cache.algorithm}, {len(cache.scales)} tensors"
+    )
+    rows = table("tensor", "scale", "amax", numbers=2)
+    for name, scale in cache.scales.items():
+        rows.add_row(escape(name), f"{scale:.6g}", f"{scale * 127:.6g}")
+    console.print(rows)

@@ -1,0 +1,130 @@
+"""Results as tables in the terminal."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from trtq.cli.console import show_bytes
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from trtq.pipeline.deliver.report import Report
+    from trtq.pipeline.verify.metrics import OutputComparison
+
+_STYLES = {"pass": "bold green", "fail": "bold red", "unverified": "bold yellow"}
+_MOST_ROWS = 12
+
+
+def table(*headers: str, numbers: int = 0) -> Table:
+    """Returns an empty table; the last `numbers` columns are numbers."""
+    result = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for index, header in enumerate(headers):
+        right = index >= len(headers) - numbers
+        result.add_column(header, justify="right" if right else "left", overflow="fold")
+    return result
+
+
+def print_report(console: Console, report: Report, *, verbose: bool) -> None:
+    """Prints a build's report."""
+    rest = {"fp16": " + FP16", "fp32": " + FP32"}.get(report.high_precision, "")
+    title = report.precision.upper() + (rest if report.precision == "int8" else "")
+    console.print(Text.assemble((Path(report.model).name, "bold"), f"  {title}  {report.backend}"))
+    if report.accuracy:
+        _print_accuracy(console, report)
+    if report.comparison:
+        console.print(comparison_table(report.comparison))
+    _print_engine(console, report)
+    if report.calibration is not None:
+        made_up = Text("  RANDOM DATA", style="bold red") if report.calibration.random else Text("")
+        console.print(
+            Text(
+                f"calibrated on {report.calibration.samples} samples by {report.calibration.method} in "
+                f"{report.calibration.seconds:.1f} s"
+            )
+            + made_up
+        )
+    _print_kept(console, report, verbose)
+    if verbose:
+        for line in (*report.notes, *report.engine.warnings):
+            console.print(Text(f"  {line}", style="dim"))
+    if report.reused:
+        console.print(f"used again from the earlier build: {', '.join(report.reused)}")
+    console.print(f"written to {report.output}", soft_wrap=True)
+    console.print(Text(report.verdict.upper(), style=_STYLES[report.verdict]))
+
+
+def comparison_table(outputs: Sequence[OutputComparison]) -> Table:
+    """Returns the comparisons as a table."""
+    result = table(
+        "model", "against", "output", "cosine", "SQNR dB", "max abs", "mean abs", "top-1", numbers=5
+    )
+    for item in outputs[:_MOST_ROWS]:
+        result.add_row(
+            item.candidate,
+            item.reference,
+            item.output,
+            _number(item.cosine, "{:.5f}"),
+            _number(item.sqnr_db, "{:.1f}"),
+            _number(item.max_abs, "{:.3g}"),
+            _number(item.mean_abs, "{:.3g}"),
+            "-" if item.top1_agreement is None else f"{item.top1_agreement:.2%}",
+        )
+    if len(outputs) > _MOST_ROWS:
+        result.caption = f"and {len(outputs) - _MOST_ROWS} more in the report"
+    return result
+
+
+def print_accuracy(console: Console, accuracy: Mapping[str, float], num_samples: int) -> None:
+    """Prints the accuracy of each model in one line."""
+    shown = "   ".join(f"{name.upper()} {share:.2%}" for name, share in accuracy.items())
+    console.print(Text.assemble("accuracy  ", (shown, "bold"), f"   on {num_samples} samples"))
+
+
+def _print_accuracy(console: Console, report: Report) -> None:
+    print_accuracy(console, report.accuracy, report.evaluated_samples)
+
+
+def _print_engine(console: Console, report: Report) -> None:
+    engine = report.engine
+    covered = f"{engine.layers_int8} of {engine.layers_quantized} quantized layers run in INT8"
+    console.print(
+        f"{engine.path}  {show_bytes(engine.bytes)}"
+        + (f"  {covered}" if engine.layers_quantized else "")
+        + (f"  for {', '.join(engine.targets)}" if engine.targets else "")
+    )
+    for name, profile in engine.profiles.items():
+        shapes = "  ".join(
+            f"{kind} {'x'.join(map(str, shape))}"
+            for kind, shape in (("min", profile.min), ("opt", profile.opt), ("max", profile.max))
+        )
+        console.print(f"  profile of {name}: {shapes}")
+    for item in engine.fallbacks[:_MOST_ROWS]:
+        console.print(
+            Text(f"  {item.node} ({item.op_type}) runs as {item.runs_as}: {item.reason}", style="yellow")
+        )
+    if len(engine.fallbacks) > _MOST_ROWS:
+        console.print(Text(f"  and {len(engine.fallbacks) - _MOST_ROWS} more in the report", style="yellow"))
+
+
+def _print_kept(console: Console, report: Report, verbose: bool) -> None:
+    for title, nodes in (("not quantized", report.kept_float), ("kept FP32", report.kept_fp32)):
+        if not nodes:
+            continue
+        console.print(f"{title}: {len(nodes)} nodes" + ("" if verbose else " (-v names them)"))
+        for item in nodes if verbose else ():
+            console.print(Text(f"  {item.name}: {item.reason}", style="dim"))
+
+
+def _number(value: float, form: str) -> str:
+    if math.isnan(value):
+        return "nan"
+    return "exact" if value == math.inf else form.format(value)

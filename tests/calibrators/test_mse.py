@@ -1,0 +1,73 @@
+"""Tests of the range with the smallest squared error."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from trtq.calibrators.mse import Mse, squared_error
+from trtq.calibrators.statistics import Histogram
+from trtq.errors import UsageError
+
+
+def _seen(values: object) -> Histogram:
+    return Histogram().with_values(np.asarray(values, np.float32))
+
+
+def _brute_force(values: NDArray[np.float64], amax: float) -> float:
+    """Quantizes every single value, as the engine will."""
+    total = 0.0
+    for value in values:
+        code = max(-127, min(127, round(value / (amax / 127))))
+        total += (value - code * amax / 127) ** 2
+    return total
+
+
+def test_the_error_by_hand() -> None:
+    values, weights = np.array([1.0, 126.75, 130.0]), np.array([1.0, 2.0, 3.0])
+    # 1.0 is a code; 126.75 becomes 127; 130 is clipped to 127.
+    assert squared_error(values, weights, 127.0) == 2 * 0.25**2 + 3 * 3.0**2
+
+
+def test_the_error_is_that_of_brute_force() -> None:
+    values = np.abs(np.random.default_rng(0).normal(size=500))
+    for amax in (0.3, 1.0, 2.7, 4.0):
+        ours = squared_error(values, np.ones(500), amax)
+        assert ours == pytest.approx(_brute_force(values, amax), rel=1e-9)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_mse_chooses_nearly_as_well_as_brute_force(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    values = rng.standard_t(3, size=2000)
+    largest = float(np.abs(values).max())
+    errors = [_brute_force(values, amax) for amax in largest * np.geomspace(0.02, 1, 120)]
+    chosen = Mse().amax(_seen(values))
+    assert chosen < largest
+    assert _brute_force(values, chosen) <= 1.05 * min(errors)
+
+
+def test_mse_clips_a_long_tail_of_many_values_less_than_one_outlier() -> None:
+    values = np.random.default_rng(3).normal(size=400_000)
+    without = Mse().amax(_seen(values))
+    values[0] = 20
+    assert Mse().amax(_seen(values)) < 20
+    assert without == pytest.approx(3.9, abs=0.3)  # the known optimum of a normal distribution at 8 bits
+
+
+def test_mse_keeps_values_that_need_no_clip() -> None:
+    assert Mse().amax(_seen([0.0, 127.0, -127.0, 64.0])) == 127.0
+
+
+def test_mse_of_magnitudes_below_the_first_bin_is_the_largest() -> None:
+    assert Mse().amax(_seen([1e-30, -2e-30])) == float(np.float32(2e-30))
+
+
+@pytest.mark.parametrize(("candidates", "smallest"), [(1, 0.02), (120, 0.0), (120, 1.0), (120, -0.5)])
+def test_parameters_out_of_range_are_refused(candidates: int, smallest: float) -> None:
+    with pytest.raises(
+        UsageError,
+        match=rf"mse needs at least 2 candidates and 0 < smallest < 1, got {candidates} and {smallest:g}$",
+    ):
+        Mse(candidates, smallest)
