@@ -116,7 +116,7 @@ class Histogram:
             return np.zeros(num_bins)
         first, last = int(used[0]), int(used[-1])
         edges = bin_edges()[first : last + 2]
-        edges[-1] = max(self.amax, edges[-2])
+        edges[-1] = self.amax  # which lies in the last of these bins
         cumulated = np.concatenate([[0.0], np.cumsum(self.counts[first : last + 1], dtype=np.float64)])
         return np.diff(np.interp(np.linspace(0.0, self.amax, num_bins + 1), edges, cumulated))
 

@@ -87,8 +87,8 @@ def read_image(path: Path, steps: Preprocess, size: tuple[int, int] | None) -> N
     target = _pair(steps.resize) or (None if steps.crop else size)
     if target is not None:
         image = _resize(image, target, steps.resize_mode)
-    if steps.crop:
-        image = _crop(image, _pair(steps.crop) or (0, 0), path)
+    if (crop := _pair(steps.crop)) is not None:
+        image = _crop(image, crop, path)
     pixels = np.asarray(image, np.float32)
     pixels = pixels[..., None] if pixels.ndim == 2 else pixels
     if steps.channels == "BGR":
@@ -132,7 +132,7 @@ def _crop(image: Any, size: tuple[int, int], path: Path) -> Any:
 def _by_channel(values: tuple[float, ...], num_channels: int) -> tuple[float, ...]:
     if len(values) == num_channels:
         return values
-    if len(values) == 1 or len(set(values)) == 1:
+    if len(set(values)) == 1:
         return (values[0],) * num_channels
     if num_channels == 1:  # the ImageNet defaults on a grey picture: their mean
         return (sum(values) / len(values),)

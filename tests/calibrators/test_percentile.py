@@ -14,7 +14,7 @@ def _seen(values: object) -> Histogram:
     return Histogram().with_values(np.asarray(values, np.float32))
 
 
-@pytest.mark.parametrize("percentile", [50.0, 99.0, 99.9, 99.99])
+@pytest.mark.parametrize("percentile", [0.5, 50.0, 99.0, 99.9, 99.99])
 def test_percentile_is_that_of_numpy(percentile: float) -> None:
     values = np.random.default_rng(0).normal(size=200_000)
     wanted = np.percentile(np.abs(values), percentile)
@@ -43,7 +43,5 @@ def test_a_hundred_per_cent_is_the_largest_magnitude_exactly() -> None:
 
 @pytest.mark.parametrize("percentile", [0.0, -1.0, 100.00001, float("nan")])
 def test_a_percentile_out_of_range_is_refused(percentile: float) -> None:
-    with pytest.raises(
-        UsageError, match=rf"percentile must be above 0 and at most 100, got {percentile}$"
-    ):
+    with pytest.raises(UsageError, match=rf"percentile must be above 0 and at most 100, got {percentile}$"):
         Percentile(percentile)

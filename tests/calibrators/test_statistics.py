@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from functools import reduce
+from random import Random
 
 import numpy as np
 import pytest
@@ -162,11 +163,11 @@ def test_nothing_merged_is_nothing() -> None:
 @settings(max_examples=20, deadline=None)
 @given(st.lists(st.lists(FLOATS, min_size=1, max_size=40), min_size=1, max_size=6), st.randoms())
 def test_parts_in_any_order_give_the_same_counts_and_every_amax(
-    parts: list[list[float]], random: object
+    parts: list[list[float]], random: Random
 ) -> None:
     whole = _seen([value for part in parts for value in part])
     shuffled = list(parts)
-    random.shuffle(shuffled)  # type: ignore[attr-defined]
+    random.shuffle(shuffled)
     one_pass = _seen(*shuffled)
     merged = reduce(Histogram.merged, [_seen(part) for part in reversed(shuffled)])
     assert _same(whole, one_pass)
@@ -210,6 +211,12 @@ def test_linear_bins_spread_a_coarse_bin() -> None:
     assert counts[8192 : 8192 + 4].tolist() == [0.5] * 4
     assert counts[-1] == 1.0
     assert counts.sum() == 3.0
+
+
+def test_linear_bins_end_at_the_largest_value() -> None:
+    histogram = _seen([1 + 3 / 8192] * 3)  # in a bin that goes on to 1 + 4/8192
+    counts = histogram.linear(8192 + 3)
+    assert counts[-4:].tolist() == pytest.approx([0, 1, 1, 1])
 
 
 @pytest.mark.parametrize("scale", [1e-9, 1.0, 1e9])

@@ -1,0 +1,162 @@
+"""Tests of the stream of feeds and of what is checked in each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from trtq.calibrators.batches import Batches, Feed, check_feed, checked
+from trtq.errors import DataError
+from trtq.models.signature import TensorSpec
+
+IMAGE = TensorSpec("image", "float32", ("N", 2, 3))
+MASK = TensorSpec("mask", "int64", ("N",))
+
+
+def _feed(**arrays: NDArray[Any]) -> Feed:
+    return Feed(arrays, "calib/0007.npz", 4)
+
+
+def _stream(*sizes: int, digest: str | None = "abc") -> Batches:
+    def read() -> Iterator[Feed]:
+        for index, size in enumerate(sizes):
+            yield Feed({"image": np.full((size, 2, 3), index, np.float32)}, f"feed {index}", size)
+
+    return Batches(read, "calib", sum(sizes), digest)
+
+
+def test_a_stream_is_read_again_and_again() -> None:
+    stream = _stream(4, 4)
+    assert [feed.source for feed in stream] == [feed.source for feed in stream] == ["feed 0", "feed 1"]
+
+
+def test_a_stream_is_cut_at_the_end_of_a_feed() -> None:
+    first = _stream(4, 4, 4).first(5)
+    assert [feed.source for feed in first] == ["feed 0", "feed 1"]
+    assert (first.origin, first.num_samples, first.digest) == ("calib", 5, "abc:5")
+
+
+@pytest.mark.parametrize("num_samples", [None, 12, 13])
+def test_a_stream_that_is_short_enough_stays(num_samples: int | None) -> None:
+    stream = _stream(4, 4, 4)
+    assert stream.first(num_samples) is stream
+
+
+def test_a_stream_of_unknown_length_is_cut_as_well() -> None:
+    stream = Batches(_stream(4, 4, 4).read, "script", None)
+    first = stream.first(4)
+    assert [feed.source for feed in first] == ["feed 0"]
+    assert (first.num_samples, first.digest) == (None, None)
+    assert len(list(Batches(_stream(4, 4).read, "script", None).first(100))) == 2
+
+
+def test_nothing_is_read_beyond_the_cut() -> None:
+    def read() -> Iterator[Feed]:
+        yield _feed()
+        raise AssertionError("one feed is enough")
+
+    assert len(list(Batches(read, "script", None).first(4))) == 1
+
+
+def test_made_up_numbers_stay_made_up() -> None:
+    stream = Batches(_stream(4, 4).read, "random", 8, None, is_random=True)
+    assert stream.first(4).is_random
+    assert checked(stream, [IMAGE]).is_random
+
+
+def test_a_checked_stream_hands_on_what_fits() -> None:
+    stream = checked(_stream(4, 2), [IMAGE])
+    assert [feed.num_samples for feed in stream] == [4, 2]
+    assert (stream.origin, stream.num_samples, stream.digest) == ("calib", 6, "abc")
+
+
+def test_a_checked_stream_fails_at_the_feed_that_does_not_fit() -> None:
+    stream = iter(checked(_stream(4, 0), [IMAGE]))
+    assert next(stream).source == "feed 0"
+    with pytest.raises(DataError, match=r"^input 'image' of feed 1 is empty: shape \(0, 2, 3\)$"):
+        next(stream)
+
+
+def test_a_stream_without_feeds_is_refused() -> None:
+    with pytest.raises(DataError, match=r"^calib holds no samples; give at least one$"):
+        list(checked(_stream(), [IMAGE]))
+
+
+def test_a_missing_input_is_named() -> None:
+    feed = _feed(b=np.zeros(4), a=np.zeros(4))
+    with pytest.raises(
+        DataError, match=r"^calib/0007.npz has no array 'image'; it has a, b, the model takes image, mask$"
+    ):
+        check_feed(feed, [IMAGE, MASK])
+
+
+def test_a_feed_without_arrays_is_told() -> None:
+    with pytest.raises(DataError, match=r"has no array 'mask'; it has none, the model takes mask$"):
+        check_feed(_feed(), [MASK])
+
+
+def test_an_unknown_array_is_named() -> None:
+    feed = _feed(mask=np.zeros(4, np.int64), labels=np.zeros(4))
+    with pytest.raises(
+        DataError,
+        match=r"^calib/0007.npz has an array 'labels' that the model does not take; its inputs are mask$",
+    ):
+        check_feed(feed, [MASK])
+
+
+def test_further_arrays_may_be_there_or_not() -> None:
+    mask = np.zeros(4, np.int64)
+    check_feed(_feed(mask=mask, labels=np.array(["any"])), [MASK], ["labels"])
+    check_feed(_feed(mask=mask), [MASK], ["labels"])
+
+
+@pytest.mark.parametrize("dtype", ["float64", "uint8", "float16"])
+def test_another_dtype_is_refused_with_the_way_out(dtype: str) -> None:
+    with pytest.raises(
+        DataError,
+        match=rf"^input 'image' of calib/0007.npz is {dtype}, the model wants float32; "
+        r"convert it with .astype\('float32'\)$",
+    ):
+        check_feed(_feed(image=np.zeros((4, 2, 3), dtype)), [IMAGE])
+
+
+def test_another_byte_order_is_refused() -> None:
+    with pytest.raises(
+        DataError,
+        match=r"^input 'image' of calib/0007.npz is in the byte order of another machine \([<>]f4\); "
+        r"convert it with .astype\('float32'\)$",
+    ):
+        check_feed(_feed(image=np.zeros((4, 2, 3), np.dtype(np.float32).newbyteorder())), [IMAGE])
+
+
+@pytest.mark.parametrize(
+    ("shape", "shown"), [((4, 3, 2), r"\(4, 3, 2\)"), ((2, 3), r"\(2, 3\)"), ((), r"\(\)")]
+)
+def test_another_shape_is_refused(shape: tuple[int, ...], shown: str) -> None:
+    with pytest.raises(
+        DataError,
+        match=rf"^input 'image' of calib/0007.npz has shape {shown}, the model wants \(N, 2, 3\); "
+        r"resize the samples, or set `resize` and `channels` in \[preprocess\] of model.toml for pictures$",
+    ):
+        check_feed(_feed(image=np.zeros(shape, np.float32)), [IMAGE])
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_nan_and_infinity_are_counted_and_the_sample_is_named(bad: float) -> None:
+    image = np.zeros((4, 2, 3), np.float32)
+    image[2, 1, 1] = image[3, 0, 0] = image[2, 1, 2] = bad
+    with pytest.raises(
+        DataError,
+        match=r"^input 'image' of calib/0007.npz has 3 values that are NaN or infinite, "
+        r"the first in its sample 2; clean the data$",
+    ):
+        check_feed(_feed(image=image), [IMAGE])
+
+
+def test_a_scalar_that_is_nan_is_refused() -> None:
+    with pytest.raises(DataError, match="has 1 values that are NaN or infinite, the first in its sample 0"):
+        check_feed(_feed(gain=np.array(np.nan, np.float32)), [TensorSpec("gain", "float32", ())])

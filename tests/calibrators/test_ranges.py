@@ -1,0 +1,187 @@
+"""Tests of the ranges and their JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from trtq.calibrators.ranges import Range, Ranges, Shapes, ranges_to_json, read_ranges
+from trtq.errors import ArtifactError, UsageError
+
+RANGES = Ranges(
+    tensors={"images": Range(2.5, -1.0, 2.75), "dead": Range(0.0, 0.0, 0.0)},
+    method="percentile(percentile=99.99)",
+    model_sha256="ab" * 32,
+    data="calib.npz",
+    num_samples=512,
+    is_random=True,
+    shapes={"images": Shapes((1, 3), (8, 3), (16, 3))},
+    beyond_fp16={"hot": 1e6},
+)
+JSON = b"""{
+ "schema_version": 1,
+ "kind": "ranges",
+ "method": "percentile(percentile=99.99)",
+ "model_sha256": "abababababababababababababababababababababababababababababababab",
+ "data": "calib.npz",
+ "num_samples": 512,
+ "is_random": true,
+ "shapes": {
+  "images": {
+   "min": [
+    1,
+    3
+   ],
+   "opt": [
+    8,
+    3
+   ],
+   "max": [
+    16,
+    3
+   ]
+  }
+ },
+ "beyond_fp16": {
+  "hot": 1000000.0
+ },
+ "tensors": {
+  "images": {
+   "amax": 2.5,
+   "min": -1.0,
+   "max": 2.75
+  },
+  "dead": {
+   "amax": 0.0,
+   "min": 0.0,
+   "max": 0.0
+  }
+ }
+}
+"""
+FLOATS = st.floats(width=32, allow_nan=False, allow_infinity=False)
+
+
+def _written(tmp_path: Path, change: Callable[[dict[str, Any]], object]) -> Path:
+    document = json.loads(JSON)
+    change(document)
+    path = tmp_path / "ranges.json"
+    path.write_text(json.dumps(document))
+    return path
+
+
+def test_ranges_as_json_are_known_to_the_byte() -> None:
+    assert ranges_to_json(RANGES) == JSON
+
+
+def test_ranges_are_read_as_they_were_written(tmp_path: Path) -> None:
+    (tmp_path / "ranges.json").write_bytes(JSON)
+    assert read_ranges(tmp_path / "ranges.json") == RANGES
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=50)
+@given(st.dictionaries(st.text(), st.tuples(FLOATS.map(abs), FLOATS, FLOATS)))
+def test_every_number_comes_back_exactly(
+    tmp_path: Path, tensors: dict[str, tuple[float, float, float]]
+) -> None:
+    ranges = Ranges({name: Range(*item) for name, item in tensors.items()}, "minmax()", "", "", 1)
+    (tmp_path / "ranges.json").write_bytes(ranges_to_json(ranges))
+    assert read_ranges(tmp_path / "ranges.json") == ranges
+
+
+def test_the_amax_of_a_dead_tensor_is_one() -> None:
+    assert RANGES.amax("images") == 2.5
+    assert RANGES.amax("dead") == 1.0
+    assert [item.is_dead for item in RANGES.tensors.values()] == [False, True]
+
+
+def test_a_tensor_without_range_is_named() -> None:
+    with pytest.raises(
+        UsageError,
+        match=r"^the ranges hold nothing for tensor 'other'; they were calibrated for another model or "
+        r"with other skipped layers: calibrate again$",
+    ):
+        RANGES.amax("other")
+
+
+def test_a_file_that_is_not_there_is_told(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match=r"^cannot read the ranges .*gone.json: No such file"):
+        read_ranges(tmp_path / "gone.json")
+
+
+@pytest.mark.parametrize("content", [b"", JSON[:100], b"\xff\xfe", b"onnx"])
+def test_a_file_that_is_no_json_is_told(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "ranges.json").write_bytes(content)
+    with pytest.raises(ArtifactError, match=r"ranges.json is not a ranges file: \S+"):
+        read_ranges(tmp_path / "ranges.json")
+
+
+@pytest.mark.parametrize("content", ["[]", "null", "{}", '{"kind": "manifest"}'])
+def test_json_of_another_kind_is_told(tmp_path: Path, content: str) -> None:
+    (tmp_path / "ranges.json").write_text(content)
+    with pytest.raises(
+        ArtifactError, match=r"ranges.json is not a ranges file; `trtq calibrate` writes one$"
+    ):
+        read_ranges(tmp_path / "ranges.json")
+
+
+@pytest.mark.parametrize("version", [2, None])
+def test_another_schema_is_told(tmp_path: Path, version: int | None) -> None:
+    path = _written(tmp_path, lambda document: document.update(schema_version=version))
+    with pytest.raises(
+        ArtifactError, match=rf"has schema version {version}, this trtq reads 1; calibrate again$"
+    ):
+        read_ranges(path)
+
+
+@pytest.mark.parametrize(
+    "key",
+    ["method", "model_sha256", "data", "num_samples", "is_random", "shapes", "beyond_fp16", "tensors"],
+)
+def test_a_missing_key_is_named(tmp_path: Path, key: str) -> None:
+    path = _written(tmp_path, lambda document: document.pop(key))
+    with pytest.raises(
+        ArtifactError,
+        match=rf"ranges.json is not a complete ranges file: KeyError\('{key}'\); calibrate again$",
+    ):
+        read_ranges(path)
+
+
+@pytest.mark.parametrize("tensors", [None, [], {"x": 1.0}, {"x": {"amax": 1.0, "min": 0.0}}])
+def test_a_broken_table_is_told(tmp_path: Path, tensors: object) -> None:
+    path = _written(tmp_path, lambda document: document.update(tensors=tensors))
+    with pytest.raises(ArtifactError, match=r"not a complete ranges file: .*; calibrate again$"):
+        read_ranges(path)
+
+
+@pytest.mark.parametrize("key", ["amax", "min", "max"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), "1.0", None, True, 10**400])
+def test_a_number_that_is_not_finite_is_told(tmp_path: Path, key: str, value: object) -> None:
+    path = _written(tmp_path, lambda document: document["tensors"]["images"].update({key: value}))
+    with pytest.raises(
+        ArtifactError, match=r"not a complete ranges file: (ValueError.* must be finite|OverflowError)"
+    ):
+        read_ranges(path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda document: document["tensors"]["images"].update(amax=-1.0),
+        lambda document: document["beyond_fp16"].update(hot=-1.0),
+    ],
+)
+def test_a_negative_amax_is_told(tmp_path: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    with pytest.raises(ArtifactError, match=r"ValueError\('amax must be at least 0, got -1.0'\)"):
+        read_ranges(_written(tmp_path, change))
+
+
+def test_nothing_that_is_not_finite_is_written() -> None:
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        ranges_to_json(Ranges({"x": Range(float("inf"), 0, 0)}, "minmax()", "", "", 1))

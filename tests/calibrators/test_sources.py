@@ -1,0 +1,545 @@
+"""Tests of every kind of calibration data that a user may name, each with the real thing."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from PIL import Image
+
+from trtq import lazy
+from trtq.calibrators.batches import Batches
+from trtq.calibrators.sources import WAYS, open_batches, random_batches
+from trtq.errors import DataError
+from trtq.models.preprocess import Preprocess
+from trtq.models.signature import TensorSpec
+
+OPEN = [TensorSpec("x", "float32", ("N", 2))]
+FIXED = [TensorSpec("x", "float32", (4, 2))]
+PICTURE = TensorSpec("image", "float32", ("N", 3, 4, 6))
+PLAIN = Preprocess(scale=1.0, mean=(0.0,), std=(1.0,))
+X = np.arange(20, dtype=np.float32).reshape(10, 2)
+
+
+def _sizes(batches: Batches) -> list[int]:
+    return [feed.num_samples for feed in batches]
+
+
+def _all(batches: Batches, name: str = "x") -> NDArray[Any]:
+    return np.concatenate([feed.arrays[name] for feed in batches])
+
+
+def _save_json(path: Path, feeds: object) -> None:
+    lazy.require("polygraphy.json", None, "this test").save_json(feeds, str(path))
+
+
+def _picture(path: Path, size: tuple[int, int] = (6, 4), color: object = (10, 20, 30)) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("L" if isinstance(color, int) else "RGB", size, color).save(path)  # type: ignore[arg-type]
+
+
+def _script(path: Path, text: str) -> str:
+    path.write_text("import numpy as np\n" + text)
+    return f"{path}:feeds"
+
+
+# Arrays with a sample axis
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_an_npz_comes_in_batches(tmp_path: Path, save: Any) -> None:
+    save(tmp_path / "calib.npz", x=X)
+    batches = open_batches(str(tmp_path / "calib.npz"), OPEN, 4)
+    assert _sizes(batches) == [4, 4, 2]
+    assert np.array_equal(_all(batches), X)
+    assert batches.num_samples == 10
+
+
+def test_an_npy_comes_in_batches(tmp_path: Path) -> None:
+    np.save(tmp_path / "calib.npy", X)
+    assert np.array_equal(_all(open_batches(str(tmp_path / "calib.npy"), OPEN, 4)), X)
+
+
+def test_a_fixed_batch_size_wins_and_an_incomplete_last_batch_is_left_out(tmp_path: Path) -> None:
+    np.savez(tmp_path / "calib.npz", x=X)
+    batches = open_batches(str(tmp_path / "calib.npz"), FIXED, 3)
+    assert (_sizes(batches), batches.num_samples) == ([4, 4], 8)
+    assert np.array_equal(_all(batches), X[:8])
+
+
+def test_too_few_samples_for_a_fixed_batch_are_refused(tmp_path: Path) -> None:
+    np.savez(tmp_path / "calib.npz", x=X[:3])
+    with pytest.raises(DataError, match=r"calib.npz holds 3 samples, the model takes batches of exactly 4$"):
+        open_batches(str(tmp_path / "calib.npz"), FIXED, 8)
+
+
+def test_labels_may_stand_beside_the_inputs(tmp_path: Path) -> None:
+    np.savez(tmp_path / "calib.npz", x=X, labels=np.arange(10))
+    path = str(tmp_path / "calib.npz")
+    assert _all(open_batches(path, OPEN, 4, extra=["labels"]), "labels").tolist() == list(range(10))
+    with pytest.raises(DataError, match=r"has an array 'labels' that the model does not take"):
+        list(open_batches(path, OPEN, 4))
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"y": X}, r"calib.npz, samples 0 to 7 has no array 'x'; it has y, the model takes x$"),
+        ({"x": X.astype("f8")}, r"input 'x' of .*, samples 0 to 7 is float64, the model wants float32; "),
+        ({"x": X[:, :1]}, r"samples 0 to 7 has shape \(8, 1\), the model wants \(N, 2\); "),
+        ({"x": np.where(X == 18, np.nan, X)}, r"samples 8 to 9 has 1 values .*, the first in its sample 1;"),
+        ({"x": X[:0]}, r"calib.npz holds no samples; give at least one$"),
+    ],
+)
+def test_arrays_that_do_not_fit_are_told(
+    tmp_path: Path, arrays: Mapping[str, NDArray[Any]], message: str
+) -> None:
+    np.savez(tmp_path / "calib.npz", **dict(arrays))  # type: ignore[arg-type]
+    with pytest.raises(DataError, match=message):
+        list(open_batches(str(tmp_path / "calib.npz"), OPEN, 8))
+
+
+# A folder of feeds
+
+
+@pytest.mark.parametrize("inputs", [OPEN, FIXED])
+def test_a_folder_of_feeds_keeps_their_batch_axis(tmp_path: Path, inputs: Sequence[TensorSpec]) -> None:
+    for index in range(3):
+        np.savez(tmp_path / f"{index}.npz", x=X[index : index + 4])
+    batches = open_batches(str(tmp_path), inputs, 1)
+    assert (_sizes(batches), batches.num_samples) == ([4, 4, 4], 12)
+
+
+def test_a_feed_of_another_size_than_the_fixed_one_is_refused(tmp_path: Path) -> None:
+    np.savez(tmp_path / "0.npz", x=X[:3])
+    with pytest.raises(DataError, match=r"0.npz has shape \(3, 2\), the model wants \(4, 2\); "):
+        list(open_batches(str(tmp_path), FIXED, 1))
+
+
+# A folder of pictures
+
+
+def test_pictures_are_found_at_any_depth_in_the_order_of_their_paths(tmp_path: Path) -> None:
+    for number, name in enumerate(["b/two.PNG", "a/one.jpeg", "top.bmp", "b/deep/er/three.webp"]):
+        _picture(tmp_path / name, color=(number, 0, 0))
+    (tmp_path / "notes.txt").write_text("no picture")
+    (tmp_path / "folder.png").mkdir()
+    batches = open_batches(str(tmp_path), [PICTURE], 3, preprocess=PLAIN)
+    assert [feed.source for feed in batches] == [
+        f"{tmp_path / 'a/one.jpeg'} to two.PNG",
+        f"{tmp_path / 'top.bmp'} to top.bmp",
+    ]
+    assert (batches.origin, batches.num_samples) == (f"{tmp_path} (4 images)", 4)
+
+
+def test_pictures_become_what_the_model_takes(tmp_path: Path) -> None:
+    _picture(tmp_path / "a.png", (60, 40))
+    _picture(tmp_path / "b.png", (12, 80), (1, 2, 3))
+    (feed,) = open_batches(str(tmp_path), [PICTURE], 8, preprocess=PLAIN)
+    array = feed.arrays["image"]
+    assert (array.shape, array.dtype.name) == ((2, 3, 4, 6), "float32")
+    assert array[:, :, 0, 0].tolist() == [[10, 20, 30], [1, 2, 3]]
+    assert (array == array[:, :, :1, :1]).all()
+
+
+def test_pictures_are_prepared_like_those_of_imagenet_unless_told_otherwise(tmp_path: Path) -> None:
+    _picture(tmp_path / "a.png")
+    (feed,) = open_batches(str(tmp_path), [PICTURE], 8)
+    wanted = (np.array([10, 20, 30]) / 255 - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
+    assert feed.arrays["image"][0, :, 2, 3] == pytest.approx(wanted, rel=1e-5)
+
+
+def test_pictures_in_nhwc_take_the_size_of_the_model(tmp_path: Path) -> None:
+    _picture(tmp_path / "a.png", (50, 50))
+    spec = TensorSpec("image", "float32", ("N", 4, 6, 3))
+    steps = Preprocess(scale=1.0, mean=(0.0,), std=(1.0,), layout="NHWC")
+    (feed,) = open_batches(str(tmp_path), [spec], 8, preprocess=steps)
+    assert feed.arrays["image"].shape == (1, 4, 6, 3)
+    assert feed.arrays["image"][0, 0, 0].tolist() == [10, 20, 30]
+
+
+def test_a_fixed_batch_size_leaves_pictures_out(tmp_path: Path) -> None:
+    for index in range(5):
+        _picture(tmp_path / f"{index}.png")
+    batches = open_batches(str(tmp_path), [TensorSpec("image", "float32", (2, 3, 4, 6))], 8)
+    assert (_sizes(batches), batches.num_samples) == ([2, 2], 4)
+
+
+def test_a_picture_that_is_broken_is_named(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 60, 3)).astype(np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    (tmp_path / "b.png").write_bytes((tmp_path / "a.png").read_bytes()[:3000])
+    with pytest.raises(DataError, match=r"b.png cannot be read as an image: "):
+        list(open_batches(str(tmp_path), [PICTURE], 1))
+
+
+def test_a_picture_that_leads_nowhere_is_named(tmp_path: Path) -> None:
+    _picture(tmp_path / "a.png")
+    (tmp_path / "b.png").symlink_to(tmp_path / "gone.png")
+    with pytest.raises(DataError, match=r"^cannot read .*b.png: No such file or directory; "):
+        open_batches(str(tmp_path), [PICTURE], 1)
+
+
+def test_a_folder_with_nothing_in_it_is_told(tmp_path: Path) -> None:
+    with pytest.raises(
+        DataError,
+        match=r"holds neither .npz files nor images \(.bmp, .jpeg, .jpg, .png, .webp\)$",
+    ):
+        open_batches(str(tmp_path), [PICTURE], 1)
+
+
+@pytest.mark.parametrize("inputs", [OPEN, [PICTURE, *OPEN], []])
+def test_pictures_for_another_kind_of_model_are_refused(tmp_path: Path, inputs: Sequence[TensorSpec]) -> None:
+    _picture(tmp_path / "a.png")
+    with pytest.raises(DataError) as caught:
+        open_batches(str(tmp_path), inputs, 1)
+    wanted = ", ".join(map(str, inputs))
+    assert str(caught.value) == (
+        f"an image folder feeds one input of rank 4, the model takes {wanted}; give .npz files"
+    )
+
+
+def test_pictures_for_an_open_size_need_a_size_or_come_one_by_one(tmp_path: Path) -> None:
+    _picture(tmp_path / "a.png", (6, 4))
+    _picture(tmp_path / "b.png", (8, 2))
+    spec = TensorSpec("image", "float32", ("N", 3, "H", "W"))
+    with pytest.raises(
+        DataError,
+        match=r"^the model leaves the size of 'image' \(N, 3, H, W\) open; set `resize` in \[preprocess\] of "
+        r"model.toml so that pictures fit into batches, or use a batch size of 1$",
+    ):
+        open_batches(str(tmp_path), [spec], 2)
+    with pytest.raises(DataError, match=r"the size of 'image' \(N, 3, 4, W\) open"):
+        open_batches(str(tmp_path), [TensorSpec("image", "float32", ("N", 3, 4, "W"))], 2)
+    one_by_one = open_batches(str(tmp_path), [spec], 1)
+    assert [feed.arrays["image"].shape for feed in one_by_one] == [(1, 3, 4, 6), (1, 3, 2, 8)]
+    resized = open_batches(str(tmp_path), [spec], 2, preprocess=Preprocess(resize=(5, 7)))
+    assert [feed.arrays["image"].shape for feed in resized] == [(2, 3, 5, 7)]
+    cropped = open_batches(str(tmp_path), [spec], 2, preprocess=Preprocess(crop=(2,)))
+    assert [feed.arrays["image"].shape for feed in cropped] == [(2, 3, 2, 2)]
+
+
+def test_pictures_that_do_not_fit_into_one_batch_are_told(tmp_path: Path) -> None:
+    _picture(tmp_path / "a.png", (6, 4))
+    _picture(tmp_path / "b.png", (12, 4))
+    with pytest.raises(
+        DataError,
+        match=r"b.png becomes an array of shape \(3, 4, 12\), others in its batch have \(3, 4, 6\); "
+        r"set `crop`, or another `resize_mode`, in \[preprocess\] of model.toml$",
+    ):
+        list(open_batches(str(tmp_path), [PICTURE], 2, preprocess=Preprocess(resize_mode="short-side")))
+
+
+@pytest.mark.parametrize("color", [200, (200, 200, 200), 0, 255])
+def test_a_model_that_takes_bytes_gets_the_pixels(tmp_path: Path, color: object) -> None:
+    _picture(tmp_path / "a.png", color=color)
+    spec = TensorSpec("image", "uint8", ("N", 3, 4, 6))
+    (feed,) = open_batches(str(tmp_path), [spec], 8, preprocess=PLAIN)
+    assert feed.arrays["image"].dtype == np.uint8
+    assert (feed.arrays["image"] == (color if isinstance(color, int) else 200)).all()
+
+
+@pytest.mark.parametrize(
+    ("dtype", "mean", "scale", "shown"),
+    [
+        ("uint8", 104.0, 1.0, "from -94 to -74"),
+        ("int8", 0.0, 8.0, "from 80 to 240"),
+        ("int32", 0.0, 0.125, "from 1.25 to 3.75"),
+    ],
+)
+def test_prepared_pixels_that_a_model_of_integers_cannot_take_are_told(
+    tmp_path: Path, dtype: str, mean: float, scale: float, shown: str
+) -> None:
+    _picture(tmp_path / "a.png")
+    spec = TensorSpec("image", dtype, ("N", 3, 4, 6))
+    with pytest.raises(
+        DataError,
+        match=rf"a.png becomes numbers {shown}, the model takes {dtype}; set `scale = 1.0`, `mean = \[0.0\]` "
+        r"and `std = \[1.0\]` in \[preprocess\] of model.toml$",
+    ):
+        list(
+            open_batches(
+                str(tmp_path),
+                [spec],
+                8,
+                preprocess=Preprocess((), "stretch", (), "RGB", scale, (mean,), (1.0,)),
+            )
+        )
+
+
+def test_the_digest_of_pictures_tells_their_preparation(tmp_path: Path) -> None:
+    _picture(tmp_path / "a.png")
+    digests = {
+        open_batches(str(tmp_path), [PICTURE], size, preprocess=steps).digest
+        for size, steps in ((1, None), (1, Preprocess()), (2, None), (1, PLAIN))
+    }
+    assert len(digests) == 3
+
+
+# A script
+
+
+def test_a_script_yields_feeds(tmp_path: Path) -> None:
+    source = _script(
+        tmp_path / "calib.py",
+        "def feeds():\n    for size in (3, 1):\n        yield {'x': np.ones((size, 2), np.float32)}\n",
+    )
+    batches = open_batches(source, OPEN, 8)
+    for _ in range(2):
+        assert [(feed.source, feed.num_samples) for feed in batches] == [
+            (f"{source}, item 0", 3),
+            (f"{source}, item 1", 1),
+        ]
+    assert (batches.origin, batches.num_samples, batches.digest) == (source, None, None)
+
+
+def test_a_script_may_return_a_list_of_lists(tmp_path: Path) -> None:
+    source = _script(tmp_path / "calib.py", "feeds = lambda: [{'n': [[1, 2]]}]\n")
+    assert _all(open_batches(source, [TensorSpec("n", "int64", ("N", 2))], 8), "n").tolist() == [[1, 2]]
+
+
+def test_a_script_imports_what_lies_beside_it_early_and_late(tmp_path: Path) -> None:
+    (tmp_path / "early_neighbour.py").write_text("SIZE = 3\n")
+    (tmp_path / "late_neighbour.py").write_text("VALUE = 5\n")
+    source = _script(
+        tmp_path / "calib.py",
+        "from early_neighbour import SIZE\n"
+        "def feeds():\n"
+        "    from late_neighbour import VALUE\n"
+        "    yield {'x': np.full((SIZE, 2), VALUE, np.float32)}\n",
+    )
+    before = list(sys.path)
+    assert (_all(open_batches(source, OPEN, 8)) == 5).all()
+    assert sys.path == before
+
+
+def test_a_script_may_tidy_up_the_path_itself(tmp_path: Path) -> None:
+    source = _script(
+        tmp_path / "calib.py",
+        "import sys\ndel sys.path[0]\n"
+        "def feeds():\n    del sys.path[0]\n    yield {'x': np.ones((1, 2), np.float32)}\n",
+    )
+    before = list(sys.path)
+    assert _sizes(open_batches(source, OPEN, 8)) == [1]
+    assert sys.path == before
+
+
+def test_a_script_may_have_dataclasses_and_the_name_of_a_library(tmp_path: Path) -> None:
+    (tmp_path / "numpy.py").write_text(
+        "from __future__ import annotations\nimport dataclasses, math\n"
+        "@dataclasses.dataclass\nclass Item:\n    value: float\n"
+        "def feeds():\n    yield {'x': [[Item(1.0).value, math.e]]}\n"
+    )
+    batches = open_batches(f"{tmp_path / 'numpy.py'}:feeds", [TensorSpec("x", "float64", ("N", 2))], 8)
+    assert _all(batches).shape == (1, 2)
+    assert sys.modules["numpy"] is np
+
+
+def test_a_script_that_is_not_there_is_told(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"^there is no script .*gone.py$"):
+        open_batches(f"{tmp_path / 'gone.py'}:feeds", OPEN, 8)
+
+
+@pytest.mark.parametrize("text", ["", "feeds = 3\n"])
+def test_a_function_that_is_not_there_is_told(tmp_path: Path, text: str) -> None:
+    with pytest.raises(DataError, match=r"calib.py has no function 'feeds'$"):
+        open_batches(_script(tmp_path / "calib.py", text), OPEN, 8)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("1 / 0\n", "ZeroDivisionError: division by zero"),
+        ("def feeds(:\n", "SyntaxError: "),
+        ("import absent_library\n", "ModuleNotFoundError: No module named 'absent_library'"),
+        ("import sys\nsys.exit(0)\n", "SystemExit: 0"),
+    ],
+)
+def test_a_script_that_cannot_be_run_is_told_in_its_own_words(
+    tmp_path: Path, text: str, message: str
+) -> None:
+    with pytest.raises(DataError, match=rf"calib.py cannot be run: {message}"):
+        open_batches(_script(tmp_path / "calib.py", text), OPEN, 8)
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ("raise KeyError('cat')", "KeyError: 'cat'"),
+        ("return None", "TypeError: 'NoneType' object is not iterable"),
+        ("yield {'x': [[1], [1, 2]]}", "ValueError: .*inhomogeneous"),
+        ("raise SystemExit('enough')", "SystemExit: enough"),
+    ],
+)
+def test_a_function_that_fails_is_told_in_its_own_words(tmp_path: Path, body: str, message: str) -> None:
+    source = _script(tmp_path / "calib.py", f"def feeds():\n    {body}\n")
+    with pytest.raises(DataError, match=rf"calib.py:feeds failed: {message}"):
+        list(open_batches(source, OPEN, 8))
+
+
+def test_items_that_are_no_dicts_are_told(tmp_path: Path) -> None:
+    source = _script(
+        tmp_path / "calib.py", "def feeds():\n    yield {'x': X}\n    yield X\nX = np.ones((1, 2), 'f4')\n"
+    )
+    stream = iter(open_batches(source, OPEN, 8))
+    next(stream)
+    with pytest.raises(DataError, match=r"calib.py:feeds must yield dicts of arrays, item 1 is ndarray$"):
+        next(stream)
+
+
+def test_a_script_that_yields_nothing_is_told(tmp_path: Path) -> None:
+    source = _script(tmp_path / "calib.py", "def feeds():\n    return []\n")
+    with pytest.raises(DataError, match=r"calib.py:feeds holds no samples; give at least one$"):
+        list(open_batches(source, OPEN, 8))
+
+
+# Inputs saved by Polygraphy
+
+
+def test_inputs_saved_by_polygraphy_are_read(tmp_path: Path) -> None:
+    _save_json(tmp_path / "inputs.json", [{"x": X[:3]}, {"x": X[3:4]}])
+    batches = open_batches(str(tmp_path / "inputs.json"), OPEN, 8)
+    for _ in range(2):
+        assert [(feed.source, feed.num_samples) for feed in batches] == [
+            (f"{tmp_path / 'inputs.json'}, feed 0", 3),
+            (f"{tmp_path / 'inputs.json'}, feed 1", 1),
+        ]
+    assert np.array_equal(_all(batches), X[:4])
+    assert batches.num_samples == 4
+    assert batches.digest
+
+
+def test_a_feed_of_polygraphy_that_does_not_fit_is_refused_and_not_left_out(tmp_path: Path) -> None:
+    _save_json(tmp_path / "inputs.json", [{"x": X[:4]}, {"x": X[:3]}])
+    with pytest.raises(DataError, match=r"inputs.json, feed 1 has shape \(3, 2\), the model wants \(4, 2\)"):
+        list(open_batches(str(tmp_path / "inputs.json"), FIXED, 8))
+
+
+def test_a_feed_of_polygraphy_may_have_a_longer_axis_than_the_batch(tmp_path: Path) -> None:
+    inputs = [TensorSpec("x", "float32", (1, 2)), TensorSpec("anchors", "float32", (9, 4))]
+    _save_json(tmp_path / "inputs.json", [{"x": X[:1], "anchors": np.zeros((9, 4), np.float32)}])
+    assert len(list(open_batches(str(tmp_path / "inputs.json"), inputs, 8))) == 1
+
+
+def test_no_feeds_of_polygraphy_are_told(tmp_path: Path) -> None:
+    _save_json(tmp_path / "inputs.json", [])
+    with pytest.raises(DataError, match=r"inputs.json holds no samples; give at least one$"):
+        list(open_batches(str(tmp_path / "inputs.json"), OPEN, 8))
+
+
+@pytest.mark.parametrize("content", ["{}", "[1]", "null", '"x"'])
+def test_json_without_a_list_of_feeds_is_told(tmp_path: Path, content: str) -> None:
+    (tmp_path / "inputs.json").write_text(content)
+    with pytest.raises(
+        DataError,
+        match=r"inputs.json holds no list of feeds; save one with `polygraphy run --save-inputs`$",
+    ):
+        open_batches(str(tmp_path / "inputs.json"), OPEN, 8)
+
+
+@pytest.mark.parametrize(
+    "content", ["", "[", "\0", '[{"x": {"polygraphy_class": "Foo"}}]', '[{"x": [[1], [1, 2]]}]']
+)
+def test_a_file_that_polygraphy_cannot_read_is_told(tmp_path: Path, content: str) -> None:
+    (tmp_path / "inputs.json").write_text(content)
+    with pytest.raises(DataError, match=r"inputs.json is not a file of inputs saved by Polygraphy: \S"):
+        open_batches(str(tmp_path / "inputs.json"), OPEN, 8)
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.data())
+def test_no_damage_to_saved_inputs_escapes_as_a_foreign_error(tmp_path: Path, data: st.DataObject) -> None:
+    path = tmp_path / "inputs.json"
+    _save_json(path, [{"x": X}])
+    content = bytearray(path.read_bytes())
+    places = st.integers(0, len(content) - 1)
+    for place, value in data.draw(st.lists(st.tuples(places, st.integers(1, 255)), min_size=1, max_size=3)):
+        content[place] ^= value
+    path.write_bytes(content[: data.draw(places)] if data.draw(st.booleans()) else content)
+    try:
+        found = _all(open_batches(str(path), OPEN, 8))
+    except DataError:
+        found = X
+    assert found.shape[1] == 2
+
+
+# Anything else
+
+
+def test_data_that_is_not_there_is_told(tmp_path: Path) -> None:
+    with pytest.raises(DataError) as caught:
+        open_batches(str(tmp_path / "gone.npz"), OPEN, 8)
+    assert str(caught.value) == f"there is no calibration data {tmp_path / 'gone.npz'}; give {WAYS}"
+
+
+@pytest.mark.parametrize("name", ["calib.csv", "calib.py", "calib"])
+def test_data_of_no_known_kind_is_told(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("1,2,3")
+    with pytest.raises(DataError) as caught:
+        open_batches(str(tmp_path / name), OPEN, 8)
+    assert str(caught.value) == f"{tmp_path / name} is no kind of data that trtq reads; give {WAYS}"
+
+
+# Made-up numbers
+
+
+def test_made_up_feeds_fit_the_model() -> None:
+    inputs = [
+        TensorSpec("image", "float16", ("N", 3, None)),
+        TensorSpec("ids", "int64", ("N", 5)),
+        TensorSpec("mask", "bool", (5,)),
+        TensorSpec("gain", "float32", ()),
+        TensorSpec("wide", "bfloat16", (2,)),
+    ]
+    batches = random_batches(inputs, {"ids": (4, 5)}, 3)
+    feeds = list(batches)
+    assert batches.is_random
+    assert [feed.source for feed in feeds] == ["random feed 0", "random feed 1", "random feed 2"]
+    for feed in feeds:
+        assert {name: (array.dtype.name, array.shape) for name, array in feed.arrays.items()} == {
+            "image": ("float16", (1, 3, 1)),
+            "ids": ("int64", (4, 5)),
+            "mask": ("bool", (5,)),
+            "gain": ("float32", ()),
+            "wide": ("bfloat16", (2,)),
+        }
+        assert set(np.unique(feed.arrays["ids"])) <= {0, 1}
+
+
+def test_made_up_numbers_are_the_same_every_time_and_normal() -> None:
+    first, second = (
+        np.concatenate([feed.arrays["x"] for feed in random_batches(OPEN, {"x": (500, 2)}, 4)])
+        for _ in range(2)
+    )
+    assert np.array_equal(first, second)
+    assert abs(first.mean()) < 0.1
+    assert first.std() == pytest.approx(1, abs=0.1)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "num_samples"),
+    [
+        (FIXED, 12),
+        (OPEN, 3),
+        ([TensorSpec("g", "float32", ())], 3),
+        ([*FIXED, TensorSpec("y", "float32", ("N",))], 12),
+    ],
+)
+def test_made_up_feeds_tell_their_samples(inputs: Sequence[TensorSpec], num_samples: int) -> None:
+    batches = random_batches(inputs, {}, 3)
+    assert sum(_sizes(batches)) == batches.num_samples == num_samples
+
+
+def test_made_up_feeds_of_other_shapes_have_another_digest() -> None:
+    digests = {
+        random_batches(OPEN, {"x": (size, 2)}, count).digest for size, count in ((1, 3), (2, 3), (1, 4))
+    }
+    assert len(digests) == 3
+    assert random_batches(OPEN, {}, 3).digest == random_batches(OPEN, {"x": [1, 2]}, 3).digest
