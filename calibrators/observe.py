@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -56,6 +57,7 @@ def observe(
         DataError: The data does not fit, or makes a tensor NaN or infinite (the tensor and feed are named).
         ModelError: ONNX Runtime cannot run the model.
     """
+    magnitudes = _magnitudes(model, batches)  # first, so that one session is in memory at a time
     session = open_session(_with_outputs(model, tensors), optimize=True)
     inputs = [str(value.name) for value in model.graph.inputs]
     computed = [name for name in tensors if name not in inputs]
@@ -75,7 +77,7 @@ def observe(
         progress(feed.num_samples)
     return Observation(
         histograms,
-        _magnitudes(model, batches, histograms),
+        {**magnitudes, **_largest(magnitudes, histograms)},
         {name: _summary(seen) for name, seen in shapes.items()},
         num_samples,
     )
@@ -103,7 +105,12 @@ def _with_outputs(model: ir.Model, tensors: Sequence[str]) -> ir.Model:
     return tapped
 
 
-def _magnitudes(model: ir.Model, batches: Batches, histograms: Mapping[str, Histogram]) -> dict[str, float]:
+def _largest(magnitudes: Mapping[str, float], histograms: Mapping[str, Histogram]) -> dict[str, float]:
+    """Returns what is known of the tensors with a histogram, which has seen all the data."""
+    return {name: max(item.amax, magnitudes.get(name, 0.0)) for name, item in histograms.items()}
+
+
+def _magnitudes(model: ir.Model, batches: Batches) -> dict[str, float]:
     """Returns the largest magnitude of every float32 tensor, reduced inside the session to one number each.
 
     Only the first feeds are run: this finds tensors that FP16 cannot hold, with room to spare.
@@ -124,19 +131,17 @@ def _magnitudes(model: ir.Model, batches: Batches, histograms: Mapping[str, Hist
             reduced.graph.extend([magnitude, largest])
             names.append(value.name)
             scalars.append(largest.outputs[0])
-    found = {name: histogram.amax for name, histogram in histograms.items()}
     if not names:
-        return found
+        return {}
     reduced.graph.outputs.clear()
     reduced.graph.outputs.extend(scalars)
     session = open_session(reduced, optimize=True)
     inputs = [str(value.name) for value in model.graph.inputs]
-    for index, feed in enumerate(batches):
-        if index == _NUM_FEEDS_FOR_EXTREMES:
-            break
+    found = dict.fromkeys(names, 0.0)
+    for feed in islice(batches, _NUM_FEEDS_FOR_EXTREMES):
         largest_now = run(session, [], {name: feed.arrays[name] for name in inputs})
         for name, seen in zip(names, largest_now, strict=True):
-            found[name] = float(np.fmax(found.get(name, 0.0), seen))
+            found[name] = float(np.fmax(found[name], seen))
     return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,19 +12,42 @@ from numpy.typing import NDArray
 
 from trtq.models.session import open_session, run
 
-_MAX_GROWTH_BYTES = 1 << 20
+_MAX_GROWTH = 1 << 18  # elements; not bytes, so that a Cast of FP16 weights to FP32 is no growth
 _NOT_FOLDED = frozenset({
     "QuantizeLinear", "DequantizeLinear",  # they are the point of a quantized model
     "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial", "Bernoulli",
-    "If", "Loop", "Scan",
 })  # fmt: skip
+
+
+def drop_identities(model: ir.Model) -> None:
+    """Removes Identity nodes, except where an output of the model has no other node to come from."""
+    for node in [node for node in model.graph if node.op_type == "Identity"]:
+        source, result = node.inputs[0], node.outputs[0]
+        if source is None:
+            continue
+        if not result.is_graph_output():
+            result.replace_all_uses_with(source)
+        elif source.producer() is not None and not source.is_graph_output():
+            _take_place(result, source)
+        else:
+            continue
+        model.graph.remove(node, safe=True)
+
+
+def _take_place(old: ir.Value, new: ir.Value) -> None:
+    """Puts a value where another stood; where that is an output of the model, its name and shape stay."""
+    was_output, name = old.is_graph_output(), old.name
+    old.replace_all_uses_with(new, replace_graph_outputs=True)
+    if was_output:
+        old.name, new.name = None, name
+        new.shape = new.shape if old.shape is None else old.shape
 
 
 def fold_constants(model: ir.Model) -> Iterator[str]:
     """Replaces what does not depend on an input by its value, computed by ONNX Runtime.
 
-    Values that would grow the model (a broadcast constant) stay computed. `Shape` of a tensor whose shape is
-    known counts as a constant.
+    Values that would grow the model (a broadcast constant) stay computed, and so does what has a body or no
+    numpy dtype (bfloat16). `Shape` of a tensor whose shape is known counts as a constant.
     """
     num_shapes = _fold_shapes(model)
     foldable = _foldable_nodes(model)
@@ -68,18 +92,28 @@ def _foldable_nodes(model: ir.Model) -> dict[ir.Node, None]:
 
 
 def _depends_on_no_input(node: ir.Node, foldable: dict[ir.Node, None]) -> bool:
-    if node.domain not in ("", "ai.onnx") or node.op_type in _NOT_FOLDED:
+    if node.domain not in ("", "ai.onnx") or node.op_type in _NOT_FOLDED or _has_body(node):
         return False
     constant = all(
         value is None or value.is_initializer() or value.producer() in foldable for value in node.inputs
     )
-    sizes = [_num_bytes(value) for value in node.outputs]
-    room = _MAX_GROWTH_BYTES + sum(
-        value.const_value.nbytes
-        for value in node.inputs
-        if value is not None and value.const_value is not None
-    )
-    return constant and all(size is None or size <= room for size in sizes)
+    if not constant or not all(_is_numpy(value) for value in node.outputs if value.name):
+        return False
+    sizes = [_num_elements(value) for value in node.outputs]
+    room = _MAX_GROWTH + sum(_num_elements(value) or 0 for value in node.inputs)
+    return all(size is None or size <= room for size in sizes)
+
+
+def _has_body(node: ir.Node) -> bool:
+    kinds = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
+    return any(attribute.type in kinds for attribute in node.attributes.values())
+
+
+def _is_numpy(value: ir.Value) -> bool:
+    """Returns whether ONNX Runtime can hand the value over as an array: no sequence, string or bfloat16."""
+    if not isinstance(value.type, ir.TensorType) or value.type.dtype is ir.DataType.STRING:
+        return False
+    return value.type.dtype.numpy().isbuiltin == 1
 
 
 def _static_shape(value: ir.Value | None) -> tuple[int, ...] | None:
@@ -88,42 +122,47 @@ def _static_shape(value: ir.Value | None) -> tuple[int, ...] | None:
     return tuple(value.shape.numpy())
 
 
-def _num_bytes(value: ir.Value) -> int | None:
+def _num_elements(value: ir.Value | None) -> int | None:
     shape = _static_shape(value)
-    return None if shape is None or value.dtype is None else int(np.prod(shape) * value.dtype.itemsize)
+    return None if shape is None else math.prod(shape)
 
 
 def fold_batch_norm(model: ir.Model) -> Iterator[str]:
     """Multiplies a BatchNormalization into the Conv or ConvTranspose before it.
 
-    Only where the convolution has no other user and all factors are constants; then the two compute the same
-    up to float rounding. The arithmetic is in float64.
+    Only where the convolution has no other user, all factors are constants and the products fit into the
+    weight's dtype; then the two compute the same up to float rounding. The arithmetic is in float64.
     """
     folded = 0
     for norm in [node for node in model.graph if node.op_type == "BatchNormalization"]:
         conv = norm.inputs[0].producer() if norm.inputs[0] is not None else None
         if conv is None or not _can_take(conv, norm):
             continue
-        gamma, beta, mean, variance = (_constant(value).astype(np.float64) for value in norm.inputs[1:5])
-        epsilon = norm.attributes["epsilon"].as_float() if "epsilon" in norm.attributes else 1e-5
-        factor = gamma / np.sqrt(variance + epsilon)
-        weight = _constant(conv.inputs[1])
-        bias = _constant(conv.inputs[2]) if len(conv.inputs) > 2 and conv.inputs[2] is not None else 0.0
-        axis = 1 if conv.op_type == "ConvTranspose" else 0
-        scaled = weight * factor.reshape([-1 if dim == axis else 1 for dim in range(weight.ndim)])
-        shifted = (np.asarray(bias, np.float64) - mean) * factor + beta
+        weight, bias = _normalized(conv, norm)
+        if not (np.isfinite(weight).all() and np.isfinite(bias).all()):
+            continue
         conv.resize_inputs(3)
-        conv.replace_input_with(
-            1, add_initializer(model.graph, f"{conv.name}_weight", scaled.astype(weight.dtype))
-        )
-        conv.replace_input_with(
-            2, add_initializer(model.graph, f"{conv.name}_bias", shifted.astype(weight.dtype))
-        )
-        norm.outputs[0].replace_all_uses_with(conv.outputs[0], replace_graph_outputs=True)
+        conv.replace_input_with(1, add_initializer(model.graph, f"{conv.name}_weight", weight))
+        conv.replace_input_with(2, add_initializer(model.graph, f"{conv.name}_bias", bias))
+        _take_place(norm.outputs[0], conv.outputs[0])
         model.graph.remove(norm, safe=True)
         folded += 1
     if folded:
         yield f"folded {folded} BatchNormalization nodes into the convolutions before them"
+
+
+def _normalized(conv: ir.Node, norm: ir.Node) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Returns the weight and the bias with which the convolution computes both nodes."""
+    gamma, beta, mean, variance = (_constant(value).astype(np.float64) for value in norm.inputs[1:5])
+    epsilon = norm.attributes["epsilon"].as_float() if "epsilon" in norm.attributes else 1e-5
+    weight = _constant(conv.inputs[1])
+    bias = _constant(conv.inputs[2]) if len(conv.inputs) > 2 and conv.inputs[2] is not None else 0.0
+    axis = 1 if conv.op_type == "ConvTranspose" else 0
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):  # the caller looks
+        factor = gamma / np.sqrt(variance + epsilon)
+        scaled = weight * factor.reshape([-1 if dim == axis else 1 for dim in range(weight.ndim)])
+        shifted = (np.asarray(bias, np.float64) - mean) * factor + beta
+        return scaled.astype(weight.dtype), shifted.astype(weight.dtype)
 
 
 def fold_bias(model: ir.Model) -> Iterator[str]:
@@ -149,7 +188,7 @@ def fold_bias(model: ir.Model) -> Iterator[str]:
                 bias = bias + _constant(conv.inputs[2])
             conv.resize_inputs(3)
             conv.replace_input_with(2, add_initializer(model.graph, f"{conv.name}_bias", bias))
-            add.outputs[0].replace_all_uses_with(conv.outputs[0], replace_graph_outputs=True)
+            _take_place(add.outputs[0], conv.outputs[0])
             model.graph.remove(add, safe=True)
             folded += 1
             break
@@ -168,10 +207,12 @@ def _is_constant(value: ir.Value | None) -> bool:
 
 def _can_take(conv: ir.Node, norm: ir.Node) -> bool:
     grouped = "group" in conv.attributes and conv.attributes["group"].as_int() != 1
+    training = "training_mode" in norm.attributes and norm.attributes["training_mode"].as_int() != 0
     return (
         (conv.op_type == "Conv" or (conv.op_type == "ConvTranspose" and not grouped))
         and _is_only_user(conv, norm)
-        and len([value for value in norm.outputs if value.name]) == 1
+        and not training
+        and not any(value.uses() or value.is_graph_output() for value in norm.outputs[1:])
         and all(value is not None and value.is_initializer() for value in norm.inputs[1:5])
         and all(map(_is_constant, conv.inputs[1:]))
     )
@@ -183,15 +224,20 @@ def _constant(value: ir.Value | None) -> NDArray[Any]:
     return value.const_value.numpy()
 
 
-def add_initializer(graph: ir.Graph, name: str, array: NDArray[Any]) -> ir.Value:
-    """Returns a new constant of the graph; a number is added to a name that is taken."""
+def unique_name(graph: ir.Graph, name: str) -> str:
+    """Returns the name, with a number added if a value of the graph or of a body in it has it."""
     taken = set(graph.initializers) | {value.name for value in graph.inputs}
-    taken |= {value.name for node in graph for value in node.outputs}
-    unique = next(
+    taken |= {value.name for node in graph.all_nodes() for value in node.outputs}
+    return next(
         candidate
         for candidate in (name, *(f"{name}_{count}" for count in range(1, len(taken) + 2)))
         if candidate not in taken
     )
+
+
+def add_initializer(graph: ir.Graph, name: str, array: NDArray[Any]) -> ir.Value:
+    """Returns a new constant of the graph; a number is added to a name that is taken."""
+    unique = unique_name(graph, name)
     tensor = ir.tensor(np.asarray(array), name=unique)
     value = ir.Value(
         name=unique, type=ir.TensorType(tensor.dtype), shape=ir.Shape(array.shape), const_value=tensor

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import onnx
 import onnx_ir as ir
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx_ir.passes import common as passes
 
 from trtq.errors import ModelError
 from trtq.models.signature import TensorSpec, inputs_of, outputs_of
-from trtq.pipeline.graph.fold import fold_batch_norm, fold_bias, fold_constants
+from trtq.pipeline.graph.fold import drop_identities, fold_batch_norm, fold_bias, fold_constants
 from trtq.pipeline.graph.opset import infer_shapes, opset_of, upgrade_opset
 from trtq.pipeline.graph.placement import WEIGHTED
 from trtq.pipeline.graph.quantized import is_quantized
@@ -75,23 +77,21 @@ def load(path: Path, *, min_opset: int) -> Graph:
     proto = read_proto(path)
     _check(proto, path)
     model = ir.load(path)
-    _refuse_foreign_functions(model)
-    notes = [
-        *_normalize(model),
-        *_part_anonymous_dims(model),
-    ]
+    notes = list(_normalize(model))
+    _refuse_foreign_operators(model)
+    notes += _part_anonymous_dims(model)
     if opset_of(model) < min_opset and not is_quantized(model):
         notes.append(f"raised the opset from {opset_of(model)} to {min_opset}")
         model = upgrade_opset(model, min_opset)
     infer_shapes(model)
     notes += fold_constants(model)
     infer_shapes(model)
+    notes += fold_bias(model)
     notes += fold_batch_norm(model)
     notes += fold_bias(model)
-    passes.RemoveUnusedNodesPass()(model)
-    passes.NameFixPass()(model)
+    passes.NameFixPass(_Names())(model)
+    passes.RemoveUnusedNodesPass()(model)  # after the names: it takes those of unused optional outputs away
     infer_shapes(model)
-    model.ir_version = min(max(model.ir_version, 9), _MAX_IR_VERSION)
     unseen = tuple(_nodes_in_bodies(model))
     if unseen:
         names = ", ".join(unseen[:4]) + (" ..." if len(unseen) > 4 else "")
@@ -120,7 +120,7 @@ def read_proto(path: Path) -> onnx.ModelProto:
     proto = onnx.ModelProto()
     try:
         proto.ParseFromString(content)
-    except ValueError as error:  # protobuf's DecodeError is one
+    except DecodeError as error:
         raise ModelError(f"{path} is not an ONNX model, or is cut short: {error}") from error
     if not proto.graph.node and not proto.graph.output:
         raise ModelError(f"{path} is not an ONNX model: it holds no graph")
@@ -159,7 +159,14 @@ def _check_external(tensor: onnx.TensorProto, path: Path) -> None:
             f"{path}: the weights of {tensor.name!r} lie in {location!r}, which is not beside the model; "
             f"copy that file to {path.parent}"
         )
-    end = int(entries.get("offset", 0)) + int(entries.get("length", 0))
+    whole = math.ceil(math.prod(tensor.dims) * ir.DataType(tensor.data_type).itemsize)
+    offset, length = entries.get("offset", "0"), entries.get("length", str(whole))
+    if not (offset.isdecimal() and length.isdecimal()):
+        raise ModelError(
+            f"{path}: the weights of {tensor.name!r} lie in {location!r} at byte {offset!r} with length "
+            f"{length!r}, which are no numbers; export the model again"
+        )
+    end = int(offset) + int(length)
     if data.stat().st_size < end:
         raise ModelError(
             f"{path}: external data {location!r} has {data.stat().st_size} bytes, "
@@ -187,30 +194,40 @@ def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
                 yield from _tensors(body)
 
 
-def _refuse_foreign_functions(model: ir.Model) -> None:
+def _refuse_foreign_operators(model: ir.Model) -> None:
     for node in model.graph.all_nodes():
-        known = node.domain in ("", "ai.onnx", "com.microsoft") or node.op_identifier() in model.functions
-        if not known:
+        if node.domain not in ("", "ai.onnx", "com.microsoft"):
             raise ModelError(
-                f"node {node.name!r} is {node.domain}::{node.op_type}, which is no ONNX operator; "
-                f"neither ONNX Runtime nor TensorRT has it without a plugin"
+                f"node {node.name!r} is {node.domain}::{node.op_type}, which is no standard ONNX operator; "
+                f"TensorRT has it only as a plugin, which trtq does not load"
             )
 
 
 def _normalize(model: ir.Model) -> Iterator[str]:
     """Brings the ways in which exporters write the same thing to one way."""
+    model.ir_version = min(max(model.ir_version, 9), _MAX_IR_VERSION)  # below 4 weights must be graph inputs
     if model.functions:
         passes.InlinePass()(model)
         yield "inlined the model's own functions"
     if passes.RemoveInitializersFromInputsPass()(model).modified:
         yield "removed weights from the graph inputs"
-    num_constants = sum(node.op_type == "Constant" for node in model.graph)
+    num_nodes = len(model.graph)
     passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
-    if num_constants:
+    if num_constants := num_nodes - len(model.graph):
         yield f"turned {num_constants} Constant nodes into initializers"
-    passes.IdentityEliminationPass()(model)
-    passes.NameFixPass()(model)
-    passes.TopologicalSortPass()(model)
+    ir.external_data.load_to_model(model)  # ONNX Runtime would look for it in the working directory
+    passes.NameFixPass(_Names())(model)
+    drop_identities(model)
+
+
+class _Names:
+    """Names for what the exporter left unnamed: a node is called by its type, so that people can find it."""
+
+    def generate_node_name(self, node: ir.Node) -> str:
+        return node.name or node.op_type
+
+    def generate_value_name(self, value: ir.Value) -> str:
+        return value.name or "v"
 
 
 def _part_anonymous_dims(model: ir.Model) -> Iterator[str]:
@@ -231,23 +248,10 @@ def _part_anonymous_dims(model: ir.Model) -> Iterator[str]:
         if renamed != dims:
             yield f"input {value.name!r}: parted dims that shared a name or had none"
             value.shape = ir.Shape(renamed)
-            _forget_shapes(model)
 
 
 def _is_anonymous(dim: int | str | None) -> bool:
     return dim < 0 if isinstance(dim, int) else not dim or dim in _ANONYMOUS
-
-
-def _forget_shapes(model: ir.Model) -> None:
-    """Drops inferred dims that still carry the old names."""
-    for node in model.graph:
-        for output in node.outputs:
-            if output.shape is not None:
-                output.shape = (
-                    ir.Shape([dim if isinstance(dim, int) and dim >= 0 else None for dim in output.shape])
-                    if output.is_graph_output()
-                    else None
-                )
 
 
 def _nodes_in_bodies(model: ir.Model) -> Iterator[str]:

@@ -30,7 +30,7 @@ def upgrade_opset(model: ir.Model, version: int) -> ir.Model:
 
     try:
         return _without_weights(model, convert)
-    except (RuntimeError, ValueError) as error:
+    except (version_converter.ConvertError, RuntimeError, ValueError) as error:
         raise ModelError(
             f"ONNX's converter cannot raise this model from opset {opset_of(model)} to {version}: "
             f"{' '.join(str(error).split())[:300]}; export it with opset {version} or newer"
@@ -40,24 +40,51 @@ def upgrade_opset(model: ir.Model, version: int) -> ir.Model:
 def infer_shapes(model: ir.Model) -> None:
     """Fills in the dtype and shape of every tensor where ONNX can tell them.
 
+    What the file says of them is not believed: it is often out of date, when somebody has opened the batch of
+    the inputs alone. Only where ONNX knows nothing does the file's word stay: for operators of other domains,
+    and for the dims of the model's outputs.
+
     Raises:
         ModelError: The shapes contradict each other.
     """
 
     def infer(proto: onnx.ModelProto) -> onnx.ModelProto:
-        return onnx.shape_inference.infer_shapes(proto, data_prop=True)
+        return onnx.shape_inference.infer_shapes(proto, strict_mode=True, data_prop=True)
 
+    bare = model.clone()
+    for node in bare.graph.all_nodes():
+        for value in node.outputs if node.domain in ("", "ai.onnx") else ():
+            value.shape = None
     try:
-        inferred = _without_weights(model, infer)
+        inferred = _without_weights(bare, infer)
     except (onnx.shape_inference.InferenceError, RuntimeError, ValueError) as error:
-        raise ModelError(f"the shapes of the model do not fit together: {str(error)[:300]}") from error
-    known = {value.name: value for node in inferred.graph.all_nodes() for value in node.outputs}
-    for node in model.graph.all_nodes():
-        for value in node.outputs:
-            found = known.get(value.name)
-            if found is not None and found.type is not None:
-                value.type = found.type
-                value.shape = found.shape if found.shape is not None else value.shape
+        words = " ".join(str(error).split())
+        raise ModelError(f"the shapes of the model do not fit together: {words[:300]}") from error
+    for node, twin in zip(model.graph.all_nodes(), inferred.graph.all_nodes(), strict=True):
+        for value, found in zip(node.outputs, twin.outputs, strict=True):
+            value.type = value.type if found.type is None else found.type
+            value.shape = _filled(found.shape, value.shape) if value.is_graph_output() else found.shape
+
+
+def _filled(shape: ir.Shape | None, declared: ir.Shape | None) -> ir.Shape | None:
+    """Returns the shape with its open dims taken from the declared one."""
+    if shape is None:
+        return declared
+    if declared is None or len(shape) != len(declared):
+        return shape
+    return ir.Shape(
+        [
+            want if _is_open(have) and not _is_open(want) else have
+            for have, want in zip(shape, declared, strict=True)
+        ]
+    )
+
+
+def _is_open(dim: int | ir.SymbolicDim) -> bool:
+    """Returns whether nothing is known of the dim; ONNX calls what it cannot infer `unk__0` and so on."""
+    if isinstance(dim, int):
+        return dim < 0
+    return dim.value is None or dim.value.startswith("unk__")
 
 
 def _without_weights(model: ir.Model, call: Callable[[onnx.ModelProto], onnx.ModelProto]) -> ir.Model:

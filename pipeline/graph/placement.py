@@ -91,7 +91,7 @@ def place(
         pattern = next((pattern for pattern in skip if re.search(pattern, name)), None)
         if pattern is not None:
             kept.append(KeptNode(name, node.op_type, f"skipped by {pattern!r}"))
-        elif node.op_type not in op_types:
+        elif node.op_type not in QUANTIZABLE or node.op_type not in op_types:
             kept.append(KeptNode(name, node.op_type, _reason_for_type(node.op_type)))
         else:
             decision = _weighted_input(node)
@@ -192,15 +192,14 @@ def _ends_quantized_conv(value: ir.Value | None, layers: set[str]) -> bool:
 
 def _same_shape(node: ir.Node) -> bool:
     first, second = (None if value is None else value.shape for value in node.inputs)
-    return (
-        first is not None
-        and second is not None
-        and len(first) == len(second)
-        and all(
-            not (isinstance(a, int) and isinstance(b, int)) or a == b
-            for a, b in zip(first, second, strict=True)
-        )
-    )
+    if first is None or second is None or len(first) != len(second):
+        return False
+    return all(a == b or _may_be_equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def _may_be_equal(first: int | ir.SymbolicDim, second: int | ir.SymbolicDim) -> bool:
+    """Returns whether two unlike dims may turn out equal: one is open and neither is 1, which broadcasts."""
+    return not (isinstance(first, int) and isinstance(second, int)) and 1 not in (first, second)
 
 
 def _in_graph_order(model: ir.Model, nodes: list[QuantizedNode]) -> Iterator[QuantizedNode]:

@@ -24,7 +24,8 @@ class QuantizedLayer:
 
     Attributes:
         scale_shape: The shape of its activation's scale; () is what TensorRT wants, None if it is computed.
-        weight_axis: The axis of the weight's scales; None for one scale, or if the operand is no weight.
+        weight_axis: The axis of the weight's scales; None for one scale, if the operand is no weight, or if a
+            Transpose or Reshape stands between.
         output_axis: The axis of the weight's output channels.
     """
 
@@ -111,7 +112,7 @@ def _layer(node: ir.Node) -> QuantizedLayer | None:
         str(node.name),
         node.op_type,
         scale_shape,
-        _axis(operand) if constant[place] else None,
+        _axis(operand) if constant[place] and not _is_rearranged(node.inputs[place]) else None,
         channel_axis(node, place, _rank(operand)),
     )
 
@@ -124,6 +125,14 @@ def _dequantized_from(value: ir.Value | None) -> ir.Node | None:
     if node is None or node.op_type != _DQ or node.inputs[0] is None:
         return None
     return node if node.inputs[0].dtype in (*_INTEGERS, None) else None
+
+
+def _is_rearranged(value: ir.Value | None) -> bool:
+    """Whether the axes of the value may be others than those of the DequantizeLinear that it comes from."""
+    node = value.producer() if value is not None else None
+    while node is not None and node.op_type in ("Cast", "Identity"):
+        node = node.inputs[0].producer() if node.inputs[0] is not None else None
+    return node is not None and node.op_type != _DQ
 
 
 def _is_weight(dequantize: ir.Node) -> bool:

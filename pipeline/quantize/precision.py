@@ -12,10 +12,12 @@ import onnx
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from trtq.pipeline.graph.fold import add_initializer
+from trtq.pipeline.graph.fold import add_initializer, unique_name
 
 _FP16_MAX = 65504.0
 _FEW_ELEMENTS = 8
+_MAX_ERROR = 0.01
+_QMAX = 127
 _FLOAT, _FLOAT16 = ir.DataType.FLOAT, ir.DataType.FLOAT16
 _LITERAL_FLOAT = "tensor(float)"
 
@@ -35,9 +37,11 @@ def to_fp16(
 
     A node stays FP32 if
     1. its name matches one of `keep_fp32`;
-    2. it has a body (If, Loop, Scan), is no standard operator, or has no FP16 version;
-    3. one of its tensors reaches values that FP16 cannot hold, by `beyond_fp16` or as a constant;
-    4. a small constant of it (an epsilon) would vanish or lose more than 1 %.
+    2. it has a body (If, Loop, Scan), is no standard operator, has no FP16 version, makes numbers of nothing
+       (ONNX Runtime and TensorRT do so in FP32 only), or one of its tensors is of unknown type;
+    3. it computes with the shapes of tensors: TensorRT does so in FP32 only;
+    4. a tensor of it reaches values that FP16 cannot hold, by `beyond_fp16`, by its scale or as a constant;
+    5. a small constant of it (an epsilon, a scale) would vanish or lose more than 1 %.
     Casts stand only where the precision changes, one a tensor and direction.
 
     Args:
@@ -47,11 +51,19 @@ def to_fp16(
     """
     result = model.clone()
     opset = result.opset_imports.get("", 1)
-    reasons = {node: _reason_to_keep(node, opset, keep_fp32, beyond_fp16 or {}) for node in result.graph}
+    on_shapes = _nodes_on_shapes(result.graph)
+    reasons = {
+        node: _reason_in_name(node, keep_fp32)
+        or _reason_in_kind(node, opset)
+        or ("computes with the shapes of tensors" if node in on_shapes else None)
+        or _reason_in_values(node, beyond_fp16 or {})
+        for node in result.graph
+        if any(_is_float(value) for value in (*node.inputs, *node.outputs))
+    }
     casts = _Casts(result.graph)
     outputs = list(result.graph.outputs)
     for node in list(result.graph):
-        if reasons[node] is None:
+        if node in reasons and reasons[node] is None:
             _convert(node, opset, casts)
         else:
             _feed_fp32(node, casts)
@@ -63,14 +75,12 @@ def to_fp16(
     return result, kept
 
 
-def _reason_to_keep(
-    node: ir.Node, opset: int, keep_fp32: Sequence[str], beyond: Mapping[str, float]
-) -> str | None:
-    if not any(_is_float(value) for value in (*node.inputs, *node.outputs)):
-        return None  # computes no FP32: nothing to keep or to cast
+def _reason_in_name(node: ir.Node, keep_fp32: Sequence[str]) -> str | None:
     pattern = next((pattern for pattern in keep_fp32 if re.search(pattern, str(node.name))), None)
-    if pattern is not None:
-        return f"kept by {pattern!r}"
+    return None if pattern is None else f"kept by {pattern!r}"
+
+
+def _reason_in_kind(node: ir.Node, opset: int) -> str | None:
     if any(
         attribute.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
         for attribute in node.attributes.values()
@@ -79,34 +89,69 @@ def _reason_to_keep(
     schema = _schema(node, opset)
     if schema is None:
         return f"{node.domain or 'ai.onnx'}::{node.op_type} is unknown here"
+    if node.op_type == "Constant" or not schema.attributes.keys().isdisjoint(("dtype", "output_datatype")):
+        return f"{node.op_type} makes numbers of nothing"
     if not _has_fp16_version(node, schema):
         return f"{node.op_type} has no FP16 version"
     for value in (*node.inputs, *node.outputs):
+        if value is not None and value.name and value.dtype is None:
+            return f"the type of tensor {value.name!r} is not known"
+    return None
+
+
+def _reason_in_values(node: ir.Node, beyond: Mapping[str, float]) -> str | None:
+    for value in (*node.inputs, *node.outputs):
         if value is not None and value.name is not None and value.name in beyond:
             return f"tensor {value.name!r} reaches {beyond[value.name]:.3g}, FP16 ends at {_FP16_MAX:g}"
-    return _reason_in_constants(node)
+    reasons = [_reason_in_constant(node, value) for value in node.inputs if _is_float(value)]
+    reasons += [_reason_in_source(value) for value in node.inputs if _is_float(value)]
+    return next((reason for reason in reasons if reason is not None), None)
 
 
-def _reason_in_constants(node: ir.Node) -> str | None:
-    for value in node.inputs:
-        if value is None or not _is_float(value) or value.const_value is None:
-            continue
-        array = np.asarray(value.const_value.numpy())
-        finite = np.abs(array[np.isfinite(array)])
-        if finite.size and finite.max() > _FP16_MAX:
-            return f"constant {value.name!r} has {finite.max():.3g}, FP16 ends at {_FP16_MAX:g}"
-        if node.op_type == "DequantizeLinear" and finite.size and finite.max() * 127 > _FP16_MAX:
-            return (
-                f"scale {value.name!r} dequantizes up to {finite.max() * 127:.3g}, FP16 ends at {_FP16_MAX:g}"
-            )
-        if node.op_type not in ("QuantizeLinear", "DequantizeLinear") and 0 < array.size <= _FEW_ELEMENTS:
-            small = finite[finite > 0]
-            error = (
-                np.abs(small.astype(np.float16).astype(np.float64) - small) / small if small.size else small
-            )
-            if error.size and error.max() > 0.01:
-                return f"constant {value.name!r} has {small[int(error.argmax())]:.3g}, too small for FP16"
+def _reason_in_constant(node: ir.Node, value: ir.Value | None) -> str | None:
+    if value is None or value.const_value is None:
+        return None
+    magnitudes = np.abs(value.const_value.numpy())
+    finite = magnitudes[np.isfinite(magnitudes)]
+    largest = finite.max(initial=0.0)
+    if largest > _FP16_MAX:
+        return f"constant {value.name!r} has {largest:.3g}, FP16 ends at {_FP16_MAX:g}"
+    if node.op_type == "DequantizeLinear" and largest * _QMAX > _FP16_MAX:
+        return f"scale {value.name!r} gives values up to {largest * _QMAX:.3g}, FP16 ends at {_FP16_MAX:g}"
+    if node.op_type in ("QuantizeLinear", "DequantizeLinear") or finite.size <= _FEW_ELEMENTS:
+        small = finite[finite > 0]
+        errors = np.abs(small.astype(np.float16).astype(np.float64) - small) / small
+        if small.size and errors.max() > _MAX_ERROR:
+            return f"constant {value.name!r} has {small[int(errors.argmax())]:.3g}, too small for FP16"
     return None
+
+
+def _reason_in_source(value: ir.Value | None) -> str | None:
+    """Returns why a tensor out of a DequantizeLinear does not fit into FP16."""
+    producer = value.producer() if value is not None else None
+    if value is None or producer is None or producer.op_type != "DequantizeLinear":
+        return None
+    scale = producer.inputs[1]
+    if scale is None or scale.const_value is None:
+        return None
+    largest = scale.const_value.numpy().max(initial=0.0) * _QMAX
+    if largest <= _FP16_MAX:
+        return None
+    return f"tensor {value.name!r} reaches {largest:.3g}, FP16 ends at {_FP16_MAX:g}"
+
+
+def _nodes_on_shapes(graph: ir.Graph) -> set[ir.Node]:
+    """Returns the nodes that make a number or a vector from nothing but the shapes of tensors."""
+    shapes: set[ir.Value] = set()
+    found: set[ir.Node] = set()
+    for node in graph:
+        sources = [value for value in node.inputs if value is not None and not value.is_initializer()]
+        on_shapes = bool(sources) and shapes.issuperset(sources)
+        if on_shapes or node.op_type in ("Shape", "Size"):
+            shapes.update(node.outputs)
+        if on_shapes and all(value.shape is None or len(value.shape) <= 1 for value in node.outputs):
+            found.add(node)
+    return found
 
 
 def _is_float(value: ir.Value | None) -> bool:
@@ -138,9 +183,7 @@ def _has_fp16_version(node: ir.Node, schema: onnx.defs.OpSchema) -> bool:
 def _convert(node: ir.Node, opset: int, casts: _Casts) -> None:
     """Makes one node compute in FP16; inputs and outputs that are float by definition stay so (Resize)."""
     schema = _schema(node, opset)
-    assert schema is not None or not any(_is_float(value) for value in (*node.inputs, *node.outputs))
-    if schema is None:
-        return
+    assert schema is not None
     for index, value in enumerate(node.inputs):
         if value is None or value.dtype not in (_FLOAT, _FLOAT16):
             continue
@@ -155,9 +198,9 @@ def _convert(node: ir.Node, opset: int, casts: _Casts) -> None:
 
 def _convert_attributes(node: ir.Node) -> None:
     """Changes the attributes that name the dtype of an output."""
-    for name in ("to", "dtype", "output_dtype"):
+    for name in ("to", "output_dtype"):
         attribute = node.attributes.get(name)
-        if attribute is not None and attribute.type is ir.AttributeType.INT and attribute.as_int() == _FLOAT:
+        if attribute is not None and attribute.as_int() == _FLOAT:
             node.attributes[name] = ir.AttrInt64(name, _FLOAT16)
     if node.op_type == "ConstantOfShape" and node.outputs[0].dtype is _FLOAT16:
         value = node.attributes.get("value")
@@ -166,7 +209,7 @@ def _convert_attributes(node: ir.Node) -> None:
 
 
 def _feed_fp32(node: ir.Node, casts: _Casts) -> None:
-    """Gives a node that stays FP32, and the bodies in it, the FP32 of every tensor that became FP16."""
+    """Gives a node that stays as it is, and the bodies in it, the FP32 of every tensor that became FP16."""
     for index, value in enumerate(node.inputs):
         if value in casts.converted:
             node.replace_input_with(index, casts.fp32(value))
@@ -211,7 +254,7 @@ class _Casts:
 
     def _insert(self, value: ir.Value, dtype: ir.DataType, suffix: str) -> ir.Value:
         node = ir.node("Cast", [value], {"to": int(dtype)}, name=f"{value.name}_to_{suffix}")
-        node.outputs[0].name = f"{value.name}_{suffix}"
+        node.outputs[0].name = unique_name(self._graph, f"{value.name}_{suffix}")
         node.outputs[0].type, node.outputs[0].shape = ir.TensorType(dtype), value.shape
         producer = value.producer()
         if producer is not None:
@@ -229,7 +272,7 @@ def _clipped(array: NDArray[Any]) -> NDArray[Any]:
 def _cast_output(graph: ir.Graph, index: int, value: ir.Value) -> None:
     """Puts a cast to FP32 before a graph output, which keeps its name."""
     name = value.name
-    value.name = f"{name}_fp16"
+    value.name = unique_name(graph, f"{name}_fp16")
     node = ir.node("Cast", [value], {"to": int(_FLOAT)}, name=f"{name}_to_fp32_output")
     node.outputs[0].name, node.outputs[0].shape = name, value.shape
     node.outputs[0].type = ir.TensorType(_FLOAT)

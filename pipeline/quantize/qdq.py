@@ -12,11 +12,12 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from trtq.calibrators.ranges import Ranges
-from trtq.pipeline.graph.fold import add_initializer
+from trtq.pipeline.graph.fold import add_initializer, unique_name
 from trtq.pipeline.graph.placement import Placement, QuantizedWeight
 
 QMAX = 127
 _SMALLEST_SCALE = {"float32": 2.0**-126, "float16": 2.0**-24, "bfloat16": 2.0**-126}
+_LARGEST_SCALE = {"float32": 3.4028235e38, "float16": 65504.0, "bfloat16": 3.3895314e38}
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +43,7 @@ def activation_qparams(amax: float, dtype: str) -> QParams:
 
     Args:
         amax: The magnitude that the code 127 stands for; positive.
-        dtype: "float32", "float16" or "bfloat16".
+        dtype: "float32", "float16" or "bfloat16"; a scale that is too large for it is a float32.
     """
     return QParams(_as_scale(np.float64(amax) / QMAX, dtype))
 
@@ -112,10 +113,13 @@ def quantize(
 
 def _as_scale(scale: NDArray[np.float64] | np.float64, dtype: str) -> NDArray[Any]:
     """Returns positive scales, rounded up so that nothing is clipped."""
-    kind = np.dtype(getattr(ml_dtypes, dtype, dtype))
     wanted = np.maximum(np.asarray(scale, np.float64), _SMALLEST_SCALE[dtype])
+    if wanted.max(initial=0.0) > _LARGEST_SCALE[dtype]:
+        dtype = "float32"
+    kind = np.dtype(getattr(ml_dtypes, dtype, dtype))
     rounded = wanted.astype(kind)
-    above = np.nextafter(rounded, np.asarray(np.inf, kind))
+    with np.errstate(over="ignore"):  # above the largest number, which is then not taken
+        above = np.nextafter(rounded, np.asarray(np.inf, kind))
     return np.asarray(np.where(rounded.astype(np.float64) < wanted, above, rounded).astype(kind))
 
 
@@ -126,10 +130,12 @@ def _quantized_activation(model: ir.Model, name: str, amax: float, scale_dtype: 
     zero = add_initializer(model.graph, f"{name}_zero_point", qparams.zero_point)
     quantize_node = ir.node("QuantizeLinear", [source, scale, zero], name=f"{name}_QuantizeLinear")
     codes = quantize_node.outputs[0]
-    codes.name, codes.type, codes.shape = f"{name}_quantized", ir.TensorType(ir.DataType.INT8), source.shape
+    codes.name = unique_name(model.graph, f"{name}_quantized")
+    codes.type, codes.shape = ir.TensorType(ir.DataType.INT8), source.shape
     dequantize_node = ir.node("DequantizeLinear", [codes, scale, zero], name=f"{name}_DequantizeLinear")
     result = dequantize_node.outputs[0]
-    result.name, result.type, result.shape = f"{name}_dequantized", source.type, source.shape
+    result.name = unique_name(model.graph, f"{name}_dequantized")
+    result.type, result.shape = source.type, source.shape
     producer = source.producer()
     if producer is not None:
         model.graph.insert_after(producer, [quantize_node, dequantize_node])
@@ -149,16 +155,17 @@ def _quantized_weight(model: ir.Model, weight: QuantizedWeight, scale_dtype: str
         add_initializer(model.graph, f"{weight.tensor}_zero_point", qparams.zero_point),
     ]
     attributes: Mapping[str, int] = {} if weight.axis is None else {"axis": weight.axis}
-    node = ir.node("DequantizeLinear", inputs, attributes, name=f"{weight.tensor}_DequantizeLinear")
+    name = unique_name(model.graph, f"{weight.tensor}_dequantized")
+    node = ir.node("DequantizeLinear", inputs, attributes, name=f"{name}_DequantizeLinear")
     result = node.outputs[0]
-    result.name, result.type, result.shape = f"{weight.tensor}_dequantized", source.type, source.shape
+    result.name, result.type, result.shape = name, source.type, source.shape
     model.graph.insert_before(model.graph[0], [node])
     return result
 
 
 def _in_dtype_of(source: ir.Value, qparams: QParams) -> QParams:
     assert source.dtype is not None
-    return QParams(qparams.scale.astype(source.dtype.numpy()), qparams.axis)
+    return QParams(_as_scale(qparams.scale, source.dtype.numpy().name), qparams.axis)
 
 
 def _find(model: ir.Model, name: str) -> ir.Value:

@@ -1,0 +1,176 @@
+"""Small graphs from ONNX text, ONNX Runtime to run them, and the real TensorRT-RTX to build them."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+from numpy.typing import NDArray
+
+from trtq.models.session import open_session, run
+from trtq.pipeline.graph.load import Graph, load
+from trtq.pipeline.graph.opset import infer_shapes
+
+_NUMPY_OF = {
+    "tensor(float)": np.float32,
+    "tensor(float16)": np.float16,
+    "tensor(int64)": np.int64,
+    "tensor(bool)": np.bool_,
+}
+
+_BUILD = r"""
+import json, sys
+import tensorrt_rtx as trt
+
+class Logger(trt.ILogger):
+    def __init__(self):
+        trt.ILogger.__init__(self)
+        self.errors, self.layers = [], ""
+    def log(self, severity, message):
+        if message.lstrip().startswith("Layers:"):
+            self.layers = message
+        elif severity <= trt.ILogger.Severity.ERROR:
+            self.errors.append(message)
+
+logger = Logger()
+builder = trt.Builder(logger)
+network = builder.create_network(0)
+parser = trt.OnnxParser(network, logger)
+if not parser.parse_from_file(sys.argv[1]):
+    sys.exit("parse: " + "; ".join(parser.get_error(i).desc() for i in range(parser.num_errors)))
+config = builder.create_builder_config()
+config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
+profile = builder.create_optimization_profile()
+for name, shape in json.loads(sys.argv[2]).items():
+    profile.set_shape(name, shape, shape, shape)
+assert config.add_optimization_profile(profile) >= 0
+config.num_compute_capabilities = 1
+config.set_compute_capability(trt.ComputeCapability.SM89, 0)
+if builder.build_serialized_network(network, config) is None:
+    sys.exit("build: " + "; ".join(logger.errors))
+print(logger.layers)
+"""
+_KERNEL = re.compile(
+    r"Name: (.*?), LayerType: (\w+), Inputs: \[(.*?)\], Constants: \[(.*)\], Outputs: \[(.*?)\], TacticName:"
+)
+
+
+@pytest.fixture
+def path_of(tmp_path: Path) -> Callable[..., Path]:
+    """Writes a graph in ONNX's text, with these weights, to a file."""
+
+    def write(text: str, *, opset: int = 19, ir_version: int = 9, **weights: NDArray[Any]) -> Path:
+        proto = onnx.parser.parse_model(f'<ir_version: {ir_version}, opset_import: ["": {opset}]> {text}')
+        proto.graph.initializer.extend(
+            onnx.numpy_helper.from_array(np.asarray(array), name) for name, array in weights.items()
+        )
+        path = tmp_path / f"model{len(list(tmp_path.iterdir()))}.onnx"
+        path.write_bytes(proto.SerializeToString())
+        return path
+
+    return write
+
+
+@pytest.fixture
+def model_of(path_of: Callable[..., Path]) -> Callable[..., ir.Model]:
+    """Returns a graph in ONNX's text as a model with shapes and named nodes, and nothing rewritten."""
+
+    def parse(text: str, **arguments: Any) -> ir.Model:
+        model = ir.load(path_of(text, **arguments))
+        ir.passes.common.NameFixPass()(model)
+        infer_shapes(model)
+        return model
+
+    return parse
+
+
+@pytest.fixture
+def graph_of(path_of: Callable[..., Path]) -> Callable[..., Graph]:
+    """Returns a graph in ONNX's text as `load` gives it."""
+
+    def parse(text: str, *, min_opset: int = 19, **arguments: Any) -> Graph:
+        return load(path_of(text, **arguments), min_opset=min_opset)
+
+    return parse
+
+
+@pytest.fixture
+def outputs_of() -> Callable[..., list[NDArray[Any]]]:
+    """Runs a model in ONNX Runtime on random inputs; a size for an open dim is given by its name.
+
+    Two models get the same inputs for the same seed, even if the one computes in another precision.
+    """
+
+    def evaluate(
+        model: ir.Model | Path, *, seed: int = 0, feed: dict[str, NDArray[Any]] | None = None, **sizes: int
+    ) -> list[NDArray[Any]]:
+        session = open_session(model, optimize=False)
+        generator = np.random.default_rng(seed)
+        inputs: dict[str, NDArray[Any]] = {
+            item.name: generator.standard_normal(
+                [dim if isinstance(dim, int) and dim >= 0 else sizes.get(str(dim), 2) for dim in item.shape]
+            ).astype(_NUMPY_OF[item.type])
+            for item in session.get_inputs()
+        }
+        return run(session, [item.name for item in session.get_outputs()], inputs | (feed or {}))
+
+    return evaluate
+
+
+@pytest.fixture
+def assert_equal_outputs(outputs_of: Callable[..., list[NDArray[Any]]]) -> Callable[..., None]:
+    """Checks with ONNX Runtime that two models compute the same, under the same names, on random inputs."""
+
+    def check(
+        before: ir.Model | Path,
+        after: ir.Model,
+        rtol: float = 1e-5,
+        atol: float = 1e-5,
+        **arguments: Any,
+    ) -> None:
+        old = ir.load(before) if isinstance(before, Path) else before
+        assert [value.name for value in after.graph.outputs] == [value.name for value in old.graph.outputs]
+        assert [value.name for value in after.graph.inputs] == [
+            value.name for value in old.graph.inputs if value.name not in old.graph.initializers
+        ]
+        for seed in (0, 1):
+            wanted, found = (outputs_of(model, seed=seed, **arguments) for model in (before, after))
+            for want, have in zip(wanted, found, strict=True):
+                assert want.dtype == have.dtype
+                np.testing.assert_allclose(have, want, rtol=rtol, atol=atol)
+
+    return check
+
+
+@pytest.fixture
+def build_rtx(tmp_path: Path) -> Callable[..., dict[str, set[str]]]:
+    """Builds an engine in a process of its own; gives the datatypes of the inputs and constants by kernel."""
+    if importlib.util.find_spec("tensorrt_rtx") is None:
+        pytest.skip("tensorrt_rtx is not installed: pip install 'trtq[rtx]'")
+
+    def build(model: ir.Model, **sizes: int) -> dict[str, set[str]]:
+        onnx.checker.check_model(ir.to_proto(model), full_check=True)
+        path = tmp_path / "to_build.onnx"
+        ir.save(model, path)
+        shapes = {
+            value.name: [dim if isinstance(dim, int) else sizes.get(str(dim.value), 2) for dim in value.shape]
+            for value in model.graph.inputs
+            if value.shape is not None
+        }
+        command = [sys.executable, "-c", _BUILD, str(path), json.dumps(shapes)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        kernels = [match for line in done.stdout.splitlines() if (match := _KERNEL.match(line))]
+        return {kernel[1]: set(re.findall(r"Datatype: (\w+)", kernel[3] + kernel[4])) for kernel in kernels}
+
+    return build

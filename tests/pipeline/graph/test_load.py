@@ -1,0 +1,586 @@
+"""Tests of loading: what is refused, in which words, and that a loaded model computes what its file does."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+from numpy.typing import NDArray
+
+from trtq.errors import ModelError
+from trtq.pipeline.graph.load import Graph, load, read_proto
+
+RELU = "g (float[N,3] x) => (float[N,3] y) { y = Relu(x) }"
+
+
+def _random(*shape: int) -> NDArray[np.float32]:
+    return np.random.default_rng(sum(shape)).standard_normal(shape).astype(np.float32)
+
+
+def _op_types(graph: Graph) -> list[str]:
+    return [node.op_type for node in graph.model.graph]
+
+
+def test_no_file(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"cannot read the model .*gone\.onnx: No such file or directory"):
+        load(tmp_path / "gone.onnx", min_opset=13)
+
+
+def test_a_folder(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"is a folder; name the \.onnx file in it"):
+        load(tmp_path, min_opset=13)
+
+
+def test_an_empty_file(tmp_path: Path) -> None:
+    (tmp_path / "m.onnx").touch()
+    with pytest.raises(ModelError, match=r"m\.onnx is empty; export the model again"):
+        load(tmp_path / "m.onnx", min_opset=13)
+
+
+@pytest.mark.parametrize("content", [b"hello world, this is a text file", b"\x89PNG\r\n\x1a\n", b"{}\n"])
+def test_a_file_of_another_kind(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "m.onnx").write_bytes(content)
+    with pytest.raises(ModelError, match=r"m\.onnx is not an ONNX model, or is cut short: "):
+        load(tmp_path / "m.onnx", min_opset=13)
+
+
+def test_a_file_that_is_cut_short(path_of: Callable[..., Path]) -> None:
+    path = path_of("g (float[4] x) => (float[4] y) { y = Add(x, w) }", w=_random(4))
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(ModelError, match=r"is not an ONNX model, or is cut short: "):
+        load(path, min_opset=13)
+
+
+def test_protobuf_without_a_graph(tmp_path: Path) -> None:
+    (tmp_path / "m.onnx").write_bytes(onnx.ModelProto(ir_version=9).SerializeToString())
+    with pytest.raises(ModelError, match="is not an ONNX model: it holds no graph"):
+        load(tmp_path / "m.onnx", min_opset=13)
+
+
+def test_a_graph_without_outputs(path_of: Callable[..., Path]) -> None:
+    path = path_of("g (float[N] x) => () { y = Relu(x) }")
+    with pytest.raises(ModelError, match="the graph has no outputs, so there is nothing to build"):
+        load(path, min_opset=13)
+
+
+def test_an_unknown_operator(path_of: Callable[..., Path]) -> None:
+    path = path_of("g (float[N] x) => (float[N] y) { y = Frobnicate(x) }")
+    with pytest.raises(ModelError, match="is not a valid ONNX model: No Op registered for Frobnicate"):
+        load(path, min_opset=13)
+
+
+def test_a_graph_that_reads_what_nobody_writes(path_of: Callable[..., Path]) -> None:
+    path = path_of("g (float[N] x) => (float[N] y) { y = Add(x, nothing) }")
+    with pytest.raises(ModelError, match=r"is not a valid ONNX model: .*nothing"):
+        load(path, min_opset=13)
+
+
+@pytest.mark.parametrize("where", ["top", "body", "function"])
+def test_an_operator_of_a_foreign_domain(tmp_path: Path, where: str) -> None:
+    header = '<ir_version: 9, opset_import: ["": 19, "ours": 1, "acme": 1]>'
+    text = {
+        "top": "g (float[N] x, bool c) => (float[N] y) { y = acme.Frob(x) }",
+        "body": "g (float[N] x, bool c) => (float[N] y) { y = If(c) <then_branch = a () => (float[N] t)"
+        " { t = acme.Frob(x) }, else_branch = b () => (float[N] e) { e = Relu(x) }> }",
+        "function": "g (float[N] x, bool c) => (float[N] y) { y = ours.Frobs(x) }"
+        ' <domain: "ours", opset_import: ["": 19, "acme": 1]> Frobs (a) => (b) { b = acme.Frob(a) }',
+    }[where]
+    path = tmp_path / "m.onnx"
+    path.write_bytes(onnx.parser.parse_model(header + text).SerializeToString())
+    with pytest.raises(ModelError, match=r"node '.*' is acme::Frob, which is no standard ONNX operator"):
+        load(path, min_opset=13)
+
+
+def test_an_operator_of_onnx_runtime_is_let_through(tmp_path: Path) -> None:
+    header = '<ir_version: 9, opset_import: ["": 19, "com.microsoft": 1]>'
+    proto = onnx.parser.parse_model(
+        header + "g (float[N,3] x) => (float[N,3] y) { t = com.microsoft.Gelu(x) y = Relu(t) }"
+    )
+    (tmp_path / "m.onnx").write_bytes(proto.SerializeToString())
+    assert _op_types(load(tmp_path / "m.onnx", min_opset=19)) == ["Gelu", "Relu"]
+
+
+def test_inputs_of_strings(path_of: Callable[..., Path]) -> None:
+    path = path_of("g (string[N] x) => (int64[R] y) { y = Shape(x) }")
+    with pytest.raises(ModelError, match="input 'x' is a tensor of strings, which TensorRT cannot take"):
+        load(path, min_opset=13)
+
+
+@pytest.mark.parametrize("kind", ["seq(float[N])", "seq(float[])"])
+def test_inputs_that_are_no_tensors(path_of: Callable[..., Path], kind: str) -> None:
+    path = path_of(f"g ({kind} x, int64 i) => (float[N] y) {{ y = SequenceAt(x, i) }}")
+    with pytest.raises(ModelError, match=r"input 'x' is .*; trtq and TensorRT take tensors only"):
+        load(path, min_opset=13)
+
+
+def test_inputs_without_a_rank(path_of: Callable[..., Path]) -> None:
+    path = path_of("g (float[N] x) => (float[N] y) { y = Relu(x) }")
+    proto = onnx.load(path)
+    proto.graph.input[0].type.tensor_type.ClearField("shape")
+    path.write_bytes(proto.SerializeToString())
+    with pytest.raises(ModelError, match="is not a valid ONNX model: Field 'shape' of 'type' is required"):
+        load(path, min_opset=13)
+
+
+def test_shapes_that_contradict_each_other(path_of: Callable[..., Path]) -> None:
+    path = path_of("g (float[N,3] x) => (float[N,5] y) { y = MatMul(x, w) }", w=_random(4, 5))
+    with pytest.raises(
+        ModelError, match=r"the shapes of the model do not fit together: .*MatMul.*Incompatible"
+    ):
+        load(path, min_opset=13)
+
+
+def test_an_opset_that_cannot_be_raised(path_of: Callable[..., Path]) -> None:
+    text = "g (float[2,3,4,4] x, float[3] b) => (float[2,3,4,4] y) { y = Add<axis=1, broadcast=1>(x, b) }"
+    path = path_of(text, opset=6, ir_version=3)
+    match = r"converter cannot raise this model from opset 6 to 19: .*; export it with opset 19 or newer"
+    with pytest.raises(ModelError, match=match):
+        load(path, min_opset=19)
+
+
+def _external(path_of: Callable[..., Path], tmp_path: Path) -> tuple[Path, Path]:
+    """Returns the same model twice: whole, and with its weights in `weights.bin`."""
+    text = """g (float[N,4,8,8] x) => (float[N,5,6,6] y) {
+        c = Conv(x, w)
+        k = Constant<value = float[1] {2.0}>()
+        y = Mul(c, k)
+    }"""
+    whole = path_of(text, w=_random(5, 4, 3, 3))
+    proto = onnx.load(whole)
+    folder = tmp_path / "external"
+    folder.mkdir()
+    onnx.save_model(
+        proto,
+        folder / "m.onnx",
+        save_as_external_data=True,
+        location="weights.bin",
+        size_threshold=0,
+        convert_attribute=True,
+    )
+    return whole, folder / "m.onnx"
+
+
+def test_external_data_is_read(
+    path_of: Callable[..., Path], tmp_path: Path, assert_equal_outputs: Callable[..., None]
+) -> None:
+    whole, split = _external(path_of, tmp_path)
+    assert_equal_outputs(whole, load(split, min_opset=13).model)
+
+
+def test_external_data_that_is_missing(path_of: Callable[..., Path], tmp_path: Path) -> None:
+    _, path = _external(path_of, tmp_path)
+    (path.parent / "weights.bin").unlink()
+    match = r"of 'w' lie in 'weights.bin', which is not beside the model; copy that file to .*external"
+    with pytest.raises(ModelError, match=match):
+        load(path, min_opset=13)
+
+
+def test_external_data_that_is_too_short(path_of: Callable[..., Path], tmp_path: Path) -> None:
+    _, path = _external(path_of, tmp_path)
+    data = path.parent / "weights.bin"
+    data.write_bytes(data.read_bytes()[:100])
+    match = (
+        r"external data 'weights.bin' has 100 bytes, the weights of 'w' end at byte \d+; copy the whole file"
+    )
+    with pytest.raises(ModelError, match=match):
+        load(path, min_opset=13)
+
+
+def test_external_data_without_a_length_that_is_too_short(
+    path_of: Callable[..., Path], tmp_path: Path
+) -> None:
+    _, path = _external(path_of, tmp_path)
+    proto = onnx.load(path, load_external_data=False)
+    entries = proto.graph.initializer[0].external_data
+    kept = [(entry.key, entry.value) for entry in entries if entry.key == "location"]
+    del entries[:]
+    for key, value in kept:
+        entries.add(key=key, value=value)
+    path.write_bytes(proto.SerializeToString())
+    (path.parent / "weights.bin").write_bytes(bytes(100))
+    with pytest.raises(
+        ModelError, match=r"has 100 bytes, the weights of 'w' end at byte 720; copy the whole file"
+    ):
+        load(path, min_opset=13)
+
+
+@pytest.mark.parametrize("key", ["offset", "length"])
+def test_external_data_at_a_place_that_is_no_number(
+    path_of: Callable[..., Path], tmp_path: Path, key: str
+) -> None:
+    _, path = _external(path_of, tmp_path)
+    proto = onnx.load(path, load_external_data=False)
+    for entry in proto.graph.initializer[0].external_data:
+        entry.value = "many" if entry.key == key else entry.value
+    path.write_bytes(proto.SerializeToString())
+    with pytest.raises(
+        ModelError, match=r"the weights of 'w' lie in .*'many'.*, which are no numbers; export"
+    ):
+        load(path, min_opset=13)
+
+
+def test_external_data_outside_the_folder_is_refused(path_of: Callable[..., Path], tmp_path: Path) -> None:
+    _, path = _external(path_of, tmp_path)
+    (path.parent / "weights.bin").rename(tmp_path / "weights.bin")
+    proto = onnx.load(path, load_external_data=False)
+    for entry in proto.graph.initializer[0].external_data:
+        entry.value = "../weights.bin" if entry.key == "location" else entry.value
+    del proto.graph.node[1:]
+    proto.graph.output[0].name = "c"
+    path.write_bytes(proto.SerializeToString())
+    with pytest.raises(ModelError, match=r"is not a valid ONNX model: .*\.\./weights\.bin"):
+        load(path, min_opset=13)
+
+
+def test_the_digest_is_of_the_file_and_its_external_data(
+    path_of: Callable[..., Path], tmp_path: Path
+) -> None:
+    whole, split = _external(path_of, tmp_path)
+    assert load(whole, min_opset=13).sha256 == hashlib.sha256(whole.read_bytes()).hexdigest()
+    data = split.parent / "weights.bin"
+    before = load(split, min_opset=13).sha256
+    assert before == hashlib.sha256(split.read_bytes() + data.read_bytes()).hexdigest()
+    content = bytearray(data.read_bytes())
+    content[0] ^= 1
+    data.write_bytes(content)
+    assert load(split, min_opset=13).sha256 != before
+
+
+def test_the_protobuf_comes_without_its_external_data(path_of: Callable[..., Path], tmp_path: Path) -> None:
+    _, split = _external(path_of, tmp_path)
+    assert not read_proto(split).graph.initializer[0].raw_data
+
+
+def test_constant_nodes_become_initializers(
+    path_of: Callable[..., Path], assert_equal_outputs: Callable[..., None]
+) -> None:
+    path = path_of("""g (float[N,3] x) => (float[N,2] y) {
+        w = Constant<value = float[3,2] {1, -2, 3, 0.5, 5, -6}>()
+        two = Constant<value_float = 2.0>()
+        i = Constant<value_ints = [1, 0]>()
+        m = MatMul(x, w)
+        s = Mul(m, two)
+        y = Gather<axis = 1>(s, i)
+    }""")
+    graph = load(path, min_opset=13)
+    assert _op_types(graph) == ["MatMul", "Mul", "Gather"]
+    assert set(graph.model.graph.initializers) == {"w", "two", "i"}
+    assert "turned 3 Constant nodes into initializers" in graph.notes
+    assert_equal_outputs(path, graph.model)
+
+
+def test_a_constant_that_is_an_output_stays(
+    path_of: Callable[..., Path], assert_equal_outputs: Callable[..., None]
+) -> None:
+    path = path_of("""g (float[N,2] x) => (float[2] k, float[N,2] y) {
+        k = Constant<value = float[2] {1, 2}>()
+        y = Add(x, k)
+    }""")
+    graph = load(path, min_opset=13)
+    assert graph.notes == ()
+    assert_equal_outputs(path, graph.model)
+
+
+def test_functions_are_inlined(tmp_path: Path, assert_equal_outputs: Callable[..., None]) -> None:
+    proto = onnx.parser.parse_model("""
+        <ir_version: 9, opset_import: ["": 19, "ours": 1]>
+        g (float[N,3] x) => (float[N,3] y) { t = ours.Twice(x) y = ours.Twice(t) }
+        <domain: "ours", opset_import: ["": 19]> Twice (a) => (b) { r = Relu(a) b = Add(a, r) }
+    """)
+    path = tmp_path / "m.onnx"
+    path.write_bytes(proto.SerializeToString())
+    graph = load(path, min_opset=13)
+    assert _op_types(graph) == ["Relu", "Add", "Relu", "Add"]
+    assert len({node.name for node in graph.model.graph}) == 4
+    assert "inlined the model's own functions" in graph.notes
+    assert_equal_outputs(path, graph.model)
+
+
+def test_weights_that_are_listed_as_inputs_are_no_inputs(
+    path_of: Callable[..., Path], assert_equal_outputs: Callable[..., None]
+) -> None:
+    text = "g (float[N,3] x, float[3,2] w) => (float[N,2] y) { y = MatMul(x, w) }"
+    path = path_of(text, opset=8, ir_version=3, w=_random(3, 2))
+    graph = load(path, min_opset=13)
+    assert [item.name for item in graph.inputs] == ["x"]
+    assert "removed weights from the graph inputs" in graph.notes
+    assert_equal_outputs(path, graph.model)
+
+
+def test_identities_go_and_names_of_outputs_stay(
+    path_of: Callable[..., Path], assert_equal_outputs: Callable[..., None]
+) -> None:
+    path = path_of(
+        """g (float[N,3] x, bool c) => (float[N,3] a, float[N,3] b, float[N,3] d, float[3] e, float[N,3] f) {
+            a = Identity(x)
+            b = Relu(x)
+            d = Identity(b)
+            e = Identity(w)
+            s = Sigmoid(x)
+            i = Identity(s)
+            j = Identity(i)
+            f = Identity(j)
+        }""",
+        w=_random(3),
+    )
+    graph = load(path, min_opset=13)
+    assert sorted(_op_types(graph)) == ["Identity", "Identity", "Identity", "Relu", "Sigmoid"]
+    assert_equal_outputs(path, graph.model)
+
+
+def test_an_identity_in_a_body_stays(
+    path_of: Callable[..., Path], assert_equal_outputs: Callable[..., None]
+) -> None:
+    path = path_of("""g (float[N,3] x, bool c) => (float[N,3] y) {
+        r = Relu(x)
+        y = If(c) <
+            then_branch = a () => (float[N,3] t) { t = Identity(r) },
+            else_branch = b () => (float[N,3] e) { e = Neg(r) }
+        >
+    }""")
+    graph = load(path, min_opset=13)
+    for branch in (True, False):
+        assert_equal_outputs(path, graph.model, feed={"c": np.array(branch)})
+
+
+@pytest.mark.parametrize(
+    ("shape", "wanted"),
+    [
+        ("?,3,?,?", ("x_dim0", 3, "x_dim2", "x_dim3")),
+        ("N,3,None,None", ("N", 3, "x_dim2", "x_dim3")),
+        ("-1,3,8,8", ("x_dim0", 3, 8, 8)),
+        (",3,8,8", ("x_dim0", 3, 8, 8)),
+        ("D,3,D,8", ("x_dim0", 3, "x_dim2", 8)),
+        ("N,3,H,W", ("N", 3, "H", "W")),
+    ],
+)
+def test_dims_without_a_name_of_their_own_get_one(
+    path_of: Callable[..., Path], shape: str, wanted: tuple[int | str, ...]
+) -> None:
+    path = path_of("g (float[A,B,C,D] x) => (float[A,B,C,D] y) { y = Relu(x) }")
+    proto = onnx.load(path)
+    for value in (*proto.graph.input, *proto.graph.output):
+        for dim, text in zip(value.type.tensor_type.shape.dim, shape.split(","), strict=True):
+            dim.Clear()
+            if re.fullmatch(r"-?\d+", text):
+                dim.dim_value = int(text)
+            elif text:
+                dim.dim_param = text
+    path.write_bytes(proto.SerializeToString())
+    graph = load(path, min_opset=13)
+    assert graph.inputs[0].shape == wanted
+    assert graph.outputs[0].shape == wanted
+    parted = "input 'x': parted dims that shared a name or had none"
+    assert (parted in graph.notes) == (shape != "N,3,H,W")
+
+
+def test_the_same_mark_in_two_inputs_means_two_sizes(
+    path_of: Callable[..., Path], outputs_of: Callable[..., list[NDArray[Any]]]
+) -> None:
+    path = path_of("g (float[A,3] p, float[3,A] q) => (float[A,A] y) { y = MatMul(p, q) }")
+    path.write_bytes(path.read_bytes().replace(b"\x12\x01A", b"\x12\x01?"))
+    graph = load(path, min_opset=13)
+    assert [item.shape for item in graph.inputs] == [("p_dim0", 3), (3, "q_dim1")]
+    assert graph.outputs[0].shape == ("p_dim0", "q_dim1")
+    assert outputs_of(graph.model, p_dim0=4, q_dim1=7)[0].shape == (4, 7)
+
+
+def test_stale_shapes_in_the_file_are_not_believed(
+    path_of: Callable[..., Path], outputs_of: Callable[..., list[NDArray[Any]]]
+) -> None:
+    path = path_of("""g (float[N,3] x) => (float[1,3] y) <float[1,3] r> {
+        r = Relu(x)
+        s = Shape(r)
+        z = ConstantOfShape(s)
+        y = Add(r, z)
+    }""")
+    graph = load(path, min_opset=13)
+    assert graph.outputs[0].shape == ("N", 3)
+    assert outputs_of(graph.model, N=5)[0].shape == (5, 3)
+
+
+def test_what_the_file_says_of_an_output_stays_where_onnx_knows_nothing(
+    graph_of: Callable[..., Graph],
+) -> None:
+    graph = graph_of("g (float[N,4] x, int64[2] s) => (float[P,8] y) { y = Reshape(x, s) }")
+    assert graph.outputs[0].shape == ("P", 8)
+    graph = graph_of("g (float[N,4] x, int64[K] s) => (float[P,8] y) { r = Reshape(x, s) y = Identity(r) }")
+    assert graph.outputs[0].shape == ("P", 8)
+    graph = graph_of("g (float[N] x) => (int64[1,found] y) { y = NonZero(x) }")
+    assert graph.outputs[0].shape == (1, "found")
+
+
+def test_bodies_with_the_same_names_keep_their_own_types(graph_of: Callable[..., Graph]) -> None:
+    graph = graph_of("""g (float[N,3] x, bool c) => (float[N,3] y) {
+        y = If(c) <
+            then_branch = a () => (float[N,3] t) { s = Cast<to = 7>(x) t = Cast<to = 1>(s) },
+            else_branch = b () => (float[N,3] e) { s = Relu(x) e = Relu(s) }
+        >
+    }""")
+    types = [(node.op_type, node.outputs[0].dtype) for node in graph.model.graph.all_nodes()]
+    assert ("Cast", ir.DataType.INT64) in types
+    assert [dtype for op_type, dtype in types if op_type == "Relu"] == [ir.DataType.FLOAT] * 2
+
+
+def test_a_graph_that_is_not_sorted(path_of: Callable[..., Path]) -> None:
+    path = path_of("g (float[N] x) => (float[N] y) { y = Relu(a) a = Neg(x) }")
+    with pytest.raises(ModelError, match=r"is not a valid ONNX model: .*topologically sorted"):
+        load(path, min_opset=13)
+
+
+def test_unnamed_nodes_get_unique_names_by_their_type(graph_of: Callable[..., Graph]) -> None:
+    graph = graph_of("g (float[N] x) => (float[N] y) { a = Relu(x) b = Relu(a) c = Neg(b) [Neg] y = Neg(c) }")
+    names = [str(node.name) for node in graph.model.graph]
+    assert names[:3] == ["Relu", "Relu_1", "Neg"]
+    assert len(set(names)) == 4
+
+
+def test_outputs_that_nobody_takes_stay_without_a_name(
+    path_of: Callable[..., Path], assert_equal_outputs: Callable[..., None]
+) -> None:
+    path = path_of(
+        'g (float[S,1,3] x) => (float[1,1,4] h) { "", h = LSTM<hidden_size = 4>(x, w, r) }',
+        w=_random(1, 16, 3),
+        r=_random(1, 16, 4),
+    )
+    graph = load(path, min_opset=13)
+    assert [value.name for value in graph.model.graph.node(0).outputs] == ["", "h"]
+    assert_equal_outputs(path, graph.model)
+
+
+def test_weights_inside_bodies_are_reported(
+    path_of: Callable[..., Path], assert_equal_outputs: Callable[..., None]
+) -> None:
+    path = path_of(
+        """g (float[N,3] x, bool c) => (float[N,2] y) {
+            [outer] r = MatMul(x, v)
+            y = If(c) <
+                then_branch = a () => (float[N,2] t) { [inner] t = MatMul(r, w) },
+                else_branch = b () => (float[N,2] e) { [other] e = Gemm(r, w) }
+            >
+        }""",
+        w=_random(3, 2),
+        v=_random(3, 3),
+    )
+    graph = load(path, min_opset=13)
+    assert sorted(graph.unseen) == ["inner", "other"]
+    assert any(
+        re.match("2 nodes with weights lie inside If/Loop bodies and are not quantized: ", note)
+        for note in graph.notes
+    )
+    for branch in (True, False):
+        assert_equal_outputs(path, graph.model, feed={"c": np.array(branch)})
+
+
+def test_many_weights_inside_bodies_are_reported_briefly(graph_of: Callable[..., Graph]) -> None:
+    layers = " ".join(f"[layer{i}] t{i + 1} = MatMul(t{i}, w)" for i in range(6))
+    graph = graph_of(
+        f"""g (float[N,3] x, bool c) => (float[N,3] y) {{
+            y = If(c) <
+                then_branch = a () => (float[N,3] t6) {{ t0 = Relu(x) {layers} }},
+                else_branch = b () => (float[N,3] e) {{ e = Relu(x) }}
+            >
+        }}""",
+        w=_random(3, 3),
+    )
+    assert len(graph.unseen) == 6
+    assert graph.notes[-1].endswith(": layer0, layer1, layer2, layer3 ...")
+
+
+def test_a_model_with_fp16_weights_and_types_loads(
+    path_of: Callable[..., Path], assert_equal_outputs: Callable[..., None]
+) -> None:
+    path = path_of(
+        """g (float16[N,3,6,6] x) => (float16[N,4,6,6] y) {
+            c = Conv<pads = [1, 1, 1, 1]>(x, w)
+            n = BatchNormalization(c, s, b, m, v)
+            y = Relu(n)
+        }""",
+        w=_random(4, 3, 3, 3).astype(np.float16),
+        s=_random(4).astype(np.float16),
+        b=_random(4).astype(np.float16),
+        m=_random(4).astype(np.float16),
+        v=(_random(4) ** 2 + 1).astype(np.float16),
+    )
+    graph = load(path, min_opset=19)
+    assert _op_types(graph) == ["Conv", "Relu"]
+    assert graph.inputs[0].dtype == "float16"
+    assert_equal_outputs(path, graph.model, rtol=1e-2, atol=1e-2)
+
+
+def test_an_old_model_is_raised_and_stays_the_same(
+    path_of: Callable[..., Path], assert_equal_outputs: Callable[..., None]
+) -> None:
+    path = path_of(
+        """g (float[N,3,8,8] x, float[4,3,3,3] w, float[4] s) => (float[N,4,6,6] y) {
+            c = Conv(x, w)
+            n = BatchNormalization(c, s, s, s, s)
+            d = Dropout(n)
+            y = Clip<min = 0.0, max = 6.0>(d)
+        }""",
+        opset=9,
+        ir_version=3,
+        w=_random(4, 3, 3, 3),
+        s=abs(_random(4)),
+    )
+    graph = load(path, min_opset=19)
+    assert graph.opset == 19
+    assert "raised the opset from 9 to 19" in graph.notes
+    assert graph.model.ir_version >= 9
+    assert_equal_outputs(path, graph.model)
+
+
+def test_a_newer_opset_stays(graph_of: Callable[..., Graph]) -> None:
+    assert graph_of(RELU, opset=21, ir_version=10).opset == 21
+    assert graph_of(RELU, opset=21, ir_version=10).notes == ()
+
+
+def test_the_signature_is_that_of_the_file(graph_of: Callable[..., Graph], tmp_path: Path) -> None:
+    graph = graph_of("g (float[N,3] x, int64[N] i) => (float[N,3] y, int64[N] j) { y = Relu(x) j = Neg(i) }")
+    assert [str(item) for item in graph.inputs] == ["x float32 (N, 3)", "i int64 (N)"]
+    assert [str(item) for item in graph.outputs] == ["y float32 (N, 3)", "j int64 (N)"]
+    assert graph.path.parent == tmp_path
+
+
+def test_a_loaded_model_passes_the_checker(graph_of: Callable[..., Graph]) -> None:
+    graph = graph_of(
+        "g (float[N,3,8,8] x) => (float[N,4,6,6] y) { c = Conv(x, w) y = Add(c, b) }",
+        opset=11,
+        ir_version=6,
+        w=_random(4, 3, 3, 3),
+        b=_random(4, 1, 1),
+    )
+    onnx.checker.check_model(ir.to_proto(graph.model), full_check=True)
+
+
+def _real_models() -> list[Path]:
+    spec = importlib.util.find_spec("rapidocr_onnxruntime")
+    assert spec is not None
+    assert spec.origin is not None
+    return sorted((Path(spec.origin).parent / "models").glob("*.onnx"))
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("rapidocr_onnxruntime") is None,
+    reason="rapidocr-onnxruntime, of the extra dev, is not installed",
+)
+@pytest.mark.parametrize("part", ["det", "rec", "cls"])
+def test_a_real_model_computes_what_its_file_does(
+    outputs_of: Callable[..., list[NDArray[Any]]], part: str
+) -> None:
+    path = next(path for path in _real_models() if f"_{part}_" in path.name)
+    graph = load(path, min_opset=19)
+    assert graph.opset == 19
+    assert any("Constant nodes into initializers" in note for note in graph.notes)
+    size = {"det": (1, 3, 64, 96), "rec": (2, 3, 48, 80), "cls": (2, 3, 48, 192)}[part]
+    feed = {graph.inputs[0].name: np.random.default_rng(0).uniform(-1, 1, size).astype(np.float32)}
+    for want, have in zip(outputs_of(path, feed=feed), outputs_of(graph.model, feed=feed), strict=True):
+        np.testing.assert_allclose(have, want, rtol=1e-4, atol=1e-4)
