@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 import resource
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
@@ -15,7 +15,8 @@ import onnx
 import onnx_ir as ir
 
 from trtq.calibrators.cache import CalibrationCache, format_cache
-from trtq.calibrators.ranges import Ranges, ranges_to_json, read_ranges
+from trtq.calibrators.observe import observe
+from trtq.calibrators.ranges import Ranges, Shapes, ranges_to_json, read_ranges
 from trtq.errors import BuildError
 from trtq.files import sha256_of
 from trtq.models.session import save
@@ -51,7 +52,7 @@ def build(
     *,
     spec: ModelSpec | None = None,
     target: Target | None = None,
-    output: Path | None = None,
+    output: Path | str | None = None,
     random_data: bool = False,
     watcher: Watcher | None = None,
 ) -> Report:
@@ -80,13 +81,16 @@ def build(
     earlier = find_earlier(job.folder, job.keys)
     if earlier is not None and "everything" in earlier.same:
         log.note(f"nothing has changed since {job.folder} was built")
-        return replace(earlier.report, reused=("everything",))
+        return replace(
+            earlier.report, model=str(job.graph.path), output=str(job.folder), reused=("everything",)
+        )
     with staged_folder(job.folder) as stage:
         ranges, calibration = _calibrate(job, earlier, log)
         models = _quantize(job, ranges, stage, log)
         engine, layers = _build_engine(job, ranges, models, earlier, stage, log)
         comparison = _compare(job, models, log)
-        verdict = judge(comparison, job.spec.accuracy, candidate=job.target.precision, is_random=random_data)
+        judged = comparison if comparison is not None and comparison.outputs else None
+        verdict = judge(judged, job.spec.accuracy, candidate=job.target.precision, is_random=random_data)
         result = Report(
             schema_version=report.SCHEMA_VERSION,
             verdict=verdict.outcome,
@@ -106,7 +110,7 @@ def build(
             kept_fp32=models.kept_fp32,
             notes=tuple(log.notes),
             warnings=tuple(log.warnings),
-            reused=tuple(sorted(earlier.same - {"everything"})) if earlier is not None else (),
+            reused=tuple(log.reused),
             timings_s={name: round(seconds, 3) for name, seconds in log.seconds.items()},
         )
         _write_rest(job, ranges, result, layers, stage)
@@ -129,9 +133,12 @@ def _calibrate(
         return None, None
     if earlier is not None and "ranges" in earlier.same and RANGES in earlier.manifest.outputs:
         log.note("model, data and method are unchanged: the ranges of the earlier build are used again")
+        log.reused.append("ranges")
         return read_ranges(earlier.folder / RANGES), earlier.report.calibration
     with log.timed("calibrate"):
         ranges = calibrate_graph(job.graph, job.placement, job.calibration, job.method, log)
+    if not ranges.tensors:
+        return ranges, None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts KiB
     seconds = round(log.seconds["calibrate"], 3)
     return ranges, CalibrationReport(
@@ -177,10 +184,11 @@ def _build_engine(
     source = models.files["int8" if job.is_quantized else job.target.precision]
     if earlier is not None and "engine" in earlier.same:
         log.note("model and settings are unchanged: the engine of the earlier build is used again")
+        log.reused.append("engine")
         earlier.copy([ENGINE] if ENGINE in earlier.manifest.outputs else [], stage)
         return earlier.report.engine, dict(earlier.manifest.layers)
     profiles, notes = resolve_profiles(
-        job.graph.inputs, job.target.shapes, job.spec.inputs, ranges.shapes if ranges is not None else {}
+        job.graph.inputs, job.target.shapes, job.spec.inputs, _shapes_of_data(job, ranges)
     )
     for note in notes:
         log.note(note)
@@ -206,6 +214,15 @@ def _build_engine(
     return engine, precisions(weighted, built)
 
 
+def _shapes_of_data(job: Job, ranges: Ranges | None) -> Mapping[str, Shapes]:
+    """Returns the shapes of the inputs in the data; nothing without data, or if no input is dynamic."""
+    if ranges is not None:
+        return ranges.shapes
+    if job.shape_data is None or not any(item.is_dynamic for item in job.graph.inputs):
+        return {}
+    return observe(job.graph.model, (), job.shape_data).shapes
+
+
 def _compare(job: Job, models: _Models, log: _Log) -> Comparison | None:
     if job.evaluation is None:
         return None
@@ -223,6 +240,7 @@ def _write_rest(job: Job, ranges: Ranges | None, result: Report, layers: dict[st
     """Writes ranges, cache and report, and last the manifest with the digests of all."""
     if ranges is not None:
         (stage / RANGES).write_bytes(ranges_to_json(ranges))
+    if ranges is not None and ranges.tensors:
         scales = {name: ranges.amax(name) / QMAX for name in ranges.tensors}
         (stage / CACHE).write_bytes(format_cache(CalibrationCache(scales)))
     (stage / REPORT).write_bytes(report.to_json(result))
@@ -252,6 +270,7 @@ class _Log:
     watcher: Watcher
     notes: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+    reused: list[str] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
 
     def stage(self, text: str, total: int | None = None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from trtq.calibrators import METHODS, Method
@@ -23,7 +24,7 @@ _NUM_RANDOM_FEEDS = 16
 
 def spec_beside(model: Path) -> ModelSpec:
     """Returns the settings beside a model, `<name>.toml` or `model.toml`; the defaults if there are none."""
-    candidates = (model.with_suffix(".toml"), model.parent / "model.toml")
+    candidates = (model.parent / f"{model.stem}.toml", model.parent / "model.toml")
     found = next((path for path in candidates if path.is_file()), None)
     return read_spec(found) if found is not None else ModelSpec()
 
@@ -69,10 +70,15 @@ def calibration_data(graph: Graph, spec: ModelSpec, target: Target, *, random_da
 
 def placement_of(graph: Graph, spec: ModelSpec, target: Target, watcher: Watcher) -> Placement:
     """Returns what will be quantized; warns of patterns that match nothing."""
-    for pattern, nearest in unmatched(graph.model, (*spec.layers.skip, *spec.layers.keep_fp32)):
+    warn_of_unmatched(graph, (*spec.layers.skip, *spec.layers.keep_fp32), watcher)
+    return place(graph.model, skip=spec.layers.skip, op_types=target.op_types)
+
+
+def warn_of_unmatched(graph: Graph, patterns: Sequence[str], watcher: Watcher) -> None:
+    """Warns of patterns that match no node, with the names nearest to them."""
+    for pattern, nearest in unmatched(graph.model, patterns):
         near = f"; the nearest names are {', '.join(nearest)}" if nearest else ""
         watcher.warn(f"{pattern!r} matches no node{near}")
-    return place(graph.model, skip=spec.layers.skip, op_types=target.op_types)
 
 
 def calibrate_graph(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from trtq.pipeline.deliver.report import Report, read_report
 from trtq.pipeline.graph.load import load
 from trtq.pipeline.graph.placement import Placement, place
 from trtq.pipeline.graph.quantized import QuantizedLayer, is_quantized, quantized_layers
+from trtq.pipeline.verify.compare import finite
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +78,8 @@ def inspect(path: Path | str) -> Summary:
         return read_ranges(path)
     try:
         return parse_cache(path.read_bytes())
+    except OSError as error:
+        raise ArtifactError(f"cannot read {path}: {error.strerror}") from error
     except ArtifactError as error:
         raise UsageError(
             f"{path} is none of the files that trtq knows: an .onnx model, a ranges .json, a calibration "
@@ -102,7 +105,5 @@ def _model(path: Path) -> ModelSummary:
 
 
 def plain(summary: Summary) -> Any:
-    """Returns the summary as values that JSON has."""
-    from dataclasses import asdict
-
-    return asdict(summary)
+    """Returns the summary as values that JSON has; numbers that are not finite become None."""
+    return finite(asdict(summary))

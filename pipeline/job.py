@@ -11,11 +11,19 @@ from pathlib import Path
 from trtq.calibrators import Method
 from trtq.calibrators.batches import Batches
 from trtq.calibrators.estimate import describe
-from trtq.models.spec import ModelSpec
-from trtq.pipeline.calibrate import calibration_data, method_of, placement_of, spec_beside
+from trtq.errors import UsageError
+from trtq.models.spec import InputSpec, ModelSpec
+from trtq.pipeline.calibrate import (
+    calibration_data,
+    method_of,
+    placement_of,
+    spec_beside,
+    warn_of_unmatched,
+)
 from trtq.pipeline.deliver.manifest import key_of
 from trtq.pipeline.engine import choose
 from trtq.pipeline.engine.backend import Backend
+from trtq.pipeline.engine.profiles import resolve_profiles
 from trtq.pipeline.graph.load import Graph, load
 from trtq.pipeline.graph.placement import Placement
 from trtq.pipeline.graph.quantized import is_quantized, refuse_what_tensorrt_refuses
@@ -56,12 +64,17 @@ class Job:
     evaluation: Batches | None
     keys: Mapping[str, str]
 
+    @property
+    def shape_data(self) -> Batches | None:
+        """The data whose shapes become the profiles of dynamic inputs."""
+        return self.calibration if self.calibration is not None else self.evaluation
+
 
 def prepare(
     path: Path,
     spec: ModelSpec | None,
     target: Target,
-    output: Path | None,
+    output: Path | str | None,
     random_data: bool,
     watcher: Watcher,
 ) -> Job:
@@ -73,19 +86,26 @@ def prepare(
     """
     spec = spec if spec is not None else spec_beside(path)
     backend = choose(target.backend)
-    fp16 = target.high_precision == "fp16" or (target.high_precision == "auto" and backend.runs_fp16)
+    gains = target.high_precision == "auto" and backend.runs_fp16
+    fp16 = gains or "fp16" in (target.precision, target.high_precision)
     watcher.stage("Loading")
     graph = load(path, min_opset=19 if fp16 else 13)
     for note in graph.notes:
         watcher.note(note)
+    folder = Path(output or path.with_suffix(".trtq")).absolute()
+    _refuse_inputs_in(folder, graph, spec)
+    _check_shapes(graph, spec, target)
     quantized = is_quantized(graph.model)
     if quantized:
         refuse_what_tensorrt_refuses(graph.model)
+        target = replace(target, precision="int8")
         watcher.note("the model is quantized already: it is built as it is, without calibration")
     as_is = quantized or target.precision != "int8"
     placement = Placement((), ()) if as_is else placement_of(graph, spec, target, watcher)
     if not as_is and not placement.layers:
         watcher.warn("no layer can be quantized; the report tells why")
+    if target.precision == "fp16":
+        warn_of_unmatched(graph, spec.layers.keep_fp32, watcher)
     if random_data:
         watcher.warn("calibrating with random numbers: the accuracy of this engine is meaningless")
     wanted = not as_is or random_data or spec.calibration.data is not None
@@ -95,7 +115,7 @@ def prepare(
         spec=spec,
         target=target,
         backend=backend,
-        folder=(output or path.with_suffix(".trtq")).absolute(),
+        folder=folder,
         fp16=fp16,
         is_quantized=quantized,
         placement=placement,
@@ -107,11 +127,28 @@ def prepare(
     return replace(job, keys=_keys(job))
 
 
+def _refuse_inputs_in(folder: Path, graph: Graph, spec: ModelSpec) -> None:
+    """Refuses an output folder that holds what is read: it will be replaced as a whole."""
+    for source in (graph.path, spec.calibration.data, spec.evaluation.data):
+        if source is not None and folder.resolve() in Path(source).resolve().parents:
+            raise UsageError(
+                f"{source} lies in the output folder {folder}, which is replaced as a whole; "
+                f"choose another folder with --output"
+            )
+
+
+def _check_shapes(graph: Graph, spec: ModelSpec, target: Target) -> None:
+    """Checks the given shapes before any work; shapes that the data will tell are taken to be 1."""
+    ones = [tuple(dim if isinstance(dim, int) else 1 for dim in item.shape) for item in graph.inputs]
+    seen = {item.name: InputSpec(one, one, one) for item, one in zip(graph.inputs, ones, strict=True)}
+    resolve_profiles(graph.inputs, target.shapes, spec.inputs, seen)
+
+
 def _keys(job: Job) -> dict[str, str]:
     ranges = key_of(
         version("trtq"),
         job.graph.sha256,
-        _digest(job.calibration),
+        _digest(job.shape_data),
         describe(job.method),
         job.placement.activations,
     )

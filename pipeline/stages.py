@@ -9,7 +9,8 @@ from pathlib import Path
 import onnx_ir as ir
 
 from trtq.calibrators.ranges import Ranges
-from trtq.errors import ArtifactError, ModelError
+from trtq.calibrators.sources import WAYS
+from trtq.errors import ArtifactError, DataError, ModelError
 from trtq.models.session import save
 from trtq.models.spec import ModelSpec
 from trtq.pipeline.calibrate import calibrate_graph, calibration_data, method_of, placement_of, spec_beside
@@ -116,6 +117,11 @@ def compare(
         raise ModelError(f"{candidate} takes {_show(theirs)}, {reference} takes {_show(ours)}")
     calibration = None
     if spec.evaluation.data is None:
+        if spec.calibration.data is None:
+            raise DataError(
+                f"{reference} and {candidate} cannot be compared without data; give --data with {WAYS}; or "
+                f"name it in [evaluation] or [calibration] of model.toml beside the model"
+            )
         calibration = calibration_data(graph, spec, Target(), random_data=False)
     batches = evaluation_data(graph, spec, calibration)
     assert batches is not None

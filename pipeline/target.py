@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
 from trtq.errors import UsageError
 from trtq.pipeline.engine.profiles import GivenShapes
@@ -36,9 +36,15 @@ class Target:
     op_types: tuple[str, ...] = DEFAULT_OP_TYPES
 
     def __post_init__(self) -> None:
+        for name, value, choices in (
+            ("precision", self.precision, get_args(Precision)),
+            ("high_precision", self.high_precision, get_args(HighPrecision)),
+        ):
+            if value not in choices:
+                raise UsageError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
         if unknown := [name for name in self.op_types if name not in QUANTIZABLE]:
             raise UsageError(
                 f"{unknown[0]!r} cannot be quantized; the types to quantize are {', '.join(QUANTIZABLE)}"
             )
-        if self.workspace_bytes is not None and self.workspace_bytes < 1:
-            raise UsageError(f"the workspace must have at least 1 byte, got {self.workspace_bytes}")
+        if self.workspace_bytes is not None and not 1 <= self.workspace_bytes < 1 << 63:
+            raise UsageError(f"the workspace must have 1 to 2^63 - 1 bytes, got {self.workspace_bytes}")

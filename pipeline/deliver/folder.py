@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -27,7 +28,7 @@ def staged_folder(target: Path) -> Iterator[Path]:
     Raises:
         ArtifactError: `target` is a file, a folder that trtq did not write, or its parent cannot be written.
     """
-    target = target.absolute()
+    target = target.resolve()  # the folder that a link stands for, not the link
     _recover(target)
     _refuse_foreign(target)
     try:
@@ -36,12 +37,12 @@ def staged_folder(target: Path) -> Iterator[Path]:
             tempfile.mkdtemp(prefix=f"{_hidden(target)}{os.getpid()}.", suffix=".partial", dir=target.parent)
         )
     except OSError as error:
-        raise ArtifactError(f"cannot write to {target.parent}: {error.strerror}") from error
+        raise ArtifactError(f"cannot write to {target.parent}: {error.strerror or error}") from error
     try:
         yield stage
         _publish(stage, target)
     except OSError as error:
-        raise ArtifactError(f"cannot write {target}: {error.strerror}") from error
+        raise ArtifactError(f"cannot write {target}: {error.strerror or error}") from error
     finally:
         shutil.rmtree(stage, ignore_errors=True)
 
@@ -65,7 +66,11 @@ def _publish(stage: Path, target: Path) -> None:
     if target.is_dir() and not _exchange(stage, target):
         aside = stage.with_suffix(".old")
         target.rename(aside)
-        stage.rename(target)
+        try:
+            stage.rename(target)
+        except OSError:
+            aside.rename(target)
+            raise
         shutil.rmtree(aside, ignore_errors=True)
     elif not target.is_dir():
         stage.rename(target)
@@ -88,14 +93,20 @@ def _exchange(first: Path, second: Path) -> bool:
 
 def _recover(target: Path) -> None:
     """Clears what killed runs left beside the target."""
-    for left in target.parent.glob(f"{_hidden(target)}*.old"):
+    for left in _left_behind(target, ".old"):
         if not target.exists():
             left.rename(target)
         elif not _is_running(left):
             shutil.rmtree(left, ignore_errors=True)
-    for left in target.parent.glob(f"{_hidden(target)}*.partial"):
+    for left in _left_behind(target, ".partial"):
         if not _is_running(left):
             shutil.rmtree(left, ignore_errors=True)
+
+
+def _left_behind(target: Path, suffix: str) -> list[Path]:
+    """Returns the hidden folders of this target, not those of another one whose name begins alike."""
+    name = re.compile(rf"{re.escape(_hidden(target))}\d+\.[^.]+{re.escape(suffix)}")
+    return [path for path in target.parent.glob(f"*{suffix}") if name.fullmatch(path.name)]
 
 
 def _is_running(left: Path) -> bool:

@@ -59,9 +59,10 @@ def read_manifest(folder: Path) -> Manifest:
         raise ArtifactError(f"{path} is not a manifest: {error}") from error
     if not isinstance(document, dict) or document.get("kind") != _KIND:
         raise ArtifactError(f"{path} is not a manifest of trtq")
-    if document["schema_version"] != SCHEMA_VERSION:
+    schema = document.get("schema_version")
+    if schema != SCHEMA_VERSION:
         raise ArtifactError(
-            f"{path} has schema version {document['schema_version']}, this trtq reads {SCHEMA_VERSION}; "
+            f"{path} has schema version {schema}, this trtq reads {SCHEMA_VERSION}; "
             f"use the trtq that wrote it, or build again"
         )
     names = ("inputs", "outputs", "versions", "settings", "layers", "keys")

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
-from trtq.errors import ArtifactError
+from trtq.errors import ArtifactError, UsageError
 from trtq.models.spec import InputSpec
 from trtq.pipeline.engine.coverage import Fallback
 from trtq.pipeline.graph.placement import KeptNode
@@ -115,11 +115,22 @@ def read_report(path: Path) -> Report:
         raise ArtifactError(f"{path} is not a report: {error}") from error
     version = document.get("schema_version") if isinstance(document, dict) else None
     if version != SCHEMA_VERSION:
-        raise ArtifactError(f"{path} has schema version {version}, this trtq reads {SCHEMA_VERSION}")
+        raise ArtifactError(
+            f"{path} has schema version {version}, this trtq reads {SCHEMA_VERSION}; "
+            f"use the trtq that wrote it, or build again"
+        )
     try:
-        return _typed(document, Report)  # type: ignore[no-any-return]
-    except (KeyError, TypeError, ValueError) as error:
+        report: Report = _typed(document, Report)
+    except (KeyError, TypeError, ValueError, AttributeError, UsageError) as error:
         raise ArtifactError(f"{path} is not a complete report: {error!r}; build again") from error
+    return replace(report, comparison=tuple(_with_infinity(item) for item in report.comparison))
+
+
+def _with_infinity(item: OutputComparison) -> OutputComparison:
+    """Returns the comparison with an infinite ratio of signal to noise where JSON had to hold null."""
+    if math.isnan(item.cosine) or not math.isnan(item.sqnr_db):
+        return item
+    return replace(item, sqnr_db=math.inf if item.max_abs == 0 else -math.inf)
 
 
 def _typed(value: Any, kind: Any) -> Any:

@@ -27,6 +27,10 @@ class BuildRequest:
     workspace_bytes: int | None = None
 
 
+_DEQUANTIZING = ("kgen", "shape_call", "runtime_fusion")
+"""Kinds of generated kernels: what they read may be INT8, their arithmetic is not."""
+
+
 @dataclass(frozen=True, slots=True)
 class Kernel:
     """One step of an engine, as the builder names it.
@@ -45,10 +49,18 @@ class Kernel:
     constants: tuple[str, ...]
 
     @property
+    def operands(self) -> tuple[str, ...]:
+        """The dtypes of what it multiplies: its first input, and its first constant or second input.
+
+        Where it has both, one of them is a scale or is added; if one is INT8, the other is that one.
+        """
+        others = (*self.constants[:1], *self.inputs[1:2])
+        return (*self.inputs[:1], *(("Int8",) if "Int8" in others else others[:1]))
+
+    @property
     def is_int8(self) -> bool:
         """Whether it multiplies INT8 with INT8."""
-        operands = (*self.inputs[:1], *(self.constants[:1] or self.inputs[1:2]))
-        return len(operands) == 2 and set(operands) == {"Int8"}
+        return self.kind not in _DEQUANTIZING and self.operands == ("Int8", "Int8")
 
 
 @dataclass(frozen=True, slots=True)

@@ -43,7 +43,9 @@ def coverage(layers: Sequence[QuantizedLayer], built: Built, targets: Sequence[s
     for layer in layers:
         own = [kernel for kernel in built.kernels if layer.name in kernel.nodes]
         if not any(kernel.is_int8 for kernel in own):
-            fallbacks.append(_fallback(layer, own, _reason(layer, built, targets)))
+            runs_as = _runs_as(_main(own)) if own else "none" if built.kernels else "unknown"
+            reason = _reason(layer, built, targets) if own else _reason_unseen(built)
+            fallbacks.append(Fallback(layer.name, layer.op_type, runs_as, reason))
     return Coverage(len(layers), len(layers) - len(fallbacks), tuple(fallbacks))
 
 
@@ -63,13 +65,15 @@ def _main(own: Sequence[Kernel]) -> Kernel:
 
 
 def _runs_as(kernel: Kernel) -> str:
-    return "/".join(dict.fromkeys((*kernel.inputs[:1], *kernel.constants[:1]))) or "unknown"
+    dequantizes = not kernel.is_int8 and set(kernel.operands) == {"Int8"}
+    dtypes = (*kernel.inputs, *kernel.constants) if dequantizes else kernel.operands
+    return "/".join(dict.fromkeys(dtypes)) or "unknown"
 
 
-def _fallback(layer: QuantizedLayer, own: Sequence[Kernel], reason: str) -> Fallback:
-    if not own:
-        return Fallback(layer.name, layer.op_type, "none", "the builder removed it: nothing uses its result")
-    return Fallback(layer.name, layer.op_type, _runs_as(_main(own)), reason)
+def _reason_unseen(built: Built) -> str:
+    if not built.kernels:
+        return "the builder does not tell what it runs"
+    return "the builder removed it: nothing uses its result"
 
 
 def _reason(layer: QuantizedLayer, built: Built, targets: Sequence[str]) -> str:
@@ -79,7 +83,8 @@ def _reason(layer: QuantizedLayer, built: Built, targets: Sequence[str]) -> str:
     if layer.scale_shape not in ((), None):
         return f"its activation scale has shape {layer.scale_shape}; INT8 convolutions want a 0-d scale"
     if layer.weight_axis is not None and layer.weight_axis != layer.output_axis:
-        return f"its weight is quantized along axis {layer.weight_axis}, INT8 wants axis {layer.output_axis}"
+        wanted = "one scale for all of it" if layer.output_axis is None else f"axis {layer.output_axis}"
+        return f"its weight is quantized along axis {layer.weight_axis}, INT8 wants {wanted}"
     if "7.5" in targets:
         return "compute capability 7.5 (Turing) runs Q/DQ layers in float"
     return built.usual_reason

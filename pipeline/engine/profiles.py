@@ -14,7 +14,8 @@ from trtq.models.spec import InputSpec
 Shape = tuple[int, ...]
 _ITEM = re.compile(
     r"""(?: '(?P<single>[^']+)' | "(?P<double>[^"]+)" | (?P<plain>[^'",\s]+?) ) \s* : \s*
-        (?: \[ (?P<list> [\d,\s]* ) \] | (?P<cross> \d+ (?: [xX] \d+ )* ) ) \s* (?: , \s* | $ )""",
+        (?: \[ \s* (?P<list> (?: \d+ \s* (?: , \s* \d+ \s* )* )? ) \] | (?P<cross> \d+ (?: [xX] \d+ )* ) )
+        \s* (?: , \s* | $ )""",
     re.VERBOSE,
 )
 
@@ -54,7 +55,7 @@ def parse_shapes(text: str) -> dict[str, Shape]:
     between, and names with colons in quotes: `'input_1:0':1x3x544x960`.
 
     Raises:
-        UsageError: The text is neither.
+        UsageError: The text is neither, or gives an input two shapes.
     """
     shapes: dict[str, Shape] = {}
     position = 0
@@ -66,6 +67,8 @@ def parse_shapes(text: str) -> dict[str, Shape]:
                 f"commas between, and names with a colon in quotes"
             )
         name = item["single"] or item["double"] or item["plain"]
+        if name in shapes:
+            raise UsageError(f"{text!r} gives shapes for {name!r} twice; give one")
         dims = re.findall(r"\d+", item["list"] if item["list"] is not None else item["cross"])
         shapes[name] = tuple(int(dim) for dim in dims)
         position = item.end()
@@ -126,11 +129,11 @@ def _given(name: str, given: GivenShapes) -> InputSpec | None:
     known = [shapes[name] for shapes in (given.opt, given.max, given.min) if name in shapes]
     if not known:
         return None
-    return InputSpec(
-        min=given.min.get(name, known[0]),
-        opt=given.opt.get(name, known[0]),
-        max=given.max.get(name, known[0]),
-    )
+    smallest, usual, largest = (shapes.get(name, known[0]) for shapes in (given.min, given.opt, given.max))
+    try:
+        return InputSpec(smallest, usual, largest)
+    except UsageError as error:
+        raise UsageError(f"input {name!r}: {error}") from error
 
 
 def _derived(item: TensorSpec, seen: Mapping[str, ShapesOfData]) -> InputSpec:
@@ -140,8 +143,7 @@ def _derived(item: TensorSpec, seen: Mapping[str, ShapesOfData]) -> InputSpec:
             f"input {item.name!r} is dynamic, {show_shape(item.shape)}, and there is no data to take its "
             f"shapes from; give --opt-shapes {item.name}:..., or [inputs.{item.name}] in model.toml"
         )
-    first = item.shape[0] if item.shape else 0
-    smallest = shapes.min if isinstance(first, int) else (1, *shapes.min[1:])
+    smallest = shapes.min if isinstance(item.shape[0], int) else (1, *shapes.min[1:])
     return InputSpec(smallest, shapes.opt, shapes.max)
 
 

@@ -18,9 +18,7 @@ from typing import Any
 from trtq.errors import BuildError, MissingDependency, ModelError, UsageError
 from trtq.pipeline.engine.backend import BuildRequest, Built, Kernel
 
-_START = (
-    "import json, sys; sys.path[:] = json.loads(sys.argv[2]); from {module} import main; main(sys.argv[1])"
-)
+_START = "import sys; sys.path[:] = sys.argv[2:]; from {module} import main; main(sys.argv[1])"
 _PROCESS = "trtq.pipeline.engine.rtx_process"
 _KERNEL = re.compile(
     r"Name: (?P<name>.*?), LayerType: (?P<kind>\w+), Inputs: \[(?P<inputs>.*?)\], "
@@ -81,16 +79,16 @@ class TensorRtRtx:
 def run_child(module: str, folder: Path) -> subprocess.CompletedProcess[str]:
     """Returns the finished process that ran `module.main(folder)` with this process's own import path.
 
-    The path is handed over, so that neither the current folder nor a file beside the module can shadow a
-    library.
+    The path is handed over, and set before anything is imported from it, so that neither the current folder
+    nor a file beside the module can shadow a library.
     """
-    command = [sys.executable, "-c", _START.format(module=module), str(folder), json.dumps(sys.path)]
+    command = [sys.executable, "-c", _START.format(module=module), str(folder), *sys.path]
     return subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
 
 
 def parse_kernels(layers: str) -> Iterator[Kernel]:
     """Yields the kernels of the builder's `Layers:` message (detailed profiling verbosity)."""
-    for line in layers.split("\n"):  # splitlines would also split at the separator of the metadata
+    for line in layers.split("\n"):  # splitlines would also split at rarer characters in names
         found = _KERNEL.match(line)
         if found:
             yield Kernel(
@@ -120,9 +118,8 @@ def _to_json(request: BuildRequest) -> dict[str, Any]:
 def _raise_failure(answer: Mapping[str, Any], request: BuildRequest, log: list[str]) -> None:
     if "unknown_target" in answer:
         known = ", ".join(f"{name[2:-1]}.{name[-1]}" for name in answer["targets"])
-        target = answer["unknown_target"]
         raise UsageError(
-            f"TensorRT-RTX cannot build for compute capability {target[2:-1]}.{target[-1]}; it has {known}"
+            f"TensorRT-RTX cannot build for compute capability {answer['unknown_target']}; it has {known}"
         )
     if "parse_errors" in answer:
         errors = [_show_parse_error(error) for error in answer["parse_errors"]]

@@ -42,9 +42,9 @@ def _build(request: dict[str, Any], place: Path, log: IO[str]) -> dict[str, Any]
     known = {
         name: value for name, value in trt.ComputeCapability.__members__.items() if name.startswith("SM")
     }
-    targets = [f"SM{capability.replace('.', '')}" for capability in request["compute_capabilities"]]
-    if unknown := [target for target in targets if target not in known]:
-        return {"unknown_target": unknown[0], "targets": sorted(known)}
+    targets = {f"SM{wanted.replace('.', '')}": wanted for wanted in request["compute_capabilities"]}
+    if unknown := [wanted for target, wanted in targets.items() if target not in known]:
+        return {"unknown_target": unknown[0], "targets": list(known)}
     if targets:
         config.num_compute_capabilities = len(targets)
         for index, target in enumerate(targets):

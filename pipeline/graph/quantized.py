@@ -72,9 +72,10 @@ def _check_codes(node: ir.Node) -> None:
             f"node {node.name!r} dequantizes int32 (a quantized bias), which TensorRT refuses; "
             f"quantize again with extra_options={{'QuantizeBias': False}}"
         )
-    if zero is not None and zero.const_value is not None and np.any(zero.const_value.numpy() != 0):
+    points = zero.const_value.numpy() if zero is not None and zero.const_value is not None else np.zeros(1)
+    if np.any(points != 0):
         raise ModelError(
-            f"node {node.name!r} has the zero point {zero.const_value.numpy().reshape(-1)[0]}; TensorRT "
+            f"node {node.name!r} has the zero point {points[points != 0][0]}; TensorRT "
             f"takes symmetric quantization only: quantize again with symmetric activations and weights"
         )
     if codes is not None and codes.dtype is ir.DataType.UINT8:

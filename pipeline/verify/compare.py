@@ -90,21 +90,22 @@ def compare_models(
     """
     metrics: dict[tuple[str, str, str], OutputMetrics] = {}
     correct = dict.fromkeys(models, 0) if labels is not None else {}
-    num_samples = 0
+    num_samples = num_labels = 0
     for feed, results in _run(models, batches, labels):
         for candidate, reference in pairs:
             for output in results[reference]:
                 ours, theirs = _same_output(results, candidate, reference, output)
                 key = (candidate, reference, output)
                 metrics.setdefault(key, OutputMetrics()).add(ours, theirs, feed.num_samples)
-        for name in correct:
-            assert labels is not None
-            correct[name] += _num_correct(results[name], feed, labels)
+        if labels is not None:
+            for name in correct:
+                correct[name] += _num_correct(results[name], feed, labels)
+            num_labels += len(feed.arrays[labels.array])
         num_samples += feed.num_samples
         progress(feed.num_samples)
     return Comparison(
         tuple(item.result(*key) for key, item in metrics.items()),
-        {name: hits / num_samples for name, hits in correct.items()},
+        {name: hits / num_labels for name, hits in correct.items()},
         num_samples,
         batches.origin,
     )
@@ -128,7 +129,7 @@ def _run(
                 name: array for name, array in feed.arrays.items() if labels is None or name != labels.array
             }
 
-    with logger.verbosity(logger.CRITICAL):
+    with logger.verbosity(logger.CRITICAL + 1):  # what it prints when it raises is told here
         try:
             for results in comparator.run(runners, data_loader=feeds(), streaming=True):
                 yield current[0], {name: dict(iterations[0].items()) for name, iterations in results}

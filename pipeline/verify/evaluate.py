@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tokenize
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from trtq.pipeline.verify.compare import Labels
 
 _UNLABELLED_SAMPLES = 128
 _FROM_FILE = "labels"
+_DAMAGED = (ValueError, SyntaxError, MemoryError, tokenize.TokenError)  # numpy's, for damaged headers
 
 
 def evaluation_data(graph: Graph, spec: ModelSpec, calibration: Batches | None) -> Batches | None:
@@ -64,12 +66,14 @@ def with_labels(batches: Batches, path: Path) -> Batches:
         DataError: The file cannot be read, or has another number of labels than there are samples.
     """
     try:
-        labels = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+        with path.open("rb") as stream:
+            labels = np.lib.format.read_array(stream, allow_pickle=False)
+    except (OSError, *_DAMAGED) as error:
         raise DataError(f"cannot read the labels {path}: {error}") from error
-    if batches.num_samples is not None and labels.shape != (batches.num_samples,):
+    if labels.ndim != 1 or batches.num_samples not in (None, len(labels)):
+        count = "an unknown number of" if batches.num_samples is None else batches.num_samples
         raise DataError(
-            f"{path} has labels of shape {labels.shape}, {batches.origin} has {batches.num_samples} samples; "
+            f"{path} has labels of shape {labels.shape}, {batches.origin} has {count} samples; "
             f"give one label a sample"
         )
 

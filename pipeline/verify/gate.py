@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -79,6 +80,11 @@ def _cosine_reason(item: OutputComparison, gate: AccuracySpec) -> str:
         return (
             f"output {item.output!r} has {item.nonfinite} values that are NaN or infinite where "
             f"{item.reference} has numbers; worst samples: {worst}"
+        )
+    if math.isnan(item.cosine):
+        return (
+            f"output {item.output!r} cannot be compared: its values in {item.reference} are NaN, infinite or "
+            f"too large; look at the model and its data"
         )
     return (
         f"output {item.output!r} has cosine {item.cosine:.4f} to {item.reference}, the gate wants "

@@ -29,13 +29,15 @@ class OutputComparison:
         candidate: The model that is judged: "int8", "fp16".
         reference: The model that it is judged by: "fp32", "fp16".
         output: The output's name.
-        cosine: Of the two outputs as long vectors; 1.0 if both are zero, NaN if a value is not finite.
+        cosine: Of the two outputs as long vectors; 1.0 if both are zero, NaN if a value is not finite or no
+            value of the reference is.
         sqnr_db: Signal to quantization noise, 10 log10(sum r^2 / sum (r - c)^2) in dB; inf if equal.
         max_abs: The largest absolute difference.
         mean_abs: The mean absolute difference.
         top1_agreement: The share of rows with the same largest entry; None for outputs that are no scores.
         nonfinite: How many of the candidate's values are NaN or infinite where the reference's are not.
-        worst: The samples with the lowest cosine, worst first.
+        worst: The samples with the lowest cosine, worst first; of an output without a sample axis, the first
+            samples of its batches.
     """
 
     candidate: str
@@ -65,10 +67,14 @@ class OutputMetrics:
     rows: int = 0
     rows_equal: int = 0
     samples: int = 0
+    size: int = 0
     worst: list[tuple[float, int]] = field(default_factory=list)
 
     def add(self, candidate: NDArray[Any], reference: NDArray[Any], num_samples: int) -> None:
-        """Takes in one batch of outputs of the same shape; places where both are not finite count nothing."""
+        """Takes in one batch of outputs of the same shape.
+
+        Places where the reference is not finite count nothing.
+        """
         if _has_scores(reference):
             same = candidate.argmax(axis=-1) == reference.argmax(axis=-1)
             self.rows += same.size
@@ -81,10 +87,12 @@ class OutputMetrics:
         with np.errstate(invalid="ignore", over="ignore"):
             self._add_samples(ours.reshape(parts, -1), theirs.reshape(parts, -1))
             error = np.abs(ours - theirs)
-        self.error_squares += float((error**2).sum())
-        self.absolute += float(error.sum())
+            self.error_squares += float((error**2).sum())
+            self.absolute += float(error.sum())
         self.largest = float(np.fmax(self.largest, error.max(initial=0.0)))
-        self.count += error.size
+        self.samples += num_samples
+        self.count += int(fine.sum())
+        self.size += fine.size
 
     def _add_samples(self, ours: NDArray[np.float64], theirs: NDArray[np.float64]) -> None:
         dots = (ours * theirs).sum(axis=1)
@@ -92,11 +100,10 @@ class OutputMetrics:
         self.dot += float(dots.sum())
         self.candidate_squares += float(ours_squares.sum())
         self.reference_squares += float(theirs_squares.sum())
-        for dot, mine, other in zip(dots, ours_squares, theirs_squares, strict=True):
+        for index, (dot, mine, other) in enumerate(zip(dots, ours_squares, theirs_squares, strict=True)):
             cosine = _cosine(float(dot), float(mine), float(other))
             rank = -cosine if math.isfinite(cosine) else 2.0  # not finite is worse than opposite
-            entry = (rank, self.samples)
-            self.samples += 1
+            entry = (rank, -self.samples - index)  # of equals, the first stay
             if len(self.worst) < _NUM_WORST:
                 heapq.heappush(self.worst, entry)
             else:
@@ -104,7 +111,7 @@ class OutputMetrics:
 
     def result(self, candidate: str, reference: str, output: str) -> OutputComparison:
         """Returns the comparison of all that was taken in."""
-        broken = self.nonfinite > 0
+        broken = self.nonfinite > 0 or (self.size > 0 and self.count == 0)
         return OutputComparison(
             candidate,
             reference,
@@ -116,8 +123,8 @@ class OutputMetrics:
             self.rows_equal / self.rows if self.rows else None,
             self.nonfinite,
             tuple(
-                WorstSample(-rank if rank <= 1 else math.nan, sample)
-                for rank, sample in sorted(self.worst, key=lambda entry: (-entry[0], entry[1]))
+                WorstSample(-rank if rank <= 1 else math.nan, -place)
+                for rank, place in sorted(self.worst, reverse=True)
             ),
         )
 
@@ -133,6 +140,8 @@ def _has_scores(output: NDArray[Any]) -> bool:
 
 
 def _cosine(dot: float, first_squares: float, second_squares: float) -> float:
+    if not (math.isfinite(dot) and math.isfinite(first_squares) and math.isfinite(second_squares)):
+        return math.nan  # min and max would make it 1
     if first_squares == 0 and second_squares == 0:
         return 1.0
     if first_squares == 0 or second_squares == 0:
@@ -143,4 +152,4 @@ def _cosine(dot: float, first_squares: float, second_squares: float) -> float:
 def _decibels(signal: float, noise: float) -> float:
     if noise == 0:
         return math.inf
-    return 10 * math.log10(signal / noise) if signal > 0 else -math.inf
+    return 10 * (math.log10(signal) - math.log10(noise)) if signal > 0 else -math.inf

@@ -55,7 +55,7 @@ class _LazyGroup(click.Group):
 )
 @click.version_option(version("trtq"), prog_name="trtq")
 def main() -> None:
-    r"""From a float ONNX model to a verified INT8 TensorRT engine, with or without a GPU.
+    """From a float ONNX model to a verified INT8 TensorRT engine, with or without a GPU.
 
     \b
       trtq build model.onnx --int8 --calib-data calib.npz

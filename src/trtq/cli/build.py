@@ -31,7 +31,7 @@ from trtq.pipeline.deliver.report import to_json
 @options.json_option
 @options.talk_options
 def command(model: Path, **given: Any) -> None:
-    r"""Build a verified INT8 (or FP16) engine from a float ONNX model.
+    """Build a verified INT8 (or FP16) engine from a float ONNX model.
 
     Calibrates the model, quantizes it, builds the engine, reads back which layers run in INT8, compares it
     with the float model, and writes everything to one folder. What is set in model.toml beside the model
@@ -43,7 +43,7 @@ def command(model: Path, **given: Any) -> None:
       trtq build model.onnx --int8 --min-shapes x:1x3x224x224 --opt-shapes x:8x3x224x224 \\
           --max-shapes x:32x3x224x224
     """
-    with ConsoleWatcher(quiet=given["quiet"], verbose=given["verbose"]) as watcher:
+    with ConsoleWatcher(quiet=given["quiet"]) as watcher:
         report = build(
             model,
             spec=options.spec_from(model, given),

@@ -11,6 +11,7 @@ import click
 from trtq.calibrators.ranges import ranges_to_json
 from trtq.cli import options
 from trtq.cli.console import ConsoleWatcher, result_console
+from trtq.errors import ArtifactError
 from trtq.files import write_atomically
 from trtq.pipeline.stages import calibrate
 
@@ -31,12 +32,18 @@ from trtq.pipeline.stages import calibrate
 @options.json_option
 @options.talk_options
 def command(model: Path, **given: Any) -> None:
-    r"""Estimate the ranges of a model's tensors from data.
+    """Estimate the ranges of a model's tensors from data.
 
     \b
       trtq calibrate model.onnx --calib-data calib.npz --calib-method mse --output ranges.json
     """
-    with ConsoleWatcher(quiet=given["quiet"], verbose=given["verbose"]) as watcher:
+    folder = given["output"].absolute().parent
+    if not folder.is_dir():  # told now, not when the work is done
+        raise ArtifactError(
+            f"cannot write {given['output']}: there is no folder {folder}; "
+            f"make it, or choose another with --output"
+        )
+    with ConsoleWatcher(quiet=given["quiet"]) as watcher:
         ranges = calibrate(
             model,
             spec=options.spec_from(model, given),

@@ -25,19 +25,24 @@ from trtq.pipeline.verify.gate import judge_pair
 )
 @click.option("--labels", metavar="NAME|FILE.npy", help="Class indices: an array of --data, or a .npy file.")
 @click.option("--eval-output", metavar="NAME", help="The output that the labels belong to.")
-@click.option("--samples", "eval_samples", type=int, help="Compare only so many samples.")
+@click.option(
+    "--samples",
+    "eval_samples",
+    type=int,
+    help="Compare only so many samples.  [default: all with labels, else 128]",
+)
 @click.option("--batch-size", "calib_batch_size", type=int, help="Samples a batch.  [default: 8]")
 @options.gate_options
 @options.json_option
 @options.talk_options
 def command(reference: Path, candidate: Path, **given: Any) -> None:
-    r"""Compare the outputs of two ONNX models, the first being right, on the same data.
+    """Compare the outputs of two ONNX models, the first being right, on the same data.
 
     \b
       trtq compare model.onnx model.int8.onnx --data eval.npz --labels labels
     """
     spec = options.spec_from(reference, given)
-    with ConsoleWatcher(quiet=given["quiet"], verbose=given["verbose"]) as watcher:
+    with ConsoleWatcher(quiet=given["quiet"]) as watcher:
         comparison = compare(reference, candidate, spec=spec, watcher=watcher)
     verdict = judge_pair(comparison, spec.accuracy)
     if given["as_json"]:

@@ -35,9 +35,9 @@ class ConsoleWatcher:
     As a context manager it clears the bar at the end.
     """
 
-    def __init__(self, *, quiet: bool, verbose: bool) -> None:
+    def __init__(self, *, quiet: bool) -> None:
         self._console = Console(stderr=True, highlight=False)
-        self._quiet, self._verbose = quiet, verbose
+        self._quiet = quiet
         self._progress = Progress(
             SpinnerColumn(),
             TextColumn("{task.description}"),
@@ -69,24 +69,27 @@ class ConsoleWatcher:
         self._progress.advance(self._task, num_samples)
 
     def note(self, text: str) -> None:
-        """Prints a note, with -v."""
-        if self._verbose:
-            self._console.print(Text(f"note: {text}", style="dim"))
+        """Prints a note, unless quiet."""
+        if not self._quiet:
+            self._console.print(Text(f"note: {text}", style="dim"), soft_wrap=True)
 
     def warn(self, text: str) -> None:
         """Prints a warning."""
-        self._console.print(Text(f"warning: {text}", style="bold red"))
+        self._console.print(Text(f"warning: {text}", style="bold red"), soft_wrap=True)
 
 
 def result_console() -> Console:
-    """Returns the console for results, as wide as the terminal, at least 80 columns and 120 in a pipe."""
+    """Returns the console for results, as wide as the terminal, or 120 columns in a pipe.
+
+    It prints strings as they are: the names of a model may look like markup.
+    """
     width = None if sys.stdout.isatty() else 120
-    return Console(highlight=False, width=width)
+    return Console(highlight=False, markup=False, emoji=False, width=width)
 
 
 def print_json(value: Any) -> None:
-    """Prints JSON on stdout."""
-    click.echo(json.dumps(value, indent=1, default=str))
+    """Prints JSON on stdout; the value holds finite numbers only."""
+    click.echo(json.dumps(value, indent=1, allow_nan=False))
 
 
 def show_bytes(count: float) -> str:

@@ -12,7 +12,7 @@ from trtq.models.demo import write_demo
 @click.command("demo")
 @click.argument("folder", type=click.Path(path_type=Path), default=Path("demo"))
 def command(folder: Path) -> None:
-    r"""Write a small trained model with data, to try trtq on.
+    """Write a small trained model with data, to try trtq on.
 
     A classifier of handwritten digits, its calibration data, its labelled evaluation data, and model.toml
     that names them.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 
 import click
+from rich.text import Text
 
 from trtq.cli import options
 from trtq.cli.console import print_json, result_console
@@ -28,11 +29,10 @@ def command(as_json: bool) -> None:
     console.print(f"GPU: {health.gpu}")
     backends = table("backend", "version", "works here")
     for item in health.backends:
-        backends.add_row(
-            item.name, item.version or "-", f"[red]no[/]: {item.reason}" if item.reason else "[green]yes[/]"
-        )
+        works = Text.assemble(("no", "red"), f": {item.reason}") if item.reason else Text("yes", "green")
+        backends.add_row(item.name, item.version or "-", works)
     console.print(backends)
     packages = table("package", "version")
     for name, found in health.packages.items():
-        packages.add_row(name, found or "[dim]not installed[/]")
+        packages.add_row(name, found or Text("not installed", "dim"))
     console.print(packages)

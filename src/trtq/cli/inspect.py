@@ -6,7 +6,6 @@ from pathlib import Path
 
 import click
 from rich.console import Console
-from rich.markup import escape
 from rich.text import Text
 
 from trtq.calibrators.cache import CalibrationCache
@@ -33,9 +32,9 @@ def command(path: Path, placement: bool, as_json: bool) -> None:
     elif isinstance(summary, FolderSummary):
         print_report(console, summary.report, verbose=True)
         state = (
-            "[green]as the manifest says[/]" if summary.intact else "[bold red]NOT as the manifest says[/]"
+            ("as the manifest says", "green") if summary.intact else ("NOT as the manifest says", "bold red")
         )
-        console.print(f"files: {state}")
+        console.print(Text.assemble("files: ", state))
     elif isinstance(summary, Ranges):
         _print_ranges(console, summary)
     else:
@@ -43,10 +42,8 @@ def command(path: Path, placement: bool, as_json: bool) -> None:
 
 
 def _print_model(console: Console, summary: ModelSummary, placement: bool) -> None:
-    console.print(
-        f"[bold]{escape(summary.path)}[/]  opset {summary.opset}  "
-        f"{show_bytes(summary.weight_bytes)} of weights"
-    )
+    facts = f"  opset {summary.opset}  {show_bytes(summary.weight_bytes)} of weights"
+    console.print(Text.assemble((summary.path, "bold"), facts), soft_wrap=True)
     for kind, specs in (("input", summary.inputs), ("output", summary.outputs)):
         for spec in specs:
             console.print(Text(f"  {kind}  {spec}"))
@@ -62,9 +59,9 @@ def _print_model(console: Console, summary: ModelSummary, placement: bool) -> No
     if placement:
         rows = table("node", "type", "decision")
         for node in summary.placement.quantized:
-            rows.add_row(escape(node.name), node.op_type, f"[green]INT8[/] by {node.rule}")
+            rows.add_row(node.name, node.op_type, Text.assemble(("INT8", "green"), f" by {node.rule}"))
         for other in kept:
-            rows.add_row(escape(other.name), other.op_type, f"float: {escape(other.reason)}")
+            rows.add_row(other.name, other.op_type, f"float: {other.reason}")
         console.print(rows)
 
 
@@ -73,10 +70,10 @@ def _print_ranges(console: Console, ranges: Ranges) -> None:
         Text(f"ranges by {ranges.method} over {ranges.num_samples} samples of {ranges.data}"), soft_wrap=True
     )
     if ranges.is_random:
-        console.print("[bold red]from random data[/]")
+        console.print(Text("from random data", style="bold red"))
     rows = table("tensor", "amax", "min", "max", numbers=3)
     for name, item in ranges.tensors.items():
-        rows.add_row(escape(name), f"{item.amax:.6g}", f"{item.minimum:.6g}", f"{item.maximum:.6g}")
+        rows.add_row(name, f"{item.amax:.6g}", f"{item.minimum:.6g}", f"{item.maximum:.6g}")
     console.print(rows)
 
 
@@ -86,5 +83,5 @@ def _print_cache(console: Console, cache: CalibrationCache) -> None:
     )
     rows = table("tensor", "scale", "amax", numbers=2)
     for name, scale in cache.scales.items():
-        rows.add_row(escape(name), f"{scale:.6g}", f"{scale * 127:.6g}")
+        rows.add_row(name, f"{scale:.6g}", f"{scale * 127:.6g}")
     console.print(rows)

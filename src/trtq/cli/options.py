@@ -41,7 +41,7 @@ spec_option = click.option(
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout.")
 talk_options = group(
     click.option("-q", "--quiet", is_flag=True, help="Print warnings and errors only."),
-    click.option("-v", "--verbose", is_flag=True, help="Print details."),
+    click.option("-v", "--verbose", is_flag=True, help="Name every layer that is kept, and TensorRT's own warnings."),
 )
 calibration_options = group(
     click.option(
@@ -173,7 +173,7 @@ def _with(settings: T, **given: Any) -> T:
 
 
 def _shapes(texts: tuple[str, ...]) -> dict[str, Shape]:
-    return {name: shape for text in texts for name, shape in parse_shapes(text).items()}
+    return parse_shapes(",".join(texts)) if texts else {}
 
 
 def _capability(text: str) -> str:

@@ -27,13 +27,13 @@ from trtq.pipeline.stages import quantize
 @options.json_option
 @options.talk_options
 def command(model: Path, **given: Any) -> None:
-    r"""Write the Q/DQ model of a float model and its ranges.
+    """Write the Q/DQ model of a float model and its ranges.
 
     \b
       trtq quantize model.onnx --ranges ranges.json --output model.int8.onnx
     """
-    output = given["output"] or model.with_suffix(".int8.onnx")
-    with ConsoleWatcher(quiet=given["quiet"], verbose=given["verbose"]) as watcher:
+    output = given["output"] or model.parent / f"{model.stem}.int8.onnx"
+    with ConsoleWatcher(quiet=given["quiet"]) as watcher:
         written = quantize(
             model,
             read_ranges(given["ranges"]),

@@ -59,7 +59,10 @@ def print_report(console: Console, report: Report, *, verbose: bool) -> None:
     if report.reused:
         console.print(f"used again from the earlier build: {', '.join(report.reused)}")
     console.print(f"written to {report.output}", soft_wrap=True)
-    console.print(Text(report.verdict.upper(), style=_STYLES[report.verdict]))
+    verdict = Text(report.verdict.upper(), style=_STYLES[report.verdict])
+    if report.verdict == "unverified":
+        verdict.append(f": {'; '.join(report.reasons)}", style="not bold")
+    console.print(verdict)
 
 
 def comparison_table(outputs: Sequence[OutputComparison]) -> Table:

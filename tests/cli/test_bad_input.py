@@ -1,0 +1,410 @@
+"""What cannot be built: one clear error, exit code 2, nothing left behind."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx.numpy_helper
+import onnx.parser
+import pytest
+from click.testing import CliRunner, Result
+
+from trtq.cli import main
+
+SMALL = """
+    <ir_version: 9, opset_import: ["" : 19]>
+    small (float[N,3,8,8] x) => (float[N,4,8,8] y) {
+      [first] h = Conv <kernel_shape = [3,3], pads = [1,1,1,1]> (x, w1)
+      [act] r = Relu (h)
+      [second] y = Conv <kernel_shape = [1,1]> (r, w2)
+    }"""
+QUANTIZED = """
+    <ir_version: 9, opset_import: ["" : 19]>
+    quantized (float[N,4] x) => (float[N,4] y)
+    <float s = {0.5}, %s> { [first] q = QuantizeLinear (x, s, z) [second] y = DequantizeLinear (q, s, z) }"""
+INT32_BIAS = """
+    <ir_version: 9, opset_import: ["" : 19]>
+    quantized (float[N,4] x) => (float[N,4] y)
+    <float s = {0.5}, int32[4] b = {1,2,3,4}> { [bias] f = DequantizeLinear (b, s) [add] y = Add (x, f) }"""
+ASKED = "--calib-data data.npz"
+
+
+def trtq(*arguments: str | Path) -> Result:
+    runner = CliRunner(env={"FORCE_COLOR": None})
+    return runner.invoke(main, [str(argument) for argument in arguments], catch_exceptions=False)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current folder, with a good model and good data."""
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(0)
+    model = onnx.parser.parse_model(SMALL)
+    for name, shape in (("w1", (8, 3, 3, 3)), ("w2", (4, 8, 1, 1))):
+        array = rng.standard_normal(shape).astype(np.float32)
+        model.graph.initializer.append(onnx.numpy_helper.from_array(array, name))
+    onnx.save(model, "model.onnx")
+    np.savez("data.npz", x=rng.standard_normal((20, 3, 8, 8)).astype(np.float32))
+    return tmp_path
+
+
+def content(folder: Path) -> dict[str, bytes | None]:
+    return {
+        str(path.relative_to(folder)): None if path.is_dir() else path.read_bytes()
+        for path in folder.rglob("*")
+    }
+
+
+def check_refused(folder: Path, arguments: str, message: str) -> None:
+    before = content(folder)
+    result = trtq("build", *arguments.split())
+    assert result.exit_code == 2
+    assert result.stdout == ""
+    *notes, error = result.stderr.splitlines()
+    assert error.startswith(f"error: {message}")
+    assert all(line.startswith(("note: ", "warning: ")) for line in notes)
+    assert content(folder) == before
+
+
+def test_the_good_model_and_data_are_good(folder: Path) -> None:
+    result = trtq("build", "model.onnx", "--calib-data", "data.npz", "-q")
+    assert (result.exit_code, result.stdout, result.stderr) == (0, "", "")
+
+
+# Models
+
+
+def _write(data: bytes) -> None:
+    Path("bad.onnx").write_bytes(data)
+
+
+def _truncate(keep: float) -> None:
+    data = Path("model.onnx").read_bytes()
+    _write(data[: int(len(data) * keep)])
+
+
+def _lose_weights() -> None:
+    model = onnx.load("model.onnx")
+    onnx.save(model, "bad.onnx", save_as_external_data=True, location="w.bin", size_threshold=0)
+    Path("w.bin").unlink()
+
+
+def _cut_weights() -> None:
+    model = onnx.load("model.onnx")
+    onnx.save(model, "bad.onnx", save_as_external_data=True, location="w.bin", size_threshold=0)
+    Path("w.bin").write_bytes(Path("w.bin").read_bytes()[:-4])
+
+
+def _lose_outputs() -> None:
+    model = onnx.load("model.onnx")
+    del model.graph.output[:]
+    onnx.save(model, "bad.onnx")
+
+
+def _lose_a_node() -> None:
+    model = onnx.load("model.onnx")
+    del model.graph.node[0]
+    onnx.save(model, "bad.onnx")
+
+
+def _parse(text: str) -> None:
+    onnx.save(onnx.parser.parse_model(text), "bad.onnx")
+
+
+HEAD = '<ir_version: 9, opset_import: ["" : 19]>'
+
+
+@pytest.mark.parametrize(
+    ("prepare", "message"),
+    [
+        pytest.param(lambda: None, "cannot read the model bad.onnx: No such file", id="no file"),
+        pytest.param(lambda: Path("bad.onnx").mkdir(), "bad.onnx is a folder; name the .onnx", id="folder"),
+        pytest.param(lambda: _write(b""), "bad.onnx is empty; export the model again", id="empty"),
+        pytest.param(lambda: _write(b"hello world\n"), "bad.onnx is not an ONNX model, or is cut", id="text"),
+        pytest.param(lambda: _write(b"<html>" * 99), "bad.onnx is not an ONNX model", id="web page"),
+        pytest.param(lambda: _truncate(0.99), "bad.onnx is not an ONNX model, or is cut short", id="cut"),
+        pytest.param(lambda: _truncate(0.5), "bad.onnx is not an ONNX model, or is cut short", id="half"),
+        pytest.param(_lose_weights, "bad.onnx: the weights of 'w1' lie in 'w.bin'", id="no external data"),
+        pytest.param(_cut_weights, "bad.onnx: external data 'w.bin' has ", id="cut external data"),
+        pytest.param(_lose_outputs, "bad.onnx: the graph has no outputs", id="no outputs"),
+        pytest.param(_lose_a_node, "bad.onnx is not a valid ONNX model: ", id="invalid"),
+        pytest.param(
+            lambda: _parse(f"{HEAD} g (string[N] x) => (string[N] y) {{ y = Identity (x) }}"),
+            "input 'x' is a tensor of strings, which TensorRT cannot take; cut",
+            id="strings",
+        ),
+        pytest.param(
+            lambda: _parse(QUANTIZED % "uint8 z = {128}"),
+            "node 'first' has the zero point 128; TensorRT takes symmetric quantization only",
+            id="asymmetric",
+        ),
+        pytest.param(
+            lambda: _parse(QUANTIZED % "uint8 z = {0}"),
+            "node 'first' works on uint8, of which TensorRT reads the upper half wrong",
+            id="uint8",
+        ),
+        pytest.param(
+            lambda: _parse(INT32_BIAS),
+            "node 'bias' dequantizes int32 (a quantized bias), which TensorRT refuses",
+            id="int32 bias",
+        ),
+    ],
+)
+def test_a_bad_model_is_refused(folder: Path, prepare: Callable[[], object], message: str) -> None:
+    prepare()
+    check_refused(folder, f"bad.onnx {ASKED}", message)
+
+
+@pytest.mark.parametrize("name", [".", "..", "/"])
+def test_a_folder_by_any_name_is_refused(folder: Path, name: str) -> None:
+    check_refused(folder, name, f"{name} is a folder; name the .onnx file in it")
+    result = trtq("quantize", name, "--ranges", "none.json")
+    assert result.exit_code == 2
+    assert result.stderr.startswith("error: ")
+
+
+def test_an_operator_that_the_builder_lacks_is_named(folder: Path) -> None:
+    _parse(
+        f"{HEAD} g (float[4] x) => (float[4] y, int64[M] i, int64[M] j, int64[M] k) "
+        "{ y = Relu (x) [odd] u, i, j, k = Unique (y) }"
+    )
+    check_refused(
+        folder, "bad.onnx --fp16", "TensorRT-RTX does not take this model: node 'odd' (Unique): this operator"
+    )
+
+
+# Data
+
+
+def _samples(count: int = 20) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
+    return np.ones((count, 3, 8, 8), np.float32)
+
+
+def _with_nan(value: float) -> None:
+    array = _samples()
+    array[17, 2, 0, 0] = value
+    np.savez("bad.npz", x=array)
+
+
+def _folder_of_feeds() -> None:
+    Path("bad").mkdir()
+    np.savez("bad/0.npz", x=_samples(4))
+    np.savez("bad/1.npz", x=_samples(4)[:, :, :4])
+
+
+def _folder_of_text() -> None:
+    Path("bad").mkdir()
+    Path("bad/cat.png").write_text("meow")
+
+
+@pytest.mark.parametrize(
+    ("prepare", "name", "message"),
+    [
+        pytest.param(lambda: None, "bad.npz", "there is no calibration data bad.npz; give ", id="no file"),
+        pytest.param(
+            lambda: np.savez("bad.npz", image=_samples()),
+            "bad.npz",
+            "bad.npz, samples 0 to 7 has no array 'x'; it has image, the model takes x",
+            id="name",
+        ),
+        pytest.param(
+            lambda: np.savez("bad.npz", x=_samples(), label=_samples()),
+            "bad.npz",
+            "bad.npz, samples 0 to 7 has an array 'label' that the model does not take; its inputs are x",
+            id="more names",
+        ),
+        pytest.param(
+            lambda: np.savez("bad.npz", x=_samples()[:, :1]),
+            "bad.npz",
+            "input 'x' of bad.npz, samples 0 to 7 has shape (8, 1, 8, 8), the model wants (N, 3, 8, 8)",
+            id="shape",
+        ),
+        pytest.param(
+            lambda: np.save("bad.npy", _samples().reshape(20, -1)),
+            "bad.npy",
+            "input 'x' of bad.npy, samples 0 to 7 has shape (8, 192), the model wants (N, 3, 8, 8)",
+            id="rank",
+        ),
+        pytest.param(
+            lambda: np.savez("bad.npz", x=_samples().astype(np.uint8)),
+            "bad.npz",
+            "input 'x' of bad.npz, samples 0 to 7 is uint8, the model wants float32",
+            id="dtype",
+        ),
+        pytest.param(
+            lambda: _with_nan(np.nan),
+            "bad.npz",
+            "input 'x' of bad.npz, samples 16 to 19 has 1 values that are NaN or infinite, the first in its "
+            "sample 1",
+            id="NaN",
+        ),
+        pytest.param(
+            lambda: _with_nan(np.inf),
+            "bad.npz",
+            "input 'x' of bad.npz, samples 16 to 19 has 1 values that are NaN or infinite",
+            id="infinity",
+        ),
+        pytest.param(
+            lambda: np.savez("bad.npz", x=_samples(0)), "bad.npz", "bad.npz holds no samples", id="no samples"
+        ),
+        pytest.param(lambda: np.savez("bad.npz"), "bad.npz", "bad.npz holds no samples", id="no arrays"),
+        pytest.param(
+            lambda: Path("bad.npz").write_bytes(b""), "bad.npz", "bad.npz cannot be read as .npz", id="empty"
+        ),
+        pytest.param(
+            lambda: Path("bad.npz").write_text("hello"),
+            "bad.npz",
+            "bad.npz cannot be read as .npz: File is not a zip file",
+            id="text",
+        ),
+        pytest.param(
+            lambda: Path("bad.csv").write_text("1,2"),
+            "bad.csv",
+            "bad.csv is no kind of data that trtq reads; give an .npz",
+            id="kind",
+        ),
+        pytest.param(
+            lambda: Path("bad").mkdir(),
+            "bad",
+            "bad holds neither .npz files nor images (.bmp,",
+            id="empty folder",
+        ),
+        pytest.param(
+            _folder_of_feeds,
+            "bad",
+            "input 'x' of bad/1.npz has shape (4, 3, 4, 8), the model wants (N, 3, 8, 8)",
+            id="feed",
+        ),
+        pytest.param(_folder_of_text, "bad", "bad/cat.png cannot be read as an image: ", id="image"),
+        pytest.param(
+            lambda: Path("bad.py").write_text("def feeds():\n    yield 1\n"),
+            "bad.py:feeds",
+            "bad.py:feeds must yield dicts of arrays, item 0 is int",
+            id="script",
+        ),
+        pytest.param(
+            lambda: Path("bad.py").write_text("def feeds():\n    return 1 / 0\n"),
+            "bad.py:feeds",
+            "bad.py:feeds failed: ZeroDivisionError: division by zero",
+            id="failing script",
+        ),
+        pytest.param(
+            lambda: Path("bad.json").write_text("{}"), "bad.json", "bad.json ", id="not of Polygraphy"
+        ),
+    ],
+)
+def test_bad_data_is_refused(folder: Path, prepare: Callable[[], object], name: str, message: str) -> None:
+    prepare()
+    check_refused(folder, f"model.onnx --calib-data {name}", message)
+
+
+def test_no_data_is_refused_with_the_ways_to_give_it(folder: Path) -> None:
+    check_refused(
+        folder, "model.onnx", "model.onnx cannot be calibrated without data; give --calib-data with"
+    )
+
+
+# Options
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--percentile 0", "percentile must be above 0 and at most 100, got 0.0"),
+        ("--percentile 100.1", "percentile must be above 0 and at most 100, got 100.1"),
+        ("--percentile nan", "percentile must be above 0 and at most 100, got nan"),
+        ("--percentile 99 --calib-method mse", "--percentile is for --calib-method percentile, not mse"),
+        ("--calib-batch-size 0", "calibration batch_size must be at least 1, got 0"),
+        ("--calib-samples -1", "calibration samples must be at least 1, got -1"),
+        ("--eval-samples 0", "evaluation samples must be at least 1, got 0"),
+        ("--min-cosine 2", "min_cosine must be between -1 and 1, got 2.0"),
+        ("--max-drop -1", "max_drop must be between 0 and 100 points, got -1.0"),
+        ("--skip (", "'(' is not a regular expression: missing )"),
+        ("--keep-fp32 *", "'*' is not a regular expression: nothing to repeat"),
+        ("--op-types Conv,Relu", "'Relu' cannot be quantized; the types to quantize are Conv, "),
+        ("--spec none.toml", "cannot read the settings none.toml: No such file or directory"),
+        ("--labels truth", "labels 'truth' are named without evaluation data; give --eval-data"),
+        ("--eval-data none.npz", "there is no calibration data none.npz; give"),
+        ("--eval-data data.npz --labels truth", "data.npz, samples 0 to 7 has no labels 'truth'; it has x"),
+        ("--opt-shapes z:1", "shapes are given for 'z', but the model's inputs are x"),
+        ("--opt-shapes x", "'x' gives no shapes; write name:1x3x224x224"),
+        ("--opt-shapes x:1x1x8x8", "shape 1x1x8x8 does not fit input 'x', which is (N, 3, 8, 8)"),
+        (
+            "--min-shapes x:4x3x8x8 --max-shapes x:2x3x8x8",
+            "input 'x': profile shapes must have the same rank",
+        ),
+        ("--compute-capability ampere", "'ampere' is no compute capability; write 8.9, 89 or sm_89"),
+        ("--compute-capability 9.0", "TensorRT-RTX cannot build for compute capability 9.0; it has "),
+        ("--workspace much", "'much' is no size; write bytes, or a number with K, M or G"),
+        ("--workspace 0", "the workspace must have 1 to 2^63 - 1 bytes, got 0"),
+        ("-o .", "model.onnx lies in the output folder "),
+        ("-o /proc/trtq", "cannot write to /proc: "),
+    ],
+)
+def test_a_bad_option_is_refused(folder: Path, options: str, message: str) -> None:
+    check_refused(folder, f"model.onnx {ASKED} {options}", message)
+
+
+def test_a_file_in_the_place_of_the_folder_is_refused(folder: Path) -> None:
+    path = folder / "model.onnx"
+    check_refused(
+        folder, f"model.onnx {ASKED} -o model.onnx", f"{path} is a file; choose another folder with"
+    )
+
+
+def test_bad_settings_beside_the_model_are_refused_with_their_file(folder: Path) -> None:
+    (folder / "model.toml").write_text("[calibration]\nmethods = 'mse'\n")
+    check_refused(folder, "model.onnx", "model.toml: [calibration] has no key 'methods'; its keys are data, ")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--calib-method max", "'max' is not one of 'minmax', 'percentile', 'entropy', 'mse'"),
+        ("--backend tensorflow", "'tensorflow' is not one of 'auto', 'tensorrt-rtx', 'onnxruntime'"),
+        ("--high-precision bf16", "'bf16' is not one of 'auto', 'fp16', 'fp32'"),
+        ("--percentile most", "'most' is not a valid float"),
+        ("--calib-samples 1.5", "'1.5' is not a valid integer"),
+        ("--calib-date x", "No such option"),
+        ("--calib-data", "Option '--calib-data' requires an argument"),
+    ],
+)
+def test_what_click_refuses_is_exit_2_too(folder: Path, options: str, message: str) -> None:
+    before = content(folder)
+    result = trtq("build", "model.onnx", *options.split())
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert message in result.stderr
+    assert content(folder) == before
+
+
+# What is odd, said, and built
+
+
+def test_a_skip_that_matches_nothing_is_built_with_a_warning(folder: Path) -> None:
+    arguments = ["model.onnx", "--calib-data", "data.npz", "--backend", "onnxruntime", "--skip", "frist"]
+    result = trtq("build", *arguments)
+    assert result.exit_code == 0
+    assert "warning: 'frist' matches no node; the nearest names are first\n" in result.stderr
+    assert (folder / "model.trtq" / "report.json").is_file()
+
+
+def test_dynamic_shapes_without_a_profile_are_taken_from_the_data_and_that_is_said(folder: Path) -> None:
+    result = trtq("build", "model.onnx", "--calib-data", "data.npz")
+    assert result.exit_code == 0
+    assert "note: input 'x' is dynamic: profile from the data, min 1x3x8x8, opt 8x3x8x8, max 8x3x8x8; " in (
+        result.stderr
+    )
+    assert "  profile of x: min 1x3x8x8  opt 8x3x8x8  max 8x3x8x8\n" in result.stdout
+
+
+def test_a_model_that_is_quantized_already_is_built_as_it_is_and_that_is_said(folder: Path) -> None:
+    _parse(QUANTIZED % "int8 z = {0}")
+    result = trtq("build", "bad.onnx", "--opt-shapes", "x:2x4")
+    assert result.exit_code == 0
+    assert result.stderr == (
+        "note: the model is quantized already: it is built as it is, without calibration\n"
+    )
+    assert "bad.onnx  INT8  tensorrt-rtx " in result.stdout

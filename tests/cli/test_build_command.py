@@ -1,0 +1,262 @@
+"""`trtq demo` and `trtq build` as a user runs them: exit code and whole output."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from trtq.cli import main
+from trtq.models.demo import write_demo
+
+ENTROPY = "entropy(...)"
+NOTES = """\
+note: raised the opset from 18 to 19
+note: input 'image' is dynamic: profile from the data, min 1x1x8x8, opt 8x1x8x8, max 8x1x8x8; others with \
+--min-shapes, --opt-shapes, --max-shapes
+"""
+UNCHANGED = "note: raised the opset from 18 to 19\nnote: nothing has changed since DIR/model.trtq was built\n"
+REPORT = f"""\
+model.onnx INT8 + FP16 tensorrt-rtx #
+accuracy FP32 # FP16 # INT8 # on 600 samples
+model against output cosine SQNR dB max abs mean abs top-1
+int8 fp32 logits # # # # #
+int8 fp16 logits # # # # #
+fp16 fp32 logits # # # # #
+model.engine # MB 11 of 11 quantized layers run in INT8
+profile of image: min 1x1x8x8 opt 8x1x8x8 max 8x1x8x8
+calibrated on 512 samples by {ENTROPY} in # s
+"""
+
+
+def trtq(*arguments: str | Path) -> Result:
+    runner = CliRunner(env={"FORCE_COLOR": None, "COLUMNS": "80"})
+    return runner.invoke(main, [str(argument) for argument in arguments], catch_exceptions=False)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("demo")
+    write_demo(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model(folder: Path) -> Path:
+    return folder / "model.onnx"
+
+
+@pytest.fixture(scope="module")
+def first(model: Path) -> Result:
+    """The result of the first build of the demo."""
+    return trtq("build", model, "--int8")
+
+
+@pytest.fixture(scope="module")
+def built(folder: Path, first: Result) -> Path:
+    assert first.exit_code == 0
+    return folder / "model.trtq"
+
+
+@pytest.fixture
+def plain(folder: Path) -> Callable[[str], str]:
+    """Makes output comparable: no rules, padding and parameters, the folder as DIR, fractions as #."""
+
+    def make(text: str) -> str:
+        text = re.sub(r"entropy\([^)]*\)", ENTROPY, text.replace(str(folder), "DIR"))
+        text = re.sub(r"-?\d+\.[\d.]+(?:e[-+]\d+)?%?", "#", text)
+        lines = (" ".join(line.split()) for line in text.splitlines())
+        return "".join(f"{line}\n" for line in lines if line.strip(" ─"))
+
+    return make
+
+
+# demo
+
+
+def test_demo_names_the_files_that_it_writes(tmp_path: Path) -> None:
+    names = ["model.onnx", "calibration.npz", "evaluation.npz", "model.toml"]
+    wanted = "".join(f"wrote {tmp_path / 'demo' / name}\n" for name in names)
+    for _ in range(2):
+        result = trtq("demo", tmp_path / "demo")
+        assert (result.exit_code, result.stdout, result.stderr) == (0, wanted, "")
+
+
+def test_demo_does_not_overwrite_other_files(tmp_path: Path) -> None:
+    (tmp_path / "model.toml").write_text("mine")
+    result = trtq("demo", tmp_path)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr.startswith(f"error: {tmp_path / 'model.toml'} exists and is not the demo's file")
+    assert [path.name for path in tmp_path.iterdir()] == ["model.toml"]
+
+
+# build
+
+
+def test_build_prints_the_report(first: Result, plain: Callable[[str], str]) -> None:
+    assert first.exit_code == 0
+    assert plain(first.stdout) == f"{REPORT}written to DIR/model.trtq\nPASS\n"
+    assert first.stderr == NOTES
+
+
+def test_build_says_when_nothing_has_changed(model: Path, built: Path, plain: Callable[[str], str]) -> None:
+    result = trtq("build", model)
+    assert result.exit_code == 0
+    assert plain(result.stdout) == (
+        f"{REPORT}used again from the earlier build: everything\nwritten to DIR/model.trtq\nPASS\n"
+    )
+    assert plain(result.stderr) == UNCHANGED
+    assert built.is_dir()
+
+
+def test_build_prints_nothing_when_quiet(model: Path, built: Path) -> None:
+    result = trtq("build", model, "-q")
+    assert (result.exit_code, result.stdout, result.stderr) == (0, "", "")
+    assert built.is_dir()
+
+
+def test_build_prints_the_report_alone_as_json(model: Path, built: Path) -> None:
+    result = trtq("build", model, "--json", "--quiet")
+    assert (result.exit_code, result.stderr) == (0, "")
+    document = json.loads(result.stdout)
+    assert document["reused"] == ["everything"]
+    assert {**document, "reused": []} == json.loads((built / "report.json").read_bytes())
+    assert json.loads(trtq("build", model, "--json").stdout) == document
+
+
+def test_build_names_what_is_kept_and_what_the_builder_said_when_verbose(
+    model: Path, folder: Path, plain: Callable[[str], str]
+) -> None:
+    arguments = ("build", model, "--skip", "head", "--keep-fp32", "ReduceMean", "-o", folder / "skipped")
+    shown = plain(trtq(*arguments, "-v").stdout).splitlines()
+    assert "not quantized: 1 nodes" in shown
+    assert shown[shown.index("not quantized: 1 nodes") + 1] == "head/Gemm: skipped by 'head'"
+    assert "kept FP32: 1 nodes" in shown
+    assert any(line.startswith("WARNING: ") for line in shown)
+    brief = plain(trtq(*arguments).stdout).splitlines()
+    assert "not quantized: 1 nodes (-v names them)" in brief
+    assert not any(line.startswith("WARNING: ") for line in brief)
+
+
+def test_build_without_a_builder_names_the_layers_that_do_not_run_in_int8(
+    model: Path, folder: Path, plain: Callable[[str], str]
+) -> None:
+    result = trtq("build", model, "--backend", "onnxruntime", "-o", folder / "plain")
+    shown = plain(result.stdout)
+    assert result.exit_code == 0
+    assert shown.startswith("model.onnx INT8 + FP32 onnxruntime #\n")
+    covered = re.search(r"model\.int8\.onnx # kB (\d+) of 11 quantized layers run in INT8\n", shown)
+    assert covered is not None
+    reasons = re.findall(r"^\S+ \((?:Conv|Gemm)\) runs as Float: ONNX Runtime runs", shown, re.MULTILINE)
+    assert len(reasons) == 11 - int(covered[1]) > 0
+    assert shown.endswith("PASS\n")
+
+
+def test_build_of_fp16_alone_compares_fp16_alone(
+    model: Path, folder: Path, plain: Callable[[str], str]
+) -> None:
+    result = trtq("build", model, "--fp16", "--output", folder / "half")
+    assert result.exit_code == 0
+    assert plain(result.stdout) == (
+        "model.onnx FP16 tensorrt-rtx #\n"
+        "accuracy FP32 # FP16 # on 600 samples\n"
+        "model against output cosine SQNR dB max abs mean abs top-1\n"
+        "fp16 fp32 logits # # # # #\n"
+        "model.engine # kB\n"
+        "profile of image: min 1x1x8x8 opt 8x1x8x8 max 8x1x8x8\n"
+        "written to DIR/half\n"
+        "PASS\n"
+    )
+
+
+def test_build_with_random_data_warns_and_is_unverified(
+    model: Path, folder: Path, plain: Callable[[str], str]
+) -> None:
+    arguments = ("build", model, "--random-data", "--backend", "onnxruntime", "-o", folder / "random")
+    result = trtq(*arguments)
+    assert result.exit_code == 0
+    assert (
+        "warning: calibrating with random numbers: the accuracy of this engine is meaningless\n"
+        in result.stderr
+    )
+    shown = plain(result.stdout)
+    assert f"calibrated on 16 samples by {ENTROPY} in # s RANDOM DATA\n" in shown
+    assert shown.endswith("UNVERIFIED: the data was random, so its accuracy means nothing\n")
+    assert json.loads(trtq(*arguments, "--json").stdout)["verdict"] == "unverified"
+
+
+def test_warnings_are_printed_on_one_line_even_when_quiet(model: Path, folder: Path) -> None:
+    arguments = ("build", model, "--backend", "onnxruntime", "-o", folder / "plain", "-q")
+    result = trtq(*arguments, "--skip", "block1.first.convolution/Convolution")
+    assert (result.exit_code, result.stdout) == (0, "")
+    assert result.stderr == (
+        "warning: 'block1.first.convolution/Convolution' matches no node; the nearest names are "
+        "block1.first.conv/Conv, block2.first.conv/Conv, block1.second.conv/Conv\n"
+    )
+
+
+def test_build_takes_trtexecs_spellings(model: Path, folder: Path) -> None:
+    result = trtq(
+        "build", model, "-o", folder / "shapes", "-q", "--minShapes", "image:1x1x8x8", "--optShapes",
+        "image:[4,1,8,8]", "--maxShapes", "image:16x1x8x8", "--workspace", "512M", "--compute-capability",
+        "sm_89", "--percentile", "99.9",
+    )  # fmt: skip
+    assert (result.exit_code, result.stdout, result.stderr) == (0, "", "")
+    report = json.loads((folder / "shapes" / "report.json").read_bytes())
+    assert report["engine"]["profiles"] == {
+        "image": {"min": [1, 1, 8, 8], "opt": [4, 1, 8, 8], "max": [16, 1, 8, 8]}
+    }
+    assert report["engine"]["targets"] == ["8.9"]
+    assert report["calibration"]["method"] == "percentile(percentile=99.9)"
+    settings = json.loads((folder / "shapes" / "manifest.json").read_bytes())["settings"]
+    assert settings["target"]["workspace_bytes"] == 512 << 20
+
+
+# The exit codes besides 2, which has tests of its own
+
+
+def test_a_failed_gate_is_exit_3_with_the_report_before(model: Path, folder: Path) -> None:
+    result = trtq("build", model, "--backend", "onnxruntime", "-o", folder / "plain", "--min-cosine", "1")
+    assert result.exit_code == 3
+    assert result.stdout.endswith("FAIL\n")
+    last = result.stderr.splitlines()[-1]
+    assert re.fullmatch(
+        r"error: the accuracy gate failed: output 'logits' has cosine \d\.\d+ to fp32, the gate wants 1; "
+        r"worst samples: \d+ \(\d\.\d+\).*",
+        last,
+    )
+
+
+def test_a_failed_gate_is_exit_3_again_when_nothing_has_changed(model: Path, folder: Path) -> None:
+    arguments = ("build", model, "--backend", "onnxruntime", "-o", folder / "failed", "--min-cosine", "1")
+    assert trtq(*arguments, "-q").exit_code == 3
+    again = trtq(*arguments, "--json", "-q")
+    assert again.exit_code == 3
+    assert json.loads(again.stdout)["verdict"] == "fail"
+    assert json.loads(again.stdout)["reused"] == ["everything"]
+    assert again.stderr.startswith("error: the accuracy gate failed: ")
+
+
+def test_a_failed_build_is_exit_4_with_the_builders_words(model: Path, folder: Path) -> None:
+    result = trtq("build", model, "-o", folder / "none", "--workspace", "1", "-q")
+    assert (result.exit_code, result.stdout) == (4, "")
+    assert result.stderr.startswith("error: TensorRT-RTX could not build model.int8.onnx:\n")
+    assert "no tactics to implement the operation within workspace limit" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert not (folder / "none").exists()
+
+
+@pytest.mark.parametrize("backend", ["auto", "tensorrt-rtx"])
+def test_an_absent_builder_is_exit_5_with_what_to_install(
+    model: Path, monkeypatch: pytest.MonkeyPatch, backend: str
+) -> None:
+    monkeypatch.setattr("trtq.pipeline.engine.rtx.importlib.util.find_spec", lambda _: None)
+    result = trtq("build", model, "--backend", backend)
+    assert (result.exit_code, result.stdout) == (5, "")
+    assert result.stderr.startswith("error: ")
+    assert "pip install 'trtq[rtx]'" in result.stderr
+    assert result.stderr.count("\n") == 1

@@ -1,0 +1,103 @@
+"""What a person sees on a terminal, and that names are printed as they are."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx.numpy_helper
+import onnx.parser
+import pytest
+from click.testing import CliRunner, Result
+
+from trtq.cli import main
+from trtq.cli.console import ConsoleWatcher, show_bytes
+
+ESCAPES = re.compile(r"\x1b\[[\d;?]*[A-Za-z]")
+
+
+def trtq(*arguments: str | Path, terminal: bool = False) -> Result:
+    runner = CliRunner(env={"FORCE_COLOR": "1" if terminal else None, "TERM": "xterm"})
+    return runner.invoke(main, [str(argument) for argument in arguments], catch_exceptions=False)
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    """A model whose names look like rich's markup, and data for it."""
+    proto = onnx.parser.parse_model("""
+        <ir_version: 9, opset_import: ["" : 19]>
+        small (float[N,2,4,4] x) => (float[N,2,4,4] y) { y = Conv <kernel_shape = [1,1]> (x, w) }
+    """)
+    weight = np.eye(2, dtype=np.float32)[..., None, None]
+    proto.graph.initializer.append(onnx.numpy_helper.from_array(weight, "w"))
+    proto.graph.node[0].name = "conv[red]a[/]:bug:"
+    proto.graph.node[0].input[0] = proto.graph.input[0].name = "in[bold]"
+    proto.graph.node[0].output[0] = proto.graph.output[0].name = "out[/nothing]"
+    onnx.save(proto, tmp_path / "m.onnx")
+    arrays: dict[str, Any] = {"in[bold]": np.ones((9, 2, 4, 4), np.float32)}
+    np.savez(tmp_path / "d.npz", **arrays)
+    return tmp_path / "m.onnx"
+
+
+def test_names_are_printed_as_they_are(model: Path) -> None:
+    output = model.parent / "[red]"
+    result = trtq(
+        "build", model, "--calib-data", model.parent / "d.npz", "--backend", "onnxruntime", "-o", output,
+        "--skip", "a", "-v", "--opt-shapes", "in[bold]:1x2x4x4",
+    )  # fmt: skip
+    assert result.exit_code == 0
+    for text in ("out[/nothing]", "conv[red]a[/]:bug:", "profile of in[bold]", f"written to {output}\n"):
+        assert text in result.stdout
+    assert "conv[red]a[/]:bug:" in trtq("inspect", model, "--placement").stdout
+    ranges = model.parent / "[i]ranges.json"
+    arguments = ("calibrate", model, "--calib-data", model.parent / "d.npz", "-o", ranges)
+    assert f"written to {ranges}\n" in trtq(*arguments).stdout
+    assert "in[bold]" in trtq("inspect", ranges).stdout
+    shown = trtq("quantize", model, "--ranges", ranges, "-o", model.parent / "[b]q.onnx").stdout
+    assert f"written to {model.parent / '[b]q.onnx'}  " in shown
+
+
+def test_a_terminal_shows_progress_with_samples(model: Path) -> None:
+    arguments = ("calibrate", model, "--calib-data", model.parent / "d.npz", "-o", model.parent / "r.json")
+    shown = ESCAPES.sub("", trtq(*arguments, terminal=True).stderr)
+    assert "Calibrating" in shown
+    assert "9/9" in shown
+    assert re.search(r"\d+/s", shown)
+
+
+def test_no_progress_is_shown_in_a_pipe_or_when_quiet(model: Path) -> None:
+    arguments = ("calibrate", model, "--calib-data", model.parent / "d.npz", "-o", model.parent / "r.json")
+    assert trtq(*arguments).stderr == ""
+    assert trtq(*arguments, "-q", terminal=True).stderr == ""
+
+
+def test_notes_are_left_out_when_quiet_and_warnings_are_not(capsys: pytest.CaptureFixture[str]) -> None:
+    long = "a [warning] " + "of many words " * 20
+    for quiet in (False, True):
+        with ConsoleWatcher(quiet=quiet) as watcher:
+            watcher.stage("Working", 2)
+            watcher.advance(1)
+            watcher.stage("Resting")
+            watcher.note("a [note]")
+            watcher.warn(long)
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err == f"note: a [note]\nwarning: {long}\nwarning: {long}\n"
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [
+        (0, "0 B"),
+        (999, "999 B"),
+        (1000, "1.0 kB"),
+        (1_804_644, "1.8 MB"),
+        (3.2e9, "3.2 GB"),
+        (5e12, "5000.0 GB"),
+    ],
+)
+def test_sizes_are_for_people(count: float, text: str) -> None:
+    assert show_bytes(count) == text

@@ -1,0 +1,121 @@
+"""What the command line tells of itself, and what it loads to do so."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from importlib.metadata import version
+
+import click
+import pytest
+from click.testing import CliRunner, Result
+
+from trtq.cli import main
+
+COMMANDS = ["build", "calibrate", "quantize", "compare", "inspect", "doctor", "demo"]
+HEAVY = {"numpy", "onnx", "onnx_ir", "onnxruntime", "polygraphy", "tensorrt_rtx", "torch", "rich", "PIL"}
+
+
+def trtq(*arguments: str) -> Result:
+    return CliRunner().invoke(main, arguments, prog_name="trtq", catch_exceptions=False)
+
+
+@pytest.mark.parametrize("option", ["--help", "-h"])
+def test_help_is_short_and_whole(option: str) -> None:
+    result = trtq(option)
+    assert result.exit_code == 0
+    assert result.stderr == ""
+    assert result.stdout == (
+        "Usage: trtq [OPTIONS] COMMAND [ARGS]...\n"
+        "\n"
+        "  From a float ONNX model to a verified INT8 TensorRT engine, with or without a\n"
+        "  GPU.\n"
+        "\n"
+        "    trtq build model.onnx --int8 --calib-data calib.npz\n"
+        "\n"
+        "  Exit codes: 0 done and the gate holds; 2 bad input or usage; 3 the accuracy\n"
+        "  gate failed; 4 a build failed; 5 something needed is not installed.\n"
+        "\n"
+        "Options:\n"
+        "  --version   Show the version and exit.\n"
+        "  -h, --help  Show this message and exit.\n"
+        "\n"
+        "Commands:\n"
+        "  build      Build a verified INT8 (or FP16) engine from a float ONNX model.\n"
+        "  calibrate  Estimate the ranges of a model's tensors from data.\n"
+        "  quantize   Write the Q/DQ model of a float model and its ranges.\n"
+        "  compare    Compare the outputs of two ONNX models on the same data.\n"
+        "  inspect    Show what a model, ranges, cache or build folder holds.\n"
+        "  doctor     Show what is installed and which backends work here.\n"
+        "  demo       Write a small trained model with data, to try trtq on.\n"
+    )
+
+
+def test_the_version_is_that_of_the_package() -> None:
+    assert trtq("--version").stdout == f"trtq, version {version('trtq')}\n"
+
+
+def command_of(name: str) -> click.Command:
+    command = main.get_command(click.Context(main), name)
+    assert command is not None
+    return command
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_help_of_a_command_shows_every_option(name: str) -> None:
+    result = trtq(name, "--help")
+    assert (result.exit_code, result.stderr) == (0, "")
+    words = set(re.findall(r"[\w-]+", result.stdout))
+    for parameter in command_of(name).params:
+        if isinstance(parameter, click.Option):
+            assert {*parameter.opts, *parameter.secondary_opts} <= words, parameter.name
+            assert parameter.help, parameter.name
+        else:
+            assert str(parameter.name).upper() in words
+    assert "--help" in words
+    assert "\\b" not in result.stdout
+    assert "\b" not in result.stdout
+
+
+@pytest.mark.parametrize("name", ["build", "calibrate", "quantize", "compare", "demo"])
+def test_the_help_of_a_command_has_an_example_that_can_be_copied(name: str) -> None:
+    lines = trtq(name, "--help").stdout.splitlines()
+    assert any(line.startswith(f"    trtq {name} ") for line in lines)
+
+
+def test_the_commands_stand_in_the_order_of_the_work() -> None:
+    assert main.list_commands(click.Context(main)) == COMMANDS
+
+
+def test_an_unknown_command_is_a_usage_error() -> None:
+    result = trtq("biuld")
+    assert result.exit_code == 2
+    assert result.stdout == ""
+    assert "No such command 'biuld'" in result.stderr
+
+
+def loaded_by(code: str, *arguments: str) -> set[str]:
+    """Returns the top packages that a fresh interpreter imports to run the code."""
+    command = [sys.executable, "-X", "importtime", "-c", code, *arguments]
+    process = subprocess.run(command, capture_output=True, text=True, check=True)
+    lines = re.findall(r"^import time:[^|]*\|[^|]*\|\s*(\S+)$", process.stderr, re.MULTILINE)
+    return {name.partition(".")[0] for name in lines}
+
+
+def test_help_loads_click_and_nothing_heavier() -> None:
+    loaded = loaded_by("from trtq.cli import main; main()", "--help")
+    assert {"trtq", "click"} <= loaded
+    assert not loaded & HEAVY
+
+
+def test_importing_the_package_loads_nothing_heavy() -> None:
+    loaded = loaded_by("import trtq; trtq.TrtqError")
+    assert "trtq" in loaded
+    assert not loaded & {*HEAVY, "click"}
+
+
+def test_the_help_of_a_command_loads_no_engine_builder() -> None:
+    loaded = loaded_by("from trtq.cli import main; main()", "build", "--help")
+    assert "onnx" in loaded  # the listing does see what is loaded
+    assert not loaded & {"onnxruntime", "polygraphy", "tensorrt_rtx", "torch", "PIL"}

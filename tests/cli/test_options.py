@@ -1,0 +1,182 @@
+"""What the options of the command line become."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from trtq.cli import options
+from trtq.errors import UsageError
+from trtq.models.spec import CalibrationSpec, EvaluationSpec, LayerSpec, ModelSpec
+from trtq.pipeline.engine.profiles import GivenShapes
+from trtq.pipeline.graph.placement import DEFAULT_OP_TYPES
+from trtq.pipeline.target import Target
+
+
+def given(*arguments: str) -> dict[str, Any]:
+    """Returns what click makes of the arguments of `trtq build`."""
+
+    @click.command()
+    @click.option("--int8", is_flag=True)
+    @click.option("--fp16", is_flag=True)
+    @options.spec_option
+    @options.calibration_options
+    @options.layer_options
+    @options.precision_options
+    @options.target_options
+    @options.evaluation_options
+    @options.gate_options
+    def command(**found: Any) -> None:
+        result.update(found)
+
+    result: dict[str, Any] = {}
+    outcome = CliRunner().invoke(command, arguments, catch_exceptions=False)
+    assert outcome.exit_code == 0, outcome.output
+    return result
+
+
+def spec(*arguments: str, beside: Path = Path("no-such-folder")) -> ModelSpec:
+    return options.spec_from(beside / "net.onnx", given(*arguments))
+
+
+def target(*arguments: str) -> Target:
+    return options.target_from(given(*arguments))
+
+
+def test_without_options_the_defaults_hold() -> None:
+    assert spec() == ModelSpec()
+    assert target() == Target()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "calibration"),
+    [
+        (["--calib-data", "c.npz"], CalibrationSpec(data="c.npz")),
+        (["--calib-method", "mse"], CalibrationSpec(method="mse")),
+        (["--percentile", "99.9"], CalibrationSpec(method="percentile", percentile=99.9)),
+        (
+            ["--calib-method", "percentile", "--percentile", "100"],
+            CalibrationSpec(method="percentile", percentile=100.0),
+        ),
+        (["--calib-batch-size", "32", "--calib-samples", "64"], CalibrationSpec(batch_size=32, samples=64)),
+    ],
+)
+def test_calibration_options(arguments: list[str], calibration: CalibrationSpec) -> None:
+    assert spec(*arguments) == ModelSpec(calibration=calibration)
+
+
+def test_a_percentile_is_not_for_another_method() -> None:
+    with pytest.raises(UsageError, match="--percentile is for --calib-method percentile, not mse"):
+        spec("--calib-method", "mse", "--percentile", "99")
+
+
+def test_evaluation_gate_and_layer_options() -> None:
+    found = spec(
+        "--eval-data", "e.npz", "--labels", "truth", "--eval-output", "scores", "--eval-samples", "9",
+        "--min-cosine", "0.5", "--max-drop", "3", "--skip", "a", "--skip", "b", "--keep-fp32", "c",
+    )  # fmt: skip
+    assert found.evaluation == EvaluationSpec("e.npz", "truth", "scores", 9)
+    assert (found.accuracy.min_cosine, found.accuracy.max_drop) == (0.5, 3.0)
+    assert found.layers == LayerSpec(skip=("a", "b"), keep_fp32=("c",))
+
+
+def test_options_win_over_the_settings_beside_the_model(tmp_path: Path) -> None:
+    (tmp_path / "net.toml").write_text(
+        '[calibration]\nmethod = "mse"\nsamples = 7\n[layers]\nskip = ["head"]\n[accuracy]\nmax_drop = 5.0\n'
+    )
+    found = spec("--calib-method", "minmax", "--min-cosine", "0.9", beside=tmp_path)
+    assert (found.calibration.method, found.calibration.samples) == ("minmax", 7)
+    assert (found.accuracy.min_cosine, found.accuracy.max_drop) == (0.9, 5.0)
+    assert found.layers.skip == ("head",)
+    assert spec("--skip", "tail", beside=tmp_path).layers.skip == ("tail",)
+    assert spec("--percentile", "99", beside=tmp_path).calibration.method == "percentile"
+
+
+def test_named_settings_win_over_those_beside_the_model(tmp_path: Path) -> None:
+    (tmp_path / "net.toml").write_text('[calibration]\nmethod = "mse"\n')
+    (tmp_path / "other.toml").write_text('[calibration]\nmethod = "minmax"\n')
+    found = spec("--spec", str(tmp_path / "other.toml"), beside=tmp_path)
+    assert found.calibration.method == "minmax"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "precision"),
+    [([], "int8"), (["--int8"], "int8"), (["--fp16"], "fp16"), (["--int8", "--fp16"], "int8")],
+)
+def test_precision_options(arguments: list[str], precision: str) -> None:
+    assert target(*arguments).precision == precision
+
+
+@pytest.mark.parametrize("minimum", ["--min-shapes", "--minShapes"])
+@pytest.mark.parametrize("optimum", ["--opt-shapes", "--optShapes"])
+@pytest.mark.parametrize("maximum", ["--max-shapes", "--maxShapes"])
+def test_shapes_are_written_as_for_trtexec_or_polygraphy(minimum: str, optimum: str, maximum: str) -> None:
+    found = target(minimum, "a:1x3,b:[2]", optimum, "a:2x3", optimum, "b:4", maximum, "'a:0':[8, 3]")
+    assert found.shapes == GivenShapes(
+        min={"a": (1, 3), "b": (2,)}, opt={"a": (2, 3), "b": (4,)}, max={"a:0": (8, 3)}
+    )
+
+
+def test_one_input_has_one_shape_of_a_kind() -> None:
+    with pytest.raises(UsageError, match="gives shapes for 'a' twice"):
+        target("--opt-shapes", "a:1", "--opt-shapes", "a:2")
+
+
+@pytest.mark.parametrize("text", ["8.9", "89", "sm_89", "SM89", " 8.9 "])
+def test_compute_capabilities_may_be_written_in_any_way(text: str) -> None:
+    assert target("--compute-capability", text).compute_capabilities == ("8.9",)
+
+
+def test_compute_capabilities_are_repeatable() -> None:
+    found = target("--compute-capability", "sm_120", "--compute-capability", "7.5")
+    assert found.compute_capabilities == ("12.0", "7.5")
+
+
+@pytest.mark.parametrize("text", ["", "8", "8.9.1", "ampere", "sm_8.x", "1234"])
+def test_what_is_no_compute_capability_is_refused(text: str) -> None:
+    with pytest.raises(UsageError, match=r"is no compute capability; write 8\.9, 89 or sm_89"):
+        target("--compute-capability", text)
+
+
+@pytest.mark.parametrize(
+    ("text", "num_bytes"),
+    [
+        ("4096", 4096),
+        ("4096B", 4096),
+        ("1k", 1 << 10),
+        ("512M", 512 << 20),
+        ("512MB", 512 << 20),
+        ("512 MiB", 512 << 20),
+        ("1.5G", 3 << 29),
+        ("4GiB", 4 << 30),
+    ],
+)
+def test_a_workspace_has_a_unit(text: str, num_bytes: int) -> None:
+    assert target("--workspace", text).workspace_bytes == num_bytes
+
+
+@pytest.mark.parametrize("text", ["much", "-1", "1e9", "4T", "M", "1.5.2G"])
+def test_what_is_no_size_is_refused(text: str) -> None:
+    with pytest.raises(UsageError, match="is no size; write bytes, or a number with K, M or G"):
+        target("--workspace", text)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "op_types"),
+    [
+        ([], DEFAULT_OP_TYPES),
+        (["--op-types", "Conv"], ("Conv",)),
+        (["--op-types", "Conv, ConvTranspose"], ("Conv", "ConvTranspose")),
+    ],
+)
+def test_op_types_have_commas_between(arguments: list[str], op_types: tuple[str, ...]) -> None:
+    assert target(*arguments).op_types == op_types
+
+
+def test_backend_and_precision_of_the_rest() -> None:
+    found = target("--backend", "onnxruntime", "--high-precision", "fp32")
+    assert (found.backend, found.high_precision) == ("onnxruntime", "fp32")

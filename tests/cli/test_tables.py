@@ -1,0 +1,69 @@
+"""Results as tables: long ones are cut, what is not finite is said in words."""
+
+from __future__ import annotations
+
+import io
+import math
+
+from rich.console import Console
+
+from trtq.cli.tables import comparison_table, print_report
+from trtq.pipeline.deliver.report import SCHEMA_VERSION, EngineReport, Report
+from trtq.pipeline.engine.coverage import Fallback
+from trtq.pipeline.verify.metrics import OutputComparison
+
+
+def compared(output: str, cosine: float = 0.5, sqnr_db: float = 3.0) -> OutputComparison:
+    return OutputComparison("int8", "fp32", output, cosine, sqnr_db, 1.0, 0.25, None, 0, ())
+
+
+def shown(*outputs: OutputComparison) -> list[str]:
+    console = Console(file=io.StringIO(), width=120, markup=False)
+    console.print(comparison_table(outputs))
+    return lines_of(console)
+
+
+def lines_of(console: Console) -> list[str]:
+    assert isinstance(console.file, io.StringIO)
+    return [" ".join(line.split()) for line in console.file.getvalue().splitlines() if line.strip(" ─")]
+
+
+def report(num_fallbacks: int) -> Report:
+    fallbacks = tuple(Fallback(f"conv{i}", "Conv", "Float", "it is odd") for i in range(num_fallbacks))
+    return Report(
+        schema_version=SCHEMA_VERSION, verdict="unverified", reasons=("no data", "no labels"),
+        model="a/net.onnx", output="out", backend="tensorrt-rtx 1", precision="int8",
+        high_precision="as it is", calibration=None,
+        engine=EngineReport("model.engine", 2048, 20, 20 - num_fallbacks, fallbacks, {}, ("8.6", "8.9"), ()),
+        comparison=(), evaluated_samples=0, evaluation_data="", accuracy={}, kept_float=(), kept_fp32=(),
+        notes=(), warnings=(),
+    )  # fmt: skip
+
+
+def test_a_row_holds_the_numbers_of_an_output() -> None:
+    assert shown(compared("y"))[1:] == ["int8 fp32 y 0.50000 3.0 1 0.25 -"]
+
+
+def test_equal_outputs_are_exact_and_broken_ones_nan() -> None:
+    rows = shown(compared("same", 1.0, math.inf), compared("broken", math.nan, math.nan))
+    assert rows[1:] == ["int8 fp32 same 1.00000 exact 1 0.25 -", "int8 fp32 broken nan nan 1 0.25 -"]
+
+
+def test_a_long_table_is_cut_and_says_so() -> None:
+    assert len(shown(*(compared(f"y{i}") for i in range(12)))) == 1 + 12
+    rows = shown(*(compared(f"y{i}") for i in range(15)))
+    assert len(rows) == 1 + 12 + 1
+    assert rows[-1] == "and 3 more in the report"
+
+
+def test_layers_that_do_not_run_in_int8_are_named_up_to_a_dozen() -> None:
+    console = Console(file=io.StringIO(), width=120, markup=False)
+    print_report(console, report(13), verbose=False)
+    assert lines_of(console) == [
+        "net.onnx INT8 tensorrt-rtx 1",
+        "model.engine 2.0 kB 7 of 20 quantized layers run in INT8 for 8.6, 8.9",
+        *(f"conv{i} (Conv) runs as Float: it is odd" for i in range(12)),
+        "and 1 more in the report",
+        "written to out",
+        "UNVERIFIED: no data; no labels",
+    ]

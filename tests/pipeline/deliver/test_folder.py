@@ -1,0 +1,434 @@
+"""Tests of the folder that appears whole or not at all, whatever happens on the way."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import signal
+import stat
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from trtq.errors import ArtifactError
+from trtq.pipeline.deliver import folder as module
+from trtq.pipeline.deliver.folder import staged_folder
+
+_EXCHANGE = pytest.mark.parametrize("exchange", [True, False], ids=["exchange", "two renames"])
+
+
+@pytest.fixture
+def target(tmp_path: Path) -> Path:
+    """The path of a build folder, in a folder that holds nothing else."""
+    parent = tmp_path / "parent"
+    parent.mkdir()
+    return parent / "model.trtq"
+
+
+def _write(target: Path, content: str) -> None:
+    with staged_folder(target) as stage:
+        for name in ("model.engine", "report.json", "manifest.json"):
+            (stage / name).write_text(content)
+
+
+def _assert_complete(target: Path, content: str) -> None:
+    assert {path.name: path.read_text() for path in target.iterdir()} == dict.fromkeys(
+        ("model.engine", "report.json", "manifest.json"), content
+    )
+
+
+def _names(target: Path) -> list[str]:
+    return [path.name for path in target.parent.iterdir()]
+
+
+def _without_exchange(monkeypatch: pytest.MonkeyPatch, *, exchange: bool) -> None:
+    if not exchange:
+        monkeypatch.setattr(module, "_exchange", lambda first, second: False)
+
+
+def test_a_folder_appears_when_the_block_ends(target: Path) -> None:
+    with staged_folder(target) as stage:
+        assert stage.parent == target.parent
+        assert list(stage.iterdir()) == []
+        (stage / "manifest.json").write_text("new")
+        assert not target.exists()
+    assert (target / "manifest.json").read_text() == "new"
+    assert _names(target) == ["model.trtq"]
+
+
+def test_missing_parents_are_made(tmp_path: Path) -> None:
+    _write(tmp_path / "a" / "b" / "c", "new")
+    _assert_complete(tmp_path / "a" / "b" / "c", "new")
+
+
+def test_a_relative_path_stays_where_it_was_when_the_block_changes_the_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "other").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with staged_folder(Path("out")) as stage:
+        (stage / "manifest.json").write_text("new")
+        monkeypatch.chdir(tmp_path / "other")
+    assert (tmp_path / "out" / "manifest.json").is_file()
+
+
+def test_the_folder_has_the_rights_of_any_new_folder(target: Path) -> None:
+    umask = os.umask(0o027)
+    try:
+        _write(target, "new")
+    finally:
+        os.umask(umask)
+    assert stat.S_IMODE(target.stat().st_mode) == 0o750
+
+
+@_EXCHANGE
+def test_an_older_build_is_replaced(target: Path, exchange: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    _without_exchange(monkeypatch, exchange=exchange)
+    _write(target, "old")
+    (target / "of an older trtq").write_text("old")
+    with staged_folder(target) as stage:
+        assert (target / "manifest.json").read_text() == "old"
+        for name in ("model.engine", "report.json", "manifest.json"):
+            (stage / name).write_text("new")
+    _assert_complete(target, "new")
+    assert _names(target) == ["model.trtq"]
+
+
+def test_an_older_build_is_never_absent_while_it_is_replaced(
+    target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not module._exchange(_made(target.parent / "a"), _made(target.parent / "b")):
+        pytest.skip("this file system cannot swap two folders in one step")
+    _write(target, "old")
+    renamed: list[Path] = []
+    monkeypatch.setattr(Path, "rename", lambda path, to: renamed.append(path))
+    _write(target, "new")
+    assert renamed == []
+    _assert_complete(target, "new")
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir()
+    return folder
+
+
+def test_an_empty_folder_is_taken(target: Path) -> None:
+    target.mkdir()
+    _write(target, "new")
+    _assert_complete(target, "new")
+
+
+def test_a_link_stays_a_link_to_the_folder_that_is_replaced(target: Path, tmp_path: Path) -> None:
+    _write(tmp_path / "disk" / "build", "old")
+    target.symlink_to(tmp_path / "disk" / "build")
+    _write(target, "new")
+    assert target.is_symlink()
+    _assert_complete(tmp_path / "disk" / "build", "new")
+    assert [path.name for path in (tmp_path / "disk").iterdir()] == ["build"]
+    assert _names(target) == ["model.trtq"]
+
+
+def test_a_link_to_nothing_gets_its_folder(target: Path, tmp_path: Path) -> None:
+    target.symlink_to(tmp_path / "absent")
+    _write(target, "new")
+    _assert_complete(tmp_path / "absent", "new")
+
+
+@pytest.mark.parametrize("error", [ValueError("wrong"), KeyboardInterrupt(), SystemExit(1)])
+@pytest.mark.parametrize("older", [True, False])
+def test_an_error_in_the_block_leaves_everything_as_it_was(
+    error: BaseException, older: bool, target: Path
+) -> None:
+    if older:
+        _write(target, "old")
+
+    def fail() -> None:
+        with staged_folder(target) as stage:
+            (stage / "manifest.json").write_text("new")
+            raise error
+
+    with pytest.raises(type(error)):
+        fail()
+    if older:
+        _assert_complete(target, "old")
+    assert _names(target) == (["model.trtq"] if older else [])
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), "No space left on device"),
+        (OSError("the cable is out"), "the cable is out"),
+    ],
+)
+def test_a_disk_that_fails_in_the_block_is_told(error: OSError, told: str, target: Path) -> None:
+    _write(target, "old")
+
+    def fail() -> None:
+        with staged_folder(target):
+            raise error
+
+    with pytest.raises(ArtifactError, match=rf"^cannot write {target}: {told}$"):
+        fail()
+    _assert_complete(target, "old")
+    assert _names(target) == ["model.trtq"]
+
+
+def test_a_disk_that_is_full_at_the_end_keeps_the_old_folder(
+    target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    _write(target, "old")
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(ArtifactError, match=r"^cannot write .*model\.trtq: No space left on device$"):
+        _write(target, "new")
+    _assert_complete(target, "old")
+    assert _names(target) == ["model.trtq"]
+
+
+def test_everything_is_on_the_disk_before_it_is_published(
+    target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[tuple[str, bool]] = []
+
+    def fsync(descriptor: int) -> None:
+        path = Path(f"/proc/self/fd/{descriptor}").resolve()
+        synced.append((path.name if path.is_file() or path == target.parent else "stage", target.exists()))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    _write(target, "new")
+    assert sorted(synced[:3]) == [(name, False) for name in ("manifest.json", "model.engine", "report.json")]
+    assert synced[3:] == [("stage", False), ("parent", True)]
+
+
+def test_a_second_rename_that_fails_puts_the_old_folder_back(
+    target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _write(target, "old")
+    _without_exchange(monkeypatch, exchange=False)
+    rename = Path.rename
+
+    def fail(path: Path, to: Path) -> Path:
+        if path.suffix == ".partial":
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return rename(path, to)
+
+    monkeypatch.setattr(Path, "rename", fail)
+    with pytest.raises(ArtifactError, match=r"^cannot write .*model\.trtq: Input/output error$"):
+        _write(target, "new")
+    _assert_complete(target, "old")
+    assert _names(target) == ["model.trtq"]
+
+
+def test_a_folder_that_trtq_did_not_write_is_refused(target: Path) -> None:
+    target.mkdir()
+    (target / "thesis.tex").write_text("years of work")
+    with pytest.raises(
+        ArtifactError,
+        match=rf"^{target} is not empty and was not written by trtq; choose another folder with --output$",
+    ):
+        _write(target, "new")
+    assert (target / "thesis.tex").read_text() == "years of work"
+    assert _names(target) == ["model.trtq"]
+
+
+def test_a_file_is_refused(target: Path) -> None:
+    target.write_text("a file")
+    with pytest.raises(ArtifactError, match=rf"^{target} is a file; choose another folder with --output$"):
+        _write(target, "new")
+    assert target.read_text() == "a file"
+
+
+def test_a_parent_that_is_a_file_is_told(target: Path) -> None:
+    target.parent.rmdir()
+    target.parent.write_text("a file")
+    with pytest.raises(ArtifactError, match=rf"^cannot write to {target.parent}: (Not a dir|File exists)"):
+        _write(target, "new")
+
+
+def test_a_parent_that_cannot_be_written_is_told(target: Path) -> None:
+    target.parent.chmod(0o500)
+    try:
+        if os.access(target.parent, os.W_OK):
+            pytest.skip("root may write into every folder")
+        with pytest.raises(ArtifactError, match=rf"^cannot write to {target.parent}: Permission denied$"):
+            _write(target, "new")
+    finally:
+        target.parent.chmod(0o700)
+
+
+_CHILD = """
+import os, shutil, signal, sys
+from pathlib import Path
+from trtq.pipeline.deliver import folder
+
+def die(*_, **__):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+def counted(function, count):
+    def call(*arguments):
+        nonlocal count
+        if count == 0:
+            die()
+        count -= 1
+        return function(*arguments)
+    return call
+
+target, where = Path(sys.argv[1]), sys.argv[2]
+if where != "after the exchange":
+    folder._exchange = lambda first, second: False
+with folder.staged_folder(target) as stage:
+    (stage / "model.engine").write_text("new")
+    if where == "in the block":
+        die()
+    (stage / "report.json").write_text("new")
+    (stage / "manifest.json").write_text("new")
+    if where == "before the renames":
+        Path.rename = counted(Path.rename, 0)
+    elif where == "between the renames":
+        Path.rename = counted(Path.rename, 1)
+    else:
+        folder._sync_folder = counted(folder._sync_folder, 1)
+        shutil.rmtree = die if where == "before the old one is cleared" else shutil.rmtree
+"""
+
+
+def _kill(target: Path, where: str) -> int:
+    """Runs a build that kills itself; gives its process id."""
+    with subprocess.Popen([sys.executable, "-c", _CHILD, str(target), where]) as process:
+        assert process.wait() == -signal.SIGKILL
+        return process.pid
+
+
+@pytest.mark.parametrize(
+    ("where", "left"),
+    [
+        ("in the block", "old"),
+        ("before the renames", "old"),
+        ("between the renames", "old"),
+        ("before the old one is cleared", "new"),
+        ("after the exchange", "new"),
+    ],
+)
+def test_after_a_kill_a_complete_folder_is_there_and_the_next_run_clears_the_rest(
+    where: str, left: str, target: Path
+) -> None:
+    _write(target, "old")
+    _kill(target, where)
+    assert len(_names(target)) > 1
+    with staged_folder(target) as stage:
+        _assert_complete(target, left)
+        assert sorted(_names(target)) == sorted([target.name, stage.name])
+        (stage / "manifest.json").write_text("next")
+    assert (target / "manifest.json").read_text() == "next"
+    assert _names(target) == ["model.trtq"]
+
+
+def test_a_kill_without_an_older_build_leaves_no_folder(target: Path) -> None:
+    _kill(target, "in the block")
+    assert not target.exists()
+    assert len(_names(target)) == 1
+    _write(target, "new")
+    assert _names(target) == ["model.trtq"]
+
+
+def test_what_a_running_process_writes_is_left_alone(target: Path) -> None:
+    child = (
+        "import sys\nfrom pathlib import Path\nfrom trtq.pipeline.deliver.folder import staged_folder\n"
+        "with staged_folder(Path(sys.argv[1])) as stage:\n"
+        "    print(stage, flush=True)\n"
+        "    sys.stdin.read()\n"
+        "    (stage / 'manifest.json').write_text('of the child')\n"
+    )
+    command = [sys.executable, "-c", child, str(target)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        theirs = Path(process.stdout.readline().strip())
+        _write(target, "new")
+        assert theirs.is_dir()
+        _assert_complete(target, "new")
+        process.communicate("", timeout=60)
+        assert process.returncode == 0
+    assert (target / "manifest.json").read_text() == "of the child"
+    assert _names(target) == ["model.trtq"]
+
+
+def test_two_builds_in_one_process_do_not_clear_each_other(target: Path) -> None:
+    with staged_folder(target) as first:
+        _write(target, "second")
+        (first / "manifest.json").write_text("first")
+    assert (target / "manifest.json").read_text() == "first"
+
+
+def test_an_old_folder_beside_the_new_one_is_kept_while_its_process_runs(target: Path) -> None:
+    _write(target, "new")
+    aside = target.with_name(f".{target.name}.{os.getpid()}.abcdefgh.old")
+    aside.mkdir()
+    _write(target, "newer")
+    assert aside.is_dir()
+
+
+def test_what_another_target_left_behind_is_not_touched(target: Path) -> None:
+    dead = _kill(target, "in the block")
+    others = [
+        target.with_name(name)
+        for name in (
+            f".{target.name}.v2.{dead}.abcdefgh.old",
+            f".{target.name}.5.{dead}.abcdefgh.partial",
+            f".{target.name}.mine.old",
+            f".x{target.name}.{dead}.abcdefgh.partial",
+        )
+    ]
+    for other in others:
+        other.mkdir()
+    _write(target, "new")
+    _assert_complete(target, "new")
+    assert sorted(_names(target)) == sorted([target.name, *(other.name for other in others)])
+
+
+def test_a_name_with_marks_of_patterns_is_cleared_too(target: Path) -> None:
+    target = target.with_name("model[1]*?.trtq")
+    _write(target, "old")
+    _kill(target, "between the renames")
+    assert not target.exists()
+    with staged_folder(target) as stage:
+        _assert_complete(target, "old")
+        (stage / "manifest.json").write_text("new")
+    assert _names(target) == [target.name]
+
+
+def test_two_folders_swap_their_places(tmp_path: Path) -> None:
+    first, second = _made(tmp_path / "a"), _made(tmp_path / "b")
+    (first / "file").write_text("of the first")
+    if not module._exchange(first, second):
+        pytest.skip("this file system cannot swap two folders in one step")
+    assert (second / "file").read_text() == "of the first"
+    assert list(first.iterdir()) == []
+
+
+def test_a_swap_that_goes_wrong_is_an_error(tmp_path: Path) -> None:
+    if not module._exchange(_made(tmp_path / "a"), _made(tmp_path / "b")):
+        pytest.skip("this file system cannot swap two folders in one step")
+    with pytest.raises(FileNotFoundError, match="No such file or directory"):
+        module._exchange(tmp_path / "a", tmp_path / "absent")
+
+
+@pytest.mark.parametrize("code", [errno.EINVAL, errno.ENOSYS, errno.ENOTSUP])
+def test_a_file_system_that_cannot_swap_says_so(
+    code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    library = SimpleNamespace(renameat2=lambda *arguments: -1)
+    monkeypatch.setattr(ctypes, "CDLL", lambda name, use_errno: library)
+    monkeypatch.setattr(ctypes, "get_errno", lambda: code)
+    assert not module._exchange(tmp_path / "a", tmp_path / "b")
+
+
+def test_a_system_that_cannot_swap_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ctypes, "CDLL", lambda name, use_errno: SimpleNamespace())
+    assert not module._exchange(tmp_path / "a", tmp_path / "b")

@@ -1,0 +1,151 @@
+"""Tests of the contract of a build folder."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from trtq.errors import ArtifactError
+from trtq.models.spec import ModelSpec
+from trtq.pipeline.deliver.manifest import NAME, Manifest, is_intact, key_of, read_manifest, to_json
+from trtq.pipeline.target import Target
+
+_CONTENTS = {"model.engine": b"plan", "report.json": b"{}"}
+_MANIFEST = Manifest(
+    inputs={"größe/model.onnx": "aa"},
+    outputs={name: hashlib.sha256(content).hexdigest() for name, content in _CONTENTS.items()},
+    versions={"trtq": "0.1.0"},
+    settings={"model": asdict(ModelSpec()), "target": asdict(Target()), "path": Path("a/b")},
+    layers={"conv": "Int8"},
+    keys={"engine": "bb"},
+)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for name, content in _CONTENTS.items():
+        (tmp_path / name).write_bytes(content)
+    (tmp_path / NAME).write_bytes(to_json(_MANIFEST))
+    return tmp_path
+
+
+def _edit(folder: Path, **changes: Any) -> None:
+    document = json.loads((folder / NAME).read_bytes())
+    (folder / NAME).write_text(json.dumps({**document, **changes}))
+
+
+def test_a_manifest_survives_being_written_and_read(folder: Path) -> None:
+    read = read_manifest(folder)
+    assert replace(read, settings=_MANIFEST.settings) == _MANIFEST
+    assert read.settings["path"] == "a/b"
+    assert read.settings["model"]["calibration"]["method"] == "entropy"
+    assert read.settings["target"]["op_types"] == list(Target().op_types)
+
+
+def test_the_json_is_one_that_says_what_it_is() -> None:
+    document = json.loads(to_json(_MANIFEST))
+    assert (document["schema_version"], document["kind"]) == (1, "trtq build")
+    assert to_json(_MANIFEST).endswith(b"}\n")
+
+
+def test_a_folder_without_a_manifest_is_no_build_folder(tmp_path: Path) -> None:
+    with pytest.raises(
+        ArtifactError, match=rf"^{tmp_path} is no build folder: cannot read .*manifest\.json: No such file"
+    ):
+        read_manifest(tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"plan", b"\xff\xfe\x00", b'{"kind": "trtq build"'])
+def test_broken_json_is_told(content: bytes, folder: Path) -> None:
+    (folder / NAME).write_bytes(content)
+    with pytest.raises(ArtifactError, match=r"manifest\.json is not a manifest: ."):
+        read_manifest(folder)
+
+
+@pytest.mark.parametrize("content", ["[]", "3", "null", "{}", '{"kind": "package", "schema_version": 1}'])
+def test_json_of_another_kind_is_told(content: str, folder: Path) -> None:
+    (folder / NAME).write_text(content)
+    with pytest.raises(ArtifactError, match=r"manifest\.json is not a manifest of trtq$"):
+        read_manifest(folder)
+
+
+@pytest.mark.parametrize("version", [2, 0, "1", None])
+def test_another_schema_is_told(version: object, folder: Path) -> None:
+    _edit(folder, schema_version=version)
+    with pytest.raises(
+        ArtifactError,
+        match=rf"manifest\.json has schema version {version}, this trtq reads 1; use the trtq that wrote it",
+    ):
+        read_manifest(folder)
+
+
+def test_a_missing_schema_is_told(folder: Path) -> None:
+    (folder / NAME).write_text('{"kind": "trtq build"}')
+    with pytest.raises(ArtifactError, match=r"manifest\.json has schema version None, this trtq reads 1"):
+        read_manifest(folder)
+
+
+@pytest.mark.parametrize("section", ["inputs", "outputs", "versions", "settings", "layers", "keys"])
+@pytest.mark.parametrize("value", [None, [], "text"])
+def test_a_missing_section_is_named(section: str, value: object, folder: Path) -> None:
+    _edit(folder, **{section: value})
+    with pytest.raises(ArtifactError, match=rf"manifest\.json has no section '{section}'; build again$"):
+        read_manifest(folder)
+
+
+def test_an_untouched_folder_is_intact(folder: Path) -> None:
+    assert is_intact(folder, read_manifest(folder))
+    assert is_intact(folder, _MANIFEST, ("report.json",))
+
+
+@pytest.mark.parametrize("content", [b"PLAN", b"", b"plan\n", None])
+def test_a_tampered_file_is_noticed(content: bytes | None, folder: Path) -> None:
+    (folder / "model.engine").unlink()
+    if content is not None:
+        (folder / "model.engine").write_bytes(content)
+    assert not is_intact(folder, _MANIFEST)
+    assert is_intact(folder, _MANIFEST, ("report.json",))
+
+
+def test_a_folder_in_the_place_of_a_file_is_noticed(folder: Path) -> None:
+    (folder / "model.engine").unlink()
+    (folder / "model.engine").mkdir()
+    assert not is_intact(folder, _MANIFEST)
+
+
+def test_a_file_that_the_manifest_does_not_know_is_not_intact(folder: Path) -> None:
+    (folder / "other").write_bytes(b"")
+    assert not is_intact(folder, _MANIFEST, ("other",))
+    assert is_intact(folder, _MANIFEST)
+
+
+def test_a_key_is_the_same_for_the_same_values() -> None:
+    assert key_of("a", {"x": 1, "y": 2}, (1, 2.5), None) == key_of("a", {"y": 2, "x": 1}, [1, 2.5], None)
+    assert key_of(ModelSpec(), Target()) == key_of(ModelSpec(), Target())
+    assert len(key_of()) == 64
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        ("a", "b", Target(precision="fp16")),
+        ("b", "a", Target()),
+        ("ab", "", Target()),
+        (Target(), "a", "b"),
+        ("a", "b"),
+    ],
+)
+def test_a_key_is_another_for_other_values(other: tuple[object, ...]) -> None:
+    assert key_of(*other) != key_of("a", "b", Target())
+
+
+def test_a_key_takes_values_that_json_does_not_have() -> None:
+    assert key_of(Path("a")) == key_of("a")
+    values: Mapping[str, object] = {"nan": float("nan"), "path": Path("b")}
+    assert key_of(values) == key_of(values)

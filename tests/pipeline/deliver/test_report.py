@@ -1,0 +1,205 @@
+"""Tests of the report's way to JSON and back."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from trtq.errors import ArtifactError
+from trtq.models.spec import InputSpec
+from trtq.pipeline.deliver.report import (
+    SCHEMA_VERSION,
+    CalibrationReport,
+    EngineReport,
+    Report,
+    read_report,
+    to_json,
+)
+from trtq.pipeline.engine.coverage import Fallback
+from trtq.pipeline.graph.placement import KeptNode
+from trtq.pipeline.quantize.precision import KeptFp32
+from trtq.pipeline.verify.metrics import OutputComparison, WorstSample
+
+_OUTPUT = OutputComparison(
+    "int8", "fp32", "logits", 0.9991, 27.5, 0.5, 0.1, 0.99, 0, (WorstSample(0.9, 7), WorstSample(0.95, 1))
+)
+_REPORT = Report(
+    schema_version=SCHEMA_VERSION,
+    verdict="pass",
+    reasons=("none", "größe"),
+    model="model.onnx",
+    output="model.trtq",
+    backend="tensorrt-rtx 1.7.1",
+    precision="int8",
+    high_precision="fp16",
+    calibration=CalibrationReport("entropy", "calibration.npz", 512, 1.25, 1 << 30, False),
+    engine=EngineReport(
+        "model.engine",
+        1 << 20,
+        11,
+        10,
+        (Fallback("up", "ConvTranspose", "Half", "no kernel"),),
+        {"image": InputSpec((1, 3), (2, 3), (4, 3)), "scalar": InputSpec((), (), ())},
+        ("8.9",),
+        ("WARNING: one",),
+    ),
+    comparison=(_OUTPUT,),
+    evaluated_samples=600,
+    evaluation_data="evaluation.npz",
+    accuracy={"fp32": 0.98, "int8": 0.975},
+    kept_float=(KeptNode("lstm", "LSTM", "stays float"),),
+    kept_fp32=(KeptFp32("exp", "too large"),),
+    notes=("a note",),
+    warnings=("a warning",),
+    reused=("ranges",),
+    timings_s={"calibrate": 1.25},
+)
+
+
+def _read(report: Report, folder: Path) -> Report:
+    (folder / "report.json").write_bytes(to_json(report))
+    return read_report(folder / "report.json")
+
+
+def test_a_report_survives_being_written_and_read(tmp_path: Path) -> None:
+    assert _read(_REPORT, tmp_path) == _REPORT
+
+
+def test_what_may_be_absent_survives(tmp_path: Path) -> None:
+    report = replace(
+        _REPORT,
+        calibration=None,
+        comparison=(replace(_OUTPUT, top1_agreement=None, worst=()),),
+        engine=replace(_REPORT.engine, fallbacks=(), profiles={}, targets=(), warnings=()),
+        accuracy={},
+        reused=(),
+        timings_s={},
+    )
+    assert _read(report, tmp_path) == report
+
+
+def test_nan_survives_as_null(tmp_path: Path) -> None:
+    nan = math.nan
+    broken = replace(
+        _OUTPUT, cosine=nan, sqnr_db=nan, max_abs=nan, mean_abs=nan, nonfinite=3, worst=(WorstSample(nan, 2),)
+    )
+    (read,) = _read(replace(_REPORT, comparison=(broken,)), tmp_path).comparison
+    assert repr(read) == repr(broken)
+    document = json.loads((tmp_path / "report.json").read_bytes())
+    assert document["comparison"][0]["cosine"] is None
+    assert document["comparison"][0]["worst"] == [{"cosine": None, "sample": 2}]
+
+
+@pytest.mark.parametrize(
+    "output",
+    [
+        replace(_OUTPUT, cosine=1.0, sqnr_db=math.inf, max_abs=0.0, mean_abs=0.0),
+        replace(_OUTPUT, cosine=0.0, sqnr_db=-math.inf),
+    ],
+)
+def test_an_infinite_ratio_of_signal_to_noise_survives(output: OutputComparison, tmp_path: Path) -> None:
+    report = replace(_REPORT, comparison=(output,))
+    assert b"Infinity" not in to_json(report)
+    assert _read(report, tmp_path) == report
+
+
+_texts = st.text(st.characters(codec="utf-8"))
+
+
+@given(_texts, st.dictionaries(_texts, st.floats(0, 1)), st.lists(st.tuples(_texts, _texts)))
+def test_any_names_and_numbers_survive(
+    tmp_path_factory: pytest.TempPathFactory,
+    text: str,
+    accuracy: dict[str, float],
+    kept: list[tuple[str, str]],
+) -> None:
+    report = replace(
+        _REPORT, model=text, accuracy=accuracy, kept_fp32=tuple(KeptFp32(*item) for item in kept)
+    )
+    assert _read(report, tmp_path_factory.getbasetemp()) == report
+
+
+@pytest.mark.parametrize("version", [SCHEMA_VERSION + 1, 0, None])
+def test_another_schema_is_told(version: int | None, tmp_path: Path) -> None:
+    (tmp_path / "report.json").write_text(json.dumps({"schema_version": version}))
+    with pytest.raises(
+        ArtifactError,
+        match=rf"report\.json has schema version {version}, this trtq reads 1; use the trtq that wrote",
+    ):
+        read_report(tmp_path / "report.json")
+
+
+@pytest.mark.parametrize("content", ["[]", "3", "null", "{}"])
+def test_json_of_another_kind_has_no_schema(content: str, tmp_path: Path) -> None:
+    (tmp_path / "report.json").write_text(content)
+    with pytest.raises(ArtifactError, match=r"report\.json has schema version None"):
+        read_report(tmp_path / "report.json")
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"plan", b"\xff\xfe\x00"])
+def test_broken_json_is_told(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "report.json").write_bytes(content)
+    with pytest.raises(ArtifactError, match=r"report\.json is not a report: ."):
+        read_report(tmp_path / "report.json")
+
+
+def test_a_missing_report_is_told(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match=r"^cannot read the report .*report\.json: No such file"):
+        read_report(tmp_path / "report.json")
+
+
+@pytest.mark.parametrize("name", [item.name for item in fields(Report) if item.name != "schema_version"])
+def test_a_missing_key_is_named(name: str, tmp_path: Path) -> None:
+    document = json.loads(to_json(_REPORT))
+    del document[name]
+    (tmp_path / "report.json").write_text(json.dumps(document))
+    with pytest.raises(
+        ArtifactError, match=rf"report\.json is not a complete report: KeyError\('{name}'\); build again$"
+    ):
+        read_report(tmp_path / "report.json")
+
+
+def _set(path: str, value: object) -> Callable[[dict[str, Any]], None]:
+    def change(document: dict[str, Any]) -> None:
+        *outer, last = path.split(".")
+        for name in outer:
+            document = document[name]
+        document[last] = value
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (_set("engine", "text"), "TypeError"),
+        (_set("engine", None), "TypeError"),
+        (_set("engine", []), "TypeError"),
+        (_set("engine.fallbacks", 3), "TypeError"),
+        (_set("engine.fallbacks", [{"node": "a"}]), "KeyError"),
+        (_set("engine.profiles", []), "AttributeError"),
+        (_set("engine.profiles.image.min", [9, 9]), "UsageError"),
+        (_set("engine.profiles.image.min", ["a", 3]), "TypeError"),
+        (_set("accuracy", [0.5]), "AttributeError"),
+        (_set("comparison", [None]), "TypeError"),
+        (_set("calibration", {}), "KeyError"),
+    ],
+)
+def test_a_value_of_another_kind_is_told(
+    change: Callable[[dict[str, Any]], None], told: str, tmp_path: Path
+) -> None:
+    document = json.loads(to_json(_REPORT))
+    change(document)
+    (tmp_path / "report.json").write_text(json.dumps(document))
+    with pytest.raises(
+        ArtifactError, match=rf"report\.json is not a complete report: {told}\(.*; build again"
+    ):
+        read_report(tmp_path / "report.json")

@@ -1,0 +1,110 @@
+"""Tests of the coverage: which quantized layers run in INT8, and why the others do not."""
+
+from __future__ import annotations
+
+import pytest
+
+from trtq.pipeline.engine.backend import Built, Kernel
+from trtq.pipeline.engine.coverage import Fallback, coverage, precisions
+from trtq.pipeline.graph.quantized import QuantizedLayer
+
+_CONV = QuantizedLayer("conv", "Conv", (), 0, 0)
+_INT8 = Kernel("conv_myl0_1", "correlation", ("conv", "dq"), ("Int8",), ("Int8", "Float"))
+_FLOAT = Kernel("conv_myl0_1", "correlation", ("conv", "relu"), ("Float", "Float"), ("Half",))
+_GLUE = Kernel("__myl_Mul_0", "kgen", ("conv", "dq"), ("Half",), ("Int8",))
+_OTHER = Kernel("other", "gemm", ("other",), ("Int8",), ("Int8",))
+
+
+def test_a_layer_with_an_int8_kernel_is_covered() -> None:
+    result = coverage([_CONV], Built(b"", (_GLUE, _INT8, _OTHER)))
+    assert (result.layers_quantized, result.layers_int8, result.fallbacks) == (1, 1, ())
+
+
+def test_several_layers_in_one_kernel_are_all_covered() -> None:
+    merged = Kernel("q+k+v", "gemm", ("q", "k", "v"), ("Int8",), ("Int8",))
+    layers = [QuantizedLayer(name, "MatMul", (), 1, 1) for name in "qkv"]
+    assert coverage(layers, Built(b"", (merged,))).layers_int8 == 3
+
+
+def test_a_float_layer_is_a_fallback_with_the_dtypes_of_its_main_kernel() -> None:
+    result = coverage([_CONV, QuantizedLayer("other", "Gemm", (), 0, 0)], Built(b"", (_GLUE, _FLOAT, _OTHER)))
+    assert (result.layers_quantized, result.layers_int8) == (2, 1)
+    assert result.fallbacks == (
+        Fallback(
+            "conv",
+            "Conv",
+            "Float/Half",
+            "the builder found no INT8 kernel for this shape; --skip it to save the conversions",
+        ),
+    )
+
+
+def test_without_a_kernel_of_arithmetic_the_generated_one_tells() -> None:
+    (fallback,) = coverage([_CONV], Built(b"", (_GLUE,))).fallbacks
+    assert fallback.runs_as == "Half/Int8"
+
+
+def test_a_kernel_that_dequantizes_is_told_with_all_its_dtypes() -> None:
+    fused = Kernel("CastMulFc", "runtime_fusion", ("conv",), ("Int8", "Int8"), ("Half",))
+    (fallback,) = coverage([_CONV], Built(b"", (fused,))).fallbacks
+    assert fallback.runs_as == "Int8/Half"
+    assert precisions(["conv"], Built(b"", (fused,))) == {"conv": "Int8/Half"}
+
+
+def test_a_kernel_without_operands_is_unknown() -> None:
+    built = Built(b"", (Kernel("k", "shape_call", ("conv",), (), ()),))
+    assert coverage([_CONV], built).fallbacks[0].runs_as == "unknown"
+    assert precisions(["conv"], built) == {"conv": "unknown"}
+
+
+def test_a_layer_that_is_in_no_kernel_was_removed() -> None:
+    (fallback,) = coverage([_CONV], Built(b"", (_OTHER,))).fallbacks
+    assert fallback == Fallback("conv", "Conv", "none", "the builder removed it: nothing uses its result")
+
+
+def test_nothing_is_claimed_of_an_engine_that_tells_no_kernels() -> None:
+    (fallback,) = coverage([_CONV], Built(b"", ())).fallbacks
+    assert fallback == Fallback("conv", "Conv", "unknown", "the builder does not tell what it runs")
+
+
+@pytest.mark.parametrize(
+    ("layer", "targets", "reason"),
+    [
+        (
+            QuantizedLayer("conv", "ConvTranspose", (1,), 1, 1),
+            ("7.5",),
+            "TensorRT has no INT8 kernel for ConvTranspose; leave it out of --op-types",
+        ),
+        (
+            QuantizedLayer("conv", "Conv", (1,), 1, 0),
+            ("7.5",),
+            "its activation scale has shape (1,); INT8 convolutions want a 0-d scale",
+        ),
+        (
+            QuantizedLayer("conv", "Conv", (), 1, 0),
+            ("7.5",),
+            "its weight is quantized along axis 1, INT8 wants axis 0",
+        ),
+        (
+            QuantizedLayer("conv", "MatMul", (), 2, None),
+            (),
+            "its weight is quantized along axis 2, INT8 wants one scale for all of it",
+        ),
+        (
+            QuantizedLayer("conv", "Conv", None, None, 0),
+            ("8.9", "7.5"),
+            "compute capability 7.5 (Turing) runs Q/DQ layers in float",
+        ),
+        (QuantizedLayer("conv", "Conv", None, None, 0), ("8.9",), "as usual"),
+    ],
+)
+def test_the_reason_is_the_first_that_is_known(
+    layer: QuantizedLayer, targets: tuple[str, ...], reason: str
+) -> None:
+    built = Built(b"", (_FLOAT,), usual_reason="as usual")
+    assert coverage([layer], built, targets).fallbacks[0].reason == reason
+
+
+def test_precisions_are_told_of_the_nodes_that_have_a_kernel() -> None:
+    built = Built(b"", (_GLUE, _INT8, _OTHER, Kernel("f", "gemm", ("f",), ("Half",), ("Half",))))
+    assert precisions(["conv", "f", "removed"], built) == {"conv": "Int8", "f": "Half"}

@@ -1,0 +1,359 @@
+"""Tests of models that came with Q/DQ: what is quantized in them, and what TensorRT refuses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+from numpy.typing import NDArray
+
+from trtq.errors import ModelError
+from trtq.pipeline.graph.quantized import (
+    QuantizedLayer,
+    is_quantized,
+    quantized_layers,
+    refuse_what_tensorrt_refuses,
+)
+
+ModelOf = Callable[..., ir.Model]
+_SCALE, _ZERO = np.asarray(0.05, np.float32), np.asarray(0, np.int8)
+_SYMMETRIC: dict[str, NDArray[Any]] = {"s": _SCALE, "z": _ZERO}
+_PAIR = "[q] q = QuantizeLinear (x, s, z) [dq] y = DequantizeLinear (q, s, z)"
+
+
+def _per_channel(count: int) -> dict[str, NDArray[Any]]:
+    return {"sw": np.full(count, 0.01, np.float32), "zw": np.zeros(count, np.int8)}
+
+
+def _layers(model_of: ModelOf, interface: str, body: str, **weights: NDArray[Any]) -> list[QuantizedLayer]:
+    activation = "q = QuantizeLinear (x, s, z) d = DequantizeLinear (q, s, z)"
+    text = f"g ({interface.split(' => ')[0]}) => ({interface.split(' => ')[1]}) {{ {activation} {body} }}"
+    return list(quantized_layers(model_of(text, **{**_SYMMETRIC, **weights})))
+
+
+_CONV = "float[1, 4, 8, 8] x => float[1, 8, 6, 6] y"
+_MATMUL = "float[2, 4] x => float[2, 8] y"
+_CODES = np.ones((8, 4, 3, 3), np.int8)
+_MATRIX = np.ones((4, 8), np.int8)
+
+
+def test_a_float_model_is_not_quantized(model_of: ModelOf) -> None:
+    model = model_of(
+        "g (float[2, 4] x) => (float[2, 8] y) { y = MatMul (x, w) }", w=np.ones((4, 8), np.float32)
+    )
+    assert not is_quantized(model)
+    assert quantized_layers(model) == ()
+    refuse_what_tensorrt_refuses(model)
+
+
+@pytest.mark.parametrize(
+    ("text", "weights"),
+    [
+        ("g (float[4] x) => (int8[4] y) { y = QuantizeLinear (x, s, z) }", _SYMMETRIC),
+        ("g (int8[4] x) => (float[4] y) { y = DequantizeLinear (x, s, z) }", _SYMMETRIC),
+        ("g (float[4] x) => (uint8[4] y, float s, uint8 z) { y, s, z = DynamicQuantizeLinear (x) }", {}),
+        ("g (int8[2, 4] x) => (int32[2, 8] y) { y = MatMulInteger (x, w) }", {"w": _MATRIX}),
+    ],
+)
+def test_any_quantized_operator_makes_a_quantized_model(
+    text: str, weights: dict[str, NDArray[Any]], model_of: ModelOf
+) -> None:
+    assert is_quantized(model_of(text, **weights))
+
+
+def test_a_convolution_with_both_operands_behind_qdq_is_a_layer(model_of: ModelOf) -> None:
+    found = _layers(
+        model_of,
+        _CONV,
+        "dw = DequantizeLinear <axis = 0> (w, sw, zw) [conv] y = Conv (d, dw)",
+        w=_CODES,
+        **_per_channel(8),
+    )
+    assert found == [QuantizedLayer("conv", "Conv", (), 0, 0)]
+
+
+def test_a_weight_with_a_pair_of_its_own_is_a_weight(model_of: ModelOf) -> None:
+    found = _layers(
+        model_of,
+        _CONV,
+        "qw = QuantizeLinear <axis = 0> (w, sw, zw) dw = DequantizeLinear <axis = 0> (qw, sw, zw) "
+        "[conv] y = Conv (d, dw)",
+        w=_CODES.astype(np.float32),
+        **_per_channel(8),
+    )
+    assert found == [QuantizedLayer("conv", "Conv", (), 0, 0)]
+
+
+@pytest.mark.parametrize(
+    ("axis", "wanted"), [("", 1), ("<axis = 1>", 1), ("<axis = -1>", 1), ("<axis = 0>", 0)]
+)
+def test_the_axis_of_the_scales_is_counted_from_the_front(axis: str, wanted: int, model_of: ModelOf) -> None:
+    found = _layers(
+        model_of,
+        _MATMUL,
+        f"dw = DequantizeLinear {axis} (w, sw, zw) [mm] y = MatMul (d, dw)",
+        w=_MATRIX,
+        **_per_channel(_MATRIX.shape[wanted]),
+    )
+    assert found == [QuantizedLayer("mm", "MatMul", (), wanted, 1)]
+
+
+@pytest.mark.parametrize("shape", [(), (1,)])
+def test_one_scale_for_the_whole_weight_has_no_axis(shape: tuple[int, ...], model_of: ModelOf) -> None:
+    found = _layers(
+        model_of,
+        _MATMUL,
+        "dw = DequantizeLinear (w, sw, zw) [mm] y = MatMul (d, dw)",
+        w=_MATRIX,
+        sw=np.full(shape, 0.01, np.float32),
+        zw=np.zeros(shape, np.int8),
+    )
+    assert found == [QuantizedLayer("mm", "MatMul", (), None, 1)]
+
+
+def test_the_shape_of_the_activations_scale_is_told(model_of: ModelOf) -> None:
+    found = _layers(
+        model_of,
+        _MATMUL,
+        "dw = DequantizeLinear <axis = 1> (w, sw, zw) [mm] y = MatMul (d, dw)",
+        s=np.full(1, 0.05, np.float32),
+        z=np.zeros(1, np.int8),
+        w=_MATRIX,
+        **_per_channel(8),
+    )
+    assert found == [QuantizedLayer("mm", "MatMul", (1,), 1, 1)]
+
+
+def test_a_computed_scale_has_no_known_shape_and_no_axis(model_of: ModelOf) -> None:
+    model = model_of(
+        """g (float[2, 4] x, float s, float[8] sw) => (float[2, 8] y) {
+            q = QuantizeLinear (x, s, z)
+            d = DequantizeLinear (q, s, z)
+            dw = DequantizeLinear <axis = 1> (w, sw, zw)
+            [mm] y = MatMul (d, dw)
+        }""",
+        z=_ZERO,
+        w=_MATRIX,
+        zw=np.zeros(8, np.int8),
+    )
+    assert quantized_layers(model) == (QuantizedLayer("mm", "MatMul", None, None, 1),)
+    refuse_what_tensorrt_refuses(model)
+
+
+@pytest.mark.parametrize(
+    ("body", "weight", "layer"),
+    [
+        (
+            "dw = DequantizeLinear <axis = 0> (w, sw, zw) [fc] y = Gemm <transB = 1> (d, dw)",
+            _MATRIX.T,
+            QuantizedLayer("fc", "Gemm", (), 0, 0),
+        ),
+        (
+            "dw = DequantizeLinear <axis = 1> (w, sw, zw) [fc] y = Gemm (d, dw, b)",
+            _MATRIX,
+            QuantizedLayer("fc", "Gemm", (), 1, 1),
+        ),
+        (
+            "dw = DequantizeLinear <axis = 0> (w, sw, zw) t = Transpose <perm = [1, 0]> (dw) "
+            "[mm] y = MatMul (d, t)",
+            _MATRIX.T,
+            QuantizedLayer("mm", "MatMul", (), None, 1),
+        ),
+        (
+            "dw = DequantizeLinear <axis = 0> (w, sw, zw) i = Identity (dw) r = Reshape (i, shape) "
+            "[mm] y = MatMul (d, r)",
+            _MATRIX.T,
+            QuantizedLayer("mm", "MatMul", (), None, 1),
+        ),
+    ],
+)
+def test_layers_by_their_pattern(
+    body: str, weight: NDArray[np.int8], layer: QuantizedLayer, model_of: ModelOf
+) -> None:
+    others = {"b": np.zeros(8, np.float32), "shape": np.array([4, 8]), **_per_channel(8)}
+    assert _layers(model_of, _MATMUL, body, w=weight, **others) == [layer]
+
+
+def test_casts_are_looked_through(model_of: ModelOf) -> None:
+    model = model_of(
+        """g (float[2, 4] x) => (float16[2, 8] y) {
+            q = QuantizeLinear (x, s, z)
+            d = DequantizeLinear (q, s, z)
+            h = Cast <to = 10> (d)
+            dw = DequantizeLinear <axis = 1> (w, sw, zw)
+            i = Identity (dw)
+            hw = Cast <to = 10> (i)
+            [mm] y = MatMul (h, hw)
+        }""",
+        w=_MATRIX,
+        **_SYMMETRIC,
+        **_per_channel(8),
+    )
+    assert quantized_layers(model) == (QuantizedLayer("mm", "MatMul", (), 1, 1),)
+
+
+def test_a_transposed_convolution_and_a_constant_on_the_left(model_of: ModelOf) -> None:
+    found = _layers(
+        model_of,
+        "float[1, 4, 8, 8] x => float[1, 8, 16, 16] y, float[1, 4, 3, 8] m",
+        "dw = DequantizeLinear <axis = 1> (w, sw, zw) [up] y = ConvTranspose <strides = [2, 2]> (d, dw) "
+        "dm = DequantizeLinear (left, s, z) [left] m = MatMul (dm, d)",
+        w=np.ones((4, 8, 2, 2), np.int8),
+        left=np.ones((3, 8), np.int8),
+        **_per_channel(8),
+    )
+    assert found == [
+        QuantizedLayer("up", "ConvTranspose", (), 1, 1),
+        QuantizedLayer("left", "MatMul", (), None, 0),
+    ]
+
+
+def test_two_activations_make_a_layer_without_axes(model_of: ModelOf) -> None:
+    model = model_of(
+        """g (float[3, 2, 4] a, int8[3, 4, 8] b) => (float[3, 2, 8] y) {
+            q = QuantizeLinear (a, s, z)
+            d = DequantizeLinear (q, s, z)
+            e = DequantizeLinear (b, s, z)
+            [scores] y = MatMul (d, e)
+        }""",
+        **_SYMMETRIC,
+    )
+    assert quantized_layers(model) == (QuantizedLayer("scores", "MatMul", (), None, None),)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "y = MatMul (d, wf)",  # only the activation
+        "dw = DequantizeLinear (w, s, z) y = MatMul (x, dw)",  # only the weight
+        "r = Relu (d) dw = DequantizeLinear (w, s, z) y = MatMul (r, dw)",  # float arithmetic between
+        "dw = DequantizeLinear (w, s, z) m = Mul (dw, one) y = MatMul (d, m)",
+    ],
+)
+def test_a_layer_with_a_float_operand_is_none(body: str, model_of: ModelOf) -> None:
+    weights = {"w": _MATRIX, "wf": np.ones((4, 8), np.float32), "one": np.ones(1, np.float32)}
+    assert _layers(model_of, _MATMUL, body, **weights) == []
+
+
+def test_a_weight_of_four_bits_is_no_int8_layer(model_of: ModelOf) -> None:
+    model = model_of(
+        """g (float[2, 4] x) => (float[2, 8] y) {
+            q = QuantizeLinear (x, s, z)
+            d = DequantizeLinear (q, s, z)
+            w = Cast <to = 22> (wi)
+            dw = DequantizeLinear (w, s)
+            y = MatMul (d, dw)
+        }""",
+        opset=21,
+        ir_version=10,
+        wi=_MATRIX,
+        **_SYMMETRIC,
+    )
+    assert quantized_layers(model) == ()
+
+
+def test_symmetric_int8_is_taken(model_of: ModelOf) -> None:
+    refuse_what_tensorrt_refuses(model_of(f"g (float[4] x) => (float[4] y) {{ {_PAIR} }}", **_SYMMETRIC))
+
+
+def test_codes_without_a_zero_point_are_taken(model_of: ModelOf) -> None:
+    refuse_what_tensorrt_refuses(
+        model_of("g (int8[4] x) => (float[4] y) { y = DequantizeLinear (x, s) }", s=_SCALE)
+    )
+
+
+@pytest.mark.parametrize("zero", [np.asarray(-3, np.int8), np.asarray(128, np.uint8)])
+def test_a_zero_point_that_is_not_zero_is_refused(zero: NDArray[Any], model_of: ModelOf) -> None:
+    model = model_of(f"g (float[4] x) => (float[4] y) {{ {_PAIR} }}", s=_SCALE, z=zero)
+    with pytest.raises(
+        ModelError,
+        match=rf"^node 'q' has the zero point {zero}; TensorRT takes symmetric quantization only: quantize",
+    ):
+        refuse_what_tensorrt_refuses(model)
+
+
+def test_of_many_zero_points_the_one_that_is_not_zero_is_told(model_of: ModelOf) -> None:
+    model = model_of(
+        "g (int8[2, 3] x) => (float[2, 3] y) { [dw] y = DequantizeLinear <axis = 1> (x, s, z) }",
+        s=np.ones(3, np.float32),
+        z=np.array([0, 0, 5], np.int8),
+    )
+    with pytest.raises(ModelError, match=r"^node 'dw' has the zero point 5; "):
+        refuse_what_tensorrt_refuses(model)
+
+
+@pytest.mark.parametrize(
+    ("text", "node"),
+    [
+        (f"g (float[4] x) => (float[4] y) {{ {_PAIR} }}", "q"),
+        ("g (uint8[4] x) => (float[4] y) { [dq] y = DequantizeLinear (x, s, z) }", "dq"),
+        # a QuantizeLinear without zero point gives uint8 codes
+        (
+            "g (float[4] x) => (float[4] y) { q = QuantizeLinear (x, s) [dq] y = DequantizeLinear (q, s) }",
+            "dq",
+        ),
+    ],
+)
+def test_uint8_is_refused(text: str, node: str, model_of: ModelOf) -> None:
+    weights = {"z": np.asarray(0, np.uint8)} if "z)" in text else {}
+    with pytest.raises(
+        ModelError,
+        match=rf"^node '{node}' works on uint8, of which TensorRT reads the upper half wrong; .*QInt8$",
+    ):
+        refuse_what_tensorrt_refuses(model_of(text, s=_SCALE, **weights))
+
+
+def test_a_quantized_bias_is_refused(model_of: ModelOf) -> None:
+    model = model_of(
+        "g (int32[4] x) => (float[4] y) { [bias] y = DequantizeLinear (x, s, z) }",
+        s=_SCALE,
+        z=np.asarray(0, np.int32),
+    )
+    with pytest.raises(
+        ModelError,
+        match=r"^node 'bias' dequantizes int32 \(a quantized bias\), .*extra_options=\{'QuantizeBias': False\}$",
+    ):
+        refuse_what_tensorrt_refuses(model)
+
+
+@pytest.mark.parametrize(("scale", "shown"), [(0.0, "0"), (-0.5, "-0.5"), (np.nan, "nan"), (np.inf, "inf")])
+@pytest.mark.parametrize("place", [None, 2])
+def test_a_scale_that_is_not_positive_and_finite_is_refused(
+    scale: float, shown: str, place: int | None, model_of: ModelOf
+) -> None:
+    scales = np.ones(() if place is None else 3, np.float32)
+    scales[place if place is not None else ()] = scale
+    model = model_of(
+        "g (int8[2, 3] x) => (float[2, 3] y) { [dq] y = DequantizeLinear <axis = 1> (x, s) }", s=scales
+    )
+    with pytest.raises(
+        ModelError, match=rf"^node 'dq' has the scale {shown}; scales must be positive and finite$"
+    ):
+        refuse_what_tensorrt_refuses(model)
+
+
+@pytest.mark.parametrize(
+    ("text", "weights", "told"),
+    [
+        (
+            "g (int8[2, 4] x) => (int32[2, 8] y) { [mm] y = MatMulInteger (x, w) }",
+            {"w": _MATRIX},
+            "node 'mm' is MatMulInteger",
+        ),
+        (
+            "g (int8[2, 4] x) => (int8[2, 8] y) { [mm] y = QLinearMatMul (x, s, z, w, s, z, s, z) }",
+            {"w": _MATRIX, **_SYMMETRIC},
+            "node 'mm' is QLinearMatMul",
+        ),
+    ],
+)
+def test_the_operator_format_is_refused(
+    text: str, weights: dict[str, NDArray[Any]], told: str, model_of: ModelOf
+) -> None:
+    with pytest.raises(
+        ModelError, match=rf"^{told}; TensorRT takes Q/DQ pairs only: quantize again with QuantFormat\.QDQ"
+    ):
+        refuse_what_tensorrt_refuses(model_of(text, **weights))

@@ -1,0 +1,226 @@
+"""The first half of a build: which settings, which data, which method."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx.numpy_helper
+import onnx.parser
+import pytest
+from numpy.typing import NDArray
+
+from trtq.calibrators.entropy import Entropy
+from trtq.calibrators.minmax import MinMax
+from trtq.calibrators.mse import Mse
+from trtq.calibrators.percentile import Percentile
+from trtq.errors import DataError, UsageError
+from trtq.models.spec import (
+    AccuracySpec,
+    CalibrationSpec,
+    EvaluationSpec,
+    InputSpec,
+    LayerSpec,
+    ModelSpec,
+)
+from trtq.pipeline.calibrate import (
+    calibrate_graph,
+    calibration_data,
+    method_of,
+    placement_of,
+    spec_beside,
+    warn_of_unmatched,
+)
+from trtq.pipeline.engine.profiles import GivenShapes
+from trtq.pipeline.graph.load import Graph, load
+from trtq.pipeline.target import Target
+from trtq.pipeline.watch import Silent
+
+
+class Warned(Silent):
+    """A watcher that remembers warnings and samples."""
+
+    def __init__(self) -> None:
+        self.warnings: list[str] = []
+        self.samples: list[int] = []
+        self.stages: list[tuple[str, int | None]] = []
+
+    def stage(self, text: str, total: int | None = None) -> None:
+        self.stages.append((text, total))
+
+    def advance(self, num_samples: int) -> None:
+        self.samples.append(num_samples)
+
+    def warn(self, text: str) -> None:
+        self.warnings.append(text)
+
+
+@pytest.fixture
+def graph(tmp_path: Path) -> Graph:
+    model = onnx.parser.parse_model("""
+        <ir_version: 9, opset_import: ["" : 19]>
+        small (float[N,2,4,4] x) => (float[N,2,4,4] y) {
+          [first] h = Conv <kernel_shape = [1,1]> (x, w1)
+          [act] r = Relu (h)
+          [second] y = Conv <kernel_shape = [1,1]> (r, w2)
+        }""")
+    for name in ("w1", "w2"):
+        weight = np.eye(2, dtype=np.float32)[..., None, None]
+        model.graph.initializer.append(onnx.numpy_helper.from_array(weight, name))
+    onnx.save(model, tmp_path / "m.onnx")
+    return load(tmp_path / "m.onnx", min_opset=19)
+
+
+def samples(path: Path, **arrays: Any) -> str:
+    np.savez(path, **arrays)
+    return str(path)
+
+
+def images(count: int, value: float = 1.0) -> NDArray[np.float32]:
+    return np.full((count, 2, 4, 4), value, np.float32)
+
+
+# Settings
+
+
+def test_settings_of_the_models_own_name_come_first(tmp_path: Path) -> None:
+    (tmp_path / "model.toml").write_text("[accuracy]\nmin_cosine = 0.5\n")
+    assert spec_beside(tmp_path / "net.onnx").accuracy.min_cosine == 0.5
+    (tmp_path / "net.toml").write_text("[accuracy]\nmin_cosine = 0.75\n")
+    assert spec_beside(tmp_path / "net.onnx").accuracy.min_cosine == 0.75
+
+
+def test_without_settings_the_defaults_hold(tmp_path: Path) -> None:
+    assert spec_beside(tmp_path / "net.onnx") == ModelSpec()
+
+
+@pytest.mark.parametrize("name", [".", "/"])
+def test_a_path_without_a_name_has_no_settings(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert spec_beside(Path(name)).accuracy == AccuracySpec()
+
+
+@pytest.mark.parametrize(
+    ("spec", "method"),
+    [
+        (CalibrationSpec(), Entropy()),
+        (CalibrationSpec(method="minmax"), MinMax()),
+        (CalibrationSpec(method="mse"), Mse()),
+        (CalibrationSpec(method="percentile", percentile=99.0), Percentile(99.0)),
+    ],
+)
+def test_the_method_is_the_one_that_is_named(spec: CalibrationSpec, method: object) -> None:
+    assert method_of(spec) == method
+
+
+def test_an_unknown_method_is_refused_with_the_known_ones() -> None:
+    with pytest.raises(
+        UsageError, match="no calibration method 'max'; take minmax, percentile, entropy, mse"
+    ):
+        method_of(CalibrationSpec(method="max"))
+
+
+# Data
+
+
+def test_data_comes_in_batches_up_to_the_wanted_samples(graph: Graph, tmp_path: Path) -> None:
+    data = samples(tmp_path / "c.npz", x=images(10))
+    spec = ModelSpec(calibration=CalibrationSpec(data=data, batch_size=4, samples=8))
+    batches = calibration_data(graph, spec, Target(), random_data=False)
+    assert [feed.num_samples for feed in batches] == [4, 4]
+
+
+def test_calibration_data_may_hold_the_labels_too(graph: Graph, tmp_path: Path) -> None:
+    data = samples(tmp_path / "c.npz", x=images(3), truth=np.zeros(3, np.int64))
+    spec = ModelSpec(
+        calibration=CalibrationSpec(data=data), evaluation=EvaluationSpec(data=data, labels="truth")
+    )
+    assert calibration_data(graph, spec, Target(), random_data=False).num_samples == 3
+
+
+def test_without_data_the_error_lists_the_ways(graph: Graph) -> None:
+    with pytest.raises(DataError) as caught:
+        calibration_data(graph, ModelSpec(), Target(), random_data=False)
+    message = str(caught.value)
+    for way in (".npz or .npy", "folder of .npz", "folder of images", "script.py:function", ".json of inputs",
+                "[calibration] of model.toml", "--random-data"):  # fmt: skip
+        assert way in message
+
+
+@pytest.mark.parametrize(
+    ("spec", "given", "batch"),
+    [
+        (ModelSpec(), GivenShapes(), 1),
+        (ModelSpec(inputs={"x": InputSpec((1, 2, 4, 4), (3, 2, 4, 4), (9, 2, 4, 4))}), GivenShapes(), 3),
+        (ModelSpec(), GivenShapes(max={"x": (5, 2, 4, 4)}), 5),
+        (ModelSpec(), GivenShapes(opt={"x": (2, 2, 4, 4)}, max={"x": (5, 2, 4, 4)}), 2),
+    ],
+)
+def test_random_data_has_the_usual_shape_if_one_is_known(
+    graph: Graph, spec: ModelSpec, given: GivenShapes, batch: int
+) -> None:
+    batches = calibration_data(graph, spec, Target(shapes=given), random_data=True)
+    assert batches.is_random
+    assert {feed.arrays["x"].shape for feed in batches} == {(batch, 2, 4, 4)}
+
+
+# Placement
+
+
+def test_patterns_that_match_nothing_are_told_with_near_names(graph: Graph) -> None:
+    watcher = Warned()
+    warn_of_unmatched(graph, ("^first$", "secnd", "§"), watcher)
+    assert watcher.warnings == [
+        "'secnd' matches no node; the nearest names are second",
+        "'§' matches no node",
+    ]
+
+
+def test_patterns_of_both_kinds_are_checked(graph: Graph) -> None:
+    watcher = Warned()
+    spec = ModelSpec(layers=LayerSpec(skip=("^first$", "fourth§§"), keep_fp32=("fifth§§",)))
+    placement = placement_of(graph, spec, Target(), watcher)
+    assert [node.name for node in placement.layers] == ["second"]
+    assert [text.split()[0] for text in watcher.warnings] == ["'fourth§§'", "'fifth§§'"]
+
+
+def test_types_that_are_not_wanted_are_kept(graph: Graph) -> None:
+    placement = placement_of(graph, ModelSpec(), Target(op_types=("Gemm",)), Silent())
+    assert placement.layers == ()
+    assert [node.reason for node in placement.kept] == ["Conv is not among the types to quantize"] * 2
+
+
+# Ranges
+
+
+def test_ranges_hold_what_the_data_reached(graph: Graph, tmp_path: Path) -> None:
+    values = images(5)
+    values[3, 0, 0, 0] = -4.0
+    spec = ModelSpec(calibration=CalibrationSpec(data=samples(tmp_path / "c.npz", x=values), batch_size=2))
+    watcher = Warned()
+    placement = placement_of(graph, spec, Target(), watcher)
+    batches = calibration_data(graph, spec, Target(), random_data=False)
+    ranges = calibrate_graph(graph, placement, batches, MinMax(), watcher)
+    assert {name: (item.amax, item.minimum) for name, item in ranges.tensors.items()} == {
+        "x": (4.0, -4.0),
+        "r": (1.0, 0.0),
+    }
+    assert (ranges.method, ranges.num_samples, ranges.model_sha256) == ("minmax()", 5, graph.sha256)
+    assert ranges.shapes["x"].max == (2, 2, 4, 4)
+    assert watcher.stages == [("Calibrating", 5)]
+    assert watcher.samples == [2, 2, 1]
+    assert watcher.warnings == []
+
+
+def test_tensors_that_are_always_zero_are_told(graph: Graph, tmp_path: Path) -> None:
+    spec = ModelSpec(calibration=CalibrationSpec(data=samples(tmp_path / "c.npz", x=images(2, -1.0))))
+    watcher = Warned()
+    placement = placement_of(graph, spec, Target(), watcher)
+    batches = calibration_data(graph, spec, Target(), random_data=False)
+    ranges = calibrate_graph(graph, placement, batches, MinMax(), watcher)
+    assert watcher.warnings == ["1 tensors were zero in every sample and get amax 1.0: r"]
+    assert ranges.amax("r") == 1.0

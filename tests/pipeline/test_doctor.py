@@ -1,0 +1,84 @@
+"""What is told of the machine."""
+
+from __future__ import annotations
+
+import ctypes
+import platform
+from importlib.metadata import version
+from typing import Any
+
+import pytest
+
+from trtq.errors import BuildError
+from trtq.pipeline import doctor
+from trtq.pipeline.doctor import examine
+from trtq.pipeline.engine.rtx import TensorRtRtx
+
+
+class Driver:
+    """What `libcuda.so.1` answers."""
+
+    def __init__(self, result: int, devices: int) -> None:
+        self.result, self.devices = result, devices
+
+    def cuInit(self, _: int) -> int:  # noqa: N802 - CUDA's name
+        return self.result
+
+    def cuDeviceGetCount(self, count: Any) -> int:  # noqa: N802 - CUDA's name
+        count._obj.value = self.devices
+        return 0
+
+
+def test_both_backends_build_something_here() -> None:
+    health = examine()
+    assert [(item.name, item.reason) for item in health.backends] == [
+        ("tensorrt-rtx", ""),
+        ("onnxruntime", ""),
+    ]
+    assert health.backends[0].version == health.packages["tensorrt-rtx-cu12"] != ""
+    assert health.packages["trtq"] == version("trtq")
+    assert health.python == platform.python_version()
+    assert health.platform == platform.platform()
+
+
+def test_a_package_that_is_absent_has_no_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "_PACKAGES", ("trtq", "no-such-package"))
+    monkeypatch.setattr(doctor, "BACKENDS", {})
+    assert examine().packages == {"trtq": version("trtq"), "no-such-package": ""}
+
+
+def test_an_absent_builder_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("trtq.pipeline.engine.rtx.importlib.util.find_spec", lambda _: None)
+    reasons = {item.name: item.reason for item in examine().backends}
+    assert reasons["tensorrt-rtx"].startswith("tensorrt_rtx is not installed; pip install 'trtq[rtx]'")
+    assert reasons["onnxruntime"] == ""
+
+
+def test_a_builder_that_fails_is_told_with_its_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise BuildError("out of paper")
+
+    monkeypatch.setattr(TensorRtRtx, "build", fail)
+    assert examine().backends[0].reason == "out of paper"
+
+
+@pytest.mark.parametrize(
+    ("driver", "told"),
+    [
+        (Driver(0, 2), "2 CUDA devices"),
+        (Driver(100, 0), "an NVIDIA driver without a usable GPU: engines can be built here, not run"),
+        (None, "no NVIDIA driver: engines can be built here, not run"),
+    ],
+)
+def test_the_gpu_is_asked_of_the_driver(
+    monkeypatch: pytest.MonkeyPatch, driver: Driver | None, told: str
+) -> None:
+    def load(name: str) -> Driver:
+        assert name == "libcuda.so.1"
+        if driver is None:
+            raise OSError("no such file")
+        return driver
+
+    monkeypatch.setattr(doctor, "BACKENDS", {})
+    monkeypatch.setattr(ctypes, "CDLL", load)
+    assert examine().gpu == told

@@ -1,0 +1,200 @@
+"""The house rules that a tool can check: who may import whom, where things lie, what a wheel holds."""
+
+from __future__ import annotations
+
+import ast
+import graphlib
+import importlib.metadata
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = ROOT / "src" / "trtq"
+LINKS = ("calibrators", "models", "pipeline")
+GROUND = {"trtq.errors", "trtq.lazy", "trtq.files"}
+ROOMS = ("models", "calibrators", "pipeline", "cli")
+"""Each may import from itself, from those before it, and from the ground."""
+STAGES = ("graph", "quantize", "engine", "verify", "deliver")
+"""The folders of the pipeline in the order of the work; each may import from itself and those before it."""
+OPTIONAL = (
+    "tensorrt",
+    "tensorrt_rtx",
+    "pycuda",
+    "onnxruntime",
+    "polygraphy",
+    "torch",
+    "PIL",
+    "sklearn",
+    "cv2",
+)
+
+
+@cache
+def modules() -> dict[str, Path]:
+    """Returns the files of the package by their dotted names, read through the links."""
+    found = {}
+    for folder in (PACKAGE, *(PACKAGE / link for link in LINKS)):
+        for path in folder.rglob("*.py"):
+            parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+            found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+def imports_of(path: Path) -> Iterator[str]:
+    """Yields the modules of the package that a file imports, anywhere in it."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names if alias.name.split(".")[0] == "trtq")
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "trtq":
+            for alias in node.names:
+                name = f"{node.module}.{alias.name}"
+                yield name if name in modules() else str(node.module)
+
+
+def why_not(importer: str, imported: str) -> str | None:
+    """Returns the rule that an import breaks; None if it may stand."""
+    if imported in GROUND:
+        return None
+    if importer in GROUND or imported == "trtq":
+        return f"{importer} imports {imported}: the ground imports nothing above it, nobody the front door"
+    if importer == "trtq":
+        return None
+    ours, theirs = importer.split(".")[1], imported.split(".")[1]
+    if ROOMS.index(theirs) > ROOMS.index(ours):
+        return f"{importer} imports {imported}: imports go cli -> pipeline -> calibrators -> models"
+    if ours == theirs == "pipeline" and (stage := importer.split(".")[2:3]) and stage[0] in STAGES:
+        other = imported.split(".")[2]
+        if other not in STAGES:
+            return f"{importer} imports {imported}: the stages do not know the job"
+        if STAGES.index(other) > STAGES.index(stage[0]):
+            return f"{importer} imports {imported}: a stage uses none that comes after it"
+    return None
+
+
+def test_imports_go_one_way() -> None:
+    edges = [(name, imported) for name, path in modules().items() for imported in imports_of(path)]
+    assert len(edges) > 100
+    assert [reason for edge in edges if (reason := why_not(*edge))] == []
+
+
+@pytest.mark.parametrize(
+    ("importer", "imported"),
+    [
+        ("trtq.models.spec", "trtq.calibrators.ranges"),
+        ("trtq.calibrators.observe", "trtq.pipeline.graph.load"),
+        ("trtq.pipeline.build", "trtq.cli.console"),
+        ("trtq.pipeline.graph.load", "trtq.pipeline.build"),
+        ("trtq.pipeline.deliver.report", "trtq.pipeline.job"),
+        ("trtq.pipeline.quantize", "trtq.pipeline.engine.rtx"),
+        ("trtq.pipeline.engine.rtx", "trtq.pipeline.verify.gate"),
+        ("trtq.errors", "trtq.models.spec"),
+        ("trtq.pipeline.build", "trtq"),
+    ],
+)
+def test_a_back_edge_is_seen(importer: str, imported: str) -> None:
+    assert why_not(importer, imported)
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    graph = {name: set(imports_of(path)) - {name} for name, path in modules().items() if name != "trtq"}
+    graphlib.TopologicalSorter(graph).prepare()
+
+
+@pytest.mark.parametrize("name", LINKS)
+def test_the_links_are_relative_and_resolve(name: str) -> None:
+    link = PACKAGE / name
+    assert link.is_symlink()
+    assert link.readlink() == Path("..", "..", name)
+    assert link.resolve() == ROOT / name
+    assert (link / "__init__.py").is_file()
+
+
+def test_no_file_is_long() -> None:
+    lengths = {name: len(path.read_text(encoding="utf-8").splitlines()) for name, path in modules().items()}
+    assert {name: length for name, length in lengths.items() if length >= 400} == {}
+
+
+def test_no_file_is_called_after_nothing_in_particular() -> None:
+    vague = re.compile(r"(^|_)(utils?|helpers?|base|common|misc|manager)($|_)")
+    assert [name for name in modules() if vague.search(name.rpartition(".")[2])] == []
+
+
+def test_no_class_is_a_manager() -> None:
+    names = {
+        node.name
+        for path in modules().values()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.ClassDef)
+    }
+    assert len(names) > 50
+    assert [name for name in names if re.search("Manager|Helper|Util", name)] == []
+
+
+_IMPORT_EACH = """
+import importlib, os, sys, traceback
+for name in sys.argv[1].split(","):
+    sys.modules[name] = None  # as if it were not installed
+import numpy, onnx.checker, onnx_ir, rich.progress  # once, so that each module costs only itself
+for module in sys.argv[2:]:
+    child = os.fork()
+    if child == 0:
+        try:
+            importlib.import_module(module)
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+        os._exit(0)
+    if os.waitpid(child, 0)[1]:
+        print(module)
+"""
+
+
+def test_every_module_can_be_imported_first_and_without_the_optional_libraries() -> None:
+    command = [sys.executable, "-c", _IMPORT_EACH, ",".join(OPTIONAL), *modules()]
+    process = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (process.returncode, process.stdout) == (0, ""), process.stderr
+
+
+def build_wheel(folder: Path) -> Path:
+    """Returns a wheel of the checkout, built in a copy of it."""
+    copy = folder / "copy"
+    ignore = shutil.ignore_patterns("__pycache__", "*.egg-info")
+    for name in ("src", *LINKS):
+        shutil.copytree(ROOT / name, copy / name, symlinks=True, ignore=ignore)
+    for name in ("pyproject.toml", "LICENSE", "README.md"):
+        shutil.copy(ROOT / name, copy / name)
+    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(folder)]
+    if _setuptools() >= 77:  # what pyproject.toml asks for; an older one must not be used
+        command.append("--no-build-isolation")
+    process = subprocess.run([*command, str(copy)], capture_output=True, text=True, check=False)
+    assert process.returncode == 0, process.stderr
+    return next(folder.glob("trtq-*.whl"))
+
+
+def _setuptools() -> int:
+    try:
+        return int(importlib.metadata.version("setuptools").split(".")[0])
+    except importlib.metadata.PackageNotFoundError:
+        return 0
+
+
+def test_a_wheel_holds_every_room(tmp_path: Path) -> None:
+    with zipfile.ZipFile(build_wheel(tmp_path)) as wheel:
+        names = set(wheel.namelist())
+    code = {str(path.relative_to(PACKAGE.parent)) for path in modules().values()}
+    assert code == {name for name in names if name.endswith(".py")}
+    assert {
+        "trtq/pipeline/build.py",
+        "trtq/models/assets/digits.onnx",
+        "trtq/models/assets/digits.npz",
+    } <= names
+    assert "trtq/py.typed" in names
+    assert any(name.endswith("licenses/LICENSE") for name in names)
