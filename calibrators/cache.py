@@ -1,4 +1,12 @@
-"""TensorRT's calibration cache: a text file with one scale a tensor."""
+"""TensorRT's calibration cache: a text file with one scale a tensor.
+
+    TRT-8601-EntropyCalibration2
+    images: 3b66eddc
+    (Unnamed Layer* 64) [Shuffle]_output: 0
+
+The header names the TensorRT and the calibrator that wrote it. A value is the float32 scale, `amax / 127`, as
+its bits in hex without leading zeros. Names may hold colons, so a line is split at its last one.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +15,23 @@ import re
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
-from trtq.errors import ArtifactError
+import numpy as np
+
+from trtq.calibrators.ranges import Ranges
+from trtq.errors import ArtifactError, UsageError
 
 ENTROPY2 = "EntropyCalibration2"
+ALGORITHMS: Mapping[str, str] = {"entropy2": ENTROPY2, "minmax": "MinMaxCalibration"}
+"""TensorRT's names of the calibrators that work on the network before fusion, by our short ones."""
+SMALLEST_SCALE = 2.0**-126
+"""The smallest normal float32: below it TensorRT and ONNX Runtime may take a scale for zero."""
+_QMAX = 127
 _LAST_WITH_CALIBRATORS = 101600  # TensorRT 10.16: nothing newer reads a cache
+_HEADER = re.compile(r"TRT-([0-9A-Za-z]{1,9})-(.*\S)\s*")
 _LINE = re.compile(r"(.+): *([0-9a-fA-F]{1,8}) *")
+_MARK = "\ufeff"  # what some editors put before UTF-8
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,47 +40,229 @@ class CalibrationCache:
 
     Attributes:
         scales: By TensorRT's tensor name, in the order of the file; float32 values.
-        version: TensorRT's version as in the header: 8601 for 8.6.1, 100300 for 10.3.0.
-        algorithm: The calibrator that wrote it; TensorRT ignores the cache of another.
+        version: TensorRT's version as in the header: 8601 for 8.6.1, 100300 for 10.3.0; None without one.
+        algorithm: The calibrator that wrote it; TensorRT ignores the cache of another. None without a header.
     """
 
     scales: Mapping[str, float] = field(default_factory=dict)
-    version: int = _LAST_WITH_CALIBRATORS
-    algorithm: str = ENTROPY2
+    version: int | None = _LAST_WITH_CALIBRATORS
+    algorithm: str | None = ENTROPY2
+
+    @property
+    def origin(self) -> str:
+        """Who wrote it, for people: `EntropyCalibration2 of TensorRT 8.6.1`."""
+        if self.algorithm is None:
+            return "a calibrator that is not named (no header)"
+        known = "an unknown TensorRT" if self.version is None else f"TensorRT {show_version(self.version)}"
+        return f"{self.algorithm} of {known}"
+
+
+@dataclass(frozen=True, slots=True)
+class ScalePair:
+    """A tensor to which two caches give different scales."""
+
+    tensor: str
+    first: float
+    second: float
+
+    @property
+    def ratio(self) -> float:
+        """The second scale for each unit of the first; infinite where the first is 0."""
+        return self.second / self.first if self.first else math.inf
+
+
+@dataclass(frozen=True, slots=True)
+class CacheDifference:
+    """What two caches do not have in common, each in the order of its file; headers do not count."""
+
+    only_first: tuple[str, ...]
+    only_second: tuple[str, ...]
+    changed: tuple[ScalePair, ...]
+
+    @property
+    def count(self) -> int:
+        """How many tensors differ."""
+        return len(self.only_first) + len(self.only_second) + len(self.changed)
+
+
+def parse_version(text: str) -> int:
+    """Returns the number that headers have for a version: 8601 for "8.6.1", 100300 for "10.3".
+
+    Raises:
+        UsageError: It is no version, or one that reads no calibration caches.
+    """
+    found = re.fullmatch(r"(\d+)(?:\.(\d{1,2})(?:\.(\d{1,2}))?(?:\.\w+|b\d+)*)?", text.strip(), re.ASCII)
+    if found is None or (found[2] is None and int(found[1]) <= 10):
+        raise UsageError(f"{text!r} is no version of TensorRT; write it like 8.6.1 or 10.3")
+    major, minor, patch = int(found[1]), int(found[2] or 0), int(found[3] or 0)
+    if not 5 <= major <= 10 or (major < 10 and minor > 9):
+        raise UsageError(
+            f"TensorRT {text} reads no calibration cache, those of 5 to 10 do; "
+            f"for others `trtq migrate` makes a Q/DQ model of a cache"
+        )
+    return (10000 if major >= 10 else 1000) * major + 100 * minor + patch
+
+
+def show_version(number: int) -> str:
+    """Returns the version that a header's number stands for: "8.6.1" for 8601, "10.3.0" for 100300."""
+    unit = 10000 if number >= 100000 else 1000
+    return f"{number // unit}.{number % unit // 100}.{number % 100}"
 
 
 def format_cache(cache: CalibrationCache) -> bytes:
-    """Returns the text that TensorRT reads: a header, then `name: hex of the float32 scale` a line."""
-    lines = [f"TRT-{cache.version}-{cache.algorithm}"]
-    lines += [f"{name}: {_to_hex(scale)}" for name, scale in cache.scales.items()]
+    """Returns the text that TensorRT reads: a header, then `name: hex of the float32 scale` a line.
+
+    Raises:
+        ArtifactError: The cache came without a header, so that its version or algorithm is not known.
+    """
+    lines = [_header(cache.version, cache.algorithm)]
+    lines += [f"{name}: {to_hex(scale)}" for name, scale in cache.scales.items()]
     return "\n".join(lines).encode() + b"\n"
+
+
+def to_hex(scale: float) -> str:
+    """Returns the bits of a float32 without leading zeros, as TensorRT's stream writes them: 0.0 is `0`."""
+    return f"{struct.unpack('!I', struct.pack('!f', scale))[0]:x}"
 
 
 def parse_cache(content: bytes) -> CalibrationCache:
     """Returns what a calibration cache holds.
 
-    Blank lines, CRLF and a missing last newline are taken; names may hold colons.
+    Blank lines, CRLF, a missing header, a missing last newline, leading zeros that are missing or not, and
+    upper-case hex are taken; so is a tensor that stands there twice with the same scale.
 
     Raises:
-        ArtifactError: It has no header, a line is no `name: hex`, or a scale is negative or not finite.
+        ArtifactError: It is empty or no text, a line is no `name: hex`, or a scale is negative, not finite,
+            or not the one that an earlier line gives.
+    """
+    lines = _lines(content)
+    number, header = next(((i, line) for i, line in enumerate(lines, 1) if line.strip()), (0, ""))
+    found = _HEADER.fullmatch(header)
+    if found is None and _LINE.fullmatch(header) is None:
+        raise ArtifactError(
+            f"not a calibration cache: the first line must be like 'TRT-8601-EntropyCalibration2' or "
+            f"'images: 3c010a14', got {header[:60]!r}"
+        )
+    scales = _scales(lines, number if found else 0)
+    if found is None:
+        return CalibrationCache(scales, None, None)
+    return CalibrationCache(scales, int(found[1]) if found[1].isdecimal() else None, found[2])
+
+
+def read_cache(path: Path) -> CalibrationCache:
+    """Returns the cache of a file.
+
+    Raises:
+        ArtifactError: It cannot be read, or is no calibration cache.
     """
     try:
-        lines = [line.rstrip("\r") for line in content.decode("utf-8").split("\n")]
+        return parse_cache(read_bytes(path))
+    except ArtifactError as error:
+        raise ArtifactError(str(error) if str(path) in str(error) else f"{path}: {error}") from error
+
+
+def read_bytes(path: Path) -> bytes:
+    """Returns the content of a cache file.
+
+    Raises:
+        ArtifactError: It cannot be read.
+    """
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ArtifactError(f"cannot read the calibration cache {path}: {error.strerror}") from error
+
+
+def with_header(content: bytes, *, version: int | None = None, algorithm: str | None = None) -> bytes:
+    """Returns a cache with another header, or its first one; every byte of the lines below stays.
+
+    Args:
+        content: The cache as it is in its file.
+        version: As in headers; None: as it is.
+        algorithm: TensorRT's name of the calibrator; None: as it is.
+
+    Raises:
+        ArtifactError: It is no calibration cache, or has no header from which to take what is not given.
+    """
+    cache = parse_cache(content)
+    header = _header(
+        cache.version if version is None else version, cache.algorithm if algorithm is None else algorithm
+    )
+    lines = content.removeprefix(_MARK.encode()).split(b"\n")
+    first = next(index for index, line in enumerate(lines) if line.strip())
+    end = b"\r\n" if lines[first].endswith(b"\r") else b"\n"
+    body = lines if cache.algorithm is None else lines[first + 1 :]
+    return header.encode() + end + b"\n".join(body)
+
+
+def cache_of(
+    ranges: Ranges, version: int = _LAST_WITH_CALIBRATORS, algorithm: str = ENTROPY2
+) -> CalibrationCache:
+    """Returns the cache with which TensorRT quantizes as our Q/DQ model in FP32 does, to the bit.
+
+    Args:
+        ranges: Scales are `amax / 127`, rounded up to float32 so that nothing is clipped.
+        version: Of the TensorRT that will read it, as in headers.
+        algorithm: Of the calibrator that will read it.
+    """
+    scales = {name: _rounded_up(ranges.amax(name) / _QMAX) for name in ranges.tensors}
+    return CalibrationCache(scales, version, algorithm)
+
+
+def compare_caches(first: CalibrationCache, second: CalibrationCache) -> CacheDifference:
+    """Returns which tensors only one of the caches has, and which have different scales."""
+    ours, theirs = first.scales, second.scales
+    return CacheDifference(
+        tuple(name for name in ours if name not in theirs),
+        tuple(name for name in theirs if name not in ours),
+        tuple(
+            ScalePair(name, scale, theirs[name])
+            for name, scale in ours.items()
+            if name in theirs and theirs[name] != scale
+        ),
+    )
+
+
+def refuse_foreign(cache: CalibrationCache, *, version: int, algorithm: str) -> None:
+    """Checks that a TensorRT with this calibrator takes the cache; else it would calibrate again, silently.
+
+    Args:
+        cache: What it will read.
+        version: Of that TensorRT, as in headers; the patch number may be another.
+        algorithm: TensorRT's name of the calibrator.
+
+    Raises:
+        ArtifactError: The cache has no header, or one of another algorithm or release; both are named.
+    """
+    wanted = f"{algorithm} of TensorRT {show_version(version)}"
+    short = next((short for short, name in ALGORITHMS.items() if name == algorithm), None)
+    minor = ".".join(show_version(version).split(".")[:2])
+    if cache.algorithm != algorithm or cache.version is None or cache.version // 100 != version // 100:
+        remedy = f"`trtq cache convert FILE --to {short} --tensorrt {minor}`" if short else "another header"
+        raise ArtifactError(
+            f"the calibration cache is by {cache.origin}, it is to be read by {wanted}, which would ignore "
+            f"it and calibrate again; if the scales are for this model, make it readable with {remedy}"
+        )
+
+
+def _lines(content: bytes) -> list[str]:
+    try:
+        text = content.decode("utf-8").removeprefix(_MARK)
     except UnicodeDecodeError as error:
         raise ArtifactError(f"not a calibration cache: {error}") from error
-    mark, _, rest = lines[0].partition("-")
-    version, _, algorithm = rest.partition("-")
-    if mark != "TRT" or not version.isdecimal() or not algorithm:
-        raise ArtifactError(
-            f"not a calibration cache: the first line must be like 'TRT-8601-EntropyCalibration2', "
-            f"got {lines[0][:60]!r}"
-        )
-    scales = {}
-    for number, line in enumerate(lines[1:], start=2):
-        if not line.strip():
-            continue
+    if not text.strip():
+        raise ArtifactError("the calibration cache is empty; calibrate again")
+    return [line.rstrip("\r") for line in text.split("\n")]
+
+
+def _scales(lines: list[str], start: int) -> dict[str, float]:
+    """Returns the scales of the lines after the first `start`; lines are counted from 1."""
+    scales: dict[str, float] = {}
+    for number, line in enumerate(lines[start:], start + 1):
         found = _LINE.fullmatch(line)
         if found is None:
+            if not line.strip():
+                continue
             raise ArtifactError(f"line {number} of the calibration cache is no 'name: hex': {line[:60]!r}")
         name, scale = found[1], struct.unpack("!f", bytes.fromhex(found[2].zfill(8)))[0]
         if not 0 <= scale < math.inf:
@@ -69,10 +270,29 @@ def parse_cache(content: bytes) -> CalibrationCache:
                 f"line {number} of the calibration cache gives {name!r} the scale {scale:g}, "
                 f"which must be finite and at least 0; calibrate again"
             )
-        scales[name] = scale
-    return CalibrationCache(scales, int(version), algorithm)
+        if scales.setdefault(name, scale) != scale:
+            raise ArtifactError(
+                f"line {number} of the calibration cache gives {name!r} the scale {scale:g}, an earlier line "
+                f"gives it {scales[name]:g}; delete the wrong one"
+            )
+    return scales
 
 
-def _to_hex(scale: float) -> str:
-    """Returns the bits without leading zeros, as TensorRT's stream writes them: 0.0 is `0`."""
-    return f"{struct.unpack('!I', struct.pack('!f', scale))[0]:x}"
+def _header(version: int | None, algorithm: str | None) -> str:
+    if algorithm is None:
+        raise ArtifactError(
+            "the calibration cache has no header, so its calibrator is not known; name it with --to, and "
+            "TensorRT's version with --tensorrt"
+        )
+    if version is None:
+        raise ArtifactError(
+            f"the calibration cache is by {algorithm}, and its header has no version; "
+            f"name that with --tensorrt"
+        )
+    return f"TRT-{version}-{algorithm}"
+
+
+def _rounded_up(scale: float) -> float:
+    """Returns the smallest normal float32 that is not below the scale."""
+    nearest = np.float32(max(scale, SMALLEST_SCALE))
+    return float(nearest if float(nearest) >= scale else np.nextafter(nearest, np.float32(np.inf)))

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import platform
 import resource
-import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 
 import onnx
 import onnx_ir as ir
 
-from trtq.calibrators.cache import CalibrationCache, format_cache
+from trtq.calibrators.cache import cache_of, format_cache
 from trtq.calibrators.observe import observe
 from trtq.calibrators.ranges import Ranges, Shapes, ranges_to_json, read_ranges
 from trtq.errors import BuildError
@@ -30,17 +28,17 @@ from trtq.pipeline.deliver.report import CalibrationReport, EngineReport, Report
 from trtq.pipeline.engine.backend import BuildRequest
 from trtq.pipeline.engine.coverage import coverage, precisions
 from trtq.pipeline.engine.profiles import resolve_profiles
+from trtq.pipeline.graph.migrate import named_as_in_file
 from trtq.pipeline.graph.placement import WEIGHTED
 from trtq.pipeline.graph.quantized import quantized_layers
 from trtq.pipeline.job import Job, prepare
 from trtq.pipeline.quantize.mixed import Mixed, fp16_model, int8_model
 from trtq.pipeline.quantize.precision import KeptFp32
-from trtq.pipeline.quantize.qdq import QMAX
 from trtq.pipeline.target import Target
 from trtq.pipeline.verify.compare import Comparison, compare_models
 from trtq.pipeline.verify.evaluate import labels_of
 from trtq.pipeline.verify.gate import judge
-from trtq.pipeline.watch import Silent, Watcher
+from trtq.pipeline.watch import Log, Silent, Watcher
 
 ENGINE = "model.engine"
 RANGES = "ranges.json"
@@ -76,7 +74,7 @@ def build(
         BuildError: The engine was not built.
         MissingDependency: The engine builder is not installed.
     """
-    log = _Log(watcher or Silent())
+    log = Log(watcher or Silent())
     job = prepare(Path(model), spec, target or Target(), output, random_data, log)
     earlier = find_earlier(job.folder, job.keys)
     if earlier is not None and "everything" in earlier.same:
@@ -84,13 +82,24 @@ def build(
         return replace(
             earlier.report, model=str(job.graph.path), output=str(job.folder), reused=("everything",)
         )
+    return run_job(job, log, earlier)
+
+
+def run_job(job: Job, log: Log, earlier: Earlier | None = None) -> Report:
+    """Returns the report of a prepared build; `build` says what is written and raised.
+
+    Args:
+        job: What `prepare` or `migrate` decided.
+        log: What was told so far; what is told from here on is added.
+        earlier: A build in the same folder whose stages may be used again.
+    """
     with staged_folder(job.folder) as stage:
         ranges, calibration = _calibrate(job, earlier, log)
         models = _quantize(job, ranges, stage, log)
         engine, layers = _build_engine(job, ranges, models, earlier, stage, log)
         comparison = _compare(job, models, log)
         judged = comparison if comparison is not None and comparison.outputs else None
-        verdict = judge(judged, job.spec.accuracy, candidate=job.target.precision, is_random=random_data)
+        verdict = judge(judged, job.spec.accuracy, candidate=job.target.precision, is_random=job.is_random)
         result = Report(
             schema_version=report.SCHEMA_VERSION,
             verdict=verdict.outcome,
@@ -126,9 +135,9 @@ class _Models:
     kept_fp32: tuple[KeptFp32, ...]
 
 
-def _calibrate(
-    job: Job, earlier: Earlier | None, log: _Log
-) -> tuple[Ranges | None, CalibrationReport | None]:
+def _calibrate(job: Job, earlier: Earlier | None, log: Log) -> tuple[Ranges | None, CalibrationReport | None]:
+    if job.ranges is not None:
+        return job.ranges, None
     if job.calibration is None or job.is_quantized:
         return None, None
     if earlier is not None and "ranges" in earlier.same and RANGES in earlier.manifest.outputs:
@@ -146,7 +155,7 @@ def _calibrate(
     )
 
 
-def _quantize(job: Job, ranges: Ranges | None, stage: Path, log: _Log) -> _Models:
+def _quantize(job: Job, ranges: Ranges | None, stage: Path, log: Log) -> _Models:
     keep_fp32 = job.spec.layers.keep_fp32
     log.stage("Quantizing")
     with log.timed("quantize"):
@@ -178,7 +187,7 @@ def _write_model(model: ir.Model, path: Path) -> Path:
 
 
 def _build_engine(
-    job: Job, ranges: Ranges | None, models: _Models, earlier: Earlier | None, stage: Path, log: _Log
+    job: Job, ranges: Ranges | None, models: _Models, earlier: Earlier | None, stage: Path, log: Log
 ) -> tuple[EngineReport, dict[str, str]]:
     """Returns what was built, and what each layer runs as; writes the plan."""
     source = models.files["int8" if job.is_quantized else job.target.precision]
@@ -216,14 +225,14 @@ def _build_engine(
 
 def _shapes_of_data(job: Job, ranges: Ranges | None) -> Mapping[str, Shapes]:
     """Returns the shapes of the inputs in the data; nothing without data, or if no input is dynamic."""
-    if ranges is not None:
+    if ranges is not None and ranges.shapes:
         return ranges.shapes
     if job.shape_data is None or not any(item.is_dynamic for item in job.graph.inputs):
         return {}
     return observe(job.graph.model, (), job.shape_data).shapes
 
 
-def _compare(job: Job, models: _Models, log: _Log) -> Comparison | None:
+def _compare(job: Job, models: _Models, log: Log) -> Comparison | None:
     if job.evaluation is None:
         return None
     labels = labels_of(job.spec.evaluation)
@@ -241,13 +250,15 @@ def _write_rest(job: Job, ranges: Ranges | None, result: Report, layers: dict[st
     if ranges is not None:
         (stage / RANGES).write_bytes(ranges_to_json(ranges))
     if ranges is not None and ranges.tensors:
-        scales = {name: ranges.amax(name) / QMAX for name in ranges.tensors}
-        (stage / CACHE).write_bytes(format_cache(CalibrationCache(scales)))
+        (stage / CACHE).write_bytes(format_cache(named_as_in_file(cache_of(ranges), job.graph)))
+    for name, content in job.extra_files.items():
+        (stage / name).write_bytes(content)
     (stage / REPORT).write_bytes(report.to_json(result))
     data = {"calibration": job.calibration, "evaluation": job.evaluation}
     contract = Manifest(
         inputs={
             str(job.graph.path): job.graph.sha256,
+            **job.sources,
             **{f"{use}: {item.origin}": item.digest or "unknown" for use, item in data.items() if item},
         },
         outputs={path.name: sha256_of(path) for path in sorted(stage.iterdir())},
@@ -261,36 +272,3 @@ def _write_rest(job: Job, ranges: Ranges | None, result: Report, layers: dict[st
         keys=job.keys,
     )
     (stage / manifest.NAME).write_bytes(manifest.to_json(contract))
-
-
-@dataclass(slots=True)
-class _Log:
-    """Keeps what was told, for the report, and passes it on; measures the stages."""
-
-    watcher: Watcher
-    notes: list[str] = field(default_factory=list)
-    warnings: list[str] = field(default_factory=list)
-    reused: list[str] = field(default_factory=list)
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    def stage(self, text: str, total: int | None = None) -> None:
-        self.watcher.stage(text, total)
-
-    def advance(self, num_samples: int) -> None:
-        self.watcher.advance(num_samples)
-
-    def note(self, text: str) -> None:
-        self.notes.append(text)
-        self.watcher.note(text)
-
-    def warn(self, text: str) -> None:
-        self.warnings.append(text)
-        self.watcher.warn(text)
-
-    @contextmanager
-    def timed(self, name: str) -> Iterator[None]:
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[name] = time.perf_counter() - start

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 
 from trtq.calibrators import Method
 from trtq.calibrators.batches import Batches
 from trtq.calibrators.estimate import describe
+from trtq.calibrators.ranges import Ranges
 from trtq.errors import UsageError
 from trtq.models.spec import InputSpec, ModelSpec
 from trtq.pipeline.calibrate import (
@@ -49,6 +50,9 @@ class Job:
         calibration: The data for the ranges; None if there is none, and none is needed.
         evaluation: The data to compare on; None if there is none.
         keys: A digest for each stage of all that its result depends on.
+        ranges: Given ones, instead of calibrating.
+        extra_files: Further files for the folder, by name; they win over those that a build would write.
+        sources: SHA-256 of further inputs by path, for the manifest.
     """
 
     graph: Graph
@@ -62,7 +66,15 @@ class Job:
     method: Method
     calibration: Batches | None
     evaluation: Batches | None
-    keys: Mapping[str, str]
+    keys: Mapping[str, str] = field(default_factory=dict)
+    ranges: Ranges | None = None
+    extra_files: Mapping[str, bytes] = field(default_factory=dict)
+    sources: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def is_random(self) -> bool:
+        """Whether the data was made up."""
+        return self.calibration is not None and self.calibration.is_random
 
     @property
     def shape_data(self) -> Batches | None:
@@ -93,7 +105,7 @@ def prepare(
     for note in graph.notes:
         watcher.note(note)
     folder = Path(output or path.with_suffix(".trtq")).absolute()
-    _refuse_inputs_in(folder, graph, spec)
+    refuse_inputs_in(folder, graph.path, spec.calibration.data, spec.evaluation.data)
     _check_shapes(graph, spec, target)
     quantized = is_quantized(graph.model)
     if quantized:
@@ -122,14 +134,17 @@ def prepare(
         method=method_of(spec.calibration),
         calibration=calibration,
         evaluation=evaluation_data(graph, spec, calibration),
-        keys={},
     )
     return replace(job, keys=_keys(job))
 
 
-def _refuse_inputs_in(folder: Path, graph: Graph, spec: ModelSpec) -> None:
-    """Refuses an output folder that holds what is read: it will be replaced as a whole."""
-    for source in (graph.path, spec.calibration.data, spec.evaluation.data):
+def refuse_inputs_in(folder: Path, *sources: Path | str | None) -> None:
+    """Refuses an output folder that holds what is read: it will be replaced as a whole.
+
+    Raises:
+        UsageError: One of the sources lies in the folder.
+    """
+    for source in sources:
         if source is not None and folder.resolve() in Path(source).resolve().parents:
             raise UsageError(
                 f"{source} lies in the output folder {folder}, which is replaced as a whole; "

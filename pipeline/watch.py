@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Protocol
 
 
@@ -39,3 +43,49 @@ class Silent:
 
     def warn(self, text: str) -> None:
         """Says nothing."""
+
+
+@dataclass(slots=True)
+class Log:
+    """Keeps what was told, for the report, and passes it on; measures the stages.
+
+    Attributes:
+        watcher: Is told of everything.
+        notes: In order.
+        warnings: In order.
+        reused: The stages whose earlier result was used again.
+        seconds: By stage.
+    """
+
+    watcher: Watcher
+    notes: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    reused: list[str] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def stage(self, text: str, total: int | None = None) -> None:
+        """Passes it on."""
+        self.watcher.stage(text, total)
+
+    def advance(self, num_samples: int) -> None:
+        """Passes it on."""
+        self.watcher.advance(num_samples)
+
+    def note(self, text: str) -> None:
+        """Keeps it and passes it on."""
+        self.notes.append(text)
+        self.watcher.note(text)
+
+    def warn(self, text: str) -> None:
+        """Keeps it and passes it on."""
+        self.warnings.append(text)
+        self.watcher.warn(text)
+
+    @contextmanager
+    def timed(self, name: str) -> Iterator[None]:
+        """Measures the block as a stage of this name."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] = time.perf_counter() - start

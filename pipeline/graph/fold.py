@@ -35,11 +35,12 @@ def drop_identities(model: ir.Model) -> None:
 
 
 def _take_place(old: ir.Value, new: ir.Value) -> None:
-    """Puts a value where another stood; where that is an output of the model, its name and shape stay."""
+    """Puts a value where another stood; where that is an output of the model, its name and type stay."""
     was_output, name = old.is_graph_output(), old.name
     old.replace_all_uses_with(new, replace_graph_outputs=True)
     if was_output:
         old.name, new.name = None, name
+        new.type = new.type if old.type is None else old.type
         new.shape = new.shape if old.shape is None else old.shape
 
 

@@ -147,6 +147,22 @@ def ranges_from_cache(
     return placement, ranges, migration
 
 
+def named_as_in_file(cache: CalibrationCache, graph: Graph) -> CalibrationCache:
+    """Returns a cache of trtq's own graph with the names that its tensors have in the ONNX file.
+
+    Raises:
+        ArtifactError: The cache holds no tensor of the graph.
+    """
+    names = names_in_file(graph)
+    if cache.scales and names.keys().isdisjoint(cache.scales):
+        raise ArtifactError(
+            f"these ranges are for another model than {graph.path}: they hold {_some(cache.scales)}, "
+            f"the model has {_some(names)}"
+        )
+    scales = {own: scale for tensor, scale in cache.scales.items() for own in names.get(tensor, (tensor,))}
+    return replace(cache, scales=scales)
+
+
 def names_in_file(graph: Graph) -> dict[str, tuple[str, ...]]:
     """Returns the names that the ONNX file, and so TensorRT, has for each tensor of the graph.
 
@@ -311,4 +327,4 @@ def _some(names: Iterable[str]) -> str:
     """Returns the first names, and how many more there are."""
     every = list(names)
     more = f" and {len(every) - 3} more" if len(every) > 3 else ""
-    return ", ".join(repr(name) for name in islice(every, 3)) + more
+    return (", ".join(repr(name) for name in islice(every, 3)) or "nothing") + more

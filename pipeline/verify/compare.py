@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 from numpy.typing import NDArray
 
 from trtq import lazy
@@ -16,6 +17,8 @@ from trtq.calibrators.batches import Batches, Feed
 from trtq.calibrators.observe import Progress
 from trtq.errors import DataError, ModelError, UsageError
 from trtq.models.session import open_session, runtime_errors
+from trtq.pipeline.graph.load import read_proto
+from trtq.pipeline.verify.exact import with_exact_quantize
 from trtq.pipeline.verify.metrics import OutputComparison, OutputMetrics
 
 
@@ -119,7 +122,7 @@ def _run(
     runner = lazy.require("polygraphy.backend.onnxrt", None, "comparing models").OnnxrtRunner
     logger = lazy.require("polygraphy.logger", None, "comparing models").G_LOGGER
     exception = lazy.require("polygraphy.exception", None, "comparing models").PolygraphyException
-    runners = [runner(open_session(path, optimize=False), name=name) for name, path in models.items()]
+    runners = [runner(_session(path), name=name) for name, path in models.items()]
     current: list[Feed] = []
 
     def feeds() -> Iterator[dict[str, NDArray[Any]]]:
@@ -137,6 +140,12 @@ def _run(
             source = current[0].source if current else batches.origin
             text = " ".join(str(error).split())[:400]
             raise ModelError(f"running the models on {source} failed: {text}") from error
+
+
+def _session(path: Path) -> Any:
+    read_proto(path)  # says in words what is wrong with the file
+    exact = with_exact_quantize(ir.load(path))
+    return open_session(path if exact is None else exact, optimize=False)
 
 
 def _same_output(

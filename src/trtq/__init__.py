@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from trtq.pipeline.doctor import examine
     from trtq.pipeline.engine.profiles import GivenShapes
     from trtq.pipeline.inspect import inspect
+    from trtq.pipeline.migrate import migrate
     from trtq.pipeline.stages import calibrate, compare, quantize
     from trtq.pipeline.target import Target
     from trtq.pipeline.verify.compare import Comparison
@@ -55,6 +56,7 @@ _HOMES = {
     "compare": "trtq.pipeline.stages",
     "examine": "trtq.pipeline.doctor",
     "inspect": "trtq.pipeline.inspect",
+    "migrate": "trtq.pipeline.migrate",
     "quantize": "trtq.pipeline.stages",
     "read_ranges": "trtq.calibrators.ranges",
     "read_report": "trtq.pipeline.deliver.report",
@@ -81,6 +83,7 @@ __all__ = [
     "compare",
     "examine",
     "inspect",
+    "migrate",
     "quantize",
     "read_ranges",
     "read_report",

@@ -13,7 +13,7 @@ from click.testing import CliRunner, Result
 
 from trtq.cli import main
 
-COMMANDS = ["build", "calibrate", "quantize", "compare", "inspect", "doctor", "demo"]
+COMMANDS = ["build", "calibrate", "quantize", "compare", "cache", "migrate", "inspect", "doctor", "demo"]
 HEAVY = {"numpy", "onnx", "onnx_ir", "onnxruntime", "polygraphy", "tensorrt_rtx", "torch", "rich", "PIL"}
 
 
@@ -46,6 +46,8 @@ def test_help_is_short_and_whole(option: str) -> None:
         "  calibrate  Estimate the ranges of a model's tensors from data.\n"
         "  quantize   Write the Q/DQ model of a float model and its ranges.\n"
         "  compare    Compare the outputs of two ONNX models on the same data.\n"
+        "  cache      Show, convert, compare and write TensorRT's calibration caches.\n"
+        "  migrate    Carry a model and its calibration cache over to Q/DQ, without data.\n"
         "  inspect    Show what a model, ranges, cache or build folder holds.\n"
         "  doctor     Show what is installed and which backends work here.\n"
         "  demo       Write a small trained model with data, to try trtq on.\n"

@@ -325,6 +325,14 @@ def test_a_change_spoils_the_stages_that_depend_on_it(model: Path, change: Chang
     assert {name for name in before if before[name] == after[name]} == same
 
 
+def test_edited_evaluation_data_is_compared_again(model: Path) -> None:
+    spec = replace(spec_of(model), evaluation=EvaluationSpec(data=str(model.parent / "evaluation.npz")))
+    before = prepared(model, spec).keys
+    np.savez(model.parent / "evaluation.npz", x=np.zeros((4, 2, 4, 4), np.float32))
+    after = prepared(model, spec).keys
+    assert {name for name in before if before[name] == after[name]} == {"ranges", "engine"}
+
+
 def test_data_from_a_script_is_never_known_to_be_unchanged(model: Path) -> None:
     script = model.parent / "feeds.py"
     script.write_text("def feeds():\n    yield {}\n")

@@ -78,9 +78,7 @@ def _print_ranges(console: Console, ranges: Ranges) -> None:
 
 
 def _print_cache(console: Console, cache: CalibrationCache) -> None:
-    console.print(
-        f"calibration cache of TensorRT {cache.version}, {cache.algorithm}, {len(cache.scales)} tensors"
-    )
+    console.print(f"{len(cache.scales)} tensors by {cache.origin}")
     rows = table("tensor", "scale", "amax", numbers=2)
     for name, scale in cache.scales.items():
         rows.add_row(name, f"{scale:.6g}", f"{scale * 127:.6g}")

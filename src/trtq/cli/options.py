@@ -41,7 +41,9 @@ spec_option = click.option(
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout.")
 talk_options = group(
     click.option("-q", "--quiet", is_flag=True, help="Print warnings and errors only."),
-    click.option("-v", "--verbose", is_flag=True, help="Name every layer that is kept, and TensorRT's own warnings."),
+    click.option(
+        "-v", "--verbose", is_flag=True, help="Name the layers that are kept; show TensorRT's warnings."
+    ),
 )
 calibration_options = group(
     click.option(

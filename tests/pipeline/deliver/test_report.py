@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trtq.errors import ArtifactError
@@ -114,6 +114,7 @@ def test_an_infinite_ratio_of_signal_to_noise_survives(output: OutputComparison,
 _texts = st.text(st.characters(codec="utf-8"))
 
 
+@settings(deadline=None, max_examples=60)
 @given(_texts, st.dictionaries(_texts, st.floats(0, 1)), st.lists(st.tuples(_texts, _texts)))
 def test_any_names_and_numbers_survive(
     tmp_path_factory: pytest.TempPathFactory,

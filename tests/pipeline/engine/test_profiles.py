@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trtq.calibrators.ranges import Shapes
@@ -86,6 +86,7 @@ _names = st.text(st.characters(codec="utf-8", exclude_characters="'"), min_size=
 _shapes = st.lists(st.integers(0, 10**6), max_size=6).map(tuple)
 
 
+@settings(deadline=None, max_examples=60)
 @given(st.dictionaries(_names, _shapes, min_size=1), st.booleans())
 def test_shapes_survive_being_written_and_read(shapes: dict[str, tuple[int, ...]], crossed: bool) -> None:
     def write(shape: tuple[int, ...]) -> str:

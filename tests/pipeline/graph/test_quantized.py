@@ -234,7 +234,11 @@ def test_two_activations_make_a_layer_without_axes(model_of: ModelOf) -> None:
     ],
 )
 def test_a_layer_with_a_float_operand_is_none(body: str, model_of: ModelOf) -> None:
-    weights = {"w": _MATRIX, "wf": np.ones((4, 8), np.float32), "one": np.ones(1, np.float32)}
+    weights: dict[str, NDArray[Any]] = {
+        "w": _MATRIX,
+        "wf": np.ones((4, 8), np.float32),
+        "one": np.ones(1, np.float32),
+    }
     assert _layers(model_of, _MATMUL, body, **weights) == []
 
 
@@ -314,7 +318,7 @@ def test_a_quantized_bias_is_refused(model_of: ModelOf) -> None:
     )
     with pytest.raises(
         ModelError,
-        match=r"^node 'bias' dequantizes int32 \(a quantized bias\), .*extra_options=\{'QuantizeBias': False\}$",
+        match=r"^node 'bias' dequantizes int32 \(a quantized bias\), .*options=\{'QuantizeBias': False\}$",
     ):
         refuse_what_tensorrt_refuses(model)
 

@@ -176,7 +176,7 @@ def test_an_output_of_another_shape_is_named(path_of: Callable[..., Path]) -> No
 def test_a_model_that_cannot_be_loaded_is_told(path_of: Callable[..., Path], tmp_path: Path) -> None:
     broken = tmp_path / "broken.onnx"
     broken.write_bytes(b"no model")
-    with pytest.raises(ModelError, match="ONNX Runtime cannot load the model"):
+    with pytest.raises(ModelError, match=r"broken\.onnx is not an ONNX model"):
         compare_models({"fp32": broken}, [], _batches({"x": np.ones((2, 3), np.float32)}))
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import ArrayLike, NDArray
@@ -197,6 +197,7 @@ def _naive(candidate: NDArray[Any], reference: NDArray[Any]) -> dict[str, float]
 _values = st.floats(-1e3, 1e3, width=32).map(lambda value: round(value, 2))
 
 
+@settings(deadline=None, max_examples=60)
 @given(
     hnp.arrays(np.float32, (11, 3), elements=_values),
     hnp.arrays(np.float32, (11, 3), elements=_values),

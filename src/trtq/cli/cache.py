@@ -1,0 +1,189 @@
+"""`trtq cache`."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.text import Text
+
+from trtq.calibrators.cache import (
+    ALGORITHMS,
+    CalibrationCache,
+    compare_caches,
+    format_cache,
+    parse_cache,
+    parse_version,
+    read_bytes,
+    read_cache,
+    show_version,
+    to_hex,
+    with_header,
+)
+from trtq.calibrators.ranges import read_ranges
+from trtq.cli import options
+from trtq.cli.console import print_json, result_console
+from trtq.cli.tables import table
+from trtq.errors import UsageError
+from trtq.files import write_atomically
+from trtq.pipeline.migrate import export_cache
+
+_QMAX = 127
+_SHORT = {name: short for short, name in ALGORITHMS.items()}
+_FILE = click.Path(path_type=Path)
+_to_option = click.option(
+    "--to", type=click.Choice(list(ALGORITHMS)), help="The calibrator that will read it."
+)
+
+
+@click.group("cache")
+def command() -> None:
+    """Show, convert, compare and write TensorRT's calibration caches.
+
+    \b
+      trtq cache show calibration.cache
+      trtq cache convert calibration.cache --to entropy2 --tensorrt 10.3
+      trtq cache diff old.cache new.cache
+      trtq cache export ranges.json --tensorrt 8.6 --model model.onnx
+    """
+
+
+@command.command("show")
+@click.argument("file", type=_FILE)
+@options.json_option
+def show(file: Path, as_json: bool) -> None:
+    """Show who wrote a cache, and the scale of each tensor in it."""
+    cache = read_cache(file)
+    if as_json:
+        tensors = [
+            {"tensor": name, "scale": scale, "amax": scale * _QMAX, "hex": to_hex(scale)}
+            for name, scale in cache.scales.items()
+        ]
+        print_json({**_header_to_plain(cache), "tensors": tensors})
+        return
+    console = result_console()
+    zeros = sum(1 for scale in cache.scales.values() if scale == 0)
+    console.print(
+        f"{len(cache.scales)} tensors by {cache.origin}" + (f", {zeros} with scale 0" if zeros else "")
+    )
+    rows = table("tensor", "hex", "scale", "amax", numbers=3)
+    for name, scale in cache.scales.items():
+        rows.add_row(name, to_hex(scale), f"{scale:.6g}", f"{scale * _QMAX:.6g}")
+    console.print(rows)
+
+
+@command.command("convert")
+@click.argument("file", type=_FILE)
+@_to_option
+@click.option("--tensorrt", metavar="VERSION", help="The TensorRT that will read it, such as 8.6.1 or 10.3.")
+@click.option("-o", "--output", type=_FILE, help="The cache to write.  [default: FILE with both in its name]")
+def convert(file: Path, to: str | None, tensorrt: str | None, output: Path | None) -> None:
+    """Rewrite the header of a cache, so that another calibrator or TensorRT reads it.
+
+    TensorRT ignores a cache of another calibrator or release and calibrates again, without a word. The scales
+    stay as they are, byte for byte. What is not given stays as in the header.
+    """
+    if to is None and tensorrt is None:
+        raise UsageError("nothing to convert to: give --to, --tensorrt or both")
+    version = parse_version(tensorrt) if tensorrt is not None else None
+    old = read_cache(file)
+    content = with_header(read_bytes(file), version=version, algorithm=ALGORITHMS[to] if to else None)
+    new = parse_cache(content)
+    if output is None:
+        assert new.version is not None
+        assert new.algorithm is not None
+        name = _SHORT.get(new.algorithm, new.algorithm)
+        output = file.with_name(f"{file.stem}.{name}-{show_version(new.version)}{file.suffix}")
+    write_atomically(output, content)
+    console = result_console()
+    console.print(f"{len(new.scales)} tensors by {old.origin}, now for {new.origin}")
+    console.print(f"written to {output}", soft_wrap=True)
+
+
+@command.command("diff")
+@click.argument("first", type=_FILE)
+@click.argument("second", type=_FILE)
+@options.json_option
+def diff(first: Path, second: Path, as_json: bool) -> None:
+    """Show the tensors that only one of two caches has, and the scales that differ.
+
+    Headers do not count. The exit code is 0 whether they differ or not.
+    """
+    ours, theirs = read_cache(first), read_cache(second)
+    found = compare_caches(ours, theirs)
+    if as_json:
+        print_json(
+            {
+                "equal": found.count == 0,
+                "first": _header_to_plain(ours),
+                "second": _header_to_plain(theirs),
+                "only_first": found.only_first,
+                "only_second": found.only_second,
+                "changed": [
+                    {
+                        "tensor": pair.tensor,
+                        "first": pair.first,
+                        "second": pair.second,
+                        "ratio": pair.ratio if math.isfinite(pair.ratio) else None,
+                    }
+                    for pair in found.changed
+                ],
+            }
+        )
+        return
+    console = result_console()
+    console.print(f"first:  {len(ours.scales)} tensors by {ours.origin}")
+    console.print(f"second: {len(theirs.scales)} tensors by {theirs.origin}")
+    console.print(f"{found.count} tensors differ" if found.count else "equal")
+    if not found.count:
+        return
+    rows = table("tensor", "first", "second", "second / first", numbers=3)
+    for name in found.only_first:
+        rows.add_row(name, f"{ours.scales[name]:.6g}", "-", "-")
+    for name in found.only_second:
+        rows.add_row(name, "-", f"{theirs.scales[name]:.6g}", "-")
+    for pair in found.changed:
+        rows.add_row(pair.tensor, f"{pair.first:.6g}", f"{pair.second:.6g}", f"{pair.ratio:.8g}")
+    console.print(rows)
+
+
+@command.command("export")
+@click.argument("ranges", type=_FILE)
+@click.option(
+    "--tensorrt", metavar="VERSION", required=True, help="The TensorRT that will read it, such as 8.6.1."
+)
+@_to_option
+@click.option(
+    "--model",
+    type=_FILE,
+    help="The ONNX file that TensorRT will read; the tensors get its names for them.  [default: they keep "
+    "those of trtq's own graph, where BatchNormalization is folded]",
+)
+@click.option(
+    "-o",
+    "--output",
+    type=_FILE,
+    default=Path("calibration.cache"),
+    show_default=True,
+    help="The cache to write.",
+)
+def export(**given: Any) -> None:
+    """Write a ranges file as a calibration cache, for TensorRT 10.16 and older."""
+    version = parse_version(given["tensorrt"])
+    ranges = read_ranges(given["ranges"])
+    cache = export_cache(ranges, version, ALGORITHMS[given["to"] or "entropy2"], given["model"])
+    write_atomically(given["output"], format_cache(cache))
+    console = result_console()
+    if given["model"] is None:
+        console.print(
+            Text("names are those of trtq's own graph; --model takes those of the file", style="dim")
+        )
+    console.print(f"{len(cache.scales)} tensors for {cache.origin}")
+    console.print(f"written to {given['output']}", soft_wrap=True)
+
+
+def _header_to_plain(cache: CalibrationCache) -> dict[str, Any]:
+    version = None if cache.version is None else show_version(cache.version)
+    return {"version": cache.version, "tensorrt": version, "algorithm": cache.algorithm}
