@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from typing import TYPE_CHECKING, Protocol
 
 from trtq.calibrators.entropy import Entropy
@@ -21,6 +22,11 @@ class Method(Protocol):
     def amax(self, histogram: Histogram) -> float:
         """Returns the amax; 0 for a tensor without any value but zero."""
         ...
+
+
+def parameters_of(method: type[Method]) -> tuple[str, ...]:
+    """Returns the names of a method's parameters: the fields of its dataclass."""
+    return tuple(item.name for item in fields(method))  # type: ignore[arg-type]
 
 
 METHODS: Mapping[str, type[Method]] = {

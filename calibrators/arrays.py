@@ -7,7 +7,7 @@ import math
 import tokenize
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import IO, Any
@@ -94,8 +94,13 @@ def from_feed_folder(folder: Path) -> Batches:
 
 
 def num_samples_of(arrays: Mapping[str, NDArray[Any]]) -> int:
-    """Returns the length of the longest leading axis, at least 1."""
-    return max((array.shape[0] for array in arrays.values() if array.ndim), default=1) or 1
+    """Returns the length of the leading axes if all arrays agree on it, else 1: a feed is one sample."""
+    return _leading_axis([array.shape for array in arrays.values()])
+
+
+def _leading_axis(shapes: Iterable[tuple[int, ...]]) -> int:
+    lengths = {shape[0] for shape in shapes if shape}
+    return lengths.pop() or 1 if len(lengths) == 1 else 1
 
 
 def file_digest(path: Path) -> str:
@@ -176,4 +181,4 @@ def _headers(path: Path, names: Sequence[str]) -> tuple[dict[str, tuple[int, ...
 
 
 def _leading(path: Path) -> int:
-    return max((shape[0] for shape in _headers(path, ())[0].values() if shape), default=1) or 1
+    return _leading_axis(_headers(path, ())[0].values())

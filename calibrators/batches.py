@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -38,6 +38,7 @@ class Batches:
         num_samples: How many samples there are; None if only reading tells (a script).
         digest: Of the content, to know unchanged data again; None if that cannot be told (a script).
         is_random: Whether these are made-up numbers.
+        has_images: Whether these are pictures that were prepared for the model.
     """
 
     read: Callable[[], Iterator[Feed]]
@@ -45,6 +46,7 @@ class Batches:
     num_samples: int | None
     digest: str | None = None
     is_random: bool = False
+    has_images: bool = False
 
     def __iter__(self) -> Iterator[Feed]:
         """Starts a new pass."""
@@ -65,7 +67,7 @@ class Batches:
 
         digest = self.digest and f"{self.digest}:{num_samples}"
         known = None if self.num_samples is None else min(self.num_samples, num_samples)
-        return Batches(read, self.origin, known, digest, self.is_random)
+        return replace(self, read=read, num_samples=known, digest=digest)
 
 
 def checked(batches: Batches, inputs: Sequence[TensorSpec], extra: Sequence[str] = ()) -> Batches:
@@ -88,9 +90,12 @@ def checked(batches: Batches, inputs: Sequence[TensorSpec], extra: Sequence[str]
             check_feed(feed, inputs, extra)
             yield feed
         if empty:
-            raise DataError(f"{batches.origin} holds no samples; give at least one")
+            raise DataError(
+                f"{batches.origin} yields no samples; give at least one, "
+                f"and from a script a new iterator each time"
+            )
 
-    return Batches(read, batches.origin, batches.num_samples, batches.digest, batches.is_random)
+    return replace(batches, read=read)
 
 
 def check_feed(feed: Feed, inputs: Sequence[TensorSpec], extra: Sequence[str] = ()) -> None:
@@ -126,7 +131,7 @@ def _check_array(feed: Feed, spec: TensorSpec) -> None:
         raise DataError(
             f"input {spec.name!r} of {feed.source} has shape {show_shape(array.shape)}, "
             f"the model wants {show_shape(spec.shape)}; resize the samples, "
-            f"or set `resize` and `channels` in [preprocess] of model.toml for pictures"
+            f"or set `resize`, `channels` and `layout` in [preprocess] of model.toml for pictures"
         )
     if array.size == 0:
         raise DataError(f"input {spec.name!r} of {feed.source} is empty: shape {show_shape(array.shape)}")

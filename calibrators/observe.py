@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -21,7 +20,6 @@ from trtq.models.session import open_session, run
 Progress = Callable[[int], None]
 """Called after every feed with the number of its samples."""
 
-_NUM_FEEDS_FOR_EXTREMES = 4
 _FLOAT32 = ir.DataType.FLOAT
 
 
@@ -31,7 +29,7 @@ class Observation:
 
     Attributes:
         histograms: Of the tensors that were asked for, by name.
-        magnitudes: The largest magnitude of every float32 tensor in the first feeds, by name.
+        magnitudes: The largest magnitude of every float32 tensor, by name.
         shapes: The shapes of the inputs.
         num_samples: How many samples were seen.
     """
@@ -57,29 +55,30 @@ def observe(
         DataError: The data does not fit, or makes a tensor NaN or infinite (the tensor and feed are named).
         ModelError: ONNX Runtime cannot run the model.
     """
-    magnitudes = _magnitudes(model, batches)  # first, so that one session is in memory at a time
-    session = open_session(_with_outputs(model, tensors), optimize=True)
+    tapped, names = _tapped(model, tensors)
+    session = open_session(tapped, optimize=True)
     inputs = [str(value.name) for value in model.graph.inputs]
     computed = [name for name in tensors if name not in inputs]
     histograms = {name: Histogram() for name in tensors}
+    magnitudes = dict.fromkeys(names.values(), 0.0)
     shapes: dict[str, Counter[tuple[int, ...]]] = {name: Counter() for name in inputs}
     num_samples = 0
     for feed in batches:
         arrays = {name: feed.arrays[name] for name in shapes}
-        values: dict[str, NDArray[Any]] = dict(arrays)
-        if computed:
-            values |= zip(computed, run(session, computed, arrays), strict=True)
+        wanted = [*computed, *names]
+        found = dict(zip(wanted, run(session, wanted, arrays) if wanted else [], strict=True))
         for name in tensors:
-            histograms[name] = _add(histograms[name], values[name], name, feed)
+            values = found[name] if name in found else arrays[name]
+            histograms[name] = _add(histograms[name], values, name, feed)
+        for output, name in names.items():
+            magnitudes[name] = float(np.fmax(magnitudes[name], found[output]))
         for name, array in arrays.items():
             shapes[name][array.shape] += 1
         num_samples += feed.num_samples
         progress(feed.num_samples)
+    magnitudes |= {name: histogram.amax for name, histogram in histograms.items()}
     return Observation(
-        histograms,
-        {**magnitudes, **_largest(magnitudes, histograms)},
-        {name: _summary(seen) for name, seen in shapes.items()},
-        num_samples,
+        histograms, magnitudes, {name: _summary(seen) for name, seen in shapes.items()}, num_samples
     )
 
 
@@ -93,56 +92,32 @@ def _add(histogram: Histogram, values: NDArray[Any], name: str, feed: Feed) -> H
         ) from error
 
 
-def _with_outputs(model: ir.Model, tensors: Sequence[str]) -> ir.Model:
-    """Returns a clone of the model that also returns the named tensors."""
+def _tapped(model: ir.Model, tensors: Sequence[str]) -> tuple[ir.Model, dict[str, str]]:
+    """Returns a clone of the model that also returns the named tensors, and how large all the others get.
+
+    The largest magnitude of a float32 tensor is reduced inside the session to one number, an output of its
+    own: the second value maps these outputs to the tensors.
+    """
     tapped = model.clone()
     present = {value.name for value in (*tapped.graph.outputs, *tapped.graph.inputs)}
-    wanted = set(tensors) - present
-    found = [value for node in tapped.graph for value in node.outputs if value.name in wanted]
-    if missing := wanted - {value.name for value in found}:
+    made = {str(value.name): value for node in tapped.graph for value in node.outputs if value.name}
+    if missing := set(tensors) - present - set(made):
         raise ModelError(f"the model has no tensor {sorted(missing)[0]!r} to observe")
-    tapped.graph.outputs.extend(found)
-    return tapped
-
-
-def _largest(magnitudes: Mapping[str, float], histograms: Mapping[str, Histogram]) -> dict[str, float]:
-    """Returns what is known of the tensors with a histogram, which has seen all the data."""
-    return {name: max(item.amax, magnitudes.get(name, 0.0)) for name, item in histograms.items()}
-
-
-def _magnitudes(model: ir.Model, batches: Batches) -> dict[str, float]:
-    """Returns the largest magnitude of every float32 tensor, reduced inside the session to one number each.
-
-    Only the first feeds are run: this finds tensors that FP16 cannot hold, with room to spare.
-    """
-    reduced = model.clone()
-    names: list[str] = []
-    scalars: list[ir.Value] = []
-    for node in list(reduced.graph):
-        for value in node.outputs:
-            # A sequence of floats has a dtype as well, but no largest element.
-            if value.dtype is not _FLOAT32 or not isinstance(value.type, ir.TensorType) or not value.name:
-                continue
-            magnitude = ir.node("Abs", [value], name=f"trtq_abs_{len(names)}")
-            largest = ir.node("ReduceMax", magnitude.outputs, {"keepdims": 0}, name=f"trtq_max_{len(names)}")
-            largest.outputs[0].name = f"trtq_largest_{len(names)}"
-            magnitude.outputs[0].name = f"trtq_magnitude_{len(names)}"
-            largest.outputs[0].type = ir.TensorType(_FLOAT32)
-            reduced.graph.extend([magnitude, largest])
-            names.append(value.name)
-            scalars.append(largest.outputs[0])
-    if not names:
-        return {}
-    reduced.graph.outputs.clear()
-    reduced.graph.outputs.extend(scalars)
-    session = open_session(reduced, optimize=True)
-    inputs = [str(value.name) for value in model.graph.inputs]
-    found = dict.fromkeys(names, 0.0)
-    for feed in islice(batches, _NUM_FEEDS_FOR_EXTREMES):
-        largest_now = run(session, [], {name: feed.arrays[name] for name in inputs})
-        for name, seen in zip(names, largest_now, strict=True):
-            found[name] = float(np.fmax(found[name], seen))
-    return found
+    tapped.graph.outputs.extend(made[name] for name in tensors if name not in present)
+    names: dict[str, str] = {}
+    for name, value in made.items():
+        # A sequence of floats has a dtype as well, but no largest element.
+        if name in tensors or value.dtype is not _FLOAT32 or not isinstance(value.type, ir.TensorType):
+            continue
+        magnitude = ir.node("Abs", [value], name=f"trtq_abs_{len(names)}")
+        magnitude.outputs[0].name = f"trtq_magnitude_{len(names)}"
+        largest = ir.node("ReduceMax", magnitude.outputs, {"keepdims": 0}, name=f"trtq_max_{len(names)}")
+        largest.outputs[0].name = f"trtq_largest_{len(names)}"
+        largest.outputs[0].type = ir.TensorType(_FLOAT32)
+        tapped.graph.extend([magnitude, largest])
+        tapped.graph.outputs.append(largest.outputs[0])
+        names[f"trtq_largest_{len(names)}"] = name
+    return tapped, names
 
 
 def _summary(seen: Counter[tuple[int, ...]]) -> Shapes:

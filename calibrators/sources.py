@@ -6,6 +6,7 @@ import importlib.util
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -117,8 +118,12 @@ def _only_full(batches: Batches, size: int) -> Batches:
     def read() -> Iterator[Feed]:
         return (feed for feed in batches.read() if feed.num_samples == size)
 
-    known = None if batches.num_samples is None else batches.num_samples // size * size
-    return Batches(read, batches.origin, known, batches.digest)
+    total = batches.num_samples
+    if total is None or total % size == 0:
+        return replace(batches, read=read)
+    left_out = f"without the last {total % size} of {total} samples, which fill no batch of {size}"
+    origin = f"{batches.origin} ({left_out})"
+    return replace(batches, read=read, origin=origin, num_samples=total // size * size)
 
 
 def _from_image_folder(
@@ -157,7 +162,7 @@ def _from_images(
             yield Feed({spec.name: array}, f"{group[0]} to {group[-1].name}", len(group))
 
     digest = f"{folder_digest(images)}/{size}/{preprocess}"
-    return Batches(read, f"{folder} ({len(images)} images)", len(images), digest)
+    return Batches(read, f"{folder} ({len(images)} images)", len(images), digest, has_images=True)
 
 
 def _check_sample(sample: NDArray[Any], first: NDArray[Any], dtype: str, path: Path) -> None:

@@ -42,13 +42,21 @@ class InputSpec:
 
 @dataclass(frozen=True, slots=True)
 class CalibrationSpec:
-    """Which data calibrates the model, and how ranges are estimated from it."""
+    """Which data calibrates the model, and how ranges are estimated from it.
+
+    The parameters below `batch_size` are those of the methods in `trtq.calibrators`; None: the default.
+    """
 
     data: str | None = None
     method: str = "entropy"
     percentile: float = 99.99
     samples: int | None = None
     batch_size: int = 8
+    num_bins: int | None = None
+    num_levels: int | None = None
+    max_clipped: float | None = None
+    num_candidates: int | None = None
+    smallest: float | None = None
 
     def __post_init__(self) -> None:
         if not 0 < self.percentile <= 100:

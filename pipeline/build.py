@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import platform
+import re
 import resource
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from importlib.metadata import version
 from pathlib import Path
 
 import onnx
@@ -19,7 +18,7 @@ from trtq.errors import BuildError
 from trtq.files import sha256_of
 from trtq.models.session import save
 from trtq.models.spec import ModelSpec
-from trtq.pipeline.calibrate import calibrate_graph
+from trtq.pipeline.calibrate import calibrate_graph, warn_of_dead
 from trtq.pipeline.deliver import manifest, report
 from trtq.pipeline.deliver.earlier import REPORT, Earlier, find_earlier
 from trtq.pipeline.deliver.folder import staged_folder
@@ -143,9 +142,12 @@ def _calibrate(job: Job, earlier: Earlier | None, log: Log) -> tuple[Ranges | No
     if earlier is not None and "ranges" in earlier.same and RANGES in earlier.manifest.outputs:
         log.note("model, data and method are unchanged: the ranges of the earlier build are used again")
         log.reused.append("ranges")
-        return read_ranges(earlier.folder / RANGES), earlier.report.calibration
+        ranges = read_ranges(earlier.folder / RANGES)
+        warn_of_dead(ranges, log)
+        return ranges, earlier.report.calibration
     with log.timed("calibrate"):
         ranges = calibrate_graph(job.graph, job.placement, job.calibration, job.method, log)
+    warn_of_dead(ranges, log)
     if not ranges.tensors:
         return ranges, None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts KiB
@@ -259,16 +261,17 @@ def _write_rest(job: Job, ranges: Ranges | None, result: Report, layers: dict[st
         inputs={
             str(job.graph.path): job.graph.sha256,
             **job.sources,
-            **{f"{use}: {item.origin}": item.digest or "unknown" for use, item in data.items() if item},
+            **{f"{use}: {item.origin}": _sha256(item.digest) for use, item in data.items() if item},
         },
         outputs={path.name: sha256_of(path) for path in sorted(stage.iterdir())},
-        versions={
-            "python": platform.python_version(),
-            **{name: version(name) for name in ("trtq", "numpy", "onnx", "onnxruntime", "polygraphy")},
-            job.backend.name: job.backend.version(),
-        },
+        versions={**manifest.versions(), job.backend.name: job.backend.version()},
         settings={"model": asdict(job.spec), "target": asdict(job.target)},
         layers=layers,
         keys=job.keys,
     )
     (stage / manifest.NAME).write_bytes(manifest.to_json(contract))
+
+
+def _sha256(digest: str | None) -> str:
+    """Returns the part of a data digest that is of its content alone, without batch size and count."""
+    return re.split("[/:]", digest)[0] if digest else "unknown"

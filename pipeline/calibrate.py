@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from trtq.calibrators import METHODS, Method
+from trtq.calibrators import METHODS, Method, parameters_of
 from trtq.calibrators.batches import Batches
 from trtq.calibrators.estimate import estimate
 from trtq.calibrators.observe import observe
-from trtq.calibrators.percentile import Percentile
 from trtq.calibrators.ranges import Ranges
 from trtq.calibrators.sources import WAYS, open_batches, random_batches
 from trtq.errors import DataError, UsageError
+from trtq.models.preprocess import Preprocess
 from trtq.models.spec import CalibrationSpec, ModelSpec, read_spec
 from trtq.pipeline.graph.load import Graph
 from trtq.pipeline.graph.placement import Placement, place, unmatched
@@ -33,11 +33,19 @@ def method_of(spec: CalibrationSpec) -> Method:
     """Returns the method that the settings name, with its parameters.
 
     Raises:
-        UsageError: There is no such method.
+        UsageError: There is no such method, or it has no such parameter, or not with this value.
     """
     if spec.method not in METHODS:
         raise UsageError(f"there is no calibration method {spec.method!r}; take {', '.join(METHODS)}")
-    return Percentile(spec.percentile) if spec.method == "percentile" else METHODS[spec.method]()
+    every = {name for method in METHODS.values() for name in parameters_of(method)}
+    own = parameters_of(METHODS[spec.method])
+    given = {name: value for name in sorted(every) if (value := getattr(spec, name)) is not None}
+    if foreign := [name for name in given if name not in own and name != "percentile"]:
+        raise UsageError(
+            f"{foreign[0]} is no parameter of the calibration method {spec.method}; "
+            f"it has {', '.join(own) or 'none'}"
+        )
+    return METHODS[spec.method](**{name: value for name, value in given.items() if name in own})
 
 
 def calibration_data(graph: Graph, spec: ModelSpec, target: Target, *, random_data: bool) -> Batches:
@@ -68,10 +76,22 @@ def calibration_data(graph: Graph, spec: ModelSpec, target: Target, *, random_da
     return batches.first(spec.calibration.samples)
 
 
+def warn_of_preprocess(batches: Batches, spec: ModelSpec, watcher: Watcher) -> None:
+    """Says how pictures are prepared where no settings say so: a wrong way ruins calibration unseen."""
+    if batches.has_images and spec.preprocess == Preprocess():
+        watcher.warn(
+            "pictures are prepared as ImageNet classifiers want them (RGB, / 255, stretched, "
+            f"mean {spec.preprocess.mean}, std {spec.preprocess.std}); "
+            "if this model wants another way, say so in [preprocess] of model.toml"
+        )
+
+
 def placement_of(graph: Graph, spec: ModelSpec, target: Target, watcher: Watcher) -> Placement:
-    """Returns what will be quantized; warns of patterns that match nothing."""
-    warn_of_unmatched(graph, (*spec.layers.skip, *spec.layers.keep_fp32), watcher)
-    return place(graph.model, skip=spec.layers.skip, op_types=target.op_types)
+    """Returns what will be quantized: nothing that is skipped or kept FP32; warns of what matches nothing."""
+    patterns = (*spec.layers.skip, *spec.layers.keep_fp32)
+    warn_of_unmatched(graph, patterns, watcher)
+    placement = place(graph.model, skip=patterns, op_types=target.op_types)
+    return Placement(placement.quantized, (*placement.kept, *graph.unseen))
 
 
 def warn_of_unmatched(graph: Graph, patterns: Sequence[str], watcher: Watcher) -> None:
@@ -92,8 +112,11 @@ def calibrate_graph(
     """
     watcher.stage("Calibrating", batches.num_samples)
     observation = observe(graph.model, placement.activations, batches, watcher.advance)
-    ranges = estimate(observation, method, batches, graph.sha256)
+    return estimate(observation, method, batches, graph.sha256)
+
+
+def warn_of_dead(ranges: Ranges, watcher: Watcher) -> None:
+    """Warns of tensors that were zero in every sample."""
     if dead := [name for name, item in ranges.tensors.items() if item.is_dead]:
         shown = ", ".join(dead[:3]) + (" ..." if len(dead) > 3 else "")
         watcher.warn(f"{len(dead)} tensors were zero in every sample and get amax 1.0: {shown}")
-    return ranges

@@ -13,13 +13,16 @@ from trtq.calibrators.ranges import Ranges, read_ranges
 from trtq.errors import ArtifactError, UsageError
 from trtq.models.session import num_weight_bytes
 from trtq.models.signature import TensorSpec
+from trtq.pipeline.calibrate import placement_of, spec_beside
 from trtq.pipeline.deliver.earlier import REPORT
-from trtq.pipeline.deliver.manifest import Manifest, is_intact, read_manifest
+from trtq.pipeline.deliver.manifest import NAME, Manifest, is_intact, read_manifest
 from trtq.pipeline.deliver.report import Report, read_report
 from trtq.pipeline.graph.load import load
-from trtq.pipeline.graph.placement import Placement, place
+from trtq.pipeline.graph.placement import Placement
 from trtq.pipeline.graph.quantized import QuantizedLayer, is_quantized, quantized_layers
+from trtq.pipeline.target import Target
 from trtq.pipeline.verify.compare import finite
+from trtq.pipeline.watch import Silent
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +77,8 @@ def inspect(path: Path | str) -> Summary:
         return FolderSummary(manifest, read_report(path / REPORT), is_intact(path, manifest))
     if path.suffix == ".onnx":
         return _model(path)
+    if path.name in (NAME, REPORT):
+        return inspect(path.parent)
     if path.suffix == ".json":
         return read_ranges(path)
     try:
@@ -99,7 +104,7 @@ def _model(path: Path) -> ModelSummary:
         num_weight_bytes(graph.model),
         dict(Counter(node.op_type for node in graph.model.graph).most_common()),
         quantized_layers(graph.model) if quantized else (),
-        None if quantized else place(graph.model),
+        None if quantized else placement_of(graph, spec_beside(path), Target(), Silent()),
         graph.notes,
     )
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from importlib.metadata import version
 from pathlib import Path
 
 from trtq.calibrators import Method
@@ -19,9 +18,10 @@ from trtq.pipeline.calibrate import (
     method_of,
     placement_of,
     spec_beside,
+    warn_of_preprocess,
     warn_of_unmatched,
 )
-from trtq.pipeline.deliver.manifest import key_of
+from trtq.pipeline.deliver.manifest import key_of, versions
 from trtq.pipeline.engine import choose
 from trtq.pipeline.engine.backend import Backend
 from trtq.pipeline.engine.profiles import resolve_profiles
@@ -122,6 +122,10 @@ def prepare(
         watcher.warn("calibrating with random numbers: the accuracy of this engine is meaningless")
     wanted = not as_is or random_data or spec.calibration.data is not None
     calibration = calibration_data(graph, spec, target, random_data=random_data) if wanted else None
+    evaluation = evaluation_data(graph, spec, calibration)
+    for batches in (calibration, evaluation if calibration is None else None):
+        if batches is not None:
+            warn_of_preprocess(batches, spec, watcher)
     job = Job(
         graph=graph,
         spec=spec,
@@ -133,7 +137,7 @@ def prepare(
         placement=placement,
         method=method_of(spec.calibration),
         calibration=calibration,
-        evaluation=evaluation_data(graph, spec, calibration),
+        evaluation=evaluation,
     )
     return replace(job, keys=_keys(job))
 
@@ -161,7 +165,7 @@ def _check_shapes(graph: Graph, spec: ModelSpec, target: Target) -> None:
 
 def _keys(job: Job) -> dict[str, str]:
     ranges = key_of(
-        version("trtq"),
+        versions(),
         job.graph.sha256,
         _digest(job.shape_data),
         describe(job.method),

@@ -157,9 +157,10 @@ def _prepare(
         raise ModelError(f"{path} is quantized already; give the float model that the cache was made for")
     for note in graph.notes:
         log.note(note)
-    warn_of_unmatched(graph, (*spec.layers.skip, *spec.layers.keep_fp32), log)
+    patterns = (*spec.layers.skip, *spec.layers.keep_fp32)
+    warn_of_unmatched(graph, patterns, log)
     placement, ranges, migration = ranges_from_cache(
-        graph, cache, str(source), skip=spec.layers.skip, op_types=target.op_types
+        graph, cache, str(source), skip=patterns, op_types=target.op_types
     )
     _tell(migration, placement, log)
     calibration = None

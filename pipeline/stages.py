@@ -13,7 +13,15 @@ from trtq.calibrators.sources import WAYS
 from trtq.errors import ArtifactError, DataError, ModelError
 from trtq.models.session import save
 from trtq.models.spec import ModelSpec
-from trtq.pipeline.calibrate import calibrate_graph, calibration_data, method_of, placement_of, spec_beside
+from trtq.pipeline.calibrate import (
+    calibrate_graph,
+    calibration_data,
+    method_of,
+    placement_of,
+    spec_beside,
+    warn_of_dead,
+    warn_of_preprocess,
+)
 from trtq.pipeline.graph.load import Graph, load
 from trtq.pipeline.graph.quantized import is_quantized
 from trtq.pipeline.quantize.mixed import int8_model
@@ -48,7 +56,10 @@ def calibrate(
     target = target or Target()
     placement = placement_of(graph, spec, target, watcher)
     batches = calibration_data(graph, spec, target, random_data=random_data)
-    return calibrate_graph(graph, placement, batches, method_of(spec.calibration), watcher)
+    warn_of_preprocess(batches, spec, watcher)
+    ranges = calibrate_graph(graph, placement, batches, method_of(spec.calibration), watcher)
+    warn_of_dead(ranges, watcher)
+    return ranges
 
 
 def quantize(

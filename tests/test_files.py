@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from trtq.errors import ArtifactError
-from trtq.files import write_atomically
+from trtq.files import refuse_input, write_atomically
 
 
 def _full_disk(descriptor: int) -> None:
@@ -86,3 +86,13 @@ def test_a_file_in_the_place_of_the_folder_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(ArtifactError, match=r"cannot write .*file/plan: Not a directory"):
         write_atomically(tmp_path / "file" / "plan", b"new")
+
+
+def test_an_input_is_not_overwritten(tmp_path: Path) -> None:
+    source, link = tmp_path / "model.onnx", tmp_path / "link.onnx"
+    source.write_bytes(b"model")
+    link.symlink_to(source)
+    refuse_input(tmp_path / "new.onnx", source, None, tmp_path / "script.py:function")
+    for output in (source, link):
+        with pytest.raises(ArtifactError, match=r"onnx is read by this command; choose another file"):
+            refuse_input(output, None, source)

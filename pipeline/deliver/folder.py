@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import fcntl
 import os
 import re
 import shutil
@@ -13,8 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from trtq.errors import ArtifactError
+from trtq.pipeline.deliver.manifest import NAME, read_manifest
 
-_MARK = "manifest.json"
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
 
@@ -39,8 +40,9 @@ def staged_folder(target: Path) -> Iterator[Path]:
     except OSError as error:
         raise ArtifactError(f"cannot write to {target.parent}: {error.strerror or error}") from error
     try:
-        yield stage
-        _publish(stage, target)
+        with _locked(stage):
+            yield stage
+            _publish(stage, target)
     except OSError as error:
         raise ArtifactError(f"cannot write {target}: {error.strerror or error}") from error
     finally:
@@ -48,12 +50,28 @@ def staged_folder(target: Path) -> Iterator[Path]:
 
 
 def _refuse_foreign(target: Path) -> None:
-    if target.is_dir() and any(target.iterdir()) and not (target / _MARK).is_file():
-        raise ArtifactError(
-            f"{target} is not empty and was not written by trtq; choose another folder with --output"
-        )
+    """Refuses to replace what trtq did not write, be it the folder or a file in it."""
+    if target.is_dir() and any(target.iterdir()):
+        if not (target / NAME).is_file():
+            raise ArtifactError(
+                f"{target} is not empty and was not written by trtq; choose another folder with --output"
+            )
+        if foreign := _foreign_files(target):
+            raise ArtifactError(
+                f"{target / foreign[0]} was not written by trtq and would be lost, as the folder is replaced "
+                f"as a whole; move it away, or choose another folder with --output"
+            )
     if target.exists() and not target.is_dir():
         raise ArtifactError(f"{target} is a file; choose another folder with --output")
+
+
+def _foreign_files(target: Path) -> list[str]:
+    """Returns the names that the manifest does not know; none if it is damaged and knows nothing."""
+    try:
+        own = {NAME, *read_manifest(target).outputs}
+    except ArtifactError:
+        return []
+    return sorted(path.name for path in target.iterdir() if path.name not in own)
 
 
 def _publish(stage: Path, target: Path) -> None:
@@ -73,8 +91,17 @@ def _publish(stage: Path, target: Path) -> None:
             raise
         shutil.rmtree(aside, ignore_errors=True)
     elif not target.is_dir():
-        stage.rename(target)
+        _rename_or_exchange(stage, target)
     _sync_folder(target.parent)
+
+
+def _rename_or_exchange(stage: Path, target: Path) -> None:
+    """Puts the folder where there was none; another build may have put its own there a moment ago."""
+    try:
+        stage.rename(target)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST) or not _exchange(stage, target):
+            raise
 
 
 def _exchange(first: Path, second: Path) -> bool:
@@ -109,10 +136,30 @@ def _left_behind(target: Path, suffix: str) -> list[Path]:
     return [path for path in target.parent.glob(f"*{suffix}") if name.fullmatch(path.name)]
 
 
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Holds a lock on the folder, which ends with this process whatever happens to it."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
 def _is_running(left: Path) -> bool:
-    """Whether the process that made this folder still lives."""
-    pid = left.name.split(".")[-3]
-    return pid.isdigit() and (int(pid) == os.getpid() or Path(f"/proc/{pid}").exists())
+    """Whether a process, in this container or another one, still holds the folder's lock."""
+    try:
+        descriptor = os.open(left, os.O_RDONLY)
+    except OSError:
+        return False  # it is gone meanwhile
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
 
 
 def _hidden(target: Path) -> str:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import platform
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from trtq.files import sha256_of
 SCHEMA_VERSION = 1
 NAME = "manifest.json"
 _KIND = "trtq build"
+_LIBRARIES = ("trtq", "numpy", "onnx", "onnx-ir", "onnxruntime", "polygraphy")
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +80,11 @@ def is_intact(folder: Path, manifest: Manifest, names: tuple[str, ...] | None = 
     return all(
         (folder / name).is_file() and sha256_of(folder / name) == digest for name, digest in wanted.items()
     )
+
+
+def versions() -> dict[str, str]:
+    """Returns the versions of Python, of trtq and of the libraries that its results depend on."""
+    return {"python": platform.python_version(), **{name: version(name) for name in _LIBRARIES}}
 
 
 def key_of(*parts: object) -> str:

@@ -17,7 +17,7 @@ from trtq.errors import ModelError
 from trtq.models.signature import TensorSpec, inputs_of, outputs_of
 from trtq.pipeline.graph.fold import drop_identities, fold_batch_norm, fold_bias, fold_constants
 from trtq.pipeline.graph.opset import infer_shapes, opset_of, upgrade_opset
-from trtq.pipeline.graph.placement import WEIGHTED
+from trtq.pipeline.graph.placement import WEIGHTED, KeptNode
 from trtq.pipeline.graph.quantized import is_quantized
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ class Graph:
     path: Path
     sha256: str
     notes: tuple[str, ...] = ()
-    unseen: tuple[str, ...] = ()
+    unseen: tuple[KeptNode, ...] = ()
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
@@ -94,7 +94,7 @@ def load(path: Path, *, min_opset: int) -> Graph:
     infer_shapes(model)
     unseen = tuple(_nodes_in_bodies(model))
     if unseen:
-        names = ", ".join(unseen[:4]) + (" ..." if len(unseen) > 4 else "")
+        names = ", ".join(node.name for node in unseen[:4]) + (" ..." if len(unseen) > 4 else "")
         notes.append(
             f"{len(unseen)} nodes with weights lie inside If/Loop bodies and are not quantized: {names}"
         )
@@ -254,8 +254,9 @@ def _is_anonymous(dim: int | str | None) -> bool:
     return dim < 0 if isinstance(dim, int) else not dim or dim in _ANONYMOUS
 
 
-def _nodes_in_bodies(model: ir.Model) -> Iterator[str]:
+def _nodes_in_bodies(model: ir.Model) -> Iterator[KeptNode]:
     top = set(model.graph)
     for node in model.graph.all_nodes():
         if node not in top and node.op_type in WEIGHTED:
-            yield node.name or node.op_type
+            reason = "it lies inside an If, Loop or Scan body"
+            yield KeptNode(node.name or node.op_type, node.op_type, reason)

@@ -76,8 +76,9 @@ def compare_models(
 ) -> Comparison:
     """Returns how far the models are apart, run by Polygraphy's Comparator on ONNX Runtime.
 
-    Graph optimizations are off, so that the arithmetic is that of the graph. One batch is in memory at a
-    time.
+    Graph optimizations are off, so that the arithmetic is that of the Q/DQ graph. Where ONNX Runtime has no
+    FP16 kernel on the CPU it computes in FP32 and may not round in between: that FP16 overflows shows in the
+    ranges (`beyond_fp16`), not here. One batch is in memory at a time.
 
     Args:
         models: The files by the names that the result uses.
@@ -183,5 +184,11 @@ def _num_correct(outputs: Mapping[str, NDArray[Any]], feed: Feed, labels: Labels
         raise DataError(
             f"labels {labels.array!r} of {feed.source} are {wanted.dtype} of shape {wanted.shape} and output "
             f"{name!r} has shape {scores.shape}; accuracy needs whole numbers (N,) and scores (N, classes)"
+        )
+    outside = (wanted < 0) | (wanted >= scores.shape[1])
+    if outside.any():
+        raise DataError(
+            f"label {wanted[outside][0]} of sample {int(outside.argmax())} of {feed.source} is no class of "
+            f"output {name!r}, which has the classes 0 to {scores.shape[1] - 1}"
         )
     return int((scores.argmax(axis=1) == wanted).sum())

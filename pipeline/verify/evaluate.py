@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tokenize
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -85,4 +86,4 @@ def with_labels(batches: Batches, path: Path) -> Batches:
             start = stop
 
     digest = batches.digest and f"{batches.digest}/{sha256_of(path)}"
-    return Batches(read, batches.origin, batches.num_samples, digest, batches.is_random)
+    return replace(batches, read=read, digest=digest)

@@ -10,6 +10,9 @@ from trtq.models.spec import AccuracySpec
 from trtq.pipeline.verify.compare import Comparison
 from trtq.pipeline.verify.metrics import OutputComparison
 
+_SAME_DB = 6.0
+"""Noise within a factor of two in amplitude counts as the same."""
+
 Outcome = Literal["pass", "fail", "unverified"]
 
 
@@ -55,7 +58,7 @@ def judge(
         if item.candidate == candidate and item.reference in references and not _holds(item, gate)
     ]
     reasons += _drop_reasons(comparison, candidate, "fp32", gate)
-    if reasons and candidate != "fp16" and bad_fp16:
+    if reasons and candidate != "fp16" and bad_fp16 and _is_as_bad(bad_fp16[0], comparison, candidate):
         reasons.append(_blame_fp16(bad_fp16[0]))
     return Verdict("fail" if reasons else "pass", tuple(reasons))
 
@@ -90,6 +93,16 @@ def _cosine_reason(item: OutputComparison, gate: AccuracySpec) -> str:
         f"output {item.output!r} has cosine {item.cosine:.4f} to {item.reference}, the gate wants "
         f"{gate.min_cosine:g}; worst samples: {worst}"
     )
+
+
+def _is_as_bad(fp16: OutputComparison, comparison: Comparison, candidate: str) -> bool:
+    """Whether FP16 alone is nearly as far from FP32 as the candidate, or broken."""
+    ours = [
+        item.sqnr_db
+        for item in comparison.outputs
+        if (item.candidate, item.reference, item.output) == (candidate, "fp32", fp16.output)
+    ]
+    return fp16.nonfinite > 0 or any(not fp16.sqnr_db > sqnr_db + _SAME_DB for sqnr_db in ours)
 
 
 def _blame_fp16(item: OutputComparison) -> str:

@@ -50,3 +50,18 @@ def sha256_of(path: Path) -> str:
         while block := stream.read(1 << 22):
             sha.update(block)
     return sha.hexdigest()
+
+
+def refuse_input(output: Path, *sources: Path | str | None) -> None:
+    """Refuses to write over something that is read.
+
+    Args:
+        output: The file to write.
+        sources: Files that are read; None and what does not exist is passed over.
+
+    Raises:
+        ArtifactError: They are the same file.
+    """
+    for source in sources:
+        if source is not None and Path(source).exists() and output.exists() and output.samefile(source):
+            raise ArtifactError(f"{output} is read by this command; choose another file with --output")

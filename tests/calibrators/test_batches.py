@@ -82,7 +82,7 @@ def test_a_checked_stream_fails_at_the_feed_that_does_not_fit() -> None:
 
 
 def test_a_stream_without_feeds_is_refused() -> None:
-    with pytest.raises(DataError, match=r"^calib holds no samples; give at least one$"):
+    with pytest.raises(DataError, match=r"^calib yields no samples; give at least one"):
         list(checked(_stream(), [IMAGE]))
 
 
@@ -140,7 +140,7 @@ def test_another_shape_is_refused(shape: tuple[int, ...], shown: str) -> None:
     with pytest.raises(
         DataError,
         match=rf"^input 'image' of calib/0007.npz has shape {shown}, the model wants \(N, 2, 3\); "
-        r"resize the samples, or set `resize` and `channels` in \[preprocess\] of model.toml for pictures$",
+        r"resize the samples, or set `resize`, `channels` and `layout` in \[preprocess\] of model.toml",
     ):
         check_feed(_feed(image=np.zeros(shape, np.float32)), [IMAGE])
 

@@ -396,7 +396,9 @@ def test_items_that_are_no_dicts_are_told(tmp_path: Path) -> None:
 
 def test_a_script_that_yields_nothing_is_told(tmp_path: Path) -> None:
     source = _script(tmp_path / "calib.py", "def feeds():\n    return []\n")
-    with pytest.raises(DataError, match=r"calib.py:feeds holds no samples; give at least one$"):
+    with pytest.raises(
+        DataError, match=r"calib.py:feeds yields no samples; give at least one, and from a script a"
+    ):
         list(open_batches(source, OPEN, 8))
 
 
@@ -430,7 +432,7 @@ def test_a_feed_of_polygraphy_may_have_a_longer_axis_than_the_batch(tmp_path: Pa
 
 def test_no_feeds_of_polygraphy_are_told(tmp_path: Path) -> None:
     _save_json(tmp_path / "inputs.json", [])
-    with pytest.raises(DataError, match=r"inputs.json holds no samples; give at least one$"):
+    with pytest.raises(DataError, match=r"inputs.json yields no samples; give at least one"):
         list(open_batches(str(tmp_path / "inputs.json"), OPEN, 8))
 
 

@@ -27,6 +27,7 @@ model against output cosine SQNR dB max abs mean abs top-1
 int8 fp32 logits # # # # #
 int8 fp16 logits # # # # #
 fp16 fp32 logits # # # # #
+compared on 600 samples of DIR/evaluation.npz
 model.engine # MB 11 of 11 quantized layers run in INT8
 profile of image: min 1x1x8x8 opt 8x1x8x8 max 8x1x8x8
 calibrated on 512 samples by {ENTROPY} in # s
@@ -166,6 +167,7 @@ def test_build_of_fp16_alone_compares_fp16_alone(
         "accuracy FP32 # FP16 # on 600 samples\n"
         "model against output cosine SQNR dB max abs mean abs top-1\n"
         "fp16 fp32 logits # # # # #\n"
+        "compared on 600 samples of DIR/evaluation.npz\n"
         "model.engine # kB\n"
         "profile of image: min 1x1x8x8 opt 8x1x8x8 max 8x1x8x8\n"
         "written to DIR/half\n"

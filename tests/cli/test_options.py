@@ -92,7 +92,7 @@ def test_options_win_over_the_settings_beside_the_model(tmp_path: Path) -> None:
     assert (found.calibration.method, found.calibration.samples) == ("minmax", 7)
     assert (found.accuracy.min_cosine, found.accuracy.max_drop) == (0.9, 5.0)
     assert found.layers.skip == ("head",)
-    assert spec("--skip", "tail", beside=tmp_path).layers.skip == ("tail",)
+    assert spec("--skip", "tail", beside=tmp_path).layers.skip == ("head", "tail")
     assert spec("--percentile", "99", beside=tmp_path).calibration.method == "percentile"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,14 @@ import onnx.parser
 import pytest
 from numpy.typing import NDArray
 
+from trtq.calibrators import Method
+from trtq.calibrators.batches import Batches
 from trtq.calibrators.entropy import Entropy
 from trtq.calibrators.minmax import MinMax
 from trtq.calibrators.mse import Mse
 from trtq.calibrators.percentile import Percentile
 from trtq.errors import DataError, UsageError
+from trtq.models.preprocess import Preprocess
 from trtq.models.spec import (
     AccuracySpec,
     CalibrationSpec,
@@ -31,6 +35,8 @@ from trtq.pipeline.calibrate import (
     method_of,
     placement_of,
     spec_beside,
+    warn_of_dead,
+    warn_of_preprocess,
     warn_of_unmatched,
 )
 from trtq.pipeline.engine.profiles import GivenShapes
@@ -222,5 +228,56 @@ def test_tensors_that_are_always_zero_are_told(graph: Graph, tmp_path: Path) -> 
     placement = placement_of(graph, spec, Target(), watcher)
     batches = calibration_data(graph, spec, Target(), random_data=False)
     ranges = calibrate_graph(graph, placement, batches, MinMax(), watcher)
+    assert watcher.warnings == []
+    warn_of_dead(ranges, watcher)
     assert watcher.warnings == ["1 tensors were zero in every sample and get amax 1.0: r"]
     assert ranges.amax("r") == 1.0
+
+
+def test_pictures_without_settings_are_told(graph: Graph, tmp_path: Path) -> None:
+    batches = Batches(lambda: iter(()), "pictures", 1, has_images=True)
+    watcher = Warned()
+    warn_of_preprocess(batches, ModelSpec(), watcher)
+    (said,) = watcher.warnings
+    assert said.startswith("pictures are prepared as ImageNet classifiers want them")
+    warn_of_preprocess(batches, ModelSpec(preprocess=Preprocess(scale=1.0)), watcher)
+    warn_of_preprocess(replace(batches, has_images=False), ModelSpec(), watcher)
+    assert watcher.warnings == [said]
+
+
+@pytest.mark.parametrize(
+    ("spec", "method"),
+    [
+        (CalibrationSpec(method="percentile", percentile=99.0), Percentile(99.0)),
+        (CalibrationSpec(method="entropy", num_bins=512, max_clipped=0.5), Entropy(512, max_clipped=0.5)),
+        (CalibrationSpec(method="mse", smallest=0.5, num_candidates=3), Mse(3, 0.5)),
+        (CalibrationSpec(method="minmax"), MinMax()),
+    ],
+)
+def test_a_method_has_the_parameters_of_the_settings(spec: CalibrationSpec, method: Method) -> None:
+    assert method_of(spec) == method
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        (
+            CalibrationSpec(method="mse", num_bins=9),
+            "num_bins is no parameter of the calibration method mse; it has num_candidates, smallest",
+        ),
+        (
+            CalibrationSpec(method="minmax", smallest=0.5),
+            "smallest is no parameter of the calibration method minmax; it has none",
+        ),
+        (CalibrationSpec(method="entropy", num_bins=1), "entropy needs 2 <= num_levels <= num_bins"),
+    ],
+)
+def test_a_parameter_of_another_method_is_refused(spec: CalibrationSpec, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        method_of(spec)
+
+
+def test_what_is_kept_fp32_is_not_quantized(graph: Graph) -> None:
+    assert placement_of(graph, ModelSpec(), Target(), Warned()).quantized != ()
+    spec = ModelSpec(layers=LayerSpec(keep_fp32=(".",)))
+    assert placement_of(graph, spec, Target(), Warned()).quantized == ()

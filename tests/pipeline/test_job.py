@@ -306,7 +306,7 @@ def _model(model: Path, spec: ModelSpec, target: Target) -> tuple[ModelSpec, Tar
         (_copied_data, {"ranges", "engine", "everything"}),
         (_gate, {"ranges", "engine"}),
         (_evaluation, {"ranges", "engine"}),
-        (_keep_fp32, {"ranges"}),
+        (_keep_fp32, set()),
         (_capability, {"ranges"}),
         (_rest, {"ranges"}),
         (_profile, {"ranges"}),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import signal
 from importlib.metadata import version
 from typing import Any
 
@@ -21,6 +22,11 @@ _COMMANDS = {
     "doctor": "Show what is installed and which backends work here.",
     "demo": "Write a small trained model with data, to try trtq on.",
 }
+
+
+def _interrupt(signum: int, frame: object) -> None:
+    """Ends the command as Ctrl-C does, so that it clears up behind itself."""
+    raise KeyboardInterrupt
 
 
 class _LazyGroup(click.Group):
@@ -44,6 +50,7 @@ class _LazyGroup(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         """Runs the command; its expected failures end it without a traceback."""
+        signal.signal(signal.SIGTERM, _interrupt)
         try:
             return super().invoke(ctx)
         except TrtqError as error:

@@ -12,7 +12,7 @@ from trtq.calibrators.ranges import ranges_to_json
 from trtq.cli import options
 from trtq.cli.console import ConsoleWatcher, result_console
 from trtq.errors import ArtifactError
-from trtq.files import write_atomically
+from trtq.files import refuse_input, write_atomically
 from trtq.pipeline.stages import calibrate
 
 
@@ -43,10 +43,12 @@ def command(model: Path, **given: Any) -> None:
             f"cannot write {given['output']}: there is no folder {folder}; "
             f"make it, or choose another with --output"
         )
+    spec = options.spec_from(model, given)
+    refuse_input(given["output"], model, given["spec"], spec.calibration.data, spec.evaluation.data)
     with ConsoleWatcher(quiet=given["quiet"]) as watcher:
         ranges = calibrate(
             model,
-            spec=options.spec_from(model, given),
+            spec=spec,
             target=options.target_from(given),
             random_data=given["random_data"],
             watcher=watcher,

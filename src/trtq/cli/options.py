@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import click
 
-from trtq.calibrators import METHODS
+from trtq.calibrators import METHODS, parameters_of
 from trtq.errors import UsageError
 from trtq.models.spec import ModelSpec, read_spec
 from trtq.pipeline.calibrate import spec_beside
@@ -54,14 +54,34 @@ calibration_options = group(
     ),
     click.option("--calib-method", type=click.Choice(list(METHODS)), help="How ranges are estimated."),
     click.option("--percentile", type=float, help="For the method percentile.  [default: 99.99]"),
+    click.option("--num-bins", type=int, help="For entropy: bins of its histogram.  [default: 2048]"),
+    click.option("--num-levels", type=int, help="For entropy: quantized levels.  [default: 128]"),
+    click.option(
+        "--max-clipped", type=float, help="For entropy: share of values it may clip.  [default: 0.0001]"
+    ),
+    click.option("--num-candidates", type=int, help="For mse: clips to try.  [default: 120]"),
+    click.option(
+        "--smallest",
+        type=float,
+        help="For mse: the smallest clip, as a share of the largest.  [default: 0.02]",
+    ),
     click.option("--calib-batch-size", type=int, help="Samples a calibration batch.  [default: 8]"),
-    click.option("--calib-samples", type=int, help="Use only so many samples.  [default: all]"),
+    click.option(
+        "--calib-samples",
+        type=int,
+        help="Use only so many samples, rounded up to whole batches.  [default: all]",
+    ),
     click.option(
         "--random-data", is_flag=True, help="Calibrate with random numbers: the accuracy is meaningless."
     ),
 )
 layer_options = group(
-    click.option("--skip", multiple=True, metavar="REGEX", help="Do not quantize these nodes (repeatable)."),
+    click.option(
+        "--skip",
+        multiple=True,
+        metavar="REGEX",
+        help="Do not quantize these nodes (repeatable; adds to model.toml).",
+    ),
     click.option(
         "--op-types",
         metavar="TYPES",
@@ -69,7 +89,12 @@ layer_options = group(
     ),
 )
 precision_options = group(
-    click.option("--keep-fp32", multiple=True, metavar="REGEX", help="Keep these nodes FP32 (repeatable)."),
+    click.option(
+        "--keep-fp32",
+        multiple=True,
+        metavar="REGEX",
+        help="Keep these nodes FP32 (repeatable; adds to model.toml).",
+    ),
     click.option(
         "--high-precision",
         type=click.Choice(["auto", "fp16", "fp32"]),
@@ -128,7 +153,7 @@ def spec_from(model: Path, given: Mapping[str, Any]) -> ModelSpec:
         spec.calibration,
         data=given.get("calib_data"),
         method=given.get("calib_method"),
-        percentile=given.get("percentile"),
+        **{name: given.get(name) for method in METHODS.values() for name in parameters_of(method)},
         batch_size=given.get("calib_batch_size"),
         samples=given.get("calib_samples"),
     )
@@ -136,8 +161,11 @@ def spec_from(model: Path, given: Mapping[str, Any]) -> ModelSpec:
         if given.get("calib_method") is not None:
             raise UsageError(f"--percentile is for --calib-method percentile, not {calibration.method}")
         calibration = replace(calibration, method="percentile")
+    evaluation = spec.evaluation
+    if given.get("eval_data") is not None and (evaluation.labels or "").endswith(".npy"):
+        evaluation = replace(evaluation, labels=None)  # one a sample of the data that is replaced
     evaluation = _with(
-        spec.evaluation,
+        evaluation,
         data=given.get("eval_data"),
         labels=given.get("labels"),
         output=given.get("eval_output"),
@@ -148,7 +176,11 @@ def spec_from(model: Path, given: Mapping[str, Any]) -> ModelSpec:
         calibration=calibration,
         evaluation=evaluation,
         accuracy=_with(spec.accuracy, min_cosine=given.get("min_cosine"), max_drop=given.get("max_drop")),
-        layers=_with(spec.layers, skip=given.get("skip") or None, keep_fp32=given.get("keep_fp32") or None),
+        layers=replace(
+            spec.layers,
+            skip=(*spec.layers.skip, *given.get("skip", ())),
+            keep_fp32=(*spec.layers.keep_fp32, *given.get("keep_fp32", ())),
+        ),
     )
 
 

@@ -10,6 +10,7 @@ import click
 from trtq.calibrators.ranges import read_ranges
 from trtq.cli import options
 from trtq.cli.console import ConsoleWatcher, print_json, result_console, show_bytes
+from trtq.files import refuse_input
 from trtq.pipeline.stages import quantize
 
 
@@ -33,6 +34,7 @@ def command(model: Path, **given: Any) -> None:
       trtq quantize model.onnx --ranges ranges.json --output model.int8.onnx
     """
     output = given["output"] or model.parent / f"{model.stem}.int8.onnx"
+    refuse_input(output, model, given["ranges"], given["spec"])
     with ConsoleWatcher(quiet=given["quiet"]) as watcher:
         written = quantize(
             model,

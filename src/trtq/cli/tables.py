@@ -29,7 +29,7 @@ def table(*headers: str, numbers: int = 0) -> Table:
     result = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for index, header in enumerate(headers):
         right = index >= len(headers) - numbers
-        result.add_column(header, justify="right" if right else "left", overflow="fold")
+        result.add_column(header, justify="right" if right else "left", overflow="fold", no_wrap=right)
     return result
 
 
@@ -42,6 +42,9 @@ def print_report(console: Console, report: Report, *, verbose: bool) -> None:
         _print_accuracy(console, report)
     if report.comparison:
         console.print(comparison_table(report.comparison))
+    if report.evaluated_samples:
+        data = f"compared on {report.evaluated_samples} samples of {report.evaluation_data}"
+        console.print(data, soft_wrap=True)
     _print_engine(console, report)
     if report.calibration is not None:
         made_up = Text("  RANDOM DATA", style="bold red") if report.calibration.random else Text("")
@@ -99,9 +102,11 @@ def _print_accuracy(console: Console, report: Report) -> None:
 def _print_engine(console: Console, report: Report) -> None:
     engine = report.engine
     covered = f"{engine.layers_int8} of {engine.layers_quantized} quantized layers run in INT8"
+    if not engine.layers_quantized:
+        covered = "no layer is quantized"
     console.print(
         f"{engine.path}  {show_bytes(engine.bytes)}"
-        + (f"  {covered}" if engine.layers_quantized else "")
+        + (f"  {covered}" if report.precision == "int8" else "")
         + (f"  for {', '.join(engine.targets)}" if engine.targets else "")
     )
     for name, profile in engine.profiles.items():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import fcntl
 import os
 import signal
 import stat
@@ -17,6 +18,7 @@ import pytest
 from trtq.errors import ArtifactError
 from trtq.pipeline.deliver import folder as module
 from trtq.pipeline.deliver.folder import staged_folder
+from trtq.pipeline.deliver.manifest import Manifest, to_json
 
 _EXCHANGE = pytest.mark.parametrize("exchange", [True, False], ids=["exchange", "two renames"])
 
@@ -366,12 +368,28 @@ def test_two_builds_in_one_process_do_not_clear_each_other(target: Path) -> None
     assert (target / "manifest.json").read_text() == "first"
 
 
-def test_an_old_folder_beside_the_new_one_is_kept_while_its_process_runs(target: Path) -> None:
+def test_what_is_locked_is_kept_and_what_is_not_is_cleared(target: Path) -> None:
     _write(target, "new")
-    aside = target.with_name(f".{target.name}.{os.getpid()}.abcdefgh.old")
-    aside.mkdir()
+    locked, stale = (target.with_name(f".{target.name}.1.{name}.partial") for name in ("locked", "stale"))
+    locked.mkdir()
+    stale.mkdir()
+    descriptor = os.open(locked, os.O_RDONLY)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)  # as another container would, where no process has this number
     _write(target, "newer")
-    assert aside.is_dir()
+    os.close(descriptor)
+    assert locked.is_dir()
+    assert not stale.exists()
+
+
+def test_a_file_of_the_user_in_the_folder_is_not_lost(target: Path) -> None:
+    with staged_folder(target) as stage:
+        contract = Manifest({}, {"model.engine": ""}, {}, {})
+        (stage / "manifest.json").write_bytes(to_json(contract))
+        (stage / "model.engine").write_bytes(b"")
+    (target / "mine.npz").write_bytes(b"mine")
+    with pytest.raises(ArtifactError, match=r"mine\.npz was not written by trtq and would be lost"):
+        _write(target, "newer")
+    assert (target / "mine.npz").read_bytes() == b"mine"
 
 
 def test_what_another_target_left_behind_is_not_touched(target: Path) -> None:

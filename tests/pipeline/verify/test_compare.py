@@ -237,6 +237,16 @@ def test_labels_of_another_kind_are_refused(
         _with_labels(path_of(_LINEAR, w=_WEIGHT), labels, Labels("labels"))
 
 
+@pytest.mark.parametrize(("label", "sample"), [(3, 1), (-1, 2)])
+def test_labels_that_are_no_class_are_refused(label: int, sample: int, path_of: Callable[..., Path]) -> None:
+    labels = np.zeros(4, np.int64)
+    labels[sample] = label
+    with pytest.raises(
+        DataError, match=rf"^label {label} of sample {sample} of feed 0 is no class of output 'y', .* 0 to 2$"
+    ):
+        _with_labels(path_of(_LINEAR, w=_WEIGHT), labels, Labels("labels"))
+
+
 def test_scores_of_another_rank_are_refused(path_of: Callable[..., Path]) -> None:
     path = path_of(
         "g (float[N, 4] x) => (float[N] y) { y = ReduceMax <axes = [1], keepdims = 0> (x) }", opset=13

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -152,3 +153,11 @@ def test_a_pair_of_any_names_is_judged() -> None:
 def test_a_pair_without_labels_is_judged_by_its_outputs() -> None:
     assert judge_pair(_comparison(_pair("b", "a", 0.999)), _GATE).outcome == "pass"
     assert judge_pair(_comparison(_pair("b", "a", math.nan)), _GATE).outcome == "fail"
+
+
+def test_fp16_is_not_blamed_where_int8_is_much_worse() -> None:
+    comparison = _comparison(
+        replace(_pair("int8", "fp32", 0.91), sqnr_db=8.0), replace(_pair("fp16", "fp32", 0.98), sqnr_db=14.5)
+    )
+    (reason,) = judge(comparison, _GATE, candidate="int8").reasons
+    assert reason.startswith("output 'y' has cosine 0.9100 to fp32")

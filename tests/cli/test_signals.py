@@ -1,0 +1,48 @@
+"""A build that is told to stop clears up behind itself."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from trtq.models.demo import write_demo
+
+_SLOW = """
+import time
+import numpy as np
+
+def feeds():
+    print("calibrating", flush=True)
+    for _ in range(10_000):
+        yield {"image": np.zeros((1, 1, 8, 8), np.float32)}
+        time.sleep(0.01)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_build_leaves_nothing_and_shows_no_traceback(
+    tmp_path: Path, number: signal.Signals
+) -> None:
+    write_demo(tmp_path)
+    (tmp_path / "slow.py").write_text(_SLOW)
+    before = sorted(path.name for path in tmp_path.iterdir())
+    command = "from trtq.cli import main; main()"
+    arguments = ["build", str(tmp_path / "model.onnx"), "--calib-data", f"{tmp_path / 'slow.py'}:feeds"]
+    with subprocess.Popen(
+        [sys.executable, "-B", "-c", command, *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "calibrating\n"
+        process.send_signal(number)
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "Aborted!" in errors
+    assert "Traceback" not in errors
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
