@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
+from trtq.cli import main
 from trtq.cli.migrate import command
 from trtq.errors import ArtifactError, GateError
 from trtq.models.demo import write_demo
@@ -130,3 +131,48 @@ def test_the_cache_of_another_model_is_refused(model: Path, old: Path, tmp_path:
         f"the tensors of {model} are "
     )
     assert not (tmp_path / "out").exists()
+
+
+def whole(*arguments: str | Path) -> Result:
+    """Runs it as a user does, errors and exit codes included."""
+    runner = CliRunner(env={"FORCE_COLOR": None, "COLUMNS": "80"})
+    return runner.invoke(main, ["migrate", *(str(argument) for argument in arguments)])
+
+
+_OLD = """\
+import tensorrt as trt
+
+config.set_flag(trt.BuilderFlag.INT8)
+if hasattr(trt, "IInt8EntropyCalibrator2"):
+    base = trt.IInt8EntropyCalibrator2
+"""
+
+
+def test_a_script_is_checked_for_what_tensorrt_11_removed(tmp_path: Path) -> None:
+    (tmp_path / "old.py").write_text(_OLD)
+    result = whole("--check", tmp_path / "old.py")
+    assert result.exit_code == 2
+    lines = result.stdout.splitlines()
+    assert re.search(r"old\.py:3:\d+: BuilderFlag.INT8, removed in 11\.0$", lines[0])
+    assert lines[1] == "    config.set_flag(trt.BuilderFlag.INT8)"
+    assert any(line.endswith("IInt8EntropyCalibrator2, removed in 11.0 (guarded)") for line in lines)
+    assert "1 uses of what TensorRT 11 no longer has in" in result.stderr
+    found = json.loads(whole("--check", tmp_path / "old.py", "--json").stdout)
+    assert {item["name"] for item in found} >= {"BuilderFlag.INT8"}
+
+
+def test_a_folder_without_old_calls_is_told(tmp_path: Path) -> None:
+    (tmp_path / "new.py").write_text(
+        "import tensorrt as trt\n\nnetwork = trt.Builder(log).create_network(0)\n"
+    )
+    (tmp_path / "note.ipynb").write_text("{}")
+    result = whole("--check", tmp_path, "-v")
+    assert result.exit_code == 0
+    assert "nothing that TensorRT 11 removed" in result.stdout
+    assert whole("--check", tmp_path, "-q").stdout == ""
+
+
+def test_a_model_without_its_cache_is_refused(tmp_path: Path) -> None:
+    result = whole(tmp_path / "model.onnx")
+    assert result.exit_code == 2
+    assert "give a model and its calibration cache, or --check" in result.stderr

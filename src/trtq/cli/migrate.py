@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +13,24 @@ from rich.console import Console
 from rich.text import Text
 
 from trtq.cli import options
-from trtq.cli.console import ConsoleWatcher, result_console
+from trtq.cli.console import ConsoleWatcher, print_json, result_console
 from trtq.cli.tables import print_report, table
-from trtq.errors import GateError
+from trtq.errors import GateError, UsageError
 from trtq.pipeline.deliver.report import to_json
 from trtq.pipeline.migrate import Outcome, migrate, outcome_to_json
+from trtq.pipeline.removed.scripts import check_scripts
 
 
 @click.command("migrate")
-@options.model_argument
-@click.argument("cache", type=click.Path(path_type=Path))
+@click.argument("model", type=click.Path(path_type=Path), required=False)
+@click.argument("cache", type=click.Path(path_type=Path), required=False)
+@click.option(
+    "--check",
+    "scripts",
+    type=click.Path(path_type=Path),
+    metavar="SCRIPT|DIR",
+    help="Only find what scripts use that TensorRT 11 removed, and say what to do instead.",
+)
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path), help="Folder.  [default: MODEL.migrated.trtq]"
 )
@@ -41,7 +50,7 @@ from trtq.pipeline.migrate import Outcome, migrate, outcome_to_json
 @options.gate_options
 @options.json_option
 @options.talk_options
-def command(model: Path, cache: Path, **given: Any) -> None:
+def command(model: Path | None, cache: Path | None, scripts: Path | None, **given: Any) -> None:
     """Carry a float model and its TensorRT calibration cache over to Q/DQ, without data.
 
     TensorRT 11 and TensorRT-RTX read no calibration caches. The model with Q/DQ pairs at the scales of the
@@ -52,7 +61,15 @@ def command(model: Path, cache: Path, **given: Any) -> None:
     \b
       trtq migrate model.onnx calibration.cache
       trtq migrate model.onnx calibration.cache --high-precision fp16 --eval-data eval.npz
+      trtq migrate --check build_engine.py
     """
+    if scripts is not None:
+        _check(scripts, as_json=given["as_json"], quiet=given["quiet"], verbose=given["verbose"])
+        return
+    if model is None or cache is None:
+        raise UsageError(
+            "give a model and its calibration cache, or --check with a script or a folder of them"
+        )
     with ConsoleWatcher(quiet=given["quiet"]) as watcher:
         migrated = migrate(
             model,
@@ -75,6 +92,36 @@ def command(model: Path, cache: Path, **given: Any) -> None:
         print_report(console, report, verbose=given["verbose"])
     if report.verdict == "fail":
         raise GateError("the accuracy gate failed: " + "; ".join(report.reasons))
+
+
+def _check(scripts: Path, *, as_json: bool, quiet: bool, verbose: bool) -> None:
+    """Prints what was found; what runs on TensorRT 11 in spite of its guard is no error."""
+    findings = check_scripts(scripts)
+    removed = [item for item in findings if item.kind == "removed"]
+    left_out = [item for item in findings if item.kind != "removed"]
+    if as_json:
+        print_json([{**asdict(item), "path": str(item.path)} for item in findings])
+    elif not quiet:
+        console = result_console()
+        for item in removed:
+            guarded = " (guarded)" if item.guarded else ""
+            console.print(
+                f"{item.path}:{item.line}:{item.column}: {item.name}, removed in {item.since}{guarded}",
+                soft_wrap=True,
+                markup=False,
+            )
+            console.print(Text(f"    {item.code}", style="dim"), soft_wrap=True)
+            console.print(Text(f"    {item.advice}"), soft_wrap=True)
+        if left_out:
+            console.print(
+                f"not read: {len(left_out)} files or folders" + ("" if verbose else " (-v names them)")
+            )
+        for item in left_out if verbose else ():
+            console.print(Text(f"  {item.path}: {item.name}", style="dim"), soft_wrap=True)
+        if not removed:
+            console.print("nothing that TensorRT 11 removed")
+    if bare := [item for item in removed if not item.guarded]:
+        raise UsageError(f"{len(bare)} uses of what TensorRT 11 no longer has in {scripts}")
 
 
 def _print_outcome(console: Console, outcome: Outcome, *, verbose: bool) -> None:
