@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from trtq.models.session import open_session, run
 from trtq.pipeline.graph.load import Graph, load
 from trtq.pipeline.graph.opset import infer_shapes
+from trtq.pipeline.verify.exact import with_exact_quantize
 
 _NUMPY_OF = {
     "tensor(float)": np.float32,
@@ -114,7 +115,7 @@ def outputs_of() -> Callable[..., list[NDArray[Any]]]:
     def evaluate(
         model: ir.Model | Path, *, seed: int = 0, feed: dict[str, NDArray[Any]] | None = None, **sizes: int
     ) -> list[NDArray[Any]]:
-        session = open_session(model, optimize=False)
+        session = open_session(with_exact_quantize(model) or model, optimize=False)
         generator = np.random.default_rng(seed)
         inputs: dict[str, NDArray[Any]] = {
             item.name: generator.standard_normal(

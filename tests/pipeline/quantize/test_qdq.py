@@ -29,6 +29,7 @@ from trtq.pipeline.quantize.qdq import (
     quantize_array,
     weight_qparams,
 )
+from trtq.pipeline.verify.exact import with_exact_quantize
 
 DTYPES = ("float32", "float16", "bfloat16")
 
@@ -457,7 +458,9 @@ def _layer(call: str, x_shape: tuple[int, ...], w: NDArray[np.float32]) -> ir.Mo
 
 
 def _run(model: ir.Model, x: NDArray[np.float32]) -> NDArray[Any]:
-    return run(open_session(model, optimize=False), ["y"], {"x": x})[0].astype(np.float64)
+    return run(open_session(with_exact_quantize(model) or model, optimize=False), ["y"], {"x": x})[0].astype(
+        np.float64
+    )
 
 
 RESIDUAL = """g (float[N,8,16,16] x) => (float[N,5] y, float[N,8,16,16] skip) {
