@@ -115,7 +115,7 @@ def outputs_of() -> Callable[..., list[NDArray[Any]]]:
     def evaluate(
         model: ir.Model | Path, *, seed: int = 0, feed: dict[str, NDArray[Any]] | None = None, **sizes: int
     ) -> list[NDArray[Any]]:
-        session = open_session(with_exact_quantize(model) or model, optimize=False)
+        session = open_session(_exact(model), optimize=False)
         generator = np.random.default_rng(seed)
         inputs: dict[str, NDArray[Any]] = {
             item.name: generator.standard_normal(
@@ -175,3 +175,7 @@ def build_rtx(tmp_path: Path) -> Callable[..., dict[str, set[str]]]:
         return {kernel[1]: set(re.findall(r"Datatype: (\w+)", kernel[3] + kernel[4])) for kernel in kernels}
 
     return build
+
+
+def _exact(model: ir.Model | Path) -> ir.Model | Path:
+    return model if isinstance(model, Path) else with_exact_quantize(model) or model

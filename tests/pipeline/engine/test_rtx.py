@@ -449,6 +449,20 @@ def test_the_request_reaches_the_child_whole(
     assert (built.kernels, built.warnings) == ((), ())
 
 
+def test_a_warning_is_told_once(
+    build_with: Callable[[str], Callable[[], Built]],
+) -> None:
+    build = build_with(
+        "import pathlib\n"
+        "def main(folder):\n"
+        "    place = pathlib.Path(folder)\n"
+        "    (place / 'plan').write_bytes(b'plan')\n"
+        "    (place / 'build.log').write_text('WARNING: b\\nWARNING: a\\nWARNING: b\\n')\n"
+        "    (place / 'answer.json').write_text('{\"layers\": \"\"}')\n"
+    )
+    assert build().warnings == ("WARNING: b", "WARNING: a")
+
+
 def test_without_tensorrt_rtx_it_says_what_to_install(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 
 from trtq.pipeline.engine import rtx_process
+from trtq.pipeline.engine.rtx import run_child
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("tensorrt_rtx") is None,
@@ -70,6 +72,27 @@ def test_a_failed_build_leaves_its_words_and_no_plan(ask: Ask, tmp_path: Path) -
     ]
     assert line.startswith("ERROR: ")
     assert not (tmp_path / "plan").exists()
+
+
+_DYING = """
+import os, pathlib, signal
+import tensorrt_rtx as trt
+from trtq.pipeline.engine.rtx_process import _logger
+
+def main(folder):
+    with pathlib.Path(folder, "build.log").open("w") as log:
+        logger, _ = _logger(trt, log)
+        logger.log(trt.ILogger.Severity.ERROR, "the last\\n  words")
+        logger.log(trt.ILogger.Severity.INFO, "and what nobody asked for")
+        os.kill(os.getpid(), signal.SIGSEGV)
+"""
+
+
+def test_the_words_before_a_crash_survive_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "trtq_test_dying.py").write_text(_DYING)
+    monkeypatch.syspath_prepend(tmp_path)
+    assert run_child("trtq_test_dying", tmp_path).returncode == -signal.SIGSEGV
+    assert (tmp_path / "build.log").read_text() == "ERROR: the last words\n"
 
 
 def test_a_shape_input_gets_values(ask: Ask, path_of: Callable[..., Path]) -> None:

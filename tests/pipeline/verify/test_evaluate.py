@@ -144,7 +144,7 @@ def test_labels_are_cut_anew_on_every_pass(tmp_path: Path) -> None:
     batches = with_labels(_stream(10, total=10), _labels(tmp_path, np.arange(10)))
     for _ in range(2):
         assert [feed.arrays["labels"].tolist() for feed in batches] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
-    assert (batches.num_samples, batches.origin) == (10, "stream")
+    assert (batches.num_samples, batches.origin, batches.is_random) == (10, "stream", False)
 
 
 def test_the_digest_is_that_of_data_and_labels(tmp_path: Path) -> None:
