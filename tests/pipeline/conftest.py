@@ -123,7 +123,8 @@ def outputs_of() -> Callable[..., list[NDArray[Any]]]:
             ).astype(_NUMPY_OF[item.type])
             for item in session.get_inputs()
         }
-        return run(session, [item.name for item in session.get_outputs()], inputs | (feed or {}))
+        found = run(session, [item.name for item in session.get_outputs()], inputs | (feed or {}))
+        return [np.array(array) for array in found]  # ONNX Runtime may return views of the inputs
 
     return evaluate
 
