@@ -368,9 +368,10 @@ def test_two_builds_in_one_process_do_not_clear_each_other(target: Path) -> None
     assert (target / "manifest.json").read_text() == "first"
 
 
-def test_what_is_locked_is_kept_and_what_is_not_is_cleared(target: Path) -> None:
+@pytest.mark.parametrize("suffix", [".partial", ".old"])
+def test_what_is_locked_is_kept_and_what_is_not_is_cleared(suffix: str, target: Path) -> None:
     _write(target, "new")
-    locked, stale = (target.with_name(f".{target.name}.1.{name}.partial") for name in ("locked", "stale"))
+    locked, stale = (target.with_name(f".{target.name}.1.{name}{suffix}") for name in ("locked", "stale"))
     locked.mkdir()
     stale.mkdir()
     descriptor = os.open(locked, os.O_RDONLY)
@@ -379,6 +380,43 @@ def test_what_is_locked_is_kept_and_what_is_not_is_cleared(target: Path) -> None
     os.close(descriptor)
     assert locked.is_dir()
     assert not stale.exists()
+
+
+def test_what_another_run_clears_meanwhile_is_not_running(tmp_path: Path) -> None:
+    assert not module._is_running(tmp_path / "gone")
+
+
+def _another_build_is_first(target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets another build publish its folder in the moment before the first rename."""
+    rename = Path.rename
+
+    def late(path: Path, to: Path) -> Path:
+        monkeypatch.setattr(Path, "rename", rename)
+        _write(target, "of another build")
+        return path.rename(to)
+
+    monkeypatch.setattr(Path, "rename", late)
+
+
+def test_the_later_of_two_builds_that_end_together_replaces_the_other(
+    target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not module._exchange(_made(target.parent / "a"), _made(target.parent / "b")):
+        pytest.skip("this file system cannot swap two folders in one step")
+    _another_build_is_first(target, monkeypatch)
+    _write(target, "new")
+    _assert_complete(target, "new")
+
+
+def test_without_a_swap_the_later_of_two_builds_that_end_together_fails(
+    target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _another_build_is_first(target, monkeypatch)
+    _without_exchange(monkeypatch, exchange=False)
+    with pytest.raises(ArtifactError, match=r"^cannot write .*model\.trtq: Directory not empty$"):
+        _write(target, "new")
+    _assert_complete(target, "of another build")
+    assert _names(target) == ["model.trtq"]
 
 
 def test_a_file_of_the_user_in_the_folder_is_not_lost(target: Path) -> None:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
+import platform
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from trtq.errors import ArtifactError
 from trtq.models.spec import ModelSpec
-from trtq.pipeline.deliver.manifest import NAME, Manifest, is_intact, key_of, read_manifest, to_json
+from trtq.pipeline.deliver.manifest import NAME, Manifest, is_intact, key_of, read_manifest, to_json, versions
 from trtq.pipeline.target import Target
 
 _CONTENTS = {"model.engine": b"plan", "report.json": b"{}"}
@@ -123,6 +125,13 @@ def test_a_file_that_the_manifest_does_not_know_is_not_intact(folder: Path) -> N
     (folder / "other").write_bytes(b"")
     assert not is_intact(folder, _MANIFEST, ("other",))
     assert is_intact(folder, _MANIFEST)
+
+
+def test_the_versions_are_those_of_what_takes_part() -> None:
+    found = versions()
+    assert found["python"] == platform.python_version()
+    assert found["numpy"] == np.__version__
+    assert found["trtq"]
 
 
 def test_a_key_is_the_same_for_the_same_values() -> None:
