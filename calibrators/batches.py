@@ -39,6 +39,7 @@ class Batches:
         digest: Of the content, to know unchanged data again; None if that cannot be told (a script).
         is_random: Whether these are made-up numbers.
         has_images: Whether these are pictures that were prepared for the model.
+        left_out: How many samples at the end fill no batch of the model's fixed size and are left out.
     """
 
     read: Callable[[], Iterator[Feed]]
@@ -47,6 +48,7 @@ class Batches:
     digest: str | None = None
     is_random: bool = False
     has_images: bool = False
+    left_out: int = 0
 
     def __iter__(self) -> Iterator[Feed]:
         """Starts a new pass."""

@@ -123,7 +123,8 @@ def _only_full(batches: Batches, size: int) -> Batches:
         return replace(batches, read=read)
     left_out = f"without the last {total % size} of {total} samples, which fill no batch of {size}"
     origin = f"{batches.origin} ({left_out})"
-    return replace(batches, read=read, origin=origin, num_samples=total // size * size)
+    kept = total // size * size
+    return replace(batches, read=read, origin=origin, num_samples=kept, left_out=total - kept)
 
 
 def _from_image_folder(

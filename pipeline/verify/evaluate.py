@@ -71,8 +71,9 @@ def with_labels(batches: Batches, path: Path) -> Batches:
             labels = np.lib.format.read_array(stream, allow_pickle=False)
     except (OSError, *_DAMAGED) as error:
         raise DataError(f"cannot read the labels {path}: {error}") from error
-    if labels.ndim != 1 or batches.num_samples not in (None, len(labels)):
-        count = "an unknown number of" if batches.num_samples is None else batches.num_samples
+    wanted = None if batches.num_samples is None else batches.num_samples + batches.left_out
+    if labels.ndim != 1 or wanted not in (None, len(labels)):
+        count = "an unknown number of" if wanted is None else wanted
         raise DataError(
             f"{path} has labels of shape {labels.shape}, {batches.origin} has {count} samples; "
             f"give one label a sample"

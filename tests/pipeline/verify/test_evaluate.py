@@ -219,3 +219,17 @@ def test_a_file_that_holds_no_labels_is_told(content: bytes, tmp_path: Path) -> 
 def test_a_missing_file_of_labels_is_told(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"^cannot read the labels .*absent\.npy: .*No such file"):
         with_labels(_stream(10), tmp_path / "absent.npy")
+
+
+def test_labels_of_samples_that_fill_no_batch_are_left_out_with_them(
+    graph_of: Callable[..., Graph], tmp_path: Path
+) -> None:
+    graph = graph_of("g (float[4, 3] x) => (float[4, 3] y) { y = Neg (x) }")
+    np.savez(tmp_path / "e.npz", x=np.ones((10, 3), np.float32))
+    np.save(tmp_path / "labels.npy", np.arange(10))
+    spec = _spec(data=str(tmp_path / "e.npz"), labels=str(tmp_path / "labels.npy"))
+    batches = evaluation_data(graph, spec, None)
+    assert batches is not None
+    assert (batches.num_samples, batches.left_out) == (8, 2)
+    assert "without the last 2 of 10 samples, which fill no batch of 4" in batches.origin
+    assert [feed.arrays["labels"].tolist() for feed in batches] == [[0, 1, 2, 3], [4, 5, 6, 7]]
