@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from trtq.calibrators.batches import Batches, Feed
 from trtq.errors import DataError
+from trtq.files import sha256_of
 
 _UNREADABLE = (
     OSError,
@@ -109,14 +110,10 @@ def file_digest(path: Path) -> str:
     Raises:
         DataError: It cannot be read.
     """
-    sha = hashlib.sha256()
     try:
-        with path.open("rb") as stream:
-            while block := stream.read(1 << 22):
-                sha.update(block)
+        return sha256_of(path)
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror}; make it readable or leave it out") from error
-    return sha.hexdigest()
 
 
 def folder_digest(paths: Sequence[Path]) -> str:

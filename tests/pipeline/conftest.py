@@ -178,5 +178,24 @@ def build_rtx(tmp_path: Path) -> Callable[..., dict[str, set[str]]]:
     return build
 
 
+@pytest.fixture
+def small(tmp_path: Path) -> Path:
+    """Two convolutions, and data for them: quick to build."""
+    rng = np.random.default_rng(0)
+    model = onnx.parser.parse_model("""
+        <ir_version: 9, opset_import: ["" : 19]>
+        small (float[N,3,8,8] x) => (float[N,4,8,8] y) {
+          [first] h = Conv <kernel_shape = [3,3], pads = [1,1,1,1]> (x, w1, b1)
+          [act] r = Relu (h)
+          [second] y = Conv <kernel_shape = [1,1]> (r, w2)
+        }""")
+    for name, shape in (("w1", (8, 3, 3, 3)), ("b1", (8,)), ("w2", (4, 8, 1, 1))):
+        array = rng.standard_normal(shape).astype(np.float32)
+        model.graph.initializer.append(onnx.numpy_helper.from_array(array, name))
+    onnx.save(model, tmp_path / "small.onnx")
+    np.savez(tmp_path / "data.npz", x=rng.standard_normal((16, 3, 8, 8)).astype(np.float32))
+    return tmp_path / "small.onnx"
+
+
 def _exact(model: ir.Model | Path) -> ir.Model | Path:
     return model if isinstance(model, Path) else with_exact_quantize(model) or model

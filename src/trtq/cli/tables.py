@@ -39,7 +39,7 @@ def print_report(console: Console, report: Report, *, verbose: bool) -> None:
     title = report.precision.upper() + (rest if report.precision == "int8" else "")
     console.print(Text.assemble((Path(report.model).name, "bold"), f"  {title}  {report.backend}"))
     if report.accuracy:
-        _print_accuracy(console, report)
+        print_accuracy(console, report.accuracy, report.evaluated_samples)
     if report.comparison:
         console.print(comparison_table(report.comparison))
     if report.evaluated_samples:
@@ -93,10 +93,6 @@ def print_accuracy(console: Console, accuracy: Mapping[str, float], num_samples:
     """Prints the accuracy of each model in one line."""
     shown = "   ".join(f"{name.upper()} {share:.2%}" for name, share in accuracy.items())
     console.print(Text.assemble("accuracy  ", (shown, "bold"), f"   on {num_samples} samples"))
-
-
-def _print_accuracy(console: Console, report: Report) -> None:
-    print_accuracy(console, report.accuracy, report.evaluated_samples)
 
 
 def _print_engine(console: Console, report: Report) -> None:
