@@ -215,6 +215,11 @@ class Calibrator:
         self._was_read = False
         self._was_rejected = False
 
+    @property
+    def cache(self) -> bytes | None:
+        """What TensorRT quantized with: the cache that it made of the data, or the given one."""
+        return self.written if self.written is not None else self._cache
+
     def get_batch_size(self) -> int:
         """Returns the samples a batch; 1 where there is no data."""
         return self._feeder.batch_size if self._feeder else 1

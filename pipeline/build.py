@@ -11,7 +11,7 @@ from pathlib import Path
 import onnx
 import onnx_ir as ir
 
-from trtq.calibrators.cache import cache_of, format_cache
+from trtq.calibrators.cache import ALGORITHMS, cache_of, format_cache, parse_cache
 from trtq.calibrators.observe import observe
 from trtq.calibrators.ranges import Ranges, Shapes, ranges_to_json, read_ranges
 from trtq.errors import BuildError
@@ -24,13 +24,14 @@ from trtq.pipeline.deliver.earlier import REPORT, Earlier, find_earlier
 from trtq.pipeline.deliver.folder import staged_folder
 from trtq.pipeline.deliver.manifest import Manifest
 from trtq.pipeline.deliver.report import CalibrationReport, EngineReport, Report
-from trtq.pipeline.engine.backend import BuildRequest
+from trtq.pipeline.engine.backend import BuildRequest, Built
 from trtq.pipeline.engine.coverage import coverage, precisions
 from trtq.pipeline.engine.profiles import resolve_profiles
 from trtq.pipeline.graph.migrate import named_as_in_file
 from trtq.pipeline.graph.placement import WEIGHTED
 from trtq.pipeline.graph.quantized import quantized_layers
 from trtq.pipeline.job import Job, prepare
+from trtq.pipeline.quantization import implicit_of, layers_of
 from trtq.pipeline.quantize.mixed import Mixed, fp16_model, int8_model
 from trtq.pipeline.quantize.precision import KeptFp32
 from trtq.pipeline.target import Target
@@ -42,6 +43,7 @@ from trtq.pipeline.watch import Log, Silent, Watcher
 ENGINE = "model.engine"
 RANGES = "ranges.json"
 CACHE = "calibration.cache"
+FLOAT = "model.float.onnx"
 
 
 def build(
@@ -95,10 +97,12 @@ def run_job(job: Job, log: Log, earlier: Earlier | None = None) -> Report:
     with staged_folder(job.folder) as stage:
         ranges, calibration = _calibrate(job, earlier, log)
         models = _quantize(job, ranges, stage, log)
-        engine, layers = _build_engine(job, ranges, models, earlier, stage, log)
-        comparison = _compare(job, models, log)
+        made = _build_engine(job, ranges, models, earlier, stage, log)
+        calibration = calibration or made.calibration
+        comparison = _compare(job, models, stage, log)
         judged = comparison if comparison is not None and comparison.outputs else None
-        verdict = judge(judged, job.spec.accuracy, candidate=job.target.precision, is_random=job.is_random)
+        candidate = _candidate(job, judged)
+        verdict = judge(judged, job.spec.accuracy, candidate=candidate, is_random=job.is_random)
         result = Report(
             schema_version=report.SCHEMA_VERSION,
             verdict=verdict.outcome,
@@ -107,9 +111,9 @@ def run_job(job: Job, log: Log, earlier: Earlier | None = None) -> Report:
             output=str(job.folder),
             backend=f"{job.backend.name} {job.backend.version()}",
             precision=job.target.precision,
-            high_precision="as it is" if job.is_quantized else "fp16" if job.fp16 else "fp32",
+            high_precision="as it is" if job.is_quantized else "fp16" if job.way.fp16 else "fp32",
             calibration=calibration,
-            engine=engine,
+            engine=made.report,
             comparison=comparison.outputs if comparison is not None else (),
             evaluated_samples=comparison.num_samples if comparison is not None else 0,
             evaluation_data=comparison.data if comparison is not None else "",
@@ -121,24 +125,36 @@ def run_job(job: Job, log: Log, earlier: Earlier | None = None) -> Report:
             reused=tuple(log.reused),
             timings_s={name: round(seconds, 3) for name, seconds in log.seconds.items()},
         )
-        _write_rest(job, ranges, result, layers, stage)
+        _write_rest(job, ranges, result, made, stage)
     return result
 
 
 @dataclass(frozen=True, slots=True)
 class _Models:
-    """The models by precision: files to compare, and the one that the engine is built from."""
+    """The models: files to compare by precision, and the one that the engine is built from."""
 
     files: dict[str, Path]
+    source: Path
     built: ir.Model
     kept_fp32: tuple[KeptFp32, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Made:
+    """The engine: what the report says of it, what each layer runs as, and how to build it without trtq."""
+
+    report: EngineReport
+    layers: dict[str, str]
+    commands: dict[str, str]
+    calibration: CalibrationReport | None = None
 
 
 def _calibrate(job: Job, earlier: Earlier | None, log: Log) -> tuple[Ranges | None, CalibrationReport | None]:
     if job.ranges is not None:
         return job.ranges, None
-    if job.calibration is None or job.is_quantized:
+    if not job.calibrates:
         return None, None
+    assert job.calibration is not None
     if earlier is not None and "ranges" in earlier.same and RANGES in earlier.manifest.outputs:
         log.note("model, data and method are unchanged: the ranges of the earlier build are used again")
         log.reused.append("ranges")
@@ -146,15 +162,18 @@ def _calibrate(job: Job, earlier: Earlier | None, log: Log) -> tuple[Ranges | No
         warn_of_dead(ranges, log)
         return ranges, earlier.report.calibration
     with log.timed("calibrate"):
-        ranges = calibrate_graph(job.graph, job.placement, job.calibration, job.method, log)
+        ranges = calibrate_graph(job.graph, job.tensors, job.calibration, job.method, log)
     warn_of_dead(ranges, log)
     if not ranges.tensors:
         return ranges, None
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts KiB
     seconds = round(log.seconds["calibrate"], 3)
     return ranges, CalibrationReport(
-        ranges.method, ranges.data, ranges.num_samples, seconds, peak, ranges.is_random
+        ranges.method, ranges.data, ranges.num_samples, seconds, _peak_rss_bytes(), ranges.is_random
     )
+
+
+def _peak_rss_bytes() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts KiB
 
 
 def _quantize(job: Job, ranges: Ranges | None, stage: Path, log: Log) -> _Models:
@@ -163,18 +182,22 @@ def _quantize(job: Job, ranges: Ranges | None, stage: Path, log: Log) -> _Models
     with log.timed("quantize"):
         if job.is_quantized:
             path = _write_model(job.graph.model, stage / "model.int8.onnx")
-            return _Models({"int8": path}, job.graph.model, ())
+            return _Models({"int8": path}, path, job.graph.model, ())
         baseline = fp16_model(job.graph, ranges, keep_fp32=keep_fp32)
         files = {
             "fp32": job.graph.path,
             "fp16": _write_model(baseline.model, stage / "model.fp16.onnx"),
         }
+        if job.is_implicit or (job.target.precision == "fp16" and not job.way.is_typed):
+            return _Models(files, _write_model(job.graph.model, stage / FLOAT), job.graph.model, ())
         if job.target.precision == "fp16":
-            return _Models(files, baseline.model, baseline.kept_fp32)
+            return _Models(files, files["fp16"], baseline.model, baseline.kept_fp32)
         assert ranges is not None
-        mixed: Mixed = int8_model(job.graph, job.placement, ranges, fp16=job.fp16, keep_fp32=keep_fp32)
+        mixed: Mixed = int8_model(
+            job.graph, job.placement, ranges, fp16=job.way.fp16_graph, keep_fp32=keep_fp32
+        )
         files["int8"] = _write_model(mixed.model, stage / "model.int8.onnx")
-    return _Models(files, mixed.model, mixed.kept_fp32)
+    return _Models(files, files["int8"], mixed.model, mixed.kept_fp32)
 
 
 def _write_model(model: ir.Model, path: Path) -> Path:
@@ -190,39 +213,94 @@ def _write_model(model: ir.Model, path: Path) -> Path:
 
 def _build_engine(
     job: Job, ranges: Ranges | None, models: _Models, earlier: Earlier | None, stage: Path, log: Log
-) -> tuple[EngineReport, dict[str, str]]:
-    """Returns what was built, and what each layer runs as; writes the plan."""
-    source = models.files["int8" if job.is_quantized else job.target.precision]
+) -> _Made:
+    """Returns what was built; writes the plan, and the calibration cache where TensorRT calibrated."""
     if earlier is not None and "engine" in earlier.same:
         log.note("model and settings are unchanged: the engine of the earlier build is used again")
         log.reused.append("engine")
-        earlier.copy([ENGINE] if ENGINE in earlier.manifest.outputs else [], stage)
-        return earlier.report.engine, dict(earlier.manifest.layers)
+        names = (ENGINE, *((CACHE,) if job.is_implicit else ()))
+        earlier.copy([name for name in names if name in earlier.manifest.outputs], stage)
+        commands = dict(earlier.manifest.commands)
+        return _Made(
+            earlier.report.engine, dict(earlier.manifest.layers), commands, earlier.report.calibration
+        )
+    request = _request(job, ranges, models, log)
+    log.stage(f"Building with {job.backend.name}")
+    with log.timed("build"):
+        built = job.backend.build(request)
+    if built.plan is not None:
+        (stage / ENGINE).write_bytes(built.plan)
+    if built.calibration_cache is not None:
+        (stage / CACHE).write_bytes(built.calibration_cache)
+    wanted = layers_of(job.placement) if job.is_implicit else quantized_layers(models.built)
+    covered = coverage(wanted, built, job.target.compute_capabilities)
+    engine = EngineReport(
+        path=models.source.name if built.plan is None else ENGINE,
+        bytes=models.source.stat().st_size if built.plan is None else len(built.plan),
+        quantization=job.way.quantization,
+        quantization_reason=job.way.reason,
+        layers_quantized=covered.layers_quantized,
+        layers_int8=covered.layers_int8,
+        fallbacks=covered.fallbacks,
+        profiles=request.profiles,
+        targets=job.target.compute_capabilities,
+        warnings=built.warnings,
+    )
+    weighted = [str(node.name) for node in models.built.graph if node.op_type in WEIGHTED]
+    command = job.backend.command(request)
+    return _Made(
+        engine,
+        precisions(weighted, built),
+        {"engine": command} if command else {},
+        _calibrated_by_builder(job, built),
+    )
+
+
+def _request(job: Job, ranges: Ranges | None, models: _Models, log: Log) -> BuildRequest:
     profiles, notes = resolve_profiles(
         job.graph.inputs, job.target.shapes, job.spec.inputs, _shapes_of_data(job, ranges)
     )
     for note in notes:
         log.note(note)
-    log.stage(f"Building with {job.backend.name}")
-    with log.timed("build"):
-        built = job.backend.build(
-            BuildRequest(source, profiles, job.target.compute_capabilities, job.target.workspace_bytes)
+    implicit = None
+    if job.is_implicit:
+        implicit = implicit_of(
+            job.graph,
+            job.placement,
+            job.spec,
+            batches=job.calibration,
+            ranges=ranges,
+            fp16=job.way.fp16,
         )
-    if built.plan is not None:
-        (stage / ENGINE).write_bytes(built.plan)
-    covered = coverage(quantized_layers(models.built), built, job.target.compute_capabilities)
-    engine = EngineReport(
-        path=source.name if built.plan is None else ENGINE,
-        bytes=source.stat().st_size if built.plan is None else len(built.plan),
-        layers_quantized=covered.layers_quantized,
-        layers_int8=covered.layers_int8,
-        fallbacks=covered.fallbacks,
-        profiles=profiles,
-        targets=job.target.compute_capabilities,
-        warnings=built.warnings,
+        log.note(
+            "TensorRT gets our ranges, as a calibration cache"
+            if implicit.scales
+            else f"TensorRT's own {ALGORITHMS[implicit.algorithm]} runs over the data"
+        )
+    return BuildRequest(
+        models.source,
+        profiles,
+        job.target.compute_capabilities,
+        job.target.workspace_bytes,
+        job.target.options,
+        job.way.precisions(job.target.precision),
+        implicit,
     )
-    weighted = [str(node.name) for node in models.built.graph if node.op_type in WEIGHTED]
-    return engine, precisions(weighted, built)
+
+
+def _calibrated_by_builder(job: Job, built: Built) -> CalibrationReport | None:
+    """Returns how TensorRT's own calibrator found the ranges; None where it did not."""
+    if built.calibration_cache is None or job.calibrates or job.calibration is None:
+        return None
+    cache = parse_cache(built.calibration_cache)
+    return CalibrationReport(
+        method=f"TensorRT's own {cache.algorithm}",
+        data=job.calibration.origin,
+        samples=sum(feed.num_samples for feed in job.calibration),
+        seconds=None,
+        peak_rss_bytes=_peak_rss_bytes(),
+        random=job.is_random,
+    )
 
 
 def _shapes_of_data(job: Job, ranges: Ranges | None) -> Mapping[str, Shapes]:
@@ -234,24 +312,35 @@ def _shapes_of_data(job: Job, ranges: Ranges | None) -> Mapping[str, Shapes]:
     return observe(job.graph.model, (), job.shape_data).shapes
 
 
-def _compare(job: Job, models: _Models, log: Log) -> Comparison | None:
+def _compare(job: Job, models: _Models, stage: Path, log: Log) -> Comparison | None:
     if job.evaluation is None:
         return None
     labels = labels_of(job.spec.evaluation)
-    if len(models.files) == 1 and labels is None:
+    plan = stage / ENGINE
+    engine = job.backend.runner(plan.read_bytes(), "engine") if plan.exists() else None
+    names = (*models.files, *(("engine",) if engine is not None else ()))
+    if len(names) == 1 and labels is None:
         return None
-    wanted = (("int8", "fp32"), ("int8", "fp16"), ("fp16", "fp32"))
-    pairs = [pair for pair in wanted if set(pair) <= set(models.files)]
+    wanted = (("engine", "fp32"), ("engine", "fp16"), ("int8", "fp32"), ("int8", "fp16"), ("fp16", "fp32"))
+    pairs = [pair for pair in wanted if set(pair) <= set(names)]
     log.stage("Comparing", job.evaluation.num_samples)
     with log.timed("compare"):
-        return compare_models(models.files, pairs, job.evaluation, labels, log.advance)
+        return compare_models(
+            models.files, pairs, job.evaluation, labels, log.advance, () if engine is None else (engine,)
+        )
 
 
-def _write_rest(job: Job, ranges: Ranges | None, result: Report, layers: dict[str, str], stage: Path) -> None:
+def _candidate(job: Job, comparison: Comparison | None) -> str:
+    """Returns which of the compared models is judged: the engine itself where it could be run."""
+    ran = comparison is not None and any(item.candidate == "engine" for item in comparison.outputs)
+    return "engine" if ran else job.target.precision
+
+
+def _write_rest(job: Job, ranges: Ranges | None, result: Report, made: _Made, stage: Path) -> None:
     """Writes ranges, cache and report, and last the manifest with the digests of all."""
     if ranges is not None:
         (stage / RANGES).write_bytes(ranges_to_json(ranges))
-    if ranges is not None and ranges.tensors:
+    if ranges is not None and ranges.tensors and not job.is_implicit:
         (stage / CACHE).write_bytes(format_cache(named_as_in_file(cache_of(ranges), job.graph)))
     for name, content in job.extra_files.items():
         (stage / name).write_bytes(content)
@@ -266,7 +355,8 @@ def _write_rest(job: Job, ranges: Ranges | None, result: Report, layers: dict[st
         outputs={path.name: sha256_of(path) for path in sorted(stage.iterdir())},
         versions={**manifest.versions(), job.backend.name: job.backend.version()},
         settings={"model": asdict(job.spec), "target": asdict(job.target)},
-        layers=layers,
+        layers=made.layers,
+        commands=made.commands,
         keys=job.keys,
     )
     (stage / manifest.NAME).write_bytes(manifest.to_json(contract))

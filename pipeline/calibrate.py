@@ -102,16 +102,16 @@ def warn_of_unmatched(graph: Graph, patterns: Sequence[str], watcher: Watcher) -
 
 
 def calibrate_graph(
-    graph: Graph, placement: Placement, batches: Batches, method: Method, watcher: Watcher
+    graph: Graph, tensors: Sequence[str], batches: Batches, method: Method, watcher: Watcher
 ) -> Ranges:
-    """Returns the ranges of the placed activations.
+    """Returns the ranges of the named tensors.
 
     Raises:
         DataError: The data does not fit the model.
         ModelError: ONNX Runtime cannot run the model.
     """
     watcher.stage("Calibrating", batches.num_samples)
-    observation = observe(graph.model, placement.activations, batches, watcher.advance)
+    observation = observe(graph.model, tensors, batches, watcher.advance)
     return estimate(observation, method, batches, graph.sha256)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import platform
 import tempfile
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ import onnx.parser
 from trtq.errors import TrtqError
 from trtq.pipeline.engine import BACKENDS
 from trtq.pipeline.engine.backend import Backend, BuildRequest
+from trtq.pipeline.engine.gpu import num_gpus
 
 _PACKAGES = (
     "trtq", "numpy", "onnx", "onnx-ir", "onnxruntime", "polygraphy", "click", "rich", "pillow", "torch",
@@ -74,14 +74,12 @@ def _version(package: str) -> str:
 
 def _gpu() -> str:
     """Returns how many CUDA devices the driver shows, or that there is none."""
-    try:
-        driver = ctypes.CDLL("libcuda.so.1")
-    except OSError:
+    count = num_gpus()
+    if count is None:
         return "no NVIDIA driver: engines can be built here, not run"
-    count = ctypes.c_int(0)
-    if driver.cuInit(0) != 0 or driver.cuDeviceGetCount(ctypes.byref(count)) != 0:
+    if not count:
         return "an NVIDIA driver without a usable GPU: engines can be built here, not run"
-    return f"{count.value} CUDA devices"
+    return f"{count} CUDA devices"
 
 
 def _try(backend: Backend) -> BackendHealth:

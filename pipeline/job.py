@@ -22,12 +22,13 @@ from trtq.pipeline.calibrate import (
     warn_of_unmatched,
 )
 from trtq.pipeline.deliver.manifest import key_of, versions
-from trtq.pipeline.engine import choose
+from trtq.pipeline.engine import choose, refuse_what_it_lacks
 from trtq.pipeline.engine.backend import Backend
 from trtq.pipeline.engine.profiles import resolve_profiles
 from trtq.pipeline.graph.load import Graph, load
 from trtq.pipeline.graph.placement import Placement
 from trtq.pipeline.graph.quantized import is_quantized, refuse_what_tensorrt_refuses
+from trtq.pipeline.quantization import Way, choose_way, float_tensors, tensorrt_algorithm
 from trtq.pipeline.target import Target
 from trtq.pipeline.verify.evaluate import evaluation_data
 from trtq.pipeline.watch import Watcher
@@ -43,7 +44,7 @@ class Job:
         target: What is wanted.
         backend: Who builds it.
         folder: Where the result goes.
-        fp16: Whether what is not quantized becomes FP16.
+        way: How precisions get into the engine.
         is_quantized: Whether the model came with Q/DQ: then it is built as it is.
         placement: What will be quantized.
         method: How ranges are estimated.
@@ -60,7 +61,7 @@ class Job:
     target: Target
     backend: Backend
     folder: Path
-    fp16: bool
+    way: Way
     is_quantized: bool
     placement: Placement
     method: Method
@@ -75,6 +76,22 @@ class Job:
     def is_random(self) -> bool:
         """Whether the data was made up."""
         return self.calibration is not None and self.calibration.is_random
+
+    @property
+    def is_implicit(self) -> bool:
+        """Whether TensorRT quantizes the float model itself."""
+        return self.way.quantization == "implicit"
+
+    @property
+    def tensors(self) -> tuple[str, ...]:
+        """The tensors that need a range."""
+        return float_tensors(self.graph) if self.is_implicit else self.placement.activations
+
+    @property
+    def calibrates(self) -> bool:
+        """Whether ranges are estimated here, and not given, needless or TensorRT's own affair."""
+        needs = self.ranges is None and self.calibration is not None and not self.is_quantized
+        return needs and not (self.is_implicit and tensorrt_algorithm(self.spec.calibration))
 
     @property
     def shape_data(self) -> Batches | None:
@@ -98,17 +115,24 @@ def prepare(
     """
     spec = spec if spec is not None else spec_beside(path)
     backend = choose(target.backend)
-    gains = target.high_precision == "auto" and backend.runs_fp16
-    fp16 = gains or "fp16" in (target.precision, target.high_precision)
+    refuse_what_it_lacks(backend, target.options, target.compute_capabilities)
     watcher.stage("Loading")
-    graph = load(path, min_opset=19 if fp16 else 13)
+    way = choose_way(target, backend)
+    graph = load(path, min_opset=19 if way.fp16_graph else 13)
     for note in graph.notes:
         watcher.note(note)
     folder = Path(output or path.with_suffix(".trtq")).absolute()
-    refuse_inputs_in(folder, graph.path, spec.calibration.data, spec.evaluation.data)
+    refuse_inputs_in(
+        folder, graph.path, spec.calibration.data, spec.evaluation.data, target.options.timing_cache
+    )
     _check_shapes(graph, spec, target)
     quantized = is_quantized(graph.model)
     if quantized:
+        if way.quantization == "implicit":
+            raise UsageError(
+                f"{path} is quantized already, so TensorRT cannot quantize it implicitly; give the float "
+                f"model, or leave --quantization implicit out"
+            )
         refuse_what_tensorrt_refuses(graph.model)
         target = replace(target, precision="int8")
         watcher.note("the model is quantized already: it is built as it is, without calibration")
@@ -132,7 +156,7 @@ def prepare(
         target=target,
         backend=backend,
         folder=folder,
-        fp16=fp16,
+        way=way,
         is_quantized=quantized,
         placement=placement,
         method=method_of(spec.calibration),
@@ -169,14 +193,14 @@ def _keys(job: Job) -> dict[str, str]:
         job.graph.sha256,
         _digest(job.shape_data),
         describe(job.method),
-        job.placement.activations,
+        job.tensors,
     )
     engine = key_of(
         ranges,
         job.spec.layers,
         job.spec.inputs,
         job.target,
-        job.fp16,
+        job.way,
         job.backend.name,
         job.backend.version(),
     )

@@ -14,12 +14,13 @@ from trtq.models.spec import ModelSpec
 from trtq.pipeline.build import CACHE, run_job
 from trtq.pipeline.calibrate import calibration_data, method_of, spec_beside, warn_of_unmatched
 from trtq.pipeline.deliver.report import Report
-from trtq.pipeline.engine import choose
+from trtq.pipeline.engine import choose, refuse_what_it_lacks
 from trtq.pipeline.graph.load import load
 from trtq.pipeline.graph.migrate import Migration, named_as_in_file, ranges_from_cache
 from trtq.pipeline.graph.placement import Placement
 from trtq.pipeline.graph.quantized import is_quantized
 from trtq.pipeline.job import Job, refuse_inputs_in
+from trtq.pipeline.quantization import Way
 from trtq.pipeline.quantize.qdq import QMAX, activation_qparams
 from trtq.pipeline.target import Target
 from trtq.pipeline.verify.evaluate import evaluation_data
@@ -151,8 +152,10 @@ def _prepare(
         raise ArtifactError(f"{source}: {error}") from error
     backend = choose(target.backend)
     log.stage("Loading")
+    refuse_what_it_lacks(backend, target.options, target.compute_capabilities)
     fp16 = target.high_precision == "fp16"
-    graph = load(path, min_opset=19 if fp16 else 13)
+    way = Way("explicit", "the cache becomes Q/DQ", fp16, backend.takes_types())
+    graph = load(path, min_opset=19 if way.fp16_graph else 13)
     if is_quantized(graph.model):
         raise ModelError(f"{path} is quantized already; give the float model that the cache was made for")
     for note in graph.notes:
@@ -172,7 +175,7 @@ def _prepare(
         target=target,
         backend=backend,
         folder=folder,
-        fp16=fp16,
+        way=way,
         is_quantized=False,
         placement=placement,
         method=method_of(spec.calibration),
@@ -217,7 +220,7 @@ def _rounding(job: Job, migration: Migration) -> tuple[int, float]:
     for item in migration.mapped:
         dtype = dtypes[item.tensor]
         assert dtype is not None
-        kind = "float16" if job.fp16 else dtype.numpy().name
+        kind = "float16" if job.way.fp16_graph else dtype.numpy().name
         made = float(activation_qparams(item.scale * QMAX, kind).scale)
         rises += [made / item.scale - 1] if made != item.scale else []
     return len(rises), max(rises, default=0.0)

@@ -57,7 +57,7 @@ def calibrate(
     placement = placement_of(graph, spec, target, watcher)
     batches = calibration_data(graph, spec, target, random_data=random_data)
     warn_of_preprocess(batches, spec, watcher)
-    ranges = calibrate_graph(graph, placement, batches, method_of(spec.calibration), watcher)
+    ranges = calibrate_graph(graph, placement.activations, batches, method_of(spec.calibration), watcher)
     warn_of_dead(ranges, watcher)
     return ranges
 

@@ -6,11 +6,12 @@ from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 from trtq.errors import UsageError
+from trtq.pipeline.engine.backend import BuilderOptions, Precision
 from trtq.pipeline.engine.profiles import GivenShapes
 from trtq.pipeline.graph.placement import DEFAULT_OP_TYPES, QUANTIZABLE
 
-Precision = Literal["int8", "fp16"]
 HighPrecision = Literal["auto", "fp16", "fp32"]
+Quantization = Literal["auto", "explicit", "implicit"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +26,8 @@ class Target:
         workspace_bytes: Scratch memory that the engine may use; None: the backend's default.
         shapes: Given profile shapes.
         op_types: The types of nodes that are quantized.
+        quantization: "explicit" by Q/DQ, "implicit" by TensorRT up to 10 itself; "auto": explicit.
+        options: How the builder works.
     """
 
     precision: Precision = "int8"
@@ -34,11 +37,14 @@ class Target:
     workspace_bytes: int | None = None
     shapes: GivenShapes = field(default_factory=GivenShapes)
     op_types: tuple[str, ...] = DEFAULT_OP_TYPES
+    quantization: Quantization = "auto"
+    options: BuilderOptions = field(default_factory=BuilderOptions)
 
     def __post_init__(self) -> None:
         for name, value, choices in (
             ("precision", self.precision, get_args(Precision)),
             ("high_precision", self.high_precision, get_args(HighPrecision)),
+            ("quantization", self.quantization, get_args(Quantization)),
         ):
             if value not in choices:
                 raise UsageError(f"{name} must be one of {', '.join(choices)}, got {value!r}")

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from trtq.errors import ArtifactError
+from trtq.files import locked
 from trtq.pipeline.deliver.manifest import NAME, read_manifest
 
 _AT_FDCWD = -100
@@ -40,7 +41,7 @@ def staged_folder(target: Path) -> Iterator[Path]:
     except OSError as error:
         raise ArtifactError(f"cannot write to {target.parent}: {error.strerror or error}") from error
     try:
-        with _locked(stage):
+        with locked(stage):
             yield stage
             _publish(stage, target)
     except OSError as error:
@@ -134,17 +135,6 @@ def _left_behind(target: Path, suffix: str) -> list[Path]:
     """Returns the hidden folders of this target, not those of another one whose name begins alike."""
     name = re.compile(rf"{re.escape(_hidden(target))}\d+\.[^.]+{re.escape(suffix)}")
     return [path for path in target.parent.glob(f"*{suffix}") if name.fullmatch(path.name)]
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Holds a lock on the folder, which ends with this process whatever happens to it."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def _is_running(left: Path) -> bool:

@@ -30,6 +30,7 @@ class Manifest:
         versions: Of trtq and the libraries that took part.
         settings: The model's settings and the target.
         layers: What each layer with weights runs as, by node name, where the backend tells.
+        commands: How to build the engine with its vendor's own tool, in this folder.
         keys: A digest of everything that each stage depends on, to know unchanged work again.
     """
 
@@ -38,6 +39,7 @@ class Manifest:
     versions: Mapping[str, str]
     settings: Mapping[str, Any]
     layers: Mapping[str, str] = field(default_factory=dict)
+    commands: Mapping[str, str] = field(default_factory=dict)
     keys: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -68,7 +70,7 @@ def read_manifest(folder: Path) -> Manifest:
             f"{path} has schema version {schema}, this trtq reads {SCHEMA_VERSION}; "
             f"use the trtq that wrote it, or build again"
         )
-    names = ("inputs", "outputs", "versions", "settings", "layers", "keys")
+    names = ("inputs", "outputs", "versions", "settings", "layers", "commands", "keys")
     if missing := [name for name in names if not isinstance(document.get(name), dict)]:
         raise ArtifactError(f"{path} has no section {missing[0]!r}; build again")
     return Manifest(**{name: document[name] for name in names})

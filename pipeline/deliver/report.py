@@ -23,19 +23,26 @@ SCHEMA_VERSION = 1
 
 @dataclass(frozen=True, slots=True)
 class CalibrationReport:
-    """How the ranges were found. `seconds` and `peak_rss_bytes` are those of the run that calibrated."""
+    """How the ranges were found. `seconds` and `peak_rss_bytes` are those of the run that calibrated.
+
+    `seconds` is None where TensorRT calibrated: that is part of the build.
+    """
 
     method: str
     data: str
     samples: int
-    seconds: float
+    seconds: float | None
     peak_rss_bytes: int
     random: bool
 
 
 @dataclass(frozen=True, slots=True)
 class EngineReport:
-    """What was built. `path` is relative to the folder; `targets` is empty for the backend's default."""
+    """What was built. `path` is relative to the folder; `targets` is empty for the backend's default.
+
+    `quantization` is "explicit" (Q/DQ in the model) or "implicit" (by TensorRT itself), and
+    `quantization_reason` says why.
+    """
 
     path: str
     bytes: int
@@ -45,6 +52,8 @@ class EngineReport:
     profiles: Mapping[str, InputSpec]
     targets: tuple[str, ...]
     warnings: tuple[str, ...]
+    quantization: str = "explicit"
+    quantization_reason: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from trtq.errors import MissingDependency, UsageError
-from trtq.pipeline.engine.backend import Backend
+from trtq.pipeline.engine.backend import Backend, BuilderOptions
 from trtq.pipeline.engine.onnxruntime import OnnxRuntime
 from trtq.pipeline.engine.rtx import TensorRtRtx
+from trtq.pipeline.engine.tensorrt import TensorRt
 
 BACKENDS: Mapping[str, Backend] = {
+    "tensorrt": TensorRt(),
     "tensorrt-rtx": TensorRtRtx(),
     "onnxruntime": OnnxRuntime(),
 }
-_BUILDS_ENGINES = ("tensorrt-rtx",)
+_BUILDS_ENGINES = ("tensorrt", "tensorrt-rtx")
 
 
 def choose(name: str) -> Backend:
@@ -37,3 +39,26 @@ def choose(name: str) -> Backend:
     if reason := BACKENDS[name].why_not():
         raise MissingDependency(f"backend {name}: {reason}")
     return BACKENDS[name]
+
+
+def refuse_what_it_lacks(
+    backend: Backend,
+    options: BuilderOptions,
+    compute_capabilities: tuple[str, ...] = (),
+) -> None:
+    """Refuses what is asked of a backend that does not have it: silence would be taken for consent.
+
+    Raises:
+        UsageError: An option is given that the backend lacks; why is said.
+    """
+    given = {
+        "compute_capabilities": ("--compute-capability", bool(compute_capabilities)),
+        "timing_cache": ("--timing-cache", options.timing_cache is not None),
+        "optimization_level": ("--builder-optimization-level", options.optimization_level is not None),
+        "hardware_compatibility": ("--hardware-compatibility", options.hardware_compatibility != "none"),
+        "version_compatible": ("--version-compatible", options.version_compatible),
+    }
+    lacks = backend.lacks
+    for field, (option, is_given) in given.items():
+        if is_given and field in lacks:
+            raise UsageError(f"backend {backend.name} has no {option}: {lacks[field]}")

@@ -5,9 +5,61 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Literal, Protocol, get_args
 
+from trtq.calibrators.batches import Batches
+from trtq.errors import UsageError
 from trtq.models.spec import InputSpec
+
+HardwareCompatibility = Literal["none", "ampere+", "same-compute-capability"]
+Precision = Literal["int8", "fp16"]
+
+
+@dataclass(frozen=True, slots=True)
+class BuilderOptions:
+    """How the builder works.
+
+    Attributes:
+        timing_cache: A file of kernel timings, read and added to; None: everything is timed again.
+        optimization_level: 0 (fastest build) to 5 (fastest engine); None: the builder's default.
+        hardware_compatibility: On which other GPUs the engine runs too.
+        version_compatible: Whether later versions of the same major one can load it.
+    """
+
+    timing_cache: Path | None = None
+    optimization_level: int | None = None
+    hardware_compatibility: HardwareCompatibility = "none"
+    version_compatible: bool = False
+
+    def __post_init__(self) -> None:
+        if self.optimization_level is not None and not 0 <= self.optimization_level <= 5:
+            raise UsageError(f"the builder's optimization level is 0 to 5, got {self.optimization_level}")
+        if self.hardware_compatibility not in get_args(HardwareCompatibility):
+            raise UsageError(
+                f"hardware compatibility must be one of {', '.join(get_args(HardwareCompatibility))}, "
+                f"got {self.hardware_compatibility!r}"
+            )
+        if self.timing_cache is not None and not self.timing_cache.absolute().parent.is_dir():
+            raise UsageError(f"there is no folder {self.timing_cache.parent} for the timing cache")
+
+
+@dataclass(frozen=True, slots=True)
+class Implicit:
+    """How TensorRT up to 10 quantizes a float model by itself.
+
+    Attributes:
+        scales: `amax / 127` by tensor, instead of calibrating; empty: TensorRT calibrates with `batches`.
+        algorithm: The calibrator of TensorRT that runs over the batches: "entropy2" or "minmax".
+        batches: The data; None where scales are given.
+        shapes: Of every batch, by input.
+        kept: The precision of the nodes that must not run in INT8.
+    """
+
+    scales: Mapping[str, float] = field(default_factory=dict)
+    algorithm: str = "entropy2"
+    batches: Batches | None = None
+    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    kept: Mapping[str, Literal["fp16", "fp32"]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,16 +67,22 @@ class BuildRequest:
     """What is built, and for which machine.
 
     Attributes:
-        model: The ONNX file; its precisions are those of the engine.
+        model: The ONNX file.
         profiles: By the name of each dynamic input.
         compute_capabilities: Of the target GPUs, such as ("8.9",); empty: the backend's default.
         workspace_bytes: Scratch memory that the engine may use; None: the backend's default.
+        options: How the builder works.
+        precisions: What the builder may compute in besides FP32; empty: exactly what the file's types say.
+        implicit: How the builder quantizes the model; None: it does not, the model is as it shall be.
     """
 
     model: Path
     profiles: Mapping[str, InputSpec] = field(default_factory=dict)
     compute_capabilities: tuple[str, ...] = ()
     workspace_bytes: int | None = None
+    options: BuilderOptions = field(default_factory=BuilderOptions)
+    precisions: tuple[Precision, ...] = ()
+    implicit: Implicit | None = None
 
 
 _DEQUANTIZING = ("kgen", "shape_call", "runtime_fusion")
@@ -72,12 +130,14 @@ class Built:
         kernels: What the engine runs.
         warnings: The builder's own warnings, each once.
         usual_reason: Why this backend usually leaves a quantized layer in float.
+        calibration_cache: What the builder's own calibration found, as TensorRT writes it; None without one.
     """
 
     plan: bytes | None
     kernels: tuple[Kernel, ...]
     warnings: tuple[str, ...] = ()
     usual_reason: str = "the builder found no INT8 kernel for this shape; --skip it to save the conversions"
+    calibration_cache: bytes | None = None
 
 
 class Backend(Protocol):
@@ -93,6 +153,11 @@ class Backend(Protocol):
         """Whether what is not quantized gains from FP16."""
         ...
 
+    @property
+    def lacks(self) -> Mapping[str, str]:
+        """Fields of a build request that it cannot serve, and why: "timing_cache", "implicit", ..."""
+        ...
+
     def version(self) -> str:
         """Returns the library's version; empty if it is not installed."""
         ...
@@ -101,12 +166,24 @@ class Backend(Protocol):
         """Returns why the backend cannot build here and what to do; empty if it can."""
         ...
 
+    def takes_types(self) -> bool:
+        """Returns whether it computes in the types of the graph, so that FP16 must stand in the graph."""
+        ...
+
     def build(self, request: BuildRequest) -> Built:
         """Returns the engine.
 
         Raises:
             ModelError: The backend does not take this model; nodes and reasons are named.
-            UsageError: It does not have such a target.
+            UsageError: It does not have such a target or option.
             BuildError: The build failed.
         """
+        ...
+
+    def command(self, request: BuildRequest) -> str:
+        """Returns the command of the vendor's own tool that builds the same; empty if there is none."""
+        ...
+
+    def runner(self, plan: bytes, name: str) -> Any:
+        """Returns a Polygraphy runner of an engine, named so; None if engines are not run here."""
         ...

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import tempfile
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import onnx_ir as ir
 
@@ -18,6 +20,13 @@ _REASON = (
     "these Q/DQ pairs are placed for TensorRT, where that costs speed"
 )
 _QUANTIZED = ("QLinear", "QGemm", "MatMulInteger", "DynamicQuantizeMatMul", "ConvInteger", "QAttention")
+_LACKS = {
+    "implicit": "it takes Q/DQ models; for implicit quantization take TensorRT 8.6 to 10",
+    "timing_cache": "it builds nothing and times nothing",
+    "optimization_level": "it builds nothing",
+    "hardware_compatibility": "it runs the ONNX file on any CPU",
+    "version_compatible": "it runs the ONNX file in any version",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +35,7 @@ class OnnxRuntime:
 
     name: str = "onnxruntime"
     runs_fp16: bool = False
+    lacks: Mapping[str, str] = field(default_factory=lambda: _LACKS)
 
     def version(self) -> str:
         """Returns the library's version."""
@@ -34,6 +44,10 @@ class OnnxRuntime:
     def why_not(self) -> str:
         """Returns nothing: trtq depends on it."""
         return ""
+
+    def takes_types(self) -> bool:
+        """Returns that the graph's types rule."""
+        return True
 
     def build(self, request: BuildRequest) -> Built:
         """Returns the kernels that ONNX Runtime chooses; profiles and targets mean nothing to it.
@@ -54,6 +68,14 @@ class OnnxRuntime:
                 raise BuildError(f"ONNX Runtime cannot load {request.model.name}: {error}") from error
             kernels = tuple(_kernel(node) for node in ir.load(optimized).graph)
         return Built(None, kernels, usual_reason=_REASON)
+
+    def command(self, request: BuildRequest) -> str:
+        """Returns nothing: there is nothing to build."""
+        return ""
+
+    def runner(self, plan: bytes, name: str) -> Any:
+        """Returns None: the ONNX file is what is compared."""
+        return None
 
 
 def _kernel(node: ir.Node) -> Kernel:

@@ -73,6 +73,7 @@ def compare_models(
     batches: Batches,
     labels: Labels | None = None,
     progress: Progress = lambda _: None,
+    engines: Sequence[Any] = (),
 ) -> Comparison:
     """Returns how far the models are apart, run by Polygraphy's Comparator on ONNX Runtime.
 
@@ -86,6 +87,7 @@ def compare_models(
         batches: The data, checked against the models' inputs.
         labels: Where the labels are, for the accuracy.
         progress: Told of every batch.
+        engines: Further models: Polygraphy runners, each with its name.
 
     Raises:
         ModelError: ONNX Runtime cannot run one of them, or their outputs differ in name or shape.
@@ -93,9 +95,10 @@ def compare_models(
         UsageError: It is not clear which output the labels belong to.
     """
     metrics: dict[tuple[str, str, str], OutputMetrics] = {}
-    correct = dict.fromkeys(models, 0) if labels is not None else {}
+    names = (*models, *(runner.name for runner in engines))
+    correct = dict.fromkeys(names, 0) if labels is not None else {}
     num_samples = num_labels = 0
-    for feed, results in _run(models, batches, labels):
+    for feed, results in _run(models, engines, batches, labels):
         for candidate, reference in pairs:
             for output in results[reference]:
                 ours, theirs = _same_output(results, candidate, reference, output)
@@ -116,14 +119,14 @@ def compare_models(
 
 
 def _run(
-    models: Mapping[str, Path], batches: Batches, labels: Labels | None
+    models: Mapping[str, Path], engines: Sequence[Any], batches: Batches, labels: Labels | None
 ) -> Iterator[tuple[Feed, dict[str, dict[str, NDArray[Any]]]]]:
     """Yields each feed with the outputs of each model."""
     comparator = lazy.require("polygraphy.comparator", None, "comparing models").Comparator
     runner = lazy.require("polygraphy.backend.onnxrt", None, "comparing models").OnnxrtRunner
     logger = lazy.require("polygraphy.logger", None, "comparing models").G_LOGGER
     exception = lazy.require("polygraphy.exception", None, "comparing models").PolygraphyException
-    runners = [runner(_session(path), name=name) for name, path in models.items()]
+    runners = [*(runner(_session(path), name=name) for name, path in models.items()), *engines]
     current: list[Feed] = []
 
     def feeds() -> Iterator[dict[str, NDArray[Any]]]:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import os
 import secrets
+from collections.abc import Iterator
 from pathlib import Path
 
 from trtq.errors import ArtifactError
@@ -41,6 +43,18 @@ def write_atomically(path: Path, data: bytes) -> None:
             OSError
         ):  # after a success there is none, and the first failure is the one told
             temporary.unlink()
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Holds a lock on a folder or file, made if there is none; it ends with this process whatever happens."""
+    flags = os.O_RDONLY if path.is_dir() else os.O_RDWR | os.O_CREAT
+    descriptor = os.open(path, flags, 0o666)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def sha256_of(path: Path) -> str:

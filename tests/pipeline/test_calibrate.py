@@ -210,7 +210,7 @@ def test_ranges_hold_what_the_data_reached(graph: Graph, tmp_path: Path) -> None
     watcher = Warned()
     placement = placement_of(graph, spec, Target(), watcher)
     batches = calibration_data(graph, spec, Target(), random_data=False)
-    ranges = calibrate_graph(graph, placement, batches, MinMax(), watcher)
+    ranges = calibrate_graph(graph, placement.activations, batches, MinMax(), watcher)
     assert {name: (item.amax, item.minimum) for name, item in ranges.tensors.items()} == {
         "x": (4.0, -4.0),
         "r": (1.0, 0.0),
@@ -227,7 +227,7 @@ def test_tensors_that_are_always_zero_are_told(graph: Graph, tmp_path: Path) -> 
     watcher = Warned()
     placement = placement_of(graph, spec, Target(), watcher)
     batches = calibration_data(graph, spec, Target(), random_data=False)
-    ranges = calibrate_graph(graph, placement, batches, MinMax(), watcher)
+    ranges = calibrate_graph(graph, placement.activations, batches, MinMax(), watcher)
     assert watcher.warnings == []
     warn_of_dead(ranges, watcher)
     assert watcher.warnings == ["1 tensors were zero in every sample and get amax 1.0: r"]

@@ -108,7 +108,7 @@ def test_fp16_is_for_backends_that_gain_from_it_unless_asked(
     model: Path, target: Target, fp16: bool, opset: int
 ) -> None:
     job = prepared(model, spec_of(model), target)
-    assert job.fp16 is fp16
+    assert job.way.fp16 is fp16
     assert job.graph.opset == opset
 
 

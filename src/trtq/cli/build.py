@@ -24,6 +24,7 @@ from trtq.pipeline.deliver.report import to_json
 @options.calibration_options
 @options.layer_options
 @options.precision_options
+@options.quantization_option
 @options.target_options
 @options.evaluation_options
 @options.gate_options

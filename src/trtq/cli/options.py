@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import click
 
@@ -15,9 +15,10 @@ from trtq.errors import UsageError
 from trtq.models.spec import ModelSpec, read_spec
 from trtq.pipeline.calibrate import spec_beside
 from trtq.pipeline.engine import BACKENDS
+from trtq.pipeline.engine.backend import BuilderOptions, HardwareCompatibility
 from trtq.pipeline.engine.profiles import GivenShapes, Shape, parse_shapes
 from trtq.pipeline.graph.placement import DEFAULT_OP_TYPES
-from trtq.pipeline.target import Target
+from trtq.pipeline.target import Quantization, Target
 
 F = TypeVar("F", bound=Callable[..., Any])
 _UNITS = {"": 1, "B": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
@@ -132,6 +133,28 @@ target_options = group(
         help="Target GPU, such as 8.9 (repeatable).  [default: the backend's: Ampere and newer]",
     ),
     click.option("--workspace", metavar="SIZE", help="Scratch memory limit, such as 512M or 4G."),
+    click.option(
+        "--timing-cache",
+        type=click.Path(path_type=Path, dir_okay=False),
+        help="TensorRT's kernel timings: read, and added to; several builds may share the file.",
+    ),
+    click.option(
+        "--builder-optimization-level",
+        type=click.IntRange(0, 5),
+        help="0 builds fastest, 5 makes the fastest engine.  [default: the builder's, 3]",
+    ),
+    click.option(
+        "--hardware-compatibility",
+        type=click.Choice(get_args(HardwareCompatibility)),
+        default="none",
+        show_default=True,
+        help="On which other GPUs a TensorRT engine shall run too.",
+    ),
+    click.option(
+        "--version-compatible",
+        is_flag=True,
+        help="Let later TensorRT of the same major version load the engine.",
+    ),
     *(
         click.option(
             f"--{kind}-shapes",
@@ -143,6 +166,14 @@ target_options = group(
         )
         for kind, word in (("min", "smallest"), ("opt", "usual"), ("max", "largest"))
     ),
+)
+quantization_option = click.option(
+    "--quantization",
+    type=click.Choice(get_args(Quantization)),
+    default="auto",
+    show_default=True,
+    help="explicit: Q/DQ in the model, any TensorRT; implicit: by TensorRT 8.6 to 10 itself, with its own "
+    "calibrator (entropy, minmax) or our ranges; auto: explicit.",
 )
 
 
@@ -195,6 +226,13 @@ def target_from(given: Mapping[str, Any]) -> Target:
         workspace_bytes=_num_bytes(given["workspace"]) if given.get("workspace") else None,
         shapes=GivenShapes(*(_shapes(given.get(f"{kind}_shapes", ())) for kind in ("min", "opt", "max"))),
         op_types=tuple(name.strip() for name in op_types.split(",")) if op_types else DEFAULT_OP_TYPES,
+        quantization=given.get("quantization", "auto"),
+        options=BuilderOptions(
+            given.get("timing_cache"),
+            given.get("builder_optimization_level"),
+            given.get("hardware_compatibility", "none"),
+            given.get("version_compatible", False),
+        ),
     )
 
 

@@ -50,14 +50,15 @@ def print_report(console: Console, report: Report, *, verbose: bool) -> None:
         made_up = Text("  RANDOM DATA", style="bold red") if report.calibration.random else Text("")
         console.print(
             Text(
-                f"calibrated on {report.calibration.samples} samples by {report.calibration.method} in "
-                f"{report.calibration.seconds:.1f} s"
+                f"calibrated on {report.calibration.samples} samples by {report.calibration.method}"
+                + (f" in {seconds:.1f} s" if (seconds := report.calibration.seconds) is not None else "")
             )
             + made_up
         )
     _print_kept(console, report, verbose)
     if verbose:
-        for line in (*report.notes, *report.engine.warnings):
+        way = f"{report.engine.quantization} quantization: {report.engine.quantization_reason}"
+        for line in (way, *report.notes, *report.engine.warnings):
             console.print(Text(f"  {line}", style="dim"))
     if report.reused:
         console.print(f"used again from the earlier build: {', '.join(report.reused)}")
@@ -97,7 +98,8 @@ def print_accuracy(console: Console, accuracy: Mapping[str, float], num_samples:
 
 def _print_engine(console: Console, report: Report) -> None:
     engine = report.engine
-    covered = f"{engine.layers_int8} of {engine.layers_quantized} quantized layers run in INT8"
+    implicitly = "implicitly " if engine.quantization == "implicit" else ""
+    covered = f"{engine.layers_int8} of {engine.layers_quantized} {implicitly}quantized layers run in INT8"
     if not engine.layers_quantized:
         covered = "no layer is quantized"
     console.print(

@@ -1,0 +1,183 @@
+"""TensorRT 8.6 to 11: builds on the GPU that the engine is for.
+
+explicit    the Q/DQ model as it is; strongly typed where the version can       a process of its own
+implicit    the float model, INT8 by a calibrator; up to TensorRT 10            this process: it feeds the data
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from trtq import lazy
+from trtq.calibrators.device import CudaMemory, DeviceMemory
+from trtq.calibrators.tensorrt import (
+    Calibrator,
+    Feeder,
+    entropy2_calibrator,
+    minmax_calibrator,
+    ranges_calibrator,
+)
+from trtq.errors import BuildError, MissingDependency
+from trtq.pipeline.engine.backend import BuildRequest, Built, Implicit
+from trtq.pipeline.engine.builder import build as build_here
+from trtq.pipeline.engine.gpu import num_gpus
+from trtq.pipeline.engine.kernels import parse_inspector
+from trtq.pipeline.engine.process import Flavour, Outcome, in_child, run
+from trtq.pipeline.engine.trtexec import trtexec_command
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+_IMPLICIT_REASON = (
+    "TensorRT was free to run it in INT8 and found another precision faster; explicit quantization "
+    "(--quantization explicit) does as it is told"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class TensorRt:
+    """NVIDIA TensorRT, of the machine or its container.
+
+    Attributes:
+        module: The Python module; another builder with the same names can stand in.
+        memory: Opens the GPU memory that calibration batches go to.
+        oldest: The first version that works.
+    """
+
+    module: str = "tensorrt"
+    memory: Callable[[], DeviceMemory] = CudaMemory
+    oldest: tuple[int, ...] = (8, 6)
+
+    @property
+    def name(self) -> str:
+        """As in `--backend`."""
+        return "tensorrt"
+
+    @property
+    def runs_fp16(self) -> bool:
+        """Whether what is not quantized gains from FP16."""
+        return True
+
+    @property
+    def lacks(self) -> Mapping[str, str]:
+        """What this version cannot do, and why."""
+        lacks = {
+            "compute_capabilities": "it builds for the GPU of this machine; see --hardware-compatibility"
+        }
+        trt = self._import()
+        if trt is not None and not hasattr(trt, "IInt8EntropyCalibrator2"):
+            lacks["implicit"] = (
+                f"{self._product(trt)} has no INT8 calibrators any more, they ended with TensorRT 10; "
+                f"take --quantization explicit"
+            )
+        return lacks
+
+    def version(self) -> str:
+        """Returns TensorRT's version; empty if it cannot be imported."""
+        trt = self._import()
+        return "" if trt is None else str(trt.__version__)
+
+    def why_not(self) -> str:
+        """Returns why it cannot build here; empty if it can."""
+        if importlib.util.find_spec(self.module) is None:
+            return f"{self.module} is not installed; install TensorRT 8.6 to 11, or use NVIDIA's container"
+        try:
+            trt = importlib.import_module(self.module)
+        except (ImportError, OSError) as error:
+            return f"{self.module} cannot be imported here: {error}"
+        if not hasattr(trt, "Builder"):
+            return f"{self.module} is an empty package here, without its libraries; install it again"
+        if _numbers(trt) < self.oldest:
+            return f"TensorRT {trt.__version__} is installed; 8.6 to 11 are wanted"
+        gpus = num_gpus()
+        if not gpus:
+            missing = "there is no NVIDIA driver" if gpus is None else "the NVIDIA driver shows no usable GPU"
+            return f"it builds on the GPU that the engine is for, and {missing} here; tensorrt-rtx needs none"
+        return ""
+
+    def takes_types(self) -> bool:
+        """Returns whether networks can be strongly typed: since TensorRT 9; always in TensorRT 11."""
+        trt = self._import()
+        return hasattr(getattr(trt, "NetworkDefinitionCreationFlag", None), "STRONGLY_TYPED")
+
+    def build(self, request: BuildRequest) -> Built:
+        """Returns the engine, and what its layers run as.
+
+        Raises:
+            MissingDependency: TensorRT, pycuda or a GPU is missing.
+            ModelError: Its parser refuses the model.
+            UsageError: It has no such option, no implicit quantization, or the timing cache is another's.
+            DataError: The calibration data does not fit, or is too little.
+            BuildError: The build failed or the builder crashed.
+        """
+        if reason := self.why_not():
+            raise MissingDependency(f"backend {self.name}: {reason}")
+        trt = importlib.import_module(self.module)
+        flavour = Flavour(self.module, self._product(trt), inspects=True)
+        if request.implicit is None:
+            return _built(run(flavour, request, in_child(flavour)))
+        with ExitStack() as stack:
+            calibrator = self._calibrator(trt, request.implicit, stack)
+            dynamic = {
+                name: list(shape)
+                for name, shape in request.implicit.shapes.items()
+                if name in request.profiles
+            }
+
+            def work(wanted: Mapping[str, Any], place: Path) -> Mapping[str, Any]:
+                answer = build_here(trt, wanted, place, calibrator)
+                if "inspector" in answer:
+                    calibrator.raise_if_wrong()
+                elif "build_failed" in answer:
+                    with suppress(BuildError):  # then TensorRT's own words are told
+                        calibrator.raise_if_wrong()
+                return answer
+
+            outcome = run(flavour, request, work, calibration_shapes=dynamic)
+        return _built(outcome, usual_reason=_IMPLICIT_REASON, calibration_cache=calibrator.cache)
+
+    def command(self, request: BuildRequest) -> str:
+        """Returns the `trtexec` command that builds the same, run in the folder of the model."""
+        return trtexec_command(request, has_typed_flag=hasattr(self._import(), "IInt8EntropyCalibrator2"))
+
+    def runner(self, plan: bytes, name: str) -> Any:
+        """Returns a Polygraphy `TrtRunner` of the engine."""
+        trt = importlib.import_module(self.module)
+        polygraphy = lazy.require("polygraphy.backend.trt", None, "running the engine")
+        runtime = trt.Runtime(polygraphy.get_trt_logger())
+        runtime.engine_host_code_allowed = (
+            True  # a version-compatible engine brings its runtime; it is our own
+        )
+        return polygraphy.TrtRunner(polygraphy.EngineFromBytes(plan, runtime=runtime), name=name)
+
+    def _import(self) -> ModuleType | None:
+        try:
+            return importlib.import_module(self.module)
+        except (ImportError, OSError):
+            return None
+
+    def _product(self, trt: ModuleType) -> str:
+        return f"TensorRT {trt.__version__}"
+
+    def _calibrator(self, trt: ModuleType, implicit: Implicit, stack: ExitStack) -> Calibrator:
+        if implicit.batches is None:
+            return ranges_calibrator(trt, implicit.scales)
+        memory = stack.enter_context(self.memory())
+        feeder = Feeder(implicit.batches, memory, implicit.shapes)
+        calibrators = {"entropy2": entropy2_calibrator, "minmax": minmax_calibrator}
+        return calibrators[implicit.algorithm](trt, feeder)
+
+
+def _built(outcome: Outcome, **further: Any) -> Built:
+    kernels = tuple(parse_inspector(outcome.answer["inspector"]))
+    return Built(outcome.plan, kernels, outcome.warnings, **further)
+
+
+def _numbers(trt: ModuleType) -> tuple[int, ...]:
+    return tuple(int(part) for part in str(trt.__version__).split(".")[:2])

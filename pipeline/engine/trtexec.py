@@ -1,0 +1,74 @@
+"""The same build by NVIDIA's own tool, to reproduce it without trtq."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator, Mapping
+
+from trtq.models.spec import InputSpec
+from trtq.pipeline.engine.backend import BuildRequest
+
+_HARDWARE = {"ampere+": "ampere+", "same-compute-capability": "sameComputeCapability"}
+_CACHE = "calibration.cache"
+
+
+def trtexec_command(request: BuildRequest, *, has_typed_flag: bool) -> str:
+    """Returns a `trtexec` command line for the folder that holds the model and the calibration cache.
+
+    trtexec reads a cache as an entropy calibrator does, and ignores one of another calibrator without a word:
+    for such a cache the command begins with the conversion of its header.
+
+    Args:
+        request: What was built.
+        has_typed_flag: Whether types are asked for by `--stronglyTyped`, as up to TensorRT 10.
+    """
+    command = shlex.join(_words(request, has_typed_flag=has_typed_flag))
+    if request.implicit is not None and request.implicit.algorithm != "entropy2":
+        return f"trtq cache convert {_CACHE} --to entropy2 -o {_entropy2()} && {command}"
+    return command
+
+
+def _words(request: BuildRequest, *, has_typed_flag: bool) -> Iterator[str]:
+    options = request.options
+    yield "trtexec"
+    yield f"--onnx={request.model.name}"
+    yield "--saveEngine=model.engine"
+    yield from (f"--{precision}" for precision in request.precisions)
+    if not request.precisions and has_typed_flag:
+        yield "--stronglyTyped"
+    if request.implicit is not None:
+        yield f"--calib={_CACHE if request.implicit.algorithm == 'entropy2' else _entropy2()}"
+        if kept := request.implicit.kept:
+            yield "--precisionConstraints=obey"
+            pairs = ",".join(f"{_quoted(name)}:{precision}" for name, precision in kept.items())
+            yield f"--layerPrecisions={pairs}"
+            yield f"--layerOutputTypes={pairs}"
+    for kind in ("min", "opt", "max"):
+        if request.profiles:
+            yield f"--{kind}Shapes={_shapes(request.profiles, kind)}"
+    if request.workspace_bytes is not None:
+        yield f"--memPoolSize=workspace:{request.workspace_bytes}B"
+    if options.optimization_level is not None:
+        yield f"--builderOptimizationLevel={options.optimization_level}"
+    if options.hardware_compatibility in _HARDWARE:
+        yield f"--hardwareCompatibilityLevel={_HARDWARE[options.hardware_compatibility]}"
+    if options.version_compatible:
+        yield "--versionCompatible"
+    if options.timing_cache is not None:
+        yield f"--timingCacheFile={options.timing_cache.absolute()}"
+    yield "--profilingVerbosity=detailed"
+    yield "--skipInference"
+
+
+def _entropy2() -> str:
+    return _CACHE.replace(".cache", ".entropy2.cache")
+
+
+def _shapes(profiles: Mapping[str, InputSpec], kind: str) -> str:
+    return ",".join(
+        f"{_quoted(name)}:{'x'.join(map(str, getattr(profile, kind)))}" for name, profile in profiles.items()
+    )
+
+
+def _quoted(name: str) -> str:
+    return f"'{name}'" if ":" in name else name
