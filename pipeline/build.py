@@ -243,7 +243,7 @@ def _build_engine(
         layers_int8=covered.layers_int8,
         fallbacks=covered.fallbacks,
         profiles=request.profiles,
-        targets=job.target.compute_capabilities,
+        targets=built.targets or job.target.compute_capabilities,
         warnings=built.warnings,
     )
     weighted = [str(node.name) for node in models.built.graph if node.op_type in WEIGHTED]

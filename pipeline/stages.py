@@ -24,6 +24,7 @@ from trtq.pipeline.calibrate import (
 )
 from trtq.pipeline.graph.load import Graph, load
 from trtq.pipeline.graph.quantized import is_quantized
+from trtq.pipeline.load import load as load_engine
 from trtq.pipeline.quantize.mixed import int8_model
 from trtq.pipeline.target import Target
 from trtq.pipeline.verify.compare import Comparison, compare_models
@@ -112,20 +113,23 @@ def compare(
 
     Args:
         reference: The ONNX file that is right.
-        candidate: The ONNX file that is judged; its inputs and outputs have the same names.
+        candidate: The ONNX file that is judged, or a build folder: then its engine is run. Its inputs and
+            outputs have the same names.
         spec: With the data to compare on; None: read from beside the reference.
         watcher: Is told of the progress.
 
     Raises:
         ModelError, DataError, UsageError: Something that was given cannot be used.
+        ArtifactError: The engine was changed, or is for another version or GPU.
+        MissingDependency: What runs the engine is not here.
     """
     watcher = watcher or Silent()
     spec = spec if spec is not None else spec_beside(Path(reference))
-    graph, other = load(Path(reference), min_opset=1), load(Path(candidate), min_opset=1)
-    ours = {item.name: item.dtype for item in graph.inputs}
-    theirs = {item.name: item.dtype for item in other.inputs}
-    if ours != theirs:
-        raise ModelError(f"{candidate} takes {_show(theirs)}, {reference} takes {_show(ours)}")
+    engine = load_engine(candidate) if Path(candidate).is_dir() else None
+    graph = load(Path(reference), min_opset=1)
+    file = Path(candidate) if engine is None else engine.onnx
+    if file is not None:
+        _refuse_other_inputs(graph, load(file, min_opset=1))
     calibration = None
     if spec.evaluation.data is None:
         if spec.calibration.data is None:
@@ -138,8 +142,10 @@ def compare(
     assert batches is not None
     names = compared_names(Path(reference), Path(candidate))
     watcher.stage("Comparing", batches.num_samples)
-    files = dict(zip(names, (graph.path, other.path), strict=True))
-    return compare_models(files, [(names[1], names[0])], batches, labels_of(spec.evaluation), watcher.advance)
+    files = {names[0]: graph.path, **({names[1]: file} if file is not None else {})}
+    engines = (engine.runner(names[1]),) if engine is not None and file is None else ()
+    pair = (names[1], names[0])
+    return compare_models(files, [pair], batches, labels_of(spec.evaluation), watcher.advance, engines)
 
 
 def compared_names(reference: Path, candidate: Path) -> tuple[str, str]:
@@ -169,6 +175,13 @@ def _save_whole(model: ir.Model, output: Path) -> Path:
     except OSError as error:
         raise ArtifactError(f"cannot write {output}: {error.strerror}") from error
     return output
+
+
+def _refuse_other_inputs(graph: Graph, other: Graph) -> None:
+    ours = {item.name: item.dtype for item in graph.inputs}
+    theirs = {item.name: item.dtype for item in other.inputs}
+    if ours != theirs:
+        raise ModelError(f"{other.path} takes {_show(theirs)}, {graph.path} takes {_show(ours)}")
 
 
 def _show(inputs: Mapping[str, str]) -> str:

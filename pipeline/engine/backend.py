@@ -130,6 +130,7 @@ class Built:
         kernels: What the engine runs.
         warnings: The builder's own warnings, each once.
         usual_reason: Why this backend usually leaves a quantized layer in float.
+        targets: The compute capabilities that it runs on, where the builder has no choice of them.
         calibration_cache: What the builder's own calibration found, as TensorRT writes it; None without one.
     """
 
@@ -137,6 +138,7 @@ class Built:
     kernels: tuple[Kernel, ...]
     warnings: tuple[str, ...] = ()
     usual_reason: str = "the builder found no INT8 kernel for this shape; --skip it to save the conversions"
+    targets: tuple[str, ...] = ()
     calibration_cache: bytes | None = None
 
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import ctypes
 
+_MAJOR, _MINOR = 75, 76
+"""CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR of CUDA's driver API."""
+
 
 def num_gpus() -> int | None:
     """Returns how many GPUs can be used; None if there is no NVIDIA driver at all."""
@@ -15,3 +18,17 @@ def num_gpus() -> int | None:
     if driver.cuInit(0) != 0 or driver.cuDeviceGetCount(ctypes.byref(count)) != 0:
         return 0
     return count.value
+
+
+def compute_capability() -> str:
+    """Returns that of the first GPU, such as "8.9"; empty if there is none."""
+    if not num_gpus():
+        return ""
+    driver, device = ctypes.CDLL("libcuda.so.1"), ctypes.c_int(0)
+    numbers = (ctypes.c_int(0), ctypes.c_int(0))
+    if driver.cuDeviceGet(ctypes.byref(device), 0) != 0:
+        return ""
+    for number, attribute in zip(numbers, (_MAJOR, _MINOR), strict=True):
+        if driver.cuDeviceGetAttribute(ctypes.byref(number), attribute, device) != 0:
+            return ""
+    return f"{numbers[0].value}.{numbers[1].value}"

@@ -1,7 +1,7 @@
 """TensorRT 8.6 to 11: builds on the GPU that the engine is for.
 
-explicit    the Q/DQ model as it is; strongly typed where the version can       a process of its own
-implicit    the float model, INT8 by a calibrator; up to TensorRT 10            this process: it feeds the data
+explicit    the Q/DQ model as it is; strongly typed where the version can    a process of its own
+implicit    the float model, INT8 by a calibrator; up to TensorRT 10         here, where the data is
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from trtq.calibrators.tensorrt import (
 from trtq.errors import BuildError, MissingDependency
 from trtq.pipeline.engine.backend import BuildRequest, Built, Implicit
 from trtq.pipeline.engine.builder import build as build_here
-from trtq.pipeline.engine.gpu import num_gpus
+from trtq.pipeline.engine.gpu import compute_capability, num_gpus
 from trtq.pipeline.engine.kernels import parse_inspector
 from trtq.pipeline.engine.process import Flavour, Outcome, in_child, run
 from trtq.pipeline.engine.trtexec import trtexec_command
@@ -176,7 +176,8 @@ class TensorRt:
 
 def _built(outcome: Outcome, **further: Any) -> Built:
     kernels = tuple(parse_inspector(outcome.answer["inspector"]))
-    return Built(outcome.plan, kernels, outcome.warnings, **further)
+    targets = (here,) if (here := compute_capability()) else ()
+    return Built(outcome.plan, kernels, outcome.warnings, targets=targets, **further)
 
 
 def _numbers(trt: ModuleType) -> tuple[int, ...]:

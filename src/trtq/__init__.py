@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from trtq.pipeline.doctor import examine
     from trtq.pipeline.engine.profiles import GivenShapes
     from trtq.pipeline.inspect import inspect
+    from trtq.pipeline.load import load
     from trtq.pipeline.migrate import migrate
     from trtq.pipeline.stages import calibrate, compare, quantize
     from trtq.pipeline.target import Target
@@ -56,6 +57,7 @@ _HOMES = {
     "compare": "trtq.pipeline.stages",
     "examine": "trtq.pipeline.doctor",
     "inspect": "trtq.pipeline.inspect",
+    "load": "trtq.pipeline.load",
     "migrate": "trtq.pipeline.migrate",
     "quantize": "trtq.pipeline.stages",
     "read_ranges": "trtq.calibrators.ranges",
@@ -83,6 +85,7 @@ __all__ = [
     "compare",
     "examine",
     "inspect",
+    "load",
     "migrate",
     "quantize",
     "read_ranges",

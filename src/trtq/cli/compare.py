@@ -38,8 +38,12 @@ from trtq.pipeline.verify.gate import judge_pair
 def command(reference: Path, candidate: Path, **given: Any) -> None:
     """Compare the outputs of two ONNX models, the first being right, on the same data.
 
+    The second may be a build folder: then its engine is run, which needs the TensorRT and the GPU that it was
+    built for.
+
     \b
       trtq compare model.onnx model.int8.onnx --data eval.npz --labels labels
+      trtq compare model.onnx model.trtq --data eval.npz
     """
     spec = options.spec_from(reference, given)
     with ConsoleWatcher(quiet=given["quiet"]) as watcher:

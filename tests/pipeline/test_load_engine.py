@@ -1,0 +1,200 @@
+"""Tests of opening a build folder, and of comparing its engine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from trtq.errors import ArtifactError, MissingDependency
+from trtq.models.session import open_session
+from trtq.models.spec import CalibrationSpec, ModelSpec
+from trtq.pipeline import load as module
+from trtq.pipeline.build import build
+from trtq.pipeline.engine import BACKENDS
+from trtq.pipeline.engine.backend import BuilderOptions, BuildRequest, Built
+from trtq.pipeline.engine.onnxruntime import OnnxRuntime
+from trtq.pipeline.load import load
+from trtq.pipeline.stages import compare
+from trtq.pipeline.target import Target
+
+
+@dataclass
+class Builder:
+    """A backend with a plan; it runs an engine by running the model that it was built from."""
+
+    number: str = "10.3.0"
+    reason: str = ""
+    model: Path | None = None
+    runs: bool = True
+    name = "tensorrt"
+    runs_fp16 = False
+
+    @property
+    def lacks(self) -> dict[str, str]:
+        return {}
+
+    def version(self) -> str:
+        return self.number
+
+    def why_not(self) -> str:
+        return self.reason
+
+    def takes_types(self) -> bool:
+        return True
+
+    def build(self, request: BuildRequest) -> Built:
+        self.model = self.model or request.model.rename(request.model.with_suffix(".kept"))
+        return Built(self.model.read_bytes(), (), targets=("8.6",))
+
+    def command(self, request: BuildRequest) -> str:
+        return "trtexec"
+
+    def runner(self, plan: bytes, name: str) -> Any:
+        if not self.runs:
+            return None
+        polygraphy = pytest.importorskip("polygraphy.backend.onnxrt")
+        assert self.model is not None
+        return polygraphy.OnnxrtRunner(lambda: open_session(self.model, optimize=False), name=name)
+
+
+@pytest.fixture
+def backend(monkeypatch: pytest.MonkeyPatch) -> Builder:
+    builder = Builder()
+    monkeypatch.setattr("trtq.pipeline.engine.BACKENDS", {**BACKENDS, "tensorrt": builder})
+    monkeypatch.setattr(module, "BACKENDS", {**BACKENDS, "tensorrt": builder})
+    monkeypatch.setattr(module, "compute_capability", lambda: "8.6")
+    return builder
+
+
+@pytest.fixture
+def spec(tmp_path: Path) -> ModelSpec:
+    np.savez(tmp_path / "c.npz", x=np.random.default_rng(0).normal(size=(8, 4)).astype(np.float32))
+    return ModelSpec(calibration=CalibrationSpec(data=str(tmp_path / "c.npz")))
+
+
+@pytest.fixture
+def model(path_of: Callable[..., Path]) -> Path:
+    weights = np.random.default_rng(1).normal(size=(4, 3)).astype(np.float32)
+    return path_of("g (float[N, 4] x) => (float[N, 3] y) { [mm] y = MatMul (x, w) }", w=weights)
+
+
+def _built(model: Path, spec: ModelSpec, backend: Builder, **options: Any) -> Path:
+    backend.model = model
+    target = Target(backend="tensorrt", options=BuilderOptions(**options))
+    return Path(build(model, spec=spec, target=target).output)
+
+
+def test_an_engine_that_fits_is_compared_by_running_it(
+    model: Path, spec: ModelSpec, backend: Builder
+) -> None:
+    folder = _built(model, spec, backend)
+    assert load(folder).report.engine.targets == ("8.6",)
+    (output,) = compare(model, folder, spec=spec).outputs
+    assert (output.candidate, output.cosine, output.max_abs) == (folder.name, pytest.approx(1.0), 0.0)
+
+
+@pytest.mark.parametrize(("here", "options"), [("10.3.0", {}), ("10.16.1", {"version_compatible": True})])
+def test_the_same_version_or_a_later_one_where_that_was_built_for_is_taken(
+    here: str, options: dict[str, bool], model: Path, spec: ModelSpec, backend: Builder
+) -> None:
+    folder = _built(model, spec, backend, **options)
+    backend.number = here
+    assert load(folder).onnx is None
+
+
+@pytest.mark.parametrize(
+    ("here", "options"),
+    [
+        ("10.16.1", {}),
+        ("10.2.0", {"version_compatible": True}),
+        ("11.0.0", {"version_compatible": True}),
+    ],
+)
+def test_an_engine_of_another_version_is_refused_and_both_are_named(
+    here: str, options: dict[str, bool], model: Path, spec: ModelSpec, backend: Builder
+) -> None:
+    folder = _built(model, spec, backend, **options)
+    backend.number = here
+    with pytest.raises(
+        ArtifactError,
+        match=rf"model\.engine was built by tensorrt 10\.3\.0, here is {here}; build it again here, or with "
+        r"--version-compatible for later versions of the same major one$",
+    ):
+        load(folder)
+
+
+@pytest.mark.parametrize(("here", "level"), [("", "none"), ("8.9", "ampere+"), ("9.0", "ampere+")])
+def test_a_gpu_that_was_built_for_is_taken(
+    here: str, level: str, model: Path, spec: ModelSpec, backend: Builder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = _built(model, spec, backend, hardware_compatibility=level)
+    monkeypatch.setattr(module, "compute_capability", lambda: here)
+    assert load(folder).onnx is None
+
+
+@pytest.mark.parametrize(("here", "level"), [("8.9", "none"), ("7.5", "ampere+")])
+def test_an_engine_for_another_gpu_is_refused_and_both_are_named(
+    here: str, level: str, model: Path, spec: ModelSpec, backend: Builder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = _built(model, spec, backend, hardware_compatibility=level)
+    monkeypatch.setattr(module, "compute_capability", lambda: here)
+    with pytest.raises(
+        ArtifactError,
+        match=rf"was built for compute capability 8\.6, the GPU here has {here}; build it again here, or "
+        r"with --hardware-compatibility$",
+    ):
+        load(folder)
+
+
+def test_a_changed_engine_is_refused(model: Path, spec: ModelSpec, backend: Builder) -> None:
+    folder = _built(model, spec, backend)
+    (folder / "model.engine").write_bytes(b"another")
+    with pytest.raises(ArtifactError, match=r"model\.engine is not the file that was built: its SHA-256 is"):
+        load(folder)
+
+
+def test_a_backend_that_does_not_work_here_is_told(model: Path, spec: ModelSpec, backend: Builder) -> None:
+    folder = _built(model, spec, backend)
+    backend.reason = "there is no NVIDIA driver"
+    with pytest.raises(MissingDependency, match=r"^backend tensorrt, for .*: there is no NVIDIA driver$"):
+        load(folder)
+
+
+def test_a_backend_of_another_trtq_is_refused(
+    model: Path, spec: ModelSpec, backend: Builder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = _built(model, spec, backend)
+    monkeypatch.setattr(module, "BACKENDS", {})
+    with pytest.raises(ArtifactError, match=r"was built by 'tensorrt', which this trtq does not know$"):
+        load(folder)
+
+
+def test_the_model_of_onnx_runtime_is_compared_as_a_file(model: Path, spec: ModelSpec) -> None:
+    report = build(model, spec=spec, target=Target(backend="onnxruntime"))
+    engine = load(report.output)
+    assert engine.onnx == Path(report.output) / "model.int8.onnx"
+    assert isinstance(engine.backend, OnnxRuntime)
+    (output,) = compare(model, report.output, spec=spec).outputs
+    assert output.candidate == Path(report.output).name
+    with engine.runner("engine") as runner:
+        assert runner.infer({"x": np.ones((2, 4), np.float32)})["y"].shape == (2, 3)
+
+
+def test_an_engine_that_trtq_does_not_run_is_told(model: Path, spec: ModelSpec, backend: Builder) -> None:
+    folder = _built(model, spec, backend)
+    backend.runs = False
+    with pytest.raises(
+        ArtifactError,
+        match=r"model\.engine is an engine of tensorrt, which trtq does not run; take model\.int8\.onnx of the",
+    ):
+        compare(model, folder, spec=spec)
+
+
+def test_a_folder_that_is_no_build_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match="is no build folder: cannot read"):
+        load(tmp_path)
