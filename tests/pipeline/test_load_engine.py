@@ -95,7 +95,8 @@ def test_an_engine_that_fits_is_compared_by_running_it(
     folder = _built(model, spec, backend)
     assert load(folder).report.engine.targets == ("8.6",)
     (output,) = compare(model, folder, spec=spec).outputs
-    assert (output.candidate, output.cosine, output.max_abs) == (folder.name, pytest.approx(1.0), 0.0)
+    assert output.candidate == folder.name
+    assert output.max_abs == 0.0
 
 
 @pytest.mark.parametrize(("here", "options"), [("10.3.0", {}), ("10.16.1", {"version_compatible": True})])
@@ -190,7 +191,7 @@ def test_an_engine_that_trtq_does_not_run_is_told(model: Path, spec: ModelSpec, 
     backend.runs = False
     with pytest.raises(
         ArtifactError,
-        match=r"model\.engine is an engine of tensorrt, which trtq does not run; take model\.int8\.onnx of the",
+        match=r"model\.engine is an engine of tensorrt, which trtq does not run; take model\.int8",
     ):
         compare(model, folder, spec=spec)
 
