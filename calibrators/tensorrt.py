@@ -96,6 +96,11 @@ class Feeder:
         self._was_asked = False
 
     @property
+    def was_asked(self) -> bool:
+        """Whether TensorRT has asked for a batch."""
+        return self._was_asked
+
+    @property
     def batch_size(self) -> int:
         """Samples a batch: the leading dimension of the first input that has one."""
         return next((shape[0] for shape in self._shapes.values() if shape), 1)
@@ -219,6 +224,16 @@ class Calibrator:
     def cache(self) -> bytes | None:
         """What TensorRT quantized with: the cache that it made of the data, or the given one."""
         return self.written if self.written is not None else self._cache
+
+    @property
+    def was_asked(self) -> bool:
+        """Whether TensorRT has come to calibrate: asked for the data, or for the scales."""
+        return self._feeder.was_asked if self._feeder and self._cache is None else self._was_read
+
+    @property
+    def num_samples(self) -> int:
+        """How many samples TensorRT took; 0 where it got scales."""
+        return self._feeder.num_batches * self._feeder.batch_size if self._feeder else 0
 
     def get_batch_size(self) -> int:
         """Returns the samples a batch; 1 where there is no data."""

@@ -31,7 +31,7 @@ from trtq.pipeline.graph.migrate import named_as_in_file
 from trtq.pipeline.graph.placement import WEIGHTED
 from trtq.pipeline.graph.quantized import quantized_layers
 from trtq.pipeline.job import Job, prepare
-from trtq.pipeline.quantization import implicit_of, layers_of
+from trtq.pipeline.quantization import implicit_of, kept_of, layers_of
 from trtq.pipeline.quantize.mixed import Mixed, fp16_model, int8_model
 from trtq.pipeline.quantize.precision import KeptFp32
 from trtq.pipeline.target import Target
@@ -100,7 +100,7 @@ def run_job(job: Job, log: Log, earlier: Earlier | None = None) -> Report:
         made = _build_engine(job, ranges, models, earlier, stage, log)
         calibration = calibration or made.calibration
         comparison = _compare(job, models, stage, log)
-        judged = comparison if comparison is not None and comparison.outputs else None
+        judged = comparison if comparison is not None and not job.is_quantized else None
         candidate = _candidate(job, judged)
         verdict = judge(judged, job.spec.accuracy, candidate=candidate, is_random=job.is_random)
         result = Report(
@@ -188,8 +188,9 @@ def _quantize(job: Job, ranges: Ranges | None, stage: Path, log: Log) -> _Models
             "fp32": job.graph.path,
             "fp16": _write_model(baseline.model, stage / "model.fp16.onnx"),
         }
+        kept_fp32 = baseline.kept_fp32 if job.way.fp16 else ()
         if job.is_implicit or (job.target.precision == "fp16" and not job.way.is_typed):
-            return _Models(files, _write_model(job.graph.model, stage / FLOAT), job.graph.model, ())
+            return _Models(files, _write_model(job.graph.model, stage / FLOAT), job.graph.model, kept_fp32)
         if job.target.precision == "fp16":
             return _Models(files, files["fp16"], baseline.model, baseline.kept_fp32)
         assert ranges is not None
@@ -197,6 +198,11 @@ def _quantize(job: Job, ranges: Ranges | None, stage: Path, log: Log) -> _Models
             job.graph, job.placement, ranges, fp16=job.way.fp16_graph, keep_fp32=keep_fp32
         )
         files["int8"] = _write_model(mixed.model, stage / "model.int8.onnx")
+    if not job.way.is_typed:
+        layers = {node.name for node in job.placement.layers}
+        return _Models(
+            files, files["int8"], mixed.model, tuple(item for item in kept_fp32 if item.name not in layers)
+        )
     return _Models(files, files["int8"], mixed.model, mixed.kept_fp32)
 
 
@@ -264,19 +270,16 @@ def _request(job: Job, ranges: Ranges | None, models: _Models, log: Log) -> Buil
         log.note(note)
     implicit = None
     if job.is_implicit:
-        implicit = implicit_of(
-            job.graph,
-            job.placement,
-            job.spec,
-            batches=job.calibration,
-            ranges=ranges,
-            fp16=job.way.fp16,
-        )
+        implicit = implicit_of(job.graph, job.spec.calibration, batches=job.calibration, ranges=ranges)
         log.note(
             "TensorRT gets our ranges, as a calibration cache"
             if implicit.scales
             else f"TensorRT's own {ALGORITHMS[implicit.algorithm]} runs over the data"
         )
+    kept = {}
+    if not job.is_quantized:
+        fp32 = (item.name for item in models.kept_fp32)
+        kept = kept_of(job.graph, job.placement, job.way, job.spec.layers, fp32)
     return BuildRequest(
         models.source,
         profiles,
@@ -285,6 +288,7 @@ def _request(job: Job, ranges: Ranges | None, models: _Models, log: Log) -> Buil
         job.target.options,
         job.way.precisions(job.target.precision),
         implicit,
+        kept,
     )
 
 
@@ -296,7 +300,7 @@ def _calibrated_by_builder(job: Job, built: Built) -> CalibrationReport | None:
     return CalibrationReport(
         method=f"TensorRT's own {cache.algorithm}",
         data=job.calibration.origin,
-        samples=sum(feed.num_samples for feed in job.calibration),
+        samples=built.calibration_samples,
         seconds=None,
         peak_rss_bytes=_peak_rss_bytes(),
         random=job.is_random,
@@ -319,10 +323,12 @@ def _compare(job: Job, models: _Models, stage: Path, log: Log) -> Comparison | N
     plan = stage / ENGINE
     engine = job.backend.runner(plan.read_bytes(), "engine") if plan.exists() else None
     names = (*models.files, *(("engine",) if engine is not None else ()))
-    if len(names) == 1 and labels is None:
-        return None
-    wanted = (("engine", "fp32"), ("engine", "fp16"), ("int8", "fp32"), ("int8", "fp16"), ("fp16", "fp32"))
+    wanted = [("engine", "fp32"), ("engine", "fp16"), ("int8", "fp32"), ("int8", "fp16"), ("fp16", "fp32")]
+    if job.is_quantized:
+        wanted = [("engine", "int8")]
     pairs = [pair for pair in wanted if set(pair) <= set(names)]
+    if not pairs and labels is None:
+        return None
     log.stage("Comparing", job.evaluation.num_samples)
     with log.timed("compare"):
         return compare_models(

@@ -24,6 +24,7 @@ from trtq.pipeline.calibrate import (
 from trtq.pipeline.deliver.manifest import key_of, versions
 from trtq.pipeline.engine import choose, refuse_what_it_lacks
 from trtq.pipeline.engine.backend import Backend
+from trtq.pipeline.engine.gpu import compute_capability
 from trtq.pipeline.engine.profiles import resolve_profiles
 from trtq.pipeline.graph.load import Graph, load
 from trtq.pipeline.graph.placement import Placement
@@ -203,6 +204,7 @@ def _keys(job: Job) -> dict[str, str]:
         job.way,
         job.backend.name,
         job.backend.version(),
+        compute_capability() if "compute_capabilities" in job.backend.lacks else "",
     )
     everything = key_of(engine, _digest(job.evaluation), job.spec.evaluation, job.spec.accuracy)
     return {"ranges": ranges, "engine": engine, "everything": everything}

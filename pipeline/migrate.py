@@ -144,7 +144,8 @@ def _prepare(
         )
     spec = spec if spec is not None else spec_beside(path)
     folder = Path(output or path.with_suffix(".migrated.trtq")).absolute()
-    refuse_inputs_in(folder, path, source, spec.calibration.data, spec.evaluation.data)
+    data = (spec.calibration.data, spec.evaluation.data)
+    refuse_inputs_in(folder, path, source, *data, target.options.timing_cache)
     content = read_bytes(source)
     try:
         cache = parse_cache(content)

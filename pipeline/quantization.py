@@ -7,7 +7,7 @@ implicit    TensorRT 8.6 to 10: it gets a range for every tensor, and picks INT8
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -18,7 +18,7 @@ from trtq.calibrators.batches import Batches
 from trtq.calibrators.cache import cache_of
 from trtq.calibrators.ranges import Ranges
 from trtq.errors import DataError, UsageError
-from trtq.models.spec import CalibrationSpec, LayerSpec, ModelSpec
+from trtq.models.spec import CalibrationSpec, LayerSpec
 from trtq.pipeline.engine.backend import Backend, Implicit, Precision
 from trtq.pipeline.graph.load import Graph
 from trtq.pipeline.graph.placement import Placement
@@ -99,45 +99,59 @@ def float_tensors(graph: Graph) -> tuple[str, ...]:
 
 def implicit_of(
     graph: Graph,
-    placement: Placement,
-    spec: ModelSpec,
+    spec: CalibrationSpec,
     *,
     batches: Batches | None,
     ranges: Ranges | None,
-    fp16: bool,
 ) -> Implicit:
     """Returns how TensorRT quantizes the model: with our ranges, or by its own algorithm over the batches.
 
     Raises:
         DataError: There is no data where there are no ranges, or it holds no batch.
     """
-    kept = dict(_kept(graph, placement, spec.layers, fp16=fp16))
     if ranges is not None:
-        return Implicit(scales=cache_of(ranges).scales, kept=kept)
+        return Implicit(scales=cache_of(ranges).scales)
     assert batches is not None
     first = next(iter(batches), None)
     if first is None:
         raise DataError(f"{batches.origin} holds no batch to calibrate with")
     shapes = {item.name: first.arrays[item.name].shape for item in graph.inputs}
-    algorithm = tensorrt_algorithm(spec.calibration) or "entropy2"
-    return Implicit(algorithm=algorithm, batches=batches, shapes=shapes, kept=kept)
+    algorithm = tensorrt_algorithm(spec) or "entropy2"
+    return Implicit(algorithm=algorithm, batches=batches, shapes=shapes)
+
+
+def kept_of(
+    graph: Graph, placement: Placement, way: Way, layers: LayerSpec, kept_fp32: Iterable[str]
+) -> dict[str, Literal["fp16", "fp32"]]:
+    """Returns the precision of nodes, by name, for which a builder that is free to choose takes no lower one.
+
+    With implicit quantization: the nodes that explicit quantization would leave float. With FP16: those that
+    are kept FP32. Where the graph's types rule, they say it all.
+
+    Args:
+        graph: The float model.
+        placement: What is quantized.
+        way: How precisions get into the engine.
+        layers: What the user names.
+        kept_fp32: The nodes that FP16 would ruin.
+    """
+    is_implicit = way.quantization == "implicit"
+    if way.is_typed or not (is_implicit or way.fp16):
+        return {}
+    fp32 = set(kept_fp32) if way.fp16 else set()
+    unquantized = {node.name for node in placement.kept} if is_implicit else set()
+    kept: dict[str, Literal["fp16", "fp32"]] = {}
+    for name in (str(node.name) for node in graph.model.graph):
+        if name in fp32 or _is_named(name, layers.keep_fp32):
+            kept[name] = "fp32"
+        elif name in unquantized or (is_implicit and _is_named(name, layers.skip)):
+            kept[name] = "fp16" if way.fp16 else "fp32"
+    return kept
 
 
 def layers_of(placement: Placement) -> tuple[QuantizedLayer, ...]:
     """Returns the layers that should run in INT8, as those of a Q/DQ model."""
     return tuple(QuantizedLayer(node.name, node.op_type, None, None, None) for node in placement.layers)
-
-
-def _kept(
-    graph: Graph, placement: Placement, layers: LayerSpec, *, fp16: bool
-) -> Iterator[tuple[str, Literal["fp16", "fp32"]]]:
-    """Yields the nodes that explicit quantization would leave float, and those that the user names."""
-    unquantized = {node.name for node in placement.kept}
-    for node in graph.model.graph:
-        name = str(node.name)
-        is_fp32 = _is_named(name, layers.keep_fp32)
-        if is_fp32 or name in unquantized or _is_named(name, layers.skip):
-            yield name, "fp32" if is_fp32 or not fp16 else "fp16"
 
 
 def _is_named(name: str, patterns: tuple[str, ...]) -> bool:

@@ -13,6 +13,7 @@ from trtq.models.spec import InputSpec
 
 HardwareCompatibility = Literal["none", "ampere+", "same-compute-capability"]
 Precision = Literal["int8", "fp16"]
+Kept = Mapping[str, Literal["fp16", "fp32"]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,14 +53,12 @@ class Implicit:
         algorithm: The calibrator of TensorRT that runs over the batches: "entropy2" or "minmax".
         batches: The data; None where scales are given.
         shapes: Of every batch, by input.
-        kept: The precision of the nodes that must not run in INT8.
     """
 
     scales: Mapping[str, float] = field(default_factory=dict)
     algorithm: str = "entropy2"
     batches: Batches | None = None
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
-    kept: Mapping[str, Literal["fp16", "fp32"]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +73,7 @@ class BuildRequest:
         options: How the builder works.
         precisions: What the builder may compute in besides FP32; empty: exactly what the file's types say.
         implicit: How the builder quantizes the model; None: it does not, the model is as it shall be.
+        kept: The precision of nodes, by name, where the builder would choose a lower one of `precisions`.
     """
 
     model: Path
@@ -83,6 +83,7 @@ class BuildRequest:
     options: BuilderOptions = field(default_factory=BuilderOptions)
     precisions: tuple[Precision, ...] = ()
     implicit: Implicit | None = None
+    kept: Kept = field(default_factory=dict)
 
 
 _DEQUANTIZING = ("kgen", "shape_call", "runtime_fusion")
@@ -132,6 +133,7 @@ class Built:
         usual_reason: Why this backend usually leaves a quantized layer in float.
         targets: The compute capabilities that it runs on, where the builder has no choice of them.
         calibration_cache: What the builder's own calibration found, as TensorRT writes it; None without one.
+        calibration_samples: How many samples that calibration took.
     """
 
     plan: bytes | None
@@ -140,6 +142,7 @@ class Built:
     usual_reason: str = "the builder found no INT8 kernel for this shape; --skip it to save the conversions"
     targets: tuple[str, ...] = ()
     calibration_cache: bytes | None = None
+    calibration_samples: int = 0
 
 
 class Backend(Protocol):

@@ -208,11 +208,16 @@ def _calibrate(
         profile = builder.create_optimization_profile()
         for name, shape in shapes.items():
             profile.set_shape(name, *[tuple(shape)] * 3)
-        config.set_calibration_profile(profile)
+        if not config.set_calibration_profile(profile):  # else it calibrates with another shape
+            raise RequestError(build_failed=True)
 
 
 def _load_timing_cache(config: tensorrt.IBuilderConfig, path: Path) -> None:
-    cache = config.create_timing_cache(path.read_bytes() if path.exists() else b"")
+    try:
+        content = path.read_bytes() if path.exists() else b""
+    except OSError as error:
+        raise RequestError(unreadable_timing_cache=f"{path}: {error.strerror or error}") from error
+    cache = config.create_timing_cache(content)
     if cache is None or not config.set_timing_cache(cache, False):  # False: of this GPU only
         raise RequestError(foreign_timing_cache=str(path))
 

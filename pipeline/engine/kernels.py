@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from trtq.pipeline.engine.backend import Kernel
@@ -15,9 +15,11 @@ _KERNEL = re.compile(
     r"StreamId: \d+(?:, Metadata: (?P<metadata>.*))?"
 )
 _NODE = re.compile(r"\[ONNX Layer: (.*)\]$", re.DOTALL)
-_SEPARATOR = "\x1f"
+_BETWEEN_NODES = re.compile(r"[\x1e\x1f]|(?<=\])(?=\[ONNX Layer: )")
+_BETWEEN_NAMES = re.compile(r" \+ | \|\| ")
 _DTYPES = (
-    ("Int8", r"int8"),
+    ("Int8", r"(?<!u)int8"),
+    ("UInt8", r"uint8"),
     ("FP8", r"fp8|e4m3"),
     ("Int4", r"int4"),
     ("BFloat16", r"bfloat16|bf16"),
@@ -27,12 +29,12 @@ _DTYPES = (
     ("Int32", r"int32"),
     ("Bool", r"bool"),
 )
-_INT8_TACTIC = re.compile(r"(?:^|_)i8i8_|_i8\w*_i8i32_|(?:^|_)int8_")
+_INT8_TACTIC = re.compile(r"(?:^|_)i8i8_|_i8\w*_i8i32_|(?:^|_)int8(?:x4)?_")
 
 
 def nodes_of(metadata: str) -> Iterator[str]:
     """Yields the names of the ONNX nodes that a layer's metadata holds."""
-    for part in metadata.split(_SEPARATOR):
+    for part in _BETWEEN_NODES.split(metadata):
         if node := _NODE.match(part.strip(" ")):
             yield node[1]
 
@@ -59,27 +61,28 @@ def parse_inspector(text: str) -> Iterator[Kernel]:
     Engines of a lower verbosity hold names only and yield nothing.
     """
     try:
-        document = json.loads(text)
+        document = json.loads(text, strict=False)  # names of nodes are separated by control characters
     except ValueError:
         return
-    for layer in document.get("Layers", ()) if isinstance(document, dict) else ():
-        if isinstance(layer, dict):
-            yield _kernel(layer)
+    for layer in _items(document, "Layers"):
+        yield _kernel(layer)
 
 
 def _kernel(layer: Mapping[str, Any]) -> Kernel:
     name = str(layer.get("Name", ""))
-    inputs = _dtypes(layer.get("Inputs", ()))
+    inputs = tuple(map(_dtype, _items(layer, "Inputs")))
     weights = layer.get("Weights")
-    constants = _dtypes([weights]) if isinstance(weights, dict) else _dtypes(layer.get("Constants", ()))
-    if not constants and len(inputs) < 2 and _INT8_TACTIC.search(str(layer.get("TacticName", ""))):
+    constants = tuple(map(_dtype, [weights] if isinstance(weights, dict) else _items(layer, "Constants")))
+    if not constants and _INT8_TACTIC.search(str(layer.get("TacticName", ""))):
         constants = ("Int8",)
-    nodes = tuple(nodes_of(str(layer.get("Metadata", "")))) or tuple(name.split(" + "))
+    nodes = tuple(nodes_of(str(layer.get("Metadata", "")))) or tuple(_BETWEEN_NAMES.split(name))
     return Kernel(name, str(layer.get("LayerType", "")), nodes, inputs, constants)
 
 
-def _dtypes(tensors: Sequence[Any]) -> tuple[str, ...]:
-    return tuple(_dtype(tensor) for tensor in tensors if isinstance(tensor, dict))
+def _items(document: Any, key: str) -> list[Mapping[str, Any]]:
+    """Returns the objects of a list in a JSON object; none where either is something else."""
+    items = document.get(key) if isinstance(document, dict) else None
+    return [item for item in items if isinstance(item, dict)] if isinstance(items, list) else []
 
 
 def _dtype(tensor: Mapping[str, Any]) -> str:

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from trtq.errors import BuildError, ModelError, UsageError
+from trtq.errors import ArtifactError, BuildError, ModelError, UsageError
 from trtq.pipeline.engine.backend import BuildRequest
 
 _START = "import sys; sys.path[:] = sys.argv[2:]; from {module} import main; main(sys.argv[1])"
@@ -80,6 +80,7 @@ def run(flavour: Flavour, request: BuildRequest, work: Work, **further: Any) -> 
     Raises:
         ModelError: The parser refuses the model.
         UsageError: There is no such target or option, or the timing cache is another's.
+        ArtifactError: The timing cache cannot be read.
         BuildError: The build failed or the builder crashed.
     """
     with tempfile.TemporaryDirectory(prefix="trtq-build-") as folder:
@@ -115,7 +116,7 @@ def to_json(flavour: Flavour, request: BuildRequest) -> dict[str, Any]:
         "version_compatible": options.version_compatible,
         "timing_cache": str(options.timing_cache.absolute()) if options.timing_cache else None,
         "precisions": list(request.precisions),
-        "kept": dict(request.implicit.kept) if request.implicit else {},
+        "kept": dict(request.kept),
         "calibration_shapes": {},
     }
 
@@ -131,6 +132,8 @@ def _raise_failure(
         )
     if "no_option" in answer:
         raise UsageError(f"{product} has no {answer['no_option']}; leave it out, or take a newer TensorRT")
+    if "unreadable_timing_cache" in answer:
+        raise ArtifactError(f"cannot read the timing cache {answer['unreadable_timing_cache']}")
     if "foreign_timing_cache" in answer:
         raise UsageError(
             f"{answer['foreign_timing_cache']} is no timing cache of {product} on this GPU; give another "

@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +23,7 @@ from trtq.calibrators.tensorrt import (
     minmax_calibrator,
     ranges_calibrator,
 )
-from trtq.errors import BuildError, MissingDependency
+from trtq.errors import MissingDependency
 from trtq.pipeline.engine.backend import BuildRequest, Built, Implicit
 from trtq.pipeline.engine.builder import build as build_here
 from trtq.pipeline.engine.gpu import compute_capability, num_gpus
@@ -132,19 +132,22 @@ class TensorRt:
 
             def work(wanted: Mapping[str, Any], place: Path) -> Mapping[str, Any]:
                 answer = build_here(trt, wanted, place, calibrator)
-                if "inspector" in answer:
+                if "inspector" in answer or calibrator.was_asked:  # else TensorRT's own words are told
                     calibrator.raise_if_wrong()
-                elif "build_failed" in answer:
-                    with suppress(BuildError):  # then TensorRT's own words are told
-                        calibrator.raise_if_wrong()
                 return answer
 
             outcome = run(flavour, request, work, calibration_shapes=dynamic)
-        return _built(outcome, usual_reason=_IMPLICIT_REASON, calibration_cache=calibrator.cache)
+        return _built(
+            outcome,
+            usual_reason=_IMPLICIT_REASON,
+            calibration_cache=calibrator.cache,
+            calibration_samples=calibrator.num_samples,
+        )
 
     def command(self, request: BuildRequest) -> str:
         """Returns the `trtexec` command that builds the same, run in the folder of the model."""
-        return trtexec_command(request, has_typed_flag=hasattr(self._import(), "IInt8EntropyCalibrator2"))
+        has_typed_flag = self.takes_types() and hasattr(self._import(), "IInt8EntropyCalibrator2")
+        return trtexec_command(request, has_typed_flag=has_typed_flag)
 
     def runner(self, plan: bytes, name: str) -> Any:
         """Returns a Polygraphy `TrtRunner` of the engine."""
@@ -158,9 +161,10 @@ class TensorRt:
 
     def _import(self) -> ModuleType | None:
         try:
-            return importlib.import_module(self.module)
+            trt = importlib.import_module(self.module)
         except (ImportError, OSError):
             return None
+        return trt if hasattr(trt, "Builder") else None  # an empty package is none
 
     def _product(self, trt: ModuleType) -> str:
         return f"TensorRT {trt.__version__}"

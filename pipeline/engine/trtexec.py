@@ -38,11 +38,11 @@ def _words(request: BuildRequest, *, has_typed_flag: bool) -> Iterator[str]:
         yield "--stronglyTyped"
     if request.implicit is not None:
         yield f"--calib={_CACHE if request.implicit.algorithm == 'entropy2' else _entropy2()}"
-        if kept := request.implicit.kept:
-            yield "--precisionConstraints=obey"
-            pairs = ",".join(f"{_quoted(name)}:{precision}" for name, precision in kept.items())
-            yield f"--layerPrecisions={pairs}"
-            yield f"--layerOutputTypes={pairs}"
+    if request.kept:
+        yield "--precisionConstraints=obey"
+        pairs = ",".join(f"{_quoted(name)}:{precision}" for name, precision in request.kept.items())
+        yield f"--layerPrecisions={pairs}"
+        yield f"--layerOutputTypes={pairs}"
     for kind in ("min", "opt", "max"):
         if request.profiles:
             yield f"--{kind}Shapes={_shapes(request.profiles, kind)}"

@@ -43,13 +43,15 @@ def judge(
     Args:
         comparison: What was compared; None if nothing could be.
         gate: The tolerances.
-        candidate: The model that is judged: "int8", or "fp16".
+        candidate: The model that is judged: "engine", or where that cannot be run, "int8" or "fp16".
         is_random: Whether the data was made up: then nothing can be said.
     """
     if comparison is None:
         return Verdict("unverified", ("there was no float model or no data to compare with",))
     if is_random:
         return Verdict("unverified", ("the data was random, so its accuracy means nothing",))
+    if not any(item.candidate == candidate for item in comparison.outputs):
+        return Verdict("unverified", (f"{candidate} was not run, so nothing is known of its accuracy",))
     bad_fp16 = [item for item in comparison.outputs if item.candidate == "fp16" and not _holds(item, gate)]
     references = ("fp32",) if bad_fp16 else ("fp32", "fp16")
     reasons = [
