@@ -101,13 +101,20 @@ class AccuracySpec:
 
 @dataclass(frozen=True, slots=True)
 class LayerSpec:
-    """Which layers keep a higher precision: regular expressions searched in node names."""
+    """Which layers keep a higher precision: regular expressions searched in node names.
+
+    Attributes:
+        skip: Not quantized.
+        keep_fp32: Not quantized, and not FP16 either.
+        force: Quantized although a rule of placement finds it not worth it.
+    """
 
     skip: tuple[str, ...] = ()
     keep_fp32: tuple[str, ...] = ()
+    force: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        for pattern in (*self.skip, *self.keep_fp32):
+        for pattern in (*self.skip, *self.keep_fp32, *self.force):
             try:
                 re.compile(pattern)
             except re.error as error:

@@ -89,8 +89,8 @@ def warn_of_preprocess(batches: Batches, spec: ModelSpec, watcher: Watcher) -> N
 def placement_of(graph: Graph, spec: ModelSpec, target: Target, watcher: Watcher) -> Placement:
     """Returns what will be quantized: nothing that is skipped or kept FP32; warns of what matches nothing."""
     patterns = (*spec.layers.skip, *spec.layers.keep_fp32)
-    warn_of_unmatched(graph, patterns, watcher)
-    placement = place(graph.model, skip=patterns, op_types=target.op_types)
+    warn_of_unmatched(graph, (*patterns, *spec.layers.force), watcher)
+    placement = place(graph.model, skip=patterns, op_types=target.op_types, force=spec.layers.force)
     return Placement(placement.quantized, (*placement.kept, *graph.unseen))
 
 

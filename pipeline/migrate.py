@@ -162,9 +162,9 @@ def _prepare(
     for note in graph.notes:
         log.note(note)
     patterns = (*spec.layers.skip, *spec.layers.keep_fp32)
-    warn_of_unmatched(graph, patterns, log)
+    warn_of_unmatched(graph, (*patterns, *spec.layers.force), log)
     placement, ranges, migration = ranges_from_cache(
-        graph, cache, str(source), skip=patterns, op_types=target.op_types
+        graph, cache, str(source), skip=patterns, op_types=target.op_types, force=spec.layers.force
     )
     _tell(migration, placement, log)
     calibration = None

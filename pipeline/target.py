@@ -8,7 +8,7 @@ from typing import Literal, get_args
 from trtq.errors import UsageError
 from trtq.pipeline.engine.backend import BuilderOptions, Precision
 from trtq.pipeline.engine.profiles import GivenShapes
-from trtq.pipeline.graph.placement import DEFAULT_OP_TYPES, QUANTIZABLE
+from trtq.pipeline.graph.placement import ATTENTION, DEFAULT_OP_TYPES, QUANTIZABLE
 
 HighPrecision = Literal["auto", "fp16", "fp32"]
 Quantization = Literal["auto", "explicit", "implicit"]
@@ -48,9 +48,10 @@ class Target:
         ):
             if value not in choices:
                 raise UsageError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
-        if unknown := [name for name in self.op_types if name not in QUANTIZABLE]:
+        known = (*QUANTIZABLE, ATTENTION)
+        if unknown := [name for name in self.op_types if name not in known]:
             raise UsageError(
-                f"{unknown[0]!r} cannot be quantized; the types to quantize are {', '.join(QUANTIZABLE)}"
+                f"{unknown[0]!r} cannot be quantized; the types to quantize are {', '.join(known)}"
             )
         if self.workspace_bytes is not None and not 1 <= self.workspace_bytes < 1 << 63:
             raise UsageError(f"the workspace must have 1 to 2^63 - 1 bytes, got {self.workspace_bytes}")

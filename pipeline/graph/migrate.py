@@ -94,6 +94,7 @@ def ranges_from_cache(
     *,
     skip: Sequence[str] = (),
     op_types: Sequence[str] = DEFAULT_OP_TYPES,
+    force: Sequence[str] = (),
 ) -> tuple[Placement, Ranges, Migration]:
     """Returns what can be quantized with the scales of a cache, their ranges, and what became of each key.
 
@@ -106,6 +107,7 @@ def ranges_from_cache(
         source: Where the cache came from, for messages.
         skip: Regular expressions of nodes that keep their precision.
         op_types: The types of nodes to quantize.
+        force: Regular expressions of nodes that are quantized although a rule finds it not worth it.
 
     Raises:
         ArtifactError: The cache is for another model: no key is a tensor of it, or of one that is quantized.
@@ -120,7 +122,7 @@ def ranges_from_cache(
             f"the tensors of {graph.path} are {_some(tensors)}"
         )
     found = {str(value.name): _find(value, names, cache.scales) for value in _values(graph.model)}
-    placement, uncovered = _covered(graph, found, skip, op_types)
+    placement, uncovered = _covered(graph, found, skip, op_types, force)
     if uncovered and not placement.activations:
         raise ArtifactError(
             f"{source} has no scale for any tensor of {graph.path} that INT8 layers read: "
@@ -282,14 +284,18 @@ def _find(
 
 
 def _covered(
-    graph: Graph, found: Mapping[str, MappedTensor | str], skip: Sequence[str], op_types: Sequence[str]
+    graph: Graph,
+    found: Mapping[str, MappedTensor | str],
+    skip: Sequence[str],
+    op_types: Sequence[str],
+    force: Sequence[str],
 ) -> tuple[Placement, tuple[UncoveredTensor, ...]]:
     """Returns the placement without the nodes that read a tensor without a scale, and those tensors."""
     reasons: dict[str, str] = {}
     nodes: dict[str, list[str]] = defaultdict(list)
     while True:
         left_out = [f"^{re.escape(name)}$" for name in reasons]
-        placement = place(graph.model, skip=(*skip, *left_out), op_types=op_types)
+        placement = place(graph.model, skip=(*skip, *left_out), op_types=op_types, force=force)
         bare = [
             (node.name, tensor)
             for node in placement.quantized

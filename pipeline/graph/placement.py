@@ -9,8 +9,12 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
+from trtq.pipeline.graph.worth import why_float
+
 WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul", "LSTM", "GRU", "RNN")
 QUANTIZABLE = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+ATTENTION = "Attention"
+"""In a list of types: the MatMul of two activations."""
 DEFAULT_OP_TYPES = ("Conv", "Gemm", "MatMul")
 """TensorRT runs ConvTranspose in float whatever stands before it, so its Q/DQ would only cost accuracy."""
 _FLOAT = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
@@ -61,12 +65,16 @@ class Placement:
 
     @property
     def layers(self) -> tuple[QuantizedNode, ...]:
-        """The quantized nodes that have weights: those whose INT8 kernel counts as coverage."""
-        return tuple(node for node in self.quantized if node.weight is not None)
+        """The quantized nodes but the Adds: those whose INT8 kernel counts as coverage."""
+        return tuple(node for node in self.quantized if node.op_type in QUANTIZABLE)
 
 
 def place(
-    model: ir.Model, *, skip: Sequence[str] = (), op_types: Sequence[str] = DEFAULT_OP_TYPES
+    model: ir.Model,
+    *,
+    skip: Sequence[str] = (),
+    op_types: Sequence[str] = DEFAULT_OP_TYPES,
+    force: Sequence[str] = (),
 ) -> Placement:
     """Returns where Q/DQ pairs go, by TensorRT's rules for explicit quantization.
 
@@ -74,13 +82,21 @@ def place(
        one scale for the activation, one per output channel for the weight.
     2. residual-add: where a quantized Conv ends in an Add, the Add's other input is INT8 too; else the fused
        convolution has to write floats (TensorRT developer guide, "Q/DQ placement recommendations").
-    3. Nothing else: biases stay float, outputs of layers are quantized by the layer that reads them, and no
-       pair stands between a Conv, its BatchNormalization and its activation.
+    3. two-activations: a MatMul of two activations, as in attention, is INT8 on both sides where "Attention"
+       is among the types; else float, where TensorRT fuses attention as a whole.
+    4. indices, 5. filter-bank, 6. few-outputs, 7. gate: layers where INT8 wins nothing or loses much stay
+       float (`why_float`).
+    8. Nothing else. Biases stay float. The reader of a tensor quantizes it: TensorRT moves that pair back
+       through MaxPool, Concat, Resize, Reshape, Transpose, Split and Slice, which then work on INT8, and no
+       pair stands between a Conv, its BatchNormalization and its activation. So what no such layer reads
+       stays float: Softmax, LayerNormalization, Gelu and SiLU, embeddings, the arithmetic that decodes boxes
+       and scores, and with it every output of the model. ConvTranspose, LSTM and GRU have no INT8 kernel.
 
     Args:
         model: The graph; its nodes have unique names.
         skip: Regular expressions searched in node names; these nodes keep their precision.
         op_types: The types of nodes to quantize.
+        force: Regular expressions of nodes that rules 4 to 7 do not hold back.
     """
     quantized: list[QuantizedNode] = []
     kept: list[KeptNode] = []
@@ -91,10 +107,11 @@ def place(
         pattern = next((pattern for pattern in skip if re.search(pattern, name)), None)
         if pattern is not None:
             kept.append(KeptNode(name, node.op_type, f"skipped by {pattern!r}"))
-        elif node.op_type not in QUANTIZABLE or node.op_type not in op_types:
-            kept.append(KeptNode(name, node.op_type, _reason_for_type(node.op_type)))
+        elif node.op_type not in QUANTIZABLE or not _is_wanted(node, op_types):
+            kept.append(KeptNode(name, node.op_type, _reason_for_type(node)))
         else:
-            decision = _weighted_input(node)
+            is_forced = any(re.search(pattern, name) for pattern in force)
+            decision = _decide(node, is_forced=is_forced)
             (quantized if isinstance(decision, QuantizedNode) else kept).append(decision)  # type: ignore[arg-type]
     layers = {node.name for node in quantized}
     skipped = {str(node.name) for node in model.graph if any(re.search(p, str(node.name)) for p in skip)}
@@ -110,22 +127,41 @@ def unmatched(model: ir.Model, patterns: Sequence[str]) -> Iterator[tuple[str, l
             yield pattern, difflib.get_close_matches(pattern, names, n=3, cutoff=0.3)
 
 
-def _reason_for_type(op_type: str) -> str:
+def _reason_for_type(node: ir.Node) -> str:
+    op_type = node.op_type
     if op_type == "ConvTranspose":
         return "TensorRT runs ConvTranspose in float"
     if op_type not in QUANTIZABLE:
         return f"{op_type} stays float: TensorRT has no INT8 kernel for it"
+    if op_type == "MatMul" and not _constants(node):
+        return "two-activations: TensorRT fuses attention in float; INT8 with Attention in --op-types"
     return f"{op_type} is not among the types to quantize"
 
 
-def _weighted_input(node: ir.Node) -> QuantizedNode | KeptNode:
+def _is_wanted(node: ir.Node, op_types: Sequence[str]) -> bool:
+    if node.op_type == "MatMul" and not _constants(node):
+        return ATTENTION in op_types
+    return node.op_type in op_types
+
+
+def _constants(node: ir.Node) -> list[int]:
+    return [index for index in (0, 1) if (value := node.inputs[index]) is not None and value.is_initializer()]
+
+
+def _decide(node: ir.Node, *, is_forced: bool) -> QuantizedNode | KeptNode:
     name, op_type = str(node.name), node.op_type
-    constants = [
-        index for index in (0, 1) if (value := node.inputs[index]) is not None and value.is_initializer()
-    ]
-    if not constants:
-        reason = "both inputs are activations" if op_type == "MatMul" else "its weight is not a constant"
-        return KeptNode(name, op_type, reason)
+    if constants := _constants(node):
+        return _weighted_input(node, constants, is_forced=is_forced)
+    if op_type != "MatMul":
+        return KeptNode(name, op_type, "its weight is not a constant")
+    if any(value is None or value.dtype not in _FLOAT for value in node.inputs):
+        return KeptNode(name, op_type, "its inputs are not float")
+    tensors = tuple((index, str(value.name)) for index, value in enumerate(node.inputs) if value is not None)
+    return QuantizedNode(name, op_type, "two-activations", tensors)
+
+
+def _weighted_input(node: ir.Node, constants: list[int], *, is_forced: bool) -> QuantizedNode | KeptNode:
+    name, op_type = str(node.name), node.op_type
     place = 0 if constants == [0] else 1
     weight, activation = node.inputs[place], node.inputs[1 - place]
     if weight is None or activation is None or activation.is_initializer():
@@ -134,12 +170,15 @@ def _weighted_input(node: ir.Node) -> QuantizedNode | KeptNode:
         return KeptNode(name, op_type, f"its inputs are {activation.dtype} and {weight.dtype}, not float")
     if place == 0 and op_type != "MatMul":
         return KeptNode(name, op_type, "its first input is the constant one")
+    axis = channel_axis(node, place, len(weight.shape or ()))
+    if not is_forced and (reason := why_float(node, weight, activation, axis)):
+        return KeptNode(name, op_type, reason)
     return QuantizedNode(
         name,
         op_type,
         "weighted-input",
         ((1 - place, str(activation.name)),),
-        (place, QuantizedWeight(str(weight.name), channel_axis(node, place, len(weight.shape or ())))),
+        (place, QuantizedWeight(str(weight.name), axis)),
     )
 
 

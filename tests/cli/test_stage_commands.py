@@ -220,7 +220,8 @@ def test_inspect_tells_what_loading_changes_and_why_layers_stay_float(
         "turned 1 Constant nodes into initializers\n"
         "a build quantizes 0 layers and keeps 1 with weights in float\n"
         "node type decision\n"
-        "product MatMul float: both inputs are activations\n"
+        "product MatMul float: two-activations: TensorRT fuses attention in float; INT8 with "
+        "Attention in --op-types\n"
     )
 
 

@@ -304,7 +304,7 @@ def test_a_model_without_quantizable_layers_is_built_in_float(tmp_path: Path) ->
     report = build(tmp_path / "m.onnx", spec=spec)
     assert report.warnings == ("no layer can be quantized; the report tells why",)
     assert [(item.name, item.reason) for item in report.kept_float] == [
-        ("product", "both inputs are activations")
+        ("product", "two-activations: TensorRT fuses attention in float; INT8 with Attention in --op-types")
     ]
     assert (report.engine.layers_quantized, report.engine.layers_int8) == (0, 0)
     assert (report.verdict, report.calibration) == ("pass", None)

@@ -131,5 +131,7 @@ def test_the_placement_is_that_of_a_small_model(tmp_path: Path) -> None:
     summary = inspect(tmp_path / "m.onnx")
     assert isinstance(summary, ModelSummary)
     assert summary.placement is not None
-    assert [node.reason for node in summary.placement.kept] == ["both inputs are activations"]
+    assert [node.reason for node in summary.placement.kept] == [
+        "two-activations: TensorRT fuses attention in float; INT8 with Attention in --op-types"
+    ]
     assert summary.weight_bytes == 0

@@ -84,9 +84,16 @@ layer_options = group(
         help="Do not quantize these nodes (repeatable; adds to model.toml).",
     ),
     click.option(
+        "--force",
+        multiple=True,
+        metavar="REGEX",
+        help="Quantize these nodes although a rule finds INT8 not worth it (repeatable; adds to model.toml).",
+    ),
+    click.option(
         "--op-types",
         metavar="TYPES",
-        help=f"Types of nodes to quantize, with commas between.  [default: {','.join(DEFAULT_OP_TYPES)}]",
+        help="Types of nodes to quantize, with commas between; also ConvTranspose, and Attention for the "
+        f"MatMul of two activations.  [default: {','.join(DEFAULT_OP_TYPES)}]",
     ),
 )
 precision_options = group(
@@ -211,6 +218,7 @@ def spec_from(model: Path, given: Mapping[str, Any]) -> ModelSpec:
             spec.layers,
             skip=(*spec.layers.skip, *given.get("skip", ())),
             keep_fp32=(*spec.layers.keep_fp32, *given.get("keep_fp32", ())),
+            force=(*spec.layers.force, *given.get("force", ())),
         ),
     )
 

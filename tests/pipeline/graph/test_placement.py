@@ -103,7 +103,11 @@ def test_weights_in_half_precision_are_quantized(model_of: Callable[..., ir.Mode
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        pytest.param("y = MatMul(x, x)", "both inputs are activations", id="MatMul of two activations"),
+        pytest.param(
+            "y = MatMul(x, x)",
+            "two-activations: TensorRT fuses attention in float; INT8 with Attention in --op-types",
+            id="MatMul of two activations",
+        ),
         pytest.param("v = Relu(w) y = Gemm(x, v)", "its weight is not a constant", id="computed weight"),
         pytest.param("y = Gemm(w, x)", "its first input is the constant one", id="Gemm of a constant"),
         pytest.param("y = MatMul(w, w)", "it has no activation to quantize", id="two constants"),

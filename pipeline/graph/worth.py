@@ -1,0 +1,107 @@
+"""Layers that could run in INT8 and are better left float: nothing is won there, or much is lost."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import onnx_ir as ir
+
+_FEW_OUTPUTS = 2
+_LONG_FILTER = 32
+_ELEMENTWISE = frozenset({
+    "Add", "Cast", "Clip", "Div", "HardSigmoid", "HardSwish", "Identity", "LeakyRelu", "Mul", "PRelu", "Relu",
+    "Sigmoid", "Sub", "Tanh",
+})  # fmt: skip
+_INDEX_SOURCES = frozenset({"Range", "Shape", "Size", "NonZero", "ArgMax", "ArgMin", "ConstantOfShape"})
+_REARRANGING = frozenset({
+    "Cast", "Concat", "Expand", "Flatten", "Gather", "Identity", "Reshape", "Slice", "Squeeze", "Tile",
+    "Transpose", "Unsqueeze",
+})  # fmt: skip
+_INTEGERS = (ir.DataType.INT32, ir.DataType.INT64, ir.DataType.BOOL)
+_MOST_STEPS = 16
+
+
+def why_float(node: ir.Node, weight: ir.Value, activation: ir.Value, axis: int | None) -> str:
+    """Returns why a layer with a constant weight stays float; empty if INT8 is worth it.
+
+    Args:
+        node: Conv, ConvTranspose, Gemm or MatMul.
+        weight: Its weight, of known shape.
+        activation: Its other input.
+        axis: The axis of the weight's output channels.
+    """
+    shape = _sizes(weight)
+    if carries_indices(activation):
+        return "indices: its input is made of integers (ids, positions, masks), not of a signal"
+    if node.op_type == "Conv" and _is_filter_bank(node, shape):
+        return f"filter-bank: a transform of one channel by {max(shape[2:])} taps, which INT8 distorts"
+    if axis is not None and node.op_type != "ConvTranspose" and 0 < shape[axis] <= _FEW_OUTPUTS:
+        return f"few-outputs: INT8 kernels work on 16 output channels or more at once, it has {shape[axis]}"
+    if node.op_type == "Conv" and _is_gate(node):
+        return "gate: squeeze-and-excitation works on one position, where INT8 saves nothing"
+    return ""
+
+
+def carries_indices(value: ir.Value) -> bool:
+    """Returns whether a float tensor holds indices or sizes: it comes from integers by rearranging alone."""
+    sources = list(_sources(value))
+    return bool(sources) and all(sources)
+
+
+def _sources(value: ir.Value, steps: int = _MOST_STEPS) -> Iterator[bool]:
+    """Yields, for each origin of the value that is no constant, whether it holds indices."""
+    if value.is_initializer():
+        return
+    node = value.producer()
+    if value.dtype in _INTEGERS:
+        yield True
+    elif node is None or steps == 0:
+        yield False
+    elif node.op_type in _INDEX_SOURCES:
+        yield node.op_type != "ConstantOfShape"
+    elif node.op_type in _REARRANGING:
+        for source in node.inputs[: 1 if node.op_type != "Concat" else None]:
+            if source is not None:
+                yield from _sources(source, steps - 1)
+    else:
+        yield False
+
+
+def _is_filter_bank(node: ir.Node, shape: tuple[int, ...]) -> bool:
+    """Whether a convolution is a Fourier, wavelet or filter-bank transform of a signal."""
+    taps = shape[2:]
+    group = node.attributes["group"].as_int() if "group" in node.attributes else 1
+    return group == 1 and shape[1] == 1 and max(taps) >= _LONG_FILTER and math.prod(taps) == max(taps)
+
+
+def _is_gate(node: ir.Node) -> bool:
+    """Whether a convolution at a single position makes factors for a feature map."""
+    return _is_one_position(node.inputs[0]) and any(_scales_a_map(value) for value in node.outputs)
+
+
+def _scales_a_map(value: ir.Value, steps: int = _MOST_STEPS) -> bool:
+    for user in value.consumers():
+        if user.op_type == "Mul" and any(_is_map(other) for other in user.inputs if other is not value):
+            return True
+        goes_on = user.op_type in _ELEMENTWISE or (user.op_type == "Conv" and user.inputs[0] is value)
+        if goes_on and steps and any(_scales_a_map(output, steps - 1) for output in user.outputs):
+            return True
+    return False
+
+
+def _is_one_position(value: ir.Value | None) -> bool:
+    sizes = _sizes(value)
+    return len(sizes) > 2 and all(size == 1 for size in sizes[2:])
+
+
+def _is_map(value: ir.Value | None) -> bool:
+    sizes = _sizes(value)
+    return len(sizes) > 2 and any(size != 1 for size in sizes[2:])
+
+
+def _sizes(value: ir.Value | None) -> tuple[int, ...]:
+    """Returns the dimensions; -1 for an unknown one."""
+    if value is None or value.shape is None:
+        return ()
+    return tuple(size if isinstance(size, int) else -1 for size in value.shape)

@@ -1,0 +1,150 @@
+"""Tests of the rules by which layers that could run in INT8 stay float."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+from numpy.typing import NDArray
+
+from trtq.pipeline.graph.opset import infer_shapes
+from trtq.pipeline.graph.placement import ATTENTION, DEFAULT_OP_TYPES, place
+
+ModelOf = Callable[..., ir.Model]
+
+
+def _random(*shape: int) -> NDArray[np.float32]:
+    return np.random.default_rng(sum(shape)).standard_normal(shape).astype(np.float32)
+
+
+def _kept(model: ir.Model, **settings: tuple[str, ...]) -> dict[str, str]:
+    """Returns the rule that keeps each layer float, by node name."""
+    infer_shapes(model)
+    return {node.name: node.reason.partition(":")[0] for node in place(model, **settings).kept}
+
+
+@pytest.mark.parametrize(
+    ("x", "w", "rule"),
+    [
+        pytest.param("N,1,4000", (258, 1, 256), "filter-bank", id="a Fourier transform"),
+        pytest.param("N,1,1,4000", (36, 1, 1, 256), "filter-bank", id="one with two axes"),
+        pytest.param("N,1,400", (16, 1, 32), "filter-bank", id="the shortest"),
+        pytest.param("N,1,400", (16, 1, 31), "", id="a shorter filter"),
+        pytest.param("N,1,64,64", (24, 1, 3, 3), "", id="a gray picture"),
+        pytest.param("N,1,64,64", (24, 1, 64, 64), "", id="a whole picture"),
+        pytest.param("N,2,400", (16, 2, 256), "", id="two channels"),
+        pytest.param("N,8,8,8", (2, 8, 1, 1), "few-outputs", id="two outputs"),
+        pytest.param("N,8,8,8", (3, 8, 1, 1), "", id="three outputs"),
+    ],
+)
+def test_a_convolution_by_its_weight(x: str, w: tuple[int, ...], rule: str, model_of: ModelOf) -> None:
+    model = model_of(
+        f"g (float[{x}] x) => (float y) {{ [c] t = Conv (x, w) y = ReduceSum <keepdims = 0> (t) }}",
+        w=_random(*w),
+    )
+    assert _kept(model) == ({"c": rule} if rule else {})
+    assert _kept(model, force=("^c$",)) == {}
+
+
+def test_a_depthwise_convolution_by_long_filters_is_no_transform(model_of: ModelOf) -> None:
+    text = "g (float[N,8,400] x) => (float[N,8,145] y) { [c] y = Conv <group = 8> (x, w) }"
+    assert _kept(model_of(text, w=_random(8, 1, 256))) == {}
+
+
+@pytest.mark.parametrize(
+    ("call", "w", "rule"),
+    [
+        ("MatMul (x, w)", (8, 2), "few-outputs"),
+        ("MatMul (x, w)", (8, 3), ""),
+        ("Gemm <transB = 1> (x, w)", (1, 8), "few-outputs"),
+        ("Gemm <transB = 1> (x, w)", (8, 8), ""),
+    ],
+)
+def test_a_product_by_its_outputs(call: str, w: tuple[int, ...], rule: str, model_of: ModelOf) -> None:
+    text = f"g (float[N,8] x) => (float y) {{ [m] t = {call} y = ReduceSum <keepdims = 0> (t) }}"
+    assert _kept(model_of(text, w=_random(*w))) == ({"m": rule} if rule else {})
+
+
+def _gate(end: str) -> str:
+    return f"""g (float[N,16,8,8] x) => (float y) {{
+        p = GlobalAveragePool (x)
+        [down] d = Conv (p, w)
+        r = Relu (d)
+        [up] u = Conv (r, v)
+        s = HardSigmoid (u)
+        {end}
+    }}"""
+
+
+def _gate_weights() -> dict[str, NDArray[np.float32]]:
+    return {"w": _random(4, 16, 1, 1), "v": _random(16, 4, 1, 1), "k": _random(8, 16, 3, 3)}
+
+
+def test_the_convolutions_of_a_squeeze_and_excitation_block_stay_float(model_of: ModelOf) -> None:
+    model = model_of(_gate("m = Mul (x, s) [c] y = Conv (m, k)"), **_gate_weights())
+    assert _kept(model) == {"down": "gate", "up": "gate"}
+    assert _kept(model, force=("down|up",)) == {}
+
+
+@pytest.mark.parametrize(
+    "end",
+    [
+        pytest.param("y = Flatten (s)", id="a classifier"),
+        pytest.param("h = Mul (s, u) y = Flatten (h)", id="a product of its own parts"),
+    ],
+)
+def test_convolutions_on_one_position_that_are_no_gate_are_quantized(end: str, model_of: ModelOf) -> None:
+    assert _kept(model_of(_gate(end), **_gate_weights())) == {}
+
+
+@pytest.mark.parametrize(
+    ("inputs", "body", "rule"),
+    [
+        ("int64[N,8] i", "x = Cast <to = 1> (i)", "indices"),
+        ("bool[N,8] i", "x = Cast <to = 1> (i)", "indices"),
+        (
+            "float[N,8] f",
+            "s = Shape (f) c = Cast <to = 1> (s) e = Expand (c, n) x = Reshape (e, m)",
+            "indices",
+        ),
+        ("int32[N,4] i, int32[N,4] j", "k = Concat <axis = 1> (i, j) x = Cast <to = 1> (k)", "indices"),
+        ("int64[N,4] i, float[N,4] f", "k = Cast <to = 1> (i) x = Concat <axis = 1> (k, f)", ""),
+        ("uint8[N,8] i", "x = Cast <to = 1> (i)", ""),
+        ("int64[N,8] i", "k = Cast <to = 1> (i) x = Sin (k)", ""),
+        ("float[N,8] f", "x = Relu (f)", ""),
+        ("float[N,8] f", "x = Identity (f)", ""),
+    ],
+)
+def test_what_is_made_of_integers_by_rearranging_is_not_quantized(
+    inputs: str, body: str, rule: str, model_of: ModelOf
+) -> None:
+    model = model_of(
+        f"g ({inputs}) => (float y) {{ {body} [mm] t = MatMul (x, w) y = ReduceSum <keepdims = 0> (t) }}",
+        w=_random(8, 8),
+        n=np.asarray([4, 2], np.int64),
+        m=np.asarray([1, 8], np.int64),
+    )
+    assert _kept(model) == ({"mm": rule} if rule else {})
+
+
+def test_attention_is_quantized_on_demand(model_of: ModelOf) -> None:
+    text = """g (float[N,8,8] x) => (float[N,8,8] y) {
+        [scores] s = MatMul (x, x)
+        p = Softmax (s)
+        [mix] y = MatMul (p, x)
+    }"""
+    model = model_of(text)
+    assert _kept(model) == {"scores": "two-activations", "mix": "two-activations"}
+    placement = place(model, op_types=(*DEFAULT_OP_TYPES, ATTENTION))
+    assert [(node.name, node.rule, node.activations) for node in placement.quantized] == [
+        ("scores", "two-activations", ((0, "x"), (1, "x"))),
+        ("mix", "two-activations", ((0, "p"), (1, "x"))),
+    ]
+    assert [node.name for node in placement.layers] == ["scores", "mix"]
+
+
+def test_attention_of_doubles_is_not(model_of: ModelOf) -> None:
+    model = model_of("g (double[8,8] x) => (double[8,8] y) { [scores] y = MatMul (x, x) }")
+    assert _kept(model, op_types=(ATTENTION,)) == {"scores": "its inputs are not float"}
