@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import json
 import re
@@ -195,6 +196,33 @@ def small(tmp_path: Path) -> Path:
     onnx.save(model, tmp_path / "small.onnx")
     np.savez(tmp_path / "data.npz", x=rng.standard_normal((16, 3, 8, 8)).astype(np.float32))
     return tmp_path / "small.onnx"
+
+
+@pytest.fixture
+def tensorrt_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], str]:
+    """Makes a recording TensorRT of a version importable, also for child processes; gives its name."""
+    folder = tmp_path / "modules"
+    folder.mkdir()
+    monkeypatch.syspath_prepend(folder)
+
+    def module(version: str) -> str:
+        name = f"tensorrt_{version.replace('.', '_')}"
+        text = f"import recording_tensorrt\nglobals().update(recording_tensorrt.names_of({version!r}))\n"
+        if not (folder / f"{name}.py").exists():
+            (folder / f"{name}.py").write_text(text)
+            sys.modules.pop(name, None)  # of an earlier test
+            importlib.invalidate_caches()
+        return name
+
+    return module
+
+
+@pytest.fixture
+def one_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Has the backend believe in a GPU of compute capability 8.9."""
+    monkeypatch.setattr("trtq.pipeline.engine.tensorrt.num_gpus", lambda: 1)
+    monkeypatch.setattr("trtq.pipeline.engine.tensorrt.compute_capability", lambda: "8.9")
+    monkeypatch.setattr("trtq.pipeline.job.compute_capability", lambda: "8.9")
 
 
 def _exact(model: ir.Model | Path) -> ir.Model | Path:

@@ -1,10 +1,14 @@
-"""Tests of what a kernel says of its precision."""
+"""Tests of what a kernel says of its precision, and of the builder's options."""
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 
-from trtq.pipeline.engine.backend import Built, Kernel
+from trtq.errors import UsageError
+from trtq.pipeline.engine.backend import BuilderOptions, Built, Kernel
 
 _I, _F, _H = "Int8", "Float", "Half"
 
@@ -52,3 +56,24 @@ def test_a_generated_kernel_that_reads_int8_computes_in_float(kind: str) -> None
 
 def test_an_engine_has_the_builder_s_usual_reason() -> None:
     assert "no INT8 kernel for this shape" in Built(b"plan", ()).usual_reason
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"optimization_level": 6}, r"^the builder's optimization level is 0 to 5, got 6$"),
+        ({"optimization_level": -1}, r"^the builder's optimization level is 0 to 5, got -1$"),
+        (
+            {"hardware_compatibility": "ampere"},
+            r"^hardware compatibility must be one of none, ampere\+, same-compute-capability, got 'ampere'$",
+        ),
+        ({"timing_cache": Path("/absent/t.cache")}, r"^there is no folder /absent for the timing cache$"),
+    ],
+)
+def test_options_that_no_builder_has_are_refused(options: dict[str, Any], told: str) -> None:
+    with pytest.raises(UsageError, match=told):
+        BuilderOptions(**options)
+
+
+def test_a_timing_cache_may_be_new_and_in_the_current_folder() -> None:
+    assert BuilderOptions(Path("new.cache")).timing_cache == Path("new.cache")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
-import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +19,7 @@ from trtq.errors import BuildError, MissingDependency, ModelError, UsageError
 from trtq.models.spec import InputSpec
 from trtq.pipeline.engine.backend import BuildRequest, Built
 from trtq.pipeline.engine.coverage import Coverage, Fallback, coverage, precisions
-from trtq.pipeline.engine.rtx import TensorRtRtx, parse_kernels, run_child
+from trtq.pipeline.engine.rtx import TensorRtRtx
 from trtq.pipeline.graph.quantized import quantized_layers
 
 needs_rtx = pytest.mark.skipif(
@@ -351,118 +350,6 @@ def test_files_in_the_current_folder_shadow_no_library(
     assert _build(path).plan
 
 
-def test_the_child_has_the_import_path_of_its_parent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "told.py").write_text(
-        "import json, pathlib, sys\n"
-        "def main(folder): pathlib.Path(folder, 'path.json').write_text(json.dumps(sys.path))\n"
-    )
-    monkeypatch.syspath_prepend(tmp_path)
-    assert run_child("told", tmp_path).returncode == 0
-    assert json.loads((tmp_path / "path.json").read_text()) == sys.path
-
-
-_CRASHING = """
-import os, pathlib, signal, sys
-def main(folder):
-    with pathlib.Path(folder, "build.log").open("w") as log:
-        print("ERROR: cudaError 35: CUDA driver version is insufficient", file=log)
-        print("WARNING: the last words of the builder", file=log)
-    print("and those of the process", file=sys.stderr, flush=True)
-    {end}
-"""
-
-
-@pytest.fixture
-def build_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Callable[[], Built]]:
-    """Puts another module in the place of the child's."""
-
-    def prepare(source: str) -> Callable[[], Built]:
-        (tmp_path / "trtq_test_child.py").write_text(source)
-        monkeypatch.syspath_prepend(tmp_path)
-        monkeypatch.setattr("trtq.pipeline.engine.rtx._PROCESS", "trtq_test_child")
-        monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
-        return lambda: _build(tmp_path / "model.onnx")
-
-    return prepare
-
-
-def test_a_crash_is_told_with_the_signal_and_the_last_words(
-    build_with: Callable[[str], Callable[[], Built]],
-) -> None:
-    build = build_with(_CRASHING.format(end="os.kill(os.getpid(), signal.SIGSEGV)"))
-    with pytest.raises(BuildError) as told:
-        build()
-    assert str(told.value) == (
-        "the TensorRT-RTX builder was killed by SIGSEGV; its last words:\n"
-        "  WARNING: the last words of the builder\n"
-        "  and those of the process"
-    )
-
-
-def test_a_python_error_of_the_child_is_told(build_with: Callable[[str], Callable[[], Built]]) -> None:
-    build = build_with(_CRASHING.format(end="raise ImportError('libtensorrt_rtx.so.1 is missing')"))
-    with pytest.raises(
-        BuildError,
-        match=r"builder ended with status 1; its last words:(.|\n)*ImportError: libtensorrt_rtx\.so\.1 is",
-    ):
-        build()
-
-
-def test_a_child_that_dies_without_a_word_is_told(build_with: Callable[[str], Callable[[], Built]]) -> None:
-    build = build_with("import os\ndef main(folder): os._exit(3)")
-    with pytest.raises(BuildError, match=r"builder ended with status 3; its last words:\n  none$"):
-        build()
-
-
-def test_a_failure_without_a_reason_is_told(build_with: Callable[[str], Callable[[], Built]]) -> None:
-    build = build_with(
-        "import pathlib\n"
-        "def main(folder): pathlib.Path(folder, 'answer.json').write_text('{\"build_failed\": true}')"
-    )
-    with pytest.raises(BuildError, match=r"could not build model\.onnx:\n  it gave no reason$"):
-        build()
-
-
-def test_the_request_reaches_the_child_whole(
-    build_with: Callable[[str], Callable[[], Built]], tmp_path: Path
-) -> None:
-    build_with(
-        "import pathlib\n"
-        "def main(folder):\n"
-        "    place = pathlib.Path(folder)\n"
-        "    (place / 'plan').write_bytes((place / 'request.json').read_bytes())\n"
-        "    (place / 'answer.json').write_text('{\"layers\": \"\"}')\n"
-    )
-    built = _build(
-        tmp_path / "größe" / ".." / "model.onnx",
-        profiles={"x": InputSpec((1, 3), (2, 3), (4, 3))},
-        compute_capabilities=("8.9",),
-        workspace_bytes=1 << 40,
-    )
-    assert built.plan is not None
-    assert json.loads(built.plan) == {
-        "model": str(tmp_path / "model.onnx"),
-        "profiles": {"x": {"min": [1, 3], "opt": [2, 3], "max": [4, 3]}},
-        "compute_capabilities": ["8.9"],
-        "workspace_bytes": 1 << 40,
-    }
-    assert (built.kernels, built.warnings) == ((), ())
-
-
-def test_a_warning_is_told_once(
-    build_with: Callable[[str], Callable[[], Built]],
-) -> None:
-    build = build_with(
-        "import pathlib\n"
-        "def main(folder):\n"
-        "    place = pathlib.Path(folder)\n"
-        "    (place / 'plan').write_bytes(b'plan')\n"
-        "    (place / 'build.log').write_text('WARNING: b\\nWARNING: a\\nWARNING: b\\n')\n"
-        "    (place / 'answer.json').write_text('{\"layers\": \"\"}')\n"
-    )
-    assert build().warnings == ("WARNING: b", "WARNING: a")
-
-
 def test_without_tensorrt_rtx_it_says_what_to_install(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -495,50 +382,6 @@ def test_the_version_is_empty_without_a_wheel(monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.setattr(importlib.metadata, "version", version)
     assert TensorRtRtx().version() == ""
-
-
-# From TensorRT-RTX 1.7.1, shortened; the node names were chosen to be hard to read.
-_TENSOR = (
-    "{{ Name: {}, Dimensions: [2,8], Strides: [8,1], StrideOrder: [1,0], Datatype: {}, Format: (NHWC) F }}"
-)
-_LAYERS = "\n".join([
-    "Layers:",
-    "Name: __myl_MulMinMaxRounCast_myl0_0, LayerType: kgen, "
-    f"Inputs: [ {_TENSOR.format('x', 'Float')}], Constants: [ {_TENSOR.format('__mye899', 'Float')}], "
-    f"Outputs: [ {_TENSOR.format('__mye735c.1_2_myl0', 'Int8')}], "
-    "TacticName: __myl_MulMinMaxRounCast_0x18a3becb7052e374b67eb99aa1896c0b, StreamId: 0, "
-    "Metadata: [ONNX Layer: QuantizeLinear_0]",
-    "Name: block [0], a b/Conv: x_myl0_1, LayerType: correlation, "
-    f"Inputs: [ {_TENSOR.format('__mye735c.1_2_myl0', 'Int8')}], "
-    f"Constants: [ {_TENSOR.format('__mye850', 'Int8')}, {_TENSOR.format('__mye855', 'Float')}], "
-    f"Outputs: [ {_TENSOR.format('__myln_k_arg__bb1_3_myl0', 'Float')}], "
-    "TacticName: __myelin_CASK_STUB, StreamId: 0, "
-    "Metadata: [ONNX Layer: block [0], a b/Conv: x]\x1f[ONNX Layer: Metadata: [odd], Name: größe]"
-    "\x1f [Other: word]\x1f[ONNX Layer: DequantizeLinear_1]",
-    "Name: __mye403_0_myl0_0, LayerType: shape_call, Inputs: [], Constants: [], Outputs: [], "
-    "TacticName: shape, StreamId: 0",
-    "",
-    "I/O Tensors:",
-    " Name: x, IOMode: Input, DataType: Float, Dimensions: [2,8], Location: Device",
-])  # fmt: skip
-
-
-def test_kernels_are_read_with_any_name() -> None:
-    quantize, conv, shape = parse_kernels(_LAYERS)
-    assert (quantize.name, quantize.kind) == ("__myl_MulMinMaxRounCast_myl0_0", "kgen")
-    assert (quantize.nodes, quantize.inputs, quantize.constants) == (
-        ("QuantizeLinear_0",),
-        ("Float",),
-        ("Float",),
-    )
-    assert (conv.name, conv.kind) == ("block [0], a b/Conv: x_myl0_1", "correlation")
-    assert conv.nodes == ("block [0], a b/Conv: x", "Metadata: [odd], Name: größe", "DequantizeLinear_1")
-    assert (conv.inputs, conv.constants, conv.is_int8) == (("Int8",), ("Int8", "Float"), True)
-    assert (shape.kind, shape.nodes, shape.inputs, shape.constants) == ("shape_call", (), (), ())
-
-
-def test_no_message_has_no_kernels() -> None:
-    assert list(parse_kernels("")) == []
 
 
 @needs_rtx

@@ -1,4 +1,4 @@
-"""Tests of the builder's own process, run here: only with models that cannot crash it."""
+"""Tests of the builder at work, run here: TensorRT-RTX with models that cannot crash it."""
 
 from __future__ import annotations
 
@@ -12,13 +12,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from trtq.pipeline.engine import rtx_process
-from trtq.pipeline.engine.rtx import run_child
+from trtq.pipeline.engine import builder
+from trtq.pipeline.engine.backend import BuildRequest
+from trtq.pipeline.engine.process import Flavour, run_child, to_json
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("tensorrt_rtx") is None,
     reason="tensorrt_rtx is not installed: pip install 'trtq[rtx]'",
 )
+FLAVOUR = Flavour("tensorrt_rtx", "TensorRT-RTX", inspects=False)
 Ask = Callable[..., dict[str, Any]]
 
 
@@ -30,14 +32,9 @@ def ask(path_of: Callable[..., Path], tmp_path: Path) -> Ask:
         path = model or path_of(
             "g (float[N, 4] x) => (float[N, 3] y) { [mm] y = MatMul (x, w) }", w=np.ones((4, 3), np.float32)
         )
-        usual: dict[str, Any] = {
-            "model": str(path),
-            "profiles": {},
-            "compute_capabilities": [],
-            "workspace_bytes": None,
-        }
+        usual = to_json(FLAVOUR, BuildRequest(path))
         (tmp_path / "request.json").write_text(json.dumps(usual | request))
-        rtx_process.main(str(tmp_path))
+        builder.main(str(tmp_path))
         found: dict[str, Any] = json.loads((tmp_path / "answer.json").read_text())
         return found
 
@@ -77,7 +74,7 @@ def test_a_failed_build_leaves_its_words_and_no_plan(ask: Ask, tmp_path: Path) -
 _DYING = """
 import os, pathlib, signal
 import tensorrt_rtx as trt
-from trtq.pipeline.engine.rtx_process import _logger
+from trtq.pipeline.engine.builder import _logger
 
 def main(folder):
     with pathlib.Path(folder, "build.log").open("w") as log:
@@ -120,3 +117,16 @@ def test_a_file_without_a_network_is_answered(ask: Ask, tmp_path: Path) -> None:
     (tmp_path / "text.onnx").write_bytes(b"hello world")
     (error,) = ask(tmp_path / "text.onnx")["parse_errors"]
     assert error["text"] == "the network has no outputs"
+
+
+@pytest.mark.parametrize("level", [0, 5])
+def test_an_optimization_level_is_taken(level: int, ask: Ask) -> None:
+    assert "layers" in ask(profiles=_profile(1, 2, 4), optimization_level=level)
+
+
+def test_an_engine_that_cannot_be_loaded_here_tells_nothing(ask: Ask, tmp_path: Path) -> None:
+    answer = ask(profiles=_profile(1, 2, 4), inspects=True)
+    assert (tmp_path / "plan").read_bytes().startswith(b"vtrt")
+    if answer["inspector"]:
+        pytest.skip("there is a GPU that loads it")
+    assert answer == {"inspector": ""}
