@@ -5,12 +5,14 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from trtq.errors import ArtifactError
-from trtq.files import refuse_input, write_atomically
+from trtq.files import locked, refuse_input, write_atomically
 
 
 def _full_disk(descriptor: int) -> None:
@@ -96,3 +98,73 @@ def test_an_input_is_not_overwritten(tmp_path: Path) -> None:
     for output in (source, link):
         with pytest.raises(ArtifactError, match=r"onnx is read by this command; choose another file"):
             refuse_input(output, None, source)
+
+
+_ADDING = """
+import sys
+from pathlib import Path
+from trtq.files import locked
+
+path = Path(sys.argv[1])
+for _ in range(200):
+    with locked(path.with_name(".lock")):
+        path.write_text(str(int(path.read_text()) + 1))
+"""
+_HOLDING = """
+import sys
+from pathlib import Path
+from trtq.files import locked
+
+with locked(Path(sys.argv[1])):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+_IS_FREE = """
+import fcntl, sys
+with open(sys.argv[1]) as file:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        sys.exit(1)
+"""
+
+
+def test_two_processes_under_a_lock_lose_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "count"
+    path.write_text("0")
+    adding = [subprocess.Popen([sys.executable, "-c", _ADDING, str(path)]) for _ in range(2)]
+    assert [process.wait() for process in adding] == [0, 0]
+    assert path.read_text() == "400"
+
+
+def test_a_lock_ends_with_its_process_however_it_ends(tmp_path: Path) -> None:
+    path = tmp_path / "lock"
+    holding = subprocess.Popen(
+        [sys.executable, "-c", _HOLDING, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    assert holding.stdout is not None
+    assert holding.stdout.readline() == b"held\n"
+    assert not _is_free(path)
+    holding.kill()
+    holding.communicate()
+    assert _is_free(path)
+
+
+def test_a_lock_ends_with_its_block_and_holds_folders_too(tmp_path: Path) -> None:
+    for path in (tmp_path / "new file", tmp_path):
+        with locked(path):
+            assert path.exists()
+        with locked(path):
+            pass
+    with pytest.raises(ZeroDivisionError), locked(tmp_path / "new file"):
+        raise ZeroDivisionError
+    assert _is_free(tmp_path / "new file")
+
+
+def test_a_lock_in_a_folder_that_does_not_exist_is_told(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError), locked(tmp_path / "absent" / "lock"):
+        pass
+
+
+def _is_free(path: Path) -> bool:
+    return subprocess.run([sys.executable, "-c", _IS_FREE, str(path)], check=False).returncode == 0

@@ -28,6 +28,11 @@ from trtq.calibrators.tensorrt import (
     ranges_calibrator,
 )
 from trtq.errors import TrtqError
+from trtq.pipeline.engine.backend import BuildRequest
+from trtq.pipeline.engine.builder import build as build_here
+from trtq.pipeline.engine.builder import network_flags
+from trtq.pipeline.engine.process import Flavour, to_json
+from trtq.pipeline.engine.tensorrt import TensorRt
 
 _LIBRARIES = ("libnvinfer", "libnvinfer_plugin", "libnvonnxparser")
 # Places in the table of virtual functions of IInt8Calibrator, TensorRT 10.
@@ -39,7 +44,13 @@ def main(libraries: str, bindings: str, request: str) -> None:
     """Prints what came of a request."""
     trt = import_bindings(Path(libraries), bindings)
     asked = json.loads(request)
-    answers: dict[str, Callable[..., Any]] = {"missing": missing, "calibrate": calibrate, "misuse": misuse}
+    answers: dict[str, Callable[..., Any]] = {
+        "missing": missing,
+        "calibrate": calibrate,
+        "misuse": misuse,
+        "abilities": abilities,
+        "build": build,
+    }
     print(json.dumps(answers[asked.pop("what")](trt, **asked)))
 
 
@@ -117,6 +128,28 @@ def misuse(trt: ModuleType) -> list[str]:
         except (TrtqError, TypeError) as error:
             answers.append(f"{type(error).__name__}: {error}")
     return answers
+
+
+def abilities(trt: ModuleType) -> dict[str, Any]:
+    """Returns what the backend thinks of the bindings."""
+    backend = TensorRt(trt.__name__)
+    return {
+        "version": backend.version(),
+        "flags": {
+            " ".join(precisions): network_flags(trt, precisions)
+            for precisions in ((), ("int8",), ("int8", "fp16"))
+        },
+        "takes_types": backend.takes_types(),
+        "lacks": sorted(backend.lacks),
+        "command": backend.command(BuildRequest(Path("model.int8.onnx"))),
+        "why_not": backend.why_not(),
+    }
+
+
+def build(trt: ModuleType, folder: str) -> dict[str, Any]:
+    """Returns the builder's answer: no library stands behind these bindings."""
+    flavour = Flavour(trt.__name__, "TensorRT", inspects=True)
+    return build_here(trt, to_json(flavour, BuildRequest(Path("model.onnx"))), Path(folder))
 
 
 def _as_tensorrt(calibrator: Calibrator, names: list[str], *, takes_cache: bool) -> dict[str, Any]:

@@ -208,3 +208,39 @@ def test_typed_names_are_in_tensorrt_10(tensorrt10: TensorRT) -> None:
 def test_names_that_are_not_marked_are_in_tensorrt_11(tensorrt11: TensorRT) -> None:
     every, old = _typed_names()
     assert tensorrt11("missing", names=every + old) == old
+
+
+# The backend
+
+
+def test_the_backend_knows_tensorrt_10(tensorrt10: TensorRT) -> None:
+    found = tensorrt10("abilities")
+    assert found.pop("why_not").startswith("it builds on the GPU that the engine is for, and ")
+    assert found == {
+        "version": "10.16.1.11",
+        "flags": {"": 0b11, "int8": 0b01, "int8 fp16": 0b01},
+        "takes_types": True,
+        "lacks": ["compute_capabilities"],
+        "command": "trtexec --onnx=model.int8.onnx --saveEngine=model.engine --stronglyTyped "
+        "--profilingVerbosity=detailed --skipInference",
+    }
+
+
+def test_the_backend_knows_tensorrt_11(tensorrt11: TensorRT) -> None:
+    found = tensorrt11("abilities")
+    found.pop("why_not")
+    assert found == {
+        "version": "11.4.0.106",
+        "flags": {"": 0, "int8": 0, "int8 fp16": 0},
+        "takes_types": True,
+        "lacks": ["compute_capabilities", "implicit"],
+        "command": "trtexec --onnx=model.int8.onnx --saveEngine=model.engine "
+        "--profilingVerbosity=detailed --skipInference",
+    }
+
+
+@pytest.mark.parametrize("version", ["tensorrt10", "tensorrt11"])
+def test_a_null_builder_is_an_answer(version: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    answer = request.getfixturevalue(version)("build", folder=str(tmp_path))
+    assert list(answer) == ["no_builder"]
+    assert "factory function returned nullptr" in answer["no_builder"]

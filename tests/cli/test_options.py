@@ -12,6 +12,7 @@ from click.testing import CliRunner
 from trtq.cli import options
 from trtq.errors import UsageError
 from trtq.models.spec import CalibrationSpec, EvaluationSpec, LayerSpec, ModelSpec
+from trtq.pipeline.engine.backend import BuilderOptions
 from trtq.pipeline.engine.profiles import GivenShapes
 from trtq.pipeline.graph.placement import DEFAULT_OP_TYPES
 from trtq.pipeline.target import Target
@@ -27,6 +28,7 @@ def given(*arguments: str) -> dict[str, Any]:
     @options.calibration_options
     @options.layer_options
     @options.precision_options
+    @options.quantization_option
     @options.target_options
     @options.evaluation_options
     @options.gate_options
@@ -180,3 +182,22 @@ def test_op_types_have_commas_between(arguments: list[str], op_types: tuple[str,
 def test_backend_and_precision_of_the_rest() -> None:
     found = target("--backend", "onnxruntime", "--high-precision", "fp32")
     assert (found.backend, found.high_precision) == ("onnxruntime", "fp32")
+
+
+@pytest.mark.parametrize("way", ["auto", "explicit", "implicit"])
+def test_the_way_of_quantization(way: str) -> None:
+    assert target("--quantization", way).quantization == way
+
+
+def test_options_of_the_builder(tmp_path: Path) -> None:
+    found = target(
+        "--timing-cache", str(tmp_path / "t.cache"), "--builder-optimization-level", "0",
+        "--hardware-compatibility", "ampere+", "--version-compatible",
+    )  # fmt: skip
+    assert found.options == BuilderOptions(tmp_path / "t.cache", 0, "ampere+", version_compatible=True)
+    assert target().options == BuilderOptions()
+
+
+def test_a_timing_cache_in_no_folder_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"there is no folder .*absent for the timing cache$"):
+        target("--timing-cache", str(tmp_path / "absent" / "t.cache"))

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import ctypes
 import platform
+from collections.abc import Callable
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from trtq.errors import BuildError
 from trtq.pipeline import doctor
-from trtq.pipeline.doctor import examine
+from trtq.pipeline.doctor import BackendHealth, examine
 from trtq.pipeline.engine.rtx import TensorRtRtx
+from trtq.pipeline.engine.tensorrt import TensorRt
 
 
 class Driver:
@@ -29,13 +32,12 @@ class Driver:
         return 0
 
 
-def test_both_backends_build_something_here() -> None:
+def test_the_backends_that_need_no_gpu_build_something_here() -> None:
     health = examine()
-    assert [(item.name, item.reason) for item in health.backends] == [
-        ("tensorrt-rtx", ""),
-        ("onnxruntime", ""),
-    ]
-    assert health.backends[0].version == health.packages["tensorrt-rtx-cu12"] != ""
+    _, rtx, onnxruntime = health.backends
+    assert (rtx.name, rtx.reason) == ("tensorrt-rtx", "")
+    assert (onnxruntime.name, onnxruntime.reason) == ("onnxruntime", "")
+    assert rtx.version == health.packages["tensorrt-rtx-cu12"] != ""
     assert health.packages["trtq"] == version("trtq")
     assert health.python == platform.python_version()
     assert health.platform == platform.platform()
@@ -59,7 +61,36 @@ def test_a_builder_that_fails_is_told_with_its_words(monkeypatch: pytest.MonkeyP
         raise BuildError("out of paper")
 
     monkeypatch.setattr(TensorRtRtx, "build", fail)
-    assert examine().backends[0].reason == "out of paper"
+    reasons = {item.name: item.reason for item in examine().backends}
+    assert reasons["tensorrt-rtx"] == "out of paper"
+
+
+def test_tensorrt_that_is_not_installed_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "BACKENDS", {"tensorrt": TensorRt("tensorrt_absent")})
+    assert examine().backends == (
+        BackendHealth(
+            "tensorrt",
+            "",
+            "tensorrt_absent is not installed; install TensorRT 8.6 to 11, or use NVIDIA's container",
+        ),
+    )
+
+
+@pytest.mark.parametrize("version", ["8.6.1", "10.16.1.11", "11.4.0.106"])
+def test_tensorrt_that_works_has_built_something(
+    version: str, tensorrt_module: Callable[[str], str], one_gpu: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(doctor, "BACKENDS", {"tensorrt": TensorRt(tensorrt_module(version))})
+    assert examine().backends == (BackendHealth("tensorrt", version, ""),)
+
+
+def test_an_empty_package_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "tensorrt_empty").mkdir()
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(doctor, "BACKENDS", {"tensorrt": TensorRt("tensorrt_empty")})
+    (health,) = examine().backends
+    assert health.version == ""
+    assert health.reason.startswith("tensorrt_empty is an empty package here")
 
 
 @pytest.mark.parametrize(

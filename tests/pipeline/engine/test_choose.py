@@ -91,9 +91,7 @@ def test_an_unknown_backend_is_refused_with_the_known_ones() -> None:
         ("onnxruntime", {"version_compatible": True}, "--version-compatible: it runs the ONNX file in any"),
     ],
 )
-def test_an_option_that_a_backend_lacks_is_refused(
-    backend: str, options: dict[str, object], told: str
-) -> None:
+def test_an_option_that_a_backend_lacks_is_refused(backend: str, options: dict[str, Any], told: str) -> None:
     with pytest.raises(UsageError, match=f"^backend {backend} has no {told}"):
         refuse_what_it_lacks(BACKENDS[backend], BuilderOptions(**options))
 

@@ -304,3 +304,14 @@ def test_a_comparison_becomes_plain_json() -> None:
         "num_samples": 4,
         "data": "x.npz",
     }
+
+
+def test_an_engine_is_compared_and_counted_by_its_runner(demo: Path, digits: Batches) -> None:
+    model = demo / "model.onnx"
+    polygraphy = pytest.importorskip("polygraphy.backend.onnxrt")
+    engine = polygraphy.OnnxrtRunner(open_session(model, optimize=False), name="engine")
+    pairs = [("engine", "fp32")]
+    labels = Labels("labels")
+    found = compare_models({"fp32": model}, pairs, digits, labels, engines=(engine,))
+    assert [(item.candidate, item.max_abs) for item in found.outputs] == [("engine", 0.0)]
+    assert found.accuracy["engine"] == found.accuracy["fp32"] > 0.9

@@ -132,6 +132,24 @@ def test_without_a_comparison_nothing_is_verified() -> None:
     )
 
 
+@pytest.mark.parametrize("candidate", ["engine", "int8"])
+def test_a_candidate_that_was_not_run_is_not_judged(candidate: str) -> None:
+    comparison = _comparison(_pair("fp16", "fp32", 0.999), fp32=0.9, fp16=0.9)
+    assert judge(comparison, _GATE, candidate=candidate) == Verdict(
+        "unverified", (f"{candidate} was not run, so nothing is known of its accuracy",)
+    )
+
+
+def test_the_engine_is_judged_like_a_model() -> None:
+    comparison = _comparison(
+        _pair("engine", "fp32", 0.5), _pair("int8", "fp32", 0.999), _pair("fp16", "fp32", 1)
+    )
+    verdict = judge(comparison, _GATE, candidate="engine")
+    assert verdict.outcome == "fail"
+    assert verdict.reasons[0].startswith("output 'y' has cosine 0.5000 to fp32")
+    assert judge(comparison, _GATE, candidate="int8").outcome == "pass"
+
+
 def test_random_data_verifies_nothing() -> None:
     assert judge(_all(0.1, 0.1, 0.1), _GATE, candidate="int8", is_random=True) == Verdict(
         "unverified", ("the data was random, so its accuracy means nothing",)
