@@ -68,7 +68,7 @@ def test_an_explicit_engine_keeps_its_accuracy_and_runs_in_int8(demo: Path, tmp_
     _check_accuracy(report)
     assert report.engine.layers_quantized == NUM_LAYERS
     assert report.engine.layers_int8 > 0
-    assert set(read_manifest(tmp_path / "out").layers) <= {node for node in _weighted(demo)}
+    assert set(read_manifest(tmp_path / "out").layers) <= _weighted(demo)
 
 
 def _weighted(demo: Path) -> set[str]:
