@@ -17,7 +17,7 @@ from trtq.calibrators.ranges import Ranges, Shapes, ranges_to_json, read_ranges
 from trtq.errors import BuildError
 from trtq.files import sha256_of
 from trtq.models.session import save
-from trtq.models.spec import ModelSpec
+from trtq.models.spec import InputSpec, ModelSpec
 from trtq.pipeline.calibrate import calibrate_graph, warn_of_dead
 from trtq.pipeline.deliver import manifest, report
 from trtq.pipeline.deliver.earlier import REPORT, Earlier, find_earlier
@@ -36,7 +36,7 @@ from trtq.pipeline.quantize.mixed import Mixed, fp16_model, int8_model
 from trtq.pipeline.quantize.precision import KeptFp32
 from trtq.pipeline.target import Target
 from trtq.pipeline.verify.compare import Comparison, compare_models
-from trtq.pipeline.verify.evaluate import labels_of
+from trtq.pipeline.verify.evaluate import labels_of, within
 from trtq.pipeline.verify.gate import judge
 from trtq.pipeline.watch import Log, Silent, Watcher
 
@@ -99,7 +99,7 @@ def run_job(job: Job, log: Log, earlier: Earlier | None = None) -> Report:
         models = _quantize(job, ranges, stage, log)
         made = _build_engine(job, ranges, models, earlier, stage, log)
         calibration = calibration or made.calibration
-        comparison = _compare(job, models, stage, log)
+        comparison = _compare(job, models, made.report.profiles, stage, log)
         judged = comparison if comparison is not None and not job.is_quantized else None
         candidate = _candidate(job, judged)
         verdict = judge(judged, job.spec.accuracy, candidate=candidate, is_random=job.is_random)
@@ -239,7 +239,8 @@ def _build_engine(
     if built.calibration_cache is not None:
         (stage / CACHE).write_bytes(built.calibration_cache)
     wanted = layers_of(job.placement) if job.is_implicit else quantized_layers(models.built)
-    covered = coverage(wanted, built, job.target.compute_capabilities)
+    targets = built.targets or job.target.compute_capabilities
+    covered = coverage(wanted, built, targets)
     engine = EngineReport(
         path=models.source.name if built.plan is None else ENGINE,
         bytes=models.source.stat().st_size if built.plan is None else len(built.plan),
@@ -249,7 +250,7 @@ def _build_engine(
         layers_int8=covered.layers_int8,
         fallbacks=covered.fallbacks,
         profiles=request.profiles,
-        targets=built.targets or job.target.compute_capabilities,
+        targets=targets,
         warnings=built.warnings,
     )
     weighted = [str(node.name) for node in models.built.graph if node.op_type in WEIGHTED]
@@ -316,12 +317,23 @@ def _shapes_of_data(job: Job, ranges: Ranges | None) -> Mapping[str, Shapes]:
     return observe(job.graph.model, (), job.shape_data).shapes
 
 
-def _compare(job: Job, models: _Models, stage: Path, log: Log) -> Comparison | None:
+def _compare(
+    job: Job, models: _Models, profiles: Mapping[str, InputSpec], stage: Path, log: Log
+) -> Comparison | None:
+    """Returns the models, and the engine where it can be run, against each other; None without data."""
     if job.evaluation is None:
         return None
     labels = labels_of(job.spec.evaluation)
     plan = stage / ENGINE
     engine = job.backend.runner(plan.read_bytes(), "engine") if plan.exists() else None
+    data, left_out = job.evaluation, list[int]()
+    if engine is not None:
+        dynamic = {item.name: profiles[item.name] for item in job.graph.inputs if item.is_dynamic}
+        data = within(job.evaluation, dynamic, left_out.append)
+        if next(iter(data), None) is None:
+            log.warn("no sample of the evaluation data fits the engine's profiles, so the engine was not run")
+            data, engine = job.evaluation, None
+        left_out.clear()
     names = (*models.files, *(("engine",) if engine is not None else ()))
     wanted = [("engine", "fp32"), ("engine", "fp16"), ("int8", "fp32"), ("int8", "fp16"), ("fp16", "fp32")]
     if job.is_quantized:
@@ -329,11 +341,16 @@ def _compare(job: Job, models: _Models, stage: Path, log: Log) -> Comparison | N
     pairs = [pair for pair in wanted if set(pair) <= set(names)]
     if not pairs and labels is None:
         return None
-    log.stage("Comparing", job.evaluation.num_samples)
+    log.stage("Comparing", data.num_samples)
     with log.timed("compare"):
-        return compare_models(
-            models.files, pairs, job.evaluation, labels, log.advance, () if engine is None else (engine,)
+        engines = () if engine is None else (engine,)
+        comparison = compare_models(models.files, pairs, data, labels, log.advance, engines)
+    if left_out:
+        log.warn(
+            f"{sum(left_out)} samples of {data.origin} do not fit the engine's profiles and were not "
+            f"compared; see --min-shapes and --max-shapes"
         )
+    return comparison
 
 
 def _candidate(job: Job, comparison: Comparison | None) -> str:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import tokenize
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from trtq.calibrators.batches import Batches, Feed
+from trtq.calibrators.observe import Progress
 from trtq.calibrators.sources import open_batches
 from trtq.errors import DataError
 from trtq.files import sha256_of
-from trtq.models.spec import EvaluationSpec, ModelSpec
+from trtq.models.spec import EvaluationSpec, InputSpec, ModelSpec
 from trtq.pipeline.graph.load import Graph
 from trtq.pipeline.verify.compare import Labels
 
@@ -50,6 +51,31 @@ def evaluation_data(graph: Graph, spec: ModelSpec, calibration: Batches | None) 
     if evaluation.labels is not None and evaluation.labels.endswith(".npy"):
         batches = with_labels(batches, Path(evaluation.labels))
     return batches.first(evaluation.samples or (None if evaluation.labels else _UNLABELLED_SAMPLES))
+
+
+def within(batches: Batches, profiles: Mapping[str, InputSpec], left_out: Progress) -> Batches:
+    """Returns the feeds that an engine with these profiles takes.
+
+    Args:
+        batches: The data.
+        profiles: By the name of each input whose shape is open.
+        left_out: Told of the samples of every other feed.
+    """
+
+    def read() -> Iterator[Feed]:
+        for feed in batches:
+            shapes = ((feed.arrays[name].shape, profile) for name, profile in profiles.items())
+            if all(_is_between(shape, profile) for shape, profile in shapes):
+                yield feed
+            else:
+                left_out(feed.num_samples)
+
+    return replace(batches, read=read)
+
+
+def _is_between(shape: tuple[int, ...], profile: InputSpec) -> bool:
+    triples = zip(profile.min, shape, profile.max, strict=True)
+    return all(smallest <= size <= largest for smallest, size, largest in triples)
 
 
 def labels_of(evaluation: EvaluationSpec) -> Labels | None:

@@ -364,7 +364,10 @@ def test_bad_settings_beside_the_model_are_refused_with_their_file(folder: Path)
     ("options", "message"),
     [
         ("--calib-method max", "'max' is not one of 'minmax', 'percentile', 'entropy', 'mse'"),
-        ("--backend tensorflow", "'tensorflow' is not one of 'auto', 'tensorrt-rtx', 'onnxruntime'"),
+        (
+            "--backend tensorflow",
+            "'tensorflow' is not one of 'auto', 'tensorrt', 'tensorrt-rtx'",
+        ),
         ("--high-precision bf16", "'bf16' is not one of 'auto', 'fp16', 'fp32'"),
         ("--percentile most", "'most' is not a valid float"),
         ("--calib-samples 1.5", "'1.5' is not a valid integer"),

@@ -29,15 +29,15 @@ def model(tmp_path: Path) -> Path:
     """A model whose names look like rich's markup, and data for it."""
     proto = onnx.parser.parse_model("""
         <ir_version: 9, opset_import: ["" : 19]>
-        small (float[N,2,4,4] x) => (float[N,2,4,4] y) { y = Conv <kernel_shape = [1,1]> (x, w) }
+        small (float[N,4,4,4] x) => (float[N,4,4,4] y) { y = Conv <kernel_shape = [1,1]> (x, w) }
     """)
-    weight = np.eye(2, dtype=np.float32)[..., None, None]
+    weight = np.eye(4, dtype=np.float32)[..., None, None]
     proto.graph.initializer.append(onnx.numpy_helper.from_array(weight, "w"))
     proto.graph.node[0].name = "conv[red]a[/]:bug:"
     proto.graph.node[0].input[0] = proto.graph.input[0].name = "in[bold]"
     proto.graph.node[0].output[0] = proto.graph.output[0].name = "out[/nothing]"
     onnx.save(proto, tmp_path / "m.onnx")
-    arrays: dict[str, Any] = {"in[bold]": np.ones((9, 2, 4, 4), np.float32)}
+    arrays: dict[str, Any] = {"in[bold]": np.ones((9, 4, 4, 4), np.float32)}
     np.savez(tmp_path / "d.npz", **arrays)
     return tmp_path / "m.onnx"
 
@@ -46,7 +46,7 @@ def test_names_are_printed_as_they_are(model: Path) -> None:
     output = model.parent / "[red]"
     result = trtq(
         "build", model, "--calib-data", model.parent / "d.npz", "--backend", "onnxruntime", "-o", output,
-        "--skip", "a", "-v", "--opt-shapes", "in[bold]:1x2x4x4",
+        "--skip", "a", "-v", "--opt-shapes", "in[bold]:1x4x4x4",
     )  # fmt: skip
     assert result.exit_code == 0
     for text in ("out[/nothing]", "conv[red]a[/]:bug:", "profile of in[bold]", f"written to {output}\n"):

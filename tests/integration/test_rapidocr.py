@@ -86,9 +86,9 @@ def test_the_text_direction_classifier_keeps_its_answers(lines: Path) -> None:
         output=lines.parent / "classifier",
     )
     assert report.verdict == "pass"
-    assert report.engine.layers_int8 == report.engine.layers_quantized > 50
+    assert report.engine.layers_int8 == report.engine.layers_quantized > 30
     assert report.engine.fallbacks == ()
-    assert report.kept_float == ()
+    assert {item.reason.partition(":")[0] for item in report.kept_float} == {"gate", "few-outputs"}
     agreement = {(item.candidate, item.reference): item.top1_agreement for item in report.comparison}
     assert agreement["int8", "fp16"] is not None
     assert agreement["int8", "fp16"] >= 0.9
@@ -106,9 +106,10 @@ def test_the_text_detector_finds_the_same_text(pages: Path) -> None:
         output=pages.parent / "detector",
     )
     assert report.verdict == "pass"
-    assert report.engine.layers_int8 == report.engine.layers_quantized > 60
+    assert report.engine.layers_int8 == report.engine.layers_quantized > 40
     assert report.engine.fallbacks == ()
-    assert {item.op_type for item in report.kept_float} == {"ConvTranspose"}
+    others = {item.op_type for item in report.kept_float if not item.reason.startswith("gate: ")}
+    assert others == {"ConvTranspose"}
     samples = [_prepared(path) for path in sorted(pages.glob("*.png"))]
     built = pages.parent / "detector" / "model.int8.onnx"
     ours, theirs = (_text_mask(path, samples) for path in (built, model))

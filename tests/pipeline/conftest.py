@@ -18,7 +18,10 @@ import onnx_ir as ir
 import pytest
 from numpy.typing import NDArray
 
+from trtq.calibrators.device import HostMemory
 from trtq.models.session import open_session, run
+from trtq.pipeline.engine import BACKENDS
+from trtq.pipeline.engine.tensorrt import TensorRt
 from trtq.pipeline.graph.load import Graph, load
 from trtq.pipeline.graph.opset import infer_shapes
 from trtq.pipeline.verify.exact import with_exact_quantize
@@ -223,6 +226,31 @@ def one_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("trtq.pipeline.engine.tensorrt.num_gpus", lambda: 1)
     monkeypatch.setattr("trtq.pipeline.engine.tensorrt.compute_capability", lambda: "8.9")
     monkeypatch.setattr("trtq.pipeline.job.compute_capability", lambda: "8.9")
+
+
+@pytest.fixture
+def install(
+    tensorrt_module: Callable[[str], str], one_gpu: None, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[str], None]:
+    """Puts a version of the recording TensorRT in the place of the backend's; engines run in ONNX Runtime."""
+
+    def take(version: str) -> None:
+        backend = TensorRt(tensorrt_module(version), HostMemory)
+        monkeypatch.setattr("trtq.pipeline.engine.BACKENDS", {**BACKENDS, "tensorrt": backend})
+        monkeypatch.setattr(TensorRt, "runner", _runner)
+
+    return take
+
+
+def _runner(backend: TensorRt, plan: bytes, name: str) -> Any:
+    """Returns a runner of the model that the plan was built from."""
+    path = Path(json.loads(plan)["model"])
+    return _run_in_onnx_runtime(path if path.exists() else path.parents[1] / "small.trtq" / path.name, name)
+
+
+def _run_in_onnx_runtime(model: Path, name: str) -> Any:
+    polygraphy = pytest.importorskip("polygraphy.backend.onnxrt")
+    return polygraphy.OnnxrtRunner(open_session(model, optimize=False), name=name)
 
 
 def _exact(model: ir.Model | Path) -> ir.Model | Path:

@@ -41,7 +41,7 @@ def folder(tmp_path: Path) -> Path:
     (tmp_path / "model.engine").write_bytes(b"plan")
     (tmp_path / REPORT).write_bytes(report.to_json(_REPORT))
     outputs = {path.name: sha256_of(path) for path in tmp_path.iterdir()}
-    contract = Manifest({"model.onnx": "m"}, outputs, {"trtq": "0.1.0"}, {}, {"conv": "Int8"}, _KEYS)
+    contract = Manifest({"model.onnx": "m"}, outputs, {"trtq": "0.1.0"}, {}, {"conv": "Int8"}, keys=_KEYS)
     (tmp_path / manifest.NAME).write_bytes(manifest.to_json(contract))
     return tmp_path
 

@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from trtq.calibrators.batches import Batches, Feed
 from trtq.calibrators.sources import random_batches
 from trtq.errors import DataError
-from trtq.models.spec import CalibrationSpec, EvaluationSpec, ModelSpec
+from trtq.models.spec import CalibrationSpec, EvaluationSpec, InputSpec, ModelSpec
 from trtq.pipeline.graph.load import Graph
 from trtq.pipeline.verify.compare import Labels
-from trtq.pipeline.verify.evaluate import evaluation_data, labels_of, with_labels
+from trtq.pipeline.verify.evaluate import evaluation_data, labels_of, with_labels, within
 
 
 @pytest.fixture
@@ -233,3 +233,23 @@ def test_labels_of_samples_that_fill_no_batch_are_left_out_with_them(
     assert (batches.num_samples, batches.left_out) == (8, 2)
     assert "without the last 2 of 10 samples, which fill no batch of 4" in batches.origin
     assert [feed.arrays["labels"].tolist() for feed in batches] == [[0, 1, 2, 3], [4, 5, 6, 7]]
+
+
+@pytest.mark.parametrize(
+    ("smallest", "largest", "samples", "others"),
+    [(1, 4, 10, []), (4, 4, 8, [2]), (1, 3, 2, [4, 4]), (5, 9, 0, [4, 4, 2])],
+)
+def test_feeds_outside_of_the_profiles_are_left_out_and_told(
+    smallest: int, largest: int, samples: int, others: list[int]
+) -> None:
+    left_out: list[int] = []
+    profile = InputSpec((smallest, 3), (largest, 3), (largest, 3))
+    inside = within(_stream(10, total=10), {"x": profile}, left_out.append)
+    assert _count(inside) == samples
+    assert left_out == others
+
+
+def test_without_open_shapes_everything_fits() -> None:
+    left_out: list[int] = []
+    assert _count(within(_stream(10, total=10), {}, left_out.append)) == 10
+    assert left_out == []
