@@ -67,13 +67,13 @@ class Warned(Silent):
 def graph(tmp_path: Path) -> Graph:
     model = onnx.parser.parse_model("""
         <ir_version: 9, opset_import: ["" : 19]>
-        small (float[N,2,4,4] x) => (float[N,2,4,4] y) {
+        small (float[N,3,4,4] x) => (float[N,3,4,4] y) {
           [first] h = Conv <kernel_shape = [1,1]> (x, w1)
           [act] r = Relu (h)
           [second] y = Conv <kernel_shape = [1,1]> (r, w2)
         }""")
     for name in ("w1", "w2"):
-        weight = np.eye(2, dtype=np.float32)[..., None, None]
+        weight = np.eye(3, dtype=np.float32)[..., None, None]
         model.graph.initializer.append(onnx.numpy_helper.from_array(weight, name))
     onnx.save(model, tmp_path / "m.onnx")
     return load(tmp_path / "m.onnx", min_opset=19)
@@ -85,7 +85,7 @@ def samples(path: Path, **arrays: Any) -> str:
 
 
 def images(count: int, value: float = 1.0) -> NDArray[np.float32]:
-    return np.full((count, 2, 4, 4), value, np.float32)
+    return np.full((count, 3, 4, 4), value, np.float32)
 
 
 # Settings
@@ -161,9 +161,9 @@ def test_without_data_the_error_lists_the_ways(graph: Graph) -> None:
     ("spec", "given", "batch"),
     [
         (ModelSpec(), GivenShapes(), 1),
-        (ModelSpec(inputs={"x": InputSpec((1, 2, 4, 4), (3, 2, 4, 4), (9, 2, 4, 4))}), GivenShapes(), 3),
-        (ModelSpec(), GivenShapes(max={"x": (5, 2, 4, 4)}), 5),
-        (ModelSpec(), GivenShapes(opt={"x": (2, 2, 4, 4)}, max={"x": (5, 2, 4, 4)}), 2),
+        (ModelSpec(inputs={"x": InputSpec((1, 3, 4, 4), (3, 3, 4, 4), (9, 3, 4, 4))}), GivenShapes(), 3),
+        (ModelSpec(), GivenShapes(max={"x": (5, 3, 4, 4)}), 5),
+        (ModelSpec(), GivenShapes(opt={"x": (2, 3, 4, 4)}, max={"x": (5, 3, 4, 4)}), 2),
     ],
 )
 def test_random_data_has_the_usual_shape_if_one_is_known(
@@ -171,7 +171,7 @@ def test_random_data_has_the_usual_shape_if_one_is_known(
 ) -> None:
     batches = calibration_data(graph, spec, Target(shapes=given), random_data=True)
     assert batches.is_random
-    assert {feed.arrays["x"].shape for feed in batches} == {(batch, 2, 4, 4)}
+    assert {feed.arrays["x"].shape for feed in batches} == {(batch, 3, 4, 4)}
 
 
 # Placement
@@ -216,7 +216,7 @@ def test_ranges_hold_what_the_data_reached(graph: Graph, tmp_path: Path) -> None
         "r": (1.0, 0.0),
     }
     assert (ranges.method, ranges.num_samples, ranges.model_sha256) == ("minmax()", 5, graph.sha256)
-    assert ranges.shapes["x"].max == (2, 2, 4, 4)
+    assert ranges.shapes["x"].max == (2, 3, 4, 4)
     assert watcher.stages == [("Calibrating", 5)]
     assert watcher.samples == [2, 2, 1]
     assert watcher.warnings == []

@@ -41,13 +41,13 @@ def model(tmp_path: Path) -> Path:
     """A model of opset 18 with one convolution, and data beside it."""
     proto = onnx.parser.parse_model("""
         <ir_version: 9, opset_import: ["" : 18]>
-        small (float[N,2,4,4] x) => (float[N,2,4,4] y) { [only] y = Conv <kernel_shape = [1,1]> (x, w) }
+        small (float[N,3,4,4] x) => (float[N,3,4,4] y) { [only] y = Conv <kernel_shape = [1,1]> (x, w) }
     """)
-    weight = np.eye(2, dtype=np.float32)[..., None, None]
+    weight = np.eye(3, dtype=np.float32)[..., None, None]
     proto.graph.initializer.append(onnx.numpy_helper.from_array(weight, "w"))
     onnx.save(proto, tmp_path / "net.onnx")
     for seed, name in enumerate(("calibration", "evaluation")):
-        array = np.random.default_rng(seed).standard_normal((4, 2, 4, 4)).astype(np.float32)
+        array = np.random.default_rng(seed).standard_normal((4, 3, 4, 4)).astype(np.float32)
         np.savez(tmp_path / f"{name}.npz", x=array)
     return tmp_path / "net.onnx"
 
@@ -165,18 +165,18 @@ def test_an_unknown_method_is_refused(model: Path) -> None:
 @pytest.mark.parametrize(
     ("spec", "shapes", "message"),
     [
-        (ModelSpec(), GivenShapes(opt={"z": (1, 2, 4, 4)}), "given for 'z', but the model's inputs are x"),
+        (ModelSpec(), GivenShapes(opt={"z": (1, 3, 4, 4)}), "given for 'z', but the model's inputs are x"),
         (
             ModelSpec(),
-            GivenShapes(max={"x": (1, 3, 4, 4)}),
-            r"1x3x4x4 does not fit input 'x', which is \(N, 2",
+            GivenShapes(max={"x": (1, 2, 4, 4)}),
+            r"1x2x4x4 does not fit input 'x', which is \(N, 3",
         ),
         (
             ModelSpec(inputs={"x": InputSpec((1,), (1,), (1,))}),
             GivenShapes(),
             "shape 1 does not fit input 'x'",
         ),
-        (ModelSpec(), GivenShapes(min={"x": (4, 2, 4, 4)}, max={"x": (2, 2, 4, 4)}), "min <= opt <= max"),
+        (ModelSpec(), GivenShapes(min={"x": (4, 3, 4, 4)}, max={"x": (2, 3, 4, 4)}), "min <= opt <= max"),
     ],
 )
 def test_given_shapes_are_checked_before_any_data_is_read(
@@ -265,7 +265,7 @@ def _rest(_: Path, spec: ModelSpec, target: Target) -> tuple[ModelSpec, Target]:
 
 
 def _profile(_: Path, spec: ModelSpec, target: Target) -> tuple[ModelSpec, Target]:
-    shape = (2, 2, 4, 4)
+    shape = (2, 3, 4, 4)
     return replace(spec, inputs={"x": InputSpec(shape, shape, shape)}), target
 
 
@@ -328,7 +328,7 @@ def test_a_change_spoils_the_stages_that_depend_on_it(model: Path, change: Chang
 def test_edited_evaluation_data_is_compared_again(model: Path) -> None:
     spec = replace(spec_of(model), evaluation=EvaluationSpec(data=str(model.parent / "evaluation.npz")))
     before = prepared(model, spec).keys
-    np.savez(model.parent / "evaluation.npz", x=np.zeros((4, 2, 4, 4), np.float32))
+    np.savez(model.parent / "evaluation.npz", x=np.zeros((4, 3, 4, 4), np.float32))
     after = prepared(model, spec).keys
     assert {name for name in before if before[name] == after[name]} == {"ranges", "engine"}
 

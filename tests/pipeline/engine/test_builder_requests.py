@@ -280,6 +280,16 @@ def test_a_timing_cache_that_cannot_be_read_is_answered(ask: Ask, tmp_path: Path
     assert answer == {"unreadable_timing_cache": f"{tmp_path / 'timing.cache'}: Is a directory"}
 
 
+def test_a_builder_that_gives_no_timings_leaves_the_file(
+    ask: Ask, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("recording_tensorrt.StrictConfig.get_timing_cache", lambda _: None)
+    path = tmp_path / "timing.cache"
+    path.write_bytes(b"timings|before")
+    assert "inspector" in ask(TEN, _timed(path))
+    assert path.read_bytes() == b"timings|before"
+
+
 def test_without_a_file_no_timing_cache_is_made(ask: Ask, tmp_path: Path) -> None:
     ask(TEN)
     assert not list(tmp_path.glob("*.cache"))
