@@ -24,7 +24,7 @@ lint: $(VENV)/.dev
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/.runtime: $(BIN)/python pyproject.toml
+$(VENV)/.runtime: $(BIN)/python pyproject.toml setup.py calibrators/kernel.c
 	$(BIN)/python -m pip install --quiet --editable ".[rtx]"
 	touch $@
 

@@ -166,10 +166,10 @@ def test_every_module_can_be_imported_first_and_without_the_optional_libraries()
 def build_wheel(folder: Path) -> Path:
     """Returns a wheel of the checkout, built in a copy of it."""
     copy = folder / "copy"
-    ignore = shutil.ignore_patterns("__pycache__", "*.egg-info")
+    ignore = shutil.ignore_patterns("__pycache__", "*.egg-info", "*.so")
     for name in ("src", *LINKS):
         shutil.copytree(ROOT / name, copy / name, symlinks=True, ignore=ignore)
-    for name in ("pyproject.toml", "LICENSE", "README.md"):
+    for name in ("pyproject.toml", "setup.py", "LICENSE", "README.md"):
         shutil.copy(ROOT / name, copy / name)
     command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(folder)]
     if _setuptools() >= 77:  # what pyproject.toml asks for; an older one must not be used
@@ -198,3 +198,6 @@ def test_a_wheel_holds_every_room(tmp_path: Path) -> None:
     } <= names
     assert "trtq/py.typed" in names
     assert any(name.endswith("licenses/LICENSE") for name in names)
+    assert "trtq/calibrators/kernel.c" in names
+    if shutil.which("cc") or shutil.which("gcc"):
+        assert any(re.fullmatch(r"trtq/calibrators/kernel_c\..*so", name) for name in names)

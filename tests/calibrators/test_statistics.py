@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from trtq.calibrators import METHODS
-from trtq.calibrators.statistics import BINS_PER_OCTAVE, NUM_BINS, Histogram, bin_edges
+from trtq.calibrators.kernel import NUM_BINS
+from trtq.calibrators.statistics import BINS_PER_OCTAVE, Histogram, bin_edges
 
 FLOATS = st.floats(width=32, allow_nan=False, allow_infinity=False)
 
@@ -34,14 +35,9 @@ def _bin_of(value: float) -> int:
     return octave * BINS_PER_OCTAVE + math.floor((2 * mantissa - 1) * BINS_PER_OCTAVE)
 
 
-def _same(first: Histogram, second: Histogram) -> bool:
-    extremes = (first.minimum, first.maximum) == (second.minimum, second.maximum)
-    return extremes and np.array_equal(first.counts, second.counts)
-
-
 @given(FLOATS)
 def test_a_value_falls_into_the_bin_of_its_exponent_and_mantissa(value: float) -> None:
-    assert np.flatnonzero(_seen([value]).counts).tolist() == [_bin_of(value)]
+    assert _seen([value]).bins.tolist() == [_bin_of(value)]
 
 
 @pytest.mark.parametrize(
@@ -52,30 +48,30 @@ def test_a_value_falls_into_the_bin_of_its_exponent_and_mantissa(value: float) -
         (1e-45, 0),
         (2.0**-41, 0),
         (2.0**-40, 0),
-        (2.0**-40 * (1 + 1 / 2048), 1),
-        (1.0, 40 * 2048),
-        (-1.0, 40 * 2048),
-        (1.5, 40 * 2048 + 1024),
-        (2.0, 41 * 2048),
+        (2.0**-40 * (1 + 1 / 1024), 1),
+        (1.0, 40 * 1024),
+        (-1.0, 40 * 1024),
+        (1.5, 40 * 1024 + 512),
+        (2.0, 41 * 1024),
         (float(np.finfo(np.float32).max), NUM_BINS - 1),
     ],
 )
 def test_bins_by_hand(value: float, index: int) -> None:
-    assert _seen([value]).counts[index] == 1
+    assert (_seen([value]).bins.tolist(), _seen([value]).counts.tolist()) == ([index], [1])
 
 
 @given(FLOATS)
 def test_the_edges_hold_the_value(value: float) -> None:
     edges = bin_edges()
-    index = int(np.flatnonzero(_seen([value]).counts)[0])
+    index = int(_seen([value]).bins[0])
     assert edges[index] <= abs(value) < edges[index + 1]
 
 
-def test_bins_are_a_two_thousandth_wide_from_the_smallest_to_the_largest() -> None:
+def test_bins_are_a_thousandth_wide_from_the_smallest_to_the_largest() -> None:
     edges = bin_edges()
     assert edges.shape == (NUM_BINS + 1,)
     assert (edges[0], edges[-1]) == (0.0, 2.0**128)
-    assert (np.diff(edges)[1:] / edges[1:-1]).max() <= 1 / 2048
+    assert (np.diff(edges)[1:] / edges[1:-1]).max() <= 1 / 1024
 
 
 def test_every_value_is_counted_where_the_reference_counts_it() -> None:
@@ -83,7 +79,9 @@ def test_every_value_is_counted_where_the_reference_counts_it() -> None:
     wanted = np.zeros(NUM_BINS, np.int64)
     for value in values.reshape(-1):
         wanted[_bin_of(float(value))] += 1
-    assert np.array_equal(_seen(values).counts, wanted)
+    seen = _seen(values)
+    assert np.array_equal(seen.bins, np.flatnonzero(wanted))
+    assert np.array_equal(seen.counts, wanted[seen.bins])
 
 
 def test_the_extremes_are_exact() -> None:
@@ -97,13 +95,14 @@ def test_the_extremes_are_exact() -> None:
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
 def test_every_float_dtype_and_shape_is_taken(dtype: type[np.floating]) -> None:
     values = np.array([[0.5, -1.5], [3.0, 0.0]], dtype)
-    assert _same(Histogram().with_values(values.T), _seen([0.5, -1.5, 3.0, 0.0]))
-    assert _same(Histogram().with_values(values[1, 0]), _seen([3.0]))
+    assert Histogram().with_values(values.T) == _seen([0.5, -1.5, 3.0, 0.0])
+    assert Histogram().with_values(values[1, 0]) == _seen([3.0])
 
 
 def test_no_values_change_nothing() -> None:
     histogram = _seen([1.0])
-    assert histogram.with_values(np.zeros((0, 3), np.float32)) is histogram
+    assert histogram.with_values(np.zeros((0, 3), np.float32)) == histogram
+    assert Histogram().with_values(np.zeros(0, np.float32)) == Histogram()
 
 
 def test_nothing_seen_has_no_range() -> None:
@@ -125,7 +124,7 @@ def test_a_dead_tensor_is_counted_and_has_amax_0() -> None:
 def test_every_method_keeps_a_constant(value: float) -> None:
     histogram = _seen(np.full(1000, value))
     for name, method in METHODS.items():
-        assert method().amax(histogram) == pytest.approx(abs(value), rel=5e-4), name
+        assert method().amax(histogram) == pytest.approx(abs(value), rel=1e-3), name
 
 
 @pytest.mark.parametrize(
@@ -140,24 +139,24 @@ def test_refused_values_leave_no_trace() -> None:
     histogram = _seen([1.0])
     with pytest.raises(FloatingPointError, match="1 values are NaN or infinite"):
         histogram.with_values(np.array([2.0, np.nan], np.float32))
-    assert _same(histogram, _seen([1.0]))
+    assert histogram == _seen([1.0])
 
 
 def test_a_growing_maximum_needs_no_range_in_advance() -> None:
     batches = [np.linspace(-1, 1, 11) * 10.0**step for step in range(-6, 7)]
-    assert _same(_seen(*batches), _seen(np.concatenate(batches)))
+    assert _seen(*batches) == _seen(np.concatenate(batches))
     assert _seen(*batches).amax == 1e6
 
 
 def test_merging_leaves_both_as_they_were() -> None:
     first, second = _seen([1.0, -2.0]), _seen([4.0])
-    assert _same(first.merged(second), _seen([1.0, -2.0, 4.0]))
-    assert _same(first, _seen([1.0, -2.0]))
-    assert _same(second, _seen([4.0]))
+    assert first.merged(second) == _seen([1.0, -2.0, 4.0])
+    assert first == _seen([1.0, -2.0])
+    assert second == _seen([4.0])
 
 
 def test_nothing_merged_is_nothing() -> None:
-    assert _same(_seen([3.0]).merged(Histogram()), _seen([3.0]))
+    assert _seen([3.0]).merged(Histogram()) == _seen([3.0])
 
 
 @settings(max_examples=20, deadline=None)
@@ -170,8 +169,7 @@ def test_parts_in_any_order_give_the_same_counts_and_every_amax(
     random.shuffle(shuffled)
     one_pass = _seen(*shuffled)
     merged = reduce(Histogram.merged, [_seen(part) for part in reversed(shuffled)])
-    assert _same(whole, one_pass)
-    assert _same(whole, merged)
+    assert whole == one_pass == merged
     for method in METHODS.values():
         assert method().amax(whole) == method().amax(one_pass) == method().amax(merged)
 
@@ -206,16 +204,16 @@ def test_linear_bins_by_hand() -> None:
 
 
 def test_linear_bins_spread_a_coarse_bin() -> None:
-    histogram = _seen([1.0, 1.0, 2.0])  # two values somewhere in [1, 1 + 1/2048), cut into four
-    counts = histogram.linear(4 * 2048 * 2)
-    assert counts[8192 : 8192 + 4].tolist() == [0.5] * 4
+    histogram = _seen([1.0, 1.0, 2.0])  # two values somewhere in [1, 1 + 1/1024), cut into four
+    counts = histogram.linear(4 * 1024 * 2)
+    assert counts[4096 : 4096 + 4].tolist() == [0.5] * 4
     assert counts[-1] == 1.0
     assert counts.sum() == 3.0
 
 
 def test_linear_bins_end_at_the_largest_value() -> None:
-    histogram = _seen([1 + 3 / 8192] * 3)  # in a bin that goes on to 1 + 4/8192
-    counts = histogram.linear(8192 + 3)
+    histogram = _seen([1 + 3 / 4096] * 3)  # in a bin that goes on to 1 + 4/4096
+    counts = histogram.linear(4096 + 3)
     assert counts[-4:].tolist() == pytest.approx([0, 1, 1, 1])
 
 
@@ -265,10 +263,10 @@ def test_quantiles_are_those_of_numpy(name: str, percentile: float) -> None:
 def test_a_quantile_among_zeros_is_zero_and_the_last_is_exact() -> None:
     histogram = _seen([0.0, 0.0, 0.0, 7.3])
     assert histogram.quantile(0.75) == 0.0
-    assert histogram.quantile(0.76) == pytest.approx(7.3, rel=5e-4)
+    assert histogram.quantile(0.76) == pytest.approx(7.3, rel=1e-3)
     assert histogram.quantile(1.0) == float(np.float32(7.3))
 
 
 def test_a_quantile_divides_its_bin() -> None:
-    histogram = _seen([1.0] * 4 + [64.0])  # the four stand anywhere in [1, 1 + 1/2048)
-    assert histogram.quantile(2 / 5) == 1 + 0.5 / 2048
+    histogram = _seen([1.0] * 4 + [64.0])  # the four stand anywhere in [1, 1 + 1/1024)
+    assert histogram.quantile(2 / 5) == 1 + 0.5 / 1024

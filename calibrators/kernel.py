@@ -1,0 +1,136 @@
+"""Counting values by magnitude: compiled where a compiler was there at installation, else in numpy."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+from functools import cache
+from importlib.machinery import EXTENSION_SUFFIXES
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+MANTISSA_BITS = 10
+SMALLEST_EXPONENT = -40
+SHIFT = 23 - MANTISSA_BITS
+FIRST = (127 + SMALLEST_EXPONENT) << MANTISSA_BITS
+NUM_BINS = (255 << MANTISSA_BITS) - FIRST
+"""Magnitudes from 2**-40 to the largest float; bin 0 also holds everything smaller, zeros above all."""
+
+_SCRATCH = 8
+_LARGEST_UINT32 = (1 << 32) - 1
+_EMPTY = (np.iinfo(np.int32).max, np.iinfo(np.int32).min)
+_BLOCK = 1 << 18
+
+Count = Callable[[NDArray[np.uint32], NDArray[np.uint32], NDArray[np.int32]], None]
+"""Adds values, given as their bits, to a table of NUM_BINS + 1 + 8 counts and to two extremes."""
+
+
+class Table:
+    """Counts that grow; the one value of the calibrators that changes.
+
+    The bin of a value is its float32 exponent and its first 10 mantissa bits. Counts are uint32, so that a
+    tensor costs 0.7 MB of address space and 4 KB of memory for every doubling of the magnitude that occurs;
+    before one can overflow, all go on to int64.
+    """
+
+    def __init__(self, count: Count | None = None) -> None:
+        self._count = count or fastest()
+        self._counts = np.zeros(NUM_BINS + 1 + _SCRATCH, np.uint32)
+        self._extremes = np.array(_EMPTY, np.int32)
+        self._num_values = 0
+        self._earlier: NDArray[np.int64] | None = None
+
+    def add(self, values: NDArray[Any]) -> bool:
+        """Returns whether all values are finite; if not, the table is of no use any more.
+
+        Args:
+            values: Any float dtype and shape; taken as float32.
+        """
+        flat = np.ascontiguousarray(values, np.float32).reshape(-1).view(np.uint32)
+        if self._num_values + flat.size > _LARGEST_UINT32:
+            self._earlier = self._sums()
+            self._counts[:] = 0
+            self._num_values = 0
+        self._count(flat, self._counts, self._extremes)
+        self._num_values += flat.size
+        return not self._counts[NUM_BINS]
+
+    def filled(self) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+        """Returns the bins that are not empty, ascending, and their counts: shape (filled,) each."""
+        sums = self._counts[:NUM_BINS] if self._earlier is None else self._sums()
+        bins = np.flatnonzero(sums)
+        return bins.astype(np.int32), sums[bins].astype(np.int64)
+
+    def extremes(self) -> tuple[float, float]:
+        """Returns the smallest and the largest value; +inf and -inf before the first."""
+        if self._extremes[0] > self._extremes[1]:
+            return np.inf, -np.inf
+        values = _mirrored(self._extremes).view(np.float32) + np.float32(0)  # -0.0 becomes 0.0
+        return float(values[0]), float(values[1])
+
+    def put(self, bins: NDArray[np.int32], counts: NDArray[np.int64], extremes: tuple[float, float]) -> None:
+        """Fills an empty table with what another one held."""
+        self._earlier = np.zeros(NUM_BINS, np.int64)
+        self._earlier[bins] = counts
+        if extremes[0] <= extremes[1]:
+            self._extremes = _mirrored(np.array(extremes, np.float32).view(np.int32))
+
+    def _sums(self) -> NDArray[np.int64]:
+        sums = self._counts[:NUM_BINS].astype(np.int64)
+        return sums if self._earlier is None else sums + self._earlier
+
+
+def is_compiled() -> bool:
+    """Returns whether the compiled kernel is here."""
+    return _compiled() is not None
+
+
+def fastest() -> Count:
+    """Returns the compiled kernel, or the one in numpy where there is none."""
+    return _compiled() or count_in_numpy
+
+
+def count_in_numpy(
+    values: NDArray[np.uint32], counts: NDArray[np.uint32], extremes: NDArray[np.int32]
+) -> None:
+    """Does what `trtq_count` of kernel.c does, some eight times slower."""
+    for start in range(0, values.size, _BLOCK):
+        block = values[start : start + _BLOCK]
+        bins = (block & np.uint32(np.iinfo(np.int32).max)) >> np.uint32(SHIFT)
+        bins = np.clip(bins, FIRST, FIRST + NUM_BINS) - np.uint32(FIRST)
+        counted = np.bincount(bins)
+        counts[: counted.size] += counted.astype(np.uint32)
+        ordered = _mirrored(block.view(np.int32))
+        extremes[0] = min(extremes[0], ordered.min())
+        extremes[1] = max(extremes[1], ordered.max())
+
+
+def _mirrored(bits: NDArray[np.int32]) -> NDArray[np.int32]:
+    """Returns integers in the order of the floats that the bits are, and from those the bits again."""
+    return np.where(bits < 0, bits ^ np.int32(np.iinfo(np.int32).max), bits)
+
+
+@cache
+def _compiled() -> Count | None:
+    """Returns the compiled kernel; None if the installation had no compiler, or it cannot be loaded."""
+    here = Path(__file__)
+    found = (here.with_name(f"kernel_c{suffix}") for suffix in EXTENSION_SUFFIXES)
+    path = next((path for path in found if path.is_file()), None)
+    try:
+        function = None if path is None else ctypes.CDLL(str(path)).trtq_count
+    except (OSError, AttributeError):
+        return None
+    if function is None:
+        return None
+    function.restype = None
+    pointer, integer = ctypes.c_void_p, ctypes.c_int32
+    function.argtypes = [pointer, ctypes.c_size_t, pointer, pointer, integer, integer, integer]
+
+    def count(values: NDArray[np.uint32], counts: NDArray[np.uint32], extremes: NDArray[np.int32]) -> None:
+        sizes = (SHIFT, FIRST, NUM_BINS)
+        function(values.ctypes.data, values.size, counts.ctypes.data, extremes.ctypes.data, *sizes)
+
+    return count
