@@ -74,7 +74,8 @@ def from_array_file(path: Path, names: Sequence[str], batch_size: int) -> Batche
                     raise DataError(f"{path} is damaged near sample {start}: {error}") from error
                 yield Feed(arrays, f"{path}, samples {start} to {stop - 1}", stop - start)
 
-    return Batches(read, str(path), num_samples, f"{file_digest(path)}/{batch_size}")
+    digest = f"{file_digest(path)}/{batch_size}"
+    return Batches(read, str(path), num_samples, digest, feed_samples=batch_size)
 
 
 def from_feed_folder(folder: Path) -> Batches:

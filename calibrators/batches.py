@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -40,6 +41,10 @@ class Batches:
         is_random: Whether these are made-up numbers.
         has_images: Whether these are pictures that were prepared for the model.
         left_out: How many samples at the end fill no batch of the model's fixed size and are left out.
+        feed_samples: How many samples every feed but the last one holds, where they lie along the first axis
+            of every array and may be run in smaller feeds; None if they may not.
+        part: Starts a pass over every n-th feed from one on (start, step), without reading the others; None
+            if that is not possible.
     """
 
     read: Callable[[], Iterator[Feed]]
@@ -49,10 +54,18 @@ class Batches:
     is_random: bool = False
     has_images: bool = False
     left_out: int = 0
+    feed_samples: int | None = None
+    part: Callable[[int, int], Iterator[Feed]] | None = None
 
     def __iter__(self) -> Iterator[Feed]:
         """Starts a new pass."""
         return self.read()
+
+    def every(self, start: int, step: int) -> Iterator[Feed]:
+        """Returns a pass over the feeds start, start + step, start + 2 step and so on."""
+        if self.part is not None and (start, step) != (0, 1):
+            return self.part(start, step)
+        return islice(self.read(), start, None, step)
 
     def first(self, num_samples: int | None) -> Batches:
         """Returns the stream cut after this many samples, at the end of a feed; None: all of it."""
@@ -67,9 +80,16 @@ class Batches:
                 if seen >= num_samples:
                     return  # before the next feed is read for nothing
 
+        part = self.part
+        if part is not None and self.feed_samples is not None:
+            whole, num_feeds = part, -(-num_samples // self.feed_samples)
+
+            def part(start: int, step: int) -> Iterator[Feed]:
+                return islice(whole(start, step), max(0, -(-(num_feeds - start) // step)))
+
         digest = self.digest and f"{self.digest}:{num_samples}"
         known = None if self.num_samples is None else min(self.num_samples, num_samples)
-        return replace(self, read=read, num_samples=known, digest=digest)
+        return replace(self, read=read, num_samples=known, digest=digest, part=part)
 
 
 def checked(batches: Batches, inputs: Sequence[TensorSpec], extra: Sequence[str] = ()) -> Batches:
@@ -85,11 +105,15 @@ def checked(batches: Batches, inputs: Sequence[TensorSpec], extra: Sequence[str]
             infinity; the feed, and the sample in it, are named.
     """
 
+    def check(feeds: Iterator[Feed]) -> Iterator[Feed]:
+        for feed in feeds:
+            check_feed(feed, inputs, extra)
+            yield feed
+
     def read() -> Iterator[Feed]:
         empty = True
-        for feed in batches.read():
+        for feed in check(batches.read()):
             empty = False
-            check_feed(feed, inputs, extra)
             yield feed
         if empty:
             raise DataError(
@@ -97,7 +121,8 @@ def checked(batches: Batches, inputs: Sequence[TensorSpec], extra: Sequence[str]
                 f"and from a script a new iterator each time"
             )
 
-    return replace(batches, read=read)
+    part = batches.part
+    return replace(batches, read=read, part=part and (lambda start, step: check(part(start, step))))
 
 
 def check_feed(feed: Feed, inputs: Sequence[TensorSpec], extra: Sequence[str] = ()) -> None:

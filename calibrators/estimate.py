@@ -2,53 +2,59 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import asdict, is_dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from trtq.calibrators.ranges import Range, Ranges
+from trtq.calibrators.ahead import in_order, num_cores
+from trtq.calibrators.ranges import FP16_LIMIT, Range, Ranges
 
 if TYPE_CHECKING:
     from trtq.calibrators import Method
-    from trtq.calibrators.batches import Batches
-    from trtq.calibrators.observe import Observation
-    from trtq.calibrators.statistics import Histogram
+    from trtq.calibrators.statistics import Histogram, Statistics
 
-_FP16_LIMIT = 65504 / 2
 _LARGEST_FLOAT32 = float(np.finfo(np.float32).max)
 
 
-def estimate(observation: Observation, method: Method, batches: Batches, model_sha256: str) -> Ranges:
+def estimate(statistics: Statistics, method: Method, tensors: Collection[str] | None = None) -> Ranges:
     """Returns the ranges of the observed tensors.
 
     Args:
-        observation: What one pass over `batches` saw.
+        statistics: What was seen of them.
         method: Maps a histogram to an amax.
-        batches: Where the data came from.
-        model_sha256: Digest of the model that was observed.
+        tensors: Those that are wanted; None: all.
     """
-    tensors = {
+    histograms = {
+        name: histogram
+        for name, histogram in statistics.histograms.items()
+        if tensors is None or name in tensors
+    }
+    # A method is numpy, which lets go of the GIL in what takes long.
+    amaxes = in_order(lambda histogram: _amax(method, histogram), histograms.values(), num_cores())
+    ranges = {
         name: Range(
-            _amax(method, histogram),
+            amax,
             histogram.minimum if histogram.total else 0.0,
             histogram.maximum if histogram.total else 0.0,
         )
-        for name, histogram in observation.histograms.items()
+        for (name, histogram), amax in zip(histograms.items(), amaxes, strict=True)
     }
     beyond = {
         name: min(magnitude, _LARGEST_FLOAT32)
-        for name, magnitude in observation.magnitudes.items()
-        if magnitude > _FP16_LIMIT
+        for name, magnitude in sorted(statistics.magnitudes.items())
+        if magnitude > FP16_LIMIT
     }
+    source = statistics.source
     return Ranges(
-        tensors,
+        ranges,
         describe(method),
-        model_sha256,
-        batches.origin,
-        observation.num_samples,
-        batches.is_random,
-        observation.shapes,
+        source.model_sha256,
+        source.data,
+        statistics.num_samples,
+        source.is_random,
+        statistics.shapes,
         beyond,
     )
 

@@ -43,20 +43,30 @@ class Table:
         self._num_values = 0
         self._earlier: NDArray[np.int64] | None = None
 
-    def add(self, values: NDArray[Any]) -> bool:
-        """Returns whether all values are finite; if not, the table is of no use any more.
+    def add(self, values: NDArray[Any]) -> float:
+        """Returns the largest magnitude of the values, which are counted.
 
         Args:
             values: Any float dtype and shape; taken as float32.
+
+        Returns:
+            0 if there are none; infinity if one is NaN or infinite: the table is then of no use any more.
         """
         flat = np.ascontiguousarray(values, np.float32).reshape(-1).view(np.uint32)
+        if not flat.size:
+            return 0.0
         if self._num_values + flat.size > _LARGEST_UINT32:
             self._earlier = self._sums()
             self._counts[:] = 0
             self._num_values = 0
-        self._count(flat, self._counts, self._extremes)
+        extremes = np.array(_EMPTY, np.int32)
+        self._count(flat, self._counts, extremes)
         self._num_values += flat.size
-        return not self._counts[NUM_BINS]
+        self._extremes[0] = min(self._extremes[0], extremes[0])
+        self._extremes[1] = max(self._extremes[1], extremes[1])
+        if self._counts[NUM_BINS]:
+            return np.inf
+        return float(np.abs(_mirrored(extremes).view(np.float32)).max())
 
     def filled(self) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
         """Returns the bins that are not empty, ascending, and their counts: shape (filled,) each."""
@@ -73,8 +83,12 @@ class Table:
 
     def put(self, bins: NDArray[np.int32], counts: NDArray[np.int64], extremes: tuple[float, float]) -> None:
         """Fills an empty table with what another one held."""
-        self._earlier = np.zeros(NUM_BINS, np.int64)
-        self._earlier[bins] = counts
+        if (total := int(counts.sum())) <= _LARGEST_UINT32:
+            self._counts[bins] = counts
+            self._num_values = total
+        else:
+            self._earlier = np.zeros(NUM_BINS, np.int64)
+            self._earlier[bins] = counts
         if extremes[0] <= extremes[1]:
             self._extremes = _mirrored(np.array(extremes, np.float32).view(np.int32))
 

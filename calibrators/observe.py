@@ -1,129 +1,213 @@
-"""One pass over the data that fills the statistics of every tensor that will be quantized."""
+"""One pass over the data that fills the statistics of every tensor that will be quantized.
+
+The model runs in as many threads as there are cores, each with a part of a feed at a time, and counts the
+values where they are, so that nothing is copied or kept. Counts do not depend on the order: the result is the
+same for any number of threads.
+"""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from trtq.calibrators.ahead import in_order
 from trtq.calibrators.batches import Batches, Feed
-from trtq.calibrators.ranges import Shapes
-from trtq.calibrators.statistics import Histogram
-from trtq.errors import DataError, ModelError
-from trtq.models.session import open_session, run
+from trtq.calibrators.gathering import Gathering
+from trtq.calibrators.plan import Plan, plan_passes
+from trtq.calibrators.ranges import FP16_LIMIT
+from trtq.calibrators.statistics import Source, Statistics
+from trtq.calibrators.survey import Survey, refuse_unknown, survey
+from trtq.calibrators.taps import Taps, open_taps
+from trtq.errors import DataError
+from trtq.models.session import Engine
 
 Progress = Callable[[int], None]
 """Called after every feed with the number of its samples."""
 
-_FLOAT32 = ir.DataType.FLOAT
+QUIET = FP16_LIMIT / 64
+"""A tensor that stays below it in the first sample is not watched in the others."""
+LOUD = FP16_LIMIT / 8
+"""Where an observed tensor that was quiet goes beyond it, all tensors are looked at again."""
 
 
 @dataclass(frozen=True, slots=True)
-class Observation:
-    """What one pass saw.
+class Conduct:
+    """How the pass is made.
 
     Attributes:
-        histograms: Of the tensors that were asked for, by name.
-        magnitudes: The largest magnitude of every float32 tensor, by name.
-        shapes: The shapes of the inputs.
-        num_samples: How many samples were seen.
+        device: Where the model runs: `cpu` or `cuda`.
+        memory_bytes: What the observed tensors may take beside the model; None: half of what is free.
+        shard: Which part of the data is observed, and of how many: (3, 8) is every 8th feed from the third.
+        earlier: The statistics of an interrupted pass, to go on with.
+        save: Is given the statistics now and then, to go on from.
+        save_seconds: How often.
+        note: Is told what the user may want to know.
     """
 
-    histograms: Mapping[str, Histogram]
-    magnitudes: Mapping[str, float]
-    shapes: Mapping[str, Shapes]
-    num_samples: int
+    device: str = "cpu"
+    memory_bytes: int | None = None
+    shard: tuple[int, int] = (1, 1)
+    earlier: Statistics | None = None
+    save: Callable[[Statistics], None] | None = None
+    save_seconds: float = 60.0
+    note: Callable[[str], None] = field(default=lambda _: None)
 
 
 def observe(
-    model: ir.Model, tensors: Sequence[str], batches: Batches, progress: Progress = lambda _: None
-) -> Observation:
+    model: ir.Model,
+    tensors: Sequence[str],
+    batches: Batches,
+    progress: Progress = lambda _: None,
+    conduct: Conduct | None = None,
+    source: Source | None = None,
+) -> Statistics:
     """Returns the statistics of the named tensors over all the data.
 
     Args:
         model: The float graph; it is not changed.
-        tensors: Names of float tensors of the graph.
+        tensors: Names of float tensors of the graph; without any, only the shapes of the data are seen.
         batches: The data, checked against the model.
         progress: Told of every feed.
+        conduct: How the pass is made.
+        source: What is observed, for the statistics.
 
     Raises:
-        DataError: The data does not fit, or makes a tensor NaN or infinite (the tensor and feed are named).
+        DataError: The data does not fit, or makes a tensor NaN or infinite (tensor, node and sample
+            are named).
         ModelError: ONNX Runtime cannot run the model.
+        MissingDependency: The device is not there.
     """
-    tapped, names = _tapped(model, tensors)
-    session = open_session(tapped, optimize=True)
-    inputs = [str(value.name) for value in model.graph.inputs]
-    computed = [name for name in tensors if name not in inputs]
-    histograms = {name: Histogram() for name in tensors}
-    magnitudes = dict.fromkeys(names.values(), 0.0)
-    shapes: dict[str, Counter[tuple[int, ...]]] = {name: Counter() for name in inputs}
-    num_samples = 0
-    for feed in batches:
-        arrays = {name: feed.arrays[name] for name in shapes}
-        wanted = [*computed, *names]
-        found = dict(zip(wanted, run(session, wanted, arrays) if wanted else [], strict=True))
-        for name in tensors:
-            values = found[name] if name in found else arrays[name]
-            histograms[name] = _add(histograms[name], values, name, feed)
-        for output, name in names.items():
-            magnitudes[name] = float(np.fmax(magnitudes[name], found[output]))
-        for name, array in arrays.items():
-            shapes[name][array.shape] += 1
-        num_samples += feed.num_samples
-        progress(feed.num_samples)
-    magnitudes |= {name: histogram.amax for name, histogram in histograms.items()}
-    return Observation(
-        histograms, magnitudes, {name: _summary(seen) for name, seen in shapes.items()}, num_samples
-    )
+    conduct, source = conduct or Conduct(), source or Source()
+    refuse_unknown(model, tensors)
+    gathering = Gathering(tensors, [str(value.name) for value in model.graph.inputs], conduct.earlier)
+    if not tensors:
+        for feed in batches:
+            gathering.finish(feed, ())
+            progress(feed.num_samples)
+        return gathering.statistics(source, 1, is_whole=True)
+    if (begin := next(iter(batches), None)) is None:
+        return gathering.statistics(source, conduct.shard[0], is_whole=True)
+    may_split = _may_split(model, batches)
+    first = _first_sample(begin) if may_split else begin
+    computed = [name for name in tensors if name not in first.arrays]
+    found = survey(model, computed, _fed(model, first), Engine(conduct.device))
+    gathering.raise_magnitudes(found.magnitudes)
+    sizes = {name: found.sizes.get(name, 0) for name in tensors}
+    plan = plan_passes(sizes, gathering.feeds, may_split, conduct.memory_bytes)
+    if plan.note:
+        conduct.note(plan.note)
+    observer = _Observer(model, found, plan, gathering, conduct, source)
+    for group in plan.groups:
+        observer.observe(group, batches, progress)
+    return gathering.statistics(source, conduct.shard[0], is_whole=True)
 
 
-def _add(histogram: Histogram, values: NDArray[Any], name: str, feed: Feed) -> Histogram:
-    try:
-        return histogram.with_values(values)
-    except FloatingPointError as error:
-        raise DataError(
-            f"tensor {name!r} of the float model goes wrong on {feed.source}: {error}; "
-            f"leave this data out or repair the model"
-        ) from error
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """Some samples of a feed: from `start` on."""
+
+    feed: Feed
+    start: int
+    arrays: Mapping[str, NDArray[Any]]
+    is_last: bool
 
 
-def _tapped(model: ir.Model, tensors: Sequence[str]) -> tuple[ir.Model, dict[str, str]]:
-    """Returns a clone of the model that also returns the named tensors, and how large all the others get.
+@dataclass(frozen=True, slots=True)
+class _Observer:
+    model: ir.Model
+    survey: Survey
+    plan: Plan
+    gathering: Gathering
+    conduct: Conduct
+    source: Source
 
-    The largest magnitude of a float32 tensor is reduced inside the session to one number, an output of its
-    own: the second value maps these outputs to the tensors.
-    """
-    tapped = model.clone()
-    present = {value.name for value in (*tapped.graph.outputs, *tapped.graph.inputs)}
-    made = {str(value.name): value for node in tapped.graph for value in node.outputs if value.name}
-    if missing := set(tensors) - present - set(made):
-        raise ModelError(f"the model has no tensor {sorted(missing)[0]!r} to observe")
-    tapped.graph.outputs.extend(made[name] for name in tensors if name not in present)
-    names: dict[str, str] = {}
-    for name, value in made.items():
-        # A sequence of floats has a dtype as well, but no largest element.
-        if name in tensors or value.dtype is not _FLOAT32 or not isinstance(value.type, ir.TensorType):
-            continue
-        magnitude = ir.node("Abs", [value], name=f"trtq_abs_{len(names)}")
-        magnitude.outputs[0].name = f"trtq_magnitude_{len(names)}"
-        largest = ir.node("ReduceMax", magnitude.outputs, {"keepdims": 0}, name=f"trtq_max_{len(names)}")
-        largest.outputs[0].name = f"trtq_largest_{len(names)}"
-        largest.outputs[0].type = ir.TensorType(_FLOAT32)
-        tapped.graph.extend([magnitude, largest])
-        tapped.graph.outputs.append(largest.outputs[0])
-        names[f"trtq_largest_{len(names)}"] = name
-    return tapped, names
+    def observe(self, group: Sequence[str], batches: Batches, progress: Progress) -> None:
+        """Adds what one pass over the rest of the data shows of a group of tensors."""
+        engine = Engine(self.conduct.device, self.plan.threads_a_run, self.plan.keeps_memory)
+        watched = [name for name, magnitude in self.survey.magnitudes.items() if magnitude >= QUIET]
+        watched = [name for name in watched if name not in group]
+        taps = open_taps(self.model, group, watched, engine)
+        index, num_shards = self.conduct.shard
+        feeds = batches.every(index - 1 + self.gathering.feeds[group[0]] * num_shards, num_shards)
+
+        def look(part: _Part) -> _Part:
+            self._look(taps, part)
+            return part
+
+        while True:
+            deadline = time.monotonic() + self.conduct.save_seconds
+            num_feeds = 0
+            stretch = self._parts(feeds, deadline if self.conduct.save is not None else math.inf)
+            for part in in_order(look, stretch, self.plan.num_runs):
+                if part.is_last:
+                    num_feeds += 1
+                    if self.gathering.finish(part.feed, group):
+                        progress(part.feed.num_samples)
+            if time.monotonic() < deadline or self.conduct.save is None or not num_feeds:
+                return
+            self.conduct.save(self.gathering.statistics(self.source, index, is_whole=False))
+
+    def _parts(self, feeds: Iterator[Feed], deadline: float) -> Iterator[_Part]:
+        """Yields the feeds in parts; ends after a whole feed when it is time to save."""
+        for feed in feeds:
+            size = self.plan.part_samples or feed.num_samples
+            fed = _fed(self.model, feed)
+            for start in range(0, feed.num_samples, size):
+                is_last = start + size >= feed.num_samples
+                arrays = fed
+                if size < feed.num_samples:
+                    arrays = {name: array[start : start + size] for name, array in fed.items()}
+                yield _Part(feed, start, arrays, is_last)
+            if time.monotonic() >= deadline:
+                return
+
+    def _look(self, taps: Taps, part: _Part) -> None:
+        """Counts the values of every tensor; what follows from them depends on this part alone."""
+        loud = False
+
+        def tensor(name: str, values: NDArray[Any]) -> None:
+            nonlocal loud
+            largest = self.gathering.add(name, values)
+            if math.isinf(largest):
+                raise _goes_wrong(name, values, taps, part)
+            loud = loud or (largest > LOUD and self.survey.magnitudes.get(name, 0.0) < QUIET)
+
+        taps.show(part.arrays, tensor, lambda name, value: self.gathering.raise_magnitudes({name: value}))
+        if loud:
+            found = survey(self.model, (), part.arrays, Engine(self.conduct.device))
+            self.gathering.raise_magnitudes(found.magnitudes)
 
 
-def _summary(seen: Counter[tuple[int, ...]]) -> Shapes:
-    by_axis = list(zip(*seen, strict=True))
-    return Shapes(
-        tuple(min(sizes) for sizes in by_axis),
-        seen.most_common(1)[0][0],
-        tuple(max(sizes) for sizes in by_axis),
+def _may_split(model: ir.Model, batches: Batches) -> bool:
+    """Returns whether the samples of a feed may be run apart."""
+    shapes = [value.shape for value in model.graph.inputs]
+    open_axes = all(shape is not None and len(shape) and not isinstance(shape[0], int) for shape in shapes)
+    return batches.feed_samples is not None and open_axes
+
+
+def _first_sample(feed: Feed) -> Feed:
+    return Feed({name: array[:1] for name, array in feed.arrays.items()}, feed.source, 1)
+
+
+def _fed(model: ir.Model, feed: Feed) -> dict[str, NDArray[Any]]:
+    return {str(value.name): feed.arrays[str(value.name)] for value in model.graph.inputs}
+
+
+def _goes_wrong(name: str, values: NDArray[Any], taps: Taps, part: _Part) -> DataError:
+    bad = ~np.isfinite(values.astype(np.float32))
+    num_samples = len(next(iter(part.arrays.values())))
+    where = part.feed.source
+    if part.feed.num_samples > 1 and bad.ndim and len(bad) == num_samples:
+        where += f", in its sample {part.start + int(np.argwhere(bad)[0][0])}"
+    by = f", made by {taps.producers[name]}," if name in taps.producers else ""
+    return DataError(
+        f"tensor {name!r} of the float model{by} goes wrong on {where}: "
+        f"{int(bad.sum())} values are NaN or infinite; leave this data out or repair the model"
     )

@@ -12,6 +12,8 @@ from typing import Any
 from trtq.errors import ArtifactError, UsageError
 
 SCHEMA_VERSION = 1
+FP16_LIMIT = 65504 / 2
+"""Half of FP16's largest number: the calibration data does not hold the largest value there is."""
 _SCALE_OF_DEAD = 1.0
 
 

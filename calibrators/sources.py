@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trtq import lazy
+from trtq.calibrators.ahead import in_order, num_cores
 from trtq.calibrators.arrays import (
     file_digest,
     folder_digest,
@@ -115,16 +116,22 @@ def _only_full(batches: Batches, size: int) -> Batches:
             f"{batches.origin} holds {batches.num_samples} samples, the model takes batches of exactly {size}"
         )
 
-    def read() -> Iterator[Feed]:
-        return (feed for feed in batches.read() if feed.num_samples == size)
+    def full(feeds: Iterator[Feed]) -> Iterator[Feed]:
+        return (feed for feed in feeds if feed.num_samples == size)
 
+    read, part = batches.read, batches.part
+    batches = replace(
+        batches,
+        read=lambda: full(read()),
+        part=part and (lambda start, step: full(part(start, step))),
+    )
     total = batches.num_samples
     if total is None or total % size == 0:
-        return replace(batches, read=read)
+        return batches
     left_out = f"without the last {total % size} of {total} samples, which fill no batch of {size}"
     origin = f"{batches.origin} ({left_out})"
     kept = total // size * size
-    return replace(batches, read=read, origin=origin, num_samples=kept, left_out=total - kept)
+    return replace(batches, origin=origin, num_samples=kept, left_out=total - kept)
 
 
 def _from_image_folder(
@@ -153,17 +160,27 @@ def _from_images(
             f"[preprocess] of model.toml so that pictures fit into batches, or use a batch size of 1"
         )
 
-    def read() -> Iterator[Feed]:
-        for start in range(0, len(images), size):
-            group = images[start : start + size]
-            samples = [read_image(path, preprocess, target) for path in group]
-            for path, sample in zip(group, samples, strict=True):
-                _check_sample(sample, samples[0], spec.dtype, path)
-            array = np.stack(samples).astype(spec.dtype)
-            yield Feed({spec.name: array}, f"{group[0]} to {group[-1].name}", len(group))
+    def prepared(start: int) -> Feed:
+        group = images[start : start + size]
+        samples = [read_image(path, preprocess, target) for path in group]
+        for path, sample in zip(group, samples, strict=True):
+            _check_sample(sample, samples[0], spec.dtype, path)
+        array = np.stack(samples).astype(spec.dtype)
+        return Feed({spec.name: array}, f"{group[0]} to {group[-1].name}", len(group))
+
+    def part(start: int, step: int) -> Iterator[Feed]:
+        return in_order(prepared, range(start * size, len(images), step * size), num_cores())
 
     digest = f"{folder_digest(images)}/{size}/{preprocess}"
-    return Batches(read, f"{folder} ({len(images)} images)", len(images), digest, has_images=True)
+    return Batches(
+        lambda: part(0, 1),
+        f"{folder} ({len(images)} images)",
+        len(images),
+        digest,
+        has_images=True,
+        feed_samples=size,
+        part=part,
+    )
 
 
 def _check_sample(sample: NDArray[Any], first: NDArray[Any], dtype: str, path: Path) -> None:

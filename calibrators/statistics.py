@@ -1,7 +1,9 @@
-"""What is kept of a tensor's values: a histogram of fixed size that needs no range in advance."""
+"""What is kept of the data: of each tensor a histogram that needs no range in advance."""
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trtq.calibrators.kernel import FIRST, MANTISSA_BITS, NUM_BINS, SHIFT, Table
+from trtq.calibrators.ranges import Shapes
 
 BINS_PER_OCTAVE = 1 << MANTISSA_BITS
 
@@ -71,7 +74,7 @@ class Histogram:
             FloatingPointError: A value is NaN or infinite.
         """
         table = Table()
-        if not table.add(values):
+        if np.isinf(table.add(values)):
             raise FloatingPointError(f"{int((~np.isfinite(values)).sum())} values are NaN or infinite")
         return self.merged(histogram_of(table))
 
@@ -131,6 +134,59 @@ class Histogram:
         return self.bins[start:], self.counts[start:]
 
 
+@dataclass(frozen=True, slots=True)
+class Source:
+    """What statistics are made of; only those of the same can be merged.
+
+    Attributes:
+        model_sha256: The model that was observed.
+        data: The data, as a person reads it.
+        data_digest: Of its content; of its name where the content cannot be told (a script).
+        is_random: Whether the data was made up.
+        num_shards: In how many parts the data is observed; 1: as a whole.
+    """
+
+    model_sha256: str = ""
+    data: str = ""
+    data_digest: str = ""
+    is_random: bool = False
+    num_shards: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Statistics:
+    """What was seen of a model's tensors, enough for every method.
+
+    Attributes:
+        histograms: By tensor.
+        magnitudes: The largest magnitude of float32 tensors; see `trtq.calibrators.survey` for how much of
+            the data it is.
+        inputs: How often an input had a shape, by input and shape.
+        num_samples: How many samples were seen.
+        source: What they are made of.
+        shards: Which parts of the data were seen, from 1 on.
+        feeds: How many feeds of the last shard each tensor has seen; empty when it has seen all of them.
+    """
+
+    histograms: Mapping[str, Histogram]
+    magnitudes: Mapping[str, float]
+    inputs: Mapping[str, Mapping[tuple[int, ...], int]]
+    num_samples: int
+    source: Source = field(default_factory=Source)
+    shards: frozenset[int] = frozenset({1})
+    feeds: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def shapes(self) -> Mapping[str, Shapes]:
+        """The shapes of the inputs."""
+        return {name: _summary(Counter(seen)) for name, seen in self.inputs.items() if seen}
+
+    @property
+    def missing_shards(self) -> list[int]:
+        """The parts of the data that were not seen."""
+        return sorted(set(range(1, self.source.num_shards + 1)) - self.shards)
+
+
 def table_of(histogram: Histogram) -> Table:
     """Returns a table that goes on where the histogram ends."""
     table = Table()
@@ -150,3 +206,12 @@ def _edges(bins: NDArray[np.integer]) -> NDArray[np.float64]:
     edges[bins == 0] = 0.0
     edges[bins == NUM_BINS] = 2.0**128
     return edges
+
+
+def _summary(seen: Counter[tuple[int, ...]]) -> Shapes:
+    by_axis = list(zip(*seen, strict=True))
+    return Shapes(
+        tuple(min(sizes) for sizes in by_axis),
+        max(seen, key=lambda shape: (seen[shape], shape)),
+        tuple(max(sizes) for sizes in by_axis),
+    )

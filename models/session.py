@@ -2,19 +2,33 @@
 
 from __future__ import annotations
 
+import ctypes
+import math
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import ml_dtypes
+import numpy as np
 import onnx_ir as ir
 
 from trtq import lazy
-from trtq.errors import ModelError
+from trtq.errors import MissingDependency, ModelError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from numpy.typing import NDArray
+
+_DTYPES: Mapping[str, np.dtype[Any]] = {
+    "tensor(float)": np.dtype(np.float32),
+    "tensor(float16)": np.dtype(np.float16),
+    "tensor(bfloat16)": np.dtype(ml_dtypes.bfloat16),
+    "tensor(double)": np.dtype(np.float64),
+    "tensor(int64)": np.dtype(np.int64),
+}
+"""Of what calibration looks at, by ONNX Runtime's words."""
 
 INLINE_LIMIT_BYTES = 1 << 30
 """Protobuf holds at most 2 GiB; models above half of it keep their weights in a second file."""
@@ -31,31 +45,52 @@ def save(model: ir.Model, path: Path) -> None:
     ir.save(model, path, external_data=external)
 
 
-def open_session(model: ir.Model | Path, *, optimize: bool) -> Any:
-    """Returns an `onnxruntime.InferenceSession` on the CPU.
+@dataclass(frozen=True, slots=True)
+class Engine:
+    """How ONNX Runtime runs a model.
+
+    Attributes:
+        device: `cpu` or `cuda`.
+        num_threads: For one run; 0: as many as there are cores.
+        keeps_memory: Whether memory is kept for the next run, which is faster and takes more of it.
+    """
+
+    device: str = "cpu"
+    num_threads: int = 0
+    keeps_memory: bool = True
+
+
+def open_session(model: ir.Model | Path, *, optimize: bool, engine: Engine | None = None) -> Any:
+    """Returns an `onnxruntime.InferenceSession`.
 
     Args:
         model: A model, or the path of one.
         optimize: Whether ONNX Runtime may rewrite the graph. Accuracy is judged without: with it, some FP16
             Q/DQ graphs compute something else.
+        engine: How it is run; None: on the CPU, with all cores.
 
     Raises:
         ModelError: ONNX Runtime cannot load the model; its own words are kept.
+        MissingDependency: ONNX Runtime has no CUDA here.
     """
     onnxruntime = lazy.require("onnxruntime", None, "running the model")
+    engine = engine or Engine()
+    providers = providers_of(engine.device)
     options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = engine.num_threads
+    options.enable_cpu_mem_arena = engine.keeps_memory
     options.log_severity_level = 4  # errors come as exceptions; warnings are about other people's graphs
     level = "ORT_ENABLE_ALL" if optimize else "ORT_DISABLE_ALL"
     options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, level)
     try:
         if isinstance(model, Path):
-            return onnxruntime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
+            return onnxruntime.InferenceSession(str(model), options, providers=providers)
         if num_weight_bytes(model) <= INLINE_LIMIT_BYTES:
             proto = ir.to_proto(model).SerializeToString()
-            return onnxruntime.InferenceSession(proto, options, providers=["CPUExecutionProvider"])
+            return onnxruntime.InferenceSession(proto, options, providers=providers)
         with tempfile.TemporaryDirectory(prefix="trtq-") as folder:
             save(model, Path(folder) / "model.onnx")
-            return open_session(Path(folder) / "model.onnx", optimize=optimize)
+            return open_session(Path(folder) / "model.onnx", optimize=optimize, engine=engine)
     except runtime_errors() as error:
         raise ModelError(f"ONNX Runtime cannot load the model: {_first_lines(error)}") from error
 
@@ -72,6 +107,57 @@ def run(session: Any, outputs: Sequence[str], feed: Mapping[str, NDArray[Any]]) 
         raise ModelError(f"ONNX Runtime cannot run the model: {_first_lines(error)}") from error
 
 
+def providers_of(device: str) -> list[str]:
+    """Returns the execution providers of ONNX Runtime for a device, `cpu` or `cuda`.
+
+    Raises:
+        MissingDependency: ONNX Runtime has no CUDA here.
+    """
+    if device == "cpu":
+        return ["CPUExecutionProvider"]
+    onnxruntime = lazy.require("onnxruntime", None, "running the model")
+    available = onnxruntime.get_available_providers()
+    if "CUDAExecutionProvider" not in available:
+        raise MissingDependency(
+            f"running the model on CUDA needs ONNX Runtime's CUDAExecutionProvider, this one has "
+            f"{', '.join(available)}; install onnxruntime-gpu in place of onnxruntime, or run on the cpu"
+        )
+    return ["CUDAExecutionProvider", "CPUExecutionProvider"]
+
+
+def visit(
+    session: Any,
+    outputs: Sequence[str],
+    feed: Mapping[str, NDArray[Any]],
+    use: Callable[[str, NDArray[Any]], None],
+) -> None:
+    """Runs the model and calls `use` with the name and array of each output, without a copy of them.
+
+    Args:
+        session: An `onnxruntime.InferenceSession`.
+        outputs: Names, in the order of the calls.
+        feed: The inputs.
+        use: The array is valid during the call only.
+
+    Raises:
+        ModelError: ONNX Runtime fails in the middle of the graph; its own words are kept.
+    """
+    binding = session.io_binding()
+    try:
+        for name, array in feed.items():
+            binding.bind_cpu_input(name, np.ascontiguousarray(array).reshape(array.shape))
+        for name in outputs:
+            binding.bind_output(name, "cpu")
+        session.run_with_iobinding(binding)
+    except runtime_errors() as error:
+        raise ModelError(f"ONNX Runtime cannot run the model: {_first_lines(error)}") from error
+    for name, value in zip(outputs, binding.get_outputs(), strict=True):
+        dtype = _DTYPES[value.data_type()]
+        size = math.prod(value.shape()) * dtype.itemsize
+        content = (ctypes.c_byte * size).from_address(value.data_ptr()) if size else b""
+        use(name, np.frombuffer(content, dtype).reshape(value.shape()))
+
+
 def runtime_errors() -> tuple[type[Exception], ...]:
     """Returns the exceptions of ONNX Runtime, which share no base class of their own."""
     state = lazy.require("onnxruntime.capi.onnxruntime_pybind11_state", None, "running the model")
@@ -79,7 +165,8 @@ def runtime_errors() -> tuple[type[Exception], ...]:
         "Fail", "InvalidArgument", "InvalidGraph", "InvalidProtobuf", "NoSuchFile", "NotImplemented",
         "RuntimeException", "EPFail",
     )  # fmt: skip
-    return tuple(getattr(state, name) for name in names if hasattr(state, name))
+    # RuntimeError is what a run with bound outputs raises.
+    return (RuntimeError, *(getattr(state, name) for name in names if hasattr(state, name)))
 
 
 def _first_lines(error: Exception) -> str:

@@ -8,9 +8,10 @@ from pathlib import Path
 from trtq.calibrators import METHODS, Method, parameters_of
 from trtq.calibrators.batches import Batches
 from trtq.calibrators.estimate import estimate
-from trtq.calibrators.observe import observe
+from trtq.calibrators.observe import Conduct, observe
 from trtq.calibrators.ranges import Ranges
 from trtq.calibrators.sources import WAYS, open_batches, random_batches
+from trtq.calibrators.statistics import Source
 from trtq.errors import DataError, UsageError
 from trtq.models.preprocess import Preprocess
 from trtq.models.spec import CalibrationSpec, ModelSpec, read_spec
@@ -111,8 +112,16 @@ def calibrate_graph(
         ModelError: ONNX Runtime cannot run the model.
     """
     watcher.stage("Calibrating", batches.num_samples)
-    observation = observe(graph.model, tensors, batches, watcher.advance)
-    return estimate(observation, method, batches, graph.sha256)
+    source = source_of(graph, batches)
+    conduct = Conduct(note=watcher.note)
+    statistics = observe(graph.model, tensors, batches, watcher.advance, conduct, source)
+    return estimate(statistics, method)
+
+
+def source_of(graph: Graph, batches: Batches, num_shards: int = 1) -> Source:
+    """Returns what statistics of this model and data are made of."""
+    digest = batches.digest or f"unread: {batches.origin}"
+    return Source(graph.sha256, batches.origin, digest, batches.is_random, num_shards)
 
 
 def warn_of_dead(ranges: Ranges, watcher: Watcher) -> None:

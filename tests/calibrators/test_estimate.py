@@ -8,17 +8,15 @@ import numpy as np
 import pytest
 
 from trtq.calibrators import METHODS, Method
-from trtq.calibrators.batches import Batches
 from trtq.calibrators.entropy import Entropy
 from trtq.calibrators.estimate import describe, estimate
 from trtq.calibrators.minmax import MinMax
 from trtq.calibrators.mse import Mse
-from trtq.calibrators.observe import Observation
 from trtq.calibrators.percentile import Percentile
 from trtq.calibrators.ranges import Range, Ranges, Shapes, ranges_to_json
-from trtq.calibrators.statistics import Histogram
+from trtq.calibrators.statistics import Histogram, Source, Statistics
 
-BATCHES = Batches(lambda: iter(()), "calib.npz", 8, is_random=True)
+SOURCE = Source("abc", "calib.npz", "digest", is_random=True)
 LARGEST = float(np.finfo(np.float32).max)
 
 
@@ -41,8 +39,8 @@ def _estimate(
     histograms = {
         name: Histogram().with_values(np.asarray(array, np.float32)) for name, array in values.items()
     }
-    shapes = {"x": Shapes((1,), (2,), (3,))}
-    return estimate(Observation(histograms, magnitudes or {}, shapes, 8), method, BATCHES, "abc")
+    inputs: dict[str, dict[tuple[int, ...], int]] = {"x": {(1,): 1, (2,): 2, (3,): 1}}
+    return estimate(Statistics(histograms, magnitudes or {}, inputs, 8, SOURCE), method)
 
 
 def test_the_provenance_is_kept() -> None:

@@ -1,0 +1,41 @@
+"""Work in threads, some way ahead of whoever takes the results."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+def num_cores() -> int:
+    """Returns how many cores this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def in_order(function: Callable[[T], R], items: Iterable[T], num_threads: int) -> Iterator[R]:
+    """Yields what the function returns for each item, in the order of the items.
+
+    At most twice as many items as there are threads are taken before their results are. The first failure in
+    the order of the items is raised where its result would come; what has not begun by then is left.
+
+    Args:
+        function: Is called in the threads; useful where it lets go of the GIL.
+        items: Are taken in the caller's thread.
+        num_threads: How many calls go on at a time.
+    """
+    waiting: deque[Future[R]] = deque()
+    pool = ThreadPoolExecutor(num_threads, "trtq")
+    try:
+        for item in items:
+            waiting.append(pool.submit(function, item))
+            if len(waiting) >= 2 * num_threads:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)

@@ -1,0 +1,43 @@
+"""How much memory may be used."""
+
+from __future__ import annotations
+
+import resource
+from pathlib import Path
+
+_CGROUP = Path("/sys/fs/cgroup")
+
+
+def free_bytes(proc: Path = Path("/proc"), cgroup: Path = _CGROUP) -> int:
+    """Returns how many bytes this process can still take: of the machine, its container and its own limit.
+
+    Args:
+        proc: The kernel's process files.
+        cgroup: The kernel's control group, version 2, of the container.
+    """
+    known = [_available(proc), _left_in_container(cgroup), _left_of_limit(proc)]
+    return max(0, min(value for value in known if value is not None))
+
+
+def _available(proc: Path) -> int:
+    for line in (proc / "meminfo").read_text().splitlines():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024
+    raise OSError(f"{proc / 'meminfo'} does not tell MemAvailable")
+
+
+def _left_in_container(cgroup: Path) -> int | None:
+    try:
+        limit = (cgroup / "memory.max").read_text().strip()
+        used = int((cgroup / "memory.current").read_text())
+    except OSError:
+        return None
+    return None if limit == "max" else int(limit) - used
+
+
+def _left_of_limit(proc: Path) -> int | None:
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if limit == resource.RLIM_INFINITY:
+        return None
+    num_pages = int((proc / "self" / "statm").read_text().split()[0])
+    return limit - num_pages * resource.getpagesize()

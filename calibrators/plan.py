@@ -1,0 +1,85 @@
+"""How the tensors are observed: how many at a time, in how many threads, in how many passes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from trtq.calibrators.ahead import num_cores
+from trtq.calibrators.kernel import NUM_BINS
+from trtq.calibrators.memory import free_bytes
+
+_PART_BYTES = 32 << 20
+"""What one run shows: near the caches, and enough that the calls do not count."""
+_ENOUGH_BYTES = 256 << 20
+"""More at a time makes nothing faster on any machine that was measured."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How the passes are made.
+
+    Attributes:
+        groups: The tensors of each pass.
+        part_samples: How many samples of a feed are run at a time; None: all of it.
+        num_runs: How many runs go on at a time.
+        threads_a_run: How many threads compute one run.
+        keeps_memory: Whether ONNX Runtime may keep memory between runs.
+        note: What the user may want to know of it; empty: nothing.
+    """
+
+    groups: tuple[tuple[str, ...], ...]
+    part_samples: int | None
+    num_runs: int
+    threads_a_run: int
+    keeps_memory: bool
+    note: str = ""
+
+
+def plan_passes(
+    sizes: Mapping[str, int], feeds: Mapping[str, int], may_split: bool, memory_bytes: int | None
+) -> Plan:
+    """Returns a plan that keeps the observed tensors within the memory.
+
+    How a feed is cut depends on the sizes alone, not on the machine, so that every machine computes the same.
+
+    Args:
+        sizes: Bytes of each tensor on one sample, or on a feed that may not be split.
+        feeds: How many feeds each tensor has seen; those of a pass have seen the same.
+        may_split: Whether the samples of a feed may be run apart.
+        memory_bytes: What the tensors and their histograms may take; None: half of what is free.
+    """
+    part_samples = None
+    if may_split:
+        part_samples = max(1, _PART_BYTES // max(1, sum(sizes.values())))
+        sizes = {name: size * part_samples for name, size in sizes.items()}
+    allowed = memory_bytes if memory_bytes is not None else free_bytes() // 2
+    left = max(0, allowed - len(sizes) * NUM_BINS * 4)
+    alike = [
+        [name for name in sizes if feeds[name] == number] for number in sorted(set(feeds.values()))[::-1]
+    ]
+    groups = tuple(group for names in alike for group in _groups(names, sizes, left))
+    largest = max((sum(sizes[name] for name in group) for group in groups), default=0)
+    cores = num_cores()
+    num_runs = max(1, min(cores, min(left, _ENOUGH_BYTES) // max(1, largest)))
+    note = ""
+    if len(groups) > len(alike):
+        note = (
+            f"the observed tensors take {sum(sizes.values()) / 2**20:.0f} MiB at a time and "
+            f"{left / 2**20:.0f} MiB are allowed for them: {len(groups)} passes over the data"
+        )
+    return Plan(groups, part_samples, num_runs, cores // num_runs, 3 * largest * num_runs <= left, note)
+
+
+def _groups(names: Sequence[str], sizes: Mapping[str, int], limit: int) -> Iterator[tuple[str, ...]]:
+    """Yields the names in order, as many at a time as the limit allows, one at least."""
+    group: list[str] = []
+    total = 0
+    for name in names:
+        if group and total + sizes[name] > limit:
+            yield tuple(group)
+            group, total = [], 0
+        group.append(name)
+        total += sizes[name]
+    if group:
+        yield tuple(group)

@@ -1,0 +1,119 @@
+"""The first look at a model's tensors: how large they are in memory, and how large their values get."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from trtq.errors import ModelError
+from trtq.models.session import Engine, open_session, visit
+
+_FLOAT32 = ir.DataType.FLOAT
+
+
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """What one feed shows of all tensors.
+
+    Attributes:
+        sizes: Bytes of each tensor that was asked for, by name.
+        magnitudes: The largest magnitude of every float32 tensor that a node makes, by name.
+    """
+
+    sizes: Mapping[str, int]
+    magnitudes: Mapping[str, float]
+
+
+def survey(
+    model: ir.Model, tensors: Sequence[str], feed: Mapping[str, NDArray[Any]], engine: Engine
+) -> Survey:
+    """Returns sizes and magnitudes on one feed; only numbers leave the session, no tensors.
+
+    Args:
+        model: The float graph; it is not changed.
+        tensors: Names of tensors that nodes make; their sizes are told.
+        feed: The inputs.
+        engine: How it is run.
+
+    Raises:
+        ModelError: ONNX Runtime cannot run the model.
+    """
+    clone = model.clone()
+    made = values_of(clone)
+    wanted = {name: made[name] for name in tensors}
+    clone.graph.outputs.clear()
+    magnitudes = add_magnitudes(clone, [name for name, value in made.items() if _is_float32_tensor(value)])
+    sizes: dict[str, str] = {}
+    for index, (name, value) in enumerate(wanted.items()):
+        size = ir.node("Size", [value], name=f"trtq_size_{index}")
+        size.outputs[0].name = f"trtq_num_{index}"
+        size.outputs[0].type = ir.TensorType(ir.DataType.INT64)
+        _after(clone.graph, value, [size])
+        clone.graph.outputs.append(size.outputs[0])
+        sizes[f"trtq_num_{index}"] = name
+    if not magnitudes and not sizes:
+        return Survey({}, {})
+    found: dict[str, float] = {}
+    # Without optimizations the session opens sooner than it gains by them on one feed.
+    session = open_session(clone, optimize=False, engine=engine)
+    visit(session, [*magnitudes, *sizes], feed, lambda name, array: found.update({name: array.item()}))
+    return Survey(
+        {name: int(found[output]) * _itemsize(wanted[name]) for output, name in sizes.items()},
+        {name: _magnitude(found[output]) for output, name in magnitudes.items()},
+    )
+
+
+def values_of(model: ir.Model) -> dict[str, ir.Value]:
+    """Returns what the nodes of the graph make, by name."""
+    return {str(value.name): value for node in model.graph for value in node.outputs if value.name}
+
+
+def add_magnitudes(model: ir.Model, tensors: Sequence[str]) -> dict[str, str]:
+    """Makes the largest magnitude of each tensor an output of its own; returns the tensors by output.
+
+    They are reduced right where they are made, so that ONNX Runtime can let go of them as early as without.
+    """
+    made = values_of(model)
+    outputs: dict[str, str] = {}
+    for index, name in enumerate(tensors):
+        magnitude = ir.node("Abs", [made[name]], name=f"trtq_abs_{index}")
+        magnitude.outputs[0].name = f"trtq_magnitude_{index}"
+        largest = ir.node("ReduceMax", magnitude.outputs, {"keepdims": 0}, name=f"trtq_max_{index}")
+        largest.outputs[0].name = f"trtq_largest_{index}"
+        largest.outputs[0].type = ir.TensorType(_FLOAT32)
+        _after(model.graph, made[name], [magnitude, largest])
+        model.graph.outputs.append(largest.outputs[0])
+        outputs[f"trtq_largest_{index}"] = name
+    return outputs
+
+
+def refuse_unknown(model: ir.Model, tensors: Sequence[str]) -> None:
+    """Raises ModelError if the graph lacks one of the tensors."""
+    present = {value.name for value in model.graph.inputs} | set(values_of(model))
+    if missing := set(tensors) - present:
+        raise ModelError(f"the model has no tensor {sorted(missing)[0]!r} to observe")
+
+
+def _is_float32_tensor(value: ir.Value) -> bool:
+    # A sequence of floats has a dtype as well, but no largest element.
+    return value.dtype is _FLOAT32 and isinstance(value.type, ir.TensorType)
+
+
+def _after(graph: ir.Graph, value: ir.Value, nodes: list[ir.Node]) -> None:
+    producer = value.producer()
+    assert producer is not None
+    graph.insert_after(producer, nodes)
+
+
+def _itemsize(value: ir.Value) -> int:
+    return int(value.dtype.itemsize) if value.dtype is not None else np.dtype(np.float32).itemsize
+
+
+def _magnitude(value: float) -> float:
+    """Returns 0 for what ONNX Runtime says of an empty or a NaN tensor: neither tells of FP16."""
+    return float(np.fmax(value, 0.0))

@@ -1,0 +1,99 @@
+"""The float graph cut down to the tensors that are observed, and the session that shows them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+from onnx_ir.passes.common import RemoveUnusedNodesPass
+
+from trtq.calibrators.survey import add_magnitudes, values_of
+from trtq.models.session import Engine, open_session, visit
+
+
+@dataclass(frozen=True, slots=True)
+class Taps:
+    """A session that shows some tensors of a model; several threads may use it at a time.
+
+    Attributes:
+        session: An `onnxruntime.InferenceSession`; None if only inputs of the model are observed.
+        inputs: The inputs that the cut model still needs.
+        given: The observed tensors that are inputs.
+        computed: The observed tensors that nodes make.
+        watched: The tensors of which only the largest magnitude is told, by the output that tells it.
+        producers: What makes each computed tensor, for messages.
+    """
+
+    session: Any
+    inputs: tuple[str, ...]
+    given: tuple[str, ...]
+    computed: tuple[str, ...]
+    watched: Mapping[str, str]
+    producers: Mapping[str, str]
+
+    def show(
+        self,
+        arrays: Mapping[str, NDArray[Any]],
+        tensor: Callable[[str, NDArray[Any]], None],
+        magnitude: Callable[[str, float], None],
+    ) -> None:
+        """Runs the model and tells of every tensor; an array is valid during the call only.
+
+        Raises:
+            ModelError: ONNX Runtime cannot run the model.
+        """
+        for name in self.given:
+            tensor(name, arrays[name])
+        if self.session is None:
+            return
+
+        def tell(name: str, array: NDArray[Any]) -> None:
+            if name in self.watched:
+                magnitude(self.watched[name], float(np.fmax(array.item(), 0.0)))
+            else:
+                tensor(name, array)
+
+        outputs = [*self.computed, *self.watched]
+        visit(self.session, outputs, {name: arrays[name] for name in self.inputs}, tell)
+
+
+def open_taps(model: ir.Model, tensors: Sequence[str], watched: Sequence[str], engine: Engine) -> Taps:
+    """Returns a session that computes the named tensors and nothing that they do not need.
+
+    Without the model's own outputs ONNX Runtime fuses what it fuses anyway, and skips what comes after the
+    last tensor.
+
+    Args:
+        model: The float graph; it is not changed.
+        tensors: To be shown.
+        watched: Tensors of which the largest magnitude is enough.
+        engine: How it is run.
+
+    Raises:
+        ModelError: ONNX Runtime cannot load the model.
+    """
+    inputs = {str(value.name) for value in model.graph.inputs}
+    given = tuple(name for name in tensors if name in inputs)
+    computed = tuple(name for name in tensors if name not in inputs)
+    if not computed and not watched:
+        return Taps(None, (), given, (), {}, {})
+    cut = model.clone()
+    made = values_of(cut)
+    cut.graph.outputs.clear()
+    cut.graph.outputs.extend(made[name] for name in computed)
+    outputs = add_magnitudes(cut, watched)
+    RemoveUnusedNodesPass()(cut)
+    session = open_session(cut, optimize=True, engine=engine)
+    needed = tuple(item.name for item in session.get_inputs())
+    producers = {name: _describe(made[name]) for name in computed}
+    return Taps(session, needed, given, computed, outputs, producers)
+
+
+def _describe(value: ir.Value) -> str:
+    node = value.producer()
+    assert node is not None
+    return f"node {node.name!r} ({node.op_type})"
