@@ -60,11 +60,12 @@ class Table:
             self._counts[:] = 0
             self._num_values = 0
         extremes = np.array(_EMPTY, np.int32)
+        num_wrong = self._counts[NUM_BINS]
         self._count(flat, self._counts, extremes)
         self._num_values += flat.size
         self._extremes[0] = min(self._extremes[0], extremes[0])
         self._extremes[1] = max(self._extremes[1], extremes[1])
-        if self._counts[NUM_BINS]:
+        if self._counts[NUM_BINS] != num_wrong:  # of these values: other threads may have brought others
             return np.inf
         return float(np.abs(_mirrored(extremes).view(np.float32)).max())
 

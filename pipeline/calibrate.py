@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from trtq.calibrators import METHODS, Method, parameters_of
@@ -11,8 +12,10 @@ from trtq.calibrators.estimate import estimate
 from trtq.calibrators.observe import Conduct, observe
 from trtq.calibrators.ranges import Ranges
 from trtq.calibrators.sources import WAYS, open_batches, random_batches
-from trtq.calibrators.statistics import Source
-from trtq.errors import DataError, UsageError
+from trtq.calibrators.statistics import Histogram, Source, Statistics
+from trtq.calibrators.statistics_file import read_statistics, refuse_other, statistics_to_bytes
+from trtq.errors import ArtifactError, DataError, UsageError
+from trtq.files import write_atomically
 from trtq.models.preprocess import Preprocess
 from trtq.models.spec import CalibrationSpec, ModelSpec, read_spec
 from trtq.pipeline.graph.load import Graph
@@ -21,6 +24,42 @@ from trtq.pipeline.target import Target
 from trtq.pipeline.watch import Watcher
 
 _NUM_RANDOM_FEEDS = 16
+
+
+@dataclass(frozen=True, slots=True)
+class PassSpec:
+    """How the pass over the calibration data is made.
+
+    Attributes:
+        device: Where the model runs: `cpu` or `cuda`.
+        memory_bytes: What the observed tensors may take beside the model; None: half of what is free.
+        shard: Which part of the data is observed, and of how many: (3, 8) is every 8th feed from the third.
+        checkpoint: The file that keeps what an interrupted pass has seen, for the next one to go on with; it
+            is removed when the pass is done.
+        checkpoint_seconds: How often it is written.
+    """
+
+    device: str = "cpu"
+    memory_bytes: int | None = None
+    shard: tuple[int, int] = (1, 1)
+    checkpoint: Path | None = None
+    checkpoint_seconds: float = 60.0
+
+    def __post_init__(self) -> None:
+        if self.device not in ("cpu", "cuda"):
+            raise UsageError(f"the calibration device must be cpu or cuda, got {self.device!r}")
+        if not 1 <= self.shard[0] <= self.shard[1]:
+            raise UsageError(f"a shard is a part and their number, such as 3/8, got {_show(self.shard)}")
+        if self.memory_bytes is not None and self.memory_bytes < 1:
+            raise UsageError(f"the calibration memory must be at least 1 byte, got {self.memory_bytes}")
+        if self.checkpoint_seconds < 0:
+            raise UsageError(
+                f"the seconds between checkpoints must be 0 or more, got {self.checkpoint_seconds:g}"
+            )
+
+
+def _show(shard: tuple[int, int]) -> str:
+    return f"{shard[0]}/{shard[1]}"
 
 
 def spec_beside(model: Path) -> ModelSpec:
@@ -111,17 +150,64 @@ def calibrate_graph(
         DataError: The data does not fit the model.
         ModelError: ONNX Runtime cannot run the model.
     """
-    watcher.stage("Calibrating", batches.num_samples)
-    source = source_of(graph, batches)
-    conduct = Conduct(note=watcher.note)
-    statistics = observe(graph.model, tensors, batches, watcher.advance, conduct, source)
-    return estimate(statistics, method)
+    return estimate(observe_graph(graph, tensors, batches, PassSpec(), watcher), method)
 
 
-def source_of(graph: Graph, batches: Batches, num_shards: int = 1) -> Source:
-    """Returns what statistics of this model and data are made of."""
+def observe_graph(
+    graph: Graph, tensors: Sequence[str], batches: Batches, how: PassSpec, watcher: Watcher
+) -> Statistics:
+    """Returns the statistics of the named tensors.
+
+    Raises:
+        DataError: The data does not fit the model.
+        ModelError: ONNX Runtime cannot run the model.
+        MissingDependency: The device is not there.
+        ArtifactError: The checkpoint cannot be read or written, or is of something else.
+    """
+    # What a script yields has no digest: its name must do.
     digest = batches.digest or f"unread: {batches.origin}"
-    return Source(graph.sha256, batches.origin, digest, batches.is_random, num_shards)
+    source = Source(graph.sha256, batches.origin, digest, batches.is_random, how.shard[1])
+    earlier = None
+    if how.checkpoint is not None and how.checkpoint.exists():
+        earlier = _interrupted(how, source, tensors)
+        watcher.note(f"going on from {how.checkpoint}: {earlier.num_samples} samples were seen before")
+    conduct = Conduct(
+        how.device,
+        how.memory_bytes,
+        how.shard,
+        earlier,
+        _saver(how.checkpoint),
+        how.checkpoint_seconds,
+        watcher.note,
+    )
+    total = batches.num_samples if how.shard[1] == 1 else None
+    watcher.stage("Calibrating", total)
+    if earlier is not None:
+        watcher.advance(earlier.num_samples)
+    return observe(graph.model, tensors, batches, watcher.advance, conduct, source)
+
+
+def _saver(path: Path | None) -> Callable[[Statistics], None] | None:
+    return None if path is None else lambda seen: write_atomically(path, statistics_to_bytes(seen))
+
+
+def _interrupted(how: PassSpec, source: Source, tensors: Sequence[str]) -> Statistics:
+    """Returns what an interrupted pass of the same kind has seen."""
+    assert how.checkpoint is not None
+    earlier = read_statistics(how.checkpoint)
+    if not earlier.feeds:
+        raise ArtifactError(
+            f"{how.checkpoint} holds the statistics of a whole pass: give it as --statistics, "
+            f"or choose another file for --checkpoint"
+        )
+    wanted = Statistics(dict.fromkeys(tensors, Histogram()), {}, {}, 0, source, frozenset({how.shard[0]}))
+    refuse_other(earlier, str(how.checkpoint), wanted, "this pass")
+    if earlier.shards != wanted.shards:
+        raise ArtifactError(
+            f"{how.checkpoint} is of part {min(earlier.shards)} of the data, this pass is of part "
+            f"{how.shard[0]}; give each part a checkpoint of its own"
+        )
+    return earlier
 
 
 def warn_of_dead(ranges: Ranges, watcher: Watcher) -> None:

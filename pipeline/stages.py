@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import onnx_ir as ir
 
+from trtq.calibrators.estimate import estimate
 from trtq.calibrators.ranges import Ranges
 from trtq.calibrators.sources import WAYS
+from trtq.calibrators.statistics import Statistics
 from trtq.errors import ArtifactError, DataError, ModelError
 from trtq.models.session import save
 from trtq.models.spec import ModelSpec
 from trtq.pipeline.calibrate import (
-    calibrate_graph,
+    PassSpec,
     calibration_data,
     method_of,
+    observe_graph,
     placement_of,
     spec_beside,
     warn_of_dead,
@@ -38,6 +41,7 @@ def calibrate(
     spec: ModelSpec | None = None,
     target: Target | None = None,
     random_data: bool = False,
+    how: PassSpec | None = None,
     watcher: Watcher | None = None,
 ) -> Ranges:
     """Returns the ranges of all tensors that `build` would quantize.
@@ -47,20 +51,127 @@ def calibrate(
         spec: What is known of the model; None: read from `<name>.toml` or `model.toml` beside it.
         target: Which types of nodes are quantized.
         random_data: Calibrate with random numbers.
+        how: How the pass over the data is made; of all parts of it.
         watcher: Is told of the progress.
 
     Raises:
         ModelError, DataError, UsageError: Something that was given cannot be used.
+        MissingDependency: The device is not there.
+        ArtifactError: The checkpoint cannot be read or written, or is of something else.
     """
     watcher = watcher or Silent()
+    spec = spec if spec is not None else spec_beside(Path(model))
+    method_of(spec.calibration)  # told now, not when the data is read
+    seen = observe(model, spec=spec, target=target, random_data=random_data, how=how, watcher=watcher)
+    return ranges_of(seen, spec=spec, watcher=watcher)
+
+
+def observe(
+    model: Path | str,
+    *,
+    spec: ModelSpec | None = None,
+    target: Target | None = None,
+    random_data: bool = False,
+    how: PassSpec | None = None,
+    watcher: Watcher | None = None,
+) -> Statistics:
+    """Returns what one pass over the data sees of all tensors that `build` would quantize.
+
+    Every method takes its ranges from that, without the data: see `ranges_of`.
+
+    Args:
+        model: The float ONNX file.
+        spec: What is known of the model; None: read from `<name>.toml` or `model.toml` beside it.
+        target: Which types of nodes are quantized.
+        random_data: Observe random numbers.
+        how: How the pass is made, such as over one part of the data.
+        watcher: Is told of the progress.
+
+    Raises:
+        ModelError, DataError, UsageError: Something that was given cannot be used.
+        MissingDependency: The device is not there.
+        ArtifactError: The checkpoint cannot be read or written, or is of something else.
+    """
+    watcher, how, target = watcher or Silent(), how or PassSpec(), target or Target()
     graph, spec = _load_float(Path(model), spec, watcher)
-    target = target or Target()
     placement = placement_of(graph, spec, target, watcher)
     batches = calibration_data(graph, spec, target, random_data=random_data)
     warn_of_preprocess(batches, spec, watcher)
-    ranges = calibrate_graph(graph, placement.activations, batches, method_of(spec.calibration), watcher)
-    warn_of_dead(ranges, watcher)
+    seen = observe_graph(graph, placement.activations, batches, how, watcher)
+    if how.checkpoint is not None:
+        how.checkpoint.unlink(missing_ok=True)
+    return seen
+
+
+def ranges_of(
+    statistics: Statistics,
+    *,
+    spec: ModelSpec,
+    tensors: Collection[str] | None = None,
+    watcher: Watcher | None = None,
+) -> Ranges:
+    """Returns the ranges that a method takes from statistics, without any data.
+
+    Args:
+        statistics: Of all the data: of `observe`, `read_statistics` or `merge_statistics`.
+        spec: With the method.
+        tensors: Those that are wanted; None: all.
+        watcher: Is told of tensors that were always zero.
+
+    Raises:
+        UsageError: The method has no such parameters.
+        ArtifactError: The statistics miss a part of the data.
+    """
+    if statistics.feeds:
+        raise ArtifactError(
+            "the statistics are of an interrupted pass; let the command that made them finish it first"
+        )
+    if missing := statistics.missing_shards:
+        shown = ", ".join(map(str, missing))
+        raise ArtifactError(
+            f"the statistics lack part {shown} of {statistics.source.num_shards} of the data; "
+            f"observe it with --shard, then join all with `trtq merge-statistics`"
+        )
+    ranges = estimate(statistics, method_of(spec.calibration), tensors)
+    warn_of_dead(ranges, watcher or Silent())
     return ranges
+
+
+def placed_in(
+    statistics: Statistics,
+    model: Path | str,
+    *,
+    spec: ModelSpec | None = None,
+    target: Target | None = None,
+    watcher: Watcher | None = None,
+) -> tuple[str, ...]:
+    """Returns the tensors that `build` would quantize, all of which the statistics hold.
+
+    Args:
+        statistics: Of this model.
+        model: The float ONNX file.
+        spec: With the layers that are skipped; None: read from beside the model.
+        target: Which types of nodes are quantized.
+        watcher: Is told of the progress.
+
+    Raises:
+        ModelError, UsageError: Something that was given cannot be used.
+        ArtifactError: The statistics are of another model, or miss a tensor.
+    """
+    watcher = watcher or Silent()
+    graph, spec = _load_float(Path(model), spec, watcher)
+    if (found := statistics.source.model_sha256) != graph.sha256:
+        raise ArtifactError(
+            f"the statistics are of another file than {graph.path}: SHA-256 {found[:12]}, "
+            f"not {graph.sha256[:12]}; calibrate again"
+        )
+    placement = placement_of(graph, spec, target or Target(), watcher)
+    if missing := [name for name in placement.activations if name not in statistics.histograms]:
+        raise ArtifactError(
+            f"the statistics hold nothing of tensor {missing[0]!r}: they were made with other --skip or "
+            f"--op-types; calibrate again"
+        )
+    return placement.activations
 
 
 def quantize(

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from trtq.calibrators.ranges import Ranges, read_ranges
+    from trtq.calibrators.statistics import Statistics
+    from trtq.calibrators.statistics_file import merge_statistics, read_statistics
     from trtq.errors import TrtqError
     from trtq.models.demo import write_demo
     from trtq.models.preprocess import Preprocess
@@ -28,13 +30,14 @@ if TYPE_CHECKING:
         read_spec,
     )
     from trtq.pipeline.build import build
+    from trtq.pipeline.calibrate import PassSpec
     from trtq.pipeline.deliver.report import Report, read_report
     from trtq.pipeline.doctor import examine
     from trtq.pipeline.engine.profiles import GivenShapes
     from trtq.pipeline.inspect import inspect
     from trtq.pipeline.load import load
     from trtq.pipeline.migrate import migrate
-    from trtq.pipeline.stages import calibrate, compare, quantize
+    from trtq.pipeline.stages import calibrate, compare, observe, quantize, ranges_of
     from trtq.pipeline.target import Target
     from trtq.pipeline.verify.compare import Comparison
 
@@ -47,9 +50,11 @@ _HOMES = {
     "InputSpec": "trtq.models.spec",
     "LayerSpec": "trtq.models.spec",
     "ModelSpec": "trtq.models.spec",
+    "PassSpec": "trtq.pipeline.calibrate",
     "Preprocess": "trtq.models.preprocess",
     "Ranges": "trtq.calibrators.ranges",
     "Report": "trtq.pipeline.deliver.report",
+    "Statistics": "trtq.calibrators.statistics",
     "Target": "trtq.pipeline.target",
     "TrtqError": "trtq.errors",
     "build": "trtq.pipeline.build",
@@ -58,11 +63,15 @@ _HOMES = {
     "examine": "trtq.pipeline.doctor",
     "inspect": "trtq.pipeline.inspect",
     "load": "trtq.pipeline.load",
+    "merge_statistics": "trtq.calibrators.statistics_file",
     "migrate": "trtq.pipeline.migrate",
+    "observe": "trtq.pipeline.stages",
     "quantize": "trtq.pipeline.stages",
+    "ranges_of": "trtq.pipeline.stages",
     "read_ranges": "trtq.calibrators.ranges",
     "read_report": "trtq.pipeline.deliver.report",
     "read_spec": "trtq.models.spec",
+    "read_statistics": "trtq.calibrators.statistics_file",
     "write_demo": "trtq.models.demo",
 }
 
@@ -75,9 +84,11 @@ __all__ = [
     "InputSpec",
     "LayerSpec",
     "ModelSpec",
+    "PassSpec",
     "Preprocess",
     "Ranges",
     "Report",
+    "Statistics",
     "Target",
     "TrtqError",
     "build",
@@ -86,11 +97,15 @@ __all__ = [
     "examine",
     "inspect",
     "load",
+    "merge_statistics",
     "migrate",
+    "observe",
     "quantize",
+    "ranges_of",
     "read_ranges",
     "read_report",
     "read_spec",
+    "read_statistics",
     "write_demo",
 ]
 

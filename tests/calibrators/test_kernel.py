@@ -92,6 +92,12 @@ def test_what_is_not_finite_is_told(count: Count, value: float) -> None:
 
 
 @pytest.mark.parametrize("count", KERNELS)
+def test_what_is_not_finite_is_told_of_the_values_that_hold_it_only(count: Count) -> None:
+    wrong, right = np.array([np.nan], np.float32), np.array([1.0], np.float32)
+    assert _filled(count, wrong, right, wrong)[0] == [np.inf, 1.0, np.inf]
+
+
+@pytest.mark.parametrize("count", KERNELS)
 def test_zero_has_no_sign_and_nothing_has_no_extremes(count: Count) -> None:
     extremes = _filled(count, np.array([-0.0], np.float32))[1][2]
     assert [str(value) for value in extremes] == ["0.0", "0.0"]

@@ -13,7 +13,10 @@ from click.testing import CliRunner, Result
 
 from trtq.cli import main
 
-COMMANDS = ["build", "calibrate", "quantize", "compare", "cache", "migrate", "inspect", "doctor", "demo"]
+COMMANDS = [
+    "build", "calibrate", "merge-statistics", "quantize", "compare", "cache", "migrate", "inspect", "doctor",
+    "demo",
+]  # fmt: skip
 HEAVY = {"numpy", "onnx", "onnx_ir", "onnxruntime", "polygraphy", "tensorrt_rtx", "torch", "rich", "PIL"}
 
 
@@ -42,15 +45,19 @@ def test_help_is_short_and_whole(option: str) -> None:
         "  -h, --help  Show this message and exit.\n"
         "\n"
         "Commands:\n"
-        "  build      Build a verified INT8 (or FP16) engine from a float ONNX model.\n"
-        "  calibrate  Estimate the ranges of a model's tensors from data.\n"
-        "  quantize   Write the Q/DQ model of a float model and its ranges.\n"
-        "  compare    Compare the outputs of two ONNX models on the same data.\n"
-        "  cache      Show, convert, compare and write TensorRT's calibration caches.\n"
-        "  migrate    Carry a model and its calibration cache over to Q/DQ, without data.\n"
-        "  inspect    Show what a model, ranges, cache or build folder holds.\n"
-        "  doctor     Show what is installed and which backends work here.\n"
-        "  demo       Write a small trained model with data, to try trtq on.\n"
+        "  build             Build a verified INT8 (or FP16) engine from a float ONNX\n"
+        "                    model.\n"
+        "  calibrate         Estimate the ranges of a model's tensors from data.\n"
+        "  merge-statistics  Join what was seen of the parts of the calibration data.\n"
+        "  quantize          Write the Q/DQ model of a float model and its ranges.\n"
+        "  compare           Compare the outputs of two ONNX models on the same data.\n"
+        "  cache             Show, convert, compare and write TensorRT's calibration\n"
+        "                    caches.\n"
+        "  migrate           Carry a model and its calibration cache over to Q/DQ,\n"
+        "                    without data.\n"
+        "  inspect           Show what a model, ranges, cache or build folder holds.\n"
+        "  doctor            Show what is installed and which backends work here.\n"
+        "  demo              Write a small trained model with data, to try trtq on.\n"
     )
 
 

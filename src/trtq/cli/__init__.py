@@ -14,6 +14,7 @@ from trtq.errors import TrtqError
 _COMMANDS = {
     "build": "Build a verified INT8 (or FP16) engine from a float ONNX model.",
     "calibrate": "Estimate the ranges of a model's tensors from data.",
+    "merge-statistics": "Join what was seen of the parts of the calibration data.",
     "quantize": "Write the Q/DQ model of a float model and its ranges.",
     "compare": "Compare the outputs of two ONNX models on the same data.",
     "cache": "Show, convert, compare and write TensorRT's calibration caches.",
@@ -40,7 +41,7 @@ class _LazyGroup(click.Group):
         """Returns the command of this name."""
         if name not in _COMMANDS:
             return None
-        command: click.Command = importlib.import_module(f"trtq.cli.{name}").command
+        command: click.Command = importlib.import_module(f"trtq.cli.{name.replace('-', '_')}").command
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

@@ -3,24 +3,39 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import click
 
-from trtq.calibrators.ranges import ranges_to_json
+from trtq.calibrators.ranges import Ranges, ranges_to_json
+from trtq.calibrators.statistics import Statistics
+from trtq.calibrators.statistics_file import read_statistics, statistics_to_bytes
 from trtq.cli import options
 from trtq.cli.console import ConsoleWatcher, result_console
-from trtq.errors import ArtifactError
+from trtq.errors import ArtifactError, UsageError
 from trtq.files import refuse_input, write_atomically
-from trtq.pipeline.stages import calibrate
+from trtq.pipeline.calibrate import method_of
+from trtq.pipeline.stages import observe, placed_in, ranges_of
 
 
 @click.command("calibrate")
 @options.model_argument
 @options.spec_option
 @options.calibration_options
+@options.pass_options
 @options.layer_options
+@click.option(
+    "--statistics",
+    type=click.Path(path_type=Path),
+    help="Take the ranges from these statistics: no data is read.",
+)
+@click.option(
+    "--save-statistics",
+    type=click.Path(path_type=Path),
+    help="Write the statistics too, from which every method can take its ranges.",
+)
 @click.option(
     "-o",
     "--output",
@@ -36,23 +51,72 @@ def command(model: Path, **given: Any) -> None:
 
     \b
       trtq calibrate model.onnx --calib-data calib.npz --calib-method mse --output ranges.json
+      trtq calibrate model.onnx --calib-data calib.npz --save-statistics s.npz
+      trtq calibrate model.onnx --statistics s.npz --calib-method percentile
     """
-    folder = given["output"].absolute().parent
+    how = options.pass_from(given)
+    spec = options.spec_from(model, given)
+    is_part = how.shard[1] > 1
+    _check_options(given, is_part=is_part)
+    outputs = [given["save_statistics"]] if is_part else [given["output"], given["save_statistics"]]
+    for output in (*outputs, how.checkpoint):
+        if output is not None:
+            _check_folder(output)
+            sources = (spec.calibration.data, spec.evaluation.data) if given["statistics"] is None else ()
+            refuse_input(output, model, given["spec"], given["statistics"], *sources)
+    target = options.target_from(given)
+    method_of(spec.calibration)  # told now, not when the data is read
+    with ConsoleWatcher(quiet=given["quiet"]) as watcher:
+        tensors = None
+        if given["statistics"] is not None:
+            seen = read_statistics(given["statistics"])
+            tensors = placed_in(seen, model, spec=spec, target=target, watcher=watcher)
+        else:
+            seen = observe(
+                model, spec=spec, target=target, random_data=given["random_data"], how=how, watcher=watcher
+            )
+        if given["save_statistics"] is not None:
+            write_atomically(given["save_statistics"], statistics_to_bytes(seen))
+        if is_part:
+            _tell_part(seen, given)
+            return
+        ranges = ranges_of(seen, spec=spec, tensors=tensors, watcher=watcher)
+    _write(ranges, given)
+
+
+def _check_options(given: Mapping[str, Any], *, is_part: bool) -> None:
+    if is_part and given["save_statistics"] is None:
+        raise UsageError(
+            "--shard observes a part of the data, which gives no ranges: name a file with --save-statistics, "
+            "and join the parts with `trtq merge-statistics`"
+        )
+    if given["statistics"] is not None:
+        names = ("calib_data", "random_data", "shard", "checkpoint", "save_statistics")
+        if unused := [name for name in names if given[name]]:
+            raise UsageError(
+                f"--{unused[0].replace('_', '-')} is of no use with --statistics: no data is read"
+            )
+
+
+def _check_folder(output: Path) -> None:
+    folder = output.absolute().parent
     if not folder.is_dir():  # told now, not when the work is done
         raise ArtifactError(
-            f"cannot write {given['output']}: there is no folder {folder}; "
-            f"make it, or choose another with --output"
+            f"cannot write {output}: there is no folder {folder}; make it, or choose another with --output"
         )
-    spec = options.spec_from(model, given)
-    refuse_input(given["output"], model, given["spec"], spec.calibration.data, spec.evaluation.data)
-    with ConsoleWatcher(quiet=given["quiet"]) as watcher:
-        ranges = calibrate(
-            model,
-            spec=spec,
-            target=options.target_from(given),
-            random_data=given["random_data"],
-            watcher=watcher,
+
+
+def _tell_part(seen: Statistics, given: Mapping[str, Any]) -> None:
+    if not given["quiet"]:
+        console = result_console()
+        part, number = min(seen.shards), seen.source.num_shards
+        console.print(
+            f"{len(seen.histograms)} tensors over {seen.num_samples} samples, part {part} of {number}"
         )
+        console.print(f"written to {given['save_statistics']}", soft_wrap=True)
+
+
+def _write(ranges: Ranges, given: Mapping[str, Any]) -> None:
     content = ranges_to_json(ranges)
     write_atomically(given["output"], content)
     if given["as_json"]:

@@ -13,7 +13,7 @@ import click
 from trtq.calibrators import METHODS, parameters_of
 from trtq.errors import UsageError
 from trtq.models.spec import ModelSpec, read_spec
-from trtq.pipeline.calibrate import spec_beside
+from trtq.pipeline.calibrate import PassSpec, spec_beside
 from trtq.pipeline.engine import BACKENDS
 from trtq.pipeline.engine.backend import BuilderOptions, HardwareCompatibility
 from trtq.pipeline.engine.profiles import GivenShapes, Shape, parse_shapes
@@ -74,6 +74,36 @@ calibration_options = group(
     ),
     click.option(
         "--random-data", is_flag=True, help="Calibrate with random numbers: the accuracy is meaningless."
+    ),
+)
+pass_options = group(
+    click.option(
+        "--calib-device",
+        type=click.Choice(["cpu", "cuda"]),
+        default="cpu",
+        show_default=True,
+        help="Where the float model runs.",
+    ),
+    click.option(
+        "--calib-memory",
+        metavar="SIZE",
+        help="What the observed tensors may take, such as 512M or 4G; if they do not fit at once, there are "
+        "several passes over the data.  [default: half of what is free]",
+    ),
+    click.option(
+        "--shard", metavar="I/N", help="Observe the I-th of N parts of the data; needs --save-statistics."
+    ),
+    click.option(
+        "--checkpoint",
+        type=click.Path(path_type=Path, dir_okay=False),
+        help="Keep here what was seen so far; the same command goes on from it after an interruption.",
+    ),
+    click.option(
+        "--checkpoint-seconds",
+        type=float,
+        default=60.0,
+        show_default=True,
+        help="How often the checkpoint is written.",
     ),
 )
 layer_options = group(
@@ -244,6 +274,17 @@ def target_from(given: Mapping[str, Any]) -> Target:
     )
 
 
+def pass_from(given: Mapping[str, Any]) -> PassSpec:
+    """Returns how the pass over the calibration data is made."""
+    return PassSpec(
+        device=given["calib_device"],
+        memory_bytes=_num_bytes(given["calib_memory"]) if given["calib_memory"] else None,
+        shard=_shard(given["shard"]) if given["shard"] else (1, 1),
+        checkpoint=given["checkpoint"],
+        checkpoint_seconds=given["checkpoint_seconds"],
+    )
+
+
 T = TypeVar("T")
 
 
@@ -254,6 +295,13 @@ def _with(settings: T, **given: Any) -> T:
 
 def _shapes(texts: tuple[str, ...]) -> dict[str, Shape]:
     return parse_shapes(",".join(texts)) if texts else {}
+
+
+def _shard(text: str) -> tuple[int, int]:
+    found = re.fullmatch(r"(\d+)/(\d+)", text.strip())
+    if found is None:
+        raise UsageError(f"{text!r} is no shard; write a part and their number, such as 3/8")
+    return int(found[1]), int(found[2])
 
 
 def _capability(text: str) -> str:

@@ -1,0 +1,183 @@
+"""Statistics as a file, and as one value from the files of all parts of the data."""
+
+from __future__ import annotations
+
+import io
+import json
+import zipfile
+import zlib
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trtq.calibrators.kernel import MANTISSA_BITS, NUM_BINS
+from trtq.calibrators.statistics import Histogram, Source, Statistics
+from trtq.errors import ArtifactError
+
+SCHEMA_VERSION = 1
+
+
+def statistics_to_bytes(statistics: Statistics) -> bytes:
+    """Returns the statistics as an .npz: a JSON document beside the bins and counts of all histograms."""
+    histograms = statistics.histograms.values()
+    document = {
+        "schema_version": SCHEMA_VERSION,
+        "kind": "statistics",
+        "mantissa_bits": MANTISSA_BITS,
+        "source": asdict(statistics.source),
+        "shards": sorted(statistics.shards),
+        "num_samples": statistics.num_samples,
+        "magnitudes": dict(statistics.magnitudes),
+        "inputs": {
+            name: [[list(shape), number] for shape, number in seen.items()]
+            for name, seen in statistics.inputs.items()
+        },
+        "feeds": dict(statistics.feeds),
+        "tensors": list(statistics.histograms),
+    }
+    stream = io.BytesIO()
+    np.savez(
+        stream,
+        document=np.frombuffer(json.dumps(document).encode(), np.uint8),
+        sizes=np.array([histogram.bins.size for histogram in histograms], np.int64),
+        bins=np.concatenate([np.zeros(0, np.int32), *(item.bins for item in histograms)]),
+        counts=np.concatenate([np.zeros(0, np.int64), *(item.counts for item in histograms)]),
+        extremes=np.array([(item.minimum, item.maximum) for item in histograms]).reshape(-1, 2),
+    )
+    return stream.getvalue()
+
+
+def read_statistics(path: Path | str) -> Statistics:
+    """Returns the statistics of a file.
+
+    Raises:
+        ArtifactError: The file is missing, cut short, of another kind or of another schema.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            arrays = {name: archive[name] for name in archive.files}
+        document = json.loads(arrays["document"].tobytes())
+        if document["kind"] != "statistics":
+            raise KeyError("kind")
+        version = (document["schema_version"], document["mantissa_bits"])
+    except FileNotFoundError as error:
+        raise ArtifactError(f"there are no statistics {path}; `trtq calibrate` writes them") from error
+    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise ArtifactError(
+            f"{path} is no whole statistics file ({type(error).__name__}: {error}); "
+            f"write it again with `trtq calibrate --save-statistics`"
+        ) from error
+    if version != (SCHEMA_VERSION, MANTISSA_BITS):
+        raise ArtifactError(
+            f"{path} has schema version {version[0]} with {version[1]} bits, this trtq reads "
+            f"{SCHEMA_VERSION} with {MANTISSA_BITS}; calibrate again"
+        )
+    try:
+        return _from_document(document, arrays)
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        raise ArtifactError(f"{path} is no whole statistics file: {error!r}; calibrate again") from error
+
+
+def merge_statistics(parts: Sequence[Statistics], names: Sequence[str]) -> Statistics:
+    """Returns the statistics of all parts of the data, whatever their order.
+
+    Args:
+        parts: Of `observe` with a shard each, or merged ones.
+        names: What each is called, for messages.
+
+    Raises:
+        ArtifactError: They are not of the same model, tensors and data, or overlap; one is unfinished.
+    """
+    merged, first = parts[0], names[0]
+    for part, name in zip(parts, names, strict=True):
+        if part.feeds:
+            raise ArtifactError(f"{name} is of an interrupted pass; let the same command finish it first")
+        refuse_other(part, name, merged, first)
+    for part, name in zip(parts[1:], names[1:], strict=True):
+        if both := merged.shards & part.shards:
+            raise ArtifactError(
+                f"{name} holds part {min(both)} of {part.source.num_shards} of the data, which was there "
+                f"before; give each part once"
+            )
+        merged = _merged(merged, part)
+    return merged
+
+
+def refuse_other(found: Statistics, name: str, wanted: Statistics, other: str) -> None:
+    """Refuses statistics of something else.
+
+    Raises:
+        ArtifactError: Model, data, number of parts or tensors differ; the message says which.
+    """
+    ours, theirs = found.source, wanted.source
+    differences = {
+        "model": (ours.model_sha256[:12], theirs.model_sha256[:12]),
+        "data": (_show(ours), _show(theirs)),
+        "number of parts": (ours.num_shards, theirs.num_shards),
+    }
+    for what, (one, two) in differences.items():
+        if one != two:
+            raise ArtifactError(f"{name} is of another {what} than {other}: {one}, not {two}")
+    if apart := sorted(set(found.histograms) ^ set(wanted.histograms)):
+        holder = name if apart[0] in found.histograms else other
+        raise ArtifactError(
+            f"{name} is of other tensors than {other}: only {holder} has {apart[0]!r}; "
+            f"take the same --skip and --op-types"
+        )
+
+
+def _show(source: Source) -> str:
+    return f"{source.data} ({source.data_digest[:12]})"
+
+
+def _merged(one: Statistics, two: Statistics) -> Statistics:
+    magnitudes = {
+        name: max(one.magnitudes.get(name, 0.0), two.magnitudes.get(name, 0.0))
+        for name in sorted({*one.magnitudes, *two.magnitudes})
+    }
+    inputs = {
+        name: {
+            shape: one.inputs[name].get(shape, 0) + two.inputs[name].get(shape, 0)
+            for shape in sorted({*one.inputs[name], *two.inputs[name]})
+        }
+        for name in one.inputs
+    }
+    return replace(
+        one,
+        histograms={name: item.merged(two.histograms[name]) for name, item in one.histograms.items()},
+        magnitudes=magnitudes,
+        inputs=inputs,
+        num_samples=one.num_samples + two.num_samples,
+        shards=one.shards | two.shards,
+    )
+
+
+def _from_document(document: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> Statistics:
+    bins, counts, ends = arrays["bins"], arrays["counts"], np.cumsum(arrays["sizes"])
+    names = document["tensors"]
+    if len(names) != len(ends) or bins.size != counts.size or bins.size != (ends[-1] if len(ends) else 0):
+        raise ValueError("the histograms do not fit the tensors")
+    if bins.size and not 0 <= bins.min() <= bins.max() < NUM_BINS:
+        raise ValueError("a bin does not exist")
+    histograms = {
+        name: Histogram(part, number, float(low), float(high))
+        for name, part, number, (low, high) in zip(
+            names, np.split(bins, ends[:-1]), np.split(counts, ends[:-1]), arrays["extremes"], strict=True
+        )
+    } if names else {}  # fmt: skip
+    return Statistics(
+        histograms=histograms,
+        magnitudes={name: float(value) for name, value in document["magnitudes"].items()},
+        inputs={
+            name: {tuple(shape): int(number) for shape, number in seen}
+            for name, seen in document["inputs"].items()
+        },
+        num_samples=int(document["num_samples"]),
+        source=Source(**document["source"]),
+        shards=frozenset(document["shards"]),
+        feeds={name: int(number) for name, number in document["feeds"].items()},
+    )
