@@ -24,8 +24,10 @@ class Entropy:
 
     The procedure is TensorRT's as published (S. Migacz, "8-bit Inference with TensorRT", GTC 2017): 2048
     bins of magnitudes, every clip from the 128th bin on, what is clipped is added to the last bin, 128
-    levels, amax = (bin + 1/2) * width. Two things differ, because the plain procedure collapses on values
-    with a spike at zero or at an upper bound (ReLU6), where it has cost EfficientNet-Lite0 44 points:
+    levels, amax = (bin + 1/2) * width. The width is a power of two, which gives `num_bins` or up to half as
+    many, so that counts and choice are those of the values themselves. Two things differ, because the plain
+    procedure collapses on values with a spike at zero or at an upper bound (ReLU6), where it has cost
+    EfficientNet-Lite0 44 points:
 
     - exact zeros are left out: they have no error in any range;
     - no clip may cut off more than `max_clipped` of the other values.
@@ -44,15 +46,14 @@ class Entropy:
 
     def amax(self, histogram: Histogram) -> float:
         """Returns the best clip; the largest magnitude where there is nothing to choose."""
-        counts = histogram.linear(self.num_bins)
-        if not counts.any():
+        counts, width = histogram.exact(self.num_bins)
+        if not counts.any() or counts.size <= self.num_levels:
             return histogram.amax
         divergence = divergences(counts, self.num_levels)
         kept = np.cumsum(counts)[self.num_levels - 1 :]
         allowed = kept >= (1 - self.max_clipped) * counts.sum()
         allowed[-1] = True
         best = int(np.argmin(np.where(allowed, divergence, np.inf))) + self.num_levels
-        width = histogram.amax / self.num_bins
         return min((best + 0.5) * width, histogram.amax)
 
 

@@ -97,7 +97,7 @@ def observe(
     may_split = _may_split(model, batches)
     first = _first_sample(begin) if may_split else begin
     computed = [name for name in tensors if name not in first.arrays]
-    found = survey(model, computed, _fed(model, first), Engine(conduct.device))
+    found = survey(model, computed, _fed(model, first), conduct.device)
     gathering.raise_magnitudes(found.magnitudes)
     sizes = {name: found.sizes.get(name, 0) for name in tensors}
     plan = plan_passes(sizes, gathering.feeds, may_split, conduct.memory_bytes)
@@ -130,7 +130,9 @@ class _Observer:
 
     def observe(self, group: Sequence[str], batches: Batches, progress: Progress) -> None:
         """Adds what one pass over the rest of the data shows of a group of tensors."""
-        engine = Engine(self.conduct.device, self.plan.threads_a_run, self.plan.keeps_memory)
+        engine = Engine(
+            self.conduct.device, self.plan.threads_a_run, self.plan.keeps_memory, keeps_order=True
+        )
         watched = [name for name, magnitude in self.survey.magnitudes.items() if magnitude >= QUIET]
         watched = [name for name in watched if name not in group]
         taps = open_taps(self.model, group, watched, engine)
@@ -181,7 +183,7 @@ class _Observer:
 
         taps.show(part.arrays, tensor, lambda name, value: self.gathering.raise_magnitudes({name: value}))
         if loud:
-            found = survey(self.model, (), part.arrays, Engine(self.conduct.device))
+            found = survey(self.model, (), part.arrays, self.conduct.device)
             self.gathering.raise_magnitudes(found.magnitudes)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -101,10 +102,32 @@ class Histogram:
         centres = (_edges(used * step) + _edges((used + 1) * step)) / 2
         return np.minimum(centres, self.amax), weights.astype(np.float64)
 
-    def linear(self, num_bins: int) -> NDArray[np.float64]:
-        """Returns the counts over equal bins from 0 to amax, zeros left out: float64, shape (num_bins,).
+    def exact(self, num_bins: int) -> tuple[NDArray[np.float64], float]:
+        """Returns the counts over equal bins as they would be of the values themselves, zeros left out.
+
+        The width of the bins is a power of two, so that their borders are borders of ours.
+
+        Args:
+            num_bins: The largest number of bins; there are more than half of it. Above 2048 the counts are
+                as of `linear`.
+
+        Returns:
+            The counts, float64, shape (bins,), and the width.
+        """
+        if not self.amax:
+            return np.zeros(num_bins), 0.0
+        width = 2.0 ** math.ceil(math.log2(self.amax / num_bins))
+        used = math.ceil(self.amax / width)
+        return self.linear(used, used * width), width
+
+    def linear(self, num_bins: int, top: float | None = None) -> NDArray[np.float64]:
+        """Returns the counts over equal bins from 0 to a top, zeros left out: float64, shape (num_bins,).
 
         Values are taken as evenly spread inside each of the narrow bins, so counts come out as fractions.
+
+        Args:
+            num_bins: How many.
+            top: Where the last one ends, amax or more; None: amax.
         """
         bins, counts = self._nonzero()
         if not bins.size:
@@ -113,7 +136,7 @@ class Histogram:
         borders = np.stack([_edges(bins), _edges(bins + 1)], axis=1).reshape(-1)
         borders[-1] = self.amax  # which lies in the last of these bins
         cumulated = np.stack([ends - counts, ends], axis=1).reshape(-1)
-        return np.diff(np.interp(np.linspace(0.0, self.amax, num_bins + 1), borders, cumulated))
+        return np.diff(np.interp(np.linspace(0.0, top or self.amax, num_bins + 1), borders, cumulated))
 
     def quantile(self, fraction: float) -> float:
         """Returns the magnitude that this fraction (0 to 1) of all values, zeros included, do not exceed."""

@@ -131,7 +131,7 @@ def refuse_other(found: Statistics, name: str, wanted: Statistics, other: str) -
 
 
 def _show(source: Source) -> str:
-    return f"{source.data} ({source.data_digest[:12]})"
+    return f"{source.data} ({source.data_digest[:12]}{source.data_digest[64:]})"  # how it is cut stands last
 
 
 def _merged(one: Statistics, two: Statistics) -> Statistics:

@@ -29,16 +29,14 @@ class Survey:
     magnitudes: Mapping[str, float]
 
 
-def survey(
-    model: ir.Model, tensors: Sequence[str], feed: Mapping[str, NDArray[Any]], engine: Engine
-) -> Survey:
+def survey(model: ir.Model, tensors: Sequence[str], feed: Mapping[str, NDArray[Any]], device: str) -> Survey:
     """Returns sizes and magnitudes on one feed; only numbers leave the session, no tensors.
 
     Args:
         model: The float graph; it is not changed.
         tensors: Names of tensors that nodes make; their sizes are told.
         feed: The inputs.
-        engine: How it is run.
+        device: `cpu` or `cuda`.
 
     Raises:
         ModelError: ONNX Runtime cannot run the model.
@@ -60,6 +58,7 @@ def survey(
         return Survey({}, {})
     found: dict[str, float] = {}
     # Without optimizations the session opens sooner than it gains by them on one feed.
+    engine = Engine(device, keeps_memory=False, keeps_order=True)
     session = open_session(clone, optimize=False, engine=engine)
     visit(session, [*magnitudes, *sizes], feed, lambda name, array: found.update({name: array.item()}))
     return Survey(

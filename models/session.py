@@ -53,11 +53,14 @@ class Engine:
         device: `cpu` or `cuda`.
         num_threads: For one run; 0: as many as there are cores.
         keeps_memory: Whether memory is kept for the next run, which is faster and takes more of it.
+        keeps_order: Whether nodes run in the graph's order. ONNX Runtime's own order begins with all that
+            the last node needs, and holds every tensor of which something else is wanted until then.
     """
 
     device: str = "cpu"
     num_threads: int = 0
     keeps_memory: bool = True
+    keeps_order: bool = False
 
 
 def open_session(model: ir.Model | Path, *, optimize: bool, engine: Engine | None = None) -> Any:
@@ -79,6 +82,8 @@ def open_session(model: ir.Model | Path, *, optimize: bool, engine: Engine | Non
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = engine.num_threads
     options.enable_cpu_mem_arena = engine.keeps_memory
+    if engine.keeps_order:
+        options.execution_order = onnxruntime.ExecutionOrder.PRIORITY_BASED
     options.log_severity_level = 4  # errors come as exceptions; warnings are about other people's graphs
     level = "ORT_ENABLE_ALL" if optimize else "ORT_DISABLE_ALL"
     options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, level)

@@ -1,0 +1,57 @@
+"""Tests of work in threads."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from trtq.calibrators.ahead import in_order, num_cores
+
+
+def test_results_come_in_the_order_of_the_items() -> None:
+    gates = [threading.Event() for _ in range(3)]
+    gates[2].set()
+
+    def wait(index: int) -> int:
+        gates[index].wait(10)
+        gates[index - 1].set()  # the last one lets the one before it go
+        return index
+
+    assert list(in_order(wait, range(3), 3)) == [0, 1, 2]
+
+
+def test_no_more_is_taken_than_twice_the_threads() -> None:
+    taken: list[int] = []
+
+    def items() -> Iterator[int]:
+        for index in range(100):
+            taken.append(index)
+            yield index
+
+    results = in_order(lambda index: index, items(), 2)
+    assert [next(results) for _ in range(5)] == [0, 1, 2, 3, 4]
+    assert len(taken) <= 5 + 4
+
+
+def test_the_first_failure_in_the_order_of_the_items_is_raised() -> None:
+    later = threading.Event()
+
+    def fail(index: int) -> int:
+        if index == 1:
+            later.wait(10)
+            raise ValueError("the second")
+        if index == 2:
+            later.set()
+            raise ValueError("the third")
+        return index
+
+    results = in_order(fail, range(9), 3)
+    assert next(results) == 0
+    with pytest.raises(ValueError, match="the second"):
+        next(results)
+
+
+def test_there_is_a_core() -> None:
+    assert num_cores() >= 1

@@ -1,0 +1,49 @@
+"""Tests of what is known of free memory."""
+
+from __future__ import annotations
+
+import resource
+from pathlib import Path
+
+import pytest
+
+from trtq.calibrators.memory import free_bytes
+
+
+@pytest.fixture
+def proc(tmp_path: Path) -> Path:
+    (tmp_path / "self").mkdir()
+    (tmp_path / "meminfo").write_text("MemTotal:  9000 kB\nMemAvailable:    1000 kB\n")
+    (tmp_path / "self" / "statm").write_text("100 50 0 0 0 0 0\n")
+    return tmp_path
+
+
+def _container(folder: Path, limit: str, used: int) -> Path:
+    (folder / "memory.max").write_text(f"{limit}\n")
+    (folder / "memory.current").write_text(f"{used}\n")
+    return folder
+
+
+def test_the_machine_tells_what_is_available(proc: Path, tmp_path: Path) -> None:
+    assert free_bytes(proc, tmp_path / "absent") == 1000 * 1024
+
+
+@pytest.mark.parametrize(("limit", "free"), [("max", 1_024_000), ("500000", 400_000), ("50000", 0)])
+def test_a_container_may_have_less(proc: Path, limit: str, free: int) -> None:
+    assert free_bytes(proc, _container(proc, limit, 100_000)) == free
+
+
+def test_the_limit_of_the_process_counts(proc: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    taken = 100 * resource.getpagesize()
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (taken + 5000, -1))
+    assert free_bytes(proc, tmp_path / "absent") == 5000
+
+
+def test_a_kernel_that_tells_nothing_is_named(proc: Path, tmp_path: Path) -> None:
+    (proc / "meminfo").write_text("MemTotal: 9000 kB\n")
+    with pytest.raises(OSError, match="does not tell MemAvailable"):
+        free_bytes(proc, tmp_path / "absent")
+
+
+def test_this_machine_has_memory() -> None:
+    assert free_bytes() > 0

@@ -1,0 +1,69 @@
+"""Tests of the plan: how many tensors, runs and passes fit into the memory."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import pytest
+
+from trtq.calibrators import plan as plan_module
+from trtq.calibrators.kernel import NUM_BINS
+from trtq.calibrators.plan import Plan, plan_passes
+
+MB = 1 << 20
+TABLE = NUM_BINS * 4
+
+
+def _plan(
+    sizes: Mapping[str, int],
+    memory: int | None,
+    *,
+    may_split: bool = False,
+    feeds: Mapping[str, int] | None = None,
+) -> Plan:
+    feeds = feeds or dict.fromkeys(sizes, 0)
+    memory = None if memory is None else memory + len(sizes) * TABLE
+    return plan_passes(sizes, feeds, may_split, memory)
+
+
+@pytest.fixture(autouse=True)
+def four_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plan_module, "num_cores", lambda: 4)
+
+
+def test_what_fits_is_observed_at_once_on_every_core() -> None:
+    plan = _plan({"a": MB, "b": MB}, 100 * MB)
+    assert plan == Plan((("a", "b"),), None, 4, 1, keeps_memory=True)
+
+
+def test_fewer_runs_go_on_at_a_time_where_memory_is_short() -> None:
+    plan = _plan({"a": 10 * MB, "b": 10 * MB}, 50 * MB)
+    assert (plan.groups, plan.num_runs, plan.threads_a_run) == ((("a", "b"),), 2, 2)
+    assert not plan.keeps_memory
+
+
+def test_tensors_go_in_groups_where_they_do_not_fit_at_once() -> None:
+    plan = _plan({"a": 10 * MB, "b": 10 * MB, "c": 30 * MB, "d": MB}, 25 * MB)
+    assert plan.groups == (("a", "b"), ("c",), ("d",))  # c fits nowhere, and goes alone
+    assert (plan.num_runs, plan.threads_a_run) == (1, 4)
+    assert plan.note == (
+        "the observed tensors take 51 MiB at a time and 25 MiB are allowed for them: 3 passes over the data"
+    )
+
+
+def test_feeds_are_cut_by_the_sizes_alone() -> None:
+    sizes = {"a": 10 * MB, "b": 5 * MB}
+    assert {_plan(sizes, memory, may_split=True).part_samples for memory in (MB, 10_000 * MB)} == {2}
+    assert _plan({"a": 100 * MB}, None, may_split=True).part_samples == 1
+    assert _plan({"a": 0}, None, may_split=True).part_samples == 32 * MB
+
+
+def test_tensors_that_have_seen_the_same_go_on_together() -> None:
+    plan = _plan({"a": MB, "b": MB, "c": MB}, 100 * MB, feeds={"a": 5, "b": 0, "c": 5})
+    assert plan.groups == (("a", "c"), ("b",))
+    assert plan.note == ""
+
+
+def test_half_of_what_is_free_is_taken_unless_it_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plan_module, "free_bytes", lambda: 2 * (15 * MB + 2 * TABLE))
+    assert _plan({"a": 10 * MB, "b": 10 * MB}, None).groups == (("a",), ("b",))

@@ -1,0 +1,189 @@
+"""Statistics from stage to stage: saved, in parts, and after a real kill -9."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from trtq.calibrators import METHODS
+from trtq.calibrators.ranges import ranges_to_json, read_ranges
+from trtq.calibrators.statistics_file import merge_statistics, read_statistics, statistics_to_bytes
+from trtq.errors import ArtifactError, MissingDependency, UsageError
+from trtq.models.demo import write_demo
+from trtq.models.spec import CalibrationSpec, LayerSpec, ModelSpec
+from trtq.pipeline.calibrate import PassSpec, spec_beside
+from trtq.pipeline.stages import calibrate, observe, placed_in, ranges_of
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("demo")
+    write_demo(folder)
+    return folder / "model.onnx"
+
+
+@pytest.fixture(scope="module")
+def spec(model: Path) -> ModelSpec:
+    found = spec_beside(model)
+    return replace(found, calibration=replace(found.calibration, samples=96))
+
+
+@pytest.mark.parametrize("method", list(METHODS))
+def test_every_method_takes_from_statistics_what_it_takes_from_the_data(
+    model: Path, spec: ModelSpec, method: str, tmp_path: Path
+) -> None:
+    wanted = replace(spec, calibration=replace(spec.calibration, method=method))
+    (tmp_path / "s.npz").write_bytes(statistics_to_bytes(observe(model, spec=spec)))
+    seen = read_statistics(tmp_path / "s.npz")
+    assert placed_in(seen, model, spec=wanted) == tuple(seen.histograms)
+    assert ranges_to_json(ranges_of(seen, spec=wanted)) == ranges_to_json(calibrate(model, spec=wanted))
+
+
+@pytest.mark.parametrize("number", [2, 5, 15])
+def test_parts_join_to_the_ranges_of_one_pass_bit_for_bit(model: Path, spec: ModelSpec, number: int) -> None:
+    order = np.random.default_rng(number).permutation(number) + 1
+    parts = [observe(model, spec=spec, how=PassSpec(shard=(int(index), number))) for index in order]
+    merged = merge_statistics(parts, [str(index) for index in order])
+    assert ranges_to_json(ranges_of(merged, spec=spec)) == ranges_to_json(calibrate(model, spec=spec))
+
+
+def test_passes_over_the_data_give_what_one_pass_gives(model: Path, spec: ModelSpec) -> None:
+    in_passes = observe(model, spec=spec, how=PassSpec(memory_bytes=1))
+    assert in_passes == observe(model, spec=spec)
+
+
+_SCRIPT = """
+import os, signal
+from pathlib import Path
+import numpy as np
+
+def batches():
+    data = np.load({data!r})["image"][:96]
+    for index in range(12):
+        yield {{"image": data[8 * index : 8 * index + 8]}}
+        if index == {deadly}:
+            os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def _calibrate(model: Path, folder: Path, output: str, deadly: int, *more: str) -> tuple[int, str]:
+    """Runs the command on a script that kills its process after this feed, as `kill -9` does."""
+    script = folder / "feeds.py"
+    script.write_text(_SCRIPT.format(data=str(model.parent / "calibration.npz"), deadly=deadly))
+    command = [sys.executable, "-c", "from trtq.cli import main; main()", "calibrate", str(model)]
+    command += ["--calib-data", f"{script}:batches", "--output", str(folder / output), *more]
+    process = subprocess.run(command, capture_output=True, text=True, check=False)
+    return process.returncode, process.stderr
+
+
+@pytest.mark.parametrize("memory", [(), ("--calib-memory", "1K")])
+def test_after_kill_9_the_same_command_ends_with_the_identical_ranges(
+    model: Path, tmp_path: Path, memory: tuple[str, ...]
+) -> None:
+    assert _calibrate(model, tmp_path, "whole.json", -1)[0] == 0
+    checkpoint = tmp_path / "c.npz"
+    more = ("--checkpoint", str(checkpoint), "--checkpoint-seconds", "0", *memory)
+    assert _calibrate(model, tmp_path, "killed.json", 7, *more)[0] == -signal.SIGKILL
+    assert not (tmp_path / "killed.json").exists()
+    assert 0 < read_statistics(checkpoint).num_samples < 96
+    returncode, told = _calibrate(model, tmp_path, "again.json", -1, *more)
+    assert returncode == 0, told
+    assert f"note: going on from {checkpoint}: " in told
+    assert read_ranges(tmp_path / "again.json") == read_ranges(tmp_path / "whole.json")
+    assert not checkpoint.exists()
+
+
+def _checkpoint(model: Path, spec: ModelSpec, path: Path, shard: tuple[int, int] = (1, 1)) -> Path:
+    seen = observe(model, spec=spec, how=PassSpec(shard=shard))
+    path.write_bytes(statistics_to_bytes(replace(seen, feeds=dict.fromkeys(seen.histograms, 1))))
+    return path
+
+
+def test_a_checkpoint_of_other_data_is_refused(model: Path, spec: ModelSpec, tmp_path: Path) -> None:
+    path = _checkpoint(model, spec, tmp_path / "c.npz")
+    fewer = replace(spec, calibration=replace(spec.calibration, samples=40))
+    with pytest.raises(ArtifactError, match=r"c.npz is of another data than this pass: .*calibration.npz"):
+        observe(model, spec=fewer, how=PassSpec(checkpoint=path))
+    assert path.exists()
+
+
+def test_a_checkpoint_of_other_tensors_is_refused(model: Path, spec: ModelSpec, tmp_path: Path) -> None:
+    path = _checkpoint(model, spec, tmp_path / "c.npz")
+    other = replace(spec, layers=LayerSpec(skip=(".*",)))
+    with pytest.raises(ArtifactError, match=r"is of other tensors than this pass: only .*c.npz has "):
+        observe(model, spec=other, how=PassSpec(checkpoint=path))
+
+
+def test_a_checkpoint_of_another_part_is_refused(model: Path, spec: ModelSpec, tmp_path: Path) -> None:
+    path = _checkpoint(model, spec, tmp_path / "c.npz", (1, 2))
+    with pytest.raises(ArtifactError, match=r"c.npz is of part 1 of the data, this pass is of part 2"):
+        observe(model, spec=spec, how=PassSpec(checkpoint=path, shard=(2, 2)))
+
+
+def test_a_checkpoint_that_is_whole_is_refused(model: Path, spec: ModelSpec, tmp_path: Path) -> None:
+    (tmp_path / "c.npz").write_bytes(statistics_to_bytes(observe(model, spec=spec)))
+    with pytest.raises(ArtifactError, match=r"holds the statistics of a whole pass: give it as --statistics"):
+        observe(model, spec=spec, how=PassSpec(checkpoint=tmp_path / "c.npz"))
+
+
+def test_a_checkpoint_cannot_give_ranges(model: Path, spec: ModelSpec, tmp_path: Path) -> None:
+    seen = read_statistics(_checkpoint(model, spec, tmp_path / "c.npz"))
+    with pytest.raises(ArtifactError, match=r"^the statistics are of an interrupted pass"):
+        ranges_of(seen, spec=spec)
+
+
+def test_a_part_of_the_data_cannot_give_ranges(model: Path, spec: ModelSpec) -> None:
+    seen = observe(model, spec=spec, how=PassSpec(shard=(2, 3)))
+    with pytest.raises(ArtifactError, match=r"^the statistics lack part 1, 3 of 3 of the data; observe it"):
+        ranges_of(seen, spec=spec)
+
+
+def test_statistics_of_another_model_are_refused(model: Path, spec: ModelSpec) -> None:
+    seen = observe(model, spec=spec)
+    other = replace(seen, source=replace(seen.source, model_sha256="0" * 64))
+    with pytest.raises(ArtifactError, match=r"of another file than .*model.onnx: SHA-256 000000000000, not"):
+        placed_in(other, model, spec=spec)
+
+
+def test_statistics_of_fewer_tensors_are_refused_and_of_more_are_taken(model: Path, spec: ModelSpec) -> None:
+    seen = observe(model, spec=spec)
+    skipping = replace(spec, layers=LayerSpec(skip=(".*",)))
+    assert placed_in(seen, model, spec=skipping) == ()
+    with pytest.raises(ArtifactError, match=r"hold nothing of tensor .* made with other --skip"):
+        placed_in(replace(seen, histograms={}), model, spec=spec)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"device": "tpu"}, "the calibration device must be cpu or cuda, got 'tpu'"),
+        ({"shard": (4, 3)}, "a shard is a part and their number, such as 3/8, got 4/3"),
+        ({"shard": (0, 3)}, "a shard is a part and their number, such as 3/8, got 0/3"),
+        ({"memory_bytes": 0}, "the calibration memory must be at least 1 byte, got 0"),
+        ({"checkpoint_seconds": -1.0}, "the seconds between checkpoints must be 0 or more, got -1"),
+    ],
+)
+def test_a_pass_that_makes_no_sense_is_refused(arguments: dict[str, object], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        PassSpec(**arguments)  # type: ignore[arg-type]
+
+
+def test_a_method_that_makes_no_sense_is_told_before_the_data_is_read(model: Path) -> None:
+    nothing = ModelSpec(calibration=CalibrationSpec(data="absent.npz", method="mse", num_bins=4))
+    with pytest.raises(UsageError, match="num_bins is no parameter"):
+        calibrate(model, spec=nothing)
+
+
+def test_cuda_that_is_not_there_is_told(
+    model: Path, spec: ModelSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
+    with pytest.raises(MissingDependency, match=r"needs ONNX Runtime's CUDAExecutionProvider, this one has"):
+        observe(model, spec=spec, how=PassSpec(device="cuda"))
