@@ -11,6 +11,7 @@ from pathlib import Path
 import onnx
 import onnx.parser
 
+from trtq.calibrators.kernel import is_compiled
 from trtq.errors import TrtqError
 from trtq.pipeline.engine import BACKENDS
 from trtq.pipeline.engine.backend import Backend, BuildRequest
@@ -44,6 +45,7 @@ class Health:
         platform: The operating system and machine.
         packages: Version by package; empty if it is not installed.
         gpu: Why engines can, or cannot, run here.
+        kernel: What counts values in calibration.
         backends: Each with what it says.
     """
 
@@ -51,6 +53,7 @@ class Health:
     platform: str
     packages: dict[str, str]
     gpu: str
+    kernel: str
     backends: tuple[BackendHealth, ...]
 
 
@@ -61,6 +64,7 @@ def examine() -> Health:
         platform.platform(),
         {name: _version(name) for name in _PACKAGES},
         _gpu(),
+        _kernel(),
         tuple(_try(backend) for backend in BACKENDS.values()),
     )
 
@@ -70,6 +74,12 @@ def _version(package: str) -> str:
         return version(package)
     except PackageNotFoundError:
         return ""
+
+
+def _kernel() -> str:
+    if is_compiled():
+        return "compiled"
+    return "numpy, some eight times slower: install a C compiler, then trtq again"
 
 
 def _gpu() -> str:

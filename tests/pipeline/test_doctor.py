@@ -113,3 +113,15 @@ def test_the_gpu_is_asked_of_the_driver(
     monkeypatch.setattr(doctor, "BACKENDS", {})
     monkeypatch.setattr(ctypes, "CDLL", load)
     assert examine().gpu == told
+
+
+@pytest.mark.parametrize(
+    ("compiled", "told"),
+    [(True, "compiled"), (False, "numpy, some eight times slower: install a C compiler, then trtq again")],
+)
+def test_the_kernel_of_calibration_is_told(
+    monkeypatch: pytest.MonkeyPatch, compiled: bool, told: str
+) -> None:
+    monkeypatch.setattr(doctor, "BACKENDS", {})
+    monkeypatch.setattr(doctor, "is_compiled", lambda: compiled)
+    assert examine().kernel == told

@@ -1,0 +1,101 @@
+"""`trtq calibrate` with statistics and `trtq merge-statistics`, as a user runs them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+
+from trtq.calibrators.statistics_file import read_statistics
+from trtq.cli import main
+from trtq.models.demo import write_demo
+
+
+def trtq(*arguments: str | Path) -> Result:
+    runner = CliRunner(env={"FORCE_COLOR": None, "COLUMNS": "80"})
+    return runner.invoke(main, [str(argument) for argument in arguments], catch_exceptions=False)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("demo")
+    write_demo(folder)
+    return folder / "model.onnx"
+
+
+def test_statistics_give_the_same_ranges_without_the_data(model: Path, tmp_path: Path) -> None:
+    saved, first, second = tmp_path / "s.npz", tmp_path / "a.json", tmp_path / "b.json"
+    few = ("--calib-samples", "32")
+    assert trtq("calibrate", model, *few, "-o", first, "--save-statistics", saved, "-q").exit_code == 0
+    for name in ("minmax", "entropy"):
+        result = trtq("calibrate", model, "--statistics", saved, "--calib-method", name, "-o", second)
+        assert result.exit_code == 0, result.stderr
+        assert result.stdout.splitlines()[-1] == f"written to {second}"
+    assert second.read_bytes() == first.read_bytes()
+
+
+def test_parts_are_joined_by_merge_statistics(model: Path, tmp_path: Path) -> None:
+    parts = [tmp_path / f"{index}.npz" for index in (1, 2)]
+    whole, merged = tmp_path / "whole.npz", tmp_path / "merged.npz"
+    few = ("--calib-samples", "32")
+    for index, part in enumerate(parts, 1):
+        result = trtq("calibrate", model, *few, "--shard", f"{index}/2", "--save-statistics", part)
+        assert result.exit_code == 0
+        assert result.stdout == f"10 tensors over 16 samples, part {index} of 2\nwritten to {part}\n"
+    result = trtq("merge-statistics", *reversed(parts), "-o", merged)
+    assert (result.exit_code, result.stdout) == (0, f"10 tensors over 32 samples\nwritten to {merged}\n")
+    assert trtq("merge-statistics", *parts, "-o", merged, "-q").stdout == ""
+    arguments = (*few, "-o", tmp_path / "r.json", "--save-statistics", whole, "-q")
+    assert trtq("calibrate", model, *arguments).exit_code == 0
+    assert read_statistics(merged).histograms == read_statistics(whole).histograms
+
+
+def test_a_part_that_misses_is_refused(model: Path, tmp_path: Path) -> None:
+    part = tmp_path / "2.npz"
+    arguments = ("--calib-samples", "32", "--shard", "2/3", "--save-statistics", part, "-q")
+    assert trtq("calibrate", model, *arguments).stdout == ""
+    result = trtq("merge-statistics", part, "-o", tmp_path / "m.npz")
+    assert result.exit_code == 2
+    assert result.stderr == (
+        "error: part 1, 3 of 3 of the data is missing; observe it with `trtq calibrate --shard 1/3`\n"
+    )
+    assert not (tmp_path / "m.npz").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("--shard", "3"), "'3' is no shard; write a part and their number, such as 3/8"),
+        (("--shard", "1/2"), "--shard observes a part of the data, which gives no ranges: name a file with"),
+        (("--calib-memory", "much"), "'much' is no size"),
+        (("--statistics", "s.npz", "--calib-data", "d.npz"), "--calib-data is of no use with --statistics"),
+        (("--statistics", "s.npz", "--checkpoint", "c.npz"), "--checkpoint is of no use with --statistics"),
+        (("--statistics", "absent.npz"), "there are no statistics absent.npz; `trtq calibrate` writes them"),
+        (("--save-statistics", "nowhere/s.npz"), "cannot write nowhere/s.npz: there is no folder"),
+        (("--percentile", "7", "--calib-method", "mse"), "--percentile is for --calib-method percentile"),
+    ],
+)
+def test_what_makes_no_sense_is_told_before_any_work(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], told: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = trtq("calibrate", model, *arguments)
+    assert result.exit_code == 2
+    assert result.stderr.startswith("error: ")
+    assert told in " ".join(result.stderr.split())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_sample_that_makes_a_tensor_infinite_is_named(tmp_path: Path, model: Path) -> None:
+    with np.load(model.parent / "calibration.npz") as archive:
+        images = archive["image"][:24].copy()
+    images[21] = 3e38
+    np.savez(tmp_path / "bad.npz", image=images)
+    result = trtq("calibrate", model, "--calib-data", tmp_path / "bad.npz", "-o", tmp_path / "r.json")
+    assert result.exit_code == 2
+    told = " ".join(result.stderr.split())
+    assert "of the float model, made by node '" in told
+    assert "samples 16 to 23, in its sample 5: " in told
+    assert "values are NaN or infinite; leave this data out or repair the model" in told
