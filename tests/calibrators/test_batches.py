@@ -160,3 +160,25 @@ def test_nan_and_infinity_are_counted_and_the_sample_is_named(bad: float) -> Non
 def test_a_scalar_that_is_nan_is_refused() -> None:
     with pytest.raises(DataError, match="has 1 values that are NaN or infinite, the first in its sample 0"):
         check_feed(_feed(gain=np.array(np.nan, np.float32)), [TensorSpec("gain", "float32", ())])
+
+
+def _every(batches: Batches, start: int, step: int) -> list[str]:
+    return [feed.source for feed in batches.every(start, step)]
+
+
+@pytest.mark.parametrize("in_parts", [False, True])
+@pytest.mark.parametrize(("num_samples", "num_feeds"), [(None, 7), (100, 7), (9, 5), (10, 5), (1, 1)])
+def test_every_nth_feed_is_that_of_the_whole_pass(
+    in_parts: bool, num_samples: int | None, num_feeds: int
+) -> None:
+    feeds = [Feed({}, str(index), 2) for index in range(7)]
+
+    def part(start: int, step: int) -> Iterator[Feed]:
+        return iter(feeds[start::step])
+
+    batches = Batches(
+        lambda: iter(feeds), "memory", 14, feed_samples=2, part=part if in_parts else None
+    ).first(num_samples)
+    names = [str(index) for index in range(num_feeds)]
+    for start, step in [(0, 1), (0, 3), (1, 3), (2, 3), (5, 1), (20, 2)]:
+        assert _every(batches, start, step) == names[start::step]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ import onnx_ir as ir
 import pytest
 from numpy.typing import NDArray
 
-from trtq.calibrators import METHODS
+from trtq.calibrators import METHODS, plan
 from trtq.calibrators.batches import Batches, Feed
 from trtq.calibrators.estimate import estimate
 from trtq.calibrators.observe import LOUD, QUIET, observe
@@ -235,3 +236,34 @@ def test_batch_size_and_order_do_not_change_the_ranges(size: int, step: int) -> 
     for name in MULTIPLIED:  # its matrix kernels may sum in another order for another number of rows
         amax = [METHODS["minmax"]().amax(seen.histograms[name]) for seen in (first, other)]
         assert amax[0] == pytest.approx(amax[1], rel=1e-6)
+
+
+def test_without_tensors_only_the_shapes_are_seen() -> None:
+    told: list[int] = []
+    seen = observe(_model(SMALL), (), _batches({"x": [[1, 2]] * 3}, {"x": [[1, 2]]}), told.append)
+    assert (seen.num_samples, told, dict(seen.histograms)) == (4, [3, 1], {})
+    assert seen.shapes == {"x": Shapes((1, 2), (3, 2), (3, 2))}
+
+
+def test_no_data_is_nothing_seen() -> None:
+    seen = observe(_model(SMALL), ["h"], _batches())
+    assert (seen.num_samples, seen.histograms["h"].total, seen.shapes) == (0, 0, {})
+
+
+def test_a_feed_that_may_be_cut_is_seen_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    samples = np.random.default_rng(2).normal(size=(20, 3, 12, 12)).astype(np.float32)
+    whole = _batches({"x": samples[:12]}, {"x": samples[12:]})
+    cut = replace(whole, feed_samples=12)
+    monkeypatch.setattr(plan, "_PART_BYTES", 1 << 17)
+    told: list[int] = []
+    seen = observe(_network(), CONVOLVED, cut, told.append)
+    assert seen == replace(observe(_network(), CONVOLVED, whole), magnitudes=seen.magnitudes)
+    assert told == [12, 8]
+
+
+def test_a_sample_of_a_feed_that_is_cut_is_named_by_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = _model(f"{HEAD} log (float[N,2] x) => (float[N,2] y) {{ [log] h = Log(x)  y = Relu(h) }}")
+    monkeypatch.setattr(plan, "_PART_BYTES", 16)
+    feed = {"x": [[1, 2]] * 7 + [[1, -1]]}
+    with pytest.raises(DataError, match=r"goes wrong on feed 0, in its sample 7: 1 values"):
+        observe(model, ["h"], replace(_batches(feed), feed_samples=8))
