@@ -79,7 +79,7 @@ def _version(package: str) -> str:
 def _kernel() -> str:
     if is_compiled():
         return "compiled"
-    return "numpy, some eight times slower: install a C compiler, then trtq again"
+    return "numpy, some seven times slower: install a C compiler, then trtq again"
 
 
 def _gpu() -> str:
