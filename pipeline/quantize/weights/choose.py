@@ -144,7 +144,7 @@ def _axis(value: ir.Value, node: ir.Node, place: int, scheme: WeightScheme) -> i
     if place not in _PLACES.get(node.op_type, ()) or node.graph is not value.graph:
         return f"{node.op_type} {node.name!r} takes it as no weight"
     if node.op_type == "Gather" and (
-        rank != 2 or "axis" in node.attributes and node.attributes["axis"].as_int()
+        rank != 2 or ("axis" in node.attributes and node.attributes["axis"].as_int())
     ):
         return f"Gather {node.name!r} takes no rows of a table from it"
     if scheme.format == "int8":
