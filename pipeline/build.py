@@ -39,6 +39,7 @@ from trtq.pipeline.verify.compare import Comparison, compare_models
 from trtq.pipeline.verify.evaluate import labels_of, within
 from trtq.pipeline.verify.gate import judge
 from trtq.pipeline.watch import Log, Silent, Watcher
+from trtq.pipeline.weights import report_weights, with_few_bits
 
 ENGINE = "model.engine"
 RANGES = "ranges.json"
@@ -110,7 +111,7 @@ def run_job(job: Job, log: Log, earlier: Earlier | None = None) -> Report:
             model=str(job.graph.path),
             output=str(job.folder),
             backend=f"{job.backend.name} {job.backend.version()}",
-            precision=job.target.precision,
+            precision=job.target.name,
             high_precision="as it is" if job.is_quantized else "fp16" if job.way.fp16 else "fp32",
             calibration=calibration,
             engine=made.report,
@@ -124,9 +125,16 @@ def run_job(job: Job, log: Log, earlier: Earlier | None = None) -> Report:
             warnings=tuple(log.warnings),
             reused=tuple(log.reused),
             timings_s={name: round(seconds, 3) for name, seconds in log.seconds.items()},
+            weights=_weights_report(job),
         )
         _write_rest(job, ranges, result, made, stage)
     return result
+
+
+def _weights_report(job: Job) -> report.WeightsReport | None:
+    if not job.weights:
+        return None
+    return report_weights(job.weights, job.target, backend=job.backend.name, fp16=job.way.fp16_graph)
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,26 +192,38 @@ def _quantize(job: Job, ranges: Ranges | None, stage: Path, log: Log) -> _Models
             path = _write_model(job.graph.model, stage / "model.int8.onnx")
             return _Models({"int8": path}, path, job.graph.model, ())
         baseline = fp16_model(job.graph, ranges, keep_fp32=keep_fp32)
-        files = {
-            "fp32": job.graph.path,
-            "fp16": _write_model(baseline.model, stage / "model.fp16.onnx"),
-        }
+        files = {"fp32": job.graph.path}
+        if job.target.precision != "weights" or job.evaluation is not None:
+            files["fp16"] = _write_model(baseline.model, stage / "model.fp16.onnx")
         kept_fp32 = baseline.kept_fp32 if job.way.fp16 else ()
         if job.is_implicit or (job.target.precision == "fp16" and not job.way.is_typed):
             return _Models(files, _write_model(job.graph.model, stage / FLOAT), job.graph.model, kept_fp32)
         if job.target.precision == "fp16":
             return _Models(files, files["fp16"], baseline.model, baseline.kept_fp32)
-        assert ranges is not None
-        mixed: Mixed = int8_model(
-            job.graph, job.placement, ranges, fp16=job.way.fp16_graph, keep_fp32=keep_fp32
-        )
-        files["int8"] = _write_model(mixed.model, stage / "model.int8.onnx")
+        mixed = _mixed(job, ranges, baseline)
+        name = job.target.name
+        files[name] = _write_model(mixed.model, stage / f"model.{name}.onnx")
     if not job.way.is_typed:
         layers = {node.name for node in job.placement.layers}
         return _Models(
-            files, files["int8"], mixed.model, tuple(item for item in kept_fp32 if item.name not in layers)
+            files, files[name], mixed.model, tuple(item for item in kept_fp32 if item.name not in layers)
         )
-    return _Models(files, files["int8"], mixed.model, mixed.kept_fp32)
+    return _Models(files, files[name], mixed.model, mixed.kept_fp32)
+
+
+def _mixed(job: Job, ranges: Ranges | None, baseline: Mixed) -> Mixed:
+    """Returns the model with Q/DQ, with weights in few bits, or with both."""
+    if job.target.precision == "weights":
+        mixed = baseline if job.way.fp16_graph else Mixed(job.graph.model)
+    else:
+        assert ranges is not None
+        keep_fp32 = job.spec.layers.keep_fp32
+        mixed = int8_model(job.graph, job.placement, ranges, fp16=job.way.fp16_graph, keep_fp32=keep_fp32)
+    if not job.weights:
+        return mixed
+    return with_few_bits(
+        mixed, job.graph, job.weights, job.target, backend=job.backend.name, batches=job.calibration
+    )
 
 
 def _write_model(model: ir.Model, path: Path) -> Path:
@@ -335,7 +355,8 @@ def _compare(
             data, engine = job.evaluation, None
         left_out.clear()
     names = (*models.files, *(("engine",) if engine is not None else ()))
-    wanted = [("engine", "fp32"), ("engine", "fp16"), ("int8", "fp32"), ("int8", "fp16"), ("fp16", "fp32")]
+    own = () if job.target.precision == "fp16" else (job.target.name,)
+    wanted = [(name, other) for name in ("engine", *own) for other in ("fp32", "fp16")] + [("fp16", "fp32")]
     if job.is_quantized:
         wanted = [("engine", "int8")]
     pairs = [pair for pair in wanted if set(pair) <= set(names)]
@@ -356,7 +377,7 @@ def _compare(
 def _candidate(job: Job, comparison: Comparison | None) -> str:
     """Returns which of the compared models is judged: the engine itself where it could be run."""
     ran = comparison is not None and any(item.candidate == "engine" for item in comparison.outputs)
-    return "engine" if ran else job.target.precision
+    return "engine" if ran else job.target.name
 
 
 def _write_rest(job: Job, ranges: Ranges | None, result: Report, made: _Made, stage: Path) -> None:

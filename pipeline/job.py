@@ -30,9 +30,11 @@ from trtq.pipeline.graph.load import Graph, load
 from trtq.pipeline.graph.placement import Placement
 from trtq.pipeline.graph.quantized import is_quantized, refuse_what_tensorrt_refuses
 from trtq.pipeline.quantization import Way, choose_way, float_tensors, tensorrt_algorithm
+from trtq.pipeline.quantize.weights.choose import ChosenWeight
 from trtq.pipeline.target import Target
 from trtq.pipeline.verify.evaluate import evaluation_data
 from trtq.pipeline.watch import Watcher
+from trtq.pipeline.weights import place_weights, refuse_weights
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +57,7 @@ class Job:
         ranges: Given ones, instead of calibrating.
         extra_files: Further files for the folder, by name; they win over those that a build would write.
         sources: SHA-256 of further inputs by path, for the manifest.
+        weights: Those that are stored in fewer bits.
     """
 
     graph: Graph
@@ -72,6 +75,7 @@ class Job:
     ranges: Ranges | None = None
     extra_files: Mapping[str, bytes] = field(default_factory=dict)
     sources: Mapping[str, str] = field(default_factory=dict)
+    weights: tuple[ChosenWeight, ...] = ()
 
     @property
     def is_random(self) -> bool:
@@ -119,7 +123,8 @@ def prepare(
     refuse_what_it_lacks(backend, target.options, target.compute_capabilities)
     watcher.stage("Loading")
     way = choose_way(target, backend)
-    graph = load(path, min_opset=19 if way.fp16_graph else 13)
+    refuse_weights(target, backend, way)
+    graph = load(path, min_opset=max(19 if way.fp16_graph else 13, target.min_opset))
     for note in graph.notes:
         watcher.note(note)
     folder = Path(output or path.with_suffix(".trtq")).absolute()
@@ -135,17 +140,23 @@ def prepare(
                 f"model, or leave --quantization implicit out"
             )
         refuse_what_tensorrt_refuses(graph.model)
+        if target.weights is not None:
+            raise UsageError(f"{path} is quantized already; --weights needs the float model")
         target = replace(target, precision="int8")
         watcher.note("the model is quantized already: it is built as it is, without calibration")
     as_is = quantized or target.precision != "int8"
     placement = Placement((), ()) if as_is else placement_of(graph, spec, target, watcher)
-    if not as_is and not placement.layers:
+    weights: tuple[ChosenWeight, ...] = ()
+    if target.weights is not None:
+        placement, weights = place_weights(graph, spec, target, placement, watcher)
+    elif not as_is and not placement.layers:
         watcher.warn("no layer can be quantized; the report tells why")
     if target.precision == "fp16":
         warn_of_unmatched(graph, spec.layers.keep_fp32, watcher)
     if random_data:
         watcher.warn("calibrating with random numbers: the accuracy of this engine is meaningless")
-    wanted = not as_is or random_data or spec.calibration.data is not None
+    needs = target.weights is not None and target.weights.method == "gptq"
+    wanted = not as_is or needs or random_data or spec.calibration.data is not None
     calibration = calibration_data(graph, spec, target, random_data=random_data) if wanted else None
     evaluation = evaluation_data(graph, spec, calibration)
     for batches in (calibration, evaluation if calibration is None else None):
@@ -163,6 +174,7 @@ def prepare(
         method=method_of(spec.calibration),
         calibration=calibration,
         evaluation=evaluation,
+        weights=weights,
     )
     return replace(job, keys=_keys(job))
 

@@ -9,6 +9,7 @@ from trtq.errors import UsageError
 from trtq.pipeline.engine.backend import BuilderOptions, Precision
 from trtq.pipeline.engine.profiles import GivenShapes
 from trtq.pipeline.graph.placement import ATTENTION, DEFAULT_OP_TYPES, QUANTIZABLE
+from trtq.pipeline.quantize.weights.scheme import WeightScheme
 
 HighPrecision = Literal["auto", "fp16", "fp32"]
 Quantization = Literal["auto", "explicit", "implicit"]
@@ -19,7 +20,7 @@ class Target:
     """What is built.
 
     Attributes:
-        precision: "int8", or "fp16" for the FP16 engine alone.
+        precision: "int8", "fp16" for the FP16 engine alone, or "weights" for float activations and `weights`.
         high_precision: What is not quantized computes in this; "auto": FP16 where the backend gains from it.
         backend: "auto" or a name of `trtq.pipeline.engine.BACKENDS`.
         compute_capabilities: Of the target GPUs, such as ("8.9",); empty: the backend's default.
@@ -28,6 +29,7 @@ class Target:
         op_types: The types of nodes that are quantized.
         quantization: "explicit" by Q/DQ, "implicit" by TensorRT up to 10 itself; "auto": explicit.
         options: How the builder works.
+        weights: How weights are stored that Q/DQ does not quantize; None: as they are.
     """
 
     precision: Precision = "int8"
@@ -39,6 +41,7 @@ class Target:
     op_types: tuple[str, ...] = DEFAULT_OP_TYPES
     quantization: Quantization = "auto"
     options: BuilderOptions = field(default_factory=BuilderOptions)
+    weights: WeightScheme | None = None
 
     def __post_init__(self) -> None:
         for name, value, choices in (
@@ -53,5 +56,27 @@ class Target:
             raise UsageError(
                 f"{unknown[0]!r} cannot be quantized; the types to quantize are {', '.join(known)}"
             )
+        if (self.precision == "weights" and self.weights is None) or (
+            self.precision == "fp16" and self.weights is not None
+        ):
+            raise UsageError(
+                'the precision is "weights" if a weight scheme is given without INT8, and only then'
+            )
+        if self.weights is not None and self.quantization == "implicit":
+            raise UsageError(
+                "weights of fewer bits stand in the graph, which --quantization implicit does not read"
+            )
         if self.workspace_bytes is not None and not 1 <= self.workspace_bytes < 1 << 63:
             raise UsageError(f"the workspace must have 1 to 2^63 - 1 bytes, got {self.workspace_bytes}")
+
+    @property
+    def name(self) -> str:
+        """What the model is called in files and reports: "int8", "fp16", "int4-weights"."""
+        if self.precision == "weights" and self.weights is not None:
+            return f"{self.weights.format}-weights"
+        return self.precision
+
+    @property
+    def min_opset(self) -> int:
+        """The first opset that holds what is built."""
+        return 13 if self.weights is None else self.weights.min_opset

@@ -57,6 +57,31 @@ class EngineReport:
 
 
 @dataclass(frozen=True, slots=True)
+class WeightsReport:
+    """What weight-only quantization did.
+
+    Attributes:
+        format: "int8", "int4" or "nf4".
+        method: "rtn", "mse" or "gptq".
+        block_size: Elements to a scale; None for INT8.
+        num_weights: How many weights are stored in fewer bits.
+        bytes_float: Their size before, in FP32.
+        bytes_quantized: Their size now, with all scales.
+        bits_per_weight: The same for one element.
+        gain: What that is good for on the backend.
+    """
+
+    format: str
+    method: str
+    block_size: int | None
+    num_weights: int
+    bytes_float: int
+    bytes_quantized: int
+    bits_per_weight: float
+    gain: str
+
+
+@dataclass(frozen=True, slots=True)
 class Report:
     """The outcome of a build.
 
@@ -67,7 +92,7 @@ class Report:
         model: The file that was built.
         output: The folder that holds the result.
         backend: With its version, such as `tensorrt-rtx 1.7.1`.
-        precision: "int8" or "fp16".
+        precision: "int8", "fp16" or, for float activations, such as "int4-weights".
         high_precision: What is not quantized computes in this.
         calibration: None if nothing was calibrated.
         engine: What was built.
@@ -81,6 +106,7 @@ class Report:
         warnings: What the user should look at.
         reused: What was taken from an earlier build: nothing, "ranges", "engine" or "everything".
         timings_s: Seconds by stage.
+        weights: What was done to the weights alone; None if nothing was.
     """
 
     schema_version: int
@@ -103,6 +129,7 @@ class Report:
     warnings: tuple[str, ...]
     reused: tuple[str, ...] = ()
     timings_s: Mapping[str, float] = field(default_factory=dict)
+    weights: WeightsReport | None = None
 
 
 def to_json(report: Report) -> bytes:

@@ -12,7 +12,8 @@ from trtq.errors import UsageError
 from trtq.models.spec import InputSpec
 
 HardwareCompatibility = Literal["none", "ampere+", "same-compute-capability"]
-Precision = Literal["int8", "fp16"]
+Precision = Literal["int8", "fp16", "weights"]
+"""Of an engine; "weights": float activations, and weights of fewer bits."""
 Kept = Mapping[str, Literal["fp16", "fp32"]]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 import onnx_ir as ir
@@ -63,7 +63,9 @@ class WeightPlacement:
     kept: tuple[KeptNode, ...]
 
 
-def choose_weights(model: ir.Model, scheme: WeightScheme, skip: Sequence[str] = ()) -> WeightPlacement:
+def choose_weights(
+    model: ir.Model, scheme: WeightScheme, skip: Sequence[str] = (), taken: Collection[str] = ()
+) -> WeightPlacement:
     """Returns which weights of MatMul, Gemm and Gather, and for INT8 of Conv, are stored in fewer bits.
 
     A weight is chosen if every node that reads it can take it in the same form. Blocks lie along the axis
@@ -73,11 +75,14 @@ def choose_weights(model: ir.Model, scheme: WeightScheme, skip: Sequence[str] = 
         model: The float graph; its nodes have unique names.
         scheme: The format.
         skip: Regular expressions searched in the names of nodes and of weights.
+        taken: Names of weights that are quantized in another way.
     """
     patterns = (*skip, *([SENSITIVE] if scheme.keep_sensitive else []))
     chosen: list[ChosenWeight] = []
     kept: list[KeptNode] = []
     for value in _weights(model):
+        if value.name in taken:
+            continue
         decision = _decide(value, scheme, patterns)
         if isinstance(decision, ChosenWeight):
             chosen.append(decision)

@@ -18,13 +18,14 @@ from trtq.pipeline.deliver.report import to_json
 
 @click.command("build")
 @options.model_argument
-@click.option("--int8", is_flag=True, help="Build an INT8 engine (the default).")
+@click.option("--int8", is_flag=True, help="Build an INT8 engine (the default without --weights).")
 @click.option("--fp16", is_flag=True, help="Build the FP16 engine alone; with --int8 it changes nothing.")
 @options.spec_option
 @options.calibration_options
 @options.layer_options
 @options.precision_options
 @options.quantization_option
+@options.weight_options
 @options.target_options
 @options.evaluation_options
 @options.gate_options
@@ -43,6 +44,7 @@ def command(model: Path, **given: Any) -> None:
       trtq build model.onnx --int8 --calib-data images/ --skip '^head' --compute-capability 8.9
       trtq build model.onnx --int8 --min-shapes x:1x3x224x224 --opt-shapes x:8x3x224x224 \\
           --max-shapes x:32x3x224x224
+      trtq build model.onnx --weights int4 --calib-data calib.npz
     """
     with ConsoleWatcher(quiet=given["quiet"]) as watcher:
         report = build(

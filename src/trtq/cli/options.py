@@ -15,9 +15,10 @@ from trtq.errors import UsageError
 from trtq.models.spec import ModelSpec, read_spec
 from trtq.pipeline.calibrate import PassSpec, spec_beside
 from trtq.pipeline.engine import BACKENDS
-from trtq.pipeline.engine.backend import BuilderOptions, HardwareCompatibility
+from trtq.pipeline.engine.backend import BuilderOptions, HardwareCompatibility, Precision
 from trtq.pipeline.engine.profiles import GivenShapes, Shape, parse_shapes
 from trtq.pipeline.graph.placement import DEFAULT_OP_TYPES
+from trtq.pipeline.quantize.weights.scheme import BLOCK_SIZES, WeightFormat, WeightMethod, WeightScheme
 from trtq.pipeline.target import Quantization, Target
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -135,10 +136,36 @@ precision_options = group(
     ),
     click.option(
         "--high-precision",
+        "--compute-dtype",
+        "high_precision",
         type=click.Choice(["auto", "fp16", "fp32"]),
         default="auto",
         show_default=True,
         help="Precision of what is not quantized; auto is fp16 for TensorRT.",
+    ),
+)
+weight_options = group(
+    click.option(
+        "--weights",
+        type=click.Choice(get_args(WeightFormat)),
+        help="Store weights in fewer bits. Alone, activations stay float; with --int8, convolutions and big "
+        "products are INT8 and the other weights are stored so.",
+    ),
+    click.option(
+        "--weight-method",
+        type=click.Choice(get_args(WeightMethod)),
+        help="For int4: rounding, the clip of least error, or GPTQ (needs data).  [default: mse]",
+    ),
+    click.option(
+        "--block-size",
+        type=click.Choice([str(size) for size in BLOCK_SIZES]),
+        help="For int4 and nf4: elements to a scale.  [default: 64]",
+    ),
+    click.option("--double-quant", is_flag=True, help="For nf4: hold the scales in 8 bits."),
+    click.option(
+        "--quantize-sensitive",
+        is_flag=True,
+        help="Store also the weights of lm_head, proj_out, norm_out and classifier heads in fewer bits.",
     ),
 )
 evaluation_options = group(
@@ -257,8 +284,10 @@ def target_from(given: Mapping[str, Any]) -> Target:
     """Returns the target that the options describe."""
     op_types = given.get("op_types")
     return Target(
-        precision="fp16" if given.get("fp16") and not given.get("int8") else "int8",
-        high_precision=given.get("high_precision", "auto"),
+        precision=_precision(given),
+        high_precision="fp16"
+        if given.get("weights") and given.get("fp16")
+        else given.get("high_precision", "auto"),
         backend=given.get("backend", "auto"),
         compute_capabilities=tuple(_capability(text) for text in given.get("compute_capability", ())),
         workspace_bytes=_num_bytes(given["workspace"]) if given.get("workspace") else None,
@@ -271,6 +300,32 @@ def target_from(given: Mapping[str, Any]) -> Target:
             given.get("hardware_compatibility", "none"),
             given.get("version_compatible", False),
         ),
+        weights=_weights(given),
+    )
+
+
+def _precision(given: Mapping[str, Any]) -> Precision:
+    if given.get("int8"):
+        return "int8"
+    return "weights" if given.get("weights") else "fp16" if given.get("fp16") else "int8"
+
+
+def _weights(given: Mapping[str, Any]) -> WeightScheme | None:
+    """Returns the weight scheme that the options describe; None without --weights."""
+    form = given.get("weights")
+    if form is None:
+        alone = ("weight_method", "block_size", "double_quant", "quantize_sensitive")
+        if found := next((name for name in alone if given.get(name)), None):
+            raise UsageError(f"--{found.replace('_', '-')} is for weights of fewer bits; give --weights too")
+        return None
+    if form == "int8" and given.get("block_size"):
+        raise UsageError("--block-size is for int4 and nf4; INT8 weights have one scale for each channel")
+    return WeightScheme(
+        form,
+        given.get("weight_method") or ("mse" if form == "int4" else "rtn"),
+        int(given.get("block_size") or 64),
+        given.get("double_quant", False),
+        not given.get("quantize_sensitive", False),
     )
 
 

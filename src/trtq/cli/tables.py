@@ -17,7 +17,7 @@ from trtq.cli.console import show_bytes
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from trtq.pipeline.deliver.report import Report
+    from trtq.pipeline.deliver.report import Report, WeightsReport
     from trtq.pipeline.verify.metrics import OutputComparison
 
 _STYLES = {"pass": "bold green", "fail": "bold red", "unverified": "bold yellow"}
@@ -46,6 +46,8 @@ def print_report(console: Console, report: Report, *, verbose: bool) -> None:
         data = f"compared on {report.evaluated_samples} samples of {report.evaluation_data}"
         console.print(data, soft_wrap=True)
     _print_engine(console, report)
+    if report.weights is not None:
+        _print_weights(console, report.weights, verbose)
     if report.calibration is not None:
         made_up = Text("  RANDOM DATA", style="bold red") if report.calibration.random else Text("")
         console.print(
@@ -119,6 +121,17 @@ def _print_engine(console: Console, report: Report) -> None:
         )
     if len(engine.fallbacks) > _MOST_ROWS:
         console.print(Text(f"  and {len(engine.fallbacks) - _MOST_ROWS} more in the report", style="yellow"))
+
+
+def _print_weights(console: Console, weights: WeightsReport, verbose: bool) -> None:
+    blocks = f", blocks of {weights.block_size}" if weights.block_size is not None else ""
+    console.print(
+        f"{weights.num_weights} weights in {weights.format.upper()} ({weights.method}{blocks}): "
+        f"{show_bytes(weights.bytes_float)} in FP32, now {show_bytes(weights.bytes_quantized)}, "
+        f"{weights.bits_per_weight:.2f} bits a weight"
+    )
+    if verbose:
+        console.print(Text(f"  {weights.gain}", style="dim"), soft_wrap=True)
 
 
 def _print_kept(console: Console, report: Report, verbose: bool) -> None:

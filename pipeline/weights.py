@@ -1,0 +1,163 @@
+"""Weight-only quantization as a part of a build: which weights, in which model, and what it is good for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import onnx_ir as ir
+
+from trtq.calibrators.batches import Batches
+from trtq.errors import UsageError
+from trtq.models.spec import ModelSpec
+from trtq.pipeline.deliver.report import WeightsReport
+from trtq.pipeline.engine.backend import Backend
+from trtq.pipeline.graph.load import Graph
+from trtq.pipeline.graph.placement import Placement, QuantizedNode
+from trtq.pipeline.quantization import Way
+from trtq.pipeline.quantize.mixed import Mixed
+from trtq.pipeline.quantize.weights.apply import Runtime, quantize_weights
+from trtq.pipeline.quantize.weights.choose import ChosenWeight, choose_weights, unmatched_names
+from trtq.pipeline.quantize.weights.gram import gptq_codes
+from trtq.pipeline.quantize.weights.layout import form_of, parts_of
+from trtq.pipeline.target import Target
+from trtq.pipeline.watch import Watcher
+
+_BIG = 1 << 18
+"""Elements of a MatMul's weight from which INT8 activations pay in a mixed build: 512 x 512."""
+_GAINS = {
+    ("tensorrt", "int8"): "TensorRT keeps INT8 weights and dequantizes them inside the product: less memory, "
+    "and faster where reading the weights takes the time (small batches)",
+    ("tensorrt", "int4"): "TensorRT keeps INT4 weights and dequantizes them inside the product: less memory, "
+    "and faster where reading the weights takes the time (small batches)",
+    (
+        "tensorrt",
+        "nf4",
+    ): "TensorRT keeps NF4 codes at half a byte and looks every weight up in each run: less "
+    "memory, not less time; INT4 is the faster format",
+    (
+        "onnxruntime",
+        "int8",
+    ): "ONNX Runtime dequantizes INT8 weights in each run: a smaller file, not less time",
+    ("onnxruntime", "int4"): "ONNX Runtime fuses INT4 weights into MatMulNBits",
+    ("onnxruntime", "nf4"): "ONNX Runtime computes MatMulBnb4 from the codes",
+}
+
+
+def place_weights(
+    graph: Graph, spec: ModelSpec, target: Target, placement: Placement, watcher: Watcher
+) -> tuple[Placement, tuple[ChosenWeight, ...]]:
+    """Returns what is left to Q/DQ, and the weights that are stored in fewer bits.
+
+    Beside INT8 (a mixed build) the weights of convolutions and of big products stay with Q/DQ; those of small
+    products, of embeddings and of what is not quantized otherwise are chosen here.
+
+    Args:
+        graph: The float model.
+        spec: With the patterns of what keeps its precision.
+        target: With a weight scheme.
+        placement: Where Q/DQ pairs would go; empty without INT8.
+        watcher: Is told of patterns that match nothing.
+    """
+    assert target.weights is not None
+    patterns = (*spec.layers.skip, *spec.layers.keep_fp32)
+    for pattern, nearest in unmatched_names(graph.model, patterns):
+        near = f"; the nearest names are {', '.join(nearest)}" if nearest else ""
+        watcher.warn(f"{pattern!r} matches no node or weight{near}")
+    quantized = tuple(node for node in placement.quantized if not _is_small(graph.model, node))
+    taken = {node.weight[1].tensor for node in quantized if node.weight is not None}
+    found = choose_weights(graph.model, target.weights, patterns, taken)
+    if not found.chosen:
+        watcher.warn("no weight can be stored in fewer bits; the report tells why")
+    done = {node.name for node in quantized} | {
+        reader.node for weight in found.chosen for reader in weight.readers
+    }
+    by_name = {node.name: node for node in (*placement.kept, *found.kept, *graph.unseen)}
+    return Placement(
+        quantized, tuple(node for node in by_name.values() if node.name not in done)
+    ), found.chosen
+
+
+def refuse_weights(target: Target, backend: Backend, way: Way) -> None:
+    """Refuses weight-only quantization where the graph cannot say it.
+
+    Raises:
+        UsageError: The builder picks precisions itself.
+    """
+    if target.weights is not None and not way.is_typed and backend.name != "onnxruntime":
+        raise UsageError(
+            f"--weights {target.weights.format} needs a builder that takes its precisions from the graph; "
+            f"backend {backend.name} of version {backend.version()} picks them itself"
+        )
+
+
+def with_few_bits(
+    mixed: Mixed,
+    graph: Graph,
+    chosen: Sequence[ChosenWeight],
+    target: Target,
+    *,
+    backend: str,
+    batches: Batches | None = None,
+) -> Mixed:
+    """Returns the model with the chosen weights in few bits.
+
+    Args:
+        mixed: What the other weights and the activations have become.
+        graph: The float model.
+        chosen: What `place_weights` returned.
+        target: With a weight scheme.
+        backend: Who runs the result.
+        batches: The data; GPTQ needs it.
+    """
+    assert target.weights is not None
+    known = {}
+    if target.weights.method == "gptq":
+        assert batches is not None
+        half = any(value.dtype is ir.DataType.FLOAT16 for value in mixed.model.graph.initializers.values())
+        known = gptq_codes(graph.model, chosen, target.weights, batches, "float16" if half else "float32")
+    model = quantize_weights(
+        mixed.model, graph.model, chosen, target.weights, runtime=_runtime(backend), known=known
+    )
+    return Mixed(model, mixed.kept_fp32)
+
+
+def report_weights(
+    chosen: Sequence[ChosenWeight], target: Target, *, backend: str, fp16: bool
+) -> WeightsReport:
+    """Returns what the report says of the weights.
+
+    Args:
+        chosen: What `place_weights` returned.
+        target: With a weight scheme.
+        backend: Who runs the result.
+        fp16: Whether it computes in FP16.
+    """
+    scheme = target.weights
+    assert scheme is not None
+    dtype = ir.DataType.FLOAT16 if fp16 else ir.DataType.FLOAT
+    form = form_of(scheme)
+    size = sum(part.nbytes for weight in chosen for part in parts_of(weight, scheme, dtype, form))
+    count = sum(weight.num_elements for weight in chosen)
+    return WeightsReport(
+        format=scheme.format,
+        method=scheme.method,
+        block_size=None if scheme.format == "int8" else scheme.block_size,
+        num_weights=len(chosen),
+        bytes_float=4 * count,
+        bytes_quantized=size,
+        bits_per_weight=round(8 * size / count, 3) if count else 0.0,
+        gain=_GAINS[_runtime(backend), scheme.format],
+    )
+
+
+def _runtime(backend: str) -> Runtime:
+    return "onnxruntime" if backend == "onnxruntime" else "tensorrt"
+
+
+def _is_small(model: ir.Model, node: QuantizedNode) -> bool:
+    """Whether a product is so small that turning its activations into INT8 costs more than it saves."""
+    if node.weight is None or node.op_type == "Conv":
+        return False
+    tensor = model.graph.initializers[node.weight[1].tensor].const_value
+    assert tensor is not None
+    return tensor.size < _BIG
