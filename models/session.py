@@ -32,6 +32,8 @@ _DTYPES: Mapping[str, np.dtype[Any]] = {
 
 INLINE_LIMIT_BYTES = 1 << 30
 """Protobuf holds at most 2 GiB; models above half of it keep their weights in a second file."""
+_EXTERNAL_FOLDER = "session.model_external_initializers_file_folder_path"
+"""ONNX Runtime 1.21 and newer; without it, a model in memory has its data in the working folder."""
 
 
 def num_weight_bytes(model: ir.Model) -> int:
@@ -39,10 +41,28 @@ def num_weight_bytes(model: ir.Model) -> int:
     return sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value)
 
 
+def _num_inline_bytes(model: ir.Model) -> int:
+    """Returns the size of the initializers that do not lie in another file."""
+    tensors = (value.const_value for value in model.graph.initializers.values())
+    return sum(tensor.nbytes for tensor in tensors if tensor and not isinstance(tensor, ir.ExternalTensor))
+
+
 def save(model: ir.Model, path: Path) -> None:
-    """Writes an ONNX file; the weights of a large model go to `<name>.data` beside it."""
-    external = f"{path.name}.data" if num_weight_bytes(model) > INLINE_LIMIT_BYTES else None
-    ir.save(model, path, external_data=external)
+    """Writes an ONNX file; the weights of a large model go to `<name>.data` beside it, one after another.
+
+    Weights that lie in another file, or are computed when they are read, are in memory one at a time.
+    """
+    is_large = num_weight_bytes(model) > INLINE_LIMIT_BYTES or bool(_folders(model))
+    ir.save(model, path, external_data=f"{path.name}.data" if is_large else None)
+    for value in model.graph.initializers.values():
+        if isinstance(value.const_value, ir.ExternalTensor):
+            value.const_value.release()
+
+
+def _folders(model: ir.Model) -> set[str]:
+    """Returns the folders of the files that weights lie in outside the model."""
+    tensors = (value.const_value for value in model.graph.initializers.values())
+    return {str(tensor.base_dir) for tensor in tensors if isinstance(tensor, ir.ExternalTensor)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +110,10 @@ def open_session(model: ir.Model | Path, *, optimize: bool, engine: Engine | Non
     try:
         if isinstance(model, Path):
             return onnxruntime.InferenceSession(str(model), options, providers=providers)
-        if num_weight_bytes(model) <= INLINE_LIMIT_BYTES:
+        folders = _folders(model)
+        if _num_inline_bytes(model) <= INLINE_LIMIT_BYTES and len(folders) <= 1:
+            for folder in folders:
+                options.add_session_config_entry(_EXTERNAL_FOLDER, str(Path(folder).resolve()))
             proto = ir.to_proto(model).SerializeToString()
             return onnxruntime.InferenceSession(proto, options, providers=providers)
         with tempfile.TemporaryDirectory(prefix="trtq-") as folder:

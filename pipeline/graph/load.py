@@ -14,6 +14,7 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx_ir.passes import common as passes
 
 from trtq.errors import ModelError
+from trtq.models.session import num_weight_bytes
 from trtq.models.signature import TensorSpec, inputs_of, outputs_of
 from trtq.pipeline.graph.fold import drop_identities, fold_batch_norm, fold_bias, fold_constants
 from trtq.pipeline.graph.opset import infer_shapes, opset_of, upgrade_opset
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _MAX_IR_VERSION = 11
+_MOST_IN_MEMORY = 1 << 28
+"""Bytes of weights in other files that are read at once; of larger models one weight is read at a time."""
+_SMALL = 1 << 16
 _ANONYMOUS = frozenset({"?", "*", "-1", "None", "none", "unk", "dynamic"})
 
 
@@ -215,9 +219,22 @@ def _normalize(model: ir.Model) -> Iterator[str]:
     passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     if num_constants := num_nodes - len(model.graph):
         yield f"turned {num_constants} Constant nodes into initializers"
-    ir.external_data.load_to_model(model)  # ONNX Runtime would look for it in the working directory
+    _load_weights(model)
     passes.NameFixPass(_Names())(model)
     drop_identities(model)
+
+
+def _load_weights(model: ir.Model) -> None:
+    """Brings the weights of other files into memory: all of them, or the small ones of a large model."""
+    limit = _MOST_IN_MEMORY if num_weight_bytes(model) <= _MOST_IN_MEMORY else _SMALL
+    for value in model.graph.initializers.values():
+        tensor = value.const_value
+        if isinstance(tensor, ir.ExternalTensor) and tensor.nbytes <= limit:
+            value.const_value = ir.Tensor(tensor.numpy().copy(), name=tensor.name, dtype=tensor.dtype)
+            tensor.release()
+    bodies = [graph for graph in model.graph.subgraphs() if graph is not model.graph]
+    for body in bodies:
+        ir.external_data.load_to_model(ir.Model(body, ir_version=model.ir_version))
 
 
 class _Names:

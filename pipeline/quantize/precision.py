@@ -18,6 +18,7 @@ _FP16_MAX = 65504.0
 _FEW_ELEMENTS = 8
 _MAX_ERROR = 0.01
 _QMAX = 127
+_PIECE = 1 << 20
 _FLOAT, _FLOAT16 = ir.DataType.FLOAT, ir.DataType.FLOAT16
 _LITERAL_FLOAT = "tensor(float)"
 
@@ -111,19 +112,34 @@ def _reason_in_values(node: ir.Node, beyond: Mapping[str, float]) -> str | None:
 def _reason_in_constant(node: ir.Node, value: ir.Value | None) -> str | None:
     if value is None or value.const_value is None:
         return None
-    magnitudes = np.abs(value.const_value.numpy())
-    finite = magnitudes[np.isfinite(magnitudes)]
-    largest = finite.max(initial=0.0)
+    largest = _largest_finite(value.const_value)
     if largest > _FP16_MAX:
         return f"constant {value.name!r} has {largest:.3g}, FP16 ends at {_FP16_MAX:g}"
     if node.op_type == "DequantizeLinear" and largest * _QMAX > _FP16_MAX:
         return f"scale {value.name!r} gives values up to {largest * _QMAX:.3g}, FP16 ends at {_FP16_MAX:g}"
-    if node.op_type in ("QuantizeLinear", "DequantizeLinear") or finite.size <= _FEW_ELEMENTS:
-        small = finite[finite > 0]
+    is_scale = node.op_type in ("QuantizeLinear", "DequantizeLinear")
+    if is_scale or value.const_value.size <= _FEW_ELEMENTS:
+        magnitudes = np.abs(value.const_value.numpy())
+        small = magnitudes[np.isfinite(magnitudes) & (magnitudes > 0)]
         errors = np.abs(small.astype(np.float16).astype(np.float64) - small) / small
         if small.size and errors.max() > _MAX_ERROR:
             return f"constant {value.name!r} has {small[int(errors.argmax())]:.3g}, too small for FP16"
     return None
+
+
+def _largest_finite(tensor: ir.TensorProtocol) -> float:
+    """Returns the largest magnitude, reading a large tensor in pieces."""
+    flat = tensor.numpy().reshape(-1)
+    largest = 0.0
+    for start in range(0, flat.size, _PIECE):
+        magnitudes = np.abs(flat[start : start + _PIECE])
+        piece = magnitudes.max(initial=0.0)
+        if not np.isfinite(piece):
+            piece = magnitudes[np.isfinite(magnitudes)].max(initial=0.0)
+        largest = max(largest, float(piece))
+    if isinstance(tensor, ir.ExternalTensor):
+        tensor.release()
+    return largest
 
 
 def _reason_in_source(value: ir.Value | None) -> str | None:
@@ -245,12 +261,28 @@ class _Casts:
     def _cast(self, value: ir.Value, dtype: ir.DataType, suffix: str) -> ir.Value:
         key = (value, dtype)
         if key not in self._made:
-            if value.const_value is not None:
+            if isinstance(value.const_value, ir.ExternalTensor):
+                self._made[key] = self._cast_when_read(value.const_value, dtype, suffix)
+            elif value.const_value is not None:
                 array = _clipped(value.const_value.numpy()).astype(dtype.numpy())
                 self._made[key] = add_initializer(self._graph, f"{value.name}_{suffix}", array)
             else:
                 self._made[key] = self._insert(value, dtype, suffix)
         return self._made[key]
+
+    def _cast_when_read(self, tensor: ir.ExternalTensor, dtype: ir.DataType, suffix: str) -> ir.Value:
+        """Returns a constant that is cast when it is read, so that a large model is never in memory whole."""
+
+        def cast() -> ir.TensorProtocol:
+            array = _clipped(tensor.numpy()).astype(dtype.numpy())
+            tensor.release()
+            return ir.tensor(array)
+
+        name = unique_name(self._graph, f"{tensor.name}_{suffix}")
+        lazy = ir.LazyTensor(cast, dtype, ir.Shape(tensor.shape.numpy()), name=name)
+        value = ir.Value(name=name, type=ir.TensorType(dtype), shape=lazy.shape, const_value=lazy)
+        self._graph.initializers.add(value)
+        return value
 
     def _insert(self, value: ir.Value, dtype: ir.DataType, suffix: str) -> ir.Value:
         node = ir.node("Cast", [value], {"to": int(dtype)}, name=f"{value.name}_to_{suffix}")
