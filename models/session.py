@@ -52,11 +52,10 @@ def save(model: ir.Model, path: Path) -> None:
 
     Weights that lie in another file, or are computed when they are read, are in memory one at a time.
     """
-    is_large = num_weight_bytes(model) > INLINE_LIMIT_BYTES or bool(_folders(model))
+    tensors = (value.const_value for value in model.graph.initializers.values())
+    is_streamed = any(isinstance(tensor, ir.ExternalTensor | ir.LazyTensor) for tensor in tensors)
+    is_large = num_weight_bytes(model) > INLINE_LIMIT_BYTES or is_streamed
     ir.save(model, path, external_data=f"{path.name}.data" if is_large else None)
-    for value in model.graph.initializers.values():
-        if isinstance(value.const_value, ir.ExternalTensor):
-            value.const_value.release()
 
 
 def _folders(model: ir.Model) -> set[str]:

@@ -12,7 +12,7 @@ from trtq.calibrators.estimate import estimate
 from trtq.calibrators.ranges import Ranges
 from trtq.calibrators.sources import WAYS
 from trtq.calibrators.statistics import Statistics
-from trtq.errors import ArtifactError, DataError, ModelError
+from trtq.errors import ArtifactError, DataError, ModelError, UsageError
 from trtq.models.session import save
 from trtq.models.spec import ModelSpec
 from trtq.pipeline.calibrate import (
@@ -26,13 +26,16 @@ from trtq.pipeline.calibrate import (
     warn_of_preprocess,
 )
 from trtq.pipeline.graph.load import Graph, load
+from trtq.pipeline.graph.placement import Placement
 from trtq.pipeline.graph.quantized import is_quantized
 from trtq.pipeline.load import load as load_engine
-from trtq.pipeline.quantize.mixed import int8_model
+from trtq.pipeline.quantize.mixed import Mixed, fp16_model, int8_model
+from trtq.pipeline.quantize.weights.choose import ChosenWeight
 from trtq.pipeline.target import Target
 from trtq.pipeline.verify.compare import Comparison, compare_models
 from trtq.pipeline.verify.evaluate import evaluation_data, labels_of
 from trtq.pipeline.watch import Silent, Watcher
+from trtq.pipeline.weights import place_weights, with_few_bits
 
 
 def calibrate(
@@ -176,40 +179,52 @@ def placed_in(
 
 def quantize(
     model: Path | str,
-    ranges: Ranges,
+    ranges: Ranges | None,
     output: Path | str,
     *,
     spec: ModelSpec | None = None,
     target: Target | None = None,
     watcher: Watcher | None = None,
 ) -> Path:
-    """Returns the Q/DQ model that was written, with int8 weights and what is not quantized in FP16.
+    """Returns the model that was written: with Q/DQ, with weights in few bits, or both; the rest is FP16.
+
+    A model whose weights lie in another file is quantized weight by weight.
 
     Args:
         model: The float ONNX file.
-        ranges: Of `calibrate`.
+        ranges: Of `calibrate`; None for weights alone.
         output: The file to write; the weights of a large model go to `<name>.data` beside it.
         spec: What is known of the model; None: read from beside it.
         target: Which types of nodes are quantized, and the precision of the rest.
         watcher: Is told of the progress.
 
     Raises:
-        ModelError, UsageError: Something that was given cannot be used, or the ranges lack a tensor.
+        ModelError, DataError, UsageError: Something that was given cannot be used; the ranges lack a tensor.
         ArtifactError: The file cannot be written.
     """
     watcher = watcher or Silent()
-    graph, spec = _load_float(Path(model), spec, watcher)
     target = target or Target()
-    if ranges.model_sha256 != graph.sha256:
-        watcher.warn(f"the ranges were calibrated for another file than {graph.path}")
-    placement = placement_of(graph, spec, target, watcher)
-    mixed = int8_model(
-        graph,
-        placement,
-        ranges,
-        fp16=target.high_precision != "fp32",
-        keep_fp32=spec.layers.keep_fp32,
-    )
+    graph, spec = _load_float(Path(model), spec, watcher, target.min_opset)
+    fp16 = target.high_precision != "fp32"
+    keep_fp32 = spec.layers.keep_fp32
+    placement = Placement((), ())
+    weights: tuple[ChosenWeight, ...] = ()
+    if ranges is not None:
+        if ranges.model_sha256 != graph.sha256:
+            watcher.warn(f"the ranges were calibrated for another file than {graph.path}")
+        placement = placement_of(graph, spec, target, watcher)
+    if target.weights is not None:
+        placement, weights = place_weights(graph, spec, target, placement, watcher)
+    if ranges is not None:
+        mixed = int8_model(graph, placement, ranges, fp16=fp16, keep_fp32=keep_fp32)
+    elif target.weights is not None:
+        mixed = fp16_model(graph, None, keep_fp32=keep_fp32) if fp16 else Mixed(graph.model)
+    else:
+        raise UsageError("there is nothing to quantize with: give ranges, or a weight format")
+    if target.weights is not None:
+        needs_data = target.weights.method == "gptq"
+        batches = calibration_data(graph, spec, target, random_data=False) if needs_data else None
+        mixed = with_few_bits(mixed, graph, weights, target, backend=target.backend, batches=batches)
     return _save_whole(mixed.model, Path(output))
 
 
@@ -266,10 +281,12 @@ def compared_names(reference: Path, candidate: Path) -> tuple[str, str]:
     return str(reference), str(candidate) if candidate != reference else f"{candidate} again"
 
 
-def _load_float(path: Path, spec: ModelSpec | None, watcher: Watcher) -> tuple[Graph, ModelSpec]:
+def _load_float(
+    path: Path, spec: ModelSpec | None, watcher: Watcher, min_opset: int = 19
+) -> tuple[Graph, ModelSpec]:
     watcher.stage("Loading")
     spec = spec if spec is not None else spec_beside(path)
-    graph = load(path, min_opset=19)
+    graph = load(path, min_opset=max(19, min_opset))
     if is_quantized(graph.model):
         raise ModelError(f"{path} is quantized already; give the float model, or build it as it is")
     for note in graph.notes:

@@ -12,6 +12,7 @@ import onnx
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from trtq.models.tensors import values_of
 from trtq.pipeline.graph.fold import add_initializer, unique_name
 
 _FP16_MAX = 65504.0
@@ -129,7 +130,7 @@ def _reason_in_constant(node: ir.Node, value: ir.Value | None) -> str | None:
 
 def _largest_finite(tensor: ir.TensorProtocol) -> float:
     """Returns the largest magnitude, reading a large tensor in pieces."""
-    flat = tensor.numpy().reshape(-1)
+    flat = values_of(tensor).reshape(-1)
     largest = 0.0
     for start in range(0, flat.size, _PIECE):
         magnitudes = np.abs(flat[start : start + _PIECE])
@@ -137,8 +138,6 @@ def _largest_finite(tensor: ir.TensorProtocol) -> float:
         if not np.isfinite(piece):
             piece = magnitudes[np.isfinite(magnitudes)].max(initial=0.0)
         largest = max(largest, float(piece))
-    if isinstance(tensor, ir.ExternalTensor):
-        tensor.release()
     return largest
 
 
@@ -274,9 +273,7 @@ class _Casts:
         """Returns a constant that is cast when it is read, so that a large model is never in memory whole."""
 
         def cast() -> ir.TensorProtocol:
-            array = _clipped(tensor.numpy()).astype(dtype.numpy())
-            tensor.release()
-            return ir.tensor(array)
+            return ir.tensor(_clipped(values_of(tensor)).astype(dtype.numpy()))
 
         name = unique_name(self._graph, f"{tensor.name}_{suffix}")
         lazy = ir.LazyTensor(cast, dtype, ir.Shape(tensor.shape.numpy()), name=name)

@@ -7,6 +7,7 @@ from typing import Literal
 
 import onnx_ir as ir
 
+from trtq.models.tensors import values_of
 from trtq.pipeline.graph.fold import unique_name
 from trtq.pipeline.quantize.weights.choose import ChosenWeight
 from trtq.pipeline.quantize.weights.forms import Chain, dequantized, doubly_looked_up, looked_up, matmul_bnb4
@@ -69,7 +70,7 @@ def codes_of(values: ir.TensorProtocol, weight: ChosenWeight, scheme: WeightSche
         scheme: The format; its method is "rtn" or "mse".
         dtype: Which the scales must survive: "float32", "float16" or "bfloat16".
     """
-    array = values.numpy()
+    array = values_of(values)
     if scheme.format == "int8":
         return quantize_int8(array, weight.axis, dtype)
     assert weight.axis is not None
@@ -146,8 +147,6 @@ def _tensors(
 
     def make() -> Tensors:
         found = codes if codes is not None else codes_of(source, weight, scheme, dtype)
-        if isinstance(source, ir.ExternalTensor):
-            source.release()
         return tensors_of(found, weight, parts, form)
 
     if codes is not None or not isinstance(source, ir.ExternalTensor):

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from trtq.calibrators.batches import Batches
 from trtq.models.session import open_session, run
+from trtq.models.tensors import values_of
 from trtq.pipeline.quantize.weights.choose import ChosenWeight
 from trtq.pipeline.quantize.weights.gptq import quantize_gptq
 from trtq.pipeline.quantize.weights.layout import Codes
@@ -43,7 +44,7 @@ def gptq_codes(
         for weight in group:
             tensor = model.graph.initializers[weight.tensor].const_value
             assert tensor is not None
-            rows_first = tensor.numpy() if weight.axis == 0 else tensor.numpy().T
+            rows_first = values_of(tensor) if weight.axis == 0 else values_of(tensor).T
             codes, scales = quantize_gptq(rows_first, grams[inputs[weight.tensor]], weight.block_size, dtype)
             found[weight.tensor] = (codes, scales) if weight.axis == 0 else (codes.T, scales.T)
     return found

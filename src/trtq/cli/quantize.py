@@ -10,6 +10,7 @@ import click
 from trtq.calibrators.ranges import read_ranges
 from trtq.cli import options
 from trtq.cli.console import ConsoleWatcher, print_json, result_console, show_bytes
+from trtq.errors import UsageError
 from trtq.files import refuse_input
 from trtq.pipeline.stages import quantize
 
@@ -17,31 +18,41 @@ from trtq.pipeline.stages import quantize
 @click.command("quantize")
 @options.model_argument
 @click.option(
-    "--ranges", type=click.Path(path_type=Path), required=True, help="The ranges file of `trtq calibrate`."
+    "--ranges",
+    type=click.Path(path_type=Path),
+    help="The ranges file of `trtq calibrate`; not needed for --weights alone.",
 )
 @click.option(
-    "-o", "--output", type=click.Path(path_type=Path), help="The file to write.  [default: MODEL.int8.onnx]"
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    help="The file to write.  [default: MODEL.int8.onnx, MODEL.int4-weights.onnx]",
 )
 @options.spec_option
 @options.layer_options
 @options.precision_options
+@options.weight_options
 @options.json_option
 @options.talk_options
 def command(model: Path, **given: Any) -> None:
-    """Write the Q/DQ model of a float model and its ranges.
+    """Write the Q/DQ model of a float model and its ranges, or the model with weights of fewer bits.
 
     \b
       trtq quantize model.onnx --ranges ranges.json --output model.int8.onnx
+      trtq quantize model.onnx --weights int4
     """
-    output = given["output"] or model.parent / f"{model.stem}.int8.onnx"
+    target = options.target_from({**given, "int8": given["ranges"] is not None})
+    if given["ranges"] is None and target.weights is None:
+        raise UsageError("give --ranges of `trtq calibrate`, or --weights")
+    output = given["output"] or model.parent / f"{model.stem}.{target.name}.onnx"
     refuse_input(output, model, given["ranges"], given["spec"])
     with ConsoleWatcher(quiet=given["quiet"]) as watcher:
         written = quantize(
             model,
-            read_ranges(given["ranges"]),
+            read_ranges(given["ranges"]) if given["ranges"] is not None else None,
             output,
             spec=options.spec_from(model, given),
-            target=options.target_from(given),
+            target=target,
             watcher=watcher,
         )
     if given["as_json"]:

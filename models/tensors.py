@@ -1,0 +1,40 @@
+"""Weights that lie in another file, read one at a time."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx_ir as ir
+
+from trtq.errors import ModelError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+
+def values_of(tensor: ir.TensorProtocol) -> NDArray[Any]:
+    """Returns the values; of a tensor in another file a copy that is forgotten with its last use.
+
+    `tensor.numpy()` maps the file and keeps what was read in memory as long as the tensor lives.
+
+    Args:
+        tensor: Of a dtype of whole bytes.
+
+    Raises:
+        ModelError: The file is gone, or shorter than it was.
+    """
+    if not isinstance(tensor, ir.ExternalTensor):
+        return tensor.numpy()
+    try:
+        raw = np.fromfile(Path(tensor.path), np.uint8, tensor.nbytes, offset=tensor.offset or 0)
+    except OSError as error:
+        raise ModelError(
+            f"cannot read the weights of {tensor.name!r} from {tensor.path}: {error.strerror}"
+        ) from error
+    if raw.size != tensor.nbytes:
+        raise ModelError(
+            f"the weights of {tensor.name!r} end early in {tensor.path}; it was changed meanwhile"
+        )
+    return raw.view(tensor.dtype.numpy()).reshape(tensor.shape.numpy())
