@@ -121,9 +121,17 @@ def _replace(
     if form == "double":
         magnitudes = doubly_looked_up(Chain(graph, first, f"{chain.stem}/absmax"), weight, *values[1:])
         values = [values[0], chain.converted(magnitudes, dtype, "Magnitudes")]
-    new = dequantized(chain, weight, *values) if form == "linear" else looked_up(chain, weight, *values)
+    if form == "linear":
+        new = dequantized(chain, weight, *values)
+    else:
+        new = looked_up(chain, weight, values[0], values[1], after=_activation(first, dict(readers)[first]))
     for node, place in readers:
         node.replace_input_with(place, new)
+
+
+def _activation(node: ir.Node, place: int) -> ir.Value | None:
+    """Returns what a product multiplies its weight with; None for an embedding."""
+    return None if node.op_type == "Gather" else node.inputs[1 - place]
 
 
 def _take_place(graph: ir.Graph, node: ir.Node, result: ir.Value) -> None:

@@ -71,7 +71,7 @@ class Chain:
         return self.constant(name, ir.tensor(np.array(value, dtype.numpy())))
 
 
-def like(dtype: ir.DataType, shape: Sequence[int]) -> ir.Value:
+def like(dtype: ir.DataType, shape: Sequence[int | None]) -> ir.Value:
     """Returns a stand-in that only has a dtype and shape."""
     return ir.Value(type=ir.TensorType(dtype), shape=ir.Shape(shape))
 
@@ -94,23 +94,28 @@ def dequantized(chain: Chain, weight: ChosenWeight, codes: ir.Value, scales: ir.
     return chain.node("DequantizeLinear", [codes, scales], like(scales.dtype, weight.shape), attributes)
 
 
-def looked_up(chain: Chain, weight: ChosenWeight, codes: ir.Value, absmax: ir.Value) -> ir.Value:
+def looked_up(
+    chain: Chain, weight: ChosenWeight, codes: ir.Value, absmax: ir.Value, after: ir.Value | None = None
+) -> ir.Value:
     """Returns an NF4 weight as standard nodes; TensorRT keeps its codes at half a byte in this form alone.
 
     The codes are INT4, from -8 on, behind a DequantizeLinear with the scale 1: as UINT8 indices the builder
-    would store them in 32 bits.
+    would store them in 32 bits. TensorRT computes what depends on no input before anything else, and would
+    then hold the whole model in FP16: so the look-up waits for the activation that is multiplied.
 
     Args:
         chain: Where the nodes go.
         weight: What is held; its axis is parted into (blocks, block_size).
         codes: INT4 in -8..7, the parted shape.
         absmax: The float dtype that the weight has then; the parted shape with one element a block.
+        after: The activation; None for an embedding, of which only the rows that are needed are looked up.
     """
     assert codes.shape is not None
     assert absmax.dtype is not None
     shape, dtype = codes.shape.numpy(), absmax.dtype
     book = chain.constant("codebook", ir.tensor(CODEBOOK.astype(dtype.numpy())))
-    levels = _gather(chain, codes, 8.0, book)
+    first = chain.number("first", 8.0, dtype)
+    levels = _gather(chain, codes, first if after is None else _once_known(chain, first, after), book)
     scaled = chain.node("Mul", [levels, absmax], like(dtype, shape))
     target = chain.constant("shape", ir.tensor(np.array(weight.shape, np.int64)))
     return chain.node("Reshape", [scaled, target], like(dtype, weight.shape))
@@ -133,7 +138,8 @@ def doubly_looked_up(
     shape = scales_shape(weight.shape, weight.axis, weight.block_size)
     count, (groups, _) = int(np.prod(shape)), codes.shape.numpy()
     table = like(_FLOAT, (groups, GROUP))
-    levels = _gather(chain, codes, 128.0, chain.constant("dynamic_map", ir.tensor(dynamic_map())))
+    book = chain.constant("dynamic_map", ir.tensor(dynamic_map()))
+    levels = _gather(chain, codes, chain.number("first", 128.0, _FLOAT), book)
     values = chain.node("Sum", [chain.node("Mul", [levels, scales], table), offset], table)
     ends = [
         chain.constant(name, ir.tensor(np.array(array, np.int64)))
@@ -175,14 +181,33 @@ def matmul_bnb4(
     return result
 
 
-def _gather(chain: Chain, codes: ir.Value, offset: float, table: ir.Value) -> ir.Value:
-    """Returns the table's entries at the codes plus the offset."""
+def _once_known(chain: Chain, number: ir.Value, activation: ir.Value) -> ir.Value:
+    """Returns the number, shape (1,), computed so that it waits for the activation, whatever is in that.
+
+    No value is less than minus infinity, not even NaN, and the builder does not know it.
+    """
+    dtype = activation.dtype
+    assert dtype is not None
+    assert number.dtype is not None
+    start, end, flat = (
+        chain.constant(name, ir.tensor(np.array([value], np.int64)))
+        for name, value in (("wait_start", 0), ("wait_end", 1), ("wait_flat", -1))
+    )
+    least = chain.constant("wait_least", ir.tensor(np.array([-np.inf], dtype.numpy())))
+    values = chain.node("Reshape", [activation, flat], like(dtype, [None]), name="WaitFlat")
+    value = chain.node("Slice", [values, start, end], like(dtype, [1]), name="WaitSlice")
+    never = chain.node("Less", [value, least], like(ir.DataType.BOOL, [1]), name="WaitLess")
+    zero = chain.converted(never, number.dtype, "WaitCast")
+    return chain.node("Add", [number, zero], like(number.dtype, [1]), name="WaitAdd")
+
+
+def _gather(chain: Chain, codes: ir.Value, first: ir.Value, table: ir.Value) -> ir.Value:
+    """Returns the table's entries at the codes plus the number that is first."""
     assert codes.shape is not None
     assert table.dtype is not None
     shape, dtype = codes.shape.numpy(), table.dtype
     floats = like(dtype, shape)
     one = chain.number("one", 1.0, dtype)
-    first = chain.number("first", offset, dtype)
     numbers = chain.node("DequantizeLinear", [codes, one], floats)
     moved = chain.node("Add", [numbers, first], floats)
     index = chain.converted(moved, _INT32, "Index")

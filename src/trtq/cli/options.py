@@ -290,7 +290,7 @@ def target_from(given: Mapping[str, Any]) -> Target:
         else given.get("high_precision", "auto"),
         backend=given.get("backend", "auto"),
         compute_capabilities=tuple(_capability(text) for text in given.get("compute_capability", ())),
-        workspace_bytes=_num_bytes(given["workspace"]) if given.get("workspace") else None,
+        workspace_bytes=num_bytes(given["workspace"]) if given.get("workspace") else None,
         shapes=GivenShapes(*(_shapes(given.get(f"{kind}_shapes", ())) for kind in ("min", "opt", "max"))),
         op_types=tuple(name.strip() for name in op_types.split(",")) if op_types else DEFAULT_OP_TYPES,
         quantization=given.get("quantization", "auto"),
@@ -366,7 +366,12 @@ def _capability(text: str) -> str:
     return f"{found[1]}.{found[2]}"
 
 
-def _num_bytes(text: str) -> int:
+def num_bytes(text: str) -> int:
+    """Returns a size: bytes, or a number with K, M or G, which are powers of 1024.
+
+    Raises:
+        UsageError: The text is no size.
+    """
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([BKMG]?)(?:iB|B)?", text.strip(), re.IGNORECASE)
     if found is None:
         raise UsageError(f"{text!r} is no size; write bytes, or a number with K, M or G")

@@ -1,0 +1,344 @@
+"""What a model needs of a GPU in each precision, and which fits: before anything is built."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import onnx_ir as ir
+
+from trtq.errors import UsageError
+from trtq.models.signature import TensorSpec, show_shape
+from trtq.pipeline.graph.liveness import Peak, nbytes_of, peak_memory, with_shapes
+from trtq.pipeline.graph.load import Graph, load
+from trtq.pipeline.quantize.weights.choose import ChosenWeight, choose_weights
+from trtq.pipeline.quantize.weights.layout import form_of, parts_of
+from trtq.pipeline.quantize.weights.scheme import WeightFormat, WeightScheme
+
+FLOATS = {"fp32": 4, "fp16": 2, "bf16": 2}
+FORMATS: tuple[WeightFormat, ...] = ("int8", "int4", "nf4")
+_BITS = {"fp32": 32.0, "fp16": 16.0, "bf16": 16.0, "int8": 8.0}
+_FLOAT_TYPES = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
+_CODE_BYTES, _CODE_PER_NODE = 350_000, 20_000
+_CODE_PER_FORMAT = {"int8": 120_000, "int4": 150_000, "nf4": 35_000}
+"""What an engine's kernels take, by the nodes that are generated code, by the distinct quantized weights, and for
+NF4 by every one. Fitted to TensorRT-RTX 1.7 engines of eight models of 5 to 400 MB; products come from a library."""
+_NO_CODE = frozenset({
+    "MatMul", "Gemm", "Conv", "ConvTranspose", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity", "Relu", "Add",
+})  # fmt: skip
+_RESERVE_BYTES = 400_000_000
+"""What the CUDA context and the libraries take before the first engine: measured 0.3 to 0.5 GB."""
+_STATE = re.compile(r"past_key_values|past|present|new|^in(?=_)|^out(?=_)")
+_UNITS = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
+
+
+@dataclass(frozen=True, slots=True)
+class SchemePlan:
+    """One precision.
+
+    Attributes:
+        name: "fp32", "fp16", "bf16"; or "int8", "int4", "nf4": weights so, the rest FP16.
+        weights_bytes: All constants, with scales.
+        engine_bytes: The file: weights, and the code of the kernels.
+        activations_bytes: At most alive at one time, with inputs and outputs; 0 if not known.
+        state_bytes: Inputs and outputs that carry state from run to run, such as a KV cache; they are among
+            the activations too if the shapes are known, and counted once.
+        reserve_bytes: CUDA's own, and the workspace if one is given.
+        bits_per_weight: The mean over all float constants.
+        fits: Whether the total fits into the GPU's memory; None if that is not given.
+    """
+
+    name: str
+    weights_bytes: int
+    engine_bytes: int
+    activations_bytes: int
+    state_bytes: int
+    reserve_bytes: int
+    bits_per_weight: float
+    fits: bool | None = None
+
+    @property
+    def total_bytes(self) -> int:
+        """All of it."""
+        return self.engine_bytes + self.activations_bytes + self.reserve_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What fits.
+
+    Attributes:
+        subject: The model, or the number of parameters.
+        num_params: Elements of float constants.
+        schemes: From the most exact to the smallest.
+        recommended: The first that fits; None if none does or no memory is given.
+        reason: Why, for people.
+        notes: What the numbers rest on.
+        gpu_memory_bytes: As given.
+    """
+
+    subject: str
+    num_params: int
+    schemes: tuple[SchemePlan, ...]
+    recommended: str | None
+    reason: str
+    notes: tuple[str, ...] = ()
+    gpu_memory_bytes: int | None = None
+
+
+def plan_params(num_params: int, *, gpu_memory_bytes: int | None = None, block_size: int = 64) -> Plan:
+    """Returns the plan for a number of parameters alone: all of them weights that can be in few bits.
+
+    Raises:
+        UsageError: There is no parameter, or no memory.
+    """
+    if num_params < 1:
+        raise UsageError(f"a model has at least one parameter, got {num_params}")
+    bits = {**_BITS, "int4": 4 + 16 / block_size, "nf4": 4 + 16 / block_size}
+    schemes = []
+    for name, width in bits.items():
+        size = math.ceil(num_params * width / 8)
+        schemes.append(SchemePlan(name, size, size + _CODE_BYTES, 0, 0, _RESERVE_BYTES, width))
+    notes = (
+        "activations and state are not known without a model; give one, with --batch and --seq",
+        f"int4 and nf4 have one FP16 scale for {block_size} weights; without scales they are 4 bits",
+    )
+    return _decided(f"{num_params:,} parameters", num_params, schemes, notes, gpu_memory_bytes)
+
+
+def plan_model(
+    path: Path,
+    *,
+    sizes: Sizes | None = None,
+    gpu_memory_bytes: int | None = None,
+    workspace_bytes: int = 0,
+    block_size: int = 64,
+    skip: Sequence[str] = (),
+) -> Plan:
+    """Returns the plan for a model.
+
+    Args:
+        path: The float ONNX file.
+        sizes: Of the open dims of its inputs; None: of a batch of 1.
+        gpu_memory_bytes: What there is; None: nothing is judged.
+        workspace_bytes: Scratch memory that is granted to the engine.
+        block_size: Of int4 and nf4.
+        skip: Patterns of what keeps its precision.
+
+    Raises:
+        ModelError, UsageError: The model cannot be used, or an open dim has no size.
+    """
+    graph = load(path, min_opset=13)
+    shapes = (sizes or Sizes()).shapes_of(graph.inputs)
+    fixed = with_shapes(graph.model, shapes)
+    peaks = {width: peak_memory(fixed, width) for width in (4, 2)}
+    states = {width: state_bytes(fixed, width) for width in (4, 2)}
+    floats = _float_elements(graph.model)
+    schemes = []
+    for name in (*FLOATS, *FORMATS):
+        width = FLOATS.get(name, 2)
+        chosen: tuple[ChosenWeight, ...] = ()
+        if name in FORMATS:
+            chosen = choose_weights(graph.model, _scheme(name, block_size), skip).chosen
+        size = weights_bytes(graph.model, name, chosen, block_size)
+        scratch = _nf4_scratch(chosen) if name == "nf4" else 0
+        schemes.append(
+            SchemePlan(
+                name=name,
+                weights_bytes=size,
+                engine_bytes=size + code_bytes(fixed, name, chosen),
+                activations_bytes=peaks[width].nbytes + scratch,
+                state_bytes=states[width],
+                reserve_bytes=_RESERVE_BYTES + workspace_bytes,
+                bits_per_weight=round(8 * size / floats, 3) if floats else 0.0,
+            )
+        )
+    return _decided(path.name, floats, schemes, _notes(graph, shapes, peaks[2], states[2]), gpu_memory_bytes)
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """Sizes of open dims.
+
+    Attributes:
+        batch: Of the first axis.
+        seq: Of the other open axes; None: there must be none.
+        shapes: Whole shapes by input; they win.
+    """
+
+    batch: int = 1
+    seq: int | None = None
+    shapes: Mapping[str, tuple[int, ...]] | None = None
+
+    def shapes_of(self, inputs: Sequence[TensorSpec]) -> dict[str, tuple[int, ...]]:
+        """Returns the shape of every input.
+
+        Raises:
+            UsageError: A size is not positive, a shape does not fit, or an open dim has no size.
+        """
+        for name, size in (("--batch", self.batch), ("--seq", self.seq)):
+            if size is not None and size < 1:
+                raise UsageError(f"{name} must be at least 1, got {size}")
+        given = self.shapes or {}
+        names = [item.name for item in inputs]
+        if unknown := [name for name in given if name not in names]:
+            raise UsageError(
+                f"shapes are given for {unknown[0]!r}, but the model's inputs are {', '.join(names)}"
+            )
+        return {item.name: self._shape_of(item, given.get(item.name)) for item in inputs}
+
+    def _shape_of(self, item: TensorSpec, given: tuple[int, ...] | None) -> tuple[int, ...]:
+        if given is not None:
+            if not item.fits(given):
+                raise UsageError(
+                    f"shape {show_shape(given)} does not fit input {item.name!r}, "
+                    f"which is {show_shape(item.shape)}"
+                )
+            return given
+        found = [
+            dim if isinstance(dim, int) else self.batch if axis == 0 else self.seq
+            for axis, dim in enumerate(item.shape)
+        ]
+        if None in found:
+            raise UsageError(
+                f"input {item.name!r} is {show_shape(item.shape)}; give --seq for its open dims, or "
+                f"--shapes {item.name}:..."
+            )
+        return tuple(size for size in found if size is not None)
+
+
+def weights_bytes(model: ir.Model, name: str, chosen: Sequence[ChosenWeight], block_size: int) -> int:
+    """Returns the size of all constants in one precision, as `trtq build` would store them.
+
+    Args:
+        model: The float graph.
+        name: A key of `FLOATS`, or one of `FORMATS` with the rest in FP16.
+        chosen: The weights that are in few bits.
+        block_size: Of int4 and nf4.
+    """
+    quantized: dict[str, int] = {}
+    if chosen:
+        scheme = _scheme(name, block_size)
+        for weight in chosen:
+            parts = parts_of(weight, scheme, ir.DataType.FLOAT16, form_of(scheme))
+            quantized[weight.tensor] = sum(part.nbytes for part in parts)
+    return sum(
+        quantized[key] if key in quantized else nbytes_of(value, FLOATS.get(name, 2)) or 0
+        for key, value in model.graph.initializers.items()
+    )
+
+
+def _scheme(name: str, block_size: int) -> WeightScheme:
+    return WeightScheme(next(item for item in FORMATS if item == name), block_size=block_size)
+
+
+def code_bytes(model: ir.Model, name: str, chosen: Sequence[ChosenWeight]) -> int:
+    """Returns what an engine's kernels take beside its weights: an estimate.
+
+    Args:
+        model: With static shapes.
+        name: Of the precision.
+        chosen: The weights that are in few bits.
+    """
+    generated = sum(node.op_type not in _NO_CODE for node in model.graph)
+    kinds = {(weight.shape, weight.axis, weight.readers[0].op_type) for weight in chosen}
+    count = len(chosen) if name == "nf4" else len(kinds)
+    return _CODE_BYTES + _CODE_PER_NODE * generated + _CODE_PER_FORMAT.get(name, 0) * count
+
+
+def state_bytes(model: ir.Model, float_bytes: int) -> int:
+    """Returns the size of float inputs and outputs that belong together, as `past.0.key` and `present.0.key`.
+
+    Args:
+        model: With static shapes.
+        float_bytes: Of a float element.
+    """
+    outputs = {_bare(str(value.name)): value for value in model.graph.outputs if value.dtype in _FLOAT_TYPES}
+    total = 0
+    for value in model.graph.inputs:
+        partner = outputs.get(_bare(str(value.name)))
+        if value.dtype in _FLOAT_TYPES and partner is not None and _STATE.search(str(value.name)):
+            total += (nbytes_of(value, float_bytes) or 0) + (nbytes_of(partner, float_bytes) or 0)
+    return total
+
+
+def parse_count(text: str) -> int:
+    """Returns a number of parameters: `10B`, `350M`, `1.1e9`.
+
+    Raises:
+        UsageError: The text is no number.
+    """
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?(?:e\d+)?)\s*([KMBT]?)\s*", text, re.IGNORECASE)
+    if found is None:
+        raise UsageError(f"{text!r} is no number of parameters; write 10B, 350M or 125000000")
+    return round(float(found[1]) * _UNITS[found[2].upper()])
+
+
+def _bare(name: str) -> str:
+    return re.sub(r"[^a-z0-9]+", ".", _STATE.sub("", name.lower())).strip(".")
+
+
+def _float_elements(model: ir.Model) -> int:
+    return sum(
+        math.prod(value.shape.numpy())
+        for value in model.graph.initializers.values()
+        if value.dtype in _FLOAT_TYPES and value.shape is not None
+    )
+
+
+def _nf4_scratch(chosen: Sequence[ChosenWeight]) -> int:
+    """Returns the memory in which TensorRT looks up NF4 weights: FP16 values and INT32 codes of two products."""
+    products = (weight.num_elements for weight in chosen if not _is_table(weight))
+    return 6 * sum(sorted(products, reverse=True)[:2])
+
+
+def _is_table(weight: ChosenWeight) -> bool:
+    return all(reader.op_type == "Gather" for reader in weight.readers)
+
+
+def _decided(
+    subject: str,
+    num_params: int,
+    schemes: Sequence[SchemePlan],
+    notes: Sequence[str],
+    gpu_memory_bytes: int | None,
+) -> Plan:
+    if gpu_memory_bytes is None:
+        reason = "no --gpu-memory is given, so nothing is judged"
+        return Plan(subject, num_params, tuple(schemes), None, reason, tuple(notes))
+    if gpu_memory_bytes < 1:
+        raise UsageError(f"the GPU's memory must have at least 1 byte, got {gpu_memory_bytes}")
+    judged = tuple(replace(item, fits=item.total_bytes <= gpu_memory_bytes) for item in schemes)
+    fitting = [item.name for item in judged if item.fits and item.name != "fp32"]
+    if not fitting:
+        smallest = min(judged, key=lambda item: item.total_bytes)
+        reason = f"nothing fits: even {smallest.name} needs {smallest.total_bytes / 1e9:.2f} GB"
+        return Plan(subject, num_params, judged, None, reason, tuple(notes), gpu_memory_bytes)
+    return Plan(subject, num_params, judged, fitting[0], _WHY[fitting[0]], tuple(notes), gpu_memory_bytes)
+
+
+_WHY = {
+    "fp16": "it fits, and nothing is more exact at this speed; INT8 with calibration may be faster",
+    "bf16": "it fits, and its range is that of FP32",
+    "int8": "FP16 does not fit; INT8 weights cost the least accuracy of those that do",
+    "int4": "INT8 does not fit; INT4 is read inside the product, so it is also the fastest that does",
+    "nf4": "nothing larger fits",
+}
+
+
+def _notes(graph: Graph, shapes: Mapping[str, tuple[int, ...]], peak: Peak, state: int) -> tuple[str, ...]:
+    shown = ", ".join(f"{name} {'x'.join(map(str, shape)) or 'scalar'}" for name, shape in shapes.items())
+    notes = [
+        f"for {shown}",
+        "activations are those of the graph node by node; an engine fuses nodes and takes less",
+    ]
+    if peak.node:
+        notes.append(f"the peak is at {peak.node!r}")
+    if peak.unknown:
+        notes.append(f"{peak.unknown} tensors have no known size and are not counted")
+    if state:
+        notes.append("inputs and outputs carry state from run to run; both are counted")
+    return (*notes, *(f"{node.name} is not seen: {node.reason}" for node in graph.unseen[:3]))
