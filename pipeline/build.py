@@ -126,6 +126,7 @@ def run_job(job: Job, log: Log, earlier: Earlier | None = None) -> Report:
             reused=tuple(log.reused),
             timings_s={name: round(seconds, 3) for name, seconds in log.seconds.items()},
             weights=_weights_report(job),
+            logits=comparison.logits if comparison is not None else (),
         )
         _write_rest(job, ranges, result, made, stage)
     return result

@@ -24,10 +24,11 @@ _BITS = {"fp32": 32.0, "fp16": 16.0, "bf16": 16.0, "int8": 8.0}
 _FLOAT_TYPES = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 _CODE_BYTES, _CODE_PER_NODE = 350_000, 20_000
 _CODE_PER_FORMAT = {"int8": 120_000, "int4": 150_000, "nf4": 35_000}
-"""What an engine's kernels take, by the nodes that are generated code, by the distinct quantized weights, and for
-NF4 by every one. Fitted to TensorRT-RTX 1.7 engines of eight models of 5 to 400 MB; products come from a library."""
+"""What an engine's kernels take, by the nodes that are generated code, by the distinct quantized weights, and
+for NF4 by every one. Fitted to TensorRT-RTX 1.7 engines of eight models; products come from a library."""
 _NO_CODE = frozenset({
-    "MatMul", "Gemm", "Conv", "ConvTranspose", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity", "Relu", "Add",
+    "MatMul", "Gemm", "Conv", "ConvTranspose", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity",
+    "Relu", "Add",
 })  # fmt: skip
 _RESERVE_BYTES = 400_000_000
 """What the CUDA context and the libraries take before the first engine: measured 0.3 to 0.5 GB."""
@@ -43,7 +44,7 @@ class SchemePlan:
         name: "fp32", "fp16", "bf16"; or "int8", "int4", "nf4": weights so, the rest FP16.
         weights_bytes: All constants, with scales.
         engine_bytes: The file: weights, and the code of the kernels.
-        activations_bytes: At most alive at one time, with inputs and outputs; 0 if not known.
+        activations_bytes: Alive at one time, with inputs and outputs; 0 if not known.
         state_bytes: Inputs and outputs that carry state from run to run, such as a KV cache; they are among
             the activations too if the shapes are known, and counted once.
         reserve_bytes: CUDA's own, and the workspace if one is given.
@@ -290,7 +291,7 @@ def _float_elements(model: ir.Model) -> int:
 
 
 def _nf4_scratch(chosen: Sequence[ChosenWeight]) -> int:
-    """Returns the memory in which TensorRT looks up NF4 weights: FP16 values and INT32 codes of two products."""
+    """Returns the memory in which TensorRT looks up NF4 weights: FP16 and INT32 of two weights."""
     products = (weight.num_elements for weight in chosen if not _is_table(weight))
     return 6 * sum(sorted(products, reverse=True)[:2])
 
@@ -333,7 +334,8 @@ def _notes(graph: Graph, shapes: Mapping[str, tuple[int, ...]], peak: Peak, stat
     shown = ", ".join(f"{name} {'x'.join(map(str, shape)) or 'scalar'}" for name, shape in shapes.items())
     notes = [
         f"for {shown}",
-        "activations are those of the graph node by node; an engine fuses nodes and takes less",
+        "activations are those of the graph node by node; an engine fuses nodes. Kernels take 8 to 40 MB of "
+        "scratch memory beside, which is in the total",
     ]
     if peak.node:
         notes.append(f"the peak is at {peak.node!r}")

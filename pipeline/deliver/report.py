@@ -16,6 +16,7 @@ from trtq.pipeline.engine.coverage import Fallback
 from trtq.pipeline.graph.placement import KeptNode
 from trtq.pipeline.quantize.precision import KeptFp32
 from trtq.pipeline.verify.compare import finite
+from trtq.pipeline.verify.logits import LogitsComparison
 from trtq.pipeline.verify.metrics import OutputComparison
 
 SCHEMA_VERSION = 1
@@ -107,6 +108,7 @@ class Report:
         reused: What was taken from an earlier build: nothing, "ranges", "engine" or "everything".
         timings_s: Seconds by stage.
         weights: What was done to the weights alone; None if nothing was.
+        logits: Perplexity and divergence, where outputs are logits of a language model.
     """
 
     schema_version: int
@@ -130,6 +132,7 @@ class Report:
     reused: tuple[str, ...] = ()
     timings_s: Mapping[str, float] = field(default_factory=dict)
     weights: WeightsReport | None = None
+    logits: tuple[LogitsComparison, ...] = ()
 
 
 def to_json(report: Report) -> bytes:

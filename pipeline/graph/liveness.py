@@ -60,7 +60,7 @@ def with_shapes(model: ir.Model, shapes: Mapping[str, tuple[int, ...]]) -> ir.Mo
 
 
 def peak_memory(model: ir.Model, float_bytes: int) -> Peak:
-    """Returns the peak over the nodes in their order; an upper bound for an engine, which fuses nodes.
+    """Returns the peak over the nodes in their order; an engine fuses nodes, and takes scratch memory beside.
 
     A tensor lives from the node that makes it to its last reader. Inputs and outputs of the model live to the
     end: the caller holds them. Views take no memory; a pointwise operator may write over its input.

@@ -19,6 +19,7 @@ from trtq.errors import DataError, ModelError, UsageError
 from trtq.models.session import open_session, runtime_errors
 from trtq.pipeline.graph.load import read_proto
 from trtq.pipeline.verify.exact import with_exact_quantize
+from trtq.pipeline.verify.logits import LogitsComparison, LogitsMetrics, tokens_of
 from trtq.pipeline.verify.metrics import OutputComparison, OutputMetrics
 
 
@@ -44,12 +45,14 @@ class Comparison:
         accuracy: The share of right answers of each model, 0 to 1; empty without labels.
         num_samples: How many samples were compared.
         data: The data, as a person reads it.
+        logits: The outputs that are logits of a language model, once more.
     """
 
     outputs: tuple[OutputComparison, ...]
     accuracy: Mapping[str, float]
     num_samples: int
     data: str
+    logits: tuple[LogitsComparison, ...] = ()
 
 
 def comparison_to_plain(comparison: Comparison) -> dict[str, Any]:
@@ -95,6 +98,7 @@ def compare_models(
         UsageError: It is not clear which output the labels belong to.
     """
     metrics: dict[tuple[str, str, str], OutputMetrics] = {}
+    logits: dict[tuple[str, str, str], LogitsMetrics] = {}
     names = (*models, *(runner.name for runner in engines))
     correct = dict.fromkeys(names, 0) if labels is not None else {}
     num_samples = num_labels = 0
@@ -104,6 +108,8 @@ def compare_models(
                 ours, theirs = _same_output(results, candidate, reference, output)
                 key = (candidate, reference, output)
                 metrics.setdefault(key, OutputMetrics()).add(ours, theirs, feed.num_samples)
+                if (tokens := tokens_of(output, theirs, feed.arrays)) is not None:
+                    logits.setdefault(key, LogitsMetrics()).add(ours, theirs, tokens)
         if labels is not None:
             for name in correct:
                 correct[name] += _num_correct(results[name], feed, labels)
@@ -115,6 +121,7 @@ def compare_models(
         {name: hits / num_labels for name, hits in correct.items()},
         num_samples,
         batches.origin,
+        tuple(item.result(*key) for key, item in logits.items()),
     )
 
 

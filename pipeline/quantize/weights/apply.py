@@ -107,7 +107,7 @@ def _replace(
 ) -> None:
     """Gives the readers the weight in its form, or products in their place."""
     first = min((node for node, _ in readers), key=list(graph).index)
-    chain = Chain(graph, first, unique_name(graph, f"{weight.tensor}_quantized"))
+    chain = Chain(graph, first, unique_name(graph, f"{weight.tensor}_{dtype.name.lower()}_quantized"))
     names = (
         ("codes", "scale") if form != "double" else ("codes", "absmax_codes", "absmax_scale", "absmax_offset")
     )

@@ -9,7 +9,7 @@ import click
 
 from trtq.cli import options
 from trtq.cli.console import ConsoleWatcher, print_json, result_console
-from trtq.cli.tables import comparison_table, print_accuracy
+from trtq.cli.tables import comparison_table, print_accuracy, print_logits
 from trtq.errors import GateError
 from trtq.pipeline.stages import compare
 from trtq.pipeline.verify.compare import comparison_to_plain
@@ -58,6 +58,7 @@ def command(reference: Path, candidate: Path, **given: Any) -> None:
         if comparison.accuracy:
             print_accuracy(console, comparison.accuracy, comparison.num_samples)
         console.print(comparison_table(comparison.outputs))
+        print_logits(console, comparison.logits)
         console.print(f"on {comparison.num_samples} samples of {comparison.data}", soft_wrap=True)
     if verdict.outcome == "fail":
         raise GateError("the accuracy gate failed: " + "; ".join(verdict.reasons))

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from trtq.pipeline.deliver.report import Report, WeightsReport
+    from trtq.pipeline.verify.logits import LogitsComparison
     from trtq.pipeline.verify.metrics import OutputComparison
 
 _STYLES = {"pass": "bold green", "fail": "bold red", "unverified": "bold yellow"}
@@ -42,6 +43,7 @@ def print_report(console: Console, report: Report, *, verbose: bool) -> None:
         print_accuracy(console, report.accuracy, report.evaluated_samples)
     if report.comparison:
         console.print(comparison_table(report.comparison))
+    print_logits(console, report.logits)
     if report.evaluated_samples:
         data = f"compared on {report.evaluated_samples} samples of {report.evaluation_data}"
         console.print(data, soft_wrap=True)
@@ -90,6 +92,16 @@ def comparison_table(outputs: Sequence[OutputComparison]) -> Table:
     if len(outputs) > _MOST_ROWS:
         result.caption = f"and {len(outputs) - _MOST_ROWS} more in the report"
     return result
+
+
+def print_logits(console: Console, logits: Sequence[LogitsComparison]) -> None:
+    """Prints perplexity and divergence of each pair in one line."""
+    for item in logits:
+        console.print(
+            f"{item.output}  perplexity {_number(item.perplexity, '{:.4g}')} ({item.candidate}), "
+            f"{_number(item.reference_perplexity, '{:.4g}')} ({item.reference})  "
+            f"KL divergence {item.kl_nats:.3g} nats"
+        )
 
 
 def print_accuracy(console: Console, accuracy: Mapping[str, float], num_samples: int) -> None:

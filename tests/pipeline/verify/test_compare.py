@@ -303,6 +303,7 @@ def test_a_comparison_becomes_plain_json() -> None:
         "accuracy": {"fp32": 0.5},
         "num_samples": 4,
         "data": "x.npz",
+        "logits": [],
     }
 
 

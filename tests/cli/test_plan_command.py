@@ -1,0 +1,95 @@
+"""`trtq plan` by exit code and output."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from click.testing import CliRunner, Result
+
+from trtq.cli import main
+
+
+def trtq(*arguments: object) -> Result:
+    return CliRunner().invoke(
+        main, [str(item) for item in arguments], prog_name="trtq", catch_exceptions=False
+    )
+
+
+@pytest.fixture
+def product(tmp_path: Path) -> Path:
+    model = onnx.parser.parse_model(
+        '<ir_version: 9, opset_import: ["" : 19]>g (float[N,256] x) => (float[N,128] y) { y = MatMul (x, w) }'
+    )
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.ones((256, 128), np.float32), "w"))
+    onnx.save(model, tmp_path / "product.onnx")
+    return tmp_path / "product.onnx"
+
+
+def test_a_number_of_parameters_is_a_table() -> None:
+    result = trtq("plan", "--params", "10B", "--gpu-memory", "8GB")
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert [line.strip() for line in result.stdout.splitlines()] == [
+        "10,000,000,000 parameters  10,000,000,000 weights",
+        "",
+        "precision   weights   bits each    engine   activations     total   fits",
+        "────────────────────────────────────────────────────────────────────────",
+        "FP32        40.0 GB       32.00   40.0 GB             -   40.4 GB     no",
+        "FP16        20.0 GB       16.00   20.0 GB             -   20.4 GB     no",
+        "BF16        20.0 GB       16.00   20.0 GB             -   20.4 GB     no",
+        "INT8        10.0 GB        8.00   10.0 GB             -   10.4 GB     no",
+        "INT4         5.3 GB        4.25    5.3 GB             -    5.7 GB    yes",
+        "NF4          5.3 GB        4.25    5.3 GB             -    5.7 GB    yes",
+        "",
+        "total: engine, activations, and 400.0 MB for CUDA and scratch memory",
+        "activations and state are not known without a model; give one, with --batch and --seq",
+        "int4 and nf4 have one FP16 scale for 64 weights; without scales they are 4 bits",
+        "recommended for 8.6 GB: INT4: INT8 does not fit; INT4 is read inside the product, so it is also the "
+        "fastest that does",
+    ]
+
+
+def test_a_model_is_planned_as_json(product: Path) -> None:
+    result = trtq("plan", product, "--batch", 4, "--json", "--gpu-memory", "1G", "--skip", "nothing")
+    assert result.exit_code == 0
+    document = json.loads(result.stdout)
+    assert document["num_params"] == 256 * 128
+    assert document["recommended"] == "fp16"
+    int8 = next(item for item in document["schemes"] if item["name"] == "int8")
+    assert int8["weights_bytes"] == 256 * 128 + 2 * 128
+    assert int8["activations_bytes"] == 2 * 4 * (256 + 128)
+    assert int8["total_bytes"] == int8["engine_bytes"] + int8["activations_bytes"] + int8["reserve_bytes"]
+
+
+def test_shapes_and_block_size_are_options(product: Path) -> None:
+    result = trtq("plan", product, "--shapes", "x:8x256", "--block-size", 32, "--workspace", "1M", "--json")
+    document = json.loads(result.stdout)
+    assert document["notes"][0] == "for x 8x256"
+    int4 = next(item for item in document["schemes"] if item["name"] == "int4")
+    assert int4["weights_bytes"] == 256 * 128 // 2 + 2 * 256 * 128 // 32
+    assert trtq("plan", product, "--shapes", "x:8x256").stdout.startswith("product.onnx  32,768 weights\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "give a model, or --params with a number of parameters, such as 10B"),
+        (["--params", "ten"], "'ten' is no number of parameters; write 10B, 350M or 125000000"),
+        (
+            ["--params", "1B", "--gpu-memory", "lots"],
+            "'lots' is no size; write bytes, or a number with K, M or G",
+        ),
+        (["--params", "1B", "--gpu-memory", "0"], "the GPU's memory must have at least 1 byte, got 0"),
+        (["--params", "1B", "--seq", "4"], "--seq is for a model, which --params is not"),
+    ],
+)
+def test_nonsense_is_a_usage_error(arguments: list[str], message: str) -> None:
+    result = trtq("plan", *arguments)
+    assert (result.exit_code, result.stdout, result.stderr) == (2, "", f"error: {message}\n")
+
+
+def test_a_model_and_a_count_are_too_much(product: Path) -> None:
+    assert trtq("plan", product, "--params", "1B").exit_code == 2

@@ -1,0 +1,138 @@
+"""What a plan counts, what it recommends, and whether engines are as large as it says."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from trtq.errors import UsageError
+from trtq.models.spec import ModelSpec
+from trtq.pipeline.build import build
+from trtq.pipeline.engine.profiles import GivenShapes
+from trtq.pipeline.plan import Sizes, parse_count, plan_model, plan_params
+from trtq.pipeline.quantize.weights.scheme import WeightFormat, WeightScheme
+from trtq.pipeline.target import Target
+
+TEXT = """g (float[N,S,512] x, float[N,4,P,16] past_k) => (float[N,S,512] y, float[N,4,Q,16] present_k) {
+  [up] h = MatMul (x, w)
+  [act] r = Relu (h)
+  [down] y = MatMul (r, v)
+  [keep] present_k = Concat <axis = 2> (past_k, past_k)
+}"""
+
+
+@pytest.fixture
+def block(path_of: Callable[..., Path]) -> Path:
+    rng = np.random.default_rng(0)
+    w, v = (rng.standard_normal(shape).astype(np.float32) for shape in ((512, 2048), (2048, 512)))
+    return path_of(TEXT, opset=21, ir_version=10, w=w, v=v)
+
+
+def by_name(path: Path, **arguments: object) -> dict[str, int]:
+    plan = plan_model(path, sizes=Sizes(2, 8), **arguments)  # type: ignore[arg-type]
+    return {item.name: item.weights_bytes for item in plan.schemes}
+
+
+def test_the_textbook_table() -> None:
+    plan = plan_params(parse_count("10B"), gpu_memory_bytes=8 * 10**9)
+    assert {item.name: item.weights_bytes / 1e9 for item in plan.schemes} == {
+        "fp32": 40, "fp16": 20, "bf16": 20, "int8": 10, "int4": 5.3125, "nf4": 5.3125,
+    }  # fmt: skip
+    assert [item.name for item in plan.schemes if item.fits] == ["int4", "nf4"]
+    assert plan.recommended == "int4"
+
+
+@pytest.mark.parametrize(
+    ("memory", "recommended", "reason"),
+    [
+        (10**12, "fp16", "it fits"),
+        (12 * 10**9, "int8", "FP16 does not fit"),
+        (10**9, None, "nothing fits: even int4 needs 5.71 GB"),
+    ],
+)
+def test_the_first_that_fits_is_recommended(memory: int, recommended: str | None, reason: str) -> None:
+    plan = plan_params(10**10, gpu_memory_bytes=memory)
+    assert plan.recommended == recommended
+    assert plan.reason.startswith(reason)
+
+
+def test_nothing_is_judged_without_a_memory() -> None:
+    plan = plan_params(1000)
+    assert plan.recommended is None
+    assert {item.fits for item in plan.schemes} == {None}
+    assert plan.reason == "no --gpu-memory is given, so nothing is judged"
+
+
+def test_weights_are_counted_with_their_scales(block: Path) -> None:
+    count = 2 * 512 * 2048
+    assert by_name(block) == {
+        "fp32": 4 * count,
+        "fp16": 2 * count,
+        "bf16": 2 * count,
+        "int8": count + 2 * (2048 + 512),
+        "int4": count // 2 + 2 * count // 64,
+        "nf4": count // 2 + 2 * count // 64,
+    }
+    assert by_name(block, block_size=32)["int4"] == count // 2 + 2 * count // 32
+    assert by_name(block, skip=["down"])["int8"] == count // 2 + 2 * 2048 + count
+
+
+def test_state_and_activations_follow_the_shapes(block: Path) -> None:
+    fp32, fp16 = plan_model(block, sizes=Sizes(2, 8)).schemes[:2]
+    assert fp32.state_bytes == 4 * (2 * 4 * 8 * 16 + 2 * 4 * 16 * 16)
+    inputs = 2 * 8 * 512 + 2 * 4 * 8 * 16
+    assert fp32.activations_bytes == 4 * (inputs + 2 * 8 * 2048 + 2 * 8 * 512)
+    assert fp16.activations_bytes * 2 == fp32.activations_bytes
+    assert fp32.total_bytes == fp32.engine_bytes + fp32.activations_bytes + fp32.reserve_bytes
+    granted = plan_model(block, sizes=Sizes(2, 8), workspace_bytes=1000).schemes[0]
+    assert granted.reserve_bytes == fp32.reserve_bytes + 1000
+
+
+@pytest.mark.parametrize("name", ["int8", "int4", "nf4"])
+def test_an_engine_is_as_large_as_planned(block: Path, tmp_path: Path, name: WeightFormat) -> None:
+    pytest.importorskip("tensorrt_rtx")
+    shapes = {"x": (2, 8, 512), "past_k": (2, 4, 8, 16)}
+    target = Target(precision="weights", weights=WeightScheme(name), shapes=GivenShapes(opt=shapes))
+    report = build(block, spec=ModelSpec(), target=target, output=tmp_path / "out")
+    planned = next(
+        item for item in plan_model(block, sizes=Sizes(shapes=shapes)).schemes if item.name == name
+    )
+    assert report.weights is not None
+    assert planned.weights_bytes == report.weights.bytes_quantized
+    held = sum(path.stat().st_size for path in (tmp_path / "out").glob("model.*-weights.onnx"))
+    assert planned.weights_bytes == pytest.approx(held, rel=0.05)
+    assert planned.engine_bytes == pytest.approx(report.engine.bytes, rel=0.2)  # 1 MB: half of it is code
+
+
+@pytest.mark.parametrize(
+    ("text", "count"), [("10B", 10**10), ("350M", 350_000_000), ("1.5k", 1500), ("7", 7)]
+)
+def test_counts_are_read(text: str, count: int) -> None:
+    assert parse_count(text) == count
+
+
+@pytest.mark.parametrize("text", ["", "ten", "B", "-3", "10 GB"])
+def test_what_is_no_count_is_refused(text: str) -> None:
+    message = f"{text!r} is no number of parameters; write 10B, 350M or 125000000"
+    with pytest.raises(UsageError, match=re.escape(message)):
+        parse_count(text)
+
+
+def test_nonsense_is_refused(block: Path) -> None:
+    with pytest.raises(UsageError, match="a model has at least one parameter, got 0"):
+        plan_params(0)
+    with pytest.raises(UsageError, match="the GPU's memory must have at least 1 byte, got 0"):
+        plan_params(10, gpu_memory_bytes=0)
+    for sizes, message in (
+        (Sizes(0), "--batch must be at least 1, got 0"),
+        (Sizes(1, -1), "--seq must be at least 1, got -1"),
+        (Sizes(), "input 'x' is (N, S, 512); give --seq for its open dims, or --shapes x:..."),
+        (Sizes(shapes={"q": (1,)}), "shapes are given for 'q', but the model's inputs are x, past_k"),
+        (Sizes(1, 4, {"x": (1, 2, 3)}), "shape (1, 2, 3) does not fit input 'x', which is (N, S, 512)"),
+    ):
+        with pytest.raises(UsageError, match=re.escape(message)):
+            plan_model(block, sizes=sizes)
