@@ -39,7 +39,7 @@ from trtq.pipeline.verify.compare import Comparison, compare_models
 from trtq.pipeline.verify.evaluate import labels_of, within
 from trtq.pipeline.verify.gate import judge
 from trtq.pipeline.watch import Log, Silent, Watcher
-from trtq.pipeline.weights import report_weights, with_few_bits
+from trtq.pipeline.weights import float_model, report_weights, with_few_bits
 
 ENGINE = "model.engine"
 RANGES = "ranges.json"
@@ -112,7 +112,7 @@ def run_job(job: Job, log: Log, earlier: Earlier | None = None) -> Report:
             output=str(job.folder),
             backend=f"{job.backend.name} {job.backend.version()}",
             precision=job.target.name,
-            high_precision="as it is" if job.is_quantized else "fp16" if job.way.fp16 else "fp32",
+            high_precision="as it is" if job.is_quantized else _high_precision(job),
             calibration=calibration,
             engine=made.report,
             comparison=comparison.outputs if comparison is not None else (),
@@ -132,10 +132,14 @@ def run_job(job: Job, log: Log, earlier: Earlier | None = None) -> Report:
     return result
 
 
+def _high_precision(job: Job) -> str:
+    return "bf16" if job.target.high_precision == "bf16" else "fp16" if job.way.fp16 else "fp32"
+
+
 def _weights_report(job: Job) -> report.WeightsReport | None:
     if not job.weights:
         return None
-    return report_weights(job.weights, job.target, backend=job.backend.name, fp16=job.way.fp16_graph)
+    return report_weights(job.weights, job.target, backend=job.backend.name, half=job.way.fp16_graph)
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,11 +218,11 @@ def _quantize(job: Job, ranges: Ranges | None, stage: Path, log: Log) -> _Models
 
 def _mixed(job: Job, ranges: Ranges | None, baseline: Mixed) -> Mixed:
     """Returns the model with Q/DQ, with weights in few bits, or with both."""
+    keep_fp32 = job.spec.layers.keep_fp32
     if job.target.precision == "weights":
-        mixed = baseline if job.way.fp16_graph else Mixed(job.graph.model)
+        mixed = baseline if job.way.fp16_graph else float_model(job.graph, job.target, keep_fp32)
     else:
         assert ranges is not None
-        keep_fp32 = job.spec.layers.keep_fp32
         mixed = int8_model(job.graph, job.placement, ranges, fp16=job.way.fp16_graph, keep_fp32=keep_fp32)
     if not job.weights:
         return mixed

@@ -29,13 +29,13 @@ from trtq.pipeline.graph.load import Graph, load
 from trtq.pipeline.graph.placement import Placement
 from trtq.pipeline.graph.quantized import is_quantized
 from trtq.pipeline.load import load as load_engine
-from trtq.pipeline.quantize.mixed import Mixed, fp16_model, int8_model
+from trtq.pipeline.quantize.mixed import fp16_model, int8_model
 from trtq.pipeline.quantize.weights.choose import ChosenWeight
 from trtq.pipeline.target import Target
 from trtq.pipeline.verify.compare import Comparison, compare_models
 from trtq.pipeline.verify.evaluate import evaluation_data, labels_of
 from trtq.pipeline.watch import Silent, Watcher
-from trtq.pipeline.weights import place_weights, with_few_bits
+from trtq.pipeline.weights import float_model, place_weights, with_few_bits
 
 
 def calibrate(
@@ -205,7 +205,7 @@ def quantize(
     watcher = watcher or Silent()
     target = target or Target()
     graph, spec = _load_float(Path(model), spec, watcher, target.min_opset)
-    fp16 = target.high_precision != "fp32"
+    fp16 = target.high_precision not in ("fp32", "bf16")
     keep_fp32 = spec.layers.keep_fp32
     placement = Placement((), ())
     weights: tuple[ChosenWeight, ...] = ()
@@ -218,7 +218,9 @@ def quantize(
     if ranges is not None:
         mixed = int8_model(graph, placement, ranges, fp16=fp16, keep_fp32=keep_fp32)
     elif target.weights is not None:
-        mixed = fp16_model(graph, None, keep_fp32=keep_fp32) if fp16 else Mixed(graph.model)
+        mixed = (
+            fp16_model(graph, None, keep_fp32=keep_fp32) if fp16 else float_model(graph, target, keep_fp32)
+        )
     else:
         raise UsageError("there is nothing to quantize with: give ranges, or a weight format")
     if target.weights is not None:

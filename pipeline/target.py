@@ -11,7 +11,7 @@ from trtq.pipeline.engine.profiles import GivenShapes
 from trtq.pipeline.graph.placement import ATTENTION, DEFAULT_OP_TYPES, QUANTIZABLE
 from trtq.pipeline.quantize.weights.scheme import WeightScheme
 
-HighPrecision = Literal["auto", "fp16", "fp32"]
+HighPrecision = Literal["auto", "fp16", "bf16", "fp32"]
 Quantization = Literal["auto", "explicit", "implicit"]
 
 
@@ -22,6 +22,7 @@ class Target:
     Attributes:
         precision: "int8", "fp16" for the FP16 engine alone, or "weights" for float activations and `weights`.
         high_precision: What is not quantized computes in this; "auto": FP16 where the backend gains from it.
+            "bf16" is for the precision "weights".
         backend: "auto" or a name of `trtq.pipeline.engine.BACKENDS`.
         compute_capabilities: Of the target GPUs, such as ("8.9",); empty: the backend's default.
         workspace_bytes: Scratch memory that the engine may use; None: the backend's default.
@@ -61,6 +62,10 @@ class Target:
         ):
             raise UsageError(
                 'the precision is "weights" if a weight scheme is given without INT8, and only then'
+            )
+        if self.high_precision == "bf16" and self.precision != "weights":
+            raise UsageError(
+                "bf16 is for weights of fewer bits; INT8 and FP16 engines compute the rest in fp16 or fp32"
             )
         if self.weights is not None and self.quantization == "implicit":
             raise UsageError(

@@ -15,6 +15,7 @@ from trtq.pipeline.graph.load import Graph
 from trtq.pipeline.graph.placement import Placement, QuantizedNode
 from trtq.pipeline.quantization import Way
 from trtq.pipeline.quantize.mixed import Mixed
+from trtq.pipeline.quantize.precision import to_bf16
 from trtq.pipeline.quantize.weights.apply import Runtime, quantize_weights
 from trtq.pipeline.quantize.weights.choose import ChosenWeight, choose_weights, unmatched_names
 from trtq.pipeline.quantize.weights.gram import gptq_codes
@@ -83,11 +84,20 @@ def refuse_weights(target: Target, backend: Backend, way: Way) -> None:
     Raises:
         UsageError: The builder picks precisions itself.
     """
+    if target.high_precision == "bf16" and backend.name == "onnxruntime":
+        raise UsageError("backend onnxruntime has no BF16 on the CPU; take --compute-dtype fp32")
     if target.weights is not None and not way.is_typed and backend.name != "onnxruntime":
         raise UsageError(
             f"--weights {target.weights.format} needs a builder that takes its precisions from the graph; "
             f"backend {backend.name} of version {backend.version()} picks them itself"
         )
+
+
+def float_model(graph: Graph, target: Target, keep_fp32: tuple[str, ...]) -> Mixed:
+    """Returns the model in BF16 if the target says so, else as it is."""
+    if target.high_precision == "bf16":
+        return Mixed(*to_bf16(graph.model, keep_fp32=keep_fp32))
+    return Mixed(graph.model)
 
 
 def with_few_bits(
@@ -113,8 +123,10 @@ def with_few_bits(
     known = {}
     if target.weights.method == "gptq":
         assert batches is not None
-        half = any(value.dtype is ir.DataType.FLOAT16 for value in mixed.model.graph.initializers.values())
-        known = gptq_codes(graph.model, chosen, target.weights, batches, "float16" if half else "float32")
+        dtypes = {value.dtype for value in mixed.model.graph.initializers.values()}
+        halves = {ir.DataType.FLOAT16: "float16", ir.DataType.BFLOAT16: "bfloat16"}
+        dtype = next((name for half, name in halves.items() if half in dtypes), "float32")
+        known = gptq_codes(graph.model, chosen, target.weights, batches, dtype)
     model = quantize_weights(
         mixed.model, graph.model, chosen, target.weights, runtime=_runtime(backend), known=known
     )
@@ -122,7 +134,7 @@ def with_few_bits(
 
 
 def report_weights(
-    chosen: Sequence[ChosenWeight], target: Target, *, backend: str, fp16: bool
+    chosen: Sequence[ChosenWeight], target: Target, *, backend: str, half: bool
 ) -> WeightsReport:
     """Returns what the report says of the weights.
 
@@ -130,11 +142,12 @@ def report_weights(
         chosen: What `place_weights` returned.
         target: With a weight scheme.
         backend: Who runs the result.
-        fp16: Whether it computes in FP16.
+        half: Whether it computes in FP16; in BF16 it does if the target says so.
     """
     scheme = target.weights
     assert scheme is not None
-    dtype = ir.DataType.FLOAT16 if fp16 else ir.DataType.FLOAT
+    is_half = half or target.high_precision == "bf16"
+    dtype = ir.DataType.FLOAT16 if is_half else ir.DataType.FLOAT  # BF16 has the same size
     form = form_of(scheme)
     size = sum(part.nbytes for weight in chosen for part in parts_of(weight, scheme, dtype, form))
     count = sum(weight.num_elements for weight in chosen)

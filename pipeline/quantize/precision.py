@@ -20,7 +20,9 @@ _FEW_ELEMENTS = 8
 _MAX_ERROR = 0.01
 _QMAX = 127
 _PIECE = 1 << 20
-_FLOAT, _FLOAT16 = ir.DataType.FLOAT, ir.DataType.FLOAT16
+_FLOAT, _FLOAT16, _BFLOAT16 = ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16
+_LARGEST = {_FLOAT16: _FP16_MAX, _BFLOAT16: 3.3895314e38}
+_NAMES = {_FLOAT: "fp32", _FLOAT16: "fp16", _BFLOAT16: "bf16"}
 _LITERAL_FLOAT = "tensor(float)"
 
 
@@ -51,18 +53,36 @@ def to_fp16(
         keep_fp32: Regular expressions searched in node names.
         beyond_fp16: Tensors whose observed magnitudes are too large, with their amax.
     """
+    return _to_half(model, _FLOAT16, keep_fp32, beyond_fp16 or {})
+
+
+def to_bf16(model: ir.Model, *, keep_fp32: Sequence[str] = ()) -> tuple[ir.Model, tuple[KeptFp32, ...]]:
+    """Returns the model computing in BF16, and the nodes that stay FP32, by rules 1 to 3 of `to_fp16`.
+
+    BF16 has the range of FP32, so no value is too large or too small for it.
+
+    Args:
+        model: A graph with types. It is not changed.
+        keep_fp32: Regular expressions searched in node names.
+    """
+    return _to_half(model, _BFLOAT16, keep_fp32, {})
+
+
+def _to_half(
+    model: ir.Model, half: ir.DataType, keep_fp32: Sequence[str], beyond_fp16: Mapping[str, float]
+) -> tuple[ir.Model, tuple[KeptFp32, ...]]:
     result = model.clone()
     opset = result.opset_imports.get("", 1)
     on_shapes = _nodes_on_shapes(result.graph)
     reasons = {
         node: _reason_in_name(node, keep_fp32)
-        or _reason_in_kind(node, opset)
+        or _reason_in_kind(node, opset, half)
         or ("computes with the shapes of tensors" if node in on_shapes else None)
-        or _reason_in_values(node, beyond_fp16 or {})
+        or (_reason_in_values(node, beyond_fp16) if half is _FLOAT16 else None)
         for node in result.graph
         if any(_is_float(value) for value in (*node.inputs, *node.outputs))
     }
-    casts = _Casts(result.graph)
+    casts = _Casts(result.graph, half)
     outputs = list(result.graph.outputs)
     for node in list(result.graph):
         if node in reasons and reasons[node] is None:
@@ -70,8 +90,8 @@ def to_fp16(
         else:
             _feed_fp32(node, casts)
     for index, value in enumerate(outputs):
-        if value.dtype is _FLOAT16 and model.graph.outputs[index].dtype is _FLOAT:
-            _cast_output(result.graph, index, value)
+        if value.dtype is half and model.graph.outputs[index].dtype is _FLOAT:
+            _cast_output(result.graph, index, value, _NAMES[half])
     _drop_unused(result.graph)
     kept = tuple(KeptFp32(str(node.name), reason) for node, reason in reasons.items() if reason is not None)
     return result, kept
@@ -82,7 +102,7 @@ def _reason_in_name(node: ir.Node, keep_fp32: Sequence[str]) -> str | None:
     return None if pattern is None else f"kept by {pattern!r}"
 
 
-def _reason_in_kind(node: ir.Node, opset: int) -> str | None:
+def _reason_in_kind(node: ir.Node, opset: int, half: ir.DataType) -> str | None:
     if any(
         attribute.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
         for attribute in node.attributes.values()
@@ -93,8 +113,8 @@ def _reason_in_kind(node: ir.Node, opset: int) -> str | None:
         return f"{node.domain or 'ai.onnx'}::{node.op_type} is unknown here"
     if node.op_type == "Constant" or not schema.attributes.keys().isdisjoint(("dtype", "output_datatype")):
         return f"{node.op_type} makes numbers of nothing"
-    if not _has_fp16_version(node, schema):
-        return f"{node.op_type} has no FP16 version"
+    if not _has_half_version(node, schema, half):
+        return f"{node.op_type} has no {_NAMES[half].upper()} version"
     for value in (*node.inputs, *node.outputs):
         if value is not None and value.name and value.dtype is None:
             return f"the type of tensor {value.name!r} is not known"
@@ -187,12 +207,13 @@ def _formal(parameters: Sequence[onnx.defs.OpSchema.FormalParameter], index: int
     return str(parameters[min(index, len(parameters) - 1)].type_str)
 
 
-def _has_fp16_version(node: ir.Node, schema: onnx.defs.OpSchema) -> bool:
+def _has_half_version(node: ir.Node, schema: onnx.defs.OpSchema, half: ir.DataType) -> bool:
+    wanted = f"tensor({half.name.lower()})"
     allowed = {item.type_param_str: set(item.allowed_type_strs) for item in schema.type_constraints}
     places = [(schema.inputs, i) for i, value in enumerate(node.inputs) if _is_float(value)]
     places += [(schema.outputs, i) for i, value in enumerate(node.outputs) if _is_float(value)]
     kinds = [_formal(parameters, index) for parameters, index in places]
-    return all(kind == _LITERAL_FLOAT or "tensor(float16)" in allowed.get(kind, ()) for kind in kinds)
+    return all(kind == _LITERAL_FLOAT or wanted in allowed.get(kind, ()) for kind in kinds)
 
 
 def _convert(node: ir.Node, opset: int, casts: _Casts) -> None:
@@ -200,27 +221,27 @@ def _convert(node: ir.Node, opset: int, casts: _Casts) -> None:
     schema = _schema(node, opset)
     assert schema is not None
     for index, value in enumerate(node.inputs):
-        if value is None or value.dtype not in (_FLOAT, _FLOAT16):
+        if value is None or value.dtype not in (_FLOAT, casts.half_dtype):
             continue
         literal = _formal(schema.inputs, index) == _LITERAL_FLOAT
-        node.replace_input_with(index, casts.fp32(value) if literal else casts.fp16(value))
+        node.replace_input_with(index, casts.fp32(value) if literal else casts.half(value))
     for index, value in enumerate(node.outputs):
         if _is_float(value) and _formal(schema.outputs, index) != _LITERAL_FLOAT:
-            value.type = ir.TensorType(_FLOAT16)
+            value.type = ir.TensorType(casts.half_dtype)
             casts.converted.add(value)
-    _convert_attributes(node)
+    _convert_attributes(node, casts.half_dtype)
 
 
-def _convert_attributes(node: ir.Node) -> None:
+def _convert_attributes(node: ir.Node, half: ir.DataType) -> None:
     """Changes the attributes that name the dtype of an output."""
     for name in ("to", "output_dtype"):
         attribute = node.attributes.get(name)
         if attribute is not None and attribute.as_int() == _FLOAT:
-            node.attributes[name] = ir.AttrInt64(name, _FLOAT16)
-    if node.op_type == "ConstantOfShape" and node.outputs[0].dtype is _FLOAT16:
+            node.attributes[name] = ir.AttrInt64(name, half)
+    if node.op_type == "ConstantOfShape" and node.outputs[0].dtype is half:
         value = node.attributes.get("value")
         array = value.as_tensor().numpy() if value is not None else np.zeros(1, np.float32)
-        node.attributes["value"] = ir.AttrTensor("value", ir.tensor(array.astype(np.float16)))
+        node.attributes["value"] = ir.AttrTensor("value", ir.tensor(array.astype(half.numpy())))
 
 
 def _feed_fp32(node: ir.Node, casts: _Casts) -> None:
@@ -244,14 +265,16 @@ def _feed_fp32(node: ir.Node, casts: _Casts) -> None:
 class _Casts:
     """The casts of a graph, made when they are first needed."""
 
-    def __init__(self, graph: ir.Graph) -> None:
+    def __init__(self, graph: ir.Graph, half_dtype: ir.DataType) -> None:
         self._graph = graph
+        self.half_dtype = half_dtype
         self._made: dict[tuple[ir.Value, ir.DataType], ir.Value] = {}
         self.converted: set[ir.Value] = set()
 
-    def fp16(self, value: ir.Value) -> ir.Value:
-        """Returns the value in FP16."""
-        return value if value.dtype is _FLOAT16 else self._cast(value, _FLOAT16, "fp16")
+    def half(self, value: ir.Value) -> ir.Value:
+        """Returns the value in FP16 or BF16."""
+        dtype = self.half_dtype
+        return value if value.dtype is dtype else self._cast(value, dtype, _NAMES[dtype])
 
     def fp32(self, value: ir.Value) -> ir.Value:
         """Returns the value in FP32."""
@@ -263,7 +286,7 @@ class _Casts:
             if isinstance(value.const_value, ir.ExternalTensor):
                 self._made[key] = self._cast_when_read(value.const_value, dtype, suffix)
             elif value.const_value is not None:
-                array = _clipped(value.const_value.numpy()).astype(dtype.numpy())
+                array = _clipped(value.const_value.numpy(), dtype).astype(dtype.numpy())
                 self._made[key] = add_initializer(self._graph, f"{value.name}_{suffix}", array)
             else:
                 self._made[key] = self._insert(value, dtype, suffix)
@@ -273,7 +296,7 @@ class _Casts:
         """Returns a constant that is cast when it is read, so that a large model is never in memory whole."""
 
         def cast() -> ir.TensorProtocol:
-            return ir.tensor(_clipped(values_of(tensor)).astype(dtype.numpy()))
+            return ir.tensor(_clipped(values_of(tensor), dtype).astype(dtype.numpy()))
 
         name = unique_name(self._graph, f"{tensor.name}_{suffix}")
         lazy = ir.LazyTensor(cast, dtype, ir.Shape(tensor.shape.numpy()), name=name)
@@ -293,15 +316,18 @@ class _Casts:
         return node.outputs[0]
 
 
-def _clipped(array: NDArray[Any]) -> NDArray[Any]:
-    """Returns the array with finite values inside FP16's range; infinities stay."""
-    return np.where(np.isfinite(array), np.clip(array, -_FP16_MAX, _FP16_MAX), array)
+def _clipped(array: NDArray[Any], dtype: ir.DataType) -> NDArray[Any]:
+    """Returns the array with finite values inside the dtype's range; infinities stay."""
+    largest = _LARGEST.get(dtype)
+    if largest is None:
+        return array
+    return np.where(np.isfinite(array), np.clip(array, -largest, largest), array)
 
 
-def _cast_output(graph: ir.Graph, index: int, value: ir.Value) -> None:
+def _cast_output(graph: ir.Graph, index: int, value: ir.Value, half: str) -> None:
     """Puts a cast to FP32 before a graph output, which keeps its name."""
     name = value.name
-    value.name = unique_name(graph, f"{name}_fp16")
+    value.name = unique_name(graph, f"{name}_{half}")
     node = ir.node("Cast", [value], {"to": int(_FLOAT)}, name=f"{name}_to_fp32_output")
     node.outputs[0].name, node.outputs[0].shape = name, value.shape
     node.outputs[0].type = ir.TensorType(_FLOAT)

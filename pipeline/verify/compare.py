@@ -21,6 +21,7 @@ from trtq.pipeline.graph.load import read_proto
 from trtq.pipeline.verify.exact import with_exact_quantize
 from trtq.pipeline.verify.logits import LogitsComparison, LogitsMetrics, tokens_of
 from trtq.pipeline.verify.metrics import OutputComparison, OutputMetrics
+from trtq.pipeline.verify.widen import has_bf16, without_bf16
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +156,10 @@ def _run(
 
 def _session(path: Path) -> Any:
     read_proto(path)  # says in words what is wrong with the file
-    exact = with_exact_quantize(ir.load(path))
+    model = ir.load(path)
+    if has_bf16(model):
+        return open_session(without_bf16(model), optimize=False)
+    exact = with_exact_quantize(model)
     return open_session(path if exact is None else exact, optimize=False)
 
 

@@ -138,10 +138,10 @@ precision_options = group(
         "--high-precision",
         "--compute-dtype",
         "high_precision",
-        type=click.Choice(["auto", "fp16", "fp32"]),
+        type=click.Choice(["auto", "fp16", "bf16", "fp32"]),
         default="auto",
         show_default=True,
-        help="Precision of what is not quantized; auto is fp16 for TensorRT.",
+        help="Precision of what is not quantized; auto is fp16 for TensorRT. bf16 is for --weights alone.",
     ),
 )
 weight_options = group(

@@ -1,0 +1,52 @@
+"""Weights in other files: read once, forgotten, and told when they are gone."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import onnx_ir as ir
+import pytest
+from numpy.typing import NDArray
+
+from trtq.errors import ModelError
+from trtq.models.tensors import values_of
+
+
+def external(folder: Path, array: NDArray[Any], *, offset: int) -> ir.ExternalTensor:
+    (folder / "w.data").write_bytes(b"\0" * offset + array.tobytes())
+    dtype = ir.DataType.from_numpy(array.dtype)
+    return ir.ExternalTensor(
+        "w.data", offset, array.nbytes, dtype, shape=ir.Shape(array.shape), name="w", base_dir=folder
+    )
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16])
+def test_values_lie_where_the_tensor_says(tmp_path: Path, dtype: type) -> None:
+    array: NDArray[Any] = np.arange(6).reshape(2, 3).astype(dtype)
+    tensor = external(tmp_path, array, offset=16)
+    found = values_of(tensor)
+    np.testing.assert_array_equal(found, array)
+    assert found.dtype == array.dtype
+    assert tensor.raw is None  # the file is not mapped
+
+
+def test_a_tensor_in_memory_is_itself() -> None:
+    array = np.arange(3, dtype=np.float32)
+    assert np.shares_memory(values_of(ir.tensor(array)), array)
+
+
+def test_a_file_that_has_gone_or_shrunk_is_told(tmp_path: Path) -> None:
+    tensor = external(tmp_path, np.zeros(4, np.float32), offset=0)
+    (tmp_path / "w.data").write_bytes(b"short")
+    with pytest.raises(
+        ModelError, match=r"the weights of 'w' end early in .*w\.data; it was changed meanwhile"
+    ):
+        values_of(tensor)
+    (tmp_path / "w.data").unlink()
+    message = f"cannot read the weights of 'w' from {tmp_path / 'w.data'}: No such file or directory"
+    with pytest.raises(ModelError, match=re.escape(message)):
+        values_of(tensor)
