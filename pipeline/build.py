@@ -19,6 +19,7 @@ from trtq.files import sha256_of
 from trtq.models.session import save
 from trtq.models.spec import InputSpec, ModelSpec
 from trtq.pipeline.calibrate import calibrate_graph, warn_of_dead
+from trtq.pipeline.candidate import candidate_of, high_precision_of, weights_report_of
 from trtq.pipeline.deliver import manifest, report
 from trtq.pipeline.deliver.earlier import REPORT, Earlier, find_earlier
 from trtq.pipeline.deliver.folder import staged_folder
@@ -32,14 +33,13 @@ from trtq.pipeline.graph.placement import WEIGHTED
 from trtq.pipeline.graph.quantized import quantized_layers
 from trtq.pipeline.job import Job, prepare
 from trtq.pipeline.quantization import implicit_of, kept_of, layers_of
-from trtq.pipeline.quantize.mixed import Mixed, fp16_model, int8_model
+from trtq.pipeline.quantize.mixed import fp16_model
 from trtq.pipeline.quantize.precision import KeptFp32
 from trtq.pipeline.target import Target
 from trtq.pipeline.verify.compare import Comparison, compare_models
 from trtq.pipeline.verify.evaluate import labels_of, within
 from trtq.pipeline.verify.gate import judge
 from trtq.pipeline.watch import Log, Silent, Watcher
-from trtq.pipeline.weights import float_model, report_weights, with_few_bits
 
 ENGINE = "model.engine"
 RANGES = "ranges.json"
@@ -112,7 +112,7 @@ def run_job(job: Job, log: Log, earlier: Earlier | None = None) -> Report:
             output=str(job.folder),
             backend=f"{job.backend.name} {job.backend.version()}",
             precision=job.target.name,
-            high_precision="as it is" if job.is_quantized else _high_precision(job),
+            high_precision="as it is" if job.is_quantized else high_precision_of(job),
             calibration=calibration,
             engine=made.report,
             comparison=comparison.outputs if comparison is not None else (),
@@ -125,21 +125,11 @@ def run_job(job: Job, log: Log, earlier: Earlier | None = None) -> Report:
             warnings=tuple(log.warnings),
             reused=tuple(log.reused),
             timings_s={name: round(seconds, 3) for name, seconds in log.seconds.items()},
-            weights=_weights_report(job),
+            weights=weights_report_of(job),
             logits=comparison.logits if comparison is not None else (),
         )
         _write_rest(job, ranges, result, made, stage)
     return result
-
-
-def _high_precision(job: Job) -> str:
-    return "bf16" if job.target.high_precision == "bf16" else "fp16" if job.way.fp16 else "fp32"
-
-
-def _weights_report(job: Job) -> report.WeightsReport | None:
-    if not job.weights:
-        return None
-    return report_weights(job.weights, job.target, backend=job.backend.name, half=job.way.fp16_graph)
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,7 +195,7 @@ def _quantize(job: Job, ranges: Ranges | None, stage: Path, log: Log) -> _Models
             return _Models(files, _write_model(job.graph.model, stage / FLOAT), job.graph.model, kept_fp32)
         if job.target.precision == "fp16":
             return _Models(files, files["fp16"], baseline.model, baseline.kept_fp32)
-        mixed = _mixed(job, ranges, baseline)
+        mixed = candidate_of(job, ranges, baseline)
         name = job.target.name
         files[name] = _write_model(mixed.model, stage / f"model.{name}.onnx")
     if not job.way.is_typed:
@@ -214,21 +204,6 @@ def _quantize(job: Job, ranges: Ranges | None, stage: Path, log: Log) -> _Models
             files, files[name], mixed.model, tuple(item for item in kept_fp32 if item.name not in layers)
         )
     return _Models(files, files[name], mixed.model, mixed.kept_fp32)
-
-
-def _mixed(job: Job, ranges: Ranges | None, baseline: Mixed) -> Mixed:
-    """Returns the model with Q/DQ, with weights in few bits, or with both."""
-    keep_fp32 = job.spec.layers.keep_fp32
-    if job.target.precision == "weights":
-        mixed = baseline if job.way.fp16_graph else float_model(job.graph, job.target, keep_fp32)
-    else:
-        assert ranges is not None
-        mixed = int8_model(job.graph, job.placement, ranges, fp16=job.way.fp16_graph, keep_fp32=keep_fp32)
-    if not job.weights:
-        return mixed
-    return with_few_bits(
-        mixed, job.graph, job.weights, job.target, backend=job.backend.name, batches=job.calibration
-    )
 
 
 def _write_model(model: ir.Model, path: Path) -> Path:

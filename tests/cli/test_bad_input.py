@@ -368,7 +368,7 @@ def test_bad_settings_beside_the_model_are_refused_with_their_file(folder: Path)
             "--backend tensorflow",
             "'tensorflow' is not one of 'auto', 'tensorrt', 'tensorrt-rtx'",
         ),
-        ("--high-precision bf16", "'bf16' is not one of 'auto', 'fp16', 'fp32'"),
+        ("--high-precision fp64", "'fp64' is not one of 'auto', 'fp16', 'bf16', 'fp32'"),
         ("--percentile most", "'most' is not a valid float"),
         ("--calib-samples 1.5", "'1.5' is not a valid integer"),
         ("--calib-date x", "No such option"),

@@ -14,7 +14,8 @@ from click.testing import CliRunner, Result
 from trtq.cli import main
 
 COMMANDS = [
-    "plan", "build", "calibrate", "merge-statistics", "quantize", "compare", "cache", "migrate", "inspect", "doctor",
+    "plan", "build", "calibrate",
+    "merge-statistics", "quantize", "compare", "cache", "migrate", "inspect", "doctor",
     "demo",
 ]  # fmt: skip
 HEAVY = {"numpy", "onnx", "onnx_ir", "onnxruntime", "polygraphy", "tensorrt_rtx", "torch", "rich", "PIL"}

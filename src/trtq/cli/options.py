@@ -333,7 +333,7 @@ def pass_from(given: Mapping[str, Any]) -> PassSpec:
     """Returns how the pass over the calibration data is made."""
     return PassSpec(
         device=given["calib_device"],
-        memory_bytes=_num_bytes(given["calib_memory"]) if given["calib_memory"] else None,
+        memory_bytes=num_bytes(given["calib_memory"]) if given["calib_memory"] else None,
         shard=_shard(given["shard"]) if given["shard"] else (1, 1),
         checkpoint=given["checkpoint"],
         checkpoint_seconds=given["checkpoint_seconds"],
