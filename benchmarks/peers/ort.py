@@ -3,7 +3,8 @@
 The documentation's steps: `quant_pre_process` (which folds constants and infers shapes), then
 `quantize_static` in QDQ format. TensorRT wants symmetric INT8, weights per channel, no quantized bias. The
 types of nodes are those that TensorRT has INT8 kernels for: with the default, every type that ONNX Runtime
-itself can run, TensorRT-RTX refuses many graphs and the accuracy is lower.
+itself can run, TensorRT-RTX refuses many graphs and the accuracy is lower. A method with `-all` behind it
+calibrates every float tensor, which is what `create_calibrator` does if it is not told otherwise.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ _METHODS = {
     "percentile": CalibrationMethod.Percentile,
     "distribution": CalibrationMethod.Distribution,
 }
+_ALL = "-all"
 _OP_TYPES = ["Conv", "Gemm", "MatMul"]
 
 
@@ -38,7 +40,7 @@ class _Reader(Reader, CalibrationDataReader):  # type: ignore[misc]
 
 def main() -> None:
     """Does what the command line asks."""
-    asked = given(list(_METHODS))
+    asked = given([*_METHODS, *(f"{method}{_ALL}" for method in _METHODS)])
     with tempfile.TemporaryDirectory(prefix="bench-ort-") as folder:
         prepared = Path(folder) / "prepared.onnx"
         prepare(asked.model, prepared)
@@ -53,9 +55,9 @@ def calibrate(asked: Given, prepared: Path) -> None:
     """Estimates the ranges, nothing else."""
     calibrator = create_calibrator(
         prepared,
-        _OP_TYPES,
+        None if asked.method.endswith(_ALL) else _OP_TYPES,
         augmented_model_path=str(prepared.with_name("augmented.onnx")),
-        calibrate_method=_METHODS[asked.method],
+        calibrate_method=_METHODS[asked.method.removesuffix(_ALL)],
         extra_options={"symmetric": True},
     )
     calibrator.collect_data(_Reader(asked.data, asked.batch_size))
@@ -69,11 +71,11 @@ def quantize(asked: Given, prepared: Path) -> None:
         asked.output,
         _Reader(asked.data, asked.batch_size),
         quant_format=QuantFormat.QDQ,
-        op_types_to_quantize=_OP_TYPES,
+        op_types_to_quantize=None if asked.method.endswith(_ALL) else _OP_TYPES,
         per_channel=True,
         activation_type=QuantType.QInt8,
         weight_type=QuantType.QInt8,
-        calibrate_method=_METHODS[asked.method],
+        calibrate_method=_METHODS[asked.method.removesuffix(_ALL)],
         extra_options={
             "ActivationSymmetric": True,
             "WeightSymmetric": True,
