@@ -36,7 +36,9 @@ def main() -> None:
     parser.add_argument(
         "--quantized", type=Path, default=WORK / "quantized", help="where the models are left"
     )
-    parser.add_argument("--keep", action="store_true", help="use the models of peers that are there already")
+    parser.add_argument(
+        "--keep", action="store_true", help="quantize with trtq only; use what peers made in an earlier run"
+    )
     parser.add_argument("--no-engine", action="store_true", help="do not build engines")
     parser.add_argument("--memory", type=float, default=12, help="GB that one tool may hold  [12]")
     parser.add_argument("--output", type=Path)
@@ -50,8 +52,12 @@ def main() -> None:
         result["models"][name] |= {"answers": truth.task["answers"] is not None, "score_fp32": truth.score}
         for tool in given.tools:
             path = quantized / name / f"{tool}.onnx"
-            kept = given.keep and tool != "trtq" and path.exists()
-            row = {} if kept else quantize(TOOLS[tool], folder, path, given.memory)
+            told = path.with_suffix(".json")  # what it took, for a later run with --keep
+            if given.keep and tool != "trtq" and told.exists():
+                row = json.loads(told.read_text())
+            else:
+                row = quantize(TOOLS[tool], folder, path, given.memory)
+                told.write_text(json.dumps(row))
             if "error" not in row:
                 row |= _compared(truth, path)
                 row |= {} if given.no_engine or "error" in row else engine(path, folder)
