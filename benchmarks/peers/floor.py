@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import onnxruntime  # noqa: TID253 - the process is for this
+from feeds import read_feeds
 
-from peers.arguments import given, read_feeds, timed
+from peers.arguments import given, timed
 
 
 def main() -> None:
