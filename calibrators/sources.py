@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +22,7 @@ from trtq.calibrators.arrays import (
 from trtq.calibrators.batches import Batches, Feed, checked
 from trtq.errors import DataError, TrtqError
 from trtq.models.preprocess import SUFFIXES, Preprocess, read_image
+from trtq.models.script import function_of, importing_beside
 from trtq.models.signature import TensorSpec, show_shape
 
 WAYS = (
@@ -218,11 +216,11 @@ def _from_polygraphy(path: Path) -> Batches:
 
 def _from_script(script: Path, function: str) -> Batches:
     """Runs the user's own code: its errors pass through with the script named."""
-    call = _function_of(script, function)
+    call = function_of(script, function)
 
     def read() -> Iterator[Feed]:
         try:
-            with _importing_beside(script):
+            with importing_beside(script):
                 for index, arrays in enumerate(call()):
                     if not isinstance(arrays, Mapping):
                         raise DataError(
@@ -237,33 +235,3 @@ def _from_script(script: Path, function: str) -> Batches:
             raise DataError(f"{script}:{function} failed: {type(error).__name__}: {error}") from error
 
     return Batches(read, f"{script}:{function}", None, None)
-
-
-def _function_of(script: Path, function: str) -> Any:
-    name = f"trtq.script.{script.stem}"  # must not hide a library that is called like the script
-    spec = importlib.util.spec_from_file_location(name, script)
-    if not script.is_file() or spec is None or spec.loader is None:
-        raise DataError(f"there is no script {script}")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses look their module up there
-    try:
-        with _importing_beside(script):
-            spec.loader.exec_module(module)
-    except (Exception, SystemExit) as error:
-        raise DataError(f"{script} cannot be run: {type(error).__name__}: {error}") from error
-    call = getattr(module, function, None)
-    if not callable(call):
-        raise DataError(f"{script} has no function {function!r}")
-    return call
-
-
-@contextmanager
-def _importing_beside(script: Path) -> Iterator[None]:
-    """Lets the script import what lies beside it, as Python does when it runs one."""
-    folder = str(script.parent.resolve())
-    sys.path.insert(0, folder)
-    try:
-        yield
-    finally:
-        with suppress(ValueError):  # the script may have removed it itself
-            sys.path.remove(folder)

@@ -17,6 +17,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
+METRICS = ("top-1", "top-5")
 Shape = tuple[int, ...]
 T = TypeVar("T")
 
@@ -87,16 +88,33 @@ class EvaluationSpec:
 
 @dataclass(frozen=True, slots=True)
 class AccuracySpec:
-    """The gate: what the quantized model must keep. `max_drop` is in points of accuracy (0 to 100)."""
+    """The gate: what the quantized model must keep.
+
+    `max_drop` is in points of the metric, hundredths of its scale from 0 to 1. `metric` is "top-1" or
+    "top-5", the share of samples whose class is the best or among the best five scores, or
+    `script.py:function`: that is called as `function(outputs, labels)` with the arrays of all samples, joined
+    along their first axis, and returns a number, the higher the better.
+    """
 
     min_cosine: float = 0.99
     max_drop: float = 1.0
+    metric: str = "top-1"
 
     def __post_init__(self) -> None:
         if not -1 <= self.min_cosine <= 1:
             raise UsageError(f"min_cosine must be between -1 and 1, got {self.min_cosine}")
         if not 0 <= self.max_drop <= 100:
             raise UsageError(f"max_drop must be between 0 and 100 points, got {self.max_drop}")
+        if self.metric not in METRICS and self.script is None:
+            raise UsageError(
+                f"metric must be {', '.join(METRICS)} or script.py:function, got {self.metric!r}"
+            )
+
+    @property
+    def script(self) -> tuple[Path, str] | None:
+        """The script and the function of a metric of the user's own; None for a built-in one."""
+        script, _, function = self.metric.rpartition(":")
+        return (Path(script), function) if script.endswith(".py") and function else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,4 +248,7 @@ def _absolute(spec: ModelSpec, folder: Path) -> ModelSpec:
         evaluation = replace(evaluation, data=str(folder / evaluation.data))
     if evaluation.labels is not None and evaluation.labels.endswith(".npy"):
         evaluation = replace(evaluation, labels=str(folder / evaluation.labels))
-    return replace(spec, calibration=calibration, evaluation=evaluation)
+    accuracy = spec.accuracy
+    if accuracy.script is not None:
+        accuracy = replace(accuracy, metric=str(folder / accuracy.metric))
+    return replace(spec, calibration=calibration, evaluation=evaluation, accuracy=accuracy)

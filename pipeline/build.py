@@ -119,6 +119,8 @@ def run_job(job: Job, log: Log, earlier: Earlier | None = None) -> Report:
             evaluated_samples=comparison.num_samples if comparison is not None else 0,
             evaluation_data=comparison.data if comparison is not None else "",
             accuracy=comparison.accuracy if comparison is not None else {},
+            metric=job.spec.accuracy.metric,
+            top5=comparison.top5 if comparison is not None else {},
             kept_float=job.placement.kept,
             kept_fp32=models.kept_fp32,
             notes=tuple(log.notes),
@@ -323,7 +325,7 @@ def _compare(
     """Returns the models, and the engine where it can be run, against each other; None without data."""
     if job.evaluation is None:
         return None
-    labels = labels_of(job.spec.evaluation)
+    labels = labels_of(job.spec.evaluation, job.spec.accuracy.metric)
     plan = stage / ENGINE
     engine = job.backend.runner(plan.read_bytes(), "engine") if plan.exists() else None
     data, left_out = job.evaluation, list[int]()

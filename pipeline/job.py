@@ -12,6 +12,8 @@ from trtq.calibrators.batches import Batches
 from trtq.calibrators.estimate import describe
 from trtq.calibrators.ranges import Ranges
 from trtq.errors import UsageError
+from trtq.files import sha256_of
+from trtq.models.script import function_of
 from trtq.models.spec import InputSpec, ModelSpec
 from trtq.pipeline.calibrate import (
     calibration_data,
@@ -218,8 +220,17 @@ def _keys(job: Job) -> dict[str, str]:
         job.backend.version(),
         compute_capability() if "compute_capabilities" in job.backend.lacks else "",
     )
-    everything = key_of(engine, _digest(job.evaluation), job.spec.evaluation, job.spec.accuracy)
+    judged = (_digest(job.evaluation), job.spec.evaluation, job.spec.accuracy, _script_digest(job.spec))
+    everything = key_of(engine, *judged)
     return {"ranges": ranges, "engine": engine, "everything": everything}
+
+
+def _script_digest(spec: ModelSpec) -> str:
+    """Returns the digest of the script of a metric of the user's own, which is run once to see it works."""
+    if spec.accuracy.script is None:
+        return "no script"
+    function_of(*spec.accuracy.script)
+    return sha256_of(spec.accuracy.script[0])
 
 
 def _digest(batches: Batches | None) -> str:

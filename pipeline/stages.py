@@ -273,7 +273,8 @@ def compare(
     files = {names[0]: graph.path, **({names[1]: file} if file is not None else {})}
     engines = (engine.runner(names[1]),) if engine is not None and file is None else ()
     pair = (names[1], names[0])
-    return compare_models(files, [pair], batches, labels_of(spec.evaluation), watcher.advance, engines)
+    labels = labels_of(spec.evaluation, spec.accuracy.metric)
+    return compare_models(files, [pair], batches, labels, watcher.advance, engines)
 
 
 def compared_names(reference: Path, candidate: Path) -> tuple[str, str]:

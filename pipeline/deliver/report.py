@@ -100,7 +100,8 @@ class Report:
         comparison: Every output of every pair of models.
         evaluated_samples: How many samples were compared.
         evaluation_data: The data that was compared on.
-        accuracy: The share of right answers by model, 0 to 1; empty without labels.
+        accuracy: What the metric says of each model, such as the share of right answers, 0 to 1; empty
+            without labels.
         kept_float: Layers with weights that are not quantized, and why.
         kept_fp32: Nodes that stay FP32 although the rest is FP16, and why.
         notes: What was changed or decided on the way.
@@ -109,6 +110,9 @@ class Report:
         timings_s: Seconds by stage.
         weights: What was done to the weights alone; None if nothing was.
         logits: Perplexity and divergence, where outputs are logits of a language model.
+        metric: The metric's name: "top-1", "top-5" or `script.py:function`.
+        top5: The share of answers among the best five by model; empty unless `metric` is "top-1" of more than
+            five classes.
     """
 
     schema_version: int
@@ -133,6 +137,8 @@ class Report:
     timings_s: Mapping[str, float] = field(default_factory=dict)
     weights: WeightsReport | None = None
     logits: tuple[LogitsComparison, ...] = ()
+    metric: str = "top-1"
+    top5: Mapping[str, float] = field(default_factory=dict)
 
 
 def to_json(report: Report) -> bytes:

@@ -4,37 +4,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
 from trtq import lazy
 from trtq.calibrators.batches import Batches, Feed
 from trtq.calibrators.observe import Progress
-from trtq.errors import DataError, ModelError, UsageError
+from trtq.errors import ModelError
 from trtq.models.session import open_session, runtime_errors
 from trtq.pipeline.graph.load import read_proto
 from trtq.pipeline.verify.exact import with_exact_quantize
 from trtq.pipeline.verify.logits import LogitsComparison, LogitsMetrics, tokens_of
 from trtq.pipeline.verify.metrics import OutputComparison, OutputMetrics
+from trtq.pipeline.verify.score import Labels, Scores
 from trtq.pipeline.verify.widen import has_bf16, without_bf16
-
-
-@dataclass(frozen=True, slots=True)
-class Labels:
-    """Where the right answers are.
-
-    Attributes:
-        array: The name of the array in each feed: whole numbers, shape (samples,).
-        output: The output that holds the class scores; None if the model has only one.
-    """
-
-    array: str
-    output: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,10 +30,13 @@ class Comparison:
 
     Attributes:
         outputs: Every output of every pair.
-        accuracy: The share of right answers of each model, 0 to 1; empty without labels.
+        accuracy: What the metric says of each model, such as the share of right answers, 0 to 1; empty
+            without labels.
         num_samples: How many samples were compared.
         data: The data, as a person reads it.
         logits: The outputs that are logits of a language model, once more.
+        metric: The metric's name: "top-1", "top-5", or `script.py:function`.
+        top5: The share of answers among the best five; empty unless the metric is "top-1" of over 5 classes.
     """
 
     outputs: tuple[OutputComparison, ...]
@@ -54,6 +44,8 @@ class Comparison:
     num_samples: int
     data: str
     logits: tuple[LogitsComparison, ...] = ()
+    metric: str = "top-1"
+    top5: Mapping[str, float] = field(default_factory=dict)
 
 
 def comparison_to_plain(comparison: Comparison) -> dict[str, Any]:
@@ -89,20 +81,20 @@ def compare_models(
         models: The files by the names that the result uses.
         pairs: (candidate, reference) names to compare.
         batches: The data, checked against the models' inputs.
-        labels: Where the labels are, for the accuracy.
+        labels: Where the labels are, and how answers are scored.
         progress: Told of every batch.
         engines: Further models: Polygraphy runners, each with its name.
 
     Raises:
         ModelError: ONNX Runtime cannot run one of them, or their outputs differ in name or shape.
-        DataError: The data or the labels do not fit.
+        DataError: The data or the labels do not fit, or a metric of the user's own fails.
         UsageError: It is not clear which output the labels belong to.
     """
     metrics: dict[tuple[str, str, str], OutputMetrics] = {}
     logits: dict[tuple[str, str, str], LogitsMetrics] = {}
     names = (*models, *(runner.name for runner in engines))
-    correct = dict.fromkeys(names, 0) if labels is not None else {}
-    num_samples = num_labels = 0
+    scores = Scores(labels, names) if labels is not None else None
+    num_samples = 0
     for feed, results in _run(models, engines, batches, labels):
         for candidate, reference in pairs:
             for output in results[reference]:
@@ -111,18 +103,18 @@ def compare_models(
                 metrics.setdefault(key, OutputMetrics()).add(ours, theirs, feed.num_samples)
                 if (tokens := tokens_of(output, theirs, feed.arrays)) is not None:
                     logits.setdefault(key, LogitsMetrics()).add(ours, theirs, tokens)
-        if labels is not None:
-            for name in correct:
-                correct[name] += _num_correct(results[name], feed, labels)
-            num_labels += len(feed.arrays[labels.array])
+        if scores is not None:
+            scores.add(results, feed)
         num_samples += feed.num_samples
         progress(feed.num_samples)
     return Comparison(
         tuple(item.result(*key) for key, item in metrics.items()),
-        {name: hits / num_labels for name, hits in correct.items()},
+        scores.result() if scores is not None else {},
         num_samples,
         batches.origin,
         tuple(item.result(*key) for key, item in logits.items()),
+        labels.metric if labels is not None else "top-1",
+        scores.top5() if scores is not None else {},
     )
 
 
@@ -178,31 +170,3 @@ def _same_output(
             f"data-dependent shapes cannot be compared"
         )
     return ours, theirs
-
-
-def _num_correct(outputs: Mapping[str, NDArray[Any]], feed: Feed, labels: Labels) -> int:
-    name = labels.output
-    if name is None:
-        if len(outputs) != 1:
-            raise UsageError(
-                f"the model has the outputs {', '.join(outputs)}; name the one with the class scores: "
-                f"`output` in [evaluation] of model.toml"
-            )
-        name = next(iter(outputs))
-    if name not in outputs:
-        raise UsageError(f"the model has no output {name!r}; its outputs are {', '.join(outputs)}")
-    if labels.array not in feed.arrays:
-        raise DataError(f"{feed.source} has no labels {labels.array!r}; it has {', '.join(feed.arrays)}")
-    scores, wanted = outputs[name], np.asarray(feed.arrays[labels.array])
-    if scores.ndim != 2 or wanted.shape != scores.shape[:1] or not np.issubdtype(wanted.dtype, np.integer):
-        raise DataError(
-            f"labels {labels.array!r} of {feed.source} are {wanted.dtype} of shape {wanted.shape} and output "
-            f"{name!r} has shape {scores.shape}; accuracy needs whole numbers (N,) and scores (N, classes)"
-        )
-    outside = (wanted < 0) | (wanted >= scores.shape[1])
-    if outside.any():
-        raise DataError(
-            f"label {wanted[outside][0]} of sample {int(outside.argmax())} of {feed.source} is no class of "
-            f"output {name!r}, which has the classes 0 to {scores.shape[1] - 1}"
-        )
-    return int((scores.argmax(axis=1) == wanted).sum())

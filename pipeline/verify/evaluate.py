@@ -14,9 +14,9 @@ from trtq.calibrators.observe import Progress
 from trtq.calibrators.sources import open_batches
 from trtq.errors import DataError
 from trtq.files import sha256_of
-from trtq.models.spec import EvaluationSpec, InputSpec, ModelSpec
+from trtq.models.spec import METRICS, EvaluationSpec, InputSpec, ModelSpec
 from trtq.pipeline.graph.load import Graph
-from trtq.pipeline.verify.compare import Labels
+from trtq.pipeline.verify.score import Labels
 
 _UNLABELLED_SAMPLES = 128
 _FROM_FILE = "labels"
@@ -41,15 +41,16 @@ def evaluation_data(graph: Graph, spec: ModelSpec, calibration: Batches | None) 
             calibration.first(evaluation.samples or _UNLABELLED_SAMPLES) if calibration is not None else None
         )
     labels = labels_of(evaluation)
+    own = spec.accuracy.script is not None
     batches = open_batches(
         evaluation.data,
         graph.inputs,
         spec.calibration.batch_size,
         preprocess=spec.preprocess,
-        extra=(labels.array,) if labels is not None else (),
+        extra=(labels.array,) if labels is not None and labels.array is not None else (),
     )
     if evaluation.labels is not None and evaluation.labels.endswith(".npy"):
-        batches = with_labels(batches, Path(evaluation.labels))
+        batches = with_labels(batches, Path(evaluation.labels), any_rank=own)
     return batches.first(evaluation.samples or (None if evaluation.labels else _UNLABELLED_SAMPLES))
 
 
@@ -78,16 +79,24 @@ def _is_between(shape: tuple[int, ...], profile: InputSpec) -> bool:
     return all(smallest <= size <= largest for smallest, size, largest in triples)
 
 
-def labels_of(evaluation: EvaluationSpec) -> Labels | None:
-    """Returns where the labels are; None if there are none."""
+def labels_of(evaluation: EvaluationSpec, metric: str = METRICS[0]) -> Labels | None:
+    """Returns where the labels are and how answers are scored; None if there is nothing to score by.
+
+    Without labels only a metric of the user's own, which may know the right answers itself, can score.
+    """
     if evaluation.labels is None:
-        return None
+        return None if metric in METRICS else Labels(None, evaluation.output, metric)
     array = _FROM_FILE if evaluation.labels.endswith(".npy") else evaluation.labels
-    return Labels(array, evaluation.output)
+    return Labels(array, evaluation.output, metric)
 
 
-def with_labels(batches: Batches, path: Path) -> Batches:
+def with_labels(batches: Batches, path: Path, *, any_rank: bool = False) -> Batches:
     """Returns the stream with the labels of a .npy file, one a sample in the order of the data.
+
+    Args:
+        batches: The stream.
+        path: The file; shape (samples,), or (samples, ...) if `any_rank`.
+        any_rank: Whether a label may be more than one number.
 
     Raises:
         DataError: The file cannot be read, or has another number of labels than there are samples.
@@ -98,7 +107,7 @@ def with_labels(batches: Batches, path: Path) -> Batches:
     except (OSError, *_DAMAGED) as error:
         raise DataError(f"cannot read the labels {path}: {error}") from error
     wanted = None if batches.num_samples is None else batches.num_samples + batches.left_out
-    if labels.ndim != 1 or wanted not in (None, len(labels)):
+    if not (labels.ndim == 1 or (any_rank and labels.ndim)) or wanted not in (None, len(labels)):
         count = "an unknown number of" if wanted is None else wanted
         raise DataError(
             f"{path} has labels of shape {labels.shape}, {batches.origin} has {count} samples; "

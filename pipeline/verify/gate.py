@@ -9,6 +9,7 @@ from typing import Literal
 from trtq.models.spec import AccuracySpec
 from trtq.pipeline.verify.compare import Comparison
 from trtq.pipeline.verify.metrics import OutputComparison
+from trtq.pipeline.verify.score import shown, title_of
 
 _SAME_DB = 6.0
 """Noise within a factor of two in amplitude counts as the same."""
@@ -74,8 +75,8 @@ def _drop_reasons(comparison: Comparison, candidate: str, reference: str, gate: 
     if drop <= gate.max_drop:
         return []
     return [
-        f"accuracy falls from {theirs:.2%} ({reference}) to {ours:.2%}, by {drop:.2f} points; the gate "
-        f"allows {gate.max_drop:g}"
+        f"{title_of(comparison.metric)} falls from {shown(theirs, comparison.metric)} ({reference}) to "
+        f"{shown(ours, comparison.metric)}, by {drop:.2f} points; the gate allows {gate.max_drop:g}"
     ]
 
 

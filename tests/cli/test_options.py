@@ -83,6 +83,7 @@ def test_evaluation_gate_and_layer_options() -> None:
     )  # fmt: skip
     assert found.evaluation == EvaluationSpec("e.npz", "truth", "scores", 9)
     assert (found.accuracy.min_cosine, found.accuracy.max_drop) == (0.5, 3.0)
+    assert spec("--metric", "own.py:f1").accuracy.script == (Path("own.py"), "f1")
     assert found.layers == LayerSpec(skip=("a", "b"), keep_fp32=("c",))
 
 

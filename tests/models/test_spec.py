@@ -56,6 +56,7 @@ samples = 100
 [accuracy]
 min_cosine = -0.5
 max_drop = 2
+metric = "own.py:f1"
 
 [layers]
 skip = ["^head/", "Softmax"]
@@ -87,7 +88,7 @@ def test_every_section_and_key_is_read(tmp_path: Path) -> None:
         ),
         calibration=CalibrationSpec(str(tmp_path / "calib"), "percentile", 99, 500, 4),
         evaluation=EvaluationSpec(str(tmp_path / "eval.npz"), str(tmp_path / "labels.npy"), "logits", 100),
-        accuracy=AccuracySpec(-0.5, 2),
+        accuracy=AccuracySpec(-0.5, 2, f"{tmp_path}/own.py:f1"),
         layers=LayerSpec(("^head/", "Softmax"), ("LayerNorm",)),
     )
 
@@ -177,6 +178,10 @@ def test_settings_that_are_no_toml_are_told(tmp_path: Path, content: bytes) -> N
         ("[accuracy]\nmin_cosine = 1.5", "[accuracy]: min_cosine must be between -1 and 1, got 1.5"),
         ("[accuracy]\nmin_cosine = nan", "[accuracy]: min_cosine must be between -1 and 1, got nan"),
         ("[accuracy]\nmax_drop = -1", "[accuracy]: max_drop must be between 0 and 100 points, got -1"),
+        (
+            "[accuracy]\nmetric = 'map'",
+            "[accuracy]: metric must be top-1, top-5 or script.py:function, got 'map'",
+        ),
         ("[accuracy]\nmax_drop = 101.5", "[accuracy]: max_drop must be between 0 and 100 points, got 101.5"),
         (
             "[layers]\nkeep_fp32 = ['(']",

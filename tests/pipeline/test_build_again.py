@@ -278,3 +278,19 @@ def test_an_output_folder_that_holds_the_model_or_its_data_is_refused(small: Pat
     with pytest.raises(UsageError, match=r"data\.npz lies in the output folder"):
         build(small, spec=spec, target=WITHOUT_ENGINE)
     assert inside.is_file()
+
+
+def test_a_changed_metric_is_asked_again(small: Path) -> None:
+    script = small.parent / "own.py"
+    script.write_text("def f(outputs, labels):\n    return 0.75\n")
+    spec = replace(spec_of(small), accuracy=AccuracySpec(metric=f"{script}:f"))
+    first = build(small, spec=spec, target=WITHOUT_ENGINE)
+    assert first.accuracy == {"fp32": 0.75, "fp16": 0.75, "int8": 0.75}
+    assert first.metric == f"{script}:f"
+    assert build(small, spec=spec, target=WITHOUT_ENGINE).reused == ("everything",)
+    script.write_text("def f(outputs, labels):\n    return 0.5\n")
+    again = build(small, spec=spec, target=WITHOUT_ENGINE)
+    assert (again.accuracy["fp32"], again.reused) == (0.5, ("ranges", "engine"))
+    script.write_text("def f(outputs, labels):\n    return -outputs['y'].max() + error\n")
+    with pytest.raises(DataError, match=r"own\.py:f failed on the outputs of fp32: NameError"):
+        build(small, spec=spec, target=WITHOUT_ENGINE)

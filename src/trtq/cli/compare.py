@@ -56,7 +56,9 @@ def command(reference: Path, candidate: Path, **given: Any) -> None:
     elif not given["quiet"]:
         console = result_console()
         if comparison.accuracy:
-            print_accuracy(console, comparison.accuracy, comparison.num_samples)
+            print_accuracy(console, comparison.accuracy, comparison.num_samples, comparison.metric)
+        if comparison.top5:
+            print_accuracy(console, comparison.top5, comparison.num_samples, "top-5")
         console.print(comparison_table(comparison.outputs))
         print_logits(console, comparison.logits)
         console.print(f"on {comparison.num_samples} samples of {comparison.data}", soft_wrap=True)

@@ -181,6 +181,12 @@ evaluation_options = group(
 gate_options = group(
     click.option("--min-cosine", type=float, help="Gate: smallest cosine of any output.  [default: 0.99]"),
     click.option("--max-drop", type=float, help="Gate: points of accuracy that may be lost.  [default: 1]"),
+    click.option(
+        "--metric",
+        metavar="NAME|SCRIPT:FUNCTION",
+        help="Gate: top-1, top-5, or script.py:function called with (outputs, labels) of all samples; it "
+        "returns 0 to 1, higher is better.  [default: top-1]",
+    ),
 )
 target_options = group(
     click.option(
@@ -270,7 +276,12 @@ def spec_from(model: Path, given: Mapping[str, Any]) -> ModelSpec:
         spec,
         calibration=calibration,
         evaluation=evaluation,
-        accuracy=_with(spec.accuracy, min_cosine=given.get("min_cosine"), max_drop=given.get("max_drop")),
+        accuracy=_with(
+            spec.accuracy,
+            min_cosine=given.get("min_cosine"),
+            max_drop=given.get("max_drop"),
+            metric=given.get("metric"),
+        ),
         layers=replace(
             spec.layers,
             skip=(*spec.layers.skip, *given.get("skip", ())),

@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from trtq.cli.console import show_bytes
+from trtq.pipeline.verify.score import shown, title_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -40,7 +41,9 @@ def print_report(console: Console, report: Report, *, verbose: bool) -> None:
     title = report.precision.upper() + (rest if report.precision == "int8" else "")
     console.print(Text.assemble((Path(report.model).name, "bold"), f"  {title}  {report.backend}"))
     if report.accuracy:
-        print_accuracy(console, report.accuracy, report.evaluated_samples)
+        print_accuracy(console, report.accuracy, report.evaluated_samples, report.metric)
+    if report.top5:
+        print_accuracy(console, report.top5, report.evaluated_samples, "top-5")
     if report.comparison:
         console.print(comparison_table(report.comparison))
     print_logits(console, report.logits)
@@ -104,10 +107,12 @@ def print_logits(console: Console, logits: Sequence[LogitsComparison]) -> None:
         )
 
 
-def print_accuracy(console: Console, accuracy: Mapping[str, float], num_samples: int) -> None:
-    """Prints the accuracy of each model in one line."""
-    shown = "   ".join(f"{name.upper()} {share:.2%}" for name, share in accuracy.items())
-    console.print(Text.assemble("accuracy  ", (shown, "bold"), f"   on {num_samples} samples"))
+def print_accuracy(
+    console: Console, accuracy: Mapping[str, float], num_samples: int, metric: str = "top-1"
+) -> None:
+    """Prints what a metric says of each model in one line."""
+    scores = "   ".join(f"{name.upper()} {shown(score, metric)}" for name, score in accuracy.items())
+    console.print(Text.assemble(f"{title_of(metric)}  ", (scores, "bold"), f"   on {num_samples} samples"))
 
 
 def _print_engine(console: Console, report: Report) -> None:

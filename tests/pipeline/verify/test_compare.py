@@ -18,8 +18,9 @@ from trtq.calibrators.batches import Batches, Feed
 from trtq.errors import DataError, ModelError, UsageError
 from trtq.models.demo import write_demo
 from trtq.models.session import open_session
-from trtq.pipeline.verify.compare import Comparison, Labels, compare_models, comparison_to_plain
+from trtq.pipeline.verify.compare import Comparison, compare_models, comparison_to_plain
 from trtq.pipeline.verify.metrics import OutputComparison, WorstSample
+from trtq.pipeline.verify.score import Labels
 
 _PAIR = [("int8", "fp32")]
 _LINEAR = "g (float[N, 4] x) => (float[N, 3] y) { y = MatMul (x, w) }"
@@ -304,6 +305,8 @@ def test_a_comparison_becomes_plain_json() -> None:
         "num_samples": 4,
         "data": "x.npz",
         "logits": [],
+        "metric": "top-1",
+        "top5": {},
     }
 
 

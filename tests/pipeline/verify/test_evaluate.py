@@ -16,8 +16,8 @@ from trtq.calibrators.sources import random_batches
 from trtq.errors import DataError
 from trtq.models.spec import CalibrationSpec, EvaluationSpec, InputSpec, ModelSpec
 from trtq.pipeline.graph.load import Graph
-from trtq.pipeline.verify.compare import Labels
 from trtq.pipeline.verify.evaluate import evaluation_data, labels_of, with_labels, within
+from trtq.pipeline.verify.score import Labels
 
 
 @pytest.fixture
@@ -121,6 +121,7 @@ def test_the_labels_of_a_file_come_with_the_feeds_in_their_order(graph: Graph, t
     labels = labels_of(settings.evaluation)
     assert batches is not None
     assert labels is not None
+    assert labels.array is not None
     feeds = list(batches)
     assert [feed.num_samples for feed in feeds] == [32, 32, 32, 4]
     np.testing.assert_array_equal(
@@ -133,6 +134,12 @@ def test_labels_are_an_array_or_a_file_or_none() -> None:
     assert labels_of(EvaluationSpec()) is None
     assert labels_of(EvaluationSpec(labels="right", output="logits")) == Labels("right", "logits")
     assert labels_of(EvaluationSpec(labels="a/right.npy")) == Labels("labels", None)
+    assert labels_of(EvaluationSpec(labels="right"), "top-5") == Labels("right", None, "top-5")
+
+
+def test_only_a_metric_of_ones_own_scores_without_labels() -> None:
+    assert labels_of(EvaluationSpec(), "top-5") is None
+    assert labels_of(EvaluationSpec(), "m.py:f1") == Labels(None, None, "m.py:f1")
 
 
 def _labels(tmp_path: Path, labels: NDArray[Any]) -> Path:

@@ -179,3 +179,11 @@ def test_fp16_is_not_blamed_where_int8_is_much_worse() -> None:
     )
     (reason,) = judge(comparison, _GATE, candidate="int8").reasons
     assert reason.startswith("output 'y' has cosine 0.9100 to fp32")
+
+
+def test_a_drop_of_another_metric_is_told_by_its_name() -> None:
+    comparison = replace(_all(0.999, 0.9999, 0.999), accuracy={"fp32": 0.912, "fp16": 0.91, "int8": 0.85})
+    own = judge(replace(comparison, metric="a/own.py:f1"), _GATE, candidate="int8").reasons
+    assert own == ("f1 of own.py falls from 0.9120 (fp32) to 0.8500, by 6.20 points; the gate allows 1",)
+    (reason,) = judge(replace(comparison, metric="top-5"), _GATE, candidate="int8").reasons
+    assert reason.startswith("top-5 accuracy falls from 91.20% (fp32) to 85.00%")

@@ -1,0 +1,223 @@
+"""How good the answers of each model are: top-1, top-5, or what a function of the user's own says."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trtq.calibrators.arrays import num_samples_of
+from trtq.calibrators.batches import Feed
+from trtq.errors import DataError, UsageError
+from trtq.models.script import function_of, importing_beside
+from trtq.models.spec import METRICS, AccuracySpec
+
+Outputs = Mapping[str, NDArray[Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Labels:
+    """Where the right answers are, and how answers are scored by them.
+
+    Attributes:
+        array: The name of the array in each feed: whole numbers, shape (samples,), or what the user's own
+            metric wants, shape (samples, ...); None if that needs none.
+        output: The output that holds the class scores; None if the model has only one.
+        metric: "top-1", "top-5" or `script.py:function`.
+    """
+
+    array: str | None
+    output: str | None = None
+    metric: str = METRICS[0]
+
+
+def title_of(metric: str) -> str:
+    """Returns what to call a metric: `accuracy`, `top-5 accuracy`, `f1 of metric.py`."""
+    if metric in METRICS:
+        return "accuracy" if metric == METRICS[0] else f"{metric} accuracy"
+    script, _, function = metric.rpartition(":")
+    return f"{function} of {Path(script).name}"
+
+
+def shown(value: float, metric: str) -> str:
+    """Returns a score for people: shares in per cent, other numbers as they are."""
+    return f"{value:.2%}" if metric in METRICS else f"{value:.4f}"
+
+
+class Scores:
+    """The scores of several models, added up batch by batch.
+
+    A metric of the user's own is called once a model, at the end, with the outputs and labels of all the
+    data: few metrics of a whole set are the mean of those of its batches. So these arrays are held in memory.
+    """
+
+    def __init__(self, labels: Labels, models: Sequence[str]) -> None:
+        own = AccuracySpec(metric=labels.metric).script
+        self._labels = labels
+        self._own = (
+            None if own is None else _OwnMetric(labels.metric, function_of(*own), own[0], labels.array)
+        )
+        self._hits = {name: dict.fromkeys(models, 0) for name in METRICS}
+        self._models = models
+        self._count = self._num_classes = 0
+
+    def add(self, results: Mapping[str, Outputs], feed: Feed) -> None:
+        """Takes in the outputs of every model for one feed.
+
+        Raises:
+            DataError: The labels do not fit.
+            UsageError: It is not clear which output they belong to.
+        """
+        if self._own is not None:
+            self._own.add(results, feed)
+            return
+        for name in self._models:
+            scores, wanted = _scores_and_labels(results[name], feed, self._labels)
+            ranked = (
+                np.argsort(-scores.astype(np.float64), axis=1, kind="stable")[:, :5] == wanted[:, np.newaxis]
+            )
+            self._hits["top-1"][name] += int(ranked[:, :1].sum())
+            self._hits["top-5"][name] += int(ranked.sum())
+            self._num_classes = scores.shape[1]
+        self._count += feed.arrays[str(self._labels.array)].shape[0]
+
+    def result(self) -> dict[str, float]:
+        """Returns what the metric says of each model.
+
+        Raises:
+            DataError: A metric of the user's own fails, or returns no finite number, or not always the same.
+        """
+        if self._own is not None:
+            return self._own.result(self._models)
+        return {name: hits / self._count for name, hits in self._hits[self._labels.metric].items()}
+
+    def top5(self) -> dict[str, float]:
+        """Returns the share of answers among the best five, beside top-1 of more than five classes."""
+        if self._labels.metric != "top-1" or self._num_classes <= 5:
+            return {}
+        return {name: hits / self._count for name, hits in self._hits["top-5"].items()}
+
+
+def _scores_and_labels(
+    outputs: Outputs, feed: Feed, labels: Labels
+) -> tuple[NDArray[np.floating], NDArray[np.integer]]:
+    name = labels.output
+    if name is None:
+        if len(outputs) != 1:
+            raise UsageError(
+                f"the model has the outputs {', '.join(outputs)}; name the one with the class scores: "
+                f"`output` in [evaluation] of model.toml"
+            )
+        name = next(iter(outputs))
+    if name not in outputs:
+        raise UsageError(f"the model has no output {name!r}; its outputs are {', '.join(outputs)}")
+    scores, wanted = outputs[name], _labels_in(feed, str(labels.array))
+    if scores.ndim != 2 or wanted.shape != scores.shape[:1] or not np.issubdtype(wanted.dtype, np.integer):
+        raise DataError(
+            f"labels {labels.array!r} of {feed.source} are {wanted.dtype} of shape {wanted.shape} and output "
+            f"{name!r} has shape {scores.shape}; accuracy needs whole numbers (N,) and scores (N, classes)"
+        )
+    outside = (wanted < 0) | (wanted >= scores.shape[1])
+    if outside.any():
+        raise DataError(
+            f"label {wanted[outside][0]} of sample {int(outside.argmax())} of {feed.source} is no class of "
+            f"output {name!r}, which has the classes 0 to {scores.shape[1] - 1}"
+        )
+    return scores, wanted
+
+
+def _labels_in(feed: Feed, array: str) -> NDArray[Any]:
+    if array not in feed.arrays:
+        raise DataError(f"{feed.source} has no labels {array!r}; it has {', '.join(feed.arrays)}")
+    return np.asarray(feed.arrays[array])
+
+
+@dataclass(slots=True)
+class _OwnMetric:
+    """A function of the user's, and what it will be called with."""
+
+    metric: str
+    function: Callable[[Outputs, NDArray[Any] | None], Any]
+    script: Path
+    array: str | None
+    outputs: dict[str, dict[str, list[NDArray[Any]]]] = field(default_factory=dict)
+    labels: list[NDArray[Any]] = field(default_factory=list)
+
+    def add(self, results: Mapping[str, Outputs], feed: Feed) -> None:
+        for model, outputs in results.items():
+            kept = self.outputs.setdefault(model, defaultdict(list))
+            for name, array in outputs.items():
+                kept[name].append(np.array(array))  # ONNX Runtime may return views of the inputs
+        if self.array is None:
+            return
+        labels = np.atleast_1d(_labels_in(feed, self.array))
+        count = num_samples_of({name: array for name, array in feed.arrays.items() if name != self.array})
+        if count > 1 and len(labels) != count:
+            raise DataError(
+                f"labels {self.array!r} of {feed.source} have shape {labels.shape}, the feed has {count} "
+                f"samples; give one label a sample"
+            )
+        self.labels.append(labels)
+
+    def result(self, models: Sequence[str]) -> dict[str, float]:
+        labels = _joined(self.labels, f"labels {self.array!r}", self.metric) if self.labels else None
+        found: dict[str, float] = {}
+        for model in models:
+            outputs = {
+                name: _joined(arrays, f"output {name!r}", self.metric)
+                for name, arrays in self.outputs.pop(model, {}).items()
+            }
+            score = self._call(outputs, labels, model)
+            if not found and (again := self._call(outputs, labels, model)) != score:
+                raise DataError(
+                    f"the metric {self.metric} is not deterministic: of the same outputs of {model} it says "
+                    f"{score:g} and then {again:g}; it must not draw random numbers nor keep anything"
+                )
+            found[model] = score
+        return found
+
+    def _call(self, outputs: Outputs, labels: NDArray[Any] | None, model: str) -> float:
+        try:
+            with importing_beside(self.script):
+                answer = self.function(dict(outputs), labels)
+        except (Exception, SystemExit) as error:
+            raise DataError(
+                f"the metric {self.metric} failed on the outputs of {model}: {type(error).__name__}: {error}"
+            ) from error
+        value = np.asarray(answer)
+        if value.ndim or value.dtype.kind not in "fiu":
+            raise DataError(
+                f"the metric {self.metric} returned {_kind_of(answer)} for {model}; it must return a number"
+            )
+        if not math.isfinite(value):
+            raise DataError(
+                f"the metric {self.metric} returned {value} for the outputs of {model}; "
+                f"it must return a finite number, the lowest where nothing is right"
+            )
+        return float(value)
+
+
+def _kind_of(answer: object) -> str:
+    shape = f" of shape {answer.shape}" if isinstance(answer, np.ndarray) else ""
+    return f"{type(answer).__name__}{shape}"
+
+
+def _joined(arrays: Sequence[NDArray[Any]], what: str, metric: str) -> NDArray[Any]:
+    """Returns the arrays of all batches, joined along the first axis and not to be written to."""
+    first = np.atleast_1d(arrays[0])
+    for array in arrays:
+        if np.atleast_1d(array).shape[1:] != first.shape[1:]:
+            raise DataError(
+                f"{what} has shape {first.shape} in one batch and {np.shape(array)} in another, which cannot "
+                f"be joined along the first axis for the metric {metric}; pad the samples to one size, or "
+                f"give batches of the same size"
+            )
+    joined = np.concatenate([np.atleast_1d(array) for array in arrays])
+    joined.setflags(write=False)
+    return joined
