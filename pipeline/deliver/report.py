@@ -112,7 +112,7 @@ class Report:
         logits: Perplexity and divergence, where outputs are logits of a language model.
         metric: The metric's name: "top-1", "top-5" or `script.py:function`.
         top5: The share of answers among the best five by model; empty unless `metric` is "top-1" of more than
-            five classes.
+            ten classes.
     """
 
     schema_version: int

@@ -36,7 +36,7 @@ class Comparison:
         data: The data, as a person reads it.
         logits: The outputs that are logits of a language model, once more.
         metric: The metric's name: "top-1", "top-5", or `script.py:function`.
-        top5: The share of answers among the best five; empty unless the metric is "top-1" of over 5 classes.
+        top5: The share of answers among the best five; empty unless the metric is "top-1" of over 10 classes.
     """
 
     outputs: tuple[OutputComparison, ...]

@@ -98,8 +98,8 @@ class Scores:
         return {name: hits / self._count for name, hits in self._hits[self._labels.metric].items()}
 
     def top5(self) -> dict[str, float]:
-        """Returns the share of answers among the best five, beside top-1 of more than five classes."""
-        if self._labels.metric != "top-1" or self._num_classes <= 5:
+        """Returns the share of answers among the best five, beside top-1 of more than ten classes."""
+        if self._labels.metric != "top-1" or self._num_classes <= 10:
             return {}
         return {name: hits / self._count for name, hits in self._hits["top-5"].items()}
 

@@ -41,10 +41,11 @@ def scored(
 
 
 _SCORES = np.array([[9, 8, 7, 6, 5, 4], [1, 2, 3, 4, 5, 6], [0, 0, 0, 0, 0, 0]], np.float32)
+_MORE_CLASSES = np.pad(_SCORES, ((0, 0), (0, 5)), constant_values=-1)
 
 
 def test_top_1_and_top_5_count_places_and_of_equals_the_first() -> None:
-    batches = (_SCORES, np.array([0, 4, 0])), (_SCORES, np.array([5, 0, 5]))
+    batches = (_MORE_CLASSES, np.array([0, 4, 0])), (_MORE_CLASSES, np.array([5, 0, 5]))
     scores = scored(Labels("labels"), *batches)
     assert scores.result() == {"fp32": 2 / 6}
     assert scores.top5() == {"fp32": 3 / 6}
@@ -52,8 +53,8 @@ def test_top_1_and_top_5_count_places_and_of_equals_the_first() -> None:
     assert (chosen.result(), chosen.top5()) == ({"fp32": 3 / 6}, {})
 
 
-def test_top_5_of_five_classes_says_nothing() -> None:
-    assert scored(Labels("labels"), (_SCORES[:, :5], np.array([0, 4, 0]))).top5() == {}
+def test_top_5_of_ten_classes_says_nothing() -> None:
+    assert scored(Labels("labels"), (_MORE_CLASSES[:, :10], np.array([0, 4, 0]))).top5() == {}
 
 
 def test_scores_that_are_not_finite_are_never_among_the_best() -> None:
