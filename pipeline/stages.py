@@ -96,7 +96,7 @@ def observe(
         ArtifactError: The checkpoint cannot be read or written, or is of something else.
     """
     watcher, how, target = watcher or Silent(), how or PassSpec(), target or Target()
-    graph, spec = _load_float(Path(model), spec, watcher)
+    graph, spec = load_float(Path(model), spec, watcher)
     placement = placement_of(graph, spec, target, watcher)
     batches = calibration_data(graph, spec, target, random_data=random_data)
     warn_of_preprocess(batches, spec, watcher)
@@ -162,7 +162,7 @@ def placed_in(
         ArtifactError: The statistics are of another model, or miss a tensor.
     """
     watcher = watcher or Silent()
-    graph, spec = _load_float(Path(model), spec, watcher)
+    graph, spec = load_float(Path(model), spec, watcher)
     if (found := statistics.source.model_sha256) != graph.sha256:
         raise ArtifactError(
             f"the statistics are of another file than {graph.path}: SHA-256 {found[:12]}, "
@@ -204,7 +204,7 @@ def quantize(
     """
     watcher = watcher or Silent()
     target = target or Target()
-    graph, spec = _load_float(Path(model), spec, watcher, target.min_opset)
+    graph, spec = load_float(Path(model), spec, watcher, target.min_opset)
     fp16 = target.high_precision not in ("fp32", "bf16")
     keep_fp32 = spec.layers.keep_fp32
     placement = Placement((), ())
@@ -284,9 +284,15 @@ def compared_names(reference: Path, candidate: Path) -> tuple[str, str]:
     return str(reference), str(candidate) if candidate != reference else f"{candidate} again"
 
 
-def _load_float(
+def load_float(
     path: Path, spec: ModelSpec | None, watcher: Watcher, min_opset: int = 19
 ) -> tuple[Graph, ModelSpec]:
+    """Returns a float model and its settings, read from beside it if they are None.
+
+    Raises:
+        ModelError: The file cannot be used, or is quantized already.
+        UsageError: The settings are wrong.
+    """
     watcher.stage("Loading")
     spec = spec if spec is not None else spec_beside(path)
     graph = load(path, min_opset=max(19, min_opset))

@@ -37,9 +37,11 @@ if TYPE_CHECKING:
     from trtq.pipeline.inspect import inspect
     from trtq.pipeline.load import load
     from trtq.pipeline.migrate import migrate
+    from trtq.pipeline.sensitivity import sensitivity
     from trtq.pipeline.stages import calibrate, compare, observe, quantize, ranges_of
     from trtq.pipeline.target import Target
     from trtq.pipeline.verify.compare import Comparison
+    from trtq.pipeline.verify.sensitivity import Sensitivity
 
 _HOMES = {
     "AccuracySpec": "trtq.models.spec",
@@ -54,6 +56,7 @@ _HOMES = {
     "Preprocess": "trtq.models.preprocess",
     "Ranges": "trtq.calibrators.ranges",
     "Report": "trtq.pipeline.deliver.report",
+    "Sensitivity": "trtq.pipeline.verify.sensitivity",
     "Statistics": "trtq.calibrators.statistics",
     "Target": "trtq.pipeline.target",
     "TrtqError": "trtq.errors",
@@ -72,6 +75,7 @@ _HOMES = {
     "read_report": "trtq.pipeline.deliver.report",
     "read_spec": "trtq.models.spec",
     "read_statistics": "trtq.calibrators.statistics_file",
+    "sensitivity": "trtq.pipeline.sensitivity",
     "write_demo": "trtq.models.demo",
 }
 
@@ -88,6 +92,7 @@ __all__ = [
     "Preprocess",
     "Ranges",
     "Report",
+    "Sensitivity",
     "Statistics",
     "Target",
     "TrtqError",
@@ -106,6 +111,7 @@ __all__ = [
     "read_report",
     "read_spec",
     "read_statistics",
+    "sensitivity",
     "write_demo",
 ]
 

@@ -17,6 +17,7 @@ _COMMANDS = {
     "calibrate": "Estimate the ranges of a model's tensors from data.",
     "merge-statistics": "Join what was seen of the parts of the calibration data.",
     "quantize": "Write the Q/DQ model of a float model and its ranges.",
+    "sensitivity": "Measure what each quantized layer costs in accuracy.",
     "compare": "Compare the outputs of two ONNX models on the same data.",
     "cache": "Show, convert, compare and write TensorRT's calibration caches.",
     "migrate": "Carry a model and its calibration cache over to Q/DQ, without data.",

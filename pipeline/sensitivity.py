@@ -1,0 +1,189 @@
+"""How sensitive each layer is, measured in one session; a run that was ended goes on where it was."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from trtq.calibrators.batches import Batches
+from trtq.calibrators.estimate import describe
+from trtq.calibrators.observe import Progress
+from trtq.errors import ModelError
+from trtq.files import sha256_of, write_atomically
+from trtq.models.spec import ModelSpec
+from trtq.pipeline.calibrate import calibrate_graph, calibration_data, method_of, placement_of, warn_of_dead
+from trtq.pipeline.deliver.manifest import key_of, versions
+from trtq.pipeline.graph.load import Graph
+from trtq.pipeline.graph.placement import Placement
+from trtq.pipeline.stages import load_float
+from trtq.pipeline.target import Target
+from trtq.pipeline.verify.evaluate import evaluation_data, labels_of
+from trtq.pipeline.verify.macs import macs_of
+from trtq.pipeline.verify.score import Labels
+from trtq.pipeline.verify.sensitivity import (
+    LayerSensitivity,
+    Sensitivity,
+    in_groups,
+    measure,
+    read_sensitivity,
+    to_json,
+)
+from trtq.pipeline.verify.switchable import Switchable, open_switchable
+from trtq.pipeline.watch import Silent, Watcher
+
+_ALL, _ALONE, _WITHOUT = "all quantized", "alone: ", "without: "
+
+
+def sensitivity(
+    model: Path | str,
+    *,
+    spec: ModelSpec | None = None,
+    target: Target | None = None,
+    output: Path | str | None = None,
+    random_data: bool = False,
+    watcher: Watcher | None = None,
+) -> Sensitivity:
+    """Returns what each layer that `build` would quantize costs: alone, and with all the others.
+
+    Every few layers the result so far is written to `output`; the same call then goes on from there, or
+    returns at once what is complete.
+
+    Args:
+        model: The float ONNX file.
+        spec: What is known of the model; None: read from `<name>.toml` or `model.toml` beside it.
+        target: Which types of nodes are quantized, and the precision of the rest.
+        output: The file to write; None: `<name>.sensitivity.json` beside the model.
+        random_data: Take random numbers, to try it.
+        watcher: Is told of the progress.
+
+    Raises:
+        ModelError, DataError, UsageError: Something that was given cannot be used, or no layer is quantized.
+        ArtifactError: The file cannot be written, or is something else.
+    """
+    watcher = watcher or Silent()
+    target = target or Target()
+    graph, spec = load_float(Path(model), spec, watcher)
+    path = Path(output or graph.path.with_suffix(".sensitivity.json"))
+    placement = placement_of(graph, spec, target, watcher)
+    if not placement.quantized:
+        raise ModelError(f"{graph.path} has no layer that is quantized; `trtq inspect --placement` tells why")
+    calibration = calibration_data(graph, spec, target, random_data=random_data)
+    batches = evaluation_data(graph, spec, calibration)
+    assert batches is not None
+    start = Sensitivity(
+        model=str(graph.path),
+        data=batches.origin,
+        num_samples=0,
+        num_layers=len(placement.quantized),
+        metric=spec.accuracy.metric,
+        key=_key(graph, spec, placement, (calibration, batches), target),
+    )
+    state = _earlier(path, start, watcher)
+    if not state.is_complete:
+        ranges = calibrate_graph(
+            graph, placement.activations, calibration, method_of(spec.calibration), watcher
+        )
+        warn_of_dead(ranges, watcher)
+        scale_dtype = "float32" if target.high_precision == "fp32" else "float16"
+        work = _Work(
+            open_switchable(graph.model, placement, ranges, scale_dtype=scale_dtype),
+            placement,
+            macs_of(graph.model, next(iter(batches))),
+            batches,
+            labels_of(spec.evaluation, spec.accuracy.metric),
+        )
+        state = _measure_rest(work, state, path, watcher)
+    return state
+
+
+@dataclass(frozen=True, slots=True)
+class _Work:
+    """What is measured, and on what."""
+
+    session: Switchable
+    placement: Placement
+    macs: Mapping[str, int]
+    batches: Batches
+    labels: Labels | None
+
+
+def _measure_rest(work: _Work, state: Sensitivity, path: Path, watcher: Watcher) -> Sensitivity:
+    every = {*work.session.layers}
+    op_types = {node.name: node.op_type for node in work.placement.quantized}
+    done = {layer.name for layer in state.layers}
+    rest = [name for name in work.session.layers if name not in done]
+    num_samples = work.batches.num_samples
+    watcher.stage("Measuring layers", None if num_samples is None else len(rest) * num_samples)
+    for names in in_groups(rest, mixtures_each=2):
+        mixtures = {_ALONE + name: {name} for name in names}
+        mixtures |= {_WITHOUT + name: every - {name} for name in names}
+        if state.all_quantized is None:
+            mixtures[_ALL] = every
+        share = len(names)
+        found = measure(work.session, mixtures, work.batches, work.labels, _by_layers(watcher.advance, share))
+        effects = found.effects
+        layers = (
+            LayerSensitivity(
+                name, op_types[name], work.macs.get(name, 0), effects[_ALONE + name], effects[_WITHOUT + name]
+            )
+            for name in names
+        )
+        state = replace(
+            state,
+            num_samples=found.num_samples,
+            total_macs=sum(work.macs.values()),
+            float_score=found.float_score,
+            all_quantized=effects.get(_ALL, state.all_quantized),
+            layers=(*state.layers, *layers),
+        )
+        write_atomically(path, to_json(state))
+    return state
+
+
+def _by_layers(progress: Progress, num_layers: int) -> Progress:
+    """Returns a progress that counts every sample once a layer."""
+    return lambda num_samples: progress(num_samples * num_layers)
+
+
+def _earlier(path: Path, start: Sensitivity, watcher: Watcher) -> Sensitivity:
+    """Returns what an earlier call has measured of the same, else the start."""
+    if not path.exists():
+        return start
+    found = read_sensitivity(path)  # refuses to write over anything else
+    if not start.key:
+        watcher.note(f"{path} is written anew: whether the data is unchanged cannot be told")
+        return start
+    if found.key != start.key:
+        watcher.note(f"{path} is of another model, data or settings, and is written anew")
+        return start
+    watcher.note(
+        f"{path} holds all {found.num_layers} layers: nothing has changed"
+        if found.is_complete
+        else f"goes on after {len(found.layers)} of {found.num_layers} layers of {path}"
+    )
+    return found
+
+
+def _key(
+    graph: Graph,
+    spec: ModelSpec,
+    placement: Placement,
+    data: tuple[Batches, Batches],
+    target: Target,
+) -> str:
+    """Returns a digest of all that the numbers depend on; empty where the data is known by reading only."""
+    if not all(batches.digest for batches in data):
+        return ""
+    script = spec.accuracy.script
+    return key_of(
+        versions(),
+        graph.sha256,
+        [batches.digest for batches in data],
+        describe(method_of(spec.calibration)),
+        placement.quantized,
+        spec.evaluation,
+        spec.accuracy.metric,
+        sha256_of(script[0]) if script is not None and script[0].is_file() else "",
+        target.high_precision,
+    )

@@ -1,0 +1,78 @@
+"""How many multiplications each layer does: what keeping it out of INT8 costs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import onnx_ir as ir
+
+from trtq.calibrators.batches import Feed
+from trtq.models.session import open_session, run
+from trtq.pipeline.graph.placement import WEIGHTED
+
+Shape = tuple[int, ...]
+_RECURRENT = ("LSTM", "GRU", "RNN")
+_NUM_INPUTS = 3
+"""Of a recurrent layer: the sequence, the weights of the input, those of the state."""
+
+
+def macs_of(model: ir.Model, feed: Feed) -> dict[str, int]:
+    """Returns the multiply-accumulates a sample by the name of each node with weights, and each MatMul.
+
+    Shapes are those that the feed gives in ONNX Runtime: shape inference does not know all of them. Nodes in
+    the bodies of If, Loop and Scan are not counted.
+
+    Args:
+        model: The float graph; it is not changed.
+        feed: One run's inputs.
+
+    Raises:
+        ModelError: ONNX Runtime cannot run the model.
+    """
+    tapped = model.clone()
+    nodes = [node for node in tapped.graph if node.op_type in WEIGHTED]
+    taps = {
+        value: f"trtq_shape_{index}"
+        for index, value in enumerate(
+            dict.fromkeys(
+                value
+                for node in nodes
+                for value in (*node.inputs[:_NUM_INPUTS], *node.outputs[:1])
+                if value is not None and value.name
+            )
+        )
+    }
+    for value, name in taps.items():
+        node = ir.node("Shape", [value], name=name)
+        node.outputs[0].name, node.outputs[0].type = name, ir.TensorType(ir.DataType.INT64)
+        tapped.graph.append(node)
+        tapped.graph.outputs.append(node.outputs[0])
+    if not taps:
+        return {}
+    arrays = {str(value.name): feed.arrays[str(value.name)] for value in tapped.graph.inputs}
+    found = run(open_session(tapped, optimize=True), list(taps.values()), arrays)
+    shapes: Mapping[ir.Value | None, Shape] = {
+        value: tuple(int(size) for size in shape) for value, shape in zip(taps, found, strict=True)
+    }
+    return {
+        str(node.name): _macs(
+            node,
+            [shapes.get(value, ()) for value in node.inputs[:_NUM_INPUTS]],
+            shapes.get(node.outputs[0], ()),
+        )
+        // max(feed.num_samples, 1)
+        for node in nodes
+    }
+
+
+def _macs(node: ir.Node, inputs: Sequence[Shape], output: Shape) -> int:
+    first, second = inputs[0], inputs[1]
+    if node.op_type == "Conv":
+        return math.prod(output) * math.prod(second[1:])
+    if node.op_type == "ConvTranspose":
+        return math.prod(first) * math.prod(second[1:])
+    if node.op_type in _RECURRENT:
+        return math.prod(first[:2]) * (math.prod(second) + math.prod(inputs[2]))
+    transposed = "transA" in node.attributes and node.attributes["transA"].as_int() == 1
+    return math.prod(output) * (first[0] if transposed else first[-1])
