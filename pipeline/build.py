@@ -18,13 +18,14 @@ from trtq.errors import BuildError
 from trtq.files import sha256_of
 from trtq.models.session import save
 from trtq.models.spec import InputSpec, ModelSpec
+from trtq.pipeline.auto import repaired
 from trtq.pipeline.calibrate import calibrate_graph, warn_of_dead
 from trtq.pipeline.candidate import candidate_of, high_precision_of, weights_report_of
 from trtq.pipeline.deliver import manifest, report
 from trtq.pipeline.deliver.earlier import REPORT, Earlier, find_earlier
 from trtq.pipeline.deliver.folder import staged_folder
 from trtq.pipeline.deliver.manifest import Manifest
-from trtq.pipeline.deliver.report import CalibrationReport, EngineReport, Report
+from trtq.pipeline.deliver.report import AutoReport, CalibrationReport, EngineReport, Report
 from trtq.pipeline.engine.backend import BuildRequest, Built
 from trtq.pipeline.engine.coverage import coverage, precisions
 from trtq.pipeline.engine.profiles import resolve_profiles
@@ -98,9 +99,12 @@ def run_job(job: Job, log: Log, earlier: Earlier | None = None) -> Report:
     with staged_folder(job.folder) as stage:
         ranges, calibration = _calibrate(job, earlier, log)
         models = _quantize(job, ranges, stage, log)
+        auto = comparison = None
+        if job.target.auto and ranges is not None:
+            job, models, auto, comparison = _repair(job, ranges, models, stage, log)
         made = _build_engine(job, ranges, models, earlier, stage, log)
         calibration = calibration or made.calibration
-        comparison = _compare(job, models, made.report.profiles, stage, log)
+        comparison = comparison or _compare(job, models, made.report.profiles, stage, log)
         judged = comparison if comparison is not None and not job.is_quantized else None
         candidate = _candidate(job, judged)
         verdict = judge(judged, job.spec.accuracy, candidate=candidate, is_random=job.is_random)
@@ -121,6 +125,7 @@ def run_job(job: Job, log: Log, earlier: Earlier | None = None) -> Report:
             accuracy=comparison.accuracy if comparison is not None else {},
             metric=job.spec.accuracy.metric,
             top5=comparison.top5 if comparison is not None else {},
+            auto=auto,
             kept_float=job.placement.kept,
             kept_fp32=models.kept_fp32,
             notes=tuple(log.notes),
@@ -206,6 +211,19 @@ def _quantize(job: Job, ranges: Ranges | None, stage: Path, log: Log) -> _Models
             files, files[name], mixed.model, tuple(item for item in kept_fp32 if item.name not in layers)
         )
     return _Models(files, files[name], mixed.model, mixed.kept_fp32)
+
+
+def _repair(
+    job: Job, ranges: Ranges, models: _Models, stage: Path, log: Log
+) -> tuple[Job, _Models, AutoReport, Comparison]:
+    made = [models]
+
+    def quantize_again(changed: Job) -> Mapping[str, Path]:
+        made.append(_quantize(changed, ranges, stage, log))
+        return made[-1].files
+
+    found = repaired(job, ranges, models.files, quantize_again, log)
+    return found.job, made[-1], found.auto, found.comparison
 
 
 def _write_model(model: ir.Model, path: Path) -> Path:

@@ -11,7 +11,7 @@ from trtq.calibrators import Method
 from trtq.calibrators.batches import Batches
 from trtq.calibrators.estimate import describe
 from trtq.calibrators.ranges import Ranges
-from trtq.errors import UsageError
+from trtq.errors import DataError, UsageError
 from trtq.files import sha256_of
 from trtq.models.script import function_of
 from trtq.models.spec import InputSpec, ModelSpec
@@ -164,6 +164,8 @@ def prepare(
     for batches in (calibration, evaluation if calibration is None else None):
         if batches is not None:
             warn_of_preprocess(batches, spec, watcher)
+    if target.auto:
+        _refuse_auto_without(graph, evaluation, is_quantized=quantized)
     job = Job(
         graph=graph,
         spec=spec,
@@ -195,6 +197,16 @@ def refuse_inputs_in(folder: Path, *sources: Path | str | None) -> None:
             )
 
 
+def _refuse_auto_without(graph: Graph, evaluation: Batches | None, *, is_quantized: bool) -> None:
+    if is_quantized:
+        raise UsageError(f"{graph.path} is quantized already, so --auto has no layers to choose among")
+    if evaluation is None or evaluation.is_random:
+        raise DataError(
+            f"--auto chooses layers by what they cost on real data, and {graph.path} comes with "
+            f"{'none' if evaluation is None else evaluation.origin}; give --calib-data or --eval-data"
+        )
+
+
 def _check_shapes(graph: Graph, spec: ModelSpec, target: Target) -> None:
     """Checks the given shapes before any work; shapes that the data will tell are taken to be 1."""
     ones = [tuple(dim if isinstance(dim, int) else 1 for dim in item.shape) for item in graph.inputs]
@@ -210,6 +222,7 @@ def _keys(job: Job) -> dict[str, str]:
         describe(job.method),
         job.tensors,
     )
+    judged = (_digest(job.evaluation), job.spec.evaluation, job.spec.accuracy, _script_digest(job.spec))
     engine = key_of(
         ranges,
         job.spec.layers,
@@ -218,9 +231,9 @@ def _keys(job: Job) -> dict[str, str]:
         job.way,
         job.backend.name,
         job.backend.version(),
+        judged if job.target.auto else (),  # then they decide which layers are quantized
         compute_capability() if "compute_capabilities" in job.backend.lacks else "",
     )
-    judged = (_digest(job.evaluation), job.spec.evaluation, job.spec.accuracy, _script_digest(job.spec))
     everything = key_of(engine, *judged)
     return {"ranges": ranges, "engine": engine, "everything": everything}
 

@@ -31,6 +31,7 @@ class Target:
         quantization: "explicit" by Q/DQ, "implicit" by TensorRT up to 10 itself; "auto": explicit.
         options: How the builder works.
         weights: How weights are stored that Q/DQ does not quantize; None: as they are.
+        auto: Whether layers are kept out of INT8 where the gate fails otherwise.
     """
 
     precision: Precision = "int8"
@@ -43,6 +44,7 @@ class Target:
     quantization: Quantization = "auto"
     options: BuilderOptions = field(default_factory=BuilderOptions)
     weights: WeightScheme | None = None
+    auto: bool = False
 
     def __post_init__(self) -> None:
         for name, value, choices in (
@@ -70,6 +72,16 @@ class Target:
         if self.weights is not None and self.quantization == "implicit":
             raise UsageError(
                 "weights of fewer bits stand in the graph, which --quantization implicit does not read"
+            )
+        if self.auto and (self.precision != "int8" or self.quantization == "implicit"):
+            raise UsageError(
+                f"--auto chooses which layers get Q/DQ, of which there are none with "
+                f"{self.precision if self.precision != 'int8' else '--quantization implicit'}; leave it out"
+            )
+        if self.auto and self.weights is not None:
+            raise UsageError(
+                "--auto keeps layers as they are, and the weights of these would be stored in fewer bits; "
+                "leave one of the two out"
             )
         if self.workspace_bytes is not None and not 1 <= self.workspace_bytes < 1 << 63:
             raise UsageError(f"the workspace must have 1 to 2^63 - 1 bytes, got {self.workspace_bytes}")

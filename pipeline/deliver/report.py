@@ -83,6 +83,42 @@ class WeightsReport:
 
 
 @dataclass(frozen=True, slots=True)
+class KeptByAuto:
+    """A layer that `--auto` kept out of INT8.
+
+    `macs` is its share of all multiply-accumulates, `sqnr_db` that of the outputs with it alone in INT8.
+    """
+
+    name: str
+    macs: float
+    sqnr_db: float
+
+
+@dataclass(frozen=True, slots=True)
+class AutoReport:
+    """What `--auto` found.
+
+    Attributes:
+        outcome: In a sentence.
+        kept: The layers that are kept out of INT8, most harmful for their cost first.
+        skip: The patterns for `--skip` that reproduce it.
+        int8_macs: The share of all multiply-accumulates that is in INT8; those in the bodies of If, Loop and
+            Scan are not counted.
+        int8_macs_before: The same without `--auto`.
+        times_judged: How often a choice was judged on the data that was held back.
+        evaluation_passes: What it cost, in runs of one model over the evaluation data.
+    """
+
+    outcome: str
+    kept: tuple[KeptByAuto, ...] = ()
+    skip: tuple[str, ...] = ()
+    int8_macs: float | None = None
+    int8_macs_before: float | None = None
+    times_judged: int = 0
+    evaluation_passes: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class Report:
     """The outcome of a build.
 
@@ -113,6 +149,7 @@ class Report:
         metric: The metric's name: "top-1", "top-5" or `script.py:function`.
         top5: The share of answers among the best five by model; empty unless `metric` is "top-1" of more than
             ten classes.
+        auto: What `--auto` found; None if it was not asked for.
     """
 
     schema_version: int
@@ -139,6 +176,7 @@ class Report:
     logits: tuple[LogitsComparison, ...] = ()
     metric: str = "top-1"
     top5: Mapping[str, float] = field(default_factory=dict)
+    auto: AutoReport | None = None
 
 
 def to_json(report: Report) -> bytes:

@@ -13,7 +13,7 @@ from trtq.cli.console import ConsoleWatcher, result_console
 from trtq.cli.tables import print_report
 from trtq.errors import GateError
 from trtq.pipeline.build import build
-from trtq.pipeline.deliver.report import to_json
+from trtq.pipeline.deliver.report import Report, to_json
 
 
 @click.command("build")
@@ -29,6 +29,12 @@ from trtq.pipeline.deliver.report import to_json
 @options.target_options
 @options.evaluation_options
 @options.gate_options
+@click.option(
+    "--auto",
+    is_flag=True,
+    help="If the gate fails, keep the cheapest layers out of INT8 that make it hold: chosen on every other "
+    "batch of the evaluation data, judged on the rest.",
+)
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder.  [default: MODEL.trtq]")
 @options.json_option
 @options.talk_options
@@ -60,4 +66,13 @@ def command(model: Path, **given: Any) -> None:
     elif not given["quiet"]:
         print_report(result_console(), report, verbose=given["verbose"])
     if report.verdict == "fail":
-        raise GateError("the accuracy gate failed: " + "; ".join(report.reasons))
+        raise GateError("the accuracy gate failed: " + "; ".join(report.reasons) + _offer(report))
+
+
+def _offer(report: Report) -> str:
+    """Returns what may help: --auto, where INT8 is judged and quantization may be the cause."""
+    if report.auto is not None or report.calibration is None or report.precision != "int8":
+        return ""
+    if any("quantization is not the cause" in reason for reason in report.reasons):
+        return ""
+    return "; --auto finds the cheapest layers to keep out of INT8, trtq sensitivity shows what each costs"

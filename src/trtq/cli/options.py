@@ -305,6 +305,7 @@ def target_from(given: Mapping[str, Any]) -> Target:
         shapes=GivenShapes(*(_shapes(given.get(f"{kind}_shapes", ())) for kind in ("min", "opt", "max"))),
         op_types=tuple(name.strip() for name in op_types.split(",")) if op_types else DEFAULT_OP_TYPES,
         quantization=given.get("quantization", "auto"),
+        auto=given.get("auto", False),
         options=BuilderOptions(
             given.get("timing_cache"),
             given.get("builder_optimization_level"),

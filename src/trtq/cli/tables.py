@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -63,6 +64,7 @@ def print_report(console: Console, report: Report, *, verbose: bool) -> None:
             + made_up
         )
     _print_kept(console, report, verbose)
+    _print_auto(console, report)
     if verbose:
         way = f"{report.engine.quantization} quantization: {report.engine.quantization_reason}"
         for line in (way, *report.notes, *report.engine.warnings):
@@ -158,6 +160,15 @@ def _print_kept(console: Console, report: Report, verbose: bool) -> None:
         console.print(f"{title}: {len(nodes)} nodes" + ("" if verbose else " (-v names them)"))
         for item in nodes if verbose else ():
             console.print(Text(f"  {item.name}: {item.reason}", style="dim"))
+
+
+def _print_auto(console: Console, report: Report) -> None:
+    if report.auto is None:
+        return
+    console.print(Text(f"--auto: {report.auto.outcome}"), soft_wrap=True)
+    if report.auto.skip:
+        options = " ".join(f"--skip {shlex.quote(pattern)}" for pattern in report.auto.skip)
+        console.print(Text(f"  the same without it: {options}", style="dim"), soft_wrap=True)
 
 
 def _number(value: float, form: str) -> str:

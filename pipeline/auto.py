@@ -1,0 +1,212 @@
+"""When the gate fails: the job again, with the fewest layers kept out of INT8 that make it hold."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from trtq.calibrators.batches import Batches
+from trtq.calibrators.ranges import Ranges
+from trtq.models.spec import ModelSpec
+from trtq.pipeline.calibrate import placement_of
+from trtq.pipeline.deliver.report import AutoReport, KeptByAuto
+from trtq.pipeline.graph.placement import KeptNode, Placement
+from trtq.pipeline.job import Job
+from trtq.pipeline.verify.compare import Comparison, compare_models
+from trtq.pipeline.verify.evaluate import labels_of
+from trtq.pipeline.verify.gate import Verdict, judge
+from trtq.pipeline.verify.macs import macs_of
+from trtq.pipeline.verify.mixed_precision import Choice, Meter, choose, error_of, every_nth
+from trtq.pipeline.verify.sensitivity import Distance, Effect
+from trtq.pipeline.verify.switchable import open_switchable
+from trtq.pipeline.watch import Log, Silent
+
+Quantize = Callable[[Job], Mapping[str, Path]]
+"""Writes the models of a job and returns their files by precision."""
+_MOST_ATTEMPTS = 4
+"""At a choice that the data that was held back confirms."""
+_PAIRS = (("int8", "fp32"), ("int8", "fp16"), ("fp16", "fp32"))
+
+
+@dataclass(frozen=True, slots=True)
+class Repaired:
+    """A job that was looked at, and what was done.
+
+    Attributes:
+        job: As it was, or with layers kept, and with the data to judge on that did not choose them.
+        auto: For the report.
+        comparison: Of the job's models on its data.
+    """
+
+    job: Job
+    auto: AutoReport
+    comparison: Comparison
+
+
+def repaired(job: Job, ranges: Ranges, files: Mapping[str, Path], quantize: Quantize, log: Log) -> Repaired:
+    """Returns the job, with layers kept out of INT8 if its gate fails without.
+
+    The layers are chosen on the first, third ... batch of the evaluation data, and the choice is judged on
+    the second, fourth ...: the real models are compared on these.
+
+    Args:
+        job: An INT8 build with Q/DQ and data to compare on.
+        ranges: Of its tensors.
+        files: Its models, written already.
+        quantize: Writes the models of a changed job in their place.
+        log: Is told of it all.
+    """
+    first = _compare(job, files, log)
+    verdict = judge(first, job.spec.accuracy, candidate="int8")
+    if verdict.outcome != "fail":
+        return Repaired(job, AutoReport("not needed: the gate holds with every layer in INT8"), first)
+    assert job.evaluation is not None
+    num_feeds = sum(1 for _ in job.evaluation)
+    if hindrance := _hindrance(job, first, num_feeds):
+        log.warn(f"--auto cannot help: {hindrance}")
+        return Repaired(job, AutoReport(hindrance), first)
+    with log.timed("auto"):
+        return _search(job, ranges, quantize, num_feeds, log)
+
+
+def _hindrance(job: Job, comparison: Comparison, num_feeds: int) -> str:
+    """Returns why no choice of layers can be made; empty if it can."""
+    fp16 = judge(comparison, job.spec.accuracy, candidate="fp16")
+    if job.way.fp16_graph and fp16.outcome == "fail":
+        return (
+            f"FP16 fails the gate without any quantization ({'; '.join(fp16.reasons)}): quantization is not "
+            f"the cause; keep layers in FP32 with --keep-fp32, or the whole rest with --high-precision fp32"
+        )
+    if not job.placement.quantized:
+        return "no layer is quantized"
+    if num_feeds < 2:
+        return (
+            f"{comparison.data} is one batch, and layers are not judged on the data that they are chosen on; "
+            f"give more data, or a smaller --calib-batch-size"
+        )
+    return ""
+
+
+def _search(job: Job, ranges: Ranges, quantize: Quantize, num_feeds: int, log: Log) -> Repaired:
+    assert job.evaluation is not None
+    to_choose, to_judge = every_nth(job.evaluation, 0, 2), every_nth(job.evaluation, 1, 2)
+    judged_on = replace(to_judge, origin=f"every second batch of {job.evaluation.origin}")
+    macs = macs_of(job.graph.model, next(iter(job.evaluation)))
+    scale_dtype = "float16" if job.way.fp16_graph else "float32"
+    log.stage("Choosing layers")
+    meter = Meter(
+        open_switchable(job.graph.model, job.placement, ranges, scale_dtype=scale_dtype),
+        lambda kept: _placed(job, ranges, tuple(kept)).names,
+        labels_of(job.spec.evaluation, job.spec.accuracy.metric),
+        log.advance,
+    )
+    choice = choose(meter, macs, job.spec.accuracy, to_choose, (num_feeds + 1) // 2)
+    count, attempts = len(choice.kept), 0
+    while True:
+        attempts += 1
+        placed = _placed(job, ranges, choice.order[:count])
+        changed = _changed(job, placed, choice, judged_on)
+        comparison = _compare(changed, quantize(changed), log)
+        meter.samples_run += comparison.num_samples * len(_PAIRS)
+        verdict = judge(comparison, job.spec.accuracy, candidate="int8")
+        if verdict.outcome != "fail" or count == len(choice.order) or attempts == _MOST_ATTEMPTS:
+            break
+        left = error_of(_effect(comparison), job.spec.accuracy)
+        count = choice.enough(count, left) if left > 1 else min(2 * count + 1, len(choice.order))
+    passes = meter.samples_run / max(2 * comparison.num_samples, 1)
+    auto = _report(placed, choice, macs, verdict, attempts, passes)
+    (log.warn if verdict.outcome == "fail" else log.note)(auto.outcome)
+    return Repaired(changed, auto, comparison)
+
+
+def _effect(comparison: Comparison) -> Effect:
+    pairs = (item for item in comparison.outputs if (item.candidate, item.reference) == _PAIRS[0])
+    return Effect({item.output: Distance(item.cosine, item.sqnr_db) for item in pairs})
+
+
+@dataclass(frozen=True, slots=True)
+class _Placed:
+    """What is quantized if some layers are kept."""
+
+    kept: tuple[str, ...]
+    patterns: tuple[str, ...]
+    spec: ModelSpec
+    placement: Placement
+
+    @property
+    def names(self) -> Collection[str]:
+        return {node.name for node in self.placement.quantized}
+
+
+def _placed(job: Job, ranges: Ranges, kept: Sequence[str]) -> _Placed:
+    """Returns the placement that `--skip` with these names gives.
+
+    A layer that is kept can make another tensor of an Add the one to quantize. Where that has no range, the
+    Add is kept as well.
+    """
+    while True:
+        patterns = tuple(f"^{re.escape(name)}$" for name in kept)
+        layers = replace(job.spec.layers, skip=(*job.spec.layers.skip, *patterns))
+        spec = replace(job.spec, layers=layers)
+        placement = placement_of(job.graph, spec, job.target, Silent())
+        unknown = [
+            node.name
+            for node in placement.quantized
+            if any(tensor not in ranges.tensors for _, tensor in node.activations)
+        ]
+        if not unknown:
+            return _Placed(tuple(kept), patterns, spec, placement)
+        kept = (*kept, *unknown)
+
+
+def _changed(job: Job, placed: _Placed, choice: Choice, judged_on: Batches) -> Job:
+    reasons = {
+        name: f"kept by --auto: alone in INT8 it leaves an SQNR of {choice.alone[name].sqnr_db:.1f} dB"
+        for name in placed.kept
+        if name in choice.alone
+    }
+    kept = tuple(
+        KeptNode(node.name, node.op_type, reasons.get(node.name, node.reason))
+        for node in placed.placement.kept
+    )
+    placement = replace(placed.placement, kept=kept)
+    return replace(job, spec=placed.spec, placement=placement, evaluation=judged_on)
+
+
+def _compare(job: Job, files: Mapping[str, Path], log: Log) -> Comparison:
+    assert job.evaluation is not None
+    labels = labels_of(job.spec.evaluation, job.spec.accuracy.metric)
+    log.stage("Comparing", job.evaluation.num_samples)
+    with log.timed("compare"):
+        return compare_models(files, _PAIRS, job.evaluation, labels, log.advance)
+
+
+def _report(
+    placed: _Placed, choice: Choice, macs: Mapping[str, int], verdict: Verdict, attempts: int, passes: float
+) -> AutoReport:
+    total = max(sum(macs.values()), 1)
+    share = sum(macs.get(name, 0) for name in placed.names) / total
+    whole = sum(macs.get(name, 0) for name in choice.order) / total
+    counts = f"{len(placed.kept)} of {len(choice.order)} layers are kept out of INT8"
+    done = f"{counts}, {share:.1%} of the MACs stay in it"
+    if verdict.outcome == "fail":
+        outcome = f"the gate still fails: {done}; {'; '.join(verdict.reasons)}"
+    elif not placed.names:
+        outcome = f"the gate holds, but with no layer in INT8: {done}"
+    else:
+        outcome = f"the gate holds: {done}"
+    return AutoReport(
+        outcome=outcome,
+        kept=tuple(
+            KeptByAuto(name, macs.get(name, 0) / total, choice.alone[name].sqnr_db)
+            for name in placed.kept
+            if name in choice.alone
+        ),
+        skip=placed.patterns,
+        int8_macs=share,
+        int8_macs_before=whole,
+        times_judged=attempts,
+        evaluation_passes=round(passes, 1),
+    )
