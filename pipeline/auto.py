@@ -6,15 +6,17 @@ import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Generic, Protocol, TypeVar
 
 from trtq.calibrators.batches import Batches
 from trtq.calibrators.ranges import Ranges
 from trtq.models.spec import ModelSpec
 from trtq.pipeline.calibrate import placement_of
+from trtq.pipeline.comparison import compared
 from trtq.pipeline.deliver.report import AutoReport, KeptByAuto
 from trtq.pipeline.graph.placement import KeptNode, Placement
 from trtq.pipeline.job import Job
-from trtq.pipeline.verify.compare import Comparison, compare_models
+from trtq.pipeline.verify.compare import Comparison
 from trtq.pipeline.verify.evaluate import labels_of
 from trtq.pipeline.verify.gate import Verdict, judge
 from trtq.pipeline.verify.macs import macs_of
@@ -23,29 +25,40 @@ from trtq.pipeline.verify.sensitivity import Distance, Effect
 from trtq.pipeline.verify.switchable import open_switchable
 from trtq.pipeline.watch import Log, Silent
 
-Quantize = Callable[[Job], Mapping[str, Path]]
-"""Writes the models of a job and returns their files by precision."""
 _MOST_ATTEMPTS = 4
 """At a choice that the data that was held back confirms."""
-_PAIRS = (("int8", "fp32"), ("int8", "fp16"), ("fp16", "fp32"))
+
+
+class Models(Protocol):
+    """The models of a job that are written."""
+
+    @property
+    def files(self) -> Mapping[str, Path]:
+        """By precision."""
+        ...
+
+
+M = TypeVar("M", bound=Models)
 
 
 @dataclass(frozen=True, slots=True)
-class Repaired:
+class Repaired(Generic[M]):
     """A job that was looked at, and what was done.
 
     Attributes:
         job: As it was, or with layers kept, and with the data to judge on that did not choose them.
+        models: Those of the job.
         auto: For the report.
         comparison: Of the job's models on its data.
     """
 
     job: Job
+    models: M
     auto: AutoReport
     comparison: Comparison
 
 
-def repaired(job: Job, ranges: Ranges, files: Mapping[str, Path], quantize: Quantize, log: Log) -> Repaired:
+def repaired(job: Job, ranges: Ranges, models: M, quantize: Callable[[Job], M], log: Log) -> Repaired[M]:
     """Returns the job, with layers kept out of INT8 if its gate fails without.
 
     The layers are chosen on the first, third ... batch of the evaluation data, and the choice is judged on
@@ -54,19 +67,19 @@ def repaired(job: Job, ranges: Ranges, files: Mapping[str, Path], quantize: Quan
     Args:
         job: An INT8 build with Q/DQ and data to compare on.
         ranges: Of its tensors.
-        files: Its models, written already.
+        models: Its models, written already.
         quantize: Writes the models of a changed job in their place.
         log: Is told of it all.
     """
-    first = _compare(job, files, log)
+    first = _compare(job, models, log)
     verdict = judge(first, job.spec.accuracy, candidate="int8")
     if verdict.outcome != "fail":
-        return Repaired(job, AutoReport("not needed: the gate holds with every layer in INT8"), first)
+        return Repaired(job, models, AutoReport("not needed: the gate holds with every layer in INT8"), first)
     assert job.evaluation is not None
     num_feeds = sum(1 for _ in job.evaluation)
     if hindrance := _hindrance(job, first, num_feeds):
         log.warn(f"--auto cannot help: {hindrance}")
-        return Repaired(job, AutoReport(hindrance), first)
+        return Repaired(job, models, AutoReport(hindrance), first)
     with log.timed("auto"):
         return _search(job, ranges, quantize, num_feeds, log)
 
@@ -79,8 +92,6 @@ def _hindrance(job: Job, comparison: Comparison, num_feeds: int) -> str:
             f"FP16 fails the gate without any quantization ({'; '.join(fp16.reasons)}): quantization is not "
             f"the cause; keep layers in FP32 with --keep-fp32, or the whole rest with --high-precision fp32"
         )
-    if not job.placement.quantized:
-        return "no layer is quantized"
     if num_feeds < 2:
         return (
             f"{comparison.data} is one batch, and layers are not judged on the data that they are chosen on; "
@@ -89,7 +100,7 @@ def _hindrance(job: Job, comparison: Comparison, num_feeds: int) -> str:
     return ""
 
 
-def _search(job: Job, ranges: Ranges, quantize: Quantize, num_feeds: int, log: Log) -> Repaired:
+def _search(job: Job, ranges: Ranges, quantize: Callable[[Job], M], num_feeds: int, log: Log) -> Repaired[M]:
     assert job.evaluation is not None
     to_choose, to_judge = every_nth(job.evaluation, 0, 2), every_nth(job.evaluation, 1, 2)
     judged_on = replace(to_judge, origin=f"every second batch of {job.evaluation.origin}")
@@ -108,8 +119,9 @@ def _search(job: Job, ranges: Ranges, quantize: Quantize, num_feeds: int, log: L
         attempts += 1
         placed = _placed(job, ranges, choice.order[:count])
         changed = _changed(job, placed, choice, judged_on)
-        comparison = _compare(changed, quantize(changed), log)
-        meter.samples_run += comparison.num_samples * len(_PAIRS)
+        models = quantize(changed)
+        comparison = _compare(changed, models, log)
+        meter.samples_run += comparison.num_samples * len(models.files)
         verdict = judge(comparison, job.spec.accuracy, candidate="int8")
         if verdict.outcome != "fail" or count == len(choice.order) or attempts == _MOST_ATTEMPTS:
             break
@@ -118,11 +130,11 @@ def _search(job: Job, ranges: Ranges, quantize: Quantize, num_feeds: int, log: L
     passes = meter.samples_run / max(2 * comparison.num_samples, 1)
     auto = _report(placed, choice, macs, verdict, attempts, passes)
     (log.warn if verdict.outcome == "fail" else log.note)(auto.outcome)
-    return Repaired(changed, auto, comparison)
+    return Repaired(changed, models, auto, comparison)
 
 
 def _effect(comparison: Comparison) -> Effect:
-    pairs = (item for item in comparison.outputs if (item.candidate, item.reference) == _PAIRS[0])
+    pairs = (item for item in comparison.outputs if (item.candidate, item.reference) == ("int8", "fp32"))
     return Effect({item.output: Distance(item.cosine, item.sqnr_db) for item in pairs})
 
 
@@ -175,12 +187,10 @@ def _changed(job: Job, placed: _Placed, choice: Choice, judged_on: Batches) -> J
     return replace(job, spec=placed.spec, placement=placement, evaluation=judged_on)
 
 
-def _compare(job: Job, files: Mapping[str, Path], log: Log) -> Comparison:
-    assert job.evaluation is not None
-    labels = labels_of(job.spec.evaluation, job.spec.accuracy.metric)
-    log.stage("Comparing", job.evaluation.num_samples)
-    with log.timed("compare"):
-        return compare_models(files, _PAIRS, job.evaluation, labels, log.advance)
+def _compare(job: Job, models: Models, log: Log) -> Comparison:
+    comparison = compared(job, models.files, log)
+    assert comparison is not None  # there is data
+    return comparison
 
 
 def _report(

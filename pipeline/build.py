@@ -6,6 +6,7 @@ import re
 import resource
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import onnx
@@ -17,15 +18,16 @@ from trtq.calibrators.ranges import Ranges, Shapes, ranges_to_json, read_ranges
 from trtq.errors import BuildError
 from trtq.files import sha256_of
 from trtq.models.session import save
-from trtq.models.spec import InputSpec, ModelSpec
+from trtq.models.spec import ModelSpec
 from trtq.pipeline.auto import repaired
 from trtq.pipeline.calibrate import calibrate_graph, warn_of_dead
 from trtq.pipeline.candidate import candidate_of, high_precision_of, weights_report_of
+from trtq.pipeline.comparison import Plan, compared, name_to_judge
 from trtq.pipeline.deliver import manifest, report
 from trtq.pipeline.deliver.earlier import REPORT, Earlier, find_earlier
 from trtq.pipeline.deliver.folder import staged_folder
 from trtq.pipeline.deliver.manifest import Manifest
-from trtq.pipeline.deliver.report import AutoReport, CalibrationReport, EngineReport, Report
+from trtq.pipeline.deliver.report import CalibrationReport, EngineReport, Report
 from trtq.pipeline.engine.backend import BuildRequest, Built
 from trtq.pipeline.engine.coverage import coverage, precisions
 from trtq.pipeline.engine.profiles import resolve_profiles
@@ -37,8 +39,6 @@ from trtq.pipeline.quantization import implicit_of, kept_of, layers_of
 from trtq.pipeline.quantize.mixed import fp16_model
 from trtq.pipeline.quantize.precision import KeptFp32
 from trtq.pipeline.target import Target
-from trtq.pipeline.verify.compare import Comparison, compare_models
-from trtq.pipeline.verify.evaluate import labels_of, within
 from trtq.pipeline.verify.gate import judge
 from trtq.pipeline.watch import Log, Silent, Watcher
 
@@ -100,13 +100,16 @@ def run_job(job: Job, log: Log, earlier: Earlier | None = None) -> Report:
         ranges, calibration = _calibrate(job, earlier, log)
         models = _quantize(job, ranges, stage, log)
         auto = comparison = None
-        if job.target.auto and ranges is not None:
-            job, models, auto, comparison = _repair(job, ranges, models, stage, log)
+        if job.target.auto and job.placement.quantized and ranges is not None:
+            found = repaired(
+                job, ranges, models, partial(_quantize, ranges=ranges, stage=stage, log=log), log
+            )
+            job, models, auto, comparison = found.job, found.models, found.auto, found.comparison
         made = _build_engine(job, ranges, models, earlier, stage, log)
         calibration = calibration or made.calibration
-        comparison = comparison or _compare(job, models, made.report.profiles, stage, log)
+        comparison = compared(job, models.files, log, Plan(stage / ENGINE, made.report.profiles), comparison)
         judged = comparison if comparison is not None and not job.is_quantized else None
-        candidate = _candidate(job, judged)
+        candidate = name_to_judge(job, judged)
         verdict = judge(judged, job.spec.accuracy, candidate=candidate, is_random=job.is_random)
         result = Report(
             schema_version=report.SCHEMA_VERSION,
@@ -211,19 +214,6 @@ def _quantize(job: Job, ranges: Ranges | None, stage: Path, log: Log) -> _Models
             files, files[name], mixed.model, tuple(item for item in kept_fp32 if item.name not in layers)
         )
     return _Models(files, files[name], mixed.model, mixed.kept_fp32)
-
-
-def _repair(
-    job: Job, ranges: Ranges, models: _Models, stage: Path, log: Log
-) -> tuple[Job, _Models, AutoReport, Comparison]:
-    made = [models]
-
-    def quantize_again(changed: Job) -> Mapping[str, Path]:
-        made.append(_quantize(changed, ranges, stage, log))
-        return made[-1].files
-
-    found = repaired(job, ranges, models.files, quantize_again, log)
-    return found.job, made[-1], found.auto, found.comparison
 
 
 def _write_model(model: ir.Model, path: Path) -> Path:
@@ -335,49 +325,6 @@ def _shapes_of_data(job: Job, ranges: Ranges | None) -> Mapping[str, Shapes]:
     if job.shape_data is None or not any(item.is_dynamic for item in job.graph.inputs):
         return {}
     return observe(job.graph.model, (), job.shape_data).shapes
-
-
-def _compare(
-    job: Job, models: _Models, profiles: Mapping[str, InputSpec], stage: Path, log: Log
-) -> Comparison | None:
-    """Returns the models, and the engine where it can be run, against each other; None without data."""
-    if job.evaluation is None:
-        return None
-    labels = labels_of(job.spec.evaluation, job.spec.accuracy.metric)
-    plan = stage / ENGINE
-    engine = job.backend.runner(plan.read_bytes(), "engine") if plan.exists() else None
-    data, left_out = job.evaluation, list[int]()
-    if engine is not None:
-        dynamic = {item.name: profiles[item.name] for item in job.graph.inputs if item.is_dynamic}
-        data = within(job.evaluation, dynamic, left_out.append)
-        if next(iter(data), None) is None:
-            log.warn("no sample of the evaluation data fits the engine's profiles, so the engine was not run")
-            data, engine = job.evaluation, None
-        left_out.clear()
-    names = (*models.files, *(("engine",) if engine is not None else ()))
-    own = () if job.target.precision == "fp16" else (job.target.name,)
-    wanted = [(name, other) for name in ("engine", *own) for other in ("fp32", "fp16")] + [("fp16", "fp32")]
-    if job.is_quantized:
-        wanted = [("engine", "int8")]
-    pairs = [pair for pair in wanted if set(pair) <= set(names)]
-    if not pairs and labels is None:
-        return None
-    log.stage("Comparing", data.num_samples)
-    with log.timed("compare"):
-        engines = () if engine is None else (engine,)
-        comparison = compare_models(models.files, pairs, data, labels, log.advance, engines)
-    if left_out:
-        log.warn(
-            f"{sum(left_out)} samples of {data.origin} do not fit the engine's profiles and were not "
-            f"compared; see --min-shapes and --max-shapes"
-        )
-    return comparison
-
-
-def _candidate(job: Job, comparison: Comparison | None) -> str:
-    """Returns which of the compared models is judged: the engine itself where it could be run."""
-    ran = comparison is not None and any(item.candidate == "engine" for item in comparison.outputs)
-    return "engine" if ran else job.target.name
 
 
 def _write_rest(job: Job, ranges: Ranges | None, result: Report, made: _Made, stage: Path) -> None:

@@ -14,9 +14,8 @@ from click.testing import CliRunner, Result
 from trtq.cli import main
 
 COMMANDS = [
-    "plan", "build", "calibrate",
-    "merge-statistics", "quantize", "compare", "cache", "migrate", "inspect", "doctor",
-    "demo",
+    "plan", "build", "calibrate", "merge-statistics", "quantize", "sensitivity",
+    "compare", "cache", "migrate", "inspect", "doctor", "demo",
 ]  # fmt: skip
 HEAVY = {"numpy", "onnx", "onnx_ir", "onnxruntime", "polygraphy", "tensorrt_rtx", "torch", "rich", "PIL"}
 
@@ -53,6 +52,7 @@ def test_help_is_short_and_whole(option: str) -> None:
         "  calibrate         Estimate the ranges of a model's tensors from data.\n"
         "  merge-statistics  Join what was seen of the parts of the calibration data.\n"
         "  quantize          Write the Q/DQ model of a float model and its ranges.\n"
+        "  sensitivity       Measure what each quantized layer costs in accuracy.\n"
         "  compare           Compare the outputs of two ONNX models on the same data.\n"
         "  cache             Show, convert, compare and write TensorRT's calibration\n"
         "                    caches.\n"

@@ -1,0 +1,148 @@
+"""The choice of layers, over a model whose errors add up, and a few where they do not."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from trtq.calibrators.batches import Batches, Feed
+from trtq.models.spec import AccuracySpec
+from trtq.pipeline.verify.mixed_precision import Meter, choose, every_nth
+from trtq.pipeline.verify.sensitivity import Distance, Effect
+from trtq.pipeline.verify.switchable import Switchable
+
+_GATE = AccuracySpec(min_cosine=0.99, max_drop=1.0)
+_ALLOWED = 0.99**-2 - 1
+
+
+def effect_of(error: float, score: float | None = None) -> Effect:
+    """An output with this error, in units of what the gate allows."""
+    noise = error * _ALLOWED
+    return Effect(
+        {"y": Distance(1 / math.sqrt(1 + noise), -10 * math.log10(noise) if noise else math.inf)}, score
+    )
+
+
+@dataclass
+class Additive(Meter):
+    """A model whose error is the sum of those of its quantized layers."""
+
+    errors: Mapping[str, float] = field(default_factory=dict)
+    scores: Mapping[str, float] = field(default_factory=dict)
+    asked: list[tuple[str, ...]] = field(default_factory=list)
+
+    def alone(self, batches: Batches) -> dict[str, Effect]:
+        return {name: effect_of(error) for name, error in self.errors.items()}
+
+    def kept(
+        self, mixtures: Mapping[str, Sequence[str]], batches: Batches
+    ) -> tuple[Mapping[str, Effect], float | None]:
+        self.asked += [tuple(kept) for kept in mixtures.values()]
+        return {name: self.effect(kept) for name, kept in mixtures.items()}, 0.9 if self.scores else None
+
+    def effect(self, kept: Collection[str]) -> Effect:
+        left = [name for name in self.errors if name not in kept]
+        score = 0.9 - sum(self.scores[name] for name in left) if self.scores else None
+        return effect_of(sum(self.errors[name] for name in left), score)
+
+
+def additive(errors: Mapping[str, float], scores: Mapping[str, float] | None = None) -> Additive:
+    session = Switchable(None, tuple(errors))
+    return Additive(session, lambda kept: set(errors) - set(kept), errors=errors, scores=scores or {})
+
+
+def batches_of(count: int) -> Batches:
+    def read() -> Iterator[Feed]:
+        return (Feed({"x": np.full(1, index)}, f"feed {index}", 1) for index in range(count))
+
+    return Batches(read, "made", count, "d")
+
+
+def test_the_layer_that_saves_most_for_its_price_is_kept() -> None:
+    meter = additive({"cheap": 2.0, "dear": 3.0, "good": 0.1, "other": 0.2})
+    choice = choose(meter, {"cheap": 10, "dear": 400, "good": 500, "other": 90}, _GATE, batches_of(4), 4)
+    assert choice.kept == ("cheap", "dear")
+    assert choice.order == ("cheap", "dear", "other", "good")
+    assert choice.errors["dear"] == pytest.approx(3.0)
+
+
+def test_nothing_is_kept_where_nothing_must_be() -> None:
+    meter = additive({"a": 0.1, "b": 0.2})
+    assert choose(meter, {"a": 1, "b": 1}, _GATE, batches_of(4), 4).kept == ()
+
+
+def test_a_layer_that_turns_out_needless_is_given_back() -> None:
+    # "small" is the better bargain, but where "large" must be kept the gate holds without it
+    meter = additive({"small": 0.5, "large": 3.0, "rest": 0.35})
+    choice = choose(meter, {"small": 5, "large": 60, "rest": 35}, _GATE, batches_of(4), 4)
+    assert ("small", "large") in meter.asked
+    assert choice.kept == ("large",)
+    assert choice.order == ("large", "small", "rest")
+
+
+def test_a_score_that_falls_asks_for_more_layers_than_the_error_does() -> None:
+    meter = additive({"a": 0.3, "b": 0.2, "c": 0.1}, {"a": 0.0, "b": 0.03, "c": 0.001})
+    assert set(choose(meter, {"a": 1, "b": 1, "c": 1}, _GATE, batches_of(4), 4).kept) >= {"b"}
+
+
+def test_a_broken_layer_is_kept_whatever_it_costs() -> None:
+    meter = additive({"a": 0.3, "broken": math.inf, "c": 0.1})
+    assert choose(meter, {"a": 1, "broken": 98, "c": 1}, _GATE, batches_of(4), 4).kept == ("broken",)
+
+
+_ERRORS = st.lists(st.tuples(st.floats(0.001, 3.0), st.integers(0, 1000)), min_size=1, max_size=9)
+
+
+@given(_ERRORS)
+def test_what_is_chosen_holds_the_gate_and_costs_little_more_than_the_best(
+    layers: list[tuple[float, int]],
+) -> None:
+    errors = {f"l{index}": error for index, (error, _) in enumerate(layers)}
+    macs = {f"l{index}": count for index, (_, count) in enumerate(layers)}
+    meter = additive(errors)
+    kept = choose(meter, macs, _GATE, batches_of(4), 4).kept
+    assert sum(error for name, error in errors.items() if name not in kept) <= 1.0
+    total = max(sum(macs.values()), 1)
+
+    def cost(names: Collection[str]) -> float:
+        return sum(macs[name] for name in names) / total + 0.002 * len(names)
+
+    every = itertools.chain.from_iterable(
+        itertools.combinations(errors, count) for count in range(len(errors) + 1)
+    )
+    # the greedy choice may hold one layer more than the best, and a short search another
+    best = min(cost(names) for names in every if sum(errors[n] for n in errors if n not in names) <= 0.9)
+    dearest = max(cost([name]) for name in errors)
+    assert cost(kept) <= best + 2 * dearest + 0.02
+
+
+def test_the_search_is_short() -> None:
+    rng = np.random.default_rng(0)
+    errors = {f"l{index}": float(error) for index, error in enumerate(rng.exponential(0.2, 60))}
+    meter = additive(errors)
+    choose(meter, dict.fromkeys(errors, 10), _GATE, batches_of(4), 4)
+    assert len(meter.asked) <= 2 * 5 + 4
+
+
+def test_more_layers_are_kept_where_other_data_shows_more_error() -> None:
+    meter = additive({"a": 4.0, "b": 1.0, "c": 0.4, "d": 0.2})
+    choice = choose(meter, dict.fromkeys("abcd", 1), _GATE, batches_of(4), 4)
+    assert choice.kept == ("a", "b")
+    assert choice.enough(2, 1.2) == 3  # of 1.2 for c and d, 0.4 is left for d
+    assert choice.enough(2, 1e9) == 4
+    assert choice.enough(3, math.nan) == 4
+    assert choice.enough(4, 2.0) == 4
+
+
+def test_every_other_feed_and_no_other_is_read() -> None:
+    feeds = batches_of(7)
+    assert [feed.arrays["x"][0] for feed in every_nth(feeds, 0, 2)] == [0, 2, 4, 6]
+    assert [feed.arrays["x"][0] for feed in every_nth(feeds, 1, 2)] == [1, 3, 5]
+    assert every_nth(feeds, 1, 2).digest == "d/1::2"
