@@ -20,7 +20,7 @@ from trtq.pipeline.verify.compare import Comparison
 from trtq.pipeline.verify.evaluate import labels_of
 from trtq.pipeline.verify.gate import Verdict, judge
 from trtq.pipeline.verify.macs import macs_of
-from trtq.pipeline.verify.mixed_precision import Choice, Meter, choose, error_of, every_nth
+from trtq.pipeline.verify.mixed_precision import Choice, Meter, Size, choose, error_of, every_nth
 from trtq.pipeline.verify.sensitivity import Distance, Effect
 from trtq.pipeline.verify.switchable import open_switchable
 from trtq.pipeline.watch import Log, Silent
@@ -76,12 +76,12 @@ def repaired(job: Job, ranges: Ranges, models: M, quantize: Callable[[Job], M], 
     if verdict.outcome != "fail":
         return Repaired(job, models, AutoReport("not needed: the gate holds with every layer in INT8"), first)
     assert job.evaluation is not None
-    num_feeds = sum(1 for _ in job.evaluation)
-    if hindrance := _hindrance(job, first, num_feeds):
+    sizes = [feed.num_samples for feed in job.evaluation]
+    if hindrance := _hindrance(job, first, len(sizes)):
         log.warn(f"--auto cannot help: {hindrance}")
         return Repaired(job, models, AutoReport(hindrance), first)
     with log.timed("auto"):
-        return _search(job, ranges, quantize, num_feeds, log)
+        return _search(job, ranges, quantize, Size(len(sizes[::2]), sum(sizes[::2])), log)
 
 
 def _hindrance(job: Job, comparison: Comparison, num_feeds: int) -> str:
@@ -100,7 +100,7 @@ def _hindrance(job: Job, comparison: Comparison, num_feeds: int) -> str:
     return ""
 
 
-def _search(job: Job, ranges: Ranges, quantize: Callable[[Job], M], num_feeds: int, log: Log) -> Repaired[M]:
+def _search(job: Job, ranges: Ranges, quantize: Callable[[Job], M], size: Size, log: Log) -> Repaired[M]:
     assert job.evaluation is not None
     to_choose, to_judge = every_nth(job.evaluation, 0, 2), every_nth(job.evaluation, 1, 2)
     judged_on = replace(to_judge, origin=f"every second batch of {job.evaluation.origin}")
@@ -113,7 +113,7 @@ def _search(job: Job, ranges: Ranges, quantize: Callable[[Job], M], num_feeds: i
         labels_of(job.spec.evaluation, job.spec.accuracy.metric),
         log.advance,
     )
-    choice = choose(meter, macs, job.spec.accuracy, to_choose, (num_feeds + 1) // 2)
+    choice = choose(meter, macs, job.spec.accuracy, to_choose, size)
     count, attempts = len(choice.kept), 0
     while True:
         attempts += 1

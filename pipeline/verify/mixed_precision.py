@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -20,8 +21,9 @@ _OVERHEADS = (0.0, 0.002)
 """What a kept layer costs besides its own MACs, as shares of all MACs: conversions before and behind it."""
 _SENSITIVITY_PASSES = 10
 _NUM_GUESSES = 2
-_MOST_ROUNDS = 5
-"""Of measuring, in the search of 3: it stops a layer or two above the shortest rather than cost more."""
+_MOST_PASSES = 24
+_FEWEST_ROUNDS = 5
+"""Of measuring in the search; further ones, and giving layers back, are for what the passes allow."""
 _MOST_RETURNED = 4
 _WORTH_RETURNING = 0.01
 
@@ -91,9 +93,15 @@ class Choice:
         return min(max(next(found, len(self.order)), count + 1), len(self.order))
 
 
-def choose(
-    meter: Meter, macs: Mapping[str, int], gate: AccuracySpec, batches: Batches, num_feeds: int
-) -> Choice:
+@dataclass(frozen=True, slots=True)
+class Size:
+    """Of some data."""
+
+    num_feeds: int
+    num_samples: int
+
+
+def choose(meter: Meter, macs: Mapping[str, int], gate: AccuracySpec, batches: Batches, size: Size) -> Choice:
     """Returns the cheapest layers to keep for which the gate holds on this data.
 
     1. Every layer is quantized alone, on a part of the data. Rounding errors of different layers are nearly
@@ -110,25 +118,30 @@ def choose(
         macs: The multiply-accumulates of every node.
         gate: The tolerances.
         batches: The data to choose on.
-        num_feeds: How many feeds it has; bounds the cost of 1.
+        size: Of this data; bounds the cost.
     """
     layers = meter.session.layers
-    most = max(1, 2 * _SENSITIVITY_PASSES * num_feeds // len(layers))
-    alone = meter.alone(every_nth(batches, 0, math.ceil(num_feeds / most)))
+    most = max(1, 2 * _SENSITIVITY_PASSES * size.num_feeds // len(layers))
+    alone = meter.alone(every_nth(batches, 0, math.ceil(size.num_feeds / most)))
     errors = {name: error_of(effect, gate) for name, effect in alone.items()}
     total = max(sum(macs.values()), 1)
     shares = {name: macs.get(name, 0) / total for name in layers}
     orders = [_ordered(errors, shares, overhead) for overhead in _OVERHEADS]
     searches = [_Shortest(order, errors) for order in orders]
-    while probes := {
-        str(index): count for index, item in enumerate(searches) if (count := item.next()) is not None
-    }:
+    most_samples = _MOST_PASSES * 2 * size.num_samples
+    for number in itertools.count():
+        found = {str(index): item.next() for index, item in enumerate(searches)}
+        probes = {key: count for key, count in found.items() if count is not None}
+        if not probes or (number >= _FEWEST_ROUNDS and meter.samples_run > most_samples):
+            break
         effects, score = meter.kept({key: orders[int(key)][:count] for key, count in probes.items()}, batches)
         for key, count in probes.items():
             holds = _holds(effects[key], score, gate)
             searches[int(key)].learn(count, error_of(effects[key], gate), holds=holds)
     cheapest = min(searches, key=lambda item: _cost(item.order[: item.enough], shares))
-    kept = _without_needless(meter, cheapest.order[: cheapest.enough], shares, gate, batches)
+    kept = cheapest.order[: cheapest.enough]
+    if meter.samples_run <= most_samples:
+        kept = _without_needless(meter, kept, shares, gate, batches)
     rest = tuple(name for name in cheapest.order if name not in kept)
     return Choice(kept, (*kept, *rest), alone, errors)
 
@@ -200,7 +213,7 @@ class _Shortest:
 
     def next(self) -> int | None:
         """Returns how many layers to keep in the next measurement; None when the shortest is found."""
-        if self.enough - self.too_few <= 1 or self.rounds == _MOST_ROUNDS:
+        if self.enough - self.too_few <= 1:
             return None
         self.rounds += 1
         if self.rounds == 1:
