@@ -212,3 +212,12 @@ def test_auto_is_for_int8_by_qdq(target: dict[str, Any]) -> None:
         UsageError, match="--auto chooses which layers get Q/DQ, of which there are none with"
     ):
         Target(auto=True, **target)
+
+
+def test_a_gate_that_no_int8_layer_holds_leaves_none(poisoned: Path) -> None:
+    spec = replace(spec_for(poisoned), accuracy=AccuracySpec(min_cosine=0.99999999))
+    report = build(poisoned, spec=spec, target=replace(AUTO, high_precision="fp32"))
+    assert report.verdict == "pass"
+    assert report.auto is not None
+    assert report.auto.outcome.startswith("the gate holds, but with no layer in INT8: 3 of 3 layers are kept")
+    assert (report.auto.int8_macs, report.engine.layers_quantized) == (0.0, 0)
