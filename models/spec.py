@@ -45,7 +45,9 @@ class InputSpec:
 class CalibrationSpec:
     """Which data calibrates the model, and how ranges are estimated from it.
 
-    The parameters below `batch_size` are those of the methods in `trtq.calibrators`; None: the default.
+    The parameters below `memory_bytes` are those of the methods in `trtq.calibrators`; None: the default.
+    The model runs on the device `cpu` or `cuda`; the observed tensors may take `memory_bytes` beside it
+    (None: half of what is free), and where they do not fit at once there are several passes over the data.
     """
 
     data: str | None = None
@@ -53,6 +55,8 @@ class CalibrationSpec:
     percentile: float = 99.99
     samples: int | None = None
     batch_size: int = 8
+    device: str = "cpu"
+    memory_bytes: int | None = None
     num_bins: int | None = None
     num_levels: int | None = None
     max_clipped: float | None = None

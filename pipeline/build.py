@@ -175,7 +175,7 @@ def _calibrate(job: Job, earlier: Earlier | None, log: Log) -> tuple[Ranges | No
         warn_of_dead(ranges, log)
         return ranges, earlier.report.calibration
     with log.timed("calibrate"):
-        ranges = calibrate_graph(job.graph, job.tensors, job.calibration, job.method, log)
+        ranges = calibrate_graph(job.graph, job.tensors, job.calibration, job.spec.calibration, log)
     warn_of_dead(ranges, log)
     if not ranges.tensors:
         return ranges, None

@@ -141,16 +141,26 @@ def warn_of_unmatched(graph: Graph, patterns: Sequence[str], watcher: Watcher) -
         watcher.warn(f"{pattern!r} matches no node{near}")
 
 
+def pass_of(spec: CalibrationSpec) -> PassSpec:
+    """Returns how the pass over the data is made that the settings ask for.
+
+    Raises:
+        UsageError: There is no such device, or too little memory.
+    """
+    return PassSpec(spec.device, spec.memory_bytes)
+
+
 def calibrate_graph(
-    graph: Graph, tensors: Sequence[str], batches: Batches, method: Method, watcher: Watcher
+    graph: Graph, tensors: Sequence[str], batches: Batches, spec: CalibrationSpec, watcher: Watcher
 ) -> Ranges:
     """Returns the ranges of the named tensors.
 
     Raises:
         DataError: The data does not fit the model.
         ModelError: ONNX Runtime cannot run the model.
+        MissingDependency: The device is not there.
     """
-    return estimate(observe_graph(graph, tensors, batches, PassSpec(), watcher), method)
+    return estimate(observe_graph(graph, tensors, batches, pass_of(spec), watcher), method_of(spec))
 
 
 def observe_graph(

@@ -81,9 +81,7 @@ def sensitivity(
     )
     state = _earlier(path, start, watcher)
     if not state.is_complete:
-        ranges = calibrate_graph(
-            graph, placement.activations, calibration, method_of(spec.calibration), watcher
-        )
+        ranges = calibrate_graph(graph, placement.activations, calibration, spec.calibration, watcher)
         warn_of_dead(ranges, watcher)
         scale_dtype = "float32" if target.high_precision == "fp32" else "float16"
         work = _Work(

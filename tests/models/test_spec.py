@@ -144,7 +144,7 @@ def test_settings_that_are_no_toml_are_told(tmp_path: Path, content: bytes) -> N
             "[calibration]\nbatchsize = 8",
             "[calibration] has no key 'batchsize'; "
             "its keys are data, method, percentile, samples, "
-            "batch_size, num_bins, num_levels, max_clipped, num_candidates, smallest",
+            "batch_size, device, memory_bytes, num_bins, num_levels, max_clipped, num_candidates, smallest",
         ),
         ("[inputs.x]\nshape = [1]", "[inputs.x] has no key 'shape'; its keys are min, opt, max"),
         ("[calibration]\ndata = 3", "[calibration] data must be a string, got 3"),

@@ -17,7 +17,6 @@ from trtq.errors import ArtifactError, BuildError, DataError, UsageError
 from trtq.files import sha256_of
 from trtq.models.demo import write_demo
 from trtq.models.spec import AccuracySpec, CalibrationSpec, EvaluationSpec, ModelSpec, read_spec
-from trtq.pipeline import build as build_module
 from trtq.pipeline.build import build
 from trtq.pipeline.deliver.manifest import is_intact, read_manifest
 from trtq.pipeline.deliver.report import Report
@@ -209,7 +208,7 @@ def test_an_invalid_model_of_our_own_making_is_told_as_our_fault(
         model.graph[0].op_type = "Nonsense"
         return Mixed(model)
 
-    monkeypatch.setattr(build_module, "int8_model", broken)
+    monkeypatch.setattr("trtq.pipeline.candidate.int8_model", broken)
     with pytest.raises(BuildError, match=r"trtq made an invalid model\.int8\.onnx, which is its fault"):
         build(small, spec=spec_of(small))
     assert not (small.parent / "small.trtq").exists()

@@ -33,6 +33,7 @@ from trtq.pipeline.calibrate import (
     calibrate_graph,
     calibration_data,
     method_of,
+    pass_of,
     placement_of,
     spec_beside,
     warn_of_dead,
@@ -52,6 +53,7 @@ class Warned(Silent):
         self.warnings: list[str] = []
         self.samples: list[int] = []
         self.stages: list[tuple[str, int | None]] = []
+        self.notes: list[str] = []
 
     def stage(self, text: str, total: int | None = None) -> None:
         self.stages.append((text, total))
@@ -61,6 +63,9 @@ class Warned(Silent):
 
     def warn(self, text: str) -> None:
         self.warnings.append(text)
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
 
 
 @pytest.fixture
@@ -210,7 +215,7 @@ def test_ranges_hold_what_the_data_reached(graph: Graph, tmp_path: Path) -> None
     watcher = Warned()
     placement = placement_of(graph, spec, Target(), watcher)
     batches = calibration_data(graph, spec, Target(), random_data=False)
-    ranges = calibrate_graph(graph, placement.activations, batches, MinMax(), watcher)
+    ranges = calibrate_graph(graph, placement.activations, batches, CalibrationSpec(method="minmax"), watcher)
     assert {name: (item.amax, item.minimum) for name, item in ranges.tensors.items()} == {
         "x": (4.0, -4.0),
         "r": (1.0, 0.0),
@@ -227,7 +232,7 @@ def test_tensors_that_are_always_zero_are_told(graph: Graph, tmp_path: Path) -> 
     watcher = Warned()
     placement = placement_of(graph, spec, Target(), watcher)
     batches = calibration_data(graph, spec, Target(), random_data=False)
-    ranges = calibrate_graph(graph, placement.activations, batches, MinMax(), watcher)
+    ranges = calibrate_graph(graph, placement.activations, batches, CalibrationSpec(method="minmax"), watcher)
     assert watcher.warnings == []
     warn_of_dead(ranges, watcher)
     assert watcher.warnings == ["1 tensors were zero in every sample and get amax 1.0: r"]
@@ -281,3 +286,26 @@ def test_what_is_kept_fp32_is_not_quantized(graph: Graph) -> None:
     assert placement_of(graph, ModelSpec(), Target(), Warned()).quantized != ()
     spec = ModelSpec(layers=LayerSpec(keep_fp32=(".",)))
     assert placement_of(graph, spec, Target(), Warned()).quantized == ()
+
+
+def test_the_settings_say_how_the_pass_is_made(graph: Graph, tmp_path: Path) -> None:
+    data = samples(tmp_path / "c.npz", x=images(5))
+    spec = ModelSpec(calibration=CalibrationSpec(data=data, method="minmax", memory_bytes=1))
+    watcher = Warned()
+    batches = calibration_data(graph, spec, Target(), random_data=False)
+    ranges = calibrate_graph(graph, ("x", "r"), batches, spec.calibration, watcher)
+    assert any("2 passes over the data" in note for note in watcher.notes)
+    plain = calibrate_graph(graph, ("x", "r"), batches, CalibrationSpec(data=data, method="minmax"), watcher)
+    assert ranges.tensors == plain.tensors
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (CalibrationSpec(device="tpu"), "the calibration device must be cpu or cuda, got 'tpu'"),
+        (CalibrationSpec(memory_bytes=0), "the calibration memory must be at least 1 byte, got 0"),
+    ],
+)
+def test_a_pass_that_cannot_be_made_is_refused(settings: CalibrationSpec, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        pass_of(settings)

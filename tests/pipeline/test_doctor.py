@@ -117,7 +117,7 @@ def test_the_gpu_is_asked_of_the_driver(
 
 @pytest.mark.parametrize(
     ("compiled", "told"),
-    [(True, "compiled"), (False, "numpy, some eight times slower: install a C compiler, then trtq again")],
+    [(True, "compiled"), (False, "numpy, some seven times slower: install a C compiler, then trtq again")],
 )
 def test_the_kernel_of_calibration_is_told(
     monkeypatch: pytest.MonkeyPatch, compiled: bool, told: str

@@ -54,8 +54,8 @@ def command(model: Path, **given: Any) -> None:
       trtq calibrate model.onnx --calib-data calib.npz --save-statistics s.npz
       trtq calibrate model.onnx --statistics s.npz --calib-method percentile
     """
-    how = options.pass_from(given)
     spec = options.spec_from(model, given)
+    how = options.pass_from(given, spec)
     is_part = how.shard[1] > 1
     _check_options(given, is_part=is_part)
     outputs = [given["save_statistics"]] if is_part else [given["output"], given["save_statistics"]]

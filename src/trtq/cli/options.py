@@ -13,7 +13,7 @@ import click
 from trtq.calibrators import METHODS, parameters_of
 from trtq.errors import UsageError
 from trtq.models.spec import ModelSpec, read_spec
-from trtq.pipeline.calibrate import PassSpec, spec_beside
+from trtq.pipeline.calibrate import PassSpec, pass_of, spec_beside
 from trtq.pipeline.engine import BACKENDS
 from trtq.pipeline.engine.backend import BuilderOptions, HardwareCompatibility, Precision
 from trtq.pipeline.engine.profiles import GivenShapes, Shape, parse_shapes
@@ -74,16 +74,9 @@ calibration_options = group(
         help="Use only so many samples, rounded up to whole batches.  [default: all]",
     ),
     click.option(
-        "--random-data", is_flag=True, help="Calibrate with random numbers: the accuracy is meaningless."
-    ),
-)
-pass_options = group(
-    click.option(
         "--calib-device",
         type=click.Choice(["cpu", "cuda"]),
-        default="cpu",
-        show_default=True,
-        help="Where the float model runs.",
+        help="Where the float model runs while it is calibrated.  [default: cpu]",
     ),
     click.option(
         "--calib-memory",
@@ -91,6 +84,11 @@ pass_options = group(
         help="What the observed tensors may take, such as 512M or 4G; if they do not fit at once, there are "
         "several passes over the data.  [default: half of what is free]",
     ),
+    click.option(
+        "--random-data", is_flag=True, help="Calibrate with random numbers: the accuracy is meaningless."
+    ),
+)
+pass_options = group(
     click.option(
         "--shard", metavar="I/N", help="Observe the I-th of N parts of the data; needs --save-statistics."
     ),
@@ -256,6 +254,8 @@ def spec_from(model: Path, given: Mapping[str, Any]) -> ModelSpec:
         method=given.get("calib_method"),
         **{name: given.get(name) for method in METHODS.values() for name in parameters_of(method)},
         batch_size=given.get("calib_batch_size"),
+        device=given.get("calib_device"),
+        memory_bytes=num_bytes(given["calib_memory"]) if given.get("calib_memory") else None,
         samples=given.get("calib_samples"),
     )
     if given.get("percentile") is not None and calibration.method != "percentile":
@@ -341,11 +341,10 @@ def _weights(given: Mapping[str, Any]) -> WeightScheme | None:
     )
 
 
-def pass_from(given: Mapping[str, Any]) -> PassSpec:
+def pass_from(given: Mapping[str, Any], spec: ModelSpec) -> PassSpec:
     """Returns how the pass over the calibration data is made."""
-    return PassSpec(
-        device=given["calib_device"],
-        memory_bytes=num_bytes(given["calib_memory"]) if given["calib_memory"] else None,
+    return replace(
+        pass_of(spec.calibration),
         shard=_shard(given["shard"]) if given["shard"] else (1, 1),
         checkpoint=given["checkpoint"],
         checkpoint_seconds=given["checkpoint_seconds"],
