@@ -34,8 +34,8 @@ class PassSpec:
         device: Where the model runs: `cpu` or `cuda`.
         memory_bytes: What the observed tensors may take beside the model; None: half of what is free.
         shard: Which part of the data is observed, and of how many: (3, 8) is every 8th feed from the third.
-        checkpoint: The file that keeps what an interrupted pass has seen, for the next one to go on with; it
-            is removed when the pass is done.
+        checkpoint: The file that keeps what an interrupted pass has seen, for the next one to go on with;
+            in the end it holds the whole pass, and whoever has kept the result removes it.
         checkpoint_seconds: How often it is written.
     """
 
@@ -179,7 +179,10 @@ def observe_graph(
     source = Source(graph.sha256, batches.origin, digest, batches.is_random, how.shard[1])
     earlier = None
     if how.checkpoint is not None and how.checkpoint.exists():
-        earlier = _interrupted(how, source, tensors)
+        earlier = _earlier(how, source, tensors)
+        if not earlier.feeds:
+            watcher.note(f"{how.checkpoint} holds the whole pass: no data is read")
+            return earlier
         watcher.note(f"going on from {how.checkpoint}: {earlier.num_samples} samples were seen before")
     conduct = Conduct(
         how.device,
@@ -194,22 +197,20 @@ def observe_graph(
     watcher.stage("Calibrating", total)
     if earlier is not None:
         watcher.advance(earlier.num_samples)
-    return observe(graph.model, tensors, batches, watcher.advance, conduct, source)
+    seen = observe(graph.model, tensors, batches, watcher.advance, conduct, source)
+    if conduct.save is not None:
+        conduct.save(seen)  # what is made of it may fail
+    return seen
 
 
 def _saver(path: Path | None) -> Callable[[Statistics], None] | None:
     return None if path is None else lambda seen: write_atomically(path, statistics_to_bytes(seen))
 
 
-def _interrupted(how: PassSpec, source: Source, tensors: Sequence[str]) -> Statistics:
-    """Returns what an interrupted pass of the same kind has seen."""
+def _earlier(how: PassSpec, source: Source, tensors: Sequence[str]) -> Statistics:
+    """Returns what an earlier pass of the same kind has seen, to its end or not."""
     assert how.checkpoint is not None
     earlier = read_statistics(how.checkpoint)
-    if not earlier.feeds:
-        raise ArtifactError(
-            f"{how.checkpoint} holds the statistics of a whole pass: give it as --statistics, "
-            f"or choose another file for --checkpoint"
-        )
     wanted = Statistics(dict.fromkeys(tensors, Histogram()), {}, {}, 0, source, frozenset({how.shard[0]}))
     refuse_other(earlier, str(how.checkpoint), wanted, "this pass")
     if earlier.shards != wanted.shards:

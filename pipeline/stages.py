@@ -100,10 +100,7 @@ def observe(
     placement = placement_of(graph, spec, target, watcher)
     batches = calibration_data(graph, spec, target, random_data=random_data)
     warn_of_preprocess(batches, spec, watcher)
-    seen = observe_graph(graph, placement.activations, batches, how, watcher)
-    if how.checkpoint is not None:
-        how.checkpoint.unlink(missing_ok=True)
-    return seen
+    return observe_graph(graph, placement.activations, batches, how, watcher)
 
 
 def ranges_of(

@@ -66,6 +66,21 @@ def sha256_of(path: Path) -> str:
     return sha.hexdigest()
 
 
+def check_output(output: Path) -> None:
+    """Refuses what cannot be written, before the work that would be lost.
+
+    Raises:
+        ArtifactError: It is a folder, or lies in none.
+    """
+    if output.is_dir():
+        raise ArtifactError(f"cannot write {output}: it is a folder; name a file in it")
+    folder = output.absolute().parent
+    if not folder.is_dir():
+        raise ArtifactError(
+            f"cannot write {output}: there is no folder {folder}; make it, or choose another with --output"
+        )
+
+
 def refuse_input(output: Path, *sources: Path | str | None) -> None:
     """Refuses to write over something that is read.
 

@@ -9,7 +9,9 @@ import pytest
 from click.testing import CliRunner, Result
 
 from trtq.calibrators.statistics_file import read_statistics
+from trtq.cli import calibrate as calibrate_module
 from trtq.cli import main
+from trtq.errors import ArtifactError
 from trtq.models.demo import write_demo
 
 
@@ -99,3 +101,61 @@ def test_the_sample_that_makes_a_tensor_infinite_is_named(tmp_path: Path, model:
     assert "of the float model, made by node '" in told
     assert "samples 16 to 23, in its sample 5: " in told
     assert "values are NaN or infinite; leave this data out or repair the model" in told
+
+
+@pytest.mark.parametrize("name", ["s.npz", "./s.npz"])
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [("--output", "--save-statistics"), ("--output", "--checkpoint"), ("--save-statistics", "--checkpoint")],
+)
+def test_two_outputs_in_one_file_are_refused(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: str, second: str, name: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = trtq("calibrate", model, first, "s.npz", second, name)
+    assert result.exit_code == 2
+    told = " ".join(result.stderr.split())
+    assert told == f"error: s.npz is given as {first} and as {second}; give each a file of its own"
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("option", ["--output", "--save-statistics"])
+def test_a_folder_as_output_is_refused_before_the_pass(model: Path, tmp_path: Path, option: str) -> None:
+    (tmp_path / "dd").mkdir()
+    result = trtq("calibrate", model, option, tmp_path / "dd", "--checkpoint", tmp_path / "ck")
+    assert result.exit_code == 2
+    assert "dd: it is a folder; name a file in it" in " ".join(result.stderr.split())
+    assert not (tmp_path / "ck").exists()
+
+
+def test_the_checkpoint_stays_until_all_is_written(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output, kept = tmp_path / "r.json", tmp_path / "ck"
+    arguments = ("calibrate", model, "--calib-samples", "16", "-o", output, "--checkpoint", kept)
+
+    def full(path: Path, data: bytes) -> None:
+        raise ArtifactError(f"cannot write {path}: no room")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(calibrate_module, "write_atomically", full)
+        assert "no room" in trtq(*arguments).stderr
+    assert read_statistics(kept).num_samples == 16
+    result = trtq(*arguments)
+    assert result.exit_code == 0
+    assert "holds the whole pass: no data is read" in " ".join(result.stderr.split())
+    assert output.exists()
+    assert not kept.exists()
+
+
+def test_merging_does_not_overwrite_a_part(model: Path, tmp_path: Path) -> None:
+    part = tmp_path / "1.npz"
+    few = ("--calib-samples", "16", "--save-statistics", part, "-o", tmp_path / "r.json", "-q")
+    assert trtq("calibrate", model, *few).exit_code == 0
+    before = part.read_bytes()
+    result = trtq("merge-statistics", part, "-o", part)
+    assert result.exit_code == 2
+    assert "1.npz is read by this command; choose another file" in " ".join(result.stderr.split())
+    assert part.read_bytes() == before
+    result = trtq("merge-statistics", tmp_path / "absent.npz", "-o", tmp_path / "nowhere" / "m.npz")
+    assert "there is no folder" in " ".join(result.stderr.split())

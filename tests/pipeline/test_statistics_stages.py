@@ -19,6 +19,7 @@ from trtq.models.demo import write_demo
 from trtq.models.spec import CalibrationSpec, LayerSpec, ModelSpec
 from trtq.pipeline.calibrate import PassSpec, spec_beside
 from trtq.pipeline.stages import calibrate, observe, placed_in, ranges_of
+from trtq.pipeline.watch import Log, Silent
 
 
 @pytest.fixture(scope="module")
@@ -126,10 +127,13 @@ def test_a_checkpoint_of_another_part_is_refused(model: Path, spec: ModelSpec, t
         observe(model, spec=spec, how=PassSpec(checkpoint=path, shard=(2, 2)))
 
 
-def test_a_checkpoint_that_is_whole_is_refused(model: Path, spec: ModelSpec, tmp_path: Path) -> None:
-    (tmp_path / "c.npz").write_bytes(statistics_to_bytes(observe(model, spec=spec)))
-    with pytest.raises(ArtifactError, match=r"holds the statistics of a whole pass: give it as --statistics"):
-        observe(model, spec=spec, how=PassSpec(checkpoint=tmp_path / "c.npz"))
+def test_a_checkpoint_that_is_whole_is_taken_as_it_is(model: Path, spec: ModelSpec, tmp_path: Path) -> None:
+    how = PassSpec(checkpoint=tmp_path / "c.npz")
+    seen = observe(model, spec=spec, how=how)
+    assert read_statistics(tmp_path / "c.npz") == seen  # it stays until the result is kept
+    log = Log(Silent())
+    assert observe(model, spec=spec, how=how, watcher=log) == seen
+    assert log.notes[-1] == f"{tmp_path / 'c.npz'} holds the whole pass: no data is read"
 
 
 def test_a_checkpoint_cannot_give_ranges(model: Path, spec: ModelSpec, tmp_path: Path) -> None:

@@ -14,8 +14,8 @@ from trtq.calibrators.statistics import Statistics
 from trtq.calibrators.statistics_file import read_statistics, statistics_to_bytes
 from trtq.cli import options
 from trtq.cli.console import ConsoleWatcher, result_console
-from trtq.errors import ArtifactError, UsageError
-from trtq.files import refuse_input, write_atomically
+from trtq.errors import UsageError
+from trtq.files import check_output, refuse_input, write_atomically
 from trtq.pipeline.calibrate import method_of
 from trtq.pipeline.stages import observe, placed_in, ranges_of
 
@@ -58,12 +58,13 @@ def command(model: Path, **given: Any) -> None:
     how = options.pass_from(given, spec)
     is_part = how.shard[1] > 1
     _check_options(given, is_part=is_part)
-    outputs = [given["save_statistics"]] if is_part else [given["output"], given["save_statistics"]]
-    for output in (*outputs, how.checkpoint):
-        if output is not None:
-            _check_folder(output)
-            sources = (spec.calibration.data, spec.evaluation.data) if given["statistics"] is None else ()
-            refuse_input(output, model, given["spec"], given["statistics"], *sources)
+    outputs = {
+        "--output": None if is_part else given["output"],
+        "--save-statistics": given["save_statistics"],
+        "--checkpoint": how.checkpoint,
+    }
+    sources = (spec.calibration.data, spec.evaluation.data) if given["statistics"] is None else ()
+    _check_paths(outputs, model, given["spec"], given["statistics"], *sources)
     target = options.target_from(given)
     method_of(spec.calibration)  # told now, not when the data is read
     with ConsoleWatcher(quiet=given["quiet"]) as watcher:
@@ -79,9 +80,10 @@ def command(model: Path, **given: Any) -> None:
             write_atomically(given["save_statistics"], statistics_to_bytes(seen))
         if is_part:
             _tell_part(seen, given)
-            return
-        ranges = ranges_of(seen, spec=spec, tensors=tensors, watcher=watcher)
-    _write(ranges, given)
+        else:
+            _write(ranges_of(seen, spec=spec, tensors=tensors, watcher=watcher), given)
+    if how.checkpoint is not None:  # not before all is written, which may fail
+        how.checkpoint.unlink(missing_ok=True)
 
 
 def _check_options(given: Mapping[str, Any], *, is_part: bool) -> None:
@@ -98,12 +100,16 @@ def _check_options(given: Mapping[str, Any], *, is_part: bool) -> None:
             )
 
 
-def _check_folder(output: Path) -> None:
-    folder = output.absolute().parent
-    if not folder.is_dir():  # told now, not when the work is done
-        raise ArtifactError(
-            f"cannot write {output}: there is no folder {folder}; make it, or choose another with --output"
-        )
+def _check_paths(outputs: Mapping[str, Path | None], *sources: Path | str | None) -> None:
+    """Refuses, before any work, what cannot be written and what would overwrite something."""
+    known: dict[Path, str] = {}
+    for option, output in outputs.items():
+        if output is None:
+            continue
+        check_output(output)
+        refuse_input(output, *sources)
+        if (other := known.setdefault(output.resolve(), option)) != option:
+            raise UsageError(f"{output} is given as {other} and as {option}; give each a file of its own")
 
 
 def _tell_part(seen: Statistics, given: Mapping[str, Any]) -> None:

@@ -9,7 +9,7 @@ import click
 from trtq.calibrators.statistics_file import merge_statistics, read_statistics, statistics_to_bytes
 from trtq.cli.console import result_console
 from trtq.errors import ArtifactError
-from trtq.files import write_atomically
+from trtq.files import check_output, refuse_input, write_atomically
 
 
 @click.command("merge-statistics")
@@ -27,6 +27,8 @@ def command(parts: tuple[Path, ...], output: Path, quiet: bool) -> None:
       trtq merge-statistics a.npz b.npz -o all.npz
       trtq calibrate model.onnx --statistics all.npz
     """
+    check_output(output)
+    refuse_input(output, *parts)
     merged = merge_statistics([read_statistics(part) for part in parts], [str(part) for part in parts])
     if missing := merged.missing_shards:
         raise ArtifactError(
