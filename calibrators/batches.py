@@ -38,6 +38,7 @@ class Batches:
         origin: What was opened, for messages.
         num_samples: How many samples there are; None if only reading tells (a script).
         digest: Of the content, to know unchanged data again; None if that cannot be told (a script).
+        script_digest: Of the code that makes what has no digest; it may yield other data all the same.
         is_random: Whether these are made-up numbers.
         has_images: Whether these are pictures that were prepared for the model.
         left_out: How many samples at the end fill no batch of the model's fixed size and are left out.
@@ -56,6 +57,7 @@ class Batches:
     left_out: int = 0
     feed_samples: int | None = None
     part: Callable[[int, int], Iterator[Feed]] | None = None
+    script_digest: str | None = None
 
     def __iter__(self) -> Iterator[Feed]:
         """Starts a new pass."""
@@ -88,8 +90,9 @@ class Batches:
                 return islice(whole(start, step), max(0, -(-(num_feeds - start) // step)))
 
         digest = self.digest and f"{self.digest}:{num_samples}"
+        code = self.script_digest and f"{self.script_digest}:{num_samples}"
         known = None if self.num_samples is None else min(self.num_samples, num_samples)
-        return replace(self, read=read, num_samples=known, digest=digest, part=part)
+        return replace(self, read=read, num_samples=known, digest=digest, part=part, script_digest=code)
 
 
 def checked(batches: Batches, inputs: Sequence[TensorSpec], extra: Sequence[str] = ()) -> Batches:

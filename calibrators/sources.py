@@ -234,4 +234,5 @@ def _from_script(script: Path, function: str) -> Batches:
         except (Exception, SystemExit) as error:
             raise DataError(f"{script}:{function} failed: {type(error).__name__}: {error}") from error
 
-    return Batches(read, f"{script}:{function}", None, None)
+    digest = f"{file_digest(script)}/{function}"
+    return Batches(read, f"{script}:{function}", None, None, script_digest=digest)

@@ -164,7 +164,7 @@ class Source:
     Attributes:
         model_sha256: The model that was observed.
         data: The data, as a person reads it.
-        data_digest: Of its content; of its name where the content cannot be told (a script).
+        data_digest: Of its content; of the script where the content cannot be told.
         is_random: Whether the data was made up.
         num_shards: In how many parts the data is observed; 1: as a whole.
     """

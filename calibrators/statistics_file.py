@@ -114,13 +114,13 @@ def refuse_other(found: Statistics, name: str, wanted: Statistics, other: str) -
         ArtifactError: Model, data, number of parts or tensors differ; the message says which.
     """
     ours, theirs = found.source, wanted.source
-    differences = {
-        "model": (ours.model_sha256[:12], theirs.model_sha256[:12]),
-        "data": (_show(ours), _show(theirs)),
-        "number of parts": (ours.num_shards, theirs.num_shards),
-    }
-    for what, (one, two) in differences.items():
-        if one != two:
+    differences = [  # of the data not the path, which another machine spells otherwise
+        ("model", ours.model_sha256 != theirs.model_sha256, ours.model_sha256[:12], theirs.model_sha256[:12]),
+        ("data", ours.data_digest != theirs.data_digest, _show(ours), _show(theirs)),
+        ("number of parts", ours.num_shards != theirs.num_shards, ours.num_shards, theirs.num_shards),
+    ]
+    for what, differ, one, two in differences:
+        if differ:
             raise ArtifactError(f"{name} is of another {what} than {other}: {one}, not {two}")
     if apart := sorted(set(found.histograms) ^ set(wanted.histograms)):
         holder = name if apart[0] in found.histograms else other

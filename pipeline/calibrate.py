@@ -174,8 +174,12 @@ def observe_graph(
         MissingDependency: The device is not there.
         ArtifactError: The checkpoint cannot be read or written, or is of something else.
     """
-    # What a script yields has no digest: its name must do.
-    digest = batches.digest or f"unread: {batches.origin}"
+    if batches.digest is None and (how.checkpoint is not None or how.shard[1] > 1):
+        watcher.warn(
+            f"{batches.origin} must yield the same feeds every time; "
+            f"only that the script is unchanged is checked"
+        )
+    digest = batches.digest or batches.script_digest or f"unread: {batches.origin}"
     source = Source(graph.sha256, batches.origin, digest, batches.is_random, how.shard[1])
     earlier = None
     if how.checkpoint is not None and how.checkpoint.exists():

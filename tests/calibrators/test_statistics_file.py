@@ -113,6 +113,12 @@ def test_another_source_is_refused_with_what_differs(change: dict[str, Any], mes
         merge_statistics([one, replace(two, source=replace(two.source, **change))], ["a", "b"])
 
 
+def test_the_same_data_at_another_path_is_the_same() -> None:
+    one, two = _part(1, 2, a=[1.0]), _part(2, 2, a=[1.0])
+    moved = replace(two, source=replace(two.source, data="/mnt/other.npz"))
+    assert merge_statistics([one, moved], ["a", "b"]) == merge_statistics([one, two], ["a", "b"])
+
+
 def test_other_tensors_are_refused_with_one_of_them() -> None:
     with pytest.raises(ArtifactError, match=r"other tensors than a: only b has 'more'; take the same --skip"):
         refuse_other(_part(t=[1.0], more=[1.0]), "b", _part(t=[1.0]), "a")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -68,7 +69,7 @@ def batches():
     data = np.load({data!r})["image"][:96]
     for index in range(12):
         yield {{"image": data[8 * index : 8 * index + 8]}}
-        if index == {deadly}:
+        if str(index) == os.environ.get("DEADLY"):
             os.kill(os.getpid(), signal.SIGKILL)
 """
 
@@ -76,10 +77,11 @@ def batches():
 def _calibrate(model: Path, folder: Path, output: str, deadly: int, *more: str) -> tuple[int, str]:
     """Runs the command on a script that kills its process after this feed, as `kill -9` does."""
     script = folder / "feeds.py"
-    script.write_text(_SCRIPT.format(data=str(model.parent / "calibration.npz"), deadly=deadly))
+    script.write_text(_SCRIPT.format(data=str(model.parent / "calibration.npz")))
     command = [sys.executable, "-c", "from trtq.cli import main; main()", "calibrate", str(model)]
     command += ["--calib-data", f"{script}:batches", "--output", str(folder / output), *more]
-    process = subprocess.run(command, capture_output=True, text=True, check=False)
+    environment = {**os.environ, "DEADLY": str(deadly)}
+    process = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     return process.returncode, process.stderr
 
 
@@ -112,6 +114,35 @@ def test_a_checkpoint_of_other_data_is_refused(model: Path, spec: ModelSpec, tmp
     with pytest.raises(ArtifactError, match=r"c.npz is of another data than this pass: .*calibration.npz"):
         observe(model, spec=fewer, how=PassSpec(checkpoint=path))
     assert path.exists()
+
+
+def test_a_script_that_was_edited_is_other_data(model: Path, spec: ModelSpec, tmp_path: Path) -> None:
+    script = tmp_path / "feeds.py"
+    script.write_text(_SCRIPT.format(data=str(model.parent / "calibration.npz")))
+    run = replace(spec, calibration=replace(spec.calibration, data=f"{script}:batches", samples=16))
+    how, log = PassSpec(checkpoint=tmp_path / "c.npz"), Log(Silent())
+    seen = observe(model, spec=run, how=how, watcher=log)
+    assert log.warnings == [
+        f"{script}:batches must yield the same feeds every time; only that the script is unchanged is checked"
+    ]
+    assert observe(model, spec=run, how=how) == seen
+    longer = replace(run, calibration=replace(run.calibration, samples=24))
+    with pytest.raises(ArtifactError, match=r"c.npz is of another data than this pass: .*feeds.py:batches"):
+        observe(model, spec=longer, how=how)
+    with script.open("a") as file:
+        file.write("# edited")
+    with pytest.raises(ArtifactError, match=r"c.npz is of another data than this pass: .*feeds.py:batches"):
+        observe(model, spec=run, how=how)
+
+
+def test_a_checkpoint_goes_on_at_another_path_of_the_data(
+    model: Path, spec: ModelSpec, tmp_path: Path
+) -> None:
+    path = _checkpoint(model, spec, tmp_path / "c.npz")
+    seen = read_statistics(path)
+    moved = replace(seen, source=replace(seen.source, data="elsewhere.npz"))
+    path.write_bytes(statistics_to_bytes(moved))
+    assert observe(model, spec=spec, how=PassSpec(checkpoint=path)).num_samples > 0
 
 
 def test_a_checkpoint_of_other_tensors_is_refused(model: Path, spec: ModelSpec, tmp_path: Path) -> None:
