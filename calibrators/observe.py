@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,7 +26,7 @@ from trtq.calibrators.ranges import FP16_LIMIT
 from trtq.calibrators.statistics import Source, Statistics
 from trtq.calibrators.survey import Survey, refuse_unknown, survey
 from trtq.calibrators.taps import Taps, open_taps
-from trtq.errors import DataError
+from trtq.errors import DataError, ModelError
 from trtq.models.session import Engine
 
 Progress = Callable[[int], None]
@@ -94,10 +95,8 @@ def observe(
         return gathering.statistics(source, 1, is_whole=True)
     if (begin := next(iter(batches), None)) is None:
         return gathering.statistics(source, conduct.shard[0], is_whole=True)
-    may_split = _may_split(model, batches)
-    first = _first_sample(begin) if may_split else begin
-    computed = [name for name in tensors if name not in first.arrays]
-    found = survey(model, computed, _fed(model, first), conduct.device)
+    computed = [name for name in tensors if name not in begin.arrays]
+    found, may_split = _first_look(model, computed, begin, conduct.device, _may_split(model, batches))
     gathering.raise_magnitudes(found.magnitudes)
     sizes = {name: found.sizes.get(name, 0) for name in tensors}
     plan = plan_passes(sizes, gathering.feeds, may_split, conduct.memory_bytes)
@@ -192,6 +191,19 @@ def _may_split(model: ir.Model, batches: Batches) -> bool:
     shapes = [value.shape for value in model.graph.inputs]
     open_axes = all(shape is not None and len(shape) and not isinstance(shape[0], int) for shape in shapes)
     return batches.feed_samples is not None and open_axes
+
+
+def _first_look(
+    model: ir.Model, tensors: Sequence[str], feed: Feed, device: str, may_split: bool
+) -> tuple[Survey, bool]:
+    """Returns what the first feed shows, and whether the feeds may be cut indeed.
+
+    An open batch axis may be a promise that the model breaks, such as by a Reshape to a constant shape.
+    """
+    if may_split:
+        with suppress(ModelError):
+            return survey(model, tensors, _fed(model, _first_sample(feed)), device), True
+    return survey(model, tensors, _fed(model, feed), device), False
 
 
 def _first_sample(feed: Feed) -> Feed:

@@ -267,3 +267,14 @@ def test_a_sample_of_a_feed_that_is_cut_is_named_by_its_place(monkeypatch: pytes
     feed = {"x": [[1, 2]] * 7 + [[1, -1]]}
     with pytest.raises(DataError, match=r"goes wrong on feed 0, in its sample 7: 1 values"):
         observe(model, ["h"], replace(_batches(feed), feed_samples=8))
+
+
+def test_a_model_that_runs_at_its_batch_size_only_is_observed() -> None:
+    model = _model(
+        f"""{HEAD} fixed (float[N,4,4] x) => (float[8,16] y)
+        <int64[2] shape = {{8, 16}}> {{ h = Reshape(x, shape)  y = Relu(h) }}"""
+    )
+    samples = np.arange(256, dtype=np.float32).reshape(16, 4, 4)
+    batches = replace(_batches({"x": samples[:8]}, {"x": samples[8:]}), feed_samples=8)
+    seen = observe(model, ["x", "h", "y"], batches)
+    assert set(_extremes(seen).values()) == {(0.0, 255.0, 256)}
