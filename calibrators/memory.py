@@ -30,9 +30,13 @@ def _left_in_container(cgroup: Path) -> int | None:
     try:
         limit = (cgroup / "memory.max").read_text().strip()
         used = int((cgroup / "memory.current").read_text())
+        counts = dict(line.split() for line in (cgroup / "memory.stat").read_text().splitlines())
     except OSError:
         return None
-    return None if limit == "max" else int(limit) - used
+    given_back = int(
+        counts.get("inactive_file", 0)
+    )  # files the kernel keeps as long as nobody needs the room
+    return None if limit == "max" else int(limit) - used + min(given_back, used)
 
 
 def _left_of_limit(proc: Path) -> int | None:

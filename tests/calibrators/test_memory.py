@@ -18,9 +18,10 @@ def proc(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def _container(folder: Path, limit: str, used: int) -> Path:
+def _container(folder: Path, limit: str, used: int, inactive_file: int = 0) -> Path:
     (folder / "memory.max").write_text(f"{limit}\n")
     (folder / "memory.current").write_text(f"{used}\n")
+    (folder / "memory.stat").write_text(f"anon 7\nactive_file 9\ninactive_file {inactive_file}\n")
     return folder
 
 
@@ -31,6 +32,10 @@ def test_the_machine_tells_what_is_available(proc: Path, tmp_path: Path) -> None
 @pytest.mark.parametrize(("limit", "free"), [("max", 1_024_000), ("500000", 400_000), ("50000", 0)])
 def test_a_container_may_have_less(proc: Path, limit: str, free: int) -> None:
     assert free_bytes(proc, _container(proc, limit, 100_000)) == free
+
+
+def test_what_a_container_keeps_of_files_is_free(proc: Path) -> None:
+    assert free_bytes(proc, _container(proc, "500000", 450_000, inactive_file=300_000)) == 350_000
 
 
 def test_the_limit_of_the_process_counts(proc: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
