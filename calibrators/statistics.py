@@ -222,6 +222,12 @@ def histogram_of(table: Table) -> Histogram:
     return Histogram(*table.filled(), *table.extremes())
 
 
+def bins_of(values: NDArray[np.floating]) -> NDArray[np.int32]:
+    """Returns the bins of finite values: int32, of the same shape."""
+    bits = np.abs(values.astype(np.float32)).view(np.uint32) >> np.uint32(SHIFT)
+    return np.maximum(bits.astype(np.int32) - FIRST, 0)
+
+
 def _edges(bins: NDArray[np.integer]) -> NDArray[np.float64]:
     """Returns the lower edges of bins; float64, of the same shape."""
     bits = (bins.astype(np.int64) + FIRST).astype(np.uint32) << np.uint32(SHIFT)

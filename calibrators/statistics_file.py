@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trtq.calibrators.kernel import MANTISSA_BITS, NUM_BINS
-from trtq.calibrators.statistics import Histogram, Source, Statistics
+from trtq.calibrators.statistics import Histogram, Source, Statistics, bins_of
 from trtq.errors import ArtifactError
 
 SCHEMA_VERSION = 1
@@ -58,7 +58,10 @@ def read_statistics(path: Path | str) -> Statistics:
         ArtifactError: The file is missing, cut short, of another kind or of another schema.
     """
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        loaded = np.load(path, allow_pickle=False)
+        if isinstance(loaded, np.ndarray):
+            raise TypeError("one array")
+        with loaded as archive:
             arrays = {name: archive[name] for name in archive.files}
         document = json.loads(arrays["document"].tobytes())
         if document["kind"] != "statistics":
@@ -78,7 +81,7 @@ def read_statistics(path: Path | str) -> Statistics:
         )
     try:
         return _from_document(document, arrays)
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
         raise ArtifactError(f"{path} is no whole statistics file: {error!r}; calibrate again") from error
 
 
@@ -157,27 +160,79 @@ def _merged(one: Statistics, two: Statistics) -> Statistics:
 
 
 def _from_document(document: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> Statistics:
-    bins, counts, ends = arrays["bins"], arrays["counts"], np.cumsum(arrays["sizes"])
-    names = document["tensors"]
-    if len(names) != len(ends) or bins.size != counts.size or bins.size != (ends[-1] if len(ends) else 0):
-        raise ValueError("the histograms do not fit the tensors")
-    if bins.size and not 0 <= bins.min() <= bins.max() < NUM_BINS:
-        raise ValueError("a bin does not exist")
-    histograms = {
-        name: Histogram(part, number, float(low), float(high))
-        for name, part, number, (low, high) in zip(
-            names, np.split(bins, ends[:-1]), np.split(counts, ends[:-1]), arrays["extremes"], strict=True
-        )
-    } if names else {}  # fmt: skip
+    source = _source(document["source"])
+    shards = document["shards"]
+    if not shards or not all(_is_count(shard) and 1 <= shard <= source.num_shards for shard in shards):
+        raise ValueError(f"there are no parts {shards} of {source.num_shards}")
+    counts = [document["num_samples"], *document["feeds"].values()]
+    counts += [number for seen in document["inputs"].values() for _, number in seen]
+    if wrong := [number for number in counts if not _is_count(number)]:
+        raise ValueError(f"{wrong[0]!r} is no number of samples or feeds")
+    if document["num_samples"] and not document["inputs"]:
+        raise ValueError("there are samples without inputs")
+    magnitudes = {name: float(value) for name, value in document["magnitudes"].items()}
+    if wrong := [name for name, value in magnitudes.items() if not value >= 0]:
+        raise ValueError(f"tensor {wrong[0]!r} has a magnitude of {magnitudes[wrong[0]]}")
+    histograms = _histograms(document["tensors"], arrays)
+    if apart := sorted(document["feeds"].keys() - histograms.keys()):
+        raise ValueError(f"there are feeds of {apart[0]!r}, which is no tensor")
     return Statistics(
         histograms=histograms,
-        magnitudes={name: float(value) for name, value in document["magnitudes"].items()},
+        magnitudes=magnitudes,
         inputs={
-            name: {tuple(shape): int(number) for shape, number in seen}
+            name: {tuple(map(int, shape)): number for shape, number in seen}
             for name, seen in document["inputs"].items()
         },
-        num_samples=int(document["num_samples"]),
-        source=Source(**document["source"]),
-        shards=frozenset(document["shards"]),
-        feeds={name: int(number) for name, number in document["feeds"].items()},
+        num_samples=document["num_samples"],
+        source=source,
+        shards=frozenset(shards),
+        feeds=document["feeds"],
     )
+
+
+def _source(document: dict[str, Any]) -> Source:
+    source = Source(**document)
+    if wrong := [
+        name for name, value in document.items() if type(value) is not type(getattr(Source(), name))
+    ]:
+        raise TypeError(f"the source's {wrong[0]} is {document[wrong[0]]!r}")
+    return source
+
+
+def _is_count(value: object) -> bool:
+    return type(value) is int and value >= 0
+
+
+def _histograms(names: Sequence[str], arrays: dict[str, NDArray[Any]]) -> dict[str, Histogram]:
+    bins, counts, sizes, extremes = (arrays[name] for name in ("bins", "counts", "sizes", "extremes"))
+    dtypes = [array.dtype for array in (bins, counts, sizes, extremes)]
+    if dtypes != [np.int32, np.int64, np.int64, np.float64]:
+        raise TypeError(f"the histograms are of {', '.join(map(str, dtypes))}")
+    if len(set(names)) != len(names) or sizes.shape != (len(names),) or extremes.shape != (len(names), 2):
+        raise ValueError("the histograms do not fit the tensors")
+    if bins.ndim != 1 or bins.shape != counts.shape or (sizes < 0).any() or bins.size != sizes.sum():
+        raise ValueError("the bins do not fit their counts")
+    ends, histograms = np.cumsum(sizes), {}
+    for name, size, end, (low, high) in zip(names, sizes, ends, extremes, strict=True):
+        part = slice(int(end - size), int(end))
+        histograms[name] = Histogram(bins[part], counts[part], float(low), float(high))
+        if flaw := _flaw(histograms[name]):
+            raise ValueError(f"the histogram of tensor {name!r} {flaw}")
+    return histograms
+
+
+def _flaw(histogram: Histogram) -> str:
+    """Returns what no values could have made of a histogram; empty: nothing."""
+    bins, low, high = histogram.bins, histogram.minimum, histogram.maximum
+    if not bins.size:
+        return "" if (low, high) == (np.inf, -np.inf) else "has extremes without values"
+    if bins[0] < 0 or bins[-1] >= NUM_BINS or (np.diff(bins) <= 0).any():
+        return "has bins that do not exist or do not ascend"
+    if (histogram.counts <= 0).any():
+        return "has counts below 1"
+    if not -np.inf < low <= high < np.inf:
+        return f"has the extremes {low} and {high}"
+    ends = bins_of(np.array([low, high]))
+    if max(ends) != bins[-1] or min(ends) < bins[0] or not np.isin(ends, bins).all():
+        return "has extremes that are not in its bins"
+    return ""

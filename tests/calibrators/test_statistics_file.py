@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from dataclasses import replace
 from functools import reduce
 from pathlib import Path
@@ -165,28 +164,102 @@ def test_another_schema_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         read_statistics(path)
 
 
-def _without_a_tensor(document: dict[str, Any], _: dict[str, Any]) -> None:
-    document["tensors"].pop()
-
-
-def _with_a_bin_too_high(_: dict[str, Any], arrays: dict[str, Any]) -> None:
-    arrays["bins"] = arrays["bins"] + 2**30
-
-
-def _without_samples(document: dict[str, Any], _: dict[str, Any]) -> None:
-    del document["num_samples"]
-
-
-@pytest.mark.parametrize("damage", [_without_a_tensor, _with_a_bin_too_high, _without_samples])
-def test_content_that_does_not_fit_together_is_refused(
-    damage: Callable[[dict[str, Any], dict[str, Any]], None], tmp_path: Path
-) -> None:
-    path = _written(_part(a=[1.0], b=[2.0]), tmp_path / "s.npz")
+def _written_with(path: Path, changes: dict[str, Any]) -> Path:
+    """Writes statistics of two tensors with other content; a dot leads into `source`; ... leaves it out."""
+    _written(_part(a=[1.0, -2.0, 0.5], b=[-4.0]), path)
     with np.load(path) as archive:
         arrays = {name: archive[name] for name in archive.files}
     document = json.loads(arrays["document"].tobytes())
-    damage(document, arrays)
+    for name, value in changes.items():
+        inside, _, key = name.rpartition(".")
+        place = arrays if name in arrays else document[inside] if inside else document
+        if value is ...:
+            del place[key]
+        else:
+            place[key] = value
     arrays["document"] = np.frombuffer(json.dumps(document).encode(), np.uint8)
-    np.savez(path, **arrays)
-    with pytest.raises(ArtifactError, match=r"s.npz is no whole statistics file.*calibrate again"):
+    np.savez(path, **arrays)  # type: ignore[arg-type]
+    return path
+
+
+HALF, ONE, TWO, FOUR = (index << 10 for index in (39, 40, 41, 42))
+
+
+def _bins(*bins: int) -> dict[str, Any]:
+    return {"bins": np.array(bins, np.int32)}
+
+
+def _counts(*counts: int) -> dict[str, Any]:
+    return {"counts": np.array(counts, np.int64)}
+
+
+def _sizes(*sizes: int) -> dict[str, Any]:
+    return {"sizes": np.array(sizes, np.int64)}
+
+
+def _extreme(low: float, high: float) -> dict[str, Any]:
+    return {"extremes": np.array([(low, high), (-4.0, -4.0)])}
+
+
+def test_the_content_that_is_damaged_below_is_whole(tmp_path: Path) -> None:
+    same = {**_bins(HALF, ONE, TWO, FOUR), **_counts(1, 1, 1, 1), **_sizes(3, 1), **_extreme(-2, 1)}
+    assert read_statistics(_written_with(tmp_path / "s.npz", same)) == _part(a=[1.0, -2.0, 0.5], b=[-4.0])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"tensors": ["a"]}, "the histograms do not fit the tensors"),
+        ({"tensors": ["a", "a"]}, "the histograms do not fit the tensors"),
+        ({"num_samples": ...}, "KeyError.'num_samples'"),
+        ({"inputs": ...}, "KeyError.'inputs'"),
+        ({"inputs": {}}, "there are samples without inputs"),
+        ({"magnitudes": {"h": 10**400}}, "OverflowError"),
+        ({"num_samples": -1}, "-1 is no number of samples or feeds"),
+        ({"feeds": {"a": 1.5}}, "1.5 is no number of samples or feeds"),
+        ({"feeds": {"c": 1}}, "there are feeds of 'c', which is no tensor"),
+        ({"inputs": {"x": [[[1, 3], True]]}}, "True is no number of samples or feeds"),
+        ({"magnitudes": {"h": float("nan")}}, "tensor 'h' has a magnitude of nan"),
+        ({"magnitudes": {"h": -1}}, "tensor 'h' has a magnitude of -1"),
+        ({"shards": []}, r"there are no parts \[\] of 1"),
+        ({"shards": [2]}, r"there are no parts \[2\] of 1"),
+        ({"source.num_shards": "1"}, "the source's num_shards is '1'"),
+        ({"source.data": None}, "the source's data is None"),
+        ({"source.more": 1}, "more"),
+        ({"bins": np.array([HALF, ONE, TWO, FOUR], np.float64)}, "the histograms are of float64, int64"),
+        ({"sizes": np.array([3, 1], np.float64)}, "the histograms are of int32, int64, float64"),
+        (_bins(HALF, ONE, TWO), "the bins do not fit their counts"),
+        (_sizes(5, -1), "the bins do not fit their counts"),
+        (_sizes(2, 2), "the histogram of tensor 'a' has extremes that are not in its bins"),
+        (_sizes(4, 0), "the histogram of tensor 'a' has extremes that are not in its bins"),
+        (_bins(ONE, HALF, TWO, FOUR), "'a' has bins that do not exist or do not ascend"),
+        (_bins(ONE, ONE, TWO, FOUR), "'a' has bins that do not exist or do not ascend"),
+        (_bins(-1, ONE, TWO, FOUR), "'a' has bins that do not exist or do not ascend"),
+        (_bins(HALF, ONE, TWO, 2**30), "'b' has bins that do not exist or do not ascend"),
+        (_counts(1, -1, 1, 1), "'a' has counts below 1"),
+        (_extreme(float("nan"), 1), "'a' has the extremes nan and 1.0"),
+        (_extreme(1, -2), "'a' has the extremes 1.0 and -2.0"),
+        (_extreme(-2, float("inf")), "'a' has the extremes -2.0 and inf"),
+        (_extreme(-1, 1), "'a' has extremes that are not in its bins"),
+    ],
+)
+def test_content_that_no_values_could_have_made_is_refused(
+    changes: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    path = _written_with(tmp_path / "s.npz", changes)
+    with pytest.raises(
+        ArtifactError, match=rf"s.npz is no whole statistics file: .*{message}.*calibrate again"
+    ):
         read_statistics(path)
+
+
+def test_extremes_without_values_are_refused(tmp_path: Path) -> None:
+    empty = {**_bins(), **_counts(), **_sizes(0, 0)}
+    with pytest.raises(ArtifactError, match="'a' has extremes without values"):
+        read_statistics(_written_with(tmp_path / "s.npz", empty))
+
+
+def test_one_array_is_no_statistics(tmp_path: Path) -> None:
+    np.save(tmp_path / "s.npy", np.zeros(3))
+    with pytest.raises(ArtifactError, match=r"s.npy is no whole statistics file \(TypeError: one array"):
+        read_statistics(tmp_path / "s.npy")
