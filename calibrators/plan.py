@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from trtq.calibrators.ahead import num_cores
 from trtq.calibrators.kernel import NUM_BINS
 from trtq.calibrators.memory import free_bytes
+from trtq.errors import UsageError
 
 _PART_BYTES = 32 << 20
 """What one run shows: near the caches, and enough that the calls do not count."""
@@ -41,20 +42,32 @@ def plan_passes(
 ) -> Plan:
     """Returns a plan that keeps the observed tensors within the memory.
 
-    How a feed is cut depends on the sizes alone, not on the machine, so that every machine computes the same.
+    How a feed is cut depends on the sizes alone, not on the machine, so that every machine computes the same;
+    where not even one tensor fits, the parts get smaller.
 
     Args:
         sizes: Bytes of each tensor on one sample, or on a feed that may not be split.
         feeds: How many feeds each tensor has seen; those of a pass have seen the same.
         may_split: Whether the samples of a feed may be run apart.
         memory_bytes: What the tensors and their histograms may take; None: half of what is free.
+
+    Raises:
+        UsageError: The memory does not do for the histograms and one tensor.
     """
+    tables, one = len(sizes) * NUM_BINS * 4, max(sizes.values(), default=0)
+    if memory_bytes is not None and memory_bytes < tables + one:
+        raise UsageError(
+            f"the calibration memory of {memory_bytes} bytes is too small: the histograms of {len(sizes)} "
+            f"tensors take {tables} bytes and the largest tensor takes {one} at a time; "
+            f"give at least {-(-(tables + one) >> 20)}M"
+        )
+    allowed = memory_bytes if memory_bytes is not None else free_bytes() // 2
+    left = max(0, allowed - tables)
     part_samples = None
     if may_split:
-        part_samples = max(1, _PART_BYTES // max(1, sum(sizes.values())))
+        most = min(_PART_BYTES // max(1, sum(sizes.values())), left // max(1, one))
+        part_samples = max(1, most)
         sizes = {name: size * part_samples for name, size in sizes.items()}
-    allowed = memory_bytes if memory_bytes is not None else free_bytes() // 2
-    left = max(0, allowed - len(sizes) * NUM_BINS * 4)
     alike = [
         [name for name in sizes if feeds[name] == number] for number in sorted(set(feeds.values()))[::-1]
     ]

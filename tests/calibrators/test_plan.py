@@ -9,6 +9,7 @@ import pytest
 from trtq.calibrators import plan as plan_module
 from trtq.calibrators.kernel import NUM_BINS
 from trtq.calibrators.plan import Plan, plan_passes
+from trtq.errors import UsageError
 
 MB = 1 << 20
 TABLE = NUM_BINS * 4
@@ -43,17 +44,44 @@ def test_fewer_runs_go_on_at_a_time_where_memory_is_short() -> None:
 
 
 def test_tensors_go_in_groups_where_they_do_not_fit_at_once() -> None:
-    plan = _plan({"a": 10 * MB, "b": 10 * MB, "c": 30 * MB, "d": MB}, 25 * MB)
-    assert plan.groups == (("a", "b"), ("c",), ("d",))  # c fits nowhere, and goes alone
+    plan = _plan({"a": 10 * MB, "b": 10 * MB, "c": 25 * MB, "d": MB}, 25 * MB)
+    assert plan.groups == (("a", "b"), ("c",), ("d",))
     assert (plan.num_runs, plan.threads_a_run) == (1, 4)
     assert plan.note == (
-        "the observed tensors take 51 MiB at a time and 25 MiB are allowed for them: 3 passes over the data"
+        "the observed tensors take 46 MiB at a time and 25 MiB are allowed for them: 3 passes over the data"
     )
+
+
+def test_a_tensor_that_fits_nowhere_in_free_memory_goes_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plan_module, "free_bytes", lambda: 2 * (25 * MB + 3 * TABLE))
+    assert _plan({"a": 10 * MB, "c": 30 * MB, "d": MB}, None).groups == (("a",), ("c",), ("d",))
+
+
+@pytest.mark.parametrize("may_split", [False, True])
+def test_too_little_memory_is_refused_with_the_least_that_works(may_split: bool) -> None:
+    sizes = {"a": 10 * MB, "b": 5 * MB}
+    least = -(-(10 * MB + 2 * TABLE) // MB)
+    told = (
+        rf"^the calibration memory of 1000 bytes is too small: the histograms of 2 tensors take {2 * TABLE} "
+        rf"bytes and the largest tensor takes {10 * MB} at a time; give at least {least}M$"
+    )
+    with pytest.raises(UsageError, match=told):
+        plan_passes(sizes, dict.fromkeys(sizes, 0), may_split, 1000)
+    plan = plan_passes(sizes, dict.fromkeys(sizes, 0), may_split, least * MB)
+    assert plan.groups == (("a",), ("b",))
+    with pytest.raises(UsageError, match="too small"):
+        plan_passes(sizes, dict.fromkeys(sizes, 0), may_split, 10 * MB + 2 * TABLE - 1)
+
+
+def test_parts_get_smaller_where_not_even_one_tensor_fits() -> None:
+    assert _plan({"a": 10 * MB}, 100 * MB, may_split=True).part_samples == 3
+    plan = _plan({"a": 10 * MB}, 20 * MB, may_split=True)
+    assert (plan.part_samples, plan.num_runs) == (2, 1)
 
 
 def test_feeds_are_cut_by_the_sizes_alone() -> None:
     sizes = {"a": 10 * MB, "b": 5 * MB}
-    assert {_plan(sizes, memory, may_split=True).part_samples for memory in (MB, 10_000 * MB)} == {2}
+    assert {_plan(sizes, memory, may_split=True).part_samples for memory in (20 * MB, 10_000 * MB)} == {2}
     assert _plan({"a": 100 * MB}, None, may_split=True).part_samples == 1
     assert _plan({"a": 0}, None, may_split=True).part_samples == 32 * MB
 
