@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,9 +53,10 @@ class PassSpec:
             raise UsageError(f"a shard is a part and their number, such as 3/8, got {_show(self.shard)}")
         if self.memory_bytes is not None and self.memory_bytes < 1:
             raise UsageError(f"the calibration memory must be at least 1 byte, got {self.memory_bytes}")
-        if self.checkpoint_seconds < 0:
+        if not 0 <= self.checkpoint_seconds < math.inf:
             raise UsageError(
-                f"the seconds between checkpoints must be 0 or more, got {self.checkpoint_seconds:g}"
+                f"the seconds between checkpoints must be a number, 0 or more, "
+                f"got {self.checkpoint_seconds:g}"
             )
 
 
@@ -202,6 +204,11 @@ def observe_graph(
     if earlier is not None:
         watcher.advance(earlier.num_samples)
     seen = observe(graph.model, tensors, batches, watcher.advance, conduct, source)
+    if how.shard[1] > 1 and not seen.num_samples:
+        watcher.warn(
+            f"part {_show(how.shard)} of the data is empty: the data has fewer feeds than parts; "
+            f"take fewer parts, or a smaller --calib-batch-size"
+        )
     if conduct.save is not None:
         conduct.save(seen)  # what is made of it may fail
     return seen

@@ -178,7 +178,7 @@ def _written_with(path: Path, changes: dict[str, Any]) -> Path:
         else:
             place[key] = value
     arrays["document"] = np.frombuffer(json.dumps(document).encode(), np.uint8)
-    np.savez(path, **arrays)  # type: ignore[arg-type]
+    np.savez(path, **arrays)
     return path
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -54,6 +55,18 @@ def test_parts_are_joined_by_merge_statistics(model: Path, tmp_path: Path) -> No
     assert read_statistics(merged).histograms == read_statistics(whole).histograms
 
 
+def test_a_part_is_told_as_json(model: Path, tmp_path: Path) -> None:
+    part = tmp_path / "1.npz"
+    few = ("--calib-samples", "32", "--shard", "1/2", "--save-statistics", part)
+    assert json.loads(trtq("calibrate", model, *few, "--json").stdout) == {
+        "statistics": str(part),
+        "num_tensors": 10,
+        "num_samples": 16,
+        "shard": 1,
+        "num_shards": 2,
+    }
+
+
 def test_a_part_that_misses_is_refused(model: Path, tmp_path: Path) -> None:
     part = tmp_path / "2.npz"
     arguments = ("--calib-samples", "32", "--shard", "2/3", "--save-statistics", part, "-q")
@@ -74,6 +87,15 @@ def test_a_part_that_misses_is_refused(model: Path, tmp_path: Path) -> None:
         (("--calib-memory", "much"), "'much' is no size"),
         (("--statistics", "s.npz", "--calib-data", "d.npz"), "--calib-data is of no use with --statistics"),
         (("--statistics", "s.npz", "--checkpoint", "c.npz"), "--checkpoint is of no use with --statistics"),
+        (("--statistics", "s.npz", "--calib-samples", "8"), "--calib-samples is of no use with --statistics"),
+        (("--statistics", "s.npz", "--calib-batch-size", "8"), "--calib-batch-size is of no use with"),
+        (("--statistics", "s.npz", "--calib-memory", "1G"), "--calib-memory is of no use with --statistics"),
+        (("--statistics", "s.npz", "--calib-device", "cpu"), "--calib-device is of no use with --statistics"),
+        (
+            ("--shard", "1/2", "--save-statistics", "s.npz", "-o", "r.json"),
+            "--output is of no use with --shard: a part of the data gives no ranges",
+        ),
+        (("--checkpoint-seconds", "nan"), "between checkpoints must be a number, 0 or more, got nan"),
         (("--statistics", "absent.npz"), "there are no statistics absent.npz; `trtq calibrate` writes them"),
         (("--save-statistics", "nowhere/s.npz"), "cannot write nowhere/s.npz: there is no folder"),
         (("--percentile", "7", "--calib-method", "mse"), "--percentile is for --calib-method percentile"),

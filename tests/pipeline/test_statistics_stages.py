@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import subprocess
@@ -206,7 +207,9 @@ def test_statistics_of_fewer_tensors_are_refused_and_of_more_are_taken(model: Pa
         ({"shard": (4, 3)}, "a shard is a part and their number, such as 3/8, got 4/3"),
         ({"shard": (0, 3)}, "a shard is a part and their number, such as 3/8, got 0/3"),
         ({"memory_bytes": 0}, "the calibration memory must be at least 1 byte, got 0"),
-        ({"checkpoint_seconds": -1.0}, "the seconds between checkpoints must be 0 or more, got -1"),
+        ({"checkpoint_seconds": -1.0}, "the seconds between checkpoints must be a number, 0 or more, got -1"),
+        ({"checkpoint_seconds": math.nan}, "between checkpoints must be a number, 0 or more, got nan"),
+        ({"checkpoint_seconds": math.inf}, "between checkpoints must be a number, 0 or more, got inf"),
     ],
 )
 def test_a_pass_that_makes_no_sense_is_refused(arguments: dict[str, object], message: str) -> None:
@@ -227,3 +230,10 @@ def test_cuda_that_is_not_there_is_told(
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
     with pytest.raises(MissingDependency, match=r"needs ONNX Runtime's CUDAExecutionProvider, this one has"):
         observe(model, spec=spec, how=PassSpec(device="cuda"))
+
+
+def test_a_part_that_is_empty_is_told(model: Path, spec: ModelSpec) -> None:
+    log = Log(Silent())
+    seen = observe(model, spec=spec, how=PassSpec(shard=(13, 13)), watcher=log)  # of 12 feeds
+    assert seen.num_samples == 0
+    assert any(text.startswith("part 13/13 of the data is empty: ") for text in log.warnings)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -40,9 +41,7 @@ from trtq.pipeline.stages import observe, placed_in, ranges_of
     "-o",
     "--output",
     type=click.Path(path_type=Path),
-    default=Path("ranges.json"),
-    show_default=True,
-    help="The ranges file to write.",
+    help="The ranges file to write.  [default: ranges.json]",
 )
 @options.json_option
 @options.talk_options
@@ -58,6 +57,7 @@ def command(model: Path, **given: Any) -> None:
     how = options.pass_from(given, spec)
     is_part = how.shard[1] > 1
     _check_options(given, is_part=is_part)
+    given["output"] = given["output"] or Path("ranges.json")
     outputs = {
         "--output": None if is_part else given["output"],
         "--save-statistics": given["save_statistics"],
@@ -92,9 +92,12 @@ def _check_options(given: Mapping[str, Any], *, is_part: bool) -> None:
             "--shard observes a part of the data, which gives no ranges: name a file with --save-statistics, "
             "and join the parts with `trtq merge-statistics`"
         )
+    if is_part and given["output"] is not None:
+        raise UsageError("--output is of no use with --shard: a part of the data gives no ranges")
     if given["statistics"] is not None:
-        names = ("calib_data", "random_data", "shard", "checkpoint", "save_statistics")
-        if unused := [name for name in names if given[name]]:
+        names = ("calib_data", "calib_samples", "calib_batch_size", "calib_memory", "calib_device")
+        names += ("random_data", "shard", "checkpoint", "save_statistics")
+        if unused := [name for name in names if given[name] not in (None, False)]:
             raise UsageError(
                 f"--{unused[0].replace('_', '-')} is of no use with --statistics: no data is read"
             )
@@ -113,9 +116,18 @@ def _check_paths(outputs: Mapping[str, Path | None], *sources: Path | str | None
 
 
 def _tell_part(seen: Statistics, given: Mapping[str, Any]) -> None:
-    if not given["quiet"]:
+    part, number = min(seen.shards), seen.source.num_shards
+    if given["as_json"]:
+        document = {
+            "statistics": str(given["save_statistics"]),
+            "num_tensors": len(seen.histograms),
+            "num_samples": seen.num_samples,
+            "shard": part,
+            "num_shards": number,
+        }
+        sys.stdout.write(json.dumps(document, indent=1) + "\n")
+    elif not given["quiet"]:
         console = result_console()
-        part, number = min(seen.shards), seen.source.num_shards
         console.print(
             f"{len(seen.histograms)} tensors over {seen.num_samples} samples, part {part} of {number}"
         )
