@@ -95,8 +95,17 @@ def _check_options(given: Mapping[str, Any], *, is_part: bool) -> None:
     if is_part and given["output"] is not None:
         raise UsageError("--output is of no use with --shard: a part of the data gives no ranges")
     if given["statistics"] is not None:
-        names = ("calib_data", "calib_samples", "calib_batch_size", "calib_memory", "calib_device")
-        names += ("random_data", "shard", "checkpoint", "save_statistics")
+        names = [
+            "calib_data",
+            "calib_samples",
+            "calib_batch_size",
+            "calib_memory",
+            "calib_device",
+            "random_data",
+            "shard",
+            "checkpoint",
+            "save_statistics",
+        ]
         if unused := [name for name in names if given[name] not in (None, False)]:
             raise UsageError(
                 f"--{unused[0].replace('_', '-')} is of no use with --statistics: no data is read"
