@@ -6,7 +6,6 @@ import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,11 +14,6 @@ from trtq.calibrators.kernel import FIRST, MANTISSA_BITS, NUM_BINS, SHIFT, Table
 from trtq.calibrators.ranges import Shapes
 
 BINS_PER_OCTAVE = 1 << MANTISSA_BITS
-
-
-def bin_edges() -> NDArray[np.float64]:
-    """Returns the lower edges of the bins and the upper edge of the last: float64, shape (NUM_BINS + 1,)."""
-    return _edges(np.arange(NUM_BINS + 1))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -64,20 +58,6 @@ class Histogram:
     def zeros(self) -> int:
         """The number of values below 2**-40 in magnitude."""
         return int(self.counts[0]) if self.bins.size and self.bins[0] == 0 else 0
-
-    def with_values(self, values: NDArray[Any]) -> Histogram:
-        """Returns the histogram with these values added.
-
-        Args:
-            values: Any float dtype and shape.
-
-        Raises:
-            FloatingPointError: A value is NaN or infinite.
-        """
-        table = Table()
-        if np.isinf(table.add(values)):
-            raise FloatingPointError(f"{int((~np.isfinite(values)).sum())} values are NaN or infinite")
-        return self.merged(histogram_of(table))
 
     def merged(self, other: Histogram) -> Histogram:
         """Returns the histogram of the values of both."""

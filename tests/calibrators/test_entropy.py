@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 import pytest
+from counted import counted
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -16,7 +17,7 @@ from trtq.errors import UsageError
 
 
 def _seen(values: object) -> Histogram:
-    return Histogram().with_values(np.asarray(values, np.float32))
+    return counted(np.asarray(values, np.float32))
 
 
 def _published(counts: NDArray[np.float64], num_levels: int, size: int) -> float:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 import pytest
+from counted import counted
 
 from trtq.calibrators import METHODS, Method
 from trtq.calibrators.entropy import Entropy
@@ -36,9 +37,7 @@ class Zero(Constant):
 def _estimate(
     values: Mapping[str, object], method: Method, magnitudes: Mapping[str, float] | None = None
 ) -> Ranges:
-    histograms = {
-        name: Histogram().with_values(np.asarray(array, np.float32)) for name, array in values.items()
-    }
+    histograms = {name: counted(np.asarray(array, np.float32)) for name, array in values.items()}
     inputs: dict[str, dict[tuple[int, ...], int]] = {"x": {(1,): 1, (2,): 2, (3,): 1}}
     return estimate(Statistics(histograms, magnitudes or {}, inputs, 8, SOURCE), method)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from counted import counted
 from numpy.typing import NDArray
 
 from trtq.calibrators.mse import Mse, squared_error
@@ -12,7 +13,7 @@ from trtq.errors import UsageError
 
 
 def _seen(values: object) -> Histogram:
-    return Histogram().with_values(np.asarray(values, np.float32))
+    return counted(np.asarray(values, np.float32))
 
 
 def _brute_force(values: NDArray[np.float64], amax: float) -> float:

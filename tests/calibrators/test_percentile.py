@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from counted import counted
 
 from trtq.calibrators.percentile import Percentile
 from trtq.calibrators.statistics import Histogram
@@ -11,7 +12,7 @@ from trtq.errors import UsageError
 
 
 def _seen(values: object) -> Histogram:
-    return Histogram().with_values(np.asarray(values, np.float32))
+    return counted(np.asarray(values, np.float32))
 
 
 @pytest.mark.parametrize("percentile", [0.5, 50.0, 99.0, 99.9, 99.99])

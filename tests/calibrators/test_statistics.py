@@ -8,13 +8,14 @@ from random import Random
 
 import numpy as np
 import pytest
+from counted import bin_edges, counted
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from trtq.calibrators import METHODS
 from trtq.calibrators.kernel import NUM_BINS
-from trtq.calibrators.statistics import BINS_PER_OCTAVE, Histogram, bin_edges
+from trtq.calibrators.statistics import BINS_PER_OCTAVE, Histogram, bins_of
 
 FLOATS = st.floats(width=32, allow_nan=False, allow_infinity=False)
 
@@ -22,7 +23,7 @@ FLOATS = st.floats(width=32, allow_nan=False, allow_infinity=False)
 def _seen(*batches: object) -> Histogram:
     histogram = Histogram()
     for batch in batches:
-        histogram = histogram.with_values(np.asarray(batch, np.float32))
+        histogram = histogram.merged(counted(np.asarray(batch, np.float32)))
     return histogram
 
 
@@ -67,6 +68,11 @@ def test_the_edges_hold_the_value(value: float) -> None:
     assert edges[index] <= abs(value) < edges[index + 1]
 
 
+@given(FLOATS)
+def test_bins_are_told_as_they_are_counted(value: float) -> None:
+    assert bins_of(np.array([value])).tolist() == _seen([value]).bins.tolist()
+
+
 def test_bins_are_a_thousandth_wide_from_the_smallest_to_the_largest() -> None:
     edges = bin_edges()
     assert edges.shape == (NUM_BINS + 1,)
@@ -95,14 +101,14 @@ def test_the_extremes_are_exact() -> None:
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
 def test_every_float_dtype_and_shape_is_taken(dtype: type[np.floating]) -> None:
     values = np.array([[0.5, -1.5], [3.0, 0.0]], dtype)
-    assert Histogram().with_values(values.T) == _seen([0.5, -1.5, 3.0, 0.0])
-    assert Histogram().with_values(values[1, 0]) == _seen([3.0])
+    assert counted(values.T) == _seen([0.5, -1.5, 3.0, 0.0])
+    assert counted(values[1, 0]) == _seen([3.0])
 
 
 def test_no_values_change_nothing() -> None:
     histogram = _seen([1.0])
-    assert histogram.with_values(np.zeros((0, 3), np.float32)) == histogram
-    assert Histogram().with_values(np.zeros(0, np.float32)) == Histogram()
+    assert histogram.merged(counted(np.zeros((0, 3), np.float32))) == histogram
+    assert counted(np.zeros(0, np.float32)) == Histogram()
 
 
 def test_nothing_seen_has_no_range() -> None:
@@ -125,21 +131,6 @@ def test_every_method_keeps_a_constant(value: float) -> None:
     histogram = _seen(np.full(1000, value))
     for name, method in METHODS.items():
         assert method().amax(histogram) == pytest.approx(abs(value), rel=1e-3), name
-
-
-@pytest.mark.parametrize(
-    ("values", "number"), [([1.0, np.nan], 1), ([np.inf, -np.inf, 1.0], 2), ([[np.nan], [np.inf]], 2)]
-)
-def test_nan_and_infinity_are_counted_and_refused(values: object, number: int) -> None:
-    with pytest.raises(FloatingPointError, match=f"{number} values are NaN or infinite"):
-        _seen(values)
-
-
-def test_refused_values_leave_no_trace() -> None:
-    histogram = _seen([1.0])
-    with pytest.raises(FloatingPointError, match="1 values are NaN or infinite"):
-        histogram.with_values(np.array([2.0, np.nan], np.float32))
-    assert histogram == _seen([1.0])
 
 
 def test_a_growing_maximum_needs_no_range_in_advance() -> None:

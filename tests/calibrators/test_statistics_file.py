@@ -11,11 +11,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from counted import counted
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trtq.calibrators import statistics_file
-from trtq.calibrators.statistics import Histogram, Source, Statistics
+from trtq.calibrators.statistics import Source, Statistics
 from trtq.calibrators.statistics_file import (
     merge_statistics,
     read_statistics,
@@ -29,9 +30,7 @@ WHOLE = Source("a" * 64, "calib.npz", "d" * 64)
 
 
 def _part(shard: int = 1, of: int = 1, **values: Any) -> Statistics:
-    histograms = {
-        name: Histogram().with_values(np.array(array, np.float32)) for name, array in values.items()
-    }
+    histograms = {name: counted(np.array(array, np.float32)) for name, array in values.items()}
     magnitudes = {"hidden": 3.5 * shard, f"only {shard}": 1.0}
     inputs: dict[str, dict[tuple[int, ...], int]] = {"x": {(shard, 3): 2, (9, 3): 1}}
     source = replace(WHOLE, num_shards=of)
@@ -68,7 +67,7 @@ def test_parts_in_any_order_and_grouping_give_the_same(parts: list[list[float]],
     shuffled = reduce(lambda one, two: merge_statistics([one, two], ["one", "two"]), seen)
     assert merged == shuffled
     every = [value for values in parts for value in values]
-    assert merged.histograms["a"] == Histogram().with_values(np.array(every, np.float32))
+    assert merged.histograms["a"] == counted(np.array(every, np.float32))
     assert merged.missing_shards == []
     assert merged.num_samples == 10 * sum(range(of + 1))
     assert merged.magnitudes["hidden"] == 3.5 * of
