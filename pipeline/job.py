@@ -25,9 +25,11 @@ from trtq.pipeline.deliver.manifest import key_of, versions
 from trtq.pipeline.engine import choose
 from trtq.pipeline.engine.backend import Backend
 from trtq.pipeline.engine.profiles import resolve_profiles
+from trtq.pipeline.graph.lint import lint, refuse
 from trtq.pipeline.graph.load import Graph, load
 from trtq.pipeline.graph.placement import Placement
-from trtq.pipeline.graph.quantized import is_quantized, refuse_what_tensorrt_refuses
+from trtq.pipeline.graph.quantized import is_quantized
+from trtq.pipeline.graph.repair import repair, summary
 from trtq.pipeline.target import Target
 from trtq.pipeline.verify.evaluate import evaluation_data
 from trtq.pipeline.watch import Watcher
@@ -109,7 +111,7 @@ def prepare(
     _check_shapes(graph, spec, target)
     quantized = is_quantized(graph.model)
     if quantized:
-        refuse_what_tensorrt_refuses(graph.model)
+        graph = _repaired(graph, target, watcher)
         target = replace(target, precision="int8")
         watcher.note("the model is quantized already: it is built as it is, without calibration")
     as_is = quantized or target.precision != "int8"
@@ -140,6 +142,19 @@ def prepare(
         evaluation=evaluation,
     )
     return replace(job, keys=_keys(job))
+
+
+def _repaired(graph: Graph, target: Target, watcher: Watcher) -> Graph:
+    """Returns a Q/DQ model with everything repaired that TensorRT would not take.
+
+    Raises:
+        ModelError: Something has no repair.
+    """
+    repaired = repair(graph.model, requantize=target.requantize)
+    for sentence, is_exact in summary(repaired.changes):
+        (watcher.note if is_exact else watcher.warn)(sentence)
+    refuse(lint(repaired.model))
+    return replace(graph, model=repaired.model)
 
 
 def refuse_inputs_in(folder: Path, *sources: Path | str | None) -> None:

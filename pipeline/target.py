@@ -25,6 +25,7 @@ class Target:
         workspace_bytes: Scratch memory that the engine may use; None: the backend's default.
         shapes: Given profile shapes.
         op_types: The types of nodes that are quantized.
+        requantize: Of a Q/DQ model: make symmetric int8 of what has no exact repair.
     """
 
     precision: Precision = "int8"
@@ -34,6 +35,7 @@ class Target:
     workspace_bytes: int | None = None
     shapes: GivenShapes = field(default_factory=GivenShapes)
     op_types: tuple[str, ...] = DEFAULT_OP_TYPES
+    requantize: bool = False
 
     def __post_init__(self) -> None:
         for name, value, choices in (

@@ -195,6 +195,7 @@ def target_from(given: Mapping[str, Any]) -> Target:
         workspace_bytes=_num_bytes(given["workspace"]) if given.get("workspace") else None,
         shapes=GivenShapes(*(_shapes(given.get(f"{kind}_shapes", ())) for kind in ("min", "opt", "max"))),
         op_types=tuple(name.strip() for name in op_types.split(",")) if op_types else DEFAULT_OP_TYPES,
+        requantize=given.get("requantize", False),
     )
 
 
