@@ -2,11 +2,11 @@
 
     .venv/bin/python benchmarks/lint.py --output benchmarks/results/lint-2026-11-21.json
 
-The graphs are every way to write the Q/DQ of a Conv and a MatMul alone, random mixes of two or three ways over
-all kinds of layers, and the structures of `qdq_structures`. Only graphs that the ONNX checker passes count.
-A prediction is right if it names both rightly: whether the model is refused, and which layers run in INT8. The
-bound of issue F: 99 % of at least 200 graphs; every disagreement is listed. The same graphs are then repaired
-as `trtq build --requantize` does, and predicted and built again.
+The graphs are every way to write the Q/DQ of a Conv and a MatMul alone, random mixes of two or three ways
+over all kinds of layers, and the structures of `qdq_structures`. Only what the ONNX checker passes counts.
+A prediction is right if it names both rightly: whether the model is refused, and which layers run in INT8.
+The bound of issue F: 99 % of at least 200 graphs; every disagreement is listed. The same graphs are then
+repaired as `trtq build --requantize` does, and predicted and built again.
 """
 
 from __future__ import annotations
@@ -108,7 +108,9 @@ def allowed(pattern: Pattern) -> Pattern:
     """Returns the pattern in an opset that has what it uses, and with a batch that its nodes allow."""
     if pattern.opset < 13:
         weight = "0-d" if "axis" in pattern.weight else pattern.weight
-        pattern = replace(pattern, weight=weight, activation="0-d", bias=pattern.bias.replace("int32", "int32 0-d")[:9])
+        pattern = replace(
+            pattern, weight=weight, activation="0-d", bias=pattern.bias.replace("int32", "int32 0-d")[:9]
+        )
     if pattern.dtype == "bfloat16":
         pattern = replace(pattern, opset=23)
     needs_21 = pattern.weight == "blocked" or pattern.zero == "missing int8"
@@ -156,7 +158,9 @@ def predict(model: onnx.ModelProto, folder: Path) -> Prediction:
     in_float = {finding.node for finding in findings if finding.effect == "float"}
     int8 = {layer.name for layer in quantized_layers(read)} - in_float
     refused = any(finding.effect == REFUSED for finding in findings)
-    return Prediction(refused, frozenset(() if refused else int8), tuple(finding.rule for finding in findings))
+    return Prediction(
+        refused, frozenset(() if refused else int8), tuple(finding.rule for finding in findings)
+    )
 
 
 def agrees(model: onnx.ModelProto, prediction: Prediction, truth: Truth) -> bool:
@@ -178,7 +182,7 @@ def disagreement(name: str, prediction: Prediction, truth: Truth) -> dict[str, A
 
 
 def repaired_graphs(graphs: Mapping[str, onnx.ModelProto], folder: Path) -> dict[str, onnx.ModelProto]:
-    """Returns the graphs as `trtq build --requantize` would build them; those that it cannot load are left out."""
+    """Returns the graphs as `trtq build --requantize` would build them, without those that it cannot load."""
     found = {}
     for name, model in graphs.items():
         path = folder / "model.onnx"

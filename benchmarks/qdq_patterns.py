@@ -17,8 +17,9 @@ from onnx import TensorProto, helper
 CHANNELS, OUTPUTS = 16, 32
 FIELDS: dict[str, tuple[object, ...]] = {
     "op": (
-        "conv", "conv1x1", "conv1d", "conv3d", "depthwise", "grouped", "conv_transpose", "conv_transpose_grouped",
-        "gemm", "gemm_trans_b", "matmul", "matmul_3d", "matmul_batched", "matmul_left",
+        "conv", "conv1x1", "conv1d", "conv3d", "depthwise", "grouped", "conv_transpose",
+        "conv_transpose_grouped", "gemm",
+        "gemm_trans_b", "matmul", "matmul_3d", "matmul_batched", "matmul_left",
     ),
     "activation": ("0-d", "[1]", "per channel", "per channel equal", "none"),
     "zero": (
@@ -26,20 +27,21 @@ FIELDS: dict[str, tuple[object, ...]] = {
         "float8e4m3fn", "float8e5m2",
     ),
     "weight": (
-        "output axis", "0-d", "[1]", "input axis", "float output axis", "float input axis", "float 0-d", "none",
-        "transposed after", "transposed before", "reshaped after", "blocked",
+        "output axis", "0-d", "[1]", "input axis", "float output axis", "float input axis", "float 0-d",
+        "none", "transposed after", "transposed before", "reshaped after", "blocked",
     ),
     "codes": (
-        "int8", "missing", "int8 mixed", "uint8 128", "uint8 mixed", "uint8", "int16", "int4", "uint4", "int4 mixed",
-        "float8e4m3fn",
+        "int8", "missing", "int8 mixed", "uint8 128", "uint8 mixed", "uint8", "int16", "int4", "uint4",
+        "int4 mixed", "float8e4m3fn",
     ),
     "bias": ("none", "float", "int32", "int32 0-d", "int8", "float qdq"),
     "dtype": ("float32", "float16", "bfloat16"),
     "opset": (19, 10, 12, 13, 17, 21, 23),
-    "scale": ("usual", "zero", "negative", "nan", "inf", "denormal", "weight zero", "weight negative", "computed"),
+    "scale": ("usual", "zero", "negative", "nan", "inf", "denormal", "weight zero",
+              "weight negative", "computed"),
     "between": (
-        "nothing", "relu", "transpose", "reshape", "maxpool", "cast", "flatten", "identity", "unsqueeze", "concat",
-        "int8 transpose", "int8 reshape", "int8 maxpool", "other scale", "twice", "add",
+        "nothing", "relu", "transpose", "reshape", "maxpool", "cast", "flatten", "identity", "unsqueeze",
+        "concat", "int8 transpose", "int8 reshape", "int8 maxpool", "other scale", "twice", "add",
     ),
     "after": ("nothing", "relu", "qdq", "relu qdq", "uint8 qdq", "add qdq"),
     "domain": ("", "com.microsoft"),
@@ -108,8 +110,9 @@ class _Graph:
 
 
 _KINDS = {
-    "int8": TensorProto.INT8, "uint8": TensorProto.UINT8, "int16": TensorProto.INT16, "int4": TensorProto.INT4,
-    "uint4": TensorProto.UINT4, "float8e4m3fn": TensorProto.FLOAT8E4M3FN, "float8e5m2": TensorProto.FLOAT8E5M2,
+    "int8": TensorProto.INT8, "uint8": TensorProto.UINT8, "int16": TensorProto.INT16,
+    "int4": TensorProto.INT4, "uint4": TensorProto.UINT4, "float8e4m3fn": TensorProto.FLOAT8E4M3FN,
+    "float8e5m2": TensorProto.FLOAT8E5M2,
 }  # fmt: skip
 _SHAPES: dict[str, tuple[tuple[int, ...], tuple[int, ...], int, int]] = {
     # shape of the input, of the weight, axis of its output channels, axis of its input channels
@@ -163,7 +166,9 @@ def _scale(graph: _Graph, value: float, count: int | None = None, *, spread: boo
     kind = graph.pattern.scale
     base = {"zero": 0.0, "negative": -value, "nan": np.nan, "inf": np.inf, "denormal": 1e-40}.get(kind, value)
     if kind == "computed":
-        return graph.add("Mul", "amax", graph.constant("step", _array(np.asarray(1 / 127), graph.pattern.dtype)))
+        return graph.add(
+            "Mul", "amax", graph.constant("step", _array(np.asarray(1 / 127), graph.pattern.dtype))
+        )
     scales = np.asarray(base) if count is None else np.full(count, base)
     if count is not None and count > 1 and spread:
         scales = scales * np.linspace(0.5, 1.0, count)
@@ -191,10 +196,16 @@ def _activation(graph: _Graph, value: str, shape: tuple[int, ...]) -> str:
     attributes = {"axis": 1} if count is not None and pattern.opset >= 13 else {}
     scale = _scale(graph, 0.05, count, spread=pattern.activation == "per channel")
     zero = _zero(graph, pattern.zero, () if count is None else (count,))
-    typed = {"output_dtype": TensorProto.INT8} if pattern.zero == "missing int8" and pattern.opset >= 21 else {}
+    typed = (
+        {"output_dtype": TensorProto.INT8} if pattern.zero == "missing int8" and pattern.opset >= 21 else {}
+    )
     codes = graph.q(value, scale, zero, **attributes, **typed)
     codes = _on_codes(graph, codes, shape)
-    other = graph.constant("scale", _array(np.asarray(0.1), pattern.dtype)) if pattern.between == "other scale" else scale
+    other = (
+        graph.constant("scale", _array(np.asarray(0.1), pattern.dtype))
+        if pattern.between == "other scale"
+        else scale
+    )
     result = graph.dq(codes, other, zero, **attributes)
     if pattern.between == "twice":
         result = graph.dq(graph.q(result, scale, zero, **attributes, **typed), scale, zero, **attributes)
@@ -221,7 +232,11 @@ def _on_floats(graph: _Graph, value: str, shape: tuple[int, ...]) -> str:
     if kind == "add":
         return graph.add("Add", value, graph.constant("one", _array(np.ones(()), graph.pattern.dtype)))
     if kind == "transpose":
-        perm = [0, 1, *range(2, len(shape))[::-1]] if len(shape) > 3 else [*range(len(shape) - 2), len(shape) - 1, len(shape) - 2]
+        perm = (
+            [0, 1, *range(2, len(shape))[::-1]]
+            if len(shape) > 3
+            else [*range(len(shape) - 2), len(shape) - 1, len(shape) - 2]
+        )
         moved = graph.add("Transpose", value, perm=perm)
         if len(shape) > 3:
             return moved
@@ -238,13 +253,21 @@ def _on_floats(graph: _Graph, value: str, shape: tuple[int, ...]) -> str:
         spatial = len(shape) - 2
         return graph.add("MaxPool", value, kernel_shape=[3] * spatial, pads=[1] * 2 * spatial)
     if kind == "cast":
-        wide = graph.add("Cast", value, to=TensorProto.FLOAT16 if graph.pattern.dtype == "float32" else TensorProto.FLOAT)
-        return graph.add("Cast", wide, to=getattr(TensorProto, graph.pattern.dtype.upper().replace("FLOAT32", "FLOAT")))
+        wide = graph.add(
+            "Cast", value, to=TensorProto.FLOAT16 if graph.pattern.dtype == "float32" else TensorProto.FLOAT
+        )
+        return graph.add(
+            "Cast", wide, to=getattr(TensorProto, graph.pattern.dtype.upper().replace("FLOAT32", "FLOAT"))
+        )
     if kind == "identity":
         return graph.add("Identity", value)
     if kind == "concat":
-        first = graph.add("Slice", value, *(graph.constant("at", np.asarray([at], np.int64)) for at in (0, 4, 1)))
-        second = graph.add("Slice", value, *(graph.constant("at", np.asarray([at], np.int64)) for at in (4, 99, 1)))
+        first = graph.add(
+            "Slice", value, *(graph.constant("at", np.asarray([at], np.int64)) for at in (0, 4, 1))
+        )
+        second = graph.add(
+            "Slice", value, *(graph.constant("at", np.asarray([at], np.int64)) for at in (4, 99, 1))
+        )
         return graph.add("Concat", first, second, axis=1)
     return value
 
@@ -304,8 +327,8 @@ def _weight_scale(graph: _Graph, count: int | None, kind: str) -> str:
 def _codes(kind: str, rng: np.random.Generator, shape: tuple[int, ...]) -> tuple[NDArray[np.int64], int]:
     dtype = kind.partition(" ")[0]
     low, high = {
-        "int8": (-120, 121), "missing": (-120, 121), "uint8": (10, 250), "int16": (-30000, 30000), "int4": (-7, 8),
-        "uint4": (0, 16), "float8e4m3fn": (-8, 9),
+        "int8": (-120, 121), "missing": (-120, 121), "uint8": (10, 250), "int16": (-30000, 30000),
+        "int4": (-7, 8), "uint4": (0, 16), "float8e4m3fn": (-8, 9),
     }[dtype]  # fmt: skip
     return rng.integers(low, high, shape), _KINDS["int8" if dtype == "missing" else dtype]
 
@@ -356,7 +379,9 @@ def _after(graph: _Graph, value: str) -> str:
     if kind.startswith("relu"):
         value = graph.add("Relu", value)
     if kind == "add qdq":
-        value = graph.add("Add", value, graph.constant("half", _array(np.full((1,), 0.5), graph.pattern.dtype)))
+        value = graph.add(
+            "Add", value, graph.constant("half", _array(np.full((1,), 0.5), graph.pattern.dtype))
+        )
     if kind.endswith("qdq"):
         scale = graph.constant("scale", _array(np.asarray(0.2), graph.pattern.dtype))
         zero = _zero(graph, "uint8 128" if kind.startswith("uint8") else "int8", ())

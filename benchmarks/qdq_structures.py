@@ -1,4 +1,4 @@
-"""Q/DQ graphs whose shape is the point: what stands between the pairs and the layers, and what else has codes.
+"""Q/DQ graphs whose shape is the point: what stands between pairs and layers, and what else has codes.
 
 In the texts `x` is quantized with scale `s` and zero point `z` to `q` and dequantized to `d`; `dw` is the
 dequantized weight of a Conv (CW) or of a MatMul (MW). Nodes that count are called "layer".
@@ -62,7 +62,7 @@ _WEIGHTS_MATMUL: dict[str, tuple[str, Constants]] = {
         f"{_MW} e = Mul (dw, a)",
         {**_MATRIX, "a": np.linspace(1, 2, 16).astype(np.float32).reshape(16, 1)},
     ),
-    "split": ("dw = DequantizeLinear <axis = 1> (w, sw, zw) e, f = Split <axis = 1, num_outputs = 2> (dw)", _weight(16, 64, axis=1)),
+    "split": (f"{_MW} e, f = Split <axis = 1, num_outputs = 2> (dw)", _weight(16, 64, axis=1)),
     "two casts": (f"{_MW} c = Cast <to = 10> (dw) e = Cast <to = 1> (c)", _MATRIX),
     "concat": (
         "a = DequantizeLinear (w, s, z) b = DequantizeLinear (w, s, z) e = Concat <axis = 1> (a, b)",
@@ -75,7 +75,10 @@ _WEIGHTS_MATMUL: dict[str, tuple[str, Constants]] = {
     ),
     "codes through identity": ("c = Identity (w) e = DequantizeLinear <axis = 1> (c, sw, zw)", _MATRIX),
     "codes cast": ("e = Cast <to = 1> (w)", _MATRIX),
-    "fewer scales": ("e = DequantizeLinear <axis = 1> (w, sw, zw)", {**_MATRIX, "sw": _MATRIX["sw"][:16], "zw": _MATRIX["zw"][:16]}),
+    "fewer scales": (
+        "e = DequantizeLinear <axis = 1> (w, sw, zw)",
+        {**_MATRIX, "sw": _MATRIX["sw"][:16], "zw": _MATRIX["zw"][:16]},
+    ),
 }  # fmt: skip
 _CODES: dict[str, tuple[str, Constants]] = {
     "relu": ("Relu (q)", {}),
@@ -128,11 +131,13 @@ _WHOLE: dict[str, tuple[str, Constants]] = {
         {**_SCALE, **_MATRIX},
     ),
     "input int8": (
-        f"(int8[8,16] x) => (float[8,32] y) {{ d = DequantizeLinear (x, s, z) {_MW} [layer] y = MatMul (d, dw) }}",
+        f"(int8[8,16] x) => (float[8,32] y) {{ d = DequantizeLinear (x, s, z) {_MW}"
+        " [layer] y = MatMul (d, dw) }",
         {**_SCALE, **_MATRIX},
     ),
     "input uint8": (
-        f"(uint8[8,16] x) => (float[8,32] y) {{ d = DequantizeLinear (x, s, u) {_MW} [layer] y = MatMul (d, dw) }}",
+        f"(uint8[8,16] x) => (float[8,32] y) {{ d = DequantizeLinear (x, s, u) {_MW}"
+        " [layer] y = MatMul (d, dw) }",
         {**_SCALE, **_MATRIX, "u": np.asarray(0, np.uint8)},
     ),
     "input int32": ("(int32[8,16] x) => (float[8,16] y) { y = DequantizeLinear (x, s) }", _SCALE),
@@ -194,7 +199,8 @@ _WHOLE: dict[str, tuple[str, Constants]] = {
     "two layers in a row": (
         f"(float[1,16,9,9] x) => (float[1,32,7,7] y) {{ {_PAIR} {_CW}"
         " [layer] h = Conv <pads = [1, 1, 1, 1]> (d, dw) a = QuantizeLinear (h, s, z)"
-        " b = DequantizeLinear (a, s, z) v = DequantizeLinear <axis = 0> (w2, sw, zw) [layer2] y = Conv (b, v) }",
+        " b = DequantizeLinear (a, s, z) v = DequantizeLinear <axis = 0> (w2, sw, zw)"
+        " [layer2] y = Conv (b, v) }",
         {**_SCALE, **_CONV, "w2": _weight(32, 32, 3, 3)["w"]},
     ),
     "float scales, cast after": (
@@ -228,7 +234,8 @@ def structures() -> dict[str, onnx.ModelProto]:
     """Returns the models by a name for people."""
     found: dict[str, onnx.ModelProto] = {}
     for name, (dims, maker, more) in _BETWEEN_CONV.items():
-        text = f"(float[{dims}] x) => (float[1,32,M,N] y) {{ {_PAIR} p = {maker} {_CW} [layer] y = Conv (p, dw) }}"
+        body = f"{_PAIR} p = {maker} {_CW} [layer] y = Conv (p, dw)"
+        text = f"(float[{dims}] x) => (float[1,32,M,N] y) {{ {body} }}"
         found[f"between: {name}"] = _model(text, {**_SCALE, **_CONV, **more})
     for name, (maker, more) in _WEIGHTS_MATMUL.items():
         text = f"(float[8,16] x) => (float[8,M] y) {{ {_PAIR} {maker} [layer] y = MatMul (d, e) }}"
@@ -256,6 +263,8 @@ def _model(text: str, constants: Constants) -> onnx.ModelProto:
     model = onnx.parser.parse_model(f'<ir_version: 9, opset_import: ["": {opset}]> g {text}')
     used = {name for node in model.graph.node for name in node.input}
     model.graph.initializer.extend(
-        onnx.numpy_helper.from_array(np.asarray(array), name) for name, array in constants.items() if name in used
+        onnx.numpy_helper.from_array(np.asarray(array), name)
+        for name, array in constants.items()
+        if name in used
     )
     return model

@@ -1,6 +1,6 @@
 """What the real TensorRT-RTX makes of many small models: built one after the other in a child process.
 
-A crash of the builder ends the child; the model that it died of is noted and a new child goes on with the next.
+A crash of the builder ends the child; the model that it died of is noted, and a new child goes on.
 """
 
 from __future__ import annotations

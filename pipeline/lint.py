@@ -55,7 +55,9 @@ class Linted:
     def stopping(self) -> tuple[Checked, ...]:
         """What `trtq build` refuses, because it would fail or compute something else."""
         open_ends = ("requantize", "none")
-        return tuple(item for item in self.items if item.finding.effect != "float" and item.repair in open_ends)
+        return tuple(
+            item for item in self.items if item.finding.effect != "float" and item.repair in open_ends
+        )
 
 
 def lint(model: Path | str) -> Linted:

@@ -105,7 +105,7 @@ def load(path: Path, *, min_opset: int) -> Graph:
 
 
 def load_as_it_is(path: Path) -> ir.Model:
-    """Returns the model of an ONNX file, checked and with inferred shapes, and otherwise as TensorRT reads it.
+    """Returns the model of an ONNX file, checked and with inferred shapes, and else as TensorRT reads it.
 
     Raises:
         ModelError: The file is missing, empty, no ONNX, incomplete or invalid.

@@ -19,8 +19,8 @@ OPERATOR_FORMAT = frozenset({
 })  # fmt: skip
 _PER_CHANNEL_OPSET = 13
 _MOVES = frozenset({
-    "DepthToSpace", "Dropout", "Expand", "Flatten", "Gather", "Identity", "MaxPool", "Neg", "Pad", "Reshape", "Slice",
-    "SpaceToDepth", "Split", "Squeeze", "Transpose", "Unsqueeze",
+    "DepthToSpace", "Dropout", "Expand", "Flatten", "Gather", "Identity", "MaxPool", "Neg", "Pad",
+    "Reshape", "Slice", "SpaceToDepth", "Split", "Squeeze", "Transpose", "Unsqueeze",
 })  # fmt: skip
 """What only moves or picks values: TensorRT runs it on the INT8 codes, before the DequantizeLinear."""
 
@@ -121,7 +121,7 @@ def _through_concat(value: ir.Value | None, node: ir.Node, path: list[ir.Node]) 
 
 
 def _only_scales(node: ir.Node) -> bool:
-    """Whether it multiplies by a constant that TensorRT folds into the scale: one number, or into a weight."""
+    """Whether it multiplies by a constant that TensorRT folds: into a weight, or one number into a scale."""
     factor = node.inputs[1] if node.op_type in ("Mul", "Div") else None
     if factor is None or not factor.is_initializer() or factor.const_value is None:
         return False
@@ -152,7 +152,7 @@ def dtype_of_codes(node: ir.Node) -> ir.DataType | None:
 
 
 def axis_of(node: ir.Node) -> int | None:
-    """Returns the axis of the scales of a Q or DQ node, counted from the front; None for one scale for all."""
+    """Returns the axis of the scales of a Q or DQ node, counted from the front; None for one scale."""
     scale = constant_of(node, 1)
     if scale is None or scale.size <= 1 or scale.ndim != 1:
         return None
@@ -189,14 +189,12 @@ def evaluate(
     graph = operand.dequantize.graph
     assert isinstance(graph, ir.Graph)
     part = ir.convenience.extract(graph, [], [operand.value])
-    copy = next(node for node in part if node.name == operand.dequantize.name)
-    if scale is not None:
-        _set(copy, 1, scale)
-    if codes:
-        source = operand.codes
-        assert source.shape is not None
-        assert source.dtype is not None
-        _set(copy, 0, np.ones(tuple(source.shape.numpy()), source.dtype.numpy()))
+    for node in list(part):
+        if scale is not None and node.name == operand.dequantize.name:
+            _set(node, 1, scale)
+        source = node.inputs[0] if codes and node.op_type == DEQUANTIZE else None
+        if source is not None and source.shape is not None and source.dtype is not None:
+            _set(node, 0, np.ones(tuple(source.shape.numpy()), source.dtype.numpy()))
     _widen(part)
     if not any(node.op_type in ("Squeeze", "Unsqueeze") for node in part):  # whose axes are inputs since 13
         part.opset_imports[""] = max(part.opset_imports.get("", 1), _PER_CHANNEL_OPSET)

@@ -39,7 +39,9 @@ class QuantizedLayer:
 
 def is_quantized(model: ir.Model) -> bool:
     """Returns whether the model holds quantized operators of any kind."""
-    return any(node.op_type in (QUANTIZE, DEQUANTIZE) or node.op_type in OPERATOR_FORMAT for node in model.graph)
+    return any(
+        node.op_type in (QUANTIZE, DEQUANTIZE) or node.op_type in OPERATOR_FORMAT for node in model.graph
+    )
 
 
 def quantized_layers(model: ir.Model) -> tuple[QuantizedLayer, ...]:
@@ -52,10 +54,13 @@ def _layer(node: ir.Node) -> QuantizedLayer | None:
         return None
     operands = [operand_of(value) for value in node.inputs[:2]]
     first, second = operands if len(operands) == 2 else (None, None)
-    if first is None or second is None or not {first.dtype, second.dtype} <= {*_EIGHT_BITS, None}:
+    if first is None or second is None:
         return None
     place = 0 if first.is_weight and not second.is_weight else 1
     activation, weight = (first, second) if place else (second, first)
+    four_bits = (ir.DataType.INT4,) if node.op_type in ("Gemm", "MatMul") else ()
+    if activation.dtype not in (*_EIGHT_BITS, None) or weight.dtype not in (*_EIGHT_BITS, *four_bits, None):
+        return None
     return QuantizedLayer(
         str(node.name),
         node.op_type,

@@ -13,7 +13,18 @@ from click.testing import CliRunner, Result
 
 from trtq.cli import main
 
-COMMANDS = ["build", "calibrate", "quantize", "compare", "cache", "migrate", "inspect", "doctor", "demo"]
+COMMANDS = [
+    "build",
+    "calibrate",
+    "quantize",
+    "compare",
+    "lint",
+    "cache",
+    "migrate",
+    "inspect",
+    "doctor",
+    "demo",
+]
 HEAVY = {"numpy", "onnx", "onnx_ir", "onnxruntime", "polygraphy", "tensorrt_rtx", "torch", "rich", "PIL"}
 
 
@@ -46,6 +57,8 @@ def test_help_is_short_and_whole(option: str) -> None:
         "  calibrate  Estimate the ranges of a model's tensors from data.\n"
         "  quantize   Write the Q/DQ model of a float model and its ranges.\n"
         "  compare    Compare the outputs of two ONNX models on the same data.\n"
+        "  lint       Show what TensorRT refuses in a Q/DQ model, or runs in float, and\n"
+        "             the repair.\n"
         "  cache      Show, convert, compare and write TensorRT's calibration caches.\n"
         "  migrate    Carry a model and its calibration cache over to Q/DQ, without data.\n"
         "  inspect    Show what a model, ranges, cache or build folder holds.\n"
@@ -80,7 +93,7 @@ def test_the_help_of_a_command_shows_every_option(name: str) -> None:
     assert "\b" not in result.stdout
 
 
-@pytest.mark.parametrize("name", ["build", "calibrate", "quantize", "compare", "demo"])
+@pytest.mark.parametrize("name", ["build", "calibrate", "quantize", "compare", "lint", "demo"])
 def test_the_help_of_a_command_has_an_example_that_can_be_copied(name: str) -> None:
     lines = trtq(name, "--help").stdout.splitlines()
     assert any(line.startswith(f"    trtq {name} ") for line in lines)

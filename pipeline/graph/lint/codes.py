@@ -9,7 +9,14 @@ import numpy as np
 import onnx_ir as ir
 
 from trtq.pipeline.graph.lint.finding import Effect, Finding
-from trtq.pipeline.graph.operands import DEQUANTIZE, OPERATOR_FORMAT, QUANTIZE, axis_of, constant_of, dtype_of_codes
+from trtq.pipeline.graph.operands import (
+    DEQUANTIZE,
+    OPERATOR_FORMAT,
+    QUANTIZE,
+    axis_of,
+    constant_of,
+    dtype_of_codes,
+)
 
 _EIGHT_BITS = (ir.DataType.INT8, ir.DataType.UINT8)
 _SIGNED = (ir.DataType.INT8, ir.DataType.INT4)
@@ -86,14 +93,13 @@ def check_scale(node: ir.Node) -> Iterator[Finding]:
 
 
 def _check_points(node: ir.Node) -> Iterator[Finding]:
-    counts = [math.prod(value.shape.numpy()) for value in node.inputs[1:] if value is not None and _is_known(value)]
+    shapes = [value.shape for value in node.inputs[1:] if value is not None]
+    counts = [math.prod(shape.numpy()) for shape in shapes if shape is not None and shape.is_static()]
     if len(counts) == 2 and counts[0] != counts[1]:
         reason = f"it has {counts[0]} scales and {counts[1]} zero points"
-        yield _finding("scale-count", "refused", node, reason, "quantize with as many of the one as of the other")
-
-
-def _is_known(value: ir.Value) -> bool:
-    return value.shape is not None and value.shape.is_static()
+        yield _finding(
+            "scale-count", "refused", node, reason, "quantize with as many of the one as of the other"
+        )
 
 
 def _check_count(node: ir.Node, count: int) -> Iterator[Finding]:
@@ -107,7 +113,9 @@ def _check_count(node: ir.Node, count: int) -> Iterator[Finding]:
             reason = f"it has {count} scales for the {size} channels of axis {axis}"
             yield _finding("scale-count", "refused", node, reason, "quantize with one scale for each channel")
     if block and rank > 3:
-        reason = f"its blocks of {block} lie in a tensor of rank {rank}; TensorRT takes blocks in matrices only"
+        reason = (
+            f"its blocks of {block} lie in a tensor of rank {rank}; TensorRT takes blocks in matrices only"
+        )
         yield _finding("blocks", "refused", node, reason, "quantize with one scale for each output channel")
 
 
@@ -117,7 +125,10 @@ def check_constant(node: ir.Node) -> Iterator[Finding]:
         return
     for value in node.inputs:
         if value is not None and value.is_initializer() and value.dtype in _SIGNED:
-            reason = f"it reads the {_name(value.dtype)} constant {value.name!r}; TensorRT allows only DequantizeLinear to"
+            reason = (
+                f"it reads the {_name(value.dtype)} constant {value.name!r}, "
+                f"which TensorRT allows to DequantizeLinear only"
+            )
             yield _finding("int8-constant", "refused", node, reason, "put the DequantizeLinear before it")
 
 

@@ -82,7 +82,8 @@ def _check_types(node: ir.Node, operands: list[Operand]) -> Iterator[Finding]:
 
 def _check_casts(node: ir.Node, operands: tuple[Operand, ...]) -> Iterator[Finding]:
     for operand in operands:
-        if operand.num_casts > 1:
+        widened = operand.dequantize.outputs[0].dtype is ir.DataType.FLOAT16  # and back: no value changes
+        if operand.num_casts > 1 and not widened:
             reason = f"{operand.num_casts} casts stand between a DequantizeLinear and it: {_AFTER}"
             yield _finding("casts", "float", node, reason, "cast at most once between them")
 
@@ -111,7 +112,7 @@ def _computed(node: ir.Node) -> Iterator[Finding]:
 
 def _check_blocks(node: ir.Node, activation: Operand, weight: Operand) -> Iterator[Finding]:
     if node.op_type == "Conv":
-        reason = f"its weight is quantized in blocks, INT8 kernels want one scale for each output channel: {_AFTER}"
+        reason = f"its weight is quantized in blocks, INT8 kernels want a scale for each channel: {_AFTER}"
         yield _finding("blocks", "float", node, reason, "quantize with one scale for each output channel")
     elif activation.rank != weight.rank or _reads_transposed(node, None):
         reason = "it multiplies int8 activations with a weight in blocks, on which TensorRT's builder fails"
@@ -123,9 +124,7 @@ def _check_weight(node: ir.Node, operand: Operand) -> Iterator[Finding]:
     if axes <= {wanted}:
         return
     found = " and ".join(f"axis {axis}" for axis in sorted(axes))
-    reason = (
-        f"its weight is quantized along {found}, INT8 kernels want the output channels, axis {wanted}: {_AFTER}"
-    )
+    reason = f"its weight is quantized along {found}, INT8 kernels want it along axis {wanted}: {_AFTER}"
     yield _finding("weight-axis", "float", node, reason, f"quantize the weight along axis {wanted}")
 
 
@@ -151,11 +150,11 @@ def check_recurrent(node: ir.Node) -> Iterator[Finding]:
     operand = operand_of(value)
     if operand is None or value is None or value.shape is None or isinstance(value.shape[1], int):
         return
-    reason = "its input comes straight from a DequantizeLinear and its batch is open: TensorRT's builder fails"
+    reason = (
+        "its input comes straight from a DequantizeLinear and its batch is open: TensorRT's builder fails"
+    )
     yield _finding("recurrent", "refused", node, reason, "leave its input float, or fix the batch")
 
 
 def _finding(rule: str, effect: Effect, node: ir.Node, reason: str, advice: str) -> Finding:
     return Finding(rule, effect, str(node.name), node.op_type, reason, advice)
-
-

@@ -33,8 +33,8 @@ class Repaired:
 def repair(model: ir.Model, *, requantize: bool = False) -> Repaired:
     """Returns the model with everything repaired that has a repair.
 
-    What is exact is done first. A weight on the wrong axis is rounded anew along the right one, since it would
-    run in float otherwise; other rounding is done only if it is asked for.
+    What is exact is done first. A weight on the wrong axis is rounded anew along the right one, since its
+    layer would run in float otherwise; other rounding is done only if it is asked for.
 
     Args:
         model: With inferred shapes and dtypes; it is not changed.
@@ -50,7 +50,9 @@ def repair(model: ir.Model, *, requantize: bool = False) -> Repaired:
 def _repair(model: ir.Model, requantize: bool, *, shapes: bool) -> Repaired:
     result = model.clone()
     as_standard_operators(result)
-    if opset_of(result) < _PER_CHANNEL_OPSET and any(node.op_type.startswith("QLinear") for node in result.graph):
+    if opset_of(result) < _PER_CHANNEL_OPSET and any(
+        node.op_type.startswith("QLinear") for node in result.graph
+    ):
         result = upgrade_opset(result, _PER_CHANNEL_OPSET)
     changes = list(repair_operators(result))
     drop_unused(result)

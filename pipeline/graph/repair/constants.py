@@ -55,7 +55,9 @@ def repair_constants(model: ir.Model) -> Iterator[Change]:
             continue
         dtype, points = dtype_of_codes(node), _points(node, codes)
         if dtype is ir.DataType.INT32:
-            yield make_float(model, node, (codes.astype(np.float32) * spread(scale, axis_of(node), codes.ndim)))
+            yield make_float(
+                model, node, (codes.astype(np.float32) * spread(scale, axis_of(node), codes.ndim))
+            )
             continue
         if dtype is None or not dtype.is_integer() or points is None:
             continue
@@ -69,7 +71,11 @@ def repair_constants(model: ir.Model) -> Iterator[Change]:
         if not scale.all() and "block_size" not in node.attributes:
             yield Change("scale", str(node.name), "zeros with the scale 1, where the scale was 0")
             zero = spread(scale == 0, axis_of(node), codes.ndim)
-            _set_codes(node, np.where(zero, 0, moved).astype(np.int8), np.where(scale == 0, 1, scale).astype(scale.dtype))
+            _set_codes(
+                node,
+                np.where(zero, 0, moved).astype(np.int8),
+                np.where(scale == 0, 1, scale).astype(scale.dtype),
+            )
 
 
 def requantize_constants(model: ir.Model) -> Iterator[Change]:
@@ -89,7 +95,9 @@ def requantize_constants(model: ir.Model) -> Iterator[Change]:
         axis = axis_of(node)
         values = (codes.astype(np.int64) - points) * spread(scale.astype(np.float64), axis, codes.ndim)
         others = tuple(i for i in range(codes.ndim) if i != axis)
-        amax = np.abs(values).max(axis=others) if axis is not None else np.abs(values).max().reshape(scale.shape)
+        amax = (
+            np.abs(values).max(axis=others) if axis is not None else np.abs(values).max().reshape(scale.shape)
+        )
         new = np.where(amax > 0, amax / _QMAX, 1).astype(scale.dtype)
         rounded = np.rint(values / spread(new.astype(np.float64), axis, codes.ndim))
         rule = "zero-point" if points.any() else "uint8" if dtype is ir.DataType.UINT8 else "codes-type"
@@ -120,8 +128,8 @@ def _points(node: ir.Node, codes: NDArray[Any]) -> NDArray[np.int64] | None:
     if points is None:
         return np.zeros((), np.int64) if len(node.inputs) < 3 or node.inputs[2] is None else None
     if "block_size" in node.attributes:
-        axis, size = node.attributes["axis"].as_int(), node.attributes["block_size"].as_int()
-        return np.repeat(points.astype(np.int64), size, axis=axis)[tuple(map(slice, codes.shape))]
+        blocked, size = node.attributes["axis"].as_int(), node.attributes["block_size"].as_int()
+        return np.repeat(points.astype(np.int64), size, axis=blocked)[tuple(map(slice, codes.shape))]
     axis = axis_of(node) if points.size > 1 else None
     return spread(points.astype(np.int64), axis, codes.ndim) if points.size else np.zeros((), np.int64)
 

@@ -22,13 +22,17 @@ def repair_bounds(model: ir.Model) -> Iterator[Change]:
         for place, value in enumerate(node.inputs[1:], 1):
             operand = operand_of(value)
             if operand is not None and operand.is_weight and not operand.path:
-                values = evaluate(operand).astype(operand.value.dtype.numpy() if operand.value.dtype else np.float32)
-                node.replace_input_with(place, add_initializer(model.graph, f"{operand.value.name}_float", values))
+                values = evaluate(operand).astype(
+                    operand.value.dtype.numpy() if operand.value.dtype else np.float32
+                )
+                node.replace_input_with(
+                    place, add_initializer(model.graph, f"{operand.value.name}_float", values)
+                )
         yield Change("quantized-bound", str(node.name), "float constants of the same values")
 
 
 def repair_recurrent(model: ir.Model) -> Iterator[Change]:
-    """Adds 0 between a DequantizeLinear and a recurrent layer with an open batch, on which the builder fails."""
+    """Adds 0 between a DequantizeLinear and a recurrent layer with an open batch: else the builder fails."""
     for node in list(model.graph):
         value = node.inputs[0] if node.inputs else None
         if value is None or not any(check_recurrent(node)):
@@ -55,7 +59,9 @@ def repair_tables(model: ir.Model) -> Iterator[Change]:
         if not whole or any(scale is None or scale.size != 1 for scale in scales):
             continue
         for user in users:
-            copy = ir.node("Gather", [user.outputs[0], node.inputs[1]], node.attributes, name=f"{user.name}_Gather")
+            copy = ir.node(
+                "Gather", [user.outputs[0], node.inputs[1]], node.attributes, name=f"{user.name}_Gather"
+            )
             result, old = copy.outputs[0], user.outputs[0]
             model.graph.insert_after(user, copy)
             name, was_output = old.name, old.is_graph_output()

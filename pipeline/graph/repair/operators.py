@@ -84,7 +84,7 @@ class _Writer:
         if codes is None or first is None or second is None:
             return None
         alpha = self._node.attributes["alpha"].as_float() if "alpha" in self._node.attributes else 1.0
-        values = codes * (alpha * first.astype(np.float64) * second.astype(np.float64))
+        values = codes.astype(np.float64) * (alpha * first.astype(np.float64) * second.astype(np.float64))
         return [add_initializer(self._model.graph, f"{self._node.name}_bias", values.astype(np.float32))]
 
     def write(self, op_type: str, inputs: Sequence[ir.Value], params: Sequence[ir.Value | None]) -> str:

@@ -53,7 +53,9 @@ class Flow:
     def scales(self) -> list[NDArray[np.generic]] | None:
         """Returns the scale of each node; None if one is computed."""
         found = [constant_of(node, 1) for node in self.nodes]
-        return None if any(scale is None for scale in found) else [scale for scale in found if scale is not None]
+        return (
+            None if any(scale is None for scale in found) else [scale for scale in found if scale is not None]
+        )
 
     def points(self) -> list[NDArray[np.int64]] | None:
         """Returns the zero point of each node, 0 where it has none; None if one is computed."""
@@ -125,19 +127,25 @@ def repair_flows(model: ir.Model, *, shapes: bool = True) -> Iterator[Change]:
         to_int8 = rule is not None or flow.dtype is ir.DataType.INT8
         one = all(_is_one(scale) for scale in scales)
         is_symmetric = not any(point.any() for point in points)
-        shaped = shapes and one and is_symmetric and any(scale.ndim for scale in scales) and not flow.is_constant
+        shaped = (
+            shapes and one and is_symmetric and any(scale.ndim for scale in scales) and not flow.is_constant
+        )
         if not to_int8 or (rule is None and not shaped):
             continue
         if not one and any(axis_of(node) is None for node in flow.nodes):
             continue
         for node, scale in zip(flow.nodes, scales, strict=True):
-            set_params(node, scale.reshape(-1)[0].reshape(()) if one else scale, None if one else axis_of(node))
+            set_params(
+                node, scale.reshape(-1)[0].reshape(()) if one else scale, None if one else axis_of(node)
+            )
             text = {
                 "uint8": "int8 codes with zero point 0, 128 less than the uint8 codes",
                 "missing-zero-point": "an int8 zero point of 0, as TensorRT reads it; ONNX reads uint8",
                 None: "one 0-d scale",
             }[rule]
-            yield Change("zero-point" if rule == "uint8" else rule or "activation-scale", str(node.name), text)
+            yield Change(
+                "zero-point" if rule == "uint8" else rule or "activation-scale", str(node.name), text
+            )
         for value in flow.codes:
             value.type = ir.TensorType(ir.DataType.INT8)
 
@@ -167,10 +175,10 @@ def requantize_flows(model: ir.Model) -> Iterator[Change]:
             continue
         same = all(scale.tobytes() == scales[0].tobytes() for scale in scales)
         symmetric = dtype is ir.DataType.INT8 and not any(point.any() for point in points)
-        positive = bool(np.all(np.isfinite(scales[0]) & (scales[0] > 0)))
+        steps = scales[0].astype(np.float64)
+        positive = bool(np.all(np.isfinite(steps) & (steps > 0)))
         if not (same and positive) or (symmetric and _is_one(scales[0])):
             continue
-        steps = scales[0].astype(np.float64)
         low = float(np.min((dtype.min - points[0]) * steps))
         high = float(np.max((dtype.max - points[0]) * steps))
         amax = float(np.max(steps)) * _QMAX if symmetric else max(-low, high)
@@ -201,6 +209,10 @@ def _clip(model: ir.Model, quantize: ir.Node, low: float, high: float) -> None:
         ]
         node = ir.node("Clip", [value, *bounds], name=f"{quantize.name}_Clip")
     result = node.outputs[0]
-    result.name, result.type, result.shape = unique_name(model.graph, f"{node.name}_output"), value.type, value.shape
+    result.name, result.type, result.shape = (
+        unique_name(model.graph, f"{node.name}_output"),
+        value.type,
+        value.shape,
+    )
     model.graph.insert_before(quantize, node)
     quantize.replace_input_with(0, result)

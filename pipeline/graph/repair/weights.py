@@ -26,7 +26,10 @@ def repair_weights(model: ir.Model) -> Iterator[Change]:
     """
     for node in list(model.graph):
         rules = [finding.rule for finding in check_layer(node) if finding.rule in _REPAIRED]
-        is_int8 = all(operand is None or operand.dtype is ir.DataType.INT8 for operand in map(operand_of, node.inputs[:2]))
+        is_int8 = all(
+            operand is None or operand.dtype is ir.DataType.INT8
+            for operand in map(operand_of, node.inputs[:2])
+        )
         place = _place_of_weight(node) if rules and is_int8 else None
         if place is None:
             continue
@@ -43,7 +46,9 @@ def repair_weights(model: ir.Model) -> Iterator[Change]:
         is_exact = change <= reach * 2.0**-20  # the last bits of a float32 product
         node.replace_input_with(place, _dequantized(model, node, codes, scale, axis, operand))
         told = "" if is_exact else f", rounded anew by at most {change / reach:.2%} of the largest weight"
-        yield Change(rules[0], str(node.name), f"its weight quantized along axis {axis}{told}", is_exact=is_exact)
+        yield Change(
+            rules[0], str(node.name), f"its weight quantized along axis {axis}{told}", is_exact=is_exact
+        )
 
 
 def _place_of_weight(node: ir.Node) -> int | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,7 +12,6 @@ from rich.text import Text
 from trtq.cli import options
 from trtq.cli.console import print_json, result_console
 from trtq.errors import ModelError
-from trtq.pipeline.inspect import plain
 from trtq.pipeline.lint import lint
 
 if TYPE_CHECKING:
@@ -36,15 +36,15 @@ _MOST_NODES = 3
 def command(model: Path, as_json: bool, verbose: bool) -> None:
     """Show what TensorRT refuses in a Q/DQ model, reads otherwise, or silently runs in float.
 
-    Builds nothing. Each finding has its rule, the node, the reason and the repair. The exit code is 2 if there
-    is one that `trtq build` would refuse, for want of an exact repair.
+    Builds nothing. Each finding has its rule, the node, the reason and the repair. The exit code is 2 if
+    there is one that `trtq build` would refuse, for want of an exact repair.
 
     \b
       trtq lint quantized.onnx
     """
     linted = lint(model)
     if as_json:
-        print_json(plain(linted))
+        print_json(asdict(linted))
     else:
         _print(result_console(), linted, verbose=verbose)
     if linted.stopping:
@@ -75,5 +75,5 @@ def _print(console: Console, linted: Linted, *, verbose: bool) -> None:
     counts = {effect: sum(item.finding.effect == effect for item in linted.items) for effect in _STYLES}
     shown = ", ".join(f"{count} {effect}" for effect, count in counts.items() if count) or "no findings"
     console.print(
-        f"{linted.layers_int8} of {linted.layers_quantized} quantized layers run in INT8 as the file is; {shown}"
+        f"{linted.layers_int8} of {linted.layers_quantized} quantized layers run in INT8 as it is; {shown}"
     )
