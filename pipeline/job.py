@@ -28,9 +28,11 @@ from trtq.pipeline.engine import choose, refuse_what_it_lacks
 from trtq.pipeline.engine.backend import Backend
 from trtq.pipeline.engine.gpu import compute_capability
 from trtq.pipeline.engine.profiles import resolve_profiles
+from trtq.pipeline.graph.lint import lint, refuse
 from trtq.pipeline.graph.load import Graph, load
 from trtq.pipeline.graph.placement import Placement
-from trtq.pipeline.graph.quantized import is_quantized, refuse_what_tensorrt_refuses
+from trtq.pipeline.graph.quantized import is_quantized
+from trtq.pipeline.graph.repair import repair, summary
 from trtq.pipeline.quantization import Way, choose_way, float_tensors, tensorrt_algorithm
 from trtq.pipeline.quantize.weights.choose import ChosenWeight
 from trtq.pipeline.target import Target
@@ -141,9 +143,9 @@ def prepare(
                 f"{path} is quantized already, so TensorRT cannot quantize it implicitly; give the float "
                 f"model, or leave --quantization implicit out"
             )
-        refuse_what_tensorrt_refuses(graph.model)
         if target.weights is not None:
             raise UsageError(f"{path} is quantized already; --weights needs the float model")
+        graph = _repaired(graph, target, watcher)
         target = replace(target, precision="int8")
         watcher.note("the model is quantized already: it is built as it is, without calibration")
     as_is = quantized or target.precision != "int8"
@@ -181,6 +183,19 @@ def prepare(
         weights=weights,
     )
     return replace(job, keys=_keys(job))
+
+
+def _repaired(graph: Graph, target: Target, watcher: Watcher) -> Graph:
+    """Returns a Q/DQ model with everything repaired that TensorRT would not take.
+
+    Raises:
+        ModelError: Something has no repair.
+    """
+    repaired = repair(graph.model, requantize=target.requantize)
+    for sentence, is_exact in summary(repaired.changes):
+        (watcher.note if is_exact else watcher.warn)(sentence)
+    refuse(lint(repaired.model))
+    return replace(graph, model=repaired.model)
 
 
 def refuse_inputs_in(folder: Path, *sources: Path | str | None) -> None:

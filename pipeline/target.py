@@ -32,6 +32,7 @@ class Target:
         options: How the builder works.
         weights: How weights are stored that Q/DQ does not quantize; None: as they are.
         auto: Whether layers are kept out of INT8 where the gate fails otherwise.
+        requantize: Of a Q/DQ model: make symmetric int8 of what has no exact repair.
     """
 
     precision: Precision = "int8"
@@ -45,6 +46,7 @@ class Target:
     options: BuilderOptions = field(default_factory=BuilderOptions)
     weights: WeightScheme | None = None
     auto: bool = False
+    requantize: bool = False
 
     def __post_init__(self) -> None:
         for name, value, choices in (

@@ -17,6 +17,7 @@ from trtq.errors import ModelError
 from trtq.models.session import num_weight_bytes
 from trtq.models.signature import TensorSpec, inputs_of, outputs_of
 from trtq.pipeline.graph.fold import drop_identities, fold_batch_norm, fold_bias, fold_constants
+from trtq.pipeline.graph.operands import as_standard_operators
 from trtq.pipeline.graph.opset import infer_shapes, opset_of, upgrade_opset
 from trtq.pipeline.graph.placement import WEIGHTED, KeptNode
 from trtq.pipeline.graph.quantized import is_quantized
@@ -105,6 +106,25 @@ def load(path: Path, *, min_opset: int) -> Graph:
     graph = Graph(model, path, digest(path, proto), tuple(notes), unseen)
     _ = graph.inputs, graph.outputs  # refuses strings and sequences
     return graph
+
+
+def load_as_it_is(path: Path) -> ir.Model:
+    """Returns the model of an ONNX file, checked and with inferred shapes, and else as TensorRT reads it.
+
+    Raises:
+        ModelError: The file is missing, empty, no ONNX, incomplete or invalid.
+    """
+    _check(read_proto(path), path)
+    model = ir.load(path)
+    if model.functions:
+        passes.InlinePass()(model)
+    passes.RemoveInitializersFromInputsPass()(model)
+    passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+    ir.external_data.load_to_model(model)
+    passes.NameFixPass(_Names())(model)
+    as_standard_operators(model)
+    infer_shapes(model)
+    return model
 
 
 def read_proto(path: Path) -> onnx.ModelProto:

@@ -15,7 +15,7 @@ from trtq.cli import main
 
 COMMANDS = [
     "plan", "build", "calibrate", "merge-statistics", "quantize", "sensitivity",
-    "compare", "cache", "migrate", "inspect", "doctor", "demo",
+    "compare", "lint", "cache", "migrate", "inspect", "doctor", "demo",
 ]  # fmt: skip
 HEAVY = {"numpy", "onnx", "onnx_ir", "onnxruntime", "polygraphy", "tensorrt_rtx", "torch", "rich", "PIL"}
 
@@ -54,6 +54,8 @@ def test_help_is_short_and_whole(option: str) -> None:
         "  quantize          Write the Q/DQ model of a float model and its ranges.\n"
         "  sensitivity       Measure what each quantized layer costs in accuracy.\n"
         "  compare           Compare the outputs of two ONNX models on the same data.\n"
+        "  lint              Show what TensorRT refuses in a Q/DQ model, or runs in float,\n"
+        "                    and the repair.\n"
         "  cache             Show, convert, compare and write TensorRT's calibration\n"
         "                    caches.\n"
         "  migrate           Carry a model and its calibration cache over to Q/DQ,\n"

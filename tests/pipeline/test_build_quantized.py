@@ -1,9 +1,9 @@
-"""Models that were quantized elsewhere: built as they are, or refused with the node named."""
+"""Models that were quantized elsewhere: built as they are, repaired, or refused with the node named."""
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -93,32 +93,22 @@ def test_a_second_run_of_a_quantized_model_says_only_what_was_there_to_use(small
     assert build(model, spec=spec, target=WITHOUT_ENGINE).reused == ("engine",)
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        pytest.param(
-            {"activation_type": ("QuantType", "QUInt8")},
-            r"node 'x_QuantizeLinear' has the zero point 12[78]; TensorRT takes symmetric",
-            id="uint8",
-        ),
-        pytest.param(
-            {"extra": {"ActivationSymmetric": False}},
-            r"node '\w+_QuantizeLinear' has the zero point -?\d+; TensorRT takes symmetric",
-            id="asymmetric",
-        ),
-        pytest.param(
-            {"extra": {"QuantizeBias": True}},
-            r"node 'b1_DequantizeLinear' dequantizes int32 \(a quantized bias\)",
-            id="int32 bias",
-        ),
-        pytest.param(
-            {"quant_format": ("QuantFormat", "QOperator")},
-            r"node 'first_quant' is QLinearConv; TensorRT takes Q/DQ pairs only",
-            id="QOperator",
-        ),
-    ],
-)
-def test_a_quantized_model_that_tensorrt_refuses_is_refused_with_the_node_named(
+REFUSED = [
+    pytest.param(
+        {"activation_type": ("QuantType", "QUInt8"), "extra": {"ActivationSymmetric": False}},
+        r"node '\w+_QuantizeLinear' \(QuantizeLinear\): it has the zero point \d+; TensorRT takes symmetric",
+        id="asymmetric uint8",
+    ),
+    pytest.param(
+        {"extra": {"ActivationSymmetric": False}},
+        r"node '\w+_QuantizeLinear' \(QuantizeLinear\): it has the zero point -?\d+; TensorRT takes symm",
+        id="asymmetric",
+    ),
+]
+
+
+@pytest.mark.parametrize(("options", "message"), REFUSED)
+def test_a_quantized_model_without_an_exact_repair_is_refused_with_the_node_named(
     small: Path, options: dict[str, Any], message: str
 ) -> None:
     model = quantize_elsewhere(small, **options)
@@ -126,3 +116,44 @@ def test_a_quantized_model_that_tensorrt_refuses_is_refused_with_the_node_named(
         build(model, spec=spec_of(small))
     assert caught.value.exit_code == 2
     assert not (model.parent / "q.trtq").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "rule"),
+    [
+        pytest.param({"activation_type": ("QuantType", "QUInt8")}, "zero-point", id="uint8"),
+        pytest.param({"extra": {"QuantizeBias": True}}, "int32", id="int32 bias"),
+        pytest.param({"quant_format": ("QuantFormat", "QOperator")}, "operator", id="QOperator"),
+    ],
+)
+def test_what_onnx_runtime_writes_otherwise_is_repaired_and_computes_the_same(
+    small: Path, options: dict[str, Any], rule: str, outputs_of: Callable[..., list[Any]]
+) -> None:
+    model = quantize_elsewhere(small, **options)
+    report = build(model, spec=spec_of(small))
+    assert any(note.startswith(f"repaired ({rule})") for note in report.notes)
+    assert (report.engine.layers_int8, report.engine.layers_quantized) == (2, 2)
+    before, after = outputs_of(model), outputs_of(Path(report.output) / "model.int8.onnx")
+    step = np.ptp(before[0]) / 255
+    assert np.abs(before[0] - after[0]).max() <= 1.01 * step  # a tie may be rounded to the other side
+
+
+@pytest.mark.parametrize("options", [case.values[0] for case in REFUSED])
+def test_requantize_makes_the_rest_symmetric_and_says_so(
+    small: Path, options: dict[str, Any], outputs_of: Callable[..., list[Any]]
+) -> None:
+    model = quantize_elsewhere(small, **options)
+    report = build(model, spec=spec_of(small), target=Target(requantize=True))
+    assert any("quantized again" in warning for warning in report.warnings)
+    assert (report.engine.layers_int8, report.engine.layers_quantized) == (2, 2)
+    before, after = outputs_of(model), outputs_of(Path(report.output) / "model.int8.onnx")
+    assert np.corrcoef(before[0].ravel(), after[0].ravel())[0, 1] > 0.999
+
+
+def test_dynamic_quantization_has_no_repair(small: Path) -> None:
+    from onnxruntime import quantization as tool
+
+    model = small.parent / "dynamic.onnx"
+    tool.quantize_dynamic(small, model)
+    with pytest.raises(trtq.TrtqError, match=r"is no operator of TensorRT"):
+        build(model, spec=spec_of(small), target=Target(requantize=True))

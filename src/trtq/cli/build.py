@@ -20,6 +20,11 @@ from trtq.pipeline.deliver.report import Report, to_json
 @options.model_argument
 @click.option("--int8", is_flag=True, help="Build an INT8 engine (the default without --weights).")
 @click.option("--fp16", is_flag=True, help="Build the FP16 engine alone; with --int8 it changes nothing.")
+@click.option(
+    "--requantize",
+    is_flag=True,
+    help="Of a model with Q/DQ: make symmetric INT8 of zero points and types that have no exact repair.",
+)
 @options.spec_option
 @options.calibration_options
 @options.layer_options
@@ -39,11 +44,12 @@ from trtq.pipeline.deliver.report import Report, to_json
 @options.json_option
 @options.talk_options
 def command(model: Path, **given: Any) -> None:
-    """Build a verified INT8 (or FP16) engine from a float ONNX model.
+    """Build a verified INT8 (or FP16) engine from a float ONNX model, or from one with Q/DQ.
 
     Calibrates the model, quantizes it, builds the engine, reads back which layers run in INT8, compares it
     with the float model, and writes everything to one folder. What is set in model.toml beside the model
-    need not be given.
+    need not be given. A model that has Q/DQ already is repaired where TensorRT would refuse it; `trtq lint`
+    tells how.
 
     \b
       trtq build model.onnx --int8 --calib-data calib.npz

@@ -313,6 +313,7 @@ def target_from(given: Mapping[str, Any]) -> Target:
             given.get("version_compatible", False),
         ),
         weights=_weights(given),
+        requantize=given.get("requantize", False),
     )
 
 

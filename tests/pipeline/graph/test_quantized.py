@@ -1,4 +1,4 @@
-"""Tests of models that came with Q/DQ: what is quantized in them, and what TensorRT refuses."""
+"""Tests of models that came with Q/DQ: what is quantized in them."""
 
 from __future__ import annotations
 
@@ -10,12 +10,10 @@ import onnx_ir as ir
 import pytest
 from numpy.typing import NDArray
 
-from trtq.errors import ModelError
 from trtq.pipeline.graph.quantized import (
     QuantizedLayer,
     is_quantized,
     quantized_layers,
-    refuse_what_tensorrt_refuses,
 )
 
 ModelOf = Callable[..., ir.Model]
@@ -46,7 +44,6 @@ def test_a_float_model_is_not_quantized(model_of: ModelOf) -> None:
     )
     assert not is_quantized(model)
     assert quantized_layers(model) == ()
-    refuse_what_tensorrt_refuses(model)
 
 
 @pytest.mark.parametrize(
@@ -140,7 +137,6 @@ def test_a_computed_scale_has_no_known_shape_and_no_axis(model_of: ModelOf) -> N
         zw=np.zeros(8, np.int8),
     )
     assert quantized_layers(model) == (QuantizedLayer("mm", "MatMul", None, None, 1),)
-    refuse_what_tensorrt_refuses(model)
 
 
 @pytest.mark.parametrize(
@@ -230,7 +226,7 @@ def test_two_activations_make_a_layer_without_axes(model_of: ModelOf) -> None:
         "y = MatMul (d, wf)",  # only the activation
         "dw = DequantizeLinear (w, s, z) y = MatMul (x, dw)",  # only the weight
         "r = Relu (d) dw = DequantizeLinear (w, s, z) y = MatMul (r, dw)",  # float arithmetic between
-        "dw = DequantizeLinear (w, s, z) m = Mul (dw, one) y = MatMul (d, m)",
+        "dw = DequantizeLinear (w, s, z) m = Add (dw, one) y = MatMul (d, m)",
     ],
 )
 def test_a_layer_with_a_float_operand_is_none(body: str, model_of: ModelOf) -> None:
@@ -242,122 +238,28 @@ def test_a_layer_with_a_float_operand_is_none(body: str, model_of: ModelOf) -> N
     assert _layers(model_of, _MATMUL, body, **weights) == []
 
 
-def test_a_weight_of_four_bits_is_no_int8_layer(model_of: ModelOf) -> None:
+@pytest.mark.parametrize(
+    ("layer", "found"),
+    [("MatMul (d, dw)", ["layer"]), ("Conv (e, ew)", [])],
+)
+def test_a_weight_of_four_bits_is_multiplied_in_int8_by_a_matmul(
+    layer: str, found: list[str], model_of: ModelOf
+) -> None:
     model = model_of(
-        """g (float[2, 4] x) => (float[2, 8] y) {
+        f"""g (float[2, 4] x) => (float[M, N] y) {{
             q = QuantizeLinear (x, s, z)
             d = DequantizeLinear (q, s, z)
+            e = Unsqueeze (d, last)
             w = Cast <to = 22> (wi)
             dw = DequantizeLinear (w, s)
-            y = MatMul (d, dw)
-        }""",
+            ew = Unsqueeze (dw, last)
+            [layer] v = {layer}
+            y = Flatten (v)
+        }}""",
         opset=21,
         ir_version=10,
-        wi=_MATRIX,
+        wi=_MATRIX if layer.startswith("MatMul") else _MATRIX.T.copy(),
+        last=np.array([2]),
         **_SYMMETRIC,
     )
-    assert quantized_layers(model) == ()
-
-
-def test_symmetric_int8_is_taken(model_of: ModelOf) -> None:
-    refuse_what_tensorrt_refuses(model_of(f"g (float[4] x) => (float[4] y) {{ {_PAIR} }}", **_SYMMETRIC))
-
-
-def test_codes_without_a_zero_point_are_taken(model_of: ModelOf) -> None:
-    refuse_what_tensorrt_refuses(
-        model_of("g (int8[4] x) => (float[4] y) { y = DequantizeLinear (x, s) }", s=_SCALE)
-    )
-
-
-@pytest.mark.parametrize("zero", [np.asarray(-3, np.int8), np.asarray(128, np.uint8)])
-def test_a_zero_point_that_is_not_zero_is_refused(zero: NDArray[Any], model_of: ModelOf) -> None:
-    model = model_of(f"g (float[4] x) => (float[4] y) {{ {_PAIR} }}", s=_SCALE, z=zero)
-    with pytest.raises(
-        ModelError,
-        match=rf"^node 'q' has the zero point {zero}; TensorRT takes symmetric quantization only: quantize",
-    ):
-        refuse_what_tensorrt_refuses(model)
-
-
-def test_of_many_zero_points_the_one_that_is_not_zero_is_told(model_of: ModelOf) -> None:
-    model = model_of(
-        "g (int8[2, 3] x) => (float[2, 3] y) { [dw] y = DequantizeLinear <axis = 1> (x, s, z) }",
-        s=np.ones(3, np.float32),
-        z=np.array([0, 0, 5], np.int8),
-    )
-    with pytest.raises(ModelError, match=r"^node 'dw' has the zero point 5; "):
-        refuse_what_tensorrt_refuses(model)
-
-
-@pytest.mark.parametrize(
-    ("text", "node"),
-    [
-        (f"g (float[4] x) => (float[4] y) {{ {_PAIR} }}", "q"),
-        ("g (uint8[4] x) => (float[4] y) { [dq] y = DequantizeLinear (x, s, z) }", "dq"),
-        # a QuantizeLinear without zero point gives uint8 codes
-        (
-            "g (float[4] x) => (float[4] y) { q = QuantizeLinear (x, s) [dq] y = DequantizeLinear (q, s) }",
-            "dq",
-        ),
-    ],
-)
-def test_uint8_is_refused(text: str, node: str, model_of: ModelOf) -> None:
-    weights = {"z": np.asarray(0, np.uint8)} if "z)" in text else {}
-    with pytest.raises(
-        ModelError,
-        match=rf"^node '{node}' works on uint8, of which TensorRT reads the upper half wrong; .*QInt8$",
-    ):
-        refuse_what_tensorrt_refuses(model_of(text, s=_SCALE, **weights))
-
-
-def test_a_quantized_bias_is_refused(model_of: ModelOf) -> None:
-    model = model_of(
-        "g (int32[4] x) => (float[4] y) { [bias] y = DequantizeLinear (x, s, z) }",
-        s=_SCALE,
-        z=np.asarray(0, np.int32),
-    )
-    with pytest.raises(
-        ModelError,
-        match=r"^node 'bias' dequantizes int32 \(a quantized bias\), .*options=\{'QuantizeBias': False\}$",
-    ):
-        refuse_what_tensorrt_refuses(model)
-
-
-@pytest.mark.parametrize(("scale", "shown"), [(0.0, "0"), (-0.5, "-0.5"), (np.nan, "nan"), (np.inf, "inf")])
-@pytest.mark.parametrize("place", [None, 2])
-def test_a_scale_that_is_not_positive_and_finite_is_refused(
-    scale: float, shown: str, place: int | None, model_of: ModelOf
-) -> None:
-    scales = np.ones(() if place is None else 3, np.float32)
-    scales[place if place is not None else ()] = scale
-    model = model_of(
-        "g (int8[2, 3] x) => (float[2, 3] y) { [dq] y = DequantizeLinear <axis = 1> (x, s) }", s=scales
-    )
-    with pytest.raises(
-        ModelError, match=rf"^node 'dq' has the scale {shown}; scales must be positive and finite$"
-    ):
-        refuse_what_tensorrt_refuses(model)
-
-
-@pytest.mark.parametrize(
-    ("text", "weights", "told"),
-    [
-        (
-            "g (int8[2, 4] x) => (int32[2, 8] y) { [mm] y = MatMulInteger (x, w) }",
-            {"w": _MATRIX},
-            "node 'mm' is MatMulInteger",
-        ),
-        (
-            "g (int8[2, 4] x) => (int8[2, 8] y) { [mm] y = QLinearMatMul (x, s, z, w, s, z, s, z) }",
-            {"w": _MATRIX, **_SYMMETRIC},
-            "node 'mm' is QLinearMatMul",
-        ),
-    ],
-)
-def test_the_operator_format_is_refused(
-    text: str, weights: dict[str, NDArray[Any]], told: str, model_of: ModelOf
-) -> None:
-    with pytest.raises(
-        ModelError, match=rf"^{told}; TensorRT takes Q/DQ pairs only: quantize again with QuantFormat\.QDQ"
-    ):
-        refuse_what_tensorrt_refuses(model_of(text, **weights))
+    assert [layer.name for layer in quantized_layers(model)] == found

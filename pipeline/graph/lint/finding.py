@@ -1,0 +1,31 @@
+"""What a rule says of a node."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Effect = Literal["refused", "wrong", "float"]
+"""refused: TensorRT does not parse or build the model. wrong: it builds, and computes something else than the
+file says. float: it builds, and the layer silently runs in float, with its conversions."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """A rule of TensorRT that a node of a Q/DQ model breaks.
+
+    Attributes:
+        rule: Its name, such as "zero-point".
+        effect: What TensorRT does about it.
+        node: The node's name.
+        op_type: Its type.
+        reason: What is there, what TensorRT wants, and what comes of it.
+        advice: What the tool that made the model must do otherwise.
+    """
+
+    rule: str
+    effect: Effect
+    node: str
+    op_type: str
+    reason: str
+    advice: str

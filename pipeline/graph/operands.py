@@ -1,0 +1,227 @@
+"""From a layer back to the DequantizeLinear nodes that its operands come from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from trtq.models.session import open_session, run
+
+QUANTIZE, DEQUANTIZE = "QuantizeLinear", "DequantizeLinear"
+OPERATOR_FORMAT = frozenset({
+    "QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger", "DynamicQuantizeLinear",
+    "QLinearAdd", "QLinearMul", "QLinearConcat", "QLinearGlobalAveragePool", "QLinearAveragePool", "QGemm",
+    "QLinearSigmoid", "QLinearLeakyRelu", "QLinearSoftmax", "QLinearReduceMean", "QLinearWhere", "QAttention",
+    "MatMulIntegerToFloat", "DynamicQuantizeMatMul", "DynamicQuantizeLSTM", "MatMulNBits", "QMoE",
+})  # fmt: skip
+_PER_CHANNEL_OPSET = 13
+_MOVES = frozenset({
+    "DepthToSpace", "Dropout", "Expand", "Flatten", "Gather", "Identity", "MaxPool", "Neg", "Pad",
+    "Reshape", "Slice", "SpaceToDepth", "Split", "Squeeze", "Transpose", "Unsqueeze",
+})  # fmt: skip
+"""What only moves or picks values: TensorRT runs it on the INT8 codes, before the DequantizeLinear."""
+
+
+@dataclass(frozen=True, slots=True)
+class Operand:
+    """An input of a layer that comes from a DequantizeLinear.
+
+    Attributes:
+        value: What the layer reads.
+        dequantize: The node that it comes from; of a Concat the first.
+        path: The nodes between them, from the layer back.
+    """
+
+    value: ir.Value
+    dequantize: ir.Node
+    path: tuple[ir.Node, ...]
+
+    @property
+    def codes(self) -> ir.Value:
+        """What is dequantized."""
+        value = self.dequantize.inputs[0]
+        assert value is not None
+        return value
+
+    @property
+    def dtype(self) -> ir.DataType | None:
+        """The dtype of the codes; None if it cannot be told."""
+        return dtype_of_codes(self.dequantize)
+
+    @property
+    def is_weight(self) -> bool:
+        """Whether it is a constant: codes, or floats that are quantized and dequantized."""
+        quantize = self.codes.producer()
+        source = quantize.inputs[0] if quantize is not None and quantize.op_type == QUANTIZE else self.codes
+        return source is not None and source.is_initializer()
+
+    @property
+    def scale(self) -> NDArray[np.generic] | None:
+        """The scale of the DequantizeLinear; None if it is computed."""
+        return constant_of(self.dequantize, 1)
+
+    @property
+    def rank(self) -> int:
+        """The rank of what the layer reads; that of the codes where it is not known; else 2."""
+        shapes = (self.value.shape, *([] if self.path else [self.codes.shape]))
+        return next((len(shape) for shape in shapes if shape is not None), 2)
+
+    @property
+    def num_casts(self) -> int:
+        """How many Cast nodes lie between."""
+        return sum(node.op_type == "Cast" for node in self.path)
+
+
+def as_standard_operators(model: ir.Model) -> None:
+    """Gives Q and DQ of ONNX Runtime's own domain the standard one; TensorRT takes the one for the other."""
+    for node in model.graph:
+        if node.domain == "com.microsoft" and node.op_type in (QUANTIZE, DEQUANTIZE):
+            node.domain = ""
+
+
+def operand_of(value: ir.Value | None) -> Operand | None:
+    """Returns the DequantizeLinear that a value comes from, through what only moves values; None if none."""
+    path: list[ir.Node] = []
+    current = value
+    while current is not None and (node := current.producer()) is not None:
+        if node.op_type == DEQUANTIZE:
+            assert value is not None
+            return Operand(value, node, tuple(path)) if _reaches(node, path) else None
+        if node.op_type == "Concat":
+            return _through_concat(value, node, path)
+        if node.op_type not in _MOVES and node.op_type != "Cast" and not _only_scales(node):
+            return None
+        path.append(node)
+        current = node.inputs[0]
+    return None
+
+
+def _reaches(dequantize: ir.Node, path: list[ir.Node]) -> bool:
+    """Whether TensorRT moves the codes along the path: it pools int8 only, and in two dimensions at most."""
+    if dequantize.inputs[0] is None:
+        return False
+    pools = [node for node in path if node.op_type == "MaxPool"]
+    flat = all(node.outputs[0].shape is None or len(node.outputs[0].shape) < 5 for node in pools)
+    dtypes = (dtype_of_codes(dequantize), dequantize.outputs[0].dtype)
+    eight = dtypes[0] in (ir.DataType.INT8, ir.DataType.UINT8) and dtypes[1] is not ir.DataType.BFLOAT16
+    return not pools or (flat and eight)
+
+
+def _through_concat(value: ir.Value | None, node: ir.Node, path: list[ir.Node]) -> Operand | None:
+    """A Concat moves codes if all of them have the same scale."""
+    parts = [operand_of(part) for part in node.inputs]
+    scales = {None if part is None or part.scale is None else part.scale.tobytes() for part in parts}
+    first = parts[0]
+    if first is None or value is None or None in scales or len(scales) > 1 or any(p is None for p in parts):
+        return None
+    return Operand(value, first.dequantize, (*path, node, *first.path))
+
+
+def _only_scales(node: ir.Node) -> bool:
+    """Whether it multiplies by a constant that TensorRT folds: into a weight, or one number into a scale."""
+    factor = node.inputs[1] if node.op_type in ("Mul", "Div") else None
+    if factor is None or not factor.is_initializer() or factor.const_value is None:
+        return False
+    operand = operand_of(node.inputs[0])
+    return operand is not None and (operand.is_weight or factor.const_value.size == 1)
+
+
+def constant_of(node: ir.Node, place: int) -> NDArray[np.generic] | None:
+    """Returns the value of an input of a node; None if it has none there or it is computed."""
+    value = node.inputs[place] if len(node.inputs) > place else None
+    return value.const_value.numpy() if value is not None and value.const_value is not None else None
+
+
+def dtype_of_codes(node: ir.Node) -> ir.DataType | None:
+    """Returns the dtype of the codes that a QuantizeLinear makes or a DequantizeLinear takes.
+
+    ONNX: that of the zero point; without one that of `output_dtype`, and else uint8.
+    """
+    zero = node.inputs[2] if len(node.inputs) > 2 else None
+    if zero is not None and zero.dtype is not None:
+        return zero.dtype
+    codes = node.inputs[0] if node.op_type == DEQUANTIZE else node.outputs[0]
+    if "output_dtype" in node.attributes and node.attributes["output_dtype"].as_int():
+        return ir.DataType(node.attributes["output_dtype"].as_int())
+    if codes is not None and codes.dtype is not None:
+        return codes.dtype
+    return ir.DataType.UINT8 if node.op_type == QUANTIZE else None
+
+
+def axis_of(node: ir.Node) -> int | None:
+    """Returns the axis of the scales of a Q or DQ node, counted from the front; None for one scale."""
+    scale = constant_of(node, 1)
+    if scale is None or scale.size <= 1 or scale.ndim != 1:
+        return None
+    axis = node.attributes["axis"].as_int() if "axis" in node.attributes else 1
+    value = node.inputs[0]
+    rank = len(value.shape) if value is not None and value.shape is not None else 0
+    return min(axis, rank - 1) if axis >= 0 and rank else axis + rank if axis < 0 else axis
+
+
+def scale_axes(operand: Operand) -> frozenset[int]:
+    """Returns the axes, as the layer sees them, along which a constant has scales of its own."""
+    axis = axis_of(operand.dequantize)
+    if axis is None:
+        return frozenset()
+    if not operand.path:
+        return frozenset({axis})
+    scale = operand.scale
+    assert scale is not None
+    numbers = (np.arange(scale.size) + 1).astype(scale.dtype)
+    marks = evaluate(operand, codes=True, scale=numbers)
+    return frozenset(i for i in range(marks.ndim) if np.any(np.diff(marks, axis=i)))
+
+
+def evaluate(
+    operand: Operand, *, codes: bool = False, scale: NDArray[np.generic] | None = None
+) -> NDArray[np.generic]:
+    """Returns the constant that a layer reads, computed by ONNX Runtime.
+
+    Args:
+        operand: A constant one.
+        codes: Whether to take 1 for every code, so that the result shows each element's scale.
+        scale: To take instead of the node's own; of the same shape.
+    """
+    graph = operand.dequantize.graph
+    assert isinstance(graph, ir.Graph)
+    part = ir.convenience.extract(graph, [], [operand.value])
+    for node in list(part):
+        if scale is not None and node.name == operand.dequantize.name:
+            _set(node, 1, scale)
+        source = node.inputs[0] if codes and node.op_type == DEQUANTIZE else None
+        if source is not None and source.shape is not None and source.dtype is not None:
+            _set(node, 0, np.ones(tuple(source.shape.numpy()), source.dtype.numpy()))
+    _widen(part)
+    if not any(node.op_type in ("Squeeze", "Unsqueeze") for node in part):  # whose axes are inputs since 13
+        part.opset_imports[""] = max(part.opset_imports.get("", 1), _PER_CHANNEL_OPSET)
+    whole = ir.Model(part, ir_version=10)
+    return np.asarray(run(open_session(whole, optimize=False), [str(operand.value.name)], {})[0])
+
+
+def _widen(part: ir.Graph) -> None:
+    """Makes a part of a graph compute in float32, since ONNX Runtime does not compute in bfloat16."""
+    for value in list(part.initializers.values()):
+        if value.dtype in (ir.DataType.FLOAT16, ir.DataType.BFLOAT16) and value.const_value is not None:
+            value.const_value = ir.tensor(value.const_value.numpy().astype(np.float32), name=value.name)
+            value.type = ir.TensorType(ir.DataType.FLOAT)
+    for node in part:
+        if node.op_type == "Cast":
+            node.attributes["to"] = ir.AttrInt64("to", ir.DataType.FLOAT.value)
+        for result in node.outputs:
+            if result.dtype in (ir.DataType.FLOAT16, ir.DataType.BFLOAT16):
+                result.type = ir.TensorType(ir.DataType.FLOAT)
+
+
+def _set(node: ir.Node, place: int, array: NDArray[np.generic]) -> None:
+    name = f"{node.name}_input_{place}"
+    tensor = ir.tensor(array, name=name)
+    value = ir.Value(
+        name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(array.shape), const_value=tensor
+    )
+    assert isinstance(node.graph, ir.Graph)
+    node.graph.initializers.add(value)
+    node.replace_input_with(place, value)

@@ -1,0 +1,88 @@
+"""From a Q/DQ model that another tool made to one that TensorRT takes and runs in INT8."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from trtq.pipeline.graph.fold import fold_constants
+from trtq.pipeline.graph.lint.layers import check_layer
+from trtq.pipeline.graph.operands import as_standard_operators
+from trtq.pipeline.graph.opset import infer_shapes, opset_of, upgrade_opset
+from trtq.pipeline.graph.repair.change import Change, drop_unused
+from trtq.pipeline.graph.repair.constants import quantize_constants, repair_constants, requantize_constants
+from trtq.pipeline.graph.repair.floats import repair_bounds, repair_recurrent, repair_tables
+from trtq.pipeline.graph.repair.operators import repair_operators
+from trtq.pipeline.graph.repair.pairs import repair_flows, requantize_flows
+from trtq.pipeline.graph.repair.weights import repair_weights
+
+_PER_CHANNEL_OPSET = 13
+
+
+@dataclass(frozen=True, slots=True)
+class Repaired:
+    """A repaired model and what was changed in it."""
+
+    model: ir.Model
+    changes: tuple[Change, ...]
+
+
+def repair(model: ir.Model, *, requantize: bool = False) -> Repaired:
+    """Returns the model with everything repaired that has a repair.
+
+    What is exact is done first. A weight on the wrong axis is rounded anew along the right one, since its
+    layer would run in float otherwise; other rounding is done only if it is asked for.
+
+    Args:
+        model: With inferred shapes and dtypes; it is not changed.
+        requantize: Whether zero points, unsigned codes, 16-bit codes and scales by channel that have no exact
+            repair are made symmetric int8 over the same range.
+    """
+    repaired = _repair(model, requantize, shapes=True)
+    if _mixes_types(repaired.model) and not _mixes_types(model):
+        return _repair(model, requantize, shapes=False)  # a scale's shape kept such a layer in float
+    return repaired
+
+
+def _repair(model: ir.Model, requantize: bool, *, shapes: bool) -> Repaired:
+    result = model.clone()
+    as_standard_operators(result)
+    if opset_of(result) < _PER_CHANNEL_OPSET and any(
+        node.op_type.startswith("QLinear") for node in result.graph
+    ):
+        result = upgrade_opset(result, _PER_CHANNEL_OPSET)
+    changes = list(repair_operators(result))
+    drop_unused(result)
+    infer_shapes(result)
+    changes += repair_bounds(result)
+    changes += repair_tables(result)
+    changes += quantize_constants(result)
+    changes += repair_constants(result)
+    changes += repair_flows(result, shapes=shapes)
+    if requantize:
+        changes += requantize_constants(result)
+        changes += requantize_flows(result)
+    infer_shapes(result)
+    changes += repair_weights(result)
+    changes += repair_recurrent(result)
+    list(fold_constants(result))
+    drop_unused(result)
+    infer_shapes(result)
+    return Repaired(result, tuple(changes))
+
+
+def _mixes_types(model: ir.Model) -> bool:
+    return any(finding.rule == "mixed-types" for node in model.graph for finding in check_layer(node))
+
+
+def summary(changes: tuple[Change, ...]) -> Iterator[tuple[str, bool]]:
+    """Yields a sentence for each kind of change, and whether it is exact."""
+    counts = Counter((change.rule, change.is_exact) for change in changes)
+    for (rule, is_exact), count in counts.items():
+        first = next(item for item in changes if (item.rule, item.is_exact) == (rule, is_exact))
+        nodes = f"node {first.node!r}" if count == 1 else f"{count} nodes such as {first.node!r}"
+        how = "repaired" if is_exact else "quantized again"
+        yield f"{how} ({rule}): {nodes} now {'has' if count == 1 else 'have'} {first.what}", is_exact

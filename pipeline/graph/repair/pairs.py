@@ -1,0 +1,218 @@
+"""Codes that flow from QuantizeLinear to DequantizeLinear, possibly moved between: repaired together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from trtq.pipeline.graph.fold import add_initializer, unique_name
+from trtq.pipeline.graph.operands import DEQUANTIZE, QUANTIZE, axis_of, constant_of, dtype_of_codes
+from trtq.pipeline.graph.repair.change import Change, set_params
+
+_QMAX = 127
+_MOVES = frozenset({
+    "Concat", "DepthToSpace", "Expand", "Flatten", "Gather", "Identity", "MaxPool", "Reshape", "Slice",
+    "SpaceToDepth", "Split", "Squeeze", "Transpose", "Unsqueeze",
+})  # fmt: skip
+"""Operators on codes that commute with adding a constant to all of them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Flow:
+    """Q and DQ nodes with the codes between them.
+
+    Attributes:
+        nodes: The QuantizeLinear and DequantizeLinear nodes, in graph order.
+        codes: The values between them.
+    """
+
+    nodes: tuple[ir.Node, ...]
+    codes: tuple[ir.Value, ...]
+
+    @property
+    def dtype(self) -> ir.DataType | None:
+        """The dtype of the codes."""
+        quantize = next(node for node in self.nodes if node.op_type == QUANTIZE)
+        return dtype_of_codes(quantize)
+
+    @property
+    def is_constant(self) -> bool:
+        """Whether weights are quantized here."""
+        quantizes = [node.inputs[0] for node in self.nodes if node.op_type == QUANTIZE]
+        return all(value is not None and value.is_initializer() for value in quantizes)
+
+    @property
+    def has_points(self) -> bool:
+        """Whether any of the nodes has a zero point."""
+        return any(len(node.inputs) > 2 and node.inputs[2] is not None for node in self.nodes)
+
+    def scales(self) -> list[NDArray[np.generic]] | None:
+        """Returns the scale of each node; None if one is computed."""
+        found = [constant_of(node, 1) for node in self.nodes]
+        return (
+            None if any(scale is None for scale in found) else [scale for scale in found if scale is not None]
+        )
+
+    def points(self) -> list[NDArray[np.int64]] | None:
+        """Returns the zero point of each node, 0 where it has none; None if one is computed."""
+        found = []
+        for node in self.nodes:
+            points = constant_of(node, 2)
+            if points is None and len(node.inputs) > 2 and node.inputs[2] is not None:
+                return None
+            found.append(np.zeros((), np.int64) if points is None else points.astype(np.int64))
+        return found
+
+
+def flows_of(model: ir.Model) -> Iterator[Flow]:
+    """Yields the flows of codes that begin and end in this graph; others are seen from outside."""
+    seen: set[ir.Value] = set()
+    for node in model.graph:
+        if node.op_type == QUANTIZE and node.outputs[0] not in seen:
+            flow = _flow(node.outputs[0], seen)
+            if flow is not None:
+                yield Flow(tuple(item for item in model.graph if item in flow[0]), tuple(flow[1]))
+
+
+def _flow(start: ir.Value, seen: set[ir.Value]) -> tuple[set[ir.Node], list[ir.Value]] | None:
+    ends: set[ir.Node] = set()
+    values: list[ir.Value] = []
+    todo, is_closed = [start], True
+    while todo:
+        value = todo.pop()
+        if value in seen:
+            continue
+        seen.add(value)
+        values.append(value)
+        producer = value.producer()
+        if producer is not None and producer.op_type == QUANTIZE:
+            ends.add(producer)
+        elif producer is not None and producer.op_type in _MOVES:
+            todo += _moved(producer)
+        else:
+            is_closed = False
+        is_closed = is_closed and not value.is_graph_output()
+        for user, place in value.uses():
+            if user.op_type == DEQUANTIZE and place == 0:
+                ends.add(user)
+            elif user.op_type in _MOVES and value in _moved(user):
+                todo += user.outputs
+            else:
+                is_closed = False
+    return (ends, values) if is_closed else None
+
+
+def _moved(node: ir.Node) -> list[ir.Value]:
+    """Returns the inputs of a moving node that are codes."""
+    inputs = node.inputs if node.op_type == "Concat" else node.inputs[:1]
+    return [value for value in inputs if value is not None]
+
+
+def repair_flows(model: ir.Model, *, shapes: bool = True) -> Iterator[Change]:
+    """Makes codes int8 with zero point 0 where that changes nothing, and scales of activations 0-d.
+
+    1. uint8 with the zero point 128 is int8 with 0: all codes are 128 less.
+    2. Without a zero point ONNX reads uint8 and TensorRT int8; it gets an int8 zero point.
+    3. With `shapes`, a scale of shape [1], or equal scales for all channels, is one scale of shape [].
+    """
+    for flow in flows_of(model):
+        scales, points = flow.scales(), flow.points()
+        if scales is None or points is None:
+            continue
+        rule = _rule(flow, points)
+        to_int8 = rule is not None or flow.dtype is ir.DataType.INT8
+        one = all(_is_one(scale) for scale in scales)
+        is_symmetric = not any(point.any() for point in points)
+        shaped = (
+            shapes and one and is_symmetric and any(scale.ndim for scale in scales) and not flow.is_constant
+        )
+        if not to_int8 or (rule is None and not shaped):
+            continue
+        if not one and any(axis_of(node) is None for node in flow.nodes):
+            continue
+        for node, scale in zip(flow.nodes, scales, strict=True):
+            set_params(
+                node, scale.reshape(-1)[0].reshape(()) if one else scale, None if one else axis_of(node)
+            )
+            text = {
+                "uint8": "int8 codes with zero point 0, 128 less than the uint8 codes",
+                "missing-zero-point": "an int8 zero point of 0, as TensorRT reads it; ONNX reads uint8",
+                None: "one 0-d scale",
+            }[rule]
+            yield Change(
+                "zero-point" if rule == "uint8" else rule or "activation-scale", str(node.name), text
+            )
+        for value in flow.codes:
+            value.type = ir.TensorType(ir.DataType.INT8)
+
+
+def _rule(flow: Flow, points: list[NDArray[np.int64]]) -> str | None:
+    if flow.dtype is not ir.DataType.UINT8:
+        return None
+    if all((point == 128).all() for point in points):
+        return "uint8"
+    return None if flow.has_points else "missing-zero-point"
+
+
+def _is_one(scale: NDArray[np.generic]) -> bool:
+    return bool(scale.size and (scale == scale.reshape(-1)[0]).all())
+
+
+def requantize_flows(model: ir.Model) -> Iterator[Change]:
+    """Makes the rest symmetric int8 with one scale, over the whole range of the codes they had.
+
+    Codes q of zero point z and scale s stand for (q - z) * s; the largest magnitude of those becomes 127. The
+    step grows, to the double at most for 8 bits, so this rounds anew. What the old codes cut off stays cut
+    off, by a Clip before the QuantizeLinear: tools drop a Relu whose zero the codes cannot go below.
+    """
+    for flow in flows_of(model):
+        scales, points, dtype = flow.scales(), flow.points(), flow.dtype
+        if scales is None or points is None or dtype is None or not dtype.is_integer() or flow.is_constant:
+            continue
+        same = all(scale.tobytes() == scales[0].tobytes() for scale in scales)
+        symmetric = dtype is ir.DataType.INT8 and not any(point.any() for point in points)
+        steps = scales[0].astype(np.float64)
+        positive = bool(np.all(np.isfinite(steps) & (steps > 0)))
+        if not (same and positive) or (symmetric and _is_one(scales[0])):
+            continue
+        low = float(np.min((dtype.min - points[0]) * steps))
+        high = float(np.max((dtype.max - points[0]) * steps))
+        amax = float(np.max(steps)) * _QMAX if symmetric else max(-low, high)
+        scale = np.asarray(amax / _QMAX).astype(scales[0].dtype)
+        for node, old in zip(flow.nodes, points, strict=True):
+            rule = "zero-point" if old.any() else "uint8" if dtype is ir.DataType.UINT8 else "codes-type"
+            text = f"int8 codes with zero point 0 and the scale {float(scale):.4g}"
+            yield Change("activation-scale" if symmetric else rule, str(node.name), text, is_exact=False)
+            set_params(node, scale, None)
+            if node.op_type == QUANTIZE and not symmetric:
+                _clip(model, node, low, high)
+        for value in flow.codes:
+            value.type = ir.TensorType(ir.DataType.INT8)
+
+
+def _clip(model: ir.Model, quantize: ir.Node, low: float, high: float) -> None:
+    """Cuts off before a QuantizeLinear what its new codes reach beyond the old ones, on the shorter side."""
+    value = quantize.inputs[0]
+    scale = constant_of(quantize, 1)
+    assert value is not None
+    assert scale is not None
+    if low == 0:
+        node = ir.node("Relu", [value], name=f"{quantize.name}_Relu")
+    else:
+        bounds = [
+            add_initializer(model.graph, f"{quantize.name}_{name}", np.asarray(bound).astype(scale.dtype))
+            for name, bound in (("low", low), ("high", high))
+        ]
+        node = ir.node("Clip", [value, *bounds], name=f"{quantize.name}_Clip")
+    result = node.outputs[0]
+    result.name, result.type, result.shape = (
+        unique_name(model.graph, f"{node.name}_output"),
+        value.type,
+        value.shape,
+    )
+    model.graph.insert_before(quantize, node)
+    quantize.replace_input_with(0, result)

@@ -1,0 +1,93 @@
+"""Weights that are quantized along another axis than that of their output channels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from trtq.pipeline.graph.fold import unique_name
+from trtq.pipeline.graph.lint.layers import check_layer, output_axis
+from trtq.pipeline.graph.operands import DEQUANTIZE, Operand, evaluate, operand_of
+from trtq.pipeline.graph.repair.change import Change, set_constant, set_params
+
+_QMAX = 127
+_REPAIRED = ("weight-axis", "joined-weight")
+
+
+def repair_weights(model: ir.Model) -> Iterator[Change]:
+    """Quantizes weights again along the axis of their output channels, where INT8 kernels want the scales.
+
+    A channel whose elements all have one scale keeps it and its codes; another gets its largest magnitude by
+    127 and is rounded anew.
+    """
+    for node in list(model.graph):
+        rules = [finding.rule for finding in check_layer(node) if finding.rule in _REPAIRED]
+        is_int8 = all(
+            operand is None or operand.dtype is ir.DataType.INT8
+            for operand in map(operand_of, node.inputs[:2])
+        )
+        place = _place_of_weight(node) if rules and is_int8 else None
+        if place is None:
+            continue
+        operand = operand_of(node.inputs[place])
+        assert operand is not None
+        axis = output_axis(node, operand)
+        values = evaluate(operand).astype(np.float64)
+        scale = _scales(values, evaluate(operand, codes=True).astype(np.float64), axis, operand)
+        shape = [-1 if i == axis else 1 for i in range(values.ndim)]
+        steps = scale.astype(np.float64).reshape(shape)
+        codes = np.clip(np.rint(values / steps), -_QMAX - 1, _QMAX).astype(np.int8)
+        change = float(np.max(np.abs(codes * steps - values), initial=0.0))
+        reach = float(np.max(np.abs(values), initial=0.0)) or 1.0
+        is_exact = change <= reach * 2.0**-20  # the last bits of a float32 product
+        node.replace_input_with(place, _dequantized(model, node, codes, scale, axis, operand))
+        told = "" if is_exact else f", rounded anew by at most {change / reach:.2%} of the largest weight"
+        yield Change(
+            rules[0], str(node.name), f"its weight quantized along axis {axis}{told}", is_exact=is_exact
+        )
+
+
+def _place_of_weight(node: ir.Node) -> int | None:
+    operands = [operand_of(value) for value in node.inputs[:2]]
+    return next((i for i in (1, 0) if (operand := operands[i]) is not None and operand.is_weight), None)
+
+
+def _scales(
+    values: NDArray[np.float64], marks: NDArray[np.float64], axis: int, operand: Operand
+) -> NDArray[Any]:
+    """Returns the scale of each output channel: its own where its elements share one, else a new one.
+
+    Args:
+        values: What the layer reads, any shape.
+        marks: The scale of every element, of the same shape.
+        axis: Of the output channels.
+        operand: For the dtype that the layer reads.
+    """
+    others = tuple(i for i in range(values.ndim) if i != axis)
+    low, high, amax = marks.min(axis=others), marks.max(axis=others), np.abs(values).max(axis=others)
+    wanted = np.where(amax > 0, amax / _QMAX, 1.0)
+    assert operand.scale is not None
+    dtype = operand.value.dtype.numpy() if operand.value.dtype is not None else operand.scale.dtype
+    rounded = wanted.astype(dtype)
+    with np.errstate(over="ignore"):
+        above = np.nextafter(rounded, np.asarray(np.inf, dtype))
+    enough = np.where(rounded.astype(np.float64) < wanted, above, rounded)
+    return np.where((low == high) & (low > 0), low.astype(dtype), enough).astype(dtype)
+
+
+def _dequantized(
+    model: ir.Model, node: ir.Node, codes: NDArray[np.int8], scale: NDArray[Any], axis: int, operand: Operand
+) -> ir.Value:
+    name = f"{node.name}_weight_DequantizeLinear"
+    dequantize = ir.node(DEQUANTIZE, [operand.codes, operand.codes, operand.codes], name=name)
+    model.graph.insert_before(node, dequantize)
+    set_constant(dequantize, 0, codes)
+    set_params(dequantize, scale, axis)
+    result = dequantize.outputs[0]
+    result.name = unique_name(model.graph, f"{node.name}_weight")
+    result.type, result.shape = operand.value.type, ir.Shape(codes.shape)
+    return result

@@ -1,0 +1,107 @@
+"""What TensorRT makes of a Q/DQ model, and what trtq would repair: without building anything."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from trtq.pipeline.graph import lint as rules
+from trtq.pipeline.graph.lint.finding import Finding
+from trtq.pipeline.graph.load import load, load_as_it_is
+from trtq.pipeline.graph.quantized import is_quantized, quantized_layers
+from trtq.pipeline.graph.repair import Repaired, repair
+from trtq.pipeline.graph.repair.change import Change
+
+_FOLLOWS = "gone with the rest"
+Repair = Literal["exact", "rounds", "requantize", "none"]
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """A finding with its repair.
+
+    Attributes:
+        finding: What is wrong with the file as it is.
+        repair: "exact": `trtq build` repairs it and changes no value; "rounds": it repairs it by rounding a
+            weight anew; "requantize": only with `--requantize`; "none": not at all.
+        what: What the node has after the repair; empty if there is none.
+    """
+
+    finding: Finding
+    repair: Repair
+    what: str
+
+
+@dataclass(frozen=True, slots=True)
+class Linted:
+    """What was found in a model.
+
+    Attributes:
+        model: The file.
+        is_quantized: Whether it holds Q/DQ at all.
+        layers_quantized: The layers with both operands behind Q/DQ.
+        layers_int8: Those of them that TensorRT runs in INT8 as the file is; 0 if it refuses it.
+        items: The findings, in graph order.
+    """
+
+    model: str
+    is_quantized: bool
+    layers_quantized: int
+    layers_int8: int
+    items: tuple[Checked, ...]
+
+    @property
+    def stopping(self) -> tuple[Checked, ...]:
+        """What `trtq build` refuses, because it would fail or compute something else."""
+        open_ends = ("requantize", "none")
+        return tuple(
+            item for item in self.items if item.finding.effect != "float" and item.repair in open_ends
+        )
+
+
+def lint(model: Path | str) -> Linted:
+    """Returns what TensorRT refuses in a Q/DQ model or silently runs in float, each with its repair.
+
+    Raises:
+        ModelError: The file is missing or no valid ONNX model.
+    """
+    path = Path(model)
+    as_it_is = load_as_it_is(path)
+    findings = rules.lint(as_it_is)
+    layers = quantized_layers(as_it_is)
+    in_float = {finding.node for finding in findings if finding.effect == "float"}
+    refused = any(finding.effect == "refused" for finding in findings)
+    num_int8 = 0 if refused else sum(layer.name not in in_float for layer in layers)
+    items: list[Checked] = []
+    if findings:
+        loaded = load(path, min_opset=1).model
+        items = _with_repairs(findings, repair(loaded), repair(loaded, requantize=True))
+    return Linted(str(path), is_quantized(as_it_is), len(layers), num_int8, tuple(items))
+
+
+def _with_repairs(findings: tuple[Finding, ...], plain: Repaired, requantized: Repaired) -> list[Checked]:
+    left = {_key(finding) for finding in rules.lint(plain.model)}
+    left_at_last = {_key(finding) for finding in rules.lint(requantized.model)}
+    items = []
+    for finding in findings:
+        key = _key(finding)
+        if key not in left:
+            change = _change(finding, plain)
+            how: Repair = "exact" if change is None or change.is_exact else "rounds"
+            items.append(Checked(finding, how, _FOLLOWS if change is None else change.what))
+        elif key not in left_at_last:
+            change = _change(finding, requantized)
+            items.append(Checked(finding, "requantize", _FOLLOWS if change is None else change.what))
+        else:
+            items.append(Checked(finding, "none", ""))
+    return items
+
+
+def _key(finding: Finding) -> tuple[str, str]:
+    return finding.rule, finding.node
+
+
+def _change(finding: Finding, repaired: Repaired) -> Change | None:
+    own = [change for change in repaired.changes if change.node == finding.node]
+    return next((change for change in own if change.rule == finding.rule), next(iter(own), None))

@@ -1,0 +1,79 @@
+"""`trtq lint`."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+from rich.text import Text
+
+from trtq.cli import options
+from trtq.cli.console import print_json, result_console
+from trtq.errors import ModelError
+from trtq.pipeline.lint import lint
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from trtq.pipeline.lint import Checked, Linted
+
+_STYLES = {"refused": "bold red", "wrong": "bold red", "float": "yellow"}
+_REPAIRS = {
+    "exact": "trtq build repairs it exactly: {what}",
+    "rounds": "trtq build repairs it: {what}",
+    "requantize": "trtq build --requantize: {what}",
+    "none": "no repair: {advice}",
+}
+_MOST_NODES = 3
+
+
+@click.command("lint")
+@options.model_argument
+@options.json_option
+@click.option("-v", "--verbose", is_flag=True, help="Name every node, not the first few of each rule.")
+def command(model: Path, as_json: bool, verbose: bool) -> None:
+    """Show what TensorRT refuses in a Q/DQ model, reads otherwise, or silently runs in float.
+
+    Builds nothing. Each finding has its rule, the node, the reason and the repair. The exit code is 2 if
+    there is one that `trtq build` would refuse, for want of an exact repair.
+
+    \b
+      trtq lint quantized.onnx
+    """
+    linted = lint(model)
+    if as_json:
+        print_json(asdict(linted))
+    else:
+        _print(result_console(), linted, verbose=verbose)
+    if linted.stopping:
+        first = linted.stopping[0].finding
+        raise ModelError(
+            f"TensorRT does not take {model} and {len(linted.stopping)} findings have no exact repair, "
+            f"{first.rule} of node {first.node!r} first"
+        )
+
+
+def _print(console: Console, linted: Linted, *, verbose: bool) -> None:
+    if not linted.is_quantized:
+        console.print(f"{linted.model} holds no Q/DQ: nothing to check", soft_wrap=True)
+        return
+    groups: dict[tuple[str, str, str], list[Checked]] = {}
+    for item in linted.items:
+        groups.setdefault((item.finding.rule, item.finding.effect, item.repair), []).append(item)
+    for (rule, effect, repair), items in groups.items():
+        first = items[0]
+        console.print(Text.assemble((effect, _STYLES[effect]), "  ", (rule, "bold"), f"  {len(items)} nodes"))
+        for item in items if verbose else items[:_MOST_NODES]:
+            finding = item.finding
+            console.print(f"  {finding.node} ({finding.op_type}): {finding.reason}", soft_wrap=True)
+        if not verbose and len(items) > _MOST_NODES:
+            console.print(f"  and {len(items) - _MOST_NODES} more (-v names them)")
+        told = _REPAIRS[repair].format(what=first.what, advice=first.finding.advice)
+        console.print(Text(f"  {told}", style="dim"), soft_wrap=True)
+    counts = {effect: sum(item.finding.effect == effect for item in linted.items) for effect in _STYLES}
+    shown = ", ".join(f"{count} {effect}" for effect, count in counts.items() if count) or "no findings"
+    console.print(
+        f"{linted.layers_int8} of {linted.layers_quantized} quantized layers run in INT8 as it is; {shown}"
+    )
