@@ -16,7 +16,7 @@ from pathlib import Path
 import onnx
 
 from trtq.pipeline.engine.backend import Kernel
-from trtq.pipeline.engine.rtx import parse_kernels
+from trtq.pipeline.engine.kernels import parse_log
 
 _CHILD = r"""
 import json, sys
@@ -98,7 +98,7 @@ def build_all(models: Sequence[onnx.ModelProto]) -> list[Truth]:
 def _truth(answer: dict[str, str]) -> Truth:
     if "refused" in answer:
         return Truth(answer["refused"] or "no reason given", ())
-    return Truth("", tuple(parse_kernels(answer["layers"])))
+    return Truth("", tuple(parse_log(answer["layers"])))
 
 
 def _sizes(model: onnx.ModelProto) -> dict[str, list[list[int]]]:
