@@ -157,7 +157,8 @@ weight_options = group(
     click.option(
         "--block-size",
         type=click.Choice([str(size) for size in BLOCK_SIZES]),
-        help="For int4 and nf4: elements to a scale.  [default: 64]",
+        help="For int4 and nf4: elements to a scale; for a weight that it does not divide the half of it, a "
+        "quarter, down to 16.  [default: 64]",
     ),
     click.option("--double-quant", is_flag=True, help="For nf4: hold the scales in 8 bits."),
     click.option(
