@@ -75,7 +75,8 @@ def gram_matrices(model: ir.Model, tensors: Sequence[str], batches: Batches) -> 
     for feed in batches:
         arrays = {name: feed.arrays[name] for name in names}
         computed = [name for name in wanted if name not in arrays]
-        values = arrays | dict(zip(computed, run(session, computed, arrays), strict=True))
+        found = run(session, computed, arrays) if computed else []  # none named would be all
+        values = arrays | dict(zip(computed, found, strict=True))
         for name in wanted:
             rows = values[name].reshape(-1, values[name].shape[-1]).astype(np.float32, copy=False)
             with np.errstate(over="ignore", invalid="ignore"):
