@@ -91,7 +91,7 @@ class Scores:
         """Returns what the metric says of each model.
 
         Raises:
-            DataError: A metric of the user's own fails, or returns no finite number, or not always the same.
+            DataError: A metric of the user's own fails, returns no number from 0 to 1, or not always the same.
         """
         if self._own is not None:
             return self._own.result(self._models)
@@ -199,6 +199,11 @@ class _OwnMetric:
             raise DataError(
                 f"the metric {self.metric} returned {value} for the outputs of {model}; "
                 f"it must return a finite number, the lowest where nothing is right"
+            )
+        if not 0 <= value <= 1:
+            raise DataError(
+                f"the metric {self.metric} returned {value:g} for the outputs of {model}; it must return "
+                f"0 to 1, higher is better, since the gate counts in points: divide per cent by 100"
             )
         return float(value)
 
