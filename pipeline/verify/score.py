@@ -91,7 +91,7 @@ class Scores:
         """Returns what the metric says of each model.
 
         Raises:
-            DataError: A metric of the user's own fails, returns no number from 0 to 1, or not always the same.
+            DataError: A metric of the user's own fails, or does not return one number from 0 to 1.
         """
         if self._own is not None:
             return self._own.result(self._models)

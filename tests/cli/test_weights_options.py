@@ -111,7 +111,7 @@ def test_beside_int8_the_small_products_and_embeddings_are_in_few_bits(tmp_path:
     result = trtq("build", large, *arguments, "--calib-data", tmp_path / "data.npz", "-o", tmp_path / "out")
     assert result.exit_code in (0, 3), result.stderr
     report = json.loads(result.stdout)
-    assert (report["precision"], report["engine"]["layers_quantized"]) == ("int8", 1)
+    assert (report["precision"], report["engine"]["layers_quantized"]) == ("int8", 2)  # up, and lm_head
     assert report["weights"]["num_weights"] == 1
     kinds = {
         node.inputs[0].dtype.name  # type: ignore[union-attr]
