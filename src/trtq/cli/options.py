@@ -50,13 +50,23 @@ talk_options = group(
         "-v", "--verbose", is_flag=True, help="Name the layers that are kept; show TensorRT's warnings."
     ),
 )
-calibration_options = group(
+_calib_data_option = click.option(
+    "--calib-data",
+    metavar="DATA",
+    help="An .npz or .npy with a leading sample axis, a folder of .npz (one feed each), a folder of "
+    "images, script.py:function, or a .json of inputs saved by Polygraphy.",
+)
+_calib_size_options = group(
+    click.option("--calib-batch-size", type=int, help="Samples a calibration batch.  [default: 8]"),
     click.option(
-        "--calib-data",
-        metavar="DATA",
-        help="An .npz or .npy with a leading sample axis, a folder of .npz (one feed each), a folder of "
-        "images, script.py:function, or a .json of inputs saved by Polygraphy.",
+        "--calib-samples",
+        type=int,
+        help="Use only so many samples, rounded up to whole batches.  [default: all]",
     ),
+)
+data_options = group(_calib_data_option, _calib_size_options)
+calibration_options = group(
+    _calib_data_option,
     click.option("--calib-method", type=click.Choice(list(METHODS)), help="How ranges are estimated."),
     click.option("--percentile", type=float, help="For the method percentile.  [default: 99.99]"),
     click.option("--num-bins", type=int, help="For entropy: bins of its histogram.  [default: 2048]"),
@@ -70,12 +80,7 @@ calibration_options = group(
         type=float,
         help="For mse: the smallest clip, as a share of the largest.  [default: 0.02]",
     ),
-    click.option("--calib-batch-size", type=int, help="Samples a calibration batch.  [default: 8]"),
-    click.option(
-        "--calib-samples",
-        type=int,
-        help="Use only so many samples, rounded up to whole batches.  [default: all]",
-    ),
+    _calib_size_options,
     click.option(
         "--calib-device",
         type=click.Choice(["cpu", "cuda"]),
