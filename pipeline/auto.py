@@ -21,6 +21,7 @@ from trtq.pipeline.verify.evaluate import labels_of
 from trtq.pipeline.verify.gate import Verdict, judge
 from trtq.pipeline.verify.macs import macs_of
 from trtq.pipeline.verify.mixed_precision import Choice, Meter, Size, choose, error_of, every_nth
+from trtq.pipeline.verify.score import loaded
 from trtq.pipeline.verify.sensitivity import Distance, Effect
 from trtq.pipeline.verify.switchable import open_switchable
 from trtq.pipeline.watch import Log, Silent
@@ -121,7 +122,7 @@ def _search(job: Job, ranges: Ranges, quantize: Callable[[Job], M], start: _Star
     meter = Meter(
         open_switchable(job.graph.model, job.placement, ranges, scale_dtype=scale_dtype),
         lambda kept: _placed(job, ranges, tuple(kept)).names,
-        labels_of(job.spec.evaluation, job.spec.accuracy.metric),
+        loaded(labels_of(job.spec.evaluation, job.spec.accuracy.metric)),
         log.advance,
     )
     choice = choose(meter, macs, job.spec.accuracy, to_choose, start.size)

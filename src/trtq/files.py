@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import os
@@ -64,6 +65,24 @@ def sha256_of(path: Path) -> str:
         while block := stream.read(1 << 22):
             sha.update(block)
     return sha.hexdigest()
+
+
+def refuse_unwritable(path: Path) -> None:
+    """Refuses a file that could not be written after long work; `path` itself is not touched.
+
+    Raises:
+        ArtifactError: No such folder, no permission, or a folder of that name.
+    """
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        temporary.touch(exist_ok=False)
+        temporary.unlink()
+    except OSError as error:
+        raise ArtifactError(
+            f"cannot write {path}: {error.strerror or error}; its folder must exist and be writable"
+        ) from error
 
 
 def refuse_input(output: Path, *sources: Path | str | None) -> None:

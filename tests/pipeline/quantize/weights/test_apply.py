@@ -10,15 +10,15 @@ import onnx
 import onnx_ir as ir
 import pytest
 from numpy.typing import NDArray
+from reference_nf4 import dequantize_absmax, dequantize_nf4
 
 from trtq.errors import ModelError
 from trtq.models.session import save
 from trtq.pipeline.quantize.precision import to_fp16
 from trtq.pipeline.quantize.weights.apply import Runtime, codes_of, quantize_weights
 from trtq.pipeline.quantize.weights.choose import choose_weights
-from trtq.pipeline.quantize.weights.double import dequantize_absmax, quantize_absmax
+from trtq.pipeline.quantize.weights.double import quantize_absmax
 from trtq.pipeline.quantize.weights.layout import form_of, parts_of
-from trtq.pipeline.quantize.weights.nf4 import dequantize_nf4
 from trtq.pipeline.quantize.weights.scheme import WeightScheme
 
 ModelOf = Callable[..., ir.Model]
