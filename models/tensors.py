@@ -38,3 +38,21 @@ def values_of(tensor: ir.TensorProtocol) -> NDArray[Any]:
             f"the weights of {tensor.name!r} end early in {tensor.path}; it was changed meanwhile"
         )
     return raw.view(tensor.dtype.numpy()).reshape(tensor.shape.numpy())
+
+
+def require_finite(values: NDArray[Any], name: str) -> None:
+    """Refuses a weight that has no scale.
+
+    Args:
+        values: The weight, any float dtype and shape.
+        name: Its name.
+
+    Raises:
+        ModelError: One of the values is infinite or not a number.
+    """
+    bad = ~np.isfinite(values)
+    if bad.any():
+        raise ModelError(
+            f"weight {name!r} has {int(bad.sum())} values that are infinite or not a number, such as "
+            f"{values[bad][0]}; a weight that is quantized must be finite: export the model again"
+        )

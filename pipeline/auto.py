@@ -21,10 +21,13 @@ from trtq.pipeline.verify.evaluate import labels_of
 from trtq.pipeline.verify.gate import Verdict, judge
 from trtq.pipeline.verify.macs import macs_of
 from trtq.pipeline.verify.mixed_precision import Choice, Meter, Size, choose, error_of, every_nth
+from trtq.pipeline.verify.score import loaded
 from trtq.pipeline.verify.sensitivity import Distance, Effect
 from trtq.pipeline.verify.switchable import open_switchable
 from trtq.pipeline.watch import Log, Silent
 
+_FEW_MACS, _MOST_NAMED = 0.8, 3
+"""Below this share of what could be in INT8, in MACs, the user is warned; how many layers are named then."""
 _MOST_ATTEMPTS = 4
 """At a choice that the data that was held back confirms."""
 
@@ -62,7 +65,8 @@ def repaired(job: Job, ranges: Ranges, models: M, quantize: Callable[[Job], M], 
     """Returns the job, with layers kept out of INT8 if its gate fails without.
 
     The layers are chosen on the first, third ... batch of the evaluation data, and the choice is judged on
-    the second, fourth ...: the real models are compared on these.
+    the second, fourth ...: the real models are compared on these. If that fails, these batches decide how
+    many more layers are kept, and are then no longer independent of the choice; the outcome says so.
 
     Args:
         job: An INT8 build with Q/DQ and data to compare on.
@@ -81,7 +85,7 @@ def repaired(job: Job, ranges: Ranges, models: M, quantize: Callable[[Job], M], 
         log.warn(f"--auto cannot help: {hindrance}")
         return Repaired(job, models, AutoReport(hindrance), first)
     with log.timed("auto"):
-        return _search(job, ranges, quantize, Size(len(sizes[::2]), sum(sizes[::2])), log)
+        return _search(job, ranges, quantize, _Start(first, Size(len(sizes[::2]), sum(sizes[::2]))), log)
 
 
 def _hindrance(job: Job, comparison: Comparison, num_feeds: int) -> str:
@@ -100,7 +104,15 @@ def _hindrance(job: Job, comparison: Comparison, num_feeds: int) -> str:
     return ""
 
 
-def _search(job: Job, ranges: Ranges, quantize: Callable[[Job], M], size: Size, log: Log) -> Repaired[M]:
+@dataclass(frozen=True, slots=True)
+class _Start:
+    """What a search begins with: how good plain INT8 is, and the size of the data to choose on."""
+
+    plain: Comparison
+    size: Size
+
+
+def _search(job: Job, ranges: Ranges, quantize: Callable[[Job], M], start: _Start, log: Log) -> Repaired[M]:
     assert job.evaluation is not None
     to_choose, to_judge = every_nth(job.evaluation, 0, 2), every_nth(job.evaluation, 1, 2)
     judged_on = replace(to_judge, origin=f"every second batch of {job.evaluation.origin}")
@@ -110,10 +122,10 @@ def _search(job: Job, ranges: Ranges, quantize: Callable[[Job], M], size: Size, 
     meter = Meter(
         open_switchable(job.graph.model, job.placement, ranges, scale_dtype=scale_dtype),
         lambda kept: _placed(job, ranges, tuple(kept)).names,
-        labels_of(job.spec.evaluation, job.spec.accuracy.metric),
+        loaded(labels_of(job.spec.evaluation, job.spec.accuracy.metric)),
         log.advance,
     )
-    choice = choose(meter, macs, job.spec.accuracy, to_choose, size)
+    choice = choose(meter, macs, job.spec.accuracy, to_choose, start.size)
     count, attempts = len(choice.kept), 0
     while True:
         attempts += 1
@@ -128,9 +140,31 @@ def _search(job: Job, ranges: Ranges, quantize: Callable[[Job], M], size: Size, 
         left = error_of(_effect(comparison), job.spec.accuracy)
         count = choice.enough(count, left) if left > 1 else min(2 * count + 1, len(choice.order))
     passes = meter.samples_run / max(2 * comparison.num_samples, 1)
-    auto = _report(placed, choice, macs, verdict, attempts, passes)
+    auto = _report(job.placement, placed, _Found(choice, attempts, passes), macs, verdict)
     (log.warn if verdict.outcome == "fail" else log.note)(auto.outcome)
+    if (auto.int8_macs or 0.0) < _FEW_MACS * (auto.int8_macs_before or 0.0):
+        log.warn(_few_in_int8(auto, start.plain))
     return Repaired(changed, models, auto, comparison)
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """What a search found, and what it cost."""
+
+    choice: Choice
+    attempts: int
+    passes: float
+
+
+def _few_in_int8(auto: AutoReport, plain: Comparison) -> str:
+    worst = sorted(auto.kept, key=lambda layer: layer.sqnr_db)[:_MOST_NAMED]
+    named = ", ".join(f"{layer.name!r} ({layer.sqnr_db:.1f} dB alone)" for layer in worst)
+    return (
+        f"only {auto.int8_macs or 0.0:.1%} of the MACs are in INT8, {auto.int8_macs_before or 0.0:.1%} "
+        f"without --auto; with every layer in INT8 the outputs had an SQNR of "
+        f"{_effect(plain).sqnr_db:.1f} dB; the worst layers are {named}; see whether the gate is too "
+        f"strict, or `trtq sensitivity` for each layer"
+    )
 
 
 def _effect(comparison: Comparison) -> Effect:
@@ -194,13 +228,25 @@ def _compare(job: Job, models: Models, log: Log) -> Comparison:
 
 
 def _report(
-    placed: _Placed, choice: Choice, macs: Mapping[str, int], verdict: Verdict, attempts: int, passes: float
+    before: Placement,
+    placed: _Placed,
+    found: _Found,
+    macs: Mapping[str, int],
+    verdict: Verdict,
 ) -> AutoReport:
+    choice, attempts = found.choice, found.attempts
     total = max(sum(macs.values()), 1)
     share = sum(macs.get(name, 0) for name in placed.names) / total
     whole = sum(macs.get(name, 0) for name in choice.order) / total
-    counts = f"{len(placed.kept)} of {len(choice.order)} layers are kept out of INT8"
+    layers = {layer.name for layer in before.layers}
+    kept = sum(name in layers for name in placed.kept)
+    counts = f"{kept} of {len(layers)} layers are kept out of INT8"
     done = f"{counts}, {share:.1%} of the MACs stay in it"
+    if attempts > 1:
+        done += (
+            f"; the first choice failed on the data held back, which then decided how many more to keep, in "
+            f"{attempts} attempts: it is no longer wholly independent"
+        )
     if verdict.outcome == "fail":
         outcome = f"the gate still fails: {done}; {'; '.join(verdict.reasons)}"
     elif not placed.names:
@@ -218,5 +264,5 @@ def _report(
         int8_macs=share,
         int8_macs_before=whole,
         times_judged=attempts,
-        evaluation_passes=round(passes, 1),
+        evaluation_passes=round(found.passes, 1),
     )

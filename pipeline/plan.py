@@ -12,15 +12,16 @@ import onnx_ir as ir
 
 from trtq.errors import UsageError
 from trtq.models.signature import TensorSpec, show_shape
+from trtq.models.spec import LayerSpec
 from trtq.pipeline.graph.liveness import Peak, nbytes_of, peak_memory, with_shapes
 from trtq.pipeline.graph.load import Graph, load
 from trtq.pipeline.quantize.weights.choose import ChosenWeight, choose_weights
 from trtq.pipeline.quantize.weights.layout import form_of, parts_of
 from trtq.pipeline.quantize.weights.scheme import WeightFormat, WeightScheme
 
-FLOATS = {"fp32": 4, "fp16": 2, "bf16": 2}
+FLOATS = {"fp32": 4, "fp16": 2}
 FORMATS: tuple[WeightFormat, ...] = ("int8", "int4", "nf4")
-_BITS = {"fp32": 32.0, "fp16": 16.0, "bf16": 16.0, "int8": 8.0}
+_BITS = {"fp32": 32.0, "fp16": 16.0, "int8": 8.0}
 _FLOAT_TYPES = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 _CODE_BYTES, _CODE_PER_NODE = 350_000, 20_000
 _CODE_PER_FORMAT = {"int8": 120_000, "int4": 150_000, "nf4": 35_000}
@@ -32,8 +33,14 @@ _NO_CODE = frozenset({
 })  # fmt: skip
 _RESERVE_BYTES = 400_000_000
 """What the CUDA context and the libraries take before the first engine: measured 0.3 to 0.5 GB."""
+_BUILT_BY = (
+    "trtq build makes them with --fp16 and --weights int8, int4 or nf4; fp32 is the model as it is, for "
+    "comparison"
+)
 _STATE = re.compile(r"past_key_values|past|present|new|^in(?=_)|^out(?=_)")
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
+_MOST_PARAMS = 10**18
+_LONG = 20  # characters of what was given that a message repeats
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +48,8 @@ class SchemePlan:
     """One precision.
 
     Attributes:
-        name: "fp32", "fp16", "bf16"; or "int8", "int4", "nf4": weights so, the rest FP16.
+        name: "fp32" (for comparison: nothing builds it), "fp16"; or "int8", "int4", "nf4": weights so, the
+            rest FP16.
         weights_bytes: All constants, with scales.
         engine_bytes: The file: weights, and the code of the kernels.
         activations_bytes: Alive at one time, with inputs and outputs; 0 if not known.
@@ -106,6 +114,7 @@ def plan_params(num_params: int, *, gpu_memory_bytes: int | None = None, block_s
     notes = (
         "activations and state are not known without a model; give one, with --batch and --seq",
         f"int4 and nf4 have one FP16 scale for {block_size} weights; without scales they are 4 bits",
+        _BUILT_BY,
     )
     return _decided(f"{num_params:,} parameters", num_params, schemes, notes, gpu_memory_bytes)
 
@@ -132,6 +141,7 @@ def plan_model(
     Raises:
         ModelError, UsageError: The model cannot be used, or an open dim has no size.
     """
+    skip = LayerSpec(skip=tuple(skip)).skip  # refuses what is no regular expression
     graph = load(path, min_opset=13)
     shapes = (sizes or Sizes()).shapes_of(graph.inputs)
     fixed = with_shapes(graph.model, shapes)
@@ -270,12 +280,16 @@ def parse_count(text: str) -> int:
     """Returns a number of parameters: `10B`, `350M`, `1.1e9`.
 
     Raises:
-        UsageError: The text is no number.
+        UsageError: The text is no number, or larger than that of any model.
     """
     found = re.fullmatch(r"\s*(\d+(?:\.\d+)?(?:e\d+)?)\s*([KMBT]?)\s*", text, re.IGNORECASE)
     if found is None:
         raise UsageError(f"{text!r} is no number of parameters; write 10B, 350M or 125000000")
-    return round(float(found[1]) * _UNITS[found[2].upper()])
+    count = float(found[1]) * _UNITS[found[2].upper()]
+    if count > _MOST_PARAMS:
+        shown = text if len(text) <= _LONG else f"{text[:_LONG]}..."
+        raise UsageError(f"{shown!r} is more parameters than any model has; write 10B, 350M or 125000000")
+    return round(count)
 
 
 def _bare(name: str) -> str:
@@ -316,14 +330,18 @@ def _decided(
     fitting = [item.name for item in judged if item.fits and item.name != "fp32"]
     if not fitting:
         smallest = min(judged, key=lambda item: item.total_bytes)
-        reason = f"nothing fits: even {smallest.name} needs {smallest.total_bytes / 1e9:.2f} GB"
+        reserve = smallest.reserve_bytes
+        reason = (
+            f"nothing fits: CUDA and scratch memory alone take {reserve / 1e9:.2f} GB, without any model"
+            if reserve >= gpu_memory_bytes
+            else f"nothing fits: even {smallest.name} needs {smallest.total_bytes / 1e9:.2f} GB"
+        )
         return Plan(subject, num_params, judged, None, reason, tuple(notes), gpu_memory_bytes)
     return Plan(subject, num_params, judged, fitting[0], _WHY[fitting[0]], tuple(notes), gpu_memory_bytes)
 
 
 _WHY = {
     "fp16": "it fits, and nothing is more exact at this speed; INT8 with calibration may be faster",
-    "bf16": "it fits, and its range is that of FP32",
     "int8": "FP16 does not fit; INT8 weights cost the least accuracy of those that do",
     "int4": "INT8 does not fit; INT4 is read inside the product, so it is also the fastest that does",
     "nf4": "nothing larger fits",
@@ -335,7 +353,9 @@ def _notes(graph: Graph, shapes: Mapping[str, tuple[int, ...]], peak: Peak, stat
     notes = [
         f"for {shown}",
         "activations are those of the graph node by node; an engine fuses nodes. Kernels take 8 to 40 MB of "
-        "scratch memory beside, which is in the total",
+        f"scratch memory beside, which is a part of the {_RESERVE_BYTES / 1e6:.0f} MB for CUDA and scratch "
+        "memory",
+        _BUILT_BY,
     ]
     if peak.node:
         notes.append(f"the peak is at {peak.node!r}")

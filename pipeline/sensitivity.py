@@ -20,7 +20,7 @@ from trtq.pipeline.stages import load_float
 from trtq.pipeline.target import Target
 from trtq.pipeline.verify.evaluate import evaluation_data, labels_of
 from trtq.pipeline.verify.macs import macs_of
-from trtq.pipeline.verify.score import Labels
+from trtq.pipeline.verify.score import Labels, loaded
 from trtq.pipeline.verify.sensitivity import (
     LayerSensitivity,
     Sensitivity,
@@ -71,6 +71,7 @@ def sensitivity(
     calibration = calibration_data(graph, spec, target, random_data=random_data)
     batches = evaluation_data(graph, spec, calibration)
     assert batches is not None
+    labels = loaded(labels_of(spec.evaluation, spec.accuracy.metric))
     start = Sensitivity(
         model=str(graph.path),
         data=batches.origin,
@@ -89,7 +90,7 @@ def sensitivity(
             placement,
             macs_of(graph.model, next(iter(batches))),
             batches,
-            labels_of(spec.evaluation, spec.accuracy.metric),
+            labels,
         )
         state = _measure_rest(work, state, path, watcher)
     return state

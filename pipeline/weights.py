@@ -50,28 +50,35 @@ def place_weights(
     """Returns what is left to Q/DQ, and the weights that are stored in fewer bits.
 
     Beside INT8 (a mixed build) the weights of convolutions and of big products stay with Q/DQ; those of small
-    products, of embeddings and of what is not quantized otherwise are chosen here.
+    products, of embeddings and of what is not quantized otherwise are chosen here. A small product whose
+    weight cannot be stored in fewer bits stays with Q/DQ too.
 
     Args:
         graph: The float model.
         spec: With the patterns of what keeps its precision.
         target: With a weight scheme.
         placement: Where Q/DQ pairs would go; empty without INT8.
-        watcher: Is told of patterns that match nothing.
+        watcher: Is told of patterns that match nothing, and of weights with smaller blocks.
     """
     assert target.weights is not None
     patterns = (*spec.layers.skip, *spec.layers.keep_fp32)
     for pattern, nearest in unmatched_names(graph.model, patterns):
         near = f"; the nearest names are {', '.join(nearest)}" if nearest else ""
         watcher.warn(f"{pattern!r} matches no node or weight{near}")
-    quantized = tuple(node for node in placement.quantized if not _is_small(graph.model, node))
-    taken = {node.weight[1].tensor for node in quantized if node.weight is not None}
+    small = {node.name for node in placement.quantized if _is_small(graph.model, node)}
+    taken = {
+        node.weight[1].tensor
+        for node in placement.quantized
+        if node.weight is not None and node.name not in small
+    }
     found = choose_weights(graph.model, target.weights, patterns, taken)
     if not found.chosen:
         watcher.warn("no weight can be stored in fewer bits; the report tells why")
-    done = {node.name for node in quantized} | {
-        reader.node for weight in found.chosen for reader in weight.readers
-    }
+    if smaller := with_smaller_blocks(found.chosen, target.weights.block_size):
+        watcher.warn(smaller)
+    moved = {reader.node for weight in found.chosen for reader in weight.readers}
+    quantized = tuple(node for node in placement.quantized if node.name not in small & moved)
+    done = {node.name for node in quantized} | moved
     by_name = {node.name: node for node in (*placement.kept, *found.kept, *graph.unseen)}
     return Placement(
         quantized, tuple(node for node in by_name.values() if node.name not in done)
@@ -165,6 +172,19 @@ def report_weights(
 
 def _runtime(backend: str) -> Runtime:
     return "onnxruntime" if backend == "onnxruntime" else "tensorrt"
+
+
+def with_smaller_blocks(chosen: Sequence[ChosenWeight], wanted: int) -> str:
+    """Returns what to say of weights whose blocks are not of the wanted size; empty if there are none."""
+    found = [weight for weight in chosen if weight.block_size not in (0, wanted)]
+    if not found:
+        return ""
+    shown = ", ".join(f"{weight.tensor!r} ({weight.block_size})" for weight in found[:3])
+    more = f" and {len(found) - 3} more" if len(found) > 3 else ""
+    return (
+        f"{len(found)} of {len(chosen)} weights have smaller blocks, since {wanted} does not divide their "
+        f"inputs: {shown}{more}"
+    )
 
 
 def _is_small(model: ir.Model, node: QuantizedNode) -> bool:

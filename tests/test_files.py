@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from trtq.errors import ArtifactError
-from trtq.files import locked, refuse_input, write_atomically
+from trtq.files import check_output, locked, refuse_input, write_atomically
 
 
 def _full_disk(descriptor: int) -> None:
@@ -103,7 +103,7 @@ def test_an_input_is_not_overwritten(tmp_path: Path) -> None:
 _ADDING = """
 import sys
 from pathlib import Path
-from trtq.files import locked
+from trtq.files import check_output, locked
 
 path = Path(sys.argv[1])
 for _ in range(200):
@@ -113,7 +113,7 @@ for _ in range(200):
 _HOLDING = """
 import sys
 from pathlib import Path
-from trtq.files import locked
+from trtq.files import check_output, locked
 
 with locked(Path(sys.argv[1])):
     print("held", flush=True)
@@ -168,3 +168,19 @@ def test_a_lock_in_a_folder_that_does_not_exist_is_told(tmp_path: Path) -> None:
 
 def _is_free(path: Path) -> bool:
     return subprocess.run([sys.executable, "-c", _IS_FREE, str(path)], check=False).returncode == 0
+
+
+def test_an_output_in_a_folder_that_cannot_be_written_to_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "touch", refuse)
+    with pytest.raises(ArtifactError, match=r"r\.json: Permission denied; its folder must be writable$"):
+        check_output(tmp_path / "r.json")
+
+
+def test_checking_an_output_leaves_nothing(tmp_path: Path) -> None:
+    check_output(tmp_path / "r.json")
+    assert list(tmp_path.iterdir()) == []

@@ -12,6 +12,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from trtq.calibrators.ranges import Ranges
+from trtq.models.tensors import require_finite
 from trtq.pipeline.graph.fold import add_initializer, unique_name
 from trtq.pipeline.graph.placement import Placement, QuantizedWeight
 
@@ -90,6 +91,7 @@ def quantize(
 
     Raises:
         UsageError: The ranges lack a tensor.
+        ModelError: A weight is not finite.
     """
     result = model.clone()
     nodes = {node.name: node for node in result.graph}
@@ -148,6 +150,7 @@ def _quantized_weight(model: ir.Model, weight: QuantizedWeight, scale_dtype: str
     source = model.graph.initializers[weight.tensor]
     assert source.const_value is not None
     values = source.const_value.numpy()
+    require_finite(values, weight.tensor)
     qparams = _in_dtype_of(source, weight_qparams(values, weight.axis, scale_dtype))
     inputs = [
         add_initializer(model.graph, f"{weight.tensor}_quantized", quantize_array(values, qparams)),

@@ -18,7 +18,7 @@ from trtq.errors import ModelError
 from trtq.models.session import open_session, runtime_errors
 from trtq.pipeline.graph.load import read_proto
 from trtq.pipeline.verify.exact import with_exact_quantize
-from trtq.pipeline.verify.logits import LogitsComparison, LogitsMetrics, tokens_of
+from trtq.pipeline.verify.logits import LogitsComparison, LogitsMetrics, mask_of, tokens_of
 from trtq.pipeline.verify.metrics import OutputComparison, OutputMetrics
 from trtq.pipeline.verify.score import Labels, Scores
 from trtq.pipeline.verify.widen import has_bf16, without_bf16
@@ -94,15 +94,20 @@ def compare_models(
     logits: dict[tuple[str, str, str], LogitsMetrics] = {}
     names = (*models, *(runner.name for runner in engines))
     scores = Scores(labels, names) if labels is not None else None
+    token_inputs: dict[str, str | None] = {}  # by output; told by the first batch
     num_samples = 0
     for feed, results in _run(models, engines, batches, labels):
+        inputs = _inputs_of(feed, labels)
         for candidate, reference in pairs:
             for output in results[reference]:
                 ours, theirs = _same_output(results, candidate, reference, output)
                 key = (candidate, reference, output)
                 metrics.setdefault(key, OutputMetrics()).add(ours, theirs, feed.num_samples)
-                if (tokens := tokens_of(output, theirs, feed.arrays)) is not None:
-                    logits.setdefault(key, LogitsMetrics()).add(ours, theirs, tokens)
+                if output not in token_inputs:
+                    token_inputs[output] = tokens_of(output, theirs, inputs)
+                if (name := token_inputs[output]) is not None:
+                    tokens = inputs[name]
+                    logits.setdefault(key, LogitsMetrics()).add(ours, theirs, tokens, mask_of(tokens, inputs))
         if scores is not None:
             scores.add(results, feed)
         num_samples += feed.num_samples
@@ -132,9 +137,7 @@ def _run(
     def feeds() -> Iterator[dict[str, NDArray[Any]]]:
         for feed in batches:
             current[:] = [feed]
-            yield {
-                name: array for name, array in feed.arrays.items() if labels is None or name != labels.array
-            }
+            yield _inputs_of(feed, labels)
 
     with logger.verbosity(logger.CRITICAL + 1):  # what it prints when it raises is told here
         try:
@@ -144,6 +147,10 @@ def _run(
             source = current[0].source if current else batches.origin
             text = " ".join(str(error).split())[:400]
             raise ModelError(f"running the models on {source} failed: {text}") from error
+
+
+def _inputs_of(feed: Feed, labels: Labels | None) -> dict[str, NDArray[Any]]:
+    return {name: array for name, array in feed.arrays.items() if labels is None or name != labels.array}
 
 
 def _session(path: Path) -> Any:

@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 
 _VOCABULARY = 8192
 """An output of so many entries is one of logits whatever its name; hidden states are smaller."""
+_NO_TOKENS = ("position", "type", "segment", "mask", "label", "cache")
+"""In the names of inputs that hold whole numbers of the same shape."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,23 +47,33 @@ class LogitsMetrics:
     reference_surprise: float = 0.0
     tokens: int = 0
 
-    def add(self, candidate: NDArray[Any], reference: NDArray[Any], ids: NDArray[Any]) -> None:
+    def add(
+        self,
+        candidate: NDArray[Any],
+        reference: NDArray[Any],
+        ids: NDArray[Any],
+        mask: NDArray[np.bool_] | None = None,
+    ) -> None:
         """Takes in one batch.
 
         Args:
             candidate: Logits, shape (N, T, V).
             reference: The same.
-            ids: The tokens that went in, shape (N, T), each below V.
+            ids: The tokens that went in, shape (N, T); one that is not in 0 to V - 1 is no token.
+            mask: Which of them are tokens and no padding, shape (N, T); None: all.
         """
-        for ours, theirs, tokens in zip(candidate, reference, ids, strict=True):  # a sample at a time
+        real = (ids >= 0) & (ids < reference.shape[-1])
+        if mask is not None:
+            real = real & mask
+        for ours, theirs, tokens, kept in zip(candidate, reference, ids, real, strict=True):
             mine, other = _log_softmax(ours), _log_softmax(theirs)
             with np.errstate(invalid="ignore"):
                 terms = np.exp(other) * (other - mine)
-            self.divergence += float(np.where(np.isneginf(other), 0.0, terms).sum())
-            self.rows += len(tokens)
-            places = np.arange(len(tokens) - 1)
-            self.surprise -= float(mine[places, tokens[1:]].sum())
-            self.reference_surprise -= float(other[places, tokens[1:]].sum())
+            self.divergence += float(np.where(np.isneginf(other), 0.0, terms)[kept].sum())
+            self.rows += int(kept.sum())
+            places = np.flatnonzero(kept[:-1] & kept[1:])
+            self.surprise -= float(mine[places, tokens[places + 1]].sum())
+            self.reference_surprise -= float(other[places, tokens[places + 1]].sum())
             self.tokens += len(places)
 
     def result(self, candidate: str, reference: str, output: str) -> LogitsComparison:
@@ -70,32 +82,58 @@ class LogitsMetrics:
             candidate,
             reference,
             output,
-            self.divergence / max(self.rows, 1),
+            self.divergence / self.rows if self.rows else math.nan,
             _perplexity(self.surprise, self.tokens),
             _perplexity(self.reference_surprise, self.tokens),
         )
 
 
-def tokens_of(output: str, logits: NDArray[Any], feed: Mapping[str, NDArray[Any]]) -> NDArray[Any] | None:
-    """Returns the tokens that belong to an output of logits; None if it looks like no such output.
+def tokens_of(output: str, logits: NDArray[Any], inputs: Mapping[str, NDArray[Any]]) -> str | None:
+    """Returns the input whose tokens belong to an output of logits; None if there is none, or no telling.
 
     Logits are floats of shape (N, T, V), called so or with a large V, where an input holds N x T integers
-    below V.
+    below V. Of several such inputs the name tells: `input_ids` before `token` before `ids`, and never
+    positions, types or masks.
 
     Args:
         output: Its name.
         logits: Its values.
-        feed: The inputs.
+        inputs: What the model was fed, without labels.
     """
     if logits.ndim != 3 or not np.issubdtype(logits.dtype, np.floating):
         return None
     if "logit" not in output.lower() and logits.shape[-1] < _VOCABULARY:
         return None
-    for array in feed.values():
-        is_whole = np.issubdtype(array.dtype, np.integer) and array.shape == logits.shape[:2]
-        if is_whole and array.size and array.min() >= 0 and 1 < array.max() < logits.shape[-1]:
-            return array
+    found = [name for name, array in inputs.items() if _may_be_tokens(name, array, logits)]
+    for word in ("input_ids", "token", "ids", ""):
+        named = [name for name in found if word in name.lower()]
+        if named:
+            return named[0] if len(named) == 1 else None
     return None
+
+
+def mask_of(tokens: NDArray[Any], inputs: Mapping[str, NDArray[Any]]) -> NDArray[np.bool_] | None:
+    """Returns which tokens are no padding: 1 in an input of 0 and 1 called a mask; None if there is none.
+
+    Args:
+        tokens: Shape (N, T).
+        inputs: What the model was fed, without labels.
+    """
+    masks = {
+        name: array != 0
+        for name, array in inputs.items()
+        if "mask" in name.lower() and array.shape == tokens.shape and np.isin(array, (0, 1)).all()
+    }
+    return next(
+        (masks[name] for name in sorted(masks, key=lambda name: "attention" not in name.lower())), None
+    )
+
+
+def _may_be_tokens(name: str, array: NDArray[Any], logits: NDArray[Any]) -> bool:
+    if any(word in name.lower() for word in _NO_TOKENS):
+        return False
+    is_whole = np.issubdtype(array.dtype, np.integer) and array.shape == logits.shape[:2]
+    return bool(is_whole and array.size and array.min() >= 0 and 1 < array.max() < logits.shape[-1])
 
 
 def _log_softmax(logits: NDArray[Any]) -> NDArray[np.float64]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from trtq.models.script import function_of, importing_beside
 from trtq.models.spec import METRICS, AccuracySpec
 
 Outputs = Mapping[str, NDArray[Any]]
+OwnFunction = Callable[[Outputs, NDArray[Any] | None], Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,11 +31,23 @@ class Labels:
             metric wants, shape (samples, ...); None if that needs none.
         output: The output that holds the class scores; None if the model has only one.
         metric: "top-1", "top-5" or `script.py:function`.
+        function: That function, if `loaded` has run its script already.
     """
 
     array: str | None
     output: str | None = None
     metric: str = METRICS[0]
+    function: OwnFunction | None = field(default=None, compare=False, repr=False)
+
+
+def loaded(labels: Labels | None) -> Labels | None:
+    """Returns the labels with their metric's script run, so that several comparisons run it once.
+
+    Raises:
+        DataError: The script fails, or has no such function.
+    """
+    own = None if labels is None else AccuracySpec(metric=labels.metric).script
+    return labels if labels is None or own is None else replace(labels, function=function_of(*own))
 
 
 def title_of(metric: str) -> str:
@@ -61,7 +74,9 @@ class Scores:
         own = AccuracySpec(metric=labels.metric).script
         self._labels = labels
         self._own = (
-            None if own is None else _OwnMetric(labels.metric, function_of(*own), own[0], labels.array)
+            None
+            if own is None
+            else _OwnMetric(labels.metric, labels.function or function_of(*own), own[0], labels.array)
         )
         self._hits = {name: dict.fromkeys(models, 0) for name in METRICS}
         self._models = models
@@ -91,7 +106,7 @@ class Scores:
         """Returns what the metric says of each model.
 
         Raises:
-            DataError: A metric of the user's own fails, or returns no finite number, or not always the same.
+            DataError: A metric of the user's own fails, or does not return one number from 0 to 1.
         """
         if self._own is not None:
             return self._own.result(self._models)
@@ -143,7 +158,7 @@ class _OwnMetric:
     """A function of the user's, and what it will be called with."""
 
     metric: str
-    function: Callable[[Outputs, NDArray[Any] | None], Any]
+    function: OwnFunction
     script: Path
     array: str | None
     outputs: dict[str, dict[str, list[NDArray[Any]]]] = field(default_factory=dict)
@@ -199,6 +214,11 @@ class _OwnMetric:
             raise DataError(
                 f"the metric {self.metric} returned {value} for the outputs of {model}; "
                 f"it must return a finite number, the lowest where nothing is right"
+            )
+        if not 0 <= value <= 1:
+            raise DataError(
+                f"the metric {self.metric} returned {value:g} for the outputs of {model}; it must return "
+                f"0 to 1, higher is better, since the gate counts in points: divide per cent by 100"
             )
         return float(value)
 

@@ -67,10 +67,10 @@ def sha256_of(path: Path) -> str:
 
 
 def check_output(output: Path) -> None:
-    """Refuses what cannot be written, before the work that would be lost.
+    """Refuses what cannot be written, before the work that would be lost; nothing there is touched.
 
     Raises:
-        ArtifactError: It is a folder, or lies in none.
+        ArtifactError: It is a folder, or lies in none, or in one that cannot be written to.
     """
     if output.is_dir():
         raise ArtifactError(f"cannot write {output}: it is a folder; name a file in it")
@@ -79,6 +79,14 @@ def check_output(output: Path) -> None:
         raise ArtifactError(
             f"cannot write {output}: there is no folder {folder}; make it, or choose another with --output"
         )
+    temporary = output.with_name(f".{output.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        temporary.touch(exist_ok=False)
+        temporary.unlink()
+    except OSError as error:
+        raise ArtifactError(
+            f"cannot write {output}: {error.strerror or error}; its folder must be writable"
+        ) from error
 
 
 def refuse_input(output: Path, *sources: Path | str | None) -> None:

@@ -29,6 +29,7 @@ def given(*arguments: str) -> dict[str, Any]:
     @options.layer_options
     @options.precision_options
     @options.quantization_option
+    @options.weight_options
     @options.target_options
     @options.evaluation_options
     @options.gate_options
@@ -114,6 +115,14 @@ def test_precision_options(arguments: list[str], precision: str) -> None:
     assert target(*arguments).precision == precision
 
 
+@pytest.mark.parametrize("also", [[], ["--int8"], ["--weights", "int4"]])
+@pytest.mark.parametrize("other", ["fp32", "bf16"])
+def test_two_precisions_for_the_rest_are_refused(also: list[str], other: str) -> None:
+    with pytest.raises(UsageError, match=f"--fp16 and --high-precision {other} contradict each other"):
+        target(*also, "--fp16", "--high-precision", other)
+    assert target(*also, "--fp16", "--high-precision", "fp16").high_precision == "fp16"
+
+
 @pytest.mark.parametrize("minimum", ["--min-shapes", "--minShapes"])
 @pytest.mark.parametrize("optimum", ["--opt-shapes", "--optShapes"])
 @pytest.mark.parametrize("maximum", ["--max-shapes", "--maxShapes"])
@@ -160,6 +169,12 @@ def test_what_is_no_compute_capability_is_refused(text: str) -> None:
 )
 def test_a_workspace_has_a_unit(text: str, num_bytes: int) -> None:
     assert target("--workspace", text).workspace_bytes == num_bytes
+
+
+@pytest.mark.parametrize("option", ["--workspace", "--calib-memory"])
+def test_a_size_that_no_memory_has_is_refused(option: str) -> None:
+    with pytest.raises(UsageError, match="' is more than any memory; write bytes, or a number with K"):
+        (target if option == "--workspace" else spec)(option, "9" * 400)
 
 
 @pytest.mark.parametrize("text", ["much", "-1", "1e9", "4T", "M", "1.5.2G"])

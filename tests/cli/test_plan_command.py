@@ -39,7 +39,6 @@ def test_a_number_of_parameters_is_a_table() -> None:
         "────────────────────────────────────────────────────────────────────────",
         "FP32        40.0 GB       32.00   40.0 GB             -   40.4 GB     no",
         "FP16        20.0 GB       16.00   20.0 GB             -   20.4 GB     no",
-        "BF16        20.0 GB       16.00   20.0 GB             -   20.4 GB     no",
         "INT8        10.0 GB        8.00   10.0 GB             -   10.4 GB     no",
         "INT4         5.3 GB        4.25    5.3 GB             -    5.7 GB    yes",
         "NF4          5.3 GB        4.25    5.3 GB             -    5.7 GB    yes",
@@ -47,7 +46,9 @@ def test_a_number_of_parameters_is_a_table() -> None:
         "total: engine, activations, and 400.0 MB for CUDA and scratch memory",
         "activations and state are not known without a model; give one, with --batch and --seq",
         "int4 and nf4 have one FP16 scale for 64 weights; without scales they are 4 bits",
-        "recommended for 8.6 GB: INT4: INT8 does not fit; INT4 is read inside the product, so it is also the "
+        "trtq build makes them with --fp16 and --weights int8, int4 or nf4; fp32 is the model as it is, for "
+        "comparison",
+        "recommended for 8.0 GB: INT4: INT8 does not fit; INT4 is read inside the product, so it is also the "
         "fastest that does",
     ]
 
@@ -82,6 +83,14 @@ def test_shapes_and_block_size_are_options(product: Path) -> None:
             ["--params", "1B", "--gpu-memory", "lots"],
             "'lots' is no size; write bytes, or a number with K, M or G",
         ),
+        (
+            ["--params", "1e400"],
+            "'1e400' is more parameters than any model has; write 10B, 350M or 125000000",
+        ),
+        (
+            ["--params", "1B", "--gpu-memory", "9" * 400],
+            "'99999999999999999999...' is more than any memory; write bytes, or a number with K, M or G",
+        ),
         (["--params", "1B", "--gpu-memory", "0"], "the GPU's memory must have at least 1 byte, got 0"),
         (["--params", "1B", "--seq", "4"], "--seq is for a model, which --params is not"),
     ],
@@ -89,6 +98,20 @@ def test_shapes_and_block_size_are_options(product: Path) -> None:
 def test_nonsense_is_a_usage_error(arguments: list[str], message: str) -> None:
     result = trtq("plan", *arguments)
     assert (result.exit_code, result.stdout, result.stderr) == (2, "", f"error: {message}\n")
+
+
+@pytest.mark.parametrize(
+    ("text", "size"), [("8GB", 8 * 10**9), ("8GiB", 8 << 30), ("8G", 8 << 30), ("512MB", 512 * 10**6)]
+)
+def test_memory_in_gb_is_decimal_as_on_the_box(text: str, size: int) -> None:
+    result = trtq("plan", "--params", "1B", "--gpu-memory", text, "--json")
+    assert json.loads(result.stdout)["gpu_memory_bytes"] == size
+
+
+def test_a_pattern_that_is_none_is_a_usage_error(product: Path) -> None:
+    result = trtq("plan", product, "--skip", "(")
+    assert result.exit_code == 2
+    assert result.stderr.startswith("error: '(' is not a regular expression: ")
 
 
 def test_a_model_and_a_count_are_too_much(product: Path) -> None:

@@ -135,6 +135,33 @@ def test_what_cannot_be_done_is_told(model: Path, arguments: tuple[str, ...], me
     assert message in result.stderr
 
 
+@pytest.mark.parametrize("option", ["--chart", "--output"])
+def test_what_cannot_be_written_is_told_before_the_work(model: Path, option: str) -> None:
+    missing = model.parent / "missing" / "layers.svg"
+    result = trtq("sensitivity", model, option, missing)
+    assert result.exit_code == 2
+    assert f"cannot write {missing}: No such file or directory; its folder must exist" in result.stderr
+    assert "Calibrating" not in result.stderr
+    assert not (model.parent / "net.sensitivity.json").exists()
+
+
+def test_missing_labels_are_told_before_the_work(model: Path) -> None:
+    result = trtq("sensitivity", model, "--metric", "accuracy")
+    assert result.exit_code == 2
+    assert "Calibrating" not in result.stderr
+    assert not (model.parent / "net.sensitivity.json").exists()
+
+
+def test_a_metric_script_is_run_once(model: Path) -> None:
+    script, marks = model.parent / "own.py", model.parent / "marks"
+    script.write_text(
+        f"open({str(marks)!r}, 'a').write('x')\ndef f(outputs, labels):\n    return 0.5\n", encoding="utf-8"
+    )
+    result = trtq("sensitivity", model, "--metric", f"{script}:f", "-q")
+    assert result.exit_code == 0, result.output
+    assert marks.read_text() == "x"
+
+
 def test_a_long_name_is_cut_at_its_front_and_equal_bars_are_drawn() -> None:
     chart = bar_chart("t", ("a", "b"), [Bar("x" * 60 + "<end>", 0.0, 0.0, "0")]).decode()
     assert f">\N{HORIZONTAL ELLIPSIS}{'x' * 42}&lt;end&gt;</text>" in chart

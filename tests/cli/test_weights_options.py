@@ -111,7 +111,7 @@ def test_beside_int8_the_small_products_and_embeddings_are_in_few_bits(tmp_path:
     result = trtq("build", large, *arguments, "--calib-data", tmp_path / "data.npz", "-o", tmp_path / "out")
     assert result.exit_code in (0, 3), result.stderr
     report = json.loads(result.stdout)
-    assert (report["precision"], report["engine"]["layers_quantized"]) == ("int8", 1)
+    assert (report["precision"], report["engine"]["layers_quantized"]) == ("int8", 2)  # up, and lm_head
     assert report["weights"]["num_weights"] == 1
     kinds = {
         node.inputs[0].dtype.name  # type: ignore[union-attr]
@@ -119,7 +119,7 @@ def test_beside_int8_the_small_products_and_embeddings_are_in_few_bits(tmp_path:
         if node.op_type == "DequantizeLinear"
     }
     assert kinds == {"INT8", "INT4"}
-    assert {item["name"] for item in report["kept_float"]} == {"down", "lm_head"}
+    assert {item["name"] for item in report["kept_float"]} == {"down"}
 
 
 def test_quantize_writes_weights_without_ranges(model: Path, tmp_path: Path) -> None:
@@ -165,6 +165,20 @@ def test_gptq_without_data_is_refused(model: Path, tmp_path: Path) -> None:
     assert result.exit_code == 2
     assert "cannot be calibrated without data" in result.stderr
     assert not (tmp_path / "m.onnx").exists()
+
+
+def test_quantize_takes_the_data_that_gptq_needs(model: Path, tmp_path: Path) -> None:
+    data = ("--calib-data", model.parent / "data.npz", "--calib-samples", "4", "--calib-batch-size", "2")
+    arguments = ("--weights", "int4", "--weight-method", "gptq", *data, "-o", tmp_path / "m.onnx", "-q")
+    result = trtq("quantize", model, *arguments)
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert ops_of(tmp_path / "m.onnx").count("DequantizeLinear") == 3
+
+
+def test_quantize_takes_no_data_that_nothing_reads(model: Path) -> None:
+    result = trtq("quantize", model, "--weights", "int4", "--calib-data", model.parent / "data.npz")
+    assert result.exit_code == 2
+    assert "--calib-data is for --weight-method gptq; nothing else here reads data" in result.stderr
 
 
 def test_a_quantized_model_is_refused(model: Path, tmp_path: Path) -> None:

@@ -120,6 +120,7 @@ def test_an_add_whose_other_input_would_be_quantized_then_is_kept_too(path_of: C
     assert report.verdict == "pass"
     assert report.auto is not None
     assert report.auto.skip == ("^second$", "^join$")
+    assert "1 of 4 layers are kept out of INT8" in report.auto.outcome  # an Add is no layer
     layers = replace(spec.layers, skip=report.auto.skip)
     assert int8_of(build(model, spec=replace(spec, layers=layers), target=PLAIN)) == int8_of(report)
 
@@ -134,6 +135,7 @@ def test_a_choice_that_the_other_data_does_not_confirm_is_widened(
     report = build(poisoned, spec=replace(spec_for(poisoned, x), accuracy=AccuracySpec(0.7)), target=AUTO)
     assert report.auto is not None
     assert report.auto.times_judged > 1
+    assert "the first choice failed on the data held back, which then decided" in report.auto.outcome
 
 
 def test_fp16_that_fails_by_itself_is_told(path_of: Callable[..., Path]) -> None:
@@ -221,3 +223,14 @@ def test_a_gate_that_no_int8_layer_holds_leaves_none(poisoned: Path) -> None:
     assert report.auto is not None
     assert report.auto.outcome.startswith("the gate holds, but with no layer in INT8: 3 of 3 layers are kept")
     assert (report.auto.int8_macs, report.engine.layers_quantized) == (0.0, 0)
+    (warning,) = (
+        item for item in report.warnings if item.startswith("only 0.0% of the MACs are in INT8, 100.0%")
+    )
+    assert "with every layer in INT8 the outputs had an SQNR of " in warning
+    assert "the worst layers are 'second' (" in warning
+
+
+def test_most_macs_in_int8_are_no_cause_for_a_warning(poisoned: Path) -> None:
+    wide = replace(spec_for(poisoned), accuracy=AccuracySpec(min_cosine=0.1))
+    report = build(poisoned, spec=wide, target=AUTO)
+    assert not [item for item in report.warnings if "of the MACs" in item]

@@ -40,7 +40,7 @@ def by_name(path: Path, **arguments: object) -> dict[str, int]:
 def test_the_textbook_table() -> None:
     plan = plan_params(parse_count("10B"), gpu_memory_bytes=8 * 10**9)
     assert {item.name: item.weights_bytes / 1e9 for item in plan.schemes} == {
-        "fp32": 40, "fp16": 20, "bf16": 20, "int8": 10, "int4": 5.3125, "nf4": 5.3125,
+        "fp32": 40, "fp16": 20, "int8": 10, "int4": 5.3125, "nf4": 5.3125,
     }  # fmt: skip
     assert [item.name for item in plan.schemes if item.fits] == ["int4", "nf4"]
     assert plan.recommended == "int4"
@@ -52,6 +52,7 @@ def test_the_textbook_table() -> None:
         (10**12, "fp16", "it fits"),
         (12 * 10**9, "int8", "FP16 does not fit"),
         (10**9, None, "nothing fits: even int4 needs 5.71 GB"),
+        (4 * 10**8, None, "nothing fits: CUDA and scratch memory alone take 0.40 GB, without any model"),
     ],
 )
 def test_the_first_that_fits_is_recommended(memory: int, recommended: str | None, reason: str) -> None:
@@ -72,7 +73,6 @@ def test_weights_are_counted_with_their_scales(block: Path) -> None:
     assert by_name(block) == {
         "fp32": 4 * count,
         "fp16": 2 * count,
-        "bf16": 2 * count,
         "int8": count + 2 * (2048 + 512),
         "int4": count // 2 + 2 * count // 64,
         "nf4": count // 2 + 2 * count // 64,
@@ -122,7 +122,21 @@ def test_what_is_no_count_is_refused(text: str) -> None:
         parse_count(text)
 
 
+@pytest.mark.parametrize("text", ["1e400", "9" * 400 + "B", "2e18"])
+def test_more_parameters_than_any_model_has_are_refused(text: str) -> None:
+    with pytest.raises(UsageError, match="' is more parameters than any model has; write 10B, 350M or 12500"):
+        parse_count(text)
+
+
+def test_the_notes_name_the_reserve_and_the_commands(block: Path) -> None:
+    notes = plan_model(block, sizes=Sizes(2, 8)).notes
+    assert any("which is a part of the 400 MB for CUDA and scratch memory" in note for note in notes)
+    assert any("trtq build makes them with --fp16 and --weights int8" in note for note in notes)
+
+
 def test_nonsense_is_refused(block: Path) -> None:
+    with pytest.raises(UsageError, match=r"'\(' is not a regular expression"):
+        plan_model(block, sizes=Sizes(2, 8), skip=["("])
     with pytest.raises(UsageError, match="a model has at least one parameter, got 0"):
         plan_params(0)
     with pytest.raises(UsageError, match="the GPU's memory must have at least 1 byte, got 0"):

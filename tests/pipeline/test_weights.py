@@ -23,11 +23,18 @@ from trtq.pipeline.graph.placement import Placement, place
 from trtq.pipeline.quantization import Way
 from trtq.pipeline.quantize.mixed import Mixed
 from trtq.pipeline.quantize.precision import to_bf16, to_fp16
+from trtq.pipeline.quantize.weights.choose import ChosenWeight
 from trtq.pipeline.quantize.weights.scheme import WeightScheme
 from trtq.pipeline.target import Target
 from trtq.pipeline.verify.widen import has_bf16, without_bf16
 from trtq.pipeline.watch import Log, Silent
-from trtq.pipeline.weights import place_weights, refuse_weights, report_weights, with_few_bits
+from trtq.pipeline.weights import (
+    place_weights,
+    refuse_weights,
+    report_weights,
+    with_few_bits,
+    with_smaller_blocks,
+)
 
 INT4 = Target(precision="weights", weights=WeightScheme("int4"))
 
@@ -99,6 +106,27 @@ def test_beside_int8_only_small_products_are_in_few_bits(graph: Graph) -> None:
     assert [node.name for node in placement.quantized] == ["big"]
     assert [weight.tensor for weight in chosen] == ["v"]
     assert placement.kept == ()
+
+
+def test_a_small_product_that_cannot_be_in_few_bits_stays_in_int8(graph_of: Callable[..., Graph]) -> None:
+    rng = np.random.default_rng(0)
+    w, v = (rng.standard_normal(shape).astype(np.float32) for shape in ((512, 900), (900, 64)))
+    graph = graph_of(TEXT, min_opset=21, w=w, v=v)  # no block of 16 divides 900
+    target = Target(weights=WeightScheme("int4"))
+    placement, chosen = place_weights(graph, ModelSpec(), target, place(graph.model), Silent())
+    assert [node.name for node in placement.quantized] == ["big", "small"]
+    assert (chosen, placement.kept) == ((), ())
+
+
+def test_blocks_that_are_smaller_than_asked_are_told(graph_of: Callable[..., Graph]) -> None:
+    log = Log(Silent())
+    w, v = np.ones((512, 80), np.float32), np.ones((80, 64), np.float32)
+    place_weights(graph_of(TEXT, min_opset=21, w=w, v=v), ModelSpec(), INT4, Placement((), ()), log)
+    assert log.warnings == [
+        "1 of 2 weights have smaller blocks, since 64 does not divide their inputs: 'v' (16)"
+    ]
+    chosen = tuple(ChosenWeight(f"w{index}", (80, 64), 0, 16, ()) for index in range(5))
+    assert with_smaller_blocks(chosen, 64).endswith("'w0' (16), 'w1' (16), 'w2' (16) and 2 more")
 
 
 def test_what_is_skipped_or_matches_nothing_is_told(graph: Graph) -> None:

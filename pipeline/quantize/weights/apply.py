@@ -7,7 +7,7 @@ from typing import Literal
 
 import onnx_ir as ir
 
-from trtq.models.tensors import values_of
+from trtq.models.tensors import require_finite, values_of
 from trtq.pipeline.graph.fold import unique_name
 from trtq.pipeline.quantize.weights.choose import ChosenWeight
 from trtq.pipeline.quantize.weights.forms import Chain, dequantized, doubly_looked_up, looked_up, matmul_bnb4
@@ -69,8 +69,12 @@ def codes_of(values: ir.TensorProtocol, weight: ChosenWeight, scheme: WeightSche
         weight: How it was chosen.
         scheme: The format; its method is "rtn" or "mse".
         dtype: Which the scales must survive: "float32", "float16" or "bfloat16".
+
+    Raises:
+        ModelError: The weight is not finite.
     """
     array = values_of(values)
+    require_finite(array, weight.tensor)
     if scheme.format == "int8":
         return quantize_int8(array, weight.axis, dtype)
     assert weight.axis is not None

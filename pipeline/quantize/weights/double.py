@@ -67,9 +67,3 @@ def quantize_absmax(absmax: NDArray[np.float32]) -> DoubleQuantized:
     scaled = groups / np.where(scales > 0, scales, np.float32(1))[:, None]
     codes = np.searchsorted(bounds, scaled.reshape(-1)[: rest.size]).astype(np.uint8)
     return DoubleQuantized(codes, scales, offset)
-
-
-def dequantize_absmax(quantized: DoubleQuantized) -> NDArray[np.float32]:
-    """Returns the magnitudes, one-dimensional."""
-    scales = np.repeat(quantized.scales, GROUP)[: quantized.codes.size]
-    return dynamic_map()[quantized.codes] * scales + quantized.offset

@@ -10,8 +10,9 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from trtq.calibrators.batches import Batches
+from trtq.errors import DataError
 from trtq.models.session import open_session, run
-from trtq.models.tensors import values_of
+from trtq.models.tensors import require_finite, values_of
 from trtq.pipeline.quantize.weights.choose import ChosenWeight
 from trtq.pipeline.quantize.weights.gptq import quantize_gptq
 from trtq.pipeline.quantize.weights.layout import Codes
@@ -35,7 +36,7 @@ def gptq_codes(
 
     Raises:
         DataError: The data does not fit.
-        ModelError: ONNX Runtime cannot run the model.
+        ModelError: ONNX Runtime cannot run the model, or a weight is not finite.
     """
     found: dict[str, Codes] = {}
     inputs = {weight.tensor: source for weight in chosen if (source := _input_of(model, weight)) is not None}
@@ -44,8 +45,10 @@ def gptq_codes(
         for weight in group:
             tensor = model.graph.initializers[weight.tensor].const_value
             assert tensor is not None
-            rows_first = values_of(tensor) if weight.axis == 0 else values_of(tensor).T
-            codes, scales = quantize_gptq(rows_first, grams[inputs[weight.tensor]], weight.block_size, dtype)
+            values, gram = values_of(tensor), grams[inputs[weight.tensor]]
+            require_finite(values, weight.tensor)
+            rows_first = values if weight.axis == 0 else values.T
+            codes, scales = quantize_gptq(rows_first, gram, weight.block_size, dtype)
             found[weight.tensor] = (codes, scales) if weight.axis == 0 else (codes.T, scales.T)
     return found
 
@@ -57,6 +60,9 @@ def gram_matrices(model: ir.Model, tensors: Sequence[str], batches: Batches) -> 
         model: The float graph; it is not changed.
         tensors: Names of its tensors.
         batches: The data.
+
+    Raises:
+        DataError: A product of two values is not finite.
     """
     wanted = list(dict.fromkeys(tensors))
     tapped = model.clone()
@@ -69,10 +75,18 @@ def gram_matrices(model: ir.Model, tensors: Sequence[str], batches: Batches) -> 
     for feed in batches:
         arrays = {name: feed.arrays[name] for name in names}
         computed = [name for name in wanted if name not in arrays]
-        values = arrays | dict(zip(computed, run(session, computed, arrays), strict=True))
+        found = run(session, computed, arrays) if computed else []  # none named would be all
+        values = arrays | dict(zip(computed, found, strict=True))
         for name in wanted:
             rows = values[name].reshape(-1, values[name].shape[-1]).astype(np.float32, copy=False)
-            grams[name] = grams.get(name, np.float32(0)) + rows.T @ rows
+            with np.errstate(over="ignore", invalid="ignore"):
+                grams[name] = grams.get(name, np.float32(0)) + rows.T @ rows
+            if not np.isfinite(grams[name]).all():
+                raise DataError(
+                    f"tensor {name!r} has values in {feed.source} that are not finite, or so large that "
+                    f"their products are not; GPTQ needs finite products: look at the data, or take "
+                    f"--weight-method mse"
+                )
     return grams
 
 

@@ -52,15 +52,6 @@ def quantize_nf4(
     return codes.reshape(weight.shape), absmax.reshape(scales_shape(weight.shape, axis, block_size))
 
 
-def dequantize_nf4(
-    codes: NDArray[np.uint8], absmax: NDArray[np.float32], axis: int, block_size: int
-) -> NDArray[np.float32]:
-    """Returns the weight that the codes stand for."""
-    blocks = CODEBOOK[in_blocks(codes, axis, block_size)]
-    weight: NDArray[np.float32] = blocks * absmax.reshape(blocks.shape[0], 1, -1)
-    return weight.reshape(codes.shape)
-
-
 def _nearest(scaled: NDArray[np.float32]) -> NDArray[np.uint8]:
     """Returns how many of the 15 bounds lie below each value: the code of the nearest level.
 

@@ -19,10 +19,13 @@ from trtq.pipeline.engine.backend import BuilderOptions, HardwareCompatibility, 
 from trtq.pipeline.engine.profiles import GivenShapes, Shape, parse_shapes
 from trtq.pipeline.graph.placement import DEFAULT_OP_TYPES
 from trtq.pipeline.quantize.weights.scheme import BLOCK_SIZES, WeightFormat, WeightMethod, WeightScheme
-from trtq.pipeline.target import Quantization, Target
+from trtq.pipeline.target import HighPrecision, Quantization, Target
 
 F = TypeVar("F", bound=Callable[..., Any])
 _UNITS = {"": 1, "B": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
+_DECIMAL_UNITS = {"": 1, "B": 1, "K": 10**3, "M": 10**6, "G": 10**9}
+_MOST_BYTES = 1 << 60
+_LONG = 20  # characters of what was given that a message repeats
 
 
 def group(*options: Callable[[F], F]) -> Callable[[F], F]:
@@ -47,13 +50,23 @@ talk_options = group(
         "-v", "--verbose", is_flag=True, help="Name the layers that are kept; show TensorRT's warnings."
     ),
 )
-calibration_options = group(
+_calib_data_option = click.option(
+    "--calib-data",
+    metavar="DATA",
+    help="An .npz or .npy with a leading sample axis, a folder of .npz (one feed each), a folder of "
+    "images, script.py:function, or a .json of inputs saved by Polygraphy.",
+)
+_calib_size_options = group(
+    click.option("--calib-batch-size", type=int, help="Samples a calibration batch.  [default: 8]"),
     click.option(
-        "--calib-data",
-        metavar="DATA",
-        help="An .npz or .npy with a leading sample axis, a folder of .npz (one feed each), a folder of "
-        "images, script.py:function, or a .json of inputs saved by Polygraphy.",
+        "--calib-samples",
+        type=int,
+        help="Use only so many samples, rounded up to whole batches.  [default: all]",
     ),
+)
+data_options = group(_calib_data_option, _calib_size_options)
+calibration_options = group(
+    _calib_data_option,
     click.option("--calib-method", type=click.Choice(list(METHODS)), help="How ranges are estimated."),
     click.option("--percentile", type=float, help="For the method percentile.  [default: 99.99]"),
     click.option("--num-bins", type=int, help="For entropy: bins of its histogram.  [default: 2048]"),
@@ -67,12 +80,7 @@ calibration_options = group(
         type=float,
         help="For mse: the smallest clip, as a share of the largest.  [default: 0.02]",
     ),
-    click.option("--calib-batch-size", type=int, help="Samples a calibration batch.  [default: 8]"),
-    click.option(
-        "--calib-samples",
-        type=int,
-        help="Use only so many samples, rounded up to whole batches.  [default: all]",
-    ),
+    _calib_size_options,
     click.option(
         "--calib-device",
         type=click.Choice(["cpu", "cuda"]),
@@ -157,7 +165,8 @@ weight_options = group(
     click.option(
         "--block-size",
         type=click.Choice([str(size) for size in BLOCK_SIZES]),
-        help="For int4 and nf4: elements to a scale.  [default: 64]",
+        help="For int4 and nf4: elements to a scale; for a weight that it does not divide the half of it, a "
+        "quarter, down to 16.  [default: 64]",
     ),
     click.option("--double-quant", is_flag=True, help="For nf4: hold the scales in 8 bits."),
     click.option(
@@ -296,9 +305,7 @@ def target_from(given: Mapping[str, Any]) -> Target:
     op_types = given.get("op_types")
     return Target(
         precision=_precision(given),
-        high_precision="fp16"
-        if given.get("weights") and given.get("fp16")
-        else given.get("high_precision", "auto"),
+        high_precision=_high_precision(given),
         backend=given.get("backend", "auto"),
         compute_capabilities=tuple(_capability(text) for text in given.get("compute_capability", ())),
         workspace_bytes=num_bytes(given["workspace"]) if given.get("workspace") else None,
@@ -321,6 +328,13 @@ def _precision(given: Mapping[str, Any]) -> Precision:
     if given.get("int8"):
         return "int8"
     return "weights" if given.get("weights") else "fp16" if given.get("fp16") else "int8"
+
+
+def _high_precision(given: Mapping[str, Any]) -> HighPrecision:
+    wanted: HighPrecision = given.get("high_precision", "auto")
+    if given.get("fp16") and wanted not in ("auto", "fp16"):
+        raise UsageError(f"--fp16 and --high-precision {wanted} contradict each other; give one of them")
+    return "fp16" if given.get("weights") and given.get("fp16") else wanted
 
 
 def _weights(given: Mapping[str, Any]) -> WeightScheme | None:
@@ -378,13 +392,23 @@ def _capability(text: str) -> str:
     return f"{found[1]}.{found[2]}"
 
 
-def num_bytes(text: str) -> int:
+def num_bytes(text: str, *, decimal: bool = False) -> int:
     """Returns a size: bytes, or a number with K, M or G, which are powers of 1024.
 
+    Args:
+        text: What was given.
+        decimal: Whether KB, MB and GB are powers of 1000, as on the box of a GPU; K and KiB are not.
+
     Raises:
-        UsageError: The text is no size.
+        UsageError: The text is no size, or larger than any memory.
     """
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([BKMG]?)(?:iB|B)?", text.strip(), re.IGNORECASE)
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([BKMG]?)(iB|B)?", text.strip(), re.IGNORECASE)
     if found is None:
         raise UsageError(f"{text!r} is no size; write bytes, or a number with K, M or G")
-    return int(float(found[1]) * _UNITS[found[2].upper()])
+    unit = found[2].upper()
+    is_decimal = decimal and (found[3] or "").upper() == "B"
+    size = float(found[1]) * (_DECIMAL_UNITS if is_decimal else _UNITS)[unit]
+    if size > _MOST_BYTES:
+        shown = text if len(text) <= _LONG else f"{text[:_LONG]}..."
+        raise UsageError(f"{shown!r} is more than any memory; write bytes, or a number with K, M or G")
+    return int(size)

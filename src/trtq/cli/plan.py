@@ -20,7 +20,11 @@ from trtq.pipeline.quantize.weights.scheme import BLOCK_SIZES
 @click.command("plan")
 @click.argument("model", type=click.Path(path_type=Path), required=False)
 @click.option("--params", metavar="COUNT", help="Instead of a model: so many parameters, such as 10B.")
-@click.option("--gpu-memory", metavar="SIZE", help="What the GPU has, such as 8GB: says what fits.")
+@click.option(
+    "--gpu-memory",
+    metavar="SIZE",
+    help="What the GPU has: says what fits. 8GB is 10^9 bytes times 8, 8GiB 2^30.",
+)
 @click.option("--batch", type=int, help="Size of the open first axes.  [default: 1]")
 @click.option("--seq", type=int, help="Size of all other open axes.")
 @click.option(
@@ -47,7 +51,7 @@ def command(model: Path | None, **given: Any) -> None:
     """
     if (model is None) == (given["params"] is None):
         raise UsageError("give a model, or --params with a number of parameters, such as 10B")
-    memory = options.num_bytes(given["gpu_memory"]) if given["gpu_memory"] is not None else None
+    memory = options.num_bytes(given["gpu_memory"], decimal=True) if given["gpu_memory"] is not None else None
     block_size = int(given["block_size"])
     if model is None:
         sizing = ("batch", "seq", "shapes", "workspace", "skip")
@@ -62,7 +66,7 @@ def command(model: Path | None, **given: Any) -> None:
                 batch, given["seq"], parse_shapes(",".join(given["shapes"])) if given["shapes"] else {}
             ),
             gpu_memory_bytes=memory,
-            workspace_bytes=options.num_bytes(given["workspace"]) if given["workspace"] else 0,
+            workspace_bytes=options.num_bytes(given["workspace"], decimal=True) if given["workspace"] else 0,
             block_size=block_size,
             skip=given["skip"],
         )

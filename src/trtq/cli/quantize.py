@@ -32,6 +32,7 @@ from trtq.pipeline.stages import quantize
 @options.layer_options
 @options.precision_options
 @options.weight_options
+@options.data_options
 @options.json_option
 @options.talk_options
 def command(model: Path, **given: Any) -> None:
@@ -40,10 +41,13 @@ def command(model: Path, **given: Any) -> None:
     \b
       trtq quantize model.onnx --ranges ranges.json --output model.int8.onnx
       trtq quantize model.onnx --weights int4
+      trtq quantize model.onnx --weights int4 --weight-method gptq --calib-data calib.npz
     """
     target = options.target_from({**given, "int8": given["ranges"] is not None})
     if given["ranges"] is None and target.weights is None:
         raise UsageError("give --ranges of `trtq calibrate`, or --weights")
+    if given["calib_data"] is not None and (target.weights is None or target.weights.method != "gptq"):
+        raise UsageError("--calib-data is for --weight-method gptq; nothing else here reads data")
     output = given["output"] or model.parent / f"{model.stem}.{target.name}.onnx"
     refuse_input(output, model, given["ranges"], given["spec"])
     with ConsoleWatcher(quiet=given["quiet"]) as watcher:

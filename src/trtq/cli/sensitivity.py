@@ -16,14 +16,16 @@ from trtq.cli.chart import Bar, bar_chart
 from trtq.cli.console import ConsoleWatcher, result_console
 from trtq.cli.tables import table
 from trtq.errors import UsageError
-from trtq.files import refuse_input, write_atomically
+from trtq.files import check_output, refuse_input, write_atomically
 from trtq.pipeline.sensitivity import sensitivity
+from trtq.pipeline.verify.evaluate import labels_of
 from trtq.pipeline.verify.score import shown, title_of
 from trtq.pipeline.verify.sensitivity import Effect, LayerSensitivity, Sensitivity, to_json
 
 _MOST_ROWS = 20
 _BAR_WIDTH = 20
-_RANKS = ("sqnr", "cosine", "accuracy")
+_WITHOUT_LABELS = ("sqnr", "cosine")
+_RANKS = (*_WITHOUT_LABELS, "accuracy")
 
 
 @click.command("sensitivity")
@@ -73,6 +75,9 @@ def command(model: Path, **given: Any) -> None:
     for file in (output, given["chart"]):
         if file is not None:
             refuse_input(file, model, given["spec"], spec.calibration.data)
+            check_output(file)
+    if rank not in _WITHOUT_LABELS and labels_of(spec.evaluation, spec.accuracy.metric) is None:
+        raise UsageError(f"--metric {rank} needs --labels; without labels take sqnr or cosine")
     with ConsoleWatcher(quiet=given["quiet"]) as watcher:
         result = sensitivity(
             model,
@@ -99,8 +104,7 @@ def _loss_by(rank: str, result: Sensitivity) -> Callable[[Effect], float]:
     if rank == "cosine":
         return lambda effect: _known(100 * (1 - effect.cosine))
     best = result.float_score
-    if best is None:
-        raise UsageError(f"--metric {rank} needs --labels; without labels take sqnr or cosine")
+    assert best is not None  # there are labels, or a metric that needs none
     return lambda effect: 100 * (best - effect.score) if effect.score is not None else math.inf
 
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from trtq.calibrators.ranges import Range, Ranges
-from trtq.errors import UsageError
+from trtq.errors import ModelError, UsageError
 from trtq.models.session import open_session, run
 from trtq.pipeline.graph.load import Graph
 from trtq.pipeline.graph.opset import infer_shapes
@@ -569,3 +569,10 @@ def test_tensorrt_takes_transposed_convolutions_and_dead_channels(
     graph = graph_of(text, w=weight)
     assert build_rtx(_quantized(graph.model, op_types=(*DEFAULT_OP_TYPES, "ConvTranspose")))
     assert build_rtx(to_fp16(_quantized(graph.model, "float16", op_types=QUANTIZABLE))[0])
+
+
+def test_a_weight_that_is_not_finite_is_refused(model_of: Callable[..., ir.Model]) -> None:
+    w = np.full((64, 64), np.nan, np.float32)
+    model = model_of("g (float[2,64] x) => (float[2,64] y) { y = MatMul (x, w) }", w=w)
+    with pytest.raises(ModelError, match="weight 'w' has 4096 values that are infinite or not a number"):
+        _quantized(model)

@@ -91,6 +91,11 @@ def test_an_own_metric_may_do_without_labels_and_import_what_lies_beside_it(
         ("return np.inf", r"returned inf for the outputs of fp32; it must return a finite number"),
         ("return None", r"own\.py:f returned NoneType for fp32; it must return a number"),
         ("return np.ones(3)", r"returned ndarray of shape \(3,\) for fp32; it must return a number"),
+        (
+            "return 97.5",
+            r"returned 97\.5 for the outputs of fp32; it must return 0 to 1, .* divide per cent by",
+        ),
+        ("return -0.5", r"returned -0\.5 for the outputs of fp32; it must return 0 to 1"),
         ("return True", r"returned bool for fp32; it must return a number"),
         (
             "SEEN.append(1)\nreturn len(SEEN) / 4",

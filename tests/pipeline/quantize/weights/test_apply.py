@@ -10,14 +10,15 @@ import onnx
 import onnx_ir as ir
 import pytest
 from numpy.typing import NDArray
+from reference_nf4 import dequantize_absmax, dequantize_nf4
 
+from trtq.errors import ModelError
 from trtq.models.session import save
 from trtq.pipeline.quantize.precision import to_fp16
 from trtq.pipeline.quantize.weights.apply import Runtime, codes_of, quantize_weights
 from trtq.pipeline.quantize.weights.choose import choose_weights
-from trtq.pipeline.quantize.weights.double import dequantize_absmax, quantize_absmax
+from trtq.pipeline.quantize.weights.double import quantize_absmax
 from trtq.pipeline.quantize.weights.layout import form_of, parts_of
-from trtq.pipeline.quantize.weights.nf4 import dequantize_nf4
 from trtq.pipeline.quantize.weights.scheme import WeightScheme
 
 ModelOf = Callable[..., ir.Model]
@@ -196,3 +197,22 @@ def test_weights_of_another_file_are_quantized_when_they_are_written(
         save(result, tmp_path / "small.onnx")
         wanted = outputs_of(quantize_weights(model, model, chosen, scheme), feed=feed)
         np.testing.assert_array_equal(outputs_of(tmp_path / "small.onnx", feed=feed)[0], wanted[0])
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_weight_that_is_not_finite_is_refused(
+    model_of: ModelOf, tmp_path: Path, scheme: WeightScheme, value: float
+) -> None:
+    model = network(model_of)
+    spoilt = np.ones((64, 128), np.float32)
+    spoilt[3, 5] = value
+    model.graph.initializers["w"].const_value = ir.tensor(spoilt, name="w")
+    chosen = choose_weights(model, scheme).chosen
+    message = f"weight 'w' has 1 values that are infinite or not a number, such as {value}"
+    with pytest.raises(ModelError, match=message):
+        quantize_weights(model, model, chosen, scheme)
+    ir.save(model, tmp_path / "large.onnx", external_data="large.data")
+    lazy = ir.load(tmp_path / "large.onnx")
+    with pytest.raises(ModelError, match=message):
+        save(quantize_weights(lazy, lazy, chosen, scheme), tmp_path / "small.onnx")

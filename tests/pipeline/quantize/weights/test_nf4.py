@@ -6,10 +6,11 @@ import ml_dtypes
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from reference_nf4 import dequantize_absmax, dequantize_nf4
 
 from trtq.pipeline.quantize.weights.blocks import pack_nibbles, swap_nibbles
-from trtq.pipeline.quantize.weights.double import dequantize_absmax, dynamic_map, quantize_absmax
-from trtq.pipeline.quantize.weights.nf4 import CODEBOOK, dequantize_nf4, quantize_nf4
+from trtq.pipeline.quantize.weights.double import dynamic_map, quantize_absmax
+from trtq.pipeline.quantize.weights.nf4 import CODEBOOK, quantize_nf4
 
 BLOCK = np.sin(np.arange(64) * 0.7).astype(np.float32) * np.float32(0.3)
 BITSANDBYTES = "7effb30017efeb30017efeb30028efea30028efea30028efea30028efea30028"
