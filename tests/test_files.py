@@ -103,7 +103,7 @@ def test_an_input_is_not_overwritten(tmp_path: Path) -> None:
 _ADDING = """
 import sys
 from pathlib import Path
-from trtq.files import check_output, locked
+from trtq.files import locked
 
 path = Path(sys.argv[1])
 for _ in range(200):
@@ -113,7 +113,7 @@ for _ in range(200):
 _HOLDING = """
 import sys
 from pathlib import Path
-from trtq.files import check_output, locked
+from trtq.files import locked
 
 with locked(Path(sys.argv[1])):
     print("held", flush=True)

@@ -76,9 +76,7 @@ def check_output(output: Path) -> None:
         raise ArtifactError(f"cannot write {output}: it is a folder; name a file in it")
     folder = output.absolute().parent
     if not folder.is_dir():
-        raise ArtifactError(
-            f"cannot write {output}: there is no folder {folder}; make it, or choose another with --output"
-        )
+        raise ArtifactError(f"cannot write {output}: there is no folder {folder}; make it, or choose another")
     temporary = output.with_name(f".{output.name}.{secrets.token_hex(4)}.tmp")
     try:
         temporary.touch(exist_ok=False)

@@ -140,7 +140,7 @@ def test_what_cannot_be_written_is_told_before_the_work(model: Path, option: str
     missing = model.parent / "missing" / "layers.svg"
     result = trtq("sensitivity", model, option, missing)
     assert result.exit_code == 2
-    assert f"cannot write {missing}: No such file or directory; its folder must exist" in result.stderr
+    assert f"cannot write {missing}: there is no folder {missing.parent}; make it" in result.stderr
     assert "Calibrating" not in result.stderr
     assert not (model.parent / "net.sensitivity.json").exists()
 

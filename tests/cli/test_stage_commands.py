@@ -104,7 +104,7 @@ def test_calibrate_finds_out_at_once_that_it_cannot_write(model: Path, tmp_path:
     assert (result.exit_code, result.stdout) == (2, "")
     assert result.stderr == (
         f"error: cannot write {tmp_path / 'none' / 'ranges.json'}: there is no folder {tmp_path / 'none'}; "
-        f"make it, or choose another with --output\n"
+        f"make it, or choose another\n"
     )
 
 
