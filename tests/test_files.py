@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from trtq.errors import ArtifactError
-from trtq.files import locked, refuse_input, write_atomically
+from trtq.files import locked, refuse_input, refuse_unwritable, write_atomically
 
 
 def _full_disk(descriptor: int) -> None:
@@ -88,6 +88,19 @@ def test_a_file_in_the_place_of_the_folder_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(ArtifactError, match=r"cannot write .*file/plan: Not a directory"):
         write_atomically(tmp_path / "file" / "plan", b"new")
+
+
+def test_what_could_not_be_written_is_refused_and_nothing_is_left(tmp_path: Path) -> None:
+    kept = tmp_path / "kept"
+    kept.write_text("old")
+    refuse_unwritable(kept)
+    refuse_unwritable(tmp_path / "new")
+    assert [item.name for item in tmp_path.iterdir()] == ["kept"]
+    assert kept.read_text() == "old"
+    with pytest.raises(ArtifactError, match="no-folder/x: No such file or directory; its folder must exist"):
+        refuse_unwritable(tmp_path / "no-folder" / "x")
+    with pytest.raises(ArtifactError, match="Is a directory; its folder must exist and be writable"):
+        refuse_unwritable(tmp_path)
 
 
 def test_an_input_is_not_overwritten(tmp_path: Path) -> None:
