@@ -158,15 +158,17 @@ def report_weights(
     form = form_of(scheme)
     size = sum(part.nbytes for weight in chosen for part in parts_of(weight, scheme, dtype, form))
     count = sum(weight.num_elements for weight in chosen)
+    blocks = [weight.block_size for weight in chosen]
     return WeightsReport(
         format=scheme.format,
         method=scheme.method,
-        block_size=None if scheme.format == "int8" else scheme.block_size,
+        block_size=None if scheme.format == "int8" else max(blocks, default=scheme.block_size),
         num_weights=len(chosen),
         bytes_float=4 * count,
         bytes_quantized=size,
         bits_per_weight=round(8 * size / count, 3) if count else 0.0,
         gain=_GAINS[_runtime(backend), scheme.format],
+        smallest_block=None if scheme.format == "int8" else min(blocks, default=scheme.block_size),
     )
 
 

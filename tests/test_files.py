@@ -90,6 +90,21 @@ def test_a_file_in_the_place_of_the_folder_is_told(tmp_path: Path) -> None:
         write_atomically(tmp_path / "file" / "plan", b"new")
 
 
+def test_what_could_not_be_written_is_refused_and_nothing_is_left(tmp_path: Path) -> None:
+    kept = tmp_path / "kept"
+    kept.write_text("old")
+    check_output(kept)
+    check_output(tmp_path / "new")
+    assert [item.name for item in tmp_path.iterdir()] == ["kept"]
+    assert kept.read_text() == "old"
+    with pytest.raises(
+        ArtifactError, match="no-folder/x: there is no folder .*no-folder; make it, or choose another"
+    ):
+        check_output(tmp_path / "no-folder" / "x")
+    with pytest.raises(ArtifactError, match="it is a folder; name a file in it"):
+        check_output(tmp_path)
+
+
 def test_an_input_is_not_overwritten(tmp_path: Path) -> None:
     source, link = tmp_path / "model.onnx", tmp_path / "link.onnx"
     source.write_bytes(b"model")

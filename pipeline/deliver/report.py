@@ -64,12 +64,13 @@ class WeightsReport:
     Attributes:
         format: "int8", "int4" or "nf4".
         method: "rtn", "mse" or "gptq".
-        block_size: Elements to a scale; None for INT8.
+        block_size: Elements to a scale, the largest that a weight has; None for INT8.
         num_weights: How many weights are stored in fewer bits.
         bytes_float: Their size before, in FP32.
         bytes_quantized: Their size now, with all scales.
         bits_per_weight: The same for one element.
         gain: What that is good for on the backend.
+        smallest_block: The smallest block of a weight; None for INT8.
     """
 
     format: str
@@ -80,6 +81,7 @@ class WeightsReport:
     bytes_quantized: int
     bits_per_weight: float
     gain: str
+    smallest_block: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import io
 import math
+from dataclasses import replace
 
+import pytest
 from rich.console import Console
 
 from trtq.cli.tables import comparison_table, print_report
-from trtq.pipeline.deliver.report import SCHEMA_VERSION, EngineReport, Report
+from trtq.pipeline.deliver.report import SCHEMA_VERSION, EngineReport, Report, WeightsReport
 from trtq.pipeline.engine.coverage import Fallback
 from trtq.pipeline.verify.metrics import OutputComparison
 
@@ -67,3 +69,11 @@ def test_layers_that_do_not_run_in_int8_are_named_up_to_a_dozen() -> None:
         "written to out",
         "UNVERIFIED: no data; no labels",
     ]
+
+
+@pytest.mark.parametrize(("smallest", "blocks"), [(64, "blocks of 64"), (16, "blocks of 16 to 64")])
+def test_the_blocks_that_were_used_are_told(smallest: int, blocks: str) -> None:
+    console = Console(file=io.StringIO(), width=120, markup=False)
+    weights = WeightsReport("int4", "mse", 64, 2, 4000, 600, 4.8, "smaller", smallest)
+    print_report(console, replace(report(0), weights=weights), verbose=False)
+    assert any(line.startswith(f"2 weights in INT4 (mse, {blocks}): ") for line in lines_of(console))

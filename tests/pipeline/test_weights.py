@@ -150,6 +150,12 @@ def test_the_report_counts_scales_in_the_precision_of_the_graph(graph: Graph) ->
     assert bits == {True: 4.25, False: 4.5}
 
 
+def test_the_report_tells_the_blocks_that_were_used() -> None:
+    chosen = tuple(ChosenWeight(f"w{size}", (96, 64), 0, size, ()) for size in (16, 32))
+    found = report_weights(chosen, INT4, backend="onnxruntime", half=True)
+    assert (found.block_size, found.smallest_block) == (32, 16)
+
+
 @pytest.mark.parametrize("name", ["int8", "int4", "nf4"])
 def test_bf16_computes_the_same_up_to_its_own_rounding(
     graph: Graph, outputs_of: Callable[..., list[NDArray[np.float32]]], name: Any

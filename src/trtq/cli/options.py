@@ -11,6 +11,7 @@ from typing import Any, TypeVar, get_args
 import click
 
 from trtq.calibrators import METHODS, parameters_of
+from trtq.cli.sizes import num_bytes
 from trtq.errors import UsageError
 from trtq.models.spec import ModelSpec, read_spec
 from trtq.pipeline.calibrate import PassSpec, pass_of, spec_beside
@@ -22,10 +23,6 @@ from trtq.pipeline.quantize.weights.scheme import BLOCK_SIZES, WeightFormat, Wei
 from trtq.pipeline.target import HighPrecision, Quantization, Target
 
 F = TypeVar("F", bound=Callable[..., Any])
-_UNITS = {"": 1, "B": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
-_DECIMAL_UNITS = {"": 1, "B": 1, "K": 10**3, "M": 10**6, "G": 10**9}
-_MOST_BYTES = 1 << 60
-_LONG = 20  # characters of what was given that a message repeats
 
 
 def group(*options: Callable[[F], F]) -> Callable[[F], F]:
@@ -390,25 +387,3 @@ def _capability(text: str) -> str:
     if found is None:
         raise UsageError(f"{text!r} is no compute capability; write 8.9, 89 or sm_89")
     return f"{found[1]}.{found[2]}"
-
-
-def num_bytes(text: str, *, decimal: bool = False) -> int:
-    """Returns a size: bytes, or a number with K, M or G, which are powers of 1024.
-
-    Args:
-        text: What was given.
-        decimal: Whether KB, MB and GB are powers of 1000, as on the box of a GPU; K and KiB are not.
-
-    Raises:
-        UsageError: The text is no size, or larger than any memory.
-    """
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([BKMG]?)(iB|B)?", text.strip(), re.IGNORECASE)
-    if found is None:
-        raise UsageError(f"{text!r} is no size; write bytes, or a number with K, M or G")
-    unit = found[2].upper()
-    is_decimal = decimal and (found[3] or "").upper() == "B"
-    size = float(found[1]) * (_DECIMAL_UNITS if is_decimal else _UNITS)[unit]
-    if size > _MOST_BYTES:
-        shown = text if len(text) <= _LONG else f"{text[:_LONG]}..."
-        raise UsageError(f"{shown!r} is more than any memory; write bytes, or a number with K, M or G")
-    return int(size)

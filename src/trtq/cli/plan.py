@@ -10,6 +10,7 @@ import click
 
 from trtq.cli import options
 from trtq.cli.console import print_json, result_console, show_bytes
+from trtq.cli.sizes import num_bytes
 from trtq.cli.tables import table
 from trtq.errors import UsageError
 from trtq.pipeline.engine.profiles import parse_shapes
@@ -51,7 +52,7 @@ def command(model: Path | None, **given: Any) -> None:
     """
     if (model is None) == (given["params"] is None):
         raise UsageError("give a model, or --params with a number of parameters, such as 10B")
-    memory = options.num_bytes(given["gpu_memory"], decimal=True) if given["gpu_memory"] is not None else None
+    memory = num_bytes(given["gpu_memory"], decimal=True) if given["gpu_memory"] is not None else None
     block_size = int(given["block_size"])
     if model is None:
         sizing = ("batch", "seq", "shapes", "workspace", "skip")
@@ -66,7 +67,7 @@ def command(model: Path | None, **given: Any) -> None:
                 batch, given["seq"], parse_shapes(",".join(given["shapes"])) if given["shapes"] else {}
             ),
             gpu_memory_bytes=memory,
-            workspace_bytes=options.num_bytes(given["workspace"], decimal=True) if given["workspace"] else 0,
+            workspace_bytes=num_bytes(given["workspace"], decimal=True) if given["workspace"] else 0,
             block_size=block_size,
             skip=given["skip"],
         )

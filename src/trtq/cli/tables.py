@@ -144,6 +144,8 @@ def _print_engine(console: Console, report: Report) -> None:
 
 def _print_weights(console: Console, weights: WeightsReport, verbose: bool) -> None:
     blocks = f", blocks of {weights.block_size}" if weights.block_size is not None else ""
+    if weights.smallest_block != weights.block_size and weights.smallest_block is not None:
+        blocks = f", blocks of {weights.smallest_block} to {weights.block_size}"
     console.print(
         f"{weights.num_weights} weights in {weights.format.upper()} ({weights.method}{blocks}): "
         f"{show_bytes(weights.bytes_float)} in FP32, now {show_bytes(weights.bytes_quantized)}, "
