@@ -98,7 +98,7 @@ def test_what_could_not_be_written_is_refused_and_nothing_is_left(tmp_path: Path
     assert [item.name for item in tmp_path.iterdir()] == ["kept"]
     assert kept.read_text() == "old"
     with pytest.raises(
-        ArtifactError, match="no-folder/x: there is no folder .*no-folder; make it, or choose another"
+        ArtifactError, match=r"no-folder/x: there is no folder .*no-folder; make it, or choose another"
     ):
         check_output(tmp_path / "no-folder" / "x")
     with pytest.raises(ArtifactError, match="it is a folder; name a file in it"):
