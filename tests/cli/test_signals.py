@@ -23,6 +23,11 @@ def feeds():
 """
 
 
+def _interruptible() -> None:
+    """Lets SIGINT interrupt the child, though a shell that runs the tests in the background ignores it."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_stopped_build_leaves_nothing_and_shows_no_traceback(
     tmp_path: Path, number: signal.Signals
@@ -37,6 +42,7 @@ def test_a_stopped_build_leaves_nothing_and_shows_no_traceback(
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=_interruptible,
     ) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "calibrating\n"
