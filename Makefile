@@ -7,7 +7,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 DEMO ?= demo
 
-.PHONY: demo test lint clean bench-peers bench-calibration bench-accuracy
+.PHONY: demo test lint docker-cpu clean bench-peers bench-calibration bench-accuracy
 
 demo: $(VENV)/.runtime
 	$(BIN)/trtq demo $(DEMO)
@@ -31,6 +31,10 @@ $(VENV)/.runtime: $(BIN)/python pyproject.toml setup.py calibrators/kernel.c
 $(VENV)/.dev: $(VENV)/.runtime
 	$(BIN)/python -m pip install --quiet --editable ".[rtx,images,dev]"
 	touch $@
+
+# The image for machines without a GPU, and the demo in it; needs Docker, or root with buildah and debootstrap.
+docker-cpu:
+	docker/cpu_image.sh
 
 # The benchmarks against peers: their environments, and real models with data, from packages (some GB, Linux x86-64).
 BENCH := benchmarks/.work

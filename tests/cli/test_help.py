@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -133,3 +134,14 @@ def test_the_help_of_a_command_loads_no_engine_builder() -> None:
     loaded = loaded_by("from trtq.cli import main; main()", "build", "--help")
     assert "onnx" in loaded  # the listing does see what is loaded
     assert not loaded & {"onnxruntime", "polygraphy", "tensorrt_rtx", "torch", "PIL"}
+
+
+def test_onnx_runtime_is_told_to_report_nothing_unless_the_user_says_otherwise(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("ORT_DISABLE_TELEMETRY", raising=False)
+    trtq("doctor")
+    assert os.environ["ORT_DISABLE_TELEMETRY"] == "1"
+    monkeypatch.setenv("ORT_DISABLE_TELEMETRY", "0")
+    trtq("doctor")
+    assert os.environ["ORT_DISABLE_TELEMETRY"] == "0"

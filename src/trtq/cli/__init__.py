@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import signal
 from importlib.metadata import version
 from typing import Any
@@ -55,6 +56,7 @@ class _LazyGroup(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         """Runs the command; its expected failures end it without a traceback."""
         signal.signal(signal.SIGTERM, _interrupt)
+        os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # ONNX Runtime 1.31 and later report their use
         try:
             return super().invoke(ctx)
         except TrtqError as error:

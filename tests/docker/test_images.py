@@ -1,0 +1,69 @@
+"""The files that images and CI are made with, as far as they can be judged unbuilt: `make docker-cpu` builds."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+DOCKERFILES = ("docker/Dockerfile", "docker/Dockerfile.cpu")
+
+
+def _tool(name: str) -> str:
+    """Returns the path of a linter that the extra `dev` installs where there is a wheel of it."""
+    path = Path(sys.executable).with_name(name)
+    if not path.exists():
+        pytest.skip(f"{name} is not installed here")
+    return str(path)
+
+
+def _run(*command: str) -> None:
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("dockerfile", DOCKERFILES)
+def test_dockerfiles_pass_the_linter(dockerfile: str) -> None:
+    _run(_tool("hadolint"), "--no-color", dockerfile)
+
+
+@pytest.mark.parametrize(
+    ("schema", "path"),
+    [
+        ("github-workflows", ".github/workflows/test.yml"),
+        ("github-workflows", ".github/workflows/engine.yml"),
+        ("gitlab-ci", "docs/ci/gitlab-ci.yml"),
+        ("compose-spec", "docker/compose.yaml"),
+    ],
+)
+def test_workflows_and_services_fit_their_schemas(schema: str, path: str) -> None:
+    _run(_tool("check-jsonschema"), "--builtin-schema", f"vendor.{schema}", path)
+
+
+@pytest.mark.parametrize("dockerfile", DOCKERFILES)
+def test_images_run_trtq_as_a_user_without_rights(dockerfile: str) -> None:
+    lines = (ROOT / dockerfile).read_text(encoding="utf-8").splitlines()
+    assert 'ENTRYPOINT ["trtq"]' in lines
+    users = [line for line in lines if line.startswith("USER ")]
+    assert users[-1] == "USER 10001"
+
+
+def test_the_context_of_an_image_holds_what_the_wheel_is_made_of(tmp_path: Path) -> None:
+    ignored = (ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines()
+    names = {line.rstrip("/") for line in ignored if line and not line.startswith("#")}
+    needed = {"pyproject.toml", "setup.py", "LICENSE", "README.md", "src"}
+    needed |= {"pipeline", "calibrators", "models"}
+    assert not names & needed
+    assert {".git", ".venv", "tests", "benchmarks"} <= names
+    assert all(re.fullmatch(r"[\w./*-]+", name) for name in names)
+
+
+def test_the_image_script_has_no_syntax_error() -> None:
+    _run("bash", "-n", "docker/cpu_image.sh")
+    if shutil.which("shellcheck"):
+        _run("shellcheck", "docker/cpu_image.sh")
