@@ -1,4 +1,4 @@
-"""The files that images and CI are made with, as far as they can be judged unbuilt: `make docker-cpu` builds."""
+"""What images and CI are made with, as far as it can be judged unbuilt: `make docker-cpu` builds."""
 
 from __future__ import annotations
 
