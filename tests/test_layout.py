@@ -65,7 +65,7 @@ def why_not(importer: str, imported: str) -> str | None:
         return None
     if importer in GROUND or imported == "trtq":
         return f"{importer} imports {imported}: the ground imports nothing above it, nobody the front door"
-    if importer == "trtq":
+    if importer in ("trtq", "trtq.__main__"):
         return None
     ours, theirs = importer.split(".")[1], imported.split(".")[1]
     if ROOMS.index(theirs) > ROOMS.index(ours):

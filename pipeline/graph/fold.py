@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -60,9 +61,10 @@ def fold_constants(model: ir.Model) -> Iterator[str]:
     ]
     if frontier:
         part = ir.Model(ir.convenience.extract(model.graph, [], frontier), ir_version=model.ir_version)
+        taken = names_in(model.graph)
         arrays = run(open_session(part, optimize=False), [str(value.name) for value in frontier], {})
         for value, array in zip(frontier, arrays, strict=True):
-            value.replace_all_uses_with(add_initializer(model.graph, f"{value.name}_folded", array))
+            value.replace_all_uses_with(add_initializer(model.graph, f"{value.name}_folded", array, taken))
     model.graph.remove(list(foldable), safe=True)
     if num_shapes + len(foldable):
         yield f"folded {num_shapes + len(foldable)} nodes that depend on no input"
@@ -70,14 +72,15 @@ def fold_constants(model: ir.Model) -> Iterator[str]:
 
 def _fold_shapes(model: ir.Model) -> int:
     shapes = [node for node in model.graph if node.op_type == "Shape" and node.domain in ("", "ai.onnx")]
-    folded = 0
+    folded, taken = 0, names_in(model.graph)
     for node in shapes:
         shape = _static_shape(node.inputs[0])
         if shape is None or node.outputs[0].is_graph_output():
             continue
         start = node.attributes["start"].as_int() if "start" in node.attributes else 0
         end = node.attributes["end"].as_int() if "end" in node.attributes else len(shape)
-        constant = add_initializer(model.graph, f"{node.name}_shape", np.array(shape[start:end], np.int64))
+        values = np.array(shape[start:end], np.int64)
+        constant = add_initializer(model.graph, f"{node.name}_shape", values, taken)
         node.outputs[0].replace_all_uses_with(constant)
         model.graph.remove(node, safe=True)
         folded += 1
@@ -134,7 +137,7 @@ def fold_batch_norm(model: ir.Model) -> Iterator[str]:
     Only where the convolution has no other user, all factors are constants and the products fit into the
     weight's dtype; then the two compute the same up to float rounding. The arithmetic is in float64.
     """
-    folded = 0
+    folded, taken = 0, names_in(model.graph)
     for norm in [node for node in model.graph if node.op_type == "BatchNormalization"]:
         conv = norm.inputs[0].producer() if norm.inputs[0] is not None else None
         if conv is None or not _can_take(conv, norm):
@@ -143,8 +146,8 @@ def fold_batch_norm(model: ir.Model) -> Iterator[str]:
         if not (np.isfinite(weight).all() and np.isfinite(bias).all()):
             continue
         conv.resize_inputs(3)
-        conv.replace_input_with(1, add_initializer(model.graph, f"{conv.name}_weight", weight))
-        conv.replace_input_with(2, add_initializer(model.graph, f"{conv.name}_bias", bias))
+        conv.replace_input_with(1, add_initializer(model.graph, f"{conv.name}_weight", weight, taken))
+        conv.replace_input_with(2, add_initializer(model.graph, f"{conv.name}_bias", bias, taken))
         _take_place(norm.outputs[0], conv.outputs[0])
         model.graph.remove(norm, safe=True)
         folded += 1
@@ -168,7 +171,7 @@ def _normalized(conv: ir.Node, norm: ir.Node) -> tuple[NDArray[Any], NDArray[Any
 
 def fold_bias(model: ir.Model) -> Iterator[str]:
     """Adds a constant per channel to the bias of the Conv before it; Paddle's exporter leaves it apart."""
-    folded = 0
+    folded, taken = 0, names_in(model.graph)
     for add in [node for node in model.graph if node.op_type == "Add"]:
         for term, constant in ((0, 1), (1, 0)):
             value = add.inputs[term]
@@ -188,7 +191,7 @@ def fold_bias(model: ir.Model) -> Iterator[str]:
             if len(conv.inputs) > 2 and conv.inputs[2] is not None:
                 bias = bias + _constant(conv.inputs[2])
             conv.resize_inputs(3)
-            conv.replace_input_with(2, add_initializer(model.graph, f"{conv.name}_bias", bias))
+            conv.replace_input_with(2, add_initializer(model.graph, f"{conv.name}_bias", bias, taken))
             _take_place(add.outputs[0], conv.outputs[0])
             model.graph.remove(add, safe=True)
             folded += 1
@@ -225,20 +228,35 @@ def _constant(value: ir.Value | None) -> NDArray[Any]:
     return value.const_value.numpy()
 
 
-def unique_name(graph: ir.Graph, name: str) -> str:
-    """Returns the name, with a number added if a value of the graph or of a body in it has it."""
-    taken = set(graph.initializers) | {value.name for value in graph.inputs}
-    taken |= {value.name for node in graph.all_nodes() for value in node.outputs}
-    return next(
+def names_in(graph: ir.Graph) -> set[str]:
+    """Returns the names of all values of the graph and of the bodies in it."""
+    taken = set(graph.initializers) | {str(value.name) for value in graph.inputs}
+    return taken | {str(value.name) for node in graph.all_nodes() for value in node.outputs}
+
+
+def unique_name(graph: ir.Graph, name: str, taken: set[str] | None = None) -> str:
+    """Returns the name, with a number added if a value of the graph or of a body in it has it.
+
+    Args:
+        graph: Where the name is to be used.
+        name: What is wanted.
+        taken: `names_in(graph)`, for who needs many names: the new one is added to it.
+    """
+    taken = names_in(graph) if taken is None else taken
+    unique = next(
         candidate
-        for candidate in (name, *(f"{name}_{count}" for count in range(1, len(taken) + 2)))
+        for candidate in itertools.chain([name], (f"{name}_{count}" for count in itertools.count(1)))
         if candidate not in taken
     )
+    taken.add(unique)
+    return unique
 
 
-def add_initializer(graph: ir.Graph, name: str, array: NDArray[Any]) -> ir.Value:
-    """Returns a new constant of the graph; a number is added to a name that is taken."""
-    unique = unique_name(graph, name)
+def add_initializer(
+    graph: ir.Graph, name: str, array: NDArray[Any], taken: set[str] | None = None
+) -> ir.Value:
+    """Returns a new constant of the graph; a number is added to a name that is taken (see `unique_name`)."""
+    unique = unique_name(graph, name, taken)
     tensor = ir.tensor(np.asarray(array), name=unique)
     value = ir.Value(
         name=unique, type=ir.TensorType(tensor.dtype), shape=ir.Shape(array.shape), const_value=tensor

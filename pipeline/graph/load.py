@@ -90,7 +90,6 @@ def load(path: Path, *, min_opset: int) -> Graph:
         model = upgrade_opset(model, min_opset)
     infer_shapes(model)
     notes += fold_constants(model)
-    infer_shapes(model)
     notes += fold_bias(model)
     notes += fold_batch_norm(model)
     notes += fold_bias(model)

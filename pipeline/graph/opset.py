@@ -51,12 +51,13 @@ def infer_shapes(model: ir.Model) -> None:
     def infer(proto: onnx.ModelProto) -> onnx.ModelProto:
         return onnx.shape_inference.infer_shapes(proto, strict_mode=True, data_prop=True)
 
-    bare = model.clone()
-    for node in bare.graph.all_nodes():
-        for value in node.outputs if node.domain in ("", "ai.onnx") else ():
-            value.shape = None
+    def forget(skeleton: ir.Model) -> None:
+        for node in skeleton.graph.all_nodes():
+            for value in node.outputs if node.domain in ("", "ai.onnx") else ():
+                value.shape = None
+
     try:
-        inferred = _without_weights(bare, infer)
+        inferred = _without_weights(model, infer, forget)
     except (onnx.shape_inference.InferenceError, RuntimeError, ValueError) as error:
         words = " ".join(str(error).split())
         raise ModelError(f"the shapes of the model do not fit together: {words[:300]}") from error
@@ -87,9 +88,17 @@ def _is_open(dim: int | ir.SymbolicDim) -> bool:
     return dim.value is None or dim.value.startswith("unk__")
 
 
-def _without_weights(model: ir.Model, call: Callable[[onnx.ModelProto], onnx.ModelProto]) -> ir.Model:
-    """Returns what `call` makes of the model, with the weights taken out before and put back after."""
+def _without_weights(
+    model: ir.Model,
+    call: Callable[[onnx.ModelProto], onnx.ModelProto],
+    prepare: Callable[[ir.Model], None] = lambda _: None,
+) -> ir.Model:
+    """Returns what `call` makes of the model, with the weights taken out before and put back after.
+
+    What goes into it may be prepared; it is a copy.
+    """
     skeleton = model.clone()
+    prepare(skeleton)
     weights = {}
     for name, value in list(skeleton.graph.initializers.items()):
         tensor = value.const_value

@@ -145,3 +145,9 @@ def test_onnx_runtime_is_told_to_report_nothing_unless_the_user_says_otherwise(
     monkeypatch.setenv("ORT_DISABLE_TELEMETRY", "0")
     trtq("doctor")
     assert os.environ["ORT_DISABLE_TELEMETRY"] == "0"
+
+
+def test_the_package_runs_as_a_module() -> None:
+    done = subprocess.run([sys.executable, "-m", "trtq", "--version"], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert version("trtq") in done.stdout
