@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 from typing import TypeVar
 
 T = TypeVar("T")
 R = TypeVar("R")
 
 
-def num_cores() -> int:
-    """Returns how many cores this process may use."""
-    return len(os.sched_getaffinity(0))
+def num_cores(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
+    """Returns how many cores this process may use: of the machine, and of the time that its container has.
+
+    Args:
+        cgroup: The kernel's control group, version 2, of the container.
+    """
+    allowed = len(os.sched_getaffinity(0))
+    try:
+        quota, period = (cgroup / "cpu.max").read_text().split()
+    except OSError:
+        return allowed
+    return allowed if quota == "max" else max(1, min(allowed, math.ceil(int(quota) / int(period))))
 
 
 def in_order(function: Callable[[T], R], items: Iterable[T], num_threads: int) -> Iterator[R]:

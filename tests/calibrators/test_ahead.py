@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -55,3 +56,22 @@ def test_the_first_failure_in_the_order_of_the_items_is_raised() -> None:
 
 def test_there_is_a_core() -> None:
     assert num_cores() >= 1
+
+
+@pytest.mark.parametrize(
+    ("quota", "cores"),
+    [
+        ("max 100000", 8),
+        ("200000 100000", 2),
+        ("150000 100000", 2),
+        ("10000 100000", 1),
+        ("9999999 100000", 8),
+    ],
+)
+def test_a_container_has_the_cores_of_its_quota(
+    quota: str, cores: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(8)))
+    (tmp_path / "cpu.max").write_text(quota + "\n")
+    assert num_cores(tmp_path) == cores
+    assert num_cores(tmp_path / "absent") == 8
