@@ -47,15 +47,20 @@ def _num_inline_bytes(model: ir.Model) -> int:
     return sum(tensor.nbytes for tensor in tensors if tensor and not isinstance(tensor, ir.ExternalTensor))
 
 
-def save(model: ir.Model, path: Path) -> None:
-    """Writes an ONNX file; the weights of a large model go to `<name>.data` beside it, one after another.
+def save(model: ir.Model, path: Path, data: str | None = None) -> None:
+    """Writes an ONNX file; the weights of a large model go to another one beside it, one after another.
 
     Weights that lie in another file, or are computed when they are read, are in memory one at a time.
+
+    Args:
+        model: What to write.
+        path: The ONNX file.
+        data: The name of the file for the weights of a large model; None: `<name>.data`.
     """
     tensors = (value.const_value for value in model.graph.initializers.values())
     is_streamed = any(isinstance(tensor, ir.ExternalTensor | ir.LazyTensor) for tensor in tensors)
     is_large = num_weight_bytes(model) > INLINE_LIMIT_BYTES or is_streamed
-    ir.save(model, path, external_data=f"{path.name}.data" if is_large else None)
+    ir.save(model, path, external_data=(data or f"{path.name}.data") if is_large else None)
 
 
 def _folders(model: ir.Model) -> set[str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import re
 import tempfile
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -301,14 +303,29 @@ def load_float(
 
 
 def _save_whole(model: ir.Model, output: Path) -> Path:
+    """Writes a model; whoever reads meanwhile, or after an interruption, finds the old one or the new one.
+
+    Weights in a file of their own take a name that no graph refers to yet; those of the graph before go last.
+    """
     try:
+        earlier = [path for path in output.parent.iterdir() if _is_data_of(output, path)]
+        data = output.with_name(f"{output.name}.data")
+        numbers = itertools.count(1)
+        while data in earlier:
+            data = output.with_name(f"{output.name}.{next(numbers)}.data")
         with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as folder:
-            save(model, Path(folder) / output.name)
+            save(model, Path(folder) / output.name, data.name)
             for part in sorted(Path(folder).iterdir(), reverse=True):  # the weights before the graph
                 part.replace(output.parent / part.name)
+        for path in earlier:
+            path.unlink()
     except OSError as error:
         raise ArtifactError(f"cannot write {output}: {error.strerror}") from error
     return output
+
+
+def _is_data_of(output: Path, path: Path) -> bool:
+    return re.fullmatch(re.escape(output.name) + r"(\.\d+)?\.data", path.name) is not None
 
 
 def _refuse_other_inputs(graph: Graph, other: Graph) -> None:

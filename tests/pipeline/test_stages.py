@@ -132,6 +132,30 @@ def test_weights_of_a_large_model_go_to_a_second_file(
     onnx.checker.check_model(str(tmp_path / "m.onnx"))
 
 
+def test_new_weights_never_overwrite_those_that_the_old_graph_refers_to(
+    demo: Path, ranges: Ranges, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session, "INLINE_LIMIT_BYTES", 1000)
+    (tmp_path / "m.onnx.db.data").write_bytes(b"of somebody else")
+    quantize(demo, ranges, tmp_path / "m.onnx")
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    replace = Path.replace
+
+    def killed_at_the_graph(self: Path, target: Path) -> Path:
+        if target.name == "m.onnx":
+            raise KeyboardInterrupt
+        return replace(self, target)
+
+    monkeypatch.setattr(Path, "replace", killed_at_the_graph)
+    with pytest.raises(KeyboardInterrupt):
+        quantize(demo, ranges, tmp_path / "m.onnx", target=Target(high_precision="fp32"))
+    assert {name: (tmp_path / name).read_bytes() for name in before} == before
+    monkeypatch.setattr(Path, "replace", replace)
+    quantize(demo, ranges, tmp_path / "m.onnx", target=Target(high_precision="fp32"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["m.onnx", "m.onnx.2.data", "m.onnx.db.data"]
+    onnx.checker.check_model(str(tmp_path / "m.onnx"))
+
+
 def test_ranges_of_another_file_are_taken_with_a_warning(demo: Path, ranges: Ranges, tmp_path: Path) -> None:
     watcher = Warned()
     quantize(demo, replace(ranges, model_sha256="0" * 64), tmp_path / "m.onnx", watcher=watcher)
