@@ -1,0 +1,121 @@
+"""Every command of the README and of docs/ is run, in a folder with the demo model, in the order of the page.
+
+A command may end with another exit code than 0 where its line says so: `# exit 2`. One for the backend
+tensorrt must end with 5 where TensorRT is not installed.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from trtq.cli import main
+from trtq.models.demo import write_demo
+from trtq.pipeline.engine import BACKENDS
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+NOT_OURS = {"pip", "git", "apt-get", "docker", "make", "openssl"}
+"""Looked at, not run: make's targets must exist, and the files that docker is given."""
+OLD_SCRIPT = """
+import tensorrt as trt
+
+class Calibrator(trt.IInt8EntropyCalibrator2):
+    def get_batch(self, names):
+        return None
+"""
+
+
+def blocks(page: Path, language: str) -> Iterator[str]:
+    """Yields the fenced blocks of a page."""
+    yield from re.findall(rf"^```{language}\n(.*?)^```", page.read_text("utf-8"), re.MULTILINE | re.DOTALL)
+
+
+def commands(page: Path) -> Iterator[tuple[str, str]]:
+    """Yields the commands of a page's shell blocks with their comments."""
+    for block in blocks(page, "sh"):
+        for line in block.replace("\\\n", " ").splitlines():
+            command, _, comment = line.partition(" #")
+            if command.strip():
+                yield command.strip(), comment
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with everything that the pages speak of, current."""
+    write_demo(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "old_script.py").write_text(OLD_SCRIPT)
+    (tmp_path / "batches.py").write_text(next(blocks(ROOT / "docs" / "migrating.md", "python")))
+    for arguments in (
+        "calibrate model.onnx -o ranges.json -q",
+        "cache export ranges.json --tensorrt 8.6.1 --model model.onnx",
+    ):
+        assert CliRunner().invoke(main, arguments.split()).exit_code == 0
+    (tmp_path / "ranges.json").unlink()
+    return tmp_path
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_the_commands_of_a_page_run(page: Path, folder: Path) -> None:
+    for command, comment in commands(page):
+        words = shlex.split(command)
+        if words[0] in NOT_OURS:
+            _looks_right(words)
+            continue
+        assert words[0] == "trtq", command
+        arguments = words[1 : words.index(">")] if ">" in words else words[1:]
+        result = CliRunner().invoke(main, arguments, prog_name="trtq")
+        assert result.exit_code == _expected_exit(command, comment), f"{command}\n{result.output}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_the_python_of_a_page_runs(page: Path, folder: Path) -> None:
+    for block in blocks(page, "python"):
+        exec(compile(block, page.name, "exec"), {})
+
+
+def _expected_exit(command: str, comment: str) -> int:
+    if re.search(r"--backend tensorrt(\s|$)", command) and BACKENDS["tensorrt"].why_not():
+        return 5
+    exit_code = re.search(r"exit (\d)", comment)
+    return int(exit_code[1]) if exit_code else 0
+
+
+def _looks_right(words: list[str]) -> None:
+    if words[0] == "make":
+        assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE)
+    for option, value in pairwise(words):
+        if words[0] == "docker" and option in ("-f", "--file"):
+            assert (ROOT / value).is_file()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_the_commands_in_the_text_of_a_page_exist(page: Path) -> None:
+    text = re.sub(r"^```.*?^```", "", page.read_text("utf-8"), flags=re.MULTILINE | re.DOTALL)
+    for words in map(str.split, re.findall(r"`trtq ([^`]+)`", text)):
+        command: click.Command | None = main
+        while isinstance(command, click.Group) and words and not words[0].startswith("-"):
+            name = words.pop(0).split("\\|")[0]
+            command = command.get_command(click.Context(command), name)
+            assert command is not None, name
+        known = {option for parameter in command.params for option in parameter.opts} if command else set()
+        assert {word for word in words if word.startswith("-")} <= known | {"--help", "-h"}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_the_links_of_a_page_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text("utf-8")):
+        assert (page.parent / target).exists(), target
+
+
+def test_every_page_is_named_in_the_readme() -> None:
+    readme = PAGES[0].read_text("utf-8")
+    assert [page.name for page in PAGES[1:] if f"docs/{page.name}" not in readme] == []
