@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import inspect
 import io
 import itertools
 import logging
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from trtq import lazy
 from trtq.errors import GateError, ModelError
 from trtq.files import write_atomically
+from trtq.models.fake_quantize import translations
 
 if TYPE_CHECKING:
     import onnx
@@ -40,6 +42,7 @@ def export(
     output_names: Sequence[str],
     dynamic_batch: bool = True,
     opset: int = 18,
+    tolerance: float = TOLERANCE,
 ) -> float:
     """Returns the largest relative difference between the module and the ONNX file that was written.
 
@@ -58,10 +61,11 @@ def export(
         output_names: A name for each output.
         dynamic_batch: Whether axis 0 of every input is a free dimension called `batch`.
         opset: The version of ONNX's operators.
+        tolerance: The largest difference that is taken for rounding, as a part of the output's range.
 
     Raises:
         ModelError: The module cannot be exported.
-        GateError: The result differs by more than `TOLERANCE`.
+        GateError: The result differs by more.
         ArtifactError: The file cannot be written.
     """
     torch = lazy.require("torch", "export", "exporting a PyTorch module")
@@ -72,12 +76,14 @@ def export(
     names = dict.fromkeys(input_names, {0: "batch"} if dynamic_batch else {})
     with evaluating(module), torch.no_grad():
         data = _to_onnx(module, batches[0], names, output_names, opset)
-        difference = max(check_parity(module, data, inputs) for inputs in batches)
+        difference = max(check_parity(module, data, inputs, tolerance=tolerance) for inputs in batches)
     write_atomically(path, data)
     return difference
 
 
-def check_parity(module: torch.nn.Module, model: bytes, inputs: Sequence[torch.Tensor]) -> float:
+def check_parity(
+    module: torch.nn.Module, model: bytes, inputs: Sequence[torch.Tensor], *, tolerance: float = TOLERANCE
+) -> float:
     """Returns the largest difference of the model's outputs from the module's, relative to an output's range.
 
     The range of an output is its largest value less its smallest in PyTorch, or 1 for a constant output.
@@ -86,10 +92,11 @@ def check_parity(module: torch.nn.Module, model: bytes, inputs: Sequence[torch.T
         module: The module, in the mode in which it is to be compared.
         model: The ONNX model, serialized.
         inputs: A tensor for each input, in the model's order.
+        tolerance: The largest difference that is taken for rounding.
 
     Raises:
         ModelError: ONNX Runtime does not run the model.
-        GateError: An output differs by more than `TOLERANCE`.
+        GateError: An output differs by more.
     """
     import numpy as np
 
@@ -104,10 +111,10 @@ def check_parity(module: torch.nn.Module, model: bytes, inputs: Sequence[torch.T
             )
         span = float(np.ptp(expected)) or 1.0
         difference = float(np.max(np.abs(expected - actual))) / span
-        if not difference <= TOLERANCE:  # also when it is NaN
+        if not difference <= tolerance:  # also when it is NaN
             raise GateError(
                 f"output '{name}' of the exported model differs from PyTorch's by {difference:.3g} "
-                f"of its range, at most {TOLERANCE:g} is rounding; "
+                f"of its range, at most {tolerance:g} is rounding; "
                 "look for code that acts at random, or otherwise while it is exported"
             )
         worst = max(worst, difference)
@@ -120,7 +127,9 @@ def _run(model: bytes, inputs: Sequence[torch.Tensor]) -> dict[str, NDArray[Any]
     onnxruntime = lazy.require("onnxruntime", None, purpose)
     refusals = lazy.require("onnxruntime.capi.onnxruntime_pybind11_state", None, purpose)
     try:
-        session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
+        options = onnxruntime.SessionOptions()  # as the file says: optimized, Q/DQ would become integer arithmetic
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+        session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
         names = [spec.name for spec in session.get_inputs()]
         values = [value.numpy(force=True) for value in inputs]
         outputs = session.run(None, dict(zip(names, values, strict=True)))
@@ -247,7 +256,9 @@ def _to_onnx(
     import torch
 
     dims = {name: torch.export.Dim(name) for axes in open_axes.values() for name in axes.values()}
-    shapes = tuple({axis: dims[name] for axis, name in axes.items()} for axes in open_axes.values())
+    shapes: tuple[Any, ...] = tuple(
+        {axis: dims[name] for axis, name in axes.items()} for axes in open_axes.values()
+    )
     try:
         program = torch.onnx.export(
             module,
@@ -256,8 +267,9 @@ def _to_onnx(
             verbose=False,
             input_names=list(open_axes),
             output_names=None if output_names is None else list(output_names),
-            dynamic_shapes=shapes if any(shapes) else None,
+            dynamic_shapes=_as_parameters(module, shapes) if any(shapes) else None,
             opset_version=opset,
+            custom_translation_table=translations(),
         )
     except torch.onnx.OnnxExporterError as error:
         raise ModelError(
@@ -269,6 +281,12 @@ def _to_onnx(
     _strip(model)
     _check_interface(model, list(open_axes), None if output_names is None else list(output_names), opset)
     return bytes(model.SerializeToString())
+
+
+def _as_parameters(module: torch.nn.Module, shapes: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Returns the shapes as the parameters of `forward` take the inputs: `*inputs` takes all as one tuple."""
+    parameters = list(inspect.signature(module.forward).parameters.values())
+    return (shapes,) if [item.kind for item in parameters] == [inspect.Parameter.VAR_POSITIONAL] else shapes
 
 
 def _reason(error: Exception) -> str:
