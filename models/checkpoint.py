@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import struct
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -72,7 +73,7 @@ def _read(path: Path, trust: bool) -> Any:
             f"{path} holds more than tensors, and loading it would run the code in it; save the state_dict "
             f"alone, or add --trust if you know where it comes from"
         ) from error
-    except (RuntimeError, EOFError, ValueError, KeyError) as error:
+    except (RuntimeError, EOFError, ValueError, KeyError, struct.error) as error:
         raise ModelError(f"{path} is no PyTorch checkpoint: {str(error).splitlines()[0][:200]}") from error
 
 
@@ -85,7 +86,9 @@ def _state(content: Any, path: Path) -> dict[str, torch.Tensor]:
     for key in _WRAPPERS:
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping | torch.nn.Module):
             return _state(content[key], path)
-    if not isinstance(content, Mapping) or not all(isinstance(item, torch.Tensor) for item in content.values()):
+    if not isinstance(content, Mapping) or not all(
+        isinstance(item, torch.Tensor) for item in content.values()
+    ):
         raise ModelError(f"{path} holds no state_dict: a mapping of names to tensors")
     return {str(name): value for name, value in content.items()}
 

@@ -127,7 +127,9 @@ def _run(model: bytes, inputs: Sequence[torch.Tensor]) -> dict[str, NDArray[Any]
     onnxruntime = lazy.require("onnxruntime", None, purpose)
     refusals = lazy.require("onnxruntime.capi.onnxruntime_pybind11_state", None, purpose)
     try:
-        options = onnxruntime.SessionOptions()  # as the file says: optimized, Q/DQ would become integer arithmetic
+        options = (
+            onnxruntime.SessionOptions()
+        )  # as the file says: optimized, Q/DQ would become integer arithmetic
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
         names = [spec.name for spec in session.get_inputs()]
@@ -175,7 +177,7 @@ def to_onnx(
     *,
     opset: int,
 ) -> tuple[bytes, str]:
-    """Returns the module in evaluation mode as a serialized ONNX model, and a note if the old exporter made it.
+    """Returns the module in evaluation mode as a serialized ONNX model, and a note of the exporter.
 
     The exporter of PyTorch 2 traces with symbolic sizes and tells what it cannot follow. What it has no
     operators for, and TorchScript, goes to the exporter of PyTorch 1; not so control flow that depends on
@@ -213,7 +215,7 @@ def to_onnx(
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keeps what the exporters log, print and warn of from the terminal: what counts of it is in their errors."""
+    """Keeps what the exporters log, print and warn of from the terminal: what counts is in their errors."""
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
@@ -296,7 +298,9 @@ def _reason(error: Exception) -> str:
     if "data-dependent" in reason:
         reason = f"{_DATA_DEPENDENT} ({reason})"
     place = _USER_LINE.search(cause)
-    return reason + (f", at {place['file']}, line {place['line']}: `{place['code'].strip()}`" if place else "")
+    return reason + (
+        f", at {place['file']}, line {place['line']}: `{place['code'].strip()}`" if place else ""
+    )
 
 
 def _name_after_modules(module: torch.nn.Module, graph: Any) -> None:

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import onnx.numpy_helper
 
 from trtq import lazy
-
-if TYPE_CHECKING:
-    import torch
 
 QMIN, QMAX = -128, 127
 _INT8 = onnx.TensorProto.INT8
@@ -25,7 +22,8 @@ def frozen_fake_quantize() -> Any:
     It computes what `torch.fake_quantize_per_tensor_affine` does. That one has no shape function, so that
     torch.export refuses it where a size is open.
     """
-    torch = lazy.require("torch", "export", "quantization-aware training")
+    lazy.require("torch", "export", "quantization-aware training")
+    import torch
 
     def compute(values: torch.Tensor, scale: float) -> torch.Tensor:
         result: torch.Tensor = torch.fake_quantize_per_tensor_affine(values, scale, 0, QMIN, QMAX)

@@ -40,7 +40,7 @@ def yolo(size: int = 640, *, name: str = "images") -> ModelSpec:
     """Returns the settings of a YOLO-style detector: letterboxed RGB in 0..1, and a head that stays float.
 
     The last layers put boxes (0..640) and scores (0..1) into one tensor; in INT8 the scores would vanish. The
-    patterns match the decoding of the exporters that name nodes by module, such as `model.22/dfl/conv`.
+    pattern matches the decoding of exporters that name nodes by module, such as `model.22/dfl/conv`.
     """
     steps = Preprocess(resize=(size,), resize_mode="letterbox", mean=(0.0,), std=(1.0,))
     return ModelSpec(
@@ -79,7 +79,7 @@ def of_transformer(config: Any) -> tuple[tuple[ModuleInput, ...], ModelSpec]:
         spec = imagenet(size, size, (0.5,) * 3, (0.5,) * 3)
         spec = ModelSpec(inputs={"pixel_values": spec.inputs["image"]}, preprocess=spec.preprocess)
         return (ModuleInput("pixel_values", ("N", channels, size, size)),), spec
-    names = ("input_ids", "attention_mask")
+    names: tuple[str, ...] = ("input_ids", "attention_mask")
     if getattr(config, "type_vocab_size", 0) > 1:
         names = (*names, "token_type_ids")
     spec = encoder(names, length=min(int(getattr(config, "max_position_embeddings", 512)), 512))

@@ -1,4 +1,4 @@
-"""The inputs of a PyTorch module, as `--input x:Nx3x224x224:float32` tells them, and example values for them."""
+"""The inputs of a PyTorch module, as `--input x:Nx3x224x224:float32` tells them, and examples of them."""
 
 from __future__ import annotations
 
@@ -35,7 +35,9 @@ class ModuleInput:
 
     def __post_init__(self) -> None:
         if self.dtype not in _DTYPES:
-            raise UsageError(f"input {self.name!r} has dtype {self.dtype!r}; take one of {', '.join(_DTYPES)}")
+            raise UsageError(
+                f"input {self.name!r} has dtype {self.dtype!r}; take one of {', '.join(_DTYPES)}"
+            )
 
     @property
     def open_axes(self) -> dict[int, str]:
@@ -75,7 +77,7 @@ def parse_input(text: str) -> ModuleInput:
     dims = found["dims"].split("x") if found else []
     if found is None or not all(_DIM.fullmatch(dim) for dim in dims):
         raise UsageError(
-            f"{text!r} tells no input; write name:Nx3x224x224:float32, with a capital letter for each open dim"
+            f"{text!r} tells no input; write name:Nx3x224x224:float32, with a capital letter for an open dim"
         )
     sizes = tuple(int(dim) if dim.isdecimal() else dim for dim in dims)
     return ModuleInput(found["name"], sizes, found["dtype"] or "float32")

@@ -1,7 +1,7 @@
 """Quantization-aware training: fake-quantize where trtq puts Q/DQ, fine-tune, export the Q/DQ model.
 
-    amax = trtq.pipeline.qat.amax_by_node("model.onnx", ranges)      # what calibration found
-    network = trtq.models.qat.prepare(module, amax)                   # BatchNorm folded, fake-quantize in place
+    amax = trtq.pipeline.qat.amax_by_node("model.onnx", ranges)     # what calibration found
+    network = trtq.models.qat.prepare(module, amax)                  # BatchNorm folded, fake-quantize added
     ...                                                               # train it as any module
     trtq.models.qat.export(trtq.models.qat.freeze(network), inputs, Path("model.int8.onnx"), ...)
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     import torch
 
 TOLERANCE = 0.05
-"""Largest difference of an exported Q/DQ model, as a part of the output's range: a tie may round otherwise."""
+"""Largest difference of an exported Q/DQ model, as a part of the output's range: a tie may round up."""
 _ADDITIONS = (operator.add, operator.iadd, "add", "add_")
 
 
@@ -38,8 +38,8 @@ def prepare(
 ) -> torch.nn.Module:
     """Returns a copy of the module with fake-quantize at the nodes that are named.
 
-    The module is traced by `torch.fx` as it infers, and its BatchNorms are folded into the convolutions before
-    them, as TensorRT will fuse them. A tensor with several quantized readers has one quantizer.
+    The module is traced by `torch.fx` as it infers, and its BatchNorms are folded into the convolutions
+    before them, as TensorRT will fuse them. A tensor with several quantized readers has one quantizer.
 
     Args:
         module: Convolutions and Linear layers among others; it is not changed.
@@ -133,8 +133,8 @@ def _traced(module: torch.nn.Module) -> Any:
         return fx.symbolic_trace(copy.deepcopy(module).eval())
     except (fx.proxy.TraceError, TypeError, NameError, RuntimeError) as error:
         raise ModelError(
-            f"torch.fx cannot trace {type(module).__name__}: {str(error).splitlines()[0]}; prepare the part of "
-            f"it that has no control flow over values"
+            f"torch.fx cannot trace {type(module).__name__}: {str(error).splitlines()[0]}; prepare the part "
+            f"of it that has no control flow over values"
         ) from error
 
 
@@ -179,8 +179,8 @@ def _readers(graph_module: Any, amax: Mapping[str, float]) -> list[tuple[Any, in
                 found.append((node, 1 if is_conv else 0, name))
     if missing := sorted(set(amax) - {name for _, _, name in found}):
         raise ModelError(
-            f"{missing[0]!r} is no layer or addition of this module; ranges are named for the nodes of the ONNX "
-            f"model that trtq exports, such as 'block1.conv/Conv'"
+            f"{missing[0]!r} is no layer or addition of this module; ranges are named for the nodes of the "
+            f"ONNX model that trtq exports, such as 'block1.conv/Conv'"
         )
     return found
 
@@ -202,7 +202,9 @@ def _quantize_weights(graph_module: Any, nodes: Sequence[Any]) -> None:
     for node in nodes:
         layer = graph_module.get_submodule(node.target)
         if not isinstance(layer, torch.nn.modules.conv._ConvNd | torch.nn.Linear):
-            raise ModelError(f"{node.target!r} is a {type(layer).__name__}, whose weights trtq does not quantize")
+            raise ModelError(
+                f"{node.target!r} is a {type(layer).__name__}, whose weights trtq does not quantize"
+            )
         torch.nn.utils.parametrize.register_parametrization(layer, "weight", _weight_quantizer())
 
 
@@ -245,7 +247,7 @@ def _weight_quantizer() -> torch.nn.Module:
     import torch
 
     class WeightQuantizer(torch.nn.Module):  # type: ignore[misc]
-        """Fake-quantizes a weight with a scale for each output channel, that follows the weight until frozen."""
+        """Fake-quantizes a weight with a scale for each output channel, that follows it until frozen."""
 
         def __init__(self) -> None:
             super().__init__()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import sys
+import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -21,7 +22,9 @@ from trtq.models.spec import ModelSpec
 if TYPE_CHECKING:
     import torch
 
-_FORMS = "package.module:callable, torchvision:NAME, timm:NAME, hf:NAME_OR_FOLDER, or a .pt2, .pt or .pth file"
+_FORMS = (
+    "package.module:callable, torchvision:NAME, timm:NAME, hf:NAME_OR_FOLDER, or a .pt2, .pt or .pth file"
+)
 _FILES = (".pt2", ".pt", ".pth", ".ts")
 
 
@@ -88,7 +91,11 @@ def _from_import(target: str, module_name: str, attribute: str) -> torch.nn.Modu
         ) from error
     for part in attribute.split("."):
         if not hasattr(found, part):
-            names = [name for name in vars(found) if not name.startswith("_")][:8] if hasattr(found, "__dict__") else []
+            names = (
+                [name for name in vars(found) if not name.startswith("_")][:8]
+                if hasattr(found, "__dict__")
+                else []
+            )
             raise ModelError(f"{module_name} has no {attribute!r}; it has {', '.join(names) or 'nothing'}")
         found = getattr(found, part)
     if isinstance(found, torch.nn.Module):
@@ -181,11 +188,13 @@ def _from_file(path: Path, trust: bool) -> LoadedModule:
     import torch
 
     if not path.is_file():
-        raise ModelError(f"there is no file {path}; name a .pt2, TorchScript or, with --trust, pickled module")
+        raise ModelError(
+            f"there is no file {path}; name a .pt2, TorchScript or, with --trust, pickled module"
+        )
     if path.suffix == ".pt2":
         try:
             program = torch.export.load(path)
-        except (RuntimeError, ValueError, OSError, AssertionError, KeyError) as error:
+        except (RuntimeError, ValueError, OSError, AssertionError, KeyError, zipfile.BadZipFile) as error:
             raise ModelError(f"{path} is no exported program: {str(error).splitlines()[0]}") from error
         return LoadedModule(program.module(), tuple(_inputs_of(program)))
     try:
@@ -193,8 +202,8 @@ def _from_file(path: Path, trust: bool) -> LoadedModule:
     except RuntimeError as error:
         if not trust:
             raise ModelError(
-                f"{path} is no TorchScript module; if it is a pickled module, loading it runs the code in it: "
-                f"add --trust if you know where it comes from"
+                f"{path} is no TorchScript module; if it is a pickled module, loading it runs the code in "
+                f"it: add --trust if you know where it comes from"
             ) from error
     module = torch.load(path, map_location="cpu", weights_only=False)
     if not isinstance(module, torch.nn.Module):
@@ -209,7 +218,8 @@ def _inputs_of(program: Any) -> Iterator[ModuleInput]:
         if node.op == "placeholder" and node.name in names:
             value = node.meta["val"]
             dims = tuple(
-                dim if isinstance(dim, int) else f"D{axis}" if axis else "N" for axis, dim in enumerate(value.shape)
+                dim if isinstance(dim, int) else f"D{axis}" if axis else "N"
+                for axis, dim in enumerate(value.shape)
             )
             yield ModuleInput(node.name, dims, str(value.dtype).rpartition(".")[2])
 
@@ -218,7 +228,11 @@ def _library(module: str, target: str) -> ModuleType:
     package = module.partition(".")[0]
     try:
         return importlib.import_module(module)
-    except (ImportError, OSError, RuntimeError) as error:  # RuntimeError: torchvision, made for another PyTorch
+    except (
+        ImportError,
+        OSError,
+        RuntimeError,
+    ) as error:  # RuntimeError: torchvision, made for another PyTorch
         raise MissingDependency(
             f"{target} needs {package}, which cannot be imported here ({error}); install the {package} that "
             f"fits this PyTorch: pip install {package}"

@@ -12,9 +12,7 @@ from trtq.models.spec import ModelSpec
 
 def format_spec(spec: ModelSpec) -> str:
     """Returns the text that `read_spec` reads as these settings; what is the default is left out."""
-    blocks = [
-        "\n".join((f"[inputs.{_key(name)}]", *_lines(item, {}))) for name, item in spec.inputs.items()
-    ]
+    blocks = ["\n".join((f"[inputs.{_key(name)}]", *_lines(item, {}))) for name, item in spec.inputs.items()]
     for section in fields(spec):
         if section.name != "inputs":
             value = getattr(spec, section.name)

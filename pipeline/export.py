@@ -83,9 +83,10 @@ def export(
 ) -> Exported:
     """Returns what was exported: an ONNX file that computes the same as the module, simplified.
 
-    Constants and BatchNormalization are folded, and what nothing uses is dropped. PyTorch and ONNX Runtime are
-    compared on random inputs, on another size of every open dim on axis 0, and on the data that is given; only
-    a file that agrees is written. The settings that the module's family brings go to `<name>.toml` beside it.
+    Constants and BatchNormalization are folded, and what nothing uses is dropped. PyTorch and ONNX Runtime
+    are compared on random inputs, on another size of every open dim on axis 0, and on the data that is given;
+    only a file that agrees is written. The settings that the module's family brings go to
+    `<name>.toml` beside it.
 
     Args:
         target: As `trtq.models.target.load_module` takes it.
@@ -104,7 +105,9 @@ def export(
         raise ArtifactError(f"cannot write {output}: there is no folder {output.parent}")
     with importable_here():
         watcher.stage("Loading")
-        loaded = load_module(target, pretrained=options.pretrained and options.weights is None, trust=options.trust)
+        loaded = load_module(
+            target, pretrained=options.pretrained and options.weights is None, trust=options.trust
+        )
         if options.weights is not None:
             load_weights(loaded.module, options.weights, trust=options.trust)
         elif not loaded.holds_weights:
@@ -134,7 +137,9 @@ def _export(loaded: LoadedModule, output: Path, options: ExportOptions, watcher:
         feeds = [*_random_feeds(inputs, options.sizes), *_given_feeds(options.data, inputs)]
         watcher.stage("Comparing", len(feeds))
         difference = _compare(loaded.module, whole, feeds, watcher)
-        for part in sorted(Path(folder).glob(f"{output.name}*"), reverse=True):  # the weights before the graph
+        for part in sorted(
+            Path(folder).glob(f"{output.name}*"), reverse=True
+        ):  # the weights before the graph
             part.replace(output.parent / part.name)
     spec = loaded.spec if options.family is None else FAMILIES[options.family]()
     settings = _write_settings(replace(spec, inputs=_fitting(spec, graph)), output, watcher)

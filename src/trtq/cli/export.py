@@ -17,7 +17,9 @@ from trtq.pipeline.export import DEFAULT_OPSET, ExportOptions, export
 
 @click.command("export")
 @click.argument("target")
-@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="The ONNX file to write.")
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path), required=True, help="The ONNX file to write."
+)
 @click.option(
     "--input",
     "inputs",
@@ -33,16 +35,22 @@ from trtq.pipeline.export import DEFAULT_OPSET, ExportOptions, export
     help="Size of an open dim in the example (repeatable).  [default: 2 on axis 0, 64 on others]",
 )
 @click.option(
-    "--weights", type=click.Path(path_type=Path), help="A checkpoint: .safetensors, or a state_dict of PyTorch."
+    "--weights",
+    type=click.Path(path_type=Path),
+    help="A checkpoint: .safetensors, or a state_dict of PyTorch.",
 )
 @click.option("--trust", is_flag=True, help="Load pickles too, which runs the code in them.")
 @click.option("--no-pretrained", is_flag=True, help="Leave a library's model with random weights.")
-@click.option("--opset", type=click.IntRange(13, 23), default=DEFAULT_OPSET, show_default=True, help="Of ONNX.")
+@click.option(
+    "--opset", type=click.IntRange(13, 23), default=DEFAULT_OPSET, show_default=True, help="Of ONNX."
+)
 @click.option(
     "--data", type=click.Path(path_type=Path), help="An .npz with inputs to compare PyTorch and ONNX on, too."
 )
 @click.option(
-    "--family", type=click.Choice(list(FAMILIES)), help="Its settings, for a module of your own of a usual kind."
+    "--family",
+    type=click.Choice(list(FAMILIES)),
+    help="Its settings, for a module of your own of a usual kind.",
 )
 @options.json_option
 @click.option("-q", "--quiet", is_flag=True, help="Print warnings and errors only.")
