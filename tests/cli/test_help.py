@@ -94,7 +94,9 @@ def test_the_help_of_a_command_shows_every_option(name: str) -> None:
     assert "\b" not in result.stdout
 
 
-@pytest.mark.parametrize("name", ["export", "plan", "build", "calibrate", "quantize", "compare", "lint", "demo"])
+@pytest.mark.parametrize(
+    "name", ["export", "plan", "build", "calibrate", "quantize", "compare", "lint", "demo"]
+)
 def test_the_help_of_a_command_has_an_example_that_can_be_copied(name: str) -> None:
     lines = trtq(name, "--help").stdout.splitlines()
     assert any(line.startswith(f"    trtq {name} ") for line in lines)
