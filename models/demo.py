@@ -66,16 +66,28 @@ def write_demo(folder: Path) -> list[Path]:
     return list(contents)
 
 
-def _contents() -> dict[str, bytes]:
-    """Returns the content of each file of the demo."""
+def load_digits() -> tuple[NDArray[np.float32], NDArray[np.int64], dict[str, NDArray[np.int64]]]:
+    """Returns the demo's data: images, labels, and the indices of each part.
+
+    Returns:
+        float32 in [0, 1], shape (N, 1, 8, 8); int64, shape (N,); `training`, `calibration` (a part of it) and
+        `evaluation`, which shares no image with them.
+    """
     import numpy as np
 
     assets = importlib.resources.files("trtq.models") / "assets"
     with np.load(io.BytesIO((assets / "digits.npz").read_bytes()), allow_pickle=False) as digits:
         images = digits["images"][:, None].astype(np.float32) / 16  # 0..16, uint8, shape (N, 8, 8)
-        labels, calibration, evaluation = digits["labels"], digits["calibration"], digits["evaluation"]
+        parts = {name: digits[name] for name in ("training", "calibration", "evaluation")}
+        return images, digits["labels"], parts
+
+
+def _contents() -> dict[str, bytes]:
+    """Returns the content of each file of the demo."""
+    images, labels, parts = load_digits()
+    calibration, evaluation = parts["calibration"], parts["evaluation"]
     return {
-        "model.onnx": (assets / "digits.onnx").read_bytes(),
+        "model.onnx": (importlib.resources.files("trtq.models") / "assets" / "digits.onnx").read_bytes(),
         "calibration.npz": _npz(images[calibration]),
         "evaluation.npz": _npz(images[evaluation], labels[evaluation]),
         "model.toml": SETTINGS.encode(),

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import ast
+import inspect
+import io
 import itertools
+import logging
+import re
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trtq import lazy
-from trtq.errors import ModelError
+from trtq.errors import GateError, ModelError
 from trtq.files import write_atomically
+from trtq.models.fake_quantize import translations
 
 if TYPE_CHECKING:
     import onnx
@@ -20,6 +26,11 @@ if TYPE_CHECKING:
 
 TOLERANCE = 1e-4
 """Largest difference between PyTorch and ONNX Runtime that is rounding, as a part of the output's range."""
+_DATA_DEPENDENT = "its control flow depends on values"
+_MAX_TRACED_OPSET = 20
+_USER_LINE = re.compile(
+    r'raised this error:\n\s+File "(?P<file>[^"]+)", line (?P<line>\d+), in \w+\n(?P<code>[^\n]*)'
+)
 
 
 def export(
@@ -31,6 +42,7 @@ def export(
     output_names: Sequence[str],
     dynamic_batch: bool = True,
     opset: int = 18,
+    tolerance: float = TOLERANCE,
 ) -> float:
     """Returns the largest relative difference between the module and the ONNX file that was written.
 
@@ -49,9 +61,11 @@ def export(
         output_names: A name for each output.
         dynamic_batch: Whether axis 0 of every input is a free dimension called `batch`.
         opset: The version of ONNX's operators.
+        tolerance: The largest difference that is taken for rounding, as a part of the output's range.
 
     Raises:
-        ModelError: The module cannot be exported, or the result differs by more than `TOLERANCE`.
+        ModelError: The module cannot be exported.
+        GateError: The result differs by more.
         ArtifactError: The file cannot be written.
     """
     torch = lazy.require("torch", "export", "exporting a PyTorch module")
@@ -59,16 +73,17 @@ def export(
     if dynamic_batch:
         # Tracing sees the larger batch, because PyTorch takes an axis of size 1 for a constant.
         batches.insert(0, tuple(torch.cat([value, value[:1]]) for value in example_inputs))
-    with _evaluating(module), torch.no_grad():
-        data = _to_onnx(
-            module, batches[0], input_names, output_names, dynamic_batch=dynamic_batch, opset=opset
-        )
-        difference = max(check_parity(module, data, inputs) for inputs in batches)
+    names = dict.fromkeys(input_names, {0: "batch"} if dynamic_batch else {})
+    with evaluating(module), torch.no_grad():
+        data = _to_onnx(module, batches[0], names, output_names, opset)
+        difference = max(check_parity(module, data, inputs, tolerance=tolerance) for inputs in batches)
     write_atomically(path, data)
     return difference
 
 
-def check_parity(module: torch.nn.Module, model: bytes, inputs: Sequence[torch.Tensor]) -> float:
+def check_parity(
+    module: torch.nn.Module, model: bytes, inputs: Sequence[torch.Tensor], *, tolerance: float = TOLERANCE
+) -> float:
     """Returns the largest difference of the model's outputs from the module's, relative to an output's range.
 
     The range of an output is its largest value less its smallest in PyTorch, or 1 for a constant output.
@@ -77,9 +92,11 @@ def check_parity(module: torch.nn.Module, model: bytes, inputs: Sequence[torch.T
         module: The module, in the mode in which it is to be compared.
         model: The ONNX model, serialized.
         inputs: A tensor for each input, in the model's order.
+        tolerance: The largest difference that is taken for rounding.
 
     Raises:
-        ModelError: ONNX Runtime does not run the model, or an output differs by more than `TOLERANCE`.
+        ModelError: ONNX Runtime does not run the model.
+        GateError: An output differs by more.
     """
     import numpy as np
 
@@ -87,17 +104,17 @@ def check_parity(module: torch.nn.Module, model: bytes, inputs: Sequence[torch.T
     for wanted, (name, actual) in zip(_flat(module(*inputs)), _run(model, inputs).items(), strict=True):
         expected = wanted.numpy(force=True).astype(np.float64)
         if expected.shape != actual.shape:
-            raise ModelError(
+            raise GateError(
                 f"output '{name}' has shape {actual.shape} in the exported model, "
                 f"{expected.shape} in PyTorch; "
                 "shapes must not depend on the values or on the batch that was traced"
             )
         span = float(np.ptp(expected)) or 1.0
         difference = float(np.max(np.abs(expected - actual))) / span
-        if not difference <= TOLERANCE:  # also when it is NaN
-            raise ModelError(
+        if not difference <= tolerance:  # also when it is NaN
+            raise GateError(
                 f"output '{name}' of the exported model differs from PyTorch's by {difference:.3g} "
-                f"of its range, at most {TOLERANCE:g} is rounding; "
+                f"of its range, at most {tolerance:g} is rounding; "
                 "look for code that acts at random, or otherwise while it is exported"
             )
         worst = max(worst, difference)
@@ -110,7 +127,11 @@ def _run(model: bytes, inputs: Sequence[torch.Tensor]) -> dict[str, NDArray[Any]
     onnxruntime = lazy.require("onnxruntime", None, purpose)
     refusals = lazy.require("onnxruntime.capi.onnxruntime_pybind11_state", None, purpose)
     try:
-        session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
+        options = (
+            onnxruntime.SessionOptions()
+        )  # as the file says: optimized, Q/DQ would become integer arithmetic
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+        session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
         names = [spec.name for spec in session.get_inputs()]
         values = [value.numpy(force=True) for value in inputs]
         outputs = session.run(None, dict(zip(names, values, strict=True)))
@@ -137,10 +158,11 @@ def _flat(outputs: Any) -> list[torch.Tensor]:
 
 
 @contextmanager
-def _evaluating(module: torch.nn.Module) -> Iterator[None]:
+def evaluating(module: torch.nn.Module) -> Iterator[None]:
     """Puts the module into evaluation mode, and every submodule back into its own afterwards."""
     modes = [(child, child.training) for child in module.modules()]
-    module.eval()
+    with suppress(NotImplementedError):  # an exported program, which has one mode only
+        module.eval()
     try:
         yield
     finally:
@@ -148,41 +170,137 @@ def _evaluating(module: torch.nn.Module) -> Iterator[None]:
             child.training = training
 
 
+def to_onnx(
+    module: torch.nn.Module,
+    inputs: Sequence[torch.Tensor],
+    open_axes: Mapping[str, Mapping[int, str]],
+    *,
+    opset: int,
+) -> tuple[bytes, str]:
+    """Returns the module in evaluation mode as a serialized ONNX model, and a note of the exporter.
+
+    The exporter of PyTorch 2 traces with symbolic sizes and tells what it cannot follow. What it has no
+    operators for, and TorchScript, goes to the exporter of PyTorch 1; not so control flow that depends on
+    values, which that one would freeze as the example takes it.
+
+    Args:
+        module: Takes the inputs by position.
+        inputs: Example values.
+        open_axes: The names of the inputs, with the names of their open axes.
+        opset: The version of ONNX's operators.
+
+    Raises:
+        ModelError: Neither can export it; the first one's words are told, with the line of the user's code.
+    """
+    torch = lazy.require("torch", "export", "exporting a PyTorch module")
+    with evaluating(module), torch.no_grad(), _quiet():
+        is_script = isinstance(module, torch.jit.ScriptModule)
+        try:
+            if not is_script:
+                return _to_onnx(module, inputs, open_axes, None, opset), ""
+        except ModelError as error:
+            if _DATA_DEPENDENT in str(error):
+                raise
+            first: ModelError | None = error
+        else:
+            first = None
+        try:
+            data = _traced(module, inputs, open_axes, opset)
+        except (RuntimeError, TypeError, ValueError) as error:
+            raise first or ModelError(
+                f"PyTorch cannot export this TorchScript: {str(error).strip().splitlines()[0][:300]}"
+            ) from error
+    return data, "exported with the exporter of PyTorch 1" + ("" if is_script else f", since: {first}")
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps what the exporters log, print and warn of from the terminal: what counts is in their errors."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings(), redirect_stderr(io.StringIO()):  # it prints whole graphs
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
+
+
+def _traced(
+    module: torch.nn.Module,
+    inputs: Sequence[torch.Tensor],
+    open_axes: Mapping[str, Mapping[int, str]],
+    opset: int,
+) -> bytes:
+    import torch
+
+    buffer = io.BytesIO()
+    torch.onnx.export(
+        module,
+        tuple(inputs),
+        buffer,
+        dynamo=False,
+        input_names=list(open_axes),
+        dynamic_axes={name: dict(axes) for name, axes in open_axes.items() if axes},
+        opset_version=min(opset, _MAX_TRACED_OPSET),
+    )
+    return buffer.getvalue()
+
+
 def _to_onnx(
     module: torch.nn.Module,
-    inputs: tuple[torch.Tensor, ...],
-    input_names: Sequence[str],
-    output_names: Sequence[str],
-    *,
-    dynamic_batch: bool,
+    inputs: Sequence[torch.Tensor],
+    open_axes: Mapping[str, Mapping[int, str]],
+    output_names: Sequence[str] | None,
     opset: int,
 ) -> bytes:
     """Returns the module as a serialized ONNX model with clean names."""
     import torch
 
-    batch = torch.export.Dim("batch")
+    dims = {name: torch.export.Dim(name) for axes in open_axes.values() for name in axes.values()}
+    shapes: tuple[Any, ...] = tuple(
+        {axis: dims[name] for axis, name in axes.items()} for axes in open_axes.values()
+    )
     try:
         program = torch.onnx.export(
             module,
-            inputs,
+            tuple(inputs),
             dynamo=True,
             verbose=False,
-            input_names=list(input_names),
-            output_names=list(output_names),
-            dynamic_shapes=tuple({0: batch} for _ in inputs) if dynamic_batch else None,
+            input_names=list(open_axes),
+            output_names=None if output_names is None else list(output_names),
+            dynamic_shapes=_as_parameters(module, shapes) if any(shapes) else None,
             opset_version=opset,
+            custom_translation_table=translations(),
         )
     except torch.onnx.OnnxExporterError as error:
-        reason = str(error.__cause__ or error).strip().partition("\n\n")[0]
         raise ModelError(
-            f"PyTorch cannot export {type(module).__name__}: {reason}; "
-            "change the module as it says, or fix the batch if that is what it complains of"
+            f"PyTorch cannot export {type(module).__name__}: {_reason(error)}; "
+            "change the module as it says, or fix the sizes if that is what it complains of"
         ) from error
     _name_after_modules(module, program.model.graph)
     model = program.model_proto
     _strip(model)
-    _check_interface(model, list(input_names), list(output_names), opset)
+    _check_interface(model, list(open_axes), None if output_names is None else list(output_names), opset)
     return bytes(model.SerializeToString())
+
+
+def _as_parameters(module: torch.nn.Module, shapes: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Returns the shapes as the parameters of `forward` take the inputs: `*inputs` takes all as one tuple."""
+    parameters = list(inspect.signature(module.forward).parameters.values())
+    return (shapes,) if [item.kind for item in parameters] == [inspect.Parameter.VAR_POSITIONAL] else shapes
+
+
+def _reason(error: Exception) -> str:
+    """Returns the exporter's reason in one line, and the line of the user's code that it names."""
+    cause = str(error.__cause__ or error).strip()
+    reason = " ".join(cause.partition("\n\n")[0].split())[:400]
+    if "data-dependent" in reason:
+        reason = f"{_DATA_DEPENDENT} ({reason})"
+    place = _USER_LINE.search(cause)
+    return reason + (
+        f", at {place['file']}, line {place['line']}: `{place['code'].strip()}`" if place else ""
+    )
 
 
 def _name_after_modules(module: torch.nn.Module, graph: Any) -> None:
@@ -220,7 +338,7 @@ def _strip(message: Any) -> None:
 
 
 def _check_interface(
-    model: onnx.ModelProto, input_names: list[str], output_names: list[str], opset: int
+    model: onnx.ModelProto, input_names: list[str], output_names: list[str] | None, opset: int
 ) -> None:
     """Raises ModelError unless the exported model has the names and the opset that were asked for."""
     for kind, values, wanted in (
@@ -228,7 +346,7 @@ def _check_interface(
         ("outputs", model.graph.output, output_names),
     ):
         names = [value.name for value in values]
-        if names != wanted:
+        if wanted is not None and names != wanted:
             raise ModelError(
                 f"the exported model has the {kind} {', '.join(names)}, "
                 f"but the names given are {', '.join(wanted)}; "

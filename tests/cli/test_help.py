@@ -15,7 +15,7 @@ from click.testing import CliRunner, Result
 from trtq.cli import main
 
 COMMANDS = [
-    "plan", "build", "calibrate", "merge-statistics", "quantize", "sensitivity",
+    "export", "plan", "build", "calibrate", "merge-statistics", "quantize", "sensitivity",
     "compare", "lint", "cache", "migrate", "inspect", "doctor", "demo",
 ]  # fmt: skip
 HEAVY = {"numpy", "onnx", "onnx_ir", "onnxruntime", "polygraphy", "tensorrt_rtx", "torch", "rich", "PIL"}
@@ -46,6 +46,8 @@ def test_help_is_short_and_whole(option: str) -> None:
         "  -h, --help  Show this message and exit.\n"
         "\n"
         "Commands:\n"
+        "  export            Export a PyTorch module to an ONNX file that computes the\n"
+        "                    same.\n"
         "  plan              Show what a model needs of a GPU in each precision, and what\n"
         "                    fits.\n"
         "  build             Build a verified INT8 (or FP16) engine from a float ONNX\n"
@@ -93,7 +95,9 @@ def test_the_help_of_a_command_shows_every_option(name: str) -> None:
     assert "\b" not in result.stdout
 
 
-@pytest.mark.parametrize("name", ["plan", "build", "calibrate", "quantize", "compare", "demo"])
+@pytest.mark.parametrize(
+    "name", ["export", "plan", "build", "calibrate", "quantize", "compare", "lint", "demo"]
+)
 def test_the_help_of_a_command_has_an_example_that_can_be_copied(name: str) -> None:
     lines = trtq(name, "--help").stdout.splitlines()
     assert any(line.startswith(f"    trtq {name} ") for line in lines)

@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 import pytest
 
-from trtq.errors import ArtifactError, ModelError
+from trtq.errors import ArtifactError, GateError, ModelError
 from trtq.models.export import TOLERANCE, check_parity, export
 
 torch = pytest.importorskip("torch", reason="exporting needs PyTorch: pip install 'trtq[export]'")
@@ -118,7 +118,7 @@ def test_several_inputs_and_outputs_are_compared(tmp_path: Path, make: Any) -> N
 def test_an_export_that_computes_otherwise_is_not_written(tmp_path: Path) -> None:
     module = _of(lambda x: x * 2 if torch.compiler.is_exporting() else x)
     with pytest.raises(
-        ModelError, match=r"output 'y' of the exported model differs .* by 0\.5 of its range, at most"
+        GateError, match=r"output 'y' of the exported model differs .* by 0\.5 of its range, at most"
     ):
         _export(module, tmp_path / "model.onnx", _images(2))
     assert list(tmp_path.iterdir()) == []
@@ -132,18 +132,18 @@ def test_a_doctored_weight_is_found(tmp_path: Path) -> None:
     bias.CopyFrom(
         onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(bias) + np.float32(0.01), bias.name)
     )
-    with pytest.raises(ModelError, match=r"differs from PyTorch's by .* look for code"):
+    with pytest.raises(GateError, match=r"differs from PyTorch's by .* look for code"):
         check_parity(module.eval(), model.SerializeToString(), [_images(2)])
 
 
 def test_a_result_that_is_no_number_is_a_difference(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="differs from PyTorch's by nan"):
+    with pytest.raises(GateError, match="differs from PyTorch's by nan"):
         _export(_of(lambda x: torch.log(x)), tmp_path / "model.onnx", _images(2))
 
 
 def test_another_output_shape_is_told(tmp_path: Path) -> None:
     _export(_of(lambda x: x + 1), tmp_path / "model.onnx", _images(2))
-    with pytest.raises(ModelError, match=r"'y' has shape \(2, 1, 4, 4\) in the exported model, \(2, 16\) in"):
+    with pytest.raises(GateError, match=r"'y' has shape \(2, 1, 4, 4\) in the exported model, \(2, 16\) in"):
         check_parity(_of(lambda x: x.flatten(1)), (tmp_path / "model.onnx").read_bytes(), [_images(2)])
 
 

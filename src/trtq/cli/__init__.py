@@ -13,6 +13,7 @@ import click
 from trtq.errors import TrtqError
 
 _COMMANDS = {
+    "export": "Export a PyTorch module to an ONNX file that computes the same.",
     "plan": "Show what a model needs of a GPU in each precision, and what fits.",
     "build": "Build a verified INT8 (or FP16) engine from a float ONNX model.",
     "calibrate": "Estimate the ranges of a model's tensors from data.",

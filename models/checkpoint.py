@@ -1,0 +1,107 @@
+"""Weights from a file into a module."""
+
+from __future__ import annotations
+
+import pickle
+import struct
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from trtq import lazy
+from trtq.errors import ModelError
+
+if TYPE_CHECKING:
+    import torch
+
+_WRAPPERS = ("state_dict", "model_state_dict", "model", "module", "net", "ema")
+_PREFIXES = ("module.", "_orig_mod.", "model.")
+_MOST_NAMED = 4
+
+
+def load_weights(module: torch.nn.Module, path: Path, *, trust: bool = False) -> None:
+    """Loads a checkpoint into the module.
+
+    The state may lie under a key such as `state_dict`, and all names may have one prefix such as `module.`.
+
+    Args:
+        module: Takes the weights, in place.
+        path: `.safetensors`, or a PyTorch file.
+        trust: Whether a pickle that holds more than tensors may be loaded, which runs the code in it.
+
+    Raises:
+        ModelError: The file cannot be read, is such a pickle, or does not fit: the names are given.
+    """
+    state = _state(_read(path, trust), path)
+    wanted = module.state_dict()
+    state = _without_prefix(state, set(wanted))
+    missing = [name for name in wanted if name not in state]
+    unexpected = [name for name in state if name not in wanted]
+    if missing or unexpected:
+        raise ModelError(
+            f"{path} does not fit {type(module).__name__}: "
+            + "; ".join(
+                f"{len(names)} {kind}: {_some(names)}"
+                for kind, names in (("missing", missing), ("unexpected", unexpected))
+                if names
+            )
+        )
+    for name, value in state.items():
+        if value.shape != wanted[name].shape:
+            raise ModelError(
+                f"{path} does not fit {type(module).__name__}: {name!r} has shape {tuple(value.shape)}, "
+                f"the module wants {tuple(wanted[name].shape)}"
+            )
+    module.load_state_dict(state)
+
+
+def _read(path: Path, trust: bool) -> Any:
+    torch = lazy.require("torch", "export", "loading weights")
+    if not path.is_file():
+        raise ModelError(f"there is no file {path}; give --weights a .pt or .safetensors file")
+    if path.suffix == ".safetensors":
+        files = lazy.require("safetensors.torch", "export", "loading .safetensors")
+        errors = lazy.require("safetensors", "export", "loading .safetensors")
+        try:
+            return files.load_file(path)
+        except errors.SafetensorError as error:
+            raise ModelError(f"{path} is no safetensors file: {error}") from error
+    try:
+        return torch.load(path, map_location="cpu", weights_only=not trust)
+    except pickle.UnpicklingError as error:
+        raise ModelError(
+            f"{path} holds more than tensors, and loading it would run the code in it; save the state_dict "
+            f"alone, or add --trust if you know where it comes from"
+        ) from error
+    except (RuntimeError, EOFError, ValueError, KeyError, struct.error) as error:
+        raise ModelError(f"{path} is no PyTorch checkpoint: {str(error).splitlines()[0][:200]}") from error
+
+
+def _state(content: Any, path: Path) -> dict[str, torch.Tensor]:
+    """Returns the tensors by name; a whole module gives its own."""
+    import torch
+
+    if isinstance(content, torch.nn.Module):
+        return dict(content.state_dict())
+    for key in _WRAPPERS:
+        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping | torch.nn.Module):
+            return _state(content[key], path)
+    if not isinstance(content, Mapping) or not all(
+        isinstance(item, torch.Tensor) for item in content.values()
+    ):
+        raise ModelError(f"{path} holds no state_dict: a mapping of names to tensors")
+    return {str(name): value for name, value in content.items()}
+
+
+def _without_prefix(state: dict[str, torch.Tensor], wanted: set[str]) -> dict[str, torch.Tensor]:
+    """Returns the state with the prefix taken off that all names have, if they fit better so."""
+    for prefix in _PREFIXES:
+        if state and all(name.startswith(prefix) for name in state):
+            shorter = {name[len(prefix) :]: value for name, value in state.items()}
+            if len(wanted & set(shorter)) > len(wanted & set(state)):
+                return shorter
+    return state
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:_MOST_NAMED]) + (" ..." if len(names) > _MOST_NAMED else "")

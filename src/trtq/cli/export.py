@@ -1,0 +1,105 @@
+"""`trtq export`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from trtq.cli import options
+from trtq.cli.console import ConsoleWatcher, print_json, result_console, show_bytes
+from trtq.files import refuse_input
+from trtq.models.families import FAMILIES
+from trtq.models.inputs import parse_input, parse_sizes
+from trtq.pipeline.export import DEFAULT_OPSET, ExportOptions, export
+
+
+@click.command("export")
+@click.argument("target")
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path), required=True, help="The ONNX file to write."
+)
+@click.option(
+    "--input",
+    "inputs",
+    multiple=True,
+    metavar="NAME:DIMS[:DTYPE]",
+    help="An input, such as x:Nx3x224x224:float32 (repeatable, in order); a capital letter is an open dim.",
+)
+@click.option(
+    "--size",
+    "sizes",
+    multiple=True,
+    metavar="DIM=SIZE",
+    help="Size of an open dim in the example (repeatable).  [default: 2 on axis 0, 64 on others]",
+)
+@click.option(
+    "--weights",
+    type=click.Path(path_type=Path),
+    help="A checkpoint: .safetensors, or a state_dict of PyTorch.",
+)
+@click.option("--trust", is_flag=True, help="Load pickles too, which runs the code in them.")
+@click.option("--no-pretrained", is_flag=True, help="Leave a library's model with random weights.")
+@click.option(
+    "--opset", type=click.IntRange(13, 23), default=DEFAULT_OPSET, show_default=True, help="Of ONNX."
+)
+@click.option(
+    "--data", type=click.Path(path_type=Path), help="An .npz with inputs to compare PyTorch and ONNX on, too."
+)
+@click.option(
+    "--family",
+    type=click.Choice(list(FAMILIES)),
+    help="Its settings, for a module of your own of a usual kind.",
+)
+@options.json_option
+@click.option("-q", "--quiet", is_flag=True, help="Print warnings and errors only.")
+def command(target: str, output: Path, **given: Any) -> None:
+    """Export a PyTorch module to an ONNX file that computes the same.
+
+    TARGET is package.module:callable (returns an nn.Module; the current folder is searched first),
+    torchvision:NAME, timm:NAME, hf:NAME_OR_FOLDER, or a .pt2 or TorchScript file. The file is simplified and
+    compared with PyTorch on random inputs; if they differ, the exit code is 3. What is known of the model's
+    inputs goes to a .toml beside it, for trtq build.
+
+    \b
+      trtq export torchvision:resnet18 -o resnet18.onnx
+      trtq export mypackage.nets:detector --weights best.pt --input x:Nx3x640x640 -o detector.onnx
+    """
+    refuse_input(output, given["weights"], given["data"])
+    with ConsoleWatcher(quiet=given["quiet"]) as watcher:
+        exported = export(
+            target,
+            output,
+            options=ExportOptions(
+                inputs=tuple(parse_input(text) for text in given["inputs"]),
+                sizes=parse_sizes(given["sizes"]),
+                weights=given["weights"],
+                trust=given["trust"],
+                pretrained=not given["no_pretrained"],
+                opset=given["opset"],
+                data=given["data"],
+                family=given["family"],
+            ),
+            watcher=watcher,
+        )
+    if given["as_json"]:
+        print_json(
+            {
+                "path": str(exported.path),
+                "settings": None if exported.settings is None else str(exported.settings),
+                "difference": exported.difference,
+                "compared": exported.num_compared,
+                "nodes": exported.num_nodes,
+            }
+        )
+    elif not given["quiet"]:
+        console = result_console()
+        size = show_bytes(exported.path.stat().st_size)
+        console.print(f"written to {exported.path}  {size}  {exported.num_nodes} nodes", soft_wrap=True)
+        if exported.settings is not None:
+            console.print(f"settings in {exported.settings}", soft_wrap=True)
+        console.print(
+            f"PyTorch and ONNX differ by at most {exported.difference:.2g} of an output's range, "
+            f"on {exported.num_compared} inputs"
+        )

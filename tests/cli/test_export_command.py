@@ -1,0 +1,38 @@
+"""`trtq export` as a user runs it: in a process of its own, in the folder of the user's modules."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("torch", reason="exporting needs PyTorch: pip install 'trtq[export]'")
+pytest.importorskip("onnxscript", reason="exporting needs onnxscript: pip install 'trtq[export]'")
+
+
+def export(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", "from trtq.cli import main; main()", "export", *arguments]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+
+
+def test_modules_called_like_ours_are_the_users(tmp_path: Path) -> None:
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "pipeline.py").write_text(
+        "from torch import nn\ndef net(): return nn.Linear(3, 2)\n"
+    )
+    done = export(tmp_path, "models.pipeline:net", "--input", "x:Nx3", "-o", "net.onnx", "--json")
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert (told["path"], told["settings"], told["compared"], told["nodes"]) == ("net.onnx", None, 4, 1)
+    assert told["difference"] <= 1e-4
+    assert (tmp_path / "net.onnx").exists()
+
+
+def test_a_mistake_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
+    done = export(tmp_path, "nets:net", "--input", "x:Nx3", "-o", "net.onnx")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("error: 'nets:net' does not import: No module named 'nets'")
+    assert len(done.stderr.splitlines()) == 1

@@ -1,0 +1,89 @@
+"""Weights from files: what fits is loaded, what does not is named, and no code in a file is run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from trtq.errors import ModelError
+from trtq.models.checkpoint import load_weights
+
+torch = pytest.importorskip("torch", reason="loading weights needs PyTorch: pip install 'trtq[export]'")
+
+
+def net() -> Any:
+    return torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Linear(4, 2))
+
+
+def same(first: Any, second: Any) -> bool:
+    pairs = zip(first.state_dict().values(), second.state_dict().values(), strict=True)
+    return all(torch.equal(a, b) for a, b in pairs)
+
+
+@pytest.mark.parametrize(
+    "wrap", [lambda s: s, lambda s: {"state_dict": s, "epoch": 3}, lambda s: {"model": s}]
+)
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_a_state_is_found_under_its_usual_keys_and_prefixes(wrap: Any, prefix: str, tmp_path: Path) -> None:
+    source, target = net(), net()
+    state = {f"{prefix}{name}": value for name, value in source.state_dict().items()}
+    torch.save(wrap(state), tmp_path / "c.pt")
+    load_weights(target, tmp_path / "c.pt")
+    assert same(source, target)
+
+
+def test_safetensors_are_read(tmp_path: Path) -> None:
+    files = pytest.importorskip("safetensors.torch", reason="needs safetensors: pip install 'trtq[export]'")
+    source, target = net(), net()
+    files.save_file(source.state_dict(), tmp_path / "c.safetensors")
+    load_weights(target, tmp_path / "c.safetensors")
+    assert same(source, target)
+    (tmp_path / "c.safetensors").write_bytes(b"no")
+    with pytest.raises(ModelError, match="is no safetensors file"):
+        load_weights(target, tmp_path / "c.safetensors")
+
+
+def test_missing_and_unexpected_names_are_told(tmp_path: Path) -> None:
+    state = net().state_dict()
+    state["2.weight"] = state.pop("1.weight")
+    torch.save(state, tmp_path / "c.pt")
+    with pytest.raises(
+        ModelError, match=r"does not fit Sequential: 1 missing: 1\.weight; 1 unexpected: 2\.weight$"
+    ):
+        load_weights(net(), tmp_path / "c.pt")
+
+
+def test_a_shape_that_does_not_fit_is_told(tmp_path: Path) -> None:
+    state = {**net().state_dict(), "1.bias": torch.zeros(7)}
+    torch.save(state, tmp_path / "c.pt")
+    with pytest.raises(ModelError, match=r"'1.bias' has shape \(7,\), the module wants \(2,\)"):
+        load_weights(net(), tmp_path / "c.pt")
+
+
+def test_a_pickle_is_refused_unless_it_is_trusted(tmp_path: Path) -> None:
+    source, target = net(), net()
+    torch.save(source, tmp_path / "c.pt")
+    with pytest.raises(ModelError, match=r"holds more than tensors, .* add --trust"):
+        load_weights(target, tmp_path / "c.pt")
+    load_weights(target, tmp_path / "c.pt", trust=True)
+    assert same(source, target)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "there is no file"),
+        (b"junk", r"holds more than tensors|is no PyTorch checkpoint"),
+        ([1], "holds no state_dict"),
+    ],
+)
+def test_what_is_no_checkpoint_is_told(content: Any, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "c.pt"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    elif content is not None:
+        torch.save(content, path)
+    with pytest.raises(ModelError, match=message):
+        load_weights(net(), path)

@@ -1,0 +1,68 @@
+"""Settings by family, and their text."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from trtq.models.families import FAMILIES, encoder, imagenet, of_transformer, yolo
+from trtq.models.inputs import ModuleInput
+from trtq.models.spec import CalibrationSpec, InputSpec, ModelSpec, read_spec
+from trtq.models.toml import format_spec
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_text_of_every_family_reads_back_as_it(name: str, tmp_path: Path) -> None:
+    spec = FAMILIES[name]()
+    (tmp_path / "model.toml").write_text(format_spec(spec))
+    assert read_spec(tmp_path / "model.toml") == spec
+
+
+def test_defaults_are_left_out_and_names_are_quoted_where_they_must(tmp_path: Path) -> None:
+    spec = ModelSpec(
+        inputs={'in:0 "a"': InputSpec((1,), (2,), (3,))}, calibration=CalibrationSpec(method="mse", samples=5)
+    )
+    text = format_spec(spec)
+    assert text == (
+        '[inputs."in:0 \\"a\\""]\nmin = [1]\nopt = [2]\nmax = [3]\n\n'
+        '[calibration]\nmethod = "mse"\nsamples = 5\n'
+    )
+    (tmp_path / "model.toml").write_text(text)
+    assert read_spec(tmp_path / "model.toml") == spec
+    assert format_spec(ModelSpec()) == ""
+
+
+def test_an_imagenet_classifier_is_prepared_as_torchvision_does() -> None:
+    spec = imagenet(224, 256)
+    assert spec.inputs["image"].opt == (8, 3, 224, 224)
+    steps = spec.preprocess
+    assert (steps.resize, steps.resize_mode, steps.crop) == ((256,), "short-side", (224,))
+    assert (steps.mean, steps.std) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+
+def test_a_detector_is_letterboxed_and_keeps_its_decoding_float() -> None:
+    spec = yolo()
+    assert (spec.preprocess.resize_mode, spec.preprocess.mean, spec.preprocess.std) == (
+        "letterbox",
+        (0,),
+        (1,),
+    )
+    assert spec.inputs["images"].max == (32, 3, 640, 640)
+    assert spec.layers.skip
+
+
+def test_an_encoder_takes_up_to_its_length() -> None:
+    assert encoder(length=64).inputs["attention_mask"] == InputSpec((1, 1), (8, 64), (32, 64))
+
+
+def test_the_configuration_of_a_transformer_tells_its_inputs() -> None:
+    config = SimpleNamespace(type_vocab_size=2, max_position_embeddings=512)
+    inputs, spec = of_transformer(config)
+    assert [item.name for item in inputs] == ["input_ids", "attention_mask", "token_type_ids"]
+    assert set(spec.inputs) == {item.name for item in inputs}
+    vision, spec = of_transformer(SimpleNamespace(image_size=[32, 32], num_channels=3))
+    assert vision == (ModuleInput("pixel_values", ("N", 3, 32, 32)),)
+    assert spec.inputs["pixel_values"].min == (1, 3, 32, 32)
+    assert spec.preprocess.mean == (0.5, 0.5, 0.5)
