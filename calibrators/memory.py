@@ -19,6 +19,17 @@ def free_bytes(proc: Path = Path("/proc"), cgroup: Path = _CGROUP) -> int:
     return max(0, min(value for value in known if value is not None))
 
 
+def peak_bytes(proc: Path = Path("/proc")) -> int:
+    """Returns the most memory that this process has held.
+
+    `getrusage` would count what its parent held too, which a child shares until its program is loaded.
+    """
+    for line in (proc / "self" / "status").read_text().splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    raise OSError(f"{proc / 'self' / 'status'} does not tell VmHWM")
+
+
 def _available(proc: Path) -> int:
     for line in (proc / "meminfo").read_text().splitlines():
         if line.startswith("MemAvailable:"):

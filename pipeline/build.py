@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import resource
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -13,6 +12,7 @@ import onnx
 import onnx_ir as ir
 
 from trtq.calibrators.cache import ALGORITHMS, cache_of, format_cache, parse_cache
+from trtq.calibrators.memory import peak_bytes
 from trtq.calibrators.observe import observe
 from trtq.calibrators.ranges import Ranges, Shapes, ranges_to_json, read_ranges
 from trtq.errors import BuildError
@@ -181,12 +181,8 @@ def _calibrate(job: Job, earlier: Earlier | None, log: Log) -> tuple[Ranges | No
         return ranges, None
     seconds = round(log.seconds["calibrate"], 3)
     return ranges, CalibrationReport(
-        ranges.method, ranges.data, ranges.num_samples, seconds, _peak_rss_bytes(), ranges.is_random
+        ranges.method, ranges.data, ranges.num_samples, seconds, peak_bytes(), ranges.is_random
     )
-
-
-def _peak_rss_bytes() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts KiB
 
 
 def _quantize(job: Job, ranges: Ranges | None, stage: Path, log: Log) -> _Models:
@@ -313,7 +309,7 @@ def _calibrated_by_builder(job: Job, built: Built) -> CalibrationReport | None:
         data=job.calibration.origin,
         samples=built.calibration_samples,
         seconds=None,
-        peak_rss_bytes=_peak_rss_bytes(),
+        peak_rss_bytes=peak_bytes(),
         random=job.is_random,
     )
 

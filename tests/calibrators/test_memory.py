@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from trtq.calibrators.memory import free_bytes
+from trtq.calibrators.memory import free_bytes, peak_bytes
 
 
 @pytest.fixture
@@ -52,3 +52,12 @@ def test_a_kernel_that_tells_nothing_is_named(proc: Path, tmp_path: Path) -> Non
 
 def test_this_machine_has_memory() -> None:
     assert free_bytes() > 0
+
+
+def test_the_most_that_was_held_is_the_processs_own(proc: Path) -> None:
+    (proc / "self" / "status").write_text("VmPeak:\t 900 kB\nVmHWM:\t  300 kB\n")
+    assert peak_bytes(proc) == 300 * 1024
+    assert peak_bytes() > 1 << 20
+    (proc / "self" / "status").write_text("VmPeak:\t 900 kB\n")
+    with pytest.raises(OSError, match=r"status does not tell VmHWM"):
+        peak_bytes(proc)
