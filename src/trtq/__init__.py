@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from trtq.pipeline.inspect import inspect
     from trtq.pipeline.load import load
     from trtq.pipeline.migrate import migrate
+    from trtq.pipeline.package import Package, PackageSpec, package
     from trtq.pipeline.sensitivity import sensitivity
     from trtq.pipeline.stages import calibrate, compare, observe, quantize, ranges_of
     from trtq.pipeline.target import Target
@@ -52,6 +53,8 @@ _HOMES = {
     "InputSpec": "trtq.models.spec",
     "LayerSpec": "trtq.models.spec",
     "ModelSpec": "trtq.models.spec",
+    "Package": "trtq.pipeline.package",
+    "PackageSpec": "trtq.pipeline.package",
     "PassSpec": "trtq.pipeline.calibrate",
     "Preprocess": "trtq.models.preprocess",
     "Ranges": "trtq.calibrators.ranges",
@@ -69,6 +72,7 @@ _HOMES = {
     "merge_statistics": "trtq.calibrators.statistics_file",
     "migrate": "trtq.pipeline.migrate",
     "observe": "trtq.pipeline.stages",
+    "package": "trtq.pipeline.package",
     "quantize": "trtq.pipeline.stages",
     "ranges_of": "trtq.pipeline.stages",
     "read_ranges": "trtq.calibrators.ranges",
@@ -88,6 +92,8 @@ __all__ = [
     "InputSpec",
     "LayerSpec",
     "ModelSpec",
+    "Package",
+    "PackageSpec",
     "PassSpec",
     "Preprocess",
     "Ranges",
@@ -105,6 +111,7 @@ __all__ = [
     "merge_statistics",
     "migrate",
     "observe",
+    "package",
     "quantize",
     "ranges_of",
     "read_ranges",

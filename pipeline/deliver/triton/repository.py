@@ -1,0 +1,324 @@
+"""A Triton model repository: what is in it, and how a version gets there whole or not at all.
+
+A server looks into every folder of the repository, hidden ones too, takes it for a model, and takes a folder
+in it for a version as soon as its name begins with a number; it does so at any time, whatever is just being
+written. So everything is made ready outside, beside the repository, and comes in by renaming.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import secrets
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from trtq.errors import ArtifactError
+from trtq.files import locked, sha256_of
+from trtq.pipeline.deliver.triton.config import (
+    ModelConfig,
+    batch_in,
+    differences,
+    is_edited,
+    read_config,
+    validate,
+)
+
+CONFIG = "config.pbtxt"
+WARMUP = "warmup"
+_VERSION = re.compile(r"[1-9]\d*")
+_NAME = re.compile(r"[A-Za-z0-9][\w.-]*")
+_BLOCK_BYTES = 1 << 22
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A file that is copied: where it is, and the SHA-256 that it must have."""
+
+    path: Path
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A model with a new version.
+
+    Attributes:
+        config: What Triton is told of it.
+        files: What the version holds, by path in its folder.
+        warmup: Raw inputs by file name.
+    """
+
+    config: ModelConfig
+    files: Mapping[str, Source | bytes]
+    warmup: Mapping[str, bytes] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Installed:
+    """A model in the repository.
+
+    Attributes:
+        name: Of the model.
+        version: The one that holds what was given.
+        is_new: False if the newest version held the same already, so that there is nothing to add.
+        keeps_config: Whether a configuration was kept that somebody has edited.
+    """
+
+    name: str
+    version: int
+    is_new: bool
+    keeps_config: bool
+
+
+def install(repository: Path, entries: tuple[Entry, ...]) -> tuple[Installed, ...]:
+    """Returns what was added; all is made ready before the first is visible, and the last one comes last.
+
+    Each model appears, or gets its version, in one step; no version is ever replaced. Several processes may
+    add to the same repository: one waits for the other.
+
+    Args:
+        repository: The folder; made if there is none.
+        entries: The models.
+
+    Raises:
+        ArtifactError: It is no repository, a model there is another one, a file is not the one that it should
+            be, or something cannot be written.
+    """
+    repository = repository.resolve()  # what a link stands for: the workplace must lie beside that
+    _refuse_foreign(repository)
+    try:
+        repository.mkdir(parents=True, exist_ok=True)
+        with locked(repository), _workplace(repository) as stage:
+            ready = [_prepare(repository / entry.config.name, entry, stage) for entry in entries]
+            return tuple(_switch(item) for item in ready)
+    except OSError as error:
+        raise ArtifactError(
+            f"cannot write to {repository}: {error.strerror or error}; nothing of it is visible to a server"
+        ) from error
+
+
+def versions_of(model: Path) -> list[int]:
+    """Returns the numbers of the versions in a model's folder, in order."""
+    if not model.is_dir():
+        return []
+    found = [path for path in model.iterdir() if path.is_dir() and _VERSION.fullmatch(path.name)]
+    return sorted(int(path.name) for path in found)
+
+
+def _is_model(folder: Path) -> bool:
+    return (folder / CONFIG).is_file() or bool(versions_of(folder))
+
+
+def _refuse_foreign(repository: Path) -> None:
+    """Refuses what is no model repository."""
+    if re.search(r"(^|/)(gs|s3|as):/", str(repository)):
+        raise ArtifactError(
+            f"{repository} is in a cloud, which trtq does not write to; give a local folder, and copy it"
+        )
+    if repository.exists() and not repository.is_dir():
+        raise ArtifactError(f"{repository} is a file; a Triton model repository is a folder")
+    if not repository.is_dir() or not any(repository.iterdir()):
+        return
+    if _is_model(repository):
+        raise ArtifactError(
+            f"{repository} is a model of a Triton repository, not the repository; give {repository.parent}"
+        )
+    if not any(_is_model(path) for path in repository.iterdir() if path.is_dir()):
+        raise ArtifactError(
+            f"{repository} is not empty and is no Triton model repository: no folder in it has a {CONFIG} or "
+            f"a numbered version; give an empty or a new folder"
+        )
+
+
+def check_name(name: str) -> None:
+    """Refuses what cannot be a model's name.
+
+    Raises:
+        ArtifactError: It is no name of a folder, or one that Triton would take for something else.
+    """
+    if _NAME.fullmatch(name) is None:
+        raise ArtifactError(
+            f"{name!r} cannot be the name of a model: letters, digits, '_', '-' and '.', not first a dot; "
+            f"give another with --name"
+        )
+
+
+@contextmanager
+def _workplace(repository: Path) -> Iterator[Path]:
+    """Yields an empty folder that no server looks into and from where a rename leads into the repository.
+
+    It lies beside the repository; or in it, where that is a mount of its own: a server that looks meanwhile
+    finds a folder without any version there, and says that it cannot load it. The repository is locked, so
+    what is there of earlier runs was left by killed ones.
+    """
+    places = (repository.parent, repository)
+    pattern = re.compile(rf"\.{re.escape(repository.name)}\.[0-9a-f]{{16}}\.partial")
+    for place in places:
+        for left in place.glob(f".{repository.name}.*.partial"):
+            if pattern.fullmatch(left.name):
+                shutil.rmtree(left, ignore_errors=True)
+    place = next((place for place in places if _leads_to(place, repository)), repository)
+    stage = place / f".{repository.name}.{secrets.token_hex(8)}.partial"
+    try:
+        stage.mkdir()
+        yield stage
+    finally:
+        shutil.rmtree(stage, ignore_errors=True)
+
+
+def _leads_to(place: Path, repository: Path) -> bool:
+    """Returns whether a file can be renamed from one folder to the other: nothing else tells a bind mount."""
+    probe = f".trtq.{secrets.token_hex(8)}.probe"
+    try:
+        (place / probe).touch(exist_ok=False)
+        try:
+            (place / probe).rename(repository / probe)  # a server does not look at files there
+            (repository / probe).unlink()
+        finally:
+            (place / probe).unlink(missing_ok=True)
+    except OSError:
+        return False
+    return True
+
+
+@dataclass(frozen=True, slots=True)
+class _Ready:
+    """A model that is ready in the workplace.
+
+    Attributes:
+        model: Its folder in the repository.
+        stage: Its folder in the workplace, with all that is new.
+        version: The number of what is new, or of what was there already.
+        is_new: Whether there is a new version.
+        config_first: Whether its configuration fits the older versions too.
+        keeps_config: Whether an edited one is kept.
+    """
+
+    model: Path
+    stage: Path
+    version: int
+    is_new: bool
+    config_first: bool
+    keeps_config: bool
+
+
+def _prepare(model: Path, entry: Entry, stage: Path) -> _Ready:
+    """Returns the model made ready, with every file on the disk and compared with its digest."""
+    text = entry.config.text()
+    validate(text)
+    older, keeps, config_first = _earlier_config(model / CONFIG, entry.config)
+    place = stage / model.name
+    place.mkdir()
+    versions = versions_of(model)
+    is_new = not versions or not _holds(model / str(versions[-1]), entry.files)
+    version = (versions[-1] if versions else 0) + int(is_new)
+    if is_new:
+        for name, content in entry.files.items():
+            _write(place / str(version) / name, content)
+    for name, content in entry.warmup.items():
+        if not keeps and not (model / WARMUP / name).exists():  # a name tells its content
+            _write(place / WARMUP / name, content)
+    if not keeps and text != older:
+        _write(place / CONFIG, text.encode())
+    for folder, _, _ in os.walk(place):
+        _sync(Path(folder))
+    return _Ready(model, place, version, is_new, config_first, keeps)
+
+
+def _earlier_config(path: Path, config: ModelConfig) -> tuple[str, bool, bool]:
+    """Returns the configuration there, whether it is kept, and whether ours may come before the new version.
+
+    Raises:
+        ArtifactError: It is of another model.
+    """
+    if not path.is_file():
+        return "", False, True
+    text = path.read_text(encoding="utf-8")
+    existing = read_config(text, str(path))
+    if found := differences(existing, config):
+        raise ArtifactError(
+            f"{path} is of another model: {'; '.join(found)}; its versions share one configuration, so give "
+            f"this model another name with --name"
+        )
+    keeps = is_edited(text)
+    if keeps and batch_in(existing) > config.max_batch:
+        raise ArtifactError(
+            f"{path} was edited, so it is kept, and its max_batch_size {batch_in(existing)} is more than the "
+            f"{config.max_batch} of this model; lower it there, or remove the file"
+        )
+    if config.serving.num_versions != 1 and batch_in(existing) < config.max_batch:
+        raise ArtifactError(
+            f"{path} says max_batch_size {batch_in(existing)}, and the versions there may take no more; to "
+            f"serve several of them give --max-batch {batch_in(existing)}"
+        )
+    return text, keeps, config.max_batch <= batch_in(existing)
+
+
+def _holds(version: Path, files: Mapping[str, Source | bytes]) -> bool:
+    """Returns whether a version has the same content already."""
+    for name, content in files.items():
+        path = version / name
+        wanted = content.sha256 if isinstance(content, Source) else hashlib.sha256(content).hexdigest()
+        if not path.is_file() or sha256_of(path) != wanted:
+            return False
+    return True
+
+
+def _write(path: Path, content: Source | bytes) -> None:
+    """Writes a file to the disk; a copy is compared with its digest, as read and as written."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sha = hashlib.sha256()
+    with path.open("xb") as target:
+        if isinstance(content, bytes):
+            target.write(content)
+        else:
+            with content.path.open("rb") as source:
+                while block := source.read(_BLOCK_BYTES):
+                    sha.update(block)
+                    target.write(block)
+        target.flush()
+        os.fsync(target.fileno())
+    if isinstance(content, bytes):
+        return
+    if sha.hexdigest() != content.sha256:
+        raise ArtifactError(
+            f"{content.path} is not the file that was built: its SHA-256 is not that of the manifest; "
+            f"build again"
+        )
+    if sha256_of(path) != content.sha256:
+        raise ArtifactError(
+            f"the copy of {content.path} is damaged on its way to {path.parent}; look at the disk"
+        )
+
+
+def _switch(ready: _Ready) -> Installed:
+    """Makes a prepared model visible: a new one in one step, a version after all that it needs."""
+    model, stage = ready.model, ready.stage
+    installed = Installed(model.name, ready.version, ready.is_new, ready.keeps_config)
+    if not model.is_dir() or not any(model.iterdir()):
+        stage.rename(model)
+        _sync(model.parent)
+        return installed
+    if (stage / WARMUP).is_dir():
+        (model / WARMUP).mkdir(exist_ok=True)
+        for path in (stage / WARMUP).iterdir():
+            path.rename(model / WARMUP / path.name)
+    steps = [CONFIG, str(ready.version)]
+    for name in steps if ready.config_first else reversed(steps):
+        if (stage / name).exists():
+            (stage / name).rename(model / name)
+    _sync(model)
+    return installed
+
+
+def _sync(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

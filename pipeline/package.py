@@ -1,0 +1,293 @@
+"""A build folder as a model that the Triton Inference Server serves."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from trtq.calibrators.sources import open_batches
+from trtq.errors import ArtifactError, DataError, GateError, UsageError
+from trtq.models.preprocess import Preprocess
+from trtq.models.signature import TensorSpec, inputs_of, outputs_of
+from trtq.models.spec import InputSpec, from_table
+from trtq.pipeline.build import ENGINE, FLOAT
+from trtq.pipeline.deliver.earlier import REPORT
+from trtq.pipeline.deliver.manifest import Manifest, is_intact, read_manifest
+from trtq.pipeline.deliver.report import Report, read_report
+from trtq.pipeline.deliver.triton.config import ModelConfig, Serving, largest_batch, ports_of
+from trtq.pipeline.deliver.triton.repository import Entry, Installed, Source, check_name, install
+from trtq.pipeline.deliver.triton.router import SCRIPT, router_of
+from trtq.pipeline.deliver.triton.warmup import Warmup, warmup_of
+
+_INT64_SINCE = 10
+"""The first TensorRT that has INT64; before, its parser makes INT32 of it, in inputs and outputs too."""
+_RTX = (
+    "was built by TensorRT-RTX, and Triton's TensorRT backend is linked with TensorRT, which does not read "
+    "engines of TensorRT-RTX"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class PackageSpec:
+    """What is wanted beside the engine.
+
+    Attributes:
+        name: Of the model; None: the folder's, without its suffix.
+        fallback: Whether the ONNX model is added for Triton's ONNX Runtime backend, as `<name>_onnx`.
+        ab_percent: How many of a hundred requests a third model, `<name>_ab`, sends to that; None: there is
+            no third.
+        warmup_data: Data for the warm-up; None: the calibration data of the build, where it still is.
+        ignore_gate: Whether a build may be packaged whose gate failed.
+        serving: How the server shall run it.
+    """
+
+    name: str | None = None
+    fallback: bool = False
+    ab_percent: float | None = None
+    warmup_data: str | None = None
+    ignore_gate: bool = False
+    serving: Serving = field(default_factory=Serving)
+
+    def __post_init__(self) -> None:
+        if self.ab_percent is not None and not 0 <= self.ab_percent <= 100:
+            raise UsageError(f"--ab is a percentage, 0 to 100, got {self.ab_percent:g}")
+
+
+@dataclass(frozen=True, slots=True)
+class Package:
+    """What is in the repository now. The last of the models is the one for clients."""
+
+    repository: str
+    models: tuple[Installed, ...]
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Build:
+    """A build folder that is as its manifest says, and what its model takes and gives."""
+
+    folder: Path
+    manifest: Manifest
+    report: Report
+    onnx: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+    @property
+    def has_plan(self) -> bool:
+        return self.report.engine.path == ENGINE
+
+    @property
+    def is_rtx(self) -> bool:
+        return self.has_plan and self.report.backend.startswith("tensorrt-rtx ")
+
+    @property
+    def profiles(self) -> Mapping[str, InputSpec]:
+        return self.report.engine.profiles
+
+    def source(self, name: str) -> Source:
+        return Source(self.folder / name, self.manifest.outputs[name])
+
+
+def package(folder: Path | str, repository: Path | str, spec: PackageSpec | None = None) -> Package:
+    """Returns what was added to a Triton model repository: a new version of the model, never another one's.
+
+    Everything is made ready and compared with the manifest before any of it is visible to a server; then each
+    model appears in one step. The build that is the newest version already is not added again.
+
+    Args:
+        folder: Of the build.
+        repository: A folder of Triton models; made if there is none.
+        spec: What is wanted beside the engine.
+
+    Raises:
+        ArtifactError: The folder is no build, or was changed since; Triton cannot serve it; the repository is
+            none, or its model of this name is another one; something cannot be written.
+        GateError: The build's gate failed.
+        UsageError, DataError: Something that was given does not fit.
+    """
+    spec = spec or PackageSpec()
+    build = _read(Path(folder))
+    wants_onnx = spec.fallback or spec.ab_percent is not None
+    if build.report.verdict == "fail" and not spec.ignore_gate:
+        raise GateError(
+            f"the accuracy gate of {folder} failed: {'; '.join(build.report.reasons)}; "
+            f"--ignore-gate packages it all the same"
+        )
+    _refuse_useless(build, spec, wants_onnx=wants_onnx)
+    name = spec.name or Path(folder).resolve().stem
+    check_name(name)
+    notes = [f"the build is {build.report.verdict}"] if build.report.verdict != "pass" else []
+    max_batch, why = largest_batch(build.inputs, build.outputs, build.profiles, spec.serving.max_batch)
+    if not max_batch:
+        notes.append(f"requests are not joined to batches: {why}")
+    arrays, note = _warmup_arrays(build, spec, batches=max_batch > 0)
+    notes += [note] if note else []
+    plans = []
+    if build.has_plan and not build.is_rtx:
+        plans.append(_entry(build, name, "tensorrt", max_batch, arrays, spec))
+        notes += _conditions(build)
+    if not build.has_plan or wants_onnx:
+        plans.append(
+            _entry(build, f"{name}_onnx" if build.has_plan else name, "onnxruntime", max_batch, arrays, spec)
+        )
+    if build.is_rtx:
+        notes.append(f"{build.folder / ENGINE} {_RTX}: the Q/DQ model alone was packaged")
+    if spec.ab_percent is not None:
+        router = router_of(f"{name}_ab", (plans[0].config, plans[1].config), spec.ab_percent)
+        plans.append(Entry(router, {"model.py": SCRIPT.encode()}))
+    installed = install(Path(repository), tuple(plans))
+    notes += [f"{item.name}/config.pbtxt was edited and is kept" for item in installed if item.keeps_config]
+    return Package(str(repository), installed, tuple(notes))
+
+
+def _read(folder: Path) -> _Build:
+    """Returns the build, with the digests of all that is read from compared first."""
+    manifest = read_manifest(folder)
+    report = read_report(folder / REPORT)
+    onnx = report.engine.path
+    if onnx == ENGINE:
+        names = (f"model.{report.precision}.onnx", FLOAT, "model.fp16.onnx")
+        onnx = next((name for name in names if name in manifest.outputs), "")
+    for name in (REPORT, report.engine.path, onnx):
+        if not is_intact(folder, manifest, (name,)):
+            raise ArtifactError(
+                f"{folder / name} is not the file that was built: its SHA-256 is not that of the manifest; "
+                f"build again"
+            )
+    model = ir.load(folder / onnx)
+    return _Build(folder, manifest, report, onnx, inputs_of(model), outputs_of(model))
+
+
+def _refuse_useless(build: _Build, spec: PackageSpec, *, wants_onnx: bool) -> None:
+    if build.is_rtx and (spec.ab_percent is not None or not wants_onnx):
+        raise ArtifactError(
+            f"{build.folder / ENGINE} {_RTX}; build it with --backend tensorrt on a machine like the "
+            f"server's, or package its Q/DQ model for Triton's ONNX Runtime backend, with "
+            f"--fallback onnxruntime"
+        )
+    if wants_onnx and not build.has_plan:
+        raise UsageError(f"{build.folder} is for ONNX Runtime as it is; leave --fallback and --ab out")
+
+
+def _entry(
+    build: _Build,
+    name: str,
+    backend: str,
+    max_batch: int,
+    arrays: Mapping[str, NDArray[Any]] | None,
+    spec: PackageSpec,
+) -> Entry:
+    batches = max_batch > 0
+    inputs, outputs = (
+        ports_of(_as_built(build, specs) if backend == "tensorrt" else specs, batches=batches)
+        for specs in (build.inputs, build.outputs)
+    )
+    usual = min(
+        (build.profiles[item.name].opt[0] for item in build.inputs if item.name in build.profiles), default=1
+    )
+    usual = min(usual, max_batch)
+    warmup: Warmup = warmup_of(inputs, arrays, build.profiles, (max_batch, usual))
+    config = ModelConfig(
+        name, backend, max_batch, inputs, outputs, usual, spec.serving, warmup.messages, {}, _shapes(build)
+    )
+    return Entry(config, _files(build, backend), warmup.files)
+
+
+def _as_built(build: _Build, specs: Sequence[TensorSpec]) -> Sequence[TensorSpec]:
+    """Returns inputs or outputs as the engine has them."""
+    major = build.report.backend.partition(" ")[2].partition(".")[0]
+    if not major.isdecimal() or int(major) >= _INT64_SINCE:
+        return specs
+    return [replace(spec, dtype="int32") if spec.dtype == "int64" else spec for spec in specs]
+
+
+def _files(build: _Build, backend: str) -> dict[str, Source | bytes]:
+    """Returns what a version holds: Triton wants the files of an ONNX model that has several in a folder."""
+    if backend == "tensorrt":
+        return {"model.plan": build.source(ENGINE)}
+    data = f"{build.onnx}.data"
+    if data not in build.manifest.outputs:
+        return {"model.onnx": build.source(build.onnx)}
+    return {"model.onnx/model.onnx": build.source(build.onnx), f"model.onnx/{data}": build.source(data)}
+
+
+def _shapes(build: _Build) -> tuple[str, ...]:
+    """Returns the engine's only optimization profile, in words."""
+    return tuple(
+        f"profile 0, {name}: min {_cross(item.min)}, opt {_cross(item.opt)}, max {_cross(item.max)}"
+        for name, item in build.profiles.items()
+    )
+
+
+def _cross(shape: Sequence[int]) -> str:
+    return "x".join(map(str, shape))
+
+
+def _conditions(build: _Build) -> list[str]:
+    """Returns what the server must be for the engine."""
+    targets = ", ".join(build.report.engine.targets) or "that of the machine it was built on"
+    options = build.manifest.settings.get("target", {}).get("options", {})
+    found = [
+        f"the engine needs {build.report.backend} in the server, and a GPU of compute capability {targets}"
+    ]
+    if options.get("version_compatible"):
+        found.append(
+            "start the server with --backend-config=tensorrt,version-compatible=true for a later version"
+        )
+    return found
+
+
+def _warmup_arrays(
+    build: _Build, spec: PackageSpec, *, batches: bool
+) -> tuple[Mapping[str, NDArray[Any]] | None, str]:
+    """Returns real inputs for the warm-up, and why there are none."""
+    settings = build.manifest.settings.get("model", {})
+    data = spec.warmup_data or settings.get("calibration", {}).get("data")
+    if data is None:
+        return None, "the build names no data, so the warm-up is made of random bits; see --warmup-data"
+    if spec.warmup_data is None and ".py:" in data:
+        return (
+            None,
+            f"{data} is a script, which is not run from here; give it with --warmup-data to warm up with it",
+        )
+    try:
+        return _first_sample(build, data, settings, batches=batches), ""
+    except DataError as error:
+        if spec.warmup_data is not None:
+            raise
+        return None, f"the warm-up is made of random bits, as the calibration data is not here: {error}"
+
+
+def _first_sample(
+    build: _Build, data: str, settings: Mapping[str, Any], *, batches: bool
+) -> Mapping[str, NDArray[Any]]:
+    labels = settings.get("evaluation", {}).get("labels")
+    shapes = [build.profiles[spec.name].opt[0] for spec in build.inputs if spec.name in build.profiles]
+    feeds = open_batches(
+        data,
+        build.inputs,
+        1 if batches else max(1, min(shapes, default=1)),
+        preprocess=from_table(Preprocess, settings.get("preprocess", {}), "[preprocess]"),
+        extra=(labels,) if labels else (),
+    )
+    feed = next(iter(feeds))
+    for spec in build.inputs:
+        shape = feed.arrays[spec.name].shape
+        profile = build.profiles.get(spec.name)
+        free = int(batches)
+        if profile and not all(
+            low <= size <= high
+            for low, size, high in zip(profile.min[free:], shape[free:], profile.max[free:], strict=True)
+        ):
+            raise DataError(
+                f"input {spec.name!r} of {feed.source} has shape {_cross(shape)}, outside of the engine's "
+                f"profile, {_cross(profile.min)} to {_cross(profile.max)}"
+            )
+    return {spec.name: np.asarray(feed.arrays[spec.name])[0 if batches else ...] for spec in build.inputs}

@@ -1,0 +1,112 @@
+"""`trtq package`."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.text import Text
+
+from trtq.cli import options
+from trtq.cli.console import print_json, result_console
+from trtq.cli.tables import table
+from trtq.errors import UsageError
+from trtq.pipeline.deliver.triton.config import Serving
+from trtq.pipeline.package import Package, PackageSpec, package
+
+
+@click.command("package")
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option(
+    "--triton",
+    metavar="REPO",
+    required=True,
+    help="Triton's model repository: a local folder, made if there is none.",
+)
+@click.option("--name", help="Of the model.  [default: the folder's, without .trtq]")
+@click.option(
+    "--fallback",
+    type=click.Choice(["onnxruntime"]),
+    help="Also add the folder's ONNX model for Triton's ONNX Runtime backend, as NAME_onnx.",
+)
+@click.option(
+    "--ab",
+    type=float,
+    metavar="PERCENT",
+    help="Also add NAME_ab, a model that sends so many of a hundred requests to NAME_onnx and the others to "
+    "NAME; where one fails, the other answers.",
+)
+@click.option("--max-batch", type=int, help="0: do not join requests.  [default: what the engine can]")
+@click.option(
+    "--max-queue-delay",
+    type=int,
+    default=100,
+    show_default=True,
+    metavar="MICROSECONDS",
+    help="How long a request may wait for others to be joined with.",
+)
+@click.option("--instances", type=int, default=1, show_default=True, help="Copies of the model on each GPU.")
+@click.option(
+    "--serve-versions",
+    default="1",
+    show_default=True,
+    metavar="N|all",
+    help="How many of the newest versions are served.",
+)
+@click.option(
+    "--warmup-data",
+    metavar="DATA",
+    help="Its first sample warms the server up; all that --calib-data takes.  [default: the calibration data "
+    "of the build, where it still is]",
+)
+@click.option("--ignore-gate", is_flag=True, help="Package a build whose accuracy gate failed.")
+@options.json_option
+@click.option("-q", "--quiet", is_flag=True, help="Print errors only.")
+def command(folder: Path, **given: Any) -> None:
+    """Add a build to a model repository of the Triton Inference Server, as a new version.
+
+    Writes config.pbtxt (batching, the engine's profile, warm-up with real data) and the engine, whose digest
+    is compared with the manifest. A version appears whole or not at all and never replaces one; a
+    configuration that somebody has edited is kept, and one of another model is refused.
+
+    \b
+      trtq package model.trtq --triton models/ --name classifier
+      trtq package model.trtq --triton models/ --fallback onnxruntime --ab 10
+    """
+    serving = Serving(
+        given["max_batch"], given["max_queue_delay"], given["instances"], _count(given["serve_versions"])
+    )
+    spec = PackageSpec(
+        given["name"],
+        given["fallback"] is not None,
+        given["ab"],
+        given["warmup_data"],
+        given["ignore_gate"],
+        serving,
+    )
+    done = package(folder, given["triton"], spec)
+    if given["as_json"]:
+        print_json(asdict(done))
+    elif not given["quiet"]:
+        _print(done)
+
+
+def _count(text: str) -> int | None:
+    if text == "all":
+        return None
+    if not text.isdecimal():
+        raise UsageError(f"--serve-versions is a number or all, got {text!r}")
+    return int(text)
+
+
+def _print(done: Package) -> None:
+    console = result_console()
+    rows = table("model", "version", "")
+    for item in done.models:
+        rows.add_row(item.name, str(item.version), "new" if item.is_new else "was there already")
+    console.print(rows)
+    for note in done.notes:
+        console.print(Text(f"note: {note}", style="dim"), soft_wrap=True)
+    console.print(f"in {done.repository}", soft_wrap=True)
