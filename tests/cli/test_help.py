@@ -15,7 +15,7 @@ from click.testing import CliRunner, Result
 from trtq.cli import main
 
 COMMANDS = [
-    "export", "plan", "build", "calibrate", "merge-statistics", "quantize", "sensitivity",
+    "export", "plan", "build", "build-all", "calibrate", "merge-statistics", "quantize", "sensitivity",
     "compare", "package", "lint", "cache", "migrate", "inspect", "doctor", "demo",
 ]  # fmt: skip
 HEAVY = {"numpy", "onnx", "onnx_ir", "onnxruntime", "polygraphy", "tensorrt_rtx", "torch", "rich", "PIL"}
@@ -52,6 +52,7 @@ def test_help_is_short_and_whole(option: str) -> None:
         "                    fits.\n"
         "  build             Build a verified INT8 (or FP16) engine from a float ONNX\n"
         "                    model.\n"
+        "  build-all         Build several models at once, from one file.\n"
         "  calibrate         Estimate the ranges of a model's tensors from data.\n"
         "  merge-statistics  Join what was seen of the parts of the calibration data.\n"
         "  quantize          Write the Q/DQ model of a float model and its ranges.\n"
@@ -98,7 +99,8 @@ def test_the_help_of_a_command_shows_every_option(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["export", "plan", "build", "calibrate", "quantize", "compare", "package", "lint", "demo"]
+    "name",
+    ["export", "plan", "build", "build-all", "calibrate", "quantize", "compare", "package", "lint", "demo"],
 )
 def test_the_help_of_a_command_has_an_example_that_can_be_copied(name: str) -> None:
     lines = trtq(name, "--help").stdout.splitlines()

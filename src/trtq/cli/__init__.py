@@ -16,6 +16,7 @@ _COMMANDS = {
     "export": "Export a PyTorch module to an ONNX file that computes the same.",
     "plan": "Show what a model needs of a GPU in each precision, and what fits.",
     "build": "Build a verified INT8 (or FP16) engine from a float ONNX model.",
+    "build-all": "Build several models at once, from one file.",
     "calibrate": "Estimate the ranges of a model's tensors from data.",
     "merge-statistics": "Join what was seen of the parts of the calibration data.",
     "quantize": "Write the Q/DQ model of a float model and its ranges.",

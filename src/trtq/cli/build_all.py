@@ -1,0 +1,221 @@
+"""`trtq build-all`."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.text import Text
+
+from trtq.calibrators.ahead import num_cores
+from trtq.calibrators.memory import free_bytes
+from trtq.cli import options
+from trtq.cli.build_file import Entry, read_builds
+from trtq.cli.console import ConsoleWatcher, print_json, result_console, show_bytes
+from trtq.cli.sizes import num_bytes
+from trtq.cli.tables import table
+from trtq.errors import ArtifactError, UsageError
+from trtq.files import check_output, write_atomically
+from trtq.pipeline.parallel import Limits, Outcome, run_jobs
+
+KIND = "trtq build-all"
+_SEVERITY = (0, 3, 2, 5, 4)
+"""Exit codes from the best to the worst; any other is worse: a crash."""
+_WORDS = {2: "bad input", 3: "gate failed", 4: "not built", 5: "not installed"}
+_STYLES = {"pass": "green", "unverified": "yellow", "pending": "dim"}
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """How one build went.
+
+    Attributes:
+        name: Of the build.
+        model: The ONNX file.
+        output: The folder.
+        state: "pass", "unverified", "gate failed", "bad input", "not built", "not installed", "crashed" or,
+            while others run, "pending".
+        exit_code: Of its process; negative: killed by this signal; None while it is pending.
+        seconds: From start to end.
+        reused: What was taken from an earlier build; "everything": nothing was to do.
+        precision: As in the report.
+        backend: As in the report.
+        min_cosine: The smallest of any output of the judged model, against FP32; None without a comparison.
+        layers: Layers in INT8, and quantized ones; None without a report.
+        engine_bytes: Of the engine, or of the model that runs.
+        warnings: Of the build.
+        error: Why it failed; empty if it did not.
+    """
+
+    name: str
+    model: str
+    output: str
+    state: str = "pending"
+    exit_code: int | None = None
+    seconds: float = 0.0
+    reused: tuple[str, ...] = ()
+    precision: str = ""
+    backend: str = ""
+    min_cosine: float | None = None
+    layers: tuple[int, int] | None = None
+    engine_bytes: int = 0
+    warnings: tuple[str, ...] = ()
+    error: str = ""
+
+
+@click.command("build-all")
+@click.argument("file", type=click.Path(path_type=Path, dir_okay=False), default=Path("trtq.toml"))
+@click.option(
+    "--jobs", type=click.IntRange(1), help="Builds at a time.  [default: half of the cores, 2 at least]"
+)
+@click.option(
+    "--memory",
+    metavar="SIZE",
+    help="What the builds may take together, such as 8G: one begins when what it is thought to need is "
+    "left.  [default: nine tenths of what is free]",
+)
+@click.option(
+    "--summary",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Where the summary is written.  [default: summary.json beside FILE]",
+)
+@options.json_option
+@click.option("-q", "--quiet", is_flag=True, help="Print warnings and errors only.")
+@click.pass_context
+def command(ctx: click.Context, /, file: Path, **given: Any) -> None:
+    """Build several models at once, from one file.
+
+    Each [[build]] of FILE names a model and, as keys, options of `trtq build` without their dashes;
+    [defaults] holds for all. Everything is checked before any work. Each build runs in a process of its own
+    and fails by itself. The exit code is the worst of all: 3, 2, 5 and 4, in this order. What is unchanged
+    since it was built is not built again, so the same command goes on after an interruption.
+
+    \b
+      trtq build-all trtq.toml --jobs 2 --memory 8G
+    """
+    entries = read_builds(file)
+    path = given["summary"] or file.parent / "summary.json"
+    _refuse_foreign(path)
+    memory = num_bytes(given["memory"]) if given["memory"] else free_bytes() * 9 // 10
+    if memory < 1:
+        raise UsageError(f"--memory must be at least 1 byte, got {given['memory']}")
+    limits = Limits(given["jobs"] or max(2, math.ceil(num_cores() / 2)), memory)
+    results = [Result(entry.name, str(entry.model), str(entry.output)) for entry in entries]
+    with ConsoleWatcher(quiet=given["quiet"] or given["as_json"]) as watcher:
+        watcher.stage("Building", len(entries))
+        for entry in entries:
+            if entry.job.memory_bytes > memory:
+                watcher.warn(
+                    f"{entry.name} is thought to need {show_bytes(entry.job.memory_bytes)}, more than the "
+                    f"{show_bytes(memory)} that there are: it runs alone"
+                )
+
+        def started(number: int) -> None:
+            watcher.note(f"{entries[number].name} has begun")
+
+        def ended(number: int, outcome: Outcome) -> None:
+            results[number] = _result(entries[number], outcome)
+            write_atomically(path, _summary(results))
+            watcher.advance(1)
+            watcher.note(f"{entries[number].name}: {results[number].state} after {outcome.seconds:.0f} s")
+
+        run_jobs([entry.job for entry in entries], limits, started, ended)
+    if given["as_json"]:
+        print_json(json.loads(_summary(results)))
+    else:
+        _print(results, path, quiet=given["quiet"])
+    ctx.exit(worst([item.exit_code or 0 for item in results]))
+
+
+def worst(codes: Sequence[int]) -> int:
+    """Returns the exit code for all: that of the worst; 1 for a crash."""
+    order = {code: rank for rank, code in enumerate(_SEVERITY)}
+    code = max(codes, key=lambda item: order.get(item, len(order)))
+    return code if code in order else 1
+
+
+def _refuse_foreign(path: Path) -> None:
+    """Refuses to write the summary over something else, before any work."""
+    check_output(path)
+    if not path.exists():
+        return
+    try:
+        document = json.loads(path.read_bytes())
+    except ValueError:
+        document = None
+    if not isinstance(document, dict) or document.get("kind") != KIND:
+        raise ArtifactError(f"{path} is no summary of trtq; choose another file with --summary")
+
+
+def _result(entry: Entry, outcome: Outcome) -> Result:
+    """Returns how a build went, from what its process left."""
+    try:
+        report = json.loads(outcome.stdout)
+    except ValueError:
+        report = None
+    told = outcome.stderr.strip() or "it said nothing"
+    error = re.split(r"^error: ", told, flags=re.MULTILINE)[-1] if outcome.exit_code else ""
+    ours = (entry.name, str(entry.model), str(entry.output))
+    if outcome.exit_code not in _SEVERITY or (outcome.exit_code == 0 and report is None):
+        return Result(*ours, "crashed", outcome.exit_code or 1, round(outcome.seconds, 1), error=told[-2000:])
+    if report is None:
+        state = _WORDS[outcome.exit_code]
+        return Result(*ours, state, outcome.exit_code, round(outcome.seconds, 1), error=error)
+    candidates = [item for item in report["comparison"] if item["reference"] == "fp32"]
+    judged = [item["cosine"] for item in candidates if item["candidate"] == candidates[0]["candidate"]]
+    engine = report["engine"]
+    return Result(
+        *ours,
+        state=_WORDS.get(outcome.exit_code, report["verdict"]),
+        exit_code=outcome.exit_code,
+        seconds=round(outcome.seconds, 1),
+        reused=tuple(report["reused"]),
+        precision=report["precision"],
+        backend=report["backend"],
+        min_cosine=min((value for value in judged if value is not None), default=None),
+        layers=(engine["layers_int8"], engine["layers_quantized"]),
+        engine_bytes=engine["bytes"],
+        warnings=tuple(report["warnings"]),
+        error=error,
+    )
+
+
+def _summary(results: Sequence[Result]) -> bytes:
+    document = {"schema_version": 1, "kind": KIND, "builds": [asdict(item) for item in results]}
+    return json.dumps(document, indent=1, allow_nan=False).encode() + b"\n"
+
+
+def _print(results: Sequence[Result], path: Path, *, quiet: bool) -> None:
+    """Prints the table, and why builds failed."""
+    if quiet:
+        for item in results:
+            if item.error:
+                click.echo(f"{item.name}: {item.state}: {item.error}", err=True)
+        return
+    console = result_console()
+    rows = table("build", "", "precision", "backend", "cosine", "INT8 layers", "engine", "seconds", numbers=4)
+    for item in results:
+        state = Text(item.state.upper(), style=_STYLES.get(item.state, "bold red"))
+        if "everything" in item.reused:
+            state.append(", unchanged", style="not bold")
+        cosine = "" if item.min_cosine is None else f"{item.min_cosine:.5f}"
+        layers = f"{item.layers[0]} of {item.layers[1]}" if item.layers else ""
+        size = show_bytes(item.engine_bytes) if item.engine_bytes else ""
+        rows.add_row(
+            item.name, state, item.precision, item.backend, cosine, layers, size, f"{item.seconds:.1f}"
+        )
+    console.print(rows)
+    for item in results:
+        if item.error:
+            console.print(Text(f"{item.name}: {item.error}", style="red"), soft_wrap=True)
+        elif item.warnings:
+            console.print(
+                Text(f"{item.name}: {len(item.warnings)} warnings, {item.warnings[0]}"), soft_wrap=True
+            )
+    console.print(f"written to {path}", soft_wrap=True)

@@ -1,0 +1,206 @@
+"""`trtq.toml`: several builds in one file, with the options of `trtq build` as keys."""
+
+from __future__ import annotations
+
+import difflib
+import glob
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+
+from trtq.cli import options
+from trtq.cli.build import command as build_command
+from trtq.cli.sizes import num_bytes
+from trtq.errors import TrtqError, UsageError
+from trtq.pipeline.engine import BACKENDS
+from trtq.pipeline.parallel import Job
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+_OURS = ("model", "name", "memory")
+"""Keys of a build that are no options of `trtq build`."""
+_ITS_OWN = ("model", "name", "output")
+"""Keys that no two builds can share."""
+_NOT_HERE = ("json", "quiet", "verbose", "help")
+_BASE_BYTES, _CALIBRATION_BYTES, _PER_WEIGHT_BYTE = 500 << 20, 1 << 30, 8
+"""What a build takes: the libraries, calibration, and copies of the model (float, FP16, INT8, the builder's).
+Measured on eight models of 0.6 to 97 MB: 0.44 to 1.63 GB, every one less than this."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A build of the file.
+
+    Attributes:
+        number: Its place in the file, from 1 on.
+        name: For people.
+        model: The ONNX file.
+        output: The folder.
+        job: The command.
+    """
+
+    number: int
+    name: str
+    model: Path
+    output: Path
+    job: Job
+
+
+def read_builds(path: Path) -> tuple[Entry, ...]:
+    """Returns the builds that a file names, checked as far as they can be without loading a model.
+
+    Paths are relative to the file's folder. What stands in `[defaults]` holds for every build that does not
+    say otherwise.
+
+    Raises:
+        UsageError: No such file, no TOML, no build, or anything in it that cannot be: a line for each.
+    """
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"cannot read the builds {path}: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} is not valid TOML: {error}") from error
+    defaults, builds = table.get("defaults", {}), table.get("build", [])
+    problems = [
+        f"unknown section [{name}]; the sections are [defaults] and [[build]]"
+        for name in table
+        if name not in ("defaults", "build")
+    ]
+    if not isinstance(defaults, dict) or not _are_tables(builds):
+        problems.append("[defaults] is a section, and every [[build]] is one, with two brackets")
+        defaults, builds = {}, []
+    elif not builds:
+        problems.append("there is no [[build]]")
+    for text in (
+        *_unknown(defaults),
+        *(f"{key} belongs into a [[build]]" for key in _ITS_OWN if key in defaults),
+    ):
+        problems.append(f"[defaults]: {text}")
+    entries: list[Entry] = []
+    for number, build in enumerate(builds, 1):
+        try:
+            entries.append(_entry(path.parent, number, {**defaults, **build}, build))
+        except UsageError as error:
+            problems += [
+                f"build {number} ({build.get('model', '?')}): {line}" for line in str(error).split("\n")
+            ]
+    problems += _doubles(entries)
+    if problems:
+        raise UsageError("\n".join([f"{path} cannot be built:", *(f"  {line}" for line in problems)]))
+    return tuple(entries)
+
+
+def _are_tables(builds: object) -> bool:
+    return isinstance(builds, list) and all(isinstance(build, dict) for build in builds)
+
+
+def _options() -> dict[str, click.Option]:
+    """Returns the options of `trtq build` by the names that stand in a file."""
+    found = {}
+    for parameter in build_command.params:
+        if isinstance(parameter, click.Option):
+            name = next(option for option in parameter.opts if option.startswith("--"))[2:]
+            if name not in _NOT_HERE:
+                found[name] = parameter
+    return found
+
+
+def _unknown(table: Mapping[str, Any]) -> Iterator[str]:
+    """Yields a sentence for each key that is none."""
+    known = [*_OURS, *_options()]
+    for key in table:
+        if key not in known:
+            near = difflib.get_close_matches(key, known, 1)
+            hint = f"; is it {near[0]}?" if near else "; the keys are the options of trtq build, without --"
+            yield f"unknown key {key!r}{hint}"
+
+
+def _entry(folder: Path, number: int, table: Mapping[str, Any], own: Mapping[str, Any]) -> Entry:
+    """Returns a build, or raises UsageError with a line for each thing that is wrong."""
+    problems = list(_unknown(own))
+    model = folder / str(table.get("model", ""))
+    if "model" not in table:
+        problems.append("model is missing; give the path of an ONNX file")
+    elif not model.is_file():
+        problems.append(f"there is no model {model}")
+    arguments = [str(model)]
+    known = _options()
+    for key, value in table.items():
+        if key in known:
+            try:
+                arguments += _arguments(folder, key, known[key], value)
+            except UsageError as error:
+                problems.append(str(error))
+    try:
+        given = _parsed(arguments)
+        options.spec_from(model, given)
+        target = options.target_from(given)
+        memory = num_bytes(str(table["memory"])) if "memory" in table else _estimate(model)
+    except TrtqError as error:
+        problems.append(str(error))
+    if problems:
+        raise UsageError("\n".join(problems))
+    output = Path(given["output"] or model.with_suffix(".trtq")).absolute()
+    name = str(table.get("name", output.stem))
+    needs_gpu = target.backend == "tensorrt" or (
+        target.backend == "auto" and not BACKENDS["tensorrt"].why_not()
+    )
+    job = Job(name, ("build", *arguments, "--json", "--quiet"), memory, needs_gpu)
+    return Entry(number, name, model, output, job)
+
+
+def _arguments(folder: Path, key: str, option: click.Option, value: object) -> list[str]:
+    """Returns an option as on the command line; paths become independent of the current folder."""
+    if option.is_flag:
+        if not isinstance(value, bool):
+            raise UsageError(f"{key} must be true or false, got {value!r}")
+        return [f"--{key}"] if value else []
+    if isinstance(value, list) and not option.multiple:
+        raise UsageError(f"{key} has one value, got {value!r}")
+    values = value if isinstance(value, list) else [value]
+    if any(isinstance(item, bool | dict | list) for item in values):
+        raise UsageError(
+            f"{key} must be {'texts' if option.multiple else 'a text or a number'}, got {value!r}"
+        )
+    return [f"--{key}={_absolute(folder, key, option, str(item))}" for item in values]
+
+
+def _absolute(folder: Path, key: str, option: click.Option, text: str) -> str:
+    is_path = isinstance(option.type, click.Path) or key in ("calib-data", "eval-data")
+    is_path = is_path or (key == "labels" and text.endswith(".npy"))
+    is_path = is_path or (key == "metric" and ".py:" in text)
+    return str(folder.absolute() / text) if is_path else text
+
+
+def _parsed(arguments: Sequence[str]) -> dict[str, Any]:
+    """Returns what `trtq build` makes of the arguments."""
+    try:
+        return dict(build_command.make_context("trtq build", list(arguments)).params)
+    except click.UsageError as error:
+        raise UsageError(error.format_message()) from error
+
+
+def _estimate(model: Path) -> int:
+    """Returns what building a model is thought to need, in bytes: by its size, with its weights beside it."""
+    files = [path for path in model.parent.glob(f"{glob.escape(model.name)}*") if path.is_file()]
+    return _BASE_BYTES + _CALIBRATION_BYTES + _PER_WEIGHT_BYTE * sum(path.stat().st_size for path in files)
+
+
+def _doubles(entries: Sequence[Entry]) -> Iterator[str]:
+    """Yields a sentence for each two builds that have the same output."""
+    seen: dict[Path, int] = {}
+    for entry in entries:
+        first = seen.setdefault(entry.output.resolve(), entry.number)
+        if first != entry.number:
+            yield (
+                f"builds {first} and {entry.number} have the same output {entry.output}; "
+                f"give one an output of its own"
+            )

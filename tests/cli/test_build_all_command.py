@@ -1,0 +1,187 @@
+"""`trtq build-all` as a user runs it: exit code, table and summary."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from trtq.cli import main
+from trtq.cli.build_all import worst
+from trtq.models.demo import write_demo
+from trtq.pipeline.deliver.manifest import read_manifest
+
+THREE = """
+[defaults]
+backend = "onnxruntime"
+eval-samples = 16
+
+[[build]]
+model = "model.onnx"
+
+[[build]]
+model = "model.onnx"
+output = "strict.trtq"
+min-cosine = 1.0
+
+[[build]]
+model = "broken.onnx"
+"""
+
+
+def trtq(*arguments: str | Path) -> Result:
+    runner = CliRunner(env={"FORCE_COLOR": None, "COLUMNS": "80"})
+    return runner.invoke(main, [str(argument) for argument in arguments], catch_exceptions=False)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three builds, done: one good, one that fails its gate, one of a file that is no model."""
+    folder = tmp_path_factory.mktemp("builds")
+    write_demo(folder)
+    (folder / "broken.onnx").write_bytes(b"no model")
+    (folder / "trtq.toml").write_text(THREE)
+    result = trtq("build-all", folder / "trtq.toml", "--jobs", "2")
+    assert result.exit_code == 2
+    (folder / "stdout.txt").write_text(result.stdout)
+    (folder / "stderr.txt").write_text(result.stderr)
+    return folder
+
+
+def summary(folder: Path) -> list[dict[str, Any]]:
+    document = json.loads((folder / "summary.json").read_bytes())
+    assert (document["schema_version"], document["kind"]) == (1, "trtq build-all")
+    builds: list[dict[str, Any]] = document["builds"]
+    return builds
+
+
+def test_a_failure_is_its_own_and_the_exit_code_the_worst(folder: Path) -> None:
+    good, strict, broken = summary(folder)
+    assert [(item["name"], item["state"], item["exit_code"]) for item in (good, strict, broken)] == [
+        ("model", "pass", 0), ("strict", "gate failed", 3), ("broken", "bad input", 2),
+    ]  # fmt: skip
+    assert good["backend"].startswith("onnxruntime ")
+    assert good["layers"][1] == 11
+    assert good["min_cosine"] > 0.99
+    assert "the accuracy gate failed: output 'logits' has cosine" in strict["error"]
+    assert broken["error"].startswith(f"{folder / 'broken.onnx'} is not an ONNX model")
+    assert (folder / "model.trtq" / "report.json").is_file()
+    assert (folder / "strict.trtq" / "report.json").is_file()
+
+
+def test_the_table_has_a_line_for_each(folder: Path) -> None:
+    lines = [" ".join(line.split()) for line in (folder / "stdout.txt").read_text().splitlines()]
+    assert any(line.startswith("model PASS int8 onnxruntime") for line in lines)
+    assert any(line.startswith("strict GATE FAILED int8 onnxruntime") for line in lines)
+    assert any(line.startswith("broken BAD INPUT") for line in lines)
+    assert any(line.startswith("strict: the accuracy gate failed") for line in lines)
+    assert lines[-1] == f"written to {folder / 'summary.json'}"
+    told = (folder / "stderr.txt").read_text()
+    assert "note: model has begun\n" in told
+    assert "note: strict: gate failed after" in told
+
+
+def test_what_is_unchanged_is_not_built_again(folder: Path) -> None:
+    before = (folder / "model.trtq" / "manifest.json").stat().st_mtime_ns
+    result = trtq(
+        "build-all", folder / "trtq.toml", "--jobs", "2", "--summary", folder / "again.json", "--json"
+    )
+    assert result.exit_code == 2
+    document = json.loads(result.stdout)
+    assert document == json.loads((folder / "again.json").read_bytes())
+    assert [item["reused"] for item in document["builds"]] == [["everything"], ["everything"], []]
+    assert (folder / "model.trtq" / "manifest.json").stat().st_mtime_ns == before
+
+
+def test_quiet_tells_failures_only_and_a_build_that_is_too_large_is_warned_of(folder: Path) -> None:
+    (folder / "one.toml").write_text('[[build]]\nmodel = "broken.onnx"\n')
+    arguments = ("--summary", folder / "one.json", "--memory", "1M", "-q")
+    result = trtq("build-all", folder / "one.toml", *arguments)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "warning: broken is thought to need 1.6 GB, more than the 1.0 MB that there are" in result.stderr
+    assert "broken: bad input: " in result.stderr
+    assert "note:" not in result.stderr
+
+
+def test_a_wrong_file_is_told_before_any_work(tmp_path: Path) -> None:
+    (tmp_path / "trtq.toml").write_text('[[build]]\nmodel = "a.onnx"\nint9 = true\n')
+    result = trtq("build-all", tmp_path / "trtq.toml")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr.splitlines() == [
+        f"error: {tmp_path / 'trtq.toml'} cannot be built:",
+        "  build 1 (a.onnx): unknown key 'int9'; is it int8?",
+        f"  build 1 (a.onnx): there is no model {tmp_path / 'a.onnx'}",
+    ]
+    assert [path.name for path in tmp_path.iterdir()] == ["trtq.toml"]
+
+
+@pytest.mark.parametrize("content", ["{}", "[]", "not JSON"])
+def test_a_summary_of_something_else_is_not_written_over(content: str, folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine.json").write_text(content)
+    result = trtq("build-all", folder / "trtq.toml", "--summary", tmp_path / "mine.json")
+    assert result.exit_code == 2
+    assert "mine.json is no summary of trtq; choose another file with --summary" in result.stderr
+    assert (tmp_path / "mine.json").read_text() == content
+
+
+def test_no_memory_is_no_budget(folder: Path) -> None:
+    result = trtq("build-all", folder / "trtq.toml", "--memory", "0")
+    assert result.exit_code == 2
+    assert "--memory must be at least 1 byte, got 0" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("codes", "code"), [([0, 0], 0), ([0, 3], 3), ([3, 2], 2), ([2, 5], 5), ([5, 4, 0], 4), ([4, -9, 0], 1)]
+)
+def test_the_worst_exit_code_wins(codes: list[int], code: int) -> None:
+    assert worst(codes) == code
+
+
+def test_a_crash_is_told_with_its_last_words(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    start = 'import os, sys; sys.stderr.write("last words"); sys.stderr.flush(); os.abort()'
+    monkeypatch.setattr("trtq.pipeline.parallel._START", start)
+    result = trtq("build-all", folder / "trtq.toml", "--summary", folder / "crash.json", "--json")
+    assert result.exit_code == 1
+    assert [
+        (item["state"], item["exit_code"], item["error"]) for item in json.loads(result.stdout)["builds"]
+    ] == [("crashed", -signal.SIGABRT, "last words")] * 3
+
+
+def test_a_killed_run_is_gone_on_with(tmp_path: Path) -> None:
+    write_demo(tmp_path)
+    (tmp_path / "slow.py").write_text(
+        "import time\nimport numpy as np\n\ndef feeds():\n    for _ in range(10_000):\n"
+        '        yield {"image": np.zeros((1, 1, 8, 8), np.float32)}\n        time.sleep(0.02)\n'
+    )
+    two = """
+        [defaults]
+        backend = "onnxruntime"
+        eval-samples = 16
+        [[build]]
+        model = "model.onnx"
+        [[build]]
+        model = "model.onnx"
+        output = "b"
+        """
+    (tmp_path / "trtq.toml").write_text(f'{two}calib-data = "slow.py:feeds"\n')
+    command = [sys.executable, "-m", "trtq", "build-all", str(tmp_path / "trtq.toml"), "--jobs", "2"]
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
+        while not (tmp_path / "summary.json").exists():
+            assert process.poll() is None
+            time.sleep(0.05)
+        process.kill()
+    assert [item["state"] for item in summary(tmp_path)] == ["pass", "pending"]
+    built = read_manifest(tmp_path / "model.trtq").keys
+    (tmp_path / "trtq.toml").write_text(two)
+    assert trtq("build-all", tmp_path / "trtq.toml").exit_code == 0
+    assert [(item["state"], item["reused"]) for item in summary(tmp_path)] == [
+        ("pass", ["everything"]), ("pass", []),
+    ]  # fmt: skip
+    assert read_manifest(tmp_path / "model.trtq").keys == built
