@@ -130,8 +130,8 @@ def test_everything_that_is_wrong_is_told_at_once(folder: Path) -> None:
         "build 1 (?): model is missing; give the path of an ONNX file",
         "build 2 (c.onnx): unknown key 'quiet'; the keys are the options of trtq build, without --",
         "build 2 (c.onnx): there is no model DIR/c.onnx",
-        "build 3 (a.onnx): output has one value, got ['a']",
         "build 3 (a.onnx): int8 must be true or false, got 'yes'",
+        "build 3 (a.onnx): output has one value, got ['a']",
         "build 3 (a.onnx): skip must be texts, got [1, True]",
         "build 4 (a.onnx): Invalid value for '--backend': 'trt' is not one of 'auto', 'tensorrt', "
         "'tensorrt-rtx', 'onnxruntime'.",

@@ -17,7 +17,8 @@ from trtq.files import sha256_of
 from trtq.models.demo import write_demo
 from trtq.models.spec import AccuracySpec, CalibrationSpec, ModelSpec
 from trtq.pipeline.build import build
-from trtq.pipeline.deliver.triton.config import Serving, read_config
+from trtq.pipeline.deliver.triton.config import Serving
+from trtq.pipeline.deliver.triton.pbtxt import parse
 from trtq.pipeline.package import Package, PackageSpec, package
 from trtq.pipeline.target import Target
 
@@ -272,5 +273,5 @@ def test_a_share_is_a_percentage(percent: float) -> None:
 
 def test_the_package_is_read_without_tritonclient(folder: Path, tmp_path: Path) -> None:
     done = package(folder, tmp_path / "models")
-    assert read_config((tmp_path / "models/model/config.pbtxt").read_text(), "x")["max_batch_size"] == [8]
+    assert parse((tmp_path / "models/model/config.pbtxt").read_text(), "x")["max_batch_size"] == [8]
     assert done.repository == str(tmp_path / "models")

@@ -114,26 +114,6 @@ def test_an_interruption_ends_the_jobs_and_they_clear_up(slow: tuple[str, ...], 
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted({*before, "begun"})
 
 
-_PARENT = """
-import sys
-from trtq.pipeline.parallel import Job, Limits, run_jobs
-job = Job("slow", tuple(sys.argv[1:]), 1)
-run_jobs([job], Limits(1, 1), lambda number: None, lambda number, outcome: None)
-"""
-
-
-def test_the_jobs_of_a_killed_process_end_too(slow: tuple[str, ...], tmp_path: Path) -> None:
-    before = sorted(path.name for path in tmp_path.iterdir())
-    with subprocess.Popen([sys.executable, "-c", _PARENT, *slow]) as parent:
-        while not (tmp_path / "begun").exists():
-            assert parent.poll() is None
-        (child,) = Path(f"/proc/{parent.pid}/task/{parent.pid}/children").read_text().split()
-        parent.send_signal(signal.SIGKILL)
-    while Path(f"/proc/{child}").exists() and "Z" not in Path(f"/proc/{child}/stat").read_text().split()[2]:
-        os.sched_yield()
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted({*before, "begun"})
-
-
 def test_a_process_that_does_not_listen_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(parallel, "_PATIENCE_SECONDS", 0.1)
     deaf = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN)"

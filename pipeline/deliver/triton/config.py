@@ -16,7 +16,7 @@ from trtq import lazy
 from trtq.errors import ArtifactError, UsageError
 from trtq.models.signature import TensorSpec, show_shape
 from trtq.models.spec import InputSpec
-from trtq.pipeline.deliver.triton.pbtxt import Message, Read, Value, Word, parse, to_text
+from trtq.pipeline.deliver.triton.pbtxt import Message, Read, Value, Word, to_text
 
 DATA_TYPES: Mapping[str, str] = {
     "bool": "TYPE_BOOL",
@@ -248,15 +248,6 @@ def _described(item: Read) -> str:
 
 def _show(values: Sequence[object] | None) -> str:
     return str(values[-1]) if values else ""
-
-
-def read_config(text: str, where: str) -> Read:
-    """Returns what a `config.pbtxt` says.
-
-    Raises:
-        ArtifactError: It is not in protobuf's text format.
-    """
-    return parse(text, where)
 
 
 def validate(text: str) -> bool:

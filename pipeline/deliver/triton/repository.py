@@ -24,9 +24,9 @@ from trtq.pipeline.deliver.triton.config import (
     batch_in,
     differences,
     is_edited,
-    read_config,
     validate,
 )
+from trtq.pipeline.deliver.triton.pbtxt import parse
 
 CONFIG = "config.pbtxt"
 WARMUP = "warmup"
@@ -239,7 +239,7 @@ def _earlier_config(path: Path, config: ModelConfig) -> tuple[str, bool, bool]:
     if not path.is_file():
         return "", False, True
     text = path.read_text(encoding="utf-8")
-    existing = read_config(text, str(path))
+    existing = parse(text, str(path))
     if found := differences(existing, config):
         raise ArtifactError(
             f"{path} is of another model: {'; '.join(found)}; its versions share one configuration, so give "

@@ -86,7 +86,7 @@ class Result:
     help="Where the summary is written.  [default: summary.json beside FILE]",
 )
 @options.json_option
-@click.option("-q", "--quiet", is_flag=True, help="Print warnings and errors only.")
+@click.option("-q", "--quiet", is_flag=True, help="Print what failed, and nothing else.")
 @click.pass_context
 def command(ctx: click.Context, /, file: Path, **given: Any) -> None:
     """Build several models at once, from one file.

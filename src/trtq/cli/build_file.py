@@ -84,10 +84,11 @@ def read_builds(path: Path) -> tuple[Entry, ...]:
         *(f"{key} belongs into a [[build]]" for key in _ITS_OWN if key in defaults),
     ):
         problems.append(f"[defaults]: {text}")
+    shared = {key: value for key, value in defaults.items() if key not in _ITS_OWN}
     entries: list[Entry] = []
     for number, build in enumerate(builds, 1):
         try:
-            entries.append(_entry(path.parent, number, {**defaults, **build}, build))
+            entries.append(_entry(path.parent, number, {**shared, **build}, build))
         except UsageError as error:
             problems += [
                 f"build {number} ({build.get('model', '?')}): {line}" for line in str(error).split("\n")

@@ -20,9 +20,9 @@ from trtq.pipeline.deliver.triton.config import (
     is_edited,
     largest_batch,
     ports_of,
-    read_config,
     validate,
 )
+from trtq.pipeline.deliver.triton.pbtxt import parse
 
 IMAGE = TensorSpec("image", "float32", ("N", 3, "H", 8))
 FIXED = TensorSpec("y", "float32", (1, 2))
@@ -160,14 +160,14 @@ def test_an_edit_is_seen() -> None:
 
 
 def test_the_same_model_differs_in_nothing_whatever_its_batch_and_serving() -> None:
-    theirs = read_config(CONFIG.text(), "there")
+    theirs = parse(CONFIG.text(), "there")
     assert batch_in(theirs) == 16
     assert differences(theirs, replace(CONFIG, max_batch=4, serving=Serving(), comments=())) == []
-    assert differences(read_config('backend: "tensorrt" max_batch_size: 1', "there"), CONFIG) == []
+    assert differences(parse('backend: "tensorrt" max_batch_size: 1', "there"), CONFIG) == []
 
 
 def test_another_model_is_told_by_all_that_differs() -> None:
-    theirs = read_config(CONFIG.text(), "there")
+    theirs = parse(CONFIG.text(), "there")
     other = replace(
         CONFIG,
         backend="onnxruntime",

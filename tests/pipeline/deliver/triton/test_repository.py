@@ -15,7 +15,8 @@ import pytest
 
 from trtq.errors import ArtifactError
 from trtq.pipeline.deliver.triton import repository as module
-from trtq.pipeline.deliver.triton.config import ModelConfig, Port, Serving, batch_in, read_config
+from trtq.pipeline.deliver.triton.config import ModelConfig, Port, Serving, batch_in
+from trtq.pipeline.deliver.triton.pbtxt import parse
 from trtq.pipeline.deliver.triton.repository import Entry, Source, check_name, install, versions_of
 
 CONFIG = ModelConfig("net", "tensorrt", 8, (Port("x", "TYPE_FP32", (4,)),), (Port("y", "TYPE_FP32", (2,)),))
@@ -42,7 +43,7 @@ def seen_by_a_server(repository: Path, workplaces: Collection[Path] = ()) -> dic
         if model in workplaces:
             assert not versions  # so there is nothing that could be loaded
         elif model.is_dir():
-            config = read_config((model / "config.pbtxt").read_text(), str(model))
+            config = parse((model / "config.pbtxt").read_text(), str(model))
             assert config["name"] == [model.name]
             assert versions, f"{model} has no version"
             found[model.name] = {int(path.name): (path / "model.plan").read_bytes() for path in versions}
@@ -84,7 +85,7 @@ def test_the_configuration_follows_the_newest_version(tmp_path: Path, entry_of: 
     for content, batch in ((b"one", 4), (b"two", 8), (b"three", 2)):
         install(tmp_path / "models", (entry_of(content, replace(CONFIG, max_batch=batch)),))
         text = (tmp_path / "models" / "net" / "config.pbtxt").read_text()
-        assert batch_in(read_config(text, "x")) == batch
+        assert batch_in(parse(text, "x")) == batch
 
 
 def test_an_edited_configuration_is_kept(tmp_path: Path, entry_of: Callable[..., Entry]) -> None:

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from trtq.errors import ArtifactError
-from trtq.pipeline.deliver.triton.config import ModelConfig, Port, read_config
+from trtq.pipeline.deliver.triton.config import ModelConfig, Port
+from trtq.pipeline.deliver.triton.pbtxt import parse
 from trtq.pipeline.deliver.triton.router import SCRIPT, router_of
 
 A = ModelConfig("net", "tensorrt", 8, (Port("x", "TYPE_FP32", (4,)),), (Port("y", "TYPE_FP32", (2,)),))
@@ -61,7 +62,7 @@ def answers(monkeypatch: pytest.MonkeyPatch, percent: float, requests: list[Aske
     module = types.ModuleType("triton_python_backend_utils")
     module.InferenceRequest, module.InferenceResponse = Request, Response  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "triton_python_backend_utils", module)
-    config = read_config(router_of("net_ab", (A, B), percent).text(), "x")
+    config = parse(router_of("net_ab", (A, B), percent).text(), "x")
     parameters: Any = config["parameters"]
     seen = {item["key"][0]: {"string_value": item["value"][0]["string_value"][0]} for item in parameters}
     names: dict[str, Any] = {}
