@@ -7,6 +7,7 @@ written. So everything is made ready outside, beside the repository, and comes i
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import os
 import re
@@ -159,7 +160,7 @@ def _workplace(repository: Path) -> Iterator[Path]:
     places = (repository.parent, repository)
     pattern = re.compile(rf"\.{re.escape(repository.name)}\.[0-9a-f]{{16}}\.partial")
     for place in places:
-        for left in place.glob(f".{repository.name}.*.partial"):
+        for left in place.glob(f".{glob.escape(repository.name)}.*.partial"):
             if pattern.fullmatch(left.name):
                 shutil.rmtree(left, ignore_errors=True)
     place = next((place for place in places if _leads_to(place, repository)), repository)
