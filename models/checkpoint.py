@@ -10,19 +10,22 @@ from typing import TYPE_CHECKING, Any
 
 from trtq import lazy
 from trtq.errors import ModelError
+from trtq.models.foreign import quietly
 
 if TYPE_CHECKING:
     import torch
 
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "module", "net", "ema")
 _PREFIXES = ("module.", "_orig_mod.", "model.")
+_COUNTER = "num_batches_tracked"  # of BatchNorm, which needs it for training only
 _MOST_NAMED = 4
 
 
 def load_weights(module: torch.nn.Module, path: Path, *, trust: bool = False) -> None:
     """Loads a checkpoint into the module.
 
-    The state may lie under a key such as `state_dict`, and all names may have one prefix such as `module.`.
+    The state may lie under a key such as `state_dict`, and all names may have prefixes such as `module.`. A
+    name may be missing whose tensor another one gives (tied weights), and BatchNorm's count of batches.
 
     Args:
         module: Takes the weights, in place.
@@ -34,8 +37,13 @@ def load_weights(module: torch.nn.Module, path: Path, *, trust: bool = False) ->
     """
     state = _state(_read(path, trust), path)
     wanted = module.state_dict()
-    state = _without_prefix(state, set(wanted))
-    missing = [name for name in wanted if name not in state]
+    state = _without_prefixes(state, set(wanted))
+    given = {(wanted[name].data_ptr(), wanted[name].shape) for name in state if name in wanted}
+    missing = [
+        name
+        for name, value in wanted.items()
+        if name not in state and not name.endswith(_COUNTER) and (value.data_ptr(), value.shape) not in given
+    ]
     unexpected = [name for name in state if name not in wanted]
     if missing or unexpected:
         raise ModelError(
@@ -52,11 +60,18 @@ def load_weights(module: torch.nn.Module, path: Path, *, trust: bool = False) ->
                 f"{path} does not fit {type(module).__name__}: {name!r} has shape {tuple(value.shape)}, "
                 f"the module wants {tuple(wanted[name].shape)}"
             )
-    module.load_state_dict(state)
+    module.load_state_dict(state, strict=False)  # what may be missing was looked at above
+
+
+def is_weights(path: Path) -> bool:
+    """Returns whether a PyTorch file holds tensors by name, alone or among other plain values."""
+    try:
+        return isinstance(_load(path, trust=False), Mapping)
+    except ModelError:
+        return False
 
 
 def _read(path: Path, trust: bool) -> Any:
-    torch = lazy.require("torch", "export", "loading weights")
     if not path.is_file():
         raise ModelError(f"there is no file {path}; give --weights a .pt or .safetensors file")
     if path.suffix == ".safetensors":
@@ -66,8 +81,14 @@ def _read(path: Path, trust: bool) -> Any:
             return files.load_file(path)
         except errors.SafetensorError as error:
             raise ModelError(f"{path} is no safetensors file: {error}") from error
+    return _load(path, trust)
+
+
+def _load(path: Path, trust: bool) -> Any:
+    torch = lazy.require("torch", "export", "loading weights")
     try:
-        return torch.load(path, map_location="cpu", weights_only=not trust)
+        with quietly():
+            return torch.load(path, map_location="cpu", weights_only=not trust)
     except pickle.UnpicklingError as error:
         raise ModelError(
             f"{path} holds more than tensors, and loading it would run the code in it; save the state_dict "
@@ -93,11 +114,11 @@ def _state(content: Any, path: Path) -> dict[str, torch.Tensor]:
     return {str(name): value for name, value in content.items()}
 
 
-def _without_prefix(state: dict[str, torch.Tensor], wanted: set[str]) -> dict[str, torch.Tensor]:
-    """Returns the state with the prefix taken off that all names have, if they fit better so."""
+def _without_prefixes(state: dict[str, torch.Tensor], wanted: set[str]) -> dict[str, torch.Tensor]:
+    """Returns the state with the prefixes taken off that all names have, as long as they fit better so."""
     for prefix in _PREFIXES:
         if state and all(name.startswith(prefix) for name in state):
-            shorter = {name[len(prefix) :]: value for name, value in state.items()}
+            shorter = _without_prefixes({name[len(prefix) :]: value for name, value in state.items()}, wanted)
             if len(wanted & set(shorter)) > len(wanted & set(state)):
                 return shorter
     return state

@@ -7,7 +7,7 @@ from their configuration.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from trtq.models.inputs import ModuleInput
@@ -16,35 +16,41 @@ from trtq.models.spec import AccuracySpec, InputSpec, LayerSpec, ModelSpec
 
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _BATCHES = (1, 8, 32)
+_CONVNEXT_CROPS_BELOW = 384
+Size = tuple[int, int]
 
 
 def imagenet(
-    size: int = 224,
-    resize: int = 256,
+    size: Size = (224, 224),
+    resize: int | None = None,
     mean: tuple[float, ...] = _MEAN,
     std: tuple[float, ...] = _STD,
+    *,
+    name: str = "image",
 ) -> ModelSpec:
-    """Returns the settings of an ImageNet classifier with the input `image`, shape (N, 3, size, size).
+    """Returns the settings of an ImageNet classifier, whose input has the shape (N, 3, *size).
 
     Args:
-        size: The middle part that is kept, in pixels.
-        resize: The shorter side before that.
+        size: Height and width of the middle part that is kept, in pixels.
+        resize: The shorter side before that; None: 256 for 224, and in that proportion for others.
         mean: One number a channel, of values in 0..1.
         std: Likewise.
+        name: Of the input.
     """
-    steps = Preprocess(resize=(resize,), resize_mode="short-side", crop=(size,), mean=mean, std=std)
-    return ModelSpec(inputs={"image": _batches((3, size, size))}, preprocess=steps)
+    side = resize or round(min(size) * 256 / 224)
+    steps = Preprocess(resize=(side,), resize_mode="short-side", crop=_short(size), mean=mean, std=std)
+    return ModelSpec(inputs={name: batches_of((3, *size))}, preprocess=steps)
 
 
-def yolo(size: int = 640, *, name: str = "images") -> ModelSpec:
+def yolo(size: Size = (640, 640), *, name: str = "images") -> ModelSpec:
     """Returns the settings of a YOLO-style detector: letterboxed RGB in 0..1, and a head that stays float.
 
     The last layers put boxes (0..640) and scores (0..1) into one tensor; in INT8 the scores would vanish. The
     pattern matches the decoding of exporters that name nodes by module, such as `model.22/dfl/conv`.
     """
-    steps = Preprocess(resize=(size,), resize_mode="letterbox", mean=(0.0,), std=(1.0,))
+    steps = Preprocess(resize=_short(size), resize_mode="letterbox", mean=(0.0,), std=(1.0,))
     return ModelSpec(
-        inputs={name: _batches((3, size, size))},
+        inputs={name: batches_of((3, *size))},
         preprocess=steps,
         accuracy=AccuracySpec(min_cosine=0.99),
         layers=LayerSpec(skip=(r"dfl",)),
@@ -66,19 +72,40 @@ def encoder(names: tuple[str, ...] = ("input_ids", "attention_mask"), *, length:
 FAMILIES: Mapping[str, Callable[[], ModelSpec]] = {"imagenet": imagenet, "yolo": yolo, "encoder": encoder}
 
 
-def of_transformer(config: Any) -> tuple[tuple[ModuleInput, ...], ModelSpec]:
-    """Returns the inputs and settings of a model of the `transformers` library.
+def of_family(name: str, inputs: Sequence[ModuleInput]) -> ModelSpec:
+    """Returns the settings of a family for a module with these inputs: pictures have their size.
 
     Args:
-        config: Its configuration: a vision model has `image_size`, a text model a vocabulary.
+        name: Of `FAMILIES`.
+        inputs: The first with four dims is the picture, (N, C, H, W).
     """
-    size = getattr(config, "image_size", None)
-    if size is not None:
-        size = int(size if isinstance(size, int) else size[0])
-        channels = int(getattr(config, "num_channels", 3))
-        spec = imagenet(size, size, (0.5,) * 3, (0.5,) * 3)
-        spec = ModelSpec(inputs={"pixel_values": spec.inputs["image"]}, preprocess=spec.preprocess)
-        return (ModuleInput("pixel_values", ("N", channels, size, size)),), spec
+    for item in inputs:
+        if name != "encoder" and len(item.dims) == 4:
+            height, width = item.dims[2:]
+            if isinstance(height, int) and isinstance(width, int):
+                make = yolo if name == "yolo" else imagenet
+                return make((height, width), name=item.name)
+    return FAMILIES[name]()
+
+
+def of_transformer(
+    config: Any, main_input: str, processor: Mapping[str, Any] | None
+) -> tuple[tuple[ModuleInput, ...], ModelSpec]:
+    """Returns the inputs and settings of a model of the `transformers` library; none for those of sound.
+
+    Args:
+        config: Its configuration.
+        main_input: The name of its first input: `pixel_values` for a vision model, `input_ids` for text.
+        processor: Its `preprocessor_config.json`, which says how pictures are prepared; None if it has none.
+    """
+    if main_input == "pixel_values":
+        steps, cut = _of_image_processor(processor or {})
+        size = _size(getattr(config, "image_size", None)) or cut or (224, 224)
+        shape = (int(getattr(config, "num_channels", 3)), *size)
+        spec = ModelSpec(inputs={main_input: batches_of(shape)}, preprocess=steps)
+        return (ModuleInput(main_input, ("N", *shape)),), spec
+    if main_input != "input_ids":
+        return (), ModelSpec()
     names: tuple[str, ...] = ("input_ids", "attention_mask")
     if getattr(config, "type_vocab_size", 0) > 1:
         names = (*names, "token_type_ids")
@@ -86,5 +113,46 @@ def of_transformer(config: Any) -> tuple[tuple[ModuleInput, ...], ModelSpec]:
     return tuple(ModuleInput(name, ("N", "L"), "int64") for name in names), spec
 
 
-def _batches(rest: tuple[int, ...]) -> InputSpec:
+def _of_image_processor(settings: Mapping[str, Any]) -> tuple[Preprocess, Size | None]:
+    """Returns the steps that a `preprocessor_config.json` tells, and the size of the picture after them.
+
+    `size` is height and width, or a shorter side; a `crop_pct` enlarges that side, of which the middle is
+    kept, as ConvNeXT's does below 384 pixels.
+    """
+    size = settings.get("size", settings.get("crop_size"))
+    side = size.get("shortest_edge") if isinstance(size, Mapping) else None
+    crop = _size(settings.get("crop_size")) if settings.get("do_center_crop") else None
+    if isinstance(size, int) and crop is not None:
+        side = size
+    if side is not None and settings.get("crop_pct") and side < _CONVNEXT_CROPS_BELOW:
+        crop, side = (side, side), int(side / settings["crop_pct"])
+    resize = (int(side),) if side is not None else _short(_size(size))
+    normal = settings.get("do_normalize", True)
+    steps = Preprocess(
+        resize=resize if settings.get("do_resize", True) else (),
+        resize_mode="short-side" if side is not None and crop is not None else "stretch",
+        crop=_short(crop),
+        scale=float(settings.get("rescale_factor", 1 / 255)) if settings.get("do_rescale", True) else 1.0,
+        mean=tuple(settings.get("image_mean", _MEAN)) if normal else (0.0,),
+        std=tuple(settings.get("image_std", _STD)) if normal else (1.0,),
+    )
+    return steps, crop or _size(side if side is not None else size)
+
+
+def _size(told: Any) -> Size | None:
+    """Returns height and width of what a configuration says: one number, two, or a mapping with them."""
+    if isinstance(told, Mapping):
+        return (int(told["height"]), int(told["width"])) if {"height", "width"} <= set(told) else None
+    if isinstance(told, list | tuple):
+        return int(told[0]), int(told[-1])
+    return (int(told), int(told)) if told is not None else None
+
+
+def _short(size: Size | None) -> tuple[int, ...]:
+    """Returns one number for a square, as people write it."""
+    return () if size is None else size[:1] if size[0] == size[1] else size
+
+
+def batches_of(rest: tuple[int, ...]) -> InputSpec:
+    """Returns the profile of batches up to 32, with these sizes of the other axes."""
     return InputSpec(*((batch, *rest) for batch in _BATCHES))

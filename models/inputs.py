@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,6 +55,15 @@ class ModuleInput:
             for axis, dim in enumerate(self.dims)
         )
 
+    def fits(self, shape: tuple[int, ...]) -> bool:
+        """Returns whether an array of this shape may be fed."""
+        return len(shape) == len(self.dims) and all(
+            isinstance(want, str) or want == have for want, have in zip(self.dims, shape, strict=True)
+        )
+
+    def __str__(self) -> str:
+        return f"{self.name}:{'x'.join(map(str, self.dims))}:{self.dtype}"
+
     def example(self, sizes: Mapping[str, int], seed: int = 0) -> NDArray[Any]:
         """Returns random values: normal for floats, 0 and 1 for integers, which ids and masks all hold."""
         generator = np.random.default_rng(seed)
@@ -81,6 +90,17 @@ def parse_input(text: str) -> ModuleInput:
         )
     sizes = tuple(int(dim) if dim.isdecimal() else dim for dim in dims)
     return ModuleInput(found["name"], sizes, found["dtype"] or "float32")
+
+
+def check_sizes(sizes: Mapping[str, int], inputs: Sequence[ModuleInput]) -> None:
+    """Raises UsageError if a size is given for what is no open dim of these inputs."""
+    dims = sorted({dim for item in inputs for dim in item.open_axes.values()})
+    for name in sizes:
+        if name not in dims:
+            raise UsageError(
+                f"a size is given for {name!r}, but the open dims are {', '.join(dims) or 'none'} of "
+                f"{' and '.join(map(str, inputs))}"
+            )
 
 
 def parse_sizes(texts: tuple[str, ...]) -> dict[str, int]:

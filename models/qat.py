@@ -255,7 +255,7 @@ def _weight_quantizer() -> torch.nn.Module:
 
         def forward(self, weight: torch.Tensor) -> torch.Tensor:
             scale = self._scale_of(weight) if self.scale is None else self.scale
-            zeros = torch.zeros(scale.shape, dtype=torch.int32)
+            zeros = torch.zeros(scale.shape, dtype=torch.int32, device=scale.device)
             return torch.fake_quantize_per_channel_affine(weight, scale, zeros, 0, QMIN, QMAX)
 
         def _scale_of(self, weight: torch.Tensor) -> torch.Tensor:

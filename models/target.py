@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import json
 import sys
-import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 from trtq import lazy
 from trtq.errors import MissingDependency, ModelError, UsageError
+from trtq.models.checkpoint import is_weights
 from trtq.models.families import imagenet, of_transformer
+from trtq.models.foreign import quietly, telling
 from trtq.models.inputs import ModuleInput
 from trtq.models.spec import ModelSpec
 
@@ -26,6 +28,7 @@ _FORMS = (
     "package.module:callable, torchvision:NAME, timm:NAME, hf:NAME_OR_FOLDER, or a .pt2, .pt or .pth file"
 )
 _FILES = (".pt2", ".pt", ".pth", ".ts")
+_WITHOUT_WEIGHTS = "for a model whose weights you have, give --weights"
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,16 +36,20 @@ class LoadedModule:
     """A module and what its source tells of it.
 
     Attributes:
-        module: Takes the inputs by position.
+        module: The module.
         inputs: Those that it takes; empty if only the user knows.
         spec: Preprocessing and profiles of its family.
         holds_weights: Whether weights were loaded with it, so that it needs none.
+        takes_names: Whether it takes its inputs by name, so that `by_position` must stand before it.
+        unknown: What its source should tell and does not, as a sentence; empty: nothing.
     """
 
     module: torch.nn.Module
     inputs: tuple[ModuleInput, ...] = ()
     spec: ModelSpec = field(default_factory=ModelSpec)
     holds_weights: bool = True
+    takes_names: bool = False
+    unknown: str = ""
 
 
 def load_module(target: str, *, pretrained: bool, trust: bool = False) -> LoadedModule:
@@ -83,12 +90,12 @@ def importable_here() -> Iterator[None]:
 def _from_import(target: str, module_name: str, attribute: str) -> torch.nn.Module:
     import torch
 
-    try:
+    if "/" in module_name or module_name.endswith(".py"):
+        name = module_name.removesuffix(".py").strip("./").replace("/", ".")
+        raise UsageError(f"{target!r} names a file; write the module as it is imported, {name}:{attribute}")
+    advice = f"run trtq in the folder of {module_name}, or install it"
+    with telling(f"{target!r} does not import", advice):
         found: Any = importlib.import_module(module_name)
-    except ImportError as error:
-        raise ModelError(
-            f"{target!r} does not import: {error}; run trtq in the folder of {module_name}, or install it"
-        ) from error
     for part in attribute.split("."):
         if not hasattr(found, part):
             names = (
@@ -107,7 +114,8 @@ def _from_import(target: str, module_name: str, attribute: str) -> torch.nn.Modu
             f"{target!r} needs the arguments {', '.join(missing)}; name a function without any that returns "
             f"the module"
         )
-    module = found()
+    with telling(f"{target!r} fails", "mend it, or name another function that returns the module"):
+        module = found()
     if not isinstance(module, torch.nn.Module):
         raise ModelError(f"{target!r} returned a {type(module).__name__}, not an nn.Module")
     return module
@@ -127,14 +135,18 @@ def _from_torchvision(name: str, pretrained: bool) -> LoadedModule:
     models = _library("torchvision.models", f"torchvision:{name}")
     if name not in models.list_models():
         raise ModelError(f"torchvision has no model {name!r}{_near(name, models.list_models())}")
-    with _told(f"torchvision:{name}"):
-        module = models.get_model(name, weights="DEFAULT" if pretrained else None)
+    wanted: dict[str, Any] = {"weights": "DEFAULT" if pretrained else None}
+    builder = inspect.signature(models.get_model_builder(name)).parameters
+    if not pretrained and "weights_backbone" in builder:  # else it would be downloaded all the same
+        wanted["weights_backbone"] = None
+    with telling(f"torchvision:{name} cannot be made", _WITHOUT_WEIGHTS):
+        module = models.get_model(name, **wanted)
     weights = next(iter(models.get_model_weights(name)), None)
-    steps = weights.transforms() if weights is not None else None
-    if steps is None or not hasattr(steps, "crop_size"):
+    steps: Any = weights.transforms() if weights is not None else None
+    if type(steps).__name__ != "ImageClassification":  # detectors take lists, videos have another axis
         return LoadedModule(module, holds_weights=pretrained)
     size = int(steps.crop_size[0])
-    spec = imagenet(size, int(steps.resize_size[0]), tuple(steps.mean), tuple(steps.std))
+    spec = imagenet((size, size), int(steps.resize_size[0]), tuple(steps.mean), tuple(steps.std))
     return LoadedModule(module, (ModuleInput("image", ("N", 3, size, size)),), spec, pretrained)
 
 
@@ -142,18 +154,20 @@ def _from_timm(name: str, pretrained: bool) -> LoadedModule:
     timm = _library("timm", f"timm:{name}")
     if not timm.is_model(name.partition(".")[0]):
         raise ModelError(f"timm has no model {name!r}{_near(name, timm.list_models())}")
-    with _told(f"timm:{name}"):
+    with telling(f"timm:{name} cannot be made", _WITHOUT_WEIGHTS):
         module = timm.create_model(name, pretrained=pretrained)
     config: Mapping[str, Any] = timm.data.resolve_model_data_config(module)
     channels, height, width = config["input_size"]
     share = float(config.get("crop_pct") or 1.0)
-    spec = imagenet(height, round(height / share), tuple(config["mean"]), tuple(config["std"]))
+    spec = imagenet(
+        (height, width), int(min(height, width) / share), tuple(config["mean"]), tuple(config["std"])
+    )
     return LoadedModule(module, (ModuleInput("image", ("N", channels, height, width)),), spec, pretrained)
 
 
 def _from_transformers(name: str, pretrained: bool) -> LoadedModule:
     transformers = _library("transformers", f"hf:{name}")
-    with _told(f"hf:{name}"):
+    with telling(f"hf:{name} cannot be made", _WITHOUT_WEIGHTS):
         config = transformers.AutoConfig.from_pretrained(name)
         architecture = next(iter(config.architectures or ()), None)
         kind = getattr(transformers, architecture or "AutoModel", transformers.AutoModel)
@@ -162,12 +176,35 @@ def _from_transformers(name: str, pretrained: bool) -> LoadedModule:
             module = kind.from_pretrained(name, config=config, attn_implementation="eager")
         else:
             module = kind._from_config(config, attn_implementation="eager")
-    inputs, spec = of_transformer(config)
-    return LoadedModule(_by_position(module, [item.name for item in inputs]), inputs, spec, pretrained)
+    main_input = getattr(module, "main_input_name", "input_ids")
+    processor = _processor_of(transformers, name) if main_input == "pixel_values" else None
+    inputs, spec = of_transformer(config, main_input, processor)
+    unknown = (
+        f"hf:{name} has no preprocessor_config.json, and ImageNet's mean and std are only a guess"
+        if main_input == "pixel_values" and processor is None
+        else ""
+    )
+    # Checkpoints may be in half precision, which trtq decides on when it builds.
+    return LoadedModule(module.float(), inputs, spec, pretrained, takes_names=True, unknown=unknown)
 
 
-def _by_position(module: torch.nn.Module, names: list[str]) -> torch.nn.Module:
-    """Returns the module with inputs by position, and the tensors that it returns as a tuple."""
+def _processor_of(transformers: ModuleType, name: str) -> Mapping[str, Any] | None:
+    """Returns the content of a vision model's `preprocessor_config.json`; None if it has none."""
+    try:
+        path = transformers.utils.cached_file(name, "preprocessor_config.json")
+        content: Mapping[str, Any] = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return content
+
+
+def by_position(module: torch.nn.Module, names: Sequence[str]) -> torch.nn.Module:
+    """Returns the module with inputs by position, and the tensors that it returns as a tuple.
+
+    Args:
+        module: Of the `transformers` library: takes its inputs by name.
+        names: In the order of the positions.
+    """
     import torch
 
     class ByPosition(torch.nn.Module):  # type: ignore[misc]  # the untyped base is PyTorch's
@@ -181,6 +218,7 @@ def _by_position(module: torch.nn.Module, names: list[str]) -> torch.nn.Module:
             outputs = self.model(**dict(zip(names, inputs, strict=True)), return_dict=True)
             return tuple(value for value in outputs.values() if isinstance(value, torch.Tensor))
 
+    ByPosition.__name__ = type(module).__name__  # the name that messages give
     return ByPosition()
 
 
@@ -192,20 +230,26 @@ def _from_file(path: Path, trust: bool) -> LoadedModule:
             f"there is no file {path}; name a .pt2, TorchScript or, with --trust, pickled module"
         )
     if path.suffix == ".pt2":
-        try:
+        advice = "save it with torch.export.save"
+        with quietly(), telling(f"{path} is no exported program", advice):
             program = torch.export.load(path)
-        except (RuntimeError, ValueError, OSError, AssertionError, KeyError, zipfile.BadZipFile) as error:
-            raise ModelError(f"{path} is no exported program: {str(error).splitlines()[0]}") from error
         return LoadedModule(program.module(), tuple(_inputs_of(program)))
     try:
-        return LoadedModule(torch.jit.load(path, map_location="cpu"))
+        with quietly():
+            return LoadedModule(torch.jit.load(path, map_location="cpu"))
     except RuntimeError as error:
+        if is_weights(path):
+            raise ModelError(
+                f"{path} holds weights, not a module; name what makes the module, such as "
+                f"package.module:callable, and give them with --weights"
+            ) from error
         if not trust:
             raise ModelError(
                 f"{path} is no TorchScript module; if it is a pickled module, loading it runs the code in "
                 f"it: add --trust if you know where it comes from"
             ) from error
-    module = torch.load(path, map_location="cpu", weights_only=False)
+    with telling(f"{path} cannot be loaded", "run trtq where the classes of the module can be imported"):
+        module = torch.load(path, map_location="cpu", weights_only=False)
     if not isinstance(module, torch.nn.Module):
         raise ModelError(f"{path} holds a {type(module).__name__}, not a module; for weights use --weights")
     return LoadedModule(module)
@@ -228,26 +272,10 @@ def _library(module: str, target: str) -> ModuleType:
     package = module.partition(".")[0]
     try:
         return importlib.import_module(module)
-    except (
-        ImportError,
-        OSError,
-        RuntimeError,
-    ) as error:  # RuntimeError: torchvision, made for another PyTorch
+    except (ImportError, OSError, RuntimeError) as error:  # the last: torchvision, made for another PyTorch
         raise MissingDependency(
             f"{target} needs {package}, which cannot be imported here ({error}); install the {package} that "
             f"fits this PyTorch: pip install {package}"
-        ) from error
-
-
-@contextmanager
-def _told(target: str) -> Iterator[None]:
-    """Tells what a library raises when it makes a model: no network, no such name, no such file."""
-    try:
-        yield
-    except (OSError, ValueError, RuntimeError) as error:
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        raise ModelError(
-            f"{target} cannot be made: {lines[0][:300]}; for a model whose weights you have, give --weights"
         ) from error
 
 

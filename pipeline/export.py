@@ -10,15 +10,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from trtq.errors import ArtifactError, DataError, UsageError
+from trtq.errors import ArtifactError, DataError, ModelError, UsageError
 from trtq.files import write_atomically
 from trtq.models.checkpoint import load_weights
-from trtq.models.export import check_parity, evaluating, to_onnx
-from trtq.models.families import FAMILIES
-from trtq.models.inputs import ModuleInput
+from trtq.models.export import to_onnx
+from trtq.models.families import FAMILIES, batches_of, of_family
+from trtq.models.inputs import ModuleInput, check_sizes
+from trtq.models.parity import check_parity, evaluating, outputs_of
 from trtq.models.session import save
 from trtq.models.spec import InputSpec, ModelSpec
-from trtq.models.target import LoadedModule, importable_here, load_module
+from trtq.models.target import LoadedModule, by_position, importable_here, load_module
 from trtq.models.toml import format_spec
 from trtq.pipeline.graph.load import Graph, load
 from trtq.pipeline.watch import Silent, Watcher
@@ -57,6 +58,11 @@ class ExportOptions:
     def __post_init__(self) -> None:
         if self.family is not None and self.family not in FAMILIES:
             raise UsageError(f"there is no family {self.family!r}; take {', '.join(FAMILIES)}")
+        names = [item.name for item in self.inputs]
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise UsageError(
+                f"input {twice[0]!r} is told twice; give each input of the module once, in its order"
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,8 +90,8 @@ def export(
     """Returns what was exported: an ONNX file that computes the same as the module, simplified.
 
     Constants and BatchNormalization are folded, and what nothing uses is dropped. PyTorch and ONNX Runtime
-    are compared on random inputs, on another size of every open dim on axis 0, and on the data that is given;
-    only a file that agrees is written. The settings that the module's family brings go to
+    are compared on random inputs, on other sizes of the open dims, and on the data that is given; only a file
+    that agrees is written. The settings that the module's family brings go to
     `<name>.toml` beside it.
 
     Args:
@@ -103,6 +109,8 @@ def export(
     options, watcher = options or ExportOptions(), watcher or Silent()
     if not output.parent.is_dir():
         raise ArtifactError(f"cannot write {output}: there is no folder {output.parent}")
+    if output.is_dir():
+        raise ArtifactError(f"cannot write {output}: it is a folder; name a file in it")
     with importable_here():
         watcher.stage("Loading")
         loaded = load_module(
@@ -111,7 +119,7 @@ def export(
         if options.weights is not None:
             load_weights(loaded.module, options.weights, trust=options.trust)
         elif not loaded.holds_weights:
-            watcher.note("no --weights were given: the module's own are exported")
+            watcher.note("no --weights were given: the module has those that it was made with")
         return _export(loaded, output, options, watcher)
 
 
@@ -122,50 +130,78 @@ def _export(loaded: LoadedModule, output: Path, options: ExportOptions, watcher:
             "the inputs of this module are not known; give one --input NAME:DIMS:DTYPE for each, such as "
             "--input x:Nx3x224x224:float32"
         )
+    check_sizes(options.sizes, inputs)
+    sizes = {**_usual_sizes(inputs, loaded.spec), **options.sizes}
+    names = [item.name for item in inputs]
+    module = by_position(loaded.module, names) if loaded.takes_names else loaded.module
     watcher.stage("Exporting")
+    example = _tensors(inputs, sizes, 0)
+    with evaluating(module):
+        outputs_of(module, example)  # what the module itself says is clearer than what the exporter says
     open_axes = {item.name: item.open_axes for item in inputs}
-    data, note = to_onnx(loaded.module, _tensors(inputs, options.sizes, 0), open_axes, opset=options.opset)
+    model, note = to_onnx(module, example, open_axes, opset=options.opset)
     if note:
         watcher.warn(note)
     with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as folder:
-        raw, whole = Path(folder) / "raw.onnx", Path(folder) / output.name
-        raw.write_bytes(data)
+        raw, whole = Path(folder) / "exported.onnx", Path(folder) / output.name
+        save(model, raw)
         graph = load(raw, min_opset=options.opset)
         for sentence in graph.notes:
             watcher.note(sentence)
         save(graph.model, whole)
-        feeds = [*_random_feeds(inputs, options.sizes), *_given_feeds(options.data, inputs)]
+        feeds = [*_random_feeds(module, inputs, sizes), *_given_feeds(options.data, inputs)]
         watcher.stage("Comparing", len(feeds))
-        difference = _compare(loaded.module, whole, feeds, watcher)
-        for part in sorted(
-            Path(folder).glob(f"{output.name}*"), reverse=True
-        ):  # the weights before the graph
-            part.replace(output.parent / part.name)
-    spec = loaded.spec if options.family is None else FAMILIES[options.family]()
-    settings = _write_settings(replace(spec, inputs=_fitting(spec, graph)), output, watcher)
-    return Exported(output, settings, difference, len(feeds), len(graph.model.graph))
+        difference = _compare(module, whole, feeds, watcher)
+        for part in sorted(Path(folder).glob(f"{output.name}*"), reverse=True):
+            part.replace(output.parent / part.name)  # the weights before the graph
+    spec = loaded.spec if options.family is None else of_family(options.family, inputs)
+    spec = replace(spec, inputs=_profiles(spec, graph))
+    if loaded.unknown:
+        watcher.warn(f"{loaded.unknown}; tell it in {output.with_suffix('.toml')}")
+    return Exported(
+        output, _write_settings(spec, output, watcher), difference, len(feeds), len(graph.model.graph)
+    )
 
 
-def _fitting(spec: ModelSpec, graph: Graph) -> dict[str, InputSpec]:
-    """Returns the profiles that the exported model can have."""
-    open_inputs = {item.name: item for item in graph.inputs if item.is_dynamic}
+def _usual_sizes(inputs: Sequence[ModuleInput], spec: ModelSpec) -> dict[str, int]:
+    """Returns the sizes of open dims that the settings call usual: a short text may be all a model takes."""
     return {
-        name: profile
-        for name, profile in spec.inputs.items()
-        if name in open_inputs
-        and all(open_inputs[name].fits(shape) for shape in (profile.min, profile.opt, profile.max))
+        dim: spec.inputs[item.name].opt[axis]
+        for item in inputs
+        if item.name in spec.inputs and len(spec.inputs[item.name].opt) == len(item.dims)
+        for axis, dim in item.open_axes.items()
+        if axis
     }
+
+
+def _profiles(spec: ModelSpec, graph: Graph) -> dict[str, InputSpec]:
+    """Returns the profiles of the open inputs: by name, else one that fits, else with an open batch alone.
+
+    Of other open dims nothing is known; a build takes them from the data.
+    """
+    found: dict[str, InputSpec] = {}
+    for item in graph.inputs:
+        named = [spec.inputs[item.name]] if item.name in spec.inputs else []
+        fitting = [
+            profile
+            for profile in (*named, *spec.inputs.values())
+            if all(item.fits(shape) for shape in (profile.min, profile.opt, profile.max))
+        ]
+        rest = [dim for dim in item.shape[1:] if isinstance(dim, int)]
+        if item.is_dynamic and fitting:
+            found[item.name] = fitting[0]
+        elif item.is_dynamic and len(rest) == len(item.shape) - 1:
+            found[item.name] = batches_of(tuple(rest))
+    return found
 
 
 def _compare(
     module: torch.nn.Module, path: Path, feeds: Sequence[Sequence[torch.Tensor]], watcher: Watcher
 ) -> float:
-    import torch
-
     worst = 0.0
-    with evaluating(module), torch.no_grad():
+    with evaluating(module):
         for feed in feeds:
-            worst = max(worst, check_parity(module, path.read_bytes(), feed))
+            worst = max(worst, check_parity(module, path, feed))
             watcher.advance(1)
     return worst
 
@@ -176,12 +212,26 @@ def _tensors(inputs: Sequence[ModuleInput], sizes: Mapping[str, int], seed: int)
     return [torch.from_numpy(item.example(sizes, seed + index)) for index, item in enumerate(inputs)]
 
 
-def _random_feeds(inputs: Sequence[ModuleInput], sizes: Mapping[str, int]) -> list[list[torch.Tensor]]:
-    """Returns random inputs; the last with one more of every open dim on axis 0."""
-    batches = {dim for item in inputs for axis, dim in item.open_axes.items() if axis == 0}
-    larger = {**sizes, **{dim: sizes.get(dim, 2) + 1 for dim in batches}}
+def _random_feeds(
+    module: torch.nn.Module, inputs: Sequence[ModuleInput], sizes: Mapping[str, int]
+) -> list[list[torch.Tensor]]:
+    """Returns random inputs; the last with one more of every open dim on axis 0, and half of the others.
+
+    The others stay where the module itself does not take half of them.
+    """
     feeds = [_tensors(inputs, sizes, 10 * seed) for seed in range(_NUM_RANDOM)]
-    return [*feeds, _tensors(inputs, larger, 99)] if batches else feeds
+    shapes = {dim: (axis, item.shape(sizes)[axis]) for item in inputs for axis, dim in item.open_axes.items()}
+    if not shapes:
+        return feeds
+    larger = {dim: size + 1 for dim, (axis, size) in shapes.items() if axis == 0}
+    smaller = {dim: -(-size // 2) for dim, (axis, size) in shapes.items() if dim not in larger}
+    other = _tensors(inputs, {**larger, **smaller}, 99)
+    try:
+        with evaluating(module):
+            outputs_of(module, other)
+    except ModelError:
+        other = _tensors(inputs, {**sizes, **larger}, 99)
+    return [*feeds, other]
 
 
 def _given_feeds(path: Path | None, inputs: Sequence[ModuleInput]) -> list[list[torch.Tensor]]:
@@ -197,6 +247,10 @@ def _given_feeds(path: Path | None, inputs: Sequence[ModuleInput]) -> list[list[
         raise DataError(f"cannot read the inputs {path}: {error}") from error
     if missing := [item.name for item in inputs if item.name not in arrays]:
         raise DataError(f"{path} has no array {missing[0]!r}; it has {', '.join(arrays)}")
+    for item in inputs:
+        shape = arrays[item.name].shape
+        if not item.fits(shape):
+            raise DataError(f"array {item.name!r} of {path} has shape {shape}, the input is {item}")
     return [[torch.from_numpy(arrays[item.name].astype(item.dtype)) for item in inputs]]
 
 

@@ -26,7 +26,7 @@ def test_modules_called_like_ours_are_the_users(tmp_path: Path) -> None:
     done = export(tmp_path, "models.pipeline:net", "--input", "x:Nx3", "-o", "net.onnx", "--json")
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)
-    assert (told["path"], told["settings"], told["compared"], told["nodes"]) == ("net.onnx", None, 4, 1)
+    assert (told["path"], told["settings"], told["compared"], told["nodes"]) == ("net.onnx", "net.toml", 4, 1)
     assert told["difference"] <= 1e-4
     assert (tmp_path / "net.onnx").exists()
 
@@ -34,5 +34,7 @@ def test_modules_called_like_ours_are_the_users(tmp_path: Path) -> None:
 def test_a_mistake_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
     done = export(tmp_path, "nets:net", "--input", "x:Nx3", "-o", "net.onnx")
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith("error: 'nets:net' does not import: No module named 'nets'")
+    assert done.stderr.startswith(
+        "error: 'nets:net' does not import: ModuleNotFoundError: No module named 'nets'"
+    )
     assert len(done.stderr.splitlines()) == 1

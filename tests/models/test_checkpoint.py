@@ -25,7 +25,7 @@ def same(first: Any, second: Any) -> bool:
 @pytest.mark.parametrize(
     "wrap", [lambda s: s, lambda s: {"state_dict": s, "epoch": 3}, lambda s: {"model": s}]
 )
-@pytest.mark.parametrize("prefix", ["", "module."])
+@pytest.mark.parametrize("prefix", ["", "module.", "module._orig_mod.", "_orig_mod.module."])
 def test_a_state_is_found_under_its_usual_keys_and_prefixes(wrap: Any, prefix: str, tmp_path: Path) -> None:
     source, target = net(), net()
     state = {f"{prefix}{name}": value for name, value in source.state_dict().items()}
@@ -53,6 +53,24 @@ def test_missing_and_unexpected_names_are_told(tmp_path: Path) -> None:
         ModelError, match=r"does not fit Sequential: 1 missing: 1\.weight; 1 unexpected: 2\.weight$"
     ):
         load_weights(net(), tmp_path / "c.pt")
+
+
+def test_tied_weights_and_the_count_of_batches_may_be_missing(tmp_path: Path) -> None:
+    def tied() -> Any:
+        layers = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.BatchNorm1d(3), torch.nn.Linear(3, 3))
+        layers[2].weight = layers[0].weight
+        return layers
+
+    source, target = tied(), tied()
+    state = source.state_dict()
+    del state["2.weight"], state["1.num_batches_tracked"]
+    torch.save(state, tmp_path / "c.pt")
+    load_weights(target, tmp_path / "c.pt")
+    assert same(source, target)
+    del state["2.bias"]
+    torch.save(state, tmp_path / "c.pt")
+    with pytest.raises(ModelError, match=r"1 missing: 2\.bias$"):
+        load_weights(target, tmp_path / "c.pt")
 
 
 def test_a_shape_that_does_not_fit_is_told(tmp_path: Path) -> None:

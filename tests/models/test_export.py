@@ -8,10 +8,12 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 
 from trtq.errors import ArtifactError, GateError, ModelError
-from trtq.models.export import TOLERANCE, check_parity, export
+from trtq.models.export import export, to_onnx
+from trtq.models.parity import TOLERANCE, check_parity, outputs_of
 
 torch = pytest.importorskip("torch", reason="exporting needs PyTorch: pip install 'trtq[export]'")
 pytest.importorskip("onnxscript", reason="exporting needs onnxscript: pip install 'trtq[export]'")
@@ -161,6 +163,55 @@ def test_a_module_that_cannot_be_traced_is_told(tmp_path: Path) -> None:
         ModelError, match=r"PyTorch cannot export Module: .*data-dependent.*; change the module"
     ):
         _export(module, tmp_path / "model.onnx", _images(2))
+
+
+@pytest.mark.parametrize(
+    ("function", "outputs"),
+    [
+        (lambda x: {"a": x + 1, "b": (x * 2, [x * 3])}, ("u", "v", "w")),
+        (lambda x: (x + 1, None), ("u",)),
+        (lambda x: (x, x + 1), ("same", "more")),
+    ],
+)
+def test_outputs_may_be_nested_absent_or_inputs(tmp_path: Path, function: Any, outputs: Any) -> None:
+    assert _export(_of(function), tmp_path / "model.onnx", _images(2), outputs=outputs) <= TOLERANCE
+    assert [value.name for value in onnx.load(tmp_path / "model.onnx").graph.output] == list(outputs)
+
+
+def test_an_output_called_like_the_input_that_it_is_gets_a_name_of_its_own() -> None:
+    model, _ = to_onnx(_of(lambda x: (x, x + 1)), [_images(2)], {"x": {0: "N"}}, opset=18)
+    names = [str(value.name) for value in model.graph.outputs]
+    assert "x" not in names
+    data = ir.to_proto(model).SerializeToString()
+    onnx.checker.check_model(data)
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        (
+            lambda x: x + torch.ones(3),
+            r"Module fails on inputs of shape \(2, 1, 4, 4\) float32: RuntimeError: .*at",
+        ),
+        (lambda x: (x, 3), r"Module returns a int; return tensors only"),
+    ],
+)
+def test_a_module_that_fails_or_returns_something_else_is_told(function: Any, message: str) -> None:
+    with pytest.raises(ModelError, match=message):
+        outputs_of(_of(function), [_images(2)])
+
+
+def test_another_number_of_outputs_is_told(tmp_path: Path) -> None:
+    _export(_of(lambda x: x + 1), tmp_path / "model.onnx", _images(2))
+    with pytest.raises(GateError, match=r"has the 1 outputs y, the module returns 2 tensors"):
+        check_parity(_of(lambda x: (x + 1, x + 2)), tmp_path / "model.onnx", [_images(2)])
+
+
+def test_outputs_without_values_or_in_bfloat16_are_compared(tmp_path: Path) -> None:
+    _export(_of(lambda x: x + 1), tmp_path / "model.onnx", _images(2))
+    assert check_parity(_of(lambda x: x + 1), tmp_path / "model.onnx", [_images(0)]) == 0
+    with pytest.raises(GateError, match="differs"):  # it has eight bits
+        check_parity(_of(lambda x: (x + 1).bfloat16()), tmp_path / "model.onnx", [_images(2)])
 
 
 def test_a_missing_output_name_is_told(tmp_path: Path) -> None:

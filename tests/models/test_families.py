@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
-from trtq.models.families import FAMILIES, encoder, imagenet, of_transformer, yolo
-from trtq.models.inputs import ModuleInput
+from trtq.models.families import FAMILIES, encoder, imagenet, of_family, of_transformer, yolo
+from trtq.models.inputs import ModuleInput, parse_input
+from trtq.models.preprocess import Preprocess
 from trtq.models.spec import CalibrationSpec, InputSpec, ModelSpec, read_spec
 from trtq.models.toml import format_spec
 
@@ -35,7 +37,7 @@ def test_defaults_are_left_out_and_names_are_quoted_where_they_must(tmp_path: Pa
 
 
 def test_an_imagenet_classifier_is_prepared_as_torchvision_does() -> None:
-    spec = imagenet(224, 256)
+    spec = imagenet()
     assert spec.inputs["image"].opt == (8, 3, 224, 224)
     steps = spec.preprocess
     assert (steps.resize, steps.resize_mode, steps.crop) == ((256,), "short-side", (224,))
@@ -59,10 +61,60 @@ def test_an_encoder_takes_up_to_its_length() -> None:
 
 def test_the_configuration_of_a_transformer_tells_its_inputs() -> None:
     config = SimpleNamespace(type_vocab_size=2, max_position_embeddings=512)
-    inputs, spec = of_transformer(config)
+    inputs, spec = of_transformer(config, "input_ids", None)
     assert [item.name for item in inputs] == ["input_ids", "attention_mask", "token_type_ids"]
     assert set(spec.inputs) == {item.name for item in inputs}
-    vision, spec = of_transformer(SimpleNamespace(image_size=[32, 32], num_channels=3))
-    assert vision == (ModuleInput("pixel_values", ("N", 3, 32, 32)),)
-    assert spec.inputs["pixel_values"].min == (1, 3, 32, 32)
-    assert spec.preprocess.mean == (0.5, 0.5, 0.5)
+    vision, spec = of_transformer(SimpleNamespace(image_size=[32, 48], num_channels=1), "pixel_values", None)
+    assert vision == (ModuleInput("pixel_values", ("N", 1, 32, 48)),)
+    assert spec.inputs["pixel_values"].min == (1, 1, 32, 48)
+    assert of_transformer(SimpleNamespace(), "input_features", None) == ((), ModelSpec())
+
+
+@pytest.mark.parametrize(
+    ("processor", "size", "steps"),
+    [
+        (  # ViT
+            {"size": {"height": 224, "width": 224}, "image_mean": [0.5] * 3, "image_std": [0.5] * 3},
+            224,
+            Preprocess((224,), mean=(0.5,) * 3, std=(0.5,) * 3),
+        ),
+        (  # an older ViT
+            {"size": 224, "image_mean": [0.5] * 3, "image_std": [0.5] * 3},
+            224,
+            Preprocess((224,), mean=(0.5,) * 3, std=(0.5,) * 3),
+        ),
+        (  # MobileNet
+            {
+                "size": {"shortest_edge": 256},
+                "crop_size": {"height": 224, "width": 224},
+                "do_center_crop": True,
+            },
+            224,
+            Preprocess((256,), "short-side", (224,)),
+        ),
+        ({"size": {"shortest_edge": 224}, "crop_pct": 0.875}, 224, Preprocess((256,), "short-side", (224,))),
+        ({"size": {"shortest_edge": 384}, "crop_pct": 0.875}, 384, Preprocess((384,))),
+        (
+            {"size": 256, "crop_size": 224, "do_center_crop": True, "do_normalize": False},
+            224,
+            Preprocess((256,), "short-side", (224,), mean=(0.0,), std=(1.0,)),
+        ),
+        ({"do_resize": False, "do_rescale": False}, 224, Preprocess(scale=1.0)),
+    ],
+)
+def test_pictures_are_prepared_as_the_preprocessor_says(
+    processor: dict[str, Any], size: int, steps: Preprocess
+) -> None:
+    inputs, spec = of_transformer(SimpleNamespace(), "pixel_values", processor)
+    assert inputs == (ModuleInput("pixel_values", ("N", 3, size, size)),)
+    assert spec.preprocess == steps
+
+
+def test_a_family_takes_the_name_and_the_size_of_the_picture() -> None:
+    spec = of_family("yolo", (parse_input("ids:N"), parse_input("x:Nx3x320x416")))
+    assert spec.inputs == {"x": InputSpec((1, 3, 320, 416), (8, 3, 320, 416), (32, 3, 320, 416))}
+    assert spec.preprocess.resize == (320, 416)
+    spec = of_family("imagenet", (parse_input("x:Nx3x160x160"),))
+    assert (spec.preprocess.resize, spec.preprocess.crop) == ((183,), (160,))
+    assert of_family("imagenet", (parse_input("x:Nx3xHxW"),)) == imagenet()
+    assert of_family("encoder", (parse_input("x:NxL"),)) == encoder()

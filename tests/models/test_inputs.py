@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from trtq.errors import UsageError
-from trtq.models.inputs import ModuleInput, parse_input, parse_sizes
+from trtq.models.inputs import ModuleInput, check_sizes, parse_input, parse_sizes
 
 
 @pytest.mark.parametrize(
@@ -45,6 +45,19 @@ def test_the_example_has_a_batch_of_two_and_sizes_that_were_given() -> None:
 def test_integers_are_such_as_ids_and_masks_both_hold() -> None:
     values = ModuleInput("ids", ("N", "L"), "int64").example({})
     assert (values.dtype.name, set(values.reshape(-1).tolist())) == ("int64", {0, 1})
+
+
+def test_a_size_of_no_open_dim_is_refused() -> None:
+    inputs = (parse_input("x:NxLx3"), parse_input("m:NxL:bool"))
+    check_sizes({"L": 5}, inputs)
+    message = r"a size is given for 'H', but the open dims are L, N of x:NxLx3:float32 and m:NxL:bool"
+    with pytest.raises(UsageError, match=message):
+        check_sizes({"H": 5}, inputs)
+
+
+def test_an_array_fits_where_dims_are_open() -> None:
+    item = parse_input("x:Nx3")
+    assert [item.fits(shape) for shape in ((5, 3), (5, 4), (5,))] == [True, False, False]
 
 
 def test_sizes_by_their_texts() -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from trtq.errors import MissingDependency, ModelError, UsageError
 from trtq.models.inputs import ModuleInput
-from trtq.models.target import importable_here, load_module
+from trtq.models.target import by_position, importable_here, load_module
 
 torch = pytest.importorskip("torch", reason="exporting needs PyTorch: pip install 'trtq[export]'")
 
@@ -21,19 +21,29 @@ net = nn.Linear(3, 2)
 def make(): return nn.Linear(3, 2)
 def sized(size, *rest, depth=1, **more): return nn.Linear(3, size)
 def wrong(): return 7
+def absent(): raise KeyError("depth")
 class Holder:
     make = staticmethod(make)
 """
 _TORCHVISION = """
 from types import SimpleNamespace
 from torch import nn
-def list_models(): return ["resnet18", "vit_b_16"]
-def get_model(name, weights):
+def list_models(): return ["resnet18", "r3d_18", "fcn"]
+def resnet18(*, weights=None): return nn.Flatten()
+def segmenter(*, weights=None, weights_backbone="more"):
+    assert weights_backbone is None
+    return nn.Flatten()
+def get_model_builder(name): return segmenter if name == "fcn" else resnet18
+def get_model(name, weights, **more):
     if weights is not None:
         raise OSError("no network here\\nmore")
-    return nn.Flatten()
-_steps = SimpleNamespace(crop_size=[224], resize_size=[256], mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6))
-def get_model_weights(name): return [SimpleNamespace(transforms=lambda: _steps)] if name == "resnet18" else []
+    return get_model_builder(name)(weights=weights, **more)
+class ImageClassification(SimpleNamespace): pass
+class VideoClassification(SimpleNamespace): pass
+_numbers = dict(crop_size=[224], resize_size=[256], mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6))
+_steps = {"resnet18": ImageClassification(**_numbers), "r3d_18": VideoClassification(**_numbers)}
+def get_model_weights(name):
+    return [SimpleNamespace(transforms=lambda: _steps[name])] if name in _steps else []
 """
 _TIMM = """
 from types import SimpleNamespace
@@ -56,11 +66,17 @@ class Classifier(nn.Module):
         assert return_dict
         return {"logits": input_ids * 2.0 * attention_mask, "hidden_states": None}
 class AutoModel: pass
+class Seer(Classifier):
+    main_input_name = "pixel_values"
 class AutoConfig:
     @staticmethod
     def from_pretrained(name):
+        if name == "eyes": return SimpleNamespace(architectures=["Seer"], image_size=32)
         if name != "here": raise OSError(f"{name} is not a folder")
         return SimpleNamespace(architectures=["Classifier"], max_position_embeddings=64)
+class utils:
+    @staticmethod
+    def cached_file(name, file): return f"{name}/{file}"
 """
 
 
@@ -68,7 +84,8 @@ class AutoConfig:
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The current folder, with a module of the user's and the stand-ins."""
     packages = {
-        "nets.py": _NETS, "broken.py": "import no_such_thing", "timm.py": _TIMM,
+        "nets.py": _NETS, "broken.py": "import no_such_thing",
+        "leaves.py": "raise SystemExit(3)", "syntax.py": "def f(:", "timm.py": _TIMM,
         "transformers.py": _TRANSFORMERS, "torchvision/__init__.py": "",
         "torchvision/models.py": _TORCHVISION,
     }  # fmt: skip
@@ -96,20 +113,39 @@ def test_a_module_by_its_import_path(target: str, here: Path) -> None:
 @pytest.mark.parametrize(
     ("target", "message"),
     [
-        ("nets:absent", r"nets has no 'absent'; it has nn, LIMIT, net, make"),
+        ("nets:none", r"nets has no 'none'; it has nn, LIMIT, net, make"),
         ("nets:LIMIT", r"'nets:LIMIT' is a int, not a callable"),
         ("nets:sized", r"'nets:sized' needs the arguments size; name a function without any"),
         ("nets:wrong", r"'nets:wrong' returned a int, not an nn.Module"),
-        ("broken:net", r"'broken:net' does not import: No module named 'no_such_thing'"),
-        ("no_such_module:net", r"does not import: No module named 'no_such_module'; run trtq in the folder"),
+        (
+            "nets:absent",
+            r"'nets:absent' fails: KeyError: 'depth', at .*nets.py, line 8: `def.*; mend it",
+        ),
+        ("leaves:net", r"'leaves:net' does not import: SystemExit: 3, at .*leaves.py, line 1"),
+        ("syntax:net", r"does not import: SyntaxError: .*, at .*syntax.py, line 1: `def f\(:`"),
+        (
+            "broken:net",
+            r"'broken:net' does not import: ModuleNotFoundError: No module named 'no_such_thing', at .*"
+            r"broken.py, line 1: `import no_such_thing`; run trtq in the folder of broken",
+        ),
+        (
+            "no_such_module:net",
+            r"does not import: ModuleNotFoundError: No module named 'no_such_module'; run trtq",
+        ),
         ("torchvision:resnet81", r"torchvision has no model 'resnet81'; the nearest are resnet18"),
         ("timm:mobilenetv3", r"timm has no model 'mobilenetv3'; the nearest are mobilenetv3_small_050"),
-        ("hf:nowhere", r"hf:nowhere cannot be made: nowhere is not a folder"),
+        ("hf:nowhere", r"hf:nowhere cannot be made: OSError: nowhere is not a folder"),
         ("absent.pt2", r"there is no file absent.pt2"),
     ],
 )
 def test_what_gives_no_module_is_told(target: str, message: str, here: Path) -> None:
     with pytest.raises(ModelError, match=message):
+        load_module(target, pretrained=True)
+
+
+@pytest.mark.parametrize("target", ["./nets.py:net", "nets.py:net", "nets/:net"])
+def test_a_file_of_python_is_named_as_it_is_imported(target: str, here: Path) -> None:
+    with pytest.raises(UsageError, match=r"names a file; write the module as it is imported, nets:net$"):
         load_module(target, pretrained=True)
 
 
@@ -123,9 +159,11 @@ def test_torchvision_brings_its_preprocessing(here: Path) -> None:
     loaded = load_module("torchvision:resnet18", pretrained=False)
     assert loaded.inputs == (ModuleInput("image", ("N", 3, 224, 224)),)
     assert (loaded.spec.preprocess.resize, loaded.spec.preprocess.mean) == ((256,), (0.1, 0.2, 0.3))
-    assert load_module("torchvision:vit_b_16", pretrained=False).inputs == ()
+    for name in ("r3d_18", "fcn"):
+        assert load_module(f"torchvision:{name}", pretrained=False).inputs == ()
     with pytest.raises(
-        ModelError, match=r"torchvision:resnet18 cannot be made: no network here; .*--weights"
+        ModelError,
+        match=r"torchvision:resnet18 cannot be made: OSError: no network here, at .*; for .* give --weights",
     ):
         load_module("torchvision:resnet18", pretrained=True)
 
@@ -139,9 +177,20 @@ def test_timm_brings_its_preprocessing(here: Path) -> None:
 @pytest.mark.parametrize("pretrained", [True, False])
 def test_a_transformer_takes_its_inputs_by_position(pretrained: bool, here: Path) -> None:
     loaded = load_module("hf:here", pretrained=pretrained)
-    assert [item.name for item in loaded.inputs] == ["input_ids", "attention_mask"]
-    (logits,) = loaded.module(torch.ones(2, 3), torch.full((2, 3), 2.0))
+    names = [item.name for item in loaded.inputs]
+    assert (names, loaded.takes_names, loaded.unknown) == (["input_ids", "attention_mask"], True, "")
+    (logits,) = by_position(loaded.module, names)(torch.ones(2, 3), torch.full((2, 3), 2.0))
     assert torch.equal(logits, torch.full((2, 3), 4.0))
+
+
+def test_a_vision_transformer_is_prepared_as_its_folder_says(here: Path) -> None:
+    loaded = load_module("hf:eyes", pretrained=False)
+    assert loaded.inputs == (ModuleInput("pixel_values", ("N", 3, 32, 32)),)
+    assert loaded.unknown.startswith("hf:eyes has no preprocessor_config.json")
+    (here / "eyes").mkdir()
+    (here / "eyes" / "preprocessor_config.json").write_text('{"image_mean": [0.5, 0.5, 0.5]}')
+    loaded = load_module("hf:eyes", pretrained=False)
+    assert (loaded.spec.preprocess.mean, loaded.unknown) == ((0.5, 0.5, 0.5), "")
 
 
 def test_a_library_that_is_not_there_is_told(here: Path) -> None:
@@ -169,8 +218,14 @@ def test_a_pickled_module_is_refused_unless_it_is_trusted(here: Path) -> None:
         load_module("net.pt", pretrained=True)
     assert isinstance(load_module("net.pt", pretrained=True, trust=True).module, torch.nn.Linear)
     torch.save({"a": torch.zeros(1)}, here / "state.pt")
-    with pytest.raises(ModelError, match=r"holds a dict, not a module; for weights use --weights"):
-        load_module("state.pt", pretrained=True, trust=True)
+    with pytest.raises(ModelError, match=r"state.pt holds weights, not a module; .* with --weights"):
+        load_module("state.pt", pretrained=True)
+    torch.save([torch.nn.Linear(3, 2)], here / "list.pt")
+    with pytest.raises(ModelError, match=r"holds a list, not a module; for weights use --weights"):
+        load_module("list.pt", pretrained=True, trust=True)
+    (here / "junk.pt").write_bytes(b"junk")
+    with pytest.raises(ModelError, match=r"junk.pt cannot be loaded: .*; run trtq where the classes"):
+        load_module("junk.pt", pretrained=True, trust=True)
 
 
 def test_the_current_folder_comes_first_and_only_for_the_export(tmp_path: Path, monkeypatch: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,10 @@ import onnx
 import pytest
 
 from trtq.errors import ArtifactError, DataError, GateError, ModelError, UsageError
-from trtq.models.export import TOLERANCE
 from trtq.models.inputs import parse_input
-from trtq.models.spec import read_spec
+from trtq.models.parity import TOLERANCE
+from trtq.models.spec import InputSpec, ModelSpec, read_spec
+from trtq.models.target import LoadedModule, importable_here
 from trtq.pipeline.export import ExportOptions, export
 from trtq.pipeline.watch import Log, Silent
 
@@ -37,6 +39,15 @@ class Branching(nn.Module):
 class Random(nn.Module):
     def forward(self, x):
         return x + torch.rand_like(x)
+class Short(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.places = nn.Parameter(torch.zeros(8, 3))
+    def forward(self, x, return_dict):
+        return {"y": x + self.places[:x.shape[1]]}
+class Fixed(nn.Module):
+    def forward(self, x):
+        return x + (x.shape[1] - 64) if torch.compiler.is_exporting() else x + 0
 def scripted():
     return torch.jit.script(Branching())
 """
@@ -130,12 +141,64 @@ def test_a_module_that_computes_otherwise_each_time_fails_the_gate(here: Path) -
         ({}, UsageError, r"the inputs of this module are not known; give one --input"),
         ({"inputs": X, "data": Path("none.npz")}, DataError, r"cannot read the inputs none.npz"),
         ({"inputs": X, "data": Path("other.npz")}, DataError, r"other.npz has no array 'x'; it has y"),
+        (
+            {"inputs": X, "data": Path("flat.npz")},
+            DataError,
+            r"'x' of flat.npz has shape \(3,\), the input is x:N",
+        ),
+        (
+            {"inputs": X, "sizes": {"L": 3}},
+            UsageError,
+            r"a size is given for 'L', but the open dims are H, N, W",
+        ),
+        (
+            {"inputs": (parse_input("x:Nx4xHxW"),)},
+            ModelError,
+            r"Net fails on inputs of shape \(2, 4, 64, 64\)",
+        ),
     ],
 )
 def test_bad_input_is_told(options: dict[str, Any], error: type[Exception], message: str, here: Path) -> None:
     np.savez(here / "other.npz", y=np.zeros(3))
+    np.savez(here / "flat.npz", x=np.zeros(3))
     with pytest.raises(error, match=message):
         export("export_nets:Net", here / "net.onnx", options=ExportOptions(**options))
+
+
+def test_other_sizes_of_open_dims_are_compared(here: Path) -> None:
+    options = ExportOptions(inputs=(parse_input("x:NxL"),))
+    with pytest.raises(GateError, match=r"differs from PyTorch's by"):
+        export("export_nets:Fixed", here / "net.onnx", options=options)
+
+
+def test_the_usual_length_of_the_settings_is_the_examples(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with importable_here():
+        module = importlib.import_module("export_nets").Short()
+    spec = ModelSpec(inputs={"x": InputSpec((1, 1, 3), (2, 8, 3), (4, 8, 3))})
+    inputs = (parse_input("x:NxLx3"),)
+    loaded = LoadedModule(module, inputs, spec, takes_names=True, unknown="nobody knows its mean")
+    monkeypatch.setattr("trtq.pipeline.export.load_module", lambda *_, **__: loaded)
+    log = Log(Silent())
+    exported = export("hf:short", here / "net.onnx", watcher=log)
+    assert (exported.num_compared, axes(here / "net.onnx")) == (4, ["N", "L", 3])
+    assert read_spec(here / "net.toml").inputs == loaded.spec.inputs
+    assert any(warning.startswith("nobody knows its mean; tell it in ") for warning in log.warnings)
+
+
+def test_a_large_model_keeps_its_weights_beside_it(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("trtq.models.session.INLINE_LIMIT_BYTES", 100)
+    export("export_nets:Net", here / "net.onnx", options=ExportOptions(inputs=X))
+    assert sorted(path.name for path in here.glob("net.onnx*")) == ["net.onnx", "net.onnx.data"]
+
+
+def test_what_cannot_be_written_or_told_is_refused(here: Path) -> None:
+    (here / "folder").mkdir()
+    with pytest.raises(ArtifactError, match=r"it is a folder; name a file in it"):
+        export("export_nets:Net", here / "folder")
+    with pytest.raises(UsageError, match=r"input 'x' is told twice"):
+        ExportOptions(inputs=(*X, *X))
 
 
 def test_an_unknown_family_and_a_missing_folder_are_told(here: Path) -> None:

@@ -66,7 +66,7 @@ def command(target: str, output: Path, **given: Any) -> None:
       trtq export torchvision:resnet18 -o resnet18.onnx
       trtq export mypackage.nets:detector --weights best.pt --input x:Nx3x640x640 -o detector.onnx
     """
-    refuse_input(output, given["weights"], given["data"])
+    refuse_input(output, Path(target), given["weights"], given["data"])
     with ConsoleWatcher(quiet=given["quiet"]) as watcher:
         exported = export(
             target,
@@ -95,7 +95,8 @@ def command(target: str, output: Path, **given: Any) -> None:
         )
     elif not given["quiet"]:
         console = result_console()
-        size = show_bytes(exported.path.stat().st_size)
+        weights = exported.path.with_name(f"{exported.path.name}.data")  # beside a large model
+        size = show_bytes(sum(path.stat().st_size for path in (exported.path, weights) if path.exists()))
         console.print(f"written to {exported.path}  {size}  {exported.num_nodes} nodes", soft_wrap=True)
         if exported.settings is not None:
             console.print(f"settings in {exported.settings}", soft_wrap=True)
