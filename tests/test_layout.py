@@ -34,6 +34,7 @@ OPTIONAL = (
     "PIL",
     "sklearn",
     "cv2",
+    "cryptography",
 )
 
 

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     )
     from trtq.pipeline.build import build
     from trtq.pipeline.calibrate import PassSpec
+    from trtq.pipeline.deliver.integrity import Integrity, sign, verify
     from trtq.pipeline.deliver.report import Report, read_report
     from trtq.pipeline.doctor import examine
     from trtq.pipeline.engine.profiles import GivenShapes
@@ -50,6 +51,7 @@ _HOMES = {
     "EvaluationSpec": "trtq.models.spec",
     "GivenShapes": "trtq.pipeline.engine.profiles",
     "InputSpec": "trtq.models.spec",
+    "Integrity": "trtq.pipeline.deliver.integrity",
     "LayerSpec": "trtq.models.spec",
     "ModelSpec": "trtq.models.spec",
     "PassSpec": "trtq.pipeline.calibrate",
@@ -76,6 +78,8 @@ _HOMES = {
     "read_spec": "trtq.models.spec",
     "read_statistics": "trtq.calibrators.statistics_file",
     "sensitivity": "trtq.pipeline.sensitivity",
+    "sign": "trtq.pipeline.deliver.integrity",
+    "verify": "trtq.pipeline.deliver.integrity",
     "write_demo": "trtq.models.demo",
 }
 
@@ -86,6 +90,7 @@ __all__ = [
     "EvaluationSpec",
     "GivenShapes",
     "InputSpec",
+    "Integrity",
     "LayerSpec",
     "ModelSpec",
     "PassSpec",
@@ -112,6 +117,8 @@ __all__ = [
     "read_spec",
     "read_statistics",
     "sensitivity",
+    "sign",
+    "verify",
     "write_demo",
 ]
 

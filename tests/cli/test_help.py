@@ -16,7 +16,7 @@ from trtq.cli import main
 
 COMMANDS = [
     "export", "plan", "build", "calibrate", "merge-statistics", "quantize", "sensitivity",
-    "compare", "lint", "cache", "migrate", "inspect", "doctor", "demo",
+    "compare", "lint", "cache", "migrate", "verify", "sign", "inspect", "doctor", "demo",
 ]  # fmt: skip
 HEAVY = {"numpy", "onnx", "onnx_ir", "onnxruntime", "polygraphy", "tensorrt_rtx", "torch", "rich", "PIL"}
 
@@ -63,6 +63,8 @@ def test_help_is_short_and_whole(option: str) -> None:
         "                    caches.\n"
         "  migrate           Carry a model and its calibration cache over to Q/DQ,\n"
         "                    without data.\n"
+        "  verify            Check every file of a build folder, and its signature.\n"
+        "  sign              Sign a build folder with a key.\n"
         "  inspect           Show what a model, ranges, cache or build folder holds.\n"
         "  doctor            Show what is installed and which backends work here.\n"
         "  demo              Write a small trained model with data, to try trtq on.\n"

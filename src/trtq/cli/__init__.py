@@ -24,6 +24,8 @@ _COMMANDS = {
     "lint": "Show what TensorRT refuses in a Q/DQ model, or runs in float, and the repair.",
     "cache": "Show, convert, compare and write TensorRT's calibration caches.",
     "migrate": "Carry a model and its calibration cache over to Q/DQ, without data.",
+    "verify": "Check every file of a build folder, and its signature.",
+    "sign": "Sign a build folder with a key.",
     "inspect": "Show what a model, ranges, cache or build folder holds.",
     "doctor": "Show what is installed and which backends work here.",
     "demo": "Write a small trained model with data, to try trtq on.",
