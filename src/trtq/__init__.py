@@ -29,8 +29,11 @@ if TYPE_CHECKING:
         ModelSpec,
         read_spec,
     )
+    from trtq.pipeline.bench.turns import Schedule
+    from trtq.pipeline.benchmark import Benchmark, bench
     from trtq.pipeline.build import build
     from trtq.pipeline.calibrate import PassSpec
+    from trtq.pipeline.contenders import Runs
     from trtq.pipeline.deliver.integrity import Integrity, sign, verify
     from trtq.pipeline.deliver.report import Report, read_report
     from trtq.pipeline.doctor import examine
@@ -46,6 +49,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "AccuracySpec": "trtq.models.spec",
+    "Benchmark": "trtq.pipeline.benchmark",
     "CalibrationSpec": "trtq.models.spec",
     "Comparison": "trtq.pipeline.verify.compare",
     "EvaluationSpec": "trtq.models.spec",
@@ -58,10 +62,13 @@ _HOMES = {
     "Preprocess": "trtq.models.preprocess",
     "Ranges": "trtq.calibrators.ranges",
     "Report": "trtq.pipeline.deliver.report",
+    "Runs": "trtq.pipeline.contenders",
+    "Schedule": "trtq.pipeline.bench.turns",
     "Sensitivity": "trtq.pipeline.verify.sensitivity",
     "Statistics": "trtq.calibrators.statistics",
     "Target": "trtq.pipeline.target",
     "TrtqError": "trtq.errors",
+    "bench": "trtq.pipeline.benchmark",
     "build": "trtq.pipeline.build",
     "calibrate": "trtq.pipeline.stages",
     "compare": "trtq.pipeline.stages",
@@ -85,6 +92,7 @@ _HOMES = {
 
 __all__ = [
     "AccuracySpec",
+    "Benchmark",
     "CalibrationSpec",
     "Comparison",
     "EvaluationSpec",
@@ -97,10 +105,13 @@ __all__ = [
     "Preprocess",
     "Ranges",
     "Report",
+    "Runs",
+    "Schedule",
     "Sensitivity",
     "Statistics",
     "Target",
     "TrtqError",
+    "bench",
     "build",
     "calibrate",
     "compare",
