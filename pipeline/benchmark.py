@@ -267,7 +267,13 @@ def _notes(items: Sequence[Contender], measured: Sequence[Measured], here: Machi
         yield "engines: the time is that of the GPU, by CUDA events, without copies of inputs and outputs"
     elif any(item.high_precision for item in items):
         yield "Q/DQ pairs are placed for TensorRT: what INT8 gives there, only its engine on a GPU tells"
+    devices = {result.name: result.device for result in measured}
     for result in measured:
+        if result.device == "cuda" and devices.get(result.against) == "cpu":
+            yield (
+                f"{result.name}: its speed is beside {result.against} on the CPU; "
+                f"onnxruntime-gpu gives FP32 on the GPU"
+            )
         if result.num_runs < _FEW_RUNS:
             yield f"{result.name}: p90 and p99 are of {result.num_runs} runs alone; --seconds makes more"
 

@@ -182,7 +182,7 @@ def _add_folder(found: _Found, folder: Path, prefix: str, runs: Runs) -> None:
 def _models(
     found: _Found, folder: Path, prefix: str, manifest: Manifest, report: Report
 ) -> Iterator[tuple[str, Path]]:
-    """Yields the models of a build by their precision; the float model lies where it was when it was built."""
+    """Yields the models of a build by their precision; the float model lies where the build found it."""
     source = Path(report.model)
     if FLOAT in manifest.outputs:
         yield "fp32", folder / FLOAT

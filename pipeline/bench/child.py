@@ -99,6 +99,6 @@ def _feed(path: Path, names: list[str] | None) -> dict[str, NDArray[Any]] | None
 
 
 def _peak_rss_bytes() -> int:
-    """Returns the most that this program held; `getrusage` counts the one that started it too (man execve)."""
+    """Returns the most that this program held; `getrusage` begins with what its starter held."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))

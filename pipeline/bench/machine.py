@@ -1,4 +1,4 @@
-"""What a machine is, and what else it did while something was measured on it, as Linux and nvidia-smi tell."""
+"""What a machine is, and what else it did while something was measured, as Linux and nvidia-smi tell."""
 
 from __future__ import annotations
 

@@ -122,7 +122,7 @@ class PlanRun:
 
 
 def _context(trt: ModuleType, engine: Any) -> Any:
-    """Returns a context; TensorRT-RTX compiles kernels for these shapes before the first run, not beside it."""
+    """Returns a context; TensorRT-RTX compiles kernels for the shapes at once, not beside the first runs."""
     strategies = getattr(trt, "DynamicShapesKernelSpecializationStrategy", None)
     if strategies is None:
         return engine.create_execution_context()

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import tempfile
 from collections.abc import Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any, Literal
@@ -139,7 +139,8 @@ class Candidate:
     def _stop(self) -> None:
         self._process.kill()
         self._process.wait()
-        self._input.close()
+        with suppress(BrokenPipeError):  # a question that a dead process never read
+            self._input.close()
         self._output.close()
 
     def _ask(self, text: str) -> None:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 @click.command("bench")
-@click.argument("targets", metavar="TARGET...", nargs=-1, type=click.Path(path_type=Path))
+@click.argument("targets", nargs=-1, type=click.Path(path_type=Path))
 @click.option(
     "--batch", type=int, help="Size of the open first axes.  [default: the engine's usual one, or 1]"
 )
@@ -67,7 +67,7 @@ if TYPE_CHECKING:
 def command(targets: tuple[Path, ...], **given: Any) -> None:
     """Measure how fast models and engines are, beside each other.
 
-    A TARGET is a build folder, an .onnx or an .engine file. Of a folder everything is measured that can run
+    A target is a build folder, an .onnx or an .engine file. Of a folder everything is measured that can run
     here: the float model, the FP16 and INT8 models and the engine, which needs its GPU. All take turns in one
     run, so that a busy moment meets each of them; each has a process of its own, so that memory is its own.
 
@@ -109,6 +109,8 @@ def _print(console: Console, result: Benchmark) -> None:
     rows = table(
         "model", "runs in", "p50 ms", "p90 ms", "p99 ms", "mean ms", "a second", "memory", "speed", numbers=7
     )
+    references = list(dict.fromkeys(item.against for item in result.measured))
+    of = {name: f" of {name}" for name in references} if len(references) > 1 else {}
     for item in result.measured:
         times = (item.latency.p50_ms, item.latency.p90_ms, item.latency.p99_ms, item.latency.mean_ms)
         memory = item.costs.peak_rss_bytes if item.device == "cpu" else item.costs.gpu_bytes
@@ -118,11 +120,12 @@ def _print(console: Console, result: Benchmark) -> None:
             *(_number(value) for value in times),
             _number(item.samples_per_s),
             "-" if memory is None else show_bytes(memory),
-            "1" if item.speedup is None else f"{item.speedup:.2f}x",
+            "1" if item.speedup is None else f"{item.speedup:.2f}x{of.get(item.against, '')}",
         )
     console.print(rows)
     shapes = ", ".join(f"{name} {'x'.join(map(str, shape))}" for name, shape in result.shapes.items())
-    console.print(f"speed: beside {result.measured[0].against}, median of {result.schedule.rounds} rounds")
+    beside = ", ".join(references)
+    console.print(f"speed: beside {beside}, median of {result.schedule.rounds} rounds", soft_wrap=True)
     console.print(f"inputs: {shapes} of {result.inputs}", soft_wrap=True)
     for line in _machine(result.machine, result.conditions):
         console.print(line, soft_wrap=True)
@@ -143,7 +146,9 @@ def _machine(here: Machine, during: Conditions) -> list[str]:
     if here.gpu:
         clocks = " -> ".join(f"{mhz:.0f}" for mhz in during.gpu_mhz)
         heat = " -> ".join(f"{celsius:.0f}" for celsius in during.gpu_celsius)
-        lines.append(f"{here.gpu}  driver {here.driver}  {clocks} of {during.gpu_max_mhz} MHz  {heat} C")
+        lines.append(
+            f"{here.gpu}  driver {here.driver}  {clocks} of {during.gpu_max_mhz or 0:.0f} MHz  {heat} C"
+        )
     return lines
 
 
