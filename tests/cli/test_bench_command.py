@@ -37,7 +37,7 @@ RESULT = Benchmark(
     1, "bench",
     Machine("Some CPU", 8, ("avx2", "avx512_vnni"), "powersave", "NVIDIA L4", "555.42", "Linux"),
     Conditions(0.5, 0.07, 0.0, (2000.0, 2500.0), (300.0, 1950.0), 2040.0, (41.0, 62.0), ("too hot",)),
-    Schedule(), 0, "random numbers", {"x": (8, 3)}, 8,
+    Schedule(), 0, "random numbers", {"x": (8, 3), "rate": ()}, 8,
     (
         measured("fp32", costs=Costs(123_300_000, 1, None), samples_per_s=9010.4),
         measured("[bold]", device="cuda", costs=Costs(1, 1, 2_500_000), speedup=2.5),
@@ -74,7 +74,7 @@ def test_a_result_is_a_table_and_what_it_depends_on(monkeypatch: pytest.MonkeyPa
         "[bold] tensorrt 10.3.0 0.123 0.250 17.8 1,234 12.3 2.5 MB 2.50x",
         "other tensorrt 10.3.0 0.123 0.250 17.8 1,234 12.3 - 2.50x",
         "speed: beside fp32, median of 10 rounds",
-        "inputs: x 8x3 of random numbers",
+        "inputs: x 8x3, rate scalar of random numbers",
         "Some CPU 8 cores avx2 avx512_vnni 2500 MHz (powersave) load 0.5 before, others used 7%",
         "NVIDIA L4 driver 555.42 300 -> 1950 of 2040 MHz 41 -> 62 C",
         "not measured: int8 engine: it needs a GPU",

@@ -123,7 +123,9 @@ def _print(console: Console, result: Benchmark) -> None:
             "1" if item.speedup is None else f"{item.speedup:.2f}x{of.get(item.against, '')}",
         )
     console.print(rows)
-    shapes = ", ".join(f"{name} {'x'.join(map(str, shape))}" for name, shape in result.shapes.items())
+    shapes = ", ".join(
+        f"{name} {'x'.join(map(str, shape)) or 'scalar'}" for name, shape in result.shapes.items()
+    )
     beside = ", ".join(references)
     console.print(f"speed: beside {beside}, median of {result.schedule.rounds} rounds", soft_wrap=True)
     console.print(f"inputs: {shapes} of {result.inputs}", soft_wrap=True)
