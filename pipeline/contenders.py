@@ -14,6 +14,7 @@ from trtq import lazy
 from trtq.calibrators.sources import random_batches
 from trtq.errors import ArtifactError, MissingDependency, ModelError, TrtqError, UsageError
 from trtq.files import sha256_of
+from trtq.models.session import providers_of
 from trtq.models.signature import TensorSpec, show_shape
 from trtq.models.spec import ModelSpec
 from trtq.pipeline.bench.process import Request
@@ -21,7 +22,7 @@ from trtq.pipeline.build import ENGINE, FLOAT
 from trtq.pipeline.calibrate import calibration_data, spec_beside
 from trtq.pipeline.deliver.earlier import REPORT
 from trtq.pipeline.deliver.integrity import verify
-from trtq.pipeline.deliver.manifest import Manifest, read_manifest
+from trtq.pipeline.deliver.manifest import NAME, Manifest, read_manifest
 from trtq.pipeline.deliver.report import Report, read_report
 from trtq.pipeline.engine.gpu import num_gpus
 from trtq.pipeline.engine.profiles import Shape
@@ -115,6 +116,16 @@ class _Found:
     opt: dict[str, Shape] = field(default_factory=dict)
     errors: list[TrtqError] = field(default_factory=list)
 
+    def add(self, item: Contender) -> None:
+        """Takes a contender, unless its file, such as the float model of two builds, is there already."""
+        if item.request not in [other.request for other in self.contenders]:
+            self.contenders.append(item)
+
+    def skip(self, name: str, error: TrtqError) -> None:
+        """Leaves something out, for this reason."""
+        self.skipped.append(Skipped(name, str(error)))
+        self.errors.append(error)
+
 
 def contenders_of(
     targets: Sequence[Path], runs: Runs
@@ -163,20 +174,11 @@ def _add_folder(found: _Found, folder: Path, prefix: str, runs: Runs) -> None:
     found.opt.update({name: profile.opt for name, profile in report.engine.profiles.items()})
     for precision, path in models:
         for device in _devices(runs):
-            request = Request("onnx", path, device, runs.num_threads)
+            request = Request("onnx", path.resolve(), device, runs.num_threads)
             high = report.high_precision if precision not in ("fp32", "fp16") else ""
-            found.contenders.append(Contender(f"{prefix}{precision}", precision, device, request, high))
+            found.add(Contender(f"{prefix}{precision}", precision, device, request, high))
     if ENGINE in manifest.outputs:
-        name = f"{prefix}{report.precision} engine"
-        try:
-            _refuse_without_gpu(folder / ENGINE)
-            engine = load_engine(folder)
-        except (ArtifactError, MissingDependency) as error:
-            _skip(found, name, error)
-            return
-        modules = (MODULES[engine.backend.name],)
-        request = Request("plan", folder / ENGINE, "cuda", 0, modules, runs.graph, engine.sha256)
-        found.contenders.append(Contender(name, report.precision, "cuda", request, report.high_precision))
+        _add_built(found, folder, f"{prefix}{report.precision} engine", runs)
 
 
 def _models(
@@ -201,20 +203,38 @@ def _models(
 
 
 def _add_engine(found: _Found, path: Path, prefix: str, runs: Runs) -> None:
+    """Adds an engine by its file: as its build says, if it lies in one; else as whatever loads it."""
+    if path.name == ENGINE and (path.parent / NAME).is_file():
+        _add_built(found, path.parent, f"{prefix}engine", runs)
+        return
     try:
         _refuse_without_gpu(path)
     except MissingDependency as error:
-        _skip(found, f"{prefix}engine", error)
+        found.skip(f"{prefix}engine", error)
         return
-    request = Request("plan", path, "cuda", 0, tuple(MODULES.values()), runs.graph)
-    found.contenders.append(Contender(f"{prefix}engine", "engine", "cuda", request))
+    request = Request("plan", path.resolve(), "cuda", 0, tuple(MODULES.values()), runs.graph)
+    found.add(Contender(f"{prefix}engine", "engine", "cuda", request))
+
+
+def _add_built(found: _Found, folder: Path, name: str, runs: Runs) -> None:
+    """Adds the engine of a build folder, if it fits this machine and is the one that was built."""
+    try:
+        _refuse_without_gpu(folder / ENGINE)
+        engine = load_engine(folder)
+    except (ArtifactError, MissingDependency) as error:
+        found.skip(name, error)
+        return
+    modules, report = (MODULES[engine.backend.name],), engine.report
+    path = (folder / ENGINE).resolve()
+    request = Request("plan", path, "cuda", 0, modules, runs.graph, engine.sha256)
+    found.add(Contender(name, report.precision, "cuda", request, report.high_precision))
 
 
 def _add_model(found: _Found, path: Path, runs: Runs) -> None:
     graph = _take_graph(found, path, spec_beside(path))
     for device in _devices(runs):
-        request = Request("onnx", path, device, runs.num_threads)
-        found.contenders.append(Contender(path.name, _precision(graph.model), device, request))
+        request = Request("onnx", path.resolve(), device, runs.num_threads)
+        found.add(Contender(path.name, _precision(graph.model), device, request))
 
 
 def _take_graph(found: _Found, path: Path, spec: ModelSpec) -> Graph:
@@ -232,11 +252,6 @@ def _take_graph(found: _Found, path: Path, spec: ModelSpec) -> Graph:
     return graph
 
 
-def _skip(found: _Found, name: str, error: TrtqError) -> None:
-    found.skipped.append(Skipped(name, str(error)))
-    found.errors.append(error)
-
-
 def _refuse_without_gpu(path: Path) -> None:
     count = num_gpus()
     if not count:
@@ -246,6 +261,7 @@ def _refuse_without_gpu(path: Path) -> None:
 
 def _devices(runs: Runs) -> list[str]:
     if runs.device != "auto":
+        providers_of(runs.device)  # told now, not by every model
         return [runs.device]
     onnxruntime = lazy.require("onnxruntime", None, "running the model")
     has_cuda = "CUDAExecutionProvider" in onnxruntime.get_available_providers() and bool(num_gpus())

@@ -56,7 +56,7 @@ def serve(place: Path, asked: Iterable[str], answers: IO[str]) -> None:
         for line in asked:
             turn = candidate.measure(float(line))
             answer(times_ms=turn.times_ms, wall_s=turn.wall_s)
-        answer(peak_rss_bytes=_peak_rss_bytes(), gpu_bytes=getattr(candidate, "gpu_bytes", None))
+        answer(peak_rss_bytes=_peak_rss_bytes(), gpu_bytes=candidate.gpu_bytes)
     except TrtqError as error:
         answer(error=type(error).__name__, text=str(error))
 

@@ -86,7 +86,7 @@ class PlanRun:
         for name, array in inputs.items():
             if not context.set_input_shape(name, tuple(array.shape)):
                 raise ArtifactError(f"the engine has no profile for {name} {array.shape}: {self._words()}")
-            self._place(trt, name, array)
+            self._place(trt, name, _typed(trt, engine.get_tensor_dtype(name), array))
         if missing := context.infer_shapes():
             raise ArtifactError(
                 f"the engine cannot tell its shapes from the inputs: {', '.join(missing)} lack"
@@ -129,6 +129,14 @@ def _context(trt: ModuleType, engine: Any) -> Any:
     config = engine.create_runtime_config()
     config.dynamic_shapes_kernel_specialization_strategy = strategies.EAGER
     return engine.create_execution_context(config)
+
+
+def _typed(trt: ModuleType, dtype: Any, array: NDArray[Any]) -> NDArray[Any]:
+    """Returns an input in the engine's type: TensorRT 8 makes INT32 of INT64."""
+    try:
+        return array.astype(trt.nptype(dtype), copy=False)
+    except TypeError:  # numpy has no such type, so it is not converted
+        return array
 
 
 def _ones(trt: ModuleType, engine: Any) -> dict[str, NDArray[Any]]:

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trtq.models.session import Engine, open_session, run
+from trtq.pipeline.bench.cuda import Cuda
 from trtq.pipeline.bench.turns import Turn
 
 
@@ -19,6 +20,7 @@ class SessionRun:
 
     Attributes:
         shapes: Of the inputs.
+        gpu_bytes: What loading it took of the GPU's memory; None on the CPU.
     """
 
     def __init__(self, model: Path, feed: Mapping[str, NDArray[Any]], device: str, num_threads: int) -> None:
@@ -32,13 +34,16 @@ class SessionRun:
 
         Raises:
             ModelError: ONNX Runtime does not load or run it.
-            MissingDependency: It has no CUDA here.
+            MissingDependency: There is no GPU, or ONNX Runtime has no CUDA here.
         """
+        cuda = Cuda() if device == "cuda" else None
+        used = cuda.used_bytes() if cuda is not None else 0
         self._session = open_session(model, optimize=True, engine=Engine(device, num_threads))
         self._feed = {name: np.ascontiguousarray(array) for name, array in feed.items()}
         self._outputs = [item.name for item in self._session.get_outputs()]
         self.shapes = {name: array.shape for name, array in feed.items()}
         run(self._session, self._outputs, self._feed)
+        self.gpu_bytes = max(0, cuda.used_bytes() - used) if cuda is not None else None
 
     def measure(self, seconds: float) -> Turn:
         """Returns runs for about so many seconds; the first one, which finds cold caches, is not counted."""

@@ -126,6 +126,27 @@ def test_without_a_gpu_the_engine_is_left_out_and_why_is_said(
             contenders_of([folder / "model.engine"], Runs())
 
 
+def test_an_engine_in_its_folder_is_the_one_that_was_built(model: Path, data: Path, one_gpu: None) -> None:
+    folder = built(model, data, backend="tensorrt")
+    (item,), _, inputs = contenders_of([folder / "model.engine"], Runs())
+    assert (item.name, item.precision, item.request.modules) == ("engine", "int8", ("tensorrt",))
+    assert item.request.sha256 == read_manifest(folder).outputs["model.engine"]
+    assert inputs.feed is None
+    (folder / "model.engine").write_bytes(b"another")
+    with pytest.raises(
+        ArtifactError, match=r"model\.engine is not the file that was built: its SHA-256 is not"
+    ):
+        contenders_of([folder / "model.engine"], Runs())
+
+
+def test_a_float_model_of_two_builds_is_measured_once(model: Path, data: Path) -> None:
+    folder = built(model, data, backend="onnxruntime")
+    other = shutil.copytree(folder, model.parent / "other.trtq")
+    names = [item[0] for item in seen(folder, other, model)]
+    first, second = ([f"{each.name} {name}" for name in ("fp16", "int8")] for each in (folder, other))
+    assert names == [f"{folder.name} fp32", *first, *second]
+
+
 def test_an_engine_that_does_not_fit_is_left_out(
     model: Path, data: Path, one_gpu: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -188,8 +209,8 @@ def test_names_tell_targets_and_devices_apart(
     name = folder.name
     names = [item[0] for item in seen(folder, other)]
     assert names[:4] == [f"{name} fp32", f"{name} fp32 cuda", f"{name} fp16", f"{name} fp16 cuda"]
-    assert names[6:8] == [f"{name} fp32 #2", f"{name} fp32 cuda #2"]
-    assert len(set(names)) == len(names) == 12
+    assert names[6:8] == [f"{name} fp16 #2", f"{name} fp16 cuda #2"]
+    assert len(set(names)) == len(names) == 10
     assert {item[2] for item in seen(folder, device="cpu")} == {"cpu"}
     assert {item[2] for item in seen(folder, device="cuda")} == {"cuda"}
     assert [item[0] for item in seen(folder, device="cuda")] == ["fp32", "fp16", "int8"]

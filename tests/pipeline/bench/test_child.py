@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from trtq.pipeline.bench import child
+from trtq.pipeline.bench import child, session
 from trtq.pipeline.bench.child import serve
 from trtq.pipeline.bench.cuda import Cuda
 
@@ -90,6 +90,15 @@ def test_a_plan_that_no_module_loads_is_told(
     assert answer["text"].endswith("does not run here: running_tensorrt 10.3.0 does not load it: not a plan")
     (answer,) = ask(tmp_path / "p", {**request, "sha256": "aa"})
     assert answer["text"].endswith("model.engine was changed while it was loaded")
+
+
+def test_a_model_on_the_gpu_tells_what_it_took_there(
+    model: Path, driver_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session, "Cuda", lambda: Cuda(str(driver_file)))
+    monkeypatch.setattr("trtq.models.session.providers_of", lambda device: ["CPUExecutionProvider"])
+    request = {"kind": "onnx", "path": str(model), "device": "cuda"}
+    assert ask(tmp_path / "p", request, x=X)[-1]["gpu_bytes"] >= 0
 
 
 def test_main_keeps_what_libraries_print_out_of_the_answers(

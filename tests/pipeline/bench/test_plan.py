@@ -107,6 +107,13 @@ def test_the_names_of_tensorrt_rtx_are_those_of_its_bindings() -> None:
     assert set(trt.TensorLocation.__members__) == {"DEVICE", "HOST"}
 
 
+def test_inputs_are_converted_to_the_engines_types(driver: Any) -> None:
+    opened(driver, STATIC, {"x": X.astype(np.int64)})
+    np.testing.assert_array_equal(read_floats(context().addresses["x"], (2, 4)), X)
+    opened(driver, {**STATIC, "bf16": ["x"]}, {"x": X})
+    np.testing.assert_array_equal(read_floats(context().addresses["x"], (2, 4)), X)
+
+
 @pytest.mark.parametrize(
     ("record", "feed", "told"),
     [
