@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
 
@@ -48,9 +49,11 @@ def commands(page: Path) -> Iterator[tuple[str, str]]:
 
 
 @pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keys: Callable[[str], Path]) -> Path:
     """A folder with everything that the pages speak of, current."""
     write_demo(tmp_path)
+    for name in ("private", "public"):
+        shutil.copy(keys(name), tmp_path / f"{name}.pem")
     monkeypatch.chdir(tmp_path)
     (tmp_path / "old_script.py").write_text(OLD_SCRIPT)
     (tmp_path / "batches.py").write_text(next(blocks(ROOT / "docs" / "migrating.md", "python")))

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trtq import lazy
+from trtq.calibrators.memory import peak_bytes
 from trtq.errors import ArtifactError, MissingDependency, TrtqError
 from trtq.pipeline.bench.cuda import Cuda
 from trtq.pipeline.bench.plan import PlanRun
@@ -47,7 +48,7 @@ def serve(place: Path, asked: Iterable[str], answers: IO[str]) -> None:
         answers.flush()
 
     try:
-        base = _peak_rss_bytes()
+        base = peak_bytes()
         start = time.perf_counter()
         request = json.loads((place / "request.json").read_text())
         candidate, facts = _open(request, _feed(place / "feed.npz", request["inputs"]))
@@ -56,7 +57,7 @@ def serve(place: Path, asked: Iterable[str], answers: IO[str]) -> None:
         for line in asked:
             turn = candidate.measure(float(line))
             answer(times_ms=turn.times_ms, wall_s=turn.wall_s)
-        answer(peak_rss_bytes=_peak_rss_bytes(), gpu_bytes=candidate.gpu_bytes)
+        answer(peak_rss_bytes=peak_bytes(), gpu_bytes=candidate.gpu_bytes)
     except TrtqError as error:
         answer(error=type(error).__name__, text=str(error))
 
@@ -96,9 +97,3 @@ def _feed(path: Path, names: list[str] | None) -> dict[str, NDArray[Any]] | None
         return None
     with np.load(path, allow_pickle=False) as arrays:  # arr_0, arr_1 and so on: an input may have any name
         return {name: arrays[f"arr_{index}"] for index, name in enumerate(names)}
-
-
-def _peak_rss_bytes() -> int:
-    """Returns the most that this program held; `getrusage` begins with what its starter held."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))

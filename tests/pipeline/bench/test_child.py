@@ -48,11 +48,6 @@ def test_a_model_is_loaded_run_and_counted(model: Path, tmp_path: Path) -> None:
     assert end["peak_rss_bytes"] >= ready["base_rss_bytes"] > 1_000_000
 
 
-def test_the_memory_is_that_of_this_program() -> None:
-    status = Path("/proc/self/status").read_text()
-    assert f"{child._peak_rss_bytes() // 1024} kB" in status
-
-
 def test_a_model_that_does_not_take_the_feed_is_told(model: Path, tmp_path: Path) -> None:
     request = {"kind": "onnx", "path": str(model)}
     (answer,) = ask(tmp_path / "p", request, "0\n", x=np.ones((2, 5), np.float32))
