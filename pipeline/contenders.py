@@ -195,11 +195,9 @@ def _models(
     else:
         reason = f"{source} is not here any more, or was changed; give it as a target too"
         found.skipped.append(Skipped(f"{prefix}fp32", reason))
-    for name in ("fp16", report.precision):
-        if f"model.{name}.onnx" in manifest.outputs and (name != "fp16" or report.precision != name):
+    for name in dict.fromkeys(("fp16", report.precision)):
+        if f"model.{name}.onnx" in manifest.outputs:
             yield name, folder / f"model.{name}.onnx"
-    if report.precision == "fp16" and "model.fp16.onnx" in manifest.outputs:
-        yield "fp16", folder / "model.fp16.onnx"
 
 
 def _add_engine(found: _Found, path: Path, prefix: str, runs: Runs) -> None:

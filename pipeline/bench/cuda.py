@@ -56,13 +56,11 @@ class Cuda:
         return int(pointer.value or 0)
 
     def upload(self, pointer: int, array: NDArray[Any]) -> None:
-        """Copies an array, in C order, to memory on the GPU."""
+        """Copies an array, in C order, to memory on the GPU; it has arrived when this returns."""
         flat = np.ascontiguousarray(array)
-        self._call("cuMemcpyHtoD_v2", c_void_p(pointer), c_void_p(flat.ctypes.data), c_size_t(flat.nbytes))
-
-    def download(self, pointer: int, array: NDArray[Any]) -> None:
-        """Copies memory of the GPU into an array in C order."""
-        self._call("cuMemcpyDtoH_v2", c_void_p(array.ctypes.data), c_void_p(pointer), c_size_t(array.nbytes))
+        source, size = c_void_p(flat.ctypes.data), c_size_t(flat.nbytes)
+        self._call("cuMemcpyHtoDAsync_v2", c_void_p(pointer), source, size, c_void_p(self.stream))
+        self.synchronize()
 
     def used_bytes(self) -> int:
         """Returns how much memory of the GPU is in use, by all processes."""

@@ -15,7 +15,10 @@ int cuDevicePrimaryCtxRetain(void **context, int device) { *context = &failing; 
 int cuCtxSetCurrent(void *context) { return context == &failing ? answer("cuCtxSetCurrent") : 201; }
 int cuStreamCreate(void **stream, unsigned flags) { *stream = &launches; return flags == 1 ? answer("cuStreamCreate") : 1; }
 int cuMemAlloc_v2(void **memory, size_t size) { *memory = calloc(1, size); return answer("cuMemAlloc_v2"); }
-int cuMemcpyHtoD_v2(void *to, const void *from, size_t size) { memcpy(to, from, size); return answer("cuMemcpyHtoD_v2"); }
+int cuMemcpyHtoDAsync_v2(void *to, const void *from, size_t size, void *stream) {
+  memcpy(to, from, size);
+  return stream == &launches ? answer("cuMemcpyHtoDAsync_v2") : 1;
+}
 int cuMemGetInfo_v2(size_t *free, size_t *total) { *free = 3000 - 100 * records; *total = 10000; return 0; }
 int cuStreamSynchronize(void *stream) { return answer("cuStreamSynchronize"); }
 
