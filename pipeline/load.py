@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,11 +14,14 @@ from trtq.files import sha256_of
 from trtq.models.session import open_session
 from trtq.pipeline.build import ENGINE
 from trtq.pipeline.deliver.earlier import REPORT
-from trtq.pipeline.deliver.manifest import Manifest, read_manifest
+from trtq.pipeline.deliver.manifest import NAME, Manifest, is_whole, parse_manifest, read_content
 from trtq.pipeline.deliver.report import Report, read_report
+from trtq.pipeline.deliver.signature import check_signature
 from trtq.pipeline.engine import BACKENDS
 from trtq.pipeline.engine.backend import Backend
 from trtq.pipeline.engine.gpu import compute_capability
+
+_AMPERE = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,23 +33,25 @@ class Engine:
         backend: Who runs it.
         report: Of the build.
         onnx: The file to run, where the backend runs ONNX itself; None where there is a plan.
+        sha256: Of the plan or the ONNX file.
     """
 
     folder: Path
     backend: Backend
     report: Report
     onnx: Path | None
+    sha256: str
 
     def runner(self, name: str) -> Any:
         """Returns a Polygraphy runner of the engine.
 
         Raises:
-            ArtifactError: Engines of this backend are not run by trtq.
+            ArtifactError: The plan was changed since it was loaded, or engines of this backend are not run.
         """
         if self.onnx is not None:
             onnxrt = lazy.require("polygraphy.backend.onnxrt", None, "running the engine")
             return onnxrt.OnnxrtRunner(open_session(self.onnx, optimize=True), name=name)
-        found = self.backend.runner((self.folder / ENGINE).read_bytes(), name)
+        found = self.backend.runner(self.plan(), name)
         if found is None:
             raise ArtifactError(
                 f"{self.folder / ENGINE} is an engine of {self.backend.name}, which trtq does not run; "
@@ -52,35 +59,76 @@ class Engine:
             )
         return found
 
+    def plan(self) -> bytes:
+        """Returns the plan; what is returned is what was hashed.
 
-def load(folder: Path | str) -> Engine:
+        Raises:
+            ArtifactError: It cannot be read, or is another than when it was loaded.
+        """
+        path = self.folder / ENGINE
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            raise ArtifactError(f"cannot read {path}: {error.strerror}") from error
+        if hashlib.sha256(content).hexdigest() != self.sha256:
+            raise ArtifactError(f"{path} was changed since it was loaded; load the folder again")
+        return content
+
+
+def load(folder: Path | str, *, key: Path | str | None = None) -> Engine:
     """Returns the engine of a build folder.
 
+    Args:
+        folder: Of a build.
+        key: A public Ed25519 key in PEM that must have signed the folder; None: signatures are not checked.
+
     Raises:
-        ArtifactError: The folder is no build, a file was changed since, or the engine was built by another
-            version or for another GPU than those here: both are named.
-        MissingDependency: Its backend does not work here.
+        ArtifactError: The folder is no build, a file that is needed was changed since, the key is given and
+            has not signed it, or the engine was built by another version or for another GPU than those here:
+            both are named.
+        UsageError: The key cannot be used.
+        MissingDependency: Its backend does not work here, or a key is given without `cryptography`.
     """
     folder = Path(folder)
-    manifest, report = read_manifest(folder), read_report(folder / REPORT)
+    content = read_content(folder)
+    if key is not None:
+        check_signature(folder, content, Path(key))
+    manifest = parse_manifest(content, folder / NAME)
+    if not is_whole(content):
+        raise ArtifactError(
+            f"{folder / NAME} is not the file that was written: its own SHA-256 is another; build again"
+        )
+    _refuse_changed(folder, manifest, REPORT)
+    report = read_report(folder / REPORT)
     name, _, built_by = report.backend.partition(" ")
     if name not in BACKENDS:
         raise ArtifactError(f"{folder} was built by {name!r}, which this trtq does not know")
     backend = BACKENDS[name]
-    _refuse_changed(folder, manifest, report.engine.path)
+    path = folder / report.engine.path
+    for part in _parts(manifest, path.name):
+        _refuse_changed(folder, manifest, part)
     if reason := backend.why_not():
         raise MissingDependency(f"backend {name}, for {folder}: {reason}")
-    path = folder / report.engine.path
-    if path.name != ENGINE:
-        return Engine(folder, backend, report, path)
-    options = manifest.settings.get("target", {}).get("options", {})
-    _refuse_version(path, name, built_by, backend.version(), bool(options.get("version_compatible")))
-    _refuse_gpu(path, report, str(options.get("hardware_compatibility", "none")))
-    return Engine(folder, backend, report, None)
+    is_plan = path.name == ENGINE
+    if is_plan:
+        _refuse_misfit(path, report, built_by, backend.version(), _options(manifest))
+    return Engine(folder, backend, report, None if is_plan else path, manifest.outputs[path.name])
+
+
+def _options(manifest: Manifest) -> Mapping[str, Any]:
+    target = manifest.settings.get("target")
+    options = target.get("options") if isinstance(target, dict) else None
+    return options if isinstance(options, dict) else {}
+
+
+def _parts(manifest: Manifest, name: str) -> list[str]:
+    """Returns the names of a plan or model and of the file that holds its weights, if there is one."""
+    weights = f"{name}.data"
+    return [name, *([weights] if weights in manifest.outputs else [])]
 
 
 def _refuse_changed(folder: Path, manifest: Manifest, name: str) -> None:
-    """Refuses an engine that is not the one that was built: a plan can hold code."""
+    """Refuses a file that is not the one that was built: a plan can hold code."""
     path = folder / name
     if not path.is_file() or sha256_of(path) != manifest.outputs.get(name):
         raise ArtifactError(
@@ -88,27 +136,34 @@ def _refuse_changed(folder: Path, manifest: Manifest, name: str) -> None:
         )
 
 
-def _refuse_version(path: Path, name: str, there: str, here: str, is_compatible: bool) -> None:
+def _refuse_misfit(path: Path, report: Report, there: str, here: str, options: Mapping[str, Any]) -> None:
+    """Refuses an engine of another version or for another GPU; says what was built, and what is here."""
+    fits_version = _fits_version(there, here, is_compatible=bool(options.get("version_compatible")))
+    gpu, targets = compute_capability(), report.engine.targets
+    fits_gpu = _fits_gpu(targets, gpu, str(options.get("hardware_compatibility", "none")))
+    if fits_version and fits_gpu:
+        return
+    name = report.backend.partition(" ")[0]
+    built_for = f" for compute capability {', '.join(targets)}" if targets else ""
+    runs_on = f" on compute capability {gpu}" if gpu else ""
+    advice = [] if fits_version else ["--version-compatible for later versions of the same major one"]
+    advice += [] if fits_gpu else ["--hardware-compatibility for other GPUs"]
+    raise ArtifactError(
+        f"{path} was built by {name} {there}{built_for}; here is {name} {here}{runs_on}; "
+        f"build it again here, or with {' and '.join(advice)}"
+    )
+
+
+def _fits_version(there: str, here: str, *, is_compatible: bool) -> bool:
     same_major = there.split(".")[0] == here.split(".")[0]
     is_newer = _numbers(here) >= _numbers(there)
-    if there == here or (is_compatible and same_major and is_newer):
-        return
-    raise ArtifactError(
-        f"{path} was built by {name} {there}, here is {here}; build it again here, or with "
-        f"--version-compatible for later versions of the same major one"
-    )
+    return there == here or (is_compatible and same_major and is_newer)
 
 
-def _refuse_gpu(path: Path, report: Report, hardware_compatibility: str) -> None:
-    here = compute_capability()
-    if not here or not report.engine.targets or here in report.engine.targets:
-        return
-    if hardware_compatibility == "ampere+" and int(here.split(".")[0]) >= 8:
-        return
-    raise ArtifactError(
-        f"{path} was built for compute capability {', '.join(report.engine.targets)}, the GPU here has "
-        f"{here}; build it again here, or with --hardware-compatibility"
-    )
+def _fits_gpu(targets: tuple[str, ...], here: str, hardware_compatibility: str) -> bool:
+    if not here or not targets or here in targets:
+        return True
+    return hardware_compatibility == "ampere+" and int(here.split(".")[0]) >= _AMPERE
 
 
 def _numbers(version: str) -> tuple[int, ...]:

@@ -10,7 +10,8 @@ from __future__ import annotations
 import importlib
 import re
 import shlex
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
@@ -58,9 +59,11 @@ def commands(page: Path) -> Iterator[tuple[str, str]]:
 
 
 @pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keys: Callable[[str], Path]) -> Path:
     """A folder with everything that the pages speak of, current."""
     write_demo(tmp_path)
+    for name in ("private", "public"):
+        shutil.copy(keys(name), tmp_path / f"{name}.pem")
     monkeypatch.chdir(tmp_path)
     (tmp_path / "old_script.py").write_text(OLD_SCRIPT)
     (tmp_path / "batches.py").write_text(next(blocks(ROOT / "docs" / "migrating.md", "python")))

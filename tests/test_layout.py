@@ -22,7 +22,7 @@ LINKS = ("calibrators", "models", "pipeline")
 GROUND = {"trtq.errors", "trtq.lazy", "trtq.files"}
 ROOMS = ("models", "calibrators", "pipeline", "cli")
 """Each may import from itself, from those before it, and from the ground."""
-STAGES = ("graph", "quantize", "engine", "verify", "deliver")
+STAGES = ("graph", "quantize", "engine", "verify", "deliver", "bench")
 """The folders of the pipeline in the order of the work; each may import from itself and those before it."""
 OPTIONAL = (
     "tensorrt",
@@ -34,6 +34,7 @@ OPTIONAL = (
     "PIL",
     "sklearn",
     "cv2",
+    "cryptography",
 )
 
 

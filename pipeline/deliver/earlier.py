@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from trtq.errors import ArtifactError
-from trtq.pipeline.deliver.manifest import Manifest, is_intact, read_manifest
+from trtq.pipeline.deliver.manifest import NAME, Manifest, is_intact, is_whole, parse_manifest, read_content
 from trtq.pipeline.deliver.report import Report, read_report
 
 REPORT = "report.json"
@@ -32,8 +32,11 @@ class Earlier:
 def find_earlier(folder: Path, keys: Mapping[str, str]) -> Earlier | None:
     """Returns what can be used again; None if there is no build, it is damaged, or nothing is the same."""
     try:
-        manifest, report = read_manifest(folder), read_report(folder / REPORT)
+        content = read_content(folder)
+        manifest, report = parse_manifest(content, folder / NAME), read_report(folder / REPORT)
     except ArtifactError:
+        return None
+    if not is_whole(content):
         return None
     same = frozenset(name for name, key in keys.items() if manifest.keys.get(name) == key)
     return Earlier(folder, same, manifest, report) if same and is_intact(folder, manifest) else None

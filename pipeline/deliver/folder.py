@@ -15,7 +15,7 @@ from pathlib import Path
 
 from trtq.errors import ArtifactError
 from trtq.files import locked
-from trtq.pipeline.deliver.manifest import NAME, read_manifest
+from trtq.pipeline.deliver.manifest import NAME, SIGNATURE, read_manifest
 
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
@@ -69,7 +69,7 @@ def _refuse_foreign(target: Path) -> None:
 def _foreign_files(target: Path) -> list[str]:
     """Returns the names that the manifest does not know; none if it is damaged and knows nothing."""
     try:
-        own = {NAME, *read_manifest(target).outputs}
+        own = {NAME, SIGNATURE, *read_manifest(target).outputs}
     except ArtifactError:
         return []
     return sorted(path.name for path in target.iterdir() if path.name not in own)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from trtq.errors import ArtifactError
@@ -16,7 +17,10 @@ from trtq.files import sha256_of
 
 SCHEMA_VERSION = 1
 NAME = "manifest.json"
+SIGNATURE = "manifest.sig"
+"""Of the manifest, made by `trtq sign`; the one file beside it that it does not list."""
 _KIND = "trtq build"
+_OWN_DIGEST = re.compile(rb'\{\n "sha256": "([0-9a-f]{64})",\n')
 _LIBRARIES = ("trtq", "numpy", "onnx", "onnx-ir", "onnxruntime", "polygraphy")
 
 
@@ -44,9 +48,20 @@ class Manifest:
 
 
 def to_json(manifest: Manifest) -> bytes:
-    """Returns the manifest as JSON."""
+    """Returns the manifest as JSON; its first line is the SHA-256 of all the others."""
     document = {"schema_version": SCHEMA_VERSION, "kind": _KIND, **asdict(manifest)}
-    return json.dumps(document, indent=1, default=str).encode() + b"\n"
+    content = json.dumps(document, indent=1, default=str).encode() + b"\n"
+    own = hashlib.sha256(content).hexdigest().encode()
+    return content.replace(b"{\n", b'{\n "sha256": "%s",\n' % own, 1)
+
+
+def is_whole(content: bytes) -> bool:
+    """Returns whether the bytes of a manifest are those that were written, by the digest in them.
+
+    That finds damage. Who changes a manifest on purpose can make its digest again: a signature finds that.
+    """
+    own = _OWN_DIGEST.match(content)
+    return own is not None and hashlib.sha256(b"{\n" + content[own.end() :]).hexdigest().encode() == own[1]
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -55,12 +70,36 @@ def read_manifest(folder: Path) -> Manifest:
     Raises:
         ArtifactError: The file is missing, broken, of another kind or of another schema.
     """
+    return parse_manifest(read_content(folder), folder / NAME)
+
+
+def read_content(folder: Path) -> bytes:
+    """Returns the bytes of the manifest of a build folder.
+
+    Raises:
+        ArtifactError: The file is missing or cannot be read.
+    """
     path = folder / NAME
     try:
-        document = json.loads(path.read_bytes())
+        return path.read_bytes()
     except OSError as error:
         raise ArtifactError(f"{folder} is no build folder: cannot read {path}: {error.strerror}") from error
-    except ValueError as error:
+
+
+def parse_manifest(content: bytes, path: Path) -> Manifest:
+    """Returns a manifest from its bytes.
+
+    Args:
+        content: What `to_json` has made.
+        path: Where it was read, for messages.
+
+    Raises:
+        ArtifactError: The content is broken, of another kind or of another schema, or names a file that does
+            not lie in the folder.
+    """
+    try:
+        document = json.loads(content)
+    except (ValueError, RecursionError) as error:
         raise ArtifactError(f"{path} is not a manifest: {error}") from error
     if not isinstance(document, dict) or document.get("kind") != _KIND:
         raise ArtifactError(f"{path} is not a manifest of trtq")
@@ -73,6 +112,8 @@ def read_manifest(folder: Path) -> Manifest:
     names = ("inputs", "outputs", "versions", "settings", "layers", "commands", "keys")
     if missing := [name for name in names if not isinstance(document.get(name), dict)]:
         raise ArtifactError(f"{path} has no section {missing[0]!r}; build again")
+    if foreign := [name for name in document["outputs"] if not _is_inside(name)]:
+        raise ArtifactError(f"{path} names {foreign[0]!r}, which is no file of its folder; build again")
     return Manifest(**{name: document[name] for name in names})
 
 
@@ -82,6 +123,11 @@ def is_intact(folder: Path, manifest: Manifest, names: tuple[str, ...] | None = 
     return all(
         (folder / name).is_file() and sha256_of(folder / name) == digest for name, digest in wanted.items()
     )
+
+
+def _is_inside(name: str) -> bool:
+    parts = PurePosixPath(name).parts
+    return bool(parts) and parts[0] != "/" and ".." not in parts and "\0" not in name
 
 
 def versions() -> dict[str, str]:

@@ -92,13 +92,18 @@ def run(flavour: Flavour, request: BuildRequest, work: Work, **further: Any) -> 
 
 
 def run_child(module: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    """Returns the finished process that ran `module.main(folder)` with this process's own import path.
+    """Returns the finished process that ran `module.main(folder)`."""
+    command = child_command(module, folder)
+    return subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
+
+
+def child_command(module: str, folder: Path) -> list[str]:
+    """Returns the command that runs `module.main(folder)` with this process's own import path.
 
     The path is handed over, and set before anything is imported from it, so that neither the current folder
     nor a file beside the module can shadow a library.
     """
-    command = [sys.executable, "-c", _START.format(module=module), str(folder), *sys.path]
-    return subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
+    return [sys.executable, "-c", _START.format(module=module), str(folder), *sys.path]
 
 
 def to_json(flavour: Flavour, request: BuildRequest) -> dict[str, Any]:

@@ -29,8 +29,12 @@ if TYPE_CHECKING:
         ModelSpec,
         read_spec,
     )
+    from trtq.pipeline.bench.turns import Schedule
+    from trtq.pipeline.benchmark import Benchmark, bench
     from trtq.pipeline.build import build
     from trtq.pipeline.calibrate import PassSpec
+    from trtq.pipeline.contenders import Runs
+    from trtq.pipeline.deliver.integrity import Integrity, sign, verify
     from trtq.pipeline.deliver.report import Report, read_report
     from trtq.pipeline.doctor import examine
     from trtq.pipeline.engine.profiles import GivenShapes
@@ -46,11 +50,13 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "AccuracySpec": "trtq.models.spec",
+    "Benchmark": "trtq.pipeline.benchmark",
     "CalibrationSpec": "trtq.models.spec",
     "Comparison": "trtq.pipeline.verify.compare",
     "EvaluationSpec": "trtq.models.spec",
     "GivenShapes": "trtq.pipeline.engine.profiles",
     "InputSpec": "trtq.models.spec",
+    "Integrity": "trtq.pipeline.deliver.integrity",
     "LayerSpec": "trtq.models.spec",
     "ModelSpec": "trtq.models.spec",
     "Package": "trtq.pipeline.package",
@@ -59,10 +65,13 @@ _HOMES = {
     "Preprocess": "trtq.models.preprocess",
     "Ranges": "trtq.calibrators.ranges",
     "Report": "trtq.pipeline.deliver.report",
+    "Runs": "trtq.pipeline.contenders",
+    "Schedule": "trtq.pipeline.bench.turns",
     "Sensitivity": "trtq.pipeline.verify.sensitivity",
     "Statistics": "trtq.calibrators.statistics",
     "Target": "trtq.pipeline.target",
     "TrtqError": "trtq.errors",
+    "bench": "trtq.pipeline.benchmark",
     "build": "trtq.pipeline.build",
     "calibrate": "trtq.pipeline.stages",
     "compare": "trtq.pipeline.stages",
@@ -80,16 +89,20 @@ _HOMES = {
     "read_spec": "trtq.models.spec",
     "read_statistics": "trtq.calibrators.statistics_file",
     "sensitivity": "trtq.pipeline.sensitivity",
+    "sign": "trtq.pipeline.deliver.integrity",
+    "verify": "trtq.pipeline.deliver.integrity",
     "write_demo": "trtq.models.demo",
 }
 
 __all__ = [
     "AccuracySpec",
+    "Benchmark",
     "CalibrationSpec",
     "Comparison",
     "EvaluationSpec",
     "GivenShapes",
     "InputSpec",
+    "Integrity",
     "LayerSpec",
     "ModelSpec",
     "Package",
@@ -98,10 +111,13 @@ __all__ = [
     "Preprocess",
     "Ranges",
     "Report",
+    "Runs",
+    "Schedule",
     "Sensitivity",
     "Statistics",
     "Target",
     "TrtqError",
+    "bench",
     "build",
     "calibrate",
     "compare",
@@ -119,6 +135,8 @@ __all__ = [
     "read_spec",
     "read_statistics",
     "sensitivity",
+    "sign",
+    "verify",
     "write_demo",
 ]
 

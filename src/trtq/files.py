@@ -12,6 +12,8 @@ from pathlib import Path
 
 from trtq.errors import ArtifactError
 
+_BLOCK_BYTES = 1 << 20
+
 
 def write_atomically(path: Path, data: bytes) -> None:
     """Writes a file whole, or leaves what was there as it was.
@@ -59,10 +61,11 @@ def locked(path: Path) -> Iterator[None]:
 
 def sha256_of(path: Path) -> str:
     """Returns the SHA-256 of a file's content, as hex."""
-    sha = hashlib.sha256()
-    with path.open("rb") as stream:
-        while block := stream.read(1 << 22):
-            sha.update(block)
+    sha, buffer = hashlib.sha256(), bytearray(_BLOCK_BYTES)
+    view = memoryview(buffer)  # read into the same memory again and again: no allocation, no copy
+    with path.open("rb", buffering=0) as stream:
+        while count := stream.readinto(buffer):
+            sha.update(view[:count])
     return sha.hexdigest()
 
 

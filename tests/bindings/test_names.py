@@ -10,7 +10,11 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 TYPINGS = ROOT / "typings" / "tensorrt" / "__init__.pyi"
-SOURCES = (*sorted((ROOT / "pipeline" / "engine").glob("*.py")), ROOT / "calibrators" / "tensorrt.py")
+SOURCES = (
+    *sorted((ROOT / "pipeline" / "engine").glob("*.py")),
+    ROOT / "pipeline" / "bench" / "plan.py",
+    ROOT / "calibrators" / "tensorrt.py",
+)
 RTX = {"ComputeCapability"}
 """Names of TensorRT-RTX alone."""
 

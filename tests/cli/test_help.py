@@ -16,7 +16,7 @@ from trtq.cli import main
 
 COMMANDS = [
     "export", "plan", "build", "build-all", "calibrate", "merge-statistics", "quantize", "sensitivity",
-    "compare", "package", "lint", "cache", "migrate", "inspect", "doctor", "demo",
+    "compare", "bench", "package", "lint", "cache", "migrate", "verify", "sign", "inspect", "doctor", "demo",
 ]  # fmt: skip
 HEAVY = {"numpy", "onnx", "onnx_ir", "onnxruntime", "polygraphy", "tensorrt_rtx", "torch", "rich", "PIL"}
 
@@ -58,6 +58,7 @@ def test_help_is_short_and_whole(option: str) -> None:
         "  quantize          Write the Q/DQ model of a float model and its ranges.\n"
         "  sensitivity       Measure what each quantized layer costs in accuracy.\n"
         "  compare           Compare the outputs of two ONNX models on the same data.\n"
+        "  bench             Measure how fast models and engines are, beside each other.\n"
         "  package           Add a build to a model repository of the Triton Inference\n"
         "                    Server.\n"
         "  lint              Show what TensorRT refuses in a Q/DQ model, or runs in\n"
@@ -66,6 +67,8 @@ def test_help_is_short_and_whole(option: str) -> None:
         "                    caches.\n"
         "  migrate           Carry a model and its calibration cache over to Q/DQ,\n"
         "                    without data.\n"
+        "  verify            Check every file of a build folder, and its signature.\n"
+        "  sign              Sign a build folder with a key.\n"
         "  inspect           Show what a model, ranges, cache or build folder holds.\n"
         "  doctor            Show what is installed and which backends work here.\n"
         "  demo              Write a small trained model with data, to try trtq on.\n"

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib
 import importlib.util
 import json
 import re
+import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -240,6 +242,41 @@ def install(
         monkeypatch.setattr(TensorRt, "runner", _runner)
 
     return take
+
+
+@pytest.fixture(scope="session")
+def driver_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A driver of CUDA without a GPU, named as the real one is."""
+    compiler = shutil.which("cc") or shutil.which("gcc")
+    if compiler is None:
+        pytest.skip("there is no C compiler to make a driver of CUDA without a GPU")
+    source = Path(__file__).parent / "doubles" / "libcuda_stub.c"
+    path = tmp_path_factory.mktemp("driver") / "libcuda.so.1"
+    subprocess.run([compiler, "-shared", "-fPIC", "-w", "-o", str(path), str(source)], check=True)
+    return path
+
+
+class Driver:
+    """The driver in this process: what it counts, and which call fails."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = str(path)
+        self._library = ctypes.CDLL(self.path)
+
+    def fail(self, name: str) -> None:
+        """Has the call of this name fail; none if it is empty."""
+        (ctypes.c_char * 64).in_dll(self._library, "failing").value = name.encode()
+
+    def count(self, name: str) -> int:
+        """Returns one of the driver's counters."""
+        return ctypes.c_int.in_dll(self._library, name).value
+
+
+@pytest.fixture
+def driver(driver_file: Path) -> Iterator[Driver]:
+    found = Driver(driver_file)
+    yield found
+    found.fail("")
 
 
 def _runner(backend: TensorRt, plan: bytes, name: str) -> Any:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from trtq.models.session import open_session
 from trtq.models.spec import CalibrationSpec, ModelSpec
 from trtq.pipeline import load as module
 from trtq.pipeline.build import build
+from trtq.pipeline.deliver.integrity import sign
+from trtq.pipeline.deliver.manifest import read_manifest, to_json
 from trtq.pipeline.engine import BACKENDS
 from trtq.pipeline.engine.backend import BuilderOptions, BuildRequest, Built
 from trtq.pipeline.engine.onnxruntime import OnnxRuntime
@@ -123,8 +126,28 @@ def test_an_engine_of_another_version_is_refused_and_both_are_named(
     backend.number = here
     with pytest.raises(
         ArtifactError,
-        match=rf"model\.engine was built by tensorrt 10\.3\.0, here is {here}; build it again here, or with "
-        r"--version-compatible for later versions of the same major one$",
+        match=r"model\.engine was built by tensorrt 10\.3\.0 for compute capability 8\.6; here is tensorrt "
+        rf"{here} on compute capability 8\.6; build it again here, or with --version-compatible for later "
+        r"versions of the same major one$",
+    ):
+        load(folder)
+
+
+def test_all_that_does_not_fit_is_said_at_once(
+    model: Path, spec: ModelSpec, backend: Builder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = _built(model, spec, backend)
+    backend.number = "10.16.1"
+    monkeypatch.setattr(module, "compute_capability", lambda: "8.9")
+    with pytest.raises(
+        ArtifactError,
+        match=r"was built by tensorrt 10\.3\.0 for compute capability 8\.6; here is tensorrt 10\.16\.1 on "
+        r"compute capability 8\.9; build it again here, or with --version-compatible .* and --hardware-comp",
+    ):
+        load(folder)
+    monkeypatch.setattr(module, "compute_capability", lambda: "")
+    with pytest.raises(
+        ArtifactError, match=r"8\.6; here is tensorrt 10\.16\.1; build it again here, or with "
     ):
         load(folder)
 
@@ -146,8 +169,8 @@ def test_an_engine_for_another_gpu_is_refused_and_both_are_named(
     monkeypatch.setattr(module, "compute_capability", lambda: here)
     with pytest.raises(
         ArtifactError,
-        match=rf"was built for compute capability 8\.6, the GPU here has {here}; build it again here, or "
-        r"with --hardware-compatibility$",
+        match=r"was built by tensorrt 10\.3\.0 for compute capability 8\.6; here is tensorrt 10\.3\.0 on "
+        rf"compute capability {here}; build it again here, or with --hardware-compatibility for other GPUs$",
     ):
         load(folder)
 
@@ -157,6 +180,74 @@ def test_a_changed_engine_is_refused(model: Path, spec: ModelSpec, backend: Buil
     (folder / "model.engine").write_bytes(b"another")
     with pytest.raises(ArtifactError, match=r"model\.engine is not the file that was built: its SHA-256 is"):
         load(folder)
+
+
+def test_an_engine_that_changes_after_it_was_loaded_is_not_run(
+    model: Path, spec: ModelSpec, backend: Builder
+) -> None:
+    folder = _built(model, spec, backend)
+    engine = load(folder)
+    assert engine.plan() == model.read_bytes()
+    (folder / "model.engine").write_bytes(b"another")
+    with pytest.raises(
+        ArtifactError, match=r"model\.engine was changed since it was loaded; load the folder"
+    ):
+        engine.runner("engine")
+    (folder / "model.engine").unlink()
+    with pytest.raises(ArtifactError, match=r"^cannot read .*model\.engine: No such file or directory$"):
+        engine.plan()
+
+
+def test_a_changed_report_or_manifest_is_refused(model: Path, spec: ModelSpec, backend: Builder) -> None:
+    folder = _built(model, spec, backend)
+    report = (folder / "report.json").read_bytes()
+    (folder / "report.json").write_bytes(report.replace(b"tensorrt 10", b"tensorrt 11"))
+    with pytest.raises(
+        ArtifactError, match=r"report\.json is not the file that was built: its SHA-256 is not"
+    ):
+        load(folder)
+    (folder / "report.json").write_bytes(report)
+    content = (folder / "manifest.json").read_bytes()
+    (folder / "manifest.json").write_bytes(content.replace(b"entropy", b"minmax", 1))
+    with pytest.raises(
+        ArtifactError, match=r"manifest\.json is not the file that was written: its own SHA-256"
+    ):
+        load(folder)
+
+
+def test_a_model_whose_weights_were_changed_is_refused(model: Path, spec: ModelSpec) -> None:
+    folder = Path(build(model, spec=spec, target=Target(backend="onnxruntime")).output)
+    manifest = read_manifest(folder)
+    digest = hashlib.sha256(b"weights").hexdigest()
+    outputs = {**manifest.outputs, "model.int8.onnx.data": digest}
+    (folder / "manifest.json").write_bytes(
+        to_json(replace(manifest, outputs=outputs, settings={"target": 3}))
+    )
+    (folder / "model.int8.onnx.data").write_bytes(b"weights")
+    assert load(folder).onnx == folder / "model.int8.onnx"
+    (folder / "model.int8.onnx.data").write_bytes(b"others")
+    with pytest.raises(ArtifactError, match=r"model\.int8\.onnx\.data is not the file that was built"):
+        load(folder)
+
+
+def test_an_engine_is_loaded_by_the_key_that_signed_it(
+    model: Path, spec: ModelSpec, backend: Builder, keys: Callable[[str], Path]
+) -> None:
+    folder = _built(model, spec, backend)
+    with pytest.raises(ArtifactError, match=r"is not signed: it has no manifest\.sig"):
+        load(folder, key=keys("public"))
+    sign(folder, keys("private"))
+    assert load(folder, key=keys("public")).plan() == model.read_bytes()
+    with pytest.raises(ArtifactError, match=r"^the signature of .* is not that of .*other: "):
+        load(folder, key=keys("other"))
+
+
+def test_settings_that_are_none_have_no_options(model: Path, spec: ModelSpec, backend: Builder) -> None:
+    folder = _built(model, spec, backend)
+    manifest = read_manifest(folder)
+    for settings in ({"target": 3}, {"target": {"options": 3}}, {}):
+        (folder / "manifest.json").write_bytes(to_json(replace(manifest, settings=settings)))
+        assert load(folder).onnx is None
 
 
 def test_a_backend_that_does_not_work_here_is_told(model: Path, spec: ModelSpec, backend: Builder) -> None:

@@ -91,6 +91,12 @@ def test_a_report_that_was_edited_is_not_used(folder: Path) -> None:
     assert find_earlier(folder, _KEYS) is None
 
 
+def test_nothing_is_used_by_a_manifest_that_was_edited(folder: Path) -> None:
+    content = (folder / manifest.NAME).read_bytes()
+    (folder / manifest.NAME).write_bytes(content.replace(b"Int8", b"Half"))
+    assert find_earlier(folder, _KEYS) is None
+
+
 def test_files_of_the_earlier_build_are_copied(folder: Path, tmp_path: Path) -> None:
     earlier = find_earlier(folder, _KEYS)
     assert earlier is not None

@@ -1,0 +1,99 @@
+"""One candidate in a process of its own: its memory is its own, and its faults end it alone.
+
+It reads `request.json` and `feed.npz`, and answers line by line in JSON: how it was loaded, then a turn for
+each line that asks for so many seconds, and at the end, when no more lines come, what it took.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+import os
+import sys
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trtq import lazy
+from trtq.calibrators.memory import peak_bytes
+from trtq.errors import ArtifactError, MissingDependency, TrtqError
+from trtq.pipeline.bench.cuda import Cuda
+from trtq.pipeline.bench.plan import PlanRun
+from trtq.pipeline.bench.session import SessionRun
+
+
+def main(folder: str) -> None:
+    """Serves the request in a folder; what libraries print goes to stderr, so stdout has answers alone."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    serve(Path(folder), sys.stdin, answers)
+
+
+def serve(place: Path, asked: Iterable[str], answers: IO[str]) -> None:
+    """Answers until there are no more questions.
+
+    Args:
+        place: The folder with the request.
+        asked: Lines with a number of seconds each.
+        answers: Gets a line for each, one before and one after.
+    """
+
+    def answer(**content: Any) -> None:
+        answers.write(json.dumps(content) + "\n")
+        answers.flush()
+
+    try:
+        base = peak_bytes()
+        start = time.perf_counter()
+        request = json.loads((place / "request.json").read_text())
+        candidate, facts = _open(request, _feed(place / "feed.npz", request["inputs"]))
+        shapes = {name: list(shape) for name, shape in candidate.shapes.items()}
+        answer(ready=True, load_s=time.perf_counter() - start, base_rss_bytes=base, shapes=shapes, **facts)
+        for line in asked:
+            turn = candidate.measure(float(line))
+            answer(times_ms=turn.times_ms, wall_s=turn.wall_s)
+        answer(peak_rss_bytes=peak_bytes(), gpu_bytes=candidate.gpu_bytes)
+    except TrtqError as error:
+        answer(error=type(error).__name__, text=str(error))
+
+
+def _open(
+    request: Mapping[str, Any], feed: Mapping[str, NDArray[Any]] | None
+) -> tuple[SessionRun | PlanRun, dict[str, str]]:
+    """Returns the candidate, and what is to be told of it."""
+    path = Path(request["path"])
+    if request["kind"] == "onnx":
+        assert feed is not None
+        onnxruntime = lazy.require("onnxruntime", None, "running the model")
+        session = SessionRun(path, feed, request["device"], request["num_threads"])
+        return session, {"runtime": f"ONNX Runtime {onnxruntime.__version__}", "graph": ""}
+    plan = path.read_bytes()
+    if request["sha256"] and hashlib.sha256(plan).hexdigest() != request["sha256"]:
+        raise ArtifactError(f"{path} was changed while it was loaded")
+    cuda, told = Cuda(), []
+    for module in request["modules"]:
+        try:
+            trt = importlib.import_module(module)
+        except (ImportError, OSError) as error:
+            told.append(f"{module} cannot be imported ({error})")
+            continue
+        try:
+            engine = PlanRun(trt, plan, feed, cuda, graph=request["graph"])
+        except ArtifactError as error:
+            told.append(str(error))
+            continue
+        return engine, {"runtime": f"{module} {trt.__version__}", "graph": engine.graph}
+    kind = ArtifactError if any("cannot be imported" not in text for text in told) else MissingDependency
+    raise kind(f"{path} does not run here: {'; '.join(told)}")
+
+
+def _feed(path: Path, names: list[str] | None) -> dict[str, NDArray[Any]] | None:
+    if names is None:
+        return None
+    with np.load(path, allow_pickle=False) as arrays:  # arr_0, arr_1 and so on: an input may have any name
+        return {name: arrays[f"arr_{index}"] for index, name in enumerate(names)}

@@ -1,0 +1,171 @@
+"""An engine at work, through the bindings of TensorRT or TensorRT-RTX."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trtq.errors import ArtifactError
+from trtq.pipeline.bench.cuda import MOST_RUNS, Cuda
+from trtq.pipeline.bench.turns import Turn
+
+
+class PlanRun:
+    """A plan on the GPU with its inputs and outputs in place; a run is what the GPU does, without copies.
+
+    Attributes:
+        shapes: Of the inputs.
+        graph: "yes" where runs are launched as one CUDA graph, else why not.
+        gpu_bytes: What loading it and its buffers took of the GPU's memory.
+    """
+
+    def __init__(
+        self,
+        trt: ModuleType,
+        plan: bytes,
+        feed: Mapping[str, NDArray[Any]] | None,
+        cuda: Cuda,
+        *,
+        graph: bool,
+    ) -> None:
+        """Loads the plan, and runs it once.
+
+        Args:
+            trt: `tensorrt` or `tensorrt_rtx`.
+            plan: What the same library and version built.
+            feed: The inputs; None: ones, in the usual shapes of the first profile.
+            cuda: The GPU.
+            graph: Whether runs are captured as a CUDA graph, where that is possible.
+
+        Raises:
+            ArtifactError: The library does not load the plan, or it does not take these inputs.
+        """
+        used = cuda.used_bytes()
+        self._cuda = cuda
+        self._logger = _logger(trt)
+        self._runtime = trt.Runtime(self._logger)
+        self._runtime.engine_host_code_allowed = True  # a version-compatible engine brings its runtime
+        self._engine = self._runtime.deserialize_cuda_engine(plan)
+        if self._engine is None:
+            raise ArtifactError(f"{trt.__name__} {trt.__version__} does not load it: {self._words()}")
+        self._context = _context(trt, self._engine)
+        if self._context is None:
+            raise ArtifactError(f"{trt.__name__} {trt.__version__} gives it no context: {self._words()}")
+        self._kept = list[NDArray[Any]]()  # what lies on the host is read while the engine runs
+        inputs = feed if feed is not None else _ones(trt, self._engine)
+        self.shapes = {name: array.shape for name, array in inputs.items()}
+        self._bind(trt, inputs)
+        self._enqueue = self._run
+        self._run()  # kernels are chosen, compiled and loaded
+        cuda.synchronize()
+        self.graph = self._captured() if graph else "not asked for"
+        self.gpu_bytes = max(0, cuda.used_bytes() - used)
+
+    def measure(self, seconds: float) -> Turn:
+        """Returns runs for about so many seconds; the first ones, on an idle GPU, are not counted."""
+        self._cuda.times_ms(self._enqueue, 2)
+        times, count = list[float](), 1
+        start = time.perf_counter()
+        while (passed := time.perf_counter() - start) < seconds or not times:
+            times += self._cuda.times_ms(self._enqueue, count)
+            each = (time.perf_counter() - start) / len(times)
+            count = min(MOST_RUNS, max(1, int((seconds - passed) / each / 2)))
+        return Turn(tuple(times), passed)
+
+    def _bind(self, trt: ModuleType, inputs: Mapping[str, NDArray[Any]]) -> None:
+        engine, context = self._engine, self._context
+        names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
+        wanted = [name for name in names if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT]
+        if sorted(wanted) != sorted(inputs):
+            raise ArtifactError(f"the engine takes {', '.join(wanted)}, it was given {', '.join(inputs)}")
+        for name, array in inputs.items():
+            if not context.set_input_shape(name, tuple(array.shape)):
+                raise ArtifactError(f"the engine has no profile for {name} {array.shape}: {self._words()}")
+            self._place(trt, name, _typed(trt, engine.get_tensor_dtype(name), array))
+        if missing := context.infer_shapes():
+            raise ArtifactError(
+                f"the engine cannot tell its shapes from the inputs: {', '.join(missing)} lack"
+            )
+        for name in set(names) - set(inputs):
+            self._place(trt, name, np.zeros(max(1, context.get_max_output_size(name)), np.uint8))
+
+    def _place(self, trt: ModuleType, name: str, array: NDArray[Any]) -> None:
+        """Puts an input, or room for an output, where the engine looks for it."""
+        if self._engine.get_tensor_location(name) == trt.TensorLocation.HOST:
+            self._kept.append(np.ascontiguousarray(array))
+            pointer = self._kept[-1].ctypes.data
+        else:
+            pointer = self._cuda.allocate(array.nbytes)
+            self._cuda.upload(pointer, array)
+        self._context.set_tensor_address(name, pointer)
+
+    def _run(self) -> None:
+        if not self._context.execute_async_v3(self._cuda.stream):
+            raise ArtifactError(f"the engine does not run: {self._words()}")
+
+    def _captured(self) -> str:
+        """Has runs launched as one CUDA graph; returns "yes", or why they are not."""
+        try:
+            self._enqueue = self._cuda.captured(self._run)
+        except ArtifactError as error:
+            self._enqueue = self._run
+            return f"no: {error}"
+        return "yes"
+
+    def _words(self) -> str:
+        return "; ".join(self._logger.lines[-4:]) or "it gave no reason"
+
+
+def _context(trt: ModuleType, engine: Any) -> Any:
+    """Returns a context; TensorRT-RTX compiles kernels for the shapes at once, not beside the first runs."""
+    strategies = getattr(trt, "DynamicShapesKernelSpecializationStrategy", None)
+    if strategies is None:
+        return engine.create_execution_context()
+    config = engine.create_runtime_config()
+    config.dynamic_shapes_kernel_specialization_strategy = strategies.EAGER
+    return engine.create_execution_context(config)
+
+
+def _typed(trt: ModuleType, dtype: Any, array: NDArray[Any]) -> NDArray[Any]:
+    """Returns an input in the engine's type: TensorRT 8 makes INT32 of INT64."""
+    try:
+        return array.astype(trt.nptype(dtype), copy=False)
+    except TypeError:  # numpy has no such type, so it is not converted
+        return array
+
+
+def _ones(trt: ModuleType, engine: Any) -> dict[str, NDArray[Any]]:
+    feed = {}
+    for name in (engine.get_tensor_name(index) for index in range(engine.num_io_tensors)):
+        if engine.get_tensor_mode(name) != trt.TensorIOMode.INPUT:
+            continue
+        shape = tuple(engine.get_tensor_shape(name))
+        if min(shape, default=0) < 0:
+            shape = tuple(engine.get_tensor_profile_shape(name, 0)[1])
+        try:
+            feed[name] = np.ones(shape, trt.nptype(engine.get_tensor_dtype(name)))
+        except TypeError as error:  # numpy has no such type
+            raise ArtifactError(
+                f"input {name} of the engine cannot be made up: {error}; give its model too"
+            ) from error
+    return feed
+
+
+def _logger(trt: ModuleType) -> Any:
+    """Returns a logger that keeps errors and warnings."""
+
+    class Logger(trt.ILogger):  # type: ignore[misc, name-defined]
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+            self.lines = list[str]()
+
+        def log(self, severity: Any, message: str) -> None:
+            if severity <= trt.ILogger.Severity.WARNING:
+                self.lines.append(" ".join(message.split()))
+
+    return Logger()

@@ -1,0 +1,168 @@
+"""The processes that candidates run in, as the one that measures sees them."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import tempfile
+from collections.abc import Mapping
+from contextlib import ExitStack, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import IO, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trtq import errors
+from trtq.errors import ArtifactError, TrtqError
+from trtq.pipeline.bench.turns import Turn
+from trtq.pipeline.engine.process import child_command
+
+_CHILD = "trtq.pipeline.bench.child"
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What a process runs.
+
+    Attributes:
+        kind: "onnx" or "plan".
+        path: The file.
+        device: `cpu` or `cuda`, for a model.
+        num_threads: For a model; 0: as many as there are cores.
+        modules: For a plan: the Python modules to try, `tensorrt` and `tensorrt_rtx`.
+        graph: For a plan: whether it is launched as a CUDA graph, where that is possible.
+        sha256: That the plan must have; empty: any.
+    """
+
+    kind: Literal["onnx", "plan"]
+    path: Path
+    device: str = "cpu"
+    num_threads: int = 0
+    modules: tuple[str, ...] = ()
+    graph: bool = True
+    sha256: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Costs:
+    """What a candidate took.
+
+    Attributes:
+        peak_rss_bytes: The most that its process held, Python and libraries included.
+        base_rss_bytes: What the process held before it loaded anything.
+        gpu_bytes: What loading it took of the GPU's memory; None where that is not known.
+    """
+
+    peak_rss_bytes: int
+    base_rss_bytes: int
+    gpu_bytes: int | None
+
+
+class Candidate:
+    """A process with a model or engine that is loaded; a context manager that ends it.
+
+    Attributes:
+        pid: Of the process.
+        runtime: What runs it, with its version.
+        graph: Of an engine: "yes" where it runs as a CUDA graph, else why not; empty for a model.
+        shapes: Of the inputs.
+        load_s: What loading and the first run took.
+    """
+
+    def __init__(self, request: Request, feed: Mapping[str, NDArray[Any]] | None) -> None:
+        """Starts the process and waits until it has run once.
+
+        Args:
+            request: What it runs.
+            feed: The inputs; None: an engine makes them up.
+
+        Raises:
+            TrtqError: What the process raised: the model or plan does not run here.
+            ArtifactError: The process crashed.
+        """
+        with ExitStack() as stack:
+            place = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="trtq-bench-")))
+            names = list(feed) if feed is not None else None
+            (place / "request.json").write_text(json.dumps({**asdict(request), "inputs": names}, default=str))
+            if feed is not None:
+                np.savez(place / "feed.npz", *feed.values())
+            self._errors = stack.enter_context((place / "stderr").open("w+"))
+            self._path = request.path
+            self._process = self._start(place)
+            stack.callback(self._stop)
+            self.pid = self._process.pid
+            told = self._answer()
+            self.runtime, self.graph = str(told["runtime"]), str(told["graph"])
+            self.shapes = {name: tuple(shape) for name, shape in told["shapes"].items()}
+            self.load_s, self._base = float(told["load_s"]), int(told["base_rss_bytes"])
+            self._stack = stack.pop_all()
+
+    def __enter__(self) -> Candidate:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def turn(self, seconds: float) -> Turn:
+        """Returns runs for about so many seconds.
+
+        Raises:
+            TrtqError: It fails, or the process crashed.
+        """
+        self._ask(f"{seconds}\n")
+        told = self._answer()
+        return Turn(tuple(told["times_ms"]), float(told["wall_s"]))
+
+    def finish(self) -> Costs:
+        """Returns what it took, and ends the process."""
+        self._input.close()
+        told = self._answer()
+        return Costs(told["peak_rss_bytes"], self._base, told["gpu_bytes"])
+
+    def _start(self, place: Path) -> subprocess.Popen[str]:
+        process = subprocess.Popen(
+            child_command(_CHILD, place),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            text=True,
+        )
+        assert process.stdin is not None
+        assert process.stdout is not None
+        self._input: IO[str] = process.stdin
+        self._output: IO[str] = process.stdout
+        return process
+
+    def _stop(self) -> None:
+        self._process.kill()
+        self._process.wait()
+        with suppress(BrokenPipeError):  # a question that a dead process never read
+            self._input.close()
+        self._output.close()
+
+    def _ask(self, text: str) -> None:
+        try:
+            self._input.write(text)
+            self._input.flush()
+        except BrokenPipeError:
+            self._answer()  # tells why
+
+    def _answer(self) -> dict[str, Any]:
+        line = self._output.readline()
+        if not line:
+            raise ArtifactError(f"{self._path} {self._crash()}")
+        told: dict[str, Any] = json.loads(line)
+        if "error" in told:
+            kind: type[TrtqError] = getattr(errors, told["error"])
+            raise kind(told["text"])
+        return told
+
+    def _crash(self) -> str:
+        status = self._process.wait()
+        how = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
+        self._errors.seek(0)
+        words = " ".join(self._errors.read().split())[-600:] or "none"
+        return f"cannot be measured, its process {how}; its last words: {words}"

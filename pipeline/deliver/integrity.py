@@ -1,0 +1,140 @@
+"""Whether a build folder is what was built: every byte of it, and who signed it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from trtq.errors import ArtifactError
+from trtq.files import sha256_of, write_atomically
+from trtq.pipeline.deliver.manifest import NAME, SIGNATURE, Manifest, is_whole, parse_manifest, read_content
+from trtq.pipeline.deliver.signature import check_signature, read_private_key
+
+_MOST_THREADS = 8
+_MOST_NAMES = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Integrity:
+    """What is in a build folder, beside what its manifest says.
+
+    Attributes:
+        folder: That was looked at.
+        num_files: Of the manifest and it itself.
+        num_bytes: Of those that are there.
+        missing: Names that the manifest has and the folder has not.
+        changed: Names whose content is not that of the manifest, or which are no files.
+        unknown: Names that the manifest has not.
+        signature: "good" by the given key; "unchecked" without a key; "none" where there is none.
+    """
+
+    folder: str
+    num_files: int
+    num_bytes: int
+    missing: tuple[str, ...]
+    changed: tuple[str, ...]
+    unknown: tuple[str, ...]
+    signature: Literal["good", "unchecked", "none"]
+
+    @property
+    def is_intact(self) -> bool:
+        """Whether everything is as the manifest says, and nothing else is there."""
+        return not (self.missing or self.changed or self.unknown)
+
+    @property
+    def problems(self) -> str:
+        """What is not as it should be, in one line."""
+        groups = (("changed", self.changed), ("missing", self.missing), ("unknown", self.unknown))
+        return "; ".join(f"{word}: {_listed(names)}" for word, names in groups if names)
+
+
+def verify(folder: Path | str, *, key: Path | str | None = None) -> Integrity:
+    """Returns how a build folder compares with its manifest; every file is read and hashed again.
+
+    Args:
+        folder: Of a build.
+        key: A public Ed25519 key in PEM that must have signed it; None: signatures are not checked.
+
+    Raises:
+        ArtifactError: The folder is no build, its manifest cannot be read or is of another schema, a file
+            cannot be read, or the key is given and has not signed it.
+        UsageError: The key cannot be used.
+        MissingDependency: A key is given and `cryptography` is not installed.
+    """
+    folder = Path(folder)
+    content = read_content(folder)
+    if key is not None:
+        check_signature(folder, content, Path(key))
+    return _examined(folder, content, is_checked=key is not None)
+
+
+def sign(folder: Path | str, key: Path | str) -> Path:
+    """Returns the signature that was written beside the manifest; what is not intact is not signed.
+
+    Args:
+        folder: Of a build.
+        key: A private Ed25519 key in PEM, without a passphrase.
+
+    Raises:
+        ArtifactError: The folder is no build, is not intact, or cannot be written.
+        UsageError: The key cannot be used.
+        MissingDependency: `cryptography` is not installed.
+    """
+    folder = Path(folder)
+    private = read_private_key(Path(key))
+    content = read_content(folder)
+    found = _examined(folder, content, is_checked=False)
+    if not found.is_intact:
+        raise ArtifactError(f"{folder} is not what was built and is not signed: {found.problems}")
+    write_atomically(folder / SIGNATURE, private.sign(content))
+    return folder / SIGNATURE
+
+
+def _examined(folder: Path, content: bytes, *, is_checked: bool) -> Integrity:
+    manifest = parse_manifest(content, folder / NAME)
+    missing = [name for name in manifest.outputs if not (folder / name).exists()]
+    found = [name for name in manifest.outputs if name not in missing]
+    is_signed = (folder / SIGNATURE).is_file()
+    try:
+        changed = _changed(folder, manifest, found)
+        num_bytes = len(content) + sum((folder / name).stat().st_size for name in found)
+    except OSError as error:
+        raise ArtifactError(f"cannot read {error.filename}: {error.strerror}") from error
+    if not is_whole(content):
+        changed.append(NAME)
+    return Integrity(
+        folder=str(folder),
+        num_files=len(manifest.outputs) + 1,
+        num_bytes=num_bytes,
+        missing=tuple(missing),
+        changed=tuple(changed),
+        unknown=tuple(_unknown(folder, {NAME, *manifest.outputs, *((SIGNATURE,) if is_signed else ())})),
+        signature="good" if is_checked else "unchecked" if is_signed else "none",
+    )
+
+
+def _changed(folder: Path, manifest: Manifest, names: list[str]) -> list[str]:
+    """Returns which files have another digest; they are hashed side by side, the largest first."""
+    sizes = {name: (folder / name).stat().st_size for name in names if (folder / name).is_file()}
+    files = sorted(sizes, key=lambda name: -sizes[name])
+    with ThreadPoolExecutor(min(_MOST_THREADS, os.cpu_count() or 1)) as pool:
+        digests = dict(zip(files, pool.map(lambda name: sha256_of(folder / name), files), strict=True))
+    return [name for name in names if digests.get(name, "") != manifest.outputs[name]]
+
+
+def _unknown(folder: Path, known: set[str]) -> Iterator[str]:
+    """Yields, in order, what lies in the folder and is not known, folders that hold nothing known too."""
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        is_way = path.is_dir() and not path.is_symlink()
+        if name not in known and not (is_way and any(item.startswith(f"{name}/") for item in known)):
+            yield name
+
+
+def _listed(names: tuple[str, ...]) -> str:
+    more = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
+    return ", ".join(names[:_MOST_NAMES]) + more

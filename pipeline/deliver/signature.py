@@ -1,0 +1,109 @@
+"""Who made a build folder: an Ed25519 signature of its manifest, which holds the digest of everything else.
+
+The signature (RFC 8032) is the 64 bytes alone, so that OpenSSL can check it without trtq:
+`openssl pkeyutl -verify -pubin -inkey public.pem -rawin -in manifest.json -sigfile manifest.sig`.
+"""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from trtq import lazy
+from trtq.errors import ArtifactError, UsageError
+from trtq.pipeline.deliver.manifest import NAME, SIGNATURE
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+
+_ED25519 = "cryptography.hazmat.primitives.asymmetric.ed25519"
+_MAKE = "make one with: openssl genpkey -algorithm ed25519 -out private.pem"
+_DERIVE = "take its other half: openssl pkey -in private.pem -pubout -out public.pem"
+
+
+def read_private_key(path: Path) -> Ed25519PrivateKey:
+    """Returns the key to sign with, from a PEM file.
+
+    Raises:
+        UsageError: The file cannot be read, holds no such key, or asks for a passphrase.
+        MissingDependency: `cryptography` is not installed.
+    """
+    serialization = _serialization()
+    content = _read(path)
+    try:
+        key = serialization.load_pem_private_key(content, None)
+    except TypeError as error:  # the library's word for a key that is encrypted
+        raise UsageError(f"the key {path} asks for a passphrase; give one without") from error
+    except _errors() as error:
+        raise UsageError(f"{path} is no private key in PEM; {_MAKE}") from error
+    if not isinstance(key, importlib.import_module(_ED25519).Ed25519PrivateKey):
+        raise UsageError(f"the key {path} is not an Ed25519 key; {_MAKE}")
+    private: Ed25519PrivateKey = key
+    return private
+
+
+def read_public_key(path: Path) -> Ed25519PublicKey:
+    """Returns the key to check signatures with, from a PEM file.
+
+    Raises:
+        UsageError: The file cannot be read, or holds no such key.
+        MissingDependency: `cryptography` is not installed.
+    """
+    serialization = _serialization()
+    content = _read(path)
+    if b"PRIVATE KEY-----" in content:
+        raise UsageError(f"{path} is a private key, which should not be here; {_DERIVE}")
+    try:
+        key = serialization.load_pem_public_key(content)
+    except _errors() as error:
+        raise UsageError(f"{path} is no public key in PEM; {_DERIVE}") from error
+    if not isinstance(key, importlib.import_module(_ED25519).Ed25519PublicKey):
+        raise UsageError(f"the key {path} is not an Ed25519 key; {_MAKE}")
+    public: Ed25519PublicKey = key
+    return public
+
+
+def check_signature(folder: Path, content: bytes, key: Path) -> None:
+    """Refuses a build folder that the owner of a key has not signed.
+
+    Args:
+        folder: With the signature.
+        content: The bytes of its manifest.
+        key: The public key, a PEM file.
+
+    Raises:
+        ArtifactError: There is no signature, or it is of another key or another manifest.
+        UsageError: The key cannot be used.
+        MissingDependency: `cryptography` is not installed.
+    """
+    public, path = read_public_key(key), folder / SIGNATURE
+    try:
+        signature = path.read_bytes()
+    except FileNotFoundError as error:
+        raise ArtifactError(f"{folder} is not signed: it has no {SIGNATURE}; trtq sign makes one") from error
+    except OSError as error:
+        raise ArtifactError(f"cannot read {path}: {error.strerror}") from error
+    invalid = lazy.require("cryptography.exceptions", "sign", "signatures").InvalidSignature
+    try:
+        public.verify(signature, content)
+    except invalid as error:
+        raise ArtifactError(
+            f"the signature of {folder} is not that of {key}: {NAME} was changed since, or another key signed"
+        ) from error
+
+
+def _serialization() -> Any:
+    return lazy.require("cryptography.hazmat.primitives.serialization", "sign", "signing")
+
+
+def _errors() -> tuple[type[Exception], ...]:
+    exceptions = lazy.require("cryptography.exceptions", "sign", "signing")
+    return (ValueError, exceptions.UnsupportedAlgorithm)
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise UsageError(f"cannot read the key {path}: {error.strerror}") from error

@@ -1,0 +1,161 @@
+"""`trtq bench`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from rich.text import Text
+
+from trtq.cli import options
+from trtq.cli.console import ConsoleWatcher, result_console, show_bytes
+from trtq.cli.tables import table
+from trtq.errors import UsageError
+from trtq.files import check_output, refuse_input, write_atomically
+from trtq.pipeline.bench.turns import Schedule
+from trtq.pipeline.benchmark import Benchmark, bench, to_json
+from trtq.pipeline.contenders import Runs
+from trtq.pipeline.engine.profiles import parse_shapes
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from trtq.pipeline.bench.machine import Conditions, Machine
+
+
+@click.command("bench")
+@click.argument("targets", nargs=-1, type=click.Path(path_type=Path))
+@click.option(
+    "--batch", type=int, help="Size of the open first axes.  [default: the engine's usual one, or 1]"
+)
+@click.option(
+    "--shapes", multiple=True, metavar="NAME:DIMS", help="Whole shapes of inputs: name:1x3x224x224."
+)
+@click.option(
+    "--data",
+    metavar="DATA",
+    help="Run on the first samples of this, as of --calib-data.  [default: the calibration data, or random]",
+)
+@click.option(
+    "--device",
+    type=click.Choice(["auto", "cpu", "cuda"]),
+    default="auto",
+    show_default=True,
+    help="Where ONNX models run; auto: on the CPU, and on the GPU too if onnxruntime-gpu is installed.",
+)
+@click.option("--threads", type=int, default=0, help="Of ONNX Runtime for one run.  [default: one a core]")
+@click.option(
+    "--cuda-graph/--no-cuda-graph",
+    default=True,
+    show_default=True,
+    help="Launch an engine as one CUDA graph, where it can be captured.",
+)
+@click.option("--rounds", type=int, default=10, show_default=True, help="Turns of each model.")
+@click.option(
+    "--seconds", type=float, default=5.0, show_default=True, help="To measure each model, in all its turns."
+)
+@click.option(
+    "--warmup", type=float, default=1.0, show_default=True, help="Seconds that each model runs before."
+)
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path, dir_okay=False), help="Write the result here as JSON."
+)
+@options.json_option
+@click.option("-q", "--quiet", is_flag=True, help="Print warnings and errors only.")
+def command(targets: tuple[Path, ...], **given: Any) -> None:
+    """Measure how fast models and engines are, beside each other.
+
+    A target is a build folder, an .onnx or an .engine file. Of a folder everything is measured that can run
+    here: the float model, the FP16 and INT8 models and the engine, which needs its GPU. All take turns in one
+    run, so that a busy moment meets each of them; each has a process of its own, so that memory is its own.
+
+    \b
+      trtq bench model.trtq
+      trtq bench model.onnx other.onnx --batch 8 --threads 1 -o bench.json
+      trtq bench model.fp16.trtq model.trtq --no-cuda-graph
+    """
+    output: Path | None = given["output"]
+    if output is not None:
+        check_output(output)
+        refuse_input(output, *targets)
+    if len(set(targets)) != len(targets):
+        raise UsageError("a target is given twice; give each once")
+    runs = Runs(
+        device=given["device"],
+        num_threads=given["threads"],
+        graph=given["cuda_graph"],
+        batch=given["batch"],
+        shapes=parse_shapes(",".join(given["shapes"])) if given["shapes"] else {},
+        data=given["data"],
+    )
+    schedule = Schedule(given["rounds"], given["seconds"], given["warmup"])
+    with ConsoleWatcher(quiet=given["quiet"]) as watcher:
+        result = bench(*targets, runs=runs, schedule=schedule, watcher=watcher)
+        for warning in result.warnings:
+            watcher.warn(warning)
+    if output is not None:
+        write_atomically(output, to_json(result))
+    if given["as_json"]:
+        sys.stdout.write(to_json(result).decode())
+    elif not given["quiet"]:
+        _print(result_console(), result)
+        if output is not None:
+            click.echo(f"written to {output}")
+
+
+def _print(console: Console, result: Benchmark) -> None:
+    rows = table(
+        "model", "runs in", "p50 ms", "p90 ms", "p99 ms", "mean ms", "a second", "memory", "speed", numbers=7
+    )
+    references = list(dict.fromkeys(item.against for item in result.measured))
+    of = {name: f" of {name}" for name in references} if len(references) > 1 else {}
+    for item in result.measured:
+        times = (item.latency.p50_ms, item.latency.p90_ms, item.latency.p99_ms, item.latency.mean_ms)
+        memory = item.costs.peak_rss_bytes if item.device == "cpu" else item.costs.gpu_bytes
+        rows.add_row(
+            item.name,
+            item.runtime,
+            *(_number(value) for value in times),
+            _number(item.samples_per_s),
+            "-" if memory is None else show_bytes(memory),
+            "1" if item.speedup is None else f"{item.speedup:.2f}x{of.get(item.against, '')}",
+        )
+    console.print(rows)
+    shapes = ", ".join(
+        f"{name} {'x'.join(map(str, shape)) or 'scalar'}" for name, shape in result.shapes.items()
+    )
+    beside = ", ".join(references)
+    console.print(f"speed: beside {beside}, median of {result.schedule.rounds} rounds", soft_wrap=True)
+    console.print(f"inputs: {shapes} of {result.inputs}", soft_wrap=True)
+    for line in _machine(result.machine, result.conditions):
+        console.print(line, soft_wrap=True)
+    for skipped in result.skipped:
+        console.print(Text(f"not measured: {skipped.name}: {skipped.reason}", style="yellow"), soft_wrap=True)
+    for note in result.notes:
+        console.print(Text(f"  {note}", style="dim"), soft_wrap=True)
+
+
+def _machine(here: Machine, during: Conditions) -> list[str]:
+    """Returns what the figures depend on, in a line for the processor and one for the GPU."""
+    features = f"  {' '.join(here.features)}" if here.features else ""
+    clock = f"  {during.cpu_mhz[-1]:.0f} MHz" if during.cpu_mhz else ""
+    governor = f" ({here.governor})" if here.governor else ""
+    others = "" if during.others_share is None else f", others used {during.others_share:.0%}"
+    load = f"  load {during.load_before:.1f} before{others}"
+    lines = [f"{here.cpu}  {here.cores} cores{features}{clock}{governor}{load}"]
+    if here.gpu:
+        clocks = " -> ".join(f"{mhz:.0f}" for mhz in during.gpu_mhz)
+        heat = " -> ".join(f"{celsius:.0f}" for celsius in during.gpu_celsius)
+        lines.append(
+            f"{here.gpu}  driver {here.driver}  {clocks} of {during.gpu_max_mhz or 0:.0f} MHz  {heat} C"
+        )
+    return lines
+
+
+def _number(value: float) -> str:
+    """Returns a number with three significant digits, and no fraction above a thousand."""
+    if value >= 1000:
+        return f"{value:,.0f}"
+    return f"{value:.3g}" if value >= 1 else f"{value:.3f}"

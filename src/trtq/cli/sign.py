@@ -1,0 +1,35 @@
+"""`trtq sign`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from trtq.pipeline.deliver.integrity import sign
+
+
+@click.command("sign")
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option(
+    "--key",
+    required=True,
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="A private Ed25519 key in PEM, without a passphrase.",
+)
+@click.option("-q", "--quiet", is_flag=True, help="Print errors only.")
+def command(folder: Path, key: Path, quiet: bool) -> None:
+    """Sign a build folder with a key.
+
+    Writes manifest.sig beside manifest.json, which holds the digest of everything else. A folder that is not
+    as it was built is not signed.
+
+    \b
+      openssl genpkey -algorithm ed25519 -out private.pem
+      openssl pkey -in private.pem -pubout -out public.pem
+      trtq sign model.trtq --key private.pem
+      trtq verify model.trtq --key public.pem
+    """
+    path = sign(folder, key)
+    if not quiet:
+        click.echo(f"written to {path}")

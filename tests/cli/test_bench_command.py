@@ -1,0 +1,156 @@
+"""`trtq bench` as a user sees it."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from trtq.cli import bench as module
+from trtq.cli import main
+from trtq.models.demo import write_demo
+from trtq.pipeline.bench.machine import Conditions, Machine
+from trtq.pipeline.bench.process import Costs
+from trtq.pipeline.bench.turns import Latency, Schedule
+from trtq.pipeline.benchmark import Benchmark, Measured
+from trtq.pipeline.contenders import Skipped
+
+QUICK = ("--rounds", "2", "--seconds", "0.02", "--warmup", "0", "--threads", "1")
+LATENCY = Latency(0.1234, 0.25, 17.8, 1234.5, 0.1)
+
+
+def measured(name: str, **changes: Any) -> Measured:
+    runtime = "tensorrt 10.3.0" if changes.get("device") == "cuda" else "ONNX Runtime 1.31"
+    plain = Measured(
+        name, "fp32", "cpu", runtime, name, 1.0, LATENCY, 12.34, 1000, None, "fp32", 0.0, 1.0,
+        Costs(1, 1, None), "", None,
+    )  # fmt: skip
+    return replace(plain, **changes)
+
+
+RESULT = Benchmark(
+    1, "bench",
+    Machine("Some CPU", 8, ("avx2", "avx512_vnni"), "powersave", "NVIDIA L4", "555.42", "Linux"),
+    Conditions(0.5, 0.07, 0.0, (2000.0, 2500.0), (300.0, 1950.0), 2040.0, (41.0, 62.0), ("too hot",)),
+    Schedule(), 0, "random numbers", {"x": (8, 3), "rate": ()}, 8,
+    (
+        measured("fp32", costs=Costs(123_300_000, 1, None), samples_per_s=9010.4),
+        measured("[bold]", device="cuda", costs=Costs(1, 1, 2_500_000), speedup=2.5),
+        measured("other", device="cuda", speedup=2.5),
+    ),
+    (Skipped("int8 engine", "it needs a GPU"),), ("a note",), ("a warning",),
+)  # fmt: skip
+
+
+def trtq(*arguments: str | Path) -> Result:
+    runner = CliRunner(env={"FORCE_COLOR": None, "COLUMNS": "80"})
+    return runner.invoke(main, [str(argument) for argument in arguments], catch_exceptions=False)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("demo")
+    write_demo(folder)
+    return folder / "model.onnx"
+
+
+def lines_of(result: Result) -> list[str]:
+    lines = (" ".join(line.split()) for line in result.stdout.splitlines())
+    return [line for line in lines if line.strip(" ─")]
+
+
+def test_a_result_is_a_table_and_what_it_depends_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "bench", lambda *targets, **rest: RESULT)
+    result = trtq("bench", "m.trtq")
+    assert result.exit_code == 0
+    assert lines_of(result) == [
+        "model runs in p50 ms p90 ms p99 ms mean ms a second memory speed",
+        "fp32 ONNX Runtime 1.31 0.123 0.250 17.8 1,234 9,010 123.3 MB 1",
+        "[bold] tensorrt 10.3.0 0.123 0.250 17.8 1,234 12.3 2.5 MB 2.50x",
+        "other tensorrt 10.3.0 0.123 0.250 17.8 1,234 12.3 - 2.50x",
+        "speed: beside fp32, median of 10 rounds",
+        "inputs: x 8x3, rate scalar of random numbers",
+        "Some CPU 8 cores avx2 avx512_vnni 2500 MHz (powersave) load 0.5 before, others used 7%",
+        "NVIDIA L4 driver 555.42 300 -> 1950 of 2040 MHz 41 -> 62 C",
+        "not measured: int8 engine: it needs a GPU",
+        "a note",
+    ]
+    assert result.stderr == "warning: a warning\n"
+
+
+def test_a_speed_says_beside_what_where_there_are_several(monkeypatch: pytest.MonkeyPatch) -> None:
+    items = (measured("fp32"), measured("int8", speedup=0.5), measured("engine", against="b", speedup=3.0))
+    monkeypatch.setattr(module, "bench", lambda *targets, **rest: replace(RESULT, measured=items))
+    lines = lines_of(trtq("bench", "m.trtq"))
+    assert [line.split(" B ")[1] for line in lines[1:4]] == ["1", "0.50x of fp32", "3.00x of b"]
+    assert lines[4] == "speed: beside fp32, b, median of 10 rounds"
+
+
+def test_what_is_not_known_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    bare = replace(
+        RESULT,
+        machine=Machine("CPU", 2, (), "", "", "", "Linux"),
+        conditions=Conditions(0.5, None, None, (), (), None, (), ()),
+    )
+    monkeypatch.setattr(module, "bench", lambda *targets, **rest: bare)
+    assert "CPU 2 cores load 0.5 before" in lines_of(trtq("bench", "m.trtq"))
+
+
+def test_a_model_is_measured_and_written_as_json(model: Path, tmp_path: Path) -> None:
+    output = tmp_path / "bench.json"
+    result = trtq("bench", model, *QUICK, "--batch", "3", "-o", output, "--device", "cpu")
+    assert result.exit_code == 0
+    assert result.stdout.endswith(f"written to {output}\n")
+    document = json.loads(output.read_bytes())
+    assert document["shapes"] == {"image": [3, 1, 8, 8]}
+    assert re.fullmatch(r"the first 3 samples of .*calibration\.npz", document["inputs"])
+    assert (document["num_threads"], document["schedule"]["rounds"]) == (1, 2)
+    (measured,) = document["measured"]
+    assert (measured["name"], measured["precision"], measured["num_runs"] >= 2) == (
+        "model.onnx",
+        "fp32",
+        True,
+    )
+
+
+def test_json_is_one_document_and_quiet_is_quiet(model: Path, tmp_path: Path) -> None:
+    shown = json.loads(trtq("bench", model, *QUICK, "--json", "--shapes", "image:2x1x8x8").stdout)
+    assert (shown["kind"], shown["num_samples"], shown["inputs"]) == ("bench", 2, "random numbers")
+    result = trtq("bench", model, *QUICK, "-q", "-o", tmp_path / "bench.json")
+    assert (result.exit_code, result.stdout) == (0, "")
+    assert (tmp_path / "bench.json").exists()
+
+
+def test_an_engine_alone_needs_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("trtq.pipeline.contenders.num_gpus", lambda: None)
+    (tmp_path / "model.engine").write_bytes(b"plan")
+    result = trtq("bench", tmp_path / "model.engine")
+    assert (result.exit_code, result.stdout) == (5, "")
+    assert result.stderr == (
+        f"error: {tmp_path / 'model.engine'} needs an NVIDIA GPU to run, and there is no NVIDIA driver here\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "told"),
+    [
+        ((), 2, "error: there is nothing to measure; give a build folder, an .engine or an .onnx file\n"),
+        (("MODEL", "MODEL"), 2, "error: a target is given twice; give each once\n"),
+        (("MODEL", "--rounds", "0"), 2, "error: bench takes at least one round, got 0\n"),
+        (("MODEL", "--shapes", "x"), 2, "error: 'x' gives no shapes; write name:1x3x224x224"),
+        (("MODEL", "--device", "cuda"), 5, "error: running the model on CUDA needs ONNX Runtime's CUDA"),
+        (("MODEL", "-o", "absent/b.json"), 2, "error: cannot write absent/b.json: there is no folder"),
+        (("MODEL", "-o", "MODEL"), 2, "is read by this command; choose another file with --output\n"),
+    ],
+)
+def test_bad_input_is_one_clear_line(arguments: tuple[str, ...], code: int, told: str, model: Path) -> None:
+    words = [model if word == "MODEL" else word for word in arguments]
+    result = trtq("bench", *words)
+    assert (result.exit_code, result.stdout) == (code, "")
+    assert told in result.stderr
+    assert result.stderr.count("\n") == 1
