@@ -16,7 +16,7 @@ from trtq.cli import main
 
 COMMANDS = [
     "export", "plan", "build", "calibrate", "merge-statistics", "quantize", "sensitivity",
-    "compare", "lint", "cache", "migrate", "inspect", "doctor", "demo",
+    "compare", "report", "lint", "cache", "migrate", "inspect", "doctor", "demo",
 ]  # fmt: skip
 HEAVY = {"numpy", "onnx", "onnx_ir", "onnxruntime", "polygraphy", "tensorrt_rtx", "torch", "rich", "PIL"}
 
@@ -57,6 +57,8 @@ def test_help_is_short_and_whole(option: str) -> None:
         "  quantize          Write the Q/DQ model of a float model and its ranges.\n"
         "  sensitivity       Measure what each quantized layer costs in accuracy.\n"
         "  compare           Compare the outputs of two ONNX models on the same data.\n"
+        "  report            Write the page of a build again, with what was measured of\n"
+        "                    each layer.\n"
         "  lint              Show what TensorRT refuses in a Q/DQ model, or runs in\n"
         "                    float, and the repair.\n"
         "  cache             Show, convert, compare and write TensorRT's calibration\n"

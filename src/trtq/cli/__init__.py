@@ -21,6 +21,7 @@ _COMMANDS = {
     "quantize": "Write the Q/DQ model of a float model and its ranges.",
     "sensitivity": "Measure what each quantized layer costs in accuracy.",
     "compare": "Compare the outputs of two ONNX models on the same data.",
+    "report": "Write the page of a build again, with what was measured of each layer.",
     "lint": "Show what TensorRT refuses in a Q/DQ model, or runs in float, and the repair.",
     "cache": "Show, convert, compare and write TensorRT's calibration caches.",
     "migrate": "Carry a model and its calibration cache over to Q/DQ, without data.",
