@@ -26,7 +26,7 @@ from trtq.pipeline.comparison import Plan, compared, name_to_judge
 from trtq.pipeline.deliver import manifest, report
 from trtq.pipeline.deliver.earlier import REPORT, Earlier, find_earlier
 from trtq.pipeline.deliver.folder import staged_folder
-from trtq.pipeline.deliver.html.seen import Seen, read_seen
+from trtq.pipeline.deliver.html.seen import Seen
 from trtq.pipeline.deliver.html.tensors import seen_of
 from trtq.pipeline.deliver.manifest import Manifest
 from trtq.pipeline.deliver.report import CalibrationReport, EngineReport, Report
@@ -180,7 +180,7 @@ def _calibrate(
         log.reused.append("ranges")
         ranges = read_ranges(earlier.folder / RANGES)
         warn_of_dead(ranges, log)
-        return ranges, earlier.report.calibration, read_seen(earlier.folder)
+        return ranges, earlier.report.calibration, earlier.seen
     with log.timed("calibrate"):
         how = pass_of(job.spec.calibration)
         statistics = observe_graph(job.graph, job.tensors, job.calibration, how, log)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from trtq.errors import ArtifactError
+from trtq.pipeline.deliver.html.seen import Seen, read_seen
 from trtq.pipeline.deliver.manifest import Manifest, is_intact, read_manifest
 from trtq.pipeline.deliver.report import Report, read_report
 
@@ -22,6 +23,7 @@ class Earlier:
     same: frozenset[str]
     manifest: Manifest
     report: Report
+    seen: Seen
 
     def copy(self, names: Iterable[str], to: Path) -> None:
         """Copies files of the earlier build."""
@@ -32,8 +34,8 @@ class Earlier:
 def find_earlier(folder: Path, keys: Mapping[str, str]) -> Earlier | None:
     """Returns what can be used again; None if there is no build, it is damaged, or nothing is the same."""
     try:
-        manifest, report = read_manifest(folder), read_report(folder / REPORT)
+        manifest, report, seen = read_manifest(folder), read_report(folder / REPORT), read_seen(folder)
     except ArtifactError:
         return None
     same = frozenset(name for name, key in keys.items() if manifest.keys.get(name) == key)
-    return Earlier(folder, same, manifest, report) if same and is_intact(folder, manifest) else None
+    return Earlier(folder, same, manifest, report, seen) if same and is_intact(folder, manifest) else None
