@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -80,10 +78,3 @@ def test_a_tensor_without_values_has_no_ratio(histogram: Histogram) -> None:
     assert (tensor.minimum, tensor.maximum, sum(tensor.counts)) == (0.0, 0.0, 0)
     assert tensor.used.amax == 1.0
     assert tensor.used.sqnr_db is None
-
-
-def test_the_files_of_the_page_lie_beside_its_code() -> None:
-    folder = Path(__file__).parents[4] / "pipeline" / "deliver" / "html"
-    assert {path.name for path in folder.iterdir() if path.suffix in (".css", ".js", ".jinja")} == {
-        "page.css", "page.js", "page.html.jinja", "tensors.html.jinja",
-    }  # fmt: skip
