@@ -223,8 +223,10 @@ def facts_of(report: Report) -> Iterator[tuple[str, str]]:
     yield "built with", report.backend
     if report.engine.targets:
         yield "compute capability", ", ".join(report.engine.targets)
-    yield "quantization", report.engine.quantization
-    yield "the rest is", report.high_precision.upper()
+    if report.engine.layers_quantized:
+        yield "quantization", report.engine.quantization
+    if report.precision != "fp16":
+        yield "the rest is", report.high_precision.upper().replace("AS IT IS", "as it is")
     if (calibration := report.calibration) is not None:
         yield "calibrated", f"{calibration.samples} samples, {calibration.method}"
     for name, profile in report.engine.profiles.items():

@@ -155,6 +155,11 @@ def test_facts_are_those_that_there_are(report: Report) -> None:
         ("shapes of x", "1x3 / 2x3 / 4x3 (min / opt / max)"),
     ]  # fmt: skip
     assert "calibrated" not in dict(facts_of(replace(report, calibration=None)))
+    float_engine = replace(report.engine, layers_quantized=0, layers_int8=0)
+    assert {"quantization", "the rest is"}.isdisjoint(
+        dict(facts_of(replace(report, engine=float_engine, precision="fp16")))
+    )
+    assert dict(facts_of(replace(report, high_precision="as it is")))["the rest is"] == "as it is"
 
 
 # Rows
