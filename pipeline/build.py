@@ -12,20 +12,22 @@ import onnx
 import onnx_ir as ir
 
 from trtq.calibrators.cache import ALGORITHMS, cache_of, format_cache, parse_cache
+from trtq.calibrators.estimate import estimate
 from trtq.calibrators.memory import peak_bytes
 from trtq.calibrators.observe import observe
 from trtq.calibrators.ranges import Ranges, Shapes, ranges_to_json, read_ranges
 from trtq.errors import BuildError
-from trtq.files import sha256_of
 from trtq.models.session import save
 from trtq.models.spec import ModelSpec
 from trtq.pipeline.auto import repaired
-from trtq.pipeline.calibrate import calibrate_graph, warn_of_dead
+from trtq.pipeline.calibrate import observe_graph, pass_of, warn_of_dead
 from trtq.pipeline.candidate import candidate_of, high_precision_of, weights_report_of
 from trtq.pipeline.comparison import Plan, compared, name_to_judge
 from trtq.pipeline.deliver import manifest, report
 from trtq.pipeline.deliver.earlier import REPORT, Earlier, find_earlier
 from trtq.pipeline.deliver.folder import staged_folder
+from trtq.pipeline.deliver.html.seen import Seen
+from trtq.pipeline.deliver.html.tensors import seen_of
 from trtq.pipeline.deliver.manifest import Manifest
 from trtq.pipeline.deliver.report import CalibrationReport, EngineReport, Report
 from trtq.pipeline.engine.backend import BuildRequest, Built
@@ -35,6 +37,7 @@ from trtq.pipeline.graph.migrate import named_as_in_file
 from trtq.pipeline.graph.placement import WEIGHTED
 from trtq.pipeline.graph.quantized import quantized_layers
 from trtq.pipeline.job import Job, prepare
+from trtq.pipeline.page import sizes_of, write_page
 from trtq.pipeline.quantization import implicit_of, kept_of, layers_of
 from trtq.pipeline.quantize.mixed import fp16_model
 from trtq.pipeline.quantize.precision import KeptFp32
@@ -97,7 +100,7 @@ def run_job(job: Job, log: Log, earlier: Earlier | None = None) -> Report:
         earlier: A build in the same folder whose stages may be used again.
     """
     with staged_folder(job.folder) as stage:
-        ranges, calibration = _calibrate(job, earlier, log)
+        ranges, calibration, seen = _calibrate(job, earlier, log)
         models = _quantize(job, ranges, stage, log)
         auto = comparison = None
         if job.target.auto and job.placement.quantized and ranges is not None:
@@ -137,8 +140,11 @@ def run_job(job: Job, log: Log, earlier: Earlier | None = None) -> Report:
             timings_s={name: round(seconds, 3) for name, seconds in log.seconds.items()},
             weights=weights_report_of(job),
             logits=comparison.logits if comparison is not None else (),
+            sizes_bytes=sizes_of(job, stage),
         )
-        _write_rest(job, ranges, result, made, stage)
+        contract = _write_rest(job, ranges, result, made, stage)
+        contract = write_page(stage, job, result, contract, seen)
+        (stage / manifest.NAME).write_bytes(manifest.to_json(contract))
     return result
 
 
@@ -162,27 +168,32 @@ class _Made:
     calibration: CalibrationReport | None = None
 
 
-def _calibrate(job: Job, earlier: Earlier | None, log: Log) -> tuple[Ranges | None, CalibrationReport | None]:
-    if job.ranges is not None:
-        return job.ranges, None
-    if not job.calibrates:
-        return None, None
+def _calibrate(
+    job: Job, earlier: Earlier | None, log: Log
+) -> tuple[Ranges | None, CalibrationReport | None, Seen]:
+    """Returns the ranges, how they were found, and what the page shows of the tensors."""
+    if job.ranges is not None or not job.calibrates:
+        return job.ranges, None, Seen()
     assert job.calibration is not None
     if earlier is not None and "ranges" in earlier.same and RANGES in earlier.manifest.outputs:
         log.note("model, data and method are unchanged: the ranges of the earlier build are used again")
         log.reused.append("ranges")
         ranges = read_ranges(earlier.folder / RANGES)
         warn_of_dead(ranges, log)
-        return ranges, earlier.report.calibration
+        return ranges, earlier.report.calibration, earlier.seen
     with log.timed("calibrate"):
-        ranges = calibrate_graph(job.graph, job.tensors, job.calibration, job.spec.calibration, log)
+        how = pass_of(job.spec.calibration)
+        statistics = observe_graph(job.graph, job.tensors, job.calibration, how, log)
+        ranges = estimate(statistics, job.method)
     warn_of_dead(ranges, log)
     if not ranges.tensors:
-        return ranges, None
+        return ranges, None, Seen()
+    seen = seen_of(statistics, ranges, job.method)
     seconds = round(log.seconds["calibrate"], 3)
-    return ranges, CalibrationReport(
+    calibration = CalibrationReport(
         ranges.method, ranges.data, ranges.num_samples, seconds, peak_bytes(), ranges.is_random
     )
+    return ranges, calibration, seen
 
 
 def _quantize(job: Job, ranges: Ranges | None, stage: Path, log: Log) -> _Models:
@@ -323,8 +334,8 @@ def _shapes_of_data(job: Job, ranges: Ranges | None) -> Mapping[str, Shapes]:
     return observe(job.graph.model, (), job.shape_data).shapes
 
 
-def _write_rest(job: Job, ranges: Ranges | None, result: Report, made: _Made, stage: Path) -> None:
-    """Writes ranges, cache and report, and last the manifest with the digests of all."""
+def _write_rest(job: Job, ranges: Ranges | None, result: Report, made: _Made, stage: Path) -> Manifest:
+    """Writes ranges, cache and report; returns the manifest, which lacks the digests of all files."""
     if ranges is not None:
         (stage / RANGES).write_bytes(ranges_to_json(ranges))
     if ranges is not None and ranges.tensors and not job.is_implicit:
@@ -333,20 +344,19 @@ def _write_rest(job: Job, ranges: Ranges | None, result: Report, made: _Made, st
         (stage / name).write_bytes(content)
     (stage / REPORT).write_bytes(report.to_json(result))
     data = {"calibration": job.calibration, "evaluation": job.evaluation}
-    contract = Manifest(
+    return Manifest(
         inputs={
             str(job.graph.path): job.graph.sha256,
             **job.sources,
             **{f"{use}: {item.origin}": _sha256(item.digest) for use, item in data.items() if item},
         },
-        outputs={path.name: sha256_of(path) for path in sorted(stage.iterdir())},
+        outputs={},
         versions={**manifest.versions(), job.backend.name: job.backend.version()},
         settings={"model": asdict(job.spec), "target": asdict(job.target)},
         layers=made.layers,
         commands=made.commands,
         keys=job.keys,
     )
-    (stage / manifest.NAME).write_bytes(manifest.to_json(contract))
 
 
 def _sha256(digest: str | None) -> str:

@@ -197,6 +197,8 @@ def test_a_wheel_holds_every_room(tmp_path: Path) -> None:
         "trtq/models/assets/digits.onnx",
         "trtq/models/assets/digits.npz",
     } <= names
+    page = {"page.html.jinja", "tensors.html.jinja", "page.css", "page.js"}
+    assert {f"trtq/pipeline/deliver/html/{name}" for name in page} <= names
     assert "trtq/py.typed" in names
     assert any(name.endswith("licenses/LICENSE") for name in names)
     assert "trtq/calibrators/kernel.c" in names

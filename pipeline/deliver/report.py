@@ -152,6 +152,7 @@ class Report:
         top5: The share of answers among the best five by model; empty unless `metric` is "top-1" of more than
             ten classes.
         auto: What `--auto` found; None if it was not asked for.
+        sizes_bytes: Of the model that was given, as "model", and of the models and the engine by file name.
     """
 
     schema_version: int
@@ -179,6 +180,7 @@ class Report:
     metric: str = "top-1"
     top5: Mapping[str, float] = field(default_factory=dict)
     auto: AutoReport | None = None
+    sizes_bytes: Mapping[str, int] = field(default_factory=dict)
 
 
 def to_json(report: Report) -> bytes:
@@ -205,7 +207,7 @@ def read_report(path: Path) -> Report:
             f"use the trtq that wrote it, or build again"
         )
     try:
-        report: Report = _typed(document, Report)
+        report: Report = typed(document, Report)
     except (KeyError, TypeError, ValueError, AttributeError, UsageError) as error:
         raise ArtifactError(f"{path} is not a complete report: {error!r}; build again") from error
     return replace(report, comparison=tuple(_with_infinity(item) for item in report.comparison))
@@ -218,16 +220,24 @@ def _with_infinity(item: OutputComparison) -> OutputComparison:
     return replace(item, sqnr_db=math.inf if item.max_abs == 0 else -math.inf)
 
 
-def _typed(value: Any, kind: Any) -> Any:
-    """Returns the JSON value as the annotated type: the way back from `asdict`."""
+def typed(value: Any, kind: Any) -> Any:
+    """Returns a JSON value as the annotated type: the way back from `asdict`.
+
+    Raises:
+        KeyError, TypeError, ValueError, AttributeError, UsageError: The value is not of that type.
+    """
     if is_dataclass(kind) and isinstance(kind, type):
         hints = get_type_hints(kind)
-        return kind(**{item.name: _typed(value[item.name], hints[item.name]) for item in fields(kind)})
+        return kind(**{item.name: typed(value[item.name], hints[item.name]) for item in fields(kind)})
     inner = get_args(kind)
     if get_origin(kind) is tuple:
-        return tuple(_typed(item, inner[0]) for item in value)
+        return tuple(typed(item, inner[0]) for item in value)
     if isinstance(kind, UnionType):
-        return None if value is None else _typed(value, inner[0])
+        return None if value is None else typed(value, inner[0])
     if get_origin(kind) is not None and len(inner) == 2:
-        return {key: _typed(item, inner[1]) for key, item in value.items()}
-    return math.nan if kind is float and value is None else value
+        return {key: typed(item, inner[1]) for key, item in value.items()}
+    if kind is float and value is None:
+        return math.nan
+    if not isinstance(value, (float, int) if kind is float else kind):
+        raise TypeError(f"{value!r} is no {kind.__name__}")
+    return value

@@ -31,6 +31,8 @@ compared on 600 samples of DIR/evaluation.npz
 model.engine # MB 11 of 11 quantized layers run in INT8
 profile of image: min 1x1x8x8 opt 8x1x8x8 max 8x1x8x8
 calibrated on 512 samples by {ENTROPY} in # s
+sizes model.onnx # kB model.fp16.onnx # kB model.int8.onnx # kB model.engine # MB
+times calibrate # s quantize # s build # s compare # s
 """
 
 
@@ -170,6 +172,8 @@ def test_build_of_fp16_alone_compares_fp16_alone(
         "compared on 600 samples of DIR/evaluation.npz\n"
         "model.engine # kB\n"
         "profile of image: min 1x1x8x8 opt 8x1x8x8 max 8x1x8x8\n"
+        "sizes model.onnx # kB model.fp16.onnx # kB model.engine # kB\n"
+        "times calibrate # s quantize # s build # s compare # s\n"
         "written to DIR/half\n"
         "PASS\n"
     )

@@ -16,7 +16,8 @@ from trtq.cli import main
 
 COMMANDS = [
     "export", "plan", "build", "build-all", "calibrate", "merge-statistics", "quantize", "sensitivity",
-    "compare", "bench", "package", "lint", "cache", "migrate", "verify", "sign", "inspect", "doctor", "demo",
+    "compare", "report", "bench", "package", "lint", "cache", "migrate", "verify", "sign", "inspect",
+    "doctor", "demo",
 ]  # fmt: skip
 HEAVY = {"numpy", "onnx", "onnx_ir", "onnxruntime", "polygraphy", "tensorrt_rtx", "torch", "rich", "PIL"}
 
@@ -58,6 +59,8 @@ def test_help_is_short_and_whole(option: str) -> None:
         "  quantize          Write the Q/DQ model of a float model and its ranges.\n"
         "  sensitivity       Measure what each quantized layer costs in accuracy.\n"
         "  compare           Compare the outputs of two ONNX models on the same data.\n"
+        "  report            Write the page of a build again, with what was measured of\n"
+        "                    each layer.\n"
         "  bench             Measure how fast models and engines are, beside each other.\n"
         "  package           Add a build to a model repository of the Triton Inference\n"
         "                    Server.\n"

@@ -24,7 +24,7 @@ from trtq.pipeline.target import Target
 
 FILES = [
     "calibration.cache", "manifest.json", "model.engine", "model.fp16.onnx", "model.int8.onnx", "ranges.json",
-    "report.json",
+    "report.html", "report.json", "tensors.json",
 ]  # fmt: skip
 NUM_LAYERS = 11
 WITHOUT_ENGINE = Target(backend="onnxruntime")
@@ -198,7 +198,9 @@ def test_fp16_alone_builds_just_that(demo: Path, tmp_path: Path) -> None:
     assert report.engine.layers_quantized == 0
     assert report.calibration is None
     names = {path.name for path in (tmp_path / "out").iterdir()}
-    assert names == {"model.engine", "model.fp16.onnx", "ranges.json", "report.json", "manifest.json"}
+    assert names == {
+        "model.engine", "model.fp16.onnx", "ranges.json", "report.html", "report.json", "manifest.json",
+    }  # fmt: skip
     assert set(read_manifest(tmp_path / "out").layers.values()) == {"Half"}
 
 

@@ -63,7 +63,7 @@ def test_a_quantized_model_is_built_as_it_is(small: Path) -> None:
     pairs = [node.op_type for node in theirs.graph.node].count("DequantizeLinear")
     assert [node.op_type for node in ours.graph.node].count("DequantizeLinear") == pairs
     names = {path.name for path in (model.parent / "q.trtq").iterdir()}
-    assert names == {"model.engine", "model.int8.onnx", "report.json", "manifest.json"}
+    assert names == {"model.engine", "model.int8.onnx", "report.html", "report.json", "manifest.json"}
 
 
 def test_a_quantized_model_takes_its_profile_from_the_data(small: Path) -> None:

@@ -39,7 +39,7 @@ ORT_PLAIN = Target(backend="onnxruntime")
 NO_DATA = ModelSpec()
 FILES = {
     "calibration.cache", "manifest.json", "migration.json", "model.fp16.onnx", "model.int8.onnx",
-    "ranges.json", "report.json",
+    "ranges.json", "report.html", "report.json", "tensors.json",
 }  # fmt: skip
 
 

@@ -22,6 +22,7 @@ _COMMANDS = {
     "quantize": "Write the Q/DQ model of a float model and its ranges.",
     "sensitivity": "Measure what each quantized layer costs in accuracy.",
     "compare": "Compare the outputs of two ONNX models on the same data.",
+    "report": "Write the page of a build again, with what was measured of each layer.",
     "bench": "Measure how fast models and engines are, beside each other.",
     "package": "Add a build to a model repository of the Triton Inference Server.",
     "lint": "Show what TensorRT refuses in a Q/DQ model, or runs in float, and the repair.",

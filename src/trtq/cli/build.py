@@ -81,7 +81,7 @@ def command(model: Path, **given: Any) -> None:
     if given["as_json"]:
         sys.stdout.write(to_json(report).decode())
     elif not given["quiet"]:
-        print_report(result_console(), report, verbose=given["verbose"])
+        print_report(result_console(), report, verbose=given["verbose"], folder=Path(report.output))
     if report.verdict == "fail":
         raise GateError("the accuracy gate failed: " + "; ".join(report.reasons) + _offer(report))
 

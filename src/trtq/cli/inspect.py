@@ -30,7 +30,8 @@ def command(path: Path, placement: bool, as_json: bool) -> None:
     if isinstance(summary, ModelSummary):
         _print_model(console, summary, placement)
     elif isinstance(summary, FolderSummary):
-        print_report(console, summary.report, verbose=True)
+        folder = path if path.is_dir() else path.parent
+        print_report(console, summary.report, verbose=True, folder=folder if summary.intact else None)
         state = (
             ("as the manifest says", "green") if summary.intact else ("NOT as the manifest says", "bold red")
         )

@@ -14,6 +14,9 @@ from rich.table import Table
 from rich.text import Text
 
 from trtq.cli.console import show_bytes
+from trtq.pipeline.deliver.html.rows import layer_rows
+from trtq.pipeline.deliver.html.seen import read_seen
+from trtq.pipeline.deliver.manifest import read_manifest
 from trtq.pipeline.verify.score import shown, title_of
 
 if TYPE_CHECKING:
@@ -36,8 +39,8 @@ def table(*headers: str, numbers: int = 0) -> Table:
     return result
 
 
-def print_report(console: Console, report: Report, *, verbose: bool) -> None:
-    """Prints a build's report."""
+def print_report(console: Console, report: Report, *, verbose: bool, folder: Path | None = None) -> None:
+    """Prints a build's report; where its folder is given and all is to be told, with its layers."""
     rest = {"fp16": " + FP16", "fp32": " + FP32"}.get(report.high_precision, "")
     title = report.precision.upper() + (rest if report.precision == "int8" else "")
     console.print(Text.assemble((Path(report.model).name, "bold"), f"  {title}  {report.backend}"))
@@ -69,6 +72,9 @@ def print_report(console: Console, report: Report, *, verbose: bool) -> None:
         way = f"{report.engine.quantization} quantization: {report.engine.quantization_reason}"
         for line in (way, *report.notes, *report.engine.warnings):
             console.print(Text(f"  {line}", style="dim"))
+    if verbose and folder is not None:
+        _print_layers(console, folder)
+    _print_cost(console, report)
     if report.reused:
         console.print(f"used again from the earlier build: {', '.join(report.reused)}")
     console.print(f"written to {report.output}", soft_wrap=True)
@@ -97,6 +103,30 @@ def comparison_table(outputs: Sequence[OutputComparison]) -> Table:
     if len(outputs) > _MOST_ROWS:
         result.caption = f"and {len(outputs) - _MOST_ROWS} more in the report"
     return result
+
+
+def _print_layers(console: Console, folder: Path) -> None:
+    """Prints the quantized layers of a build folder, the noisiest first, with the methods' ranges."""
+    seen, manifest = read_seen(folder), read_manifest(folder)
+    layers = layer_rows(seen, manifest, None)
+    if not layers:
+        return
+    names = ("used", *seen.methods) if seen.tensors else ()
+    rows = table("layer", "type", "runs as", "input dB", "weight dB", *names, numbers=2 + len(names))
+    for layer in layers[:_MOST_ROWS]:
+        read = [] if layer.tensor is None else [seen.tensors[layer.tensor]]
+        clips = [clip for tensor in read for clip in (tensor.used, *tensor.methods.values())]
+        levels = ("-" if level.db is None else f"{level.db:.1f}" for level in layer.levels)
+        amaxes = (f"{clip.amax:.4g}" for clip in clips)
+        rows.add_row(layer.name, layer.op_type, layer.runs_as or "-", *levels, *amaxes)
+    if len(layers) > _MOST_ROWS:
+        rows.caption = f"and {len(layers) - _MOST_ROWS} more in report.html"
+    console.print(rows)
+    console.print(
+        Text("dB: SQNR of what the layer reads, predicted; then the amax that is used, and each method's"),
+        style="dim",
+        soft_wrap=True,
+    )
 
 
 def print_logits(console: Console, logits: Sequence[LogitsComparison]) -> None:
@@ -153,6 +183,18 @@ def _print_weights(console: Console, weights: WeightsReport, verbose: bool) -> N
     )
     if verbose:
         console.print(Text(f"  {weights.gain}", style="dim"), soft_wrap=True)
+
+
+def _print_cost(console: Console, report: Report) -> None:
+    """Prints the sizes of the files and the seconds of the stages, a line each."""
+    sizes = {Path(report.model).name: report.sizes_bytes.get("model", 0)}
+    sizes |= {name: count for name, count in report.sizes_bytes.items() if name != "model"}
+    if report.sizes_bytes:
+        shown_sizes = (f"{name} {show_bytes(count)}" for name, count in sizes.items())
+        console.print(f"sizes  {'  '.join(shown_sizes)}", soft_wrap=True)
+    if report.timings_s:
+        times = (f"{name} {seconds:.1f} s" for name, seconds in report.timings_s.items())
+        console.print(f"times  {'  '.join(times)}", soft_wrap=True)
 
 
 def _print_kept(console: Console, report: Report, verbose: bool) -> None:

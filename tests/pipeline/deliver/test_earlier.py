@@ -106,3 +106,8 @@ def test_files_of_the_earlier_build_are_copied(folder: Path, tmp_path: Path) -> 
     assert (stage / "model.engine").read_bytes() == b"plan"
     assert (folder / "model.engine").read_bytes() == b"plan"
     earlier.copy([], stage)
+
+
+def test_a_build_whose_tensors_cannot_be_read_is_not_used(folder: Path) -> None:
+    (folder / "tensors.json").write_text("{}")
+    assert find_earlier(folder, _KEYS) is None

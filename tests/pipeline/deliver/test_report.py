@@ -192,6 +192,9 @@ def _set(path: str, value: object) -> Callable[[dict[str, Any]], None]:
         (_set("accuracy", [0.5]), "AttributeError"),
         (_set("comparison", [None]), "TypeError"),
         (_set("calibration", {}), "KeyError"),
+        (_set("verdict", 3), "TypeError"),
+        (_set("evaluated_samples", "600"), "TypeError"),
+        (_set("accuracy", {"fp32": "0.9"}), "TypeError"),
     ],
 )
 def test_a_value_of_another_kind_is_told(

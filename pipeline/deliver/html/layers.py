@@ -1,0 +1,66 @@
+"""What the page shows of each quantized layer: what it reads, and how near its INT8 weight is."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from trtq.pipeline.deliver.html.seen import SeenLayer
+from trtq.pipeline.quantize.qdq import quantize_array, weight_qparams
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+    from numpy.typing import NDArray
+
+    from trtq.pipeline.graph.placement import Placement
+
+_ELEMENTS_AT_ONCE = 1 << 22
+
+
+def layers_of(model: ir.Model, placement: Placement) -> tuple[SeenLayer, ...]:
+    """Returns the quantized layers in graph order, the Adds included.
+
+    Args:
+        model: The float graph that was placed.
+        placement: What is quantized.
+    """
+    weights: dict[tuple[str, int | None], float | None] = {}
+    found = []
+    for node in placement.quantized:
+        sqnr = None
+        if node.weight is not None:
+            weight = node.weight[1]
+            key = (weight.tensor, weight.axis)
+            if key not in weights:
+                tensor = model.graph.initializers[weight.tensor].const_value
+                assert tensor is not None  # else it would not have been placed
+                weights[key] = weight_sqnr_db(tensor.numpy(), weight.axis)
+            sqnr = weights[key]
+        tensors = tuple(dict.fromkeys(tensor for _, tensor in node.activations))
+        found.append(SeenLayer(node.name, node.op_type, node.rule, tensors, sqnr))
+    return tuple(found)
+
+
+def weight_sqnr_db(weight: NDArray[Any], axis: int | None) -> float | None:
+    """Returns 10 log10(sum w^2 / sum (w - q(w))^2) of a weight in INT8 with FP32 scales, in dB.
+
+    None if the weight is the same in INT8.
+
+    Args:
+        weight: Any float dtype and shape.
+        axis: The output channels, with a scale each; None for one scale.
+    """
+    rows = weight.reshape(1, -1) if axis is None else np.moveaxis(weight, axis, 0)
+    rows = rows.reshape(rows.shape[0], -1)
+    step = max(1, _ELEMENTS_AT_ONCE // max(rows.shape[1], 1))
+    signal = noise = 0.0
+    for start in range(0, rows.shape[0], step):
+        part = rows[start : start + step]
+        qparams = weight_qparams(part, 0, "float32")
+        values = part.astype(np.float64)
+        error = values - quantize_array(part, qparams) * qparams.scale.astype(np.float64)[:, np.newaxis]
+        signal += float((values**2).sum())
+        noise += float((error**2).sum())
+    return 10 * math.log10(signal / noise) if signal > 0 and noise > 0 else None

@@ -1,0 +1,88 @@
+"""From a report to the bytes of its page."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from trtq import lazy
+from trtq.pipeline.deliver.html import charts, numbers, rows, view
+from trtq.pipeline.deliver.manifest import Manifest
+from trtq.pipeline.deliver.report import Report
+from trtq.pipeline.verify.score import title_of
+
+if TYPE_CHECKING:
+    import jinja2
+
+    from trtq.pipeline.deliver.html.seen import Seen
+    from trtq.pipeline.verify.sensitivity import Sensitivity
+
+NAME = "report.html"
+_FOLDER = Path(__file__).parent
+_NUM_SHOWN = 12
+"""Tensors and layers that are open at first; the others are behind a click."""
+
+
+def page_of(report: Report, manifest: Manifest, seen: Seen, measured: Sensitivity | None = None) -> bytes:
+    """Returns the page: one file that loads nothing and runs only what its own digest allows.
+
+    Args:
+        report: Of the build.
+        manifest: Of the same; its outputs are not looked at.
+        seen: The tensors and layers.
+        measured: What each layer costs alone, if it was measured.
+    """
+    style, script = ((_FOLDER / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
+    template = _environment().get_template("page.html.jinja")
+    text = template.render(
+        report=report,
+        manifest=manifest,
+        seen=seen,
+        measured=measured,
+        style=style,
+        script=script,
+        policy=_policy(style, script),
+        title=Path(report.model).name,
+        metric=title_of(report.metric),
+        settings=json.dumps(manifest.settings, indent=1, default=str, sort_keys=True),
+        layers=rows.layer_rows(seen, manifest, measured),
+        cards=rows.cards_of(seen),
+        num_shown=_NUM_SHOWN,
+        view=view,
+        chart=charts,
+        most_db=rows.MOST_DB,
+        low_db=rows.LOW_DB,
+    )
+    return text.encode(errors="backslashreplace")  # names of files may hold bytes that are no UTF-8
+
+
+def _policy(style: str, script: str) -> str:
+    """Returns a content security policy: nothing is loaded, and no other style or script counts."""
+    hashed = [base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in (style, script)]
+    return (
+        f"default-src 'none'; img-src data:; style-src 'sha256-{hashed[0]}'; "
+        f"script-src 'sha256-{hashed[1]}'; base-uri 'none'; form-action 'none'"
+    )
+
+
+@cache
+def _environment() -> jinja2.Environment:
+    library = lazy.require("jinja2", None, "the report's page")
+    environment: jinja2.Environment = library.Environment(
+        loader=library.FileSystemLoader(_FOLDER),
+        autoescape=True,
+        undefined=library.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    functions: dict[str, Any] = {
+        name: getattr(numbers, name)
+        for name in ("size", "amount", "seconds", "share", "decibels", "magnitude")
+    }
+    environment.filters |= functions
+    return environment

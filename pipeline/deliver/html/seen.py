@@ -1,0 +1,129 @@
+"""What the page shows of tensors and layers, kept as a file of the folder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from trtq.errors import ArtifactError
+from trtq.pipeline.deliver.report import typed
+
+NAME = "tensors.json"
+SCHEMA_VERSION = 1
+_KIND = "tensors"
+
+
+@dataclass(frozen=True, slots=True)
+class Clip:
+    """A range of one tensor, and what it costs.
+
+    Attributes:
+        amax: The magnitude that the code 127 stands for.
+        clipped: The share of the values that lie beyond it, 0 to 1.
+        sqnr_db: Signal to quantization noise of the tensor in INT8, of all the values that were seen:
+            10 log10(sum x^2 / sum (x - q(x))^2) in dB; None if there is no error, or no signal.
+    """
+
+    amax: float
+    clipped: float
+    sqnr_db: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class SeenTensor:
+    """One quantized tensor, as the calibration data had it.
+
+    Attributes:
+        name: In the graph that is quantized.
+        minimum: The smallest value seen.
+        maximum: The largest value seen.
+        total: How many values were seen.
+        zeros: How many of them were zero (below 2**-40 in magnitude).
+        counts: How many magnitudes lie in each bin of equal width from 0 on, zeros left out; at most 128.
+        width: Of a bin.
+        used: The range that the model is quantized with.
+        methods: The range that each method takes, by the method's name.
+    """
+
+    name: str
+    minimum: float
+    maximum: float
+    total: int
+    zeros: int
+    counts: tuple[int, ...]
+    width: float
+    used: Clip
+    methods: Mapping[str, Clip]
+
+
+@dataclass(frozen=True, slots=True)
+class SeenLayer:
+    """A quantized node.
+
+    Attributes:
+        name: Of the node.
+        op_type: Its type.
+        rule: By which it was placed.
+        tensors: The quantized activations that it reads.
+        weight_sqnr_db: Signal to quantization noise of its INT8 weight, in dB; None if it has none, or if the
+            weight is the same in INT8.
+    """
+
+    name: str
+    op_type: str
+    rule: str
+    tensors: tuple[str, ...]
+    weight_sqnr_db: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What was seen of a model; without tensors no data was: the ranges were given, or are TensorRT's affair.
+
+    Attributes:
+        tensors: All quantized ones, in graph order.
+        methods: With their parameters, by name.
+        method: The name of the one that was asked for; empty if it is none of them.
+        layers: All quantized nodes, in graph order.
+    """
+
+    tensors: tuple[SeenTensor, ...] = ()
+    methods: Mapping[str, str] = field(default_factory=dict)
+    method: str = ""
+    layers: tuple[SeenLayer, ...] = ()
+
+
+def to_json(seen: Seen) -> bytes:
+    """Returns the tensors as JSON."""
+    document = {"schema_version": SCHEMA_VERSION, "kind": _KIND, **asdict(seen)}
+    return json.dumps(document, allow_nan=False, separators=(",", ":")).encode() + b"\n"
+
+
+def read_seen(folder: Path) -> Seen:
+    """Returns the tensors of a build folder; none if it has no such file, since nothing was observed.
+
+    Raises:
+        ArtifactError: The file is broken, of another kind or of another schema.
+    """
+    path = folder / NAME
+    try:
+        document = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return Seen()
+    except OSError as error:
+        raise ArtifactError(f"cannot read {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise ArtifactError(f"{path} does not hold tensors: {error}") from error
+    found = (document.get("kind"), document.get("schema_version")) if isinstance(document, dict) else None
+    if found != (_KIND, SCHEMA_VERSION):
+        raise ArtifactError(
+            f"{path} does not hold tensors of schema version {SCHEMA_VERSION}; "
+            f"use the trtq that wrote it, or build again"
+        )
+    try:
+        seen: Seen = typed(document, Seen)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ArtifactError(f"{path} is not complete: {error!r}; build again") from error
+    return seen

@@ -1,0 +1,69 @@
+"""From the statistics of a calibration to what the page shows of each tensor."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
+
+from trtq.calibrators import METHODS, Method
+from trtq.calibrators.ahead import in_order, num_cores
+from trtq.calibrators.estimate import describe
+from trtq.calibrators.mse import squared_error
+from trtq.pipeline.deliver.html.seen import Clip, Seen, SeenTensor
+
+if TYPE_CHECKING:
+    from trtq.calibrators.ranges import Ranges
+    from trtq.calibrators.statistics import Histogram, Statistics
+
+_MOST_BINS = 128
+_POINTS_PER_OCTAVE = 512
+
+
+def seen_of(statistics: Statistics, ranges: Ranges, own: Method) -> Seen:
+    """Returns what the page shows of statistics, for which no data is read again.
+
+    Args:
+        statistics: Of the calibration.
+        ranges: Those that the model is quantized with.
+        own: The method that found them; the others take their default parameters.
+    """
+    methods: dict[str, Method] = {name: method() for name, method in METHODS.items()}
+    asked = next((name for name, method in METHODS.items() if type(own) is method), "")
+    methods |= {asked: own} if asked else {}
+    named = [(name, item) for name, item in statistics.histograms.items() if name in ranges.tensors]
+    # A method is numpy, which lets go of the GIL in what takes long.
+    tensors = in_order(lambda one: _seen(*one, ranges.amax(one[0]), methods), named, num_cores())
+    return Seen(tuple(tensors), {name: describe(method) for name, method in methods.items()}, asked)
+
+
+def _seen(name: str, histogram: Histogram, used: float, methods: Mapping[str, Method]) -> SeenTensor:
+    counts, width = histogram.exact(_MOST_BINS)
+    clip = _clipping(histogram)
+    has_values = bool(histogram.total)
+    return SeenTensor(
+        name=name,
+        minimum=histogram.minimum if has_values else 0.0,
+        maximum=histogram.maximum if has_values else 0.0,
+        total=histogram.total,
+        zeros=histogram.zeros,
+        counts=tuple(round(count) for count in counts) if histogram.amax else (),
+        width=width,
+        used=clip(used),
+        methods={key: clip(method.amax(histogram)) for key, method in methods.items()},
+    )
+
+
+def _clipping(histogram: Histogram) -> Callable[[float], Clip]:
+    """Returns what tells of an amax what it costs."""
+    values, weights = histogram.points(_POINTS_PER_OCTAVE)
+    signal, total = float(weights @ values**2), histogram.total
+
+    def clip(amax: float) -> Clip:
+        if not values.size or amax <= 0:
+            return Clip(amax, 0.0, None)
+        noise = squared_error(values, weights, amax)
+        beyond = float(weights[values > amax].sum()) / total
+        return Clip(amax, beyond, 10 * math.log10(signal / noise) if noise > 0 else None)
+
+    return clip

@@ -1,0 +1,235 @@
+"""What the page says, put together from report and manifest; the template lays it out."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from trtq.models.preprocess import Preprocess
+from trtq.pipeline.deliver.html.numbers import MINUS, decibels, size
+from trtq.pipeline.deliver.manifest import Manifest
+from trtq.pipeline.deliver.report import Report
+from trtq.pipeline.verify.metrics import OutputComparison
+from trtq.pipeline.verify.score import shown
+
+_DTYPES = {"Int8": "INT8", "Half": "FP16", "Float": "FP32", "BFloat16": "BF16"}
+_LONG_COMMAND = 90
+_COMMANDS = {
+    "trtq": "The same build",
+    "engine": "The engine with its vendor's own tool, in this folder",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Tile:
+    """One of the three models at the top: its name, the number, and what it means."""
+
+    name: str
+    value: str
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """Nodes that do not run in INT8 for the same reason: names with what they are."""
+
+    reason: str
+    nodes: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """A named part of a whole: the number as text, and the length of its bar in per cent."""
+
+    name: str
+    text: str
+    length: float
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """A command line, and what it does."""
+
+    title: str
+    text: str
+
+
+def dtype_of(name: str) -> str:
+    """Returns an engine's word for a type as people write it: `Half` is FP16, `Int8/Half` INT8/FP16."""
+    return "/".join(_DTYPES.get(part, part) for part in name.split("/"))
+
+
+def tiles_of(report: Report) -> tuple[Tile, ...]:
+    """Returns FP32, FP16 and the built model by the metric; without labels by their cosine to FP32."""
+    if report.accuracy:
+        best = report.accuracy.get("fp32")
+        return tuple(
+            Tile(name.upper(), shown(score, report.metric), _against(score, best, name))
+            for name, score in report.accuracy.items()
+        )
+    found = []
+    for name in reversed(list(dict.fromkeys(item.candidate for item in report.comparison))):
+        pairs = [item for item in report.comparison if (item.candidate, item.reference) == (name, "fp32")]
+        if pairs:
+            worst = min(pairs, key=_nearness)
+            detail = f"cosine to FP32, SQNR {decibels(worst.sqnr_db)} dB"
+            found.append(Tile(name.upper(), f"{worst.cosine:.5f}", detail))
+    return (Tile("FP32", "reference", "the float model as it is"), *found) if found else ()
+
+
+def _nearness(item: OutputComparison) -> float:
+    return item.cosine if item.cosine == item.cosine else -2.0  # NaN is the worst
+
+
+def _against(score: float, best: float | None, name: str) -> str:
+    if name == "fp32" or best is None:
+        return "the float model as it is" if name == "fp32" else ""
+    points = 100 * (score - best)
+    return (
+        "the same as FP32"
+        if abs(points) < 0.005
+        else f"{points:+.2f} points against FP32".replace("-", MINUS)
+    )
+
+
+def gate_of(report: Report, manifest: Manifest) -> str:
+    """Returns what the gate asks for, in a sentence; empty if the settings do not say."""
+    accuracy = _section(manifest, "accuracy")
+    if not {"min_cosine", "max_drop"} <= accuracy.keys():
+        return ""
+    cosine = f"every output has a cosine of at least {accuracy['min_cosine']:g}"
+    if not report.accuracy:
+        return f"The gate: {cosine}."
+    return f"The gate: {cosine}, and the metric falls by at most {accuracy['max_drop']:g} of 100 points."
+
+
+def kept_of(report: Report, manifest: Manifest) -> tuple[tuple[str, tuple[Kept, ...]], ...]:
+    """Returns what does not run in INT8, or not in FP16, by the kind of decision and then by reason."""
+    runs = manifest.layers
+    fallen = [(f"runs as {dtype_of(item.runs_as)}: {item.reason}", item.node, item.op_type)
+              for item in report.engine.fallbacks]  # fmt: skip
+    never = [(item.reason, item.name, _kind(item.op_type, runs.get(item.name))) for item in report.kept_float]
+    fp32 = [(item.reason, item.name, "") for item in report.kept_fp32]
+    titles = (
+        ("Quantized, but not run in INT8", fallen),
+        ("Not quantized", never),
+        ("Kept in FP32", fp32),
+    )
+    return tuple((title, _by_reason(nodes)) for title, nodes in titles if nodes)
+
+
+def _kind(op_type: str, runs_as: str | None) -> str:
+    return op_type if runs_as is None else f"{op_type}, runs as {dtype_of(runs_as)}"
+
+
+def _by_reason(nodes: Sequence[tuple[str, str, str]]) -> tuple[Kept, ...]:
+    groups: dict[str, list[tuple[str, str]]] = defaultdict(list)
+    for reason, name, kind in nodes:
+        groups[reason].append((name, kind))
+    largest = sorted(groups.items(), key=lambda item: -len(item[1]))
+    return tuple(Kept(reason, tuple(names)) for reason, names in largest)
+
+
+def kernels_of(manifest: Manifest) -> str:
+    """Returns how many layers with weights run as what, most first: `35 INT8, 19 FP16`."""
+    counts = Counter(map(dtype_of, manifest.layers.values()))
+    return ", ".join(f"{count} {dtype}" for dtype, count in counts.most_common())
+
+
+def coverage_of(report: Report) -> tuple[Share, ...]:
+    """Returns how many layers with weights run in INT8, fell back, and were not quantized."""
+    engine = report.engine
+    counts = {
+        "run in INT8": engine.layers_int8,
+        "quantized, but run in float": engine.layers_quantized - engine.layers_int8,
+        "not quantized": len(report.kept_float),
+    }
+    total = sum(counts.values())
+    if not total:
+        return ()
+    return tuple(Share(name, str(count), round(100 * count / total, 2)) for name, count in counts.items())
+
+
+def sizes_of(report: Report) -> tuple[Share, ...]:
+    """Returns the files with their sizes against the float model, the largest as the longest bar."""
+    sizes = report.sizes_bytes
+    most = max(sizes.values(), default=0) or 1
+    given = sizes.get("model", 0)
+    rows = []
+    for name, count in sizes.items():
+        ratio = f" ({_ratio(count / given)})" if given and name != "model" else ""
+        title = f"{Path(report.model).name} (given)" if name == "model" else name
+        rows.append(Share(title, f"{size(count)}{ratio}", round(100 * count / most, 1)))
+    return tuple(rows)
+
+
+def _ratio(value: float) -> str:
+    return f"{value:.0%}" if value < 2 else f"{value:.1f} times"
+
+
+def timings_of(report: Report) -> tuple[Share, ...]:
+    """Returns the seconds of each stage."""
+    most = max(report.timings_s.values(), default=0.0) or 1.0
+    return tuple(
+        Share(name, f"{value:.1f} s", round(100 * value / most, 1))
+        for name, value in report.timings_s.items()
+    )
+
+
+def commands_of(report: Report, manifest: Manifest) -> tuple[Command, ...]:
+    """Returns the commands that make this again, and what helps where the gate failed."""
+    own = manifest.commands
+    names = sorted(own, key=lambda name: name != "trtq")
+    commands = [Command(_COMMANDS.get(name, name), folded(str(own[name]))) for name in names]
+    if report.verdict == "fail" and report.precision == "int8" and "trtq" in own and report.auto is None:
+        commands.append(
+            Command("The same, with the costliest layers kept out of INT8", folded(f"{own['trtq']} --auto"))
+        )
+    return tuple(commands)
+
+
+def folded(command: str) -> str:
+    """Returns a command line, if long with a line for each option; a shell takes it all the same."""
+    if len(command) <= _LONG_COMMAND:
+        return command
+    try:
+        words = [shlex.quote(word) for word in shlex.split(command)]
+    except ValueError:  # it was not written by us
+        return command
+    return words[0] + "".join((" \\\n  " if word.startswith("--") else " ") + word for word in words[1:])
+
+
+def preprocess_of(manifest: Manifest) -> str:
+    """Returns how pictures are prepared, as model.toml says it, since no option does; empty by default."""
+    found = _section(manifest, "preprocess")
+    defaults = json.loads(json.dumps(asdict(Preprocess())))
+    changed = [f"{key} = {json.dumps(value)}" for key, value in found.items() if value != defaults.get(key)]
+    return "\n".join(["[preprocess]", *changed]) if changed else ""
+
+
+def _section(manifest: Manifest, name: str) -> Mapping[str, object]:
+    """Returns a section of the model's settings, as JSON has it."""
+    model = json.loads(json.dumps(manifest.settings, default=str)).get("model")
+    found = model.get(name) if isinstance(model, dict) else None
+    return found if isinstance(found, dict) else {}
+
+
+def facts_of(report: Report) -> Iterator[tuple[str, str]]:
+    """Yields what stands under the name: terms and what they are here."""
+    yield "built with", report.backend
+    if report.engine.targets:
+        yield "compute capability", ", ".join(report.engine.targets)
+    if report.engine.layers_quantized:
+        yield "quantization", report.engine.quantization
+    if report.precision != "fp16":
+        yield "the rest is", report.high_precision.upper().replace("AS IT IS", "as it is")
+    if (calibration := report.calibration) is not None:
+        yield "calibrated", f"{calibration.samples} samples, {calibration.method}"
+    for name, profile in report.engine.profiles.items():
+        shapes = " / ".join("x".join(map(str, shape)) or "scalar" for shape in
+                            (profile.min, profile.opt, profile.max))  # fmt: skip
+        yield f"shapes of {name}", f"{shapes} (min / opt / max)"

@@ -1,0 +1,80 @@
+"""The page of a build: written with it, or made again of its folder."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from trtq.errors import ArtifactError, UsageError
+from trtq.files import sha256_of
+from trtq.models.session import num_weight_bytes
+from trtq.pipeline.command import command_of
+from trtq.pipeline.deliver.earlier import REPORT
+from trtq.pipeline.deliver.html.layers import layers_of
+from trtq.pipeline.deliver.html.page import NAME, page_of
+from trtq.pipeline.deliver.html.seen import NAME as TENSORS
+from trtq.pipeline.deliver.html.seen import Seen, read_seen, to_json
+from trtq.pipeline.deliver.manifest import Manifest, is_intact, read_manifest
+from trtq.pipeline.deliver.report import Report, read_report
+from trtq.pipeline.job import Job
+from trtq.pipeline.verify.sensitivity import read_sensitivity
+
+_SIZED = (".onnx", ".data", ".engine")
+
+
+def sizes_of(job: Job, stage: Path) -> dict[str, int]:
+    """Returns the bytes of the given model, its weights included, and of the models and engine made of it."""
+    given = max(job.graph.path.stat().st_size, num_weight_bytes(job.graph.model))
+    made = [path for suffix in _SIZED for path in sorted(stage.glob(f"*{suffix}"))]
+    return {"model": given, **{path.name: path.stat().st_size for path in made}}
+
+
+def write_page(stage: Path, job: Job, report: Report, manifest: Manifest, seen: Seen) -> Manifest:
+    """Writes what was seen of tensors and layers, and the page, the last but one file of a folder.
+
+    Args:
+        stage: The folder, with all its other files.
+        job: What was built.
+        report: Of the build.
+        manifest: Of the build, without outputs.
+        seen: The tensors.
+
+    Returns:
+        The manifest with the command that does the same, and with the digests of all files.
+    """
+    seen = replace(seen, layers=layers_of(job.graph.model, job.placement))
+    if seen != Seen():
+        (stage / TENSORS).write_bytes(to_json(seen))
+    command = command_of(job, report.auto.skip if report.auto is not None else ())
+    manifest = replace(manifest, commands={**manifest.commands, "trtq": command})
+    (stage / NAME).write_bytes(page_of(report, manifest, seen))
+    return replace(manifest, outputs={path.name: sha256_of(path) for path in sorted(stage.iterdir())})
+
+
+def page_of_folder(folder: Path | str, sensitivity: Path | str | None = None) -> bytes:
+    """Returns the page of a build folder, made again of its report: the same one, unless more is given.
+
+    Args:
+        folder: That `build` wrote.
+        sensitivity: What `trtq sensitivity` wrote of the same model, to show what each layer costs.
+
+    Raises:
+        ArtifactError: It is no build folder, or its report is not as the manifest says; the other file is
+            broken.
+        UsageError: The layers of the other file are none of this build.
+    """
+    folder = Path(folder)
+    manifest = read_manifest(folder)
+    names = tuple(name for name in (REPORT, TENSORS) if name in manifest.outputs)
+    if not is_intact(folder, manifest, names):
+        raise ArtifactError(f"{' or '.join(names)} of {folder} is not as the manifest says; build again")
+    seen = read_seen(folder)
+    measured = read_sensitivity(Path(sensitivity)) if sensitivity is not None else None
+    if measured is not None and not {item.name for item in measured.layers} & {
+        layer.name for layer in seen.layers
+    }:
+        raise UsageError(
+            f"{sensitivity} is of {measured.model}, none of whose layers is one of {folder}; "
+            f"measure the model of this build"
+        )
+    return page_of(read_report(folder / REPORT), manifest, seen, measured)

@@ -1,0 +1,45 @@
+"""`trtq report`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from trtq.cli.console import result_console
+from trtq.errors import ArtifactError
+from trtq.files import check_output, write_atomically
+from trtq.pipeline.page import page_of_folder
+
+
+@click.command("report")
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option(
+    "--sensitivity",
+    type=click.Path(path_type=Path),
+    help="What `trtq sensitivity` wrote of the same model: the page then shows what each layer costs.",
+)
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path), help="HTML file.  [default: FOLDER.html beside it]"
+)
+@click.option("-q", "--quiet", is_flag=True, help="Print errors only.")
+def command(folder: Path, sensitivity: Path | None, output: Path | None, quiet: bool) -> None:
+    """Write the page of a build again, from what is in its folder.
+
+    `trtq build` leaves report.html in the folder already. This one can also show what a measurement found of
+    each layer. It is one file that loads nothing: send it to whoever asks.
+
+    \b
+      trtq report model.trtq
+      trtq report model.trtq --sensitivity model.sensitivity.json -o report.html
+    """
+    output = output or folder.absolute().with_suffix(f"{folder.suffix}.html")
+    check_output(output)
+    if output.resolve().parent == folder.resolve():
+        raise ArtifactError(
+            f"{output} would lie in {folder}, whose manifest knows every file; choose another with --output"
+        )
+    page = page_of_folder(folder, sensitivity)
+    write_atomically(output, page)
+    if not quiet:
+        result_console().print(f"written to {output}", soft_wrap=True)

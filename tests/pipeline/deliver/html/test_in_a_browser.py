@@ -1,0 +1,153 @@
+"""The page in a real browser: nothing goes wrong, nothing is asked for, nothing sticks out, all is drawn."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from chromium import Chromium
+
+from trtq.pipeline.deliver.html.page import page_of
+from trtq.pipeline.deliver.html.seen import Seen
+from trtq.pipeline.deliver.manifest import Manifest
+from trtq.pipeline.deliver.report import Report
+from trtq.pipeline.graph.placement import KeptNode
+
+Write = Callable[[bytes], str]
+Observe = Callable[[list[str]], Seen]
+EVIL = [
+    "</script><script>document.title = 'owned'</script>",
+    "<img src=x onerror=\"document.title = 'owned'\">",
+    "\" onmouseover=\"document.title = 'owned'",
+    "conv2d_" + 40 * "transpose_batch_norm." + "tmp_0",
+    "слой/卷积/\N{RIGHT-TO-LEFT OVERRIDE}olleh",
+]
+
+
+@pytest.fixture
+def page(report: Report, manifest: Manifest, seen: Seen) -> bytes:
+    return page_of(report, manifest, seen)
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_nothing_goes_wrong_is_asked_for_or_sticks_out(
+    chromium: Chromium, page: bytes, write: Write, width: int
+) -> None:
+    address = write(page)
+    chromium.open(address, width=width)
+    assert chromium.problems == []
+    assert chromium.requests == [address]
+    assert chromium.evaluate("document.documentElement.scrollWidth") == width
+
+
+def test_a_page_with_evil_names_runs_nothing_and_stays_in_the_window(
+    chromium: Chromium, report: Report, manifest: Manifest, observe: Observe, write: Write
+) -> None:
+    seen = observe(EVIL)
+    layers = tuple(replace(layer, name=name) for layer, name in zip(seen.layers, EVIL, strict=True))
+    evil = replace(
+        report,
+        model=f"models/{EVIL[1]}.onnx",
+        reasons=tuple(EVIL),
+        warnings=tuple(EVIL),
+        kept_float=tuple(KeptNode(name, name, name) for name in EVIL),
+        comparison=tuple(replace(report.comparison[0], output=name) for name in EVIL),
+    )
+    address = write(
+        page_of(
+            evil, replace(manifest, commands=dict(zip(EVIL, EVIL, strict=True))), replace(seen, layers=layers)
+        )
+    )
+    chromium.open(address, width=390)
+    assert (chromium.problems, chromium.requests) == ([], [address])
+    assert chromium.evaluate("document.title").endswith("· trtq")
+    assert chromium.evaluate("[document.scripts.length, document.images.length]") == [1, 0]
+    assert chromium.evaluate("document.documentElement.scrollWidth") == 390
+    titles = chromium.evaluate("[...document.querySelectorAll('.card h3')].map(item => item.textContent)")
+    assert sorted(titles) == sorted(EVIL)
+
+
+def test_it_is_drawn_light_and_dark(chromium: Chromium, page: bytes, write: Write) -> None:
+    pytest.importorskip("PIL")
+    light, dark = (picture_of(chromium, write(page), dark=dark) for dark in (False, True))
+    assert light.mean() > 200
+    assert dark.mean() < 60
+    for picture in (light, dark):
+        colours = np.unique(picture @ np.array([1 << 16, 1 << 8, 1]))
+        assert len(colours) > 100  # of text, lines and areas
+
+
+def test_text_has_contrast_in_both_schemes(chromium: Chromium, page: bytes, write: Write) -> None:
+    address = write(page)
+    for dark in (False, True):
+        chromium.open(address, dark=dark)
+        ratios = dict(chromium.evaluate(_CONTRASTS))
+        assert len(ratios) > 10
+        assert {name: ratio for name, ratio in ratios.items() if ratio < 4.5} == {}
+
+
+def test_a_name_is_found_in_what_is_folded_away(
+    chromium: Chromium, report: Report, manifest: Manifest, observe: Observe, write: Write
+) -> None:
+    seen = observe([f"tensor_{number}" for number in range(30)])
+    chromium.open(write(page_of(report, manifest, seen)))
+    assert chromium.evaluate("document.querySelector('#tensors details').open") is False
+    chromium.evaluate("""(() => {
+        const input = document.querySelector('[data-filter=card]');
+        input.value = 'TENSOR_17';
+        input.dispatchEvent(new Event('input'));
+    })()""")
+    shown = "[...document.querySelectorAll('.card')].filter(card => card.checkVisibility())"
+    assert chromium.evaluate(f"{shown}.map(card => card.dataset.card)") == ["tensor_17"]
+
+
+def test_a_link_to_a_tensor_opens_what_it_is_folded_into(
+    chromium: Chromium, report: Report, manifest: Manifest, observe: Observe, write: Write
+) -> None:
+    seen = observe([f"tensor_{number}" for number in range(30)])
+    address = write(page_of(report, manifest, seen))
+    chromium.open(address)
+    last = chromium.evaluate("[...document.querySelectorAll('.card')].at(-1).id")
+    chromium.open(f"{address}#{last}")
+    assert chromium.evaluate(f"document.getElementById({last!r}).checkVisibility()") is True
+
+
+def test_tables_scroll_inside_and_by_keyboard(chromium: Chromium, page: bytes, write: Write) -> None:
+    chromium.open(write(page), width=390)
+    boxes = "[...document.querySelectorAll('.scroll')]"
+    inside = f"{boxes}.map(box => [getComputedStyle(box).overflowX, box.tabIndex])"
+    assert {tuple(item) for item in chromium.evaluate(inside)} == {("auto", 0)}
+
+
+def picture_of(
+    chromium: Chromium, address: str, *, dark: bool
+) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
+    """Returns the whole page as pixels: uint8, shape (height, width, 3)."""
+    from PIL import Image
+
+    chromium.open(address, dark=dark)
+    return np.asarray(Image.open(io.BytesIO(chromium.screenshot(whole=True))).convert("RGB"))
+
+
+# Of the text of every element that has some, the ratio of contrast to what lies behind it (WCAG 2.1, 1.4.3).
+_CONTRASTS = """(() => {
+    const numbers = (color) => (color.match(/[\\d.]+/g) || []).map(Number);
+    const linear = (value) => value <= 10 ? value / 255 / 12.92 : ((value / 255 + 0.055) / 1.055) ** 2.4;
+    const light = ([r, g, b]) => 0.2126 * linear(r) + 0.7152 * linear(g) + 0.0722 * linear(b);
+    const behind = (item) => {
+        for (; item; item = item.parentElement) {
+            const color = numbers(getComputedStyle(item).backgroundColor);
+            if (color.length === 3 || color[3] > 0) return color;
+        }
+    };
+    return [...document.querySelectorAll('body *')].filter((item) => item.checkVisibility() &&
+        [...item.childNodes].some((node) => node.nodeType === 3 && node.data.trim())).map((item) => {
+        const style = getComputedStyle(item);
+        const color = item.namespaceURI.endsWith('svg') ? style.fill : style.color;
+        const [one, two] = [light(numbers(color)), light(behind(item))].sort((a, b) => b - a);
+        return [`${item.tagName}.${item.className.baseVal ?? item.className}`, (one + 0.05) / (two + 0.05)];
+    });
+})()"""
