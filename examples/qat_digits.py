@@ -108,6 +108,7 @@ def main() -> None:
 def compare(folder: Path, *, learn: bool) -> dict[str, float]:
     """Returns the accuracies by model; writes the ONNX files to the folder."""
     torch.manual_seed(0)
+    torch.set_num_threads(1)  # sums of several threads would train another net on each machine
     images, labels, parts = load_digits()
     inputs, targets = torch.from_numpy(images), torch.from_numpy(labels)
     chosen, held_out = parts["training"], parts["evaluation"]

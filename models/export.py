@@ -73,7 +73,7 @@ def export(
         # Tracing sees the larger batch, because PyTorch takes an axis of size 1 for a constant.
         batches.insert(0, tuple(torch.cat([value, value[:1]]) for value in example_inputs))
     names = dict.fromkeys(input_names, {0: "batch"} if dynamic_batch else {})
-    with evaluating(module), torch.no_grad():
+    with evaluating(module), torch.no_grad(), quietly():
         model = _to_onnx(module, batches[0], names, output_names, opset)
         data: bytes = ir.to_proto(model).SerializeToString()
         difference = max(check_parity(module, data, inputs, tolerance=tolerance) for inputs in batches)
@@ -239,17 +239,11 @@ def _strip(model: ir.Model) -> None:
 
 
 def _part_outputs_from_inputs(graph: ir.Graph) -> None:
-    """Gives each output that is an input, or is called like one, a name of its own."""
+    """Gives each output that is called like an input, since it is one, a name of its own."""
     names = {value.name for value in graph.inputs}
-    for index, value in enumerate(graph.outputs):
+    for value in graph.outputs:
         if value.name in names:
-            name = f"{value.name}_output"
-            if value in graph.inputs:
-                node = ir.node("Identity", [value], name=f"{value.name}/Identity")
-                node.outputs[0].type, node.outputs[0].shape = value.type, value.shape
-                graph.append(node)
-                graph.outputs[index] = node.outputs[0]
-            graph.outputs[index].name = name
+            value.name = f"{value.name}_output"
 
 
 def _check_interface(

@@ -8,6 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
+
+from trtq.cli import main
 
 pytest.importorskip("torch", reason="exporting needs PyTorch: pip install 'trtq[export]'")
 pytest.importorskip("onnxscript", reason="exporting needs onnxscript: pip install 'trtq[export]'")
@@ -29,6 +32,23 @@ def test_modules_called_like_ours_are_the_users(tmp_path: Path) -> None:
     assert (told["path"], told["settings"], told["compared"], told["nodes"]) == ("net.onnx", "net.toml", 4, 1)
     assert told["difference"] <= 1e-4
     assert (tmp_path / "net.onnx").exists()
+
+
+def test_what_was_written_and_how_near_it_is_are_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "shown_nets.py").write_text("from torch import nn\ndef net(): return nn.Linear(3, 2)\n")
+    monkeypatch.chdir(tmp_path)
+    arguments = ["export", "shown_nets:net", "--input", "x:Nx3", "-o", "net.onnx"]
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 0, result.output
+    first, second, third = result.stdout.splitlines()
+    assert first.startswith("written to net.onnx  ")
+    assert first.endswith(" B  1 nodes")
+    assert second == "settings in net.toml"
+    assert third.startswith("PyTorch and ONNX differ by at most ")
+    quiet = CliRunner().invoke(main, [*arguments, "-q"])
+    assert (quiet.exit_code, quiet.output) == (0, "")
 
 
 def test_a_mistake_is_one_line_and_exit_code_2(tmp_path: Path) -> None:

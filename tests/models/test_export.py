@@ -179,11 +179,15 @@ def test_outputs_may_be_nested_absent_or_inputs(tmp_path: Path, function: Any, o
 
 
 def test_an_output_called_like_the_input_that_it_is_gets_a_name_of_its_own() -> None:
-    model, _ = to_onnx(_of(lambda x: (x, x + 1)), [_images(2)], {"x": {0: "N"}}, opset=18)
-    names = [str(value.name) for value in model.graph.outputs]
-    assert "x" not in names
-    data = ir.to_proto(model).SerializeToString()
-    onnx.checker.check_model(data)
+    model, _ = to_onnx(_of(lambda x: x), [_images(2)], {"x": {0: "N"}}, opset=18)
+    assert [value.name for value in model.graph.outputs] == ["x_output"]
+    onnx.checker.check_model(ir.to_proto(model).SerializeToString())
+
+
+def test_torchscript_that_has_no_operators_in_onnx_is_told() -> None:
+    module = torch.jit.trace(_of(torch.linalg.svdvals), _images(2))
+    with pytest.raises(ModelError, match=r"PyTorch cannot export this TorchScript: .*svd"):
+        to_onnx(module, [_images(2)], {"x": {0: "N"}}, opset=18)
 
 
 @pytest.mark.parametrize(
