@@ -354,7 +354,7 @@ def test_bad_settings_beside_the_model_are_refused_with_their_file(folder: Path)
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ("--calib-method max", "'max' is not one of 'minmax', 'percentile', 'entropy', 'mse'"),
+        ("--calib-method max", "'max' is not one of 'minmax', 'percentile', 'entropy', 'mse', 'cosine'"),
         (
             "--backend tensorflow",
             "'tensorflow' is not one of 'auto', 'tensorrt', 'tensorrt-rtx'",

@@ -130,7 +130,7 @@ def test_the_method_is_the_one_that_is_named(spec: CalibrationSpec, method: obje
 
 def test_an_unknown_method_is_refused_with_the_known_ones() -> None:
     with pytest.raises(
-        UsageError, match="no calibration method 'max'; take minmax, percentile, entropy, mse"
+        UsageError, match="no calibration method 'max'; take minmax, percentile, entropy, mse, cosine"
     ):
         method_of(CalibrationSpec(method="max"))
 

@@ -71,11 +71,11 @@ calibration_options = group(
     click.option(
         "--max-clipped", type=float, help="For entropy: share of values it may clip.  [default: 0.0001]"
     ),
-    click.option("--num-candidates", type=int, help="For mse: clips to try.  [default: 120]"),
+    click.option("--num-candidates", type=int, help="For mse and cosine: clips to try.  [default: 120]"),
     click.option(
         "--smallest",
         type=float,
-        help="For mse: the smallest clip, as a share of the largest.  [default: 0.02]",
+        help="For mse and cosine: the smallest clip, as a share of the largest.  [default: 0.02]",
     ),
     _calib_size_options,
     click.option(
