@@ -10,15 +10,17 @@ from typing import Any
 
 import click
 
-from trtq.calibrators.ranges import Ranges, ranges_to_json
+from trtq.calibrators.ranges import ranges_to_json
 from trtq.calibrators.statistics import Statistics
 from trtq.calibrators.statistics_file import read_statistics, statistics_to_bytes
 from trtq.cli import options
 from trtq.cli.console import ConsoleWatcher, result_console
+from trtq.cli.tables import print_repairs
 from trtq.errors import UsageError
 from trtq.files import check_output, refuse_input, write_atomically
 from trtq.pipeline.calibrate import method_of
-from trtq.pipeline.stages import observe, placed_in, ranges_of
+from trtq.pipeline.improve import Improved
+from trtq.pipeline.stages import improve, observe, placed_in, ranges_of
 
 
 @click.command("calibrate")
@@ -26,6 +28,7 @@ from trtq.pipeline.stages import observe, placed_in, ranges_of
 @options.spec_option
 @options.calibration_options
 @options.pass_options
+@options.repair_option
 @options.layer_options
 @click.option(
     "--statistics",
@@ -81,7 +84,14 @@ def command(model: Path, **given: Any) -> None:
         if is_part:
             _tell_part(seen, given)
         else:
-            _write(ranges_of(seen, spec=spec, tensors=tensors, watcher=watcher), given)
+            found = (
+                Improved(ranges_of(seen, spec=spec, tensors=tensors, watcher=watcher))
+                if given["statistics"] is not None
+                else improve(
+                    model, seen, spec=spec, target=target, random_data=given["random_data"], watcher=watcher
+                )
+            )
+            _write(found, given)
     if how.checkpoint is not None:  # not before all is written, which may fail
         how.checkpoint.unlink(missing_ok=True)
 
@@ -143,7 +153,8 @@ def _tell_part(seen: Statistics, given: Mapping[str, Any]) -> None:
         console.print(f"written to {given['save_statistics']}", soft_wrap=True)
 
 
-def _write(ranges: Ranges, given: Mapping[str, Any]) -> None:
+def _write(found: Improved, given: Mapping[str, Any]) -> None:
+    ranges = found.ranges
     content = ranges_to_json(ranges)
     write_atomically(given["output"], content)
     if given["as_json"]:
@@ -151,4 +162,6 @@ def _write(ranges: Ranges, given: Mapping[str, Any]) -> None:
     elif not given["quiet"]:
         console = result_console()
         console.print(f"{len(ranges.tensors)} tensors over {ranges.num_samples} samples by {ranges.method}")
+        if found.repairs is not None:
+            print_repairs(console, found.repairs, verbose=given["verbose"])
         console.print(f"written to {given['output']}", soft_wrap=True)

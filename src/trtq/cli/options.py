@@ -13,7 +13,7 @@ import click
 from trtq.calibrators import METHODS, parameters_of
 from trtq.cli.sizes import num_bytes
 from trtq.errors import UsageError
-from trtq.models.spec import ModelSpec, read_spec
+from trtq.models.spec import AUTO, REPAIRS, ModelSpec, read_spec
 from trtq.pipeline.calibrate import PassSpec, pass_of, spec_beside
 from trtq.pipeline.engine import BACKENDS
 from trtq.pipeline.engine.backend import BuilderOptions, HardwareCompatibility, Precision
@@ -64,7 +64,11 @@ _calib_size_options = group(
 data_options = group(_calib_data_option, _calib_size_options)
 calibration_options = group(
     _calib_data_option,
-    click.option("--calib-method", type=click.Choice(list(METHODS)), help="How ranges are estimated."),
+    click.option(
+        "--calib-method",
+        type=click.Choice([AUTO, *METHODS]),
+        help="How ranges are estimated; auto: the best on calibration data held back.  [default: auto]",
+    ),
     click.option("--percentile", type=float, help="For the method percentile.  [default: 99.99]"),
     click.option("--num-bins", type=int, help="For entropy: bins of its histogram.  [default: 2048]"),
     click.option("--num-levels", type=int, help="For entropy: quantized levels.  [default: 128]"),
@@ -109,6 +113,13 @@ pass_options = group(
         show_default=True,
         help="How often the checkpoint is written.",
     ),
+)
+repair_option = click.option(
+    "--repair",
+    multiple=True,
+    metavar="NAMES",
+    help=f"What may be done to the model where it pays on calibration data held back: auto (all), none, or "
+    f"{', '.join(REPAIRS)} (repeatable, or with commas between).  [default: auto]",
 )
 layer_options = group(
     click.option(
@@ -268,6 +279,7 @@ def spec_from(model: Path, given: Mapping[str, Any]) -> ModelSpec:
         if given.get("calib_method") is not None:
             raise UsageError(f"--percentile is for --calib-method percentile, not {calibration.method}")
         calibration = replace(calibration, method="percentile")
+    repair = tuple(word.strip() for text in given.get("repair", ()) for word in text.split(","))
     evaluation = spec.evaluation
     if given.get("eval_data") is not None and (evaluation.labels or "").endswith(".npy"):
         evaluation = replace(evaluation, labels=None)  # one a sample of the data that is replaced
@@ -281,6 +293,7 @@ def spec_from(model: Path, given: Mapping[str, Any]) -> ModelSpec:
     return replace(
         spec,
         calibration=calibration,
+        quantization=_with(spec.quantization, repair=repair or None),
         evaluation=evaluation,
         accuracy=_with(
             spec.accuracy,
