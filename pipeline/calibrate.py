@@ -9,7 +9,6 @@ from pathlib import Path
 
 from trtq.calibrators import METHODS, Method, parameters_of
 from trtq.calibrators.batches import Batches
-from trtq.calibrators.estimate import estimate
 from trtq.calibrators.observe import Conduct, observe
 from trtq.calibrators.ranges import Ranges
 from trtq.calibrators.sources import WAYS, open_batches, random_batches
@@ -152,19 +151,6 @@ def pass_of(spec: CalibrationSpec) -> PassSpec:
         UsageError: There is no such device, or too little memory.
     """
     return PassSpec(spec.device, spec.memory_bytes)
-
-
-def calibrate_graph(
-    graph: Graph, tensors: Sequence[str], batches: Batches, spec: CalibrationSpec, watcher: Watcher
-) -> Ranges:
-    """Returns the ranges of the named tensors.
-
-    Raises:
-        DataError: The data does not fit the model.
-        ModelError: ONNX Runtime cannot run the model.
-        MissingDependency: The device is not there.
-    """
-    return estimate(observe_graph(graph, tensors, batches, pass_of(spec), watcher), method_of(spec))
 
 
 def observe_graph(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from trtq.calibrators import METHODS
@@ -61,7 +62,9 @@ def improved(
     if batches.is_random or not placement.layers or not (by_trial or allowed):
         return Improved(estimate(statistics, first, placement.activations))
     others = [method() for method in METHODS.values() if not isinstance(first, method)] if by_trial else []
-    candidates = [estimate(statistics, method, placement.activations) for method in (first, *others)]
+    candidates = _different(
+        [estimate(statistics, method, placement.activations) for method in (first, *others)]
+    )
     watcher.stage("Trying repairs" if allowed else "Trying methods")
     look = _look(graph, batches, statistics.num_samples)
     found = find_repairs(graph.model, placement, candidates, batches, allowed, look)
@@ -72,6 +75,12 @@ def improved(
         )
         return Improved(candidates[0])
     return Improved(*found)
+
+
+def _different(candidates: Sequence[Ranges]) -> list[Ranges]:
+    """Returns the ranges without those that are the same as earlier ones."""
+    tensors = [item.tensors for item in candidates]
+    return [item for index, item in enumerate(candidates) if item.tensors not in tensors[:index]]
 
 
 def _look(graph: Graph, batches: Batches, num_samples: int) -> Look:

@@ -99,7 +99,7 @@ def test_every_section_and_key_is_read(tmp_path: Path) -> None:
 def test_what_is_not_set_has_its_default(tmp_path: Path, text: str) -> None:
     spec = _read(tmp_path, text)
     assert spec == ModelSpec()
-    assert spec.calibration == CalibrationSpec(None, "entropy", 99.99, None, 8)
+    assert spec.calibration == CalibrationSpec(None, "auto", 99.99, None, 8)
     assert spec.accuracy == AccuracySpec(0.99, 1.0)
     assert (spec.evaluation, spec.layers, spec.inputs) == (EvaluationSpec(), LayerSpec(), {})
 
@@ -134,7 +134,7 @@ def test_settings_that_are_no_toml_are_told(tmp_path: Path, content: bytes) -> N
         (
             "[calibrate]",
             "unknown section [calibrate]; the sections are [inputs], [preprocess], [calibration], "
-            "[evaluation], [accuracy], [layers]",
+            "[quantization], [evaluation], [accuracy], [layers]",
         ),
         ("calibration = 3", "[calibration] must be a section, got 3"),
         ("[[layers]]", "[layers] must be a section, got [{}]"),

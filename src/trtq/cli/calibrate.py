@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,8 @@ from trtq.cli.console import ConsoleWatcher, result_console
 from trtq.cli.tables import print_repairs
 from trtq.errors import UsageError
 from trtq.files import check_output, refuse_input, write_atomically
-from trtq.pipeline.calibrate import method_of
+from trtq.models.spec import ModelSpec
+from trtq.pipeline.calibrate import PassSpec, method_of, pass_of
 from trtq.pipeline.improve import Improved
 from trtq.pipeline.stages import improve, observe, placed_in, ranges_of
 
@@ -57,7 +60,7 @@ def command(model: Path, **given: Any) -> None:
       trtq calibrate model.onnx --statistics s.npz --calib-method percentile
     """
     spec = options.spec_from(model, given)
-    how = options.pass_from(given, spec)
+    how = _pass_from(given, spec)
     is_part = how.shard[1] > 1
     _check_options(given, is_part=is_part)
     given["output"] = given["output"] or Path("ranges.json")
@@ -94,6 +97,23 @@ def command(model: Path, **given: Any) -> None:
             _write(found, given)
     if how.checkpoint is not None:  # not before all is written, which may fail
         how.checkpoint.unlink(missing_ok=True)
+
+
+def _pass_from(given: Mapping[str, Any], spec: ModelSpec) -> PassSpec:
+    """Returns how the pass over the calibration data is made."""
+    return replace(
+        pass_of(spec.calibration),
+        shard=_shard(given["shard"]) if given["shard"] else (1, 1),
+        checkpoint=given["checkpoint"],
+        checkpoint_seconds=given["checkpoint_seconds"],
+    )
+
+
+def _shard(text: str) -> tuple[int, int]:
+    found = re.fullmatch(r"(\d+)/(\d+)", text.strip())
+    if found is None:
+        raise UsageError(f"{text!r} is no shard; write a part and their number, such as 3/8")
+    return int(found[1]), int(found[2])
 
 
 def _check_options(given: Mapping[str, Any], *, is_part: bool) -> None:

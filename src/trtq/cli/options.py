@@ -14,7 +14,7 @@ from trtq.calibrators import METHODS, parameters_of
 from trtq.cli.sizes import num_bytes
 from trtq.errors import UsageError
 from trtq.models.spec import AUTO, REPAIRS, ModelSpec, read_spec
-from trtq.pipeline.calibrate import PassSpec, pass_of, spec_beside
+from trtq.pipeline.calibrate import spec_beside
 from trtq.pipeline.engine import BACKENDS
 from trtq.pipeline.engine.backend import BuilderOptions, HardwareCompatibility, Precision
 from trtq.pipeline.engine.profiles import GivenShapes, Shape, parse_shapes
@@ -366,16 +366,6 @@ def _weights(given: Mapping[str, Any]) -> WeightScheme | None:
     )
 
 
-def pass_from(given: Mapping[str, Any], spec: ModelSpec) -> PassSpec:
-    """Returns how the pass over the calibration data is made."""
-    return replace(
-        pass_of(spec.calibration),
-        shard=_shard(given["shard"]) if given["shard"] else (1, 1),
-        checkpoint=given["checkpoint"],
-        checkpoint_seconds=given["checkpoint_seconds"],
-    )
-
-
 T = TypeVar("T")
 
 
@@ -386,13 +376,6 @@ def _with(settings: T, **given: Any) -> T:
 
 def _shapes(texts: tuple[str, ...]) -> dict[str, Shape]:
     return parse_shapes(",".join(texts)) if texts else {}
-
-
-def _shard(text: str) -> tuple[int, int]:
-    found = re.fullmatch(r"(\d+)/(\d+)", text.strip())
-    if found is None:
-        raise UsageError(f"{text!r} is no shard; write a part and their number, such as 3/8")
-    return int(found[1]), int(found[2])
 
 
 def _capability(text: str) -> str:
