@@ -18,7 +18,7 @@ from trtq.pipeline.verify.macs import macs_of
 from trtq.pipeline.verify.repairs import Look, Repairs, find_repairs
 from trtq.pipeline.watch import Watcher
 
-_NUM_RUNS = 400
+_NUM_RUNS = 750
 """Runs of one sample that a whole search takes about, with the looks that it would like."""
 _CHEAP_MACS = 4e11
 """What a search may cost at least: some twenty seconds on two cores."""

@@ -31,7 +31,7 @@ class Look:
     """
 
     first: int = 8
-    second: int = 32
+    second: int = 64
 
 
 @dataclass(frozen=True, slots=True)

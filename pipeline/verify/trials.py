@@ -31,8 +31,8 @@ class Marks:
     """How near the outputs of a model are to those of the float model, in dB of signal to noise.
 
     Attributes:
-        samples: Of each sample in each output: float64, shape (any,).
-        wholes: Of all samples together in each output: float64, shape (outputs,).
+        samples: Of each sample, the mean over the outputs: float64, shape (samples,).
+        wholes: Of all samples together in each output: float64, shape (outputs,); NaN without a signal.
     """
 
     samples: NDArray[np.float64]
@@ -41,13 +41,13 @@ class Marks:
     @property
     def db(self) -> float:
         """The mean of both: the first counts every sample alike, the second the worst samples most."""
-        return float(self.samples.mean() + self.wholes.mean()) / 2
+        return float(self.samples.mean() + _means(self.wholes)) / 2
 
     def is_clearly_above(self, other: Marks) -> bool:
-        """Whether these are better by more than chance: by the standard error of the gains, and 0.2 dB."""
+        """Whether these are better by 0.2 dB and by more than chance: by twice the error of the mean gain."""
         gains = self.samples - other.samples
         error = gains.std(ddof=1) / math.sqrt(gains.size) if gains.size > 1 else math.inf
-        least = max(_LEAST_GAIN_DB, float(error))
+        least = max(_LEAST_GAIN_DB, 2 * float(error))
         return bool(gains.mean() >= least) and self.db - other.db >= _LEAST_GAIN_DB
 
 
@@ -98,15 +98,16 @@ class Judge:
         samples: list[float] = []
         signal, noise = np.zeros(len(self.outputs)), np.zeros(len(self.outputs))
         for feed, wanted in zip(feeds, self.truth, strict=False):
+            found = []
             for index, (ours, theirs) in enumerate(
                 zip(_answers(session, self.outputs, feed), wanted, strict=True)
             ):
                 powers, lost = _powers(ours, theirs, feed.num_samples)
-                samples += [_decibels(*pair) for pair in zip(powers, lost, strict=True) if pair[0] > 0]
+                found.append(np.broadcast_to(_decibels(powers, lost), feed.num_samples))
                 signal[index] += powers.sum()
                 noise[index] += lost.sum()
-        wholes = [_decibels(*pair) for pair in zip(signal, noise, strict=True) if pair[0] > 0]
-        return Marks(np.array(samples or [0.0]), np.array(wholes or [0.0]))
+            samples += _means(np.array(found)).tolist()
+        return Marks(np.array(samples), _decibels(signal, noise))
 
 
 def judge_of(model: ir.Model, placement: Placement, batches: Batches, num_samples: int) -> Judge | None:
@@ -161,7 +162,7 @@ def _held_back(batches: Batches, num_samples: int) -> tuple[Feed, ...]:
             kept.append(feed)
         if len(kept) >= 2 * most:
             kept, stride = kept[::2], stride * 2
-    kept = kept[:most]
+    kept = [kept[place * len(kept) // most] for place in range(most)] if len(kept) > most else kept
     return tuple(feed for start in range(4) for feed in kept[start::4])
 
 
@@ -190,10 +191,15 @@ def _powers(
     return np.square(wanted).sum(axis=1), np.nan_to_num(noise, nan=np.inf, posinf=np.inf)
 
 
-def _decibels(signal: float, noise: float) -> float:
-    """Returns the ratio in dB, between -80 and 80."""
-    if noise == 0:
-        return _EXACT_DB
-    if not math.isfinite(noise):
-        return -_EXACT_DB
-    return max(-_EXACT_DB, min(_EXACT_DB, 10 * math.log10(signal / noise)))
+def _decibels(signal: NDArray[np.float64], noise: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Returns the ratios in dB, between -80 and 80; NaN where there is no signal."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        found = np.clip(10 * np.log10(signal / noise), -_EXACT_DB, _EXACT_DB)
+    return np.where(signal > 0, found, np.nan)
+
+
+def _means(marks: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Returns the means over the first axis of what is not NaN; 0 where nothing is left."""
+    known = np.isfinite(marks)
+    total = np.where(known, marks, 0.0).sum(axis=0)
+    return np.asarray(total / np.maximum(known.sum(axis=0), 1))
