@@ -178,8 +178,10 @@ def _from_document(document: Mapping[str, Any]) -> Ranges:
 
 def _channels(item: Mapping[str, Any]) -> Channels:
     mean, scale, shift = (tuple(map(_finite, item[key])) for key in ("mean", "scale", "shift"))
-    if any(value <= 0 for value in scale) or len(shift) not in (0, len(scale)):
-        raise ValueError("the scales of channels must be positive, and as many as the shifts")
+    if any(value <= 0 for value in scale):
+        raise ValueError(f"scales of channels must be positive, got {scale!r}")
+    if len(shift) not in (0, len(scale)) or (mean and scale and len(mean) != len(scale)):
+        raise ValueError("the scales of channels must be as many as the shifts and as many as the means")
     return Channels(mean, scale, shift, _magnitude(item["amax"]))
 
 
