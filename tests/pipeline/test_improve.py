@@ -19,6 +19,7 @@ from trtq.pipeline.calibrate import PassSpec, calibration_data, observe_graph, p
 from trtq.pipeline.graph.load import Graph, load
 from trtq.pipeline.graph.placement import Placement
 from trtq.pipeline.improve import Improved, improved
+from trtq.pipeline.job import prepare
 from trtq.pipeline.stages import calibrate, quantize
 from trtq.pipeline.target import Target
 from trtq.pipeline.verify.repairs import Look
@@ -159,11 +160,17 @@ def test_the_stages_make_what_the_build_makes(demo: Path, spec: ModelSpec, tmp_p
     assert made.read_bytes() == (tmp_path / "out" / "model.int8.onnx").read_bytes()
     again = build(demo, spec=spec, target=WITHOUT_ENGINE, output=tmp_path / "out")
     assert (again.reused, again.repairs) == (("everything",), report.repairs)
-    other = _with(spec, repair="none")
-    plain = build(demo, spec=other, target=WITHOUT_ENGINE, output=tmp_path / "out")
-    assert "ranges" not in plain.reused
-    assert plain.repairs is not None
-    assert plain.repairs.applied == ()
+
+
+@pytest.mark.parametrize("other", [("auto", "none"), ("entropy", "auto"), ("auto", "bias")])
+def test_ranges_are_known_again_by_what_may_be_done(
+    demo: Path, spec: ModelSpec, other: tuple[str, str]
+) -> None:
+    one, two = (
+        prepare(demo, item, WITHOUT_ENGINE, None, False, Silent()).keys["ranges"]
+        for item in (spec, _with(spec, *other))
+    )
+    assert one != two
 
 
 def test_auto_keeps_layers_of_a_repaired_model(demo: Path, spec: ModelSpec, tmp_path: Path) -> None:
