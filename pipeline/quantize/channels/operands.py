@@ -74,17 +74,6 @@ def output_of(weight: NDArray[Any], vector: NDArray[Any], node: ir.Node) -> NDAr
     return np.asarray(product.sum(axis=axes), np.float64)
 
 
-def input_power(node: ir.Node) -> NDArray[np.float64]:
-    """Returns the sum of squares of the weights that each input channel meets: (input channels,)."""
-    squares = constant(node.inputs[1]).astype(np.float64) ** 2
-    if node.op_type != "Conv":
-        return np.asarray(squares.sum(axis=1 - _input_axis(node)))
-    groups = _groups(node)
-    return np.asarray(
-        squares.reshape(groups, squares.shape[0] // groups, squares.shape[1], -1).sum((1, 3))
-    ).reshape(-1)
-
-
 def is_padded(node: ir.Node) -> bool:
     """Whether a layer sees zeros around its activation."""
     if node.op_type != "Conv":

@@ -71,12 +71,6 @@ def rescale(model: ir.Model, placement: Placement, ranges: Ranges) -> Rescaled:
     )
 
 
-def constant_name(node: ir.Node) -> str | None:
-    """Returns the name of a layer's weight."""
-    weight = node.inputs[1]
-    return None if weight is None else weight.name
-
-
 def _mean_after(item: Channels) -> tuple[float, ...]:
     """Returns the means of the rescaled channels.
 
@@ -176,11 +170,13 @@ def foldable_producer(source: ir.Value, readers: Sequence[ir.Node], placement: P
 
 
 def _divide_outputs(additions: Additions, node: ir.Node, scale: NDArray[np.float64]) -> None:
-    weight = constant(node.inputs[1])
+    old = node.inputs[1]
+    assert old is not None
+    weight = constant(old)
     rows = node.op_type == "Conv" or ("transB" in node.attributes and node.attributes["transB"].as_int() == 1)
     shape = (-1, *(1,) * (weight.ndim - 1)) if rows else (1, -1)
     divided = (weight.astype(np.float64) / scale.reshape(shape)).astype(weight.dtype)
-    node.replace_input_with(1, additions.constant(f"{constant_name(node)}_divided", divided))
+    node.replace_input_with(1, additions.constant(f"{old.name}_divided", divided))
     if len(node.inputs) > 2 and node.inputs[2] is not None:
         bias = constant(node.inputs[2])
         divided = (bias.astype(np.float64) / scale).astype(bias.dtype)

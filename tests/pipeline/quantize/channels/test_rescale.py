@@ -128,6 +128,24 @@ def test_a_tensor_with_another_reader_keeps_its_values(
     _same(outputs_of, made.model, graph.model)
 
 
+@pytest.mark.parametrize(
+    "body",
+    [
+        "[one] t = Conv (x, w1) r = Relu (t) [two] y = Conv (r, w2)",  # t is an output of the model
+        "[one] a = Conv (x, w1) [same] t = Conv (x, w1) r = Relu (a) [two] y = Conv (r, w2)",  # w1 makes t
+        "[one] a = Conv (x, w1) r = Relu (a) t = Tanh (a) [two] y = Conv (r, w2)",
+    ],
+)
+def test_a_producer_that_is_seen_elsewhere_is_left_alone(
+    graph_of: Callable[..., Graph], outputs_of: Callable[..., list[NDArray[np.float32]]], body: str
+) -> None:
+    text = f"net (float[N, 4, 4, 4] x) => (float[N, 4, 4, 4] y, float[N, 4, 4, 4] t) {{ {body} }}"
+    graph = graph_of(text, w1=_random(4, 4, 1, 1), w2=_random(4, 4, 1, 1) + 1)
+    made = _rescaled(graph, {"r": _channels(4, 5)})
+    assert [node.name for node in made.model.graph if node.op_type == "Mul"] == ["r_Mul"]
+    _same(outputs_of, made.model, graph.model)
+
+
 def test_a_weight_of_two_layers_with_the_same_input_is_scaled_once(
     graph_of: Callable[..., Graph], outputs_of: Callable[..., list[NDArray[np.float32]]]
 ) -> None:
