@@ -197,7 +197,7 @@ def _calibrate(job: Job, earlier: Earlier | None, log: Log) -> _Calibrated:
         how = pass_of(job.spec.calibration)
         statistics = observe_graph(job.graph, job.tensors, job.calibration, how, log)
     if job.is_implicit:
-        found = Improved(estimate(statistics, job.method))
+        found = Improved(estimate(statistics, job.method), job.method)
     else:
         with log.timed("repair"):
             found = improved(job.graph, job.placement, statistics, job.calibration, job.spec, log)
@@ -209,7 +209,7 @@ def _calibrate(job: Job, earlier: Earlier | None, log: Log) -> _Calibrated:
     report = CalibrationReport(
         ranges.method, ranges.data, ranges.num_samples, seconds, peak_bytes(), ranges.is_random
     )
-    return _Calibrated(ranges, report, found.repairs, seen_of(statistics, ranges, job.method))
+    return _Calibrated(ranges, report, found.repairs, seen_of(statistics, ranges, found.method))
 
 
 def _quantize(job: Job, ranges: Ranges | None, stage: Path, log: Log) -> _Models:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from trtq.calibrators import METHODS
+from trtq.calibrators import METHODS, Method
 from trtq.calibrators.batches import Batches
-from trtq.calibrators.estimate import estimate
+from trtq.calibrators.estimate import describe, estimate
 from trtq.calibrators.ranges import Ranges
 from trtq.calibrators.statistics import Statistics
 from trtq.models.spec import AUTO, ModelSpec
@@ -29,9 +29,16 @@ _FEWEST = Look(4, 16)
 
 @dataclass(frozen=True, slots=True)
 class Improved:
-    """Ranges, and how they and the repairs were found; None where nothing was tried."""
+    """Ranges, and how they and the repairs were found.
+
+    Attributes:
+        ranges: With the repairs.
+        method: With which the ranges were taken.
+        repairs: What was tried; None if nothing was.
+    """
 
     ranges: Ranges
+    method: Method
     repairs: Repairs | None = None
 
 
@@ -60,10 +67,11 @@ def improved(
     first = method_of(spec.calibration)
     by_trial, allowed = spec.calibration.method == AUTO, spec.quantization.repairs
     if batches.is_random or not placement.layers or not (by_trial or allowed):
-        return Improved(estimate(statistics, first, placement.activations))
+        return Improved(estimate(statistics, first, placement.activations), first)
     others = [method() for method in METHODS.values() if not isinstance(first, method)] if by_trial else []
+    methods = {describe(method): method for method in (first, *others)}
     candidates = _different(
-        [estimate(statistics, method, placement.activations) for method in (first, *others)]
+        [estimate(statistics, method, placement.activations) for method in methods.values()]
     )
     watcher.stage("Trying repairs" if allowed else "Trying methods")
     look = _look(graph, batches, statistics.num_samples)
@@ -73,8 +81,9 @@ def improved(
             "no repair is tried: the calibration data is one batch, so that nothing can be held back; "
             "give more data, or a smaller --calib-batch-size"
         )
-        return Improved(candidates[0])
-    return Improved(*found)
+        return Improved(candidates[0], first)
+    ranges, repairs = found
+    return Improved(ranges, methods[ranges.method], repairs)
 
 
 def _different(candidates: Sequence[Ranges]) -> list[Ranges]:

@@ -88,7 +88,9 @@ def command(model: Path, **given: Any) -> None:
             _tell_part(seen, given)
         else:
             found = (
-                Improved(ranges_of(seen, spec=spec, tensors=tensors, watcher=watcher))
+                Improved(
+                    ranges_of(seen, spec=spec, tensors=tensors, watcher=watcher), method_of(spec.calibration)
+                )
                 if given["statistics"] is not None
                 else improve(
                     model, seen, spec=spec, target=target, random_data=given["random_data"], watcher=watcher
