@@ -196,7 +196,7 @@ def _calibrate(job: Job, earlier: Earlier | None, log: Log) -> _Calibrated:
     with log.timed("calibrate"):
         how = pass_of(job.spec.calibration)
         statistics = observe_graph(job.graph, job.tensors, job.calibration, how, log)
-    if job.is_implicit:
+    if job.is_implicit or not job.placement.layers:
         found = Improved(estimate(statistics, job.method), job.method)
     else:
         with log.timed("repair"):

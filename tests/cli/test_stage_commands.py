@@ -76,7 +76,7 @@ def test_calibrate_writes_the_ranges_of_the_build(
     count = len(read_ranges(built / "ranges.json").tensors)
     assert plain(result.stdout) == (
         f"{count} tensors over 512 samples by {METHOD}\n"
-        "repairs: ...; # -> # dB SQNR on 32 calibration samples held back\nwritten to DIR/ranges.json\n"
+        "repairs: ...; # -> # dB SQNR on 64 calibration samples held back\nwritten to DIR/ranges.json\n"
     )
     assert result.stderr == "note: raised the opset from 18 to 19\n"
     assert read_ranges(folder / "ranges.json") == read_ranges(built / "ranges.json")
