@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import fields
 from typing import TYPE_CHECKING, Protocol
 
+from trtq.calibrators.cosine import Cosine
 from trtq.calibrators.entropy import Entropy
 from trtq.calibrators.minmax import MinMax
 from trtq.calibrators.mse import Mse
@@ -34,4 +35,5 @@ METHODS: Mapping[str, type[Method]] = {
     "percentile": Percentile,
     "entropy": Entropy,
     "mse": Mse,
+    "cosine": Cosine,
 }

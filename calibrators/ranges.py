@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from trtq.errors import ArtifactError, UsageError
 
@@ -41,6 +41,23 @@ class Shapes:
 
 
 @dataclass(frozen=True, slots=True)
+class Channels:
+    """How the channels of one tensor are treated apart, all as tuples over the channels or empty.
+
+    Attributes:
+        mean: Their means, with which the biases of the layers behind are corrected.
+        scale: What each is divided by before the tensor is quantized; the weights behind take it up.
+        shift: What is taken away from each before that; the biases behind take it up.
+        amax: The magnitude that the code 127 stands for after that; 0 without scales.
+    """
+
+    mean: tuple[float, ...] = ()
+    scale: tuple[float, ...] = ()
+    shift: tuple[float, ...] = ()
+    amax: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class Ranges:
     """The ranges of a model's tensors, with their provenance.
 
@@ -53,6 +70,8 @@ class Ranges:
         is_random: Whether the data was made up.
         shapes: The shapes of the inputs in the data.
         beyond_fp16: Tensors whose values leave too little room below FP16's largest number, with their amax.
+        channels: The tensors whose channels are treated apart: the repairs.
+        weight_scales: "max": scales of weights hold the largest; "mse": they clip where the error is least.
     """
 
     tensors: Mapping[str, Range]
@@ -63,6 +82,8 @@ class Ranges:
     is_random: bool = False
     shapes: Mapping[str, Shapes] = field(default_factory=dict)
     beyond_fp16: Mapping[str, float] = field(default_factory=dict)
+    channels: Mapping[str, Channels] = field(default_factory=dict)
+    weight_scales: Literal["max", "mse"] = "max"
 
     def amax(self, tensor: str) -> float:
         """Returns the amax to quantize with; 1.0 for a dead tensor, whose scale must still be positive.
@@ -82,7 +103,7 @@ class Ranges:
 
 def ranges_to_json(ranges: Ranges) -> bytes:
     """Returns the ranges as JSON."""
-    document = {
+    document: dict[str, Any] = {
         "schema_version": SCHEMA_VERSION,
         "kind": "ranges",
         "method": ranges.method,
@@ -100,6 +121,10 @@ def ranges_to_json(ranges: Ranges) -> bytes:
             for name, item in ranges.tensors.items()
         },
     }
+    if ranges.channels:
+        document["channels"] = {name: asdict(item) for name, item in ranges.channels.items()}
+    if ranges.weight_scales != "max":
+        document["weight_scales"] = ranges.weight_scales
     return json.dumps(document, indent=1, allow_nan=False).encode() + b"\n"
 
 
@@ -146,7 +171,24 @@ def _from_document(document: Mapping[str, Any]) -> Ranges:
             for name, item in document["shapes"].items()
         },
         beyond_fp16={name: _magnitude(amax) for name, amax in document["beyond_fp16"].items()},
+        channels={name: _channels(item) for name, item in document.get("channels", {}).items()},
+        weight_scales=_weight_scales(document.get("weight_scales", "max")),
     )
+
+
+def _channels(item: Mapping[str, Any]) -> Channels:
+    mean, scale, shift = (tuple(map(_finite, item[key])) for key in ("mean", "scale", "shift"))
+    if any(value <= 0 for value in scale):
+        raise ValueError(f"scales of channels must be positive, got {scale!r}")
+    if len(shift) not in (0, len(scale)) or (mean and scale and len(mean) != len(scale)):
+        raise ValueError("the scales of channels must be as many as the shifts and as many as the means")
+    return Channels(mean, scale, shift, _magnitude(item["amax"]))
+
+
+def _weight_scales(word: object) -> Literal["max", "mse"]:
+    if word == "max" or word == "mse":
+        return word
+    raise ValueError(f"weight_scales must be max or mse, got {word!r}")
 
 
 def _magnitude(value: object) -> float:

@@ -18,6 +18,10 @@ else:
     import tomli as tomllib
 
 METRICS = ("top-1", "top-5")
+AUTO = "auto"
+"""Instead of a calibration method: the best of all on data held back, or entropy without such data."""
+REPAIRS = ("equalize", "smooth", "shift", "bias", "weights")
+"""What can be done to a model so that quantizing costs it less; see `trtq.pipeline.verify.repairs`."""
 Shape = tuple[int, ...]
 T = TypeVar("T")
 
@@ -51,7 +55,7 @@ class CalibrationSpec:
     """
 
     data: str | None = None
-    method: str = "entropy"
+    method: str = AUTO
     percentile: float = 99.99
     samples: int | None = None
     batch_size: int = 8
@@ -70,6 +74,36 @@ class CalibrationSpec:
             raise UsageError(f"calibration samples must be at least 1, got {self.samples}")
         if self.batch_size < 1:
             raise UsageError(f"calibration batch_size must be at least 1, got {self.batch_size}")
+
+    @property
+    def first_method(self) -> str:
+        """The method that needs no trial: for "auto" the one that it starts from."""
+        return "entropy" if self.method == AUTO else self.method
+
+
+@dataclass(frozen=True, slots=True)
+class QuantizationSpec:
+    """How the model is quantized, beside the ranges.
+
+    `repair` says which repairs may be made where they pay: "auto" (all), "none", or some of `REPAIRS`.
+    """
+
+    repair: tuple[str, ...] = (AUTO,)
+
+    def __post_init__(self) -> None:
+        words = (AUTO, "none", *REPAIRS)
+        if unknown := [word for word in self.repair if word not in words]:
+            raise UsageError(f"there is no repair {unknown[0]!r}; take {', '.join(words)}")
+        if not self.repair or (len(self.repair) > 1 and {AUTO, "none"} & set(self.repair)):
+            raise UsageError(
+                f"repair is {AUTO} alone, none alone, or some of {', '.join(REPAIRS)}; "
+                f"got {', '.join(self.repair) or 'nothing'}"
+            )
+
+    @property
+    def repairs(self) -> tuple[str, ...]:
+        """The repairs that may be made."""
+        return () if self.repair == ("none",) else REPAIRS if self.repair == (AUTO,) else self.repair
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,6 +184,7 @@ class ModelSpec:
     inputs: Mapping[str, InputSpec] = field(default_factory=dict)
     preprocess: Preprocess = field(default_factory=Preprocess)
     calibration: CalibrationSpec = field(default_factory=CalibrationSpec)
+    quantization: QuantizationSpec = field(default_factory=QuantizationSpec)
     evaluation: EvaluationSpec = field(default_factory=EvaluationSpec)
     accuracy: AccuracySpec = field(default_factory=AccuracySpec)
     layers: LayerSpec = field(default_factory=LayerSpec)
@@ -177,6 +212,7 @@ def _spec_of(table: Mapping[str, Any]) -> ModelSpec:
     sections = {
         "preprocess": Preprocess,
         "calibration": CalibrationSpec,
+        "quantization": QuantizationSpec,
         "evaluation": EvaluationSpec,
         "accuracy": AccuracySpec,
         "layers": LayerSpec,

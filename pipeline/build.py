@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -36,6 +36,7 @@ from trtq.pipeline.engine.profiles import resolve_profiles
 from trtq.pipeline.graph.migrate import named_as_in_file
 from trtq.pipeline.graph.placement import WEIGHTED
 from trtq.pipeline.graph.quantized import quantized_layers
+from trtq.pipeline.improve import Improved, improved
 from trtq.pipeline.job import Job, prepare
 from trtq.pipeline.page import sizes_of, write_page
 from trtq.pipeline.quantization import implicit_of, kept_of, layers_of
@@ -43,6 +44,7 @@ from trtq.pipeline.quantize.mixed import fp16_model
 from trtq.pipeline.quantize.precision import KeptFp32
 from trtq.pipeline.target import Target
 from trtq.pipeline.verify.gate import judge
+from trtq.pipeline.verify.repairs import Repairs
 from trtq.pipeline.watch import Log, Silent, Watcher
 
 ENGINE = "model.engine"
@@ -100,7 +102,8 @@ def run_job(job: Job, log: Log, earlier: Earlier | None = None) -> Report:
         earlier: A build in the same folder whose stages may be used again.
     """
     with staged_folder(job.folder) as stage:
-        ranges, calibration, seen = _calibrate(job, earlier, log)
+        calibrated = _calibrate(job, earlier, log)
+        ranges, calibration, seen = calibrated.ranges, calibrated.report, calibrated.seen
         models = _quantize(job, ranges, stage, log)
         auto = comparison = None
         if job.target.auto and job.placement.quantized and ranges is not None:
@@ -124,6 +127,7 @@ def run_job(job: Job, log: Log, earlier: Earlier | None = None) -> Report:
             precision=job.target.name,
             high_precision="as it is" if job.is_quantized else high_precision_of(job),
             calibration=calibration,
+            repairs=calibrated.repairs,
             engine=made.report,
             comparison=comparison.outputs if comparison is not None else (),
             evaluated_samples=comparison.num_samples if comparison is not None else 0,
@@ -168,32 +172,44 @@ class _Made:
     calibration: CalibrationReport | None = None
 
 
-def _calibrate(
-    job: Job, earlier: Earlier | None, log: Log
-) -> tuple[Ranges | None, CalibrationReport | None, Seen]:
-    """Returns the ranges, how they were found, and what the page shows of the tensors."""
+@dataclass(frozen=True, slots=True)
+class _Calibrated:
+    """The ranges, and what the report and the page say of them."""
+
+    ranges: Ranges | None = None
+    report: CalibrationReport | None = None
+    repairs: Repairs | None = None
+    seen: Seen = field(default_factory=Seen)
+
+
+def _calibrate(job: Job, earlier: Earlier | None, log: Log) -> _Calibrated:
     if job.ranges is not None or not job.calibrates:
-        return job.ranges, None, Seen()
+        return _Calibrated(job.ranges)
     assert job.calibration is not None
     if earlier is not None and "ranges" in earlier.same and RANGES in earlier.manifest.outputs:
         log.note("model, data and method are unchanged: the ranges of the earlier build are used again")
         log.reused.append("ranges")
         ranges = read_ranges(earlier.folder / RANGES)
         warn_of_dead(ranges, log)
-        return ranges, earlier.report.calibration, earlier.seen
+        known = earlier.report
+        return _Calibrated(ranges, known.calibration, known.repairs, earlier.seen)
     with log.timed("calibrate"):
         how = pass_of(job.spec.calibration)
         statistics = observe_graph(job.graph, job.tensors, job.calibration, how, log)
-        ranges = estimate(statistics, job.method)
+    if job.is_implicit or not job.placement.layers:
+        found = Improved(estimate(statistics, job.method), job.method)
+    else:
+        with log.timed("repair"):
+            found = improved(job.graph, job.placement, statistics, job.calibration, job.spec, log)
+    ranges = found.ranges
     warn_of_dead(ranges, log)
     if not ranges.tensors:
-        return ranges, None, Seen()
-    seen = seen_of(statistics, ranges, job.method)
+        return _Calibrated(ranges)
     seconds = round(log.seconds["calibrate"], 3)
-    calibration = CalibrationReport(
+    report = CalibrationReport(
         ranges.method, ranges.data, ranges.num_samples, seconds, peak_bytes(), ranges.is_random
     )
-    return ranges, calibration, seen
+    return _Calibrated(ranges, report, found.repairs, seen_of(statistics, ranges, found.method))
 
 
 def _quantize(job: Job, ranges: Ranges | None, stage: Path, log: Log) -> _Models:

@@ -9,7 +9,6 @@ from pathlib import Path
 
 from trtq.calibrators import METHODS, Method, parameters_of
 from trtq.calibrators.batches import Batches
-from trtq.calibrators.estimate import estimate
 from trtq.calibrators.observe import Conduct, observe
 from trtq.calibrators.ranges import Ranges
 from trtq.calibrators.sources import WAYS, open_batches, random_batches
@@ -18,7 +17,7 @@ from trtq.calibrators.statistics_file import read_statistics, refuse_other, stat
 from trtq.errors import ArtifactError, DataError, UsageError
 from trtq.files import write_atomically
 from trtq.models.preprocess import Preprocess
-from trtq.models.spec import CalibrationSpec, ModelSpec, read_spec
+from trtq.models.spec import AUTO, CalibrationSpec, ModelSpec, read_spec
 from trtq.pipeline.graph.load import Graph
 from trtq.pipeline.graph.placement import Placement, place, unmatched
 from trtq.pipeline.target import Target
@@ -72,22 +71,24 @@ def spec_beside(model: Path) -> ModelSpec:
 
 
 def method_of(spec: CalibrationSpec) -> Method:
-    """Returns the method that the settings name, with its parameters.
+    """Returns the method that the settings name, with its parameters; for "auto" the one it starts from.
 
     Raises:
         UsageError: There is no such method, or it has no such parameter, or not with this value.
     """
-    if spec.method not in METHODS:
-        raise UsageError(f"there is no calibration method {spec.method!r}; take {', '.join(METHODS)}")
+    if spec.method not in (AUTO, *METHODS):
+        known = ", ".join((AUTO, *METHODS))
+        raise UsageError(f"there is no calibration method {spec.method!r}; take {known}")
+    method = METHODS[spec.first_method]
     every = {name for method in METHODS.values() for name in parameters_of(method)}
-    own = parameters_of(METHODS[spec.method])
+    own = parameters_of(method)
     given = {name: value for name in sorted(every) if (value := getattr(spec, name)) is not None}
     if foreign := [name for name in given if name not in own and name != "percentile"]:
         raise UsageError(
             f"{foreign[0]} is no parameter of the calibration method {spec.method}; "
             f"it has {', '.join(own) or 'none'}"
         )
-    return METHODS[spec.method](**{name: value for name, value in given.items() if name in own})
+    return method(**{name: value for name, value in given.items() if name in own})
 
 
 def calibration_data(graph: Graph, spec: ModelSpec, target: Target, *, random_data: bool) -> Batches:
@@ -150,19 +151,6 @@ def pass_of(spec: CalibrationSpec) -> PassSpec:
         UsageError: There is no such device, or too little memory.
     """
     return PassSpec(spec.device, spec.memory_bytes)
-
-
-def calibrate_graph(
-    graph: Graph, tensors: Sequence[str], batches: Batches, spec: CalibrationSpec, watcher: Watcher
-) -> Ranges:
-    """Returns the ranges of the named tensors.
-
-    Raises:
-        DataError: The data does not fit the model.
-        ModelError: ONNX Runtime cannot run the model.
-        MissingDependency: The device is not there.
-    """
-    return estimate(observe_graph(graph, tensors, batches, pass_of(spec), watcher), method_of(spec))
 
 
 def observe_graph(

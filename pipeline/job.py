@@ -14,7 +14,7 @@ from trtq.calibrators.ranges import Ranges
 from trtq.errors import DataError, UsageError
 from trtq.files import sha256_of
 from trtq.models.script import function_of
-from trtq.models.spec import InputSpec, ModelSpec
+from trtq.models.spec import AUTO, InputSpec, ModelSpec
 from trtq.pipeline.calibrate import (
     calibration_data,
     method_of,
@@ -157,6 +157,11 @@ def prepare(
         watcher.warn("no layer can be quantized; the report tells why")
     if target.precision == "fp16":
         warn_of_unmatched(graph, spec.layers.keep_fp32, watcher)
+    if way.quantization == "implicit" and spec.quantization.repair not in (("auto",), ("none",)):
+        raise UsageError(
+            f"--repair {','.join(spec.quantization.repair)} is for Q/DQ: quantized implicitly, TensorRT "
+            f"gets ranges and nothing else; leave --repair or --quantization implicit out"
+        )
     if random_data:
         watcher.warn("calibrating with random numbers: the accuracy of this engine is meaningless")
     needs = target.weights is not None and target.weights.method == "gptq"
@@ -230,12 +235,14 @@ def _check_shapes(graph: Graph, spec: ModelSpec, target: Target) -> None:
 
 
 def _keys(job: Job) -> dict[str, str]:
+    tries = job.spec.calibration.method == AUTO or job.spec.quantization.repairs
     ranges = key_of(
         versions(),
         job.graph.sha256,
         _digest(job.shape_data),
-        describe(job.method),
+        (describe(job.method), job.spec.calibration.method, job.spec.quantization),
         job.tensors,
+        job.placement.quantized if tries else (),
     )
     judged = (_digest(job.evaluation), job.spec.evaluation, job.spec.accuracy, _script_digest(job.spec))
     engine = key_of(

@@ -82,9 +82,9 @@ def choose_way(target: Target, backend: Backend) -> Way:
 
 def tensorrt_algorithm(spec: CalibrationSpec) -> str | None:
     """Returns which calibrator of TensorRT runs this method over the data; None if the ranges are ours."""
-    own = parameters_of(METHODS[spec.method])
+    own = parameters_of(METHODS[spec.first_method])
     is_plain = all(getattr(spec, name) is None for name in own)
-    return _TENSORRT_ALGORITHMS.get(spec.method) if is_plain else None
+    return _TENSORRT_ALGORITHMS.get(spec.first_method) if is_plain else None
 
 
 def float_tensors(graph: Graph) -> tuple[str, ...]:

@@ -12,10 +12,18 @@ from trtq.calibrators.observe import Progress
 from trtq.errors import ModelError
 from trtq.files import sha256_of, write_atomically
 from trtq.models.spec import ModelSpec
-from trtq.pipeline.calibrate import calibrate_graph, calibration_data, method_of, placement_of, warn_of_dead
+from trtq.pipeline.calibrate import (
+    calibration_data,
+    method_of,
+    observe_graph,
+    pass_of,
+    placement_of,
+    warn_of_dead,
+)
 from trtq.pipeline.deliver.manifest import key_of, versions
 from trtq.pipeline.graph.load import Graph
 from trtq.pipeline.graph.placement import Placement
+from trtq.pipeline.improve import improved
 from trtq.pipeline.stages import load_float
 from trtq.pipeline.target import Target
 from trtq.pipeline.verify.evaluate import evaluation_data, labels_of
@@ -82,7 +90,9 @@ def sensitivity(
     )
     state = _earlier(path, start, watcher)
     if not state.is_complete:
-        ranges = calibrate_graph(graph, placement.activations, calibration, spec.calibration, watcher)
+        how = pass_of(spec.calibration)
+        seen = observe_graph(graph, placement.activations, calibration, how, watcher)
+        ranges = improved(graph, placement, seen, calibration, spec, watcher).ranges
         warn_of_dead(ranges, watcher)
         scale_dtype = "float32" if target.high_precision == "fp32" else "float16"
         work = _Work(
@@ -179,7 +189,7 @@ def _key(
         versions(),
         graph.sha256,
         [batches.digest for batches in data],
-        describe(method_of(spec.calibration)),
+        (describe(method_of(spec.calibration)), spec.calibration.method, spec.quantization),
         placement.quantized,
         spec.evaluation,
         spec.accuracy.metric,

@@ -30,6 +30,7 @@ from trtq.pipeline.calibrate import (
 from trtq.pipeline.graph.load import Graph, load
 from trtq.pipeline.graph.placement import Placement
 from trtq.pipeline.graph.quantized import is_quantized
+from trtq.pipeline.improve import Improved, improved
 from trtq.pipeline.load import load as load_engine
 from trtq.pipeline.quantize.mixed import fp16_model, int8_model
 from trtq.pipeline.quantize.weights.choose import ChosenWeight
@@ -68,7 +69,40 @@ def calibrate(
     spec = spec if spec is not None else spec_beside(Path(model))
     method_of(spec.calibration)  # told now, not when the data is read
     seen = observe(model, spec=spec, target=target, random_data=random_data, how=how, watcher=watcher)
-    return ranges_of(seen, spec=spec, watcher=watcher)
+    return improve(model, seen, spec=spec, target=target, random_data=random_data, watcher=watcher).ranges
+
+
+def improve(
+    model: Path | str,
+    statistics: Statistics,
+    *,
+    spec: ModelSpec | None = None,
+    target: Target | None = None,
+    random_data: bool = False,
+    watcher: Watcher | None = None,
+) -> Improved:
+    """Returns the ranges and the repairs with which the model loses least on calibration data held back.
+
+    Args:
+        model: The float ONNX file.
+        statistics: Of `observe`, of all the data.
+        spec: With the data, the method and the repairs that may be made; None: read from beside the model.
+        target: Which types of nodes are quantized.
+        random_data: The data are random numbers, so nothing is tried.
+        watcher: Is told of the progress.
+
+    Raises:
+        ModelError, DataError, UsageError: Something that was given cannot be used.
+        ArtifactError: The statistics miss a part of the data.
+    """
+    watcher = watcher or Silent()
+    _refuse_parts(statistics)
+    graph, spec = load_float(Path(model), spec, Silent())
+    placement = placement_of(graph, spec, target or Target(), Silent())
+    batches = calibration_data(graph, spec, target or Target(), random_data=random_data)
+    found = improved(graph, placement, statistics, batches, spec, watcher)
+    warn_of_dead(found.ranges, watcher)
+    return found
 
 
 def observe(
@@ -112,11 +146,11 @@ def ranges_of(
     tensors: Collection[str] | None = None,
     watcher: Watcher | None = None,
 ) -> Ranges:
-    """Returns the ranges that a method takes from statistics, without any data.
+    """Returns the ranges that a method takes from statistics, without any data and so without repairs.
 
     Args:
         statistics: Of all the data: of `observe`, `read_statistics` or `merge_statistics`.
-        spec: With the method.
+        spec: With the method; "auto" is entropy.
         tensors: Those that are wanted; None: all.
         watcher: Is told of tensors that were always zero.
 
@@ -124,6 +158,13 @@ def ranges_of(
         UsageError: The method has no such parameters.
         ArtifactError: The statistics miss a part of the data.
     """
+    _refuse_parts(statistics)
+    ranges = estimate(statistics, method_of(spec.calibration), tensors)
+    warn_of_dead(ranges, watcher or Silent())
+    return ranges
+
+
+def _refuse_parts(statistics: Statistics) -> None:
     if statistics.feeds:
         raise ArtifactError(
             "the statistics are of an interrupted pass; let the command that made them finish it first"
@@ -134,9 +175,6 @@ def ranges_of(
             f"the statistics lack part {shown} of {statistics.source.num_shards} of the data; "
             f"observe it with --shard, then join all with `trtq merge-statistics`"
         )
-    ranges = estimate(statistics, method_of(spec.calibration), tensors)
-    warn_of_dead(ranges, watcher or Silent())
-    return ranges
 
 
 def placed_in(

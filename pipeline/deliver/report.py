@@ -18,6 +18,7 @@ from trtq.pipeline.quantize.precision import KeptFp32
 from trtq.pipeline.verify.compare import finite
 from trtq.pipeline.verify.logits import LogitsComparison
 from trtq.pipeline.verify.metrics import OutputComparison
+from trtq.pipeline.verify.repairs import Repairs
 
 SCHEMA_VERSION = 1
 
@@ -153,6 +154,7 @@ class Report:
             ten classes.
         auto: What `--auto` found; None if it was not asked for.
         sizes_bytes: Of the model that was given, as "model", and of the models and the engine by file name.
+        repairs: What was tried so that quantizing costs less, and what it gained; None if nothing was.
     """
 
     schema_version: int
@@ -181,6 +183,7 @@ class Report:
     top5: Mapping[str, float] = field(default_factory=dict)
     auto: AutoReport | None = None
     sizes_bytes: Mapping[str, int] = field(default_factory=dict)
+    repairs: Repairs | None = None
 
 
 def to_json(report: Report) -> bytes:

@@ -263,3 +263,20 @@ def add_initializer(
     )
     graph.initializers.add(value)
     return value
+
+
+class Additions:
+    """Adds many constants to a graph: the names that it has are read once."""
+
+    def __init__(self, graph: ir.Graph) -> None:
+        """Reads the names of the graph and of the bodies in it."""
+        self.graph = graph
+        self._taken = names_in(graph)
+
+    def name(self, wanted: str) -> str:
+        """Returns the name, with a number added if it is taken; from now on it is."""
+        return unique_name(self.graph, wanted, self._taken)
+
+    def constant(self, name: str, array: NDArray[Any]) -> ir.Value:
+        """Returns a new constant; a number is added to a name that is taken."""
+        return add_initializer(self.graph, name, array, self._taken)

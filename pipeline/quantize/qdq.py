@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import ml_dtypes
@@ -13,11 +13,15 @@ from numpy.typing import NDArray
 
 from trtq.calibrators.ranges import Ranges
 from trtq.models.tensors import require_finite
-from trtq.pipeline.graph.fold import add_initializer, unique_name
+from trtq.pipeline.graph.fold import Additions
 from trtq.pipeline.graph.placement import Placement, QuantizedWeight
+from trtq.pipeline.quantize.channels.operands import add_to_bias, has_input_channels, output_of
+from trtq.pipeline.quantize.channels.rescale import rescale
 
 QMAX = 127
 _SMALLEST_SCALE = {"float32": 2.0**-126, "float16": 2.0**-24, "bfloat16": 2.0**-126}
+_CLIPS = tuple(np.linspace(1.0, 0.5, 26).tolist())
+"""Shares of the largest weight that are tried as the ends of the codes."""
 _LARGEST_SCALE = {"float32": 3.4028235e38, "float16": 65504.0, "bfloat16": 3.3895314e38}
 
 
@@ -65,13 +69,41 @@ def weight_qparams(weight: NDArray[Any], axis: int | None, dtype: str) -> QParam
     return QParams(_as_scale(np.asarray(amax) / QMAX, dtype), axis)
 
 
+def weight_qparams_mse(weight: NDArray[Any], axis: int | None, dtype: str) -> QParams:
+    """Returns scales of the least squared error of each channel, of 26 clips down to half its largest weight.
+
+    Clipping a few large weights leaves finer steps for all others (OMSE, arXiv 1902.06822, section 3.2).
+
+    Args:
+        weight: Any float dtype and shape.
+        axis: The output channels; None for one scale for all.
+        dtype: The dtype of the scales.
+    """
+    widest = weight_qparams(weight, axis, dtype)
+    axes = tuple(i for i in range(weight.ndim) if i != axis)
+    best, least = widest.scale, np.full(widest.scale.shape, np.inf, np.float32)
+    values = weight.astype(np.float32)
+    for share in _CLIPS:
+        found = QParams(_as_scale(widest.scale.astype(np.float64) * share, dtype), axis)
+        scale = _along(found, weight.ndim).astype(np.float32)
+        codes = np.clip(np.rint(values / scale), -QMAX, QMAX)
+        loss = np.square(codes * scale - values).sum(axis=axes)
+        best, least = np.where(loss < least, found.scale, best), np.minimum(loss, least)
+    return QParams(np.asarray(best, widest.scale.dtype), axis)
+
+
 def quantize_array(values: NDArray[Any], qparams: QParams) -> NDArray[np.int8]:
     """Returns the codes: round half to even, clipped to -127..127, as ONNX and TensorRT define them."""
-    scale = qparams.scale.astype(np.float64)
-    if qparams.axis is not None:
-        scale = scale.reshape([-1 if i == qparams.axis else 1 for i in range(values.ndim)])
-    codes = np.rint(values.astype(np.float64) / scale)
+    codes = np.rint(values.astype(np.float64) / _along(qparams, values.ndim))
     return np.clip(codes, -QMAX, QMAX).astype(np.int8)
+
+
+def _along(qparams: QParams, rank: int) -> NDArray[np.float64]:
+    """Returns the scales in the shape that divides a tensor of this rank."""
+    scale = qparams.scale.astype(np.float64)
+    if qparams.axis is None:
+        return scale
+    return scale.reshape([-1 if i == qparams.axis else 1 for i in range(rank)])
 
 
 def quantize(
@@ -85,30 +117,44 @@ def quantize(
     Args:
         model: The float graph; it is not changed.
         placement: Which inputs are quantized.
-        ranges: The amax of every placed activation.
+        ranges: The amax of every placed activation, and the repairs.
         scale_dtype: The dtype that the scales must survive: "float16" if the rest will be cast to FP16. The
             values are rounded up to it before the weights are quantized with them.
+
+    Where the ranges hold the channels of a tensor, these are brought to one range first (`rescale`), and
+    biases make up for what quantizing the weights shifts on average: bias correction (Nagel et al., arXiv
+    1906.04721, section 4.2), with the means that were observed.
 
     Raises:
         UsageError: The ranges lack a tensor.
         ModelError: A weight is not finite.
     """
-    result = model.clone()
+    rescaled = rescale(model, placement, ranges)
+    result = rescaled.model if rescaled.model is not model else model.clone()
+    placement, ranges = rescaled.placement, rescaled.ranges
+    additions, values = Additions(result.graph), _values(result)
     nodes = {node.name: node for node in result.graph}
     activations = {
-        name: _quantized_activation(result, name, ranges.amax(name), scale_dtype)
+        name: _quantized_activation(
+            additions, values[name], activation_qparams(ranges.amax(name), scale_dtype)
+        )
         for name in placement.activations
     }
-    weights: dict[QuantizedWeight, ir.Value] = {}
+    find = weight_qparams_mse if ranges.weight_scales == "mse" else weight_qparams
+    weights: dict[QuantizedWeight, _Weight] = {}
     for placed in placement.quantized:
         node = nodes[placed.name]
-        for index, tensor in placed.activations:
-            node.replace_input_with(index, activations[tensor])
         if placed.weight is not None:
             index, weight = placed.weight
             if weight not in weights:
-                weights[weight] = _quantized_weight(result, weight, scale_dtype)
-            node.replace_input_with(index, weights[weight])
+                weights[weight] = _quantized_weight(additions, weight, scale_dtype, find)
+            channels = ranges.channels.get(placed.activations[0][1])
+            if channels is not None and channels.mean and has_input_channels(placed, node):
+                lost = weights[weight].lost()
+                add_to_bias(additions, node, output_of(lost, np.asarray(channels.mean), node))
+            node.replace_input_with(index, weights[weight].value)
+        for index, tensor in placed.activations:
+            node.replace_input_with(index, activations[tensor])
     _drop_unused(result)
     return result
 
@@ -125,55 +171,77 @@ def _as_scale(scale: NDArray[np.float64] | np.float64, dtype: str) -> NDArray[An
     return np.asarray(np.where(rounded.astype(np.float64) < wanted, above, rounded).astype(kind))
 
 
-def _quantized_activation(model: ir.Model, name: str, amax: float, scale_dtype: str) -> ir.Value:
-    source = _find(model, name)
-    qparams = _in_dtype_of(source, activation_qparams(amax, scale_dtype))
-    scale = add_initializer(model.graph, f"{name}_scale", qparams.scale)
-    zero = add_initializer(model.graph, f"{name}_zero_point", qparams.zero_point)
+def _quantized_activation(additions: Additions, source: ir.Value, qparams: QParams) -> ir.Value:
+    name, graph = source.name, additions.graph
+    qparams = _in_dtype_of(source, qparams)
+    scale = additions.constant(f"{name}_scale", qparams.scale)
+    zero = additions.constant(f"{name}_zero_point", qparams.zero_point)
     quantize_node = ir.node("QuantizeLinear", [source, scale, zero], name=f"{name}_QuantizeLinear")
     codes = quantize_node.outputs[0]
-    codes.name = unique_name(model.graph, f"{name}_quantized")
+    codes.name = additions.name(f"{name}_quantized")
     codes.type, codes.shape = ir.TensorType(ir.DataType.INT8), source.shape
     dequantize_node = ir.node("DequantizeLinear", [codes, scale, zero], name=f"{name}_DequantizeLinear")
     result = dequantize_node.outputs[0]
-    result.name = unique_name(model.graph, f"{name}_dequantized")
+    result.name = additions.name(f"{name}_dequantized")
     result.type, result.shape = source.type, source.shape
     producer = source.producer()
     if producer is not None:
-        model.graph.insert_after(producer, [quantize_node, dequantize_node])
+        graph.insert_after(producer, [quantize_node, dequantize_node])
     else:
-        model.graph.insert_before(model.graph[0], [quantize_node, dequantize_node])
+        graph.insert_before(graph[0], [quantize_node, dequantize_node])
     return result
 
 
-def _quantized_weight(model: ir.Model, weight: QuantizedWeight, scale_dtype: str) -> ir.Value:
-    source = model.graph.initializers[weight.tensor]
+@dataclass(frozen=True, slots=True)
+class _Weight:
+    """A weight before and after it was quantized."""
+
+    value: ir.Value
+    before: NDArray[Any]
+    codes: NDArray[np.int8]
+    qparams: QParams
+
+    def lost(self) -> NDArray[np.float64]:
+        """Returns what the codes fall short of: float64, the shape of the weight."""
+        return self.before.astype(np.float64) - self.codes * _along(self.qparams, self.codes.ndim)
+
+
+def _quantized_weight(
+    additions: Additions,
+    weight: QuantizedWeight,
+    scale_dtype: str,
+    find: Callable[[NDArray[Any], int | None, str], QParams],
+) -> _Weight:
+    graph = additions.graph
+    source = graph.initializers[weight.tensor]
     assert source.const_value is not None
     values = source.const_value.numpy()
     require_finite(values, weight.tensor)
-    qparams = _in_dtype_of(source, weight_qparams(values, weight.axis, scale_dtype))
+    qparams = _in_dtype_of(source, find(values, weight.axis, scale_dtype))
+    codes = quantize_array(values, qparams)
     inputs = [
-        add_initializer(model.graph, f"{weight.tensor}_quantized", quantize_array(values, qparams)),
-        add_initializer(model.graph, f"{weight.tensor}_scale", qparams.scale),
-        add_initializer(model.graph, f"{weight.tensor}_zero_point", qparams.zero_point),
+        additions.constant(f"{weight.tensor}_quantized", codes),
+        additions.constant(f"{weight.tensor}_scale", qparams.scale),
+        additions.constant(f"{weight.tensor}_zero_point", qparams.zero_point),
     ]
     attributes: Mapping[str, int] = {} if weight.axis is None else {"axis": weight.axis}
-    name = unique_name(model.graph, f"{weight.tensor}_dequantized")
+    name = additions.name(f"{weight.tensor}_dequantized")
     node = ir.node("DequantizeLinear", inputs, attributes, name=f"{name}_DequantizeLinear")
     result = node.outputs[0]
     result.name, result.type, result.shape = name, source.type, source.shape
-    model.graph.insert_before(model.graph[0], [node])
-    return result
+    graph.insert_before(graph[0], [node])
+    return _Weight(result, values, codes, qparams)
 
 
 def _in_dtype_of(source: ir.Value, qparams: QParams) -> QParams:
     assert source.dtype is not None
-    return QParams(_as_scale(qparams.scale, source.dtype.numpy().name), qparams.axis)
+    return replace(qparams, scale=_as_scale(qparams.scale, source.dtype.numpy().name))
 
 
-def _find(model: ir.Model, name: str) -> ir.Value:
-    candidates = (*model.graph.inputs, *(value for node in model.graph for value in node.outputs))
-    return next(value for value in candidates if value.name == name)
+def _values(model: ir.Model) -> dict[str, ir.Value]:
+    """Returns the inputs of the graph and what its nodes make, by name."""
+    made = (value for node in model.graph for value in node.outputs)
+    return {value.name: value for value in (*model.graph.inputs, *made) if value.name}
 
 
 def _drop_unused(model: ir.Model) -> None:

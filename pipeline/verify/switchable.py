@@ -15,6 +15,7 @@ from trtq import lazy
 from trtq.calibrators.ranges import Ranges
 from trtq.models.session import open_session
 from trtq.pipeline.graph.placement import Placement
+from trtq.pipeline.quantize.channels.rescale import rescale
 from trtq.pipeline.quantize.qdq import quantize
 from trtq.pipeline.verify.exact import with_exact_quantize
 
@@ -90,7 +91,9 @@ def switchable(
         ranges: The amax of every placed activation.
         scale_dtype: As for `quantize`.
     """
-    result = quantize(model, placement, ranges, scale_dtype=scale_dtype)
+    rescaled = rescale(model, placement, ranges)
+    model, placement = rescaled.model, rescaled.placement  # of which the float layers compute the same
+    result = quantize(model, placement, rescaled.ranges, scale_dtype=scale_dtype)
     floats = {node.name: node for node in model.graph}
     values = _values_by_name(result)
     for name, value in model.graph.initializers.items():

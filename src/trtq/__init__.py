@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         InputSpec,
         LayerSpec,
         ModelSpec,
+        QuantizationSpec,
         read_spec,
     )
     from trtq.pipeline.bench.turns import Schedule
@@ -63,6 +64,7 @@ _HOMES = {
     "PackageSpec": "trtq.pipeline.package",
     "PassSpec": "trtq.pipeline.calibrate",
     "Preprocess": "trtq.models.preprocess",
+    "QuantizationSpec": "trtq.models.spec",
     "Ranges": "trtq.calibrators.ranges",
     "Report": "trtq.pipeline.deliver.report",
     "Runs": "trtq.pipeline.contenders",
@@ -109,6 +111,7 @@ __all__ = [
     "PackageSpec",
     "PassSpec",
     "Preprocess",
+    "QuantizationSpec",
     "Ranges",
     "Report",
     "Runs",

@@ -9,6 +9,7 @@ import pytest
 from counted import counted
 
 from trtq.calibrators import METHODS, Method
+from trtq.calibrators.cosine import Cosine
 from trtq.calibrators.entropy import Entropy
 from trtq.calibrators.estimate import describe, estimate
 from trtq.calibrators.minmax import MinMax
@@ -97,6 +98,7 @@ def test_magnitudes_near_the_end_of_fp16_are_kept() -> None:
         (Percentile(99.999999), "percentile(percentile=99.999999)"),
         (Entropy(), "entropy(num_bins=2048, num_levels=128, max_clipped=0.0001)"),
         (Mse(), "mse(num_candidates=120, smallest=0.02)"),
+        (Cosine(), "cosine(num_candidates=120, smallest=0.02)"),
         (Constant(), "constant()"),
     ],
 )

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from trtq.calibrators.ranges import Range, Ranges, Shapes, ranges_to_json, read_ranges
+from trtq.calibrators.ranges import Channels, Range, Ranges, Shapes, ranges_to_json, read_ranges
 from trtq.errors import ArtifactError, UsageError
 
 RANGES = Ranges(
@@ -185,3 +187,46 @@ def test_a_negative_amax_is_told(tmp_path: Path, change: Callable[[dict[str, Any
 def test_nothing_that_is_not_finite_is_written() -> None:
     with pytest.raises(ValueError, match="not JSON compliant"):
         ranges_to_json(Ranges({"x": Range(float("inf"), 0, 0)}, "minmax()", "", "", 1))
+
+
+# Repairs
+
+REPAIRED = replace(
+    RANGES,
+    channels={
+        "images": Channels((0.5, -1.0), (1.0, 0.25), (0.0, 3.5), 2.0),
+        "dead": Channels(mean=(0.0, 1e-9)),
+    },
+    weight_scales="mse",
+)
+
+
+def test_repairs_come_back_as_they_were_written(tmp_path: Path) -> None:
+    (tmp_path / "r.json").write_bytes(ranges_to_json(REPAIRED))
+    assert read_ranges(tmp_path / "r.json") == REPAIRED
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda d: d["channels"]["images"].update(scale=[1.0, 0.0]), "scales of channels must be positive"),
+        (lambda d: d["channels"]["images"].update(scale=[-1.0, 1.0]), "scales of channels must be positive"),
+        (lambda d: d["channels"]["images"].update(shift=[1.0]), "as many as the shifts"),
+        (lambda d: d["channels"]["images"].update(scale=[]), "as many as the shifts"),
+        (lambda d: d["channels"]["images"].update(mean=[1.0]), "as many as the means"),
+        (lambda d: d["channels"]["images"].update(amax=-1.0), "amax must be at least 0, got -1.0"),
+        (lambda d: d["channels"]["images"].update(mean=["1", 2]), "must be finite numbers, got '1'"),
+        (lambda d: d["channels"]["images"].pop("shift"), "KeyError('shift')"),
+        (lambda d: d.update(channels=[1]), "AttributeError"),
+        (lambda d: d.update(weight_scales="min"), "weight_scales must be max or mse, got 'min'"),
+    ],
+)
+def test_repairs_that_make_no_sense_are_told(
+    tmp_path: Path, change: Callable[[dict[str, Any]], object], message: str
+) -> None:
+    document = json.loads(ranges_to_json(REPAIRED))
+    change(document)
+    path = tmp_path / "r.json"
+    path.write_text(json.dumps(document))
+    with pytest.raises(ArtifactError, match=f"is not a complete ranges file: .*{re.escape(message)}"):
+        read_ranges(path)

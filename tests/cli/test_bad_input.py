@@ -307,6 +307,8 @@ def test_no_data_is_refused_with_the_ways_to_give_it(folder: Path) -> None:
         ("--percentile 0", "percentile must be above 0 and at most 100, got 0.0"),
         ("--percentile 100.1", "percentile must be above 0 and at most 100, got 100.1"),
         ("--percentile nan", "percentile must be above 0 and at most 100, got nan"),
+        ("--repair smoothe", "there is no repair 'smoothe'; take auto, none, equalize, smooth, shift, bias"),
+        ("--repair bias,none", "repair is auto alone, none alone, or some of equalize, smooth"),
         ("--percentile 99 --calib-method mse", "--percentile is for --calib-method percentile, not mse"),
         ("--calib-batch-size 0", "calibration batch_size must be at least 1, got 0"),
         ("--calib-samples -1", "calibration samples must be at least 1, got -1"),
@@ -354,7 +356,7 @@ def test_bad_settings_beside_the_model_are_refused_with_their_file(folder: Path)
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ("--calib-method max", "'max' is not one of 'minmax', 'percentile', 'entropy', 'mse'"),
+        ("--calib-method max", "'max' is not one of 'auto', 'minmax', 'percentile', 'entropy', 'mse', 'cos"),
         (
             "--backend tensorflow",
             "'tensorflow' is not one of 'auto', 'tensorrt', 'tensorrt-rtx'",

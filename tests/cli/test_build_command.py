@@ -13,7 +13,7 @@ from click.testing import CliRunner, Result
 from trtq.cli import main
 from trtq.models.demo import write_demo
 
-ENTROPY = "entropy(...)"
+METHOD = "method(...)"
 NOTES = """\
 note: raised the opset from 18 to 19
 note: input 'image' is dynamic: profile from the data, min 1x1x8x8, opt 8x1x8x8, max 8x1x8x8; others with \
@@ -30,9 +30,10 @@ fp16 fp32 logits # # # # #
 compared on 600 samples of DIR/evaluation.npz
 model.engine # MB 11 of 11 quantized layers run in INT8
 profile of image: min 1x1x8x8 opt 8x1x8x8 max 8x1x8x8
-calibrated on 512 samples by {ENTROPY} in # s
+calibrated on 512 samples by {METHOD} in # s
+repairs: ...; # -> # dB SQNR on 64 calibration samples held back
 sizes model.onnx # kB model.fp16.onnx # kB model.int8.onnx # kB model.engine # MB
-times calibrate # s quantize # s build # s compare # s
+times calibrate # s repair # s quantize # s build # s compare # s
 """
 
 
@@ -70,7 +71,10 @@ def plain(folder: Path) -> Callable[[str], str]:
     """Makes output comparable: no rules, padding and parameters, the folder as DIR, fractions as #."""
 
     def make(text: str) -> str:
-        text = re.sub(r"entropy\([^)]*\)", ENTROPY, text.replace(str(folder), "DIR"))
+        text = re.sub(
+            r"(?:minmax|percentile|entropy|mse|cosine)\([^)]*\)", METHOD, text.replace(str(folder), "DIR")
+        )
+        text = re.sub(r"repairs: .*;", "repairs: ...;", text)
         text = re.sub(r"-?\d+\.[\d.]+(?:e[-+]\d+)?%?", "#", text)
         lines = (" ".join(line.split()) for line in text.splitlines())
         return "".join(f"{line}\n" for line in lines if line.strip(" ─"))
@@ -190,7 +194,7 @@ def test_build_with_random_data_warns_and_is_unverified(
         in result.stderr
     )
     shown = plain(result.stdout)
-    assert f"calibrated on 16 samples by {ENTROPY} in # s RANDOM DATA\n" in shown
+    assert f"calibrated on 16 samples by {METHOD} in # s RANDOM DATA\n" in shown
     assert shown.endswith("UNVERIFIED: the data was random, so its accuracy means nothing\n")
     assert json.loads(trtq(*arguments, "--json").stdout)["verdict"] == "unverified"
 

@@ -11,7 +11,7 @@ from click.testing import CliRunner
 
 from trtq.cli import options
 from trtq.errors import UsageError
-from trtq.models.spec import CalibrationSpec, EvaluationSpec, LayerSpec, ModelSpec
+from trtq.models.spec import REPAIRS, CalibrationSpec, EvaluationSpec, LayerSpec, ModelSpec
 from trtq.pipeline.engine.backend import BuilderOptions
 from trtq.pipeline.engine.profiles import GivenShapes
 from trtq.pipeline.graph.placement import DEFAULT_OP_TYPES
@@ -26,6 +26,7 @@ def given(*arguments: str) -> dict[str, Any]:
     @click.option("--fp16", is_flag=True)
     @options.spec_option
     @options.calibration_options
+    @options.repair_option
     @options.layer_options
     @options.precision_options
     @options.quantization_option
@@ -217,3 +218,17 @@ def test_options_of_the_builder(tmp_path: Path) -> None:
 def test_a_timing_cache_in_no_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"there is no folder .*absent for the timing cache$"):
         target("--timing-cache", str(tmp_path / "absent" / "t.cache"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "repairs"),
+    [
+        ([], REPAIRS),
+        (["--repair", "none"], ()),
+        (["--repair", "bias, smooth", "--repair", "weights"], ("bias", "smooth", "weights")),
+    ],
+)
+def test_repairs_are_repeatable_or_have_commas_between(
+    arguments: list[str], repairs: tuple[str, ...]
+) -> None:
+    assert spec(*arguments).quantization.repairs == repairs

@@ -64,7 +64,7 @@ def test_layers_are_listed_with_v_and_by_inspect(folder: Path) -> None:
     shown = trtq("inspect", folder).stdout
     (row,) = (line.split() for line in shown.splitlines() if line.strip().startswith("stem.conv/Conv  "))
     header = next(line.split() for line in shown.splitlines() if "weight dB" in line)
-    assert header[-4:] == ["minmax", "percentile", "entropy", "mse"]
+    assert header[-5:] == ["minmax", "percentile", "entropy", "mse", "cosine"]
     assert row[1] == "Conv"
     assert float(row[-1]) > 0
     assert "SQNR of what the layer reads, predicted" in shown

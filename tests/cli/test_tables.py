@@ -13,6 +13,7 @@ from trtq.cli.tables import comparison_table, print_report
 from trtq.pipeline.deliver.report import SCHEMA_VERSION, EngineReport, Report, WeightsReport
 from trtq.pipeline.engine.coverage import Fallback
 from trtq.pipeline.verify.metrics import OutputComparison
+from trtq.pipeline.verify.repairs import Repairs, Try
 
 
 def compared(output: str, cosine: float = 0.5, sqnr_db: float = 3.0) -> OutputComparison:
@@ -77,3 +78,27 @@ def test_the_blocks_that_were_used_are_told(smallest: int, blocks: str) -> None:
     weights = WeightsReport("int4", "mse", 64, 2, 4000, 600, 4.8, "smaller", smallest)
     print_report(console, replace(report(0), weights=weights), verbose=False)
     assert any(line.startswith(f"2 weights in INT4 (mse, {blocks}): ") for line in lines_of(console))
+
+
+def printed(found: Report, *, verbose: bool = False) -> list[str]:
+    console = Console(file=io.StringIO(), width=120, markup=False)
+    print_report(console, found, verbose=verbose)
+    return lines_of(console)
+
+
+def test_repairs_say_what_they_gained_and_in_detail_what_was_tried() -> None:
+    tried = (Try("equalize 0.5", 3.25, 32, applied=True), Try("bias", -1.0, 32, applied=False))
+    repairs = Repairs("mse()", ("equalize 0.5",), 20.0, 23.25, 32, tried)
+    brief, verbose = (
+        printed(replace(report(0), repairs=repairs), verbose=is_verbose) for is_verbose in (False, True)
+    )
+    told = "repairs: equalize 0.5; 20.0 -> 23.2 dB SQNR on 32 calibration samples held back"
+    assert told in brief
+    assert not any("bias" in line for line in brief)
+    place = verbose.index(told)
+    assert verbose[place + 1 : place + 3] == [
+        "equalize 0.5: +3.2 dB on 32 samples, applied",
+        "bias: -1.0 dB on 32 samples, not applied",
+    ]
+    none = replace(report(0), repairs=replace(repairs, applied=(), after_db=20.0))
+    assert any(line.startswith("repairs: none pays; 20.0 -> 20.0 dB") for line in printed(none))

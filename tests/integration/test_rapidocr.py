@@ -94,6 +94,9 @@ def test_the_text_direction_classifier_keeps_its_answers(lines: Path) -> None:
     assert agreement["int8", "fp16"] >= 0.9
     assert report.accuracy["fp32"] >= 0.9
     assert report.evaluated_samples == 64
+    assert report.repairs is not None
+    assert report.repairs.applied
+    assert report.repairs.after_db > report.repairs.before_db + 2
 
 
 def test_the_text_detector_finds_the_same_text(pages: Path) -> None:

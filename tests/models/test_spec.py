@@ -16,6 +16,7 @@ from trtq.models.spec import (
     InputSpec,
     LayerSpec,
     ModelSpec,
+    QuantizationSpec,
     read_spec,
 )
 
@@ -99,7 +100,7 @@ def test_every_section_and_key_is_read(tmp_path: Path) -> None:
 def test_what_is_not_set_has_its_default(tmp_path: Path, text: str) -> None:
     spec = _read(tmp_path, text)
     assert spec == ModelSpec()
-    assert spec.calibration == CalibrationSpec(None, "entropy", 99.99, None, 8)
+    assert spec.calibration == CalibrationSpec(None, "auto", 99.99, None, 8)
     assert spec.accuracy == AccuracySpec(0.99, 1.0)
     assert (spec.evaluation, spec.layers, spec.inputs) == (EvaluationSpec(), LayerSpec(), {})
 
@@ -134,7 +135,7 @@ def test_settings_that_are_no_toml_are_told(tmp_path: Path, content: bytes) -> N
         (
             "[calibrate]",
             "unknown section [calibrate]; the sections are [inputs], [preprocess], [calibration], "
-            "[evaluation], [accuracy], [layers]",
+            "[quantization], [evaluation], [accuracy], [layers]",
         ),
         ("calibration = 3", "[calibration] must be a section, got 3"),
         ("[[layers]]", "[layers] must be a section, got [{}]"),
@@ -235,3 +236,34 @@ def test_the_ends_of_what_is_allowed_are_allowed() -> None:
 def test_an_input_may_be_empty(tmp_path: Path) -> None:
     spec = _read(tmp_path, "[inputs.x]\nmin = [0, 4]\nopt = [10, 4]\nmax = [100, 4]")
     assert spec.inputs["x"].min == (0, 4)
+
+
+@pytest.mark.parametrize(
+    ("text", "repairs"),
+    [
+        ("", ("equalize", "smooth", "shift", "bias", "weights")),
+        ('[quantization]\nrepair = ["auto"]\n', ("equalize", "smooth", "shift", "bias", "weights")),
+        ('[quantization]\nrepair = ["none"]\n', ()),
+        ('[quantization]\nrepair = ["bias", "smooth"]\n', ("bias", "smooth")),
+    ],
+)
+def test_repairs_are_named_in_the_settings(tmp_path: Path, text: str, repairs: tuple[str, ...]) -> None:
+    assert _read(tmp_path, text).quantization.repairs == repairs
+
+
+@pytest.mark.parametrize(
+    ("repair", "message"),
+    [
+        (("all",), "there is no repair 'all'; take auto, none, equalize, smooth, shift, bias, weights"),
+        (("bias", "auto"), "repair is auto alone, none alone, or some of equalize, .*; got bias, auto"),
+        ((), "repair is auto alone, none alone, or some of equalize, .*; got nothing"),
+    ],
+)
+def test_repairs_that_there_are_not_are_refused(repair: tuple[str, ...], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        QuantizationSpec(repair)
+
+
+def test_auto_begins_with_entropy() -> None:
+    assert CalibrationSpec().first_method == "entropy"
+    assert CalibrationSpec(method="mse").first_method == "mse"

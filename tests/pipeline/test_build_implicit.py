@@ -17,8 +17,9 @@ from click.testing import CliRunner
 from trtq.calibrators.cache import parse_cache, read_cache
 from trtq.calibrators.ranges import read_ranges
 from trtq.cli import main
+from trtq.errors import UsageError
 from trtq.models.session import open_session
-from trtq.models.spec import CalibrationSpec, LayerSpec, ModelSpec
+from trtq.models.spec import CalibrationSpec, LayerSpec, ModelSpec, QuantizationSpec
 from trtq.pipeline.build import build
 from trtq.pipeline.deliver.manifest import read_manifest
 from trtq.pipeline.deliver.report import Report
@@ -107,6 +108,13 @@ def test_an_implicit_engine_that_is_not_run_is_not_judged(
     report = build(small, spec=spec_of(small), target=IMPLICIT)
     assert report.verdict == "unverified"
     assert report.reasons == ("int8 was not run, so nothing is known of its accuracy",)
+
+
+def test_repairs_by_name_need_q_dq(small: Path, install: Install) -> None:
+    install(TEN)
+    spec = replace(spec_of(small), quantization=QuantizationSpec(("bias", "smooth")))
+    with pytest.raises(UsageError, match="--repair bias,smooth is for Q/DQ: quantized implicitly, TensorRT"):
+        build(small, spec=spec, target=IMPLICIT)
 
 
 def test_random_data_calibrates_and_is_unverified(small: Path, install: Install) -> None:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from trtq.calibrators import Method
 from trtq.calibrators.batches import Batches
 from trtq.calibrators.entropy import Entropy
+from trtq.calibrators.estimate import estimate
 from trtq.calibrators.minmax import MinMax
 from trtq.calibrators.mse import Mse
 from trtq.calibrators.percentile import Percentile
@@ -30,9 +31,10 @@ from trtq.models.spec import (
     ModelSpec,
 )
 from trtq.pipeline.calibrate import (
-    calibrate_graph,
+    PassSpec,
     calibration_data,
     method_of,
+    observe_graph,
     pass_of,
     placement_of,
     spec_beside,
@@ -130,7 +132,7 @@ def test_the_method_is_the_one_that_is_named(spec: CalibrationSpec, method: obje
 
 def test_an_unknown_method_is_refused_with_the_known_ones() -> None:
     with pytest.raises(
-        UsageError, match="no calibration method 'max'; take minmax, percentile, entropy, mse"
+        UsageError, match="no calibration method 'max'; take auto, minmax, percentile, entropy, mse, cosine"
     ):
         method_of(CalibrationSpec(method="max"))
 
@@ -215,7 +217,8 @@ def test_ranges_hold_what_the_data_reached(graph: Graph, tmp_path: Path) -> None
     watcher = Warned()
     placement = placement_of(graph, spec, Target(), watcher)
     batches = calibration_data(graph, spec, Target(), random_data=False)
-    ranges = calibrate_graph(graph, placement.activations, batches, CalibrationSpec(method="minmax"), watcher)
+    seen = observe_graph(graph, placement.activations, batches, PassSpec(), watcher)
+    ranges = estimate(seen, MinMax())
     assert {name: (item.amax, item.minimum) for name, item in ranges.tensors.items()} == {
         "x": (4.0, -4.0),
         "r": (1.0, 0.0),
@@ -232,7 +235,8 @@ def test_tensors_that_are_always_zero_are_told(graph: Graph, tmp_path: Path) -> 
     watcher = Warned()
     placement = placement_of(graph, spec, Target(), watcher)
     batches = calibration_data(graph, spec, Target(), random_data=False)
-    ranges = calibrate_graph(graph, placement.activations, batches, CalibrationSpec(method="minmax"), watcher)
+    seen = observe_graph(graph, placement.activations, batches, PassSpec(), watcher)
+    ranges = estimate(seen, MinMax())
     assert watcher.warnings == []
     warn_of_dead(ranges, watcher)
     assert watcher.warnings == ["1 tensors were zero in every sample and get amax 1.0: r"]
@@ -293,7 +297,7 @@ def test_the_settings_say_how_the_pass_is_made(graph: Graph, tmp_path: Path) -> 
     spec = ModelSpec(calibration=CalibrationSpec(data=data, method="minmax", memory_bytes=1))
     batches = calibration_data(graph, spec, Target(), random_data=False)
     with pytest.raises(UsageError, match="memory of 1 bytes is too small: the histograms of 2 tensors"):
-        calibrate_graph(graph, ("x", "r"), batches, spec.calibration, Warned())
+        observe_graph(graph, ("x", "r"), batches, pass_of(spec.calibration), Warned())
 
 
 @pytest.mark.parametrize(

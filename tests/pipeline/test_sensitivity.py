@@ -82,7 +82,7 @@ def test_other_data_is_measured_anew(small: Path, spec: ModelSpec) -> None:
     np.savez(small.parent / "data.npz", x=np.ones((8, 3, 8, 8), np.float32))
     told = Told()
     assert sensitivity(small, spec=spec, watcher=told).num_samples == 8
-    assert "is of another model, data or settings, and is written anew" in told.notes[-1]
+    assert "is of another model, data or settings, and is written anew" in told.notes[0]
 
 
 def test_data_of_a_script_is_never_known_to_be_the_same(small: Path, spec: ModelSpec) -> None:
@@ -94,7 +94,7 @@ def test_data_of_a_script_is_never_known_to_be_the_same(small: Path, spec: Model
     assert sensitivity(small, spec=spec).key == ""
     told = Told()
     sensitivity(small, spec=spec, watcher=told)
-    assert "is written anew: whether the data is unchanged cannot be told" in told.notes[-1]
+    assert "is written anew: whether the data is unchanged cannot be told" in told.notes[0]
 
 
 def test_a_file_of_another_kind_is_not_written_over(small: Path, spec: ModelSpec) -> None:

@@ -18,7 +18,7 @@ from trtq.calibrators.ranges import ranges_to_json, read_ranges
 from trtq.calibrators.statistics_file import merge_statistics, read_statistics, statistics_to_bytes
 from trtq.errors import ArtifactError, MissingDependency, UsageError
 from trtq.models.demo import write_demo
-from trtq.models.spec import CalibrationSpec, LayerSpec, ModelSpec
+from trtq.models.spec import CalibrationSpec, LayerSpec, ModelSpec, QuantizationSpec
 from trtq.pipeline.calibrate import PassSpec, spec_beside
 from trtq.pipeline.stages import calibrate, observe, placed_in, ranges_of
 from trtq.pipeline.watch import Log, Silent
@@ -37,7 +37,11 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def spec(model: Path) -> ModelSpec:
     found = spec_beside(model)
-    return replace(found, calibration=replace(found.calibration, samples=96))
+    return replace(
+        found,
+        calibration=replace(found.calibration, samples=96, method="entropy"),
+        quantization=QuantizationSpec(repair=("none",)),
+    )
 
 
 @pytest.mark.parametrize("method", list(METHODS))

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import click
 
-from trtq.calibrators.ranges import Ranges, ranges_to_json
+from trtq.calibrators.ranges import ranges_to_json
 from trtq.calibrators.statistics import Statistics
 from trtq.calibrators.statistics_file import read_statistics, statistics_to_bytes
 from trtq.cli import options
 from trtq.cli.console import ConsoleWatcher, result_console
+from trtq.cli.tables import print_repairs
 from trtq.errors import UsageError
 from trtq.files import check_output, refuse_input, write_atomically
-from trtq.pipeline.calibrate import method_of
-from trtq.pipeline.stages import observe, placed_in, ranges_of
+from trtq.models.spec import ModelSpec
+from trtq.pipeline.calibrate import PassSpec, method_of, pass_of
+from trtq.pipeline.improve import Improved
+from trtq.pipeline.stages import improve, observe, placed_in, ranges_of
 
 
 @click.command("calibrate")
@@ -26,6 +31,7 @@ from trtq.pipeline.stages import observe, placed_in, ranges_of
 @options.spec_option
 @options.calibration_options
 @options.pass_options
+@options.repair_option
 @options.layer_options
 @click.option(
     "--statistics",
@@ -54,7 +60,7 @@ def command(model: Path, **given: Any) -> None:
       trtq calibrate model.onnx --statistics s.npz --calib-method percentile
     """
     spec = options.spec_from(model, given)
-    how = options.pass_from(given, spec)
+    how = _pass_from(given, spec)
     is_part = how.shard[1] > 1
     _check_options(given, is_part=is_part)
     given["output"] = given["output"] or Path("ranges.json")
@@ -81,9 +87,35 @@ def command(model: Path, **given: Any) -> None:
         if is_part:
             _tell_part(seen, given)
         else:
-            _write(ranges_of(seen, spec=spec, tensors=tensors, watcher=watcher), given)
+            found = (
+                Improved(
+                    ranges_of(seen, spec=spec, tensors=tensors, watcher=watcher), method_of(spec.calibration)
+                )
+                if given["statistics"] is not None
+                else improve(
+                    model, seen, spec=spec, target=target, random_data=given["random_data"], watcher=watcher
+                )
+            )
+            _write(found, given)
     if how.checkpoint is not None:  # not before all is written, which may fail
         how.checkpoint.unlink(missing_ok=True)
+
+
+def _pass_from(given: Mapping[str, Any], spec: ModelSpec) -> PassSpec:
+    """Returns how the pass over the calibration data is made."""
+    return replace(
+        pass_of(spec.calibration),
+        shard=_shard(given["shard"]) if given["shard"] else (1, 1),
+        checkpoint=given["checkpoint"],
+        checkpoint_seconds=given["checkpoint_seconds"],
+    )
+
+
+def _shard(text: str) -> tuple[int, int]:
+    found = re.fullmatch(r"(\d+)/(\d+)", text.strip())
+    if found is None:
+        raise UsageError(f"{text!r} is no shard; write a part and their number, such as 3/8")
+    return int(found[1]), int(found[2])
 
 
 def _check_options(given: Mapping[str, Any], *, is_part: bool) -> None:
@@ -143,7 +175,8 @@ def _tell_part(seen: Statistics, given: Mapping[str, Any]) -> None:
         console.print(f"written to {given['save_statistics']}", soft_wrap=True)
 
 
-def _write(ranges: Ranges, given: Mapping[str, Any]) -> None:
+def _write(found: Improved, given: Mapping[str, Any]) -> None:
+    ranges = found.ranges
     content = ranges_to_json(ranges)
     write_atomically(given["output"], content)
     if given["as_json"]:
@@ -151,4 +184,6 @@ def _write(ranges: Ranges, given: Mapping[str, Any]) -> None:
     elif not given["quiet"]:
         console = result_console()
         console.print(f"{len(ranges.tensors)} tensors over {ranges.num_samples} samples by {ranges.method}")
+        if found.repairs is not None:
+            print_repairs(console, found.repairs, verbose=given["verbose"])
         console.print(f"written to {given['output']}", soft_wrap=True)

@@ -13,8 +13,8 @@ import click
 from trtq.calibrators import METHODS, parameters_of
 from trtq.cli.sizes import num_bytes
 from trtq.errors import UsageError
-from trtq.models.spec import ModelSpec, read_spec
-from trtq.pipeline.calibrate import PassSpec, pass_of, spec_beside
+from trtq.models.spec import AUTO, REPAIRS, ModelSpec, read_spec
+from trtq.pipeline.calibrate import spec_beside
 from trtq.pipeline.engine import BACKENDS
 from trtq.pipeline.engine.backend import BuilderOptions, HardwareCompatibility, Precision
 from trtq.pipeline.engine.profiles import GivenShapes, Shape, parse_shapes
@@ -64,18 +64,22 @@ _calib_size_options = group(
 data_options = group(_calib_data_option, _calib_size_options)
 calibration_options = group(
     _calib_data_option,
-    click.option("--calib-method", type=click.Choice(list(METHODS)), help="How ranges are estimated."),
+    click.option(
+        "--calib-method",
+        type=click.Choice([AUTO, *METHODS]),
+        help="How ranges are estimated; auto: the best on calibration data held back.  [default: auto]",
+    ),
     click.option("--percentile", type=float, help="For the method percentile.  [default: 99.99]"),
     click.option("--num-bins", type=int, help="For entropy: bins of its histogram.  [default: 2048]"),
     click.option("--num-levels", type=int, help="For entropy: quantized levels.  [default: 128]"),
     click.option(
         "--max-clipped", type=float, help="For entropy: share of values it may clip.  [default: 0.0001]"
     ),
-    click.option("--num-candidates", type=int, help="For mse: clips to try.  [default: 120]"),
+    click.option("--num-candidates", type=int, help="For mse and cosine: clips to try.  [default: 120]"),
     click.option(
         "--smallest",
         type=float,
-        help="For mse: the smallest clip, as a share of the largest.  [default: 0.02]",
+        help="For mse and cosine: the smallest clip, as a share of the largest.  [default: 0.02]",
     ),
     _calib_size_options,
     click.option(
@@ -109,6 +113,13 @@ pass_options = group(
         show_default=True,
         help="How often the checkpoint is written.",
     ),
+)
+repair_option = click.option(
+    "--repair",
+    multiple=True,
+    metavar="NAMES",
+    help=f"What may be done to the model where it pays on calibration data held back: auto (all), none, or "
+    f"{', '.join(REPAIRS)} (repeatable, or with commas between).  [default: auto]",
 )
 layer_options = group(
     click.option(
@@ -268,6 +279,7 @@ def spec_from(model: Path, given: Mapping[str, Any]) -> ModelSpec:
         if given.get("calib_method") is not None:
             raise UsageError(f"--percentile is for --calib-method percentile, not {calibration.method}")
         calibration = replace(calibration, method="percentile")
+    repair = tuple(word.strip() for text in given.get("repair", ()) for word in text.split(","))
     evaluation = spec.evaluation
     if given.get("eval_data") is not None and (evaluation.labels or "").endswith(".npy"):
         evaluation = replace(evaluation, labels=None)  # one a sample of the data that is replaced
@@ -281,6 +293,7 @@ def spec_from(model: Path, given: Mapping[str, Any]) -> ModelSpec:
     return replace(
         spec,
         calibration=calibration,
+        quantization=_with(spec.quantization, repair=repair or None),
         evaluation=evaluation,
         accuracy=_with(
             spec.accuracy,
@@ -353,16 +366,6 @@ def _weights(given: Mapping[str, Any]) -> WeightScheme | None:
     )
 
 
-def pass_from(given: Mapping[str, Any], spec: ModelSpec) -> PassSpec:
-    """Returns how the pass over the calibration data is made."""
-    return replace(
-        pass_of(spec.calibration),
-        shard=_shard(given["shard"]) if given["shard"] else (1, 1),
-        checkpoint=given["checkpoint"],
-        checkpoint_seconds=given["checkpoint_seconds"],
-    )
-
-
 T = TypeVar("T")
 
 
@@ -373,13 +376,6 @@ def _with(settings: T, **given: Any) -> T:
 
 def _shapes(texts: tuple[str, ...]) -> dict[str, Shape]:
     return parse_shapes(",".join(texts)) if texts else {}
-
-
-def _shard(text: str) -> tuple[int, int]:
-    found = re.fullmatch(r"(\d+)/(\d+)", text.strip())
-    if found is None:
-        raise UsageError(f"{text!r} is no shard; write a part and their number, such as 3/8")
-    return int(found[1]), int(found[2])
 
 
 def _capability(text: str) -> str:

@@ -32,6 +32,7 @@ _RANKS = (*_WITHOUT_LABELS, "accuracy")
 @options.model_argument
 @options.spec_option
 @options.calibration_options
+@options.repair_option
 @options.layer_options
 @click.option(
     "--high-precision",

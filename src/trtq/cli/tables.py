@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from trtq.pipeline.deliver.report import Report, WeightsReport
     from trtq.pipeline.verify.logits import LogitsComparison
     from trtq.pipeline.verify.metrics import OutputComparison
+    from trtq.pipeline.verify.repairs import Repairs
 
 _STYLES = {"pass": "bold green", "fail": "bold red", "unverified": "bold yellow"}
 _MOST_ROWS = 12
@@ -66,6 +67,8 @@ def print_report(console: Console, report: Report, *, verbose: bool, folder: Pat
             )
             + made_up
         )
+    if report.repairs is not None:
+        print_repairs(console, report.repairs, verbose=verbose)
     _print_kept(console, report, verbose)
     _print_auto(console, report)
     if verbose:
@@ -195,6 +198,20 @@ def _print_cost(console: Console, report: Report) -> None:
     if report.timings_s:
         times = (f"{name} {seconds:.1f} s" for name, seconds in report.timings_s.items())
         console.print(f"times  {'  '.join(times)}", soft_wrap=True)
+
+
+def print_repairs(console: Console, repairs: Repairs, *, verbose: bool) -> None:
+    """Prints what the repairs gained, and with `verbose` all that was tried."""
+    done = ", ".join(repairs.applied) or "none pays"
+    console.print(
+        f"repairs: {done}; {repairs.before_db:.1f} -> {repairs.after_db:.1f} dB SQNR on "
+        f"{repairs.num_samples} calibration samples held back",
+        soft_wrap=True,
+    )
+    for item in repairs.tried if verbose else ():
+        mark = "applied" if item.applied else "not applied"
+        line = f"  {item.name}: {item.gain_db:+.1f} dB on {item.num_samples} samples, {mark}"
+        console.print(Text(line, style="dim"), soft_wrap=True)
 
 
 def _print_kept(console: Console, report: Report, verbose: bool) -> None:

@@ -1,0 +1,105 @@
+"""From what was seen of a model to the ranges and repairs that lose least."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from trtq.calibrators import METHODS, Method
+from trtq.calibrators.batches import Batches
+from trtq.calibrators.estimate import describe, estimate
+from trtq.calibrators.ranges import Ranges
+from trtq.calibrators.statistics import Statistics
+from trtq.models.spec import AUTO, ModelSpec
+from trtq.pipeline.calibrate import method_of
+from trtq.pipeline.graph.load import Graph
+from trtq.pipeline.graph.placement import Placement
+from trtq.pipeline.verify.macs import macs_of
+from trtq.pipeline.verify.repairs import Look, Repairs, find_repairs
+from trtq.pipeline.watch import Watcher
+
+_NUM_RUNS = 750
+"""Runs of one sample that a whole search takes about, with the looks that it would like."""
+_CHEAP_MACS = 4e11
+"""What a search may cost at least: some twenty seconds on two cores."""
+_MOST_PASSES = 2
+"""Above that, it may cost as much as so many passes over the calibration data."""
+_FEWEST = Look(4, 16)
+
+
+@dataclass(frozen=True, slots=True)
+class Improved:
+    """Ranges, and how they and the repairs were found.
+
+    Attributes:
+        ranges: With the repairs.
+        method: With which the ranges were taken.
+        repairs: What was tried; None if nothing was.
+    """
+
+    ranges: Ranges
+    method: Method
+    repairs: Repairs | None = None
+
+
+def improved(
+    graph: Graph,
+    placement: Placement,
+    statistics: Statistics,
+    batches: Batches,
+    spec: ModelSpec,
+    watcher: Watcher,
+) -> Improved:
+    """Returns the ranges of the placed activations, with the repairs that pay on data held back.
+
+    Args:
+        graph: The model.
+        placement: What will be quantized.
+        statistics: Of the placed activations over all the data.
+        batches: The same data.
+        spec: With the method, "auto" for the best of all, and the repairs that may be made.
+        watcher: Is told of the progress and of what was chosen.
+
+    Raises:
+        DataError: The data does not fit the model.
+        ModelError: ONNX Runtime cannot run the model.
+    """
+    first = method_of(spec.calibration)
+    by_trial, allowed = spec.calibration.method == AUTO, spec.quantization.repairs
+    if batches.is_random or not placement.layers or not (by_trial or allowed):
+        return Improved(estimate(statistics, first, placement.activations), first)
+    others = [method() for method in METHODS.values() if not isinstance(first, method)] if by_trial else []
+    methods = {describe(method): method for method in (first, *others)}
+    candidates = _different(
+        [estimate(statistics, method, placement.activations) for method in methods.values()]
+    )
+    watcher.stage("Trying repairs" if allowed else "Trying methods")
+    look = _look(graph, batches, statistics.num_samples)
+    found = find_repairs(graph.model, placement, candidates, batches, allowed, look)
+    if found is None:
+        watcher.note(
+            "no repair is tried: the calibration data is one batch, so that nothing can be held back; "
+            "give more data, or a smaller --calib-batch-size"
+        )
+        return Improved(candidates[0], first)
+    ranges, repairs = found
+    return Improved(ranges, methods[ranges.method], repairs)
+
+
+def _different(candidates: Sequence[Ranges]) -> list[Ranges]:
+    """Returns the ranges without those that are the same as earlier ones."""
+    tensors = [item.tensors for item in candidates]
+    return [item for index, item in enumerate(candidates) if item.tensors not in tensors[:index]]
+
+
+def _look(graph: Graph, batches: Batches, num_samples: int) -> Look:
+    """Returns on how many samples candidates are judged: on fewer where the model is large.
+
+    It goes by multiplications and not by the clock, so that the same data gives the same result.
+    """
+    wanted = Look()
+    macs = sum(macs_of(graph.model, next(iter(batches))).values())
+    share = min(1.0, max(_CHEAP_MACS / max(macs, 1), _MOST_PASSES * num_samples) / _NUM_RUNS)
+    return Look(
+        max(_FEWEST.first, round(wanted.first * share)), max(_FEWEST.second, round(wanted.second * share))
+    )

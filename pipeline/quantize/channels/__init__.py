@@ -1,0 +1,1 @@
+"""The channels of quantized activations: what they are like, and what makes them alike."""

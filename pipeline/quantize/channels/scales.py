@@ -1,0 +1,107 @@
+"""Which scale and shift each channel of an activation gets."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from trtq.calibrators.ranges import Channels
+from trtq.pipeline.graph.placement import Placement
+from trtq.pipeline.quantize.channels.operands import is_depthwise, is_padded
+from trtq.pipeline.quantize.channels.rescale import foldable_producer
+from trtq.pipeline.quantize.channels.statistics import ChannelStatistics, channel_readers
+
+_QMAX = 127
+_HEADROOM = 0.125
+_NARROWEST = 0.05
+"""Channels narrower than this share of the widest count as so wide: few samples say little of them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Strength:
+    """How far the channels of an activation are brought to one range.
+
+    Attributes:
+        fold: Exponent of the scales, 0 (none) to 1 (all channels get the same range), where the layer before
+            takes them.
+        insert: The same where a node must be inserted.
+        depthwise: The same for depthwise convolutions, whose weights lose nothing by it.
+        shift: Whether channels are centred too, where a node is inserted and no zeros are padded.
+    """
+
+    fold: float = 0.0
+    insert: float = 0.0
+    depthwise: float = 0.0
+    shift: bool = False
+
+
+def plan(
+    model: ir.Model,
+    placement: Placement,
+    statistics: Mapping[str, ChannelStatistics],
+    strength: Strength,
+) -> dict[str, Channels]:
+    """Returns the channels to rescale, by tensor; empty ones are left out.
+
+    Scales are r ** exponent, with r the largest magnitude of each channel after its shift (SmoothQuant,
+    arXiv 2211.10438, section 4, with the exponent alone: the weights have scales of their own for each
+    output channel). Shifts are the middles of the channels (Outlier Suppression+, arXiv 2304.09145, section
+    4.1), but rounded so that zero keeps a code of its own: most values behind a ReLU are zero, and none
+    of them may get an error.
+    """
+    found: dict[str, Channels] = {}
+    for tensor, readers in channel_readers(model, placement).items():
+        if tensor not in statistics:
+            continue
+        nodes = [node for _, node in readers]
+        if (made := _plan_tensor(tensor, nodes, statistics[tensor], strength, placement)) is not None:
+            found[tensor] = made
+    return found
+
+
+def _plan_tensor(
+    tensor: str,
+    readers: Sequence[ir.Node],
+    seen: ChannelStatistics,
+    strength: Strength,
+    placement: Placement,
+) -> Channels | None:
+    source = next(
+        value for node in readers for value in node.inputs if value is not None and value.name == tensor
+    )
+    folds = foldable_producer(source, readers, placement) is not None
+    exponent = strength.fold if folds else strength.insert
+    if all(map(is_depthwise, readers)):
+        exponent = max(exponent, strength.depthwise) if strength.depthwise else exponent
+    shifts = strength.shift and not folds and not any(map(is_padded, readers))
+    widest = np.maximum(np.abs(seen.minimum), np.abs(seen.maximum)).max(initial=0.0)
+    if widest <= 0 or (exponent == 0 and not shifts) or len(seen.minimum) < 2:
+        return None
+    return rescaling(seen, exponent, shifts=shifts)
+
+
+def rescaling(seen: ChannelStatistics, exponent: float, *, shifts: bool) -> Channels:
+    """Returns scales of which the largest is 1, the shifts, and the amax of all channels after both."""
+    low, high = _widened(seen)
+    middle = (low + high) / 2 if shifts else np.zeros_like(low)
+    reach = np.maximum(high - middle, middle - low)
+    scale = np.maximum(reach, _NARROWEST * reach.max()) ** exponent
+    scale /= scale.max()
+    if shifts:
+        step = (reach / scale).max() / _QMAX * scale
+        middle = np.rint(middle / step) * step
+    amax = float((np.maximum(high - middle, middle - low) / scale).max())
+    shift = tuple(middle.tolist()) if shifts and middle.any() else ()
+    return Channels(scale=tuple(scale.tolist()), shift=shift, amax=amax)
+
+
+def _widened(seen: ChannelStatistics) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Returns the ends of each channel with room for data that is not seen; a ReLU's zero stays the end."""
+    room = _HEADROOM * (seen.maximum - seen.minimum)
+    low = np.where(seen.minimum < 0, seen.minimum - room, seen.minimum)
+    high = np.where(seen.maximum > 0, seen.maximum + room, seen.maximum)
+    return low, high
