@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Generic, Protocol, TypeVar
 
 from trtq.calibrators.batches import Batches
 from trtq.calibrators.ranges import Ranges
-from trtq.models.spec import ModelSpec
-from trtq.pipeline.calibrate import placement_of
 from trtq.pipeline.comparison import compared
 from trtq.pipeline.deliver.report import AutoReport, KeptByAuto
 from trtq.pipeline.graph.placement import KeptNode, Placement
 from trtq.pipeline.job import Job
+from trtq.pipeline.narrow import Placed, placed_without
 from trtq.pipeline.verify.compare import Comparison
 from trtq.pipeline.verify.evaluate import labels_of
 from trtq.pipeline.verify.gate import Verdict, judge
@@ -24,7 +22,7 @@ from trtq.pipeline.verify.mixed_precision import Choice, Meter, Size, choose, er
 from trtq.pipeline.verify.score import loaded
 from trtq.pipeline.verify.sensitivity import Distance, Effect
 from trtq.pipeline.verify.switchable import open_switchable
-from trtq.pipeline.watch import Log, Silent
+from trtq.pipeline.watch import Log
 
 _FEW_MACS, _MOST_NAMED = 0.8, 3
 """Below this share of what could be in INT8, in MACs, the user is warned; how many layers are named then."""
@@ -121,7 +119,7 @@ def _search(job: Job, ranges: Ranges, quantize: Callable[[Job], M], start: _Star
     log.stage("Choosing layers")
     meter = Meter(
         open_switchable(job.graph.model, job.placement, ranges, scale_dtype=scale_dtype),
-        lambda kept: _placed(job, ranges, tuple(kept)).names,
+        lambda kept: placed_without(job, ranges, tuple(kept)).names,
         loaded(labels_of(job.spec.evaluation, job.spec.accuracy.metric)),
         log.advance,
     )
@@ -129,7 +127,7 @@ def _search(job: Job, ranges: Ranges, quantize: Callable[[Job], M], start: _Star
     count, attempts = len(choice.kept), 0
     while True:
         attempts += 1
-        placed = _placed(job, ranges, choice.order[:count])
+        placed = placed_without(job, ranges, choice.order[:count])
         changed = _changed(job, placed, choice, judged_on)
         models = quantize(changed)
         comparison = _compare(changed, models, log)
@@ -172,42 +170,7 @@ def _effect(comparison: Comparison) -> Effect:
     return Effect({item.output: Distance(item.cosine, item.sqnr_db) for item in pairs})
 
 
-@dataclass(frozen=True, slots=True)
-class _Placed:
-    """What is quantized if some layers are kept."""
-
-    kept: tuple[str, ...]
-    patterns: tuple[str, ...]
-    spec: ModelSpec
-    placement: Placement
-
-    @property
-    def names(self) -> Collection[str]:
-        return {node.name for node in self.placement.quantized}
-
-
-def _placed(job: Job, ranges: Ranges, kept: Sequence[str]) -> _Placed:
-    """Returns the placement that `--skip` with these names gives.
-
-    A layer that is kept can make another tensor of an Add the one to quantize. Where that has no range, the
-    Add is kept as well.
-    """
-    while True:
-        patterns = tuple(f"^{re.escape(name)}$" for name in kept)
-        layers = replace(job.spec.layers, skip=(*job.spec.layers.skip, *patterns))
-        spec = replace(job.spec, layers=layers)
-        placement = placement_of(job.graph, spec, job.target, Silent())
-        unknown = [
-            node.name
-            for node in placement.quantized
-            if any(tensor not in ranges.tensors for _, tensor in node.activations)
-        ]
-        if not unknown:
-            return _Placed(tuple(kept), patterns, spec, placement)
-        kept = (*kept, *unknown)
-
-
-def _changed(job: Job, placed: _Placed, choice: Choice, judged_on: Batches) -> Job:
+def _changed(job: Job, placed: Placed, choice: Choice, judged_on: Batches) -> Job:
     reasons = {
         name: f"kept by --auto: alone in INT8 it leaves an SQNR of {choice.alone[name].sqnr_db:.1f} dB"
         for name in placed.kept
@@ -229,7 +192,7 @@ def _compare(job: Job, models: Models, log: Log) -> Comparison:
 
 def _report(
     before: Placement,
-    placed: _Placed,
+    placed: Placed,
     found: _Found,
     macs: Mapping[str, int],
     verdict: Verdict,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -11,11 +11,10 @@ from pathlib import Path
 import onnx
 import onnx_ir as ir
 
-from trtq.calibrators.cache import ALGORITHMS, cache_of, format_cache, parse_cache
+from trtq.calibrators.cache import cache_of, format_cache
 from trtq.calibrators.estimate import estimate
 from trtq.calibrators.memory import peak_bytes
-from trtq.calibrators.observe import observe
-from trtq.calibrators.ranges import Ranges, Shapes, ranges_to_json, read_ranges
+from trtq.calibrators.ranges import Ranges, ranges_to_json, read_ranges
 from trtq.errors import BuildError
 from trtq.models.session import save
 from trtq.models.spec import ModelSpec
@@ -23,34 +22,29 @@ from trtq.pipeline.auto import repaired
 from trtq.pipeline.calibrate import observe_graph, pass_of, warn_of_dead
 from trtq.pipeline.candidate import candidate_of, high_precision_of, weights_report_of
 from trtq.pipeline.comparison import Plan, compared, name_to_judge
+from trtq.pipeline.construct import CACHE, ENGINE, Made, Models, build_engine, without_kernels
 from trtq.pipeline.deliver import manifest, report
 from trtq.pipeline.deliver.earlier import REPORT, Earlier, find_earlier
 from trtq.pipeline.deliver.folder import staged_folder
 from trtq.pipeline.deliver.html.seen import Seen
 from trtq.pipeline.deliver.html.tensors import seen_of
 from trtq.pipeline.deliver.manifest import Manifest
-from trtq.pipeline.deliver.report import CalibrationReport, EngineReport, Report
-from trtq.pipeline.engine.backend import BuildRequest, Built
-from trtq.pipeline.engine.coverage import coverage, precisions
-from trtq.pipeline.engine.profiles import resolve_profiles
+from trtq.pipeline.deliver.report import CalibrationReport, Report
 from trtq.pipeline.graph.migrate import named_as_in_file
-from trtq.pipeline.graph.placement import WEIGHTED
-from trtq.pipeline.graph.quantized import quantized_layers
 from trtq.pipeline.improve import Improved, improved
 from trtq.pipeline.job import Job, prepare
+from trtq.pipeline.narrow import NO_KERNEL, without
 from trtq.pipeline.page import sizes_of, write_page
-from trtq.pipeline.quantization import implicit_of, kept_of, layers_of
 from trtq.pipeline.quantize.mixed import fp16_model
-from trtq.pipeline.quantize.precision import KeptFp32
 from trtq.pipeline.target import Target
 from trtq.pipeline.verify.gate import judge
 from trtq.pipeline.verify.repairs import Repairs
 from trtq.pipeline.watch import Log, Silent, Watcher
 
-ENGINE = "model.engine"
 RANGES = "ranges.json"
-CACHE = "calibration.cache"
 FLOAT = "model.float.onnx"
+_MOST_REBUILDS = 2
+"""Where layers turn out to have no INT8 kernel."""
 
 
 def build(
@@ -104,6 +98,8 @@ def run_job(job: Job, log: Log, earlier: Earlier | None = None) -> Report:
     with staged_folder(job.folder) as stage:
         calibrated = _calibrate(job, earlier, log)
         ranges, calibration, seen = calibrated.ranges, calibrated.report, calibrated.seen
+        if earlier is not None and "engine" in earlier.same and ranges is not None:
+            job = _as_built(job, ranges, earlier.report)
         models = _quantize(job, ranges, stage, log)
         auto = comparison = None
         if job.target.auto and job.placement.quantized and ranges is not None:
@@ -111,7 +107,14 @@ def run_job(job: Job, log: Log, earlier: Earlier | None = None) -> Report:
                 job, ranges, models, partial(_quantize, ranges=ranges, stage=stage, log=log), log
             )
             job, models, auto, comparison = found.job, found.models, found.auto, found.comparison
-        made = _build_engine(job, ranges, models, earlier, stage, log)
+        made = build_engine(job, ranges, models, earlier, stage, log)
+        for _ in range(_MOST_REBUILDS):
+            if ranges is None or not (reasons := without_kernels(job, made.report)):
+                break
+            log.note(f"{len(reasons)} layers have no INT8 kernel and are built in float: {_named(reasons)}")
+            job, comparison = without(job, ranges, reasons), None
+            models = _quantize(job, ranges, stage, log)
+            made = build_engine(job, ranges, models, None, stage, log)
         calibration = calibration or made.calibration
         comparison = compared(job, models.files, log, Plan(stage / ENGINE, made.report.profiles), comparison)
         judged = comparison if comparison is not None and not job.is_quantized else None
@@ -152,24 +155,14 @@ def run_job(job: Job, log: Log, earlier: Earlier | None = None) -> Report:
     return result
 
 
-@dataclass(frozen=True, slots=True)
-class _Models:
-    """The models: files to compare by precision, and the one that the engine is built from."""
-
-    files: dict[str, Path]
-    source: Path
-    built: ir.Model
-    kept_fp32: tuple[KeptFp32, ...]
+def _named(names: Collection[str]) -> str:
+    return ", ".join(list(names)[:4]) + (" ..." if len(names) > 4 else "")
 
 
-@dataclass(frozen=True, slots=True)
-class _Made:
-    """The engine: what the report says of it, what each layer runs as, and how to build it without trtq."""
-
-    report: EngineReport
-    layers: dict[str, str]
-    commands: dict[str, str]
-    calibration: CalibrationReport | None = None
+def _as_built(job: Job, ranges: Ranges, built: Report) -> Job:
+    """Returns the job with the layers in float that the engine, which is used again, was built without."""
+    reasons = {node.name: node.reason for node in built.kept_float if node.reason.startswith(NO_KERNEL)}
+    return without(job, ranges, reasons) if reasons else job
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,31 +205,31 @@ def _calibrate(job: Job, earlier: Earlier | None, log: Log) -> _Calibrated:
     return _Calibrated(ranges, report, found.repairs, seen_of(statistics, ranges, found.method))
 
 
-def _quantize(job: Job, ranges: Ranges | None, stage: Path, log: Log) -> _Models:
+def _quantize(job: Job, ranges: Ranges | None, stage: Path, log: Log) -> Models:
     keep_fp32 = job.spec.layers.keep_fp32
     log.stage("Quantizing")
     with log.timed("quantize"):
         if job.is_quantized:
             path = _write_model(job.graph.model, stage / "model.int8.onnx")
-            return _Models({"int8": path}, path, job.graph.model, ())
+            return Models({"int8": path}, path, job.graph.model, ())
         baseline = fp16_model(job.graph, ranges, keep_fp32=keep_fp32)
         files = {"fp32": job.graph.path}
         if job.target.precision != "weights" or job.evaluation is not None:
             files["fp16"] = _write_model(baseline.model, stage / "model.fp16.onnx")
         kept_fp32 = baseline.kept_fp32 if job.way.fp16 else ()
         if job.is_implicit or (job.target.precision == "fp16" and not job.way.is_typed):
-            return _Models(files, _write_model(job.graph.model, stage / FLOAT), job.graph.model, kept_fp32)
+            return Models(files, _write_model(job.graph.model, stage / FLOAT), job.graph.model, kept_fp32)
         if job.target.precision == "fp16":
-            return _Models(files, files["fp16"], baseline.model, baseline.kept_fp32)
+            return Models(files, files["fp16"], baseline.model, baseline.kept_fp32)
         mixed = candidate_of(job, ranges, baseline)
         name = job.target.name
         files[name] = _write_model(mixed.model, stage / f"model.{name}.onnx")
     if not job.way.is_typed:
         layers = {node.name for node in job.placement.layers}
-        return _Models(
+        return Models(
             files, files[name], mixed.model, tuple(item for item in kept_fp32 if item.name not in layers)
         )
-    return _Models(files, files[name], mixed.model, mixed.kept_fp32)
+    return Models(files, files[name], mixed.model, mixed.kept_fp32)
 
 
 def _write_model(model: ir.Model, path: Path) -> Path:
@@ -250,107 +243,7 @@ def _write_model(model: ir.Model, path: Path) -> Path:
     return path
 
 
-def _build_engine(
-    job: Job, ranges: Ranges | None, models: _Models, earlier: Earlier | None, stage: Path, log: Log
-) -> _Made:
-    """Returns what was built; writes the plan, and the calibration cache where TensorRT calibrated."""
-    if earlier is not None and "engine" in earlier.same:
-        log.note("model and settings are unchanged: the engine of the earlier build is used again")
-        log.reused.append("engine")
-        names = (ENGINE, *((CACHE,) if job.is_implicit else ()))
-        earlier.copy([name for name in names if name in earlier.manifest.outputs], stage)
-        commands = dict(earlier.manifest.commands)
-        return _Made(
-            earlier.report.engine, dict(earlier.manifest.layers), commands, earlier.report.calibration
-        )
-    request = _request(job, ranges, models, log)
-    log.stage(f"Building with {job.backend.name}")
-    with log.timed("build"):
-        built = job.backend.build(request)
-    if built.plan is not None:
-        (stage / ENGINE).write_bytes(built.plan)
-    if built.calibration_cache is not None:
-        (stage / CACHE).write_bytes(built.calibration_cache)
-    wanted = layers_of(job.placement) if job.is_implicit else quantized_layers(models.built)
-    targets = built.targets or job.target.compute_capabilities
-    covered = coverage(wanted, built, targets)
-    engine = EngineReport(
-        path=models.source.name if built.plan is None else ENGINE,
-        bytes=models.source.stat().st_size if built.plan is None else len(built.plan),
-        quantization=job.way.quantization,
-        quantization_reason=job.way.reason,
-        layers_quantized=covered.layers_quantized,
-        layers_int8=covered.layers_int8,
-        fallbacks=covered.fallbacks,
-        profiles=request.profiles,
-        targets=targets,
-        warnings=built.warnings,
-    )
-    weighted = [str(node.name) for node in models.built.graph if node.op_type in WEIGHTED]
-    command = job.backend.command(request)
-    return _Made(
-        engine,
-        precisions(weighted, built),
-        {"engine": command} if command else {},
-        _calibrated_by_builder(job, built),
-    )
-
-
-def _request(job: Job, ranges: Ranges | None, models: _Models, log: Log) -> BuildRequest:
-    profiles, notes = resolve_profiles(
-        job.graph.inputs, job.target.shapes, job.spec.inputs, _shapes_of_data(job, ranges)
-    )
-    for note in notes:
-        log.note(note)
-    implicit = None
-    if job.is_implicit:
-        implicit = implicit_of(job.graph, job.spec.calibration, batches=job.calibration, ranges=ranges)
-        log.note(
-            "TensorRT gets our ranges, as a calibration cache"
-            if implicit.scales
-            else f"TensorRT's own {ALGORITHMS[implicit.algorithm]} runs over the data"
-        )
-    kept = {}
-    if not job.is_quantized:
-        fp32 = (item.name for item in models.kept_fp32)
-        kept = kept_of(job.graph, job.placement, job.way, job.spec.layers, fp32)
-    return BuildRequest(
-        models.source,
-        profiles,
-        job.target.compute_capabilities,
-        job.target.workspace_bytes,
-        job.target.options,
-        job.way.precisions(job.target.precision),
-        implicit,
-        kept,
-    )
-
-
-def _calibrated_by_builder(job: Job, built: Built) -> CalibrationReport | None:
-    """Returns how TensorRT's own calibrator found the ranges; None where it did not."""
-    if built.calibration_cache is None or job.calibrates or job.calibration is None:
-        return None
-    cache = parse_cache(built.calibration_cache)
-    return CalibrationReport(
-        method=f"TensorRT's own {cache.algorithm}",
-        data=job.calibration.origin,
-        samples=built.calibration_samples,
-        seconds=None,
-        peak_rss_bytes=peak_bytes(),
-        random=job.is_random,
-    )
-
-
-def _shapes_of_data(job: Job, ranges: Ranges | None) -> Mapping[str, Shapes]:
-    """Returns the shapes of the inputs in the data; nothing without data, or if no input is dynamic."""
-    if ranges is not None and ranges.shapes:
-        return ranges.shapes
-    if job.shape_data is None or not any(item.is_dynamic for item in job.graph.inputs):
-        return {}
-    return observe(job.graph.model, (), job.shape_data).shapes
-
-
-def _write_rest(job: Job, ranges: Ranges | None, result: Report, made: _Made, stage: Path) -> Manifest:
+def _write_rest(job: Job, ranges: Ranges | None, result: Report, made: Made, stage: Path) -> Manifest:
     """Writes ranges, cache and report; returns the manifest, which lacks the digests of all files."""
     if ranges is not None:
         (stage / RANGES).write_bytes(ranges_to_json(ranges))

@@ -18,8 +18,9 @@ from trtq.models.session import providers_of
 from trtq.models.signature import TensorSpec, show_shape
 from trtq.models.spec import ModelSpec
 from trtq.pipeline.bench.process import Request
-from trtq.pipeline.build import ENGINE, FLOAT
+from trtq.pipeline.build import FLOAT
 from trtq.pipeline.calibrate import calibration_data, spec_beside
+from trtq.pipeline.construct import ENGINE
 from trtq.pipeline.deliver.earlier import REPORT
 from trtq.pipeline.deliver.integrity import verify
 from trtq.pipeline.deliver.manifest import NAME, Manifest, read_manifest

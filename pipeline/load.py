@@ -12,7 +12,7 @@ from trtq import lazy
 from trtq.errors import ArtifactError, MissingDependency
 from trtq.files import sha256_of
 from trtq.models.session import open_session
-from trtq.pipeline.build import ENGINE
+from trtq.pipeline.construct import ENGINE
 from trtq.pipeline.deliver.earlier import REPORT
 from trtq.pipeline.deliver.manifest import NAME, Manifest, is_whole, parse_manifest, read_content
 from trtq.pipeline.deliver.report import Report, read_report

@@ -11,8 +11,9 @@ from trtq.calibrators.ranges import Ranges
 from trtq.errors import ArtifactError, ModelError, UsageError
 from trtq.files import sha256_of
 from trtq.models.spec import ModelSpec
-from trtq.pipeline.build import CACHE, run_job
+from trtq.pipeline.build import run_job
 from trtq.pipeline.calibrate import calibration_data, method_of, spec_beside, warn_of_unmatched
+from trtq.pipeline.construct import CACHE
 from trtq.pipeline.deliver.report import Report
 from trtq.pipeline.engine import choose, refuse_what_it_lacks
 from trtq.pipeline.graph.load import load

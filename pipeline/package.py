@@ -16,7 +16,8 @@ from trtq.errors import ArtifactError, DataError, GateError, UsageError
 from trtq.models.preprocess import Preprocess
 from trtq.models.signature import TensorSpec, inputs_of, outputs_of
 from trtq.models.spec import InputSpec, from_table
-from trtq.pipeline.build import ENGINE, FLOAT
+from trtq.pipeline.build import FLOAT
+from trtq.pipeline.construct import ENGINE
 from trtq.pipeline.deliver.earlier import REPORT
 from trtq.pipeline.deliver.manifest import Manifest, is_intact, read_manifest
 from trtq.pipeline.deliver.report import Report, read_report

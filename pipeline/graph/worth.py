@@ -34,6 +34,8 @@ def why_float(node: ir.Node, weight: ir.Value, activation: ir.Value, axis: int |
     shape = _sizes(weight)
     if carries_indices(activation):
         return "indices: its input is made of integers (ids, positions, masks), not of a signal"
+    if is_filled(activation):
+        return "filled: its input has one value everywhere, whatever the data (ConstantOfShape)"
     if node.op_type == "Conv" and _is_filter_bank(node, shape):
         return f"filter-bank: a transform of one channel by {max(shape[2:])} taps, which INT8 distorts"
     if axis is not None and node.op_type != "ConvTranspose" and 0 < shape[axis] <= _FEW_OUTPUTS:
@@ -47,6 +49,17 @@ def carries_indices(value: ir.Value) -> bool:
     """Returns whether a float tensor holds indices or sizes: it comes from integers by rearranging alone."""
     sources = list(_sources(value))
     return bool(sources) and all(sources)
+
+
+def is_filled(value: ir.Value) -> bool:
+    """Returns whether a tensor comes from ConstantOfShape by rearranging alone, as first states of loops do."""
+    node = value.producer()
+    for _ in range(_MOST_STEPS):
+        if node is None or node.op_type == "ConstantOfShape":
+            return node is not None
+        source = node.inputs[0] if node.op_type in _REARRANGING - {"Concat"} and node.inputs else None
+        node = source.producer() if source is not None else None
+    return False
 
 
 def _sources(value: ir.Value, steps: int = _MOST_STEPS) -> Iterator[bool]:
