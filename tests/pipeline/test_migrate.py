@@ -21,7 +21,7 @@ from trtq.calibrators.cache import CalibrationCache, cache_of, format_cache, par
 from trtq.calibrators.ranges import Ranges, read_ranges
 from trtq.errors import ArtifactError, BuildError, DataError, ModelError, UsageError
 from trtq.models.demo import write_demo
-from trtq.models.spec import AccuracySpec, EvaluationSpec, LayerSpec, ModelSpec
+from trtq.models.spec import AccuracySpec, EvaluationSpec, LayerSpec, ModelSpec, QuantizationSpec
 from trtq.pipeline import build as building
 from trtq.pipeline.build import build
 from trtq.pipeline.calibrate import spec_beside
@@ -66,8 +66,14 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def built(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Report:
-    """The demo, built from data."""
-    return build(demo, target=ORT, output=tmp_path_factory.mktemp("built") / "out")
+    """The demo, built from data without repairs, which a cache cannot hold."""
+    beside = spec_beside(demo)
+    spec = replace(
+        beside,
+        calibration=replace(beside.calibration, method="entropy"),
+        quantization=QuantizationSpec(repair=("none",)),
+    )
+    return build(demo, spec=spec, target=ORT, output=tmp_path_factory.mktemp("built") / "out")
 
 
 @pytest.fixture(scope="module")

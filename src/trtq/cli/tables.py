@@ -203,8 +203,9 @@ def _print_cost(console: Console, report: Report) -> None:
 def print_repairs(console: Console, repairs: Repairs, *, verbose: bool) -> None:
     """Prints what the repairs gained, and with `verbose` all that was tried."""
     done = ", ".join(repairs.applied) or "none pays"
+    method = repairs.method.partition("(")[0]
     console.print(
-        f"repairs: {done}; {repairs.before_db:.1f} -> {repairs.after_db:.1f} dB SQNR on "
+        f"repairs: {done} (ranges by {method}); {repairs.before_db:.1f} -> {repairs.after_db:.1f} dB SQNR on "
         f"{repairs.num_samples} calibration samples held back",
         soft_wrap=True,
     )

@@ -46,7 +46,7 @@ def test_a_manifest_survives_being_written_and_read(folder: Path) -> None:
     read = read_manifest(folder)
     assert replace(read, settings=_MANIFEST.settings) == _MANIFEST
     assert read.settings["path"] == "a/b"
-    assert read.settings["model"]["calibration"]["method"] == "entropy"
+    assert read.settings["model"]["calibration"]["method"] == "auto"
     assert read.settings["target"]["op_types"] == list(Target().op_types)
 
 
