@@ -111,7 +111,7 @@ def run_job(job: Job, log: Log, earlier: Earlier | None = None) -> Report:
         for _ in range(_MOST_REBUILDS):
             if ranges is None or not (reasons := without_kernels(job, made.report)):
                 break
-            log.note(f"{len(reasons)} layers have no INT8 kernel and are built in float: {_named(reasons)}")
+            log.note(f"built in float, as the builder has no INT8 kernel for it: {_named(reasons)}")
             job, comparison = without(job, ranges, reasons), None
             models = _quantize(job, ranges, stage, log)
             made = build_engine(job, ranges, models, None, stage, log)

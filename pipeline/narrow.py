@@ -73,7 +73,7 @@ def given_back(job: Job, fallbacks: Sequence[Fallback]) -> dict[str, str]:
     forced = [re.compile(pattern) for pattern in job.spec.layers.force]
     quantized = {node.name for node in job.placement.layers}
     return {
-        item.node: f"{NO_KERNEL}the builder ran it as {item.runs_as} behind Q/DQ: {item.reason}"
+        item.node: f"{NO_KERNEL}the builder ran it as {item.runs_as} behind Q/DQ"
         for item in fallbacks
         if item.node in quantized
         and item.op_type in DEFAULT_OP_TYPES

@@ -72,14 +72,16 @@ class Log:
         self.watcher.advance(num_samples)
 
     def note(self, text: str) -> None:
-        """Keeps it and passes it on."""
-        self.notes.append(text)
-        self.watcher.note(text)
+        """Keeps it and passes it on, once: a stage that is done again has nothing new to tell."""
+        if text not in self.notes:
+            self.notes.append(text)
+            self.watcher.note(text)
 
     def warn(self, text: str) -> None:
-        """Keeps it and passes it on."""
-        self.warnings.append(text)
-        self.watcher.warn(text)
+        """Keeps it and passes it on, once."""
+        if text not in self.warnings:
+            self.warnings.append(text)
+            self.watcher.warn(text)
 
     @contextmanager
     def timed(self, name: str) -> Iterator[None]:

@@ -52,7 +52,7 @@ def carries_indices(value: ir.Value) -> bool:
 
 
 def is_filled(value: ir.Value) -> bool:
-    """Returns whether a tensor comes from ConstantOfShape by rearranging alone, as first states of loops do."""
+    """Returns whether a tensor comes from ConstantOfShape by rearranging alone, as first states do."""
     node = value.producer()
     for _ in range(_MOST_STEPS):
         if node is None or node.op_type == "ConstantOfShape":

@@ -113,11 +113,13 @@ def test_convolutions_on_one_position_that_are_no_gate_are_quantized(end: str, m
         ("int64[N,4] i, float[N,4] f", "k = Cast <to = 1> (i) x = Concat <axis = 1> (k, f)", ""),
         ("uint8[N,8] i", "x = Cast <to = 1> (i)", ""),
         ("int64[N,8] i", "k = Cast <to = 1> (i) x = Sin (k)", ""),
+        ("float[N,8] f", "z = ConstantOfShape (m) x = Identity (z)", "filled"),
+        ("float[N,8] f", "z = ConstantOfShape (m) r = Relu (f) x = Concat <axis = 0> (z, r)", ""),
         ("float[N,8] f", "x = Relu (f)", ""),
         ("float[N,8] f", "x = Identity (f)", ""),
     ],
 )
-def test_what_is_made_of_integers_by_rearranging_is_not_quantized(
+def test_what_is_made_of_integers_or_filled_is_not_quantized(
     inputs: str, body: str, rule: str, model_of: ModelOf
 ) -> None:
     model = model_of(
