@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 
 
 @pytest.fixture(scope="session")
 def keys(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """Gives the path of a PEM file by its name: private and public are a pair, other is another's public."""
+    ed25519 = pytest.importorskip("cryptography.hazmat.primitives.asymmetric.ed25519")
+    pem = importlib.import_module("cryptography.hazmat.primitives.serialization")
+    as_private = (pem.Encoding.PEM, pem.PrivateFormat.PKCS8, pem.NoEncryption())
+    as_public = (pem.Encoding.PEM, pem.PublicFormat.SubjectPublicKeyInfo)
     folder = tmp_path_factory.mktemp("keys")
     for private, public in (("private", "public"), ("other-private", "other")):
-        key = Ed25519PrivateKey.generate()
-        pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-        (folder / private).write_bytes(pem)
-        pem = key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
-        (folder / public).write_bytes(pem)
+        key = ed25519.Ed25519PrivateKey.generate()
+        (folder / private).write_bytes(key.private_bytes(*as_private))
+        (folder / public).write_bytes(key.public_key().public_bytes(*as_public))
     return folder.joinpath
