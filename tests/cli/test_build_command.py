@@ -91,6 +91,7 @@ def test_demo_names_the_files_that_it_writes(tmp_path: Path) -> None:
     for _ in range(2):
         result = trtq("demo", tmp_path / "demo")
         assert (result.exit_code, result.stdout, result.stderr) == (0, wanted, "")
+    assert trtq("demo", tmp_path / "demo", "-q").output == ""
 
 
 def test_demo_does_not_overwrite_other_files(tmp_path: Path) -> None:

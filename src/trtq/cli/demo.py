@@ -11,7 +11,8 @@ from trtq.models.demo import write_demo
 
 @click.command("demo")
 @click.argument("folder", type=click.Path(path_type=Path), default=Path("demo"))
-def command(folder: Path) -> None:
+@click.option("-q", "--quiet", is_flag=True, help="Print errors only.")
+def command(folder: Path, quiet: bool) -> None:
     """Write a small trained model with data, to try trtq on.
 
     A classifier of handwritten digits, its calibration data, its labelled evaluation data, and model.toml
@@ -22,4 +23,5 @@ def command(folder: Path) -> None:
       trtq build demo/model.onnx --int8
     """
     for path in write_demo(folder):
-        click.echo(f"wrote {path}")
+        if not quiet:
+            click.echo(f"wrote {path}")
