@@ -136,10 +136,16 @@ def test_an_engine_alone_needs_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyP
     )
 
 
+def test_there_must_be_a_target() -> None:
+    result = trtq("bench")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "bench [OPTIONS] TARGETS...\n" in result.stderr
+    assert result.stderr.endswith("Error: Missing argument 'TARGETS...'.\n")
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "told"),
     [
-        ((), 2, "error: there is nothing to measure; give a build folder, an .engine or an .onnx file\n"),
         (("MODEL", "MODEL"), 2, "error: a target is given twice; give each once\n"),
         (("MODEL", "--rounds", "0"), 2, "error: bench takes at least one round, got 0\n"),
         (("MODEL", "--shapes", "x"), 2, "error: 'x' gives no shapes; write name:1x3x224x224"),

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 @click.command("bench")
-@click.argument("targets", nargs=-1, type=click.Path(path_type=Path))
+@click.argument("targets", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option(
     "--batch", type=int, help="Size of the open first axes.  [default: the engine's usual one, or 1]"
 )
