@@ -28,8 +28,10 @@ from trtq.pipeline.deliver.earlier import REPORT, Earlier, find_earlier
 from trtq.pipeline.deliver.folder import staged_folder
 from trtq.pipeline.deliver.html.seen import Seen
 from trtq.pipeline.deliver.html.tensors import seen_of
+from trtq.pipeline.deliver.integrity import sign
 from trtq.pipeline.deliver.manifest import Manifest
 from trtq.pipeline.deliver.report import CalibrationReport, Report
+from trtq.pipeline.deliver.signature import read_private_key
 from trtq.pipeline.graph.migrate import named_as_in_file
 from trtq.pipeline.improve import Improved, improved
 from trtq.pipeline.job import Job, prepare
@@ -54,6 +56,7 @@ def build(
     target: Target | None = None,
     output: Path | str | None = None,
     random_data: bool = False,
+    sign_key: Path | str | None = None,
     watcher: Watcher | None = None,
 ) -> Report:
     """Returns the report of the engine that was built and compared with the float model.
@@ -68,23 +71,29 @@ def build(
         target: What is built; None: INT8 with the first engine builder that works here.
         output: The folder; None: `<name>.trtq` beside the model.
         random_data: Calibrate with random numbers, to try a build; the verdict is then "unverified".
+        sign_key: A private Ed25519 key in PEM that signs the folder, unless the gate fails. Of an earlier
+            build only what it has signed is used again.
         watcher: Is told of the progress.
 
     Raises:
         ModelError, DataError, UsageError: Something that was given cannot be used.
         ArtifactError: The output folder cannot be written, or is not trtq's.
         BuildError: The engine was not built.
-        MissingDependency: The engine builder is not installed.
+        MissingDependency: The engine builder, or what signs, is not installed.
     """
+    private = read_private_key(Path(sign_key)) if sign_key is not None else None
     log = Log(watcher or Silent())
     job = prepare(Path(model), spec, target or Target(), output, random_data, log)
-    earlier = find_earlier(job.folder, job.keys)
+    earlier = find_earlier(job.folder, job.keys, private)
     if earlier is not None and "everything" in earlier.same:
         log.note(f"nothing has changed since {job.folder} was built")
         return replace(
             earlier.report, model=str(job.graph.path), output=str(job.folder), reused=("everything",)
         )
-    return run_job(job, log, earlier)
+    result = run_job(job, log, earlier)
+    if sign_key is not None and result.verdict != "fail":
+        sign(job.folder, sign_key)
+    return result
 
 
 def run_job(job: Job, log: Log, earlier: Earlier | None = None) -> Report:

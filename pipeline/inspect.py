@@ -15,7 +15,8 @@ from trtq.models.session import num_weight_bytes
 from trtq.models.signature import TensorSpec
 from trtq.pipeline.calibrate import placement_of, spec_beside
 from trtq.pipeline.deliver.earlier import REPORT
-from trtq.pipeline.deliver.manifest import NAME, Manifest, is_intact, read_manifest
+from trtq.pipeline.deliver.integrity import verify
+from trtq.pipeline.deliver.manifest import NAME, Manifest, read_manifest
 from trtq.pipeline.deliver.report import Report, read_report
 from trtq.pipeline.graph.load import load
 from trtq.pipeline.graph.placement import Placement
@@ -52,11 +53,19 @@ class ModelSummary:
 
 @dataclass(frozen=True, slots=True)
 class FolderSummary:
-    """A build folder, and whether its files are as the manifest says."""
+    """A build folder.
+
+    Attributes:
+        manifest: What it says.
+        report: What it says.
+        intact: Whether every file is as it was built, and no other one is there.
+        problems: Which are not, in one line.
+    """
 
     manifest: Manifest
     report: Report
     intact: bool
+    problems: str = ""
 
 
 Summary = ModelSummary | FolderSummary | Ranges | CalibrationCache
@@ -73,8 +82,9 @@ def inspect(path: Path | str) -> Summary:
     if not path.exists():
         raise UsageError(f"there is no file {path}")
     if path.is_dir():
-        manifest = read_manifest(path)
-        return FolderSummary(manifest, read_report(path / REPORT), is_intact(path, manifest))
+        found = verify(path)
+        report = read_report(path / REPORT)
+        return FolderSummary(read_manifest(path), report, found.is_intact, found.problems)
     if path.suffix == ".onnx":
         return _model(path)
     if path.name in (NAME, REPORT):

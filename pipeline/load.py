@@ -10,13 +10,12 @@ from typing import Any
 
 from trtq import lazy
 from trtq.errors import ArtifactError, MissingDependency
-from trtq.files import sha256_of
 from trtq.models.session import open_session
 from trtq.pipeline.construct import ENGINE
 from trtq.pipeline.deliver.earlier import REPORT
-from trtq.pipeline.deliver.manifest import NAME, Manifest, is_whole, parse_manifest, read_content
+from trtq.pipeline.deliver.integrity import refuse_changed, whole_manifest
+from trtq.pipeline.deliver.manifest import Manifest
 from trtq.pipeline.deliver.report import Report, read_report
-from trtq.pipeline.deliver.signature import check_signature
 from trtq.pipeline.engine import BACKENDS
 from trtq.pipeline.engine.backend import Backend
 from trtq.pipeline.engine.gpu import compute_capability
@@ -90,23 +89,15 @@ def load(folder: Path | str, *, key: Path | str | None = None) -> Engine:
         MissingDependency: Its backend does not work here, or a key is given without `cryptography`.
     """
     folder = Path(folder)
-    content = read_content(folder)
-    if key is not None:
-        check_signature(folder, content, Path(key))
-    manifest = parse_manifest(content, folder / NAME)
-    if not is_whole(content):
-        raise ArtifactError(
-            f"{folder / NAME} is not the file that was written: its own SHA-256 is another; build again"
-        )
-    _refuse_changed(folder, manifest, REPORT)
+    manifest = whole_manifest(folder, key=key)
+    refuse_changed(folder, manifest, REPORT)
     report = read_report(folder / REPORT)
     name, _, built_by = report.backend.partition(" ")
     if name not in BACKENDS:
         raise ArtifactError(f"{folder} was built by {name!r}, which this trtq does not know")
     backend = BACKENDS[name]
     path = folder / report.engine.path
-    for part in _parts(manifest, path.name):
-        _refuse_changed(folder, manifest, part)
+    refuse_changed(folder, manifest, *_parts(manifest, path.name))
     if reason := backend.why_not():
         raise MissingDependency(f"backend {name}, for {folder}: {reason}")
     is_plan = path.name == ENGINE
@@ -125,15 +116,6 @@ def _parts(manifest: Manifest, name: str) -> list[str]:
     """Returns the names of a plan or model and of the file that holds its weights, if there is one."""
     weights = f"{name}.data"
     return [name, *([weights] if weights in manifest.outputs else [])]
-
-
-def _refuse_changed(folder: Path, manifest: Manifest, name: str) -> None:
-    """Refuses a file that is not the one that was built: a plan can hold code."""
-    path = folder / name
-    if not path.is_file() or sha256_of(path) != manifest.outputs.get(name):
-        raise ArtifactError(
-            f"{path} is not the file that was built: its SHA-256 is not that of the manifest; build again"
-        )
 
 
 def _refuse_misfit(path: Path, report: Report, there: str, here: str, options: Mapping[str, Any]) -> None:

@@ -19,7 +19,8 @@ from trtq.models.spec import InputSpec, from_table
 from trtq.pipeline.build import FLOAT
 from trtq.pipeline.construct import ENGINE
 from trtq.pipeline.deliver.earlier import REPORT
-from trtq.pipeline.deliver.manifest import Manifest, is_intact, read_manifest
+from trtq.pipeline.deliver.integrity import intact_manifest
+from trtq.pipeline.deliver.manifest import NAME, Manifest
 from trtq.pipeline.deliver.report import Report, read_report
 from trtq.pipeline.deliver.triton.config import ModelConfig, Serving, largest_batch, ports_of
 from trtq.pipeline.deliver.triton.repository import Entry, Installed, Source, check_name, install
@@ -45,6 +46,7 @@ class PackageSpec:
             no third.
         warmup_data: Data for the warm-up; None: the calibration data of the build, where it still is.
         ignore_gate: Whether a build may be packaged whose gate failed.
+        key: A public Ed25519 key in PEM that must have signed the build; None: signatures are not checked.
         serving: How the server shall run it.
     """
 
@@ -53,6 +55,7 @@ class PackageSpec:
     ab_percent: float | None = None
     warmup_data: str | None = None
     ignore_gate: bool = False
+    key: Path | str | None = None
     serving: Serving = field(default_factory=Serving)
 
     def __post_init__(self) -> None:
@@ -108,13 +111,15 @@ def package(folder: Path | str, repository: Path | str, spec: PackageSpec | None
         spec: What is wanted beside the engine.
 
     Raises:
-        ArtifactError: The folder is no build, or was changed since; Triton cannot serve it; the repository is
-            none, or its model of this name is another one; something cannot be written.
+        ArtifactError: The folder is no build, was changed since, or is not signed by the key; Triton cannot
+            serve it; the repository is none, or its model of this name is another one; something cannot be
+            written.
         GateError: The build's gate failed.
         UsageError, DataError: Something that was given does not fit.
+        MissingDependency: A key is given without `cryptography`.
     """
     spec = spec or PackageSpec()
-    build = _read(Path(folder))
+    build = _read(Path(folder), spec.key)
     wants_onnx = spec.fallback or spec.ab_percent is not None
     if build.report.verdict == "fail" and not spec.ignore_gate:
         raise GateError(
@@ -148,20 +153,17 @@ def package(folder: Path | str, repository: Path | str, spec: PackageSpec | None
     return Package(str(repository), installed, tuple(notes))
 
 
-def _read(folder: Path) -> _Build:
-    """Returns the build, with the digests of all that is read from compared first."""
-    manifest = read_manifest(folder)
+def _read(folder: Path, key: Path | str | None) -> _Build:
+    """Returns the build; one that is not as it was built, and signed if there is a key, is refused."""
+    manifest = intact_manifest(folder, key=key)
     report = read_report(folder / REPORT)
     onnx = report.engine.path
     if onnx == ENGINE:
         names = (f"model.{report.precision}.onnx", FLOAT, "model.fp16.onnx")
-        onnx = next((name for name in names if name in manifest.outputs), "")
-    for name in (REPORT, report.engine.path, onnx):
-        if not is_intact(folder, manifest, (name,)):
-            raise ArtifactError(
-                f"{folder / name} is not the file that was built: its SHA-256 is not that of the manifest; "
-                f"build again"
-            )
+        onnx = next((name for name in names if name in manifest.outputs), "model.onnx")
+    for name in (report.engine.path, onnx):
+        if name not in manifest.outputs:
+            raise ArtifactError(f"{folder} has no {name} by its {NAME}; build again")
     model = ir.load(folder / onnx)
     return _Build(folder, manifest, report, onnx, inputs_of(model), outputs_of(model))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from trtq.errors import ArtifactError, UsageError
+from trtq.errors import UsageError
 from trtq.files import sha256_of
 from trtq.models.session import num_weight_bytes
 from trtq.pipeline.command import command_of
@@ -14,7 +14,8 @@ from trtq.pipeline.deliver.html.layers import layers_of
 from trtq.pipeline.deliver.html.page import NAME, page_of
 from trtq.pipeline.deliver.html.seen import NAME as TENSORS
 from trtq.pipeline.deliver.html.seen import Seen, read_seen, to_json
-from trtq.pipeline.deliver.manifest import Manifest, is_intact, read_manifest
+from trtq.pipeline.deliver.integrity import refuse_changed, whole_manifest
+from trtq.pipeline.deliver.manifest import Manifest
 from trtq.pipeline.deliver.report import Report, read_report
 from trtq.pipeline.job import Job
 from trtq.pipeline.verify.sensitivity import read_sensitivity
@@ -59,15 +60,13 @@ def page_of_folder(folder: Path | str, sensitivity: Path | str | None = None) ->
         sensitivity: What `trtq sensitivity` wrote of the same model, to show what each layer costs.
 
     Raises:
-        ArtifactError: It is no build folder, or its report is not as the manifest says; the other file is
-            broken.
+        ArtifactError: It is no build folder, or its manifest, report or tensors were changed since; the
+            other file is broken.
         UsageError: The layers of the other file are none of this build.
     """
     folder = Path(folder)
-    manifest = read_manifest(folder)
-    names = tuple(name for name in (REPORT, TENSORS) if name in manifest.outputs)
-    if not is_intact(folder, manifest, names):
-        raise ArtifactError(f"{' or '.join(names)} of {folder} is not as the manifest says; build again")
+    manifest = whole_manifest(folder)
+    refuse_changed(folder, manifest, *(name for name in (REPORT, TENSORS) if name in manifest.outputs))
     seen = read_seen(folder)
     measured = read_sensitivity(Path(sensitivity)) if sensitivity is not None else None
     if measured is not None and not {item.name for item in measured.layers} & {

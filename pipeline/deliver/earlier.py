@@ -6,11 +6,17 @@ import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from trtq.errors import ArtifactError
 from trtq.pipeline.deliver.html.seen import Seen, read_seen
-from trtq.pipeline.deliver.manifest import NAME, Manifest, is_intact, is_whole, parse_manifest, read_content
+from trtq.pipeline.deliver.integrity import verify
+from trtq.pipeline.deliver.manifest import NAME, Manifest, parse_manifest, read_content
 from trtq.pipeline.deliver.report import Report, read_report
+from trtq.pipeline.deliver.signature import is_signed
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 REPORT = "report.json"
 
@@ -31,15 +37,25 @@ class Earlier:
             shutil.copyfile(self.folder / name, to / name)
 
 
-def find_earlier(folder: Path, keys: Mapping[str, str]) -> Earlier | None:
-    """Returns what can be used again; None if there is no build, it is damaged, or nothing is the same."""
+def find_earlier(
+    folder: Path, keys: Mapping[str, str], sign_key: Ed25519PrivateKey | None = None
+) -> Earlier | None:
+    """Returns what can be used again; None if there is no build, it is damaged, or nothing is the same.
+
+    Args:
+        folder: Of an earlier build, if there was one.
+        keys: What each stage of this one depends on.
+        sign_key: What is used again will be signed with this key, so only what it has signed is.
+    """
     try:
         content = read_content(folder)
-        manifest, report = parse_manifest(content, folder / NAME), read_report(folder / REPORT)
-        seen = read_seen(folder)
+        manifest = parse_manifest(content, folder / NAME)
+        same = frozenset(name for name, key in keys.items() if manifest.keys.get(name) == key)
+        if not same or not (sign_key is None or is_signed(folder, content, sign_key)):
+            return None
+        found = verify(folder)
+        if found.changed or found.missing:
+            return None
+        return Earlier(folder, same, manifest, read_report(folder / REPORT), read_seen(folder))
     except ArtifactError:
         return None
-    if not is_whole(content):
-        return None
-    same = frozenset(name for name, key in keys.items() if manifest.keys.get(name) == key)
-    return Earlier(folder, same, manifest, report, seen) if same and is_intact(folder, manifest) else None

@@ -66,10 +66,60 @@ def verify(folder: Path | str, *, key: Path | str | None = None) -> Integrity:
         MissingDependency: A key is given and `cryptography` is not installed.
     """
     folder = Path(folder)
-    content = read_content(folder)
-    if key is not None:
-        check_signature(folder, content, Path(key))
+    content = _content(folder, key)
     return _examined(folder, content, is_checked=key is not None)
+
+
+def whole_manifest(folder: Path, *, key: Path | str | None = None) -> Manifest:
+    """Returns the manifest of a build folder if it is the one that was written; no other file is looked at.
+
+    Args:
+        folder: Of a build.
+        key: As of `verify`.
+
+    Raises:
+        ArtifactError: As of `verify`, or the manifest was changed since.
+        UsageError, MissingDependency: As of `verify`.
+    """
+    content = _content(folder, key)
+    manifest = parse_manifest(content, folder / NAME)
+    if not is_whole(content):
+        raise ArtifactError(
+            f"{folder / NAME} is not the file that was written: its own SHA-256 is another; build again"
+        )
+    return manifest
+
+
+def intact_manifest(folder: Path, *, key: Path | str | None = None) -> Manifest:
+    """Returns the manifest of a build folder in which every file is as it was built, and no other one is.
+
+    Args:
+        folder: Of a build.
+        key: As of `verify`.
+
+    Raises:
+        ArtifactError: As of `verify`, or something was changed since; it is named.
+        UsageError, MissingDependency: As of `verify`.
+    """
+    content = _content(folder, key)
+    found = _examined(folder, content, is_checked=key is not None)
+    if not found.is_intact:
+        raise ArtifactError(f"{folder} is not what was built: {found.problems}; build again")
+    return parse_manifest(content, folder / NAME)
+
+
+def refuse_changed(folder: Path, manifest: Manifest, *names: str) -> None:
+    """Refuses files of a build folder that are not those that were built: a plan can hold code.
+
+    Raises:
+        ArtifactError: One is missing, or has another digest.
+    """
+    for name in names:
+        path = folder / name
+        if not path.is_file() or sha256_of(path) != manifest.outputs.get(name):
+            raise ArtifactError(
+                f"{path} is not the file that was built: its SHA-256 is not that of the manifest; build again"
+            )
 
 
 def sign(folder: Path | str, key: Path | str) -> Path:
@@ -92,6 +142,14 @@ def sign(folder: Path | str, key: Path | str) -> Path:
         raise ArtifactError(f"{folder} is not what was built and is not signed: {found.problems}")
     write_atomically(folder / SIGNATURE, private.sign(content))
     return folder / SIGNATURE
+
+
+def _content(folder: Path, key: Path | str | None) -> bytes:
+    """Returns the bytes of the manifest, which the owner of the key, if there is one, has signed."""
+    content = read_content(folder)
+    if key is not None:
+        check_signature(folder, content, Path(key))
+    return content
 
 
 def _examined(folder: Path, content: bytes, *, is_checked: bool) -> Integrity:

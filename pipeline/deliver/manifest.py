@@ -13,7 +13,6 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from trtq.errors import ArtifactError
-from trtq.files import sha256_of
 
 SCHEMA_VERSION = 1
 NAME = "manifest.json"
@@ -65,7 +64,7 @@ def is_whole(content: bytes) -> bool:
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """Returns the manifest of a build folder.
+    """Returns the manifest of a build folder as it is; `integrity` tells whether it was changed.
 
     Raises:
         ArtifactError: The file is missing, broken, of another kind or of another schema.
@@ -115,14 +114,6 @@ def parse_manifest(content: bytes, path: Path) -> Manifest:
     if foreign := [name for name in document["outputs"] if not _is_inside(name)]:
         raise ArtifactError(f"{path} names {foreign[0]!r}, which is no file of its folder; build again")
     return Manifest(**{name: document[name] for name in names})
-
-
-def is_intact(folder: Path, manifest: Manifest, names: tuple[str, ...] | None = None) -> bool:
-    """Returns whether the files, all of them or those named, are as the manifest says."""
-    wanted = manifest.outputs if names is None else {name: manifest.outputs.get(name, "") for name in names}
-    return all(
-        (folder / name).is_file() and sha256_of(folder / name) == digest for name, digest in wanted.items()
-    )
 
 
 def _is_inside(name: str) -> bool:

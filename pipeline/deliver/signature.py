@@ -77,7 +77,28 @@ def check_signature(folder: Path, content: bytes, key: Path) -> None:
         UsageError: The key cannot be used.
         MissingDependency: `cryptography` is not installed.
     """
-    public, path = read_public_key(key), folder / SIGNATURE
+    if not _is_good(folder, content, read_public_key(key)):
+        raise ArtifactError(
+            f"the signature of {folder} is not that of {key}: {NAME} was changed since, or another key signed"
+        )
+
+
+def is_signed(folder: Path, content: bytes, private: Ed25519PrivateKey) -> bool:
+    """Returns whether a build folder is signed with a key.
+
+    Args:
+        folder: With the signature.
+        content: The bytes of its manifest.
+        private: The key.
+    """
+    try:
+        return _is_good(folder, content, private.public_key())
+    except ArtifactError:
+        return False
+
+
+def _is_good(folder: Path, content: bytes, public: Ed25519PublicKey) -> bool:
+    path = folder / SIGNATURE
     try:
         signature = path.read_bytes()
     except FileNotFoundError as error:
@@ -87,10 +108,9 @@ def check_signature(folder: Path, content: bytes, key: Path) -> None:
     invalid = lazy.require("cryptography.exceptions", "sign", "signatures").InvalidSignature
     try:
         public.verify(signature, content)
-    except invalid as error:
-        raise ArtifactError(
-            f"the signature of {folder} is not that of {key}: {NAME} was changed since, or another key signed"
-        ) from error
+    except invalid:
+        return False
+    return True
 
 
 def _serialization() -> Any:

@@ -243,10 +243,10 @@ def test_inspect_shows_a_build_folder_and_its_damage(
     assert shown.startswith(
         "model.onnx INT8 + FP16 onnxruntime #\naccuracy FP32 # FP16 # INT8 # on 600 samples\n"
     )
-    assert shown.endswith("written to DIR/model.trtq\nPASS\nfiles: as the manifest says\n")
+    assert shown.endswith("written to DIR/model.trtq\nPASS\nfiles: as built\n")
     spoilt = shutil.copytree(built, tmp_path / "spoilt")
     (spoilt / "model.int8.onnx").write_bytes(b"")
-    assert trtq("inspect", spoilt).stdout.endswith("files: NOT as the manifest says\n")
+    assert trtq("inspect", spoilt).stdout.endswith("files: NOT AS BUILT  changed: model.int8.onnx\n")
 
 
 def test_inspect_shows_ranges_and_cache(built: Path, plain: Callable[[str], str]) -> None:

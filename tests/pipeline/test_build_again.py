@@ -18,7 +18,7 @@ from trtq.files import sha256_of
 from trtq.models.demo import write_demo
 from trtq.models.spec import AccuracySpec, CalibrationSpec, EvaluationSpec, ModelSpec, read_spec
 from trtq.pipeline.build import build
-from trtq.pipeline.deliver.manifest import is_intact, read_manifest
+from trtq.pipeline.deliver.integrity import verify
 from trtq.pipeline.deliver.report import Report
 from trtq.pipeline.quantize.mixed import Mixed
 from trtq.pipeline.target import Target
@@ -104,7 +104,7 @@ def test_a_changed_gate_uses_ranges_and_engine_again(demo: Path, built: Report, 
     # Two builds never give the same bytes, so equal bytes were copied.
     assert sha256_of(earlier / "model.engine") == sha256_of(Path(built.output) / "model.engine")
     assert watcher.stages == ["Loading", "Quantizing", "Comparing"]
-    assert is_intact(earlier, read_manifest(earlier))
+    assert verify(earlier).is_intact
 
 
 def test_a_changed_target_uses_the_ranges_again(small: Path) -> None:
@@ -157,7 +157,7 @@ def test_a_damaged_folder_is_built_again_whole(small: Path, spoil: Any) -> None:
     assert again.reused == ()
     assert set(again.timings_s) == {"calibrate", "repair", "quantize", "build", "compare"}
     assert set(digests(folder)) == names
-    assert is_intact(folder, read_manifest(folder))
+    assert verify(folder).is_intact
 
 
 def test_data_from_a_script_is_never_taken_for_unchanged(small: Path) -> None:
@@ -241,7 +241,7 @@ def test_a_killed_build_leaves_the_earlier_one_and_the_next_clears_what_is_left(
         process.kill()
         assert process.wait() == -signal.SIGKILL
     assert digests(folder) == before
-    assert is_intact(folder, read_manifest(folder))
+    assert verify(folder).is_intact
     assert len(left_beside(folder)) == 1
     spec = replace(spec_of(small), accuracy=AccuracySpec(min_cosine=0.5))
     assert build(small, spec=spec).reused == ("ranges", "engine")

@@ -195,7 +195,7 @@ def test_a_folder_that_is_not_what_was_built_is_refused(model: Path, data: Path)
     with pytest.raises(ArtifactError, match=r"is not what was built: changed: ranges\.json; build again$"):
         contenders_of([folder], Runs())
     (folder / REPORT).unlink()
-    with pytest.raises(ArtifactError, match="cannot read the report"):
+    with pytest.raises(ArtifactError, match=r"changed: ranges\.json; missing: report\.json; build again$"):
         contenders_of([folder], Runs())
 
 

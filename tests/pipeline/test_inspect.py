@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -71,12 +72,21 @@ def test_ranges_a_cache_and_a_folder_are_known(built: Report) -> None:
     assert whole.intact
 
 
-def test_a_damaged_folder_is_told(demo: Path, tmp_path: Path) -> None:
-    build(demo, target=Target(backend="onnxruntime"), output=tmp_path / "out")
-    (tmp_path / "out" / "calibration.cache").unlink()
-    summary = inspect(tmp_path / "out")
+def test_a_damaged_folder_is_told(built: Report, tmp_path: Path) -> None:
+    folder = shutil.copytree(built.output, tmp_path / "out")
+    (folder / "calibration.cache").unlink()
+    summary = inspect(folder)
     assert isinstance(summary, FolderSummary)
-    assert not summary.intact
+    assert (summary.intact, summary.problems) == (False, "missing: calibration.cache")
+
+
+def test_a_manifest_that_was_changed_is_told(built: Report, tmp_path: Path) -> None:
+    folder = shutil.copytree(built.output, tmp_path / "out")
+    content = (folder / "manifest.json").read_bytes()
+    (folder / "manifest.json").write_bytes(content.replace(b"model.onnx", b"other.onnx", 1))
+    summary = inspect(folder)
+    assert isinstance(summary, FolderSummary)
+    assert (summary.intact, summary.problems) == (False, "changed: manifest.json")
 
 
 def test_every_summary_is_plain_json(demo: Path, built: Report) -> None:

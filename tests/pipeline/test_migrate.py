@@ -25,7 +25,8 @@ from trtq.models.spec import AccuracySpec, EvaluationSpec, LayerSpec, ModelSpec,
 from trtq.pipeline import build as building
 from trtq.pipeline.build import build
 from trtq.pipeline.calibrate import spec_beside
-from trtq.pipeline.deliver.manifest import is_intact, read_manifest
+from trtq.pipeline.deliver.integrity import verify
+from trtq.pipeline.deliver.manifest import read_manifest
 from trtq.pipeline.deliver.report import Report, read_report
 from trtq.pipeline.engine.profiles import GivenShapes
 from trtq.pipeline.graph.migrate import UncoveredTensor
@@ -200,7 +201,7 @@ def test_a_folder_holds_everything(demo: Path, cache: Path, tmp_path: Path) -> N
     assert {path.name for path in folder.iterdir()} == FILES
     assert (folder / "calibration.cache").read_bytes() == odd.read_bytes()
     manifest = read_manifest(folder)
-    assert is_intact(folder, manifest)
+    assert verify(folder).is_intact
     assert set(manifest.outputs) == FILES - {"manifest.json"}
     assert {str(demo), str(odd)} < set(manifest.inputs)
     assert read_report(folder / "report.json") == migrated.report
@@ -343,7 +344,7 @@ def test_the_folder_of_an_input_is_not_replaced(demo: Path, built: Report) -> No
         UsageError, match=r"calibration\.cache lies in the output folder .*, which is replaced as a whole; "
     ):
         migrate(demo, Path(built.output) / "calibration.cache", target=ORT, output=built.output)
-    assert is_intact(Path(built.output), read_manifest(Path(built.output)))
+    assert verify(Path(built.output)).is_intact
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,8 @@ from trtq.files import sha256_of
 from trtq.models.demo import write_demo
 from trtq.models.spec import AccuracySpec, CalibrationSpec, ModelSpec
 from trtq.pipeline.build import build
+from trtq.pipeline.deliver.integrity import sign
+from trtq.pipeline.deliver.manifest import read_manifest, to_json
 from trtq.pipeline.deliver.triton.config import Serving
 from trtq.pipeline.deliver.triton.pbtxt import parse
 from trtq.pipeline.package import Package, PackageSpec, package
@@ -68,7 +70,9 @@ def rewrite(folder: Path, name: str, change: Callable[[dict[str, Any]], None]) -
     document = json.loads((folder / name).read_text())
     change(document)
     (folder / name).write_text(json.dumps(document))
-    if name != "manifest.json":
+    if name == "manifest.json":
+        (folder / name).write_bytes(to_json(read_manifest(folder)))
+    else:
         digest = sha256_of(folder / name)
         rewrite(folder, "manifest.json", lambda manifest: manifest["outputs"].update({name: digest}))
 
@@ -197,9 +201,36 @@ def test_a_changed_file_is_refused_and_nothing_is_written(folder: Path, tmp_path
     data = bytearray((folder / "model.engine").read_bytes())
     data[len(data) // 2] ^= 1
     (folder / "model.engine").write_bytes(data)
-    with pytest.raises(ArtifactError, match=r"model\.engine is not the file that was built: its SHA-256"):
+    with pytest.raises(ArtifactError, match=r"is not what was built: changed: model\.engine; build again$"):
         package(folder, tmp_path / "models")
     assert not (tmp_path / "models").exists()
+
+
+def test_a_changed_manifest_is_refused(onnx_folder: Path, tmp_path: Path) -> None:
+    content = (onnx_folder / "manifest.json").read_bytes()
+    (onnx_folder / "manifest.json").write_bytes(content.replace(b"calibration.npz", b"other.npz"))
+    with pytest.raises(ArtifactError, match=r"is not what was built: changed: manifest\.json; build again$"):
+        package(onnx_folder, tmp_path / "models")
+
+
+def test_a_model_that_the_manifest_lacks_is_named(onnx_folder: Path, tmp_path: Path) -> None:
+    (onnx_folder / "model.int8.onnx").unlink()
+    rewrite(onnx_folder, "manifest.json", lambda it: it["outputs"].pop("model.int8.onnx"))
+    with pytest.raises(ArtifactError, match=r"has no model\.int8\.onnx by its manifest\.json; build again$"):
+        package(onnx_folder, tmp_path / "models")
+
+
+def test_a_build_is_packaged_if_the_owner_of_the_key_has_signed_it(
+    onnx_folder: Path, keys: Callable[[str], Path], tmp_path: Path
+) -> None:
+    spec = PackageSpec(key=keys("public"))
+    with pytest.raises(ArtifactError, match="is not signed"):
+        package(onnx_folder, tmp_path / "models", spec)
+    sign(onnx_folder, keys("private"))
+    with pytest.raises(ArtifactError, match="is not that of"):
+        package(onnx_folder, tmp_path / "models", PackageSpec(key=keys("other")))
+    assert not (tmp_path / "models").exists()
+    assert [item.version for item in package(onnx_folder, tmp_path / "models", spec).models] == [1]
 
 
 def test_a_build_that_failed_its_gate_needs_a_word(folder: Path, tmp_path: Path) -> None:

@@ -110,9 +110,13 @@ def test_a_measurement_of_another_model_is_refused(folder: Path) -> None:
 def test_a_changed_report_is_refused(name: str, folder: Path) -> None:
     document = json.loads((folder / name).read_bytes())
     (folder / name).write_text(json.dumps({**document, "verdict": "pass"}))
-    with pytest.raises(
-        ArtifactError, match=r"report\.json or tensors\.json of .* is not as the manifest says"
-    ):
+    with pytest.raises(ArtifactError, match=rf"{name} is not the file that was built"):
+        page_of_folder(folder)
+
+
+def test_a_changed_manifest_is_refused(folder: Path) -> None:
+    (folder / "manifest.json").write_bytes((folder / "manifest.json").read_bytes() + b"\n")
+    with pytest.raises(ArtifactError, match=r"manifest\.json is not the file that was written"):
         page_of_folder(folder)
 
 

@@ -13,9 +13,7 @@ from trtq.cli.console import ConsoleWatcher, result_console
 from trtq.cli.tables import print_report
 from trtq.errors import GateError
 from trtq.pipeline.build import build
-from trtq.pipeline.deliver.integrity import sign
 from trtq.pipeline.deliver.report import Report, to_json
-from trtq.pipeline.deliver.signature import read_private_key
 
 
 @click.command("build")
@@ -47,7 +45,8 @@ from trtq.pipeline.deliver.signature import read_private_key
 @click.option(
     "--sign-key",
     type=click.Path(path_type=Path, dir_okay=False),
-    help="Sign the folder with this private key, unless the gate fails; see trtq sign.",
+    help="Sign the folder with this private key, unless the gate fails; see trtq sign. Of an earlier build "
+    "only what it has signed is used again.",
 )
 @options.json_option
 @options.talk_options
@@ -66,8 +65,6 @@ def command(model: Path, **given: Any) -> None:
           --max-shapes x:32x3x224x224
       trtq build model.onnx --weights int4 --calib-data calib.npz
     """
-    if given["sign_key"] is not None:
-        read_private_key(given["sign_key"])  # a bad key is told now, not after the build
     with ConsoleWatcher(quiet=given["quiet"]) as watcher:
         report = build(
             model,
@@ -75,10 +72,9 @@ def command(model: Path, **given: Any) -> None:
             target=options.target_from(given),
             output=given["output"],
             random_data=given["random_data"],
+            sign_key=given["sign_key"],
             watcher=watcher,
         )
-    if given["sign_key"] is not None and report.verdict != "fail":
-        sign(report.output, given["sign_key"])
     if given["as_json"]:
         sys.stdout.write(to_json(report).decode())
     elif not given["quiet"]:

@@ -32,10 +32,9 @@ def command(path: Path, placement: bool, as_json: bool) -> None:
     elif isinstance(summary, FolderSummary):
         folder = path if path.is_dir() else path.parent
         print_report(console, summary.report, verbose=True, folder=folder if summary.intact else None)
-        state = (
-            ("as the manifest says", "green") if summary.intact else ("NOT as the manifest says", "bold red")
-        )
-        console.print(Text.assemble("files: ", state))
+        state = ("as built", "green") if summary.intact else ("NOT AS BUILT", "bold red")
+        told = f"  {summary.problems}" if summary.problems else ""
+        console.print(Text.assemble("files: ", state, told), soft_wrap=True)
     elif isinstance(summary, Ranges):
         _print_ranges(console, summary)
     else:

@@ -61,14 +61,19 @@ from trtq.pipeline.package import Package, PackageSpec, package
     help="Its first sample warms the server up; all that --calib-data takes.  [default: the calibration data "
     "of the build, where it still is]",
 )
+@click.option(
+    "--key",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="A public Ed25519 key in PEM: the build must be signed by its owner.",
+)
 @click.option("--ignore-gate", is_flag=True, help="Package a build whose accuracy gate failed.")
 @options.json_option
 @click.option("-q", "--quiet", is_flag=True, help="Print errors only.")
 def command(folder: Path, **given: Any) -> None:
     """Add a build to a model repository of the Triton Inference Server, as a new version.
 
-    Writes config.pbtxt (batching, the engine's profile, warm-up with real data) and the engine, whose digest
-    is compared with the manifest. A version appears whole or not at all and never replaces one; a
+    Writes config.pbtxt (batching, the engine's profile, warm-up with real data) and the engine. A folder that
+    is not as it was built is refused. A version appears whole or not at all and never replaces one; a
     configuration that somebody has edited is kept, and one of another model is refused.
 
     \b
@@ -84,6 +89,7 @@ def command(folder: Path, **given: Any) -> None:
         given["ab"],
         given["warmup_data"],
         given["ignore_gate"],
+        given["key"],
         serving,
     )
     done = package(folder, given["triton"], spec)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,8 +11,10 @@ import pytest
 from trtq.files import sha256_of
 from trtq.pipeline.deliver import manifest, report
 from trtq.pipeline.deliver.earlier import REPORT, find_earlier
+from trtq.pipeline.deliver.integrity import sign
 from trtq.pipeline.deliver.manifest import Manifest
 from trtq.pipeline.deliver.report import EngineReport, Report
+from trtq.pipeline.deliver.signature import read_private_key
 
 _KEYS = {"ranges": "r", "engine": "e", "everything": "x"}
 _REPORT = Report(
@@ -95,6 +98,17 @@ def test_nothing_is_used_by_a_manifest_that_was_edited(folder: Path) -> None:
     content = (folder / manifest.NAME).read_bytes()
     (folder / manifest.NAME).write_bytes(content.replace(b"Int8", b"Half"))
     assert find_earlier(folder, _KEYS) is None
+
+
+def test_of_a_build_that_is_signed_only_what_the_same_key_has_signed_is_used(
+    folder: Path, keys: Callable[[str], Path]
+) -> None:
+    key, other = read_private_key(keys("private")), read_private_key(keys("other-private"))
+    assert find_earlier(folder, _KEYS, key) is None
+    sign(folder, keys("private"))
+    assert find_earlier(folder, _KEYS, key) is not None
+    assert find_earlier(folder, _KEYS, other) is None
+    assert find_earlier(folder, _KEYS) is not None
 
 
 def test_files_of_the_earlier_build_are_copied(folder: Path, tmp_path: Path) -> None:

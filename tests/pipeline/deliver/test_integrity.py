@@ -15,7 +15,14 @@ from hypothesis import strategies as st
 from trtq.errors import ArtifactError
 from trtq.files import sha256_of
 from trtq.pipeline.deliver.folder import staged_folder
-from trtq.pipeline.deliver.integrity import Integrity, sign, verify
+from trtq.pipeline.deliver.integrity import (
+    Integrity,
+    intact_manifest,
+    refuse_changed,
+    sign,
+    verify,
+    whole_manifest,
+)
 from trtq.pipeline.deliver.manifest import NAME, SIGNATURE, Manifest, is_whole, to_json
 
 _CONTENTS = {
@@ -161,6 +168,47 @@ def test_a_flipped_bit_anywhere_is_found(shared: Path, data: st.DataObject) -> N
     finally:
         path.write_bytes(content)
     assert verify(shared).is_intact
+
+
+def test_a_manifest_that_was_changed_is_refused(folder: Path) -> None:
+    assert whole_manifest(folder).layers == {"conv": "Int8"}
+    (folder / "model.engine").write_bytes(b"another")  # is not looked at
+    assert whole_manifest(folder).layers == {"conv": "Int8"}
+    (folder / NAME).write_bytes((folder / NAME).read_bytes().replace(b"Int8", b"Half"))
+    with pytest.raises(
+        ArtifactError, match=r"manifest\.json is not the file that was written: its own SHA-256 is another"
+    ):
+        whole_manifest(folder)
+    with pytest.raises(
+        ArtifactError, match=r"is not what was built: changed: model\.engine, manifest\.json; bu"
+    ):
+        intact_manifest(folder)
+
+
+def test_a_folder_with_a_change_anywhere_is_refused(folder: Path) -> None:
+    assert intact_manifest(folder) == whole_manifest(folder)
+    (folder / "plugin.so").touch()
+    with pytest.raises(ArtifactError, match=r"is not what was built: unknown: plugin\.so; build again$"):
+        intact_manifest(folder)
+
+
+@pytest.mark.parametrize("content", [b"PLAN", b"", None])
+def test_a_file_that_was_changed_is_refused(content: bytes | None, folder: Path) -> None:
+    manifest = whole_manifest(folder)
+    (folder / "model.engine").unlink()
+    if content is not None:
+        (folder / "model.engine").write_bytes(content)
+    refuse_changed(folder, manifest, "report.json", "part/weights")
+    with pytest.raises(
+        ArtifactError, match=r"model\.engine is not the file that was built: its SHA-256 is not"
+    ):
+        refuse_changed(folder, manifest, "report.json", "model.engine")
+
+
+def test_a_file_that_the_manifest_does_not_know_is_refused(folder: Path) -> None:
+    (folder / "other").touch()
+    with pytest.raises(ArtifactError, match="other is not the file that was built"):
+        refuse_changed(folder, whole_manifest(folder), "other")
 
 
 def test_a_large_file_is_hashed_whole(tmp_path: Path) -> None:

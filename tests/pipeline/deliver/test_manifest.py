@@ -15,7 +15,7 @@ import pytest
 
 from trtq.errors import ArtifactError
 from trtq.models.spec import ModelSpec
-from trtq.pipeline.deliver.manifest import NAME, Manifest, is_intact, key_of, read_manifest, to_json, versions
+from trtq.pipeline.deliver.manifest import NAME, Manifest, key_of, read_manifest, to_json, versions
 from trtq.pipeline.target import Target
 
 _CONTENTS = {"model.engine": b"plan", "report.json": b"{}"}
@@ -99,32 +99,6 @@ def test_a_missing_section_is_named(section: str, value: object, folder: Path) -
     _edit(folder, **{section: value})
     with pytest.raises(ArtifactError, match=rf"manifest\.json has no section '{section}'; build again$"):
         read_manifest(folder)
-
-
-def test_an_untouched_folder_is_intact(folder: Path) -> None:
-    assert is_intact(folder, read_manifest(folder))
-    assert is_intact(folder, _MANIFEST, ("report.json",))
-
-
-@pytest.mark.parametrize("content", [b"PLAN", b"", b"plan\n", None])
-def test_a_tampered_file_is_noticed(content: bytes | None, folder: Path) -> None:
-    (folder / "model.engine").unlink()
-    if content is not None:
-        (folder / "model.engine").write_bytes(content)
-    assert not is_intact(folder, _MANIFEST)
-    assert is_intact(folder, _MANIFEST, ("report.json",))
-
-
-def test_a_folder_in_the_place_of_a_file_is_noticed(folder: Path) -> None:
-    (folder / "model.engine").unlink()
-    (folder / "model.engine").mkdir()
-    assert not is_intact(folder, _MANIFEST)
-
-
-def test_a_file_that_the_manifest_does_not_know_is_not_intact(folder: Path) -> None:
-    (folder / "other").write_bytes(b"")
-    assert not is_intact(folder, _MANIFEST, ("other",))
-    assert is_intact(folder, _MANIFEST)
 
 
 def test_the_versions_are_those_of_what_takes_part() -> None:
