@@ -81,15 +81,18 @@ class Candidate:
 
         Raises:
             TrtqError: What the process raised: the model or plan does not run here.
-            ArtifactError: The process crashed.
+            ArtifactError: The process crashed, or there is no room for what it is told.
         """
         with ExitStack() as stack:
-            place = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="trtq-bench-")))
-            names = list(feed) if feed is not None else None
-            (place / "request.json").write_text(json.dumps({**asdict(request), "inputs": names}, default=str))
-            if feed is not None:
-                np.savez(place / "feed.npz", *feed.values())
-            self._errors = stack.enter_context((place / "stderr").open("w+"))
+            try:
+                place = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="trtq-bench-")))
+                _write(place, request, feed)
+                self._errors = stack.enter_context((place / "stderr").open("w+"))
+            except OSError as error:
+                raise ArtifactError(
+                    f"cannot write temporary files of bench: {error.strerror}; make room, or set TMPDIR to "
+                    f"another folder"
+                ) from error
             self._path = request.path
             self._process = self._start(place)
             stack.callback(self._stop)
@@ -166,3 +169,11 @@ class Candidate:
         self._errors.seek(0)
         words = " ".join(self._errors.read().split())[-600:] or "none"
         return f"cannot be measured, its process {how}; its last words: {words}"
+
+
+def _write(place: Path, request: Request, feed: Mapping[str, NDArray[Any]] | None) -> None:
+    """Writes what the process reads."""
+    names = list(feed) if feed is not None else None
+    (place / "request.json").write_text(json.dumps({**asdict(request), "inputs": names}, default=str))
+    if feed is not None:
+        np.savez(place / "feed.npz", *feed.values())

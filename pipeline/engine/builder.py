@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -37,9 +38,12 @@ class RequestError(Exception):
 def main(folder: str) -> None:
     """Builds what `request.json` in the folder asks for; leaves `plan`, `answer.json`, `build.log`."""
     place = Path(folder)
-    request = json.loads((place / "request.json").read_text())
-    answer = build(importlib.import_module(request["module"]), request, place)
-    (place / "answer.json").write_text(json.dumps(answer))
+    try:
+        request = json.loads((place / "request.json").read_text())
+        answer = build(importlib.import_module(request["module"]), request, place)
+        (place / "answer.json").write_text(json.dumps(answer))
+    except OSError as error:  # no room, or a library that cannot be loaded
+        sys.exit(f"{error} (at work in {folder})")
 
 
 def build(trt: ModuleType, request: Mapping[str, Any], place: Path, calibrator: Any = None) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,16 @@ from click.testing import CliRunner, Result
 
 from trtq.cli import main
 from trtq.cli.build_all import worst
+from trtq.errors import ArtifactError
 from trtq.models.demo import write_demo
 from trtq.pipeline.deliver.manifest import read_manifest
+from trtq.pipeline.parallel import Job, Limits, Outcome
 
+Ended = Callable[[int, Outcome], None]
 THREE = """
 [defaults]
 backend = "onnxruntime"
+calib-samples = 16
 eval-samples = 16
 
 [[build]]
@@ -119,6 +124,29 @@ def test_a_summary_of_something_else_is_not_written_over(content: str, folder: P
     assert (tmp_path / "mine.json").read_text() == content
 
 
+def test_a_summary_that_cannot_be_written_stops_no_build(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: Path, data: bytes) -> None:
+        raise ArtifactError(f"cannot write {path}: No space left on device")
+
+    def fail(
+        jobs: Sequence[Job], limits: Limits, started: Any, ended: Callable[[int, Outcome], None]
+    ) -> None:
+        for number in range(len(jobs)):
+            ended(number, Outcome(2, "", "error: it is bad\n", 0.1))
+
+    monkeypatch.setattr("trtq.cli.build_all.write_atomically", refuse)
+    monkeypatch.setattr("trtq.cli.build_all.run_jobs", fail)
+    (folder / "two.toml").write_text('[[build]]\nmodel = "broken.onnx"\n' * 2 + 'output = "second.trtq"\n')
+    result = trtq("build-all", folder / "two.toml", "--summary", folder / "two.json")
+    assert result.exit_code == 2
+    lines = [" ".join(line.split()) for line in result.stdout.splitlines()]
+    assert [line[:16] for line in lines if "BAD INPUT" in line] == ["broken BAD INPUT", "second BAD INPUT"]
+    assert "written to" not in result.stdout
+    assert result.stderr.endswith(f"error: cannot write {folder / 'two.json'}: No space left on device\n")
+
+
 def test_no_memory_is_no_budget(folder: Path) -> None:
     result = trtq("build-all", folder / "trtq.toml", "--memory", "0")
     assert result.exit_code == 2
@@ -162,6 +190,7 @@ def test_the_builds_of_a_killed_run_end_too_and_the_next_one_goes_on(tmp_path: P
         eval-samples = 16
         [[build]]
         model = "model.onnx"
+        calib-samples = 16
         [[build]]
         model = "model.onnx"
         output = "b"

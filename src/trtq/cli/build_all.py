@@ -106,6 +106,7 @@ def command(ctx: click.Context, /, file: Path, **given: Any) -> None:
     if memory < 1:
         raise UsageError(f"--memory must be at least 1 byte, got {given['memory']}")
     limits = Limits(given["jobs"] or max(2, math.ceil(num_cores() / 2)), memory)
+    unwritten: list[ArtifactError] = []
     results = [Result(entry.name, str(entry.model), str(entry.output)) for entry in entries]
     with ConsoleWatcher(quiet=given["quiet"] or given["as_json"]) as watcher:
         watcher.stage("Building", len(entries))
@@ -121,15 +122,23 @@ def command(ctx: click.Context, /, file: Path, **given: Any) -> None:
 
         def ended(number: int, outcome: Outcome) -> None:
             results[number] = _result(entries[number], outcome)
-            write_atomically(path, _summary(results))
             watcher.advance(1)
             watcher.note(f"{entries[number].name}: {results[number].state} after {outcome.seconds:.0f} s")
+            unwritten.clear()
+            try:
+                write_atomically(path, _summary(results))
+            except ArtifactError as error:  # the other builds go on
+                unwritten.append(error)
 
         run_jobs([entry.job for entry in entries], limits, started, ended)
     if given["as_json"]:
         print_json(json.loads(_summary(results)))
     else:
-        _print(results, path, quiet=given["quiet"])
+        _print(results, quiet=given["quiet"])
+    if unwritten:
+        raise unwritten[0]
+    if not (given["as_json"] or given["quiet"]):
+        result_console().print(f"written to {path}", soft_wrap=True)
     ctx.exit(worst([item.exit_code or 0 for item in results]))
 
 
@@ -191,7 +200,7 @@ def _summary(results: Sequence[Result]) -> bytes:
     return json.dumps(document, indent=1, allow_nan=False).encode() + b"\n"
 
 
-def _print(results: Sequence[Result], path: Path, *, quiet: bool) -> None:
+def _print(results: Sequence[Result], *, quiet: bool) -> None:
     """Prints the table, and why builds failed."""
     if quiet:
         for item in results:
@@ -218,4 +227,3 @@ def _print(results: Sequence[Result], path: Path, *, quiet: bool) -> None:
             console.print(
                 Text(f"{item.name}: {len(item.warnings)} warnings, {item.warnings[0]}"), soft_wrap=True
             )
-    console.print(f"written to {path}", soft_wrap=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from collections.abc import Callable
@@ -76,6 +77,17 @@ def test_a_process_that_dies_is_told(
     (tmp_path / "trtq_test_dying.py").write_text(f"def main(folder):\n    {fault}\n")
     monkeypatch.setattr(module, "_CHILD", "trtq_test_dying")
     with pytest.raises(ArtifactError, match=rf"\.onnx cannot be measured, its process {how}"):
+        Candidate(Request("onnx", model), {"x": X})
+
+
+def test_no_room_for_temporary_files_is_told(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path, *arrays: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("numpy.savez", refuse)
+    with pytest.raises(
+        ArtifactError, match=r"^cannot write temporary files of bench: No space left .*; make"
+    ):
         Candidate(Request("onnx", model), {"x": X})
 
 

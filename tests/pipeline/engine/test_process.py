@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -89,6 +90,23 @@ def test_a_python_error_of_the_child_is_told(run_with: Callable[[str], Run]) -> 
         match=r"builder ended with status 1; its last words:(.|\n)*ImportError: libnvinfer\.so\.10 is",
     ):
         build()
+
+
+def test_a_builder_without_room_says_where_it_works(run_with: Callable[[str], Run]) -> None:
+    full = (
+        "from trtq.pipeline.engine import builder\n"
+        "def build(*args): raise OSError(28, 'No space left on device')\n"
+        "builder.build = build\n"
+        "builder.importlib.import_module = lambda name: None\n"
+        "main = builder.main\n"
+    )
+    with pytest.raises(BuildError) as told:
+        run_with(full)()
+    assert re.fullmatch(
+        r"the TensorRT 10\.16\.1 builder ended with status 1; its last words:\n"
+        r"  \[Errno 28\] No space left on device \(at work in .*trtq-build-\w+\)",
+        str(told.value),
+    )
 
 
 def test_a_child_that_dies_without_a_word_is_told(run_with: Callable[[str], Run]) -> None:
