@@ -11,6 +11,7 @@ import importlib
 import json
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -264,8 +265,9 @@ def _logger(trt: Any, log: IO[str]) -> tuple[Any, list[str]]:
             if message.lstrip().startswith("Layers:"):
                 layers.append(message)
             elif severity <= trt.ILogger.Severity.WARNING:
-                log.write(f"{severity.name}: {' '.join(message.split())}\n")
-                log.flush()
+                with suppress(OSError):  # a full disk is told when the plan is written
+                    log.write(f"{severity.name}: {' '.join(message.split())}\n")
+                    log.flush()
 
     return Logger(), layers
 
