@@ -17,6 +17,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import click
+import numpy as np
 import pytest
 from click.testing import CliRunner
 
@@ -28,6 +29,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 NOT_OURS = {"pip", "git", "apt-get", "docker", "make", "openssl"}
 """Looked at, not run: make's targets must exist, and the files that docker is given."""
+NUM_SAMPLES = 128
 OLD_SCRIPT = """
 import tensorrt as trt
 
@@ -58,26 +60,38 @@ def commands(page: Path) -> Iterator[tuple[str, str]]:
                 yield command.strip(), comment
 
 
-@pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keys: Callable[[str], Path]) -> Path:
-    """A folder with everything that the pages speak of, current."""
-    write_demo(tmp_path)
+@pytest.fixture(scope="module")
+def stock(tmp_path_factory: pytest.TempPathFactory, keys: Callable[[str], Path]) -> Path:
+    """A folder with everything that the pages speak of."""
+    place = tmp_path_factory.mktemp("stock")
+    write_demo(place)
+    for name in ("calibration.npz", "evaluation.npz"):  # a part of the data: many commands read it
+        with np.load(place / name) as data:
+            few = {key: data[key][:NUM_SAMPLES] for key in data.files}
+        np.savez(place / name, **few)
     for name in ("private", "public"):
-        shutil.copy(keys(name), tmp_path / f"{name}.pem")
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "old_script.py").write_text(OLD_SCRIPT)
-    (tmp_path / "batches.py").write_text(next(blocks(ROOT / "docs" / "migrating.md", "python")))
+        shutil.copy(keys(name), place / f"{name}.pem")
+    (place / "old_script.py").write_text(OLD_SCRIPT)
+    (place / "batches.py").write_text(next(blocks(ROOT / "docs" / "migrating.md", "python")))
+    model, ranges, cache = (str(place / name) for name in ("model.onnx", "ranges.json", "calibration.cache"))
     for arguments in (
-        "calibrate model.onnx -o ranges.json -q",
-        "cache export ranges.json --tensorrt 8.6.1 --model model.onnx",
+        ("calibrate", model, "--calib-method", "entropy", "--repair", "none", "-o", ranges, "-q"),
+        ("cache", "export", ranges, "--tensorrt", "8.6.1", "--model", model, "-o", cache),
     ):
-        assert CliRunner().invoke(main, arguments.split()).exit_code == 0
-    (tmp_path / "ranges.json").unlink()
-    (tmp_path / "mypackage").mkdir()
-    (tmp_path / "mypackage" / "nets.py").write_text(NETS)
+        assert CliRunner().invoke(main, arguments).exit_code == 0
+    (place / "ranges.json").unlink()
+    (place / "mypackage").mkdir()
+    (place / "mypackage" / "nets.py").write_text(NETS)
     torch = importlib.import_module("torch")
-    torch.save(torch.nn.Conv2d(3, 8, 3).state_dict(), tmp_path / "best.pt")
-    return tmp_path
+    torch.save(torch.nn.Conv2d(3, 8, 3).state_dict(), place / "best.pt")
+    return place
+
+
+@pytest.fixture
+def folder(stock: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of it, current."""
+    monkeypatch.chdir(shutil.copytree(stock, tmp_path / "current"))
+    return Path.cwd()
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
