@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from trtq.errors import ArtifactError
-from trtq.files import locked
+from trtq.files import locked, sync_folder
 from trtq.pipeline.deliver.manifest import NAME, SIGNATURE, read_manifest
 
 _AT_FDCWD = -100
@@ -81,7 +81,7 @@ def _publish(stage: Path, target: Path) -> None:
     for path in stage.iterdir():
         with path.open("rb") as stream:
             os.fsync(stream.fileno())
-    _sync_folder(stage)
+    sync_folder(stage)
     if target.is_dir() and not _exchange(stage, target):
         aside = stage.with_suffix(".old")
         target.rename(aside)
@@ -93,7 +93,7 @@ def _publish(stage: Path, target: Path) -> None:
         shutil.rmtree(aside, ignore_errors=True)
     elif not target.is_dir():
         _rename_or_exchange(stage, target)
-    _sync_folder(target.parent)
+    sync_folder(target.parent)
 
 
 def _rename_or_exchange(stage: Path, target: Path) -> None:
@@ -160,11 +160,3 @@ def _umask() -> int:
     current = os.umask(0)
     os.umask(current)
     return current
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

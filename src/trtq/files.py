@@ -59,6 +59,19 @@ def locked(path: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
+def sync_folder(folder: Path) -> None:
+    """Has the disk keep what was made, renamed or removed in a folder.
+
+    Raises:
+        OSError: It cannot be opened or written.
+    """
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def sha256_of(path: Path) -> str:
     """Returns the SHA-256 of a file's content, as hex."""
     sha, buffer = hashlib.sha256(), bytearray(_BLOCK_BYTES)

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from trtq.errors import ArtifactError
-from trtq.files import locked, sha256_of
+from trtq.files import locked, sha256_of, sync_folder
 from trtq.pipeline.deliver.triton.config import (
     ModelConfig,
     batch_in,
@@ -227,7 +227,7 @@ def _prepare(model: Path, entry: Entry, stage: Path) -> _Ready:
     if not keeps and text != older:
         _write(place / CONFIG, text.encode())
     for folder, _, _ in os.walk(place):
-        _sync(Path(folder))
+        sync_folder(Path(folder))
     return _Ready(model, place, version, is_new, config_first, keeps)
 
 
@@ -303,7 +303,7 @@ def _switch(ready: _Ready) -> Installed:
     installed = Installed(model.name, ready.version, ready.is_new, ready.keeps_config)
     if not model.is_dir() or not any(model.iterdir()):
         stage.rename(model)
-        _sync(model.parent)
+        sync_folder(model.parent)
         return installed
     if (stage / WARMUP).is_dir():
         (model / WARMUP).mkdir(exist_ok=True)
@@ -313,13 +313,5 @@ def _switch(ready: _Ready) -> Installed:
     for name in steps if ready.config_first else reversed(steps):
         if (stage / name).exists():
             (stage / name).rename(model / name)
-    _sync(model)
+    sync_folder(model)
     return installed
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

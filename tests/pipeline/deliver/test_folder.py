@@ -296,7 +296,7 @@ with folder.staged_folder(target) as stage:
     elif where == "between the renames":
         Path.rename = counted(Path.rename, 1)
     else:
-        folder._sync_folder = counted(folder._sync_folder, 1)
+        folder.sync_folder = counted(folder.sync_folder, 1)
         shutil.rmtree = die if where == "before the old one is cleared" else shutil.rmtree
 """
 
