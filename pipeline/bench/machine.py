@@ -151,7 +151,7 @@ def look(pids: Iterable[int], proc: Path = Path("/proc"), system: Path = Path("/
     numbers = [int(word) / tick for word in total[0].split()[1:9]] if total else []
     user, nice, kernel, _, _, irq, soft, stolen = numbers if len(numbers) == 8 else [0.0] * 8
     cpus = system / "devices/system/cpu"
-    clocks = [int(_text(path)) / 1000 for path in cpus.glob("cpu[0-9]*/cpufreq/scaling_cur_freq")]
+    clocks = [count / 1000 for count in _counts(cpus, "cpufreq/scaling_cur_freq")]
     clocks = clocks or [
         float(line.partition(":")[2])
         for line in _text(proc / "cpuinfo").splitlines()
@@ -164,7 +164,7 @@ def look(pids: Iterable[int], proc: Path = Path("/proc"), system: Path = Path("/
         own_s=sum(_used_s(proc / str(pid) / "stat", tick) for pid in {*pids, os.getpid()}),
         load=os.getloadavg()[0],
         cpu_mhz=sum(clocks) / len(clocks) if clocks else None,
-        throttles=sum(int(_text(path)) for path in cpus.glob("cpu[0-9]*/thermal_throttle/*_throttle_count")),
+        throttles=sum(_counts(cpus, "thermal_throttle/*_throttle_count")),
         gpu=_gpu(),
     )
 
@@ -230,6 +230,12 @@ def _gpu() -> _Gpu | None:
         return _Gpu(name, driver, float(mhz), float(max_mhz), float(celsius), int(reasons, 16))
     except (OSError, ValueError, subprocess.SubprocessError):
         return None
+
+
+def _counts(cpus: Path, name: str) -> list[int]:
+    """Returns the numbers in files of this name of all cores; one that is not known is left out."""
+    texts = [_text(path).strip() for path in cpus.glob(f"cpu[0-9]*/{name}")]
+    return [int(text) for text in texts if text.isdecimal()]
 
 
 def _text(path: Path) -> str:

@@ -95,6 +95,10 @@ def test_clocks_and_heat_are_read_where_the_kernel_has_them(proc: Path, tmp_path
         (cpu / "thermal_throttle/core_throttle_count").write_text("2\n")
     found = look([], proc, tmp_path)
     assert (found.cpu_mhz, found.throttles) == (2500.0, 4)
+    (cpu / "cpufreq/scaling_cur_freq").write_text("<unknown>\n")
+    (cpu / "thermal_throttle/core_throttle_count").write_text("")
+    found = look([], proc, tmp_path)
+    assert (found.cpu_mhz, found.throttles) == (1000.0, 2)
 
 
 def test_a_kernel_that_tells_nothing_is_no_error(tmp_path: Path) -> None:
