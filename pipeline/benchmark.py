@@ -22,7 +22,7 @@ from trtq.pipeline.bench.turns import (
     take_turns,
     throughput_of,
 )
-from trtq.pipeline.contenders import Contender, Runs, Skipped, contenders_of
+from trtq.pipeline.contenders import Contender, Inputs, Runs, Skipped, contenders_of
 from trtq.pipeline.engine.backend import BuildRequest
 from trtq.pipeline.engine.coverage import coverage
 from trtq.pipeline.engine.onnxruntime import OnnxRuntime
@@ -147,18 +147,10 @@ def bench(
     contenders, skipped, inputs = contenders_of([Path(target) for target in targets], runs)
     here = machine()
     with ExitStack() as stack:
-        running: dict[str, Candidate] = {}
-        errors = list[TrtqError]()
-        for item in contenders:
-            try:
-                running[item.name] = stack.enter_context(Candidate(item.request, inputs.feed))
-                running[item.name].turn(schedule.warmup_s)
-            except TrtqError as error:
-                running.pop(item.name, None)
-                errors.append(error)
-                skipped = (*skipped, Skipped(item.name, str(error)))
+        running, failed = _started(contenders, inputs, schedule, stack)
+        skipped = (*skipped, *(Skipped(name, str(error)) for name, error in failed.items()))
         if not running:
-            raise errors[0]
+            raise next(iter(failed.values()))
         watcher.stage("Measuring", schedule.rounds * len(running))
         pids = [candidate.pid for candidate in running.values()]
         before = look(pids)
@@ -191,6 +183,22 @@ def bench(
         tuple(_notes(items, measured, here)),
         tuple(_warnings(measured, during)),
     )
+
+
+def _started(
+    contenders: Sequence[Contender], inputs: Inputs, schedule: Schedule, stack: ExitStack
+) -> tuple[dict[str, Candidate], dict[str, TrtqError]]:
+    """Returns, by name, what runs and is warm, and why others do not run; `stack` ends the processes."""
+    running: dict[str, Candidate] = {}
+    failed: dict[str, TrtqError] = {}
+    for item in contenders:
+        try:
+            candidate = stack.enter_context(Candidate(item.request, inputs.feed))
+            candidate.turn(schedule.warmup_s)
+            running[item.name] = candidate
+        except TrtqError as error:
+            failed[item.name] = error
+    return running, failed
 
 
 def to_json(benchmark: Benchmark) -> bytes:

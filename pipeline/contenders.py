@@ -108,7 +108,7 @@ class Inputs:
 
 @dataclass(slots=True)
 class _Found:
-    """What was found so far. `model` is the first ONNX file, `opt` the usual shapes that a profile names."""
+    """What was found so far: `graph` and `spec` are of the first ONNX file, `opt` is by the profiles."""
 
     contenders: list[Contender] = field(default_factory=list)
     skipped: list[Skipped] = field(default_factory=list)

@@ -135,20 +135,20 @@ def package(folder: Path | str, repository: Path | str, spec: PackageSpec | None
         notes.append(f"requests are not joined to batches: {why}")
     arrays, note = _warmup_arrays(build, spec, batches=max_batch > 0)
     notes += [note] if note else []
-    plans = []
+    entries = []
     if build.has_plan and not build.is_rtx:
-        plans.append(_entry(build, name, "tensorrt", max_batch, arrays, spec))
+        entries.append(_entry(build, name, "tensorrt", max_batch, arrays, spec))
         notes += _conditions(build)
     if not build.has_plan or wants_onnx:
-        plans.append(
+        entries.append(
             _entry(build, f"{name}_onnx" if build.has_plan else name, "onnxruntime", max_batch, arrays, spec)
         )
     if build.is_rtx:
         notes.append(f"{build.folder / ENGINE} {_RTX}: the Q/DQ model alone was packaged")
     if spec.ab_percent is not None:
-        router = router_of(f"{name}_ab", (plans[0].config, plans[1].config), spec.ab_percent)
-        plans.append(Entry(router, {"model.py": SCRIPT.encode()}))
-    installed = install(Path(repository), tuple(plans))
+        router = router_of(f"{name}_ab", (entries[0].config, entries[1].config), spec.ab_percent)
+        entries.append(Entry(router, {"model.py": SCRIPT.encode()}))
+    installed = install(Path(repository), tuple(entries))
     notes += [f"{item.name}/config.pbtxt was edited and is kept" for item in installed if item.keeps_config]
     return Package(str(repository), installed, tuple(notes))
 
