@@ -23,6 +23,8 @@ _TOKEN = re.compile(
     re.VERBOSE,
 )
 _CLOSING = {"{": "}", "<": ">"}
+_MOST_DEEP = 100
+"""Messages within messages, as protobuf itself takes them."""
 
 
 class Word(str):
@@ -77,7 +79,7 @@ def parse(text: str, where: str) -> Read:
         ArtifactError: It is not in the text format; the line is named.
     """
     tokens = _Tokens(text, where)
-    message = _message(tokens, "")
+    message = _message(tokens, "", 0)
     tokens.take("")
     return message
 
@@ -129,7 +131,9 @@ class _Tokens:
         return ArtifactError(f"{self._where}, line {line}: {token!r} cannot stand here")
 
 
-def _message(tokens: _Tokens, end: str) -> Read:
+def _message(tokens: _Tokens, end: str, depth: int) -> Read:
+    if depth > _MOST_DEEP:
+        raise tokens.refuse()
     found: Read = {}
     while tokens.now != end and tokens.kind == "word":
         name = tokens.take()
@@ -141,28 +145,32 @@ def _message(tokens: _Tokens, end: str) -> Read:
         if tokens.now == "[":
             tokens.take()
             while tokens.now != "]":
-                values.append(_value(tokens))
+                values.append(_value(tokens, depth))
                 if tokens.now != "]":
                     tokens.take(",")
             tokens.take()
         else:
-            values.append(_value(tokens))
+            values.append(_value(tokens, depth))
         if tokens.now in (",", ";"):
             tokens.take()
     return found
 
 
-def _value(tokens: _Tokens) -> str | int | float | bool | Read:
+def _value(tokens: _Tokens, depth: int) -> str | int | float | bool | Read:
     kind, token = tokens.kind, tokens.now
     if token in _CLOSING:
         tokens.take()
-        inner = _message(tokens, _CLOSING[token])
+        inner = _message(tokens, _CLOSING[token], depth + 1)
         tokens.take(_CLOSING[token])
         return inner
     if kind == "text":
         parts = []
         while tokens.kind == "text":  # strings that follow each other are one
-            parts.append(str(ast.literal_eval(tokens.take())))
+            try:
+                parts.append(str(ast.literal_eval(tokens.now)))
+            except SyntaxError as error:  # an escape that is none
+                raise tokens.refuse() from error
+            tokens.take()
         return "".join(parts)
     if kind == "word":
         word = tokens.take()

@@ -239,7 +239,12 @@ def _earlier_config(path: Path, config: ModelConfig) -> tuple[str, bool, bool]:
     """
     if not path.is_file():
         return "", False, True
-    text = path.read_text(encoding="utf-8")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ArtifactError(
+            f"{path} is no text ({error.reason} at byte {error.start}); mend or remove it"
+        ) from error
     existing = parse(text, str(path))
     if found := differences(existing, config):
         raise ArtifactError(

@@ -65,6 +65,8 @@ def test_a_text_is_read(text: str, message: dict[str, Any]) -> None:
         ("a: [1 2]", "line 1: expected ',', found '2'"),
         ("a 1", "line 1: '1' cannot stand here"),
         ("a: ]", "line 1: '\\]' cannot stand here"),
+        (r'a: "\xZZ"', "line 1: .* cannot stand here"),
+        ("a {" * 1000, "line 1: 'a' cannot stand here"),
         ("a: 'x\n'", "line 1: .* is no pbtxt"),
     ],
 )

@@ -120,6 +120,14 @@ def test_versions_that_are_served_together_share_the_batch(
     install(tmp_path / "models", (entry_of(b"two", replace(several, max_batch=4)),))
 
 
+def test_a_configuration_that_is_no_text_is_told(tmp_path: Path, entry_of: Callable[..., Entry]) -> None:
+    install(tmp_path / "models", (entry_of(b"one"),))
+    (path,) = (tmp_path / "models").glob("*/config.pbtxt")
+    path.write_bytes(b"a: \xff")
+    with pytest.raises(ArtifactError, match=r"config\.pbtxt is no text \(.* at byte 3\); mend or remove it$"):
+        install(tmp_path / "models", (entry_of(b"two"),))
+
+
 def test_another_model_of_the_same_name_is_refused_with_what_differs(
     tmp_path: Path, entry_of: Callable[..., Entry]
 ) -> None:
