@@ -1,0 +1,97 @@
+"""What `trtq build --auto` brings back of the task's score where plain INT8 loses more than a point.
+
+    .venv/bin/python benchmarks/automatic.py --output benchmarks/results/automatic-2026-11-21.json
+
+For each model the float model's own outputs on the evaluation data become the labels, and the gate is one
+point of its task's metric alone. Half of the data chooses the layers, the other half judges.
+`make bench-peers` sets up what is needed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from evaluate import truth_of
+from feeds import part_of
+from tools import circumstances, models
+
+DEFAULT_MODELS = ("nudenet_yolo", "vit_s_focus", "ddddocr_yolox", "ppocr_det", "silero_vad_seq")
+_SCRIPT = """
+import json
+import sys
+
+sys.path.insert(0, {benchmarks!r})
+from tasks import score
+
+TASK = json.loads({task!r})
+
+
+def metric(outputs, labels):
+    found = outputs[TASK["output"]].reshape(labels.shape)
+    return score(TASK, [row[None] for row in found], [row[None] for row in labels])
+"""
+
+
+def main() -> None:
+    """Builds each model; all is written after each."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--models", nargs="*", default=DEFAULT_MODELS)
+    parser.add_argument("--output", type=Path)
+    given = parser.parse_args()
+    result: dict[str, Any] = {**circumstances(["trtq"]), "models": {}}
+    for name, folder in models(given.models).items():
+        result["models"][name] = made = build(folder)
+        print(name, json.dumps(made), flush=True)
+        if given.output is not None:
+            given.output.write_text(json.dumps(result, indent=1) + "\n")
+
+
+def build(folder: Path) -> dict[str, Any]:
+    """Returns the verdict, the scores of both halves and the share of MACs in INT8."""
+    truth = truth_of(folder)
+    with tempfile.TemporaryDirectory(prefix="bench-auto-") as place:
+        labels, script = Path(place) / "labels.npy", Path(place) / "script.py"
+        own = truth.outputs[truth.task["output"]]
+        np.save(labels, np.stack([row[0] if row.shape[0] == 1 else row for row in own]))
+        benchmarks = str(Path(__file__).resolve().parent)
+        script.write_text(_SCRIPT.format(benchmarks=benchmarks, task=json.dumps(truth.task)))
+        command = [
+            sys.executable, "-m", "trtq", "build", str(folder / "model.onnx"), "--int8", "--auto",
+            "--calib-data", str(part_of(folder, "calibration")),
+            "--eval-data", str(part_of(folder, "evaluation")),
+            "--labels", str(labels), "--eval-output", truth.task["output"],
+            "--metric", f"{script}:metric", "--min-cosine", "-1", "--max-drop", "1",
+            "--output", str(Path(place) / "made.trtq"), "--json",
+        ]  # fmt: skip
+        start = time.monotonic()
+        done = subprocess.run(command, capture_output=True, text=True, env=os.environ)
+        if not done.stdout:
+            return {"exit_code": done.returncode, "words": done.stderr.strip().splitlines()[-1]}
+        report = json.loads(done.stdout)
+        auto = report["auto"] or {}
+        return {
+            "exit_code": done.returncode,
+            "wall_s": round(time.monotonic() - start, 1),
+            "verdict": report["verdict"],
+            "accuracy": report["accuracy"],
+            "outcome": auto.get("outcome"),
+            "int8_macs": auto.get("int8_macs"),
+            "int8_macs_before": auto.get("int8_macs_before"),
+            "kept": [layer["name"] for layer in auto.get("kept", ())],
+            "passes": auto.get("passes"),
+            "layers_int8": report["engine"]["layers_int8"],
+            "layers_quantized": report["engine"]["layers_quantized"],
+        }
+
+
+if __name__ == "__main__":
+    main()
