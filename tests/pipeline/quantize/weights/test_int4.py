@@ -45,17 +45,35 @@ def test_rounding_to_nearest_stays_within_half_a_step() -> None:
     assert (error <= np.repeat(scales, 64, 0) / 2 * 1.001).all()
 
 
-def test_the_searched_clip_has_the_least_error_of_a_slow_search() -> None:
-    block = weight_of(1, 32, seed=3)
-    codes, scales = quantize_int4(block, 1, 32, "float32", "mse")
-    error = ((dequantized(codes, scales, 1) - block) ** 2).sum()
+@pytest.mark.parametrize("block_size", [16, 64, 128])
+def test_the_searched_scales_err_less_than_a_slow_search_of_26_clips(block_size: int) -> None:
+    weight = weight_of(128, 64, seed=3)
+    codes, scales = quantize_int4(weight, 0, block_size, "float32", "mse")
+    error = ((dequantized(codes, scales, 0) - weight) ** 2).sum()
 
-    def error_of(scale: float) -> float:
-        return float(((np.clip(np.rint(block / scale), -8, 7) * scale - block) ** 2).sum())
+    def least_of(block: NDArray[np.float32]) -> float:
+        tried = (np.abs(block).max() / 7 * clip for clip in np.linspace(0.5, 1, 26))
+        return min(float(((np.clip(np.rint(block / s), -8, 7) * s - block) ** 2).sum()) for s in tried)
 
-    widest = np.abs(block).max() / 7
-    assert error <= min(error_of(widest * clip) for clip in np.linspace(0.5, 1, 26)) * 1.0001
-    assert error < error_of(widest)
+    blocks = weight.T.reshape(-1, block_size)
+    assert error <= sum(least_of(block) for block in blocks)
+
+
+def test_what_four_bits_can_hold_is_kept_by_the_search() -> None:
+    wanted = np.random.default_rng(0).integers(-7, 8, (64, 32)).astype(np.float32)
+    wanted[0] = 7
+    codes, scales = quantize_int4(wanted / 32, 0, 64, "float16", "mse")
+    np.testing.assert_array_equal(codes, wanted)
+    assert (scales == 1 / 32).all()
+
+
+def test_the_search_takes_blocks_of_zeros_and_extremes() -> None:
+    weight = np.zeros((16, 3), np.float32)
+    weight[:, 1], weight[:, 2] = 3e38, 1e-44
+    codes, scales = quantize_int4(weight, 0, 16, "float32", "mse")
+    assert np.isfinite(scales).all()
+    assert (scales > 0).all()
+    np.testing.assert_allclose(dequantized(codes, scales, 0)[:, :2], weight[:, :2], rtol=1e-6)
 
 
 def test_no_block_loses_by_the_search() -> None:
