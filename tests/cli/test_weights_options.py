@@ -223,6 +223,7 @@ def test_a_full_disk_leaves_nothing_half_written(tmp_path: Path) -> None:
     before = sorted(item.name for item in tmp_path.iterdir())
     process = limited("full", "quantize", path, "--weights", "int4", "-q", "-o", tmp_path / "m.onnx")
     assert "cannot write" in process.stderr
+    assert "None" not in process.stderr
     assert sorted(item.name for item in tmp_path.iterdir()) == before
 
 
