@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from trtq.pipeline.quantize.weights.gptq import quantize_gptq
+from trtq.pipeline.quantize.weights.gptq import Gram, quantize_gptq
 from trtq.pipeline.quantize.weights.int4 import quantize_int4
 
 
@@ -91,6 +91,25 @@ def correlated_inputs(length: int) -> NDArray[np.float32]:
     return (rng.standard_normal((512, 24)) @ rng.standard_normal((24, length))).astype(np.float32)
 
 
+def gram_of(inputs: NDArray[np.float32]) -> Gram:
+    return Gram(inputs.T @ inputs, len(inputs))
+
+
+def test_gptq_takes_little_from_little_data() -> None:
+    rng = np.random.default_rng(2)
+    weight, width = weight_of(256, 48), np.geomspace(1, 0.3, 256)  # nothing to learn but the widths
+    seen, unseen = ((rng.standard_normal((n, 256)) * width).astype(np.float32) for n in (200, 4000))
+
+    def loss(codes: NDArray[np.int8], scales: NDArray[np.float32]) -> float:
+        return float(((unseen @ (dequantized(codes, scales, 0) - weight)) ** 2).sum())
+
+    nearest = loss(*quantize_int4(weight, 0, 64, "float32", "mse"))
+    undamped = loss(*quantize_gptq(weight, Gram(seen.T @ seen, 1 << 20), 64, "float32"))
+    damped = loss(*quantize_gptq(weight, gram_of(seen), 64, "float32"))
+    assert damped < 1.2 * nearest
+    assert undamped > 3 * nearest
+
+
 @pytest.mark.parametrize("block_size", [32, 256])
 def test_gptq_keeps_the_product_better_than_any_rounding_of_the_weight(block_size: int) -> None:
     weight, inputs = weight_of(256, 48), correlated_inputs(256)
@@ -100,12 +119,12 @@ def test_gptq_keeps_the_product_better_than_any_rounding_of_the_weight(block_siz
         return float(((inputs @ dequantized(codes, scales, 0) - wanted) ** 2).sum())
 
     nearest = loss(*quantize_int4(weight, 0, block_size, "float32", "mse"))
-    assert loss(*quantize_gptq(weight, inputs.T @ inputs, block_size, "float32")) < 0.5 * nearest
+    assert loss(*quantize_gptq(weight, gram_of(inputs), block_size, "float32")) < 0.5 * nearest
 
 
 def test_gptq_without_correlation_is_the_rounding_of_the_searched_clip() -> None:
     weight = weight_of(128, 8)
-    codes, scales = quantize_gptq(weight, np.eye(128, dtype=np.float32), 64, "float16")
+    codes, scales = quantize_gptq(weight, Gram(np.eye(128, dtype=np.float32), 1 << 20), 64, "float16")
     wanted, wanted_scales = quantize_int4(weight, 0, 64, "float16", "mse")
     np.testing.assert_array_equal(scales, wanted_scales)
     np.testing.assert_array_equal(codes, wanted)
@@ -114,7 +133,7 @@ def test_gptq_without_correlation_is_the_rounding_of_the_searched_clip() -> None
 def test_gptq_takes_inputs_that_are_always_zero() -> None:
     inputs = correlated_inputs(64)
     inputs[:, ::2] = 0
-    codes, scales = quantize_gptq(weight_of(64, 8), inputs.T @ inputs, 32, "float32")
+    codes, scales = quantize_gptq(weight_of(64, 8), gram_of(inputs), 32, "float32")
     assert np.isfinite(scales).all()
     assert codes.any()
 
@@ -123,7 +142,7 @@ def test_gptq_is_the_plain_algorithm() -> None:
     """Algorithm 1 of the paper row by row, without the lazy batches, must give the same codes."""
     weight, inputs = weight_of(192, 4).astype(np.float64), correlated_inputs(192)
     gram = (inputs.T @ inputs).astype(np.float64)
-    codes, scales = quantize_gptq(weight, gram, 64, "float32")
+    codes, scales = quantize_gptq(weight, Gram(gram, 64 * 192), 64, "float32")
     gram += 0.01 * np.trace(gram) / 192 * np.eye(192)
     root = np.linalg.cholesky(np.linalg.inv(gram)).T
     steps = np.repeat(scales, 64, 0).astype(np.float64)
