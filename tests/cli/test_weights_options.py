@@ -141,8 +141,8 @@ def test_quantize_writes_weights_without_ranges(model: Path, tmp_path: Path) -> 
         ("build", ["--double-quant"], "--double-quant is for weights of fewer bits; give --weights too"),
         (
             "build",
-            ["--weights", "int8", "--block-size", "32"],
-            "--block-size is for int4 and nf4; INT8 weights have one scale for each channel",
+            ["--weights", "fp8", "--block-size", "32"],
+            "--block-size is for int4 and nf4; FP8 weights have one scale for each channel",
         ),
         (
             "build",
