@@ -19,7 +19,7 @@ from trtq.pipeline.verify.evaluate import labels_of
 from trtq.pipeline.verify.gate import Verdict, judge
 from trtq.pipeline.verify.macs import macs_of
 from trtq.pipeline.verify.mixed_precision import Choice, Meter, Size, choose, error_of, every_nth
-from trtq.pipeline.verify.score import loaded
+from trtq.pipeline.verify.score import Labels, loaded
 from trtq.pipeline.verify.sensitivity import Distance, Effect
 from trtq.pipeline.verify.switchable import open_switchable
 from trtq.pipeline.watch import Log
@@ -73,7 +73,8 @@ def repaired(job: Job, ranges: Ranges, models: M, quantize: Callable[[Job], M], 
         quantize: Writes the models of a changed job in their place.
         log: Is told of it all.
     """
-    first = _compare(job, models, log)
+    labels = loaded(labels_of(job.spec.evaluation, job.spec.accuracy.metric))
+    first = _compare(job, models, labels, log)
     verdict = judge(first, job.spec.accuracy, candidate="int8")
     if verdict.outcome != "fail":
         return Repaired(job, models, AutoReport("not needed: the gate holds with every layer in INT8"), first)
@@ -83,7 +84,8 @@ def repaired(job: Job, ranges: Ranges, models: M, quantize: Callable[[Job], M], 
         log.warn(f"--auto cannot help: {hindrance}")
         return Repaired(job, models, AutoReport(hindrance), first)
     with log.timed("auto"):
-        return _search(job, ranges, quantize, _Start(first, Size(len(sizes[::2]), sum(sizes[::2]))), log)
+        start = _Start(first, Size(len(sizes[::2]), sum(sizes[::2])), labels)
+        return _search(job, ranges, quantize, start, log)
 
 
 def _hindrance(job: Job, comparison: Comparison, num_feeds: int) -> str:
@@ -104,10 +106,11 @@ def _hindrance(job: Job, comparison: Comparison, num_feeds: int) -> str:
 
 @dataclass(frozen=True, slots=True)
 class _Start:
-    """What a search begins with: how good plain INT8 is, and the size of the data to choose on."""
+    """What a search begins with: how good plain INT8 is, the size and labels of the data to choose on."""
 
     plain: Comparison
     size: Size
+    labels: Labels | None
 
 
 def _search(job: Job, ranges: Ranges, quantize: Callable[[Job], M], start: _Start, log: Log) -> Repaired[M]:
@@ -120,7 +123,7 @@ def _search(job: Job, ranges: Ranges, quantize: Callable[[Job], M], start: _Star
     meter = Meter(
         open_switchable(job.graph.model, job.placement, ranges, scale_dtype=scale_dtype),
         lambda kept: placed_without(job, ranges, tuple(kept)).names,
-        loaded(labels_of(job.spec.evaluation, job.spec.accuracy.metric)),
+        start.labels,
         log.advance,
     )
     choice = choose(meter, macs, job.spec.accuracy, to_choose, start.size)
@@ -130,7 +133,7 @@ def _search(job: Job, ranges: Ranges, quantize: Callable[[Job], M], start: _Star
         placed = placed_without(job, ranges, choice.order[:count])
         changed = _changed(job, placed, choice, judged_on)
         models = quantize(changed)
-        comparison = _compare(changed, models, log)
+        comparison = _compare(changed, models, start.labels, log)
         meter.samples_run += comparison.num_samples * len(models.files)
         verdict = judge(comparison, job.spec.accuracy, candidate="int8")
         if verdict.outcome != "fail" or count == len(choice.order) or attempts == _MOST_ATTEMPTS:
@@ -184,8 +187,8 @@ def _changed(job: Job, placed: Placed, choice: Choice, judged_on: Batches) -> Jo
     return replace(job, spec=placed.spec, placement=placement, evaluation=judged_on)
 
 
-def _compare(job: Job, models: Models, log: Log) -> Comparison:
-    comparison = compared(job, models.files, log)
+def _compare(job: Job, models: Models, labels: Labels | None, log: Log) -> Comparison:
+    comparison = compared(job, models.files, log, labels=labels)
     assert comparison is not None  # there is data
     return comparison
 

@@ -10,6 +10,7 @@ from trtq.models.spec import InputSpec
 from trtq.pipeline.job import Job
 from trtq.pipeline.verify.compare import Comparison, compare_models
 from trtq.pipeline.verify.evaluate import labels_of, within
+from trtq.pipeline.verify.score import Labels
 from trtq.pipeline.watch import Log
 
 
@@ -27,6 +28,7 @@ def compared(
     log: Log,
     plan: Plan | None = None,
     known: Comparison | None = None,
+    labels: Labels | None = None,
 ) -> Comparison | None:
     """Returns the models, and the engine where it can be run, against each other; None without data.
 
@@ -36,10 +38,11 @@ def compared(
         log: Is told of the progress, and of data that the engine does not take.
         plan: The engine.
         known: The comparison of the models alone, if it was made.
+        labels: Those of the job, if they were loaded before.
     """
     if job.evaluation is None:
         return None
-    labels = labels_of(job.spec.evaluation, job.spec.accuracy.metric)
+    labels = labels or labels_of(job.spec.evaluation, job.spec.accuracy.metric)
     has_plan = plan is not None and plan.path.exists()
     engine = job.backend.runner(plan.path.read_bytes(), "engine") if plan is not None and has_plan else None
     data, left_out = job.evaluation, list[int]()

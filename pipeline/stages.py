@@ -358,7 +358,7 @@ def _save_whole(model: ir.Model, output: Path) -> Path:
         for path in earlier:
             path.unlink()
     except OSError as error:
-        raise ArtifactError(f"cannot write {output}: {error.strerror}") from error
+        raise ArtifactError(f"cannot write {output}: {error.strerror or error}") from error
     return output
 
 

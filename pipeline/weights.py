@@ -25,9 +25,12 @@ from trtq.pipeline.watch import Watcher
 
 _BIG = 1 << 18
 """Elements of a MatMul's weight from which INT8 activations pay in a mixed build: 512 x 512."""
+_FIRST_WITH_FP8 = (8, 9)
 _GAINS = {
     ("tensorrt", "int8"): "TensorRT keeps INT8 weights and dequantizes them inside the product: less memory, "
     "and faster where reading the weights takes the time (small batches)",
+    ("tensorrt", "fp8"): "TensorRT keeps FP8 weights at a byte: less memory, where the GPU has FP8 (compute "
+    "capability 8.9)",
     ("tensorrt", "int4"): "TensorRT keeps INT4 weights and dequantizes them inside the product: less memory, "
     "and faster where reading the weights takes the time (small batches)",
     (
@@ -39,6 +42,7 @@ _GAINS = {
         "onnxruntime",
         "int8",
     ): "ONNX Runtime dequantizes INT8 weights in each run: a smaller file, not less time",
+    ("onnxruntime", "fp8"): "ONNX Runtime dequantizes FP8 weights in each run: a smaller file, not less time",
     ("onnxruntime", "int4"): "ONNX Runtime fuses INT4 weights into MatMulNBits",
     ("onnxruntime", "nf4"): "ONNX Runtime computes MatMulBnb4 from the codes",
 }
@@ -89,7 +93,7 @@ def refuse_weights(target: Target, backend: Backend, way: Way) -> None:
     """Refuses weight-only quantization where the graph cannot say it.
 
     Raises:
-        UsageError: The builder picks precisions itself.
+        UsageError: The builder picks precisions itself, or a target has no FP8.
     """
     if target.high_precision == "bf16" and backend.name == "onnxruntime":
         raise UsageError("backend onnxruntime has no BF16 on the CPU; take --compute-dtype fp32")
@@ -98,6 +102,8 @@ def refuse_weights(target: Target, backend: Backend, way: Way) -> None:
             f"--weights {target.weights.format} needs a builder that takes its precisions from the graph; "
             f"backend {backend.name} of version {backend.version()} picks them itself"
         )
+    if target.weights is not None and target.weights.format == "fp8" and backend.name == "tensorrt-rtx":
+        _refuse_without_fp8(target.compute_capabilities)
 
 
 def float_model(graph: Graph, target: Target, keep_fp32: tuple[str, ...]) -> Mixed:
@@ -162,13 +168,13 @@ def report_weights(
     return WeightsReport(
         format=scheme.format,
         method=scheme.method,
-        block_size=None if scheme.format == "int8" else max(blocks, default=scheme.block_size),
+        block_size=None if scheme.is_per_channel else max(blocks, default=scheme.block_size),
         num_weights=len(chosen),
         bytes_float=4 * count,
         bytes_quantized=size,
         bits_per_weight=round(8 * size / count, 3) if count else 0.0,
         gain=_GAINS[_runtime(backend), scheme.format],
-        smallest_block=None if scheme.format == "int8" else min(blocks, default=scheme.block_size),
+        smallest_block=None if scheme.is_per_channel else min(blocks, default=scheme.block_size),
     )
 
 
@@ -196,3 +202,12 @@ def _is_small(model: ir.Model, node: QuantizedNode) -> bool:
     tensor = model.graph.initializers[node.weight[1].tensor].const_value
     assert tensor is not None
     return tensor.size < _BIG
+
+
+def _refuse_without_fp8(compute_capabilities: Sequence[str]) -> None:
+    without = [item for item in compute_capabilities if tuple(map(int, item.split("."))) < _FIRST_WITH_FP8]
+    if without or not compute_capabilities:
+        raise UsageError(
+            f"--weights fp8 needs GPUs of compute capability 8.9 or newer, and the engine is for "
+            f"{', '.join(without) or '8.0 and newer'}; give --compute-capability 8.9, or take --weights int8"
+        )

@@ -63,7 +63,7 @@ class WeightsReport:
     """What weight-only quantization did.
 
     Attributes:
-        format: "int8", "int4" or "nf4".
+        format: "int8", "fp8", "int4" or "nf4".
         method: "rtn", "mse" or "gptq".
         block_size: Elements to a scale, the largest that a weight has; None for INT8.
         num_weights: How many weights are stored in fewer bits.

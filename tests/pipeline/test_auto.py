@@ -174,7 +174,7 @@ def test_a_model_without_layers_is_built_as_without_auto(poisoned: Path) -> None
 def test_a_metric_of_ones_own_is_held_too(poisoned: Path) -> None:
     script = poisoned.parent / "own.py"
     script.write_text(
-        "import numpy as np\ndef f(outputs, labels):\n"
+        "import numpy as np\nopen(__file__ + '.log', 'a').write('run ')\ndef f(outputs, labels):\n"
         "    return float((np.sign(outputs['y']) == labels).mean())\n"
     )
     spec = spec_for(poisoned)
@@ -188,7 +188,10 @@ def test_a_metric_of_ones_own_is_held_too(poisoned: Path) -> None:
         accuracy=AccuracySpec(min_cosine=-1, max_drop=4.0, metric=f"{script}:f"),
     )
     assert build(poisoned, spec=spec, target=PLAIN).verdict == "fail"
+    times_run = script.with_name("own.py.log")
+    times_run.unlink()
     report = build(poisoned, spec=spec, target=AUTO)
+    assert times_run.read_text().split() == ["run", "run"]  # to see that it can be, and for all comparisons
     assert report.verdict == "pass"
     assert report.auto is not None
     assert "second" in [layer.name for layer in report.auto.kept]

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 
 from trtq.errors import UsageError
 from trtq.models.spec import ModelSpec
 from trtq.pipeline.build import build
 from trtq.pipeline.engine.profiles import GivenShapes
-from trtq.pipeline.plan import Sizes, parse_count, plan_model, plan_params
+from trtq.pipeline.plan import Sizes, code_bytes, parse_count, plan_model, plan_params
+from trtq.pipeline.quantize.weights.choose import ChosenWeight, Reader
 from trtq.pipeline.quantize.weights.scheme import WeightFormat, WeightScheme
 from trtq.pipeline.target import Target
 
@@ -106,6 +109,25 @@ def test_an_engine_is_as_large_as_planned(block: Path, tmp_path: Path, name: Wei
     held = sum(path.stat().st_size for path in (tmp_path / "out").glob("model.*-weights.onnx"))
     assert planned.weights_bytes == pytest.approx(held, rel=0.05)
     assert planned.engine_bytes == pytest.approx(report.engine.bytes, rel=0.2)  # 1 MB: half of it is code
+
+
+def test_kernels_of_an_engine_are_counted_by_what_they_do() -> None:
+    def code_of(nodes: str, name: str = "fp16", chosen: Sequence[ChosenWeight] = ()) -> int:
+        text = f"""<ir_version: 10, opset_import: ["": 21]>
+        g (float[1, 4, 8, 8] x) => (float[1, 4, 8, 8] y) {{ {nodes} }}"""
+        return code_bytes(ir.from_onnx_text(text), name, chosen)
+
+    nothing = code_of("y = Relu(x)")  # a part of the product before it
+    one = code_of("y = Sigmoid(x)") - nothing
+    assert one > 0
+    assert code_of("a = Sigmoid(x) y = Tanh(a)") == nothing + 2 * one
+    assert code_of("y = MaxPool <kernel_shape = [1, 1]> (x)") > nothing + 5 * one
+    readers = tuple(Reader(str(index), "MatMul", 1) for index in range(3))
+    twins = [ChosenWeight(name, (64, 64), 0, 64, readers) for name in ("a", "b")]
+    int4 = code_of("y = Relu(x)", "int4", twins) - nothing
+    assert int4 == code_of("y = Relu(x)", "int4", twins[:1]) - nothing  # the same kernel
+    nf4 = code_of("y = Relu(x)", "nf4", twins) - nothing
+    assert nf4 == 6 * (code_of("y = Relu(x)", "nf4", [replace(twins[0], readers=readers[:1])]) - nothing)
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +87,22 @@ def test_onnx_runtime_is_not_asked_for_bf16() -> None:
         refuse_weights(target, BACKENDS["onnxruntime"], Way("explicit", "", fp16=False, is_typed=True))
 
 
+@pytest.mark.parametrize(
+    ("targets", "named"), [((), "8.0 and newer"), (("8.6", "8.9"), "8.6"), (("7.5", "8.0"), "7.5, 8.0")]
+)
+def test_fp8_is_for_gpus_that_have_it(targets: tuple[str, ...], named: str) -> None:
+    typed = Way("explicit", "", fp16=True, is_typed=True)
+    target = Target(precision="weights", weights=WeightScheme("fp8"), compute_capabilities=targets)
+    message = (
+        f"--weights fp8 needs GPUs of compute capability 8.9 or newer, and the engine is for {named}; "
+        f"give --compute-capability 8.9, or take --weights int8"
+    )
+    with pytest.raises(UsageError, match=re.escape(message)):
+        refuse_weights(target, BACKENDS["tensorrt-rtx"], typed)
+    refuse_weights(replace(target, compute_capabilities=("8.9", "12.0")), BACKENDS["tensorrt-rtx"], typed)
+    refuse_weights(target, BACKENDS["onnxruntime"], typed)
+
+
 TEXT = """g (float[N,512] x) => (float[N,64] y) {
   [big] h = MatMul (x, w)
   [small] y = MatMul (h, v)
@@ -156,7 +172,7 @@ def test_the_report_tells_the_blocks_that_were_used() -> None:
     assert (found.block_size, found.smallest_block) == (32, 16)
 
 
-@pytest.mark.parametrize("name", ["int8", "int4", "nf4"])
+@pytest.mark.parametrize("name", ["int8", "fp8", "int4", "nf4"])
 def test_bf16_computes_the_same_up_to_its_own_rounding(
     graph: Graph, outputs_of: Callable[..., list[NDArray[np.float32]]], name: Any
 ) -> None:

@@ -11,6 +11,7 @@ from trtq.models.tensors import require_finite, values_of
 from trtq.pipeline.graph.fold import unique_name
 from trtq.pipeline.quantize.weights.choose import ChosenWeight
 from trtq.pipeline.quantize.weights.forms import Chain, dequantized, doubly_looked_up, looked_up, matmul_bnb4
+from trtq.pipeline.quantize.weights.fp8 import quantize_fp8
 from trtq.pipeline.quantize.weights.int4 import quantize_int4
 from trtq.pipeline.quantize.weights.int8 import quantize_int8
 from trtq.pipeline.quantize.weights.layout import Codes, Form, Part, form_of, parts_of, tensors_of
@@ -77,6 +78,8 @@ def codes_of(values: ir.TensorProtocol, weight: ChosenWeight, scheme: WeightSche
     require_finite(array, weight.tensor)
     if scheme.format == "int8":
         return quantize_int8(array, weight.axis, dtype)
+    if scheme.format == "fp8":
+        return quantize_fp8(array, weight.axis, dtype)
     assert weight.axis is not None
     if scheme.format == "nf4":
         return quantize_nf4(array, weight.axis, weight.block_size)

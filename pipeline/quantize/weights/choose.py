@@ -38,8 +38,8 @@ class ChosenWeight:
     Attributes:
         tensor: Its name.
         shape: Its shape.
-        axis: For INT4 and NF4 the axis that blocks lie along; for INT8 that of the scales, None for one.
-        block_size: For INT4 and NF4, elements to a scale; 0 for INT8.
+        axis: For INT4 and NF4 the axis that blocks lie along; else that of the scales, None for one.
+        block_size: For INT4 and NF4, elements to a scale; else 0.
         readers: All nodes that read it.
     """
 
@@ -66,7 +66,7 @@ class WeightPlacement:
 def choose_weights(
     model: ir.Model, scheme: WeightScheme, skip: Sequence[str] = (), taken: Collection[str] = ()
 ) -> WeightPlacement:
-    """Returns which weights of MatMul, Gemm and Gather, and for INT8 of Conv, are stored in fewer bits.
+    """Returns which weights of MatMul, Gemm and Gather, and in 8 bits of Conv, are stored in fewer bits.
 
     A weight is chosen if every node that reads it can take it in the same form. Blocks lie along the axis
     that is summed over (along the row of an embedding), since the products of a block share its scale.
@@ -134,7 +134,7 @@ def _decide(value: ir.Value, scheme: WeightScheme, patterns: Sequence[str]) -> C
     axis = next(iter(axes))
     assert not isinstance(axis, str)
     readers = tuple(Reader(str(use.node.name), use.node.op_type, use.idx) for use in value.uses())
-    if scheme.format == "int8":
+    if scheme.is_per_channel:
         return ChosenWeight(names[0], shape, axis, 0, readers)
     assert axis is not None
     size = block_size_for(shape[axis], scheme.block_size)
@@ -152,7 +152,7 @@ def _axis(value: ir.Value, node: ir.Node, place: int, scheme: WeightScheme) -> i
         rank != 2 or ("axis" in node.attributes and node.attributes["axis"].as_int())
     ):
         return f"Gather {node.name!r} takes no rows of a table from it"
-    if scheme.format == "int8":
+    if scheme.is_per_channel:
         return 0 if node.op_type == "Gather" else channel_axis(node, place, rank)
     if node.op_type == "Conv":
         return "TensorRT has no INT4 or NF4 for convolutions"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -9,21 +10,38 @@ from numpy.typing import NDArray
 
 from trtq.pipeline.quantize.weights.int4 import codes_of, mse_scales
 
-_DAMPING = 0.01
+_DAMPING, _MOST_DAMPING = 0.01, 1.0
+_ROWS_PER_INPUT = 64
+"""What the damping is for: the paper has 128 x 2048 rows for products of up to some 4096 inputs."""
 _LAZY = 128  # rows after which the error reaches the rest of the weight
 
 
+@dataclass(frozen=True, slots=True)
+class Gram:
+    """How the inputs of a product depend on each other.
+
+    Attributes:
+        products: X^T X of the data, shape (K, K), float32 or float64.
+        num_rows: Of X.
+    """
+
+    products: NDArray[Any]
+    num_rows: int
+
+
 def quantize_gptq(
-    weight: NDArray[Any], gram: NDArray[Any], block_size: int, dtype: str
+    weight: NDArray[Any], gram: Gram, block_size: int, dtype: str
 ) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
     """Returns INT4 codes and block scales that keep the product with the data, not the weight itself.
 
     GPTQ (arXiv 2210.17323), algorithm 1, with the rows in their own order. The scales of a block are found
     when its first row is reached, on the weight as it is corrected so far, by the clip of least error.
+    With less data than in the paper the damping is larger: what a few samples alone say of the inputs makes
+    the product worse on others than rounding does.
 
     Args:
         weight: Any float dtype, shape (K, N): the axis that is summed over first.
-        gram: X^T X of the data, shape (K, K), float32 or float64.
+        gram: Of the data.
         block_size: Rows to a scale; divides K.
         dtype: Which the scales must survive: "float32", "float16" or "bfloat16".
 
@@ -51,13 +69,14 @@ def quantize_gptq(
     return codes, scales
 
 
-def _inverse_root(gram: NDArray[Any]) -> NDArray[np.float32]:
+def _inverse_root(gram: Gram) -> NDArray[np.float32]:
     """Returns the upper Cholesky factor of the inverse of the damped Gram matrix.
 
     An input that is always zero gets a one on the diagonal: nothing depends on how its weights are rounded.
     """
-    damped = gram.astype(np.float64)
+    damped = gram.products.astype(np.float64)
+    share = _DAMPING * _ROWS_PER_INPUT * len(damped) / max(gram.num_rows, 1)
     diagonal = np.einsum("ii->i", damped)  # a view
     diagonal[diagonal == 0] = 1
-    diagonal += _DAMPING * diagonal.mean()
+    diagonal += min(max(share, _DAMPING), _MOST_DAMPING) * diagonal.mean()
     return np.linalg.cholesky(np.linalg.inv(damped)).T.astype(np.float32)

@@ -14,7 +14,7 @@ from trtq.errors import DataError
 from trtq.models.session import open_session, run
 from trtq.models.tensors import require_finite, values_of
 from trtq.pipeline.quantize.weights.choose import ChosenWeight
-from trtq.pipeline.quantize.weights.gptq import quantize_gptq
+from trtq.pipeline.quantize.weights.gptq import Gram, quantize_gptq
 from trtq.pipeline.quantize.weights.layout import Codes
 from trtq.pipeline.quantize.weights.scheme import WeightScheme
 
@@ -53,8 +53,8 @@ def gptq_codes(
     return found
 
 
-def gram_matrices(model: ir.Model, tensors: Sequence[str], batches: Batches) -> Mapping[str, NDArray[Any]]:
-    """Returns X^T X of each tensor over all the data, taken as rows of its last axis; float32, shape (K, K).
+def gram_matrices(model: ir.Model, tensors: Sequence[str], batches: Batches) -> Mapping[str, Gram]:
+    """Returns X^T X of each tensor over all the data, taken as rows of its last axis; float32.
 
     Args:
         model: The float graph; it is not changed.
@@ -72,6 +72,7 @@ def gram_matrices(model: ir.Model, tensors: Sequence[str], batches: Batches) -> 
     session = open_session(tapped, optimize=True)
     names = [str(value.name) for value in model.graph.inputs]
     grams: dict[str, NDArray[Any]] = {}
+    counts = dict.fromkeys(wanted, 0)
     for feed in batches:
         arrays = {name: feed.arrays[name] for name in names}
         computed = [name for name in wanted if name not in arrays]
@@ -81,13 +82,14 @@ def gram_matrices(model: ir.Model, tensors: Sequence[str], batches: Batches) -> 
             rows = values[name].reshape(-1, values[name].shape[-1]).astype(np.float32, copy=False)
             with np.errstate(over="ignore", invalid="ignore"):
                 grams[name] = grams.get(name, np.float32(0)) + rows.T @ rows
+            counts[name] += len(rows)
             if not np.isfinite(grams[name]).all():
                 raise DataError(
                     f"tensor {name!r} has values in {feed.source} that are not finite, or so large that "
                     f"their products are not; GPTQ needs finite products: look at the data, or take "
                     f"--weight-method mse"
                 )
-    return grams
+    return {name: Gram(products, counts[name]) for name, products in grams.items()}
 
 
 def _input_of(model: ir.Model, weight: ChosenWeight) -> str | None:

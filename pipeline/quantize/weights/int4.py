@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from trtq.pipeline.quantize.weights.blocks import in_blocks, pieces, scales_in, scales_shape
 
 QMIN, QMAX = -8, 7
-_CLIPS = np.linspace(1.0, 0.5, 26, dtype=np.float32)
+_CLIPS = np.linspace(1.0, 0.6, 12, dtype=np.float32)
 """Shares of amax / 7 that are tried; those near 7/8 use the code -8 where the largest value is negative."""
 
 Blocks = NDArray[np.float32]
@@ -25,24 +25,29 @@ def rtn_scales(blocks: Blocks, dtype: str) -> NDArray[np.float32]:
 
 
 def mse_scales(blocks: Blocks, dtype: str) -> NDArray[np.float32]:
-    """Returns the scales of least squared error, of 26 clips from amax / 7 down to its half.
+    """Returns the scales of least squared error, found from 12 clips; shape (outer, inner).
 
     Clipping a few large values leaves finer steps for all others (as in OMSE, arXiv 1902.06822, section 3.2,
-    here for each block).
+    here for each block). For the codes q that a clip gives the values x, the best scale is qx / qq, which
+    explains (qx)^2 / qq of their squares: 12 clips so refined err less than 26 as they are.
     """
     widest = rtn_scales(blocks, "float32")
-    best = rtn_scales(blocks, dtype)
-    least = np.full(best.shape, np.inf, np.float32)
-    error = np.empty_like(blocks)
+    steps = blocks * (np.float32(1) / widest)[:, None]
+    best = np.ones_like(widest)
+    most = np.full_like(widest, -1)
+    codes = np.empty_like(steps)
     for clip in _CLIPS:
-        scales = scales_in(widest * clip, dtype)
-        _fake_quantize(blocks, scales, error)
-        np.subtract(error, blocks, out=error)
-        loss = np.einsum("obi,obi->oi", error, error)
-        better = loss < least
-        least = np.where(better, loss, least)
-        best = np.where(better, scales, best)
-    return best
+        np.multiply(steps, np.float32(1) / clip, out=codes)
+        np.rint(codes, out=codes)
+        np.clip(codes, QMIN, QMAX, out=codes)
+        product = np.einsum("obi,obi->oi", codes, steps)
+        square = np.maximum(np.einsum("obi,obi->oi", codes, codes), np.float32(1))
+        ratio = product / square
+        explained = ratio * product
+        better = explained > most
+        np.copyto(most, explained, where=better)
+        np.copyto(best, ratio, where=better)
+    return scales_in(best * widest, dtype)
 
 
 METHODS: dict[str, Scales] = {"rtn": rtn_scales, "mse": mse_scales, "gptq": mse_scales}
@@ -81,10 +86,3 @@ def quantize_int4(
         scales[part[0], part[2]] = METHODS[method](blocks, dtype)
         codes[part] = codes_of(blocks, scales[part[0], part[2]])
     return codes.reshape(weight.shape), scales.reshape(scales_shape(weight.shape, axis, block_size))
-
-
-def _fake_quantize(blocks: Blocks, scales: NDArray[np.float32], out: Blocks) -> None:
-    np.divide(blocks, scales[:, None], out=out)
-    np.rint(out, out=out)
-    np.clip(out, QMIN, QMAX, out=out)
-    np.multiply(out, scales[:, None], out=out)

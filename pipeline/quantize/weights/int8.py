@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trtq.pipeline.quantize.weights.blocks import pieces, scales_in
+from trtq.pipeline.quantize.weights.channels import in_channels, scales_of
 
 QMAX = 127
 
@@ -25,15 +25,8 @@ def quantize_int8(
     Returns:
         int8 codes of the weight's shape, and float32 scales of shape (channels,), or () without an axis.
     """
-    channels = 1 if axis is None else weight.shape[axis]
-    before = 1 if axis is None else int(np.prod(weight.shape[:axis]))
-    view = weight.reshape(before, channels, -1)
-    amax = np.zeros(channels, np.float32)
-    parts = [(part[0], part[2], part[1]) for part in pieces((before, view.shape[2], channels))]
-    for part in parts:
-        largest = np.abs(view[part].astype(np.float32, copy=False)).max(axis=(0, 2), initial=0.0)
-        amax[part[1]] = np.maximum(amax[part[1]], largest)
-    scales = scales_in(amax / np.float32(QMAX), dtype)
+    view, parts = in_channels(weight, axis)
+    scales = scales_of(view, parts, QMAX, dtype)
     codes = np.empty(view.shape, np.int8)
     for part in parts:
         divisor = scales[part[1], None]

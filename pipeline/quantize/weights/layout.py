@@ -54,8 +54,9 @@ def parts_of(weight: ChosenWeight, scheme: WeightScheme, dtype: ir.DataType, for
         form: How it is held.
     """
     shape, axis, block = weight.shape, weight.axis, weight.block_size
-    if scheme.format == "int8":
-        return Part("codes", _INT8, shape), Part("scale", dtype, () if axis is None else (shape[axis],))
+    if scheme.is_per_channel:
+        codes_dtype = _INT8 if scheme.format == "int8" else ir.DataType.FLOAT8E4M3FN
+        return Part("codes", codes_dtype, shape), Part("scale", dtype, () if axis is None else (shape[axis],))
     assert axis is not None
     scales = scales_shape(shape, axis, block)
     if form == "linear":

@@ -7,7 +7,7 @@ from typing import Literal, get_args
 
 from trtq.errors import UsageError
 
-WeightFormat = Literal["int8", "int4", "nf4"]
+WeightFormat = Literal["int8", "fp8", "int4", "nf4"]
 WeightMethod = Literal["rtn", "mse", "gptq"]
 BLOCK_SIZES = (16, 32, 64, 128, 256)
 """TensorRT runs INT4 blocks of 8 to 128 fused; ONNX Runtime's MatMulBnb4 takes powers of two from 16 on."""
@@ -18,8 +18,8 @@ class WeightScheme:
     """How weights are stored.
 
     Attributes:
-        format: "int8" has one scale for each output channel (each row of an embedding); "int4" and "nf4" have
-            one for each block along the axis that is summed over.
+        format: "int8" and "fp8" (E4M3) have one scale for each output channel (each row of an embedding);
+            "int4" and "nf4" have one for each block along the axis that is summed over.
         method: Of INT4: "rtn" rounds to nearest, "mse" searches the clip of every block, "gptq" makes up for
             each rounding in what is not rounded yet, and needs data. The other formats have only "rtn".
         block_size: Elements to a scale, for INT4 and NF4.
@@ -49,6 +49,11 @@ class WeightScheme:
             raise UsageError(f"double quantization is for nf4, not for {self.format}")
 
     @property
+    def is_per_channel(self) -> bool:
+        """Whether scales belong to whole channels, not to blocks."""
+        return self.format in ("int8", "fp8")
+
+    @property
     def min_opset(self) -> int:
         """The first opset that can hold the format for TensorRT."""
-        return 19 if self.format == "int8" else 21
+        return 19 if self.is_per_channel else 21

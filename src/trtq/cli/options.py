@@ -355,8 +355,10 @@ def _weights(given: Mapping[str, Any]) -> WeightScheme | None:
         if found := next((name for name in alone if given.get(name)), None):
             raise UsageError(f"--{found.replace('_', '-')} is for weights of fewer bits; give --weights too")
         return None
-    if form == "int8" and given.get("block_size"):
-        raise UsageError("--block-size is for int4 and nf4; INT8 weights have one scale for each channel")
+    if form in ("int8", "fp8") and given.get("block_size"):
+        raise UsageError(
+            f"--block-size is for int4 and nf4; {form.upper()} weights have one scale for each channel"
+        )
     return WeightScheme(
         form,
         given.get("weight_method") or ("mse" if form == "int4" else "rtn"),
