@@ -27,6 +27,7 @@ THREE = """
 backend = "onnxruntime"
 calib-samples = 16
 eval-samples = 16
+repair = ["none"]
 
 [[build]]
 model = "model.onnx"
@@ -188,6 +189,8 @@ def test_the_builds_of_a_killed_run_end_too_and_the_next_one_goes_on(tmp_path: P
         [defaults]
         backend = "onnxruntime"
         eval-samples = 16
+        calib-method = "entropy"
+        repair = ["none"]
         [[build]]
         model = "model.onnx"
         calib-samples = 16
