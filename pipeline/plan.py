@@ -19,16 +19,18 @@ from trtq.pipeline.quantize.weights.choose import ChosenWeight, choose_weights
 from trtq.pipeline.quantize.weights.layout import form_of, parts_of
 from trtq.pipeline.quantize.weights.scheme import WeightFormat, WeightScheme
 
-FLOATS = {"fp32": 4, "fp16": 2}
-FORMATS: tuple[WeightFormat, ...] = ("int8", "int4", "nf4")
-_BITS = {"fp32": 32.0, "fp16": 16.0, "int8": 8.0}
+FLOATS = {"fp32": 4, "fp16": 2, "bf16": 2}
+FORMATS: tuple[WeightFormat, ...] = ("int8", "fp8", "int4", "nf4")
+_BITS = {"fp32": 32.0, "fp16": 16.0, "bf16": 16.0, "int8": 8.0, "fp8": 8.0}
+_COMPARED = ("fp32", "bf16")
+"""Nothing builds these alone."""
 _FLOAT_TYPES = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 _CODE_BYTES, _CODE_PER_NODE = 200_000, 14_000
 _CODE_PER_OP = {
     "LSTM": 2_600_000, "GRU": 2_600_000, "MaxPool": 130_000, "AveragePool": 130_000,
     "GlobalAveragePool": 130_000, "GlobalMaxPool": 130_000, "Softmax": 50_000, "LayerNormalization": 50_000,
 }  # fmt: skip
-_CODE_PER_FORMAT = {"int8": 120_000, "int4": 200_000, "nf4": 40_000}
+_CODE_PER_FORMAT = {"int8": 120_000, "fp8": 120_000, "int4": 200_000, "nf4": 40_000}
 """What an engine's kernels take, by the nodes that are generated code, more for some, by the distinct
 quantized weights, and for NF4 by all readers of them. Fitted to 72 TensorRT-RTX 1.7 engines of 18 models,
 from which it is 6 % off in the mean, and 10 to 27 % from a fifth of them. GRU is taken to be like LSTM."""
@@ -39,8 +41,8 @@ _NO_CODE = frozenset({
 _RESERVE_BYTES = 400_000_000
 """What the CUDA context and the libraries take before the first engine: measured 0.3 to 0.5 GB."""
 _BUILT_BY = (
-    "trtq build makes them with --fp16 and --weights int8, int4 or nf4; fp32 is the model as it is, for "
-    "comparison"
+    "trtq build makes them with --fp16 and --weights int8, fp8 (for compute capability 8.9 and newer), int4 "
+    "or nf4; fp32 and bf16 are for comparison"
 )
 _STATE = re.compile(r"past_key_values|past|present|new|^in(?=_)|^out(?=_)")
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
@@ -53,8 +55,8 @@ class SchemePlan:
     """One precision.
 
     Attributes:
-        name: "fp32" (for comparison: nothing builds it), "fp16"; or "int8", "int4", "nf4": weights so, the
-            rest FP16.
+        name: "fp32", "bf16" (for comparison: nothing builds them), "fp16"; or "int8", "fp8", "int4", "nf4":
+            weights so, the rest FP16.
         weights_bytes: All constants, with scales.
         engine_bytes: The file: weights, and the code of the kernels.
         activations_bytes: Alive at one time, with inputs and outputs; 0 if not known.
@@ -333,7 +335,7 @@ def _decided(
     if gpu_memory_bytes < 1:
         raise UsageError(f"the GPU's memory must have at least 1 byte, got {gpu_memory_bytes}")
     judged = tuple(replace(item, fits=item.total_bytes <= gpu_memory_bytes) for item in schemes)
-    fitting = [item.name for item in judged if item.fits and item.name != "fp32"]
+    fitting = [item.name for item in judged if item.fits and item.name not in _COMPARED]
     if not fitting:
         smallest = min(judged, key=lambda item: item.total_bytes)
         reserve = smallest.reserve_bytes

@@ -39,15 +39,17 @@ def test_a_number_of_parameters_is_a_table() -> None:
         "────────────────────────────────────────────────────────────────────────",
         "FP32        40.0 GB       32.00   40.0 GB             -   40.4 GB     no",
         "FP16        20.0 GB       16.00   20.0 GB             -   20.4 GB     no",
+        "BF16        20.0 GB       16.00   20.0 GB             -   20.4 GB     no",
         "INT8        10.0 GB        8.00   10.0 GB             -   10.4 GB     no",
+        "FP8         10.0 GB        8.00   10.0 GB             -   10.4 GB     no",
         "INT4         5.3 GB        4.25    5.3 GB             -    5.7 GB    yes",
         "NF4          5.3 GB        4.25    5.3 GB             -    5.7 GB    yes",
         "",
         "total: engine, activations, and 400.0 MB for CUDA and scratch memory",
         "activations and state are not known without a model; give one, with --batch and --seq",
         "int4 and nf4 have one FP16 scale for 64 weights; without scales they are 4 bits",
-        "trtq build makes them with --fp16 and --weights int8, int4 or nf4; fp32 is the model as it is, for "
-        "comparison",
+        "trtq build makes them with --fp16 and --weights int8, fp8 (for compute capability 8.9 and newer), "
+        "int4 or nf4; fp32 and bf16 are for comparison",
         "recommended for 8.0 GB: INT4: INT8 does not fit; INT4 is read inside the product, so it is also the "
         "fastest that does",
     ]

@@ -43,7 +43,7 @@ def by_name(path: Path, **arguments: object) -> dict[str, int]:
 def test_the_textbook_table() -> None:
     plan = plan_params(parse_count("10B"), gpu_memory_bytes=8 * 10**9)
     assert {item.name: item.weights_bytes / 1e9 for item in plan.schemes} == {
-        "fp32": 40, "fp16": 20, "int8": 10, "int4": 5.3125, "nf4": 5.3125,
+        "fp32": 40, "fp16": 20, "bf16": 20, "int8": 10, "fp8": 10, "int4": 5.3125, "nf4": 5.3125,
     }  # fmt: skip
     assert [item.name for item in plan.schemes if item.fits] == ["int4", "nf4"]
     assert plan.recommended == "int4"
@@ -76,7 +76,9 @@ def test_weights_are_counted_with_their_scales(block: Path) -> None:
     assert by_name(block) == {
         "fp32": 4 * count,
         "fp16": 2 * count,
+        "bf16": 2 * count,
         "int8": count + 2 * (2048 + 512),
+        "fp8": count + 2 * (2048 + 512),
         "int4": count // 2 + 2 * count // 64,
         "nf4": count // 2 + 2 * count // 64,
     }
@@ -95,11 +97,16 @@ def test_state_and_activations_follow_the_shapes(block: Path) -> None:
     assert granted.reserve_bytes == fp32.reserve_bytes + 1000
 
 
-@pytest.mark.parametrize("name", ["int8", "int4", "nf4"])
+@pytest.mark.parametrize("name", ["int8", "fp8", "int4", "nf4"])
 def test_an_engine_is_as_large_as_planned(block: Path, tmp_path: Path, name: WeightFormat) -> None:
     pytest.importorskip("tensorrt_rtx")
     shapes = {"x": (2, 8, 512), "past_k": (2, 4, 8, 16)}
-    target = Target(precision="weights", weights=WeightScheme(name), shapes=GivenShapes(opt=shapes))
+    target = Target(
+        precision="weights",
+        weights=WeightScheme(name),
+        shapes=GivenShapes(opt=shapes),
+        compute_capabilities=("8.9",),
+    )
     report = build(block, spec=ModelSpec(), target=target, output=tmp_path / "out")
     planned = next(
         item for item in plan_model(block, sizes=Sizes(shapes=shapes)).schemes if item.name == name
@@ -153,7 +160,7 @@ def test_more_parameters_than_any_model_has_are_refused(text: str) -> None:
 def test_the_notes_name_the_reserve_and_the_commands(block: Path) -> None:
     notes = plan_model(block, sizes=Sizes(2, 8)).notes
     assert any("which is a part of the 400 MB for CUDA and scratch memory" in note for note in notes)
-    assert any("trtq build makes them with --fp16 and --weights int8" in note for note in notes)
+    assert any("trtq build makes them with --fp16 and --weights int8, fp8" in note for note in notes)
 
 
 def test_nonsense_is_refused(block: Path) -> None:
