@@ -30,6 +30,7 @@ from trtq.pipeline.deliver.signature import read_private_key
 @options.spec_option
 @options.calibration_options
 @options.repair_option
+@options.weight_granularity_option
 @options.layer_options
 @options.precision_options
 @options.quantization_option
