@@ -7,7 +7,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 from trtq.errors import UsageError
 from trtq.models.preprocess import Preprocess
@@ -22,6 +22,7 @@ AUTO = "auto"
 """Instead of a calibration method: the best of all on data held back, or entropy without such data."""
 REPAIRS = ("equalize", "smooth", "shift", "bias", "weights")
 """What can be done to a model so that quantizing costs it less; see `trtq.pipeline.verify.repairs`."""
+WeightGranularity = Literal["per-channel", "per-tensor"]
 Shape = tuple[int, ...]
 T = TypeVar("T")
 
@@ -85,12 +86,20 @@ class CalibrationSpec:
 class QuantizationSpec:
     """How the model is quantized, beside the ranges.
 
-    `repair` says which repairs may be made where they pay: "auto" (all), "none", or some of `REPAIRS`.
+    Attributes:
+        repair: Which repairs may be made where they pay: "auto" (all), "none", or some of `REPAIRS`.
+        weight_granularity: Whether an INT8 weight has one scale for each output channel or one for all.
     """
 
     repair: tuple[str, ...] = (AUTO,)
+    weight_granularity: WeightGranularity = "per-channel"
 
     def __post_init__(self) -> None:
+        if self.weight_granularity not in get_args(WeightGranularity):
+            raise UsageError(
+                f"weight_granularity must be {' or '.join(get_args(WeightGranularity))}, "
+                f"got {self.weight_granularity!r}"
+            )
         words = (AUTO, "none", *REPAIRS)
         if unknown := [word for word in self.repair if word not in words]:
             raise UsageError(f"there is no repair {unknown[0]!r}; take {', '.join(words)}")

@@ -134,7 +134,12 @@ def placement_of(graph: Graph, spec: ModelSpec, target: Target, watcher: Watcher
     patterns = (*spec.layers.skip, *spec.layers.keep_fp32)
     warn_of_unmatched(graph, (*patterns, *spec.layers.force), watcher)
     placement = place(graph.model, skip=patterns, op_types=target.op_types, force=spec.layers.force)
-    return Placement(placement.quantized, (*placement.kept, *graph.unseen))
+    return in_granularity(Placement(placement.quantized, (*placement.kept, *graph.unseen)), spec)
+
+
+def in_granularity(placement: Placement, spec: ModelSpec) -> Placement:
+    """Returns the placement with as many scales for each weight as the settings ask for."""
+    return placement.with_one_scale() if spec.quantization.weight_granularity == "per-tensor" else placement
 
 
 def warn_of_unmatched(graph: Graph, patterns: Sequence[str], watcher: Watcher) -> None:

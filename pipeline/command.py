@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Collection, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from trtq.models.spec import AccuracySpec, CalibrationSpec, EvaluationSpec
+from trtq.models.spec import AccuracySpec, CalibrationSpec, EvaluationSpec, QuantizationSpec
 from trtq.pipeline.engine.backend import BuilderOptions
 from trtq.pipeline.target import Target
 
@@ -28,6 +28,7 @@ CALIBRATION = {
     "num_candidates": "--num-candidates",
     "smallest": "--smallest",
 }
+QUANTIZATION = {"weight_granularity": "--weight-granularity"}
 EVALUATION = {
     "data": "--eval-data",
     "labels": "--labels",
@@ -65,6 +66,9 @@ def command_of(job: Job, chosen: Collection[str] = ()) -> str:
     if not migrates:
         words += _changed(spec.calibration, CalibrationSpec(), _calibration_options(spec.calibration))
         words += ["--random-data"] if job.is_random else []
+        if spec.quantization.repair != QuantizationSpec().repair:
+            words += ["--repair", ",".join(spec.quantization.repair)]
+    words += _changed(spec.quantization, QuantizationSpec(), QUANTIZATION)
     words += _changed(spec.evaluation, EvaluationSpec(), EVALUATION)
     words += _changed(spec.accuracy, AccuracySpec(), ACCURACY)
     for option, patterns in (

@@ -162,6 +162,12 @@ def prepare(
             f"--repair {','.join(spec.quantization.repair)} is for Q/DQ: quantized implicitly, TensorRT "
             f"gets ranges and nothing else; leave --repair or --quantization implicit out"
         )
+    by_tensor = spec.quantization.weight_granularity == "per-tensor"
+    if by_tensor and (way.quantization == "implicit" or target.precision == "weights"):
+        raise UsageError(
+            "--weight-granularity per-tensor is for INT8 by Q/DQ: quantizing implicitly, TensorRT picks the "
+            "scales of weights itself, and --weights alone has its own; leave one of the two out"
+        )
     if random_data:
         watcher.warn("calibrating with random numbers: the accuracy of this engine is meaningless")
     needs = target.weights is not None and target.weights.method == "gptq"

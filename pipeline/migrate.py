@@ -12,7 +12,13 @@ from trtq.errors import ArtifactError, ModelError, UsageError
 from trtq.files import sha256_of
 from trtq.models.spec import ModelSpec
 from trtq.pipeline.build import run_job
-from trtq.pipeline.calibrate import calibration_data, method_of, spec_beside, warn_of_unmatched
+from trtq.pipeline.calibrate import (
+    calibration_data,
+    in_granularity,
+    method_of,
+    spec_beside,
+    warn_of_unmatched,
+)
 from trtq.pipeline.construct import CACHE
 from trtq.pipeline.deliver.report import Report
 from trtq.pipeline.engine import choose, refuse_what_it_lacks
@@ -72,7 +78,8 @@ def migrate(
     the result is compared with the float model; without, the verdict is "unverified".
 
     The scales of activations are those of the cache, bit for bit, unless the target asks for FP16 where
-    nothing is quantized: then they are rounded up to FP16. Weights are quantized by channel, as always.
+    nothing is quantized: then they are rounded up to FP16. Weights are quantized by channel, unless the
+    settings say otherwise.
 
     Args:
         model: The ONNX file that the cache was made for.
@@ -167,6 +174,7 @@ def _prepare(
     placement, ranges, migration = ranges_from_cache(
         graph, cache, str(source), skip=patterns, op_types=target.op_types, force=spec.layers.force
     )
+    placement = in_granularity(placement, spec)
     _tell(migration, placement, log)
     calibration = None
     if spec.evaluation.data is None and spec.calibration.data is not None:

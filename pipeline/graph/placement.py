@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import onnx_ir as ir
 
@@ -67,6 +67,18 @@ class Placement:
     def layers(self) -> tuple[QuantizedNode, ...]:
         """The quantized nodes but the Adds: those whose INT8 kernel counts as coverage."""
         return tuple(node for node in self.quantized if node.op_type in QUANTIZABLE)
+
+    def with_one_scale(self) -> Placement:
+        """Returns the same decisions with one scale for each weight, instead of one an output channel."""
+        return replace(
+            self,
+            quantized=tuple(
+                node
+                if node.weight is None
+                else replace(node, weight=(node.weight[0], replace(node.weight[1], axis=None)))
+                for node in self.quantized
+            ),
+        )
 
 
 def place(

@@ -27,6 +27,7 @@ def given(*arguments: str) -> dict[str, Any]:
     @options.spec_option
     @options.calibration_options
     @options.repair_option
+    @options.weight_granularity_option
     @options.layer_options
     @options.precision_options
     @options.quantization_option

@@ -251,6 +251,13 @@ def test_repairs_are_named_in_the_settings(tmp_path: Path, text: str, repairs: t
     assert _read(tmp_path, text).quantization.repairs == repairs
 
 
+def test_the_scales_of_weights_are_named_in_the_settings(tmp_path: Path) -> None:
+    found = _read(tmp_path, '[quantization]\nweight_granularity = "per-tensor"\n')
+    assert found.quantization.weight_granularity == "per-tensor"
+    with pytest.raises(UsageError, match="weight_granularity must be per-channel or per-tensor, got 'block'"):
+        _read(tmp_path, '[quantization]\nweight_granularity = "block"\n')
+
+
 @pytest.mark.parametrize(
     ("repair", "message"),
     [

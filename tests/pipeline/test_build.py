@@ -16,7 +16,7 @@ from trtq.calibrators.cache import parse_cache
 from trtq.calibrators.ranges import read_ranges
 from trtq.files import sha256_of
 from trtq.models.demo import write_demo
-from trtq.models.spec import AccuracySpec, CalibrationSpec, LayerSpec, ModelSpec, read_spec
+from trtq.models.spec import AccuracySpec, CalibrationSpec, LayerSpec, ModelSpec, QuantizationSpec, read_spec
 from trtq.pipeline.build import build
 from trtq.pipeline.deliver.manifest import read_manifest
 from trtq.pipeline.deliver.report import Report, read_report
@@ -312,3 +312,12 @@ def test_a_model_without_quantizable_layers_is_built_in_float(tmp_path: Path) ->
     assert (report.engine.layers_quantized, report.engine.layers_int8) == (0, 0)
     assert (report.verdict, report.calibration) == ("pass", None)
     assert not (tmp_path / "m.trtq" / "calibration.cache").exists()
+
+
+def test_tensorrt_rtx_runs_int8_with_one_scale_a_weight(small: Path) -> None:
+    quantization = QuantizationSpec(("none",), "per-tensor")
+    report = build(small, spec=replace(spec_of(small), quantization=quantization))
+    assert (report.engine.layers_int8, report.engine.layers_quantized, report.engine.fallbacks) == (2, 2, ())
+    graph = onnx.load(Path(report.output) / "model.int8.onnx").graph
+    scales = {node.input[1] for node in graph.node if node.op_type == "DequantizeLinear"}
+    assert [tuple(item.dims) for item in graph.initializer if item.name in scales] == [()] * 4

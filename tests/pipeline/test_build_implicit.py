@@ -117,6 +117,13 @@ def test_repairs_by_name_need_q_dq(small: Path, install: Install) -> None:
         build(small, spec=spec, target=IMPLICIT)
 
 
+def test_one_scale_for_a_weight_needs_q_dq(small: Path, install: Install) -> None:
+    install(TEN)
+    spec = replace(spec_of(small), quantization=QuantizationSpec(weight_granularity="per-tensor"))
+    with pytest.raises(UsageError, match="--weight-granularity per-tensor is for INT8 by Q/DQ: quantizing"):
+        build(small, spec=spec, target=IMPLICIT)
+
+
 def test_random_data_calibrates_and_is_unverified(small: Path, install: Install) -> None:
     install(TEN)
     report = build(small, target=IMPLICIT, random_data=True)

@@ -13,9 +13,18 @@ import onnx.parser
 import pytest
 
 from trtq.errors import DataError, MissingDependency, ModelError, UsageError
-from trtq.models.spec import AccuracySpec, CalibrationSpec, EvaluationSpec, InputSpec, LayerSpec, ModelSpec
+from trtq.models.spec import (
+    AccuracySpec,
+    CalibrationSpec,
+    EvaluationSpec,
+    InputSpec,
+    LayerSpec,
+    ModelSpec,
+    QuantizationSpec,
+)
 from trtq.pipeline.engine.profiles import GivenShapes
 from trtq.pipeline.job import Job, prepare
+from trtq.pipeline.quantize.weights.scheme import WeightScheme
 from trtq.pipeline.target import Target
 from trtq.pipeline.watch import Silent
 
@@ -239,6 +248,15 @@ def test_a_model_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
         prepared(tmp_path / "none.onnx")
 
 
+def test_one_scale_a_weight_is_for_q_dq(model: Path) -> None:
+    spec = replace(spec_of(model), quantization=QuantizationSpec(weight_granularity="per-tensor"))
+    target = replace(CHEAP, precision="weights", weights=WeightScheme("int8"))
+    with pytest.raises(
+        UsageError, match=r"^--weight-granularity per-tensor is for INT8 by Q/DQ: .* --weights"
+    ):
+        prepared(model, spec, target)
+
+
 # What a second build may use again: the stages whose key is the same
 
 Change = Callable[[Path, ModelSpec, Target], tuple[ModelSpec, Target]]
@@ -254,6 +272,10 @@ def _evaluation(model: Path, spec: ModelSpec, target: Target) -> tuple[ModelSpec
 
 def _keep_fp32(_: Path, spec: ModelSpec, target: Target) -> tuple[ModelSpec, Target]:
     return replace(spec, layers=LayerSpec(keep_fp32=("only",))), target
+
+
+def _one_scale(_: Path, spec: ModelSpec, target: Target) -> tuple[ModelSpec, Target]:
+    return replace(spec, quantization=QuantizationSpec(weight_granularity="per-tensor")), target
 
 
 def _capability(_: Path, spec: ModelSpec, target: Target) -> tuple[ModelSpec, Target]:
@@ -307,6 +329,7 @@ def _model(model: Path, spec: ModelSpec, target: Target) -> tuple[ModelSpec, Tar
         (_gate, {"ranges", "engine"}),
         (_evaluation, {"ranges", "engine"}),
         (_keep_fp32, set()),
+        (_one_scale, set()),
         (_capability, {"ranges"}),
         (_rest, {"ranges"}),
         (_profile, {"ranges"}),

@@ -189,6 +189,13 @@ def test_tensorrt_rtx_builds_a_migrated_model(demo: Path, cache: Path, tmp_path:
     assert engine.bytes == (tmp_path / "out" / "model.engine").stat().st_size
 
 
+def test_the_settings_may_ask_for_one_scale_a_weight(demo: Path, cache: Path, tmp_path: Path) -> None:
+    spec = ModelSpec(quantization=QuantizationSpec(weight_granularity="per-tensor"))
+    migrate(demo, cache, spec=spec, target=ORT, output=tmp_path / "out")
+    initializers = onnx.load(tmp_path / "out" / "model.int8.onnx").graph.initializer
+    assert {item.dims[0] if item.dims else 1 for item in initializers if item.name.endswith("_scale")} == {1}
+
+
 # What is written and told
 
 

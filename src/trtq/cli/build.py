@@ -28,6 +28,7 @@ from trtq.pipeline.deliver.report import Report, to_json
 @options.spec_option
 @options.calibration_options
 @options.repair_option
+@options.weight_granularity_option
 @options.layer_options
 @options.precision_options
 @options.quantization_option

@@ -32,6 +32,7 @@ from trtq.pipeline.stages import improve, observe, placed_in, ranges_of
 @options.calibration_options
 @options.pass_options
 @options.repair_option
+@options.weight_granularity_option
 @options.layer_options
 @click.option(
     "--statistics",

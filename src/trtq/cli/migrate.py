@@ -35,6 +35,7 @@ from trtq.pipeline.removed.scripts import check_scripts
     "-o", "--output", type=click.Path(path_type=Path), help="Folder.  [default: MODEL.migrated.trtq]"
 )
 @options.spec_option
+@options.weight_granularity_option
 @options.layer_options
 @click.option("--keep-fp32", multiple=True, metavar="REGEX", help="Keep these nodes FP32 (repeatable).")
 @click.option(

@@ -29,6 +29,7 @@ from trtq.pipeline.stages import quantize
     help="The file to write.  [default: MODEL.int8.onnx, MODEL.int4-weights.onnx]",
 )
 @options.spec_option
+@options.weight_granularity_option
 @options.layer_options
 @options.precision_options
 @options.weight_options

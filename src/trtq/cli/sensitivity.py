@@ -33,6 +33,7 @@ _RANKS = (*_WITHOUT_LABELS, "accuracy")
 @options.spec_option
 @options.calibration_options
 @options.repair_option
+@options.weight_granularity_option
 @options.layer_options
 @click.option(
     "--high-precision",

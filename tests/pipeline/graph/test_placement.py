@@ -77,6 +77,20 @@ def test_a_layer_with_a_constant_weight(
     )
 
 
+def test_one_scale_a_weight_changes_nothing_else(model_of: Callable[..., ir.Model]) -> None:
+    text = "g (float[N,4,8,8] x) => (float[N,6,8,8] y) { a = Conv(x, w) b = Conv(x, v) y = Add(a, b) }"
+    placement = place(model_of(text, w=_random(6, 4, 1, 1), v=_random(6, 4, 1, 1)))
+    found = placement.with_one_scale()
+    assert [node.weight for node in found.layers] == [
+        (1, QuantizedWeight("w", None)),
+        (1, QuantizedWeight("v", None)),
+    ]
+    assert [(node.name, node.rule, node.activations) for node in found.quantized] == [
+        (node.name, node.rule, node.activations) for node in placement.quantized
+    ]
+    assert (len(found.quantized), found.kept) == (3, placement.kept)
+
+
 @pytest.mark.parametrize(
     ("attributes", "w", "axis"),
     [("", (4, 6, 3, 3), 1), ("<group = 1>", (4, 6, 3, 3), 1), ("<group = 2>", (4, 3, 3, 3), None)],
