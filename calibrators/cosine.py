@@ -7,15 +7,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from trtq.errors import UsageError
+from trtq.calibrators.grid import QMAX, best_on_grid, check_grid
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from trtq.calibrators.statistics import Histogram
-
-_POINTS_PER_OCTAVE = 512
-_QMAX = 127
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,20 +28,11 @@ class Cosine:
     smallest: float = 0.02
 
     def __post_init__(self) -> None:
-        if self.num_candidates < 2 or not 0 < self.smallest < 1:
-            raise UsageError(
-                f"cosine needs at least 2 candidates and 0 < smallest < 1, "
-                f"got {self.num_candidates} and {self.smallest:g}"
-            )
+        check_grid("cosine", self.num_candidates, self.smallest)
 
     def amax(self, histogram: Histogram) -> float:
         """Returns the best candidate, the largest of equals; 0 for a dead tensor."""
-        values, weights = histogram.points(_POINTS_PER_OCTAVE)
-        if not values.size:
-            return histogram.amax
-        candidates = histogram.amax * np.geomspace(1.0, self.smallest, self.num_candidates)
-        cosines = [cosine(values, weights, float(candidate)) for candidate in candidates]
-        return float(candidates[int(np.argmax(cosines))])
+        return best_on_grid(histogram, self.num_candidates, self.smallest, cosine)
 
 
 def cosine(values: NDArray[np.float64], weights: NDArray[np.float64], amax: float) -> float:
@@ -55,7 +43,7 @@ def cosine(values: NDArray[np.float64], weights: NDArray[np.float64], amax: floa
         weights: How often each occurs, shape (n,).
         amax: What the code 127 stands for.
     """
-    codes = np.minimum(np.rint(values / (amax / _QMAX)), _QMAX)
+    codes = np.minimum(np.rint(values / (amax / QMAX)), QMAX)
     length = float(np.dot(weights, codes**2))
     if length == 0:
         return 0.0

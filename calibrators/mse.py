@@ -7,14 +7,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from trtq.errors import UsageError
+from trtq.calibrators.grid import QMAX, best_on_grid, check_grid
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from trtq.calibrators.statistics import Histogram
-
-_POINTS_PER_OCTAVE = 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,20 +27,16 @@ class Mse:
     smallest: float = 0.02
 
     def __post_init__(self) -> None:
-        if self.num_candidates < 2 or not 0 < self.smallest < 1:
-            raise UsageError(
-                f"mse needs at least 2 candidates and 0 < smallest < 1, "
-                f"got {self.num_candidates} and {self.smallest:g}"
-            )
+        check_grid("mse", self.num_candidates, self.smallest)
 
     def amax(self, histogram: Histogram) -> float:
         """Returns the best candidate; 0 for a dead tensor."""
-        values, weights = histogram.points(_POINTS_PER_OCTAVE)
-        if not values.size:
-            return histogram.amax
-        candidates = histogram.amax * np.geomspace(1.0, self.smallest, self.num_candidates)
-        errors = [squared_error(values, weights, float(candidate)) for candidate in candidates]
-        return float(candidates[int(np.argmin(errors))])
+        return best_on_grid(
+            histogram,
+            self.num_candidates,
+            self.smallest,
+            lambda values, weights, amax: -squared_error(values, weights, amax),
+        )
 
 
 def squared_error(values: NDArray[np.float64], weights: NDArray[np.float64], amax: float) -> float:
@@ -53,6 +47,6 @@ def squared_error(values: NDArray[np.float64], weights: NDArray[np.float64], ama
         weights: How often each occurs, shape (n,).
         amax: What the code 127 stands for.
     """
-    scale = amax / 127
-    codes = np.minimum(np.rint(values / scale), 127)
+    scale = amax / QMAX
+    codes = np.minimum(np.rint(values / scale), QMAX)
     return float(np.dot(weights, (values - codes * scale) ** 2))
