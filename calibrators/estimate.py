@@ -14,17 +14,24 @@ from trtq.calibrators.ranges import FP16_LIMIT, Range, Ranges
 if TYPE_CHECKING:
     from trtq.calibrators import Method
     from trtq.calibrators.statistics import Histogram, Statistics
+    from trtq.models.spec import Activations
 
 _LARGEST_FLOAT32 = float(np.finfo(np.float32).max)
 
 
-def estimate(statistics: Statistics, method: Method, tensors: Collection[str] | None = None) -> Ranges:
+def estimate(
+    statistics: Statistics,
+    method: Method,
+    tensors: Collection[str] | None = None,
+    activations: Activations = "symmetric",
+) -> Ranges:
     """Returns the ranges of the observed tensors.
 
     Args:
         statistics: What was seen of them.
         method: Maps a histogram to an amax.
         tensors: Those that are wanted; None: all.
+        activations: How they will be quantized.
     """
     histograms = {
         name: histogram
@@ -56,6 +63,7 @@ def estimate(statistics: Statistics, method: Method, tensors: Collection[str] | 
         source.is_random,
         statistics.shapes,
         beyond,
+        activations=activations,
     )
 
 

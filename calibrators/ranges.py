@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from trtq.errors import ArtifactError, UsageError
+from trtq.models.spec import Activations
 
 SCHEMA_VERSION = 1
 FP16_LIMIT = 65504 / 2
@@ -72,6 +73,7 @@ class Ranges:
         beyond_fp16: Tensors whose values leave too little room below FP16's largest number, with their amax.
         channels: The tensors whose channels are treated apart: the repairs.
         weight_scales: "max": scales of weights hold the largest; "mse": they clip where the error is least.
+        activations: "asymmetric": codes reach from the smallest value to the largest, with a zero point.
     """
 
     tensors: Mapping[str, Range]
@@ -84,6 +86,7 @@ class Ranges:
     beyond_fp16: Mapping[str, float] = field(default_factory=dict)
     channels: Mapping[str, Channels] = field(default_factory=dict)
     weight_scales: Literal["max", "mse"] = "max"
+    activations: Activations = "symmetric"
 
     def amax(self, tensor: str) -> float:
         """Returns the amax to quantize with; 1.0 for a dead tensor, whose scale must still be positive.
@@ -99,6 +102,19 @@ class Ranges:
                 f"with other skipped layers: calibrate again"
             ) from None
         return found.amax or _SCALE_OF_DEAD
+
+    def ends(self, tensor: str) -> tuple[float, float]:
+        """Returns what the smallest and the largest code stand for; 0 lies between them.
+
+        They are the extremes that were seen, clipped at the amax of the method.
+
+        Raises:
+            UsageError: The tensor has no range.
+        """
+        amax, item = self.amax(tensor), self.tensors[tensor]
+        if self.activations == "symmetric" or item.minimum == item.maximum == 0:
+            return -amax, amax
+        return max(min(item.minimum, 0.0), -amax), min(max(item.maximum, 0.0), amax)
 
 
 def ranges_to_json(ranges: Ranges) -> bytes:
@@ -125,6 +141,8 @@ def ranges_to_json(ranges: Ranges) -> bytes:
         document["channels"] = {name: asdict(item) for name, item in ranges.channels.items()}
     if ranges.weight_scales != "max":
         document["weight_scales"] = ranges.weight_scales
+    if ranges.activations != "symmetric":
+        document["activations"] = ranges.activations
     return json.dumps(document, indent=1, allow_nan=False).encode() + b"\n"
 
 
@@ -173,6 +191,7 @@ def _from_document(document: Mapping[str, Any]) -> Ranges:
         beyond_fp16={name: _magnitude(amax) for name, amax in document["beyond_fp16"].items()},
         channels={name: _channels(item) for name, item in document.get("channels", {}).items()},
         weight_scales=_weight_scales(document.get("weight_scales", "max")),
+        activations=_activations(document.get("activations", "symmetric")),
     )
 
 
@@ -189,6 +208,12 @@ def _weight_scales(word: object) -> Literal["max", "mse"]:
     if word == "max" or word == "mse":
         return word
     raise ValueError(f"weight_scales must be max or mse, got {word!r}")
+
+
+def _activations(word: object) -> Activations:
+    if word == "symmetric" or word == "asymmetric":
+        return word
+    raise ValueError(f"activations must be symmetric or asymmetric, got {word!r}")
 
 
 def _magnitude(value: object) -> float:

@@ -23,6 +23,7 @@ AUTO = "auto"
 REPAIRS = ("equalize", "smooth", "shift", "bias", "weights")
 """What can be done to a model so that quantizing costs it less; see `trtq.pipeline.verify.repairs`."""
 WeightGranularity = Literal["per-channel", "per-tensor"]
+Activations = Literal["symmetric", "asymmetric"]
 Shape = tuple[int, ...]
 T = TypeVar("T")
 
@@ -89,16 +90,22 @@ class QuantizationSpec:
     Attributes:
         repair: Which repairs may be made where they pay: "auto" (all), "none", or some of `REPAIRS`.
         weight_granularity: Whether an INT8 weight has one scale for each output channel or one for all.
+        activations: "asymmetric": with zero points, which ONNX Runtime takes and TensorRT does not.
     """
 
     repair: tuple[str, ...] = (AUTO,)
     weight_granularity: WeightGranularity = "per-channel"
+    activations: Activations = "symmetric"
 
     def __post_init__(self) -> None:
         if self.weight_granularity not in get_args(WeightGranularity):
             raise UsageError(
                 f"weight_granularity must be {' or '.join(get_args(WeightGranularity))}, "
                 f"got {self.weight_granularity!r}"
+            )
+        if self.activations not in get_args(Activations):
+            raise UsageError(
+                f"activations must be {' or '.join(get_args(Activations))}, got {self.activations!r}"
             )
         words = (AUTO, "none", *REPAIRS)
         if unknown := [word for word in self.repair if word not in words]:

@@ -28,7 +28,8 @@ CALIBRATION = {
     "num_candidates": "--num-candidates",
     "smallest": "--smallest",
 }
-QUANTIZATION = {"weight_granularity": "--weight-granularity"}
+WEIGHTS = {"weight_granularity": "--weight-granularity"}
+ACTIVATIONS = {"activations": "--activations"}
 EVALUATION = {
     "data": "--eval-data",
     "labels": "--labels",
@@ -66,9 +67,10 @@ def command_of(job: Job, chosen: Collection[str] = ()) -> str:
     if not migrates:
         words += _changed(spec.calibration, CalibrationSpec(), _calibration_options(spec.calibration))
         words += ["--random-data"] if job.is_random else []
+        words += _changed(spec.quantization, QuantizationSpec(), ACTIVATIONS)
         if spec.quantization.repair != QuantizationSpec().repair:
             words += ["--repair", ",".join(spec.quantization.repair)]
-    words += _changed(spec.quantization, QuantizationSpec(), QUANTIZATION)
+    words += _changed(spec.quantization, QuantizationSpec(), WEIGHTS)
     words += _changed(spec.evaluation, EvaluationSpec(), EVALUATION)
     words += _changed(spec.accuracy, AccuracySpec(), ACCURACY)
     for option, patterns in (

@@ -66,12 +66,13 @@ def improved(
     """
     first = method_of(spec.calibration)
     by_trial, allowed = spec.calibration.method == AUTO, spec.quantization.repairs
+    kind = spec.quantization.activations
     if batches.is_random or not placement.layers or not (by_trial or allowed):
-        return Improved(estimate(statistics, first, placement.activations), first)
+        return Improved(estimate(statistics, first, placement.activations, kind), first)
     others = [method() for method in METHODS.values() if not isinstance(first, method)] if by_trial else []
     methods = {describe(method): method for method in (first, *others)}
     candidates = _different(
-        [estimate(statistics, method, placement.activations) for method in methods.values()]
+        [estimate(statistics, method, placement.activations, kind) for method in methods.values()]
     )
     watcher.stage("Trying repairs" if allowed else "Trying methods")
     look = _look(graph, batches, statistics.num_samples)

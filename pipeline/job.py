@@ -128,6 +128,7 @@ def prepare(
     watcher.stage("Loading")
     way = choose_way(target, backend)
     refuse_weights(target, backend, way)
+    _refuse_scales(spec, target, way, backend)
     graph = load(path, min_opset=max(19 if way.fp16_graph else 13, target.min_opset))
     for note in graph.notes:
         watcher.note(note)
@@ -162,12 +163,6 @@ def prepare(
             f"--repair {','.join(spec.quantization.repair)} is for Q/DQ: quantized implicitly, TensorRT "
             f"gets ranges and nothing else; leave --repair or --quantization implicit out"
         )
-    by_tensor = spec.quantization.weight_granularity == "per-tensor"
-    if by_tensor and (way.quantization == "implicit" or target.precision == "weights"):
-        raise UsageError(
-            "--weight-granularity per-tensor is for INT8 by Q/DQ: quantizing implicitly, TensorRT picks the "
-            "scales of weights itself, and --weights alone has its own; leave one of the two out"
-        )
     if random_data:
         watcher.warn("calibrating with random numbers: the accuracy of this engine is meaningless")
     needs = target.weights is not None and target.weights.method == "gptq"
@@ -194,6 +189,22 @@ def prepare(
         weights=weights,
     )
     return replace(job, keys=_keys(job))
+
+
+def _refuse_scales(spec: ModelSpec, target: Target, way: Way, backend: Backend) -> None:
+    """Refuses scales and zero points that this way of building does not have."""
+    by_tensor = spec.quantization.weight_granularity == "per-tensor"
+    if by_tensor and (way.quantization == "implicit" or target.precision == "weights"):
+        raise UsageError(
+            "--weight-granularity per-tensor is for INT8 by Q/DQ: quantizing implicitly, TensorRT picks the "
+            "scales of weights itself, and --weights alone has its own; leave one of the two out"
+        )
+    asks = spec.quantization.activations == "asymmetric" and target.precision == "int8"
+    if asks and backend.name != "onnxruntime":
+        raise UsageError(
+            f"--activations asymmetric is for --backend onnxruntime, not {backend.name}: TensorRT takes no "
+            f"zero points other than 0"
+        )
 
 
 def _repaired(graph: Graph, target: Target, watcher: Watcher) -> Graph:

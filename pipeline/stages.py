@@ -159,7 +159,7 @@ def ranges_of(
         ArtifactError: The statistics miss a part of the data.
     """
     _refuse_parts(statistics)
-    ranges = estimate(statistics, method_of(spec.calibration), tensors)
+    ranges = estimate(statistics, method_of(spec.calibration), tensors, spec.quantization.activations)
     warn_of_dead(ranges, watcher or Silent())
     return ranges
 

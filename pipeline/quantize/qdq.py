@@ -27,20 +27,22 @@ _LARGEST_SCALE = {"float32": 3.4028235e38, "float16": 65504.0, "bfloat16": 3.389
 
 @dataclass(frozen=True, slots=True)
 class QParams:
-    """How a tensor is quantized: symmetric int8, so the zero point is 0.
+    """How a tensor is quantized to int8: symmetric, unless the ranges of activations say otherwise.
 
     Attributes:
         scale: Of the dtype that the dequantized values have; shape () for one scale, (C,) along `axis`.
         axis: The axis of the scales; None for one scale.
+        zero: The code of 0.0; that of weights is 0.
     """
 
     scale: NDArray[Any]
     axis: int | None = None
+    zero: int = 0
 
     @property
     def zero_point(self) -> NDArray[np.int8]:
-        """Zeros of the scale's shape."""
-        return np.zeros(self.scale.shape, np.int8)
+        """The code of 0.0, in the shape of the scale."""
+        return np.full(self.scale.shape, self.zero, np.int8)
 
 
 def activation_qparams(amax: float, dtype: str) -> QParams:
@@ -51,6 +53,20 @@ def activation_qparams(amax: float, dtype: str) -> QParams:
         dtype: "float32", "float16" or "bfloat16"; a scale that is too large for it is a float32.
     """
     return QParams(_as_scale(np.float64(amax) / QMAX, dtype))
+
+
+def asymmetric_qparams(ends: tuple[float, float], dtype: str) -> QParams:
+    """Returns the scale and the zero point with which the codes -128 and 127 stand for the ends.
+
+    ONNX and Jacob et al. (arXiv 1712.05877, section 2.1): the zero point is rounded, so that 0.0 is exact.
+
+    Args:
+        ends: The smallest and the largest value; 0 lies between them, and they differ.
+        dtype: As for `activation_qparams`.
+    """
+    low, high = ends
+    scale = _as_scale((np.float64(high) - np.float64(low)) / 255, dtype)
+    return QParams(scale, zero=int(np.clip(np.rint(-128 - low / float(scale)), -128, 127)))
 
 
 def weight_qparams(weight: NDArray[Any], axis: int | None, dtype: str) -> QParams:
@@ -117,7 +133,7 @@ def quantize(
     Args:
         model: The float graph; it is not changed.
         placement: Which inputs are quantized.
-        ranges: The amax of every placed activation, and the repairs.
+        ranges: The range of every placed activation, and the repairs.
         scale_dtype: The dtype that the scales must survive: "float16" if the rest will be cast to FP16. The
             values are rounded up to it before the weights are quantized with them.
 
@@ -135,9 +151,7 @@ def quantize(
     additions, values = Additions(result.graph), _values(result)
     nodes = {node.name: node for node in result.graph}
     activations = {
-        name: _quantized_activation(
-            additions, values[name], activation_qparams(ranges.amax(name), scale_dtype)
-        )
+        name: _quantized_activation(additions, values[name], _activation_qparams(ranges, name, scale_dtype))
         for name in placement.activations
     }
     find = weight_qparams_mse if ranges.weight_scales == "mse" else weight_qparams
@@ -157,6 +171,12 @@ def quantize(
             node.replace_input_with(index, activations[tensor])
     _drop_unused(result)
     return result
+
+
+def _activation_qparams(ranges: Ranges, tensor: str, dtype: str) -> QParams:
+    if ranges.activations == "asymmetric":
+        return asymmetric_qparams(ranges.ends(tensor), dtype)
+    return activation_qparams(ranges.amax(tensor), dtype)
 
 
 def _as_scale(scale: NDArray[np.float64] | np.float64, dtype: str) -> NDArray[Any]:

@@ -189,6 +189,24 @@ def test_nothing_that_is_not_finite_is_written() -> None:
         ranges_to_json(Ranges({"x": Range(float("inf"), 0, 0)}, "minmax()", "", "", 1))
 
 
+@pytest.mark.parametrize(
+    ("item", "ends"),
+    [
+        (Range(4.0, -1.0, 6.0), (-1.0, 4.0)),  # clipped above
+        (Range(4.0, -6.0, 0.5), (-4.0, 0.5)),  # clipped below
+        (Range(4.0, 1.0, 3.0), (0.0, 3.0)),  # 0 is always in it
+        (Range(4.0, -3.0, -1.0), (-3.0, 0.0)),
+        (Range(4.0, -9.0, 9.0), (-4.0, 4.0)),
+        (Range(0.0, 0.0, 0.0), (-1.0, 1.0)),  # dead
+    ],
+)
+def test_asymmetric_ends_are_the_extremes_clipped_at_the_amax(item: Range, ends: tuple[float, float]) -> None:
+    ranges = replace(RANGES, tensors={"x": item}, activations="asymmetric")
+    assert ranges.ends("x") == ends
+    amax = ranges.amax("x")
+    assert replace(ranges, activations="symmetric").ends("x") == (-amax, amax)
+
+
 # Repairs
 
 REPAIRED = replace(
@@ -198,6 +216,7 @@ REPAIRED = replace(
         "dead": Channels(mean=(0.0, 1e-9)),
     },
     weight_scales="mse",
+    activations="asymmetric",
 )
 
 
@@ -219,6 +238,7 @@ def test_repairs_come_back_as_they_were_written(tmp_path: Path) -> None:
         (lambda d: d["channels"]["images"].pop("shift"), "KeyError('shift')"),
         (lambda d: d.update(channels=[1]), "AttributeError"),
         (lambda d: d.update(weight_scales="min"), "weight_scales must be max or mse, got 'min'"),
+        (lambda d: d.update(activations="any"), "activations must be symmetric or asymmetric, got 'any'"),
     ],
 )
 def test_repairs_that_make_no_sense_are_told(

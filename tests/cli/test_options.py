@@ -9,7 +9,7 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from trtq.cli import options
+from trtq.cli import options, scales
 from trtq.errors import UsageError
 from trtq.models.spec import REPAIRS, CalibrationSpec, EvaluationSpec, LayerSpec, ModelSpec
 from trtq.pipeline.engine.backend import BuilderOptions
@@ -27,7 +27,8 @@ def given(*arguments: str) -> dict[str, Any]:
     @options.spec_option
     @options.calibration_options
     @options.repair_option
-    @options.weight_granularity_option
+    @scales.weight_granularity_option
+    @scales.activations_option
     @options.layer_options
     @options.precision_options
     @options.quantization_option
@@ -233,3 +234,8 @@ def test_repairs_are_repeatable_or_have_commas_between(
     arguments: list[str], repairs: tuple[str, ...]
 ) -> None:
     assert spec(*arguments).quantization.repairs == repairs
+
+
+def test_scales_and_zero_points_are_asked_for() -> None:
+    found = spec("--weight-granularity", "per-tensor", "--activations", "asymmetric").quantization
+    assert (found.weight_granularity, found.activations) == ("per-tensor", "asymmetric")

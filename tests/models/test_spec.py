@@ -251,6 +251,13 @@ def test_repairs_are_named_in_the_settings(tmp_path: Path, text: str, repairs: t
     assert _read(tmp_path, text).quantization.repairs == repairs
 
 
+def test_zero_points_are_asked_for_in_the_settings(tmp_path: Path) -> None:
+    found = _read(tmp_path, '[quantization]\nactivations = "asymmetric"\n')
+    assert found.quantization.activations == "asymmetric"
+    with pytest.raises(UsageError, match="activations must be symmetric or asymmetric, got 'uint8'"):
+        _read(tmp_path, '[quantization]\nactivations = "uint8"\n')
+
+
 def test_the_scales_of_weights_are_named_in_the_settings(tmp_path: Path) -> None:
     found = _read(tmp_path, '[quantization]\nweight_granularity = "per-tensor"\n')
     assert found.quantization.weight_granularity == "per-tensor"

@@ -24,7 +24,16 @@ from trtq.models.spec import (
     ModelSpec,
     QuantizationSpec,
 )
-from trtq.pipeline.command import ACCURACY, CALIBRATION, EVALUATION, OPTIONS, QUANTIZATION, TARGET, command_of
+from trtq.pipeline.command import (
+    ACCURACY,
+    ACTIVATIONS,
+    CALIBRATION,
+    EVALUATION,
+    OPTIONS,
+    TARGET,
+    WEIGHTS,
+    command_of,
+)
 from trtq.pipeline.engine.backend import BuilderOptions
 from trtq.pipeline.engine.profiles import GivenShapes
 from trtq.pipeline.job import Job
@@ -59,7 +68,7 @@ SPECS = [
         calibration=CalibrationSpec("d", "percentile", 99.5, batch_size=2, device="cuda", memory_bytes=7)
     ),
     ModelSpec(calibration=CalibrationSpec(num_bins=512, num_levels=64, max_clipped=0.01)),
-    ModelSpec(quantization=QuantizationSpec(("bias", "weights"), "per-tensor")),
+    ModelSpec(quantization=QuantizationSpec(("bias", "weights"), "per-tensor", "asymmetric")),
 ]
 TARGETS = [
     Target(),
@@ -133,7 +142,7 @@ def test_a_migration_names_its_cache() -> None:
     ("settings_of", "known"),
     [
         (CalibrationSpec, {*CALIBRATION}),
-        (QuantizationSpec, {*QUANTIZATION, "repair"}),
+        (QuantizationSpec, {*WEIGHTS, *ACTIVATIONS, "repair"}),
         (EvaluationSpec, {*EVALUATION}),
         (AccuracySpec, {*ACCURACY}),
         (LayerSpec, {"skip", "keep_fp32", "force"}),

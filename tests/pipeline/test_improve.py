@@ -20,7 +20,7 @@ from trtq.pipeline.graph.load import Graph, load
 from trtq.pipeline.graph.placement import Placement
 from trtq.pipeline.improve import Improved, improved
 from trtq.pipeline.job import prepare
-from trtq.pipeline.stages import calibrate, quantize
+from trtq.pipeline.stages import calibrate, observe, quantize, ranges_of
 from trtq.pipeline.target import Target
 from trtq.pipeline.verify.repairs import Look
 from trtq.pipeline.watch import Log, Silent
@@ -193,3 +193,13 @@ def test_auto_keeps_layers_of_a_repaired_model(demo: Path, spec: ModelSpec, tmp_
         demo, read_ranges(tmp_path / "out" / "ranges.json"), tmp_path / "m.onnx", spec=skipping, target=target
     )
     assert same.read_bytes() == (tmp_path / "out" / "model.int8.onnx").read_bytes()
+
+
+@pytest.mark.parametrize("repair", ["none", "bias"])
+def test_asymmetric_activations_stay_so_whatever_is_tried(demo: Path, spec: ModelSpec, repair: str) -> None:
+    calibration = replace(spec.calibration, method="minmax", samples=32)
+    wanted = replace(
+        spec, calibration=calibration, quantization=QuantizationSpec((repair,), activations="asymmetric")
+    )
+    assert calibrate(demo, spec=wanted).activations == "asymmetric"
+    assert ranges_of(observe(demo, spec=wanted), spec=wanted).activations == "asymmetric"

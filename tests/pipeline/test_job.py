@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from trtq.models.spec import (
     ModelSpec,
     QuantizationSpec,
 )
+from trtq.pipeline.engine.backend import Precision
 from trtq.pipeline.engine.profiles import GivenShapes
 from trtq.pipeline.job import Job, prepare
 from trtq.pipeline.quantize.weights.scheme import WeightScheme
@@ -257,6 +259,16 @@ def test_one_scale_a_weight_is_for_q_dq(model: Path) -> None:
         prepared(model, spec, target)
 
 
+@pytest.mark.parametrize(("precision", "refused"), [("int8", True), ("fp16", False)])
+def test_zero_points_are_for_onnx_runtime(model: Path, precision: Precision, refused: bool) -> None:
+    spec = replace(spec_of(model), quantization=QuantizationSpec(activations="asymmetric"))
+    assert prepared(model, spec).spec == spec
+    target = Target(backend="tensorrt-rtx", precision=precision)
+    message = "^--activations asymmetric is for --backend onnxruntime, not tensorrt-rtx: TensorRT takes no"
+    with pytest.raises(UsageError, match=message) if refused else nullcontext():
+        prepared(model, spec, target)
+
+
 # What a second build may use again: the stages whose key is the same
 
 Change = Callable[[Path, ModelSpec, Target], tuple[ModelSpec, Target]]
@@ -276,6 +288,10 @@ def _keep_fp32(_: Path, spec: ModelSpec, target: Target) -> tuple[ModelSpec, Tar
 
 def _one_scale(_: Path, spec: ModelSpec, target: Target) -> tuple[ModelSpec, Target]:
     return replace(spec, quantization=QuantizationSpec(weight_granularity="per-tensor")), target
+
+
+def _asymmetric(_: Path, spec: ModelSpec, target: Target) -> tuple[ModelSpec, Target]:
+    return replace(spec, quantization=QuantizationSpec(activations="asymmetric")), target
 
 
 def _capability(_: Path, spec: ModelSpec, target: Target) -> tuple[ModelSpec, Target]:
@@ -330,6 +346,7 @@ def _model(model: Path, spec: ModelSpec, target: Target) -> tuple[ModelSpec, Tar
         (_evaluation, {"ranges", "engine"}),
         (_keep_fp32, set()),
         (_one_scale, set()),
+        (_asymmetric, set()),
         (_capability, {"ranges"}),
         (_rest, {"ranges"}),
         (_profile, {"ranges"}),

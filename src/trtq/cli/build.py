@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from trtq.cli import options
+from trtq.cli import options, scales
 from trtq.cli.console import ConsoleWatcher, result_console
 from trtq.cli.tables import print_report
 from trtq.errors import GateError
@@ -28,7 +28,8 @@ from trtq.pipeline.deliver.report import Report, to_json
 @options.spec_option
 @options.calibration_options
 @options.repair_option
-@options.weight_granularity_option
+@scales.weight_granularity_option
+@scales.activations_option
 @options.layer_options
 @options.precision_options
 @options.quantization_option

@@ -15,7 +15,7 @@ import click
 from trtq.calibrators.ranges import ranges_to_json
 from trtq.calibrators.statistics import Statistics
 from trtq.calibrators.statistics_file import read_statistics, statistics_to_bytes
-from trtq.cli import options
+from trtq.cli import options, scales
 from trtq.cli.console import ConsoleWatcher, result_console
 from trtq.cli.tables import print_repairs
 from trtq.errors import UsageError
@@ -32,7 +32,8 @@ from trtq.pipeline.stages import improve, observe, placed_in, ranges_of
 @options.calibration_options
 @options.pass_options
 @options.repair_option
-@options.weight_granularity_option
+@scales.weight_granularity_option
+@scales.activations_option
 @options.layer_options
 @click.option(
     "--statistics",

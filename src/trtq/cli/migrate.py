@@ -12,7 +12,7 @@ import click
 from rich.console import Console
 from rich.text import Text
 
-from trtq.cli import options
+from trtq.cli import options, scales
 from trtq.cli.console import ConsoleWatcher, print_json, result_console
 from trtq.cli.tables import print_report, table
 from trtq.errors import GateError, UsageError
@@ -35,7 +35,7 @@ from trtq.pipeline.removed.scripts import check_scripts
     "-o", "--output", type=click.Path(path_type=Path), help="Folder.  [default: MODEL.migrated.trtq]"
 )
 @options.spec_option
-@options.weight_granularity_option
+@scales.weight_granularity_option
 @options.layer_options
 @click.option("--keep-fp32", multiple=True, metavar="REGEX", help="Keep these nodes FP32 (repeatable).")
 @click.option(

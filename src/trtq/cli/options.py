@@ -13,7 +13,7 @@ import click
 from trtq.calibrators import METHODS, parameters_of
 from trtq.cli.sizes import num_bytes
 from trtq.errors import UsageError
-from trtq.models.spec import AUTO, REPAIRS, ModelSpec, WeightGranularity, read_spec
+from trtq.models.spec import AUTO, REPAIRS, ModelSpec, read_spec
 from trtq.pipeline.calibrate import spec_beside
 from trtq.pipeline.engine import BACKENDS
 from trtq.pipeline.engine.backend import BuilderOptions, HardwareCompatibility, Precision
@@ -120,12 +120,6 @@ repair_option = click.option(
     metavar="NAMES",
     help=f"What may be done to the model where it pays on calibration data held back: auto (all), none, or "
     f"{', '.join(REPAIRS)} (repeatable, or with commas between).  [default: auto]",
-)
-weight_granularity_option = click.option(
-    "--weight-granularity",
-    type=click.Choice(get_args(WeightGranularity)),
-    help="One scale for each output channel of an INT8 weight, or one for all: that costs accuracy, and is "
-    "for tools that know no scales by channel.  [default: per-channel]",
 )
 layer_options = group(
     click.option(
@@ -300,7 +294,10 @@ def spec_from(model: Path, given: Mapping[str, Any]) -> ModelSpec:
         spec,
         calibration=calibration,
         quantization=_with(
-            spec.quantization, repair=repair or None, weight_granularity=given.get("weight_granularity")
+            spec.quantization,
+            repair=repair or None,
+            weight_granularity=given.get("weight_granularity"),
+            activations=given.get("activations"),
         ),
         evaluation=evaluation,
         accuracy=_with(

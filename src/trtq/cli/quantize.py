@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from trtq.calibrators.ranges import read_ranges
-from trtq.cli import options
+from trtq.cli import options, scales
 from trtq.cli.console import ConsoleWatcher, print_json, result_console, show_bytes
 from trtq.errors import UsageError
 from trtq.files import refuse_input
@@ -29,7 +29,7 @@ from trtq.pipeline.stages import quantize
     help="The file to write.  [default: MODEL.int8.onnx, MODEL.int4-weights.onnx]",
 )
 @options.spec_option
-@options.weight_granularity_option
+@scales.weight_granularity_option
 @options.layer_options
 @options.precision_options
 @options.weight_options

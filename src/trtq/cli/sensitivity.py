@@ -11,7 +11,7 @@ from typing import Any
 import click
 from rich.console import Console
 
-from trtq.cli import options
+from trtq.cli import options, scales
 from trtq.cli.chart import Bar, bar_chart
 from trtq.cli.console import ConsoleWatcher, result_console
 from trtq.cli.tables import table
@@ -33,7 +33,8 @@ _RANKS = (*_WITHOUT_LABELS, "accuracy")
 @options.spec_option
 @options.calibration_options
 @options.repair_option
-@options.weight_granularity_option
+@scales.weight_granularity_option
+@scales.activations_option
 @options.layer_options
 @click.option(
     "--high-precision",

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from dataclasses import replace
+from typing import Any, get_args
 
 import ml_dtypes
 import numpy as np
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 from trtq.calibrators.ranges import Range, Ranges
 from trtq.errors import ModelError, UsageError
 from trtq.models.session import open_session, run
+from trtq.models.spec import Activations
 from trtq.pipeline.graph.load import Graph
 from trtq.pipeline.graph.opset import infer_shapes
 from trtq.pipeline.graph.placement import DEFAULT_OP_TYPES, QUANTIZABLE, place
@@ -25,6 +27,7 @@ from trtq.pipeline.quantize.precision import to_fp16
 from trtq.pipeline.quantize.qdq import (
     QParams,
     activation_qparams,
+    asymmetric_qparams,
     quantize,
     quantize_array,
     weight_qparams,
@@ -118,6 +121,34 @@ def test_codes_are_those_of_a_slow_reference(seed: int, axis: int | None, size: 
         found = codes.take(channel, axis).reshape(-1).tolist()
         assert found == _slow(np.asarray(weight.take(channel, axis)), float(qparams.scale[channel]))
         assert max(map(abs, found)) == 127
+
+
+@pytest.mark.parametrize(
+    ("ends", "scale", "zero"),
+    [
+        ((0.0, 25.5), 0.1, -128),
+        ((-25.5, 0.0), 0.1, 127),
+        ((-12.8, 12.7), 0.1, 0),
+        ((-0.375, 5.0), 5.375 / 255, -110),  # -128 + 17.79: HardSwish
+    ],
+)
+def test_zero_points_by_hand(ends: tuple[float, float], scale: float, zero: int) -> None:
+    found = asymmetric_qparams(ends, "float32")
+    assert float(found.scale) == pytest.approx(scale, rel=1e-6)
+    assert (found.zero, found.axis) == (zero, None)
+    assert found.zero_point.dtype == np.int8
+    assert (found.zero_point.shape, int(found.zero_point)) == ((), zero)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.floats(0, 1e8), st.floats(0, 1e8), st.sampled_from(DTYPES))
+def test_asymmetric_codes_reach_both_ends(below: float, above: float, dtype: str) -> None:
+    found = asymmetric_qparams((-below, above), dtype)
+    scale = float(found.scale)
+    assert 0 < scale < math.inf
+    assert -128 <= found.zero <= 127
+    assert (-128 - found.zero - 0.5) * scale <= -below * (1 - 1e-9)
+    assert (127 - found.zero + 0.5) * scale >= above * (1 - 1e-9)
 
 
 @settings(max_examples=200, deadline=None)
@@ -274,6 +305,23 @@ def test_a_tensor_with_many_readers_has_one_pair_and_floats_stay_float(
     assert _nodes(result, "Sigmoid")[0].inputs[0] is relu.outputs[0]
     assert _nodes(result, "Mul")[0].inputs[1] is relu.outputs[0]
     assert result.graph.outputs[2] is relu.outputs[0]
+
+
+def test_asymmetric_activations_are_finer_after_a_relu(
+    model_of: Callable[..., ir.Model], outputs_of: Callable[..., list[NDArray[Any]]]
+) -> None:
+    text = "g (float[N,4,8,8] x) => (float[N,4,8,8] y) { r = Relu(x) y = Conv(r, w) }"
+    model = model_of(text, w=np.eye(4, dtype=np.float32).reshape(4, 4, 1, 1))  # which has exact codes
+    placement = place(model)
+    ranges = Ranges({"r": Range(5.0, 0.0, 5.0)}, "minmax()", "0" * 64, "made up", 1)
+    want, errors = outputs_of(model)[0], {}
+    for kind in get_args(Activations):
+        result = quantize(model, placement, replace(ranges, activations=kind))
+        onnx.checker.check_model(ir.to_proto(result), full_check=True)
+        errors[kind] = float(np.square(outputs_of(result)[0] - want).mean())
+    zero = _constant(_reader(_nodes(result, "Conv")[0].inputs[0]).inputs[2])
+    assert int(zero) == -128
+    assert errors["asymmetric"] < errors["symmetric"] / 3  # a step half as wide has a quarter of the error
 
 
 def test_a_weight_of_two_layers_is_quantized_once(model_of: Callable[..., ir.Model]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import onnx_ir as ir
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from trtq.calibrators.ranges import Channels, Range, Ranges
 from trtq.models.session import open_session, run
+from trtq.models.spec import Activations
 from trtq.pipeline.graph.load import Graph
 from trtq.pipeline.graph.placement import Placement, place
 from trtq.pipeline.quantize.qdq import quantize
@@ -75,14 +76,17 @@ def test_a_mixture_computes_what_the_model_with_these_layers_quantized_does(
         np.testing.assert_array_equal(ours, theirs)
 
 
-def test_repairs_are_switched_with_their_layers(graph: Graph, x: NDArray[np.float32]) -> None:
+@pytest.mark.parametrize("activations", get_args(Activations))
+def test_repairs_are_switched_with_their_layers(
+    graph: Graph, x: NDArray[np.float32], activations: Activations
+) -> None:
     placement = place(graph.model)
     scale = tuple(np.geomspace(0.1, 1, 16).tolist())
     channels = {
         "x": Channels(mean=(0.5,) * 8, scale=(1.0,) * 4 + (0.5,) * 4, amax=8.0),
         "s": Channels(mean=(0.1,) * 16, scale=scale, shift=(0.25,) * 16, amax=30.0),
     }
-    ranges = replace(ranges_of(placement), channels=channels, weight_scales="mse")
+    ranges = replace(ranges_of(placement), channels=channels, weight_scales="mse", activations=activations)
     session = open_switchable(graph.model, placement, ranges)
     wanted = outputs_of(quantize(graph.model, placement, ranges), x)
     for ours, theirs in zip(switched(session, session.layers, x), wanted, strict=True):
