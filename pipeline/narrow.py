@@ -83,10 +83,10 @@ def given_back(job: Job, fallbacks: Sequence[Fallback]) -> dict[str, str]:
 
 
 def without(job: Job, ranges: Ranges, reasons: dict[str, str]) -> Job:
-    """Returns the job with these layers kept out of INT8, for these reasons."""
+    """Returns the job with these layers kept out of INT8 too, for these reasons; others keep theirs."""
     placed = placed_without(job, ranges, tuple(reasons))
+    known = {node.name: node.reason for node in job.placement.kept} | reasons
     kept = tuple(
-        KeptNode(node.name, node.op_type, reasons.get(node.name, node.reason))
-        for node in placed.placement.kept
+        KeptNode(node.name, node.op_type, known.get(node.name, node.reason)) for node in placed.placement.kept
     )
     return replace(job, spec=placed.spec, placement=replace(placed.placement, kept=kept))

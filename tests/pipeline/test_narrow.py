@@ -16,7 +16,11 @@ from trtq.pipeline.build import build
 from trtq.pipeline.deliver.report import Report
 from trtq.pipeline.graph.load import load
 from trtq.pipeline.graph.quantized import quantized_layers
+from trtq.pipeline.job import prepare
+from trtq.pipeline.narrow import without
+from trtq.pipeline.stages import calibrate
 from trtq.pipeline.target import Target
+from trtq.pipeline.watch import Silent
 
 RTX = Target(backend="tensorrt-rtx")
 _PACKED = """
@@ -90,3 +94,13 @@ def test_an_engine_that_is_used_again_stands_beside_the_model_it_was_built_from(
     assert (Path(second.output) / "model.int8.onnx").read_bytes() == before
     assert {node.name for node in second.kept_float} == {node.name for node in first.kept_float}
     assert read_ranges(Path(second.output) / "ranges.json").method
+
+
+def test_layers_keep_the_reason_for_which_they_were_given_back_first(packed: Path) -> None:
+    spec = spec_of(packed)
+    ranges = calibrate(packed, spec=spec, target=RTX)
+    job = prepare(packed, spec, RTX, None, False, Silent())
+    job = without(without(job, ranges, {"packed": "no-kernel: first"}), ranges, {"out": "no-kernel: second"})
+    reasons = {node.name: node.reason for node in job.placement.kept}
+    assert (reasons["packed"], reasons["out"]) == ("no-kernel: first", "no-kernel: second")
+    assert [layer.name for layer in job.placement.layers] == ["embed"]
