@@ -122,6 +122,8 @@ def run_job(job: Job, log: Log, earlier: Earlier | None = None) -> Report:
                 break
             log.note(f"built in float, as the builder has no INT8 kernel for it: {_named(reasons)}")
             job, comparison = without(job, ranges, reasons), None
+            if not job.placement.layers:
+                log.warn("no layer of this model has an INT8 kernel here: nothing runs in INT8")
             models = _quantize(job, ranges, stage, log)
             made = build_engine(job, ranges, models, None, stage, log)
         calibration = calibration or made.calibration

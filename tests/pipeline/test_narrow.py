@@ -78,6 +78,13 @@ def test_what_has_qdq_runs_in_int8(packed: Path) -> None:
     assert "built in float, as the builder has no INT8 kernel for it: packed" in report.notes
 
 
+def test_a_model_without_any_int8_kernel_is_warned_of(packed: Path) -> None:
+    report = build(packed, spec=spec_of(packed, skip=("^embed$", "^out$")), target=RTX)
+    assert report.engine.layers_quantized == 0
+    assert "no layer of this model has an INT8 kernel here: nothing runs in INT8" in report.warnings
+    assert report.verdict == "pass"
+
+
 def test_a_layer_that_is_forced_stays(packed: Path) -> None:
     report = build(packed, spec=spec_of(packed, force=("^packed$",)), target=RTX)
     assert [item.node for item in report.engine.fallbacks] == ["packed"]
