@@ -26,6 +26,7 @@ from trtq.pipeline.deliver.integrity import intact_manifest
 from trtq.pipeline.deliver.manifest import NAME, Manifest
 from trtq.pipeline.deliver.report import Report, read_report
 from trtq.pipeline.engine.gpu import num_gpus
+from trtq.pipeline.engine.plan_run import MODULES
 from trtq.pipeline.engine.profiles import Shape
 from trtq.pipeline.graph.load import Graph, load
 from trtq.pipeline.graph.quantized import is_quantized
@@ -33,8 +34,6 @@ from trtq.pipeline.load import load as load_engine
 from trtq.pipeline.target import Target
 
 Device = Literal["auto", "cpu", "cuda"]
-MODULES: Mapping[str, str] = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
-"""By backend: the Python module that runs its plans."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,9 +22,9 @@ from numpy.typing import NDArray
 from trtq import lazy
 from trtq.calibrators.memory import peak_bytes
 from trtq.errors import ArtifactError, MissingDependency, TrtqError
-from trtq.pipeline.bench.cuda import Cuda
-from trtq.pipeline.bench.plan import PlanRun
 from trtq.pipeline.bench.session import SessionRun
+from trtq.pipeline.engine.cuda import Cuda
+from trtq.pipeline.engine.plan_run import PlanRun
 
 
 def main(folder: str) -> None:
@@ -55,8 +55,8 @@ def serve(place: Path, asked: Iterable[str], answers: IO[str]) -> None:
         shapes = {name: list(shape) for name, shape in candidate.shapes.items()}
         answer(ready=True, load_s=time.perf_counter() - start, base_rss_bytes=base, shapes=shapes, **facts)
         for line in asked:
-            turn = candidate.measure(float(line))
-            answer(times_ms=turn.times_ms, wall_s=turn.wall_s)
+            times_ms, wall_s = candidate.measure(float(line))
+            answer(times_ms=times_ms, wall_s=wall_s)
         answer(peak_rss_bytes=peak_bytes(), gpu_bytes=candidate.gpu_bytes)
     except TrtqError as error:
         answer(error=type(error).__name__, text=str(error))

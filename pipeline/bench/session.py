@@ -11,8 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trtq.models.session import Engine, open_session, run
-from trtq.pipeline.bench.cuda import Cuda
-from trtq.pipeline.bench.turns import Turn
+from trtq.pipeline.engine.cuda import Cuda
 
 
 class SessionRun:
@@ -45,8 +44,11 @@ class SessionRun:
         run(self._session, self._outputs, self._feed)
         self.gpu_bytes = max(0, cuda.used_bytes() - used) if cuda is not None else None
 
-    def measure(self, seconds: float) -> Turn:
-        """Returns runs for about so many seconds; the first one, which finds cold caches, is not counted."""
+    def measure(self, seconds: float) -> tuple[list[float], float]:
+        """Returns the milliseconds of runs for about so many seconds, and how many seconds went by.
+
+        The first one, which finds cold caches, is not counted.
+        """
         session, outputs, feed = self._session, self._outputs, self._feed
         run(session, outputs, feed)
         times = list[float]()
@@ -56,4 +58,4 @@ class SessionRun:
             after = time.perf_counter()
             times.append(1000 * (after - before))
             before = after
-        return Turn(tuple(times), before - start)
+        return times, before - start

@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[2]
 TYPINGS = ROOT / "typings" / "tensorrt" / "__init__.pyi"
 SOURCES = (
     *sorted((ROOT / "pipeline" / "engine").glob("*.py")),
-    ROOT / "pipeline" / "bench" / "plan.py",
+    ROOT / "pipeline" / "engine" / "plan_run.py",
     ROOT / "calibrators" / "tensorrt.py",
 )
 RTX = {"ComputeCapability"}

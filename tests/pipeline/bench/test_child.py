@@ -16,7 +16,7 @@ import pytest
 
 from trtq.pipeline.bench import child, session
 from trtq.pipeline.bench.child import serve
-from trtq.pipeline.bench.cuda import Cuda
+from trtq.pipeline.engine.cuda import Cuda
 
 PLAN = json.dumps({"inputs": {"x": [2, 4]}, "outputs": {"y": [2, 4]}}).encode()
 X = np.ones((2, 4), np.float32)

@@ -11,8 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trtq.errors import ArtifactError
-from trtq.pipeline.bench.cuda import MOST_RUNS, Cuda
-from trtq.pipeline.bench.turns import Turn
+from trtq.pipeline.engine.cuda import MOST_RUNS, Cuda
+
+MODULES: Mapping[str, str] = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
+"""By backend: the Python module that runs its plans."""
 
 
 class PlanRun:
@@ -66,8 +68,11 @@ class PlanRun:
         self.graph = self._captured() if graph else "not asked for"
         self.gpu_bytes = max(0, cuda.used_bytes() - used)
 
-    def measure(self, seconds: float) -> Turn:
-        """Returns runs for about so many seconds; the first ones, on an idle GPU, are not counted."""
+    def measure(self, seconds: float) -> tuple[list[float], float]:
+        """Returns the milliseconds of runs for about so many seconds, and how many seconds went by.
+
+        The first ones, on an idle GPU, are not counted.
+        """
         self._cuda.times_ms(self._enqueue, 2)
         times, count = list[float](), 1
         start = time.perf_counter()
@@ -75,7 +80,7 @@ class PlanRun:
             times += self._cuda.times_ms(self._enqueue, count)
             each = (time.perf_counter() - start) / len(times)
             count = min(MOST_RUNS, max(1, int((seconds - passed) / each / 2)))
-        return Turn(tuple(times), passed)
+        return times, passed
 
     def _bind(self, trt: ModuleType, inputs: Mapping[str, NDArray[Any]]) -> None:
         engine, context = self._engine, self._context

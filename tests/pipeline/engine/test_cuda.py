@@ -9,7 +9,7 @@ import pytest
 from running_tensorrt import read_floats
 
 from trtq.errors import ArtifactError, MissingDependency
-from trtq.pipeline.bench.cuda import MOST_RUNS, Cuda
+from trtq.pipeline.engine.cuda import MOST_RUNS, Cuda
 
 
 def test_memory_gets_what_is_uploaded_in_c_order(driver: Any) -> None:
