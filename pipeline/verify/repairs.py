@@ -201,8 +201,8 @@ def _strengths(allowed: Sequence[str]) -> Iterator[Strength]:
     for exponent in (0.5, 0.75):
         yield Strength(exponent * folds, 0.0, (exponent + 0.25) * inserts)
     for shift in dict.fromkeys((False, shifts)):
-        for exponent in (0.0, 0.25, 0.5, 0.75, 1.0) if inserts else (0.0,):
-            yield Strength(exponent * folds, exponent, max(exponent, 0.75) * inserts, shift)
+        for exponent in (0.0, 0.25, 0.5, 0.75, 1.0) if inserts or folds else (0.0,):
+            yield Strength(exponent * folds, exponent * inserts, max(exponent, 0.75) * inserts, shift)
 
 
 def _words(strength: Strength) -> Iterator[str]:
