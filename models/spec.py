@@ -20,6 +20,8 @@ else:
 METRICS = ("top-1", "top-5")
 AUTO = "auto"
 """Instead of a calibration method: the best of all on data held back, or entropy without such data."""
+CROSS_ENTROPY = "cross-entropy"
+"""Instead of a method of histograms: entropy, but by sampled rows what a softmax gets."""
 REPAIRS = ("equalize", "smooth", "shift", "bias", "weights")
 """What can be done to a model so that quantizing costs it less; see `trtq.pipeline.verify.repairs`."""
 WeightGranularity = Literal["per-channel", "per-tensor"]
@@ -79,8 +81,8 @@ class CalibrationSpec:
 
     @property
     def first_method(self) -> str:
-        """The method that needs no trial: for "auto" the one that it starts from."""
-        return "entropy" if self.method == AUTO else self.method
+        """The method of histograms: that "auto" starts from, and "cross-entropy" takes for the rest."""
+        return "entropy" if self.method in (AUTO, CROSS_ENTROPY) else self.method
 
 
 @dataclass(frozen=True, slots=True)

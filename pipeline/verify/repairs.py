@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -125,7 +126,7 @@ def find_repairs(
     judge = judge_of(model, placement, batches, look.second)
     if judge is None:
         return None
-    methods = [_Candidate(item.method.partition("(")[0], item, item) for item in ranges]
+    methods = [_Candidate(re.sub(r"\(.*?\)", "", item.method), item, item) for item in ranges]
     standing = _Standing(methods[0], judge.marks([methods[0].judged], judge.feeds)[0])
     before = standing.marks.db
     standing = _contest(judge, standing, methods[1:], look)
