@@ -13,7 +13,7 @@ import click
 from trtq.calibrators import METHODS, parameters_of
 from trtq.cli.sizes import num_bytes
 from trtq.errors import UsageError
-from trtq.models.spec import AUTO, CROSS_ENTROPY, REPAIRS, ModelSpec, read_spec
+from trtq.models.spec import AUTO, CROSS_ENTROPY, REPAIRS, SLOW_REPAIRS, ModelSpec, read_spec
 from trtq.pipeline.calibrate import spec_beside
 from trtq.pipeline.engine import BACKENDS
 from trtq.pipeline.engine.backend import BuilderOptions, HardwareCompatibility, Precision
@@ -120,7 +120,8 @@ repair_option = click.option(
     multiple=True,
     metavar="NAMES",
     help=f"What may be done to the model where it pays on calibration data held back: auto (all), none, or "
-    f"{', '.join(REPAIRS)} (repeatable, or with commas between).  [default: auto]",
+    f"{', '.join(REPAIRS)} (repeatable, or with commas between); {', '.join(SLOW_REPAIRS)} only if "
+    f"named, also as auto,{SLOW_REPAIRS[0]}.  [default: auto]",
 )
 layer_options = group(
     click.option(
