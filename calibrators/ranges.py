@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from base64 import b64decode, b64encode
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -73,6 +74,7 @@ class Ranges:
         beyond_fp16: Tensors whose values leave too little room below FP16's largest number, with their amax.
         channels: The tensors whose channels are treated apart: the repairs.
         weight_scales: "max": scales of weights hold the largest; "mse": they clip where the error is least.
+        roundings: What of a weight is not rounded to the nearest code, packed, by the float weight's digest.
         activations: "asymmetric": codes reach from the smallest value to the largest, with a zero point.
     """
 
@@ -87,6 +89,7 @@ class Ranges:
     channels: Mapping[str, Channels] = field(default_factory=dict)
     weight_scales: Literal["max", "mse"] = "max"
     activations: Activations = "symmetric"
+    roundings: Mapping[str, bytes] = field(default_factory=dict)
 
     def amax(self, tensor: str) -> float:
         """Returns the amax to quantize with; 1.0 for a dead tensor, whose scale must still be positive.
@@ -143,6 +146,8 @@ def ranges_to_json(ranges: Ranges) -> bytes:
         document["weight_scales"] = ranges.weight_scales
     if ranges.activations != "symmetric":
         document["activations"] = ranges.activations
+    if ranges.roundings:
+        document["roundings"] = {name: b64encode(item).decode() for name, item in ranges.roundings.items()}
     return json.dumps(document, indent=1, allow_nan=False).encode() + b"\n"
 
 
@@ -192,6 +197,9 @@ def _from_document(document: Mapping[str, Any]) -> Ranges:
         channels={name: _channels(item) for name, item in document.get("channels", {}).items()},
         weight_scales=_weight_scales(document.get("weight_scales", "max")),
         activations=_activations(document.get("activations", "symmetric")),
+        roundings={
+            name: b64decode(item, validate=True) for name, item in document.get("roundings", {}).items()
+        },
     )
 
 

@@ -20,8 +20,12 @@ else:
 METRICS = ("top-1", "top-5")
 AUTO = "auto"
 """Instead of a calibration method: the best of all on data held back, or entropy without such data."""
+CROSS_ENTROPY = "cross-entropy"
+"""Instead of a method of histograms: entropy, but by sampled rows what a softmax gets."""
 REPAIRS = ("equalize", "smooth", "shift", "bias", "weights")
 """What can be done to a model so that quantizing costs it less; see `trtq.pipeline.verify.repairs`."""
+SLOW_REPAIRS = ("adaround",)
+"""Repairs that "auto" leaves out: they take longer than all others together, and seldom pay."""
 WeightGranularity = Literal["per-channel", "per-tensor"]
 Activations = Literal["symmetric", "asymmetric"]
 Shape = tuple[int, ...]
@@ -79,8 +83,8 @@ class CalibrationSpec:
 
     @property
     def first_method(self) -> str:
-        """The method that needs no trial: for "auto" the one that it starts from."""
-        return "entropy" if self.method == AUTO else self.method
+        """The method of histograms: that "auto" starts from, and "cross-entropy" takes for the rest."""
+        return "entropy" if self.method in (AUTO, CROSS_ENTROPY) else self.method
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +92,8 @@ class QuantizationSpec:
     """How the model is quantized, beside the ranges.
 
     Attributes:
-        repair: Which repairs may be made where they pay: "auto" (all), "none", or some of `REPAIRS`.
+        repair: Which repairs may be made where they pay: "auto" (all of `REPAIRS`), "none", or some of
+            `REPAIRS` and `SLOW_REPAIRS`; the latter may stand beside "auto".
         weight_granularity: Whether an INT8 weight has one scale for each output channel or one for all.
         activations: "asymmetric": with zero points, which ONNX Runtime takes and TensorRT does not.
     """
@@ -107,19 +112,25 @@ class QuantizationSpec:
             raise UsageError(
                 f"activations must be {' or '.join(get_args(Activations))}, got {self.activations!r}"
             )
-        words = (AUTO, "none", *REPAIRS)
+        words = (AUTO, "none", *REPAIRS, *SLOW_REPAIRS)
         if unknown := [word for word in self.repair if word not in words]:
             raise UsageError(f"there is no repair {unknown[0]!r}; take {', '.join(words)}")
-        if not self.repair or (len(self.repair) > 1 and {AUTO, "none"} & set(self.repair)):
+        beside = {word for word in self.repair if word not in SLOW_REPAIRS}
+        both = len(beside) > 1 and {AUTO, "none"} & beside
+        if not self.repair or both or ("none" in self.repair and len(self.repair) > 1):
             raise UsageError(
                 f"repair is {AUTO} alone, none alone, or some of {', '.join(REPAIRS)}; "
+                f"{', '.join(SLOW_REPAIRS)} may stand beside {AUTO} or these; "
                 f"got {', '.join(self.repair) or 'nothing'}"
             )
 
     @property
     def repairs(self) -> tuple[str, ...]:
         """The repairs that may be made."""
-        return () if self.repair == ("none",) else REPAIRS if self.repair == (AUTO,) else self.repair
+        if self.repair == ("none",):
+            return ()
+        found = (REPAIRS if word == AUTO else (word,) for word in self.repair)
+        return tuple(repair for group in found for repair in group)
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,6 @@ import onnx
 import onnx_ir as ir
 
 from trtq.calibrators.cache import cache_of, format_cache
-from trtq.calibrators.estimate import estimate
 from trtq.calibrators.memory import peak_bytes
 from trtq.calibrators.ranges import Ranges, ranges_to_json, read_ranges
 from trtq.errors import BuildError
@@ -33,7 +32,7 @@ from trtq.pipeline.deliver.manifest import Manifest
 from trtq.pipeline.deliver.report import CalibrationReport, Report
 from trtq.pipeline.deliver.signature import read_private_key
 from trtq.pipeline.graph.migrate import named_as_in_file
-from trtq.pipeline.improve import Improved, improved
+from trtq.pipeline.improve import improved, unimproved
 from trtq.pipeline.job import Job, prepare
 from trtq.pipeline.narrow import NO_KERNEL, without
 from trtq.pipeline.page import sizes_of, write_page
@@ -201,7 +200,7 @@ def _calibrate(job: Job, earlier: Earlier | None, log: Log) -> _Calibrated:
         how = pass_of(job.spec.calibration)
         statistics = observe_graph(job.graph, job.tensors, job.calibration, how, log)
     if job.is_implicit or not job.placement.layers:
-        found = Improved(estimate(statistics, job.method), job.method)
+        found = unimproved(job.graph, job.tensors, statistics, job.calibration, job.spec, log)
     else:
         with log.timed("repair"):
             found = improved(job.graph, job.placement, statistics, job.calibration, job.spec, log)

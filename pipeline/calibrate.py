@@ -17,7 +17,7 @@ from trtq.calibrators.statistics_file import read_statistics, refuse_other, stat
 from trtq.errors import ArtifactError, DataError, UsageError
 from trtq.files import write_atomically
 from trtq.models.preprocess import Preprocess
-from trtq.models.spec import AUTO, CalibrationSpec, ModelSpec, read_spec
+from trtq.models.spec import AUTO, CROSS_ENTROPY, CalibrationSpec, ModelSpec, read_spec
 from trtq.pipeline.graph.load import Graph
 from trtq.pipeline.graph.placement import Placement, place, unmatched
 from trtq.pipeline.target import Target
@@ -71,13 +71,13 @@ def spec_beside(model: Path) -> ModelSpec:
 
 
 def method_of(spec: CalibrationSpec) -> Method:
-    """Returns the method that the settings name, with its parameters; for "auto" the one it starts from.
+    """Returns the method that the settings name, with its parameters; of others than histograms' their first.
 
     Raises:
         UsageError: There is no such method, or it has no such parameter, or not with this value.
     """
-    if spec.method not in (AUTO, *METHODS):
-        known = ", ".join((AUTO, *METHODS))
+    if spec.method not in (AUTO, *METHODS, CROSS_ENTROPY):
+        known = ", ".join((AUTO, *METHODS, CROSS_ENTROPY))
         raise UsageError(f"there is no calibration method {spec.method!r}; take {known}")
     method = METHODS[spec.first_method]
     every = {name for method in METHODS.values() for name in parameters_of(method)}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from trtq.calibrators import METHODS, Method
@@ -10,12 +10,13 @@ from trtq.calibrators.batches import Batches
 from trtq.calibrators.estimate import describe, estimate
 from trtq.calibrators.ranges import Ranges
 from trtq.calibrators.statistics import Statistics
-from trtq.models.spec import AUTO, ModelSpec
+from trtq.models.spec import AUTO, CROSS_ENTROPY, ModelSpec
 from trtq.pipeline.calibrate import method_of
 from trtq.pipeline.graph.load import Graph
-from trtq.pipeline.graph.placement import Placement
+from trtq.pipeline.graph.placement import DEFAULT_OP_TYPES, SOFTMAX, Placement
 from trtq.pipeline.verify.macs import macs_of
 from trtq.pipeline.verify.repairs import Look, Repairs, find_repairs
+from trtq.pipeline.verify.rows import SUFFIX, row_amaxes, variants
 from trtq.pipeline.watch import Watcher
 
 _NUM_RUNS = 750
@@ -66,14 +67,19 @@ def improved(
     """
     first = method_of(spec.calibration)
     by_trial, allowed = spec.calibration.method == AUTO, spec.quantization.repairs
-    kind = spec.quantization.activations
     if batches.is_random or not placement.layers or not (by_trial or allowed):
-        return Improved(estimate(statistics, first, placement.activations, kind), first)
+        return unimproved(graph, placement.activations, statistics, batches, spec, watcher)
     others = [method() for method in METHODS.values() if not isinstance(first, method)] if by_trial else []
     methods = {describe(method): method for method in (first, *others)}
     candidates = _different(
-        [estimate(statistics, method, placement.activations, kind) for method in methods.values()]
+        [
+            estimate(statistics, method, placement.activations, spec.quantization.activations)
+            for method in methods.values()
+        ]
     )
+    if spec.calibration.method in (AUTO, CROSS_ENTROPY):
+        amaxes = _row_amaxes(graph, placement.activations, batches, spec, watcher)
+        candidates = variants(candidates, amaxes, only=not by_trial)
     watcher.stage("Trying repairs" if allowed else "Trying methods")
     look = _look(graph, batches, statistics.num_samples)
     found = find_repairs(graph.model, placement, candidates, batches, allowed, look)
@@ -84,7 +90,50 @@ def improved(
         )
         return Improved(candidates[0], first)
     ranges, repairs = found
-    return Improved(ranges, methods[ranges.method], repairs)
+    return Improved(ranges, methods[ranges.method.removesuffix(SUFFIX)], repairs)
+
+
+def unimproved(
+    graph: Graph,
+    tensors: Collection[str],
+    statistics: Statistics,
+    batches: Batches,
+    spec: ModelSpec,
+    watcher: Watcher,
+) -> Improved:
+    """Returns the ranges of the method that is asked for, and nothing that is tried.
+
+    Args:
+        graph: The model.
+        tensors: Those that are wanted.
+        statistics: Of all the data.
+        batches: The same data.
+        spec: With the method; for "auto" it is the one that trials start from.
+        watcher: Is told where the method does not apply.
+
+    Raises:
+        DataError: The data does not fit the model.
+        ModelError: ONNX Runtime cannot run the model.
+    """
+    first = method_of(spec.calibration)
+    ranges = estimate(statistics, first, tensors, spec.quantization.activations)
+    if spec.calibration.method == CROSS_ENTROPY:
+        amaxes = _row_amaxes(graph, tensors, batches, spec, watcher)
+        ranges, *_ = variants([ranges], amaxes, only=True)
+    return Improved(ranges, first)
+
+
+def _row_amaxes(
+    graph: Graph, tensors: Collection[str], batches: Batches, spec: ModelSpec, watcher: Watcher
+) -> dict[str, float]:
+    found = row_amaxes(graph.model, tensors, batches)
+    if not found and spec.calibration.method == CROSS_ENTROPY:
+        types = ",".join((*DEFAULT_OP_TYPES, SOFTMAX))
+        watcher.note(
+            f"no quantized tensor feeds a softmax, so {CROSS_ENTROPY} is {spec.calibration.first_method} "
+            f"here; --op-types {types} quantizes what a Softmax gets"
+        )
+    return found
 
 
 def _different(candidates: Sequence[Ranges]) -> list[Ranges]:

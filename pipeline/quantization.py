@@ -18,7 +18,7 @@ from trtq.calibrators.batches import Batches
 from trtq.calibrators.cache import cache_of
 from trtq.calibrators.ranges import Ranges
 from trtq.errors import DataError, UsageError
-from trtq.models.spec import CalibrationSpec, LayerSpec
+from trtq.models.spec import CROSS_ENTROPY, CalibrationSpec, LayerSpec
 from trtq.pipeline.engine.backend import Backend, Implicit, Precision
 from trtq.pipeline.graph.load import Graph
 from trtq.pipeline.graph.placement import Placement
@@ -82,6 +82,8 @@ def choose_way(target: Target, backend: Backend) -> Way:
 
 def tensorrt_algorithm(spec: CalibrationSpec) -> str | None:
     """Returns which calibrator of TensorRT runs this method over the data; None if the ranges are ours."""
+    if spec.method == CROSS_ENTROPY:
+        return None
     own = parameters_of(METHODS[spec.first_method])
     is_plain = all(getattr(spec, name) is None for name in own)
     return _TENSORRT_ALGORITHMS.get(spec.first_method) if is_plain else None

@@ -16,7 +16,7 @@ from trtq.calibrators.sources import WAYS
 from trtq.calibrators.statistics import Statistics
 from trtq.errors import ArtifactError, DataError, ModelError, UsageError
 from trtq.models.session import save
-from trtq.models.spec import ModelSpec
+from trtq.models.spec import CROSS_ENTROPY, ModelSpec
 from trtq.pipeline.calibrate import (
     PassSpec,
     calibration_data,
@@ -150,15 +150,20 @@ def ranges_of(
 
     Args:
         statistics: Of all the data: of `observe`, `read_statistics` or `merge_statistics`.
-        spec: With the method; "auto" is entropy.
+        spec: With the method, one of histograms; "auto" is entropy.
         tensors: Those that are wanted; None: all.
         watcher: Is told of tensors that were always zero.
 
     Raises:
-        UsageError: The method has no such parameters.
+        UsageError: The method has no such parameters, or needs the data.
         ArtifactError: The statistics miss a part of the data.
     """
     _refuse_parts(statistics)
+    if spec.calibration.method == CROSS_ENTROPY:
+        raise UsageError(
+            f"the calibration method {CROSS_ENTROPY} needs the data: statistics hold no rows; "
+            f"give --calib-data instead of --statistics, or take another method"
+        )
     ranges = estimate(statistics, method_of(spec.calibration), tensors, spec.quantization.activations)
     warn_of_dead(ranges, watcher or Silent())
     return ranges

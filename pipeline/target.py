@@ -8,7 +8,7 @@ from typing import Literal, get_args
 from trtq.errors import UsageError
 from trtq.pipeline.engine.backend import BuilderOptions, Precision
 from trtq.pipeline.engine.profiles import GivenShapes
-from trtq.pipeline.graph.placement import ATTENTION, DEFAULT_OP_TYPES, QUANTIZABLE
+from trtq.pipeline.graph.placement import ATTENTION, DEFAULT_OP_TYPES, QUANTIZABLE, SOFTMAX
 from trtq.pipeline.quantize.weights.scheme import WeightScheme
 
 HighPrecision = Literal["auto", "fp16", "bf16", "fp32"]
@@ -56,7 +56,7 @@ class Target:
         ):
             if value not in choices:
                 raise UsageError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
-        known = (*QUANTIZABLE, ATTENTION)
+        known = (*QUANTIZABLE, ATTENTION, SOFTMAX)
         if unknown := [name for name in self.op_types if name not in known]:
             raise UsageError(
                 f"{unknown[0]!r} cannot be quantized; the types to quantize are {', '.join(known)}"

@@ -15,6 +15,8 @@ WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul", "LSTM", "GRU", "RNN")
 QUANTIZABLE = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 ATTENTION = "Attention"
 """In a list of types: the MatMul of two activations."""
+SOFTMAX = "Softmax"
+"""In a list of types: the input of Softmax and LogSoftmax."""
 DEFAULT_OP_TYPES = ("Conv", "Gemm", "MatMul")
 """TensorRT runs ConvTranspose in float whatever stands before it, so its Q/DQ would only cost accuracy."""
 _FLOAT = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
@@ -30,7 +32,7 @@ class QuantizedWeight:
 
 @dataclass(frozen=True, slots=True)
 class QuantizedNode:
-    """A node that will run in INT8, or an Add that takes one INT8 input.
+    """A node that will run in INT8, or an Add or Softmax that takes one INT8 input.
 
     `activations` are the places of its inputs that get Q/DQ; `weight` is the place and the weight.
     """
@@ -65,7 +67,7 @@ class Placement:
 
     @property
     def layers(self) -> tuple[QuantizedNode, ...]:
-        """The quantized nodes but the Adds: those whose INT8 kernel counts as coverage."""
+        """The quantized nodes but Add and Softmax: those whose INT8 kernel counts as coverage."""
         return tuple(node for node in self.quantized if node.op_type in QUANTIZABLE)
 
     def with_one_scale(self) -> Placement:
@@ -98,7 +100,9 @@ def place(
        is among the types; else float, where TensorRT fuses attention as a whole.
     4. indices, 5. filter-bank, 6. few-outputs, 7. gate: layers where INT8 wins nothing or loses much stay
        float (`why_float`).
-    8. Nothing else. Biases stay float. The reader of a tensor quantizes it: TensorRT moves that pair back
+    8. softmax-input: what Softmax and LogSoftmax get is INT8 where "Softmax" is among the types; they compute
+       in float all the same, and TensorRT fuses attention no more.
+    9. Nothing else. Biases stay float. The reader of a tensor quantizes it: TensorRT moves that pair back
        through MaxPool, Concat, Resize, Reshape, Transpose, Split and Slice, which then work on INT8, and no
        pair stands between a Conv, its BatchNormalization and its activation. So what no such layer reads
        stays float: Softmax, LayerNormalization, Gelu and SiLU, embeddings, the arithmetic that decodes boxes
@@ -128,6 +132,8 @@ def place(
     layers = {node.name for node in quantized}
     skipped = {str(node.name) for node in model.graph if any(re.search(p, str(node.name)) for p in skip)}
     quantized += _residual_adds(model, layers, skipped)
+    if SOFTMAX in op_types:
+        quantized += _softmax_inputs(model, skipped)
     return Placement(tuple(_in_graph_order(model, quantized)), tuple(kept))
 
 
@@ -227,6 +233,15 @@ def _residual_adds(model: ir.Model, layers: set[str], skipped: set[str]) -> Iter
         if other is None or other.is_initializer() or other.dtype not in _FLOAT:
             continue
         yield QuantizedNode(str(node.name), "Add", "residual-add", ((place, str(other.name)),))
+
+
+def _softmax_inputs(model: ir.Model, skipped: set[str]) -> Iterator[QuantizedNode]:
+    for node in model.graph:
+        if node.op_type not in ("Softmax", "LogSoftmax") or node.name in skipped:
+            continue
+        value = node.inputs[0]
+        if value is not None and not value.is_initializer() and value.dtype in _FLOAT:
+            yield QuantizedNode(str(node.name), node.op_type, "softmax-input", ((0, str(value.name)),))
 
 
 def _ends_quantized_conv(value: ir.Value | None, layers: set[str]) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,6 +17,7 @@ from trtq.pipeline.graph.fold import Additions
 from trtq.pipeline.graph.placement import Placement, QuantizedWeight
 from trtq.pipeline.quantize.channels.operands import add_to_bias, has_input_channels, output_of
 from trtq.pipeline.quantize.channels.rescale import rescale
+from trtq.pipeline.quantize.rounding import digest_of, round_to, unpack
 
 QMAX = 127
 _SMALLEST_SCALE = {"float32": 2.0**-126, "float16": 2.0**-24, "bfloat16": 2.0**-126}
@@ -108,9 +109,27 @@ def weight_qparams_mse(weight: NDArray[Any], axis: int | None, dtype: str) -> QP
     return QParams(np.asarray(best, widest.scale.dtype), axis)
 
 
+def find_qparams(weight: NDArray[Any], axis: int | None, ranges: Ranges, dtype: str = "float32") -> QParams:
+    """Returns the scales of a weight as the ranges ask for them.
+
+    Args:
+        weight: Any float dtype and shape.
+        axis: The output channels; None for one scale for all.
+        ranges: With the word for the scales of weights.
+        dtype: The dtype of the scales.
+    """
+    find = weight_qparams_mse if ranges.weight_scales == "mse" else weight_qparams
+    return find(weight, axis, dtype)
+
+
+def steps_of(values: NDArray[Any], qparams: QParams) -> NDArray[np.float64]:
+    """Returns the values divided by their scales: codes before they are rounded."""
+    return np.asarray(values.astype(np.float64) / _along(qparams, values.ndim))
+
+
 def quantize_array(values: NDArray[Any], qparams: QParams) -> NDArray[np.int8]:
     """Returns the codes: round half to even, clipped to -127..127, as ONNX and TensorRT define them."""
-    codes = np.rint(values.astype(np.float64) / _along(qparams, values.ndim))
+    codes = np.rint(steps_of(values, qparams))
     return np.clip(codes, -QMAX, QMAX).astype(np.int8)
 
 
@@ -154,14 +173,13 @@ def quantize(
         name: _quantized_activation(additions, values[name], _activation_qparams(ranges, name, scale_dtype))
         for name in placement.activations
     }
-    find = weight_qparams_mse if ranges.weight_scales == "mse" else weight_qparams
     weights: dict[QuantizedWeight, _Weight] = {}
     for placed in placement.quantized:
         node = nodes[placed.name]
         if placed.weight is not None:
             index, weight = placed.weight
             if weight not in weights:
-                weights[weight] = _quantized_weight(additions, weight, scale_dtype, find)
+                weights[weight] = _quantized_weight(additions, weight, scale_dtype, ranges)
             channels = ranges.channels.get(placed.activations[0][1])
             if channels is not None and channels.mean and has_input_channels(placed, node):
                 lost = weights[weight].lost()
@@ -230,15 +248,19 @@ def _quantized_weight(
     additions: Additions,
     weight: QuantizedWeight,
     scale_dtype: str,
-    find: Callable[[NDArray[Any], int | None, str], QParams],
+    ranges: Ranges,
 ) -> _Weight:
     graph = additions.graph
     source = graph.initializers[weight.tensor]
     assert source.const_value is not None
     values = source.const_value.numpy()
     require_finite(values, weight.tensor)
-    qparams = _in_dtype_of(source, find(values, weight.axis, scale_dtype))
-    codes = quantize_array(values, qparams)
+    qparams = _in_dtype_of(source, find_qparams(values, weight.axis, ranges, scale_dtype))
+    rounding = ranges.roundings.get(digest_of(values)) if ranges.roundings else None
+    if rounding is None:
+        codes = quantize_array(values, qparams)
+    else:
+        codes = round_to(steps_of(values, qparams), unpack(rounding, values.shape))
     inputs = [
         additions.constant(f"{weight.tensor}_quantized", codes),
         additions.constant(f"{weight.tensor}_scale", qparams.scale),

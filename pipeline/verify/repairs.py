@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -13,6 +14,7 @@ from trtq.calibrators.ranges import Channels, Ranges
 from trtq.pipeline.graph.placement import Placement
 from trtq.pipeline.quantize.channels.scales import Strength, plan
 from trtq.pipeline.quantize.channels.statistics import ChannelStatistics, observe_channels
+from trtq.pipeline.verify.adaround import find_roundings
 from trtq.pipeline.verify.trials import Judge, Marks, judge_of
 
 FEWEST_SAMPLES = 16
@@ -103,10 +105,10 @@ def find_repairs(
     """Returns the best of the ranges with the repairs that pay; None if there is nothing to judge by.
 
     Greedy, one kind after another: the method; how strongly channels are brought to one range; bias
-    correction; weight scales that clip. The channels are observed on the even feeds, and what is judged on
-    the odd ones is made of these alone; what is returned is made of all. All candidates of a kind are tried
-    on a few samples and the best on more (successive halving, Jamieson and Talwalkar, arXiv 1502.07943). The
-    same data gives the same result.
+    correction; weight scales that clip; roundings. The channels and roundings are found on the even feeds,
+    and what is judged on the odd ones is made of these alone; what is returned is made of all channels. All
+    candidates of a kind are tried on a few samples and the best on more (successive halving, Jamieson and
+    Talwalkar, arXiv 1502.07943). The same data gives the same result.
 
     Args:
         model: The float graph; it is not changed.
@@ -125,7 +127,7 @@ def find_repairs(
     judge = judge_of(model, placement, batches, look.second)
     if judge is None:
         return None
-    methods = [_Candidate(item.method.partition("(")[0], item, item) for item in ranges]
+    methods = [_Candidate(re.sub(r"\(.*?\)", "", item.method), item, item) for item in ranges]
     standing = _Standing(methods[0], judge.marks([methods[0].judged], judge.feeds)[0])
     before = standing.marks.db
     standing = _contest(judge, standing, methods[1:], look)
@@ -140,6 +142,10 @@ def find_repairs(
             standing = _contest(judge, standing, [_with_means(standing.best, halves)], look)
     if "weights" in allowed:
         standing = _contest(judge, standing, [_with_clipped_weights(standing.best)], look)
+    if "adaround" in allowed:
+        standing = _contest(
+            judge, standing, [_with_roundings(model, placement, standing.best, batches)], look
+        )
     final = standing.best.final
     after = standing.marks.db
     return final, Repairs(final.method, standing.applied, before, after, judge.num_samples, standing.tried)
@@ -201,8 +207,8 @@ def _strengths(allowed: Sequence[str]) -> Iterator[Strength]:
     for exponent in (0.5, 0.75):
         yield Strength(exponent * folds, 0.0, (exponent + 0.25) * inserts)
     for shift in dict.fromkeys((False, shifts)):
-        for exponent in (0.0, 0.25, 0.5, 0.75, 1.0) if inserts else (0.0,):
-            yield Strength(exponent * folds, exponent, max(exponent, 0.75) * inserts, shift)
+        for exponent in (0.0, 0.25, 0.5, 0.75, 1.0) if inserts or folds else (0.0,):
+            yield Strength(exponent * folds, exponent * inserts, max(exponent, 0.75) * inserts, shift)
 
 
 def _words(strength: Strength) -> Iterator[str]:
@@ -233,3 +239,11 @@ def _added(channels: Mapping[str, Channels], seen: Mapping[str, ChannelStatistic
 def _with_clipped_weights(base: _Candidate) -> _Candidate:
     judged, final = (replace(ranges, weight_scales="mse") for ranges in (base.judged, base.final))
     return _Candidate("weights", judged, final)
+
+
+def _with_roundings(model: ir.Model, placement: Placement, base: _Candidate, batches: Batches) -> _Candidate:
+    judged = replace(base.judged, roundings=find_roundings(model, placement, base.judged, batches))
+    if not any(item.scale for item in base.final.channels.values()):
+        return _Candidate("adaround", judged, replace(base.final, roundings=judged.roundings))
+    final = find_roundings(model, placement, base.final, batches)  # of weights that are scaled otherwise
+    return _Candidate("adaround", judged, replace(base.final, roundings=final))

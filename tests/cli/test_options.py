@@ -227,6 +227,7 @@ def test_a_timing_cache_in_no_folder_is_refused(tmp_path: Path) -> None:
     [
         ([], REPAIRS),
         (["--repair", "none"], ()),
+        (["--repair", "auto,adaround"], (*REPAIRS, "adaround")),
         (["--repair", "bias, smooth", "--repair", "weights"], ("bias", "smooth", "weights")),
     ],
 )

@@ -245,6 +245,11 @@ def test_an_input_may_be_empty(tmp_path: Path) -> None:
         ('[quantization]\nrepair = ["auto"]\n', ("equalize", "smooth", "shift", "bias", "weights")),
         ('[quantization]\nrepair = ["none"]\n', ()),
         ('[quantization]\nrepair = ["bias", "smooth"]\n', ("bias", "smooth")),
+        ('[quantization]\nrepair = ["adaround"]\n', ("adaround",)),
+        (
+            '[quantization]\nrepair = ["auto", "adaround"]\n',
+            ("equalize", "smooth", "shift", "bias", "weights", "adaround"),
+        ),
     ],
 )
 def test_repairs_are_named_in_the_settings(tmp_path: Path, text: str, repairs: tuple[str, ...]) -> None:
@@ -270,6 +275,8 @@ def test_the_scales_of_weights_are_named_in_the_settings(tmp_path: Path) -> None
     [
         (("all",), "there is no repair 'all'; take auto, none, equalize, smooth, shift, bias, weights"),
         (("bias", "auto"), "repair is auto alone, none alone, or some of equalize, .*; got bias, auto"),
+        (("adaround", "none"), "adaround may stand beside auto or these; got adaround, none"),
+        (("auto", "bias", "adaround"), "repair is auto alone, .*; got auto, bias, adaround"),
         ((), "repair is auto alone, none alone, or some of equalize, .*; got nothing"),
     ],
 )

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import pytest
 from click.testing import CliRunner
@@ -179,6 +180,26 @@ def test_our_ranges_go_as_a_cache_with_every_float_tensor(method: str, small: Pa
     assert plan["calibration"]["scales"] == pytest.approx(scales)
     assert plan["calibration"]["firsts"] == []
     assert "ranges.json" in files_of(report)
+
+
+def test_what_a_softmax_gets_has_a_range_by_cross_entropy(small: Path, install: Install) -> None:
+    install(TEN)
+    model = onnx.load(small)
+    model.graph.node.append(onnx.helper.make_node("Softmax", ["y"], ["p"], axis=1))
+    model.graph.output[0].name = "p"
+    onnx.save(model, small)
+    spec = spec_of(small, "cross-entropy")
+    spec = replace(spec, calibration=replace(spec.calibration, batch_size=4))
+    report = build(small, spec=spec, target=IMPLICIT)
+    assert "TensorRT gets our ranges, as a calibration cache" in report.notes
+    assert report.calibration is not None
+    assert report.calibration.method.endswith(" + cross-entropy")
+    ranges = read_ranges(Path(report.output) / "ranges.json").tensors
+    scales = parse_cache((Path(report.output) / "calibration.cache").read_bytes()).scales
+    assert scales["y"] == pytest.approx(ranges["y"].amax / 127)
+    other = build(small, spec=spec_of(small, "mse"), target=IMPLICIT, output=small.parent / "other").output
+    others = read_ranges(Path(other) / "ranges.json").tensors
+    assert ranges["y"].amax != others["y"].amax
 
 
 def test_a_parameter_of_its_own_makes_entropy_our_method(small: Path, install: Install) -> None:

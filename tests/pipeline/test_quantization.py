@@ -133,6 +133,7 @@ def test_precisions_are_allowed_where_types_do_not_rule(
         (CalibrationSpec(max_clipped=0.0), None),
         (CalibrationSpec(method="percentile"), None),
         (CalibrationSpec(method="mse"), None),
+        (CalibrationSpec(method="cross-entropy"), None),
     ],
 )
 def test_tensorrt_runs_its_own_methods_where_nothing_is_set(

@@ -55,6 +55,12 @@ def test_every_method_takes_from_statistics_what_it_takes_from_the_data(
     assert ranges_to_json(ranges_of(seen, spec=wanted)) == ranges_to_json(calibrate(model, spec=wanted))
 
 
+def test_statistics_hold_no_rows_for_cross_entropy(model: Path, spec: ModelSpec) -> None:
+    wanted = replace(spec, calibration=replace(spec.calibration, method="cross-entropy"))
+    with pytest.raises(UsageError, match=r"cross-entropy needs the data: .* give --calib-data"):
+        ranges_of(observe(model, spec=spec), spec=wanted)
+
+
 @pytest.mark.parametrize("number", [2, 5, 15])
 def test_parts_join_to_the_ranges_of_one_pass_bit_for_bit(model: Path, spec: ModelSpec, number: int) -> None:
     order = np.random.default_rng(number).permutation(number) + 1

@@ -13,11 +13,10 @@ from trtq.calibrators.ranges import Channels, Range, Ranges
 from trtq.pipeline.graph.fold import Additions
 from trtq.pipeline.graph.placement import Placement, QuantizedNode, QuantizedWeight
 from trtq.pipeline.quantize.channels.operands import add_to_bias, by_input, constant, output_of
+from trtq.pipeline.quantize.channels.producers import divide_outputs, foldable_producer
 from trtq.pipeline.quantize.channels.statistics import channel_readers
 
 Reader = tuple[QuantizedNode, ir.Node]
-_KEEP_SCALE = ("Relu", "LeakyRelu")
-"""Activations f with f(s x) = s f(x) for s > 0."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,9 +34,10 @@ def rescale(model: ir.Model, placement: Placement, ranges: Ranges) -> Rescaled:
     With x' = (x - c) / s by channel, a layer W x + b is W s x' + (b + W c): the same in floats, but one scale
     quantizes all channels of x' alike, and the weights have a scale for each output channel anyway
     (SmoothQuant, Xiao et al., arXiv 2211.10438; with shifts Outlier Suppression+, Wei et al., arXiv
-    2304.09145). Where the tensor comes from a convolution or matrix product, through a ReLU or directly, and
-    nothing else reads it, that one's weights and bias take the division (cross-layer equalization, Nagel et
-    al., arXiv 1906.04721); else it stands in the graph, as one Mul and at most one Sub.
+    2304.09145). Where the tensor comes from a convolution or matrix product, directly or through a ReLU or
+    ReLU6 (`foldable_producer`), and nothing else reads it, that one's weights and bias take the division
+    (cross-layer equalization, Nagel et al., arXiv 1906.04721, section 4.1; there ReLU6 becomes ReLU, here it
+    keeps its bound); else it stands in the graph, as one Mul and at most one Sub.
 
     Args:
         model: The float graph; it is not changed.
@@ -89,11 +89,8 @@ def _renamed(layer: QuantizedNode, node: ir.Node, names: Mapping[str, str]) -> Q
     if layer.weight is None:
         return replace(layer, activations=activations)
     place, weight = layer.weight
-    value = node.inputs[place]
-    assert value is not None
-    return replace(
-        layer, activations=activations, weight=(place, QuantizedWeight(str(value.name), weight.axis))
-    )
+    tensor = str(_given(node, place).name)
+    return replace(layer, activations=activations, weight=(place, QuantizedWeight(tensor, weight.axis)))
 
 
 def _rescale_tensor(
@@ -105,16 +102,16 @@ def _rescale_tensor(
     nodes = [node for _, node in readers]
     producer = None if shift is not None else foldable_producer(source, nodes, placement)
     if producer is not None:
-        _divide_outputs(additions, producer, scale)
-        result = source
+        divide_outputs(additions, producer, scale)
+        (place, _), *_ = readers[0][0].activations
+        result = _given(readers[0][1], place)
         result.name = additions.name(f"{tensor}_rescaled")
     else:
         result = _insert(additions, source, readers[0][1], scale, shift)
     weights: dict[str, ir.Value] = {}
     for layer, node in readers:
         assert layer.weight is not None
-        old = node.inputs[1]
-        assert old is not None
+        old = _given(node, 1)
         values = constant(old).astype(np.float64)
         if shift is not None:
             add_to_bias(additions, node, output_of(values, shift, node))
@@ -128,6 +125,12 @@ def _rescale_tensor(
     return result
 
 
+def _given(node: ir.Node, place: int) -> ir.Value:
+    value = node.inputs[place]
+    assert value is not None
+    return value
+
+
 def _inputs_of(readers: Sequence[Reader]) -> list[tuple[ir.Node, ir.Value]]:
     return [(node, value) for _, node in readers for value in node.inputs if value is not None]
 
@@ -136,51 +139,6 @@ def _shape_of(node: ir.Node) -> str:
     """Returns what tells how a weight meets the channels."""
     attributes = ("group", "transB")
     return " ".join(str(node.attributes[name].as_int()) for name in attributes if name in node.attributes)
-
-
-def foldable_producer(source: ir.Value, readers: Sequence[ir.Node], placement: Placement) -> ir.Node | None:
-    """Returns the Conv or Gemm whose weights can take the division of a tensor; None if there is none.
-
-    The tensor may have no readers but the given ones, and nothing but a ReLU may stand between. The layer
-    must be quantized itself: its scales for each output channel are divided then, and its codes stay.
-    """
-    users = {node for node, _ in source.uses()}
-    if source.is_graph_output() or not users <= set(readers):
-        return None
-    node = source.producer()
-    while node is not None and node.op_type in _KEEP_SCALE:
-        before = node.inputs[0]
-        assert before is not None
-        if before.is_graph_output() or len(before.uses()) != 1:
-            return None
-        node = before.producer()
-    if node is None or node.op_type not in ("Conv", "Gemm") or len(node.inputs) < 2:
-        return None
-    if node.name not in {layer.name for layer in placement.layers}:
-        return None
-    if node.op_type == "Gemm" and any(
-        name in node.attributes and node.attributes[name].as_float() != 1.0 for name in ("alpha", "beta")
-    ):
-        return None
-    constants = [value for value in node.inputs[1:] if value is not None]
-    if any(len(value.uses()) > 1 for value in constants):
-        return None
-    same_kind = (node.op_type == "Conv") == (readers[0].op_type == "Conv")
-    return node if same_kind and all(value.is_initializer() for value in constants) else None
-
-
-def _divide_outputs(additions: Additions, node: ir.Node, scale: NDArray[np.float64]) -> None:
-    old = node.inputs[1]
-    assert old is not None
-    weight = constant(old)
-    rows = node.op_type == "Conv" or ("transB" in node.attributes and node.attributes["transB"].as_int() == 1)
-    shape = (-1, *(1,) * (weight.ndim - 1)) if rows else (1, -1)
-    divided = (weight.astype(np.float64) / scale.reshape(shape)).astype(weight.dtype)
-    node.replace_input_with(1, additions.constant(f"{old.name}_divided", divided))
-    if len(node.inputs) > 2 and node.inputs[2] is not None:
-        bias = constant(node.inputs[2])
-        divided = (bias.astype(np.float64) / scale).astype(bias.dtype)
-        node.replace_input_with(2, additions.constant(f"{node.name}_bias_divided", divided))
 
 
 def _insert(

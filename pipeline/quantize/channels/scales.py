@@ -12,13 +12,14 @@ from numpy.typing import NDArray
 from trtq.calibrators.ranges import Channels
 from trtq.pipeline.graph.placement import Placement
 from trtq.pipeline.quantize.channels.operands import is_depthwise, is_padded
-from trtq.pipeline.quantize.channels.rescale import foldable_producer
+from trtq.pipeline.quantize.channels.producers import ends_of, foldable_producer, is_constant_clip
 from trtq.pipeline.quantize.channels.statistics import ChannelStatistics, channel_readers
 
 _QMAX = 127
 _HEADROOM = 0.125
 _NARROWEST = 0.05
 """Channels narrower than this share of the widest count as so wide: few samples say little of them."""
+_UNBOUNDED = (-np.inf, np.inf)
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +31,8 @@ class Strength:
             takes them.
         insert: The same where a node must be inserted.
         depthwise: The same for depthwise convolutions, whose weights lose nothing by it.
-        shift: Whether channels are centred too, where a node is inserted and no zeros are padded.
+        shift: Whether channels are centred too, where no zeros are padded and a node is inserted, as it then
+            is behind a Clip.
     """
 
     fold: float = 0.0
@@ -73,20 +75,35 @@ def _plan_tensor(
     source = next(
         value for node in readers for value in node.inputs if value is not None and value.name == tensor
     )
-    folds = foldable_producer(source, readers, placement) is not None
+    producer = foldable_producer(source, readers, placement)
+    # What a Clip bounds on both sides gains a bit by a shift: that is worth a node where shifts are tried.
+    shifts = (
+        strength.shift and not any(map(is_padded, readers)) and (producer is None or bool(producer.clips))
+    )
+    folds = producer is not None and not shifts
     exponent = strength.fold if folds else strength.insert
     if all(map(is_depthwise, readers)):
         exponent = max(exponent, strength.depthwise) if strength.depthwise else exponent
-    shifts = strength.shift and not folds and not any(map(is_padded, readers))
     widest = np.maximum(np.abs(seen.minimum), np.abs(seen.maximum)).max(initial=0.0)
     if widest <= 0 or (exponent == 0 and not shifts) or len(seen.minimum) < 2:
         return None
-    return rescaling(seen, exponent, shifts=shifts)
+    node = source.producer()
+    ends = ends_of(node) if node is not None and is_constant_clip(node) else _UNBOUNDED
+    return rescaling(seen, exponent, shifts=shifts, ends=ends)
 
 
-def rescaling(seen: ChannelStatistics, exponent: float, *, shifts: bool) -> Channels:
-    """Returns scales of which the largest is 1, the shifts, and the amax of all channels after both."""
-    low, high = _widened(seen)
+def rescaling(
+    seen: ChannelStatistics, exponent: float, *, shifts: bool, ends: tuple[float, float] = _UNBOUNDED
+) -> Channels:
+    """Returns scales of which the largest is 1, the shifts, and the amax of all channels after both.
+
+    Args:
+        seen: What the channels are like.
+        exponent: How far they are brought to one range.
+        shifts: Whether they are centred first.
+        ends: What no value of the tensor lies beyond, whatever the data: those of a Clip.
+    """
+    low, high = _widened(seen, ends)
     middle = (low + high) / 2 if shifts else np.zeros_like(low)
     reach = np.maximum(high - middle, middle - low)
     scale = np.maximum(reach, _NARROWEST * reach.max()) ** exponent
@@ -99,9 +116,11 @@ def rescaling(seen: ChannelStatistics, exponent: float, *, shifts: bool) -> Chan
     return Channels(scale=tuple(scale.tolist()), shift=shift, amax=amax)
 
 
-def _widened(seen: ChannelStatistics) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _widened(
+    seen: ChannelStatistics, ends: tuple[float, float]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Returns the ends of each channel with room for data that is not seen; a ReLU's zero stays the end."""
     room = _HEADROOM * (seen.maximum - seen.minimum)
     low = np.where(seen.minimum < 0, seen.minimum - room, seen.minimum)
     high = np.where(seen.maximum > 0, seen.maximum + room, seen.maximum)
-    return low, high
+    return np.maximum(low, ends[0]), np.minimum(high, ends[1])

@@ -13,7 +13,7 @@ import click
 from trtq.calibrators import METHODS, parameters_of
 from trtq.cli.sizes import num_bytes
 from trtq.errors import UsageError
-from trtq.models.spec import AUTO, REPAIRS, ModelSpec, read_spec
+from trtq.models.spec import AUTO, CROSS_ENTROPY, REPAIRS, SLOW_REPAIRS, ModelSpec, read_spec
 from trtq.pipeline.calibrate import spec_beside
 from trtq.pipeline.engine import BACKENDS
 from trtq.pipeline.engine.backend import BuilderOptions, HardwareCompatibility, Precision
@@ -66,8 +66,9 @@ calibration_options = group(
     _calib_data_option,
     click.option(
         "--calib-method",
-        type=click.Choice([AUTO, *METHODS]),
-        help="How ranges are estimated; auto: the best on calibration data held back.  [default: auto]",
+        type=click.Choice([AUTO, *METHODS, CROSS_ENTROPY]),
+        help="How ranges are estimated; auto: the best on calibration data held back; cross-entropy: for "
+        "what a softmax gets, entropy for the rest.  [default: auto]",
     ),
     click.option("--percentile", type=float, help="For the method percentile.  [default: 99.99]"),
     click.option("--num-bins", type=int, help="For entropy: bins of its histogram.  [default: 2048]"),
@@ -119,7 +120,8 @@ repair_option = click.option(
     multiple=True,
     metavar="NAMES",
     help=f"What may be done to the model where it pays on calibration data held back: auto (all), none, or "
-    f"{', '.join(REPAIRS)} (repeatable, or with commas between).  [default: auto]",
+    f"{', '.join(REPAIRS)} (repeatable, or with commas between); {', '.join(SLOW_REPAIRS)} only if "
+    f"named, also as auto,{SLOW_REPAIRS[0]}.  [default: auto]",
 )
 layer_options = group(
     click.option(
@@ -137,8 +139,8 @@ layer_options = group(
     click.option(
         "--op-types",
         metavar="TYPES",
-        help="Types of nodes to quantize, with commas between; also ConvTranspose, and Attention for the "
-        f"MatMul of two activations.  [default: {','.join(DEFAULT_OP_TYPES)}]",
+        help="Types of nodes to quantize, with commas between; also ConvTranspose, Attention for the "
+        f"MatMul of two activations, and Softmax for its input.  [default: {','.join(DEFAULT_OP_TYPES)}]",
     ),
 )
 precision_options = group(

@@ -338,3 +338,19 @@ def test_decisions_are_in_the_order_of_the_graph(model_of: Callable[..., ir.Mode
     assert [node.name for node in placement.quantized] == ["c1", "add", "c2", "fc"]
     assert [node.name for node in placement.kept] == ["up", "self"]
     assert placement.activations == ("x", "b", "f")
+
+
+@pytest.mark.parametrize("op_type", ["Softmax", "LogSoftmax"])
+def test_what_a_softmax_gets_is_quantized_only_on_demand(
+    model_of: Callable[..., ir.Model], op_type: str
+) -> None:
+    text = f"""net (float[N, 4] x) => (float[N, 6] y, float[1, 4] z) {{
+      [mm] a = MatMul (x, w)  [soft] y = {op_type} (a)  [fixed] z = {op_type} (c)
+    }}"""
+    model = model_of(text, w=_random(4, 6), c=_random(1, 4))
+    assert [node.name for node in place(model, force=["."]).quantized] == ["mm"]
+    types = ("MatMul", "Softmax")
+    placement = place(model, force=["."], op_types=types)
+    assert placement.quantized[1:] == (QuantizedNode("soft", op_type, "softmax-input", ((0, "a"),)),)
+    assert [node.name for node in placement.layers] == ["mm"]
+    assert len(place(model, force=["."], op_types=types, skip=["soft"]).quantized) == 1

@@ -18,6 +18,7 @@ from trtq.calibrators.ranges import Range, Ranges
 from trtq.models.spec import REPAIRS
 from trtq.pipeline.graph.load import Graph
 from trtq.pipeline.graph.placement import Placement, place
+from trtq.pipeline.quantize.channels.rescale import rescale
 from trtq.pipeline.verify.repairs import Look, Repairs, find_repairs
 
 _NET = """
@@ -87,6 +88,43 @@ def test_unequal_channels_are_equalized_through_the_relu(net: Callable[..., Grap
     assert repairs.after_db > repairs.before_db + 6
     assert [item.applied for item in repairs.tried].count(True) == 1
     assert repairs.num_samples == 32
+
+
+_MOBILE = """
+net (float[N, 4, 8, 8] x) => (float[N, 4, 8, 8] y) {
+  [expand] a = Conv <kernel_shape = [1, 1]> (x, w1, b1)
+  r = Clip (a, zero, six)
+  [deep] b = Conv <kernel_shape = [3, 3], pads = [1, 1, 1, 1], group = 16> (r, w2, b2)
+  s = Clip (b, zero, six)
+  [project] y = Conv <kernel_shape = [1, 1]> (s, w3)
+}"""
+
+
+def test_unequal_channels_are_equalized_through_relu6(
+    graph_of: Callable[..., Graph], outputs_of: Callable[..., list[NDArray[np.float32]]]
+) -> None:
+    """A block as in MobileNetV2; its wide channels reach the 6, its narrow ones make most of the output."""
+    rng = np.random.default_rng(1)
+    spread = np.geomspace(0.03, 3, _WIDTH).reshape(-1, 1, 1, 1)
+    weights = {
+        "w1": rng.standard_normal((_WIDTH, 4, 1, 1)) * spread,
+        "b1": rng.standard_normal(_WIDTH) * spread.ravel(),
+        "w2": rng.standard_normal((_WIDTH, 1, 3, 3)),
+        "b2": rng.standard_normal(_WIDTH) * spread.ravel(),
+        "w3": rng.standard_normal((4, _WIDTH, 1, 1)) / spread.reshape(1, -1, 1, 1),
+        "zero": np.array(0),
+        "six": np.array(6),
+    }
+    graph = graph_of(_MOBILE, **{name: array.astype(np.float32) for name, array in weights.items()})
+    arrays = [rng.standard_normal((4, 4, 8, 8)).astype(np.float32) for _ in range(16)]
+    ranges, repairs = _found(graph, batches_of(arrays), ["equalize"])
+    assert {name for name, item in ranges.channels.items() if item.scale} == {"r", "s"}
+    assert repairs.after_db > repairs.before_db + 6
+    placement = place(graph.model, force=["."])
+    made = rescale(graph.model, placement, ranges).model
+    assert [node.op_type for node in made.graph].count("Min") == 2
+    for ours, theirs in zip(outputs_of(made), outputs_of(graph.model), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-3)
 
 
 def test_unequal_inputs_are_smoothed(net: Callable[..., Graph]) -> None:

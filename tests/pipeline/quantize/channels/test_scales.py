@@ -48,6 +48,12 @@ def test_shifts_centre_channels_and_keep_a_code_for_zero() -> None:
     assert made.amax < 20  # of 125 without shifts
 
 
+def test_a_clip_leaves_no_room_beyond_its_ends() -> None:
+    made = rescaling(_seen([0, 0, -1], [6, 3, 1]), 1.0, shifts=False, ends=(0.0, 6.0))
+    assert made.amax == pytest.approx(6.0)  # of 6.75 behind a ReLU
+    assert made.scale == pytest.approx((1.0, 3.375 / 6, 1.25 / 6))
+
+
 _NET = """
 net (float[N, 4, 6, 6] x) => (float[N, 4, 6, 6] y) {
   [one] a = Conv <kernel_shape = [1, 1]> (x, w1)
@@ -83,6 +89,23 @@ def test_each_tensor_gets_the_strength_of_its_kind(
     made = plan(model, place(model, force=["."]), seen, strength)
     assert list(made) == tensors
     assert all(not item.scale or max(item.scale) == 1 for item in made.values())
+
+
+def test_the_range_of_relu6_ends_at_its_bound_whatever_was_seen(graph_of: Callable[..., Graph]) -> None:
+    text = """net (float[N, 4, 4, 4] x) => (float[N, 4, 4, 4] y) {
+      [one] a = Conv <kernel_shape = [1, 1]> (x, w1)  r = Clip (a, zero, six)
+      [two] y = Conv <kernel_shape = [1, 1]> (r, w2)
+    }"""
+    ones = np.ones((4, 4, 1, 1), np.float32)
+    model = graph_of(text, w1=ones, w2=ones + 1, zero=np.float32(0), six=np.float32(6)).model
+    placement = place(model, force=["."])
+    full = {"r": _seen([0] * 4, [6, 3, 2, 1])}
+    assert plan(model, placement, full, Strength(fold=1.0))["r"].amax == pytest.approx(6.0)
+    shifted = plan(model, placement, full, Strength(fold=1.0, shift=True))["r"]
+    assert shifted.shift  # what a Clip bounds on both sides is worth a node
+    assert shifted.amax == pytest.approx(3.0, abs=0.05)
+    below = plan(model, placement, {"r": _seen([0] * 4, [4, 3, 2, 1])}, Strength(fold=1.0))
+    assert below["r"].amax == pytest.approx(4.5)
 
 
 def test_dead_unseen_and_single_channels_are_left_alone(graph_of: Callable[..., Graph]) -> None:

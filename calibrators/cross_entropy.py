@@ -1,0 +1,74 @@
+"""The range that keeps what a softmax makes of a tensor."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from trtq.calibrators.grid import QMAX, check_grid
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+_NO_WEIGHT_NATS = 32.0
+"""What lies so far below the largest value of its row gets no weight from a softmax: a mask, mostly."""
+_LEAST_GAIN = 1e-9
+
+
+@dataclass(frozen=True, slots=True)
+class CrossEntropy:
+    """The amax, of a grid, with the least cross-entropy between softmax(V) and softmax of its INT8 copy.
+
+    After Nagel et al., "A White Paper on Neural Network Quantization" (arXiv 2106.08295, section 3.1): a
+    softmax asks for the order of the largest values of a row and for how far they are apart; how near all
+    values are, which the methods of histograms go by, says little of it. Rows are in no histogram, so this
+    is no `Method`: it looks at sampled rows.
+
+    The grid is geometric from the largest magnitude down to `smallest` times it. Values more than 32 nats
+    below the largest of their row count as so far below: a mask of -3e38 does not stretch the grid.
+    """
+
+    num_candidates: int = 60
+    smallest: float = 0.02
+
+    def __post_init__(self) -> None:
+        check_grid("cross-entropy", self.num_candidates, self.smallest)
+
+    def amax(self, rows: NDArray[np.float64]) -> float:
+        """Returns the best candidate, the largest of equals; 0 if no row tells anything.
+
+        Args:
+            rows: What a softmax gets, shape (rows, classes); those with NaN or without a finite largest value
+                are left out.
+        """
+        largest = rows.max(axis=1, keepdims=True, initial=-np.inf)
+        known = np.isfinite(largest[:, 0])
+        values = np.maximum(rows[known], largest[known] - _NO_WEIGHT_NATS)
+        magnitude = float(np.abs(values).max(initial=0.0))
+        if magnitude == 0:
+            return 0.0
+        wanted = np.exp(values - largest[known])
+        wanted /= wanted.sum(axis=1, keepdims=True)
+        best, least = magnitude, np.inf
+        for amax in magnitude * np.geomspace(1.0, self.smallest, self.num_candidates):
+            loss = cross_entropy(values, wanted, float(amax))
+            if loss < least - _LEAST_GAIN:
+                best, least = float(amax), loss
+        return best
+
+
+def cross_entropy(values: NDArray[np.float64], wanted: NDArray[np.float64], amax: float) -> float:
+    """Returns the mean cross-entropy of the rows, in nats, if they are quantized to symmetric INT8.
+
+    Args:
+        values: Shape (rows, classes), finite.
+        wanted: Their softmax, of the same shape.
+        amax: What the code 127 stands for.
+    """
+    scale = amax / QMAX
+    found = np.clip(np.rint(values / scale), -QMAX, QMAX) * scale
+    largest = found.max(axis=1, keepdims=True)
+    norm = largest[:, 0] + np.log(np.exp(found - largest).sum(axis=1))
+    return float(np.mean(norm - (wanted * found).sum(axis=1)))

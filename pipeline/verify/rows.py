@@ -1,0 +1,184 @@
+"""Rows of what a softmax gets, and the ranges that keep what it makes of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from trtq.calibrators.batches import Batches
+from trtq.calibrators.cross_entropy import CrossEntropy
+from trtq.calibrators.ranges import Range, Ranges
+from trtq.calibrators.taps import open_taps
+from trtq.models.session import Engine
+
+SUFFIX = " + cross-entropy"
+"""Of the method of ranges where those of logits are of this one."""
+_SOFTMAX = ("Softmax", "LogSoftmax")
+_SQUASHED = (*_SOFTMAX, "Sigmoid")
+_MOVES = ("Identity", "Cast", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten")
+_AXIS_ALONE = 13
+"""Before this opset a softmax goes over all axes from its own on."""
+_NUM_FEEDS, _NUM_ROWS, _MOST_VALUES = 4, 1024, 2**20
+_AT_A_TIME = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Logits:
+    """A tensor of which a softmax gets a multiple.
+
+    Attributes:
+        source: What the softmax gets.
+        axis: Over which axis it goes.
+        factor: What the tensor is multiplied by before it is the source; positive.
+        joined: Whether it goes over all axes from `axis` on.
+    """
+
+    source: str
+    axis: int
+    factor: float = 1.0
+    joined: bool = False
+
+
+def find_logits(model: ir.Model, tensors: Collection[str]) -> dict[str, Logits]:
+    """Returns which of the tensors a softmax gets, or a softmax outside of the model would get.
+
+    Those are the inputs of Softmax and LogSoftmax, the outputs called logits that are not normalized already,
+    and what becomes them by moving values and by multiplying with one constant. An Add ends that: what a mask
+    adds is no part of the tensor before it.
+    """
+    found: dict[str, Logits] = {}
+    for value, axis, joined in _ends(model):
+        for before, factor in _before(value):
+            if before.name in tensors and before.name not in found:
+                found[str(before.name)] = Logits(str(value.name), axis, factor, joined)
+    return found
+
+
+def _ends(model: ir.Model) -> Iterator[tuple[ir.Value, int, bool]]:
+    joined = model.opset_imports.get("", 1) < _AXIS_ALONE
+    for node in model.graph:
+        value = node.inputs[0] if node.op_type in _SOFTMAX else None
+        if value is not None and not value.is_initializer():
+            default = 1 if joined else -1
+            yield value, node.attributes["axis"].as_int() if "axis" in node.attributes else default, joined
+    for value in model.graph.outputs:
+        if "logit" in str(value.name).lower() and not _is_normalized(value):
+            yield value, -1, False
+
+
+def _is_normalized(value: ir.Value) -> bool:
+    makers = (before.producer() for before, _ in _before(value))
+    return any(node is not None and node.op_type in _SQUASHED for node in makers)
+
+
+def _before(value: ir.Value) -> Iterator[tuple[ir.Value, float]]:
+    """Yields a value and those that it is a multiple of, value for value, with the factor."""
+    factor = 1.0
+    while True:
+        yield value, factor
+        node = value.producer()
+        if node is None or node.op_type not in (*_MOVES, "Mul", "Div"):
+            return
+        place = 0
+        if node.op_type in ("Mul", "Div"):
+            place = 1 if node.op_type == "Mul" and _scalar(node.inputs[0]) is not None else 0
+            other = _scalar(node.inputs[1 - place])
+            if other is None or not 0 < other < math.inf:
+                return
+            factor = factor * other if node.op_type == "Mul" else factor / other
+        source = node.inputs[place]
+        if source is None or source.is_initializer():
+            return
+        value = source
+
+
+def _scalar(value: ir.Value | None) -> float | None:
+    """Returns a constant of one element; None for anything else."""
+    if value is None or not value.is_initializer() or value.const_value is None:
+        return None
+    array = value.const_value.numpy()
+    return float(array.reshape(())) if array.size == 1 else None
+
+
+def sample_rows(
+    model: ir.Model, logits: Mapping[str, Logits], batches: Batches
+) -> dict[str, NDArray[np.float64]]:
+    """Returns rows of what each softmax gets, by source: of the first four even feeds, at random places.
+
+    Args:
+        model: The float graph; it is not changed.
+        logits: Of `find_logits`.
+        batches: The calibration data; its odd feeds are left for judging.
+
+    Raises:
+        DataError: The data does not fit.
+        ModelError: ONNX Runtime cannot run the model.
+    """
+    wanted = {item.source: item for item in logits.values()}
+    feeds = list(islice(batches.every(0, 2), _NUM_FEEDS))
+    found: dict[str, list[NDArray[np.float64]]] = {name: [] for name in wanted}
+    names = list(wanted)
+    for start in range(0, len(names), _AT_A_TIME):
+        taps = open_taps(model, names[start : start + _AT_A_TIME], (), Engine())
+        for feed in feeds:
+
+            def take(name: str, array: NDArray[Any]) -> None:
+                found[name].append(_some_rows(array, wanted[name], len(feeds)))
+
+            taps.show(feed.arrays, take, lambda _name, _magnitude: None)
+    return {name: np.concatenate(parts) for name, parts in found.items() if parts}
+
+
+def _some_rows(array: NDArray[Any], logits: Logits, num_feeds: int) -> NDArray[np.float64]:
+    """Returns a share of the rows of one feed, copied: shape (rows, classes)."""
+    if logits.joined:
+        rows = array.reshape(math.prod(array.shape[: logits.axis]), -1)
+    else:
+        moved = np.moveaxis(array, logits.axis, -1)
+        rows = moved.reshape(-1, moved.shape[-1])
+    most = max(1, min(_NUM_ROWS, _MOST_VALUES // max(rows.shape[1], 1)) // num_feeds)
+    places = np.random.default_rng(0).permutation(len(rows))[:most]
+    return rows[places].astype(np.float64)
+
+
+def row_amaxes(model: ir.Model, tensors: Collection[str], batches: Batches) -> dict[str, float]:
+    """Returns the amax by cross-entropy of each of the tensors that a softmax gets; of no others.
+
+    Raises:
+        DataError: The data does not fit.
+        ModelError: ONNX Runtime cannot run the model.
+    """
+    logits = find_logits(model, tensors)
+    if not logits:
+        return {}
+    method = CrossEntropy()
+    amaxes = {source: method.amax(rows) for source, rows in sample_rows(model, logits, batches).items()}
+    return {
+        name: amaxes[item.source] / item.factor
+        for name, item in logits.items()
+        if amaxes.get(item.source, 0.0) > 0
+    }
+
+
+def with_row_amaxes(ranges: Ranges, amaxes: Mapping[str, float]) -> Ranges:
+    """Returns the ranges with these instead of the ones of a method of histograms."""
+    tensors = {
+        name: Range(float(np.float32(amaxes[name])), item.minimum, item.maximum) if name in amaxes else item
+        for name, item in ranges.tensors.items()
+    }
+    return replace(ranges, tensors=tensors, method=ranges.method + SUFFIX)
+
+
+def variants(ranges: Sequence[Ranges], amaxes: Mapping[str, float], *, only: bool) -> list[Ranges]:
+    """Returns the ranges, and each again with these for logits; with `only`, the latter alone."""
+    if not amaxes:
+        return list(ranges)
+    found = [with_row_amaxes(item, amaxes) for item in ranges]
+    return found if only else [*ranges, *found]
