@@ -1,8 +1,8 @@
-"""What `trtq build --auto` brings back of the task's score where plain INT8 loses more than a point.
+r"""What `trtq build --auto` brings back of the task's score where plain INT8 loses more than a point.
 
-    benchmarks/.work/bench/bin/python benchmarks/models.py --evaluation 256 --folder benchmarks/.work/large \\
+    benchmarks/.work/bench/bin/python benchmarks/models.py --evaluation 128 --folder benchmarks/.work/large \
         --only ppocr_det ddddocr_yolox vit_s_focus nudenet_yolo silero_vad_seq
-    .venv/bin/python benchmarks/automatic.py --folder benchmarks/.work/large \\
+    .venv/bin/python benchmarks/automatic.py --folder benchmarks/.work/large \
         --output benchmarks/results/automatic-2026-11-21.json
 
 For each model the float model's own outputs on the evaluation data become the labels, and the gate is one

@@ -294,8 +294,9 @@ def main() -> None:
     given = parser.parse_args()
     download(given.wheels)
     wheels = Wheels(given.wheels)
+    samples = {"calibration": NUM_CALIBRATION, "evaluation": given.evaluation}
     for name in given.only:
-        write(name, wheels, given.folder / name, dict(zip(PARTS, (NUM_CALIBRATION, given.evaluation))))
+        write(name, wheels, given.folder / name, samples)
         print(name, flush=True)
 
 
