@@ -1,9 +1,13 @@
-"""What `trtq build --auto` brings back of the task's score where plain INT8 loses more than a point.
+r"""What `trtq build --auto` brings back of the task's score where plain INT8 loses more than a point.
 
-    .venv/bin/python benchmarks/automatic.py --output benchmarks/results/automatic-2026-11-21.json
+    benchmarks/.work/bench/bin/python benchmarks/models.py --evaluation 128 --folder benchmarks/.work/large \
+        --only ppocr_det ddddocr_yolox vit_s_focus nudenet_yolo silero_vad_seq
+    .venv/bin/python benchmarks/automatic.py --folder benchmarks/.work/large \
+        --output benchmarks/results/automatic-2026-11-21.json
 
 For each model the float model's own outputs on the evaluation data become the labels, and the gate is one
-point of its task's metric alone. Half of the data chooses the layers, the other half judges.
+point of its task's metric alone. Half of the data chooses the layers, the other half judges: with the 64
+samples of the other benchmarks one box or one file is already more than a point.
 `make bench-peers` sets up what is needed.
 """
 
@@ -22,7 +26,7 @@ from typing import Any
 import numpy as np
 from evaluate import truth_of
 from feeds import part_of
-from tools import circumstances, models
+from tools import MODELS, circumstances, models
 
 DEFAULT_MODELS = ("nudenet_yolo", "vit_s_focus", "ddddocr_yolox", "ppocr_det", "silero_vad_seq")
 _SCRIPT = """
@@ -45,10 +49,11 @@ def main() -> None:
     """Builds each model; all is written after each."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--models", nargs="*", default=DEFAULT_MODELS)
+    parser.add_argument("--folder", type=Path, default=MODELS, help="where models.py wrote them")
     parser.add_argument("--output", type=Path)
     given = parser.parse_args()
     result: dict[str, Any] = {**circumstances(["trtq"]), "models": {}}
-    for name, folder in models(given.models).items():
+    for name, folder in models(given.models, given.folder).items():
         result["models"][name] = made = build(folder)
         print(name, json.dumps(made), flush=True)
         if given.output is not None:
@@ -87,7 +92,9 @@ def build(folder: Path) -> dict[str, Any]:
             "int8_macs": auto.get("int8_macs"),
             "int8_macs_before": auto.get("int8_macs_before"),
             "kept": [layer["name"] for layer in auto.get("kept", ())],
-            "passes": auto.get("passes"),
+            "samples": report["evaluated_samples"],
+            "passes": auto.get("evaluation_passes"),
+            "times_judged": auto.get("times_judged"),
             "layers_int8": report["engine"]["layers_int8"],
             "layers_quantized": report["engine"]["layers_quantized"],
         }

@@ -30,7 +30,7 @@ from tokenizers import Tokenizer
 
 HERE = Path(__file__).resolve().parent
 WORK = HERE / ".work"
-SAMPLES = {"calibration": 128, "evaluation": 64}
+NUM_CALIBRATION = 128
 Feeds = dict[str, NDArray[Any]] | list[dict[str, NDArray[Any]]]
 """Arrays with a leading sample axis, or one dict a feed where the model's first axis is not the batch."""
 Samples = tuple[Feeds, list[Any] | None]
@@ -290,11 +290,13 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=WORK / "models")
     parser.add_argument("--wheels", type=Path, default=WORK / "wheels")
     parser.add_argument("--only", nargs="*", choices=MODELS, default=list(MODELS))
+    parser.add_argument("--evaluation", type=int, default=64, help="samples to evaluate on  [64]")
     given = parser.parse_args()
     download(given.wheels)
     wheels = Wheels(given.wheels)
+    samples = {"calibration": NUM_CALIBRATION, "evaluation": given.evaluation}
     for name in given.only:
-        write(name, wheels, given.folder / name)
+        write(name, wheels, given.folder / name, samples)
         print(name, flush=True)
 
 
@@ -310,8 +312,8 @@ def download(folder: Path) -> None:
     )  # fmt: skip
 
 
-def write(name: str, wheels: Wheels, folder: Path) -> None:
-    """Writes one model's folder."""
+def write(name: str, wheels: Wheels, folder: Path, samples: Mapping[str, int]) -> None:
+    """Writes one model's folder, with so many samples of each part."""
     model = MODELS[name]
     folder.mkdir(parents=True, exist_ok=True)
     content = wheels.read(model.path)
@@ -319,7 +321,7 @@ def write(name: str, wheels: Wheels, folder: Path) -> None:
     answers: list[Any] | None = None
     for part in PARTS:
         media = Media(wheels, WORK / "scratch", part, name)
-        feeds, answers = model.make(media, SAMPLES[part])
+        feeds, answers = model.make(media, samples[part])
         if isinstance(feeds, dict):
             np.savez(folder / f"{part}.npz", **feeds)  # type: ignore[arg-type]
         else:

@@ -72,11 +72,11 @@ def trtq_command(*arguments: str | Path) -> Sequence[str | Path]:
     return [sys.executable, "-c", "from trtq.cli import main; main()", *arguments]
 
 
-def models(names: Sequence[str] | None) -> dict[str, Path]:
-    """Returns the folders of the named models, or of all that models.py has made."""
-    found = {path.parent.name: path.parent for path in sorted(MODELS.glob("*/task.json"))}
+def models(names: Sequence[str] | None, place: Path = MODELS) -> dict[str, Path]:
+    """Returns the folders of the named models, or of all that models.py has made in a place."""
+    found = {path.parent.name: path.parent for path in sorted(place.glob("*/task.json"))}
     if not found:
-        raise SystemExit(f"there are no models in {MODELS}; make bench-peers makes them")
+        raise SystemExit(f"there are no models in {place}; make bench-peers makes them")
     if unknown := set(names or ()) - set(found):
         raise SystemExit(f"no model {', '.join(sorted(unknown))}; there are {', '.join(found)}")
     return {name: found[name] for name in names or found}

@@ -18,7 +18,7 @@ from trtq.pipeline.verify.compare import Comparison
 from trtq.pipeline.verify.evaluate import labels_of
 from trtq.pipeline.verify.gate import Verdict, judge
 from trtq.pipeline.verify.macs import macs_of
-from trtq.pipeline.verify.mixed_precision import Choice, Meter, Size, choose, error_of, every_nth
+from trtq.pipeline.verify.mixed_precision import Choice, Meter, Size, choose, enough_for, every_nth
 from trtq.pipeline.verify.score import Labels, loaded
 from trtq.pipeline.verify.sensitivity import Distance, Effect
 from trtq.pipeline.verify.switchable import open_switchable
@@ -26,8 +26,8 @@ from trtq.pipeline.watch import Log
 
 _FEW_MACS, _MOST_NAMED = 0.8, 3
 """Below this share of what could be in INT8, in MACs, the user is warned; how many layers are named then."""
-_MOST_ATTEMPTS = 4
-"""At a choice that the data that was held back confirms."""
+_MOST_ATTEMPTS = 3
+"""At models that the data that was held back confirms."""
 
 
 class Models(Protocol):
@@ -119,6 +119,8 @@ def _search(job: Job, ranges: Ranges, quantize: Callable[[Job], M], start: _Star
     judged_on = replace(to_judge, origin=f"every second batch of {job.evaluation.origin}")
     macs = macs_of(job.graph.model, next(iter(job.evaluation)))
     scale_dtype = "float16" if job.way.fp16_graph else "float32"
+    if start.labels is not None:
+        _warn_of_few(start.size.num_samples, job.spec.accuracy.max_drop, log)
     log.stage("Choosing layers")
     meter = Meter(
         open_switchable(job.graph.model, job.placement, ranges, scale_dtype=scale_dtype),
@@ -138,14 +140,23 @@ def _search(job: Job, ranges: Ranges, quantize: Callable[[Job], M], start: _Star
         verdict = judge(comparison, job.spec.accuracy, candidate="int8")
         if verdict.outcome != "fail" or count == len(choice.order) or attempts == _MOST_ATTEMPTS:
             break
-        left = error_of(_effect(comparison), job.spec.accuracy)
-        count = choice.enough(count, left) if left > 1 else min(2 * count + 1, len(choice.order))
+        log.stage("Choosing further layers")
+        count = enough_for(meter, choice.order, count, job.spec.accuracy, to_judge)
     passes = meter.samples_run / max(2 * comparison.num_samples, 1)
     auto = _report(job.placement, placed, _Found(choice, attempts, passes), macs, verdict)
     (log.warn if verdict.outcome == "fail" else log.note)(auto.outcome)
     if (auto.int8_macs or 0.0) < _FEW_MACS * (auto.int8_macs_before or 0.0):
         log.warn(_few_in_int8(auto, start.plain))
     return Repaired(changed, models, auto, comparison)
+
+
+def _warn_of_few(num_samples: int, max_drop: float, log: Log) -> None:
+    if (each := 100 / num_samples) > max_drop:
+        log.warn(
+            f"--auto has {num_samples} samples to choose on, so that one answer can be {each:.1f} points, "
+            f"and the gate allows {max_drop:g}: layers may be kept for the sake of one answer; give more "
+            f"evaluation data"
+        )
 
 
 @dataclass(frozen=True, slots=True)

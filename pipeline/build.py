@@ -21,14 +21,15 @@ from trtq.pipeline.auto import repaired
 from trtq.pipeline.calibrate import observe_graph, pass_of, warn_of_dead
 from trtq.pipeline.candidate import candidate_of, high_precision_of, weights_report_of
 from trtq.pipeline.comparison import Plan, compared, name_to_judge
-from trtq.pipeline.construct import CACHE, ENGINE, Made, Models, build_engine, without_kernels
+from trtq.pipeline.construct import Made, Models, build_engine, without_kernels
 from trtq.pipeline.deliver import manifest, report
-from trtq.pipeline.deliver.earlier import REPORT, Earlier, find_earlier
+from trtq.pipeline.deliver.earlier import Earlier, find_earlier
 from trtq.pipeline.deliver.folder import staged_folder
 from trtq.pipeline.deliver.html.seen import Seen
 from trtq.pipeline.deliver.html.tensors import seen_of
 from trtq.pipeline.deliver.integrity import sign
 from trtq.pipeline.deliver.manifest import Manifest
+from trtq.pipeline.deliver.names import CACHE, ENGINE, FLOAT, RANGES, REPORT
 from trtq.pipeline.deliver.report import CalibrationReport, Report
 from trtq.pipeline.deliver.signature import read_private_key
 from trtq.pipeline.graph.migrate import named_as_in_file
@@ -42,8 +43,6 @@ from trtq.pipeline.verify.gate import judge
 from trtq.pipeline.verify.repairs import Repairs
 from trtq.pipeline.watch import Log, Silent, Watcher
 
-RANGES = "ranges.json"
-FLOAT = "model.float.onnx"
 _MOST_REBUILDS = 2
 """Where layers turn out to have no INT8 kernel."""
 

@@ -13,6 +13,7 @@ from trtq.calibrators.memory import peak_bytes
 from trtq.calibrators.observe import observe
 from trtq.calibrators.ranges import Ranges, Shapes
 from trtq.pipeline.deliver.earlier import Earlier
+from trtq.pipeline.deliver.names import CACHE, ENGINE
 from trtq.pipeline.deliver.report import CalibrationReport, EngineReport
 from trtq.pipeline.engine.backend import BuildRequest, Built
 from trtq.pipeline.engine.coverage import coverage, precisions
@@ -24,9 +25,6 @@ from trtq.pipeline.narrow import given_back
 from trtq.pipeline.quantization import implicit_of, kept_of, layers_of
 from trtq.pipeline.quantize.precision import KeptFp32
 from trtq.pipeline.watch import Log
-
-ENGINE = "model.engine"
-CACHE = "calibration.cache"
 
 
 @dataclass(frozen=True, slots=True)

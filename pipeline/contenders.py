@@ -18,12 +18,10 @@ from trtq.models.session import providers_of
 from trtq.models.signature import TensorSpec, show_shape
 from trtq.models.spec import ModelSpec
 from trtq.pipeline.bench.process import Request
-from trtq.pipeline.build import FLOAT
 from trtq.pipeline.calibrate import calibration_data, spec_beside
-from trtq.pipeline.construct import ENGINE
-from trtq.pipeline.deliver.earlier import REPORT
 from trtq.pipeline.deliver.integrity import intact_manifest
 from trtq.pipeline.deliver.manifest import NAME, Manifest
+from trtq.pipeline.deliver.names import ENGINE, FLOAT, REPORT
 from trtq.pipeline.deliver.report import Report, read_report
 from trtq.pipeline.engine.gpu import num_gpus
 from trtq.pipeline.engine.plan_run import MODULES

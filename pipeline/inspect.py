@@ -14,9 +14,9 @@ from trtq.errors import ArtifactError, UsageError
 from trtq.models.session import num_weight_bytes
 from trtq.models.signature import TensorSpec
 from trtq.pipeline.calibrate import placement_of, spec_beside
-from trtq.pipeline.deliver.earlier import REPORT
 from trtq.pipeline.deliver.integrity import verify
 from trtq.pipeline.deliver.manifest import NAME, Manifest, read_manifest
+from trtq.pipeline.deliver.names import REPORT
 from trtq.pipeline.deliver.report import Report, read_report
 from trtq.pipeline.graph.load import load
 from trtq.pipeline.graph.placement import Placement

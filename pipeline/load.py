@@ -11,10 +11,9 @@ from typing import Any
 from trtq import lazy
 from trtq.errors import ArtifactError, MissingDependency
 from trtq.models.session import open_session
-from trtq.pipeline.construct import ENGINE
-from trtq.pipeline.deliver.earlier import REPORT
 from trtq.pipeline.deliver.integrity import refuse_changed, whole_manifest
 from trtq.pipeline.deliver.manifest import Manifest
+from trtq.pipeline.deliver.names import ENGINE, REPORT
 from trtq.pipeline.deliver.report import Report, read_report
 from trtq.pipeline.engine import BACKENDS
 from trtq.pipeline.engine.backend import Backend

@@ -19,7 +19,7 @@ from trtq.pipeline.calibrate import (
     spec_beside,
     warn_of_unmatched,
 )
-from trtq.pipeline.construct import CACHE
+from trtq.pipeline.deliver.names import CACHE, MIGRATION
 from trtq.pipeline.deliver.report import Report
 from trtq.pipeline.engine import choose, refuse_what_it_lacks
 from trtq.pipeline.graph.load import load
@@ -33,7 +33,6 @@ from trtq.pipeline.target import Target
 from trtq.pipeline.verify.evaluate import evaluation_data
 from trtq.pipeline.watch import Log, Silent, Watcher
 
-MIGRATION = "migration.json"
 SCHEMA_VERSION = 1
 
 

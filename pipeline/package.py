@@ -16,11 +16,9 @@ from trtq.errors import ArtifactError, DataError, GateError, UsageError
 from trtq.models.preprocess import Preprocess
 from trtq.models.signature import TensorSpec, inputs_of, outputs_of
 from trtq.models.spec import InputSpec, from_table
-from trtq.pipeline.build import FLOAT
-from trtq.pipeline.construct import ENGINE
-from trtq.pipeline.deliver.earlier import REPORT
 from trtq.pipeline.deliver.integrity import intact_manifest
 from trtq.pipeline.deliver.manifest import NAME, Manifest
+from trtq.pipeline.deliver.names import ENGINE, FLOAT, REPORT
 from trtq.pipeline.deliver.report import Report, read_report
 from trtq.pipeline.deliver.triton.config import ModelConfig, Serving, largest_batch, ports_of
 from trtq.pipeline.deliver.triton.repository import Entry, Installed, Source, check_name, install

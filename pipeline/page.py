@@ -9,13 +9,13 @@ from trtq.errors import UsageError
 from trtq.files import sha256_of
 from trtq.models.session import num_weight_bytes
 from trtq.pipeline.command import command_of
-from trtq.pipeline.deliver.earlier import REPORT
 from trtq.pipeline.deliver.html.layers import layers_of
 from trtq.pipeline.deliver.html.page import NAME, page_of
 from trtq.pipeline.deliver.html.seen import NAME as TENSORS
 from trtq.pipeline.deliver.html.seen import Seen, read_seen, to_json
 from trtq.pipeline.deliver.integrity import refuse_changed, whole_manifest
 from trtq.pipeline.deliver.manifest import Manifest
+from trtq.pipeline.deliver.names import REPORT
 from trtq.pipeline.deliver.report import Report, read_report
 from trtq.pipeline.job import Job
 from trtq.pipeline.verify.sensitivity import read_sensitivity

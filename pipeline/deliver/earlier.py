@@ -12,13 +12,12 @@ from trtq.errors import ArtifactError
 from trtq.pipeline.deliver.html.seen import Seen, read_seen
 from trtq.pipeline.deliver.integrity import verify
 from trtq.pipeline.deliver.manifest import NAME, Manifest, parse_manifest, read_content
+from trtq.pipeline.deliver.names import REPORT
 from trtq.pipeline.deliver.report import Report, read_report
 from trtq.pipeline.deliver.signature import is_signed
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-
-REPORT = "report.json"
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,11 +19,14 @@ _MARGIN = 0.9
 """Of the error that the gate allows, so much may be used up on the data that the choice is made on."""
 _OVERHEADS = (0.0, 0.002)
 """What a kept layer costs besides its own MACs, as shares of all MACs: conversions before and behind it."""
-_SENSITIVITY_PASSES = 10
+_SENSITIVITY_PASSES = 9
 _NUM_GUESSES = 2
-_MOST_PASSES = 24
+_MOST_PASSES = 17
 _FEWEST_ROUNDS = 5
 """Of measuring in the search; further ones, and giving layers back, are for what the passes allow."""
+_WIDENINGS = 2
+_COUNTS_EACH = 5
+"""How often, and how many counts at a time, are measured where more layers must be kept."""
 _MOST_RETURNED = 4
 _WORTH_RETURNING = 0.01
 
@@ -76,21 +79,11 @@ class Choice:
         kept: The layers.
         order: All layers, in the order in which further ones would be kept; begins with `kept`.
         alone: The effect of quantizing each layer alone.
-        errors: The error that this leaves, in units of what the gate allows.
     """
 
     kept: tuple[str, ...]
     order: tuple[str, ...]
     alone: Mapping[str, Effect]
-    errors: Mapping[str, float]
-
-    def enough(self, count: int, error: float) -> int:
-        """Returns how many layers to keep where so many leave this error: more, up to all."""
-        left = _left(self.order, self.errors, count)
-        scale = error / left if 0 < left < math.inf and math.isfinite(error) else math.inf
-        more = range(count + 1, len(self.order))
-        found = (item for item in more if _left(self.order, self.errors, item) * scale <= _MARGIN)
-        return min(max(next(found, len(self.order)), count + 1), len(self.order))
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +136,39 @@ def choose(meter: Meter, macs: Mapping[str, int], gate: AccuracySpec, batches: B
     if meter.samples_run <= most_samples:
         kept = _without_needless(meter, kept, shares, gate, batches)
     rest = tuple(name for name in cheapest.order if name not in kept)
-    return Choice(kept, (*kept, *rest), alone, errors)
+    return Choice(kept, (*kept, *rest), alone)
+
+
+def enough_for(meter: Meter, order: Sequence[str], too_few: int, gate: AccuracySpec, batches: Batches) -> int:
+    """Returns how many layers of the order are enough on this data: the lowest count that is measured to be.
+
+    The counts spread from the one that is too low, ever further apart; then again, up to the lowest that
+    holds.
+
+    Args:
+        meter: The model.
+        order: Of a choice.
+        too_few: So many do not suffice here.
+        gate: The tolerances.
+        batches: The data that showed it.
+    """
+    enough = len(order)
+    for _ in range(_WIDENINGS):
+        counts = _between(too_few, enough)
+        if not counts:
+            break
+        effects, score = meter.kept({str(count): order[:count] for count in counts}, batches)
+        holding = [count for count in counts if _holds(effects[str(count)], score, gate)]
+        enough = min(holding, default=enough)
+        too_few = max((count for count in counts if count < enough), default=too_few)
+    return enough
+
+
+def _between(low: int, high: int) -> list[int]:
+    """Returns up to five numbers between the two, at distances from the lower that grow by one factor."""
+    parts = (place / (_COUNTS_EACH + 1) for place in range(1, _COUNTS_EACH + 1))
+    found = {low + round((high - low) ** part) for part in parts}
+    return sorted(count for count in found if low < count < high)
 
 
 def every_nth(batches: Batches, start: int, step: int) -> Batches:

@@ -196,6 +196,10 @@ def test_a_metric_of_ones_own_is_held_too(poisoned: Path) -> None:
     assert report.auto is not None
     assert "second" in [layer.name for layer in report.auto.kept]
     assert report.accuracy["fp32"] - report.accuracy["int8"] <= 0.04
+    assert any(
+        warning.startswith("--auto has 8 samples to choose on, so that one answer can be 12.5 points, and")
+        for warning in report.warnings
+    )
 
 
 def test_auto_without_data_or_layers_is_refused(poisoned: Path) -> None:

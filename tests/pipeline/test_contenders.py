@@ -18,8 +18,8 @@ from trtq.pipeline import contenders as module
 from trtq.pipeline import load as loading
 from trtq.pipeline.build import build
 from trtq.pipeline.contenders import Runs, contenders_of
-from trtq.pipeline.deliver.earlier import REPORT
 from trtq.pipeline.deliver.manifest import NAME, read_manifest, to_json
+from trtq.pipeline.deliver.names import REPORT
 from trtq.pipeline.engine import BACKENDS
 from trtq.pipeline.engine.backend import BuildRequest, Built
 from trtq.pipeline.engine.profiles import GivenShapes

@@ -19,7 +19,7 @@ int cuMemcpyHtoDAsync_v2(void *to, const void *from, size_t size, void *stream) 
   memcpy(to, from, size);
   return stream == &launches ? answer("cuMemcpyHtoDAsync_v2") : 1;
 }
-int cuMemGetInfo_v2(size_t *free, size_t *total) { *free = 3000 - 100 * records; *total = 10000; return 0; }
+int cuMemGetInfo_v2(size_t *free, size_t *total) { *free = 3000000 - 100 * records; *total = 10000000; return 0; }
 int cuStreamSynchronize(void *stream) { return answer("cuStreamSynchronize"); }
 
 int cuStreamBeginCapture_v2(void *stream, int mode) { capturing = 1; return mode == 2 ? answer("cuStreamBeginCapture_v2") : 1; }
