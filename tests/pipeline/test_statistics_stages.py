@@ -20,7 +20,7 @@ from trtq.errors import ArtifactError, MissingDependency, UsageError
 from trtq.models.demo import write_demo
 from trtq.models.spec import CalibrationSpec, LayerSpec, ModelSpec, QuantizationSpec
 from trtq.pipeline.calibrate import PassSpec, spec_beside
-from trtq.pipeline.stages import calibrate, observe, placed_in, ranges_of
+from trtq.pipeline.ranges import calibrate, observe, placed_in, ranges_of
 from trtq.pipeline.watch import Log, Silent
 
 _MEMORY = 8 << 20

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import os
 import signal
-from importlib.metadata import version
 from typing import Any
 
 import click
@@ -75,7 +74,7 @@ class _LazyGroup(click.Group):
 @click.group(
     cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
 )
-@click.version_option(version("trtq"), prog_name="trtq")
+@click.version_option(package_name="trtq", prog_name="trtq")
 def main() -> None:
     """From a float ONNX model to a verified INT8 TensorRT engine, with or without a GPU.
 
