@@ -62,7 +62,7 @@ def _parted(model: ir.Model) -> tuple[bytes, dict[str, NDArray[Any]]]:
             continue  # the Python of ONNX Runtime knows no such arrays
         weights[name] = np.ascontiguousarray(tensor.numpy())
         value.const_value = ir.ExternalTensor(
-            _IN_MEMORY, 0, tensor.nbytes, tensor.dtype, shape=tensor.shape, name=name
+            _IN_MEMORY, 0, tensor.nbytes, tensor.dtype, shape=ir.Shape(tensor.shape.numpy()), name=name
         )
     return ir.to_proto(skeleton).SerializeToString(), weights
 
