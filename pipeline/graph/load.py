@@ -93,7 +93,8 @@ def load(path: Path, *, min_opset: int) -> Graph:
         if opset_of(model) < min_opset and not is_quantized(model):
             notes.append(f"raised the opset from {opset_of(model)} to {min_opset}")
             model = upgrade_opset(model, min_opset)
-        infer_shapes(model)
+        else:
+            infer_shapes(model)
         notes += _fold(model)
     unseen = tuple(_nodes_in_bodies(model))
     if unseen:
