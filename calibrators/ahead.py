@@ -28,6 +28,14 @@ def num_cores(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
     return allowed if quota == "max" else max(1, min(allowed, math.ceil(int(quota) / int(period))))
 
 
+def begun(call: Callable[[], R]) -> Callable[[], R]:
+    """Returns what waits for the result of a call that goes on meanwhile, in a thread of its own."""
+    pool = ThreadPoolExecutor(1, "trtq")
+    result = pool.submit(call)
+    pool.shutdown(wait=False)
+    return result.result
+
+
 def in_order(function: Callable[[T], R], items: Iterable[T], num_threads: int) -> Iterator[R]:
     """Yields what the function returns for each item, in the order of the items.
 

@@ -15,6 +15,7 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from trtq.calibrators.ahead import begun
 from trtq.calibrators.batches import Batches, Feed
 from trtq.errors import DataError
 from trtq.files import sha256_of
@@ -74,7 +75,7 @@ def from_array_file(path: Path, names: Sequence[str], batch_size: int) -> Batche
                     raise DataError(f"{path} is damaged near sample {start}: {error}") from error
                 yield Feed(arrays, f"{path}, samples {start} to {stop - 1}", stop - start)
 
-    digest = f"{file_digest(path)}/{batch_size}"
+    digest = begun(lambda: f"{file_digest(path)}/{batch_size}")
     return Batches(read, str(path), num_samples, digest, feed_samples=batch_size)
 
 
@@ -92,7 +93,8 @@ def from_feed_folder(folder: Path) -> Batches:
             yield Feed(arrays, str(path), num_samples_of(arrays))
 
     sizes = sum(_leading(path) for path in paths)
-    return Batches(read, f"{folder} ({len(paths)} feeds)", sizes, folder_digest(paths))
+    digest = begun(lambda: folder_digest(paths))
+    return Batches(read, f"{folder} ({len(paths)} feeds)", sizes, digest)
 
 
 def num_samples_of(arrays: Mapping[str, NDArray[Any]]) -> int:

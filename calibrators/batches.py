@@ -37,7 +37,7 @@ class Batches:
         read: Starts a new pass.
         origin: What was opened, for messages.
         num_samples: How many samples there are; None if only reading tells (a script).
-        digest: Of the content, to know unchanged data again; None if that cannot be told (a script).
+        content: The digest, or what tells it once it is computed.
         script_digest: Of the code that makes what has no digest; it may yield other data all the same.
         is_random: Whether these are made-up numbers.
         has_images: Whether these are pictures that were prepared for the model.
@@ -51,13 +51,18 @@ class Batches:
     read: Callable[[], Iterator[Feed]]
     origin: str
     num_samples: int | None
-    digest: str | None = None
+    content: str | Callable[[], str] | None = None
     is_random: bool = False
     has_images: bool = False
     left_out: int = 0
     feed_samples: int | None = None
     part: Callable[[int, int], Iterator[Feed]] | None = None
     script_digest: str | None = None
+
+    @property
+    def digest(self) -> str | None:
+        """Of the content, to know unchanged data again; None if that cannot be told (a script)."""
+        return self.content() if callable(self.content) else self.content
 
     def __iter__(self) -> Iterator[Feed]:
         """Starts a new pass."""
@@ -89,10 +94,13 @@ class Batches:
             def part(start: int, step: int) -> Iterator[Feed]:
                 return islice(whole(start, step), max(0, -(-(num_feeds - start) // step)))
 
-        digest = self.digest and f"{self.digest}:{num_samples}"
+        known = self.content
+        content = (
+            (lambda: f"{known()}:{num_samples}") if callable(known) else known and f"{known}:{num_samples}"
+        )
         code = self.script_digest and f"{self.script_digest}:{num_samples}"
-        known = None if self.num_samples is None else min(self.num_samples, num_samples)
-        return replace(self, read=read, num_samples=known, digest=digest, part=part, script_digest=code)
+        count = None if self.num_samples is None else min(self.num_samples, num_samples)
+        return replace(self, read=read, num_samples=count, content=content, part=part, script_digest=code)
 
 
 def checked(batches: Batches, inputs: Sequence[TensorSpec], extra: Sequence[str] = ()) -> Batches:

@@ -49,16 +49,18 @@ class Entropy:
         counts, width = histogram.exact(self.num_bins)
         if not counts.any() or counts.size <= self.num_levels:
             return histogram.amax
-        divergence = divergences(counts, self.num_levels)
         kept = np.cumsum(counts)[self.num_levels - 1 :]
         allowed = kept >= (1 - self.max_clipped) * counts.sum()
         allowed[-1] = True
-        best = int(np.argmin(np.where(allowed, divergence, np.inf))) + self.num_levels
+        first = self.num_levels + int(np.argmax(allowed))  # all that are wider are allowed too
+        best = first + int(np.argmin(divergences(counts, self.num_levels, first)))
         return min((best + 0.5) * width, histogram.amax)
 
 
-def divergences(counts: NDArray[np.float64], num_levels: int) -> NDArray[np.float64]:
-    """Returns the divergence for every clip after `num_levels` bins and more.
+def divergences(
+    counts: NDArray[np.float64], num_levels: int, first: int | None = None
+) -> NDArray[np.float64]:
+    """Returns the divergence for every clip after `first` bins and more.
 
     With P the first i bins plus the rest in the last of them, and Q the same bins merged to `num_levels` and
     spread again over those that are not empty, the sum over bins of P log(P/Q) needs only the sums over the
@@ -67,15 +69,16 @@ def divergences(counts: NDArray[np.float64], num_levels: int) -> NDArray[np.floa
     Args:
         counts: float64, shape (bins,), not all zero.
         num_levels: How many levels the quantized distribution has.
+        first: The bins of the narrowest clip, `num_levels` or more; None: `num_levels`.
 
     Returns:
-        float64, shape (bins - num_levels + 1,); infinite where a clip leaves nothing.
+        float64, shape (bins - first + 1,); infinite where a clip leaves nothing.
     """
     total = counts.sum()
     sums = np.concatenate([[0.0], np.cumsum(counts)])
     filled = np.concatenate([[0], np.cumsum(counts > 0)])
     logs = np.concatenate([[0.0], np.cumsum(_x_log_x(counts))])
-    clips = np.arange(num_levels, counts.size + 1)
+    clips = np.arange(first or num_levels, counts.size + 1)
     borders = clips[:, None] * np.arange(num_levels + 1) // num_levels
     clipped = total - sums[clips]
     last = counts[clips - 1]

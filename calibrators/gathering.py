@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from trtq.calibrators.batches import Feed
 from trtq.calibrators.kernel import Table
-from trtq.calibrators.statistics import Source, Statistics, histogram_of, table_of
+from trtq.calibrators.statistics import Statistics, histogram_of, table_of
 
 
 class Gathering:
@@ -60,13 +60,13 @@ class Gathering:
             seen[feed.arrays[name].shape] += 1
         return True
 
-    def statistics(self, source: Source, shard: int, *, is_whole: bool) -> Statistics:
-        """Returns what was seen so far."""
+    def statistics(self, shard: int, *, is_whole: bool) -> Statistics:
+        """Returns what was seen so far, of a source that the caller knows."""
         histograms = {name: histogram_of(table) for name, table in self._tables.items()}
         largest = {name: histogram.amax for name, histogram in histograms.items() if histogram.total}
         magnitudes = {
             name: max(self._magnitudes.get(name, 0.0), largest.get(name, 0.0))
             for name in {**self._magnitudes, **largest}
         }
-        result = Statistics(histograms, magnitudes, self._inputs, self._num_samples, source)
+        result = Statistics(histograms, magnitudes, self._inputs, self._num_samples)
         return replace(result, shards=frozenset({shard}), feeds={} if is_whole else dict(self.feeds))

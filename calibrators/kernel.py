@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+import math
+import struct
 from collections.abc import Callable
 from functools import cache
 from importlib.machinery import EXTENSION_SUFFIXES
@@ -21,7 +23,8 @@ NUM_BINS = (255 << MANTISSA_BITS) - FIRST
 
 _SCRATCH = 8
 _LARGEST_UINT32 = (1 << 32) - 1
-_EMPTY = (np.iinfo(np.int32).max, np.iinfo(np.int32).min)
+_LARGEST_INT32 = (1 << 31) - 1
+_EMPTY = (_LARGEST_INT32, -_LARGEST_INT32 - 1)
 _BLOCK = 1 << 18
 
 Count = Callable[[NDArray[np.uint32], NDArray[np.uint32], NDArray[np.int32]], None]
@@ -39,7 +42,7 @@ class Table:
     def __init__(self, count: Count | None = None) -> None:
         self._count = count or fastest()
         self._counts = np.zeros(NUM_BINS + 1 + _SCRATCH, np.uint32)
-        self._extremes = np.array(_EMPTY, np.int32)
+        self._extremes = _EMPTY
         self._num_values = 0
         self._earlier: NDArray[np.int64] | None = None
 
@@ -63,11 +66,11 @@ class Table:
         num_wrong = self._counts[NUM_BINS]
         self._count(flat, self._counts, extremes)
         self._num_values += flat.size
-        self._extremes[0] = min(self._extremes[0], extremes[0])
-        self._extremes[1] = max(self._extremes[1], extremes[1])
+        smallest, largest = extremes.tolist()  # numbers from here on: a call for two elements costs more
+        self._extremes = (min(self._extremes[0], smallest), max(self._extremes[1], largest))
         if self._counts[NUM_BINS] != num_wrong:  # of these values: other threads may have brought others
-            return np.inf
-        return float(np.abs(_mirrored(extremes).view(np.float32)).max())
+            return math.inf
+        return max(abs(_float_of(smallest)), abs(_float_of(largest)))
 
     def filled(self) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
         """Returns the bins that are not empty, ascending, and their counts: shape (filled,) each."""
@@ -78,9 +81,8 @@ class Table:
     def extremes(self) -> tuple[float, float]:
         """Returns the smallest and the largest value; +inf and -inf before the first."""
         if self._extremes[0] > self._extremes[1]:
-            return np.inf, -np.inf
-        values = _mirrored(self._extremes).view(np.float32) + np.float32(0)  # -0.0 becomes 0.0
-        return float(values[0]), float(values[1])
+            return math.inf, -math.inf
+        return _float_of(self._extremes[0]) + 0.0, _float_of(self._extremes[1]) + 0.0  # -0.0 becomes 0.0
 
     def put(self, bins: NDArray[np.int32], counts: NDArray[np.int64], extremes: tuple[float, float]) -> None:
         """Fills an empty table with what another one held."""
@@ -91,7 +93,8 @@ class Table:
             self._earlier = np.zeros(NUM_BINS, np.int64)
             self._earlier[bins] = counts
         if extremes[0] <= extremes[1]:
-            self._extremes = _mirrored(np.array(extremes, np.float32).view(np.int32))
+            smallest, largest = _mirrored(np.array(extremes, np.float32).view(np.int32)).tolist()
+            self._extremes = (smallest, largest)
 
     def _sums(self) -> NDArray[np.int64]:
         sums = self._counts[:NUM_BINS].astype(np.int64)
@@ -126,6 +129,13 @@ def count_in_numpy(
 def _mirrored(bits: NDArray[np.int32]) -> NDArray[np.int32]:
     """Returns integers in the order of the floats that the bits are, and from those the bits again."""
     return np.where(bits < 0, bits ^ np.int32(np.iinfo(np.int32).max), bits)
+
+
+def _float_of(ordered: int) -> float:
+    """Returns the float whose bits `_mirrored` has put in order."""
+    bits = ordered ^ _LARGEST_INT32 if ordered < 0 else ordered
+    number: float = struct.unpack("=f", struct.pack("=i", bits))[0]
+    return number
 
 
 @cache

@@ -23,7 +23,7 @@ from trtq.calibrators.batches import Batches, Feed
 from trtq.calibrators.gathering import Gathering
 from trtq.calibrators.plan import Plan, plan_passes
 from trtq.calibrators.ranges import FP16_LIMIT
-from trtq.calibrators.statistics import Source, Statistics
+from trtq.calibrators.statistics import Statistics
 from trtq.calibrators.survey import Survey, refuse_unknown, survey
 from trtq.calibrators.taps import Taps, open_taps
 from trtq.errors import DataError, ModelError
@@ -67,9 +67,8 @@ def observe(
     batches: Batches,
     progress: Progress = lambda _: None,
     conduct: Conduct | None = None,
-    source: Source | None = None,
 ) -> Statistics:
-    """Returns the statistics of the named tensors over all the data.
+    """Returns the statistics of the named tensors over all the data, without what they are made of.
 
     Args:
         model: The float graph; it is not changed.
@@ -77,7 +76,6 @@ def observe(
         batches: The data, checked against the model.
         progress: Told of every feed.
         conduct: How the pass is made.
-        source: What is observed, for the statistics.
 
     Raises:
         DataError: The data does not fit, or makes a tensor NaN or infinite (tensor, node and sample
@@ -85,16 +83,16 @@ def observe(
         ModelError: ONNX Runtime cannot run the model.
         MissingDependency: The device is not there.
     """
-    conduct, source = conduct or Conduct(), source or Source()
+    conduct = conduct or Conduct()
     refuse_unknown(model, tensors)
     gathering = Gathering(tensors, [str(value.name) for value in model.graph.inputs], conduct.earlier)
     if not tensors:
         for feed in batches:
             gathering.finish(feed, ())
             progress(feed.num_samples)
-        return gathering.statistics(source, 1, is_whole=True)
+        return gathering.statistics(1, is_whole=True)
     if (begin := next(iter(batches), None)) is None:
-        return gathering.statistics(source, conduct.shard[0], is_whole=True)
+        return gathering.statistics(conduct.shard[0], is_whole=True)
     computed = [name for name in tensors if name not in begin.arrays]
     found, may_split = _first_look(model, computed, begin, conduct.device, _may_split(model, batches))
     gathering.raise_magnitudes(found.magnitudes)
@@ -102,10 +100,10 @@ def observe(
     plan = plan_passes(sizes, gathering.feeds, may_split, conduct.memory_bytes)
     if plan.note:
         conduct.note(plan.note)
-    observer = _Observer(model, found, plan, gathering, conduct, source)
+    observer = _Observer(model, found, plan, gathering, conduct)
     for group in plan.groups:
         observer.observe(group, batches, progress)
-    return gathering.statistics(source, conduct.shard[0], is_whole=True)
+    return gathering.statistics(conduct.shard[0], is_whole=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +123,6 @@ class _Observer:
     plan: Plan
     gathering: Gathering
     conduct: Conduct
-    source: Source
 
     def observe(self, group: Sequence[str], batches: Batches, progress: Progress) -> None:
         """Adds what one pass over the rest of the data shows of a group of tensors."""
@@ -153,7 +150,7 @@ class _Observer:
                         progress(part.feed.num_samples)
             if time.monotonic() < deadline or self.conduct.save is None or not num_feeds:
                 return
-            self.conduct.save(self.gathering.statistics(self.source, index, is_whole=False))
+            self.conduct.save(self.gathering.statistics(index, is_whole=False))
 
     def _parts(self, feeds: Iterator[Feed], deadline: float) -> Iterator[_Part]:
         """Yields the feeds in parts; ends after a whole feed when it is time to save."""

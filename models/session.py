@@ -32,6 +32,10 @@ _DTYPES: Mapping[str, np.dtype[Any]] = {
 
 INLINE_LIMIT_BYTES = 1 << 30
 """Protobuf holds at most 2 GiB; models above half of it keep their weights in a second file."""
+_SMALL_BYTES = 4096
+"""What is smaller may be a shape or an axis, which ONNX Runtime wants to see in the model."""
+_IN_MEMORY = "in-memory"
+"""Named as the file of a weight that is handed over beside the model."""
 _EXTERNAL_FOLDER = "session.model_external_initializers_file_folder_path"
 """ONNX Runtime 1.21 and newer; without it, a model in memory has its data in the working folder."""
 
@@ -39,6 +43,28 @@ _EXTERNAL_FOLDER = "session.model_external_initializers_file_folder_path"
 def num_weight_bytes(model: ir.Model) -> int:
     """Returns the size of all initializers in bytes."""
     return sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value)
+
+
+def _parted(model: ir.Model) -> tuple[bytes, dict[str, NDArray[Any]]]:
+    """Returns the model as ONNX without its larger weights, and these by name.
+
+    Weights that ONNX Runtime takes out of our memory are not copied into protobuf and out of it again.
+    """
+    skeleton = model.clone()
+    weights = {}
+    for name, value in skeleton.graph.initializers.items():
+        tensor = value.const_value
+        if tensor is None or isinstance(tensor, ir.ExternalTensor) or tensor.nbytes < _SMALL_BYTES:
+            continue
+        if not value.uses():  # which ONNX Runtime throws away, and then misses
+            continue
+        if tensor.dtype is ir.DataType.STRING or tensor.dtype.numpy().isbuiltin != 1:
+            continue  # the Python of ONNX Runtime knows no such arrays
+        weights[name] = np.ascontiguousarray(tensor.numpy())
+        value.const_value = ir.ExternalTensor(
+            _IN_MEMORY, 0, tensor.nbytes, tensor.dtype, shape=ir.Shape(tensor.shape.numpy()), name=name
+        )
+    return ir.to_proto(skeleton).SerializeToString(), weights
 
 
 def _num_inline_bytes(model: ir.Model) -> int:
@@ -118,7 +144,9 @@ def open_session(model: ir.Model | Path, *, optimize: bool, engine: Engine | Non
         if _num_inline_bytes(model) <= INLINE_LIMIT_BYTES and len(folders) <= 1:
             for folder in folders:
                 options.add_session_config_entry(_EXTERNAL_FOLDER, str(Path(folder).resolve()))
-            proto = ir.to_proto(model).SerializeToString()
+            proto, weights = _parted(model)
+            arrays = [onnxruntime.OrtValue.ortvalue_from_numpy(array) for array in weights.values()]
+            options.add_external_initializers(list(weights), arrays)
             return onnxruntime.InferenceSession(proto, options, providers=providers)
         with tempfile.TemporaryDirectory(prefix="trtq-") as folder:
             save(model, Path(folder) / "model.onnx")

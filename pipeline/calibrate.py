@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from trtq.calibrators import METHODS, Method, parameters_of
@@ -169,26 +169,30 @@ def observe_graph(
         MissingDependency: The device is not there.
         ArtifactError: The checkpoint cannot be read or written, or is of something else.
     """
-    if batches.digest is None and (how.checkpoint is not None or how.shard[1] > 1):
+    if batches.content is None and (how.checkpoint is not None or how.shard[1] > 1):
         watcher.warn(
             f"{batches.origin} must yield the same feeds every time; "
             f"only that the script is unchanged is checked"
         )
-    digest = batches.digest or batches.script_digest or f"unread: {batches.origin}"
-    source = Source(graph.sha256, batches.origin, digest, batches.is_random, how.shard[1])
     earlier = None
     if how.checkpoint is not None and how.checkpoint.exists():
-        earlier = _earlier(how, source, tensors)
+        earlier = _earlier(how.checkpoint, _source(graph, batches, how), tensors, how.shard[0])
         if not earlier.feeds:
             watcher.note(f"{how.checkpoint} holds the whole pass: no data is read")
             return earlier
         watcher.note(f"going on from {how.checkpoint}: {earlier.num_samples} samples were seen before")
+
+    def save(seen: Statistics) -> None:
+        assert how.checkpoint is not None
+        content = statistics_to_bytes(replace(seen, source=_source(graph, batches, how)))
+        write_atomically(how.checkpoint, content)
+
     conduct = Conduct(
         how.device,
         how.memory_bytes,
         how.shard,
         earlier,
-        _saver(how.checkpoint),
+        save if how.checkpoint is not None else None,
         how.checkpoint_seconds,
         watcher.note,
     )
@@ -196,7 +200,7 @@ def observe_graph(
     watcher.stage("Calibrating", total)
     if earlier is not None:
         watcher.advance(earlier.num_samples)
-    seen = observe(graph.model, tensors, batches, watcher.advance, conduct, source)
+    seen = observe(graph.model, tensors, batches, watcher.advance, conduct)
     if how.shard[1] > 1 and not seen.num_samples:
         watcher.warn(
             f"part {_show(how.shard)} of the data is empty: the data has fewer feeds than parts; "
@@ -204,23 +208,24 @@ def observe_graph(
         )
     if conduct.save is not None:
         conduct.save(seen)  # what is made of it may fail
-    return seen
+    return replace(seen, source=_source(graph, batches, how))
 
 
-def _saver(path: Path | None) -> Callable[[Statistics], None] | None:
-    return None if path is None else lambda seen: write_atomically(path, statistics_to_bytes(seen))
+def _source(graph: Graph, batches: Batches, how: PassSpec) -> Source:
+    """Returns what is observed; it waits for the digest of the data, which is computed beside other work."""
+    digest = batches.digest or batches.script_digest or f"unread: {batches.origin}"
+    return Source(graph.sha256, batches.origin, digest, batches.is_random, how.shard[1])
 
 
-def _earlier(how: PassSpec, source: Source, tensors: Sequence[str]) -> Statistics:
+def _earlier(path: Path, source: Source, tensors: Sequence[str], part: int) -> Statistics:
     """Returns what an earlier pass of the same kind has seen, to its end or not."""
-    assert how.checkpoint is not None
-    earlier = read_statistics(how.checkpoint)
-    wanted = Statistics(dict.fromkeys(tensors, Histogram()), {}, {}, 0, source, frozenset({how.shard[0]}))
-    refuse_other(earlier, str(how.checkpoint), wanted, "this pass")
+    earlier = read_statistics(path)
+    wanted = Statistics(dict.fromkeys(tensors, Histogram()), {}, {}, 0, source, frozenset({part}))
+    refuse_other(earlier, str(path), wanted, "this pass")
     if earlier.shards != wanted.shards:
         raise ArtifactError(
-            f"{how.checkpoint} is of part {min(earlier.shards)} of the data, this pass is of part "
-            f"{how.shard[0]}; give each part a checkpoint of its own"
+            f"{path} is of part {min(earlier.shards)} of the data, this pass is of part "
+            f"{part}; give each part a checkpoint of its own"
         )
     return earlier
 

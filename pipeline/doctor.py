@@ -13,8 +13,8 @@ import onnx.parser
 
 from trtq.calibrators.kernel import is_compiled
 from trtq.errors import TrtqError
-from trtq.pipeline.engine import BACKENDS
 from trtq.pipeline.engine.backend import Backend, BuildRequest
+from trtq.pipeline.engine.backends import BACKENDS
 from trtq.pipeline.engine.gpu import num_gpus
 
 _PACKAGES = (

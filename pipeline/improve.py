@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from trtq.calibrators import METHODS, Method
 from trtq.calibrators.batches import Batches
@@ -15,9 +16,11 @@ from trtq.pipeline.calibrate import method_of
 from trtq.pipeline.graph.load import Graph
 from trtq.pipeline.graph.placement import DEFAULT_OP_TYPES, SOFTMAX, Placement
 from trtq.pipeline.verify.macs import macs_of
-from trtq.pipeline.verify.repairs import Look, Repairs, find_repairs
 from trtq.pipeline.verify.rows import SUFFIX, row_amaxes, variants
 from trtq.pipeline.watch import Watcher
+
+if TYPE_CHECKING:
+    from trtq.pipeline.verify.repairs import Look, Repairs
 
 _NUM_RUNS = 750
 """Runs of one sample that a whole search takes about, with the looks that it would like."""
@@ -25,7 +28,8 @@ _CHEAP_MACS = 4e11
 """What a search may cost at least: some twenty seconds on two cores."""
 _MOST_PASSES = 2
 """Above that, it may cost as much as so many passes over the calibration data."""
-_FEWEST = Look(4, 16)
+_FEWEST = (4, 16)
+"""Samples of the first and of the second look."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +73,8 @@ def improved(
     by_trial, allowed = spec.calibration.method == AUTO, spec.quantization.repairs
     if batches.is_random or not placement.layers or not (by_trial or allowed):
         return unimproved(graph, placement.activations, statistics, batches, spec, watcher)
+    from trtq.pipeline.verify.repairs import find_repairs  # late: where nothing is tried, it is not needed
+
     others = [method() for method in METHODS.values() if not isinstance(first, method)] if by_trial else []
     methods = {describe(method): method for method in (first, *others)}
     candidates = _different(
@@ -147,9 +153,9 @@ def _look(graph: Graph, batches: Batches, num_samples: int) -> Look:
 
     It goes by multiplications and not by the clock, so that the same data gives the same result.
     """
+    from trtq.pipeline.verify.repairs import Look
+
     wanted = Look()
     macs = sum(macs_of(graph.model, next(iter(batches))).values())
     share = min(1.0, max(_CHEAP_MACS / max(macs, 1), _MOST_PASSES * num_samples) / _NUM_RUNS)
-    return Look(
-        max(_FEWEST.first, round(wanted.first * share)), max(_FEWEST.second, round(wanted.second * share))
-    )
+    return Look(max(_FEWEST[0], round(wanted.first * share)), max(_FEWEST[1], round(wanted.second * share)))

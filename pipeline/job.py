@@ -24,8 +24,8 @@ from trtq.pipeline.calibrate import (
     warn_of_unmatched,
 )
 from trtq.pipeline.deliver.manifest import key_of, versions
-from trtq.pipeline.engine import choose, refuse_what_it_lacks
 from trtq.pipeline.engine.backend import Backend
+from trtq.pipeline.engine.backends import choose, refuse_what_it_lacks
 from trtq.pipeline.engine.gpu import compute_capability
 from trtq.pipeline.engine.profiles import resolve_profiles
 from trtq.pipeline.graph.lint import lint, refuse

@@ -15,8 +15,8 @@ from trtq.pipeline.deliver.integrity import refuse_changed, whole_manifest
 from trtq.pipeline.deliver.manifest import Manifest
 from trtq.pipeline.deliver.names import ENGINE, REPORT
 from trtq.pipeline.deliver.report import Report, read_report
-from trtq.pipeline.engine import BACKENDS
 from trtq.pipeline.engine.backend import Backend
+from trtq.pipeline.engine.backends import BACKENDS
 from trtq.pipeline.engine.gpu import compute_capability
 
 _AMPERE = 8

@@ -21,7 +21,7 @@ from trtq.pipeline.calibrate import (
 )
 from trtq.pipeline.deliver.names import CACHE, MIGRATION
 from trtq.pipeline.deliver.report import Report
-from trtq.pipeline.engine import choose, refuse_what_it_lacks
+from trtq.pipeline.engine.backends import choose, refuse_what_it_lacks
 from trtq.pipeline.graph.load import load
 from trtq.pipeline.graph.migrate import Migration, named_as_in_file, ranges_from_cache
 from trtq.pipeline.graph.placement import Placement

@@ -24,7 +24,7 @@ from trtq.pipeline.deliver.manifest import key_of, versions
 from trtq.pipeline.graph.load import Graph
 from trtq.pipeline.graph.placement import Placement
 from trtq.pipeline.improve import improved
-from trtq.pipeline.stages import load_float
+from trtq.pipeline.ranges import load_float
 from trtq.pipeline.target import Target
 from trtq.pipeline.verify.evaluate import evaluation_data, labels_of
 from trtq.pipeline.verify.macs import macs_of

@@ -23,7 +23,7 @@ class Target:
         precision: "int8", "fp16" for the FP16 engine alone, or "weights" for float activations and `weights`.
         high_precision: What is not quantized computes in this; "auto": FP16 where the backend gains from it.
             "bf16" is for the precision "weights".
-        backend: "auto" or a name of `trtq.pipeline.engine.BACKENDS`.
+        backend: "auto" or a name of `trtq.pipeline.engine.backends.BACKENDS`.
         compute_capabilities: Of the target GPUs, such as ("8.9",); empty: the backend's default.
         workspace_bytes: Scratch memory that the engine may use; None: the backend's default.
         shapes: Given profile shapes.

@@ -23,7 +23,7 @@ from click.testing import CliRunner
 
 from trtq.cli import main
 from trtq.models.demo import write_demo
-from trtq.pipeline.engine import BACKENDS
+from trtq.pipeline.engine.backends import BACKENDS
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -56,3 +56,14 @@ def test_a_bug_in_a_module_is_not_hidden(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(ZeroDivisionError):
         lazy.require("wrong_library", None, "working")
+
+
+def test_ctrl_c_while_a_compiled_module_is_loaded_stays_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "interrupted.py").write_text(
+        "raise ImportError('initialization failed') from KeyboardInterrupt()"  # as pybind11 does
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        lazy.require("interrupted", None, "running the model")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,7 +24,7 @@ from trtq.pipeline.graph.placement import WEIGHTED, KeptNode
 from trtq.pipeline.graph.quantized import is_quantized
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
 _MAX_IR_VERSION = 11
 _MOST_IN_MEMORY = 1 << 28
@@ -79,32 +80,41 @@ def load(path: Path, *, min_opset: int) -> Graph:
         ModelError: The file is missing, empty, no ONNX, incomplete or invalid, or has inputs or outputs that
             no engine can have.
     """
-    proto = read_proto(path)
-    _check(proto, path)
-    model = ir.load(path)
-    notes = list(_normalize(model))
-    _refuse_foreign_operators(model)
-    notes += _part_anonymous_dims(model)
-    if opset_of(model) < min_opset and not is_quantized(model):
-        notes.append(f"raised the opset from {opset_of(model)} to {min_opset}")
-        model = upgrade_opset(model, min_opset)
-    infer_shapes(model)
-    notes += fold_constants(model)
-    notes += fold_bias(model)
-    notes += fold_batch_norm(model)
-    notes += fold_bias(model)
-    passes.NameFixPass(_Names())(model)
-    passes.RemoveUnusedNodesPass()(model)  # after the names: it takes those of unused optional outputs away
-    infer_shapes(model)
+    content = _content(path)
+    proto = _parsed(content, path)
+    files = [path.parent / name for name in sorted(_external_files(proto))]
+    with ThreadPoolExecutor(1, "trtq") as beside:
+        sha256 = beside.submit(_digest, content, files)  # which lets go of the GIL
+        model = _checked(proto, content, path)
+        notes = list(_normalize(model))
+        del content, proto
+        _refuse_foreign_operators(model)
+        notes += _part_anonymous_dims(model)
+        if opset_of(model) < min_opset and not is_quantized(model):
+            notes.append(f"raised the opset from {opset_of(model)} to {min_opset}")
+            model = upgrade_opset(model, min_opset)
+        else:
+            infer_shapes(model)
+        notes += _fold(model)
     unseen = tuple(_nodes_in_bodies(model))
     if unseen:
         names = ", ".join(node.name for node in unseen[:4]) + (" ..." if len(unseen) > 4 else "")
         notes.append(
             f"{len(unseen)} nodes with weights lie inside If/Loop bodies and are not quantized: {names}"
         )
-    graph = Graph(model, path, digest(path, proto), tuple(notes), unseen)
+    graph = Graph(model, path, sha256.result(), tuple(notes), unseen)
     _ = graph.inputs, graph.outputs  # refuses strings and sequences
     return graph
+
+
+def _fold(model: ir.Model) -> list[str]:
+    """Folds what can be folded, and brings names and shapes in order after it; says what was folded."""
+    notes = [note for fold in (fold_constants, fold_bias, fold_batch_norm, fold_bias) for note in fold(model)]
+    passes.NameFixPass(_Names())(model)
+    passes.RemoveUnusedNodesPass()(model)  # after the names: it takes those of unused optional outputs away
+    if notes:
+        infer_shapes(model)
+    return notes
 
 
 def load_as_it_is(path: Path) -> ir.Model:
@@ -113,8 +123,8 @@ def load_as_it_is(path: Path) -> ir.Model:
     Raises:
         ModelError: The file is missing, empty, no ONNX, incomplete or invalid.
     """
-    _check(read_proto(path), path)
-    model = ir.load(path)
+    content = _content(path)
+    model = _checked(_parsed(content, path), content, path)
     if model.functions:
         passes.InlinePass()(model)
     passes.RemoveInitializersFromInputsPass()(model)
@@ -132,6 +142,10 @@ def read_proto(path: Path) -> onnx.ModelProto:
     Raises:
         ModelError: There is no such file, or it is no ONNX model with a graph.
     """
+    return _parsed(_content(path), path)
+
+
+def _content(path: Path) -> bytes:
     if path.is_dir():
         raise ModelError(f"{path} is a folder; name the .onnx file in it")
     try:
@@ -140,6 +154,10 @@ def read_proto(path: Path) -> onnx.ModelProto:
         raise ModelError(f"cannot read the model {path}: {error.strerror}") from error
     if not content:
         raise ModelError(f"{path} is empty; export the model again")
+    return content
+
+
+def _parsed(content: bytes, path: Path) -> onnx.ModelProto:
     proto = onnx.ModelProto()
     try:
         proto.ParseFromString(content)
@@ -152,25 +170,29 @@ def read_proto(path: Path) -> onnx.ModelProto:
     return proto
 
 
-def digest(path: Path, proto: onnx.ModelProto) -> str:
-    """Returns the SHA-256 of a model file and its external data, as hex."""
-    sha = hashlib.sha256()
-    for part in (path, *(path.parent / name for name in sorted(_external_files(proto)))):
-        with part.open("rb") as stream:
+def _digest(content: bytes, files: Sequence[Path]) -> str:
+    """Returns the SHA-256 of a model's file and of those of its external data, as hex."""
+    sha = hashlib.sha256(content)
+    for path in files:
+        with path.open("rb") as stream:
             while block := stream.read(1 << 22):
                 sha.update(block)
     return sha.hexdigest()
 
 
-def _check(proto: onnx.ModelProto, path: Path) -> None:
-    for tensor in _tensors(proto.graph):
-        if tensor.data_location == onnx.TensorProto.EXTERNAL:
-            _check_external(tensor, path)
+def _checked(proto: onnx.ModelProto, content: bytes, path: Path) -> ir.Model:
+    """Returns the model of a file, after the checks of ONNX."""
+    external = [item for item in _tensors(proto.graph) if item.data_location == onnx.TensorProto.EXTERNAL]
+    for tensor in external:
+        _check_external(tensor, path)
     try:
-        onnx.checker.check_model(str(path))
+        onnx.checker.check_model(str(path) if external else content)
     except (onnx.checker.ValidationError, RuntimeError, ValueError) as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         raise ModelError(f"{path} is not a valid ONNX model: {' '.join(lines)[:400]}") from error
+    model = ir.from_proto(proto)
+    ir.external_data.set_base_dir(model.graph, path.parent)
+    return model
 
 
 def _check_external(tensor: onnx.TensorProto, path: Path) -> None:
@@ -251,6 +273,9 @@ def _load_weights(model: ir.Model) -> None:
         if isinstance(tensor, ir.ExternalTensor) and tensor.nbytes <= limit:
             value.const_value = ir.Tensor(tensor.numpy().copy(), name=tensor.name, dtype=tensor.dtype)
             tensor.release()
+        elif isinstance(tensor, ir.TensorProtoTensor) and tensor.dtype is not ir.DataType.STRING:
+            # Out of protobuf, which copies a weight each time that it is looked at.
+            value.const_value = ir.Tensor(tensor.numpy(), name=tensor.name, dtype=tensor.dtype)
     bodies = [graph for graph in model.graph.subgraphs() if graph is not model.graph]
     for body in bodies:
         ir.external_data.load_to_model(ir.Model(body, ir_version=model.ir_version))

@@ -10,6 +10,7 @@ from onnx import version_converter
 
 from trtq.errors import ModelError
 
+_BODIES = (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS)
 _SMALL_BYTES = 4096  # shapes, axes and the like: the tools need their values
 
 
@@ -19,22 +20,26 @@ def opset_of(model: ir.Model) -> int:
 
 
 def upgrade_opset(model: ir.Model, version: int) -> ir.Model:
-    """Returns the model in a newer opset.
+    """Returns the model in a newer opset, with shapes as of `infer_shapes`.
 
     Raises:
-        ModelError: ONNX's converter does not know how; its own words are kept.
+        ModelError: ONNX's converter does not know how; its own words are kept. Or the shapes contradict each
+            other.
     """
 
     def convert(proto: onnx.ModelProto) -> onnx.ModelProto:
-        return version_converter.convert_version(proto, version)
+        try:
+            return version_converter.convert_version(proto, version)
+        except (version_converter.ConvertError, RuntimeError, ValueError) as error:
+            raise ModelError(
+                f"ONNX's converter cannot raise this model from opset {opset_of(model)} to {version}: "
+                f"{' '.join(str(error).split())[:300]}; export it with opset {version} or newer"
+            ) from error
 
-    try:
-        return _without_weights(model, convert)
-    except (version_converter.ConvertError, RuntimeError, ValueError) as error:
-        raise ModelError(
-            f"ONNX's converter cannot raise this model from opset {opset_of(model)} to {version}: "
-            f"{' '.join(str(error).split())[:300]}; export it with opset {version} or newer"
-        ) from error
+    result = _without_weights(model, lambda proto: _inferred(convert(proto)))
+    for value, before in zip(result.graph.outputs, model.graph.outputs, strict=True):
+        value.shape = _filled(value.shape, before.shape)
+    return result
 
 
 def infer_shapes(model: ir.Model) -> None:
@@ -47,24 +52,31 @@ def infer_shapes(model: ir.Model) -> None:
     Raises:
         ModelError: The shapes contradict each other.
     """
-
-    def infer(proto: onnx.ModelProto) -> onnx.ModelProto:
-        return onnx.shape_inference.infer_shapes(proto, strict_mode=True, data_prop=True)
-
-    def forget(skeleton: ir.Model) -> None:
-        for node in skeleton.graph.all_nodes():
-            for value in node.outputs if node.domain in ("", "ai.onnx") else ():
-                value.shape = None
-
-    try:
-        inferred = _without_weights(model, infer, forget)
-    except (onnx.shape_inference.InferenceError, RuntimeError, ValueError) as error:
-        words = " ".join(str(error).split())
-        raise ModelError(f"the shapes of the model do not fit together: {words[:300]}") from error
+    inferred = _without_weights(model, _inferred)
     for node, twin in zip(model.graph.all_nodes(), inferred.graph.all_nodes(), strict=True):
         for value, found in zip(node.outputs, twin.outputs, strict=True):
             value.type = value.type if found.type is None else found.type
             value.shape = _filled(found.shape, value.shape) if value.is_graph_output() else found.shape
+
+
+def _inferred(proto: onnx.ModelProto) -> onnx.ModelProto:
+    _forget_shapes(proto.graph)
+    try:
+        return onnx.shape_inference.infer_shapes(proto, strict_mode=True, data_prop=True)
+    except (onnx.shape_inference.InferenceError, RuntimeError, ValueError) as error:
+        words = " ".join(str(error).split())
+        raise ModelError(f"the shapes of the model do not fit together: {words[:300]}") from error
+
+
+def _forget_shapes(graph: onnx.GraphProto) -> None:
+    made = {name for node in graph.node if node.domain in ("", "ai.onnx") for name in node.output}
+    for value in (*graph.value_info, *graph.output):
+        if value.name in made and value.type.HasField("tensor_type"):
+            value.type.tensor_type.ClearField("shape")
+    for node in graph.node:
+        for attribute in node.attribute:
+            for body in (attribute.g, *attribute.graphs) if attribute.type in _BODIES else ():
+                _forget_shapes(body)
 
 
 def _filled(shape: ir.Shape | None, declared: ir.Shape | None) -> ir.Shape | None:
@@ -88,17 +100,9 @@ def _is_open(dim: int | ir.SymbolicDim) -> bool:
     return dim.value is None or dim.value.startswith("unk__")
 
 
-def _without_weights(
-    model: ir.Model,
-    call: Callable[[onnx.ModelProto], onnx.ModelProto],
-    prepare: Callable[[ir.Model], None] = lambda _: None,
-) -> ir.Model:
-    """Returns what `call` makes of the model, with the weights taken out before and put back after.
-
-    What goes into it may be prepared; it is a copy.
-    """
+def _without_weights(model: ir.Model, call: Callable[[onnx.ModelProto], onnx.ModelProto]) -> ir.Model:
+    """Returns what `call` makes of the model, with the weights taken out before and put back after."""
     skeleton = model.clone()
-    prepare(skeleton)
     weights = {}
     for name, value in list(skeleton.graph.initializers.items()):
         tensor = value.const_value

@@ -122,4 +122,4 @@ def with_labels(batches: Batches, path: Path, *, any_rank: bool = False) -> Batc
             start = stop
 
     digest = batches.digest and f"{batches.digest}/{sha256_of(path)}"
-    return replace(batches, read=read, digest=digest)
+    return replace(batches, read=read, content=digest)

@@ -178,7 +178,7 @@ def every_nth(batches: Batches, start: int, step: int) -> Batches:
         return islice(batches.read(), start, None, step)
 
     digest = batches.digest and f"{batches.digest}/{start}::{step}"
-    return replace(batches, read=read, num_samples=None, digest=digest)
+    return replace(batches, read=read, num_samples=None, content=digest)
 
 
 def _ordered(errors: Mapping[str, float], shares: Mapping[str, float], overhead: float) -> tuple[str, ...]:

@@ -43,8 +43,9 @@ if TYPE_CHECKING:
     from trtq.pipeline.load import load
     from trtq.pipeline.migrate import migrate
     from trtq.pipeline.package import Package, PackageSpec, package
+    from trtq.pipeline.ranges import calibrate, observe, ranges_of
     from trtq.pipeline.sensitivity import sensitivity
-    from trtq.pipeline.stages import calibrate, compare, observe, quantize, ranges_of
+    from trtq.pipeline.stages import compare, quantize
     from trtq.pipeline.target import Target
     from trtq.pipeline.verify.compare import Comparison
     from trtq.pipeline.verify.sensitivity import Sensitivity
@@ -75,17 +76,17 @@ _HOMES = {
     "TrtqError": "trtq.errors",
     "bench": "trtq.pipeline.benchmark",
     "build": "trtq.pipeline.build",
-    "calibrate": "trtq.pipeline.stages",
+    "calibrate": "trtq.pipeline.ranges",
     "compare": "trtq.pipeline.stages",
     "examine": "trtq.pipeline.doctor",
     "inspect": "trtq.pipeline.inspect",
     "load": "trtq.pipeline.load",
     "merge_statistics": "trtq.calibrators.statistics_file",
     "migrate": "trtq.pipeline.migrate",
-    "observe": "trtq.pipeline.stages",
+    "observe": "trtq.pipeline.ranges",
     "package": "trtq.pipeline.package",
     "quantize": "trtq.pipeline.stages",
-    "ranges_of": "trtq.pipeline.stages",
+    "ranges_of": "trtq.pipeline.ranges",
     "read_ranges": "trtq.calibrators.ranges",
     "read_report": "trtq.pipeline.deliver.report",
     "read_spec": "trtq.models.spec",

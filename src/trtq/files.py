@@ -12,7 +12,7 @@ from pathlib import Path
 
 from trtq.errors import ArtifactError
 
-_BLOCK_BYTES = 1 << 20
+_BLOCK_BYTES = 1 << 22
 
 
 def write_atomically(path: Path, data: bytes) -> None:

@@ -18,10 +18,13 @@ def require(module: str, extra: str | None, purpose: str) -> ModuleType:
 
     Raises:
         MissingDependency: It is not installed or cannot be loaded.
+        KeyboardInterrupt: The user has stopped it.
     """
     try:
         return importlib.import_module(module)
     except (ImportError, OSError) as error:
+        if isinstance(error.__cause__, KeyboardInterrupt):  # of which pybind11 makes an ImportError
+            raise error.__cause__ from None
         package = f"trtq[{extra}]" if extra else "trtq"
         raise MissingDependency(
             f"{purpose} needs {module.partition('.')[0]}, which cannot be imported here ({error}); "

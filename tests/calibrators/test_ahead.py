@@ -8,7 +8,27 @@ from pathlib import Path
 
 import pytest
 
-from trtq.calibrators.ahead import in_order, num_cores
+from trtq.calibrators.ahead import begun, in_order, num_cores
+
+
+def test_a_call_that_is_begun_goes_on_and_is_made_once() -> None:
+    gate, calls = threading.Event(), []
+
+    def call() -> str:
+        gate.wait(10)
+        calls.append(threading.current_thread())
+        return "done"
+
+    result = begun(call)
+    gate.set()  # it has not been waited for
+    assert (result(), result()) == ("done", "done")
+    assert calls != [threading.current_thread()]
+    assert len(calls) == 1
+
+
+def test_the_failure_of_a_call_that_is_begun_is_raised_where_it_is_waited_for() -> None:
+    with pytest.raises(ZeroDivisionError):
+        begun(lambda: 1 // 0)()
 
 
 def test_results_come_in_the_order_of_the_items() -> None:

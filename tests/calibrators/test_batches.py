@@ -166,6 +166,19 @@ def _every(batches: Batches, start: int, step: int) -> list[str]:
     return [feed.source for feed in batches.every(start, step)]
 
 
+def test_a_digest_that_is_still_computed_is_not_waited_for_before_it_is_needed() -> None:
+    asked = []
+
+    def whole() -> str:
+        asked.append("whole")
+        return "abc"
+
+    first = Batches(_stream(4, 4).read, "calib", 8, whole).first(5)
+    assert not asked
+    assert first.digest == "abc:5"
+    assert asked == ["whole"]
+
+
 @pytest.mark.parametrize("in_parts", [False, True])
 @pytest.mark.parametrize(("num_samples", "num_feeds"), [(None, 7), (100, 7), (9, 5), (10, 5), (1, 1)])
 def test_every_nth_feed_is_that_of_the_whole_pass(

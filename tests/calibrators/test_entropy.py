@@ -76,6 +76,7 @@ def test_divergences_of_the_real_size_are_those_of_the_published_loop(name: str)
     every = slice(0, None, 320)  # the loop is slow; this has the first and the last
     wanted = [_published(counts, 128, size) for size in range(128, 2049)[every]]
     np.testing.assert_allclose(found[every], wanted, atol=1e-9)
+    np.testing.assert_array_equal(divergences(counts, 128, 2000), found[2000 - 128 :])
 
 
 def test_no_clip_loses_nothing_when_every_level_has_one_bin() -> None:

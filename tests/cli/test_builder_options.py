@@ -12,7 +12,7 @@ from click.testing import CliRunner, Result
 from trtq.calibrators.device import HostMemory
 from trtq.cli import main
 from trtq.models.demo import write_demo
-from trtq.pipeline.engine import BACKENDS
+from trtq.pipeline.engine.backends import BACKENDS
 from trtq.pipeline.engine.tensorrt import TensorRt
 
 RTX, CPU = ["--backend", "tensorrt-rtx"], ["--backend", "onnxruntime"]
@@ -93,7 +93,7 @@ def test_values_that_do_not_exist_are_exit_2(arguments: list[str], told: str, mo
 
 def test_tensorrt_that_is_not_here_is_exit_5(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        "trtq.pipeline.engine.BACKENDS", {**BACKENDS, "tensorrt": TensorRt("tensorrt_absent")}
+        "trtq.pipeline.engine.backends.BACKENDS", {**BACKENDS, "tensorrt": TensorRt("tensorrt_absent")}
     )
     result = trtq("build", model, "--backend", "tensorrt", "-q")
     assert (result.exit_code, result.stdout, result.stderr) == (
@@ -112,7 +112,7 @@ def tensorrt10(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     )
     monkeypatch.syspath_prepend(tmp_path)
     backend = TensorRt("tensorrt_10", HostMemory)
-    monkeypatch.setattr("trtq.pipeline.engine.BACKENDS", {**BACKENDS, "tensorrt": backend})
+    monkeypatch.setattr("trtq.pipeline.engine.backends.BACKENDS", {**BACKENDS, "tensorrt": backend})
     monkeypatch.setattr("trtq.pipeline.engine.tensorrt.num_gpus", lambda: 1)
     monkeypatch.setattr(TensorRt, "runner", lambda *_: None)
 

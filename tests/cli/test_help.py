@@ -7,12 +7,14 @@ import re
 import subprocess
 import sys
 from importlib.metadata import version
+from pathlib import Path
 
 import click
 import pytest
 from click.testing import CliRunner, Result
 
 from trtq.cli import main
+from trtq.models.demo import write_demo
 
 COMMANDS = [
     "export", "plan", "build", "build-all", "calibrate", "merge-statistics", "quantize", "sensitivity",
@@ -126,10 +128,14 @@ def test_an_unknown_command_is_a_usage_error() -> None:
 
 def loaded_by(code: str, *arguments: str) -> set[str]:
     """Returns the top packages that a fresh interpreter imports to run the code."""
+    return {name.partition(".")[0] for name in modules_loaded_by(code, *arguments)}
+
+
+def modules_loaded_by(code: str, *arguments: str) -> set[str]:
+    """Returns the modules that a fresh interpreter imports to run the code."""
     command = [sys.executable, "-X", "importtime", "-c", code, *arguments]
     process = subprocess.run(command, capture_output=True, text=True, check=True)
-    lines = re.findall(r"^import time:[^|]*\|[^|]*\|\s*(\S+)$", process.stderr, re.MULTILINE)
-    return {name.partition(".")[0] for name in lines}
+    return set(re.findall(r"^import time:[^|]*\|[^|]*\|\s*(\S+)$", process.stderr, re.MULTILINE))
 
 
 def test_help_loads_click_and_nothing_heavier() -> None:
@@ -148,6 +154,18 @@ def test_the_help_of_a_command_loads_no_engine_builder() -> None:
     loaded = loaded_by("from trtq.cli import main; main()", "build", "--help")
     assert "onnx" in loaded  # the listing does see what is loaded
     assert not loaded & {"onnxruntime", "polygraphy", "tensorrt_rtx", "torch", "PIL"}
+
+
+def test_a_plain_calibration_loads_what_it_needs_and_not_the_rest_of_the_job(tmp_path: Path) -> None:
+    write_demo(tmp_path)
+    model, ranges = str(tmp_path / "model.onnx"), str(tmp_path / "ranges.json")
+    plain = ("--calib-method", "minmax", "--repair", "none", "--quiet")
+    loaded = modules_loaded_by("from trtq.cli import main; main()", "calibrate", model, *plain, "-o", ranges)
+    assert Path(ranges).exists()
+    assert {"onnx_ir", "trtq.calibrators.observe"} <= loaded
+    rest = ("deliver", "engine.tensorrt", "job", "stages", "verify.repairs")
+    others = ("rich", "jinja2", *(f"trtq.pipeline.{name}" for name in rest))
+    assert not {name for name in loaded if name.startswith(others)}
 
 
 def test_onnx_runtime_is_told_to_report_nothing_unless_the_user_says_otherwise(

@@ -9,7 +9,7 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from trtq.cli import options, scales
+from trtq.cli import options, scales, targets
 from trtq.errors import UsageError
 from trtq.models.spec import REPAIRS, CalibrationSpec, EvaluationSpec, LayerSpec, ModelSpec
 from trtq.pipeline.engine.backend import BuilderOptions
@@ -31,9 +31,9 @@ def given(*arguments: str) -> dict[str, Any]:
     @scales.activations_option
     @options.layer_options
     @options.precision_options
-    @options.quantization_option
+    @targets.quantization_option
     @options.weight_options
-    @options.target_options
+    @targets.target_options
     @options.evaluation_options
     @options.gate_options
     def command(**found: Any) -> None:

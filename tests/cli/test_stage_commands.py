@@ -19,7 +19,7 @@ from trtq.calibrators.ranges import read_ranges
 from trtq.cli import main
 from trtq.models.demo import write_demo
 from trtq.pipeline.build import build
-from trtq.pipeline.engine import BACKENDS
+from trtq.pipeline.engine.backends import BACKENDS
 from trtq.pipeline.target import Target
 
 METHOD = "method(...)"

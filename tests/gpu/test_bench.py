@@ -12,7 +12,7 @@ from trtq.pipeline.bench.turns import Schedule
 from trtq.pipeline.benchmark import bench
 from trtq.pipeline.build import build
 from trtq.pipeline.contenders import Runs
-from trtq.pipeline.engine import BACKENDS
+from trtq.pipeline.engine.backends import BACKENDS
 from trtq.pipeline.engine.gpu import compute_capability, num_gpus
 from trtq.pipeline.target import Target
 

@@ -18,8 +18,8 @@ from trtq.models.spec import LayerSpec, ModelSpec, read_spec
 from trtq.pipeline.build import build
 from trtq.pipeline.deliver.manifest import read_manifest
 from trtq.pipeline.deliver.report import Report
-from trtq.pipeline.engine import BACKENDS
 from trtq.pipeline.engine.backend import BuilderOptions
+from trtq.pipeline.engine.backends import BACKENDS
 from trtq.pipeline.load import load
 from trtq.pipeline.target import Target
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +40,49 @@ def test_no_names_are_all_outputs() -> None:
 def test_the_graph_is_rewritten_only_if_it_may_be(level: str, *, optimize: bool) -> None:
     options = open_session(_model(), optimize=optimize).get_session_options()
     assert options.graph_optimization_level.name == level
+
+
+def _weighted(dtype: ir.DataType) -> tuple[ir.Model, np.ndarray[tuple[int, ...], np.dtype[np.float32]]]:
+    """Returns y = x w, with w in a dtype and more than ONNX Runtime gets in the model, and w itself."""
+    weight = np.random.default_rng(0).integers(-8, 8, (64, 64)).astype(np.float32)
+    model = _model(
+        """<ir_version: 10, opset_import: ["" : 19]> g (float[N,64] x) => (float[N,64] y)
+        <float16[1] w = {0}, float16[1] spare = {0}> { c = Cast <to = 1> (w)  y = MatMul(x, c) }"""
+    )
+    for name in ("w", "spare"):
+        value = model.graph.initializers[name]
+        value.const_value = ir.Tensor(weight.astype(dtype.numpy()), name=name, dtype=dtype)
+        value.type, value.shape = ir.TensorType(dtype), ir.Shape((64, 64))
+    return model, weight
+
+
+@pytest.mark.parametrize("optimize", [True, False])
+@pytest.mark.parametrize("dtype", [ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16])
+def test_weights_are_handed_over_and_live_as_long_as_the_session(
+    dtype: ir.DataType, *, optimize: bool
+) -> None:
+    model, weight = _weighted(dtype)
+    opened = open_session(model, optimize=optimize)
+    del model
+    gc.collect()
+    _ = [np.full((64, 64), 7, np.float32) for _ in range(100)]  # where freed weights would be
+    x = np.ones((2, 64), np.float32)
+    np.testing.assert_array_equal(run(opened, ["y"], {"x": x})[0], x @ weight)
+
+
+def test_only_weights_that_numpy_knows_and_a_node_reads_are_handed_over() -> None:
+    proto, weights = session._parted(_weighted(ir.DataType.FLOAT16)[0])
+    assert list(weights) == ["w"]
+    assert len(proto) < 2 * 64 * 64 * 2  # which holds one of the two
+    assert not session._parted(_weighted(ir.DataType.BFLOAT16)[0])[1]
+
+
+def test_opening_a_session_leaves_the_model_as_it_is() -> None:
+    model, _ = _weighted(ir.DataType.FLOAT)
+    before = dict(model.graph.initializers)
+    tensors = [value.const_value for value in before.values()]
+    open_session(model, optimize=True)
+    assert [value.const_value for value in model.graph.initializers.values()] == tensors
 
 
 def test_a_file_is_run(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from trtq.calibrators.device import HostMemory
 from trtq.models.session import open_session, run
-from trtq.pipeline.engine import BACKENDS
+from trtq.pipeline.engine.backends import BACKENDS
 from trtq.pipeline.engine.tensorrt import TensorRt
 from trtq.pipeline.graph.load import Graph, load
 from trtq.pipeline.graph.opset import infer_shapes
@@ -238,7 +238,7 @@ def install(
 
     def take(version: str) -> None:
         backend = TensorRt(tensorrt_module(version), HostMemory)
-        monkeypatch.setattr("trtq.pipeline.engine.BACKENDS", {**BACKENDS, "tensorrt": backend})
+        monkeypatch.setattr("trtq.pipeline.engine.backends.BACKENDS", {**BACKENDS, "tensorrt": backend})
         monkeypatch.setattr(TensorRt, "runner", _runner)
 
     return take

@@ -20,8 +20,8 @@ from trtq.pipeline.build import build
 from trtq.pipeline.contenders import Runs, contenders_of
 from trtq.pipeline.deliver.manifest import NAME, read_manifest, to_json
 from trtq.pipeline.deliver.names import REPORT
-from trtq.pipeline.engine import BACKENDS
 from trtq.pipeline.engine.backend import BuildRequest, Built
+from trtq.pipeline.engine.backends import BACKENDS
 from trtq.pipeline.engine.profiles import GivenShapes
 from trtq.pipeline.target import Target
 
@@ -62,7 +62,7 @@ class Builder:
 def one_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """Has trtq believe in a GPU of compute capability 8.6, and in a TensorRT for it."""
     backends = {**BACKENDS, "tensorrt": Builder()}
-    monkeypatch.setattr("trtq.pipeline.engine.BACKENDS", backends)
+    monkeypatch.setattr("trtq.pipeline.engine.backends.BACKENDS", backends)
     monkeypatch.setattr(loading, "BACKENDS", backends)
     monkeypatch.setattr(loading, "compute_capability", lambda: "8.6")
     monkeypatch.setattr(module, "num_gpus", lambda: 1)

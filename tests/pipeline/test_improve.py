@@ -20,7 +20,8 @@ from trtq.pipeline.graph.load import Graph, load
 from trtq.pipeline.graph.placement import Placement
 from trtq.pipeline.improve import Improved, improved
 from trtq.pipeline.job import prepare
-from trtq.pipeline.stages import calibrate, observe, quantize, ranges_of
+from trtq.pipeline.ranges import calibrate, observe, ranges_of
+from trtq.pipeline.stages import quantize
 from trtq.pipeline.target import Target
 from trtq.pipeline.verify.repairs import Look
 from trtq.pipeline.watch import Log, Silent

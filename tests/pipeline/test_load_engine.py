@@ -18,8 +18,8 @@ from trtq.pipeline import load as module
 from trtq.pipeline.build import build
 from trtq.pipeline.deliver.integrity import sign
 from trtq.pipeline.deliver.manifest import read_manifest, to_json
-from trtq.pipeline.engine import BACKENDS
 from trtq.pipeline.engine.backend import BuilderOptions, BuildRequest, Built
+from trtq.pipeline.engine.backends import BACKENDS
 from trtq.pipeline.engine.onnxruntime import OnnxRuntime
 from trtq.pipeline.load import load
 from trtq.pipeline.stages import compare
@@ -68,7 +68,7 @@ class Builder:
 @pytest.fixture
 def backend(monkeypatch: pytest.MonkeyPatch) -> Builder:
     builder = Builder()
-    monkeypatch.setattr("trtq.pipeline.engine.BACKENDS", {**BACKENDS, "tensorrt": builder})
+    monkeypatch.setattr("trtq.pipeline.engine.backends.BACKENDS", {**BACKENDS, "tensorrt": builder})
     monkeypatch.setattr(module, "BACKENDS", {**BACKENDS, "tensorrt": builder})
     monkeypatch.setattr(module, "compute_capability", lambda: "8.6")
     return builder

@@ -15,8 +15,8 @@ from trtq.calibrators.device import HostMemory
 from trtq.errors import UsageError
 from trtq.models.spec import ModelSpec
 from trtq.pipeline.deliver.manifest import read_manifest
-from trtq.pipeline.engine import BACKENDS
 from trtq.pipeline.engine.backend import BuilderOptions
+from trtq.pipeline.engine.backends import BACKENDS
 from trtq.pipeline.engine.profiles import GivenShapes
 from trtq.pipeline.engine.tensorrt import TensorRt
 from trtq.pipeline.migrate import migrate
@@ -39,7 +39,7 @@ def install(
 ) -> Callable[[str], None]:
     def take(version: str) -> None:
         backend = TensorRt(tensorrt_module(version), HostMemory)
-        monkeypatch.setattr("trtq.pipeline.engine.BACKENDS", {**BACKENDS, "tensorrt": backend})
+        monkeypatch.setattr("trtq.pipeline.engine.backends.BACKENDS", {**BACKENDS, "tensorrt": backend})
         monkeypatch.setattr(TensorRt, "runner", lambda *_: None)
 
     return take

@@ -18,7 +18,7 @@ from trtq.pipeline.graph.load import load
 from trtq.pipeline.graph.quantized import quantized_layers
 from trtq.pipeline.job import prepare
 from trtq.pipeline.narrow import without
-from trtq.pipeline.stages import calibrate
+from trtq.pipeline.ranges import calibrate
 from trtq.pipeline.target import Target
 from trtq.pipeline.watch import Silent
 

@@ -13,7 +13,7 @@ from trtq.calibrators.batches import Batches, Feed
 from trtq.calibrators.device import HostMemory
 from trtq.errors import DataError, UsageError
 from trtq.models.spec import CalibrationSpec, LayerSpec
-from trtq.pipeline.engine import BACKENDS
+from trtq.pipeline.engine.backends import BACKENDS
 from trtq.pipeline.engine.tensorrt import TensorRt
 from trtq.pipeline.graph.load import Graph
 from trtq.pipeline.graph.placement import place

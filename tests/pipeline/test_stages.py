@@ -17,7 +17,8 @@ from trtq.models import session
 from trtq.models.demo import write_demo
 from trtq.models.spec import CalibrationSpec, EvaluationSpec, LayerSpec, ModelSpec
 from trtq.pipeline.build import build
-from trtq.pipeline.stages import calibrate, compare, compared_names, quantize
+from trtq.pipeline.ranges import calibrate
+from trtq.pipeline.stages import compare, compared_names, quantize
 from trtq.pipeline.target import Target
 from trtq.pipeline.watch import Silent
 

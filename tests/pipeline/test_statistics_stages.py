@@ -13,14 +13,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from trtq.calibrators import METHODS
+from trtq.calibrators import METHODS, arrays
 from trtq.calibrators.ranges import ranges_to_json, read_ranges
 from trtq.calibrators.statistics_file import merge_statistics, read_statistics, statistics_to_bytes
 from trtq.errors import ArtifactError, MissingDependency, UsageError
 from trtq.models.demo import write_demo
 from trtq.models.spec import CalibrationSpec, LayerSpec, ModelSpec, QuantizationSpec
+from trtq.pipeline import ranges
 from trtq.pipeline.calibrate import PassSpec, spec_beside
-from trtq.pipeline.stages import calibrate, observe, placed_in, ranges_of
+from trtq.pipeline.graph.load import Graph, load
+from trtq.pipeline.ranges import calibrate, observe, placed_in, ranges_of
 from trtq.pipeline.watch import Log, Silent
 
 _MEMORY = 8 << 20
@@ -247,3 +249,23 @@ def test_a_part_that_is_empty_is_told(model: Path, spec: ModelSpec) -> None:
     seen = observe(model, spec=spec, how=PassSpec(shard=(13, 13)), watcher=log)  # of 12 feeds
     assert seen.num_samples == 0
     assert any(text.startswith("part 13/13 of the data is empty: ") for text in log.warnings)
+
+
+def test_the_model_and_the_data_are_opened_once(
+    model: Path, spec: ModelSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[Path] = []
+    digest = arrays.file_digest
+
+    def count_load(path: Path, *, min_opset: int) -> Graph:
+        opened.append(path)
+        return load(path, min_opset=min_opset)
+
+    def count_digest(path: Path) -> str:
+        opened.append(path)
+        return digest(path)
+
+    monkeypatch.setattr(ranges, "load", count_load)
+    monkeypatch.setattr(arrays, "file_digest", count_digest)
+    calibrate(model, spec=spec)
+    assert sorted(opened) == sorted([model, Path(str(spec.calibration.data))])

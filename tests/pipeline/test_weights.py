@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from trtq.errors import UsageError
 from trtq.models.session import open_session, run
 from trtq.models.spec import LayerSpec, ModelSpec
-from trtq.pipeline.engine import BACKENDS
+from trtq.pipeline.engine.backends import BACKENDS
 from trtq.pipeline.graph import load as loading
 from trtq.pipeline.graph.load import Graph, load
 from trtq.pipeline.graph.placement import Placement, place

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import os
 import signal
-from importlib.metadata import version
+import sys
+from types import ModuleType
 from typing import Any
 
 import click
@@ -41,6 +43,18 @@ def _interrupt(signum: int, frame: object) -> None:
     raise KeyboardInterrupt
 
 
+def _imported(name: str) -> ModuleType:
+    """Returns a module that holds for good: its objects are never looked through for garbage."""
+    if name in sys.modules:
+        return sys.modules[name]
+    gc.disable()
+    try:
+        return importlib.import_module(name)
+    finally:
+        gc.freeze()
+        gc.enable()
+
+
 class _LazyGroup(click.Group):
     """Imports a command when it is run: `trtq --help` loads click alone."""
 
@@ -52,7 +66,7 @@ class _LazyGroup(click.Group):
         """Returns the command of this name."""
         if name not in _COMMANDS:
             return None
-        command: click.Command = importlib.import_module(f"trtq.cli.{name.replace('-', '_')}").command
+        command: click.Command = _imported(f"trtq.cli.{name.replace('-', '_')}").command
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -75,7 +89,7 @@ class _LazyGroup(click.Group):
 @click.group(
     cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
 )
-@click.version_option(version("trtq"), prog_name="trtq")
+@click.version_option(package_name="trtq", prog_name="trtq")
 def main() -> None:
     """From a float ONNX model to a verified INT8 TensorRT engine, with or without a GPU.
 

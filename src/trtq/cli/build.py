@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from trtq.cli import options, scales
+from trtq.cli import options, scales, targets
 from trtq.cli.console import ConsoleWatcher, result_console
 from trtq.cli.tables import print_report
 from trtq.errors import GateError
@@ -32,9 +32,9 @@ from trtq.pipeline.deliver.report import Report, to_json
 @scales.activations_option
 @options.layer_options
 @options.precision_options
-@options.quantization_option
+@targets.quantization_option
 @options.weight_options
-@options.target_options
+@targets.target_options
 @options.evaluation_options
 @options.gate_options
 @click.option(

@@ -16,7 +16,7 @@ from trtq.cli import options
 from trtq.cli.build import command as build_command
 from trtq.cli.sizes import num_bytes
 from trtq.errors import TrtqError, UsageError
-from trtq.pipeline.engine import BACKENDS
+from trtq.pipeline.engine.backends import BACKENDS
 from trtq.pipeline.parallel import Job
 
 if sys.version_info >= (3, 11):

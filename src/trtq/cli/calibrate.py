@@ -17,13 +17,12 @@ from trtq.calibrators.statistics import Statistics
 from trtq.calibrators.statistics_file import read_statistics, statistics_to_bytes
 from trtq.cli import options, scales
 from trtq.cli.console import ConsoleWatcher, result_console
-from trtq.cli.tables import print_repairs
 from trtq.errors import UsageError
 from trtq.files import check_output, refuse_input, write_atomically
 from trtq.models.spec import ModelSpec
 from trtq.pipeline.calibrate import PassSpec, method_of, pass_of
 from trtq.pipeline.improve import Improved
-from trtq.pipeline.stages import improve, observe, placed_in, ranges_of
+from trtq.pipeline.ranges import open_subject, placed_in, ranges_of
 
 
 @click.command("calibrate")
@@ -74,31 +73,23 @@ def command(model: Path, **given: Any) -> None:
     sources = (spec.calibration.data, spec.evaluation.data) if given["statistics"] is None else ()
     _check_paths(outputs, model, given["spec"], given["statistics"], *sources)
     target = options.target_from(given)
-    method_of(spec.calibration)  # told now, not when the data is read
     with ConsoleWatcher(quiet=given["quiet"]) as watcher:
-        tensors = None
         if given["statistics"] is not None:
             seen = read_statistics(given["statistics"])
             tensors = placed_in(seen, model, spec=spec, target=target, watcher=watcher)
-        else:
-            seen = observe(
-                model, spec=spec, target=target, random_data=given["random_data"], how=how, watcher=watcher
-            )
+            ranges = ranges_of(seen, spec=spec, tensors=tensors, watcher=watcher)
+            _write(Improved(ranges, method_of(spec.calibration)), given)
+            return
+        subject = open_subject(
+            model, spec=spec, target=target, random_data=given["random_data"], watcher=watcher
+        )
+        seen = subject.observe(how, watcher)
         if given["save_statistics"] is not None:
             write_atomically(given["save_statistics"], statistics_to_bytes(seen))
         if is_part:
             _tell_part(seen, given)
         else:
-            found = (
-                Improved(
-                    ranges_of(seen, spec=spec, tensors=tensors, watcher=watcher), method_of(spec.calibration)
-                )
-                if given["statistics"] is not None
-                else improve(
-                    model, seen, spec=spec, target=target, random_data=given["random_data"], watcher=watcher
-                )
-            )
-            _write(found, given)
+            _write(subject.improve(seen, watcher), given)
     if how.checkpoint is not None:  # not before all is written, which may fail
         how.checkpoint.unlink(missing_ok=True)
 
@@ -187,5 +178,7 @@ def _write(found: Improved, given: Mapping[str, Any]) -> None:
         console = result_console()
         console.print(f"{len(ranges.tensors)} tensors over {ranges.num_samples} samples by {ranges.method}")
         if found.repairs is not None:
+            from trtq.cli.tables import print_repairs  # late: nothing else here is a table
+
             print_repairs(console, found.repairs, verbose=given["verbose"])
         console.print(f"written to {given['output']}", soft_wrap=True)

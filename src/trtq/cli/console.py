@@ -4,78 +4,70 @@ from __future__ import annotations
 
 import json
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    ProgressColumn,
-    SpinnerColumn,
-    Task,
-    TextColumn,
-    TimeRemainingColumn,
-)
-from rich.text import Text
 
-
-class _Rate(ProgressColumn):
-    """Samples a second."""
-
-    def render(self, task: Task) -> Text:
-        speed = task.finished_speed or task.speed
-        return Text(f"{speed:.0f}/s" if speed else "", style="progress.data.speed")
+if TYPE_CHECKING:
+    from rich.console import Console
 
 
 class ConsoleWatcher:
     """Draws a progress bar on a terminal, and prints notes and warnings.
 
-    As a context manager it clears the bar at the end.
+    As a context manager it clears the bar at the end. What draws is imported where something is drawn.
     """
 
     def __init__(self, *, quiet: bool) -> None:
-        self._console = Console(stderr=True, highlight=False)
-        self._quiet = quiet
-        self._progress = Progress(
-            SpinnerColumn(),
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=30),
-            MofNCompleteColumn(),
-            _Rate(),
-            TimeRemainingColumn(),
-            console=self._console,
-            transient=True,
-            disable=quiet or not self._console.is_terminal,
-        )
+        self._console = None if quiet else _stderr_console()
+        self._progress: Any = None
+        if self._console is not None and self._console.is_terminal:
+            from trtq.cli.progress import progress_on
+
+            self._progress = progress_on(self._console)
         self._task: Any = None
 
     def __enter__(self) -> ConsoleWatcher:
-        self._progress.start()
+        if self._progress is not None:
+            self._progress.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._progress.stop()
+        if self._progress is not None:
+            self._progress.stop()
 
     def stage(self, text: str, total: int | None = None) -> None:
         """Starts a new bar."""
+        if self._progress is None:
+            return
         if self._task is not None:
             self._progress.remove_task(self._task)
         self._task = self._progress.add_task(text, total=total)
 
     def advance(self, num_samples: int) -> None:
         """Moves the bar."""
-        self._progress.advance(self._task, num_samples)
+        if self._progress is not None:
+            self._progress.advance(self._task, num_samples)
 
     def note(self, text: str) -> None:
         """Prints a note, unless quiet."""
-        if not self._quiet:
-            self._console.print(Text(f"note: {text}", style="dim"), soft_wrap=True)
+        if self._console is not None:
+            _tell(self._console, f"note: {text}", "dim")
 
     def warn(self, text: str) -> None:
         """Prints a warning."""
-        self._console.print(Text(f"warning: {text}", style="bold red"), soft_wrap=True)
+        _tell(self._console or _stderr_console(), f"warning: {text}", "bold red")
+
+
+def _stderr_console() -> Console:
+    from rich.console import Console
+
+    return Console(stderr=True, highlight=False)
+
+
+def _tell(console: Console, text: str, style: str) -> None:
+    """Prints a text as it is: the names of a model may look like markup."""
+    console.print(text, style=style, markup=False, emoji=False, soft_wrap=True)
 
 
 def result_console() -> Console:
@@ -83,6 +75,8 @@ def result_console() -> Console:
 
     It prints strings as they are: the names of a model may look like markup.
     """
+    from rich.console import Console
+
     width = None if sys.stdout.isatty() else 120
     return Console(highlight=False, markup=False, emoji=False, width=width)
 

@@ -12,7 +12,7 @@ import click
 from rich.console import Console
 from rich.text import Text
 
-from trtq.cli import options, scales
+from trtq.cli import options, scales, targets
 from trtq.cli.console import ConsoleWatcher, print_json, result_console
 from trtq.cli.tables import print_report, table
 from trtq.errors import GateError, UsageError
@@ -46,7 +46,7 @@ from trtq.pipeline.removed.scripts import check_scripts
     help="Precision of what is not quantized. With fp32 the scales are the cache's bit for bit; fp16 is "
     "faster and rounds them up to FP16, most by less than 0.1 %.",
 )
-@options.target_options
+@targets.target_options
 @options.evaluation_options
 @options.gate_options
 @options.json_option

@@ -14,9 +14,6 @@ from rich.table import Table
 from rich.text import Text
 
 from trtq.cli.console import show_bytes
-from trtq.pipeline.deliver.html.rows import layer_rows
-from trtq.pipeline.deliver.html.seen import read_seen
-from trtq.pipeline.deliver.manifest import read_manifest
 from trtq.pipeline.verify.score import shown, title_of
 
 if TYPE_CHECKING:
@@ -110,6 +107,11 @@ def comparison_table(outputs: Sequence[OutputComparison]) -> Table:
 
 def _print_layers(console: Console, folder: Path) -> None:
     """Prints the quantized layers of a build folder, the noisiest first, with the methods' ranges."""
+    # Late: no other table needs the page, which is a good part of this package.
+    from trtq.pipeline.deliver.html.rows import layer_rows
+    from trtq.pipeline.deliver.html.seen import read_seen
+    from trtq.pipeline.deliver.manifest import read_manifest
+
     seen, manifest = read_seen(folder), read_manifest(folder)
     layers = layer_rows(seen, manifest, None)
     if not layers:

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from trtq.errors import MissingDependency, UsageError
-from trtq.pipeline.engine import BACKENDS, choose, refuse_what_it_lacks
 from trtq.pipeline.engine.backend import BuilderOptions
+from trtq.pipeline.engine.backends import BACKENDS, choose, refuse_what_it_lacks
 from trtq.pipeline.engine.tensorrt import TensorRt
 
 NOT_INSTALLED = (
@@ -33,7 +33,7 @@ def test_auto_is_tensorrt_where_it_works(
     tensorrt_module: Callable[[str], str], one_gpu: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     backend = TensorRt(tensorrt_module("10.16.1.11"))
-    monkeypatch.setattr("trtq.pipeline.engine.BACKENDS", {**BACKENDS, "tensorrt": backend})
+    monkeypatch.setattr("trtq.pipeline.engine.backends.BACKENDS", {**BACKENDS, "tensorrt": backend})
     assert choose("auto") is backend
     monkeypatch.setattr("trtq.pipeline.engine.tensorrt.num_gpus", lambda: None)
     monkeypatch.setattr("trtq.pipeline.engine.rtx.TensorRtRtx.why_not", lambda _: "")
