@@ -8,12 +8,14 @@ from dataclasses import dataclass
 from trtq.calibrators import METHODS, Method
 from trtq.calibrators.batches import Batches
 from trtq.calibrators.estimate import describe, estimate
+from trtq.calibrators.observe import Conduct
 from trtq.calibrators.ranges import Ranges
 from trtq.calibrators.statistics import Statistics
 from trtq.models.spec import AUTO, CROSS_ENTROPY, ModelSpec
 from trtq.pipeline.calibrate import method_of
 from trtq.pipeline.graph.load import Graph
 from trtq.pipeline.graph.placement import DEFAULT_OP_TYPES, SOFTMAX, Placement
+from trtq.pipeline.quantize.channels.again import Again
 from trtq.pipeline.verify.macs import macs_of
 from trtq.pipeline.verify.repairs import Look, Repairs, find_repairs
 from trtq.pipeline.verify.rows import SUFFIX, row_amaxes, variants
@@ -82,7 +84,11 @@ def improved(
         candidates = variants(candidates, amaxes, only=not by_trial)
     watcher.stage("Trying repairs" if allowed else "Trying methods")
     look = _look(graph, batches, statistics.num_samples)
-    found = find_repairs(graph.model, placement, candidates, batches, allowed, look)
+    calibration = spec.calibration
+    again = Again(
+        list(methods.values()), Conduct(device=calibration.device, memory_bytes=calibration.memory_bytes)
+    )
+    found = find_repairs(graph.model, placement, candidates, batches, allowed, look, again)
     if found is None:
         watcher.note(
             "no repair is tried: the calibration data is one batch, so that nothing can be held back; "
