@@ -22,9 +22,10 @@ from trtq.pipeline.verify.rows import SUFFIX, row_amaxes, variants
 from trtq.pipeline.watch import Watcher
 
 _NUM_RUNS = 750
-"""Runs of one sample that a whole search takes about, with the looks that it would like."""
+"""Runs of one sample that a search takes about, with the looks that it would like; two thirds more where
+rescaling pays and is tried without headroom and with other ranges."""
 _CHEAP_MACS = 4e11
-"""What a search may cost at least: some twenty seconds on two cores."""
+"""What a search may cost at least: some twenty to thirty seconds on two cores."""
 _MOST_PASSES = 2
 """Above that, it may cost as much as so many passes over the calibration data."""
 _FEWEST = Look(4, 16)

@@ -207,9 +207,7 @@ def _rescaled(
         )
 
 
-def _taken_again(
-    judge: Judge, standing: _Standing, batches: Batches, look: Look, again: Again
-) -> _Standing:
+def _taken_again(judge: Judge, standing: _Standing, batches: Batches, look: Look, again: Again) -> _Standing:
     """Returns what stands after the rescaled tensors were observed, on the even feeds; all if that pays."""
     best = standing.best
     found = again.of_even_feeds().taken(judge.model, judge.placement, best.judged, batches)
