@@ -85,10 +85,7 @@ def improved(
         candidates = variants(candidates, amaxes, only=not by_trial)
     watcher.stage("Trying repairs" if allowed else "Trying methods")
     look = _look(graph, batches, statistics.num_samples)
-    calibration = spec.calibration
-    again = Again(
-        list(methods.values()), Conduct(device=calibration.device, memory_bytes=calibration.memory_bytes)
-    )
+    again = Again([*methods.values()], Conduct(spec.calibration.device, spec.calibration.memory_bytes))
     found = find_repairs(graph.model, placement, candidates, batches, allowed, look, again)
     if found is None:
         watcher.note(

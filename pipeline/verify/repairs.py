@@ -137,13 +137,8 @@ def find_repairs(
         even, odd = observe_channels(model, placement, batches)
         halves = even, {name: seen.merged(odd[name]) for name, seen in even.items() if name in odd}
         if judge.num_samples >= FEWEST_SAMPLES:
-            base = standing.best
-            for headroom in (HEADROOM, 0.0):
-                rescaled = _rescaled(judge, base, halves, _strengths(allowed, headroom))
-                standing = _contest(judge, standing, list(rescaled), look)
-            standing = replace(standing, applied=standing.applied[-1:])  # the one instead of the other
-            if again is not None and standing.best.judged.channels:
-                standing = _taken_again(judge, standing, batches, look, again)
+            standing = _at_best_strength(judge, standing, halves, allowed, look)
+            standing = _taken_again(judge, standing, batches, look, again)
         if "bias" in allowed:
             standing = _contest(judge, standing, [_with_means(standing.best, halves)], look)
     if "weights" in allowed:
@@ -190,6 +185,17 @@ Halves = tuple[Mapping[str, ChannelStatistics], Mapping[str, ChannelStatistics]]
 """Of the channels in the even feeds, and in all."""
 
 
+def _at_best_strength(
+    judge: Judge, standing: _Standing, halves: Halves, allowed: Sequence[str], look: Look
+) -> _Standing:
+    """Returns what stands after all strengths were tried, then all without headroom, on the same ranges."""
+    base = standing.best
+    for headroom in (HEADROOM, 0.0):
+        rescaled = _rescaled(judge, base, halves, _strengths(allowed, headroom))
+        standing = _contest(judge, standing, list(rescaled), look)
+    return replace(standing, applied=standing.applied[-1:])  # the one instead of the other
+
+
 def _rescaled(
     judge: Judge, base: _Candidate, halves: Halves, strengths: Iterator[Strength]
 ) -> Iterator[_Candidate]:
@@ -207,9 +213,13 @@ def _rescaled(
         )
 
 
-def _taken_again(judge: Judge, standing: _Standing, batches: Batches, look: Look, again: Again) -> _Standing:
+def _taken_again(
+    judge: Judge, standing: _Standing, batches: Batches, look: Look, again: Again | None
+) -> _Standing:
     """Returns what stands after the rescaled tensors were observed, on the even feeds; all if that pays."""
     best = standing.best
+    if again is None or not best.judged.channels:
+        return standing
     found = again.of_even_feeds().taken(judge.model, judge.placement, best.judged, batches)
     candidates: dict[str, _Candidate] = {}
     for name, judged in zip(again.words(), found, strict=True):
