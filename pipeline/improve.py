@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING
 from trtq.calibrators import METHODS, Method
 from trtq.calibrators.batches import Batches
 from trtq.calibrators.estimate import describe, estimate
+from trtq.calibrators.observe import Conduct
 from trtq.calibrators.ranges import Ranges
 from trtq.calibrators.statistics import Statistics
 from trtq.models.spec import AUTO, CROSS_ENTROPY, ModelSpec
 from trtq.pipeline.calibrate import method_of
 from trtq.pipeline.graph.load import Graph
 from trtq.pipeline.graph.placement import DEFAULT_OP_TYPES, SOFTMAX, Placement
+from trtq.pipeline.quantize.channels.again import Again
 from trtq.pipeline.verify.macs import macs_of
 from trtq.pipeline.verify.rows import SUFFIX, row_amaxes, variants
 from trtq.pipeline.watch import Watcher
@@ -23,9 +25,10 @@ if TYPE_CHECKING:
     from trtq.pipeline.verify.repairs import Look, Repairs
 
 _NUM_RUNS = 750
-"""Runs of one sample that a whole search takes about, with the looks that it would like."""
+"""Runs of one sample that a search takes about, with the looks that it would like; two thirds more where
+rescaling pays and is tried without headroom and with other ranges."""
 _CHEAP_MACS = 4e11
-"""What a search may cost at least: some twenty seconds on two cores."""
+"""What a search may cost at least: some twenty to thirty seconds on two cores."""
 _MOST_PASSES = 2
 """Above that, it may cost as much as so many passes over the calibration data."""
 _FEWEST = (4, 16)
@@ -88,7 +91,8 @@ def improved(
         candidates = variants(candidates, amaxes, only=not by_trial)
     watcher.stage("Trying repairs" if allowed else "Trying methods")
     look = _look(graph, batches, statistics.num_samples)
-    found = find_repairs(graph.model, placement, candidates, batches, allowed, look)
+    again = Again([*methods.values()], Conduct(spec.calibration.device, spec.calibration.memory_bytes))
+    found = find_repairs(graph.model, placement, candidates, batches, allowed, look, again)
     if found is None:
         watcher.note(
             "no repair is tried: the calibration data is one batch, so that nothing can be held back; "

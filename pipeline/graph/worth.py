@@ -8,6 +8,13 @@ from collections.abc import Iterator
 import onnx_ir as ir
 
 _FEW_OUTPUTS = 2
+_FEW_AT_THE_END = 16
+"""Measured: a page classifier has 31.3 dB SQNR without, 27.9 dB with its last layer (4 outputs) in INT8."""
+_SMALL_SHARE = 0.005
+_WEIGHTED = frozenset({
+    "Attention", "Conv", "ConvInteger", "ConvTranspose", "DeformConv", "Einsum", "Gemm", "GRU", "If", "LSTM",
+    "Loop", "MatMul", "MatMulInteger", "MultiHeadAttention", "RNN", "Scan",
+})  # fmt: skip
 _LONG_FILTER = 32
 _ELEMENTWISE = frozenset({
     "Add", "Cast", "Clip", "Div", "HardSigmoid", "HardSwish", "Identity", "LeakyRelu", "Mul", "PRelu", "Relu",
@@ -38,8 +45,11 @@ def why_float(node: ir.Node, weight: ir.Value, activation: ir.Value, axis: int |
         return "filled: its input has one value everywhere, whatever the data (ConstantOfShape)"
     if node.op_type == "Conv" and _is_filter_bank(node, shape):
         return f"filter-bank: a transform of one channel by {max(shape[2:])} taps, which INT8 distorts"
-    if axis is not None and node.op_type != "ConvTranspose" and 0 < shape[axis] <= _FEW_OUTPUTS:
-        return f"few-outputs: INT8 kernels work on 16 output channels or more at once, it has {shape[axis]}"
+    num_outputs = shape[axis] if axis is not None and node.op_type != "ConvTranspose" else 0
+    if 0 < num_outputs <= _FEW_OUTPUTS:
+        return f"few-outputs: INT8 kernels work on 16 output channels or more at once, it has {num_outputs}"
+    if 0 < num_outputs < _FEW_AT_THE_END and _is_small(weight) and _is_last(node):
+        return f"few-outputs: a small last layer, whose error reaches the outputs; it has {num_outputs}"
     if node.op_type == "Conv" and _is_gate(node):
         return "gate: squeeze-and-excitation works on one position, where INT8 saves nothing"
     return ""
@@ -91,6 +101,29 @@ def _is_filter_bank(node: ir.Node, shape: tuple[int, ...]) -> bool:
 def _is_gate(node: ir.Node) -> bool:
     """Whether a convolution at a single position makes factors for a feature map."""
     return _is_one_position(node.inputs[0]) and any(_scales_a_map(value) for value in node.outputs)
+
+
+def _is_small(weight: ir.Value) -> bool:
+    """Whether a weight is a tiny share of all those of its graph, so that its layer costs next to nothing."""
+    graph = weight.graph
+    if graph is None:
+        return False
+    every = sum(math.prod(_sizes(value)) for value in graph.initializers.values() if len(_sizes(value)) > 1)
+    return math.prod(_sizes(weight)) < _SMALL_SHARE * every
+
+
+def _is_last(node: ir.Node) -> bool:
+    """Whether no layer with weights, and no product of activations, comes after a node."""
+    seen: set[ir.Node] = set()
+    ahead = [node]
+    while ahead:
+        for user in ahead.pop().successors():
+            if user.op_type in _WEIGHTED:
+                return False
+            if user not in seen:
+                seen.add(user)
+                ahead.append(user)
+    return True
 
 
 def _scales_a_map(value: ir.Value, steps: int = _MOST_STEPS) -> bool:

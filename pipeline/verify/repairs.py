@@ -9,10 +9,10 @@ from dataclasses import dataclass, replace
 import onnx_ir as ir
 
 from trtq.calibrators.batches import Batches
-from trtq.calibrators.observe import Progress
 from trtq.calibrators.ranges import Channels, Ranges
 from trtq.pipeline.graph.placement import Placement
-from trtq.pipeline.quantize.channels.scales import Strength, plan
+from trtq.pipeline.quantize.channels.again import Again
+from trtq.pipeline.quantize.channels.scales import HEADROOM, Strength, plan
 from trtq.pipeline.quantize.channels.statistics import ChannelStatistics, observe_channels
 from trtq.pipeline.verify.adaround import find_roundings
 from trtq.pipeline.verify.trials import Judge, Marks, judge_of
@@ -100,15 +100,16 @@ def find_repairs(
     batches: Batches,
     allowed: Sequence[str],
     look: Look | None = None,
-    progress: Progress = lambda _: None,
+    again: Again | None = None,
 ) -> tuple[Ranges, Repairs] | None:
     """Returns the best of the ranges with the repairs that pay; None if there is nothing to judge by.
 
-    Greedy, one kind after another: the method; how strongly channels are brought to one range; bias
-    correction; weight scales that clip; roundings. The channels and roundings are found on the even feeds,
-    and what is judged on the odd ones is made of these alone; what is returned is made of all channels. All
-    candidates of a kind are tried on a few samples and the best on more (successive halving, Jamieson and
-    Talwalkar, arXiv 1502.07943). The same data gives the same result.
+    Greedy, one kind after another: the method; how strongly channels are brought to one range, with headroom
+    and without; the method for what that makes of them; bias correction; weight scales that clip; roundings.
+    The channels and roundings are found on the even feeds, and what is judged on the odd ones is made of
+    these alone; what is returned is made of all channels. All candidates of a kind are tried on a few samples
+    and the best on more (successive halving, Jamieson and Talwalkar, arXiv 1502.07943). The same data gives
+    the same result.
 
     Args:
         model: The float graph; it is not changed.
@@ -117,7 +118,7 @@ def find_repairs(
         batches: The calibration data.
         allowed: The repairs that may be made, of `trtq.models.spec.REPAIRS`.
         look: On how many samples.
-        progress: Told of every feed.
+        again: How rescaled tensors are observed; None: they keep the range that holds all that was seen.
 
     Raises:
         DataError: The data does not fit.
@@ -133,11 +134,11 @@ def find_repairs(
     standing = _contest(judge, standing, methods[1:], look)
     standing = replace(standing, applied=())
     if set(allowed) & {*_RESCALING, "bias"}:
-        even, odd = observe_channels(model, placement, batches, progress)
+        even, odd = observe_channels(model, placement, batches)
         halves = even, {name: seen.merged(odd[name]) for name, seen in even.items() if name in odd}
         if judge.num_samples >= FEWEST_SAMPLES:
-            rescaled = _rescaled(model, placement, standing.best, halves, allowed)
-            standing = _contest(judge, standing, list(rescaled), look)
+            standing = _at_best_strength(judge, standing, halves, allowed, look)
+            standing = _taken_again(judge, standing, batches, look, again)
         if "bias" in allowed:
             standing = _contest(judge, standing, [_with_means(standing.best, halves)], look)
     if "weights" in allowed:
@@ -184,13 +185,24 @@ Halves = tuple[Mapping[str, ChannelStatistics], Mapping[str, ChannelStatistics]]
 """Of the channels in the even feeds, and in all."""
 
 
+def _at_best_strength(
+    judge: Judge, standing: _Standing, halves: Halves, allowed: Sequence[str], look: Look
+) -> _Standing:
+    """Returns what stands after all strengths were tried, then all without headroom, on the same ranges."""
+    base = standing.best
+    for headroom in (HEADROOM, 0.0):
+        rescaled = _rescaled(judge, base, halves, _strengths(allowed, headroom))
+        standing = _contest(judge, standing, list(rescaled), look)
+    return replace(standing, applied=standing.applied[-1:])  # the one instead of the other
+
+
 def _rescaled(
-    model: ir.Model, placement: Placement, base: _Candidate, halves: Halves, allowed: Sequence[str]
+    judge: Judge, base: _Candidate, halves: Halves, strengths: Iterator[Strength]
 ) -> Iterator[_Candidate]:
     """Yields every candidate that differs from those before it."""
     known: list[Mapping[str, Channels]] = [{}]
-    for strength in _strengths(allowed):
-        judged, final = (plan(model, placement, seen, strength) for seen in halves)
+    for strength in strengths:
+        judged, final = (plan(judge.model, judge.placement, seen, strength) for seen in halves)
         if judged in known:
             continue
         known.append(judged)
@@ -201,14 +213,35 @@ def _rescaled(
         )
 
 
-def _strengths(allowed: Sequence[str]) -> Iterator[Strength]:
+def _taken_again(
+    judge: Judge, standing: _Standing, batches: Batches, look: Look, again: Again | None
+) -> _Standing:
+    """Returns what stands after the rescaled tensors were observed, on the even feeds; all if that pays."""
+    best = standing.best
+    if again is None or not best.judged.channels:
+        return standing
+    found = again.of_even_feeds().taken(judge.model, judge.placement, best.judged, batches)
+    candidates: dict[str, _Candidate] = {}
+    for name, judged in zip(again.words(), found, strict=True):
+        if judged not in [best.judged, *(item.judged for item in candidates.values())]:
+            candidates[name] = _Candidate(name, judged, best.final)
+    after = _contest(judge, standing, list(candidates.values()), look)
+    if after.best is best:
+        return after
+    winner = again.by(again.words().index(after.best.name))
+    (final,) = winner.taken(judge.model, judge.placement, best.final, batches)
+    return replace(after, best=replace(after.best, final=final))
+
+
+def _strengths(allowed: Sequence[str], headroom: float) -> Iterator[Strength]:
     """Yields how far to go, mildest first."""
     folds, inserts, shifts = (name in allowed for name in _RESCALING)
     for exponent in (0.5, 0.75):
-        yield Strength(exponent * folds, 0.0, (exponent + 0.25) * inserts)
+        yield Strength(exponent * folds, 0.0, (exponent + 0.25) * inserts, headroom=headroom)
     for shift in dict.fromkeys((False, shifts)):
         for exponent in (0.0, 0.25, 0.5, 0.75, 1.0) if inserts or folds else (0.0,):
-            yield Strength(exponent * folds, exponent * inserts, max(exponent, 0.75) * inserts, shift)
+            depthwise = max(exponent, 0.75) * inserts
+            yield Strength(exponent * folds, exponent * inserts, depthwise, shift, headroom)
 
 
 def _words(strength: Strength) -> Iterator[str]:
@@ -218,6 +251,8 @@ def _words(strength: Strength) -> Iterator[str]:
         yield f"smooth {strength.insert:g} (depthwise {strength.depthwise:g})"
     if strength.shift:
         yield "shift"
+    if not strength.headroom:
+        yield "no headroom"
 
 
 def _with_means(base: _Candidate, halves: Halves) -> _Candidate:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import onnx_ir as ir
@@ -21,11 +21,19 @@ Reader = tuple[QuantizedNode, ir.Node]
 
 @dataclass(frozen=True, slots=True)
 class Rescaled:
-    """A float graph that computes the same on rescaled tensors, and its placement and ranges."""
+    """A float graph that computes the same on rescaled tensors, and its placement and ranges.
+
+    Attributes:
+        model: The graph.
+        placement: Of the graph.
+        ranges: Of the graph, with those of the rescaled tensors.
+        names: Of the rescaled tensors, by what each was called before.
+    """
 
     model: ir.Model
     placement: Placement
     ranges: Ranges
+    names: Mapping[str, str] = field(default_factory=dict)
 
 
 def rescale(model: ir.Model, placement: Placement, ranges: Ranges) -> Rescaled:
@@ -68,6 +76,7 @@ def rescale(model: ir.Model, placement: Placement, ranges: Ranges) -> Rescaled:
         result,
         Placement(quantized, placement.kept),
         replace(ranges, tensors=tensors, channels=channels, beyond_fp16=beyond),
+        renamed,
     )
 
 

@@ -16,7 +16,8 @@ from trtq.pipeline.quantize.channels.producers import ends_of, foldable_producer
 from trtq.pipeline.quantize.channels.statistics import ChannelStatistics, channel_readers
 
 _QMAX = 127
-_HEADROOM = 0.125
+HEADROOM = 0.125
+"""The share of its range that is left free in each channel for data that is not seen."""
 _NARROWEST = 0.05
 """Channels narrower than this share of the widest count as so wide: few samples say little of them."""
 _UNBOUNDED = (-np.inf, np.inf)
@@ -33,12 +34,14 @@ class Strength:
         depthwise: The same for depthwise convolutions, whose weights lose nothing by it.
         shift: Whether channels are centred too, where no zeros are padded and a node is inserted, as it then
             is behind a Clip.
+        headroom: The share of its range that is left free in each channel for data that is not seen.
     """
 
     fold: float = 0.0
     insert: float = 0.0
     depthwise: float = 0.0
     shift: bool = False
+    headroom: float = HEADROOM
 
 
 def plan(
@@ -89,11 +92,16 @@ def _plan_tensor(
         return None
     node = source.producer()
     ends = ends_of(node) if node is not None and is_constant_clip(node) else _UNBOUNDED
-    return rescaling(seen, exponent, shifts=shifts, ends=ends)
+    return rescaling(seen, exponent, shifts=shifts, ends=ends, headroom=strength.headroom)
 
 
 def rescaling(
-    seen: ChannelStatistics, exponent: float, *, shifts: bool, ends: tuple[float, float] = _UNBOUNDED
+    seen: ChannelStatistics,
+    exponent: float,
+    *,
+    shifts: bool,
+    ends: tuple[float, float] = _UNBOUNDED,
+    headroom: float = HEADROOM,
 ) -> Channels:
     """Returns scales of which the largest is 1, the shifts, and the amax of all channels after both.
 
@@ -102,8 +110,9 @@ def rescaling(
         exponent: How far they are brought to one range.
         shifts: Whether they are centred first.
         ends: What no value of the tensor lies beyond, whatever the data: those of a Clip.
+        headroom: The share of its range that is left free in each channel.
     """
-    low, high = _widened(seen, ends)
+    low, high = _widened(seen, ends, headroom)
     middle = (low + high) / 2 if shifts else np.zeros_like(low)
     reach = np.maximum(high - middle, middle - low)
     scale = np.maximum(reach, _NARROWEST * reach.max()) ** exponent
@@ -117,10 +126,10 @@ def rescaling(
 
 
 def _widened(
-    seen: ChannelStatistics, ends: tuple[float, float]
+    seen: ChannelStatistics, ends: tuple[float, float], headroom: float
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Returns the ends of each channel with room for data that is not seen; a ReLU's zero stays the end."""
-    room = _HEADROOM * (seen.maximum - seen.minimum)
+    room = headroom * (seen.maximum - seen.minimum)
     low = np.where(seen.minimum < 0, seen.minimum - room, seen.minimum)
     high = np.where(seen.maximum > 0, seen.maximum + room, seen.maximum)
     return np.maximum(low, ends[0]), np.minimum(high, ends[1])

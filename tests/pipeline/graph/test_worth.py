@@ -67,6 +67,32 @@ def test_a_product_by_its_outputs(call: str, w: tuple[int, ...], rule: str, mode
     assert _kept(model_of(text, w=_random(*w))) == ({"m": rule} if rule else {})
 
 
+_HEAD = "[big] a = MatMul (x, w) [mid] b = MatMul (a, v) r = Relu (b) [head] t = MatMul (r, u)"
+
+
+@pytest.mark.parametrize(
+    ("num_outputs", "end", "kept"),
+    [
+        pytest.param(4, "y = Softmax (t)", {"head": "few-outputs"}, id="a small head"),
+        pytest.param(16, "y = Softmax (t)", {}, id="sixteen outputs"),
+        pytest.param(4, "z = Sigmoid (t) [after] y = MatMul (z, k)", {}, id="a layer after it"),
+    ],
+)
+def test_a_small_last_layer_with_few_outputs(
+    num_outputs: int, end: str, kept: dict[str, str], model_of: ModelOf
+) -> None:
+    weights = {"w": (64, 1024), "v": (1024, 16), "u": (16, num_outputs), "k": (4, 16)}
+    used = {name: _random(*shape) for name, shape in weights.items() if f"{name})" in _HEAD + end}
+    model = model_of(f"g (float[N,64] x) => (float[N,M] y) {{ {_HEAD} {end} }}", **used)
+    assert _kept(model) == kept
+    assert _kept(model, force=("head",)) == {}
+
+
+def test_a_last_layer_that_holds_a_part_of_the_weights_is_quantized(model_of: ModelOf) -> None:
+    weights = {"w": _random(64, 16), "v": _random(16, 16), "u": _random(16, 4)}
+    assert _kept(model_of(f"g (float[N,64] x) => (float[N,4] t) {{ {_HEAD} }}", **weights)) == {}
+
+
 def _gate(end: str) -> str:
     return f"""g (float[N,16,8,8] x) => (float y) {{
         p = GlobalAveragePool (x)

@@ -13,11 +13,13 @@ from numpy.typing import NDArray
 from trtq.calibrators import METHODS
 from trtq.calibrators.batches import Batches, Feed
 from trtq.calibrators.estimate import estimate
-from trtq.calibrators.observe import observe
+from trtq.calibrators.observe import Conduct, observe
+from trtq.calibrators.percentile import Percentile
 from trtq.calibrators.ranges import Range, Ranges
 from trtq.models.spec import REPAIRS
 from trtq.pipeline.graph.load import Graph
 from trtq.pipeline.graph.placement import Placement, place
+from trtq.pipeline.quantize.channels.again import Again
 from trtq.pipeline.quantize.channels.rescale import rescale
 from trtq.pipeline.verify.repairs import Look, Repairs, find_repairs
 
@@ -223,6 +225,41 @@ def test_many_candidates_are_tried_on_a_few_samples_first(net: Callable[..., Gra
     assert sorted(item.num_samples for item in rescalings)[-3:] == [24, 24, 24]
     assert {item.num_samples for item in rescalings} == {8, 24}
     assert not any(item.applied for item in rescalings if item.num_samples == 8)
+
+
+def _of_the_last(net: Graph, data: Batches, again: Again | None) -> tuple[Ranges, Repairs]:
+    """Returns what is found where the last layer alone is quantized, and its input is the model's, spread."""
+    model, spread = net.model.clone(), np.diag(np.geomspace(1, 100, _WIDTH)).astype(np.float32)
+    for name, array in {"w1": spread, "b1": np.zeros(_WIDTH, np.float32)}.items():
+        model.graph.initializers[name].const_value = ir.tensor(array, name=name)
+    graph = replace(net, model=model)
+    placement = place(model, force=["."], skip=["one"])
+    found = find_repairs(model, placement, _ranges(graph, placement, data), data, ["smooth"], None, again)
+    assert found is not None
+    return found
+
+
+def test_rescaled_tensors_get_a_range_of_their_own_where_that_pays(net: Callable[..., Graph]) -> None:
+    arrays = np.random.default_rng(3).standard_normal((64, 8, _WIDTH)).astype(np.float32)
+    arrays[::32, 0] = 20  # in feeds that are not judged by: holding it costs all others much
+    graph, data = net(np.geomspace(1, 100, _WIDTH)), batches_of(list(arrays))
+    again = Again([METHODS["minmax"](), Percentile(percentile=99.0)], Conduct())
+    _, without = _of_the_last(graph, data, None)
+    ranges, repairs = _of_the_last(graph, data, again)
+    assert repairs.applied == (*without.applied, "percentile of rescaled tensors")
+    assert repairs.after_db > without.after_db + 6
+    rescaled = np.maximum(arrays, 0) * np.geomspace(1, 100, _WIDTH) / ranges.channels["r"].scale
+    expected = np.percentile(rescaled, 99.0)  # of all the data, not of the half that was judged
+    assert ranges.channels["r"].amax == pytest.approx(expected, rel=0.01)
+    assert expected < 0.95 * np.percentile(rescaled[::2], 99.0)
+
+
+def test_headroom_is_given_up_where_it_costs_more_than_it_saves(net: Callable[..., Graph]) -> None:
+    arrays = np.random.default_rng(4).uniform(-1, 1, (128, 8, _WIDTH)).astype(np.float32)
+    _, repairs = _of_the_last(net(np.geomspace(1, 100, _WIDTH)), batches_of(list(arrays)), None)
+    (applied,) = repairs.applied
+    assert applied.endswith("no headroom")
+    assert any(item.applied and "no headroom" not in item.name for item in repairs.tried)  # it came first
 
 
 def test_the_same_data_gives_the_same_result(net: Callable[..., Graph]) -> None:

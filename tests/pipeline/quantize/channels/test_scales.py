@@ -32,6 +32,12 @@ def test_half_strength_takes_the_square_roots() -> None:
     assert made.amax == pytest.approx(18.0)
 
 
+def test_without_headroom_the_widest_channel_fills_the_codes() -> None:
+    made = rescaling(_seen([0, -3], [16, 4]), 0.5, shifts=False, headroom=0.0)
+    assert made.scale == pytest.approx((1.0, 0.5))
+    assert made.amax == pytest.approx(16.0)
+
+
 def test_a_channel_that_is_hardly_used_is_not_blown_up_to_the_others_range() -> None:
     made = rescaling(_seen([0, 0], [16, 1e-6]), 1.0, shifts=False)
     assert made.scale == pytest.approx((1.0, 0.05))
