@@ -15,11 +15,13 @@ from trtq.pipeline.quantize.channels.again import Again
 from trtq.pipeline.quantize.channels.scales import HEADROOM, Strength, plan
 from trtq.pipeline.quantize.channels.statistics import ChannelStatistics, observe_channels
 from trtq.pipeline.verify.adaround import find_roundings
-from trtq.pipeline.verify.trials import Judge, Marks, judge_of
+from trtq.pipeline.verify.trials import LEAST_GAIN_DB, Judge, Marks, judge_of
 
 FEWEST_SAMPLES = 16
 """Held back; with fewer, the extremes of single channels tell too little: nothing is rescaled."""
 _FINALISTS = 3
+_HEADROOM_WORTH_DB = 0.5
+"""What it must gain to do without: data held back is like the data on which the channels were seen."""
 _RESCALING = ("equalize", "smooth", "shift")
 
 
@@ -152,7 +154,13 @@ def find_repairs(
     return final, Repairs(final.method, standing.applied, before, after, judge.num_samples, standing.tried)
 
 
-def _contest(judge: Judge, standing: _Standing, candidates: Sequence[_Candidate], look: Look) -> _Standing:
+def _contest(
+    judge: Judge,
+    standing: _Standing,
+    candidates: Sequence[_Candidate],
+    look: Look,
+    least_db: float = LEAST_GAIN_DB,
+) -> _Standing:
     """Returns what stands after the candidates were tried: the best, if it is clearly better."""
     tried: list[Try] = []
     if len(candidates) > _FINALISTS and judge.num_samples > look.first:
@@ -168,7 +176,7 @@ def _contest(judge: Judge, standing: _Standing, candidates: Sequence[_Candidate]
         candidates = [candidates[index] for index in sorted(order[:_FINALISTS])]
     found = judge.marks([item.judged for item in candidates], judge.feeds)
     best = max(range(len(found)), key=lambda index: found[index].db, default=None)
-    if best is not None and not found[best].is_clearly_above(standing.marks):
+    if best is not None and not found[best].is_clearly_above(standing.marks, least_db):
         best = None
     tried += [
         Try(item.name, marks.db - standing.marks.db, judge.num_samples, applied=index == best)
@@ -190,9 +198,9 @@ def _at_best_strength(
 ) -> _Standing:
     """Returns what stands after all strengths were tried, then all without headroom, on the same ranges."""
     base = standing.best
-    for headroom in (HEADROOM, 0.0):
+    for headroom, least_db in ((HEADROOM, LEAST_GAIN_DB), (0.0, _HEADROOM_WORTH_DB)):
         rescaled = _rescaled(judge, base, halves, _strengths(allowed, headroom))
-        standing = _contest(judge, standing, list(rescaled), look)
+        standing = _contest(judge, standing, list(rescaled), look, least_db)
     return replace(standing, applied=standing.applied[-1:])  # the one instead of the other
 
 

@@ -19,7 +19,8 @@ from trtq.pipeline.graph.placement import Placement
 from trtq.pipeline.quantize.qdq import quantize
 
 _EXACT_DB = 80.0
-_LEAST_GAIN_DB = 0.2
+LEAST_GAIN_DB = 0.2
+"""What a candidate must gain at least to be taken."""
 _MOST_AT_A_TIME = 4
 _FLOAT = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 _PASSED_ON = ("Identity", "Cast", "Transpose", "Reshape", "Squeeze", "Unsqueeze", "Flatten")
@@ -43,12 +44,12 @@ class Marks:
         """The mean of both: the first counts every sample alike, the second the worst samples most."""
         return float(self.samples.mean() + _means(self.wholes)) / 2
 
-    def is_clearly_above(self, other: Marks) -> bool:
-        """Whether these are better by 0.2 dB and by more than chance: by twice the error of the mean gain."""
+    def is_clearly_above(self, other: Marks, least_db: float = LEAST_GAIN_DB) -> bool:
+        """Whether these are better by so much, and by more than chance: twice the error of the mean gain."""
         gains = self.samples - other.samples
         error = gains.std(ddof=1) / math.sqrt(gains.size) if gains.size > 1 else math.inf
-        least = max(_LEAST_GAIN_DB, 2 * float(error))
-        return bool(gains.mean() >= least) and self.db - other.db >= _LEAST_GAIN_DB
+        least = max(least_db, 2 * float(error))
+        return bool(gains.mean() >= least) and self.db - other.db >= least_db
 
 
 @dataclass(frozen=True, slots=True)
