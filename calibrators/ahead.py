@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -29,10 +30,19 @@ def num_cores(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
 
 
 def begun(call: Callable[[], R]) -> Callable[[], R]:
-    """Returns what waits for the result of a call that goes on meanwhile, in a thread of its own."""
-    pool = ThreadPoolExecutor(1, "trtq")
-    result = pool.submit(call)
-    pool.shutdown(wait=False)
+    """Returns what waits for the result of a call that goes on meanwhile, in a thread of its own.
+
+    The process may end before the call does: nobody who made a mistake waits until the data is read.
+    """
+    result: Future[R] = Future()
+
+    def work() -> None:
+        try:
+            result.set_result(call())
+        except BaseException as error:  # noqa: BLE001 - it is raised where the result is wanted
+            result.set_exception(error)
+
+    threading.Thread(target=work, name="trtq", daemon=True).start()
     return result.result
 
 

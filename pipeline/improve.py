@@ -76,7 +76,8 @@ def improved(
     by_trial, allowed = spec.calibration.method == AUTO, spec.quantization.repairs
     if batches.is_random or not placement.layers or not (by_trial or allowed):
         return unimproved(graph, placement.activations, statistics, batches, spec, watcher)
-    from trtq.pipeline.verify.repairs import find_repairs  # late: where nothing is tried, it is not needed
+    # Late: where nothing is tried, it is not needed.
+    from trtq.pipeline.verify.repairs import FEWEST_SAMPLES, RESCALING, find_repairs
 
     others = [method() for method in METHODS.values() if not isinstance(first, method)] if by_trial else []
     methods = {describe(method): method for method in (first, *others)}
@@ -100,6 +101,11 @@ def improved(
         )
         return Improved(candidates[0], first)
     ranges, repairs = found
+    if {*RESCALING} & {*allowed} and repairs.num_samples < FEWEST_SAMPLES:
+        watcher.note(
+            f"no channels are rescaled: {repairs.num_samples} samples were held back to judge by, and that "
+            f"takes {FEWEST_SAMPLES}; give {2 * FEWEST_SAMPLES} calibration samples or more"
+        )
     return Improved(ranges, methods[ranges.method.removesuffix(SUFFIX)], repairs)
 
 

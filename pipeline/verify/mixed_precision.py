@@ -16,7 +16,8 @@ from trtq.pipeline.verify.sensitivity import Effect, in_groups, measure
 from trtq.pipeline.verify.switchable import Switchable
 
 _MARGIN = 0.9
-"""Of the error that the gate allows, so much may be used up on the data that the choice is made on."""
+"""Of the error that the gate allows, and of the points, so much may be used up on the data that the choice is
+made on: other data asks for more, and so does FP16, which the search does not compute in."""
 _OVERHEADS = (0.0, 0.002)
 """What a kept layer costs besides its own MACs, as shares of all MACs: conversions before and behind it."""
 _SENSITIVITY_PASSES = 9
@@ -130,7 +131,7 @@ def choose(meter: Meter, macs: Mapping[str, int], gate: AccuracySpec, batches: B
         effects, score = meter.kept({key: orders[int(key)][:count] for key, count in probes.items()}, batches)
         for key, count in probes.items():
             holds = _holds(effects[key], score, gate)
-            searches[int(key)].learn(count, error_of(effects[key], gate), holds=holds)
+            searches[int(key)].learn(count, _strain(effects[key], score, gate), holds=holds)
     cheapest = min(searches, key=lambda item: _cost(item.order[: item.enough], shares))
     kept = cheapest.order[: cheapest.enough]
     if meter.samples_run <= most_samples:
@@ -203,9 +204,20 @@ def _holds(effect: Effect, float_score: float | None, gate: AccuracySpec) -> boo
     wanted = 1 - _MARGIN * (1 - gate.min_cosine)
     if not all(item.cosine >= wanted for item in effect.outputs.values()):  # NaN does not
         return False
+    return _drop(effect, float_score) <= _MARGIN * gate.max_drop
+
+
+def _drop(effect: Effect, float_score: float | None) -> float:
+    """Returns how many points of the float model's score are lost; 0 without a score."""
     if effect.score is None or float_score is None:
-        return True
-    return round(100 * (float_score - effect.score), 9) <= gate.max_drop
+        return 0.0
+    return round(100 * (float_score - effect.score), 9)
+
+
+def _strain(effect: Effect, float_score: float | None, gate: AccuracySpec) -> float:
+    """Returns how much of what the gate allows is used up, by the error or by the score: 1 is all of it."""
+    lost = _drop(effect, float_score) / gate.max_drop if gate.max_drop > 0 else 0.0
+    return max(error_of(effect, gate), lost)
 
 
 def _without_needless(

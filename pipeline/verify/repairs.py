@@ -22,7 +22,7 @@ FEWEST_SAMPLES = 16
 _FINALISTS = 3
 _HEADROOM_WORTH_DB = 0.5
 """What it must gain to do without: data held back is like the data on which the channels were seen."""
-_RESCALING = ("equalize", "smooth", "shift")
+RESCALING = ("equalize", "smooth", "shift")
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +135,7 @@ def find_repairs(
     before = standing.marks.db
     standing = _contest(judge, standing, methods[1:], look)
     standing = replace(standing, applied=())
-    if set(allowed) & {*_RESCALING, "bias"}:
+    if set(allowed) & {*RESCALING, "bias"}:
         even, odd = observe_channels(model, placement, batches)
         halves = even, {name: seen.merged(odd[name]) for name, seen in even.items() if name in odd}
         if judge.num_samples >= FEWEST_SAMPLES:
@@ -243,7 +243,7 @@ def _taken_again(
 
 def _strengths(allowed: Sequence[str], headroom: float) -> Iterator[Strength]:
     """Yields how far to go, mildest first."""
-    folds, inserts, shifts = (name in allowed for name in _RESCALING)
+    folds, inserts, shifts = (name in allowed for name in RESCALING)
     for exponent in (0.5, 0.75):
         yield Strength(exponent * folds, 0.0, (exponent + 0.25) * inserts, headroom=headroom)
     for shift in dict.fromkeys((False, shifts)):

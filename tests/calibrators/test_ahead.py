@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,6 +31,11 @@ def test_a_call_that_is_begun_goes_on_and_is_made_once() -> None:
 def test_the_failure_of_a_call_that_is_begun_is_raised_where_it_is_waited_for() -> None:
     with pytest.raises(ZeroDivisionError):
         begun(lambda: 1 // 0)()
+
+
+def test_a_process_ends_before_a_call_that_is_begun_and_is_not_waited_for() -> None:
+    code = "import threading; from trtq.calibrators.ahead import begun; begun(threading.Event().wait)"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
 
 def test_results_come_in_the_order_of_the_items() -> None:

@@ -113,6 +113,23 @@ def test_random_data_repairs_nothing(
     assert found.ranges.method.startswith("entropy(")
 
 
+def test_too_few_samples_to_rescale_channels_are_told_of(
+    seen: tuple[Graph, Placement, Statistics, Batches], spec: ModelSpec
+) -> None:
+    graph, placement, statistics, batches = seen
+    log = Log(Silent())
+    found = _improved((graph, placement, statistics, batches.first(24)), spec, log)
+    assert found.repairs is not None
+    assert log.notes == [
+        "no channels are rescaled: 8 samples were held back to judge by, and that takes 16; "
+        "give 32 calibration samples or more"
+    ]
+    alone = replace(spec, quantization=QuantizationSpec(repair=("bias",)))
+    quiet = Log(Silent())
+    _improved((graph, placement, statistics, batches.first(24)), alone, quiet)
+    assert quiet.notes == []
+
+
 def test_one_batch_repairs_nothing_and_says_so(
     seen: tuple[Graph, Placement, Statistics, Batches], spec: ModelSpec
 ) -> None:

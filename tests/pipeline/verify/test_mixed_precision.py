@@ -160,6 +160,22 @@ def test_a_score_decides_how_many_are_enough_as_the_cosine_does() -> None:
     assert enough_for(meter, tuple("abcdef"), 1, _GATE, batches_of(4)) == 4  # 0.8 points for the two left
 
 
+def test_a_score_leaves_a_part_of_the_points_for_other_data_and_fp16() -> None:
+    meter = additive({"a": 0.01, "b": 0.01}, {"a": 0.0092, "b": 0.0005})
+    choice = choose(meter, {"a": 1, "b": 1}, _GATE, batches_of(4), Size(4, 4))
+    assert choice.kept == ("a",)  # of 0.97 points, which the gate would allow
+    exact = additive({"a": 0.01}, {"a": 0.0})
+    strict = AccuracySpec(min_cosine=0.99, max_drop=0.0)
+    assert choose(exact, {"a": 1}, strict, batches_of(4), Size(4, 4)).kept == ()
+
+
+def test_the_score_tells_how_many_to_measure_next_where_the_error_says_nothing() -> None:
+    errors = {f"l{index:02}": 0.0001 for index in range(60)}  # all allowed by the cosine
+    meter = additive(errors, dict.fromkeys(errors, 0.001))  # 6 points: nine layers lose 0.9
+    choose(meter, dict.fromkeys(errors, 10), _GATE, batches_of(4), Size(4, 4))
+    assert [len(kept) for kept in meter.asked[:4]] == [0, 0, 51, 51]
+
+
 def test_every_other_feed_and_no_other_is_read() -> None:
     feeds = batches_of(7)
     assert [feed.arrays["x"][0] for feed in every_nth(feeds, 0, 2)] == [0, 2, 4, 6]
