@@ -14,7 +14,9 @@ from onnx_ir.passes import common as passes
 from trtq import lazy
 from trtq.calibrators.ranges import Ranges
 from trtq.models.session import open_session
+from trtq.pipeline.graph.fold import Additions
 from trtq.pipeline.graph.placement import Placement
+from trtq.pipeline.quantize.channels.operands import constant
 from trtq.pipeline.quantize.channels.rescale import rescale
 from trtq.pipeline.quantize.qdq import quantize
 from trtq.pipeline.verify.exact import with_exact_quantize
@@ -100,11 +102,12 @@ def switchable(
         if name not in values:  # a weight that the quantized model has as codes only
             kept = ir.Value(name=name, type=value.type, shape=value.shape, const_value=value.const_value)
             result.graph.initializers[name] = values[name] = kept
-    nodes = {node.name: node for node in result.graph}
+    nodes, additions = {node.name: node for node in result.graph}, Additions(result.graph)
     for index, placed in enumerate(placement.quantized):
         switch = ir.Value(name=f"{_SWITCH}{index}", type=ir.TensorType(ir.DataType.BOOL), shape=ir.Shape(()))
         result.graph.inputs.append(switch)
         node, original = nodes[placed.name], floats[placed.name]
+        _switch_correction(additions, node, floats, values, switch)
         plain = [None if value is None else values[str(value.name)] for value in original.inputs]
         values.update(_put_in_if(node, plain, switch, known=floats.keys()))
     passes.RemoveUnusedNodesPass()(result)
@@ -115,6 +118,38 @@ def _values_by_name(model: ir.Model) -> dict[str, ir.Value]:
     made = (value for node in model.graph for value in node.outputs)
     every = (*model.graph.inputs, *model.graph.initializers.values(), *made)
     return {str(value.name): value for value in every}
+
+
+def _switch_correction(
+    additions: Additions,
+    node: ir.Node,
+    floats: Mapping[str | None, ir.Node],
+    values: Mapping[str, ir.Value],
+    switch: ir.Value,
+) -> None:
+    """Switches the bias correction of a layer that has no bias for it, such as a MatMul: an Add holds it."""
+    users = [user for user, _ in node.outputs[0].uses()]
+    if len(users) != 1 or users[0].op_type != "Add":
+        return
+    add = users[0]
+    place = next((index for index, value in enumerate(add.inputs) if value and value.is_initializer()), None)
+    if place is None:
+        return
+    corrected, original = add.inputs[place], floats.get(add.name)
+    assert corrected is not None
+    if original is None:  # it was put there for the correction
+        plain = additions.constant(f"{corrected.name}_plain", np.zeros_like(constant(corrected)))
+    else:
+        before = original.inputs[place]
+        assert before is not None
+        plain = values[str(before.name)]
+    if plain is corrected:
+        return
+    chosen = ir.node("Where", [switch, corrected, plain], name=f"{add.name}_chosen")
+    chosen.outputs[0].name = additions.name(f"{corrected.name}_chosen")
+    chosen.outputs[0].type, chosen.outputs[0].shape = corrected.type, corrected.shape
+    add.prepend(chosen)
+    add.replace_input_with(place, chosen.outputs[0])
 
 
 def _put_in_if(

@@ -95,6 +95,34 @@ def test_repairs_are_switched_with_their_layers(
         np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize(
+    "body",
+    [
+        "[first] m = MatMul (x, w1) [bias] z = Add (m, b1) [second] y = MatMul (z, w2)",
+        "[first] m = MatMul (x, w1) [bias] z = Add (b1, m) [act] r = Relu (z) [second] y = MatMul (r, w2)",
+        "[first] z = MatMul (x, w1) [act] r = Relu (z) [second] y = MatMul (r, w2)",
+    ],
+)
+def test_the_bias_correction_of_a_matmul_is_switched_with_it(
+    graph_of: Callable[..., Graph], body: str
+) -> None:
+    """It stands in an Add behind the layer: in the one that is there, or in one that is put there."""
+    rng = np.random.default_rng(0)
+    weights = {name: rng.standard_normal((16, 16)).astype(np.float32) for name in ("w1", "w2")}
+    net = f"net (float[N, 6, 16] x) => (float[N, 6, 16] y, float[N, 6, 16] z) {{ {body} }}"
+    graph = graph_of(net, **weights, b1=rng.standard_normal(16).astype(np.float32))
+    placement = place(graph.model, force=["."])
+    channels = {name: Channels(mean=(5.0,) * 16) for name in placement.activations}
+    ranges = replace(ranges_of(placement), channels=channels)
+    session = open_switchable(graph.model, placement, ranges)
+    x = rng.standard_normal((2, 6, 16)).astype(np.float32)
+    for layers in ((), ("first",), ("second",), ("first", "second")):
+        part = Placement(tuple(node for node in placement.quantized if node.name in layers), ())
+        wanted = outputs_of(quantize(graph.model, part, ranges), x)
+        for ours, theirs in zip(switched(session, layers, x), wanted, strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+
+
 def test_every_layer_changes_something(graph: Graph, x: NDArray[np.float32]) -> None:
     placement = place(graph.model)
     session = open_switchable(graph.model, placement, ranges_of(placement))
