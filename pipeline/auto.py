@@ -141,7 +141,8 @@ def _search(job: Job, ranges: Ranges, quantize: Callable[[Job], M], start: _Star
         if verdict.outcome != "fail" or count == len(choice.order) or attempts == _MOST_ATTEMPTS:
             break
         log.stage("Choosing further layers")
-        count = enough_for(meter, choice.order, count, job.spec.accuracy, to_judge)
+        times = _MOST_ATTEMPTS - attempts  # twice, then once: all stays near thirty passes
+        count = enough_for(meter, choice.order, count, job.spec.accuracy, to_judge, times)
     passes = meter.samples_run / max(2 * comparison.num_samples, 1)
     auto = _report(job.placement, placed, _Found(choice, attempts, passes), macs, verdict)
     (log.warn if verdict.outcome == "fail" else log.note)(auto.outcome)

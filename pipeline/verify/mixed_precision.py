@@ -20,14 +20,13 @@ _MARGIN = 0.9
 made on: other data asks for more, and so does FP16, which the search does not compute in."""
 _OVERHEADS = (0.0, 0.002)
 """What a kept layer costs besides its own MACs, as shares of all MACs: conversions before and behind it."""
-_SENSITIVITY_PASSES = 9
+_SENSITIVITY_PASSES = 8
 _NUM_GUESSES = 2
-_MOST_PASSES = 17
+_MOST_PASSES = 15
 _FEWEST_ROUNDS = 5
 """Of measuring in the search; further ones, and giving layers back, are for what the passes allow."""
-_WIDENINGS = 2
 _COUNTS_EACH = 5
-"""How often, and how many counts at a time, are measured where more layers must be kept."""
+"""So many counts are measured at a time where more layers must be kept."""
 _MOST_RETURNED = 4
 _WORTH_RETURNING = 0.01
 
@@ -140,7 +139,9 @@ def choose(meter: Meter, macs: Mapping[str, int], gate: AccuracySpec, batches: B
     return Choice(kept, (*kept, *rest), alone)
 
 
-def enough_for(meter: Meter, order: Sequence[str], too_few: int, gate: AccuracySpec, batches: Batches) -> int:
+def enough_for(
+    meter: Meter, order: Sequence[str], too_few: int, gate: AccuracySpec, batches: Batches, times: int
+) -> int:
     """Returns how many layers of the order are enough on this data: the lowest count that is measured to be.
 
     The counts spread from the one that is too low, ever further apart; then again, up to the lowest that
@@ -152,9 +153,10 @@ def enough_for(meter: Meter, order: Sequence[str], too_few: int, gate: AccuracyS
         too_few: So many do not suffice here.
         gate: The tolerances.
         batches: The data that showed it.
+        times: How often five counts are measured: three passes each, as the float model runs beside them.
     """
     enough = len(order)
-    for _ in range(_WIDENINGS):
+    for _ in range(times):
         counts = _between(too_few, enough)
         if not counts:
             break

@@ -142,7 +142,7 @@ def test_other_data_that_shows_more_error_is_measured_for_how_many_layers_are_en
     """The gate holds with so many kept and with no fewer: each layer that is left costs the same."""
     errors = {f"l{index:02}": 0.9 / (60 - needed + 0.5) for index in range(60)}
     meter = additive(errors)
-    found = enough_for(meter, tuple(errors), 0, _GATE, batches_of(4))
+    found = enough_for(meter, tuple(errors), 0, _GATE, batches_of(4), 2)
     assert needed <= found <= 1.25 * needed + 1
     assert len(meter.asked) <= 2 * 5
     assert found in (60, *map(len, meter.asked))
@@ -150,14 +150,14 @@ def test_other_data_that_shows_more_error_is_measured_for_how_many_layers_are_en
 
 def test_all_layers_are_kept_where_nothing_less_is_enough() -> None:
     meter = additive(dict.fromkeys("abcd", math.nan))
-    assert enough_for(meter, tuple("abcd"), 1, _GATE, batches_of(4)) == 4
+    assert enough_for(meter, tuple("abcd"), 1, _GATE, batches_of(4), 2) == 4
     asked = additive(dict.fromkeys("abcd", 0.1))
-    assert (enough_for(asked, tuple("abcd"), 3, _GATE, batches_of(4)), asked.asked) == (4, [])
+    assert (enough_for(asked, tuple("abcd"), 3, _GATE, batches_of(4), 2), asked.asked) == (4, [])
 
 
 def test_a_score_decides_how_many_are_enough_as_the_cosine_does() -> None:
     meter = additive(dict.fromkeys("abcdef", 0.01), dict.fromkeys("abcdef", 0.004))
-    assert enough_for(meter, tuple("abcdef"), 1, _GATE, batches_of(4)) == 4  # 0.8 points for the two left
+    assert enough_for(meter, tuple("abcdef"), 1, _GATE, batches_of(4), 2) == 4  # 0.8 points for the two left
 
 
 def test_a_score_leaves_a_part_of_the_points_for_other_data_and_fp16() -> None:
