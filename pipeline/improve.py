@@ -103,8 +103,8 @@ def improved(
     ranges, repairs = found
     if {*RESCALING} & {*allowed} and repairs.num_samples < FEWEST_SAMPLES:
         watcher.note(
-            f"no channels are rescaled: {repairs.num_samples} samples were held back to judge by, and that "
-            f"takes {FEWEST_SAMPLES}; give {2 * FEWEST_SAMPLES} calibration samples or more"
+            f"no channels are rescaled: that takes {FEWEST_SAMPLES} samples held back to judge by, and there "
+            f"were {repairs.num_samples}; give {2 * FEWEST_SAMPLES} calibration samples or more"
         )
     return Improved(ranges, methods[ranges.method.removesuffix(SUFFIX)], repairs)
 
