@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from trtq.calibrators.grid import QMAX, best_on_grid, check_grid
+from trtq.calibrators.grid import best_on_grid, check_grid
+from trtq.calibrators.ranges import QMAX
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

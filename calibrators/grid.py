@@ -13,7 +13,6 @@ from trtq.errors import UsageError
 if TYPE_CHECKING:
     from trtq.calibrators.statistics import Histogram
 
-QMAX = 127
 """The largest code of symmetric INT8."""
 _POINTS_PER_OCTAVE = 512
 

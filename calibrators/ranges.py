@@ -16,6 +16,8 @@ from trtq.models.spec import Activations
 SCHEMA_VERSION = 1
 FP16_LIMIT = 65504 / 2
 """Half of FP16's largest number: the calibration data does not hold the largest value there is."""
+QMAX = 127
+"""The largest INT8 code; the smallest is its negative, so that codes are symmetric."""
 _SCALE_OF_DEAD = 1.0
 
 

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from trtq.calibrators.cache import CalibrationCache, cache_of, parse_cache, read_bytes
-from trtq.calibrators.ranges import Ranges
+from trtq.calibrators.ranges import QMAX, Ranges
 from trtq.errors import ArtifactError, ModelError, UsageError
 from trtq.files import sha256_of
 from trtq.models.spec import ModelSpec
@@ -28,7 +28,7 @@ from trtq.pipeline.graph.placement import Placement
 from trtq.pipeline.graph.quantized import is_quantized
 from trtq.pipeline.job import Job, refuse_inputs_in
 from trtq.pipeline.quantization import Way
-from trtq.pipeline.quantize.qdq import QMAX, activation_qparams
+from trtq.pipeline.quantize.qdq import activation_qparams
 from trtq.pipeline.target import Target
 from trtq.pipeline.verify.evaluate import evaluation_data
 from trtq.pipeline.watch import Log, Silent, Watcher

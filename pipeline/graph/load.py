@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import math
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +14,7 @@ import onnx_ir as ir
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx_ir.passes import common as passes
 
+from trtq.calibrators.ahead import begun
 from trtq.errors import ModelError
 from trtq.models.session import num_weight_bytes
 from trtq.models.signature import TensorSpec, inputs_of, outputs_of
@@ -83,26 +84,25 @@ def load(path: Path, *, min_opset: int) -> Graph:
     content = _content(path)
     proto = _parsed(content, path)
     files = [path.parent / name for name in sorted(_external_files(proto))]
-    with ThreadPoolExecutor(1, "trtq") as beside:
-        sha256 = beside.submit(_digest, content, files)  # which lets go of the GIL
-        model = _checked(proto, content, path)
-        notes = list(_normalize(model))
-        del content, proto
-        _refuse_foreign_operators(model)
-        notes += _part_anonymous_dims(model)
-        if opset_of(model) < min_opset and not is_quantized(model):
-            notes.append(f"raised the opset from {opset_of(model)} to {min_opset}")
-            model = upgrade_opset(model, min_opset)
-        else:
-            infer_shapes(model)
-        notes += _fold(model)
+    sha256 = begun(partial(_digest, content, files))  # which lets go of the GIL
+    model = _checked(proto, content, path)
+    notes = list(_normalize(model))
+    del content, proto
+    _refuse_foreign_operators(model)
+    notes += _part_anonymous_dims(model)
+    if opset_of(model) < min_opset and not is_quantized(model):
+        notes.append(f"raised the opset from {opset_of(model)} to {min_opset}")
+        model = upgrade_opset(model, min_opset)
+    else:
+        infer_shapes(model)
+    notes += _fold(model)
     unseen = tuple(_nodes_in_bodies(model))
     if unseen:
         names = ", ".join(node.name for node in unseen[:4]) + (" ..." if len(unseen) > 4 else "")
         notes.append(
             f"{len(unseen)} nodes with weights lie inside If/Loop bodies and are not quantized: {names}"
         )
-    graph = Graph(model, path, sha256.result(), tuple(notes), unseen)
+    graph = Graph(model, path, sha256(), tuple(notes), unseen)
     _ = graph.inputs, graph.outputs  # refuses strings and sequences
     return graph
 

@@ -14,13 +14,12 @@ import onnx
 import onnx_ir as ir
 
 from trtq.calibrators.cache import SMALLEST_SCALE, CalibrationCache
-from trtq.calibrators.ranges import Range, Ranges
+from trtq.calibrators.ranges import QMAX, Range, Ranges
 from trtq.errors import ArtifactError
 from trtq.pipeline.graph.load import Graph, read_proto
 from trtq.pipeline.graph.placement import DEFAULT_OP_TYPES, KeptNode, Placement, place
 
-_QMAX = 127
-_LARGEST_SCALE = float(np.finfo(np.float32).max) / _QMAX
+_LARGEST_SCALE = float(np.finfo(np.float32).max) / QMAX
 _FP16_LIMIT = 65504 / 2
 _REARRANGING = frozenset({
     "DepthToSpace", "Dropout", "Flatten", "Identity", "Reshape", "SpaceToDepth", "Squeeze", "Transpose",
@@ -137,7 +136,7 @@ def ranges_from_cache(
         uncovered,
         folded_names,
     )
-    amaxes = {item.tensor: item.scale * _QMAX for item in found.values() if isinstance(item, MappedTensor)}
+    amaxes = {item.tensor: item.scale * QMAX for item in found.values() if isinstance(item, MappedTensor)}
     ranges = Ranges(
         tensors={item.tensor: _range(amaxes[item.tensor]) for item in mapped},
         method=f"calibration cache by {cache.origin}",

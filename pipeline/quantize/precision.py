@@ -12,13 +12,13 @@ import onnx
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from trtq.calibrators.ranges import QMAX
 from trtq.models.tensors import values_of
 from trtq.pipeline.graph.fold import add_initializer, unique_name
 
 _FP16_MAX = 65504.0
 _FEW_ELEMENTS = 8
 _MAX_ERROR = 0.01
-_QMAX = 127
 _PIECE = 1 << 20
 _FLOAT, _FLOAT16, _BFLOAT16 = ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16
 _LARGEST = {_FLOAT16: _FP16_MAX, _BFLOAT16: 3.3895314e38}
@@ -136,8 +136,8 @@ def _reason_in_constant(node: ir.Node, value: ir.Value | None) -> str | None:
     largest = _largest_finite(value.const_value)
     if largest > _FP16_MAX:
         return f"constant {value.name!r} has {largest:.3g}, FP16 ends at {_FP16_MAX:g}"
-    if node.op_type == "DequantizeLinear" and largest * _QMAX > _FP16_MAX:
-        return f"scale {value.name!r} gives values up to {largest * _QMAX:.3g}, FP16 ends at {_FP16_MAX:g}"
+    if node.op_type == "DequantizeLinear" and largest * QMAX > _FP16_MAX:
+        return f"scale {value.name!r} gives values up to {largest * QMAX:.3g}, FP16 ends at {_FP16_MAX:g}"
     is_scale = node.op_type in ("QuantizeLinear", "DequantizeLinear")
     if is_scale or value.const_value.size <= _FEW_ELEMENTS:
         magnitudes = np.abs(value.const_value.numpy())
@@ -169,7 +169,7 @@ def _reason_in_source(value: ir.Value | None) -> str | None:
     scale = producer.inputs[1]
     if scale is None or scale.const_value is None:
         return None
-    largest = scale.const_value.numpy().max(initial=0.0) * _QMAX
+    largest = scale.const_value.numpy().max(initial=0.0) * QMAX
     if largest <= _FP16_MAX:
         return None
     return f"tensor {value.name!r} reaches {largest:.3g}, FP16 ends at {_FP16_MAX:g}"

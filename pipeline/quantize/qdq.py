@@ -11,7 +11,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from trtq.calibrators.ranges import Ranges
+from trtq.calibrators.ranges import QMAX, Ranges
 from trtq.models.tensors import require_finite
 from trtq.pipeline.graph.fold import Additions
 from trtq.pipeline.graph.placement import Placement, QuantizedWeight
@@ -19,7 +19,6 @@ from trtq.pipeline.quantize.channels.operands import add_to_bias, has_input_chan
 from trtq.pipeline.quantize.channels.rescale import rescale
 from trtq.pipeline.quantize.rounding import digest_of, round_to, unpack
 
-QMAX = 127
 _SMALLEST_SCALE = {"float32": 2.0**-126, "float16": 2.0**-24, "bfloat16": 2.0**-126}
 _CLIPS = tuple(np.linspace(1.0, 0.5, 26).tolist())
 """Shares of the largest weight that are tried as the ends of the codes."""

@@ -9,9 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from trtq.calibrators.ranges import QMAX
 from trtq.errors import ArtifactError
-
-QMAX = 127
 
 
 def digest_of(weight: NDArray[Any]) -> str:

@@ -11,13 +11,13 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from trtq.calibrators.batches import Batches, Feed
-from trtq.calibrators.ranges import Ranges
+from trtq.calibrators.ranges import QMAX, Ranges
 from trtq.calibrators.taps import open_taps
 from trtq.models.session import Engine
 from trtq.pipeline.graph.placement import Placement, QuantizedNode, QuantizedWeight
 from trtq.pipeline.quantize.channels.operands import constant, has_input_channels
 from trtq.pipeline.quantize.channels.rescale import rescale
-from trtq.pipeline.quantize.qdq import QMAX, find_qparams, steps_of
+from trtq.pipeline.quantize.qdq import find_qparams, steps_of
 from trtq.pipeline.quantize.rounding import digest_of, moved_for, pack
 from trtq.pipeline.verify.columns import columns
 

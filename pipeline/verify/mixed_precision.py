@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import islice
+from functools import partial
 
-from trtq.calibrators.batches import Batches, Feed
+from trtq.calibrators.batches import Batches
 from trtq.calibrators.observe import Progress
 from trtq.models.spec import AccuracySpec
 from trtq.pipeline.verify.score import Labels
@@ -116,7 +116,7 @@ def choose(meter: Meter, macs: Mapping[str, int], gate: AccuracySpec, batches: B
     layers = meter.session.layers
     most = max(1, 2 * _SENSITIVITY_PASSES * size.num_feeds // len(layers))
     alone = meter.alone(every_nth(batches, 0, math.ceil(size.num_feeds / most)))
-    errors = {name: error_of(effect, gate) for name, effect in alone.items()}
+    errors = {name: _error_of(effect, gate) for name, effect in alone.items()}
     total = max(sum(macs.values()), 1)
     shares = {name: macs.get(name, 0) / total for name in layers}
     orders = [_ordered(errors, shares, overhead) for overhead in _OVERHEADS]
@@ -176,12 +176,9 @@ def _between(low: int, high: int) -> list[int]:
 
 def every_nth(batches: Batches, start: int, step: int) -> Batches:
     """Returns every `step`-th feed of the stream from number `start` on."""
-
-    def read() -> Iterator[Feed]:
-        return islice(batches.read(), start, None, step)
-
     digest = batches.digest and f"{batches.digest}/{start}::{step}"
-    return replace(batches, read=read, num_samples=None, content=digest)
+    read = partial(batches.every, start, step)
+    return replace(batches, read=read, part=None, num_samples=None, content=digest)
 
 
 def _ordered(errors: Mapping[str, float], shares: Mapping[str, float], overhead: float) -> tuple[str, ...]:
@@ -193,7 +190,7 @@ def _cost(kept: Sequence[str], shares: Mapping[str, float]) -> float:
     return sum(shares[name] for name in kept) + _OVERHEADS[-1] * len(kept)
 
 
-def error_of(effect: Effect, gate: AccuracySpec) -> float:
+def _error_of(effect: Effect, gate: AccuracySpec) -> float:
     """Returns the error in units of what the gate allows, added over the outputs.
 
     An error at right angles to an output leaves it the cosine c if its power is 1 / c^2 - 1 of the output's.
@@ -219,7 +216,7 @@ def _drop(effect: Effect, float_score: float | None) -> float:
 def _strain(effect: Effect, float_score: float | None, gate: AccuracySpec) -> float:
     """Returns how much of what the gate allows is used up, by the error or by the score: 1 is all of it."""
     lost = _drop(effect, float_score) / gate.max_drop if gate.max_drop > 0 else 0.0
-    return max(error_of(effect, gate), lost)
+    return max(_error_of(effect, gate), lost)
 
 
 def _without_needless(

@@ -9,12 +9,11 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from trtq.calibrators.ranges import QMAX
 from trtq.pipeline.graph.fold import add_initializer
 from trtq.pipeline.graph.lint.codes import check_scale
 from trtq.pipeline.graph.operands import DEQUANTIZE, QUANTIZE, axis_of, constant_of, dtype_of_codes
 from trtq.pipeline.graph.repair.change import Change, set_constant
-
-_QMAX = 127
 
 
 def quantize_constants(model: ir.Model) -> Iterator[Change]:
@@ -63,7 +62,7 @@ def repair_constants(model: ir.Model) -> Iterator[Change]:
             continue
         moved = codes.astype(np.int64) - points
         if dtype not in (ir.DataType.INT8, ir.DataType.INT4) or points.any():
-            if moved.min() < -128 or moved.max() > _QMAX:
+            if moved.min() < -128 or moved.max() > QMAX:
                 continue
             rule = "zero-point" if points.any() else "uint8" if dtype is ir.DataType.UINT8 else "codes-type"
             yield Change(rule, str(node.name), "the same values as int8 codes with zero point 0")
@@ -98,11 +97,11 @@ def requantize_constants(model: ir.Model) -> Iterator[Change]:
         amax = (
             np.abs(values).max(axis=others) if axis is not None else np.abs(values).max().reshape(scale.shape)
         )
-        new = np.where(amax > 0, amax / _QMAX, 1).astype(scale.dtype)
+        new = np.where(amax > 0, amax / QMAX, 1).astype(scale.dtype)
         rounded = np.rint(values / spread(new.astype(np.float64), axis, codes.ndim))
         rule = "zero-point" if points.any() else "uint8" if dtype is ir.DataType.UINT8 else "codes-type"
         yield Change(rule, str(node.name), "int8 codes with zero point 0, rounded anew", is_exact=False)
-        _set_codes(node, np.clip(rounded, -_QMAX, _QMAX).astype(np.int8), new)
+        _set_codes(node, np.clip(rounded, -QMAX, QMAX).astype(np.int8), new)
 
 
 def make_float(model: ir.Model, node: ir.Node, values: NDArray[Any]) -> Change:

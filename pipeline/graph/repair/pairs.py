@@ -9,11 +9,11 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from trtq.calibrators.ranges import QMAX
 from trtq.pipeline.graph.fold import add_initializer, unique_name
 from trtq.pipeline.graph.operands import DEQUANTIZE, QUANTIZE, axis_of, constant_of, dtype_of_codes
 from trtq.pipeline.graph.repair.change import Change, set_params
 
-_QMAX = 127
 _MOVES = frozenset({
     "Concat", "DepthToSpace", "Expand", "Flatten", "Gather", "Identity", "MaxPool", "Reshape", "Slice",
     "SpaceToDepth", "Split", "Squeeze", "Transpose", "Unsqueeze",
@@ -181,8 +181,8 @@ def requantize_flows(model: ir.Model) -> Iterator[Change]:
             continue
         low = float(np.min((dtype.min - points[0]) * steps))
         high = float(np.max((dtype.max - points[0]) * steps))
-        amax = float(np.max(steps)) * _QMAX if symmetric else max(-low, high)
-        scale = np.asarray(amax / _QMAX).astype(scales[0].dtype)
+        amax = float(np.max(steps)) * QMAX if symmetric else max(-low, high)
+        scale = np.asarray(amax / QMAX).astype(scales[0].dtype)
         for node, old in zip(flow.nodes, points, strict=True):
             rule = "zero-point" if old.any() else "uint8" if dtype is ir.DataType.UINT8 else "codes-type"
             text = f"int8 codes with zero point 0 and the scale {float(scale):.4g}"

@@ -9,12 +9,12 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from trtq.calibrators.ranges import QMAX
 from trtq.pipeline.graph.fold import unique_name
 from trtq.pipeline.graph.lint.layers import check_layer, output_axis
 from trtq.pipeline.graph.operands import DEQUANTIZE, Operand, evaluate, operand_of
 from trtq.pipeline.graph.repair.change import Change, set_constant, set_params
 
-_QMAX = 127
 _REPAIRED = ("weight-axis", "joined-weight")
 
 
@@ -40,7 +40,7 @@ def repair_weights(model: ir.Model) -> Iterator[Change]:
         scale = _scales(values, evaluate(operand, codes=True).astype(np.float64), axis, operand)
         shape = [-1 if i == axis else 1 for i in range(values.ndim)]
         steps = scale.astype(np.float64).reshape(shape)
-        codes = np.clip(np.rint(values / steps), -_QMAX - 1, _QMAX).astype(np.int8)
+        codes = np.clip(np.rint(values / steps), -QMAX - 1, QMAX).astype(np.int8)
         change = float(np.max(np.abs(codes * steps - values), initial=0.0))
         reach = float(np.max(np.abs(values), initial=0.0)) or 1.0
         is_exact = change <= reach * 2.0**-20  # the last bits of a float32 product
@@ -69,7 +69,7 @@ def _scales(
     """
     others = tuple(i for i in range(values.ndim) if i != axis)
     low, high, amax = marks.min(axis=others), marks.max(axis=others), np.abs(values).max(axis=others)
-    wanted = np.where(amax > 0, amax / _QMAX, 1.0)
+    wanted = np.where(amax > 0, amax / QMAX, 1.0)
     assert operand.scale is not None
     dtype = operand.value.dtype.numpy() if operand.value.dtype is not None else operand.scale.dtype
     rounded = wanted.astype(dtype)

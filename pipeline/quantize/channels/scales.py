@@ -9,13 +9,12 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from trtq.calibrators.ranges import Channels
+from trtq.calibrators.ranges import QMAX, Channels
 from trtq.pipeline.graph.placement import Placement
 from trtq.pipeline.quantize.channels.operands import is_depthwise, is_padded
 from trtq.pipeline.quantize.channels.producers import ends_of, foldable_producer, is_constant_clip
 from trtq.pipeline.quantize.channels.statistics import ChannelStatistics, channel_readers
 
-_QMAX = 127
 HEADROOM = 0.125
 """The share of its range that is left free in each channel for data that is not seen."""
 _NARROWEST = 0.05
@@ -118,7 +117,7 @@ def rescaling(
     scale = np.maximum(reach, _NARROWEST * reach.max()) ** exponent
     scale /= scale.max()
     if shifts:
-        step = (reach / scale).max() / _QMAX * scale
+        step = (reach / scale).max() / QMAX * scale
         middle = np.rint(middle / step) * step
     amax = float((np.maximum(high - middle, middle - low) / scale).max())
     shift = tuple(middle.tolist()) if shifts and middle.any() else ()

@@ -7,9 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from trtq.calibrators.ranges import QMAX
 from trtq.pipeline.quantize.weights.channels import in_channels, scales_of
-
-QMAX = 127
 
 
 def quantize_int8(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pytest
@@ -181,3 +181,10 @@ def test_every_other_feed_and_no_other_is_read() -> None:
     assert [feed.arrays["x"][0] for feed in every_nth(feeds, 0, 2)] == [0, 2, 4, 6]
     assert [feed.arrays["x"][0] for feed in every_nth(feeds, 1, 2)] == [1, 3, 5]
     assert every_nth(feeds, 1, 2).digest == "d/1::2"
+
+
+def test_a_part_of_what_was_thinned_out_is_a_part_of_that() -> None:
+    feeds = batches_of(9)
+    random_access = replace(feeds, part=lambda start, step: itertools.islice(feeds.read(), start, None, step))
+    thinned = every_nth(random_access, 1, 2)
+    assert [feed.arrays["x"][0] for feed in thinned.every(1, 2)] == [3, 7]
