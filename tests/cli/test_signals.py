@@ -22,6 +22,27 @@ def feeds():
         time.sleep(0.01)
 """
 
+_STOPPED_IN_A_FINALIZER = """
+import os
+import signal
+import time
+import numpy as np
+
+is_stopped = False
+
+def feeds():
+    try:
+        for _ in range(500):
+            yield {"image": np.zeros((1, 1, 8, 8), np.float32)}
+            time.sleep(0.01)
+    finally:
+        global is_stopped
+        if not is_stopped:
+            is_stopped = True
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0)
+"""
+
 
 def _interruptible() -> None:
     """Lets SIGINT interrupt the child, though a shell that runs the tests in the background ignores it."""
@@ -52,3 +73,20 @@ def test_a_stopped_build_leaves_nothing_and_shows_no_traceback(
     assert "Aborted!" in errors
     assert "Traceback" not in errors
     assert sorted(path.name for path in tmp_path.iterdir()) == before
+
+
+def test_an_interruption_counts_where_python_would_drop_it(tmp_path: Path) -> None:
+    """The first feed alone is looked at first; the generator of the rest is cleared away by Python."""
+    write_demo(tmp_path)
+    (tmp_path / "stopped.py").write_text(_STOPPED_IN_A_FINALIZER)
+    data = f"{tmp_path / 'stopped.py'}:feeds"
+    done = subprocess.run(
+        [sys.executable, "-m", "trtq", "calibrate", str(tmp_path / "model.onnx"), "--calib-data", data],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert done.stderr.endswith("Aborted!\n")
+    assert "KeyboardInterrupt" not in done.stderr
+    assert "Traceback" not in done.stderr

@@ -43,6 +43,14 @@ def _interrupt(signum: int, frame: object) -> None:
     raise KeyboardInterrupt
 
 
+def _heed(unraisable: sys.UnraisableHookArgs) -> None:
+    """Interrupts anew, in a moment, where Python drops an interruption: while it clears a generator away."""
+    if issubclass(unraisable.exc_type, KeyboardInterrupt):
+        signal.setitimer(signal.ITIMER_REAL, 0.05)
+    else:
+        sys.__unraisablehook__(unraisable)
+
+
 def _imported(name: str) -> ModuleType:
     """Returns a module that holds for good: its objects are never looked through for garbage."""
     if name in sys.modules:
@@ -77,6 +85,8 @@ class _LazyGroup(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         """Runs the command; its expected failures end it without a traceback."""
         signal.signal(signal.SIGTERM, _interrupt)
+        signal.signal(signal.SIGALRM, _interrupt)
+        hook, sys.unraisablehook = sys.unraisablehook, _heed
         os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # ONNX Runtime 1.31 and later report their use
         try:
             return super().invoke(ctx)
@@ -84,6 +94,8 @@ class _LazyGroup(click.Group):
             click.secho("error: ", fg="red", bold=True, nl=False, err=True)
             click.echo(str(error), err=True)
             ctx.exit(error.exit_code)
+        finally:
+            sys.unraisablehook = hook
 
 
 @click.group(
