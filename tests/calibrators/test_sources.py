@@ -1,20 +1,16 @@
-"""Tests of every kind of calibration data that a user may name, each with the real thing."""
+"""Tests of the calibration data that a user may name: arrays, feeds, pictures; and of made-up numbers."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
-from trtq import lazy
 from trtq.calibrators.batches import Batches
 from trtq.calibrators.sources import WAYS, open_batches, random_batches
 from trtq.errors import DataError
@@ -36,18 +32,9 @@ def _all(batches: Batches, name: str = "x") -> NDArray[Any]:
     return np.concatenate([feed.arrays[name] for feed in batches])
 
 
-def _save_json(path: Path, feeds: object) -> None:
-    lazy.require("polygraphy.json", None, "this test").save_json(feeds, str(path))
-
-
 def _picture(path: Path, size: tuple[int, int] = (6, 4), color: object = (10, 20, 30)) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new("L" if isinstance(color, int) else "RGB", size, color).save(path)  # type: ignore[arg-type]
-
-
-def _script(path: Path, text: str) -> str:
-    path.write_text("import numpy as np\n" + text)
-    return f"{path}:feeds"
 
 
 # Arrays with a sample axis
@@ -281,195 +268,6 @@ def test_the_digest_of_pictures_tells_their_preparation(tmp_path: Path) -> None:
         for size, steps in ((1, None), (1, Preprocess()), (2, None), (1, PLAIN))
     }
     assert len(digests) == 3
-
-
-# A script
-
-
-def test_a_script_yields_feeds(tmp_path: Path) -> None:
-    source = _script(
-        tmp_path / "calib.py",
-        "def feeds():\n    for size in (3, 1):\n        yield {'x': np.ones((size, 2), np.float32)}\n",
-    )
-    batches = open_batches(source, OPEN, 8)
-    for _ in range(2):
-        assert [(feed.source, feed.num_samples) for feed in batches] == [
-            (f"{source}, item 0", 3),
-            (f"{source}, item 1", 1),
-        ]
-    assert (batches.origin, batches.num_samples, batches.digest) == (source, None, None)
-
-
-def test_a_script_may_return_a_list_of_lists(tmp_path: Path) -> None:
-    source = _script(tmp_path / "calib.py", "feeds = lambda: [{'n': [[1, 2]]}]\n")
-    assert _all(open_batches(source, [TensorSpec("n", "int64", ("N", 2))], 8), "n").tolist() == [[1, 2]]
-
-
-def test_a_script_imports_what_lies_beside_it_early_and_late(tmp_path: Path) -> None:
-    (tmp_path / "early_neighbour.py").write_text("SIZE = 3\n")
-    (tmp_path / "late_neighbour.py").write_text("VALUE = 5\n")
-    source = _script(
-        tmp_path / "calib.py",
-        "from early_neighbour import SIZE\n"
-        "def feeds():\n"
-        "    from late_neighbour import VALUE\n"
-        "    yield {'x': np.full((SIZE, 2), VALUE, np.float32)}\n",
-    )
-    before = list(sys.path)
-    assert (_all(open_batches(source, OPEN, 8)) == 5).all()
-    assert sys.path == before
-
-
-def test_a_script_may_tidy_up_the_path_itself(tmp_path: Path) -> None:
-    source = _script(
-        tmp_path / "calib.py",
-        "import sys\ndel sys.path[0]\n"
-        "def feeds():\n    del sys.path[0]\n    yield {'x': np.ones((1, 2), np.float32)}\n",
-    )
-    before = list(sys.path)
-    assert _sizes(open_batches(source, OPEN, 8)) == [1]
-    assert sys.path == before
-
-
-def test_a_script_may_have_dataclasses_and_the_name_of_a_library(tmp_path: Path) -> None:
-    (tmp_path / "numpy.py").write_text(
-        "from __future__ import annotations\nimport dataclasses, math\n"
-        "@dataclasses.dataclass\nclass Item:\n    value: float\n"
-        "def feeds():\n    yield {'x': [[Item(1.0).value, math.e]]}\n"
-    )
-    batches = open_batches(f"{tmp_path / 'numpy.py'}:feeds", [TensorSpec("x", "float64", ("N", 2))], 8)
-    assert _all(batches).shape == (1, 2)
-    assert sys.modules["numpy"] is np
-
-
-def test_a_script_that_is_not_there_is_told(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"^there is no script .*gone.py$"):
-        open_batches(f"{tmp_path / 'gone.py'}:feeds", OPEN, 8)
-
-
-@pytest.mark.parametrize("text", ["", "feeds = 3\n"])
-def test_a_function_that_is_not_there_is_told(tmp_path: Path, text: str) -> None:
-    with pytest.raises(DataError, match=r"calib.py has no function 'feeds'$"):
-        open_batches(_script(tmp_path / "calib.py", text), OPEN, 8)
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("1 / 0\n", "ZeroDivisionError: division by zero"),
-        ("def feeds(:\n", "SyntaxError: "),
-        ("import absent_library\n", "ModuleNotFoundError: No module named 'absent_library'"),
-        ("import sys\nsys.exit(0)\n", "SystemExit: 0"),
-    ],
-)
-def test_a_script_that_cannot_be_run_is_told_in_its_own_words(
-    tmp_path: Path, text: str, message: str
-) -> None:
-    with pytest.raises(DataError, match=rf"calib.py cannot be run: {message}"):
-        open_batches(_script(tmp_path / "calib.py", text), OPEN, 8)
-
-
-@pytest.mark.parametrize(
-    ("body", "message"),
-    [
-        ("raise KeyError('cat')", "KeyError: 'cat'"),
-        ("return None", "TypeError: 'NoneType' object is not iterable"),
-        ("yield {'x': [[1], [1, 2]]}", "ValueError: .*inhomogeneous"),
-        ("raise SystemExit('enough')", "SystemExit: enough"),
-    ],
-)
-def test_a_function_that_fails_is_told_in_its_own_words(tmp_path: Path, body: str, message: str) -> None:
-    source = _script(tmp_path / "calib.py", f"def feeds():\n    {body}\n")
-    with pytest.raises(DataError, match=rf"calib.py:feeds failed: {message}"):
-        list(open_batches(source, OPEN, 8))
-
-
-def test_items_that_are_no_dicts_are_told(tmp_path: Path) -> None:
-    source = _script(
-        tmp_path / "calib.py", "def feeds():\n    yield {'x': X}\n    yield X\nX = np.ones((1, 2), 'f4')\n"
-    )
-    stream = iter(open_batches(source, OPEN, 8))
-    next(stream)
-    with pytest.raises(DataError, match=r"calib.py:feeds must yield dicts of arrays, item 1 is ndarray$"):
-        next(stream)
-
-
-def test_a_script_that_yields_nothing_is_told(tmp_path: Path) -> None:
-    source = _script(tmp_path / "calib.py", "def feeds():\n    return []\n")
-    with pytest.raises(
-        DataError, match=r"calib.py:feeds yields no samples; give at least one, and from a script a"
-    ):
-        list(open_batches(source, OPEN, 8))
-
-
-# Inputs saved by Polygraphy
-
-
-def test_inputs_saved_by_polygraphy_are_read(tmp_path: Path) -> None:
-    _save_json(tmp_path / "inputs.json", [{"x": X[:3]}, {"x": X[3:4]}])
-    batches = open_batches(str(tmp_path / "inputs.json"), OPEN, 8)
-    for _ in range(2):
-        assert [(feed.source, feed.num_samples) for feed in batches] == [
-            (f"{tmp_path / 'inputs.json'}, feed 0", 3),
-            (f"{tmp_path / 'inputs.json'}, feed 1", 1),
-        ]
-    assert np.array_equal(_all(batches), X[:4])
-    assert batches.num_samples == 4
-    assert batches.digest
-
-
-def test_a_feed_of_polygraphy_that_does_not_fit_is_refused_and_not_left_out(tmp_path: Path) -> None:
-    _save_json(tmp_path / "inputs.json", [{"x": X[:4]}, {"x": X[:3]}])
-    with pytest.raises(DataError, match=r"inputs.json, feed 1 has shape \(3, 2\), the model wants \(4, 2\)"):
-        list(open_batches(str(tmp_path / "inputs.json"), FIXED, 8))
-
-
-def test_a_feed_of_polygraphy_may_have_a_longer_axis_than_the_batch(tmp_path: Path) -> None:
-    inputs = [TensorSpec("x", "float32", (1, 2)), TensorSpec("anchors", "float32", (9, 4))]
-    _save_json(tmp_path / "inputs.json", [{"x": X[:1], "anchors": np.zeros((9, 4), np.float32)}])
-    assert len(list(open_batches(str(tmp_path / "inputs.json"), inputs, 8))) == 1
-
-
-def test_no_feeds_of_polygraphy_are_told(tmp_path: Path) -> None:
-    _save_json(tmp_path / "inputs.json", [])
-    with pytest.raises(DataError, match=r"inputs.json yields no samples; give at least one"):
-        list(open_batches(str(tmp_path / "inputs.json"), OPEN, 8))
-
-
-@pytest.mark.parametrize("content", ["{}", "[1]", "null", '"x"'])
-def test_json_without_a_list_of_feeds_is_told(tmp_path: Path, content: str) -> None:
-    (tmp_path / "inputs.json").write_text(content)
-    with pytest.raises(
-        DataError,
-        match=r"inputs.json holds no list of feeds; save one with `polygraphy run --save-inputs`$",
-    ):
-        open_batches(str(tmp_path / "inputs.json"), OPEN, 8)
-
-
-@pytest.mark.parametrize(
-    "content", ["", "[", "\0", '[{"x": {"polygraphy_class": "Foo"}}]', '[{"x": [[1], [1, 2]]}]']
-)
-def test_a_file_that_polygraphy_cannot_read_is_told(tmp_path: Path, content: str) -> None:
-    (tmp_path / "inputs.json").write_text(content)
-    with pytest.raises(DataError, match=r"inputs.json is not a file of inputs saved by Polygraphy: \S"):
-        open_batches(str(tmp_path / "inputs.json"), OPEN, 8)
-
-
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.data())
-def test_no_damage_to_saved_inputs_escapes_as_a_foreign_error(tmp_path: Path, data: st.DataObject) -> None:
-    path = tmp_path / "inputs.json"
-    _save_json(path, [{"x": X}])
-    content = bytearray(path.read_bytes())
-    places = st.integers(0, len(content) - 1)
-    for place, value in data.draw(st.lists(st.tuples(places, st.integers(1, 255)), min_size=1, max_size=3)):
-        content[place] ^= value
-    path.write_bytes(content[: data.draw(places)] if data.draw(st.booleans()) else content)
-    try:
-        found = _all(open_batches(str(path), OPEN, 8))
-    except DataError:
-        found = X
-    assert found.shape[1] == 2
 
 
 # Anything else

@@ -161,6 +161,21 @@ def assert_equal_outputs(outputs_of: Callable[..., list[NDArray[Any]]]) -> Calla
 
 
 @pytest.fixture
+def assert_near(outputs_of: Callable[..., list[NDArray[Any]]]) -> Callable[..., None]:
+    """Checks with ONNX Runtime that two models give nearly the same on random inputs, and the same dtypes."""
+
+    def check(before: ir.Model, after: ir.Model, *, tolerance: float = 5e-3, **arguments: Any) -> None:
+        for seed in (0, 1):
+            wanted, found = (outputs_of(model, seed=seed, **arguments) for model in (before, after))
+            for want, have in zip(wanted, found, strict=True):
+                assert want.dtype == have.dtype
+                assert np.isfinite(want).all()
+                np.testing.assert_allclose(have, want, rtol=tolerance, atol=tolerance * np.abs(want).max())
+
+    return check
+
+
+@pytest.fixture
 def build_rtx(tmp_path: Path) -> Callable[..., dict[str, set[str]]]:
     """Builds an engine in a process of its own; gives the datatypes of the inputs and constants by kernel."""
     if importlib.util.find_spec("tensorrt_rtx") is None:
