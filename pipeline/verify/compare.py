@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -70,6 +70,7 @@ def compare_models(
     labels: Labels | None = None,
     progress: Progress = lambda _: None,
     engines: Sequence[Any] = (),
+    unscored: Collection[str] = (),
 ) -> Comparison:
     """Returns how far the models are apart, run by Polygraphy's Comparator on ONNX Runtime.
 
@@ -84,6 +85,7 @@ def compare_models(
         labels: Where the labels are, and how answers are scored.
         progress: Told of every batch.
         engines: Further models: Polygraphy runners, each with its name.
+        unscored: Outputs that no metric gets.
 
     Raises:
         ModelError: ONNX Runtime cannot run one of them, or their outputs differ in name or shape.
@@ -109,7 +111,7 @@ def compare_models(
                     tokens = inputs[name]
                     logits.setdefault(key, LogitsMetrics()).add(ours, theirs, tokens, mask_of(tokens, inputs))
         if scores is not None:
-            scores.add(results, feed)
+            scores.add({name: _but(outputs, unscored) for name, outputs in results.items()}, feed)
         num_samples += feed.num_samples
         progress(feed.num_samples)
     return Comparison(
@@ -151,6 +153,10 @@ def _run(
 
 def _inputs_of(feed: Feed, labels: Labels | None) -> dict[str, NDArray[Any]]:
     return {name: array for name, array in feed.arrays.items() if labels is None or name != labels.array}
+
+
+def _but(outputs: Mapping[str, NDArray[Any]], names: Collection[str]) -> Mapping[str, NDArray[Any]]:
+    return {name: array for name, array in outputs.items() if name not in names}
 
 
 def _session(path: Path) -> Any:

@@ -12,7 +12,7 @@ from trtq.calibrators.batches import Batches
 from trtq.calibrators.observe import Progress
 from trtq.models.spec import AccuracySpec
 from trtq.pipeline.verify.score import Labels
-from trtq.pipeline.verify.sensitivity import Effect, in_groups, measure
+from trtq.pipeline.verify.sensitivity import Distance, Effect, in_groups, measure
 from trtq.pipeline.verify.switchable import Switchable
 
 _MARGIN = 0.9
@@ -116,7 +116,7 @@ def choose(meter: Meter, macs: Mapping[str, int], gate: AccuracySpec, batches: B
     layers = meter.session.layers
     most = max(1, 2 * _SENSITIVITY_PASSES * size.num_feeds // len(layers))
     alone = meter.alone(every_nth(batches, 0, math.ceil(size.num_feeds / most)))
-    errors = {name: _error_of(effect, gate) for name, effect in alone.items()}
+    errors = {name: _error_of_parts(effect, gate) for name, effect in alone.items()}
     total = max(sum(macs.values()), 1)
     shares = {name: macs.get(name, 0) / total for name in layers}
     orders = [_ordered(errors, shares, overhead) for overhead in _OVERHEADS]
@@ -191,12 +191,24 @@ def _cost(kept: Sequence[str], shares: Mapping[str, float]) -> float:
 
 
 def _error_of(effect: Effect, gate: AccuracySpec) -> float:
-    """Returns the error in units of what the gate allows, added over the outputs.
+    """Returns the error in units of what the gate allows, added over the outputs."""
+    return sum(item.noise for item in effect.outputs.values()) / _allowed(gate)
 
-    An error at right angles to an output leaves it the cosine c if its power is 1 / c^2 - 1 of the output's.
-    """
-    allowed = gate.min_cosine**-2 - 1 if 0 < gate.min_cosine < 1 else 1.0
-    return sum(item.noise / allowed for item in effect.outputs.values())
+
+def _error_of_parts(effect: Effect, gate: AccuracySpec) -> float:
+    """Returns the same, with all parts of an output alike: the scores beside boxes, which are far louder."""
+    noises = (_noise(distance, effect.parts.get(name, {})) for name, distance in effect.outputs.items())
+    return sum(noises) / _allowed(gate)
+
+
+def _noise(whole: Distance, parts: Mapping[str, Distance]) -> float:
+    noises = [item.noise for item in parts.values() if math.isfinite(item.noise)]  # not where one is silent
+    return sum(noises) / len(noises) if noises and math.isfinite(whole.noise) else whole.noise
+
+
+def _allowed(gate: AccuracySpec) -> float:
+    """Returns the noise that is allowed: one at right angles to an output that leaves it the least cosine."""
+    return gate.min_cosine**-2 - 1 if 0 < gate.min_cosine < 1 else 1.0
 
 
 def _holds(effect: Effect, float_score: float | None, gate: AccuracySpec) -> bool:

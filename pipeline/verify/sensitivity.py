@@ -38,10 +38,18 @@ class Distance:
 
 @dataclass(frozen=True, slots=True)
 class Effect:
-    """What comes of quantizing some layers: the distance of each output, and the score with a metric."""
+    """What comes of quantizing some layers: the distance of each output, and the score with a metric.
+
+    Attributes:
+        outputs: By name.
+        score: None without a metric.
+        parts: The distances of the tensors that an output is joined of, such as boxes and scores, by the
+            output and the tensor.
+    """
 
     outputs: Mapping[str, Distance]
     score: float | None = None
+    parts: Mapping[str, Mapping[str, Distance]] = field(default_factory=dict)
 
     @property
     def sqnr_db(self) -> float:
@@ -143,11 +151,19 @@ def measure(
         labels,
         progress,
         [session.runner(_FLOAT, ()), *runners],
+        session.added,
     )
-    outputs: dict[str, dict[str, Distance]] = {name: {} for name in mixtures}
+    distances: dict[str, dict[str, Distance]] = {name: {} for name in mixtures}
     for item in found.outputs:
-        outputs[item.candidate][item.output] = Distance(item.cosine, item.sqnr_db)
-    effects = {name: Effect(outputs[name], found.accuracy.get(name)) for name in mixtures}
+        distances[item.candidate][item.output] = Distance(item.cosine, item.sqnr_db)
+    effects = {
+        name: Effect(
+            {output: distance for output, distance in seen.items() if output not in session.added},
+            found.accuracy.get(name),
+            {output: {part: seen[part] for part in parts} for output, parts in session.parts.items()},
+        )
+        for name, seen in distances.items()
+    }
     return Measured(effects, found.accuracy.get(_FLOAT), found.num_samples)
 
 
@@ -198,10 +214,12 @@ def _layer(item: Mapping[str, Any]) -> LayerSensitivity:
 
 
 def _effect(item: Mapping[str, Any]) -> Effect:
-    distances = {
-        name: _distance(value["cosine"], value["sqnr_db"]) for name, value in item["outputs"].items()
-    }
-    return Effect(distances, item["score"])
+    parts = {output: _distances(names) for output, names in item.get("parts", {}).items()}
+    return Effect(_distances(item["outputs"]), item["score"], parts)
+
+
+def _distances(item: Mapping[str, Any]) -> dict[str, Distance]:
+    return {name: _distance(value["cosine"], value["sqnr_db"]) for name, value in item.items()}
 
 
 def _distance(cosine: float | None, sqnr_db: float | None) -> Distance:

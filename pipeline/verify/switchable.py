@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ from trtq.pipeline.quantize.channels.operands import constant
 from trtq.pipeline.quantize.channels.rescale import rescale
 from trtq.pipeline.quantize.qdq import quantize
 from trtq.pipeline.verify.exact import with_exact_quantize
+from trtq.pipeline.verify.parts import parts_of
 
 _SWITCH = "trtq_switch_"
 _ON, _OFF = np.array(True), np.array(False)
@@ -32,10 +33,14 @@ class Switchable:
     Attributes:
         session: The ONNX Runtime session.
         layers: The names of the nodes that can be switched, in graph order; switch i is that of layers[i].
+        parts: The tensors that an output is joined of, by the output.
+        added: Those of them that are not outputs of the model; the session gives them all the same.
     """
 
     session: Any
     layers: tuple[str, ...]
+    parts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    added: Collection[str] = ()
 
     def runner(self, name: str, quantized: Collection[str]) -> Any:
         """Returns a Polygraphy runner of this name that quantizes these layers and no others."""
@@ -74,8 +79,12 @@ def open_switchable(
         ModelError: ONNX Runtime cannot load it.
     """
     made = switchable(model, placement, ranges, scale_dtype=scale_dtype)
+    parts, values = parts_of(made), _values_by_name(made)
+    outputs = {value.name for value in made.graph.outputs}
+    added = dict.fromkeys(name for names in parts.values() for name in names if name not in outputs)
+    made.graph.outputs.extend(values[name] for name in added)
     session = open_session(with_exact_quantize(made) or made, optimize=False)
-    return Switchable(session, tuple(node.name for node in placement.quantized))
+    return Switchable(session, tuple(node.name for node in placement.quantized), parts, tuple(added))
 
 
 def switchable(

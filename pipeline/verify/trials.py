@@ -17,14 +17,12 @@ from trtq.calibrators.ranges import Ranges
 from trtq.models.session import Engine, open_session, run
 from trtq.pipeline.graph.placement import Placement
 from trtq.pipeline.quantize.qdq import quantize
+from trtq.pipeline.verify.parts import judged_outputs
 
 _EXACT_DB = 80.0
 LEAST_GAIN_DB = 0.2
 """What a candidate must gain at least to be taken."""
 _MOST_AT_A_TIME = 4
-_FLOAT = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
-_PASSED_ON = ("Identity", "Cast", "Transpose", "Reshape", "Squeeze", "Unsqueeze", "Flatten")
-_SQUASHED = ("Softmax", "Sigmoid", "LogSoftmax")
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,26 +129,6 @@ def judge_of(model: ir.Model, placement: Placement, batches: Batches, num_sample
     session = _session(model.clone(), outputs, Engine())
     truth = tuple(tuple(_answers(session, outputs, feed)) for feed in feeds)
     return Judge(model, placement, outputs, feeds, truth)
-
-
-def judged_outputs(model: ir.Model) -> tuple[str, ...]:
-    """Returns the tensors to judge by: the float outputs, and what stands before a Softmax or Sigmoid.
-
-    Saturated scores hide what is lost; where they are not saturated, only they tell what it matters.
-    """
-    found: dict[str, None] = {}
-    for value in model.graph.outputs:
-        source, node = value, value.producer()
-        while node is not None and node.op_type in (*_PASSED_ON, *_SQUASHED):
-            before = node.inputs[0]
-            assert before is not None
-            if node.op_type in _SQUASHED:
-                source = before
-            node = before.producer()
-        for seen in (value, source):
-            if seen.producer() is not None and seen.dtype in _FLOAT:
-                found[str(seen.name)] = None
-    return tuple(found)
 
 
 def _held_back(batches: Batches, num_samples: int) -> tuple[Feed, ...]:

@@ -88,6 +88,45 @@ def test_a_layer_that_turns_out_needless_is_given_back() -> None:
     assert choice.order == ("large", "small", "rest")
 
 
+def test_a_part_that_others_drown_out_counts_as_much_as_they_do() -> None:
+    """A layer before the scores of a detector changes nothing of its output but these."""
+
+    class Detector(Additive):
+        def alone(self, batches: Batches) -> dict[str, Effect]:
+            return {
+                name: replace(
+                    effect, parts={"y": {"boxes": Distance(1.0, 40.0), "scores": Distance(1.0, db)}}
+                )
+                for (name, effect), db in zip(super().alone(batches).items(), (10.0, 50.0), strict=True)
+            }
+
+    errors = {"scores": 0.001, "boxes": 0.3}
+    session = Switchable(None, tuple(errors))
+    meter = Detector(session, lambda kept: set(errors) - set(kept), errors=errors)
+    assert choose(meter, {"scores": 1, "boxes": 1}, _GATE, batches_of(4), Size(4, 4)).order[0] == "scores"
+
+
+def test_a_silent_part_and_a_broken_output() -> None:
+    """Of a part without signal nothing is known; an output that is broken stays so, whatever its parts."""
+    silent = Distance(0.0, -math.inf)
+    errors = {"silent": 0.1, "loud": 0.3, "broken": 0.2}
+
+    class Detector(Additive):
+        def alone(self, batches: Batches) -> dict[str, Effect]:
+            found = super().alone(batches)
+            found["silent"] = replace(found["silent"], parts={"y": {"a": silent}})
+            broken = {"y": Distance(math.nan, math.nan)}
+            found["broken"] = replace(
+                found["broken"], outputs=broken, parts={"y": {"a": Distance(1.0, 90.0)}}
+            )
+            return found
+
+    session = Switchable(None, tuple(errors))
+    meter = Detector(session, lambda kept: set(errors) - set(kept), errors=errors)
+    order = choose(meter, dict.fromkeys(errors, 1), _GATE, batches_of(4), Size(4, 4)).order
+    assert order == ("broken", "loud", "silent")
+
+
 def test_a_score_that_falls_asks_for_more_layers_than_the_error_does() -> None:
     meter = additive({"a": 0.3, "b": 0.2, "c": 0.1}, {"a": 0.0, "b": 0.03, "c": 0.001})
     assert set(choose(meter, {"a": 1, "b": 1, "c": 1}, _GATE, batches_of(4), Size(4, 4)).kept) >= {"b"}

@@ -71,6 +71,34 @@ def test_a_measurement_is_that_of_the_quantized_model(graph_of: Callable[..., Gr
     assert (found.num_samples, counted) == (10, [5, 5])
 
 
+def test_what_an_output_is_joined_of_is_measured_and_no_metric_gets_it(
+    graph_of: Callable[..., Graph], tmp_path: Path
+) -> None:
+    """Boxes up to 640 hide what scores up to 1 lose; a metric is asked about the outputs of the model."""
+    rng = np.random.default_rng(0)
+    weights = {name: rng.standard_normal((4, 8)).astype(np.float32) for name in ("w", "v")}
+    graph = graph_of(
+        """net (float[N, 4] x) => (float[N, 16] y) <float big = {640}> {
+            [boxes] b = MatMul (x, w) loud = Mul (b, big)
+            [classes] c = MatMul (x, v) scores = Sigmoid (c) y = Concat <axis = 1> (loud, scores)
+        }""",
+        **weights,
+    )
+    (tmp_path / "m.py").write_text("def f(outputs, labels):\n    return float(list(outputs) == ['y'])\n")
+    placement = place(graph.model, force=(".",))
+    ranges = Ranges({name: Range(3.0, -3.0, 3.0) for name in placement.activations}, "made", "0", "none", 1)
+    session = open_switchable(graph.model, placement, ranges)
+    x = rng.standard_normal((6, 4)).astype(np.float32)
+    batches = Batches(lambda: iter([Feed({"x": x}, "feed", 6)]), "made", 6)
+    found = measure(session, {"s": {"classes"}}, batches, Labels(None, metric=f"{tmp_path / 'm.py'}:f"))
+    effect = found.effects["s"]
+    assert (effect.score, found.float_score) == (1.0, 1.0)
+    assert list(effect.outputs) == ["y"]
+    assert effect.outputs["y"].sqnr_db > 90
+    assert effect.parts["y"]["loud"].noise == 0
+    assert 30 < effect.parts["y"]["scores"].sqnr_db < 60
+
+
 def test_the_worst_output_counts_and_a_broken_one_most() -> None:
     effect = Effect({"y": Distance(0.9, 30.0), "z": Distance(0.95, 12.0)})
     assert (effect.cosine, effect.sqnr_db) == (0.9, 12.0)

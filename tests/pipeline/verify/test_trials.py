@@ -14,7 +14,7 @@ from trtq.calibrators.batches import Batches, Feed
 from trtq.calibrators.ranges import Range, Ranges
 from trtq.pipeline.graph.load import Graph
 from trtq.pipeline.graph.placement import place
-from trtq.pipeline.verify.trials import Judge, Marks, judge_of, judged_outputs
+from trtq.pipeline.verify.trials import Judge, Marks, judge_of
 
 _NET = """
 net (float[N, 2] x) => (float[N, 2] y, float[N, 2] p) {
@@ -121,24 +121,6 @@ def test_one_feed_leaves_nothing_to_judge_by(graph: Graph) -> None:
     assert judge_of(graph.model, place(graph.model), batches_of(feeds_of(1)), 8) is None
 
 
-@pytest.mark.parametrize(
-    ("body", "outputs"),
-    [
-        ("y = Relu (x)", ["y"]),
-        ("a = Relu (x) y = Softmax (a)", ["y", "a"]),
-        ("a = Relu (x) b = Sigmoid (a) y = Transpose <perm = [1, 0]> (b)", ["y", "a"]),
-        ("a = Relu (x) b = Transpose <perm = [1, 0]> (a) y = Tanh (b)", ["y"]),
-        ("y = Sigmoid (x)", ["y"]),  # the input of the model is not judged
-    ],
-)
-def test_scores_are_judged_before_they_are_squashed_too(
-    graph_of: Callable[..., Graph], body: str, outputs: list[str]
-) -> None:
-    model = graph_of(f"net (float[3, 3] x) => (float[3, 3] y) {{ {body} }}").model
-    assert list(judged_outputs(model)) == outputs
-
-
 def test_outputs_of_whole_numbers_are_not_judged(graph_of: Callable[..., Graph]) -> None:
     model = graph_of("net (float[3, 3] x) => (int64[3, 1] y) { y = ArgMax (x) }").model
-    assert judged_outputs(model) == ()
     assert judge_of(model, place(model), batches_of(feeds_of(4)), 8) is None
