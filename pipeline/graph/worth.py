@@ -8,9 +8,8 @@ from collections.abc import Iterator
 import onnx_ir as ir
 
 _FEW_OUTPUTS = 2
-_FEW_AT_THE_END = 16
-"""With fewer outputs a small last layer stays float: its error reaches the outputs as it is."""
 _SMALL_SHARE = 0.005
+"""Of all weights: a last layer of this size costs next to nothing in float."""
 _WEIGHTED = frozenset({
     "Attention", "Conv", "ConvInteger", "ConvTranspose", "DeformConv", "Einsum", "Gemm", "GRU", "If", "LSTM",
     "Loop", "MatMul", "MatMulInteger", "MultiHeadAttention", "RNN", "Scan",
@@ -48,8 +47,8 @@ def why_float(node: ir.Node, weight: ir.Value, activation: ir.Value, axis: int |
     num_outputs = shape[axis] if axis is not None and node.op_type != "ConvTranspose" else 0
     if 0 < num_outputs <= _FEW_OUTPUTS:
         return f"few-outputs: INT8 kernels work on 16 output channels or more at once, it has {num_outputs}"
-    if 0 < num_outputs < _FEW_AT_THE_END and _is_small(weight) and _is_last(node):
-        return f"few-outputs: a small last layer, whose error reaches the outputs; it has {num_outputs}"
+    if num_outputs and _is_small(weight) and _is_last(node):
+        return "head: a small last layer, whose error reaches the outputs as it is"
     if node.op_type == "Conv" and _is_gate(node):
         return "gate: squeeze-and-excitation works on one position, where INT8 saves nothing"
     return ""
@@ -113,17 +112,25 @@ def _is_small(weight: ir.Value) -> bool:
 
 
 def _is_last(node: ir.Node) -> bool:
-    """Whether no layer with weights, and no product of activations, comes after a node."""
+    """Whether no layer with weights, and no product of activations, comes after a node.
+
+    A convolution to one channel does not count: the expected side of a box is one, of its distribution.
+    """
     seen: set[ir.Node] = set()
     ahead = [node]
     while ahead:
         for user in ahead.pop().successors():
-            if user.op_type in _WEIGHTED:
+            if user.op_type in _WEIGHTED and not _is_weighted_sum(user):
                 return False
             if user not in seen:
                 seen.add(user)
                 ahead.append(user)
     return True
+
+
+def _is_weighted_sum(node: ir.Node) -> bool:
+    """Whether a convolution adds its channels up to one."""
+    return node.op_type == "Conv" and _sizes(node.inputs[1])[:1] == (1,)
 
 
 def _scales_a_map(value: ir.Value, steps: int = _MOST_STEPS) -> bool:

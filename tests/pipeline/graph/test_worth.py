@@ -73,19 +73,44 @@ _HEAD = "[big] a = MatMul (x, w) [mid] b = MatMul (a, v) r = Relu (b) [head] t =
 @pytest.mark.parametrize(
     ("num_outputs", "end", "kept"),
     [
-        pytest.param(4, "y = Softmax (t)", {"head": "few-outputs"}, id="a small head"),
-        pytest.param(16, "y = Softmax (t)", {}, id="sixteen outputs"),
-        pytest.param(4, "z = Sigmoid (t) [after] y = MatMul (z, k)", {}, id="a layer after it"),
+        pytest.param(4, "y = Softmax (t)", {"head": "head"}, id="a small head"),
+        pytest.param(20, "y = Softmax (t)", {"head": "head"}, id="twenty outputs"),
+        pytest.param(2, "y = Softmax (t)", {"head": "few-outputs"}, id="two outputs"),
+        pytest.param(
+            4, "z = Sigmoid (t) [after] y = MatMul (z, k)", {"after": "head"}, id="a layer after it"
+        ),
     ],
 )
-def test_a_small_last_layer_with_few_outputs(
-    num_outputs: int, end: str, kept: dict[str, str], model_of: ModelOf
-) -> None:
+def test_a_small_last_layer(num_outputs: int, end: str, kept: dict[str, str], model_of: ModelOf) -> None:
     weights = {"w": (64, 1024), "v": (1024, 16), "u": (16, num_outputs), "k": (4, 16)}
     used = {name: _random(*shape) for name, shape in weights.items() if f"{name})" in _HEAD + end}
     model = model_of(f"g (float[N,64] x) => (float[N,M] y) {{ {_HEAD} {end} }}", **used)
     assert _kept(model) == kept
-    assert _kept(model, force=("head",)) == {}
+    assert _kept(model, force=("head|after",)) == {}
+
+
+@pytest.mark.parametrize(
+    ("channels", "kept"),
+    [
+        pytest.param(
+            1, {"boxes": "head", "classes": "head", "sum": "few-outputs"}, id="the sum of its channels"
+        ),
+        pytest.param(3, {"sum": "head"}, id="a layer"),
+    ],
+)
+def test_the_heads_of_a_detector_that_gives_the_expected_sides_of_boxes(
+    channels: int, kept: dict[str, str], model_of: ModelOf
+) -> None:
+    weights = {"w": (256, 16, 3, 3), "v": (256, 256, 3, 3), "u": (32, 256, 3, 3)}
+    weights |= {"b": (16, 32, 1, 1), "c": (20, 32, 1, 1), "one": (channels, 16, 1, 1)}
+    text = """g (float[N,16,16,16] x) => (float[N,C,10,10] y, float[N,20,10,10] classes) {
+        s = Conv (x, w) r = Relu (s) t = Conv (r, v) z = Conv (t, u)
+        [boxes] p = Conv (z, b) [classes] q = Conv (z, c) joined = Concat <axis = 1> (p, q)
+        sides, classes = Split <axis = 1> (joined, parts)
+        soft = Softmax <axis = 1> (sides) [sum] y = Conv (soft, one)
+    }"""
+    arrays = {name: _random(*shape) for name, shape in weights.items()}
+    assert _kept(model_of(text, **arrays, parts=np.array([16, 20], np.int64))) == kept
 
 
 def test_a_last_layer_that_holds_a_part_of_the_weights_is_quantized(model_of: ModelOf) -> None:
