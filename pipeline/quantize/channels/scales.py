@@ -19,6 +19,10 @@ HEADROOM = 0.125
 """The share of its range that is left free in each channel for data that is not seen."""
 _NARROWEST = 0.05
 """Channels narrower than this share of the widest count as so wide: few samples say little of them."""
+_PRODUCTS = ("Gemm", "MatMul")
+_NARROWEST_OF_MANY = 0.75
+"""Of the channels of a matrix product, this share count as wide as the next one. Some never fire in the data,
+behind a GELU, and far in other data: a ViT-S gains 8 dB on other photos, a sentence encoder 1 dB."""
 _UNBOUNDED = (-np.inf, np.inf)
 
 
@@ -91,7 +95,8 @@ def _plan_tensor(
         return None
     node = source.producer()
     ends = ends_of(node) if node is not None and is_constant_clip(node) else _UNBOUNDED
-    return rescaling(seen, exponent, shifts=shifts, ends=ends, headroom=strength.headroom)
+    products = all(reader.op_type in _PRODUCTS for reader in readers)
+    return rescaling(seen, exponent, shifts=shifts, ends=ends, headroom=strength.headroom, products=products)
 
 
 def rescaling(
@@ -101,6 +106,7 @@ def rescaling(
     shifts: bool,
     ends: tuple[float, float] = _UNBOUNDED,
     headroom: float = HEADROOM,
+    products: bool = False,
 ) -> Channels:
     """Returns scales of which the largest is 1, the shifts, and the amax of all channels after both.
 
@@ -110,11 +116,13 @@ def rescaling(
         shifts: Whether they are centred first.
         ends: What no value of the tensor lies beyond, whatever the data: those of a Clip.
         headroom: The share of its range that is left free in each channel.
+        products: Whether matrix products alone read it.
     """
     low, high = _widened(seen, ends, headroom)
     middle = (low + high) / 2 if shifts else np.zeros_like(low)
     reach = np.maximum(high - middle, middle - low)
-    scale = np.maximum(reach, _NARROWEST * reach.max()) ** exponent
+    narrowest = max(_NARROWEST * reach.max(), np.quantile(reach, _NARROWEST_OF_MANY) if products else 0.0)
+    scale = np.maximum(reach, narrowest) ** exponent
     scale /= scale.max()
     if shifts:
         step = (reach / scale).max() / QMAX * scale

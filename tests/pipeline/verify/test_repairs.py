@@ -255,8 +255,8 @@ def test_rescaled_tensors_get_a_range_of_their_own_where_that_pays(net: Callable
 
 
 def test_headroom_is_given_up_where_it_costs_more_than_it_saves(net: Callable[..., Graph]) -> None:
-    arrays = np.random.default_rng(4).uniform(-1, 1, (128, 8, _WIDTH)).astype(np.float32)
-    _, repairs = _of_the_last(net(np.geomspace(1, 100, _WIDTH)), batches_of(list(arrays)), None)
+    arrays = np.random.default_rng(1).uniform(-1, 1, (128, 8, _WIDTH)).astype(np.float32)
+    _, repairs = _of_the_last(net(), batches_of(list(arrays)), None)
     (applied,) = repairs.applied
     assert applied.endswith("no headroom")
     assert any(item.applied and "no headroom" not in item.name for item in repairs.tried)  # it came first

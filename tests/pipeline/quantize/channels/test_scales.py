@@ -43,6 +43,19 @@ def test_a_channel_that_is_hardly_used_is_not_blown_up_to_the_others_range() -> 
     assert made.scale == pytest.approx((1.0, 0.05))
 
 
+def test_a_channel_of_a_matrix_product_that_never_fired_is_not_taken_to_be_narrow() -> None:
+    """Behind a GELU some channels stay at its floor in the calibration data, and go far in other data."""
+    seen = _seen([-0.17] * 8, [-0.1, -0.1, 0.1, 1, 2, 3, 4, 16])
+    plain, made = (rescaling(seen, 1.0, shifts=False, products=item) for item in (False, True))
+    third = (0.75 * 7) % 1  # the quantile lies between the sixth and the seventh
+    quartile = 1.125 * (3 + third) + 0.17 / 8
+    widest = 1.125 * 16 + 0.17 / 8
+    assert plain.scale[0] == pytest.approx(0.05)
+    assert made.scale[:6] == pytest.approx((quartile / widest,) * 6)
+    assert made.scale[6:] == plain.scale[6:]
+    assert made.amax == plain.amax
+
+
 def test_shifts_centre_channels_and_keep_a_code_for_zero() -> None:
     seen = _seen([-1, 90], [1, 110])
     made = rescaling(seen, 1.0, shifts=True)
