@@ -11,7 +11,7 @@ import io
 import random
 import re
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -33,6 +33,17 @@ _PHOTOS = {
         "sklearn/datasets/images/flower.jpg", "matplotlib/mpl-data/sample_data/grace_hopper.jpg",
     ),
 }  # fmt: skip
+_PEOPLE = {
+    "calibration": (
+        "skimage/data/astronaut.png", "ultralytics/assets/bus.jpg", "insightface/data/images/mask_blue.jpg",
+        "insightface/data/images/mask_white.jpg", "skimage/data/coffee.png",
+    ),
+    "evaluation": (
+        "insightface/data/images/t1.jpg", "insightface/data/images/Tom_Hanks_54745.png",
+        "ultralytics/assets/zidane.jpg", "matplotlib/mpl-data/sample_data/grace_hopper.jpg",
+    ),
+}  # fmt: skip
+"""What a detector of people finds something in."""
 _WORDS = """
     the quick brown fox jumps over lazy dog invoice total amount 2024 Order No. 58213 Payment received Thank
     you $49.90 Hello World QUANTIZED MODEL runtime graph Street 17 Berlin Meeting at 10:30 Please sign here
@@ -84,7 +95,15 @@ class Media:
     @cached_property
     def photos(self) -> list[Image.Image]:
         """The photos of this part."""
-        return [Image.open(io.BytesIO(self.wheels.read(name))).convert("RGB") for name in _PHOTOS[self.part]]
+        return self._opened(_PHOTOS)
+
+    @cached_property
+    def people(self) -> list[Image.Image]:
+        """The photos of this part for a detector of people."""
+        return self._opened(_PEOPLE)
+
+    def _opened(self, names: Mapping[str, Sequence[str]]) -> list[Image.Image]:
+        return [Image.open(io.BytesIO(self.wheels.read(name))).convert("RGB") for name in names[self.part]]
 
     @cached_property
     def _fonts(self) -> list[bytes]:
@@ -103,9 +122,9 @@ class Media:
         """Returns so many words."""
         return " ".join(self.random.choice(_WORDS.split()) for _ in range(self.random.randint(least, most)))
 
-    def crop(self, smallest: float = 0.45) -> Image.Image:
+    def crop(self, smallest: float = 0.45, photos: Sequence[Image.Image] | None = None) -> Image.Image:
         """Returns a part of a photo, perhaps mirrored, a little brighter or darker."""
-        photo = self.random.choice(self.photos)
+        photo = self.random.choice(photos or self.photos)
         share = self.random.uniform(smallest, 1)
         width, height = int(photo.width * share), int(photo.height * share)
         left, top = self.random.randint(0, photo.width - width), self.random.randint(0, photo.height - height)

@@ -104,8 +104,8 @@ def pages(media: Media, count: int) -> Samples:
 
 
 def bodies(media: Media, count: int) -> Samples:
-    """Photos for a detector."""
-    boxes = [letterbox(media.crop(), 320, 0) for _ in range(count)]
+    """Photos of people for a detector."""
+    boxes = [letterbox(media.crop(photos=media.people), 320, 0) for _ in range(count)]
     return {"images": np.stack([planes(box, "RGB", [0.0] * 3, [255.0] * 3) for box in boxes])}, None
 
 
