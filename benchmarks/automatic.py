@@ -1,14 +1,16 @@
 r"""What `trtq build --auto` brings back of the task's score where plain INT8 loses more than a point.
 
     benchmarks/.work/bench/bin/python benchmarks/models.py --evaluation 128 --folder benchmarks/.work/large \
-        --only ppocr_det ddddocr_yolox vit_s_focus nudenet_yolo silero_vad_seq
+        --only ppocr_det ppocr_rec vit_s_focus silero_vad_seq
+    benchmarks/.work/bench/bin/python benchmarks/models.py --evaluation 256 --folder benchmarks/.work/large \
+        --only ddddocr_yolox nudenet_yolo
     .venv/bin/python benchmarks/automatic.py --folder benchmarks/.work/large \
         --output benchmarks/results/automatic-2026-11-21.json
 
-For each model the float model's own outputs on the evaluation data become the labels, and the gate is one
-point of its task's metric alone. Half of the data chooses the layers, the other half judges: with the 64
-samples of the other benchmarks one box or one file is already more than a point.
-`make bench-peers` sets up what is needed.
+For each model the right answers are the labels where they are known, else the float model's own outputs on
+the evaluation data, and the gate is one point of its task's metric alone. Half of the data chooses the
+layers, the other half judges: with the 64 samples of the other benchmarks one box or one file is already more
+than a point. `make bench-peers` sets up what is needed.
 """
 
 from __future__ import annotations
@@ -28,7 +30,9 @@ from evaluate import truth_of
 from feeds import part_of
 from tools import MODELS, circumstances, models
 
-DEFAULT_MODELS = ("nudenet_yolo", "vit_s_focus", "ddddocr_yolox", "ppocr_det", "silero_vad_seq")
+DEFAULT_MODELS = (
+    "nudenet_yolo", "vit_s_focus", "ddddocr_yolox", "ppocr_det", "ppocr_rec", "silero_vad_seq",
+)  # fmt: skip
 _SCRIPT = """
 import json
 import sys
@@ -40,8 +44,11 @@ TASK = json.loads({task!r})
 
 
 def metric(outputs, labels):
-    found = outputs[TASK["output"]].reshape(labels.shape)
-    return score(TASK, [row[None] for row in found], [row[None] for row in labels])
+    found = outputs[TASK["output"]]
+    if TASK["answers"] is None:
+        return score(TASK, [row[None] for row in found.reshape(labels.shape)], [row[None] for row in labels])
+    task = {{**TASK, "answers": [TASK["answers"][index] for index in labels]}}
+    return score(task, [row[None] for row in found], [])
 """
 
 
@@ -66,7 +73,9 @@ def build(folder: Path) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="bench-auto-") as place:
         labels, script = Path(place) / "labels.npy", Path(place) / "script.py"
         own = truth.outputs[truth.task["output"]]
-        np.save(labels, np.stack([row[0] if row.shape[0] == 1 else row for row in own]))
+        known = truth.task["answers"] is not None
+        rows = [row[0] if row.shape[0] == 1 else row for row in own]
+        np.save(labels, np.arange(len(own)) if known else np.stack(rows))
         benchmarks = str(Path(__file__).resolve().parent)
         script.write_text(_SCRIPT.format(benchmarks=benchmarks, task=json.dumps(truth.task)))
         command = [

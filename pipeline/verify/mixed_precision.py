@@ -114,7 +114,7 @@ def choose(meter: Meter, macs: Mapping[str, int], gate: AccuracySpec, batches: B
         size: Of this data; bounds the cost.
     """
     layers = meter.session.layers
-    most = max(1, 2 * _SENSITIVITY_PASSES * size.num_feeds // len(layers))
+    most = max(1, round(2 * _SENSITIVITY_PASSES * size.num_feeds / len(layers)))
     alone = meter.alone(every_nth(batches, 0, math.ceil(size.num_feeds / most)))
     errors = {name: _error_of_parts(effect, gate) for name, effect in alone.items()}
     total = max(sum(macs.values()), 1)

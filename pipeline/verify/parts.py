@@ -15,7 +15,7 @@ _MOST_PARTS = 8
 
 def parts_of(model: ir.Model) -> Mapping[str, tuple[str, ...]]:
     """Returns the tensors that are joined, at last, to give each output; only outputs that a Concat makes."""
-    found = {str(value.name): tuple(_names(_joined(value))) for value in model.graph.outputs}
+    found = {str(value.name): _names(_joined(value)) for value in model.graph.outputs}
     return {name: parts for name, parts in found.items() if len(parts) > 1}
 
 
@@ -24,14 +24,13 @@ def judged_outputs(model: ir.Model) -> tuple[str, ...]:
 
     Saturated scores hide what is lost; where they are not saturated, only they tell what it matters.
     """
-    return tuple(_names(seen for value in model.graph.outputs for seen in (value, *_behind(value))))
+    return _names(seen for value in model.graph.outputs for seen in (value, *_behind(value)))
 
 
-def _names(values: Iterator[ir.Value]) -> Iterator[str]:
-    """Yields the name of each that is float and computed, once."""
-    yield from dict.fromkeys(
-        str(value.name) for value in values if value.producer() is not None and value.dtype in _FLOAT
-    )
+def _names(values: Iterator[ir.Value]) -> tuple[str, ...]:
+    """Returns the name of each that is float and computed, once."""
+    computed = (value for value in values if value.producer() is not None and value.dtype in _FLOAT)
+    return tuple(dict.fromkeys(str(value.name) for value in computed))
 
 
 def _joined(value: ir.Value) -> Iterator[ir.Value]:
