@@ -10,17 +10,8 @@ import onnx
 import onnx.numpy_helper
 import onnx.parser
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import Result
 
-from trtq.cli import main
-
-SMALL = """
-    <ir_version: 9, opset_import: ["" : 19]>
-    small (float[N,3,8,8] x) => (float[N,4,8,8] y) {
-      [first] h = Conv <kernel_shape = [3,3], pads = [1,1,1,1]> (x, w1)
-      [act] r = Relu (h)
-      [second] y = Conv <kernel_shape = [1,1]> (r, w2)
-    }"""
 QUANTIZED = """
     <ir_version: 9, opset_import: ["" : 19]>
     quantized (float[N,4] x) => (float[N,4] y)
@@ -28,44 +19,7 @@ QUANTIZED = """
 ASKED = "--calib-data data.npz"
 
 
-def trtq(*arguments: str | Path) -> Result:
-    runner = CliRunner(env={"FORCE_COLOR": None})
-    return runner.invoke(main, [str(argument) for argument in arguments], catch_exceptions=False)
-
-
-@pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The current folder, with a good model and good data."""
-    monkeypatch.chdir(tmp_path)
-    rng = np.random.default_rng(0)
-    model = onnx.parser.parse_model(SMALL)
-    for name, shape in (("w1", (8, 3, 3, 3)), ("w2", (4, 8, 1, 1))):
-        array = rng.standard_normal(shape).astype(np.float32)
-        model.graph.initializer.append(onnx.numpy_helper.from_array(array, name))
-    onnx.save(model, "model.onnx")
-    np.savez("data.npz", x=rng.standard_normal((20, 3, 8, 8)).astype(np.float32))
-    return tmp_path
-
-
-def content(folder: Path) -> dict[str, bytes | None]:
-    return {
-        str(path.relative_to(folder)): None if path.is_dir() else path.read_bytes()
-        for path in folder.rglob("*")
-    }
-
-
-def check_refused(folder: Path, arguments: str, message: str) -> None:
-    before = content(folder)
-    result = trtq("build", *arguments.split())
-    assert result.exit_code == 2
-    assert result.stdout == ""
-    *notes, error = result.stderr.splitlines()
-    assert error.startswith(f"error: {message}")
-    assert all(line.startswith(("note: ", "warning: ")) for line in notes)
-    assert content(folder) == before
-
-
-def test_the_good_model_and_data_are_good(folder: Path) -> None:
+def test_the_good_model_and_data_are_good(trtq: Callable[..., Result]) -> None:
     result = trtq("build", "model.onnx", "--calib-data", "data.npz", "-q")
     assert (result.exit_code, result.stdout, result.stderr) == (0, "", "")
 
@@ -144,26 +98,30 @@ HEAD = '<ir_version: 9, opset_import: ["" : 19]>'
         ),
     ],
 )
-def test_a_bad_model_is_refused(folder: Path, prepare: Callable[[], object], message: str) -> None:
+def test_a_bad_model_is_refused(
+    prepare: Callable[[], object], message: str, check_refused: Callable[[str, str], None]
+) -> None:
     prepare()
-    check_refused(folder, f"bad.onnx {ASKED}", message)
+    check_refused(f"bad.onnx {ASKED}", message)
 
 
 @pytest.mark.parametrize("name", [".", "..", "/"])
-def test_a_folder_by_any_name_is_refused(folder: Path, name: str) -> None:
-    check_refused(folder, name, f"{name} is a folder; name the .onnx file in it")
+def test_a_folder_by_any_name_is_refused(
+    folder: Path, name: str, check_refused: Callable[[str, str], None], trtq: Callable[..., Result]
+) -> None:
+    check_refused(name, f"{name} is a folder; name the .onnx file in it")
     result = trtq("quantize", name, "--ranges", "none.json")
     assert result.exit_code == 2
     assert result.stderr.startswith("error: ")
 
 
-def test_an_operator_that_the_builder_lacks_is_named(folder: Path) -> None:
+def test_an_operator_that_the_builder_lacks_is_named(check_refused: Callable[[str, str], None]) -> None:
     _parse(
         f"{HEAD} g (float[4] x) => (float[4] y, int64[M] i, int64[M] j, int64[M] k) "
         "{ y = Relu (x) [odd] u, i, j, k = Unique (y) }"
     )
     check_refused(
-        folder, "bad.onnx --fp16", "TensorRT-RTX does not take this model: node 'odd' (Unique): this operator"
+        "bad.onnx --fp16", "TensorRT-RTX does not take this model: node 'odd' (Unique): this operator"
     )
 
 
@@ -287,21 +245,23 @@ def _folder_of_text() -> None:
         ),
     ],
 )
-def test_bad_data_is_refused(folder: Path, prepare: Callable[[], object], name: str, message: str) -> None:
+def test_bad_data_is_refused(
+    prepare: Callable[[], object], name: str, message: str, check_refused: Callable[[str, str], None]
+) -> None:
     prepare()
-    check_refused(folder, f"model.onnx --calib-data {name}", message)
+    check_refused(f"model.onnx --calib-data {name}", message)
 
 
-def test_no_data_is_refused_with_the_ways_to_give_it(folder: Path) -> None:
-    check_refused(
-        folder, "model.onnx", "model.onnx cannot be calibrated without data; give --calib-data with"
-    )
+def test_no_data_is_refused_with_the_ways_to_give_it(check_refused: Callable[[str, str], None]) -> None:
+    check_refused("model.onnx", "model.onnx cannot be calibrated without data; give --calib-data with")
 
 
 # What is odd, said, and built
 
 
-def test_a_skip_that_matches_nothing_is_built_with_a_warning(folder: Path) -> None:
+def test_a_skip_that_matches_nothing_is_built_with_a_warning(
+    folder: Path, trtq: Callable[..., Result]
+) -> None:
     arguments = ["model.onnx", "--calib-data", "data.npz", "--backend", "onnxruntime", "--skip", "frist"]
     result = trtq("build", *arguments)
     assert result.exit_code == 0
@@ -309,7 +269,9 @@ def test_a_skip_that_matches_nothing_is_built_with_a_warning(folder: Path) -> No
     assert (folder / "model.trtq" / "report.json").is_file()
 
 
-def test_dynamic_shapes_without_a_profile_are_taken_from_the_data_and_that_is_said(folder: Path) -> None:
+def test_dynamic_shapes_without_a_profile_are_taken_from_the_data_and_that_is_said(
+    trtq: Callable[..., Result],
+) -> None:
     result = trtq("build", "model.onnx", "--calib-data", "data.npz")
     assert result.exit_code == 0
     assert "note: input 'x' is dynamic: profile from the data, min 1x3x8x8, opt 8x3x8x8, max 8x3x8x8; " in (
@@ -318,7 +280,9 @@ def test_dynamic_shapes_without_a_profile_are_taken_from_the_data_and_that_is_sa
     assert "  profile of x: min 1x3x8x8  opt 8x3x8x8  max 8x3x8x8\n" in result.stdout
 
 
-def test_a_model_that_is_quantized_already_is_built_as_it_is_and_that_is_said(folder: Path) -> None:
+def test_a_model_that_is_quantized_already_is_built_as_it_is_and_that_is_said(
+    trtq: Callable[..., Result],
+) -> None:
     _parse(QUANTIZED % "int8 z = {0}")
     result = trtq("build", "bad.onnx", "--opt-shapes", "x:2x4")
     assert result.exit_code == 0

@@ -2,62 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
-import onnx
-import onnx.numpy_helper
-import onnx.parser
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import Result
 
-from trtq.cli import main
-
-SMALL = """
-    <ir_version: 9, opset_import: ["" : 19]>
-    small (float[N,3,8,8] x) => (float[N,4,8,8] y) {
-      [first] h = Conv <kernel_shape = [3,3], pads = [1,1,1,1]> (x, w1)
-      [act] r = Relu (h)
-      [second] y = Conv <kernel_shape = [1,1]> (r, w2)
-    }"""
 ASKED = "--calib-data data.npz"
-
-
-def trtq(*arguments: str | Path) -> Result:
-    runner = CliRunner(env={"FORCE_COLOR": None})
-    return runner.invoke(main, [str(argument) for argument in arguments], catch_exceptions=False)
-
-
-@pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The current folder, with a good model and good data."""
-    monkeypatch.chdir(tmp_path)
-    rng = np.random.default_rng(0)
-    model = onnx.parser.parse_model(SMALL)
-    for name, shape in (("w1", (8, 3, 3, 3)), ("w2", (4, 8, 1, 1))):
-        array = rng.standard_normal(shape).astype(np.float32)
-        model.graph.initializer.append(onnx.numpy_helper.from_array(array, name))
-    onnx.save(model, "model.onnx")
-    np.savez("data.npz", x=rng.standard_normal((20, 3, 8, 8)).astype(np.float32))
-    return tmp_path
-
-
-def content(folder: Path) -> dict[str, bytes | None]:
-    return {
-        str(path.relative_to(folder)): None if path.is_dir() else path.read_bytes()
-        for path in folder.rglob("*")
-    }
-
-
-def check_refused(folder: Path, arguments: str, message: str) -> None:
-    before = content(folder)
-    result = trtq("build", *arguments.split())
-    assert result.exit_code == 2
-    assert result.stdout == ""
-    *notes, error = result.stderr.splitlines()
-    assert error.startswith(f"error: {message}")
-    assert all(line.startswith(("note: ", "warning: ")) for line in notes)
-    assert content(folder) == before
 
 
 @pytest.mark.parametrize(
@@ -96,20 +47,24 @@ def check_refused(folder: Path, arguments: str, message: str) -> None:
         ("-o /proc/trtq", "cannot write to /proc: "),
     ],
 )
-def test_a_bad_option_is_refused(folder: Path, options: str, message: str) -> None:
-    check_refused(folder, f"model.onnx {ASKED} {options}", message)
+def test_a_bad_option_is_refused(
+    options: str, message: str, check_refused: Callable[[str, str], None]
+) -> None:
+    check_refused(f"model.onnx {ASKED} {options}", message)
 
 
-def test_a_file_in_the_place_of_the_folder_is_refused(folder: Path) -> None:
+def test_a_file_in_the_place_of_the_folder_is_refused(
+    folder: Path, check_refused: Callable[[str, str], None]
+) -> None:
     path = folder / "model.onnx"
-    check_refused(
-        folder, f"model.onnx {ASKED} -o model.onnx", f"{path} is a file; choose another folder with"
-    )
+    check_refused(f"model.onnx {ASKED} -o model.onnx", f"{path} is a file; choose another folder with")
 
 
-def test_bad_settings_beside_the_model_are_refused_with_their_file(folder: Path) -> None:
+def test_bad_settings_beside_the_model_are_refused_with_their_file(
+    folder: Path, check_refused: Callable[[str, str], None]
+) -> None:
     (folder / "model.toml").write_text("[calibration]\nmethods = 'mse'\n")
-    check_refused(folder, "model.onnx", "model.toml: [calibration] has no key 'methods'; its keys are data, ")
+    check_refused("model.onnx", "model.toml: [calibration] has no key 'methods'; its keys are data, ")
 
 
 @pytest.mark.parametrize(
@@ -127,9 +82,11 @@ def test_bad_settings_beside_the_model_are_refused_with_their_file(folder: Path)
         ("--calib-data", "Option '--calib-data' requires an argument"),
     ],
 )
-def test_what_click_refuses_is_exit_2_too(folder: Path, options: str, message: str) -> None:
-    before = content(folder)
+def test_what_click_refuses_is_exit_2_too(
+    options: str, message: str, trtq: Callable[..., Result], content: Callable[[], dict[str, bytes | None]]
+) -> None:
+    before = content()
     result = trtq("build", "model.onnx", *options.split())
     assert (result.exit_code, result.stdout) == (2, "")
     assert message in result.stderr
-    assert content(folder) == before
+    assert content() == before

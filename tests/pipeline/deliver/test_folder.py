@@ -10,6 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from whole_folder import assert_complete, names, without_exchange, write
 
 from trtq.errors import ArtifactError
 from trtq.pipeline.deliver import folder as module
@@ -19,35 +20,6 @@ from trtq.pipeline.deliver.manifest import Manifest, to_json
 _EXCHANGE = pytest.mark.parametrize("exchange", [True, False], ids=["exchange", "two renames"])
 
 
-@pytest.fixture
-def target(tmp_path: Path) -> Path:
-    """The path of a build folder, in a folder that holds nothing else."""
-    parent = tmp_path / "parent"
-    parent.mkdir()
-    return parent / "model.trtq"
-
-
-def _write(target: Path, content: str) -> None:
-    with staged_folder(target) as stage:
-        for name in ("model.engine", "report.json", "manifest.json"):
-            (stage / name).write_text(content)
-
-
-def _assert_complete(target: Path, content: str) -> None:
-    assert {path.name: path.read_text() for path in target.iterdir()} == dict.fromkeys(
-        ("model.engine", "report.json", "manifest.json"), content
-    )
-
-
-def _names(target: Path) -> list[str]:
-    return [path.name for path in target.parent.iterdir()]
-
-
-def _without_exchange(monkeypatch: pytest.MonkeyPatch, *, exchange: bool) -> None:
-    if not exchange:
-        monkeypatch.setattr(module, "_exchange", lambda first, second: False)
-
-
 def test_a_folder_appears_when_the_block_ends(target: Path) -> None:
     with staged_folder(target) as stage:
         assert stage.parent == target.parent
@@ -55,12 +27,12 @@ def test_a_folder_appears_when_the_block_ends(target: Path) -> None:
         (stage / "manifest.json").write_text("new")
         assert not target.exists()
     assert (target / "manifest.json").read_text() == "new"
-    assert _names(target) == ["model.trtq"]
+    assert names(target) == ["model.trtq"]
 
 
 def test_missing_parents_are_made(tmp_path: Path) -> None:
-    _write(tmp_path / "a" / "b" / "c", "new")
-    _assert_complete(tmp_path / "a" / "b" / "c", "new")
+    write(tmp_path / "a" / "b" / "c", "new")
+    assert_complete(tmp_path / "a" / "b" / "c", "new")
 
 
 def test_a_relative_path_stays_where_it_was_when_the_block_changes_the_folder(
@@ -77,7 +49,7 @@ def test_a_relative_path_stays_where_it_was_when_the_block_changes_the_folder(
 def test_the_folder_has_the_rights_of_any_new_folder(target: Path) -> None:
     umask = os.umask(0o027)
     try:
-        _write(target, "new")
+        write(target, "new")
     finally:
         os.umask(umask)
     assert stat.S_IMODE(target.stat().st_mode) == 0o750
@@ -85,15 +57,15 @@ def test_the_folder_has_the_rights_of_any_new_folder(target: Path) -> None:
 
 @_EXCHANGE
 def test_an_older_build_is_replaced(target: Path, exchange: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    _without_exchange(monkeypatch, exchange=exchange)
-    _write(target, "old")
+    without_exchange(monkeypatch, exchange=exchange)
+    write(target, "old")
     (target / "of an older trtq").write_text("old")
     with staged_folder(target) as stage:
         assert (target / "manifest.json").read_text() == "old"
         for name in ("model.engine", "report.json", "manifest.json"):
             (stage / name).write_text("new")
-    _assert_complete(target, "new")
-    assert _names(target) == ["model.trtq"]
+    assert_complete(target, "new")
+    assert names(target) == ["model.trtq"]
 
 
 def test_an_older_build_is_never_absent_while_it_is_replaced(
@@ -101,12 +73,12 @@ def test_an_older_build_is_never_absent_while_it_is_replaced(
 ) -> None:
     if not module._exchange(_made(target.parent / "a"), _made(target.parent / "b")):
         pytest.skip("this file system cannot swap two folders in one step")
-    _write(target, "old")
+    write(target, "old")
     renamed: list[Path] = []
     monkeypatch.setattr(Path, "rename", lambda path, to: renamed.append(path))
-    _write(target, "new")
+    write(target, "new")
     assert renamed == []
-    _assert_complete(target, "new")
+    assert_complete(target, "new")
 
 
 def _made(folder: Path) -> Path:
@@ -116,24 +88,24 @@ def _made(folder: Path) -> Path:
 
 def test_an_empty_folder_is_taken(target: Path) -> None:
     target.mkdir()
-    _write(target, "new")
-    _assert_complete(target, "new")
+    write(target, "new")
+    assert_complete(target, "new")
 
 
 def test_a_link_stays_a_link_to_the_folder_that_is_replaced(target: Path, tmp_path: Path) -> None:
-    _write(tmp_path / "disk" / "build", "old")
+    write(tmp_path / "disk" / "build", "old")
     target.symlink_to(tmp_path / "disk" / "build")
-    _write(target, "new")
+    write(target, "new")
     assert target.is_symlink()
-    _assert_complete(tmp_path / "disk" / "build", "new")
+    assert_complete(tmp_path / "disk" / "build", "new")
     assert [path.name for path in (tmp_path / "disk").iterdir()] == ["build"]
-    assert _names(target) == ["model.trtq"]
+    assert names(target) == ["model.trtq"]
 
 
 def test_a_link_to_nothing_gets_its_folder(target: Path, tmp_path: Path) -> None:
     target.symlink_to(tmp_path / "absent")
-    _write(target, "new")
-    _assert_complete(tmp_path / "absent", "new")
+    write(target, "new")
+    assert_complete(tmp_path / "absent", "new")
 
 
 @pytest.mark.parametrize("error", [ValueError("wrong"), KeyboardInterrupt(), SystemExit(1)])
@@ -142,7 +114,7 @@ def test_an_error_in_the_block_leaves_everything_as_it_was(
     error: BaseException, older: bool, target: Path
 ) -> None:
     if older:
-        _write(target, "old")
+        write(target, "old")
 
     def fail() -> None:
         with staged_folder(target) as stage:
@@ -152,8 +124,8 @@ def test_an_error_in_the_block_leaves_everything_as_it_was(
     with pytest.raises(type(error)):
         fail()
     if older:
-        _assert_complete(target, "old")
-    assert _names(target) == (["model.trtq"] if older else [])
+        assert_complete(target, "old")
+    assert names(target) == (["model.trtq"] if older else [])
 
 
 @pytest.mark.parametrize(
@@ -164,7 +136,7 @@ def test_an_error_in_the_block_leaves_everything_as_it_was(
     ],
 )
 def test_a_disk_that_fails_in_the_block_is_told(error: OSError, told: str, target: Path) -> None:
-    _write(target, "old")
+    write(target, "old")
 
     def fail() -> None:
         with staged_folder(target):
@@ -172,8 +144,8 @@ def test_a_disk_that_fails_in_the_block_is_told(error: OSError, told: str, targe
 
     with pytest.raises(ArtifactError, match=rf"^cannot write {target}: {told}$"):
         fail()
-    _assert_complete(target, "old")
-    assert _names(target) == ["model.trtq"]
+    assert_complete(target, "old")
+    assert names(target) == ["model.trtq"]
 
 
 def test_a_disk_that_is_full_at_the_end_keeps_the_old_folder(
@@ -182,12 +154,12 @@ def test_a_disk_that_is_full_at_the_end_keeps_the_old_folder(
     def full(descriptor: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    _write(target, "old")
+    write(target, "old")
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(ArtifactError, match=r"^cannot write .*model\.trtq: No space left on device$"):
-        _write(target, "new")
-    _assert_complete(target, "old")
-    assert _names(target) == ["model.trtq"]
+        write(target, "new")
+    assert_complete(target, "old")
+    assert names(target) == ["model.trtq"]
 
 
 def test_everything_is_on_the_disk_before_it_is_published(
@@ -200,7 +172,7 @@ def test_everything_is_on_the_disk_before_it_is_published(
         synced.append((path.name if path.is_file() or path == target.parent else "stage", target.exists()))
 
     monkeypatch.setattr(os, "fsync", fsync)
-    _write(target, "new")
+    write(target, "new")
     assert sorted(synced[:3]) == [(name, False) for name in ("manifest.json", "model.engine", "report.json")]
     assert synced[3:] == [("stage", False), ("parent", True)]
 
@@ -208,8 +180,8 @@ def test_everything_is_on_the_disk_before_it_is_published(
 def test_a_second_rename_that_fails_puts_the_old_folder_back(
     target: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    _write(target, "old")
-    _without_exchange(monkeypatch, exchange=False)
+    write(target, "old")
+    without_exchange(monkeypatch, exchange=False)
     rename = Path.rename
 
     def fail(path: Path, to: Path) -> Path:
@@ -219,9 +191,9 @@ def test_a_second_rename_that_fails_puts_the_old_folder_back(
 
     monkeypatch.setattr(Path, "rename", fail)
     with pytest.raises(ArtifactError, match=r"^cannot write .*model\.trtq: Input/output error$"):
-        _write(target, "new")
-    _assert_complete(target, "old")
-    assert _names(target) == ["model.trtq"]
+        write(target, "new")
+    assert_complete(target, "old")
+    assert names(target) == ["model.trtq"]
 
 
 def test_a_folder_that_trtq_did_not_write_is_refused(target: Path) -> None:
@@ -231,15 +203,15 @@ def test_a_folder_that_trtq_did_not_write_is_refused(target: Path) -> None:
         ArtifactError,
         match=rf"^{target} is not empty and was not written by trtq; choose another folder with --output$",
     ):
-        _write(target, "new")
+        write(target, "new")
     assert (target / "thesis.tex").read_text() == "years of work"
-    assert _names(target) == ["model.trtq"]
+    assert names(target) == ["model.trtq"]
 
 
 def test_a_file_is_refused(target: Path) -> None:
     target.write_text("a file")
     with pytest.raises(ArtifactError, match=rf"^{target} is a file; choose another folder with --output$"):
-        _write(target, "new")
+        write(target, "new")
     assert target.read_text() == "a file"
 
 
@@ -247,7 +219,7 @@ def test_a_parent_that_is_a_file_is_told(target: Path) -> None:
     target.parent.rmdir()
     target.parent.write_text("a file")
     with pytest.raises(ArtifactError, match=rf"^cannot write to {target.parent}: (Not a dir|File exists)"):
-        _write(target, "new")
+        write(target, "new")
 
 
 def test_a_parent_that_cannot_be_written_is_told(target: Path) -> None:
@@ -256,7 +228,7 @@ def test_a_parent_that_cannot_be_written_is_told(target: Path) -> None:
         if os.access(target.parent, os.W_OK):
             pytest.skip("root may write into every folder")
         with pytest.raises(ArtifactError, match=rf"^cannot write to {target.parent}: Permission denied$"):
-            _write(target, "new")
+            write(target, "new")
     finally:
         target.parent.chmod(0o700)
 
@@ -268,7 +240,7 @@ def test_a_file_of_the_user_in_the_folder_is_not_lost(target: Path) -> None:
         (stage / "model.engine").write_bytes(b"")
     (target / "mine.npz").write_bytes(b"mine")
     with pytest.raises(ArtifactError, match=r"mine\.npz was not written by trtq and would be lost"):
-        _write(target, "newer")
+        write(target, "newer")
     assert (target / "mine.npz").read_bytes() == b"mine"
 
 

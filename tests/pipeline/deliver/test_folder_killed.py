@@ -10,39 +10,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from whole_folder import assert_complete, names, without_exchange, write
 
 from trtq.errors import ArtifactError
 from trtq.pipeline.deliver import folder as module
 from trtq.pipeline.deliver.folder import staged_folder
-
-
-@pytest.fixture
-def target(tmp_path: Path) -> Path:
-    """The path of a build folder, in a folder that holds nothing else."""
-    parent = tmp_path / "parent"
-    parent.mkdir()
-    return parent / "model.trtq"
-
-
-def _write(target: Path, content: str) -> None:
-    with staged_folder(target) as stage:
-        for name in ("model.engine", "report.json", "manifest.json"):
-            (stage / name).write_text(content)
-
-
-def _assert_complete(target: Path, content: str) -> None:
-    assert {path.name: path.read_text() for path in target.iterdir()} == dict.fromkeys(
-        ("model.engine", "report.json", "manifest.json"), content
-    )
-
-
-def _names(target: Path) -> list[str]:
-    return [path.name for path in target.parent.iterdir()]
-
-
-def _without_exchange(monkeypatch: pytest.MonkeyPatch, *, exchange: bool) -> None:
-    if not exchange:
-        monkeypatch.setattr(module, "_exchange", lambda first, second: False)
 
 
 def _made(folder: Path) -> Path:
@@ -106,23 +78,23 @@ def _kill(target: Path, where: str) -> int:
 def test_after_a_kill_a_complete_folder_is_there_and_the_next_run_clears_the_rest(
     where: str, left: str, target: Path
 ) -> None:
-    _write(target, "old")
+    write(target, "old")
     _kill(target, where)
-    assert len(_names(target)) > 1
+    assert len(names(target)) > 1
     with staged_folder(target) as stage:
-        _assert_complete(target, left)
-        assert sorted(_names(target)) == sorted([target.name, stage.name])
+        assert_complete(target, left)
+        assert sorted(names(target)) == sorted([target.name, stage.name])
         (stage / "manifest.json").write_text("next")
     assert (target / "manifest.json").read_text() == "next"
-    assert _names(target) == ["model.trtq"]
+    assert names(target) == ["model.trtq"]
 
 
 def test_a_kill_without_an_older_build_leaves_no_folder(target: Path) -> None:
     _kill(target, "in the block")
     assert not target.exists()
-    assert len(_names(target)) == 1
-    _write(target, "new")
-    assert _names(target) == ["model.trtq"]
+    assert len(names(target)) == 1
+    write(target, "new")
+    assert names(target) == ["model.trtq"]
 
 
 def test_what_a_running_process_writes_is_left_alone(target: Path) -> None:
@@ -137,31 +109,31 @@ def test_what_a_running_process_writes_is_left_alone(target: Path) -> None:
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         theirs = Path(process.stdout.readline().strip())
-        _write(target, "new")
+        write(target, "new")
         assert theirs.is_dir()
-        _assert_complete(target, "new")
+        assert_complete(target, "new")
         process.communicate("", timeout=60)
         assert process.returncode == 0
     assert (target / "manifest.json").read_text() == "of the child"
-    assert _names(target) == ["model.trtq"]
+    assert names(target) == ["model.trtq"]
 
 
 def test_two_builds_in_one_process_do_not_clear_each_other(target: Path) -> None:
     with staged_folder(target) as first:
-        _write(target, "second")
+        write(target, "second")
         (first / "manifest.json").write_text("first")
     assert (target / "manifest.json").read_text() == "first"
 
 
 @pytest.mark.parametrize("suffix", [".partial", ".old"])
 def test_what_is_locked_is_kept_and_what_is_not_is_cleared(suffix: str, target: Path) -> None:
-    _write(target, "new")
+    write(target, "new")
     locked, stale = (target.with_name(f".{target.name}.1.{name}{suffix}") for name in ("locked", "stale"))
     locked.mkdir()
     stale.mkdir()
     descriptor = os.open(locked, os.O_RDONLY)
     fcntl.flock(descriptor, fcntl.LOCK_EX)  # as another container would, where no process has this number
-    _write(target, "newer")
+    write(target, "newer")
     os.close(descriptor)
     assert locked.is_dir()
     assert not stale.exists()
@@ -177,7 +149,7 @@ def _another_build_is_first(target: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
     def late(path: Path, to: Path) -> Path:
         monkeypatch.setattr(Path, "rename", rename)
-        _write(target, "of another build")
+        write(target, "of another build")
         return path.rename(to)
 
     monkeypatch.setattr(Path, "rename", late)
@@ -189,19 +161,19 @@ def test_the_later_of_two_builds_that_end_together_replaces_the_other(
     if not module._exchange(_made(target.parent / "a"), _made(target.parent / "b")):
         pytest.skip("this file system cannot swap two folders in one step")
     _another_build_is_first(target, monkeypatch)
-    _write(target, "new")
-    _assert_complete(target, "new")
+    write(target, "new")
+    assert_complete(target, "new")
 
 
 def test_without_a_swap_the_later_of_two_builds_that_end_together_fails(
     target: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _another_build_is_first(target, monkeypatch)
-    _without_exchange(monkeypatch, exchange=False)
+    without_exchange(monkeypatch, exchange=False)
     with pytest.raises(ArtifactError, match=r"^cannot write .*model\.trtq: Directory not empty$"):
-        _write(target, "new")
-    _assert_complete(target, "of another build")
-    assert _names(target) == ["model.trtq"]
+        write(target, "new")
+    assert_complete(target, "of another build")
+    assert names(target) == ["model.trtq"]
 
 
 def test_what_another_target_left_behind_is_not_touched(target: Path) -> None:
@@ -217,17 +189,17 @@ def test_what_another_target_left_behind_is_not_touched(target: Path) -> None:
     ]
     for other in others:
         other.mkdir()
-    _write(target, "new")
-    _assert_complete(target, "new")
-    assert sorted(_names(target)) == sorted([target.name, *(other.name for other in others)])
+    write(target, "new")
+    assert_complete(target, "new")
+    assert sorted(names(target)) == sorted([target.name, *(other.name for other in others)])
 
 
 def test_a_name_with_marks_of_patterns_is_cleared_too(target: Path) -> None:
     target = target.with_name("model[1]*?.trtq")
-    _write(target, "old")
+    write(target, "old")
     _kill(target, "between the renames")
     assert not target.exists()
     with staged_folder(target) as stage:
-        _assert_complete(target, "old")
+        assert_complete(target, "old")
         (stage / "manifest.json").write_text("new")
-    assert _names(target) == [target.name]
+    assert names(target) == [target.name]

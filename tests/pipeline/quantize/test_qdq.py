@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, get_args
 
@@ -11,6 +11,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
+from checked_qdq import quantized, random_array, ranges_to
 from numpy.typing import NDArray
 
 from trtq.calibrators.ranges import Range, Ranges
@@ -20,26 +21,6 @@ from trtq.pipeline.graph.placement import place
 from trtq.pipeline.quantize.qdq import activation_qparams, quantize, quantize_array, weight_qparams
 
 DTYPES = ("float32", "float16", "bfloat16")
-
-
-def _random(*shape: int) -> NDArray[np.float32]:
-    return np.random.default_rng(sum(shape)).standard_normal(shape).astype(np.float32)
-
-
-def _ranges(amax: Mapping[str, float]) -> Ranges:
-    tensors = {name: Range(value, -value, value) for name, value in amax.items()}
-    return Ranges(tensors, "minmax()", "0" * 64, "made up", 1)
-
-
-def _quantized(
-    model: ir.Model, scale_dtype: str = "float32", amax: float = 4.0, **arguments: Any
-) -> ir.Model:
-    """Returns the model with Q/DQ, which passes the checker; every activation has the same amax."""
-    placement = place(model, **arguments)
-    ranges = _ranges(dict.fromkeys(placement.activations, amax))
-    result = quantize(model, placement, ranges, scale_dtype=scale_dtype)
-    onnx.checker.check_model(ir.to_proto(result), full_check=True)
-    return result
 
 
 def _constant(value: ir.Value | None) -> NDArray[Any]:
@@ -67,8 +48,8 @@ CONV = "g (float[N,4,8,8] x) => (float[N,6,6,6] y) { [conv] y = Conv(x, w, b) }"
 def test_the_pair_at_an_activation_and_the_weight(
     model_of: Callable[..., ir.Model], scale_dtype: str
 ) -> None:
-    weight = _random(6, 4, 3, 3)
-    model = _quantized(model_of(CONV, w=weight, b=_random(6)), scale_dtype)
+    weight = random_array(6, 4, 3, 3)
+    model = quantized(model_of(CONV, w=weight, b=random_array(6)), scale_dtype)
     (conv,) = _nodes(model, "Conv")
     activation, dequantized, bias = (value for value in conv.inputs)
     pair = _reader(activation)
@@ -99,14 +80,14 @@ def test_the_pair_at_an_activation_and_the_weight(
 
 
 def test_the_input_model_is_not_changed(model_of: Callable[..., ir.Model]) -> None:
-    model = model_of(CONV, w=_random(6, 4, 3, 3), b=_random(6))
+    model = model_of(CONV, w=random_array(6, 4, 3, 3), b=random_array(6))
     before = ir.to_proto(model).SerializeToString()
-    _quantized(model)
+    quantized(model)
     assert ir.to_proto(model).SerializeToString() == before
 
 
 def test_float_weights_are_dropped(model_of: Callable[..., ir.Model]) -> None:
-    model = _quantized(model_of(CONV, w=_random(6, 4, 3, 3), b=_random(6)))
+    model = quantized(model_of(CONV, w=random_array(6, 4, 3, 3), b=random_array(6)))
     assert set(model.graph.initializers) == {
         "b", "x_scale", "x_zero_point", "w_quantized", "w_scale", "w_zero_point",
     }  # fmt: skip
@@ -114,15 +95,15 @@ def test_float_weights_are_dropped(model_of: Callable[..., ir.Model]) -> None:
 
 def test_a_float_weight_with_another_reader_stays(model_of: Callable[..., ir.Model]) -> None:
     text = "g (float[N,4] x) => (float[N,4] y, float[4,4] z) { y = MatMul(x, w) z = Relu(w) }"
-    model = _quantized(model_of(text, w=_random(4, 4)))
+    model = quantized(model_of(text, w=random_array(4, 4)))
     assert {"w", "w_quantized"} <= set(model.graph.initializers)
     assert _nodes(model, "Relu")[0].inputs[0] is model.graph.initializers["w"]
 
 
 def test_a_weight_that_is_an_output_stays(model_of: Callable[..., ir.Model]) -> None:
-    model = model_of("g (float[N,4] x) => (float[N,4] y) { y = MatMul(x, w) }", w=_random(4, 4))
+    model = model_of("g (float[N,4] x) => (float[N,4] y) { y = MatMul(x, w) }", w=random_array(4, 4))
     model.graph.outputs.append(model.graph.initializers["w"])
-    result = quantize(model, place(model), _ranges({"x": 1.0}))
+    result = quantize(model, place(model), ranges_to({"x": 1.0}))
     assert "w" in result.graph.initializers
     assert [value.name for value in result.graph.outputs] == ["y", "w"]
 
@@ -138,10 +119,10 @@ def test_a_tensor_with_many_readers_has_one_pair_and_floats_stay_float(
             s = Sigmoid(r)
             t = Mul(s, r)
         }""",
-        w=_random(4, 4, 1, 1),
-        v=_random(4, 4, 1, 1),
+        w=random_array(4, 4, 1, 1),
+        v=random_array(4, 4, 1, 1),
     )
-    result = _quantized(model)
+    result = quantized(model)
     assert [node.name for node in _nodes(result, "QuantizeLinear")] == ["r_QuantizeLinear"]
     assert [node.name for node in _nodes(result, "DequantizeLinear") if "r_" in str(node.name)] == [
         "r_DequantizeLinear"
@@ -173,7 +154,7 @@ def test_asymmetric_activations_are_finer_after_a_relu(
 
 def test_a_weight_of_two_layers_is_quantized_once(model_of: Callable[..., ir.Model]) -> None:
     text = "g (float[N,4,8,8] x) => (float[N,4,8,8] y) { a = Conv(x, w) y = Conv(a, w) }"
-    result = _quantized(model_of(text, w=_random(4, 4, 1, 1)))
+    result = quantized(model_of(text, w=random_array(4, 4, 1, 1)))
     first, second = _nodes(result, "Conv")
     assert first.inputs[1] is second.inputs[1]
     assert len(_nodes(result, "DequantizeLinear")) == 3
@@ -183,9 +164,10 @@ def test_a_weight_that_two_layers_read_along_different_axes_is_quantized_for_eac
     model_of: Callable[..., ir.Model], outputs_of: Callable[..., list[NDArray[Any]]]
 ) -> None:
     model = model_of(
-        "g (float[N,4] x) => (float[N,4] y) { a = Gemm(x, w) y = Gemm<transB = 1>(a, w) }", w=_random(4, 4)
+        "g (float[N,4] x) => (float[N,4] y) { a = Gemm(x, w) y = Gemm<transB = 1>(a, w) }",
+        w=random_array(4, 4),
     )
-    result = _quantized(model, amax=10.0)
+    result = quantized(model, amax=10.0)
     first, second = (_reader(node.inputs[1]) for node in _nodes(result, "Gemm"))
     assert (first.attributes["axis"].as_int(), second.attributes["axis"].as_int()) == (1, 0)
     assert first.name != second.name
@@ -205,10 +187,10 @@ def test_names_that_are_taken_are_not_taken_again(
             m = MatMul(x, w)
             y = Add(m, w_dequantized)
         }""",
-        w=_random(4, 4),
-        x_zero_point=_random(4),
+        w=random_array(4, 4),
+        x_zero_point=random_array(4),
     )
-    result = _quantized(model)
+    result = quantized(model)
     np.testing.assert_allclose(outputs_of(result)[0], outputs_of(model)[0], atol=0.2)
 
 
@@ -224,8 +206,8 @@ def test_names_that_are_taken_are_not_taken_again(
 def test_the_axis_of_the_output_channels_stands_in_the_graph(
     model_of: Callable[..., ir.Model], call: str, w: tuple[int, ...], axis: int
 ) -> None:
-    weight = _random(*w)
-    model = _quantized(model_of(f"g (float[4,4] x) => (float[A,B] y) {{ y = {call} }}", w=weight))
+    weight = random_array(*w)
+    model = quantized(model_of(f"g (float[4,4] x) => (float[A,B] y) {{ y = {call} }}", w=weight))
     (node,) = (node for node in _nodes(model, "DequantizeLinear") if "axis" in node.attributes)
     assert node.attributes["axis"].as_int() == axis
     wanted = quantize_array(weight, weight_qparams(weight, axis, "float32"))
@@ -233,8 +215,8 @@ def test_the_axis_of_the_output_channels_stands_in_the_graph(
 
 
 def test_many_weights_in_one_tensor_have_one_scale(model_of: Callable[..., ir.Model]) -> None:
-    model = _quantized(
-        model_of("g (float[3,5,4] x) => (float[3,5,6] y) { y = MatMul(x, w) }", w=_random(3, 4, 6))
+    model = quantized(
+        model_of("g (float[3,5,4] x) => (float[3,5,6] y) { y = MatMul(x, w) }", w=random_array(3, 4, 6))
     )
     node = _reader(_nodes(model, "MatMul")[0].inputs[1])
     assert not node.attributes
@@ -244,9 +226,9 @@ def test_many_weights_in_one_tensor_have_one_scale(model_of: Callable[..., ir.Mo
 def test_the_shortcut_of_an_addition_is_quantized(model_of: Callable[..., ir.Model]) -> None:
     model = model_of(
         "g (float[N,4,8,8] x) => (float[N,4,8,8] y) { r = Relu(x) c = Conv(r, w) y = Add(c, r) }",
-        w=_random(4, 4, 1, 1),
+        w=random_array(4, 4, 1, 1),
     )
-    result = _quantized(model)
+    result = quantized(model)
     (conv,), (add,) = _nodes(result, "Conv"), _nodes(result, "Add")
     assert add.inputs[0] is conv.outputs[0]
     assert add.inputs[1] is conv.inputs[0]
@@ -255,10 +237,10 @@ def test_the_shortcut_of_an_addition_is_quantized(model_of: Callable[..., ir.Mod
 def test_a_dead_tensor_and_dead_channels_have_usable_scales(
     model_of: Callable[..., ir.Model], outputs_of: Callable[..., list[NDArray[Any]]]
 ) -> None:
-    weight = _random(6, 4, 3, 3)
+    weight = random_array(6, 4, 3, 3)
     weight[2] = 0
-    model = model_of(CONV, w=weight, b=_random(6))
-    result = _quantized(model, amax=0.0)
+    model = model_of(CONV, w=weight, b=random_array(6))
+    result = quantized(model, amax=0.0)
     scales = [_constant(node.inputs[1]) for node in _nodes(result, "DequantizeLinear")]
     assert all((scale > 0).all() and np.isfinite(scale).all() for scale in scales)
     feed = {"x": np.zeros((1, 4, 8, 8), np.float32)}
@@ -266,9 +248,9 @@ def test_a_dead_tensor_and_dead_channels_have_usable_scales(
 
 
 def test_a_range_that_is_missing(model_of: Callable[..., ir.Model]) -> None:
-    model = model_of(CONV, w=_random(6, 4, 3, 3), b=_random(6))
+    model = model_of(CONV, w=random_array(6, 4, 3, 3), b=random_array(6))
     with pytest.raises(UsageError, match="the ranges hold nothing for tensor 'x'"):
-        quantize(model, place(model), _ranges({"z": 1.0}))
+        quantize(model, place(model), ranges_to({"z": 1.0}))
 
 
 @pytest.mark.parametrize("scale_dtype", ["float32", "float16"])
@@ -276,11 +258,11 @@ def test_a_range_that_is_missing(model_of: Callable[..., ir.Model]) -> None:
 def test_scales_have_the_dtype_of_their_tensor(
     model_of: Callable[..., ir.Model], element: str, dtype: type, scale_dtype: str
 ) -> None:
-    weight = _random(4, 6)
+    weight = random_array(4, 6)
     weight[:, 1] *= 1e-6  # whose scale is 0 in FP16 if it is rounded to the nearest
     text = f"g ({element}[N,4] x) => ({element}[N,6] y) {{ y = MatMul(x, w) }}"
     model = model_of(text, w=weight.astype(dtype))
-    result = _quantized(model, scale_dtype, amax=0.1)
+    result = quantized(model, scale_dtype, amax=0.1)
     for node in (*_nodes(result, "QuantizeLinear"), *_nodes(result, "DequantizeLinear")):
         scale = _constant(node.inputs[1])
         assert scale.dtype == np.dtype(dtype)
@@ -295,4 +277,4 @@ def test_a_weight_that_is_not_finite_is_refused(model_of: Callable[..., ir.Model
     w = np.full((64, 64), np.nan, np.float32)
     model = model_of("g (float[2,64] x) => (float[2,64] y) { y = MatMul (x, w) }", w=w)
     with pytest.raises(ModelError, match="weight 'w' has 4096 values that are infinite or not a number"):
-        _quantized(model)
+        quantized(model)

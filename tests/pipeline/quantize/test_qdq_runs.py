@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
+from checked_qdq import quantized, random_array, ranges_to
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from trtq.calibrators.ranges import Range, Ranges
 from trtq.models.session import open_session, run
 from trtq.pipeline.graph.load import Graph
 from trtq.pipeline.graph.opset import infer_shapes
@@ -21,27 +21,6 @@ from trtq.pipeline.graph.placement import DEFAULT_OP_TYPES, QUANTIZABLE, place
 from trtq.pipeline.quantize.precision import to_fp16
 from trtq.pipeline.quantize.qdq import activation_qparams, quantize, weight_qparams
 from trtq.pipeline.verify.exact import with_exact_quantize
-
-
-def _random(*shape: int) -> NDArray[np.float32]:
-    return np.random.default_rng(sum(shape)).standard_normal(shape).astype(np.float32)
-
-
-def _ranges(amax: Mapping[str, float]) -> Ranges:
-    tensors = {name: Range(value, -value, value) for name, value in amax.items()}
-    return Ranges(tensors, "minmax()", "0" * 64, "made up", 1)
-
-
-def _quantized(
-    model: ir.Model, scale_dtype: str = "float32", amax: float = 4.0, **arguments: Any
-) -> ir.Model:
-    """Returns the model with Q/DQ, which passes the checker; every activation has the same amax."""
-    placement = place(model, **arguments)
-    ranges = _ranges(dict.fromkeys(placement.activations, amax))
-    result = quantize(model, placement, ranges, scale_dtype=scale_dtype)
-    onnx.checker.check_model(ir.to_proto(result), full_check=True)
-    return result
-
 
 KINDS = {
     "conv": ("Conv<pads = [1, 1, 1, 1]>(x, w)", (2, 3, 5, 5), (4, 3, 3, 3)),
@@ -75,7 +54,7 @@ def test_a_quantized_layer_is_as_near_as_its_scales_promise(
     model = _layer(call, x_shape, w)
     amax = float(np.abs(x).max()) * part
     placement = place(model, op_types=QUANTIZABLE)
-    result = quantize(model, placement, _ranges({"x": amax}), scale_dtype=scale_dtype)
+    result = quantize(model, placement, ranges_to({"x": amax}), scale_dtype=scale_dtype)
     onnx.checker.check_model(ir.to_proto(result), full_check=True)
 
     scale = float(activation_qparams(amax, scale_dtype).scale)
@@ -125,12 +104,12 @@ RESIDUAL = """g (float[N,8,16,16] x) => (float[N,5] y, float[N,8,16,16] skip) {
 
 
 RESIDUAL_WEIGHTS: dict[str, NDArray[Any]] = {
-    "w": _random(8, 8, 3, 3),
-    "b": _random(8),
-    "dw": _random(8, 1, 3, 3),
-    "pw": _random(8, 8, 1, 1),
-    "v": _random(5, 8),
-    "k": _random(5),
+    "w": random_array(8, 8, 3, 3),
+    "b": random_array(8),
+    "dw": random_array(8, 1, 3, 3),
+    "pw": random_array(8, 8, 1, 1),
+    "v": random_array(5, 8),
+    "k": random_array(5),
     "zero": np.array(0, np.float32),
     "six": np.array(6, np.float32),
 }
@@ -151,11 +130,11 @@ TOKENS = """g (float[N,6,16] x) => (float[N,6,16] y) {
 
 
 TOKENS_WEIGHTS: dict[str, NDArray[Any]] = {
-    "wq": _random(16, 16) / 4,
-    "wk": _random(16, 16) / 4,
+    "wq": random_array(16, 16) / 4,
+    "wk": random_array(16, 16) / 4,
     "gamma": np.ones(16, np.float32),
-    "wu": _random(16, 32),
-    "wd": _random(32, 16),
+    "wu": random_array(16, 32),
+    "wd": random_array(32, 16),
 }
 
 
@@ -168,7 +147,7 @@ def _calibrated(graph: Graph, scale_dtype: str, outputs: Callable[..., list[NDAr
     tapped.graph.outputs[:] = [by_name[name] for name in placement.activations]
     arrays = zip(placement.activations, outputs(tapped), strict=True)
     amax = {name: float(np.abs(array).max()) for name, array in arrays}
-    return quantize(graph.model, placement, _ranges(amax), scale_dtype=scale_dtype)
+    return quantize(graph.model, placement, ranges_to(amax), scale_dtype=scale_dtype)
 
 
 @pytest.mark.parametrize("rest", ["float32", "float16"])
@@ -208,17 +187,19 @@ def test_a_quantized_model_is_near_the_float_one_and_tensorrt_runs_its_layers_in
 def test_tensorrt_runs_a_product_in_int8_along_its_axis(
     graph_of: Callable[..., Graph], build_rtx: Callable[..., dict[str, set[str]]], call: str
 ) -> None:
-    graph = graph_of(f"g (float[32,32] x) => (float[32,32] y) {{ [layer] y = {call} }}", w=_random(32, 32))
-    kernels = build_rtx(_quantized(graph.model))
+    graph = graph_of(
+        f"g (float[32,32] x) => (float[32,32] y) {{ [layer] y = {call} }}", w=random_array(32, 32)
+    )
+    kernels = build_rtx(quantized(graph.model))
     assert any("layer" in name and "Int8" in types for name, types in kernels.items()), kernels
 
 
 def test_tensorrt_takes_transposed_convolutions_and_dead_channels(
     graph_of: Callable[..., Graph], build_rtx: Callable[..., dict[str, set[str]]]
 ) -> None:
-    weight = _random(8, 8, 2, 2)
+    weight = random_array(8, 8, 2, 2)
     weight[:, 3] = 0
     text = "g (float[N,8,8,8] x) => (float[N,8,16,16] y) { [up] y = ConvTranspose<strides = [2, 2]>(x, w) }"
     graph = graph_of(text, w=weight)
-    assert build_rtx(_quantized(graph.model, op_types=(*DEFAULT_OP_TYPES, "ConvTranspose")))
-    assert build_rtx(to_fp16(_quantized(graph.model, "float16", op_types=QUANTIZABLE))[0])
+    assert build_rtx(quantized(graph.model, op_types=(*DEFAULT_OP_TYPES, "ConvTranspose")))
+    assert build_rtx(to_fp16(quantized(graph.model, "float16", op_types=QUANTIZABLE))[0])
