@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from trtq.calibrators.ranges import Ranges
+from trtq.calibrators.ranges import QMAX, Ranges
 from trtq.errors import ArtifactError, UsageError
 
 ENTROPY2 = "EntropyCalibration2"
@@ -27,7 +27,6 @@ ALGORITHMS: Mapping[str, str] = {"entropy2": ENTROPY2, "minmax": "MinMaxCalibrat
 """TensorRT's names of the calibrators that work on the network before fusion, by our short ones."""
 SMALLEST_SCALE = 2.0**-126
 """The smallest normal float32: below it TensorRT and ONNX Runtime may take a scale for zero."""
-_QMAX = 127
 _LAST_WITH_CALIBRATORS = 101600  # TensorRT 10.16: nothing newer reads a cache
 _HEADER = re.compile(r"TRT-([0-9A-Za-z]{1,9})-(.*\S)\s*")
 _LINE = re.compile(r"(.+): *([0-9a-fA-F]{1,8}) *")
@@ -205,7 +204,7 @@ def cache_of(
         version: Of the TensorRT that will read it, as in headers.
         algorithm: Of the calibrator that will read it.
     """
-    scales = {name: _rounded_up(ranges.amax(name) / _QMAX) for name in ranges.tensors}
+    scales = {name: _rounded_up(ranges.amax(name) / QMAX) for name in ranges.tensors}
     return CalibrationCache(scales, version, algorithm)
 
 

@@ -42,7 +42,7 @@ def survey(model: ir.Model, tensors: Sequence[str], feed: Mapping[str, NDArray[A
         ModelError: ONNX Runtime cannot run the model.
     """
     clone = model.clone()
-    made = values_of(clone)
+    made = values_made(clone)
     wanted = {name: made[name] for name in tensors}
     clone.graph.outputs.clear()
     magnitudes = add_magnitudes(clone, [name for name, value in made.items() if _is_float32_tensor(value)])
@@ -67,7 +67,7 @@ def survey(model: ir.Model, tensors: Sequence[str], feed: Mapping[str, NDArray[A
     )
 
 
-def values_of(model: ir.Model) -> dict[str, ir.Value]:
+def values_made(model: ir.Model) -> dict[str, ir.Value]:
     """Returns what the nodes of the graph make, by name."""
     return {str(value.name): value for node in model.graph for value in node.outputs if value.name}
 
@@ -77,7 +77,7 @@ def add_magnitudes(model: ir.Model, tensors: Sequence[str]) -> dict[str, str]:
 
     They are reduced right where they are made, so that ONNX Runtime can let go of them as early as without.
     """
-    made = values_of(model)
+    made = values_made(model)
     outputs: dict[str, str] = {}
     for index, name in enumerate(tensors):
         magnitude = ir.node("Abs", [made[name]], name=f"trtq_abs_{index}")
@@ -93,7 +93,7 @@ def add_magnitudes(model: ir.Model, tensors: Sequence[str]) -> dict[str, str]:
 
 def refuse_unknown(model: ir.Model, tensors: Sequence[str]) -> None:
     """Raises ModelError if the graph lacks one of the tensors."""
-    present = {value.name for value in model.graph.inputs} | set(values_of(model))
+    present = {value.name for value in model.graph.inputs} | set(values_made(model))
     if missing := set(tensors) - present:
         raise ModelError(f"the model has no tensor {sorted(missing)[0]!r} to observe")
 

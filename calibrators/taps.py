@@ -11,7 +11,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from trtq.calibrators.survey import add_magnitudes, values_of
+from trtq.calibrators.survey import add_magnitudes, values_made
 from trtq.models.session import Engine, open_session, visit
 
 
@@ -82,7 +82,7 @@ def open_taps(model: ir.Model, tensors: Sequence[str], watched: Sequence[str], e
     if not computed and not watched:
         return Taps(None, (), given, (), {}, {})
     cut = model.clone()
-    made = values_of(cut)
+    made = values_made(cut)
     cut.graph.outputs.clear()
     cut.graph.outputs.extend(made[name] for name in computed)
     outputs = add_magnitudes(cut, watched)

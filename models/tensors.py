@@ -13,6 +13,9 @@ from trtq.errors import ModelError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+FLOAT_TYPES = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
+"""The dtypes that networks compute in on a GPU."""
+
 
 def values_of(tensor: ir.TensorProtocol) -> NDArray[Any]:
     """Returns the values; of a tensor in another file a copy that is forgotten with its last use.

@@ -13,6 +13,7 @@ import onnx_ir as ir
 from trtq.errors import UsageError
 from trtq.models.signature import TensorSpec, show_shape
 from trtq.models.spec import LayerSpec
+from trtq.models.tensors import FLOAT_TYPES
 from trtq.pipeline.graph.liveness import Peak, nbytes_of, peak_memory, with_shapes
 from trtq.pipeline.graph.load import Graph, load
 from trtq.pipeline.quantize.weights.choose import ChosenWeight, choose_weights
@@ -24,7 +25,6 @@ FORMATS: tuple[WeightFormat, ...] = ("int8", "fp8", "int4", "nf4")
 _BITS = {"fp32": 32.0, "fp16": 16.0, "bf16": 16.0, "int8": 8.0, "fp8": 8.0}
 _COMPARED = ("fp32", "bf16")
 """Nothing builds these alone."""
-_FLOAT_TYPES = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 _CODE_BYTES, _CODE_PER_NODE = 200_000, 14_000
 _CODE_PER_OP = {
     "LSTM": 2_600_000, "GRU": 2_600_000, "MaxPool": 130_000, "AveragePool": 130_000,
@@ -275,11 +275,11 @@ def state_bytes(model: ir.Model, float_bytes: int) -> int:
         model: With static shapes.
         float_bytes: Of a float element.
     """
-    outputs = {_bare(str(value.name)): value for value in model.graph.outputs if value.dtype in _FLOAT_TYPES}
+    outputs = {_bare(str(value.name)): value for value in model.graph.outputs if value.dtype in FLOAT_TYPES}
     total = 0
     for value in model.graph.inputs:
         partner = outputs.get(_bare(str(value.name)))
-        if value.dtype in _FLOAT_TYPES and partner is not None and _STATE.search(str(value.name)):
+        if value.dtype in FLOAT_TYPES and partner is not None and _STATE.search(str(value.name)):
             total += (nbytes_of(value, float_bytes) or 0) + (nbytes_of(partner, float_bytes) or 0)
     return total
 
@@ -308,7 +308,7 @@ def _float_elements(model: ir.Model) -> int:
     return sum(
         math.prod(value.shape.numpy())
         for value in model.graph.initializers.values()
-        if value.dtype in _FLOAT_TYPES and value.shape is not None
+        if value.dtype in FLOAT_TYPES and value.shape is not None
     )
 
 

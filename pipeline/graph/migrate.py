@@ -14,13 +14,12 @@ import onnx
 import onnx_ir as ir
 
 from trtq.calibrators.cache import SMALLEST_SCALE, CalibrationCache
-from trtq.calibrators.ranges import QMAX, Range, Ranges
+from trtq.calibrators.ranges import FP16_LIMIT, QMAX, Range, Ranges
 from trtq.errors import ArtifactError
 from trtq.pipeline.graph.load import Graph, read_proto
 from trtq.pipeline.graph.placement import DEFAULT_OP_TYPES, KeptNode, Placement, place
 
 _LARGEST_SCALE = float(np.finfo(np.float32).max) / QMAX
-_FP16_LIMIT = 65504 / 2
 _REARRANGING = frozenset({
     "DepthToSpace", "Dropout", "Flatten", "Identity", "Reshape", "SpaceToDepth", "Squeeze", "Transpose",
     "Unsqueeze",
@@ -143,7 +142,7 @@ def ranges_from_cache(
         model_sha256=graph.sha256,
         data=source,
         num_samples=0,
-        beyond_fp16={name: amax for name, amax in amaxes.items() if amax > _FP16_LIMIT},
+        beyond_fp16={name: amax for name, amax in amaxes.items() if amax > FP16_LIMIT},
     )
     return placement, ranges, migration
 

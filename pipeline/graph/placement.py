@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 
 import onnx_ir as ir
 
+from trtq.models.tensors import FLOAT_TYPES
 from trtq.pipeline.graph.worth import why_float
 
 WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul", "LSTM", "GRU", "RNN")
@@ -19,7 +20,6 @@ SOFTMAX = "Softmax"
 """In a list of types: the input of Softmax and LogSoftmax."""
 DEFAULT_OP_TYPES = ("Conv", "Gemm", "MatMul")
 """TensorRT runs ConvTranspose in float whatever stands before it, so its Q/DQ would only cost accuracy."""
-_FLOAT = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,7 +172,7 @@ def _decide(node: ir.Node, *, is_forced: bool) -> QuantizedNode | KeptNode:
         return _weighted_input(node, constants, is_forced=is_forced)
     if op_type != "MatMul":
         return KeptNode(name, op_type, "its weight is not a constant")
-    if any(value is None or value.dtype not in _FLOAT for value in node.inputs):
+    if any(value is None or value.dtype not in FLOAT_TYPES for value in node.inputs):
         return KeptNode(name, op_type, "its inputs are not float")
     tensors = tuple((index, str(value.name)) for index, value in enumerate(node.inputs) if value is not None)
     return QuantizedNode(name, op_type, "two-activations", tensors)
@@ -184,7 +184,7 @@ def _weighted_input(node: ir.Node, constants: list[int], *, is_forced: bool) -> 
     weight, activation = node.inputs[place], node.inputs[1 - place]
     if weight is None or activation is None or activation.is_initializer():
         return KeptNode(name, op_type, "it has no activation to quantize")
-    if weight.dtype not in _FLOAT or activation.dtype not in _FLOAT:
+    if weight.dtype not in FLOAT_TYPES or activation.dtype not in FLOAT_TYPES:
         return KeptNode(name, op_type, f"its inputs are {activation.dtype} and {weight.dtype}, not float")
     if place == 0 and op_type != "MatMul":
         return KeptNode(name, op_type, "its first input is the constant one")
@@ -230,7 +230,7 @@ def _residual_adds(model: ir.Model, layers: set[str], skipped: set[str]) -> Iter
             continue
         place = 1 if ends[0] else 0  # where both are convolutions, the second is the shortcut
         other = node.inputs[place]
-        if other is None or other.is_initializer() or other.dtype not in _FLOAT:
+        if other is None or other.is_initializer() or other.dtype not in FLOAT_TYPES:
             continue
         yield QuantizedNode(str(node.name), "Add", "residual-add", ((place, str(other.name)),))
 
@@ -240,7 +240,7 @@ def _softmax_inputs(model: ir.Model, skipped: set[str]) -> Iterator[QuantizedNod
         if node.op_type not in ("Softmax", "LogSoftmax") or node.name in skipped:
             continue
         value = node.inputs[0]
-        if value is not None and not value.is_initializer() and value.dtype in _FLOAT:
+        if value is not None and not value.is_initializer() and value.dtype in FLOAT_TYPES:
             yield QuantizedNode(str(node.name), node.op_type, "softmax-input", ((0, str(value.name)),))
 
 

@@ -12,6 +12,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from trtq.calibrators.ranges import QMAX, Ranges
+from trtq.calibrators.survey import values_made
 from trtq.models.tensors import require_finite
 from trtq.pipeline.graph.fold import Additions
 from trtq.pipeline.graph.placement import Placement, QuantizedWeight
@@ -281,8 +282,7 @@ def _in_dtype_of(source: ir.Value, qparams: QParams) -> QParams:
 
 def _values(model: ir.Model) -> dict[str, ir.Value]:
     """Returns the inputs of the graph and what its nodes make, by name."""
-    made = (value for node in model.graph for value in node.outputs)
-    return {value.name: value for value in (*model.graph.inputs, *made) if value.name}
+    return {str(value.name): value for value in model.graph.inputs} | values_made(model)
 
 
 def _drop_unused(model: ir.Model) -> None:

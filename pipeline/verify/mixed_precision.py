@@ -101,7 +101,8 @@ def choose(meter: Meter, macs: Mapping[str, int], gate: AccuracySpec, batches: B
        independent, so the power of the error at the output is nearly the sum of their powers (the additive
        model of Zhou et al., "Adaptive Quantization for Deep Neural Network", AAAI 2018, section 3).
     2. The layers are ordered by the error that keeping one saves for each multiplication that it costs, in
-       two ways: by the MACs alone, and with an overhead for each layer.
+       two ways: by the MACs alone, and with an overhead for each layer. Here the parts that an output is
+       joined of count alike.
     3. The shortest beginning of each order that holds the gate is found by measuring: first where the model
        of 1, scaled to what was measured, puts it, then by bisection. The cheaper one is taken.
     4. The dearest of its layers that the gate holds without is given back.

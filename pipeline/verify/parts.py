@@ -6,7 +6,8 @@ from collections.abc import Iterator, Mapping
 
 import onnx_ir as ir
 
-_FLOAT = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
+from trtq.models.tensors import FLOAT_TYPES
+
 _PASSED_ON = ("Identity", "Cast", "Transpose", "Reshape", "Squeeze", "Unsqueeze", "Flatten")
 _SQUASHED = ("Softmax", "Sigmoid", "LogSoftmax")
 _MOST_PARTS = 8
@@ -29,7 +30,7 @@ def judged_outputs(model: ir.Model) -> tuple[str, ...]:
 
 def _names(values: Iterator[ir.Value]) -> tuple[str, ...]:
     """Returns the name of each that is float and computed, once."""
-    computed = (value for value in values if value.producer() is not None and value.dtype in _FLOAT)
+    computed = (value for value in values if value.producer() is not None and value.dtype in FLOAT_TYPES)
     return tuple(dict.fromkeys(str(value.name) for value in computed))
 
 

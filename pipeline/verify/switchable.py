@@ -13,6 +13,7 @@ from onnx_ir.passes import common as passes
 
 from trtq import lazy
 from trtq.calibrators.ranges import Ranges
+from trtq.calibrators.survey import values_made
 from trtq.models.session import open_session
 from trtq.pipeline.graph.fold import Additions
 from trtq.pipeline.graph.placement import Placement
@@ -79,7 +80,7 @@ def open_switchable(
         ModelError: ONNX Runtime cannot load it.
     """
     made = switchable(model, placement, ranges, scale_dtype=scale_dtype)
-    parts, values = parts_of(made), _values_by_name(made)
+    parts, values = parts_of(made), values_made(made)
     outputs = {value.name for value in made.graph.outputs}
     added = dict.fromkeys(name for names in parts.values() for name in names if name not in outputs)
     made.graph.outputs.extend(values[name] for name in added)
@@ -124,9 +125,8 @@ def switchable(
 
 
 def _values_by_name(model: ir.Model) -> dict[str, ir.Value]:
-    made = (value for node in model.graph for value in node.outputs)
-    every = (*model.graph.inputs, *model.graph.initializers.values(), *made)
-    return {str(value.name): value for value in every}
+    given = {str(value.name): value for value in model.graph.inputs}
+    return given | dict(model.graph.initializers) | values_made(model)
 
 
 def _switch_correction(

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from trtq.calibrators.ahead import in_order, num_cores
 from trtq.calibrators.batches import Batches, Feed
 from trtq.calibrators.ranges import Ranges
+from trtq.calibrators.survey import values_made
 from trtq.models.session import Engine, open_session, run
 from trtq.pipeline.graph.placement import Placement
 from trtq.pipeline.quantize.qdq import quantize
@@ -147,7 +148,7 @@ def _held_back(batches: Batches, num_samples: int) -> tuple[Feed, ...]:
 
 def _session(model: ir.Model, outputs: Sequence[str], engine: Engine) -> Any:
     """Returns a session that gives these tensors; the model gets them as its outputs."""
-    values = {str(value.name): value for node in model.graph for value in node.outputs if value.name}
+    values = values_made(model)
     model.graph.outputs.clear()
     model.graph.outputs.extend(values[name] for name in outputs)
     return open_session(model, optimize=False, engine=engine)

@@ -12,6 +12,7 @@ import onnx
 import onnx.numpy_helper
 import onnx.parser
 import pytest
+from told import Told
 
 from trtq.errors import DataError, MissingDependency, ModelError, UsageError
 from trtq.models.spec import (
@@ -31,20 +32,6 @@ from trtq.pipeline.target import Target
 from trtq.pipeline.watch import Silent
 
 CHEAP = Target(backend="onnxruntime")
-
-
-class Told(Silent):
-    """A watcher that remembers what was said."""
-
-    def __init__(self) -> None:
-        self.notes: list[str] = []
-        self.warnings: list[str] = []
-
-    def note(self, text: str) -> None:
-        self.notes.append(text)
-
-    def warn(self, text: str) -> None:
-        self.warnings.append(text)
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ _NARROWEST = 0.05
 _PRODUCTS = ("Gemm", "MatMul")
 _NARROWEST_OF_MANY = 0.75
 """Of the channels of a matrix product, this share count as wide as the next one. Some never fire in the data,
-behind a GELU, and far in other data: a ViT-S gains 8 dB on other photos, a sentence encoder 1 dB."""
+behind a GELU, and far in other data."""
 _UNBOUNDED = (-np.inf, np.inf)
 
 

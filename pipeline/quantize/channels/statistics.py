@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from trtq.calibrators.batches import Batches
 from trtq.calibrators.observe import Progress
+from trtq.calibrators.survey import values_made
 from trtq.models.session import open_session, run
 from trtq.pipeline.graph.placement import Placement, QuantizedNode
 from trtq.pipeline.quantize.channels.operands import has_input_channels, num_input_channels
@@ -111,7 +112,7 @@ def _tapped(model: ir.Model, readers: Mapping[str, ir.Node]) -> tuple[ir.Model, 
     """Returns a clone whose only outputs are the reductions of the tensors, three each."""
     tapped = model.clone()
     values = {str(value.name): value for value in tapped.graph.inputs}
-    values |= {str(value.name): value for node in tapped.graph for value in node.outputs if value.name}
+    values |= values_made(tapped)
     tapped.graph.outputs.clear()
     opset = tapped.opset_imports.get("", 1)
     outputs: dict[str, tuple[str, ...]] = {}

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
+from trtq.models.tensors import FLOAT_TYPES
 from trtq.pipeline.graph.placement import KeptNode, channel_axis
 from trtq.pipeline.quantize.weights.blocks import block_size_for
 from trtq.pipeline.quantize.weights.scheme import WeightScheme
@@ -18,7 +19,6 @@ SENSITIVE = r"(^|[/.:])(lm_head|proj_out|norm_out|classifier|score|head)(?![a-z0
 """The last layers of language models, diffusion transformers and classifiers: little memory, much harm."""
 _PLACES = {"MatMul": (0, 1), "Gemm": (1,), "Gather": (0,), "Conv": (1,)}
 """The inputs that are weights where they are constant."""
-_FLOAT = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 _FEWEST = 4096  # elements; below it the extra nodes cost more than they save
 
 
@@ -109,7 +109,12 @@ def _weights(model: ir.Model) -> Iterator[ir.Value]:
     for node in model.graph:
         for place in _PLACES.get(node.op_type, ()):
             value = node.inputs[place]
-            if value is not None and value.is_initializer() and value not in seen and value.dtype in _FLOAT:
+            if (
+                value is not None
+                and value.is_initializer()
+                and value not in seen
+                and value.dtype in FLOAT_TYPES
+            ):
                 seen.add(value)
                 yield value
 

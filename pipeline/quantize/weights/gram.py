@@ -10,6 +10,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from trtq.calibrators.batches import Batches
+from trtq.calibrators.survey import values_made
 from trtq.errors import DataError
 from trtq.models.session import open_session, run
 from trtq.models.tensors import require_finite, values_of
@@ -67,7 +68,7 @@ def gram_matrices(model: ir.Model, tensors: Sequence[str], batches: Batches) -> 
     wanted = list(dict.fromkeys(tensors))
     tapped = model.clone()
     present = {value.name for value in (*tapped.graph.outputs, *tapped.graph.inputs)}
-    made = {value.name: value for node in tapped.graph for value in node.outputs}
+    made = values_made(tapped)
     tapped.graph.outputs.extend(made[name] for name in wanted if name not in present)
     session = open_session(tapped, optimize=True)
     names = [str(value.name) for value in model.graph.inputs]

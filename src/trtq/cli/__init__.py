@@ -95,6 +95,7 @@ class _LazyGroup(click.Group):
             click.echo(str(error), err=True)
             ctx.exit(error.exit_code)
         finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)  # too late to interrupt what is done
             sys.unraisablehook = hook
 
 

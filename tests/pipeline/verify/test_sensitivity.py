@@ -32,7 +32,8 @@ from trtq.pipeline.verify.sensitivity import (
 )
 from trtq.pipeline.verify.switchable import open_switchable
 
-_FINE, _SAME = Effect({"y": Distance(0.9, 12.5)}, 0.75), Effect({"y": Distance(1.0, math.inf)}, 0.8)
+_PARTS = {"y": {"boxes": Distance(1.0, math.inf), "scores": Distance(0.7, 3.0)}}
+_FINE, _SAME = Effect({"y": Distance(0.9, 12.5)}, 0.75, _PARTS), Effect({"y": Distance(1.0, math.inf)}, 0.8)
 _BROKEN = Effect({"y": Distance(math.nan, math.nan), "z": Distance(0.0, -math.inf)})
 _WHOLE = Sensitivity(
     "net.onnx", "data.npz", 8, 2, "top-1", 300, 0.8, _FINE,
