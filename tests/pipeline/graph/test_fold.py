@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
-import onnx
 import onnx_ir as ir
 import pytest
-from numpy.typing import NDArray
+from checked_qdq import random_array
+from folded import folded, op_types
 
 from trtq.pipeline.graph.fold import (
     add_initializer,
@@ -19,22 +18,6 @@ from trtq.pipeline.graph.fold import (
     fold_constants,
     unique_name,
 )
-
-
-def _random(*shape: int) -> NDArray[np.float32]:
-    return np.random.default_rng(sum(shape)).standard_normal(shape).astype(np.float32)
-
-
-def _op_types(model: ir.Model) -> list[str]:
-    return [node.op_type for node in model.graph]
-
-
-def _folded(model: ir.Model, *folds: Callable[[ir.Model], Any]) -> tuple[ir.Model, list[str]]:
-    """Returns a rewritten copy, which passes the checker, and the notes."""
-    after = model.clone()
-    notes = [note for fold in folds for note in fold(after)]
-    onnx.checker.check_model(ir.to_proto(after), full_check=True)
-    return after, notes
 
 
 def test_what_depends_on_no_input_is_computed(
@@ -49,19 +32,19 @@ def test_what_depends_on_no_input_is_computed(
             n = MatMul(x, b)
             y = Sub(m, n)
         }""",
-        w=_random(6, 4),
+        w=random_array(6, 4),
         half=np.float32(0.5),
     )
-    after, notes = _folded(model, fold_constants)
-    assert _op_types(after) == ["MatMul", "MatMul", "Sub"]
+    after, notes = folded(model, fold_constants)
+    assert op_types(after) == ["MatMul", "MatMul", "Sub"]
     assert notes == ["folded 3 nodes that depend on no input"]
     assert_equal_outputs(model, after)
 
 
 def test_nothing_to_fold_is_no_note(model_of: Callable[..., ir.Model]) -> None:
     model = model_of("g (float[N,3,4,4] x) => (float[N,3,4,4] y) { a = Add(x, x) y = Relu(a) }")
-    after, notes = _folded(model, fold_constants, fold_batch_norm, fold_bias)
-    assert _op_types(after) == ["Add", "Relu"]
+    after, notes = folded(model, fold_constants, fold_batch_norm, fold_bias)
+    assert op_types(after) == ["Add", "Relu"]
     assert notes == []
 
 
@@ -79,12 +62,12 @@ def test_the_shape_of_a_static_tensor_is_a_constant(
         f"g (float[2,3,5] x) => (int64[M] y) {{ r = Relu(x) s = Shape{attributes}(r) y = Mul(s, two) }}",
         two=np.array([2]),
     )
-    after, notes = _folded(model, fold_constants)
-    assert _op_types(after) == ["Relu", "Mul"]
-    folded = after.graph.node(1).inputs[0]
-    assert folded is not None
-    assert folded.const_value is not None
-    assert folded.const_value.numpy().tolist() == wanted
+    after, notes = folded(model, fold_constants)
+    assert op_types(after) == ["Relu", "Mul"]
+    shape = after.graph.node(1).inputs[0]
+    assert shape is not None
+    assert shape.const_value is not None
+    assert shape.const_value.numpy().tolist() == wanted
     assert notes == ["folded 1 nodes that depend on no input"]
     assert_equal_outputs(model, after)
 
@@ -102,8 +85,8 @@ def test_what_is_computed_from_a_static_shape_is_computed(
         zero=np.array([0]),
         rest=np.array([-1]),
     )
-    after, _ = _folded(model, fold_constants)
-    assert _op_types(after) == ["Reshape"]
+    after, _ = folded(model, fold_constants)
+    assert op_types(after) == ["Reshape"]
     assert_equal_outputs(model, after)
 
 
@@ -113,8 +96,8 @@ def test_an_open_shape_and_a_shape_that_is_an_output_stay(
     model = model_of(
         "g (float[N,3] x, float[2,3] z) => (int64[2] p, int64[2] q) { s = Shape(x) p = Neg(s) q = Shape(z) }"
     )
-    after, notes = _folded(model, fold_constants)
-    assert _op_types(after) == ["Shape", "Neg", "Shape"]
+    after, notes = folded(model, fold_constants)
+    assert op_types(after) == ["Shape", "Neg", "Shape"]
     assert notes == []
     assert_equal_outputs(model, after)
 
@@ -124,11 +107,11 @@ def test_values_that_would_grow_the_model_stay_computed(
 ) -> None:
     model = model_of(
         "g (float[N,1024] x) => (float[N,1024] y) { e = Expand(w, shape) r = Relu(e) y = MatMul(x, r) }",
-        w=_random(1, 1024),
+        w=random_array(1, 1024),
         shape=np.array([1024, 1024]),
     )
-    after, notes = _folded(model, fold_constants)
-    assert _op_types(after) == ["Expand", "Relu", "MatMul"]
+    after, notes = folded(model, fold_constants)
+    assert op_types(after) == ["Expand", "Relu", "MatMul"]
     assert notes == []
     assert_equal_outputs(model, after)
 
@@ -144,11 +127,11 @@ def test_a_large_weight_is_folded_through_many_nodes(
             h = Mul(c, half)
             y = MatMul(x, h)
         }""",
-        w=_random(600, 600).astype(dtype),
+        w=random_array(600, 600).astype(dtype),
         half=np.float32(0.5),
     )
-    after, _ = _folded(model, fold_constants)
-    assert _op_types(after) == ["MatMul"]
+    after, _ = folded(model, fold_constants)
+    assert op_types(after) == ["MatMul"]
     assert_equal_outputs(model, after, atol=1e-4)  # sums of 600 products
 
 
@@ -173,12 +156,12 @@ def test_bodies_are_left_alone(
                 }
             >
         }""",
-        w=_random(3),
+        w=random_array(3),
         yes=np.array(True),
         trip=np.array(4),
     )
-    after, notes = _folded(model, fold_constants)
-    assert _op_types(after) == ["If", "If", "Loop"]
+    after, notes = folded(model, fold_constants)
+    assert op_types(after) == ["If", "If", "Loop"]
     assert notes == ["folded 1 nodes that depend on no input"]
     for branch in (True, False):
         assert_equal_outputs(model, after, feed={"c": np.array(branch)})
@@ -197,8 +180,8 @@ def test_random_numbers_and_quantized_weights_are_not_computed(model_of: Callabl
         q=np.array([1, 2, 3], np.int8),
         half=np.float32(0.5),
     )
-    after, notes = _folded(model, fold_constants)
-    assert _op_types(after) == ["RandomNormal", "Mul", "DequantizeLinear", "Add", "Relu"]
+    after, notes = folded(model, fold_constants)
+    assert op_types(after) == ["RandomNormal", "Mul", "DequantizeLinear", "Add", "Relu"]
     assert notes == []
 
 
@@ -214,11 +197,11 @@ def test_values_that_are_no_numpy_arrays_are_not_computed(
             c = Add(a, b)
             y = Add(x, c)
         }""",
-        w=_random(3),
+        w=random_array(3),
         one=np.array(1),
     )
-    after, notes = _folded(model, fold_constants)
-    assert _op_types(after) == _op_types(model)
+    after, notes = folded(model, fold_constants)
+    assert op_types(after) == op_types(model)
     assert notes == []
     assert_equal_outputs(model, after)
 
@@ -228,10 +211,10 @@ def test_a_constant_output_stays_but_what_leads_to_it_is_computed(
 ) -> None:
     model = model_of(
         "g (float[N,3] x) => (float[3] k, float[N,3] y) { a = Neg(w) b = Neg(a) k = Relu(b) y = Add(x, k) }",
-        w=_random(3),
+        w=random_array(3),
     )
-    after, notes = _folded(model, fold_constants)
-    assert _op_types(after) == ["Relu", "Add"]
+    after, notes = folded(model, fold_constants)
+    assert op_types(after) == ["Relu", "Add"]
     assert notes == ["folded 2 nodes that depend on no input"]
     assert_equal_outputs(model, after)
 
@@ -243,7 +226,7 @@ def test_operators_of_other_domains_are_not_computed() -> None:
         " { t = com.microsoft.Gelu(w) y = Add(x, t) }"
     )
     assert list(fold_constants(model)) == []
-    assert _op_types(model) == ["Gelu", "Add"]
+    assert op_types(model) == ["Gelu", "Add"]
 
 
 def test_an_identity_between_two_nodes_goes(
@@ -257,7 +240,7 @@ def test_an_identity_between_two_nodes_goes(
     }""")
     after = model.clone()
     drop_identities(after)
-    assert _op_types(after) == ["Relu"]
+    assert op_types(after) == ["Relu"]
     assert_equal_outputs(model, after)
 
 
@@ -265,7 +248,7 @@ def test_an_identity_of_nothing_stays() -> None:
     header = '<ir_version: 9, opset_import: ["": 19]>'
     model = ir.from_onnx_text(header + 'g (float[N] x) => (float[N] y) { a = Identity("") y = Relu(x) }')
     drop_identities(model)
-    assert _op_types(model) == ["Identity", "Relu"]
+    assert op_types(model) == ["Identity", "Relu"]
 
 
 def test_a_name_that_is_taken_gets_a_number(model_of: Callable[..., ir.Model]) -> None:
@@ -277,7 +260,7 @@ def test_a_name_that_is_taken_gets_a_number(model_of: Callable[..., ir.Model]) -
                 else_branch = b () => (float[N,3] e) { e = Neg(r) }
             >
         }""",
-        w=_random(3),
+        w=random_array(3),
     )
     names = [unique_name(model.graph, name) for name in ("x", "w", "r", "t", "new")]
     assert names == ["x_1", "w_1", "r_1", "t_1", "new"]

@@ -6,34 +6,19 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import onnx
 import onnx_ir as ir
 import pytest
+from checked_qdq import random_array
+from folded import folded, op_types
 from numpy.typing import NDArray
 
 from trtq.pipeline.graph.fold import fold_batch_norm, fold_bias
-
-
-def _random(*shape: int) -> NDArray[np.float32]:
-    return np.random.default_rng(sum(shape)).standard_normal(shape).astype(np.float32)
 
 
 def _norm(num_channels: int) -> dict[str, NDArray[np.float32]]:
     generator = np.random.default_rng(num_channels)
     scale, bias, mean, variance = generator.uniform(0.1, 3, (4, num_channels)).astype(np.float32)
     return {"s": scale, "b": -bias, "m": mean, "v": variance}
-
-
-def _op_types(model: ir.Model) -> list[str]:
-    return [node.op_type for node in model.graph]
-
-
-def _folded(model: ir.Model, *folds: Callable[[ir.Model], Any]) -> tuple[ir.Model, list[str]]:
-    """Returns a rewritten copy, which passes the checker, and the notes."""
-    after = model.clone()
-    notes = [note for fold in folds for note in fold(after)]
-    onnx.checker.check_model(ir.to_proto(after), full_check=True)
-    return after, notes
 
 
 @pytest.mark.parametrize(
@@ -57,19 +42,19 @@ def test_a_normalization_goes_into_the_convolution(
     epsilon: str,
 ) -> None:
     num_channels = weight[1] if conv.startswith("ConvTranspose") else weight[0]
-    bias = {"bias": _random(num_channels)} if "bias" in conv else {}
+    bias = {"bias": random_array(num_channels)} if "bias" in conv else {}
     model = model_of(
         f"""g (float[N,4,5,5] x) => (float[N,C,H,W] y) {{
             c = {conv}
             n = BatchNormalization{epsilon}(c, s, b, m, v)
             y = Relu(n)
         }}""",
-        w=_random(*weight),
+        w=random_array(*weight),
         **bias,
         **_norm(num_channels),
     )
-    after, notes = _folded(model, fold_batch_norm)
-    assert _op_types(after) == [conv.partition("(")[0].partition("<")[0], "Relu"]
+    after, notes = folded(model, fold_batch_norm)
+    assert op_types(after) == [conv.partition("(")[0].partition("<")[0], "Relu"]
     assert notes == ["folded 1 BatchNormalization nodes into the convolutions before them"]
     assert_equal_outputs(model, after)
 
@@ -88,12 +73,12 @@ def test_an_output_keeps_its_name_when_its_node_is_folded(
             {text}
             z = Relu(y)
         }}""",
-        w=_random(6, 4, 3, 3),
-        k=_random(6, 1, 1),
+        w=random_array(6, 4, 3, 3),
+        k=random_array(6, 1, 1),
         **_norm(6),
     )
-    after, _ = _folded(model, fold_batch_norm, fold_bias)
-    assert _op_types(after) == ["Conv", "Relu"]
+    after, _ = folded(model, fold_batch_norm, fold_bias)
+    assert op_types(after) == ["Conv", "Relu"]
     assert_equal_outputs(model, after)
 
 
@@ -106,10 +91,10 @@ def test_a_weight_that_another_layer_has_too_stays_for_it(
             y = BatchNormalization(c, s, b, m, v)
             z = Conv(x, w)
         }""",
-        w=_random(6, 4, 3, 3),
+        w=random_array(6, 4, 3, 3),
         **_norm(6),
     )
-    after, notes = _folded(model, fold_batch_norm)
+    after, notes = folded(model, fold_batch_norm)
     assert len(notes) == 1
     assert_equal_outputs(model, after)
 
@@ -149,12 +134,12 @@ def test_a_normalization_stays_where_folding_would_change_something(
     num_channels = 4
     model = model_of(
         f"g (float[N,4,5,5] x) => (float[N,C,H,W] y, float[N,C,H,W] z) {{ {body} }}",
-        w=_random(4, 2, 3, 3) if "group" in body else _random(4, 4, 3, 3),
+        w=random_array(4, 2, 3, 3) if "group" in body else random_array(4, 4, 3, 3),
         **_norm(num_channels),
     )
-    after, notes = _folded(model, fold_batch_norm)
+    after, notes = folded(model, fold_batch_norm)
     assert notes == []
-    assert _op_types(after) == _op_types(model)
+    assert op_types(after) == op_types(model)
     assert_equal_outputs(model, after)
 
 
@@ -162,7 +147,7 @@ def test_a_normalization_of_an_input_stays(model_of: Callable[..., ir.Model]) ->
     model = model_of(
         "g (float[N,4,5,5] x) => (float[N,4,5,5] y) { y = BatchNormalization(x, s, b, m, v) }", **_norm(4)
     )
-    assert _folded(model, fold_batch_norm)[1] == []
+    assert folded(model, fold_batch_norm)[1] == []
 
 
 @pytest.mark.parametrize("rest", ["mean, variance", '"", ""'])
@@ -172,10 +157,10 @@ def test_a_normalization_in_training_stays(model_of: Callable[..., ir.Model], re
             c = Conv(x, w)
             y, {rest} = BatchNormalization<training_mode = 1>(c, s, b, m, v)
         }}""",
-        w=_random(6, 4, 3, 3),
+        w=random_array(6, 4, 3, 3),
         **_norm(6),
     )
-    assert _folded(model, fold_batch_norm)[1] == []
+    assert folded(model, fold_batch_norm)[1] == []
 
 
 def test_a_normalization_that_fp16_weights_cannot_take_stays(
@@ -187,14 +172,14 @@ def test_a_normalization_that_fp16_weights_cannot_take_stays(
             c = Conv(t, w)
             y = BatchNormalization<epsilon = 0.0>(c, s, b, m, v)
         }""",
-        w=_random(6, 4, 3, 3).astype(np.float16) * np.float16(100),
+        w=random_array(6, 4, 3, 3).astype(np.float16) * np.float16(100),
         small=np.array(1e-3, np.float16),
         s=np.full(6, 10, np.float16),
         b=np.zeros(6, np.float16),
         m=np.zeros(6, np.float16),
         v=np.full(6, 1e-4, np.float16),
     )
-    after, notes = _folded(model, fold_batch_norm)
+    after, notes = folded(model, fold_batch_norm)
     assert notes == []
     assert np.isfinite(outputs_of(after)[0]).all()
 
@@ -210,7 +195,7 @@ def test_the_hand_worked_normalization(model_of: Callable[..., ir.Model]) -> Non
         m=np.array([2, -1], np.float32),
         v=np.array([4, 0.25], np.float32),
     )
-    after, _ = _folded(model, fold_batch_norm)
+    after, _ = folded(model, fold_batch_norm)
     weight, bias = (value.const_value for value in after.graph.node(0).inputs[1:] if value is not None)
     assert weight is not None
     assert bias is not None
@@ -222,10 +207,10 @@ def test_a_normalization_by_nothing_stays(model_of: Callable[..., ir.Model]) -> 
     model = model_of(
         "g (float[N,4,5,5] x) => (float[N,6,3,3] y) {"
         " c = Conv(x, w) y = BatchNormalization<epsilon = 0.0>(c, s, b, m, v) }",
-        w=_random(6, 4, 3, 3),
+        w=random_array(6, 4, 3, 3),
         **_norm(6) | {"v": np.zeros(6, np.float32)},
     )
-    assert _folded(model, fold_batch_norm)[1] == []
+    assert folded(model, fold_batch_norm)[1] == []
 
 
 @pytest.mark.parametrize("order", ["c, k", "k, c"])
@@ -240,12 +225,12 @@ def test_a_constant_per_channel_goes_into_the_bias(
 ) -> None:
     model = model_of(
         f"g (float[N,4,5,5] x) => (float[N,6,3,3] y) {{ c = Conv(x, w{bias}) a = Add({order}) y = Relu(a) }}",
-        w=_random(6, 4, 3, 3),
-        k=_random(*shape),
-        **({"bias": _random(6) + 3} if bias else {}),
+        w=random_array(6, 4, 3, 3),
+        k=random_array(*shape),
+        **({"bias": random_array(6) + 3} if bias else {}),
     )
-    after, notes = _folded(model, fold_bias)
-    assert _op_types(after) == ["Conv", "Relu"]
+    after, notes = folded(model, fold_bias)
+    assert op_types(after) == ["Conv", "Relu"]
     assert notes == ["folded 1 bias additions into the convolutions before them"]
     assert_equal_outputs(model, after)
 
@@ -255,11 +240,11 @@ def test_a_bias_of_a_convolution_in_one_dimension(
 ) -> None:
     model = model_of(
         "g (float[N,4,9] x) => (float[N,6,7] y) { c = Conv(x, w) y = Add(c, k) }",
-        w=_random(6, 4, 3),
-        k=_random(6, 1),
+        w=random_array(6, 4, 3),
+        k=random_array(6, 1),
     )
-    after, _ = _folded(model, fold_bias)
-    assert _op_types(after) == ["Conv"]
+    after, _ = folded(model, fold_bias)
+    assert op_types(after) == ["Conv"]
     assert_equal_outputs(model, after)
 
 
@@ -284,10 +269,10 @@ def test_an_addition_that_is_no_bias_stays(
 ) -> None:
     model = model_of(
         f"g (float[N,4,5,5] x) => (float[N,6,3,3] y, float[N,6,3,3] z) {{ {body} }}",
-        w=_random(6, 4, 3, 3),
-        k=_random(*shape),
+        w=random_array(6, 4, 3, 3),
+        k=random_array(*shape),
     )
-    after, notes = _folded(model, fold_bias)
+    after, notes = folded(model, fold_bias)
     assert notes == []
-    assert _op_types(after) == _op_types(model)
+    assert op_types(after) == op_types(model)
     assert_equal_outputs(model, after)
