@@ -24,7 +24,7 @@ from feeds import part_of, read_feeds
 from numpy.typing import NDArray
 from tasks import score
 
-from trtq.pipeline.verify.exact import with_exact_quantize
+from trtq.pipeline.judge.exact import with_exact_quantize
 
 
 @dataclass

@@ -17,11 +17,11 @@ from importlib.metadata import version
 from pathlib import Path
 
 from trtq.models.demo import write_demo
+from trtq.pipeline.bench.benchmark import Benchmark, bench
+from trtq.pipeline.bench.contenders import Runs
 from trtq.pipeline.bench.turns import Schedule
-from trtq.pipeline.benchmark import Benchmark, bench
 from trtq.pipeline.build import build
-from trtq.pipeline.contenders import Runs
-from trtq.pipeline.target import Target
+from trtq.pipeline.engine.target import Target
 
 BOUND = 0.05
 

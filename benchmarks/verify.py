@@ -21,8 +21,8 @@ from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
-from trtq.pipeline.deliver.integrity import verify
 from trtq.pipeline.deliver.manifest import NAME, Manifest, to_json
+from trtq.pipeline.verify import verify
 
 BOUND_GB_S = 1.0
 

@@ -25,10 +25,10 @@ from typing import Any
 
 import numpy as np
 
-from trtq.pipeline.quantize.weights.blocks import pack_nibbles, swap_nibbles
-from trtq.pipeline.quantize.weights.int4 import quantize_int4
-from trtq.pipeline.quantize.weights.int8 import quantize_int8
-from trtq.pipeline.quantize.weights.nf4 import quantize_nf4
+from trtq.pipeline.formats.blocks import pack_nibbles, swap_nibbles
+from trtq.pipeline.formats.int4 import quantize_int4
+from trtq.pipeline.formats.int8 import quantize_int8
+from trtq.pipeline.formats.nf4 import quantize_nf4
 
 BOUND_MB_S = 300
 SIZE, BLOCK = 4096, 64

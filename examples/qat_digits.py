@@ -26,7 +26,7 @@ from trtq.models import qat
 from trtq.models.demo import load_digits
 from trtq.models.export import export
 from trtq.models.session import open_session, run
-from trtq.pipeline.qat import amax_by_node
+from trtq.pipeline.calibrate.qat import amax_by_node
 
 SPREAD = 4  # ranges of channels differ by up to 2 ** 8
 EPOCHS_FLOAT, EPOCHS_QAT = 30, 15

@@ -1,6 +1,6 @@
 """Quantization-aware training: fake-quantize where trtq puts Q/DQ, fine-tune, export the Q/DQ model.
 
-    amax = trtq.pipeline.qat.amax_by_node("model.onnx", ranges)     # what calibration found
+    amax = trtq.pipeline.calibrate.qat.amax_by_node("model.onnx", ranges)     # what calibration found
     network = trtq.models.qat.prepare(module, amax)                  # BatchNorm folded, fake-quantize added
     ...                                                               # train it as any module
     trtq.models.qat.export(trtq.models.qat.freeze(network), inputs, Path("model.int8.onnx"), ...)

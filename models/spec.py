@@ -23,7 +23,7 @@ AUTO = "auto"
 CROSS_ENTROPY = "cross-entropy"
 """Instead of a method of histograms: entropy, but by sampled rows what a softmax gets."""
 REPAIRS = ("equalize", "smooth", "shift", "bias", "weights")
-"""What can be done to a model so that quantizing costs it less; see `trtq.pipeline.verify.repairs`."""
+"""What can be done to a model so that quantizing costs it less; see `trtq.pipeline.judge.repairs`."""
 SLOW_REPAIRS = ("adaround",)
 """Repairs that "auto" leaves out: they take longer than all others together, and seldom pay."""
 WeightGranularity = Literal["per-channel", "per-tensor"]

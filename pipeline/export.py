@@ -22,7 +22,7 @@ from trtq.models.spec import InputSpec, ModelSpec
 from trtq.models.target import LoadedModule, by_position, importable_here, load_module
 from trtq.models.toml import format_spec
 from trtq.pipeline.graph.load import Graph, load
-from trtq.pipeline.watch import Silent, Watcher
+from trtq.progress import Silent, Watcher
 
 if TYPE_CHECKING:
     import torch

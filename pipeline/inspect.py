@@ -13,17 +13,17 @@ from trtq.calibrators.ranges import Ranges, read_ranges
 from trtq.errors import ArtifactError, UsageError
 from trtq.models.session import num_weight_bytes
 from trtq.models.signature import TensorSpec
-from trtq.pipeline.calibrate import placement_of, spec_beside
-from trtq.pipeline.deliver.integrity import verify
+from trtq.pipeline.calibrate.data import placement_of, spec_beside
 from trtq.pipeline.deliver.manifest import NAME, Manifest, read_manifest
 from trtq.pipeline.deliver.names import REPORT
 from trtq.pipeline.deliver.report import Report, read_report
+from trtq.pipeline.engine.target import Target
 from trtq.pipeline.graph.load import load
 from trtq.pipeline.graph.placement import Placement
 from trtq.pipeline.graph.quantized import QuantizedLayer, is_quantized, quantized_layers
-from trtq.pipeline.target import Target
-from trtq.pipeline.verify.compare import finite
-from trtq.pipeline.watch import Silent
+from trtq.pipeline.judge.compare import finite
+from trtq.pipeline.verify import verify
+from trtq.progress import Silent
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,11 +14,11 @@ from trtq.errors import UsageError
 from trtq.models.signature import TensorSpec, show_shape
 from trtq.models.spec import LayerSpec
 from trtq.models.tensors import FLOAT_TYPES
+from trtq.pipeline.formats.scheme import WeightFormat, WeightScheme
 from trtq.pipeline.graph.liveness import Peak, nbytes_of, peak_memory, with_shapes
 from trtq.pipeline.graph.load import Graph, load
-from trtq.pipeline.quantize.weights.choose import ChosenWeight, choose_weights
-from trtq.pipeline.quantize.weights.layout import form_of, parts_of
-from trtq.pipeline.quantize.weights.scheme import WeightFormat, WeightScheme
+from trtq.pipeline.rewrite.weights.choose import ChosenWeight, choose_weights
+from trtq.pipeline.rewrite.weights.layout import form_of, parts_of
 
 FLOATS = {"fp32": 4, "fp16": 2, "bf16": 2}
 FORMATS: tuple[WeightFormat, ...] = ("int8", "fp8", "int4", "nf4")

@@ -12,7 +12,8 @@ from trtq.calibrators.observe import Progress
 from trtq.errors import ModelError
 from trtq.files import sha256_of, write_atomically
 from trtq.models.spec import ModelSpec
-from trtq.pipeline.calibrate import (
+from trtq.pipeline.calibrate import load_float
+from trtq.pipeline.calibrate.data import (
     calibration_data,
     method_of,
     observe_graph,
@@ -20,16 +21,15 @@ from trtq.pipeline.calibrate import (
     placement_of,
     warn_of_dead,
 )
+from trtq.pipeline.calibrate.improve import improved
 from trtq.pipeline.deliver.manifest import key_of, versions
+from trtq.pipeline.engine.target import Target
 from trtq.pipeline.graph.load import Graph
 from trtq.pipeline.graph.placement import Placement
-from trtq.pipeline.improve import improved
-from trtq.pipeline.ranges import load_float
-from trtq.pipeline.target import Target
-from trtq.pipeline.verify.evaluate import evaluation_data, labels_of
-from trtq.pipeline.verify.macs import macs_of
-from trtq.pipeline.verify.score import Labels, loaded
-from trtq.pipeline.verify.sensitivity import (
+from trtq.pipeline.judge.evaluate import evaluation_data, labels_of
+from trtq.pipeline.judge.macs import macs_of
+from trtq.pipeline.judge.score import Labels, loaded
+from trtq.pipeline.judge.sensitivity import (
     LayerSensitivity,
     Sensitivity,
     in_groups,
@@ -37,8 +37,8 @@ from trtq.pipeline.verify.sensitivity import (
     read_sensitivity,
     to_json,
 )
-from trtq.pipeline.verify.switchable import Switchable, open_switchable
-from trtq.pipeline.watch import Silent, Watcher
+from trtq.pipeline.judge.switchable import Switchable, open_switchable
+from trtq.progress import Silent, Watcher
 
 _ALL, _ALONE, _WITHOUT = "all quantized", "alone: ", "without: "
 

@@ -19,10 +19,10 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "src" / "trtq"
 LINKS = ("calibrators", "models", "pipeline")
-GROUND = {"trtq.errors", "trtq.lazy", "trtq.files"}
+GROUND = {"trtq.errors", "trtq.lazy", "trtq.files", "trtq.progress"}
 ROOMS = ("models", "calibrators", "pipeline", "cli")
 """Each may import from itself, from those before it, and from the ground."""
-STAGES = ("graph", "quantize", "engine", "verify", "deliver", "bench")
+STAGES = ("formats", "graph", "rewrite", "engine", "judge", "deliver")
 """The folders of the pipeline in the order of the work; each may import from itself and those before it."""
 OPTIONAL = (
     "tensorrt",
@@ -93,9 +93,9 @@ def test_imports_go_one_way() -> None:
         ("trtq.calibrators.observe", "trtq.pipeline.graph.load"),
         ("trtq.pipeline.build", "trtq.cli.console"),
         ("trtq.pipeline.graph.load", "trtq.pipeline.build"),
-        ("trtq.pipeline.deliver.report", "trtq.pipeline.job"),
-        ("trtq.pipeline.quantize", "trtq.pipeline.engine.rtx"),
-        ("trtq.pipeline.engine.rtx", "trtq.pipeline.verify.gate"),
+        ("trtq.pipeline.deliver.report", "trtq.pipeline.build.job"),
+        ("trtq.pipeline.rewrite.qdq", "trtq.pipeline.engine.rtx"),
+        ("trtq.pipeline.engine.rtx", "trtq.pipeline.judge.gate"),
         ("trtq.errors", "trtq.models.spec"),
         ("trtq.pipeline.build", "trtq"),
     ],
@@ -193,7 +193,7 @@ def test_a_wheel_holds_every_room(tmp_path: Path) -> None:
     code = {str(path.relative_to(PACKAGE.parent)) for path in modules().values()}
     assert code == {name for name in names if name.endswith(".py")}
     assert {
-        "trtq/pipeline/build.py",
+        "trtq/pipeline/build/__init__.py",
         "trtq/models/assets/digits.onnx",
         "trtq/models/assets/digits.npz",
     } <= names

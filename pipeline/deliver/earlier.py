@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from trtq.errors import ArtifactError
 from trtq.pipeline.deliver.html.seen import Seen, read_seen
-from trtq.pipeline.deliver.integrity import verify
+from trtq.pipeline.deliver.integrity import examine_folder
 from trtq.pipeline.deliver.manifest import NAME, Manifest, parse_manifest, read_content
 from trtq.pipeline.deliver.names import REPORT
 from trtq.pipeline.deliver.report import Report, read_report
@@ -52,7 +52,7 @@ def find_earlier(
         same = frozenset(name for name, key in keys.items() if manifest.keys.get(name) == key)
         if not same or not (sign_key is None or is_signed(folder, content, sign_key)):
             return None
-        found = verify(folder)
+        found = examine_folder(folder, content, is_checked=False)
         if found.changed or found.missing:
             return None
         return Earlier(folder, same, manifest, read_report(folder / REPORT), read_seen(folder))

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Literal
 
 from trtq.errors import ArtifactError
-from trtq.files import sha256_of, write_atomically
+from trtq.files import sha256_of
 from trtq.pipeline.deliver.manifest import NAME, SIGNATURE, Manifest, is_whole, parse_manifest, read_content
-from trtq.pipeline.deliver.signature import check_signature, read_private_key
+from trtq.pipeline.deliver.signature import check_signature
 
 _MOST_THREADS = 8
 _MOST_NAMES = 4
@@ -52,24 +52,6 @@ class Integrity:
         return "; ".join(f"{word}: {_listed(names)}" for word, names in groups if names)
 
 
-def verify(folder: Path | str, *, key: Path | str | None = None) -> Integrity:
-    """Returns how a build folder compares with its manifest; every file is read and hashed again.
-
-    Args:
-        folder: Of a build.
-        key: A public Ed25519 key in PEM that must have signed it; None: signatures are not checked.
-
-    Raises:
-        ArtifactError: The folder is no build, its manifest cannot be read or is of another schema, a file
-            cannot be read, or the key is given and has not signed it.
-        UsageError: The key cannot be used.
-        MissingDependency: A key is given and `cryptography` is not installed.
-    """
-    folder = Path(folder)
-    content = _content(folder, key)
-    return _examined(folder, content, is_checked=key is not None)
-
-
 def whole_manifest(folder: Path, *, key: Path | str | None = None) -> Manifest:
     """Returns the manifest of a build folder if it is the one that was written; no other file is looked at.
 
@@ -81,7 +63,7 @@ def whole_manifest(folder: Path, *, key: Path | str | None = None) -> Manifest:
         ArtifactError: As of `verify`, or the manifest was changed since.
         UsageError, MissingDependency: As of `verify`.
     """
-    content = _content(folder, key)
+    content = signed_content(folder, key)
     manifest = parse_manifest(content, folder / NAME)
     if not is_whole(content):
         raise ArtifactError(
@@ -101,8 +83,8 @@ def intact_manifest(folder: Path, *, key: Path | str | None = None) -> Manifest:
         ArtifactError: As of `verify`, or something was changed since; it is named.
         UsageError, MissingDependency: As of `verify`.
     """
-    content = _content(folder, key)
-    found = _examined(folder, content, is_checked=key is not None)
+    content = signed_content(folder, key)
+    found = examine_folder(folder, content, is_checked=key is not None)
     if not found.is_intact:
         raise ArtifactError(f"{folder} is not what was built: {found.problems}; build again")
     return parse_manifest(content, folder / NAME)
@@ -122,37 +104,29 @@ def refuse_changed(folder: Path, manifest: Manifest, *names: str) -> None:
             )
 
 
-def sign(folder: Path | str, key: Path | str) -> Path:
-    """Returns the signature that was written beside the manifest; what is not intact is not signed.
-
-    Args:
-        folder: Of a build.
-        key: A private Ed25519 key in PEM, without a passphrase.
+def signed_content(folder: Path, key: Path | str | None) -> bytes:
+    """Returns the bytes of the manifest, checked against its signature where a key is given.
 
     Raises:
-        ArtifactError: The folder is no build, is not intact, or cannot be written.
-        UsageError: The key cannot be used.
-        MissingDependency: `cryptography` is not installed.
+        ArtifactError: The manifest cannot be read, or the key has not signed it.
     """
-    folder = Path(folder)
-    private = read_private_key(Path(key))
-    content = read_content(folder)
-    found = _examined(folder, content, is_checked=False)
-    if not found.is_intact:
-        raise ArtifactError(f"{folder} is not what was built and is not signed: {found.problems}")
-    write_atomically(folder / SIGNATURE, private.sign(content))
-    return folder / SIGNATURE
-
-
-def _content(folder: Path, key: Path | str | None) -> bytes:
-    """Returns the bytes of the manifest, which the owner of the key, if there is one, has signed."""
     content = read_content(folder)
     if key is not None:
         check_signature(folder, content, Path(key))
     return content
 
 
-def _examined(folder: Path, content: bytes, *, is_checked: bool) -> Integrity:
+def examine_folder(folder: Path, content: bytes, *, is_checked: bool) -> Integrity:
+    """Returns how the files of a build folder compare with its manifest.
+
+    Args:
+        folder: Of a build.
+        content: The bytes of its manifest.
+        is_checked: Whether its signature was found good.
+
+    Raises:
+        ArtifactError: The manifest is broken, or a file cannot be read.
+    """
     manifest = parse_manifest(content, folder / NAME)
     missing = [name for name in manifest.outputs if not (folder / name).exists()]
     found = [name for name in manifest.outputs if name not in missing]

@@ -14,11 +14,11 @@ from trtq.errors import ArtifactError, UsageError
 from trtq.models.spec import InputSpec
 from trtq.pipeline.engine.coverage import Fallback
 from trtq.pipeline.graph.placement import KeptNode
-from trtq.pipeline.quantize.precision import KeptFp32
-from trtq.pipeline.verify.compare import finite
-from trtq.pipeline.verify.logits import LogitsComparison
-from trtq.pipeline.verify.metrics import OutputComparison
-from trtq.pipeline.verify.repairs import Repairs
+from trtq.pipeline.judge.compare import finite
+from trtq.pipeline.judge.logits import LogitsComparison
+from trtq.pipeline.judge.metrics import OutputComparison
+from trtq.pipeline.judge.repairs import Repairs
+from trtq.pipeline.rewrite.precision import KeptFp32
 
 SCHEMA_VERSION = 1
 

@@ -1,1 +1,102 @@
-"""From a float model to the Q/DQ model, and the precision of the rest."""
+"""The stages after calibration as calls of their own, from files to files."""
+
+from __future__ import annotations
+
+import itertools
+import re
+import tempfile
+from pathlib import Path
+
+import onnx_ir as ir
+
+from trtq.calibrators.ranges import Ranges
+from trtq.errors import ArtifactError, UsageError
+from trtq.models.session import save
+from trtq.models.spec import ModelSpec
+from trtq.pipeline.calibrate import load_float
+from trtq.pipeline.calibrate.data import calibration_data, placement_of
+from trtq.pipeline.engine.target import Target
+from trtq.pipeline.graph.placement import Placement
+from trtq.pipeline.quantize.weights import float_model, place_weights, with_few_bits
+from trtq.pipeline.rewrite.mixed import fp16_model, int8_model
+from trtq.pipeline.rewrite.weights.choose import ChosenWeight
+from trtq.progress import Silent, Watcher
+
+
+def quantize(
+    model: Path | str,
+    ranges: Ranges | None,
+    output: Path | str,
+    *,
+    spec: ModelSpec | None = None,
+    target: Target | None = None,
+    watcher: Watcher | None = None,
+) -> Path:
+    """Returns the model that was written: with Q/DQ, with weights in few bits, or both; the rest is FP16.
+
+    A model whose weights lie in another file is quantized weight by weight.
+
+    Args:
+        model: The float ONNX file.
+        ranges: Of `calibrate`; None for weights alone.
+        output: The file to write; the weights of a large model go to `<name>.data` beside it.
+        spec: What is known of the model; None: read from beside it.
+        target: Which types of nodes are quantized, and the precision of the rest.
+        watcher: Is told of the progress.
+
+    Raises:
+        ModelError, DataError, UsageError: Something that was given cannot be used; the ranges lack a tensor.
+        ArtifactError: The file cannot be written.
+    """
+    watcher = watcher or Silent()
+    target = target or Target()
+    graph, spec = load_float(Path(model), spec, watcher, target.min_opset)
+    fp16 = target.high_precision not in ("fp32", "bf16")
+    keep_fp32 = spec.layers.keep_fp32
+    placement = Placement((), ())
+    weights: tuple[ChosenWeight, ...] = ()
+    if ranges is not None:
+        if ranges.model_sha256 != graph.sha256:
+            watcher.warn(f"the ranges were calibrated for another file than {graph.path}")
+        placement = placement_of(graph, spec, target, watcher)
+    if target.weights is not None:
+        placement, weights = place_weights(graph, spec, target, placement, watcher)
+    if ranges is not None:
+        mixed = int8_model(graph, placement, ranges, fp16=fp16, keep_fp32=keep_fp32)
+    elif target.weights is not None:
+        mixed = (
+            fp16_model(graph, None, keep_fp32=keep_fp32) if fp16 else float_model(graph, target, keep_fp32)
+        )
+    else:
+        raise UsageError("there is nothing to quantize with: give ranges, or a weight format")
+    if target.weights is not None:
+        needs_data = target.weights.method == "gptq"
+        batches = calibration_data(graph, spec, target, random_data=False) if needs_data else None
+        mixed = with_few_bits(mixed, graph, weights, target, backend=target.backend, batches=batches)
+    return _save_whole(mixed.model, Path(output))
+
+
+def _save_whole(model: ir.Model, output: Path) -> Path:
+    """Writes a model; whoever reads meanwhile, or after an interruption, finds the old one or the new one.
+
+    Weights in a file of their own take a name that no graph refers to yet; those of the graph before go last.
+    """
+    try:
+        earlier = [path for path in output.parent.iterdir() if _is_data_of(output, path)]
+        data = output.with_name(f"{output.name}.data")
+        numbers = itertools.count(1)
+        while data in earlier:
+            data = output.with_name(f"{output.name}.{next(numbers)}.data")
+        with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as folder:
+            save(model, Path(folder) / output.name, data.name)
+            for part in sorted(Path(folder).iterdir(), reverse=True):  # the weights before the graph
+                part.replace(output.parent / part.name)
+        for path in earlier:
+            path.unlink()
+    except OSError as error:
+        raise ArtifactError(f"cannot write {output}: {error.strerror or error}") from error
+    return output
+
+
+def _is_data_of(output: Path, path: Path) -> bool:
+    return re.fullmatch(re.escape(output.name) + r"(\.\d+)?\.data", path.name) is not None

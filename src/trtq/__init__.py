@@ -30,31 +30,34 @@ if TYPE_CHECKING:
         QuantizationSpec,
         read_spec,
     )
+    from trtq.pipeline.bench.benchmark import Benchmark, bench
+    from trtq.pipeline.bench.contenders import Runs
     from trtq.pipeline.bench.turns import Schedule
-    from trtq.pipeline.benchmark import Benchmark, bench
     from trtq.pipeline.build import build
-    from trtq.pipeline.calibrate import PassSpec
-    from trtq.pipeline.contenders import Runs
-    from trtq.pipeline.deliver.integrity import Integrity, sign, verify
+    from trtq.pipeline.calibrate import calibrate, observe, ranges_of
+    from trtq.pipeline.calibrate.data import PassSpec
+    from trtq.pipeline.compare import compare
+    from trtq.pipeline.deliver.integrity import Integrity
     from trtq.pipeline.deliver.report import Report, read_report
     from trtq.pipeline.doctor import examine
     from trtq.pipeline.engine.profiles import GivenShapes
+    from trtq.pipeline.engine.target import Target
     from trtq.pipeline.inspect import inspect
+    from trtq.pipeline.judge.compare import Comparison
+    from trtq.pipeline.judge.sensitivity import Sensitivity
     from trtq.pipeline.load import load
     from trtq.pipeline.migrate import migrate
     from trtq.pipeline.package import Package, PackageSpec, package
-    from trtq.pipeline.ranges import calibrate, observe, ranges_of
+    from trtq.pipeline.quantize import quantize
     from trtq.pipeline.sensitivity import sensitivity
-    from trtq.pipeline.stages import compare, quantize
-    from trtq.pipeline.target import Target
-    from trtq.pipeline.verify.compare import Comparison
-    from trtq.pipeline.verify.sensitivity import Sensitivity
+    from trtq.pipeline.sign import sign
+    from trtq.pipeline.verify import verify
 
 _HOMES = {
     "AccuracySpec": "trtq.models.spec",
-    "Benchmark": "trtq.pipeline.benchmark",
+    "Benchmark": "trtq.pipeline.bench.benchmark",
     "CalibrationSpec": "trtq.models.spec",
-    "Comparison": "trtq.pipeline.verify.compare",
+    "Comparison": "trtq.pipeline.judge.compare",
     "EvaluationSpec": "trtq.models.spec",
     "GivenShapes": "trtq.pipeline.engine.profiles",
     "InputSpec": "trtq.models.spec",
@@ -63,37 +66,37 @@ _HOMES = {
     "ModelSpec": "trtq.models.spec",
     "Package": "trtq.pipeline.package",
     "PackageSpec": "trtq.pipeline.package",
-    "PassSpec": "trtq.pipeline.calibrate",
+    "PassSpec": "trtq.pipeline.calibrate.data",
     "Preprocess": "trtq.models.preprocess",
     "QuantizationSpec": "trtq.models.spec",
     "Ranges": "trtq.calibrators.ranges",
     "Report": "trtq.pipeline.deliver.report",
-    "Runs": "trtq.pipeline.contenders",
+    "Runs": "trtq.pipeline.bench.contenders",
     "Schedule": "trtq.pipeline.bench.turns",
-    "Sensitivity": "trtq.pipeline.verify.sensitivity",
+    "Sensitivity": "trtq.pipeline.judge.sensitivity",
     "Statistics": "trtq.calibrators.statistics",
-    "Target": "trtq.pipeline.target",
+    "Target": "trtq.pipeline.engine.target",
     "TrtqError": "trtq.errors",
-    "bench": "trtq.pipeline.benchmark",
+    "bench": "trtq.pipeline.bench.benchmark",
     "build": "trtq.pipeline.build",
-    "calibrate": "trtq.pipeline.ranges",
-    "compare": "trtq.pipeline.stages",
+    "calibrate": "trtq.pipeline.calibrate",
+    "compare": "trtq.pipeline.compare",
     "examine": "trtq.pipeline.doctor",
     "inspect": "trtq.pipeline.inspect",
     "load": "trtq.pipeline.load",
     "merge_statistics": "trtq.calibrators.statistics_file",
     "migrate": "trtq.pipeline.migrate",
-    "observe": "trtq.pipeline.ranges",
+    "observe": "trtq.pipeline.calibrate",
     "package": "trtq.pipeline.package",
-    "quantize": "trtq.pipeline.stages",
-    "ranges_of": "trtq.pipeline.ranges",
+    "quantize": "trtq.pipeline.quantize",
+    "ranges_of": "trtq.pipeline.calibrate",
     "read_ranges": "trtq.calibrators.ranges",
     "read_report": "trtq.pipeline.deliver.report",
     "read_spec": "trtq.models.spec",
     "read_statistics": "trtq.calibrators.statistics_file",
     "sensitivity": "trtq.pipeline.sensitivity",
-    "sign": "trtq.pipeline.deliver.integrity",
-    "verify": "trtq.pipeline.deliver.integrity",
+    "sign": "trtq.pipeline.sign",
+    "verify": "trtq.pipeline.verify",
     "write_demo": "trtq.models.demo",
 }
 

@@ -14,11 +14,11 @@ from click.testing import CliRunner, Result
 from trtq.cli import bench as module
 from trtq.cli import main
 from trtq.models.demo import write_demo
+from trtq.pipeline.bench.benchmark import Benchmark, Measured
+from trtq.pipeline.bench.contenders import Skipped
 from trtq.pipeline.bench.machine import Conditions, Machine
 from trtq.pipeline.bench.process import Costs
 from trtq.pipeline.bench.turns import Latency, Schedule
-from trtq.pipeline.benchmark import Benchmark, Measured
-from trtq.pipeline.contenders import Skipped
 
 QUICK = ("--rounds", "2", "--seconds", "0.02", "--warmup", "0", "--threads", "1")
 LATENCY = Latency(0.1234, 0.25, 17.8, 1234.5, 0.1)
@@ -127,7 +127,7 @@ def test_json_is_one_document_and_quiet_is_quiet(model: Path, tmp_path: Path) ->
 
 
 def test_an_engine_alone_needs_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("trtq.pipeline.contenders.num_gpus", lambda: None)
+    monkeypatch.setattr("trtq.pipeline.bench.contenders.num_gpus", lambda: None)
     (tmp_path / "model.engine").write_bytes(b"plan")
     result = trtq("bench", tmp_path / "model.engine")
     assert (result.exit_code, result.stdout) == (5, "")

@@ -18,8 +18,8 @@ from trtq.cli import main
 from trtq.cli.build_all import worst
 from trtq.errors import ArtifactError
 from trtq.models.demo import write_demo
+from trtq.pipeline.build_all import Job, Limits, Outcome
 from trtq.pipeline.deliver.manifest import read_manifest
-from trtq.pipeline.parallel import Job, Limits, Outcome
 
 Ended = Callable[[int, Outcome], None]
 THREE = """
@@ -163,7 +163,7 @@ def test_the_worst_exit_code_wins(codes: list[int], code: int) -> None:
 
 def test_a_crash_is_told_with_its_last_words(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     start = 'import os, sys; sys.stderr.write("last words"); sys.stderr.flush(); os.abort()'
-    monkeypatch.setattr("trtq.pipeline.parallel._START", start)
+    monkeypatch.setattr("trtq.pipeline.build_all._START", start)
     result = trtq("build-all", folder / "trtq.toml", "--summary", folder / "crash.json", "--json")
     assert result.exit_code == 1
     assert [

@@ -14,8 +14,8 @@ from trtq.errors import UsageError
 from trtq.models.spec import REPAIRS, CalibrationSpec, EvaluationSpec, LayerSpec, ModelSpec
 from trtq.pipeline.engine.backend import BuilderOptions
 from trtq.pipeline.engine.profiles import GivenShapes
+from trtq.pipeline.engine.target import Target
 from trtq.pipeline.graph.placement import DEFAULT_OP_TYPES
-from trtq.pipeline.target import Target
 
 
 def given(*arguments: str) -> dict[str, Any]:

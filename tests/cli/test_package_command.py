@@ -11,7 +11,7 @@ from click.testing import CliRunner, Result
 from trtq.cli import main
 from trtq.models.demo import write_demo
 from trtq.pipeline.build import build
-from trtq.pipeline.target import Target
+from trtq.pipeline.engine.target import Target
 
 
 def trtq(*arguments: str | Path) -> Result:

@@ -20,7 +20,7 @@ from trtq.cli import main
 from trtq.models.demo import write_demo
 from trtq.pipeline.build import build
 from trtq.pipeline.engine.backends import BACKENDS
-from trtq.pipeline.target import Target
+from trtq.pipeline.engine.target import Target
 
 METHOD = "method(...)"
 

@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 
 from trtq.models.demo import write_demo
+from trtq.pipeline.bench.benchmark import bench
+from trtq.pipeline.bench.contenders import Runs
 from trtq.pipeline.bench.turns import Schedule
-from trtq.pipeline.benchmark import bench
 from trtq.pipeline.build import build
-from trtq.pipeline.contenders import Runs
 from trtq.pipeline.engine.backends import BACKENDS
 from trtq.pipeline.engine.gpu import compute_capability, num_gpus
-from trtq.pipeline.target import Target
+from trtq.pipeline.engine.target import Target
 
 _QUICK = Schedule(rounds=3, seconds=0.3, warmup_s=0.1)
 _NO_TENSORRT = BACKENDS["tensorrt"].why_not()

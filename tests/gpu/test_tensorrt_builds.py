@@ -20,8 +20,8 @@ from trtq.pipeline.deliver.manifest import read_manifest
 from trtq.pipeline.deliver.report import Report
 from trtq.pipeline.engine.backend import BuilderOptions
 from trtq.pipeline.engine.backends import BACKENDS
+from trtq.pipeline.engine.target import Target
 from trtq.pipeline.load import load
-from trtq.pipeline.target import Target
 
 _REASON = BACKENDS["tensorrt"].why_not()
 pytestmark = [

@@ -13,11 +13,11 @@ import trtq
 from trtq.errors import ModelError
 from trtq.models import qat
 from trtq.models.export import export
+from trtq.pipeline.calibrate.qat import amax_by_node
 from trtq.pipeline.graph.lint import lint
 from trtq.pipeline.graph.load import load
 from trtq.pipeline.graph.placement import place
 from trtq.pipeline.graph.quantized import quantized_layers
-from trtq.pipeline.qat import amax_by_node
 
 torch = pytest.importorskip("torch", reason="training needs PyTorch: pip install 'trtq[export]'")
 pytest.importorskip("onnxscript", reason="exporting needs onnxscript: pip install 'trtq[export]'")

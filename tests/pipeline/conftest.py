@@ -26,7 +26,7 @@ from trtq.pipeline.engine.backends import BACKENDS
 from trtq.pipeline.engine.tensorrt import TensorRt
 from trtq.pipeline.graph.load import Graph, load
 from trtq.pipeline.graph.opset import infer_shapes
-from trtq.pipeline.verify.exact import with_exact_quantize
+from trtq.pipeline.judge.exact import with_exact_quantize
 
 _NUMPY_OF = {
     "tensor(float)": np.float32,
@@ -242,7 +242,7 @@ def one_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """Has the backend believe in a GPU of compute capability 8.9."""
     monkeypatch.setattr("trtq.pipeline.engine.tensorrt.num_gpus", lambda: 1)
     monkeypatch.setattr("trtq.pipeline.engine.tensorrt.compute_capability", lambda: "8.9")
-    monkeypatch.setattr("trtq.pipeline.job.compute_capability", lambda: "8.9")
+    monkeypatch.setattr("trtq.pipeline.build.job.compute_capability", lambda: "8.9")
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from trtq.models.parity import TOLERANCE
 from trtq.models.spec import InputSpec, ModelSpec, read_spec
 from trtq.models.target import LoadedModule, importable_here
 from trtq.pipeline.export import ExportOptions, export
-from trtq.pipeline.watch import Log, Silent
+from trtq.progress import Log, Silent
 
 torch = pytest.importorskip("torch", reason="exporting needs PyTorch: pip install 'trtq[export]'")
 pytest.importorskip("onnxscript", reason="exporting needs onnxscript: pip install 'trtq[export]'")

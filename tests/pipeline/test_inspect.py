@@ -19,8 +19,8 @@ from trtq.files import sha256_of
 from trtq.models.demo import write_demo
 from trtq.pipeline.build import build
 from trtq.pipeline.deliver.report import Report
+from trtq.pipeline.engine.target import Target
 from trtq.pipeline.inspect import FolderSummary, ModelSummary, inspect, plain
-from trtq.pipeline.target import Target
 
 
 @pytest.fixture(scope="module")

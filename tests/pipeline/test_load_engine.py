@@ -16,14 +16,14 @@ from trtq.models.session import open_session
 from trtq.models.spec import CalibrationSpec, ModelSpec
 from trtq.pipeline import load as module
 from trtq.pipeline.build import build
-from trtq.pipeline.deliver.integrity import sign
+from trtq.pipeline.compare import compare
 from trtq.pipeline.deliver.manifest import read_manifest, to_json
 from trtq.pipeline.engine.backend import BuilderOptions, BuildRequest, Built
 from trtq.pipeline.engine.backends import BACKENDS
 from trtq.pipeline.engine.onnxruntime import OnnxRuntime
+from trtq.pipeline.engine.target import Target
 from trtq.pipeline.load import load
-from trtq.pipeline.stages import compare
-from trtq.pipeline.target import Target
+from trtq.pipeline.sign import sign
 
 
 @dataclass

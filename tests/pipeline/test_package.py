@@ -17,12 +17,12 @@ from trtq.files import sha256_of
 from trtq.models.demo import write_demo
 from trtq.models.spec import AccuracySpec, CalibrationSpec, ModelSpec
 from trtq.pipeline.build import build
-from trtq.pipeline.deliver.integrity import sign
 from trtq.pipeline.deliver.manifest import read_manifest, to_json
 from trtq.pipeline.deliver.triton.config import Serving
 from trtq.pipeline.deliver.triton.pbtxt import parse
+from trtq.pipeline.engine.target import Target
 from trtq.pipeline.package import Package, PackageSpec, package
-from trtq.pipeline.target import Target
+from trtq.pipeline.sign import sign
 
 TEN = "10.16.1.11"
 Install = Callable[[str], None]

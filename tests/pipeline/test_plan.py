@@ -15,10 +15,10 @@ from trtq.errors import UsageError
 from trtq.models.spec import ModelSpec
 from trtq.pipeline.build import build
 from trtq.pipeline.engine.profiles import GivenShapes
+from trtq.pipeline.engine.target import Target
+from trtq.pipeline.formats.scheme import WeightFormat, WeightScheme
 from trtq.pipeline.plan import Sizes, code_bytes, parse_count, plan_model, plan_params
-from trtq.pipeline.quantize.weights.choose import ChosenWeight, Reader
-from trtq.pipeline.quantize.weights.scheme import WeightFormat, WeightScheme
-from trtq.pipeline.target import Target
+from trtq.pipeline.rewrite.weights.choose import ChosenWeight, Reader
 
 TEXT = """g (float[N,S,512] x, float[N,4,P,16] past_k) => (float[N,S,512] y, float[N,4,Q,16] present_k) {
   [up] h = MatMul (x, w)

@@ -10,9 +10,9 @@ import pytest
 
 from trtq.errors import ArtifactError, DataError, ModelError
 from trtq.models.spec import CalibrationSpec, LayerSpec, ModelSpec
+from trtq.pipeline.judge.sensitivity import read_sensitivity, to_json
 from trtq.pipeline.sensitivity import sensitivity
-from trtq.pipeline.verify.sensitivity import read_sensitivity, to_json
-from trtq.pipeline.watch import Silent
+from trtq.progress import Silent
 
 
 class Told(Silent):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from trtq.pipeline.deliver.html.seen import SeenLayer
-from trtq.pipeline.quantize.qdq import quantize_array, weight_qparams
+from trtq.pipeline.rewrite.qdq import quantize_array, weight_qparams
 
 if TYPE_CHECKING:
     import onnx_ir as ir

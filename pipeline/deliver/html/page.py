@@ -13,13 +13,13 @@ from trtq import lazy
 from trtq.pipeline.deliver.html import charts, numbers, rows, view
 from trtq.pipeline.deliver.manifest import Manifest
 from trtq.pipeline.deliver.report import Report
-from trtq.pipeline.verify.score import title_of
+from trtq.pipeline.judge.score import title_of
 
 if TYPE_CHECKING:
     import jinja2
 
     from trtq.pipeline.deliver.html.seen import Seen
-    from trtq.pipeline.verify.sensitivity import Sensitivity
+    from trtq.pipeline.judge.sensitivity import Sensitivity
 
 NAME = "report.html"
 _FOLDER = Path(__file__).parent

@@ -11,7 +11,7 @@ from trtq.pipeline.deliver.html.seen import Clip, Seen, SeenLayer, SeenTensor
 from trtq.pipeline.deliver.html.view import dtype_of
 from trtq.pipeline.deliver.manifest import Manifest
 from trtq.pipeline.graph.placement import QUANTIZABLE
-from trtq.pipeline.verify.sensitivity import Sensitivity
+from trtq.pipeline.judge.sensitivity import Sensitivity
 
 MOST_DB = 60.0
 """The longest bar: noise of a thousandth of the signal."""

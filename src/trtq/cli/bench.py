@@ -14,9 +14,9 @@ from trtq.cli.console import ConsoleWatcher, result_console, show_bytes
 from trtq.cli.tables import table
 from trtq.errors import UsageError
 from trtq.files import check_output, refuse_input, write_atomically
+from trtq.pipeline.bench.benchmark import Benchmark, bench, to_json
+from trtq.pipeline.bench.contenders import Runs
 from trtq.pipeline.bench.turns import Schedule
-from trtq.pipeline.benchmark import Benchmark, bench, to_json
-from trtq.pipeline.contenders import Runs
 from trtq.pipeline.engine.profiles import parse_shapes
 
 if TYPE_CHECKING:

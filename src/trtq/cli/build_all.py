@@ -22,7 +22,7 @@ from trtq.cli.sizes import num_bytes
 from trtq.cli.tables import table
 from trtq.errors import ArtifactError, UsageError
 from trtq.files import check_output, write_atomically
-from trtq.pipeline.parallel import Limits, Outcome, run_jobs
+from trtq.pipeline.build_all import Limits, Outcome, run_jobs
 
 KIND = "trtq build-all"
 _SEVERITY = (0, 3, 2, 5, 4)

@@ -16,8 +16,8 @@ from trtq.cli import options
 from trtq.cli.build import command as build_command
 from trtq.cli.sizes import num_bytes
 from trtq.errors import TrtqError, UsageError
+from trtq.pipeline.build_all import Job
 from trtq.pipeline.engine.backends import BACKENDS
-from trtq.pipeline.parallel import Job
 
 if sys.version_info >= (3, 11):
     import tomllib

@@ -28,7 +28,7 @@ from trtq.cli.console import print_json, result_console
 from trtq.cli.tables import table
 from trtq.errors import UsageError
 from trtq.files import write_atomically
-from trtq.pipeline.migrate import export_cache
+from trtq.pipeline.cache import export_cache
 
 _QMAX = 127
 _SHORT = {name: short for short, name in ALGORITHMS.items()}

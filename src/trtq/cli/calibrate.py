@@ -20,9 +20,9 @@ from trtq.cli.console import ConsoleWatcher, result_console
 from trtq.errors import UsageError
 from trtq.files import check_output, refuse_input, write_atomically
 from trtq.models.spec import ModelSpec
-from trtq.pipeline.calibrate import PassSpec, method_of, pass_of
-from trtq.pipeline.improve import Improved
-from trtq.pipeline.ranges import open_subject, placed_in, ranges_of
+from trtq.pipeline.calibrate import open_subject, placed_in, ranges_of
+from trtq.pipeline.calibrate.data import PassSpec, method_of, pass_of
+from trtq.pipeline.calibrate.improve import Improved
 
 
 @click.command("calibrate")

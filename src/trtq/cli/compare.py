@@ -11,9 +11,9 @@ from trtq.cli import options
 from trtq.cli.console import ConsoleWatcher, print_json, result_console
 from trtq.cli.tables import comparison_table, print_accuracy, print_logits
 from trtq.errors import GateError
-from trtq.pipeline.stages import compare
-from trtq.pipeline.verify.compare import comparison_to_plain
-from trtq.pipeline.verify.gate import judge_pair
+from trtq.pipeline.compare import compare
+from trtq.pipeline.judge.compare import comparison_to_plain
+from trtq.pipeline.judge.gate import judge_pair
 
 
 @click.command("compare")

@@ -18,7 +18,7 @@ from trtq.cli.tables import print_report, table
 from trtq.errors import GateError, UsageError
 from trtq.pipeline.deliver.report import to_json
 from trtq.pipeline.migrate import Outcome, migrate, outcome_to_json
-from trtq.pipeline.removed.scripts import check_scripts
+from trtq.pipeline.migrate.removed.scripts import check_scripts
 
 
 @click.command("migrate")

@@ -14,12 +14,12 @@ from trtq.calibrators import METHODS, parameters_of
 from trtq.cli.sizes import num_bytes
 from trtq.errors import UsageError
 from trtq.models.spec import AUTO, CROSS_ENTROPY, REPAIRS, SLOW_REPAIRS, ModelSpec, read_spec
-from trtq.pipeline.calibrate import spec_beside
+from trtq.pipeline.calibrate.data import spec_beside
 from trtq.pipeline.engine.backend import BuilderOptions, Precision
 from trtq.pipeline.engine.profiles import GivenShapes, Shape, parse_shapes
+from trtq.pipeline.engine.target import HighPrecision, Target
+from trtq.pipeline.formats.scheme import BLOCK_SIZES, WeightFormat, WeightMethod, WeightScheme
 from trtq.pipeline.graph.placement import DEFAULT_OP_TYPES
-from trtq.pipeline.quantize.weights.scheme import BLOCK_SIZES, WeightFormat, WeightMethod, WeightScheme
-from trtq.pipeline.target import HighPrecision, Target
 
 F = TypeVar("F", bound=Callable[..., Any])
 

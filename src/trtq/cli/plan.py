@@ -14,8 +14,8 @@ from trtq.cli.sizes import num_bytes
 from trtq.cli.tables import table
 from trtq.errors import UsageError
 from trtq.pipeline.engine.profiles import parse_shapes
+from trtq.pipeline.formats.scheme import BLOCK_SIZES
 from trtq.pipeline.plan import Plan, Sizes, parse_count, plan_model, plan_params
-from trtq.pipeline.quantize.weights.scheme import BLOCK_SIZES
 
 
 @click.command("plan")

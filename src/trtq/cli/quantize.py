@@ -12,7 +12,7 @@ from trtq.cli import options, scales
 from trtq.cli.console import ConsoleWatcher, print_json, result_console, show_bytes
 from trtq.errors import UsageError
 from trtq.files import refuse_input
-from trtq.pipeline.stages import quantize
+from trtq.pipeline.quantize import quantize
 
 
 @click.command("quantize")

@@ -9,7 +9,7 @@ import click
 from trtq.cli.console import result_console
 from trtq.errors import ArtifactError
 from trtq.files import check_output, write_atomically
-from trtq.pipeline.page import page_of_folder
+from trtq.pipeline.report import page_of_folder
 
 
 @click.command("report")

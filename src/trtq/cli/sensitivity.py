@@ -17,10 +17,10 @@ from trtq.cli.console import ConsoleWatcher, result_console
 from trtq.cli.tables import table
 from trtq.errors import UsageError
 from trtq.files import check_output, refuse_input, write_atomically
+from trtq.pipeline.judge.evaluate import labels_of
+from trtq.pipeline.judge.score import shown, title_of
+from trtq.pipeline.judge.sensitivity import Effect, LayerSensitivity, Sensitivity, to_json
 from trtq.pipeline.sensitivity import sensitivity
-from trtq.pipeline.verify.evaluate import labels_of
-from trtq.pipeline.verify.score import shown, title_of
-from trtq.pipeline.verify.sensitivity import Effect, LayerSensitivity, Sensitivity, to_json
 
 _MOST_ROWS = 20
 _BAR_WIDTH = 20

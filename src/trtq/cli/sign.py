@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from trtq.pipeline.deliver.integrity import sign
+from trtq.pipeline.sign import sign
 
 
 @click.command("sign")

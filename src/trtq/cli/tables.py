@@ -14,15 +14,15 @@ from rich.table import Table
 from rich.text import Text
 
 from trtq.cli.console import show_bytes
-from trtq.pipeline.verify.score import shown, title_of
+from trtq.pipeline.judge.score import shown, title_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from trtq.pipeline.deliver.report import Report, WeightsReport
-    from trtq.pipeline.verify.logits import LogitsComparison
-    from trtq.pipeline.verify.metrics import OutputComparison
-    from trtq.pipeline.verify.repairs import Repairs
+    from trtq.pipeline.judge.logits import LogitsComparison
+    from trtq.pipeline.judge.metrics import OutputComparison
+    from trtq.pipeline.judge.repairs import Repairs
 
 _STYLES = {"pass": "bold green", "fail": "bold red", "unverified": "bold yellow"}
 _MOST_ROWS = 12

@@ -10,7 +10,7 @@ import click
 from trtq.cli.options import group
 from trtq.pipeline.engine.backend import HardwareCompatibility
 from trtq.pipeline.engine.backends import BACKENDS
-from trtq.pipeline.target import Quantization
+from trtq.pipeline.engine.target import Quantization
 
 target_options = group(
     click.option(

@@ -11,7 +11,8 @@ from rich.text import Text
 from trtq.cli import options
 from trtq.cli.console import print_json, result_console, show_bytes
 from trtq.errors import ArtifactError
-from trtq.pipeline.deliver.integrity import Integrity, verify
+from trtq.pipeline.deliver.integrity import Integrity
+from trtq.pipeline.verify import verify
 
 _SIGNATURES = {
     "good": "signed by the owner of the key",

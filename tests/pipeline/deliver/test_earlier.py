@@ -11,11 +11,11 @@ import pytest
 from trtq.files import sha256_of
 from trtq.pipeline.deliver import manifest, report
 from trtq.pipeline.deliver.earlier import find_earlier
-from trtq.pipeline.deliver.integrity import sign
 from trtq.pipeline.deliver.manifest import Manifest
 from trtq.pipeline.deliver.names import REPORT
 from trtq.pipeline.deliver.report import EngineReport, Report
 from trtq.pipeline.deliver.signature import read_private_key
+from trtq.pipeline.sign import sign
 
 _KEYS = {"ranges": "r", "engine": "e", "everything": "x"}
 _REPORT = Report(

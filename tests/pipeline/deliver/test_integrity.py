@@ -19,11 +19,11 @@ from trtq.pipeline.deliver.integrity import (
     Integrity,
     intact_manifest,
     refuse_changed,
-    sign,
-    verify,
     whole_manifest,
 )
 from trtq.pipeline.deliver.manifest import NAME, SIGNATURE, Manifest, is_whole, to_json
+from trtq.pipeline.sign import sign
+from trtq.pipeline.verify import verify
 
 _CONTENTS = {
     "model.engine": bytes(range(256)) * 9,

@@ -16,7 +16,7 @@ import pytest
 from trtq.errors import ArtifactError
 from trtq.models.spec import ModelSpec
 from trtq.pipeline.deliver.manifest import NAME, Manifest, key_of, read_manifest, to_json, versions
-from trtq.pipeline.target import Target
+from trtq.pipeline.engine.target import Target
 
 _CONTENTS = {"model.engine": b"plan", "report.json": b"{}"}
 _MANIFEST = Manifest(

@@ -23,8 +23,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trtq.errors import ArtifactError, MissingDependency, UsageError
-from trtq.pipeline.deliver.integrity import intact_manifest, sign, verify, whole_manifest
+from trtq.pipeline.deliver.integrity import intact_manifest, whole_manifest
 from trtq.pipeline.deliver.manifest import NAME, SIGNATURE, Manifest, to_json
+from trtq.pipeline.sign import sign
+from trtq.pipeline.verify import verify
 
 Keys = Callable[[str], Path]
 

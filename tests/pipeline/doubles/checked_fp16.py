@@ -7,7 +7,7 @@ from typing import Any
 import onnx
 import onnx_ir as ir
 
-from trtq.pipeline.quantize.precision import to_fp16
+from trtq.pipeline.rewrite.precision import to_fp16
 
 
 def cast(model: ir.Model, **arguments: Any) -> tuple[ir.Model, dict[str, str]]:

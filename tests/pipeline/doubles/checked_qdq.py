@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from trtq.calibrators.ranges import Range, Ranges
 from trtq.pipeline.graph.placement import place
-from trtq.pipeline.quantize.qdq import quantize
+from trtq.pipeline.rewrite.qdq import quantize
 
 
 def random_array(*shape: int) -> NDArray[np.float32]:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from trtq.pipeline.quantize.weights.blocks import in_blocks
-from trtq.pipeline.quantize.weights.double import GROUP, DoubleQuantized, dynamic_map
-from trtq.pipeline.quantize.weights.nf4 import CODEBOOK
+from trtq.pipeline.formats.blocks import in_blocks
+from trtq.pipeline.formats.double import GROUP, DoubleQuantized, dynamic_map
+from trtq.pipeline.formats.nf4 import CODEBOOK
 
 
 def dequantize_nf4(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from trtq.pipeline.watch import Silent
+from trtq.progress import Silent
 
 
 class Told(Silent):

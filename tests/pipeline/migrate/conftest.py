@@ -12,10 +12,10 @@ from trtq.calibrators.ranges import Ranges, read_ranges
 from trtq.models.demo import write_demo
 from trtq.models.spec import QuantizationSpec
 from trtq.pipeline.build import build
-from trtq.pipeline.calibrate import spec_beside
+from trtq.pipeline.calibrate.data import spec_beside
 from trtq.pipeline.deliver.report import Report
 from trtq.pipeline.engine.profiles import GivenShapes
-from trtq.pipeline.target import Target
+from trtq.pipeline.engine.target import Target
 
 
 @pytest.fixture(scope="session")

@@ -22,15 +22,16 @@ from trtq.calibrators.cache import CalibrationCache, format_cache, parse_cache
 from trtq.calibrators.ranges import Ranges, read_ranges
 from trtq.errors import ArtifactError
 from trtq.models.spec import AccuracySpec, LayerSpec, ModelSpec, QuantizationSpec
-from trtq.pipeline.calibrate import spec_beside
-from trtq.pipeline.deliver.integrity import verify
+from trtq.pipeline.cache import export_cache
+from trtq.pipeline.calibrate.data import spec_beside
 from trtq.pipeline.deliver.manifest import read_manifest
 from trtq.pipeline.deliver.report import Report, read_report
 from trtq.pipeline.engine.profiles import GivenShapes
-from trtq.pipeline.graph.migrate import UncoveredTensor
+from trtq.pipeline.engine.target import Target
+from trtq.pipeline.graph.cache_ranges import UncoveredTensor
 from trtq.pipeline.inspect import FolderSummary, inspect
-from trtq.pipeline.migrate import export_cache, migrate
-from trtq.pipeline.target import Target
+from trtq.pipeline.migrate import migrate
+from trtq.pipeline.verify import verify
 
 ORT = Target(backend="onnxruntime", shapes=GivenShapes(opt={"image": (8, 1, 8, 8)}))
 ORT_PLAIN = Target(backend="onnxruntime")

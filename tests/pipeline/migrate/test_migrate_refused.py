@@ -10,11 +10,11 @@ import pytest
 from trtq.errors import ArtifactError, BuildError, DataError, ModelError, UsageError
 from trtq.models.spec import EvaluationSpec, ModelSpec
 from trtq.pipeline import build as building
-from trtq.pipeline.deliver.integrity import verify
 from trtq.pipeline.deliver.report import Report
 from trtq.pipeline.engine.profiles import GivenShapes
+from trtq.pipeline.engine.target import Target
 from trtq.pipeline.migrate import migrate
-from trtq.pipeline.target import Target
+from trtq.pipeline.verify import verify
 
 ORT = Target(backend="onnxruntime", shapes=GivenShapes(opt={"image": (8, 1, 8, 8)}))
 NO_DATA = ModelSpec()

@@ -18,9 +18,9 @@ from trtq.pipeline.deliver.manifest import read_manifest
 from trtq.pipeline.engine.backend import BuilderOptions
 from trtq.pipeline.engine.backends import BACKENDS
 from trtq.pipeline.engine.profiles import GivenShapes
+from trtq.pipeline.engine.target import Target
 from trtq.pipeline.engine.tensorrt import TensorRt
 from trtq.pipeline.migrate import migrate
-from trtq.pipeline.target import Target
 
 SHAPES = GivenShapes(opt={"x": (8, 3, 8, 8)})
 

@@ -19,7 +19,7 @@ from trtq.pipeline.deliver.manifest import Manifest
 from trtq.pipeline.deliver.report import SCHEMA_VERSION, CalibrationReport, EngineReport, Report
 from trtq.pipeline.engine.coverage import Fallback
 from trtq.pipeline.graph.placement import KeptNode
-from trtq.pipeline.verify.metrics import OutputComparison, WorstSample
+from trtq.pipeline.judge.metrics import OutputComparison, WorstSample
 
 Observe = Callable[[list[str]], Seen]
 

@@ -10,7 +10,7 @@ import pytest
 
 from trtq.pipeline.deliver.html.layers import layers_of, weight_sqnr_db
 from trtq.pipeline.graph.placement import place
-from trtq.pipeline.quantize.qdq import quantize_array, weight_qparams
+from trtq.pipeline.rewrite.qdq import quantize_array, weight_qparams
 
 
 @pytest.mark.parametrize("axis", [0, 1, 2, None])

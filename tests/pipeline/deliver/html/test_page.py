@@ -18,8 +18,8 @@ from trtq.pipeline.deliver.html.seen import Seen
 from trtq.pipeline.deliver.manifest import Manifest
 from trtq.pipeline.deliver.report import AutoReport, Report, WeightsReport
 from trtq.pipeline.graph.placement import KeptNode
-from trtq.pipeline.verify.logits import LogitsComparison
-from trtq.pipeline.verify.sensitivity import Distance, Effect, LayerSensitivity, Sensitivity
+from trtq.pipeline.judge.logits import LogitsComparison
+from trtq.pipeline.judge.sensitivity import Distance, Effect, LayerSensitivity, Sensitivity
 
 _VOID = {"meta", "link", "input", "path", "rect", "circle"}
 

@@ -1,0 +1,300 @@
+"""How fast models and engines are, beside each other in one run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from trtq.errors import TrtqError
+from trtq.pipeline.bench.contenders import Contender, Inputs, Runs, Skipped, contenders_of
+from trtq.pipeline.bench.machine import Conditions, Machine, conditions, look, machine
+from trtq.pipeline.bench.process import Candidate, Costs
+from trtq.pipeline.bench.turns import (
+    Latency,
+    Schedule,
+    Turn,
+    latency_of,
+    median_ms,
+    speedup,
+    spread_of,
+    take_turns,
+    throughput_of,
+)
+from trtq.pipeline.engine.backend import BuildRequest
+from trtq.pipeline.engine.coverage import coverage
+from trtq.pipeline.engine.onnxruntime import OnnxRuntime
+from trtq.pipeline.graph.load import load
+from trtq.pipeline.graph.quantized import quantized_layers
+from trtq.progress import Silent, Watcher
+
+SCHEMA_VERSION = 1
+KIND = "bench"
+_BUSY = 0.1
+_STOLEN = 0.02
+_SPREAD = 0.05
+_FEW_RUNS = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Layers:
+    """How many layers of a quantized model ONNX Runtime runs in INT8 on this CPU."""
+
+    int8: int
+    quantized: int
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """One model or engine.
+
+    Attributes:
+        name: Of its own.
+        precision: "fp32", "fp16", "int8" and so on.
+        device: "cpu", or "cuda" for a GPU.
+        runtime: What ran it, with its version.
+        path: The file.
+        median_ms: The median of the rounds' medians. Of an engine, by CUDA events: without copies.
+        latency: Of all runs.
+        samples_per_s: The median of the rounds.
+        num_runs: That were measured.
+        speedup: How many times faster than `against`; None for that one itself.
+        against: The FP32 model on the same device, else on the CPU, else the first.
+        spread: Of the rounds' medians, as a share of their median.
+        load_s: Loading and the first run.
+        costs: Memory.
+        graph: Of an engine: "yes" if it ran as a CUDA graph, else why not; empty for a model.
+        layers: Of a quantized model on the CPU.
+    """
+
+    name: str
+    precision: str
+    device: str
+    runtime: str
+    path: str
+    median_ms: float
+    latency: Latency
+    samples_per_s: float
+    num_runs: int
+    speedup: float | None
+    against: str
+    spread: float
+    load_s: float
+    costs: Costs
+    graph: str
+    layers: Layers | None
+
+
+@dataclass(frozen=True, slots=True)
+class Benchmark:
+    """What was measured, on what, and what to think of it.
+
+    Attributes:
+        schema_version: Of the JSON form.
+        kind: Of the JSON form.
+        machine: This one.
+        conditions: While it was measured.
+        schedule: How long.
+        num_threads: Of ONNX Runtime; 0: all cores.
+        inputs: Where they come from.
+        shapes: Of the inputs.
+        num_samples: In one run.
+        measured: In the order of the turns.
+        skipped: What could not be measured, and why.
+        notes: What the figures mean.
+        warnings: Why they may not be trusted.
+    """
+
+    schema_version: int
+    kind: str
+    machine: Machine
+    conditions: Conditions
+    schedule: Schedule
+    num_threads: int
+    inputs: str
+    shapes: Mapping[str, tuple[int, ...]]
+    num_samples: int
+    measured: tuple[Measured, ...]
+    skipped: tuple[Skipped, ...]
+    notes: tuple[str, ...]
+    warnings: tuple[str, ...]
+
+
+def bench(
+    *targets: Path | str,
+    runs: Runs | None = None,
+    schedule: Schedule | None = None,
+    watcher: Watcher | None = None,
+) -> Benchmark:
+    """Returns how fast models and engines are, measured in turns in one run, each in a process of its own.
+
+    Args:
+        targets: Build folders (the float model, the FP16 and quantized models and the engine that are there),
+            `.onnx` and `.engine` files; they take the same inputs. An engine needs its GPU.
+        runs: How they are run; None: everything that works here, on the calibration data or random numbers.
+        schedule: How long; None: ten rounds of half a second each.
+        watcher: Is told of the progress.
+
+    Raises:
+        UsageError, ModelError, DataError: Something that was given cannot be used.
+        ArtifactError: A build folder is not what was built, or an engine does not fit.
+        MissingDependency: Nothing that was given can be run here.
+    """
+    runs, schedule, watcher = runs or Runs(), schedule or Schedule(), watcher or Silent()
+    watcher.stage("Loading")
+    contenders, skipped, inputs = contenders_of([Path(target) for target in targets], runs)
+    here = machine()
+    with ExitStack() as stack:
+        running, failed = _started(contenders, inputs, schedule, stack)
+        skipped = (*skipped, *(Skipped(name, str(error)) for name, error in failed.items()))
+        if not running:
+            raise next(iter(failed.values()))
+        watcher.stage("Measuring", schedule.rounds * len(running))
+        pids = [candidate.pid for candidate in running.values()]
+        before = look(pids)
+        turns = take_turns(
+            {name: candidate.turn for name, candidate in running.items()},
+            schedule,
+            lambda name: watcher.advance(1),
+        )
+        during = conditions(before, look(pids))
+        costs = {name: candidate.finish() for name, candidate in running.items()}
+    items = [item for item in contenders if item.name in running]
+    shapes = running[items[0].name].shapes
+    num_samples = inputs.num_samples if inputs.feed is not None else _first_axis(shapes)
+    measured = tuple(
+        _measured(item, running[item.name], turns, costs[item.name], num_samples, _reference(item, items))
+        for item in items
+    )
+    return Benchmark(
+        SCHEMA_VERSION,
+        KIND,
+        here,
+        during,
+        schedule,
+        runs.num_threads,
+        inputs.origin,
+        shapes,
+        num_samples,
+        measured,
+        skipped,
+        tuple(_notes(items, measured, here)),
+        tuple(_warnings(measured, during)),
+    )
+
+
+def _started(
+    contenders: Sequence[Contender], inputs: Inputs, schedule: Schedule, stack: ExitStack
+) -> tuple[dict[str, Candidate], dict[str, TrtqError]]:
+    """Returns, by name, what runs and is warm, and why others do not run; `stack` ends the processes."""
+    running: dict[str, Candidate] = {}
+    failed: dict[str, TrtqError] = {}
+    for item in contenders:
+        try:
+            candidate = stack.enter_context(Candidate(item.request, inputs.feed))
+            candidate.turn(schedule.warmup_s)
+            running[item.name] = candidate
+        except TrtqError as error:
+            failed[item.name] = error
+    return running, failed
+
+
+def to_json(benchmark: Benchmark) -> bytes:
+    """Returns the result as JSON."""
+    return json.dumps(asdict(benchmark), indent=1, allow_nan=False).encode() + b"\n"
+
+
+def _first_axis(shapes: Mapping[str, tuple[int, ...]]) -> int:
+    return max((shape[0] for shape in shapes.values() if shape), default=1)
+
+
+def _reference(item: Contender, items: Sequence[Contender]) -> Contender:
+    """Returns what a contender is compared with: FP32 on the same device, else anywhere, else the first."""
+    floats = [other for other in items if other.precision == "fp32"]
+    return next((other for other in floats if other.device == item.device), (*floats, *items)[0])
+
+
+def _measured(
+    item: Contender,
+    candidate: Candidate,
+    turns: Mapping[str, Sequence[Turn]],
+    costs: Costs,
+    num_samples: int,
+    reference: Contender,
+) -> Measured:
+    own = turns[item.name]
+    return Measured(
+        name=item.name,
+        precision=item.precision,
+        device=item.device,
+        runtime=candidate.runtime,
+        path=str(item.request.path),
+        median_ms=median_ms(own),
+        latency=latency_of(own),
+        samples_per_s=throughput_of(own, num_samples),
+        num_runs=sum(len(turn.times_ms) for turn in own),
+        speedup=None if item is reference else speedup(own, turns[reference.name]),
+        against=reference.name,
+        spread=spread_of(own),
+        load_s=candidate.load_s,
+        costs=costs,
+        graph=candidate.graph,
+        layers=_layers(item),
+    )
+
+
+def _layers(item: Contender) -> Layers | None:
+    """Returns what ONNX Runtime runs in INT8; None where the model is not quantized, or not on the CPU."""
+    if item.request.kind != "onnx" or item.device != "cpu" or item.precision in ("fp32", "fp16"):
+        return None
+    backend, path = OnnxRuntime(), item.request.path
+    wanted = quantized_layers(load(path, min_opset=1).model)
+    covered = coverage(wanted, backend.build(BuildRequest(path)), ())
+    return Layers(covered.layers_int8, covered.layers_quantized)
+
+
+def _notes(items: Sequence[Contender], measured: Sequence[Measured], here: Machine) -> Iterator[str]:
+    """Yields what the figures mean: on a CPU they say little of a GPU."""
+    has = here.int8 or "no instructions for sums of INT8 products"
+    for item, result in zip(items, measured, strict=True):
+        if result.layers is not None and result.layers.quantized:
+            rest = ""
+            if item.high_precision == "fp16":
+                rest = "; the rest of it is FP16: trtq build --backend onnxruntime makes a model for the CPU"
+            yield (
+                f"{item.name}: ONNX Runtime runs {result.layers.int8} of {result.layers.quantized} quantized "
+                f"layers in INT8 on this CPU, which has {has}{rest}"
+            )
+        if item.precision == "fp16" and item.device == "cpu" and not here.half:
+            yield f"{item.name}: this CPU has no FP16 arithmetic, so ONNX Runtime converts to FP32 and back"
+        if result.graph not in ("", "yes", "not asked for"):
+            yield f"{item.name}: not run as a CUDA graph, {result.graph}"
+    if any(item.device == "cuda" and item.request.kind == "plan" for item in items):
+        yield "engines: the time is that of the GPU, by CUDA events, without copies of inputs and outputs"
+    elif any(item.high_precision for item in items):
+        yield "Q/DQ pairs are placed for TensorRT: what INT8 gives there, only its engine on a GPU tells"
+    devices = {result.name: result.device for result in measured}
+    for result in measured:
+        if result.device == "cuda" and devices.get(result.against) == "cpu":
+            yield (
+                f"{result.name}: its speed is beside {result.against} on the CPU; "
+                f"onnxruntime-gpu gives FP32 on the GPU"
+            )
+        if result.num_runs < _FEW_RUNS:
+            yield f"{result.name}: p90 and p99 are of {result.num_runs} runs alone; --seconds makes more"
+
+
+def _warnings(measured: Sequence[Measured], during: Conditions) -> Iterator[str]:
+    """Yields why the figures may not be trusted."""
+    if (during.others_share or 0) > _BUSY:
+        share = f"{during.others_share:.0%}"
+        yield f"other processes used {share} of the processor meanwhile; stop them and measure again"
+    if (during.stolen_share or 0) > _STOLEN:
+        yield f"other virtual machines took {during.stolen_share:.0%} of the processor meanwhile"
+    for reason in during.throttled:
+        yield f"throttled: {reason}"
+    for result in measured:
+        if result.spread > _SPREAD:
+            yield f"{result.name}: its rounds differ by {result.spread:.0%}; the machine is not at rest"

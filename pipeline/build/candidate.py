@@ -1,0 +1,42 @@
+"""The model that a build makes and judges: INT8, weights of fewer bits, or both."""
+
+from __future__ import annotations
+
+from trtq.calibrators.ranges import Ranges
+from trtq.pipeline.deliver.report import WeightsReport
+from trtq.pipeline.build.job import Job
+from trtq.pipeline.rewrite.mixed import Mixed, int8_model
+from trtq.pipeline.quantize.weights import float_model, report_weights, with_few_bits
+
+
+def candidate_of(job: Job, ranges: Ranges | None, baseline: Mixed) -> Mixed:
+    """Returns the model with Q/DQ, with weights in few bits, or with both.
+
+    Args:
+        job: The build.
+        ranges: Of the activations; None for weights alone.
+        baseline: The FP16 model.
+    """
+    keep_fp32 = job.spec.layers.keep_fp32
+    if job.target.precision == "weights":
+        mixed = baseline if job.way.fp16_graph else float_model(job.graph, job.target, keep_fp32)
+    else:
+        assert ranges is not None
+        mixed = int8_model(job.graph, job.placement, ranges, fp16=job.way.fp16_graph, keep_fp32=keep_fp32)
+    if not job.weights:
+        return mixed
+    return with_few_bits(
+        mixed, job.graph, job.weights, job.target, backend=job.backend.name, batches=job.calibration
+    )
+
+
+def high_precision_of(job: Job) -> str:
+    """Returns what computes that is not quantized."""
+    return "bf16" if job.target.high_precision == "bf16" else "fp16" if job.way.fp16 else "fp32"
+
+
+def weights_report_of(job: Job) -> WeightsReport | None:
+    """Returns what the report says of the weights; None if nothing was done to them alone."""
+    if not job.weights:
+        return None
+    return report_weights(job.weights, job.target, backend=job.backend.name, half=job.way.fp16_graph)

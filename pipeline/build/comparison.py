@@ -1,0 +1,81 @@
+"""The models of a job, and its engine where it can be run, against each other."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from trtq.models.spec import InputSpec
+from trtq.pipeline.build.job import Job
+from trtq.pipeline.judge.compare import Comparison, compare_models
+from trtq.pipeline.judge.evaluate import labels_of, within
+from trtq.pipeline.judge.score import Labels
+from trtq.progress import Log
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The file of an engine, which need not be there, and the profiles that it was built for."""
+
+    path: Path
+    profiles: Mapping[str, InputSpec]
+
+
+def compared(
+    job: Job,
+    files: Mapping[str, Path],
+    log: Log,
+    plan: Plan | None = None,
+    known: Comparison | None = None,
+    labels: Labels | None = None,
+) -> Comparison | None:
+    """Returns the models, and the engine where it can be run, against each other; None without data.
+
+    Args:
+        job: With the data.
+        files: The models by precision.
+        log: Is told of the progress, and of data that the engine does not take.
+        plan: The engine.
+        known: The comparison of the models alone, if it was made.
+        labels: Those of the job, if they were loaded before.
+    """
+    if job.evaluation is None:
+        return None
+    labels = labels or labels_of(job.spec.evaluation, job.spec.accuracy.metric)
+    has_plan = plan is not None and plan.path.exists()
+    engine = job.backend.runner(plan.path.read_bytes(), "engine") if plan is not None and has_plan else None
+    data, left_out = job.evaluation, list[int]()
+    if plan is not None and engine is not None:
+        dynamic = {item.name: plan.profiles[item.name] for item in job.graph.inputs if item.is_dynamic}
+        data = within(job.evaluation, dynamic, left_out.append)
+        if next(iter(data), None) is None:
+            log.warn("no sample of the evaluation data fits the engine's profiles, so the engine was not run")
+            data, engine = job.evaluation, None
+        left_out.clear()
+    if known is not None and engine is None:
+        return known
+    names = (*files, *(("engine",) if engine is not None else ()))
+    own = () if job.target.precision == "fp16" else (job.target.name,)
+    wanted = [(name, other) for name in ("engine", *own) for other in ("fp32", "fp16")] + [("fp16", "fp32")]
+    if job.is_quantized:
+        wanted = [("engine", "int8")]
+    pairs = [pair for pair in wanted if set(pair) <= set(names)]
+    if not pairs and labels is None:
+        return None
+    log.stage("Comparing", data.num_samples)
+    with log.timed("compare"):
+        engines = () if engine is None else (engine,)
+        comparison = compare_models(files, pairs, data, labels, log.advance, engines)
+    if left_out:
+        log.warn(
+            f"{sum(left_out)} samples of {data.origin} do not fit the engine's profiles and were not "
+            f"compared; see --min-shapes and --max-shapes"
+        )
+    return comparison
+
+
+def name_to_judge(job: Job, comparison: Comparison | None) -> str:
+    """Returns which of the compared models is judged: the engine itself where it could be run."""
+    ran = comparison is not None and any(item.candidate == "engine" for item in comparison.outputs)
+    return "engine" if ran else job.target.name

@@ -1,0 +1,154 @@
+"""The engine of a job's models: what the builder is asked for, and what came of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx_ir as ir
+
+from trtq.calibrators.cache import ALGORITHMS, parse_cache
+from trtq.calibrators.memory import peak_bytes
+from trtq.calibrators.observe import observe
+from trtq.calibrators.ranges import Ranges, Shapes
+from trtq.pipeline.deliver.earlier import Earlier
+from trtq.pipeline.deliver.names import CACHE, ENGINE
+from trtq.pipeline.deliver.report import CalibrationReport, EngineReport
+from trtq.pipeline.engine.backend import BuildRequest, Built
+from trtq.pipeline.engine.coverage import coverage, precisions
+from trtq.pipeline.engine.profiles import resolve_profiles
+from trtq.pipeline.graph.placement import WEIGHTED
+from trtq.pipeline.graph.quantized import quantized_layers
+from trtq.pipeline.build.job import Job
+from trtq.pipeline.build.narrow import given_back
+from trtq.pipeline.engine.strategy import implicit_of, kept_of, layers_of
+from trtq.pipeline.rewrite.precision import KeptFp32
+from trtq.progress import Log
+
+
+@dataclass(frozen=True, slots=True)
+class Models:
+    """The models: files to compare by precision, and the one that the engine is built from."""
+
+    files: dict[str, Path]
+    source: Path
+    built: ir.Model
+    kept_fp32: tuple[KeptFp32, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """The engine: what the report says of it, what each layer runs as, and how to build it without trtq."""
+
+    report: EngineReport
+    layers: dict[str, str]
+    commands: dict[str, str]
+    calibration: CalibrationReport | None = None
+
+
+def build_engine(
+    job: Job, ranges: Ranges | None, models: Models, earlier: Earlier | None, stage: Path, log: Log
+) -> Made:
+    """Returns what was built; writes the plan, and the calibration cache where TensorRT calibrated."""
+    if earlier is not None and "engine" in earlier.same:
+        log.note("model and settings are unchanged: the engine of the earlier build is used again")
+        log.reused.append("engine")
+        names = (ENGINE, *((CACHE,) if job.is_implicit else ()))
+        earlier.copy([name for name in names if name in earlier.manifest.outputs], stage)
+        commands = dict(earlier.manifest.commands)
+        return Made(
+            earlier.report.engine, dict(earlier.manifest.layers), commands, earlier.report.calibration
+        )
+    request = _request(job, ranges, models, log)
+    log.stage(f"Building with {job.backend.name}")
+    with log.timed("build"):
+        built = job.backend.build(request)
+    if built.plan is not None:
+        (stage / ENGINE).write_bytes(built.plan)
+    if built.calibration_cache is not None:
+        (stage / CACHE).write_bytes(built.calibration_cache)
+    wanted = layers_of(job.placement) if job.is_implicit else quantized_layers(models.built)
+    targets = built.targets or job.target.compute_capabilities
+    covered = coverage(wanted, built, targets)
+    engine = EngineReport(
+        path=models.source.name if built.plan is None else ENGINE,
+        bytes=models.source.stat().st_size if built.plan is None else len(built.plan),
+        quantization=job.way.quantization,
+        quantization_reason=job.way.reason,
+        layers_quantized=covered.layers_quantized,
+        layers_int8=covered.layers_int8,
+        fallbacks=covered.fallbacks,
+        profiles=request.profiles,
+        targets=targets,
+        warnings=built.warnings,
+    )
+    weighted = [str(node.name) for node in models.built.graph if node.op_type in WEIGHTED]
+    command = job.backend.command(request)
+    return Made(
+        engine,
+        precisions(weighted, built),
+        {"engine": command} if command else {},
+        _calibrated_by_builder(job, built),
+    )
+
+
+def _request(job: Job, ranges: Ranges | None, models: Models, log: Log) -> BuildRequest:
+    profiles, notes = resolve_profiles(
+        job.graph.inputs, job.target.shapes, job.spec.inputs, _shapes_of_data(job, ranges)
+    )
+    for note in notes:
+        log.note(note)
+    implicit = None
+    if job.is_implicit:
+        implicit = implicit_of(job.graph, job.spec.calibration, batches=job.calibration, ranges=ranges)
+        log.note(
+            "TensorRT gets our ranges, as a calibration cache"
+            if implicit.scales
+            else f"TensorRT's own {ALGORITHMS[implicit.algorithm]} runs over the data"
+        )
+    kept = {}
+    if not job.is_quantized:
+        fp32 = (item.name for item in models.kept_fp32)
+        kept = kept_of(job.graph, job.placement, job.way, job.spec.layers, fp32)
+    return BuildRequest(
+        models.source,
+        profiles,
+        job.target.compute_capabilities,
+        job.target.workspace_bytes,
+        job.target.options,
+        job.way.precisions(job.target.precision),
+        implicit,
+        kept,
+    )
+
+
+def _calibrated_by_builder(job: Job, built: Built) -> CalibrationReport | None:
+    """Returns how TensorRT's own calibrator found the ranges; None where it did not."""
+    if built.calibration_cache is None or job.calibrates or job.calibration is None:
+        return None
+    cache = parse_cache(built.calibration_cache)
+    return CalibrationReport(
+        method=f"TensorRT's own {cache.algorithm}",
+        data=job.calibration.origin,
+        samples=built.calibration_samples,
+        seconds=None,
+        peak_rss_bytes=peak_bytes(),
+        random=job.is_random,
+    )
+
+
+def _shapes_of_data(job: Job, ranges: Ranges | None) -> Mapping[str, Shapes]:
+    """Returns the shapes of the inputs in the data; nothing without data, or if no input is dynamic."""
+    if ranges is not None and ranges.shapes:
+        return ranges.shapes
+    if job.shape_data is None or not any(item.is_dynamic for item in job.graph.inputs):
+        return {}
+    return observe(job.graph.model, (), job.shape_data).shapes
+
+
+def without_kernels(job: Job, engine: EngineReport) -> dict[str, str]:
+    """Returns the layers to build again in float, and why; none where a target runs all Q/DQ in float."""
+    if engine.path != ENGINE or job.is_implicit or job.is_quantized or "7.5" in engine.targets:
+        return {}
+    return given_back(job, engine.fallbacks)

@@ -1,0 +1,246 @@
+"""When the gate fails: the job again, with the fewest layers kept out of INT8 that make it hold."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Generic, Protocol, TypeVar
+
+from trtq.calibrators.batches import Batches
+from trtq.calibrators.ranges import Ranges
+from trtq.pipeline.build.comparison import compared
+from trtq.pipeline.deliver.report import AutoReport, KeptByAuto
+from trtq.pipeline.graph.placement import KeptNode, Placement
+from trtq.pipeline.build.job import Job
+from trtq.pipeline.build.narrow import Placed, placed_without
+from trtq.pipeline.judge.compare import Comparison
+from trtq.pipeline.judge.evaluate import labels_of
+from trtq.pipeline.judge.gate import Verdict, judge
+from trtq.pipeline.judge.macs import macs_of
+from trtq.pipeline.judge.mixed_precision import Choice, Meter, Size, choose, enough_for, every_nth
+from trtq.pipeline.judge.score import Labels, loaded
+from trtq.pipeline.judge.sensitivity import Distance, Effect
+from trtq.pipeline.judge.switchable import open_switchable
+from trtq.progress import Log
+
+_FEW_MACS, _MOST_NAMED = 0.8, 3
+"""Below this share of what could be in INT8, in MACs, the user is warned; how many layers are named then."""
+_MOST_ATTEMPTS = 3
+"""At models that the data that was held back confirms."""
+
+
+class Models(Protocol):
+    """The models of a job that are written."""
+
+    @property
+    def files(self) -> Mapping[str, Path]:
+        """By precision."""
+        ...
+
+
+M = TypeVar("M", bound=Models)
+
+
+@dataclass(frozen=True, slots=True)
+class Repaired(Generic[M]):
+    """A job that was looked at, and what was done.
+
+    Attributes:
+        job: As it was, or with layers kept, and with the data to judge on that did not choose them.
+        models: Those of the job.
+        auto: For the report.
+        comparison: Of the job's models on its data.
+    """
+
+    job: Job
+    models: M
+    auto: AutoReport
+    comparison: Comparison
+
+
+def repaired(job: Job, ranges: Ranges, models: M, quantize: Callable[[Job], M], log: Log) -> Repaired[M]:
+    """Returns the job, with layers kept out of INT8 if its gate fails without.
+
+    The layers are chosen on the first, third ... batch of the evaluation data, and the choice is judged on
+    the second, fourth ...: the real models are compared on these. If that fails, these batches decide how
+    many more layers are kept, and are then no longer independent of the choice; the outcome says so.
+
+    Args:
+        job: An INT8 build with Q/DQ and data to compare on.
+        ranges: Of its tensors.
+        models: Its models, written already.
+        quantize: Writes the models of a changed job in their place.
+        log: Is told of it all.
+    """
+    labels = loaded(labels_of(job.spec.evaluation, job.spec.accuracy.metric))
+    first = _compare(job, models, labels, log)
+    verdict = judge(first, job.spec.accuracy, candidate="int8")
+    if verdict.outcome != "fail":
+        return Repaired(job, models, AutoReport("not needed: the gate holds with every layer in INT8"), first)
+    assert job.evaluation is not None
+    sizes = [feed.num_samples for feed in job.evaluation]
+    if hindrance := _hindrance(job, first, len(sizes)):
+        log.warn(f"--auto cannot help: {hindrance}")
+        return Repaired(job, models, AutoReport(hindrance), first)
+    with log.timed("auto"):
+        start = _Start(first, Size(len(sizes[::2]), sum(sizes[::2])), labels)
+        return _search(job, ranges, quantize, start, log)
+
+
+def _hindrance(job: Job, comparison: Comparison, num_feeds: int) -> str:
+    """Returns why no choice of layers can be made; empty if it can."""
+    fp16 = judge(comparison, job.spec.accuracy, candidate="fp16")
+    if job.way.fp16_graph and fp16.outcome == "fail":
+        return (
+            f"FP16 fails the gate without any quantization ({'; '.join(fp16.reasons)}): quantization is not "
+            f"the cause; keep layers in FP32 with --keep-fp32, or the whole rest with --high-precision fp32"
+        )
+    if num_feeds < 2:
+        return (
+            f"{comparison.data} is one batch, and layers are not judged on the data that they are chosen on; "
+            f"give more data, or a smaller --calib-batch-size"
+        )
+    return ""
+
+
+@dataclass(frozen=True, slots=True)
+class _Start:
+    """What a search begins with: how good plain INT8 is, the size and labels of the data to choose on."""
+
+    plain: Comparison
+    size: Size
+    labels: Labels | None
+
+
+def _search(job: Job, ranges: Ranges, quantize: Callable[[Job], M], start: _Start, log: Log) -> Repaired[M]:
+    assert job.evaluation is not None
+    to_choose, to_judge = every_nth(job.evaluation, 0, 2), every_nth(job.evaluation, 1, 2)
+    judged_on = replace(to_judge, origin=f"every second batch of {job.evaluation.origin}")
+    macs = macs_of(job.graph.model, next(iter(job.evaluation)))
+    scale_dtype = "float16" if job.way.fp16_graph else "float32"
+    if start.labels is not None:
+        _warn_of_few(start.size.num_samples, job.spec.accuracy.max_drop, log)
+    log.stage("Choosing layers")
+    meter = Meter(
+        open_switchable(job.graph.model, job.placement, ranges, scale_dtype=scale_dtype),
+        lambda kept: placed_without(job, ranges, tuple(kept)).names,
+        start.labels,
+        log.advance,
+    )
+    choice = choose(meter, macs, job.spec.accuracy, to_choose, start.size)
+    count, attempts = len(choice.kept), 0
+    while True:
+        attempts += 1
+        placed = placed_without(job, ranges, choice.order[:count])
+        changed = _changed(job, placed, choice, judged_on)
+        models = quantize(changed)
+        comparison = _compare(changed, models, start.labels, log)
+        meter.samples_run += comparison.num_samples * len(models.files)
+        verdict = judge(comparison, job.spec.accuracy, candidate="int8")
+        if verdict.outcome != "fail" or count == len(choice.order) or attempts == _MOST_ATTEMPTS:
+            break
+        log.stage("Choosing further layers")
+        times = _MOST_ATTEMPTS - attempts  # twice, then once: all stays near thirty passes
+        count = enough_for(meter, choice.order, count, job.spec.accuracy, to_judge, times)
+    passes = meter.samples_run / max(2 * comparison.num_samples, 1)
+    auto = _report(job.placement, placed, _Found(choice, attempts, passes), macs, verdict)
+    (log.warn if verdict.outcome == "fail" else log.note)(auto.outcome)
+    if (auto.int8_macs or 0.0) < _FEW_MACS * (auto.int8_macs_before or 0.0):
+        log.warn(_few_in_int8(auto, start.plain))
+    return Repaired(changed, models, auto, comparison)
+
+
+def _warn_of_few(num_samples: int, max_drop: float, log: Log) -> None:
+    if (each := 100 / num_samples) > max_drop:
+        log.warn(
+            f"--auto has {num_samples} samples to choose on, so that one answer can be {each:.1f} points, "
+            f"and the gate allows {max_drop:g}: layers may be kept for the sake of one answer; give more "
+            f"evaluation data"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """What a search found, and what it cost."""
+
+    choice: Choice
+    attempts: int
+    passes: float
+
+
+def _few_in_int8(auto: AutoReport, plain: Comparison) -> str:
+    worst = sorted(auto.kept, key=lambda layer: layer.sqnr_db)[:_MOST_NAMED]
+    named = ", ".join(f"{layer.name!r} ({layer.sqnr_db:.1f} dB alone)" for layer in worst)
+    return (
+        f"only {auto.int8_macs or 0.0:.1%} of the MACs are in INT8, {auto.int8_macs_before or 0.0:.1%} "
+        f"without --auto; with every layer in INT8 the outputs had an SQNR of "
+        f"{_effect(plain).sqnr_db:.1f} dB; the worst layers are {named}; see whether the gate is too "
+        f"strict, or `trtq sensitivity` for each layer"
+    )
+
+
+def _effect(comparison: Comparison) -> Effect:
+    pairs = (item for item in comparison.outputs if (item.candidate, item.reference) == ("int8", "fp32"))
+    return Effect({item.output: Distance(item.cosine, item.sqnr_db) for item in pairs})
+
+
+def _changed(job: Job, placed: Placed, choice: Choice, judged_on: Batches) -> Job:
+    reasons = {
+        name: f"kept by --auto: alone in INT8 it leaves an SQNR of {choice.alone[name].sqnr_db:.1f} dB"
+        for name in placed.kept
+        if name in choice.alone
+    }
+    kept = tuple(
+        KeptNode(node.name, node.op_type, reasons.get(node.name, node.reason))
+        for node in placed.placement.kept
+    )
+    placement = replace(placed.placement, kept=kept)
+    return replace(job, spec=placed.spec, placement=placement, evaluation=judged_on)
+
+
+def _compare(job: Job, models: Models, labels: Labels | None, log: Log) -> Comparison:
+    comparison = compared(job, models.files, log, labels=labels)
+    assert comparison is not None  # there is data
+    return comparison
+
+
+def _report(
+    before: Placement,
+    placed: Placed,
+    found: _Found,
+    macs: Mapping[str, int],
+    verdict: Verdict,
+) -> AutoReport:
+    choice, attempts = found.choice, found.attempts
+    total = max(sum(macs.values()), 1)
+    share = sum(macs.get(name, 0) for name in placed.names) / total
+    whole = sum(macs.get(name, 0) for name in choice.order) / total
+    layers = {layer.name for layer in before.layers}
+    kept = sum(name in layers for name in placed.kept)
+    counts = f"{kept} of {len(layers)} layers are kept out of INT8"
+    done = f"{counts}, {share:.1%} of the MACs stay in it"
+    if attempts > 1:
+        done += (
+            f"; the first choice failed on the data held back, which then decided how many more to keep, in "
+            f"{attempts} attempts: it is no longer wholly independent"
+        )
+    if verdict.outcome == "fail":
+        outcome = f"the gate still fails: {done}; {'; '.join(verdict.reasons)}"
+    elif not placed.names:
+        outcome = f"the gate holds, but with no layer in INT8: {done}"
+    else:
+        outcome = f"the gate holds: {done}"
+    return AutoReport(
+        outcome=outcome,
+        kept=tuple(
+            KeptByAuto(name, macs.get(name, 0) / total, choice.alone[name].sqnr_db)
+            for name in placed.kept
+            if name in choice.alone
+        ),
+        skip=placed.patterns,
+        int8_macs=share,
+        int8_macs_before=whole,
+        times_judged=attempts,
+        evaluation_passes=round(found.passes, 1),
+    )

@@ -1,0 +1,177 @@
+"""Several jobs of the command line at a time, each in a process of its own, within a memory budget."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO
+
+_START = """
+import json, sys
+sys.path[:] = json.loads(sys.argv.pop(1))
+from trtq.pipeline.build_all import end_with
+end_with(int(sys.argv.pop(1)))
+from trtq.cli import main
+main(prog_name="trtq")
+"""
+_PR_SET_PDEATHSIG = 1
+_PATIENCE_SECONDS = 30.0
+_POLL_SECONDS = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One command.
+
+    Attributes:
+        name: For people.
+        arguments: What stands after `trtq`.
+        memory_bytes: What it is thought to need.
+        needs_gpu: Whether it measures kernels on the GPU, where only one can do so undisturbed.
+    """
+
+    name: str
+    arguments: tuple[str, ...]
+    memory_bytes: int
+    needs_gpu: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What the jobs may take together.
+
+    Attributes:
+        num_jobs: At a time.
+        memory_bytes: All that run, by what they are thought to need; one that needs more runs alone.
+    """
+
+    num_jobs: int
+    memory_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a job ended.
+
+    Attributes:
+        exit_code: As of the command line; negative: killed by this signal.
+        stdout: All of it.
+        stderr: All of it.
+        seconds: From its start to its end.
+    """
+
+    exit_code: int
+    stdout: str
+    stderr: str
+    seconds: float
+
+
+@dataclass(slots=True)
+class _Running:
+    """A process and the files that it writes to."""
+
+    number: int
+    process: subprocess.Popen[bytes]
+    stdout: IO[bytes]
+    stderr: IO[bytes]
+    began: float = field(default_factory=time.monotonic)
+
+    def outcome(self) -> Outcome:
+        texts = []
+        for file in (self.stdout, self.stderr):
+            file.seek(0)
+            texts.append(file.read().decode(errors="replace"))
+            file.close()
+        return Outcome(self.process.returncode, texts[0], texts[1], time.monotonic() - self.began)
+
+
+def run_jobs(
+    jobs: Sequence[Job],
+    limits: Limits,
+    started: Callable[[int], None],
+    ended: Callable[[int, Outcome], None],
+) -> None:
+    """Runs every job, whatever becomes of the others.
+
+    Jobs begin in their order, but one that does not fit yet lets smaller ones pass. They end with this
+    process: when it is interrupted each is told so, clears up behind itself and is waited for.
+
+    Args:
+        jobs: The commands.
+        limits: What they may take together.
+        started: Is called with the number of a job that begins.
+        ended: Is called with the number of a job that has ended, and how.
+    """
+    waiting, running = list(range(len(jobs))), list[_Running]()
+    try:
+        while waiting or running:
+            while (number := _next(jobs, limits, waiting, [item.number for item in running])) is not None:
+                waiting.remove(number)
+                running.append(_start(number, jobs[number]))
+                started(number)
+            time.sleep(_POLL_SECONDS)
+            for item in [item for item in running if item.process.poll() is not None]:
+                running.remove(item)
+                ended(item.number, item.outcome())
+    finally:
+        _stop([item.process for item in running])
+
+
+def _next(jobs: Sequence[Job], limits: Limits, waiting: Sequence[int], running: Sequence[int]) -> int | None:
+    """Returns the job that begins now, if any may."""
+    if len(running) >= limits.num_jobs:
+        return None
+    left = limits.memory_bytes - sum(jobs[number].memory_bytes for number in running)
+    gpu_is_taken = any(jobs[number].needs_gpu for number in running)
+    for number in waiting:
+        fits = jobs[number].memory_bytes <= left or not running
+        if fits and not (jobs[number].needs_gpu and gpu_is_taken):
+            return number
+    return None
+
+
+def _start(number: int, job: Job) -> _Running:
+    """Returns the process that runs a command with this process's own import path.
+
+    It has a session of its own, so that Ctrl-C reaches it once, through this process.
+    """
+    path = json.dumps([str(Path(entry).absolute()) for entry in sys.path])
+    command = [sys.executable, "-c", _START, path, str(os.getpid()), *job.arguments]
+    files = [tempfile.TemporaryFile() for _ in range(2)]  # noqa: SIM115 - they are closed when it has ended
+    process = subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=files[0], stderr=files[1], start_new_session=True
+    )
+    return _Running(number, process, files[0], files[1])
+
+
+def end_with(parent: int) -> None:
+    """Has the kernel interrupt this process when its parent is gone, even one that was killed.
+
+    Args:
+        parent: The process that started this one; if it is gone already, this one ends now.
+    """
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+    if os.getppid() != parent:
+        sys.exit(1)
+
+
+def _stop(processes: Sequence[subprocess.Popen[bytes]]) -> None:
+    """Interrupts processes and waits for them; what does not end is killed."""
+    for process in processes:
+        process.terminate()
+    patient_until = time.monotonic() + _PATIENCE_SECONDS
+    for process in processes:
+        try:
+            process.wait(max(0.0, patient_until - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()

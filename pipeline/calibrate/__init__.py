@@ -1,0 +1,263 @@
+"""From files to ranges: a pass over the data, and what the methods make of what it saw."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+
+from trtq.calibrators.batches import Batches
+from trtq.calibrators.estimate import estimate
+from trtq.calibrators.ranges import Ranges
+from trtq.calibrators.statistics import Statistics
+from trtq.errors import ArtifactError, ModelError, UsageError
+from trtq.models.spec import CROSS_ENTROPY, ModelSpec
+from trtq.pipeline.calibrate.data import (
+    PassSpec,
+    calibration_data,
+    method_of,
+    observe_graph,
+    placement_of,
+    spec_beside,
+    warn_of_dead,
+    warn_of_preprocess,
+)
+from trtq.pipeline.calibrate.improve import Improved, improved
+from trtq.pipeline.engine.target import Target
+from trtq.pipeline.graph.load import Graph, load
+from trtq.pipeline.graph.placement import Placement
+from trtq.pipeline.graph.quantized import is_quantized
+from trtq.progress import Silent, Watcher
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """What is calibrated; it is opened once, for the pass and for what follows.
+
+    Attributes:
+        graph: The float model.
+        spec: What is known of it.
+        placement: What `build` would quantize.
+        batches: The data.
+    """
+
+    graph: Graph
+    spec: ModelSpec
+    placement: Placement
+    batches: Batches
+
+    def observe(self, how: PassSpec, watcher: Watcher) -> Statistics:
+        """Returns what one pass over the data sees of all placed tensors.
+
+        Raises:
+            ModelError, DataError: The model cannot be run, or goes wrong on the data.
+            MissingDependency: The device is not there.
+            ArtifactError: The checkpoint cannot be read or written, or is of something else.
+        """
+        return observe_graph(self.graph, self.placement.activations, self.batches, how, watcher)
+
+    def improve(self, statistics: Statistics, watcher: Watcher) -> Improved:
+        """Returns the ranges and the repairs with which the model loses least on data held back.
+
+        Args:
+            statistics: Of `observe`, of all the data.
+            watcher: Is told of the progress.
+
+        Raises:
+            ModelError, DataError: The model cannot be run, or goes wrong on the data.
+            ArtifactError: The statistics miss a part of the data.
+        """
+        _refuse_parts(statistics)
+        found = improved(self.graph, self.placement, statistics, self.batches, self.spec, watcher)
+        warn_of_dead(found.ranges, watcher)
+        return found
+
+
+def open_subject(
+    model: Path | str,
+    *,
+    spec: ModelSpec | None = None,
+    target: Target | None = None,
+    random_data: bool = False,
+    watcher: Watcher | None = None,
+) -> Subject:
+    """Returns the model and its data, checked.
+
+    Args:
+        model: The float ONNX file.
+        spec: With the data, the method and the repairs that may be made; None: read from `<name>.toml` or
+            `model.toml` beside it.
+        target: Which types of nodes are quantized.
+        random_data: Calibrate with random numbers.
+        watcher: Is told of the progress.
+
+    Raises:
+        ModelError, DataError, UsageError: Something that was given cannot be used.
+    """
+    watcher, target = watcher or Silent(), target or Target()
+    spec = spec if spec is not None else spec_beside(Path(model))
+    method_of(spec.calibration)  # told now, not when the data is read
+    graph, spec = load_float(Path(model), spec, watcher)
+    placement = placement_of(graph, spec, target, watcher)
+    batches = calibration_data(graph, spec, target, random_data=random_data)
+    warn_of_preprocess(batches, spec, watcher)
+    return Subject(graph, spec, placement, batches)
+
+
+def calibrate(
+    model: Path | str,
+    *,
+    spec: ModelSpec | None = None,
+    target: Target | None = None,
+    random_data: bool = False,
+    how: PassSpec | None = None,
+    watcher: Watcher | None = None,
+) -> Ranges:
+    """Returns the ranges of all tensors that `build` would quantize.
+
+    Args:
+        model: The float ONNX file.
+        spec: What is known of the model; None: read from `<name>.toml` or `model.toml` beside it.
+        target: Which types of nodes are quantized.
+        random_data: Calibrate with random numbers.
+        how: How the pass over the data is made; of all parts of it.
+        watcher: Is told of the progress.
+
+    Raises:
+        ModelError, DataError, UsageError: Something that was given cannot be used.
+        MissingDependency: The device is not there.
+        ArtifactError: The checkpoint cannot be read or written, or is of something else.
+    """
+    watcher = watcher or Silent()
+    subject = open_subject(model, spec=spec, target=target, random_data=random_data, watcher=watcher)
+    return subject.improve(subject.observe(how or PassSpec(), watcher), watcher).ranges
+
+
+def observe(
+    model: Path | str,
+    *,
+    spec: ModelSpec | None = None,
+    target: Target | None = None,
+    random_data: bool = False,
+    how: PassSpec | None = None,
+    watcher: Watcher | None = None,
+) -> Statistics:
+    """Returns what one pass over the data sees of all tensors that `build` would quantize.
+
+    Every method takes its ranges from that, without the data: see `ranges_of`.
+
+    Args:
+        model: The float ONNX file.
+        spec: What is known of the model; None: read from `<name>.toml` or `model.toml` beside it.
+        target: Which types of nodes are quantized.
+        random_data: Observe random numbers.
+        how: How the pass is made, such as over one part of the data.
+        watcher: Is told of the progress.
+
+    Raises:
+        ModelError, DataError, UsageError: Something that was given cannot be used.
+        MissingDependency: The device is not there.
+        ArtifactError: The checkpoint cannot be read or written, or is of something else.
+    """
+    watcher = watcher or Silent()
+    subject = open_subject(model, spec=spec, target=target, random_data=random_data, watcher=watcher)
+    return subject.observe(how or PassSpec(), watcher)
+
+
+def ranges_of(
+    statistics: Statistics,
+    *,
+    spec: ModelSpec,
+    tensors: Collection[str] | None = None,
+    watcher: Watcher | None = None,
+) -> Ranges:
+    """Returns the ranges that a method takes from statistics, without any data and so without repairs.
+
+    Args:
+        statistics: Of all the data: of `observe`, `read_statistics` or `merge_statistics`.
+        spec: With the method, one of histograms; "auto" is entropy.
+        tensors: Those that are wanted; None: all.
+        watcher: Is told of tensors that were always zero.
+
+    Raises:
+        UsageError: The method has no such parameters, or needs the data.
+        ArtifactError: The statistics miss a part of the data.
+    """
+    _refuse_parts(statistics)
+    if spec.calibration.method == CROSS_ENTROPY:
+        raise UsageError(
+            f"the calibration method {CROSS_ENTROPY} needs the data: statistics hold no rows; "
+            f"give --calib-data instead of --statistics, or take another method"
+        )
+    ranges = estimate(statistics, method_of(spec.calibration), tensors, spec.quantization.activations)
+    warn_of_dead(ranges, watcher or Silent())
+    return ranges
+
+
+def _refuse_parts(statistics: Statistics) -> None:
+    if statistics.feeds:
+        raise ArtifactError(
+            "the statistics are of an interrupted pass; let the command that made them finish it first"
+        )
+    if missing := statistics.missing_shards:
+        shown = ", ".join(map(str, missing))
+        raise ArtifactError(
+            f"the statistics lack part {shown} of {statistics.source.num_shards} of the data; "
+            f"observe it with --shard, then join all with `trtq merge-statistics`"
+        )
+
+
+def placed_in(
+    statistics: Statistics,
+    model: Path | str,
+    *,
+    spec: ModelSpec | None = None,
+    target: Target | None = None,
+    watcher: Watcher | None = None,
+) -> tuple[str, ...]:
+    """Returns the tensors that `build` would quantize, all of which the statistics hold.
+
+    Args:
+        statistics: Of this model.
+        model: The float ONNX file.
+        spec: With the layers that are skipped; None: read from beside the model.
+        target: Which types of nodes are quantized.
+        watcher: Is told of the progress.
+
+    Raises:
+        ModelError, UsageError: Something that was given cannot be used.
+        ArtifactError: The statistics are of another model, or miss a tensor.
+    """
+    watcher = watcher or Silent()
+    graph, spec = load_float(Path(model), spec, watcher)
+    if (found := statistics.source.model_sha256) != graph.sha256:
+        raise ArtifactError(
+            f"the statistics are of another file than {graph.path}: SHA-256 {found[:12]}, "
+            f"not {graph.sha256[:12]}; calibrate again"
+        )
+    placement = placement_of(graph, spec, target or Target(), watcher)
+    if missing := [name for name in placement.activations if name not in statistics.histograms]:
+        raise ArtifactError(
+            f"the statistics hold nothing of tensor {missing[0]!r}: they were made with other --skip or "
+            f"--op-types; calibrate again"
+        )
+    return placement.activations
+
+
+def load_float(
+    path: Path, spec: ModelSpec | None, watcher: Watcher, min_opset: int = 19
+) -> tuple[Graph, ModelSpec]:
+    """Returns a float model and its settings, read from beside it if they are None.
+
+    Raises:
+        ModelError: The file cannot be used, or is quantized already.
+        UsageError: The settings are wrong.
+    """
+    watcher.stage("Loading")
+    spec = spec if spec is not None else spec_beside(path)
+    graph = load(path, min_opset=max(19, min_opset))
+    if is_quantized(graph.model):
+        raise ModelError(f"{path} is quantized already; give the float model, or build it as it is")
+    for note in graph.notes:
+        watcher.note(note)
+    return graph, spec

@@ -1,0 +1,237 @@
+"""From a graph and data to ranges: the first half of a build, and a command of its own."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from trtq.calibrators import METHODS, Method, parameters_of
+from trtq.calibrators.batches import Batches
+from trtq.calibrators.observe import Conduct, observe
+from trtq.calibrators.ranges import Ranges
+from trtq.calibrators.sources import WAYS, open_batches, random_batches
+from trtq.calibrators.statistics import Histogram, Source, Statistics
+from trtq.calibrators.statistics_file import read_statistics, refuse_other, statistics_to_bytes
+from trtq.errors import ArtifactError, DataError, UsageError
+from trtq.files import write_atomically
+from trtq.models.preprocess import Preprocess
+from trtq.models.spec import AUTO, CROSS_ENTROPY, CalibrationSpec, ModelSpec, read_spec
+from trtq.pipeline.engine.target import Target
+from trtq.pipeline.graph.load import Graph
+from trtq.pipeline.graph.placement import Placement, place, unmatched
+from trtq.progress import Watcher
+
+_NUM_RANDOM_FEEDS = 16
+
+
+@dataclass(frozen=True, slots=True)
+class PassSpec:
+    """How the pass over the calibration data is made.
+
+    Attributes:
+        device: Where the model runs: `cpu` or `cuda`.
+        memory_bytes: What the observed tensors may take beside the model; None: half of what is free.
+        shard: Which part of the data is observed, and of how many: (3, 8) is every 8th feed from the third.
+        checkpoint: The file that keeps what an interrupted pass has seen, for the next one to go on with;
+            in the end it holds the whole pass, and whoever has kept the result removes it.
+        checkpoint_seconds: How often it is written.
+    """
+
+    device: str = "cpu"
+    memory_bytes: int | None = None
+    shard: tuple[int, int] = (1, 1)
+    checkpoint: Path | None = None
+    checkpoint_seconds: float = 60.0
+
+    def __post_init__(self) -> None:
+        if self.device not in ("cpu", "cuda"):
+            raise UsageError(f"the calibration device must be cpu or cuda, got {self.device!r}")
+        if not 1 <= self.shard[0] <= self.shard[1]:
+            raise UsageError(f"a shard is a part and their number, such as 3/8, got {_show(self.shard)}")
+        if self.memory_bytes is not None and self.memory_bytes < 1:
+            raise UsageError(f"the calibration memory must be at least 1 byte, got {self.memory_bytes}")
+        if not 0 <= self.checkpoint_seconds < math.inf:
+            raise UsageError(
+                f"the seconds between checkpoints must be a number, 0 or more, "
+                f"got {self.checkpoint_seconds:g}"
+            )
+
+
+def _show(shard: tuple[int, int]) -> str:
+    return f"{shard[0]}/{shard[1]}"
+
+
+def spec_beside(model: Path) -> ModelSpec:
+    """Returns the settings beside a model, `<name>.toml` or `model.toml`; the defaults if there are none."""
+    candidates = (model.parent / f"{model.stem}.toml", model.parent / "model.toml")
+    found = next((path for path in candidates if path.is_file()), None)
+    return read_spec(found) if found is not None else ModelSpec()
+
+
+def method_of(spec: CalibrationSpec) -> Method:
+    """Returns the method that the settings name, with its parameters; of others than histograms' their first.
+
+    Raises:
+        UsageError: There is no such method, or it has no such parameter, or not with this value.
+    """
+    if spec.method not in (AUTO, *METHODS, CROSS_ENTROPY):
+        known = ", ".join((AUTO, *METHODS, CROSS_ENTROPY))
+        raise UsageError(f"there is no calibration method {spec.method!r}; take {known}")
+    method = METHODS[spec.first_method]
+    every = {name for method in METHODS.values() for name in parameters_of(method)}
+    own = parameters_of(method)
+    given = {name: value for name in sorted(every) if (value := getattr(spec, name)) is not None}
+    if foreign := [name for name in given if name not in own and name != "percentile"]:
+        raise UsageError(
+            f"{foreign[0]} is no parameter of the calibration method {spec.method}; "
+            f"it has {', '.join(own) or 'none'}"
+        )
+    return method(**{name: value for name, value in given.items() if name in own})
+
+
+def calibration_data(graph: Graph, spec: ModelSpec, target: Target, *, random_data: bool) -> Batches:
+    """Returns the stream that calibrates the model.
+
+    Raises:
+        DataError: None is named, or it does not fit.
+    """
+    if random_data:
+        shapes = {
+            **{name: item.opt for name, item in spec.inputs.items()},
+            **target.shapes.max,
+            **target.shapes.opt,
+        }
+        return random_batches(graph.inputs, shapes, _NUM_RANDOM_FEEDS)
+    if spec.calibration.data is None:
+        raise DataError(
+            f"{graph.path} cannot be calibrated without data; give --calib-data with {WAYS}; or "
+            f"name it in [calibration] of model.toml beside the model; or take --random-data to try a build"
+        )
+    batches = open_batches(
+        spec.calibration.data,
+        graph.inputs,
+        spec.calibration.batch_size,
+        preprocess=spec.preprocess,
+        extra=(spec.evaluation.labels,) if spec.evaluation.labels else (),
+    )
+    return batches.first(spec.calibration.samples)
+
+
+def warn_of_preprocess(batches: Batches, spec: ModelSpec, watcher: Watcher) -> None:
+    """Says how pictures are prepared where no settings say so: a wrong way ruins calibration unseen."""
+    if batches.has_images and spec.preprocess == Preprocess():
+        watcher.warn(
+            "pictures are prepared as ImageNet classifiers want them (RGB, / 255, stretched, "
+            f"mean {spec.preprocess.mean}, std {spec.preprocess.std}); "
+            "if this model wants another way, say so in [preprocess] of model.toml"
+        )
+
+
+def placement_of(graph: Graph, spec: ModelSpec, target: Target, watcher: Watcher) -> Placement:
+    """Returns what will be quantized: nothing that is skipped or kept FP32; warns of what matches nothing."""
+    patterns = (*spec.layers.skip, *spec.layers.keep_fp32)
+    warn_of_unmatched(graph, (*patterns, *spec.layers.force), watcher)
+    placement = place(graph.model, skip=patterns, op_types=target.op_types, force=spec.layers.force)
+    return in_granularity(Placement(placement.quantized, (*placement.kept, *graph.unseen)), spec)
+
+
+def in_granularity(placement: Placement, spec: ModelSpec) -> Placement:
+    """Returns the placement with as many scales for each weight as the settings ask for."""
+    return placement.with_one_scale() if spec.quantization.weight_granularity == "per-tensor" else placement
+
+
+def warn_of_unmatched(graph: Graph, patterns: Sequence[str], watcher: Watcher) -> None:
+    """Warns of patterns that match no node, with the names nearest to them."""
+    for pattern, nearest in unmatched(graph.model, patterns):
+        near = f"; the nearest names are {', '.join(nearest)}" if nearest else ""
+        watcher.warn(f"{pattern!r} matches no node{near}")
+
+
+def pass_of(spec: CalibrationSpec) -> PassSpec:
+    """Returns how the pass over the data is made that the settings ask for.
+
+    Raises:
+        UsageError: There is no such device, or too little memory.
+    """
+    return PassSpec(spec.device, spec.memory_bytes)
+
+
+def observe_graph(
+    graph: Graph, tensors: Sequence[str], batches: Batches, how: PassSpec, watcher: Watcher
+) -> Statistics:
+    """Returns the statistics of the named tensors.
+
+    Raises:
+        DataError: The data does not fit the model.
+        ModelError: ONNX Runtime cannot run the model.
+        MissingDependency: The device is not there.
+        ArtifactError: The checkpoint cannot be read or written, or is of something else.
+    """
+    if batches.content is None and (how.checkpoint is not None or how.shard[1] > 1):
+        watcher.warn(
+            f"{batches.origin} must yield the same feeds every time; "
+            f"only that the script is unchanged is checked"
+        )
+    earlier = None
+    if how.checkpoint is not None and how.checkpoint.exists():
+        earlier = _earlier(how.checkpoint, _source(graph, batches, how), tensors, how.shard[0])
+        if not earlier.feeds:
+            watcher.note(f"{how.checkpoint} holds the whole pass: no data is read")
+            return earlier
+        watcher.note(f"going on from {how.checkpoint}: {earlier.num_samples} samples were seen before")
+
+    def save(seen: Statistics) -> None:
+        assert how.checkpoint is not None
+        content = statistics_to_bytes(replace(seen, source=_source(graph, batches, how)))
+        write_atomically(how.checkpoint, content)
+
+    conduct = Conduct(
+        how.device,
+        how.memory_bytes,
+        how.shard,
+        earlier,
+        save if how.checkpoint is not None else None,
+        how.checkpoint_seconds,
+        watcher.note,
+    )
+    total = batches.num_samples if how.shard[1] == 1 else None
+    watcher.stage("Calibrating", total)
+    if earlier is not None:
+        watcher.advance(earlier.num_samples)
+    seen = observe(graph.model, tensors, batches, watcher.advance, conduct)
+    if how.shard[1] > 1 and not seen.num_samples:
+        watcher.warn(
+            f"part {_show(how.shard)} of the data is empty: the data has fewer feeds than parts; "
+            f"take fewer parts, or a smaller --calib-batch-size"
+        )
+    if conduct.save is not None:
+        conduct.save(seen)  # what is made of it may fail
+    return replace(seen, source=_source(graph, batches, how))
+
+
+def _source(graph: Graph, batches: Batches, how: PassSpec) -> Source:
+    """Returns what is observed; it waits for the digest of the data, which is computed beside other work."""
+    digest = batches.digest or batches.script_digest or f"unread: {batches.origin}"
+    return Source(graph.sha256, batches.origin, digest, batches.is_random, how.shard[1])
+
+
+def _earlier(path: Path, source: Source, tensors: Sequence[str], part: int) -> Statistics:
+    """Returns what an earlier pass of the same kind has seen, to its end or not."""
+    earlier = read_statistics(path)
+    wanted = Statistics(dict.fromkeys(tensors, Histogram()), {}, {}, 0, source, frozenset({part}))
+    refuse_other(earlier, str(path), wanted, "this pass")
+    if earlier.shards != wanted.shards:
+        raise ArtifactError(
+            f"{path} is of part {min(earlier.shards)} of the data, this pass is of part "
+            f"{part}; give each part a checkpoint of its own"
+        )
+    return earlier
+
+
+def warn_of_dead(ranges: Ranges, watcher: Watcher) -> None:
+    """Warns of tensors that were zero in every sample."""
+    if dead := [name for name, item in ranges.tensors.items() if item.is_dead]:
+        shown = ", ".join(dead[:3]) + (" ..." if len(dead) > 3 else "")
+        watcher.warn(f"{len(dead)} tensors were zero in every sample and get amax 1.0: {shown}")

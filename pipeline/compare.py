@@ -1,0 +1,82 @@
+"""How far one model, or a built engine, is from another model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from trtq.calibrators.sources import WAYS
+from trtq.errors import DataError, ModelError
+from trtq.models.spec import ModelSpec
+from trtq.pipeline.calibrate.data import calibration_data, spec_beside
+from trtq.pipeline.engine.target import Target
+from trtq.pipeline.graph.load import Graph, load
+from trtq.pipeline.judge.compare import Comparison, compare_models
+from trtq.pipeline.judge.evaluate import evaluation_data, labels_of
+from trtq.pipeline.load import load as load_engine
+from trtq.progress import Silent, Watcher
+
+
+def compare(
+    reference: Path | str,
+    candidate: Path | str,
+    *,
+    spec: ModelSpec | None = None,
+    watcher: Watcher | None = None,
+) -> Comparison:
+    """Returns how far a model is from another one.
+
+    Args:
+        reference: The ONNX file that is right.
+        candidate: The ONNX file that is judged, or a build folder: then its engine is run. Its inputs and
+            outputs have the same names.
+        spec: With the data to compare on; None: read from beside the reference.
+        watcher: Is told of the progress.
+
+    Raises:
+        ModelError, DataError, UsageError: Something that was given cannot be used.
+        ArtifactError: The engine was changed, or is for another version or GPU.
+        MissingDependency: What runs the engine is not here.
+    """
+    watcher = watcher or Silent()
+    spec = spec if spec is not None else spec_beside(Path(reference))
+    engine = load_engine(candidate) if Path(candidate).is_dir() else None
+    graph = load(Path(reference), min_opset=1)
+    file = Path(candidate) if engine is None else engine.onnx
+    if file is not None:
+        _refuse_other_inputs(graph, load(file, min_opset=1))
+    calibration = None
+    if spec.evaluation.data is None:
+        if spec.calibration.data is None:
+            raise DataError(
+                f"{reference} and {candidate} cannot be compared without data; give --data with {WAYS}; or "
+                f"name it in [evaluation] or [calibration] of model.toml beside the model"
+            )
+        calibration = calibration_data(graph, spec, Target(), random_data=False)
+    batches = evaluation_data(graph, spec, calibration)
+    assert batches is not None
+    names = compared_names(Path(reference), Path(candidate))
+    watcher.stage("Comparing", batches.num_samples)
+    files = {names[0]: graph.path, **({names[1]: file} if file is not None else {})}
+    engines = (engine.runner(names[1]),) if engine is not None and file is None else ()
+    pair = (names[1], names[0])
+    labels = labels_of(spec.evaluation, spec.accuracy.metric)
+    return compare_models(files, [pair], batches, labels, watcher.advance, engines)
+
+
+def compared_names(reference: Path, candidate: Path) -> tuple[str, str]:
+    """Returns names for two files that tell them apart."""
+    if reference.name != candidate.name:
+        return reference.name, candidate.name
+    return str(reference), str(candidate) if candidate != reference else f"{candidate} again"
+
+
+def _refuse_other_inputs(graph: Graph, other: Graph) -> None:
+    ours = {item.name: item.dtype for item in graph.inputs}
+    theirs = {item.name: item.dtype for item in other.inputs}
+    if ours != theirs:
+        raise ModelError(f"{other.path} takes {_show(theirs)}, {graph.path} takes {_show(ours)}")
+
+
+def _show(inputs: Mapping[str, str]) -> str:
+    return ", ".join(f"{name} {dtype}" for name, dtype in inputs.items())

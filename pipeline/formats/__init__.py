@@ -1,0 +1,1 @@
+"""Number formats: how each encodes and decodes values."""

@@ -1,0 +1,185 @@
+"""Runs models side by side on the same data and compares what comes out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from trtq import lazy
+from trtq.calibrators.batches import Batches, Feed
+from trtq.calibrators.observe import Progress
+from trtq.errors import ModelError
+from trtq.models.session import open_session, runtime_errors
+from trtq.pipeline.graph.load import read_proto
+from trtq.pipeline.judge.exact import with_exact_quantize
+from trtq.pipeline.judge.logits import LogitsComparison, LogitsMetrics, mask_of, tokens_of
+from trtq.pipeline.judge.metrics import OutputComparison, OutputMetrics
+from trtq.pipeline.judge.score import Labels, Scores
+from trtq.pipeline.judge.widen import has_bf16, without_bf16
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Models against each other.
+
+    Attributes:
+        outputs: Every output of every pair.
+        accuracy: What the metric says of each model, such as the share of right answers, 0 to 1; empty
+            without labels.
+        num_samples: How many samples were compared.
+        data: The data, as a person reads it.
+        logits: The outputs that are logits of a language model, once more.
+        metric: The metric's name: "top-1", "top-5", or `script.py:function`.
+        top5: The share of answers among the best five; empty unless the metric is "top-1" of over 10 classes.
+    """
+
+    outputs: tuple[OutputComparison, ...]
+    accuracy: Mapping[str, float]
+    num_samples: int
+    data: str
+    logits: tuple[LogitsComparison, ...] = ()
+    metric: str = "top-1"
+    top5: Mapping[str, float] = field(default_factory=dict)
+
+
+def comparison_to_plain(comparison: Comparison) -> dict[str, Any]:
+    """Returns the comparison as values that JSON has; numbers that are not finite become None."""
+    plain: dict[str, Any] = finite(asdict(comparison))
+    return plain
+
+
+def finite(value: Any) -> Any:
+    """Returns nested values with numbers that are not finite, which JSON does not have, as None."""
+    if isinstance(value, Mapping):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def compare_models(
+    models: Mapping[str, Path],
+    pairs: Sequence[tuple[str, str]],
+    batches: Batches,
+    labels: Labels | None = None,
+    progress: Progress = lambda _: None,
+    engines: Sequence[Any] = (),
+    unscored: Collection[str] = (),
+) -> Comparison:
+    """Returns how far the models are apart, run by Polygraphy's Comparator on ONNX Runtime.
+
+    Graph optimizations are off, so that the arithmetic is that of the Q/DQ graph. Where ONNX Runtime has no
+    FP16 kernel on the CPU it computes in FP32 and may not round in between: that FP16 overflows shows in the
+    ranges (`beyond_fp16`), not here. One batch is in memory at a time.
+
+    Args:
+        models: The files by the names that the result uses.
+        pairs: (candidate, reference) names to compare.
+        batches: The data, checked against the models' inputs.
+        labels: Where the labels are, and how answers are scored.
+        progress: Told of every batch.
+        engines: Further models: Polygraphy runners, each with its name.
+        unscored: Outputs that no metric gets.
+
+    Raises:
+        ModelError: ONNX Runtime cannot run one of them, or their outputs differ in name or shape.
+        DataError: The data or the labels do not fit, or a metric of the user's own fails.
+        UsageError: It is not clear which output the labels belong to.
+    """
+    metrics: dict[tuple[str, str, str], OutputMetrics] = {}
+    logits: dict[tuple[str, str, str], LogitsMetrics] = {}
+    names = (*models, *(runner.name for runner in engines))
+    scores = Scores(labels, names) if labels is not None else None
+    token_inputs: dict[str, str | None] = {}  # by output; told by the first batch
+    num_samples = 0
+    for feed, results in _run(models, engines, batches, labels):
+        inputs = _inputs_of(feed, labels)
+        for candidate, reference in pairs:
+            for output in results[reference]:
+                ours, theirs = _same_output(results, candidate, reference, output)
+                key = (candidate, reference, output)
+                metrics.setdefault(key, OutputMetrics()).add(ours, theirs, feed.num_samples)
+                if output not in token_inputs:
+                    token_inputs[output] = tokens_of(output, theirs, inputs)
+                if (name := token_inputs[output]) is not None:
+                    tokens = inputs[name]
+                    logits.setdefault(key, LogitsMetrics()).add(ours, theirs, tokens, mask_of(tokens, inputs))
+        if scores is not None:
+            scores.add({name: _but(outputs, unscored) for name, outputs in results.items()}, feed)
+        num_samples += feed.num_samples
+        progress(feed.num_samples)
+    return Comparison(
+        tuple(item.result(*key) for key, item in metrics.items()),
+        scores.result() if scores is not None else {},
+        num_samples,
+        batches.origin,
+        tuple(item.result(*key) for key, item in logits.items()),
+        labels.metric if labels is not None else "top-1",
+        scores.top5() if scores is not None else {},
+    )
+
+
+def _run(
+    models: Mapping[str, Path], engines: Sequence[Any], batches: Batches, labels: Labels | None
+) -> Iterator[tuple[Feed, dict[str, dict[str, NDArray[Any]]]]]:
+    """Yields each feed with the outputs of each model."""
+    comparator = lazy.require("polygraphy.comparator", None, "comparing models").Comparator
+    runner = lazy.require("polygraphy.backend.onnxrt", None, "comparing models").OnnxrtRunner
+    logger = lazy.require("polygraphy.logger", None, "comparing models").G_LOGGER
+    exception = lazy.require("polygraphy.exception", None, "comparing models").PolygraphyException
+    runners = [*(runner(_session(path), name=name) for name, path in models.items()), *engines]
+    current: list[Feed] = []
+
+    def feeds() -> Iterator[dict[str, NDArray[Any]]]:
+        for feed in batches:
+            current[:] = [feed]
+            yield _inputs_of(feed, labels)
+
+    with logger.verbosity(logger.CRITICAL + 1):  # what it prints when it raises is told here
+        try:
+            for results in comparator.run(runners, data_loader=feeds(), streaming=True):
+                yield current[0], {name: dict(iterations[0].items()) for name, iterations in results}
+        except (*runtime_errors(), exception) as error:
+            source = current[0].source if current else batches.origin
+            text = " ".join(str(error).split())[:400]
+            raise ModelError(f"running the models on {source} failed: {text}") from error
+
+
+def _inputs_of(feed: Feed, labels: Labels | None) -> dict[str, NDArray[Any]]:
+    return {name: array for name, array in feed.arrays.items() if labels is None or name != labels.array}
+
+
+def _but(outputs: Mapping[str, NDArray[Any]], names: Collection[str]) -> Mapping[str, NDArray[Any]]:
+    return {name: array for name, array in outputs.items() if name not in names}
+
+
+def _session(path: Path) -> Any:
+    read_proto(path)  # says in words what is wrong with the file
+    model = ir.load(path)
+    if has_bf16(model):
+        return open_session(without_bf16(model), optimize=False)
+    exact = with_exact_quantize(model)
+    return open_session(path if exact is None else exact, optimize=False)
+
+
+def _same_output(
+    results: Mapping[str, Mapping[str, NDArray[Any]]], candidate: str, reference: str, output: str
+) -> tuple[NDArray[Any], NDArray[Any]]:
+    theirs, ours = results[reference][output], results[candidate].get(output)
+    if ours is None:
+        raise ModelError(
+            f"{candidate} has no output {output!r} as {reference} has; "
+            f"its outputs are {', '.join(results[candidate])}"
+        )
+    if ours.shape != theirs.shape:
+        raise ModelError(
+            f"output {output!r} has shape {ours.shape} in {candidate} and {theirs.shape} in {reference}; "
+            f"data-dependent shapes cannot be compared"
+        )
+    return ours, theirs

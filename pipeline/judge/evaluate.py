@@ -1,0 +1,125 @@
+"""The data that models are compared on."""
+
+from __future__ import annotations
+
+import tokenize
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from trtq.calibrators.batches import Batches, Feed
+from trtq.calibrators.observe import Progress
+from trtq.calibrators.sources import open_batches
+from trtq.errors import DataError
+from trtq.files import sha256_of
+from trtq.models.spec import METRICS, EvaluationSpec, InputSpec, ModelSpec
+from trtq.pipeline.graph.load import Graph
+from trtq.pipeline.judge.score import Labels
+
+_UNLABELLED_SAMPLES = 128
+_FROM_FILE = "labels"
+_DAMAGED = (ValueError, SyntaxError, MemoryError, tokenize.TokenError)  # numpy's, for damaged headers
+
+
+def evaluation_data(graph: Graph, spec: ModelSpec, calibration: Batches | None) -> Batches | None:
+    """Returns the stream to compare on: the evaluation data, else the calibration data, else None.
+
+    Without labels, 128 samples are enough unless the settings say otherwise.
+
+    Raises:
+        DataError: The data does not fit.
+    """
+    evaluation = spec.evaluation
+    if evaluation.data is None:
+        if evaluation.labels is not None:
+            raise DataError(
+                f"labels {evaluation.labels!r} are named without evaluation data; give --eval-data"
+            )
+        return (
+            calibration.first(evaluation.samples or _UNLABELLED_SAMPLES) if calibration is not None else None
+        )
+    labels = labels_of(evaluation)
+    own = spec.accuracy.script is not None
+    batches = open_batches(
+        evaluation.data,
+        graph.inputs,
+        spec.calibration.batch_size,
+        preprocess=spec.preprocess,
+        extra=(labels.array,) if labels is not None and labels.array is not None else (),
+    )
+    if evaluation.labels is not None and evaluation.labels.endswith(".npy"):
+        batches = with_labels(batches, Path(evaluation.labels), any_rank=own)
+    return batches.first(evaluation.samples or (None if evaluation.labels else _UNLABELLED_SAMPLES))
+
+
+def within(batches: Batches, profiles: Mapping[str, InputSpec], left_out: Progress) -> Batches:
+    """Returns the feeds that an engine with these profiles takes.
+
+    Args:
+        batches: The data.
+        profiles: By the name of each input whose shape is open.
+        left_out: Told of the samples of every other feed.
+    """
+
+    def read() -> Iterator[Feed]:
+        for feed in batches:
+            shapes = ((feed.arrays[name].shape, profile) for name, profile in profiles.items())
+            if all(_is_between(shape, profile) for shape, profile in shapes):
+                yield feed
+            else:
+                left_out(feed.num_samples)
+
+    return replace(batches, read=read)
+
+
+def _is_between(shape: tuple[int, ...], profile: InputSpec) -> bool:
+    triples = zip(profile.min, shape, profile.max, strict=True)
+    return all(smallest <= size <= largest for smallest, size, largest in triples)
+
+
+def labels_of(evaluation: EvaluationSpec, metric: str = METRICS[0]) -> Labels | None:
+    """Returns where the labels are and how answers are scored; None if there is nothing to score by.
+
+    Without labels only a metric of the user's own, which may know the right answers itself, can score.
+    """
+    if evaluation.labels is None:
+        return None if metric in METRICS else Labels(None, evaluation.output, metric)
+    array = _FROM_FILE if evaluation.labels.endswith(".npy") else evaluation.labels
+    return Labels(array, evaluation.output, metric)
+
+
+def with_labels(batches: Batches, path: Path, *, any_rank: bool = False) -> Batches:
+    """Returns the stream with the labels of a .npy file, one a sample in the order of the data.
+
+    Args:
+        batches: The stream.
+        path: The file; shape (samples,), or (samples, ...) if `any_rank`.
+        any_rank: Whether a label may be more than one number.
+
+    Raises:
+        DataError: The file cannot be read, or has another number of labels than there are samples.
+    """
+    try:
+        with path.open("rb") as stream:
+            labels = np.lib.format.read_array(stream, allow_pickle=False)
+    except (OSError, *_DAMAGED) as error:
+        raise DataError(f"cannot read the labels {path}: {error}") from error
+    wanted = None if batches.num_samples is None else batches.num_samples + batches.left_out
+    if not (labels.ndim == 1 or (any_rank and labels.ndim)) or wanted not in (None, len(labels)):
+        count = "an unknown number of" if wanted is None else wanted
+        raise DataError(
+            f"{path} has labels of shape {labels.shape}, {batches.origin} has {count} samples; "
+            f"give one label a sample"
+        )
+
+    def read() -> Iterator[Feed]:
+        start = 0
+        for feed in batches:
+            stop = start + feed.num_samples
+            yield Feed({**feed.arrays, _FROM_FILE: labels[start:stop]}, feed.source, feed.num_samples)
+            start = stop
+
+    digest = batches.digest and f"{batches.digest}/{sha256_of(path)}"
+    return replace(batches, read=read, content=digest)

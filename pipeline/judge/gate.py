@@ -1,0 +1,119 @@
+"""Whether what is left of the accuracy is enough."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from trtq.models.spec import AccuracySpec
+from trtq.pipeline.judge.compare import Comparison
+from trtq.pipeline.judge.metrics import OutputComparison
+from trtq.pipeline.judge.score import shown, title_of
+
+_SAME_DB = 6.0
+"""Noise within a factor of two in amplitude counts as the same."""
+
+Outcome = Literal["pass", "fail", "unverified"]
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What the gate says, and why; "unverified" where there was nothing to judge by."""
+
+    outcome: Outcome
+    reasons: tuple[str, ...] = ()
+
+
+def judge_pair(comparison: Comparison, gate: AccuracySpec) -> Verdict:
+    """Returns the verdict on a comparison of one candidate with one reference."""
+    reasons = [_cosine_reason(item, gate) for item in comparison.outputs if not _holds(item, gate)]
+    if comparison.accuracy and comparison.outputs:
+        first = comparison.outputs[0]
+        reasons += _drop_reasons(comparison, first.candidate, first.reference, gate)
+    return Verdict("fail" if reasons else "pass", tuple(reasons))
+
+
+def judge(
+    comparison: Comparison | None, gate: AccuracySpec, *, candidate: str, is_random: bool = False
+) -> Verdict:
+    """Returns the verdict on one of the compared models.
+
+    The truth is FP32. FP16 is a second reference where it holds the gate itself.
+
+    Args:
+        comparison: What was compared; None if nothing could be.
+        gate: The tolerances.
+        candidate: The model that is judged: "engine", or where that cannot be run, "int8" or "fp16".
+        is_random: Whether the data was made up: then nothing can be said.
+    """
+    if comparison is None:
+        return Verdict("unverified", ("there was no float model or no data to compare with",))
+    if is_random:
+        return Verdict("unverified", ("the data was random, so its accuracy means nothing",))
+    if not any(item.candidate == candidate for item in comparison.outputs):
+        return Verdict("unverified", (f"{candidate} was not run, so nothing is known of its accuracy",))
+    bad_fp16 = [item for item in comparison.outputs if item.candidate == "fp16" and not _holds(item, gate)]
+    references = ("fp32",) if bad_fp16 else ("fp32", "fp16")
+    reasons = [
+        _cosine_reason(item, gate)
+        for item in comparison.outputs
+        if item.candidate == candidate and item.reference in references and not _holds(item, gate)
+    ]
+    reasons += _drop_reasons(comparison, candidate, "fp32", gate)
+    if reasons and candidate != "fp16" and bad_fp16 and _is_as_bad(bad_fp16[0], comparison, candidate):
+        reasons.append(_blame_fp16(bad_fp16[0]))
+    return Verdict("fail" if reasons else "pass", tuple(reasons))
+
+
+def _drop_reasons(comparison: Comparison, candidate: str, reference: str, gate: AccuracySpec) -> list[str]:
+    """Returns what to say of the lost points of accuracy; nothing without labels."""
+    ours, theirs = comparison.accuracy.get(candidate), comparison.accuracy.get(reference)
+    if ours is None or theirs is None:
+        return []
+    drop = round(100 * (theirs - ours), 9)
+    if drop <= gate.max_drop:
+        return []
+    return [
+        f"{title_of(comparison.metric)} falls from {shown(theirs, comparison.metric)} ({reference}) to "
+        f"{shown(ours, comparison.metric)}, by {drop:.2f} points; the gate allows {gate.max_drop:g}"
+    ]
+
+
+def _cosine_reason(item: OutputComparison, gate: AccuracySpec) -> str:
+    worst = ", ".join(f"{worst.sample} ({worst.cosine:.4f})" for worst in item.worst[:3])
+    if item.nonfinite:
+        return (
+            f"output {item.output!r} has {item.nonfinite} values that are NaN or infinite where "
+            f"{item.reference} has numbers; worst samples: {worst}"
+        )
+    if math.isnan(item.cosine):
+        return (
+            f"output {item.output!r} cannot be compared: its values in {item.reference} are NaN, infinite or "
+            f"too large; look at the model and its data"
+        )
+    return (
+        f"output {item.output!r} has cosine {item.cosine:.4f} to {item.reference}, the gate wants "
+        f"{gate.min_cosine:g}; worst samples: {worst}"
+    )
+
+
+def _is_as_bad(fp16: OutputComparison, comparison: Comparison, candidate: str) -> bool:
+    """Whether FP16 alone is nearly as far from FP32 as the candidate, or broken."""
+    ours = [
+        item.sqnr_db
+        for item in comparison.outputs
+        if (item.candidate, item.reference, item.output) == (candidate, "fp32", fp16.output)
+    ]
+    return fp16.nonfinite > 0 or any(not fp16.sqnr_db > sqnr_db + _SAME_DB for sqnr_db in ours)
+
+
+def _blame_fp16(item: OutputComparison) -> str:
+    return (
+        f"FP16 alone has cosine {item.cosine:.4f} to fp32 on output {item.output!r}: quantization is not the "
+        f"cause; keep layers in FP32 with --keep-fp32, or the whole rest with --high-precision fp32"
+    )
+
+
+def _holds(item: OutputComparison, gate: AccuracySpec) -> bool:
+    return item.cosine >= gate.min_cosine  # NaN does not

@@ -1,0 +1,289 @@
+"""Which layers to keep out of INT8 so that the gate holds, at the least cost in multiplications."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+
+from trtq.calibrators.batches import Batches
+from trtq.calibrators.observe import Progress
+from trtq.models.spec import AccuracySpec
+from trtq.pipeline.judge.score import Labels
+from trtq.pipeline.judge.sensitivity import Distance, Effect, in_groups, measure
+from trtq.pipeline.judge.switchable import Switchable
+
+_MARGIN = 0.9
+"""Of the error that the gate allows, and of the points, so much may be used up on the data that the choice is
+made on: other data asks for more, and so does FP16, which the search does not compute in."""
+_OVERHEADS = (0.0, 0.002)
+"""What a kept layer costs besides its own MACs, as shares of all MACs: conversions before and behind it."""
+_SENSITIVITY_PASSES = 8
+_NUM_GUESSES = 2
+_MOST_PASSES = 15
+_FEWEST_ROUNDS = 5
+"""Of measuring in the search; further ones, and giving layers back, are for what the passes allow."""
+_COUNTS_EACH = 5
+"""So many counts are measured at a time where more layers must be kept."""
+_MOST_RETURNED = 4
+_WORTH_RETURNING = 0.01
+
+
+@dataclass(slots=True)
+class Meter:
+    """Measures mixtures of kept and quantized layers, and counts what that costs.
+
+    Attributes:
+        session: The model, of which every layer can be switched to float.
+        quantized: Maps the layers that are kept to those that are quantized then: an Add after a kept
+            convolution may not be.
+        labels: Where the labels are, and how answers are scored.
+        progress: Told of every batch.
+        samples_run: How often a sample went through the model.
+    """
+
+    session: Switchable
+    quantized: Callable[[Collection[str]], Collection[str]]
+    labels: Labels | None = None
+    progress: Progress = lambda _: None
+    samples_run: int = 0
+
+    def alone(self, batches: Batches) -> dict[str, Effect]:
+        """Returns the effect of quantizing each layer alone."""
+        found: dict[str, Effect] = {}
+        for names in in_groups(self.session.layers, mixtures_each=1):
+            found |= self._measured({name: {name} for name in names}, batches)[0]
+        return found
+
+    def kept(
+        self, mixtures: Mapping[str, Sequence[str]], batches: Batches
+    ) -> tuple[Mapping[str, Effect], float | None]:
+        """Returns the effect of quantizing all but these layers, by mixture, and the float model's score."""
+        return self._measured({name: self.quantized(layers) for name, layers in mixtures.items()}, batches)
+
+    def _measured(
+        self, mixtures: Mapping[str, Collection[str]], batches: Batches
+    ) -> tuple[Mapping[str, Effect], float | None]:
+        found = measure(self.session, mixtures, batches, self.labels, self.progress)
+        self.samples_run += found.num_samples * (len(mixtures) + 1)
+        return found.effects, found.float_score
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """The layers to keep.
+
+    Attributes:
+        kept: The layers.
+        order: All layers, in the order in which further ones would be kept; begins with `kept`.
+        alone: The effect of quantizing each layer alone.
+    """
+
+    kept: tuple[str, ...]
+    order: tuple[str, ...]
+    alone: Mapping[str, Effect]
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """Of some data."""
+
+    num_feeds: int
+    num_samples: int
+
+
+def choose(meter: Meter, macs: Mapping[str, int], gate: AccuracySpec, batches: Batches, size: Size) -> Choice:
+    """Returns the cheapest layers to keep for which the gate holds on this data.
+
+    1. Every layer is quantized alone, on a part of the data. Rounding errors of different layers are nearly
+       independent, so the power of the error at the output is nearly the sum of their powers (the additive
+       model of Zhou et al., "Adaptive Quantization for Deep Neural Network", AAAI 2018, section 3).
+    2. The layers are ordered by the error that keeping one saves for each multiplication that it costs, in
+       two ways: by the MACs alone, and with an overhead for each layer. Here the parts that an output is
+       joined of count alike.
+    3. The shortest beginning of each order that holds the gate is found by measuring: first where the model
+       of 1, scaled to what was measured, puts it, then by bisection. The cheaper one is taken.
+    4. The dearest of its layers that the gate holds without is given back.
+
+    Args:
+        meter: The model.
+        macs: The multiply-accumulates of every node.
+        gate: The tolerances.
+        batches: The data to choose on.
+        size: Of this data; bounds the cost.
+    """
+    layers = meter.session.layers
+    most = max(1, round(2 * _SENSITIVITY_PASSES * size.num_feeds / len(layers)))
+    alone = meter.alone(every_nth(batches, 0, math.ceil(size.num_feeds / most)))
+    errors = {name: _error_of_parts(effect, gate) for name, effect in alone.items()}
+    total = max(sum(macs.values()), 1)
+    shares = {name: macs.get(name, 0) / total for name in layers}
+    orders = [_ordered(errors, shares, overhead) for overhead in _OVERHEADS]
+    searches = [_Shortest(order, errors) for order in orders]
+    most_samples = _MOST_PASSES * 2 * size.num_samples
+    for number in itertools.count():
+        found = {str(index): item.next() for index, item in enumerate(searches)}
+        probes = {key: count for key, count in found.items() if count is not None}
+        if not probes or (number >= _FEWEST_ROUNDS and meter.samples_run > most_samples):
+            break
+        effects, score = meter.kept({key: orders[int(key)][:count] for key, count in probes.items()}, batches)
+        for key, count in probes.items():
+            holds = _holds(effects[key], score, gate)
+            searches[int(key)].learn(count, _strain(effects[key], score, gate), holds=holds)
+    cheapest = min(searches, key=lambda item: _cost(item.order[: item.enough], shares))
+    kept = cheapest.order[: cheapest.enough]
+    if meter.samples_run <= most_samples:
+        kept = _without_needless(meter, kept, shares, gate, batches)
+    rest = tuple(name for name in cheapest.order if name not in kept)
+    return Choice(kept, (*kept, *rest), alone)
+
+
+def enough_for(
+    meter: Meter, order: Sequence[str], too_few: int, gate: AccuracySpec, batches: Batches, times: int
+) -> int:
+    """Returns how many layers of the order are enough on this data: the lowest count that is measured to be.
+
+    The counts spread from the one that is too low, ever further apart; then again, up to the lowest that
+    holds.
+
+    Args:
+        meter: The model.
+        order: Of a choice.
+        too_few: So many do not suffice here.
+        gate: The tolerances.
+        batches: The data that showed it.
+        times: How often five counts are measured: three passes each, as the float model runs beside them.
+    """
+    enough = len(order)
+    for _ in range(times):
+        counts = _between(too_few, enough)
+        if not counts:
+            break
+        effects, score = meter.kept({str(count): order[:count] for count in counts}, batches)
+        holding = [count for count in counts if _holds(effects[str(count)], score, gate)]
+        enough = min(holding, default=enough)
+        too_few = max((count for count in counts if count < enough), default=too_few)
+    return enough
+
+
+def _between(low: int, high: int) -> list[int]:
+    """Returns up to five numbers between the two, at distances from the lower that grow by one factor."""
+    parts = (place / (_COUNTS_EACH + 1) for place in range(1, _COUNTS_EACH + 1))
+    found = {low + round((high - low) ** part) for part in parts}
+    return sorted(count for count in found if low < count < high)
+
+
+def every_nth(batches: Batches, start: int, step: int) -> Batches:
+    """Returns every `step`-th feed of the stream from number `start` on."""
+    digest = batches.digest and f"{batches.digest}/{start}::{step}"
+    read = partial(batches.every, start, step)
+    return replace(batches, read=read, part=None, num_samples=None, content=digest)
+
+
+def _ordered(errors: Mapping[str, float], shares: Mapping[str, float], overhead: float) -> tuple[str, ...]:
+    cost = {name: share + overhead + 1e-9 for name, share in shares.items()}
+    return tuple(sorted(shares, key=lambda name: -errors[name] / cost[name]))
+
+
+def _cost(kept: Sequence[str], shares: Mapping[str, float]) -> float:
+    return sum(shares[name] for name in kept) + _OVERHEADS[-1] * len(kept)
+
+
+def _error_of(effect: Effect, gate: AccuracySpec) -> float:
+    """Returns the error in units of what the gate allows, added over the outputs."""
+    return sum(item.noise for item in effect.outputs.values()) / _allowed(gate)
+
+
+def _error_of_parts(effect: Effect, gate: AccuracySpec) -> float:
+    """Returns the same, with all parts of an output alike: the scores beside boxes, which are far louder."""
+    noises = (_noise(distance, effect.parts.get(name, {})) for name, distance in effect.outputs.items())
+    return sum(noises) / _allowed(gate)
+
+
+def _noise(whole: Distance, parts: Mapping[str, Distance]) -> float:
+    noises = [item.noise for item in parts.values() if math.isfinite(item.noise)]  # not where one is silent
+    return sum(noises) / len(noises) if noises and math.isfinite(whole.noise) else whole.noise
+
+
+def _allowed(gate: AccuracySpec) -> float:
+    """Returns the noise that is allowed: one at right angles to an output that leaves it the least cosine."""
+    return gate.min_cosine**-2 - 1 if 0 < gate.min_cosine < 1 else 1.0
+
+
+def _holds(effect: Effect, float_score: float | None, gate: AccuracySpec) -> bool:
+    wanted = 1 - _MARGIN * (1 - gate.min_cosine)
+    if not all(item.cosine >= wanted for item in effect.outputs.values()):  # NaN does not
+        return False
+    return _drop(effect, float_score) <= _MARGIN * gate.max_drop
+
+
+def _drop(effect: Effect, float_score: float | None) -> float:
+    """Returns how many points of the float model's score are lost; 0 without a score."""
+    if effect.score is None or float_score is None:
+        return 0.0
+    return round(100 * (float_score - effect.score), 9)
+
+
+def _strain(effect: Effect, float_score: float | None, gate: AccuracySpec) -> float:
+    """Returns how much of what the gate allows is used up, by the error or by the score: 1 is all of it."""
+    lost = _drop(effect, float_score) / gate.max_drop if gate.max_drop > 0 else 0.0
+    return max(_error_of(effect, gate), lost)
+
+
+def _without_needless(
+    meter: Meter, kept: Sequence[str], shares: Mapping[str, float], gate: AccuracySpec, batches: Batches
+) -> tuple[str, ...]:
+    dear = sorted(
+        (name for name in kept[:-1] if shares[name] > _WORTH_RETURNING), key=lambda name: -shares[name]
+    )
+    if not dear:
+        return tuple(kept)
+    tried = {name: [item for item in kept if item != name] for name in dear[:_MOST_RETURNED]}
+    effects, score = meter.kept(tried, batches)
+    needless = next((name for name in tried if _holds(effects[name], score, gate)), None)
+    return tuple(name for name in kept if name != needless)
+
+
+@dataclass(slots=True)
+class _Shortest:
+    """The search for the shortest beginning of an order that holds the gate; all of it does."""
+
+    order: tuple[str, ...]
+    errors: Mapping[str, float]
+    too_few: int = -1
+    enough: int = field(init=False)
+    scale: float = 1.0
+    rounds: int = 0
+
+    def __post_init__(self) -> None:
+        self.enough = len(self.order)
+
+    def next(self) -> int | None:
+        """Returns how many layers to keep in the next measurement; None when the shortest is found."""
+        if self.enough - self.too_few <= 1:
+            return None
+        self.rounds += 1
+        if self.rounds == 1:
+            return 0
+        if self.rounds - 1 > _NUM_GUESSES:
+            return (self.too_few + self.enough) // 2
+        counts = range(len(self.order) + 1)
+        guess = next(item for item in counts if _left(self.order, self.errors, item) * self.scale <= _MARGIN)
+        return min(max(guess, self.too_few + 1), self.enough - 1)
+
+    def learn(self, count: int, error: float, *, holds: bool) -> None:
+        """Takes in what was measured with so many layers kept."""
+        left = _left(self.order, self.errors, count)
+        if 0 < left < math.inf and math.isfinite(error):
+            self.scale = error / left
+        if holds:
+            self.enough = count
+        else:
+            self.too_few = count
+
+
+def _left(order: Sequence[str], errors: Mapping[str, float], count: int) -> float:
+    """Returns the sum of the errors of all layers but the first of the order."""
+    return sum(errors[name] for name in order[count:])

@@ -1,0 +1,236 @@
+"""What each quantized layer costs in accuracy, alone and with all the others."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from trtq.calibrators.batches import Batches
+from trtq.calibrators.observe import Progress
+from trtq.errors import ArtifactError
+from trtq.pipeline.judge.compare import compare_models, finite
+from trtq.pipeline.judge.score import Labels
+from trtq.pipeline.judge.switchable import Switchable
+
+SCHEMA_VERSION = 1
+KIND = "sensitivity"
+_AT_ONCE = 8
+"""Mixtures that share one run of the float model, and one pass over the data; their outputs are in memory."""
+_FLOAT = "float"
+
+
+@dataclass(frozen=True, slots=True)
+class Distance:
+    """How far one output is from that of the float model; see `OutputComparison`."""
+
+    cosine: float
+    sqnr_db: float
+
+    @property
+    def noise(self) -> float:
+        """The power of the error relative to that of the output: 0 if they are equal."""
+        return math.inf if math.isnan(self.sqnr_db) else 10.0 ** (-self.sqnr_db / 10)
+
+
+@dataclass(frozen=True, slots=True)
+class Effect:
+    """What comes of quantizing some layers: the distance of each output, and the score with a metric.
+
+    Attributes:
+        outputs: By name.
+        score: None without a metric.
+        parts: The distances of the tensors that an output is joined of, such as boxes and scores, by the
+            output and the tensor.
+    """
+
+    outputs: Mapping[str, Distance]
+    score: float | None = None
+    parts: Mapping[str, Mapping[str, Distance]] = field(default_factory=dict)
+
+    @property
+    def sqnr_db(self) -> float:
+        """The lowest of the outputs; NaN if one is broken."""
+        return _worst(item.sqnr_db for item in self.outputs.values())
+
+    @property
+    def cosine(self) -> float:
+        """The lowest of the outputs; NaN if one is broken."""
+        return _worst(item.cosine for item in self.outputs.values())
+
+
+@dataclass(frozen=True, slots=True)
+class LayerSensitivity:
+    """One quantized layer.
+
+    Attributes:
+        name: The ONNX node.
+        op_type: Its type.
+        macs: Its multiply-accumulates a sample; 0 of nodes without weights.
+        alone: With this layer quantized and all others float.
+        without: With this layer float and all others quantized.
+    """
+
+    name: str
+    op_type: str
+    macs: int
+    alone: Effect
+    without: Effect
+
+
+@dataclass(frozen=True, slots=True)
+class Sensitivity:
+    """The quantized layers of a model, in graph order.
+
+    Attributes:
+        model: The file.
+        data: The data, as a person reads it.
+        num_samples: How many samples were measured on.
+        num_layers: How many layers the model has; while it is measured, `layers` holds fewer.
+        metric: What `score` is: "top-1", "top-5", `script.py:function`.
+        total_macs: Of all layers, quantized or not.
+        float_score: The score of the float model; None without labels.
+        all_quantized: With every layer quantized; None before it is measured.
+        layers: Those that are measured.
+        key: A digest of all that the numbers depend on; empty if that cannot be told.
+    """
+
+    model: str
+    data: str
+    num_samples: int
+    num_layers: int
+    metric: str = "top-1"
+    total_macs: int = 0
+    float_score: float | None = None
+    all_quantized: Effect | None = None
+    layers: tuple[LayerSensitivity, ...] = ()
+    key: str = ""
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every layer is measured."""
+        return self.all_quantized is not None and len(self.layers) == self.num_layers
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """The effects of some mixtures, by name, the score of the float model, and the samples that were seen."""
+
+    effects: Mapping[str, Effect] = field(default_factory=dict)
+    float_score: float | None = None
+    num_samples: int = 0
+
+
+def measure(
+    session: Switchable,
+    mixtures: Mapping[str, Collection[str]],
+    batches: Batches,
+    labels: Labels | None = None,
+    progress: Progress = lambda _: None,
+) -> Measured:
+    """Returns what comes of quantizing the layers of each mixture.
+
+    Args:
+        session: The model.
+        mixtures: The names of the quantized layers by a name of the mixture.
+        batches: The data.
+        labels: Where the labels are, and how answers are scored.
+        progress: Told of every batch.
+
+    Raises:
+        ModelError, DataError, UsageError: As `compare_models`.
+    """
+    runners = [session.runner(name, layers) for name, layers in mixtures.items()]
+    found = compare_models(
+        {},
+        [(name, _FLOAT) for name in mixtures],
+        batches,
+        labels,
+        progress,
+        [session.runner(_FLOAT, ()), *runners],
+        session.added,
+    )
+    distances: dict[str, dict[str, Distance]] = {name: {} for name in mixtures}
+    for item in found.outputs:
+        distances[item.candidate][item.output] = Distance(item.cosine, item.sqnr_db)
+    effects = {
+        name: Effect(
+            {output: distance for output, distance in seen.items() if output not in session.added},
+            found.accuracy.get(name),
+            {output: {part: seen[part] for part in parts} for output, parts in session.parts.items()},
+        )
+        for name, seen in distances.items()
+    }
+    return Measured(effects, found.accuracy.get(_FLOAT), found.num_samples)
+
+
+def in_groups(names: Sequence[str], *, mixtures_each: int) -> Iterator[Sequence[str]]:
+    """Yields as many names at a time as are measured in one pass over the data."""
+    size = _AT_ONCE // mixtures_each
+    for start in range(0, len(names), size):
+        yield names[start : start + size]
+
+
+def to_json(sensitivity: Sensitivity) -> bytes:
+    """Returns it as JSON; numbers that are not finite become null."""
+    document = {"schema_version": SCHEMA_VERSION, "kind": KIND, **asdict(sensitivity)}
+    return json.dumps(finite(document), indent=1, allow_nan=False).encode() + b"\n"
+
+
+def read_sensitivity(path: Path) -> Sensitivity:
+    """Returns the sensitivity of a JSON file.
+
+    Raises:
+        ArtifactError: The file is missing, broken, of another kind or schema, or incomplete.
+    """
+    try:
+        document = json.loads(path.read_bytes())
+    except OSError as error:
+        raise ArtifactError(f"cannot read {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise ArtifactError(f"{path} holds no sensitivities: {error}") from error
+    if not isinstance(document, dict) or document.get("kind") != KIND:
+        raise ArtifactError(f"{path} holds no sensitivities; `trtq sensitivity` writes such a file")
+    if document.pop("schema_version", None) != SCHEMA_VERSION:
+        raise ArtifactError(f"{path} is of another schema than this trtq reads; remove it and measure again")
+    document.pop("kind")
+    try:
+        layers = tuple(_layer(item) for item in document.pop("layers"))
+        effect = document.pop("all_quantized")
+        return Sensitivity(
+            **document, layers=layers, all_quantized=None if effect is None else _effect(effect)
+        )
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ArtifactError(f"{path} is not complete: {error!r}; remove it and measure again") from error
+
+
+def _layer(item: Mapping[str, Any]) -> LayerSensitivity:
+    return LayerSensitivity(
+        item["name"], item["op_type"], item["macs"], _effect(item["alone"]), _effect(item["without"])
+    )
+
+
+def _effect(item: Mapping[str, Any]) -> Effect:
+    parts = {output: _distances(names) for output, names in item.get("parts", {}).items()}
+    return Effect(_distances(item["outputs"]), item["score"], parts)
+
+
+def _distances(item: Mapping[str, Any]) -> dict[str, Distance]:
+    return {name: _distance(value["cosine"], value["sqnr_db"]) for name, value in item.items()}
+
+
+def _distance(cosine: float | None, sqnr_db: float | None) -> Distance:
+    """Returns the distance with what is not finite where JSON had to hold null."""
+    if cosine is None:
+        return Distance(math.nan, math.nan)
+    if sqnr_db is None:
+        return Distance(cosine, math.inf if cosine > 0 else -math.inf)
+    return Distance(cosine, sqnr_db)
+
+
+def _worst(values: Iterator[float]) -> float:
+    found = list(values)
+    return math.nan if any(map(math.isnan, found)) else min(found, default=math.inf)

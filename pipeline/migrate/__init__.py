@@ -1,0 +1,215 @@
+"""From TensorRT's calibration cache and the float model to Q/DQ and an engine, without data; and back."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from trtq.calibrators.cache import CalibrationCache, parse_cache, read_bytes
+from trtq.calibrators.ranges import QMAX
+from trtq.errors import ArtifactError, ModelError, UsageError
+from trtq.files import sha256_of
+from trtq.models.spec import ModelSpec
+from trtq.pipeline.build import run_job
+from trtq.pipeline.build.job import Job, refuse_inputs_in
+from trtq.pipeline.calibrate.data import (
+    calibration_data,
+    in_granularity,
+    method_of,
+    spec_beside,
+    warn_of_unmatched,
+)
+from trtq.pipeline.deliver.names import CACHE, MIGRATION
+from trtq.pipeline.deliver.report import Report
+from trtq.pipeline.engine.backends import choose, refuse_what_it_lacks
+from trtq.pipeline.engine.strategy import Way
+from trtq.pipeline.engine.target import Target
+from trtq.pipeline.graph.cache_ranges import Migration, ranges_from_cache
+from trtq.pipeline.graph.load import load
+from trtq.pipeline.graph.placement import Placement
+from trtq.pipeline.graph.quantized import is_quantized
+from trtq.pipeline.judge.evaluate import evaluation_data
+from trtq.pipeline.rewrite.qdq import activation_qparams
+from trtq.progress import Log, Silent, Watcher
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of a cache.
+
+    Attributes:
+        cache: What was migrated.
+        migration: What became of every key and of every tensor that needs a scale.
+        num_rounded: How many scales are not the cache's to the bit: 0 where nothing computes in FP16.
+        largest_rise: The most that rounding up added to a scale, as a share of it: 0.001 is 0.1 %.
+    """
+
+    cache: CalibrationCache
+    migration: Migration
+    num_rounded: int
+    largest_rise: float
+
+
+@dataclass(frozen=True, slots=True)
+class Migrated:
+    """A migrated model: the report as of a build, and what became of the cache."""
+
+    report: Report
+    outcome: Outcome
+
+
+def migrate(
+    model: Path | str,
+    cache: Path | str,
+    *,
+    spec: ModelSpec | None = None,
+    target: Target | None = None,
+    output: Path | str | None = None,
+    watcher: Watcher | None = None,
+) -> Migrated:
+    """Returns what came of a float model and its calibration cache: a Q/DQ model, an engine and a report.
+
+    Writes all to `output`, with the ranges, the cache as it was given, what became of each of its keys, and
+    the manifest; the folder appears whole or not at all. With evaluation or calibration data in the settings
+    the result is compared with the float model; without, the verdict is "unverified".
+
+    The scales of activations are those of the cache, bit for bit, unless the target asks for FP16 where
+    nothing is quantized: then they are rounded up to FP16. Weights are quantized by channel, unless the
+    settings say otherwise.
+
+    Args:
+        model: The ONNX file that the cache was made for.
+        cache: The calibration cache, of any TensorRT and calibrator.
+        spec: What is known of the model; None: read from `<name>.toml` or `model.toml` beside it.
+        target: What is built; its high precision "auto" is FP32. None: the defaults.
+        output: The folder; None: `<name>.migrated.trtq` beside the model.
+        watcher: Is told of the progress.
+
+    Raises:
+        ArtifactError: The cache is broken or for another model, or the output folder cannot be written.
+        ModelError, DataError, UsageError: Something that was given cannot be used.
+        BuildError: The engine was not built.
+        MissingDependency: The engine builder is not installed.
+    """
+    log = Log(watcher or Silent())
+    target = target or Target()
+    job, given, migration = _prepare(Path(model), Path(cache), spec, target, output, log)
+    num_rounded, largest_rise = _rounding(job, migration)
+    if num_rounded:
+        log.note(
+            f"{num_rounded} of {len(migration.mapped)} scales were rounded up to the model's precision, "
+            f"by at most {largest_rise:.2%}"
+        )
+    outcome = Outcome(given, migration, num_rounded, largest_rise)
+    job = replace(job, extra_files={**job.extra_files, MIGRATION: outcome_to_json(outcome)})
+    return Migrated(run_job(job, log), outcome)
+
+
+def outcome_to_json(outcome: Outcome) -> bytes:
+    """Returns what became of every key of the cache, as JSON."""
+    document = {
+        "schema_version": SCHEMA_VERSION,
+        "kind": "migration",
+        "cache": {"version": outcome.cache.version, "algorithm": outcome.cache.algorithm},
+        "num_rounded": outcome.num_rounded,
+        "largest_rise": outcome.largest_rise,
+        **asdict(outcome.migration),
+    }
+    return json.dumps(document, indent=1, allow_nan=False).encode() + b"\n"
+
+
+def _prepare(
+    path: Path, source: Path, spec: ModelSpec | None, target: Target, output: Path | str | None, log: Log
+) -> tuple[Job, CalibrationCache, Migration]:
+    """Returns the job with the ranges of the cache, checked as far as can be before work begins."""
+    if target.precision != "int8":
+        raise UsageError(
+            f"a calibration cache makes an INT8 engine, no {target.precision} one: use `trtq build`"
+        )
+    spec = spec if spec is not None else spec_beside(path)
+    folder = Path(output or path.with_suffix(".migrated.trtq")).absolute()
+    data = (spec.calibration.data, spec.evaluation.data)
+    refuse_inputs_in(folder, path, source, *data, target.options.timing_cache)
+    content = read_bytes(source)
+    try:
+        cache = parse_cache(content)
+    except ArtifactError as error:
+        raise ArtifactError(f"{source}: {error}") from error
+    backend = choose(target.backend)
+    log.stage("Loading")
+    refuse_what_it_lacks(backend, target.options, target.compute_capabilities)
+    fp16 = target.high_precision == "fp16"
+    way = Way("explicit", "the cache becomes Q/DQ", fp16, backend.takes_types())
+    graph = load(path, min_opset=19 if way.fp16_graph else 13)
+    if is_quantized(graph.model):
+        raise ModelError(f"{path} is quantized already; give the float model that the cache was made for")
+    for note in graph.notes:
+        log.note(note)
+    patterns = (*spec.layers.skip, *spec.layers.keep_fp32)
+    warn_of_unmatched(graph, (*patterns, *spec.layers.force), log)
+    placement, ranges, migration = ranges_from_cache(
+        graph, cache, str(source), skip=patterns, op_types=target.op_types, force=spec.layers.force
+    )
+    placement = in_granularity(placement, spec)
+    _tell(migration, placement, log)
+    calibration = None
+    if spec.evaluation.data is None and spec.calibration.data is not None:
+        calibration = calibration_data(graph, spec, target, random_data=False)
+    job = Job(
+        graph=graph,
+        spec=spec,
+        target=target,
+        backend=backend,
+        folder=folder,
+        way=way,
+        is_quantized=False,
+        placement=placement,
+        method=method_of(spec.calibration),
+        calibration=None,
+        evaluation=evaluation_data(graph, spec, calibration),
+        ranges=ranges,
+        extra_files={CACHE: content},
+        sources={str(source): sha256_of(source)},
+    )
+    return job, cache, migration
+
+
+def _tell(migration: Migration, placement: Placement, log: Log) -> None:
+    """Says of everything that did not map that it did not."""
+    if migration.folded_names:
+        log.note("the cache names tensors as in trtq's own graph, where BatchNormalization is folded")
+    if migration.unmapped:
+        shown = ", ".join(repr(item.key) for item in migration.unmapped[:3])
+        more = " ..." if len(migration.unmapped) > 3 else ""
+        log.note(f"{len(migration.unmapped)} keys of the cache are no tensors of the model: {shown}{more}")
+    if migration.uncovered:
+        nodes = [node for item in migration.uncovered for node in item.nodes]
+        first = migration.uncovered[0]
+        log.warn(
+            f"{len(migration.uncovered)} tensors have no scale, so {len(nodes)} nodes stay as they are, "
+            f"such as {first.nodes[0]!r}: {first.reason}"
+            + ("; is the cache for another version of the model?" if _is_mostly_bare(migration) else "")
+        )
+    if not placement.layers:
+        log.warn("no layer can be quantized; the report tells why")
+
+
+def _is_mostly_bare(migration: Migration) -> bool:
+    return len(migration.uncovered) > len(migration.mapped)
+
+
+def _rounding(job: Job, migration: Migration) -> tuple[int, float]:
+    """Returns how many scales were rounded up to the dtype that they have in the model, and by how much."""
+    dtypes = {value.name: value.dtype for value in job.graph.model.graph.inputs}
+    dtypes |= {value.name: value.dtype for node in job.graph.model.graph for value in node.outputs}
+    rises = []
+    for item in migration.mapped:
+        dtype = dtypes[item.tensor]
+        assert dtype is not None
+        kind = "float16" if job.way.fp16_graph else dtype.numpy().name
+        made = float(activation_qparams(item.scale * QMAX, kind).scale)
+        rises += [made / item.scale - 1] if made != item.scale else []
+    return len(rises), max(rises, default=0.0)

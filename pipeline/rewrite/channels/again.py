@@ -1,0 +1,73 @@
+"""The ranges of rescaled tensors, taken again from what they have become."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import onnx_ir as ir
+
+from trtq.calibrators.batches import Batches
+from trtq.calibrators.estimate import describe, estimate
+from trtq.calibrators.observe import Conduct, observe
+from trtq.calibrators.ranges import Ranges
+from trtq.pipeline.graph.placement import Placement
+from trtq.pipeline.rewrite.channels.rescale import rescale
+
+if TYPE_CHECKING:
+    from trtq.calibrators import Method
+
+
+@dataclass(frozen=True, slots=True)
+class Again:
+    """How rescaled tensors are observed.
+
+    Attributes:
+        methods: Each gives ranges of its own.
+        conduct: How the pass is made.
+    """
+
+    methods: Sequence[Method]
+    conduct: Conduct
+
+    def taken(self, model: ir.Model, placement: Placement, ranges: Ranges, batches: Batches) -> list[Ranges]:
+        """Returns the ranges with another amax of every rescaled tensor, by each of the methods.
+
+        Rescaling knows of each channel how far it reaches, not how often, so that its amax holds everything.
+        One pass over the rescaled model tells the rest.
+
+        Args:
+            model: The float graph; it is not changed.
+            placement: Which inputs are quantized.
+            ranges: With the scales of some channels.
+            batches: The calibration data.
+
+        Raises:
+            DataError: The data does not fit.
+            ModelError: ONNX Runtime cannot run the model.
+        """
+        made = rescale(model, placement, ranges)
+        seen = observe(made.model, list(made.names.values()), batches, conduct=self.conduct)
+        found = []
+        for method in self.methods:
+            tensors = estimate(seen, method).tensors
+            channels = {
+                name: replace(ranges.channels[name], amax=tensors[renamed].amax)
+                for name, renamed in made.names.items()
+                if tensors[renamed].amax > 0
+            }
+            found.append(replace(ranges, channels={**ranges.channels, **channels}))
+        return found
+
+    def of_even_feeds(self) -> Again:
+        """Returns the same over the first, third, fifth ... feed."""
+        return replace(self, conduct=replace(self.conduct, shard=(1, 2)))
+
+    def by(self, index: int) -> Again:
+        """Returns the same with one of the methods alone."""
+        return replace(self, methods=self.methods[index : index + 1])
+
+    def words(self) -> list[str]:
+        """Returns the names of what is tried, for people."""
+        return [f"{describe(method).partition('(')[0]} of rescaled tensors" for method in self.methods]

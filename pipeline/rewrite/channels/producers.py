@@ -1,0 +1,156 @@
+"""The layer before a tensor whose weights can take the division of its channels, and what stands between."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import ml_dtypes
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from trtq.pipeline.graph.fold import Additions
+from trtq.pipeline.graph.placement import Placement
+from trtq.pipeline.rewrite.channels.operands import constant
+
+_KEEP_SCALE = ("Relu", "LeakyRelu", "PRelu")
+"""Activations f with f(s x) = s f(x) for s > 0."""
+
+
+@dataclass(frozen=True, slots=True)
+class Producer:
+    """A layer that can divide the channels of a tensor.
+
+    Attributes:
+        layer: The Conv or Gemm.
+        clips: The Clip nodes between it and the tensor, from the tensor back; their ends are constants.
+    """
+
+    layer: ir.Node
+    clips: tuple[ir.Node, ...] = ()
+
+
+def foldable_producer(source: ir.Value, readers: Sequence[ir.Node], placement: Placement) -> Producer | None:
+    """Returns the Conv or Gemm whose weights can take the division of a tensor; None if there is none.
+
+    The tensor may have no readers but the given ones. Between may stand what keeps a scale (ReLU, LeakyReLU,
+    PReLU), and a Clip with constant ends, as ReLU6 is: its ends are divided too. HardSwish, SiLU, GELU,
+    Sigmoid and the like cannot be followed: they bend at fixed values, so that f(x / s) is no f(x) / s. The
+    layer must be quantized itself: its scales for each output channel are divided then, and its codes stay.
+    """
+    users = {node for node, _ in source.uses()}
+    if source.is_graph_output() or not users <= set(readers):
+        return None
+    node, clips = source.producer(), []
+    while node is not None and (node.op_type in _KEEP_SCALE or is_constant_clip(node)):
+        if node.op_type == "Clip":
+            clips.append(node)
+        before = node.inputs[0]
+        assert before is not None
+        if before.is_graph_output() or len(before.uses()) != 1:
+            return None
+        node = before.producer()
+    if node is None or node.name not in {layer.name for layer in placement.layers}:
+        return None
+    same_kind = (node.op_type == "Conv") == (readers[0].op_type == "Conv")
+    return Producer(node, tuple(clips)) if same_kind and _can_divide(node) else None
+
+
+def _can_divide(node: ir.Node) -> bool:
+    """Whether a quantized layer is a Conv or a plain Gemm of constants that nothing else reads."""
+    if node.op_type not in ("Conv", "Gemm"):
+        return False
+    if node.op_type == "Gemm" and any(
+        name in node.attributes and node.attributes[name].as_float() != 1.0 for name in ("alpha", "beta")
+    ):
+        return False
+    constants = [value for value in node.inputs[1:] if value is not None]
+    return all(value.is_initializer() and len(value.uses()) == 1 for value in constants)
+
+
+def is_constant_clip(node: ir.Node) -> bool:
+    """Whether a node is a Clip whose ends are known: attributes before opset 11, inputs since."""
+    return node.op_type == "Clip" and all(
+        value is None or value.is_initializer() for value in node.inputs[1:]
+    )
+
+
+def ends_of(clip: ir.Node) -> tuple[float, float]:
+    """Returns where a Clip of constant ends begins and ends; infinities where it has no such end."""
+    low, high = -np.inf, np.inf
+    for place, name in ((1, "min"), (2, "max")):
+        given = clip.inputs[place] if len(clip.inputs) > place else None
+        if given is not None:
+            end = float(constant(given).reshape(()))
+        elif name in clip.attributes:
+            end = clip.attributes[name].as_float()
+        else:
+            continue
+        low, high = (end, high) if name == "min" else (low, end)
+    return low, high
+
+
+def divide_outputs(additions: Additions, producer: Producer, scale: NDArray[np.float64]) -> None:
+    """Divides the output channels of a layer, and the ends of the Clips behind it.
+
+    A Clip takes scalars, so one with divided ends becomes a ReLU (or a Max) and a Min with a constant for
+    each channel: clip(x, 0, c) / s = min(relu(x / s), c / s), whatever the data. TensorRT-RTX puts both into
+    the pointwise kernel behind the convolution, as it does with the Clip.
+
+    Args:
+        additions: To the graph of the nodes, which is changed.
+        producer: Of the tensor that is divided.
+        scale: Shape (output channels,), positive.
+    """
+    node = producer.layer
+    old = node.inputs[1]
+    assert old is not None
+    weight = constant(old)
+    rows = node.op_type == "Conv" or ("transB" in node.attributes and node.attributes["transB"].as_int() == 1)
+    shape = (-1, *(1,) * (weight.ndim - 1)) if rows else (1, -1)
+    divided = (weight.astype(np.float64) / scale.reshape(shape)).astype(weight.dtype)
+    node.replace_input_with(1, additions.constant(f"{old.name}_divided", divided))
+    if len(node.inputs) > 2 and node.inputs[2] is not None:
+        bias = constant(node.inputs[2])
+        divided = (bias.astype(np.float64) / scale).astype(bias.dtype)
+        node.replace_input_with(2, additions.constant(f"{node.name}_bias_divided", divided))
+    of_channels = scale.reshape(-1, *(1,) * (weight.ndim - 2)) if node.op_type == "Conv" else scale
+    for clip in producer.clips:
+        _divide_clip(additions, clip, of_channels, weight.dtype)
+
+
+def _divide_clip(
+    additions: Additions, clip: ir.Node, scale: NDArray[np.float64], kind: np.dtype[np.generic]
+) -> None:
+    """Puts a Clip with an end for each channel in the place of one with an end for all."""
+    value, result = clip.inputs[0], clip.outputs[0]
+    assert value is not None
+    steps: list[ir.Node] = []
+    for op_type, ends in _steps(ends_of(clip), scale, kind):
+        given = [] if ends is None else [additions.constant(f"{clip.name}_{op_type}", ends)]
+        step = ir.node(op_type, [value, *given], name=f"{clip.name}_{op_type}")
+        value = step.outputs[0]
+        value.name, value.type, value.shape = (
+            additions.name(f"{result.name}_{op_type}"),
+            result.type,
+            result.shape,
+        )
+        steps.append(step)
+    additions.graph.insert_before(clip, steps)
+    result.replace_all_uses_with(value)
+    additions.graph.remove(clip, safe=True)
+
+
+def _steps(
+    ends: tuple[float, float], scale: NDArray[np.float64], kind: np.dtype[np.generic]
+) -> Iterator[tuple[str, NDArray[np.generic] | None]]:
+    """Yields the nodes of a divided Clip, with their constants; no end lies beyond the largest number."""
+    largest = float(ml_dtypes.finfo(kind).max)  # type: ignore[no-untyped-call]
+    low, high = ends
+    if low == 0:
+        yield "Relu", None
+    elif low > -largest:
+        yield "Max", np.clip(low / scale, -largest, largest).astype(kind)
+    if high < largest:
+        yield "Min", np.clip(high / scale, -largest, largest).astype(kind)

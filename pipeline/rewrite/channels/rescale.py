@@ -1,0 +1,188 @@
+"""Activations whose channels are brought to one range before one scale quantizes them all."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from trtq.calibrators.ranges import Channels, Range, Ranges
+from trtq.pipeline.graph.fold import Additions
+from trtq.pipeline.graph.placement import Placement, QuantizedNode, QuantizedWeight
+from trtq.pipeline.rewrite.channels.operands import add_to_bias, by_input, constant, output_of
+from trtq.pipeline.rewrite.channels.producers import divide_outputs, foldable_producer
+from trtq.pipeline.rewrite.channels.statistics import channel_readers
+
+Reader = tuple[QuantizedNode, ir.Node]
+
+
+@dataclass(frozen=True, slots=True)
+class Rescaled:
+    """A float graph that computes the same on rescaled tensors, and its placement and ranges.
+
+    Attributes:
+        model: The graph.
+        placement: Of the graph.
+        ranges: Of the graph, with those of the rescaled tensors.
+        names: Of the rescaled tensors, by what each was called before.
+    """
+
+    model: ir.Model
+    placement: Placement
+    ranges: Ranges
+    names: Mapping[str, str] = field(default_factory=dict)
+
+
+def rescale(model: ir.Model, placement: Placement, ranges: Ranges) -> Rescaled:
+    """Returns the graph with every tensor of `ranges.channels` that has scales shifted and divided by them.
+
+    With x' = (x - c) / s by channel, a layer W x + b is W s x' + (b + W c): the same in floats, but one scale
+    quantizes all channels of x' alike, and the weights have a scale for each output channel anyway
+    (SmoothQuant, Xiao et al., arXiv 2211.10438; with shifts Outlier Suppression+, Wei et al., arXiv
+    2304.09145). Where the tensor comes from a convolution or matrix product, directly or through a ReLU or
+    ReLU6 (`foldable_producer`), and nothing else reads it, that one's weights and bias take the division
+    (cross-layer equalization, Nagel et al., arXiv 1906.04721, section 4.1; there ReLU6 becomes ReLU, here it
+    keeps its bound); else it stands in the graph, as one Mul and at most one Sub.
+
+    Args:
+        model: The float graph; it is not changed.
+        placement: Which inputs are quantized.
+        ranges: With the channels.
+    """
+    wanted = {name: item for name, item in ranges.channels.items() if item.scale}
+    if not wanted:
+        return Rescaled(model, placement, ranges)
+    result = model.clone()
+    readers, additions = channel_readers(result, placement), Additions(result.graph)
+    renamed: dict[str, str] = {}
+    tensors, channels = dict(ranges.tensors), dict(ranges.channels)
+    beyond = dict(ranges.beyond_fp16)
+    for tensor, item in wanted.items():
+        del channels[tensor]
+        if tensor not in readers:
+            continue
+        made = str(_rescale_tensor(additions, tensor, item, readers[tensor], placement).name)
+        renamed[tensor] = made
+        if tensor in beyond:
+            beyond[made] = beyond[tensor]
+        tensors[made] = Range(item.amax, -item.amax, item.amax)
+        channels[made] = Channels(mean=_mean_after(item))
+    nodes = {node.name: node for node in result.graph}
+    quantized = tuple(_renamed(layer, nodes[layer.name], renamed) for layer in placement.quantized)
+    return Rescaled(
+        result,
+        Placement(quantized, placement.kept),
+        replace(ranges, tensors=tensors, channels=channels, beyond_fp16=beyond),
+        renamed,
+    )
+
+
+def _mean_after(item: Channels) -> tuple[float, ...]:
+    """Returns the means of the rescaled channels.
+
+    Where none are known but there are shifts, they are what zero becomes: then quantizing the weights costs
+    what it costs without shifts, and not the error of the weights times the shift.
+    """
+    if not item.mean and not item.shift:
+        return ()
+    means = np.asarray(item.mean or np.zeros(len(item.scale)))
+    shift = np.asarray(item.shift) if item.shift else 0.0
+    return tuple(float(value) for value in (means - shift) / np.asarray(item.scale))
+
+
+def _renamed(layer: QuantizedNode, node: ir.Node, names: Mapping[str, str]) -> QuantizedNode:
+    activations = tuple((index, names.get(name, name)) for index, name in layer.activations)
+    if layer.weight is None:
+        return replace(layer, activations=activations)
+    place, weight = layer.weight
+    tensor = str(_given(node, place).name)
+    return replace(layer, activations=activations, weight=(place, QuantizedWeight(tensor, weight.axis)))
+
+
+def _rescale_tensor(
+    additions: Additions, tensor: str, item: Channels, readers: Sequence[Reader], placement: Placement
+) -> ir.Value:
+    source = next(value for node_, value in _inputs_of(readers) if value.name == tensor)
+    scale = np.asarray(item.scale, np.float64)
+    shift = np.asarray(item.shift, np.float64) if any(item.shift) else None
+    nodes = [node for _, node in readers]
+    producer = None if shift is not None else foldable_producer(source, nodes, placement)
+    if producer is not None:
+        divide_outputs(additions, producer, scale)
+        (place, _), *_ = readers[0][0].activations
+        result = _given(readers[0][1], place)
+        result.name = additions.name(f"{tensor}_rescaled")
+    else:
+        result = _insert(additions, source, readers[0][1], scale, shift)
+    weights: dict[str, ir.Value] = {}
+    for layer, node in readers:
+        assert layer.weight is not None
+        old = _given(node, 1)
+        values = constant(old).astype(np.float64)
+        if shift is not None:
+            add_to_bias(additions, node, output_of(values, shift, node))
+        key = f"{old.name} {_shape_of(node)}"
+        if key not in weights:
+            scaled = (values * by_input(scale, node)).astype(constant(old).dtype)
+            weights[key] = additions.constant(f"{old.name}_rescaled", scaled)
+        node.replace_input_with(layer.activations[0][0], result)
+        node.replace_input_with(1, weights[key])
+    _drop_unused(additions.graph)
+    return result
+
+
+def _given(node: ir.Node, place: int) -> ir.Value:
+    value = node.inputs[place]
+    assert value is not None
+    return value
+
+
+def _inputs_of(readers: Sequence[Reader]) -> list[tuple[ir.Node, ir.Value]]:
+    return [(node, value) for _, node in readers for value in node.inputs if value is not None]
+
+
+def _shape_of(node: ir.Node) -> str:
+    """Returns what tells how a weight meets the channels."""
+    attributes = ("group", "transB")
+    return " ".join(str(node.attributes[name].as_int()) for name in attributes if name in node.attributes)
+
+
+def _insert(
+    additions: Additions,
+    source: ir.Value,
+    reader: ir.Node,
+    scale: NDArray[np.float64],
+    shift: NDArray[np.float64] | None,
+) -> ir.Value:
+    """Returns (source - shift) / scale, computed by nodes behind the tensor's producer."""
+    rank = constant(reader.inputs[1]).ndim
+    shape = (-1, *(1,) * (rank - 2)) if reader.op_type == "Conv" else (-1,)
+    kind = constant(reader.inputs[1]).dtype
+    steps = [] if shift is None else [("Sub", shift, "shift")]
+    steps.append(("Mul", 1.0 / scale, "factor"))
+    nodes: list[ir.Node] = []
+    value = source
+    for op_type, numbers, word in steps:
+        given = additions.constant(f"{source.name}_{word}", numbers.reshape(shape).astype(kind))
+        node = ir.node(op_type, [value, given], name=f"{source.name}_{op_type}")
+        value = node.outputs[0]
+        value.name = additions.name(
+            f"{source.name}_{word}ed" if op_type == "Sub" else f"{source.name}_rescaled"
+        )
+        value.type, value.shape = source.type, source.shape
+        nodes.append(node)
+    producer = source.producer()
+    if producer is not None:
+        additions.graph.insert_after(producer, nodes)
+    else:
+        additions.graph.insert_before(additions.graph[0], nodes)
+    return value
+
+
+def _drop_unused(graph: ir.Graph) -> None:
+    for name, value in list(graph.initializers.items()):
+        if not value.uses() and not value.is_graph_output():
+            del graph.initializers[name]

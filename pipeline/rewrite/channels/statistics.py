@@ -1,0 +1,165 @@
+"""What the channels of the quantized activations are like: one pass that takes three numbers of each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from trtq.calibrators.batches import Batches
+from trtq.calibrators.observe import Progress
+from trtq.calibrators.survey import values_made
+from trtq.models.session import open_session, run
+from trtq.pipeline.graph.placement import Placement, QuantizedNode
+from trtq.pipeline.rewrite.channels.operands import has_input_channels, num_input_channels
+
+_FLOAT32 = ir.DataType.FLOAT
+_REDUCTIONS = ("ReduceMin", "ReduceMax", "ReduceMean")
+_AXES_AS_INPUT = 18
+
+
+@dataclass(frozen=True, slots=True)
+class ChannelStatistics:
+    """The extremes and the mean of each channel of one tensor.
+
+    Attributes:
+        minimum: float64, shape (channels,).
+        maximum: float64, shape (channels,).
+        mean: float64, shape (channels,); of the means of the feeds.
+        num_feeds: How many feeds they are of.
+    """
+
+    minimum: NDArray[np.float64]
+    maximum: NDArray[np.float64]
+    mean: NDArray[np.float64]
+    num_feeds: int = 1
+
+    def merged(self, other: ChannelStatistics) -> ChannelStatistics:
+        """Returns the statistics of both."""
+        total = self.num_feeds + other.num_feeds
+        return ChannelStatistics(
+            np.minimum(self.minimum, other.minimum),
+            np.maximum(self.maximum, other.maximum),
+            (self.mean * self.num_feeds + other.mean * other.num_feeds) / total,
+            total,
+        )
+
+
+def channel_readers(
+    model: ir.Model, placement: Placement
+) -> dict[str, tuple[tuple[QuantizedNode, ir.Node], ...]]:
+    """Returns the quantized layers of each activation whose channels may be treated apart.
+
+    Every quantized reader must be a layer with a weight that can be scaled by the same channels, and that
+    weight may meet no other activation: else it would be needed twice.
+    """
+    nodes = {node.name: node for node in model.graph}
+    found: dict[str, list[tuple[QuantizedNode, ir.Node]]] = {}
+    refused: set[str] = set()
+    for layer in placement.quantized:
+        node = nodes[layer.name]
+        for _, tensor in layer.activations:
+            if has_input_channels(layer, node) and _is_own(node.inputs[1], tensor):
+                found.setdefault(tensor, []).append((layer, node))
+            else:
+                refused.add(tensor)
+    return {
+        tensor: tuple(readers)
+        for tensor, readers in found.items()
+        if tensor not in refused
+        and len({(node.op_type == "Conv", num_input_channels(node)) for _, node in readers}) == 1
+    }
+
+
+def _is_own(weight: ir.Value | None, tensor: str) -> bool:
+    assert weight is not None
+    return all(user.inputs[0] is not None and user.inputs[0].name == tensor for user, _ in weight.uses())
+
+
+def observe_channels(
+    model: ir.Model, placement: Placement, batches: Batches, progress: Progress = lambda _: None
+) -> tuple[Mapping[str, ChannelStatistics], Mapping[str, ChannelStatistics]]:
+    """Returns the statistics of the channels over the even and over the odd feeds, by tensor.
+
+    The reductions run inside the session: no tensor leaves it.
+
+    Raises:
+        DataError: The data does not fit.
+        ModelError: ONNX Runtime cannot run the model.
+    """
+    readers = channel_readers(model, placement)
+    tapped, outputs = _tapped(model, {name: found[0][1] for name, found in readers.items()})
+    session = open_session(tapped, optimize=True)
+    wanted = [name for group in outputs.values() for name in group]
+    halves: tuple[dict[str, ChannelStatistics], dict[str, ChannelStatistics]] = ({}, {})
+    inputs = [str(value.name) for value in model.graph.inputs]
+    for index, feed in enumerate(batches):
+        arrays = {name: feed.arrays[name] for name in inputs}
+        found = dict(zip(wanted, run(session, wanted, arrays), strict=True)) if wanted else {}
+        half = halves[index % 2]
+        for name, group in outputs.items():
+            low, high, mean = (found[output].astype(np.float64).reshape(-1) for output in group)
+            seen = ChannelStatistics(low, high, mean)
+            half[name] = half[name].merged(seen) if name in half else seen
+        progress(feed.num_samples)
+    return halves
+
+
+def _tapped(model: ir.Model, readers: Mapping[str, ir.Node]) -> tuple[ir.Model, dict[str, tuple[str, ...]]]:
+    """Returns a clone whose only outputs are the reductions of the tensors, three each."""
+    tapped = model.clone()
+    values = {str(value.name): value for value in tapped.graph.inputs}
+    values |= values_made(tapped)
+    tapped.graph.outputs.clear()
+    opset = tapped.opset_imports.get("", 1)
+    outputs: dict[str, tuple[str, ...]] = {}
+    for name, reader in readers.items():
+        prefix = f"trtq_channels_{len(outputs)}"
+        flat = _flat(tapped, values[name], reader, prefix)
+        axes = [0, *range(2, _rank(reader))] if reader.op_type == "Conv" else [0]
+        group = []
+        for kind in _REDUCTIONS:
+            node = _reduction(tapped, kind, flat, axes, opset)
+            node.outputs[0].name = f"{prefix}_{kind}"
+            node.outputs[0].type = ir.TensorType(_FLOAT32)
+            tapped.graph.append(node)
+            tapped.graph.outputs.append(node.outputs[0])
+            group.append(f"{prefix}_{kind}")
+        outputs[name] = tuple(group)
+    return tapped, outputs
+
+
+def _rank(reader: ir.Node) -> int:
+    weight = reader.inputs[1]
+    assert weight is not None
+    assert weight.shape is not None
+    return len(weight.shape)
+
+
+def _flat(model: ir.Model, value: ir.Value, reader: ir.Node, prefix: str) -> ir.Value:
+    """Returns the tensor in FP32, and as a matrix with the channels last unless a Conv reads it."""
+    cast = ir.node("Cast", [value], {"to": int(_FLOAT32)}, name=f"{prefix}_Cast")
+    cast.outputs[0].name = f"{prefix}_float"
+    model.graph.append(cast)
+    if reader.op_type == "Conv":
+        return cast.outputs[0]
+    shape = ir.tensor(np.array([-1, num_input_channels(reader)], np.int64), name=f"{prefix}_shape")
+    target = ir.Value(name=f"{prefix}_shape", const_value=shape, type=ir.TensorType(ir.DataType.INT64))
+    model.graph.initializers.add(target)
+    reshape = ir.node("Reshape", [cast.outputs[0], target], name=f"{prefix}_Reshape")
+    reshape.outputs[0].name = f"{prefix}_matrix"
+    model.graph.append(reshape)
+    return reshape.outputs[0]
+
+
+def _reduction(model: ir.Model, kind: str, value: ir.Value, axes: list[int], opset: int) -> ir.Node:
+    name = f"{value.name}_{kind}"
+    if opset < _AXES_AS_INPUT:
+        return ir.node(kind, [value], {"axes": axes, "keepdims": 0}, name=name)
+    tensor = ir.tensor(np.array(axes, np.int64), name=f"{name}_axes")
+    given = ir.Value(name=f"{name}_axes", const_value=tensor, type=ir.TensorType(ir.DataType.INT64))
+    model.graph.initializers.add(given)
+    return ir.node(kind, [value, given], {"keepdims": 0}, name=name)

@@ -1,0 +1,200 @@
+"""From a graph and the weights that were chosen to one that holds these weights in few bits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Literal
+
+import onnx_ir as ir
+
+from trtq.models.tensors import require_finite, values_of
+from trtq.pipeline.formats.fp8 import quantize_fp8
+from trtq.pipeline.formats.int4 import quantize_int4
+from trtq.pipeline.formats.int8 import quantize_int8
+from trtq.pipeline.formats.nf4 import quantize_nf4
+from trtq.pipeline.formats.scheme import WeightScheme
+from trtq.pipeline.graph.fold import unique_name
+from trtq.pipeline.rewrite.weights.choose import ChosenWeight
+from trtq.pipeline.rewrite.weights.forms import Chain, dequantized, doubly_looked_up, looked_up, matmul_bnb4
+from trtq.pipeline.rewrite.weights.layout import Codes, Form, Part, form_of, parts_of, tensors_of
+
+Runtime = Literal["tensorrt", "onnxruntime"]
+"""Who runs the result."""
+Tensors = tuple[ir.TensorProtocol, ...]
+
+
+def quantize_weights(
+    model: ir.Model,
+    source: ir.Model,
+    chosen: Sequence[ChosenWeight],
+    scheme: WeightScheme,
+    *,
+    runtime: Runtime = "tensorrt",
+    known: Mapping[str, Codes] | None = None,
+) -> ir.Model:
+    """Returns the model with the chosen weights in few bits; activations are untouched.
+
+    A weight that lies in another file is read and quantized when the result is saved, so that one is in
+    memory at a time.
+
+    Args:
+        model: The graph, perhaps computing in FP16 already; it is not changed.
+        source: The float graph with the weights as they were, under the same names of nodes.
+        chosen: What `choose_weights` returned for the source.
+        scheme: The format.
+        runtime: For ONNX Runtime, NF4 products are MatMulBnb4.
+        known: Codes that were found already (GPTQ), by the weight's name.
+    """
+    result = model.clone()
+    result.ir_version = max(result.ir_version, 10)  # the first with INT4
+    nodes = {str(node.name): node for node in result.graph}
+    for weight in chosen:
+        tensor = source.graph.initializers[weight.tensor].const_value
+        assert tensor is not None
+        codes = (known or {}).get(weight.tensor)
+        for dtype, readers in _by_dtype(nodes, weight).items():
+            bnb4 = runtime == "onnxruntime" and dtype is ir.DataType.FLOAT and _takes_bnb4(readers)
+            form = form_of(scheme, bnb4=bnb4)
+            parts = parts_of(weight, scheme, dtype, form)
+            tensors = _tensors(tensor, weight, scheme, codes, parts, form)
+            _replace(result.graph, weight, readers, dtype, tensors, form)
+    _drop_unused(result.graph)
+    return result
+
+
+def codes_of(values: ir.TensorProtocol, weight: ChosenWeight, scheme: WeightScheme, dtype: str) -> Codes:
+    """Returns the weight's codes and scales.
+
+    Args:
+        values: The weight.
+        weight: How it was chosen.
+        scheme: The format; its method is "rtn" or "mse".
+        dtype: Which the scales must survive: "float32", "float16" or "bfloat16".
+
+    Raises:
+        ModelError: The weight is not finite.
+    """
+    array = values_of(values)
+    require_finite(array, weight.tensor)
+    if scheme.format == "int8":
+        return quantize_int8(array, weight.axis, dtype)
+    if scheme.format == "fp8":
+        return quantize_fp8(array, weight.axis, dtype)
+    assert weight.axis is not None
+    if scheme.format == "nf4":
+        return quantize_nf4(array, weight.axis, weight.block_size)
+    return quantize_int4(array, weight.axis, weight.block_size, dtype, scheme.method)
+
+
+def _by_dtype(
+    nodes: Mapping[str, ir.Node], weight: ChosenWeight
+) -> dict[ir.DataType, list[tuple[ir.Node, int]]]:
+    """Returns the readers and the places of the weight in them, by the dtype in which they take it."""
+    found: dict[ir.DataType, list[tuple[ir.Node, int]]] = {}
+    for reader in weight.readers:
+        node = nodes[reader.node]
+        value = node.inputs[reader.place]
+        assert value is not None
+        assert value.dtype is not None
+        found.setdefault(value.dtype, []).append((node, reader.place))
+    return found
+
+
+def _takes_bnb4(readers: Sequence[tuple[ir.Node, int]]) -> bool:
+    return all(node.op_type == "MatMul" and place == 1 for node, place in readers)
+
+
+def _replace(
+    graph: ir.Graph,
+    weight: ChosenWeight,
+    readers: Sequence[tuple[ir.Node, int]],
+    dtype: ir.DataType,
+    tensors: Tensors,
+    form: Form,
+) -> None:
+    """Gives the readers the weight in its form, or products in their place."""
+    first = min((node for node, _ in readers), key=list(graph).index)
+    chain = Chain(graph, first, unique_name(graph, f"{weight.tensor}_{dtype.name.lower()}_quantized"))
+    names = (
+        ("codes", "scale") if form != "double" else ("codes", "absmax_codes", "absmax_scale", "absmax_offset")
+    )
+    values = [chain.constant(name, tensor) for name, tensor in zip(names, tensors, strict=True)]
+    if form == "bnb4":
+        for node, _ in readers:
+            own = Chain(graph, node, chain.stem)
+            result = matmul_bnb4(own, weight, node, *values)
+            _take_place(graph, node, result)
+        return
+    if form == "double":
+        magnitudes = doubly_looked_up(Chain(graph, first, f"{chain.stem}/absmax"), weight, *values[1:])
+        values = [values[0], chain.converted(magnitudes, dtype, "Magnitudes")]
+    if form == "linear":
+        new = dequantized(chain, weight, *values)
+    else:
+        new = looked_up(chain, weight, values[0], values[1], after=_activation(first, dict(readers)[first]))
+    for node, place in readers:
+        node.replace_input_with(place, new)
+
+
+def _activation(node: ir.Node, place: int) -> ir.Value | None:
+    """Returns what a product multiplies its weight with; None for an embedding."""
+    return None if node.op_type == "Gather" else node.inputs[1 - place]
+
+
+def _take_place(graph: ir.Graph, node: ir.Node, result: ir.Value) -> None:
+    """Puts a value in the place of a node's only output, whose name it takes."""
+    old = node.outputs[0]
+    old.replace_all_uses_with(result, replace_graph_outputs=True)
+    old.name, result.name = None, old.name
+    graph.remove(node, safe=True)
+
+
+def _tensors(
+    source: ir.TensorProtocol,
+    weight: ChosenWeight,
+    scheme: WeightScheme,
+    codes: Codes | None,
+    parts: Sequence[Part],
+    form: Form,
+) -> Tensors:
+    """Returns the constants of a weight; of one that lies in another file when they are read."""
+    dtype = parts[1].dtype.numpy().name if form == "linear" else "float32"
+
+    def make() -> Tensors:
+        found = codes if codes is not None else codes_of(source, weight, scheme, dtype)
+        return tensors_of(found, weight, parts, form)
+
+    if codes is not None or not isinstance(source, ir.ExternalTensor):
+        return make()
+    once = _Once(make)
+    return tuple(
+        ir.LazyTensor(once.taker(index), part.dtype, ir.Shape(part.shape)) for index, part in enumerate(parts)
+    )
+
+
+class _Once:
+    """Makes the constants of one weight when the first is read, and forgets each as it is handed out.
+
+    They are read one after another when the model is saved, so that the work is done once and one weight is
+    in memory.
+    """
+
+    def __init__(self, make: Callable[[], Tensors]) -> None:
+        self._make = make
+        self._left: dict[int, ir.TensorProtocol] = {}
+
+    def taker(self, index: int) -> Callable[[], ir.TensorProtocol]:
+        """Returns the function that hands out one of them."""
+
+        def take() -> ir.TensorProtocol:
+            if index not in self._left:
+                self._left = dict(enumerate(self._make()))
+            return self._left.pop(index)
+
+        return take
+
+
+def _drop_unused(graph: ir.Graph) -> None:
+    for name, value in list(graph.initializers.items()):
+        if not value.uses() and not value.is_graph_output():
+            del graph.initializers[name]

@@ -1,0 +1,122 @@
+"""What GPTQ needs of the data: how the inputs of a product depend on each other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from trtq.calibrators.batches import Batches
+from trtq.calibrators.survey import values_made
+from trtq.errors import DataError
+from trtq.models.session import open_session, run
+from trtq.models.tensors import require_finite, values_of
+from trtq.pipeline.formats.scheme import WeightScheme
+from trtq.pipeline.rewrite.weights.choose import ChosenWeight
+from trtq.pipeline.rewrite.weights.gptq import Gram, quantize_gptq
+from trtq.pipeline.rewrite.weights.layout import Codes
+
+_MOST_BYTES = 1 << 30
+"""Of Gram matrices in memory at a time; a model with more of them is run over the data again."""
+
+
+def gptq_codes(
+    model: ir.Model, chosen: Sequence[ChosenWeight], scheme: WeightScheme, batches: Batches, dtype: str
+) -> dict[str, Codes]:
+    """Returns INT4 codes of the weights of products by GPTQ, by the weight's name; not of embeddings.
+
+    Args:
+        model: The float graph; it is not changed.
+        chosen: What `choose_weights` returned for it.
+        scheme: The format.
+        batches: The data, checked against the model.
+        dtype: Which the scales must survive: "float32", "float16" or "bfloat16".
+
+    Raises:
+        DataError: The data does not fit.
+        ModelError: ONNX Runtime cannot run the model, or a weight is not finite.
+    """
+    found: dict[str, Codes] = {}
+    inputs = {weight.tensor: source for weight in chosen if (source := _input_of(model, weight)) is not None}
+    for group in _groups([weight for weight in chosen if weight.tensor in inputs], inputs):
+        grams = gram_matrices(model, [inputs[weight.tensor] for weight in group], batches)
+        for weight in group:
+            tensor = model.graph.initializers[weight.tensor].const_value
+            assert tensor is not None
+            values, gram = values_of(tensor), grams[inputs[weight.tensor]]
+            require_finite(values, weight.tensor)
+            rows_first = values if weight.axis == 0 else values.T
+            codes, scales = quantize_gptq(rows_first, gram, weight.block_size, dtype)
+            found[weight.tensor] = (codes, scales) if weight.axis == 0 else (codes.T, scales.T)
+    return found
+
+
+def gram_matrices(model: ir.Model, tensors: Sequence[str], batches: Batches) -> Mapping[str, Gram]:
+    """Returns X^T X of each tensor over all the data, taken as rows of its last axis; float32.
+
+    Args:
+        model: The float graph; it is not changed.
+        tensors: Names of its tensors.
+        batches: The data.
+
+    Raises:
+        DataError: A product of two values is not finite.
+    """
+    wanted = list(dict.fromkeys(tensors))
+    tapped = model.clone()
+    present = {value.name for value in (*tapped.graph.outputs, *tapped.graph.inputs)}
+    made = values_made(tapped)
+    tapped.graph.outputs.extend(made[name] for name in wanted if name not in present)
+    session = open_session(tapped, optimize=True)
+    names = [str(value.name) for value in model.graph.inputs]
+    grams: dict[str, NDArray[Any]] = {}
+    counts = dict.fromkeys(wanted, 0)
+    for feed in batches:
+        arrays = {name: feed.arrays[name] for name in names}
+        computed = [name for name in wanted if name not in arrays]
+        found = run(session, computed, arrays) if computed else []  # none named would be all
+        values = arrays | dict(zip(computed, found, strict=True))
+        for name in wanted:
+            rows = values[name].reshape(-1, values[name].shape[-1]).astype(np.float32, copy=False)
+            with np.errstate(over="ignore", invalid="ignore"):
+                grams[name] = grams.get(name, np.float32(0)) + rows.T @ rows
+            counts[name] += len(rows)
+            if not np.isfinite(grams[name]).all():
+                raise DataError(
+                    f"tensor {name!r} has values in {feed.source} that are not finite, or so large that "
+                    f"their products are not; GPTQ needs finite products: look at the data, or take "
+                    f"--weight-method mse"
+                )
+    return {name: Gram(products, counts[name]) for name, products in grams.items()}
+
+
+def _input_of(model: ir.Model, weight: ChosenWeight) -> str | None:
+    """Returns the activation that the weight is multiplied with from the right, if it is one."""
+    by_name = {str(node.name): node for node in model.graph}
+    sources: set[str | None] = set()
+    for reader in weight.readers:
+        node = by_name[reader.node]
+        flipped = "transA" in node.attributes and node.attributes["transA"].as_int() == 1
+        source = node.inputs[0]
+        usable = reader.op_type in ("MatMul", "Gemm") and reader.place == 1 and not flipped
+        sources.add(str(source.name) if usable and source is not None else None)
+    return next(iter(sources)) if len(sources) == 1 else None
+
+
+def _groups(weights: Sequence[ChosenWeight], inputs: Mapping[str, str]) -> Iterator[list[ChosenWeight]]:
+    """Yields the weights in groups whose Gram matrices fit into memory together."""
+    group: list[ChosenWeight] = []
+    sizes: dict[str, int] = {}
+    for weight in weights:
+        assert weight.axis is not None
+        size = 4 * weight.shape[weight.axis] ** 2
+        if group and inputs[weight.tensor] not in sizes and sum(sizes.values()) + size > _MOST_BYTES:
+            yield group
+            group, sizes = [], {}
+        group.append(weight)
+        sizes[inputs[weight.tensor]] = size
+    if group:
+        yield group

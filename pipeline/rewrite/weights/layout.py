@@ -1,0 +1,115 @@
+"""The constants that hold one weight in few bits: which they are, how large, and what is in them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from trtq.pipeline.formats.blocks import pack_nibbles, scales_shape, swap_nibbles
+from trtq.pipeline.formats.double import GROUP, quantize_absmax
+from trtq.pipeline.formats.scheme import WeightScheme
+from trtq.pipeline.rewrite.weights.choose import ChosenWeight
+
+Form = Literal["linear", "lookup", "double", "bnb4"]
+"""DequantizeLinear; NF4 as a look-up; the same with double quantization; ONNX Runtime's MatMulBnb4."""
+Codes = tuple[NDArray[Any], NDArray[np.float32]]
+"""Codes of the weight's shape, and scales as DequantizeLinear has them (for NF4: magnitudes)."""
+_FLOAT, _INT4, _INT8, _UINT8 = ir.DataType.FLOAT, ir.DataType.INT4, ir.DataType.INT8, ir.DataType.UINT8
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One constant."""
+
+    name: str
+    dtype: ir.DataType
+    shape: tuple[int, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Its size; two INT4 are one byte."""
+        return math.ceil(math.prod(self.shape) * self.dtype.bitwidth / 8)
+
+
+def form_of(scheme: WeightScheme, *, bnb4: bool = False) -> Form:
+    """Returns the form; `bnb4` if MatMulBnb4 can be had, which knows no double quantization."""
+    if scheme.format != "nf4":
+        return "linear"
+    return "double" if scheme.double_quantization else "bnb4" if bnb4 else "lookup"
+
+
+def parts_of(weight: ChosenWeight, scheme: WeightScheme, dtype: ir.DataType, form: Form) -> tuple[Part, ...]:
+    """Returns the constants that depend on the weight; what all have (codebooks, shapes) is not among them.
+
+    Args:
+        weight: What is held.
+        scheme: Its format.
+        dtype: The float dtype that the weight has for its reader.
+        form: How it is held.
+    """
+    shape, axis, block = weight.shape, weight.axis, weight.block_size
+    if scheme.is_per_channel:
+        codes_dtype = _INT8 if scheme.format == "int8" else ir.DataType.FLOAT8E4M3FN
+        return Part("codes", codes_dtype, shape), Part("scale", dtype, () if axis is None else (shape[axis],))
+    assert axis is not None
+    scales = scales_shape(shape, axis, block)
+    if form == "linear":
+        return Part("codes", _INT4, shape), Part("scale", dtype, scales)
+    count = math.prod(scales)
+    if form == "bnb4":
+        return Part("codes", _UINT8, (math.prod(shape) // 2,)), Part("absmax", _FLOAT, (count,))
+    codes = Part("codes", _INT4, parted(scales, axis, block))
+    if form == "lookup":
+        return codes, Part("absmax", dtype, parted(scales, axis, 1))
+    groups = math.ceil(count / GROUP)
+    return (
+        codes,
+        Part("absmax_codes", _INT8, (groups, GROUP)),
+        Part("absmax_scale", _FLOAT, (groups, 1)),
+        Part("absmax_offset", _FLOAT, ()),
+    )
+
+
+def parted(scales: Sequence[int], axis: int, block: int) -> tuple[int, ...]:
+    """Returns the shape with the blocked axis as two: (blocks, block)."""
+    return (*scales[: axis + 1], block, *scales[axis + 1 :])
+
+
+def tensors_of(
+    codes: Codes, weight: ChosenWeight, parts: Sequence[Part], form: Form
+) -> tuple[ir.TensorProtocol, ...]:
+    """Returns the content of the constants, in the order of `parts_of`."""
+    values, scales = codes
+    arrays: tuple[NDArray[Any], ...] = (values, scales)
+    if form == "lookup":
+        arrays = (pack_nibbles(values ^ 8), scales)
+    elif form == "bnb4":
+        ours, theirs = _as_bitsandbytes(values, scales, weight)
+        arrays = (swap_nibbles(pack_nibbles(ours)), theirs)
+    elif form == "double":
+        again = quantize_absmax(_as_bitsandbytes(values, scales, weight)[1])
+        padded = np.zeros(len(again.scales) * GROUP, np.int8)
+        padded[: again.codes.size] = (again.codes ^ 128).view(np.int8)
+        arrays = (pack_nibbles(values ^ 8), padded, again.scales, np.asarray(again.offset))
+    elif parts[0].dtype is _INT4:
+        arrays = (pack_nibbles(values), scales)
+    return tuple(_tensor(array, part) for array, part in zip(arrays, parts, strict=True))
+
+
+def _as_bitsandbytes(values: NDArray[Any], scales: NDArray[Any], weight: ChosenWeight) -> Codes:
+    """Returns codes and magnitudes in the order of a weight of (out, in), block after block."""
+    if weight.axis == 0:
+        values, scales = values.T, scales.T
+    return np.ascontiguousarray(values), np.ascontiguousarray(scales)
+
+
+def _tensor(array: NDArray[Any], part: Part) -> ir.TensorProtocol:
+    if part.dtype is _INT4:
+        return ir.PackedTensor(array, _INT4, shape=part.shape)
+    return ir.tensor(array.reshape(part.shape).astype(part.dtype.numpy()))

@@ -1,0 +1,25 @@
+"""Whether a build folder is what was built: every byte of it, and who signed it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from trtq.pipeline.deliver.integrity import Integrity, examine_folder, signed_content
+
+
+def verify(folder: Path | str, *, key: Path | str | None = None) -> Integrity:
+    """Returns how a build folder compares with its manifest; every file is read and hashed again.
+
+    Args:
+        folder: Of a build.
+        key: A public Ed25519 key in PEM that must have signed it; None: signatures are not checked.
+
+    Raises:
+        ArtifactError: The folder is no build, its manifest cannot be read or is of another schema, a file
+            cannot be read, or the key is given and has not signed it.
+        UsageError: The key cannot be used.
+        MissingDependency: A key is given and `cryptography` is not installed.
+    """
+    folder = Path(folder)
+    content = signed_content(folder, key)
+    return examine_folder(folder, content, is_checked=key is not None)

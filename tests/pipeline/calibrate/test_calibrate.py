@@ -1,0 +1,271 @@
+"""Statistics from stage to stage: saved, in parts, and after a real kill -9."""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from trtq.calibrators import METHODS, arrays
+from trtq.calibrators.ranges import ranges_to_json, read_ranges
+from trtq.calibrators.statistics_file import merge_statistics, read_statistics, statistics_to_bytes
+from trtq.errors import ArtifactError, MissingDependency, UsageError
+from trtq.models.demo import write_demo
+from trtq.models.spec import CalibrationSpec, LayerSpec, ModelSpec, QuantizationSpec
+from trtq.pipeline import calibrate as ranges
+from trtq.pipeline.calibrate import calibrate, observe, placed_in, ranges_of
+from trtq.pipeline.calibrate.data import PassSpec, spec_beside
+from trtq.pipeline.graph.load import Graph, load
+from trtq.progress import Log, Silent
+
+_MEMORY = 8 << 20
+"""Does for the histograms of the demo model, and not for all its tensors at a time."""
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("demo")
+    write_demo(folder)
+    return folder / "model.onnx"
+
+
+@pytest.fixture(scope="module")
+def spec(model: Path) -> ModelSpec:
+    found = spec_beside(model)
+    return replace(
+        found,
+        calibration=replace(found.calibration, samples=96, method="entropy"),
+        quantization=QuantizationSpec(repair=("none",)),
+    )
+
+
+@pytest.mark.parametrize("method", list(METHODS))
+def test_every_method_takes_from_statistics_what_it_takes_from_the_data(
+    model: Path, spec: ModelSpec, method: str, tmp_path: Path
+) -> None:
+    wanted = replace(spec, calibration=replace(spec.calibration, method=method))
+    (tmp_path / "s.npz").write_bytes(statistics_to_bytes(observe(model, spec=spec)))
+    seen = read_statistics(tmp_path / "s.npz")
+    assert placed_in(seen, model, spec=wanted) == tuple(seen.histograms)
+    assert ranges_to_json(ranges_of(seen, spec=wanted)) == ranges_to_json(calibrate(model, spec=wanted))
+
+
+def test_statistics_hold_no_rows_for_cross_entropy(model: Path, spec: ModelSpec) -> None:
+    wanted = replace(spec, calibration=replace(spec.calibration, method="cross-entropy"))
+    with pytest.raises(UsageError, match=r"cross-entropy needs the data: .* give --calib-data"):
+        ranges_of(observe(model, spec=spec), spec=wanted)
+
+
+@pytest.mark.parametrize("number", [2, 5, 15])
+def test_parts_join_to_the_ranges_of_one_pass_bit_for_bit(model: Path, spec: ModelSpec, number: int) -> None:
+    order = np.random.default_rng(number).permutation(number) + 1
+    parts = [observe(model, spec=spec, how=PassSpec(shard=(int(index), number))) for index in order]
+    merged = merge_statistics(parts, [str(index) for index in order])
+    assert ranges_to_json(ranges_of(merged, spec=spec)) == ranges_to_json(calibrate(model, spec=spec))
+
+
+def test_passes_over_the_data_give_what_one_pass_gives(model: Path, spec: ModelSpec) -> None:
+    log = Log(Silent())
+    in_passes = observe(model, spec=spec, how=PassSpec(memory_bytes=_MEMORY), watcher=log)
+    assert any("passes over the data" in note for note in log.notes)
+    assert in_passes == observe(model, spec=spec)
+
+
+_SCRIPT = """
+import os, signal
+from pathlib import Path
+import numpy as np
+
+def batches():
+    data = np.load({data!r})["image"][:96]
+    for index in range(12):
+        yield {{"image": data[8 * index : 8 * index + 8]}}
+        if str(index) == os.environ.get("DEADLY"):
+            os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def _calibrate(model: Path, folder: Path, output: str, deadly: int, *more: str) -> tuple[int, str]:
+    """Runs the command on a script that kills its process after this feed, as `kill -9` does."""
+    script = folder / "feeds.py"
+    script.write_text(_SCRIPT.format(data=str(model.parent / "calibration.npz")))
+    command = [sys.executable, "-c", "from trtq.cli import main; main()", "calibrate", str(model)]
+    command += ["--calib-data", f"{script}:batches", "--output", str(folder / output), *more]
+    environment = {**os.environ, "DEADLY": str(deadly)}
+    process = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    return process.returncode, process.stderr
+
+
+@pytest.mark.parametrize("memory", [(), ("--calib-memory", str(_MEMORY))])
+def test_after_kill_9_the_same_command_ends_with_the_identical_ranges(
+    model: Path, tmp_path: Path, memory: tuple[str, ...]
+) -> None:
+    assert _calibrate(model, tmp_path, "whole.json", -1)[0] == 0
+    checkpoint = tmp_path / "c.npz"
+    more = ("--checkpoint", str(checkpoint), "--checkpoint-seconds", "0", *memory)
+    assert _calibrate(model, tmp_path, "killed.json", 7, *more)[0] == -signal.SIGKILL
+    assert not (tmp_path / "killed.json").exists()
+    assert 0 < read_statistics(checkpoint).num_samples < 96
+    returncode, told = _calibrate(model, tmp_path, "again.json", -1, *more)
+    assert returncode == 0, told
+    assert f"note: going on from {checkpoint}: " in told
+    assert read_ranges(tmp_path / "again.json") == read_ranges(tmp_path / "whole.json")
+    assert not checkpoint.exists()
+
+
+def _checkpoint(model: Path, spec: ModelSpec, path: Path, shard: tuple[int, int] = (1, 1)) -> Path:
+    seen = observe(model, spec=spec, how=PassSpec(shard=shard))
+    path.write_bytes(statistics_to_bytes(replace(seen, feeds=dict.fromkeys(seen.histograms, 1))))
+    return path
+
+
+def test_a_checkpoint_of_other_data_is_refused(model: Path, spec: ModelSpec, tmp_path: Path) -> None:
+    path = _checkpoint(model, spec, tmp_path / "c.npz")
+    fewer = replace(spec, calibration=replace(spec.calibration, samples=40))
+    with pytest.raises(ArtifactError, match=r"c.npz is of another data than this pass: .*calibration.npz"):
+        observe(model, spec=fewer, how=PassSpec(checkpoint=path))
+    assert path.exists()
+
+
+def test_a_script_that_was_edited_is_other_data(model: Path, spec: ModelSpec, tmp_path: Path) -> None:
+    script = tmp_path / "feeds.py"
+    script.write_text(_SCRIPT.format(data=str(model.parent / "calibration.npz")))
+    run = replace(spec, calibration=replace(spec.calibration, data=f"{script}:batches", samples=16))
+    how, log = PassSpec(checkpoint=tmp_path / "c.npz"), Log(Silent())
+    seen = observe(model, spec=run, how=how, watcher=log)
+    assert log.warnings == [
+        f"{script}:batches must yield the same feeds every time; only that the script is unchanged is checked"
+    ]
+    assert observe(model, spec=run, how=how) == seen
+    longer = replace(run, calibration=replace(run.calibration, samples=24))
+    with pytest.raises(ArtifactError, match=r"c.npz is of another data than this pass: .*feeds.py:batches"):
+        observe(model, spec=longer, how=how)
+    with script.open("a") as file:
+        file.write("# edited")
+    with pytest.raises(ArtifactError, match=r"c.npz is of another data than this pass: .*feeds.py:batches"):
+        observe(model, spec=run, how=how)
+
+
+def test_a_checkpoint_goes_on_at_another_path_of_the_data(
+    model: Path, spec: ModelSpec, tmp_path: Path
+) -> None:
+    path = _checkpoint(model, spec, tmp_path / "c.npz")
+    seen = read_statistics(path)
+    moved = replace(seen, source=replace(seen.source, data="elsewhere.npz"))
+    path.write_bytes(statistics_to_bytes(moved))
+    assert observe(model, spec=spec, how=PassSpec(checkpoint=path)).num_samples > 0
+
+
+def test_a_checkpoint_of_other_tensors_is_refused(model: Path, spec: ModelSpec, tmp_path: Path) -> None:
+    path = _checkpoint(model, spec, tmp_path / "c.npz")
+    other = replace(spec, layers=LayerSpec(skip=(".*",)))
+    with pytest.raises(ArtifactError, match=r"is of other tensors than this pass: only .*c.npz has "):
+        observe(model, spec=other, how=PassSpec(checkpoint=path))
+
+
+def test_a_checkpoint_of_another_part_is_refused(model: Path, spec: ModelSpec, tmp_path: Path) -> None:
+    path = _checkpoint(model, spec, tmp_path / "c.npz", (1, 2))
+    with pytest.raises(ArtifactError, match=r"c.npz is of part 1 of the data, this pass is of part 2"):
+        observe(model, spec=spec, how=PassSpec(checkpoint=path, shard=(2, 2)))
+
+
+def test_a_checkpoint_that_is_whole_is_taken_as_it_is(model: Path, spec: ModelSpec, tmp_path: Path) -> None:
+    how = PassSpec(checkpoint=tmp_path / "c.npz")
+    seen = observe(model, spec=spec, how=how)
+    assert read_statistics(tmp_path / "c.npz") == seen  # it stays until the result is kept
+    log = Log(Silent())
+    assert observe(model, spec=spec, how=how, watcher=log) == seen
+    assert log.notes[-1] == f"{tmp_path / 'c.npz'} holds the whole pass: no data is read"
+
+
+def test_a_checkpoint_cannot_give_ranges(model: Path, spec: ModelSpec, tmp_path: Path) -> None:
+    seen = read_statistics(_checkpoint(model, spec, tmp_path / "c.npz"))
+    with pytest.raises(ArtifactError, match=r"^the statistics are of an interrupted pass"):
+        ranges_of(seen, spec=spec)
+
+
+def test_a_part_of_the_data_cannot_give_ranges(model: Path, spec: ModelSpec) -> None:
+    seen = observe(model, spec=spec, how=PassSpec(shard=(2, 3)))
+    with pytest.raises(ArtifactError, match=r"^the statistics lack part 1, 3 of 3 of the data; observe it"):
+        ranges_of(seen, spec=spec)
+
+
+def test_statistics_of_another_model_are_refused(model: Path, spec: ModelSpec) -> None:
+    seen = observe(model, spec=spec)
+    other = replace(seen, source=replace(seen.source, model_sha256="0" * 64))
+    with pytest.raises(ArtifactError, match=r"of another file than .*model.onnx: SHA-256 000000000000, not"):
+        placed_in(other, model, spec=spec)
+
+
+def test_statistics_of_fewer_tensors_are_refused_and_of_more_are_taken(model: Path, spec: ModelSpec) -> None:
+    seen = observe(model, spec=spec)
+    skipping = replace(spec, layers=LayerSpec(skip=(".*",)))
+    assert placed_in(seen, model, spec=skipping) == ()
+    with pytest.raises(ArtifactError, match=r"hold nothing of tensor .* made with other --skip"):
+        placed_in(replace(seen, histograms={}), model, spec=spec)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"device": "tpu"}, "the calibration device must be cpu or cuda, got 'tpu'"),
+        ({"shard": (4, 3)}, "a shard is a part and their number, such as 3/8, got 4/3"),
+        ({"shard": (0, 3)}, "a shard is a part and their number, such as 3/8, got 0/3"),
+        ({"memory_bytes": 0}, "the calibration memory must be at least 1 byte, got 0"),
+        ({"checkpoint_seconds": -1.0}, "the seconds between checkpoints must be a number, 0 or more, got -1"),
+        ({"checkpoint_seconds": math.nan}, "between checkpoints must be a number, 0 or more, got nan"),
+        ({"checkpoint_seconds": math.inf}, "between checkpoints must be a number, 0 or more, got inf"),
+    ],
+)
+def test_a_pass_that_makes_no_sense_is_refused(arguments: dict[str, object], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        PassSpec(**arguments)  # type: ignore[arg-type]
+
+
+def test_a_method_that_makes_no_sense_is_told_before_the_data_is_read(model: Path) -> None:
+    nothing = ModelSpec(calibration=CalibrationSpec(data="absent.npz", method="mse", num_bins=4))
+    with pytest.raises(UsageError, match="num_bins is no parameter"):
+        calibrate(model, spec=nothing)
+
+
+def test_cuda_that_is_not_there_is_told(
+    model: Path, spec: ModelSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
+    with pytest.raises(MissingDependency, match=r"needs ONNX Runtime's CUDAExecutionProvider, this one has"):
+        observe(model, spec=spec, how=PassSpec(device="cuda"))
+
+
+def test_a_part_that_is_empty_is_told(model: Path, spec: ModelSpec) -> None:
+    log = Log(Silent())
+    seen = observe(model, spec=spec, how=PassSpec(shard=(13, 13)), watcher=log)  # of 12 feeds
+    assert seen.num_samples == 0
+    assert any(text.startswith("part 13/13 of the data is empty: ") for text in log.warnings)
+
+
+def test_the_model_and_the_data_are_opened_once(
+    model: Path, spec: ModelSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[Path] = []
+    digest = arrays.file_digest
+
+    def count_load(path: Path, *, min_opset: int) -> Graph:
+        opened.append(path)
+        return load(path, min_opset=min_opset)
+
+    def count_digest(path: Path) -> str:
+        opened.append(path)
+        return digest(path)
+
+    monkeypatch.setattr(ranges, "load", count_load)
+    monkeypatch.setattr(arrays, "file_digest", count_digest)
+    calibrate(model, spec=spec)
+    assert sorted(opened) == sorted([model, Path(str(spec.calibration.data))])

@@ -1,0 +1,313 @@
+"""The first half of a build: which settings, which data, which method."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx.numpy_helper
+import onnx.parser
+import pytest
+from numpy.typing import NDArray
+
+from trtq.calibrators import Method
+from trtq.calibrators.batches import Batches
+from trtq.calibrators.entropy import Entropy
+from trtq.calibrators.estimate import estimate
+from trtq.calibrators.minmax import MinMax
+from trtq.calibrators.mse import Mse
+from trtq.calibrators.percentile import Percentile
+from trtq.errors import DataError, UsageError
+from trtq.models.preprocess import Preprocess
+from trtq.models.spec import (
+    AccuracySpec,
+    CalibrationSpec,
+    EvaluationSpec,
+    InputSpec,
+    LayerSpec,
+    ModelSpec,
+)
+from trtq.pipeline.calibrate.data import (
+    PassSpec,
+    calibration_data,
+    method_of,
+    observe_graph,
+    pass_of,
+    placement_of,
+    spec_beside,
+    warn_of_dead,
+    warn_of_preprocess,
+    warn_of_unmatched,
+)
+from trtq.pipeline.engine.profiles import GivenShapes
+from trtq.pipeline.engine.target import Target
+from trtq.pipeline.graph.load import Graph, load
+from trtq.progress import Silent
+
+
+class Warned(Silent):
+    """A watcher that remembers warnings and samples."""
+
+    def __init__(self) -> None:
+        self.warnings: list[str] = []
+        self.samples: list[int] = []
+        self.stages: list[tuple[str, int | None]] = []
+        self.notes: list[str] = []
+
+    def stage(self, text: str, total: int | None = None) -> None:
+        self.stages.append((text, total))
+
+    def advance(self, num_samples: int) -> None:
+        self.samples.append(num_samples)
+
+    def warn(self, text: str) -> None:
+        self.warnings.append(text)
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+
+@pytest.fixture
+def graph(tmp_path: Path) -> Graph:
+    model = onnx.parser.parse_model("""
+        <ir_version: 9, opset_import: ["" : 19]>
+        small (float[N,3,4,4] x) => (float[N,3,4,4] y) {
+          [first] h = Conv <kernel_shape = [1,1]> (x, w1)
+          [act] r = Relu (h)
+          [second] y = Conv <kernel_shape = [1,1]> (r, w2)
+        }""")
+    for name in ("w1", "w2"):
+        weight = np.eye(3, dtype=np.float32)[..., None, None]
+        model.graph.initializer.append(onnx.numpy_helper.from_array(weight, name))
+    onnx.save(model, tmp_path / "m.onnx")
+    return load(tmp_path / "m.onnx", min_opset=19)
+
+
+def samples(path: Path, **arrays: Any) -> str:
+    np.savez(path, **arrays)
+    return str(path)
+
+
+def images(count: int, value: float = 1.0) -> NDArray[np.float32]:
+    return np.full((count, 3, 4, 4), value, np.float32)
+
+
+# Settings
+
+
+def test_settings_of_the_models_own_name_come_first(tmp_path: Path) -> None:
+    (tmp_path / "model.toml").write_text("[accuracy]\nmin_cosine = 0.5\n")
+    assert spec_beside(tmp_path / "net.onnx").accuracy.min_cosine == 0.5
+    (tmp_path / "net.toml").write_text("[accuracy]\nmin_cosine = 0.75\n")
+    assert spec_beside(tmp_path / "net.onnx").accuracy.min_cosine == 0.75
+
+
+def test_without_settings_the_defaults_hold(tmp_path: Path) -> None:
+    assert spec_beside(tmp_path / "net.onnx") == ModelSpec()
+
+
+@pytest.mark.parametrize("name", [".", "/"])
+def test_a_path_without_a_name_has_no_settings(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert spec_beside(Path(name)).accuracy == AccuracySpec()
+
+
+@pytest.mark.parametrize(
+    ("spec", "method"),
+    [
+        (CalibrationSpec(), Entropy()),
+        (CalibrationSpec(method="minmax"), MinMax()),
+        (CalibrationSpec(method="mse"), Mse()),
+        (CalibrationSpec(method="cross-entropy", num_bins=1024), Entropy(num_bins=1024)),
+        (CalibrationSpec(method="percentile", percentile=99.0), Percentile(99.0)),
+    ],
+)
+def test_the_method_is_the_one_that_is_named(spec: CalibrationSpec, method: object) -> None:
+    assert method_of(spec) == method
+
+
+def test_an_unknown_method_is_refused_with_the_known_ones() -> None:
+    with pytest.raises(
+        UsageError, match=r"no calibration method 'max'; take auto, minmax, .*, cosine, cross-entropy"
+    ):
+        method_of(CalibrationSpec(method="max"))
+
+
+# Data
+
+
+def test_data_comes_in_batches_up_to_the_wanted_samples(graph: Graph, tmp_path: Path) -> None:
+    data = samples(tmp_path / "c.npz", x=images(10))
+    spec = ModelSpec(calibration=CalibrationSpec(data=data, batch_size=4, samples=8))
+    batches = calibration_data(graph, spec, Target(), random_data=False)
+    assert [feed.num_samples for feed in batches] == [4, 4]
+
+
+def test_calibration_data_may_hold_the_labels_too(graph: Graph, tmp_path: Path) -> None:
+    data = samples(tmp_path / "c.npz", x=images(3), truth=np.zeros(3, np.int64))
+    spec = ModelSpec(
+        calibration=CalibrationSpec(data=data), evaluation=EvaluationSpec(data=data, labels="truth")
+    )
+    assert calibration_data(graph, spec, Target(), random_data=False).num_samples == 3
+
+
+def test_without_data_the_error_lists_the_ways(graph: Graph) -> None:
+    with pytest.raises(DataError) as caught:
+        calibration_data(graph, ModelSpec(), Target(), random_data=False)
+    message = str(caught.value)
+    for way in (".npz or .npy", "folder of .npz", "folder of images", "script.py:function", ".json of inputs",
+                "[calibration] of model.toml", "--random-data"):  # fmt: skip
+        assert way in message
+
+
+@pytest.mark.parametrize(
+    ("spec", "given", "batch"),
+    [
+        (ModelSpec(), GivenShapes(), 1),
+        (ModelSpec(inputs={"x": InputSpec((1, 3, 4, 4), (3, 3, 4, 4), (9, 3, 4, 4))}), GivenShapes(), 3),
+        (ModelSpec(), GivenShapes(max={"x": (5, 3, 4, 4)}), 5),
+        (ModelSpec(), GivenShapes(opt={"x": (2, 3, 4, 4)}, max={"x": (5, 3, 4, 4)}), 2),
+    ],
+)
+def test_random_data_has_the_usual_shape_if_one_is_known(
+    graph: Graph, spec: ModelSpec, given: GivenShapes, batch: int
+) -> None:
+    batches = calibration_data(graph, spec, Target(shapes=given), random_data=True)
+    assert batches.is_random
+    assert {feed.arrays["x"].shape for feed in batches} == {(batch, 3, 4, 4)}
+
+
+# Placement
+
+
+def test_patterns_that_match_nothing_are_told_with_near_names(graph: Graph) -> None:
+    watcher = Warned()
+    warn_of_unmatched(graph, ("^first$", "secnd", "§"), watcher)
+    assert watcher.warnings == [
+        "'secnd' matches no node; the nearest names are second",
+        "'§' matches no node",
+    ]
+
+
+def test_patterns_of_both_kinds_are_checked(graph: Graph) -> None:
+    watcher = Warned()
+    spec = ModelSpec(layers=LayerSpec(skip=("^first$", "fourth§§"), keep_fp32=("fifth§§",)))
+    placement = placement_of(graph, spec, Target(), watcher)
+    assert [node.name for node in placement.layers] == ["second"]
+    assert [text.split()[0] for text in watcher.warnings] == ["'fourth§§'", "'fifth§§'"]
+
+
+def test_types_that_are_not_wanted_are_kept(graph: Graph) -> None:
+    placement = placement_of(graph, ModelSpec(), Target(op_types=("Gemm",)), Silent())
+    assert placement.layers == ()
+    assert [node.reason for node in placement.kept] == ["Conv is not among the types to quantize"] * 2
+
+
+# Ranges
+
+
+def test_ranges_hold_what_the_data_reached(graph: Graph, tmp_path: Path) -> None:
+    values = images(5)
+    values[3, 0, 0, 0] = -4.0
+    spec = ModelSpec(calibration=CalibrationSpec(data=samples(tmp_path / "c.npz", x=values), batch_size=2))
+    watcher = Warned()
+    placement = placement_of(graph, spec, Target(), watcher)
+    batches = calibration_data(graph, spec, Target(), random_data=False)
+    seen = observe_graph(graph, placement.activations, batches, PassSpec(), watcher)
+    ranges = estimate(seen, MinMax())
+    assert {name: (item.amax, item.minimum) for name, item in ranges.tensors.items()} == {
+        "x": (4.0, -4.0),
+        "r": (1.0, 0.0),
+    }
+    assert (ranges.method, ranges.num_samples, ranges.model_sha256) == ("minmax()", 5, graph.sha256)
+    assert ranges.shapes["x"].max == (2, 3, 4, 4)
+    assert watcher.stages == [("Calibrating", 5)]
+    assert watcher.samples == [2, 2, 1]
+    assert watcher.warnings == []
+
+
+def test_tensors_that_are_always_zero_are_told(graph: Graph, tmp_path: Path) -> None:
+    spec = ModelSpec(calibration=CalibrationSpec(data=samples(tmp_path / "c.npz", x=images(2, -1.0))))
+    watcher = Warned()
+    placement = placement_of(graph, spec, Target(), watcher)
+    batches = calibration_data(graph, spec, Target(), random_data=False)
+    seen = observe_graph(graph, placement.activations, batches, PassSpec(), watcher)
+    ranges = estimate(seen, MinMax())
+    assert watcher.warnings == []
+    warn_of_dead(ranges, watcher)
+    assert watcher.warnings == ["1 tensors were zero in every sample and get amax 1.0: r"]
+    assert ranges.amax("r") == 1.0
+
+
+def test_pictures_without_settings_are_told(graph: Graph, tmp_path: Path) -> None:
+    batches = Batches(lambda: iter(()), "pictures", 1, has_images=True)
+    watcher = Warned()
+    warn_of_preprocess(batches, ModelSpec(), watcher)
+    (said,) = watcher.warnings
+    assert said.startswith("pictures are prepared as ImageNet classifiers want them")
+    warn_of_preprocess(batches, ModelSpec(preprocess=Preprocess(scale=1.0)), watcher)
+    warn_of_preprocess(replace(batches, has_images=False), ModelSpec(), watcher)
+    assert watcher.warnings == [said]
+
+
+@pytest.mark.parametrize(
+    ("spec", "method"),
+    [
+        (CalibrationSpec(method="percentile", percentile=99.0), Percentile(99.0)),
+        (CalibrationSpec(method="entropy", num_bins=512, max_clipped=0.5), Entropy(512, max_clipped=0.5)),
+        (CalibrationSpec(method="mse", smallest=0.5, num_candidates=3), Mse(3, 0.5)),
+        (CalibrationSpec(method="minmax"), MinMax()),
+    ],
+)
+def test_a_method_has_the_parameters_of_the_settings(spec: CalibrationSpec, method: Method) -> None:
+    assert method_of(spec) == method
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        (
+            CalibrationSpec(method="mse", num_bins=9),
+            "num_bins is no parameter of the calibration method mse; it has num_candidates, smallest",
+        ),
+        (
+            CalibrationSpec(method="minmax", smallest=0.5),
+            "smallest is no parameter of the calibration method minmax; it has none",
+        ),
+        (CalibrationSpec(method="entropy", num_bins=1), "entropy needs 2 <= num_levels <= num_bins"),
+    ],
+)
+def test_a_parameter_of_another_method_is_refused(spec: CalibrationSpec, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        method_of(spec)
+
+
+def test_what_is_kept_fp32_is_not_quantized(graph: Graph) -> None:
+    assert placement_of(graph, ModelSpec(), Target(), Warned()).quantized != ()
+    spec = ModelSpec(layers=LayerSpec(keep_fp32=(".",)))
+    assert placement_of(graph, spec, Target(), Warned()).quantized == ()
+
+
+def test_the_settings_say_how_the_pass_is_made(graph: Graph, tmp_path: Path) -> None:
+    data = samples(tmp_path / "c.npz", x=images(5))
+    spec = ModelSpec(calibration=CalibrationSpec(data=data, method="minmax", memory_bytes=1))
+    batches = calibration_data(graph, spec, Target(), random_data=False)
+    with pytest.raises(UsageError, match="memory of 1 bytes is too small: the histograms of 2 tensors"):
+        observe_graph(graph, ("x", "r"), batches, pass_of(spec.calibration), Warned())
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (CalibrationSpec(device="tpu"), "the calibration device must be cpu or cuda, got 'tpu'"),
+        (CalibrationSpec(memory_bytes=0), "the calibration memory must be at least 1 byte, got 0"),
+    ],
+)
+def test_a_pass_that_cannot_be_made_is_refused(settings: CalibrationSpec, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        pass_of(settings)

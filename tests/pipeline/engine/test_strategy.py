@@ -1,0 +1,225 @@
+"""Tests of the way that INT8 gets into an engine, and of what implicit quantization is told."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+from trtq.calibrators import METHODS
+from trtq.calibrators.batches import Batches, Feed
+from trtq.calibrators.device import HostMemory
+from trtq.errors import DataError, UsageError
+from trtq.models.spec import CalibrationSpec, LayerSpec
+from trtq.pipeline.engine.backends import BACKENDS
+from trtq.pipeline.engine.strategy import (
+    Way,
+    choose_way,
+    float_tensors,
+    implicit_of,
+    kept_of,
+    layers_of,
+    tensorrt_algorithm,
+)
+from trtq.pipeline.engine.target import Target
+from trtq.pipeline.engine.tensorrt import TensorRt
+from trtq.pipeline.graph.load import Graph
+from trtq.pipeline.graph.placement import place
+
+OLD, TEN, ELEVEN = "8.6.1", "10.16.1.11", "11.4.0.106"
+IMPLICIT = Way("implicit", "", fp16=True, is_typed=False)
+GRAPH = """
+    g (float[N, 4] x, int64[2] size) => (float[A, B] y, int64[2] shape) {
+        [first] h = MatMul (x, w)
+        [act] r = Relu (h)
+        [second] m = MatMul (r, v)
+        [measure] shape = Shape (m)
+        [top] t, i = TopK (m, k)
+        [back] y = Reshape (t, size)
+    }"""
+
+
+@pytest.fixture
+def graph(graph_of: Callable[..., Graph]) -> Graph:
+    eye = np.eye(4, dtype=np.float32)
+    return graph_of(GRAPH, w=eye, v=eye, k=np.array([2], np.int64))
+
+
+@pytest.fixture
+def backend(tensorrt_module: Callable[[str], str], one_gpu: None) -> Callable[[str], Any]:
+    def named(name: str) -> Any:
+        return BACKENDS[name] if name in BACKENDS else TensorRt(tensorrt_module(name), HostMemory)
+
+    return named
+
+
+# The way
+
+
+@pytest.mark.parametrize(
+    ("target", "name", "fp16", "is_typed"),
+    [
+        (Target(), "tensorrt-rtx", True, True),
+        (Target(), "onnxruntime", False, True),
+        (Target(), OLD, True, False),
+        (Target(), TEN, True, True),
+        (Target(), ELEVEN, True, True),
+        (Target(high_precision="fp32"), TEN, False, True),
+        (Target(high_precision="fp16"), "onnxruntime", True, True),
+        (Target(precision="fp16"), "onnxruntime", True, True),
+        (Target(precision="fp16", high_precision="fp32"), OLD, True, False),
+    ],
+)
+def test_explicit_is_the_way_wherever_nothing_else_is_asked_for(
+    target: Target, name: str, fp16: bool, is_typed: bool, backend: Callable[[str], Any]
+) -> None:
+    way = choose_way(target, backend(name))
+    assert (way.quantization, way.fp16, way.is_typed) == ("explicit", fp16, is_typed)
+    assert way.fp16_graph == (fp16 and is_typed)
+    assert way.reason.endswith("takes Q/DQ models, as every version since TensorRT 8 does")
+
+
+@pytest.mark.parametrize("version", [OLD, TEN])
+@pytest.mark.parametrize(("high", "fp16"), [("auto", True), ("fp16", True), ("fp32", False)])
+def test_implicit_is_never_typed(version: str, high: Any, fp16: bool, backend: Callable[[str], Any]) -> None:
+    way = choose_way(Target(quantization="implicit", high_precision=high), backend(version))
+    assert way == Way("implicit", "as asked; TensorRT 11 has it no more", fp16, is_typed=False)
+    assert not way.fp16_graph
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("tensorrt-rtx", r"it takes Q/DQ models only; for implicit quantization take TensorRT 8\.6 to 10$"),
+        ("onnxruntime", r"it takes Q/DQ models; for implicit quantization take TensorRT 8\.6 to 10$"),
+        (ELEVEN, r"TensorRT 11\.4\.0\.106 has no INT8 calibrators any more, they ended with TensorRT 10;"),
+    ],
+)
+def test_implicit_is_refused_where_there_is_none(name: str, told: str, backend: Callable[[str], Any]) -> None:
+    found = backend(name)
+    with pytest.raises(UsageError, match=rf"^backend {found.name} has no implicit quantization: {told}"):
+        choose_way(Target(quantization="implicit"), found)
+
+
+def test_implicit_makes_no_fp16_engine(backend: Callable[[str], Any]) -> None:
+    with pytest.raises(UsageError, match=r"^--quantization implicit makes INT8 engines, no fp16 one$"):
+        choose_way(Target(quantization="implicit", precision="fp16"), backend(TEN))
+
+
+@pytest.mark.parametrize(
+    ("way", "precision", "allowed"),
+    [
+        (Way("explicit", "", fp16=True, is_typed=True), "int8", ()),
+        (Way("explicit", "", fp16=True, is_typed=False), "int8", ("int8", "fp16")),
+        (Way("explicit", "", fp16=False, is_typed=False), "int8", ("int8",)),
+        (Way("explicit", "", fp16=True, is_typed=False), "fp16", ("fp16",)),
+        (IMPLICIT, "int8", ("int8", "fp16")),
+    ],
+)
+def test_precisions_are_allowed_where_types_do_not_rule(
+    way: Way, precision: Any, allowed: tuple[str, ...]
+) -> None:
+    assert way.precisions(precision) == allowed
+
+
+@pytest.mark.parametrize(
+    ("spec", "algorithm"),
+    [
+        (CalibrationSpec(), "entropy2"),
+        (CalibrationSpec(method="minmax"), "minmax"),
+        (CalibrationSpec(num_bins=2048), None),
+        (CalibrationSpec(max_clipped=0.0), None),
+        (CalibrationSpec(method="percentile"), None),
+        (CalibrationSpec(method="mse"), None),
+        (CalibrationSpec(method="cross-entropy"), None),
+    ],
+)
+def test_tensorrt_runs_its_own_methods_where_nothing_is_set(
+    spec: CalibrationSpec, algorithm: str | None
+) -> None:
+    assert tensorrt_algorithm(spec) == algorithm
+
+
+def test_every_method_is_tensorrts_or_ours() -> None:
+    found = {name: tensorrt_algorithm(CalibrationSpec(method=name)) for name in METHODS}
+    assert {name for name, algorithm in found.items() if algorithm} == {"entropy", "minmax"}
+
+
+# What TensorRT is told
+
+
+def test_ranges_are_wanted_of_float_tensors_alone(graph: Graph) -> None:
+    assert float_tensors(graph) == ("x", "h", "r", "m", "t", "y")
+
+
+def _batches(*sizes: int) -> Batches:
+    def read() -> Iterator[Feed]:
+        for size in sizes:
+            arrays = {"x": np.ones((size, 4), np.float32), "size": np.array([size, 2])}
+            yield Feed(arrays, "feed", size)
+
+    return Batches(read, "calib.npz", None)
+
+
+@pytest.mark.parametrize(("method", "algorithm"), [("entropy", "entropy2"), ("minmax", "minmax")])
+def test_the_first_batch_gives_the_shapes(method: str, algorithm: str, graph: Graph) -> None:
+    batches = _batches(8, 8, 3)
+    implicit = implicit_of(graph, CalibrationSpec(method=method), batches=batches, ranges=None)
+    assert (implicit.algorithm, implicit.batches) == (algorithm, batches)
+    assert implicit.shapes == {"x": (8, 4), "size": (2,)}
+    assert implicit.scales == {}
+
+
+def test_data_without_a_batch_is_refused(graph: Graph) -> None:
+    with pytest.raises(DataError, match=r"^calib\.npz holds no batch to calibrate with$"):
+        implicit_of(graph, CalibrationSpec(), batches=_batches(), ranges=None)
+
+
+def _kept(graph: Graph, way: Way, kept_fp32: tuple[str, ...] = (), **layers: Any) -> dict[str, str]:
+    spec = LayerSpec(**layers)
+    placement = place(graph.model, skip=(*spec.skip, *spec.keep_fp32), op_types=("MatMul",))
+    return dict(kept_of(graph, placement, way, spec, kept_fp32))
+
+
+def test_skipped_nodes_are_kept_in_the_precision_of_the_rest(graph: Graph) -> None:
+    assert _kept(graph, IMPLICIT, skip=("second|act",)) == {"act": "fp16", "second": "fp16"}
+    in_fp32 = Way("implicit", "", fp16=False, is_typed=False)
+    assert _kept(graph, in_fp32, skip=("second",)) == {"second": "fp32"}
+
+
+def test_what_is_kept_fp32_is_so_also_where_it_is_skipped(graph: Graph) -> None:
+    assert _kept(graph, IMPLICIT, skip=("act",), keep_fp32=("act", "first")) == {
+        "first": "fp32",
+        "act": "fp32",
+    }
+
+
+def test_what_fp16_ruins_is_kept_fp32_only_where_there_is_fp16(graph: Graph) -> None:
+    assert _kept(graph, IMPLICIT, ("act",)) == {"act": "fp32"}
+    assert _kept(graph, Way("implicit", "", fp16=False, is_typed=False), ("act",)) == {}
+    assert _kept(graph, Way("explicit", "", fp16=True, is_typed=False), ("act",)) == {"act": "fp32"}
+
+
+def test_an_explicit_model_says_itself_what_is_quantized(graph: Graph) -> None:
+    untyped = Way("explicit", "", fp16=True, is_typed=False)
+    assert _kept(graph, untyped, skip=("first",), keep_fp32=("act",)) == {"act": "fp32"}
+    for way in (
+        Way("explicit", "", fp16=True, is_typed=True),
+        Way("explicit", "", fp16=False, is_typed=False),
+    ):
+        assert _kept(graph, way, ("act",), skip=("first",), keep_fp32=("act",)) == {}
+
+
+def test_layers_that_cannot_be_quantized_explicitly_are_kept(graph_of: Callable[..., Graph]) -> None:
+    graph = graph_of("g (float[2, 4] x, float[4, 4] v) => (float[2, 4] y) { [mm] y = MatMul (x, v) }")
+    assert _kept(graph, IMPLICIT) == {"mm": "fp16"}
+
+
+def test_the_layers_of_a_placement_have_no_scales_yet(graph: Graph) -> None:
+    layers = layers_of(place(graph.model, skip=(), op_types=("MatMul",)))
+    assert [(layer.name, layer.op_type, layer.scale_shape) for layer in layers] == [
+        ("first", "MatMul", None),
+        ("second", "MatMul", None),
+    ]

@@ -1,0 +1,38 @@
+"""What a scheme refuses."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+
+from trtq.errors import UsageError
+from trtq.pipeline.formats.scheme import WeightScheme
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"format": "int3"}, "the weight format must be one of int8, fp8, int4, nf4, got 'int3'"),
+        ({"format": "int4", "method": "awq"}, "the weight method must be one of rtn, mse, gptq, got 'awq'"),
+        ({"format": "int4", "block_size": 48}, "the block size must be one of 16, 32, 64, 128, 256, got 48"),
+        ({"format": "int4", "block_size": 0}, "the block size must be one of 16, 32, 64, 128, 256, got 0"),
+        (
+            {"format": "nf4", "method": "gptq"},
+            "the weight method gptq is for int4, nf4 weights have only rtn",
+        ),
+        (
+            {"format": "int8", "method": "mse"},
+            "the weight method mse is for int4, int8 weights have only rtn",
+        ),
+        ({"format": "int4", "double_quantization": True}, "double quantization is for nf4, not for int4"),
+    ],
+)
+def test_a_scheme_that_does_not_exist_is_refused(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=re.escape(message)):
+        WeightScheme(**arguments)
+
+
+def test_the_opset_is_the_first_that_holds_the_format() -> None:
+    assert [WeightScheme(name).min_opset for name in ("int8", "int4", "nf4")] == [19, 21, 21]

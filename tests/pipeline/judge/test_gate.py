@@ -1,0 +1,189 @@
+"""Tests of the gate."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+
+from trtq.models.spec import AccuracySpec
+from trtq.pipeline.judge.compare import Comparison
+from trtq.pipeline.judge.gate import Verdict, judge, judge_pair
+from trtq.pipeline.judge.metrics import OutputComparison, WorstSample
+
+_GATE = AccuracySpec(min_cosine=0.99, max_drop=1.0)
+
+
+def _pair(
+    candidate: str, reference: str, cosine: float, *, nonfinite: int = 0, output: str = "y"
+) -> OutputComparison:
+    worst = tuple(WorstSample(cosine - 0.01 * (4 - place), 10 + place) for place in range(4))
+    return OutputComparison(candidate, reference, output, cosine, 20.0, 1.0, 0.1, None, nonfinite, worst)
+
+
+def _comparison(*outputs: OutputComparison, **accuracy: float) -> Comparison:
+    return Comparison(outputs, accuracy, 100, "evaluation.npz")
+
+
+def _all(int8: float, fp16: float, int8_to_fp16: float) -> Comparison:
+    return _comparison(
+        _pair("int8", "fp32", int8), _pair("int8", "fp16", int8_to_fp16), _pair("fp16", "fp32", fp16)
+    )
+
+
+def test_near_outputs_pass() -> None:
+    assert judge(_all(0.995, 0.9999, 0.995), _GATE, candidate="int8") == Verdict("pass", ())
+
+
+def test_the_gate_itself_passes() -> None:
+    assert judge(_all(0.99, 0.99, 0.99), _GATE, candidate="int8").outcome == "pass"
+
+
+def test_a_far_output_fails_with_the_output_the_numbers_and_the_worst_samples() -> None:
+    comparison = _comparison(_pair("int8", "fp32", 0.95), _pair("int8", "fp32", 0.999, output="z"))
+    assert judge(comparison, _GATE, candidate="int8") == Verdict(
+        "fail",
+        (
+            "output 'y' has cosine 0.9500 to fp32, the gate wants 0.99; "
+            "worst samples: 10 (0.9100), 11 (0.9200), 12 (0.9300)",
+        ),
+    )
+
+
+def test_a_good_fp16_is_a_second_reference() -> None:
+    verdict = judge(_all(0.995, 0.9999, 0.98), _GATE, candidate="int8")
+    assert verdict.outcome == "fail"
+    assert [reason[:40] for reason in verdict.reasons] == ["output 'y' has cosine 0.9800 to fp16, th"]
+
+
+def test_a_bad_fp16_is_no_reference() -> None:
+    assert judge(_all(0.995, 0.9, 0.9), _GATE, candidate="int8") == Verdict("pass", ())
+
+
+@pytest.mark.parametrize("fp16", [0.9, math.nan])
+def test_a_bad_fp16_is_blamed_for_a_bad_int8(fp16: float) -> None:
+    verdict = judge(_all(0.91, fp16, 0.999), _GATE, candidate="int8")
+    assert verdict.outcome == "fail"
+    assert len(verdict.reasons) == 2
+    assert verdict.reasons[0].startswith("output 'y' has cosine 0.9100 to fp32")
+    assert verdict.reasons[1] == (
+        f"FP16 alone has cosine {fp16:.4f} to fp32 on output 'y': quantization is not the cause; keep layers "
+        f"in FP32 with --keep-fp32, or the whole rest with --high-precision fp32"
+    )
+
+
+def test_a_bad_fp16_that_is_judged_itself_is_not_blamed_twice() -> None:
+    comparison = _comparison(_pair("fp16", "fp32", 0.9))
+    verdict = judge(comparison, _GATE, candidate="fp16")
+    assert verdict.outcome == "fail"
+    assert len(verdict.reasons) == 1
+
+
+def test_fp16_is_not_judged_by_what_int8_does() -> None:
+    comparison = _comparison(_pair("int8", "fp32", 0.5), _pair("fp16", "fp32", 0.9999))
+    assert judge(comparison, _GATE, candidate="fp16").outcome == "pass"
+
+
+def test_values_that_are_not_finite_fail_with_their_number() -> None:
+    comparison = _comparison(_pair("int8", "fp32", math.nan, nonfinite=7))
+    (reason,) = judge(comparison, _GATE, candidate="int8").reasons
+    assert reason.startswith("output 'y' has 7 values that are NaN or infinite where fp32 has numbers; worst")
+
+
+def test_a_reference_that_is_not_finite_fails() -> None:
+    verdict = judge(_comparison(_pair("int8", "fp32", math.nan)), _GATE, candidate="int8")
+    assert verdict == Verdict(
+        "fail",
+        (
+            "output 'y' cannot be compared: its values in fp32 are NaN, infinite or too large; "
+            "look at the model and its data",
+        ),
+    )
+
+
+def test_lost_accuracy_fails_with_the_numbers() -> None:
+    comparison = _comparison(_pair("int8", "fp32", 0.999), fp32=0.975, int8=0.96, fp16=0.9)
+    assert judge(comparison, _GATE, candidate="int8") == Verdict(
+        "fail", ("accuracy falls from 97.50% (fp32) to 96.00%, by 1.50 points; the gate allows 1",)
+    )
+
+
+@pytest.mark.parametrize("int8", [0.96, 0.97, 0.99])
+def test_a_drop_up_to_the_gate_passes(int8: float) -> None:
+    comparison = _comparison(_pair("int8", "fp32", 0.999), fp32=0.97, int8=int8)
+    assert judge(comparison, _GATE, candidate="int8").outcome == "pass"
+
+
+def test_a_bad_fp16_is_blamed_for_lost_accuracy_too() -> None:
+    comparison = _comparison(_pair("int8", "fp32", 0.999), _pair("fp16", "fp32", 0.5), fp32=0.97, int8=0.5)
+    verdict = judge(comparison, _GATE, candidate="int8")
+    assert [reason[:20] for reason in verdict.reasons] == ["accuracy falls from ", "FP16 alone has cosin"]
+
+
+def test_without_the_accuracy_of_both_nothing_is_said_of_it() -> None:
+    comparison = _comparison(_pair("int8", "fp32", 0.999), int8=0.1)
+    assert judge(comparison, _GATE, candidate="int8").outcome == "pass"
+
+
+def test_without_a_comparison_nothing_is_verified() -> None:
+    assert judge(None, _GATE, candidate="int8") == Verdict(
+        "unverified", ("there was no float model or no data to compare with",)
+    )
+
+
+@pytest.mark.parametrize("candidate", ["engine", "int8"])
+def test_a_candidate_that_was_not_run_is_not_judged(candidate: str) -> None:
+    comparison = _comparison(_pair("fp16", "fp32", 0.999), fp32=0.9, fp16=0.9)
+    assert judge(comparison, _GATE, candidate=candidate) == Verdict(
+        "unverified", (f"{candidate} was not run, so nothing is known of its accuracy",)
+    )
+
+
+def test_the_engine_is_judged_like_a_model() -> None:
+    comparison = _comparison(
+        _pair("engine", "fp32", 0.5), _pair("int8", "fp32", 0.999), _pair("fp16", "fp32", 1)
+    )
+    verdict = judge(comparison, _GATE, candidate="engine")
+    assert verdict.outcome == "fail"
+    assert verdict.reasons[0].startswith("output 'y' has cosine 0.5000 to fp32")
+    assert judge(comparison, _GATE, candidate="int8").outcome == "pass"
+
+
+def test_random_data_verifies_nothing() -> None:
+    assert judge(_all(0.1, 0.1, 0.1), _GATE, candidate="int8", is_random=True) == Verdict(
+        "unverified", ("the data was random, so its accuracy means nothing",)
+    )
+
+
+def test_a_pair_of_any_names_is_judged() -> None:
+    near = _comparison(_pair("b.onnx", "a.onnx", 0.999), **{"a.onnx": 0.9, "b.onnx": 0.9})
+    assert judge_pair(near, _GATE) == Verdict("pass", ())
+    far = _comparison(_pair("b.onnx", "a.onnx", 0.5), **{"a.onnx": 0.9, "b.onnx": 0.8})
+    verdict = judge_pair(far, _GATE)
+    assert verdict.outcome == "fail"
+    assert [reason[:32] for reason in verdict.reasons] == [
+        "output 'y' has cosine 0.5000 to ",
+        "accuracy falls from 90.00% (a.on",
+    ]
+
+
+def test_a_pair_without_labels_is_judged_by_its_outputs() -> None:
+    assert judge_pair(_comparison(_pair("b", "a", 0.999)), _GATE).outcome == "pass"
+    assert judge_pair(_comparison(_pair("b", "a", math.nan)), _GATE).outcome == "fail"
+
+
+def test_fp16_is_not_blamed_where_int8_is_much_worse() -> None:
+    comparison = _comparison(
+        replace(_pair("int8", "fp32", 0.91), sqnr_db=8.0), replace(_pair("fp16", "fp32", 0.98), sqnr_db=14.5)
+    )
+    (reason,) = judge(comparison, _GATE, candidate="int8").reasons
+    assert reason.startswith("output 'y' has cosine 0.9100 to fp32")
+
+
+def test_a_drop_of_another_metric_is_told_by_its_name() -> None:
+    comparison = replace(_all(0.999, 0.9999, 0.999), accuracy={"fp32": 0.912, "fp16": 0.91, "int8": 0.85})
+    own = judge(replace(comparison, metric="a/own.py:f1"), _GATE, candidate="int8").reasons
+    assert own == ("f1 of own.py falls from 0.9120 (fp32) to 0.8500, by 6.20 points; the gate allows 1",)
+    (reason,) = judge(replace(comparison, metric="top-5"), _GATE, candidate="int8").reasons
+    assert reason.startswith("top-5 accuracy falls from 91.20% (fp32) to 85.00%")

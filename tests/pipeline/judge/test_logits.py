@@ -1,0 +1,124 @@
+"""Perplexity and divergence against hand-worked numbers."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from trtq.pipeline.judge.logits import LogitsMetrics, mask_of, tokens_of
+
+
+def test_even_odds_of_four_have_a_perplexity_of_four() -> None:
+    metrics = LogitsMetrics()
+    even = np.zeros((2, 3, 4), np.float32)
+    metrics.add(even, even, np.array([[0, 1, 2], [3, 3, 3]]))
+    found = metrics.result("int4", "fp32", "logits")
+    assert found.kl_nats == 0
+    assert found.perplexity == pytest.approx(4)
+    assert found.reference_perplexity == pytest.approx(4)
+
+
+def test_the_divergence_of_two_coins() -> None:
+    """KL((1/2, 1/2) || (3/4, 1/4)) = ln 2 - ln 3 / 2; the next token is the first with probability 3/4."""
+    fair = np.zeros((1, 2, 2), np.float32)
+    biased = np.log(np.array([[[3, 1], [3, 1]]], np.float32))
+    metrics = LogitsMetrics()
+    metrics.add(biased, fair, np.array([[1, 0]]))
+    found = metrics.result("a", "b", "logits")
+    assert found.kl_nats == pytest.approx(math.log(2) - math.log(3) / 2)
+    assert found.perplexity == pytest.approx(4 / 3)
+    assert found.reference_perplexity == pytest.approx(2)
+
+
+@given(st.integers(0, 1000), st.floats(-50, 50))
+def test_a_constant_added_to_all_logits_changes_nothing_and_batches_add_up(seed: int, shift: float) -> None:
+    rng = np.random.default_rng(seed)
+    ours, theirs = rng.standard_normal((2, 4, 5, 9))
+    ids = rng.integers(0, 9, (4, 5))
+    whole, parts = LogitsMetrics(), LogitsMetrics()
+    whole.add(ours, theirs, ids)
+    parts.add(ours[:1] + shift, theirs[:1], ids[:1])
+    parts.add(ours[1:], theirs[1:] + shift, ids[1:])
+    first, second = whole.result("a", "b", "y"), parts.result("a", "b", "y")
+    assert first.kl_nats >= 0
+    assert second.kl_nats == pytest.approx(first.kl_nats, abs=1e-9)
+    assert second.perplexity == pytest.approx(first.perplexity)
+
+
+def test_impossible_tokens_of_the_reference_count_nothing() -> None:
+    metrics = LogitsMetrics()
+    masked = np.array([[[0, 0, -np.inf]]])
+    metrics.add(np.zeros((1, 1, 3)), masked, np.array([[0]]))
+    found = metrics.result("a", "b", "y")
+    assert found.kl_nats == pytest.approx(math.log(3 / 2))
+    assert math.isnan(found.perplexity)  # one token has no next one
+
+
+def test_a_hopeless_model_has_an_infinite_perplexity() -> None:
+    metrics = LogitsMetrics()
+    sure = np.zeros((1, 2, 2))
+    sure[..., 0] = 1000
+    metrics.add(sure, sure, np.array([[1, 1]]))
+    assert metrics.result("a", "b", "y").perplexity == math.inf
+
+
+IDS = np.array([[1, 5, 2], [3, 0, 9]])
+
+
+@pytest.mark.parametrize(
+    ("output", "logits", "is_logits"),
+    [
+        ("logits", np.zeros((2, 3, 10), np.float32), True),
+        ("lm_logits", np.zeros((2, 3, 10), np.float16), True),
+        ("y", np.zeros((2, 3, 9000), np.float32), True),
+        ("last_hidden_state", np.zeros((2, 3, 768), np.float32), False),
+        ("logits", np.zeros((2, 3, 9), np.float32), False),  # 9 is no token of it
+        ("logits", np.zeros((2, 4, 10), np.float32), False),
+        ("logits", np.zeros((2, 10), np.float32), False),
+        ("logits", np.zeros((2, 3, 10), np.int64), False),
+    ],
+)
+def test_what_looks_like_logits(output: str, logits: np.ndarray, is_logits: bool) -> None:
+    feed = {"attention_mask": np.ones((2, 3), np.int64), "ids": IDS, "x": np.ones((2, 3), np.float32)}
+    assert tokens_of(output, logits, feed) == ("ids" if is_logits else None)
+
+
+@pytest.mark.parametrize(
+    ("names", "tokens"),
+    [
+        (("position_ids", "ids"), "ids"),
+        (("token_type_ids", "input_ids"), "input_ids"),
+        (("ids", "token_ids"), "token_ids"),
+        (("words", "lengths"), None),  # no telling
+        (("first_ids", "second_ids"), None),
+        (("labels",), None),
+        (("words",), "words"),
+    ],
+)
+def test_which_input_holds_the_tokens(names: tuple[str, ...], tokens: str | None) -> None:
+    logits = np.zeros((2, 3, 10), np.float32)
+    assert tokens_of("logits", logits, dict.fromkeys(names, IDS)) == tokens
+
+
+def test_padding_is_no_token() -> None:
+    rng = np.random.default_rng(0)
+    ours, theirs = rng.standard_normal((2, 1, 5, 9))
+    ids = np.array([[0, 4, 5, 6, 0]])
+    inputs = {"ids": ids, "causal_mask": ids * 0 + 1, "attention_mask": np.array([[0, 1, 1, 1, 0]])}
+    padded, bare = LogitsMetrics(), LogitsMetrics()
+    padded.add(ours, theirs, ids, mask_of(ids, inputs))
+    bare.add(ours[:, 1:4], theirs[:, 1:4], ids[:, 1:4])
+    assert padded.result("a", "b", "y") == bare.result("a", "b", "y")
+    assert mask_of(ids, {"mask": ids, "other_mask": np.ones((5, 5))}) is None  # not of 0 and 1, not (N, T)
+
+
+def test_numbers_outside_the_vocabulary_are_no_tokens() -> None:
+    metrics = LogitsMetrics()
+    metrics.add(np.zeros((1, 2, 4)), np.zeros((1, 2, 4)), np.array([[-100, 4]]))
+    found = metrics.result("a", "b", "y")
+    assert math.isnan(found.kl_nats)
+    assert math.isnan(found.perplexity)

@@ -1,0 +1,57 @@
+"""Multiplications of every kind of layer, by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from trtq.calibrators.batches import Feed
+from trtq.pipeline.judge.macs import macs_of
+
+
+def zeros(*shape: int) -> NDArray[np.float32]:
+    return np.zeros(shape, np.float32)
+
+
+def test_layers_are_counted_for_one_sample(model_of: Callable[..., ir.Model]) -> None:
+    model = model_of(
+        """net (float[N, 4, H, 8] x) => (float[N, 2, 5] y, float[a, b, c, d] t) {
+          [conv] c = Conv <kernel_shape = [3, 3], pads = [1, 1, 1, 1], strides = [2, 2], group = 2> (x, w)
+          [up] t = ConvTranspose <kernel_shape = [2, 2], strides = [2, 2]> (c, u)
+          [flat] f = Flatten (c)
+          [gemm] g = Gemm <transB = 1> (f, v)
+          [shaped] r = Reshape (g, s)
+          [twice] m = MatMul (r, k)
+          [other] y = MatMul (m, q)
+        }""",
+        w=zeros(6, 2, 3, 3), u=zeros(6, 3, 2, 2), v=zeros(6, 96), k=zeros(3, 3), q=zeros(3, 5),
+        s=np.array([-1, 2, 3], np.int64),
+    )  # fmt: skip
+    found = macs_of(model, Feed({"x": zeros(2, 4, 8, 8)}, "a feed", 2))
+    assert found == {
+        "conv": 6 * 4 * 4 * (2 * 3 * 3),
+        "up": 6 * 4 * 4 * (3 * 2 * 2),
+        "gemm": 96 * 6,
+        "twice": 2 * 3 * 3,
+        "other": 2 * 3 * 5,
+    }
+
+
+def test_a_transposed_first_operand_and_a_recurrent_layer(model_of: Callable[..., ir.Model]) -> None:
+    model = model_of(
+        """net (float[7, 1, 3] x, float[4, 5] a) => (float[7, 1, 1, 2] y, float[5, 6] g) {
+          [lstm] y = LSTM <hidden_size = 2> (x, w, r)
+          [gemm] g = Gemm <transA = 1> (a, b)
+        }""",
+        w=zeros(1, 8, 3), r=zeros(1, 8, 2), b=zeros(4, 6),
+    )  # fmt: skip
+    feed = Feed({"x": zeros(7, 1, 3), "a": zeros(4, 5)}, "a feed", 1)
+    assert macs_of(model, feed) == {"lstm": 7 * (8 * 3 + 8 * 2), "gemm": 5 * 6 * 4}
+
+
+def test_a_model_without_layers_has_none(model_of: Callable[..., ir.Model]) -> None:
+    model = model_of("net (float[N] x) => (float[N] y) { y = Relu (x) }")
+    assert macs_of(model, Feed({"x": zeros(2)}, "a feed", 2)) == {}

@@ -1,0 +1,229 @@
+"""The choice of layers, over a model whose errors add up, and a few where they do not."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from trtq.calibrators.batches import Batches, Feed
+from trtq.models.spec import AccuracySpec
+from trtq.pipeline.judge.mixed_precision import Meter, Size, choose, enough_for, every_nth
+from trtq.pipeline.judge.sensitivity import Distance, Effect
+from trtq.pipeline.judge.switchable import Switchable
+
+_GATE = AccuracySpec(min_cosine=0.99, max_drop=1.0)
+_ALLOWED = 0.99**-2 - 1
+
+
+def effect_of(error: float, score: float | None = None) -> Effect:
+    """An output with this error, in units of what the gate allows."""
+    noise = error * _ALLOWED
+    return Effect(
+        {"y": Distance(1 / math.sqrt(1 + noise), -10 * math.log10(noise) if noise else math.inf)}, score
+    )
+
+
+@dataclass
+class Additive(Meter):
+    """A model whose error is the sum of those of its quantized layers."""
+
+    errors: Mapping[str, float] = field(default_factory=dict)
+    scores: Mapping[str, float] = field(default_factory=dict)
+    asked: list[tuple[str, ...]] = field(default_factory=list)
+
+    def alone(self, batches: Batches) -> dict[str, Effect]:
+        return {name: effect_of(error) for name, error in self.errors.items()}
+
+    def kept(
+        self, mixtures: Mapping[str, Sequence[str]], batches: Batches
+    ) -> tuple[Mapping[str, Effect], float | None]:
+        self.asked += [tuple(kept) for kept in mixtures.values()]
+        return {name: self.effect(kept) for name, kept in mixtures.items()}, 0.9 if self.scores else None
+
+    def effect(self, kept: Collection[str]) -> Effect:
+        left = [name for name in self.errors if name not in kept]
+        score = 0.9 - sum(self.scores[name] for name in left) if self.scores else None
+        return effect_of(sum(self.errors[name] for name in left), score)
+
+
+def additive(errors: Mapping[str, float], scores: Mapping[str, float] | None = None) -> Additive:
+    session = Switchable(None, tuple(errors))
+    return Additive(session, lambda kept: set(errors) - set(kept), errors=errors, scores=scores or {})
+
+
+def batches_of(count: int) -> Batches:
+    def read() -> Iterator[Feed]:
+        return (Feed({"x": np.full(1, index)}, f"feed {index}", 1) for index in range(count))
+
+    return Batches(read, "made", count, "d")
+
+
+def test_the_layer_that_saves_most_for_its_price_is_kept() -> None:
+    meter = additive({"cheap": 2.0, "dear": 3.0, "good": 0.1, "other": 0.2})
+    choice = choose(
+        meter, {"cheap": 10, "dear": 400, "good": 500, "other": 90}, _GATE, batches_of(4), Size(4, 4)
+    )
+    assert choice.kept == ("cheap", "dear")
+    assert choice.order == ("cheap", "dear", "other", "good")
+
+
+def test_nothing_is_kept_where_nothing_must_be() -> None:
+    meter = additive({"a": 0.1, "b": 0.2})
+    assert choose(meter, {"a": 1, "b": 1}, _GATE, batches_of(4), Size(4, 4)).kept == ()
+
+
+def test_a_layer_that_turns_out_needless_is_given_back() -> None:
+    # "small" is the better bargain, but where "large" must be kept the gate holds without it
+    meter = additive({"small": 0.5, "large": 3.0, "rest": 0.35})
+    choice = choose(meter, {"small": 5, "large": 60, "rest": 35}, _GATE, batches_of(4), Size(4, 4))
+    assert ("small", "large") in meter.asked
+    assert choice.kept == ("large",)
+    assert choice.order == ("large", "small", "rest")
+
+
+def test_a_part_that_others_drown_out_counts_as_much_as_they_do() -> None:
+    """A layer before the scores of a detector changes nothing of its output but these."""
+
+    class Detector(Additive):
+        def alone(self, batches: Batches) -> dict[str, Effect]:
+            return {
+                name: replace(
+                    effect, parts={"y": {"boxes": Distance(1.0, 40.0), "scores": Distance(1.0, db)}}
+                )
+                for (name, effect), db in zip(super().alone(batches).items(), (10.0, 50.0), strict=True)
+            }
+
+    errors = {"scores": 0.001, "boxes": 0.3}
+    session = Switchable(None, tuple(errors))
+    meter = Detector(session, lambda kept: set(errors) - set(kept), errors=errors)
+    assert choose(meter, {"scores": 1, "boxes": 1}, _GATE, batches_of(4), Size(4, 4)).order[0] == "scores"
+
+
+def test_a_silent_part_and_a_broken_output() -> None:
+    """Of a part without signal nothing is known; an output that is broken stays so, whatever its parts."""
+    silent = Distance(0.0, -math.inf)
+    errors = {"silent": 0.1, "loud": 0.3, "broken": 0.2}
+
+    class Detector(Additive):
+        def alone(self, batches: Batches) -> dict[str, Effect]:
+            found = super().alone(batches)
+            found["silent"] = replace(found["silent"], parts={"y": {"a": silent}})
+            broken = {"y": Distance(math.nan, math.nan)}
+            found["broken"] = replace(
+                found["broken"], outputs=broken, parts={"y": {"a": Distance(1.0, 90.0)}}
+            )
+            return found
+
+    session = Switchable(None, tuple(errors))
+    meter = Detector(session, lambda kept: set(errors) - set(kept), errors=errors)
+    order = choose(meter, dict.fromkeys(errors, 1), _GATE, batches_of(4), Size(4, 4)).order
+    assert order == ("broken", "loud", "silent")
+
+
+def test_a_score_that_falls_asks_for_more_layers_than_the_error_does() -> None:
+    meter = additive({"a": 0.3, "b": 0.2, "c": 0.1}, {"a": 0.0, "b": 0.03, "c": 0.001})
+    assert set(choose(meter, {"a": 1, "b": 1, "c": 1}, _GATE, batches_of(4), Size(4, 4)).kept) >= {"b"}
+
+
+def test_a_broken_layer_is_kept_whatever_it_costs() -> None:
+    meter = additive({"a": 0.3, "broken": math.inf, "c": 0.1})
+    assert choose(meter, {"a": 1, "broken": 98, "c": 1}, _GATE, batches_of(4), Size(4, 4)).kept == ("broken",)
+
+
+_ERRORS = st.lists(st.tuples(st.floats(0.001, 3.0), st.integers(0, 1000)), min_size=1, max_size=9)
+
+
+@given(_ERRORS)
+def test_what_is_chosen_holds_the_gate_and_costs_little_more_than_the_best(
+    layers: list[tuple[float, int]],
+) -> None:
+    errors = {f"l{index}": error for index, (error, _) in enumerate(layers)}
+    macs = {f"l{index}": count for index, (_, count) in enumerate(layers)}
+    meter = additive(errors)
+    kept = choose(meter, macs, _GATE, batches_of(4), Size(4, 4)).kept
+    assert sum(error for name, error in errors.items() if name not in kept) <= 1.0
+    total = max(sum(macs.values()), 1)
+
+    def cost(names: Collection[str]) -> float:
+        return sum(macs[name] for name in names) / total + 0.002 * len(names)
+
+    every = itertools.chain.from_iterable(
+        itertools.combinations(errors, count) for count in range(len(errors) + 1)
+    )
+    # the greedy choice may hold one layer more than the best, and a short search another
+    best = min(cost(names) for names in every if sum(errors[n] for n in errors if n not in names) <= 0.9)
+    dearest = max(cost([name]) for name in errors)
+    assert cost(kept) <= best + 2 * dearest + 0.02
+
+
+def test_the_search_is_short() -> None:
+    rng = np.random.default_rng(0)
+    errors = {f"l{index}": float(error) for index, error in enumerate(rng.exponential(0.2, 60))}
+    meter = additive(errors)
+    choose(meter, dict.fromkeys(errors, 10), _GATE, batches_of(4), Size(4, 4))
+    assert len(meter.asked) <= 2 * (3 + 6) + 4
+    dear = additive(errors)
+    dear.samples_run = 10**6
+    choice = choose(dear, dict.fromkeys(errors, 10), _GATE, batches_of(4), Size(4, 4))
+    assert len(dear.asked) <= 2 * 5
+    assert sum(errors[name] for name in errors if name not in choice.kept) <= 1.0
+
+
+@pytest.mark.parametrize("needed", [1, 2, 5, 17, 39, 60])
+def test_other_data_that_shows_more_error_is_measured_for_how_many_layers_are_enough(needed: int) -> None:
+    """The gate holds with so many kept and with no fewer: each layer that is left costs the same."""
+    errors = {f"l{index:02}": 0.9 / (60 - needed + 0.5) for index in range(60)}
+    meter = additive(errors)
+    found = enough_for(meter, tuple(errors), 0, _GATE, batches_of(4), 2)
+    assert needed <= found <= 1.25 * needed + 1
+    assert len(meter.asked) <= 2 * 5
+    assert found in (60, *map(len, meter.asked))
+
+
+def test_all_layers_are_kept_where_nothing_less_is_enough() -> None:
+    meter = additive(dict.fromkeys("abcd", math.nan))
+    assert enough_for(meter, tuple("abcd"), 1, _GATE, batches_of(4), 2) == 4
+    asked = additive(dict.fromkeys("abcd", 0.1))
+    assert (enough_for(asked, tuple("abcd"), 3, _GATE, batches_of(4), 2), asked.asked) == (4, [])
+
+
+def test_a_score_decides_how_many_are_enough_as_the_cosine_does() -> None:
+    meter = additive(dict.fromkeys("abcdef", 0.01), dict.fromkeys("abcdef", 0.004))
+    assert enough_for(meter, tuple("abcdef"), 1, _GATE, batches_of(4), 2) == 4  # 0.8 points for the two left
+
+
+def test_a_score_leaves_a_part_of_the_points_for_other_data_and_fp16() -> None:
+    meter = additive({"a": 0.01, "b": 0.01}, {"a": 0.0092, "b": 0.0005})
+    choice = choose(meter, {"a": 1, "b": 1}, _GATE, batches_of(4), Size(4, 4))
+    assert choice.kept == ("a",)  # of 0.97 points, which the gate would allow
+    exact = additive({"a": 0.01}, {"a": 0.0})
+    strict = AccuracySpec(min_cosine=0.99, max_drop=0.0)
+    assert choose(exact, {"a": 1}, strict, batches_of(4), Size(4, 4)).kept == ()
+
+
+def test_the_score_tells_how_many_to_measure_next_where_the_error_says_nothing() -> None:
+    errors = {f"l{index:02}": 0.0001 for index in range(60)}  # all allowed by the cosine
+    meter = additive(errors, dict.fromkeys(errors, 0.001))  # 6 points: nine layers lose 0.9
+    choose(meter, dict.fromkeys(errors, 10), _GATE, batches_of(4), Size(4, 4))
+    assert [len(kept) for kept in meter.asked[:4]] == [0, 0, 51, 51]
+
+
+def test_every_other_feed_and_no_other_is_read() -> None:
+    feeds = batches_of(7)
+    assert [feed.arrays["x"][0] for feed in every_nth(feeds, 0, 2)] == [0, 2, 4, 6]
+    assert [feed.arrays["x"][0] for feed in every_nth(feeds, 1, 2)] == [1, 3, 5]
+    assert every_nth(feeds, 1, 2).digest == "d/1::2"
+
+
+def test_a_part_of_what_was_thinned_out_is_a_part_of_that() -> None:
+    feeds = batches_of(9)
+    random_access = replace(feeds, part=lambda start, step: itertools.islice(feeds.read(), start, None, step))
+    thinned = every_nth(random_access, 1, 2)
+    assert [feed.arrays["x"][0] for feed in thinned.every(1, 2)] == [3, 7]

@@ -1,0 +1,65 @@
+"""What outputs are made of, and so judged by."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from trtq.pipeline.graph.load import Graph
+from trtq.pipeline.judge.parts import judged_outputs, parts_of
+
+_DETECTOR = """
+    a = Relu (x) logits = Tanh (x) scores = Sigmoid (logits)
+    both = Concat <axis = 1> (a, scores) y = Transpose <perm = [1, 0]> (both)
+"""
+
+
+@pytest.mark.parametrize(
+    ("body", "outputs"),
+    [
+        ("y = Relu (x)", ["y"]),
+        ("a = Relu (x) y = Softmax (a)", ["y", "a"]),
+        ("a = Relu (x) b = Sigmoid (a) y = Transpose <perm = [1, 0]> (b)", ["y", "a"]),
+        ("a = Relu (x) b = Transpose <perm = [1, 0]> (a) y = Tanh (b)", ["y"]),
+        ("y = Sigmoid (x)", ["y"]),  # the input of the model is not judged
+        (_DETECTOR, ["y", "a", "scores", "logits"]),
+    ],
+)
+def test_scores_are_judged_before_they_are_squashed_and_parts_beside_the_whole(
+    graph_of: Callable[..., Graph], body: str, outputs: list[str]
+) -> None:
+    model = graph_of(f"net (float[3, 3] x) => (float[M, N] y) {{ {body} }}").model
+    assert list(judged_outputs(model)) == outputs
+
+
+@pytest.mark.parametrize(
+    ("body", "parts"),
+    [
+        ("y = Relu (x)", None),
+        ("a = Relu (x) y = Concat <axis = 0> (a, x)", None),  # what is not computed loses nothing
+        (_DETECTOR, ("a", "scores")),
+        (
+            """a = Relu (x) b = Tanh (x) c = Sqrt (x) ab = Concat <axis = 0> (a, b)
+            flat = Reshape <allowzero = 0> (ab, shape) y = Concat <axis = 0> (flat, c, a)""",
+            ("a", "b", "c"),
+        ),
+        ("a = Relu (x) b = Tanh (x) y = Concat <axis = 0> (a, b, a, b, a, b, a, b)", ("a", "b")),
+        (
+            "a = Relu (x) b = Tanh (x) y = Concat <axis = 0> (a, b, a, b, a, b, a, b, a)",
+            None,
+        ),  # a loop's steps
+    ],
+)
+def test_parts_are_what_is_joined_last(
+    graph_of: Callable[..., Graph], body: str, parts: tuple[str, ...] | None
+) -> None:
+    net = f"net (float[3, 3] x) => (float[M, N] y) <int64[2] shape = {{6, 3}}> {{ {body} }}"
+    assert parts_of(graph_of(net).model).get("y") == parts
+
+
+def test_whole_numbers_are_not_judged(graph_of: Callable[..., Graph]) -> None:
+    net = "net (float[3, 3] x) => (int64[6, 1] y) { a = ArgMax (x) y = Concat <axis = 0> (a, a) }"
+    model = graph_of(net).model
+    assert judged_outputs(model) == ()
+    assert parts_of(model) == {}

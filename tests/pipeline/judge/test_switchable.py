@@ -1,0 +1,148 @@
+"""Tests of the model with a switch for every layer, against models that are quantized for good."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+from numpy.typing import NDArray
+
+from trtq.calibrators.ranges import Channels, Range, Ranges
+from trtq.models.session import open_session, run
+from trtq.models.spec import Activations
+from trtq.pipeline.graph.load import Graph
+from trtq.pipeline.graph.placement import Placement, place
+from trtq.pipeline.judge.switchable import Switchable, open_switchable, switchable
+from trtq.pipeline.rewrite.qdq import quantize
+
+_NET = """
+net (float[N, 8, 6, 6] x) => (float[N, 16, 6, 6] y, float[N, 16, 6, 6] z) {
+  [stem] a = Conv <kernel_shape = [3, 3], pads = [1, 1, 1, 1]> (x, w0, b0)
+  [act] r = Relu (a)
+  [left] l = Conv <kernel_shape = [1, 1]> (r, w1)
+  [right] z = Conv <kernel_shape = [1, 1]> (r, w2)
+  [join] s = Add (l, z)
+  [tail] y = Conv <kernel_shape = [1, 1]> (s, w1)
+}"""
+
+
+@pytest.fixture
+def graph(graph_of: Callable[..., Graph]) -> Graph:
+    rng = np.random.default_rng(0)
+    shapes = {"w0": (16, 8, 3, 3), "b0": (16,), "w1": (16, 16, 1, 1), "w2": (16, 16, 1, 1)}
+    weights = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
+    return graph_of(_NET, **weights)
+
+
+@pytest.fixture
+def x() -> NDArray[np.float32]:
+    return np.random.default_rng(1).standard_normal((2, 8, 6, 6)).astype(np.float32)
+
+
+def ranges_of(placement: Placement) -> Ranges:
+    return Ranges({name: Range(20.0, -20.0, 20.0) for name in placement.activations}, "made", "0", "none", 1)
+
+
+def outputs_of(model: ir.Model, x: NDArray[Any]) -> list[NDArray[Any]]:
+    return run(open_session(model, optimize=False), ["y", "z"], {"x": x})
+
+
+def switched(session: Switchable, quantized: Collection[str], x: NDArray[Any]) -> list[NDArray[Any]]:
+    with session.runner("a name", quantized) as runner:
+        assert runner.name == "a name"
+        assert list(runner.get_input_metadata(use_numpy_dtypes=False)) == ["x"]
+        found = runner.infer({"x": x})
+        return [np.array(found[name]) for name in ("y", "z")]
+
+
+@pytest.mark.parametrize(
+    "layers",
+    [(), ("stem",), ("left", "join"), ("right",), ("tail",), ("stem", "left", "right", "join", "tail")],
+)
+def test_a_mixture_computes_what_the_model_with_these_layers_quantized_does(
+    graph: Graph, x: NDArray[np.float32], layers: tuple[str, ...]
+) -> None:
+    placement = place(graph.model)
+    assert [node.name for node in placement.quantized] == ["stem", "left", "right", "join", "tail"]
+    session = open_switchable(graph.model, placement, ranges_of(placement))
+    part = Placement(tuple(node for node in placement.quantized if node.name in layers), ())
+    wanted = outputs_of(quantize(graph.model, part, ranges_of(placement)), x)
+    for ours, theirs in zip(switched(session, layers, x), wanted, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.mark.parametrize("activations", get_args(Activations))
+def test_repairs_are_switched_with_their_layers(
+    graph: Graph, x: NDArray[np.float32], activations: Activations
+) -> None:
+    placement = place(graph.model)
+    scale = tuple(np.geomspace(0.1, 1, 16).tolist())
+    channels = {
+        "x": Channels(mean=(0.5,) * 8, scale=(1.0,) * 4 + (0.5,) * 4, amax=8.0),
+        "s": Channels(mean=(0.1,) * 16, scale=scale, shift=(0.25,) * 16, amax=30.0),
+    }
+    ranges = replace(ranges_of(placement), channels=channels, weight_scales="mse", activations=activations)
+    session = open_switchable(graph.model, placement, ranges)
+    wanted = outputs_of(quantize(graph.model, placement, ranges), x)
+    for ours, theirs in zip(switched(session, session.layers, x), wanted, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    for ours, theirs in zip(switched(session, (), x), outputs_of(graph.model, x), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "[first] m = MatMul (x, w1) [bias] z = Add (m, b1) [second] y = MatMul (z, w2)",
+        "[first] m = MatMul (x, w1) [bias] z = Add (b1, m) [act] r = Relu (z) [second] y = MatMul (r, w2)",
+        "[first] z = MatMul (x, w1) [act] r = Relu (z) [second] y = MatMul (r, w2)",
+    ],
+)
+def test_the_bias_correction_of_a_matmul_is_switched_with_it(
+    graph_of: Callable[..., Graph], body: str
+) -> None:
+    """It stands in an Add behind the layer: in the one that is there, or in one that is put there."""
+    rng = np.random.default_rng(0)
+    weights = {name: rng.standard_normal((16, 16)).astype(np.float32) for name in ("w1", "w2")}
+    net = f"net (float[N, 6, 16] x) => (float[N, 6, 16] y, float[N, 6, 16] z) {{ {body} }}"
+    graph = graph_of(net, **weights, b1=rng.standard_normal(16).astype(np.float32))
+    placement = place(graph.model, force=["."])
+    channels = {name: Channels(mean=(5.0,) * 16) for name in placement.activations}
+    ranges = replace(ranges_of(placement), channels=channels)
+    session = open_switchable(graph.model, placement, ranges)
+    x = rng.standard_normal((2, 6, 16)).astype(np.float32)
+    for layers in ((), ("first",), ("second",), ("first", "second")):
+        part = Placement(tuple(node for node in placement.quantized if node.name in layers), ())
+        wanted = outputs_of(quantize(graph.model, part, ranges), x)
+        for ours, theirs in zip(switched(session, layers, x), wanted, strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+
+
+def test_every_layer_changes_something(graph: Graph, x: NDArray[np.float32]) -> None:
+    placement = place(graph.model)
+    session = open_switchable(graph.model, placement, ranges_of(placement))
+    plain = switched(session, (), x)
+    for layer in session.layers:
+        assert any((a != b).any() for a, b in zip(switched(session, {layer}, x), plain, strict=True))
+
+
+def test_scales_have_the_dtype_that_is_asked_for(graph: Graph, x: NDArray[np.float32]) -> None:
+    placement = place(graph.model)
+    session = open_switchable(graph.model, placement, ranges_of(placement), scale_dtype="float16")
+    wanted = outputs_of(quantize(graph.model, placement, ranges_of(placement), scale_dtype="float16"), x)
+    np.testing.assert_array_equal(switched(session, session.layers, x)[0], wanted[0])
+
+
+def test_the_float_model_stays_as_it_is(graph: Graph, tmp_path: Path) -> None:
+    before = ir.to_proto(graph.model).SerializeToString()
+    placement = place(graph.model)
+    made = switchable(graph.model, placement, ranges_of(placement))
+    assert ir.to_proto(graph.model).SerializeToString() == before
+    assert [value.name for value in made.graph.outputs] == ["y", "z"]
+    outside = {node.op_type for node in made.graph}
+    assert outside == {"If", "Relu"}  # no pair is computed that is not asked for

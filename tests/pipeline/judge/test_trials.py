@@ -1,0 +1,126 @@
+"""Tests of the judge of quantized models: marks by hand, and which data and which tensors are looked at."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from trtq.calibrators.batches import Batches, Feed
+from trtq.calibrators.ranges import Range, Ranges
+from trtq.pipeline.graph.load import Graph
+from trtq.pipeline.graph.placement import place
+from trtq.pipeline.judge.trials import Judge, Marks, judge_of
+
+_NET = """
+net (float[N, 2] x) => (float[N, 2] y, float[N, 2] p) {
+  [one] y = MatMul (x, w)
+  p = Softmax <axis = 1> (y)
+}"""
+
+
+@pytest.fixture
+def graph(graph_of: Callable[..., Graph]) -> Graph:
+    return graph_of(_NET, w=np.diag([1.0, 127.0]).astype(np.float32))
+
+
+def batches_of(arrays: list[NDArray[np.float32]]) -> Batches:
+    def read() -> Iterator[Feed]:
+        return (Feed({"x": array}, f"feed {index}", len(array)) for index, array in enumerate(arrays))
+
+    return Batches(read, "made up", sum(map(len, arrays)))
+
+
+def ranges_of(amax: float) -> Ranges:
+    return Ranges({"x": Range(amax, -amax, amax)}, "made", "0", "none", 1)
+
+
+def feeds_of(number: int, size: int = 2) -> list[NDArray[np.float32]]:
+    return [np.full((size, 2), index, np.float32) for index in range(number)]
+
+
+def _judge(graph: Graph, arrays: list[NDArray[np.float32]], num_samples: int = 64) -> Judge:
+    judge = judge_of(graph.model, place(graph.model, force=["."]), batches_of(arrays), num_samples)
+    assert judge is not None
+    return judge
+
+
+# Marks
+
+
+def test_marks_are_by_sample_and_by_output(graph: Graph) -> None:
+    arrays = [np.ones((2, 2), np.float32), np.array([[0, 1], [0, 100]], np.float32)]
+    judge = replace(_judge(graph, arrays), outputs=("y",))
+    judge = replace(judge, truth=tuple((feed[0],) for feed in judge.truth))
+    (found,) = judge.marks([ranges_of(50.0)], judge.feeds)
+    step = 50 / 127  # 1 becomes 3 steps, and 100 is clipped to 50
+    lost = [1 - 3 * step, 50.0]
+    assert found.samples == pytest.approx([20 * math.log10(1 / abs(lost[0])), 20 * math.log10(2)], abs=1e-3)
+    whole = 10 * math.log10((1 + 100**2) / (lost[0] ** 2 + lost[1] ** 2))
+    assert found.wholes == pytest.approx([whole], abs=1e-3)
+    assert found.db == pytest.approx((found.samples.mean() + whole) / 2)
+
+
+def test_exact_wrong_and_silent_outputs_have_finite_marks(graph: Graph) -> None:
+    arrays = [np.ones((2, 2), np.float32), np.array([[0, 127], [0, 0]], np.float32)]
+    judge = replace(_judge(graph, arrays), outputs=("y",))
+    judge = replace(judge, truth=tuple((feed[0],) for feed in judge.truth))
+    exact, wrong = judge.marks([ranges_of(127.0), ranges_of(1e-30)], judge.feeds)
+    assert exact.samples.tolist() == [80.0, 0.0]  # the other sample has no signal
+    assert exact.wholes.tolist() == [80.0]
+    assert wrong.samples[0] == pytest.approx(0, abs=0.1)
+
+
+def _marks(*samples: float, whole: float | None = None) -> Marks:
+    return Marks(np.array(samples), np.array([np.mean(samples) if whole is None else whole]))
+
+
+@pytest.mark.parametrize(
+    ("marks", "clearly"),
+    [
+        (_marks(11, 11.1, 10.9, 11), True),
+        (_marks(10.1, 10.1, 10.1, 10.1), False),  # less than 0.2 dB
+        (_marks(20, 4, 18, 3), False),  # by chance
+        (_marks(11, 11.1, 10.9, 11, whole=5), False),  # the worst samples lose more than the others gain
+        (_marks(10, 10, 10, 10), False),
+    ],
+)
+def test_better_is_better_by_more_than_chance(marks: Marks, clearly: bool) -> None:
+    assert marks.is_clearly_above(_marks(10, 10, 10, 10)) == clearly
+
+
+def test_one_sample_proves_nothing() -> None:
+    assert not _marks(50).is_clearly_above(_marks(10))
+
+
+# What is looked at
+
+
+def test_every_second_feed_is_held_back_and_the_first_few_are_spread(graph: Graph) -> None:
+    judge = _judge(graph, feeds_of(16), 16)
+    assert [int(feed.arrays["x"][0, 0]) for feed in judge.feeds] == [1, 9, 3, 11, 5, 13, 7, 15]
+    assert judge.num_samples == 16
+    assert [int(feed.arrays["x"][0, 0]) for feed in judge.first(3)] == [1, 9]
+    assert list(judge.first(99)) == list(judge.feeds)
+
+
+@pytest.mark.parametrize(("number", "wanted"), [(100, 8), (31, 8), (5, 8)])
+def test_no_more_is_held_back_than_asked_for(graph: Graph, number: int, wanted: int) -> None:
+    judge = _judge(graph, feeds_of(number), wanted)
+    held = sorted(int(feed.arrays["x"][0, 0]) for feed in judge.feeds)
+    assert len(held) == min(number // 2, wanted // 2)
+    assert all(index % 2 for index in held)
+    assert held[-1] >= number // 2  # not the beginning alone
+
+
+def test_one_feed_leaves_nothing_to_judge_by(graph: Graph) -> None:
+    assert judge_of(graph.model, place(graph.model), batches_of(feeds_of(1)), 8) is None
+
+
+def test_outputs_of_whole_numbers_are_not_judged(graph_of: Callable[..., Graph]) -> None:
+    model = graph_of("net (float[3, 3] x) => (int64[3, 1] y) { y = ArgMax (x) }").model
+    assert judge_of(model, place(model), batches_of(feeds_of(4)), 8) is None

@@ -1,0 +1,226 @@
+"""Weight-only quantization as a part of a build: what is refused, warned of and placed."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+from numpy.typing import NDArray
+
+from trtq.errors import UsageError
+from trtq.models.session import open_session, run
+from trtq.models.spec import LayerSpec, ModelSpec
+from trtq.pipeline.engine.backends import BACKENDS
+from trtq.pipeline.engine.strategy import Way
+from trtq.pipeline.engine.target import Target
+from trtq.pipeline.formats.scheme import WeightScheme
+from trtq.pipeline.graph import load as loading
+from trtq.pipeline.graph.load import Graph, load
+from trtq.pipeline.graph.placement import Placement, place
+from trtq.pipeline.judge.widen import has_bf16, without_bf16
+from trtq.pipeline.quantize.weights import (
+    place_weights,
+    refuse_weights,
+    report_weights,
+    with_few_bits,
+    with_smaller_blocks,
+)
+from trtq.pipeline.rewrite.mixed import Mixed
+from trtq.pipeline.rewrite.precision import to_bf16, to_fp16
+from trtq.pipeline.rewrite.weights.choose import ChosenWeight
+from trtq.progress import Log, Silent
+
+INT4 = Target(precision="weights", weights=WeightScheme("int4"))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"precision": "weights"}, 'the precision is "weights" if a weight scheme is given without INT8'),
+        ({"precision": "fp16", "weights": WeightScheme("int8")}, 'the precision is "weights" if'),
+        ({"high_precision": "bf16"}, "bf16 is for weights of fewer bits"),
+        (
+            {"weights": WeightScheme("int8"), "quantization": "implicit"},
+            "weights of fewer bits stand in the graph, which --quantization implicit does not read",
+        ),
+    ],
+)
+def test_a_target_that_does_not_exist_is_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=re.escape(message)):
+        Target(**settings)
+
+
+def test_a_target_is_called_by_what_is_built() -> None:
+    assert INT4.name == "int4-weights"
+    assert Target(weights=WeightScheme("int4")).name == "int8"
+    assert (INT4.min_opset, Target().min_opset) == (21, 13)
+
+
+@dataclass(frozen=True)
+class _Free:
+    name: str = "tensorrt"
+
+    def version(self) -> str:
+        return "8.6"
+
+
+def test_a_builder_that_picks_precisions_itself_is_refused() -> None:
+    free = Way("explicit", "", fp16=True, is_typed=False)
+    message = (
+        "--weights int4 needs a builder that takes its precisions from the graph; backend tensorrt of "
+        "version 8.6 picks them itself"
+    )
+    with pytest.raises(UsageError, match=re.escape(message)):
+        refuse_weights(INT4, _Free(), free)  # type: ignore[arg-type]
+    refuse_weights(Target(), _Free(), free)  # type: ignore[arg-type]
+
+
+def test_onnx_runtime_is_not_asked_for_bf16() -> None:
+    target = Target(precision="weights", weights=WeightScheme("int4"), high_precision="bf16")
+    with pytest.raises(UsageError, match="backend onnxruntime has no BF16 on the CPU"):
+        refuse_weights(target, BACKENDS["onnxruntime"], Way("explicit", "", fp16=False, is_typed=True))
+
+
+@pytest.mark.parametrize(
+    ("targets", "named"), [((), "8.0 and newer"), (("8.6", "8.9"), "8.6"), (("7.5", "8.0"), "7.5, 8.0")]
+)
+def test_fp8_is_for_gpus_that_have_it(targets: tuple[str, ...], named: str) -> None:
+    typed = Way("explicit", "", fp16=True, is_typed=True)
+    target = Target(precision="weights", weights=WeightScheme("fp8"), compute_capabilities=targets)
+    message = (
+        f"--weights fp8 needs GPUs of compute capability 8.9 or newer, and the engine is for {named}; "
+        f"give --compute-capability 8.9, or take --weights int8"
+    )
+    with pytest.raises(UsageError, match=re.escape(message)):
+        refuse_weights(target, BACKENDS["tensorrt-rtx"], typed)
+    refuse_weights(replace(target, compute_capabilities=("8.9", "12.0")), BACKENDS["tensorrt-rtx"], typed)
+    refuse_weights(target, BACKENDS["onnxruntime"], typed)
+
+
+TEXT = """g (float[N,512] x) => (float[N,64] y) {
+  [big] h = MatMul (x, w)
+  [small] y = MatMul (h, v)
+}"""
+
+
+@pytest.fixture
+def graph(graph_of: Callable[..., Graph]) -> Graph:
+    rng = np.random.default_rng(0)
+    w, v = (rng.standard_normal(shape).astype(np.float32) for shape in ((512, 640), (640, 64)))
+    return graph_of(TEXT, min_opset=21, w=w, v=v)
+
+
+def test_beside_int8_only_small_products_are_in_few_bits(graph: Graph) -> None:
+    target = Target(weights=WeightScheme("int4"))
+    placement, chosen = place_weights(graph, ModelSpec(), target, place(graph.model), Silent())
+    assert [node.name for node in placement.quantized] == ["big"]
+    assert [weight.tensor for weight in chosen] == ["v"]
+    assert placement.kept == ()
+
+
+def test_a_small_product_that_cannot_be_in_few_bits_stays_in_int8(graph_of: Callable[..., Graph]) -> None:
+    rng = np.random.default_rng(0)
+    w, v = (rng.standard_normal(shape).astype(np.float32) for shape in ((512, 900), (900, 64)))
+    graph = graph_of(TEXT, min_opset=21, w=w, v=v)  # no block of 16 divides 900
+    target = Target(weights=WeightScheme("int4"))
+    placement, chosen = place_weights(graph, ModelSpec(), target, place(graph.model), Silent())
+    assert [node.name for node in placement.quantized] == ["big", "small"]
+    assert (chosen, placement.kept) == ((), ())
+
+
+def test_blocks_that_are_smaller_than_asked_are_told(graph_of: Callable[..., Graph]) -> None:
+    log = Log(Silent())
+    w, v = np.ones((512, 80), np.float32), np.ones((80, 64), np.float32)
+    place_weights(graph_of(TEXT, min_opset=21, w=w, v=v), ModelSpec(), INT4, Placement((), ()), log)
+    assert log.warnings == [
+        "1 of 2 weights have smaller blocks, since 64 does not divide their inputs: 'v' (16)"
+    ]
+    chosen = tuple(ChosenWeight(f"w{index}", (80, 64), 0, 16, ()) for index in range(5))
+    assert with_smaller_blocks(chosen, 64).endswith("'w0' (16), 'w1' (16), 'w2' (16) and 2 more")
+
+
+def test_what_is_skipped_or_matches_nothing_is_told(graph: Graph) -> None:
+    log = Log(Silent())
+    spec = ModelSpec(layers=LayerSpec(skip=("small", "smal$"), keep_fp32=("^big$",)))
+    placement, chosen = place_weights(graph, spec, INT4, Placement((), ()), log)
+    assert not chosen
+    assert [node.reason for node in placement.kept] == ["skipped by '^big$'", "skipped by 'small'"]
+    assert log.warnings == [
+        "'smal$' matches no node or weight; the nearest names are small",
+        "no weight can be stored in fewer bits; the report tells why",
+    ]
+
+
+def test_the_report_counts_scales_in_the_precision_of_the_graph(graph: Graph) -> None:
+    _, chosen = place_weights(graph, ModelSpec(), INT4, Placement((), ()), Silent())
+    bits = {
+        half: report_weights(chosen, INT4, backend="onnxruntime", half=half).bits_per_weight
+        for half in (True, False)
+    }
+    assert bits == {True: 4.25, False: 4.5}
+
+
+def test_the_report_tells_the_blocks_that_were_used() -> None:
+    chosen = tuple(ChosenWeight(f"w{size}", (96, 64), 0, size, ()) for size in (16, 32))
+    found = report_weights(chosen, INT4, backend="onnxruntime", half=True)
+    assert (found.block_size, found.smallest_block) == (32, 16)
+
+
+@pytest.mark.parametrize("name", ["int8", "fp8", "int4", "nf4"])
+def test_bf16_computes_the_same_up_to_its_own_rounding(
+    graph: Graph, outputs_of: Callable[..., list[NDArray[np.float32]]], name: Any
+) -> None:
+    target = Target(precision="weights", weights=WeightScheme(name), high_precision="bf16")
+    _, chosen = place_weights(graph, ModelSpec(), target, Placement((), ()), Silent())
+    base = Mixed(*to_bf16(graph.model))
+    assert base.kept_fp32 == ()
+    result = with_few_bits(base, graph, chosen, target, backend="tensorrt").model
+    assert has_bf16(result)
+    assert not has_bf16(graph.model)
+    plain = with_few_bits(Mixed(graph.model), graph, chosen, target, backend="tensorrt").model
+    wanted, found = outputs_of(plain)[0], outputs_of(without_bf16(result))[0]
+    assert found.dtype == np.float32
+    assert np.linalg.norm(found - wanted) < 0.05 * np.linalg.norm(wanted)  # other scales, other codes
+
+
+def test_tensorrt_builds_bf16(graph: Graph, build_rtx: Callable[..., dict[str, set[str]]]) -> None:
+    target = Target(precision="weights", weights=WeightScheme("int4"), high_precision="bf16")
+    _, chosen = place_weights(graph, ModelSpec(), target, Placement((), ()), Silent())
+    result = with_few_bits(Mixed(*to_bf16(graph.model)), graph, chosen, target, backend="tensorrt")
+    kernels = build_rtx(result.model, N=2)
+    assert any({"Int4", "BFloat16"} <= dtypes for dtypes in kernels.values())
+
+
+def test_bf16_keeps_what_is_named_and_large_constants_finite(model_of: Callable[..., ir.Model]) -> None:
+    model = model_of(
+        "g (float[N] x) => (float[N] y) { [a] h = Mul (x, c) [b] y = Relu (h) }",
+        c=np.array([np.finfo(np.float32).min], np.float32),
+    )
+    result, kept = to_bf16(model, keep_fp32=["^b$"])
+    assert [(item.name, item.reason) for item in kept] == [("b", "kept by '^b$'")]
+    constant = result.graph.initializers["c_bf16"].const_value
+    assert constant is not None
+    assert np.isfinite(constant.numpy().astype(np.float32)).all()
+
+
+def test_large_models_keep_their_weights_in_their_file(
+    graph: Graph, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ir.save(graph.model, tmp_path / "large.onnx", external_data="large.data")
+    feed = {"x": np.random.default_rng(0).standard_normal((2, 512)).astype(np.float32)}
+    wanted = run(open_session(graph.model, optimize=False), ["y"], feed)[0]
+    monkeypatch.setattr(loading, "_MOST_IN_MEMORY", 1 << 20)
+    large = load(tmp_path / "large.onnx", min_opset=13).model
+    assert all(isinstance(item.const_value, ir.ExternalTensor) for item in large.graph.initializers.values())
+    monkeypatch.chdir("/")  # not where the data is
+    np.testing.assert_array_equal(run(open_session(large, optimize=False), ["y"], feed)[0], wanted)
+    half, _ = to_fp16(large)
+    assert all(isinstance(item.const_value, ir.LazyTensor) for item in half.graph.initializers.values())
+    found = run(open_session(half, optimize=False), ["y"], feed)[0]
+    assert np.linalg.norm(found - wanted) < 0.01 * np.linalg.norm(wanted)

@@ -1,0 +1,101 @@
+"""Tests of the pass that sees the channels of the quantized activations, against numpy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from trtq.calibrators.batches import Batches, Feed
+from trtq.pipeline.graph.load import Graph
+from trtq.pipeline.graph.placement import place
+from trtq.pipeline.rewrite.channels.statistics import ChannelStatistics, channel_readers, observe_channels
+
+_NET = """
+net (float[N, 4, 6, 6] x) => (float[N, 16, 6, 6] y, float[N, 4] z) {
+  [one] a = Conv <kernel_shape = [1, 1]> (x, w1)
+  [two] y = Conv <kernel_shape = [3, 3], pads = [1, 1, 1, 1]> (a, w2)
+  m = ReduceMean <axes = [2, 3], keepdims = 0> (x)
+  [last] z = MatMul (m, w3)
+}"""
+
+
+def _random(*shape: int) -> NDArray[np.float32]:
+    return np.random.default_rng(sum(shape)).standard_normal(shape).astype(np.float32)
+
+
+@pytest.fixture(params=[13, 19])
+def graph(request: pytest.FixtureRequest, graph_of: Callable[..., Graph]) -> Graph:
+    weights = {"w1": _random(16, 4, 1, 1), "w2": _random(16, 16, 3, 3), "w3": _random(4, 4)}
+    return graph_of(_NET, opset=13, min_opset=request.param, **weights)
+
+
+def _batches(arrays: list[NDArray[np.float32]]) -> Batches:
+    def read() -> Iterator[Feed]:
+        return (Feed({"x": array}, f"feed {index}", len(array)) for index, array in enumerate(arrays))
+
+    return Batches(read, "made up", sum(map(len, arrays)))
+
+
+def test_the_extremes_and_means_are_those_of_numpy_for_each_half(graph: Graph) -> None:
+    arrays = [_random(2, 4, 6, 6) * (index + 1) for index in range(5)]
+    samples: list[int] = []
+    even, odd = observe_channels(graph.model, place(graph.model), _batches(arrays), samples.append)
+    assert samples == [2] * 5
+    assert set(even) == set(odd) == {"x", "a", "m"}
+    for half, feeds in ((even, arrays[::2]), (odd, arrays[1::2])):
+        whole = np.concatenate(feeds)
+        seen = half["x"]
+        np.testing.assert_allclose(seen.minimum, whole.min((0, 2, 3)), rtol=1e-6)
+        np.testing.assert_allclose(seen.maximum, whole.max((0, 2, 3)), rtol=1e-6)
+        np.testing.assert_allclose(seen.mean, whole.mean((0, 2, 3)), rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(half["m"].maximum, whole.mean((2, 3)).max(0), rtol=1e-5)
+        assert (seen.num_feeds, half["a"].mean.shape) == (len(feeds), (16,))
+
+
+def test_one_feed_leaves_the_other_half_empty(graph: Graph) -> None:
+    even, odd = observe_channels(graph.model, place(graph.model), _batches([_random(1, 4, 6, 6)]))
+    assert (set(even), odd) == ({"x", "a", "m"}, {})
+
+
+def test_statistics_merge_by_the_number_of_feeds() -> None:
+    one = ChannelStatistics(np.array([-1.0, 0]), np.array([2.0, 3]), np.array([1.0, 1.0]), 3)
+    two = ChannelStatistics(np.array([-4.0, 1]), np.array([1.0, 9]), np.array([5.0, 1.0]), 1)
+    both = one.merged(two)
+    assert both.minimum.tolist() == [-4.0, 0.0]
+    assert both.maximum.tolist() == [2.0, 9.0]
+    assert both.mean.tolist() == [2.0, 1.0]
+    assert both.num_feeds == 4
+
+
+@pytest.mark.parametrize(
+    ("body", "found"),
+    [
+        ("[p] y = Conv (x, w)", ["x"]),
+        ("[p] a = Conv (x, w) [q] b = Conv (x, w2) y = Add (a, b)", ["x"]),
+        (
+            "[p] a = Conv (x, w) r = Relu (x) [q] b = Conv (r, w) [t] y = Sub (a, b)",
+            [],
+        ),  # one weight, two inputs
+        ("[p] a = Conv (x, w) [t] y = Add (a, x)", []),  # the Add takes the tensor as it is
+    ],
+)
+def test_only_layers_that_can_take_the_scales_up_count(
+    graph_of: Callable[..., Graph], body: str, found: list[str]
+) -> None:
+    weights = {"w": _random(4, 4, 1, 1), "w2": _random(4, 4, 1, 1)}
+    text = f"net (float[N, 4, 6, 6] x) => (float[N, 4, 6, 6] y) {{ {body} }}"
+    model = graph_of(text, **{name: array for name, array in weights.items() if f"{name})" in text}).model
+    placement = place(model, force=["."])
+    assert list(channel_readers(model, placement)) == found
+
+
+def test_readers_of_different_kinds_are_refused(graph_of: Callable[..., Graph]) -> None:
+    text = """net (float[N, 4, 4] x) => (float[N, 4, 4] y) {
+      [p] a = Conv <kernel_shape = [1]> (x, w) [q] b = MatMul (x, v) y = Add (a, b) }"""
+    model = graph_of(text, w=_random(4, 4, 1), v=_random(4, 4)).model
+    placement = place(model, force=["."])
+    assert "x" in placement.activations
+    assert list(channel_readers(model, placement)) == []

@@ -1,0 +1,161 @@
+"""Tests of scales, zero points and codes: by hand, by a slow reference, and in every dtype."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from trtq.pipeline.rewrite.qdq import (
+    QParams,
+    activation_qparams,
+    asymmetric_qparams,
+    quantize_array,
+    weight_qparams,
+)
+
+DTYPES = ("float32", "float16", "bfloat16")
+
+
+@pytest.mark.parametrize(
+    ("value", "code"),
+    [
+        (0.0, 0), (0.24, 0), (0.25, 0), (0.26, 1), (0.5, 1), (0.75, 2), (1.25, 2), (1.75, 4), (-0.25, 0),
+        (-0.75, -2), (-1.25, -2), (63.2, 126), (63.5, 127), (64.0, 127), (1e30, 127), (-63.5, -127),
+        (-64.0, -127), (-1e30, -127),
+    ],
+)  # fmt: skip
+def test_codes_by_hand_with_the_scale_one_half(value: float, code: int) -> None:
+    found = quantize_array(np.array([value], np.float32), QParams(np.array(0.5, np.float32)))
+    assert found.dtype == np.int8
+    assert found.tolist() == [code]
+
+
+def test_codes_of_channels_by_hand() -> None:
+    weight = np.array([[1.1, -2.0, 0.5], [127.0, 63.5, -0.5], [0.0, 0.0, 0.0]], np.float32)
+    qparams = weight_qparams(weight, 0, "float32")
+    assert qparams.axis == 0
+    assert qparams.scale[1] == 1.0
+    assert quantize_array(weight, qparams).tolist() == [[70, -127, 32], [127, 64, 0], [0, 0, 0]]
+    assert quantize_array(weight.T, QParams(qparams.scale, 1)).T.tolist() == [
+        [70, -127, 32],
+        [127, 64, 0],
+        [0, 0, 0],
+    ]
+
+
+def _slow(values: NDArray[Any], scale: float) -> list[int]:
+    """The definition, number by number: Python's round is half to even."""
+    return [max(-127, min(127, round(float(value) / scale))) for value in values.reshape(-1)]
+
+
+@settings(max_examples=60, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1), axis=st.sampled_from([None, 0, 1, 2]), size=st.integers(-6, 6))
+def test_codes_are_those_of_a_slow_reference(seed: int, axis: int | None, size: int) -> None:
+    weight = (np.random.default_rng(seed).standard_normal((3, 4, 5)) * 10.0**size).astype(np.float32)
+    qparams = weight_qparams(weight, axis, "float32")
+    codes = quantize_array(weight, qparams)
+    assert qparams.scale.shape == (() if axis is None else (weight.shape[axis],))
+    if axis is None:
+        assert codes.reshape(-1).tolist() == _slow(weight, float(qparams.scale))
+        return
+    for channel in range(weight.shape[axis]):
+        found = codes.take(channel, axis).reshape(-1).tolist()
+        assert found == _slow(np.asarray(weight.take(channel, axis)), float(qparams.scale[channel]))
+        assert max(map(abs, found)) == 127
+
+
+@pytest.mark.parametrize(
+    ("ends", "scale", "zero"),
+    [
+        ((0.0, 25.5), 0.1, -128),
+        ((-25.5, 0.0), 0.1, 127),
+        ((-12.8, 12.7), 0.1, 0),
+        ((-0.375, 5.0), 5.375 / 255, -110),  # -128 + 17.79: HardSwish
+    ],
+)
+def test_zero_points_by_hand(ends: tuple[float, float], scale: float, zero: int) -> None:
+    found = asymmetric_qparams(ends, "float32")
+    assert float(found.scale) == pytest.approx(scale, rel=1e-6)
+    assert (found.zero, found.axis) == (zero, None)
+    assert found.zero_point.dtype == np.int8
+    assert (found.zero_point.shape, int(found.zero_point)) == ((), zero)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.floats(0, 1e8), st.floats(0, 1e8), st.sampled_from(DTYPES))
+def test_asymmetric_codes_reach_both_ends(below: float, above: float, dtype: str) -> None:
+    found = asymmetric_qparams((-below, above), dtype)
+    scale = float(found.scale)
+    assert 0 < scale < math.inf
+    assert -128 <= found.zero <= 127
+    assert (-128 - found.zero - 0.5) * scale <= -below * (1 - 1e-9)
+    assert (127 - found.zero + 0.5) * scale >= above * (1 - 1e-9)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.floats(0, 1e8), st.sampled_from(DTYPES))
+def test_scales_are_positive_finite_and_never_clip(amax: float, dtype: str) -> None:
+    scale = activation_qparams(amax, dtype).scale
+    assert scale.shape == ()
+    assert 0 < float(scale) < math.inf
+    assert float(scale) * 127 >= amax * (1 - 1e-15)
+    if float(scale) > 2.0**-14:  # where FP16 has all its digits: no larger than it has to be
+        assert float(scale) * 127 <= amax * (1 + 2.0**-7)
+
+
+@pytest.mark.parametrize(
+    ("amax", "dtype", "wanted"),
+    [
+        (127.0, "float32", 1.0),
+        (1.0, "float32", float(np.nextafter(np.float32(1 / 127), np.float32(1)))),
+        (127.0, "float16", 1.0),
+        (127.01, "float16", 1 + 2.0**-10),
+        (1e-30, "float16", 2.0**-24),
+        (127.0 * 2.0**-24 * 1.5, "float16", 2.0**-23),
+        (127.01, "bfloat16", 1 + 2.0**-7),
+        (1e-44, "float32", 2.0**-126),
+        (0.0, "bfloat16", 2.0**-126),
+        (127.0 * 65504, "float16", 65504.0),
+    ],
+)
+def test_scales_by_hand(amax: float, dtype: str, wanted: float) -> None:
+    scale = activation_qparams(amax, dtype).scale
+    assert scale.dtype == np.dtype(getattr(ml_dtypes, dtype, dtype))
+    assert float(scale) == wanted
+
+
+def test_a_scale_beyond_fp16_stays_fp32() -> None:
+    scale = activation_qparams(1.27e8, "float16").scale
+    assert scale.dtype == np.float32
+    assert float(scale) == 1e6
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("axis", [None, 0, 1])
+def test_channels_of_zeros_have_positive_scales(dtype: str, axis: int | None) -> None:
+    weight = np.zeros((3, 4), np.float32)
+    weight[0, 1] = 2.0
+    qparams = weight_qparams(weight, axis, dtype)
+    assert (qparams.scale.astype(np.float64) > 0).all()
+    assert np.isfinite(qparams.scale.astype(np.float64)).all()
+    codes = quantize_array(weight, qparams)
+    assert codes[0, 1] == (127 if dtype == "float32" else codes[0, 1])
+    assert np.count_nonzero(codes) == 1
+
+
+def test_an_empty_weight_has_a_scale() -> None:
+    assert float(weight_qparams(np.zeros((0, 4), np.float32), None, "float32").scale) > 0
+
+
+def test_zero_points_have_the_shape_of_the_scales() -> None:
+    qparams = QParams(np.ones(5, np.float32), 0)
+    assert qparams.zero_point.dtype == np.int8
+    assert qparams.zero_point.shape == (5,)
+    assert not qparams.zero_point.any()
