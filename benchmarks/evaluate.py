@@ -24,7 +24,7 @@ from feeds import part_of, read_feeds
 from numpy.typing import NDArray
 from tasks import score
 
-from trtq.pipeline.judge.exact import with_exact_quantize
+from trtq.pipeline.judge.exact import make_quantize_exact
 
 
 @dataclass
@@ -69,7 +69,7 @@ def run(path: Path, feeds: list[dict[str, NDArray[Any]]]) -> dict[str, list[NDAr
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level = 4
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # others may be at work here
-    exact = with_exact_quantize(ir.load(path))
+    exact = make_quantize_exact(ir.load(path))
     model = str(path) if exact is None else ir.to_proto(exact).SerializeToString()
     session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     names = [output.name for output in session.get_outputs()]

@@ -34,7 +34,7 @@ from trtq.errors import ModelError
 from trtq.pipeline.graph.lint import lint
 from trtq.pipeline.graph.load import load, load_as_it_is
 from trtq.pipeline.graph.placement import QUANTIZABLE
-from trtq.pipeline.graph.quantized import quantized_layers
+from trtq.pipeline.graph.quantized import find_quantized_layers
 from trtq.pipeline.graph.repair import repair
 
 BOUND = 0.99
@@ -156,7 +156,7 @@ def predict(model: onnx.ModelProto, folder: Path) -> Prediction:
     read = load_as_it_is(path)
     findings = lint(read)
     in_float = {finding.node for finding in findings if finding.effect == "float"}
-    int8 = {layer.name for layer in quantized_layers(read)} - in_float
+    int8 = {layer.name for layer in find_quantized_layers(read)} - in_float
     refused = any(finding.effect == REFUSED for finding in findings)
     return Prediction(
         refused, frozenset(() if refused else int8), tuple(finding.rule for finding in findings)

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from trtq.models.demo import write_demo
 from trtq.pipeline.bench.benchmark import Benchmark, bench
-from trtq.pipeline.bench.contenders import Runs
+from trtq.pipeline.bench.runnables import Runs
 from trtq.pipeline.bench.turns import Schedule
 from trtq.pipeline.build import build
 from trtq.pipeline.engine.target import Target

@@ -25,7 +25,7 @@ class Method(Protocol):
         ...
 
 
-def parameters_of(method: type[Method]) -> tuple[str, ...]:
+def list_parameters(method: type[Method]) -> tuple[str, ...]:
     """Returns the names of a method's parameters: the fields of its dataclass."""
     return tuple(item.name for item in fields(method))  # type: ignore[arg-type]
 

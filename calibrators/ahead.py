@@ -15,7 +15,7 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
-def num_cores(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
+def count_cores(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
     """Returns how many cores this process may use: of the machine, and of the time that its container has.
 
     Args:
@@ -29,7 +29,7 @@ def num_cores(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
     return allowed if quota == "max" else max(1, min(allowed, math.ceil(int(quota) / int(period))))
 
 
-def begun(call: Callable[[], R]) -> Callable[[], R]:
+def start_in_background(call: Callable[[], R]) -> Callable[[], R]:
     """Returns what waits for the result of a call that goes on meanwhile, in a thread of its own.
 
     The process may end before the call does: nobody who made a mistake waits until the data is read.
@@ -46,7 +46,7 @@ def begun(call: Callable[[], R]) -> Callable[[], R]:
     return result.result
 
 
-def in_order(function: Callable[[T], R], items: Iterable[T], num_threads: int) -> Iterator[R]:
+def map_ordered(function: Callable[[T], R], items: Iterable[T], num_threads: int) -> Iterator[R]:
     """Yields what the function returns for each item, in the order of the items.
 
     At most twice as many items as there are threads are taken before their results are. The first failure in

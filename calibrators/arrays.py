@@ -15,10 +15,10 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trtq.calibrators.ahead import begun
+from trtq.calibrators.ahead import start_in_background
 from trtq.calibrators.batches import Batches, Feed
 from trtq.errors import DataError
-from trtq.files import sha256_of
+from trtq.files import hash_file
 
 _UNREADABLE = (
     OSError,
@@ -34,7 +34,7 @@ _UNREADABLE = (
 )
 
 
-def from_array_file(path: Path, names: Sequence[str], batch_size: int) -> Batches:
+def open_array_file(path: Path, names: Sequence[str], batch_size: int) -> Batches:
     """Returns the samples of one .npz, or .npy for a model with one input, in batches.
 
     Args:
@@ -75,11 +75,11 @@ def from_array_file(path: Path, names: Sequence[str], batch_size: int) -> Batche
                     raise DataError(f"{path} is damaged near sample {start}: {error}") from error
                 yield Feed(arrays, f"{path}, samples {start} to {stop - 1}", stop - start)
 
-    digest = begun(lambda: f"{file_digest(path)}/{batch_size}")
+    digest = start_in_background(lambda: f"{hash_array_file(path)}/{batch_size}")
     return Batches(read, str(path), num_samples, digest, feed_samples=batch_size)
 
 
-def from_feed_folder(folder: Path) -> Batches:
+def open_feed_folder(folder: Path) -> Batches:
     """Returns the .npz files of a folder in the order of their names, each one feed with its batch axis."""
     paths = sorted(folder.glob("*.npz"))
 
@@ -90,14 +90,14 @@ def from_feed_folder(folder: Path) -> Batches:
                     arrays = {name: archive[name] for name in archive.files}
             except _UNREADABLE as error:
                 raise DataError(f"{path} cannot be read as .npz: {error}") from error
-            yield Feed(arrays, str(path), num_samples_of(arrays))
+            yield Feed(arrays, str(path), count_samples(arrays))
 
     sizes = sum(_leading(path) for path in paths)
-    digest = begun(lambda: folder_digest(paths))
+    digest = start_in_background(lambda: hash_folder(paths))
     return Batches(read, f"{folder} ({len(paths)} feeds)", sizes, digest)
 
 
-def num_samples_of(arrays: Mapping[str, NDArray[Any]]) -> int:
+def count_samples(arrays: Mapping[str, NDArray[Any]]) -> int:
     """Returns the length of the leading axes if all arrays agree on it, else 1: a feed is one sample."""
     return _leading_axis([array.shape for array in arrays.values()])
 
@@ -107,23 +107,23 @@ def _leading_axis(shapes: Iterable[tuple[int, ...]]) -> int:
     return lengths.pop() or 1 if len(lengths) == 1 else 1
 
 
-def file_digest(path: Path) -> str:
+def hash_array_file(path: Path) -> str:
     """Returns the SHA-256 of a file, as hex.
 
     Raises:
         DataError: It cannot be read.
     """
     try:
-        return sha256_of(path)
+        return hash_file(path)
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror}; make it readable or leave it out") from error
 
 
-def folder_digest(paths: Sequence[Path]) -> str:
+def hash_folder(paths: Sequence[Path]) -> str:
     """Returns a digest of the names and contents of files, as hex."""
     sha = hashlib.sha256()
     for path in paths:
-        sha.update(f"{path.name}\0{file_digest(path)}\n".encode())
+        sha.update(f"{path.name}\0{hash_array_file(path)}\n".encode())
     return sha.hexdigest()
 
 

@@ -103,7 +103,7 @@ class Batches:
         return replace(self, read=read, num_samples=count, content=content, part=part, script_digest=code)
 
 
-def checked(batches: Batches, inputs: Sequence[TensorSpec], extra: Sequence[str] = ()) -> Batches:
+def check_batches(batches: Batches, inputs: Sequence[TensorSpec], extra: Sequence[str] = ()) -> Batches:
     """Returns the stream with every feed checked against the model before it is handed on.
 
     Args:

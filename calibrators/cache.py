@@ -52,7 +52,7 @@ class CalibrationCache:
         """Who wrote it, for people: `EntropyCalibration2 of TensorRT 8.6.1`."""
         if self.algorithm is None:
             return "a calibrator that is not named (no header)"
-        known = "an unknown TensorRT" if self.version is None else f"TensorRT {show_version(self.version)}"
+        known = "an unknown TensorRT" if self.version is None else f"TensorRT {format_version(self.version)}"
         return f"{self.algorithm} of {known}"
 
 
@@ -102,7 +102,7 @@ def parse_version(text: str) -> int:
     return (10000 if major >= 10 else 1000) * major + 100 * minor + patch
 
 
-def show_version(number: int) -> str:
+def format_version(number: int) -> str:
     """Returns the version that a header's number stands for: "8.6.1" for 8601, "10.3.0" for 100300."""
     unit = 10000 if number >= 100000 else 1000
     return f"{number // unit}.{number % unit // 100}.{number % 100}"
@@ -172,7 +172,7 @@ def read_bytes(path: Path) -> bytes:
         raise ArtifactError(f"cannot read the calibration cache {path}: {error.strerror}") from error
 
 
-def with_header(content: bytes, *, version: int | None = None, algorithm: str | None = None) -> bytes:
+def replace_header(content: bytes, *, version: int | None = None, algorithm: str | None = None) -> bytes:
     """Returns a cache with another header, or its first one; every byte of the lines below stays.
 
     Args:
@@ -194,7 +194,7 @@ def with_header(content: bytes, *, version: int | None = None, algorithm: str | 
     return header.encode() + end + b"\n".join(body)
 
 
-def cache_of(
+def to_cache(
     ranges: Ranges, version: int = _LAST_WITH_CALIBRATORS, algorithm: str = ENTROPY2
 ) -> CalibrationCache:
     """Returns the cache with which TensorRT quantizes as our Q/DQ model in FP32 does, to the bit.
@@ -233,9 +233,9 @@ def refuse_foreign(cache: CalibrationCache, *, version: int, algorithm: str) -> 
     Raises:
         ArtifactError: The cache has no header, or one of another algorithm or release; both are named.
     """
-    wanted = f"{algorithm} of TensorRT {show_version(version)}"
+    wanted = f"{algorithm} of TensorRT {format_version(version)}"
     short = next((short for short, name in ALGORITHMS.items() if name == algorithm), None)
-    minor = ".".join(show_version(version).split(".")[:2])
+    minor = ".".join(format_version(version).split(".")[:2])
     if cache.algorithm != algorithm or cache.version is None or cache.version // 100 != version // 100:
         remedy = f"`trtq cache convert FILE --to {short} --tensorrt {minor}`" if short else "another header"
         raise ArtifactError(

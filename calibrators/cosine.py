@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from trtq.calibrators.grid import best_on_grid, check_grid
+from trtq.calibrators.grid import check_grid, search_grid
 from trtq.calibrators.ranges import QMAX
 
 if TYPE_CHECKING:
@@ -33,10 +33,10 @@ class Cosine:
 
     def amax(self, histogram: Histogram) -> float:
         """Returns the best candidate, the largest of equals; 0 for a dead tensor."""
-        return best_on_grid(histogram, self.num_candidates, self.smallest, cosine)
+        return search_grid(histogram, self.num_candidates, self.smallest, measure_cosine)
 
 
-def cosine(values: NDArray[np.float64], weights: NDArray[np.float64], amax: float) -> float:
+def measure_cosine(values: NDArray[np.float64], weights: NDArray[np.float64], amax: float) -> float:
     """Returns the cosine between values and their symmetric INT8 copies with this amax; 0 if all become 0.
 
     Args:

@@ -53,11 +53,11 @@ class Entropy:
         allowed = kept >= (1 - self.max_clipped) * counts.sum()
         allowed[-1] = True
         first = self.num_levels + int(np.argmax(allowed))  # all that are wider are allowed too
-        best = first + int(np.argmin(divergences(counts, self.num_levels, first)))
+        best = first + int(np.argmin(measure_divergences(counts, self.num_levels, first)))
         return min((best + 0.5) * width, histogram.amax)
 
 
-def divergences(
+def measure_divergences(
     counts: NDArray[np.float64], num_levels: int, first: int | None = None
 ) -> NDArray[np.float64]:
     """Returns the divergence for every clip after `first` bins and more.

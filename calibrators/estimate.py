@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from trtq.calibrators.ahead import in_order, num_cores
+from trtq.calibrators.ahead import count_cores, map_ordered
 from trtq.calibrators.ranges import FP16_LIMIT, Range, Ranges
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def estimate(
         if tensors is None or name in tensors
     }
     # A method is numpy, which lets go of the GIL in what takes long.
-    amaxes = in_order(lambda histogram: _amax(method, histogram), histograms.values(), num_cores())
+    amaxes = map_ordered(lambda histogram: _amax(method, histogram), histograms.values(), count_cores())
     ranges = {
         name: Range(
             amax,

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from trtq.calibrators.batches import Feed
 from trtq.calibrators.kernel import Table
-from trtq.calibrators.statistics import Statistics, histogram_of, table_of
+from trtq.calibrators.statistics import Statistics, to_histogram, to_table
 
 
 class Gathering:
@@ -27,7 +27,7 @@ class Gathering:
 
     def __init__(self, tensors: Sequence[str], inputs: Sequence[str], earlier: Statistics | None) -> None:
         begun = earlier.histograms if earlier is not None else {}
-        self._tables = {name: table_of(begun[name]) if name in begun else Table() for name in tensors}
+        self._tables = {name: to_table(begun[name]) if name in begun else Table() for name in tensors}
         self._locks = {name: Lock() for name in tensors}
         self._magnitudes = dict(earlier.magnitudes) if earlier is not None else {}
         self._inputs = {name: Counter(earlier.inputs[name] if earlier is not None else {}) for name in inputs}
@@ -62,7 +62,7 @@ class Gathering:
 
     def statistics(self, shard: int, *, is_whole: bool) -> Statistics:
         """Returns what was seen so far, of a source that the caller knows."""
-        histograms = {name: histogram_of(table) for name, table in self._tables.items()}
+        histograms = {name: to_histogram(table) for name, table in self._tables.items()}
         largest = {name: histogram.amax for name, histogram in histograms.items() if histogram.total}
         magnitudes = {
             name: max(self._magnitudes.get(name, 0.0), largest.get(name, 0.0))

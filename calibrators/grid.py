@@ -33,7 +33,7 @@ def check_grid(method: str, num_candidates: int, smallest: float) -> None:
         )
 
 
-def best_on_grid(histogram: Histogram, num_candidates: int, smallest: float, score: Score) -> float:
+def search_grid(histogram: Histogram, num_candidates: int, smallest: float, score: Score) -> float:
     """Returns the amax with the highest score, the largest of equals; 0 for a dead tensor.
 
     The candidates go from the largest magnitude down to `smallest` times it, in equal ratios.

@@ -40,7 +40,7 @@ class Table:
     """
 
     def __init__(self, count: Count | None = None) -> None:
-        self._count = count or fastest()
+        self._count = count or choose_kernel()
         self._counts = np.zeros(NUM_BINS + 1 + _SCRATCH, np.uint32)
         self._extremes = _EMPTY
         self._num_values = 0
@@ -106,12 +106,12 @@ def is_compiled() -> bool:
     return _compiled() is not None
 
 
-def fastest() -> Count:
+def choose_kernel() -> Count:
     """Returns the compiled kernel, or the one in numpy where there is none."""
-    return _compiled() or count_in_numpy
+    return _compiled() or count_with_numpy
 
 
-def count_in_numpy(
+def count_with_numpy(
     values: NDArray[np.uint32], counts: NDArray[np.uint32], extremes: NDArray[np.int32]
 ) -> None:
     """Does what `trtq_count` of kernel.c does, some seven times slower."""

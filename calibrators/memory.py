@@ -8,7 +8,7 @@ from pathlib import Path
 _CGROUP = Path("/sys/fs/cgroup")
 
 
-def free_bytes(proc: Path = Path("/proc"), cgroup: Path = _CGROUP) -> int:
+def find_free_bytes(proc: Path = Path("/proc"), cgroup: Path = _CGROUP) -> int:
     """Returns how many bytes this process can still take: of the machine, its container and its own limit.
 
     Args:
@@ -19,7 +19,7 @@ def free_bytes(proc: Path = Path("/proc"), cgroup: Path = _CGROUP) -> int:
     return max(0, min(value for value in known if value is not None))
 
 
-def peak_bytes(proc: Path = Path("/proc")) -> int:
+def find_peak_bytes(proc: Path = Path("/proc")) -> int:
     """Returns the most memory that this process has held.
 
     `getrusage` would count what its parent held too, which a child shares until its program is loaded.

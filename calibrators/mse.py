@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from trtq.calibrators.grid import best_on_grid, check_grid
+from trtq.calibrators.grid import check_grid, search_grid
 from trtq.calibrators.ranges import QMAX
 
 if TYPE_CHECKING:
@@ -32,15 +32,15 @@ class Mse:
 
     def amax(self, histogram: Histogram) -> float:
         """Returns the best candidate; 0 for a dead tensor."""
-        return best_on_grid(
+        return search_grid(
             histogram,
             self.num_candidates,
             self.smallest,
-            lambda values, weights, amax: -squared_error(values, weights, amax),
+            lambda values, weights, amax: -measure_squared_error(values, weights, amax),
         )
 
 
-def squared_error(values: NDArray[np.float64], weights: NDArray[np.float64], amax: float) -> float:
+def measure_squared_error(values: NDArray[np.float64], weights: NDArray[np.float64], amax: float) -> float:
     """Returns the weighted sum of squared errors of symmetric INT8 with this amax.
 
     Args:

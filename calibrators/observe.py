@@ -18,16 +18,16 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from trtq.calibrators.ahead import in_order
+from trtq.calibrators.ahead import map_ordered
 from trtq.calibrators.batches import Batches, Feed
 from trtq.calibrators.gathering import Gathering
-from trtq.calibrators.plan import Plan, plan_passes
+from trtq.calibrators.plan import PassPlan, plan_passes
 from trtq.calibrators.ranges import FP16_LIMIT
 from trtq.calibrators.statistics import Statistics
 from trtq.calibrators.survey import Survey, refuse_unknown, survey
 from trtq.calibrators.taps import Taps, open_taps
 from trtq.errors import DataError, ModelError
-from trtq.models.session import Engine
+from trtq.models.session import SessionOptions
 
 Progress = Callable[[int], None]
 """Called after every feed with the number of its samples."""
@@ -39,7 +39,7 @@ LOUD = FP16_LIMIT / 8
 
 
 @dataclass(frozen=True, slots=True)
-class Conduct:
+class PassControl:
     """How the pass is made.
 
     Attributes:
@@ -66,7 +66,7 @@ def observe(
     tensors: Sequence[str],
     batches: Batches,
     progress: Progress = lambda _: None,
-    conduct: Conduct | None = None,
+    control: PassControl | None = None,
 ) -> Statistics:
     """Returns the statistics of the named tensors over all the data, without what they are made of.
 
@@ -75,7 +75,7 @@ def observe(
         tensors: Names of float tensors of the graph; without any, only the shapes of the data are seen.
         batches: The data, checked against the model.
         progress: Told of every feed.
-        conduct: How the pass is made.
+        control: How the pass is made.
 
     Raises:
         DataError: The data does not fit, or makes a tensor NaN or infinite (tensor, node and sample
@@ -83,27 +83,27 @@ def observe(
         ModelError: ONNX Runtime cannot run the model.
         MissingDependency: The device is not there.
     """
-    conduct = conduct or Conduct()
+    control = control or PassControl()
     refuse_unknown(model, tensors)
-    gathering = Gathering(tensors, [str(value.name) for value in model.graph.inputs], conduct.earlier)
+    gathering = Gathering(tensors, [str(value.name) for value in model.graph.inputs], control.earlier)
     if not tensors:
         for feed in batches:
             gathering.finish(feed, ())
             progress(feed.num_samples)
         return gathering.statistics(1, is_whole=True)
     if (begin := next(iter(batches), None)) is None:
-        return gathering.statistics(conduct.shard[0], is_whole=True)
+        return gathering.statistics(control.shard[0], is_whole=True)
     computed = [name for name in tensors if name not in begin.arrays]
-    found, may_split = _first_look(model, computed, begin, conduct.device, _may_split(model, batches))
+    found, may_split = _first_look(model, computed, begin, control.device, _may_split(model, batches))
     gathering.raise_magnitudes(found.magnitudes)
     sizes = {name: found.sizes.get(name, 0) for name in tensors}
-    plan = plan_passes(sizes, gathering.feeds, may_split, conduct.memory_bytes)
+    plan = plan_passes(sizes, gathering.feeds, may_split, control.memory_bytes)
     if plan.note:
-        conduct.note(plan.note)
-    observer = _Observer(model, found, plan, gathering, conduct)
+        control.note(plan.note)
+    observer = _Observer(model, found, plan, gathering, control)
     for group in plan.groups:
         observer.observe(group, batches, progress)
-    return gathering.statistics(conduct.shard[0], is_whole=True)
+    return gathering.statistics(control.shard[0], is_whole=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,19 +120,19 @@ class _Part:
 class _Observer:
     model: ir.Model
     survey: Survey
-    plan: Plan
+    plan: PassPlan
     gathering: Gathering
-    conduct: Conduct
+    control: PassControl
 
     def observe(self, group: Sequence[str], batches: Batches, progress: Progress) -> None:
         """Adds what one pass over the rest of the data shows of a group of tensors."""
-        engine = Engine(
-            self.conduct.device, self.plan.threads_a_run, self.plan.keeps_memory, keeps_order=True
+        engine = SessionOptions(
+            self.control.device, self.plan.threads_a_run, self.plan.keeps_memory, keeps_order=True
         )
         watched = [name for name, magnitude in self.survey.magnitudes.items() if magnitude >= QUIET]
         watched = [name for name in watched if name not in group]
         taps = open_taps(self.model, group, watched, engine)
-        index, num_shards = self.conduct.shard
+        index, num_shards = self.control.shard
         feeds = batches.every(index - 1 + self.gathering.feeds[group[0]] * num_shards, num_shards)
 
         def look(part: _Part) -> _Part:
@@ -140,17 +140,17 @@ class _Observer:
             return part
 
         while True:
-            deadline = time.monotonic() + self.conduct.save_seconds
+            deadline = time.monotonic() + self.control.save_seconds
             num_feeds = 0
-            stretch = self._parts(feeds, deadline if self.conduct.save is not None else math.inf)
-            for part in in_order(look, stretch, self.plan.num_runs):
+            stretch = self._parts(feeds, deadline if self.control.save is not None else math.inf)
+            for part in map_ordered(look, stretch, self.plan.num_runs):
                 if part.is_last:
                     num_feeds += 1
                     if self.gathering.finish(part.feed, group):
                         progress(part.feed.num_samples)
-            if time.monotonic() < deadline or self.conduct.save is None or not num_feeds:
+            if time.monotonic() < deadline or self.control.save is None or not num_feeds:
                 return
-            self.conduct.save(self.gathering.statistics(index, is_whole=False))
+            self.control.save(self.gathering.statistics(index, is_whole=False))
 
     def _parts(self, feeds: Iterator[Feed], deadline: float) -> Iterator[_Part]:
         """Yields the feeds in parts; ends after a whole feed when it is time to save."""
@@ -179,7 +179,7 @@ class _Observer:
 
         taps.show(part.arrays, tensor, lambda name, value: self.gathering.raise_magnitudes({name: value}))
         if loud:
-            found = survey(self.model, (), part.arrays, self.conduct.device)
+            found = survey(self.model, (), part.arrays, self.control.device)
             self.gathering.raise_magnitudes(found.magnitudes)
 
 

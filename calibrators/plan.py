@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from trtq.calibrators.ahead import num_cores
+from trtq.calibrators.ahead import count_cores
 from trtq.calibrators.kernel import NUM_BINS
-from trtq.calibrators.memory import free_bytes
+from trtq.calibrators.memory import find_free_bytes
 from trtq.errors import UsageError
 
 _PART_BYTES = 32 << 20
@@ -17,7 +17,7 @@ _ENOUGH_BYTES = 256 << 20
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class PassPlan:
     """How the passes are made.
 
     Attributes:
@@ -39,7 +39,7 @@ class Plan:
 
 def plan_passes(
     sizes: Mapping[str, int], feeds: Mapping[str, int], may_split: bool, memory_bytes: int | None
-) -> Plan:
+) -> PassPlan:
     """Returns a plan that keeps the observed tensors within the memory.
 
     How a feed is cut depends on the sizes alone, not on the machine, so that every machine computes the same;
@@ -61,7 +61,7 @@ def plan_passes(
             f"tensors take {tables} bytes and the largest tensor takes {one} at a time; "
             f"give at least {-(-(tables + one) >> 20)}M"
         )
-    allowed = memory_bytes if memory_bytes is not None else free_bytes() // 2
+    allowed = memory_bytes if memory_bytes is not None else find_free_bytes() // 2
     left = max(0, allowed - tables)
     part_samples = None
     if may_split:
@@ -73,7 +73,7 @@ def plan_passes(
     ]
     groups = tuple(group for names in alike for group in _groups(names, sizes, left))
     largest = max((sum(sizes[name] for name in group) for group in groups), default=0)
-    cores = num_cores()
+    cores = count_cores()
     num_runs = max(1, min(cores, min(left, _ENOUGH_BYTES) // max(1, largest)))
     note = ""
     if len(groups) > len(alike):
@@ -81,7 +81,7 @@ def plan_passes(
             f"the observed tensors take {sum(sizes.values()) / 2**20:.0f} MiB at a time and "
             f"{left / 2**20:.0f} MiB are allowed for them: {len(groups)} passes over the data"
         )
-    return Plan(groups, part_samples, num_runs, cores // num_runs, 3 * largest * num_runs <= left, note)
+    return PassPlan(groups, part_samples, num_runs, cores // num_runs, 3 * largest * num_runs <= left, note)
 
 
 def _groups(names: Sequence[str], sizes: Mapping[str, int], limit: int) -> Iterator[tuple[str, ...]]:

@@ -11,18 +11,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trtq import lazy
-from trtq.calibrators.ahead import in_order, num_cores
+from trtq.calibrators.ahead import count_cores, map_ordered
 from trtq.calibrators.arrays import (
-    file_digest,
-    folder_digest,
-    from_array_file,
-    from_feed_folder,
-    num_samples_of,
+    count_samples,
+    hash_array_file,
+    hash_folder,
+    open_array_file,
+    open_feed_folder,
 )
-from trtq.calibrators.batches import Batches, Feed, checked
+from trtq.calibrators.batches import Batches, Feed, check_batches
 from trtq.errors import DataError, TrtqError
 from trtq.models.preprocess import SUFFIXES, Preprocess, read_image
-from trtq.models.script import function_of, importing_beside
+from trtq.models.script import import_beside, load_function
 from trtq.models.signature import TensorSpec, show_shape
 
 WAYS = (
@@ -51,30 +51,32 @@ def open_batches(
         extra: Names of further arrays that the data may have, such as labels.
 
     Raises:
-        DataError: There is no such data, or it is of no known kind. While it is read: see `checked`.
+        DataError: There is no such data, or it is of no known kind. While it is read: see `check_batches`.
     """
     size, fixed = _batch_size(inputs, batch_size)
     names = [spec.name for spec in inputs]
     script, separator, function = source.rpartition(":")
     if separator and script.endswith(".py"):
-        return checked(_from_script(Path(script), function), inputs, extra)
+        return check_batches(_from_script(Path(script), function), inputs, extra)
     path = Path(source)
     if not path.exists():
         raise DataError(f"there is no calibration data {path}; give {WAYS}")
     if path.suffix == ".json" and path.is_file():
-        return checked(_from_polygraphy(path), inputs, extra)
+        return check_batches(_from_polygraphy(path), inputs, extra)
     if path.is_dir() and any(path.glob("*.npz")):
-        return checked(from_feed_folder(path), inputs, extra)
+        return check_batches(open_feed_folder(path), inputs, extra)
     if path.is_dir():
         batches = _from_image_folder(path, inputs, size, preprocess or Preprocess())
     elif path.suffix in (".npz", ".npy"):
-        batches = from_array_file(path, names, size)
+        batches = open_array_file(path, names, size)
     else:
         raise DataError(f"{path} is no kind of data that trtq reads; give {WAYS}")
-    return checked(_only_full(batches, size) if fixed else batches, inputs, extra)
+    return check_batches(_only_full(batches, size) if fixed else batches, inputs, extra)
 
 
-def random_batches(inputs: Sequence[TensorSpec], shapes: Mapping[str, Sequence[int]], count: int) -> Batches:
+def make_random_batches(
+    inputs: Sequence[TensorSpec], shapes: Mapping[str, Sequence[int]], count: int
+) -> Batches:
     """Returns made-up feeds: normal numbers for floats, 0 and 1 for the rest. Ranges from them mean nothing.
 
     Args:
@@ -167,9 +169,9 @@ def _from_images(
         return Feed({spec.name: array}, f"{group[0]} to {group[-1].name}", len(group))
 
     def part(start: int, step: int) -> Iterator[Feed]:
-        return in_order(prepared, range(start * size, len(images), step * size), num_cores())
+        return map_ordered(prepared, range(start * size, len(images), step * size), count_cores())
 
-    digest = f"{folder_digest(images)}/{size}/{preprocess}"
+    digest = f"{hash_folder(images)}/{size}/{preprocess}"
     return Batches(
         lambda: part(0, 1),
         f"{folder} ({len(images)} images)",
@@ -209,18 +211,18 @@ def _from_polygraphy(path: Path) -> Batches:
 
     def read() -> Iterator[Feed]:
         for index, arrays in enumerate(feeds):
-            yield Feed(arrays, f"{path}, feed {index}", num_samples_of(arrays))
+            yield Feed(arrays, f"{path}, feed {index}", count_samples(arrays))
 
-    return Batches(read, str(path), sum(map(num_samples_of, feeds)), file_digest(path))
+    return Batches(read, str(path), sum(map(count_samples, feeds)), hash_array_file(path))
 
 
 def _from_script(script: Path, function: str) -> Batches:
     """Runs the user's own code: its errors pass through with the script named."""
-    call = function_of(script, function)
+    call = load_function(script, function)
 
     def read() -> Iterator[Feed]:
         try:
-            with importing_beside(script):
+            with import_beside(script):
                 for index, arrays in enumerate(call()):
                     if not isinstance(arrays, Mapping):
                         raise DataError(
@@ -228,11 +230,11 @@ def _from_script(script: Path, function: str) -> Batches:
                             f"{type(arrays).__name__}"
                         )
                     arrays = {name: np.asarray(value) for name, value in arrays.items()}
-                    yield Feed(arrays, f"{script}:{function}, item {index}", num_samples_of(arrays))
+                    yield Feed(arrays, f"{script}:{function}, item {index}", count_samples(arrays))
         except TrtqError:
             raise
         except (Exception, SystemExit) as error:
             raise DataError(f"{script}:{function} failed: {type(error).__name__}: {error}") from error
 
-    digest = f"{file_digest(script)}/{function}"
+    digest = f"{hash_array_file(script)}/{function}"
     return Batches(read, f"{script}:{function}", None, None, script_digest=digest)

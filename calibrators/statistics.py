@@ -138,7 +138,7 @@ class Histogram:
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
+class StatisticsSource:
     """What statistics are made of; only those of the same can be merged.
 
     Attributes:
@@ -175,7 +175,7 @@ class Statistics:
     magnitudes: Mapping[str, float]
     inputs: Mapping[str, Mapping[tuple[int, ...], int]]
     num_samples: int
-    source: Source = field(default_factory=Source)
+    source: StatisticsSource = field(default_factory=StatisticsSource)
     shards: frozenset[int] = frozenset({1})
     feeds: Mapping[str, int] = field(default_factory=dict)
 
@@ -190,19 +190,19 @@ class Statistics:
         return sorted(set(range(1, self.source.num_shards + 1)) - self.shards)
 
 
-def table_of(histogram: Histogram) -> Table:
+def to_table(histogram: Histogram) -> Table:
     """Returns a table that goes on where the histogram ends."""
     table = Table()
     table.put(histogram.bins, histogram.counts, (histogram.minimum, histogram.maximum))
     return table
 
 
-def histogram_of(table: Table) -> Histogram:
+def to_histogram(table: Table) -> Histogram:
     """Returns what a table holds."""
     return Histogram(*table.filled(), *table.extremes())
 
 
-def bins_of(values: NDArray[np.floating]) -> NDArray[np.int32]:
+def find_bins(values: NDArray[np.floating]) -> NDArray[np.int32]:
     """Returns the bins of finite values: int32, of the same shape."""
     bits = np.abs(values.astype(np.float32)).view(np.uint32) >> np.uint32(SHIFT)
     return np.maximum(bits.astype(np.int32) - FIRST, 0)

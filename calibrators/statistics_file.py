@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trtq.calibrators.kernel import MANTISSA_BITS, NUM_BINS
-from trtq.calibrators.statistics import Histogram, Source, Statistics, bins_of
+from trtq.calibrators.statistics import Histogram, Statistics, StatisticsSource, find_bins
 from trtq.errors import ArtifactError
 
 SCHEMA_VERSION = 1
@@ -133,7 +133,7 @@ def refuse_other(found: Statistics, name: str, wanted: Statistics, other: str) -
         )
 
 
-def _show(source: Source) -> str:
+def _show(source: StatisticsSource) -> str:
     return f"{source.data} ({source.data_digest[:12]}{source.data_digest[64:]})"  # how it is cut stands last
 
 
@@ -190,10 +190,10 @@ def _from_document(document: dict[str, Any], arrays: dict[str, NDArray[Any]]) ->
     )
 
 
-def _source(document: dict[str, Any]) -> Source:
-    source = Source(**document)
+def _source(document: dict[str, Any]) -> StatisticsSource:
+    source = StatisticsSource(**document)
     if wrong := [
-        name for name, value in document.items() if type(value) is not type(getattr(Source(), name))
+        name for name, value in document.items() if type(value) is not type(getattr(StatisticsSource(), name))
     ]:
         raise TypeError(f"the source's {wrong[0]} is {document[wrong[0]]!r}")
     return source
@@ -232,7 +232,7 @@ def _flaw(histogram: Histogram) -> str:
         return "has counts below 1"
     if not -np.inf < low <= high < np.inf:
         return f"has the extremes {low} and {high}"
-    ends = bins_of(np.array([low, high]))
+    ends = find_bins(np.array([low, high]))
     if max(ends) != bins[-1] or min(ends) < bins[0] or not np.isin(ends, bins).all():
         return "has extremes that are not in its bins"
     return ""

@@ -11,7 +11,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from trtq.errors import ModelError
-from trtq.models.session import Engine, open_session, visit
+from trtq.models.session import SessionOptions, open_session, visit_tensors
 
 _FLOAT32 = ir.DataType.FLOAT
 
@@ -42,7 +42,7 @@ def survey(model: ir.Model, tensors: Sequence[str], feed: Mapping[str, NDArray[A
         ModelError: ONNX Runtime cannot run the model.
     """
     clone = model.clone()
-    made = values_made(clone)
+    made = map_values_made(clone)
     wanted = {name: made[name] for name in tensors}
     clone.graph.outputs.clear()
     magnitudes = add_magnitudes(clone, [name for name, value in made.items() if _is_float32_tensor(value)])
@@ -58,16 +58,18 @@ def survey(model: ir.Model, tensors: Sequence[str], feed: Mapping[str, NDArray[A
         return Survey({}, {})
     found: dict[str, float] = {}
     # Without optimizations the session opens sooner than it gains by them on one feed.
-    engine = Engine(device, keeps_memory=False, keeps_order=True)
+    engine = SessionOptions(device, keeps_memory=False, keeps_order=True)
     session = open_session(clone, optimize=False, engine=engine)
-    visit(session, [*magnitudes, *sizes], feed, lambda name, array: found.update({name: array.item()}))
+    visit_tensors(
+        session, [*magnitudes, *sizes], feed, lambda name, array: found.update({name: array.item()})
+    )
     return Survey(
         {name: int(found[output]) * _itemsize(wanted[name]) for output, name in sizes.items()},
         {name: _magnitude(found[output]) for output, name in magnitudes.items()},
     )
 
 
-def values_made(model: ir.Model) -> dict[str, ir.Value]:
+def map_values_made(model: ir.Model) -> dict[str, ir.Value]:
     """Returns what the nodes of the graph make, by name."""
     return {str(value.name): value for node in model.graph for value in node.outputs if value.name}
 
@@ -77,7 +79,7 @@ def add_magnitudes(model: ir.Model, tensors: Sequence[str]) -> dict[str, str]:
 
     They are reduced right where they are made, so that ONNX Runtime can let go of them as early as without.
     """
-    made = values_made(model)
+    made = map_values_made(model)
     outputs: dict[str, str] = {}
     for index, name in enumerate(tensors):
         magnitude = ir.node("Abs", [made[name]], name=f"trtq_abs_{index}")
@@ -93,7 +95,7 @@ def add_magnitudes(model: ir.Model, tensors: Sequence[str]) -> dict[str, str]:
 
 def refuse_unknown(model: ir.Model, tensors: Sequence[str]) -> None:
     """Raises ModelError if the graph lacks one of the tensors."""
-    present = {value.name for value in model.graph.inputs} | set(values_made(model))
+    present = {value.name for value in model.graph.inputs} | set(map_values_made(model))
     if missing := set(tensors) - present:
         raise ModelError(f"the model has no tensor {sorted(missing)[0]!r} to observe")
 

@@ -11,8 +11,8 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from trtq.calibrators.survey import add_magnitudes, values_made
-from trtq.models.session import Engine, open_session, visit
+from trtq.calibrators.survey import add_magnitudes, map_values_made
+from trtq.models.session import SessionOptions, open_session, visit_tensors
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,10 +58,12 @@ class Taps:
                 tensor(name, array)
 
         outputs = [*self.computed, *self.watched]
-        visit(self.session, outputs, {name: arrays[name] for name in self.inputs}, tell)
+        visit_tensors(self.session, outputs, {name: arrays[name] for name in self.inputs}, tell)
 
 
-def open_taps(model: ir.Model, tensors: Sequence[str], watched: Sequence[str], engine: Engine) -> Taps:
+def open_taps(
+    model: ir.Model, tensors: Sequence[str], watched: Sequence[str], engine: SessionOptions
+) -> Taps:
     """Returns a session that computes the named tensors and nothing that they do not need.
 
     Without the model's own outputs ONNX Runtime fuses what it fuses anyway, and skips what comes after the
@@ -82,7 +84,7 @@ def open_taps(model: ir.Model, tensors: Sequence[str], watched: Sequence[str], e
     if not computed and not watched:
         return Taps(None, (), given, (), {}, {})
     cut = model.clone()
-    made = values_made(cut)
+    made = map_values_made(cut)
     cut.graph.outputs.clear()
     cut.graph.outputs.extend(made[name] for name in computed)
     outputs = add_magnitudes(cut, watched)

@@ -276,7 +276,9 @@ class Calibrator:
             raise BuildError(f"TensorRT did not ask for the scales: {_NEVER_ASKED}")
 
 
-def entropy2_calibrator(trt: ModuleType, feeder: Feeder | None, cache: bytes | None = None) -> Calibrator:
+def make_entropy2_calibrator(
+    trt: ModuleType, feeder: Feeder | None, cache: bytes | None = None
+) -> Calibrator:
     """Returns an `IInt8EntropyCalibrator2`: TensorRT's entropy algorithm, before fusion.
 
     Args:
@@ -292,12 +294,17 @@ def entropy2_calibrator(trt: ModuleType, feeder: Feeder | None, cache: bytes | N
     return _with_data(trt, ENTROPY2, feeder, cache)
 
 
-def minmax_calibrator(trt: ModuleType, feeder: Feeder | None, cache: bytes | None = None) -> Calibrator:
-    """Returns an `IInt8MinMaxCalibrator`: the largest magnitude, before fusion; as `entropy2_calibrator`."""
+def make_minmax_calibrator(trt: ModuleType, feeder: Feeder | None, cache: bytes | None = None) -> Calibrator:
+    """Returns an `IInt8MinMaxCalibrator`: the largest magnitude, before fusion.
+
+    The arguments are those of `make_entropy2_calibrator`.
+    """
     return _with_data(trt, ALGORITHMS["minmax"], feeder, cache)
 
 
-def ranges_calibrator(trt: ModuleType, scales: Mapping[str, float], version: int | None = None) -> Calibrator:
+def make_ranges_calibrator(
+    trt: ModuleType, scales: Mapping[str, float], version: int | None = None
+) -> Calibrator:
     """Returns an `IInt8EntropyCalibrator2` that takes no data and quantizes with these scales.
 
     Args:

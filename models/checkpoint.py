@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from trtq import lazy
 from trtq.errors import ModelError
-from trtq.models.foreign import quietly
+from trtq.models.foreign import silence
 
 if TYPE_CHECKING:
     import torch
@@ -63,7 +63,7 @@ def load_weights(module: torch.nn.Module, path: Path, *, trust: bool = False) ->
     module.load_state_dict(state, strict=False)  # what may be missing was looked at above
 
 
-def is_weights(path: Path) -> bool:
+def holds_weights(path: Path) -> bool:
     """Returns whether a PyTorch file holds tensors by name, alone or among other plain values."""
     try:
         return isinstance(_load(path, trust=False), Mapping)
@@ -87,7 +87,7 @@ def _read(path: Path, trust: bool) -> Any:
 def _load(path: Path, trust: bool) -> Any:
     torch = lazy.require("torch", "export", "loading weights")
     try:
-        with quietly():
+        with silence():
             return torch.load(path, map_location="cpu", weights_only=not trust)
     except pickle.UnpicklingError as error:
         raise ModelError(

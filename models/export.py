@@ -17,9 +17,9 @@ import onnx_ir as ir
 from trtq import lazy
 from trtq.errors import ModelError
 from trtq.files import write_atomically
-from trtq.models.fake_quantize import translations
-from trtq.models.foreign import quietly
-from trtq.models.parity import TOLERANCE, check_parity, evaluating
+from trtq.models.fake_quantize import list_translations
+from trtq.models.foreign import silence
+from trtq.models.parity import TOLERANCE, check_parity, set_to_eval
 
 if TYPE_CHECKING:
     import torch
@@ -73,7 +73,7 @@ def export(
         # Tracing sees the larger batch, because PyTorch takes an axis of size 1 for a constant.
         batches.insert(0, tuple(torch.cat([value, value[:1]]) for value in example_inputs))
     names = dict.fromkeys(input_names, {0: "batch"} if dynamic_batch else {})
-    with evaluating(module), torch.no_grad(), quietly():
+    with set_to_eval(module), torch.no_grad(), silence():
         model = _to_onnx(module, batches[0], names, output_names, opset)
         data: bytes = ir.to_proto(model).SerializeToString()
         difference = max(check_parity(module, data, inputs, tolerance=tolerance) for inputs in batches)
@@ -104,7 +104,7 @@ def to_onnx(
         ModelError: Neither can export it; the first one's words are told, with the line of the user's code.
     """
     torch = lazy.require("torch", "export", "exporting a PyTorch module")
-    with evaluating(module), torch.no_grad(), quietly():
+    with set_to_eval(module), torch.no_grad(), silence():
         is_script = isinstance(module, torch.jit.ScriptModule)
         try:
             if not is_script:
@@ -169,7 +169,7 @@ def _to_onnx(
             output_names=None if output_names is None else list(output_names),
             dynamic_shapes=_as_parameters(module, shapes) if any(shapes) else None,
             opset_version=opset,
-            custom_translation_table=translations(),
+            custom_translation_table=list_translations(),
         )
     except torch.onnx.OnnxExporterError as error:
         raise ModelError(

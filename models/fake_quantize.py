@@ -16,7 +16,7 @@ _INT8 = onnx.TensorProto.INT8
 
 
 @cache
-def frozen_fake_quantize() -> Any:
+def fake_quantize_frozen() -> Any:
     """Returns an operator that fake-quantizes a tensor with a scale that is a number.
 
     It computes what `torch.fake_quantize_per_tensor_affine` does. That one has no shape function, so that
@@ -35,7 +35,7 @@ def frozen_fake_quantize() -> Any:
     return torch.ops.trtq.fake_quantize
 
 
-def translations() -> Mapping[Any, Any]:
+def list_translations() -> Mapping[Any, Any]:
     """Returns how PyTorch's exporter is to write each fake-quantize operator."""
     torch = lazy.require("torch", "export", "exporting a PyTorch module")
     op = lazy.require("onnxscript", "export", "exporting a PyTorch module").opset18
@@ -55,7 +55,7 @@ def translations() -> Mapping[Any, Any]:
         return op.DequantizeLinear(codes, scale, zero, axis=axis)
 
     return {
-        frozen_fake_quantize().default: frozen,
+        fake_quantize_frozen().default: frozen,
         torch.ops.aten.fake_quantize_per_tensor_affine.tensor_qparams: per_tensor,
         torch.ops.aten.fake_quantize_per_channel_affine.default: per_channel,
     }

@@ -20,7 +20,7 @@ _CONVNEXT_CROPS_BELOW = 384
 Size = tuple[int, int]
 
 
-def imagenet(
+def describe_imagenet(
     size: Size = (224, 224),
     resize: int | None = None,
     mean: tuple[float, ...] = _MEAN,
@@ -39,10 +39,10 @@ def imagenet(
     """
     side = resize or round(min(size) * 256 / 224)
     steps = Preprocess(resize=(side,), resize_mode="short-side", crop=_short(size), mean=mean, std=std)
-    return ModelSpec(inputs={name: batches_of((3, *size))}, preprocess=steps)
+    return ModelSpec(inputs={name: list_batches((3, *size))}, preprocess=steps)
 
 
-def yolo(size: Size = (640, 640), *, name: str = "images") -> ModelSpec:
+def describe_yolo(size: Size = (640, 640), *, name: str = "images") -> ModelSpec:
     """Returns the settings of a YOLO-style detector: letterboxed RGB in 0..1, and a head that stays float.
 
     The last layers put boxes (0..640) and scores (0..1) into one tensor; in INT8 the scores would vanish. The
@@ -50,14 +50,16 @@ def yolo(size: Size = (640, 640), *, name: str = "images") -> ModelSpec:
     """
     steps = Preprocess(resize=_short(size), resize_mode="letterbox", mean=(0.0,), std=(1.0,))
     return ModelSpec(
-        inputs={name: batches_of((3, *size))},
+        inputs={name: list_batches((3, *size))},
         preprocess=steps,
         accuracy=AccuracySpec(min_cosine=0.99),
         layers=LayerSpec(skip=(r"dfl",)),
     )
 
 
-def encoder(names: tuple[str, ...] = ("input_ids", "attention_mask"), *, length: int = 512) -> ModelSpec:
+def describe_encoder(
+    names: tuple[str, ...] = ("input_ids", "attention_mask"), *, length: int = 512
+) -> ModelSpec:
     """Returns the settings of a BERT-style encoder: batches of up to 32 texts of up to `length` tokens.
 
     Args:
@@ -69,10 +71,14 @@ def encoder(names: tuple[str, ...] = ("input_ids", "attention_mask"), *, length:
     return ModelSpec(inputs=dict.fromkeys(names, shape))
 
 
-FAMILIES: Mapping[str, Callable[[], ModelSpec]] = {"imagenet": imagenet, "yolo": yolo, "encoder": encoder}
+FAMILIES: Mapping[str, Callable[[], ModelSpec]] = {
+    "imagenet": describe_imagenet,
+    "yolo": describe_yolo,
+    "encoder": describe_encoder,
+}
 
 
-def of_family(name: str, inputs: Sequence[ModuleInput]) -> ModelSpec:
+def describe_family(name: str, inputs: Sequence[ModuleInput]) -> ModelSpec:
     """Returns the settings of a family for a module with these inputs: pictures have their size.
 
     Args:
@@ -83,12 +89,12 @@ def of_family(name: str, inputs: Sequence[ModuleInput]) -> ModelSpec:
         if name != "encoder" and len(item.dims) == 4:
             height, width = item.dims[2:]
             if isinstance(height, int) and isinstance(width, int):
-                make = yolo if name == "yolo" else imagenet
+                make = describe_yolo if name == "yolo" else describe_imagenet
                 return make((height, width), name=item.name)
     return FAMILIES[name]()
 
 
-def of_transformer(
+def describe_transformer(
     config: Any, main_input: str, processor: Mapping[str, Any] | None
 ) -> tuple[tuple[ModuleInput, ...], ModelSpec]:
     """Returns the inputs and settings of a model of the `transformers` library; none for those of sound.
@@ -102,14 +108,14 @@ def of_transformer(
         steps, cut = _of_image_processor(processor or {})
         size = _size(getattr(config, "image_size", None)) or cut or (224, 224)
         shape = (int(getattr(config, "num_channels", 3)), *size)
-        spec = ModelSpec(inputs={main_input: batches_of(shape)}, preprocess=steps)
+        spec = ModelSpec(inputs={main_input: list_batches(shape)}, preprocess=steps)
         return (ModuleInput(main_input, ("N", *shape)),), spec
     if main_input != "input_ids":
         return (), ModelSpec()
     names: tuple[str, ...] = ("input_ids", "attention_mask")
     if getattr(config, "type_vocab_size", 0) > 1:
         names = (*names, "token_type_ids")
-    spec = encoder(names, length=min(int(getattr(config, "max_position_embeddings", 512)), 512))
+    spec = describe_encoder(names, length=min(int(getattr(config, "max_position_embeddings", 512)), 512))
     return tuple(ModuleInput(name, ("N", "L"), "int64") for name in names), spec
 
 
@@ -153,6 +159,6 @@ def _short(size: Size | None) -> tuple[int, ...]:
     return () if size is None else size[:1] if size[0] == size[1] else size
 
 
-def batches_of(rest: tuple[int, ...]) -> InputSpec:
+def list_batches(rest: tuple[int, ...]) -> InputSpec:
     """Returns the profile of batches up to 32, with these sizes of the other axes."""
     return InputSpec(*((batch, *rest) for batch in _BATCHES))

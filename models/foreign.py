@@ -19,7 +19,7 @@ _IN_SCRIPT = "The following operation failed in the TorchScript interpreter."
 
 
 @contextmanager
-def telling(what: str, advice: str) -> Iterator[None]:
+def explain_failures(what: str, advice: str) -> Iterator[None]:
     """Raises ModelError for whatever the code inside raises: what failed, why, in which line, what to do.
 
     Args:
@@ -37,7 +37,7 @@ def telling(what: str, advice: str) -> Iterator[None]:
 
 
 @contextmanager
-def quietly() -> Iterator[None]:
+def silence() -> Iterator[None]:
     """Keeps what a library logs, prints and warns of from the terminal: what counts is in its errors."""
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from trtq import lazy
 from trtq.errors import GateError, ModelError
-from trtq.models.foreign import telling
+from trtq.models.foreign import explain_failures
 
 if TYPE_CHECKING:
     import torch
@@ -43,7 +43,7 @@ def check_parity(
     import numpy as np
 
     worst = 0.0
-    wanted, actual = outputs_of(module, inputs), _run(model, inputs)
+    wanted, actual = run_outputs(module, inputs), _run(model, inputs)
     if len(wanted) != len(actual):
         raise GateError(
             f"the exported model has the {len(actual)} outputs {', '.join(actual)}, the module returns "
@@ -71,7 +71,7 @@ def check_parity(
     return worst
 
 
-def outputs_of(module: torch.nn.Module, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+def run_outputs(module: torch.nn.Module, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
     """Returns the tensors that the module returns, in the order in which the exporter makes outputs of them.
 
     Raises:
@@ -81,7 +81,7 @@ def outputs_of(module: torch.nn.Module, inputs: Sequence[torch.Tensor]) -> list[
     name = type(module).__name__
     shown = ", ".join(f"{tuple(value.shape)} {str(value.dtype).rpartition('.')[2]}" for value in inputs)
     advice = "tell the inputs that it takes with --input and --size, or mend that line"
-    with telling(f"{name} fails on inputs of shape {shown}", advice), torch.no_grad():
+    with explain_failures(f"{name} fails on inputs of shape {shown}", advice), torch.no_grad():
         returned = module(*inputs)
     return list(_tensors(returned, name))
 
@@ -100,7 +100,7 @@ def _tensors(returned: Any, name: str) -> Iterator[torch.Tensor]:
 
 
 @contextmanager
-def evaluating(module: torch.nn.Module) -> Iterator[None]:
+def set_to_eval(module: torch.nn.Module) -> Iterator[None]:
     """Puts the module into evaluation mode, and every submodule back into its own afterwards."""
     modes = [(child, child.training) for child in module.modules()]
     with suppress(NotImplementedError):  # an exported program, which has one mode only

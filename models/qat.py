@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from trtq import lazy
 from trtq.errors import ModelError
 from trtq.models import export as exporting
-from trtq.models.fake_quantize import QMAX, QMIN, frozen_fake_quantize
+from trtq.models.fake_quantize import QMAX, QMIN, fake_quantize_frozen
 
 if TYPE_CHECKING:
     import torch
@@ -233,7 +233,7 @@ def _activation_quantizer(amax: float, learn: bool) -> torch.nn.Module:
                     values, scale.abs().reshape(1), self.zero_point.float().reshape(1), QMIN, QMAX, factor
                 )
             if self.frozen is not None:
-                return frozen_fake_quantize()(values, self.frozen)
+                return fake_quantize_frozen()(values, self.frozen)
             return torch.fake_quantize_per_tensor_affine(values, scale.abs(), self.zero_point, QMIN, QMAX)
 
         def freeze_scale(self) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 from trtq.errors import DataError
 
 
-def function_of(script: Path, function: str) -> Any:
+def load_function(script: Path, function: str) -> Any:
     """Returns a function of a script, which is run for it.
 
     Raises:
@@ -25,7 +25,7 @@ def function_of(script: Path, function: str) -> Any:
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # dataclasses look their module up there
     try:
-        with importing_beside(script):
+        with import_beside(script):
             spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:
         raise DataError(f"{script} cannot be run: {type(error).__name__}: {error}") from error
@@ -36,7 +36,7 @@ def function_of(script: Path, function: str) -> Any:
 
 
 @contextmanager
-def importing_beside(script: Path) -> Iterator[None]:
+def import_beside(script: Path) -> Iterator[None]:
     """Lets the script import what lies beside it, as Python does when it runs one."""
     folder = str(script.parent.resolve())
     sys.path.insert(0, folder)

@@ -40,7 +40,7 @@ _EXTERNAL_FOLDER = "session.model_external_initializers_file_folder_path"
 """ONNX Runtime 1.21 and newer; without it, a model in memory has its data in the working folder."""
 
 
-def num_weight_bytes(model: ir.Model) -> int:
+def count_weight_bytes(model: ir.Model) -> int:
     """Returns the size of all initializers in bytes."""
     return sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value)
 
@@ -85,7 +85,7 @@ def save(model: ir.Model, path: Path, data: str | None = None) -> None:
     """
     tensors = (value.const_value for value in model.graph.initializers.values())
     is_streamed = any(isinstance(tensor, ir.ExternalTensor | ir.LazyTensor) for tensor in tensors)
-    is_large = num_weight_bytes(model) > INLINE_LIMIT_BYTES or is_streamed
+    is_large = count_weight_bytes(model) > INLINE_LIMIT_BYTES or is_streamed
     ir.save(model, path, external_data=(data or f"{path.name}.data") if is_large else None)
 
 
@@ -96,7 +96,7 @@ def _folders(model: ir.Model) -> set[str]:
 
 
 @dataclass(frozen=True, slots=True)
-class Engine:
+class SessionOptions:
     """How ONNX Runtime runs a model.
 
     Attributes:
@@ -113,7 +113,7 @@ class Engine:
     keeps_order: bool = False
 
 
-def open_session(model: ir.Model | Path, *, optimize: bool, engine: Engine | None = None) -> Any:
+def open_session(model: ir.Model | Path, *, optimize: bool, engine: SessionOptions | None = None) -> Any:
     """Returns an `onnxruntime.InferenceSession`.
 
     Args:
@@ -127,8 +127,8 @@ def open_session(model: ir.Model | Path, *, optimize: bool, engine: Engine | Non
         MissingDependency: ONNX Runtime has no CUDA here.
     """
     onnxruntime = lazy.require("onnxruntime", None, "running the model")
-    engine = engine or Engine()
-    providers = providers_of(engine.device)
+    engine = engine or SessionOptions()
+    providers = list_providers(engine.device)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = engine.num_threads
     options.enable_cpu_mem_arena = engine.keeps_memory
@@ -151,7 +151,7 @@ def open_session(model: ir.Model | Path, *, optimize: bool, engine: Engine | Non
         with tempfile.TemporaryDirectory(prefix="trtq-") as folder:
             save(model, Path(folder) / "model.onnx")
             return open_session(Path(folder) / "model.onnx", optimize=optimize, engine=engine)
-    except runtime_errors() as error:
+    except list_runtime_errors() as error:
         raise ModelError(f"ONNX Runtime cannot load the model: {_first_lines(error)}") from error
 
 
@@ -163,11 +163,11 @@ def run(session: Any, outputs: Sequence[str], feed: Mapping[str, NDArray[Any]]) 
     """
     try:
         return list(session.run(list(outputs), dict(feed)))
-    except runtime_errors() as error:
+    except list_runtime_errors() as error:
         raise ModelError(f"ONNX Runtime cannot run the model: {_first_lines(error)}") from error
 
 
-def providers_of(device: str) -> list[str]:
+def list_providers(device: str) -> list[str]:
     """Returns the execution providers of ONNX Runtime for a device, `cpu` or `cuda`.
 
     Raises:
@@ -185,7 +185,7 @@ def providers_of(device: str) -> list[str]:
     return ["CUDAExecutionProvider", "CPUExecutionProvider"]
 
 
-def visit(
+def visit_tensors(
     session: Any,
     outputs: Sequence[str],
     feed: Mapping[str, NDArray[Any]],
@@ -209,7 +209,7 @@ def visit(
         for name in outputs:
             binding.bind_output(name, "cpu")
         session.run_with_iobinding(binding)
-    except runtime_errors() as error:
+    except list_runtime_errors() as error:
         raise ModelError(f"ONNX Runtime cannot run the model: {_first_lines(error)}") from error
     for name, value in zip(outputs, binding.get_outputs(), strict=True):
         dtype = _DTYPES[value.data_type()]
@@ -218,7 +218,7 @@ def visit(
         use(name, np.frombuffer(content, dtype).reshape(value.shape()))
 
 
-def runtime_errors() -> tuple[type[Exception], ...]:
+def list_runtime_errors() -> tuple[type[Exception], ...]:
     """Returns the exceptions of ONNX Runtime, which share no base class of their own."""
     state = lazy.require("onnxruntime.capi.onnxruntime_pybind11_state", None, "running the model")
     names = (

@@ -41,7 +41,7 @@ def show_shape(shape: Sequence[int | str | None]) -> str:
     return f"({', '.join('?' if dim is None else str(dim) for dim in shape)})"
 
 
-def inputs_of(model: ir.Model) -> tuple[TensorSpec, ...]:
+def read_inputs(model: ir.Model) -> tuple[TensorSpec, ...]:
     """Returns the inputs that a caller must feed.
 
     Raises:

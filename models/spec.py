@@ -253,14 +253,14 @@ def _spec_of(table: Mapping[str, Any]) -> ModelSpec:
             raise UsageError(f"[{name}] must be a section, got {content!r}")
         if name == "inputs":
             values[name] = {
-                key: from_table(InputSpec, value, f"[inputs.{key}]") for key, value in content.items()
+                key: read_table(InputSpec, value, f"[inputs.{key}]") for key, value in content.items()
             }
         else:
-            values[name] = from_table(sections[name], content, f"[{name}]")
+            values[name] = read_table(sections[name], content, f"[{name}]")
     return ModelSpec(**values)
 
 
-def from_table(cls: type[T], table: object, where: str) -> T:
+def read_table(cls: type[T], table: object, where: str) -> T:
     """Returns a settings dataclass from a TOML table; unknown keys and wrong kinds are errors."""
     if not isinstance(table, dict):
         raise UsageError(f"{where} must be a section, got {table!r}")

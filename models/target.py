@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 from trtq import lazy
 from trtq.errors import MissingDependency, ModelError, UsageError
-from trtq.models.checkpoint import is_weights
-from trtq.models.families import imagenet, of_transformer
-from trtq.models.foreign import quietly, telling
+from trtq.models.checkpoint import holds_weights
+from trtq.models.families import describe_imagenet, describe_transformer
+from trtq.models.foreign import explain_failures, silence
 from trtq.models.inputs import ModuleInput
 from trtq.models.spec import ModelSpec
 
@@ -40,7 +40,7 @@ class LoadedModule:
         inputs: Those that it takes; empty if only the user knows.
         spec: Preprocessing and profiles of its family.
         holds_weights: Whether weights were loaded with it, so that it needs none.
-        takes_names: Whether it takes its inputs by name, so that `by_position` must stand before it.
+        takes_names: Whether it takes its inputs by name, so that `sort_by_position` must stand before it.
         unknown: What its source should tell and does not, as a sentence; empty: nothing.
     """
 
@@ -77,7 +77,7 @@ def load_module(target: str, *, pretrained: bool, trust: bool = False) -> Loaded
 
 
 @contextmanager
-def importable_here() -> Iterator[None]:
+def import_from_here() -> Iterator[None]:
     """Makes the modules of the current folder importable, before any others."""
     here = str(Path.cwd())
     sys.path.insert(0, here)
@@ -94,7 +94,7 @@ def _from_import(target: str, module_name: str, attribute: str) -> torch.nn.Modu
         name = module_name.removesuffix(".py").strip("./").replace("/", ".")
         raise UsageError(f"{target!r} names a file; write the module as it is imported, {name}:{attribute}")
     advice = f"run trtq in the folder of {module_name}, or install it"
-    with telling(f"{target!r} does not import", advice):
+    with explain_failures(f"{target!r} does not import", advice):
         found: Any = importlib.import_module(module_name)
     for part in attribute.split("."):
         if not hasattr(found, part):
@@ -114,7 +114,7 @@ def _from_import(target: str, module_name: str, attribute: str) -> torch.nn.Modu
             f"{target!r} needs the arguments {', '.join(missing)}; name a function without any that returns "
             f"the module"
         )
-    with telling(f"{target!r} fails", "mend it, or name another function that returns the module"):
+    with explain_failures(f"{target!r} fails", "mend it, or name another function that returns the module"):
         module = found()
     if not isinstance(module, torch.nn.Module):
         raise ModelError(f"{target!r} returned a {type(module).__name__}, not an nn.Module")
@@ -139,14 +139,14 @@ def _from_torchvision(name: str, pretrained: bool) -> LoadedModule:
     builder = inspect.signature(models.get_model_builder(name)).parameters
     if not pretrained and "weights_backbone" in builder:  # else it would be downloaded all the same
         wanted["weights_backbone"] = None
-    with telling(f"torchvision:{name} cannot be made", _WITHOUT_WEIGHTS):
+    with explain_failures(f"torchvision:{name} cannot be made", _WITHOUT_WEIGHTS):
         module = models.get_model(name, **wanted)
     weights = next(iter(models.get_model_weights(name)), None)
     steps: Any = weights.transforms() if weights is not None else None
     if type(steps).__name__ != "ImageClassification":  # detectors take lists, videos have another axis
         return LoadedModule(module, holds_weights=pretrained)
     size = int(steps.crop_size[0])
-    spec = imagenet((size, size), int(steps.resize_size[0]), tuple(steps.mean), tuple(steps.std))
+    spec = describe_imagenet((size, size), int(steps.resize_size[0]), tuple(steps.mean), tuple(steps.std))
     return LoadedModule(module, (ModuleInput("image", ("N", 3, size, size)),), spec, pretrained)
 
 
@@ -154,12 +154,12 @@ def _from_timm(name: str, pretrained: bool) -> LoadedModule:
     timm = _library("timm", f"timm:{name}")
     if not timm.is_model(name.partition(".")[0]):
         raise ModelError(f"timm has no model {name!r}{_near(name, timm.list_models())}")
-    with telling(f"timm:{name} cannot be made", _WITHOUT_WEIGHTS):
+    with explain_failures(f"timm:{name} cannot be made", _WITHOUT_WEIGHTS):
         module = timm.create_model(name, pretrained=pretrained)
     config: Mapping[str, Any] = timm.data.resolve_model_data_config(module)
     channels, height, width = config["input_size"]
     share = float(config.get("crop_pct") or 1.0)
-    spec = imagenet(
+    spec = describe_imagenet(
         (height, width), int(min(height, width) / share), tuple(config["mean"]), tuple(config["std"])
     )
     return LoadedModule(module, (ModuleInput("image", ("N", channels, height, width)),), spec, pretrained)
@@ -167,7 +167,7 @@ def _from_timm(name: str, pretrained: bool) -> LoadedModule:
 
 def _from_transformers(name: str, pretrained: bool) -> LoadedModule:
     transformers = _library("transformers", f"hf:{name}")
-    with telling(f"hf:{name} cannot be made", _WITHOUT_WEIGHTS):
+    with explain_failures(f"hf:{name} cannot be made", _WITHOUT_WEIGHTS):
         config = transformers.AutoConfig.from_pretrained(name)
         architecture = next(iter(config.architectures or ()), None)
         kind = getattr(transformers, architecture or "AutoModel", transformers.AutoModel)
@@ -178,7 +178,7 @@ def _from_transformers(name: str, pretrained: bool) -> LoadedModule:
             module = kind._from_config(config, attn_implementation="eager")
     main_input = getattr(module, "main_input_name", "input_ids")
     processor = _processor_of(transformers, name) if main_input == "pixel_values" else None
-    inputs, spec = of_transformer(config, main_input, processor)
+    inputs, spec = describe_transformer(config, main_input, processor)
     unknown = (
         f"hf:{name} has no preprocessor_config.json, and ImageNet's mean and std are only a guess"
         if main_input == "pixel_values" and processor is None
@@ -198,7 +198,7 @@ def _processor_of(transformers: ModuleType, name: str) -> Mapping[str, Any] | No
     return content
 
 
-def by_position(module: torch.nn.Module, names: Sequence[str]) -> torch.nn.Module:
+def sort_by_position(module: torch.nn.Module, names: Sequence[str]) -> torch.nn.Module:
     """Returns the module with inputs by position, and the tensors that it returns as a tuple.
 
     Args:
@@ -231,14 +231,14 @@ def _from_file(path: Path, trust: bool) -> LoadedModule:
         )
     if path.suffix == ".pt2":
         advice = "save it with torch.export.save"
-        with quietly(), telling(f"{path} is no exported program", advice):
+        with silence(), explain_failures(f"{path} is no exported program", advice):
             program = torch.export.load(path)
         return LoadedModule(program.module(), tuple(_inputs_of(program)))
     try:
-        with quietly():
+        with silence():
             return LoadedModule(torch.jit.load(path, map_location="cpu"))
     except RuntimeError as error:
-        if is_weights(path):
+        if holds_weights(path):
             raise ModelError(
                 f"{path} holds weights, not a module; name what makes the module, such as "
                 f"package.module:callable, and give them with --weights"
@@ -248,7 +248,9 @@ def _from_file(path: Path, trust: bool) -> LoadedModule:
                 f"{path} is no TorchScript module; if it is a pickled module, loading it runs the code in "
                 f"it: add --trust if you know where it comes from"
             ) from error
-    with telling(f"{path} cannot be loaded", "run trtq where the classes of the module can be imported"):
+    with explain_failures(
+        f"{path} cannot be loaded", "run trtq where the classes of the module can be imported"
+    ):
         module = torch.load(path, map_location="cpu", weights_only=False)
     if not isinstance(module, torch.nn.Module):
         raise ModelError(f"{path} holds a {type(module).__name__}, not a module; for weights use --weights")

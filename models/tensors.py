@@ -17,7 +17,7 @@ FLOAT_TYPES = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 """The dtypes that networks compute in on a GPU."""
 
 
-def values_of(tensor: ir.TensorProtocol) -> NDArray[Any]:
+def read_values(tensor: ir.TensorProtocol) -> NDArray[Any]:
     """Returns the values; of a tensor in another file a copy that is forgotten with its last use.
 
     `tensor.numpy()` maps the file and keeps what was read in memory as long as the tensor lives.

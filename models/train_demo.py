@@ -38,7 +38,7 @@ def main(folder: Path = Path(__file__).parent / "assets") -> None:
 
     digits = datasets.load_digits()
     images, labels = digits.images.astype("uint8"), digits.target.astype("int64")
-    parts = split(labels)
+    parts = split_data(labels)
     start = time.monotonic()
     network = train(images[parts["training"]], labels[parts["training"]], epochs=EPOCHS)
     seconds = time.monotonic() - start
@@ -69,7 +69,7 @@ def main(folder: Path = Path(__file__).parent / "assets") -> None:
     print(f"PyTorch and ONNX Runtime differ by {difference:.1g} of the output's range")
 
 
-def split(labels: NDArray[np.int64]) -> dict[str, NDArray[np.int64]]:
+def split_data(labels: NDArray[np.int64]) -> dict[str, NDArray[np.int64]]:
     """Returns the indices of each part of the data; every part holds the classes in the same proportion.
 
     Args:

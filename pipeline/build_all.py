@@ -29,7 +29,7 @@ _POLL_SECONDS = 0.05
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
+class CommandJob:
     """One command.
 
     Attributes:
@@ -59,7 +59,7 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class CommandOutcome:
     """How a job ended.
 
     Attributes:
@@ -85,20 +85,20 @@ class _Running:
     stderr: IO[bytes]
     began: float = field(default_factory=time.monotonic)
 
-    def outcome(self) -> Outcome:
+    def outcome(self) -> CommandOutcome:
         texts = []
         for file in (self.stdout, self.stderr):
             file.seek(0)
             texts.append(file.read().decode(errors="replace"))
             file.close()
-        return Outcome(self.process.returncode, texts[0], texts[1], time.monotonic() - self.began)
+        return CommandOutcome(self.process.returncode, texts[0], texts[1], time.monotonic() - self.began)
 
 
 def run_jobs(
-    jobs: Sequence[Job],
+    jobs: Sequence[CommandJob],
     limits: Limits,
     started: Callable[[int], None],
-    ended: Callable[[int, Outcome], None],
+    ended: Callable[[int, CommandOutcome], None],
 ) -> None:
     """Runs every job, whatever becomes of the others.
 
@@ -126,7 +126,9 @@ def run_jobs(
         _stop([item.process for item in running])
 
 
-def _next(jobs: Sequence[Job], limits: Limits, waiting: Sequence[int], running: Sequence[int]) -> int | None:
+def _next(
+    jobs: Sequence[CommandJob], limits: Limits, waiting: Sequence[int], running: Sequence[int]
+) -> int | None:
     """Returns the job that begins now, if any may."""
     if len(running) >= limits.num_jobs:
         return None
@@ -139,7 +141,7 @@ def _next(jobs: Sequence[Job], limits: Limits, waiting: Sequence[int], running: 
     return None
 
 
-def _start(number: int, job: Job) -> _Running:
+def _start(number: int, job: CommandJob) -> _Running:
     """Returns the process that runs a command with this process's own import path.
 
     It has a session of its own, so that Ctrl-C reaches it once, through this process.

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from trtq.calibrators.cache import CalibrationCache, cache_of
+from trtq.calibrators.cache import CalibrationCache, to_cache
 from trtq.calibrators.ranges import Ranges
-from trtq.pipeline.graph.cache_ranges import named_as_in_file
+from trtq.pipeline.graph.cache_ranges import rename_as_in_file
 from trtq.pipeline.graph.load import load
 
 
@@ -26,5 +26,5 @@ def export_cache(
         ModelError: The model cannot be used.
         ArtifactError: No tensor of the ranges is one of the model.
     """
-    cache = cache_of(ranges, version, algorithm)
-    return cache if model is None else named_as_in_file(cache, load(Path(model), min_opset=1))
+    cache = to_cache(ranges, version, algorithm)
+    return cache if model is None else rename_as_in_file(cache, load(Path(model), min_opset=1))

@@ -8,11 +8,11 @@ from pathlib import Path
 from trtq.calibrators.sources import WAYS
 from trtq.errors import DataError, ModelError
 from trtq.models.spec import ModelSpec
-from trtq.pipeline.calibrate.data import calibration_data, spec_beside
+from trtq.pipeline.calibrate.data import find_spec, open_calibration_data
 from trtq.pipeline.engine.target import Target
 from trtq.pipeline.graph.load import Graph, load
 from trtq.pipeline.judge.compare import Comparison, compare_models
-from trtq.pipeline.judge.evaluate import evaluation_data, labels_of
+from trtq.pipeline.judge.evaluate import find_labels, open_evaluation_data
 from trtq.pipeline.load import load as load_engine
 from trtq.progress import Silent, Watcher
 
@@ -39,7 +39,7 @@ def compare(
         MissingDependency: What runs the engine is not here.
     """
     watcher = watcher or Silent()
-    spec = spec if spec is not None else spec_beside(Path(reference))
+    spec = spec if spec is not None else find_spec(Path(reference))
     engine = load_engine(candidate) if Path(candidate).is_dir() else None
     graph = load(Path(reference), min_opset=1)
     file = Path(candidate) if engine is None else engine.onnx
@@ -52,19 +52,19 @@ def compare(
                 f"{reference} and {candidate} cannot be compared without data; give --data with {WAYS}; or "
                 f"name it in [evaluation] or [calibration] of model.toml beside the model"
             )
-        calibration = calibration_data(graph, spec, Target(), random_data=False)
-    batches = evaluation_data(graph, spec, calibration)
+        calibration = open_calibration_data(graph, spec, Target(), random_data=False)
+    batches = open_evaluation_data(graph, spec, calibration)
     assert batches is not None
-    names = compared_names(Path(reference), Path(candidate))
+    names = name_compared(Path(reference), Path(candidate))
     watcher.stage("Comparing", batches.num_samples)
     files = {names[0]: graph.path, **({names[1]: file} if file is not None else {})}
     engines = (engine.runner(names[1]),) if engine is not None and file is None else ()
     pair = (names[1], names[0])
-    labels = labels_of(spec.evaluation, spec.accuracy.metric)
+    labels = find_labels(spec.evaluation, spec.accuracy.metric)
     return compare_models(files, [pair], batches, labels, watcher.advance, engines)
 
 
-def compared_names(reference: Path, candidate: Path) -> tuple[str, str]:
+def name_compared(reference: Path, candidate: Path) -> tuple[str, str]:
     """Returns names for two files that tell them apart."""
     if reference.name != candidate.name:
         return reference.name, candidate.name

@@ -15,7 +15,7 @@ from trtq.calibrators.kernel import is_compiled
 from trtq.errors import TrtqError
 from trtq.pipeline.engine.backend import Backend, BuildRequest
 from trtq.pipeline.engine.backends import BACKENDS
-from trtq.pipeline.engine.gpu import num_gpus
+from trtq.pipeline.engine.gpu import count_gpus
 
 _PACKAGES = (
     "trtq", "numpy", "onnx", "onnx-ir", "onnxruntime", "polygraphy", "click", "rich", "pillow", "torch",
@@ -57,7 +57,7 @@ class Health:
     backends: tuple[BackendHealth, ...]
 
 
-def examine() -> Health:
+def doctor() -> Health:
     """Returns what is installed, and which backends build a tiny model here."""
     return Health(
         platform.python_version(),
@@ -84,7 +84,7 @@ def _kernel() -> str:
 
 def _gpu() -> str:
     """Returns how many CUDA devices the driver shows, or that there is none."""
-    count = num_gpus()
+    count = count_gpus()
     if count is None:
         return "no NVIDIA driver: engines can be built here, not run"
     if not count:

@@ -14,12 +14,12 @@ from trtq.errors import ArtifactError, DataError, ModelError, UsageError
 from trtq.files import write_atomically
 from trtq.models.checkpoint import load_weights
 from trtq.models.export import to_onnx
-from trtq.models.families import FAMILIES, batches_of, of_family
+from trtq.models.families import FAMILIES, describe_family, list_batches
 from trtq.models.inputs import ModuleInput, check_sizes
-from trtq.models.parity import check_parity, evaluating, outputs_of
+from trtq.models.parity import check_parity, run_outputs, set_to_eval
 from trtq.models.session import save
 from trtq.models.spec import InputSpec, ModelSpec
-from trtq.models.target import LoadedModule, by_position, importable_here, load_module
+from trtq.models.target import LoadedModule, import_from_here, load_module, sort_by_position
 from trtq.models.toml import format_spec
 from trtq.pipeline.graph.load import Graph, load
 from trtq.progress import Silent, Watcher
@@ -111,7 +111,7 @@ def export(
         raise ArtifactError(f"cannot write {output}: there is no folder {output.parent}")
     if output.is_dir():
         raise ArtifactError(f"cannot write {output}: it is a folder; name a file in it")
-    with importable_here():
+    with import_from_here():
         watcher.stage("Loading")
         loaded = load_module(
             target, pretrained=options.pretrained and options.weights is None, trust=options.trust
@@ -133,11 +133,11 @@ def _export(loaded: LoadedModule, output: Path, options: ExportOptions, watcher:
     check_sizes(options.sizes, inputs)
     sizes = {**_usual_sizes(inputs, loaded.spec), **options.sizes}
     names = [item.name for item in inputs]
-    module = by_position(loaded.module, names) if loaded.takes_names else loaded.module
+    module = sort_by_position(loaded.module, names) if loaded.takes_names else loaded.module
     watcher.stage("Exporting")
     example = _tensors(inputs, sizes, 0)
-    with evaluating(module):
-        outputs_of(module, example)  # what the module itself says is clearer than what the exporter says
+    with set_to_eval(module):
+        run_outputs(module, example)  # what the module itself says is clearer than what the exporter says
     open_axes = {item.name: item.open_axes for item in inputs}
     model, note = to_onnx(module, example, open_axes, opset=options.opset)
     if note:
@@ -154,7 +154,7 @@ def _export(loaded: LoadedModule, output: Path, options: ExportOptions, watcher:
         difference = _compare(module, whole, feeds, watcher)
         for part in sorted(Path(folder).glob(f"{output.name}*"), reverse=True):
             part.replace(output.parent / part.name)  # the weights before the graph
-    spec = loaded.spec if options.family is None else of_family(options.family, inputs)
+    spec = loaded.spec if options.family is None else describe_family(options.family, inputs)
     spec = replace(spec, inputs=_profiles(spec, graph))
     if loaded.unknown:
         watcher.warn(f"{loaded.unknown}; tell it in {output.with_suffix('.toml')}")
@@ -191,7 +191,7 @@ def _profiles(spec: ModelSpec, graph: Graph) -> dict[str, InputSpec]:
         if item.is_dynamic and fitting:
             found[item.name] = fitting[0]
         elif item.is_dynamic and len(rest) == len(item.shape) - 1:
-            found[item.name] = batches_of(tuple(rest))
+            found[item.name] = list_batches(tuple(rest))
     return found
 
 
@@ -199,7 +199,7 @@ def _compare(
     module: torch.nn.Module, path: Path, feeds: Sequence[Sequence[torch.Tensor]], watcher: Watcher
 ) -> float:
     worst = 0.0
-    with evaluating(module):
+    with set_to_eval(module):
         for feed in feeds:
             worst = max(worst, check_parity(module, path, feed))
             watcher.advance(1)
@@ -227,8 +227,8 @@ def _random_feeds(
     smaller = {dim: -(-size // 2) for dim, (axis, size) in shapes.items() if dim not in larger}
     other = _tensors(inputs, {**larger, **smaller}, 99)
     try:
-        with evaluating(module):
-            outputs_of(module, other)
+        with set_to_eval(module):
+            run_outputs(module, other)
     except ModelError:
         other = _tensors(inputs, {**sizes, **larger}, 99)
     return [*feeds, other]

@@ -11,16 +11,16 @@ from typing import Any
 from trtq.calibrators.cache import CalibrationCache, parse_cache
 from trtq.calibrators.ranges import Ranges, read_ranges
 from trtq.errors import ArtifactError, UsageError
-from trtq.models.session import num_weight_bytes
+from trtq.models.session import count_weight_bytes
 from trtq.models.signature import TensorSpec
-from trtq.pipeline.calibrate.data import placement_of, spec_beside
+from trtq.pipeline.calibrate.data import find_spec, place_layers
 from trtq.pipeline.deliver.manifest import NAME, Manifest, read_manifest
 from trtq.pipeline.deliver.names import REPORT
 from trtq.pipeline.deliver.report import Report, read_report
 from trtq.pipeline.engine.target import Target
 from trtq.pipeline.graph.load import load
 from trtq.pipeline.graph.placement import Placement
-from trtq.pipeline.graph.quantized import QuantizedLayer, is_quantized, quantized_layers
+from trtq.pipeline.graph.quantized import QuantizedLayer, find_quantized_layers, is_quantized
 from trtq.pipeline.judge.compare import finite
 from trtq.pipeline.verify import verify
 from trtq.progress import Silent
@@ -111,14 +111,14 @@ def _model(path: Path) -> ModelSummary:
         graph.opset,
         graph.inputs,
         graph.outputs,
-        num_weight_bytes(graph.model),
+        count_weight_bytes(graph.model),
         dict(Counter(node.op_type for node in graph.model.graph).most_common()),
-        quantized_layers(graph.model) if quantized else (),
-        None if quantized else placement_of(graph, spec_beside(path), Target(), Silent()),
+        find_quantized_layers(graph.model) if quantized else (),
+        None if quantized else place_layers(graph, find_spec(path), Target(), Silent()),
         graph.notes,
     )
 
 
-def plain(summary: Summary) -> Any:
+def to_plain(summary: Summary) -> Any:
     """Returns the summary as values that JSON has; numbers that are not finite become None."""
     return finite(asdict(summary))

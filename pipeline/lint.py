@@ -9,8 +9,8 @@ from typing import Literal
 from trtq.pipeline.graph import lint as rules
 from trtq.pipeline.graph.lint.finding import Finding
 from trtq.pipeline.graph.load import load, load_as_it_is
-from trtq.pipeline.graph.quantized import is_quantized, quantized_layers
-from trtq.pipeline.graph.repair import Repaired, repair
+from trtq.pipeline.graph.quantized import find_quantized_layers, is_quantized
+from trtq.pipeline.graph.repair import RepairedGraph, repair
 from trtq.pipeline.graph.repair.change import Change
 
 _FOLLOWS = "gone with the rest"
@@ -18,7 +18,7 @@ Repair = Literal["exact", "rounds", "requantize", "none"]
 
 
 @dataclass(frozen=True, slots=True)
-class Checked:
+class LintItem:
     """A finding with its repair.
 
     Attributes:
@@ -34,7 +34,7 @@ class Checked:
 
 
 @dataclass(frozen=True, slots=True)
-class Linted:
+class LintReport:
     """What was found in a model.
 
     Attributes:
@@ -49,10 +49,10 @@ class Linted:
     is_quantized: bool
     layers_quantized: int
     layers_int8: int
-    items: tuple[Checked, ...]
+    items: tuple[LintItem, ...]
 
     @property
-    def stopping(self) -> tuple[Checked, ...]:
+    def stopping(self) -> tuple[LintItem, ...]:
         """What `trtq build` refuses, because it would fail or compute something else."""
         open_ends = ("requantize", "none")
         return tuple(
@@ -60,7 +60,7 @@ class Linted:
         )
 
 
-def lint(model: Path | str) -> Linted:
+def lint(model: Path | str) -> LintReport:
     """Returns what TensorRT refuses in a Q/DQ model or silently runs in float, each with its repair.
 
     Raises:
@@ -69,18 +69,20 @@ def lint(model: Path | str) -> Linted:
     path = Path(model)
     as_it_is = load_as_it_is(path)
     findings = rules.lint(as_it_is)
-    layers = quantized_layers(as_it_is)
+    layers = find_quantized_layers(as_it_is)
     in_float = {finding.node for finding in findings if finding.effect == "float"}
     refused = any(finding.effect == "refused" for finding in findings)
     num_int8 = 0 if refused else sum(layer.name not in in_float for layer in layers)
-    items: list[Checked] = []
+    items: list[LintItem] = []
     if findings:
         loaded = load(path, min_opset=1).model
         items = _with_repairs(findings, repair(loaded), repair(loaded, requantize=True))
-    return Linted(str(path), is_quantized(as_it_is), len(layers), num_int8, tuple(items))
+    return LintReport(str(path), is_quantized(as_it_is), len(layers), num_int8, tuple(items))
 
 
-def _with_repairs(findings: tuple[Finding, ...], plain: Repaired, requantized: Repaired) -> list[Checked]:
+def _with_repairs(
+    findings: tuple[Finding, ...], plain: RepairedGraph, requantized: RepairedGraph
+) -> list[LintItem]:
     left = {_key(finding) for finding in rules.lint(plain.model)}
     left_at_last = {_key(finding) for finding in rules.lint(requantized.model)}
     items = []
@@ -89,12 +91,12 @@ def _with_repairs(findings: tuple[Finding, ...], plain: Repaired, requantized: R
         if key not in left:
             change = _change(finding, plain)
             how: Repair = "exact" if change is None or change.is_exact else "rounds"
-            items.append(Checked(finding, how, _FOLLOWS if change is None else change.what))
+            items.append(LintItem(finding, how, _FOLLOWS if change is None else change.what))
         elif key not in left_at_last:
             change = _change(finding, requantized)
-            items.append(Checked(finding, "requantize", _FOLLOWS if change is None else change.what))
+            items.append(LintItem(finding, "requantize", _FOLLOWS if change is None else change.what))
         else:
-            items.append(Checked(finding, "none", ""))
+            items.append(LintItem(finding, "none", ""))
     return items
 
 
@@ -102,6 +104,6 @@ def _key(finding: Finding) -> tuple[str, str]:
     return finding.rule, finding.node
 
 
-def _change(finding: Finding, repaired: Repaired) -> Change | None:
+def _change(finding: Finding, repaired: RepairedGraph) -> Change | None:
     own = [change for change in repaired.changes if change.node == finding.node]
     return next((change for change in own if change.rule == finding.rule), next(iter(own), None))

@@ -11,19 +11,19 @@ from typing import Any
 from trtq import lazy
 from trtq.errors import ArtifactError, MissingDependency
 from trtq.models.session import open_session
-from trtq.pipeline.deliver.integrity import refuse_changed, whole_manifest
+from trtq.pipeline.deliver.integrity import read_whole_manifest, refuse_changed
 from trtq.pipeline.deliver.manifest import Manifest
 from trtq.pipeline.deliver.names import ENGINE, REPORT
 from trtq.pipeline.deliver.report import Report, read_report
 from trtq.pipeline.engine.backend import Backend
 from trtq.pipeline.engine.backends import BACKENDS
-from trtq.pipeline.engine.gpu import compute_capability
+from trtq.pipeline.engine.gpu import find_compute_capability
 
 _AMPERE = 8
 
 
 @dataclass(frozen=True, slots=True)
-class Engine:
+class LoadedEngine:
     """A build folder whose engine fits this machine.
 
     Attributes:
@@ -73,7 +73,7 @@ class Engine:
         return content
 
 
-def load(folder: Path | str, *, key: Path | str | None = None) -> Engine:
+def load(folder: Path | str, *, key: Path | str | None = None) -> LoadedEngine:
     """Returns the engine of a build folder.
 
     Args:
@@ -88,7 +88,7 @@ def load(folder: Path | str, *, key: Path | str | None = None) -> Engine:
         MissingDependency: Its backend does not work here, or a key is given without `cryptography`.
     """
     folder = Path(folder)
-    manifest = whole_manifest(folder, key=key)
+    manifest = read_whole_manifest(folder, key=key)
     refuse_changed(folder, manifest, REPORT)
     report = read_report(folder / REPORT)
     name, _, built_by = report.backend.partition(" ")
@@ -102,7 +102,7 @@ def load(folder: Path | str, *, key: Path | str | None = None) -> Engine:
     is_plan = path.name == ENGINE
     if is_plan:
         _refuse_misfit(path, report, built_by, backend.version(), _options(manifest))
-    return Engine(folder, backend, report, None if is_plan else path, manifest.outputs[path.name])
+    return LoadedEngine(folder, backend, report, None if is_plan else path, manifest.outputs[path.name])
 
 
 def _options(manifest: Manifest) -> Mapping[str, Any]:
@@ -120,7 +120,7 @@ def _parts(manifest: Manifest, name: str) -> list[str]:
 def _refuse_misfit(path: Path, report: Report, there: str, here: str, options: Mapping[str, Any]) -> None:
     """Refuses an engine of another version or for another GPU; says what was built, and what is here."""
     fits_version = _fits_version(there, here, is_compatible=bool(options.get("version_compatible")))
-    gpu, targets = compute_capability(), report.engine.targets
+    gpu, targets = find_compute_capability(), report.engine.targets
     fits_gpu = _fits_gpu(targets, gpu, str(options.get("hardware_compatibility", "none")))
     if fits_version and fits_gpu:
         return

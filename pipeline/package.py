@@ -14,16 +14,22 @@ from numpy.typing import NDArray
 from trtq.calibrators.sources import open_batches
 from trtq.errors import ArtifactError, DataError, GateError, UsageError
 from trtq.models.preprocess import Preprocess
-from trtq.models.signature import TensorSpec, inputs_of, outputs_of
-from trtq.models.spec import InputSpec, from_table
-from trtq.pipeline.deliver.integrity import intact_manifest
+from trtq.models.signature import TensorSpec, outputs_of, read_inputs
+from trtq.models.spec import InputSpec, read_table
+from trtq.pipeline.deliver.integrity import read_intact_manifest
 from trtq.pipeline.deliver.manifest import NAME, Manifest
 from trtq.pipeline.deliver.names import ENGINE, FLOAT, REPORT
 from trtq.pipeline.deliver.report import Report, read_report
-from trtq.pipeline.deliver.triton.config import ModelConfig, Serving, largest_batch, ports_of
-from trtq.pipeline.deliver.triton.repository import Entry, Installed, Source, check_name, install
-from trtq.pipeline.deliver.triton.router import SCRIPT, router_of
-from trtq.pipeline.deliver.triton.warmup import Warmup, warmup_of
+from trtq.pipeline.deliver.triton.config import ModelConfig, Serving, find_largest_batch, list_ports
+from trtq.pipeline.deliver.triton.repository import (
+    Installed,
+    PackageSource,
+    RepositoryEntry,
+    check_name,
+    install,
+)
+from trtq.pipeline.deliver.triton.router import SCRIPT, write_router
+from trtq.pipeline.deliver.triton.warmup import Warmup, make_warmup
 
 _INT64_SINCE = 10
 """The first TensorRT that has INT64; before, its parser makes INT32 of it, in inputs and outputs too."""
@@ -93,8 +99,8 @@ class _Build:
     def profiles(self) -> Mapping[str, InputSpec]:
         return self.report.engine.profiles
 
-    def source(self, name: str) -> Source:
-        return Source(self.folder / name, self.manifest.outputs[name])
+    def source(self, name: str) -> PackageSource:
+        return PackageSource(self.folder / name, self.manifest.outputs[name])
 
 
 def package(folder: Path | str, repository: Path | str, spec: PackageSpec | None = None) -> Package:
@@ -128,7 +134,7 @@ def package(folder: Path | str, repository: Path | str, spec: PackageSpec | None
     name = spec.name or Path(folder).resolve().stem
     check_name(name)
     notes = [f"the build is {build.report.verdict}"] if build.report.verdict != "pass" else []
-    max_batch, why = largest_batch(build.inputs, build.outputs, build.profiles, spec.serving.max_batch)
+    max_batch, why = find_largest_batch(build.inputs, build.outputs, build.profiles, spec.serving.max_batch)
     if not max_batch:
         notes.append(f"requests are not joined to batches: {why}")
     arrays, note = _warmup_arrays(build, spec, batches=max_batch > 0)
@@ -144,8 +150,8 @@ def package(folder: Path | str, repository: Path | str, spec: PackageSpec | None
     if build.is_rtx:
         notes.append(f"{build.folder / ENGINE} {_RTX}: the Q/DQ model alone was packaged")
     if spec.ab_percent is not None:
-        router = router_of(f"{name}_ab", (entries[0].config, entries[1].config), spec.ab_percent)
-        entries.append(Entry(router, {"model.py": SCRIPT.encode()}))
+        router = write_router(f"{name}_ab", (entries[0].config, entries[1].config), spec.ab_percent)
+        entries.append(RepositoryEntry(router, {"model.py": SCRIPT.encode()}))
     installed = install(Path(repository), tuple(entries))
     notes += [f"{item.name}/config.pbtxt was edited and is kept" for item in installed if item.keeps_config]
     return Package(str(repository), installed, tuple(notes))
@@ -153,7 +159,7 @@ def package(folder: Path | str, repository: Path | str, spec: PackageSpec | None
 
 def _read(folder: Path, key: Path | str | None) -> _Build:
     """Returns the build; one that is not as it was built, and signed if there is a key, is refused."""
-    manifest = intact_manifest(folder, key=key)
+    manifest = read_intact_manifest(folder, key=key)
     report = read_report(folder / REPORT)
     onnx = report.engine.path
     if onnx == ENGINE:
@@ -163,7 +169,7 @@ def _read(folder: Path, key: Path | str | None) -> _Build:
         if name not in manifest.outputs:
             raise ArtifactError(f"{folder} has no {name} by its {NAME}; build again")
     model = ir.load(folder / onnx)
-    return _Build(folder, manifest, report, onnx, inputs_of(model), outputs_of(model))
+    return _Build(folder, manifest, report, onnx, read_inputs(model), outputs_of(model))
 
 
 def _refuse_useless(build: _Build, spec: PackageSpec, *, wants_onnx: bool) -> None:
@@ -184,21 +190,21 @@ def _entry(
     max_batch: int,
     arrays: Mapping[str, NDArray[Any]] | None,
     spec: PackageSpec,
-) -> Entry:
+) -> RepositoryEntry:
     batches = max_batch > 0
     inputs, outputs = (
-        ports_of(_as_built(build, specs) if backend == "tensorrt" else specs, batches=batches)
+        list_ports(_as_built(build, specs) if backend == "tensorrt" else specs, batches=batches)
         for specs in (build.inputs, build.outputs)
     )
     usual = min(
         (build.profiles[item.name].opt[0] for item in build.inputs if item.name in build.profiles), default=1
     )
     usual = min(usual, max_batch)
-    warmup: Warmup = warmup_of(inputs, arrays, build.profiles, (max_batch, usual))
+    warmup: Warmup = make_warmup(inputs, arrays, build.profiles, (max_batch, usual))
     config = ModelConfig(
         name, backend, max_batch, inputs, outputs, usual, spec.serving, warmup.messages, {}, _shapes(build)
     )
-    return Entry(config, _files(build, backend), warmup.files)
+    return RepositoryEntry(config, _files(build, backend), warmup.files)
 
 
 def _as_built(build: _Build, specs: Sequence[TensorSpec]) -> Sequence[TensorSpec]:
@@ -209,7 +215,7 @@ def _as_built(build: _Build, specs: Sequence[TensorSpec]) -> Sequence[TensorSpec
     return [replace(spec, dtype="int32") if spec.dtype == "int64" else spec for spec in specs]
 
 
-def _files(build: _Build, backend: str) -> dict[str, Source | bytes]:
+def _files(build: _Build, backend: str) -> dict[str, PackageSource | bytes]:
     """Returns what a version holds: Triton wants the files of an ONNX model that has several in a folder."""
     if backend == "tensorrt":
         return {"model.plan": build.source(ENGINE)}
@@ -275,7 +281,7 @@ def _first_sample(
         data,
         build.inputs,
         1 if batches else max(1, min(shapes, default=1)),
-        preprocess=from_table(Preprocess, settings.get("preprocess", {}), "[preprocess]"),
+        preprocess=read_table(Preprocess, settings.get("preprocess", {}), "[preprocess]"),
         extra=(labels,) if labels else (),
     )
     feed = next(iter(feeds))

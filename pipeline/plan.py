@@ -15,10 +15,10 @@ from trtq.models.signature import TensorSpec, show_shape
 from trtq.models.spec import LayerSpec
 from trtq.models.tensors import FLOAT_TYPES
 from trtq.pipeline.formats.scheme import WeightFormat, WeightScheme
-from trtq.pipeline.graph.liveness import Peak, nbytes_of, peak_memory, with_shapes
+from trtq.pipeline.graph.liveness import Peak, count_bytes, find_peak_memory, fix_shapes
 from trtq.pipeline.graph.load import Graph, load
 from trtq.pipeline.rewrite.weights.choose import ChosenWeight, choose_weights
-from trtq.pipeline.rewrite.weights.layout import form_of, parts_of
+from trtq.pipeline.rewrite.weights.layout import choose_form, plan_parts
 
 FLOATS = {"fp32": 4, "fp16": 2, "bf16": 2}
 FORMATS: tuple[WeightFormat, ...] = ("int8", "fp8", "int4", "nf4")
@@ -83,7 +83,7 @@ class SchemePlan:
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class MemoryPlan:
     """What fits.
 
     Attributes:
@@ -105,7 +105,7 @@ class Plan:
     gpu_memory_bytes: int | None = None
 
 
-def plan_params(num_params: int, *, gpu_memory_bytes: int | None = None, block_size: int = 64) -> Plan:
+def plan_params(num_params: int, *, gpu_memory_bytes: int | None = None, block_size: int = 64) -> MemoryPlan:
     """Returns the plan for a number of parameters alone: all of them weights that can be in few bits.
 
     Raises:
@@ -134,7 +134,7 @@ def plan_model(
     workspace_bytes: int = 0,
     block_size: int = 64,
     skip: Sequence[str] = (),
-) -> Plan:
+) -> MemoryPlan:
     """Returns the plan for a model.
 
     Args:
@@ -151,9 +151,9 @@ def plan_model(
     skip = LayerSpec(skip=tuple(skip)).skip  # refuses what is no regular expression
     graph = load(path, min_opset=13)
     shapes = (sizes or Sizes()).shapes_of(graph.inputs)
-    fixed = with_shapes(graph.model, shapes)
-    peaks = {width: peak_memory(fixed, width) for width in (4, 2)}
-    states = {width: state_bytes(fixed, width) for width in (4, 2)}
+    fixed = fix_shapes(graph.model, shapes)
+    peaks = {width: find_peak_memory(fixed, width) for width in (4, 2)}
+    states = {width: count_state_bytes(fixed, width) for width in (4, 2)}
     floats = _float_elements(graph.model)
     schemes = []
     for name in (*FLOATS, *FORMATS):
@@ -161,13 +161,13 @@ def plan_model(
         chosen: tuple[ChosenWeight, ...] = ()
         if name in FORMATS:
             chosen = choose_weights(graph.model, _scheme(name, block_size), skip).chosen
-        size = weights_bytes(graph.model, name, chosen, block_size)
+        size = count_weight_bytes(graph.model, name, chosen, block_size)
         scratch = _nf4_scratch(chosen) if name == "nf4" else 0
         schemes.append(
             SchemePlan(
                 name=name,
                 weights_bytes=size,
-                engine_bytes=size + code_bytes(fixed, name, chosen),
+                engine_bytes=size + count_code_bytes(fixed, name, chosen),
                 activations_bytes=peaks[width].nbytes + scratch,
                 state_bytes=states[width],
                 reserve_bytes=_RESERVE_BYTES + workspace_bytes,
@@ -228,7 +228,7 @@ class Sizes:
         return tuple(size for size in found if size is not None)
 
 
-def weights_bytes(model: ir.Model, name: str, chosen: Sequence[ChosenWeight], block_size: int) -> int:
+def count_weight_bytes(model: ir.Model, name: str, chosen: Sequence[ChosenWeight], block_size: int) -> int:
     """Returns the size of all constants in one precision, as `trtq build` would store them.
 
     Args:
@@ -241,10 +241,10 @@ def weights_bytes(model: ir.Model, name: str, chosen: Sequence[ChosenWeight], bl
     if chosen:
         scheme = _scheme(name, block_size)
         for weight in chosen:
-            parts = parts_of(weight, scheme, ir.DataType.FLOAT16, form_of(scheme))
+            parts = plan_parts(weight, scheme, ir.DataType.FLOAT16, choose_form(scheme))
             quantized[weight.tensor] = sum(part.nbytes for part in parts)
     return sum(
-        quantized[key] if key in quantized else nbytes_of(value, FLOATS.get(name, 2)) or 0
+        quantized[key] if key in quantized else count_bytes(value, FLOATS.get(name, 2)) or 0
         for key, value in model.graph.initializers.items()
     )
 
@@ -253,7 +253,7 @@ def _scheme(name: str, block_size: int) -> WeightScheme:
     return WeightScheme(next(item for item in FORMATS if item == name), block_size=block_size)
 
 
-def code_bytes(model: ir.Model, name: str, chosen: Sequence[ChosenWeight]) -> int:
+def count_code_bytes(model: ir.Model, name: str, chosen: Sequence[ChosenWeight]) -> int:
     """Returns what an engine's kernels take beside its weights: an estimate.
 
     Args:
@@ -268,7 +268,7 @@ def code_bytes(model: ir.Model, name: str, chosen: Sequence[ChosenWeight]) -> in
     return size + _CODE_PER_FORMAT.get(name, 0) * count
 
 
-def state_bytes(model: ir.Model, float_bytes: int) -> int:
+def count_state_bytes(model: ir.Model, float_bytes: int) -> int:
     """Returns the size of float inputs and outputs that belong together, as `past.0.key` and `present.0.key`.
 
     Args:
@@ -280,7 +280,7 @@ def state_bytes(model: ir.Model, float_bytes: int) -> int:
     for value in model.graph.inputs:
         partner = outputs.get(_bare(str(value.name)))
         if value.dtype in FLOAT_TYPES and partner is not None and _STATE.search(str(value.name)):
-            total += (nbytes_of(value, float_bytes) or 0) + (nbytes_of(partner, float_bytes) or 0)
+            total += (count_bytes(value, float_bytes) or 0) + (count_bytes(partner, float_bytes) or 0)
     return total
 
 
@@ -328,10 +328,10 @@ def _decided(
     schemes: Sequence[SchemePlan],
     notes: Sequence[str],
     gpu_memory_bytes: int | None,
-) -> Plan:
+) -> MemoryPlan:
     if gpu_memory_bytes is None:
         reason = "no --gpu-memory is given, so nothing is judged"
-        return Plan(subject, num_params, tuple(schemes), None, reason, tuple(notes))
+        return MemoryPlan(subject, num_params, tuple(schemes), None, reason, tuple(notes))
     if gpu_memory_bytes < 1:
         raise UsageError(f"the GPU's memory must have at least 1 byte, got {gpu_memory_bytes}")
     judged = tuple(replace(item, fits=item.total_bytes <= gpu_memory_bytes) for item in schemes)
@@ -344,8 +344,10 @@ def _decided(
             if reserve >= gpu_memory_bytes
             else f"nothing fits: even {smallest.name} needs {smallest.total_bytes / 1e9:.2f} GB"
         )
-        return Plan(subject, num_params, judged, None, reason, tuple(notes), gpu_memory_bytes)
-    return Plan(subject, num_params, judged, fitting[0], _WHY[fitting[0]], tuple(notes), gpu_memory_bytes)
+        return MemoryPlan(subject, num_params, judged, None, reason, tuple(notes), gpu_memory_bytes)
+    return MemoryPlan(
+        subject, num_params, judged, fitting[0], _WHY[fitting[0]], tuple(notes), gpu_memory_bytes
+    )
 
 
 _WHY = {

@@ -5,16 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 
 from trtq.errors import UsageError
-from trtq.pipeline.deliver.html.page import page_of
-from trtq.pipeline.deliver.html.seen import NAME as TENSORS
-from trtq.pipeline.deliver.html.seen import read_seen
-from trtq.pipeline.deliver.integrity import refuse_changed, whole_manifest
+from trtq.pipeline.deliver.html.page import render_page
+from trtq.pipeline.deliver.html.page_data import NAME as TENSORS
+from trtq.pipeline.deliver.html.page_data import read_page_data
+from trtq.pipeline.deliver.integrity import read_whole_manifest, refuse_changed
 from trtq.pipeline.deliver.names import REPORT
 from trtq.pipeline.deliver.report import read_report
 from trtq.pipeline.judge.sensitivity import read_sensitivity
 
 
-def page_of_folder(folder: Path | str, sensitivity: Path | str | None = None) -> bytes:
+def report(folder: Path | str, sensitivity: Path | str | None = None) -> bytes:
     """Returns the page of a build folder, made again of its report: the same one, unless more is given.
 
     Args:
@@ -27,9 +27,9 @@ def page_of_folder(folder: Path | str, sensitivity: Path | str | None = None) ->
         UsageError: The layers of the other file are none of this build.
     """
     folder = Path(folder)
-    manifest = whole_manifest(folder)
+    manifest = read_whole_manifest(folder)
     refuse_changed(folder, manifest, *(name for name in (REPORT, TENSORS) if name in manifest.outputs))
-    seen = read_seen(folder)
+    seen = read_page_data(folder)
     measured = read_sensitivity(Path(sensitivity)) if sensitivity is not None else None
     if measured is not None and not {item.name for item in measured.layers} & {
         layer.name for layer in seen.layers
@@ -38,4 +38,4 @@ def page_of_folder(folder: Path | str, sensitivity: Path | str | None = None) ->
             f"{sensitivity} is of {measured.model}, none of whose layers is one of {folder}; "
             f"measure the model of this build"
         )
-    return page_of(read_report(folder / REPORT), manifest, seen, measured)
+    return render_page(read_report(folder / REPORT), manifest, seen, measured)

@@ -10,31 +10,31 @@ from trtq.calibrators.batches import Batches
 from trtq.calibrators.estimate import describe
 from trtq.calibrators.observe import Progress
 from trtq.errors import ModelError
-from trtq.files import sha256_of, write_atomically
+from trtq.files import hash_file, write_atomically
 from trtq.models.spec import ModelSpec
 from trtq.pipeline.calibrate import load_float
 from trtq.pipeline.calibrate.data import (
-    calibration_data,
-    method_of,
+    create_method,
     observe_graph,
-    pass_of,
-    placement_of,
+    open_calibration_data,
+    options_from_spec,
+    place_layers,
     warn_of_dead,
 )
-from trtq.pipeline.calibrate.improve import improved
-from trtq.pipeline.deliver.manifest import key_of, versions
+from trtq.pipeline.calibrate.improve import improve_ranges
+from trtq.pipeline.deliver.manifest import collect_versions, make_key
 from trtq.pipeline.engine.target import Target
 from trtq.pipeline.graph.load import Graph
 from trtq.pipeline.graph.placement import Placement
-from trtq.pipeline.judge.evaluate import evaluation_data, labels_of
-from trtq.pipeline.judge.macs import macs_of
-from trtq.pipeline.judge.score import Labels, loaded
+from trtq.pipeline.judge.evaluate import find_labels, open_evaluation_data
+from trtq.pipeline.judge.macs import count_macs
+from trtq.pipeline.judge.score import Labels, load_labels
 from trtq.pipeline.judge.sensitivity import (
     LayerSensitivity,
     Sensitivity,
-    in_groups,
     measure,
     read_sensitivity,
+    split_in_groups,
     to_json,
 )
 from trtq.pipeline.judge.switchable import Switchable, open_switchable
@@ -73,13 +73,13 @@ def sensitivity(
     target = target or Target()
     graph, spec = load_float(Path(model), spec, watcher)
     path = Path(output or graph.path.with_suffix(".sensitivity.json"))
-    placement = placement_of(graph, spec, target, watcher)
+    placement = place_layers(graph, spec, target, watcher)
     if not placement.quantized:
         raise ModelError(f"{graph.path} has no layer that is quantized; `trtq inspect --placement` tells why")
-    calibration = calibration_data(graph, spec, target, random_data=random_data)
-    batches = evaluation_data(graph, spec, calibration)
+    calibration = open_calibration_data(graph, spec, target, random_data=random_data)
+    batches = open_evaluation_data(graph, spec, calibration)
     assert batches is not None
-    labels = loaded(labels_of(spec.evaluation, spec.accuracy.metric))
+    labels = load_labels(find_labels(spec.evaluation, spec.accuracy.metric))
     start = Sensitivity(
         model=str(graph.path),
         data=batches.origin,
@@ -90,15 +90,15 @@ def sensitivity(
     )
     state = _earlier(path, start, watcher)
     if not state.is_complete:
-        how = pass_of(spec.calibration)
+        how = options_from_spec(spec.calibration)
         seen = observe_graph(graph, placement.activations, calibration, how, watcher)
-        ranges = improved(graph, placement, seen, calibration, spec, watcher).ranges
+        ranges = improve_ranges(graph, placement, seen, calibration, spec, watcher).ranges
         warn_of_dead(ranges, watcher)
         scale_dtype = "float32" if target.high_precision == "fp32" else "float16"
         work = _Work(
             open_switchable(graph.model, placement, ranges, scale_dtype=scale_dtype),
             placement,
-            macs_of(graph.model, next(iter(batches))),
+            count_macs(graph.model, next(iter(batches))),
             batches,
             labels,
         )
@@ -124,7 +124,7 @@ def _measure_rest(work: _Work, state: Sensitivity, path: Path, watcher: Watcher)
     rest = [name for name in work.session.layers if name not in done]
     num_samples = work.batches.num_samples
     watcher.stage("Measuring layers", None if num_samples is None else len(rest) * num_samples)
-    for names in in_groups(rest, mixtures_each=2):
+    for names in split_in_groups(rest, mixtures_each=2):
         mixtures = {_ALONE + name: {name} for name in names}
         mixtures |= {_WITHOUT + name: every - {name} for name in names}
         if state.all_quantized is None:
@@ -185,14 +185,14 @@ def _key(
     if not all(batches.digest for batches in data):
         return ""
     script = spec.accuracy.script
-    return key_of(
-        versions(),
+    return make_key(
+        collect_versions(),
         graph.sha256,
         [batches.digest for batches in data],
-        (describe(method_of(spec.calibration)), spec.calibration.method, spec.quantization),
+        (describe(create_method(spec.calibration)), spec.calibration.method, spec.quantization),
         placement.quantized,
         spec.evaluation,
         spec.accuracy.metric,
-        sha256_of(script[0]) if script is not None and script[0].is_file() else "",
+        hash_file(script[0]) if script is not None and script[0].is_file() else "",
         target.high_precision,
     )

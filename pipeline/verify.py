@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from trtq.pipeline.deliver.integrity import Integrity, examine_folder, signed_content
+from trtq.pipeline.deliver.integrity import Integrity, examine_folder, read_signed_content
 
 
 def verify(folder: Path | str, *, key: Path | str | None = None) -> Integrity:
@@ -21,5 +21,5 @@ def verify(folder: Path | str, *, key: Path | str | None = None) -> Integrity:
         MissingDependency: A key is given and `cryptography` is not installed.
     """
     folder = Path(folder)
-    content = signed_content(folder, key)
+    content = read_signed_content(folder, key)
     return examine_folder(folder, content, is_checked=key is not None)

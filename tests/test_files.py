@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from trtq.errors import ArtifactError
-from trtq.files import check_output, locked, refuse_input, write_atomically
+from trtq.files import check_output, lock_file, refuse_input, write_atomically
 
 
 def _full_disk(descriptor: int) -> None:
@@ -118,19 +118,19 @@ def test_an_input_is_not_overwritten(tmp_path: Path) -> None:
 _ADDING = """
 import sys
 from pathlib import Path
-from trtq.files import locked
+from trtq.files import lock_file
 
 path = Path(sys.argv[1])
 for _ in range(200):
-    with locked(path.with_name(".lock")):
+    with lock_file(path.with_name(".lock")):
         path.write_text(str(int(path.read_text()) + 1))
 """
 _HOLDING = """
 import sys
 from pathlib import Path
-from trtq.files import locked
+from trtq.files import lock_file
 
-with locked(Path(sys.argv[1])):
+with lock_file(Path(sys.argv[1])):
     print("held", flush=True)
     sys.stdin.read()
 """
@@ -167,17 +167,17 @@ def test_a_lock_ends_with_its_process_however_it_ends(tmp_path: Path) -> None:
 
 def test_a_lock_ends_with_its_block_and_holds_folders_too(tmp_path: Path) -> None:
     for path in (tmp_path / "new file", tmp_path):
-        with locked(path):
+        with lock_file(path):
             assert path.exists()
-        with locked(path):
+        with lock_file(path):
             pass
-    with pytest.raises(ZeroDivisionError), locked(tmp_path / "new file"):
+    with pytest.raises(ZeroDivisionError), lock_file(tmp_path / "new file"):
         raise ZeroDivisionError
     assert _is_free(tmp_path / "new file")
 
 
 def test_a_lock_in_a_folder_that_does_not_exist_is_told(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError), locked(tmp_path / "absent" / "lock"):
+    with pytest.raises(FileNotFoundError), lock_file(tmp_path / "absent" / "lock"):
         pass
 
 

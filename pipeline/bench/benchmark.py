@@ -9,25 +9,25 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from trtq.errors import TrtqError
-from trtq.pipeline.bench.contenders import Contender, Inputs, Runs, Skipped, contenders_of
-from trtq.pipeline.bench.machine import Conditions, Machine, conditions, look, machine
-from trtq.pipeline.bench.process import Candidate, Costs
+from trtq.pipeline.bench.machine import Conditions, Machine, compare_samples, describe_machine, sample_machine
+from trtq.pipeline.bench.process import Costs, TimedProcess
+from trtq.pipeline.bench.runnables import Inputs, Runnable, Runs, Skipped, list_runnables
 from trtq.pipeline.bench.turns import (
     Latency,
     Schedule,
     Turn,
-    latency_of,
-    median_ms,
-    speedup,
-    spread_of,
+    compare_speed,
+    find_median_ms,
+    measure_spread,
+    measure_throughput,
+    summarize_latency,
     take_turns,
-    throughput_of,
 )
 from trtq.pipeline.engine.backend import BuildRequest
-from trtq.pipeline.engine.coverage import coverage
+from trtq.pipeline.engine.coverage import measure_coverage
 from trtq.pipeline.engine.onnxruntime import OnnxRuntime
 from trtq.pipeline.graph.load import load
-from trtq.pipeline.graph.quantized import quantized_layers
+from trtq.pipeline.graph.quantized import find_quantized_layers
 from trtq.progress import Silent, Watcher
 
 SCHEMA_VERSION = 1
@@ -39,7 +39,7 @@ _FEW_RUNS = 100
 
 
 @dataclass(frozen=True, slots=True)
-class Layers:
+class Int8Layers:
     """How many layers of a quantized model ONNX Runtime runs in INT8 on this CPU."""
 
     int8: int
@@ -47,7 +47,7 @@ class Layers:
 
 
 @dataclass(frozen=True, slots=True)
-class Measured:
+class Timing:
     """One model or engine.
 
     Attributes:
@@ -84,7 +84,7 @@ class Measured:
     load_s: float
     costs: Costs
     graph: str
-    layers: Layers | None
+    layers: Int8Layers | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +116,7 @@ class Benchmark:
     inputs: str
     shapes: Mapping[str, tuple[int, ...]]
     num_samples: int
-    measured: tuple[Measured, ...]
+    measured: tuple[Timing, ...]
     skipped: tuple[Skipped, ...]
     notes: tuple[str, ...]
     warnings: tuple[str, ...]
@@ -144,24 +144,24 @@ def bench(
     """
     runs, schedule, watcher = runs or Runs(), schedule or Schedule(), watcher or Silent()
     watcher.stage("Loading")
-    contenders, skipped, inputs = contenders_of([Path(target) for target in targets], runs)
-    here = machine()
+    runnables, skipped, inputs = list_runnables([Path(target) for target in targets], runs)
+    here = describe_machine()
     with ExitStack() as stack:
-        running, failed = _started(contenders, inputs, schedule, stack)
+        running, failed = _started(runnables, inputs, schedule, stack)
         skipped = (*skipped, *(Skipped(name, str(error)) for name, error in failed.items()))
         if not running:
             raise next(iter(failed.values()))
         watcher.stage("Measuring", schedule.rounds * len(running))
         pids = [candidate.pid for candidate in running.values()]
-        before = look(pids)
+        before = sample_machine(pids)
         turns = take_turns(
             {name: candidate.turn for name, candidate in running.items()},
             schedule,
             lambda name: watcher.advance(1),
         )
-        during = conditions(before, look(pids))
+        during = compare_samples(before, sample_machine(pids))
         costs = {name: candidate.finish() for name, candidate in running.items()}
-    items = [item for item in contenders if item.name in running]
+    items = [item for item in runnables if item.name in running]
     shapes = running[items[0].name].shapes
     num_samples = inputs.num_samples if inputs.feed is not None else _first_axis(shapes)
     measured = tuple(
@@ -186,14 +186,14 @@ def bench(
 
 
 def _started(
-    contenders: Sequence[Contender], inputs: Inputs, schedule: Schedule, stack: ExitStack
-) -> tuple[dict[str, Candidate], dict[str, TrtqError]]:
+    runnables: Sequence[Runnable], inputs: Inputs, schedule: Schedule, stack: ExitStack
+) -> tuple[dict[str, TimedProcess], dict[str, TrtqError]]:
     """Returns, by name, what runs and is warm, and why others do not run; `stack` ends the processes."""
-    running: dict[str, Candidate] = {}
+    running: dict[str, TimedProcess] = {}
     failed: dict[str, TrtqError] = {}
-    for item in contenders:
+    for item in runnables:
         try:
-            candidate = stack.enter_context(Candidate(item.request, inputs.feed))
+            candidate = stack.enter_context(TimedProcess(item.request, inputs.feed))
             candidate.turn(schedule.warmup_s)
             running[item.name] = candidate
         except TrtqError as error:
@@ -210,34 +210,34 @@ def _first_axis(shapes: Mapping[str, tuple[int, ...]]) -> int:
     return max((shape[0] for shape in shapes.values() if shape), default=1)
 
 
-def _reference(item: Contender, items: Sequence[Contender]) -> Contender:
+def _reference(item: Runnable, items: Sequence[Runnable]) -> Runnable:
     """Returns what a contender is compared with: FP32 on the same device, else anywhere, else the first."""
     floats = [other for other in items if other.precision == "fp32"]
     return next((other for other in floats if other.device == item.device), (*floats, *items)[0])
 
 
 def _measured(
-    item: Contender,
-    candidate: Candidate,
+    item: Runnable,
+    candidate: TimedProcess,
     turns: Mapping[str, Sequence[Turn]],
     costs: Costs,
     num_samples: int,
-    reference: Contender,
-) -> Measured:
+    reference: Runnable,
+) -> Timing:
     own = turns[item.name]
-    return Measured(
+    return Timing(
         name=item.name,
         precision=item.precision,
         device=item.device,
         runtime=candidate.runtime,
         path=str(item.request.path),
-        median_ms=median_ms(own),
-        latency=latency_of(own),
-        samples_per_s=throughput_of(own, num_samples),
+        median_ms=find_median_ms(own),
+        latency=summarize_latency(own),
+        samples_per_s=measure_throughput(own, num_samples),
         num_runs=sum(len(turn.times_ms) for turn in own),
-        speedup=None if item is reference else speedup(own, turns[reference.name]),
+        speedup=None if item is reference else compare_speed(own, turns[reference.name]),
         against=reference.name,
-        spread=spread_of(own),
+        spread=measure_spread(own),
         load_s=candidate.load_s,
         costs=costs,
         graph=candidate.graph,
@@ -245,17 +245,17 @@ def _measured(
     )
 
 
-def _layers(item: Contender) -> Layers | None:
+def _layers(item: Runnable) -> Int8Layers | None:
     """Returns what ONNX Runtime runs in INT8; None where the model is not quantized, or not on the CPU."""
     if item.request.kind != "onnx" or item.device != "cpu" or item.precision in ("fp32", "fp16"):
         return None
     backend, path = OnnxRuntime(), item.request.path
-    wanted = quantized_layers(load(path, min_opset=1).model)
-    covered = coverage(wanted, backend.build(BuildRequest(path)), ())
-    return Layers(covered.layers_int8, covered.layers_quantized)
+    wanted = find_quantized_layers(load(path, min_opset=1).model)
+    covered = measure_coverage(wanted, backend.build(BuildRequest(path)), ())
+    return Int8Layers(covered.layers_int8, covered.layers_quantized)
 
 
-def _notes(items: Sequence[Contender], measured: Sequence[Measured], here: Machine) -> Iterator[str]:
+def _notes(items: Sequence[Runnable], measured: Sequence[Timing], here: Machine) -> Iterator[str]:
     """Yields what the figures mean: on a CPU they say little of a GPU."""
     has = here.int8 or "no instructions for sums of INT8 products"
     for item, result in zip(items, measured, strict=True):
@@ -286,7 +286,7 @@ def _notes(items: Sequence[Contender], measured: Sequence[Measured], here: Machi
             yield f"{result.name}: p90 and p99 are of {result.num_runs} runs alone; --seconds makes more"
 
 
-def _warnings(measured: Sequence[Measured], during: Conditions) -> Iterator[str]:
+def _warnings(measured: Sequence[Timing], during: Conditions) -> Iterator[str]:
     """Yields why the figures may not be trusted."""
     if (during.others_share or 0) > _BUSY:
         share = f"{during.others_share:.0%}"

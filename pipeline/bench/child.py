@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trtq import lazy
-from trtq.calibrators.memory import peak_bytes
+from trtq.calibrators.memory import find_peak_bytes
 from trtq.errors import ArtifactError, MissingDependency, TrtqError
 from trtq.pipeline.bench.session import SessionRun
 from trtq.pipeline.engine.cuda import Cuda
@@ -48,7 +48,7 @@ def serve(place: Path, asked: Iterable[str], answers: IO[str]) -> None:
         answers.flush()
 
     try:
-        base = peak_bytes()
+        base = find_peak_bytes()
         start = time.perf_counter()
         request = json.loads((place / "request.json").read_text())
         candidate, facts = _open(request, _feed(place / "feed.npz", request["inputs"]))
@@ -57,7 +57,7 @@ def serve(place: Path, asked: Iterable[str], answers: IO[str]) -> None:
         for line in asked:
             times_ms, wall_s = candidate.measure(float(line))
             answer(times_ms=times_ms, wall_s=wall_s)
-        answer(peak_rss_bytes=peak_bytes(), gpu_bytes=candidate.gpu_bytes)
+        answer(peak_rss_bytes=find_peak_bytes(), gpu_bytes=candidate.gpu_bytes)
     except TrtqError as error:
         answer(error=type(error).__name__, text=str(error))
 

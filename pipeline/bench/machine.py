@@ -101,7 +101,7 @@ class _Gpu:
 
 
 @dataclass(frozen=True, slots=True)
-class Moment:
+class MachineSample:
     """What the counters of the machine said at one time: in seconds of processor time, since it started."""
 
     clock_s: float
@@ -114,7 +114,7 @@ class Moment:
     gpu: _Gpu | None
 
 
-def machine(proc: Path = Path("/proc"), system: Path = Path("/sys")) -> Machine:
+def describe_machine(proc: Path = Path("/proc"), system: Path = Path("/sys")) -> Machine:
     """Returns what this machine is.
 
     Args:
@@ -138,7 +138,9 @@ def machine(proc: Path = Path("/proc"), system: Path = Path("/sys")) -> Machine:
     )
 
 
-def look(pids: Iterable[int], proc: Path = Path("/proc"), system: Path = Path("/sys")) -> Moment:
+def sample_machine(
+    pids: Iterable[int], proc: Path = Path("/proc"), system: Path = Path("/sys")
+) -> MachineSample:
     """Returns what the counters say now.
 
     Args:
@@ -157,7 +159,7 @@ def look(pids: Iterable[int], proc: Path = Path("/proc"), system: Path = Path("/
         for line in _text(proc / "cpuinfo").splitlines()
         if line.startswith("cpu MHz")
     ]
-    return Moment(
+    return MachineSample(
         clock_s=time.monotonic(),
         busy_s=user + nice + kernel + irq + soft if numbers else None,
         stolen_s=stolen if numbers else None,
@@ -169,7 +171,7 @@ def look(pids: Iterable[int], proc: Path = Path("/proc"), system: Path = Path("/
     )
 
 
-def conditions(before: Moment, after: Moment, num_cores: int | None = None) -> Conditions:
+def compare_samples(before: MachineSample, after: MachineSample, num_cores: int | None = None) -> Conditions:
     """Returns what went on between two moments.
 
     Args:
@@ -194,7 +196,7 @@ def conditions(before: Moment, after: Moment, num_cores: int | None = None) -> C
     )
 
 
-def _throttled(before: Moment, after: Moment, gpus: Sequence[_Gpu]) -> Iterable[str]:
+def _throttled(before: MachineSample, after: MachineSample, gpus: Sequence[_Gpu]) -> Iterable[str]:
     if after.throttles > before.throttles:
         yield f"the processor was too hot {after.throttles - before.throttles} times"
     reasons = 0

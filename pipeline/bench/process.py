@@ -61,7 +61,7 @@ class Costs:
     gpu_bytes: int | None
 
 
-class Candidate:
+class TimedProcess:
     """A process with a model or engine that is loaded; a context manager that ends it.
 
     Attributes:
@@ -103,7 +103,7 @@ class Candidate:
             self.load_s, self._base = float(told["load_s"]), int(told["base_rss_bytes"])
             self._stack = stack.pop_all()
 
-    def __enter__(self) -> Candidate:
+    def __enter__(self) -> TimedProcess:
         return self
 
     def __exit__(self, *_: object) -> None:

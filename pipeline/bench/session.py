@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trtq.models.session import Engine, open_session, run
+from trtq.models.session import SessionOptions, open_session, run
 from trtq.pipeline.engine.cuda import Cuda
 
 
@@ -37,7 +37,7 @@ class SessionRun:
         """
         cuda = Cuda() if device == "cuda" else None
         used = cuda.used_bytes() if cuda is not None else 0
-        self._session = open_session(model, optimize=True, engine=Engine(device, num_threads))
+        self._session = open_session(model, optimize=True, engine=SessionOptions(device, num_threads))
         self._feed = {name: np.ascontiguousarray(array) for name, array in feed.items()}
         self._outputs = [item.name for item in self._session.get_outputs()]
         self.shapes = {name: array.shape for name, array in feed.items()}

@@ -77,24 +77,24 @@ def take_turns(
     return {name: tuple(items) for name, items in turns.items()}
 
 
-def latency_of(turns: Sequence[Turn]) -> Latency:
+def summarize_latency(turns: Sequence[Turn]) -> Latency:
     """Returns the percentiles of all runs (linear between ranks, as `numpy.percentile`)."""
     times = np.concatenate([turn.times_ms for turn in turns])
     p50, p90, p99 = (float(value) for value in np.percentile(times, (50, 90, 99)))
     return Latency(p50, p90, p99, float(times.mean()), float(times.min()))
 
 
-def throughput_of(turns: Sequence[Turn], batch: int) -> float:
+def measure_throughput(turns: Sequence[Turn], batch: int) -> float:
     """Returns samples a second: the median of the rounds."""
     return statistics.median(batch * len(turn.times_ms) / turn.wall_s for turn in turns)
 
 
-def median_ms(turns: Sequence[Turn]) -> float:
+def find_median_ms(turns: Sequence[Turn]) -> float:
     """Returns the median of the rounds' medians: one slow round does not move it."""
     return statistics.median(_medians(turns))
 
 
-def speedup(turns: Sequence[Turn], reference: Sequence[Turn]) -> float:
+def compare_speed(turns: Sequence[Turn], reference: Sequence[Turn]) -> float:
     """Returns how many times faster than the reference: the median of the ratios, round by round.
 
     Args:
@@ -105,7 +105,7 @@ def speedup(turns: Sequence[Turn], reference: Sequence[Turn]) -> float:
     return statistics.median(theirs / ours for theirs, ours in pairs)
 
 
-def spread_of(turns: Sequence[Turn]) -> float:
+def measure_spread(turns: Sequence[Turn]) -> float:
     """Returns how far the medians of the rounds lie apart, as a share of their median.
 
     That is the distance of the quartiles, which a single disturbed round does not move; 0 for one round.

@@ -11,33 +11,33 @@ from pathlib import Path
 import onnx
 import onnx_ir as ir
 
-from trtq.calibrators.cache import cache_of, format_cache
-from trtq.calibrators.memory import peak_bytes
+from trtq.calibrators.cache import to_cache, format_cache
+from trtq.calibrators.memory import find_peak_bytes
 from trtq.calibrators.ranges import Ranges, ranges_to_json, read_ranges
 from trtq.errors import BuildError
 from trtq.models.session import save
 from trtq.models.spec import ModelSpec
-from trtq.pipeline.build.search import repaired
-from trtq.pipeline.calibrate.data import observe_graph, pass_of, warn_of_dead
-from trtq.pipeline.build.candidate import candidate_of, high_precision_of, weights_report_of
-from trtq.pipeline.build.comparison import Plan, compared, name_to_judge
-from trtq.pipeline.build.engine import Made, Models, build_engine, without_kernels
+from trtq.pipeline.build.search import search_layers
+from trtq.pipeline.calibrate.data import observe_graph, options_from_spec, warn_of_dead
+from trtq.pipeline.build.candidate import build_candidate, describe_high_precision, report_job_weights
+from trtq.pipeline.build.comparison import EnginePlan, compare_job, name_to_judge
+from trtq.pipeline.build.engine import EngineBuild, ModelFiles, build_engine, find_layers_without_kernel
 from trtq.pipeline.deliver import manifest, report
-from trtq.pipeline.deliver.earlier import Earlier, find_earlier
-from trtq.pipeline.deliver.folder import staged_folder
-from trtq.pipeline.deliver.html.seen import Seen
-from trtq.pipeline.deliver.html.tensors import seen_of
+from trtq.pipeline.deliver.earlier import EarlierBuild, find_earlier
+from trtq.pipeline.deliver.folder import stage_folder
+from trtq.pipeline.deliver.html.page_data import PageData
+from trtq.pipeline.deliver.html.tensors import summarize_tensors
 from trtq.pipeline.sign import sign
 from trtq.pipeline.deliver.manifest import Manifest
 from trtq.pipeline.deliver.names import CACHE, ENGINE, FLOAT, RANGES, REPORT
 from trtq.pipeline.deliver.report import CalibrationReport, Report
 from trtq.pipeline.deliver.signature import read_private_key
-from trtq.pipeline.graph.cache_ranges import named_as_in_file
-from trtq.pipeline.calibrate.improve import improved, unimproved
+from trtq.pipeline.graph.cache_ranges import rename_as_in_file
+from trtq.pipeline.calibrate.improve import improve_ranges, take_ranges
 from trtq.pipeline.build.job import Job, prepare
-from trtq.pipeline.build.narrow import NO_KERNEL, without
-from trtq.pipeline.build.page import sizes_of, write_page
-from trtq.pipeline.rewrite.mixed import fp16_model
+from trtq.pipeline.build.narrow import NO_KERNEL, keep_layers
+from trtq.pipeline.build.page import measure_sizes, write_page
+from trtq.pipeline.rewrite.mixed import convert_to_fp16
 from trtq.pipeline.engine.target import Target
 from trtq.pipeline.judge.gate import judge
 from trtq.pipeline.judge.repairs import Repairs
@@ -94,7 +94,7 @@ def build(
     return result
 
 
-def run_job(job: Job, log: Log, earlier: Earlier | None = None) -> Report:
+def run_job(job: Job, log: Log, earlier: EarlierBuild | None = None) -> Report:
     """Returns the report of a prepared build; `build` says what is written and raised.
 
     Args:
@@ -102,7 +102,7 @@ def run_job(job: Job, log: Log, earlier: Earlier | None = None) -> Report:
         log: What was told so far; what is told from here on is added.
         earlier: A build in the same folder whose stages may be used again.
     """
-    with staged_folder(job.folder) as stage:
+    with stage_folder(job.folder) as stage:
         calibrated = _calibrate(job, earlier, log)
         ranges, calibration, seen = calibrated.ranges, calibrated.report, calibrated.seen
         if earlier is not None and "engine" in earlier.same and ranges is not None:
@@ -110,22 +110,22 @@ def run_job(job: Job, log: Log, earlier: Earlier | None = None) -> Report:
         models = _quantize(job, ranges, stage, log)
         auto = comparison = None
         if job.target.auto and job.placement.quantized and ranges is not None:
-            found = repaired(
+            found = search_layers(
                 job, ranges, models, partial(_quantize, ranges=ranges, stage=stage, log=log), log
             )
             job, models, auto, comparison = found.job, found.models, found.auto, found.comparison
         made = build_engine(job, ranges, models, earlier, stage, log)
         for _ in range(_MOST_REBUILDS):
-            if ranges is None or not (reasons := without_kernels(job, made.report)):
+            if ranges is None or not (reasons := find_layers_without_kernel(job, made.report)):
                 break
             log.note(f"built in float, as the builder has no INT8 kernel for it: {_named(reasons)}")
-            job, comparison = without(job, ranges, reasons), None
+            job, comparison = keep_layers(job, ranges, reasons), None
             if not job.placement.layers:
                 log.warn("no layer of this model has an INT8 kernel here: nothing runs in INT8")
             models = _quantize(job, ranges, stage, log)
             made = build_engine(job, ranges, models, None, stage, log)
         calibration = calibration or made.calibration
-        comparison = compared(job, models.files, log, Plan(stage / ENGINE, made.report.profiles), comparison)
+        comparison = compare_job(job, models.files, log, EnginePlan(stage / ENGINE, made.report.profiles), comparison)
         judged = comparison if comparison is not None and not job.is_quantized else None
         candidate = name_to_judge(job, judged)
         verdict = judge(judged, job.spec.accuracy, candidate=candidate, is_random=job.is_random)
@@ -137,7 +137,7 @@ def run_job(job: Job, log: Log, earlier: Earlier | None = None) -> Report:
             output=str(job.folder),
             backend=f"{job.backend.name} {job.backend.version()}",
             precision=job.target.name,
-            high_precision="as it is" if job.is_quantized else high_precision_of(job),
+            high_precision="as it is" if job.is_quantized else describe_high_precision(job),
             calibration=calibration,
             repairs=calibrated.repairs,
             engine=made.report,
@@ -154,9 +154,9 @@ def run_job(job: Job, log: Log, earlier: Earlier | None = None) -> Report:
             warnings=tuple(log.warnings),
             reused=tuple(log.reused),
             timings_s={name: round(seconds, 3) for name, seconds in log.seconds.items()},
-            weights=weights_report_of(job),
+            weights=report_job_weights(job),
             logits=comparison.logits if comparison is not None else (),
-            sizes_bytes=sizes_of(job, stage),
+            sizes_bytes=measure_sizes(job, stage),
         )
         contract = _write_rest(job, ranges, result, made, stage)
         contract = write_page(stage, job, result, contract, seen)
@@ -171,7 +171,7 @@ def _named(names: Collection[str]) -> str:
 def _as_built(job: Job, ranges: Ranges, built: Report) -> Job:
     """Returns the job with the layers in float that the engine, which is used again, was built without."""
     reasons = {node.name: node.reason for node in built.kept_float if node.reason.startswith(NO_KERNEL)}
-    return without(job, ranges, reasons) if reasons else job
+    return keep_layers(job, ranges, reasons) if reasons else job
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,10 +181,10 @@ class _Calibrated:
     ranges: Ranges | None = None
     report: CalibrationReport | None = None
     repairs: Repairs | None = None
-    seen: Seen = field(default_factory=Seen)
+    seen: PageData = field(default_factory=PageData)
 
 
-def _calibrate(job: Job, earlier: Earlier | None, log: Log) -> _Calibrated:
+def _calibrate(job: Job, earlier: EarlierBuild | None, log: Log) -> _Calibrated:
     if job.ranges is not None or not job.calibrates:
         return _Calibrated(job.ranges)
     assert job.calibration is not None
@@ -196,49 +196,49 @@ def _calibrate(job: Job, earlier: Earlier | None, log: Log) -> _Calibrated:
         known = earlier.report
         return _Calibrated(ranges, known.calibration, known.repairs, earlier.seen)
     with log.timed("calibrate"):
-        how = pass_of(job.spec.calibration)
+        how = options_from_spec(job.spec.calibration)
         statistics = observe_graph(job.graph, job.tensors, job.calibration, how, log)
     if job.is_implicit or not job.placement.layers:
-        found = unimproved(job.graph, job.tensors, statistics, job.calibration, job.spec, log)
+        found = take_ranges(job.graph, job.tensors, statistics, job.calibration, job.spec, log)
     else:
         with log.timed("repair"):
-            found = improved(job.graph, job.placement, statistics, job.calibration, job.spec, log)
+            found = improve_ranges(job.graph, job.placement, statistics, job.calibration, job.spec, log)
     ranges = found.ranges
     warn_of_dead(ranges, log)
     if not ranges.tensors:
         return _Calibrated(ranges)
     seconds = round(log.seconds["calibrate"], 3)
     report = CalibrationReport(
-        ranges.method, ranges.data, ranges.num_samples, seconds, peak_bytes(), ranges.is_random
+        ranges.method, ranges.data, ranges.num_samples, seconds, find_peak_bytes(), ranges.is_random
     )
-    return _Calibrated(ranges, report, found.repairs, seen_of(statistics, ranges, found.method))
+    return _Calibrated(ranges, report, found.repairs, summarize_tensors(statistics, ranges, found.method))
 
 
-def _quantize(job: Job, ranges: Ranges | None, stage: Path, log: Log) -> Models:
+def _quantize(job: Job, ranges: Ranges | None, stage: Path, log: Log) -> ModelFiles:
     keep_fp32 = job.spec.layers.keep_fp32
     log.stage("Quantizing")
     with log.timed("quantize"):
         if job.is_quantized:
             path = _write_model(job.graph.model, stage / "model.int8.onnx")
-            return Models({"int8": path}, path, job.graph.model, ())
-        baseline = fp16_model(job.graph, ranges, keep_fp32=keep_fp32)
+            return ModelFiles({"int8": path}, path, job.graph.model, ())
+        baseline = convert_to_fp16(job.graph, ranges, keep_fp32=keep_fp32)
         files = {"fp32": job.graph.path}
         if job.target.precision != "weights" or job.evaluation is not None:
             files["fp16"] = _write_model(baseline.model, stage / "model.fp16.onnx")
         kept_fp32 = baseline.kept_fp32 if job.way.fp16 else ()
         if job.is_implicit or (job.target.precision == "fp16" and not job.way.is_typed):
-            return Models(files, _write_model(job.graph.model, stage / FLOAT), job.graph.model, kept_fp32)
+            return ModelFiles(files, _write_model(job.graph.model, stage / FLOAT), job.graph.model, kept_fp32)
         if job.target.precision == "fp16":
-            return Models(files, files["fp16"], baseline.model, baseline.kept_fp32)
-        mixed = candidate_of(job, ranges, baseline)
+            return ModelFiles(files, files["fp16"], baseline.model, baseline.kept_fp32)
+        mixed = build_candidate(job, ranges, baseline)
         name = job.target.name
         files[name] = _write_model(mixed.model, stage / f"model.{name}.onnx")
     if not job.way.is_typed:
         layers = {node.name for node in job.placement.layers}
-        return Models(
+        return ModelFiles(
             files, files[name], mixed.model, tuple(item for item in kept_fp32 if item.name not in layers)
         )
-    return Models(files, files[name], mixed.model, mixed.kept_fp32)
+    return ModelFiles(files, files[name], mixed.model, mixed.kept_fp32)
 
 
 def _write_model(model: ir.Model, path: Path) -> Path:
@@ -252,12 +252,12 @@ def _write_model(model: ir.Model, path: Path) -> Path:
     return path
 
 
-def _write_rest(job: Job, ranges: Ranges | None, result: Report, made: Made, stage: Path) -> Manifest:
+def _write_rest(job: Job, ranges: Ranges | None, result: Report, made: EngineBuild, stage: Path) -> Manifest:
     """Writes ranges, cache and report; returns the manifest, which lacks the digests of all files."""
     if ranges is not None:
         (stage / RANGES).write_bytes(ranges_to_json(ranges))
     if ranges is not None and ranges.tensors and not job.is_implicit:
-        (stage / CACHE).write_bytes(format_cache(named_as_in_file(cache_of(ranges), job.graph)))
+        (stage / CACHE).write_bytes(format_cache(rename_as_in_file(to_cache(ranges), job.graph)))
     for name, content in job.extra_files.items():
         (stage / name).write_bytes(content)
     (stage / REPORT).write_bytes(report.to_json(result))
@@ -269,7 +269,7 @@ def _write_rest(job: Job, ranges: Ranges | None, result: Report, made: Made, sta
             **{f"{use}: {item.origin}": _sha256(item.digest) for use, item in data.items() if item},
         },
         outputs={},
-        versions={**manifest.versions(), job.backend.name: job.backend.version()},
+        versions={**manifest.collect_versions(), job.backend.name: job.backend.version()},
         settings={"model": asdict(job.spec), "target": asdict(job.target)},
         layers=made.layers,
         commands=made.commands,

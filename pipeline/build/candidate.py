@@ -5,11 +5,11 @@ from __future__ import annotations
 from trtq.calibrators.ranges import Ranges
 from trtq.pipeline.deliver.report import WeightsReport
 from trtq.pipeline.build.job import Job
-from trtq.pipeline.rewrite.mixed import Mixed, int8_model
-from trtq.pipeline.quantize.weights import float_model, report_weights, with_few_bits
+from trtq.pipeline.rewrite.mixed import MixedModel, convert_to_int8
+from trtq.pipeline.quantize.weights import convert_to_float, report_weights, quantize_chosen_weights
 
 
-def candidate_of(job: Job, ranges: Ranges | None, baseline: Mixed) -> Mixed:
+def build_candidate(job: Job, ranges: Ranges | None, baseline: MixedModel) -> MixedModel:
     """Returns the model with Q/DQ, with weights in few bits, or with both.
 
     Args:
@@ -19,23 +19,23 @@ def candidate_of(job: Job, ranges: Ranges | None, baseline: Mixed) -> Mixed:
     """
     keep_fp32 = job.spec.layers.keep_fp32
     if job.target.precision == "weights":
-        mixed = baseline if job.way.fp16_graph else float_model(job.graph, job.target, keep_fp32)
+        mixed = baseline if job.way.fp16_graph else convert_to_float(job.graph, job.target, keep_fp32)
     else:
         assert ranges is not None
-        mixed = int8_model(job.graph, job.placement, ranges, fp16=job.way.fp16_graph, keep_fp32=keep_fp32)
+        mixed = convert_to_int8(job.graph, job.placement, ranges, fp16=job.way.fp16_graph, keep_fp32=keep_fp32)
     if not job.weights:
         return mixed
-    return with_few_bits(
+    return quantize_chosen_weights(
         mixed, job.graph, job.weights, job.target, backend=job.backend.name, batches=job.calibration
     )
 
 
-def high_precision_of(job: Job) -> str:
+def describe_high_precision(job: Job) -> str:
     """Returns what computes that is not quantized."""
     return "bf16" if job.target.high_precision == "bf16" else "fp16" if job.way.fp16 else "fp32"
 
 
-def weights_report_of(job: Job) -> WeightsReport | None:
+def report_job_weights(job: Job) -> WeightsReport | None:
     """Returns what the report says of the weights; None if nothing was done to them alone."""
     if not job.weights:
         return None

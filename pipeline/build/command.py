@@ -51,7 +51,7 @@ OPTIONS = {
 """The option of every setting that has one, by its field."""
 
 
-def command_of(job: Job, chosen: Collection[str] = ()) -> str:
+def format_command(job: Job, chosen: Collection[str] = ()) -> str:
     """Returns the `trtq` command that does this build, quoted for a shell.
 
     What only model.toml can say, the preparation of pictures, is not in it.

@@ -9,24 +9,24 @@ from pathlib import Path
 from trtq.models.spec import InputSpec
 from trtq.pipeline.build.job import Job
 from trtq.pipeline.judge.compare import Comparison, compare_models
-from trtq.pipeline.judge.evaluate import labels_of, within
+from trtq.pipeline.judge.evaluate import find_labels, filter_by_profiles
 from trtq.pipeline.judge.score import Labels
 from trtq.progress import Log
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class EnginePlan:
     """The file of an engine, which need not be there, and the profiles that it was built for."""
 
     path: Path
     profiles: Mapping[str, InputSpec]
 
 
-def compared(
+def compare_job(
     job: Job,
     files: Mapping[str, Path],
     log: Log,
-    plan: Plan | None = None,
+    plan: EnginePlan | None = None,
     known: Comparison | None = None,
     labels: Labels | None = None,
 ) -> Comparison | None:
@@ -42,13 +42,13 @@ def compared(
     """
     if job.evaluation is None:
         return None
-    labels = labels or labels_of(job.spec.evaluation, job.spec.accuracy.metric)
+    labels = labels or find_labels(job.spec.evaluation, job.spec.accuracy.metric)
     has_plan = plan is not None and plan.path.exists()
     engine = job.backend.runner(plan.path.read_bytes(), "engine") if plan is not None and has_plan else None
     data, left_out = job.evaluation, list[int]()
     if plan is not None and engine is not None:
         dynamic = {item.name: plan.profiles[item.name] for item in job.graph.inputs if item.is_dynamic}
-        data = within(job.evaluation, dynamic, left_out.append)
+        data = filter_by_profiles(job.evaluation, dynamic, left_out.append)
         if next(iter(data), None) is None:
             log.warn("no sample of the evaluation data fits the engine's profiles, so the engine was not run")
             data, engine = job.evaluation, None

@@ -9,26 +9,26 @@ from pathlib import Path
 import onnx_ir as ir
 
 from trtq.calibrators.cache import ALGORITHMS, parse_cache
-from trtq.calibrators.memory import peak_bytes
+from trtq.calibrators.memory import find_peak_bytes
 from trtq.calibrators.observe import observe
 from trtq.calibrators.ranges import Ranges, Shapes
-from trtq.pipeline.deliver.earlier import Earlier
+from trtq.pipeline.deliver.earlier import EarlierBuild
 from trtq.pipeline.deliver.names import CACHE, ENGINE
 from trtq.pipeline.deliver.report import CalibrationReport, EngineReport
-from trtq.pipeline.engine.backend import BuildRequest, Built
-from trtq.pipeline.engine.coverage import coverage, precisions
+from trtq.pipeline.engine.backend import BuildRequest, BuiltEngine
+from trtq.pipeline.engine.coverage import measure_coverage, list_precisions
 from trtq.pipeline.engine.profiles import resolve_profiles
 from trtq.pipeline.graph.placement import WEIGHTED
-from trtq.pipeline.graph.quantized import quantized_layers
+from trtq.pipeline.graph.quantized import find_quantized_layers
 from trtq.pipeline.build.job import Job
-from trtq.pipeline.build.narrow import given_back
-from trtq.pipeline.engine.strategy import implicit_of, kept_of, layers_of
+from trtq.pipeline.build.narrow import find_float_fallbacks
+from trtq.pipeline.engine.strategy import plan_implicit, pin_precisions, list_implicit_layers
 from trtq.pipeline.rewrite.precision import KeptFp32
 from trtq.progress import Log
 
 
 @dataclass(frozen=True, slots=True)
-class Models:
+class ModelFiles:
     """The models: files to compare by precision, and the one that the engine is built from."""
 
     files: dict[str, Path]
@@ -38,7 +38,7 @@ class Models:
 
 
 @dataclass(frozen=True, slots=True)
-class Made:
+class EngineBuild:
     """The engine: what the report says of it, what each layer runs as, and how to build it without trtq."""
 
     report: EngineReport
@@ -48,8 +48,8 @@ class Made:
 
 
 def build_engine(
-    job: Job, ranges: Ranges | None, models: Models, earlier: Earlier | None, stage: Path, log: Log
-) -> Made:
+    job: Job, ranges: Ranges | None, models: ModelFiles, earlier: EarlierBuild | None, stage: Path, log: Log
+) -> EngineBuild:
     """Returns what was built; writes the plan, and the calibration cache where TensorRT calibrated."""
     if earlier is not None and "engine" in earlier.same:
         log.note("model and settings are unchanged: the engine of the earlier build is used again")
@@ -57,7 +57,7 @@ def build_engine(
         names = (ENGINE, *((CACHE,) if job.is_implicit else ()))
         earlier.copy([name for name in names if name in earlier.manifest.outputs], stage)
         commands = dict(earlier.manifest.commands)
-        return Made(
+        return EngineBuild(
             earlier.report.engine, dict(earlier.manifest.layers), commands, earlier.report.calibration
         )
     request = _request(job, ranges, models, log)
@@ -68,9 +68,9 @@ def build_engine(
         (stage / ENGINE).write_bytes(built.plan)
     if built.calibration_cache is not None:
         (stage / CACHE).write_bytes(built.calibration_cache)
-    wanted = layers_of(job.placement) if job.is_implicit else quantized_layers(models.built)
+    wanted = list_implicit_layers(job.placement) if job.is_implicit else find_quantized_layers(models.built)
     targets = built.targets or job.target.compute_capabilities
-    covered = coverage(wanted, built, targets)
+    covered = measure_coverage(wanted, built, targets)
     engine = EngineReport(
         path=models.source.name if built.plan is None else ENGINE,
         bytes=models.source.stat().st_size if built.plan is None else len(built.plan),
@@ -85,15 +85,15 @@ def build_engine(
     )
     weighted = [str(node.name) for node in models.built.graph if node.op_type in WEIGHTED]
     command = job.backend.command(request)
-    return Made(
+    return EngineBuild(
         engine,
-        precisions(weighted, built),
+        list_precisions(weighted, built),
         {"engine": command} if command else {},
         _calibrated_by_builder(job, built),
     )
 
 
-def _request(job: Job, ranges: Ranges | None, models: Models, log: Log) -> BuildRequest:
+def _request(job: Job, ranges: Ranges | None, models: ModelFiles, log: Log) -> BuildRequest:
     profiles, notes = resolve_profiles(
         job.graph.inputs, job.target.shapes, job.spec.inputs, _shapes_of_data(job, ranges)
     )
@@ -101,7 +101,7 @@ def _request(job: Job, ranges: Ranges | None, models: Models, log: Log) -> Build
         log.note(note)
     implicit = None
     if job.is_implicit:
-        implicit = implicit_of(job.graph, job.spec.calibration, batches=job.calibration, ranges=ranges)
+        implicit = plan_implicit(job.graph, job.spec.calibration, batches=job.calibration, ranges=ranges)
         log.note(
             "TensorRT gets our ranges, as a calibration cache"
             if implicit.scales
@@ -110,7 +110,7 @@ def _request(job: Job, ranges: Ranges | None, models: Models, log: Log) -> Build
     kept = {}
     if not job.is_quantized:
         fp32 = (item.name for item in models.kept_fp32)
-        kept = kept_of(job.graph, job.placement, job.way, job.spec.layers, fp32)
+        kept = pin_precisions(job.graph, job.placement, job.way, job.spec.layers, fp32)
     return BuildRequest(
         models.source,
         profiles,
@@ -123,7 +123,7 @@ def _request(job: Job, ranges: Ranges | None, models: Models, log: Log) -> Build
     )
 
 
-def _calibrated_by_builder(job: Job, built: Built) -> CalibrationReport | None:
+def _calibrated_by_builder(job: Job, built: BuiltEngine) -> CalibrationReport | None:
     """Returns how TensorRT's own calibrator found the ranges; None where it did not."""
     if built.calibration_cache is None or job.calibrates or job.calibration is None:
         return None
@@ -133,7 +133,7 @@ def _calibrated_by_builder(job: Job, built: Built) -> CalibrationReport | None:
         data=job.calibration.origin,
         samples=built.calibration_samples,
         seconds=None,
-        peak_rss_bytes=peak_bytes(),
+        peak_rss_bytes=find_peak_bytes(),
         random=job.is_random,
     )
 
@@ -147,8 +147,8 @@ def _shapes_of_data(job: Job, ranges: Ranges | None) -> Mapping[str, Shapes]:
     return observe(job.graph.model, (), job.shape_data).shapes
 
 
-def without_kernels(job: Job, engine: EngineReport) -> dict[str, str]:
+def find_layers_without_kernel(job: Job, engine: EngineReport) -> dict[str, str]:
     """Returns the layers to build again in float, and why; none where a target runs all Q/DQ in float."""
     if engine.path != ENGINE or job.is_implicit or job.is_quantized or "7.5" in engine.targets:
         return {}
-    return given_back(job, engine.fallbacks)
+    return find_float_fallbacks(job, engine.fallbacks)

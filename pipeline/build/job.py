@@ -12,31 +12,31 @@ from trtq.calibrators.batches import Batches
 from trtq.calibrators.estimate import describe
 from trtq.calibrators.ranges import Ranges
 from trtq.errors import DataError, UsageError
-from trtq.files import sha256_of
-from trtq.models.script import function_of
+from trtq.files import hash_file
+from trtq.models.script import load_function
 from trtq.models.spec import AUTO, InputSpec, ModelSpec
 from trtq.pipeline.calibrate.data import (
-    calibration_data,
-    method_of,
-    placement_of,
-    spec_beside,
+    open_calibration_data,
+    create_method,
+    place_layers,
+    find_spec,
     warn_of_preprocess,
     warn_of_unmatched,
 )
-from trtq.pipeline.deliver.manifest import key_of, versions
+from trtq.pipeline.deliver.manifest import make_key, collect_versions
 from trtq.pipeline.engine.backend import Backend
-from trtq.pipeline.engine.backends import choose, refuse_what_it_lacks
-from trtq.pipeline.engine.gpu import compute_capability
+from trtq.pipeline.engine.backends import choose_backend, refuse_unsupported
+from trtq.pipeline.engine.gpu import find_compute_capability
 from trtq.pipeline.engine.profiles import resolve_profiles
 from trtq.pipeline.graph.lint import lint, refuse
 from trtq.pipeline.graph.load import Graph, load
 from trtq.pipeline.graph.placement import Placement
 from trtq.pipeline.graph.quantized import is_quantized
-from trtq.pipeline.graph.repair import repair, summary
-from trtq.pipeline.engine.strategy import Way, choose_way, float_tensors, tensorrt_algorithm
+from trtq.pipeline.graph.repair import repair, summarize_changes
+from trtq.pipeline.engine.strategy import Strategy, choose_strategy, list_float_tensors, find_tensorrt_algorithm
 from trtq.pipeline.rewrite.weights.choose import ChosenWeight
 from trtq.pipeline.engine.target import Target
-from trtq.pipeline.judge.evaluate import evaluation_data
+from trtq.pipeline.judge.evaluate import open_evaluation_data
 from trtq.progress import Watcher
 from trtq.pipeline.quantize.weights import place_weights, refuse_weights
 
@@ -69,7 +69,7 @@ class Job:
     target: Target
     backend: Backend
     folder: Path
-    way: Way
+    way: Strategy
     is_quantized: bool
     placement: Placement
     method: Method
@@ -94,13 +94,13 @@ class Job:
     @property
     def tensors(self) -> tuple[str, ...]:
         """The tensors that need a range."""
-        return float_tensors(self.graph) if self.is_implicit else self.placement.activations
+        return list_float_tensors(self.graph) if self.is_implicit else self.placement.activations
 
     @property
     def calibrates(self) -> bool:
         """Whether ranges are estimated here, and not given, needless or TensorRT's own affair."""
         needs = self.ranges is None and self.calibration is not None and not self.is_quantized
-        return needs and not (self.is_implicit and tensorrt_algorithm(self.spec.calibration))
+        return needs and not (self.is_implicit and find_tensorrt_algorithm(self.spec.calibration))
 
     @property
     def shape_data(self) -> Batches | None:
@@ -122,11 +122,11 @@ def prepare(
         ModelError, DataError, UsageError: Something that was given cannot be used.
         MissingDependency: The backend does not work here.
     """
-    spec = spec if spec is not None else spec_beside(path)
-    backend = choose(target.backend)
-    refuse_what_it_lacks(backend, target.options, target.compute_capabilities)
+    spec = spec if spec is not None else find_spec(path)
+    backend = choose_backend(target.backend)
+    refuse_unsupported(backend, target.options, target.compute_capabilities)
     watcher.stage("Loading")
-    way = choose_way(target, backend)
+    way = choose_strategy(target, backend)
     refuse_weights(target, backend, way)
     _refuse_scales(spec, target, way, backend)
     graph = load(path, min_opset=max(19 if way.fp16_graph else 13, target.min_opset))
@@ -150,7 +150,7 @@ def prepare(
         target = replace(target, precision="int8")
         watcher.note("the model is quantized already: it is built as it is, without calibration")
     as_is = quantized or target.precision != "int8"
-    placement = Placement((), ()) if as_is else placement_of(graph, spec, target, watcher)
+    placement = Placement((), ()) if as_is else place_layers(graph, spec, target, watcher)
     weights: tuple[ChosenWeight, ...] = ()
     if target.weights is not None:
         placement, weights = place_weights(graph, spec, target, placement, watcher)
@@ -167,8 +167,8 @@ def prepare(
         watcher.warn("calibrating with random numbers: the accuracy of this engine is meaningless")
     needs = target.weights is not None and target.weights.method == "gptq"
     wanted = not as_is or needs or random_data or spec.calibration.data is not None
-    calibration = calibration_data(graph, spec, target, random_data=random_data) if wanted else None
-    evaluation = evaluation_data(graph, spec, calibration)
+    calibration = open_calibration_data(graph, spec, target, random_data=random_data) if wanted else None
+    evaluation = open_evaluation_data(graph, spec, calibration)
     for batches in (calibration, evaluation if calibration is None else None):
         if batches is not None:
             warn_of_preprocess(batches, spec, watcher)
@@ -183,7 +183,7 @@ def prepare(
         way=way,
         is_quantized=quantized,
         placement=placement,
-        method=method_of(spec.calibration),
+        method=create_method(spec.calibration),
         calibration=calibration,
         evaluation=evaluation,
         weights=weights,
@@ -191,7 +191,7 @@ def prepare(
     return replace(job, keys=_keys(job))
 
 
-def _refuse_scales(spec: ModelSpec, target: Target, way: Way, backend: Backend) -> None:
+def _refuse_scales(spec: ModelSpec, target: Target, way: Strategy, backend: Backend) -> None:
     """Refuses scales and zero points that this way of building does not have."""
     by_tensor = spec.quantization.weight_granularity == "per-tensor"
     if by_tensor and (way.quantization == "implicit" or target.precision == "weights"):
@@ -214,7 +214,7 @@ def _repaired(graph: Graph, target: Target, watcher: Watcher) -> Graph:
         ModelError: Something has no repair.
     """
     repaired = repair(graph.model, requantize=target.requantize)
-    for sentence, is_exact in summary(repaired.changes):
+    for sentence, is_exact in summarize_changes(repaired.changes):
         (watcher.note if is_exact else watcher.warn)(sentence)
     refuse(lint(repaired.model))
     return replace(graph, model=repaired.model)
@@ -253,8 +253,8 @@ def _check_shapes(graph: Graph, spec: ModelSpec, target: Target) -> None:
 
 def _keys(job: Job) -> dict[str, str]:
     tries = job.spec.calibration.method == AUTO or job.spec.quantization.repairs
-    ranges = key_of(
-        versions(),
+    ranges = make_key(
+        collect_versions(),
         job.graph.sha256,
         _digest(job.shape_data),
         (describe(job.method), job.spec.calibration.method, job.spec.quantization),
@@ -262,7 +262,7 @@ def _keys(job: Job) -> dict[str, str]:
         job.placement.quantized if tries else (),
     )
     judged = (_digest(job.evaluation), job.spec.evaluation, job.spec.accuracy, _script_digest(job.spec))
-    engine = key_of(
+    engine = make_key(
         ranges,
         job.spec.layers,
         job.spec.inputs,
@@ -271,9 +271,9 @@ def _keys(job: Job) -> dict[str, str]:
         job.backend.name,
         job.backend.version(),
         judged if job.target.auto else (),  # then they decide which layers are quantized
-        compute_capability() if "compute_capabilities" in job.backend.lacks else "",
+        find_compute_capability() if "compute_capabilities" in job.backend.lacks else "",
     )
-    everything = key_of(engine, *judged)
+    everything = make_key(engine, *judged)
     return {"ranges": ranges, "engine": engine, "everything": everything}
 
 
@@ -281,8 +281,8 @@ def _script_digest(spec: ModelSpec) -> str:
     """Returns the digest of the script of a metric of the user's own, which is run once to see it works."""
     if spec.accuracy.script is None:
         return "no script"
-    function_of(*spec.accuracy.script)
-    return sha256_of(spec.accuracy.script[0])
+    load_function(*spec.accuracy.script)
+    return hash_file(spec.accuracy.script[0])
 
 
 def _digest(batches: Batches | None) -> str:

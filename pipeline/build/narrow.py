@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from trtq.calibrators.ranges import Ranges
 from trtq.models.spec import ModelSpec
-from trtq.pipeline.calibrate.data import placement_of
+from trtq.pipeline.calibrate.data import place_layers
 from trtq.pipeline.engine.coverage import Fallback
 from trtq.pipeline.graph.placement import DEFAULT_OP_TYPES, KeptNode, Placement
 from trtq.pipeline.build.job import Job
@@ -40,7 +40,7 @@ class Placed:
         return {node.name for node in self.placement.quantized}
 
 
-def placed_without(job: Job, ranges: Ranges, kept: Sequence[str]) -> Placed:
+def place_without(job: Job, ranges: Ranges, kept: Sequence[str]) -> Placed:
     """Returns the placement that `--skip` with these names gives.
 
     A layer that is kept can make another tensor of an Add the one to quantize. Where that has no range, the
@@ -50,7 +50,7 @@ def placed_without(job: Job, ranges: Ranges, kept: Sequence[str]) -> Placed:
         patterns = tuple(f"^{re.escape(name)}$" for name in kept)
         layers = replace(job.spec.layers, skip=(*job.spec.layers.skip, *patterns))
         spec = replace(job.spec, layers=layers)
-        placement = placement_of(job.graph, spec, job.target, Silent())
+        placement = place_layers(job.graph, spec, job.target, Silent())
         unknown = [
             node.name
             for node in placement.quantized
@@ -61,7 +61,7 @@ def placed_without(job: Job, ranges: Ranges, kept: Sequence[str]) -> Placed:
         kept = (*kept, *unknown)
 
 
-def given_back(job: Job, fallbacks: Sequence[Fallback]) -> dict[str, str]:
+def find_float_fallbacks(job: Job, fallbacks: Sequence[Fallback]) -> dict[str, str]:
     """Returns the layers that are better built in float, with the reason: INT8 only costs accuracy there.
 
     What the user asked for by name or type stays, and so does what the builder removed, or does not tell of.
@@ -82,9 +82,9 @@ def given_back(job: Job, fallbacks: Sequence[Fallback]) -> dict[str, str]:
     }
 
 
-def without(job: Job, ranges: Ranges, reasons: dict[str, str]) -> Job:
+def keep_layers(job: Job, ranges: Ranges, reasons: dict[str, str]) -> Job:
     """Returns the job with these layers kept out of INT8 too, for these reasons; others keep theirs."""
-    placed = placed_without(job, ranges, tuple(reasons))
+    placed = place_without(job, ranges, tuple(reasons))
     known = {node.name: node.reason for node in job.placement.kept} | reasons
     kept = tuple(
         KeptNode(node.name, node.op_type, known.get(node.name, node.reason)) for node in placed.placement.kept

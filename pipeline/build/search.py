@@ -9,17 +9,17 @@ from typing import Generic, Protocol, TypeVar
 
 from trtq.calibrators.batches import Batches
 from trtq.calibrators.ranges import Ranges
-from trtq.pipeline.build.comparison import compared
+from trtq.pipeline.build.comparison import compare_job
 from trtq.pipeline.deliver.report import AutoReport, KeptByAuto
 from trtq.pipeline.graph.placement import KeptNode, Placement
 from trtq.pipeline.build.job import Job
-from trtq.pipeline.build.narrow import Placed, placed_without
+from trtq.pipeline.build.narrow import Placed, place_without
 from trtq.pipeline.judge.compare import Comparison
-from trtq.pipeline.judge.evaluate import labels_of
+from trtq.pipeline.judge.evaluate import find_labels
 from trtq.pipeline.judge.gate import Verdict, judge
-from trtq.pipeline.judge.macs import macs_of
-from trtq.pipeline.judge.mixed_precision import Choice, Meter, Size, choose, enough_for, every_nth
-from trtq.pipeline.judge.score import Labels, loaded
+from trtq.pipeline.judge.macs import count_macs
+from trtq.pipeline.judge.mixed_precision import LayerChoice, EffectMeter, DataSize, choose_layers, count_needed, take_every_nth
+from trtq.pipeline.judge.score import Labels, load_labels
 from trtq.pipeline.judge.sensitivity import Distance, Effect
 from trtq.pipeline.judge.switchable import open_switchable
 from trtq.progress import Log
@@ -43,7 +43,7 @@ M = TypeVar("M", bound=Models)
 
 
 @dataclass(frozen=True, slots=True)
-class Repaired(Generic[M]):
+class SearchResult(Generic[M]):
     """A job that was looked at, and what was done.
 
     Attributes:
@@ -59,7 +59,7 @@ class Repaired(Generic[M]):
     comparison: Comparison
 
 
-def repaired(job: Job, ranges: Ranges, models: M, quantize: Callable[[Job], M], log: Log) -> Repaired[M]:
+def search_layers(job: Job, ranges: Ranges, models: M, quantize: Callable[[Job], M], log: Log) -> SearchResult[M]:
     """Returns the job, with layers kept out of INT8 if its gate fails without.
 
     The layers are chosen on the first, third ... batch of the evaluation data, and the choice is judged on
@@ -73,18 +73,18 @@ def repaired(job: Job, ranges: Ranges, models: M, quantize: Callable[[Job], M], 
         quantize: Writes the models of a changed job in their place.
         log: Is told of it all.
     """
-    labels = loaded(labels_of(job.spec.evaluation, job.spec.accuracy.metric))
+    labels = load_labels(find_labels(job.spec.evaluation, job.spec.accuracy.metric))
     first = _compare(job, models, labels, log)
     verdict = judge(first, job.spec.accuracy, candidate="int8")
     if verdict.outcome != "fail":
-        return Repaired(job, models, AutoReport("not needed: the gate holds with every layer in INT8"), first)
+        return SearchResult(job, models, AutoReport("not needed: the gate holds with every layer in INT8"), first)
     assert job.evaluation is not None
     sizes = [feed.num_samples for feed in job.evaluation]
     if hindrance := _hindrance(job, first, len(sizes)):
         log.warn(f"--auto cannot help: {hindrance}")
-        return Repaired(job, models, AutoReport(hindrance), first)
+        return SearchResult(job, models, AutoReport(hindrance), first)
     with log.timed("auto"):
-        start = _Start(first, Size(len(sizes[::2]), sum(sizes[::2])), labels)
+        start = _Start(first, DataSize(len(sizes[::2]), sum(sizes[::2])), labels)
         return _search(job, ranges, quantize, start, log)
 
 
@@ -109,30 +109,30 @@ class _Start:
     """What a search begins with: how good plain INT8 is, the size and labels of the data to choose on."""
 
     plain: Comparison
-    size: Size
+    size: DataSize
     labels: Labels | None
 
 
-def _search(job: Job, ranges: Ranges, quantize: Callable[[Job], M], start: _Start, log: Log) -> Repaired[M]:
+def _search(job: Job, ranges: Ranges, quantize: Callable[[Job], M], start: _Start, log: Log) -> SearchResult[M]:
     assert job.evaluation is not None
-    to_choose, to_judge = every_nth(job.evaluation, 0, 2), every_nth(job.evaluation, 1, 2)
+    to_choose, to_judge = take_every_nth(job.evaluation, 0, 2), take_every_nth(job.evaluation, 1, 2)
     judged_on = replace(to_judge, origin=f"every second batch of {job.evaluation.origin}")
-    macs = macs_of(job.graph.model, next(iter(job.evaluation)))
+    macs = count_macs(job.graph.model, next(iter(job.evaluation)))
     scale_dtype = "float16" if job.way.fp16_graph else "float32"
     if start.labels is not None:
         _warn_of_few(start.size.num_samples, job.spec.accuracy.max_drop, log)
     log.stage("Choosing layers")
-    meter = Meter(
+    meter = EffectMeter(
         open_switchable(job.graph.model, job.placement, ranges, scale_dtype=scale_dtype),
-        lambda kept: placed_without(job, ranges, tuple(kept)).names,
+        lambda kept: place_without(job, ranges, tuple(kept)).names,
         start.labels,
         log.advance,
     )
-    choice = choose(meter, macs, job.spec.accuracy, to_choose, start.size)
+    choice = choose_layers(meter, macs, job.spec.accuracy, to_choose, start.size)
     count, attempts = len(choice.kept), 0
     while True:
         attempts += 1
-        placed = placed_without(job, ranges, choice.order[:count])
+        placed = place_without(job, ranges, choice.order[:count])
         changed = _changed(job, placed, choice, judged_on)
         models = quantize(changed)
         comparison = _compare(changed, models, start.labels, log)
@@ -142,13 +142,13 @@ def _search(job: Job, ranges: Ranges, quantize: Callable[[Job], M], start: _Star
             break
         log.stage("Choosing further layers")
         times = _MOST_ATTEMPTS - attempts  # twice, then once: all stays near thirty passes
-        count = enough_for(meter, choice.order, count, job.spec.accuracy, to_judge, times)
+        count = count_needed(meter, choice.order, count, job.spec.accuracy, to_judge, times)
     passes = meter.samples_run / max(2 * comparison.num_samples, 1)
     auto = _report(job.placement, placed, _Found(choice, attempts, passes), macs, verdict)
     (log.warn if verdict.outcome == "fail" else log.note)(auto.outcome)
     if (auto.int8_macs or 0.0) < _FEW_MACS * (auto.int8_macs_before or 0.0):
         log.warn(_few_in_int8(auto, start.plain))
-    return Repaired(changed, models, auto, comparison)
+    return SearchResult(changed, models, auto, comparison)
 
 
 def _warn_of_few(num_samples: int, max_drop: float, log: Log) -> None:
@@ -164,7 +164,7 @@ def _warn_of_few(num_samples: int, max_drop: float, log: Log) -> None:
 class _Found:
     """What a search found, and what it cost."""
 
-    choice: Choice
+    choice: LayerChoice
     attempts: int
     passes: float
 
@@ -185,7 +185,7 @@ def _effect(comparison: Comparison) -> Effect:
     return Effect({item.output: Distance(item.cosine, item.sqnr_db) for item in pairs})
 
 
-def _changed(job: Job, placed: Placed, choice: Choice, judged_on: Batches) -> Job:
+def _changed(job: Job, placed: Placed, choice: LayerChoice, judged_on: Batches) -> Job:
     reasons = {
         name: f"kept by --auto: alone in INT8 it leaves an SQNR of {choice.alone[name].sqnr_db:.1f} dB"
         for name in placed.kept
@@ -200,7 +200,7 @@ def _changed(job: Job, placed: Placed, choice: Choice, judged_on: Batches) -> Jo
 
 
 def _compare(job: Job, models: Models, labels: Labels | None, log: Log) -> Comparison:
-    comparison = compared(job, models.files, log, labels=labels)
+    comparison = compare_job(job, models.files, log, labels=labels)
     assert comparison is not None  # there is data
     return comparison
 

@@ -13,16 +13,16 @@ from trtq.calibrators.statistics import Statistics
 from trtq.errors import ArtifactError, ModelError, UsageError
 from trtq.models.spec import CROSS_ENTROPY, ModelSpec
 from trtq.pipeline.calibrate.data import (
-    PassSpec,
-    calibration_data,
-    method_of,
+    ObserveOptions,
+    create_method,
+    find_spec,
     observe_graph,
-    placement_of,
-    spec_beside,
+    open_calibration_data,
+    place_layers,
     warn_of_dead,
     warn_of_preprocess,
 )
-from trtq.pipeline.calibrate.improve import Improved, improved
+from trtq.pipeline.calibrate.improve import RangeSearch, improve_ranges
 from trtq.pipeline.engine.target import Target
 from trtq.pipeline.graph.load import Graph, load
 from trtq.pipeline.graph.placement import Placement
@@ -31,7 +31,7 @@ from trtq.progress import Silent, Watcher
 
 
 @dataclass(frozen=True, slots=True)
-class Subject:
+class CalibrationSetup:
     """What is calibrated; it is opened once, for the pass and for what follows.
 
     Attributes:
@@ -46,7 +46,7 @@ class Subject:
     placement: Placement
     batches: Batches
 
-    def observe(self, how: PassSpec, watcher: Watcher) -> Statistics:
+    def observe(self, how: ObserveOptions, watcher: Watcher) -> Statistics:
         """Returns what one pass over the data sees of all placed tensors.
 
         Raises:
@@ -56,7 +56,7 @@ class Subject:
         """
         return observe_graph(self.graph, self.placement.activations, self.batches, how, watcher)
 
-    def improve(self, statistics: Statistics, watcher: Watcher) -> Improved:
+    def improve(self, statistics: Statistics, watcher: Watcher) -> RangeSearch:
         """Returns the ranges and the repairs with which the model loses least on data held back.
 
         Args:
@@ -68,19 +68,19 @@ class Subject:
             ArtifactError: The statistics miss a part of the data.
         """
         _refuse_parts(statistics)
-        found = improved(self.graph, self.placement, statistics, self.batches, self.spec, watcher)
+        found = improve_ranges(self.graph, self.placement, statistics, self.batches, self.spec, watcher)
         warn_of_dead(found.ranges, watcher)
         return found
 
 
-def open_subject(
+def open_calibration(
     model: Path | str,
     *,
     spec: ModelSpec | None = None,
     target: Target | None = None,
     random_data: bool = False,
     watcher: Watcher | None = None,
-) -> Subject:
+) -> CalibrationSetup:
     """Returns the model and its data, checked.
 
     Args:
@@ -95,13 +95,13 @@ def open_subject(
         ModelError, DataError, UsageError: Something that was given cannot be used.
     """
     watcher, target = watcher or Silent(), target or Target()
-    spec = spec if spec is not None else spec_beside(Path(model))
-    method_of(spec.calibration)  # told now, not when the data is read
+    spec = spec if spec is not None else find_spec(Path(model))
+    create_method(spec.calibration)  # told now, not when the data is read
     graph, spec = load_float(Path(model), spec, watcher)
-    placement = placement_of(graph, spec, target, watcher)
-    batches = calibration_data(graph, spec, target, random_data=random_data)
+    placement = place_layers(graph, spec, target, watcher)
+    batches = open_calibration_data(graph, spec, target, random_data=random_data)
     warn_of_preprocess(batches, spec, watcher)
-    return Subject(graph, spec, placement, batches)
+    return CalibrationSetup(graph, spec, placement, batches)
 
 
 def calibrate(
@@ -110,7 +110,7 @@ def calibrate(
     spec: ModelSpec | None = None,
     target: Target | None = None,
     random_data: bool = False,
-    how: PassSpec | None = None,
+    how: ObserveOptions | None = None,
     watcher: Watcher | None = None,
 ) -> Ranges:
     """Returns the ranges of all tensors that `build` would quantize.
@@ -129,8 +129,8 @@ def calibrate(
         ArtifactError: The checkpoint cannot be read or written, or is of something else.
     """
     watcher = watcher or Silent()
-    subject = open_subject(model, spec=spec, target=target, random_data=random_data, watcher=watcher)
-    return subject.improve(subject.observe(how or PassSpec(), watcher), watcher).ranges
+    subject = open_calibration(model, spec=spec, target=target, random_data=random_data, watcher=watcher)
+    return subject.improve(subject.observe(how or ObserveOptions(), watcher), watcher).ranges
 
 
 def observe(
@@ -139,12 +139,12 @@ def observe(
     spec: ModelSpec | None = None,
     target: Target | None = None,
     random_data: bool = False,
-    how: PassSpec | None = None,
+    how: ObserveOptions | None = None,
     watcher: Watcher | None = None,
 ) -> Statistics:
     """Returns what one pass over the data sees of all tensors that `build` would quantize.
 
-    Every method takes its ranges from that, without the data: see `ranges_of`.
+    Every method takes its ranges from that, without the data: see `estimate_ranges`.
 
     Args:
         model: The float ONNX file.
@@ -160,11 +160,11 @@ def observe(
         ArtifactError: The checkpoint cannot be read or written, or is of something else.
     """
     watcher = watcher or Silent()
-    subject = open_subject(model, spec=spec, target=target, random_data=random_data, watcher=watcher)
-    return subject.observe(how or PassSpec(), watcher)
+    subject = open_calibration(model, spec=spec, target=target, random_data=random_data, watcher=watcher)
+    return subject.observe(how or ObserveOptions(), watcher)
 
 
-def ranges_of(
+def estimate_ranges(
     statistics: Statistics,
     *,
     spec: ModelSpec,
@@ -189,7 +189,7 @@ def ranges_of(
             f"the calibration method {CROSS_ENTROPY} needs the data: statistics hold no rows; "
             f"give --calib-data instead of --statistics, or take another method"
         )
-    ranges = estimate(statistics, method_of(spec.calibration), tensors, spec.quantization.activations)
+    ranges = estimate(statistics, create_method(spec.calibration), tensors, spec.quantization.activations)
     warn_of_dead(ranges, watcher or Silent())
     return ranges
 
@@ -207,7 +207,7 @@ def _refuse_parts(statistics: Statistics) -> None:
         )
 
 
-def placed_in(
+def list_placed_tensors(
     statistics: Statistics,
     model: Path | str,
     *,
@@ -235,7 +235,7 @@ def placed_in(
             f"the statistics are of another file than {graph.path}: SHA-256 {found[:12]}, "
             f"not {graph.sha256[:12]}; calibrate again"
         )
-    placement = placement_of(graph, spec, target or Target(), watcher)
+    placement = place_layers(graph, spec, target or Target(), watcher)
     if missing := [name for name in placement.activations if name not in statistics.histograms]:
         raise ArtifactError(
             f"the statistics hold nothing of tensor {missing[0]!r}: they were made with other --skip or "
@@ -254,7 +254,7 @@ def load_float(
         UsageError: The settings are wrong.
     """
     watcher.stage("Loading")
-    spec = spec if spec is not None else spec_beside(path)
+    spec = spec if spec is not None else find_spec(path)
     graph = load(path, min_opset=max(19, min_opset))
     if is_quantized(graph.model):
         raise ModelError(f"{path} is quantized already; give the float model, or build it as it is")

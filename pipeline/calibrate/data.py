@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from trtq.calibrators import METHODS, Method, parameters_of
+from trtq.calibrators import METHODS, Method, list_parameters
 from trtq.calibrators.batches import Batches
-from trtq.calibrators.observe import Conduct, observe
+from trtq.calibrators.observe import PassControl, observe
 from trtq.calibrators.ranges import Ranges
-from trtq.calibrators.sources import WAYS, open_batches, random_batches
-from trtq.calibrators.statistics import Histogram, Source, Statistics
+from trtq.calibrators.sources import WAYS, make_random_batches, open_batches
+from trtq.calibrators.statistics import Histogram, Statistics, StatisticsSource
 from trtq.calibrators.statistics_file import read_statistics, refuse_other, statistics_to_bytes
 from trtq.errors import ArtifactError, DataError, UsageError
 from trtq.files import write_atomically
@@ -20,14 +20,14 @@ from trtq.models.preprocess import Preprocess
 from trtq.models.spec import AUTO, CROSS_ENTROPY, CalibrationSpec, ModelSpec, read_spec
 from trtq.pipeline.engine.target import Target
 from trtq.pipeline.graph.load import Graph
-from trtq.pipeline.graph.placement import Placement, place, unmatched
+from trtq.pipeline.graph.placement import Placement, find_unmatched, place
 from trtq.progress import Watcher
 
 _NUM_RANDOM_FEEDS = 16
 
 
 @dataclass(frozen=True, slots=True)
-class PassSpec:
+class ObserveOptions:
     """How the pass over the calibration data is made.
 
     Attributes:
@@ -63,14 +63,14 @@ def _show(shard: tuple[int, int]) -> str:
     return f"{shard[0]}/{shard[1]}"
 
 
-def spec_beside(model: Path) -> ModelSpec:
+def find_spec(model: Path) -> ModelSpec:
     """Returns the settings beside a model, `<name>.toml` or `model.toml`; the defaults if there are none."""
     candidates = (model.parent / f"{model.stem}.toml", model.parent / "model.toml")
     found = next((path for path in candidates if path.is_file()), None)
     return read_spec(found) if found is not None else ModelSpec()
 
 
-def method_of(spec: CalibrationSpec) -> Method:
+def create_method(spec: CalibrationSpec) -> Method:
     """Returns the method that the settings name, with its parameters; of others than histograms' their first.
 
     Raises:
@@ -80,8 +80,8 @@ def method_of(spec: CalibrationSpec) -> Method:
         known = ", ".join((AUTO, *METHODS, CROSS_ENTROPY))
         raise UsageError(f"there is no calibration method {spec.method!r}; take {known}")
     method = METHODS[spec.first_method]
-    every = {name for method in METHODS.values() for name in parameters_of(method)}
-    own = parameters_of(method)
+    every = {name for method in METHODS.values() for name in list_parameters(method)}
+    own = list_parameters(method)
     given = {name: value for name in sorted(every) if (value := getattr(spec, name)) is not None}
     if foreign := [name for name in given if name not in own and name != "percentile"]:
         raise UsageError(
@@ -91,7 +91,7 @@ def method_of(spec: CalibrationSpec) -> Method:
     return method(**{name: value for name, value in given.items() if name in own})
 
 
-def calibration_data(graph: Graph, spec: ModelSpec, target: Target, *, random_data: bool) -> Batches:
+def open_calibration_data(graph: Graph, spec: ModelSpec, target: Target, *, random_data: bool) -> Batches:
     """Returns the stream that calibrates the model.
 
     Raises:
@@ -103,7 +103,7 @@ def calibration_data(graph: Graph, spec: ModelSpec, target: Target, *, random_da
             **target.shapes.max,
             **target.shapes.opt,
         }
-        return random_batches(graph.inputs, shapes, _NUM_RANDOM_FEEDS)
+        return make_random_batches(graph.inputs, shapes, _NUM_RANDOM_FEEDS)
     if spec.calibration.data is None:
         raise DataError(
             f"{graph.path} cannot be calibrated without data; give --calib-data with {WAYS}; or "
@@ -129,37 +129,37 @@ def warn_of_preprocess(batches: Batches, spec: ModelSpec, watcher: Watcher) -> N
         )
 
 
-def placement_of(graph: Graph, spec: ModelSpec, target: Target, watcher: Watcher) -> Placement:
+def place_layers(graph: Graph, spec: ModelSpec, target: Target, watcher: Watcher) -> Placement:
     """Returns what will be quantized: nothing that is skipped or kept FP32; warns of what matches nothing."""
     patterns = (*spec.layers.skip, *spec.layers.keep_fp32)
     warn_of_unmatched(graph, (*patterns, *spec.layers.force), watcher)
     placement = place(graph.model, skip=patterns, op_types=target.op_types, force=spec.layers.force)
-    return in_granularity(Placement(placement.quantized, (*placement.kept, *graph.unseen)), spec)
+    return apply_granularity(Placement(placement.quantized, (*placement.kept, *graph.unseen)), spec)
 
 
-def in_granularity(placement: Placement, spec: ModelSpec) -> Placement:
+def apply_granularity(placement: Placement, spec: ModelSpec) -> Placement:
     """Returns the placement with as many scales for each weight as the settings ask for."""
     return placement.with_one_scale() if spec.quantization.weight_granularity == "per-tensor" else placement
 
 
 def warn_of_unmatched(graph: Graph, patterns: Sequence[str], watcher: Watcher) -> None:
     """Warns of patterns that match no node, with the names nearest to them."""
-    for pattern, nearest in unmatched(graph.model, patterns):
+    for pattern, nearest in find_unmatched(graph.model, patterns):
         near = f"; the nearest names are {', '.join(nearest)}" if nearest else ""
         watcher.warn(f"{pattern!r} matches no node{near}")
 
 
-def pass_of(spec: CalibrationSpec) -> PassSpec:
+def options_from_spec(spec: CalibrationSpec) -> ObserveOptions:
     """Returns how the pass over the data is made that the settings ask for.
 
     Raises:
         UsageError: There is no such device, or too little memory.
     """
-    return PassSpec(spec.device, spec.memory_bytes)
+    return ObserveOptions(spec.device, spec.memory_bytes)
 
 
 def observe_graph(
-    graph: Graph, tensors: Sequence[str], batches: Batches, how: PassSpec, watcher: Watcher
+    graph: Graph, tensors: Sequence[str], batches: Batches, how: ObserveOptions, watcher: Watcher
 ) -> Statistics:
     """Returns the statistics of the named tensors.
 
@@ -187,7 +187,7 @@ def observe_graph(
         content = statistics_to_bytes(replace(seen, source=_source(graph, batches, how)))
         write_atomically(how.checkpoint, content)
 
-    conduct = Conduct(
+    control = PassControl(
         how.device,
         how.memory_bytes,
         how.shard,
@@ -200,24 +200,24 @@ def observe_graph(
     watcher.stage("Calibrating", total)
     if earlier is not None:
         watcher.advance(earlier.num_samples)
-    seen = observe(graph.model, tensors, batches, watcher.advance, conduct)
+    seen = observe(graph.model, tensors, batches, watcher.advance, control)
     if how.shard[1] > 1 and not seen.num_samples:
         watcher.warn(
             f"part {_show(how.shard)} of the data is empty: the data has fewer feeds than parts; "
             f"take fewer parts, or a smaller --calib-batch-size"
         )
-    if conduct.save is not None:
-        conduct.save(seen)  # what is made of it may fail
+    if control.save is not None:
+        control.save(seen)  # what is made of it may fail
     return replace(seen, source=_source(graph, batches, how))
 
 
-def _source(graph: Graph, batches: Batches, how: PassSpec) -> Source:
+def _source(graph: Graph, batches: Batches, how: ObserveOptions) -> StatisticsSource:
     """Returns what is observed; it waits for the digest of the data, which is computed beside other work."""
     digest = batches.digest or batches.script_digest or f"unread: {batches.origin}"
-    return Source(graph.sha256, batches.origin, digest, batches.is_random, how.shard[1])
+    return StatisticsSource(graph.sha256, batches.origin, digest, batches.is_random, how.shard[1])
 
 
-def _earlier(path: Path, source: Source, tensors: Sequence[str], part: int) -> Statistics:
+def _earlier(path: Path, source: StatisticsSource, tensors: Sequence[str], part: int) -> Statistics:
     """Returns what an earlier pass of the same kind has seen, to its end or not."""
     earlier = read_statistics(path)
     wanted = Statistics(dict.fromkeys(tensors, Histogram()), {}, {}, 0, source, frozenset({part}))

@@ -9,20 +9,20 @@ from typing import TYPE_CHECKING
 from trtq.calibrators import METHODS, Method
 from trtq.calibrators.batches import Batches
 from trtq.calibrators.estimate import describe, estimate
-from trtq.calibrators.observe import Conduct
+from trtq.calibrators.observe import PassControl
 from trtq.calibrators.ranges import Ranges
 from trtq.calibrators.statistics import Statistics
 from trtq.models.spec import AUTO, CROSS_ENTROPY, ModelSpec
-from trtq.pipeline.calibrate.data import method_of
+from trtq.pipeline.calibrate.data import create_method
 from trtq.pipeline.graph.load import Graph
 from trtq.pipeline.graph.placement import DEFAULT_OP_TYPES, SOFTMAX, Placement
-from trtq.pipeline.judge.macs import macs_of
-from trtq.pipeline.judge.rows import SUFFIX, row_amaxes, variants
-from trtq.pipeline.rewrite.channels.again import Again
+from trtq.pipeline.judge.macs import count_macs
+from trtq.pipeline.judge.rows import SUFFIX, add_row_variants, measure_row_amaxes
+from trtq.pipeline.rewrite.channels.reobserve import Reobserver
 from trtq.progress import Watcher
 
 if TYPE_CHECKING:
-    from trtq.pipeline.judge.repairs import Look, Repairs
+    from trtq.pipeline.judge.repairs import Repairs, SampleBudget
 
 _NUM_RUNS = 750
 """Runs of one sample that a search takes about, with the looks that it would like; two thirds more where
@@ -36,7 +36,7 @@ _FEWEST = (4, 16)
 
 
 @dataclass(frozen=True, slots=True)
-class Improved:
+class RangeSearch:
     """Ranges, and how they and the repairs were found.
 
     Attributes:
@@ -50,14 +50,14 @@ class Improved:
     repairs: Repairs | None = None
 
 
-def improved(
+def improve_ranges(
     graph: Graph,
     placement: Placement,
     statistics: Statistics,
     batches: Batches,
     spec: ModelSpec,
     watcher: Watcher,
-) -> Improved:
+) -> RangeSearch:
     """Returns the ranges of the placed activations, with the repairs that pay on data held back.
 
     Args:
@@ -72,10 +72,10 @@ def improved(
         DataError: The data does not fit the model.
         ModelError: ONNX Runtime cannot run the model.
     """
-    first = method_of(spec.calibration)
+    first = create_method(spec.calibration)
     by_trial, allowed = spec.calibration.method == AUTO, spec.quantization.repairs
     if batches.is_random or not placement.layers or not (by_trial or allowed):
-        return unimproved(graph, placement.activations, statistics, batches, spec, watcher)
+        return take_ranges(graph, placement.activations, statistics, batches, spec, watcher)
     # Late: where nothing is tried, it is not needed.
     from trtq.pipeline.judge.repairs import FEWEST_SAMPLES, RESCALING, find_repairs
 
@@ -89,34 +89,36 @@ def improved(
     )
     if spec.calibration.method in (AUTO, CROSS_ENTROPY):
         amaxes = _row_amaxes(graph, placement.activations, batches, spec, watcher)
-        candidates = variants(candidates, amaxes, only=not by_trial)
+        candidates = add_row_variants(candidates, amaxes, only=not by_trial)
     watcher.stage("Trying repairs" if allowed else "Trying methods")
     look = _look(graph, batches, statistics.num_samples)
-    again = Again([*methods.values()], Conduct(spec.calibration.device, spec.calibration.memory_bytes))
-    found = find_repairs(graph.model, placement, candidates, batches, allowed, look, again)
+    reobserver = Reobserver(
+        [*methods.values()], PassControl(spec.calibration.device, spec.calibration.memory_bytes)
+    )
+    found = find_repairs(graph.model, placement, candidates, batches, allowed, look, reobserver)
     if found is None:
         watcher.note(
             "no repair is tried: the calibration data is one batch, so that nothing can be held back; "
             "give more data, or a smaller --calib-batch-size"
         )
-        return Improved(candidates[0], first)
+        return RangeSearch(candidates[0], first)
     ranges, repairs = found
     if {*RESCALING} & {*allowed} and repairs.num_samples < FEWEST_SAMPLES:
         watcher.note(
             f"no channels are rescaled: that takes {FEWEST_SAMPLES} samples held back to judge by, and there "
             f"were {repairs.num_samples}; give {2 * FEWEST_SAMPLES} calibration samples or more"
         )
-    return Improved(ranges, methods[ranges.method.removesuffix(SUFFIX)], repairs)
+    return RangeSearch(ranges, methods[ranges.method.removesuffix(SUFFIX)], repairs)
 
 
-def unimproved(
+def take_ranges(
     graph: Graph,
     tensors: Collection[str],
     statistics: Statistics,
     batches: Batches,
     spec: ModelSpec,
     watcher: Watcher,
-) -> Improved:
+) -> RangeSearch:
     """Returns the ranges of the method that is asked for, and nothing that is tried.
 
     Args:
@@ -131,18 +133,18 @@ def unimproved(
         DataError: The data does not fit the model.
         ModelError: ONNX Runtime cannot run the model.
     """
-    first = method_of(spec.calibration)
+    first = create_method(spec.calibration)
     ranges = estimate(statistics, first, tensors, spec.quantization.activations)
     if spec.calibration.method == CROSS_ENTROPY:
         amaxes = _row_amaxes(graph, tensors, batches, spec, watcher)
-        ranges, *_ = variants([ranges], amaxes, only=True)
-    return Improved(ranges, first)
+        ranges, *_ = add_row_variants([ranges], amaxes, only=True)
+    return RangeSearch(ranges, first)
 
 
 def _row_amaxes(
     graph: Graph, tensors: Collection[str], batches: Batches, spec: ModelSpec, watcher: Watcher
 ) -> dict[str, float]:
-    found = row_amaxes(graph.model, tensors, batches)
+    found = measure_row_amaxes(graph.model, tensors, batches)
     if not found and spec.calibration.method == CROSS_ENTROPY:
         types = ",".join((*DEFAULT_OP_TYPES, SOFTMAX))
         watcher.note(
@@ -158,14 +160,16 @@ def _different(candidates: Sequence[Ranges]) -> list[Ranges]:
     return [item for index, item in enumerate(candidates) if item.tensors not in tensors[:index]]
 
 
-def _look(graph: Graph, batches: Batches, num_samples: int) -> Look:
+def _look(graph: Graph, batches: Batches, num_samples: int) -> SampleBudget:
     """Returns on how many samples candidates are judged: on fewer where the model is large.
 
     It goes by multiplications and not by the clock, so that the same data gives the same result.
     """
-    from trtq.pipeline.judge.repairs import Look
+    from trtq.pipeline.judge.repairs import SampleBudget
 
-    wanted = Look()
-    macs = sum(macs_of(graph.model, next(iter(batches))).values())
+    wanted = SampleBudget()
+    macs = sum(count_macs(graph.model, next(iter(batches))).values())
     share = min(1.0, max(_CHEAP_MACS / max(macs, 1), _MOST_PASSES * num_samples) / _NUM_RUNS)
-    return Look(max(_FEWEST[0], round(wanted.first * share)), max(_FEWEST[1], round(wanted.second * share)))
+    return SampleBudget(
+        max(_FEWEST[0], round(wanted.first * share)), max(_FEWEST[1], round(wanted.second * share))
+    )

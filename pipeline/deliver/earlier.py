@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trtq.errors import ArtifactError
-from trtq.pipeline.deliver.html.seen import Seen, read_seen
+from trtq.pipeline.deliver.html.page_data import PageData, read_page_data
 from trtq.pipeline.deliver.integrity import examine_folder
 from trtq.pipeline.deliver.manifest import NAME, Manifest, parse_manifest, read_content
 from trtq.pipeline.deliver.names import REPORT
@@ -21,14 +21,14 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Earlier:
+class EarlierBuild:
     """An intact build of which some stages had the same inputs as now."""
 
     folder: Path
     same: frozenset[str]
     manifest: Manifest
     report: Report
-    seen: Seen
+    seen: PageData
 
     def copy(self, names: Iterable[str], to: Path) -> None:
         """Copies files of the earlier build."""
@@ -38,7 +38,7 @@ class Earlier:
 
 def find_earlier(
     folder: Path, keys: Mapping[str, str], sign_key: Ed25519PrivateKey | None = None
-) -> Earlier | None:
+) -> EarlierBuild | None:
     """Returns what can be used again; None if there is no build, it is damaged, or nothing is the same.
 
     Args:
@@ -55,6 +55,6 @@ def find_earlier(
         found = examine_folder(folder, content, is_checked=False)
         if found.changed or found.missing:
             return None
-        return Earlier(folder, same, manifest, read_report(folder / REPORT), read_seen(folder))
+        return EarlierBuild(folder, same, manifest, read_report(folder / REPORT), read_page_data(folder))
     except ArtifactError:
         return None

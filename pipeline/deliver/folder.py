@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from trtq.errors import ArtifactError
-from trtq.files import locked, sync_folder
+from trtq.files import lock_file, sync_folder
 from trtq.pipeline.deliver.manifest import NAME, SIGNATURE, read_manifest
 
 _AT_FDCWD = -100
@@ -22,7 +22,7 @@ _RENAME_EXCHANGE = 2
 
 
 @contextmanager
-def staged_folder(target: Path) -> Iterator[Path]:
+def stage_folder(target: Path) -> Iterator[Path]:
     """Yields an empty folder beside `target` that takes its place when the block ends without an error.
 
     What a killed run left behind is cleared, and an older folder that it had put aside is put back.
@@ -41,7 +41,7 @@ def staged_folder(target: Path) -> Iterator[Path]:
     except OSError as error:
         raise ArtifactError(f"cannot write to {target.parent}: {error.strerror or error}") from error
     try:
-        with locked(stage):
+        with lock_file(stage):
             yield stage
             _publish(stage, target)
     except OSError as error:

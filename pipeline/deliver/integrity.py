@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from trtq.errors import ArtifactError
-from trtq.files import sha256_of
+from trtq.files import hash_file
 from trtq.pipeline.deliver.manifest import NAME, SIGNATURE, Manifest, is_whole, parse_manifest, read_content
 from trtq.pipeline.deliver.signature import check_signature
 
@@ -52,7 +52,7 @@ class Integrity:
         return "; ".join(f"{word}: {_listed(names)}" for word, names in groups if names)
 
 
-def whole_manifest(folder: Path, *, key: Path | str | None = None) -> Manifest:
+def read_whole_manifest(folder: Path, *, key: Path | str | None = None) -> Manifest:
     """Returns the manifest of a build folder if it is the one that was written; no other file is looked at.
 
     Args:
@@ -63,7 +63,7 @@ def whole_manifest(folder: Path, *, key: Path | str | None = None) -> Manifest:
         ArtifactError: As of `verify`, or the manifest was changed since.
         UsageError, MissingDependency: As of `verify`.
     """
-    content = signed_content(folder, key)
+    content = read_signed_content(folder, key)
     manifest = parse_manifest(content, folder / NAME)
     if not is_whole(content):
         raise ArtifactError(
@@ -72,7 +72,7 @@ def whole_manifest(folder: Path, *, key: Path | str | None = None) -> Manifest:
     return manifest
 
 
-def intact_manifest(folder: Path, *, key: Path | str | None = None) -> Manifest:
+def read_intact_manifest(folder: Path, *, key: Path | str | None = None) -> Manifest:
     """Returns the manifest of a build folder in which every file is as it was built, and no other one is.
 
     Args:
@@ -83,7 +83,7 @@ def intact_manifest(folder: Path, *, key: Path | str | None = None) -> Manifest:
         ArtifactError: As of `verify`, or something was changed since; it is named.
         UsageError, MissingDependency: As of `verify`.
     """
-    content = signed_content(folder, key)
+    content = read_signed_content(folder, key)
     found = examine_folder(folder, content, is_checked=key is not None)
     if not found.is_intact:
         raise ArtifactError(f"{folder} is not what was built: {found.problems}; build again")
@@ -98,13 +98,13 @@ def refuse_changed(folder: Path, manifest: Manifest, *names: str) -> None:
     """
     for name in names:
         path = folder / name
-        if not path.is_file() or sha256_of(path) != manifest.outputs.get(name):
+        if not path.is_file() or hash_file(path) != manifest.outputs.get(name):
             raise ArtifactError(
                 f"{path} is not the file that was built: its SHA-256 is not that of the manifest; build again"
             )
 
 
-def signed_content(folder: Path, key: Path | str | None) -> bytes:
+def read_signed_content(folder: Path, key: Path | str | None) -> bytes:
     """Returns the bytes of the manifest, checked against its signature where a key is given.
 
     Raises:
@@ -154,7 +154,7 @@ def _changed(folder: Path, manifest: Manifest, names: list[str]) -> list[str]:
     sizes = {name: (folder / name).stat().st_size for name in names if (folder / name).is_file()}
     files = sorted(sizes, key=lambda name: -sizes[name])
     with ThreadPoolExecutor(min(_MOST_THREADS, os.cpu_count() or 1)) as pool:
-        digests = dict(zip(files, pool.map(lambda name: sha256_of(folder / name), files), strict=True))
+        digests = dict(zip(files, pool.map(lambda name: hash_file(folder / name), files), strict=True))
     return [name for name in names if digests.get(name, "") != manifest.outputs[name]]
 
 

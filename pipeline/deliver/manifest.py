@@ -121,12 +121,12 @@ def _is_inside(name: str) -> bool:
     return bool(parts) and parts[0] != "/" and ".." not in parts and "\0" not in name
 
 
-def versions() -> dict[str, str]:
+def collect_versions() -> dict[str, str]:
     """Returns the versions of Python, of trtq and of the libraries that its results depend on."""
     return {"python": platform.python_version(), **{name: version(name) for name in _LIBRARIES}}
 
 
-def key_of(*parts: object) -> str:
+def make_key(*parts: object) -> str:
     """Returns a digest of plain values: numbers, strings, mappings, sequences, dataclasses."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=_plain).encode()).hexdigest()
 

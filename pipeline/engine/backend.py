@@ -46,7 +46,7 @@ class BuilderOptions:
 
 
 @dataclass(frozen=True, slots=True)
-class Implicit:
+class ImplicitQuantization:
     """How TensorRT up to 10 quantizes a float model by itself.
 
     Attributes:
@@ -83,7 +83,7 @@ class BuildRequest:
     workspace_bytes: int | None = None
     options: BuilderOptions = field(default_factory=BuilderOptions)
     precisions: tuple[Precision, ...] = ()
-    implicit: Implicit | None = None
+    implicit: ImplicitQuantization | None = None
     kept: Kept = field(default_factory=dict)
 
 
@@ -124,7 +124,7 @@ class Kernel:
 
 
 @dataclass(frozen=True, slots=True)
-class Built:
+class BuiltEngine:
     """What a backend made.
 
     Attributes:
@@ -176,7 +176,7 @@ class Backend(Protocol):
         """Returns whether it computes in the types of the graph, so that FP16 must stand in the graph."""
         ...
 
-    def build(self, request: BuildRequest) -> Built:
+    def build(self, request: BuildRequest) -> BuiltEngine:
         """Returns the engine.
 
         Raises:

@@ -18,7 +18,7 @@ BACKENDS: Mapping[str, Backend] = {
 _BUILDS_ENGINES = ("tensorrt", "tensorrt-rtx")
 
 
-def choose(name: str) -> Backend:
+def choose_backend(name: str) -> Backend:
     """Returns the backend of this name; for "auto" the first engine builder that works here.
 
     Raises:
@@ -41,7 +41,7 @@ def choose(name: str) -> Backend:
     return BACKENDS[name]
 
 
-def refuse_what_it_lacks(
+def refuse_unsupported(
     backend: Backend,
     options: BuilderOptions,
     compute_capabilities: tuple[str, ...] = (),

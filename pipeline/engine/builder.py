@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from trtq.errors import ArtifactError
-from trtq.files import locked, write_atomically
-from trtq.pipeline.engine.kernels import nodes_of
+from trtq.files import lock_file, write_atomically
+from trtq.pipeline.engine.kernels import list_nodes
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -63,7 +63,7 @@ def build(trt: ModuleType, request: Mapping[str, Any], place: Path, calibrator: 
             return error.answer
 
 
-def network_flags(trt: ModuleType, precisions: tuple[str, ...] | list[str]) -> int:
+def combine_network_flags(trt: ModuleType, precisions: tuple[str, ...] | list[str]) -> int:
     """Returns the flags of `create_network`.
 
     Strongly typed where the graph's types rule; TensorRT 11 and TensorRT-RTX always are, and want no flag.
@@ -86,7 +86,7 @@ def _build(
         builder = trt.Builder(logger)
     except TypeError as error:  # the bindings' words for a null pointer
         raise RequestError(no_builder=str(error)) from error
-    network = builder.create_network(network_flags(trt, request["precisions"]))
+    network = builder.create_network(combine_network_flags(trt, request["precisions"]))
     parser = trt.OnnxParser(network, logger)
     _parse(parser, network, request["model"])
     config = builder.create_builder_config()
@@ -168,7 +168,7 @@ def _keep(
     floats = (trt.DataType.FLOAT, trt.DataType.HALF)
     passed = (trt.LayerType.CONSTANT, trt.LayerType.SHAPE)
     for layer in map(network.get_layer, range(network.num_layers)):
-        nodes = tuple(nodes_of(layer.metadata)) or (layer.name,)
+        nodes = tuple(list_nodes(layer.metadata)) or (layer.name,)
         precision = next((kept[node] for node in nodes if node in kept), None)
         outputs = [layer.get_output(index) for index in range(layer.num_outputs)]
         if (
@@ -233,7 +233,7 @@ def _save_timing_cache(config: tensorrt.IBuilderConfig, path: Path, log: IO[str]
     if cache is None:
         return
     try:
-        with locked(path.with_name(f".{path.name}.lock")):
+        with lock_file(path.with_name(f".{path.name}.lock")):
             if path.exists():
                 present = config.create_timing_cache(path.read_bytes())
                 if present is None or not cache.combine(present, False):

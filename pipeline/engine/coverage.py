@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from trtq.pipeline.engine.backend import Built, Kernel
+from trtq.pipeline.engine.backend import BuiltEngine, Kernel
 from trtq.pipeline.graph.quantized import QuantizedLayer
 
 _GLUE = ("kgen", "shape_call")
@@ -31,7 +31,9 @@ class Coverage:
     fallbacks: tuple[Fallback, ...]
 
 
-def coverage(layers: Sequence[QuantizedLayer], built: Built, targets: Sequence[str] = ()) -> Coverage:
+def measure_coverage(
+    layers: Sequence[QuantizedLayer], built: BuiltEngine, targets: Sequence[str] = ()
+) -> Coverage:
     """Returns what became of the quantized layers.
 
     Args:
@@ -49,7 +51,7 @@ def coverage(layers: Sequence[QuantizedLayer], built: Built, targets: Sequence[s
     return Coverage(len(layers), len(layers) - len(fallbacks), tuple(fallbacks))
 
 
-def precisions(nodes: Sequence[str], built: Built) -> dict[str, str]:
+def list_precisions(nodes: Sequence[str], built: BuiltEngine) -> dict[str, str]:
     """Returns what each of the named nodes runs as, such as "Int8" or "Half"; unknown ones are left out."""
     found = {}
     for name in nodes:
@@ -70,13 +72,13 @@ def _runs_as(kernel: Kernel) -> str:
     return "/".join(dict.fromkeys(dtypes)) or "unknown"
 
 
-def _reason_unseen(built: Built) -> str:
+def _reason_unseen(built: BuiltEngine) -> str:
     if not built.kernels:
         return "the builder does not tell what it runs"
     return "the builder removed it: nothing uses its result"
 
 
-def _reason(layer: QuantizedLayer, built: Built, targets: Sequence[str]) -> str:
+def _reason(layer: QuantizedLayer, built: BuiltEngine, targets: Sequence[str]) -> str:
     """Returns the likely reason, by what was measured for the patterns that silently run in float."""
     if layer.op_type == "ConvTranspose":
         return "TensorRT has no INT8 kernel for ConvTranspose; leave it out of --op-types"

@@ -8,7 +8,7 @@ _MAJOR, _MINOR = 75, 76
 """CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR of CUDA's driver API."""
 
 
-def num_gpus() -> int | None:
+def count_gpus() -> int | None:
     """Returns how many GPUs can be used; None if there is no NVIDIA driver at all."""
     try:
         driver = ctypes.CDLL("libcuda.so.1")
@@ -20,9 +20,9 @@ def num_gpus() -> int | None:
     return count.value
 
 
-def compute_capability() -> str:
+def find_compute_capability() -> str:
     """Returns that of the first GPU, such as "8.9"; empty if there is none."""
-    if not num_gpus():
+    if not count_gpus():
         return ""
     driver, device = ctypes.CDLL("libcuda.so.1"), ctypes.c_int(0)
     numbers = (ctypes.c_int(0), ctypes.c_int(0))

@@ -32,7 +32,7 @@ _DTYPES = (
 _INT8_TACTIC = re.compile(r"(?:^|_)i8i8_|_i8\w*_i8i32_|(?:^|_)int8(?:x4)?_")
 
 
-def nodes_of(metadata: str) -> Iterator[str]:
+def list_nodes(metadata: str) -> Iterator[str]:
     """Yields the names of the ONNX nodes that a layer's metadata holds."""
     for part in _BETWEEN_NODES.split(metadata):
         if node := _NODE.match(part.strip(" ")):
@@ -47,7 +47,7 @@ def parse_log(layers: str) -> Iterator[Kernel]:
             yield Kernel(
                 found["name"],
                 found["kind"],
-                tuple(nodes_of(found["metadata"] or "")),
+                tuple(list_nodes(found["metadata"] or "")),
                 tuple(re.findall(r"Datatype: (\w+)", found["inputs"])),
                 tuple(re.findall(r"Datatype: (\w+)", found["constants"])),
             )
@@ -75,7 +75,7 @@ def _kernel(layer: Mapping[str, Any]) -> Kernel:
     constants = tuple(map(_dtype, [weights] if isinstance(weights, dict) else _items(layer, "Constants")))
     if not constants and _INT8_TACTIC.search(str(layer.get("TacticName", ""))):
         constants = ("Int8",)
-    nodes = tuple(nodes_of(str(layer.get("Metadata", "")))) or tuple(_BETWEEN_NAMES.split(name))
+    nodes = tuple(list_nodes(str(layer.get("Metadata", "")))) or tuple(_BETWEEN_NAMES.split(name))
     return Kernel(name, str(layer.get("LayerType", "")), nodes, inputs, constants)
 
 

@@ -12,8 +12,8 @@ import onnx_ir as ir
 
 from trtq import lazy
 from trtq.errors import BuildError
-from trtq.models.session import runtime_errors
-from trtq.pipeline.engine.backend import BuildRequest, Built, Kernel
+from trtq.models.session import list_runtime_errors
+from trtq.pipeline.engine.backend import BuildRequest, BuiltEngine, Kernel
 
 _REASON = (
     "ONNX Runtime runs a layer in INT8 only where its output is quantized too; "
@@ -49,7 +49,7 @@ class OnnxRuntime:
         """Returns that the graph's types rule."""
         return True
 
-    def build(self, request: BuildRequest) -> Built:
+    def build(self, request: BuildRequest) -> BuiltEngine:
         """Returns the kernels that ONNX Runtime chooses; profiles and targets mean nothing to it.
 
         Raises:
@@ -64,10 +64,10 @@ class OnnxRuntime:
             options.optimized_model_filepath = str(optimized)
             try:
                 onnxruntime.InferenceSession(str(request.model), options, providers=["CPUExecutionProvider"])
-            except runtime_errors() as error:
+            except list_runtime_errors() as error:
                 raise BuildError(f"ONNX Runtime cannot load {request.model.name}: {error}") from error
             kernels = tuple(_kernel(node) for node in ir.load(optimized).graph)
-        return Built(None, kernels, usual_reason=_REASON)
+        return BuiltEngine(None, kernels, usual_reason=_REASON)
 
     def command(self, request: BuildRequest) -> str:
         """Returns nothing: there is nothing to build."""

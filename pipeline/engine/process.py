@@ -36,7 +36,7 @@ class Flavour:
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class ProcessOutcome:
     """A finished build.
 
     Attributes:
@@ -54,7 +54,7 @@ Work = Callable[[Mapping[str, Any], Path], Mapping[str, Any]]
 """Builds a request in a folder: leaves `plan` and `build.log` there, returns the answer."""
 
 
-def in_child(flavour: Flavour) -> Work:
+def run_in_child(flavour: Flavour) -> Work:
     """Returns the way to build in a process of its own, which may crash."""
 
     def work(request: Mapping[str, Any], place: Path) -> Mapping[str, Any]:
@@ -68,7 +68,7 @@ def in_child(flavour: Flavour) -> Work:
     return work
 
 
-def run(flavour: Flavour, request: BuildRequest, work: Work, **further: Any) -> Outcome:
+def run(flavour: Flavour, request: BuildRequest, work: Work, **further: Any) -> ProcessOutcome:
     """Returns the finished build.
 
     Args:
@@ -88,7 +88,7 @@ def run(flavour: Flavour, request: BuildRequest, work: Work, **further: Any) -> 
         answer = work({**to_json(flavour, request), **further}, place)
         log = _own_lines(place / "build.log")
         _raise_failure(flavour, answer, request, log)
-        return Outcome((place / "plan").read_bytes(), answer, tuple(dict.fromkeys(log)))
+        return ProcessOutcome((place / "plan").read_bytes(), answer, tuple(dict.fromkeys(log)))
 
 
 def run_child(module: str, folder: Path) -> subprocess.CompletedProcess[str]:

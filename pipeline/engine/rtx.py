@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from trtq.errors import MissingDependency
-from trtq.pipeline.engine.backend import BuildRequest, Built
+from trtq.pipeline.engine.backend import BuildRequest, BuiltEngine
 from trtq.pipeline.engine.kernels import parse_log
-from trtq.pipeline.engine.process import Flavour, in_child, run
+from trtq.pipeline.engine.process import Flavour, run, run_in_child
 
 _FLAVOUR = Flavour("tensorrt_rtx", "TensorRT-RTX", inspects=False)
 _LACKS = {
@@ -49,7 +49,7 @@ class TensorRtRtx:
         """Returns that the graph's types rule."""
         return True
 
-    def build(self, request: BuildRequest) -> Built:
+    def build(self, request: BuildRequest) -> BuiltEngine:
         """Returns the engine, built in a child process.
 
         Raises:
@@ -60,8 +60,8 @@ class TensorRtRtx:
         """
         if reason := self.why_not():
             raise MissingDependency(f"backend {self.name}: {reason}")
-        outcome = run(_FLAVOUR, request, in_child(_FLAVOUR))
-        return Built(outcome.plan, tuple(parse_log(outcome.answer["layers"])), outcome.warnings)
+        outcome = run(_FLAVOUR, request, run_in_child(_FLAVOUR))
+        return BuiltEngine(outcome.plan, tuple(parse_log(outcome.answer["layers"])), outcome.warnings)
 
     def command(self, request: BuildRequest) -> str:
         """Returns nothing: its command line tool comes with another download than its wheel."""

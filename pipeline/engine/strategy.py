@@ -13,13 +13,13 @@ from typing import Literal
 
 import onnx_ir as ir
 
-from trtq.calibrators import METHODS, parameters_of
+from trtq.calibrators import METHODS, list_parameters
 from trtq.calibrators.batches import Batches
-from trtq.calibrators.cache import cache_of
+from trtq.calibrators.cache import to_cache
 from trtq.calibrators.ranges import Ranges
 from trtq.errors import DataError, UsageError
 from trtq.models.spec import CROSS_ENTROPY, CalibrationSpec, LayerSpec
-from trtq.pipeline.engine.backend import Backend, Implicit, Precision
+from trtq.pipeline.engine.backend import Backend, ImplicitQuantization, Precision
 from trtq.pipeline.engine.target import Target
 from trtq.pipeline.graph.load import Graph
 from trtq.pipeline.graph.placement import Placement
@@ -31,7 +31,7 @@ _FLOAT = (ir.DataType.FLOAT, ir.DataType.FLOAT16)
 
 
 @dataclass(frozen=True, slots=True)
-class Way:
+class Strategy:
     """How precisions get into the engine.
 
     Attributes:
@@ -58,7 +58,7 @@ class Way:
         return (*(("int8",) if precision == "int8" else ()), *(("fp16",) if self.fp16 else ()))
 
 
-def choose_way(target: Target, backend: Backend) -> Way:
+def choose_strategy(target: Target, backend: Backend) -> Strategy:
     """Returns the way to build; explicit wherever nothing else is asked for.
 
     Raises:
@@ -72,24 +72,24 @@ def choose_way(target: Target, backend: Backend) -> Way:
             if target.quantization == "explicit"
             else f"{backend.name} takes Q/DQ models, as every version since TensorRT 8 does"
         )
-        return Way("explicit", asked, fp16, backend.takes_types())
+        return Strategy("explicit", asked, fp16, backend.takes_types())
     if target.precision != "int8":
         raise UsageError(f"--quantization implicit makes INT8 engines, no {target.precision} one")
     if reason := backend.lacks.get("implicit"):
         raise UsageError(f"backend {backend.name} has no implicit quantization: {reason}")
-    return Way("implicit", "as asked; TensorRT 11 has it no more", fp16, is_typed=False)
+    return Strategy("implicit", "as asked; TensorRT 11 has it no more", fp16, is_typed=False)
 
 
-def tensorrt_algorithm(spec: CalibrationSpec) -> str | None:
+def find_tensorrt_algorithm(spec: CalibrationSpec) -> str | None:
     """Returns which calibrator of TensorRT runs this method over the data; None if the ranges are ours."""
     if spec.method == CROSS_ENTROPY:
         return None
-    own = parameters_of(METHODS[spec.first_method])
+    own = list_parameters(METHODS[spec.first_method])
     is_plain = all(getattr(spec, name) is None for name in own)
     return _TENSORRT_ALGORITHMS.get(spec.first_method) if is_plain else None
 
 
-def float_tensors(graph: Graph) -> tuple[str, ...]:
+def list_float_tensors(graph: Graph) -> tuple[str, ...]:
     """Returns every tensor that TensorRT wants a range of: float inputs and results, in graph order."""
     values = [*graph.model.graph.inputs, *(value for node in graph.model.graph for value in node.outputs)]
     return tuple(
@@ -99,31 +99,31 @@ def float_tensors(graph: Graph) -> tuple[str, ...]:
     )
 
 
-def implicit_of(
+def plan_implicit(
     graph: Graph,
     spec: CalibrationSpec,
     *,
     batches: Batches | None,
     ranges: Ranges | None,
-) -> Implicit:
+) -> ImplicitQuantization:
     """Returns how TensorRT quantizes the model: with our ranges, or by its own algorithm over the batches.
 
     Raises:
         DataError: There is no data where there are no ranges, or it holds no batch.
     """
     if ranges is not None:
-        return Implicit(scales=cache_of(ranges).scales)
+        return ImplicitQuantization(scales=to_cache(ranges).scales)
     assert batches is not None
     first = next(iter(batches), None)
     if first is None:
         raise DataError(f"{batches.origin} holds no batch to calibrate with")
     shapes = {item.name: first.arrays[item.name].shape for item in graph.inputs}
-    algorithm = tensorrt_algorithm(spec) or "entropy2"
-    return Implicit(algorithm=algorithm, batches=batches, shapes=shapes)
+    algorithm = find_tensorrt_algorithm(spec) or "entropy2"
+    return ImplicitQuantization(algorithm=algorithm, batches=batches, shapes=shapes)
 
 
-def kept_of(
-    graph: Graph, placement: Placement, way: Way, layers: LayerSpec, kept_fp32: Iterable[str]
+def pin_precisions(
+    graph: Graph, placement: Placement, way: Strategy, layers: LayerSpec, kept_fp32: Iterable[str]
 ) -> dict[str, Literal["fp16", "fp32"]]:
     """Returns the precision of nodes, by name, for which a builder that is free to choose takes no lower one.
 
@@ -151,7 +151,7 @@ def kept_of(
     return kept
 
 
-def layers_of(placement: Placement) -> tuple[QuantizedLayer, ...]:
+def list_implicit_layers(placement: Placement) -> tuple[QuantizedLayer, ...]:
     """Returns the layers that should run in INT8, as those of a Q/DQ model."""
     return tuple(QuantizedLayer(node.name, node.op_type, None, None, None) for node in placement.layers)
 

@@ -19,17 +19,17 @@ from trtq.calibrators.device import CudaMemory, DeviceMemory
 from trtq.calibrators.tensorrt import (
     Calibrator,
     Feeder,
-    entropy2_calibrator,
-    minmax_calibrator,
-    ranges_calibrator,
+    make_entropy2_calibrator,
+    make_minmax_calibrator,
+    make_ranges_calibrator,
 )
 from trtq.errors import MissingDependency
-from trtq.pipeline.engine.backend import BuildRequest, Built, Implicit
+from trtq.pipeline.engine.backend import BuildRequest, BuiltEngine, ImplicitQuantization
 from trtq.pipeline.engine.builder import build as build_here
-from trtq.pipeline.engine.gpu import compute_capability, num_gpus
+from trtq.pipeline.engine.gpu import count_gpus, find_compute_capability
 from trtq.pipeline.engine.kernels import parse_inspector
-from trtq.pipeline.engine.process import Flavour, Outcome, in_child, run
-from trtq.pipeline.engine.trtexec import trtexec_command
+from trtq.pipeline.engine.process import Flavour, ProcessOutcome, run, run_in_child
+from trtq.pipeline.engine.trtexec import format_trtexec
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -95,7 +95,7 @@ class TensorRt:
             return f"{self.module} is an empty package here, without its libraries; install it again"
         if _numbers(trt) < self.oldest:
             return f"TensorRT {trt.__version__} is installed; 8.6 to 11 are wanted"
-        gpus = num_gpus()
+        gpus = count_gpus()
         if not gpus:
             missing = "there is no NVIDIA driver" if gpus is None else "the NVIDIA driver shows no usable GPU"
             return f"it builds on the GPU that the engine is for, and {missing} here; tensorrt-rtx needs none"
@@ -106,7 +106,7 @@ class TensorRt:
         trt = self._import()
         return hasattr(getattr(trt, "NetworkDefinitionCreationFlag", None), "STRONGLY_TYPED")
 
-    def build(self, request: BuildRequest) -> Built:
+    def build(self, request: BuildRequest) -> BuiltEngine:
         """Returns the engine, and what its layers run as.
 
         Raises:
@@ -121,7 +121,7 @@ class TensorRt:
         trt = importlib.import_module(self.module)
         flavour = Flavour(self.module, self._product(trt), inspects=True)
         if request.implicit is None:
-            return _built(run(flavour, request, in_child(flavour)))
+            return _built(run(flavour, request, run_in_child(flavour)))
         with ExitStack() as stack:
             calibrator = self._calibrator(trt, request.implicit, stack)
             dynamic = {
@@ -147,7 +147,7 @@ class TensorRt:
     def command(self, request: BuildRequest) -> str:
         """Returns the `trtexec` command that builds the same, run in the folder of the model."""
         has_typed_flag = self.takes_types() and hasattr(self._import(), "IInt8EntropyCalibrator2")
-        return trtexec_command(request, has_typed_flag=has_typed_flag)
+        return format_trtexec(request, has_typed_flag=has_typed_flag)
 
     def runner(self, plan: bytes, name: str) -> Any:
         """Returns a Polygraphy `TrtRunner` of the engine."""
@@ -169,19 +169,19 @@ class TensorRt:
     def _product(self, trt: ModuleType) -> str:
         return f"TensorRT {trt.__version__}"
 
-    def _calibrator(self, trt: ModuleType, implicit: Implicit, stack: ExitStack) -> Calibrator:
+    def _calibrator(self, trt: ModuleType, implicit: ImplicitQuantization, stack: ExitStack) -> Calibrator:
         if implicit.batches is None:
-            return ranges_calibrator(trt, implicit.scales)
+            return make_ranges_calibrator(trt, implicit.scales)
         memory = stack.enter_context(self.memory())
         feeder = Feeder(implicit.batches, memory, implicit.shapes)
-        calibrators = {"entropy2": entropy2_calibrator, "minmax": minmax_calibrator}
+        calibrators = {"entropy2": make_entropy2_calibrator, "minmax": make_minmax_calibrator}
         return calibrators[implicit.algorithm](trt, feeder)
 
 
-def _built(outcome: Outcome, **further: Any) -> Built:
+def _built(outcome: ProcessOutcome, **further: Any) -> BuiltEngine:
     kernels = tuple(parse_inspector(outcome.answer["inspector"]))
-    targets = (here,) if (here := compute_capability()) else ()
-    return Built(outcome.plan, kernels, outcome.warnings, targets=targets, **further)
+    targets = (here,) if (here := find_compute_capability()) else ()
+    return BuiltEngine(outcome.plan, kernels, outcome.warnings, targets=targets, **further)
 
 
 def _numbers(trt: ModuleType) -> tuple[int, ...]:

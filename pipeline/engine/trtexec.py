@@ -12,7 +12,7 @@ _HARDWARE = {"ampere+": "ampere+", "same-compute-capability": "sameComputeCapabi
 _CACHE = "calibration.cache"
 
 
-def trtexec_command(request: BuildRequest, *, has_typed_flag: bool) -> str:
+def format_trtexec(request: BuildRequest, *, has_typed_flag: bool) -> str:
     """Returns a `trtexec` command line for the folder that holds the model and the calibration cache.
 
     trtexec reads a cache as an entropy calibrator does, and ignores one of another calibrator without a word:

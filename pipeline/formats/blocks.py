@@ -24,7 +24,7 @@ _LARGEST_SCALE = {
 Piece = tuple[slice, slice, slice]
 
 
-def block_size_for(length: int, wanted: int) -> int | None:
+def choose_block_size(length: int, wanted: int) -> int | None:
     """Returns the largest of `wanted`, a half, a quarter ... down to 16 that divides the length, else None.
 
     TensorRT takes whole blocks only.
@@ -37,21 +37,21 @@ def block_size_for(length: int, wanted: int) -> int | None:
     return None
 
 
-def in_blocks(weight: NDArray[Any], axis: int, block_size: int) -> NDArray[Any]:
+def split_in_blocks(weight: NDArray[Any], axis: int, block_size: int) -> NDArray[Any]:
     """Returns a view of shape (outer, block_size, inner): blocks along `axis`, which they must divide.
 
-    The view's first and last axis, multiplied out, are `scales_shape`.
+    The view's first and last axis, multiplied out, are `shape_of_scales`.
     """
     inner = int(np.prod(weight.shape[axis + 1 :]))
     return weight.reshape(-1, block_size, inner)
 
 
-def scales_shape(shape: tuple[int, ...], axis: int, block_size: int) -> tuple[int, ...]:
+def shape_of_scales(shape: tuple[int, ...], axis: int, block_size: int) -> tuple[int, ...]:
     """Returns the shape of the block scales, as DequantizeLinear wants it since opset 21."""
     return (*shape[:axis], shape[axis] // block_size, *shape[axis + 1 :])
 
 
-def pieces(shape: tuple[int, int, int]) -> Iterator[Piece]:
+def iterate_pieces(shape: tuple[int, int, int]) -> Iterator[Piece]:
     """Yields the parts of an array (outer, block, inner), each with whole blocks and small temporaries."""
     outer, block, inner = shape
     columns = max(1, min(inner, _PIECE // block))
@@ -83,7 +83,7 @@ def swap_nibbles(packed: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return (packed << np.uint8(4)) | (packed >> np.uint8(4))
 
 
-def scales_in(scales: NDArray[np.float32], dtype: str) -> NDArray[np.float32]:
+def reshape_scales(scales: NDArray[np.float32], dtype: str) -> NDArray[np.float32]:
     """Returns scales that the dtype holds exactly, rounded up so that nothing is clipped, still as float32.
 
     Args:

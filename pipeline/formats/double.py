@@ -26,7 +26,7 @@ class DoubleQuantized:
     offset: np.float32
 
 
-def dynamic_map() -> NDArray[np.float32]:
+def build_dynamic_map() -> NDArray[np.float32]:
     """Returns the 256 levels of the dynamic data type (arXiv 1511.04561), ascending, float32.
 
     Seven decades of 1, 2, 4 ... 64 levels of each sign, evenly spaced between 0.1 and 1 times the decade, and
@@ -62,7 +62,7 @@ def quantize_absmax(absmax: NDArray[np.float32]) -> DoubleQuantized:
     groups = np.zeros((-(-rest.size // GROUP), GROUP), np.float32)
     groups.reshape(-1)[: rest.size] = rest
     scales = np.abs(groups).max(axis=1)
-    levels = dynamic_map()
+    levels = build_dynamic_map()
     bounds = (levels[:-1] + levels[1:]) / np.float32(2)
     scaled = groups / np.where(scales > 0, scales, np.float32(1))[:, None]
     codes = np.searchsorted(bounds, scaled.reshape(-1)[: rest.size]).astype(np.uint8)

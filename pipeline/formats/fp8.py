@@ -8,7 +8,7 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from trtq.pipeline.formats.channels import in_channels, scales_of
+from trtq.pipeline.formats.channels import choose_channel_scales, quantize_in_channels
 
 LARGEST = 448
 
@@ -26,8 +26,8 @@ def quantize_fp8(
     Returns:
         float8_e4m3fn of the weight's shape, and float32 scales of shape (channels,), or () without an axis.
     """
-    view, parts = in_channels(weight, axis)
-    scales = scales_of(view, parts, LARGEST, dtype)
+    view, parts = quantize_in_channels(weight, axis)
+    scales = choose_channel_scales(view, parts, LARGEST, dtype)
     codes = np.empty(view.shape, ml_dtypes.float8_e4m3fn)
     for part in parts:
         scaled = view[part].astype(np.float32, copy=False) / scales[part[1], None]

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trtq.pipeline.formats.blocks import in_blocks, pieces, scales_in, scales_shape
+from trtq.pipeline.formats.blocks import iterate_pieces, reshape_scales, shape_of_scales, split_in_blocks
 
 QMIN, QMAX = -8, 7
 _CLIPS = np.linspace(1.0, 0.6, 12, dtype=np.float32)
@@ -19,19 +19,19 @@ Blocks = NDArray[np.float32]
 Scales = Callable[[Blocks, str], NDArray[np.float32]]
 
 
-def rtn_scales(blocks: Blocks, dtype: str) -> NDArray[np.float32]:
+def choose_rtn_scales(blocks: Blocks, dtype: str) -> NDArray[np.float32]:
     """Returns scales that hold the largest magnitude of each block: amax / 7; shape (outer, inner)."""
-    return scales_in(np.abs(blocks).max(axis=1) / np.float32(QMAX), dtype)
+    return reshape_scales(np.abs(blocks).max(axis=1) / np.float32(QMAX), dtype)
 
 
-def mse_scales(blocks: Blocks, dtype: str) -> NDArray[np.float32]:
+def choose_mse_scales(blocks: Blocks, dtype: str) -> NDArray[np.float32]:
     """Returns the scales of least squared error, found from 12 clips; shape (outer, inner).
 
     Clipping a few large values leaves finer steps for all others (as in OMSE, arXiv 1902.06822, section 3.2,
     here for each block). For the codes q that a clip gives the values x, the best scale is qx / qq, which
     explains (qx)^2 / qq of their squares: 12 clips so refined err less than 26 as they are.
     """
-    widest = rtn_scales(blocks, "float32")
+    widest = choose_rtn_scales(blocks, "float32")
     steps = blocks * (np.float32(1) / widest)[:, None]
     best = np.ones_like(widest)
     most = np.full_like(widest, -1)
@@ -47,10 +47,10 @@ def mse_scales(blocks: Blocks, dtype: str) -> NDArray[np.float32]:
         better = explained > most
         np.copyto(most, explained, where=better)
         np.copyto(best, ratio, where=better)
-    return scales_in(best * widest, dtype)
+    return reshape_scales(best * widest, dtype)
 
 
-METHODS: dict[str, Scales] = {"rtn": rtn_scales, "mse": mse_scales, "gptq": mse_scales}
+METHODS: dict[str, Scales] = {"rtn": choose_rtn_scales, "mse": choose_mse_scales, "gptq": choose_mse_scales}
 """GPTQ is for products; the weights that it cannot take (embeddings) get the clip of least error."""
 
 
@@ -68,7 +68,7 @@ def codes_of(blocks: Blocks, scales: NDArray[np.float32]) -> NDArray[np.int8]:
 def quantize_int4(
     weight: NDArray[Any], axis: int, block_size: int, dtype: str, method: str = "rtn"
 ) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
-    """Returns the codes in -8..7 of the weight's shape, and float32 scales of shape `scales_shape`.
+    """Returns the codes in -8..7 of the weight's shape, and float32 scales of shape `shape_of_scales`.
 
     Args:
         weight: Any float dtype; `axis` is a multiple of the block size long.
@@ -77,12 +77,12 @@ def quantize_int4(
         dtype: Which the scales must survive: "float32", "float16" or "bfloat16".
         method: A key of `METHODS`.
     """
-    view = in_blocks(weight, axis, block_size)
+    view = split_in_blocks(weight, axis, block_size)
     outer, _, inner = view.shape
     codes = np.empty(view.shape, np.int8)
     scales = np.empty((outer, inner), np.float32)
-    for part in pieces((outer, block_size, inner)):
+    for part in iterate_pieces((outer, block_size, inner)):
         blocks = view[part].astype(np.float32, copy=False)
         scales[part[0], part[2]] = METHODS[method](blocks, dtype)
         codes[part] = codes_of(blocks, scales[part[0], part[2]])
-    return codes.reshape(weight.shape), scales.reshape(scales_shape(weight.shape, axis, block_size))
+    return codes.reshape(weight.shape), scales.reshape(shape_of_scales(weight.shape, axis, block_size))

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trtq.calibrators.ranges import QMAX
-from trtq.pipeline.formats.channels import in_channels, scales_of
+from trtq.pipeline.formats.channels import choose_channel_scales, quantize_in_channels
 
 
 def quantize_int8(
@@ -24,8 +24,8 @@ def quantize_int8(
     Returns:
         int8 codes of the weight's shape, and float32 scales of shape (channels,), or () without an axis.
     """
-    view, parts = in_channels(weight, axis)
-    scales = scales_of(view, parts, QMAX, dtype)
+    view, parts = quantize_in_channels(weight, axis)
+    scales = choose_channel_scales(view, parts, QMAX, dtype)
     codes = np.empty(view.shape, np.int8)
     for part in parts:
         divisor = scales[part[1], None]

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trtq.pipeline.formats.blocks import in_blocks, pieces, scales_shape
+from trtq.pipeline.formats.blocks import iterate_pieces, shape_of_scales, split_in_blocks
 
 CODEBOOK = np.array(
     [
@@ -38,18 +38,18 @@ def quantize_nf4(
         block_size: Elements to a magnitude.
 
     Returns:
-        uint8 codes, and float32 magnitudes of shape `scales_shape`.
+        uint8 codes, and float32 magnitudes of shape `shape_of_scales`.
     """
-    view = in_blocks(weight, axis, block_size)
+    view = split_in_blocks(weight, axis, block_size)
     outer, _, inner = view.shape
     codes = np.empty(view.shape, np.uint8)
     absmax = np.empty((outer, inner), np.float32)
-    for part in pieces((outer, block_size, inner)):
+    for part in iterate_pieces((outer, block_size, inner)):
         blocks = view[part].astype(np.float32, copy=False)
         absmax[part[0], part[2]] = largest = np.abs(blocks).max(axis=1)
         factor = np.float32(1) / np.maximum(largest, _SMALLEST_ABSMAX)
         codes[part] = _nearest(blocks * factor[:, None])
-    return codes.reshape(weight.shape), absmax.reshape(scales_shape(weight.shape, axis, block_size))
+    return codes.reshape(weight.shape), absmax.reshape(shape_of_scales(weight.shape, axis, block_size))
 
 
 def _nearest(scaled: NDArray[np.float32]) -> NDArray[np.uint8]:

@@ -85,7 +85,7 @@ class Migration:
     folded_names: bool = False
 
 
-def ranges_from_cache(
+def place_from_cache(
     graph: Graph,
     cache: CalibrationCache,
     source: str,
@@ -147,13 +147,13 @@ def ranges_from_cache(
     return placement, ranges, migration
 
 
-def named_as_in_file(cache: CalibrationCache, graph: Graph) -> CalibrationCache:
+def rename_as_in_file(cache: CalibrationCache, graph: Graph) -> CalibrationCache:
     """Returns a cache of trtq's own graph with the names that its tensors have in the ONNX file.
 
     Raises:
         ArtifactError: The cache holds no tensor of the graph.
     """
-    names = names_in_file(graph)
+    names = map_names_in_file(graph)
     if cache.scales and names.keys().isdisjoint(cache.scales):
         raise ArtifactError(
             f"these ranges are for another model than {graph.path}: they hold {_some(cache.scales)}, "
@@ -163,7 +163,7 @@ def named_as_in_file(cache: CalibrationCache, graph: Graph) -> CalibrationCache:
     return replace(cache, scales=scales)
 
 
-def names_in_file(graph: Graph) -> dict[str, tuple[str, ...]]:
+def map_names_in_file(graph: Graph) -> dict[str, tuple[str, ...]]:
     """Returns the names that the ONNX file, and so TensorRT, has for each tensor of the graph.
 
     Loading removes Identity nodes and folds BatchNormalization and bias additions into the convolution before
@@ -245,7 +245,7 @@ def _names(graph: Graph, scales: Mapping[str, float]) -> tuple[dict[str, tuple[s
     A cache that TensorRT wrote for the file knows what was folded by its name in the file. One without any
     such name was written for the graph that trtq quantizes: by trtq, or by TensorRT when it built from that.
     """
-    names = names_in_file(graph)
+    names = map_names_in_file(graph)
     folded = {name: own for name, own in names.items() if name not in own}
     if not any(name in scales for name in folded) or any(
         other in scales for own in folded.values() for other in own

@@ -61,7 +61,7 @@ def fold_constants(model: ir.Model) -> Iterator[str]:
     ]
     if frontier:
         part = ir.Model(ir.convenience.extract(model.graph, [], frontier), ir_version=model.ir_version)
-        taken = names_in(model.graph)
+        taken = collect_names(model.graph)
         arrays = run(open_session(part, optimize=False), [str(value.name) for value in frontier], {})
         for value, array in zip(frontier, arrays, strict=True):
             value.replace_all_uses_with(add_initializer(model.graph, f"{value.name}_folded", array, taken))
@@ -72,7 +72,7 @@ def fold_constants(model: ir.Model) -> Iterator[str]:
 
 def _fold_shapes(model: ir.Model) -> int:
     shapes = [node for node in model.graph if node.op_type == "Shape" and node.domain in ("", "ai.onnx")]
-    folded, taken = 0, names_in(model.graph)
+    folded, taken = 0, collect_names(model.graph)
     for node in shapes:
         shape = _static_shape(node.inputs[0])
         if shape is None or node.outputs[0].is_graph_output():
@@ -137,7 +137,7 @@ def fold_batch_norm(model: ir.Model) -> Iterator[str]:
     Only where the convolution has no other user, all factors are constants and the products fit into the
     weight's dtype; then the two compute the same up to float rounding. The arithmetic is in float64.
     """
-    folded, taken = 0, names_in(model.graph)
+    folded, taken = 0, collect_names(model.graph)
     for norm in [node for node in model.graph if node.op_type == "BatchNormalization"]:
         conv = norm.inputs[0].producer() if norm.inputs[0] is not None else None
         if conv is None or not _can_take(conv, norm):
@@ -171,7 +171,7 @@ def _normalized(conv: ir.Node, norm: ir.Node) -> tuple[NDArray[Any], NDArray[Any
 
 def fold_bias(model: ir.Model) -> Iterator[str]:
     """Adds a constant per channel to the bias of the Conv before it; Paddle's exporter leaves it apart."""
-    folded, taken = 0, names_in(model.graph)
+    folded, taken = 0, collect_names(model.graph)
     for add in [node for node in model.graph if node.op_type == "Add"]:
         for term, constant in ((0, 1), (1, 0)):
             value = add.inputs[term]
@@ -228,13 +228,13 @@ def _constant(value: ir.Value | None) -> NDArray[Any]:
     return value.const_value.numpy()
 
 
-def names_in(graph: ir.Graph) -> set[str]:
+def collect_names(graph: ir.Graph) -> set[str]:
     """Returns the names of all values of the graph and of the bodies in it."""
     taken = set(graph.initializers) | {str(value.name) for value in graph.inputs}
     return taken | {str(value.name) for node in graph.all_nodes() for value in node.outputs}
 
 
-def unique_name(graph: ir.Graph, name: str, taken: set[str] | None = None) -> str:
+def make_unique_name(graph: ir.Graph, name: str, taken: set[str] | None = None) -> str:
     """Returns the name, with a number added if a value of the graph or of a body in it has it.
 
     Args:
@@ -242,7 +242,7 @@ def unique_name(graph: ir.Graph, name: str, taken: set[str] | None = None) -> st
         name: What is wanted.
         taken: `names_in(graph)`, for who needs many names: the new one is added to it.
     """
-    taken = names_in(graph) if taken is None else taken
+    taken = collect_names(graph) if taken is None else taken
     unique = next(
         candidate
         for candidate in itertools.chain([name], (f"{name}_{count}" for count in itertools.count(1)))
@@ -255,8 +255,8 @@ def unique_name(graph: ir.Graph, name: str, taken: set[str] | None = None) -> st
 def add_initializer(
     graph: ir.Graph, name: str, array: NDArray[Any], taken: set[str] | None = None
 ) -> ir.Value:
-    """Returns a new constant of the graph; a number is added to a name that is taken (see `unique_name`)."""
-    unique = unique_name(graph, name, taken)
+    """Returns a new constant of the graph; a number is added to a name that is taken."""
+    unique = make_unique_name(graph, name, taken)
     tensor = ir.tensor(np.asarray(array), name=unique)
     value = ir.Value(
         name=unique, type=ir.TensorType(tensor.dtype), shape=ir.Shape(array.shape), const_value=tensor
@@ -271,11 +271,11 @@ class Additions:
     def __init__(self, graph: ir.Graph) -> None:
         """Reads the names of the graph and of the bodies in it."""
         self.graph = graph
-        self._taken = names_in(graph)
+        self._taken = collect_names(graph)
 
     def name(self, wanted: str) -> str:
         """Returns the name, with a number added if it is taken; from now on it is."""
-        return unique_name(self.graph, wanted, self._taken)
+        return make_unique_name(self.graph, wanted, self._taken)
 
     def constant(self, name: str, array: NDArray[Any]) -> ir.Value:
         """Returns a new constant; a number is added to a name that is taken."""

@@ -37,7 +37,7 @@ class Peak:
     unknown: int
 
 
-def with_shapes(model: ir.Model, shapes: Mapping[str, tuple[int, ...]]) -> ir.Model:
+def fix_shapes(model: ir.Model, shapes: Mapping[str, tuple[int, ...]]) -> ir.Model:
     """Returns the model for inputs of these shapes, with the shape of every tensor that can be told.
 
     Args:
@@ -59,7 +59,7 @@ def with_shapes(model: ir.Model, shapes: Mapping[str, tuple[int, ...]]) -> ir.Mo
     return result
 
 
-def peak_memory(model: ir.Model, float_bytes: int) -> Peak:
+def find_peak_memory(model: ir.Model, float_bytes: int) -> Peak:
     """Returns the peak over the nodes in their order; an engine fuses nodes, and takes scratch memory beside.
 
     A tensor lives from the node that makes it to its last reader. Inputs and outputs of the model live to the
@@ -71,7 +71,7 @@ def peak_memory(model: ir.Model, float_bytes: int) -> Peak:
     """
     lifetimes = _lifetimes(model.graph)
     roots, last = lifetimes
-    sizes = {root: nbytes_of(root, float_bytes) for root in set(roots.values())}
+    sizes = {root: count_bytes(root, float_bytes) for root in set(roots.values())}
     alive = {value: sizes[value] or 0 for value in model.graph.inputs}
     best, where = sum(alive.values()), ""
     for index, node in enumerate(model.graph):
@@ -87,7 +87,7 @@ def peak_memory(model: ir.Model, float_bytes: int) -> Peak:
     return Peak(best, where, sum(size is None for size in sizes.values()))
 
 
-def nbytes_of(value: ir.Value, float_bytes: int) -> int | None:
+def count_bytes(value: ir.Value, float_bytes: int) -> int | None:
     """Returns the size of a tensor; None if its shape or dtype is not known.
 
     Args:

@@ -14,13 +14,13 @@ import onnx_ir as ir
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx_ir.passes import common as passes
 
-from trtq.calibrators.ahead import begun
+from trtq.calibrators.ahead import start_in_background
 from trtq.errors import ModelError
-from trtq.models.session import num_weight_bytes
-from trtq.models.signature import TensorSpec, inputs_of, outputs_of
+from trtq.models.session import count_weight_bytes
+from trtq.models.signature import TensorSpec, outputs_of, read_inputs
 from trtq.pipeline.graph.fold import drop_identities, fold_batch_norm, fold_bias, fold_constants
-from trtq.pipeline.graph.operands import as_standard_operators
-from trtq.pipeline.graph.opset import infer_shapes, opset_of, upgrade_opset
+from trtq.pipeline.graph.operands import standardize_operators
+from trtq.pipeline.graph.opset import infer_shapes, read_opset, upgrade_opset
 from trtq.pipeline.graph.placement import WEIGHTED, KeptNode
 from trtq.pipeline.graph.quantized import is_quantized
 
@@ -55,7 +55,7 @@ class Graph:
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
         """The inputs that a caller must feed."""
-        return inputs_of(self.model)
+        return read_inputs(self.model)
 
     @property
     def outputs(self) -> tuple[TensorSpec, ...]:
@@ -65,7 +65,7 @@ class Graph:
     @property
     def opset(self) -> int:
         """The version of the standard operators."""
-        return opset_of(self.model)
+        return read_opset(self.model)
 
 
 def load(path: Path, *, min_opset: int) -> Graph:
@@ -84,14 +84,14 @@ def load(path: Path, *, min_opset: int) -> Graph:
     content = _content(path)
     proto = _parsed(content, path)
     files = [path.parent / name for name in sorted(_external_files(proto))]
-    sha256 = begun(partial(_digest, content, files))  # which lets go of the GIL
+    sha256 = start_in_background(partial(_digest, content, files))  # which lets go of the GIL
     model = _checked(proto, content, path)
     notes = list(_normalize(model))
     del content, proto
     _refuse_foreign_operators(model)
     notes += _part_anonymous_dims(model)
-    if opset_of(model) < min_opset and not is_quantized(model):
-        notes.append(f"raised the opset from {opset_of(model)} to {min_opset}")
+    if read_opset(model) < min_opset and not is_quantized(model):
+        notes.append(f"raised the opset from {read_opset(model)} to {min_opset}")
         model = upgrade_opset(model, min_opset)
     else:
         infer_shapes(model)
@@ -131,7 +131,7 @@ def load_as_it_is(path: Path) -> ir.Model:
     passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     ir.external_data.load_to_model(model)
     passes.NameFixPass(_Names())(model)
-    as_standard_operators(model)
+    standardize_operators(model)
     infer_shapes(model)
     return model
 
@@ -267,7 +267,7 @@ def _normalize(model: ir.Model) -> Iterator[str]:
 
 def _load_weights(model: ir.Model) -> None:
     """Brings the weights of other files into memory: all of them, or the small ones of a large model."""
-    limit = _MOST_IN_MEMORY if num_weight_bytes(model) <= _MOST_IN_MEMORY else _SMALL
+    limit = _MOST_IN_MEMORY if count_weight_bytes(model) <= _MOST_IN_MEMORY else _SMALL
     for value in model.graph.initializers.values():
         tensor = value.const_value
         if isinstance(tensor, ir.ExternalTensor) and tensor.nbytes <= limit:

@@ -49,7 +49,7 @@ class Operand:
     @property
     def dtype(self) -> ir.DataType | None:
         """The dtype of the codes; None if it cannot be told."""
-        return dtype_of_codes(self.dequantize)
+        return find_code_dtype(self.dequantize)
 
     @property
     def is_weight(self) -> bool:
@@ -61,7 +61,7 @@ class Operand:
     @property
     def scale(self) -> NDArray[np.generic] | None:
         """The scale of the DequantizeLinear; None if it is computed."""
-        return constant_of(self.dequantize, 1)
+        return find_constant(self.dequantize, 1)
 
     @property
     def rank(self) -> int:
@@ -75,14 +75,14 @@ class Operand:
         return sum(node.op_type == "Cast" for node in self.path)
 
 
-def as_standard_operators(model: ir.Model) -> None:
+def standardize_operators(model: ir.Model) -> None:
     """Gives Q and DQ of ONNX Runtime's own domain the standard one; TensorRT takes the one for the other."""
     for node in model.graph:
         if node.domain == "com.microsoft" and node.op_type in (QUANTIZE, DEQUANTIZE):
             node.domain = ""
 
 
-def operand_of(value: ir.Value | None) -> Operand | None:
+def find_operand(value: ir.Value | None) -> Operand | None:
     """Returns the DequantizeLinear that a value comes from, through what only moves values; None if none."""
     path: list[ir.Node] = []
     current = value
@@ -105,14 +105,14 @@ def _reaches(dequantize: ir.Node, path: list[ir.Node]) -> bool:
         return False
     pools = [node for node in path if node.op_type == "MaxPool"]
     flat = all(node.outputs[0].shape is None or len(node.outputs[0].shape) < 5 for node in pools)
-    dtypes = (dtype_of_codes(dequantize), dequantize.outputs[0].dtype)
+    dtypes = (find_code_dtype(dequantize), dequantize.outputs[0].dtype)
     eight = dtypes[0] in (ir.DataType.INT8, ir.DataType.UINT8) and dtypes[1] is not ir.DataType.BFLOAT16
     return not pools or (flat and eight)
 
 
 def _through_concat(value: ir.Value | None, node: ir.Node, path: list[ir.Node]) -> Operand | None:
     """A Concat moves codes if all of them have the same scale."""
-    parts = [operand_of(part) for part in node.inputs]
+    parts = [find_operand(part) for part in node.inputs]
     scales = {None if part is None or part.scale is None else part.scale.tobytes() for part in parts}
     first = parts[0]
     if first is None or value is None or None in scales or len(scales) > 1 or any(p is None for p in parts):
@@ -125,17 +125,17 @@ def _only_scales(node: ir.Node) -> bool:
     factor = node.inputs[1] if node.op_type in ("Mul", "Div") else None
     if factor is None or not factor.is_initializer() or factor.const_value is None:
         return False
-    operand = operand_of(node.inputs[0])
+    operand = find_operand(node.inputs[0])
     return operand is not None and (operand.is_weight or factor.const_value.size == 1)
 
 
-def constant_of(node: ir.Node, place: int) -> NDArray[np.generic] | None:
+def find_constant(node: ir.Node, place: int) -> NDArray[np.generic] | None:
     """Returns the value of an input of a node; None if it has none there or it is computed."""
     value = node.inputs[place] if len(node.inputs) > place else None
     return value.const_value.numpy() if value is not None and value.const_value is not None else None
 
 
-def dtype_of_codes(node: ir.Node) -> ir.DataType | None:
+def find_code_dtype(node: ir.Node) -> ir.DataType | None:
     """Returns the dtype of the codes that a QuantizeLinear makes or a DequantizeLinear takes.
 
     ONNX: that of the zero point; without one that of `output_dtype`, and else uint8.
@@ -151,9 +151,9 @@ def dtype_of_codes(node: ir.Node) -> ir.DataType | None:
     return ir.DataType.UINT8 if node.op_type == QUANTIZE else None
 
 
-def axis_of(node: ir.Node) -> int | None:
+def read_axis(node: ir.Node) -> int | None:
     """Returns the axis of the scales of a Q or DQ node, counted from the front; None for one scale."""
-    scale = constant_of(node, 1)
+    scale = find_constant(node, 1)
     if scale is None or scale.size <= 1 or scale.ndim != 1:
         return None
     axis = node.attributes["axis"].as_int() if "axis" in node.attributes else 1
@@ -162,9 +162,9 @@ def axis_of(node: ir.Node) -> int | None:
     return min(axis, rank - 1) if axis >= 0 and rank else axis + rank if axis < 0 else axis
 
 
-def scale_axes(operand: Operand) -> frozenset[int]:
+def find_scale_axes(operand: Operand) -> frozenset[int]:
     """Returns the axes, as the layer sees them, along which a constant has scales of its own."""
-    axis = axis_of(operand.dequantize)
+    axis = read_axis(operand.dequantize)
     if axis is None:
         return frozenset()
     if not operand.path:

@@ -14,7 +14,7 @@ _BODIES = (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS)
 _SMALL_BYTES = 4096  # shapes, axes and the like: the tools need their values
 
 
-def opset_of(model: ir.Model) -> int:
+def read_opset(model: ir.Model) -> int:
     """Returns the version of the standard operators."""
     return model.opset_imports.get("", 1)
 
@@ -32,7 +32,7 @@ def upgrade_opset(model: ir.Model, version: int) -> ir.Model:
             return version_converter.convert_version(proto, version)
         except (version_converter.ConvertError, RuntimeError, ValueError) as error:
             raise ModelError(
-                f"ONNX's converter cannot raise this model from opset {opset_of(model)} to {version}: "
+                f"ONNX's converter cannot raise this model from opset {read_opset(model)} to {version}: "
                 f"{' '.join(str(error).split())[:300]}; export it with opset {version} or newer"
             ) from error
 

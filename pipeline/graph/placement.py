@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import onnx_ir as ir
 
 from trtq.models.tensors import FLOAT_TYPES
-from trtq.pipeline.graph.worth import why_float
+from trtq.pipeline.graph.worth import explain_float
 
 WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul", "LSTM", "GRU", "RNN")
 QUANTIZABLE = ("Conv", "ConvTranspose", "Gemm", "MatMul")
@@ -99,7 +99,7 @@ def place(
     3. two-activations: a MatMul of two activations, as in attention, is INT8 on both sides where "Attention"
        is among the types; else float, where TensorRT fuses attention as a whole.
     4. indices, 5. filter-bank, 6. few-outputs, 7. head, 8. gate: layers where INT8 wins nothing or loses much
-       stay float (`why_float`).
+       stay float (`explain_float`).
     9. softmax-input: what Softmax and LogSoftmax get is INT8 where "Softmax" is among the types; they compute
        in float all the same, and TensorRT fuses attention no more.
     10. Nothing else. Biases stay float. The reader of a tensor quantizes it: TensorRT moves that pair back
@@ -137,7 +137,7 @@ def place(
     return Placement(tuple(_in_graph_order(model, quantized)), tuple(kept))
 
 
-def unmatched(model: ir.Model, patterns: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
+def find_unmatched(model: ir.Model, patterns: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
     """Yields each pattern that is found in no node name, with the names nearest to it."""
     names = [str(node.name) for node in model.graph]
     for pattern in patterns:
@@ -188,8 +188,8 @@ def _weighted_input(node: ir.Node, constants: list[int], *, is_forced: bool) -> 
         return KeptNode(name, op_type, f"its inputs are {activation.dtype} and {weight.dtype}, not float")
     if place == 0 and op_type != "MatMul":
         return KeptNode(name, op_type, "its first input is the constant one")
-    axis = channel_axis(node, place, len(weight.shape or ()))
-    if not is_forced and (reason := why_float(node, weight, activation, axis)):
+    axis = find_channel_axis(node, place, len(weight.shape or ()))
+    if not is_forced and (reason := explain_float(node, weight, activation, axis)):
         return KeptNode(name, op_type, reason)
     return QuantizedNode(
         name,
@@ -200,7 +200,7 @@ def _weighted_input(node: ir.Node, constants: list[int], *, is_forced: bool) -> 
     )
 
 
-def channel_axis(node: ir.Node, place: int, rank: int) -> int | None:
+def find_channel_axis(node: ir.Node, place: int, rank: int) -> int | None:
     """Returns the axis of a weight's output channels, on which TensorRT runs INT8 (others run in float).
 
     Args:

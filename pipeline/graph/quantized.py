@@ -11,10 +11,10 @@ from trtq.pipeline.graph.operands import (
     OPERATOR_FORMAT,
     QUANTIZE,
     Operand,
-    axis_of,
-    operand_of,
+    find_operand,
+    read_axis,
 )
-from trtq.pipeline.graph.placement import QUANTIZABLE, channel_axis
+from trtq.pipeline.graph.placement import QUANTIZABLE, find_channel_axis
 
 _EIGHT_BITS = (ir.DataType.INT8, ir.DataType.UINT8)
 
@@ -44,7 +44,7 @@ def is_quantized(model: ir.Model) -> bool:
     )
 
 
-def quantized_layers(model: ir.Model) -> tuple[QuantizedLayer, ...]:
+def find_quantized_layers(model: ir.Model) -> tuple[QuantizedLayer, ...]:
     """Returns the Conv, ConvTranspose, Gemm and MatMul nodes that a backend can run in INT8."""
     return tuple(layer for node in model.graph if (layer := _layer(node)) is not None)
 
@@ -52,7 +52,7 @@ def quantized_layers(model: ir.Model) -> tuple[QuantizedLayer, ...]:
 def _layer(node: ir.Node) -> QuantizedLayer | None:
     if node.op_type not in QUANTIZABLE:
         return None
-    operands = [operand_of(value) for value in node.inputs[:2]]
+    operands = [find_operand(value) for value in node.inputs[:2]]
     first, second = operands if len(operands) == 2 else (None, None)
     if first is None or second is None:
         return None
@@ -65,8 +65,8 @@ def _layer(node: ir.Node) -> QuantizedLayer | None:
         str(node.name),
         node.op_type,
         None if activation.scale is None else activation.scale.shape,
-        axis_of(weight.dequantize) if weight.is_weight and _keeps_axes(weight) else None,
-        channel_axis(node, place, len(weight.codes.shape or ())),
+        read_axis(weight.dequantize) if weight.is_weight and _keeps_axes(weight) else None,
+        find_channel_axis(node, place, len(weight.codes.shape or ())),
     )
 
 

@@ -28,7 +28,7 @@ _INTEGERS = (ir.DataType.INT32, ir.DataType.INT64, ir.DataType.BOOL)
 _MOST_STEPS = 16
 
 
-def why_float(node: ir.Node, weight: ir.Value, activation: ir.Value, axis: int | None) -> str:
+def explain_float(node: ir.Node, weight: ir.Value, activation: ir.Value, axis: int | None) -> str:
     """Returns why a layer with a constant weight stays float; empty if INT8 is worth it.
 
     Args:

@@ -13,13 +13,13 @@ from numpy.typing import NDArray
 from trtq.calibrators.batches import Batches, Feed
 from trtq.calibrators.ranges import QMAX, Ranges
 from trtq.calibrators.taps import open_taps
-from trtq.models.session import Engine
+from trtq.models.session import SessionOptions
 from trtq.pipeline.graph.placement import Placement, QuantizedNode, QuantizedWeight
-from trtq.pipeline.judge.columns import columns
+from trtq.pipeline.judge.columns import gather_columns
 from trtq.pipeline.rewrite.channels.operands import constant, has_input_channels
 from trtq.pipeline.rewrite.channels.rescale import rescale
-from trtq.pipeline.rewrite.qdq import find_qparams, steps_of
-from trtq.pipeline.rewrite.rounding import digest_of, moved_for, pack
+from trtq.pipeline.rewrite.qdq import divide_by_scale, find_qparams
+from trtq.pipeline.rewrite.rounding import choose_roundings, hash_weight, pack
 
 _NUM_SAMPLES = 32
 _NUM_ROWS = 4096
@@ -93,10 +93,10 @@ def find_roundings(
         part = works[start : start + _AT_A_TIME]
         for work, gram in zip(part, _grams(made.model, part, made.ranges, feeds), strict=True):
             qparams = find_qparams(work.values, work.weight.axis, made.ranges)
-            steps = steps_of(work.values, qparams)
+            steps = divide_by_scale(work.values, qparams)
             turned = _as_rows(steps, work)
-            moved = moved_for(turned, gram, _NUM_SWEEPS)
-            found[digest_of(work.values)] = pack(_as_weight(moved, work))
+            moved = choose_roundings(turned, gram, _NUM_SWEEPS)
+            found[hash_weight(work.values)] = pack(_as_weight(moved, work))
     return found
 
 
@@ -128,7 +128,7 @@ def _grams(
     sums = [np.zeros((work.shape[0], work.shape[2], work.shape[2])) for work in works]
     numbers = [0] * len(works)
     tensors = dict.fromkeys(layer.activations[0][1] for work in works for layer, _ in work.layers)
-    taps = open_taps(model, list(tensors), (), Engine())
+    taps = open_taps(model, list(tensors), (), SessionOptions())
 
     def take(tensor: str, array: NDArray[Any]) -> None:
         low, high = ranges.ends(tensor)
@@ -137,7 +137,7 @@ def _grams(
             for layer, node in work.layers:
                 if layer.activations[0][1] == tensor:
                     most = max(1, _NUM_ROWS // (len(feeds) * len(work.layers)))
-                    rows = columns(array, node, work.values, most)
+                    rows = gather_columns(array, node, work.values, most)
                     rows = np.clip(np.rint(rows / scale) * scale, low, high)
                     sums[index] += rows.transpose(0, 2, 1) @ rows
                     numbers[index] += rows.shape[1]

@@ -10,7 +10,9 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 
-def columns(array: NDArray[Any], node: ir.Node, weight: NDArray[Any], most: int) -> NDArray[np.float32]:
+def gather_columns(
+    array: NDArray[Any], node: ir.Node, weight: NDArray[Any], most: int
+) -> NDArray[np.float32]:
     """Returns some of the rows that meet the weight: shape (groups, rows, inputs of one output).
 
     Args:

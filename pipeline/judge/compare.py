@@ -15,10 +15,10 @@ from trtq import lazy
 from trtq.calibrators.batches import Batches, Feed
 from trtq.calibrators.observe import Progress
 from trtq.errors import ModelError
-from trtq.models.session import open_session, runtime_errors
+from trtq.models.session import list_runtime_errors, open_session
 from trtq.pipeline.graph.load import read_proto
-from trtq.pipeline.judge.exact import with_exact_quantize
-from trtq.pipeline.judge.logits import LogitsComparison, LogitsMetrics, mask_of, tokens_of
+from trtq.pipeline.judge.exact import make_quantize_exact
+from trtq.pipeline.judge.logits import LogitsComparison, LogitsMetrics, find_mask, find_tokens
 from trtq.pipeline.judge.metrics import OutputComparison, OutputMetrics
 from trtq.pipeline.judge.score import Labels, Scores
 from trtq.pipeline.judge.widen import has_bf16, without_bf16
@@ -106,10 +106,12 @@ def compare_models(
                 key = (candidate, reference, output)
                 metrics.setdefault(key, OutputMetrics()).add(ours, theirs, feed.num_samples)
                 if output not in token_inputs:
-                    token_inputs[output] = tokens_of(output, theirs, inputs)
+                    token_inputs[output] = find_tokens(output, theirs, inputs)
                 if (name := token_inputs[output]) is not None:
                     tokens = inputs[name]
-                    logits.setdefault(key, LogitsMetrics()).add(ours, theirs, tokens, mask_of(tokens, inputs))
+                    logits.setdefault(key, LogitsMetrics()).add(
+                        ours, theirs, tokens, find_mask(tokens, inputs)
+                    )
         if scores is not None:
             scores.add({name: _but(outputs, unscored) for name, outputs in results.items()}, feed)
         num_samples += feed.num_samples
@@ -145,7 +147,7 @@ def _run(
         try:
             for results in comparator.run(runners, data_loader=feeds(), streaming=True):
                 yield current[0], {name: dict(iterations[0].items()) for name, iterations in results}
-        except (*runtime_errors(), exception) as error:
+        except (*list_runtime_errors(), exception) as error:
             source = current[0].source if current else batches.origin
             text = " ".join(str(error).split())[:400]
             raise ModelError(f"running the models on {source} failed: {text}") from error
@@ -164,7 +166,7 @@ def _session(path: Path) -> Any:
     model = ir.load(path)
     if has_bf16(model):
         return open_session(without_bf16(model), optimize=False)
-    exact = with_exact_quantize(model)
+    exact = make_quantize_exact(model)
     return open_session(path if exact is None else exact, optimize=False)
 
 

@@ -13,7 +13,7 @@ from trtq.calibrators.batches import Batches, Feed
 from trtq.calibrators.observe import Progress
 from trtq.calibrators.sources import open_batches
 from trtq.errors import DataError
-from trtq.files import sha256_of
+from trtq.files import hash_file
 from trtq.models.spec import METRICS, EvaluationSpec, InputSpec, ModelSpec
 from trtq.pipeline.graph.load import Graph
 from trtq.pipeline.judge.score import Labels
@@ -23,7 +23,7 @@ _FROM_FILE = "labels"
 _DAMAGED = (ValueError, SyntaxError, MemoryError, tokenize.TokenError)  # numpy's, for damaged headers
 
 
-def evaluation_data(graph: Graph, spec: ModelSpec, calibration: Batches | None) -> Batches | None:
+def open_evaluation_data(graph: Graph, spec: ModelSpec, calibration: Batches | None) -> Batches | None:
     """Returns the stream to compare on: the evaluation data, else the calibration data, else None.
 
     Without labels, 128 samples are enough unless the settings say otherwise.
@@ -40,7 +40,7 @@ def evaluation_data(graph: Graph, spec: ModelSpec, calibration: Batches | None) 
         return (
             calibration.first(evaluation.samples or _UNLABELLED_SAMPLES) if calibration is not None else None
         )
-    labels = labels_of(evaluation)
+    labels = find_labels(evaluation)
     own = spec.accuracy.script is not None
     batches = open_batches(
         evaluation.data,
@@ -54,7 +54,7 @@ def evaluation_data(graph: Graph, spec: ModelSpec, calibration: Batches | None) 
     return batches.first(evaluation.samples or (None if evaluation.labels else _UNLABELLED_SAMPLES))
 
 
-def within(batches: Batches, profiles: Mapping[str, InputSpec], left_out: Progress) -> Batches:
+def filter_by_profiles(batches: Batches, profiles: Mapping[str, InputSpec], left_out: Progress) -> Batches:
     """Returns the feeds that an engine with these profiles takes.
 
     Args:
@@ -79,7 +79,7 @@ def _is_between(shape: tuple[int, ...], profile: InputSpec) -> bool:
     return all(smallest <= size <= largest for smallest, size, largest in triples)
 
 
-def labels_of(evaluation: EvaluationSpec, metric: str = METRICS[0]) -> Labels | None:
+def find_labels(evaluation: EvaluationSpec, metric: str = METRICS[0]) -> Labels | None:
     """Returns where the labels are and how answers are scored; None if there is nothing to score by.
 
     Without labels only a metric of the user's own, which may know the right answers itself, can score.
@@ -121,5 +121,5 @@ def with_labels(batches: Batches, path: Path, *, any_rank: bool = False) -> Batc
             yield Feed({**feed.arrays, _FROM_FILE: labels[start:stop]}, feed.source, feed.num_samples)
             start = stop
 
-    digest = batches.digest and f"{batches.digest}/{sha256_of(path)}"
+    digest = batches.digest and f"{batches.digest}/{hash_file(path)}"
     return replace(batches, read=read, content=digest)

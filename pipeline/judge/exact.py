@@ -7,7 +7,7 @@ import onnx_ir as ir
 _FLOAT, _FLOAT16 = ir.DataType.FLOAT, ir.DataType.FLOAT16
 
 
-def with_exact_quantize(model: ir.Model) -> ir.Model | None:
+def make_quantize_exact(model: ir.Model) -> ir.Model | None:
     """Returns the model with every FP16 QuantizeLinear fed in FP32; None if it has none.
 
     The codes are the same by definition, since FP32 holds every FP16 value and scale. ONNX Runtime up to

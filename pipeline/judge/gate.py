@@ -9,7 +9,7 @@ from typing import Literal
 from trtq.models.spec import AccuracySpec
 from trtq.pipeline.judge.compare import Comparison
 from trtq.pipeline.judge.metrics import OutputComparison
-from trtq.pipeline.judge.score import shown, title_of
+from trtq.pipeline.judge.score import format_score, name_metric
 
 _SAME_DB = 6.0
 """Noise within a factor of two in amplitude counts as the same."""
@@ -75,8 +75,9 @@ def _drop_reasons(comparison: Comparison, candidate: str, reference: str, gate: 
     if drop <= gate.max_drop:
         return []
     return [
-        f"{title_of(comparison.metric)} falls from {shown(theirs, comparison.metric)} ({reference}) to "
-        f"{shown(ours, comparison.metric)}, by {drop:.2f} points; the gate allows {gate.max_drop:g}"
+        f"{name_metric(comparison.metric)} falls from "
+        f"{format_score(theirs, comparison.metric)} ({reference}) to "
+        f"{format_score(ours, comparison.metric)}, by {drop:.2f} points; the gate allows {gate.max_drop:g}"
     ]
 
 

@@ -88,7 +88,7 @@ class LogitsMetrics:
         )
 
 
-def tokens_of(output: str, logits: NDArray[Any], inputs: Mapping[str, NDArray[Any]]) -> str | None:
+def find_tokens(output: str, logits: NDArray[Any], inputs: Mapping[str, NDArray[Any]]) -> str | None:
     """Returns the input whose tokens belong to an output of logits; None if there is none, or no telling.
 
     Logits are floats of shape (N, T, V), called so or with a large V, where an input holds N x T integers
@@ -112,7 +112,7 @@ def tokens_of(output: str, logits: NDArray[Any], inputs: Mapping[str, NDArray[An
     return None
 
 
-def mask_of(tokens: NDArray[Any], inputs: Mapping[str, NDArray[Any]]) -> NDArray[np.bool_] | None:
+def find_mask(tokens: NDArray[Any], inputs: Mapping[str, NDArray[Any]]) -> NDArray[np.bool_] | None:
     """Returns which tokens are no padding: 1 in an input of 0 and 1 called a mask; None if there is none.
 
     Args:

@@ -17,7 +17,7 @@ _NUM_INPUTS = 3
 """Of a recurrent layer: the sequence, the weights of the input, those of the state."""
 
 
-def macs_of(model: ir.Model, feed: Feed) -> dict[str, int]:
+def count_macs(model: ir.Model, feed: Feed) -> dict[str, int]:
     """Returns the multiply-accumulates a sample by the name of each node with weights, and each MatMul.
 
     Shapes are those that the feed gives in ONNX Runtime: shape inference does not know all of them. Nodes in

@@ -12,7 +12,7 @@ from trtq.calibrators.batches import Batches
 from trtq.calibrators.observe import Progress
 from trtq.models.spec import AccuracySpec
 from trtq.pipeline.judge.score import Labels
-from trtq.pipeline.judge.sensitivity import Distance, Effect, in_groups, measure
+from trtq.pipeline.judge.sensitivity import Distance, Effect, measure, split_in_groups
 from trtq.pipeline.judge.switchable import Switchable
 
 _MARGIN = 0.9
@@ -32,7 +32,7 @@ _WORTH_RETURNING = 0.01
 
 
 @dataclass(slots=True)
-class Meter:
+class EffectMeter:
     """Measures mixtures of kept and quantized layers, and counts what that costs.
 
     Attributes:
@@ -53,7 +53,7 @@ class Meter:
     def alone(self, batches: Batches) -> dict[str, Effect]:
         """Returns the effect of quantizing each layer alone."""
         found: dict[str, Effect] = {}
-        for names in in_groups(self.session.layers, mixtures_each=1):
+        for names in split_in_groups(self.session.layers, mixtures_each=1):
             found |= self._measured({name: {name} for name in names}, batches)[0]
         return found
 
@@ -72,7 +72,7 @@ class Meter:
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
+class LayerChoice:
     """The layers to keep.
 
     Attributes:
@@ -87,14 +87,16 @@ class Choice:
 
 
 @dataclass(frozen=True, slots=True)
-class Size:
+class DataSize:
     """Of some data."""
 
     num_feeds: int
     num_samples: int
 
 
-def choose(meter: Meter, macs: Mapping[str, int], gate: AccuracySpec, batches: Batches, size: Size) -> Choice:
+def choose_layers(
+    meter: EffectMeter, macs: Mapping[str, int], gate: AccuracySpec, batches: Batches, size: DataSize
+) -> LayerChoice:
     """Returns the cheapest layers to keep for which the gate holds on this data.
 
     1. Every layer is quantized alone, on a part of the data. Rounding errors of different layers are nearly
@@ -116,7 +118,7 @@ def choose(meter: Meter, macs: Mapping[str, int], gate: AccuracySpec, batches: B
     """
     layers = meter.session.layers
     most = max(1, round(2 * _SENSITIVITY_PASSES * size.num_feeds / len(layers)))
-    alone = meter.alone(every_nth(batches, 0, math.ceil(size.num_feeds / most)))
+    alone = meter.alone(take_every_nth(batches, 0, math.ceil(size.num_feeds / most)))
     errors = {name: _error_of_parts(effect, gate) for name, effect in alone.items()}
     total = max(sum(macs.values()), 1)
     shares = {name: macs.get(name, 0) / total for name in layers}
@@ -137,11 +139,11 @@ def choose(meter: Meter, macs: Mapping[str, int], gate: AccuracySpec, batches: B
     if meter.samples_run <= most_samples:
         kept = _without_needless(meter, kept, shares, gate, batches)
     rest = tuple(name for name in cheapest.order if name not in kept)
-    return Choice(kept, (*kept, *rest), alone)
+    return LayerChoice(kept, (*kept, *rest), alone)
 
 
-def enough_for(
-    meter: Meter, order: Sequence[str], too_few: int, gate: AccuracySpec, batches: Batches, times: int
+def count_needed(
+    meter: EffectMeter, order: Sequence[str], too_few: int, gate: AccuracySpec, batches: Batches, times: int
 ) -> int:
     """Returns how many layers of the order are enough on this data: the lowest count that is measured to be.
 
@@ -175,7 +177,7 @@ def _between(low: int, high: int) -> list[int]:
     return sorted(count for count in found if low < count < high)
 
 
-def every_nth(batches: Batches, start: int, step: int) -> Batches:
+def take_every_nth(batches: Batches, start: int, step: int) -> Batches:
     """Returns every `step`-th feed of the stream from number `start` on."""
     digest = batches.digest and f"{batches.digest}/{start}::{step}"
     read = partial(batches.every, start, step)
@@ -233,7 +235,7 @@ def _strain(effect: Effect, float_score: float | None, gate: AccuracySpec) -> fl
 
 
 def _without_needless(
-    meter: Meter, kept: Sequence[str], shares: Mapping[str, float], gate: AccuracySpec, batches: Batches
+    meter: EffectMeter, kept: Sequence[str], shares: Mapping[str, float], gate: AccuracySpec, batches: Batches
 ) -> tuple[str, ...]:
     dear = sorted(
         (name for name in kept[:-1] if shares[name] > _WORTH_RETURNING), key=lambda name: -shares[name]

@@ -14,13 +14,13 @@ _MOST_PARTS = 8
 """Of one Concat: more are the steps of a loop, or patches, and not boxes and scores."""
 
 
-def parts_of(model: ir.Model) -> Mapping[str, tuple[str, ...]]:
+def find_parts(model: ir.Model) -> Mapping[str, tuple[str, ...]]:
     """Returns the tensors that are joined, at last, to give each output; only outputs that a Concat makes."""
     found = {str(value.name): _names(_joined(value)) for value in model.graph.outputs}
     return {name: parts for name, parts in found.items() if len(parts) > 1}
 
 
-def judged_outputs(model: ir.Model) -> tuple[str, ...]:
+def list_judged_outputs(model: ir.Model) -> tuple[str, ...]:
     """Returns the tensors to judge by: the float outputs, their parts, and what is squashed to give them.
 
     Saturated scores hide what is lost; where they are not saturated, only they tell what it matters.

@@ -12,10 +12,10 @@ from trtq.calibrators.batches import Batches
 from trtq.calibrators.ranges import Channels, Ranges
 from trtq.pipeline.graph.placement import Placement
 from trtq.pipeline.judge.adaround import find_roundings
-from trtq.pipeline.judge.trials import LEAST_GAIN_DB, Judge, Marks, judge_of
-from trtq.pipeline.rewrite.channels.again import Again
-from trtq.pipeline.rewrite.channels.scales import HEADROOM, Strength, plan
-from trtq.pipeline.rewrite.channels.statistics import ChannelStatistics, observe_channels
+from trtq.pipeline.judge.trials import LEAST_GAIN_DB, Judge, Marks, open_judge
+from trtq.pipeline.rewrite.channels.reobserve import Reobserver
+from trtq.pipeline.rewrite.channels.scales import HEADROOM, Strength, plan_scales
+from trtq.pipeline.rewrite.channels.statistics import ChannelStats, observe_channels
 
 FEWEST_SAMPLES = 16
 """Held back; with fewer, the extremes of single channels tell too little: nothing is rescaled."""
@@ -26,7 +26,7 @@ RESCALING = ("equalize", "smooth", "shift")
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
+class SampleBudget:
     """On how much of the held-back data candidates are judged.
 
     Attributes:
@@ -39,7 +39,7 @@ class Look:
 
 
 @dataclass(frozen=True, slots=True)
-class Try:
+class Trial:
     """Something that was tried.
 
     Attributes:
@@ -73,7 +73,7 @@ class Repairs:
     before_db: float
     after_db: float
     num_samples: int
-    tried: tuple[Try, ...]
+    tried: tuple[Trial, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +92,7 @@ class _Standing:
     best: _Candidate
     marks: Marks
     applied: tuple[str, ...] = ()
-    tried: tuple[Try, ...] = ()
+    tried: tuple[Trial, ...] = ()
 
 
 def find_repairs(
@@ -101,8 +101,8 @@ def find_repairs(
     ranges: Sequence[Ranges],
     batches: Batches,
     allowed: Sequence[str],
-    look: Look | None = None,
-    again: Again | None = None,
+    look: SampleBudget | None = None,
+    reobserver: Reobserver | None = None,
 ) -> tuple[Ranges, Repairs] | None:
     """Returns the best of the ranges with the repairs that pay; None if there is nothing to judge by.
 
@@ -120,14 +120,14 @@ def find_repairs(
         batches: The calibration data.
         allowed: The repairs that may be made, of `trtq.models.spec.REPAIRS`.
         look: On how many samples.
-        again: How rescaled tensors are observed; None: they keep the range that holds all that was seen.
+        reobserver: How rescaled tensors are observed; None: they keep the range that holds all that was seen.
 
     Raises:
         DataError: The data does not fit.
         ModelError: ONNX Runtime cannot run the model.
     """
-    look = look or Look()
-    judge = judge_of(model, placement, batches, look.second)
+    look = look or SampleBudget()
+    judge = open_judge(model, placement, batches, look.second)
     if judge is None:
         return None
     methods = [_Candidate(re.sub(r"\(.*?\)", "", item.method), item, item) for item in ranges]
@@ -140,7 +140,7 @@ def find_repairs(
         halves = even, {name: seen.merged(odd[name]) for name, seen in even.items() if name in odd}
         if judge.num_samples >= FEWEST_SAMPLES:
             standing = _at_best_strength(judge, standing, halves, allowed, look)
-            standing = _taken_again(judge, standing, batches, look, again)
+            standing = _taken_again(judge, standing, batches, look, reobserver)
         if "bias" in allowed:
             standing = _contest(judge, standing, [_with_means(standing.best, halves)], look)
     if "weights" in allowed:
@@ -158,11 +158,11 @@ def _contest(
     judge: Judge,
     standing: _Standing,
     candidates: Sequence[_Candidate],
-    look: Look,
+    look: SampleBudget,
     least_db: float = LEAST_GAIN_DB,
 ) -> _Standing:
     """Returns what stands after the candidates were tried: the best, if it is clearly better."""
-    tried: list[Try] = []
+    tried: list[Trial] = []
     if len(candidates) > _FINALISTS and judge.num_samples > look.first:
         feeds = judge.first(look.first)
         num_samples = sum(feed.num_samples for feed in feeds)
@@ -170,7 +170,7 @@ def _contest(
         own, *marks = (found.db for found in judge.marks(judged, feeds))
         order = sorted(range(len(candidates)), key=lambda index: -marks[index])
         tried = [
-            Try(candidates[index].name, marks[index] - own, num_samples, applied=False)
+            Trial(candidates[index].name, marks[index] - own, num_samples, applied=False)
             for index in sorted(order[_FINALISTS:])
         ]
         candidates = [candidates[index] for index in sorted(order[:_FINALISTS])]
@@ -179,7 +179,7 @@ def _contest(
     if best is not None and not found[best].is_clearly_above(standing.marks, least_db):
         best = None
     tried += [
-        Try(item.name, marks.db - standing.marks.db, judge.num_samples, applied=index == best)
+        Trial(item.name, marks.db - standing.marks.db, judge.num_samples, applied=index == best)
         for index, (item, marks) in enumerate(zip(candidates, found, strict=True))
     ]
     standing = replace(standing, tried=(*standing.tried, *tried))
@@ -189,12 +189,12 @@ def _contest(
     return replace(standing, best=winner, marks=found[best], applied=(*standing.applied, winner.name))
 
 
-Halves = tuple[Mapping[str, ChannelStatistics], Mapping[str, ChannelStatistics]]
+Halves = tuple[Mapping[str, ChannelStats], Mapping[str, ChannelStats]]
 """Of the channels in the even feeds, and in all."""
 
 
 def _at_best_strength(
-    judge: Judge, standing: _Standing, halves: Halves, allowed: Sequence[str], look: Look
+    judge: Judge, standing: _Standing, halves: Halves, allowed: Sequence[str], look: SampleBudget
 ) -> _Standing:
     """Returns what stands after all strengths were tried, then all without headroom, on the same ranges."""
     base = standing.best
@@ -210,7 +210,7 @@ def _rescaled(
     """Yields every candidate that differs from those before it."""
     known: list[Mapping[str, Channels]] = [{}]
     for strength in strengths:
-        judged, final = (plan(judge.model, judge.placement, seen, strength) for seen in halves)
+        judged, final = (plan_scales(judge.model, judge.placement, seen, strength) for seen in halves)
         if judged in known:
             continue
         known.append(judged)
@@ -222,22 +222,22 @@ def _rescaled(
 
 
 def _taken_again(
-    judge: Judge, standing: _Standing, batches: Batches, look: Look, again: Again | None
+    judge: Judge, standing: _Standing, batches: Batches, look: SampleBudget, reobserver: Reobserver | None
 ) -> _Standing:
     """Returns what stands after the rescaled tensors were observed, on the even feeds; all if that pays."""
     best = standing.best
-    if again is None or not best.judged.channels:
+    if reobserver is None or not best.judged.channels:
         return standing
-    found = again.of_even_feeds().taken(judge.model, judge.placement, best.judged, batches)
+    found = reobserver.on_even_feeds().observe_again(judge.model, judge.placement, best.judged, batches)
     candidates: dict[str, _Candidate] = {}
-    for name, judged in zip(again.words(), found, strict=True):
+    for name, judged in zip(reobserver.describe(), found, strict=True):
         if judged not in [best.judged, *(item.judged for item in candidates.values())]:
             candidates[name] = _Candidate(name, judged, best.final)
     after = _contest(judge, standing, list(candidates.values()), look)
     if after.best is best:
         return after
-    winner = again.by(again.words().index(after.best.name))
-    (final,) = winner.taken(judge.model, judge.placement, best.final, batches)
+    winner = reobserver.by(reobserver.describe().index(after.best.name))
+    (final,) = winner.observe_again(judge.model, judge.placement, best.final, batches)
     return replace(after, best=replace(after.best, final=final))
 
 
@@ -272,7 +272,7 @@ def _with_means(base: _Candidate, halves: Halves) -> _Candidate:
     return _Candidate("bias", judged, final)
 
 
-def _added(channels: Mapping[str, Channels], seen: Mapping[str, ChannelStatistics]) -> dict[str, Channels]:
+def _added(channels: Mapping[str, Channels], seen: Mapping[str, ChannelStats]) -> dict[str, Channels]:
     return {
         name: replace(channels.get(name, Channels()), mean=tuple(item.mean.tolist()))
         for name, item in seen.items()

@@ -16,7 +16,7 @@ from trtq.calibrators.batches import Batches
 from trtq.calibrators.cross_entropy import CrossEntropy
 from trtq.calibrators.ranges import Range, Ranges
 from trtq.calibrators.taps import open_taps
-from trtq.models.session import Engine
+from trtq.models.session import SessionOptions
 
 SUFFIX = " + cross-entropy"
 """Of the method of ranges where those of logits are of this one."""
@@ -126,7 +126,7 @@ def sample_rows(
     found: dict[str, list[NDArray[np.float64]]] = {name: [] for name in wanted}
     names = list(wanted)
     for start in range(0, len(names), _AT_A_TIME):
-        taps = open_taps(model, names[start : start + _AT_A_TIME], (), Engine())
+        taps = open_taps(model, names[start : start + _AT_A_TIME], (), SessionOptions())
         for feed in feeds:
 
             def take(name: str, array: NDArray[Any]) -> None:
@@ -148,7 +148,7 @@ def _some_rows(array: NDArray[Any], logits: Logits, num_feeds: int) -> NDArray[n
     return rows[places].astype(np.float64)
 
 
-def row_amaxes(model: ir.Model, tensors: Collection[str], batches: Batches) -> dict[str, float]:
+def measure_row_amaxes(model: ir.Model, tensors: Collection[str], batches: Batches) -> dict[str, float]:
     """Returns the amax by cross-entropy of each of the tensors that a softmax gets; of no others.
 
     Raises:
@@ -176,7 +176,7 @@ def with_row_amaxes(ranges: Ranges, amaxes: Mapping[str, float]) -> Ranges:
     return replace(ranges, tensors=tensors, method=ranges.method + SUFFIX)
 
 
-def variants(ranges: Sequence[Ranges], amaxes: Mapping[str, float], *, only: bool) -> list[Ranges]:
+def add_row_variants(ranges: Sequence[Ranges], amaxes: Mapping[str, float], *, only: bool) -> list[Ranges]:
     """Returns the ranges, and each again with these for logits; with `only`, the latter alone."""
     if not amaxes:
         return list(ranges)

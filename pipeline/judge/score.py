@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trtq.calibrators.arrays import num_samples_of
+from trtq.calibrators.arrays import count_samples
 from trtq.calibrators.batches import Feed
 from trtq.errors import DataError, UsageError
-from trtq.models.script import function_of, importing_beside
+from trtq.models.script import import_beside, load_function
 from trtq.models.spec import METRICS, AccuracySpec
 
 Outputs = Mapping[str, NDArray[Any]]
@@ -31,7 +31,7 @@ class Labels:
             metric wants, shape (samples, ...); None if that needs none.
         output: The output that holds the class scores; None if the model has only one.
         metric: "top-1", "top-5" or `script.py:function`.
-        function: That function, if `loaded` has run its script already.
+        function: That function, if `load_labels` has run its script already.
     """
 
     array: str | None
@@ -40,17 +40,17 @@ class Labels:
     function: OwnFunction | None = field(default=None, compare=False, repr=False)
 
 
-def loaded(labels: Labels | None) -> Labels | None:
+def load_labels(labels: Labels | None) -> Labels | None:
     """Returns the labels with their metric's script run, so that several comparisons run it once.
 
     Raises:
         DataError: The script fails, or has no such function.
     """
     own = None if labels is None else AccuracySpec(metric=labels.metric).script
-    return labels if labels is None or own is None else replace(labels, function=function_of(*own))
+    return labels if labels is None or own is None else replace(labels, function=load_function(*own))
 
 
-def title_of(metric: str) -> str:
+def name_metric(metric: str) -> str:
     """Returns what to call a metric: `accuracy`, `top-5 accuracy`, `f1 of metric.py`."""
     if metric in METRICS:
         return "accuracy" if metric == METRICS[0] else f"{metric} accuracy"
@@ -58,7 +58,7 @@ def title_of(metric: str) -> str:
     return f"{function} of {Path(script).name}"
 
 
-def shown(value: float, metric: str) -> str:
+def format_score(value: float, metric: str) -> str:
     """Returns a score for people: shares in per cent, other numbers as they are."""
     return f"{value:.2%}" if metric in METRICS else f"{value:.4f}"
 
@@ -76,7 +76,7 @@ class Scores:
         self._own = (
             None
             if own is None
-            else _OwnMetric(labels.metric, labels.function or function_of(*own), own[0], labels.array)
+            else _OwnMetric(labels.metric, labels.function or load_function(*own), own[0], labels.array)
         )
         self._hits = {name: dict.fromkeys(models, 0) for name in METRICS}
         self._models = models
@@ -172,7 +172,7 @@ class _OwnMetric:
         if self.array is None:
             return
         labels = np.atleast_1d(_labels_in(feed, self.array))
-        count = num_samples_of({name: array for name, array in feed.arrays.items() if name != self.array})
+        count = count_samples({name: array for name, array in feed.arrays.items() if name != self.array})
         if count > 1 and len(labels) != count:
             raise DataError(
                 f"labels {self.array!r} of {feed.source} have shape {labels.shape}, the feed has {count} "
@@ -199,7 +199,7 @@ class _OwnMetric:
 
     def _call(self, outputs: Outputs, labels: NDArray[Any] | None, model: str) -> float:
         try:
-            with importing_beside(self.script):
+            with import_beside(self.script):
                 answer = self.function(dict(outputs), labels)
         except (Exception, SystemExit) as error:
             raise DataError(

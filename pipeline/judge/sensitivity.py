@@ -116,7 +116,7 @@ class Sensitivity:
 
 
 @dataclass(frozen=True, slots=True)
-class Measured:
+class MixtureEffects:
     """The effects of some mixtures, by name, the score of the float model, and the samples that were seen."""
 
     effects: Mapping[str, Effect] = field(default_factory=dict)
@@ -130,7 +130,7 @@ def measure(
     batches: Batches,
     labels: Labels | None = None,
     progress: Progress = lambda _: None,
-) -> Measured:
+) -> MixtureEffects:
     """Returns what comes of quantizing the layers of each mixture.
 
     Args:
@@ -164,10 +164,10 @@ def measure(
         )
         for name, seen in distances.items()
     }
-    return Measured(effects, found.accuracy.get(_FLOAT), found.num_samples)
+    return MixtureEffects(effects, found.accuracy.get(_FLOAT), found.num_samples)
 
 
-def in_groups(names: Sequence[str], *, mixtures_each: int) -> Iterator[Sequence[str]]:
+def split_in_groups(names: Sequence[str], *, mixtures_each: int) -> Iterator[Sequence[str]]:
     """Yields as many names at a time as are measured in one pass over the data."""
     size = _AT_ONCE // mixtures_each
     for start in range(0, len(names), size):

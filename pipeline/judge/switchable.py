@@ -13,12 +13,12 @@ from onnx_ir.passes import common as passes
 
 from trtq import lazy
 from trtq.calibrators.ranges import Ranges
-from trtq.calibrators.survey import values_made
+from trtq.calibrators.survey import map_values_made
 from trtq.models.session import open_session
 from trtq.pipeline.graph.fold import Additions
 from trtq.pipeline.graph.placement import Placement
-from trtq.pipeline.judge.exact import with_exact_quantize
-from trtq.pipeline.judge.parts import parts_of
+from trtq.pipeline.judge.exact import make_quantize_exact
+from trtq.pipeline.judge.parts import find_parts
 from trtq.pipeline.rewrite.channels.operands import constant
 from trtq.pipeline.rewrite.channels.rescale import rescale
 from trtq.pipeline.rewrite.qdq import quantize
@@ -73,22 +73,22 @@ class _Mixture:
 def open_switchable(
     model: ir.Model, placement: Placement, ranges: Ranges, *, scale_dtype: str = "float32"
 ) -> Switchable:
-    """Returns the session of `switchable`; graph optimizations are off, as in the comparison.
+    """Returns the session of `build_switchable`; graph optimizations are off, as in the comparison.
 
     Raises:
         UsageError: The ranges lack a tensor.
         ModelError: ONNX Runtime cannot load it.
     """
-    made = switchable(model, placement, ranges, scale_dtype=scale_dtype)
-    parts, values = parts_of(made), values_made(made)
+    made = build_switchable(model, placement, ranges, scale_dtype=scale_dtype)
+    parts, values = find_parts(made), map_values_made(made)
     outputs = {value.name for value in made.graph.outputs}
     added = dict.fromkeys(name for names in parts.values() for name in names if name not in outputs)
     made.graph.outputs.extend(values[name] for name in added)
-    session = open_session(with_exact_quantize(made) or made, optimize=False)
+    session = open_session(make_quantize_exact(made) or made, optimize=False)
     return Switchable(session, tuple(node.name for node in placement.quantized), parts, tuple(added))
 
 
-def switchable(
+def build_switchable(
     model: ir.Model, placement: Placement, ranges: Ranges, *, scale_dtype: str = "float32"
 ) -> ir.Model:
     """Returns the Q/DQ model with an If around every quantized node, and a bool input for each.
@@ -126,7 +126,7 @@ def switchable(
 
 def _values_by_name(model: ir.Model) -> dict[str, ir.Value]:
     given = {str(value.name): value for value in model.graph.inputs}
-    return given | dict(model.graph.initializers) | values_made(model)
+    return given | dict(model.graph.initializers) | map_values_made(model)
 
 
 def _switch_correction(

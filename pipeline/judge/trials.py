@@ -11,13 +11,13 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from trtq.calibrators.ahead import in_order, num_cores
+from trtq.calibrators.ahead import count_cores, map_ordered
 from trtq.calibrators.batches import Batches, Feed
 from trtq.calibrators.ranges import Ranges
-from trtq.calibrators.survey import values_made
-from trtq.models.session import Engine, open_session, run
+from trtq.calibrators.survey import map_values_made
+from trtq.models.session import SessionOptions, open_session, run
 from trtq.pipeline.graph.placement import Placement
-from trtq.pipeline.judge.parts import judged_outputs
+from trtq.pipeline.judge.parts import list_judged_outputs
 from trtq.pipeline.rewrite.qdq import quantize
 
 _EXACT_DB = 80.0
@@ -89,11 +89,11 @@ class Judge:
         Raises:
             ModelError: ONNX Runtime cannot run the model.
         """
-        at_a_time = max(1, min(num_cores(), len(candidates), _MOST_AT_A_TIME))
-        engine = Engine(num_threads=max(1, num_cores() // at_a_time))
-        return list(in_order(lambda ranges: self._marks(ranges, feeds, engine), candidates, at_a_time))
+        at_a_time = max(1, min(count_cores(), len(candidates), _MOST_AT_A_TIME))
+        engine = SessionOptions(num_threads=max(1, count_cores() // at_a_time))
+        return list(map_ordered(lambda ranges: self._marks(ranges, feeds, engine), candidates, at_a_time))
 
-    def _marks(self, ranges: Ranges, feeds: Sequence[Feed], engine: Engine) -> Marks:
+    def _marks(self, ranges: Ranges, feeds: Sequence[Feed], engine: SessionOptions) -> Marks:
         session = _session(quantize(self.model, self.placement, ranges), self.outputs, engine)
         samples: list[float] = []
         signal, noise = np.zeros(len(self.outputs)), np.zeros(len(self.outputs))
@@ -110,7 +110,7 @@ class Judge:
         return Marks(np.array(samples), _decibels(signal, noise))
 
 
-def judge_of(model: ir.Model, placement: Placement, batches: Batches, num_samples: int) -> Judge | None:
+def open_judge(model: ir.Model, placement: Placement, batches: Batches, num_samples: int) -> Judge | None:
     """Returns the judge of some of the second, fourth ... feeds; None if there is nothing to judge by.
 
     Args:
@@ -123,11 +123,11 @@ def judge_of(model: ir.Model, placement: Placement, batches: Batches, num_sample
         DataError: The data does not fit.
         ModelError: ONNX Runtime cannot run the model.
     """
-    outputs = judged_outputs(model)
+    outputs = list_judged_outputs(model)
     feeds = _held_back(batches, num_samples) if outputs else ()
     if not feeds:
         return None
-    session = _session(model.clone(), outputs, Engine())
+    session = _session(model.clone(), outputs, SessionOptions())
     truth = tuple(tuple(_answers(session, outputs, feed)) for feed in feeds)
     return Judge(model, placement, outputs, feeds, truth)
 
@@ -146,9 +146,9 @@ def _held_back(batches: Batches, num_samples: int) -> tuple[Feed, ...]:
     return tuple(feed for start in range(4) for feed in kept[start::4])
 
 
-def _session(model: ir.Model, outputs: Sequence[str], engine: Engine) -> Any:
+def _session(model: ir.Model, outputs: Sequence[str], engine: SessionOptions) -> Any:
     """Returns a session that gives these tensors; the model gets them as its outputs."""
-    values = values_made(model)
+    values = map_values_made(model)
     model.graph.outputs.clear()
     model.graph.outputs.extend(values[name] for name in outputs)
     return open_session(model, optimize=False, engine=engine)

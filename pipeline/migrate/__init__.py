@@ -9,35 +9,35 @@ from pathlib import Path
 from trtq.calibrators.cache import CalibrationCache, parse_cache, read_bytes
 from trtq.calibrators.ranges import QMAX
 from trtq.errors import ArtifactError, ModelError, UsageError
-from trtq.files import sha256_of
+from trtq.files import hash_file
 from trtq.models.spec import ModelSpec
 from trtq.pipeline.build import run_job
 from trtq.pipeline.build.job import Job, refuse_inputs_in
 from trtq.pipeline.calibrate.data import (
-    calibration_data,
-    in_granularity,
-    method_of,
-    spec_beside,
+    apply_granularity,
+    create_method,
+    find_spec,
+    open_calibration_data,
     warn_of_unmatched,
 )
 from trtq.pipeline.deliver.names import CACHE, MIGRATION
 from trtq.pipeline.deliver.report import Report
-from trtq.pipeline.engine.backends import choose, refuse_what_it_lacks
-from trtq.pipeline.engine.strategy import Way
+from trtq.pipeline.engine.backends import choose_backend, refuse_unsupported
+from trtq.pipeline.engine.strategy import Strategy
 from trtq.pipeline.engine.target import Target
-from trtq.pipeline.graph.cache_ranges import Migration, ranges_from_cache
+from trtq.pipeline.graph.cache_ranges import Migration, place_from_cache
 from trtq.pipeline.graph.load import load
 from trtq.pipeline.graph.placement import Placement
 from trtq.pipeline.graph.quantized import is_quantized
-from trtq.pipeline.judge.evaluate import evaluation_data
-from trtq.pipeline.rewrite.qdq import activation_qparams
+from trtq.pipeline.judge.evaluate import open_evaluation_data
+from trtq.pipeline.rewrite.qdq import choose_activation_qparams
 from trtq.progress import Log, Silent, Watcher
 
 SCHEMA_VERSION = 1
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class CacheOutcome:
     """What became of a cache.
 
     Attributes:
@@ -54,11 +54,11 @@ class Outcome:
 
 
 @dataclass(frozen=True, slots=True)
-class Migrated:
+class MigrationResult:
     """A migrated model: the report as of a build, and what became of the cache."""
 
     report: Report
-    outcome: Outcome
+    outcome: CacheOutcome
 
 
 def migrate(
@@ -69,7 +69,7 @@ def migrate(
     target: Target | None = None,
     output: Path | str | None = None,
     watcher: Watcher | None = None,
-) -> Migrated:
+) -> MigrationResult:
     """Returns what came of a float model and its calibration cache: a Q/DQ model, an engine and a report.
 
     Writes all to `output`, with the ranges, the cache as it was given, what became of each of its keys, and
@@ -103,12 +103,12 @@ def migrate(
             f"{num_rounded} of {len(migration.mapped)} scales were rounded up to the model's precision, "
             f"by at most {largest_rise:.2%}"
         )
-    outcome = Outcome(given, migration, num_rounded, largest_rise)
-    job = replace(job, extra_files={**job.extra_files, MIGRATION: outcome_to_json(outcome)})
-    return Migrated(run_job(job, log), outcome)
+    outcome = CacheOutcome(given, migration, num_rounded, largest_rise)
+    job = replace(job, extra_files={**job.extra_files, MIGRATION: migration_to_json(outcome)})
+    return MigrationResult(run_job(job, log), outcome)
 
 
-def outcome_to_json(outcome: Outcome) -> bytes:
+def migration_to_json(outcome: CacheOutcome) -> bytes:
     """Returns what became of every key of the cache, as JSON."""
     document = {
         "schema_version": SCHEMA_VERSION,
@@ -129,7 +129,7 @@ def _prepare(
         raise UsageError(
             f"a calibration cache makes an INT8 engine, no {target.precision} one: use `trtq build`"
         )
-    spec = spec if spec is not None else spec_beside(path)
+    spec = spec if spec is not None else find_spec(path)
     folder = Path(output or path.with_suffix(".migrated.trtq")).absolute()
     data = (spec.calibration.data, spec.evaluation.data)
     refuse_inputs_in(folder, path, source, *data, target.options.timing_cache)
@@ -138,11 +138,11 @@ def _prepare(
         cache = parse_cache(content)
     except ArtifactError as error:
         raise ArtifactError(f"{source}: {error}") from error
-    backend = choose(target.backend)
+    backend = choose_backend(target.backend)
     log.stage("Loading")
-    refuse_what_it_lacks(backend, target.options, target.compute_capabilities)
+    refuse_unsupported(backend, target.options, target.compute_capabilities)
     fp16 = target.high_precision == "fp16"
-    way = Way("explicit", "the cache becomes Q/DQ", fp16, backend.takes_types())
+    way = Strategy("explicit", "the cache becomes Q/DQ", fp16, backend.takes_types())
     graph = load(path, min_opset=19 if way.fp16_graph else 13)
     if is_quantized(graph.model):
         raise ModelError(f"{path} is quantized already; give the float model that the cache was made for")
@@ -150,14 +150,14 @@ def _prepare(
         log.note(note)
     patterns = (*spec.layers.skip, *spec.layers.keep_fp32)
     warn_of_unmatched(graph, (*patterns, *spec.layers.force), log)
-    placement, ranges, migration = ranges_from_cache(
+    placement, ranges, migration = place_from_cache(
         graph, cache, str(source), skip=patterns, op_types=target.op_types, force=spec.layers.force
     )
-    placement = in_granularity(placement, spec)
+    placement = apply_granularity(placement, spec)
     _tell(migration, placement, log)
     calibration = None
     if spec.evaluation.data is None and spec.calibration.data is not None:
-        calibration = calibration_data(graph, spec, target, random_data=False)
+        calibration = open_calibration_data(graph, spec, target, random_data=False)
     job = Job(
         graph=graph,
         spec=spec,
@@ -167,12 +167,12 @@ def _prepare(
         way=way,
         is_quantized=False,
         placement=placement,
-        method=method_of(spec.calibration),
+        method=create_method(spec.calibration),
         calibration=None,
-        evaluation=evaluation_data(graph, spec, calibration),
+        evaluation=open_evaluation_data(graph, spec, calibration),
         ranges=ranges,
         extra_files={CACHE: content},
-        sources={str(source): sha256_of(source)},
+        sources={str(source): hash_file(source)},
     )
     return job, cache, migration
 
@@ -210,6 +210,6 @@ def _rounding(job: Job, migration: Migration) -> tuple[int, float]:
         dtype = dtypes[item.tensor]
         assert dtype is not None
         kind = "float16" if job.way.fp16_graph else dtype.numpy().name
-        made = float(activation_qparams(item.scale * QMAX, kind).scale)
+        made = float(choose_activation_qparams(item.scale * QMAX, kind).scale)
         rises += [made / item.scale - 1] if made != item.scale else []
     return len(rises), max(rises, default=0.0)

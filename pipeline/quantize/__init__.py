@@ -14,11 +14,11 @@ from trtq.errors import ArtifactError, UsageError
 from trtq.models.session import save
 from trtq.models.spec import ModelSpec
 from trtq.pipeline.calibrate import load_float
-from trtq.pipeline.calibrate.data import calibration_data, placement_of
+from trtq.pipeline.calibrate.data import open_calibration_data, place_layers
 from trtq.pipeline.engine.target import Target
 from trtq.pipeline.graph.placement import Placement
-from trtq.pipeline.quantize.weights import float_model, place_weights, with_few_bits
-from trtq.pipeline.rewrite.mixed import fp16_model, int8_model
+from trtq.pipeline.quantize.weights import convert_to_float, place_weights, quantize_chosen_weights
+from trtq.pipeline.rewrite.mixed import convert_to_fp16, convert_to_int8
 from trtq.pipeline.rewrite.weights.choose import ChosenWeight
 from trtq.progress import Silent, Watcher
 
@@ -58,21 +58,25 @@ def quantize(
     if ranges is not None:
         if ranges.model_sha256 != graph.sha256:
             watcher.warn(f"the ranges were calibrated for another file than {graph.path}")
-        placement = placement_of(graph, spec, target, watcher)
+        placement = place_layers(graph, spec, target, watcher)
     if target.weights is not None:
         placement, weights = place_weights(graph, spec, target, placement, watcher)
     if ranges is not None:
-        mixed = int8_model(graph, placement, ranges, fp16=fp16, keep_fp32=keep_fp32)
+        mixed = convert_to_int8(graph, placement, ranges, fp16=fp16, keep_fp32=keep_fp32)
     elif target.weights is not None:
         mixed = (
-            fp16_model(graph, None, keep_fp32=keep_fp32) if fp16 else float_model(graph, target, keep_fp32)
+            convert_to_fp16(graph, None, keep_fp32=keep_fp32)
+            if fp16
+            else convert_to_float(graph, target, keep_fp32)
         )
     else:
         raise UsageError("there is nothing to quantize with: give ranges, or a weight format")
     if target.weights is not None:
         needs_data = target.weights.method == "gptq"
-        batches = calibration_data(graph, spec, target, random_data=False) if needs_data else None
-        mixed = with_few_bits(mixed, graph, weights, target, backend=target.backend, batches=batches)
+        batches = open_calibration_data(graph, spec, target, random_data=False) if needs_data else None
+        mixed = quantize_chosen_weights(
+            mixed, graph, weights, target, backend=target.backend, batches=batches
+        )
     return _save_whole(mixed.model, Path(output))
 
 

@@ -11,16 +11,16 @@ from trtq.errors import UsageError
 from trtq.models.spec import ModelSpec
 from trtq.pipeline.deliver.report import WeightsReport
 from trtq.pipeline.engine.backend import Backend
-from trtq.pipeline.engine.strategy import Way
+from trtq.pipeline.engine.strategy import Strategy
 from trtq.pipeline.engine.target import Target
 from trtq.pipeline.graph.load import Graph
 from trtq.pipeline.graph.placement import Placement, QuantizedNode
-from trtq.pipeline.rewrite.mixed import Mixed
+from trtq.pipeline.rewrite.mixed import MixedModel
 from trtq.pipeline.rewrite.precision import to_bf16
 from trtq.pipeline.rewrite.weights.apply import Runtime, quantize_weights
-from trtq.pipeline.rewrite.weights.choose import ChosenWeight, choose_weights, unmatched_names
-from trtq.pipeline.rewrite.weights.gram import gptq_codes
-from trtq.pipeline.rewrite.weights.layout import form_of, parts_of
+from trtq.pipeline.rewrite.weights.choose import ChosenWeight, choose_weights, find_unmatched_names
+from trtq.pipeline.rewrite.weights.gram import quantize_by_gptq
+from trtq.pipeline.rewrite.weights.layout import choose_form, plan_parts
 from trtq.progress import Watcher
 
 _BIG = 1 << 18
@@ -66,7 +66,7 @@ def place_weights(
     """
     assert target.weights is not None
     patterns = (*spec.layers.skip, *spec.layers.keep_fp32)
-    for pattern, nearest in unmatched_names(graph.model, patterns):
+    for pattern, nearest in find_unmatched_names(graph.model, patterns):
         near = f"; the nearest names are {', '.join(nearest)}" if nearest else ""
         watcher.warn(f"{pattern!r} matches no node or weight{near}")
     small = {node.name for node in placement.quantized if _is_small(graph.model, node)}
@@ -78,7 +78,7 @@ def place_weights(
     found = choose_weights(graph.model, target.weights, patterns, taken)
     if not found.chosen:
         watcher.warn("no weight can be stored in fewer bits; the report tells why")
-    if smaller := with_smaller_blocks(found.chosen, target.weights.block_size):
+    if smaller := describe_smaller_blocks(found.chosen, target.weights.block_size):
         watcher.warn(smaller)
     moved = {reader.node for weight in found.chosen for reader in weight.readers}
     quantized = tuple(node for node in placement.quantized if node.name not in small & moved)
@@ -89,7 +89,7 @@ def place_weights(
     ), found.chosen
 
 
-def refuse_weights(target: Target, backend: Backend, way: Way) -> None:
+def refuse_weights(target: Target, backend: Backend, way: Strategy) -> None:
     """Refuses weight-only quantization where the graph cannot say it.
 
     Raises:
@@ -106,22 +106,22 @@ def refuse_weights(target: Target, backend: Backend, way: Way) -> None:
         _refuse_without_fp8(target.compute_capabilities)
 
 
-def float_model(graph: Graph, target: Target, keep_fp32: tuple[str, ...]) -> Mixed:
+def convert_to_float(graph: Graph, target: Target, keep_fp32: tuple[str, ...]) -> MixedModel:
     """Returns the model in BF16 if the target says so, else as it is."""
     if target.high_precision == "bf16":
-        return Mixed(*to_bf16(graph.model, keep_fp32=keep_fp32))
-    return Mixed(graph.model)
+        return MixedModel(*to_bf16(graph.model, keep_fp32=keep_fp32))
+    return MixedModel(graph.model)
 
 
-def with_few_bits(
-    mixed: Mixed,
+def quantize_chosen_weights(
+    mixed: MixedModel,
     graph: Graph,
     chosen: Sequence[ChosenWeight],
     target: Target,
     *,
     backend: str,
     batches: Batches | None = None,
-) -> Mixed:
+) -> MixedModel:
     """Returns the model with the chosen weights in few bits.
 
     Args:
@@ -139,11 +139,11 @@ def with_few_bits(
         dtypes = {value.dtype for value in mixed.model.graph.initializers.values()}
         halves = {ir.DataType.FLOAT16: "float16", ir.DataType.BFLOAT16: "bfloat16"}
         dtype = next((name for half, name in halves.items() if half in dtypes), "float32")
-        known = gptq_codes(graph.model, chosen, target.weights, batches, dtype)
+        known = quantize_by_gptq(graph.model, chosen, target.weights, batches, dtype)
     model = quantize_weights(
         mixed.model, graph.model, chosen, target.weights, runtime=_runtime(backend), known=known
     )
-    return Mixed(model, mixed.kept_fp32)
+    return MixedModel(model, mixed.kept_fp32)
 
 
 def report_weights(
@@ -161,8 +161,8 @@ def report_weights(
     assert scheme is not None
     is_half = half or target.high_precision == "bf16"
     dtype = ir.DataType.FLOAT16 if is_half else ir.DataType.FLOAT  # BF16 has the same size
-    form = form_of(scheme)
-    size = sum(part.nbytes for weight in chosen for part in parts_of(weight, scheme, dtype, form))
+    form = choose_form(scheme)
+    size = sum(part.nbytes for weight in chosen for part in plan_parts(weight, scheme, dtype, form))
     count = sum(weight.num_elements for weight in chosen)
     blocks = [weight.block_size for weight in chosen]
     return WeightsReport(
@@ -182,7 +182,7 @@ def _runtime(backend: str) -> Runtime:
     return "onnxruntime" if backend == "onnxruntime" else "tensorrt"
 
 
-def with_smaller_blocks(chosen: Sequence[ChosenWeight], wanted: int) -> str:
+def describe_smaller_blocks(chosen: Sequence[ChosenWeight], wanted: int) -> str:
     """Returns what to say of weights whose blocks are not of the wanted size; empty if there are none."""
     found = [weight for weight in chosen if weight.block_size not in (0, wanted)]
     if not found:

@@ -14,16 +14,16 @@ from trtq.pipeline.rewrite.qdq import quantize
 
 
 @dataclass(frozen=True, slots=True)
-class Mixed:
+class MixedModel:
     """A model in several precisions, and what stays FP32 although the rest is FP16."""
 
     model: ir.Model
     kept_fp32: tuple[KeptFp32, ...] = ()
 
 
-def int8_model(
+def convert_to_int8(
     graph: Graph, placement: Placement, ranges: Ranges, *, fp16: bool, keep_fp32: tuple[str, ...] = ()
-) -> Mixed:
+) -> MixedModel:
     """Returns the Q/DQ model; what is not quantized is FP16 if `fp16`.
 
     Raises:
@@ -32,11 +32,11 @@ def int8_model(
     scale_dtype = "float16" if fp16 else "float32"
     quantized = quantize(graph.model, placement, ranges, scale_dtype=scale_dtype)
     if not fp16:
-        return Mixed(quantized)
-    return Mixed(*to_fp16(quantized, keep_fp32=keep_fp32, beyond_fp16=ranges.beyond_fp16))
+        return MixedModel(quantized)
+    return MixedModel(*to_fp16(quantized, keep_fp32=keep_fp32, beyond_fp16=ranges.beyond_fp16))
 
 
-def fp16_model(graph: Graph, ranges: Ranges | None, *, keep_fp32: tuple[str, ...] = ()) -> Mixed:
+def convert_to_fp16(graph: Graph, ranges: Ranges | None, *, keep_fp32: tuple[str, ...] = ()) -> MixedModel:
     """Returns the FP16 baseline; without ranges only constants tell what FP16 cannot hold."""
     beyond = ranges.beyond_fp16 if ranges is not None else {}
-    return Mixed(*to_fp16(graph.model, keep_fp32=keep_fp32, beyond_fp16=beyond))
+    return MixedModel(*to_fp16(graph.model, keep_fp32=keep_fp32, beyond_fp16=beyond))

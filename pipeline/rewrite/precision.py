@@ -13,8 +13,8 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from trtq.calibrators.ranges import QMAX
-from trtq.models.tensors import values_of
-from trtq.pipeline.graph.fold import add_initializer, unique_name
+from trtq.models.tensors import read_values
+from trtq.pipeline.graph.fold import add_initializer, make_unique_name
 
 _FP16_MAX = 65504.0
 _FEW_ELEMENTS = 8
@@ -150,7 +150,7 @@ def _reason_in_constant(node: ir.Node, value: ir.Value | None) -> str | None:
 
 def _largest_finite(tensor: ir.TensorProtocol) -> float:
     """Returns the largest magnitude, reading a large tensor in pieces."""
-    flat = values_of(tensor).reshape(-1)
+    flat = read_values(tensor).reshape(-1)
     largest = 0.0
     for start in range(0, flat.size, _PIECE):
         magnitudes = np.abs(flat[start : start + _PIECE])
@@ -296,9 +296,9 @@ class _Casts:
         """Returns a constant that is cast when it is read, so that a large model is never in memory whole."""
 
         def cast() -> ir.TensorProtocol:
-            return ir.tensor(_clipped(values_of(tensor), dtype).astype(dtype.numpy()))
+            return ir.tensor(_clipped(read_values(tensor), dtype).astype(dtype.numpy()))
 
-        name = unique_name(self._graph, f"{tensor.name}_{suffix}")
+        name = make_unique_name(self._graph, f"{tensor.name}_{suffix}")
         lazy = ir.LazyTensor(cast, dtype, ir.Shape(tensor.shape.numpy()), name=name)
         value = ir.Value(name=name, type=ir.TensorType(dtype), shape=lazy.shape, const_value=lazy)
         self._graph.initializers.add(value)
@@ -306,7 +306,7 @@ class _Casts:
 
     def _insert(self, value: ir.Value, dtype: ir.DataType, suffix: str) -> ir.Value:
         node = ir.node("Cast", [value], {"to": int(dtype)}, name=f"{value.name}_to_{suffix}")
-        node.outputs[0].name = unique_name(self._graph, f"{value.name}_{suffix}")
+        node.outputs[0].name = make_unique_name(self._graph, f"{value.name}_{suffix}")
         node.outputs[0].type, node.outputs[0].shape = ir.TensorType(dtype), value.shape
         producer = value.producer()
         if producer is not None:
@@ -327,7 +327,7 @@ def _clipped(array: NDArray[Any], dtype: ir.DataType) -> NDArray[Any]:
 def _cast_output(graph: ir.Graph, index: int, value: ir.Value, half: str) -> None:
     """Puts a cast to FP32 before a graph output, which keeps its name."""
     name = value.name
-    value.name = unique_name(graph, f"{name}_{half}")
+    value.name = make_unique_name(graph, f"{name}_{half}")
     node = ir.node("Cast", [value], {"to": int(_FLOAT)}, name=f"{name}_to_fp32_output")
     node.outputs[0].name, node.outputs[0].shape = name, value.shape
     node.outputs[0].type = ir.TensorType(_FLOAT)

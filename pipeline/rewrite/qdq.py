@@ -12,13 +12,13 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from trtq.calibrators.ranges import QMAX, Ranges
-from trtq.calibrators.survey import values_made
+from trtq.calibrators.survey import map_values_made
 from trtq.models.tensors import require_finite
 from trtq.pipeline.graph.fold import Additions
 from trtq.pipeline.graph.placement import Placement, QuantizedWeight
-from trtq.pipeline.rewrite.channels.operands import add_to_bias, has_input_channels, output_of
+from trtq.pipeline.rewrite.channels.operands import add_to_bias, follow_output, has_input_channels
 from trtq.pipeline.rewrite.channels.rescale import rescale
-from trtq.pipeline.rewrite.rounding import digest_of, round_to, unpack
+from trtq.pipeline.rewrite.rounding import hash_weight, round_to, unpack
 
 _SMALLEST_SCALE = {"float32": 2.0**-126, "float16": 2.0**-24, "bfloat16": 2.0**-126}
 _CLIPS = tuple(np.linspace(1.0, 0.5, 26).tolist())
@@ -46,7 +46,7 @@ class QParams:
         return np.full(self.scale.shape, self.zero, np.int8)
 
 
-def activation_qparams(amax: float, dtype: str) -> QParams:
+def choose_activation_qparams(amax: float, dtype: str) -> QParams:
     """Returns one scale for a tensor: a 0-d array (with shape (1,) TensorRT runs a Conv in float).
 
     Args:
@@ -56,21 +56,21 @@ def activation_qparams(amax: float, dtype: str) -> QParams:
     return QParams(_as_scale(np.float64(amax) / QMAX, dtype))
 
 
-def asymmetric_qparams(ends: tuple[float, float], dtype: str) -> QParams:
+def choose_asymmetric_qparams(ends: tuple[float, float], dtype: str) -> QParams:
     """Returns the scale and the zero point with which the codes -128 and 127 stand for the ends.
 
     ONNX and Jacob et al. (arXiv 1712.05877, section 2.1): the zero point is rounded, so that 0.0 is exact.
 
     Args:
         ends: The smallest and the largest value; 0 lies between them, and they differ.
-        dtype: As for `activation_qparams`.
+        dtype: As for `choose_activation_qparams`.
     """
     low, high = ends
     scale = _as_scale((np.float64(high) - np.float64(low)) / 255, dtype)
     return QParams(scale, zero=int(np.clip(np.rint(-128 - low / float(scale)), -128, 127)))
 
 
-def weight_qparams(weight: NDArray[Any], axis: int | None, dtype: str) -> QParams:
+def choose_weight_qparams(weight: NDArray[Any], axis: int | None, dtype: str) -> QParams:
     """Returns scales that hold the largest magnitude of each channel.
 
     Args:
@@ -86,7 +86,7 @@ def weight_qparams(weight: NDArray[Any], axis: int | None, dtype: str) -> QParam
     return QParams(_as_scale(np.asarray(amax) / QMAX, dtype), axis)
 
 
-def weight_qparams_mse(weight: NDArray[Any], axis: int | None, dtype: str) -> QParams:
+def choose_weight_qparams_mse(weight: NDArray[Any], axis: int | None, dtype: str) -> QParams:
     """Returns scales of the least squared error of each channel, of 26 clips down to half its largest weight.
 
     Clipping a few large weights leaves finer steps for all others (OMSE, arXiv 1902.06822, section 3.2).
@@ -96,7 +96,7 @@ def weight_qparams_mse(weight: NDArray[Any], axis: int | None, dtype: str) -> QP
         axis: The output channels; None for one scale for all.
         dtype: The dtype of the scales.
     """
-    widest = weight_qparams(weight, axis, dtype)
+    widest = choose_weight_qparams(weight, axis, dtype)
     axes = tuple(i for i in range(weight.ndim) if i != axis)
     best, least = widest.scale, np.full(widest.scale.shape, np.inf, np.float32)
     values = weight.astype(np.float32)
@@ -118,18 +118,18 @@ def find_qparams(weight: NDArray[Any], axis: int | None, ranges: Ranges, dtype: 
         ranges: With the word for the scales of weights.
         dtype: The dtype of the scales.
     """
-    find = weight_qparams_mse if ranges.weight_scales == "mse" else weight_qparams
+    find = choose_weight_qparams_mse if ranges.weight_scales == "mse" else choose_weight_qparams
     return find(weight, axis, dtype)
 
 
-def steps_of(values: NDArray[Any], qparams: QParams) -> NDArray[np.float64]:
+def divide_by_scale(values: NDArray[Any], qparams: QParams) -> NDArray[np.float64]:
     """Returns the values divided by their scales: codes before they are rounded."""
     return np.asarray(values.astype(np.float64) / _along(qparams, values.ndim))
 
 
 def quantize_array(values: NDArray[Any], qparams: QParams) -> NDArray[np.int8]:
     """Returns the codes: round half to even, clipped to -127..127, as ONNX and TensorRT define them."""
-    codes = np.rint(steps_of(values, qparams))
+    codes = np.rint(divide_by_scale(values, qparams))
     return np.clip(codes, -QMAX, QMAX).astype(np.int8)
 
 
@@ -183,7 +183,7 @@ def quantize(
             channels = ranges.channels.get(placed.activations[0][1])
             if channels is not None and channels.mean and has_input_channels(placed, node):
                 lost = weights[weight].lost()
-                add_to_bias(additions, node, output_of(lost, np.asarray(channels.mean), node))
+                add_to_bias(additions, node, follow_output(lost, np.asarray(channels.mean), node))
             node.replace_input_with(index, weights[weight].value)
         for index, tensor in placed.activations:
             node.replace_input_with(index, activations[tensor])
@@ -193,8 +193,8 @@ def quantize(
 
 def _activation_qparams(ranges: Ranges, tensor: str, dtype: str) -> QParams:
     if ranges.activations == "asymmetric":
-        return asymmetric_qparams(ranges.ends(tensor), dtype)
-    return activation_qparams(ranges.amax(tensor), dtype)
+        return choose_asymmetric_qparams(ranges.ends(tensor), dtype)
+    return choose_activation_qparams(ranges.amax(tensor), dtype)
 
 
 def _as_scale(scale: NDArray[np.float64] | np.float64, dtype: str) -> NDArray[Any]:
@@ -256,11 +256,11 @@ def _quantized_weight(
     values = source.const_value.numpy()
     require_finite(values, weight.tensor)
     qparams = _in_dtype_of(source, find_qparams(values, weight.axis, ranges, scale_dtype))
-    rounding = ranges.roundings.get(digest_of(values)) if ranges.roundings else None
+    rounding = ranges.roundings.get(hash_weight(values)) if ranges.roundings else None
     if rounding is None:
         codes = quantize_array(values, qparams)
     else:
-        codes = round_to(steps_of(values, qparams), unpack(rounding, values.shape))
+        codes = round_to(divide_by_scale(values, qparams), unpack(rounding, values.shape))
     inputs = [
         additions.constant(f"{weight.tensor}_quantized", codes),
         additions.constant(f"{weight.tensor}_scale", qparams.scale),
@@ -282,7 +282,7 @@ def _in_dtype_of(source: ir.Value, qparams: QParams) -> QParams:
 
 def _values(model: ir.Model) -> dict[str, ir.Value]:
     """Returns the inputs of the graph and what its nodes make, by name."""
-    return {str(value.name): value for value in model.graph.inputs} | values_made(model)
+    return {str(value.name): value for value in model.graph.inputs} | map_values_made(model)
 
 
 def _drop_unused(model: ir.Model) -> None:

@@ -13,7 +13,7 @@ from trtq.calibrators.ranges import QMAX
 from trtq.errors import ArtifactError
 
 
-def digest_of(weight: NDArray[Any]) -> str:
+def hash_weight(weight: NDArray[Any]) -> str:
     """Returns what tells for which weight a rounding was found: the SHA-256 of its kind, shape and values."""
     found = hashlib.sha256(f"{weight.dtype} {weight.shape}".encode())
     found.update(np.ascontiguousarray(weight).tobytes())
@@ -56,7 +56,9 @@ def round_to(steps: NDArray[np.float64], moved: NDArray[np.bool_]) -> NDArray[np
     return np.where(moved, other, nearest).astype(np.int8)
 
 
-def moved_for(steps: NDArray[np.float64], gram: NDArray[np.float64], most_sweeps: int) -> NDArray[np.bool_]:
+def choose_roundings(
+    steps: NDArray[np.float64], gram: NDArray[np.float64], most_sweeps: int
+) -> NDArray[np.bool_]:
     """Returns which weights to round to the farther code, so that the products with the data change least.
 
     The objective is that of AdaRound (Nagel et al., arXiv 2004.10568, equation 13): the squared error of

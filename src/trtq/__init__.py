@@ -31,15 +31,15 @@ if TYPE_CHECKING:
         read_spec,
     )
     from trtq.pipeline.bench.benchmark import Benchmark, bench
-    from trtq.pipeline.bench.contenders import Runs
+    from trtq.pipeline.bench.runnables import Runs
     from trtq.pipeline.bench.turns import Schedule
     from trtq.pipeline.build import build
-    from trtq.pipeline.calibrate import calibrate, observe, ranges_of
-    from trtq.pipeline.calibrate.data import PassSpec
+    from trtq.pipeline.calibrate import calibrate, estimate_ranges, observe
+    from trtq.pipeline.calibrate.data import ObserveOptions
     from trtq.pipeline.compare import compare
     from trtq.pipeline.deliver.integrity import Integrity
     from trtq.pipeline.deliver.report import Report, read_report
-    from trtq.pipeline.doctor import examine
+    from trtq.pipeline.doctor import doctor
     from trtq.pipeline.engine.profiles import GivenShapes
     from trtq.pipeline.engine.target import Target
     from trtq.pipeline.inspect import inspect
@@ -66,12 +66,12 @@ _HOMES = {
     "ModelSpec": "trtq.models.spec",
     "Package": "trtq.pipeline.package",
     "PackageSpec": "trtq.pipeline.package",
-    "PassSpec": "trtq.pipeline.calibrate.data",
+    "ObserveOptions": "trtq.pipeline.calibrate.data",
     "Preprocess": "trtq.models.preprocess",
     "QuantizationSpec": "trtq.models.spec",
     "Ranges": "trtq.calibrators.ranges",
     "Report": "trtq.pipeline.deliver.report",
-    "Runs": "trtq.pipeline.bench.contenders",
+    "Runs": "trtq.pipeline.bench.runnables",
     "Schedule": "trtq.pipeline.bench.turns",
     "Sensitivity": "trtq.pipeline.judge.sensitivity",
     "Statistics": "trtq.calibrators.statistics",
@@ -81,7 +81,7 @@ _HOMES = {
     "build": "trtq.pipeline.build",
     "calibrate": "trtq.pipeline.calibrate",
     "compare": "trtq.pipeline.compare",
-    "examine": "trtq.pipeline.doctor",
+    "doctor": "trtq.pipeline.doctor",
     "inspect": "trtq.pipeline.inspect",
     "load": "trtq.pipeline.load",
     "merge_statistics": "trtq.calibrators.statistics_file",
@@ -89,7 +89,7 @@ _HOMES = {
     "observe": "trtq.pipeline.calibrate",
     "package": "trtq.pipeline.package",
     "quantize": "trtq.pipeline.quantize",
-    "ranges_of": "trtq.pipeline.calibrate",
+    "estimate_ranges": "trtq.pipeline.calibrate",
     "read_ranges": "trtq.calibrators.ranges",
     "read_report": "trtq.pipeline.deliver.report",
     "read_spec": "trtq.models.spec",
@@ -111,9 +111,9 @@ __all__ = [
     "Integrity",
     "LayerSpec",
     "ModelSpec",
+    "ObserveOptions",
     "Package",
     "PackageSpec",
-    "PassSpec",
     "Preprocess",
     "QuantizationSpec",
     "Ranges",
@@ -128,7 +128,8 @@ __all__ = [
     "build",
     "calibrate",
     "compare",
-    "examine",
+    "doctor",
+    "estimate_ranges",
     "inspect",
     "load",
     "merge_statistics",
@@ -136,7 +137,6 @@ __all__ = [
     "observe",
     "package",
     "quantize",
-    "ranges_of",
     "read_ranges",
     "read_report",
     "read_spec",

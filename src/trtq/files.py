@@ -48,7 +48,7 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 
 @contextlib.contextmanager
-def locked(path: Path) -> Iterator[None]:
+def lock_file(path: Path) -> Iterator[None]:
     """Holds a lock on a folder or file, made if there is none; it ends with this process whatever happens."""
     flags = os.O_RDONLY if path.is_dir() else os.O_RDWR | os.O_CREAT
     descriptor = os.open(path, flags, 0o666)
@@ -72,7 +72,7 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def sha256_of(path: Path) -> str:
+def hash_file(path: Path) -> str:
     """Returns the SHA-256 of a file's content, as hex."""
     sha, buffer = hashlib.sha256(), bytearray(_BLOCK_BYTES)
     view = memoryview(buffer)  # read into the same memory again and again: no allocation, no copy

@@ -23,14 +23,14 @@ from trtq.calibrators.tensorrt import (
     Calibrator,
     Feeder,
     check_calibrator,
-    entropy2_calibrator,
-    minmax_calibrator,
-    ranges_calibrator,
+    make_entropy2_calibrator,
+    make_minmax_calibrator,
+    make_ranges_calibrator,
 )
 from trtq.errors import TrtqError
 from trtq.pipeline.engine.backend import BuildRequest
 from trtq.pipeline.engine.builder import build as build_here
-from trtq.pipeline.engine.builder import network_flags
+from trtq.pipeline.engine.builder import combine_network_flags
 from trtq.pipeline.engine.process import Flavour, to_json
 from trtq.pipeline.engine.tensorrt import TensorRt
 
@@ -95,9 +95,9 @@ def calibrate(
             feeder = Feeder(_batches(feeds), memory, profile, min_batches)
             given = None if cache is None else cache.encode()
             make: dict[str, Callable[[], Calibrator]] = {
-                "entropy2": lambda: entropy2_calibrator(trt, feeder, given),
-                "minmax": lambda: minmax_calibrator(trt, feeder, given),
-                "ranges": lambda: ranges_calibrator(trt, scales or {}),
+                "entropy2": lambda: make_entropy2_calibrator(trt, feeder, given),
+                "minmax": lambda: make_minmax_calibrator(trt, feeder, given),
+                "ranges": lambda: make_ranges_calibrator(trt, scales or {}),
             }
             calibrator = make[kind]()
         except TrtqError as error:
@@ -136,7 +136,7 @@ def abilities(trt: ModuleType) -> dict[str, Any]:
     return {
         "version": backend.version(),
         "flags": {
-            " ".join(precisions): network_flags(trt, precisions)
+            " ".join(precisions): combine_network_flags(trt, precisions)
             for precisions in ((), ("int8",), ("int8", "fp16"))
         },
         "takes_types": backend.takes_types(),

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from trtq.calibrators.ahead import begun, in_order, num_cores
+from trtq.calibrators.ahead import count_cores, map_ordered, start_in_background
 
 
 def test_a_call_that_is_begun_goes_on_and_is_made_once() -> None:
@@ -21,7 +21,7 @@ def test_a_call_that_is_begun_goes_on_and_is_made_once() -> None:
         calls.append(threading.current_thread())
         return "done"
 
-    result = begun(call)
+    result = start_in_background(call)
     gate.set()  # it has not been waited for
     assert (result(), result()) == ("done", "done")
     assert calls != [threading.current_thread()]
@@ -30,11 +30,14 @@ def test_a_call_that_is_begun_goes_on_and_is_made_once() -> None:
 
 def test_the_failure_of_a_call_that_is_begun_is_raised_where_it_is_waited_for() -> None:
     with pytest.raises(ZeroDivisionError):
-        begun(lambda: 1 // 0)()
+        start_in_background(lambda: 1 // 0)()
 
 
 def test_a_process_ends_before_a_call_that_is_begun_and_is_not_waited_for() -> None:
-    code = "import threading; from trtq.calibrators.ahead import begun; begun(threading.Event().wait)"
+    code = (
+        "import threading; from trtq.calibrators.ahead import start_in_background; "
+        "start_in_background(threading.Event().wait)"
+    )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
 
@@ -47,7 +50,7 @@ def test_results_come_in_the_order_of_the_items() -> None:
         gates[index - 1].set()  # the last one lets the one before it go
         return index
 
-    assert list(in_order(wait, range(3), 3)) == [0, 1, 2]
+    assert list(map_ordered(wait, range(3), 3)) == [0, 1, 2]
 
 
 def test_no_more_is_taken_than_twice_the_threads() -> None:
@@ -58,7 +61,7 @@ def test_no_more_is_taken_than_twice_the_threads() -> None:
             taken.append(index)
             yield index
 
-    results = in_order(lambda index: index, items(), 2)
+    results = map_ordered(lambda index: index, items(), 2)
     assert [next(results) for _ in range(5)] == [0, 1, 2, 3, 4]
     assert len(taken) <= 5 + 4
 
@@ -75,14 +78,14 @@ def test_the_first_failure_in_the_order_of_the_items_is_raised() -> None:
             raise ValueError("the third")
         return index
 
-    results = in_order(fail, range(9), 3)
+    results = map_ordered(fail, range(9), 3)
     assert next(results) == 0
     with pytest.raises(ValueError, match="the second"):
         next(results)
 
 
 def test_there_is_a_core() -> None:
-    assert num_cores() >= 1
+    assert count_cores() >= 1
 
 
 @pytest.mark.parametrize(
@@ -100,5 +103,5 @@ def test_a_container_has_the_cores_of_its_quota(
 ) -> None:
     monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(8)))
     (tmp_path / "cpu.max").write_text(quota + "\n")
-    assert num_cores(tmp_path) == cores
-    assert num_cores(tmp_path / "absent") == 8
+    assert count_cores(tmp_path) == cores
+    assert count_cores(tmp_path / "absent") == 8

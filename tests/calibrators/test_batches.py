@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from trtq.calibrators.batches import Batches, Feed, check_feed, checked
+from trtq.calibrators.batches import Batches, Feed, check_batches, check_feed
 from trtq.errors import DataError
 from trtq.models.signature import TensorSpec
 
@@ -65,17 +65,17 @@ def test_nothing_is_read_beyond_the_cut() -> None:
 def test_made_up_numbers_stay_made_up() -> None:
     stream = Batches(_stream(4, 4).read, "random", 8, None, is_random=True)
     assert stream.first(4).is_random
-    assert checked(stream, [IMAGE]).is_random
+    assert check_batches(stream, [IMAGE]).is_random
 
 
 def test_a_checked_stream_hands_on_what_fits() -> None:
-    stream = checked(_stream(4, 2), [IMAGE])
+    stream = check_batches(_stream(4, 2), [IMAGE])
     assert [feed.num_samples for feed in stream] == [4, 2]
     assert (stream.origin, stream.num_samples, stream.digest) == ("calib", 6, "abc")
 
 
 def test_a_checked_stream_fails_at_the_feed_that_does_not_fit() -> None:
-    stream = iter(checked(_stream(4, 0), [IMAGE]))
+    stream = iter(check_batches(_stream(4, 0), [IMAGE]))
     assert next(stream).source == "feed 0"
     with pytest.raises(DataError, match=r"^input 'image' of feed 1 is empty: shape \(0, 2, 3\)$"):
         next(stream)
@@ -83,7 +83,7 @@ def test_a_checked_stream_fails_at_the_feed_that_does_not_fit() -> None:
 
 def test_a_stream_without_feeds_is_refused() -> None:
     with pytest.raises(DataError, match=r"^calib yields no samples; give at least one"):
-        list(checked(_stream(), [IMAGE]))
+        list(check_batches(_stream(), [IMAGE]))
 
 
 def test_a_missing_input_is_named() -> None:

@@ -15,16 +15,16 @@ from trtq.calibrators.cache import (
     CacheDifference,
     CalibrationCache,
     ScalePair,
-    cache_of,
     compare_caches,
     format_cache,
+    format_version,
     parse_cache,
     parse_version,
     read_cache,
     refuse_foreign,
-    show_version,
+    replace_header,
+    to_cache,
     to_hex,
-    with_header,
 )
 from trtq.calibrators.ranges import Range, Ranges
 from trtq.errors import ArtifactError, UsageError
@@ -249,7 +249,7 @@ def test_a_broken_file_is_named(tmp_path: Path) -> None:
 )
 def test_versions_by_hand(text: str, number: int, shown: str) -> None:
     assert parse_version(text) == number
-    assert show_version(number) == shown
+    assert format_version(number) == shown
 
 
 @pytest.mark.parametrize("text", ["", "10", "8", "v8", "v8.6", "8.6.1-rc", "8.6.", "\u0661\u0660.\u0663"])
@@ -295,16 +295,16 @@ ODD_BODY = b"a: b: 3C010A14\r\n\nimages: 0000\r\n x :  3f800000"
     ],
 )
 def test_a_new_header_leaves_every_byte_below_it(mark: bytes, head: bytes, written: bytes) -> None:
-    changed = with_header(mark + head + ODD_BODY, version=100300, algorithm="MinMaxCalibration")
+    changed = replace_header(mark + head + ODD_BODY, version=100300, algorithm="MinMaxCalibration")
     assert changed == written + ODD_BODY
 
 
 def test_what_is_not_given_stays_in_the_header() -> None:
-    assert with_header(CACHE) == CACHE
-    assert with_header(CACHE, version=100300) == CACHE.replace(b"8601", b"100300")
-    assert with_header(CACHE, algorithm="X") == CACHE.replace(b"EntropyCalibration2", b"X")
-    assert with_header(b"TRT-8601-A", version=8600) == b"TRT-8600-A\n"
-    assert with_header(b"x: 0", version=8600, algorithm="A") == b"TRT-8600-A\nx: 0"
+    assert replace_header(CACHE) == CACHE
+    assert replace_header(CACHE, version=100300) == CACHE.replace(b"8601", b"100300")
+    assert replace_header(CACHE, algorithm="X") == CACHE.replace(b"EntropyCalibration2", b"X")
+    assert replace_header(b"TRT-8601-A", version=8600) == b"TRT-8600-A\n"
+    assert replace_header(b"x: 0", version=8600, algorithm="A") == b"TRT-8600-A\nx: 0"
 
 
 @pytest.mark.parametrize("algorithm", [None, "EntropyCalibration2"])
@@ -314,20 +314,20 @@ def test_a_header_that_lacks_something_is_not_written(algorithm: str | None) -> 
         match=r"^the calibration cache has no header, so its calibrator is not known; name it with --to, "
         r"and TensorRT's version with --tensorrt$",
     ):
-        with_header(b"x: 0\n", version=8601)
+        replace_header(b"x: 0\n", version=8601)
     with pytest.raises(
         ArtifactError,
         match=r"^the calibration cache is by EntropyCalibration2, and its header has no version; name that "
         r"with --tensorrt$",
     ):
-        with_header(b"x: 0\n" if algorithm else b"TRT-8XXX-EntropyCalibration2\n", algorithm=algorithm)
+        replace_header(b"x: 0\n" if algorithm else b"TRT-8XXX-EntropyCalibration2\n", algorithm=algorithm)
     with pytest.raises(ArtifactError, match="the calibration cache has no header"):
         format_cache(parse_cache(b"x: 0\n"))
 
 
 def test_a_broken_cache_gets_no_header() -> None:
     with pytest.raises(ArtifactError, match=r"line 2 of the calibration cache is no 'name: hex'"):
-        with_header(b"TRT-8601-A\nx\n", version=8600)
+        replace_header(b"TRT-8601-A\nx\n", version=8600)
 
 
 # Who takes which cache
@@ -371,7 +371,7 @@ def test_the_cache_of_another_calibrator_is_refused(
 def test_the_scales_of_ranges_are_rounded_up() -> None:
     amaxes = (1.0, 127.0, 0.1, 3.4028234663852886e38, 1e-38, 0.0)
     tensors = {f"t{index}": Range(amax, -amax, amax) for index, amax in enumerate(amaxes)}
-    cache = cache_of(Ranges(tensors, "entropy()", "", "x.npz", 8), 8601, "MinMaxCalibration")
+    cache = to_cache(Ranges(tensors, "entropy()", "", "x.npz", 8), 8601, "MinMaxCalibration")
     assert (cache.version, cache.algorithm) == (8601, "MinMaxCalibration")
     assert list(cache.scales) == list(tensors)
     exact = (1 / 127, 1.0, 0.1 / 127, 3.4028234663852886e38 / 127, 2.0**-126, 1 / 127)

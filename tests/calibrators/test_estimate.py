@@ -16,9 +16,9 @@ from trtq.calibrators.minmax import MinMax
 from trtq.calibrators.mse import Mse
 from trtq.calibrators.percentile import Percentile
 from trtq.calibrators.ranges import Range, Ranges, Shapes, ranges_to_json
-from trtq.calibrators.statistics import Histogram, Source, Statistics
+from trtq.calibrators.statistics import Histogram, Statistics, StatisticsSource
 
-SOURCE = Source("abc", "calib.npz", "digest", is_random=True)
+SOURCE = StatisticsSource("abc", "calib.npz", "digest", is_random=True)
 LARGEST = float(np.finfo(np.float32).max)
 
 

@@ -15,11 +15,11 @@ from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 
 from trtq.calibrators import kernel
-from trtq.calibrators.kernel import NUM_BINS, Count, Table, count_in_numpy
+from trtq.calibrators.kernel import NUM_BINS, Count, Table, count_with_numpy
 
 BITS = arrays(np.uint32, st.integers(0, 3000), elements=st.integers(0, 2**32 - 1))
 """Every float32 there is: NaN, infinities, denormals, -0.0."""
-KERNELS = [count_in_numpy, kernel.fastest()]
+KERNELS = [count_with_numpy, kernel.choose_kernel()]
 
 
 def _filled(count: Count, *batches: NDArray[Any]) -> tuple[list[float], list[Any]]:
@@ -131,7 +131,7 @@ def no_cache() -> Any:
 @pytest.mark.usefixtures("no_cache")
 def test_without_a_compiled_kernel_numpy_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernel, "EXTENSION_SUFFIXES", [".nowhere"])
-    assert kernel.fastest() is count_in_numpy
+    assert kernel.choose_kernel() is count_with_numpy
     assert not kernel.is_compiled()
 
 
@@ -144,4 +144,4 @@ def test_a_kernel_that_cannot_be_loaded_is_passed_over(
     monkeypatch.setattr(kernel, "EXTENSION_SUFFIXES", [".so"])
     with pytest.raises(OSError, match="kernel_c"):
         ctypes.CDLL(str(tmp_path / "kernel_c.so"))
-    assert kernel.fastest() is count_in_numpy
+    assert kernel.choose_kernel() is count_with_numpy

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from trtq.calibrators.memory import free_bytes, peak_bytes
+from trtq.calibrators.memory import find_free_bytes, find_peak_bytes
 
 
 @pytest.fixture
@@ -26,38 +26,38 @@ def _container(folder: Path, limit: str, used: int, inactive_file: int = 0) -> P
 
 
 def test_the_machine_tells_what_is_available(proc: Path, tmp_path: Path) -> None:
-    assert free_bytes(proc, tmp_path / "absent") == 1000 * 1024
+    assert find_free_bytes(proc, tmp_path / "absent") == 1000 * 1024
 
 
 @pytest.mark.parametrize(("limit", "free"), [("max", 1_024_000), ("500000", 400_000), ("50000", 0)])
 def test_a_container_may_have_less(proc: Path, limit: str, free: int) -> None:
-    assert free_bytes(proc, _container(proc, limit, 100_000)) == free
+    assert find_free_bytes(proc, _container(proc, limit, 100_000)) == free
 
 
 def test_what_a_container_keeps_of_files_is_free(proc: Path) -> None:
-    assert free_bytes(proc, _container(proc, "500000", 450_000, inactive_file=300_000)) == 350_000
+    assert find_free_bytes(proc, _container(proc, "500000", 450_000, inactive_file=300_000)) == 350_000
 
 
 def test_the_limit_of_the_process_counts(proc: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     taken = 100 * resource.getpagesize()
     monkeypatch.setattr(resource, "getrlimit", lambda _: (taken + 5000, -1))
-    assert free_bytes(proc, tmp_path / "absent") == 5000
+    assert find_free_bytes(proc, tmp_path / "absent") == 5000
 
 
 def test_a_kernel_that_tells_nothing_is_named(proc: Path, tmp_path: Path) -> None:
     (proc / "meminfo").write_text("MemTotal: 9000 kB\n")
     with pytest.raises(OSError, match="does not tell MemAvailable"):
-        free_bytes(proc, tmp_path / "absent")
+        find_free_bytes(proc, tmp_path / "absent")
 
 
 def test_this_machine_has_memory() -> None:
-    assert free_bytes() > 0
+    assert find_free_bytes() > 0
 
 
 def test_the_most_that_was_held_is_the_processs_own(proc: Path) -> None:
     (proc / "self" / "status").write_text("VmPeak:\t 900 kB\nVmHWM:\t  300 kB\n")
-    assert peak_bytes(proc) == 300 * 1024
-    assert peak_bytes() > 1 << 20
+    assert find_peak_bytes(proc) == 300 * 1024
+    assert find_peak_bytes() > 1 << 20
     (proc / "self" / "status").write_text("VmPeak:\t 900 kB\n")
     with pytest.raises(OSError, match=r"status does not tell VmHWM"):
-        peak_bytes(proc)
+        find_peak_bytes(proc)

@@ -13,8 +13,8 @@ import resource, sys
 from pathlib import Path
 import numpy as np, onnx, onnx.parser, onnx_ir as ir
 from trtq.calibrators.batches import Batches, Feed
-from trtq.calibrators.observe import Conduct, observe
-from trtq.models.session import Engine, open_session, run
+from trtq.calibrators.observe import PassControl, observe
+from trtq.models.session import SessionOptions, open_session, run
 
 MB = 1 << 20
 nodes = " ".join(f"t{i + 1} = Sigmoid(t{i})" for i in range(24))
@@ -24,13 +24,13 @@ model = ir.from_proto(onnx.shape_inference.infer_shapes(proto))
 feeds = [Feed({"t0": np.full((1, 4 * MB), i, np.float32)}, str(i), 1) for i in range(2)]  # 16 MB a tensor
 batches = Batches(lambda: iter(feeds), "memory", 2)
 tensors = [f"t{i + 1}" for i in range(24)]
-plain = open_session(model, optimize=True, engine=Engine(num_threads=1))
+plain = open_session(model, optimize=True, engine=SessionOptions(num_threads=1))
 run(plain, ["y"], feeds[0].arrays)  # the plain inference stays open: what follows comes on top
 taken = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
 allowed = int(sys.argv[1]) * MB
 resource.setrlimit(resource.RLIMIT_AS, (taken + 240 * MB, taken + 240 * MB))
 notes = []
-seen = observe(model, tensors, batches, conduct=Conduct(memory_bytes=allowed, note=notes.append))
+seen = observe(model, tensors, batches, control=PassControl(memory_bytes=allowed, note=notes.append))
 print(len(seen.histograms), min(h.total for h in seen.histograms.values()), notes)
 """
 

@@ -7,7 +7,7 @@ import pytest
 from counted import counted
 from numpy.typing import NDArray
 
-from trtq.calibrators.mse import Mse, squared_error
+from trtq.calibrators.mse import Mse, measure_squared_error
 from trtq.calibrators.statistics import Histogram
 from trtq.errors import UsageError
 
@@ -28,13 +28,13 @@ def _brute_force(values: NDArray[np.float64], amax: float) -> float:
 def test_the_error_by_hand() -> None:
     values, weights = np.array([1.0, 126.75, 130.0]), np.array([1.0, 2.0, 3.0])
     # 1.0 is a code; 126.75 becomes 127; 130 is clipped to 127.
-    assert squared_error(values, weights, 127.0) == 2 * 0.25**2 + 3 * 3.0**2
+    assert measure_squared_error(values, weights, 127.0) == 2 * 0.25**2 + 3 * 3.0**2
 
 
 def test_the_error_is_that_of_brute_force() -> None:
     values = np.abs(np.random.default_rng(0).normal(size=500))
     for amax in (0.3, 1.0, 2.7, 4.0):
-        ours = squared_error(values, np.ones(500), amax)
+        ours = measure_squared_error(values, np.ones(500), amax)
         assert ours == pytest.approx(_brute_force(values, amax), rel=1e-9)
 
 

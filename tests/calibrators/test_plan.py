@@ -8,7 +8,7 @@ import pytest
 
 from trtq.calibrators import plan as plan_module
 from trtq.calibrators.kernel import NUM_BINS
-from trtq.calibrators.plan import Plan, plan_passes
+from trtq.calibrators.plan import PassPlan, plan_passes
 from trtq.errors import UsageError
 
 MB = 1 << 20
@@ -21,7 +21,7 @@ def _plan(
     *,
     may_split: bool = False,
     feeds: Mapping[str, int] | None = None,
-) -> Plan:
+) -> PassPlan:
     feeds = feeds or dict.fromkeys(sizes, 0)
     memory = None if memory is None else memory + len(sizes) * TABLE
     return plan_passes(sizes, feeds, may_split, memory)
@@ -29,12 +29,12 @@ def _plan(
 
 @pytest.fixture(autouse=True)
 def four_cores(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plan_module, "num_cores", lambda: 4)
+    monkeypatch.setattr(plan_module, "count_cores", lambda: 4)
 
 
 def test_what_fits_is_observed_at_once_on_every_core() -> None:
     plan = _plan({"a": MB, "b": MB}, 100 * MB)
-    assert plan == Plan((("a", "b"),), None, 4, 1, keeps_memory=True)
+    assert plan == PassPlan((("a", "b"),), None, 4, 1, keeps_memory=True)
 
 
 def test_fewer_runs_go_on_at_a_time_where_memory_is_short() -> None:
@@ -53,7 +53,7 @@ def test_tensors_go_in_groups_where_they_do_not_fit_at_once() -> None:
 
 
 def test_a_tensor_that_fits_nowhere_in_free_memory_goes_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plan_module, "free_bytes", lambda: 2 * (25 * MB + 3 * TABLE))
+    monkeypatch.setattr(plan_module, "find_free_bytes", lambda: 2 * (25 * MB + 3 * TABLE))
     assert _plan({"a": 10 * MB, "c": 30 * MB, "d": MB}, None).groups == (("a",), ("c",), ("d",))
 
 
@@ -93,5 +93,5 @@ def test_tensors_that_have_seen_the_same_go_on_together() -> None:
 
 
 def test_half_of_what_is_free_is_taken_unless_it_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plan_module, "free_bytes", lambda: 2 * (15 * MB + 2 * TABLE))
+    monkeypatch.setattr(plan_module, "find_free_bytes", lambda: 2 * (15 * MB + 2 * TABLE))
     assert _plan({"a": 10 * MB, "b": 10 * MB}, None).groups == (("a",), ("b",))

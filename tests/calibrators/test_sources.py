@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from trtq.calibrators.batches import Batches
-from trtq.calibrators.sources import WAYS, open_batches, random_batches
+from trtq.calibrators.sources import WAYS, make_random_batches, open_batches
 from trtq.errors import DataError
 from trtq.models.preprocess import Preprocess
 from trtq.models.signature import TensorSpec
@@ -298,7 +298,7 @@ def test_made_up_feeds_fit_the_model() -> None:
         TensorSpec("gain", "float32", ()),
         TensorSpec("wide", "bfloat16", (2,)),
     ]
-    batches = random_batches(inputs, {"ids": (4, 5)}, 3)
+    batches = make_random_batches(inputs, {"ids": (4, 5)}, 3)
     feeds = list(batches)
     assert batches.is_random
     assert [feed.source for feed in feeds] == ["random feed 0", "random feed 1", "random feed 2"]
@@ -315,7 +315,7 @@ def test_made_up_feeds_fit_the_model() -> None:
 
 def test_made_up_numbers_are_the_same_every_time_and_normal() -> None:
     first, second = (
-        np.concatenate([feed.arrays["x"] for feed in random_batches(OPEN, {"x": (500, 2)}, 4)])
+        np.concatenate([feed.arrays["x"] for feed in make_random_batches(OPEN, {"x": (500, 2)}, 4)])
         for _ in range(2)
     )
     assert np.array_equal(first, second)
@@ -333,13 +333,13 @@ def test_made_up_numbers_are_the_same_every_time_and_normal() -> None:
     ],
 )
 def test_made_up_feeds_tell_their_samples(inputs: Sequence[TensorSpec], num_samples: int) -> None:
-    batches = random_batches(inputs, {}, 3)
+    batches = make_random_batches(inputs, {}, 3)
     assert sum(_sizes(batches)) == batches.num_samples == num_samples
 
 
 def test_made_up_feeds_of_other_shapes_have_another_digest() -> None:
     digests = {
-        random_batches(OPEN, {"x": (size, 2)}, count).digest for size, count in ((1, 3), (2, 3), (1, 4))
+        make_random_batches(OPEN, {"x": (size, 2)}, count).digest for size, count in ((1, 3), (2, 3), (1, 4))
     }
     assert len(digests) == 3
-    assert random_batches(OPEN, {}, 3).digest == random_batches(OPEN, {"x": [1, 2]}, 3).digest
+    assert make_random_batches(OPEN, {}, 3).digest == make_random_batches(OPEN, {"x": [1, 2]}, 3).digest

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from trtq.calibrators import METHODS
 from trtq.calibrators.kernel import NUM_BINS
-from trtq.calibrators.statistics import BINS_PER_OCTAVE, Histogram, bins_of
+from trtq.calibrators.statistics import BINS_PER_OCTAVE, Histogram, find_bins
 
 FLOATS = st.floats(width=32, allow_nan=False, allow_infinity=False)
 
@@ -70,7 +70,7 @@ def test_the_edges_hold_the_value(value: float) -> None:
 
 @given(FLOATS)
 def test_bins_are_told_as_they_are_counted(value: float) -> None:
-    assert bins_of(np.array([value])).tolist() == _seen([value]).bins.tolist()
+    assert find_bins(np.array([value])).tolist() == _seen([value]).bins.tolist()
 
 
 def test_bins_are_a_thousandth_wide_from_the_smallest_to_the_largest() -> None:

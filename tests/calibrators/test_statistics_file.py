@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trtq.calibrators import statistics_file
-from trtq.calibrators.statistics import Source, Statistics
+from trtq.calibrators.statistics import Statistics, StatisticsSource
 from trtq.calibrators.statistics_file import (
     merge_statistics,
     read_statistics,
@@ -26,7 +26,7 @@ from trtq.calibrators.statistics_file import (
 from trtq.errors import ArtifactError
 
 VALUES = st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), max_size=20)
-WHOLE = Source("a" * 64, "calib.npz", "d" * 64)
+WHOLE = StatisticsSource("a" * 64, "calib.npz", "d" * 64)
 
 
 def _part(shard: int = 1, of: int = 1, **values: Any) -> Statistics:

@@ -17,9 +17,9 @@ from trtq.calibrators.tensorrt import (
     Calibrator,
     Feeder,
     check_calibrator,
-    entropy2_calibrator,
-    minmax_calibrator,
-    ranges_calibrator,
+    make_entropy2_calibrator,
+    make_minmax_calibrator,
+    make_ranges_calibrator,
 )
 from trtq.errors import ArtifactError, BuildError, DataError, UsageError
 
@@ -232,7 +232,7 @@ def test_a_build_that_did_not_calibrate_is_refused() -> None:
 
 
 def test_a_calibrator_keeps_the_cache_that_tensorrt_made(trt: ModuleType) -> None:
-    calibrator = entropy2_calibrator(trt, _feeder(_feed(1, 0)))
+    calibrator = make_entropy2_calibrator(trt, _feeder(_feed(1, 0)))
     assert calibrator.read_calibration_cache() is None
     assert calibrator.get_batch_size() == 2
     while calibrator.get_batch(["image", "mask"]):
@@ -245,18 +245,18 @@ def test_a_calibrator_keeps_the_cache_that_tensorrt_made(trt: ModuleType) -> Non
 
 
 def test_a_given_cache_needs_no_data(trt: ModuleType) -> None:
-    calibrator = entropy2_calibrator(trt, None, OWN_CACHE)
+    calibrator = make_entropy2_calibrator(trt, None, OWN_CACHE)
     assert (calibrator.get_batch_size(), calibrator.read_calibration_cache()) == (1, OWN_CACHE)
     calibrator.raise_if_wrong()
 
 
 def test_a_given_cache_is_read_though_an_editor_touched_it(trt: ModuleType) -> None:
     touched = b"\xef\xbb\xbfTRT-101600-MinMaxCalibration\r\n\r\nimage: 3C010A14"
-    calibrator = minmax_calibrator(trt, None, touched)
+    calibrator = make_minmax_calibrator(trt, None, touched)
     assert calibrator.read_calibration_cache() == b"TRT-101601-MinMaxCalibration\nimage: 3c010a14\n"
 
 
-@pytest.mark.parametrize("make", [entropy2_calibrator, minmax_calibrator])
+@pytest.mark.parametrize("make", [make_entropy2_calibrator, make_minmax_calibrator])
 def test_neither_data_nor_cache_is_refused(make: Callable[..., Calibrator], trt: ModuleType) -> None:
     with pytest.raises(
         UsageError, match=r"^calibrating needs data or a calibration cache; give --calib-data$"
@@ -268,16 +268,20 @@ def test_neither_data_nor_cache_is_refused(make: Callable[..., Calibrator], trt:
     ("make", "header", "both"),
     [
         (
-            minmax_calibrator,
+            make_minmax_calibrator,
             "101601-EntropyCalibration2",
             r"EntropyCalibration2 of .* by MinMaxCalibration of",
         ),
         (
-            entropy2_calibrator,
+            make_entropy2_calibrator,
             "101601-MinMaxCalibration",
             r"MinMaxCalibration of .* by EntropyCalibration2 of",
         ),
-        (entropy2_calibrator, "8601-EntropyCalibration2", r"of TensorRT 8\.6\.1, .* of TensorRT 10\.16\.1"),
+        (
+            make_entropy2_calibrator,
+            "8601-EntropyCalibration2",
+            r"of TensorRT 8\.6\.1, .* of TensorRT 10\.16\.1",
+        ),
     ],
 )
 def test_the_cache_of_another_calibrator_or_release_is_refused(
@@ -290,11 +294,11 @@ def test_the_cache_of_another_calibrator_or_release_is_refused(
 @pytest.mark.parametrize("content", [b"", b"\0\xff", b"TRT-101601-EntropyCalibration2\nimage: nonsense\n"])
 def test_a_damaged_cache_is_refused(content: bytes, trt: ModuleType) -> None:
     with pytest.raises(ArtifactError, match="calibration cache"):
-        entropy2_calibrator(trt, None, content)
+        make_entropy2_calibrator(trt, None, content)
 
 
 def test_ranges_go_as_a_cache_of_the_running_release(trt: ModuleType) -> None:
-    calibrator = ranges_calibrator(trt, {"image": 0.0078759379, "a:b c": 1 / 128, "dead": 0.0}, 101601)
+    calibrator = make_ranges_calibrator(trt, {"image": 0.0078759379, "a:b c": 1 / 128, "dead": 0.0}, 101601)
     assert calibrator.read_calibration_cache() == (
         b"TRT-101601-EntropyCalibration2\nimage: 3c010a14\na:b c: 3c000000\ndead: 0\n"
     )
@@ -303,7 +307,7 @@ def test_ranges_go_as_a_cache_of_the_running_release(trt: ModuleType) -> None:
 
 @pytest.mark.parametrize("has_written", [False, True])
 def test_ranges_that_tensorrt_does_not_take_are_an_error(trt: ModuleType, *, has_written: bool) -> None:
-    calibrator = ranges_calibrator(trt, {"image": 0.5}, 101600)
+    calibrator = make_ranges_calibrator(trt, {"image": 0.5}, 101600)
     assert calibrator.read_calibration_cache()
     assert calibrator.get_batch(["image"]) is None
     if has_written:
@@ -319,7 +323,7 @@ def test_ranges_that_tensorrt_does_not_take_are_an_error(trt: ModuleType, *, has
 
 
 def test_ranges_are_for_the_running_release(trt: ModuleType) -> None:
-    text = ranges_calibrator(trt, {"image": 0.5}).read_calibration_cache()
+    text = make_ranges_calibrator(trt, {"image": 0.5}).read_calibration_cache()
     assert text == b"TRT-101601-EntropyCalibration2\nimage: 3f000000\n"
 
 
@@ -327,14 +331,14 @@ def test_ranges_that_tensorrt_did_not_ask_for_are_an_error(trt: ModuleType) -> N
     with pytest.raises(
         BuildError, match=r"^TensorRT did not ask for the scales: the build stopped before that"
     ):
-        ranges_calibrator(trt, {"image": 0.5}).raise_if_wrong()
+        make_ranges_calibrator(trt, {"image": 0.5}).raise_if_wrong()
 
 
 def test_no_ranges_are_refused(trt: ModuleType) -> None:
     with pytest.raises(
         UsageError, match=r"^there are no scales to hand to TensorRT; calibrate the model first$"
     ):
-        ranges_calibrator(trt, {}, 101601)
+        make_ranges_calibrator(trt, {}, 101601)
 
 
 @pytest.mark.parametrize("name", ["", "a\nb: 3f800000\nc"])
@@ -342,20 +346,20 @@ def test_a_name_that_no_cache_can_hold_is_refused(name: str, trt: ModuleType) ->
     with pytest.raises(
         UsageError, match=r"cannot stand in a calibration cache, which has one name a line; rename it$"
     ):
-        ranges_calibrator(trt, {name: 0.5}, 101601)
+        make_ranges_calibrator(trt, {name: 0.5}, 101601)
 
 
 @pytest.mark.parametrize("scale", [-1.0, float("nan"), float("inf")])
 def test_a_scale_that_is_none_is_refused(scale: float, trt: ModuleType) -> None:
     with pytest.raises(ArtifactError, match=r"'image' the scale .*must be finite and at least 0"):
-        ranges_calibrator(trt, {"image": scale}, 101601)
+        make_ranges_calibrator(trt, {"image": scale}, 101601)
 
 
-@pytest.mark.parametrize("make", [entropy2_calibrator, minmax_calibrator, ranges_calibrator])
+@pytest.mark.parametrize("make", [make_entropy2_calibrator, make_minmax_calibrator, make_ranges_calibrator])
 def test_a_tensorrt_without_calibrators_is_refused(make: Callable[..., Calibrator]) -> None:
     bare = ModuleType("tensorrt_rtx")
     bare.__version__ = "1.7.1.116"  # type: ignore[attr-defined] # of every package
-    arguments: tuple[Any, ...] = ({"image": 0.5},) if make is ranges_calibrator else (None, OWN_CACHE)
+    arguments: tuple[Any, ...] = ({"image": 0.5},) if make is make_ranges_calibrator else (None, OWN_CACHE)
     with pytest.raises(
         UsageError,
         match=r"^tensorrt_rtx 1\.7\.1\.116 has no IInt8\w+: TensorRT 11 and TensorRT-RTX have no INT8 "

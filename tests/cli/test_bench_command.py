@@ -14,19 +14,19 @@ from click.testing import CliRunner, Result
 from trtq.cli import bench as module
 from trtq.cli import main
 from trtq.models.demo import write_demo
-from trtq.pipeline.bench.benchmark import Benchmark, Measured
-from trtq.pipeline.bench.contenders import Skipped
+from trtq.pipeline.bench.benchmark import Benchmark, Timing
 from trtq.pipeline.bench.machine import Conditions, Machine
 from trtq.pipeline.bench.process import Costs
+from trtq.pipeline.bench.runnables import Skipped
 from trtq.pipeline.bench.turns import Latency, Schedule
 
 QUICK = ("--rounds", "2", "--seconds", "0.02", "--warmup", "0", "--threads", "1")
 LATENCY = Latency(0.1234, 0.25, 17.8, 1234.5, 0.1)
 
 
-def measured(name: str, **changes: Any) -> Measured:
+def measured(name: str, **changes: Any) -> Timing:
     runtime = "tensorrt 10.3.0" if changes.get("device") == "cuda" else "ONNX Runtime 1.31"
-    plain = Measured(
+    plain = Timing(
         name, "fp32", "cpu", runtime, name, 1.0, LATENCY, 12.34, 1000, None, "fp32", 0.0, 1.0,
         Costs(1, 1, None), "", None,
     )  # fmt: skip
@@ -127,7 +127,7 @@ def test_json_is_one_document_and_quiet_is_quiet(model: Path, tmp_path: Path) ->
 
 
 def test_an_engine_alone_needs_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("trtq.pipeline.bench.contenders.num_gpus", lambda: None)
+    monkeypatch.setattr("trtq.pipeline.bench.runnables.count_gpus", lambda: None)
     (tmp_path / "model.engine").write_bytes(b"plan")
     result = trtq("bench", tmp_path / "model.engine")
     assert (result.exit_code, result.stdout) == (5, "")

@@ -18,10 +18,10 @@ from trtq.cli import main
 from trtq.cli.build_all import worst
 from trtq.errors import ArtifactError
 from trtq.models.demo import write_demo
-from trtq.pipeline.build_all import Job, Limits, Outcome
+from trtq.pipeline.build_all import CommandJob, CommandOutcome, Limits
 from trtq.pipeline.deliver.manifest import read_manifest
 
-Ended = Callable[[int, Outcome], None]
+Ended = Callable[[int, CommandOutcome], None]
 THREE = """
 [defaults]
 backend = "onnxruntime"
@@ -132,10 +132,10 @@ def test_a_summary_that_cannot_be_written_stops_no_build(
         raise ArtifactError(f"cannot write {path}: No space left on device")
 
     def fail(
-        jobs: Sequence[Job], limits: Limits, started: Any, ended: Callable[[int, Outcome], None]
+        jobs: Sequence[CommandJob], limits: Limits, started: Any, ended: Callable[[int, CommandOutcome], None]
     ) -> None:
         for number in range(len(jobs)):
-            ended(number, Outcome(2, "", "error: it is bad\n", 0.1))
+            ended(number, CommandOutcome(2, "", "error: it is bad\n", 0.1))
 
     monkeypatch.setattr("trtq.cli.build_all.write_atomically", refuse)
     monkeypatch.setattr("trtq.cli.build_all.run_jobs", fail)

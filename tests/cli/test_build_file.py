@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from trtq.cli.build_file import Entry, read_builds
+from trtq.cli.build_file import BuildEntry, read_builds
 from trtq.errors import UsageError
 
 
@@ -22,7 +22,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "models"
 
 
-def read(folder: Path, text: str) -> tuple[Entry, ...]:
+def read(folder: Path, text: str) -> tuple[BuildEntry, ...]:
     (folder / "trtq.toml").write_text(text)
     return read_builds(folder / "trtq.toml")
 

@@ -14,7 +14,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from trtq.cli import main
-from trtq.cli.console import ConsoleWatcher, show_bytes
+from trtq.cli.console import ConsoleWatcher, format_bytes
 
 ESCAPES = re.compile(r"\x1b\[[\d;?]*[A-Za-z]")
 
@@ -101,4 +101,4 @@ def test_notes_are_left_out_when_quiet_and_warnings_are_not(capsys: pytest.Captu
     ],
 )
 def test_sizes_are_for_people(count: float, text: str) -> None:
-    assert show_bytes(count) == text
+    assert format_bytes(count) == text

@@ -15,7 +15,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from trtq.cli import main
-from trtq.cli.chart import Bar, bar_chart
+from trtq.cli.chart import Bar, draw_bars
 
 
 def trtq(*arguments: str | Path) -> Result:
@@ -164,7 +164,7 @@ def test_a_metric_script_is_run_once(model: Path) -> None:
 
 
 def test_a_long_name_is_cut_at_its_front_and_equal_bars_are_drawn() -> None:
-    chart = bar_chart("t", ("a", "b"), [Bar("x" * 60 + "<end>", 0.0, 0.0, "0")]).decode()
+    chart = draw_bars("t", ("a", "b"), [Bar("x" * 60 + "<end>", 0.0, 0.0, "0")]).decode()
     assert f">\N{HORIZONTAL ELLIPSIS}{'x' * 42}&lt;end&gt;</text>" in chart
     assert 'width="0.0"' in chart
     ET.fromstring(chart)

@@ -9,11 +9,11 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
-from trtq.cli.tables import comparison_table, print_report
+from trtq.cli.tables import create_comparison_table, print_report
 from trtq.pipeline.deliver.report import SCHEMA_VERSION, EngineReport, Report, WeightsReport
 from trtq.pipeline.engine.coverage import Fallback
 from trtq.pipeline.judge.metrics import OutputComparison
-from trtq.pipeline.judge.repairs import Repairs, Try
+from trtq.pipeline.judge.repairs import Repairs, Trial
 
 
 def compared(output: str, cosine: float = 0.5, sqnr_db: float = 3.0) -> OutputComparison:
@@ -22,7 +22,7 @@ def compared(output: str, cosine: float = 0.5, sqnr_db: float = 3.0) -> OutputCo
 
 def shown(*outputs: OutputComparison) -> list[str]:
     console = Console(file=io.StringIO(), width=120, markup=False)
-    console.print(comparison_table(outputs))
+    console.print(create_comparison_table(outputs))
     return lines_of(console)
 
 
@@ -87,7 +87,7 @@ def printed(found: Report, *, verbose: bool = False) -> list[str]:
 
 
 def test_repairs_say_what_they_gained_and_in_detail_what_was_tried() -> None:
-    tried = (Try("equalize 0.5", 3.25, 32, applied=True), Try("bias", -1.0, 32, applied=False))
+    tried = (Trial("equalize 0.5", 3.25, 32, applied=True), Trial("bias", -1.0, 32, applied=False))
     repairs = Repairs("mse()", ("equalize 0.5",), 20.0, 23.25, 32, tried)
     brief, verbose = (
         printed(replace(report(0), repairs=repairs), verbose=is_verbose) for is_verbose in (False, True)

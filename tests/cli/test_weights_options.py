@@ -204,12 +204,12 @@ import trtq.pipeline.graph.load as load
 load._MOST_IN_MEMORY = 1 << 20  # as if the model were too large for memory
 if sys.argv[1] == "full":
     resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
-from trtq.calibrators.memory import peak_bytes
+from trtq.calibrators.memory import find_peak_bytes
 from trtq.cli import main
 try:
     main(sys.argv[2:], standalone_mode=False)
 finally:
-    print("peak", peak_bytes())
+    print("peak", find_peak_bytes())
 """
 
 

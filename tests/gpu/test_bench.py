@@ -9,18 +9,18 @@ import pytest
 
 from trtq.models.demo import write_demo
 from trtq.pipeline.bench.benchmark import bench
-from trtq.pipeline.bench.contenders import Runs
+from trtq.pipeline.bench.runnables import Runs
 from trtq.pipeline.bench.turns import Schedule
 from trtq.pipeline.build import build
 from trtq.pipeline.engine.backends import BACKENDS
-from trtq.pipeline.engine.gpu import compute_capability, num_gpus
+from trtq.pipeline.engine.gpu import count_gpus, find_compute_capability
 from trtq.pipeline.engine.target import Target
 
 _QUICK = Schedule(rounds=3, seconds=0.3, warmup_s=0.1)
 _NO_TENSORRT = BACKENDS["tensorrt"].why_not()
 pytestmark = [
     pytest.mark.gpu,
-    pytest.mark.skipif(not num_gpus(), reason="there is no NVIDIA GPU to run engines on"),
+    pytest.mark.skipif(not count_gpus(), reason="there is no NVIDIA GPU to run engines on"),
 ]
 
 
@@ -54,5 +54,5 @@ def test_an_engine_of_tensorrt_is_measured(demo: Path, tmp_path: Path) -> None:
     reason="tensorrt_rtx is not installed: pip install 'trtq[rtx]'",
 )
 def test_an_engine_of_tensorrt_rtx_is_measured(demo: Path, tmp_path: Path) -> None:
-    target = Target(backend="tensorrt-rtx", compute_capabilities=(compute_capability(),))
+    target = Target(backend="tensorrt-rtx", compute_capabilities=(find_compute_capability(),))
     _check(Path(build(demo, target=target, output=tmp_path / "out").output), "tensorrt_rtx")

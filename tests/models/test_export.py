@@ -13,7 +13,7 @@ import pytest
 
 from trtq.errors import ArtifactError, GateError, ModelError
 from trtq.models.export import export, to_onnx
-from trtq.models.parity import TOLERANCE, check_parity, outputs_of
+from trtq.models.parity import TOLERANCE, check_parity, run_outputs
 
 torch = pytest.importorskip("torch", reason="exporting needs PyTorch: pip install 'trtq[export]'")
 pytest.importorskip("onnxscript", reason="exporting needs onnxscript: pip install 'trtq[export]'")
@@ -202,7 +202,7 @@ def test_torchscript_that_has_no_operators_in_onnx_is_told() -> None:
 )
 def test_a_module_that_fails_or_returns_something_else_is_told(function: Any, message: str) -> None:
     with pytest.raises(ModelError, match=message):
-        outputs_of(_of(function), [_images(2)])
+        run_outputs(_of(function), [_images(2)])
 
 
 def test_another_number_of_outputs_is_told(tmp_path: Path) -> None:

@@ -8,7 +8,14 @@ from typing import Any
 
 import pytest
 
-from trtq.models.families import FAMILIES, encoder, imagenet, of_family, of_transformer, yolo
+from trtq.models.families import (
+    FAMILIES,
+    describe_encoder,
+    describe_family,
+    describe_imagenet,
+    describe_transformer,
+    describe_yolo,
+)
 from trtq.models.inputs import ModuleInput, parse_input
 from trtq.models.preprocess import Preprocess
 from trtq.models.spec import CalibrationSpec, InputSpec, ModelSpec, read_spec
@@ -37,7 +44,7 @@ def test_defaults_are_left_out_and_names_are_quoted_where_they_must(tmp_path: Pa
 
 
 def test_an_imagenet_classifier_is_prepared_as_torchvision_does() -> None:
-    spec = imagenet()
+    spec = describe_imagenet()
     assert spec.inputs["image"].opt == (8, 3, 224, 224)
     steps = spec.preprocess
     assert (steps.resize, steps.resize_mode, steps.crop) == ((256,), "short-side", (224,))
@@ -45,7 +52,7 @@ def test_an_imagenet_classifier_is_prepared_as_torchvision_does() -> None:
 
 
 def test_a_detector_is_letterboxed_and_keeps_its_decoding_float() -> None:
-    spec = yolo()
+    spec = describe_yolo()
     assert (spec.preprocess.resize_mode, spec.preprocess.mean, spec.preprocess.std) == (
         "letterbox",
         (0,),
@@ -56,18 +63,20 @@ def test_a_detector_is_letterboxed_and_keeps_its_decoding_float() -> None:
 
 
 def test_an_encoder_takes_up_to_its_length() -> None:
-    assert encoder(length=64).inputs["attention_mask"] == InputSpec((1, 1), (8, 64), (32, 64))
+    assert describe_encoder(length=64).inputs["attention_mask"] == InputSpec((1, 1), (8, 64), (32, 64))
 
 
 def test_the_configuration_of_a_transformer_tells_its_inputs() -> None:
     config = SimpleNamespace(type_vocab_size=2, max_position_embeddings=512)
-    inputs, spec = of_transformer(config, "input_ids", None)
+    inputs, spec = describe_transformer(config, "input_ids", None)
     assert [item.name for item in inputs] == ["input_ids", "attention_mask", "token_type_ids"]
     assert set(spec.inputs) == {item.name for item in inputs}
-    vision, spec = of_transformer(SimpleNamespace(image_size=[32, 48], num_channels=1), "pixel_values", None)
+    vision, spec = describe_transformer(
+        SimpleNamespace(image_size=[32, 48], num_channels=1), "pixel_values", None
+    )
     assert vision == (ModuleInput("pixel_values", ("N", 1, 32, 48)),)
     assert spec.inputs["pixel_values"].min == (1, 1, 32, 48)
-    assert of_transformer(SimpleNamespace(), "input_features", None) == ((), ModelSpec())
+    assert describe_transformer(SimpleNamespace(), "input_features", None) == ((), ModelSpec())
 
 
 @pytest.mark.parametrize(
@@ -105,16 +114,16 @@ def test_the_configuration_of_a_transformer_tells_its_inputs() -> None:
 def test_pictures_are_prepared_as_the_preprocessor_says(
     processor: dict[str, Any], size: int, steps: Preprocess
 ) -> None:
-    inputs, spec = of_transformer(SimpleNamespace(), "pixel_values", processor)
+    inputs, spec = describe_transformer(SimpleNamespace(), "pixel_values", processor)
     assert inputs == (ModuleInput("pixel_values", ("N", 3, size, size)),)
     assert spec.preprocess == steps
 
 
 def test_a_family_takes_the_name_and_the_size_of_the_picture() -> None:
-    spec = of_family("yolo", (parse_input("ids:N"), parse_input("x:Nx3x320x416")))
+    spec = describe_family("yolo", (parse_input("ids:N"), parse_input("x:Nx3x320x416")))
     assert spec.inputs == {"x": InputSpec((1, 3, 320, 416), (8, 3, 320, 416), (32, 3, 320, 416))}
     assert spec.preprocess.resize == (320, 416)
-    spec = of_family("imagenet", (parse_input("x:Nx3x160x160"),))
+    spec = describe_family("imagenet", (parse_input("x:Nx3x160x160"),))
     assert (spec.preprocess.resize, spec.preprocess.crop) == ((183,), (160,))
-    assert of_family("imagenet", (parse_input("x:Nx3xHxW"),)) == imagenet()
-    assert of_family("encoder", (parse_input("x:NxL"),)) == encoder()
+    assert describe_family("imagenet", (parse_input("x:Nx3xHxW"),)) == describe_imagenet()
+    assert describe_family("encoder", (parse_input("x:NxL"),)) == describe_encoder()

@@ -17,7 +17,7 @@ from trtq.pipeline.calibrate.qat import amax_by_node
 from trtq.pipeline.graph.lint import lint
 from trtq.pipeline.graph.load import load
 from trtq.pipeline.graph.placement import place
-from trtq.pipeline.graph.quantized import quantized_layers
+from trtq.pipeline.graph.quantized import find_quantized_layers
 
 torch = pytest.importorskip("torch", reason="training needs PyTorch: pip install 'trtq[export]'")
 pytest.importorskip("onnxscript", reason="exporting needs onnxscript: pip install 'trtq[export]'")
@@ -65,7 +65,7 @@ def test_the_exported_pairs_stand_where_placement_puts_them(
     assert qat.export(network, [images], tmp_path / "qat.onnx", **NAMES) <= qat.TOLERANCE
     graph = load(tmp_path / "qat.onnx", min_opset=13)
     assert lint(graph.model) == ()
-    layers = {layer.name for layer in quantized_layers(graph.model)}
+    layers = {layer.name for layer in find_quantized_layers(graph.model)}
     assert layers == {name for name in amax if not name.endswith("/Add")}
     for node in graph.model.graph:
         if node.op_type == "Add" and str(node.name) in amax:

@@ -12,7 +12,7 @@ import pytest
 
 from trtq.errors import ModelError
 from trtq.models import session
-from trtq.models.session import num_weight_bytes, open_session, run, save
+from trtq.models.session import count_weight_bytes, open_session, run, save
 
 SCALE = """<ir_version: 8, opset_import: ["" : 17]> scale (float[N,2] x) => (float[N,2] y, float[N,2] z)
 <float[2] two = {2, 2}, int64[1] unused = {1}> { h = Mul(x, two)  y = Relu(h)  z = Neg(h) }"""
@@ -93,7 +93,7 @@ def test_a_file_is_run(tmp_path: Path) -> None:
 
 
 def test_the_size_of_the_weights_is_known() -> None:
-    assert num_weight_bytes(_model()) == 2 * 4 + 8
+    assert count_weight_bytes(_model()) == 2 * 4 + 8
 
 
 def test_a_large_model_keeps_its_weights_beside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ import onnx_ir as ir
 import pytest
 
 from trtq.errors import ModelError
-from trtq.models.signature import TensorSpec, inputs_of, outputs_of, show_shape
+from trtq.models.signature import TensorSpec, outputs_of, read_inputs, show_shape
 
 
 def _model(inputs: str, outputs: str = "float[N] y") -> ir.Model:
@@ -23,7 +23,7 @@ def _with_input(value: onnx.ValueInfoProto) -> ir.Model:
 
 def test_inputs_and_outputs_are_told_in_order() -> None:
     model = _model("float[N,3,224,?] image, int64 size", "float16[N,C] y, bool[2] z")
-    assert inputs_of(model) == (
+    assert read_inputs(model) == (
         TensorSpec("image", "float32", ("N", 3, 224, None)),
         TensorSpec("size", "int64", ()),
     )
@@ -38,7 +38,7 @@ def test_inputs_and_outputs_are_told_in_order() -> None:
 )
 def test_dtypes_are_those_of_numpy(dtype: str) -> None:
     names = {"float": "float32", "double": "float64"}
-    assert inputs_of(_model(f"{dtype}[N] x"))[0].dtype == names.get(dtype, dtype)
+    assert read_inputs(_model(f"{dtype}[N] x"))[0].dtype == names.get(dtype, dtype)
 
 
 @pytest.mark.parametrize(
@@ -72,7 +72,7 @@ def test_a_tensor_of_strings_is_refused(kind: str) -> None:
         match=rf"^{kind} 'text' is a tensor of strings, which TensorRT cannot take; "
         r"cut the string processing off the model$",
     ):
-        (inputs_of if kind == "input" else outputs_of)(model)
+        (read_inputs if kind == "input" else outputs_of)(model)
 
 
 @pytest.mark.parametrize("kind", ["input", "output"])
@@ -81,14 +81,14 @@ def test_a_sequence_is_refused(kind: str) -> None:
     with pytest.raises(
         ModelError, match=rf"^{kind} 'boxes' is Sequence\(.*\); trtq and TensorRT take tensors only$"
     ):
-        (inputs_of if kind == "input" else outputs_of)(model)
+        (read_inputs if kind == "input" else outputs_of)(model)
 
 
 def test_an_unknown_type_is_refused() -> None:
     with pytest.raises(
         ModelError, match=r"^input 'x' is of unknown type; trtq and TensorRT take tensors only$"
     ):
-        inputs_of(_with_input(onnx.ValueInfoProto(name="x")))
+        read_inputs(_with_input(onnx.ValueInfoProto(name="x")))
 
 
 def test_a_tensor_without_rank_is_refused() -> None:
@@ -96,4 +96,4 @@ def test_a_tensor_without_rank_is_refused() -> None:
     with pytest.raises(
         ModelError, match=r"^input 'x' has no shape, not even a rank; export the model with shapes$"
     ):
-        inputs_of(_with_input(value))
+        read_inputs(_with_input(value))

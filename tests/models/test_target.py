@@ -10,7 +10,7 @@ import pytest
 
 from trtq.errors import MissingDependency, ModelError, UsageError
 from trtq.models.inputs import ModuleInput
-from trtq.models.target import by_position, importable_here, load_module
+from trtq.models.target import import_from_here, load_module, sort_by_position
 
 torch = pytest.importorskip("torch", reason="exporting needs PyTorch: pip install 'trtq[export]'")
 
@@ -179,7 +179,7 @@ def test_a_transformer_takes_its_inputs_by_position(pretrained: bool, here: Path
     loaded = load_module("hf:here", pretrained=pretrained)
     names = [item.name for item in loaded.inputs]
     assert (names, loaded.takes_names, loaded.unknown) == (["input_ids", "attention_mask"], True, "")
-    (logits,) = by_position(loaded.module, names)(torch.ones(2, 3), torch.full((2, 3), 2.0))
+    (logits,) = sort_by_position(loaded.module, names)(torch.ones(2, 3), torch.full((2, 3), 2.0))
     assert torch.equal(logits, torch.full((2, 3), 4.0))
 
 
@@ -231,6 +231,6 @@ def test_a_pickled_module_is_refused_unless_it_is_trusted(here: Path) -> None:
 def test_the_current_folder_comes_first_and_only_for_the_export(tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.chdir(tmp_path)
     before = list(sys.path)
-    with importable_here():
+    with import_from_here():
         assert sys.path[0] == str(tmp_path)
     assert sys.path == before

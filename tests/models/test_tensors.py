@@ -13,7 +13,7 @@ import pytest
 from numpy.typing import NDArray
 
 from trtq.errors import ModelError
-from trtq.models.tensors import values_of
+from trtq.models.tensors import read_values
 
 
 def external(folder: Path, array: NDArray[Any], *, offset: int) -> ir.ExternalTensor:
@@ -28,7 +28,7 @@ def external(folder: Path, array: NDArray[Any], *, offset: int) -> ir.ExternalTe
 def test_values_lie_where_the_tensor_says(tmp_path: Path, dtype: type) -> None:
     array: NDArray[Any] = np.arange(6).reshape(2, 3).astype(dtype)
     tensor = external(tmp_path, array, offset=16)
-    found = values_of(tensor)
+    found = read_values(tensor)
     np.testing.assert_array_equal(found, array)
     assert found.dtype == array.dtype
     assert tensor.raw is None  # the file is not mapped
@@ -36,7 +36,7 @@ def test_values_lie_where_the_tensor_says(tmp_path: Path, dtype: type) -> None:
 
 def test_a_tensor_in_memory_is_itself() -> None:
     array = np.arange(3, dtype=np.float32)
-    assert np.shares_memory(values_of(ir.tensor(array)), array)
+    assert np.shares_memory(read_values(ir.tensor(array)), array)
 
 
 def test_a_file_that_has_gone_or_shrunk_is_told(tmp_path: Path) -> None:
@@ -45,8 +45,8 @@ def test_a_file_that_has_gone_or_shrunk_is_told(tmp_path: Path) -> None:
     with pytest.raises(
         ModelError, match=r"the weights of 'w' end early in .*w\.data; it was changed meanwhile"
     ):
-        values_of(tensor)
+        read_values(tensor)
     (tmp_path / "w.data").unlink()
     message = f"cannot read the weights of 'w' from {tmp_path / 'w.data'}: No such file or directory"
     with pytest.raises(ModelError, match=re.escape(message)):
-        values_of(tensor)
+        read_values(tensor)

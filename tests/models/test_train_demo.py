@@ -36,7 +36,7 @@ def test_training_leaves_the_random_numbers_of_the_caller_alone() -> None:
 
 def test_the_parts_are_stratified_and_apart() -> None:
     labels = np.arange(1797) % 10
-    parts = train_demo.split(labels)
+    parts = train_demo.split_data(labels)
     assert {name: len(part) for name, part in parts.items()} == {
         "training": 1197,
         "calibration": 512,
@@ -46,7 +46,7 @@ def test_the_parts_are_stratified_and_apart() -> None:
     assert set(parts["calibration"]) <= set(parts["training"])
     for part in parts.values():
         assert np.ptp(np.bincount(labels[part])) <= 1
-    again = train_demo.split(labels)
+    again = train_demo.split_data(labels)
     assert all(np.array_equal(parts[name], again[name]) for name in parts)
 
 

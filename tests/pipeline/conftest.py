@@ -26,7 +26,7 @@ from trtq.pipeline.engine.backends import BACKENDS
 from trtq.pipeline.engine.tensorrt import TensorRt
 from trtq.pipeline.graph.load import Graph, load
 from trtq.pipeline.graph.opset import infer_shapes
-from trtq.pipeline.judge.exact import with_exact_quantize
+from trtq.pipeline.judge.exact import make_quantize_exact
 
 _NUMPY_OF = {
     "tensor(float)": np.float32,
@@ -240,9 +240,9 @@ def tensorrt_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable
 @pytest.fixture
 def one_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """Has the backend believe in a GPU of compute capability 8.9."""
-    monkeypatch.setattr("trtq.pipeline.engine.tensorrt.num_gpus", lambda: 1)
-    monkeypatch.setattr("trtq.pipeline.engine.tensorrt.compute_capability", lambda: "8.9")
-    monkeypatch.setattr("trtq.pipeline.build.job.compute_capability", lambda: "8.9")
+    monkeypatch.setattr("trtq.pipeline.engine.tensorrt.count_gpus", lambda: 1)
+    monkeypatch.setattr("trtq.pipeline.engine.tensorrt.find_compute_capability", lambda: "8.9")
+    monkeypatch.setattr("trtq.pipeline.build.job.find_compute_capability", lambda: "8.9")
 
 
 @pytest.fixture
@@ -306,4 +306,4 @@ def _run_in_onnx_runtime(model: Path, name: str) -> Any:
 
 
 def _exact(model: ir.Model | Path) -> ir.Model | Path:
-    return model if isinstance(model, Path) else with_exact_quantize(model) or model
+    return model if isinstance(model, Path) else make_quantize_exact(model) or model

@@ -16,17 +16,19 @@ import pytest
 
 from trtq.models.demo import write_demo
 from trtq.pipeline import build_all as parallel
-from trtq.pipeline.build_all import Job, Limits, Outcome, end_with, run_jobs
+from trtq.pipeline.build_all import CommandJob, CommandOutcome, Limits, end_with, run_jobs
 
 VERSION = ("--version",)
 
 
-def events_of(jobs: Sequence[Job], limits: Limits) -> tuple[list[tuple[str, int]], dict[int, Outcome]]:
+def events_of(
+    jobs: Sequence[CommandJob], limits: Limits
+) -> tuple[list[tuple[str, int]], dict[int, CommandOutcome]]:
     """Runs the jobs; returns when each began and ended, and how."""
     events: list[tuple[str, int]] = []
-    outcomes: dict[int, Outcome] = {}
+    outcomes: dict[int, CommandOutcome] = {}
 
-    def ended(number: int, outcome: Outcome) -> None:
+    def ended(number: int, outcome: CommandOutcome) -> None:
         events.append(("ended", number))
         outcomes[number] = outcome
 
@@ -45,7 +47,7 @@ def together(events: Sequence[tuple[str, int]]) -> list[set[int]]:
 
 
 def test_every_job_runs_and_tells_how_it_ended(tmp_path: Path) -> None:
-    jobs = [Job("good", VERSION, 1), Job("bad", ("inspect", str(tmp_path / "nothing")), 1)]
+    jobs = [CommandJob("good", VERSION, 1), CommandJob("bad", ("inspect", str(tmp_path / "nothing")), 1)]
     _, outcomes = events_of(jobs, Limits(2, 10))
     assert (outcomes[0].exit_code, outcomes[0].stderr) == (0, "")
     assert outcomes[0].stdout == f"trtq, version {version('trtq')}\n"
@@ -56,7 +58,7 @@ def test_every_job_runs_and_tells_how_it_ended(tmp_path: Path) -> None:
 
 def test_jobs_keep_within_their_number_and_the_memory() -> None:
     sizes = [3, 3, 3, 2, 1]
-    jobs = [Job(str(number), VERSION, size) for number, size in enumerate(sizes)]
+    jobs = [CommandJob(str(number), VERSION, size) for number, size in enumerate(sizes)]
     events, outcomes = events_of(jobs, Limits(3, 7))
     assert sorted(outcomes) == [0, 1, 2, 3, 4]
     assert events[:3] == [("began", 0), ("began", 1), ("began", 4)]  # 2 and 3 do not fit yet, 4 does
@@ -66,7 +68,11 @@ def test_jobs_keep_within_their_number_and_the_memory() -> None:
 
 
 def test_a_job_that_needs_more_than_there_is_runs_alone() -> None:
-    jobs = [Job("small", VERSION, 1), Job("large", VERSION, 100), Job("small", VERSION, 1)]
+    jobs = [
+        CommandJob("small", VERSION, 1),
+        CommandJob("large", VERSION, 100),
+        CommandJob("small", VERSION, 1),
+    ]
     events, outcomes = events_of(jobs, Limits(3, 10))
     assert sorted(outcomes) == [0, 1, 2]
     assert {1} in together(events)
@@ -74,7 +80,7 @@ def test_a_job_that_needs_more_than_there_is_runs_alone() -> None:
 
 
 def test_only_one_job_at_a_time_measures_on_the_gpu() -> None:
-    jobs = [Job(str(number), VERSION, 1, needs_gpu=number != 1) for number in range(4)]
+    jobs = [CommandJob(str(number), VERSION, 1, needs_gpu=number != 1) for number in range(4)]
     events, outcomes = events_of(jobs, Limits(4, 10))
     assert sorted(outcomes) == [0, 1, 2, 3]
     for pair in combinations((0, 2, 3), 2):
@@ -111,7 +117,7 @@ def test_an_interruption_ends_the_jobs_and_they_clear_up(slow: tuple[str, ...], 
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run_jobs([Job("slow", slow, 1)], Limits(1, 1), begun, lambda number, outcome: None)
+        run_jobs([CommandJob("slow", slow, 1)], Limits(1, 1), begun, lambda number, outcome: None)
     assert not Path(f"/proc/{pids[0]}").exists()
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted({*before, "begun"})
 

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from trtq.errors import BuildError
-from trtq.pipeline import doctor
-from trtq.pipeline.doctor import BackendHealth, examine
+from trtq.pipeline import doctor as module
+from trtq.pipeline.doctor import BackendHealth, doctor
 from trtq.pipeline.engine.rtx import TensorRtRtx
 from trtq.pipeline.engine.tensorrt import TensorRt
 
@@ -33,7 +33,7 @@ class Driver:
 
 
 def test_the_backends_that_need_no_gpu_build_something_here() -> None:
-    health = examine()
+    health = doctor()
     _, rtx, onnxruntime = health.backends
     assert (rtx.name, rtx.reason) == ("tensorrt-rtx", "")
     assert (onnxruntime.name, onnxruntime.reason) == ("onnxruntime", "")
@@ -44,14 +44,14 @@ def test_the_backends_that_need_no_gpu_build_something_here() -> None:
 
 
 def test_a_package_that_is_absent_has_no_version(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "_PACKAGES", ("trtq", "no-such-package"))
-    monkeypatch.setattr(doctor, "BACKENDS", {})
-    assert examine().packages == {"trtq": version("trtq"), "no-such-package": ""}
+    monkeypatch.setattr(module, "_PACKAGES", ("trtq", "no-such-package"))
+    monkeypatch.setattr(module, "BACKENDS", {})
+    assert doctor().packages == {"trtq": version("trtq"), "no-such-package": ""}
 
 
 def test_an_absent_builder_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("trtq.pipeline.engine.rtx.importlib.util.find_spec", lambda _: None)
-    reasons = {item.name: item.reason for item in examine().backends}
+    reasons = {item.name: item.reason for item in doctor().backends}
     assert reasons["tensorrt-rtx"].startswith("tensorrt_rtx is not installed; pip install 'trtq[rtx]'")
     assert reasons["onnxruntime"] == ""
 
@@ -61,13 +61,13 @@ def test_a_builder_that_fails_is_told_with_its_words(monkeypatch: pytest.MonkeyP
         raise BuildError("out of paper")
 
     monkeypatch.setattr(TensorRtRtx, "build", fail)
-    reasons = {item.name: item.reason for item in examine().backends}
+    reasons = {item.name: item.reason for item in doctor().backends}
     assert reasons["tensorrt-rtx"] == "out of paper"
 
 
 def test_tensorrt_that_is_not_installed_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "BACKENDS", {"tensorrt": TensorRt("tensorrt_absent")})
-    assert examine().backends == (
+    monkeypatch.setattr(module, "BACKENDS", {"tensorrt": TensorRt("tensorrt_absent")})
+    assert doctor().backends == (
         BackendHealth(
             "tensorrt",
             "",
@@ -80,15 +80,15 @@ def test_tensorrt_that_is_not_installed_is_told(monkeypatch: pytest.MonkeyPatch)
 def test_tensorrt_that_works_has_built_something(
     version: str, tensorrt_module: Callable[[str], str], one_gpu: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(doctor, "BACKENDS", {"tensorrt": TensorRt(tensorrt_module(version))})
-    assert examine().backends == (BackendHealth("tensorrt", version, ""),)
+    monkeypatch.setattr(module, "BACKENDS", {"tensorrt": TensorRt(tensorrt_module(version))})
+    assert doctor().backends == (BackendHealth("tensorrt", version, ""),)
 
 
 def test_an_empty_package_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "tensorrt_empty").mkdir()
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr(doctor, "BACKENDS", {"tensorrt": TensorRt("tensorrt_empty")})
-    (health,) = examine().backends
+    monkeypatch.setattr(module, "BACKENDS", {"tensorrt": TensorRt("tensorrt_empty")})
+    (health,) = doctor().backends
     assert health.version == ""
     assert health.reason.startswith("tensorrt_empty is an empty package here")
 
@@ -110,9 +110,9 @@ def test_the_gpu_is_asked_of_the_driver(
             raise OSError("no such file")
         return driver
 
-    monkeypatch.setattr(doctor, "BACKENDS", {})
+    monkeypatch.setattr(module, "BACKENDS", {})
     monkeypatch.setattr(ctypes, "CDLL", load)
-    assert examine().gpu == told
+    assert doctor().gpu == told
 
 
 @pytest.mark.parametrize(
@@ -122,6 +122,6 @@ def test_the_gpu_is_asked_of_the_driver(
 def test_the_kernel_of_calibration_is_told(
     monkeypatch: pytest.MonkeyPatch, compiled: bool, told: str
 ) -> None:
-    monkeypatch.setattr(doctor, "BACKENDS", {})
-    monkeypatch.setattr(doctor, "is_compiled", lambda: compiled)
-    assert examine().kernel == told
+    monkeypatch.setattr(module, "BACKENDS", {})
+    monkeypatch.setattr(module, "is_compiled", lambda: compiled)
+    assert doctor().kernel == told

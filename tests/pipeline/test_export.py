@@ -15,7 +15,7 @@ from trtq.errors import ArtifactError, DataError, GateError, ModelError, UsageEr
 from trtq.models.inputs import parse_input
 from trtq.models.parity import TOLERANCE
 from trtq.models.spec import InputSpec, ModelSpec, read_spec
-from trtq.models.target import LoadedModule, importable_here
+from trtq.models.target import LoadedModule, import_from_here
 from trtq.pipeline.export import ExportOptions, export
 from trtq.progress import Log, Silent
 
@@ -174,7 +174,7 @@ def test_other_sizes_of_open_dims_are_compared(here: Path) -> None:
 def test_the_usual_length_of_the_settings_is_the_examples(
     here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with importable_here():
+    with import_from_here():
         module = importlib.import_module("export_nets").Short()
     spec = ModelSpec(inputs={"x": InputSpec((1, 1, 3), (2, 8, 3), (4, 8, 3))})
     inputs = (parse_input("x:NxLx3"),)

@@ -15,12 +15,12 @@ import pytest
 from trtq.calibrators.cache import CalibrationCache
 from trtq.calibrators.ranges import Ranges
 from trtq.errors import ArtifactError, ModelError, UsageError
-from trtq.files import sha256_of
+from trtq.files import hash_file
 from trtq.models.demo import write_demo
 from trtq.pipeline.build import build
 from trtq.pipeline.deliver.report import Report
 from trtq.pipeline.engine.target import Target
-from trtq.pipeline.inspect import FolderSummary, ModelSummary, inspect, plain
+from trtq.pipeline.inspect import FolderSummary, ModelSummary, inspect, to_plain
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +38,7 @@ def built(demo: Path) -> Report:
 def test_a_float_model_tells_what_a_build_would_do(demo: Path) -> None:
     summary = inspect(str(demo))
     assert isinstance(summary, ModelSummary)
-    assert (summary.path, summary.sha256, summary.opset) == (str(demo), sha256_of(demo), 18)
+    assert (summary.path, summary.sha256, summary.opset) == (str(demo), hash_file(demo), 18)
     assert [str(item) for item in summary.inputs] == ["image float32 (batch, 1, 8, 8)"]
     assert [str(item) for item in summary.outputs] == ["logits float32 (batch, 10)"]
     assert (summary.op_types["Conv"], summary.op_types["Gemm"]) == (10, 1)
@@ -92,14 +92,14 @@ def test_a_manifest_that_was_changed_is_told(built: Report, tmp_path: Path) -> N
 def test_every_summary_is_plain_json(demo: Path, built: Report) -> None:
     folder = Path(built.output)
     for path in (demo, folder, folder / "ranges.json", folder / "calibration.cache"):
-        assert json.loads(json.dumps(plain(inspect(path)), allow_nan=False))
+        assert json.loads(json.dumps(to_plain(inspect(path)), allow_nan=False))
 
 
 def test_numbers_that_json_lacks_become_null(built: Report) -> None:
     summary = inspect(built.output)
     assert isinstance(summary, FolderSummary)
     broken = replace(built.comparison[0], cosine=math.nan, sqnr_db=-math.inf)
-    document = plain(replace(summary, report=replace(built, comparison=(broken,))))
+    document = to_plain(replace(summary, report=replace(built, comparison=(broken,))))
     assert document["report"]["comparison"][0]["cosine"] is None
     assert document["report"]["comparison"][0]["sqnr_db"] is None
 

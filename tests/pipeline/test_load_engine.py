@@ -18,7 +18,7 @@ from trtq.pipeline import load as module
 from trtq.pipeline.build import build
 from trtq.pipeline.compare import compare
 from trtq.pipeline.deliver.manifest import read_manifest, to_json
-from trtq.pipeline.engine.backend import BuilderOptions, BuildRequest, Built
+from trtq.pipeline.engine.backend import BuilderOptions, BuildRequest, BuiltEngine
 from trtq.pipeline.engine.backends import BACKENDS
 from trtq.pipeline.engine.onnxruntime import OnnxRuntime
 from trtq.pipeline.engine.target import Target
@@ -50,9 +50,9 @@ class Builder:
     def takes_types(self) -> bool:
         return True
 
-    def build(self, request: BuildRequest) -> Built:
+    def build(self, request: BuildRequest) -> BuiltEngine:
         self.model = self.model or request.model.rename(request.model.with_suffix(".kept"))
-        return Built(self.model.read_bytes(), (), targets=("8.6",))
+        return BuiltEngine(self.model.read_bytes(), (), targets=("8.6",))
 
     def command(self, request: BuildRequest) -> str:
         return "trtexec"
@@ -70,7 +70,7 @@ def backend(monkeypatch: pytest.MonkeyPatch) -> Builder:
     builder = Builder()
     monkeypatch.setattr("trtq.pipeline.engine.backends.BACKENDS", {**BACKENDS, "tensorrt": builder})
     monkeypatch.setattr(module, "BACKENDS", {**BACKENDS, "tensorrt": builder})
-    monkeypatch.setattr(module, "compute_capability", lambda: "8.6")
+    monkeypatch.setattr(module, "find_compute_capability", lambda: "8.6")
     return builder
 
 
@@ -138,14 +138,14 @@ def test_all_that_does_not_fit_is_said_at_once(
 ) -> None:
     folder = _built(model, spec, backend)
     backend.number = "10.16.1"
-    monkeypatch.setattr(module, "compute_capability", lambda: "8.9")
+    monkeypatch.setattr(module, "find_compute_capability", lambda: "8.9")
     with pytest.raises(
         ArtifactError,
         match=r"was built by tensorrt 10\.3\.0 for compute capability 8\.6; here is tensorrt 10\.16\.1 on "
         r"compute capability 8\.9; build it again here, or with --version-compatible .* and --hardware-comp",
     ):
         load(folder)
-    monkeypatch.setattr(module, "compute_capability", lambda: "")
+    monkeypatch.setattr(module, "find_compute_capability", lambda: "")
     with pytest.raises(
         ArtifactError, match=r"8\.6; here is tensorrt 10\.16\.1; build it again here, or with "
     ):
@@ -157,7 +157,7 @@ def test_a_gpu_that_was_built_for_is_taken(
     here: str, level: str, model: Path, spec: ModelSpec, backend: Builder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = _built(model, spec, backend, hardware_compatibility=level)
-    monkeypatch.setattr(module, "compute_capability", lambda: here)
+    monkeypatch.setattr(module, "find_compute_capability", lambda: here)
     assert load(folder).onnx is None
 
 
@@ -166,7 +166,7 @@ def test_an_engine_for_another_gpu_is_refused_and_both_are_named(
     here: str, level: str, model: Path, spec: ModelSpec, backend: Builder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = _built(model, spec, backend, hardware_compatibility=level)
-    monkeypatch.setattr(module, "compute_capability", lambda: here)
+    monkeypatch.setattr(module, "find_compute_capability", lambda: here)
     with pytest.raises(
         ArtifactError,
         match=r"was built by tensorrt 10\.3\.0 for compute capability 8\.6; here is tensorrt 10\.3\.0 on "

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from trtq.errors import ArtifactError, DataError, GateError, UsageError
-from trtq.files import sha256_of
+from trtq.files import hash_file
 from trtq.models.demo import write_demo
 from trtq.models.spec import AccuracySpec, CalibrationSpec, ModelSpec
 from trtq.pipeline.build import build
@@ -47,7 +47,7 @@ def onnx_folder(built: Path, tmp_path: Path) -> Path:
 def folder(onnx_folder: Path) -> Path:
     """The same as if TensorRT had built an engine."""
     (onnx_folder / "model.engine").write_bytes(b"plan" * 100)
-    digest = sha256_of(onnx_folder / "model.engine")
+    digest = hash_file(onnx_folder / "model.engine")
 
     def built_by_tensorrt(report: dict[str, Any]) -> None:
         report["backend"] = f"tensorrt {TEN}"
@@ -73,7 +73,7 @@ def rewrite(folder: Path, name: str, change: Callable[[dict[str, Any]], None]) -
     if name == "manifest.json":
         (folder / name).write_bytes(to_json(read_manifest(folder)))
     else:
-        digest = sha256_of(folder / name)
+        digest = hash_file(folder / name)
         rewrite(folder, "manifest.json", lambda manifest: manifest["outputs"].update({name: digest}))
 
 
@@ -86,7 +86,7 @@ def test_an_engine_gets_a_configuration_that_triton_reads(folder: Path, tmp_path
         ("image", [1, 8, 8]), ("logits", [10]),
     ]  # fmt: skip
     assert list(read.dynamic_batching.preferred_batch_size) == [8]
-    assert sha256_of(tmp_path / "models/model/1/model.plan") == sha256_of(folder / "model.engine")
+    assert hash_file(tmp_path / "models/model/1/model.plan") == hash_file(folder / "model.engine")
     text = (tmp_path / "models/model/config.pbtxt").read_text()
     assert "# profile 0, image: min 1x1x8x8, opt 8x1x8x8, max 8x1x8x8\n" in text
     assert any(f"the engine needs tensorrt {TEN} in the server, and a GPU of" in note for note in done.notes)
@@ -163,7 +163,7 @@ def test_tensorrt_8_has_no_int64(path_of: Callable[..., Path], install: Install,
 def test_a_pair_gets_a_model_in_front(folder: Path, tmp_path: Path) -> None:
     done = package(folder, tmp_path / "models", PackageSpec(name="net", ab_percent=12.5))
     assert [item.name for item in done.models] == ["net", "net_onnx", "net_ab"]
-    assert sha256_of(tmp_path / "models/net_onnx/1/model.onnx") == sha256_of(folder / "model.int8.onnx")
+    assert hash_file(tmp_path / "models/net_onnx/1/model.onnx") == hash_file(folder / "model.int8.onnx")
     assert config_of(done, "net_ab").parameters["percent_b"].string_value == "12.5"
     compile((tmp_path / "models/net_ab/1/model.py").read_text(), "model.py", "exec")
 
@@ -178,7 +178,7 @@ def test_a_build_for_onnx_runtime_is_served_by_it(onnx_folder: Path, tmp_path: P
 
 def test_weights_in_a_second_file_come_along(onnx_folder: Path, tmp_path: Path) -> None:
     (onnx_folder / "model.int8.onnx.data").write_bytes(b"weights")
-    digest = sha256_of(onnx_folder / "model.int8.onnx.data")
+    digest = hash_file(onnx_folder / "model.int8.onnx.data")
     rewrite(onnx_folder, "manifest.json", lambda it: it["outputs"].update({"model.int8.onnx.data": digest}))
     package(onnx_folder, tmp_path / "models")
     version = tmp_path / "models/model/1/model.onnx"

@@ -17,7 +17,7 @@ from trtq.pipeline.build import build
 from trtq.pipeline.engine.profiles import GivenShapes
 from trtq.pipeline.engine.target import Target
 from trtq.pipeline.formats.scheme import WeightFormat, WeightScheme
-from trtq.pipeline.plan import Sizes, code_bytes, parse_count, plan_model, plan_params
+from trtq.pipeline.plan import Sizes, count_code_bytes, parse_count, plan_model, plan_params
 from trtq.pipeline.rewrite.weights.choose import ChosenWeight, Reader
 
 TEXT = """g (float[N,S,512] x, float[N,4,P,16] past_k) => (float[N,S,512] y, float[N,4,Q,16] present_k) {
@@ -122,7 +122,7 @@ def test_kernels_of_an_engine_are_counted_by_what_they_do() -> None:
     def code_of(nodes: str, name: str = "fp16", chosen: Sequence[ChosenWeight] = ()) -> int:
         text = f"""<ir_version: 10, opset_import: ["": 21]>
         g (float[1, 4, 8, 8] x) => (float[1, 4, 8, 8] y) {{ {nodes} }}"""
-        return code_bytes(ir.from_onnx_text(text), name, chosen)
+        return count_code_bytes(ir.from_onnx_text(text), name, chosen)
 
     nothing = code_of("y = Relu(x)")  # a part of the product before it
     one = code_of("y = Sigmoid(x)") - nothing

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
-from trtq.pipeline.deliver.html.numbers import magnitude, power_of_ten
-from trtq.pipeline.deliver.html.seen import SeenTensor
+from trtq.pipeline.deliver.html.numbers import format_magnitude, format_power_of_ten
+from trtq.pipeline.deliver.html.page_data import TensorSummary
 
 WIDTH, HEIGHT = 320, 154
 LEFT, RIGHT, TOP, BOTTOM = 34, 312, 24, 124
@@ -35,7 +35,7 @@ class Mark:
 
 
 @dataclass(frozen=True, slots=True)
-class Histogram:
+class HistogramChart:
     """A histogram with a logarithmic axis of counts.
 
     Attributes:
@@ -55,7 +55,7 @@ class Histogram:
     marks: tuple[Mark, ...]
 
 
-def histogram(tensor: SeenTensor) -> Histogram | None:
+def draw_histogram(tensor: TensorSummary) -> HistogramChart | None:
     """Returns the chart of a tensor; None if it had no value but zero."""
     highest = max(tensor.counts, default=0)
     if not highest:
@@ -66,11 +66,13 @@ def histogram(tensor: SeenTensor) -> Histogram | None:
     def x_of(value: float) -> float:
         return round(LEFT + (RIGHT - LEFT) * min(value / top, 1.0), 1)
 
-    return Histogram(
+    return HistogramChart(
         area=_area(heights),
         bin_width=round((RIGHT - LEFT) / len(heights), 4),
-        x_ticks=tuple(Tick(x_of(value), magnitude(value)) for value in _round_values(top)),
-        y_ticks=tuple(Tick(_height(10**power, highest), power_of_ten(power)) for power in _powers(highest)),
+        x_ticks=tuple(Tick(x_of(value), format_magnitude(value)) for value in _round_values(top)),
+        y_ticks=tuple(
+            Tick(_height(10**power, highest), format_power_of_ten(power)) for power in _powers(highest)
+        ),
         used=x_of(tensor.used.amax),
         marks=tuple(
             Mark(x_of(clip.amax), TOP - 16 + _BETWEEN_HEADS * index)
@@ -106,7 +108,7 @@ def _powers(highest: float) -> range:
     return range(0, last + 1, max(1, math.ceil((last + 1) / _MOST_TICKS)))
 
 
-def bar(value: float | None, most: float) -> float:
+def draw_bar(value: float | None, most: float) -> float:
     """Returns the length of a bar in per cent of the longest one; what is beyond it fills it."""
     if value is None or math.isnan(value) or most <= 0:
         return 0.0

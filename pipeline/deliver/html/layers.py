@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from trtq.pipeline.deliver.html.seen import SeenLayer
-from trtq.pipeline.rewrite.qdq import quantize_array, weight_qparams
+from trtq.pipeline.deliver.html.page_data import LayerSummary
+from trtq.pipeline.rewrite.qdq import choose_weight_qparams, quantize_array
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 _ELEMENTS_AT_ONCE = 1 << 22
 
 
-def layers_of(model: ir.Model, placement: Placement) -> tuple[SeenLayer, ...]:
+def summarize_layers(model: ir.Model, placement: Placement) -> tuple[LayerSummary, ...]:
     """Returns the quantized layers in graph order, the Adds included.
 
     Args:
@@ -39,7 +39,7 @@ def layers_of(model: ir.Model, placement: Placement) -> tuple[SeenLayer, ...]:
                 weights[key] = weight_sqnr_db(tensor.numpy(), weight.axis)
             sqnr = weights[key]
         tensors = tuple(dict.fromkeys(tensor for _, tensor in node.activations))
-        found.append(SeenLayer(node.name, node.op_type, node.rule, tensors, sqnr))
+        found.append(LayerSummary(node.name, node.op_type, node.rule, tensors, sqnr))
     return tuple(found)
 
 
@@ -58,7 +58,7 @@ def weight_sqnr_db(weight: NDArray[Any], axis: int | None) -> float | None:
     signal = noise = 0.0
     for start in range(0, rows.shape[0], step):
         part = rows[start : start + step]
-        qparams = weight_qparams(part, 0, "float32")
+        qparams = choose_weight_qparams(part, 0, "float32")
         values = part.astype(np.float64)
         error = values - quantize_array(part, qparams) * qparams.scale.astype(np.float64)[:, np.newaxis]
         signal += float((values**2).sum())

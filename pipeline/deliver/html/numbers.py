@@ -10,12 +10,12 @@ NONE = "\N{EN DASH}"
 """Where there is no number."""
 
 
-def size(count: float) -> str:
+def format_size(count: float) -> str:
     """Returns bytes for people: `1.8 MB`."""
     return f"{count:.0f} B" if count < 1000 else f"{_in_thousands(count, ('kB', 'MB', 'GB', 'TB'))}"
 
 
-def amount(count: float) -> str:
+def format_amount(count: float) -> str:
     """Returns a number of things for people: `512`, `1.8 M`."""
     return f"{count:.0f}" if count < 10_000 else _in_thousands(count, ("k", "M", "G", "T", "P"))
 
@@ -25,14 +25,14 @@ def _in_thousands(count: float, units: tuple[str, ...]) -> str:
     return f"{count / 1000**power:.1f} {units[power - 1]}"
 
 
-def seconds(value: float) -> str:
+def format_seconds(value: float) -> str:
     """Returns a time for people: `0.3 s`, `2 min 5 s`."""
     if value < 100:
         return f"{value:.1f} s"
     return f"{int(value // 60)} min {value % 60:.0f} s"
 
 
-def share(value: float) -> str:
+def format_share(value: float) -> str:
     """Returns a share as per cent: `0`, `0.004%`, `12.3%`."""
     if value == 0:
         return "0"
@@ -40,7 +40,7 @@ def share(value: float) -> str:
     return f"{percent:.1f}%" if percent >= 1 else f"{percent:.2g}%" if percent >= 1e-4 else "< 0.0001%"
 
 
-def decibels(value: float | None) -> str:
+def format_decibels(value: float | None) -> str:
     """Returns dB without the unit; `exact` where nothing is lost."""
     if value is None or math.isnan(value):
         return NONE
@@ -48,11 +48,11 @@ def decibels(value: float | None) -> str:
     return number if math.isfinite(value) else "exact" if value > 0 else "broken"
 
 
-def magnitude(value: float) -> str:
+def format_magnitude(value: float) -> str:
     """Returns a value of a tensor in at most four digits: `6.13`, `0.0021`, `1.2e+05`."""
     return f"{value:.4g}".replace("-", MINUS)
 
 
-def power_of_ten(exponent: int) -> str:
+def format_power_of_ten(exponent: int) -> str:
     """Returns `10⁴`; 1 and 10 as they are."""
     return str(10**exponent) if exponent in (0, 1) else f"10{str(exponent).translate(_SUPERSCRIPTS)}"

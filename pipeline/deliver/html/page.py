@@ -13,12 +13,12 @@ from trtq import lazy
 from trtq.pipeline.deliver.html import charts, numbers, rows, view
 from trtq.pipeline.deliver.manifest import Manifest
 from trtq.pipeline.deliver.report import Report
-from trtq.pipeline.judge.score import title_of
+from trtq.pipeline.judge.score import name_metric
 
 if TYPE_CHECKING:
     import jinja2
 
-    from trtq.pipeline.deliver.html.seen import Seen
+    from trtq.pipeline.deliver.html.page_data import PageData
     from trtq.pipeline.judge.sensitivity import Sensitivity
 
 NAME = "report.html"
@@ -27,7 +27,9 @@ _NUM_SHOWN = 12
 """Tensors and layers that are open at first; the others are behind a click."""
 
 
-def page_of(report: Report, manifest: Manifest, seen: Seen, measured: Sensitivity | None = None) -> bytes:
+def render_page(
+    report: Report, manifest: Manifest, seen: PageData, measured: Sensitivity | None = None
+) -> bytes:
     """Returns the page: one file that loads nothing and runs only what its own digest allows.
 
     Args:
@@ -47,10 +49,10 @@ def page_of(report: Report, manifest: Manifest, seen: Seen, measured: Sensitivit
         script=script,
         policy=_policy(style, script),
         title=Path(report.model).name,
-        metric=title_of(report.metric),
+        metric=name_metric(report.metric),
         settings=json.dumps(manifest.settings, indent=1, default=str, sort_keys=True),
-        layers=rows.layer_rows(seen, manifest, measured),
-        cards=rows.cards_of(seen),
+        layers=rows.list_layer_rows(seen, manifest, measured),
+        cards=rows.list_cards(seen),
         num_shown=_NUM_SHOWN,
         view=view,
         chart=charts,
@@ -81,7 +83,7 @@ def _environment() -> jinja2.Environment:
         keep_trailing_newline=True,
     )
     functions: dict[str, Any] = {
-        name: getattr(numbers, name)
+        name: getattr(numbers, f"format_{name}")
         for name in ("size", "amount", "seconds", "share", "decibels", "magnitude")
     }
     environment.filters |= functions

@@ -6,9 +6,9 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from trtq.pipeline.deliver.html.charts import Histogram, bar, histogram
-from trtq.pipeline.deliver.html.seen import Clip, Seen, SeenLayer, SeenTensor
-from trtq.pipeline.deliver.html.view import dtype_of
+from trtq.pipeline.deliver.html.charts import HistogramChart, draw_bar, draw_histogram
+from trtq.pipeline.deliver.html.page_data import Clip, LayerSummary, PageData, TensorSummary
+from trtq.pipeline.deliver.html.view import format_dtype
 from trtq.pipeline.deliver.manifest import Manifest
 from trtq.pipeline.graph.placement import QUANTIZABLE
 from trtq.pipeline.judge.sensitivity import Sensitivity
@@ -54,13 +54,13 @@ class Card:
     """A tensor with its chart; `number` counts from 0 in graph order."""
 
     number: int
-    tensor: SeenTensor
+    tensor: TensorSummary
     readers: tuple[str, ...]
-    chart: Histogram | None
+    chart: HistogramChart | None
     rows: tuple[MethodRow, ...]
 
 
-def layer_rows(seen: Seen, manifest: Manifest, measured: Sensitivity | None) -> tuple[LayerRow, ...]:
+def list_layer_rows(seen: PageData, manifest: Manifest, measured: Sensitivity | None) -> tuple[LayerRow, ...]:
     """Returns the quantized layers, those with the lowest ratio first."""
     tensors = {tensor.name: (number, tensor) for number, tensor in enumerate(seen.tensors)}
     alone = {} if measured is None else {item.name: item.alone.sqnr_db for item in measured.layers}
@@ -73,13 +73,13 @@ def layer_rows(seen: Seen, manifest: Manifest, measured: Sensitivity | None) -> 
         levels = [_level(min(ratios, default=None)), _level(layer.weight_sqnr_db)]
         if measured is not None:
             levels.insert(0, _level(alone.get(layer.name)))
-        runs_as = dtype_of(manifest.layers.get(layer.name, ""))
+        runs_as = format_dtype(manifest.layers.get(layer.name, ""))
         rows.append(LayerRow(layer.name, layer.op_type, runs_as, read[0][0] if read else None, tuple(levels)))
     return tuple(sorted(rows, key=lambda row: _worst(row.levels[:1] if measured else row.levels)))
 
 
 def _level(db: float | None) -> Level:
-    return Level(db, bar(db, MOST_DB), db is not None and not db >= LOW_DB)
+    return Level(db, draw_bar(db, MOST_DB), db is not None and not db >= LOW_DB)
 
 
 def _worst(levels: Sequence[Level]) -> float:
@@ -87,7 +87,7 @@ def _worst(levels: Sequence[Level]) -> float:
     return min(found, default=math.inf)
 
 
-def cards_of(seen: Seen) -> tuple[Card, ...]:
+def list_cards(seen: PageData) -> tuple[Card, ...]:
     """Returns the tensors, those with the lowest ratio first."""
     readers = _readers(seen.layers)
     cards = (
@@ -95,7 +95,7 @@ def cards_of(seen: Seen) -> tuple[Card, ...]:
             number,
             tensor,
             tuple(readers.get(tensor.name, ())),
-            histogram(tensor),
+            draw_histogram(tensor),
             tuple(_methods(tensor, seen.method)),
         )
         for number, tensor in enumerate(seen.tensors)
@@ -108,7 +108,7 @@ def _of_card(card: Card) -> float:
     return math.inf if db is None else db
 
 
-def _methods(tensor: SeenTensor, asked: str) -> Iterator[MethodRow]:
+def _methods(tensor: TensorSummary, asked: str) -> Iterator[MethodRow]:
     """Yields the methods' ranges, and the used one if it is of none of them; of equals, the one asked for."""
     amax = tensor.used.amax
     equal = [name for name, clip in tensor.methods.items() if math.isclose(clip.amax, amax, rel_tol=1e-6)]
@@ -119,7 +119,7 @@ def _methods(tensor: SeenTensor, asked: str) -> Iterator[MethodRow]:
         yield MethodRow(-1, "used", tensor.used, used=True)
 
 
-def _readers(layers: Sequence[SeenLayer]) -> Mapping[str, list[str]]:
+def _readers(layers: Sequence[LayerSummary]) -> Mapping[str, list[str]]:
     readers: dict[str, list[str]] = {}
     for layer in layers:
         for tensor in layer.tensors:

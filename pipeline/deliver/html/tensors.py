@@ -7,10 +7,10 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from trtq.calibrators import METHODS, Method
-from trtq.calibrators.ahead import in_order, num_cores
+from trtq.calibrators.ahead import count_cores, map_ordered
 from trtq.calibrators.estimate import describe
-from trtq.calibrators.mse import squared_error
-from trtq.pipeline.deliver.html.seen import Clip, Seen, SeenTensor
+from trtq.calibrators.mse import measure_squared_error
+from trtq.pipeline.deliver.html.page_data import Clip, PageData, TensorSummary
 
 if TYPE_CHECKING:
     from trtq.calibrators.ranges import Ranges
@@ -20,7 +20,7 @@ _MOST_BINS = 128
 _POINTS_PER_OCTAVE = 512
 
 
-def seen_of(statistics: Statistics, ranges: Ranges, own: Method) -> Seen:
+def summarize_tensors(statistics: Statistics, ranges: Ranges, own: Method) -> PageData:
     """Returns what the page shows of statistics, for which no data is read again.
 
     Args:
@@ -33,15 +33,15 @@ def seen_of(statistics: Statistics, ranges: Ranges, own: Method) -> Seen:
     methods |= {asked: own} if asked else {}
     named = [(name, item) for name, item in statistics.histograms.items() if name in ranges.tensors]
     # A method is numpy, which lets go of the GIL in what takes long.
-    tensors = in_order(lambda one: _seen(*one, ranges.amax(one[0]), methods), named, num_cores())
-    return Seen(tuple(tensors), {name: describe(method) for name, method in methods.items()}, asked)
+    tensors = map_ordered(lambda one: _seen(*one, ranges.amax(one[0]), methods), named, count_cores())
+    return PageData(tuple(tensors), {name: describe(method) for name, method in methods.items()}, asked)
 
 
-def _seen(name: str, histogram: Histogram, used: float, methods: Mapping[str, Method]) -> SeenTensor:
+def _seen(name: str, histogram: Histogram, used: float, methods: Mapping[str, Method]) -> TensorSummary:
     counts, width = histogram.exact(_MOST_BINS)
     clip = _clipping(histogram)
     has_values = bool(histogram.total)
-    return SeenTensor(
+    return TensorSummary(
         name=name,
         minimum=histogram.minimum if has_values else 0.0,
         maximum=histogram.maximum if has_values else 0.0,
@@ -62,7 +62,7 @@ def _clipping(histogram: Histogram) -> Callable[[float], Clip]:
     def clip(amax: float) -> Clip:
         if not values.size or amax <= 0:
             return Clip(amax, 0.0, None)
-        noise = squared_error(values, weights, amax)
+        noise = measure_squared_error(values, weights, amax)
         beyond = float(weights[values > amax].sum()) / total
         return Clip(amax, beyond, 10 * math.log10(signal / noise) if noise > 0 else None)
 

@@ -10,11 +10,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from trtq.models.preprocess import Preprocess
-from trtq.pipeline.deliver.html.numbers import MINUS, decibels, size
+from trtq.pipeline.deliver.html.numbers import MINUS, format_decibels, format_size
 from trtq.pipeline.deliver.manifest import Manifest
 from trtq.pipeline.deliver.report import Report
 from trtq.pipeline.judge.metrics import OutputComparison
-from trtq.pipeline.judge.score import shown
+from trtq.pipeline.judge.score import format_score
 
 _DTYPES = {"Int8": "INT8", "Half": "FP16", "Float": "FP32", "BFloat16": "BF16"}
 _LONG_COMMAND = 90
@@ -58,17 +58,17 @@ class Command:
     text: str
 
 
-def dtype_of(name: str) -> str:
+def format_dtype(name: str) -> str:
     """Returns an engine's word for a type as people write it: `Half` is FP16, `Int8/Half` INT8/FP16."""
     return "/".join(_DTYPES.get(part, part) for part in name.split("/"))
 
 
-def tiles_of(report: Report) -> tuple[Tile, ...]:
+def list_tiles(report: Report) -> tuple[Tile, ...]:
     """Returns FP32, FP16 and the built model by the metric; without labels by their cosine to FP32."""
     if report.accuracy:
         best = report.accuracy.get("fp32")
         return tuple(
-            Tile(name.upper(), shown(score, report.metric), _against(score, best, name))
+            Tile(name.upper(), format_score(score, report.metric), _against(score, best, name))
             for name, score in report.accuracy.items()
         )
     found = []
@@ -76,7 +76,7 @@ def tiles_of(report: Report) -> tuple[Tile, ...]:
         pairs = [item for item in report.comparison if (item.candidate, item.reference) == (name, "fp32")]
         if pairs:
             worst = min(pairs, key=_nearness)
-            detail = f"cosine to FP32, SQNR {decibels(worst.sqnr_db)} dB"
+            detail = f"cosine to FP32, SQNR {format_decibels(worst.sqnr_db)} dB"
             found.append(Tile(name.upper(), f"{worst.cosine:.5f}", detail))
     return (Tile("FP32", "reference", "the float model as it is"), *found) if found else ()
 
@@ -96,7 +96,7 @@ def _against(score: float, best: float | None, name: str) -> str:
     )
 
 
-def gate_of(report: Report, manifest: Manifest) -> str:
+def format_gate(report: Report, manifest: Manifest) -> str:
     """Returns what the gate asks for, in a sentence; empty if the settings do not say."""
     accuracy = _section(manifest, "accuracy")
     if not {"min_cosine", "max_drop"} <= accuracy.keys():
@@ -107,10 +107,10 @@ def gate_of(report: Report, manifest: Manifest) -> str:
     return f"The gate: {cosine}, and the metric falls by at most {accuracy['max_drop']:g} of 100 points."
 
 
-def kept_of(report: Report, manifest: Manifest) -> tuple[tuple[str, tuple[Kept, ...]], ...]:
+def list_kept(report: Report, manifest: Manifest) -> tuple[tuple[str, tuple[Kept, ...]], ...]:
     """Returns what does not run in INT8, or not in FP16, by the kind of decision and then by reason."""
     runs = manifest.layers
-    fallen = [(f"runs as {dtype_of(item.runs_as)}: {item.reason}", item.node, item.op_type)
+    fallen = [(f"runs as {format_dtype(item.runs_as)}: {item.reason}", item.node, item.op_type)
               for item in report.engine.fallbacks]  # fmt: skip
     never = [(item.reason, item.name, _kind(item.op_type, runs.get(item.name))) for item in report.kept_float]
     fp32 = [(item.reason, item.name, "") for item in report.kept_fp32]
@@ -123,7 +123,7 @@ def kept_of(report: Report, manifest: Manifest) -> tuple[tuple[str, tuple[Kept, 
 
 
 def _kind(op_type: str, runs_as: str | None) -> str:
-    return op_type if runs_as is None else f"{op_type}, runs as {dtype_of(runs_as)}"
+    return op_type if runs_as is None else f"{op_type}, runs as {format_dtype(runs_as)}"
 
 
 def _by_reason(nodes: Sequence[tuple[str, str, str]]) -> tuple[Kept, ...]:
@@ -134,13 +134,13 @@ def _by_reason(nodes: Sequence[tuple[str, str, str]]) -> tuple[Kept, ...]:
     return tuple(Kept(reason, tuple(names)) for reason, names in largest)
 
 
-def kernels_of(manifest: Manifest) -> str:
+def list_kernels(manifest: Manifest) -> str:
     """Returns how many layers with weights run as what, most first: `35 INT8, 19 FP16`."""
-    counts = Counter(map(dtype_of, manifest.layers.values()))
+    counts = Counter(map(format_dtype, manifest.layers.values()))
     return ", ".join(f"{count} {dtype}" for dtype, count in counts.most_common())
 
 
-def coverage_of(report: Report) -> tuple[Share, ...]:
+def format_coverage(report: Report) -> tuple[Share, ...]:
     """Returns how many layers with weights run in INT8, fell back, and were not quantized."""
     engine = report.engine
     counts = {
@@ -163,7 +163,7 @@ def sizes_of(report: Report) -> tuple[Share, ...]:
     for name, count in sizes.items():
         ratio = f" ({_ratio(count / given)})" if given and name != "model" else ""
         title = f"{Path(report.model).name} (given)" if name == "model" else name
-        rows.append(Share(title, f"{size(count)}{ratio}", round(100 * count / most, 1)))
+        rows.append(Share(title, f"{format_size(count)}{ratio}", round(100 * count / most, 1)))
     return tuple(rows)
 
 
@@ -171,7 +171,7 @@ def _ratio(value: float) -> str:
     return f"{value:.0%}" if value < 2 else f"{value:.1f} times"
 
 
-def timings_of(report: Report) -> tuple[Share, ...]:
+def list_timings(report: Report) -> tuple[Share, ...]:
     """Returns the seconds of each stage."""
     most = max(report.timings_s.values(), default=0.0) or 1.0
     return tuple(
@@ -180,19 +180,21 @@ def timings_of(report: Report) -> tuple[Share, ...]:
     )
 
 
-def commands_of(report: Report, manifest: Manifest) -> tuple[Command, ...]:
+def list_commands(report: Report, manifest: Manifest) -> tuple[Command, ...]:
     """Returns the commands that make this again, and what helps where the gate failed."""
     own = manifest.commands
     names = sorted(own, key=lambda name: name != "trtq")
-    commands = [Command(_COMMANDS.get(name, name), folded(str(own[name]))) for name in names]
+    commands = [Command(_COMMANDS.get(name, name), fold_command(str(own[name]))) for name in names]
     if report.verdict == "fail" and report.precision == "int8" and "trtq" in own and report.auto is None:
         commands.append(
-            Command("The same, with the costliest layers kept out of INT8", folded(f"{own['trtq']} --auto"))
+            Command(
+                "The same, with the costliest layers kept out of INT8", fold_command(f"{own['trtq']} --auto")
+            )
         )
     return tuple(commands)
 
 
-def folded(command: str) -> str:
+def fold_command(command: str) -> str:
     """Returns a command line, if long with a line for each option; a shell takes it all the same."""
     if len(command) <= _LONG_COMMAND:
         return command
@@ -203,7 +205,7 @@ def folded(command: str) -> str:
     return words[0] + "".join((" \\\n  " if word.startswith("--") else " ") + word for word in words[1:])
 
 
-def preprocess_of(manifest: Manifest) -> str:
+def list_preprocess(manifest: Manifest) -> str:
     """Returns how pictures are prepared, as model.toml says it, since no option does; empty by default."""
     found = _section(manifest, "preprocess")
     defaults = json.loads(json.dumps(asdict(Preprocess())))
@@ -218,7 +220,7 @@ def _section(manifest: Manifest, name: str) -> Mapping[str, object]:
     return found if isinstance(found, dict) else {}
 
 
-def facts_of(report: Report) -> Iterator[tuple[str, str]]:
+def list_facts(report: Report) -> Iterator[tuple[str, str]]:
     """Yields what stands under the name: terms and what they are here."""
     yield "built with", report.backend
     if report.engine.targets:

@@ -147,7 +147,7 @@ class ModelConfig:
         return {"count": self.serving.instances, "kind": Word(kind), **profile}
 
 
-def ports_of(specs: Sequence[TensorSpec], *, batches: bool) -> tuple[Port, ...]:
+def list_ports(specs: Sequence[TensorSpec], *, batches: bool) -> tuple[Port, ...]:
     """Returns inputs or outputs as Triton has them.
 
     Args:
@@ -173,7 +173,7 @@ def ports_of(specs: Sequence[TensorSpec], *, batches: bool) -> tuple[Port, ...]:
     return tuple(ports)
 
 
-def largest_batch(
+def find_largest_batch(
     inputs: Sequence[TensorSpec],
     outputs: Sequence[TensorSpec],
     profiles: Mapping[str, InputSpec],
@@ -208,21 +208,21 @@ def is_edited(text: str) -> bool:
     return first is None or hashlib.sha256(text[first.end() :].encode()).hexdigest() != first[1]
 
 
-def batch_in(existing: Read) -> int:
+def find_batch(existing: Read) -> int:
     """Returns the `max_batch_size` of a configuration; where there is none it is 0."""
     value = (existing.get("max_batch_size") or [0])[-1]
     return value if isinstance(value, int) else 0
 
 
-def differences(existing: Read, config: ModelConfig) -> list[str]:
+def list_differences(existing: Read, config: ModelConfig) -> list[str]:
     """Returns how a configuration speaks of another model, in words; what it leaves out is not compared."""
     found = []
     for key, ours in (("backend", config.backend), ("platform", PLATFORMS.get(config.backend, ""))):
         theirs = (existing.get(key) or [ours])[-1]
         if theirs != ours:
             found.append(f"{key} is {theirs}, not {ours}")
-    if (batch_in(existing) > 0) != (config.max_batch > 0):
-        found.append(f"max_batch_size is {batch_in(existing)}, not {config.max_batch}")
+    if (find_batch(existing) > 0) != (config.max_batch > 0):
+        found.append(f"max_batch_size is {find_batch(existing)}, not {config.max_batch}")
     for key, ports in (("input", config.inputs), ("output", config.outputs)):
         if key in existing:
             found += _different_ports(key, existing, ports)

@@ -19,12 +19,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from trtq.errors import ArtifactError
-from trtq.files import locked, sha256_of, sync_folder
+from trtq.files import hash_file, lock_file, sync_folder
 from trtq.pipeline.deliver.triton.config import (
     ModelConfig,
-    batch_in,
-    differences,
+    find_batch,
     is_edited,
+    list_differences,
     validate,
 )
 from trtq.pipeline.deliver.triton.pbtxt import parse
@@ -37,7 +37,7 @@ _BLOCK_BYTES = 1 << 22
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
+class PackageSource:
     """A file that is copied: where it is, and the SHA-256 that it must have."""
 
     path: Path
@@ -45,7 +45,7 @@ class Source:
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class RepositoryEntry:
     """A model with a new version.
 
     Attributes:
@@ -55,7 +55,7 @@ class Entry:
     """
 
     config: ModelConfig
-    files: Mapping[str, Source | bytes]
+    files: Mapping[str, PackageSource | bytes]
     warmup: Mapping[str, bytes] = field(default_factory=dict)
 
 
@@ -76,7 +76,7 @@ class Installed:
     keeps_config: bool
 
 
-def install(repository: Path, entries: tuple[Entry, ...]) -> tuple[Installed, ...]:
+def install(repository: Path, entries: tuple[RepositoryEntry, ...]) -> tuple[Installed, ...]:
     """Returns what was added; all is made ready before the first is visible, and the last one comes last.
 
     Each model appears, or gets its version, in one step; no version is ever replaced. Several processes may
@@ -94,7 +94,7 @@ def install(repository: Path, entries: tuple[Entry, ...]) -> tuple[Installed, ..
     _refuse_foreign(repository)
     try:
         repository.mkdir(parents=True, exist_ok=True)
-        with locked(repository), _workplace(repository) as stage:
+        with lock_file(repository), _workplace(repository) as stage:
             ready = [_prepare(repository / entry.config.name, entry, stage) for entry in entries]
             return tuple(_switch(item) for item in ready)
     except OSError as error:
@@ -103,7 +103,7 @@ def install(repository: Path, entries: tuple[Entry, ...]) -> tuple[Installed, ..
         ) from error
 
 
-def versions_of(model: Path) -> list[int]:
+def list_versions(model: Path) -> list[int]:
     """Returns the numbers of the versions in a model's folder, in order."""
     if not model.is_dir():
         return []
@@ -112,7 +112,7 @@ def versions_of(model: Path) -> list[int]:
 
 
 def _is_model(folder: Path) -> bool:
-    return (folder / CONFIG).is_file() or bool(versions_of(folder))
+    return (folder / CONFIG).is_file() or bool(list_versions(folder))
 
 
 def _refuse_foreign(repository: Path) -> None:
@@ -208,14 +208,14 @@ class _Ready:
     keeps_config: bool
 
 
-def _prepare(model: Path, entry: Entry, stage: Path) -> _Ready:
+def _prepare(model: Path, entry: RepositoryEntry, stage: Path) -> _Ready:
     """Returns the model made ready, with every file on the disk and compared with its digest."""
     text = entry.config.text()
     validate(text)
     older, keeps, config_first = _earlier_config(model / CONFIG, entry.config)
     place = stage / model.name
     place.mkdir()
-    versions = versions_of(model)
+    versions = list_versions(model)
     is_new = not versions or not _holds(model / str(versions[-1]), entry.files)
     version = (versions[-1] if versions else 0) + int(is_new)
     if is_new:
@@ -246,36 +246,37 @@ def _earlier_config(path: Path, config: ModelConfig) -> tuple[str, bool, bool]:
             f"{path} is no text ({error.reason} at byte {error.start}); mend or remove it"
         ) from error
     existing = parse(text, str(path))
-    if found := differences(existing, config):
+    if found := list_differences(existing, config):
         raise ArtifactError(
             f"{path} is of another model: {'; '.join(found)}; its versions share one configuration, so give "
             f"this model another name with --name"
         )
     keeps = is_edited(text)
-    if keeps and batch_in(existing) > config.max_batch:
+    if keeps and find_batch(existing) > config.max_batch:
         raise ArtifactError(
-            f"{path} was edited, so it is kept, and its max_batch_size {batch_in(existing)} is more than the "
+            f"{path} was edited, so it is kept, and its max_batch_size {find_batch(existing)} is more than "
+            f"the "
             f"{config.max_batch} of this model; lower it there, or remove the file"
         )
-    if config.serving.num_versions != 1 and batch_in(existing) < config.max_batch:
+    if config.serving.num_versions != 1 and find_batch(existing) < config.max_batch:
         raise ArtifactError(
-            f"{path} says max_batch_size {batch_in(existing)}, and the versions there may take no more; to "
-            f"serve several of them give --max-batch {batch_in(existing)}"
+            f"{path} says max_batch_size {find_batch(existing)}, and the versions there may take no more; to "
+            f"serve several of them give --max-batch {find_batch(existing)}"
         )
-    return text, keeps, config.max_batch <= batch_in(existing)
+    return text, keeps, config.max_batch <= find_batch(existing)
 
 
-def _holds(version: Path, files: Mapping[str, Source | bytes]) -> bool:
+def _holds(version: Path, files: Mapping[str, PackageSource | bytes]) -> bool:
     """Returns whether a version has the same content already."""
     for name, content in files.items():
         path = version / name
-        wanted = content.sha256 if isinstance(content, Source) else hashlib.sha256(content).hexdigest()
-        if not path.is_file() or sha256_of(path) != wanted:
+        wanted = content.sha256 if isinstance(content, PackageSource) else hashlib.sha256(content).hexdigest()
+        if not path.is_file() or hash_file(path) != wanted:
             return False
     return True
 
 
-def _write(path: Path, content: Source | bytes) -> None:
+def _write(path: Path, content: PackageSource | bytes) -> None:
     """Writes a file to the disk; a copy is compared with its digest, as read and as written."""
     path.parent.mkdir(parents=True, exist_ok=True)
     sha = hashlib.sha256()
@@ -296,7 +297,7 @@ def _write(path: Path, content: Source | bytes) -> None:
             f"{content.path} is not the file that was built: its SHA-256 is not that of the manifest; "
             f"build again"
         )
-    if sha256_of(path) != content.sha256:
+    if hash_file(path) != content.sha256:
         raise ArtifactError(
             f"the copy of {content.path} is damaged on its way to {path.parent}; look at the disk"
         )

@@ -47,7 +47,7 @@ class TritonPythonModel:
 '''
 
 
-def router_of(name: str, pair: tuple[ModelConfig, ModelConfig], percent: float) -> ModelConfig:
+def write_router(name: str, pair: tuple[ModelConfig, ModelConfig], percent: float) -> ModelConfig:
     """Returns the configuration of the model in front.
 
     Args:

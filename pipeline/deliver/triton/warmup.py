@@ -32,7 +32,7 @@ class Warmup:
     files: Mapping[str, bytes] = field(default_factory=dict)
 
 
-def warmup_of(
+def make_warmup(
     ports: Sequence[Port],
     arrays: Mapping[str, NDArray[Any]] | None,
     profiles: Mapping[str, InputSpec],

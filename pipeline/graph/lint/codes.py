@@ -13,9 +13,9 @@ from trtq.pipeline.graph.operands import (
     DEQUANTIZE,
     OPERATOR_FORMAT,
     QUANTIZE,
-    axis_of,
-    constant_of,
-    dtype_of_codes,
+    find_code_dtype,
+    find_constant,
+    read_axis,
 )
 
 _EIGHT_BITS = (ir.DataType.INT8, ir.DataType.UINT8)
@@ -35,7 +35,7 @@ def check_codes(node: ir.Node) -> Iterator[Finding]:
     """Codes are int8 (or int4, or float8 e4m3 and float4), with the zero point 0."""
     if node.op_type not in (QUANTIZE, DEQUANTIZE):
         return
-    dtype, points = dtype_of_codes(node), constant_of(node, 2)
+    dtype, points = find_code_dtype(node), find_constant(node, 2)
     if dtype is ir.DataType.INT32:
         reason = "it dequantizes int32 (a quantized bias), which TensorRT refuses"
         advice = "quantize again with extra_options={'QuantizeBias': False}"
@@ -78,11 +78,11 @@ def check_scale(node: ir.Node) -> Iterator[Finding]:
     if node.op_type not in (QUANTIZE, DEQUANTIZE):
         return
     yield from _check_points(node)
-    if (scale := constant_of(node, 1)) is None:
+    if (scale := find_constant(node, 1)) is None:
         return
     values = scale.astype(np.float64).reshape(-1)
     advice = "look for a layer with no values or a broken calibration"
-    has_sign = dtype_of_codes(node) is ir.DataType.INT4  # whose scales TensorRT does not look at
+    has_sign = find_code_dtype(node) is ir.DataType.INT4  # whose scales TensorRT does not look at
     if not has_sign and (bad := values[~(values > 0)]).size:
         reason = f"it has the scale {bad[0]:g}; scales must be positive and finite"
         yield _finding("scale", "refused", node, reason, advice)
@@ -104,7 +104,7 @@ def _check_points(node: ir.Node) -> Iterator[Finding]:
 
 def _check_count(node: ir.Node, count: int) -> Iterator[Finding]:
     block = node.attributes["block_size"].as_int() if "block_size" in node.attributes else 0
-    value, axis = node.inputs[0], axis_of(node)
+    value, axis = node.inputs[0], read_axis(node)
     shape = value.shape if value is not None else None
     rank = 2 if shape is None else len(shape)
     if not block and axis is not None and shape is not None and axis < rank:

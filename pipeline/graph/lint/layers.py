@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import onnx_ir as ir
 
 from trtq.pipeline.graph.lint.finding import Effect, Finding
-from trtq.pipeline.graph.operands import Operand, axis_of, operand_of, scale_axes
+from trtq.pipeline.graph.operands import Operand, find_operand, find_scale_axes, read_axis
 from trtq.pipeline.graph.placement import QUANTIZABLE
 
 _RECURRENT = ("LSTM", "GRU", "RNN")
@@ -18,7 +18,7 @@ def check_layer(node: ir.Node) -> Iterator[Finding]:
     """A layer runs in INT8 if both operands do, with scales that its kernels take."""
     if node.op_type not in QUANTIZABLE:
         return
-    operands = [operand_of(value) for value in node.inputs[:2]]
+    operands = [find_operand(value) for value in node.inputs[:2]]
     activation, weight = _by_role(operands)
     present = [operand for operand in operands if operand is not None]
     if node.op_type == "ConvTranspose" and node.outputs[0].dtype is ir.DataType.BFLOAT16:
@@ -93,7 +93,7 @@ def _check_activation(node: ir.Node, operand: Operand, other: Operand) -> Iterat
     assert scale is not None
     if scale.shape == () or (scale.shape == (1,) and node.op_type != "Conv"):
         return
-    own = axis_of(operand.dequantize) == output_axis(node, operand)
+    own = read_axis(operand.dequantize) == find_output_axis(node, operand)
     if node.op_type != "Conv" and own and operand.rank == other.rank:
         return  # one scale for each row of the product, which TensorRT applies after it
     wanted = "one 0-d scale" if scale.shape == (1,) else "one scale for the whole activation"
@@ -120,7 +120,7 @@ def _check_blocks(node: ir.Node, activation: Operand, weight: Operand) -> Iterat
 
 
 def _check_weight(node: ir.Node, operand: Operand) -> Iterator[Finding]:
-    axes, wanted = scale_axes(operand), output_axis(node, operand)
+    axes, wanted = find_scale_axes(operand), find_output_axis(node, operand)
     if axes <= {wanted}:
         return
     found = " and ".join(f"axis {axis}" for axis in sorted(axes))
@@ -128,7 +128,7 @@ def _check_weight(node: ir.Node, operand: Operand) -> Iterator[Finding]:
     yield _finding("weight-axis", "float", node, reason, f"quantize the weight along axis {wanted}")
 
 
-def output_axis(node: ir.Node, operand: Operand) -> int:
+def find_output_axis(node: ir.Node, operand: Operand) -> int:
     """Returns the axis of an operand, as the layer reads it, that is no sum: a weight's output channels."""
     if node.op_type in ("Conv", "ConvTranspose"):
         return 0 if node.op_type == "Conv" else 1
@@ -147,7 +147,7 @@ def check_recurrent(node: ir.Node) -> Iterator[Finding]:
     if node.op_type not in _RECURRENT:
         return
     value = node.inputs[0]
-    operand = operand_of(value)
+    operand = find_operand(value)
     if operand is None or value is None or value.shape is None or isinstance(value.shape[1], int):
         return
     reason = (

@@ -10,8 +10,8 @@ import onnx_ir as ir
 
 from trtq.pipeline.graph.fold import fold_constants
 from trtq.pipeline.graph.lint.layers import check_layer
-from trtq.pipeline.graph.operands import as_standard_operators
-from trtq.pipeline.graph.opset import infer_shapes, opset_of, upgrade_opset
+from trtq.pipeline.graph.operands import standardize_operators
+from trtq.pipeline.graph.opset import infer_shapes, read_opset, upgrade_opset
 from trtq.pipeline.graph.repair.change import Change, drop_unused
 from trtq.pipeline.graph.repair.constants import quantize_constants, repair_constants, requantize_constants
 from trtq.pipeline.graph.repair.floats import repair_bounds, repair_recurrent, repair_tables
@@ -23,14 +23,14 @@ _PER_CHANNEL_OPSET = 13
 
 
 @dataclass(frozen=True, slots=True)
-class Repaired:
+class RepairedGraph:
     """A repaired model and what was changed in it."""
 
     model: ir.Model
     changes: tuple[Change, ...]
 
 
-def repair(model: ir.Model, *, requantize: bool = False) -> Repaired:
+def repair(model: ir.Model, *, requantize: bool = False) -> RepairedGraph:
     """Returns the model with everything repaired that has a repair.
 
     What is exact is done first. A weight on the wrong axis is rounded anew along the right one, since its
@@ -47,10 +47,10 @@ def repair(model: ir.Model, *, requantize: bool = False) -> Repaired:
     return repaired
 
 
-def _repair(model: ir.Model, requantize: bool, *, shapes: bool) -> Repaired:
+def _repair(model: ir.Model, requantize: bool, *, shapes: bool) -> RepairedGraph:
     result = model.clone()
-    as_standard_operators(result)
-    if opset_of(result) < _PER_CHANNEL_OPSET and any(
+    standardize_operators(result)
+    if read_opset(result) < _PER_CHANNEL_OPSET and any(
         node.op_type.startswith("QLinear") for node in result.graph
     ):
         result = upgrade_opset(result, _PER_CHANNEL_OPSET)
@@ -71,14 +71,14 @@ def _repair(model: ir.Model, requantize: bool, *, shapes: bool) -> Repaired:
     list(fold_constants(result))
     drop_unused(result)
     infer_shapes(result)
-    return Repaired(result, tuple(changes))
+    return RepairedGraph(result, tuple(changes))
 
 
 def _mixes_types(model: ir.Model) -> bool:
     return any(finding.rule == "mixed-types" for node in model.graph for finding in check_layer(node))
 
 
-def summary(changes: tuple[Change, ...]) -> Iterator[tuple[str, bool]]:
+def summarize_changes(changes: tuple[Change, ...]) -> Iterator[tuple[str, bool]]:
     """Yields a sentence for each kind of change, and whether it is exact."""
     counts = Counter((change.rule, change.is_exact) for change in changes)
     for (rule, is_exact), count in counts.items():

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from trtq.calibrators.ranges import QMAX
 from trtq.pipeline.graph.fold import add_initializer
 from trtq.pipeline.graph.lint.codes import check_scale
-from trtq.pipeline.graph.operands import DEQUANTIZE, QUANTIZE, axis_of, constant_of, dtype_of_codes
+from trtq.pipeline.graph.operands import DEQUANTIZE, QUANTIZE, find_code_dtype, find_constant, read_axis
 from trtq.pipeline.graph.repair.change import Change, set_constant
 
 
@@ -22,16 +22,18 @@ def quantize_constants(model: ir.Model) -> Iterator[Change]:
     That is where it has a zero point, or codes that are not int8; the others stay as they are.
     """
     for node in [node for node in model.graph if node.op_type == QUANTIZE]:
-        values, scale, points = constant_of(node, 0), constant_of(node, 1), constant_of(node, 2)
-        dtype = dtype_of_codes(node)
+        values, scale, points = find_constant(node, 0), find_constant(node, 1), find_constant(node, 2)
+        dtype = find_code_dtype(node)
         if values is None or scale is None or points is None or dtype is None or not dtype.is_integer():
             continue
         if "block_size" in node.attributes or (dtype is ir.DataType.INT8 and not points.any()):
             continue
-        axis = axis_of(node)
+        axis = read_axis(node)
         # As ONNX Runtime: the quotient in the dtype of the values, rounded half to even.
-        quotient = np.rint(values / spread(scale, axis, values.ndim)).astype(np.float64)
-        codes = np.clip(quotient + spread(points.astype(np.int64), axis, values.ndim), dtype.min, dtype.max)
+        quotient = np.rint(values / broadcast_along(scale, axis, values.ndim)).astype(np.float64)
+        codes = np.clip(
+            quotient + broadcast_along(points.astype(np.int64), axis, values.ndim), dtype.min, dtype.max
+        )
         tensor = ir.tensor(codes.astype(dtype.numpy()), dtype=dtype, name=f"{node.name}_codes")
         value = add_initializer(model.graph, f"{node.name}_codes", np.zeros((), np.int8))
         value.const_value, value.type, value.shape = tensor, ir.TensorType(dtype), ir.Shape(values.shape)
@@ -49,13 +51,13 @@ def repair_constants(model: ir.Model) -> Iterator[Change]:
     3. Channels with the scale 0 hold zeros: they get the scale 1 and codes of 0.
     """
     for node in [node for node in model.graph if node.op_type == DEQUANTIZE]:
-        codes, scale = constant_of(node, 0), constant_of(node, 1)
+        codes, scale = find_constant(node, 0), find_constant(node, 1)
         if codes is None or scale is None or not codes.size or _is_broken(node):
             continue
-        dtype, points = dtype_of_codes(node), _points(node, codes)
+        dtype, points = find_code_dtype(node), _points(node, codes)
         if dtype is ir.DataType.INT32:
             yield make_float(
-                model, node, (codes.astype(np.float32) * spread(scale, axis_of(node), codes.ndim))
+                model, node, (codes.astype(np.float32) * broadcast_along(scale, read_axis(node), codes.ndim))
             )
             continue
         if dtype is None or not dtype.is_integer() or points is None:
@@ -69,7 +71,7 @@ def repair_constants(model: ir.Model) -> Iterator[Change]:
             _set_codes(node, moved.astype(np.int8), scale)
         if not scale.all() and "block_size" not in node.attributes:
             yield Change("scale", str(node.name), "zeros with the scale 1, where the scale was 0")
-            zero = spread(scale == 0, axis_of(node), codes.ndim)
+            zero = broadcast_along(scale == 0, read_axis(node), codes.ndim)
             _set_codes(
                 node,
                 np.where(zero, 0, moved).astype(np.int8),
@@ -83,22 +85,24 @@ def requantize_constants(model: ir.Model) -> Iterator[Change]:
     The axis stays; each scale becomes the largest magnitude of its channel by 127. This rounds anew.
     """
     for node in [node for node in model.graph if node.op_type == DEQUANTIZE]:
-        codes, scale = constant_of(node, 0), constant_of(node, 1)
-        dtype = dtype_of_codes(node)
+        codes, scale = find_constant(node, 0), find_constant(node, 1)
+        dtype = find_code_dtype(node)
         if codes is None or scale is None or dtype is None or not dtype.is_integer() or not codes.size:
             continue
         points = _points(node, codes)
         fits = dtype in (ir.DataType.INT8, ir.DataType.INT4) and points is not None and not points.any()
         if fits or points is None or "block_size" in node.attributes:
             continue
-        axis = axis_of(node)
-        values = (codes.astype(np.int64) - points) * spread(scale.astype(np.float64), axis, codes.ndim)
+        axis = read_axis(node)
+        values = (codes.astype(np.int64) - points) * broadcast_along(
+            scale.astype(np.float64), axis, codes.ndim
+        )
         others = tuple(i for i in range(codes.ndim) if i != axis)
         amax = (
             np.abs(values).max(axis=others) if axis is not None else np.abs(values).max().reshape(scale.shape)
         )
         new = np.where(amax > 0, amax / QMAX, 1).astype(scale.dtype)
-        rounded = np.rint(values / spread(new.astype(np.float64), axis, codes.ndim))
+        rounded = np.rint(values / broadcast_along(new.astype(np.float64), axis, codes.ndim))
         rule = "zero-point" if points.any() else "uint8" if dtype is ir.DataType.UINT8 else "codes-type"
         yield Change(rule, str(node.name), "int8 codes with zero point 0, rounded anew", is_exact=False)
         _set_codes(node, np.clip(rounded, -QMAX, QMAX).astype(np.int8), new)
@@ -106,7 +110,7 @@ def requantize_constants(model: ir.Model) -> Iterator[Change]:
 
 def make_float(model: ir.Model, node: ir.Node, values: NDArray[Any]) -> Change:
     """Replaces a DequantizeLinear by a float constant."""
-    scale = constant_of(node, 1)
+    scale = find_constant(node, 1)
     assert scale is not None
     constant = add_initializer(model.graph, f"{node.name}_float", np.asarray(values, scale.dtype))
     node.outputs[0].replace_all_uses_with(constant)
@@ -114,7 +118,7 @@ def make_float(model: ir.Model, node: ir.Node, values: NDArray[Any]) -> Change:
     return Change("int32", str(node.name), "a float constant of the same values")
 
 
-def spread(array: NDArray[Any], axis: int | None, rank: int) -> NDArray[Any]:
+def broadcast_along(array: NDArray[Any], axis: int | None, rank: int) -> NDArray[Any]:
     """Returns scales or zero points shaped to be broadcast against a tensor of this rank."""
     if axis is None:
         return array.reshape(())
@@ -123,14 +127,16 @@ def spread(array: NDArray[Any], axis: int | None, rank: int) -> NDArray[Any]:
 
 def _points(node: ir.Node, codes: NDArray[Any]) -> NDArray[np.int64] | None:
     """Returns the zero points, broadcastable to the codes; None if they are computed."""
-    points = constant_of(node, 2)
+    points = find_constant(node, 2)
     if points is None:
         return np.zeros((), np.int64) if len(node.inputs) < 3 or node.inputs[2] is None else None
     if "block_size" in node.attributes:
         blocked, size = node.attributes["axis"].as_int(), node.attributes["block_size"].as_int()
         return np.repeat(points.astype(np.int64), size, axis=blocked)[tuple(map(slice, codes.shape))]
-    axis = axis_of(node) if points.size > 1 else None
-    return spread(points.astype(np.int64), axis, codes.ndim) if points.size else np.zeros((), np.int64)
+    axis = read_axis(node) if points.size > 1 else None
+    return (
+        broadcast_along(points.astype(np.int64), axis, codes.ndim) if points.size else np.zeros((), np.int64)
+    )
 
 
 def _is_broken(node: ir.Node) -> bool:

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 import numpy as np
 import onnx_ir as ir
 
-from trtq.pipeline.graph.fold import add_initializer, unique_name
+from trtq.pipeline.graph.fold import add_initializer, make_unique_name
 from trtq.pipeline.graph.lint.codes import check_bound
 from trtq.pipeline.graph.lint.layers import check_recurrent
-from trtq.pipeline.graph.operands import DEQUANTIZE, constant_of, evaluate, operand_of
+from trtq.pipeline.graph.operands import DEQUANTIZE, evaluate, find_constant, find_operand
 from trtq.pipeline.graph.repair.change import Change
 
 
@@ -20,7 +20,7 @@ def repair_bounds(model: ir.Model) -> Iterator[Change]:
         if not any(check_bound(node)):
             continue
         for place, value in enumerate(node.inputs[1:], 1):
-            operand = operand_of(value)
+            operand = find_operand(value)
             if operand is not None and operand.is_weight and not operand.path:
                 values = evaluate(operand).astype(
                     operand.value.dtype.numpy() if operand.value.dtype else np.float32
@@ -40,7 +40,7 @@ def repair_recurrent(model: ir.Model) -> Iterator[Change]:
         dtype = value.dtype.numpy() if value.dtype is not None else np.dtype(np.float32)
         zero = add_initializer(model.graph, f"{node.name}_zero", np.zeros((), dtype))
         add = ir.node("Add", [value, zero], name=f"{node.name}_Add")
-        add.outputs[0].name = unique_name(model.graph, f"{node.name}_float")
+        add.outputs[0].name = make_unique_name(model.graph, f"{node.name}_float")
         add.outputs[0].type, add.outputs[0].shape = value.type, value.shape
         model.graph.insert_before(node, add)
         node.replace_input_with(0, add.outputs[0])
@@ -54,7 +54,7 @@ def repair_tables(model: ir.Model) -> Iterator[Change]:
         users = [user for user, _ in node.outputs[0].uses()]
         if table is None or table.dtype is not ir.DataType.INT8 or not table.is_initializer() or not users:
             continue
-        scales = [constant_of(user, 1) for user in users if user.op_type == DEQUANTIZE]
+        scales = [find_constant(user, 1) for user in users if user.op_type == DEQUANTIZE]
         whole = len(scales) == len(users) and not node.outputs[0].is_graph_output()
         if not whole or any(scale is None or scale.size != 1 for scale in scales):
             continue
@@ -71,8 +71,8 @@ def repair_tables(model: ir.Model) -> Iterator[Change]:
             old.shape = table.shape
             if was_output:
                 old.name, result.name = None, name
-            old.name = unique_name(model.graph, f"{table.name}_dequantized")
-            result.name = result.name or unique_name(model.graph, f"{name}_gathered")
+            old.name = make_unique_name(model.graph, f"{table.name}_dequantized")
+            result.name = result.name or make_unique_name(model.graph, f"{name}_gathered")
             user.replace_input_with(0, table)
         yield Change("int8-constant", str(node.name), "its table dequantized before it")
         model.graph.remove(node, safe=True)

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 import onnx_ir as ir
 
-from trtq.pipeline.graph.fold import add_initializer, unique_name
-from trtq.pipeline.graph.operands import DEQUANTIZE, QUANTIZE, constant_of
+from trtq.pipeline.graph.fold import add_initializer, make_unique_name
+from trtq.pipeline.graph.operands import DEQUANTIZE, QUANTIZE, find_constant
 from trtq.pipeline.graph.repair.change import Change
 
 _UNARY = {
@@ -80,7 +80,7 @@ class _Writer:
 
     def bias(self, place: int) -> list[ir.Value] | None:
         """Returns the int32 bias as a float constant: its scale is the product of the operands' scales."""
-        codes, first, second = (constant_of(self._node, i) for i in (place, 1, 4))
+        codes, first, second = (find_constant(self._node, i) for i in (place, 1, 4))
         if codes is None or first is None or second is None:
             return None
         alpha = self._node.attributes["alpha"].as_float() if "alpha" in self._node.attributes else 1.0
@@ -114,7 +114,7 @@ class _Writer:
         node = ir.node(op_type, list(inputs), attributes, name=name)
         graph.insert_before(self._node, node)
         result = node.outputs[0]
-        result.name, result.shape = unique_name(graph, f"{name}_output"), shape
+        result.name, result.shape = make_unique_name(graph, f"{name}_output"), shape
         result.type = ir.TensorType(ir.DataType.FLOAT)
         return result
 

@@ -10,8 +10,8 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from trtq.calibrators.ranges import QMAX
-from trtq.pipeline.graph.fold import add_initializer, unique_name
-from trtq.pipeline.graph.operands import DEQUANTIZE, QUANTIZE, axis_of, constant_of, dtype_of_codes
+from trtq.pipeline.graph.fold import add_initializer, make_unique_name
+from trtq.pipeline.graph.operands import DEQUANTIZE, QUANTIZE, find_code_dtype, find_constant, read_axis
 from trtq.pipeline.graph.repair.change import Change, set_params
 
 _MOVES = frozenset({
@@ -37,7 +37,7 @@ class Flow:
     def dtype(self) -> ir.DataType | None:
         """The dtype of the codes."""
         quantize = next(node for node in self.nodes if node.op_type == QUANTIZE)
-        return dtype_of_codes(quantize)
+        return find_code_dtype(quantize)
 
     @property
     def is_constant(self) -> bool:
@@ -52,7 +52,7 @@ class Flow:
 
     def scales(self) -> list[NDArray[np.generic]] | None:
         """Returns the scale of each node; None if one is computed."""
-        found = [constant_of(node, 1) for node in self.nodes]
+        found = [find_constant(node, 1) for node in self.nodes]
         return (
             None if any(scale is None for scale in found) else [scale for scale in found if scale is not None]
         )
@@ -61,14 +61,14 @@ class Flow:
         """Returns the zero point of each node, 0 where it has none; None if one is computed."""
         found = []
         for node in self.nodes:
-            points = constant_of(node, 2)
+            points = find_constant(node, 2)
             if points is None and len(node.inputs) > 2 and node.inputs[2] is not None:
                 return None
             found.append(np.zeros((), np.int64) if points is None else points.astype(np.int64))
         return found
 
 
-def flows_of(model: ir.Model) -> Iterator[Flow]:
+def list_flows(model: ir.Model) -> Iterator[Flow]:
     """Yields the flows of codes that begin and end in this graph; others are seen from outside."""
     seen: set[ir.Value] = set()
     for node in model.graph:
@@ -119,7 +119,7 @@ def repair_flows(model: ir.Model, *, shapes: bool = True) -> Iterator[Change]:
     2. Without a zero point ONNX reads uint8 and TensorRT int8; it gets an int8 zero point.
     3. With `shapes`, a scale of shape [1], or equal scales for all channels, is one scale of shape [].
     """
-    for flow in flows_of(model):
+    for flow in list_flows(model):
         scales, points = flow.scales(), flow.points()
         if scales is None or points is None:
             continue
@@ -132,11 +132,11 @@ def repair_flows(model: ir.Model, *, shapes: bool = True) -> Iterator[Change]:
         )
         if not to_int8 or (rule is None and not shaped):
             continue
-        if not one and any(axis_of(node) is None for node in flow.nodes):
+        if not one and any(read_axis(node) is None for node in flow.nodes):
             continue
         for node, scale in zip(flow.nodes, scales, strict=True):
             set_params(
-                node, scale.reshape(-1)[0].reshape(()) if one else scale, None if one else axis_of(node)
+                node, scale.reshape(-1)[0].reshape(()) if one else scale, None if one else read_axis(node)
             )
             text = {
                 "uint8": "int8 codes with zero point 0, 128 less than the uint8 codes",
@@ -169,7 +169,7 @@ def requantize_flows(model: ir.Model) -> Iterator[Change]:
     step grows, to the double at most for 8 bits, so this rounds anew. What the old codes cut off stays cut
     off, by a Clip before the QuantizeLinear: tools drop a Relu whose zero the codes cannot go below.
     """
-    for flow in flows_of(model):
+    for flow in list_flows(model):
         scales, points, dtype = flow.scales(), flow.points(), flow.dtype
         if scales is None or points is None or dtype is None or not dtype.is_integer() or flow.is_constant:
             continue
@@ -197,7 +197,7 @@ def requantize_flows(model: ir.Model) -> Iterator[Change]:
 def _clip(model: ir.Model, quantize: ir.Node, low: float, high: float) -> None:
     """Cuts off before a QuantizeLinear what its new codes reach beyond the old ones, on the shorter side."""
     value = quantize.inputs[0]
-    scale = constant_of(quantize, 1)
+    scale = find_constant(quantize, 1)
     assert value is not None
     assert scale is not None
     if low == 0:
@@ -210,7 +210,7 @@ def _clip(model: ir.Model, quantize: ir.Node, low: float, high: float) -> None:
         node = ir.node("Clip", [value, *bounds], name=f"{quantize.name}_Clip")
     result = node.outputs[0]
     result.name, result.type, result.shape = (
-        unique_name(model.graph, f"{node.name}_output"),
+        make_unique_name(model.graph, f"{node.name}_output"),
         value.type,
         value.shape,
     )

@@ -10,9 +10,9 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from trtq.calibrators.ranges import QMAX
-from trtq.pipeline.graph.fold import unique_name
-from trtq.pipeline.graph.lint.layers import check_layer, output_axis
-from trtq.pipeline.graph.operands import DEQUANTIZE, Operand, evaluate, operand_of
+from trtq.pipeline.graph.fold import make_unique_name
+from trtq.pipeline.graph.lint.layers import check_layer, find_output_axis
+from trtq.pipeline.graph.operands import DEQUANTIZE, Operand, evaluate, find_operand
 from trtq.pipeline.graph.repair.change import Change, set_constant, set_params
 
 _REPAIRED = ("weight-axis", "joined-weight")
@@ -28,14 +28,14 @@ def repair_weights(model: ir.Model) -> Iterator[Change]:
         rules = [finding.rule for finding in check_layer(node) if finding.rule in _REPAIRED]
         is_int8 = all(
             operand is None or operand.dtype is ir.DataType.INT8
-            for operand in map(operand_of, node.inputs[:2])
+            for operand in map(find_operand, node.inputs[:2])
         )
         place = _place_of_weight(node) if rules and is_int8 else None
         if place is None:
             continue
-        operand = operand_of(node.inputs[place])
+        operand = find_operand(node.inputs[place])
         assert operand is not None
-        axis = output_axis(node, operand)
+        axis = find_output_axis(node, operand)
         values = evaluate(operand).astype(np.float64)
         scale = _scales(values, evaluate(operand, codes=True).astype(np.float64), axis, operand)
         shape = [-1 if i == axis else 1 for i in range(values.ndim)]
@@ -52,7 +52,7 @@ def repair_weights(model: ir.Model) -> Iterator[Change]:
 
 
 def _place_of_weight(node: ir.Node) -> int | None:
-    operands = [operand_of(value) for value in node.inputs[:2]]
+    operands = [find_operand(value) for value in node.inputs[:2]]
     return next((i for i in (1, 0) if (operand := operands[i]) is not None and operand.is_weight), None)
 
 
@@ -88,6 +88,6 @@ def _dequantized(
     set_constant(dequantize, 0, codes)
     set_params(dequantize, scale, axis)
     result = dequantize.outputs[0]
-    result.name = unique_name(model.graph, f"{node.name}_weight")
+    result.name = make_unique_name(model.graph, f"{node.name}_weight")
     result.type, result.shape = operand.value.type, ir.Shape(codes.shape)
     return result

@@ -18,7 +18,7 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from trtq.pipeline.migrate.removed.commands import Use, in_statements
+from trtq.pipeline.migrate.removed.commands import Use, search_statements
 from trtq.pipeline.migrate.removed.guards import VersionTests
 from trtq.pipeline.migrate.removed.names import (
     AMBIGUOUS,
@@ -30,7 +30,7 @@ from trtq.pipeline.migrate.removed.names import (
     SIGNATURES,
     Removed,
 )
-from trtq.pipeline.migrate.removed.scopes import FOREIGN, UNKNOWN, Names, Scope, canonical, dotted
+from trtq.pipeline.migrate.removed.scopes import FOREIGN, UNKNOWN, Names, Scope, canonicalize, read_dotted
 
 _POLYGRAPHY = "polygraphy.backend.trt"
 _EXITS = frozenset({"exit", "sys.exit", "os._exit", "quit"})
@@ -54,7 +54,7 @@ _Placed = ast.expr | ast.alias | ast.keyword
 _Guard = _OnlyBefore | _Catching
 
 
-def uses_in_python(tree: ast.Module, lines: list[str]) -> list[Use]:
+def find_uses(tree: ast.Module, lines: list[str]) -> list[Use]:
     """Returns the uses in a script, guarded ones included, command lines in its strings too.
 
     Args:
@@ -67,7 +67,7 @@ def uses_in_python(tree: ast.Module, lines: list[str]) -> list[Use]:
     names = Names(tree)
     visitor = _Visitor(names, names.scopes[tree], lines)
     visitor.visit(tree)
-    return [*visitor.uses, *in_statements(tree, lines)]
+    return [*visitor.uses, *search_statements(tree, lines)]
 
 
 class _Visitor(ast.NodeVisitor):
@@ -105,7 +105,7 @@ class _Visitor(ast.NodeVisitor):
     def visit_ImportFrom(self, node: ast.ImportFrom) -> None:
         """Finds `from tensorrt import IInt8Calibrator`."""
         for alias in node.names:
-            path = canonical(f"{node.module}.{alias.name}") if not node.level else ""
+            path = canonicalize(f"{node.module}.{alias.name}") if not node.level else ""
             if path.startswith("tensorrt."):
                 self._add(NAMES.get(path.partition(".")[2]), alias, alias.name, "ImportError")
             elif removed := self._of_polygraphy(path):
@@ -123,12 +123,12 @@ class _Visitor(ast.NodeVisitor):
             self.visit(node.value)
             return
         self._add(removed, node, node.attr, "AttributeError")
-        if dotted(node) is None:
+        if read_dotted(node) is None:
             self.visit(node.value)
 
     def visit_Call(self, node: ast.Call) -> None:
         """Finds `getattr(trt, "IInt8Calibrator")`, `CreateConfig(int8=True)`, `add_quantize` with no type."""
-        called = dotted(node.func)
+        called = read_dotted(node.func)
         if called == "hasattr":
             return  # a question, which anything may be asked
         if called in ("getattr", "setattr") and len(node.args) >= 2:
@@ -181,7 +181,7 @@ class _Visitor(ast.NodeVisitor):
         for item in node.items:
             self.visit(item)
             call = item.context_expr
-            if isinstance(call, ast.Call) and (dotted(call.func) or "").rpartition(".")[2] == "suppress":
+            if isinstance(call, ast.Call) and (read_dotted(call.func) or "").rpartition(".")[2] == "suppress":
                 caught.update(name for arg in call.args for name in _names_in(arg))
         self._visit_all(node.body, guards=(_Catching(frozenset(caught)),))
 
@@ -207,7 +207,7 @@ class _Visitor(ast.NodeVisitor):
             return NAMES.get(f"{inner}.{name}" if inner else name)
         if f"{top}.{inner}" == _POLYGRAPHY:
             return POLYGRAPHY_CALLS.get(name)
-        if name not in MEMBERS or not self._has_tensorrt or dotted(owner) in ("self", "cls"):
+        if name not in MEMBERS or not self._has_tensorrt or read_dotted(owner) in ("self", "cls"):
             return None
         kinds = self._names.kinds(owner, self._scope)
         for kind, removed in MEMBERS[name]:
@@ -215,7 +215,7 @@ class _Visitor(ast.NodeVisitor):
                 return removed
         if UNKNOWN not in kinds or kinds == {FOREIGN}:
             return None
-        called = (dotted(owner) or "").rpartition(".")[2]
+        called = (read_dotted(owner) or "").rpartition(".")[2]
         for kind, removed in MEMBERS[name]:
             conventional = kind in RECEIVERS and re.search(RECEIVERS[kind], called, re.IGNORECASE)
             if conventional or (name not in AMBIGUOUS and name not in self._names.defined):
@@ -284,12 +284,12 @@ def _before(major: int | None) -> tuple[_Guard, ...]:
 
 def _names_in(node: ast.expr | None) -> Iterator[str]:
     for part in node.elts if isinstance(node, ast.Tuple) else [node] if node is not None else []:
-        yield (dotted(part) or "").rpartition(".")[2]
+        yield (read_dotted(part) or "").rpartition(".")[2]
 
 
 def _exits(block: list[ast.stmt]) -> bool:
     """Returns whether control never leaves a block at its end."""
     last = block[-1] if block else None
     if isinstance(last, ast.Expr) and isinstance(last.value, ast.Call):
-        return dotted(last.value.func) in _EXITS
+        return read_dotted(last.value.func) in _EXITS
     return isinstance(last, (ast.Return, ast.Raise, ast.Continue, ast.Break))

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from trtq.pipeline.migrate.removed.names import POLYGRAPHY, TRTEXEC, Removed
-from trtq.pipeline.migrate.removed.scopes import dotted
+from trtq.pipeline.migrate.removed.scopes import read_dotted
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -60,13 +60,13 @@ _Piece = tuple[int, int, str]
 """A part of a command on one line: the line and the column, from 1, and the text."""
 
 
-def in_text(lines: list[str]) -> list[Use]:
+def search_text(lines: list[str]) -> list[Use]:
     """Returns the uses in a shell script, a Makefile, a Dockerfile or a YAML file."""
     found = (use for pieces in _logical_lines(lines) for use in _in_command(pieces))
     return list(dict.fromkeys(found))
 
 
-def in_statements(tree: ast.Module, lines: list[str]) -> list[Use]:
+def search_statements(tree: ast.Module, lines: list[str]) -> list[Use]:
     """Returns the uses in the strings of a Python script: of each statement that names the tool.
 
     A variable that holds a command makes a statement of every statement that it is used in.
@@ -163,7 +163,7 @@ def _names_tool(unit: ast.AST, tool: _Tool, holders: set[str]) -> bool:
     for node in ast.walk(unit):
         if isinstance(node, (ast.Name, ast.Attribute)):
             name = node.id if isinstance(node, ast.Name) else node.attr
-            if tool.name in name.lower() or (dotted(node) in holders and not _is_reset(node, unit)):
+            if tool.name in name.lower() or (read_dotted(node) in holders and not _is_reset(node, unit)):
                 return True
         elif isinstance(node, ast.Constant) and isinstance(node.value, str) and any(tool.calls(node.value)):
             return True
@@ -179,7 +179,7 @@ def _targets(unit: ast.AST) -> Iterator[str]:
     if isinstance(unit, (ast.AnnAssign, ast.AugAssign)):
         targets = [unit.target]
     for target in targets:
-        if name := dotted(target):
+        if name := read_dotted(target):
             yield name
 
 

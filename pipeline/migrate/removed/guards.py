@@ -6,7 +6,7 @@ import ast
 import re
 
 from trtq.pipeline.migrate.removed.names import MEMBERS, NAMES
-from trtq.pipeline.migrate.removed.scopes import FOREIGN, UNKNOWN, Names, Scope, dotted
+from trtq.pipeline.migrate.removed.scopes import FOREIGN, UNKNOWN, Names, Scope, read_dotted
 
 Bounds = tuple[int | None, int | None]
 """Below which major version code runs where a test holds, and where it does not; None: no bound."""
@@ -33,7 +33,7 @@ class VersionTests:
             return (bound, None) if side == 0 else (None, bound)
         if isinstance(test, ast.Compare) and len(test.ops) == 1:
             return self._of_comparison(test, scope)
-        if isinstance(test, ast.Call) and dotted(test.func) == "hasattr" and len(test.args) == 2:
+        if isinstance(test, ast.Call) and read_dotted(test.func) == "hasattr" and len(test.args) == 2:
             return self._of_question(test.args[0], test.args[1], scope)
         values = self._names.values(test, scope) if depth < 4 else []
         return self.bounds(*values[0], depth + 1) if len(values) == 1 else (None, None)
@@ -80,7 +80,7 @@ class VersionTests:
                 if self._names.path(part.value, scope) == "tensorrt":
                     return True
             elif isinstance(part, ast.Call) and part.args and isinstance(part.args[0], ast.Constant):
-                asked = (dotted(part.func) or "").rpartition(".")[2]
+                asked = (read_dotted(part.func) or "").rpartition(".")[2]
                 if asked == "version" and str(part.args[0].value).startswith("tensorrt"):
                     return True
             elif isinstance(part, (ast.Name, ast.Attribute)) and self._is_named_version(part, scope):
@@ -88,7 +88,7 @@ class VersionTests:
         return False
 
     def _is_named_version(self, node: ast.expr, scope: Scope) -> bool:
-        key = (dotted(node) or "", scope)
+        key = (read_dotted(node) or "", scope)
         if key not in self._versions:
             self._versions[key] = False  # the answer to a name that is made of itself
             values = self._names.values(node, scope)

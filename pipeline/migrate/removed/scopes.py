@@ -117,7 +117,7 @@ class Names:
 
         None for what is not imported.
         """
-        key = (dotted(node) or node, scope)
+        key = (read_dotted(node) or node, scope)
         if key not in self._paths:
             self._paths[key] = None  # the answer to a name that is bound to itself
             self._paths[key] = self._path(node, scope)
@@ -125,7 +125,7 @@ class Names:
 
     def kinds(self, node: ast.expr, scope: Scope) -> frozenset[str]:
         """Returns the classes of TensorRT that an object may be of, FOREIGN and UNKNOWN among them."""
-        key = (dotted(node) or node, scope)
+        key = (read_dotted(node) or node, scope)
         if key not in self._kinds:
             self._kinds[key] = frozenset()
             self._kinds[key] = frozenset(self._kinds_of(node, scope)) or frozenset({UNKNOWN})
@@ -133,7 +133,7 @@ class Names:
 
     def values(self, node: ast.expr, scope: Scope) -> list[tuple[ast.expr, Scope]]:
         """Returns the expressions that are bound to a name; none where it may be anything else too."""
-        key = dotted(node)
+        key = read_dotted(node)
         found = scope.bindings(key) if key else []
         exprs = [(bound, where) for bound, where in found if isinstance(bound, ast.expr)]
         return exprs if len(exprs) == len(found) else []
@@ -141,7 +141,7 @@ class Names:
     def _path(self, node: ast.expr, scope: Scope) -> str | None:
         if isinstance(node, ast.Call):
             return _imported_by_call(node)
-        key = dotted(node)
+        key = read_dotted(node)
         paths: list[str] = []
         for bound, where in scope.bindings(key) if key else ():
             if isinstance(bound, _Imported):
@@ -153,14 +153,14 @@ class Names:
         if isinstance(node, ast.Name) and self.star and not scope.bindings(node.id):
             return f"{self.star}.{node.id}"
         if isinstance(node, ast.Attribute) and (base := self.path(node.value, scope)):
-            return canonical(f"{base}.{node.attr}")
+            return canonicalize(f"{base}.{node.attr}")
         return None
 
     def _kinds_of(self, node: ast.expr, scope: Scope) -> Iterator[str]:
         if isinstance(node, ast.Call):
             yield self._made_by(node, scope)
         elif isinstance(node, (ast.Name, ast.Attribute)):
-            bindings = scope.bindings(dotted(node) or "")
+            bindings = scope.bindings(read_dotted(node) or "")
             path = self.path(node, scope)
             if path is not None and (path.startswith("tensorrt.") or not bindings):
                 yield UNKNOWN if path.startswith("tensorrt.") else FOREIGN
@@ -187,7 +187,7 @@ class Names:
             owners = self.kinds(call.func.value, scope)
             if owners == {FOREIGN}:
                 return UNKNOWN
-            called = (dotted(call.func.value) or "").rpartition(".")[2]
+            called = (read_dotted(call.func.value) or "").rpartition(".")[2]
             network = "INetworkDefinition" in owners or (UNKNOWN in owners and _NETWORK.search(called))
             a_layer = "ILayer" if network and call.func.attr.startswith("add_") else UNKNOWN
             return _FACTORIES.get(call.func.attr, a_layer)
@@ -239,18 +239,18 @@ class Names:
     def _bind_imports(self, node: ast.Import | ast.ImportFrom, scope: Scope) -> None:
         module = "." * node.level + (node.module or "") if isinstance(node, ast.ImportFrom) else ""
         for alias in node.names:
-            path = canonical(f"{module}.{alias.name}" if module else alias.name)
+            path = canonicalize(f"{module}.{alias.name}" if module else alias.name)
             if alias.name == "*":
-                self.imports.add(canonical(module))
-                if canonical(module) in ("tensorrt", "polygraphy.backend.trt"):
-                    self.star = canonical(module)
+                self.imports.add(canonicalize(module))
+                if canonicalize(module) in ("tensorrt", "polygraphy.backend.trt"):
+                    self.star = canonicalize(module)
                 continue
-            self.imports.add(canonical(module) if module else path)
+            self.imports.add(canonicalize(module) if module else path)
             if module or alias.asname:
                 scope.bound[alias.asname or alias.name].append((_Imported(path), scope))
             else:
                 top = alias.name.partition(".")[0]
-                scope.bound[top].append((_Imported(canonical(top)), scope))
+                scope.bound[top].append((_Imported(canonicalize(top)), scope))
 
     def _target(self, target: ast.expr, value: _Bound, scope: Scope) -> None:
         if isinstance(target, (ast.Tuple, ast.List)):
@@ -262,7 +262,7 @@ class Names:
             return
         if isinstance(value, ast.expr) and (module := _imported_by_call(value)):
             self.imports.add(module)
-        key = dotted(target)
+        key = read_dotted(target)
         if key is None:
             return
         owner = scope.nearest_class() if key.startswith("self.") else scope
@@ -271,7 +271,7 @@ class Names:
         (owner or scope).bound[key].append((value, scope))
 
 
-def dotted(node: ast.expr) -> str | None:
+def read_dotted(node: ast.expr) -> str | None:
     """Returns `a.b.c` of a name or a chain of attributes, None of anything else."""
     parts: list[str] = []
     while isinstance(node, ast.Attribute):
@@ -280,14 +280,14 @@ def dotted(node: ast.expr) -> str | None:
     return ".".join([node.id, *reversed(parts)]) if isinstance(node, ast.Name) else None
 
 
-def canonical(path: str) -> str:
+def canonicalize(path: str) -> str:
     """Returns the path with `tensorrt` for any package of the full TensorRT."""
     return _TENSORRT.sub("tensorrt", path, count=1) if _TENSORRT.match(path) else path
 
 
 def _imported_by_call(node: ast.expr) -> str | None:
     """Returns "tensorrt" for `importlib.import_module("tensorrt")` and its likes, else None."""
-    called = dotted(node.func) if isinstance(node, ast.Call) else None
+    called = read_dotted(node.func) if isinstance(node, ast.Call) else None
     if called is None or not isinstance(node, ast.Call):
         return None
     named = node.args[0].value if node.args and isinstance(node.args[0], ast.Constant) else ""
@@ -302,6 +302,6 @@ def _of_annotation(annotation: ast.expr | None) -> ast.expr | None:
             annotation = ast.parse(annotation.value, mode="eval").body
         except SyntaxError:
             return None
-    if annotation is None or dotted(annotation) is None:
+    if annotation is None or read_dotted(annotation) is None:
         return None
     return ast.Call(func=annotation, args=[], keywords=[])

@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Literal
 
 from trtq.errors import UsageError
-from trtq.pipeline.migrate.removed.calls import uses_in_python
-from trtq.pipeline.migrate.removed.commands import Use, in_text
+from trtq.pipeline.migrate.removed.calls import find_uses
+from trtq.pipeline.migrate.removed.commands import Use, search_text
 
 FindingKind = Literal["removed", "unreadable", "skipped"]
 
@@ -37,7 +37,7 @@ _SHEBANG = re.compile(rb"#!.*\b(?:(python)|(?:ba|da|z|k)?sh)")
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class ScriptFinding:
     """One place in a script, or one file or folder that was not read.
 
     Attributes:
@@ -72,7 +72,7 @@ class _NotReadError(Exception):
         self.kind = kind
 
 
-def check_scripts(path: Path) -> tuple[Finding, ...]:
+def check_scripts(path: Path) -> tuple[ScriptFinding, ...]:
     """Returns what a script, or every script below a folder, uses that TensorRT 10 or 11 removed.
 
     In a folder, files that cannot be read become findings of the kind "unreadable", and what is left out
@@ -106,9 +106,9 @@ def check_scripts(path: Path) -> tuple[Finding, ...]:
         raise UsageError(f"cannot check {path}: {error.strerror or error}") from error
 
 
-def _listed(found: Path | Finding) -> Iterator[Finding]:
+def _listed(found: Path | ScriptFinding) -> Iterator[ScriptFinding]:
     """Yields the findings of one file of a folder."""
-    if isinstance(found, Finding):
+    if isinstance(found, ScriptFinding):
         yield found
         return
     try:
@@ -120,7 +120,7 @@ def _listed(found: Path | Finding) -> Iterator[Finding]:
         yield _not_read(found, str(error), error.kind, line=error.line)
 
 
-def _below(folder: Path) -> Iterator[Path | Finding]:
+def _below(folder: Path) -> Iterator[Path | ScriptFinding]:
     """Yields the files below a folder, in the order of their paths, and what is skipped."""
     try:
         entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
@@ -172,8 +172,8 @@ def _not_read(
     *,
     line: int = 0,
     advice: str = "it was not checked",
-) -> Finding:
-    return Finding(path, line, int(line > 0), "", reason, advice=advice, kind=kind)
+) -> ScriptFinding:
+    return ScriptFinding(path, line, int(line > 0), "", reason, advice=advice, kind=kind)
 
 
 _Language = Literal["python", "text", "none"]
@@ -197,13 +197,13 @@ def _language(path: Path) -> _Language:
     return "python" if shebang[1] else "text"
 
 
-def _findings(path: Path, language: _Language, content: bytes) -> Iterator[Finding]:
+def _findings(path: Path, language: _Language, content: bytes) -> Iterator[ScriptFinding]:
     uses, lines = _python(content) if language == "python" else _text(content)
     for use in sorted(uses, key=lambda use: (use.line, use.column, use.removed.name)):
         code = lines[use.line - 1].strip()
         code = code if len(code) <= _MOST_CODE else f"{code[: _MOST_CODE - 3]}..."
         removed = use.removed
-        yield Finding(
+        yield ScriptFinding(
             path, use.line, use.column, code, removed.name, removed.since, removed.advice, use.guarded
         )
 
@@ -226,7 +226,7 @@ def _content(path: Path) -> bytes:
 
 def _text(content: bytes) -> tuple[list[Use], list[str]]:
     lines = _lines(content.decode("utf-8-sig", errors="replace"))
-    return in_text(lines), lines
+    return search_text(lines), lines
 
 
 def _python(content: bytes) -> tuple[list[Use], list[str]]:
@@ -237,7 +237,7 @@ def _python(content: bytes) -> tuple[list[Use], list[str]]:
             warnings.simplefilter("ignore")  # of the script's own escapes and comparisons
             tree = ast.parse(source)
         lines = _lines(source)
-        return uses_in_python(tree, lines), lines
+        return find_uses(tree, lines), lines
     except SyntaxError as error:
         version = ".".join(map(str, sys.version_info[:2]))
         reason = f"it is not Python {version}: {error.msg}"

@@ -61,7 +61,7 @@ def by_input(vector: NDArray[Any], node: ir.Node) -> NDArray[Any]:
     return rows.reshape(*rows.shape, *(1,) * (weight.ndim - 2))
 
 
-def output_of(weight: NDArray[Any], vector: NDArray[Any], node: ir.Node) -> NDArray[np.float64]:
+def follow_output(weight: NDArray[Any], vector: NDArray[Any], node: ir.Node) -> NDArray[np.float64]:
     """Returns what the layer makes of an activation that is constant in each channel: (output channels,).
 
     Args:

@@ -31,7 +31,7 @@ class Producer:
     clips: tuple[ir.Node, ...] = ()
 
 
-def foldable_producer(source: ir.Value, readers: Sequence[ir.Node], placement: Placement) -> Producer | None:
+def find_producer(source: ir.Value, readers: Sequence[ir.Node], placement: Placement) -> Producer | None:
     """Returns the Conv or Gemm whose weights can take the division of a tensor; None if there is none.
 
     The tensor may have no readers but the given ones. Between may stand what keeps a scale (ReLU, LeakyReLU,
@@ -76,7 +76,7 @@ def is_constant_clip(node: ir.Node) -> bool:
     )
 
 
-def ends_of(clip: ir.Node) -> tuple[float, float]:
+def find_ends(clip: ir.Node) -> tuple[float, float]:
     """Returns where a Clip of constant ends begins and ends; infinities where it has no such end."""
     low, high = -np.inf, np.inf
     for place, name in ((1, "min"), (2, "max")):
@@ -127,7 +127,7 @@ def _divide_clip(
     value, result = clip.inputs[0], clip.outputs[0]
     assert value is not None
     steps: list[ir.Node] = []
-    for op_type, ends in _steps(ends_of(clip), scale, kind):
+    for op_type, ends in _steps(find_ends(clip), scale, kind):
         given = [] if ends is None else [additions.constant(f"{clip.name}_{op_type}", ends)]
         step = ir.node(op_type, [value, *given], name=f"{clip.name}_{op_type}")
         value = step.outputs[0]

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from trtq.calibrators.ranges import Channels, Range, Ranges
 from trtq.pipeline.graph.fold import Additions
 from trtq.pipeline.graph.placement import Placement, QuantizedNode, QuantizedWeight
-from trtq.pipeline.rewrite.channels.operands import add_to_bias, by_input, constant, output_of
-from trtq.pipeline.rewrite.channels.producers import divide_outputs, foldable_producer
-from trtq.pipeline.rewrite.channels.statistics import channel_readers
+from trtq.pipeline.rewrite.channels.operands import add_to_bias, by_input, constant, follow_output
+from trtq.pipeline.rewrite.channels.producers import divide_outputs, find_producer
+from trtq.pipeline.rewrite.channels.statistics import find_channel_readers
 
 Reader = tuple[QuantizedNode, ir.Node]
 
@@ -43,7 +43,7 @@ def rescale(model: ir.Model, placement: Placement, ranges: Ranges) -> Rescaled:
     quantizes all channels of x' alike, and the weights have a scale for each output channel anyway
     (SmoothQuant, Xiao et al., arXiv 2211.10438; with shifts Outlier Suppression+, Wei et al., arXiv
     2304.09145). Where the tensor comes from a convolution or matrix product, directly or through a ReLU or
-    ReLU6 (`foldable_producer`), and nothing else reads it, that one's weights and bias take the division
+    ReLU6 (`find_producer`), and nothing else reads it, that one's weights and bias take the division
     (cross-layer equalization, Nagel et al., arXiv 1906.04721, section 4.1; there ReLU6 becomes ReLU, here it
     keeps its bound); else it stands in the graph, as one Mul and at most one Sub.
 
@@ -56,7 +56,7 @@ def rescale(model: ir.Model, placement: Placement, ranges: Ranges) -> Rescaled:
     if not wanted:
         return Rescaled(model, placement, ranges)
     result = model.clone()
-    readers, additions = channel_readers(result, placement), Additions(result.graph)
+    readers, additions = find_channel_readers(result, placement), Additions(result.graph)
     renamed: dict[str, str] = {}
     tensors, channels = dict(ranges.tensors), dict(ranges.channels)
     beyond = dict(ranges.beyond_fp16)
@@ -109,7 +109,7 @@ def _rescale_tensor(
     scale = np.asarray(item.scale, np.float64)
     shift = np.asarray(item.shift, np.float64) if any(item.shift) else None
     nodes = [node for _, node in readers]
-    producer = None if shift is not None else foldable_producer(source, nodes, placement)
+    producer = None if shift is not None else find_producer(source, nodes, placement)
     if producer is not None:
         divide_outputs(additions, producer, scale)
         (place, _), *_ = readers[0][0].activations
@@ -123,7 +123,7 @@ def _rescale_tensor(
         old = _given(node, 1)
         values = constant(old).astype(np.float64)
         if shift is not None:
-            add_to_bias(additions, node, output_of(values, shift, node))
+            add_to_bias(additions, node, follow_output(values, shift, node))
         key = f"{old.name} {_shape_of(node)}"
         if key not in weights:
             scaled = (values * by_input(scale, node)).astype(constant(old).dtype)

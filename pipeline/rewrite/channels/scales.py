@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from trtq.calibrators.ranges import QMAX, Channels
 from trtq.pipeline.graph.placement import Placement
 from trtq.pipeline.rewrite.channels.operands import is_depthwise, is_padded
-from trtq.pipeline.rewrite.channels.producers import ends_of, foldable_producer, is_constant_clip
-from trtq.pipeline.rewrite.channels.statistics import ChannelStatistics, channel_readers
+from trtq.pipeline.rewrite.channels.producers import find_ends, find_producer, is_constant_clip
+from trtq.pipeline.rewrite.channels.statistics import ChannelStats, find_channel_readers
 
 HEADROOM = 0.125
 """The share of its range that is left free in each channel for data that is not seen."""
@@ -47,10 +47,10 @@ class Strength:
     headroom: float = HEADROOM
 
 
-def plan(
+def plan_scales(
     model: ir.Model,
     placement: Placement,
-    statistics: Mapping[str, ChannelStatistics],
+    statistics: Mapping[str, ChannelStats],
     strength: Strength,
 ) -> dict[str, Channels]:
     """Returns the channels to rescale, by tensor; empty ones are left out.
@@ -62,7 +62,7 @@ def plan(
     of them may get an error.
     """
     found: dict[str, Channels] = {}
-    for tensor, readers in channel_readers(model, placement).items():
+    for tensor, readers in find_channel_readers(model, placement).items():
         if tensor not in statistics:
             continue
         nodes = [node for _, node in readers]
@@ -74,14 +74,14 @@ def plan(
 def _plan_tensor(
     tensor: str,
     readers: Sequence[ir.Node],
-    seen: ChannelStatistics,
+    seen: ChannelStats,
     strength: Strength,
     placement: Placement,
 ) -> Channels | None:
     source = next(
         value for node in readers for value in node.inputs if value is not None and value.name == tensor
     )
-    producer = foldable_producer(source, readers, placement)
+    producer = find_producer(source, readers, placement)
     # What a Clip bounds on both sides gains a bit by a shift: that is worth a node where shifts are tried.
     shifts = (
         strength.shift and not any(map(is_padded, readers)) and (producer is None or bool(producer.clips))
@@ -94,13 +94,15 @@ def _plan_tensor(
     if widest <= 0 or (exponent == 0 and not shifts) or len(seen.minimum) < 2:
         return None
     node = source.producer()
-    ends = ends_of(node) if node is not None and is_constant_clip(node) else _UNBOUNDED
+    ends = find_ends(node) if node is not None and is_constant_clip(node) else _UNBOUNDED
     products = all(reader.op_type in _PRODUCTS for reader in readers)
-    return rescaling(seen, exponent, shifts=shifts, ends=ends, headroom=strength.headroom, products=products)
+    return choose_scales(
+        seen, exponent, shifts=shifts, ends=ends, headroom=strength.headroom, products=products
+    )
 
 
-def rescaling(
-    seen: ChannelStatistics,
+def choose_scales(
+    seen: ChannelStats,
     exponent: float,
     *,
     shifts: bool,
@@ -133,7 +135,7 @@ def rescaling(
 
 
 def _widened(
-    seen: ChannelStatistics, ends: tuple[float, float], headroom: float
+    seen: ChannelStats, ends: tuple[float, float], headroom: float
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Returns the ends of each channel with room for data that is not seen; a ReLU's zero stays the end."""
     room = headroom * (seen.maximum - seen.minimum)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from trtq.calibrators.batches import Batches
 from trtq.calibrators.observe import Progress
-from trtq.calibrators.survey import values_made
+from trtq.calibrators.survey import map_values_made
 from trtq.models.session import open_session, run
 from trtq.pipeline.graph.placement import Placement, QuantizedNode
 from trtq.pipeline.rewrite.channels.operands import has_input_channels, num_input_channels
@@ -22,7 +22,7 @@ _AXES_AS_INPUT = 18
 
 
 @dataclass(frozen=True, slots=True)
-class ChannelStatistics:
+class ChannelStats:
     """The extremes and the mean of each channel of one tensor.
 
     Attributes:
@@ -37,10 +37,10 @@ class ChannelStatistics:
     mean: NDArray[np.float64]
     num_feeds: int = 1
 
-    def merged(self, other: ChannelStatistics) -> ChannelStatistics:
+    def merged(self, other: ChannelStats) -> ChannelStats:
         """Returns the statistics of both."""
         total = self.num_feeds + other.num_feeds
-        return ChannelStatistics(
+        return ChannelStats(
             np.minimum(self.minimum, other.minimum),
             np.maximum(self.maximum, other.maximum),
             (self.mean * self.num_feeds + other.mean * other.num_feeds) / total,
@@ -48,7 +48,7 @@ class ChannelStatistics:
         )
 
 
-def channel_readers(
+def find_channel_readers(
     model: ir.Model, placement: Placement
 ) -> dict[str, tuple[tuple[QuantizedNode, ir.Node], ...]]:
     """Returns the quantized layers of each activation whose channels may be treated apart.
@@ -81,7 +81,7 @@ def _is_own(weight: ir.Value | None, tensor: str) -> bool:
 
 def observe_channels(
     model: ir.Model, placement: Placement, batches: Batches, progress: Progress = lambda _: None
-) -> tuple[Mapping[str, ChannelStatistics], Mapping[str, ChannelStatistics]]:
+) -> tuple[Mapping[str, ChannelStats], Mapping[str, ChannelStats]]:
     """Returns the statistics of the channels over the even and over the odd feeds, by tensor.
 
     The reductions run inside the session: no tensor leaves it.
@@ -90,11 +90,11 @@ def observe_channels(
         DataError: The data does not fit.
         ModelError: ONNX Runtime cannot run the model.
     """
-    readers = channel_readers(model, placement)
+    readers = find_channel_readers(model, placement)
     tapped, outputs = _tapped(model, {name: found[0][1] for name, found in readers.items()})
     session = open_session(tapped, optimize=True)
     wanted = [name for group in outputs.values() for name in group]
-    halves: tuple[dict[str, ChannelStatistics], dict[str, ChannelStatistics]] = ({}, {})
+    halves: tuple[dict[str, ChannelStats], dict[str, ChannelStats]] = ({}, {})
     inputs = [str(value.name) for value in model.graph.inputs]
     for index, feed in enumerate(batches):
         arrays = {name: feed.arrays[name] for name in inputs}
@@ -102,7 +102,7 @@ def observe_channels(
         half = halves[index % 2]
         for name, group in outputs.items():
             low, high, mean = (found[output].astype(np.float64).reshape(-1) for output in group)
-            seen = ChannelStatistics(low, high, mean)
+            seen = ChannelStats(low, high, mean)
             half[name] = half[name].merged(seen) if name in half else seen
         progress(feed.num_samples)
     return halves
@@ -112,7 +112,7 @@ def _tapped(model: ir.Model, readers: Mapping[str, ir.Node]) -> tuple[ir.Model, 
     """Returns a clone whose only outputs are the reductions of the tensors, three each."""
     tapped = model.clone()
     values = {str(value.name): value for value in tapped.graph.inputs}
-    values |= values_made(tapped)
+    values |= map_values_made(tapped)
     tapped.graph.outputs.clear()
     opset = tapped.opset_imports.get("", 1)
     outputs: dict[str, tuple[str, ...]] = {}

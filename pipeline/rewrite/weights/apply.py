@@ -7,16 +7,22 @@ from typing import Literal
 
 import onnx_ir as ir
 
-from trtq.models.tensors import require_finite, values_of
+from trtq.models.tensors import read_values, require_finite
 from trtq.pipeline.formats.fp8 import quantize_fp8
 from trtq.pipeline.formats.int4 import quantize_int4
 from trtq.pipeline.formats.int8 import quantize_int8
 from trtq.pipeline.formats.nf4 import quantize_nf4
 from trtq.pipeline.formats.scheme import WeightScheme
-from trtq.pipeline.graph.fold import unique_name
+from trtq.pipeline.graph.fold import make_unique_name
 from trtq.pipeline.rewrite.weights.choose import ChosenWeight
-from trtq.pipeline.rewrite.weights.forms import Chain, dequantized, doubly_looked_up, looked_up, matmul_bnb4
-from trtq.pipeline.rewrite.weights.layout import Codes, Form, Part, form_of, parts_of, tensors_of
+from trtq.pipeline.rewrite.weights.forms import (
+    Chain,
+    add_dequantize,
+    add_double_lookup,
+    add_lookup,
+    add_matmul_bnb4,
+)
+from trtq.pipeline.rewrite.weights.layout import Codes, Form, Part, choose_form, fill_parts, plan_parts
 
 Runtime = Literal["tensorrt", "onnxruntime"]
 """Who runs the result."""
@@ -54,15 +60,15 @@ def quantize_weights(
         codes = (known or {}).get(weight.tensor)
         for dtype, readers in _by_dtype(nodes, weight).items():
             bnb4 = runtime == "onnxruntime" and dtype is ir.DataType.FLOAT and _takes_bnb4(readers)
-            form = form_of(scheme, bnb4=bnb4)
-            parts = parts_of(weight, scheme, dtype, form)
+            form = choose_form(scheme, bnb4=bnb4)
+            parts = plan_parts(weight, scheme, dtype, form)
             tensors = _tensors(tensor, weight, scheme, codes, parts, form)
             _replace(result.graph, weight, readers, dtype, tensors, form)
     _drop_unused(result.graph)
     return result
 
 
-def codes_of(values: ir.TensorProtocol, weight: ChosenWeight, scheme: WeightScheme, dtype: str) -> Codes:
+def encode_weight(values: ir.TensorProtocol, weight: ChosenWeight, scheme: WeightScheme, dtype: str) -> Codes:
     """Returns the weight's codes and scales.
 
     Args:
@@ -74,7 +80,7 @@ def codes_of(values: ir.TensorProtocol, weight: ChosenWeight, scheme: WeightSche
     Raises:
         ModelError: The weight is not finite.
     """
-    array = values_of(values)
+    array = read_values(values)
     require_finite(array, weight.tensor)
     if scheme.format == "int8":
         return quantize_int8(array, weight.axis, dtype)
@@ -114,7 +120,7 @@ def _replace(
 ) -> None:
     """Gives the readers the weight in its form, or products in their place."""
     first = min((node for node, _ in readers), key=list(graph).index)
-    chain = Chain(graph, first, unique_name(graph, f"{weight.tensor}_{dtype.name.lower()}_quantized"))
+    chain = Chain(graph, first, make_unique_name(graph, f"{weight.tensor}_{dtype.name.lower()}_quantized"))
     names = (
         ("codes", "scale") if form != "double" else ("codes", "absmax_codes", "absmax_scale", "absmax_offset")
     )
@@ -122,16 +128,16 @@ def _replace(
     if form == "bnb4":
         for node, _ in readers:
             own = Chain(graph, node, chain.stem)
-            result = matmul_bnb4(own, weight, node, *values)
+            result = add_matmul_bnb4(own, weight, node, *values)
             _take_place(graph, node, result)
         return
     if form == "double":
-        magnitudes = doubly_looked_up(Chain(graph, first, f"{chain.stem}/absmax"), weight, *values[1:])
+        magnitudes = add_double_lookup(Chain(graph, first, f"{chain.stem}/absmax"), weight, *values[1:])
         values = [values[0], chain.converted(magnitudes, dtype, "Magnitudes")]
     if form == "linear":
-        new = dequantized(chain, weight, *values)
+        new = add_dequantize(chain, weight, *values)
     else:
-        new = looked_up(chain, weight, values[0], values[1], after=_activation(first, dict(readers)[first]))
+        new = add_lookup(chain, weight, values[0], values[1], after=_activation(first, dict(readers)[first]))
     for node, place in readers:
         node.replace_input_with(place, new)
 
@@ -161,8 +167,8 @@ def _tensors(
     dtype = parts[1].dtype.numpy().name if form == "linear" else "float32"
 
     def make() -> Tensors:
-        found = codes if codes is not None else codes_of(source, weight, scheme, dtype)
-        return tensors_of(found, weight, parts, form)
+        found = codes if codes is not None else encode_weight(source, weight, scheme, dtype)
+        return fill_parts(found, weight, parts, form)
 
     if codes is not None or not isinstance(source, ir.ExternalTensor):
         return make()

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from trtq.models.tensors import FLOAT_TYPES
-from trtq.pipeline.formats.blocks import block_size_for
+from trtq.pipeline.formats.blocks import choose_block_size
 from trtq.pipeline.formats.scheme import WeightScheme
-from trtq.pipeline.graph.placement import KeptNode, channel_axis
+from trtq.pipeline.graph.placement import KeptNode, find_channel_axis
 
 SENSITIVE = r"(^|[/.:])(lm_head|proj_out|norm_out|classifier|score|head)(?![a-z0-9])"
 """The last layers of language models, diffusion transformers and classifiers: little memory, much harm."""
@@ -95,7 +95,7 @@ def choose_weights(
     return WeightPlacement(tuple(chosen), tuple(kept))
 
 
-def unmatched_names(model: ir.Model, patterns: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
+def find_unmatched_names(model: ir.Model, patterns: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
     """Yields each pattern that is found in no name of a node or weight, with the node names nearest to it."""
     nodes = [str(node.name) for node in model.graph]
     for pattern in patterns:
@@ -142,7 +142,7 @@ def _decide(value: ir.Value, scheme: WeightScheme, patterns: Sequence[str]) -> C
     if scheme.is_per_channel:
         return ChosenWeight(names[0], shape, axis, 0, readers)
     assert axis is not None
-    size = block_size_for(shape[axis], scheme.block_size)
+    size = choose_block_size(shape[axis], scheme.block_size)
     if size is None:
         return f"no block of 16 to {scheme.block_size} divides its {shape[axis]} inputs"
     return ChosenWeight(names[0], shape, axis, size, readers)
@@ -158,10 +158,10 @@ def _axis(value: ir.Value, node: ir.Node, place: int, scheme: WeightScheme) -> i
     ):
         return f"Gather {node.name!r} takes no rows of a table from it"
     if scheme.is_per_channel:
-        return 0 if node.op_type == "Gather" else channel_axis(node, place, rank)
+        return 0 if node.op_type == "Gather" else find_channel_axis(node, place, rank)
     if node.op_type == "Conv":
         return "TensorRT has no INT4 or NF4 for convolutions"
     if rank != 2:
         return f"its weight has {rank} axes, blocks need 2"
-    output = 0 if node.op_type == "Gather" else channel_axis(node, place, rank)
+    output = 0 if node.op_type == "Gather" else find_channel_axis(node, place, rank)
     return None if output is None else 1 - output

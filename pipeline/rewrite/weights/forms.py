@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from trtq.pipeline.formats.blocks import scales_shape
-from trtq.pipeline.formats.double import GROUP, dynamic_map
+from trtq.pipeline.formats.blocks import shape_of_scales
+from trtq.pipeline.formats.double import GROUP, build_dynamic_map
 from trtq.pipeline.formats.nf4 import CODEBOOK
 from trtq.pipeline.rewrite.weights.choose import ChosenWeight
 
@@ -39,7 +39,7 @@ class Chain:
         attributes: Mapping[str, int] | None = None,
         name: str = "",
     ) -> ir.Value:
-        """Returns the output of a new node, of the dtype and shape of `like`."""
+        """Returns the output of a new node, of the dtype and shape of `declare_value`."""
         node = ir.node(op_type, inputs, attributes)
         result = node.outputs[0]
         result.name = node.name = f"{self.stem}/{name or op_type}"
@@ -64,19 +64,19 @@ class Chain:
         assert value.shape is not None
         if value.dtype is dtype:
             return value
-        return self.node("Cast", [value], like(dtype, value.shape.numpy()), {"to": int(dtype)}, name)
+        return self.node("Cast", [value], declare_value(dtype, value.shape.numpy()), {"to": int(dtype)}, name)
 
     def number(self, name: str, value: float, dtype: ir.DataType) -> ir.Value:
         """Returns a new scalar constant."""
         return self.constant(name, ir.tensor(np.array(value, dtype.numpy())))
 
 
-def like(dtype: ir.DataType, shape: Sequence[int | None]) -> ir.Value:
+def declare_value(dtype: ir.DataType, shape: Sequence[int | None]) -> ir.Value:
     """Returns a stand-in that only has a dtype and shape."""
     return ir.Value(type=ir.TensorType(dtype), shape=ir.Shape(shape))
 
 
-def dequantized(chain: Chain, weight: ChosenWeight, codes: ir.Value, scales: ir.Value) -> ir.Value:
+def add_dequantize(chain: Chain, weight: ChosenWeight, codes: ir.Value, scales: ir.Value) -> ir.Value:
     """Returns an INT8 or INT4 weight behind DequantizeLinear, which TensorRT fuses into the product.
 
     Args:
@@ -91,10 +91,12 @@ def dequantized(chain: Chain, weight: ChosenWeight, codes: ir.Value, scales: ir.
     if weight.block_size:
         attributes["block_size"] = weight.block_size
     assert scales.dtype is not None
-    return chain.node("DequantizeLinear", [codes, scales], like(scales.dtype, weight.shape), attributes)
+    return chain.node(
+        "DequantizeLinear", [codes, scales], declare_value(scales.dtype, weight.shape), attributes
+    )
 
 
-def looked_up(
+def add_lookup(
     chain: Chain, weight: ChosenWeight, codes: ir.Value, absmax: ir.Value, after: ir.Value | None = None
 ) -> ir.Value:
     """Returns an NF4 weight as standard nodes; TensorRT keeps its codes at half a byte in this form alone.
@@ -116,12 +118,12 @@ def looked_up(
     book = chain.constant("codebook", ir.tensor(CODEBOOK.astype(dtype.numpy())))
     first = chain.number("first", 8.0, dtype)
     levels = _gather(chain, codes, first if after is None else _once_known(chain, first, after), book)
-    scaled = chain.node("Mul", [levels, absmax], like(dtype, shape))
+    scaled = chain.node("Mul", [levels, absmax], declare_value(dtype, shape))
     target = chain.constant("shape", ir.tensor(np.array(weight.shape, np.int64)))
-    return chain.node("Reshape", [scaled, target], like(dtype, weight.shape))
+    return chain.node("Reshape", [scaled, target], declare_value(dtype, weight.shape))
 
 
-def doubly_looked_up(
+def add_double_lookup(
     chain: Chain, weight: ChosenWeight, codes: ir.Value, scales: ir.Value, offset: ir.Value
 ) -> ir.Value:
     """Returns the magnitudes of NF4 blocks out of their 8-bit form: float32, the parted shape.
@@ -135,29 +137,29 @@ def doubly_looked_up(
     """
     assert weight.axis is not None
     assert codes.shape is not None
-    shape = scales_shape(weight.shape, weight.axis, weight.block_size)
+    shape = shape_of_scales(weight.shape, weight.axis, weight.block_size)
     count, (groups, _) = int(np.prod(shape)), codes.shape.numpy()
-    table = like(_FLOAT, (groups, GROUP))
-    book = chain.constant("dynamic_map", ir.tensor(dynamic_map()))
+    table = declare_value(_FLOAT, (groups, GROUP))
+    book = chain.constant("dynamic_map", ir.tensor(build_dynamic_map()))
     levels = _gather(chain, codes, chain.number("first", 128.0, _FLOAT), book)
     values = chain.node("Sum", [chain.node("Mul", [levels, scales], table), offset], table)
     ends = [
         chain.constant(name, ir.tensor(np.array(array, np.int64)))
         for name, array in (("flat", [-1]), ("start", [0]), ("end", [count]))
     ]
-    flat = chain.node("Reshape", [values, ends[0]], like(_FLOAT, (groups * GROUP,)), name="Flat")
-    own = chain.node("Slice", [flat, ends[1], ends[2]], like(_FLOAT, (count,)))
+    flat = chain.node("Reshape", [values, ends[0]], declare_value(_FLOAT, (groups * GROUP,)), name="Flat")
+    own = chain.node("Slice", [flat, ends[1], ends[2]], declare_value(_FLOAT, (count,)))
     rows = shape if weight.axis else shape[::-1]
     target = chain.constant("rows", ir.tensor(np.array(rows, np.int64)))
-    table_of_rows = chain.node("Reshape", [own, target], like(_FLOAT, rows))
+    table_of_rows = chain.node("Reshape", [own, target], declare_value(_FLOAT, rows))
     if not weight.axis:
-        table_of_rows = chain.node("Transpose", [table_of_rows], like(_FLOAT, shape))
+        table_of_rows = chain.node("Transpose", [table_of_rows], declare_value(_FLOAT, shape))
     parted = (*shape[: weight.axis + 1], 1, *shape[weight.axis + 1 :])
     place = chain.constant("place", ir.tensor(np.array([weight.axis + 1], np.int64)))
-    return chain.node("Unsqueeze", [table_of_rows, place], like(_FLOAT, parted))
+    return chain.node("Unsqueeze", [table_of_rows, place], declare_value(_FLOAT, parted))
 
 
-def matmul_bnb4(
+def add_matmul_bnb4(
     chain: Chain, weight: ChosenWeight, reader: ir.Node, codes: ir.Value, absmax: ir.Value
 ) -> ir.Value:
     """Returns the product that ONNX Runtime computes from NF4 codes as bitsandbytes stores them.
@@ -194,11 +196,11 @@ def _once_known(chain: Chain, number: ir.Value, activation: ir.Value) -> ir.Valu
         for name, value in (("wait_start", 0), ("wait_end", 1), ("wait_flat", -1))
     )
     least = chain.constant("wait_least", ir.tensor(np.array([-np.inf], dtype.numpy())))
-    values = chain.node("Reshape", [activation, flat], like(dtype, [None]), name="WaitFlat")
-    value = chain.node("Slice", [values, start, end], like(dtype, [1]), name="WaitSlice")
-    never = chain.node("Less", [value, least], like(ir.DataType.BOOL, [1]), name="WaitLess")
+    values = chain.node("Reshape", [activation, flat], declare_value(dtype, [None]), name="WaitFlat")
+    value = chain.node("Slice", [values, start, end], declare_value(dtype, [1]), name="WaitSlice")
+    never = chain.node("Less", [value, least], declare_value(ir.DataType.BOOL, [1]), name="WaitLess")
     zero = chain.converted(never, number.dtype, "WaitCast")
-    return chain.node("Add", [number, zero], like(number.dtype, [1]), name="WaitAdd")
+    return chain.node("Add", [number, zero], declare_value(number.dtype, [1]), name="WaitAdd")
 
 
 def _gather(chain: Chain, codes: ir.Value, first: ir.Value, table: ir.Value) -> ir.Value:
@@ -206,7 +208,7 @@ def _gather(chain: Chain, codes: ir.Value, first: ir.Value, table: ir.Value) -> 
     assert codes.shape is not None
     assert table.dtype is not None
     shape, dtype = codes.shape.numpy(), table.dtype
-    floats = like(dtype, shape)
+    floats = declare_value(dtype, shape)
     one = chain.number("one", 1.0, dtype)
     numbers = chain.node("DequantizeLinear", [codes, one], floats)
     moved = chain.node("Add", [numbers, first], floats)

@@ -10,10 +10,10 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from trtq.calibrators.batches import Batches
-from trtq.calibrators.survey import values_made
+from trtq.calibrators.survey import map_values_made
 from trtq.errors import DataError
 from trtq.models.session import open_session, run
-from trtq.models.tensors import require_finite, values_of
+from trtq.models.tensors import read_values, require_finite
 from trtq.pipeline.formats.scheme import WeightScheme
 from trtq.pipeline.rewrite.weights.choose import ChosenWeight
 from trtq.pipeline.rewrite.weights.gptq import Gram, quantize_gptq
@@ -23,7 +23,7 @@ _MOST_BYTES = 1 << 30
 """Of Gram matrices in memory at a time; a model with more of them is run over the data again."""
 
 
-def gptq_codes(
+def quantize_by_gptq(
     model: ir.Model, chosen: Sequence[ChosenWeight], scheme: WeightScheme, batches: Batches, dtype: str
 ) -> dict[str, Codes]:
     """Returns INT4 codes of the weights of products by GPTQ, by the weight's name; not of embeddings.
@@ -42,11 +42,11 @@ def gptq_codes(
     found: dict[str, Codes] = {}
     inputs = {weight.tensor: source for weight in chosen if (source := _input_of(model, weight)) is not None}
     for group in _groups([weight for weight in chosen if weight.tensor in inputs], inputs):
-        grams = gram_matrices(model, [inputs[weight.tensor] for weight in group], batches)
+        grams = measure_grams(model, [inputs[weight.tensor] for weight in group], batches)
         for weight in group:
             tensor = model.graph.initializers[weight.tensor].const_value
             assert tensor is not None
-            values, gram = values_of(tensor), grams[inputs[weight.tensor]]
+            values, gram = read_values(tensor), grams[inputs[weight.tensor]]
             require_finite(values, weight.tensor)
             rows_first = values if weight.axis == 0 else values.T
             codes, scales = quantize_gptq(rows_first, gram, weight.block_size, dtype)
@@ -54,7 +54,7 @@ def gptq_codes(
     return found
 
 
-def gram_matrices(model: ir.Model, tensors: Sequence[str], batches: Batches) -> Mapping[str, Gram]:
+def measure_grams(model: ir.Model, tensors: Sequence[str], batches: Batches) -> Mapping[str, Gram]:
     """Returns X^T X of each tensor over all the data, taken as rows of its last axis; float32.
 
     Args:
@@ -68,7 +68,7 @@ def gram_matrices(model: ir.Model, tensors: Sequence[str], batches: Batches) -> 
     wanted = list(dict.fromkeys(tensors))
     tapped = model.clone()
     present = {value.name for value in (*tapped.graph.outputs, *tapped.graph.inputs)}
-    made = values_made(tapped)
+    made = map_values_made(tapped)
     tapped.graph.outputs.extend(made[name] for name in wanted if name not in present)
     session = open_session(tapped, optimize=True)
     names = [str(value.name) for value in model.graph.inputs]

@@ -11,7 +11,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from trtq.pipeline.formats.blocks import pack_nibbles, scales_shape, swap_nibbles
+from trtq.pipeline.formats.blocks import pack_nibbles, shape_of_scales, swap_nibbles
 from trtq.pipeline.formats.double import GROUP, quantize_absmax
 from trtq.pipeline.formats.scheme import WeightScheme
 from trtq.pipeline.rewrite.weights.choose import ChosenWeight
@@ -37,14 +37,16 @@ class Part:
         return math.ceil(math.prod(self.shape) * self.dtype.bitwidth / 8)
 
 
-def form_of(scheme: WeightScheme, *, bnb4: bool = False) -> Form:
+def choose_form(scheme: WeightScheme, *, bnb4: bool = False) -> Form:
     """Returns the form; `bnb4` if MatMulBnb4 can be had, which knows no double quantization."""
     if scheme.format != "nf4":
         return "linear"
     return "double" if scheme.double_quantization else "bnb4" if bnb4 else "lookup"
 
 
-def parts_of(weight: ChosenWeight, scheme: WeightScheme, dtype: ir.DataType, form: Form) -> tuple[Part, ...]:
+def plan_parts(
+    weight: ChosenWeight, scheme: WeightScheme, dtype: ir.DataType, form: Form
+) -> tuple[Part, ...]:
     """Returns the constants that depend on the weight; what all have (codebooks, shapes) is not among them.
 
     Args:
@@ -58,15 +60,15 @@ def parts_of(weight: ChosenWeight, scheme: WeightScheme, dtype: ir.DataType, for
         codes_dtype = _INT8 if scheme.format == "int8" else ir.DataType.FLOAT8E4M3FN
         return Part("codes", codes_dtype, shape), Part("scale", dtype, () if axis is None else (shape[axis],))
     assert axis is not None
-    scales = scales_shape(shape, axis, block)
+    scales = shape_of_scales(shape, axis, block)
     if form == "linear":
         return Part("codes", _INT4, shape), Part("scale", dtype, scales)
     count = math.prod(scales)
     if form == "bnb4":
         return Part("codes", _UINT8, (math.prod(shape) // 2,)), Part("absmax", _FLOAT, (count,))
-    codes = Part("codes", _INT4, parted(scales, axis, block))
+    codes = Part("codes", _INT4, split_blocked_axis(scales, axis, block))
     if form == "lookup":
-        return codes, Part("absmax", dtype, parted(scales, axis, 1))
+        return codes, Part("absmax", dtype, split_blocked_axis(scales, axis, 1))
     groups = math.ceil(count / GROUP)
     return (
         codes,
@@ -76,15 +78,15 @@ def parts_of(weight: ChosenWeight, scheme: WeightScheme, dtype: ir.DataType, for
     )
 
 
-def parted(scales: Sequence[int], axis: int, block: int) -> tuple[int, ...]:
+def split_blocked_axis(scales: Sequence[int], axis: int, block: int) -> tuple[int, ...]:
     """Returns the shape with the blocked axis as two: (blocks, block)."""
     return (*scales[: axis + 1], block, *scales[axis + 1 :])
 
 
-def tensors_of(
+def fill_parts(
     codes: Codes, weight: ChosenWeight, parts: Sequence[Part], form: Form
 ) -> tuple[ir.TensorProtocol, ...]:
-    """Returns the content of the constants, in the order of `parts_of`."""
+    """Returns the content of the constants, in the order of `plan_parts`."""
     values, scales = codes
     arrays: tuple[NDArray[Any], ...] = (values, scales)
     if form == "lookup":

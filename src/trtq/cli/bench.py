@@ -10,12 +10,12 @@ import click
 from rich.text import Text
 
 from trtq.cli import options
-from trtq.cli.console import ConsoleWatcher, result_console, show_bytes
-from trtq.cli.tables import table
+from trtq.cli.console import ConsoleWatcher, format_bytes, open_console
+from trtq.cli.tables import create_table
 from trtq.errors import UsageError
 from trtq.files import check_output, refuse_input, write_atomically
 from trtq.pipeline.bench.benchmark import Benchmark, bench, to_json
-from trtq.pipeline.bench.contenders import Runs
+from trtq.pipeline.bench.runnables import Runs
 from trtq.pipeline.bench.turns import Schedule
 from trtq.pipeline.engine.profiles import parse_shapes
 
@@ -100,13 +100,13 @@ def command(targets: tuple[Path, ...], **given: Any) -> None:
     if given["as_json"]:
         sys.stdout.write(to_json(result).decode())
     elif not given["quiet"]:
-        _print(result_console(), result)
+        _print(open_console(), result)
         if output is not None:
             click.echo(f"written to {output}")
 
 
 def _print(console: Console, result: Benchmark) -> None:
-    rows = table(
+    rows = create_table(
         "model", "runs in", "p50 ms", "p90 ms", "p99 ms", "mean ms", "a second", "memory", "speed", numbers=7
     )
     references = list(dict.fromkeys(item.against for item in result.measured))
@@ -119,7 +119,7 @@ def _print(console: Console, result: Benchmark) -> None:
             item.runtime,
             *(_number(value) for value in times),
             _number(item.samples_per_s),
-            "-" if memory is None else show_bytes(memory),
+            "-" if memory is None else format_bytes(memory),
             "1" if item.speedup is None else f"{item.speedup:.2f}x{of.get(item.against, '')}",
         )
     console.print(rows)

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from trtq.cli import options, scales, targets
-from trtq.cli.console import ConsoleWatcher, result_console
+from trtq.cli.console import ConsoleWatcher, open_console
 from trtq.cli.tables import print_report
 from trtq.errors import GateError
 from trtq.pipeline.build import build
@@ -80,7 +80,7 @@ def command(model: Path, **given: Any) -> None:
     if given["as_json"]:
         sys.stdout.write(to_json(report).decode())
     elif not given["quiet"]:
-        print_report(result_console(), report, verbose=given["verbose"], folder=Path(report.output))
+        print_report(open_console(), report, verbose=given["verbose"], folder=Path(report.output))
     if report.verdict == "fail":
         raise GateError("the accuracy gate failed: " + "; ".join(report.reasons) + _offer(report))
 

@@ -13,16 +13,16 @@ from typing import Any
 import click
 from rich.text import Text
 
-from trtq.calibrators.ahead import num_cores
-from trtq.calibrators.memory import free_bytes
+from trtq.calibrators.ahead import count_cores
+from trtq.calibrators.memory import find_free_bytes
 from trtq.cli import options
-from trtq.cli.build_file import Entry, read_builds
-from trtq.cli.console import ConsoleWatcher, print_json, result_console, show_bytes
-from trtq.cli.sizes import num_bytes
-from trtq.cli.tables import table
+from trtq.cli.build_file import BuildEntry, read_builds
+from trtq.cli.console import ConsoleWatcher, format_bytes, open_console, print_json
+from trtq.cli.sizes import parse_bytes
+from trtq.cli.tables import create_table
 from trtq.errors import ArtifactError, UsageError
 from trtq.files import check_output, write_atomically
-from trtq.pipeline.build_all import Limits, Outcome, run_jobs
+from trtq.pipeline.build_all import CommandOutcome, Limits, run_jobs
 
 KIND = "trtq build-all"
 _SEVERITY = (0, 3, 2, 5, 4)
@@ -102,10 +102,10 @@ def command(ctx: click.Context, /, file: Path, **given: Any) -> None:
     entries = read_builds(file)
     path = given["summary"] or file.parent / "summary.json"
     _refuse_foreign(path)
-    memory = num_bytes(given["memory"]) if given["memory"] else free_bytes() * 9 // 10
+    memory = parse_bytes(given["memory"]) if given["memory"] else find_free_bytes() * 9 // 10
     if memory < 1:
         raise UsageError(f"--memory must be at least 1 byte, got {given['memory']}")
-    limits = Limits(given["jobs"] or max(2, math.ceil(num_cores() / 2)), memory)
+    limits = Limits(given["jobs"] or max(2, math.ceil(count_cores() / 2)), memory)
     unwritten: list[ArtifactError] = []
     results = [Result(entry.name, str(entry.model), str(entry.output)) for entry in entries]
     with ConsoleWatcher(quiet=given["quiet"] or given["as_json"]) as watcher:
@@ -113,14 +113,14 @@ def command(ctx: click.Context, /, file: Path, **given: Any) -> None:
         for entry in entries:
             if entry.job.memory_bytes > memory:
                 watcher.warn(
-                    f"{entry.name} is thought to need {show_bytes(entry.job.memory_bytes)}, more than the "
-                    f"{show_bytes(memory)} that there are: it runs alone"
+                    f"{entry.name} is thought to need {format_bytes(entry.job.memory_bytes)}, more than the "
+                    f"{format_bytes(memory)} that there are: it runs alone"
                 )
 
         def started(number: int) -> None:
             watcher.note(f"{entries[number].name} has begun")
 
-        def ended(number: int, outcome: Outcome) -> None:
+        def ended(number: int, outcome: CommandOutcome) -> None:
             results[number] = _result(entries[number], outcome)
             watcher.advance(1)
             watcher.note(f"{entries[number].name}: {results[number].state} after {outcome.seconds:.0f} s")
@@ -138,7 +138,7 @@ def command(ctx: click.Context, /, file: Path, **given: Any) -> None:
     if unwritten:
         raise unwritten[0]
     if not (given["as_json"] or given["quiet"]):
-        result_console().print(f"written to {path}", soft_wrap=True)
+        open_console().print(f"written to {path}", soft_wrap=True)
     ctx.exit(worst([item.exit_code or 0 for item in results]))
 
 
@@ -162,7 +162,7 @@ def _refuse_foreign(path: Path) -> None:
         raise ArtifactError(f"{path} is no summary of trtq; choose another file with --summary")
 
 
-def _result(entry: Entry, outcome: Outcome) -> Result:
+def _result(entry: BuildEntry, outcome: CommandOutcome) -> Result:
     """Returns how a build went, from what its process left."""
     try:
         report = json.loads(outcome.stdout)
@@ -207,15 +207,17 @@ def _print(results: Sequence[Result], *, quiet: bool) -> None:
             if item.error:
                 click.echo(f"{item.name}: {item.state}: {item.error}", err=True)
         return
-    console = result_console()
-    rows = table("build", "", "precision", "backend", "cosine", "INT8 layers", "engine", "seconds", numbers=4)
+    console = open_console()
+    rows = create_table(
+        "build", "", "precision", "backend", "cosine", "INT8 layers", "engine", "seconds", numbers=4
+    )
     for item in results:
         state = Text(item.state.upper(), style=_STYLES.get(item.state, "bold red"))
         if "everything" in item.reused:
             state.append(", unchanged", style="not bold")
         cosine = "" if item.min_cosine is None else f"{item.min_cosine:.5f}"
         layers = f"{item.layers[0]} of {item.layers[1]}" if item.layers else ""
-        size = show_bytes(item.engine_bytes) if item.engine_bytes else ""
+        size = format_bytes(item.engine_bytes) if item.engine_bytes else ""
         rows.add_row(
             item.name, state, item.precision, item.backend, cosine, layers, size, f"{item.seconds:.1f}"
         )

@@ -14,9 +14,9 @@ import click
 
 from trtq.cli import options
 from trtq.cli.build import command as build_command
-from trtq.cli.sizes import num_bytes
+from trtq.cli.sizes import parse_bytes
 from trtq.errors import TrtqError, UsageError
-from trtq.pipeline.build_all import Job
+from trtq.pipeline.build_all import CommandJob
 from trtq.pipeline.engine.backends import BACKENDS
 
 if sys.version_info >= (3, 11):
@@ -35,7 +35,7 @@ Measured on eight models of 0.6 to 97 MB: 0.44 to 1.63 GB, every one less than t
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class BuildEntry:
     """A build of the file.
 
     Attributes:
@@ -50,10 +50,10 @@ class Entry:
     name: str
     model: Path
     output: Path
-    job: Job
+    job: CommandJob
 
 
-def read_builds(path: Path) -> tuple[Entry, ...]:
+def read_builds(path: Path) -> tuple[BuildEntry, ...]:
     """Returns the builds that a file names, checked as far as they can be without loading a model.
 
     Paths are relative to the file's folder. What stands in `[defaults]` holds for every build that does not
@@ -85,7 +85,7 @@ def read_builds(path: Path) -> tuple[Entry, ...]:
     ):
         problems.append(f"[defaults]: {text}")
     shared = {key: value for key, value in defaults.items() if key not in _ITS_OWN}
-    entries: list[Entry] = []
+    entries: list[BuildEntry] = []
     for number, build in enumerate(builds, 1):
         try:
             entries.append(_entry(path.parent, number, {**shared, **build}, build))
@@ -124,7 +124,7 @@ def _unknown(table: Mapping[str, Any]) -> Iterator[str]:
             yield f"unknown key {key!r}{hint}"
 
 
-def _entry(folder: Path, number: int, table: Mapping[str, Any], own: Mapping[str, Any]) -> Entry:
+def _entry(folder: Path, number: int, table: Mapping[str, Any], own: Mapping[str, Any]) -> BuildEntry:
     """Returns a build, or raises UsageError with a line for each thing that is wrong."""
     problems = list(_unknown(own))
     model = folder / str(table.get("model", ""))
@@ -144,7 +144,7 @@ def _entry(folder: Path, number: int, table: Mapping[str, Any], own: Mapping[str
         given = _parsed(arguments)
         options.spec_from(model, given)
         target = options.target_from(given)
-        memory = num_bytes(str(table["memory"])) if "memory" in table else _estimate(model)
+        memory = parse_bytes(str(table["memory"])) if "memory" in table else _estimate(model)
     except TrtqError as error:
         problems.append(str(error))
     if problems:
@@ -154,8 +154,8 @@ def _entry(folder: Path, number: int, table: Mapping[str, Any], own: Mapping[str
     needs_gpu = target.backend == "tensorrt" or (
         target.backend == "auto" and not BACKENDS["tensorrt"].why_not()
     )
-    job = Job(name, ("build", *arguments, "--json", "--quiet"), memory, needs_gpu)
-    return Entry(number, name, model, output, job)
+    job = CommandJob(name, ("build", *arguments, "--json", "--quiet"), memory, needs_gpu)
+    return BuildEntry(number, name, model, output, job)
 
 
 def _arguments(folder: Path, key: str, option: click.Option, value: object) -> list[str]:
@@ -195,7 +195,7 @@ def _estimate(model: Path) -> int:
     return _BASE_BYTES + _CALIBRATION_BYTES + _PER_WEIGHT_BYTE * sum(path.stat().st_size for path in files)
 
 
-def _doubles(entries: Sequence[Entry]) -> Iterator[str]:
+def _doubles(entries: Sequence[BuildEntry]) -> Iterator[str]:
     """Yields a sentence for each two builds that have the same output."""
     seen: dict[Path, int] = {}
     for entry in entries:

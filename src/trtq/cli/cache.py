@@ -14,18 +14,18 @@ from trtq.calibrators.cache import (
     CalibrationCache,
     compare_caches,
     format_cache,
+    format_version,
     parse_cache,
     parse_version,
     read_bytes,
     read_cache,
-    show_version,
+    replace_header,
     to_hex,
-    with_header,
 )
 from trtq.calibrators.ranges import read_ranges
 from trtq.cli import options
-from trtq.cli.console import print_json, result_console
-from trtq.cli.tables import table
+from trtq.cli.console import open_console, print_json
+from trtq.cli.tables import create_table
 from trtq.errors import UsageError
 from trtq.files import write_atomically
 from trtq.pipeline.cache import export_cache
@@ -53,7 +53,7 @@ def command() -> None:
 @command.command("show")
 @click.argument("file", type=_FILE)
 @options.json_option
-def show(file: Path, as_json: bool) -> None:
+def show_cache(file: Path, as_json: bool) -> None:
     """Show who wrote a cache, and the scale of each tensor in it."""
     cache = read_cache(file)
     if as_json:
@@ -63,12 +63,12 @@ def show(file: Path, as_json: bool) -> None:
         ]
         print_json({**_header_to_plain(cache), "tensors": tensors})
         return
-    console = result_console()
+    console = open_console()
     zeros = sum(1 for scale in cache.scales.values() if scale == 0)
     console.print(
         f"{len(cache.scales)} tensors by {cache.origin}" + (f", {zeros} with scale 0" if zeros else "")
     )
-    rows = table("tensor", "hex", "scale", "amax", numbers=3)
+    rows = create_table("tensor", "hex", "scale", "amax", numbers=3)
     for name, scale in cache.scales.items():
         rows.add_row(name, to_hex(scale), f"{scale:.6g}", f"{scale * _QMAX:.6g}")
     console.print(rows)
@@ -89,15 +89,15 @@ def convert(file: Path, to: str | None, tensorrt: str | None, output: Path | Non
         raise UsageError("nothing to convert to: give --to, --tensorrt or both")
     version = parse_version(tensorrt) if tensorrt is not None else None
     old = read_cache(file)
-    content = with_header(read_bytes(file), version=version, algorithm=ALGORITHMS[to] if to else None)
+    content = replace_header(read_bytes(file), version=version, algorithm=ALGORITHMS[to] if to else None)
     new = parse_cache(content)
     if output is None:
         assert new.version is not None
         assert new.algorithm is not None
         name = _SHORT.get(new.algorithm, new.algorithm)
-        output = file.with_name(f"{file.stem}.{name}-{show_version(new.version)}{file.suffix}")
+        output = file.with_name(f"{file.stem}.{name}-{format_version(new.version)}{file.suffix}")
     write_atomically(output, content)
-    console = result_console()
+    console = open_console()
     console.print(f"{len(new.scales)} tensors by {old.origin}, now for {new.origin}")
     console.print(f"written to {output}", soft_wrap=True)
 
@@ -133,13 +133,13 @@ def diff(first: Path, second: Path, as_json: bool) -> None:
             }
         )
         return
-    console = result_console()
+    console = open_console()
     console.print(f"first:  {len(ours.scales)} tensors by {ours.origin}")
     console.print(f"second: {len(theirs.scales)} tensors by {theirs.origin}")
     console.print(f"{found.count} tensors differ" if found.count else "equal")
     if not found.count:
         return
-    rows = table("tensor", "first", "second", "second / first", numbers=3)
+    rows = create_table("tensor", "first", "second", "second / first", numbers=3)
     for name in found.only_first:
         rows.add_row(name, f"{ours.scales[name]:.6g}", "-", "-")
     for name in found.only_second:
@@ -175,7 +175,7 @@ def export(**given: Any) -> None:
     ranges = read_ranges(given["ranges"])
     cache = export_cache(ranges, version, ALGORITHMS[given["to"] or "entropy2"], given["model"])
     write_atomically(given["output"], format_cache(cache))
-    console = result_console()
+    console = open_console()
     if given["model"] is None:
         console.print(
             Text("names are those of trtq's own graph; --model takes those of the file", style="dim")
@@ -185,5 +185,5 @@ def export(**given: Any) -> None:
 
 
 def _header_to_plain(cache: CalibrationCache) -> dict[str, Any]:
-    version = None if cache.version is None else show_version(cache.version)
+    version = None if cache.version is None else format_version(cache.version)
     return {"version": cache.version, "tensorrt": version, "algorithm": cache.algorithm}

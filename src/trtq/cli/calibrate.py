@@ -16,13 +16,13 @@ from trtq.calibrators.ranges import ranges_to_json
 from trtq.calibrators.statistics import Statistics
 from trtq.calibrators.statistics_file import read_statistics, statistics_to_bytes
 from trtq.cli import options, scales
-from trtq.cli.console import ConsoleWatcher, result_console
+from trtq.cli.console import ConsoleWatcher, open_console
 from trtq.errors import UsageError
 from trtq.files import check_output, refuse_input, write_atomically
 from trtq.models.spec import ModelSpec
-from trtq.pipeline.calibrate import open_subject, placed_in, ranges_of
-from trtq.pipeline.calibrate.data import PassSpec, method_of, pass_of
-from trtq.pipeline.calibrate.improve import Improved
+from trtq.pipeline.calibrate import estimate_ranges, list_placed_tensors, open_calibration
+from trtq.pipeline.calibrate.data import ObserveOptions, create_method, options_from_spec
+from trtq.pipeline.calibrate.improve import RangeSearch
 
 
 @click.command("calibrate")
@@ -76,11 +76,11 @@ def command(model: Path, **given: Any) -> None:
     with ConsoleWatcher(quiet=given["quiet"]) as watcher:
         if given["statistics"] is not None:
             seen = read_statistics(given["statistics"])
-            tensors = placed_in(seen, model, spec=spec, target=target, watcher=watcher)
-            ranges = ranges_of(seen, spec=spec, tensors=tensors, watcher=watcher)
-            _write(Improved(ranges, method_of(spec.calibration)), given)
+            tensors = list_placed_tensors(seen, model, spec=spec, target=target, watcher=watcher)
+            ranges = estimate_ranges(seen, spec=spec, tensors=tensors, watcher=watcher)
+            _write(RangeSearch(ranges, create_method(spec.calibration)), given)
             return
-        subject = open_subject(
+        subject = open_calibration(
             model, spec=spec, target=target, random_data=given["random_data"], watcher=watcher
         )
         seen = subject.observe(how, watcher)
@@ -94,10 +94,10 @@ def command(model: Path, **given: Any) -> None:
         how.checkpoint.unlink(missing_ok=True)
 
 
-def _pass_from(given: Mapping[str, Any], spec: ModelSpec) -> PassSpec:
+def _pass_from(given: Mapping[str, Any], spec: ModelSpec) -> ObserveOptions:
     """Returns how the pass over the calibration data is made."""
     return replace(
-        pass_of(spec.calibration),
+        options_from_spec(spec.calibration),
         shard=_shard(given["shard"]) if given["shard"] else (1, 1),
         checkpoint=given["checkpoint"],
         checkpoint_seconds=given["checkpoint_seconds"],
@@ -161,21 +161,21 @@ def _tell_part(seen: Statistics, given: Mapping[str, Any]) -> None:
         }
         sys.stdout.write(json.dumps(document, indent=1) + "\n")
     elif not given["quiet"]:
-        console = result_console()
+        console = open_console()
         console.print(
             f"{len(seen.histograms)} tensors over {seen.num_samples} samples, part {part} of {number}"
         )
         console.print(f"written to {given['save_statistics']}", soft_wrap=True)
 
 
-def _write(found: Improved, given: Mapping[str, Any]) -> None:
+def _write(found: RangeSearch, given: Mapping[str, Any]) -> None:
     ranges = found.ranges
     content = ranges_to_json(ranges)
     write_atomically(given["output"], content)
     if given["as_json"]:
         sys.stdout.write(content.decode())
     elif not given["quiet"]:
-        console = result_console()
+        console = open_console()
         console.print(f"{len(ranges.tensors)} tensors over {ranges.num_samples} samples by {ranges.method}")
         if found.repairs is not None:
             from trtq.cli.tables import print_repairs  # late: nothing else here is a table

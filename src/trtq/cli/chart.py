@@ -29,7 +29,7 @@ class Bar:
     text: str
 
 
-def bar_chart(title: str, legend: tuple[str, str], bars: Sequence[Bar]) -> bytes:
+def draw_bars(title: str, legend: tuple[str, str], bars: Sequence[Bar]) -> bytes:
     """Returns an SVG file with a row for each bar, in the given order.
 
     Args:

@@ -8,8 +8,8 @@ from typing import Any
 import click
 
 from trtq.cli import options
-from trtq.cli.console import ConsoleWatcher, print_json, result_console
-from trtq.cli.tables import comparison_table, print_accuracy, print_logits
+from trtq.cli.console import ConsoleWatcher, open_console, print_json
+from trtq.cli.tables import create_comparison_table, print_accuracy, print_logits
 from trtq.errors import GateError
 from trtq.pipeline.compare import compare
 from trtq.pipeline.judge.compare import comparison_to_plain
@@ -54,12 +54,12 @@ def command(reference: Path, candidate: Path, **given: Any) -> None:
             {"verdict": verdict.outcome, "reasons": verdict.reasons, **comparison_to_plain(comparison)}
         )
     elif not given["quiet"]:
-        console = result_console()
+        console = open_console()
         if comparison.accuracy:
             print_accuracy(console, comparison.accuracy, comparison.num_samples, comparison.metric)
         if comparison.top5:
             print_accuracy(console, comparison.top5, comparison.num_samples, "top-5")
-        console.print(comparison_table(comparison.outputs))
+        console.print(create_comparison_table(comparison.outputs))
         print_logits(console, comparison.logits)
         console.print(f"on {comparison.num_samples} samples of {comparison.data}", soft_wrap=True)
     if verdict.outcome == "fail":

@@ -22,9 +22,9 @@ class ConsoleWatcher:
         self._console = None if quiet else _stderr_console()
         self._progress: Any = None
         if self._console is not None and self._console.is_terminal:
-            from trtq.cli.progress import progress_on
+            from trtq.cli.progress import show_progress
 
-            self._progress = progress_on(self._console)
+            self._progress = show_progress(self._console)
         self._task: Any = None
 
     def __enter__(self) -> ConsoleWatcher:
@@ -70,7 +70,7 @@ def _tell(console: Console, text: str, style: str) -> None:
     console.print(text, style=style, markup=False, emoji=False, soft_wrap=True)
 
 
-def result_console() -> Console:
+def open_console() -> Console:
     """Returns the console for results, as wide as the terminal, or 120 columns in a pipe.
 
     It prints strings as they are: the names of a model may look like markup.
@@ -86,7 +86,7 @@ def print_json(value: Any) -> None:
     click.echo(json.dumps(value, indent=1, allow_nan=False))
 
 
-def show_bytes(count: float) -> str:
+def format_bytes(count: float) -> str:
     """Returns a size for people: `1.8 MB`."""
     for unit in ("B", "kB", "MB"):
         if count < 1000:

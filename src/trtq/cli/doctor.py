@@ -8,9 +8,9 @@ import click
 from rich.text import Text
 
 from trtq.cli import options
-from trtq.cli.console import print_json, result_console
-from trtq.cli.tables import table
-from trtq.pipeline.doctor import examine
+from trtq.cli.console import open_console, print_json
+from trtq.cli.tables import create_table
+from trtq.pipeline.doctor import doctor
 
 
 @click.command("doctor")
@@ -20,20 +20,20 @@ def command(as_json: bool) -> None:
 
     Each backend that is installed builds a tiny model.
     """
-    health = examine()
+    health = doctor()
     if as_json:
         print_json(asdict(health))
         return
-    console = result_console()
+    console = open_console()
     console.print(f"Python {health.python} on {health.platform}")
     console.print(f"GPU: {health.gpu}")
     console.print(f"calibration counts: {health.kernel}")
-    backends = table("backend", "version", "works here")
+    backends = create_table("backend", "version", "works here")
     for item in health.backends:
         works = Text.assemble(("no", "red"), f": {item.reason}") if item.reason else Text("yes", "green")
         backends.add_row(item.name, item.version or "-", works)
     console.print(backends)
-    packages = table("package", "version")
+    packages = create_table("package", "version")
     for name, found in health.packages.items():
         packages.add_row(name, found or Text("not installed", "dim"))
     console.print(packages)

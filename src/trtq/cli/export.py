@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from trtq.cli import options
-from trtq.cli.console import ConsoleWatcher, print_json, result_console, show_bytes
+from trtq.cli.console import ConsoleWatcher, format_bytes, open_console, print_json
 from trtq.files import refuse_input
 from trtq.models.families import FAMILIES
 from trtq.models.inputs import parse_input, parse_sizes
@@ -94,9 +94,9 @@ def command(target: str, output: Path, **given: Any) -> None:
             }
         )
     elif not given["quiet"]:
-        console = result_console()
+        console = open_console()
         weights = exported.path.with_name(f"{exported.path.name}.data")  # beside a large model
-        size = show_bytes(sum(path.stat().st_size for path in (exported.path, weights) if path.exists()))
+        size = format_bytes(sum(path.stat().st_size for path in (exported.path, weights) if path.exists()))
         console.print(f"written to {exported.path}  {size}  {exported.num_nodes} nodes", soft_wrap=True)
         if exported.settings is not None:
             console.print(f"settings in {exported.settings}", soft_wrap=True)

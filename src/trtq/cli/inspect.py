@@ -11,9 +11,9 @@ from rich.text import Text
 from trtq.calibrators.cache import CalibrationCache
 from trtq.calibrators.ranges import Ranges
 from trtq.cli import options
-from trtq.cli.console import print_json, result_console, show_bytes
-from trtq.cli.tables import print_report, table
-from trtq.pipeline.inspect import FolderSummary, ModelSummary, inspect, plain
+from trtq.cli.console import format_bytes, open_console, print_json
+from trtq.cli.tables import create_table, print_report
+from trtq.pipeline.inspect import FolderSummary, ModelSummary, inspect, to_plain
 
 
 @click.command("inspect")
@@ -24,9 +24,9 @@ def command(path: Path, placement: bool, as_json: bool) -> None:
     """Show what a model, ranges, calibration cache or build folder holds."""
     summary = inspect(path)
     if as_json:
-        print_json(plain(summary))
+        print_json(to_plain(summary))
         return
-    console = result_console()
+    console = open_console()
     if isinstance(summary, ModelSummary):
         _print_model(console, summary, placement)
     elif isinstance(summary, FolderSummary):
@@ -42,7 +42,7 @@ def command(path: Path, placement: bool, as_json: bool) -> None:
 
 
 def _print_model(console: Console, summary: ModelSummary, placement: bool) -> None:
-    facts = f"  opset {summary.opset}  {show_bytes(summary.weight_bytes)} of weights"
+    facts = f"  opset {summary.opset}  {format_bytes(summary.weight_bytes)} of weights"
     console.print(Text.assemble((summary.path, "bold"), facts), soft_wrap=True)
     for kind, specs in (("input", summary.inputs), ("output", summary.outputs)):
         for spec in specs:
@@ -57,7 +57,7 @@ def _print_model(console: Console, summary: ModelSummary, placement: bool) -> No
     layers, kept = summary.placement.layers, summary.placement.kept
     console.print(f"a build quantizes {len(layers)} layers and keeps {len(kept)} with weights in float")
     if placement:
-        rows = table("node", "type", "decision")
+        rows = create_table("node", "type", "decision")
         for node in summary.placement.quantized:
             rows.add_row(node.name, node.op_type, Text.assemble(("INT8", "green"), f" by {node.rule}"))
         for other in kept:
@@ -71,7 +71,7 @@ def _print_ranges(console: Console, ranges: Ranges) -> None:
     )
     if ranges.is_random:
         console.print(Text("from random data", style="bold red"))
-    rows = table("tensor", "amax", "min", "max", numbers=3)
+    rows = create_table("tensor", "amax", "min", "max", numbers=3)
     for name, item in ranges.tensors.items():
         rows.add_row(name, f"{item.amax:.6g}", f"{item.minimum:.6g}", f"{item.maximum:.6g}")
     console.print(rows)
@@ -79,7 +79,7 @@ def _print_ranges(console: Console, ranges: Ranges) -> None:
 
 def _print_cache(console: Console, cache: CalibrationCache) -> None:
     console.print(f"{len(cache.scales)} tensors by {cache.origin}")
-    rows = table("tensor", "scale", "amax", numbers=2)
+    rows = create_table("tensor", "scale", "amax", numbers=2)
     for name, scale in cache.scales.items():
         rows.add_row(name, f"{scale:.6g}", f"{scale * 127:.6g}")
     console.print(rows)

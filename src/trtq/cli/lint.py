@@ -10,14 +10,14 @@ import click
 from rich.text import Text
 
 from trtq.cli import options
-from trtq.cli.console import print_json, result_console
+from trtq.cli.console import open_console, print_json
 from trtq.errors import ModelError
 from trtq.pipeline.lint import lint
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from trtq.pipeline.lint import Checked, Linted
+    from trtq.pipeline.lint import LintItem, LintReport
 
 _STYLES = {"refused": "bold red", "wrong": "bold red", "float": "yellow"}
 _REPAIRS = {
@@ -46,7 +46,7 @@ def command(model: Path, as_json: bool, verbose: bool) -> None:
     if as_json:
         print_json(asdict(linted))
     else:
-        _print(result_console(), linted, verbose=verbose)
+        _print(open_console(), linted, verbose=verbose)
     if linted.stopping:
         first = linted.stopping[0].finding
         raise ModelError(
@@ -55,11 +55,11 @@ def command(model: Path, as_json: bool, verbose: bool) -> None:
         )
 
 
-def _print(console: Console, linted: Linted, *, verbose: bool) -> None:
+def _print(console: Console, linted: LintReport, *, verbose: bool) -> None:
     if not linted.is_quantized:
         console.print(f"{linted.model} holds no Q/DQ: nothing to check", soft_wrap=True)
         return
-    groups: dict[tuple[str, str, str], list[Checked]] = {}
+    groups: dict[tuple[str, str, str], list[LintItem]] = {}
     for item in linted.items:
         groups.setdefault((item.finding.rule, item.finding.effect, item.repair), []).append(item)
     for (rule, effect, repair), items in groups.items():

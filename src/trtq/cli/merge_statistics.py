@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from trtq.calibrators.statistics_file import merge_statistics, read_statistics, statistics_to_bytes
-from trtq.cli.console import result_console
+from trtq.cli.console import open_console
 from trtq.errors import ArtifactError
 from trtq.files import check_output, refuse_input, write_atomically
 
@@ -37,6 +37,6 @@ def command(parts: tuple[Path, ...], output: Path, quiet: bool) -> None:
         )
     write_atomically(output, statistics_to_bytes(merged))
     if not quiet:
-        console = result_console()
+        console = open_console()
         console.print(f"{len(merged.histograms)} tensors over {merged.num_samples} samples")
         console.print(f"written to {output}", soft_wrap=True)

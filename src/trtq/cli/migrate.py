@@ -13,11 +13,11 @@ from rich.console import Console
 from rich.text import Text
 
 from trtq.cli import options, scales, targets
-from trtq.cli.console import ConsoleWatcher, print_json, result_console
-from trtq.cli.tables import print_report, table
+from trtq.cli.console import ConsoleWatcher, open_console, print_json
+from trtq.cli.tables import create_table, print_report
 from trtq.errors import GateError, UsageError
 from trtq.pipeline.deliver.report import to_json
-from trtq.pipeline.migrate import Outcome, migrate, outcome_to_json
+from trtq.pipeline.migrate import CacheOutcome, migrate, migration_to_json
 from trtq.pipeline.migrate.removed.scripts import check_scripts
 
 
@@ -84,11 +84,11 @@ def command(model: Path | None, cache: Path | None, scripts: Path | None, **give
     if given["as_json"]:
         document = {
             "report": json.loads(to_json(report)),
-            "migration": json.loads(outcome_to_json(migrated.outcome)),
+            "migration": json.loads(migration_to_json(migrated.outcome)),
         }
         sys.stdout.write(json.dumps(document, indent=1, allow_nan=False) + "\n")
     elif not given["quiet"]:
-        console = result_console()
+        console = open_console()
         _print_outcome(console, migrated.outcome, verbose=given["verbose"])
         print_report(console, report, verbose=given["verbose"])
     if report.verdict == "fail":
@@ -103,7 +103,7 @@ def _check(scripts: Path, *, as_json: bool, quiet: bool, verbose: bool) -> None:
     if as_json:
         print_json([{**asdict(item), "path": str(item.path)} for item in findings])
     elif not quiet:
-        console = result_console()
+        console = open_console()
         for item in removed:
             guarded = " (guarded)" if item.guarded else ""
             console.print(
@@ -125,7 +125,7 @@ def _check(scripts: Path, *, as_json: bool, quiet: bool, verbose: bool) -> None:
         raise UsageError(f"{len(bare)} uses of what TensorRT 11 no longer has in {scripts}")
 
 
-def _print_outcome(console: Console, outcome: Outcome, *, verbose: bool) -> None:
+def _print_outcome(console: Console, outcome: CacheOutcome, *, verbose: bool) -> None:
     found = outcome.migration
     exact = (
         f"{outcome.num_rounded} of them rounded up, by at most {outcome.largest_rise:.2%}"
@@ -135,7 +135,7 @@ def _print_outcome(console: Console, outcome: Outcome, *, verbose: bool) -> None
     source = f"{len(outcome.cache.scales)} of {outcome.cache.origin}"
     console.print(f"{len(found.mapped)} scales taken from {source}, {exact}")
     if verbose:
-        rows = table("tensor", "key", "scale", "by", numbers=0)
+        rows = create_table("tensor", "key", "scale", "by", numbers=0)
         for item in found.mapped:
             rows.add_row(item.tensor, item.key, f"{item.scale:.6g}", item.how)
         console.print(rows)

@@ -10,11 +10,11 @@ from typing import Any, TypeVar, get_args
 
 import click
 
-from trtq.calibrators import METHODS, parameters_of
-from trtq.cli.sizes import num_bytes
+from trtq.calibrators import METHODS, list_parameters
+from trtq.cli.sizes import parse_bytes
 from trtq.errors import UsageError
 from trtq.models.spec import AUTO, CROSS_ENTROPY, REPAIRS, SLOW_REPAIRS, ModelSpec, read_spec
-from trtq.pipeline.calibrate.data import spec_beside
+from trtq.pipeline.calibrate.data import find_spec
 from trtq.pipeline.engine.backend import BuilderOptions, Precision
 from trtq.pipeline.engine.profiles import GivenShapes, Shape, parse_shapes
 from trtq.pipeline.engine.target import HighPrecision, Target
@@ -24,7 +24,7 @@ from trtq.pipeline.graph.placement import DEFAULT_OP_TYPES
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-def group(*options: Callable[[F], F]) -> Callable[[F], F]:
+def combine_options(*options: Callable[[F], F]) -> Callable[[F], F]:
     """Returns one decorator for several options, shown in their order."""
 
     def decorate(function: F) -> F:
@@ -40,7 +40,7 @@ spec_option = click.option(
     "--spec", type=click.Path(path_type=Path), help="Settings of the model.  [default: model.toml beside it]"
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout.")
-talk_options = group(
+talk_options = combine_options(
     click.option("-q", "--quiet", is_flag=True, help="Print warnings and errors only."),
     click.option(
         "-v", "--verbose", is_flag=True, help="Name the layers that are kept; show TensorRT's warnings."
@@ -52,7 +52,7 @@ _calib_data_option = click.option(
     help="An .npz or .npy with a leading sample axis, a folder of .npz (one feed each), a folder of "
     "images, script.py:function, or a .json of inputs saved by Polygraphy.",
 )
-_calib_size_options = group(
+_calib_size_options = combine_options(
     click.option("--calib-batch-size", type=int, help="Samples a calibration batch.  [default: 8]"),
     click.option(
         "--calib-samples",
@@ -60,8 +60,8 @@ _calib_size_options = group(
         help="Use only so many samples, rounded up to whole batches.  [default: all]",
     ),
 )
-data_options = group(_calib_data_option, _calib_size_options)
-calibration_options = group(
+data_options = combine_options(_calib_data_option, _calib_size_options)
+calibration_options = combine_options(
     _calib_data_option,
     click.option(
         "--calib-method",
@@ -97,7 +97,7 @@ calibration_options = group(
         "--random-data", is_flag=True, help="Calibrate with random numbers: the accuracy is meaningless."
     ),
 )
-pass_options = group(
+pass_options = combine_options(
     click.option(
         "--shard", metavar="I/N", help="Observe the I-th of N parts of the data; needs --save-statistics."
     ),
@@ -122,7 +122,7 @@ repair_option = click.option(
     f"{', '.join(REPAIRS)} (repeatable, or with commas between); {', '.join(SLOW_REPAIRS)} only if "
     f"named, also as auto,{SLOW_REPAIRS[0]}.  [default: auto]",
 )
-layer_options = group(
+layer_options = combine_options(
     click.option(
         "--skip",
         multiple=True,
@@ -142,7 +142,7 @@ layer_options = group(
         f"MatMul of two activations, and Softmax for its input.  [default: {','.join(DEFAULT_OP_TYPES)}]",
     ),
 )
-precision_options = group(
+precision_options = combine_options(
     click.option(
         "--keep-fp32",
         multiple=True,
@@ -159,7 +159,7 @@ precision_options = group(
         help="Precision of what is not quantized; auto is fp16 for TensorRT. bf16 is for --weights alone.",
     ),
 )
-weight_options = group(
+weight_options = combine_options(
     click.option(
         "--weights",
         type=click.Choice(get_args(WeightFormat)),
@@ -184,7 +184,7 @@ weight_options = group(
         help="Store also the weights of lm_head, proj_out, norm_out and classifier heads in fewer bits.",
     ),
 )
-evaluation_options = group(
+evaluation_options = combine_options(
     click.option("--eval-data", metavar="DATA", help="Data to compare on.  [default: the calibration data]"),
     click.option(
         "--labels", metavar="NAME|FILE.npy", help="Class indices: an array of --eval-data, or a .npy file."
@@ -194,7 +194,7 @@ evaluation_options = group(
         "--eval-samples", type=int, help="Compare only so many samples.  [default: all with labels, else 128]"
     ),
 )
-gate_options = group(
+gate_options = combine_options(
     click.option("--min-cosine", type=float, help="Gate: smallest cosine of any output.  [default: 0.99]"),
     click.option("--max-drop", type=float, help="Gate: points of accuracy that may be lost.  [default: 1]"),
     click.option(
@@ -208,15 +208,15 @@ gate_options = group(
 
 def spec_from(model: Path, given: Mapping[str, Any]) -> ModelSpec:
     """Returns the settings file's content with the options of the command line in their places."""
-    spec = read_spec(given["spec"]) if given.get("spec") is not None else spec_beside(model)
+    spec = read_spec(given["spec"]) if given.get("spec") is not None else find_spec(model)
     calibration = _with(
         spec.calibration,
         data=given.get("calib_data"),
         method=given.get("calib_method"),
-        **{name: given.get(name) for method in METHODS.values() for name in parameters_of(method)},
+        **{name: given.get(name) for method in METHODS.values() for name in list_parameters(method)},
         batch_size=given.get("calib_batch_size"),
         device=given.get("calib_device"),
-        memory_bytes=num_bytes(given["calib_memory"]) if given.get("calib_memory") else None,
+        memory_bytes=parse_bytes(given["calib_memory"]) if given.get("calib_memory") else None,
         samples=given.get("calib_samples"),
     )
     if given.get("percentile") is not None and calibration.method != "percentile":
@@ -267,7 +267,7 @@ def target_from(given: Mapping[str, Any]) -> Target:
         high_precision=_high_precision(given),
         backend=given.get("backend", "auto"),
         compute_capabilities=tuple(_capability(text) for text in given.get("compute_capability", ())),
-        workspace_bytes=num_bytes(given["workspace"]) if given.get("workspace") else None,
+        workspace_bytes=parse_bytes(given["workspace"]) if given.get("workspace") else None,
         shapes=GivenShapes(*(_shapes(given.get(f"{kind}_shapes", ())) for kind in ("min", "opt", "max"))),
         op_types=tuple(name.strip() for name in op_types.split(",")) if op_types else DEFAULT_OP_TYPES,
         quantization=given.get("quantization", "auto"),

@@ -10,8 +10,8 @@ import click
 from rich.text import Text
 
 from trtq.cli import options
-from trtq.cli.console import print_json, result_console
-from trtq.cli.tables import table
+from trtq.cli.console import open_console, print_json
+from trtq.cli.tables import create_table
 from trtq.errors import UsageError
 from trtq.pipeline.deliver.triton.config import Serving
 from trtq.pipeline.package import Package, PackageSpec, package
@@ -108,8 +108,8 @@ def _count(text: str) -> int | None:
 
 
 def _print(done: Package) -> None:
-    console = result_console()
-    rows = table("model", "version", "")
+    console = open_console()
+    rows = create_table("model", "version", "")
     for item in done.models:
         rows.add_row(item.name, str(item.version), "new" if item.is_new else "was there already")
     console.print(rows)

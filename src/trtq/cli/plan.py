@@ -9,13 +9,13 @@ from typing import Any
 import click
 
 from trtq.cli import options
-from trtq.cli.console import print_json, result_console, show_bytes
-from trtq.cli.sizes import num_bytes
-from trtq.cli.tables import table
+from trtq.cli.console import format_bytes, open_console, print_json
+from trtq.cli.sizes import parse_bytes
+from trtq.cli.tables import create_table
 from trtq.errors import UsageError
 from trtq.pipeline.engine.profiles import parse_shapes
 from trtq.pipeline.formats.scheme import BLOCK_SIZES
-from trtq.pipeline.plan import Plan, Sizes, parse_count, plan_model, plan_params
+from trtq.pipeline.plan import MemoryPlan, Sizes, parse_count, plan_model, plan_params
 
 
 @click.command("plan")
@@ -52,7 +52,7 @@ def command(model: Path | None, **given: Any) -> None:
     """
     if (model is None) == (given["params"] is None):
         raise UsageError("give a model, or --params with a number of parameters, such as 10B")
-    memory = num_bytes(given["gpu_memory"], decimal=True) if given["gpu_memory"] is not None else None
+    memory = parse_bytes(given["gpu_memory"], decimal=True) if given["gpu_memory"] is not None else None
     block_size = int(given["block_size"])
     if model is None:
         sizing = ("batch", "seq", "shapes", "workspace", "skip")
@@ -67,7 +67,7 @@ def command(model: Path | None, **given: Any) -> None:
                 batch, given["seq"], parse_shapes(",".join(given["shapes"])) if given["shapes"] else {}
             ),
             gpu_memory_bytes=memory,
-            workspace_bytes=num_bytes(given["workspace"], decimal=True) if given["workspace"] else 0,
+            workspace_bytes=parse_bytes(given["workspace"], decimal=True) if given["workspace"] else 0,
             block_size=block_size,
             skip=given["skip"],
         )
@@ -78,27 +78,31 @@ def command(model: Path | None, **given: Any) -> None:
         _print(plan)
 
 
-def _print(plan: Plan) -> None:
-    console = result_console()
+def _print(plan: MemoryPlan) -> None:
+    console = open_console()
     console.print(f"{plan.subject}  {plan.num_params:,} weights", soft_wrap=True)
     has_state = any(item.state_bytes for item in plan.schemes)
     headers = ["weights", "bits each", "engine", "activations", *(["of it state"] if has_state else [])]
     headers += ["total", *(["fits"] if plan.gpu_memory_bytes is not None else [])]
-    rows = table("precision", *headers, numbers=len(headers))
+    rows = create_table("precision", *headers, numbers=len(headers))
     for item in plan.schemes:
-        cells = [show_bytes(item.weights_bytes), f"{item.bits_per_weight:.2f}", show_bytes(item.engine_bytes)]
-        cells.append(show_bytes(item.activations_bytes) if item.activations_bytes else "-")
-        cells += [show_bytes(item.state_bytes)] if has_state else []
-        cells.append(show_bytes(item.total_bytes))
+        cells = [
+            format_bytes(item.weights_bytes),
+            f"{item.bits_per_weight:.2f}",
+            format_bytes(item.engine_bytes),
+        ]
+        cells.append(format_bytes(item.activations_bytes) if item.activations_bytes else "-")
+        cells += [format_bytes(item.state_bytes)] if has_state else []
+        cells.append(format_bytes(item.total_bytes))
         cells += ["yes" if item.fits else "no"] if item.fits is not None else []
         rows.add_row(item.name.upper(), *cells)
     console.print(rows)
     reserve = max((item.reserve_bytes for item in plan.schemes), default=0)
-    console.print(f"total: engine, activations, and {show_bytes(reserve)} for CUDA and scratch memory")
+    console.print(f"total: engine, activations, and {format_bytes(reserve)} for CUDA and scratch memory")
     for note in plan.notes:
         console.print(f"  {note}", soft_wrap=True)
     if plan.gpu_memory_bytes is not None:
         chosen = plan.recommended.upper() if plan.recommended else "none"
         console.print(
-            f"recommended for {show_bytes(plan.gpu_memory_bytes)}: {chosen}: {plan.reason}", soft_wrap=True
+            f"recommended for {format_bytes(plan.gpu_memory_bytes)}: {chosen}: {plan.reason}", soft_wrap=True
         )

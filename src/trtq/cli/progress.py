@@ -28,7 +28,7 @@ class _Rate(ProgressColumn):
         return Text(f"{speed:.0f}/s" if speed else "", style="progress.data.speed")
 
 
-def progress_on(console: Console) -> Progress:
+def show_progress(console: Console) -> Progress:
     """Returns a bar that vanishes when it is stopped."""
     return Progress(
         SpinnerColumn(),

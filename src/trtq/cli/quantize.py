@@ -9,7 +9,7 @@ import click
 
 from trtq.calibrators.ranges import read_ranges
 from trtq.cli import options, scales
-from trtq.cli.console import ConsoleWatcher, print_json, result_console, show_bytes
+from trtq.cli.console import ConsoleWatcher, format_bytes, open_console, print_json
 from trtq.errors import UsageError
 from trtq.files import refuse_input
 from trtq.pipeline.quantize import quantize
@@ -63,4 +63,4 @@ def command(model: Path, **given: Any) -> None:
     if given["as_json"]:
         print_json({"path": str(written), "bytes": written.stat().st_size})
     elif not given["quiet"]:
-        result_console().print(f"written to {written}  {show_bytes(written.stat().st_size)}", soft_wrap=True)
+        open_console().print(f"written to {written}  {format_bytes(written.stat().st_size)}", soft_wrap=True)

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import click
 
-from trtq.cli.console import result_console
+from trtq.cli.console import open_console
 from trtq.errors import ArtifactError
 from trtq.files import check_output, write_atomically
-from trtq.pipeline.report import page_of_folder
+from trtq.pipeline.report import report
 
 
 @click.command("report")
@@ -39,7 +39,7 @@ def command(folder: Path, sensitivity: Path | None, output: Path | None, quiet: 
         raise ArtifactError(
             f"{output} would lie in {folder}, whose manifest knows every file; choose another with --output"
         )
-    page = page_of_folder(folder, sensitivity)
+    page = report(folder, sensitivity)
     write_atomically(output, page)
     if not quiet:
-        result_console().print(f"written to {output}", soft_wrap=True)
+        open_console().print(f"written to {output}", soft_wrap=True)

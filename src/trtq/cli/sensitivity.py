@@ -12,13 +12,13 @@ import click
 from rich.console import Console
 
 from trtq.cli import options, scales
-from trtq.cli.chart import Bar, bar_chart
-from trtq.cli.console import ConsoleWatcher, result_console
-from trtq.cli.tables import table
+from trtq.cli.chart import Bar, draw_bars
+from trtq.cli.console import ConsoleWatcher, open_console
+from trtq.cli.tables import create_table
 from trtq.errors import UsageError
 from trtq.files import check_output, refuse_input, write_atomically
-from trtq.pipeline.judge.evaluate import labels_of
-from trtq.pipeline.judge.score import shown, title_of
+from trtq.pipeline.judge.evaluate import find_labels
+from trtq.pipeline.judge.score import format_score, name_metric
 from trtq.pipeline.judge.sensitivity import Effect, LayerSensitivity, Sensitivity, to_json
 from trtq.pipeline.sensitivity import sensitivity
 
@@ -79,7 +79,7 @@ def command(model: Path, **given: Any) -> None:
         if file is not None:
             refuse_input(file, model, given["spec"], spec.calibration.data)
             check_output(file)
-    if rank not in _WITHOUT_LABELS and labels_of(spec.evaluation, spec.accuracy.metric) is None:
+    if rank not in _WITHOUT_LABELS and find_labels(spec.evaluation, spec.accuracy.metric) is None:
         raise UsageError(f"--metric {rank} needs --labels; without labels take sqnr or cosine")
     with ConsoleWatcher(quiet=given["quiet"]) as watcher:
         result = sensitivity(
@@ -96,8 +96,8 @@ def command(model: Path, **given: Any) -> None:
     if given["as_json"]:
         sys.stdout.write(to_json(result).decode())
     elif not given["quiet"]:
-        _print(result_console(), result, loss, verbose=given["verbose"])
-        result_console().print(f"written to {output}", soft_wrap=True)
+        _print(open_console(), result, loss, verbose=given["verbose"])
+        open_console().print(f"written to {output}", soft_wrap=True)
 
 
 def _loss_by(rank: str, result: Sensitivity) -> Callable[[Effect], float]:
@@ -121,8 +121,8 @@ def _ranked(result: Sensitivity, loss: Callable[[Effect], float]) -> list[LayerS
 
 def _print(console: Console, result: Sensitivity, loss: Callable[[Effect], float], *, verbose: bool) -> None:
     has_score = result.float_score is not None
-    scores = (title_of(result.metric), "without") if has_score else ()
-    rows = table(
+    scores = (name_metric(result.metric), "without") if has_score else ()
+    rows = create_table(
         "layer", "type", "", "MACs", "alone dB", "cosine", "without dB", *scores, numbers=4 + len(scores)
     )
     ranked = _ranked(result, loss)
@@ -144,11 +144,11 @@ def _print(console: Console, result: Sensitivity, loss: Callable[[Effect], float
     console.print(rows)
     every = result.all_quantized
     if every is not None:
-        score = f", {title_of(result.metric)} {_score(every, result.metric)}" if has_score else ""
+        score = f", {name_metric(result.metric)} {_score(every, result.metric)}" if has_score else ""
         console.print(
             f"all quantized: SQNR {_decibels(every.sqnr_db)} dB, cosine {every.cosine:.5f}{score}"
             + (
-                f" (float {shown(result.float_score, result.metric)})"
+                f" (float {format_score(result.float_score, result.metric)})"
                 if result.float_score is not None
                 else ""
             )
@@ -162,7 +162,7 @@ def _print(console: Console, result: Sensitivity, loss: Callable[[Effect], float
 
 def _chart(result: Sensitivity, loss: Callable[[Effect], float], rank: str) -> bytes:
     unit = {"sqnr": "error of the outputs, % of their size", "cosine": "1 - cosine, %"}.get(
-        rank, f"{title_of(result.metric)} lost, points"
+        rank, f"{name_metric(result.metric)} lost, points"
     )
     every = loss(result.all_quantized) if result.all_quantized is not None else 0.0
     finite = [value for layer in result.layers if math.isfinite(value := loss(layer.alone))]
@@ -179,7 +179,7 @@ def _chart(result: Sensitivity, loss: Callable[[Effect], float], rank: str) -> b
         for layer in _ranked(result, loss)
     ]
     legend = (f"quantized alone: {unit}", "kept float among all the others: how much of it goes")
-    return bar_chart(f"Sensitivity of {Path(result.model).name}, {result.num_layers} layers", legend, bars)
+    return draw_bars(f"Sensitivity of {Path(result.model).name}, {result.num_layers} layers", legend, bars)
 
 
 def _bar(value: float, longest: float) -> str:
@@ -192,4 +192,4 @@ def _decibels(value: float) -> str:
 
 
 def _score(effect: Effect, metric: str) -> str:
-    return "-" if effect.score is None else shown(effect.score, metric)
+    return "-" if effect.score is None else format_score(effect.score, metric)

@@ -12,7 +12,7 @@ _MOST_BYTES = 1 << 60
 _LONG = 20  # characters of what was given that a message repeats
 
 
-def num_bytes(text: str, *, decimal: bool = False) -> int:
+def parse_bytes(text: str, *, decimal: bool = False) -> int:
     """Returns a size: bytes, or a number with K, M or G, which are powers of 1024.
 
     Args:

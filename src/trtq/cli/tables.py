@@ -13,8 +13,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from trtq.cli.console import show_bytes
-from trtq.pipeline.judge.score import shown, title_of
+from trtq.cli.console import format_bytes
+from trtq.pipeline.judge.score import format_score, name_metric
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -28,7 +28,7 @@ _STYLES = {"pass": "bold green", "fail": "bold red", "unverified": "bold yellow"
 _MOST_ROWS = 12
 
 
-def table(*headers: str, numbers: int = 0) -> Table:
+def create_table(*headers: str, numbers: int = 0) -> Table:
     """Returns an empty table; the last `numbers` columns are numbers."""
     result = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for index, header in enumerate(headers):
@@ -47,7 +47,7 @@ def print_report(console: Console, report: Report, *, verbose: bool, folder: Pat
     if report.top5:
         print_accuracy(console, report.top5, report.evaluated_samples, "top-5")
     if report.comparison:
-        console.print(comparison_table(report.comparison))
+        console.print(create_comparison_table(report.comparison))
     print_logits(console, report.logits)
     if report.evaluated_samples:
         data = f"compared on {report.evaluated_samples} samples of {report.evaluation_data}"
@@ -84,9 +84,9 @@ def print_report(console: Console, report: Report, *, verbose: bool, folder: Pat
     console.print(verdict)
 
 
-def comparison_table(outputs: Sequence[OutputComparison]) -> Table:
+def create_comparison_table(outputs: Sequence[OutputComparison]) -> Table:
     """Returns the comparisons as a table."""
-    result = table(
+    result = create_table(
         "model", "against", "output", "cosine", "SQNR dB", "max abs", "mean abs", "top-1", numbers=5
     )
     for item in outputs[:_MOST_ROWS]:
@@ -108,16 +108,16 @@ def comparison_table(outputs: Sequence[OutputComparison]) -> Table:
 def _print_layers(console: Console, folder: Path) -> None:
     """Prints the quantized layers of a build folder, the noisiest first, with the methods' ranges."""
     # Late: no other table needs the page, which is a good part of this package.
-    from trtq.pipeline.deliver.html.rows import layer_rows
-    from trtq.pipeline.deliver.html.seen import read_seen
+    from trtq.pipeline.deliver.html.page_data import read_page_data
+    from trtq.pipeline.deliver.html.rows import list_layer_rows
     from trtq.pipeline.deliver.manifest import read_manifest
 
-    seen, manifest = read_seen(folder), read_manifest(folder)
-    layers = layer_rows(seen, manifest, None)
+    seen, manifest = read_page_data(folder), read_manifest(folder)
+    layers = list_layer_rows(seen, manifest, None)
     if not layers:
         return
     names = ("used", *seen.methods) if seen.tensors else ()
-    rows = table("layer", "type", "runs as", "input dB", "weight dB", *names, numbers=2 + len(names))
+    rows = create_table("layer", "type", "runs as", "input dB", "weight dB", *names, numbers=2 + len(names))
     for layer in layers[:_MOST_ROWS]:
         read = [] if layer.tensor is None else [seen.tensors[layer.tensor]]
         clips = [clip for tensor in read for clip in (tensor.used, *tensor.methods.values())]
@@ -148,8 +148,8 @@ def print_accuracy(
     console: Console, accuracy: Mapping[str, float], num_samples: int, metric: str = "top-1"
 ) -> None:
     """Prints what a metric says of each model in one line."""
-    scores = "   ".join(f"{name.upper()} {shown(score, metric)}" for name, score in accuracy.items())
-    console.print(Text.assemble(f"{title_of(metric)}  ", (scores, "bold"), f"   on {num_samples} samples"))
+    scores = "   ".join(f"{name.upper()} {format_score(score, metric)}" for name, score in accuracy.items())
+    console.print(Text.assemble(f"{name_metric(metric)}  ", (scores, "bold"), f"   on {num_samples} samples"))
 
 
 def _print_engine(console: Console, report: Report) -> None:
@@ -159,7 +159,7 @@ def _print_engine(console: Console, report: Report) -> None:
     if not engine.layers_quantized:
         covered = "no layer is quantized"
     console.print(
-        f"{engine.path}  {show_bytes(engine.bytes)}"
+        f"{engine.path}  {format_bytes(engine.bytes)}"
         + (f"  {covered}" if report.precision == "int8" else "")
         + (f"  for {', '.join(engine.targets)}" if engine.targets else "")
     )
@@ -183,7 +183,7 @@ def _print_weights(console: Console, weights: WeightsReport, verbose: bool) -> N
         blocks = f", blocks of {weights.smallest_block} to {weights.block_size}"
     console.print(
         f"{weights.num_weights} weights in {weights.format.upper()} ({weights.method}{blocks}): "
-        f"{show_bytes(weights.bytes_float)} in FP32, now {show_bytes(weights.bytes_quantized)}, "
+        f"{format_bytes(weights.bytes_float)} in FP32, now {format_bytes(weights.bytes_quantized)}, "
         f"{weights.bits_per_weight:.2f} bits a weight"
     )
     if verbose:
@@ -195,7 +195,7 @@ def _print_cost(console: Console, report: Report) -> None:
     sizes = {Path(report.model).name: report.sizes_bytes.get("model", 0)}
     sizes |= {name: count for name, count in report.sizes_bytes.items() if name != "model"}
     if report.sizes_bytes:
-        shown_sizes = (f"{name} {show_bytes(count)}" for name, count in sizes.items())
+        shown_sizes = (f"{name} {format_bytes(count)}" for name, count in sizes.items())
         console.print(f"sizes  {'  '.join(shown_sizes)}", soft_wrap=True)
     if report.timings_s:
         times = (f"{name} {seconds:.1f} s" for name, seconds in report.timings_s.items())

@@ -7,12 +7,12 @@ from typing import get_args
 
 import click
 
-from trtq.cli.options import group
+from trtq.cli.options import combine_options
 from trtq.pipeline.engine.backend import HardwareCompatibility
 from trtq.pipeline.engine.backends import BACKENDS
 from trtq.pipeline.engine.target import Quantization
 
-target_options = group(
+target_options = combine_options(
     click.option(
         "--backend",
         type=click.Choice(["auto", *BACKENDS]),

@@ -9,7 +9,7 @@ import click
 from rich.text import Text
 
 from trtq.cli import options
-from trtq.cli.console import print_json, result_console, show_bytes
+from trtq.cli.console import format_bytes, open_console, print_json
 from trtq.errors import ArtifactError
 from trtq.pipeline.deliver.integrity import Integrity
 from trtq.pipeline.verify import verify
@@ -51,10 +51,10 @@ def command(folder: Path, key: Path | None, as_json: bool, quiet: bool) -> None:
 
 
 def _print(found: Integrity) -> None:
-    console = result_console()
+    console = open_console()
     for style, names in (("changed", found.changed), ("missing", found.missing), ("unknown", found.unknown)):
         for name in names:
             console.print(Text.assemble((f"{style:8}", "bold red"), name), soft_wrap=True)
     state = ("as built", "bold green") if found.is_intact else ("NOT AS BUILT", "bold red")
-    facts = f"  {found.num_files} files, {show_bytes(found.num_bytes)}  {_SIGNATURES[found.signature]}"
+    facts = f"  {found.num_files} files, {format_bytes(found.num_bytes)}  {_SIGNATURES[found.signature]}"
     console.print(Text.assemble(state, facts), soft_wrap=True)

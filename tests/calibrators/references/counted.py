@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trtq.calibrators.kernel import NUM_BINS, Table
-from trtq.calibrators.statistics import Histogram, histogram_of
+from trtq.calibrators.statistics import Histogram, to_histogram
 
 
 def counted(values: Any) -> Histogram:
@@ -16,7 +16,7 @@ def counted(values: Any) -> Histogram:
     array = np.asarray(values, getattr(values, "dtype", np.float32))
     table = Table()
     assert np.isfinite(table.add(array))
-    return histogram_of(table)
+    return to_histogram(table)
 
 
 def bin_edges() -> NDArray[np.float64]:

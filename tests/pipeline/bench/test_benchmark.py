@@ -13,10 +13,10 @@ import pytest
 from trtq.errors import ModelError
 from trtq.models.spec import CalibrationSpec, ModelSpec
 from trtq.pipeline.bench import benchmark as module
-from trtq.pipeline.bench.benchmark import Layers, Measured, bench, to_json
-from trtq.pipeline.bench.contenders import Contender, Inputs, Runs
+from trtq.pipeline.bench.benchmark import Int8Layers, Timing, bench, to_json
 from trtq.pipeline.bench.machine import Conditions, Machine
 from trtq.pipeline.bench.process import Costs, Request
+from trtq.pipeline.bench.runnables import Inputs, Runnable, Runs
 from trtq.pipeline.bench.turns import Latency, Schedule
 from trtq.pipeline.build import build
 from trtq.pipeline.engine.target import Target
@@ -87,18 +87,18 @@ def test_what_does_not_run_is_left_out_and_told(folder: Path, model: Path) -> No
     broken = model.with_name("broken.onnx")
     broken.write_bytes((folder / "model.fp16.onnx").read_bytes())
     runs = Runs(device="cpu")
-    contenders = (
-        Contender("good", "fp32", "cpu", Request("onnx", model)),
-        Contender("bad", "fp16", "cpu", Request("onnx", model.with_name("gone.onnx"))),
+    runnables = (
+        Runnable("good", "fp32", "cpu", Request("onnx", model)),
+        Runnable("bad", "fp16", "cpu", Request("onnx", model.with_name("gone.onnx"))),
     )
     feed = {"x": np.ones((1, 4), np.float32)}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "contenders_of", lambda *_: (contenders, (), Inputs(feed, "ones", 1)))
+        patch.setattr(module, "list_runnables", lambda *_: (runnables, (), Inputs(feed, "ones", 1)))
         result = bench(model, runs=runs, schedule=QUICK)
         assert [item.name for item in result.measured] == ["good"]
         assert [item.name for item in result.skipped] == ["bad"]
         assert "ONNX Runtime cannot load the model" in result.skipped[0].reason
-        patch.setattr(module, "contenders_of", lambda *_: (contenders[1:], (), Inputs(feed, "ones", 1)))
+        patch.setattr(module, "list_runnables", lambda *_: (runnables[1:], (), Inputs(feed, "ones", 1)))
         with pytest.raises(ModelError, match="ONNX Runtime cannot load the model"):
             bench(model, runs=runs, schedule=QUICK)
 
@@ -107,8 +107,8 @@ def test_an_engine_alone_tells_its_own_shapes(
     driver_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("LD_LIBRARY_PATH", str(driver_file.parent))
-    monkeypatch.setattr("trtq.pipeline.bench.contenders.num_gpus", lambda: 1)
-    monkeypatch.setattr("trtq.pipeline.bench.contenders.MODULES", {"tensorrt": "running_tensorrt"})
+    monkeypatch.setattr("trtq.pipeline.bench.runnables.count_gpus", lambda: 1)
+    monkeypatch.setattr("trtq.pipeline.bench.runnables.MODULES", {"tensorrt": "running_tensorrt"})
     plan = {"inputs": {"x": [-1, 4]}, "outputs": {"y": [-1, 4]}, "profile": {"x": [[1, 4], [3, 4], [9, 4]]}}
     (tmp_path / "model.engine").write_text(json.dumps(plan))
     result = bench(tmp_path / "model.engine", schedule=QUICK)
@@ -122,8 +122,8 @@ def test_an_engine_alone_tells_its_own_shapes(
 # what is compared with what
 
 
-def contender(name: str, precision: str, device: str, kind: str = "onnx", high: str = "") -> Contender:
-    return Contender(name, precision, device, Request(kind, Path(name), device), high)  # type: ignore[arg-type]
+def contender(name: str, precision: str, device: str, kind: str = "onnx", high: str = "") -> Runnable:
+    return Runnable(name, precision, device, Request(kind, Path(name), device), high)  # type: ignore[arg-type]
 
 
 def test_the_reference_is_fp32_on_the_same_device_else_anywhere_else_the_first() -> None:
@@ -138,20 +138,20 @@ def test_the_reference_is_fp32_on_the_same_device_else_anywhere_else_the_first()
 # what the figures mean
 
 
-def measured(name: str, **changes: object) -> Measured:
-    plain = Measured(
+def measured(name: str, **changes: object) -> Timing:
+    plain = Timing(
         name, "fp32", "cpu", "ONNX Runtime", name, 1.0, LATENCY, 1.0, 1000, None, name, 0.0, 1.0,
         Costs(1, 1, None), "", None,
     )  # fmt: skip
     return replace(plain, **changes)  # type: ignore[arg-type]
 
 
-def notes(items: list[Contender], results: list[Measured], here: Machine = HERE) -> list[str]:
+def notes(items: list[Runnable], results: list[Timing], here: Machine = HERE) -> list[str]:
     return list(module._notes(items, results, here))
 
 
 def test_what_int8_is_on_a_cpu_is_told() -> None:
-    item, result = contender("int8", "int8", "cpu", high="fp16"), measured("int8", layers=Layers(2, 11))
+    item, result = contender("int8", "int8", "cpu", high="fp16"), measured("int8", layers=Int8Layers(2, 11))
     assert notes([item], [result]) == [
         "int8: ONNX Runtime runs 2 of 11 quantized layers in INT8 on this CPU, which has no instructions for "
         "sums of INT8 products; the rest of it is FP16: trtq build --backend onnxruntime makes a model for "
@@ -160,7 +160,7 @@ def test_what_int8_is_on_a_cpu_is_told() -> None:
     ]
     with_vnni = replace(HERE, features=("avx512_vnni",))
     plain = contender("q", "quantized", "cpu")
-    assert notes([plain], [measured("q", layers=Layers(11, 11))], with_vnni) == [
+    assert notes([plain], [measured("q", layers=Int8Layers(11, 11))], with_vnni) == [
         "q: ONNX Runtime runs 11 of 11 quantized layers in INT8 on this CPU, which has avx512_vnni",
     ]
 

@@ -91,7 +91,7 @@ def test_a_model_on_the_gpu_tells_what_it_took_there(
     model: Path, driver_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(session, "Cuda", lambda: Cuda(str(driver_file)))
-    monkeypatch.setattr("trtq.models.session.providers_of", lambda device: ["CPUExecutionProvider"])
+    monkeypatch.setattr("trtq.models.session.list_providers", lambda device: ["CPUExecutionProvider"])
     request = {"kind": "onnx", "path": str(model), "device": "cuda"}
     assert ask(tmp_path / "p", request, x=X)[-1]["gpu_bytes"] >= 0
 

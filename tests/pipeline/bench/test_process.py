@@ -13,7 +13,7 @@ import pytest
 
 from trtq.errors import ArtifactError, ModelError
 from trtq.pipeline.bench import process as module
-from trtq.pipeline.bench.process import Candidate, Request
+from trtq.pipeline.bench.process import Request, TimedProcess
 
 X = np.ones((2, 4), np.float32)
 
@@ -32,7 +32,7 @@ def _is_alive(pid: int) -> bool:
 
 
 def test_a_candidate_runs_beside_us_and_ends_with_the_block(model: Path) -> None:
-    with Candidate(Request("onnx", model, num_threads=1), {"x": X, "file": X}) as candidate:
+    with TimedProcess(Request("onnx", model, num_threads=1), {"x": X, "file": X}) as candidate:
         assert candidate.runtime.startswith("ONNX Runtime ")
         assert candidate.shapes == {"x": (2, 4), "file": (2, 4)}
         assert len(candidate.turn(0.0).times_ms) == 1
@@ -51,7 +51,7 @@ def test_an_engine_runs_in_a_process_of_its_own(
     plan = {"inputs": {"x": [-1, 4]}, "outputs": {"y": [-1, 4]}, "profile": {"x": [[1, 4], [3, 4], [9, 4]]}}
     (tmp_path / "model.engine").write_text(json.dumps(plan))
     request = Request("plan", tmp_path / "model.engine", modules=("running_tensorrt",))
-    with Candidate(request, None) as candidate:
+    with TimedProcess(request, None) as candidate:
         assert (candidate.runtime, candidate.graph) == ("running_tensorrt 10.3.0", "yes")
         assert candidate.shapes == {"x": (3, 4)}
         assert candidate.turn(0.0).times_ms
@@ -60,7 +60,7 @@ def test_an_engine_runs_in_a_process_of_its_own(
 
 def test_what_the_process_raises_is_raised_here(model: Path) -> None:
     with pytest.raises(ModelError, match=r"^ONNX Runtime cannot run the model: "):
-        Candidate(Request("onnx", model), {"x": X, "file": np.ones((2, 5), np.float32)})
+        TimedProcess(Request("onnx", model), {"x": X, "file": np.ones((2, 5), np.float32)})
 
 
 @pytest.mark.parametrize(
@@ -77,7 +77,7 @@ def test_a_process_that_dies_is_told(
     (tmp_path / "trtq_test_dying.py").write_text(f"def main(folder):\n    {fault}\n")
     monkeypatch.setattr(module, "_CHILD", "trtq_test_dying")
     with pytest.raises(ArtifactError, match=rf"\.onnx cannot be measured, its process {how}"):
-        Candidate(Request("onnx", model), {"x": X})
+        TimedProcess(Request("onnx", model), {"x": X})
 
 
 def test_no_room_for_temporary_files_is_told(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -88,11 +88,11 @@ def test_no_room_for_temporary_files_is_told(model: Path, monkeypatch: pytest.Mo
     with pytest.raises(
         ArtifactError, match=r"^cannot write temporary files of bench: No space left .*; make"
     ):
-        Candidate(Request("onnx", model), {"x": X})
+        TimedProcess(Request("onnx", model), {"x": X})
 
 
 def test_a_process_that_dies_between_its_turns_is_told(model: Path) -> None:
-    with Candidate(Request("onnx", model), {"x": X, "file": X}) as candidate:
+    with TimedProcess(Request("onnx", model), {"x": X, "file": X}) as candidate:
         candidate._process.kill()
         candidate._process.wait()
         with pytest.raises(ArtifactError, match=r"its process was killed by SIGKILL; its last words: none$"):

@@ -11,12 +11,12 @@ from trtq.pipeline.bench.turns import (
     Latency,
     Schedule,
     Turn,
-    latency_of,
-    median_ms,
-    speedup,
-    spread_of,
+    compare_speed,
+    find_median_ms,
+    measure_spread,
+    measure_throughput,
+    summarize_latency,
     take_turns,
-    throughput_of,
 )
 
 
@@ -46,35 +46,35 @@ def test_candidates_take_turns() -> None:
 
 
 def test_percentiles_are_of_all_runs() -> None:
-    found = latency_of(turns(tuple(range(1, 51)), tuple(range(51, 102))))
+    found = summarize_latency(turns(tuple(range(1, 51)), tuple(range(51, 102))))
     assert found == Latency(p50_ms=51.0, p90_ms=91.0, p99_ms=100.0, mean_ms=51.0, min_ms=1.0)
 
 
 def test_a_slow_round_moves_neither_median_nor_ratio_nor_spread() -> None:
     ours = turns((1.0, 1.0, 9.0), (1.0,), (50.0,), (1.0,), (1.0,))
     theirs = turns((2.0,), (2.0, 2.0), (90.0,), (2.0,), (2.0,))
-    assert median_ms(ours) == 1.0
-    assert speedup(ours, theirs) == 2.0
-    assert spread_of(ours) == 0.0
+    assert find_median_ms(ours) == 1.0
+    assert compare_speed(ours, theirs) == 2.0
+    assert measure_spread(ours) == 0.0
 
 
 def test_the_ratio_is_of_rounds_that_lie_beside_each_other() -> None:
-    assert speedup(turns((1.0,), (2.0,), (4.0,)), turns((3.0,), (6.0,), (12.0,))) == 3.0
+    assert compare_speed(turns((1.0,), (2.0,), (4.0,)), turns((3.0,), (6.0,), (12.0,))) == 3.0
 
 
 def test_the_spread_is_between_the_quartiles() -> None:
-    assert spread_of(turns((1.0,), (2.0,), (3.0,), (4.0,), (5.0,))) == pytest.approx(2 / 3)
-    assert spread_of(turns((7.0, 8.0, 9.0))) == 0.0
+    assert measure_spread(turns((1.0,), (2.0,), (3.0,), (4.0,), (5.0,))) == pytest.approx(2 / 3)
+    assert measure_spread(turns((7.0, 8.0, 9.0))) == 0.0
 
 
 def test_throughput_counts_samples_over_the_whole_turn() -> None:
     rounds = (Turn((1.0,) * 10, 2.0), Turn((1.0,) * 30, 2.0), Turn((1.0,) * 20, 2.0))
-    assert throughput_of(rounds, batch=4) == 40.0
+    assert measure_throughput(rounds, batch=4) == 40.0
 
 
 @given(st.lists(st.lists(st.floats(1e-3, 1e6), min_size=1, max_size=20), min_size=1, max_size=6))
 def test_percentiles_are_in_order(rounds: list[list[float]]) -> None:
-    found = latency_of(turns(*map(tuple, rounds)))
+    found = summarize_latency(turns(*map(tuple, rounds)))
     assert found.min_ms <= found.p50_ms * (1 + 1e-9)
     assert found.p50_ms <= found.p90_ms * (1 + 1e-9)
     assert found.p90_ms <= found.p99_ms * (1 + 1e-9)

@@ -14,7 +14,7 @@ import pytest
 
 from trtq.calibrators.cache import parse_cache
 from trtq.calibrators.ranges import read_ranges
-from trtq.files import sha256_of
+from trtq.files import hash_file
 from trtq.models.demo import write_demo
 from trtq.models.spec import AccuracySpec, CalibrationSpec, LayerSpec, ModelSpec, QuantizationSpec, read_spec
 from trtq.pipeline.build import build
@@ -137,10 +137,10 @@ def test_the_manifest_holds_the_digest_of_every_file(demo: Path, built: Report) 
     folder = Path(built.output)
     manifest = read_manifest(folder)
     written = [path for path in folder.iterdir() if path.name != "manifest.json"]
-    assert manifest.outputs == {path.name: sha256_of(path) for path in written}
-    assert manifest.inputs[str(demo / "model.onnx")] == sha256_of(demo / "model.onnx")
+    assert manifest.outputs == {path.name: hash_file(path) for path in written}
+    assert manifest.inputs[str(demo / "model.onnx")] == hash_file(demo / "model.onnx")
     for use, name in (("calibration", "calibration.npz"), ("evaluation", "evaluation.npz")):
-        assert manifest.inputs[f"{use}: {demo / name}"].startswith(sha256_of(demo / name))
+        assert manifest.inputs[f"{use}: {demo / name}"].startswith(hash_file(demo / name))
 
 
 def test_the_manifest_tells_versions_settings_and_layers(built: Report) -> None:

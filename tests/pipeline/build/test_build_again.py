@@ -14,13 +14,13 @@ import pytest
 
 from trtq.calibrators.ranges import read_ranges
 from trtq.errors import ArtifactError, BuildError, DataError, UsageError
-from trtq.files import sha256_of
+from trtq.files import hash_file
 from trtq.models.demo import write_demo
 from trtq.models.spec import AccuracySpec, CalibrationSpec, EvaluationSpec, ModelSpec, read_spec
 from trtq.pipeline.build import build
 from trtq.pipeline.verify import verify
 from trtq.pipeline.deliver.report import Report
-from trtq.pipeline.rewrite.mixed import Mixed
+from trtq.pipeline.rewrite.mixed import MixedModel
 from trtq.pipeline.engine.target import Target
 from trtq.progress import Silent
 
@@ -64,7 +64,7 @@ def spec_of(small: Path) -> ModelSpec:
 
 
 def digests(folder: Path) -> dict[str, str]:
-    return {path.name: sha256_of(path) for path in folder.iterdir()}
+    return {path.name: hash_file(path) for path in folder.iterdir()}
 
 
 def left_beside(folder: Path) -> list[str]:
@@ -102,7 +102,7 @@ def test_a_changed_gate_uses_ranges_and_engine_again(demo: Path, built: Report, 
     assert set(changed.timings_s) == {"quantize", "compare"}
     assert (changed.calibration, changed.engine) == (built.calibration, built.engine)
     # Two builds never give the same bytes, so equal bytes were copied.
-    assert sha256_of(earlier / "model.engine") == sha256_of(Path(built.output) / "model.engine")
+    assert hash_file(earlier / "model.engine") == hash_file(Path(built.output) / "model.engine")
     assert watcher.stages == ["Loading", "Quantizing", "Comparing"]
     assert verify(earlier).is_intact
 
@@ -203,12 +203,12 @@ def test_bad_evaluation_data_leaves_nothing(small: Path) -> None:
 def test_an_invalid_model_of_our_own_making_is_told_as_our_fault(
     small: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def broken(graph: Any, *_: Any, **__: Any) -> Mixed:
+    def broken(graph: Any, *_: Any, **__: Any) -> MixedModel:
         model = graph.model.clone()
         model.graph[0].op_type = "Nonsense"
-        return Mixed(model)
+        return MixedModel(model)
 
-    monkeypatch.setattr("trtq.pipeline.build.candidate.int8_model", broken)
+    monkeypatch.setattr("trtq.pipeline.build.candidate.convert_to_int8", broken)
     with pytest.raises(BuildError, match=r"trtq made an invalid model\.int8\.onnx, which is its fault"):
         build(small, spec=spec_of(small))
     assert not (small.parent / "small.trtq").exists()

@@ -32,7 +32,7 @@ from trtq.pipeline.build.command import (
     OPTIONS,
     TARGET,
     WEIGHTS,
-    command_of,
+    format_command,
 )
 from trtq.pipeline.engine.backend import BuilderOptions
 from trtq.pipeline.engine.profiles import GivenShapes
@@ -94,7 +94,7 @@ TARGETS = [
 @pytest.mark.parametrize("spec", SPECS)
 @pytest.mark.parametrize("target", TARGETS)
 def test_the_command_asks_for_the_same(spec: ModelSpec, target: Target) -> None:
-    found_spec, found_target, given = read(command_of(job_of(spec, target)))
+    found_spec, found_target, given = read(format_command(job_of(spec, target)))
     assert (found_spec, found_target) == (spec, target)
     assert (str(given["model"]), str(given["output"]), given["random_data"]) == (
         "no such/net.onnx",
@@ -111,29 +111,29 @@ def test_the_command_asks_for_the_same(spec: ModelSpec, target: Target) -> None:
 )
 def test_any_path_survives_the_shell(data: str) -> None:
     spec = ModelSpec(calibration=CalibrationSpec(data))
-    assert read(command_of(job_of(spec, Target())))[0] == spec
+    assert read(format_command(job_of(spec, Target())))[0] == spec
 
 
 def test_random_data_is_asked_for_again() -> None:
-    assert read(command_of(job_of(ModelSpec(), Target(), is_random=True)))[2]["random_data"] is True
+    assert read(format_command(job_of(ModelSpec(), Target(), is_random=True)))[2]["random_data"] is True
 
 
 def test_what_auto_chose_is_left_to_it() -> None:
     spec = ModelSpec(layers=LayerSpec(("^mine$", "^chosen$")))
-    command = command_of(job_of(spec, Target(auto=True)), ("^chosen$",))
+    command = format_command(job_of(spec, Target(auto=True)), ("^chosen$",))
     assert read(command)[0].layers.skip == ("^mine$",)
 
 
 def test_profiles_of_the_settings_become_options_and_given_ones_win() -> None:
     spec = ModelSpec(inputs={"x": InputSpec((1,), (2,), (3,)), "y": InputSpec((4,), (4,), (4,))})
     target = Target(shapes=GivenShapes(max={"x": (9,)}))
-    shapes = read(command_of(job_of(spec, target)))[1].shapes
+    shapes = read(format_command(job_of(spec, target)))[1].shapes
     assert shapes == GivenShapes({"x": (1,), "y": (4,)}, {"x": (2,), "y": (4,)}, {"x": (9,), "y": (4,)})
 
 
 def test_a_migration_names_its_cache() -> None:
     job = job_of(ModelSpec(), Target(high_precision="fp32"), ranges=object(), sources={"old.cache": "ab"})
-    assert shlex.split(command_of(job)) == [
+    assert shlex.split(format_command(job)) == [
         "trtq", "migrate", "no such/net.onnx", "old.cache", "--high-precision", "fp32", "--output", "/out",
     ]  # fmt: skip
 
@@ -160,4 +160,4 @@ def test_every_setting_has_its_option(settings_of: Callable[..., Any], known: se
 
 def test_defaults_make_the_shortest_command() -> None:
     job = job_of(replace(ModelSpec(), calibration=CalibrationSpec("d.npz")), Target())
-    assert command_of(job) == "trtq build 'no such/net.onnx' --int8 --calib-data d.npz --output /out"
+    assert format_command(job) == "trtq build 'no such/net.onnx' --int8 --calib-data d.npz --output /out"

@@ -15,9 +15,9 @@ from trtq.models.spec import CalibrationSpec, EvaluationSpec, LayerSpec, ModelSp
 from trtq.pipeline.build import build
 from trtq.pipeline.deliver.report import Report
 from trtq.pipeline.graph.load import load
-from trtq.pipeline.graph.quantized import quantized_layers
+from trtq.pipeline.graph.quantized import find_quantized_layers
 from trtq.pipeline.build.job import prepare
-from trtq.pipeline.build.narrow import without
+from trtq.pipeline.build.narrow import keep_layers
 from trtq.pipeline.calibrate import calibrate
 from trtq.pipeline.engine.target import Target
 from trtq.progress import Silent
@@ -65,7 +65,7 @@ def spec_of(path: Path, **layers: tuple[str, ...]) -> ModelSpec:
 
 def marked(report: Report) -> set[str]:
     graph = load(Path(report.output) / "model.int8.onnx", min_opset=19)
-    return {layer.name for layer in quantized_layers(graph.model)}
+    return {layer.name for layer in find_quantized_layers(graph.model)}
 
 
 def test_what_has_qdq_runs_in_int8(packed: Path) -> None:
@@ -107,7 +107,7 @@ def test_layers_keep_the_reason_for_which_they_were_given_back_first(packed: Pat
     spec = spec_of(packed)
     ranges = calibrate(packed, spec=spec, target=RTX)
     job = prepare(packed, spec, RTX, None, False, Silent())
-    job = without(without(job, ranges, {"packed": "no-kernel: first"}), ranges, {"out": "no-kernel: second"})
+    job = keep_layers(keep_layers(job, ranges, {"packed": "no-kernel: first"}), ranges, {"out": "no-kernel: second"})
     reasons = {node.name: node.reason for node in job.placement.kept}
     assert (reasons["packed"], reasons["out"]) == ("no-kernel: first", "no-kernel: second")
     assert [layer.name for layer in job.placement.layers] == ["embed"]

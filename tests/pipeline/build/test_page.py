@@ -11,13 +11,13 @@ import onnx_ir as ir
 import pytest
 
 from trtq.errors import ArtifactError, UsageError
-from trtq.files import sha256_of
+from trtq.files import hash_file
 from trtq.models.spec import CalibrationSpec, ModelSpec
 from trtq.pipeline.build import build
-from trtq.pipeline.deliver.html.seen import read_seen
+from trtq.pipeline.deliver.html.page_data import read_page_data
 from trtq.pipeline.deliver.manifest import read_manifest
 from trtq.pipeline.deliver.report import Report, read_report
-from trtq.pipeline.report import page_of_folder
+from trtq.pipeline.report import report
 from trtq.pipeline.engine.target import Target
 from trtq.pipeline.judge.sensitivity import Distance, Effect, LayerSensitivity, Sensitivity, to_json
 
@@ -37,15 +37,15 @@ def folder(small: Path) -> Path:
 def test_the_page_is_one_of_the_outputs_with_its_digest(folder: Path) -> None:
     outputs = read_manifest(folder).outputs
     for name in ("report.html", "tensors.json"):
-        assert outputs[name] == sha256_of(folder / name)
+        assert outputs[name] == hash_file(folder / name)
 
 
 def test_made_again_it_is_the_same(folder: Path) -> None:
-    assert page_of_folder(folder) == (folder / "report.html").read_bytes()
+    assert report(folder) == (folder / "report.html").read_bytes()
 
 
 def test_it_holds_the_tensors_and_layers_of_the_build(folder: Path) -> None:
-    seen = read_seen(folder)
+    seen = read_page_data(folder)
     assert [tensor.name for tensor in seen.tensors] == ["x", "r"]
     assert [(layer.name, layer.tensors) for layer in seen.layers] == [("first", ("x",)), ("second", ("r",))]
     assert seen.tensors[0].total == 16 * 3 * 8 * 8
@@ -72,14 +72,14 @@ def test_weights_in_another_file_count_to_the_size_of_the_model(small: Path) -> 
 
 
 def test_a_build_that_uses_the_ranges_again_shows_the_same_tensors(small: Path, folder: Path) -> None:
-    before = read_seen(folder)
+    before = read_page_data(folder)
     again = built(small, target=replace(PLAIN, high_precision="fp32"))
     assert again.reused == ("ranges",)
-    assert read_seen(folder) == before
+    assert read_page_data(folder) == before
 
 
 def test_another_method_is_the_one_that_is_marked(small: Path) -> None:
-    seen = read_seen(Path(built(small, "mse").output))
+    seen = read_page_data(Path(built(small, "mse").output))
     assert seen.method == "mse"
     for tensor in seen.tensors:
         assert tensor.used.amax == pytest.approx(tensor.methods["mse"].amax, rel=1e-6)
@@ -94,7 +94,7 @@ def measured(folder: Path, *names: str) -> Path:
 
 
 def test_a_measurement_is_shown(folder: Path) -> None:
-    page = page_of_folder(folder, measured(folder, "first", "second")).decode()
+    page = report(folder, measured(folder, "first", "second")).decode()
     assert page.count("33.2") == 2
     assert page != (folder / "report.html").read_text()
 
@@ -103,7 +103,7 @@ def test_a_measurement_of_another_model_is_refused(folder: Path) -> None:
     with pytest.raises(
         UsageError, match=r"sensitivity\.json is of net\.onnx, none of whose layers is one of"
     ):
-        page_of_folder(folder, measured(folder, "other"))
+        report(folder, measured(folder, "other"))
 
 
 @pytest.mark.parametrize("name", ["report.json", "tensors.json"])
@@ -111,15 +111,15 @@ def test_a_changed_report_is_refused(name: str, folder: Path) -> None:
     document = json.loads((folder / name).read_bytes())
     (folder / name).write_text(json.dumps({**document, "verdict": "pass"}))
     with pytest.raises(ArtifactError, match=rf"{name} is not the file that was built"):
-        page_of_folder(folder)
+        report(folder)
 
 
 def test_a_changed_manifest_is_refused(folder: Path) -> None:
     (folder / "manifest.json").write_bytes((folder / "manifest.json").read_bytes() + b"\n")
     with pytest.raises(ArtifactError, match=r"manifest\.json is not the file that was written"):
-        page_of_folder(folder)
+        report(folder)
 
 
 def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="is no build folder"):
-        page_of_folder(tmp_path)
+        report(tmp_path)

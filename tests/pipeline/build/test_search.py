@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from trtq.errors import DataError, UsageError
-from trtq.files import sha256_of
+from trtq.files import hash_file
 from trtq.models.session import open_session, run
 from trtq.models.spec import AccuracySpec, CalibrationSpec, EvaluationSpec, LayerSpec, ModelSpec
 from trtq.pipeline.build import build
@@ -73,7 +73,7 @@ def poisoned(path_of: Callable[..., Path]) -> Path:
 
 
 def int8_of(report: Report) -> str:
-    return sha256_of(Path(report.output) / "model.int8.onnx")
+    return hash_file(Path(report.output) / "model.int8.onnx")
 
 
 def test_the_layer_that_spoils_it_is_kept_and_the_patterns_reproduce_the_model(poisoned: Path) -> None:

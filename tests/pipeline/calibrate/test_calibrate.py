@@ -20,8 +20,8 @@ from trtq.errors import ArtifactError, MissingDependency, UsageError
 from trtq.models.demo import write_demo
 from trtq.models.spec import CalibrationSpec, LayerSpec, ModelSpec, QuantizationSpec
 from trtq.pipeline import calibrate as ranges
-from trtq.pipeline.calibrate import calibrate, observe, placed_in, ranges_of
-from trtq.pipeline.calibrate.data import PassSpec, spec_beside
+from trtq.pipeline.calibrate import calibrate, estimate_ranges, list_placed_tensors, observe
+from trtq.pipeline.calibrate.data import ObserveOptions, find_spec
 from trtq.pipeline.graph.load import Graph, load
 from trtq.progress import Log, Silent
 
@@ -38,7 +38,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def spec(model: Path) -> ModelSpec:
-    found = spec_beside(model)
+    found = find_spec(model)
     return replace(
         found,
         calibration=replace(found.calibration, samples=96, method="entropy"),
@@ -53,27 +53,27 @@ def test_every_method_takes_from_statistics_what_it_takes_from_the_data(
     wanted = replace(spec, calibration=replace(spec.calibration, method=method))
     (tmp_path / "s.npz").write_bytes(statistics_to_bytes(observe(model, spec=spec)))
     seen = read_statistics(tmp_path / "s.npz")
-    assert placed_in(seen, model, spec=wanted) == tuple(seen.histograms)
-    assert ranges_to_json(ranges_of(seen, spec=wanted)) == ranges_to_json(calibrate(model, spec=wanted))
+    assert list_placed_tensors(seen, model, spec=wanted) == tuple(seen.histograms)
+    assert ranges_to_json(estimate_ranges(seen, spec=wanted)) == ranges_to_json(calibrate(model, spec=wanted))
 
 
 def test_statistics_hold_no_rows_for_cross_entropy(model: Path, spec: ModelSpec) -> None:
     wanted = replace(spec, calibration=replace(spec.calibration, method="cross-entropy"))
     with pytest.raises(UsageError, match=r"cross-entropy needs the data: .* give --calib-data"):
-        ranges_of(observe(model, spec=spec), spec=wanted)
+        estimate_ranges(observe(model, spec=spec), spec=wanted)
 
 
 @pytest.mark.parametrize("number", [2, 5, 15])
 def test_parts_join_to_the_ranges_of_one_pass_bit_for_bit(model: Path, spec: ModelSpec, number: int) -> None:
     order = np.random.default_rng(number).permutation(number) + 1
-    parts = [observe(model, spec=spec, how=PassSpec(shard=(int(index), number))) for index in order]
+    parts = [observe(model, spec=spec, how=ObserveOptions(shard=(int(index), number))) for index in order]
     merged = merge_statistics(parts, [str(index) for index in order])
-    assert ranges_to_json(ranges_of(merged, spec=spec)) == ranges_to_json(calibrate(model, spec=spec))
+    assert ranges_to_json(estimate_ranges(merged, spec=spec)) == ranges_to_json(calibrate(model, spec=spec))
 
 
 def test_passes_over_the_data_give_what_one_pass_gives(model: Path, spec: ModelSpec) -> None:
     log = Log(Silent())
-    in_passes = observe(model, spec=spec, how=PassSpec(memory_bytes=_MEMORY), watcher=log)
+    in_passes = observe(model, spec=spec, how=ObserveOptions(memory_bytes=_MEMORY), watcher=log)
     assert any("passes over the data" in note for note in log.notes)
     assert in_passes == observe(model, spec=spec)
 
@@ -121,7 +121,7 @@ def test_after_kill_9_the_same_command_ends_with_the_identical_ranges(
 
 
 def _checkpoint(model: Path, spec: ModelSpec, path: Path, shard: tuple[int, int] = (1, 1)) -> Path:
-    seen = observe(model, spec=spec, how=PassSpec(shard=shard))
+    seen = observe(model, spec=spec, how=ObserveOptions(shard=shard))
     path.write_bytes(statistics_to_bytes(replace(seen, feeds=dict.fromkeys(seen.histograms, 1))))
     return path
 
@@ -130,7 +130,7 @@ def test_a_checkpoint_of_other_data_is_refused(model: Path, spec: ModelSpec, tmp
     path = _checkpoint(model, spec, tmp_path / "c.npz")
     fewer = replace(spec, calibration=replace(spec.calibration, samples=40))
     with pytest.raises(ArtifactError, match=r"c.npz is of another data than this pass: .*calibration.npz"):
-        observe(model, spec=fewer, how=PassSpec(checkpoint=path))
+        observe(model, spec=fewer, how=ObserveOptions(checkpoint=path))
     assert path.exists()
 
 
@@ -138,7 +138,7 @@ def test_a_script_that_was_edited_is_other_data(model: Path, spec: ModelSpec, tm
     script = tmp_path / "feeds.py"
     script.write_text(_SCRIPT.format(data=str(model.parent / "calibration.npz")))
     run = replace(spec, calibration=replace(spec.calibration, data=f"{script}:batches", samples=16))
-    how, log = PassSpec(checkpoint=tmp_path / "c.npz"), Log(Silent())
+    how, log = ObserveOptions(checkpoint=tmp_path / "c.npz"), Log(Silent())
     seen = observe(model, spec=run, how=how, watcher=log)
     assert log.warnings == [
         f"{script}:batches must yield the same feeds every time; only that the script is unchanged is checked"
@@ -160,24 +160,24 @@ def test_a_checkpoint_goes_on_at_another_path_of_the_data(
     seen = read_statistics(path)
     moved = replace(seen, source=replace(seen.source, data="elsewhere.npz"))
     path.write_bytes(statistics_to_bytes(moved))
-    assert observe(model, spec=spec, how=PassSpec(checkpoint=path)).num_samples > 0
+    assert observe(model, spec=spec, how=ObserveOptions(checkpoint=path)).num_samples > 0
 
 
 def test_a_checkpoint_of_other_tensors_is_refused(model: Path, spec: ModelSpec, tmp_path: Path) -> None:
     path = _checkpoint(model, spec, tmp_path / "c.npz")
     other = replace(spec, layers=LayerSpec(skip=(".*",)))
     with pytest.raises(ArtifactError, match=r"is of other tensors than this pass: only .*c.npz has "):
-        observe(model, spec=other, how=PassSpec(checkpoint=path))
+        observe(model, spec=other, how=ObserveOptions(checkpoint=path))
 
 
 def test_a_checkpoint_of_another_part_is_refused(model: Path, spec: ModelSpec, tmp_path: Path) -> None:
     path = _checkpoint(model, spec, tmp_path / "c.npz", (1, 2))
     with pytest.raises(ArtifactError, match=r"c.npz is of part 1 of the data, this pass is of part 2"):
-        observe(model, spec=spec, how=PassSpec(checkpoint=path, shard=(2, 2)))
+        observe(model, spec=spec, how=ObserveOptions(checkpoint=path, shard=(2, 2)))
 
 
 def test_a_checkpoint_that_is_whole_is_taken_as_it_is(model: Path, spec: ModelSpec, tmp_path: Path) -> None:
-    how = PassSpec(checkpoint=tmp_path / "c.npz")
+    how = ObserveOptions(checkpoint=tmp_path / "c.npz")
     seen = observe(model, spec=spec, how=how)
     assert read_statistics(tmp_path / "c.npz") == seen  # it stays until the result is kept
     log = Log(Silent())
@@ -188,28 +188,28 @@ def test_a_checkpoint_that_is_whole_is_taken_as_it_is(model: Path, spec: ModelSp
 def test_a_checkpoint_cannot_give_ranges(model: Path, spec: ModelSpec, tmp_path: Path) -> None:
     seen = read_statistics(_checkpoint(model, spec, tmp_path / "c.npz"))
     with pytest.raises(ArtifactError, match=r"^the statistics are of an interrupted pass"):
-        ranges_of(seen, spec=spec)
+        estimate_ranges(seen, spec=spec)
 
 
 def test_a_part_of_the_data_cannot_give_ranges(model: Path, spec: ModelSpec) -> None:
-    seen = observe(model, spec=spec, how=PassSpec(shard=(2, 3)))
+    seen = observe(model, spec=spec, how=ObserveOptions(shard=(2, 3)))
     with pytest.raises(ArtifactError, match=r"^the statistics lack part 1, 3 of 3 of the data; observe it"):
-        ranges_of(seen, spec=spec)
+        estimate_ranges(seen, spec=spec)
 
 
 def test_statistics_of_another_model_are_refused(model: Path, spec: ModelSpec) -> None:
     seen = observe(model, spec=spec)
     other = replace(seen, source=replace(seen.source, model_sha256="0" * 64))
     with pytest.raises(ArtifactError, match=r"of another file than .*model.onnx: SHA-256 000000000000, not"):
-        placed_in(other, model, spec=spec)
+        list_placed_tensors(other, model, spec=spec)
 
 
 def test_statistics_of_fewer_tensors_are_refused_and_of_more_are_taken(model: Path, spec: ModelSpec) -> None:
     seen = observe(model, spec=spec)
     skipping = replace(spec, layers=LayerSpec(skip=(".*",)))
-    assert placed_in(seen, model, spec=skipping) == ()
+    assert list_placed_tensors(seen, model, spec=skipping) == ()
     with pytest.raises(ArtifactError, match=r"hold nothing of tensor .* made with other --skip"):
-        placed_in(replace(seen, histograms={}), model, spec=spec)
+        list_placed_tensors(replace(seen, histograms={}), model, spec=spec)
 
 
 @pytest.mark.parametrize(
@@ -226,7 +226,7 @@ def test_statistics_of_fewer_tensors_are_refused_and_of_more_are_taken(model: Pa
 )
 def test_a_pass_that_makes_no_sense_is_refused(arguments: dict[str, object], message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        PassSpec(**arguments)  # type: ignore[arg-type]
+        ObserveOptions(**arguments)  # type: ignore[arg-type]
 
 
 def test_a_method_that_makes_no_sense_is_told_before_the_data_is_read(model: Path) -> None:
@@ -241,12 +241,12 @@ def test_cuda_that_is_not_there_is_told(
     onnxruntime = pytest.importorskip("onnxruntime")
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
     with pytest.raises(MissingDependency, match=r"needs ONNX Runtime's CUDAExecutionProvider, this one has"):
-        observe(model, spec=spec, how=PassSpec(device="cuda"))
+        observe(model, spec=spec, how=ObserveOptions(device="cuda"))
 
 
 def test_a_part_that_is_empty_is_told(model: Path, spec: ModelSpec) -> None:
     log = Log(Silent())
-    seen = observe(model, spec=spec, how=PassSpec(shard=(13, 13)), watcher=log)  # of 12 feeds
+    seen = observe(model, spec=spec, how=ObserveOptions(shard=(13, 13)), watcher=log)  # of 12 feeds
     assert seen.num_samples == 0
     assert any(text.startswith("part 13/13 of the data is empty: ") for text in log.warnings)
 
@@ -255,7 +255,7 @@ def test_the_model_and_the_data_are_opened_once(
     model: Path, spec: ModelSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     opened: list[Path] = []
-    digest = arrays.file_digest
+    digest = arrays.hash_array_file
 
     def count_load(path: Path, *, min_opset: int) -> Graph:
         opened.append(path)
@@ -266,6 +266,6 @@ def test_the_model_and_the_data_are_opened_once(
         return digest(path)
 
     monkeypatch.setattr(ranges, "load", count_load)
-    monkeypatch.setattr(arrays, "file_digest", count_digest)
+    monkeypatch.setattr(arrays, "hash_file", count_digest)
     calibrate(model, spec=spec)
     assert sorted(opened) == sorted([model, Path(str(spec.calibration.data))])

@@ -31,13 +31,13 @@ from trtq.models.spec import (
     ModelSpec,
 )
 from trtq.pipeline.calibrate.data import (
-    PassSpec,
-    calibration_data,
-    method_of,
+    ObserveOptions,
+    create_method,
+    find_spec,
     observe_graph,
-    pass_of,
-    placement_of,
-    spec_beside,
+    open_calibration_data,
+    options_from_spec,
+    place_layers,
     warn_of_dead,
     warn_of_preprocess,
     warn_of_unmatched,
@@ -100,13 +100,13 @@ def images(count: int, value: float = 1.0) -> NDArray[np.float32]:
 
 def test_settings_of_the_models_own_name_come_first(tmp_path: Path) -> None:
     (tmp_path / "model.toml").write_text("[accuracy]\nmin_cosine = 0.5\n")
-    assert spec_beside(tmp_path / "net.onnx").accuracy.min_cosine == 0.5
+    assert find_spec(tmp_path / "net.onnx").accuracy.min_cosine == 0.5
     (tmp_path / "net.toml").write_text("[accuracy]\nmin_cosine = 0.75\n")
-    assert spec_beside(tmp_path / "net.onnx").accuracy.min_cosine == 0.75
+    assert find_spec(tmp_path / "net.onnx").accuracy.min_cosine == 0.75
 
 
 def test_without_settings_the_defaults_hold(tmp_path: Path) -> None:
-    assert spec_beside(tmp_path / "net.onnx") == ModelSpec()
+    assert find_spec(tmp_path / "net.onnx") == ModelSpec()
 
 
 @pytest.mark.parametrize("name", [".", "/"])
@@ -114,7 +114,7 @@ def test_a_path_without_a_name_has_no_settings(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert spec_beside(Path(name)).accuracy == AccuracySpec()
+    assert find_spec(Path(name)).accuracy == AccuracySpec()
 
 
 @pytest.mark.parametrize(
@@ -128,14 +128,14 @@ def test_a_path_without_a_name_has_no_settings(
     ],
 )
 def test_the_method_is_the_one_that_is_named(spec: CalibrationSpec, method: object) -> None:
-    assert method_of(spec) == method
+    assert create_method(spec) == method
 
 
 def test_an_unknown_method_is_refused_with_the_known_ones() -> None:
     with pytest.raises(
         UsageError, match=r"no calibration method 'max'; take auto, minmax, .*, cosine, cross-entropy"
     ):
-        method_of(CalibrationSpec(method="max"))
+        create_method(CalibrationSpec(method="max"))
 
 
 # Data
@@ -144,7 +144,7 @@ def test_an_unknown_method_is_refused_with_the_known_ones() -> None:
 def test_data_comes_in_batches_up_to_the_wanted_samples(graph: Graph, tmp_path: Path) -> None:
     data = samples(tmp_path / "c.npz", x=images(10))
     spec = ModelSpec(calibration=CalibrationSpec(data=data, batch_size=4, samples=8))
-    batches = calibration_data(graph, spec, Target(), random_data=False)
+    batches = open_calibration_data(graph, spec, Target(), random_data=False)
     assert [feed.num_samples for feed in batches] == [4, 4]
 
 
@@ -153,12 +153,12 @@ def test_calibration_data_may_hold_the_labels_too(graph: Graph, tmp_path: Path) 
     spec = ModelSpec(
         calibration=CalibrationSpec(data=data), evaluation=EvaluationSpec(data=data, labels="truth")
     )
-    assert calibration_data(graph, spec, Target(), random_data=False).num_samples == 3
+    assert open_calibration_data(graph, spec, Target(), random_data=False).num_samples == 3
 
 
 def test_without_data_the_error_lists_the_ways(graph: Graph) -> None:
     with pytest.raises(DataError) as caught:
-        calibration_data(graph, ModelSpec(), Target(), random_data=False)
+        open_calibration_data(graph, ModelSpec(), Target(), random_data=False)
     message = str(caught.value)
     for way in (".npz or .npy", "folder of .npz", "folder of images", "script.py:function", ".json of inputs",
                 "[calibration] of model.toml", "--random-data"):  # fmt: skip
@@ -177,7 +177,7 @@ def test_without_data_the_error_lists_the_ways(graph: Graph) -> None:
 def test_random_data_has_the_usual_shape_if_one_is_known(
     graph: Graph, spec: ModelSpec, given: GivenShapes, batch: int
 ) -> None:
-    batches = calibration_data(graph, spec, Target(shapes=given), random_data=True)
+    batches = open_calibration_data(graph, spec, Target(shapes=given), random_data=True)
     assert batches.is_random
     assert {feed.arrays["x"].shape for feed in batches} == {(batch, 3, 4, 4)}
 
@@ -197,13 +197,13 @@ def test_patterns_that_match_nothing_are_told_with_near_names(graph: Graph) -> N
 def test_patterns_of_both_kinds_are_checked(graph: Graph) -> None:
     watcher = Warned()
     spec = ModelSpec(layers=LayerSpec(skip=("^first$", "fourth§§"), keep_fp32=("fifth§§",)))
-    placement = placement_of(graph, spec, Target(), watcher)
+    placement = place_layers(graph, spec, Target(), watcher)
     assert [node.name for node in placement.layers] == ["second"]
     assert [text.split()[0] for text in watcher.warnings] == ["'fourth§§'", "'fifth§§'"]
 
 
 def test_types_that_are_not_wanted_are_kept(graph: Graph) -> None:
-    placement = placement_of(graph, ModelSpec(), Target(op_types=("Gemm",)), Silent())
+    placement = place_layers(graph, ModelSpec(), Target(op_types=("Gemm",)), Silent())
     assert placement.layers == ()
     assert [node.reason for node in placement.kept] == ["Conv is not among the types to quantize"] * 2
 
@@ -216,9 +216,9 @@ def test_ranges_hold_what_the_data_reached(graph: Graph, tmp_path: Path) -> None
     values[3, 0, 0, 0] = -4.0
     spec = ModelSpec(calibration=CalibrationSpec(data=samples(tmp_path / "c.npz", x=values), batch_size=2))
     watcher = Warned()
-    placement = placement_of(graph, spec, Target(), watcher)
-    batches = calibration_data(graph, spec, Target(), random_data=False)
-    seen = observe_graph(graph, placement.activations, batches, PassSpec(), watcher)
+    placement = place_layers(graph, spec, Target(), watcher)
+    batches = open_calibration_data(graph, spec, Target(), random_data=False)
+    seen = observe_graph(graph, placement.activations, batches, ObserveOptions(), watcher)
     ranges = estimate(seen, MinMax())
     assert {name: (item.amax, item.minimum) for name, item in ranges.tensors.items()} == {
         "x": (4.0, -4.0),
@@ -234,9 +234,9 @@ def test_ranges_hold_what_the_data_reached(graph: Graph, tmp_path: Path) -> None
 def test_tensors_that_are_always_zero_are_told(graph: Graph, tmp_path: Path) -> None:
     spec = ModelSpec(calibration=CalibrationSpec(data=samples(tmp_path / "c.npz", x=images(2, -1.0))))
     watcher = Warned()
-    placement = placement_of(graph, spec, Target(), watcher)
-    batches = calibration_data(graph, spec, Target(), random_data=False)
-    seen = observe_graph(graph, placement.activations, batches, PassSpec(), watcher)
+    placement = place_layers(graph, spec, Target(), watcher)
+    batches = open_calibration_data(graph, spec, Target(), random_data=False)
+    seen = observe_graph(graph, placement.activations, batches, ObserveOptions(), watcher)
     ranges = estimate(seen, MinMax())
     assert watcher.warnings == []
     warn_of_dead(ranges, watcher)
@@ -265,7 +265,7 @@ def test_pictures_without_settings_are_told(graph: Graph, tmp_path: Path) -> Non
     ],
 )
 def test_a_method_has_the_parameters_of_the_settings(spec: CalibrationSpec, method: Method) -> None:
-    assert method_of(spec) == method
+    assert create_method(spec) == method
 
 
 @pytest.mark.parametrize(
@@ -284,21 +284,21 @@ def test_a_method_has_the_parameters_of_the_settings(spec: CalibrationSpec, meth
 )
 def test_a_parameter_of_another_method_is_refused(spec: CalibrationSpec, message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        method_of(spec)
+        create_method(spec)
 
 
 def test_what_is_kept_fp32_is_not_quantized(graph: Graph) -> None:
-    assert placement_of(graph, ModelSpec(), Target(), Warned()).quantized != ()
+    assert place_layers(graph, ModelSpec(), Target(), Warned()).quantized != ()
     spec = ModelSpec(layers=LayerSpec(keep_fp32=(".",)))
-    assert placement_of(graph, spec, Target(), Warned()).quantized == ()
+    assert place_layers(graph, spec, Target(), Warned()).quantized == ()
 
 
 def test_the_settings_say_how_the_pass_is_made(graph: Graph, tmp_path: Path) -> None:
     data = samples(tmp_path / "c.npz", x=images(5))
     spec = ModelSpec(calibration=CalibrationSpec(data=data, method="minmax", memory_bytes=1))
-    batches = calibration_data(graph, spec, Target(), random_data=False)
+    batches = open_calibration_data(graph, spec, Target(), random_data=False)
     with pytest.raises(UsageError, match="memory of 1 bytes is too small: the histograms of 2 tensors"):
-        observe_graph(graph, ("x", "r"), batches, pass_of(spec.calibration), Warned())
+        observe_graph(graph, ("x", "r"), batches, options_from_spec(spec.calibration), Warned())
 
 
 @pytest.mark.parametrize(
@@ -310,4 +310,4 @@ def test_the_settings_say_how_the_pass_is_made(graph: Graph, tmp_path: Path) -> 
 )
 def test_a_pass_that_cannot_be_made_is_refused(settings: CalibrationSpec, message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        pass_of(settings)
+        options_from_spec(settings)

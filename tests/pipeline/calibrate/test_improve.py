@@ -15,13 +15,13 @@ from trtq.models.demo import write_demo
 from trtq.models.spec import CalibrationSpec, ModelSpec, QuantizationSpec
 from trtq.pipeline.build import build
 from trtq.pipeline.build.job import prepare
-from trtq.pipeline.calibrate import calibrate, improve, observe, ranges_of
-from trtq.pipeline.calibrate.data import PassSpec, calibration_data, observe_graph, placement_of
-from trtq.pipeline.calibrate.improve import Improved, improved
+from trtq.pipeline.calibrate import calibrate, estimate_ranges, improve, observe
+from trtq.pipeline.calibrate.data import ObserveOptions, observe_graph, open_calibration_data, place_layers
+from trtq.pipeline.calibrate.improve import RangeSearch, improve_ranges
 from trtq.pipeline.engine.target import Target
 from trtq.pipeline.graph.load import Graph, load
 from trtq.pipeline.graph.placement import Placement
-from trtq.pipeline.judge.repairs import Look
+from trtq.pipeline.judge.repairs import SampleBudget
 from trtq.pipeline.quantize import quantize
 from trtq.progress import Log, Silent
 
@@ -44,16 +44,16 @@ def spec(demo: Path) -> ModelSpec:
 @pytest.fixture(scope="module")
 def seen(demo: Path, spec: ModelSpec) -> tuple[Graph, Placement, Statistics, Batches]:
     graph = load(demo, min_opset=19)
-    placement = placement_of(graph, spec, Target(), Silent())
-    batches = calibration_data(graph, spec, Target(), random_data=False)
-    statistics = observe_graph(graph, placement.activations, batches, PassSpec(), Silent())
+    placement = place_layers(graph, spec, Target(), Silent())
+    batches = open_calibration_data(graph, spec, Target(), random_data=False)
+    statistics = observe_graph(graph, placement.activations, batches, ObserveOptions(), Silent())
     return graph, placement, statistics, batches
 
 
 def _improved(
     seen: tuple[Graph, Placement, Statistics, Batches], spec: ModelSpec, log: Log | None = None
-) -> Improved:
-    return improved(*seen, spec, log or Log(Silent()))
+) -> RangeSearch:
+    return improve_ranges(*seen, spec, log or Log(Silent()))
 
 
 def _with(spec: ModelSpec, method: str = "auto", repair: str = "auto") -> ModelSpec:
@@ -145,11 +145,11 @@ def test_one_batch_repairs_nothing_and_says_so(
 @pytest.mark.parametrize(
     ("macs", "num_samples", "look"),
     [
-        (1e6, 128, Look(8, 64)),
-        (1e9, 128, Look(4, 34)),  # as cheap as 400 runs
-        (1e9, 1000, Look(8, 64)),  # two passes over the data are more
-        (1e10, 128, Look(4, 22)),
-        (1e12, 8, Look(4, 16)),  # never fewer
+        (1e6, 128, SampleBudget(8, 64)),
+        (1e9, 128, SampleBudget(4, 34)),  # as cheap as 400 runs
+        (1e9, 1000, SampleBudget(8, 64)),  # two passes over the data are more
+        (1e10, 128, SampleBudget(4, 22)),
+        (1e12, 8, SampleBudget(4, 16)),  # never fewer
     ],
 )
 def test_large_models_are_judged_on_fewer_samples(
@@ -157,9 +157,9 @@ def test_large_models_are_judged_on_fewer_samples(
     monkeypatch: pytest.MonkeyPatch,
     macs: float,
     num_samples: int,
-    look: Look,
+    look: SampleBudget,
 ) -> None:
-    monkeypatch.setattr(improve, "macs_of", lambda *_: {"a": int(macs / 2), "b": int(macs / 2)})
+    monkeypatch.setattr(improve, "count_macs", lambda *_: {"a": int(macs / 2), "b": int(macs / 2)})
     assert improve._look(seen[0], seen[3], num_samples) == look
 
 
@@ -219,4 +219,4 @@ def test_asymmetric_activations_stay_so_whatever_is_tried(demo: Path, spec: Mode
         spec, calibration=calibration, quantization=QuantizationSpec((repair,), activations="asymmetric")
     )
     assert calibrate(demo, spec=wanted).activations == "asymmetric"
-    assert ranges_of(observe(demo, spec=wanted), spec=wanted).activations == "asymmetric"
+    assert estimate_ranges(observe(demo, spec=wanted), spec=wanted).activations == "asymmetric"

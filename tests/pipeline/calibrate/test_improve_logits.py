@@ -15,7 +15,7 @@ from trtq.calibrators.estimate import estimate
 from trtq.calibrators.observe import observe
 from trtq.calibrators.ranges import Ranges
 from trtq.models.spec import CalibrationSpec, ModelSpec, QuantizationSpec
-from trtq.pipeline.calibrate.improve import Improved, improved
+from trtq.pipeline.calibrate.improve import RangeSearch, improve_ranges
 from trtq.pipeline.graph.load import Graph
 from trtq.pipeline.graph.placement import DEFAULT_OP_TYPES, Placement, place
 from trtq.pipeline.rewrite.qdq import quantize
@@ -58,13 +58,13 @@ def _data(num_feeds: int = 12) -> Batches:
 
 def _improved(
     graph: Graph, method: str, types: tuple[str, ...] = _TYPES, repair: str = "none", log: Log | None = None
-) -> tuple[Placement, Improved]:
+) -> tuple[Placement, RangeSearch]:
     placement = place(graph.model, op_types=types, force=["."])
     seen = observe(graph.model, placement.activations, _data())
     spec = ModelSpec(
         calibration=CalibrationSpec(method=method), quantization=QuantizationSpec(repair=(repair,))
     )
-    return placement, improved(graph, placement, seen, _data(), spec, log or Log(Silent()))
+    return placement, improve_ranges(graph, placement, seen, _data(), spec, log or Log(Silent()))
 
 
 def _lost(outputs_of: Outputs, graph: Graph, placement: Placement, ranges: Ranges) -> float:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from trtq.files import sha256_of
+from trtq.files import hash_file
 from trtq.pipeline.deliver import manifest, report
 from trtq.pipeline.deliver.earlier import find_earlier
 from trtq.pipeline.deliver.manifest import Manifest
@@ -44,7 +44,7 @@ _REPORT = Report(
 def folder(tmp_path: Path) -> Path:
     (tmp_path / "model.engine").write_bytes(b"plan")
     (tmp_path / REPORT).write_bytes(report.to_json(_REPORT))
-    outputs = {path.name: sha256_of(path) for path in tmp_path.iterdir()}
+    outputs = {path.name: hash_file(path) for path in tmp_path.iterdir()}
     contract = Manifest({"model.onnx": "m"}, outputs, {"trtq": "0.1.0"}, {}, {"conv": "Int8"}, keys=_KEYS)
     (tmp_path / manifest.NAME).write_bytes(manifest.to_json(contract))
     return tmp_path

@@ -14,14 +14,14 @@ from whole_folder import assert_complete, names, without_exchange, write
 
 from trtq.errors import ArtifactError
 from trtq.pipeline.deliver import folder as module
-from trtq.pipeline.deliver.folder import staged_folder
+from trtq.pipeline.deliver.folder import stage_folder
 from trtq.pipeline.deliver.manifest import Manifest, to_json
 
 _EXCHANGE = pytest.mark.parametrize("exchange", [True, False], ids=["exchange", "two renames"])
 
 
 def test_a_folder_appears_when_the_block_ends(target: Path) -> None:
-    with staged_folder(target) as stage:
+    with stage_folder(target) as stage:
         assert stage.parent == target.parent
         assert list(stage.iterdir()) == []
         (stage / "manifest.json").write_text("new")
@@ -40,7 +40,7 @@ def test_a_relative_path_stays_where_it_was_when_the_block_changes_the_folder(
 ) -> None:
     (tmp_path / "other").mkdir()
     monkeypatch.chdir(tmp_path)
-    with staged_folder(Path("out")) as stage:
+    with stage_folder(Path("out")) as stage:
         (stage / "manifest.json").write_text("new")
         monkeypatch.chdir(tmp_path / "other")
     assert (tmp_path / "out" / "manifest.json").is_file()
@@ -60,7 +60,7 @@ def test_an_older_build_is_replaced(target: Path, exchange: bool, monkeypatch: p
     without_exchange(monkeypatch, exchange=exchange)
     write(target, "old")
     (target / "of an older trtq").write_text("old")
-    with staged_folder(target) as stage:
+    with stage_folder(target) as stage:
         assert (target / "manifest.json").read_text() == "old"
         for name in ("model.engine", "report.json", "manifest.json"):
             (stage / name).write_text("new")
@@ -117,7 +117,7 @@ def test_an_error_in_the_block_leaves_everything_as_it_was(
         write(target, "old")
 
     def fail() -> None:
-        with staged_folder(target) as stage:
+        with stage_folder(target) as stage:
             (stage / "manifest.json").write_text("new")
             raise error
 
@@ -139,7 +139,7 @@ def test_a_disk_that_fails_in_the_block_is_told(error: OSError, told: str, targe
     write(target, "old")
 
     def fail() -> None:
-        with staged_folder(target):
+        with stage_folder(target):
             raise error
 
     with pytest.raises(ArtifactError, match=rf"^cannot write {target}: {told}$"):
@@ -234,7 +234,7 @@ def test_a_parent_that_cannot_be_written_is_told(target: Path) -> None:
 
 
 def test_a_file_of_the_user_in_the_folder_is_not_lost(target: Path) -> None:
-    with staged_folder(target) as stage:
+    with stage_folder(target) as stage:
         contract = Manifest({}, {"model.engine": ""}, {}, {})
         (stage / "manifest.json").write_bytes(to_json(contract))
         (stage / "model.engine").write_bytes(b"")

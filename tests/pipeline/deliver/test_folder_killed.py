@@ -14,7 +14,7 @@ from whole_folder import assert_complete, names, without_exchange, write
 
 from trtq.errors import ArtifactError
 from trtq.pipeline.deliver import folder as module
-from trtq.pipeline.deliver.folder import staged_folder
+from trtq.pipeline.deliver.folder import stage_folder
 
 
 def _made(folder: Path) -> Path:
@@ -42,7 +42,7 @@ def counted(function, count):
 target, where = Path(sys.argv[1]), sys.argv[2]
 if where != "after the exchange":
     folder._exchange = lambda first, second: False
-with folder.staged_folder(target) as stage:
+with folder.stage_folder(target) as stage:
     (stage / "model.engine").write_text("new")
     if where == "in the block":
         die()
@@ -81,7 +81,7 @@ def test_after_a_kill_a_complete_folder_is_there_and_the_next_run_clears_the_res
     write(target, "old")
     _kill(target, where)
     assert len(names(target)) > 1
-    with staged_folder(target) as stage:
+    with stage_folder(target) as stage:
         assert_complete(target, left)
         assert sorted(names(target)) == sorted([target.name, stage.name])
         (stage / "manifest.json").write_text("next")
@@ -99,8 +99,8 @@ def test_a_kill_without_an_older_build_leaves_no_folder(target: Path) -> None:
 
 def test_what_a_running_process_writes_is_left_alone(target: Path) -> None:
     child = (
-        "import sys\nfrom pathlib import Path\nfrom trtq.pipeline.deliver.folder import staged_folder\n"
-        "with staged_folder(Path(sys.argv[1])) as stage:\n"
+        "import sys\nfrom pathlib import Path\nfrom trtq.pipeline.deliver.folder import stage_folder\n"
+        "with stage_folder(Path(sys.argv[1])) as stage:\n"
         "    print(stage, flush=True)\n"
         "    sys.stdin.read()\n"
         "    (stage / 'manifest.json').write_text('of the child')\n"
@@ -119,7 +119,7 @@ def test_what_a_running_process_writes_is_left_alone(target: Path) -> None:
 
 
 def test_two_builds_in_one_process_do_not_clear_each_other(target: Path) -> None:
-    with staged_folder(target) as first:
+    with stage_folder(target) as first:
         write(target, "second")
         (first / "manifest.json").write_text("first")
     assert (target / "manifest.json").read_text() == "first"
@@ -199,7 +199,7 @@ def test_a_name_with_marks_of_patterns_is_cleared_too(target: Path) -> None:
     write(target, "old")
     _kill(target, "between the renames")
     assert not target.exists()
-    with staged_folder(target) as stage:
+    with stage_folder(target) as stage:
         assert_complete(target, "old")
         (stage / "manifest.json").write_text("new")
     assert names(target) == [target.name]

@@ -13,13 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trtq.errors import ArtifactError
-from trtq.files import sha256_of
-from trtq.pipeline.deliver.folder import staged_folder
+from trtq.files import hash_file
+from trtq.pipeline.deliver.folder import stage_folder
 from trtq.pipeline.deliver.integrity import (
     Integrity,
-    intact_manifest,
+    read_intact_manifest,
+    read_whole_manifest,
     refuse_changed,
-    whole_manifest,
 )
 from trtq.pipeline.deliver.manifest import NAME, SIGNATURE, Manifest, is_whole, to_json
 from trtq.pipeline.sign import sign
@@ -117,7 +117,7 @@ def test_a_file_that_cannot_be_read_is_told(folder: Path, monkeypatch: pytest.Mo
     def refuse(path: Path) -> str:
         raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr("trtq.pipeline.deliver.integrity.sha256_of", refuse)
+    monkeypatch.setattr("trtq.pipeline.deliver.integrity.hash_file", refuse)
     with pytest.raises(ArtifactError, match=r"^cannot read .*model\.engine: Permission denied$"):
         verify(folder)
 
@@ -171,30 +171,30 @@ def test_a_flipped_bit_anywhere_is_found(shared: Path, data: st.DataObject) -> N
 
 
 def test_a_manifest_that_was_changed_is_refused(folder: Path) -> None:
-    assert whole_manifest(folder).layers == {"conv": "Int8"}
+    assert read_whole_manifest(folder).layers == {"conv": "Int8"}
     (folder / "model.engine").write_bytes(b"another")  # is not looked at
-    assert whole_manifest(folder).layers == {"conv": "Int8"}
+    assert read_whole_manifest(folder).layers == {"conv": "Int8"}
     (folder / NAME).write_bytes((folder / NAME).read_bytes().replace(b"Int8", b"Half"))
     with pytest.raises(
         ArtifactError, match=r"manifest\.json is not the file that was written: its own SHA-256 is another"
     ):
-        whole_manifest(folder)
+        read_whole_manifest(folder)
     with pytest.raises(
         ArtifactError, match=r"is not what was built: changed: model\.engine, manifest\.json; bu"
     ):
-        intact_manifest(folder)
+        read_intact_manifest(folder)
 
 
 def test_a_folder_with_a_change_anywhere_is_refused(folder: Path) -> None:
-    assert intact_manifest(folder) == whole_manifest(folder)
+    assert read_intact_manifest(folder) == read_whole_manifest(folder)
     (folder / "plugin.so").touch()
     with pytest.raises(ArtifactError, match=r"is not what was built: unknown: plugin\.so; build again$"):
-        intact_manifest(folder)
+        read_intact_manifest(folder)
 
 
 @pytest.mark.parametrize("content", [b"PLAN", b"", None])
 def test_a_file_that_was_changed_is_refused(content: bytes | None, folder: Path) -> None:
-    manifest = whole_manifest(folder)
+    manifest = read_whole_manifest(folder)
     (folder / "model.engine").unlink()
     if content is not None:
         (folder / "model.engine").write_bytes(content)
@@ -208,13 +208,13 @@ def test_a_file_that_was_changed_is_refused(content: bytes | None, folder: Path)
 def test_a_file_that_the_manifest_does_not_know_is_refused(folder: Path) -> None:
     (folder / "other").touch()
     with pytest.raises(ArtifactError, match="other is not the file that was built"):
-        refuse_changed(folder, whole_manifest(folder), "other")
+        refuse_changed(folder, read_whole_manifest(folder), "other")
 
 
 def test_a_large_file_is_hashed_whole(tmp_path: Path) -> None:
     content = bytes(range(251)) * 20_000  # several blocks, the last one not full
     (tmp_path / "large").write_bytes(content)
-    assert sha256_of(tmp_path / "large") == hashlib.sha256(content).hexdigest()
+    assert hash_file(tmp_path / "large") == hashlib.sha256(content).hexdigest()
 
 
 def test_a_build_over_a_signed_folder_takes_the_signature_for_its_own(
@@ -222,6 +222,6 @@ def test_a_build_over_a_signed_folder_takes_the_signature_for_its_own(
 ) -> None:
     target = write_build(tmp_path / "built", keys)
     shutil.rmtree(target / "part")
-    with staged_folder(target) as stage:
+    with stage_folder(target) as stage:
         (stage / NAME).write_text("new")
     assert not (target / SIGNATURE).exists()

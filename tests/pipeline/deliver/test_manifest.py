@@ -15,7 +15,7 @@ import pytest
 
 from trtq.errors import ArtifactError
 from trtq.models.spec import ModelSpec
-from trtq.pipeline.deliver.manifest import NAME, Manifest, key_of, read_manifest, to_json, versions
+from trtq.pipeline.deliver.manifest import NAME, Manifest, collect_versions, make_key, read_manifest, to_json
 from trtq.pipeline.engine.target import Target
 
 _CONTENTS = {"model.engine": b"plan", "report.json": b"{}"}
@@ -102,16 +102,16 @@ def test_a_missing_section_is_named(section: str, value: object, folder: Path) -
 
 
 def test_the_versions_are_those_of_what_takes_part() -> None:
-    found = versions()
+    found = collect_versions()
     assert found["python"] == platform.python_version()
     assert found["numpy"] == np.__version__
     assert found["trtq"]
 
 
 def test_a_key_is_the_same_for_the_same_values() -> None:
-    assert key_of("a", {"x": 1, "y": 2}, (1, 2.5), None) == key_of("a", {"y": 2, "x": 1}, [1, 2.5], None)
-    assert key_of(ModelSpec(), Target()) == key_of(ModelSpec(), Target())
-    assert len(key_of()) == 64
+    assert make_key("a", {"x": 1, "y": 2}, (1, 2.5), None) == make_key("a", {"y": 2, "x": 1}, [1, 2.5], None)
+    assert make_key(ModelSpec(), Target()) == make_key(ModelSpec(), Target())
+    assert len(make_key()) == 64
 
 
 @pytest.mark.parametrize(
@@ -125,10 +125,10 @@ def test_a_key_is_the_same_for_the_same_values() -> None:
     ],
 )
 def test_a_key_is_another_for_other_values(other: tuple[object, ...]) -> None:
-    assert key_of(*other) != key_of("a", "b", Target())
+    assert make_key(*other) != make_key("a", "b", Target())
 
 
 def test_a_key_takes_values_that_json_does_not_have() -> None:
-    assert key_of(Path("a")) == key_of("a")
+    assert make_key(Path("a")) == make_key("a")
     values: Mapping[str, object] = {"nan": float("nan"), "path": Path("b")}
-    assert key_of(values) == key_of(values)
+    assert make_key(values) == make_key(values)

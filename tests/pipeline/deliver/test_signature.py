@@ -23,7 +23,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trtq.errors import ArtifactError, MissingDependency, UsageError
-from trtq.pipeline.deliver.integrity import intact_manifest, whole_manifest
+from trtq.pipeline.deliver.integrity import read_intact_manifest, read_whole_manifest
 from trtq.pipeline.deliver.manifest import NAME, SIGNATURE, Manifest, to_json
 from trtq.pipeline.sign import sign
 from trtq.pipeline.verify import verify
@@ -95,8 +95,8 @@ def test_a_manifest_made_anew_for_another_engine_is_refused_by_the_key_alone(
 
 
 def test_a_manifest_is_taken_from_the_owner_of_the_key_alone(signed: Path, keys: Keys) -> None:
-    assert intact_manifest(signed, key=keys("public")) == whole_manifest(signed, key=keys("public"))
-    for read in (intact_manifest, whole_manifest):
+    assert read_intact_manifest(signed, key=keys("public")) == read_whole_manifest(signed, key=keys("public"))
+    for read in (read_intact_manifest, read_whole_manifest):
         with pytest.raises(ArtifactError, match=r"^the signature of .* is not that of .*other: "):
             read(signed, key=keys("other"))
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from trtq.pipeline.formats.blocks import in_blocks
-from trtq.pipeline.formats.double import GROUP, DoubleQuantized, dynamic_map
+from trtq.pipeline.formats.blocks import split_in_blocks
+from trtq.pipeline.formats.double import GROUP, DoubleQuantized, build_dynamic_map
 from trtq.pipeline.formats.nf4 import CODEBOOK
 
 
@@ -14,7 +14,7 @@ def dequantize_nf4(
     codes: NDArray[np.uint8], absmax: NDArray[np.float32], axis: int, block_size: int
 ) -> NDArray[np.float32]:
     """Returns the weight that the codes stand for."""
-    blocks = CODEBOOK[in_blocks(codes, axis, block_size)]
+    blocks = CODEBOOK[split_in_blocks(codes, axis, block_size)]
     weight: NDArray[np.float32] = blocks * absmax.reshape(blocks.shape[0], 1, -1)
     return weight.reshape(codes.shape)
 
@@ -22,4 +22,4 @@ def dequantize_nf4(
 def dequantize_absmax(quantized: DoubleQuantized) -> NDArray[np.float32]:
     """Returns the magnitudes, one-dimensional."""
     scales = np.repeat(quantized.scales, GROUP)[: quantized.codes.size]
-    return dynamic_map()[quantized.codes] * scales + quantized.offset
+    return build_dynamic_map()[quantized.codes] * scales + quantized.offset

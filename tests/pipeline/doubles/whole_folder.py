@@ -7,14 +7,14 @@ from pathlib import Path
 import pytest
 
 from trtq.pipeline.deliver import folder as module
-from trtq.pipeline.deliver.folder import staged_folder
+from trtq.pipeline.deliver.folder import stage_folder
 
 _NAMES = ("model.engine", "report.json", "manifest.json")
 
 
 def write(target: Path, content: str) -> None:
     """Writes a folder in which every file holds this."""
-    with staged_folder(target) as stage:
+    with stage_folder(target) as stage:
         for name in _NAMES:
             (stage / name).write_text(content)
 

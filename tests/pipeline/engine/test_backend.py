@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from trtq.errors import UsageError
-from trtq.pipeline.engine.backend import BuilderOptions, Built, Kernel
+from trtq.pipeline.engine.backend import BuilderOptions, BuiltEngine, Kernel
 
 _I, _F, _H = "Int8", "Float", "Half"
 
@@ -55,7 +55,7 @@ def test_a_generated_kernel_that_reads_int8_computes_in_float(kind: str) -> None
 
 
 def test_an_engine_has_the_builder_s_usual_reason() -> None:
-    assert "no INT8 kernel for this shape" in Built(b"plan", ()).usual_reason
+    assert "no INT8 kernel for this shape" in BuiltEngine(b"plan", ()).usual_reason
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ import pytest
 
 from trtq.models.spec import InputSpec
 from trtq.pipeline.engine.backend import BuilderOptions, BuildRequest, Precision
-from trtq.pipeline.engine.builder import build, network_flags
+from trtq.pipeline.engine.builder import build, combine_network_flags
 from trtq.pipeline.engine.process import Flavour, to_json
 
 OLD, TEN, ELEVEN = "8.6.1", "10.16.1.11", "11.4.0.106"
@@ -70,7 +70,7 @@ Ask = Callable[..., dict[str, Any]]
 def test_networks_are_strongly_typed_where_the_types_of_the_graph_rule(
     version: str, precisions: tuple[Precision, ...], flags: int, ask: Ask, tensorrt_module: Module
 ) -> None:
-    assert network_flags(importlib.import_module(tensorrt_module(version)), precisions) == flags
+    assert combine_network_flags(importlib.import_module(tensorrt_module(version)), precisions) == flags
     record = ask(version, replace(FLOAT, precisions=precisions))["plan"]
     assert record["network_flags"] == flags
     assert record["flags"] == [name.upper() for name in precisions]

@@ -11,7 +11,7 @@ import pytest
 
 from trtq.errors import MissingDependency, UsageError
 from trtq.pipeline.engine.backend import BuilderOptions
-from trtq.pipeline.engine.backends import BACKENDS, choose, refuse_what_it_lacks
+from trtq.pipeline.engine.backends import BACKENDS, choose_backend, refuse_unsupported
 from trtq.pipeline.engine.tensorrt import TensorRt
 
 NOT_INSTALLED = (
@@ -34,22 +34,22 @@ def test_auto_is_tensorrt_where_it_works(
 ) -> None:
     backend = TensorRt(tensorrt_module("10.16.1.11"))
     monkeypatch.setattr("trtq.pipeline.engine.backends.BACKENDS", {**BACKENDS, "tensorrt": backend})
-    assert choose("auto") is backend
-    monkeypatch.setattr("trtq.pipeline.engine.tensorrt.num_gpus", lambda: None)
+    assert choose_backend("auto") is backend
+    monkeypatch.setattr("trtq.pipeline.engine.tensorrt.count_gpus", lambda: None)
     monkeypatch.setattr("trtq.pipeline.engine.rtx.TensorRtRtx.why_not", lambda _: "")
-    assert choose("auto").name == "tensorrt-rtx"
+    assert choose_backend("auto").name == "tensorrt-rtx"
 
 
 def test_auto_is_tensorrt_rtx_where_only_that_works(monkeypatch: pytest.MonkeyPatch) -> None:
     _is_installed(monkeypatch, rtx=True)
-    assert choose("auto").name == "tensorrt-rtx"
-    assert choose("auto").runs_fp16
+    assert choose_backend("auto").name == "tensorrt-rtx"
+    assert choose_backend("auto").runs_fp16
 
 
 def test_auto_is_never_onnx_runtime(monkeypatch: pytest.MonkeyPatch) -> None:
     _is_installed(monkeypatch, rtx=False)
     with pytest.raises(MissingDependency) as told:
-        choose("auto")
+        choose_backend("auto")
     assert str(told.value) == (
         f"no engine builder works here: {NOT_INSTALLED}; or take --backend onnxruntime, which needs none"
     )
@@ -59,20 +59,20 @@ def test_auto_is_never_onnx_runtime(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_named_backend_that_does_not_work_is_refused(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     _is_installed(monkeypatch, rtx=False)
     with pytest.raises(MissingDependency, match=rf"^backend {name}: tensorrt\w* is not installed"):
-        choose(name)
+        choose_backend(name)
 
 
 @pytest.mark.parametrize("name", ["tensorrt-rtx", "onnxruntime"])
 def test_a_named_backend_that_works_is_taken(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     _is_installed(monkeypatch, rtx=True)
-    assert choose(name).name == name
+    assert choose_backend(name).name == name
 
 
 def test_an_unknown_backend_is_refused_with_the_known_ones() -> None:
     with pytest.raises(
         UsageError, match=r"^there is no backend 'openvino'; take auto, tensorrt, tensorrt-rtx, onnxruntime$"
     ):
-        choose("openvino")
+        choose_backend("openvino")
 
 
 @pytest.mark.parametrize(
@@ -93,7 +93,7 @@ def test_an_unknown_backend_is_refused_with_the_known_ones() -> None:
 )
 def test_an_option_that_a_backend_lacks_is_refused(backend: str, options: dict[str, Any], told: str) -> None:
     with pytest.raises(UsageError, match=f"^backend {backend} has no {told}"):
-        refuse_what_it_lacks(BACKENDS[backend], BuilderOptions(**options))
+        refuse_unsupported(BACKENDS[backend], BuilderOptions(**options))
 
 
 def test_tensorrt_builds_for_this_machine_only() -> None:
@@ -102,14 +102,14 @@ def test_tensorrt_builds_for_this_machine_only() -> None:
         match=r"^backend tensorrt has no --compute-capability: it builds for the GPU of this machine; see "
         r"--hardware-compatibility$",
     ):
-        refuse_what_it_lacks(BACKENDS["tensorrt"], BuilderOptions(), ("8.9",))
+        refuse_unsupported(BACKENDS["tensorrt"], BuilderOptions(), ("8.9",))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_the_defaults_are_refused_nowhere(backend: str) -> None:
-    refuse_what_it_lacks(BACKENDS[backend], BuilderOptions())
+    refuse_unsupported(BACKENDS[backend], BuilderOptions())
 
 
 def test_tensorrt_takes_every_option_but_the_target(tmp_path: Path) -> None:
     options = BuilderOptions(tmp_path / "t", 5, "same-compute-capability", version_compatible=True)
-    refuse_what_it_lacks(BACKENDS["tensorrt"], options)
+    refuse_unsupported(BACKENDS["tensorrt"], options)

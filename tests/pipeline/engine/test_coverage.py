@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from trtq.pipeline.engine.backend import Built, Kernel
-from trtq.pipeline.engine.coverage import Fallback, coverage, precisions
+from trtq.pipeline.engine.backend import BuiltEngine, Kernel
+from trtq.pipeline.engine.coverage import Fallback, list_precisions, measure_coverage
 from trtq.pipeline.graph.quantized import QuantizedLayer
 
 _CONV = QuantizedLayer("conv", "Conv", (), 0, 0)
@@ -16,18 +16,20 @@ _OTHER = Kernel("other", "gemm", ("other",), ("Int8",), ("Int8",))
 
 
 def test_a_layer_with_an_int8_kernel_is_covered() -> None:
-    result = coverage([_CONV], Built(b"", (_GLUE, _INT8, _OTHER)))
+    result = measure_coverage([_CONV], BuiltEngine(b"", (_GLUE, _INT8, _OTHER)))
     assert (result.layers_quantized, result.layers_int8, result.fallbacks) == (1, 1, ())
 
 
 def test_several_layers_in_one_kernel_are_all_covered() -> None:
     merged = Kernel("q+k+v", "gemm", ("q", "k", "v"), ("Int8",), ("Int8",))
     layers = [QuantizedLayer(name, "MatMul", (), 1, 1) for name in "qkv"]
-    assert coverage(layers, Built(b"", (merged,))).layers_int8 == 3
+    assert measure_coverage(layers, BuiltEngine(b"", (merged,))).layers_int8 == 3
 
 
 def test_a_float_layer_is_a_fallback_with_the_dtypes_of_its_main_kernel() -> None:
-    result = coverage([_CONV, QuantizedLayer("other", "Gemm", (), 0, 0)], Built(b"", (_GLUE, _FLOAT, _OTHER)))
+    result = measure_coverage(
+        [_CONV, QuantizedLayer("other", "Gemm", (), 0, 0)], BuiltEngine(b"", (_GLUE, _FLOAT, _OTHER))
+    )
     assert (result.layers_quantized, result.layers_int8) == (2, 1)
     assert result.fallbacks == (
         Fallback(
@@ -40,30 +42,30 @@ def test_a_float_layer_is_a_fallback_with_the_dtypes_of_its_main_kernel() -> Non
 
 
 def test_without_a_kernel_of_arithmetic_the_generated_one_tells() -> None:
-    (fallback,) = coverage([_CONV], Built(b"", (_GLUE,))).fallbacks
+    (fallback,) = measure_coverage([_CONV], BuiltEngine(b"", (_GLUE,))).fallbacks
     assert fallback.runs_as == "Half/Int8"
 
 
 def test_a_kernel_that_dequantizes_is_told_with_all_its_dtypes() -> None:
     fused = Kernel("CastMulFc", "runtime_fusion", ("conv",), ("Int8", "Int8"), ("Half",))
-    (fallback,) = coverage([_CONV], Built(b"", (fused,))).fallbacks
+    (fallback,) = measure_coverage([_CONV], BuiltEngine(b"", (fused,))).fallbacks
     assert fallback.runs_as == "Int8/Half"
-    assert precisions(["conv"], Built(b"", (fused,))) == {"conv": "Int8/Half"}
+    assert list_precisions(["conv"], BuiltEngine(b"", (fused,))) == {"conv": "Int8/Half"}
 
 
 def test_a_kernel_without_operands_is_unknown() -> None:
-    built = Built(b"", (Kernel("k", "shape_call", ("conv",), (), ()),))
-    assert coverage([_CONV], built).fallbacks[0].runs_as == "unknown"
-    assert precisions(["conv"], built) == {"conv": "unknown"}
+    built = BuiltEngine(b"", (Kernel("k", "shape_call", ("conv",), (), ()),))
+    assert measure_coverage([_CONV], built).fallbacks[0].runs_as == "unknown"
+    assert list_precisions(["conv"], built) == {"conv": "unknown"}
 
 
 def test_a_layer_that_is_in_no_kernel_was_removed() -> None:
-    (fallback,) = coverage([_CONV], Built(b"", (_OTHER,))).fallbacks
+    (fallback,) = measure_coverage([_CONV], BuiltEngine(b"", (_OTHER,))).fallbacks
     assert fallback == Fallback("conv", "Conv", "none", "the builder removed it: nothing uses its result")
 
 
 def test_nothing_is_claimed_of_an_engine_that_tells_no_kernels() -> None:
-    (fallback,) = coverage([_CONV], Built(b"", ())).fallbacks
+    (fallback,) = measure_coverage([_CONV], BuiltEngine(b"", ())).fallbacks
     assert fallback == Fallback("conv", "Conv", "unknown", "the builder does not tell what it runs")
 
 
@@ -101,10 +103,10 @@ def test_nothing_is_claimed_of_an_engine_that_tells_no_kernels() -> None:
 def test_the_reason_is_the_first_that_is_known(
     layer: QuantizedLayer, targets: tuple[str, ...], reason: str
 ) -> None:
-    built = Built(b"", (_FLOAT,), usual_reason="as usual")
-    assert coverage([layer], built, targets).fallbacks[0].reason == reason
+    built = BuiltEngine(b"", (_FLOAT,), usual_reason="as usual")
+    assert measure_coverage([layer], built, targets).fallbacks[0].reason == reason
 
 
 def test_precisions_are_told_of_the_nodes_that_have_a_kernel() -> None:
-    built = Built(b"", (_GLUE, _INT8, _OTHER, Kernel("f", "gemm", ("f",), ("Half",), ("Half",))))
-    assert precisions(["conv", "f", "removed"], built) == {"conv": "Int8", "f": "Half"}
+    built = BuiltEngine(b"", (_GLUE, _INT8, _OTHER, Kernel("f", "gemm", ("f",), ("Half",), ("Half",))))
+    assert list_precisions(["conv", "f", "removed"], built) == {"conv": "Int8", "f": "Half"}

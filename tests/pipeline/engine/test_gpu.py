@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from trtq.pipeline.engine.gpu import compute_capability, num_gpus
+from trtq.pipeline.engine.gpu import count_gpus, find_compute_capability
 
 
 class Driver:
@@ -62,5 +62,5 @@ def test_the_driver_is_asked(
     driver: Driver | None, count: int | None, capability: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _has(driver, monkeypatch)
-    assert num_gpus() == count
-    assert compute_capability() == capability
+    assert count_gpus() == count
+    assert find_compute_capability() == capability

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from trtq.pipeline.engine.backend import Kernel
-from trtq.pipeline.engine.kernels import nodes_of, parse_inspector, parse_log
+from trtq.pipeline.engine.kernels import list_nodes, parse_inspector, parse_log
 
 # From TensorRT-RTX 1.7.1, shortened; the node names were chosen to be hard to read.
 _TENSOR = (
@@ -165,7 +165,7 @@ def test_metadata_names_the_nodes(between: str) -> None:
 
 
 def test_metadata_of_nodes_only_needs_no_separator() -> None:
-    assert list(nodes_of("[ONNX Layer: a][ONNX Layer: b]")) == ["a", "b"]
+    assert list(list_nodes("[ONNX Layer: a][ONNX Layer: b]")) == ["a", "b"]
 
 
 @pytest.mark.parametrize("metadata", [{}, {"Metadata": ""}])

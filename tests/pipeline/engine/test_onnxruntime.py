@@ -12,9 +12,9 @@ import pytest
 
 from trtq.errors import BuildError
 from trtq.pipeline.engine.backend import BuildRequest
-from trtq.pipeline.engine.coverage import coverage, precisions
+from trtq.pipeline.engine.coverage import list_precisions, measure_coverage
 from trtq.pipeline.engine.onnxruntime import OnnxRuntime
-from trtq.pipeline.graph.quantized import quantized_layers
+from trtq.pipeline.graph.quantized import find_quantized_layers
 
 _WEIGHTS = {
     "s": np.asarray(0.05, np.float32),
@@ -45,8 +45,8 @@ def test_a_layer_that_becomes_an_integer_kernel_runs_in_int8(
     built = OnnxRuntime().build(BuildRequest(path))
     assert built.plan is None
     assert [kernel.kind for kernel in built.kernels if "layer" in kernel.nodes] == [kind]
-    assert coverage(quantized_layers(ir.load(path)), built).layers_int8 == 1
-    assert precisions(["layer"], built) == {"layer": "Int8"}
+    assert measure_coverage(find_quantized_layers(ir.load(path)), built).layers_int8 == 1
+    assert list_precisions(["layer"], built) == {"layer": "Int8"}
 
 
 def test_a_layer_with_a_float_output_runs_in_float_and_the_reason_is_told(
@@ -58,7 +58,7 @@ def test_a_layer_with_a_float_output_runs_in_float_and_the_reason_is_told(
         **_WEIGHTS,
     )
     built = OnnxRuntime().build(BuildRequest(path))
-    result = coverage(quantized_layers(ir.load(path)), built)
+    result = measure_coverage(find_quantized_layers(ir.load(path)), built)
     assert (result.layers_quantized, result.layers_int8) == (1, 0)
     (fallback,) = result.fallbacks
     assert (fallback.node, fallback.runs_as) == ("layer", "Float")

@@ -14,11 +14,11 @@ import pytest
 from trtq.errors import ArtifactError, BuildError, ModelError, TrtqError, UsageError
 from trtq.models.spec import InputSpec
 from trtq.pipeline.engine import process
-from trtq.pipeline.engine.backend import BuilderOptions, BuildRequest, Implicit
-from trtq.pipeline.engine.process import Flavour, Outcome, in_child, run, run_child, to_json
+from trtq.pipeline.engine.backend import BuilderOptions, BuildRequest, ImplicitQuantization
+from trtq.pipeline.engine.process import Flavour, ProcessOutcome, run, run_child, run_in_child, to_json
 
 FLAVOUR = Flavour("tensorrt", "TensorRT 10.16.1", inspects=True)
-Run = Callable[..., Outcome]
+Run = Callable[..., ProcessOutcome]
 _CRASHING = """
 import os, pathlib, signal, sys
 def main(folder):
@@ -39,7 +39,7 @@ def run_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str],
         monkeypatch.syspath_prepend(tmp_path)
         monkeypatch.setattr(process, "_BUILDER", "trtq_test_child")
         return lambda **request: run(
-            FLAVOUR, BuildRequest(tmp_path / "model.onnx", **request), in_child(FLAVOUR)
+            FLAVOUR, BuildRequest(tmp_path / "model.onnx", **request), run_in_child(FLAVOUR)
         )
 
     return prepare
@@ -47,7 +47,7 @@ def run_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str],
 
 def _answered(
     answer: Mapping[str, Any], tmp_path: Path, *log: str, plan: bytes = b"", **further: Any
-) -> Outcome:
+) -> ProcessOutcome:
     """Returns what becomes of an answer, given without any process."""
 
     def work(request: Mapping[str, Any], place: Path) -> Mapping[str, Any]:
@@ -131,7 +131,7 @@ def test_the_request_reaches_the_child_whole(run_with: Callable[[str], Run], tmp
         workspace_bytes=1 << 40,
         options=BuilderOptions(tmp_path / "größe.cache", 5, "ampere+", version_compatible=True),
         precisions=("int8", "fp16"),
-        implicit=Implicit(scales={"x": 0.5}),
+        implicit=ImplicitQuantization(scales={"x": 0.5}),
         kept={"mm": "fp32"},
     )
     assert json.loads(outcome.plan) == {

@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 
 from trtq.errors import BuildError, MissingDependency, ModelError, UsageError
 from trtq.models.spec import InputSpec
-from trtq.pipeline.engine.backend import BuildRequest, Built
-from trtq.pipeline.engine.coverage import Coverage, Fallback, coverage, precisions
+from trtq.pipeline.engine.backend import BuildRequest, BuiltEngine
+from trtq.pipeline.engine.coverage import Coverage, Fallback, list_precisions, measure_coverage
 from trtq.pipeline.engine.rtx import TensorRtRtx
-from trtq.pipeline.graph.quantized import quantized_layers
+from trtq.pipeline.graph.quantized import find_quantized_layers
 
 needs_rtx = pytest.mark.skipif(
     importlib.util.find_spec("tensorrt_rtx") is None,
@@ -77,11 +77,11 @@ def _conv_gemm(path_of: PathOf, *, batch: str = "2", axis: int = 0, **others: ND
     return path_of(_CONV_GEMM.format(batch=batch, axis=axis), **_weights(**others))
 
 
-def _covered(path: Path, built: Built, *targets: str) -> Coverage:
-    return coverage(quantized_layers(ir.load(path)), built, targets)
+def _covered(path: Path, built: BuiltEngine, *targets: str) -> Coverage:
+    return measure_coverage(find_quantized_layers(ir.load(path)), built, targets)
 
 
-def _build(path: Path, **request: Any) -> Built:
+def _build(path: Path, **request: Any) -> BuiltEngine:
     return TensorRtRtx().build(BuildRequest(path, **request))
 
 
@@ -92,7 +92,7 @@ def test_a_quantized_model_is_built_and_all_of_it_runs_in_int8(path_of: PathOf) 
     assert built.plan is not None
     assert built.plan.startswith(b"vtrt")
     assert _covered(path, built) == Coverage(2, 2, ())
-    assert precisions(["conv", "gemm"], built) == {"conv": "Int8", "gemm": "Int8"}
+    assert list_precisions(["conv", "gemm"], built) == {"conv": "Int8", "gemm": "Int8"}
     assert {kernel.kind for kernel in built.kernels} == {"correlation", "gemm", "kgen"}
 
 
@@ -101,7 +101,7 @@ def test_a_float_model_has_float_kernels_and_nothing_to_cover(path_of: PathOf) -
     path = path_of(_FLOAT, w=np.ones((8, 4, 3, 3), np.float32))
     built = _build(path)
     assert _covered(path, built) == Coverage(0, 0, ())
-    assert precisions(["conv"], built) == {"conv": "Float"}
+    assert list_precisions(["conv"], built) == {"conv": "Float"}
     assert not any(kernel.is_int8 for kernel in built.kernels)
     assert {dtype for kernel in built.kernels for dtype in kernel.inputs} == {"Float"}
 

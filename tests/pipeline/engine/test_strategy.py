@@ -15,13 +15,13 @@ from trtq.errors import DataError, UsageError
 from trtq.models.spec import CalibrationSpec, LayerSpec
 from trtq.pipeline.engine.backends import BACKENDS
 from trtq.pipeline.engine.strategy import (
-    Way,
-    choose_way,
-    float_tensors,
-    implicit_of,
-    kept_of,
-    layers_of,
-    tensorrt_algorithm,
+    Strategy,
+    choose_strategy,
+    find_tensorrt_algorithm,
+    list_float_tensors,
+    list_implicit_layers,
+    pin_precisions,
+    plan_implicit,
 )
 from trtq.pipeline.engine.target import Target
 from trtq.pipeline.engine.tensorrt import TensorRt
@@ -29,7 +29,7 @@ from trtq.pipeline.graph.load import Graph
 from trtq.pipeline.graph.placement import place
 
 OLD, TEN, ELEVEN = "8.6.1", "10.16.1.11", "11.4.0.106"
-IMPLICIT = Way("implicit", "", fp16=True, is_typed=False)
+IMPLICIT = Strategy("implicit", "", fp16=True, is_typed=False)
 GRAPH = """
     g (float[N, 4] x, int64[2] size) => (float[A, B] y, int64[2] shape) {
         [first] h = MatMul (x, w)
@@ -75,7 +75,7 @@ def backend(tensorrt_module: Callable[[str], str], one_gpu: None) -> Callable[[s
 def test_explicit_is_the_way_wherever_nothing_else_is_asked_for(
     target: Target, name: str, fp16: bool, is_typed: bool, backend: Callable[[str], Any]
 ) -> None:
-    way = choose_way(target, backend(name))
+    way = choose_strategy(target, backend(name))
     assert (way.quantization, way.fp16, way.is_typed) == ("explicit", fp16, is_typed)
     assert way.fp16_graph == (fp16 and is_typed)
     assert way.reason.endswith("takes Q/DQ models, as every version since TensorRT 8 does")
@@ -84,8 +84,8 @@ def test_explicit_is_the_way_wherever_nothing_else_is_asked_for(
 @pytest.mark.parametrize("version", [OLD, TEN])
 @pytest.mark.parametrize(("high", "fp16"), [("auto", True), ("fp16", True), ("fp32", False)])
 def test_implicit_is_never_typed(version: str, high: Any, fp16: bool, backend: Callable[[str], Any]) -> None:
-    way = choose_way(Target(quantization="implicit", high_precision=high), backend(version))
-    assert way == Way("implicit", "as asked; TensorRT 11 has it no more", fp16, is_typed=False)
+    way = choose_strategy(Target(quantization="implicit", high_precision=high), backend(version))
+    assert way == Strategy("implicit", "as asked; TensorRT 11 has it no more", fp16, is_typed=False)
     assert not way.fp16_graph
 
 
@@ -100,26 +100,26 @@ def test_implicit_is_never_typed(version: str, high: Any, fp16: bool, backend: C
 def test_implicit_is_refused_where_there_is_none(name: str, told: str, backend: Callable[[str], Any]) -> None:
     found = backend(name)
     with pytest.raises(UsageError, match=rf"^backend {found.name} has no implicit quantization: {told}"):
-        choose_way(Target(quantization="implicit"), found)
+        choose_strategy(Target(quantization="implicit"), found)
 
 
 def test_implicit_makes_no_fp16_engine(backend: Callable[[str], Any]) -> None:
     with pytest.raises(UsageError, match=r"^--quantization implicit makes INT8 engines, no fp16 one$"):
-        choose_way(Target(quantization="implicit", precision="fp16"), backend(TEN))
+        choose_strategy(Target(quantization="implicit", precision="fp16"), backend(TEN))
 
 
 @pytest.mark.parametrize(
     ("way", "precision", "allowed"),
     [
-        (Way("explicit", "", fp16=True, is_typed=True), "int8", ()),
-        (Way("explicit", "", fp16=True, is_typed=False), "int8", ("int8", "fp16")),
-        (Way("explicit", "", fp16=False, is_typed=False), "int8", ("int8",)),
-        (Way("explicit", "", fp16=True, is_typed=False), "fp16", ("fp16",)),
+        (Strategy("explicit", "", fp16=True, is_typed=True), "int8", ()),
+        (Strategy("explicit", "", fp16=True, is_typed=False), "int8", ("int8", "fp16")),
+        (Strategy("explicit", "", fp16=False, is_typed=False), "int8", ("int8",)),
+        (Strategy("explicit", "", fp16=True, is_typed=False), "fp16", ("fp16",)),
         (IMPLICIT, "int8", ("int8", "fp16")),
     ],
 )
 def test_precisions_are_allowed_where_types_do_not_rule(
-    way: Way, precision: Any, allowed: tuple[str, ...]
+    way: Strategy, precision: Any, allowed: tuple[str, ...]
 ) -> None:
     assert way.precisions(precision) == allowed
 
@@ -139,11 +139,11 @@ def test_precisions_are_allowed_where_types_do_not_rule(
 def test_tensorrt_runs_its_own_methods_where_nothing_is_set(
     spec: CalibrationSpec, algorithm: str | None
 ) -> None:
-    assert tensorrt_algorithm(spec) == algorithm
+    assert find_tensorrt_algorithm(spec) == algorithm
 
 
 def test_every_method_is_tensorrts_or_ours() -> None:
-    found = {name: tensorrt_algorithm(CalibrationSpec(method=name)) for name in METHODS}
+    found = {name: find_tensorrt_algorithm(CalibrationSpec(method=name)) for name in METHODS}
     assert {name for name, algorithm in found.items() if algorithm} == {"entropy", "minmax"}
 
 
@@ -151,7 +151,7 @@ def test_every_method_is_tensorrts_or_ours() -> None:
 
 
 def test_ranges_are_wanted_of_float_tensors_alone(graph: Graph) -> None:
-    assert float_tensors(graph) == ("x", "h", "r", "m", "t", "y")
+    assert list_float_tensors(graph) == ("x", "h", "r", "m", "t", "y")
 
 
 def _batches(*sizes: int) -> Batches:
@@ -166,7 +166,7 @@ def _batches(*sizes: int) -> Batches:
 @pytest.mark.parametrize(("method", "algorithm"), [("entropy", "entropy2"), ("minmax", "minmax")])
 def test_the_first_batch_gives_the_shapes(method: str, algorithm: str, graph: Graph) -> None:
     batches = _batches(8, 8, 3)
-    implicit = implicit_of(graph, CalibrationSpec(method=method), batches=batches, ranges=None)
+    implicit = plan_implicit(graph, CalibrationSpec(method=method), batches=batches, ranges=None)
     assert (implicit.algorithm, implicit.batches) == (algorithm, batches)
     assert implicit.shapes == {"x": (8, 4), "size": (2,)}
     assert implicit.scales == {}
@@ -174,18 +174,18 @@ def test_the_first_batch_gives_the_shapes(method: str, algorithm: str, graph: Gr
 
 def test_data_without_a_batch_is_refused(graph: Graph) -> None:
     with pytest.raises(DataError, match=r"^calib\.npz holds no batch to calibrate with$"):
-        implicit_of(graph, CalibrationSpec(), batches=_batches(), ranges=None)
+        plan_implicit(graph, CalibrationSpec(), batches=_batches(), ranges=None)
 
 
-def _kept(graph: Graph, way: Way, kept_fp32: tuple[str, ...] = (), **layers: Any) -> dict[str, str]:
+def _kept(graph: Graph, way: Strategy, kept_fp32: tuple[str, ...] = (), **layers: Any) -> dict[str, str]:
     spec = LayerSpec(**layers)
     placement = place(graph.model, skip=(*spec.skip, *spec.keep_fp32), op_types=("MatMul",))
-    return dict(kept_of(graph, placement, way, spec, kept_fp32))
+    return dict(pin_precisions(graph, placement, way, spec, kept_fp32))
 
 
 def test_skipped_nodes_are_kept_in_the_precision_of_the_rest(graph: Graph) -> None:
     assert _kept(graph, IMPLICIT, skip=("second|act",)) == {"act": "fp16", "second": "fp16"}
-    in_fp32 = Way("implicit", "", fp16=False, is_typed=False)
+    in_fp32 = Strategy("implicit", "", fp16=False, is_typed=False)
     assert _kept(graph, in_fp32, skip=("second",)) == {"second": "fp32"}
 
 
@@ -198,16 +198,16 @@ def test_what_is_kept_fp32_is_so_also_where_it_is_skipped(graph: Graph) -> None:
 
 def test_what_fp16_ruins_is_kept_fp32_only_where_there_is_fp16(graph: Graph) -> None:
     assert _kept(graph, IMPLICIT, ("act",)) == {"act": "fp32"}
-    assert _kept(graph, Way("implicit", "", fp16=False, is_typed=False), ("act",)) == {}
-    assert _kept(graph, Way("explicit", "", fp16=True, is_typed=False), ("act",)) == {"act": "fp32"}
+    assert _kept(graph, Strategy("implicit", "", fp16=False, is_typed=False), ("act",)) == {}
+    assert _kept(graph, Strategy("explicit", "", fp16=True, is_typed=False), ("act",)) == {"act": "fp32"}
 
 
 def test_an_explicit_model_says_itself_what_is_quantized(graph: Graph) -> None:
-    untyped = Way("explicit", "", fp16=True, is_typed=False)
+    untyped = Strategy("explicit", "", fp16=True, is_typed=False)
     assert _kept(graph, untyped, skip=("first",), keep_fp32=("act",)) == {"act": "fp32"}
     for way in (
-        Way("explicit", "", fp16=True, is_typed=True),
-        Way("explicit", "", fp16=False, is_typed=False),
+        Strategy("explicit", "", fp16=True, is_typed=True),
+        Strategy("explicit", "", fp16=False, is_typed=False),
     ):
         assert _kept(graph, way, ("act",), skip=("first",), keep_fp32=("act",)) == {}
 
@@ -218,7 +218,7 @@ def test_layers_that_cannot_be_quantized_explicitly_are_kept(graph_of: Callable[
 
 
 def test_the_layers_of_a_placement_have_no_scales_yet(graph: Graph) -> None:
-    layers = layers_of(place(graph.model, skip=(), op_types=("MatMul",)))
+    layers = list_implicit_layers(place(graph.model, skip=(), op_types=("MatMul",)))
     assert [(layer.name, layer.op_type, layer.scale_shape) for layer in layers] == [
         ("first", "MatMul", None),
         ("second", "MatMul", None),

@@ -17,10 +17,10 @@ from trtq.calibrators.device import HostMemory
 from trtq.errors import MissingDependency, ModelError, UsageError
 from trtq.models.spec import InputSpec
 from trtq.pipeline.engine.backend import BuilderOptions, BuildRequest
-from trtq.pipeline.engine.coverage import coverage
+from trtq.pipeline.engine.coverage import measure_coverage
 from trtq.pipeline.engine.tensorrt import TensorRt
 from trtq.pipeline.graph.load import load
-from trtq.pipeline.graph.quantized import quantized_layers
+from trtq.pipeline.graph.quantized import find_quantized_layers
 
 OLD, TEN, ELEVEN = "8.6.1", "10.16.1.11", "11.4.0.106"
 Module = Callable[[str], str]
@@ -71,7 +71,7 @@ def test_it_works_where_there_is_a_gpu(backend: Callable[[str], TensorRt]) -> No
 def test_without_a_gpu_it_says_so(
     num_gpus: int | None, missing: str, tensorrt_module: Module, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("trtq.pipeline.engine.tensorrt.num_gpus", lambda: num_gpus)
+    monkeypatch.setattr("trtq.pipeline.engine.tensorrt.count_gpus", lambda: num_gpus)
     assert TensorRt(tensorrt_module(TEN)).why_not() == NO_GPU.format(missing)
 
 
@@ -159,7 +159,7 @@ def test_a_quantized_model_is_built_strongly_typed(
     record = json.loads(built.plan)
     assert (record["network_flags"], record["flags"], record["calibration"]) == (flags, [], None)
     assert record["model"] == str(quantized)
-    covered = coverage(quantized_layers(load(quantized, min_opset=13).model), built)
+    covered = measure_coverage(find_quantized_layers(load(quantized, min_opset=13).model), built)
     assert (covered.layers_quantized, covered.layers_int8) == (1, 1)
     assert built.warnings == ("WARNING: a recorded build",)
     assert (built.targets, built.calibration_cache, built.calibration_samples) == (("8.9",), None, 0)

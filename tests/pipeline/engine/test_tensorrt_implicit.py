@@ -18,7 +18,7 @@ from trtq.calibrators.cache import parse_cache
 from trtq.calibrators.device import HostMemory
 from trtq.errors import BuildError, DataError, MissingDependency, UsageError
 from trtq.models.spec import InputSpec
-from trtq.pipeline.engine.backend import BuildRequest, Implicit
+from trtq.pipeline.engine.backend import BuildRequest, ImplicitQuantization
 from trtq.pipeline.engine.tensorrt import TensorRt
 
 OLD, TEN, ELEVEN = "8.6.1", "10.16.1.11", "11.4.0.106"
@@ -49,7 +49,7 @@ def backend(tensorrt_module: Module, one_gpu: None) -> Callable[[str], TensorRt]
 def request_of(path_of: Callable[..., Path]) -> Callable[..., BuildRequest]:
     """Returns a request for INT8 and FP16; `batch` is the model's."""
 
-    def request(implicit: Implicit, batch: str = "2") -> BuildRequest:
+    def request(implicit: ImplicitQuantization, batch: str = "2") -> BuildRequest:
         path = path_of(MODEL.format(batch=batch), w=np.ones((4, 3), np.float32))
         profiles = PROFILE if batch == "N" else {}
         return BuildRequest(path, profiles, precisions=("int8", "fp16"), implicit=implicit)
@@ -70,8 +70,10 @@ def _batches(*sizes: int, error: BaseException | None = None) -> Batches:
     return Batches(read, "calib.npz", None)
 
 
-def _data(*sizes: int, algorithm: str = "entropy2", error: BaseException | None = None) -> Implicit:
-    return Implicit(algorithm=algorithm, batches=_batches(*sizes, error=error), shapes=SHAPES)
+def _data(
+    *sizes: int, algorithm: str = "entropy2", error: BaseException | None = None
+) -> ImplicitQuantization:
+    return ImplicitQuantization(algorithm=algorithm, batches=_batches(*sizes, error=error), shapes=SHAPES)
 
 
 @pytest.mark.parametrize("version", [OLD, TEN])
@@ -128,7 +130,7 @@ def test_a_smaller_last_batch_is_not_counted(
 def test_our_ranges_go_as_a_cache_and_no_data_is_asked(
     backend: Callable[[str], TensorRt], request_of: RequestOf
 ) -> None:
-    built = backend(TEN).build(request_of(Implicit(scales=SCALES)))
+    built = backend(TEN).build(request_of(ImplicitQuantization(scales=SCALES)))
     record = json.loads(built.plan or b"")
     assert (record["calibration"]["scales"], record["calibration"]["firsts"]) == (SCALES, [])
     assert built.calibration_cache == (
@@ -138,7 +140,7 @@ def test_our_ranges_go_as_a_cache_and_no_data_is_asked(
 
 
 def test_kept_layers_do_not_run_in_int8(backend: Callable[[str], TensorRt], request_of: RequestOf) -> None:
-    built = backend(TEN).build(replace(request_of(Implicit(scales=SCALES)), kept={"mm": "fp16"}))
+    built = backend(TEN).build(replace(request_of(ImplicitQuantization(scales=SCALES)), kept={"mm": "fp16"}))
     assert {kernel.nodes[0]: kernel.inputs for kernel in built.kernels}["mm"] == ("Half",)
 
 
@@ -182,7 +184,7 @@ def test_scales_that_tensorrt_rejects_are_told_although_the_build_fails(
 ) -> None:
     monkeypatch.setattr("recording_tensorrt._number", lambda version: 999999)
     with pytest.raises(BuildError, match=r"^TensorRT did not take the scales: their cache has the header"):
-        backend(TEN).build(request_of(Implicit(scales=SCALES)))
+        backend(TEN).build(request_of(ImplicitQuantization(scales=SCALES)))
 
 
 def test_a_calibrator_that_was_never_asked_is_told(
@@ -190,7 +192,10 @@ def test_a_calibrator_that_was_never_asked_is_told(
 ) -> None:
     for implicit, told in (
         (_data(2), r"^TensorRT asked for no calibration batch of calib\.npz: the build stopped before"),
-        (Implicit(scales=SCALES), r"^TensorRT did not ask for the scales: the build stopped before"),
+        (
+            ImplicitQuantization(scales=SCALES),
+            r"^TensorRT did not ask for the scales: the build stopped before",
+        ),
     ):
         with pytest.raises(BuildError, match=told):
             backend(TEN).build(replace(request_of(implicit), precisions=("fp16",)))
@@ -237,4 +242,4 @@ def test_a_version_without_calibrators_refuses(
 
 def test_no_scales_at_all_are_refused(backend: Callable[[str], TensorRt], request_of: RequestOf) -> None:
     with pytest.raises(UsageError, match=r"^there are no scales to hand to TensorRT; calibrate the model"):
-        backend(TEN).build(request_of(Implicit()))
+        backend(TEN).build(request_of(ImplicitQuantization()))

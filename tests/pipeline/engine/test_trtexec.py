@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 
 from trtq.models.spec import InputSpec
-from trtq.pipeline.engine.backend import BuilderOptions, BuildRequest, Implicit
+from trtq.pipeline.engine.backend import BuilderOptions, BuildRequest, ImplicitQuantization
 from trtq.pipeline.engine.onnxruntime import OnnxRuntime
 from trtq.pipeline.engine.rtx import TensorRtRtx
 from trtq.pipeline.engine.tensorrt import TensorRt
-from trtq.pipeline.engine.trtexec import trtexec_command
+from trtq.pipeline.engine.trtexec import format_trtexec
 
 MODEL = Path("/somewhere/model.int8.onnx")
 FLOAT = Path("/somewhere/model.float.onnx")
@@ -35,21 +35,23 @@ def test_a_quantized_model_has_its_types_in_the_graph(
 
 
 def test_an_old_version_is_allowed_the_precisions() -> None:
-    command = trtexec_command(BuildRequest(MODEL, precisions=("int8", "fp16")), has_typed_flag=False)
+    command = format_trtexec(BuildRequest(MODEL, precisions=("int8", "fp16")), has_typed_flag=False)
     assert command == f"{START} --int8 --fp16 {END}"
 
 
 @pytest.mark.parametrize("has_typed_flag", [True, False])
 def test_implicit_entropy_takes_the_cache_as_it_is(has_typed_flag: bool) -> None:
-    request = BuildRequest(FLOAT, precisions=("int8",), implicit=Implicit())
-    assert trtexec_command(request, has_typed_flag=has_typed_flag) == (
+    request = BuildRequest(FLOAT, precisions=("int8",), implicit=ImplicitQuantization())
+    assert format_trtexec(request, has_typed_flag=has_typed_flag) == (
         f"{FLOAT_START} --int8 --calib=calibration.cache {END}"
     )
 
 
 def test_a_cache_of_another_calibrator_is_converted_first() -> None:
-    request = BuildRequest(FLOAT, precisions=("int8", "fp16"), implicit=Implicit(algorithm="minmax"))
-    assert trtexec_command(request, has_typed_flag=True) == (
+    request = BuildRequest(
+        FLOAT, precisions=("int8", "fp16"), implicit=ImplicitQuantization(algorithm="minmax")
+    )
+    assert format_trtexec(request, has_typed_flag=True) == (
         "trtq cache convert calibration.cache --to entropy2 -o calibration.entropy2.cache && "
         f"{FLOAT_START} --int8 --fp16 --calib=calibration.entropy2.cache {END}"
     )
@@ -57,7 +59,7 @@ def test_a_cache_of_another_calibrator_is_converted_first() -> None:
 
 def test_layers_are_bound_by_name_with_colons_quoted() -> None:
     kept: Any = {"head/Gemm": "fp16", "model:0/Conv": "fp32"}
-    command = trtexec_command(BuildRequest(FLOAT, precisions=("fp16",), kept=kept), has_typed_flag=True)
+    command = format_trtexec(BuildRequest(FLOAT, precisions=("fp16",), kept=kept), has_typed_flag=True)
     assert shlex.split(command)[4:7] == [
         "--precisionConstraints=obey",
         "--layerPrecisions=head/Gemm:fp16,'model:0/Conv':fp32",
@@ -70,7 +72,7 @@ def test_profiles_name_every_input_and_quote_those_with_a_colon() -> None:
         "x": InputSpec((1, 3, 8, 8), (4, 3, 8, 8), (8, 3, 8, 8)),
         "ids:0": InputSpec((1,), (2,), (3,)),
     }
-    command = trtexec_command(BuildRequest(MODEL, profiles), has_typed_flag=False)
+    command = format_trtexec(BuildRequest(MODEL, profiles), has_typed_flag=False)
     assert shlex.split(command)[3:6] == [
         "--minShapes=x:1x3x8x8,'ids:0':1",
         "--optShapes=x:4x3x8x8,'ids:0':2",
@@ -83,7 +85,7 @@ def test_profiles_name_every_input_and_quote_those_with_a_colon() -> None:
 )
 def test_all_options_are_told(ours: Any, theirs: str, tmp_path: Path) -> None:
     options = BuilderOptions(tmp_path / "my timings", 5, ours, version_compatible=True)
-    command = trtexec_command(
+    command = format_trtexec(
         BuildRequest(MODEL, workspace_bytes=1 << 30, options=options), has_typed_flag=False
     )
     assert shlex.split(command)[3:-2] == [

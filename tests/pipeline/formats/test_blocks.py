@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from trtq.pipeline.formats.blocks import (
-    block_size_for,
-    in_blocks,
+    choose_block_size,
+    iterate_pieces,
     pack_nibbles,
-    pieces,
-    scales_in,
-    scales_shape,
+    reshape_scales,
+    shape_of_scales,
+    split_in_blocks,
     swap_nibbles,
 )
 
@@ -36,21 +36,21 @@ from trtq.pipeline.formats.blocks import (
 def test_a_block_size_that_does_not_divide_is_halved_down_to_16(
     length: int, wanted: int, size: int | None
 ) -> None:
-    assert block_size_for(length, wanted) == size
+    assert choose_block_size(length, wanted) == size
 
 
 def test_blocks_lie_along_the_axis() -> None:
     weight = np.arange(24).reshape(4, 6)
-    assert in_blocks(weight, 0, 2)[1, :, 5].tolist() == [17, 23]  # rows 2 and 3 of the last column
-    assert in_blocks(weight, 1, 3)[1, :, 0].tolist() == [3, 4, 5]  # the second half of the first row
-    assert scales_shape((4, 6), 0, 2) == (2, 6)
-    assert scales_shape((4, 6), 1, 3) == (4, 2)
+    assert split_in_blocks(weight, 0, 2)[1, :, 5].tolist() == [17, 23]  # rows 2 and 3 of the last column
+    assert split_in_blocks(weight, 1, 3)[1, :, 0].tolist() == [3, 4, 5]  # the second half of the first row
+    assert shape_of_scales((4, 6), 0, 2) == (2, 6)
+    assert shape_of_scales((4, 6), 1, 3) == (4, 2)
 
 
 @pytest.mark.parametrize("shape", [(1, 16, 1), (3, 64, 5000), (9000, 64, 1), (2, 4096, 100), (7, 32, 33)])
 def test_the_pieces_cover_everything_once_and_are_small(shape: tuple[int, int, int]) -> None:
     seen = np.zeros(shape, np.int8)
-    for piece in pieces(shape):
+    for piece in iterate_pieces(shape):
         assert seen[piece].size <= max(1 << 17, shape[1])
         seen[piece] += 1
     assert (seen == 1).all()
@@ -74,7 +74,7 @@ def test_the_first_code_lies_in_the_low_half_and_bitsandbytes_wants_it_in_the_hi
 )
 def test_scales_are_positive_exact_and_rounded_up(wanted: np.ndarray, dtype: str) -> None:
     kind = np.dtype(getattr(ml_dtypes, dtype, dtype))
-    found = scales_in(wanted, dtype)
+    found = reshape_scales(wanted, dtype)
     assert (found > 0).all()
     assert (found.astype(kind).astype(np.float32) == found).all()
     held = wanted <= {"float32": 3e38, "float16": 65504.0, "bfloat16": 3e38}[dtype]

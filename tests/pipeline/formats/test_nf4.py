@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from reference_nf4 import dequantize_absmax, dequantize_nf4
 
 from trtq.pipeline.formats.blocks import pack_nibbles, swap_nibbles
-from trtq.pipeline.formats.double import dynamic_map, quantize_absmax
+from trtq.pipeline.formats.double import build_dynamic_map, quantize_absmax
 from trtq.pipeline.formats.nf4 import CODEBOOK, quantize_nf4
 
 BLOCK = np.sin(np.arange(64) * 0.7).astype(np.float32) * np.float32(0.3)
@@ -83,11 +83,11 @@ def test_codes_and_magnitudes_are_those_of_bitsandbytes(name: str, block_size: i
     codes, absmax = quantize_nf4(weight, 1, block_size)
     np.testing.assert_array_equal(swap_nibbles(pack_nibbles(codes)), packed.numpy().reshape(-1))
     np.testing.assert_array_equal(absmax.reshape(-1), state.absmax.numpy())
-    np.testing.assert_array_equal(dynamic_map(), functional.create_dynamic_map().numpy())
+    np.testing.assert_array_equal(build_dynamic_map(), functional.create_dynamic_map().numpy())
 
 
 def test_the_dynamic_map_has_seven_decades() -> None:
-    levels = dynamic_map()
+    levels = build_dynamic_map()
     assert len(levels) == 256
     assert (np.diff(levels) > 0).all()
     assert levels[127] == 0

@@ -20,13 +20,13 @@ from trtq.pipeline.graph.cache_ranges import (
     Migration,
     UncoveredTensor,
     UnmappedKey,
-    named_as_in_file,
-    names_in_file,
-    ranges_from_cache,
+    map_names_in_file,
+    place_from_cache,
+    rename_as_in_file,
 )
 from trtq.pipeline.graph.load import Graph
 from trtq.pipeline.graph.placement import KeptNode
-from trtq.pipeline.rewrite.qdq import activation_qparams
+from trtq.pipeline.rewrite.qdq import choose_activation_qparams
 
 GraphOf = Callable[..., Graph]
 
@@ -43,7 +43,7 @@ BN = "BatchNormalization({}, gamma, beta, mean, var)"
 
 
 def _migrate(graph: Graph, scales: dict[str, float], **options: Any) -> Migration:
-    return ranges_from_cache(graph, CalibrationCache(scales), "old.cache", **options)[2]
+    return place_from_cache(graph, CalibrationCache(scales), "old.cache", **options)[2]
 
 
 def _keys(migration: Migration) -> dict[str, tuple[str, str]]:
@@ -85,7 +85,7 @@ def test_a_tensor_of_the_graph_has_the_values_of_its_names_in_the_file(
     graph_of: GraphOf, body: str, renamed: dict[str, tuple[str, ...]]
 ) -> None:
     graph = graph_of(f"{HEAD} {body}", **WEIGHTS, **NORM, **BIAS)
-    names = names_in_file(graph)
+    names = map_names_in_file(graph)
     assert names == {name: (name,) for name in names} | renamed
     feed = {"x": np.random.default_rng(0).standard_normal((2, 4, 8, 8)).astype(np.float32)}
     ours = _all_values(ir.to_proto(graph.model), feed)
@@ -108,7 +108,7 @@ def test_what_nothing_reads_was_not_folded(graph_of: GraphOf) -> None:
     graph = graph_of(
         f"{text} {{ c = Conv(x, w1) dead = {BN.format('c')} y = Conv(c, w2) }}", **WEIGHTS, **NORM
     )
-    assert names_in_file(graph)["c"] == ("c",)
+    assert map_names_in_file(graph)["c"] == ("c",)
 
 
 def test_what_a_body_reads_was_not_folded(graph_of: GraphOf) -> None:
@@ -119,7 +119,7 @@ def test_what_a_body_reads_was_not_folded(graph_of: GraphOf) -> None:
                       else_branch = e () => (float[N,4,8,8] z) {{ z = Identity(b) }}>
     }}"""
     graph = graph_of(f"g (float[N,4,8,8] x, bool flag) => (float[N,4,8,8] y) {body}", **WEIGHTS, **NORM)
-    assert names_in_file(graph)["c"] == ("c",)
+    assert map_names_in_file(graph)["c"] == ("c",)
 
 
 def test_the_scale_of_a_folded_tensor_is_the_one_after_it(graph_of: GraphOf) -> None:
@@ -146,7 +146,7 @@ def test_a_cache_of_the_folded_graph_is_known_by_what_it_lacks(graph_of: GraphOf
 def test_a_cache_gets_the_names_of_the_file(graph_of: GraphOf) -> None:
     graph = graph_of(f"{HEAD} {FOLDED['Identity between'][0]}", **WEIGHTS, **NORM)
     cache = CalibrationCache({"x": 1.0, "c": 0.25, "made_by_us": 2.0}, 8601, "MinMaxCalibration")
-    assert named_as_in_file(cache, graph) == CalibrationCache(
+    assert rename_as_in_file(cache, graph) == CalibrationCache(
         {"x": 1.0, "b": 0.25, "j": 0.25, "made_by_us": 2.0}, 8601, "MinMaxCalibration"
     )
 
@@ -154,10 +154,10 @@ def test_a_cache_gets_the_names_of_the_file(graph_of: GraphOf) -> None:
 def test_ranges_of_another_model_get_no_names(graph_of: GraphOf) -> None:
     graph = graph_of(f"{HEAD} {FOLDED['nothing'][0]}", **WEIGHTS)
     with pytest.raises(ArtifactError) as caught:
-        named_as_in_file(CalibrationCache({"images": 1.0, "a": 1.0, "b": 1.0, "d": 1.0}), graph)
+        rename_as_in_file(CalibrationCache({"images": 1.0, "a": 1.0, "b": 1.0, "d": 1.0}), graph)
     assert str(caught.value) == (
         f"these ranges are for another model than {graph.path}: they hold 'images', 'a', 'b' and 1 more, "
-        f"the model has {', '.join(repr(name) for name in list(names_in_file(graph))[:3])} and 1 more"
+        f"the model has {', '.join(repr(name) for name in list(map_names_in_file(graph))[:3])} and 1 more"
     )
 
 
@@ -168,9 +168,9 @@ def test_ranges_of_another_model_get_no_names(graph_of: GraphOf) -> None:
 def test_amax_gives_the_scale_again_to_the_bit(graph_of: GraphOf, bits: int) -> None:
     scale = struct.unpack("!f", struct.pack("!I", bits))[0]
     graph = graph_of(f"{HEAD} {{ y = Conv(x, w1) }}", **WEIGHTS)
-    placement, ranges, _ = ranges_from_cache(graph, CalibrationCache({"x": scale}, 8601), "old.cache")
+    placement, ranges, _ = place_from_cache(graph, CalibrationCache({"x": scale}, 8601), "old.cache")
     assert placement.activations == ("x",)
-    made = activation_qparams(ranges.amax("x"), "float32").scale
+    made = choose_activation_qparams(ranges.amax("x"), "float32").scale
     assert (made.dtype.name, made.shape, int(made.view(np.uint32))) == ("float32", (), bits)
     assert ranges.method == "calibration cache by EntropyCalibration2 of TensorRT 8.6.1"
     assert (ranges.data, ranges.num_samples, ranges.model_sha256) == ("old.cache", 0, graph.sha256)
@@ -219,7 +219,7 @@ def test_the_maximum_of_a_tensor_does_not_tell_its_scale(graph_of: GraphOf) -> N
 @pytest.mark.parametrize(("scale", "shown"), [(0.0, "0"), (2.0**-127, "5.87747e-39"), (3.4e38, "3.4e+38")])
 def test_scales_that_cannot_be_used_are_none(graph_of: GraphOf, scale: float, shown: str) -> None:
     graph = graph_of(f"{HEAD} {{ r = Relu(x) c = Conv(r, w1) y = Conv(c, w2) }}", **WEIGHTS)
-    placement, ranges, migration = ranges_from_cache(
+    placement, ranges, migration = place_from_cache(
         graph, CalibrationCache({"r": scale, "c": 1.0}), "old.cache"
     )
     reason = f"the cache gives 'r' the scale {shown}, with which nothing can be quantized"
@@ -230,7 +230,7 @@ def test_scales_that_cannot_be_used_are_none(graph_of: GraphOf, scale: float, sh
 
 def test_large_values_are_kept_out_of_fp16(graph_of: GraphOf) -> None:
     graph = graph_of(f"{HEAD} {FOLDED['nothing'][0]}", **WEIGHTS)
-    ranges = ranges_from_cache(graph, CalibrationCache({"x": 1.0, "r": 1.0, "y": 512.0}), "old.cache")[1]
+    ranges = place_from_cache(graph, CalibrationCache({"x": 1.0, "r": 1.0, "y": 512.0}), "old.cache")[1]
     assert ranges.beyond_fp16 == {"y": 512.0 * 127}
 
 
@@ -240,7 +240,7 @@ def test_large_values_are_kept_out_of_fp16(graph_of: GraphOf) -> None:
 def test_layers_without_a_scale_stay_float(graph_of: GraphOf) -> None:
     body = "{ r = Relu(x) c = Conv(r, w1) d = Conv(c, w2) s = Conv(r, w3) y = Add(d, s) }"
     graph = graph_of(f"{HEAD} {body}", **WEIGHTS)
-    placement, ranges, migration = ranges_from_cache(graph, CalibrationCache({"c": 0.5}), "old.cache")
+    placement, ranges, migration = place_from_cache(graph, CalibrationCache({"c": 0.5}), "old.cache")
     reason = "the cache has no scale for 'r'"
     assert migration.uncovered == (
         UncoveredTensor("r", reason, ("Conv", "Conv_2")),
@@ -253,10 +253,10 @@ def test_layers_without_a_scale_stay_float(graph_of: GraphOf) -> None:
 
 def test_skipped_layers_need_no_scale(graph_of: GraphOf) -> None:
     graph = graph_of(f"{HEAD} {FOLDED['nothing'][0]}", **WEIGHTS)
-    placement, _, migration = ranges_from_cache(graph, CalibrationCache({"r": 0.5}), "a", skip=("^Conv$",))
+    placement, _, migration = place_from_cache(graph, CalibrationCache({"r": 0.5}), "a", skip=("^Conv$",))
     assert placement.kept == (KeptNode("Conv", "Conv", "skipped by '^Conv$'"),)
     assert migration.uncovered == ()
-    placement, _, migration = ranges_from_cache(graph, CalibrationCache({"r": 0.5}), "a", op_types=("Gemm",))
+    placement, _, migration = place_from_cache(graph, CalibrationCache({"r": 0.5}), "a", op_types=("Gemm",))
     assert (placement.quantized, migration.mapped, migration.unused) == ((), (), ("r",))
 
 
@@ -284,7 +284,7 @@ def test_keys_that_are_no_tensors_are_told_with_the_reason(graph_of: GraphOf) ->
 def test_every_key_and_every_tensor_is_accounted_for(graph_of: GraphOf) -> None:
     graph = graph_of(f"{HEAD} {FOLDED['both'][0]}", **WEIGHTS, **NORM, **BIAS)
     scales = {"a": 1.0, "c": 1.0, "b": 0.0, "nobody": 1.0, "w1": 1.0}
-    placement, _, migration = ranges_from_cache(graph, CalibrationCache(scales), "old.cache")
+    placement, _, migration = place_from_cache(graph, CalibrationCache(scales), "old.cache")
     used = [item.key for item in migration.mapped]
     assert sorted([*used, *migration.unused, *(item.key for item in migration.unmapped)]) == sorted(scales)
     assert {item.tensor for item in migration.mapped} == set(placement.activations) == {"c"}

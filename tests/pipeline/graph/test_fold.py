@@ -16,7 +16,7 @@ from trtq.pipeline.graph.fold import (
     fold_batch_norm,
     fold_bias,
     fold_constants,
-    unique_name,
+    make_unique_name,
 )
 
 
@@ -262,7 +262,7 @@ def test_a_name_that_is_taken_gets_a_number(model_of: Callable[..., ir.Model]) -
         }""",
         w=random_array(3),
     )
-    names = [unique_name(model.graph, name) for name in ("x", "w", "r", "t", "new")]
+    names = [make_unique_name(model.graph, name) for name in ("x", "w", "r", "t", "new")]
     assert names == ["x_1", "w_1", "r_1", "t_1", "new"]
     values = [add_initializer(model.graph, "w", np.zeros((), np.int8)) for _ in range(2)]
     assert [value.name for value in values] == ["w_1", "w_2"]

@@ -9,7 +9,7 @@ import onnx_ir as ir
 import pytest
 
 from trtq.errors import ModelError
-from trtq.pipeline.graph.liveness import peak_memory, with_shapes
+from trtq.pipeline.graph.liveness import find_peak_memory, fix_shapes
 
 ModelOf = Callable[..., ir.Model]
 
@@ -21,9 +21,9 @@ def test_a_chain_needs_its_input_and_two_neighbours(model_of: ModelOf) -> None:
       [three] c = ReduceMax <keepdims = 1> (b)
       [four] y = Expand (c, size)
     }""", size=np.array([1, 10]))  # fmt: skip
-    peak = peak_memory(model, 4)
+    peak = find_peak_memory(model, 4)
     assert (peak.nbytes, peak.node, peak.unknown) == (4 * (100 + 200 + 400), "two", 0)
-    assert peak_memory(model, 2).nbytes == 2 * 700
+    assert find_peak_memory(model, 2).nbytes == 2 * 700
 
 
 def test_views_take_nothing_and_pointwise_operators_write_over_their_input(model_of: ModelOf) -> None:
@@ -34,7 +34,7 @@ def test_views_take_nothing_and_pointwise_operators_write_over_their_input(model
       [d] s = Sigmoid (f)
       [e] y = ReduceMax <keepdims = 1> (s)
     }""", flat=np.array([800]))  # fmt: skip
-    assert peak_memory(model, 4).nbytes == 4 * (400 + 800 + 1)
+    assert find_peak_memory(model, 4).nbytes == 4 * (400 + 800 + 1)
 
 
 def test_a_tensor_that_is_read_later_is_not_written_over(model_of: ModelOf) -> None:
@@ -43,7 +43,7 @@ def test_a_tensor_that_is_read_later_is_not_written_over(model_of: ModelOf) -> N
       [b] r = Relu (h)
       [c] y = Add (r, h)
     }""")  # fmt: skip
-    assert peak_memory(model, 4).nbytes == 4 * 300  # at b: x, h and r; at c: y takes the place of r
+    assert find_peak_memory(model, 4).nbytes == 4 * 300  # at b: x, h and r; at c: y takes the place of r
 
 
 def test_a_view_keeps_its_source_alive(model_of: ModelOf) -> None:
@@ -53,12 +53,12 @@ def test_a_view_keeps_its_source_alive(model_of: ModelOf) -> None:
       [c] z = Concat <axis = 0> (v, v)
       [d] y = Concat <axis = 0> (v)
     }""", flat=np.array([100]))  # fmt: skip
-    assert peak_memory(model, 4).nbytes == 4 * (100 + 100 + 200 + 100)
+    assert find_peak_memory(model, 4).nbytes == 4 * (100 + 100 + 200 + 100)
 
 
 def test_whole_numbers_keep_their_own_size_and_bools_are_a_byte(model_of: ModelOf) -> None:
     model = model_of("g (int64[10] x, int64[10] z) => (bool[10] y) { y = Less (x, z) }")
-    assert peak_memory(model, 2).nbytes == 2 * 80 + 10
+    assert find_peak_memory(model, 2).nbytes == 2 * 80 + 10
 
 
 def test_tensors_read_in_a_body_live_until_its_node(model_of: ModelOf) -> None:
@@ -70,7 +70,7 @@ def test_tensors_read_in_a_body_live_until_its_node(model_of: ModelOf) -> None:
         then_branch = t () => (float[100] p) { p = Add (h, m) },
         else_branch = e () => (float[100] q) { q = Sub (h, m) }>
     }""")  # fmt: skip
-    assert peak_memory(model, 4).nbytes == 1 + 4 * (100 + 100 + 100 + 1)
+    assert find_peak_memory(model, 4).nbytes == 1 + 4 * (100 + 100 + 100 + 1)
 
 
 def test_open_shapes_are_told_by_those_of_the_inputs(model_of: ModelOf) -> None:
@@ -80,9 +80,9 @@ def test_open_shapes_are_told_by_those_of_the_inputs(model_of: ModelOf) -> None:
       [c] size = Concat <axis = 0> (n, rest)
       [d] y = Reshape (x, size)
     }""", first=np.array([0]), rest=np.array([4, -1]))  # fmt: skip
-    assert peak_memory(model, 4).unknown > 0
-    fixed = with_shapes(model, {"x": (3, 6, 8)})
-    assert peak_memory(fixed, 4).unknown == 0
+    assert find_peak_memory(model, 4).unknown > 0
+    fixed = fix_shapes(model, {"x": (3, 6, 8)})
+    assert find_peak_memory(fixed, 4).unknown == 0
     assert fixed.graph.outputs[0].shape == ir.Shape([3, 4, 12])
     assert len(model.graph) == 4  # the source is as it was
 
@@ -92,4 +92,4 @@ def test_shapes_that_contradict_the_model_are_refused(model_of: ModelOf) -> None
         "g (float[N,8] x) => (float[N,4] y) { y = MatMul (x, w) }", w=np.zeros((8, 4), np.float32)
     )
     with pytest.raises(ModelError, match="shapes of the model do not fit together"):
-        with_shapes(model, {"x": (3, 9)})
+        fix_shapes(model, {"x": (3, 9)})

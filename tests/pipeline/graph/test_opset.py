@@ -13,7 +13,7 @@ import pytest
 from numpy.typing import NDArray
 
 from trtq.errors import ModelError
-from trtq.pipeline.graph.opset import infer_shapes, opset_of, upgrade_opset
+from trtq.pipeline.graph.opset import infer_shapes, read_opset, upgrade_opset
 
 OLD_GRAPHS = {
     "attributes become inputs": """g (float[2,4,8,8] x) => (float[2,4] y) {
@@ -88,8 +88,8 @@ def test_a_model_computes_the_same_in_a_newer_opset(
 ) -> None:
     before = ir.load(path_of(text, opset=opset, **_weights(text)))
     after = upgrade_opset(before, version)
-    assert opset_of(after) == version
-    assert opset_of(before) == opset
+    assert read_opset(after) == version
+    assert read_opset(before) == opset
     assert set(before.graph.initializers) <= set(after.graph.initializers)
     for branch in (True, False) if "bool c" in text else (True,):
         feed = {"c": np.array(branch)} if "bool c" in text else None
@@ -138,7 +138,7 @@ def test_large_weights_are_neither_copied_nor_changed(path_of: Callable[..., Pat
 
 def test_the_opset_of_a_model_without_one_is_the_first() -> None:
     model = ir.from_onnx_text('<ir_version: 3, opset_import: ["com.microsoft": 1]> g () => () {}')
-    assert opset_of(model) == 1
+    assert read_opset(model) == 1
 
 
 def test_shapes_and_types_are_filled_in(path_of: Callable[..., Path]) -> None:

@@ -15,8 +15,8 @@ from trtq.pipeline.graph.placement import (
     Placement,
     QuantizedNode,
     QuantizedWeight,
+    find_unmatched,
     place,
-    unmatched,
 )
 
 
@@ -202,11 +202,11 @@ def test_patterns_that_match_nothing_come_with_the_names_nearest_to_them(
     model_of: Callable[..., ir.Model],
 ) -> None:
     model = model_of(TWO_LAYERS, w=_random(4, 4, 1, 1), v=_random(4, 4, 1, 1))
-    assert list(unmatched(model, ["^stem$", "bodi_1", "ead", "zzzzzzzzzz"])) == [
+    assert list(find_unmatched(model, ["^stem$", "bodi_1", "ead", "zzzzzzzzzz"])) == [
         ("bodi_1", ["body_1"]),
         ("zzzzzzzzzz", []),
     ]
-    assert list(unmatched(model, [])) == []
+    assert list(find_unmatched(model, [])) == []
 
 
 def _adds(model: ir.Model, **arguments: Any) -> list[tuple[str, tuple[tuple[int, str], ...]]]:

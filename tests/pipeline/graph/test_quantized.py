@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from trtq.pipeline.graph.quantized import (
     QuantizedLayer,
+    find_quantized_layers,
     is_quantized,
-    quantized_layers,
 )
 
 ModelOf = Callable[..., ir.Model]
@@ -29,7 +29,7 @@ def _per_channel(count: int) -> dict[str, NDArray[Any]]:
 def _layers(model_of: ModelOf, interface: str, body: str, **weights: NDArray[Any]) -> list[QuantizedLayer]:
     activation = "q = QuantizeLinear (x, s, z) d = DequantizeLinear (q, s, z)"
     text = f"g ({interface.split(' => ')[0]}) => ({interface.split(' => ')[1]}) {{ {activation} {body} }}"
-    return list(quantized_layers(model_of(text, **{**_SYMMETRIC, **weights})))
+    return list(find_quantized_layers(model_of(text, **{**_SYMMETRIC, **weights})))
 
 
 _CONV = "float[1, 4, 8, 8] x => float[1, 8, 6, 6] y"
@@ -43,7 +43,7 @@ def test_a_float_model_is_not_quantized(model_of: ModelOf) -> None:
         "g (float[2, 4] x) => (float[2, 8] y) { y = MatMul (x, w) }", w=np.ones((4, 8), np.float32)
     )
     assert not is_quantized(model)
-    assert quantized_layers(model) == ()
+    assert find_quantized_layers(model) == ()
 
 
 @pytest.mark.parametrize(
@@ -136,7 +136,7 @@ def test_a_computed_scale_has_no_known_shape_and_no_axis(model_of: ModelOf) -> N
         w=_MATRIX,
         zw=np.zeros(8, np.int8),
     )
-    assert quantized_layers(model) == (QuantizedLayer("mm", "MatMul", None, None, 1),)
+    assert find_quantized_layers(model) == (QuantizedLayer("mm", "MatMul", None, None, 1),)
 
 
 @pytest.mark.parametrize(
@@ -188,7 +188,7 @@ def test_casts_are_looked_through(model_of: ModelOf) -> None:
         **_SYMMETRIC,
         **_per_channel(8),
     )
-    assert quantized_layers(model) == (QuantizedLayer("mm", "MatMul", (), 1, 1),)
+    assert find_quantized_layers(model) == (QuantizedLayer("mm", "MatMul", (), 1, 1),)
 
 
 def test_a_transposed_convolution_and_a_constant_on_the_left(model_of: ModelOf) -> None:
@@ -217,7 +217,7 @@ def test_two_activations_make_a_layer_without_axes(model_of: ModelOf) -> None:
         }""",
         **_SYMMETRIC,
     )
-    assert quantized_layers(model) == (QuantizedLayer("scores", "MatMul", (), None, None),)
+    assert find_quantized_layers(model) == (QuantizedLayer("scores", "MatMul", (), None, None),)
 
 
 @pytest.mark.parametrize(
@@ -262,4 +262,4 @@ def test_a_weight_of_four_bits_is_multiplied_in_int8_by_a_matmul(
         last=np.array([2]),
         **_SYMMETRIC,
     )
-    assert [layer.name for layer in quantized_layers(model)] == found
+    assert [layer.name for layer in find_quantized_layers(model)] == found

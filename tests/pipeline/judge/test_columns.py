@@ -9,7 +9,7 @@ import onnx_ir as ir
 import pytest
 from numpy.typing import NDArray
 
-from trtq.pipeline.judge.columns import columns
+from trtq.pipeline.judge.columns import gather_columns
 
 
 def _random(*shape: int) -> NDArray[np.float32]:
@@ -43,7 +43,7 @@ def test_the_columns_of_a_convolution_times_the_weight_are_its_outputs(
     model = model_of(f"net (float[{sizes}] x) => (float[{anything}] y) {{ y = {call} }}", w=values)
     (wanted,) = outputs_of(model, feed={"x": array})
     (node,) = model.graph
-    rows = columns(array, node, values, 10**6)
+    rows = gather_columns(array, node, values, 10**6)
     found = np.einsum("grk,gok->rgo", rows, values.reshape(rows.shape[0], -1, rows.shape[2]))
     found = np.sort(found.reshape(len(found), -1), axis=0)
     np.testing.assert_allclose(
@@ -55,7 +55,7 @@ def test_the_rows_of_a_product_are_some_of_its_own(model_of: Callable[..., ir.Mo
     model = model_of("net (float[2, 9, 4] x) => (float[2, 9, 3] y) { y = MatMul (x, w) }", w=_random(4, 3))
     array = _random(2, 9, 4)
     (node,) = model.graph
-    rows = columns(array, node, _random(4, 3), 5)
+    rows = gather_columns(array, node, _random(4, 3), 5)
     assert rows.shape == (1, 5, 4)
     assert {tuple(row) for row in rows[0]} <= {tuple(row) for row in array.reshape(-1, 4)}
-    np.testing.assert_array_equal(rows, columns(array, node, _random(4, 3), 5))
+    np.testing.assert_array_equal(rows, gather_columns(array, node, _random(4, 3), 5))

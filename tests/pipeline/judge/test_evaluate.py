@@ -12,11 +12,11 @@ import pytest
 from numpy.typing import NDArray
 
 from trtq.calibrators.batches import Batches, Feed
-from trtq.calibrators.sources import random_batches
+from trtq.calibrators.sources import make_random_batches
 from trtq.errors import DataError
 from trtq.models.spec import CalibrationSpec, EvaluationSpec, InputSpec, ModelSpec
 from trtq.pipeline.graph.load import Graph
-from trtq.pipeline.judge.evaluate import evaluation_data, labels_of, with_labels, within
+from trtq.pipeline.judge.evaluate import filter_by_profiles, find_labels, open_evaluation_data, with_labels
 from trtq.pipeline.judge.score import Labels
 
 
@@ -55,19 +55,19 @@ def data(tmp_path: Path) -> str:
 
 
 def test_without_any_data_there_is_nothing_to_compare_on(graph: Graph) -> None:
-    assert evaluation_data(graph, ModelSpec(), None) is None
+    assert open_evaluation_data(graph, ModelSpec(), None) is None
 
 
 def test_the_calibration_data_stands_in_with_128_samples(graph: Graph) -> None:
-    assert _count(evaluation_data(graph, ModelSpec(), _stream(300))) == 128
+    assert _count(open_evaluation_data(graph, ModelSpec(), _stream(300))) == 128
 
 
 def test_the_calibration_data_stands_in_with_as_many_samples_as_are_wanted(graph: Graph) -> None:
-    assert _count(evaluation_data(graph, _spec(samples=20), _stream(300))) == 20
+    assert _count(open_evaluation_data(graph, _spec(samples=20), _stream(300))) == 20
 
 
 def test_random_calibration_data_stays_random(graph: Graph) -> None:
-    batches = evaluation_data(graph, ModelSpec(), random_batches(graph.inputs, {}, 200))
+    batches = open_evaluation_data(graph, ModelSpec(), make_random_batches(graph.inputs, {}, 200))
     assert batches is not None
     assert batches.is_random
     assert _count(batches) == 128
@@ -78,7 +78,7 @@ def test_labels_without_evaluation_data_are_refused(graph: Graph, calibration: B
     with pytest.raises(
         DataError, match=r"^labels 'right' are named without evaluation data; give --eval-data$"
     ):
-        evaluation_data(graph, _spec(labels="right"), calibration)
+        open_evaluation_data(graph, _spec(labels="right"), calibration)
 
 
 @pytest.mark.parametrize(
@@ -100,7 +100,7 @@ def test_evaluation_data_goes_before_the_calibration_data(
         np.savez(path, x=samples, right=np.arange(200) % 3)
     else:
         np.savez(path, x=samples)
-    batches = evaluation_data(graph, _spec(data=str(path), **settings), _stream(300))
+    batches = open_evaluation_data(graph, _spec(data=str(path), **settings), _stream(300))
     assert batches is not None
     assert batches.origin == str(path)
     assert _count(batches) == count
@@ -108,7 +108,7 @@ def test_evaluation_data_goes_before_the_calibration_data(
 
 
 def test_an_array_of_labels_that_is_not_named_is_refused_as_unknown(graph: Graph, data: str) -> None:
-    batches = evaluation_data(graph, _spec(data=data), None)
+    batches = open_evaluation_data(graph, _spec(data=data), None)
     with pytest.raises(DataError, match=r"has an array 'right' that the model does not take"):
         _count(batches)
 
@@ -117,8 +117,8 @@ def test_the_labels_of_a_file_come_with_the_feeds_in_their_order(graph: Graph, t
     np.save(tmp_path / "x.npy", np.ones((100, 3), np.float32))
     np.save(tmp_path / "right.npy", np.arange(100))
     settings = _spec(data=str(tmp_path / "x.npy"), labels=str(tmp_path / "right.npy"))
-    batches = evaluation_data(graph, settings, None)
-    labels = labels_of(settings.evaluation)
+    batches = open_evaluation_data(graph, settings, None)
+    labels = find_labels(settings.evaluation)
     assert batches is not None
     assert labels is not None
     assert labels.array is not None
@@ -131,15 +131,15 @@ def test_the_labels_of_a_file_come_with_the_feeds_in_their_order(graph: Graph, t
 
 
 def test_labels_are_an_array_or_a_file_or_none() -> None:
-    assert labels_of(EvaluationSpec()) is None
-    assert labels_of(EvaluationSpec(labels="right", output="logits")) == Labels("right", "logits")
-    assert labels_of(EvaluationSpec(labels="a/right.npy")) == Labels("labels", None)
-    assert labels_of(EvaluationSpec(labels="right"), "top-5") == Labels("right", None, "top-5")
+    assert find_labels(EvaluationSpec()) is None
+    assert find_labels(EvaluationSpec(labels="right", output="logits")) == Labels("right", "logits")
+    assert find_labels(EvaluationSpec(labels="a/right.npy")) == Labels("labels", None)
+    assert find_labels(EvaluationSpec(labels="right"), "top-5") == Labels("right", None, "top-5")
 
 
 def test_only_a_metric_of_ones_own_scores_without_labels() -> None:
-    assert labels_of(EvaluationSpec(), "top-5") is None
-    assert labels_of(EvaluationSpec(), "m.py:f1") == Labels(None, None, "m.py:f1")
+    assert find_labels(EvaluationSpec(), "top-5") is None
+    assert find_labels(EvaluationSpec(), "m.py:f1") == Labels(None, None, "m.py:f1")
 
 
 def _labels(tmp_path: Path, labels: NDArray[Any]) -> Path:
@@ -235,7 +235,7 @@ def test_labels_of_samples_that_fill_no_batch_are_left_out_with_them(
     np.savez(tmp_path / "e.npz", x=np.ones((10, 3), np.float32))
     np.save(tmp_path / "labels.npy", np.arange(10))
     spec = _spec(data=str(tmp_path / "e.npz"), labels=str(tmp_path / "labels.npy"))
-    batches = evaluation_data(graph, spec, None)
+    batches = open_evaluation_data(graph, spec, None)
     assert batches is not None
     assert (batches.num_samples, batches.left_out) == (8, 2)
     assert "without the last 2 of 10 samples, which fill no batch of 4" in batches.origin
@@ -251,12 +251,12 @@ def test_feeds_outside_of_the_profiles_are_left_out_and_told(
 ) -> None:
     left_out: list[int] = []
     profile = InputSpec((smallest, 3), (largest, 3), (largest, 3))
-    inside = within(_stream(10, total=10), {"x": profile}, left_out.append)
+    inside = filter_by_profiles(_stream(10, total=10), {"x": profile}, left_out.append)
     assert _count(inside) == samples
     assert left_out == others
 
 
 def test_without_open_shapes_everything_fits() -> None:
     left_out: list[int] = []
-    assert _count(within(_stream(10, total=10), {}, left_out.append)) == 10
+    assert _count(filter_by_profiles(_stream(10, total=10), {}, left_out.append)) == 10
     assert left_out == []

@@ -8,7 +8,7 @@ from onnx import TensorProto, helper, numpy_helper
 from trtq.calibrators.batches import Batches, Feed
 from trtq.models.session import open_session, run
 from trtq.pipeline.judge.compare import compare_models
-from trtq.pipeline.judge.exact import with_exact_quantize
+from trtq.pipeline.judge.exact import make_quantize_exact
 
 
 def _pair(dtype: type[np.floating], scale: float) -> onnx.ModelProto:
@@ -34,7 +34,7 @@ def _pair(dtype: type[np.floating], scale: float) -> onnx.ModelProto:
 
 
 def test_codes_are_rounded_half_to_even_whatever_the_runtime() -> None:
-    exact = with_exact_quantize(ir.from_proto(_pair(np.float16, 0.05)))
+    exact = make_quantize_exact(ir.from_proto(_pair(np.float16, 0.05)))
     assert exact is not None
     x = np.linspace(-6, 6, 2001).astype(np.float16).astype(np.float32)
     found = run(open_session(exact, optimize=False), ["y"], {"x": x})[0]
@@ -44,12 +44,12 @@ def test_codes_are_rounded_half_to_even_whatever_the_runtime() -> None:
 
 
 def test_a_model_without_fp16_pairs_is_left_as_it_is() -> None:
-    assert with_exact_quantize(ir.from_proto(_pair(np.float32, 0.05))) is None
+    assert make_quantize_exact(ir.from_proto(_pair(np.float32, 0.05))) is None
 
 
 def test_the_given_model_is_not_changed() -> None:
     model = ir.from_proto(_pair(np.float16, 0.05))
-    with_exact_quantize(model)
+    make_quantize_exact(model)
     assert [node.name for node in model.graph] == ["in", "q", "d", "out"]
 
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trtq.pipeline.judge.logits import LogitsMetrics, mask_of, tokens_of
+from trtq.pipeline.judge.logits import LogitsMetrics, find_mask, find_tokens
 
 
 def test_even_odds_of_four_have_a_perplexity_of_four() -> None:
@@ -84,7 +84,7 @@ IDS = np.array([[1, 5, 2], [3, 0, 9]])
 )
 def test_what_looks_like_logits(output: str, logits: np.ndarray, is_logits: bool) -> None:
     feed = {"attention_mask": np.ones((2, 3), np.int64), "ids": IDS, "x": np.ones((2, 3), np.float32)}
-    assert tokens_of(output, logits, feed) == ("ids" if is_logits else None)
+    assert find_tokens(output, logits, feed) == ("ids" if is_logits else None)
 
 
 @pytest.mark.parametrize(
@@ -101,7 +101,7 @@ def test_what_looks_like_logits(output: str, logits: np.ndarray, is_logits: bool
 )
 def test_which_input_holds_the_tokens(names: tuple[str, ...], tokens: str | None) -> None:
     logits = np.zeros((2, 3, 10), np.float32)
-    assert tokens_of("logits", logits, dict.fromkeys(names, IDS)) == tokens
+    assert find_tokens("logits", logits, dict.fromkeys(names, IDS)) == tokens
 
 
 def test_padding_is_no_token() -> None:
@@ -110,10 +110,10 @@ def test_padding_is_no_token() -> None:
     ids = np.array([[0, 4, 5, 6, 0]])
     inputs = {"ids": ids, "causal_mask": ids * 0 + 1, "attention_mask": np.array([[0, 1, 1, 1, 0]])}
     padded, bare = LogitsMetrics(), LogitsMetrics()
-    padded.add(ours, theirs, ids, mask_of(ids, inputs))
+    padded.add(ours, theirs, ids, find_mask(ids, inputs))
     bare.add(ours[:, 1:4], theirs[:, 1:4], ids[:, 1:4])
     assert padded.result("a", "b", "y") == bare.result("a", "b", "y")
-    assert mask_of(ids, {"mask": ids, "other_mask": np.ones((5, 5))}) is None  # not of 0 and 1, not (N, T)
+    assert find_mask(ids, {"mask": ids, "other_mask": np.ones((5, 5))}) is None  # not of 0 and 1, not (N, T)
 
 
 def test_numbers_outside_the_vocabulary_are_no_tokens() -> None:

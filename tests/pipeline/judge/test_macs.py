@@ -9,7 +9,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from trtq.calibrators.batches import Feed
-from trtq.pipeline.judge.macs import macs_of
+from trtq.pipeline.judge.macs import count_macs
 
 
 def zeros(*shape: int) -> NDArray[np.float32]:
@@ -30,7 +30,7 @@ def test_layers_are_counted_for_one_sample(model_of: Callable[..., ir.Model]) ->
         w=zeros(6, 2, 3, 3), u=zeros(6, 3, 2, 2), v=zeros(6, 96), k=zeros(3, 3), q=zeros(3, 5),
         s=np.array([-1, 2, 3], np.int64),
     )  # fmt: skip
-    found = macs_of(model, Feed({"x": zeros(2, 4, 8, 8)}, "a feed", 2))
+    found = count_macs(model, Feed({"x": zeros(2, 4, 8, 8)}, "a feed", 2))
     assert found == {
         "conv": 6 * 4 * 4 * (2 * 3 * 3),
         "up": 6 * 4 * 4 * (3 * 2 * 2),
@@ -49,9 +49,9 @@ def test_a_transposed_first_operand_and_a_recurrent_layer(model_of: Callable[...
         w=zeros(1, 8, 3), r=zeros(1, 8, 2), b=zeros(4, 6),
     )  # fmt: skip
     feed = Feed({"x": zeros(7, 1, 3), "a": zeros(4, 5)}, "a feed", 1)
-    assert macs_of(model, feed) == {"lstm": 7 * (8 * 3 + 8 * 2), "gemm": 5 * 6 * 4}
+    assert count_macs(model, feed) == {"lstm": 7 * (8 * 3 + 8 * 2), "gemm": 5 * 6 * 4}
 
 
 def test_a_model_without_layers_has_none(model_of: Callable[..., ir.Model]) -> None:
     model = model_of("net (float[N] x) => (float[N] y) { y = Relu (x) }")
-    assert macs_of(model, Feed({"x": zeros(2)}, "a feed", 2)) == {}
+    assert count_macs(model, Feed({"x": zeros(2)}, "a feed", 2)) == {}

@@ -14,7 +14,13 @@ from hypothesis import strategies as st
 
 from trtq.calibrators.batches import Batches, Feed
 from trtq.models.spec import AccuracySpec
-from trtq.pipeline.judge.mixed_precision import Meter, Size, choose, enough_for, every_nth
+from trtq.pipeline.judge.mixed_precision import (
+    DataSize,
+    EffectMeter,
+    choose_layers,
+    count_needed,
+    take_every_nth,
+)
 from trtq.pipeline.judge.sensitivity import Distance, Effect
 from trtq.pipeline.judge.switchable import Switchable
 
@@ -31,7 +37,7 @@ def effect_of(error: float, score: float | None = None) -> Effect:
 
 
 @dataclass
-class Additive(Meter):
+class Additive(EffectMeter):
     """A model whose error is the sum of those of its quantized layers."""
 
     errors: Mapping[str, float] = field(default_factory=dict)
@@ -67,8 +73,8 @@ def batches_of(count: int) -> Batches:
 
 def test_the_layer_that_saves_most_for_its_price_is_kept() -> None:
     meter = additive({"cheap": 2.0, "dear": 3.0, "good": 0.1, "other": 0.2})
-    choice = choose(
-        meter, {"cheap": 10, "dear": 400, "good": 500, "other": 90}, _GATE, batches_of(4), Size(4, 4)
+    choice = choose_layers(
+        meter, {"cheap": 10, "dear": 400, "good": 500, "other": 90}, _GATE, batches_of(4), DataSize(4, 4)
     )
     assert choice.kept == ("cheap", "dear")
     assert choice.order == ("cheap", "dear", "other", "good")
@@ -76,13 +82,13 @@ def test_the_layer_that_saves_most_for_its_price_is_kept() -> None:
 
 def test_nothing_is_kept_where_nothing_must_be() -> None:
     meter = additive({"a": 0.1, "b": 0.2})
-    assert choose(meter, {"a": 1, "b": 1}, _GATE, batches_of(4), Size(4, 4)).kept == ()
+    assert choose_layers(meter, {"a": 1, "b": 1}, _GATE, batches_of(4), DataSize(4, 4)).kept == ()
 
 
 def test_a_layer_that_turns_out_needless_is_given_back() -> None:
     # "small" is the better bargain, but where "large" must be kept the gate holds without it
     meter = additive({"small": 0.5, "large": 3.0, "rest": 0.35})
-    choice = choose(meter, {"small": 5, "large": 60, "rest": 35}, _GATE, batches_of(4), Size(4, 4))
+    choice = choose_layers(meter, {"small": 5, "large": 60, "rest": 35}, _GATE, batches_of(4), DataSize(4, 4))
     assert ("small", "large") in meter.asked
     assert choice.kept == ("large",)
     assert choice.order == ("large", "small", "rest")
@@ -103,7 +109,10 @@ def test_a_part_that_others_drown_out_counts_as_much_as_they_do() -> None:
     errors = {"scores": 0.001, "boxes": 0.3}
     session = Switchable(None, tuple(errors))
     meter = Detector(session, lambda kept: set(errors) - set(kept), errors=errors)
-    assert choose(meter, {"scores": 1, "boxes": 1}, _GATE, batches_of(4), Size(4, 4)).order[0] == "scores"
+    assert (
+        choose_layers(meter, {"scores": 1, "boxes": 1}, _GATE, batches_of(4), DataSize(4, 4)).order[0]
+        == "scores"
+    )
 
 
 def test_a_silent_part_and_a_broken_output() -> None:
@@ -123,18 +132,22 @@ def test_a_silent_part_and_a_broken_output() -> None:
 
     session = Switchable(None, tuple(errors))
     meter = Detector(session, lambda kept: set(errors) - set(kept), errors=errors)
-    order = choose(meter, dict.fromkeys(errors, 1), _GATE, batches_of(4), Size(4, 4)).order
+    order = choose_layers(meter, dict.fromkeys(errors, 1), _GATE, batches_of(4), DataSize(4, 4)).order
     assert order == ("broken", "loud", "silent")
 
 
 def test_a_score_that_falls_asks_for_more_layers_than_the_error_does() -> None:
     meter = additive({"a": 0.3, "b": 0.2, "c": 0.1}, {"a": 0.0, "b": 0.03, "c": 0.001})
-    assert set(choose(meter, {"a": 1, "b": 1, "c": 1}, _GATE, batches_of(4), Size(4, 4)).kept) >= {"b"}
+    assert set(choose_layers(meter, {"a": 1, "b": 1, "c": 1}, _GATE, batches_of(4), DataSize(4, 4)).kept) >= {
+        "b"
+    }
 
 
 def test_a_broken_layer_is_kept_whatever_it_costs() -> None:
     meter = additive({"a": 0.3, "broken": math.inf, "c": 0.1})
-    assert choose(meter, {"a": 1, "broken": 98, "c": 1}, _GATE, batches_of(4), Size(4, 4)).kept == ("broken",)
+    assert choose_layers(
+        meter, {"a": 1, "broken": 98, "c": 1}, _GATE, batches_of(4), DataSize(4, 4)
+    ).kept == ("broken",)
 
 
 _ERRORS = st.lists(st.tuples(st.floats(0.001, 3.0), st.integers(0, 1000)), min_size=1, max_size=9)
@@ -147,7 +160,7 @@ def test_what_is_chosen_holds_the_gate_and_costs_little_more_than_the_best(
     errors = {f"l{index}": error for index, (error, _) in enumerate(layers)}
     macs = {f"l{index}": count for index, (_, count) in enumerate(layers)}
     meter = additive(errors)
-    kept = choose(meter, macs, _GATE, batches_of(4), Size(4, 4)).kept
+    kept = choose_layers(meter, macs, _GATE, batches_of(4), DataSize(4, 4)).kept
     assert sum(error for name, error in errors.items() if name not in kept) <= 1.0
     total = max(sum(macs.values()), 1)
 
@@ -167,11 +180,11 @@ def test_the_search_is_short() -> None:
     rng = np.random.default_rng(0)
     errors = {f"l{index}": float(error) for index, error in enumerate(rng.exponential(0.2, 60))}
     meter = additive(errors)
-    choose(meter, dict.fromkeys(errors, 10), _GATE, batches_of(4), Size(4, 4))
+    choose_layers(meter, dict.fromkeys(errors, 10), _GATE, batches_of(4), DataSize(4, 4))
     assert len(meter.asked) <= 2 * (3 + 6) + 4
     dear = additive(errors)
     dear.samples_run = 10**6
-    choice = choose(dear, dict.fromkeys(errors, 10), _GATE, batches_of(4), Size(4, 4))
+    choice = choose_layers(dear, dict.fromkeys(errors, 10), _GATE, batches_of(4), DataSize(4, 4))
     assert len(dear.asked) <= 2 * 5
     assert sum(errors[name] for name in errors if name not in choice.kept) <= 1.0
 
@@ -181,7 +194,7 @@ def test_other_data_that_shows_more_error_is_measured_for_how_many_layers_are_en
     """The gate holds with so many kept and with no fewer: each layer that is left costs the same."""
     errors = {f"l{index:02}": 0.9 / (60 - needed + 0.5) for index in range(60)}
     meter = additive(errors)
-    found = enough_for(meter, tuple(errors), 0, _GATE, batches_of(4), 2)
+    found = count_needed(meter, tuple(errors), 0, _GATE, batches_of(4), 2)
     assert needed <= found <= 1.25 * needed + 1
     assert len(meter.asked) <= 2 * 5
     assert found in (60, *map(len, meter.asked))
@@ -189,41 +202,43 @@ def test_other_data_that_shows_more_error_is_measured_for_how_many_layers_are_en
 
 def test_all_layers_are_kept_where_nothing_less_is_enough() -> None:
     meter = additive(dict.fromkeys("abcd", math.nan))
-    assert enough_for(meter, tuple("abcd"), 1, _GATE, batches_of(4), 2) == 4
+    assert count_needed(meter, tuple("abcd"), 1, _GATE, batches_of(4), 2) == 4
     asked = additive(dict.fromkeys("abcd", 0.1))
-    assert (enough_for(asked, tuple("abcd"), 3, _GATE, batches_of(4), 2), asked.asked) == (4, [])
+    assert (count_needed(asked, tuple("abcd"), 3, _GATE, batches_of(4), 2), asked.asked) == (4, [])
 
 
 def test_a_score_decides_how_many_are_enough_as_the_cosine_does() -> None:
     meter = additive(dict.fromkeys("abcdef", 0.01), dict.fromkeys("abcdef", 0.004))
-    assert enough_for(meter, tuple("abcdef"), 1, _GATE, batches_of(4), 2) == 4  # 0.8 points for the two left
+    assert (
+        count_needed(meter, tuple("abcdef"), 1, _GATE, batches_of(4), 2) == 4
+    )  # 0.8 points for the two left
 
 
 def test_a_score_leaves_a_part_of_the_points_for_other_data_and_fp16() -> None:
     meter = additive({"a": 0.01, "b": 0.01}, {"a": 0.0092, "b": 0.0005})
-    choice = choose(meter, {"a": 1, "b": 1}, _GATE, batches_of(4), Size(4, 4))
+    choice = choose_layers(meter, {"a": 1, "b": 1}, _GATE, batches_of(4), DataSize(4, 4))
     assert choice.kept == ("a",)  # of 0.97 points, which the gate would allow
     exact = additive({"a": 0.01}, {"a": 0.0})
     strict = AccuracySpec(min_cosine=0.99, max_drop=0.0)
-    assert choose(exact, {"a": 1}, strict, batches_of(4), Size(4, 4)).kept == ()
+    assert choose_layers(exact, {"a": 1}, strict, batches_of(4), DataSize(4, 4)).kept == ()
 
 
 def test_the_score_tells_how_many_to_measure_next_where_the_error_says_nothing() -> None:
     errors = {f"l{index:02}": 0.0001 for index in range(60)}  # all allowed by the cosine
     meter = additive(errors, dict.fromkeys(errors, 0.001))  # 6 points: nine layers lose 0.9
-    choose(meter, dict.fromkeys(errors, 10), _GATE, batches_of(4), Size(4, 4))
+    choose_layers(meter, dict.fromkeys(errors, 10), _GATE, batches_of(4), DataSize(4, 4))
     assert [len(kept) for kept in meter.asked[:4]] == [0, 0, 51, 51]
 
 
 def test_every_other_feed_and_no_other_is_read() -> None:
     feeds = batches_of(7)
-    assert [feed.arrays["x"][0] for feed in every_nth(feeds, 0, 2)] == [0, 2, 4, 6]
-    assert [feed.arrays["x"][0] for feed in every_nth(feeds, 1, 2)] == [1, 3, 5]
-    assert every_nth(feeds, 1, 2).digest == "d/1::2"
+    assert [feed.arrays["x"][0] for feed in take_every_nth(feeds, 0, 2)] == [0, 2, 4, 6]
+    assert [feed.arrays["x"][0] for feed in take_every_nth(feeds, 1, 2)] == [1, 3, 5]
+    assert take_every_nth(feeds, 1, 2).digest == "d/1::2"
 
 
 def test_a_part_of_what_was_thinned_out_is_a_part_of_that() -> None:
     feeds = batches_of(9)
     random_access = replace(feeds, part=lambda start, step: itertools.islice(feeds.read(), start, None, step))
-    thinned = every_nth(random_access, 1, 2)
+    thinned = take_every_nth(random_access, 1, 2)
     assert [feed.arrays["x"][0] for feed in thinned.every(1, 2)] == [3, 7]

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from trtq.pipeline.graph.load import Graph
-from trtq.pipeline.judge.parts import judged_outputs, parts_of
+from trtq.pipeline.judge.parts import find_parts, list_judged_outputs
 
 _DETECTOR = """
     a = Relu (x) logits = Tanh (x) scores = Sigmoid (logits)
@@ -30,7 +30,7 @@ def test_scores_are_judged_before_they_are_squashed_and_parts_beside_the_whole(
     graph_of: Callable[..., Graph], body: str, outputs: list[str]
 ) -> None:
     model = graph_of(f"net (float[3, 3] x) => (float[M, N] y) {{ {body} }}").model
-    assert list(judged_outputs(model)) == outputs
+    assert list(list_judged_outputs(model)) == outputs
 
 
 @pytest.mark.parametrize(
@@ -55,11 +55,11 @@ def test_parts_are_what_is_joined_last(
     graph_of: Callable[..., Graph], body: str, parts: tuple[str, ...] | None
 ) -> None:
     net = f"net (float[3, 3] x) => (float[M, N] y) <int64[2] shape = {{6, 3}}> {{ {body} }}"
-    assert parts_of(graph_of(net).model).get("y") == parts
+    assert find_parts(graph_of(net).model).get("y") == parts
 
 
 def test_whole_numbers_are_not_judged(graph_of: Callable[..., Graph]) -> None:
     net = "net (float[3, 3] x) => (int64[6, 1] y) { a = ArgMax (x) y = Concat <axis = 0> (a, a) }"
     model = graph_of(net).model
-    assert judged_outputs(model) == ()
-    assert parts_of(model) == {}
+    assert list_judged_outputs(model) == ()
+    assert find_parts(model) == {}

@@ -13,14 +13,14 @@ from numpy.typing import NDArray
 from trtq.calibrators import METHODS
 from trtq.calibrators.batches import Batches, Feed
 from trtq.calibrators.estimate import estimate
-from trtq.calibrators.observe import Conduct, observe
+from trtq.calibrators.observe import PassControl, observe
 from trtq.calibrators.percentile import Percentile
 from trtq.calibrators.ranges import Range, Ranges
 from trtq.models.spec import REPAIRS
 from trtq.pipeline.graph.load import Graph
 from trtq.pipeline.graph.placement import Placement, place
-from trtq.pipeline.judge.repairs import Look, Repairs, find_repairs
-from trtq.pipeline.rewrite.channels.again import Again
+from trtq.pipeline.judge.repairs import Repairs, SampleBudget, find_repairs
+from trtq.pipeline.rewrite.channels.reobserve import Reobserver
 from trtq.pipeline.rewrite.channels.rescale import rescale
 
 _NET = """
@@ -74,7 +74,11 @@ def _ranges(graph: Graph, placement: Placement, data: Batches, *methods: str) ->
 
 
 def _found(
-    graph: Graph, data: Batches, allowed: Sequence[str] = REPAIRS, *methods: str, look: Look | None = None
+    graph: Graph,
+    data: Batches,
+    allowed: Sequence[str] = REPAIRS,
+    *methods: str,
+    look: SampleBudget | None = None,
 ) -> tuple[Ranges, Repairs]:
     placement = place(graph.model, force=["."])
     ranges = _ranges(graph, placement, data, *methods)
@@ -217,7 +221,7 @@ def test_few_samples_rescale_nothing(net: Callable[..., Graph]) -> None:
 
 
 def test_many_candidates_are_tried_on_a_few_samples_first(net: Callable[..., Graph]) -> None:
-    look = Look(8, 24)
+    look = SampleBudget(8, 24)
     _, repairs = _found(net(np.geomspace(1, 100, _WIDTH)), _data(), REPAIRS, "minmax", look=look)
     assert repairs.num_samples == 24
     rescalings = [item for item in repairs.tried if item.name not in ("bias", "weights")]
@@ -227,7 +231,7 @@ def test_many_candidates_are_tried_on_a_few_samples_first(net: Callable[..., Gra
     assert not any(item.applied for item in rescalings if item.num_samples == 8)
 
 
-def _of_the_last(net: Graph, data: Batches, again: Again | None) -> tuple[Ranges, Repairs]:
+def _of_the_last(net: Graph, data: Batches, again: Reobserver | None) -> tuple[Ranges, Repairs]:
     """Returns what is found where the last layer alone is quantized, and its input is the model's, spread."""
     model, spread = net.model.clone(), np.diag(np.geomspace(1, 100, _WIDTH)).astype(np.float32)
     for name, array in {"w1": spread, "b1": np.zeros(_WIDTH, np.float32)}.items():
@@ -243,7 +247,7 @@ def test_rescaled_tensors_get_a_range_of_their_own_where_that_pays(net: Callable
     arrays = np.random.default_rng(3).standard_normal((64, 8, _WIDTH)).astype(np.float32)
     arrays[::32, 0] = 20  # in feeds that are not judged by: holding it costs all others much
     graph, data = net(np.geomspace(1, 100, _WIDTH)), batches_of(list(arrays))
-    again = Again([METHODS["minmax"](), Percentile(percentile=99.0)], Conduct())
+    again = Reobserver([METHODS["minmax"](), Percentile(percentile=99.0)], PassControl())
     _, without = _of_the_last(graph, data, None)
     ranges, repairs = _of_the_last(graph, data, again)
     assert repairs.applied == (*without.applied, "percentile of rescaled tensors")

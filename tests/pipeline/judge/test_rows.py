@@ -12,7 +12,14 @@ from numpy.typing import NDArray
 from trtq.calibrators.batches import Batches, Feed
 from trtq.calibrators.cross_entropy import CrossEntropy
 from trtq.calibrators.ranges import Range, Ranges
-from trtq.pipeline.judge.rows import Logits, find_logits, row_amaxes, sample_rows, variants, with_row_amaxes
+from trtq.pipeline.judge.rows import (
+    Logits,
+    add_row_variants,
+    find_logits,
+    measure_row_amaxes,
+    sample_rows,
+    with_row_amaxes,
+)
 
 _ATTENTION = """
 net (float[N, 4, 8] x, float[N, 1, 4] m) => (float[N, 4, 4] y, float[N, 4, 8] logits) {
@@ -116,16 +123,16 @@ def test_a_multiple_gets_the_range_of_what_the_softmax_gets_divided(model_of: Mo
         x=rng.standard_normal((8, 4, 8)).astype(np.float32),
         m=np.where(rng.random((8, 1, 4)) < 0.3, np.float32(-3e38), np.float32(0)),
     )
-    amaxes = row_amaxes(model, ["x", "b"], data)
+    amaxes = measure_row_amaxes(model, ["x", "b"], data)
     assert 0 < amaxes["b"] < 60
     rows = sample_rows(model, find_logits(model, ["x"]), data)["logits"]
     assert amaxes["x"] == pytest.approx(CrossEntropy().amax(rows) / 0.5)
-    assert row_amaxes(model, ["a"], data) == {}
+    assert measure_row_amaxes(model, ["a"], data) == {}
 
 
 def test_a_dead_tensor_keeps_its_range(model_of: ModelOf) -> None:
     model = model_of("net (float[N, 4] x) => (float[N, 4] y) { y = Softmax (x) }")
-    assert row_amaxes(model, ["x"], _batches(x=np.zeros((4, 4), np.float32))) == {}
+    assert measure_row_amaxes(model, ["x"], _batches(x=np.zeros((4, 4), np.float32))) == {}
 
 
 def test_the_variants_of_ranges_say_so() -> None:
@@ -133,6 +140,6 @@ def test_the_variants_of_ranges_say_so() -> None:
     made = with_row_amaxes(ranges, {"a": 3.0, "c": 1.0})
     assert made.tensors == {"a": Range(3, -9, 9), "b": Range(5, -5, 5)}
     assert made.method == "entropy(n=1) + cross-entropy"
-    assert variants([ranges], {"a": 3.0}, only=False) == [ranges, made]
-    assert variants([ranges], {"a": 3.0}, only=True) == [made]
-    assert variants([ranges], {}, only=True) == [ranges]
+    assert add_row_variants([ranges], {"a": 3.0}, only=False) == [ranges, made]
+    assert add_row_variants([ranges], {"a": 3.0}, only=True) == [made]
+    assert add_row_variants([ranges], {}, only=True) == [ranges]

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from trtq.calibrators.batches import Feed
 from trtq.errors import DataError
-from trtq.pipeline.judge.score import Labels, Scores, shown, title_of
+from trtq.pipeline.judge.score import Labels, Scores, format_score, name_metric
 
 Write = Callable[[str], str]
 
@@ -134,9 +134,9 @@ def test_a_script_without_the_function_is_told(metric: Write) -> None:
 
 
 def test_metrics_have_titles_and_scores_their_form() -> None:
-    assert [title_of(name) for name in ("top-1", "top-5", "a/b.py:f1")] == [
+    assert [name_metric(name) for name in ("top-1", "top-5", "a/b.py:f1")] == [
         "accuracy",
         "top-5 accuracy",
         "f1 of b.py",
     ]
-    assert (shown(0.5, "top-5"), shown(0.5, "b.py:f1")) == ("50.00%", "0.5000")
+    assert (format_score(0.5, "top-5"), format_score(0.5, "b.py:f1")) == ("50.00%", "0.5000")

@@ -24,9 +24,9 @@ from trtq.pipeline.judge.sensitivity import (
     Effect,
     LayerSensitivity,
     Sensitivity,
-    in_groups,
     measure,
     read_sensitivity,
+    split_in_groups,
     to_json,
 )
 from trtq.pipeline.judge.switchable import open_switchable
@@ -114,10 +114,10 @@ def test_the_worst_output_counts_and_a_broken_one_most() -> None:
 
 
 def test_layers_are_measured_a_few_at_a_time() -> None:
-    assert [list(group) for group in in_groups("abcdefghij", mixtures_each=2)] == [
+    assert [list(group) for group in split_in_groups("abcdefghij", mixtures_each=2)] == [
         list("abcd"), list("efgh"), list("ij"),
     ]  # fmt: skip
-    assert [len(group) for group in in_groups("abcdefghij", mixtures_each=1)] == [8, 2]
+    assert [len(group) for group in split_in_groups("abcdefghij", mixtures_each=1)] == [8, 2]
 
 
 def test_a_file_gives_back_what_was_written(tmp_path: Path) -> None:

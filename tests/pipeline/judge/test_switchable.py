@@ -17,7 +17,7 @@ from trtq.models.session import open_session, run
 from trtq.models.spec import Activations
 from trtq.pipeline.graph.load import Graph
 from trtq.pipeline.graph.placement import Placement, place
-from trtq.pipeline.judge.switchable import Switchable, open_switchable, switchable
+from trtq.pipeline.judge.switchable import Switchable, build_switchable, open_switchable
 from trtq.pipeline.rewrite.qdq import quantize
 
 _NET = """
@@ -141,7 +141,7 @@ def test_scales_have_the_dtype_that_is_asked_for(graph: Graph, x: NDArray[np.flo
 def test_the_float_model_stays_as_it_is(graph: Graph, tmp_path: Path) -> None:
     before = ir.to_proto(graph.model).SerializeToString()
     placement = place(graph.model)
-    made = switchable(graph.model, placement, ranges_of(placement))
+    made = build_switchable(graph.model, placement, ranges_of(placement))
     assert ir.to_proto(graph.model).SerializeToString() == before
     assert [value.name for value in made.graph.outputs] == ["y", "z"]
     outside = {node.op_type for node in made.graph}

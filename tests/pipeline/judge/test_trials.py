@@ -14,7 +14,7 @@ from trtq.calibrators.batches import Batches, Feed
 from trtq.calibrators.ranges import Range, Ranges
 from trtq.pipeline.graph.load import Graph
 from trtq.pipeline.graph.placement import place
-from trtq.pipeline.judge.trials import Judge, Marks, judge_of
+from trtq.pipeline.judge.trials import Judge, Marks, open_judge
 
 _NET = """
 net (float[N, 2] x) => (float[N, 2] y, float[N, 2] p) {
@@ -44,7 +44,7 @@ def feeds_of(number: int, size: int = 2) -> list[NDArray[np.float32]]:
 
 
 def _judge(graph: Graph, arrays: list[NDArray[np.float32]], num_samples: int = 64) -> Judge:
-    judge = judge_of(graph.model, place(graph.model, force=["."]), batches_of(arrays), num_samples)
+    judge = open_judge(graph.model, place(graph.model, force=["."]), batches_of(arrays), num_samples)
     assert judge is not None
     return judge
 
@@ -118,9 +118,9 @@ def test_no_more_is_held_back_than_asked_for(graph: Graph, number: int, wanted: 
 
 
 def test_one_feed_leaves_nothing_to_judge_by(graph: Graph) -> None:
-    assert judge_of(graph.model, place(graph.model), batches_of(feeds_of(1)), 8) is None
+    assert open_judge(graph.model, place(graph.model), batches_of(feeds_of(1)), 8) is None
 
 
 def test_outputs_of_whole_numbers_are_not_judged(graph_of: Callable[..., Graph]) -> None:
     model = graph_of("net (float[3, 3] x) => (int64[3, 1] y) { y = ArgMax (x) }").model
-    assert judge_of(model, place(model), batches_of(feeds_of(4)), 8) is None
+    assert open_judge(model, place(model), batches_of(feeds_of(4)), 8) is None

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from trtq.calibrators.cache import cache_of, format_cache
+from trtq.calibrators.cache import format_cache, to_cache
 from trtq.calibrators.ranges import Ranges, read_ranges
 from trtq.models.demo import write_demo
 from trtq.models.spec import QuantizationSpec
 from trtq.pipeline.build import build
-from trtq.pipeline.calibrate.data import spec_beside
+from trtq.pipeline.calibrate.data import find_spec
 from trtq.pipeline.deliver.report import Report
 from trtq.pipeline.engine.profiles import GivenShapes
 from trtq.pipeline.engine.target import Target
@@ -28,7 +28,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def built(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Report:
     """The demo, built from data without repairs, which a cache cannot hold."""
-    beside = spec_beside(demo)
+    beside = find_spec(demo)
     spec = replace(
         beside,
         calibration=replace(beside.calibration, method="entropy"),
@@ -47,5 +47,5 @@ def ranges(built: Report) -> Ranges:
 def cache(ranges: Ranges, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The cache of the ranges that the data gave."""
     path = tmp_path_factory.mktemp("cache") / "old.cache"
-    path.write_bytes(format_cache(cache_of(ranges, 8601)))
+    path.write_bytes(format_cache(to_cache(ranges, 8601)))
     return path

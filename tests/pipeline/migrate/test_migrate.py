@@ -23,7 +23,7 @@ from trtq.calibrators.ranges import Ranges, read_ranges
 from trtq.errors import ArtifactError
 from trtq.models.spec import AccuracySpec, LayerSpec, ModelSpec, QuantizationSpec
 from trtq.pipeline.cache import export_cache
-from trtq.pipeline.calibrate.data import spec_beside
+from trtq.pipeline.calibrate.data import find_spec
 from trtq.pipeline.deliver.manifest import read_manifest
 from trtq.pipeline.deliver.report import Report, read_report
 from trtq.pipeline.engine.profiles import GivenShapes
@@ -190,7 +190,7 @@ def test_the_folder_stands_beside_the_model(built: Report, cache: Path, tmp_path
 
 
 def test_the_calibration_data_stands_in_for_evaluation_data(demo: Path, cache: Path, tmp_path: Path) -> None:
-    spec = ModelSpec(calibration=spec_beside(demo).calibration)
+    spec = ModelSpec(calibration=find_spec(demo).calibration)
     heard = Told()
     target = Target(backend="onnxruntime")
     report = migrate(demo, cache, spec=spec, target=target, output=tmp_path / "out", watcher=heard).report
@@ -202,7 +202,7 @@ def test_the_calibration_data_stands_in_for_evaluation_data(demo: Path, cache: P
 def test_the_gate_judges_a_migrated_model(demo: Path, cache: Path, tmp_path: Path) -> None:
     wrong = {name: scale / 50 for name, scale in parse_cache(cache.read_bytes()).scales.items()}
     (tmp_path / "wrong.cache").write_bytes(format_cache(CalibrationCache(wrong)))
-    spec = replace(spec_beside(demo), accuracy=AccuracySpec(min_cosine=0.999))
+    spec = replace(find_spec(demo), accuracy=AccuracySpec(min_cosine=0.999))
     report = migrate(demo, tmp_path / "wrong.cache", spec=spec, target=ORT, output=tmp_path / "out").report
     assert report.verdict == "fail"
     assert (tmp_path / "out" / "report.json").is_file()

@@ -18,7 +18,7 @@ from trtq.models.demo import write_demo
 from trtq.models.spec import CalibrationSpec, EvaluationSpec, LayerSpec, ModelSpec
 from trtq.pipeline.build import build
 from trtq.pipeline.calibrate import calibrate
-from trtq.pipeline.compare import compare, compared_names
+from trtq.pipeline.compare import compare, name_compared
 from trtq.pipeline.engine.target import Target
 from trtq.pipeline.quantize import quantize
 from trtq.progress import Silent
@@ -245,4 +245,4 @@ def test_settings_beside_the_reference_are_read(tmp_path: Path) -> None:
 def test_compared_models_have_names_that_tell_them_apart(
     reference: str, candidate: str, names: tuple[str, str]
 ) -> None:
-    assert compared_names(Path(reference), Path(candidate)) == names
+    assert name_compared(Path(reference), Path(candidate)) == names

@@ -17,7 +17,7 @@ from trtq.errors import UsageError
 from trtq.models.session import open_session, run
 from trtq.models.spec import LayerSpec, ModelSpec
 from trtq.pipeline.engine.backends import BACKENDS
-from trtq.pipeline.engine.strategy import Way
+from trtq.pipeline.engine.strategy import Strategy
 from trtq.pipeline.engine.target import Target
 from trtq.pipeline.formats.scheme import WeightScheme
 from trtq.pipeline.graph import load as loading
@@ -25,13 +25,13 @@ from trtq.pipeline.graph.load import Graph, load
 from trtq.pipeline.graph.placement import Placement, place
 from trtq.pipeline.judge.widen import has_bf16, without_bf16
 from trtq.pipeline.quantize.weights import (
+    describe_smaller_blocks,
     place_weights,
+    quantize_chosen_weights,
     refuse_weights,
     report_weights,
-    with_few_bits,
-    with_smaller_blocks,
 )
-from trtq.pipeline.rewrite.mixed import Mixed
+from trtq.pipeline.rewrite.mixed import MixedModel
 from trtq.pipeline.rewrite.precision import to_bf16, to_fp16
 from trtq.pipeline.rewrite.weights.choose import ChosenWeight
 from trtq.progress import Log, Silent
@@ -71,7 +71,7 @@ class _Free:
 
 
 def test_a_builder_that_picks_precisions_itself_is_refused() -> None:
-    free = Way("explicit", "", fp16=True, is_typed=False)
+    free = Strategy("explicit", "", fp16=True, is_typed=False)
     message = (
         "--weights int4 needs a builder that takes its precisions from the graph; backend tensorrt of "
         "version 8.6 picks them itself"
@@ -84,14 +84,14 @@ def test_a_builder_that_picks_precisions_itself_is_refused() -> None:
 def test_onnx_runtime_is_not_asked_for_bf16() -> None:
     target = Target(precision="weights", weights=WeightScheme("int4"), high_precision="bf16")
     with pytest.raises(UsageError, match="backend onnxruntime has no BF16 on the CPU"):
-        refuse_weights(target, BACKENDS["onnxruntime"], Way("explicit", "", fp16=False, is_typed=True))
+        refuse_weights(target, BACKENDS["onnxruntime"], Strategy("explicit", "", fp16=False, is_typed=True))
 
 
 @pytest.mark.parametrize(
     ("targets", "named"), [((), "8.0 and newer"), (("8.6", "8.9"), "8.6"), (("7.5", "8.0"), "7.5, 8.0")]
 )
 def test_fp8_is_for_gpus_that_have_it(targets: tuple[str, ...], named: str) -> None:
-    typed = Way("explicit", "", fp16=True, is_typed=True)
+    typed = Strategy("explicit", "", fp16=True, is_typed=True)
     target = Target(precision="weights", weights=WeightScheme("fp8"), compute_capabilities=targets)
     message = (
         f"--weights fp8 needs GPUs of compute capability 8.9 or newer, and the engine is for {named}; "
@@ -142,7 +142,7 @@ def test_blocks_that_are_smaller_than_asked_are_told(graph_of: Callable[..., Gra
         "1 of 2 weights have smaller blocks, since 64 does not divide their inputs: 'v' (16)"
     ]
     chosen = tuple(ChosenWeight(f"w{index}", (80, 64), 0, 16, ()) for index in range(5))
-    assert with_smaller_blocks(chosen, 64).endswith("'w0' (16), 'w1' (16), 'w2' (16) and 2 more")
+    assert describe_smaller_blocks(chosen, 64).endswith("'w0' (16), 'w1' (16), 'w2' (16) and 2 more")
 
 
 def test_what_is_skipped_or_matches_nothing_is_told(graph: Graph) -> None:
@@ -178,12 +178,12 @@ def test_bf16_computes_the_same_up_to_its_own_rounding(
 ) -> None:
     target = Target(precision="weights", weights=WeightScheme(name), high_precision="bf16")
     _, chosen = place_weights(graph, ModelSpec(), target, Placement((), ()), Silent())
-    base = Mixed(*to_bf16(graph.model))
+    base = MixedModel(*to_bf16(graph.model))
     assert base.kept_fp32 == ()
-    result = with_few_bits(base, graph, chosen, target, backend="tensorrt").model
+    result = quantize_chosen_weights(base, graph, chosen, target, backend="tensorrt").model
     assert has_bf16(result)
     assert not has_bf16(graph.model)
-    plain = with_few_bits(Mixed(graph.model), graph, chosen, target, backend="tensorrt").model
+    plain = quantize_chosen_weights(MixedModel(graph.model), graph, chosen, target, backend="tensorrt").model
     wanted, found = outputs_of(plain)[0], outputs_of(without_bf16(result))[0]
     assert found.dtype == np.float32
     assert np.linalg.norm(found - wanted) < 0.05 * np.linalg.norm(wanted)  # other scales, other codes
@@ -192,7 +192,9 @@ def test_bf16_computes_the_same_up_to_its_own_rounding(
 def test_tensorrt_builds_bf16(graph: Graph, build_rtx: Callable[..., dict[str, set[str]]]) -> None:
     target = Target(precision="weights", weights=WeightScheme("int4"), high_precision="bf16")
     _, chosen = place_weights(graph, ModelSpec(), target, Placement((), ()), Silent())
-    result = with_few_bits(Mixed(*to_bf16(graph.model)), graph, chosen, target, backend="tensorrt")
+    result = quantize_chosen_weights(
+        MixedModel(*to_bf16(graph.model)), graph, chosen, target, backend="tensorrt"
+    )
     kernels = build_rtx(result.model, N=2)
     assert any({"Int4", "BFloat16"} <= dtypes for dtypes in kernels.values())
 

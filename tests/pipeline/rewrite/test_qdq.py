@@ -18,7 +18,12 @@ from trtq.calibrators.ranges import Range, Ranges
 from trtq.errors import ModelError, UsageError
 from trtq.models.spec import Activations
 from trtq.pipeline.graph.placement import place
-from trtq.pipeline.rewrite.qdq import activation_qparams, quantize, quantize_array, weight_qparams
+from trtq.pipeline.rewrite.qdq import (
+    choose_activation_qparams,
+    choose_weight_qparams,
+    quantize,
+    quantize_array,
+)
 
 DTYPES = ("float32", "float16", "bfloat16")
 
@@ -63,7 +68,7 @@ def test_the_pair_at_an_activation_and_the_weight(
     assert zero_point.dtype == np.int8
     assert zero_point.shape == ()
     assert zero_point == 0
-    assert float(scale) == float(activation_qparams(4.0, scale_dtype).scale)
+    assert float(scale) == float(choose_activation_qparams(4.0, scale_dtype).scale)
 
     reader = _reader(dequantized)
     assert reader.op_type == "DequantizeLinear"
@@ -72,7 +77,7 @@ def test_the_pair_at_an_activation_and_the_weight(
     assert codes.dtype == zeros.dtype == np.int8
     assert scales.dtype == np.float32
     assert (codes.shape, scales.shape, zeros.shape) == (weight.shape, (6,), (6,))
-    expected = weight_qparams(weight, 0, scale_dtype)
+    expected = choose_weight_qparams(weight, 0, scale_dtype)
     np.testing.assert_array_equal(scales, expected.scale.astype(np.float32))
     np.testing.assert_array_equal(codes, quantize_array(weight, expected))
     assert not zeros.any()
@@ -210,7 +215,7 @@ def test_the_axis_of_the_output_channels_stands_in_the_graph(
     model = quantized(model_of(f"g (float[4,4] x) => (float[A,B] y) {{ y = {call} }}", w=weight))
     (node,) = (node for node in _nodes(model, "DequantizeLinear") if "axis" in node.attributes)
     assert node.attributes["axis"].as_int() == axis
-    wanted = quantize_array(weight, weight_qparams(weight, axis, "float32"))
+    wanted = quantize_array(weight, choose_weight_qparams(weight, axis, "float32"))
     np.testing.assert_array_equal(_constant(node.inputs[0]), wanted)
 
 

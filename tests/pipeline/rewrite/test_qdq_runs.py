@@ -18,9 +18,9 @@ from trtq.models.session import open_session, run
 from trtq.pipeline.graph.load import Graph
 from trtq.pipeline.graph.opset import infer_shapes
 from trtq.pipeline.graph.placement import DEFAULT_OP_TYPES, QUANTIZABLE, place
-from trtq.pipeline.judge.exact import with_exact_quantize
+from trtq.pipeline.judge.exact import make_quantize_exact
 from trtq.pipeline.rewrite.precision import to_fp16
-from trtq.pipeline.rewrite.qdq import activation_qparams, quantize, weight_qparams
+from trtq.pipeline.rewrite.qdq import choose_activation_qparams, choose_weight_qparams, quantize
 
 KINDS = {
     "conv": ("Conv<pads = [1, 1, 1, 1]>(x, w)", (2, 3, 5, 5), (4, 3, 3, 3)),
@@ -57,10 +57,10 @@ def test_a_quantized_layer_is_as_near_as_its_scales_promise(
     result = quantize(model, placement, ranges_to({"x": amax}), scale_dtype=scale_dtype)
     onnx.checker.check_model(ir.to_proto(result), full_check=True)
 
-    scale = float(activation_qparams(amax, scale_dtype).scale)
+    scale = float(choose_activation_qparams(amax, scale_dtype).scale)
     of_x = scale / 2 + max(0.0, float(np.abs(x).max()) - 127 * scale)
     assert placement.layers[0].weight is not None
-    qparams = weight_qparams(w, placement.layers[0].weight[1].axis, scale_dtype)
+    qparams = choose_weight_qparams(w, placement.layers[0].weight[1].axis, scale_dtype)
     by_axis = [-1 if i == qparams.axis else 1 for i in range(w.ndim)]
     steps = np.broadcast_to(qparams.scale.astype(np.float64).reshape(by_axis), w.shape)
     weights = _layer(call, x_shape, (np.abs(w) + steps / 2).astype(np.float32))
@@ -84,7 +84,7 @@ def _layer(call: str, x_shape: tuple[int, ...], w: NDArray[np.float32]) -> ir.Mo
 
 
 def _run(model: ir.Model, x: NDArray[np.float32]) -> NDArray[Any]:
-    return run(open_session(with_exact_quantize(model) or model, optimize=False), ["y"], {"x": x})[0].astype(
+    return run(open_session(make_quantize_exact(model) or model, optimize=False), ["y"], {"x": x})[0].astype(
         np.float64
     )
 

@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 
 from trtq.pipeline.rewrite.qdq import (
     QParams,
-    activation_qparams,
-    asymmetric_qparams,
+    choose_activation_qparams,
+    choose_asymmetric_qparams,
+    choose_weight_qparams,
     quantize_array,
-    weight_qparams,
 )
 
 DTYPES = ("float32", "float16", "bfloat16")
@@ -39,7 +39,7 @@ def test_codes_by_hand_with_the_scale_one_half(value: float, code: int) -> None:
 
 def test_codes_of_channels_by_hand() -> None:
     weight = np.array([[1.1, -2.0, 0.5], [127.0, 63.5, -0.5], [0.0, 0.0, 0.0]], np.float32)
-    qparams = weight_qparams(weight, 0, "float32")
+    qparams = choose_weight_qparams(weight, 0, "float32")
     assert qparams.axis == 0
     assert qparams.scale[1] == 1.0
     assert quantize_array(weight, qparams).tolist() == [[70, -127, 32], [127, 64, 0], [0, 0, 0]]
@@ -59,7 +59,7 @@ def _slow(values: NDArray[Any], scale: float) -> list[int]:
 @given(seed=st.integers(0, 2**32 - 1), axis=st.sampled_from([None, 0, 1, 2]), size=st.integers(-6, 6))
 def test_codes_are_those_of_a_slow_reference(seed: int, axis: int | None, size: int) -> None:
     weight = (np.random.default_rng(seed).standard_normal((3, 4, 5)) * 10.0**size).astype(np.float32)
-    qparams = weight_qparams(weight, axis, "float32")
+    qparams = choose_weight_qparams(weight, axis, "float32")
     codes = quantize_array(weight, qparams)
     assert qparams.scale.shape == (() if axis is None else (weight.shape[axis],))
     if axis is None:
@@ -81,7 +81,7 @@ def test_codes_are_those_of_a_slow_reference(seed: int, axis: int | None, size: 
     ],
 )
 def test_zero_points_by_hand(ends: tuple[float, float], scale: float, zero: int) -> None:
-    found = asymmetric_qparams(ends, "float32")
+    found = choose_asymmetric_qparams(ends, "float32")
     assert float(found.scale) == pytest.approx(scale, rel=1e-6)
     assert (found.zero, found.axis) == (zero, None)
     assert found.zero_point.dtype == np.int8
@@ -91,7 +91,7 @@ def test_zero_points_by_hand(ends: tuple[float, float], scale: float, zero: int)
 @settings(max_examples=200, deadline=None)
 @given(st.floats(0, 1e8), st.floats(0, 1e8), st.sampled_from(DTYPES))
 def test_asymmetric_codes_reach_both_ends(below: float, above: float, dtype: str) -> None:
-    found = asymmetric_qparams((-below, above), dtype)
+    found = choose_asymmetric_qparams((-below, above), dtype)
     scale = float(found.scale)
     assert 0 < scale < math.inf
     assert -128 <= found.zero <= 127
@@ -102,7 +102,7 @@ def test_asymmetric_codes_reach_both_ends(below: float, above: float, dtype: str
 @settings(max_examples=200, deadline=None)
 @given(st.floats(0, 1e8), st.sampled_from(DTYPES))
 def test_scales_are_positive_finite_and_never_clip(amax: float, dtype: str) -> None:
-    scale = activation_qparams(amax, dtype).scale
+    scale = choose_activation_qparams(amax, dtype).scale
     assert scale.shape == ()
     assert 0 < float(scale) < math.inf
     assert float(scale) * 127 >= amax * (1 - 1e-15)
@@ -126,13 +126,13 @@ def test_scales_are_positive_finite_and_never_clip(amax: float, dtype: str) -> N
     ],
 )
 def test_scales_by_hand(amax: float, dtype: str, wanted: float) -> None:
-    scale = activation_qparams(amax, dtype).scale
+    scale = choose_activation_qparams(amax, dtype).scale
     assert scale.dtype == np.dtype(getattr(ml_dtypes, dtype, dtype))
     assert float(scale) == wanted
 
 
 def test_a_scale_beyond_fp16_stays_fp32() -> None:
-    scale = activation_qparams(1.27e8, "float16").scale
+    scale = choose_activation_qparams(1.27e8, "float16").scale
     assert scale.dtype == np.float32
     assert float(scale) == 1e6
 
@@ -142,7 +142,7 @@ def test_a_scale_beyond_fp16_stays_fp32() -> None:
 def test_channels_of_zeros_have_positive_scales(dtype: str, axis: int | None) -> None:
     weight = np.zeros((3, 4), np.float32)
     weight[0, 1] = 2.0
-    qparams = weight_qparams(weight, axis, dtype)
+    qparams = choose_weight_qparams(weight, axis, dtype)
     assert (qparams.scale.astype(np.float64) > 0).all()
     assert np.isfinite(qparams.scale.astype(np.float64)).all()
     codes = quantize_array(weight, qparams)
@@ -151,7 +151,7 @@ def test_channels_of_zeros_have_positive_scales(dtype: str, axis: int | None) ->
 
 
 def test_an_empty_weight_has_a_scale() -> None:
-    assert float(weight_qparams(np.zeros((0, 4), np.float32), None, "float32").scale) > 0
+    assert float(choose_weight_qparams(np.zeros((0, 4), np.float32), None, "float32").scale) > 0
 
 
 def test_zero_points_have_the_shape_of_the_scales() -> None:

@@ -12,16 +12,16 @@ from chromium import Chromium, find_chromium
 
 from trtq.calibrators.entropy import Entropy
 from trtq.calibrators.estimate import estimate
-from trtq.calibrators.statistics import Histogram, Statistics, bins_of
-from trtq.pipeline.deliver.html.seen import Seen, SeenLayer
-from trtq.pipeline.deliver.html.tensors import seen_of
+from trtq.calibrators.statistics import Histogram, Statistics, find_bins
+from trtq.pipeline.deliver.html.page_data import LayerSummary, PageData
+from trtq.pipeline.deliver.html.tensors import summarize_tensors
 from trtq.pipeline.deliver.manifest import Manifest
 from trtq.pipeline.deliver.report import SCHEMA_VERSION, CalibrationReport, EngineReport, Report
 from trtq.pipeline.engine.coverage import Fallback
 from trtq.pipeline.graph.placement import KeptNode
 from trtq.pipeline.judge.metrics import OutputComparison, WorstSample
 
-Observe = Callable[[list[str]], Seen]
+Observe = Callable[[list[str]], PageData]
 
 
 @pytest.fixture
@@ -71,13 +71,13 @@ def manifest() -> Manifest:
 def observe() -> Observe:
     """Observes normal values in tensors of these names, each read by one layer."""
 
-    def observed(names: list[str]) -> Seen:
+    def observed(names: list[str]) -> PageData:
         rng = np.random.default_rng(0)
         histograms = {name: histogram_of(rng.standard_normal(4096) * rng.uniform(0.5, 9)) for name in names}
         statistics = Statistics(histograms, {}, {}, 32)
-        seen = seen_of(statistics, estimate(statistics, Entropy()), Entropy())
+        seen = summarize_tensors(statistics, estimate(statistics, Entropy()), Entropy())
         layers = tuple(
-            SeenLayer(f"layer {number}", "Conv", "weighted-input", (name,), 43.0)
+            LayerSummary(f"layer {number}", "Conv", "weighted-input", (name,), 43.0)
             for number, name in enumerate(names)
         )
         return replace(seen, layers=layers)
@@ -86,14 +86,14 @@ def observe() -> Observe:
 
 
 @pytest.fixture
-def seen(observe: Observe) -> Seen:
+def seen(observe: Observe) -> PageData:
     return observe(["image", "hidden", "last"])
 
 
 def histogram_of(values: np.ndarray[tuple[int, ...], np.dtype[np.float64]]) -> Histogram:
     """Returns the histogram of values, the slow way."""
     values = values.astype(np.float32).astype(np.float64)
-    bins, counts = np.unique(bins_of(values), return_counts=True)
+    bins, counts = np.unique(find_bins(values), return_counts=True)
     return Histogram(bins, counts.astype(np.int64), float(values.min()), float(values.max()))
 
 

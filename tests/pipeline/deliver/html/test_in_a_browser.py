@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 from chromium import Chromium
 
-from trtq.pipeline.deliver.html.page import page_of
-from trtq.pipeline.deliver.html.seen import Seen
+from trtq.pipeline.deliver.html.page import render_page
+from trtq.pipeline.deliver.html.page_data import PageData
 from trtq.pipeline.deliver.manifest import Manifest
 from trtq.pipeline.deliver.report import Report
 from trtq.pipeline.graph.placement import KeptNode
 
 Write = Callable[[bytes], str]
-Observe = Callable[[list[str]], Seen]
+Observe = Callable[[list[str]], PageData]
 EVIL = [
     "</script><script>document.title = 'owned'</script>",
     "<img src=x onerror=\"document.title = 'owned'\">",
@@ -28,8 +28,8 @@ EVIL = [
 
 
 @pytest.fixture
-def page(report: Report, manifest: Manifest, seen: Seen) -> bytes:
-    return page_of(report, manifest, seen)
+def page(report: Report, manifest: Manifest, seen: PageData) -> bytes:
+    return render_page(report, manifest, seen)
 
 
 @pytest.mark.parametrize("width", [390, 1280])
@@ -57,7 +57,7 @@ def test_a_page_with_evil_names_runs_nothing_and_stays_in_the_window(
         comparison=tuple(replace(report.comparison[0], output=name) for name in EVIL),
     )
     address = write(
-        page_of(
+        render_page(
             evil, replace(manifest, commands=dict(zip(EVIL, EVIL, strict=True))), replace(seen, layers=layers)
         )
     )
@@ -93,7 +93,7 @@ def test_a_name_is_found_in_what_is_folded_away(
     chromium: Chromium, report: Report, manifest: Manifest, observe: Observe, write: Write
 ) -> None:
     seen = observe([f"tensor_{number}" for number in range(30)])
-    chromium.open(write(page_of(report, manifest, seen)))
+    chromium.open(write(render_page(report, manifest, seen)))
     assert chromium.evaluate("document.querySelector('#tensors details').open") is False
     chromium.evaluate("""(() => {
         const input = document.querySelector('[data-filter=card]');
@@ -108,7 +108,7 @@ def test_a_link_to_a_tensor_opens_what_it_is_folded_into(
     chromium: Chromium, report: Report, manifest: Manifest, observe: Observe, write: Write
 ) -> None:
     seen = observe([f"tensor_{number}" for number in range(30)])
-    address = write(page_of(report, manifest, seen))
+    address = write(render_page(report, manifest, seen))
     chromium.open(address)
     last = chromium.evaluate("[...document.querySelectorAll('.card')].at(-1).id")
     chromium.open(f"{address}#{last}")

@@ -8,15 +8,15 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from trtq.pipeline.deliver.html.layers import layers_of, weight_sqnr_db
+from trtq.pipeline.deliver.html.layers import summarize_layers, weight_sqnr_db
 from trtq.pipeline.graph.placement import place
-from trtq.pipeline.rewrite.qdq import quantize_array, weight_qparams
+from trtq.pipeline.rewrite.qdq import choose_weight_qparams, quantize_array
 
 
 @pytest.mark.parametrize("axis", [0, 1, 2, None])
 def test_the_ratio_of_a_weight_is_that_of_its_codes(axis: int | None) -> None:
     weight = np.random.default_rng(0).standard_normal((6, 5, 4)).astype(np.float32)
-    qparams = weight_qparams(weight, axis, "float32")
+    qparams = choose_weight_qparams(weight, axis, "float32")
     shape = [-1 if place == axis else 1 for place in range(3)]
     again = quantize_array(weight, qparams) * qparams.scale.astype(np.float64).reshape(
         shape if axis is not None else ()
@@ -49,7 +49,7 @@ def test_layers_tell_what_they_read(model_of: Callable[..., ir.Model]) -> None:
         }""",
         w=rng.standard_normal((16, 16, 1, 1)).astype(np.float32),
     )
-    layers = layers_of(model, place(model))
+    layers = summarize_layers(model, place(model))
     assert [(layer.name, layer.op_type, layer.rule, layer.tensors) for layer in layers] == [
         ("first", "Conv", "weighted-input", ("x",)),
         ("again", "Conv", "weighted-input", ("h",)),

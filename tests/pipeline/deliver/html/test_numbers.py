@@ -8,13 +8,13 @@ import pytest
 
 from trtq.pipeline.deliver.html.numbers import (
     NONE,
-    amount,
-    decibels,
-    magnitude,
-    power_of_ten,
-    seconds,
-    share,
-    size,
+    format_amount,
+    format_decibels,
+    format_magnitude,
+    format_power_of_ten,
+    format_seconds,
+    format_share,
+    format_size,
 )
 
 
@@ -30,17 +30,17 @@ from trtq.pipeline.deliver.html.numbers import (
     ],
 )
 def test_a_size(count: float, text: str) -> None:
-    assert size(count) == text
+    assert format_size(count) == text
 
 
 @pytest.mark.parametrize(("count", "text"), [(0, "0"), (9999, "9999"), (10_000, "10.0 k"), (1.25e6, "1.2 M")])
 def test_an_amount(count: float, text: str) -> None:
-    assert amount(count) == text
+    assert format_amount(count) == text
 
 
 @pytest.mark.parametrize(("value", "text"), [(0.04, "0.0 s"), (99.94, "99.9 s"), (125, "2 min 5 s")])
 def test_seconds(value: float, text: str) -> None:
-    assert seconds(value) == text
+    assert format_seconds(value) == text
 
 
 @pytest.mark.parametrize(
@@ -55,7 +55,7 @@ def test_seconds(value: float, text: str) -> None:
     ],
 )
 def test_a_share(value: float, text: str) -> None:
-    assert share(value) == text
+    assert format_share(value) == text
 
 
 @pytest.mark.parametrize(
@@ -70,15 +70,15 @@ def test_a_share(value: float, text: str) -> None:
     ],
 )
 def test_decibels(value: float | None, text: str) -> None:
-    assert decibels(value) == text.replace("-", "\N{MINUS SIGN}")
+    assert format_decibels(value) == text.replace("-", "\N{MINUS SIGN}")
 
 
 @pytest.mark.parametrize(
     ("value", "text"), [(6.1284, "6.128"), (-0.375, "\N{MINUS SIGN}0.375"), (123456, "1.235e+05")]
 )
 def test_a_magnitude_has_four_digits(value: float, text: str) -> None:
-    assert magnitude(value) == text
+    assert format_magnitude(value) == text
 
 
 def test_powers_of_ten() -> None:
-    assert [power_of_ten(power) for power in (0, 1, 2, 12)] == ["1", "10", "10²", "10¹²"]
+    assert [format_power_of_ten(power) for power in (0, 1, 2, 12)] == ["1", "10", "10²", "10¹²"]

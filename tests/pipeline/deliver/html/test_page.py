@@ -13,8 +13,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from trtq.pipeline.deliver.html.page import page_of
-from trtq.pipeline.deliver.html.seen import Seen
+from trtq.pipeline.deliver.html.page import render_page
+from trtq.pipeline.deliver.html.page_data import PageData
 from trtq.pipeline.deliver.manifest import Manifest
 from trtq.pipeline.deliver.report import AutoReport, Report, WeightsReport
 from trtq.pipeline.graph.placement import KeptNode
@@ -50,7 +50,7 @@ class Parsed(HTMLParser):
         self.text += data
 
 
-def test_everything_of_the_report_is_on_the_page(report: Report, manifest: Manifest, seen: Seen) -> None:
+def test_everything_of_the_report_is_on_the_page(report: Report, manifest: Manifest, seen: PageData) -> None:
     logits = LogitsComparison("int8", "fp32", "logits", 0.01, 12.5, 12.25)
     weights = WeightsReport("int4", "mse", 64, 10, 4000, 500, 4.25, "less memory")
     report = replace(
@@ -62,7 +62,7 @@ def test_everything_of_the_report_is_on_the_page(report: Report, manifest: Manif
         reused=("ranges",),
         engine=replace(report.engine, warnings=("slow kernel",)),
     )
-    parsed = Parsed(page_of(report, manifest, seen))
+    parsed = Parsed(render_page(report, manifest, seen))
     assert parsed.opened == []
     for text in (
         "model.onnx", "Fail", "98.00%", "62.00%", "by 36.00 points", "a warning", "a note", "slow kernel",
@@ -90,7 +90,7 @@ def test_an_empty_report_makes_a_page(report: Report) -> None:
         timings_s={},
         engine=replace(report.engine, fallbacks=(), layers_quantized=0, layers_int8=0),
     )
-    parsed = Parsed(page_of(bare, Manifest({}, {}, {}, {}), Seen()))
+    parsed = Parsed(render_page(bare, Manifest({}, {}, {}, {}), PageData()))
     assert parsed.opened == []
     for text in (
         "Unverified",
@@ -102,24 +102,24 @@ def test_an_empty_report_makes_a_page(report: Report) -> None:
         assert text in parsed.text
 
 
-def test_what_was_measured_of_layers_is_shown(report: Report, manifest: Manifest, seen: Seen) -> None:
+def test_what_was_measured_of_layers_is_shown(report: Report, manifest: Manifest, seen: PageData) -> None:
     effect = Effect({"y": Distance(1.0, 33.25)})
     layers = tuple(LayerSensitivity(layer.name, "Conv", 1, effect, effect) for layer in seen.layers)
     measured = Sensitivity("model.onnx", "data", 77, 3, layers=layers)
-    text = Parsed(page_of(report, manifest, seen, measured)).text
+    text = Parsed(render_page(report, manifest, seen, measured)).text
     assert "with this layer alone in INT8, on 77 samples" in text
     assert text.count("33.2") == 3
     assert "trtq sensitivity" not in text
 
 
-def test_a_tensor_of_zeros_is_told(report: Report, manifest: Manifest, seen: Seen) -> None:
+def test_a_tensor_of_zeros_is_told(report: Report, manifest: Manifest, seen: PageData) -> None:
     dead = replace(seen.tensors[0], counts=(), total=9, zeros=9)
-    page = page_of(report, manifest, replace(seen, tensors=(dead,)))
+    page = render_page(report, manifest, replace(seen, tensors=(dead,)))
     assert "Zero in every sample" in Parsed(page).text
 
 
-def test_only_our_style_and_script_count(report: Report, manifest: Manifest, seen: Seen) -> None:
-    page = page_of(report, manifest, seen).decode()
+def test_only_our_style_and_script_count(report: Report, manifest: Manifest, seen: PageData) -> None:
+    page = render_page(report, manifest, seen).decode()
     policy = re.search(r'http-equiv="Content-Security-Policy" content="([^"]+)"', page)
     assert policy is not None
     assert "default-src &#39;none&#39;" in policy[1]
@@ -129,8 +129,8 @@ def test_only_our_style_and_script_count(report: Report, manifest: Manifest, see
         assert f"{tag}-src &#39;sha256-{digest}&#39;" in policy[1]
 
 
-def test_nothing_is_linked_to_but_the_page_itself(report: Report, manifest: Manifest, seen: Seen) -> None:
-    page = page_of(report, manifest, seen).decode()
+def test_nothing_is_linked_to_but_the_page_itself(report: Report, manifest: Manifest, seen: PageData) -> None:
+    page = render_page(report, manifest, seen).decode()
     assert set(re.findall(r'(?:src|href)="([^"#]*)', page)) == {"", "data:,"}
     assert "http" not in page.replace("http-equiv", "")
 
@@ -144,15 +144,17 @@ _names = st.text(st.characters(codec="utf-8"), min_size=1, max_size=40)
         _names, st.sampled_from(["</script>", "<img src=x onerror=a>", '"><b onload=a>', "]]>", "<!--"])
     )
 )
-def test_no_name_becomes_markup(name: str, report: Report, manifest: Manifest, seen: Seen) -> None:
-    plain = Parsed(page_of(*_named("name", report, manifest, seen)))
-    evil = Parsed(page_of(*_named(name, report, manifest, seen)))
+def test_no_name_becomes_markup(name: str, report: Report, manifest: Manifest, seen: PageData) -> None:
+    plain = Parsed(render_page(*_named("name", report, manifest, seen)))
+    evil = Parsed(render_page(*_named(name, report, manifest, seen)))
     assert evil.tags == plain.tags
     assert evil.attributes == plain.attributes
     assert evil.opened == []
 
 
-def _named(name: str, report: Report, manifest: Manifest, seen: Seen) -> tuple[Report, Manifest, Seen]:
+def _named(
+    name: str, report: Report, manifest: Manifest, seen: PageData
+) -> tuple[Report, Manifest, PageData]:
     """Returns all with this name wherever a name of the user's stands."""
     report = replace(
         report,
@@ -170,17 +172,17 @@ def _named(name: str, report: Report, manifest: Manifest, seen: Seen) -> tuple[R
     return report, manifest, replace(seen, tensors=tensors, layers=layers, methods={"entropy": name})
 
 
-def test_a_file_name_that_is_no_text_makes_a_page(report: Report, manifest: Manifest, seen: Seen) -> None:
-    page = page_of(replace(report, model="m\udcff.onnx"), manifest, seen)
+def test_a_file_name_that_is_no_text_makes_a_page(report: Report, manifest: Manifest, seen: PageData) -> None:
+    page = render_page(replace(report, model="m\udcff.onnx"), manifest, seen)
     assert r"m\udcff.onnx" in page.decode()
 
 
-def test_a_net_of_300_layers_takes_less_than_2_mb(report: Report, manifest: Manifest, seen: Seen) -> None:
+def test_a_net_of_300_layers_takes_less_than_2_mb(report: Report, manifest: Manifest, seen: PageData) -> None:
     name = "p2o.pd_op.batch_norm_.{}.tmp_0/backbone/stage/block/conv2d/output"
     tensors = tuple(replace(seen.tensors[0], name=name.format(number)) for number in range(300))
     layers = tuple(replace(seen.layers[0], name=item.name, tensors=(item.name,)) for item in tensors)
     seen = replace(seen, tensors=tensors, layers=layers)
-    assert 300_000 < len(page_of(report, manifest, seen)) < 2_000_000
+    assert 300_000 < len(render_page(report, manifest, seen)) < 2_000_000
 
 
 @pytest.mark.parametrize(("quantization", "precision", "told"), [
@@ -191,4 +193,7 @@ def test_why_nothing_was_seen_is_told(
     quantization: str, precision: str, told: str, report: Report, manifest: Manifest
 ) -> None:
     engine = replace(report.engine, quantization=quantization)
-    assert told in Parsed(page_of(replace(report, engine=engine, precision=precision), manifest, Seen())).text
+    assert (
+        told
+        in Parsed(render_page(replace(report, engine=engine, precision=precision), manifest, PageData())).text
+    )

@@ -10,19 +10,19 @@ from trtq.calibrators import METHODS
 from trtq.calibrators.estimate import estimate
 from trtq.calibrators.minmax import MinMax
 from trtq.calibrators.percentile import Percentile
-from trtq.calibrators.statistics import Histogram, Statistics, bins_of
-from trtq.pipeline.deliver.html.seen import SeenTensor
-from trtq.pipeline.deliver.html.tensors import seen_of
+from trtq.calibrators.statistics import Histogram, Statistics, find_bins
+from trtq.pipeline.deliver.html.page_data import TensorSummary
+from trtq.pipeline.deliver.html.tensors import summarize_tensors
 
 
 def histogram_of(values: NDArray[np.float32]) -> Histogram:
-    bins, counts = np.unique(bins_of(values), return_counts=True)
+    bins, counts = np.unique(find_bins(values), return_counts=True)
     return Histogram(bins, counts.astype(np.int64), float(values.min()), float(values.max()))
 
 
-def seen_with(values: NDArray[np.float32], method: Percentile | MinMax) -> SeenTensor:
+def seen_with(values: NDArray[np.float32], method: Percentile | MinMax) -> TensorSummary:
     statistics = Statistics({"x": histogram_of(values)}, {}, {}, 1)
-    (tensor,) = seen_of(statistics, estimate(statistics, method), method).tensors
+    (tensor,) = summarize_tensors(statistics, estimate(statistics, method), method).tensors
     return tensor
 
 
@@ -66,7 +66,7 @@ def test_counts_are_of_all_magnitudes_but_zeros(values: NDArray[np.float32]) -> 
 
 def test_methods_are_described_with_their_parameters(values: NDArray[np.float32]) -> None:
     statistics = Statistics({"x": histogram_of(values)}, {}, {}, 1)
-    methods = seen_of(statistics, estimate(statistics, MinMax()), Percentile(97.5)).methods
+    methods = summarize_tensors(statistics, estimate(statistics, MinMax()), Percentile(97.5)).methods
     assert methods["percentile"] == "percentile(percentile=97.5)"
     assert methods["minmax"] == "minmax()"
 
@@ -74,7 +74,7 @@ def test_methods_are_described_with_their_parameters(values: NDArray[np.float32]
 @pytest.mark.parametrize("histogram", [Histogram(), histogram_of(np.zeros(8, np.float32))])
 def test_a_tensor_without_values_has_no_ratio(histogram: Histogram) -> None:
     statistics = Statistics({"x": histogram}, {}, {}, 1)
-    (tensor,) = seen_of(statistics, estimate(statistics, MinMax()), MinMax()).tensors
+    (tensor,) = summarize_tensors(statistics, estimate(statistics, MinMax()), MinMax()).tensors
     assert (tensor.minimum, tensor.maximum, sum(tensor.counts)) == (0.0, 0.0, 0)
     assert tensor.used.amax == 1.0
     assert tensor.used.sqnr_db is None

@@ -15,11 +15,11 @@ from trtq.pipeline.deliver.triton.config import (
     ModelConfig,
     Port,
     Serving,
-    batch_in,
-    differences,
+    find_batch,
+    find_largest_batch,
     is_edited,
-    largest_batch,
-    ports_of,
+    list_differences,
+    list_ports,
     validate,
 )
 from trtq.pipeline.deliver.triton.pbtxt import parse
@@ -32,8 +32,8 @@ CONFIG = ModelConfig(
     "net",
     "tensorrt",
     16,
-    ports_of([IMAGE], batches=True),
-    ports_of([LABEL], batches=True),
+    list_ports([IMAGE], batches=True),
+    list_ports([LABEL], batches=True),
     preferred_batch=4,
     serving=Serving(instances=2, num_versions=3),
     warmup=({"name": "one", "batch_size": 1, "inputs": []},),
@@ -69,7 +69,7 @@ def test_triton_reads_every_field_as_it_is_meant() -> None:
 
 def test_a_model_that_does_not_batch_has_no_batcher_and_all_its_dims() -> None:
     read = parsed(
-        replace(CONFIG, backend="onnxruntime", max_batch=0, inputs=ports_of([IMAGE], batches=False))
+        replace(CONFIG, backend="onnxruntime", max_batch=0, inputs=list_ports([IMAGE], batches=False))
     )
     assert not read.HasField("dynamic_batching")
     assert list(read.input[0].dims) == [-1, 3, -1, 8]
@@ -104,7 +104,7 @@ def test_triton_has_every_type(word: str) -> None:
 )
 def test_what_triton_cannot_take_is_refused(spec: TensorSpec, batches: bool, words: str) -> None:
     with pytest.raises(ArtifactError, match=words):
-        ports_of([spec], batches=batches)
+        list_ports([spec], batches=batches)
 
 
 @pytest.mark.parametrize(
@@ -123,7 +123,7 @@ def test_what_triton_cannot_take_is_refused(spec: TensorSpec, batches: bool, wor
 def test_requests_are_joined_along_a_batch_that_is_open_everywhere(
     inputs: list[TensorSpec], outputs: list[TensorSpec], asked: int | None, batch: int, why: str
 ) -> None:
-    assert largest_batch(inputs, outputs, PROFILES, asked) == (batch, why)
+    assert find_largest_batch(inputs, outputs, PROFILES, asked) == (batch, why)
 
 
 @pytest.mark.parametrize(
@@ -135,7 +135,7 @@ def test_requests_are_joined_along_a_batch_that_is_open_everywhere(
 )
 def test_a_batch_that_cannot_be_is_refused(outputs: list[TensorSpec], words: str) -> None:
     with pytest.raises(UsageError, match=words):
-        largest_batch([IMAGE], outputs, PROFILES, 17)
+        find_largest_batch([IMAGE], outputs, PROFILES, 17)
 
 
 @pytest.mark.parametrize(
@@ -161,9 +161,9 @@ def test_an_edit_is_seen() -> None:
 
 def test_the_same_model_differs_in_nothing_whatever_its_batch_and_serving() -> None:
     theirs = parse(CONFIG.text(), "there")
-    assert batch_in(theirs) == 16
-    assert differences(theirs, replace(CONFIG, max_batch=4, serving=Serving(), comments=())) == []
-    assert differences(parse('backend: "tensorrt" max_batch_size: 1', "there"), CONFIG) == []
+    assert find_batch(theirs) == 16
+    assert list_differences(theirs, replace(CONFIG, max_batch=4, serving=Serving(), comments=())) == []
+    assert list_differences(parse('backend: "tensorrt" max_batch_size: 1', "there"), CONFIG) == []
 
 
 def test_another_model_is_told_by_all_that_differs() -> None:
@@ -175,7 +175,7 @@ def test_another_model_is_told_by_all_that_differs() -> None:
         inputs=(Port("image", "TYPE_FP16", (3, -1, 8)), Port("size", "TYPE_INT32", (2,))),
         outputs=(Port("boxes", "TYPE_FP32", (4,)),),
     )
-    assert differences(theirs, other) == [
+    assert list_differences(theirs, other) == [
         "backend is tensorrt, not onnxruntime",
         "platform is tensorrt_plan, not onnxruntime_onnx",
         "max_batch_size is 16, not 0",

@@ -15,21 +15,29 @@ import pytest
 
 from trtq.errors import ArtifactError
 from trtq.pipeline.deliver.triton import repository as module
-from trtq.pipeline.deliver.triton.config import ModelConfig, Port, Serving, batch_in
+from trtq.pipeline.deliver.triton.config import ModelConfig, Port, Serving, find_batch
 from trtq.pipeline.deliver.triton.pbtxt import parse
-from trtq.pipeline.deliver.triton.repository import Entry, Source, check_name, install, versions_of
+from trtq.pipeline.deliver.triton.repository import (
+    PackageSource,
+    RepositoryEntry,
+    check_name,
+    install,
+    list_versions,
+)
 
 CONFIG = ModelConfig("net", "tensorrt", 8, (Port("x", "TYPE_FP32", (4,)),), (Port("y", "TYPE_FP32", (2,)),))
 
 
 @pytest.fixture
-def entry_of(tmp_path: Path) -> Callable[..., Entry]:
+def entry_of(tmp_path: Path) -> Callable[..., RepositoryEntry]:
     """Makes an entry with an engine of this content."""
 
-    def make(content: bytes, config: ModelConfig = CONFIG, **warmup: bytes) -> Entry:
+    def make(content: bytes, config: ModelConfig = CONFIG, **warmup: bytes) -> RepositoryEntry:
         path = tmp_path / f"{hashlib.sha256(content).hexdigest()}.engine"
         path.write_bytes(content)
-        return Entry(config, {"model.plan": Source(path, hashlib.sha256(content).hexdigest())}, warmup)
+        return RepositoryEntry(
+            config, {"model.plan": PackageSource(path, hashlib.sha256(content).hexdigest())}, warmup
+        )
 
     return make
 
@@ -50,7 +58,9 @@ def seen_by_a_server(repository: Path, workplaces: Collection[Path] = ()) -> dic
     return found
 
 
-def test_a_new_model_appears_with_all_that_it_needs(tmp_path: Path, entry_of: Callable[..., Entry]) -> None:
+def test_a_new_model_appears_with_all_that_it_needs(
+    tmp_path: Path, entry_of: Callable[..., RepositoryEntry]
+) -> None:
     (installed,) = install(tmp_path / "deep" / "models", (entry_of(b"one", x=b"raw"),))
     assert (installed.name, installed.version, installed.is_new) == ("net", 1, True)
     model = tmp_path / "deep" / "models" / "net"
@@ -61,7 +71,9 @@ def test_a_new_model_appears_with_all_that_it_needs(tmp_path: Path, entry_of: Ca
     assert [path.name for path in (tmp_path / "deep").iterdir()] == ["models"]
 
 
-def test_a_version_is_added_and_replaces_none(tmp_path: Path, entry_of: Callable[..., Entry]) -> None:
+def test_a_version_is_added_and_replaces_none(
+    tmp_path: Path, entry_of: Callable[..., RepositoryEntry]
+) -> None:
     install(tmp_path / "models", (entry_of(b"one"),))
     (tmp_path / "models" / "net" / "7").mkdir()
     (tmp_path / "models" / "net" / "7" / "model.plan").write_bytes(b"seven")
@@ -72,7 +84,7 @@ def test_a_version_is_added_and_replaces_none(tmp_path: Path, entry_of: Callable
 
 
 def test_the_same_again_adds_nothing_and_touches_nothing(
-    tmp_path: Path, entry_of: Callable[..., Entry]
+    tmp_path: Path, entry_of: Callable[..., RepositoryEntry]
 ) -> None:
     install(tmp_path / "models", (entry_of(b"one", x=b"raw"),))
     before = {path: path.stat().st_ctime_ns for path in (tmp_path / "models" / "net").rglob("*")}
@@ -81,14 +93,16 @@ def test_the_same_again_adds_nothing_and_touches_nothing(
     assert {path: path.stat().st_ctime_ns for path in (tmp_path / "models" / "net").rglob("*")} == before
 
 
-def test_the_configuration_follows_the_newest_version(tmp_path: Path, entry_of: Callable[..., Entry]) -> None:
+def test_the_configuration_follows_the_newest_version(
+    tmp_path: Path, entry_of: Callable[..., RepositoryEntry]
+) -> None:
     for content, batch in ((b"one", 4), (b"two", 8), (b"three", 2)):
         install(tmp_path / "models", (entry_of(content, replace(CONFIG, max_batch=batch)),))
         text = (tmp_path / "models" / "net" / "config.pbtxt").read_text()
-        assert batch_in(parse(text, "x")) == batch
+        assert find_batch(parse(text, "x")) == batch
 
 
-def test_an_edited_configuration_is_kept(tmp_path: Path, entry_of: Callable[..., Entry]) -> None:
+def test_an_edited_configuration_is_kept(tmp_path: Path, entry_of: Callable[..., RepositoryEntry]) -> None:
     install(tmp_path / "models", (entry_of(b"one"),))
     path = tmp_path / "models" / "net" / "config.pbtxt"
     edited = path.read_text().replace("count: 1", "count: 4")
@@ -100,7 +114,7 @@ def test_an_edited_configuration_is_kept(tmp_path: Path, entry_of: Callable[...,
 
 
 def test_an_edited_configuration_that_asks_too_much_of_the_engine_is_told(
-    tmp_path: Path, entry_of: Callable[..., Entry]
+    tmp_path: Path, entry_of: Callable[..., RepositoryEntry]
 ) -> None:
     install(tmp_path / "models", (entry_of(b"one"),))
     path = tmp_path / "models" / "net" / "config.pbtxt"
@@ -111,7 +125,7 @@ def test_an_edited_configuration_that_asks_too_much_of_the_engine_is_told(
 
 
 def test_versions_that_are_served_together_share_the_batch(
-    tmp_path: Path, entry_of: Callable[..., Entry]
+    tmp_path: Path, entry_of: Callable[..., RepositoryEntry]
 ) -> None:
     install(tmp_path / "models", (entry_of(b"one", replace(CONFIG, max_batch=4)),))
     several = replace(CONFIG, serving=Serving(num_versions=2))
@@ -120,7 +134,9 @@ def test_versions_that_are_served_together_share_the_batch(
     install(tmp_path / "models", (entry_of(b"two", replace(several, max_batch=4)),))
 
 
-def test_a_configuration_that_is_no_text_is_told(tmp_path: Path, entry_of: Callable[..., Entry]) -> None:
+def test_a_configuration_that_is_no_text_is_told(
+    tmp_path: Path, entry_of: Callable[..., RepositoryEntry]
+) -> None:
     install(tmp_path / "models", (entry_of(b"one"),))
     (path,) = (tmp_path / "models").glob("*/config.pbtxt")
     path.write_bytes(b"a: \xff")
@@ -129,7 +145,7 @@ def test_a_configuration_that_is_no_text_is_told(tmp_path: Path, entry_of: Calla
 
 
 def test_another_model_of_the_same_name_is_refused_with_what_differs(
-    tmp_path: Path, entry_of: Callable[..., Entry]
+    tmp_path: Path, entry_of: Callable[..., RepositoryEntry]
 ) -> None:
     install(tmp_path / "models", (entry_of(b"one"),))
     other = replace(CONFIG, outputs=(Port("y", "TYPE_FP32", (3,)),))
@@ -141,7 +157,7 @@ def test_another_model_of_the_same_name_is_refused_with_what_differs(
 
 
 def test_a_model_folder_without_a_configuration_gets_one(
-    tmp_path: Path, entry_of: Callable[..., Entry]
+    tmp_path: Path, entry_of: Callable[..., RepositoryEntry]
 ) -> None:
     (tmp_path / "models" / "net" / "1").mkdir(parents=True)
     (tmp_path / "models" / "net" / "1" / "model.plan").write_bytes(b"one")
@@ -150,10 +166,10 @@ def test_a_model_folder_without_a_configuration_gets_one(
 
 
 def test_nothing_of_several_models_is_visible_where_one_cannot_be(
-    tmp_path: Path, entry_of: Callable[..., Entry]
+    tmp_path: Path, entry_of: Callable[..., RepositoryEntry]
 ) -> None:
     other = entry_of(b"two", replace(CONFIG, name="other"))
-    assert isinstance(other.files["model.plan"], Source)
+    assert isinstance(other.files["model.plan"], PackageSource)
     other.files["model.plan"].path.write_bytes(b"three")
     with pytest.raises(ArtifactError, match="is not the file that was built: its SHA-256"):
         install(tmp_path / "models", (entry_of(b"one"), other))
@@ -162,9 +178,9 @@ def test_nothing_of_several_models_is_visible_where_one_cannot_be(
 
 
 def test_a_copy_that_is_damaged_on_its_way_is_seen(
-    tmp_path: Path, entry_of: Callable[..., Entry], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, entry_of: Callable[..., RepositoryEntry], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "sha256_of", lambda path: "other")
+    monkeypatch.setattr(module, "hash_file", lambda path: "other")
     with pytest.raises(ArtifactError, match="is damaged on its way"):
         install(tmp_path / "models", (entry_of(b"one"),))
 
@@ -172,7 +188,9 @@ def test_a_copy_that_is_damaged_on_its_way_is_seen(
 # What is no repository
 
 
-def test_a_folder_of_something_else_is_refused(tmp_path: Path, entry_of: Callable[..., Entry]) -> None:
+def test_a_folder_of_something_else_is_refused(
+    tmp_path: Path, entry_of: Callable[..., RepositoryEntry]
+) -> None:
     (tmp_path / "photos" / "summer").mkdir(parents=True)
     with pytest.raises(ArtifactError, match="is not empty and is no Triton model repository"):
         install(tmp_path / "photos", (entry_of(b"one"),))
@@ -186,13 +204,15 @@ def test_a_folder_of_something_else_is_refused(tmp_path: Path, entry_of: Callabl
     ]
 
 
-def test_a_model_is_not_taken_for_the_repository(tmp_path: Path, entry_of: Callable[..., Entry]) -> None:
+def test_a_model_is_not_taken_for_the_repository(
+    tmp_path: Path, entry_of: Callable[..., RepositoryEntry]
+) -> None:
     install(tmp_path / "models", (entry_of(b"one"),))
     with pytest.raises(ArtifactError, match=rf"not the repository; give {tmp_path / 'models'}"):
         install(tmp_path / "models" / "net", (entry_of(b"one"),))
 
 
-def test_a_cloud_is_not_written_to(entry_of: Callable[..., Entry]) -> None:
+def test_a_cloud_is_not_written_to(entry_of: Callable[..., RepositoryEntry]) -> None:
     with pytest.raises(ArtifactError, match="is in a cloud"):
         install(Path("s3://bucket/models"), (entry_of(b"one"),))
 
@@ -207,13 +227,15 @@ def test_a_name_that_is_no_models_name_is_refused(name: str) -> None:
 # Interruptions
 
 
-def _old_and_new(entry_of: Callable[..., Entry]) -> tuple[Entry, tuple[Entry, ...]]:
+def _old_and_new(
+    entry_of: Callable[..., RepositoryEntry],
+) -> tuple[RepositoryEntry, tuple[RepositoryEntry, ...]]:
     """Returns a model that is there, and its next version with less batch, before a new model."""
     new = entry_of(b"two", replace(CONFIG, max_batch=4), x=b"raw")
     return entry_of(b"one"), (new, entry_of(b"B", replace(CONFIG, name="net_b"), x=b"raw"))
 
 
-def _killed_at(step: int, repository: Path, entries: tuple[Entry, ...]) -> bool:
+def _killed_at(step: int, repository: Path, entries: tuple[RepositoryEntry, ...]) -> bool:
     """Returns whether a process that adds models was killed at its n-th step on the disk."""
     child = os.fork()
     if child == 0:
@@ -240,7 +262,7 @@ def _killed_at(step: int, repository: Path, entries: tuple[Entry, ...]) -> bool:
 
 @pytest.mark.parametrize("is_mount", [False, True])
 def test_a_kill_at_any_moment_loses_nothing_and_shows_nothing_half(
-    is_mount: bool, tmp_path: Path, entry_of: Callable[..., Entry], monkeypatch: pytest.MonkeyPatch
+    is_mount: bool, tmp_path: Path, entry_of: Callable[..., RepositoryEntry], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("os.fsync", lambda descriptor: None)  # slow, and no help against a kill
     if is_mount:
@@ -269,8 +291,8 @@ def test_a_kill_at_any_moment_loses_nothing_and_shows_nothing_half(
 def _add(repository: str, number: int, folder: str) -> None:
     path = Path(folder) / f"{number}.engine"
     path.write_bytes(str(number).encode() * 1000)
-    source = Source(path, hashlib.sha256(path.read_bytes()).hexdigest())
-    install(Path(repository), (Entry(CONFIG, {"model.plan": source}),))
+    source = PackageSource(path, hashlib.sha256(path.read_bytes()).hexdigest())
+    install(Path(repository), (RepositoryEntry(CONFIG, {"model.plan": source}),))
 
 
 def test_packagers_at_the_same_time_get_versions_of_their_own(tmp_path: Path) -> None:
@@ -285,12 +307,12 @@ def test_packagers_at_the_same_time_get_versions_of_their_own(tmp_path: Path) ->
         process.join()
     assert [process.exitcode for process in processes] == [0] * 4
     found = seen_by_a_server(tmp_path / "models")["net"]
-    assert sorted(found) == [1, 2, 3, 4] == versions_of(tmp_path / "models" / "net")
+    assert sorted(found) == [1, 2, 3, 4] == list_versions(tmp_path / "models" / "net")
     assert {content[:1] for content in found.values()} == {b"0", b"1", b"2", b"3"}
 
 
 def test_no_room_on_the_disk_is_told_and_leaves_nothing(
-    tmp_path: Path, entry_of: Callable[..., Entry], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, entry_of: Callable[..., RepositoryEntry], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     install(tmp_path / "models", (entry_of(b"one"),))
     before = sorted(tmp_path.rglob("*"))
@@ -307,7 +329,7 @@ def test_no_room_on_the_disk_is_told_and_leaves_nothing(
 
 
 def test_a_repository_that_cannot_be_reached_by_renaming_is_its_own_workplace(
-    tmp_path: Path, entry_of: Callable[..., Entry], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, entry_of: Callable[..., RepositoryEntry], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "models").mkdir()
     rename = Path.rename

@@ -14,7 +14,7 @@ import pytest
 from trtq.errors import ArtifactError
 from trtq.pipeline.deliver.triton.config import ModelConfig, Port
 from trtq.pipeline.deliver.triton.pbtxt import parse
-from trtq.pipeline.deliver.triton.router import SCRIPT, router_of
+from trtq.pipeline.deliver.triton.router import SCRIPT, write_router
 
 A = ModelConfig("net", "tensorrt", 8, (Port("x", "TYPE_FP32", (4,)),), (Port("y", "TYPE_FP32", (2,)),))
 B = replace(A, name="net_onnx", backend="onnxruntime")
@@ -62,7 +62,7 @@ def answers(monkeypatch: pytest.MonkeyPatch, percent: float, requests: list[Aske
     module = types.ModuleType("triton_python_backend_utils")
     module.InferenceRequest, module.InferenceResponse = Request, Response  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "triton_python_backend_utils", module)
-    config = parse(router_of("net_ab", (A, B), percent).text(), "x")
+    config = parse(write_router("net_ab", (A, B), percent).text(), "x")
     parameters: Any = config["parameters"]
     seen = {item["key"][0]: {"string_value": item["value"][0]["string_value"][0]} for item in parameters}
     names: dict[str, Any] = {}
@@ -96,7 +96,7 @@ def test_where_one_fails_the_other_answers(percent: float, monkeypatch: pytest.M
 
 
 def test_the_router_batches_as_the_pair_does() -> None:
-    router = router_of("net_ab", (A, B), 10)
+    router = write_router("net_ab", (A, B), 10)
     assert (router.name, router.backend, router.max_batch) == ("net_ab", "python", 8)
     assert router.inputs == A.inputs
     assert router.parameters == {"model_a": "net", "model_b": "net_onnx", "percent_b": "10"}
@@ -105,7 +105,7 @@ def test_the_router_batches_as_the_pair_does() -> None:
 def test_two_models_that_take_other_requests_are_no_pair() -> None:
     other = replace(B, max_batch=4, inputs=(Port("x", "TYPE_FP16", (4,)),), outputs=())
     with pytest.raises(ArtifactError, match="net and net_onnx are no pair for --ab") as caught:
-        router_of("net_ab", (A, other), 10)
+        write_router("net_ab", (A, other), 10)
     told = str(caught.value)
     assert "their largest batches are 8 and 4" in told
     assert "'x' is TYPE_FP32 [4] and TYPE_FP16 [4]" in told

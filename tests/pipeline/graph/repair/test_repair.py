@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trtq.pipeline.graph.lint import lint
-from trtq.pipeline.graph.operands import constant_of
-from trtq.pipeline.graph.quantized import quantized_layers
-from trtq.pipeline.graph.repair import repair, summary
+from trtq.pipeline.graph.operands import find_constant
+from trtq.pipeline.graph.quantized import find_quantized_layers
+from trtq.pipeline.graph.repair import repair, summarize_changes
 from trtq.pipeline.graph.repair.change import Change
 from trtq.pipeline.graph.repair.constants import repair_constants
 
@@ -82,7 +82,7 @@ def test_a_missing_zero_point_is_read_as_tensorrt_reads_it(model_of: ModelOf) ->
     repaired = repair(model_of(text, s=np.float32(0.05), **weight()))
     assert {change.rule for change in repaired.changes} == {"missing-zero-point"}
     assert lint(repaired.model) == ()
-    zero = constant_of(next(node for node in repaired.model.graph if node.op_type == "QuantizeLinear"), 2)
+    zero = find_constant(next(node for node in repaired.model.graph if node.op_type == "QuantizeLinear"), 2)
     assert zero is not None
     assert (zero.dtype.name, zero.shape, zero.tolist()) == ("int8", (), 0)
 
@@ -99,7 +99,7 @@ def test_equal_scales_of_an_activation_become_one(
     repaired = repair(model)
     assert lint(model) != ()
     assert lint(repaired.model) == ()
-    assert quantized_layers(repaired.model)[0].scale_shape == ()
+    assert find_quantized_layers(repaired.model)[0].scale_shape == ()
     assert_equal_outputs(model, repaired.model, rtol=0, atol=0)
 
 
@@ -154,7 +154,7 @@ def test_a_weight_on_the_wrong_axis_is_quantized_again_along_the_right_one(
     (change,) = (repaired := repair(model)).changes
     assert (change.rule, change.node, change.is_exact) == ("weight-axis", "mm", False)
     assert "along axis 1, rounded anew by at most 0." in change.what
-    assert quantized_layers(repaired.model)[0].weight_axis == 1
+    assert find_quantized_layers(repaired.model)[0].weight_axis == 1
     assert_equal_outputs(model, repaired.model, atol=0.2, rtol=0)
 
 
@@ -249,7 +249,7 @@ def test_requantizing_takes_the_largest_of_unequal_scales_and_leaves_weights_by_
     scales = {"s": np.linspace(0.01, 0.05, 16).astype(np.float32), "z": np.zeros(16, np.int8)}
     repaired = repair(model_of(text, **scales, **constants), requantize=True)
     assert {change.rule for change in repaired.changes} == {"activation-scale"}
-    (layer,) = quantized_layers(repaired.model)
+    (layer,) = find_quantized_layers(repaired.model)
     assert (layer.scale_shape, layer.weight_axis) == ((), 1)
 
 
@@ -284,7 +284,7 @@ def test_moving_a_zero_point_changes_no_value(values: list[int], zero: int, scal
     node = ir.node("DequantizeLinear", inputs, name="dq")
     graph = ir.Graph([], [node.outputs[0]], nodes=[node], initializers=inputs, opset_imports={"": 19})
     changes = list(repair_constants(ir.Model(graph, ir_version=9)))
-    moved, points = constant_of(node, 0), constant_of(node, 2)
+    moved, points = find_constant(node, 0), find_constant(node, 2)
     assert moved is not None
     assert points is not None
     wanted = np.array(values, np.int64) - zero
@@ -295,7 +295,7 @@ def test_moving_a_zero_point_changes_no_value(values: list[int], zero: int, scal
 
 def test_the_summary_counts_by_rule() -> None:
     changes = (Change("a", "n1", "x"), Change("a", "n2", "x"), Change("b", "n3", "y", is_exact=False))
-    assert list(summary(changes)) == [
+    assert list(summarize_changes(changes)) == [
         ("repaired (a): 2 nodes such as 'n1' now have x", True),
         ("quantized again (b): node 'n3' now has y", False),
     ]

@@ -9,15 +9,13 @@ from textwrap import dedent
 
 import pytest
 
-from trtq.pipeline.migrate.removed.calls import uses_in_python
+from trtq.pipeline.migrate.removed.calls import find_uses
 from trtq.pipeline.migrate.removed.commands import Use
 
 
 def _uses(source: str) -> list[Use]:
     source = dedent(source)
-    return sorted(
-        uses_in_python(ast.parse(source), source.split("\n")), key=lambda use: (use.line, use.column)
-    )
+    return sorted(find_uses(ast.parse(source), source.split("\n")), key=lambda use: (use.line, use.column))
 
 
 def _found(source: str) -> list[tuple[int, int, str]]:

@@ -9,17 +9,17 @@ from textwrap import dedent
 
 import pytest
 
-from trtq.pipeline.migrate.removed.commands import in_statements, in_text
+from trtq.pipeline.migrate.removed.commands import search_statements, search_text
 
 
 def _in_text(text: str) -> list[tuple[int, int, str]]:
-    found = in_text(dedent(text).split("\n"))
+    found = search_text(dedent(text).split("\n"))
     return [(use.line, use.column, use.removed.name) for use in found]
 
 
 def _in_python(source: str) -> list[tuple[int, int, str]]:
     source = dedent(source)
-    found = in_statements(ast.parse(source), source.split("\n"))
+    found = search_statements(ast.parse(source), source.split("\n"))
     return sorted((use.line, use.column, use.removed.name) for use in found)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from trtq.errors import UsageError
-from trtq.pipeline.migrate.removed.scripts import Finding, check_scripts
+from trtq.pipeline.migrate.removed.scripts import ScriptFinding, check_scripts
 
 _SAMPLE = '''\
 #!/usr/bin/env python3
@@ -106,7 +106,7 @@ def _write(path: Path, text: str | bytes = "") -> Path:
     return path
 
 
-def _brief(findings: tuple[Finding, ...], root: Path) -> list[tuple[str, int, str, str]]:
+def _brief(findings: tuple[ScriptFinding, ...], root: Path) -> list[tuple[str, int, str, str]]:
     return [(str(item.path.relative_to(root)), item.line, item.kind, item.name) for item in findings]
 
 
@@ -129,7 +129,7 @@ def test_an_old_sample_is_read_from_top_to_bottom(tmp_path: Path) -> None:
         (85, "trtexec --buildOnly", "10.0"),
     ]
     assert all(item.kind == "removed" and not item.guarded for item in findings)
-    assert findings[6] == Finding(
+    assert findings[6] == ScriptFinding(
         script,
         63,
         50,

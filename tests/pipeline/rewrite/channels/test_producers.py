@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from trtq.calibrators.ranges import Channels, Range, Ranges
 from trtq.pipeline.graph.load import Graph
 from trtq.pipeline.graph.placement import place
-from trtq.pipeline.rewrite.channels.producers import ends_of, foldable_producer, is_constant_clip
+from trtq.pipeline.rewrite.channels.producers import find_ends, find_producer, is_constant_clip
 from trtq.pipeline.rewrite.channels.rescale import rescale
 from trtq.pipeline.rewrite.qdq import quantize
 
@@ -166,7 +166,7 @@ def test_no_layer_takes_a_division_through_what_bends_at_fixed_values(
     *_, last = model.graph
     source = last.inputs[0]
     assert source is not None
-    assert foldable_producer(source, [last], place(model, force=["."])) is None
+    assert find_producer(source, [last], place(model, force=["."])) is None
 
 
 def test_the_ends_of_an_old_clip_are_attributes() -> None:
@@ -178,7 +178,7 @@ def test_the_ends_of_an_old_clip_are_attributes() -> None:
     ):
         node = ir.node("Clip", [value], attributes)
         assert is_constant_clip(node)
-        assert ends_of(node) == ends
+        assert find_ends(node) == ends
 
 
 def test_tensorrt_keeps_a_block_with_bounds_by_channel_in_int8(

@@ -9,17 +9,17 @@ import pytest
 
 from trtq.pipeline.graph.load import Graph
 from trtq.pipeline.graph.placement import place
-from trtq.pipeline.rewrite.channels.scales import Strength, plan, rescaling
-from trtq.pipeline.rewrite.channels.statistics import ChannelStatistics
+from trtq.pipeline.rewrite.channels.scales import Strength, choose_scales, plan_scales
+from trtq.pipeline.rewrite.channels.statistics import ChannelStats
 
 
-def _seen(minimum: list[float], maximum: list[float]) -> ChannelStatistics:
+def _seen(minimum: list[float], maximum: list[float]) -> ChannelStats:
     low, high = np.array(minimum), np.array(maximum)
-    return ChannelStatistics(low, high, (low + high) / 2)
+    return ChannelStats(low, high, (low + high) / 2)
 
 
 def test_full_strength_brings_all_channels_to_one_range() -> None:
-    made = rescaling(_seen([0, 0, -2], [8, 4, 2]), 1.0, shifts=False)
+    made = choose_scales(_seen([0, 0, -2], [8, 4, 2]), 1.0, shifts=False)
     # with room for unseen data: an eighth of 8, 4 and 4 on the ends that are not zero
     assert made.scale == pytest.approx((1.0, 4.5 / 9, 2.5 / 9))
     assert made.amax == pytest.approx(9.0)
@@ -27,26 +27,26 @@ def test_full_strength_brings_all_channels_to_one_range() -> None:
 
 
 def test_half_strength_takes_the_square_roots() -> None:
-    made = rescaling(_seen([0, 0], [16, 4]), 0.5, shifts=False)
+    made = choose_scales(_seen([0, 0], [16, 4]), 0.5, shifts=False)
     assert made.scale == pytest.approx((1.0, 0.5))
     assert made.amax == pytest.approx(18.0)
 
 
 def test_without_headroom_the_widest_channel_fills_the_codes() -> None:
-    made = rescaling(_seen([0, -3], [16, 4]), 0.5, shifts=False, headroom=0.0)
+    made = choose_scales(_seen([0, -3], [16, 4]), 0.5, shifts=False, headroom=0.0)
     assert made.scale == pytest.approx((1.0, 0.5))
     assert made.amax == pytest.approx(16.0)
 
 
 def test_a_channel_that_is_hardly_used_is_not_blown_up_to_the_others_range() -> None:
-    made = rescaling(_seen([0, 0], [16, 1e-6]), 1.0, shifts=False)
+    made = choose_scales(_seen([0, 0], [16, 1e-6]), 1.0, shifts=False)
     assert made.scale == pytest.approx((1.0, 0.05))
 
 
 def test_a_channel_of_a_matrix_product_that_never_fired_is_not_taken_to_be_narrow() -> None:
     """Behind a GELU some channels stay at its floor in the calibration data, and go far in other data."""
     seen = _seen([-0.17] * 8, [-0.1, -0.1, 0.1, 1, 2, 3, 4, 16])
-    plain, made = (rescaling(seen, 1.0, shifts=False, products=item) for item in (False, True))
+    plain, made = (choose_scales(seen, 1.0, shifts=False, products=item) for item in (False, True))
     third = (0.75 * 7) % 1  # the quantile lies between the sixth and the seventh
     quartile = 1.125 * (3 + third) + 0.17 / 8
     widest = 1.125 * 16 + 0.17 / 8
@@ -58,7 +58,7 @@ def test_a_channel_of_a_matrix_product_that_never_fired_is_not_taken_to_be_narro
 
 def test_shifts_centre_channels_and_keep_a_code_for_zero() -> None:
     seen = _seen([-1, 90], [1, 110])
-    made = rescaling(seen, 1.0, shifts=True)
+    made = choose_scales(seen, 1.0, shifts=True)
     step = made.amax / 127 * np.array(made.scale)
     assert made.shift == pytest.approx(
         (0.0, 101.25), abs=float(step[1])
@@ -68,7 +68,7 @@ def test_shifts_centre_channels_and_keep_a_code_for_zero() -> None:
 
 
 def test_a_clip_leaves_no_room_beyond_its_ends() -> None:
-    made = rescaling(_seen([0, 0, -1], [6, 3, 1]), 1.0, shifts=False, ends=(0.0, 6.0))
+    made = choose_scales(_seen([0, 0, -1], [6, 3, 1]), 1.0, shifts=False, ends=(0.0, 6.0))
     assert made.amax == pytest.approx(6.0)  # of 6.75 behind a ReLU
     assert made.scale == pytest.approx((1.0, 3.375 / 6, 1.25 / 6))
 
@@ -105,7 +105,7 @@ def test_each_tensor_gets_the_strength_of_its_kind(
         "r": _seen([0] * 16, [1 + i for i in range(16)]),
         "s": _seen([0.5] * 16, [1 + i for i in range(16)]),
     }
-    made = plan(model, place(model, force=["."]), seen, strength)
+    made = plan_scales(model, place(model, force=["."]), seen, strength)
     assert list(made) == tensors
     assert all(not item.scale or max(item.scale) == 1 for item in made.values())
 
@@ -119,11 +119,11 @@ def test_the_range_of_relu6_ends_at_its_bound_whatever_was_seen(graph_of: Callab
     model = graph_of(text, w1=ones, w2=ones + 1, zero=np.float32(0), six=np.float32(6)).model
     placement = place(model, force=["."])
     full = {"r": _seen([0] * 4, [6, 3, 2, 1])}
-    assert plan(model, placement, full, Strength(fold=1.0))["r"].amax == pytest.approx(6.0)
-    shifted = plan(model, placement, full, Strength(fold=1.0, shift=True))["r"]
+    assert plan_scales(model, placement, full, Strength(fold=1.0))["r"].amax == pytest.approx(6.0)
+    shifted = plan_scales(model, placement, full, Strength(fold=1.0, shift=True))["r"]
     assert shifted.shift  # what a Clip bounds on both sides is worth a node
     assert shifted.amax == pytest.approx(3.0, abs=0.05)
-    below = plan(model, placement, {"r": _seen([0] * 4, [4, 3, 2, 1])}, Strength(fold=1.0))
+    below = plan_scales(model, placement, {"r": _seen([0] * 4, [4, 3, 2, 1])}, Strength(fold=1.0))
     assert below["r"].amax == pytest.approx(4.5)
 
 
@@ -134,7 +134,7 @@ def test_dead_unseen_and_single_channels_are_left_alone(graph_of: Callable[..., 
     model = graph_of(text, w=np.ones((4, 2, 1, 1), np.float32)).model
     placement = place(model, force=["."])
     whole = Strength(1, 1, 1)
-    assert plan(model, placement, {"x": _seen([0, 0], [0, 0])}, whole) == {}
-    assert plan(model, placement, {}, whole) == {}
-    assert plan(model, placement, {"x": _seen([0], [1])}, whole) == {}
-    assert list(plan(model, placement, {"x": _seen([0, 0], [0, 1])}, whole)) == ["x"]
+    assert plan_scales(model, placement, {"x": _seen([0, 0], [0, 0])}, whole) == {}
+    assert plan_scales(model, placement, {}, whole) == {}
+    assert plan_scales(model, placement, {"x": _seen([0], [1])}, whole) == {}
+    assert list(plan_scales(model, placement, {"x": _seen([0, 0], [0, 1])}, whole)) == ["x"]

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from trtq.calibrators.batches import Batches, Feed
 from trtq.pipeline.graph.load import Graph
 from trtq.pipeline.graph.placement import place
-from trtq.pipeline.rewrite.channels.statistics import ChannelStatistics, channel_readers, observe_channels
+from trtq.pipeline.rewrite.channels.statistics import ChannelStats, find_channel_readers, observe_channels
 
 _NET = """
 net (float[N, 4, 6, 6] x) => (float[N, 16, 6, 6] y, float[N, 4] z) {
@@ -61,8 +61,8 @@ def test_one_feed_leaves_the_other_half_empty(graph: Graph) -> None:
 
 
 def test_statistics_merge_by_the_number_of_feeds() -> None:
-    one = ChannelStatistics(np.array([-1.0, 0]), np.array([2.0, 3]), np.array([1.0, 1.0]), 3)
-    two = ChannelStatistics(np.array([-4.0, 1]), np.array([1.0, 9]), np.array([5.0, 1.0]), 1)
+    one = ChannelStats(np.array([-1.0, 0]), np.array([2.0, 3]), np.array([1.0, 1.0]), 3)
+    two = ChannelStats(np.array([-4.0, 1]), np.array([1.0, 9]), np.array([5.0, 1.0]), 1)
     both = one.merged(two)
     assert both.minimum.tolist() == [-4.0, 0.0]
     assert both.maximum.tolist() == [2.0, 9.0]
@@ -89,7 +89,7 @@ def test_only_layers_that_can_take_the_scales_up_count(
     text = f"net (float[N, 4, 6, 6] x) => (float[N, 4, 6, 6] y) {{ {body} }}"
     model = graph_of(text, **{name: array for name, array in weights.items() if f"{name})" in text}).model
     placement = place(model, force=["."])
-    assert list(channel_readers(model, placement)) == found
+    assert list(find_channel_readers(model, placement)) == found
 
 
 def test_readers_of_different_kinds_are_refused(graph_of: Callable[..., Graph]) -> None:
@@ -98,4 +98,4 @@ def test_readers_of_different_kinds_are_refused(graph_of: Callable[..., Graph]) 
     model = graph_of(text, w=_random(4, 4, 1), v=_random(4, 4)).model
     placement = place(model, force=["."])
     assert "x" in placement.activations
-    assert list(channel_readers(model, placement)) == []
+    assert list(find_channel_readers(model, placement)) == []

@@ -17,9 +17,9 @@ from trtq.models.session import save
 from trtq.pipeline.formats.double import quantize_absmax
 from trtq.pipeline.formats.scheme import WeightScheme
 from trtq.pipeline.rewrite.precision import to_fp16
-from trtq.pipeline.rewrite.weights.apply import Runtime, codes_of, quantize_weights
+from trtq.pipeline.rewrite.weights.apply import Runtime, encode_weight, quantize_weights
 from trtq.pipeline.rewrite.weights.choose import choose_weights
-from trtq.pipeline.rewrite.weights.layout import form_of, parts_of
+from trtq.pipeline.rewrite.weights.layout import choose_form, plan_parts
 
 ModelOf = Callable[..., ir.Model]
 OutputsOf = Callable[..., list[NDArray[np.float32]]]
@@ -56,7 +56,7 @@ def dequantized(model: ir.Model, scheme: WeightScheme) -> ir.Model:
     for weight in choose_weights(model, scheme).chosen:
         value = result.graph.initializers[weight.tensor]
         assert value.const_value is not None
-        codes, scales = codes_of(value.const_value, weight, scheme, "float32")
+        codes, scales = encode_weight(value.const_value, weight, scheme, "float32")
         if scheme.double_quantization:
             scales = scales if weight.axis else scales.T
             again = dequantize_absmax(quantize_absmax(np.ascontiguousarray(scales))).reshape(scales.shape)
@@ -97,9 +97,9 @@ def test_the_constants_are_as_large_as_the_plan_says(model_of: ModelOf, scheme: 
     half, _ = to_fp16(model)
     chosen = choose_weights(model, scheme).chosen
     result = quantize_weights(half, model, chosen, scheme)
-    form = form_of(scheme)
+    form = choose_form(scheme)
     planned = sum(
-        part.nbytes for weight in chosen for part in parts_of(weight, scheme, ir.DataType.FLOAT16, form)
+        part.nbytes for weight in chosen for part in plan_parts(weight, scheme, ir.DataType.FLOAT16, form)
     )
     held = sum(
         value.const_value.nbytes

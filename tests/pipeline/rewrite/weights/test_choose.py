@@ -11,7 +11,7 @@ import pytest
 from numpy.typing import NDArray
 
 from trtq.pipeline.formats.scheme import WeightScheme
-from trtq.pipeline.rewrite.weights.choose import choose_weights, unmatched_names
+from trtq.pipeline.rewrite.weights.choose import choose_weights, find_unmatched_names
 
 ModelOf = Callable[..., ir.Model]
 INT4, INT8 = WeightScheme("int4"), WeightScheme("int8")
@@ -94,8 +94,8 @@ def test_the_name_of_a_weight_counts_too(model_of: ModelOf) -> None:
     text = 'g (float[N,64] x) => (float[N,64] y) { [p] y = MatMul (x, "lm_head.weight") }'
     model = model_of(text.replace('"lm_head.weight"', "head_weight"), head_weight=zeros(64, 64))
     assert choose_weights(model, INT4, ["^head_w"]).kept[0].reason == "skipped by '^head_w'"
-    assert list(unmatched_names(model, ["^head_w", "q"])) == [("q", [])]
-    assert list(unmatched_names(model, ["pp"])) == [("pp", ["p"])]
+    assert list(find_unmatched_names(model, ["^head_w", "q"])) == [("q", [])]
+    assert list(find_unmatched_names(model, ["pp"])) == [("pp", ["p"])]
 
 
 SHARED = """g (float[N,64] x, int64[N] ids) => (float[N,64] y, float[N,64] z) {{

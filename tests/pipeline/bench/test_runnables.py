@@ -15,12 +15,12 @@ import pytest
 from trtq.errors import ArtifactError, DataError, MissingDependency, ModelError, TrtqError, UsageError
 from trtq.models.spec import CalibrationSpec, ModelSpec
 from trtq.pipeline import load as loading
-from trtq.pipeline.bench import contenders as module
-from trtq.pipeline.bench.contenders import Runs, contenders_of
+from trtq.pipeline.bench import runnables as module
+from trtq.pipeline.bench.runnables import Runs, list_runnables
 from trtq.pipeline.build import build
 from trtq.pipeline.deliver.manifest import NAME, read_manifest, to_json
 from trtq.pipeline.deliver.names import REPORT
-from trtq.pipeline.engine.backend import BuildRequest, Built
+from trtq.pipeline.engine.backend import BuildRequest, BuiltEngine
 from trtq.pipeline.engine.backends import BACKENDS
 from trtq.pipeline.engine.profiles import GivenShapes
 from trtq.pipeline.engine.target import Target
@@ -48,8 +48,8 @@ class Builder:
     def takes_types(self) -> bool:
         return True
 
-    def build(self, request: BuildRequest) -> Built:
-        return Built(json.dumps(PLAN).encode(), (), targets=("8.6",))
+    def build(self, request: BuildRequest) -> BuiltEngine:
+        return BuiltEngine(json.dumps(PLAN).encode(), (), targets=("8.6",))
 
     def command(self, request: BuildRequest) -> str:
         return ""
@@ -64,8 +64,8 @@ def one_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     backends = {**BACKENDS, "tensorrt": Builder()}
     monkeypatch.setattr("trtq.pipeline.engine.backends.BACKENDS", backends)
     monkeypatch.setattr(loading, "BACKENDS", backends)
-    monkeypatch.setattr(loading, "compute_capability", lambda: "8.6")
-    monkeypatch.setattr(module, "num_gpus", lambda: 1)
+    monkeypatch.setattr(loading, "find_compute_capability", lambda: "8.6")
+    monkeypatch.setattr(module, "count_gpus", lambda: 1)
 
 
 @pytest.fixture
@@ -86,7 +86,7 @@ def built(model: Path, data: Path, **target: Any) -> Path:
 
 
 def seen(*targets: Path, **runs: Any) -> list[tuple[str, str, str, str]]:
-    found, _, _ = contenders_of(targets, Runs(**runs))
+    found, _, _ = list_runnables(targets, Runs(**runs))
     return [(item.name, item.precision, item.device, item.request.path.name) for item in found]
 
 
@@ -98,7 +98,7 @@ def test_of_a_folder_everything_is_taken_that_can_run(model: Path, data: Path, o
         ("int8", "int8", "cpu", "model.int8.onnx"),
         ("int8 engine", "int8", "cuda", "model.engine"),
     ]
-    found, skipped, inputs = contenders_of([folder], Runs(num_threads=3, graph=False))
+    found, skipped, inputs = list_runnables([folder], Runs(num_threads=3, graph=False))
     assert skipped == ()
     assert [item.high_precision for item in found] == ["", "", "fp16", "fp16"]
     assert {item.request.num_threads for item in found[:3]} == {3}
@@ -116,19 +116,19 @@ def test_without_a_gpu_the_engine_is_left_out_and_why_is_said(
 ) -> None:
     folder = built(model, data, backend="tensorrt")
     for count, why in ((None, "there is no NVIDIA driver here"), (0, "the NVIDIA driver here shows none")):
-        monkeypatch.setattr(module, "num_gpus", lambda count=count: count)
-        _, (skipped,), _ = contenders_of([folder], Runs())
+        monkeypatch.setattr(module, "count_gpus", lambda count=count: count)
+        _, (skipped,), _ = list_runnables([folder], Runs())
         assert (skipped.name, skipped.reason) == (
             "int8 engine",
             f"{folder / 'model.engine'} needs an NVIDIA GPU to run, and {why}",
         )
         with pytest.raises(MissingDependency, match=rf"model\.engine needs an NVIDIA GPU to run, and {why}$"):
-            contenders_of([folder / "model.engine"], Runs())
+            list_runnables([folder / "model.engine"], Runs())
 
 
 def test_an_engine_in_its_folder_is_the_one_that_was_built(model: Path, data: Path, one_gpu: None) -> None:
     folder = built(model, data, backend="tensorrt")
-    (item,), _, inputs = contenders_of([folder / "model.engine"], Runs())
+    (item,), _, inputs = list_runnables([folder / "model.engine"], Runs())
     assert (item.name, item.precision, item.request.modules) == ("engine", "int8", ("tensorrt",))
     assert item.request.sha256 == read_manifest(folder).outputs["model.engine"]
     assert inputs.feed is None
@@ -136,7 +136,7 @@ def test_an_engine_in_its_folder_is_the_one_that_was_built(model: Path, data: Pa
     with pytest.raises(
         ArtifactError, match=r"model\.engine is not the file that was built: its SHA-256 is not"
     ):
-        contenders_of([folder / "model.engine"], Runs())
+        list_runnables([folder / "model.engine"], Runs())
 
 
 def test_a_float_model_of_two_builds_is_measured_once(model: Path, data: Path) -> None:
@@ -151,8 +151,8 @@ def test_an_engine_that_does_not_fit_is_left_out(
     model: Path, data: Path, one_gpu: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = built(model, data, backend="tensorrt")
-    monkeypatch.setattr(loading, "compute_capability", lambda: "8.9")
-    _, (skipped,), _ = contenders_of([folder], Runs())
+    monkeypatch.setattr(loading, "find_compute_capability", lambda: "8.9")
+    _, (skipped,), _ = list_runnables([folder], Runs())
     assert "for compute capability 8.6; here is tensorrt 10.3.0 on compute capability 8.9" in skipped.reason
 
 
@@ -164,7 +164,7 @@ def test_a_folder_of_fp16_has_no_third_model(model: Path, data: Path) -> None:
 def test_a_float_model_that_is_gone_is_told(model: Path, data: Path) -> None:
     folder = built(model, data, backend="onnxruntime")
     model.rename(model.with_suffix(".moved"))
-    _, (skipped,), _ = contenders_of([folder], Runs())
+    _, (skipped,), _ = list_runnables([folder], Runs())
     assert (skipped.name, skipped.reason) == (
         "fp32",
         f"{model} is not here any more, or was changed; give it as a target too",
@@ -193,10 +193,10 @@ def test_a_folder_that_is_not_what_was_built_is_refused(model: Path, data: Path)
     folder = built(model, data, backend="onnxruntime")
     (folder / "ranges.json").write_bytes(b"")
     with pytest.raises(ArtifactError, match=r"is not what was built: changed: ranges\.json; build again$"):
-        contenders_of([folder], Runs())
+        list_runnables([folder], Runs())
     (folder / REPORT).unlink()
     with pytest.raises(ArtifactError, match=r"changed: ranges\.json; missing: report\.json; build again$"):
-        contenders_of([folder], Runs())
+        list_runnables([folder], Runs())
 
 
 def test_names_tell_targets_and_devices_apart(
@@ -228,7 +228,7 @@ def test_of_a_model_the_precision_is_that_of_its_weights(model: Path, data: Path
 
 def test_an_engine_alone_makes_its_inputs_up(tmp_path: Path, one_gpu: None) -> None:
     (tmp_path / "a.plan").write_bytes(b"plan")
-    (item,), skipped, inputs = contenders_of([tmp_path / "a.plan"], Runs())
+    (item,), skipped, inputs = list_runnables([tmp_path / "a.plan"], Runs())
     assert (item.name, item.precision, item.device) == ("engine", "engine", "cuda")
     assert item.request.modules == ("tensorrt", "tensorrt_rtx")
     assert (skipped, inputs.feed) == ((), None)
@@ -238,7 +238,7 @@ def test_an_engine_alone_makes_its_inputs_up(tmp_path: Path, one_gpu: None) -> N
 
 
 def feed_of(model: Path, **runs: Any) -> tuple[dict[str, tuple[int, ...]], str, int]:
-    _, _, inputs = contenders_of([model], Runs(**runs))
+    _, _, inputs = list_runnables([model], Runs(**runs))
     assert inputs.feed is not None
     shapes = {name: array.shape for name, array in inputs.feed.items()}
     return shapes, inputs.origin, inputs.num_samples
@@ -317,13 +317,13 @@ def test_bad_input_is_one_clear_line(
 ) -> None:
     paths = [model if name == "MODEL" else data.parent / name for name in targets]
     with pytest.raises(kind, match=told):
-        contenders_of(paths, Runs(**runs))
+        list_runnables(paths, Runs(**runs))
 
 
 def test_models_with_other_inputs_are_measured_apart(model: Path, path_of: Callable[..., Path]) -> None:
     other = path_of("g (float[N, 4] z) => (float[N, 4] y) { y = Relu (z) }")
     with pytest.raises(ModelError, match=r"takes z float32, .* takes x float32; measure them apart$"):
-        contenders_of([model, other], Runs())
+        list_runnables([model, other], Runs())
 
 
 def test_a_folder_with_nothing_that_runs_is_told(model: Path, data: Path, one_gpu: None) -> None:
@@ -335,4 +335,4 @@ def test_a_folder_with_nothing_that_runs_is_told(model: Path, data: Path, one_gp
     (folder / NAME).write_bytes(to_json(type(manifest)(manifest.inputs, outputs, {}, {})))
     model.unlink()
     with pytest.raises(UsageError, match=r"holds nothing to measure$"):
-        contenders_of([folder], Runs())
+        list_runnables([folder], Runs())

@@ -8,16 +8,16 @@ from pathlib import Path
 import pytest
 
 from trtq.errors import ArtifactError
-from trtq.pipeline.deliver.html.seen import NAME, Seen, read_seen, to_json
+from trtq.pipeline.deliver.html.page_data import NAME, PageData, read_page_data, to_json
 
 
-def test_what_was_seen_survives(seen: Seen, tmp_path: Path) -> None:
+def test_what_was_seen_survives(seen: PageData, tmp_path: Path) -> None:
     (tmp_path / NAME).write_bytes(to_json(seen))
-    assert read_seen(tmp_path) == seen
+    assert read_page_data(tmp_path) == seen
 
 
 def test_a_folder_without_the_file_has_seen_nothing(tmp_path: Path) -> None:
-    assert read_seen(tmp_path) == Seen()
+    assert read_page_data(tmp_path) == PageData()
 
 
 @pytest.mark.parametrize(
@@ -32,19 +32,19 @@ def test_a_folder_without_the_file_has_seen_nothing(tmp_path: Path) -> None:
 def test_another_file_is_told(content: bytes, told: str, tmp_path: Path) -> None:
     (tmp_path / NAME).write_bytes(content)
     with pytest.raises(ArtifactError, match=told):
-        read_seen(tmp_path)
+        read_page_data(tmp_path)
 
 
 @pytest.mark.parametrize(("key", "value"), [("name", 3), ("counts", [1, "<b>"]), ("width", "0.5")])
-def test_a_value_of_another_kind_is_told(key: str, value: object, seen: Seen, tmp_path: Path) -> None:
+def test_a_value_of_another_kind_is_told(key: str, value: object, seen: PageData, tmp_path: Path) -> None:
     document = json.loads(to_json(seen))
     document["tensors"][0][key] = value
     (tmp_path / NAME).write_text(json.dumps(document))
     with pytest.raises(ArtifactError, match=r"is not complete: TypeError\(.* is no (str|int|float)"):
-        read_seen(tmp_path)
+        read_page_data(tmp_path)
 
 
 def test_a_file_that_cannot_be_read_is_told(tmp_path: Path) -> None:
     (tmp_path / NAME).mkdir()
     with pytest.raises(ArtifactError, match=rf"cannot read .*{NAME}: Is a directory"):
-        read_seen(tmp_path)
+        read_page_data(tmp_path)

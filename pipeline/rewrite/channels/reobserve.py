@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from trtq.calibrators.batches import Batches
 from trtq.calibrators.estimate import describe, estimate
-from trtq.calibrators.observe import Conduct, observe
+from trtq.calibrators.observe import PassControl, observe
 from trtq.calibrators.ranges import Ranges
 from trtq.pipeline.graph.placement import Placement
 from trtq.pipeline.rewrite.channels.rescale import rescale
@@ -20,18 +20,20 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Again:
+class Reobserver:
     """How rescaled tensors are observed.
 
     Attributes:
         methods: Each gives ranges of its own.
-        conduct: How the pass is made.
+        control: How the pass is made.
     """
 
     methods: Sequence[Method]
-    conduct: Conduct
+    control: PassControl
 
-    def taken(self, model: ir.Model, placement: Placement, ranges: Ranges, batches: Batches) -> list[Ranges]:
+    def observe_again(
+        self, model: ir.Model, placement: Placement, ranges: Ranges, batches: Batches
+    ) -> list[Ranges]:
         """Returns the ranges with another amax of every rescaled tensor, by each of the methods.
 
         Rescaling knows of each channel how far it reaches, not how often, so that its amax holds everything.
@@ -48,7 +50,7 @@ class Again:
             ModelError: ONNX Runtime cannot run the model.
         """
         made = rescale(model, placement, ranges)
-        seen = observe(made.model, list(made.names.values()), batches, conduct=self.conduct)
+        seen = observe(made.model, list(made.names.values()), batches, control=self.control)
         found = []
         for method in self.methods:
             tensors = estimate(seen, method).tensors
@@ -60,14 +62,14 @@ class Again:
             found.append(replace(ranges, channels={**ranges.channels, **channels}))
         return found
 
-    def of_even_feeds(self) -> Again:
+    def on_even_feeds(self) -> Reobserver:
         """Returns the same over the first, third, fifth ... feed."""
-        return replace(self, conduct=replace(self.conduct, shard=(1, 2)))
+        return replace(self, control=replace(self.control, shard=(1, 2)))
 
-    def by(self, index: int) -> Again:
+    def by(self, index: int) -> Reobserver:
         """Returns the same with one of the methods alone."""
         return replace(self, methods=self.methods[index : index + 1])
 
-    def words(self) -> list[str]:
+    def describe(self) -> list[str]:
         """Returns the names of what is tried, for people."""
         return [f"{describe(method).partition('(')[0]} of rescaled tensors" for method in self.methods]

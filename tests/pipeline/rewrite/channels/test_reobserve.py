@@ -9,12 +9,12 @@ import pytest
 
 from trtq.calibrators import METHODS
 from trtq.calibrators.batches import Batches, Feed
-from trtq.calibrators.observe import Conduct
+from trtq.calibrators.observe import PassControl
 from trtq.calibrators.percentile import Percentile
 from trtq.calibrators.ranges import Channels, Range, Ranges
 from trtq.pipeline.graph.load import Graph
 from trtq.pipeline.graph.placement import Placement, place
-from trtq.pipeline.rewrite.channels.again import Again
+from trtq.pipeline.rewrite.channels.reobserve import Reobserver
 
 _NET = """
 net (float[N, 4] x) => (float[N, 4] y) {
@@ -51,7 +51,9 @@ def _ranges(placement: Placement, *scale: float) -> Ranges:
 
 def test_the_amax_is_that_of_the_rescaled_values(graph: Graph, placement: Placement) -> None:
     given = _ranges(placement, 0.5, 0.25, 1.0, 1.0)
-    (found,) = Again([METHODS["minmax"]()], Conduct()).taken(graph.model, placement, given, _data())
+    (found,) = Reobserver([METHODS["minmax"]()], PassControl()).observe_again(
+        graph.model, placement, given, _data()
+    )
     assert found.channels["r"].amax == pytest.approx(40.0)  # 3 / 0.5, 9 / 0.25, 0, 40
     assert found.channels["r"].scale == given.channels["r"].scale
     assert found.channels["x"] == given.channels["x"]
@@ -59,24 +61,24 @@ def test_the_amax_is_that_of_the_rescaled_values(graph: Graph, placement: Placem
 
 
 def test_of_the_even_feeds_nothing_else_is_seen(graph: Graph, placement: Placement) -> None:
-    again = Again([METHODS["minmax"]()], Conduct()).of_even_feeds()
-    (found,) = again.taken(graph.model, placement, _ranges(placement, 0.5, 0.25, 1.0, 1.0), _data())
+    again = Reobserver([METHODS["minmax"]()], PassControl()).on_even_feeds()
+    (found,) = again.observe_again(graph.model, placement, _ranges(placement, 0.5, 0.25, 1.0, 1.0), _data())
     assert found.channels["r"].amax == pytest.approx(8.0)  # 3 / 0.5, 2 / 0.25, 0, 5
 
 
 def test_each_method_gives_its_own(graph: Graph, placement: Placement) -> None:
-    again = Again([METHODS["minmax"](), Percentile(percentile=50.0)], Conduct())
-    assert again.words() == ["minmax of rescaled tensors", "percentile of rescaled tensors"]
+    again = Reobserver([METHODS["minmax"](), Percentile(percentile=50.0)], PassControl())
+    assert again.describe() == ["minmax of rescaled tensors", "percentile of rescaled tensors"]
     given = _ranges(placement, 0.5, 0.25, 1.0, 1.0)
-    widest, half = again.taken(graph.model, placement, given, _data())
+    widest, half = again.observe_again(graph.model, placement, given, _data())
     assert half.channels["r"].amax < widest.channels["r"].amax
-    assert again.by(1).taken(graph.model, placement, given, _data()) == [half]
+    assert again.by(1).observe_again(graph.model, placement, given, _data()) == [half]
 
 
 def test_a_tensor_that_is_always_zero_keeps_its_amax(graph_of: Callable[..., Graph]) -> None:
     nothing = np.zeros((4, 4), np.float32)
     graph = graph_of(_NET, w1=nothing, w2=np.eye(4, dtype=np.float32))
     placement = place(graph.model, force=["."])
-    again = Again([METHODS["minmax"]()], Conduct())
-    (found,) = again.taken(graph.model, placement, _ranges(placement, 1.0, 0.5, 1.0, 1.0), _data())
+    again = Reobserver([METHODS["minmax"]()], PassControl())
+    (found,) = again.observe_again(graph.model, placement, _ranges(placement, 1.0, 0.5, 1.0, 1.0), _data())
     assert found.channels["r"].amax == 99.0

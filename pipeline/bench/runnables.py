@@ -11,19 +11,19 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from trtq import lazy
-from trtq.calibrators.sources import random_batches
+from trtq.calibrators.sources import make_random_batches
 from trtq.errors import ArtifactError, MissingDependency, ModelError, TrtqError, UsageError
-from trtq.files import sha256_of
-from trtq.models.session import providers_of
+from trtq.files import hash_file
+from trtq.models.session import list_providers
 from trtq.models.signature import TensorSpec, show_shape
 from trtq.models.spec import ModelSpec
 from trtq.pipeline.bench.process import Request
-from trtq.pipeline.calibrate.data import calibration_data, spec_beside
-from trtq.pipeline.deliver.integrity import intact_manifest
+from trtq.pipeline.calibrate.data import find_spec, open_calibration_data
+from trtq.pipeline.deliver.integrity import read_intact_manifest
 from trtq.pipeline.deliver.manifest import NAME, Manifest
 from trtq.pipeline.deliver.names import ENGINE, FLOAT, REPORT
 from trtq.pipeline.deliver.report import Report, read_report
-from trtq.pipeline.engine.gpu import num_gpus
+from trtq.pipeline.engine.gpu import count_gpus
 from trtq.pipeline.engine.plan_run import MODULES
 from trtq.pipeline.engine.profiles import Shape
 from trtq.pipeline.engine.target import Target
@@ -62,7 +62,7 @@ class Runs:
 
 
 @dataclass(frozen=True, slots=True)
-class Contender:
+class Runnable:
     """One of them.
 
     Attributes:
@@ -107,17 +107,17 @@ class Inputs:
 class _Found:
     """What was found so far: `graph` and `spec` are of the first ONNX file, `opt` is by the profiles."""
 
-    contenders: list[Contender] = field(default_factory=list)
+    runnables: list[Runnable] = field(default_factory=list)
     skipped: list[Skipped] = field(default_factory=list)
     graph: Graph | None = None
     spec: ModelSpec = field(default_factory=ModelSpec)
     opt: dict[str, Shape] = field(default_factory=dict)
     errors: list[TrtqError] = field(default_factory=list)
 
-    def add(self, item: Contender) -> None:
+    def add(self, item: Runnable) -> None:
         """Takes a contender, unless its file, such as the float model of two builds, is there already."""
-        if item.request not in [other.request for other in self.contenders]:
-            self.contenders.append(item)
+        if item.request not in [other.request for other in self.runnables]:
+            self.runnables.append(item)
 
     def skip(self, name: str, error: TrtqError) -> None:
         """Leaves something out, for this reason."""
@@ -125,9 +125,9 @@ class _Found:
         self.errors.append(error)
 
 
-def contenders_of(
+def list_runnables(
     targets: Sequence[Path], runs: Runs
-) -> tuple[tuple[Contender, ...], tuple[Skipped, ...], Inputs]:
+) -> tuple[tuple[Runnable, ...], tuple[Skipped, ...], Inputs]:
     """Returns what can be measured, what cannot and why, and the inputs.
 
     Args:
@@ -155,14 +155,14 @@ def contenders_of(
             _add_model(found, target, runs)
         else:
             raise UsageError(f"{target} is no build folder, .engine or .onnx file")
-    if not found.contenders:
+    if not found.runnables:
         raise found.errors[0] if found.errors else UsageError(f"{targets[0]} holds nothing to measure")
     inputs = Inputs(None, "ones", 1) if found.graph is None else _inputs(found.graph, found, runs)
-    return _named(found.contenders), tuple(found.skipped), inputs
+    return _named(found.runnables), tuple(found.skipped), inputs
 
 
 def _add_folder(found: _Found, folder: Path, prefix: str, runs: Runs) -> None:
-    manifest = intact_manifest(folder)
+    manifest = read_intact_manifest(folder)
     report = read_report(folder / REPORT)
     models = list(_models(found, folder, prefix, manifest, report))
     if models:
@@ -172,7 +172,7 @@ def _add_folder(found: _Found, folder: Path, prefix: str, runs: Runs) -> None:
         for device in _devices(runs):
             request = Request("onnx", path.resolve(), device, runs.num_threads)
             high = report.high_precision if precision not in ("fp32", "fp16") else ""
-            found.add(Contender(f"{prefix}{precision}", precision, device, request, high))
+            found.add(Runnable(f"{prefix}{precision}", precision, device, request, high))
     if ENGINE in manifest.outputs:
         _add_built(found, folder, f"{prefix}{report.precision} engine", runs)
 
@@ -186,7 +186,7 @@ def _models(
         yield "fp32", folder / FLOAT
     elif report.high_precision == "as it is":
         pass  # it was quantized when it came
-    elif source.is_file() and sha256_of(source) == manifest.inputs.get(report.model):
+    elif source.is_file() and hash_file(source) == manifest.inputs.get(report.model):
         yield "fp32", source
     else:
         reason = f"{source} is not here any more, or was changed; give it as a target too"
@@ -207,7 +207,7 @@ def _add_engine(found: _Found, path: Path, prefix: str, runs: Runs) -> None:
         found.skip(f"{prefix}engine", error)
         return
     request = Request("plan", path.resolve(), "cuda", 0, tuple(MODULES.values()), runs.graph)
-    found.add(Contender(f"{prefix}engine", "engine", "cuda", request))
+    found.add(Runnable(f"{prefix}engine", "engine", "cuda", request))
 
 
 def _add_built(found: _Found, folder: Path, name: str, runs: Runs) -> None:
@@ -221,14 +221,14 @@ def _add_built(found: _Found, folder: Path, name: str, runs: Runs) -> None:
     modules, report = (MODULES[engine.backend.name],), engine.report
     path = (folder / ENGINE).resolve()
     request = Request("plan", path, "cuda", 0, modules, runs.graph, engine.sha256)
-    found.add(Contender(name, report.precision, "cuda", request, report.high_precision))
+    found.add(Runnable(name, report.precision, "cuda", request, report.high_precision))
 
 
 def _add_model(found: _Found, path: Path, runs: Runs) -> None:
-    graph = _take_graph(found, path, spec_beside(path))
+    graph = _take_graph(found, path, find_spec(path))
     for device in _devices(runs):
         request = Request("onnx", path.resolve(), device, runs.num_threads)
-        found.add(Contender(path.name, _precision(graph.model), device, request))
+        found.add(Runnable(path.name, _precision(graph.model), device, request))
 
 
 def _take_graph(found: _Found, path: Path, spec: ModelSpec) -> Graph:
@@ -247,7 +247,7 @@ def _take_graph(found: _Found, path: Path, spec: ModelSpec) -> Graph:
 
 
 def _refuse_without_gpu(path: Path) -> None:
-    count = num_gpus()
+    count = count_gpus()
     if not count:
         why = "there is no NVIDIA driver here" if count is None else "the NVIDIA driver here shows none"
         raise MissingDependency(f"{path} needs an NVIDIA GPU to run, and {why}")
@@ -255,19 +255,19 @@ def _refuse_without_gpu(path: Path) -> None:
 
 def _devices(runs: Runs) -> list[str]:
     if runs.device != "auto":
-        providers_of(runs.device)  # told now, not by every model
+        list_providers(runs.device)  # told now, not by every model
         return [runs.device]
     onnxruntime = lazy.require("onnxruntime", None, "running the model")
-    has_cuda = "CUDAExecutionProvider" in onnxruntime.get_available_providers() and bool(num_gpus())
+    has_cuda = "CUDAExecutionProvider" in onnxruntime.get_available_providers() and bool(count_gpus())
     return ["cpu", *(["cuda"] if has_cuda else [])]
 
 
-def _named(contenders: Sequence[Contender]) -> tuple[Contender, ...]:
+def _named(runnables: Sequence[Runnable]) -> tuple[Runnable, ...]:
     """Returns them with names of their own: with the device where there are several, else with a number."""
-    devices = {item.device for item in contenders if item.request.kind == "onnx"}
+    devices = {item.device for item in runnables if item.request.kind == "onnx"}
     seen: dict[str, int] = {}
     named = []
-    for item in contenders:
+    for item in runnables:
         is_on_gpu = len(devices) > 1 and item.request.kind == "onnx" and item.device == "cuda"
         name = f"{item.name} cuda" if is_on_gpu else item.name
         seen[name] = seen.get(name, 0) + 1
@@ -288,7 +288,7 @@ def _precision(model: ir.Model) -> str:
 
 def _spec_of(report: Report, manifest: Manifest) -> ModelSpec:
     """Returns the settings beside the float model; the data is that of the build, if they name none."""
-    spec = spec_beside(Path(report.model))
+    spec = find_spec(Path(report.model))
     known = manifest.settings.get("model")
     calibration = known.get("calibration") if isinstance(known, dict) else None
     data = calibration.get("data") if isinstance(calibration, dict) else None
@@ -306,13 +306,13 @@ def _inputs(graph: Graph, found: _Found, runs: Runs) -> Inputs:
         first = next((found.opt[item.name][0] for item in graph.inputs if found.opt.get(item.name)), 1)
         calibration = replace(found.spec.calibration, data=data, batch_size=runs.batch or first or 1)
         spec = replace(found.spec, calibration=calibration)
-        feed = next(iter(calibration_data(graph, spec, Target(), random_data=False)))
+        feed = next(iter(open_calibration_data(graph, spec, Target(), random_data=False)))
         arrays = {item.name: feed.arrays[item.name] for item in graph.inputs}
         return Inputs(arrays, f"the first {feed.num_samples} samples of {data}", feed.num_samples)
     shapes = {item.name: _shape(item, found.opt.get(item.name), runs) for item in graph.inputs}
     if unknown := [name for name in runs.shapes if name not in shapes]:
         raise UsageError(f"shapes are given for {unknown[0]!r}, but the inputs are {', '.join(shapes)}")
-    feed = next(iter(random_batches(graph.inputs, shapes, 1)))
+    feed = next(iter(make_random_batches(graph.inputs, shapes, 1)))
     return Inputs(feed.arrays, "random numbers", feed.num_samples)
 
 

@@ -32,7 +32,7 @@ class Clip:
 
 
 @dataclass(frozen=True, slots=True)
-class SeenTensor:
+class TensorSummary:
     """One quantized tensor, as the calibration data had it.
 
     Attributes:
@@ -59,7 +59,7 @@ class SeenTensor:
 
 
 @dataclass(frozen=True, slots=True)
-class SeenLayer:
+class LayerSummary:
     """A quantized node.
 
     Attributes:
@@ -79,7 +79,7 @@ class SeenLayer:
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
+class PageData:
     """What was seen of a model; without tensors no data was: the ranges were given, or are TensorRT's affair.
 
     Attributes:
@@ -89,19 +89,19 @@ class Seen:
         layers: All quantized nodes, in graph order.
     """
 
-    tensors: tuple[SeenTensor, ...] = ()
+    tensors: tuple[TensorSummary, ...] = ()
     methods: Mapping[str, str] = field(default_factory=dict)
     method: str = ""
-    layers: tuple[SeenLayer, ...] = ()
+    layers: tuple[LayerSummary, ...] = ()
 
 
-def to_json(seen: Seen) -> bytes:
+def to_json(seen: PageData) -> bytes:
     """Returns the tensors as JSON."""
     document = {"schema_version": SCHEMA_VERSION, "kind": _KIND, **asdict(seen)}
     return json.dumps(document, allow_nan=False, separators=(",", ":")).encode() + b"\n"
 
 
-def read_seen(folder: Path) -> Seen:
+def read_page_data(folder: Path) -> PageData:
     """Returns the tensors of a build folder; none if it has no such file, since nothing was observed.
 
     Raises:
@@ -111,7 +111,7 @@ def read_seen(folder: Path) -> Seen:
     try:
         document = json.loads(path.read_bytes())
     except FileNotFoundError:
-        return Seen()
+        return PageData()
     except OSError as error:
         raise ArtifactError(f"cannot read {path}: {error.strerror}") from error
     except ValueError as error:
@@ -123,7 +123,7 @@ def read_seen(folder: Path) -> Seen:
             f"use the trtq that wrote it, or build again"
         )
     try:
-        seen: Seen = typed(document, Seen)
+        seen: PageData = typed(document, PageData)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ArtifactError(f"{path} is not complete: {error!r}; build again") from error
     return seen
