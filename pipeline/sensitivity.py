@@ -190,7 +190,7 @@ def _key(
         graph.sha256,
         [batches.digest for batches in data],
         (describe(create_method(spec.calibration)), spec.calibration.method, spec.quantization),
-        placement.quantized,
+        [node.to_plain() for node in placement.quantized],
         spec.evaluation,
         spec.accuracy.metric,
         hash_file(script[0]) if script is not None and script[0].is_file() else "",

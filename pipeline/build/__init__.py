@@ -37,7 +37,8 @@ from trtq.pipeline.calibrate.improve import improve_ranges, take_ranges
 from trtq.pipeline.build.job import Job, prepare
 from trtq.pipeline.build.narrow import NO_KERNEL, keep_layers
 from trtq.pipeline.build.page import measure_sizes, write_page
-from trtq.pipeline.rewrite.mixed import convert_to_fp16
+from trtq.pipeline.formats import FP16
+from trtq.pipeline.rewrite.mixed import convert_floats
 from trtq.pipeline.engine.target import Target
 from trtq.pipeline.judge.gate import judge
 from trtq.pipeline.judge.repairs import Repairs
@@ -221,7 +222,7 @@ def _quantize(job: Job, ranges: Ranges | None, stage: Path, log: Log) -> ModelFi
         if job.is_quantized:
             path = _write_model(job.graph.model, stage / "model.int8.onnx")
             return ModelFiles({"int8": path}, path, job.graph.model, ())
-        baseline = convert_to_fp16(job.graph, ranges, keep_fp32=keep_fp32)
+        baseline = convert_floats(job.graph.model, FP16, ranges, keep_fp32=keep_fp32)
         files = {"fp32": job.graph.path}
         if job.target.precision != "weights" or job.evaluation is not None:
             files["fp16"] = _write_model(baseline.model, stage / "model.fp16.onnx")

@@ -5,8 +5,11 @@ from __future__ import annotations
 from trtq.calibrators.ranges import Ranges
 from trtq.pipeline.deliver.report import WeightsReport
 from trtq.pipeline.build.job import Job
-from trtq.pipeline.rewrite.mixed import MixedModel, convert_to_int8
-from trtq.pipeline.quantize.weights import convert_to_float, report_weights, quantize_chosen_weights
+from trtq.pipeline.formats import BF16, FP16, FP32
+from trtq.pipeline.formats.floats import FloatFormat
+from trtq.pipeline.quantize.weights import find_runtime, report_weights
+from trtq.pipeline.rewrite.mixed import MixedModel, WeightEncoding, quantize_graph
+from trtq.pipeline.rewrite.weights.choose import group_by_weight
 
 
 def build_candidate(job: Job, ranges: Ranges | None, baseline: MixedModel) -> MixedModel:
@@ -17,17 +20,21 @@ def build_candidate(job: Job, ranges: Ranges | None, baseline: MixedModel) -> Mi
         ranges: Of the activations; None for weights alone.
         baseline: The FP16 model.
     """
-    keep_fp32 = job.spec.layers.keep_fp32
-    if job.target.precision == "weights":
-        mixed = baseline if job.way.fp16_graph else convert_to_float(job.graph, job.target, keep_fp32)
-    else:
-        assert ranges is not None
-        mixed = convert_to_int8(job.graph, job.placement, ranges, fp16=job.way.fp16_graph, keep_fp32=keep_fp32)
-    if not job.weights:
-        return mixed
-    return quantize_chosen_weights(
-        mixed, job.graph, job.weights, job.target, backend=job.backend.name, batches=job.calibration
+    method = job.target.weights.method if job.target.weights is not None else "rtn"
+    return quantize_graph(
+        job.graph,
+        job.placement,
+        ranges,
+        rest=find_rest(job),
+        keep_fp32=job.spec.layers.keep_fp32,
+        weights=WeightEncoding(method, find_runtime(job.backend.name), job.calibration),
+        floats=baseline if job.target.precision == "weights" and job.way.fp16_graph else None,
     )
+
+
+def find_rest(job: Job) -> FloatFormat:
+    """Returns what stands in the graph for what is not quantized."""
+    return FP16 if job.way.fp16_graph else BF16 if job.target.high_precision == "bf16" else FP32
 
 
 def describe_high_precision(job: Job) -> str:
@@ -37,6 +44,7 @@ def describe_high_precision(job: Job) -> str:
 
 def report_job_weights(job: Job) -> WeightsReport | None:
     """Returns what the report says of the weights; None if nothing was done to them alone."""
-    if not job.weights:
+    chosen = group_by_weight(job.graph.model, job.placement)
+    if not chosen:
         return None
-    return report_weights(job.weights, job.target, backend=job.backend.name, half=job.way.fp16_graph)
+    return report_weights(chosen, job.target, backend=job.backend.name, rest=find_rest(job))

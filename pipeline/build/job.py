@@ -34,7 +34,6 @@ from trtq.pipeline.graph.placement import Placement
 from trtq.pipeline.graph.quantized import is_quantized
 from trtq.pipeline.graph.repair import repair, summarize_changes
 from trtq.pipeline.engine.strategy import Strategy, choose_strategy, list_float_tensors, find_tensorrt_algorithm
-from trtq.pipeline.rewrite.weights.choose import ChosenWeight
 from trtq.pipeline.engine.target import Target
 from trtq.pipeline.judge.evaluate import open_evaluation_data
 from trtq.progress import Watcher
@@ -61,7 +60,6 @@ class Job:
         ranges: Given ones, instead of calibrating.
         extra_files: Further files for the folder, by name; they win over those that a build would write.
         sources: SHA-256 of further inputs by path, for the manifest.
-        weights: Those that are stored in fewer bits.
     """
 
     graph: Graph
@@ -79,7 +77,6 @@ class Job:
     ranges: Ranges | None = None
     extra_files: Mapping[str, bytes] = field(default_factory=dict)
     sources: Mapping[str, str] = field(default_factory=dict)
-    weights: tuple[ChosenWeight, ...] = ()
 
     @property
     def is_random(self) -> bool:
@@ -151,9 +148,8 @@ def prepare(
         watcher.note("the model is quantized already: it is built as it is, without calibration")
     as_is = quantized or target.precision != "int8"
     placement = Placement((), ()) if as_is else place_layers(graph, spec, target, watcher)
-    weights: tuple[ChosenWeight, ...] = ()
     if target.weights is not None:
-        placement, weights = place_weights(graph, spec, target, placement, watcher)
+        placement = place_weights(graph, spec, target, placement, watcher)
     elif not as_is and not placement.layers:
         watcher.warn("no layer can be quantized; the report tells why")
     if target.precision == "fp16":
@@ -186,7 +182,6 @@ def prepare(
         method=create_method(spec.calibration),
         calibration=calibration,
         evaluation=evaluation,
-        weights=weights,
     )
     return replace(job, keys=_keys(job))
 
@@ -259,7 +254,7 @@ def _keys(job: Job) -> dict[str, str]:
         _digest(job.shape_data),
         (describe(job.method), job.spec.calibration.method, job.spec.quantization),
         job.tensors,
-        job.placement.quantized if tries else (),
+        [node.to_plain() for node in job.placement.quantized if node.activations] if tries else (),
     )
     judged = (_digest(job.evaluation), job.spec.evaluation, job.spec.accuracy, _script_digest(job.spec))
     engine = make_key(

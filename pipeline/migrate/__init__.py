@@ -30,7 +30,7 @@ from trtq.pipeline.graph.load import load
 from trtq.pipeline.graph.placement import Placement
 from trtq.pipeline.graph.quantized import is_quantized
 from trtq.pipeline.judge.evaluate import open_evaluation_data
-from trtq.pipeline.rewrite.qdq import choose_activation_qparams
+from trtq.pipeline.rewrite.qparams import choose_activation_qparams
 from trtq.progress import Log, Silent, Watcher
 
 SCHEMA_VERSION = 1
