@@ -57,10 +57,10 @@ def plan_parts(weight: ChosenWeight, dtype: ir.DataType, form: Form | None = Non
         return Part("codes", encoding.format.dtype, shape), Part("scale", dtype, scales)
     axis, block, count = weight.blocks.axis, weight.blocks.size, math.prod(scales)
     if form == "bnb4":
-        return Part("codes", _UINT8, (math.prod(shape) // 2,)), Part("absmax", _FLOAT, (count,))
+        return Part("codes", _UINT8, (math.prod(shape) // 2,)), Part("scale", _FLOAT, (count,))
     codes = Part("codes", _INT4, split_blocked_axis(scales, axis, block))
     if form == "lookup":
-        return codes, Part("absmax", dtype, split_blocked_axis(scales, axis, 1))
+        return codes, Part("scale", dtype, split_blocked_axis(scales, axis, 1))
     groups = math.ceil(count / GROUP)
     return (
         codes,
