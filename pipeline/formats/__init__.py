@@ -16,7 +16,16 @@ from trtq.pipeline.formats.int8 import INT8
 from trtq.pipeline.formats.nf4 import NF4
 
 __all__ = [
-    "BF16", "FORMATS", "FP16", "FP32", "FP8", "INT4", "INT8", "NF4", "WEIGHT_FORMATS", "WEIGHT_METHODS",
+    "BF16",
+    "FORMATS",
+    "FP8",
+    "FP16",
+    "FP32",
+    "INT4",
+    "INT8",
+    "NF4",
+    "WEIGHT_FORMATS",
+    "WEIGHT_METHODS",
 ]  # fmt: skip
 
 FORMATS: Mapping[str, Format] = {item.name: item for item in (FP32, FP16, BF16, INT8, FP8, INT4, NF4)}

@@ -55,12 +55,12 @@ def quantize_weights(
         tensor = source.graph.initializers[weight.tensor].const_value
         assert tensor is not None
         codes = (known or {}).get(weight.tensor)
-        is_delayed = codes is None and isinstance(tensor, ir.ExternalTensor)
         for dtype, readers in _by_dtype(nodes, weight).items():
             bnb4 = runtime == "onnxruntime" and dtype is ir.DataType.FLOAT and _takes_bnb4(readers)
             form = choose_form(weight.encoding, bnb4=bnb4)
             parts = plan_parts(weight, dtype, form)
             make = partial(_make, tensor, weight, codes, dtype, method, parts, form)
+            is_delayed = codes is None and isinstance(tensor, ir.ExternalTensor)
             tensors = _delay(make, parts) if is_delayed else make()
             named = dict(zip((part.name for part in parts), tensors, strict=True))
             _replace(result.graph, weight, readers, dtype, named, form)
@@ -82,13 +82,7 @@ def _make(
 
 
 def encode_weight(values: ir.TensorProtocol, weight: ChosenWeight, dtype: str, method: str = "rtn") -> Codes:
-    """Returns the weight's codes and scales.
-
-    Args:
-        values: The weight.
-        weight: How it was chosen.
-        dtype: Which the scales must survive: "float32", "float16" or "bfloat16".
-        method: One of the format's, but not "gptq".
+    """Returns the codes and scales of a weight; see `CodeFormat.encode`.
 
     Raises:
         ModelError: The weight is not finite.
@@ -158,33 +152,22 @@ def _take_place(graph: ir.Graph, node: ir.Node, result: ir.Value) -> None:
 
 
 def _delay(make: Callable[[], Tensors], parts: Sequence[Part]) -> Tensors:
-    """Returns constants that are made when they are read."""
-    once = _Once(make)
-    return tuple(
-        ir.LazyTensor(once.taker(index), part.dtype, ir.Shape(part.shape)) for index, part in enumerate(parts)
-    )
-
-
-class _Once:
-    """Makes the constants of one weight when the first is read, and forgets each as it is handed out.
+    """Returns constants that are made when the first is read, and forgotten as each is handed out.
 
     They are read one after another when the model is saved, so that the work is done once and one weight is
     in memory.
     """
+    left: dict[int, ir.TensorProtocol] = {}
 
-    def __init__(self, make: Callable[[], Tensors]) -> None:
-        self._make = make
-        self._left: dict[int, ir.TensorProtocol] = {}
+    def take(index: int) -> ir.TensorProtocol:
+        if index not in left:
+            left.update(enumerate(make()))
+        return left.pop(index)
 
-    def taker(self, index: int) -> Callable[[], ir.TensorProtocol]:
-        """Returns the function that hands out one of them."""
-
-        def take() -> ir.TensorProtocol:
-            if index not in self._left:
-                self._left = dict(enumerate(self._make()))
-            return self._left.pop(index)
-
-        return take
+    return tuple(
+        ir.LazyTensor(partial(take, index), part.dtype, ir.Shape(part.shape))
+        for index, part in enumerate(parts)
+    )
 
 
 def _drop_unused(graph: ir.Graph) -> None:

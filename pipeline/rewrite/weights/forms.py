@@ -18,13 +18,7 @@ _NF4 = 1  # MatMulBnb4's number for it
 
 @dataclass(frozen=True, slots=True)
 class Chain:
-    """Adds nodes to a graph one after another, all before the first reader of the weight.
-
-    Attributes:
-        graph: Is changed.
-        before: The first reader.
-        stem: A name that the graph does not have, from which all names are made.
-    """
+    """Adds nodes to a graph in order, before a reader; all names are made from a new one, `stem`."""
 
     graph: ir.Graph
     before: ir.Node
@@ -76,14 +70,7 @@ def declare_value(dtype: ir.DataType, shape: Sequence[int | None]) -> ir.Value:
 
 
 def add_dequantize(chain: Chain, weight: ChosenWeight, codes: ir.Value, scales: ir.Value) -> ir.Value:
-    """Returns an INT8 or INT4 weight behind DequantizeLinear, which TensorRT fuses into the product.
-
-    Args:
-        chain: Where the nodes go.
-        weight: What is held.
-        codes: INT8 or INT4, the weight's shape.
-        scales: The float dtype that the weight has then; by channel, by block, or one.
-    """
+    """Returns a weight behind DequantizeLinear, which TensorRT fuses into the product."""
     attributes = weight.encoding.granularity.attributes(weight.shape)
     assert scales.dtype is not None
     return chain.node(
@@ -102,9 +89,9 @@ def add_lookup(
 
     Args:
         chain: Where the nodes go.
-        weight: What is held; its axis is parted into (blocks, block_size).
-        codes: INT4 in -8..7, the parted shape.
-        absmax: The float dtype that the weight has then; the parted shape with one element a block.
+        weight: What is held; its axis is split into (blocks, block_size).
+        codes: INT4 in -8..7, the split shape.
+        absmax: The float dtype that the weight has then; the split shape with one element a block.
         after: The activation; None for an embedding, of which only the rows that are needed are looked up.
     """
     assert codes.shape is not None
@@ -121,14 +108,10 @@ def add_lookup(
 def add_double_lookup(
     chain: Chain, weight: ChosenWeight, codes: ir.Value, scales: ir.Value, offset: ir.Value
 ) -> ir.Value:
-    """Returns the magnitudes of NF4 blocks out of their 8-bit form: float32, the parted shape.
+    """Returns the magnitudes of NF4 blocks out of their 8-bit form: float32, the split shape.
 
-    Args:
-        chain: Where the nodes go.
-        weight: Whose magnitudes they are.
-        codes: INT8 in -128..127, shape (groups, 256), in bitsandbytes' order, filled up at the end.
-        scales: float32, shape (groups, 1).
-        offset: float32, shape ().
+    The codes are INT8 in -128..127, shape (groups, 256), in bitsandbytes' order, filled up at the end; the
+    scales have the shape (groups, 1), the offset ().
     """
     assert codes.shape is not None
     axis, shape = weight.blocks.axis, weight.blocks.scales_shape(weight.shape)
@@ -148,9 +131,9 @@ def add_double_lookup(
     table_of_rows = chain.node("Reshape", [own, target], declare_value(_FLOAT, rows))
     if not axis:
         table_of_rows = chain.node("Transpose", [table_of_rows], declare_value(_FLOAT, shape))
-    parted = (*shape[: axis + 1], 1, *shape[axis + 1 :])
+    split = (*shape[: axis + 1], 1, *shape[axis + 1 :])
     place = chain.constant("place", ir.tensor(np.array([axis + 1], np.int64)))
-    return chain.node("Unsqueeze", [table_of_rows, place], declare_value(_FLOAT, parted))
+    return chain.node("Unsqueeze", [table_of_rows, place], declare_value(_FLOAT, split))
 
 
 def add_matmul_bnb4(
@@ -158,12 +141,8 @@ def add_matmul_bnb4(
 ) -> ir.Value:
     """Returns the product that ONNX Runtime computes from NF4 codes as bitsandbytes stores them.
 
-    Args:
-        chain: Where the node goes.
-        weight: Of shape (K, N).
-        reader: The MatMul that it stands for.
-        codes: UINT8, two codes a byte, the first in the high half, of the weight as (N, K); one-dimensional.
-        absmax: float32, one-dimensional, in the same order.
+    Both are one-dimensional, in the order of the weight as (N, K): UINT8 with two codes a byte, the first in
+    the high half, and float32 magnitudes.
     """
     length, width = weight.shape
     source = reader.inputs[0]
