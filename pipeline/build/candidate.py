@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from trtq.calibrators.ranges import Ranges
-from trtq.pipeline.deliver.report import WeightsReport
 from trtq.pipeline.build.job import Job
+from trtq.pipeline.deliver.report import WeightsReport
+from trtq.pipeline.quantize.weights import convert_to_float, quantize_chosen_weights, report_weights
 from trtq.pipeline.rewrite.mixed import MixedModel, convert_to_int8
-from trtq.pipeline.quantize.weights import convert_to_float, report_weights, quantize_chosen_weights
 
 
 def build_candidate(job: Job, ranges: Ranges | None, baseline: MixedModel) -> MixedModel:
@@ -22,7 +22,9 @@ def build_candidate(job: Job, ranges: Ranges | None, baseline: MixedModel) -> Mi
         mixed = baseline if job.way.fp16_graph else convert_to_float(job.graph, job.target, keep_fp32)
     else:
         assert ranges is not None
-        mixed = convert_to_int8(job.graph, job.placement, ranges, fp16=job.way.fp16_graph, keep_fp32=keep_fp32)
+        mixed = convert_to_int8(
+            job.graph, job.placement, ranges, fp16=job.way.fp16_graph, keep_fp32=keep_fp32
+        )
     if not job.weights:
         return mixed
     return quantize_chosen_weights(

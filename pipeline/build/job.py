@@ -16,29 +16,34 @@ from trtq.files import hash_file
 from trtq.models.script import load_function
 from trtq.models.spec import AUTO, InputSpec, ModelSpec
 from trtq.pipeline.calibrate.data import (
-    open_calibration_data,
     create_method,
-    place_layers,
     find_spec,
+    open_calibration_data,
+    place_layers,
     warn_of_preprocess,
     warn_of_unmatched,
 )
-from trtq.pipeline.deliver.manifest import make_key, collect_versions
+from trtq.pipeline.deliver.manifest import collect_versions, make_key
 from trtq.pipeline.engine.backend import Backend
 from trtq.pipeline.engine.backends import choose_backend, refuse_unsupported
 from trtq.pipeline.engine.gpu import find_compute_capability
 from trtq.pipeline.engine.profiles import resolve_profiles
+from trtq.pipeline.engine.strategy import (
+    Strategy,
+    choose_strategy,
+    find_tensorrt_algorithm,
+    list_float_tensors,
+)
+from trtq.pipeline.engine.target import Target
 from trtq.pipeline.graph.lint import lint, refuse
 from trtq.pipeline.graph.load import Graph, load
 from trtq.pipeline.graph.placement import Placement
 from trtq.pipeline.graph.quantized import is_quantized
 from trtq.pipeline.graph.repair import repair, summarize_changes
-from trtq.pipeline.engine.strategy import Strategy, choose_strategy, list_float_tensors, find_tensorrt_algorithm
-from trtq.pipeline.rewrite.weights.choose import ChosenWeight
-from trtq.pipeline.engine.target import Target
 from trtq.pipeline.judge.evaluate import open_evaluation_data
-from trtq.progress import Watcher
 from trtq.pipeline.quantize.weights import place_weights, refuse_weights
+from trtq.pipeline.rewrite.weights.choose import ChosenWeight
+from trtq.progress import Watcher
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,10 +8,10 @@ from dataclasses import dataclass, replace
 
 from trtq.calibrators.ranges import Ranges
 from trtq.models.spec import ModelSpec
+from trtq.pipeline.build.job import Job
 from trtq.pipeline.calibrate.data import place_layers
 from trtq.pipeline.engine.coverage import Fallback
 from trtq.pipeline.graph.placement import DEFAULT_OP_TYPES, KeptNode, Placement
-from trtq.pipeline.build.job import Job
 from trtq.progress import Silent
 
 NO_KERNEL = "no-kernel: "

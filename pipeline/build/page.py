@@ -5,20 +5,16 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from trtq.errors import UsageError
 from trtq.files import hash_file
 from trtq.models.session import count_weight_bytes
 from trtq.pipeline.build.command import format_command
+from trtq.pipeline.build.job import Job
 from trtq.pipeline.deliver.html.layers import summarize_layers
 from trtq.pipeline.deliver.html.page import NAME, render_page
 from trtq.pipeline.deliver.html.page_data import NAME as TENSORS
-from trtq.pipeline.deliver.html.page_data import PageData, read_page_data, to_json
-from trtq.pipeline.deliver.integrity import refuse_changed, read_whole_manifest
+from trtq.pipeline.deliver.html.page_data import PageData, to_json
 from trtq.pipeline.deliver.manifest import Manifest
-from trtq.pipeline.deliver.names import REPORT
-from trtq.pipeline.deliver.report import Report, read_report
-from trtq.pipeline.build.job import Job
-from trtq.pipeline.judge.sensitivity import read_sensitivity
+from trtq.pipeline.deliver.report import Report
 
 _SIZED = (".onnx", ".data", ".engine")
 
@@ -50,5 +46,3 @@ def write_page(stage: Path, job: Job, report: Report, manifest: Manifest, seen: 
     manifest = replace(manifest, commands={**manifest.commands, "trtq": command})
     (stage / NAME).write_bytes(render_page(report, manifest, seen))
     return replace(manifest, outputs={path.name: hash_file(path) for path in sorted(stage.iterdir())})
-
-

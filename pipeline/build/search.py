@@ -10,15 +10,22 @@ from typing import Generic, Protocol, TypeVar
 from trtq.calibrators.batches import Batches
 from trtq.calibrators.ranges import Ranges
 from trtq.pipeline.build.comparison import compare_job
-from trtq.pipeline.deliver.report import AutoReport, KeptByAuto
-from trtq.pipeline.graph.placement import KeptNode, Placement
 from trtq.pipeline.build.job import Job
 from trtq.pipeline.build.narrow import Placed, place_without
+from trtq.pipeline.deliver.report import AutoReport, KeptByAuto
+from trtq.pipeline.graph.placement import KeptNode, Placement
 from trtq.pipeline.judge.compare import Comparison
 from trtq.pipeline.judge.evaluate import find_labels
 from trtq.pipeline.judge.gate import Verdict, judge
 from trtq.pipeline.judge.macs import count_macs
-from trtq.pipeline.judge.mixed_precision import LayerChoice, EffectMeter, DataSize, choose_layers, count_needed, take_every_nth
+from trtq.pipeline.judge.mixed_precision import (
+    DataSize,
+    EffectMeter,
+    LayerChoice,
+    choose_layers,
+    count_needed,
+    take_every_nth,
+)
 from trtq.pipeline.judge.score import Labels, load_labels
 from trtq.pipeline.judge.sensitivity import Distance, Effect
 from trtq.pipeline.judge.switchable import open_switchable
@@ -59,7 +66,9 @@ class SearchResult(Generic[M]):
     comparison: Comparison
 
 
-def search_layers(job: Job, ranges: Ranges, models: M, quantize: Callable[[Job], M], log: Log) -> SearchResult[M]:
+def search_layers(
+    job: Job, ranges: Ranges, models: M, quantize: Callable[[Job], M], log: Log
+) -> SearchResult[M]:
     """Returns the job, with layers kept out of INT8 if its gate fails without.
 
     The layers are chosen on the first, third ... batch of the evaluation data, and the choice is judged on
@@ -77,7 +86,9 @@ def search_layers(job: Job, ranges: Ranges, models: M, quantize: Callable[[Job],
     first = _compare(job, models, labels, log)
     verdict = judge(first, job.spec.accuracy, candidate="int8")
     if verdict.outcome != "fail":
-        return SearchResult(job, models, AutoReport("not needed: the gate holds with every layer in INT8"), first)
+        return SearchResult(
+            job, models, AutoReport("not needed: the gate holds with every layer in INT8"), first
+        )
     assert job.evaluation is not None
     sizes = [feed.num_samples for feed in job.evaluation]
     if hindrance := _hindrance(job, first, len(sizes)):
@@ -113,7 +124,9 @@ class _Start:
     labels: Labels | None
 
 
-def _search(job: Job, ranges: Ranges, quantize: Callable[[Job], M], start: _Start, log: Log) -> SearchResult[M]:
+def _search(
+    job: Job, ranges: Ranges, quantize: Callable[[Job], M], start: _Start, log: Log
+) -> SearchResult[M]:
     assert job.evaluation is not None
     to_choose, to_judge = take_every_nth(job.evaluation, 0, 2), take_every_nth(job.evaluation, 1, 2)
     judged_on = replace(to_judge, origin=f"every second batch of {job.evaluation.origin}")

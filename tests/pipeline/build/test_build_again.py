@@ -18,10 +18,10 @@ from trtq.files import hash_file
 from trtq.models.demo import write_demo
 from trtq.models.spec import AccuracySpec, CalibrationSpec, EvaluationSpec, ModelSpec, read_spec
 from trtq.pipeline.build import build
-from trtq.pipeline.verify import verify
 from trtq.pipeline.deliver.report import Report
-from trtq.pipeline.rewrite.mixed import MixedModel
 from trtq.pipeline.engine.target import Target
+from trtq.pipeline.rewrite.mixed import MixedModel
+from trtq.pipeline.verify import verify
 from trtq.progress import Silent
 
 WITHOUT_ENGINE = Target(backend="onnxruntime")

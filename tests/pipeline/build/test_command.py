@@ -34,11 +34,11 @@ from trtq.pipeline.build.command import (
     WEIGHTS,
     format_command,
 )
+from trtq.pipeline.build.job import Job
 from trtq.pipeline.engine.backend import BuilderOptions
 from trtq.pipeline.engine.profiles import GivenShapes
-from trtq.pipeline.build.job import Job
-from trtq.pipeline.formats.scheme import WeightScheme
 from trtq.pipeline.engine.target import Target
+from trtq.pipeline.formats.scheme import WeightScheme
 
 
 def job_of(spec: ModelSpec, target: Target, **more: Any) -> Job:

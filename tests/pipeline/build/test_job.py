@@ -24,11 +24,11 @@ from trtq.models.spec import (
     ModelSpec,
     QuantizationSpec,
 )
+from trtq.pipeline.build.job import Job, prepare
 from trtq.pipeline.engine.backend import Precision
 from trtq.pipeline.engine.profiles import GivenShapes
-from trtq.pipeline.build.job import Job, prepare
-from trtq.pipeline.formats.scheme import WeightScheme
 from trtq.pipeline.engine.target import Target
+from trtq.pipeline.formats.scheme import WeightScheme
 from trtq.progress import Silent
 
 CHEAP = Target(backend="onnxruntime")
