@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 
 import onnx_ir as ir
 
@@ -20,6 +21,7 @@ SOFTMAX = "Softmax"
 """In a list of types: the input of Softmax and LogSoftmax."""
 DEFAULT_OP_TYPES = ("Conv", "Gemm", "MatMul")
 """TensorRT runs ConvTranspose in float whatever stands before it, so its Q/DQ would only cost accuracy."""
+_NONE: Mapping[str, str] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +91,7 @@ def place(
     skip: Sequence[str] = (),
     op_types: Sequence[str] = DEFAULT_OP_TYPES,
     force: Sequence[str] = (),
+    kept: Mapping[str, str] = _NONE,
 ) -> Placement:
     """Returns where Q/DQ pairs go, by TensorRT's rules for explicit quantization.
 
@@ -113,28 +116,35 @@ def place(
         skip: Regular expressions searched in node names; these nodes keep their precision.
         op_types: The types of nodes to quantize.
         force: Regular expressions of nodes that rules 4 to 8 do not hold back.
+        kept: Names of nodes that keep their precision, each with the reason, whoever decided it. A node that
+            `skip` names as well has this reason. Names that the graph lacks are passed over.
     """
+    left = _left_out([str(node.name) for node in model.graph], skip, kept)
     quantized: list[QuantizedNode] = []
-    kept: list[KeptNode] = []
+    unquantized: list[KeptNode] = []
     for node in model.graph:
         if node.op_type not in WEIGHTED:
             continue
         name = str(node.name)
-        pattern = next((pattern for pattern in skip if re.search(pattern, name)), None)
-        if pattern is not None:
-            kept.append(KeptNode(name, node.op_type, f"skipped by {pattern!r}"))
+        if name in left:
+            unquantized.append(KeptNode(name, node.op_type, left[name]))
         elif node.op_type not in QUANTIZABLE or not _is_wanted(node, op_types):
-            kept.append(KeptNode(name, node.op_type, _reason_for_type(node)))
+            unquantized.append(KeptNode(name, node.op_type, _reason_for_type(node)))
         else:
             is_forced = any(re.search(pattern, name) for pattern in force)
             decision = _decide(node, is_forced=is_forced)
-            (quantized if isinstance(decision, QuantizedNode) else kept).append(decision)  # type: ignore[arg-type]
+            (quantized if isinstance(decision, QuantizedNode) else unquantized).append(decision)  # type: ignore[arg-type]
     layers = {node.name for node in quantized}
-    skipped = {str(node.name) for node in model.graph if any(re.search(p, str(node.name)) for p in skip)}
-    quantized += _residual_adds(model, layers, skipped)
+    quantized += _residual_adds(model, layers, left)
     if SOFTMAX in op_types:
-        quantized += _softmax_inputs(model, skipped)
-    return Placement(tuple(_in_graph_order(model, quantized)), tuple(kept))
+        quantized += _softmax_inputs(model, left)
+    return Placement(tuple(_in_graph_order(model, quantized)), tuple(unquantized))
+
+
+def _left_out(names: Sequence[str], skip: Sequence[str], kept: Mapping[str, str]) -> dict[str, str]:
+    """Returns the nodes that are not looked at, and why."""
+    found = {name: pattern for pattern in reversed(skip) for name in names if re.search(pattern, name)}
+    return {name: f"skipped by {pattern!r}" for name, pattern in found.items()} | dict(kept)
 
 
 def find_unmatched(model: ir.Model, patterns: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
@@ -221,7 +231,7 @@ def find_channel_axis(node: ir.Node, place: int, rank: int) -> int | None:
     return 1 if place == 1 else 0
 
 
-def _residual_adds(model: ir.Model, layers: set[str], skipped: set[str]) -> Iterator[QuantizedNode]:
+def _residual_adds(model: ir.Model, layers: set[str], skipped: Collection[str]) -> Iterator[QuantizedNode]:
     for node in model.graph:
         if node.op_type != "Add" or node.name in skipped:
             continue
@@ -235,7 +245,7 @@ def _residual_adds(model: ir.Model, layers: set[str], skipped: set[str]) -> Iter
         yield QuantizedNode(str(node.name), "Add", "residual-add", ((place, str(other.name)),))
 
 
-def _softmax_inputs(model: ir.Model, skipped: set[str]) -> Iterator[QuantizedNode]:
+def _softmax_inputs(model: ir.Model, skipped: Collection[str]) -> Iterator[QuantizedNode]:
     for node in model.graph:
         if node.op_type not in ("Softmax", "LogSoftmax") or node.name in skipped:
             continue

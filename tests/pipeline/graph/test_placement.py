@@ -198,6 +198,18 @@ def test_layers_are_skipped_by_a_pattern_in_their_names(model_of: Callable[..., 
     assert placement.activations == ("a",)
 
 
+def test_a_node_is_kept_for_the_reason_that_is_given_with_its_name(model_of: Callable[..., ir.Model]) -> None:
+    model = model_of(TWO_LAYERS, w=_random(4, 4, 1, 1), v=_random(4, 4, 1, 1))
+    kept = {"body_1": "no-kernel: it ran as float", "stem": "chosen", "unknown": "of another graph"}
+    placement = place(model, skip=["^stem$", "^hea"], kept=kept)
+    assert placement.quantized == ()
+    assert placement.kept == (
+        KeptNode("stem", "Conv", "chosen"),
+        KeptNode("body_1", "Conv", "no-kernel: it ran as float"),
+        KeptNode("head", "Conv", "skipped by '^hea'"),
+    )
+
+
 def test_patterns_that_match_nothing_come_with_the_names_nearest_to_them(
     model_of: Callable[..., ir.Model],
 ) -> None:
@@ -315,6 +327,8 @@ def test_an_addition_can_be_skipped_and_goes_with_its_convolution(model_of: Call
     assert _adds(model) == [("add", ((1, "x"),))]
     assert _adds(model, skip=["^add$"]) == []
     assert _adds(model, skip=["^conv$"]) == []
+    assert _adds(model, kept={"add": "its other input has no range"}) == []
+    assert _adds(model, kept={"conv": "it loses too much"}) == []
     assert [node.name for node in place(model).layers] == ["conv"]
 
 
