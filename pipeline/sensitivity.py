@@ -23,6 +23,7 @@ from trtq.pipeline.calibrate.data import (
 )
 from trtq.pipeline.calibrate.improve import improve_ranges
 from trtq.pipeline.deliver.manifest import collect_versions, make_key
+from trtq.pipeline.engine.strategy import choose_rest
 from trtq.pipeline.engine.target import Target
 from trtq.pipeline.graph.load import Graph
 from trtq.pipeline.graph.placement import Placement
@@ -94,7 +95,7 @@ def sensitivity(
         seen = observe_graph(graph, placement.activations, calibration, how, watcher)
         ranges = improve_ranges(graph, placement, seen, calibration, spec, watcher).ranges
         warn_of_dead(ranges, watcher)
-        scale_dtype = "float32" if target.high_precision == "fp32" else "float16"
+        scale_dtype = "float16" if choose_rest(target) == "fp16" else "float32"
         work = _Work(
             open_switchable(graph.model, placement, ranges, scale_dtype=scale_dtype),
             placement,
@@ -194,5 +195,5 @@ def _key(
         spec.evaluation,
         spec.accuracy.metric,
         hash_file(script[0]) if script is not None and script[0].is_file() else "",
-        target.high_precision,
+        choose_rest(target),
     )

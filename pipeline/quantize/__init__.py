@@ -15,6 +15,7 @@ from trtq.models.session import save
 from trtq.models.spec import ModelSpec
 from trtq.pipeline.calibrate import load_float
 from trtq.pipeline.calibrate.data import open_calibration_data, place_layers
+from trtq.pipeline.engine.strategy import choose_rest
 from trtq.pipeline.engine.target import Target
 from trtq.pipeline.graph.placement import Placement
 from trtq.pipeline.quantize.weights import convert_to_float, place_weights, quantize_chosen_weights
@@ -51,7 +52,7 @@ def quantize(
     watcher = watcher or Silent()
     target = target or Target()
     graph, spec = load_float(Path(model), spec, watcher, target.min_opset)
-    fp16 = target.high_precision not in ("fp32", "bf16")
+    fp16 = choose_rest(target) == "fp16"
     keep_fp32 = spec.layers.keep_fp32
     placement = Placement((), ())
     weights: tuple[ChosenWeight, ...] = ()

@@ -19,10 +19,14 @@ def _random(*shape: int) -> NDArray[np.float32]:
     return np.random.default_rng(sum(shape)).standard_normal(shape).astype(np.float32)
 
 
-def _kept(model: ir.Model, **settings: tuple[str, ...]) -> dict[str, str]:
+def _kept(
+    model: ir.Model, *, force: tuple[str, ...] = (), op_types: tuple[str, ...] = DEFAULT_OP_TYPES
+) -> dict[str, str]:
     """Returns the rule that keeps each layer float, by node name."""
     infer_shapes(model)
-    return {node.name: node.reason.partition(":")[0] for node in place(model, **settings).kept}
+    return {
+        node.name: node.reason.partition(":")[0] for node in place(model, force=force, op_types=op_types).kept
+    }
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,8 @@ import pytest
 from trtq.calibrators.ranges import read_ranges
 from trtq.models.spec import CalibrationSpec, EvaluationSpec, LayerSpec, ModelSpec, QuantizationSpec
 from trtq.pipeline.build import build
-from trtq.pipeline.build.job import prepare
-from trtq.pipeline.build.narrow import keep_layers
+from trtq.pipeline.build.keep import keep_layers
+from trtq.pipeline.build.prepare import prepare
 from trtq.pipeline.calibrate import calibrate
 from trtq.pipeline.deliver.report import Report
 from trtq.pipeline.engine.target import Target
