@@ -141,8 +141,13 @@ def _prepare(
     job = prepare(path, spec, target, folder, False, log, read_ranges)
     (migration,) = migrations
     _report_unmapped(migration, log)
-    extra = {CACHE: content}
-    return replace(job, extra_files=extra, sources={str(source): hash_file(source)}), cache, migration
+    job = replace(
+        job,
+        strategy=replace(job.strategy, reason="the cache becomes Q/DQ"),
+        extra_files={CACHE: content},
+        sources={str(source): hash_file(source)},
+    )
+    return job, cache, migration
 
 
 def _refuse_other_targets(target: Target) -> None:
