@@ -163,7 +163,7 @@ def _refuse_other_targets(target: Target) -> None:
     ):
         if is_asked:
             raise UsageError(
-                f"{option} is for `trtq build`: migrating takes its ranges from a cache as they are"
+                f"{option} is for `trtq build`; `trtq migrate` takes the ranges as they are in the cache"
             )
 
 
