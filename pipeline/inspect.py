@@ -121,4 +121,7 @@ def _model(path: Path) -> ModelSummary:
 
 def to_plain(summary: Summary) -> Any:
     """Returns the summary as values that JSON has; numbers that are not finite become None."""
-    return finite(asdict(summary))
+    plain = asdict(summary)
+    if isinstance(summary, ModelSummary) and summary.placement is not None:
+        plain["placement"]["quantized"] = [node.to_plain() for node in summary.placement.quantized]
+    return finite(plain)

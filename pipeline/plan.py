@@ -14,23 +14,20 @@ from trtq.errors import UsageError
 from trtq.models.signature import TensorSpec, show_shape
 from trtq.models.spec import LayerSpec
 from trtq.models.tensors import FLOAT_TYPES
-from trtq.pipeline.formats.scheme import WeightFormat, WeightScheme
+from trtq.pipeline.formats import FORMATS, FP16, WEIGHT_FORMATS
+from trtq.pipeline.formats.codes import CodeFormat
+from trtq.pipeline.formats.granularity import PerBlock
+from trtq.pipeline.formats.scheme import WeightScheme
 from trtq.pipeline.graph.liveness import Peak, count_bytes, find_peak_memory, fix_shapes
 from trtq.pipeline.graph.load import Graph, load
-from trtq.pipeline.rewrite.weights.choose import ChosenWeight, choose_weights
-from trtq.pipeline.rewrite.weights.layout import choose_form, plan_parts
+from trtq.pipeline.rewrite.weights.choose import ChosenWeight, choose_weights, group_by_weight
+from trtq.pipeline.rewrite.weights.layout import count_stored_bytes
 
-FLOATS = {"fp32": 4, "fp16": 2, "bf16": 2}
-FORMATS: tuple[WeightFormat, ...] = ("int8", "fp8", "int4", "nf4")
-_BITS = {"fp32": 32.0, "fp16": 16.0, "bf16": 16.0, "int8": 8.0, "fp8": 8.0}
-_COMPARED = ("fp32", "bf16")
-"""Nothing builds these alone."""
 _CODE_BYTES, _CODE_PER_NODE = 200_000, 14_000
 _CODE_PER_OP = {
     "LSTM": 2_600_000, "GRU": 2_600_000, "MaxPool": 130_000, "AveragePool": 130_000,
     "GlobalAveragePool": 130_000, "GlobalMaxPool": 130_000, "Softmax": 50_000, "LayerNormalization": 50_000,
 }  # fmt: skip
-_CODE_PER_FORMAT = {"int8": 120_000, "fp8": 120_000, "int4": 200_000, "nf4": 40_000}
 """What an engine's kernels take, by the nodes that are generated code, more for some, by the distinct
 quantized weights, and for NF4 by all readers of them. Fitted to 72 TensorRT-RTX 1.7 engines of 18 models,
 from which it is 6 % off in the mean, and 10 to 27 % from a fifth of them. GRU is taken to be like LSTM."""
@@ -113,9 +110,10 @@ def plan_params(num_params: int, *, gpu_memory_bytes: int | None = None, block_s
     """
     if num_params < 1:
         raise UsageError(f"a model has at least one parameter, got {num_params}")
-    bits = {**_BITS, "int4": 4 + 16 / block_size, "nf4": 4 + 16 / block_size}
     schemes = []
-    for name, width in bits.items():
+    for name, form in FORMATS.items():
+        is_blocked = isinstance(form, CodeFormat) and form.block_sizes
+        width = form.bits + (FP16.bits / block_size if is_blocked else 0.0)
         size = math.ceil(num_params * width / 8)
         schemes.append(SchemePlan(name, size, size + _CODE_BYTES, 0, 0, _RESERVE_BYTES, width))
     notes = (
@@ -156,18 +154,19 @@ def plan_model(
     states = {width: count_state_bytes(fixed, width) for width in (4, 2)}
     floats = _float_elements(graph.model)
     schemes = []
-    for name in (*FLOATS, *FORMATS):
-        width = FLOATS.get(name, 2)
+    for name, form in FORMATS.items():
+        width = (FP16 if isinstance(form, CodeFormat) else form).bits // 8
         chosen: tuple[ChosenWeight, ...] = ()
-        if name in FORMATS:
-            chosen = choose_weights(graph.model, _scheme(name, block_size), skip).chosen
-        size = count_weight_bytes(graph.model, name, chosen, block_size)
-        scratch = _nf4_scratch(chosen) if name == "nf4" else 0
+        if name in WEIGHT_FORMATS:
+            placement = choose_weights(graph.model, WeightScheme(name, block_size=block_size), skip)
+            chosen = group_by_weight(graph.model, placement)
+        size = count_weight_bytes(graph.model, width, chosen)
+        scratch = sum(sorted(map(_count_scratch_bytes, chosen), reverse=True)[:2])
         schemes.append(
             SchemePlan(
                 name=name,
                 weights_bytes=size,
-                engine_bytes=size + count_code_bytes(fixed, name, chosen),
+                engine_bytes=size + count_code_bytes(fixed, chosen),
                 activations_bytes=peaks[width].nbytes + scratch,
                 state_bytes=states[width],
                 reserve_bytes=_RESERVE_BYTES + workspace_bytes,
@@ -228,44 +227,41 @@ class Sizes:
         return tuple(size for size in found if size is not None)
 
 
-def count_weight_bytes(model: ir.Model, name: str, chosen: Sequence[ChosenWeight], block_size: int) -> int:
-    """Returns the size of all constants in one precision, as `trtq build` would store them.
+def count_weight_bytes(model: ir.Model, float_bytes: int, chosen: Sequence[ChosenWeight] = ()) -> int:
+    """Returns the size of all constants, as `trtq build` would store them.
 
     Args:
         model: The float graph.
-        name: A key of `FLOATS`, or one of `FORMATS` with the rest in FP16.
-        chosen: The weights that are in few bits.
-        block_size: Of int4 and nf4.
+        float_bytes: Of a float element.
+        chosen: The weights that are in few bits, with scales in FP16.
     """
-    quantized: dict[str, int] = {}
-    if chosen:
-        scheme = _scheme(name, block_size)
-        for weight in chosen:
-            parts = plan_parts(weight, scheme, ir.DataType.FLOAT16, choose_form(scheme))
-            quantized[weight.tensor] = sum(part.nbytes for part in parts)
+    quantized = {weight.tensor: count_stored_bytes(weight, FP16.dtype) for weight in chosen}
     return sum(
-        quantized[key] if key in quantized else count_bytes(value, FLOATS.get(name, 2)) or 0
+        quantized[key] if key in quantized else count_bytes(value, float_bytes) or 0
         for key, value in model.graph.initializers.items()
     )
 
 
-def _scheme(name: str, block_size: int) -> WeightScheme:
-    return WeightScheme(next(item for item in FORMATS if item == name), block_size=block_size)
-
-
-def count_code_bytes(model: ir.Model, name: str, chosen: Sequence[ChosenWeight]) -> int:
+def count_code_bytes(model: ir.Model, chosen: Sequence[ChosenWeight] = ()) -> int:
     """Returns what an engine's kernels take beside its weights: an estimate.
 
     Args:
         model: With static shapes.
-        name: Of the precision.
-        chosen: The weights that are in few bits.
+        chosen: The weights that are in few bits, all in one format.
     """
     generated = [node.op_type for node in model.graph if node.op_type not in _NO_CODE]
-    kinds = {(weight.shape, weight.axis, weight.readers[0].op_type) for weight in chosen}
-    count = sum(len(weight.readers) for weight in chosen) if name == "nf4" else len(kinds)
     size = _CODE_BYTES + sum(_CODE_PER_NODE + _CODE_PER_OP.get(op_type, 0) for op_type in generated)
-    return size + _CODE_PER_FORMAT.get(name, 0) * count
+    if not chosen:
+        return size
+    form = chosen[0].encoding.format
+    kinds = {(weight.shape, _axis(weight), weight.readers[0].op_type) for weight in chosen}
+    count = len(kinds) if form.is_linear else sum(len(weight.readers) for weight in chosen)
+    return size + form.kernel_bytes * count
+
+
+def _axis(weight: ChosenWeight) -> int | None:
+    granularity = weight.encoding.granularity
+    return granularity.axis if isinstance(granularity, PerBlock) else weight.encoding.channel_axis
 
 
 def count_state_bytes(model: ir.Model, float_bytes: int) -> int:
@@ -312,14 +308,10 @@ def _float_elements(model: ir.Model) -> int:
     )
 
 
-def _nf4_scratch(chosen: Sequence[ChosenWeight]) -> int:
-    """Returns the memory in which TensorRT looks up NF4 weights: FP16 and INT32 of two weights."""
-    products = (weight.num_elements for weight in chosen if not _is_table(weight))
-    return 6 * sum(sorted(products, reverse=True)[:2])
-
-
-def _is_table(weight: ChosenWeight) -> bool:
-    return all(reader.op_type == "Gather" for reader in weight.readers)
+def _count_scratch_bytes(weight: ChosenWeight) -> int:
+    """Returns the memory in which TensorRT looks up a product's NF4 weight: FP16 and INT32."""
+    is_table = all(reader.op_type == "Gather" for reader in weight.readers)
+    return 0 if is_table or weight.encoding.format.is_linear else 6 * weight.num_elements
 
 
 def _decided(
@@ -335,7 +327,7 @@ def _decided(
     if gpu_memory_bytes < 1:
         raise UsageError(f"the GPU's memory must have at least 1 byte, got {gpu_memory_bytes}")
     judged = tuple(replace(item, fits=item.total_bytes <= gpu_memory_bytes) for item in schemes)
-    fitting = [item.name for item in judged if item.fits and item.name not in _COMPARED]
+    fitting = [item.name for item in judged if item.fits and FORMATS[item.name].advice]
     if not fitting:
         smallest = min(judged, key=lambda item: item.total_bytes)
         reserve = smallest.reserve_bytes
@@ -346,16 +338,8 @@ def _decided(
         )
         return MemoryPlan(subject, num_params, judged, None, reason, tuple(notes), gpu_memory_bytes)
     return MemoryPlan(
-        subject, num_params, judged, fitting[0], _WHY[fitting[0]], tuple(notes), gpu_memory_bytes
+        subject, num_params, judged, fitting[0], FORMATS[fitting[0]].advice, tuple(notes), gpu_memory_bytes
     )
-
-
-_WHY = {
-    "fp16": "it fits, and nothing is more exact at this speed; INT8 with calibration may be faster",
-    "int8": "FP16 does not fit; INT8 weights cost the least accuracy of those that do",
-    "int4": "INT8 does not fit; INT4 is read inside the product, so it is also the fastest that does",
-    "nf4": "nothing larger fits",
-}
 
 
 def _notes(graph: Graph, shapes: Mapping[str, tuple[int, ...]], peak: Peak, state: int) -> tuple[str, ...]:

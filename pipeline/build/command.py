@@ -120,9 +120,9 @@ def _weights(scheme: WeightScheme | None) -> Iterator[str]:
     if scheme is None:
         return
     yield from ("--weights", scheme.format)
-    if scheme.format == "int4":
+    if len(scheme.number_format.methods) > 1:
         yield from ("--weight-method", scheme.method)
-    if scheme.format != "int8":
+    if scheme.number_format.block_sizes:
         yield from ("--block-size", str(scheme.block_size))
     yield from ("--double-quant",) if scheme.double_quantization else ()
     yield from () if scheme.keep_sensitive else ("--quantize-sensitive",)

@@ -23,7 +23,7 @@ def make_keys(job: Job) -> dict[str, str]:
         _hash_data(job.shape_data),
         (describe(job.method), job.spec.calibration.method, job.spec.quantization),
         job.tensors,
-        job.placement.quantized if searches else (),
+        [node.to_plain() for node in job.placement.quantized if node.activations] if searches else (),
     )
     judged = (_hash_data(job.evaluation), job.spec.evaluation, job.spec.accuracy, _hash_metric(job.spec))
     engine = make_key(
@@ -31,7 +31,7 @@ def make_keys(job: Job) -> dict[str, str]:
         job.spec.layers,
         job.spec.inputs,
         job.target,
-        job.strategy,
+        (job.strategy.quantization, job.strategy.rest.name, job.strategy.is_typed),
         job.backend.name,
         job.backend.version(),
         judged if job.target.auto else (),  # then they decide which layers are quantized

@@ -103,4 +103,4 @@ class Target:
     @property
     def min_opset(self) -> int:
         """The first opset that holds what is built."""
-        return 13 if self.weights is None else self.weights.min_opset
+        return 13 if self.weights is None else self.weights.number_format.min_opset

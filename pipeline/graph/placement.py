@@ -7,10 +7,14 @@ import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
+from typing import Any
 
 import onnx_ir as ir
 
 from trtq.models.tensors import FLOAT_TYPES
+from trtq.pipeline.formats import INT8
+from trtq.pipeline.formats.encoding import Encoding, LayerScheme
+from trtq.pipeline.formats.granularity import PerChannel, PerTensor
 from trtq.pipeline.graph.worth import explain_float
 
 WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul", "LSTM", "GRU", "RNN")
@@ -26,24 +30,50 @@ _NONE: Mapping[str, str] = MappingProxyType({})
 
 @dataclass(frozen=True, slots=True)
 class QuantizedWeight:
-    """A constant weight; `axis` is that of the output channels, None for one scale for all."""
+    """A constant weight, and how it is held."""
 
     tensor: str
-    axis: int | None
+    encoding: Encoding
 
 
 @dataclass(frozen=True, slots=True)
 class QuantizedNode:
-    """A node that will run in INT8, or an Add or Softmax that takes one INT8 input.
+    """A node that will run on codes, or an Add or Softmax that takes one quantized input.
 
-    `activations` are the places of its inputs that get Q/DQ; `weight` is the place and the weight.
+    Attributes:
+        name: In the graph.
+        op_type: Its type.
+        scheme: How its tensors are held.
+        activations: Place and name of the inputs that get Q/DQ; none where the weight alone is quantized.
+        weight: Place and name of its constant weight.
     """
 
     name: str
     op_type: str
-    rule: str
-    activations: tuple[tuple[int, str], ...]
-    weight: tuple[int, QuantizedWeight] | None = None
+    scheme: LayerScheme
+    activations: tuple[tuple[int, str], ...] = ()
+    weight: tuple[int, str] | None = None
+
+    @property
+    def held_weight(self) -> QuantizedWeight | None:
+        """The weight and its encoding."""
+        if self.weight is None or self.scheme.weight is None:
+            return None
+        return QuantizedWeight(self.weight[1], self.scheme.weight)
+
+    def to_plain(self) -> dict[str, Any]:
+        """Returns it as `inspect --json` shows it and as keys digest it."""
+        weight = self.held_weight
+        held = None
+        if self.weight is not None and weight is not None:
+            held = (self.weight[0], {"tensor": weight.tensor, "axis": weight.encoding.channel_axis})
+        return {
+            "name": self.name,
+            "op_type": self.op_type,
+            "rule": self.scheme.rule,
+            "activations": self.activations,
+            "weight": held,
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,8 +89,8 @@ class KeptNode:
 class Placement:
     """The decision for every node with weights, in graph order."""
 
-    quantized: tuple[QuantizedNode, ...]
-    kept: tuple[KeptNode, ...]
+    quantized: tuple[QuantizedNode, ...] = ()
+    kept: tuple[KeptNode, ...] = ()
 
     @property
     def activations(self) -> tuple[str, ...]:
@@ -69,20 +99,24 @@ class Placement:
 
     @property
     def layers(self) -> tuple[QuantizedNode, ...]:
-        """The quantized nodes but Add and Softmax: those whose INT8 kernel counts as coverage."""
-        return tuple(node for node in self.quantized if node.op_type in QUANTIZABLE)
+        """The nodes whose kernel works on codes, which counts as coverage: not Add and Softmax."""
+        return tuple(node for node in self.quantized if node.activations and node.op_type in QUANTIZABLE)
+
+    @property
+    def weights_alone(self) -> tuple[QuantizedNode, ...]:
+        """The nodes that take floats and a weight of few bits."""
+        return tuple(node for node in self.quantized if not node.activations)
 
     def with_one_scale(self) -> Placement:
         """Returns the same decisions with one scale for each weight, instead of one an output channel."""
-        return replace(
-            self,
-            quantized=tuple(
-                node
-                if node.weight is None
-                else replace(node, weight=(node.weight[0], replace(node.weight[1], axis=None)))
-                for node in self.quantized
-            ),
-        )
+        return replace(self, quantized=tuple(_with_one_scale(node) for node in self.quantized))
+
+
+def _with_one_scale(node: QuantizedNode) -> QuantizedNode:
+    if node.scheme.weight is None:
+        return node
+    encoding = replace(node.scheme.weight, granularity=PerTensor())
+    return replace(node, scheme=replace(node.scheme, weight=encoding))
 
 
 def place(
@@ -185,7 +219,7 @@ def _decide(node: ir.Node, *, is_forced: bool) -> QuantizedNode | KeptNode:
     if any(value is None or value.dtype not in FLOAT_TYPES for value in node.inputs):
         return KeptNode(name, op_type, "its inputs are not float")
     tensors = tuple((index, str(value.name)) for index, value in enumerate(node.inputs) if value is not None)
-    return QuantizedNode(name, op_type, "two-activations", tensors)
+    return QuantizedNode(name, op_type, _scheme("two-activations", 0, 1), tensors)
 
 
 def _weighted_input(node: ir.Node, constants: list[int], *, is_forced: bool) -> QuantizedNode | KeptNode:
@@ -201,13 +235,21 @@ def _weighted_input(node: ir.Node, constants: list[int], *, is_forced: bool) -> 
     axis = find_channel_axis(node, place, len(weight.shape or ()))
     if not is_forced and (reason := explain_float(node, weight, activation, axis)):
         return KeptNode(name, op_type, reason)
+    encoding = Encoding(INT8, choose_granularity(axis))
+    scheme = _scheme("weighted-input", 1 - place, weight=encoding)
     return QuantizedNode(
-        name,
-        op_type,
-        "weighted-input",
-        ((1 - place, str(activation.name)),),
-        (place, QuantizedWeight(str(weight.name), axis)),
+        name, op_type, scheme, ((1 - place, str(activation.name)),), (place, str(weight.name))
     )
+
+
+def _scheme(rule: str, *places: int, weight: Encoding | None = None) -> LayerScheme:
+    """Returns INT8 at the places, with one scale for each activation."""
+    return LayerScheme(rule, tuple((place, Encoding(INT8)) for place in places), weight)
+
+
+def choose_granularity(axis: int | None) -> PerChannel | PerTensor:
+    """Returns one scale for each output channel, or for all where they lie on no one axis."""
+    return PerTensor() if axis is None else PerChannel(axis)
 
 
 def find_channel_axis(node: ir.Node, place: int, rank: int) -> int | None:
@@ -242,7 +284,9 @@ def _residual_adds(model: ir.Model, layers: set[str], skipped: Collection[str]) 
         other = node.inputs[place]
         if other is None or other.is_initializer() or other.dtype not in FLOAT_TYPES:
             continue
-        yield QuantizedNode(str(node.name), "Add", "residual-add", ((place, str(other.name)),))
+        yield QuantizedNode(
+            str(node.name), "Add", _scheme("residual-add", place), ((place, str(other.name)),)
+        )
 
 
 def _softmax_inputs(model: ir.Model, skipped: Collection[str]) -> Iterator[QuantizedNode]:
@@ -251,7 +295,9 @@ def _softmax_inputs(model: ir.Model, skipped: Collection[str]) -> Iterator[Quant
             continue
         value = node.inputs[0]
         if value is not None and not value.is_initializer() and value.dtype in FLOAT_TYPES:
-            yield QuantizedNode(str(node.name), node.op_type, "softmax-input", ((0, str(value.name)),))
+            yield QuantizedNode(
+                str(node.name), node.op_type, _scheme("softmax-input", 0), ((0, str(value.name)),)
+            )
 
 
 def _ends_quantized_conv(value: ir.Value | None, layers: set[str]) -> bool:

@@ -18,7 +18,7 @@ from trtq.pipeline.graph.placement import Placement, QuantizedNode, QuantizedWei
 from trtq.pipeline.judge.columns import gather_columns
 from trtq.pipeline.rewrite.channels.operands import constant, has_input_channels
 from trtq.pipeline.rewrite.channels.rescale import rescale
-from trtq.pipeline.rewrite.qdq import divide_by_scale, find_qparams
+from trtq.pipeline.rewrite.qparams import divide_by_scale, find_qparams
 from trtq.pipeline.rewrite.rounding import choose_roundings, hash_weight, pack
 
 _NUM_SAMPLES = 32
@@ -48,14 +48,14 @@ class _Work:
     @property
     def is_turned(self) -> bool:
         """Whether the outputs lie on the last axis of the weight: a matrix that is not transposed."""
-        return self.weight.axis == 1
+        return self.weight.encoding.channel_axis == 1
 
     @property
     def shape(self) -> tuple[int, int, int]:
         """Groups, outputs of one group, inputs of one output."""
         node = self.layers[0][1]
         if node.op_type != "Conv":
-            axis = self.weight.axis
+            axis = self.weight.encoding.channel_axis
             assert axis is not None
             return 1, self.values.shape[axis], self.values.shape[1 - axis]
         groups = node.attributes["group"].as_int() if "group" in node.attributes else 1
@@ -92,7 +92,7 @@ def find_roundings(
     for start in range(0, len(works), _AT_A_TIME):
         part = works[start : start + _AT_A_TIME]
         for work, gram in zip(part, _grams(made.model, part, made.ranges, feeds), strict=True):
-            qparams = find_qparams(work.values, work.weight.axis, made.ranges)
+            qparams = find_qparams(work.values, work.weight.encoding, made.ranges)
             steps = divide_by_scale(work.values, qparams)
             turned = _as_rows(steps, work)
             moved = choose_roundings(turned, gram, _NUM_SWEEPS)
@@ -104,11 +104,11 @@ def _affordable(model: ir.Model, placement: Placement) -> Iterator[_Work]:
     nodes = {node.name: node for node in model.graph}
     layers: dict[QuantizedWeight, list[tuple[QuantizedNode, ir.Node]]] = {}
     for layer in placement.layers:
-        node = nodes[layer.name]
-        if layer.weight is None or layer.weight[1].axis is None:
+        node, weight = nodes[layer.name], layer.held_weight
+        if weight is None or weight.encoding.channel_axis is None:
             continue
         if has_input_channels(layer, node):
-            layers.setdefault(layer.weight[1], []).append((layer, node))
+            layers.setdefault(weight, []).append((layer, node))
     works = (
         _Work(weight, constant(model.graph.initializers[weight.tensor]), tuple(users))
         for weight, users in layers.items()

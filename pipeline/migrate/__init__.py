@@ -17,9 +17,10 @@ from trtq.pipeline.build.prepare import GivenRanges, prepare, refuse_inputs_in
 from trtq.pipeline.deliver.names import CACHE, MIGRATION
 from trtq.pipeline.deliver.report import Report
 from trtq.pipeline.engine.target import Target
+from trtq.pipeline.formats import FP16
 from trtq.pipeline.graph.cache_ranges import Migration, place_from_cache
 from trtq.pipeline.graph.load import Graph
-from trtq.pipeline.rewrite.qdq import choose_activation_qparams
+from trtq.pipeline.rewrite.qparams import choose_activation_qparams
 from trtq.progress import Log, Silent, Watcher
 
 SCHEMA_VERSION = 1
@@ -197,7 +198,7 @@ def _rounding(job: Job, migration: Migration) -> tuple[int, float]:
     for item in migration.mapped:
         dtype = dtypes[item.tensor]
         assert dtype is not None
-        kind = job.strategy.scale_dtype if job.strategy.graph_float == "fp16" else dtype.numpy().name
+        kind = "float16" if job.strategy.graph_float is FP16 else dtype.numpy().name
         made = float(choose_activation_qparams(item.scale * QMAX, kind).scale)
         rises += [made / item.scale - 1] if made != item.scale else []
     return len(rises), max(rises, default=0.0)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from trtq.calibrators.ranges import Channels, Range, Ranges
 from trtq.pipeline.graph.fold import Additions
-from trtq.pipeline.graph.placement import Placement, QuantizedNode, QuantizedWeight
+from trtq.pipeline.graph.placement import Placement, QuantizedNode
 from trtq.pipeline.rewrite.channels.operands import add_to_bias, by_input, constant, follow_output
 from trtq.pipeline.rewrite.channels.producers import divide_outputs, find_producer
 from trtq.pipeline.rewrite.channels.statistics import find_channel_readers
@@ -97,9 +97,8 @@ def _renamed(layer: QuantizedNode, node: ir.Node, names: Mapping[str, str]) -> Q
     activations = tuple((index, names.get(name, name)) for index, name in layer.activations)
     if layer.weight is None:
         return replace(layer, activations=activations)
-    place, weight = layer.weight
-    tensor = str(_given(node, place).name)
-    return replace(layer, activations=activations, weight=(place, QuantizedWeight(tensor, weight.axis)))
+    place, _ = layer.weight
+    return replace(layer, activations=activations, weight=(place, str(_given(node, place).name)))
 
 
 def _rescale_tensor(

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from trtq.pipeline.formats.blocks import shape_of_scales
 from trtq.pipeline.formats.double import GROUP, build_dynamic_map
 from trtq.pipeline.formats.nf4 import CODEBOOK
 from trtq.pipeline.rewrite.weights.choose import ChosenWeight
@@ -85,11 +84,7 @@ def add_dequantize(chain: Chain, weight: ChosenWeight, codes: ir.Value, scales: 
         codes: INT8 or INT4, the weight's shape.
         scales: The float dtype that the weight has then; by channel, by block, or one.
     """
-    attributes = {}
-    if weight.axis is not None:
-        attributes["axis"] = weight.axis
-    if weight.block_size:
-        attributes["block_size"] = weight.block_size
+    attributes = weight.encoding.granularity.attributes(weight.shape)
     assert scales.dtype is not None
     return chain.node(
         "DequantizeLinear", [codes, scales], declare_value(scales.dtype, weight.shape), attributes
@@ -135,9 +130,8 @@ def add_double_lookup(
         scales: float32, shape (groups, 1).
         offset: float32, shape ().
     """
-    assert weight.axis is not None
     assert codes.shape is not None
-    shape = shape_of_scales(weight.shape, weight.axis, weight.block_size)
+    axis, shape = weight.blocks.axis, weight.blocks.scales_shape(weight.shape)
     count, (groups, _) = int(np.prod(shape)), codes.shape.numpy()
     table = declare_value(_FLOAT, (groups, GROUP))
     book = chain.constant("dynamic_map", ir.tensor(build_dynamic_map()))
@@ -149,13 +143,13 @@ def add_double_lookup(
     ]
     flat = chain.node("Reshape", [values, ends[0]], declare_value(_FLOAT, (groups * GROUP,)), name="Flat")
     own = chain.node("Slice", [flat, ends[1], ends[2]], declare_value(_FLOAT, (count,)))
-    rows = shape if weight.axis else shape[::-1]
+    rows = shape if axis else shape[::-1]
     target = chain.constant("rows", ir.tensor(np.array(rows, np.int64)))
     table_of_rows = chain.node("Reshape", [own, target], declare_value(_FLOAT, rows))
-    if not weight.axis:
+    if not axis:
         table_of_rows = chain.node("Transpose", [table_of_rows], declare_value(_FLOAT, shape))
-    parted = (*shape[: weight.axis + 1], 1, *shape[weight.axis + 1 :])
-    place = chain.constant("place", ir.tensor(np.array([weight.axis + 1], np.int64)))
+    parted = (*shape[: axis + 1], 1, *shape[axis + 1 :])
+    place = chain.constant("place", ir.tensor(np.array([axis + 1], np.int64)))
     return chain.node("Unsqueeze", [table_of_rows, place], declare_value(_FLOAT, parted))
 
 
@@ -175,7 +169,7 @@ def add_matmul_bnb4(
     source = reader.inputs[0]
     assert source is not None
     chain.graph.opset_imports.setdefault("com.microsoft", 1)
-    attributes = {"K": length, "N": width, "block_size": weight.block_size, "quant_type": _NF4}
+    attributes = {"K": length, "N": width, "block_size": weight.blocks.size, "quant_type": _NF4}
     node = ir.node("MatMulBnb4", [source, codes, absmax], attributes, domain="com.microsoft")
     result, old = node.outputs[0], reader.outputs[0]
     result.type, result.shape, node.name = old.type, old.shape, reader.name

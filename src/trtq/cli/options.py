@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar
 
 import click
 
@@ -18,7 +18,9 @@ from trtq.pipeline.calibrate.data import find_spec
 from trtq.pipeline.engine.backend import BuilderOptions, Precision
 from trtq.pipeline.engine.profiles import GivenShapes, Shape, parse_shapes
 from trtq.pipeline.engine.target import HighPrecision, Target
-from trtq.pipeline.formats.scheme import BLOCK_SIZES, WeightFormat, WeightMethod, WeightScheme
+from trtq.pipeline.formats import WEIGHT_FORMATS, WEIGHT_METHODS
+from trtq.pipeline.formats.blocks import BLOCK_SIZES
+from trtq.pipeline.formats.scheme import WeightScheme
 from trtq.pipeline.graph.placement import DEFAULT_OP_TYPES
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -162,13 +164,13 @@ precision_options = combine_options(
 weight_options = combine_options(
     click.option(
         "--weights",
-        type=click.Choice(get_args(WeightFormat)),
+        type=click.Choice(list(WEIGHT_FORMATS)),
         help="Store weights in fewer bits. Alone, activations stay float; with --int8, convolutions and big "
         "products are INT8 and the other weights are stored so.",
     ),
     click.option(
         "--weight-method",
-        type=click.Choice(get_args(WeightMethod)),
+        type=click.Choice(WEIGHT_METHODS),
         help="For int4: rounding, the clip of least error, or GPTQ (needs data).  [default: mse]",
     ),
     click.option(
@@ -304,13 +306,13 @@ def _weights(given: Mapping[str, Any]) -> WeightScheme | None:
         if found := next((name for name in alone if given.get(name)), None):
             raise UsageError(f"--{found.replace('_', '-')} is for weights of fewer bits; give --weights too")
         return None
-    if form in ("int8", "fp8") and given.get("block_size"):
+    if not WEIGHT_FORMATS[form].block_sizes and given.get("block_size"):
         raise UsageError(
             f"--block-size is for int4 and nf4; {form.upper()} weights have one scale for each channel"
         )
     return WeightScheme(
         form,
-        given.get("weight_method") or ("mse" if form == "int4" else "rtn"),
+        given.get("weight_method") or ("mse" if "mse" in WEIGHT_FORMATS[form].methods else "rtn"),
         int(given.get("block_size") or 64),
         given.get("double_quant", False),
         not given.get("quantize_sensitive", False),

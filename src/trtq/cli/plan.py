@@ -14,7 +14,7 @@ from trtq.cli.sizes import parse_bytes
 from trtq.cli.tables import create_table
 from trtq.errors import UsageError
 from trtq.pipeline.engine.profiles import parse_shapes
-from trtq.pipeline.formats.scheme import BLOCK_SIZES
+from trtq.pipeline.formats.blocks import BLOCK_SIZES
 from trtq.pipeline.plan import MemoryPlan, Sizes, parse_count, plan_model, plan_params
 
 
