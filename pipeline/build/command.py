@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from trtq.models.spec import AccuracySpec, CalibrationSpec, EvaluationSpec, QuantizationSpec
@@ -51,14 +51,10 @@ OPTIONS = {
 """The option of every setting that has one, by its field."""
 
 
-def format_command(job: Job, chosen: Collection[str] = ()) -> str:
+def format_command(job: Job) -> str:
     """Returns the `trtq` command that does this build, quoted for a shell.
 
     What only model.toml can say, the preparation of pictures, is not in it.
-
-    Args:
-        job: The build.
-        chosen: Patterns of layers that `--auto` chose: they are left to it.
     """
     migrates = job.ranges is not None
     words = ["trtq", "migrate" if migrates else "build", str(job.graph.path), *job.sources]
@@ -74,7 +70,7 @@ def format_command(job: Job, chosen: Collection[str] = ()) -> str:
     words += _changed(spec.evaluation, EvaluationSpec(), EVALUATION)
     words += _changed(spec.accuracy, AccuracySpec(), ACCURACY)
     for option, patterns in (
-        ("--skip", [pattern for pattern in spec.layers.skip if pattern not in chosen]),
+        ("--skip", spec.layers.skip),
         ("--keep-fp32", spec.layers.keep_fp32),
         ("--force", spec.layers.force),
     ):

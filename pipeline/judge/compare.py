@@ -39,10 +39,10 @@ class Comparison:
         top5: The share of answers among the best five; empty unless the metric is "top-1" of over 10 classes.
     """
 
-    outputs: tuple[OutputComparison, ...]
-    accuracy: Mapping[str, float]
-    num_samples: int
-    data: str
+    outputs: tuple[OutputComparison, ...] = ()
+    accuracy: Mapping[str, float] = field(default_factory=dict)
+    num_samples: int = 0
+    data: str = ""
     logits: tuple[LogitsComparison, ...] = ()
     metric: str = "top-1"
     top5: Mapping[str, float] = field(default_factory=dict)

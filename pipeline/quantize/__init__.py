@@ -15,8 +15,8 @@ from trtq.models.session import save
 from trtq.models.spec import ModelSpec
 from trtq.pipeline.calibrate import load_float
 from trtq.pipeline.calibrate.data import open_calibration_data, place_layers
+from trtq.pipeline.engine.strategy import choose_rest
 from trtq.pipeline.engine.target import Target
-from trtq.pipeline.formats import BF16, FP16, FP32
 from trtq.pipeline.graph.placement import Placement
 from trtq.pipeline.quantize.weights import find_runtime, place_weights
 from trtq.pipeline.rewrite.mixed import WeightEncoding, quantize_graph
@@ -51,7 +51,7 @@ def quantize(
     watcher = watcher or Silent()
     target = target or Target()
     graph, spec = load_float(Path(model), spec, watcher, target.min_opset)
-    rest = {"fp32": FP32, "bf16": BF16}.get(target.high_precision, FP16)
+    rest = choose_rest(target)
     placement, encoding = Placement(), WeightEncoding()
     if ranges is not None:
         if ranges.model_sha256 != graph.sha256:

@@ -63,7 +63,7 @@ def place_weights(
     )
 
 
-def refuse_weights(target: Target, backend: Backend, way: Strategy) -> None:
+def refuse_weights(target: Target, backend: Backend, strategy: Strategy) -> None:
     """Refuses weight-only quantization where the graph cannot say it.
 
     Raises:
@@ -71,7 +71,7 @@ def refuse_weights(target: Target, backend: Backend, way: Strategy) -> None:
     """
     if target.high_precision == "bf16" and backend.name == "onnxruntime":
         raise UsageError("backend onnxruntime has no BF16 on the CPU; take --compute-dtype fp32")
-    if target.weights is not None and not way.is_typed and backend.name != "onnxruntime":
+    if target.weights is not None and not strategy.is_typed and backend.name != "onnxruntime":
         raise UsageError(
             f"--weights {target.weights.format} needs a builder that takes its precisions from the graph; "
             f"backend {backend.name} of version {backend.version()} picks them itself"

@@ -18,10 +18,10 @@ from trtq.files import hash_file
 from trtq.models.demo import write_demo
 from trtq.models.spec import AccuracySpec, CalibrationSpec, EvaluationSpec, ModelSpec, read_spec
 from trtq.pipeline.build import build
-from trtq.pipeline.verify import verify
 from trtq.pipeline.deliver.report import Report
-from trtq.pipeline.rewrite.mixed import MixedModel
 from trtq.pipeline.engine.target import Target
+from trtq.pipeline.rewrite.mixed import MixedModel
+from trtq.pipeline.verify import verify
 from trtq.progress import Silent
 
 WITHOUT_ENGINE = Target(backend="onnxruntime")
@@ -208,7 +208,7 @@ def test_an_invalid_model_of_our_own_making_is_told_as_our_fault(
         model.graph[0].op_type = "Nonsense"
         return MixedModel(model)
 
-    monkeypatch.setattr("trtq.pipeline.build.candidate.convert_to_int8", broken)
+    monkeypatch.setattr("trtq.pipeline.build.models.convert_to_int8", broken)
     with pytest.raises(BuildError, match=r"trtq made an invalid model\.int8\.onnx, which is its fault"):
         build(small, spec=spec_of(small))
     assert not (small.parent / "small.trtq").exists()

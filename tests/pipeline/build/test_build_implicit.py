@@ -24,8 +24,8 @@ from trtq.models.spec import CalibrationSpec, LayerSpec, ModelSpec, Quantization
 from trtq.pipeline.build import build
 from trtq.pipeline.deliver.manifest import read_manifest
 from trtq.pipeline.deliver.report import Report
-from trtq.pipeline.engine.tensorrt import TensorRt
 from trtq.pipeline.engine.target import Target
+from trtq.pipeline.engine.tensorrt import TensorRt
 
 OLD, TEN, ELEVEN = "8.6.1", "10.16.1.11", "11.4.0.106"
 EXPLICIT = Target(backend="tensorrt")

@@ -34,11 +34,11 @@ from trtq.pipeline.build.command import (
     WEIGHTS,
     format_command,
 )
+from trtq.pipeline.build.job import Job
 from trtq.pipeline.engine.backend import BuilderOptions
 from trtq.pipeline.engine.profiles import GivenShapes
-from trtq.pipeline.build.job import Job
-from trtq.pipeline.formats.scheme import WeightScheme
 from trtq.pipeline.engine.target import Target
+from trtq.pipeline.formats.scheme import WeightScheme
 
 
 def job_of(spec: ModelSpec, target: Target, **more: Any) -> Job:
@@ -119,9 +119,8 @@ def test_random_data_is_asked_for_again() -> None:
 
 
 def test_what_auto_chose_is_left_to_it() -> None:
-    spec = ModelSpec(layers=LayerSpec(("^mine$", "^chosen$")))
-    command = format_command(job_of(spec, Target(auto=True)), ("^chosen$",))
-    assert read(command)[0].layers.skip == ("^mine$",)
+    job = job_of(ModelSpec(layers=LayerSpec(("^mine$",))), Target(auto=True), kept={"chosen": "harm"})
+    assert read(format_command(job))[0].layers.skip == ("^mine$",)
 
 
 def test_profiles_of_the_settings_become_options_and_given_ones_win() -> None:

@@ -78,7 +78,7 @@ class _Free:
 
 
 def test_a_builder_that_picks_precisions_itself_is_refused() -> None:
-    free = Strategy("explicit", "", fp16=True, is_typed=False)
+    free = Strategy("explicit", "", FP16, is_typed=False)
     message = (
         "--weights int4 needs a builder that takes its precisions from the graph; backend tensorrt of "
         "version 8.6 picks them itself"
@@ -91,14 +91,14 @@ def test_a_builder_that_picks_precisions_itself_is_refused() -> None:
 def test_onnx_runtime_is_not_asked_for_bf16() -> None:
     target = Target(precision="weights", weights=WeightScheme("int4"), high_precision="bf16")
     with pytest.raises(UsageError, match="backend onnxruntime has no BF16 on the CPU"):
-        refuse_weights(target, BACKENDS["onnxruntime"], Strategy("explicit", "", fp16=False, is_typed=True))
+        refuse_weights(target, BACKENDS["onnxruntime"], Strategy("explicit", "", FP32, is_typed=True))
 
 
 @pytest.mark.parametrize(
     ("targets", "named"), [((), "8.0 and newer"), (("8.6", "8.9"), "8.6"), (("7.5", "8.0"), "7.5, 8.0")]
 )
 def test_fp8_is_for_gpus_that_have_it(targets: tuple[str, ...], named: str) -> None:
-    typed = Strategy("explicit", "", fp16=True, is_typed=True)
+    typed = Strategy("explicit", "", FP16, is_typed=True)
     target = Target(precision="weights", weights=WeightScheme("fp8"), compute_capabilities=targets)
     message = (
         f"--weights fp8 needs GPUs of compute capability 8.9 or newer, and the engine is for {named}; "
