@@ -13,7 +13,7 @@ from trtq.pipeline.formats.int4 import quantize_int4
 from trtq.pipeline.formats.int8 import quantize_int8
 from trtq.pipeline.formats.nf4 import quantize_nf4
 from trtq.pipeline.formats.scheme import WeightScheme
-from trtq.pipeline.graph.fold import make_unique_name
+from trtq.pipeline.graph.edit import GraphEditor
 from trtq.pipeline.rewrite.weights.choose import ChosenWeight
 from trtq.pipeline.rewrite.weights.forms import (
     Chain,
@@ -53,7 +53,8 @@ def quantize_weights(
     """
     result = model.clone()
     result.ir_version = max(result.ir_version, 10)  # the first with INT4
-    nodes = {str(node.name): node for node in result.graph}
+    edit, nodes = GraphEditor(result), {str(node.name): node for node in result.graph}
+    order = {node: index for index, node in enumerate(result.graph)}
     for weight in chosen:
         tensor = source.graph.initializers[weight.tensor].const_value
         assert tensor is not None
@@ -63,8 +64,9 @@ def quantize_weights(
             form = choose_form(scheme, bnb4=bnb4)
             parts = plan_parts(weight, scheme, dtype, form)
             tensors = _tensors(tensor, weight, scheme, codes, parts, form)
-            _replace(result.graph, weight, readers, dtype, tensors, form)
-    _drop_unused(result.graph)
+            readers.sort(key=lambda reader: order[reader[0]])
+            _replace(edit, weight, readers, dtype, tensors, form)
+    edit.drop_unused()
     return result
 
 
@@ -111,33 +113,34 @@ def _takes_bnb4(readers: Sequence[tuple[ir.Node, int]]) -> bool:
 
 
 def _replace(
-    graph: ir.Graph,
+    edit: GraphEditor,
     weight: ChosenWeight,
     readers: Sequence[tuple[ir.Node, int]],
     dtype: ir.DataType,
     tensors: Tensors,
     form: Form,
 ) -> None:
-    """Gives the readers the weight in its form, or products in their place."""
-    first = min((node for node, _ in readers), key=list(graph).index)
-    chain = Chain(graph, first, make_unique_name(graph, f"{weight.tensor}_{dtype.name.lower()}_quantized"))
+    """Gives the readers, in graph order, the weight in its form, or products in their place."""
+    first, place = readers[0]  # all new nodes stand before it
+    chain = Chain(edit, first, edit.name_value(f"{weight.tensor}_{dtype.name.lower()}_quantized"))
     names = (
         ("codes", "scale") if form != "double" else ("codes", "absmax_codes", "absmax_scale", "absmax_offset")
     )
     values = [chain.constant(name, tensor) for name, tensor in zip(names, tensors, strict=True)]
     if form == "bnb4":
         for node, _ in readers:
-            own = Chain(graph, node, chain.stem)
-            result = add_matmul_bnb4(own, weight, node, *values)
-            _take_place(graph, node, result)
+            result = add_matmul_bnb4(chain, weight, node, *values)
+            edit.replace(node.outputs[0], result, rename="")
+            edit.remove(node)
+            result.producer().name = node.name  # type: ignore[union-attr]
         return
     if form == "double":
-        magnitudes = add_double_lookup(Chain(graph, first, f"{chain.stem}/absmax"), weight, *values[1:])
+        magnitudes = add_double_lookup(Chain(edit, first, f"{chain.stem}/absmax"), weight, *values[1:])
         values = [values[0], chain.converted(magnitudes, dtype, "Magnitudes")]
     if form == "linear":
         new = add_dequantize(chain, weight, *values)
     else:
-        new = add_lookup(chain, weight, values[0], values[1], after=_activation(first, dict(readers)[first]))
+        new = add_lookup(chain, weight, values[0], values[1], after=_activation(first, place))
     for node, place in readers:
         node.replace_input_with(place, new)
 
@@ -145,14 +148,6 @@ def _replace(
 def _activation(node: ir.Node, place: int) -> ir.Value | None:
     """Returns what a product multiplies its weight with; None for an embedding."""
     return None if node.op_type == "Gather" else node.inputs[1 - place]
-
-
-def _take_place(graph: ir.Graph, node: ir.Node, result: ir.Value) -> None:
-    """Puts a value in the place of a node's only output, whose name it takes."""
-    old = node.outputs[0]
-    old.replace_all_uses_with(result, replace_graph_outputs=True)
-    old.name, result.name = None, old.name
-    graph.remove(node, safe=True)
 
 
 def _tensors(
@@ -198,9 +193,3 @@ class _Once:
             return self._left.pop(index)
 
         return take
-
-
-def _drop_unused(graph: ir.Graph) -> None:
-    for name, value in list(graph.initializers.items()):
-        if not value.uses() and not value.is_graph_output():
-            del graph.initializers[name]
