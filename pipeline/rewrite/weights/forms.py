@@ -10,6 +10,7 @@ import onnx_ir as ir
 
 from trtq.pipeline.formats.double import GROUP, build_dynamic_map
 from trtq.pipeline.formats.nf4 import CODEBOOK
+from trtq.pipeline.graph.edit import GraphEditor
 from trtq.pipeline.rewrite.weights.choose import ChosenWeight
 
 _FLOAT, _INT32 = ir.DataType.FLOAT, ir.DataType.INT32
@@ -20,7 +21,7 @@ _NF4 = 1  # MatMulBnb4's number for it
 class Chain:
     """Adds nodes to a graph in order, before a reader; all names are made from a new one, `stem`."""
 
-    graph: ir.Graph
+    edit: GraphEditor
     before: ir.Node
     stem: str
 
@@ -33,24 +34,14 @@ class Chain:
         name: str = "",
     ) -> ir.Value:
         """Returns the output of a new node, of the dtype and shape of `declare_value`."""
-        node = ir.node(op_type, inputs, attributes)
-        result = node.outputs[0]
-        result.name = node.name = f"{self.stem}/{name or op_type}"
-        result.type, result.shape = like.type, like.shape
-        self.graph.insert_before(self.before, [node])
-        return result
+        both = f"{self.stem}/{name or op_type}"
+        return self.edit.insert(
+            op_type, inputs, attributes, like=like, output=both, name=both, before=self.before
+        )
 
     def constant(self, name: str, tensor: ir.TensorProtocol) -> ir.Value:
         """Returns a new constant."""
-        tensor.name = f"{self.stem}/{name}"
-        value = ir.Value(
-            name=tensor.name,
-            type=ir.TensorType(tensor.dtype),
-            shape=ir.Shape(tensor.shape.numpy()),
-            const_value=tensor,
-        )
-        self.graph.initializers.add(value)
-        return value
+        return self.edit.add_constant(f"{self.stem}/{name}", tensor)
 
     def converted(self, value: ir.Value, dtype: ir.DataType, name: str = "") -> ir.Value:
         """Returns the value in the dtype."""
@@ -147,13 +138,12 @@ def add_matmul_bnb4(
     length, width = weight.shape
     source = reader.inputs[0]
     assert source is not None
-    chain.graph.opset_imports.setdefault("com.microsoft", 1)
+    chain.edit.graph.opset_imports.setdefault("com.microsoft", 1)
     attributes = {"K": length, "N": width, "block_size": weight.blocks.size, "quant_type": _NF4}
-    node = ir.node("MatMulBnb4", [source, codes, absmax], attributes, domain="com.microsoft")
-    result, old = node.outputs[0], reader.outputs[0]
-    result.type, result.shape, node.name = old.type, old.shape, reader.name
-    chain.graph.insert_before(reader, [node])
-    return result
+    old, inputs, output = reader.outputs[0], [source, codes, absmax], f"{chain.stem}/MatMulBnb4"
+    return chain.edit.insert(
+        "MatMulBnb4", inputs, attributes, like=old, output=output, domain="com.microsoft", before=reader
+    )
 
 
 def _once_known(chain: Chain, number: ir.Value, activation: ir.Value) -> ir.Value:
