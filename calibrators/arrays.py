@@ -15,10 +15,10 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trtq.calibrators.ahead import start_in_background
 from trtq.calibrators.batches import Batches, Feed
 from trtq.errors import DataError
 from trtq.files import hash_file
+from trtq.workers import start_in_background
 
 _UNREADABLE = (
     OSError,

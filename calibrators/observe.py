@@ -18,7 +18,6 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from trtq.calibrators.ahead import map_ordered
 from trtq.calibrators.batches import Batches, Feed
 from trtq.calibrators.gathering import Gathering
 from trtq.calibrators.plan import PassPlan, plan_passes
@@ -28,6 +27,7 @@ from trtq.calibrators.survey import Survey, refuse_unknown, survey
 from trtq.calibrators.taps import Taps, open_taps
 from trtq.errors import DataError, ModelError
 from trtq.models.session import SessionOptions
+from trtq.workers import Threads
 
 Progress = Callable[[int], None]
 """Called after every feed with the number of its samples."""
@@ -143,7 +143,7 @@ class _Observer:
             deadline = time.monotonic() + self.control.save_seconds
             num_feeds = 0
             stretch = self._parts(feeds, deadline if self.control.save is not None else math.inf)
-            for part in map_ordered(look, stretch, self.plan.num_runs):
+            for part in Threads(self.plan.num_runs).map(look, stretch):
                 if part.is_last:
                     num_feeds += 1
                     if self.gathering.finish(part.feed, group):

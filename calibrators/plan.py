@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from trtq.calibrators.ahead import count_cores
 from trtq.calibrators.kernel import NUM_BINS
 from trtq.calibrators.memory import find_free_bytes
 from trtq.errors import UsageError
+from trtq.workers import count_cores
 
 _PART_BYTES = 32 << 20
 """What one run shows: near the caches, and enough that the calls do not count."""

@@ -11,7 +11,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trtq import lazy
-from trtq.calibrators.ahead import count_cores, map_ordered
 from trtq.calibrators.arrays import (
     count_samples,
     hash_array_file,
@@ -24,6 +23,7 @@ from trtq.errors import DataError, TrtqError
 from trtq.models.preprocess import SUFFIXES, Preprocess, read_image
 from trtq.models.script import import_beside, load_function
 from trtq.models.signature import TensorSpec, show_shape
+from trtq.workers import Threads
 
 WAYS = (
     "an .npz or .npy whose arrays have a leading sample axis, a folder of .npz files (each one feed with its "
@@ -169,7 +169,7 @@ def _from_images(
         return Feed({spec.name: array}, f"{group[0]} to {group[-1].name}", len(group))
 
     def part(start: int, step: int) -> Iterator[Feed]:
-        return map_ordered(prepared, range(start * size, len(images), step * size), count_cores())
+        return Threads().map(prepared, range(start * size, len(images), step * size))
 
     digest = f"{hash_folder(images)}/{size}/{preprocess}"
     return Batches(

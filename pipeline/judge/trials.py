@@ -11,7 +11,6 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from trtq.calibrators.ahead import count_cores, map_ordered
 from trtq.calibrators.batches import Batches, Feed
 from trtq.calibrators.ranges import Ranges
 from trtq.calibrators.survey import map_values_made
@@ -19,6 +18,7 @@ from trtq.models.session import SessionOptions, open_session, run
 from trtq.pipeline.graph.placement import Placement
 from trtq.pipeline.judge.parts import list_judged_outputs
 from trtq.pipeline.rewrite.qdq import quantize
+from trtq.workers import Threads, count_cores
 
 _EXACT_DB = 80.0
 LEAST_GAIN_DB = 0.2
@@ -91,7 +91,7 @@ class Judge:
         """
         at_a_time = max(1, min(count_cores(), len(candidates), _MOST_AT_A_TIME))
         engine = SessionOptions(num_threads=max(1, count_cores() // at_a_time))
-        return list(map_ordered(lambda ranges: self._marks(ranges, feeds, engine), candidates, at_a_time))
+        return list(Threads(at_a_time).map(lambda ranges: self._marks(ranges, feeds, engine), candidates))
 
     def _marks(self, ranges: Ranges, feeds: Sequence[Feed], engine: SessionOptions) -> Marks:
         session = _session(quantize(self.model, self.placement, ranges), self.outputs, engine)
