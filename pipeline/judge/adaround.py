@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from trtq.calibrators.batches import Batches, Feed
+from trtq.calibrators.batches import Batches, Feed, take_samples
 from trtq.calibrators.ranges import QMAX, Ranges
 from trtq.calibrators.taps import open_taps
 from trtq.models.session import SessionOptions
@@ -83,11 +83,7 @@ def find_roundings(
     """
     made = rescale(model, placement, ranges)
     works = list(_affordable(made.model, made.placement))
-    feeds: list[Feed] = []
-    for feed in batches.every(0, 2):
-        if sum(item.num_samples for item in feeds) >= _NUM_SAMPLES:
-            break
-        feeds.append(feed)
+    feeds = list(take_samples(batches.every(0, 2), _NUM_SAMPLES))
     found: dict[str, bytes] = {}
     for start in range(0, len(works), _AT_A_TIME):
         part = works[start : start + _AT_A_TIME]

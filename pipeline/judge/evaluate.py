@@ -63,15 +63,15 @@ def filter_by_profiles(batches: Batches, profiles: Mapping[str, InputSpec], left
         left_out: Told of the samples of every other feed.
     """
 
-    def read() -> Iterator[Feed]:
-        for feed in batches:
+    def keep(feeds: Iterator[Feed]) -> Iterator[Feed]:
+        for feed in feeds:
             shapes = ((feed.arrays[name].shape, profile) for name, profile in profiles.items())
             if all(_is_between(shape, profile) for shape, profile in shapes):
                 yield feed
             else:
                 left_out(feed.num_samples)
 
-    return replace(batches, read=read)
+    return batches.changed(keep)
 
 
 def _is_between(shape: tuple[int, ...], profile: InputSpec) -> bool:
@@ -122,4 +122,4 @@ def with_labels(batches: Batches, path: Path, *, any_rank: bool = False) -> Batc
             start = stop
 
     digest = batches.digest and f"{batches.digest}/{hash_file(path)}"
-    return replace(batches, read=read, content=digest)
+    return replace(batches, read=read, part=None, content=digest)  # a part could not tell its labels
