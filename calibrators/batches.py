@@ -178,8 +178,9 @@ def _check_array(feed: Feed, spec: TensorSpec) -> None:
         )
     if not spec.fits(array.shape):
         raise DataError(
-            f"{what} has shape {show_shape(array.shape)}, the model wants {show_shape(spec.shape)}; resize the "
-            f"samples, or set `resize`, `channels` and `layout` in [preprocess] of model.toml for pictures"
+            f"{what} has shape {show_shape(array.shape)}, the model wants {show_shape(spec.shape)}; "
+            f"resize the samples, or set `resize`, `channels` and `layout` in [preprocess] of model.toml for "
+            f"pictures"
         )
     if array.size == 0:
         raise DataError(f"{what} is empty: shape {show_shape(array.shape)}")

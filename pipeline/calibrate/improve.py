@@ -77,7 +77,8 @@ def improve_ranges(
     if batches.is_random or not placement.layers or not (by_trial or allowed):
         return take_ranges(graph, placement.activations, statistics, batches, spec, watcher)
     # Late: where nothing is tried, it is not needed.
-    from trtq.pipeline.judge.repairs import FEWEST_SAMPLES, RESCALING, find_repairs
+    from trtq.pipeline.judge.proposals import FEWEST_SAMPLES, RESCALING
+    from trtq.pipeline.judge.repairs import find_repairs
 
     others = [method() for method in METHODS.values() if not isinstance(first, method)] if by_trial else []
     methods = {describe(method): method for method in (first, *others)}

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from functools import partial
 
 import onnx_ir as ir
 
@@ -18,9 +18,12 @@ from trtq.pipeline.rewrite.channels.reobserve import Reobserver
 from trtq.pipeline.rewrite.channels.scales import HEADROOM, Strength, plan_scales
 from trtq.pipeline.rewrite.channels.statistics import ChannelStats
 
+FEWEST_SAMPLES = 16
+"""Held back; with fewer, the extremes of single channels tell too little: nothing is rescaled."""
 RESCALING = ("equalize", "smooth", "shift")
+METHOD = "method"
 _HEADROOM_WORTH_DB = 0.5
-"""What a candidate without headroom must gain: the data held back is like the data that set the ranges."""
+"""What a proposal without headroom must gain: data held back is like the data that the ranges come from."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,69 +45,61 @@ class Evidence:
     reobserver: Reobserver | None
 
 
-class Repair(Protocol):
-    """One kind of repair, tried as a whole: at most one of its proposals is applied."""
-
-    @property
-    def kind(self) -> str:
-        """A repair replaces what the one before it made, if that is of the same kind."""
-        ...
-
-    @property
-    def least_gain_db(self) -> float:
-        """What a proposal must gain to be applied."""
-        ...
-
-    def propose(self, ranges: Ranges, evidence: Evidence) -> Mapping[str, Ranges]:
-        """Returns what the ranges may become, by name; the same names whatever the evidence."""
-        ...
+Proposals = Mapping[str, Ranges]
+"""What the ranges may become, by name; the names do not depend on the evidence."""
 
 
 @dataclass(frozen=True, slots=True)
-class Methods:
-    """Ranges by other methods, which all data has made already."""
+class Repair:
+    """One kind of repair, of which at most one proposal is applied.
 
-    others: Sequence[Ranges]
-    kind: str = "method"
+    Attributes:
+        kind: A repair replaces the one before it if both are of the same kind.
+        propose: Makes its proposals of the ranges.
+        least_gain_db: What a proposal must gain to be applied.
+    """
+
+    kind: str
+    propose: Callable[[Ranges, Evidence], Proposals]
     least_gain_db: float = LEAST_GAIN_DB
 
-    def propose(self, ranges: Ranges, evidence: Evidence) -> Mapping[str, Ranges]:
-        """See `Repair`."""
-        return {re.sub(r"\(.*?\)", "", item.method): item for item in self.others}
+
+def list_repairs(ranges: Sequence[Ranges], allowed: Collection[str], num_samples: int) -> Iterator[Repair]:
+    """Yields the repairs to try, in order.
+
+    Args:
+        ranges: By several methods.
+        allowed: The repairs that may be made, of `trtq.models.spec.REPAIRS`.
+        num_samples: How many samples are held back.
+    """
+    methods = {re.sub(r"\(.*?\)", "", item.method): item for item in ranges[1:]}
+    yield Repair(METHOD, lambda _ranges, _evidence: methods)
+    if {*allowed} & {*RESCALING} and num_samples >= FEWEST_SAMPLES:
+        yield Repair("rescaling", partial(_rescale, allowed, HEADROOM))
+        yield Repair("rescaling", partial(_rescale, allowed, 0.0), _HEADROOM_WORTH_DB)
+        yield Repair("reobservation", _reobserve)
+    last = Repair("bias", _correct_biases), Repair("weights", _clip_weights), Repair("adaround", _Rounding())
+    yield from (repair for repair in last if repair.kind in allowed)
 
 
-@dataclass(frozen=True, slots=True)
-class Rescaling:
-    """Channels brought nearer to one range: equalized, smoothed and shifted, each more or less."""
+def _rescale(allowed: Collection[str], headroom: float, ranges: Ranges, evidence: Evidence) -> Proposals:
+    """Brings channels nearer to one range: equalized, smoothed and shifted, each more or less."""
+    model, placement, channels = evidence.model, evidence.placement, evidence.channels
+    return {
+        " + ".join(_describe(item)): replace(ranges, channels=plan_scales(model, placement, channels, item))
+        for item in _list_strengths(allowed, headroom)
+    }
 
-    allowed: Collection[str]
-    headroom: float = HEADROOM
-    kind: str = "rescaling"
 
-    @property
-    def least_gain_db(self) -> float:
-        """See `Repair`."""
-        return LEAST_GAIN_DB if self.headroom else _HEADROOM_WORTH_DB
-
-    def propose(self, ranges: Ranges, evidence: Evidence) -> Mapping[str, Ranges]:
-        """See `Repair`."""
-        model, placement, channels = evidence.model, evidence.placement, evidence.channels
-        return {
-            " + ".join(_describe(strength)): replace(
-                ranges, channels=plan_scales(model, placement, channels, strength)
-            )
-            for strength in self._strengths()
-        }
-
-    def _strengths(self) -> Iterator[Strength]:
-        """Yields the strengths, mildest first."""
-        folds, inserts, shifts = (name in self.allowed for name in RESCALING)
-        for exponent in (0.5, 0.75):
-            yield Strength(exponent * folds, 0.0, (exponent + 0.25) * inserts, headroom=self.headroom)
-        for shift in dict.fromkeys((False, shifts)):
-            for exponent in (0.0, 0.25, 0.5, 0.75, 1.0) if inserts or folds else (0.0,):
-                depthwise = max(exponent, 0.75) * inserts
-                yield Strength(exponent * folds, exponent * inserts, depthwise, shift, self.headroom)
+def _list_strengths(allowed: Collection[str], headroom: float) -> Iterator[Strength]:
+    """Yields the strengths, mildest first."""
+    folds, inserts, shifts = (name in allowed for name in RESCALING)
+    for exponent in (0.5, 0.75):
+        yield Strength(exponent * folds, 0.0, (exponent + 0.25) * inserts, headroom=headroom)
+    for shift in dict.fromkeys((False, shifts)):
+        for exponent in (0.0, 0.25, 0.5, 0.75, 1.0) if inserts or folds else (0.0,):
+            depthwise = max(exponent, 0.75) * inserts
+            yield Strength(exponent * folds, exponent * inserts, depthwise, shift, headroom)
 
 
 def _describe(strength: Strength) -> Iterator[str]:
@@ -118,67 +113,45 @@ def _describe(strength: Strength) -> Iterator[str]:
         yield "no headroom"
 
 
-@dataclass(frozen=True, slots=True)
-class Reobservation:
-    """Ranges of the rescaled tensors by each method, from another pass over the data."""
-
-    kind: str = "reobservation"
-    least_gain_db: float = LEAST_GAIN_DB
-
-    def propose(self, ranges: Ranges, evidence: Evidence) -> Mapping[str, Ranges]:
-        """See `Repair`."""
-        if (reobserver := evidence.reobserver) is None:
-            return {}
-        if not ranges.channels:
-            return dict.fromkeys(reobserver.describe(), ranges)
-        found = reobserver.observe_again(evidence.model, evidence.placement, ranges, evidence.batches)
-        return dict(zip(reobserver.describe(), found, strict=True))
+def _reobserve(ranges: Ranges, evidence: Evidence) -> Proposals:
+    """Takes the ranges of the rescaled tensors by each method, from another pass over the data."""
+    if (reobserver := evidence.reobserver) is None:
+        return {}
+    if not ranges.channels:
+        return dict.fromkeys(reobserver.describe(), ranges)
+    found = reobserver.observe_again(evidence.model, evidence.placement, ranges, evidence.batches)
+    return dict(zip(reobserver.describe(), found, strict=True))
 
 
-@dataclass(frozen=True, slots=True)
-class BiasCorrection:
-    """Biases that make up for what rounding does to the mean of each output."""
-
-    kind: str = "bias"
-    least_gain_db: float = LEAST_GAIN_DB
-
-    def propose(self, ranges: Ranges, evidence: Evidence) -> Mapping[str, Ranges]:
-        """See `Repair`."""
-        known = ranges.channels
-        channels = {
-            name: replace(known.get(name, Channels()), mean=tuple(seen.mean.tolist()))
-            for name, seen in evidence.channels.items()
-        }
-        return {self.kind: replace(ranges, channels=channels)}
+def _correct_biases(ranges: Ranges, evidence: Evidence) -> Proposals:
+    """Lets biases make up for what rounding does to the mean of each output."""
+    channels = {
+        name: replace(ranges.channels.get(name, Channels()), mean=tuple(seen.mean.tolist()))
+        for name, seen in evidence.channels.items()
+    }
+    return {"bias": replace(ranges, channels=channels)}
 
 
-@dataclass(frozen=True, slots=True)
-class WeightClipping:
-    """Scales of weights that clip where the squared error is least."""
-
-    kind: str = "weights"
-    least_gain_db: float = LEAST_GAIN_DB
-
-    def propose(self, ranges: Ranges, evidence: Evidence) -> Mapping[str, Ranges]:
-        """See `Repair`."""
-        return {self.kind: replace(ranges, weight_scales="mse")}
+def _clip_weights(ranges: Ranges, _: Evidence) -> Proposals:
+    """Lets scales of weights clip where the squared error is least."""
+    return {"weights": replace(ranges, weight_scales="mse")}
 
 
 @dataclass(slots=True)
-class AdaRound:
-    """Roundings of weights that lose least on the first even feeds, whatever the evidence."""
+class _Rounding:
+    """Finds roundings of weights, on the first even feeds whatever the evidence.
 
-    kind: str = "adaround"
-    least_gain_db: float = LEAST_GAIN_DB
+    Attributes:
+        unscaled: Those of weights that no channel rescales, found once: they do not depend on the evidence.
+    """
+
     unscaled: Mapping[str, bytes] | None = None
-    """Of weights that no channel rescales, found once: they are the same for both."""
 
-    def propose(self, ranges: Ranges, evidence: Evidence) -> Mapping[str, Ranges]:
-        """See `Repair`."""
+    def __call__(self, ranges: Ranges, evidence: Evidence) -> Proposals:
         is_scaled = any(item.scale for item in ranges.channels.values())
         found = None if is_scaled else self.unscaled
         if found is None:
             found = find_roundings(evidence.model, evidence.placement, ranges, evidence.batches)
         if not is_scaled:
             self.unscaled = found
-        return {self.kind: replace(ranges, roundings=found)}
+        return {"adaround": replace(ranges, roundings=found)}

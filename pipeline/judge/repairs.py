@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import onnx_ir as ir
@@ -10,25 +10,12 @@ import onnx_ir as ir
 from trtq.calibrators.batches import Batches
 from trtq.calibrators.ranges import Ranges
 from trtq.pipeline.graph.placement import Placement
-from trtq.pipeline.judge.proposals import (
-    RESCALING,
-    AdaRound,
-    BiasCorrection,
-    Evidence,
-    Methods,
-    Reobservation,
-    Repair,
-    Rescaling,
-    WeightClipping,
-)
+from trtq.pipeline.judge.proposals import METHOD, RESCALING, Evidence, Repair, list_repairs
 from trtq.pipeline.judge.trials import SampleScores, TrialJudge, open_trial_judge
 from trtq.pipeline.rewrite.channels.reobserve import Reobserver
 from trtq.pipeline.rewrite.channels.statistics import observe_channels
 
-FEWEST_SAMPLES = 16
-"""Held back; with fewer, the extremes of single channels tell too little: nothing is rescaled."""
 _NUM_FINALISTS = 3
-_METHOD = Methods([]).kind
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,47 +97,18 @@ def find_repairs(
     judge = open_trial_judge(model, placement, batches, budget.second)
     if judge is None:
         return None
-    half, whole = _collect_evidence(model, placement, batches, allowed, reobserver)
-    (scores,) = judge.score(ranges[:1], judge.feeds)
-    search = _Search(judge, budget, half, whole, ranges[0], ranges[0], scores)
-    for repair in _list_repairs(ranges, allowed, judge.num_samples):
-        search.run(repair)
-    repairs = Repairs(
-        search.final.method,
-        tuple(name for kind, name in search.applied.items() if kind != _METHOD),
-        scores.db,
-        search.scores.db,
-        judge.num_samples,
-        tuple(search.tried),
-    )
-    return search.final, repairs
-
-
-def _collect_evidence(
-    model: ir.Model,
-    placement: Placement,
-    batches: Batches,
-    allowed: Collection[str],
-    reobserver: Reobserver | None,
-) -> tuple[Evidence, Evidence]:
-    """Returns what the even feeds tell, and what all feeds tell."""
     needs_channels = {*allowed} & {*RESCALING, "bias"}
     even, odd = observe_channels(model, placement, batches) if needs_channels else ({}, {})
     both = {name: seen.merged(odd[name]) for name, seen in even.items() if name in odd}
-    return (
-        Evidence(model, placement, batches, even, reobserver and reobserver.on_even_feeds()),
-        Evidence(model, placement, batches, both, reobserver),
-    )
-
-
-def _list_repairs(ranges: Sequence[Ranges], allowed: Collection[str], num_samples: int) -> Iterator[Repair]:
-    """Yields what is tried, in order."""
-    yield Methods(ranges[1:])
-    if {*allowed} & {*RESCALING} and num_samples >= FEWEST_SAMPLES:
-        yield Rescaling(allowed)
-        yield Rescaling(allowed, headroom=0.0)
-        yield Reobservation()
-    yield from (item for item in (BiasCorrection(), WeightClipping(), AdaRound()) if item.kind in allowed)
+    half = Evidence(model, placement, batches, even, reobserver and reobserver.on_even_feeds())
+    whole = Evidence(model, placement, batches, both, reobserver)
+    (scores,) = judge.score(ranges[:1], judge.feeds)
+    search = _Search(judge, budget, half, whole, ranges[0], ranges[0], scores)
+    for repair in list_repairs(ranges, allowed, judge.num_samples):
+        search.run(repair)
+    applied = tuple(name for kind, name in search.applied.items() if kind != METHOD)
+    method, after, tried = search.final.method, search.scores.db, tuple(search.tried)
+    return search.final, Repairs(method, applied, scores.db, after, judge.num_samples, tried)
 
 
 @dataclass(slots=True)
