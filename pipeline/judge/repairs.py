@@ -16,6 +16,7 @@ from trtq.pipeline.judge.trials import LEAST_GAIN_DB, Judge, Marks, open_judge
 from trtq.pipeline.rewrite.channels.reobserve import Reobserver
 from trtq.pipeline.rewrite.channels.scales import HEADROOM, Strength, plan_scales
 from trtq.pipeline.rewrite.channels.statistics import ChannelStats, observe_channels
+from trtq.records import Repairs, Trial
 
 FEWEST_SAMPLES = 16
 """Held back; with fewer, the extremes of single channels tell too little: nothing is rescaled."""
@@ -36,44 +37,6 @@ class SampleBudget:
 
     first: int = 8
     second: int = 64
-
-
-@dataclass(frozen=True, slots=True)
-class Trial:
-    """Something that was tried.
-
-    Attributes:
-        name: The method or the repair.
-        gain_db: What it gained over what stood before it.
-        num_samples: On so many samples held back.
-        applied: Whether it was chosen.
-    """
-
-    name: str
-    gain_db: float
-    num_samples: int
-    applied: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Repairs:
-    """What was chosen, and what it gained on the data that was held back.
-
-    Attributes:
-        method: The method that the ranges are taken with, and its parameters.
-        applied: The repairs that are made, for people.
-        before_db: How near the outputs were with the first method and without repairs.
-        after_db: How near they are now.
-        num_samples: How many samples were held back.
-        tried: Everything that was tried, in order.
-    """
-
-    method: str
-    applied: tuple[str, ...]
-    before_db: float
-    after_db: float
-    num_samples: int
-    tried: tuple[Trial, ...]
 
 
 @dataclass(frozen=True, slots=True)
