@@ -11,37 +11,37 @@ from pathlib import Path
 import onnx
 import onnx_ir as ir
 
-from trtq.calibrators.cache import to_cache, format_cache
+from trtq.calibrators.cache import format_cache, to_cache
 from trtq.calibrators.memory import find_peak_bytes
 from trtq.calibrators.ranges import Ranges, ranges_to_json, read_ranges
 from trtq.errors import BuildError
 from trtq.models.session import save
 from trtq.models.spec import ModelSpec
-from trtq.pipeline.build.search import search_layers
-from trtq.pipeline.calibrate.data import observe_graph, options_from_spec, warn_of_dead
 from trtq.pipeline.build.candidate import build_candidate, describe_high_precision, report_job_weights
 from trtq.pipeline.build.comparison import EnginePlan, compare_job, name_to_judge
 from trtq.pipeline.build.engine import EngineBuild, ModelFiles, build_engine, find_layers_without_kernel
+from trtq.pipeline.build.job import Job, prepare
+from trtq.pipeline.build.narrow import NO_KERNEL, keep_layers
+from trtq.pipeline.build.page import measure_sizes, write_page
+from trtq.pipeline.build.search import search_layers
+from trtq.pipeline.calibrate.data import observe_graph, options_from_spec, warn_of_dead
+from trtq.pipeline.calibrate.improve import improve_ranges, take_ranges
 from trtq.pipeline.deliver import manifest, report
 from trtq.pipeline.deliver.earlier import EarlierBuild, find_earlier
 from trtq.pipeline.deliver.folder import stage_folder
 from trtq.pipeline.deliver.html.page_data import PageData
 from trtq.pipeline.deliver.html.tensors import summarize_tensors
-from trtq.pipeline.sign import sign
 from trtq.pipeline.deliver.manifest import Manifest
 from trtq.pipeline.deliver.names import CACHE, ENGINE, FLOAT, RANGES, REPORT
 from trtq.pipeline.deliver.report import CalibrationReport, Report
 from trtq.pipeline.deliver.signature import read_private_key
-from trtq.pipeline.graph.cache_ranges import rename_as_in_file
-from trtq.pipeline.calibrate.improve import improve_ranges, take_ranges
-from trtq.pipeline.build.job import Job, prepare
-from trtq.pipeline.build.narrow import NO_KERNEL, keep_layers
-from trtq.pipeline.build.page import measure_sizes, write_page
-from trtq.pipeline.rewrite.mixed import convert_to_fp16
 from trtq.pipeline.engine.target import Target
+from trtq.pipeline.graph.cache_ranges import rename_as_in_file
 from trtq.pipeline.judge.gate import judge
-from trtq.pipeline.judge.repairs import Repairs
+from trtq.pipeline.rewrite.mixed import convert_to_fp16
+from trtq.pipeline.sign import sign
 from trtq.progress import Log, Silent, Watcher
+from trtq.records import Repairs
 
 _MOST_REBUILDS = 2
 """Where layers turn out to have no INT8 kernel."""

@@ -12,19 +12,19 @@ from trtq.calibrators.cache import ALGORITHMS, parse_cache
 from trtq.calibrators.memory import find_peak_bytes
 from trtq.calibrators.observe import observe
 from trtq.calibrators.ranges import Ranges, Shapes
+from trtq.pipeline.build.job import Job
+from trtq.pipeline.build.narrow import find_float_fallbacks
 from trtq.pipeline.deliver.earlier import EarlierBuild
 from trtq.pipeline.deliver.names import CACHE, ENGINE
 from trtq.pipeline.deliver.report import CalibrationReport, EngineReport
 from trtq.pipeline.engine.backend import BuildRequest, BuiltEngine
-from trtq.pipeline.engine.coverage import measure_coverage, list_precisions
+from trtq.pipeline.engine.coverage import list_precisions, measure_coverage
 from trtq.pipeline.engine.profiles import resolve_profiles
+from trtq.pipeline.engine.strategy import list_implicit_layers, pin_precisions, plan_implicit
 from trtq.pipeline.graph.placement import WEIGHTED
 from trtq.pipeline.graph.quantized import find_quantized_layers
-from trtq.pipeline.build.job import Job
-from trtq.pipeline.build.narrow import find_float_fallbacks
-from trtq.pipeline.engine.strategy import plan_implicit, pin_precisions, list_implicit_layers
-from trtq.pipeline.rewrite.precision import KeptFp32
 from trtq.progress import Log
+from trtq.records import KeptFp32
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,11 +8,11 @@ from dataclasses import dataclass, replace
 
 from trtq.calibrators.ranges import Ranges
 from trtq.models.spec import ModelSpec
-from trtq.pipeline.calibrate.data import place_layers
-from trtq.pipeline.engine.coverage import Fallback
-from trtq.pipeline.graph.placement import DEFAULT_OP_TYPES, KeptNode, Placement
 from trtq.pipeline.build.job import Job
+from trtq.pipeline.calibrate.data import place_layers
+from trtq.pipeline.graph.placement import DEFAULT_OP_TYPES, Placement
 from trtq.progress import Silent
+from trtq.records import Fallback, KeptNode
 
 NO_KERNEL = "no-kernel: "
 """Begins the reason of a layer that was quantized first, and that the builder ran in float all the same."""

@@ -10,19 +10,27 @@ from typing import Generic, Protocol, TypeVar
 from trtq.calibrators.batches import Batches
 from trtq.calibrators.ranges import Ranges
 from trtq.pipeline.build.comparison import compare_job
-from trtq.pipeline.deliver.report import AutoReport, KeptByAuto
-from trtq.pipeline.graph.placement import KeptNode, Placement
 from trtq.pipeline.build.job import Job
 from trtq.pipeline.build.narrow import Placed, place_without
+from trtq.pipeline.deliver.report import AutoReport, KeptByAuto
+from trtq.pipeline.graph.placement import Placement
 from trtq.pipeline.judge.compare import Comparison
 from trtq.pipeline.judge.evaluate import find_labels
 from trtq.pipeline.judge.gate import Verdict, judge
 from trtq.pipeline.judge.macs import count_macs
-from trtq.pipeline.judge.mixed_precision import LayerChoice, EffectMeter, DataSize, choose_layers, count_needed, take_every_nth
+from trtq.pipeline.judge.mixed_precision import (
+    DataSize,
+    EffectMeter,
+    LayerChoice,
+    choose_layers,
+    count_needed,
+    take_every_nth,
+)
 from trtq.pipeline.judge.score import Labels, load_labels
 from trtq.pipeline.judge.sensitivity import Distance, Effect
 from trtq.pipeline.judge.switchable import open_switchable
 from trtq.progress import Log
+from trtq.records import KeptNode
 
 _FEW_MACS, _MOST_NAMED = 0.8, 3
 """Below this share of what could be in INT8, in MACs, the user is warned; how many layers are named then."""

@@ -22,7 +22,8 @@ from trtq.pipeline.rewrite.channels.reobserve import Reobserver
 from trtq.progress import Watcher
 
 if TYPE_CHECKING:
-    from trtq.pipeline.judge.repairs import Repairs, SampleBudget
+    from trtq.pipeline.judge.repairs import SampleBudget
+    from trtq.records import Repairs
 
 _NUM_RUNS = 750
 """Runs of one sample that a search takes about, with the looks that it would like; two thirds more where

@@ -11,6 +11,7 @@ import onnx_ir as ir
 
 from trtq.models.tensors import FLOAT_TYPES
 from trtq.pipeline.graph.worth import explain_float
+from trtq.records import KeptNode
 
 WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul", "LSTM", "GRU", "RNN")
 QUANTIZABLE = ("Conv", "ConvTranspose", "Gemm", "MatMul")
@@ -42,15 +43,6 @@ class QuantizedNode:
     rule: str
     activations: tuple[tuple[int, str], ...]
     weight: tuple[int, QuantizedWeight] | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class KeptNode:
-    """A node with weights that keeps its precision."""
-
-    name: str
-    op_type: str
-    reason: str
 
 
 @dataclass(frozen=True, slots=True)

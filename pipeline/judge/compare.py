@@ -18,10 +18,11 @@ from trtq.errors import ModelError
 from trtq.models.session import list_runtime_errors, open_session
 from trtq.pipeline.graph.load import read_proto
 from trtq.pipeline.judge.exact import make_quantize_exact
-from trtq.pipeline.judge.logits import LogitsComparison, LogitsMetrics, find_mask, find_tokens
-from trtq.pipeline.judge.metrics import OutputComparison, OutputMetrics
+from trtq.pipeline.judge.logits import LogitsMetrics, find_mask, find_tokens
+from trtq.pipeline.judge.metrics import OutputMetrics
 from trtq.pipeline.judge.score import Labels, Scores
 from trtq.pipeline.judge.widen import has_bf16, without_bf16
+from trtq.records import LogitsComparison, OutputComparison
 
 
 @dataclass(frozen=True, slots=True)

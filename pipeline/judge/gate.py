@@ -8,8 +8,8 @@ from typing import Literal
 
 from trtq.models.spec import AccuracySpec
 from trtq.pipeline.judge.compare import Comparison
-from trtq.pipeline.judge.metrics import OutputComparison
 from trtq.pipeline.judge.score import format_score, name_metric
+from trtq.records import OutputComparison
 
 _SAME_DB = 6.0
 """Noise within a factor of two in amplitude counts as the same."""

@@ -10,31 +10,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from trtq.records import LogitsComparison
+
 _VOCABULARY = 8192
 """An output of so many entries is one of logits whatever its name; hidden states are smaller."""
 _NO_TOKENS = ("position", "type", "segment", "mask", "label", "cache")
 """In the names of inputs that hold whole numbers of the same shape."""
-
-
-@dataclass(frozen=True, slots=True)
-class LogitsComparison:
-    """The logits of a candidate against those of a reference, over all the data.
-
-    Attributes:
-        candidate: The model that is judged.
-        reference: The model that it is judged by.
-        output: The output's name.
-        kl_nats: Mean Kullback-Leibler divergence of the candidate's distribution from the reference's.
-        perplexity: Of the candidate, on the next token; NaN if the data has only one token a sample.
-        reference_perplexity: Of the reference.
-    """
-
-    candidate: str
-    reference: str
-    output: str
-    kl_nats: float
-    perplexity: float
-    reference_perplexity: float
 
 
 @dataclass(slots=True)

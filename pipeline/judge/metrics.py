@@ -10,46 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from trtq.records import OutputComparison, WorstSample
+
 _NUM_WORST = 5
-
-
-@dataclass(frozen=True, slots=True, order=True)
-class WorstSample:
-    """A sample, by its place in the data, and how near its output is."""
-
-    cosine: float
-    sample: int
-
-
-@dataclass(frozen=True, slots=True)
-class OutputComparison:
-    """One output of a candidate against the same output of a reference, over all the data.
-
-    Attributes:
-        candidate: The model that is judged: "int8", "fp16".
-        reference: The model that it is judged by: "fp32", "fp16".
-        output: The output's name.
-        cosine: Of the two outputs as long vectors; 1.0 if both are zero, NaN if a value is not finite or no
-            value of the reference is.
-        sqnr_db: Signal to quantization noise, 10 log10(sum r^2 / sum (r - c)^2) in dB; inf if equal.
-        max_abs: The largest absolute difference.
-        mean_abs: The mean absolute difference.
-        top1_agreement: The share of rows with the same largest entry; None for outputs that are no scores.
-        nonfinite: How many of the candidate's values are NaN or infinite where the reference's are not.
-        worst: The samples with the lowest cosine, worst first; of an output without a sample axis, the first
-            samples of its batches.
-    """
-
-    candidate: str
-    reference: str
-    output: str
-    cosine: float
-    sqnr_db: float
-    max_abs: float
-    mean_abs: float
-    top1_agreement: float | None
-    nonfinite: int
-    worst: tuple[WorstSample, ...]
 
 
 @dataclass(slots=True)

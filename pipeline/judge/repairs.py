@@ -14,6 +14,7 @@ from trtq.pipeline.judge.proposals import METHOD, RESCALING, Evidence, Repair, l
 from trtq.pipeline.judge.trials import SampleScores, TrialJudge, open_trial_judge
 from trtq.pipeline.rewrite.channels.reobserve import Reobserver
 from trtq.pipeline.rewrite.channels.statistics import observe_channels
+from trtq.records import Repairs, Trial
 
 _NUM_FINALISTS = 3
 
@@ -24,44 +25,6 @@ class SampleBudget:
 
     first: int = 8
     second: int = 64
-
-
-@dataclass(frozen=True, slots=True)
-class Trial:
-    """Something that was tried.
-
-    Attributes:
-        name: The method or the repair.
-        gain_db: What it gained over the best before it.
-        num_samples: How many samples held back it was scored on.
-        applied: Whether it was chosen.
-    """
-
-    name: str
-    gain_db: float
-    num_samples: int
-    applied: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Repairs:
-    """What was chosen, and what it gained on the data held back.
-
-    Attributes:
-        method: The method of the ranges, and its parameters.
-        applied: The names of the repairs that are made.
-        before_db: How near the outputs were with the first method and without repairs.
-        after_db: How near they are now.
-        num_samples: How many samples were held back.
-        tried: Everything that was tried, in order.
-    """
-
-    method: str
-    applied: tuple[str, ...]
-    before_db: float
-    after_db: float
-    num_samples: int
-    tried: tuple[Trial, ...]
 
 
 def find_repairs(

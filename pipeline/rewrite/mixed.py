@@ -9,8 +9,9 @@ import onnx_ir as ir
 from trtq.calibrators.ranges import Ranges
 from trtq.pipeline.graph.load import Graph
 from trtq.pipeline.graph.placement import Placement
-from trtq.pipeline.rewrite.precision import KeptFp32, to_fp16
+from trtq.pipeline.rewrite.precision import to_fp16
 from trtq.pipeline.rewrite.qdq import quantize
+from trtq.records import KeptFp32
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,9 +19,10 @@ from trtq.calibrators.ranges import Range, Ranges
 from trtq.models.spec import REPAIRS
 from trtq.pipeline.graph.load import Graph
 from trtq.pipeline.graph.placement import Placement, place
-from trtq.pipeline.judge.repairs import Repairs, SampleBudget, find_repairs
+from trtq.pipeline.judge.repairs import SampleBudget, find_repairs
 from trtq.pipeline.rewrite.channels.reobserve import Reobserver
 from trtq.pipeline.rewrite.channels.rescale import rescale
+from trtq.records import Repairs
 
 _NET = """
 net (float[N, 16] x) => (float[N, 16] y) {
