@@ -43,9 +43,7 @@ class LogitsMetrics:
             ids: The tokens that went in, shape (N, T); one that is not in 0 to V - 1 is no token.
             mask: Which of them are tokens and no padding, shape (N, T); None: all.
         """
-        real = (ids >= 0) & (ids < reference.shape[-1])
-        if mask is not None:
-            real = real & mask
+        real = (ids >= 0) & (ids < reference.shape[-1]) & (True if mask is None else mask)
         for ours, theirs, tokens, kept in zip(candidate, reference, ids, real, strict=True):
             mine, other = _log_softmax(ours), _log_softmax(theirs)
             with np.errstate(invalid="ignore"):
@@ -59,14 +57,9 @@ class LogitsMetrics:
 
     def result(self, candidate: str, reference: str, output: str) -> LogitsComparison:
         """Returns the comparison of all that was taken in."""
-        return LogitsComparison(
-            candidate,
-            reference,
-            output,
-            self.divergence / self.rows if self.rows else math.nan,
-            _perplexity(self.surprise, self.tokens),
-            _perplexity(self.reference_surprise, self.tokens),
-        )
+        divergence = self.divergence / self.rows if self.rows else math.nan
+        perplexities = (_perplexity(item, self.tokens) for item in (self.surprise, self.reference_surprise))
+        return LogitsComparison(candidate, reference, output, divergence, *perplexities)
 
 
 def find_tokens(output: str, logits: NDArray[Any], inputs: Mapping[str, NDArray[Any]]) -> str | None:
@@ -100,14 +93,13 @@ def find_mask(tokens: NDArray[Any], inputs: Mapping[str, NDArray[Any]]) -> NDArr
         tokens: Shape (N, T).
         inputs: What the model was fed, without labels.
     """
-    masks = {
-        name: array != 0
+    masks = [
+        name
         for name, array in inputs.items()
         if "mask" in name.lower() and array.shape == tokens.shape and np.isin(array, (0, 1)).all()
-    }
-    return next(
-        (masks[name] for name in sorted(masks, key=lambda name: "attention" not in name.lower())), None
-    )
+    ]
+    best = min(masks, key=lambda name: "attention" not in name.lower(), default=None)
+    return None if best is None else inputs[best] != 0
 
 
 def _may_be_tokens(name: str, array: NDArray[Any], logits: NDArray[Any]) -> bool:
