@@ -120,11 +120,7 @@ def _find_leading_axis(shapes: Iterable[tuple[int, ...]]) -> int:
 
 
 def hash_array_file(path: Path) -> str:
-    """Returns the SHA-256 of a file, as hex.
-
-    Raises:
-        DataError: It cannot be read.
-    """
+    """Returns the SHA-256 of a file, as hex; DataError if it cannot be read."""
     try:
         return hash_file(path)
     except OSError as error:

@@ -121,11 +121,10 @@ def check_batches(batches: Batches, inputs: Sequence[TensorSpec], extra: Sequenc
     Args:
         batches: The stream.
         inputs: What the model takes.
-        extra: Names of further arrays that a feed may have, such as labels; they are not looked at.
+        extra: Names of further arrays that a feed may have, such as labels; they are not checked.
 
     Raises:
-        DataError: While reading: no feed at all, a missing or unknown name, another dtype or shape, NaN or
-            infinity; the feed, and the sample in it, are named.
+        DataError: While reading: no feed at all, or as `check_feed`.
     """
 
     def check(feeds: Iterator[Feed]) -> Iterator[Feed]:
@@ -148,7 +147,7 @@ def check_batches(batches: Batches, inputs: Sequence[TensorSpec], extra: Sequenc
 
 
 def check_feed(feed: Feed, inputs: Sequence[TensorSpec], extra: Sequence[str] = ()) -> None:
-    """Raises DataError if the feed is not what the model takes."""
+    """Raises DataError for a missing or unknown name, another dtype or shape, NaN or infinity."""
     names = [spec.name for spec in inputs]
     if missing := [name for name in names if name not in feed.arrays]:
         raise DataError(

@@ -47,9 +47,8 @@ class PassControl:
         memory_bytes: What the observed tensors may take beside the model; None: half of what is free.
         shard: Which part of the data is observed, and of how many: (3, 8) is every 8th feed from the third.
         earlier: The statistics of an interrupted pass, to go on with.
-        save: Is given the statistics now and then, to go on from.
-        save_seconds: How often.
-        note: Is told what the user may want to know.
+        save: Gets the statistics every `save_seconds`, to go on from.
+        note: Gets what the user may want to know.
     """
 
     device: str = "cpu"
@@ -74,12 +73,11 @@ def observe(
         model: The float graph; it is not changed.
         tensors: Names of float tensors of the graph; without any, only the shapes of the data are seen.
         batches: The data, checked against the model.
-        progress: Told of every feed.
+        progress: Called after every feed.
         control: How the pass is made.
 
     Raises:
-        DataError: The data does not fit, or makes a tensor NaN or infinite (tensor, node and sample
-            are named).
+        DataError: The data does not fit, or makes a tensor NaN or infinite.
         ModelError: ONNX Runtime cannot run the model.
         MissingDependency: The device is not there.
     """

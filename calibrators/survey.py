@@ -18,12 +18,7 @@ _FLOAT32, _INT64 = ir.DataType.FLOAT, ir.DataType.INT64
 
 @dataclass(frozen=True, slots=True)
 class Survey:
-    """What one feed shows of all tensors.
-
-    Attributes:
-        sizes: Bytes of each tensor that was asked for, by name.
-        magnitudes: The largest magnitude of every float32 tensor that a node makes, by name.
-    """
+    """What one feed shows: bytes of the tensors asked for, and the magnitudes of all float32 tensors."""
 
     sizes: Mapping[str, int]
     magnitudes: Mapping[str, float]
@@ -67,9 +62,9 @@ def map_values_made(model: ir.Model) -> dict[str, ir.Value]:
 
 
 def add_magnitudes(model: ir.Model, tensors: Sequence[str]) -> dict[str, str]:
-    """Makes the largest magnitude of each tensor an output of its own; returns the tensors by output.
+    """Makes the largest magnitude of each tensor an output; returns the tensors by output.
 
-    They are reduced right where they are made, so that ONNX Runtime can let go of them as early as without.
+    It is reduced where the tensor is made, so that ONNX Runtime can let go of that as early as without.
     """
     made = map_values_made(model)
     steps = ["Abs", "ReduceMax"]

@@ -23,7 +23,7 @@ class Taps:
         inputs: The inputs that the cut model still needs.
         given: The observed tensors that are inputs.
         computed: The observed tensors that nodes make.
-        watched: The tensors of which only the largest magnitude is told, by the output that tells it.
+        watched: The tensors that only give their largest magnitude, by the output that gives it.
         producers: What makes each computed tensor, for messages.
     """
 
@@ -40,11 +40,7 @@ class Taps:
         tensor: Callable[[str, NDArray[Any]], None],
         magnitude: Callable[[str, float], None],
     ) -> None:
-        """Calls back with every tensor of one run; an array is valid during the call only.
-
-        Raises:
-            ModelError: ONNX Runtime cannot run the model.
-        """
+        """Calls back with every tensor of one run; an array is valid during the call only."""
         for name in self.given:
             tensor(name, arrays[name])
         if self.session is None:

@@ -62,13 +62,7 @@ class _Buffer:
 
 
 class Feeder:
-    """Hands TensorRT one batch after another in device memory, one buffer an input, used again.
-
-    Attributes:
-        num_batches: How many were taken.
-        error: What went wrong while TensorRT asked.
-        was_asked: Whether TensorRT has asked for a batch.
-    """
+    """Hands TensorRT one batch after another in device memory, one buffer an input, used again."""
 
     def __init__(
         self,
@@ -264,8 +258,7 @@ def make_data_calibrator(
 
     Raises:
         UsageError: This TensorRT has no calibrators, or there is neither data nor a cache.
-        ArtifactError: The cache is damaged, or of another calibrator or release, so that TensorRT would
-            calibrate again without a word.
+        ArtifactError: The cache is damaged, or one that TensorRT would ignore.
     """
     name = ALGORITHMS[algorithm]
     base = _find_class(trt, name)
@@ -288,7 +281,7 @@ def make_ranges_calibrator(
     Args:
         trt: The `tensorrt` module.
         scales: `amax / 127` by TensorRT's tensor name, which is ONNX's; float32 values, at least 0.
-        version: What the header shall say, as in headers; None: the running TensorRT's.
+        version: For the header; None: the running TensorRT's.
 
     Raises:
         UsageError: This TensorRT has no calibrators, there are no scales, or a name cannot stand in a cache.

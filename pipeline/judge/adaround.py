@@ -63,14 +63,8 @@ def find_roundings(
     """Returns the roundings of the weights, for `Ranges.roundings`; of as many layers as can be afforded.
 
     Layer by layer, on what the layer gets once its activation is quantized (AdaRound, Nagel et al., arXiv
-    2004.10568, section 3.2). The cost is bounded by multiplications, so that the same data gives the same
-    result.
-
-    Args:
-        model: The float graph; it is not changed.
-        placement: What of it is quantized.
-        ranges: Of the activations, with the repairs that are made before.
-        batches: The calibration data, of which the first even feeds are used.
+    2004.10568, section 3.2), over the first even feeds. The cost is bounded by multiplications, so that the
+    same data gives the same result. The ranges come with the repairs that are made before.
 
     Raises:
         DataError: The data does not fit.

@@ -32,12 +32,11 @@ class Comparison:
 
     Attributes:
         outputs: Every output of every pair.
-        accuracy: What the metric says of each model, such as the share of right answers, 0 to 1; empty
-            without labels.
+        accuracy: What the metric says of each model, 0 to 1; empty without labels.
         num_samples: How many samples were compared.
         data: The data, as a person reads it.
         logits: The outputs that are logits of a language model, once more.
-        metric: The metric's name: "top-1", "top-5", or `script.py:function`.
+        metric: "top-1", "top-5", or `script.py:function`.
         top5: The share of answers among the best five; empty unless the metric is "top-1" of over 10 classes.
     """
 

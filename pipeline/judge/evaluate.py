@@ -57,7 +57,7 @@ def filter_by_profiles(batches: Batches, profiles: Mapping[str, InputSpec], left
     Args:
         batches: The data.
         profiles: By the name of each input whose shape is open.
-        left_out: Told of the samples of every other feed.
+        left_out: Called with the samples of every other feed.
     """
 
     def keep(feeds: Iterator[Feed]) -> Iterator[Feed]:

@@ -63,16 +63,11 @@ class LogitsMetrics:
 
 
 def find_tokens(output: str, logits: NDArray[Any], inputs: Mapping[str, NDArray[Any]]) -> str | None:
-    """Returns the input whose tokens belong to an output of logits; None if there is none, or no telling.
+    """Returns the input whose tokens belong to an output of logits; None if it is not clear which.
 
     Logits are floats of shape (N, T, V), called so or with a large V, where an input holds N x T integers
-    below V. Of several such inputs the name tells: `input_ids` before `token` before `ids`, and never
-    positions, types or masks.
-
-    Args:
-        output: Its name.
-        logits: Its values.
-        inputs: What the model was fed, without labels.
+    below V. Of several such inputs the name decides: `input_ids` before `token` before `ids`, and never
+    positions, types or masks. `inputs` holds no labels.
     """
     if logits.ndim != 3 or not np.issubdtype(logits.dtype, np.floating):
         return None
@@ -87,12 +82,7 @@ def find_tokens(output: str, logits: NDArray[Any], inputs: Mapping[str, NDArray[
 
 
 def find_mask(tokens: NDArray[Any], inputs: Mapping[str, NDArray[Any]]) -> NDArray[np.bool_] | None:
-    """Returns which tokens are no padding: 1 in an input of 0 and 1 called a mask; None if there is none.
-
-    Args:
-        tokens: Shape (N, T).
-        inputs: What the model was fed, without labels.
-    """
+    """Returns which tokens, shape (N, T), are no padding: 1 in an input of 0 and 1 called a mask, if any."""
     masks = [
         name
         for name, array in inputs.items()

@@ -21,11 +21,7 @@ def count_macs(model: ir.Model, feed: Feed) -> dict[str, int]:
     """Returns the multiply-accumulates a sample by the name of each node with weights, and each MatMul.
 
     Shapes are those that the feed gives in ONNX Runtime: shape inference does not know all of them. Nodes in
-    the bodies of If, Loop and Scan are not counted.
-
-    Args:
-        model: The float graph; it is not changed.
-        feed: One run's inputs.
+    the bodies of If, Loop and Scan are not counted. The float graph is not changed.
 
     Raises:
         ModelError: ONNX Runtime cannot run the model.

@@ -40,7 +40,7 @@ class EffectMeter:
         quantized: Maps the layers that are kept to those that are quantized then: an Add after a kept
             convolution may not be.
         labels: Where the labels are, and how answers are scored.
-        progress: Told of every batch.
+        progress: Called after every batch.
         samples_run: How often a sample went through the model.
     """
 
@@ -76,7 +76,7 @@ class LayerChoice:
     """The layers to keep.
 
     Attributes:
-        kept: The layers.
+        kept: Their names.
         order: All layers, in the order in which further ones would be kept; begins with `kept`.
         alone: The effect of quantizing each layer alone.
     """
@@ -144,7 +144,7 @@ def choose_layers(
 def count_needed(
     meter: EffectMeter, order: Sequence[str], too_few: int, gate: AccuracySpec, batches: Batches, times: int
 ) -> int:
-    """Returns how many layers of the order are enough on this data: the lowest count that is measured to be.
+    """Returns the lowest measured count of layers of the order that holds the gate on this data.
 
     The counts spread from the one that is too low, ever further apart; then again, up to the lowest that
     holds.
@@ -152,7 +152,7 @@ def count_needed(
     Args:
         meter: The model.
         order: Of a choice.
-        too_few: So many do not suffice here.
+        too_few: A count that does not hold the gate here.
         gate: The tolerances.
         batches: The data that showed it.
         times: How often five counts are measured: three passes each, as the float model runs beside them.

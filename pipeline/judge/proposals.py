@@ -65,13 +65,7 @@ class Repair:
 
 
 def list_repairs(ranges: Sequence[Ranges], allowed: Collection[str], num_samples: int) -> Iterator[Repair]:
-    """Yields the repairs to try, in order.
-
-    Args:
-        ranges: By several methods.
-        allowed: The repairs that may be made, of `trtq.models.spec.REPAIRS`.
-        num_samples: How many samples are held back.
-    """
+    """Yields the repairs to try, in order, where so many samples are held back."""
     methods = {re.sub(r"\(.*?\)", "", item.method): item for item in ranges[1:]}
     yield Repair(METHOD, lambda _ranges, _evidence: methods)
     if {*allowed} & {*RESCALING} and num_samples >= FEWEST_SAMPLES:
@@ -139,13 +133,9 @@ def _clip_weights(ranges: Ranges, _: Evidence) -> Proposals:
 
 @dataclass(slots=True)
 class _Rounding:
-    """Finds roundings of weights, on the first even feeds whatever the evidence.
+    """Finds roundings of weights, on the first even feeds whatever the evidence."""
 
-    Attributes:
-        unscaled: Those of weights that no channel rescales, found once: they do not depend on the evidence.
-    """
-
-    unscaled: Mapping[str, bytes] | None = None
+    unscaled: Mapping[str, bytes] | None = None  # of weights that no channel rescales: found once
 
     def __call__(self, ranges: Ranges, evidence: Evidence) -> Proposals:
         is_scaled = any(item.scale for item in ranges.channels.values())

@@ -76,13 +76,9 @@ def find_repairs(
 
 @dataclass(slots=True)
 class _Search:
-    """The best so far: as it is scored, made from half of the data, and as it is returned, made from all.
+    """The best so far: `judged`, made from half of the data, and `final`, made from all of it.
 
-    Attributes:
-        applied: The name of what was applied last, by the kind of repair.
-        tried: Everything that was tried.
-        kind: Of the repair that was tried last.
-        before: The two forms of the ranges that repairs of this kind start from.
+    `before` holds the two that repairs of the current kind start from.
     """
 
     judge: TrialJudge

@@ -113,14 +113,7 @@ def sample_rows(
 ) -> dict[str, NDArray[np.float64]]:
     """Returns rows of what each softmax gets, by source: of the first four even feeds, at random places.
 
-    Args:
-        model: The float graph; it is not changed.
-        logits: Of `find_logits`.
-        batches: The calibration data; its odd feeds are left for judging.
-
-    Raises:
-        DataError: The data does not fit.
-        ModelError: ONNX Runtime cannot run the model.
+    The odd feeds are left for judging. The float graph is not changed.
     """
     wanted = {item.source: item for item in logits.values()}
     feeds = list(islice(batches.every(0, 2), _NUM_FEEDS))
@@ -175,7 +168,7 @@ def with_row_amaxes(ranges: Ranges, amaxes: Mapping[str, float]) -> Ranges:
 
 
 def add_row_variants(ranges: Sequence[Ranges], amaxes: Mapping[str, float], *, only: bool) -> list[Ranges]:
-    """Returns the ranges, and each again with these for logits; with `only`, the latter alone."""
+    """Returns the ranges, and each with these amaxes for logits; with `only`, the latter alone."""
     if not amaxes:
         return list(ranges)
     found = [with_row_amaxes(item, amaxes) for item in ranges]

@@ -41,11 +41,7 @@ class Labels:
 
 
 def load_labels(labels: Labels | None) -> Labels | None:
-    """Returns the labels with their metric's script run, so that several comparisons run it once.
-
-    Raises:
-        DataError: The script fails, or has no such function.
-    """
+    """Returns the labels with their metric's script run, so that several comparisons run it once."""
     own = None if labels is None else AccuracySpec(metric=labels.metric).script
     return labels if labels is None or own is None else replace(labels, function=load_function(*own))
 
@@ -82,12 +78,7 @@ class Scores:
         self._count = self._num_classes = 0
 
     def add(self, results: Mapping[str, Outputs], feed: Feed) -> None:
-        """Takes in the outputs of every model for one feed.
-
-        Raises:
-            DataError: The labels do not fit.
-            UsageError: It is not clear which output they belong to.
-        """
+        """Takes in the outputs of every model for one feed; DataError or UsageError if labels do not fit."""
         if self._own is not None:
             self._own.add(results, feed)
             return
@@ -101,11 +92,7 @@ class Scores:
         self._count += feed.arrays[str(self._labels.array)].shape[0]
 
     def result(self) -> dict[str, float]:
-        """Returns what the metric says of each model.
-
-        Raises:
-            DataError: A metric of the user's own fails, or does not return one number from 0 to 1.
-        """
+        """Returns what the metric says of each model; DataError if it gives no number from 0 to 1."""
         if self._own is not None:
             return self._own.result(self._models)
         return {name: hits / self._count for name, hits in self._hits[self._labels.metric].items()}

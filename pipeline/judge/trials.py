@@ -79,11 +79,7 @@ class TrialJudge:
         return list(take_samples(self.feeds, num_samples))
 
     def score(self, candidates: Sequence[Ranges], feeds: Sequence[Feed]) -> list[SampleScores]:
-        """Returns the scores of the model that each of the ranges makes, on the first of the feeds.
-
-        Raises:
-            ModelError: ONNX Runtime cannot run the model.
-        """
+        """Returns the scores of the model that each of the ranges makes, on the first of the feeds."""
         count = max(1, min(count_cores(), len(candidates), _MOST_AT_A_TIME))
         engine = SessionOptions(num_threads=max(1, count_cores() // count))
         return list(Threads(count).map(lambda ranges: self._score(ranges, feeds, engine), candidates))
@@ -109,11 +105,7 @@ def open_trial_judge(
 ) -> TrialJudge | None:
     """Returns a judge that holds back some of the odd feeds; None if there is no data or output to judge by.
 
-    Args:
-        model: The float graph; it is not changed.
-        placement: What of it is quantized.
-        batches: The calibration data.
-        num_samples: How many samples are held back at most, rounded to whole feeds.
+    At most `num_samples` are held back, rounded to whole feeds. The float graph is not changed.
 
     Raises:
         DataError: The data does not fit.

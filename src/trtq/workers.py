@@ -36,11 +36,7 @@ class Workers(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Threads:
-    """Threads of this process: for tasks that release the GIL. They may be any callable.
-
-    Attributes:
-        count: How many tasks run at a time; None: as many as this process has cores.
-    """
+    """Threads of this process, `count` or as many as it has cores: for tasks that release the GIL."""
 
     count: int | None = None
 
@@ -52,11 +48,7 @@ class Threads:
 
 @dataclass(frozen=True, slots=True)
 class Processes:
-    """New processes of this machine: for tasks that hold the GIL.
-
-    Attributes:
-        count: How many tasks run at a time; None: as many as this process has cores.
-    """
+    """New processes of this machine, `count` or one a core: for tasks that hold the GIL."""
 
     count: int | None = None
 
@@ -85,11 +77,7 @@ def start_in_background(call: Callable[[], R]) -> Callable[[], R]:
 
 
 def count_cores(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
-    """Returns how many cores this process may use: those of the machine, within its container's quota.
-
-    Args:
-        cgroup: The kernel's control group, version 2, of the container.
-    """
+    """Returns how many cores this process may use, within the quota of its container (cgroup version 2)."""
     allowed = len(os.sched_getaffinity(0))
     try:
         quota, period = (cgroup / "cpu.max").read_text().split()
