@@ -24,8 +24,10 @@ from typing import Any
 import numpy as np
 
 from trtq.calibrators.batches import Batches, Feed
-from trtq.calibrators.device import HostMemory
 from trtq.calibrators.tensorrt import Feeder
+
+sys.path.append(str(Path(__file__).parents[1].joinpath("tests", "pipeline", "doubles")))
+from host_memory import HostMemory
 
 BOUND = 1.05
 CASES: Mapping[str, Mapping[str, tuple[int, ...]]] = {

@@ -11,7 +11,7 @@ from trtq.calibrators import METHODS, Method, list_parameters
 from trtq.calibrators.batches import Batches
 from trtq.calibrators.observe import PassControl, observe
 from trtq.calibrators.ranges import Ranges
-from trtq.calibrators.sources import WAYS, make_random_batches, open_batches
+from trtq.calibrators.sources import ACCEPTED_DATA, make_random_batches, open_batches
 from trtq.calibrators.statistics import Histogram, Statistics, StatisticsSource
 from trtq.calibrators.statistics_file import read_statistics, refuse_other, statistics_to_bytes
 from trtq.errors import ArtifactError, DataError, UsageError
@@ -106,7 +106,7 @@ def open_calibration_data(graph: Graph, spec: ModelSpec, target: Target, *, rand
         return make_random_batches(graph.inputs, shapes, _NUM_RANDOM_FEEDS)
     if spec.calibration.data is None:
         raise DataError(
-            f"{graph.path} cannot be calibrated without data; give --calib-data with {WAYS}; or "
+            f"{graph.path} cannot be calibrated without data; give --calib-data with {ACCEPTED_DATA}; or "
             f"name it in [calibration] of model.toml beside the model; or take --random-data to try a build"
         )
     batches = open_batches(

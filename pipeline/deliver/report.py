@@ -12,13 +12,8 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 from trtq.errors import ArtifactError, UsageError
 from trtq.models.spec import InputSpec
-from trtq.pipeline.engine.coverage import Fallback
-from trtq.pipeline.graph.placement import KeptNode
 from trtq.pipeline.judge.compare import finite
-from trtq.pipeline.judge.logits import LogitsComparison
-from trtq.pipeline.judge.metrics import OutputComparison
-from trtq.pipeline.judge.repairs import Repairs
-from trtq.pipeline.rewrite.precision import KeptFp32
+from trtq.records import Fallback, KeptFp32, KeptNode, LogitsComparison, OutputComparison, Repairs
 
 SCHEMA_VERSION = 1
 

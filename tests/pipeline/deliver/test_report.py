@@ -23,10 +23,7 @@ from trtq.pipeline.deliver.report import (
     read_report,
     to_json,
 )
-from trtq.pipeline.engine.coverage import Fallback
-from trtq.pipeline.graph.placement import KeptNode
-from trtq.pipeline.judge.metrics import OutputComparison, WorstSample
-from trtq.pipeline.rewrite.precision import KeptFp32
+from trtq.records import Fallback, KeptFp32, KeptNode, OutputComparison, WorstSample
 
 _OUTPUT = OutputComparison(
     "int8", "fp32", "logits", 0.9991, 27.5, 0.5, 0.1, 0.99, 0, (WorstSample(0.9, 7), WorstSample(0.95, 1))

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from host_memory import HostMemory
 
 from trtq.calibrators import METHODS
 from trtq.calibrators.batches import Batches, Feed
-from trtq.calibrators.device import HostMemory
 from trtq.errors import DataError, UsageError
 from trtq.models.spec import CalibrationSpec, LayerSpec
 from trtq.pipeline.engine.backends import BACKENDS

@@ -19,8 +19,8 @@ from trtq.errors import DataError, ModelError, UsageError
 from trtq.models.demo import write_demo
 from trtq.models.session import open_session
 from trtq.pipeline.judge.compare import Comparison, compare_models, comparison_to_plain
-from trtq.pipeline.judge.metrics import OutputComparison, WorstSample
 from trtq.pipeline.judge.score import Labels
+from trtq.records import OutputComparison, WorstSample
 
 _PAIR = [("int8", "fp32")]
 _LINEAR = "g (float[N, 4] x) => (float[N, 3] y) { y = MatMul (x, w) }"
