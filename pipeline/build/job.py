@@ -7,16 +7,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from trtq.calibrators import Method
+from trtq.calibrators import Method, create_method
 from trtq.calibrators.batches import Batches
+from trtq.calibrators.entropy import Auto
 from trtq.calibrators.estimate import describe
 from trtq.calibrators.ranges import Ranges
 from trtq.errors import DataError, UsageError
 from trtq.files import hash_file
 from trtq.models.script import load_function
-from trtq.models.spec import AUTO, InputSpec, ModelSpec
+from trtq.models.spec import InputSpec, ModelSpec
 from trtq.pipeline.calibrate.data import (
-    create_method,
     find_spec,
     open_calibration_data,
     place_layers,
@@ -257,7 +257,7 @@ def _check_shapes(graph: Graph, spec: ModelSpec, target: Target) -> None:
 
 
 def _keys(job: Job) -> dict[str, str]:
-    tries = job.spec.calibration.method == AUTO or job.spec.quantization.repairs
+    tries = isinstance(job.method, Auto) or job.spec.quantization.repairs
     ranges = make_key(
         collect_versions(),
         job.graph.sha256,

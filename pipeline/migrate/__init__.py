@@ -6,6 +6,7 @@ import json
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from trtq.calibrators import create_method
 from trtq.calibrators.cache import CalibrationCache, parse_cache, read_bytes
 from trtq.calibrators.ranges import QMAX
 from trtq.errors import ArtifactError, ModelError, UsageError
@@ -15,7 +16,6 @@ from trtq.pipeline.build import run_job
 from trtq.pipeline.build.job import Job, refuse_inputs_in
 from trtq.pipeline.calibrate.data import (
     apply_granularity,
-    create_method,
     find_spec,
     open_calibration_data,
     warn_of_unmatched,
