@@ -28,7 +28,7 @@ class Cosine(GridMethod):
 
 
 def measure_cosine(values: NDArray[np.float64], weights: NDArray[np.float64], amax: float) -> float:
-    """Returns the cosine between values and their INT8 copies, 0 if all of these are 0; see `GridMethod.score`."""
+    """Returns the cosine between values and their INT8 copies, 0 if these are 0; see `GridMethod.score`."""
     codes = np.minimum(np.rint(values / (amax / QMAX)), QMAX)
     length = float(np.dot(weights, codes**2))
     if length == 0:

@@ -79,7 +79,8 @@ def format_spec(spec: ModelSpec) -> str:
 def _values(settings: Any) -> dict[str, Any]:
     """Returns the keys of a section with their values; parameters of a method are keys of their own."""
     values = {item.name: getattr(settings, item.name) for item in fields(settings)}
-    return {**values, **values.pop("parameters", {})}
+    parameters = values.pop("parameters", {})
+    return {**values, **parameters}
 
 
 def _lines(name: str, values: Mapping[str, Any]) -> Iterator[str]:

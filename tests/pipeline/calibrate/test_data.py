@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import onnx
@@ -308,7 +308,7 @@ def test_the_settings_say_how_the_pass_is_made(graph: Graph, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        (CalibrationSpec(device="tpu"), "the calibration device must be cpu or cuda, got 'tpu'"),
+        (CalibrationSpec(device=cast(Any, "tpu")), "the calibration device must be cpu or cuda, got 'tpu'"),
         (CalibrationSpec(memory_bytes=0), "the calibration memory must be at least 1 byte, got 0"),
     ],
 )
