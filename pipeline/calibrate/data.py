@@ -63,8 +63,9 @@ def _show(shard: tuple[int, int]) -> str:
     return f"{shard[0]}/{shard[1]}"
 
 
-def find_spec(model: Path) -> ModelSpec:
+def find_spec(model: Path | str) -> ModelSpec:
     """Returns the settings beside a model, `<name>.toml` or `model.toml`; the defaults if there are none."""
+    model = Path(model)
     candidates = (model.parent / f"{model.stem}.toml", model.parent / "model.toml")
     found = next((path for path in candidates if path.is_file()), None)
     return read_spec(found) if found is not None else ModelSpec()
