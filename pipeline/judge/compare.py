@@ -15,7 +15,7 @@ from trtq import lazy
 from trtq.calibrators.batches import Batches, Feed
 from trtq.calibrators.observe import Progress
 from trtq.errors import ModelError
-from trtq.models.session import list_runtime_errors, open_session
+from trtq.models.session import Session, list_runtime_errors, open_session
 from trtq.pipeline.graph.load import read_proto
 from trtq.pipeline.judge.exact import make_quantize_exact
 from trtq.pipeline.judge.logits import LogitsMetrics, find_mask, find_tokens
@@ -140,7 +140,7 @@ def _drop(arrays: Mapping[str, NDArray[Any]], names: Collection[str | None]) -> 
     return {name: array for name, array in arrays.items() if name not in names}
 
 
-def _open_session(path: Path) -> Any:
+def _open_session(path: Path) -> Session:
     read_proto(path)  # says in words what is wrong with the file
     model = ir.load(path)
     if has_bf16(model):
