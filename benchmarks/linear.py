@@ -34,7 +34,7 @@ from trtq.pipeline.rewrite.channels.rescale import rescale
 from trtq.pipeline.rewrite.precision import to_fp16
 from trtq.pipeline.rewrite.qdq import quantize
 from trtq.pipeline.rewrite.weights.apply import quantize_weights
-from trtq.pipeline.rewrite.weights.choose import choose_weights
+from trtq.pipeline.rewrite.weights.choose import choose_weights, group_by_weight
 
 WIDTH = 64
 LARGEST_RATIO, LARGEST_FP16_SECONDS = 1.5, 0.6
@@ -87,7 +87,7 @@ def list_stages(count: int, folder: Path) -> dict[str, Callable[[], object]]:
     """Returns the stages as calls without arguments."""
     path, scheme = write_chain(count, folder / "chain.onnx"), WeightScheme("int8")
     model = load(path, min_opset=17).model
-    chosen, placement = choose_weights(model, scheme).chosen, place(model)
+    chosen, placement = group_by_weight(model, choose_weights(model, scheme)), place(model)
     ranges = spread(placement.activations)
     scaled = spread(
         placement.activations, Channels(scale=tuple(np.linspace(0.5, 1, WIDTH).tolist()), amax=3.0)
@@ -101,7 +101,7 @@ def list_stages(count: int, folder: Path) -> dict[str, Callable[[], object]]:
         "to_fp16": lambda: to_fp16(model),
         "to_fp16 of Q/DQ": lambda: to_fp16(int8),
         "choose_weights": lambda: choose_weights(model, scheme),
-        "quantize_weights": lambda: quantize_weights(model, model, chosen, scheme),
+        "quantize_weights": lambda: quantize_weights(model, model, chosen),
         "rescale": lambda: rescale(model, placement, scaled),
         "quantize": lambda: quantize(model, placement, ranges),
         "build_switchable": lambda: build_switchable(model, placement, ranges),

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from trtq.calibrators import create_method
 from trtq.calibrators.batches import Batches
 from trtq.calibrators.estimate import describe
 from trtq.calibrators.observe import Progress
@@ -14,7 +15,6 @@ from trtq.files import hash_file, write_atomically
 from trtq.models.spec import ModelSpec
 from trtq.pipeline.calibrate import load_float
 from trtq.pipeline.calibrate.data import (
-    create_method,
     observe_graph,
     open_calibration_data,
     options_from_spec,

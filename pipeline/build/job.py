@@ -7,12 +7,11 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
-from trtq.calibrators import Method
+from trtq.calibrators import Method, create_method
 from trtq.calibrators.batches import Batches
 from trtq.calibrators.ranges import Ranges
 from trtq.models.spec import ModelSpec
 from trtq.pipeline.calibrate.data import (
-    create_method,
     place_layers,
     warn_of_unmatched,
 )

@@ -5,10 +5,11 @@ from __future__ import annotations
 import time
 
 from trtq.calibrators.batches import Batches
+from trtq.calibrators.entropy import Auto
 from trtq.calibrators.estimate import describe
 from trtq.files import hash_file
 from trtq.models.script import load_function
-from trtq.models.spec import AUTO, ModelSpec
+from trtq.models.spec import ModelSpec
 from trtq.pipeline.build.job import Job
 from trtq.pipeline.deliver.manifest import collect_versions, make_key
 from trtq.pipeline.engine.gpu import find_compute_capability
@@ -16,7 +17,7 @@ from trtq.pipeline.engine.gpu import find_compute_capability
 
 def make_keys(job: Job) -> dict[str, str]:
     """Returns the digests of "ranges", of "engine", and of "everything"."""
-    searches = job.spec.calibration.method == AUTO or job.spec.quantization.repairs
+    searches = isinstance(job.method, Auto) or job.spec.quantization.repairs
     ranges = make_key(
         collect_versions(),
         job.graph.sha256,

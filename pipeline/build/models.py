@@ -17,9 +17,9 @@ from trtq.pipeline.deliver.report import WeightsReport
 from trtq.pipeline.formats import FP16
 from trtq.pipeline.quantize.weights import find_runtime, report_weights
 from trtq.pipeline.rewrite.mixed import MixedModel, WeightEncoding, convert_floats, quantize_graph
-from trtq.pipeline.rewrite.precision import KeptFp32
 from trtq.pipeline.rewrite.weights.choose import group_by_weight
 from trtq.progress import Log
+from trtq.records import KeptFp32
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,7 @@ from trtq.pipeline.formats import INT8
 from trtq.pipeline.formats.encoding import Encoding, LayerScheme
 from trtq.pipeline.formats.granularity import PerChannel, PerTensor
 from trtq.pipeline.graph.worth import explain_float
+from trtq.records import KeptNode
 
 WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul", "LSTM", "GRU", "RNN")
 QUANTIZABLE = ("Conv", "ConvTranspose", "Gemm", "MatMul")
@@ -65,15 +66,6 @@ class QuantizedNode:
             place, tensor = self.weight
             weight = (place, {"tensor": tensor, "axis": self.scheme.weight.channel_axis})
         return {**plain, "activations": self.activations, "weight": weight}
-
-
-@dataclass(frozen=True, slots=True)
-class KeptNode:
-    """A node with weights that keeps its precision."""
-
-    name: str
-    op_type: str
-    reason: str
 
 
 @dataclass(frozen=True, slots=True)

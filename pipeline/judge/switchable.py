@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from trtq import lazy
 from trtq.calibrators.ranges import Ranges
-from trtq.models.session import open_session
+from trtq.models.session import Port, Session, open_session
 from trtq.pipeline.graph.edit import GraphEditor, map_values
 from trtq.pipeline.graph.operands import DEQUANTIZE, QUANTIZE
 from trtq.pipeline.graph.placement import Placement
@@ -38,7 +38,7 @@ class Switchable:
         added: Those of them that are not outputs of the model; the session gives them all the same.
     """
 
-    session: Any
+    session: Session
     layers: tuple[str, ...]
     parts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     added: Collection[str] = ()
@@ -57,13 +57,13 @@ class Switchable:
 class _Mixture:
     """The session with its switches set: what Polygraphy needs of an ONNX Runtime session."""
 
-    session: Any
+    session: Session
     switches: Mapping[str, NDArray[np.bool_]]
 
-    def get_inputs(self) -> list[Any]:
+    def get_inputs(self) -> list[Port]:
         return [item for item in self.session.get_inputs() if item.name not in self.switches]
 
-    def get_outputs(self) -> list[Any]:
+    def get_outputs(self) -> list[Port]:
         return list(self.session.get_outputs())
 
     def run(self, outputs: list[str] | None, feed: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:

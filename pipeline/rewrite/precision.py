@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from trtq.calibrators.ranges import QMAX
 from trtq.models.tensors import read_values
 from trtq.pipeline.graph.edit import GraphEditor, list_bodies
+from trtq.records import KeptFp32
 
 _FP16_MAX = 65504.0
 _FEW_ELEMENTS = 8
@@ -25,14 +26,6 @@ _FLOAT, _FLOAT16, _BFLOAT16 = ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataTyp
 _LARGEST = {_FLOAT16: _FP16_MAX, _BFLOAT16: 3.3895314e38}
 _NAMES = {_FLOAT: "fp32", _FLOAT16: "fp16", _BFLOAT16: "bf16"}
 _LITERAL_FLOAT = "tensor(float)"
-
-
-@dataclass(frozen=True, slots=True)
-class KeptFp32:
-    """A node that stays FP32, and why."""
-
-    name: str
-    reason: str
 
 
 def to_fp16(

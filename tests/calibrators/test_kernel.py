@@ -123,9 +123,9 @@ def test_counts_go_on_beyond_32_bits(count: Count, monkeypatch: pytest.MonkeyPat
 
 @pytest.fixture
 def no_cache() -> Any:
-    kernel._compiled.cache_clear()
+    kernel._load_compiled.cache_clear()
     yield
-    kernel._compiled.cache_clear()
+    kernel._load_compiled.cache_clear()
 
 
 @pytest.mark.usefixtures("no_cache")

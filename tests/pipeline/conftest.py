@@ -18,9 +18,9 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
+from host_memory import HostMemory
 from numpy.typing import NDArray
 
-from trtq.calibrators.device import HostMemory
 from trtq.models.session import open_session, run
 from trtq.pipeline.engine.backends import BACKENDS
 from trtq.pipeline.engine.tensorrt import TensorRt

@@ -13,8 +13,8 @@ from trtq.models.preprocess import Preprocess
 from trtq.pipeline.deliver.html.numbers import MINUS, format_decibels, format_size
 from trtq.pipeline.deliver.manifest import Manifest
 from trtq.pipeline.deliver.report import Report
-from trtq.pipeline.judge.metrics import OutputComparison
 from trtq.pipeline.judge.score import format_score
+from trtq.records import OutputComparison
 
 _DTYPES = {"Int8": "INT8", "Half": "FP16", "Float": "FP32", "BFloat16": "BF16"}
 _LONG_COMMAND = 90

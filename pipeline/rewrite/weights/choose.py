@@ -15,13 +15,13 @@ from trtq.pipeline.formats.encoding import Encoding, LayerScheme
 from trtq.pipeline.formats.granularity import Granularity, PerBlock
 from trtq.pipeline.formats.scheme import WeightScheme
 from trtq.pipeline.graph.placement import (
-    KeptNode,
     Placement,
     QuantizedNode,
     QuantizedWeight,
     choose_granularity,
     find_channel_axis,
 )
+from trtq.records import KeptNode
 
 SENSITIVE = r"(^|[/.:])(lm_head|proj_out|norm_out|classifier|score|head)(?![a-z0-9])"
 """The last layers of language models, diffusion transformers and classifiers: little memory, much harm."""

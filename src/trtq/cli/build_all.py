@@ -13,7 +13,6 @@ from typing import Any
 import click
 from rich.text import Text
 
-from trtq.calibrators.ahead import count_cores
 from trtq.calibrators.memory import find_free_bytes
 from trtq.cli import options
 from trtq.cli.build_file import BuildEntry, read_builds
@@ -23,6 +22,7 @@ from trtq.cli.tables import create_table
 from trtq.errors import ArtifactError, UsageError
 from trtq.files import check_output, write_atomically
 from trtq.pipeline.build_all import CommandOutcome, Limits, run_jobs
+from trtq.workers import count_cores
 
 KIND = "trtq build-all"
 _SEVERITY = (0, 3, 2, 5, 4)

@@ -20,9 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from trtq.pipeline.deliver.report import Report, WeightsReport
-    from trtq.pipeline.judge.logits import LogitsComparison
-    from trtq.pipeline.judge.metrics import OutputComparison
-    from trtq.pipeline.judge.repairs import Repairs
+    from trtq.records import LogitsComparison, OutputComparison, Repairs
 
 _STYLES = {"pass": "bold green", "fail": "bold red", "unverified": "bold yellow"}
 _MOST_ROWS = 12

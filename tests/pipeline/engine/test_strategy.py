@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from host_memory import HostMemory
 
 from trtq.calibrators import METHODS
 from trtq.calibrators.batches import Batches, Feed
-from trtq.calibrators.device import HostMemory
 from trtq.errors import DataError, UsageError
 from trtq.models.spec import CalibrationSpec, LayerSpec
 from trtq.pipeline.engine.backends import BACKENDS
@@ -142,8 +142,8 @@ def test_precisions_are_allowed_where_types_do_not_rule(
     [
         (CalibrationSpec(), "entropy2"),
         (CalibrationSpec(method="minmax"), "minmax"),
-        (CalibrationSpec(num_bins=2048), None),
-        (CalibrationSpec(max_clipped=0.0), None),
+        (CalibrationSpec(parameters={"num_bins": 1024}), None),
+        (CalibrationSpec(parameters={"max_clipped": 0.5}), None),
         (CalibrationSpec(method="percentile"), None),
         (CalibrationSpec(method="mse"), None),
         (CalibrationSpec(method="cross-entropy"), None),

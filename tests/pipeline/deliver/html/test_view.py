@@ -28,9 +28,8 @@ from trtq.pipeline.deliver.html.view import (
 )
 from trtq.pipeline.deliver.manifest import Manifest
 from trtq.pipeline.deliver.report import AutoReport, Report
-from trtq.pipeline.graph.placement import KeptNode
 from trtq.pipeline.judge.sensitivity import Distance, Effect, LayerSensitivity, Sensitivity
-from trtq.pipeline.rewrite.precision import KeptFp32
+from trtq.records import KeptFp32, KeptNode
 
 # Accuracy
 
