@@ -70,7 +70,7 @@ class QuantizedNode:
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """The decision for every node with weights, in graph order."""
+    """For every node with weights, in graph order: how it is quantized, or why it is kept."""
 
     quantized: tuple[QuantizedNode, ...] = ()
     kept: tuple[KeptNode, ...] = ()
@@ -230,10 +230,7 @@ def choose_granularity(axis: int | None) -> PerChannel | PerTensor:
 def find_channel_axis(node: ir.Node, place: int, rank: int) -> int | None:
     """Returns the axis of a weight's output channels, on which TensorRT runs INT8 (others run in float).
 
-    Args:
-        node: A Conv, ConvTranspose, Gemm or MatMul.
-        place: Which of its inputs the weight is.
-        rank: Of the weight. A batch of matrices has one scale for all: None.
+    None where one scale is for all: a batch of matrices, and a ConvTranspose with groups.
     """
     if node.op_type == "Conv":
         return 0

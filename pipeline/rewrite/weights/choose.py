@@ -62,7 +62,7 @@ def choose_weights(
 
     Args:
         model: The float graph; its nodes have unique names.
-        scheme: The format.
+        scheme: The format, and whether sensitive names are kept.
         skip: Regular expressions searched in the names of nodes and of weights.
         taken: Names of weights that are quantized in another way.
     """
@@ -86,12 +86,7 @@ def choose_weights(
 
 
 def group_by_weight(model: ir.Model, placement: Placement) -> tuple[ChosenWeight, ...]:
-    """Returns the weights that are stored in fewer bits by themselves, each with its readers.
-
-    Args:
-        model: The float graph that was placed.
-        placement: Of the whole graph, or what `choose_weights` returned.
-    """
+    """Returns the weights of the float graph that a placement stores in fewer bits, each with its readers."""
     readers: dict[QuantizedWeight, list[QuantizedNode]] = {}
     for node in placement.weights_alone:
         assert node.held_weight is not None
