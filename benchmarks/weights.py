@@ -4,7 +4,7 @@
     .venv-peers/bin/pip install --editable . bitsandbytes        # brings PyTorch
     .venv-peers/bin/python benchmarks/weights.py --output benchmarks/results/weights-2026-11-21.json
 
-The bounds of issue E: at least 300 MB of FP32 weights a second and core, and faster than both. All quantize
+The bounds: at least 300 MB of FP32 weights a second and core, and faster than both. All quantize
 the same weight of 4096 x 4096, in blocks of 64, and pack the codes; they take turns, on one core. That NF4 is
 the same bit for bit is checked on the way.
 """
