@@ -7,7 +7,6 @@ import math
 import struct
 from collections.abc import Callable
 from functools import cache
-from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 from typing import Any
 
@@ -141,14 +140,9 @@ def _float_of(ordered: int) -> float:
 @cache
 def _compiled() -> Count | None:
     """Returns the compiled kernel; None if the installation had no compiler, or it cannot be loaded."""
-    here = Path(__file__)
-    found = (here.with_name(f"kernel_c{suffix}") for suffix in EXTENSION_SUFFIXES)
-    path = next((path for path in found if path.is_file()), None)
     try:
-        function = None if path is None else ctypes.CDLL(str(path)).trtq_count
+        function = ctypes.CDLL(str(Path(__file__).with_name("kernel_c.so"))).trtq_count
     except (OSError, AttributeError):
-        return None
-    if function is None:
         return None
     function.restype = None
     pointer, integer = ctypes.c_void_p, ctypes.c_int32
