@@ -16,14 +16,9 @@ from trtq.pipeline.formats.codes import CodeFormat
 from trtq.pipeline.formats.floats import FloatFormat
 from trtq.pipeline.formats.granularity import PerBlock
 from trtq.pipeline.graph.load import Graph
-from trtq.pipeline.graph.placement import Placement, QuantizedNode
+from trtq.pipeline.graph.placement import Placement, QuantizedNode, find_unmatched
 from trtq.pipeline.rewrite.weights.apply import Runtime
-from trtq.pipeline.rewrite.weights.choose import (
-    ChosenWeight,
-    choose_weights,
-    find_unmatched_names,
-    group_by_weight,
-)
+from trtq.pipeline.rewrite.weights.choose import ChosenWeight, choose_weights, group_by_weight
 from trtq.pipeline.rewrite.weights.layout import count_stored_bytes
 from trtq.progress import Watcher
 
@@ -42,16 +37,12 @@ def place_weights(
     products, of embeddings and of what is not quantized otherwise are chosen here. A small product whose
     weight cannot be stored in fewer bits stays with Q/DQ too.
 
-    Args:
-        graph: The float model.
-        spec: With the patterns of what keeps its precision.
-        target: With a weight scheme.
-        placement: Where Q/DQ pairs would go; empty without INT8.
-        watcher: Is told of patterns that match nothing, and of weights with smaller blocks.
+    The placement is empty without INT8. The watcher is told of patterns that match nothing, and of weights
+    with smaller blocks.
     """
     assert target.weights is not None
     patterns = (*spec.layers.skip, *spec.layers.keep_fp32)
-    for pattern, nearest in find_unmatched_names(graph.model, patterns):
+    for pattern, nearest in find_unmatched(graph.model, patterns, in_weights=True):
         near = f"; the nearest names are {', '.join(nearest)}" if nearest else ""
         watcher.warn(f"{pattern!r} matches no node or weight{near}")
     small = {node.name for node in placement.quantized if _is_small(graph.model, node)}
@@ -97,14 +88,7 @@ def find_runtime(backend: str) -> Runtime:
 def report_weights(
     chosen: Sequence[ChosenWeight], target: Target, *, backend: str, rest: FloatFormat
 ) -> WeightsReport:
-    """Returns what the report says of the weights.
-
-    Args:
-        chosen: The weights that are quantized alone.
-        target: With a weight scheme.
-        backend: Who runs the result.
-        rest: What computes that is not quantized.
-    """
+    """Returns what the report says of weights that are quantized alone, with scales in the format `rest`."""
     scheme = target.weights
     assert scheme is not None
     size = sum(count_stored_bytes(weight, rest.dtype) for weight in chosen)

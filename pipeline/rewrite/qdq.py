@@ -10,10 +10,9 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from trtq.calibrators.ranges import Ranges
-from trtq.calibrators.survey import map_values_made
 from trtq.models.tensors import require_finite
 from trtq.pipeline.formats.floats import convert_scales
-from trtq.pipeline.graph.fold import Additions
+from trtq.pipeline.graph.edit import GraphEditor, map_values
 from trtq.pipeline.graph.placement import Placement, QuantizedWeight
 from trtq.pipeline.rewrite.channels.operands import add_to_bias, follow_output, has_input_channels
 from trtq.pipeline.rewrite.channels.rescale import rescale
@@ -54,10 +53,10 @@ def quantize(
     rescaled = rescale(model, placement, ranges)
     result = rescaled.model if rescaled.model is not model else model.clone()
     placement, ranges = rescaled.placement, rescaled.ranges
-    additions, values = Additions(result.graph), _values(result)
+    edit, values = GraphEditor(result), map_values(result.graph)
     nodes = {node.name: node for node in result.graph}
     activations = {
-        name: _quantized_activation(additions, values[name], _activation_qparams(ranges, name, scale_dtype))
+        name: _quantized_activation(edit, values[name], _activation_qparams(ranges, name, scale_dtype))
         for name in placement.activations
     }
     weights: dict[QuantizedWeight, _Weight] = {}
@@ -67,15 +66,15 @@ def quantize(
             continue
         if placed.weight is not None and weight is not None:
             if weight not in weights:
-                weights[weight] = _quantized_weight(additions, weight, scale_dtype, ranges)
+                weights[weight] = _quantized_weight(edit, weight, scale_dtype, ranges)
             channels = ranges.channels.get(placed.activations[0][1])
             if channels is not None and channels.mean and has_input_channels(placed, node):
                 lost = weights[weight].lost()
-                add_to_bias(additions, node, follow_output(lost, np.asarray(channels.mean), node))
+                add_to_bias(edit, node, follow_output(lost, np.asarray(channels.mean), node))
             node.replace_input_with(placed.weight[0], weights[weight].value)
         for index, tensor in placed.activations:
             node.replace_input_with(index, activations[tensor])
-    _drop_unused(result)
+    edit.drop_unused()
     return result
 
 
@@ -85,25 +84,19 @@ def _activation_qparams(ranges: Ranges, tensor: str, dtype: str) -> QParams:
     return choose_activation_qparams(ranges.amax(tensor), dtype)
 
 
-def _quantized_activation(additions: Additions, source: ir.Value, qparams: QParams) -> ir.Value:
-    name, graph = source.name, additions.graph
-    qparams = _in_dtype_of(source, qparams)
-    scale = additions.constant(f"{name}_scale", qparams.scale)
-    zero = additions.constant(f"{name}_zero_point", qparams.zero_point)
-    quantize_node = ir.node("QuantizeLinear", [source, scale, zero], name=f"{name}_QuantizeLinear")
-    codes = quantize_node.outputs[0]
-    codes.name = additions.name(f"{name}_quantized")
-    codes.type, codes.shape = ir.TensorType(ir.DataType.INT8), source.shape
-    dequantize_node = ir.node("DequantizeLinear", [codes, scale, zero], name=f"{name}_DequantizeLinear")
-    result = dequantize_node.outputs[0]
-    result.name = additions.name(f"{name}_dequantized")
-    result.type, result.shape = source.type, source.shape
-    producer = source.producer()
-    if producer is not None:
-        graph.insert_after(producer, [quantize_node, dequantize_node])
-    else:
-        graph.insert_before(graph[0], [quantize_node, dequantize_node])
-    return result
+def _quantized_activation(edit: GraphEditor, source: ir.Value, qparams: QParams) -> ir.Value:
+    name, qparams = source.name, _in_dtype_of(source, qparams)
+    scale = edit.add_constant(f"{name}_scale", qparams.scale)
+    zero = edit.add_constant(f"{name}_zero_point", qparams.zero_point)
+    value = source
+    for op_type, word, dtype in (
+        ("QuantizeLinear", "quantized", ir.DataType.INT8),
+        ("DequantizeLinear", "dequantized", source.dtype),
+    ):
+        names = (f"{name}_{word}", f"{name}_{op_type}")
+        inputs = [value, scale, zero]
+        value = edit.insert(op_type, inputs, like=source, dtype=dtype, output=names[0], name=names[1])
+    return value
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,13 +114,12 @@ class _Weight:
 
 
 def _quantized_weight(
-    additions: Additions,
+    edit: GraphEditor,
     weight: QuantizedWeight,
     scale_dtype: str,
     ranges: Ranges,
 ) -> _Weight:
-    graph = additions.graph
-    source = graph.initializers[weight.tensor]
+    source = edit.graph.initializers[weight.tensor]
     assert source.const_value is not None
     values = source.const_value.numpy()
     require_finite(values, weight.tensor)
@@ -138,31 +130,16 @@ def _quantized_weight(
     else:
         codes = round_to(divide_by_scale(values, qparams), unpack(rounding, values.shape))
     inputs = [
-        additions.constant(f"{weight.tensor}_quantized", codes),
-        additions.constant(f"{weight.tensor}_scale", qparams.scale),
-        additions.constant(f"{weight.tensor}_zero_point", qparams.zero_point),
+        edit.add_constant(f"{weight.tensor}_quantized", codes),
+        edit.add_constant(f"{weight.tensor}_scale", qparams.scale),
+        edit.add_constant(f"{weight.tensor}_zero_point", qparams.zero_point),
     ]
     attributes = weight.encoding.granularity.attributes(values.shape)
-    name = additions.name(f"{weight.tensor}_dequantized")
-    node = ir.node("DequantizeLinear", inputs, attributes, name=f"{name}_DequantizeLinear")
-    result = node.outputs[0]
-    result.name, result.type, result.shape = name, source.type, source.shape
-    graph.insert_before(graph[0], [node])
+    output, first = f"{weight.tensor}_dequantized", edit.graph[0]
+    result = edit.insert("DequantizeLinear", inputs, attributes, like=source, output=output, before=first)
     return _Weight(result, values, codes, qparams)
 
 
 def _in_dtype_of(source: ir.Value, qparams: QParams) -> QParams:
     assert source.dtype is not None
     return replace(qparams, scale=convert_scales(qparams.scale, source.dtype.numpy().name))
-
-
-def _values(model: ir.Model) -> dict[str, ir.Value]:
-    """Returns the inputs of the graph and what its nodes make, by name."""
-    return {str(value.name): value for value in model.graph.inputs} | map_values_made(model)
-
-
-def _drop_unused(model: ir.Model) -> None:
-    """Removes the float weights that are quantized now."""
-    for name, value in list(model.graph.initializers.items()):
-        if not value.uses() and not value.is_graph_output():
-            del model.graph.initializers[name]

@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from trtq.models.tensors import read_values, require_finite
 from trtq.pipeline.formats.codes import Codes
-from trtq.pipeline.graph.fold import make_unique_name
+from trtq.pipeline.graph.edit import GraphEditor
 from trtq.pipeline.rewrite.weights.choose import ChosenWeight
 from trtq.pipeline.rewrite.weights.forms import (
     Chain,
@@ -50,21 +50,21 @@ def quantize_weights(
     """
     result = model.clone()
     result.ir_version = max(result.ir_version, 10)  # the first with INT4
-    nodes = {str(node.name): (index, node) for index, node in enumerate(result.graph)}
+    edit, nodes = GraphEditor(result), {str(node.name): (i, node) for i, node in enumerate(result.graph)}
     for weight in chosen:
         tensor = source.graph.initializers[weight.tensor].const_value
         assert tensor is not None
         codes = (known or {}).get(weight.tensor)
-        is_delayed = codes is None and isinstance(tensor, ir.ExternalTensor)
         for dtype, readers in _by_dtype(nodes, weight).items():
             bnb4 = runtime == "onnxruntime" and dtype is ir.DataType.FLOAT and _takes_bnb4(readers)
             form = choose_form(weight.encoding, bnb4=bnb4)
             parts = plan_parts(weight, dtype, form)
             make = partial(_make, tensor, weight, codes, dtype, method, parts, form)
+            is_delayed = codes is None and isinstance(tensor, ir.ExternalTensor)
             tensors = _delay(make, parts) if is_delayed else make()
             named = dict(zip((part.name for part in parts), tensors, strict=True))
-            _replace(result.graph, weight, readers, dtype, named, form)
-    _drop_unused(result.graph)
+            _replace(edit, weight, readers, dtype, named, form)
+    edit.drop_unused()
     return result
 
 
@@ -82,13 +82,7 @@ def _make(
 
 
 def encode_weight(values: ir.TensorProtocol, weight: ChosenWeight, dtype: str, method: str = "rtn") -> Codes:
-    """Returns the weight's codes and scales.
-
-    Args:
-        values: The weight.
-        weight: How it was chosen.
-        dtype: Which the scales must survive: "float32", "float16" or "bfloat16".
-        method: One of the format's, but not "gptq".
+    """Returns the codes and scales of a weight; see `CodeFormat.encode`.
 
     Raises:
         ModelError: The weight is not finite.
@@ -118,23 +112,26 @@ def _takes_bnb4(readers: Sequence[tuple[ir.Node, int]]) -> bool:
 
 
 def _replace(
-    graph: ir.Graph,
+    edit: GraphEditor,
     weight: ChosenWeight,
     readers: Sequence[tuple[ir.Node, int]],
     dtype: ir.DataType,
     tensors: Mapping[str, ir.TensorProtocol],
     form: Form,
 ) -> None:
-    """Gives the readers the weight in its form, or products in their place."""
-    first, place = readers[0]
-    chain = Chain(graph, first, make_unique_name(graph, f"{weight.tensor}_{dtype.name.lower()}_quantized"))
+    """Gives the readers, in graph order, the weight in its form, or products in their place."""
+    first, place = readers[0]  # all new nodes stand before it
+    chain = Chain(edit, first, edit.name_value(f"{weight.tensor}_{dtype.name.lower()}_quantized"))
     values = [chain.constant(name, tensor) for name, tensor in tensors.items()]
     if form == "bnb4":
         for node, _ in readers:
-            _take_place(graph, node, add_matmul_bnb4(Chain(graph, node, chain.stem), weight, node, *values))
+            result = add_matmul_bnb4(chain, weight, node, *values)
+            edit.replace(node.outputs[0], result, rename="")
+            edit.remove(node)
+            result.producer().name = node.name  # type: ignore[union-attr]
         return
     if form == "double":
-        magnitudes = add_double_lookup(Chain(graph, first, f"{chain.stem}/absmax"), weight, *values[1:])
+        magnitudes = add_double_lookup(Chain(edit, first, f"{chain.stem}/absmax"), weight, *values[1:])
         values = [values[0], chain.converted(magnitudes, dtype, "Magnitudes")]
     if form == "linear":
         new = add_dequantize(chain, weight, *values)
@@ -149,45 +146,20 @@ def _activation(node: ir.Node, place: int) -> ir.Value | None:
     return None if node.op_type == "Gather" else node.inputs[1 - place]
 
 
-def _take_place(graph: ir.Graph, node: ir.Node, result: ir.Value) -> None:
-    """Puts a value in the place of a node's only output, whose name it takes."""
-    old = node.outputs[0]
-    old.replace_all_uses_with(result, replace_graph_outputs=True)
-    old.name, result.name = None, old.name
-    graph.remove(node, safe=True)
-
-
 def _delay(make: Callable[[], Tensors], parts: Sequence[Part]) -> Tensors:
-    """Returns constants that are made when they are read."""
-    once = _Once(make)
-    return tuple(
-        ir.LazyTensor(once.taker(index), part.dtype, ir.Shape(part.shape)) for index, part in enumerate(parts)
-    )
-
-
-class _Once:
-    """Makes the constants of one weight when the first is read, and forgets each as it is handed out.
+    """Returns constants that are made when the first is read, and forgotten as each is handed out.
 
     They are read one after another when the model is saved, so that the work is done once and one weight is
     in memory.
     """
+    left: dict[int, ir.TensorProtocol] = {}
 
-    def __init__(self, make: Callable[[], Tensors]) -> None:
-        self._make = make
-        self._left: dict[int, ir.TensorProtocol] = {}
+    def take(index: int) -> ir.TensorProtocol:
+        if index not in left:
+            left.update(enumerate(make()))
+        return left.pop(index)
 
-    def taker(self, index: int) -> Callable[[], ir.TensorProtocol]:
-        """Returns the function that hands out one of them."""
-
-        def take() -> ir.TensorProtocol:
-            if index not in self._left:
-                self._left = dict(enumerate(self._make()))
-            return self._left.pop(index)
-
-        return take
-
-
-def _drop_unused(graph: ir.Graph) -> None:
-    for name, value in list(graph.initializers.items()):
-        if not value.uses() and not value.is_graph_output():
-            del graph.initializers[name]
+    return tuple(
+        ir.LazyTensor(partial(take, index), part.dtype, ir.Shape(part.shape))
+        for index, part in enumerate(parts)
+    )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 import re
 from collections.abc import Collection, Iterator, Sequence
@@ -101,14 +100,6 @@ def group_by_weight(model: ir.Model, placement: Placement) -> tuple[ChosenWeight
         ChosenWeight(held.tensor, _shape(model.graph.initializers[held.tensor]), held.encoding, tuple(nodes))
         for held, nodes in readers.items()
     )
-
-
-def find_unmatched_names(model: ir.Model, patterns: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
-    """Yields each pattern that is found in no name of a node or weight, with the node names nearest to it."""
-    nodes = [str(node.name) for node in model.graph]
-    for pattern in patterns:
-        if not any(re.search(pattern, name) for name in (*nodes, *model.graph.initializers)):
-            yield pattern, difflib.get_close_matches(pattern, nodes, n=3, cutoff=0.3)
 
 
 def _weights(model: ir.Model) -> Iterator[ir.Value]:

@@ -27,11 +27,7 @@ def quantize_by_gptq(
 ) -> dict[str, Codes]:
     """Returns INT4 codes of the weights of products by GPTQ, by the weight's name; not of embeddings.
 
-    Args:
-        model: The float graph; it is not changed.
-        chosen: What `group_by_weight` returned for it.
-        batches: The data, checked against the model.
-        dtype: Which the scales must survive: "float32", "float16" or "bfloat16".
+    The scales survive the dtype "float32", "float16" or "bfloat16".
 
     Raises:
         DataError: The data does not fit.
@@ -54,11 +50,6 @@ def quantize_by_gptq(
 
 def measure_grams(model: ir.Model, tensors: Sequence[str], batches: Batches) -> Mapping[str, Gram]:
     """Returns X^T X of each tensor over all the data, taken as rows of its last axis; float32.
-
-    Args:
-        model: The float graph; it is not changed.
-        tensors: Names of its tensors.
-        batches: The data.
 
     Raises:
         DataError: A product of two values is not finite.

@@ -46,10 +46,7 @@ def choose_form(encoding: Encoding, *, bnb4: bool = False) -> Form:
 def plan_parts(weight: ChosenWeight, dtype: ir.DataType, form: Form | None = None) -> tuple[Part, ...]:
     """Returns the constants that depend on the weight; what all have (codebooks, shapes) is not among them.
 
-    Args:
-        weight: What is held.
-        dtype: The float dtype that the weight has for its reader.
-        form: How it is held; None: as TensorRT wants it.
+    The dtype is that of the weight for its reader; the form is TensorRT's unless another is given.
     """
     encoding, shape, form = weight.encoding, weight.shape, form or choose_form(weight.encoding)
     scales = encoding.granularity.scales_shape(shape)

@@ -14,8 +14,8 @@ from trtq.pipeline import formats
 from trtq.pipeline.formats.encoding import Encoding
 from trtq.pipeline.formats.granularity import Granularity, PerBlock, PerChannel
 from trtq.pipeline.formats.scheme import WeightScheme
-from trtq.pipeline.graph.placement import Placement, QuantizedWeight
-from trtq.pipeline.rewrite.weights.choose import choose_weights, find_unmatched_names, group_by_weight
+from trtq.pipeline.graph.placement import Placement, QuantizedWeight, find_unmatched
+from trtq.pipeline.rewrite.weights.choose import choose_weights, group_by_weight
 
 ModelOf = Callable[..., ir.Model]
 INT4, INT8 = WeightScheme("int4"), WeightScheme("int8")
@@ -104,8 +104,8 @@ def test_the_name_of_a_weight_counts_too(model_of: ModelOf) -> None:
     text = 'g (float[N,64] x) => (float[N,64] y) { [p] y = MatMul (x, "lm_head.weight") }'
     model = model_of(text.replace('"lm_head.weight"', "head_weight"), head_weight=zeros(64, 64))
     assert choose_weights(model, INT4, ["^head_w"]).kept[0].reason == "skipped by '^head_w'"
-    assert list(find_unmatched_names(model, ["^head_w", "q"])) == [("q", [])]
-    assert list(find_unmatched_names(model, ["pp"])) == [("pp", ["p"])]
+    assert list(find_unmatched(model, ["^head_w", "q"], in_weights=True)) == [("q", [])]
+    assert list(find_unmatched(model, ["pp"], in_weights=True)) == [("pp", ["p"])]
 
 
 SHARED = """g (float[N,64] x, int64[N] ids) => (float[N,64] y, float[N,64] z) {{
