@@ -6,7 +6,6 @@ and type alone, as a text holds no numbers of fields; all others in a configurat
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from functools import cache
 from typing import Any, TypeAlias
@@ -56,8 +55,16 @@ _MESSAGES = {
     "WarmupInput": "data_type:DataType dims:int64* zero_data:bool random_data:bool input_data_file:string",
 }
 """The fields in the order in which they are written; those with * are repeated."""
-_BARE_LIST = re.compile(r"""("(?:\\.|[^"\\\n])*"?|'(?:\\.|[^'\\\n])*'?|\#[^\n]*)|(?<=\w)(\s*\[)""")
-"""A list without a colon, which protobuf takes for known fields only; strings and comments are skipped."""
+_PASSED_BY = (
+    "agents batch_input batch_output cc_model_filenames control control_input cpu_execution_accelerator cuda "
+    "default_queue_policy direct ensemble_scheduling execution_accelerators gpu_execution_accelerator graph "
+    "graph_lower_bound graph_spec histogram_options initial_state input input_map input_pinned_memory "
+    "metric_control metric_identifier metric_tags model_metrics model_operations model_repository_agents "
+    "model_transaction_policy oldest optimization output_map output_pinned_memory parameters "
+    "priority_queue_policy rate_limiter resources response_cache secondary_devices sequence_batching "
+    "specific state step"
+)
+"""Triton's other fields that hold messages; protobuf before 6.31 skips no list of messages."""
 
 
 def to_text(message: Message) -> str:
@@ -79,7 +86,6 @@ def parse(text: str, where: str) -> Any:
         ArtifactError: It is not in the text format; line and column are named.
     """
     text_format = _protobuf("text_format")
-    text = _BARE_LIST.sub(lambda found: found[1] or f":{found[2]}", text)
     try:
         return text_format.Parse(text, _config_class()(), allow_unknown_field=True)
     except (text_format.ParseError, RecursionError) as error:
@@ -100,9 +106,12 @@ def _config_class() -> Any:
     for name, values in _ENUMS.items():
         numbered = [{"name": value, "number": number} for number, value in enumerate(values)]
         file.enum_type.add(name=name, value=numbered)
-    for name, fields in _MESSAGES.items():
-        described = [_describe(field, number) for number, field in enumerate(fields.split(), 1)]
-        file.message_type.add(name=name, field=described)
+    passed_by = {name: f"{name}:Other*" for name in _PASSED_BY.split()}
+    for message, fields in {**_MESSAGES, "Other": ""}.items():
+        ours = {field.partition(":")[0]: field for field in fields.split()}
+        every = ours | {name: field for name, field in passed_by.items() if name not in ours}
+        described = [_describe(field, number) for number, field in enumerate(every.values(), 1)]
+        file.message_type.add(name=message, field=described)
     pool = _protobuf("descriptor_pool").DescriptorPool()
     pool.Add(file)
     return _protobuf("message_factory").GetMessageClass(pool.FindMessageTypeByName("trtq.ModelConfig"))
@@ -113,7 +122,7 @@ def _describe(field: str, number: int) -> Message:
     name, _, kind = field.partition(":")
     label = "LABEL_REPEATED" if kind.endswith("*") else "LABEL_OPTIONAL"
     kind = kind.rstrip("*")
-    is_ours = kind in _ENUMS or kind in _MESSAGES
+    is_ours = kind in _ENUMS or kind in _MESSAGES or kind == "Other"
     return {"name": name, "number": number, "label": label} | (
         {"type_name": f".trtq.{kind}"} if is_ours else {"type": f"TYPE_{kind.upper()}"}
     )

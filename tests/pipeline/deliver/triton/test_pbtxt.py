@@ -10,7 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trtq.errors import ArtifactError
-from trtq.pipeline.deliver.triton.pbtxt import _ENUMS, Message, name_data_type, parse, to_text
+from trtq.pipeline.deliver.triton.pbtxt import (
+    _ENUMS,
+    _MESSAGES,
+    _PASSED_BY,
+    Message,
+    name_data_type,
+    parse,
+    to_text,
+)
 
 MESSAGE: Message = {
     "name": "net",
@@ -55,8 +63,8 @@ def test_what_is_written_is_read() -> None:
         "name: 'x' # for people\nmax_batch_size: 0x8 instance_group [ { kind: KIND_MODEL gpus: [ 0, 1 ] } ]",
         'default_model_filename: "a [ b" model_operations [ { op_library_filename: [ "[" ] } ]'
         "name: 'x' max_batch_size: 8 # a comment [",
-        "name: \"\" 'x'; max_batch_size: 8, optimization { accelerators { gpu_execution_accelerator "
-        ": [ { name : 'tensorrt' parameters { key: 'precision_mode' value: 'FP16' } } ] } }",
+        "name: \"\" 'x'; max_batch_size: 8, optimization { execution_accelerators { "
+        "gpu_execution_accelerator : [ { name : 'tensorrt' parameters { key: 'precision_mode' value: 'FP16' } } ] } }",
     ],
 )
 def test_what_we_do_not_know_in_an_edited_configuration_passes_by(text: str) -> None:
@@ -119,3 +127,23 @@ def test_the_numbers_of_types_and_kinds_are_tritons() -> None:
     schema = pytest.importorskip("tritonclient.grpc.model_config_pb2")
     assert list(_ENUMS["DataType"]) == schema.DataType.keys()
     assert list(_ENUMS["Kind"]) == schema.ModelInstanceGroup.Kind.keys()
+
+
+def test_every_message_of_tritons_is_known_and_no_scalar_is_taken_for_one() -> None:
+    schema = pytest.importorskip("tritonclient.grpc.model_config_pb2")
+    messages, scalars = split_fields(schema.ModelConfig.DESCRIPTOR, set())
+    ours = {field.partition(":")[0] for fields in _MESSAGES.values() for field in fields.split()}
+    assert messages <= {*_PASSED_BY.split(), *ours}
+    assert not scalars & set(_PASSED_BY.split())
+
+
+def split_fields(message: Any, seen: set[str]) -> tuple[set[str], set[str]]:
+    """Returns the names of the fields that are messages, at any depth, and those of all others."""
+    seen.add(message.full_name)
+    messages = {field.name for field in message.fields if field.message_type is not None}
+    scalars = {field.name for field in message.fields} - messages
+    for field in message.fields:
+        if field.message_type is not None and field.message_type.full_name not in seen:
+            deeper = split_fields(field.message_type, seen)
+            messages, scalars = messages | deeper[0], scalars | deeper[1]
+    return messages, scalars
