@@ -140,10 +140,17 @@ def migrate(
 def migration_to_json(outcome: CacheOutcome) -> bytes:
     """Returns what became of every key of the cache, as JSON."""
     cache, found = outcome.cache, outcome.migration
-    header = CacheHeader(cache.version, cache.algorithm)
-    rounded = (outcome.num_rounded, outcome.largest_rise)
-    rest = (found.mapped, found.unused, found.unmapped, found.uncovered, found.folded_names)
-    return FILE.encode(MigrationFile(header, *rounded, *rest))
+    file = MigrationFile(
+        CacheHeader(cache.version, cache.algorithm),
+        outcome.num_rounded,
+        outcome.largest_rise,
+        found.mapped,
+        found.unused,
+        found.unmapped,
+        found.uncovered,
+        found.folded_names,
+    )
+    return FILE.encode(file)
 
 
 def _prepare(

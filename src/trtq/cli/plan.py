@@ -9,10 +9,11 @@ from typing import Any
 import click
 
 from trtq.cli import options
-from trtq.cli.console import format_bytes, open_console, print_json
+from trtq.cli.console import open_console, print_json
 from trtq.cli.sizes import parse_bytes
 from trtq.cli.tables import create_table
 from trtq.errors import UsageError
+from trtq.numbers import format_bytes
 from trtq.pipeline.engine.profiles import parse_shapes
 from trtq.pipeline.formats.scheme import BLOCK_SIZES
 from trtq.pipeline.plan import MemoryPlan, Sizes, parse_count, plan_model, plan_params

@@ -9,9 +9,10 @@ import click
 
 from trtq.calibrators.ranges import read_ranges
 from trtq.cli import options, scales
-from trtq.cli.console import ConsoleWatcher, format_bytes, open_console, print_json
+from trtq.cli.console import ConsoleWatcher, open_console, print_json
 from trtq.errors import UsageError
 from trtq.files import refuse_input
+from trtq.numbers import format_bytes
 from trtq.pipeline.quantize import quantize
 
 
