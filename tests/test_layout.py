@@ -25,7 +25,10 @@ from trtq.cli import main
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "src" / "trtq"
 LINKS = ("calibrators", "models", "pipeline")
-GROUND = {f"trtq.{name}" for name in ("errors", "files", "json", "lazy", "progress", "records", "workers")}
+GROUND = {
+    f"trtq.{name}"
+    for name in ("errors", "files", "json", "lazy", "numbers", "progress", "records", "workers")
+}
 ROOMS = ("models", "calibrators", "pipeline", "cli")
 """Each may import from itself, from those before it, and from the ground."""
 STAGES = ("formats", "graph", "rewrite", "engine", "judge", "deliver")
