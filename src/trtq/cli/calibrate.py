@@ -16,13 +16,14 @@ from trtq.calibrators.statistics import Statistics
 from trtq.calibrators.statistics_file import read_statistics, statistics_to_bytes
 from trtq.cli import options, targets
 from trtq.cli.console import ConsoleWatcher, open_console, print_json
-from trtq.cli.targets import TargetOptions
+from trtq.cli.options import Given
 from trtq.errors import UsageError
 from trtq.files import check_output, refuse_input, write_atomically
 from trtq.models.spec import CalibrationSpec, LayerSpec, QuantizationSpec
 from trtq.pipeline.calibrate import estimate_ranges, list_placed_tensors, open_calibration
 from trtq.pipeline.calibrate.data import options_from_spec
 from trtq.pipeline.calibrate.improve import RangeSearch
+from trtq.pipeline.engine.target import Target
 
 
 @click.command("calibrate")
@@ -46,7 +47,7 @@ from trtq.pipeline.calibrate.improve import RangeSearch
 )
 @options.take(QuantizationSpec)
 @options.take(LayerSpec, "skip", "force")
-@options.take(TargetOptions, "op_types")
+@options.take(Target, "op_types")
 @click.option(
     "--statistics",
     type=click.Path(path_type=Path),
@@ -65,12 +66,10 @@ from trtq.pipeline.calibrate.improve import RangeSearch
 )
 @options.json_option
 @options.talk_options
-@click.pass_context
+@options.pass_given
 def command(
-    ctx: click.Context,
+    given: Given,
     model: Path,
-    settings: Path | None,
-    random_data: bool,
     shard: str | None,
     checkpoint: Path | None,
     checkpoint_seconds: float,
@@ -88,7 +87,7 @@ def command(
       trtq calibrate model.onnx --calib-data calib.npz --save-statistics s.npz
       trtq calibrate model.onnx --statistics s.npz --calib-method percentile
     """
-    spec = options.read_settings(ctx, model)
+    spec = given.read_spec(model)
     how = replace(
         options_from_spec(spec.calibration),
         shard=_parse_shard(shard) if shard else (1, 1),
@@ -101,12 +100,12 @@ def command(
     elif output is None:
         output = Path("ranges.json")
     if statistics is not None:
-        given = {"--random-data": random_data, "--shard": shard, "--checkpoint": checkpoint}
-        _refuse_unused(ctx, {**given, "--save-statistics": save_statistics})
+        others = {"--shard": shard, "--checkpoint": checkpoint, "--save-statistics": save_statistics}
+        _refuse_unused(given, others)
     sources = (spec.calibration.data, spec.evaluation.data) if statistics is None else ()
     outputs = {"--output": output, "--save-statistics": save_statistics, "--checkpoint": checkpoint}
-    _check_paths(outputs, model, settings, statistics, *sources)
-    target = targets.read_target(ctx)
+    _check_paths(outputs, model, given.settings, statistics, *sources)
+    target = targets.read_target(given)
     found = None
     with ConsoleWatcher(quiet=quiet) as watcher:
         if statistics is not None:
@@ -116,7 +115,7 @@ def command(
             found = RangeSearch(ranges, create_method(spec.calibration))
         else:
             subject = open_calibration(
-                model, spec=spec, target=target, random_data=random_data, watcher=watcher
+                model, spec=spec, target=target, random_data=given.random_data, watcher=watcher
             )
             seen = subject.observe(how, watcher)
             if save_statistics is not None:
@@ -152,12 +151,12 @@ def _check_part(output: Path | None, save_statistics: Path | None) -> None:
         raise UsageError("--output is of no use with --shard: a part of the data gives no ranges")
 
 
-def _refuse_unused(ctx: click.Context, given: Mapping[str, object]) -> None:
+def _refuse_unused(given: Given, others: Mapping[str, object]) -> None:
     """Refuses options that say how data is read, where none is."""
     names = ("data", "samples", "batch_size", "memory_bytes", "device")
-    changes = options.list_changes(ctx)
-    unused = [item.option for item in changes if item.settings is CalibrationSpec and item.field in names]
-    unused += [option for option, value in given.items() if value]
+    unused = [change.option for change in given.find(CalibrationSpec, *names)]
+    unused += ["--random-data"] if given.random_data else []
+    unused += [option for option, value in others.items() if value]
     if unused:
         raise UsageError(f"{unused[0]} is of no use with --statistics: no data is read")
 

@@ -13,12 +13,12 @@ from rich.text import Text
 
 from trtq.cli import builders, options, targets
 from trtq.cli.console import ConsoleWatcher, open_console, print_json
+from trtq.cli.options import Given
 from trtq.cli.tables import create_table, print_report
-from trtq.cli.targets import TargetOptions
 from trtq.errors import GateError, UsageError
 from trtq.models.spec import AccuracySpec, EvaluationSpec, LayerSpec, QuantizationSpec
 from trtq.pipeline.deliver.report import to_json
-from trtq.pipeline.engine.target import HighPrecision
+from trtq.pipeline.engine.target import HighPrecision, Target
 from trtq.pipeline.migrate import CacheOutcome, migrate, migration_to_json
 from trtq.pipeline.migrate.removed.scripts import check_scripts
 
@@ -39,7 +39,7 @@ from trtq.pipeline.migrate.removed.scripts import check_scripts
 @options.spec_option
 @options.take(QuantizationSpec, "weight_granularity")
 @options.take(LayerSpec)
-@options.take(TargetOptions, "op_types")
+@options.take(Target, "op_types")
 @click.option(
     "--high-precision",
     type=click.Choice(["fp32", "fp16"]),
@@ -53,14 +53,13 @@ from trtq.pipeline.migrate.removed.scripts import check_scripts
 @options.take(AccuracySpec)
 @options.json_option
 @options.talk_options
-@click.pass_context
+@options.pass_given
 def command(
-    ctx: click.Context,
+    given: Given,
     model: Path | None,
     cache: Path | None,
     scripts: Path | None,
     output: Path | None,
-    settings: Path | None,
     high_precision: HighPrecision,
     as_json: bool,
     quiet: bool,
@@ -89,8 +88,8 @@ def command(
         migrated = migrate(
             model,
             cache,
-            spec=options.read_settings(ctx, model),
-            target=replace(targets.read_target(ctx), high_precision=high_precision),
+            spec=given.read_spec(model),
+            target=replace(targets.read_target(given), high_precision=high_precision),
             output=output,
             watcher=watcher,
         )

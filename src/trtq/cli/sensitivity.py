@@ -15,11 +15,12 @@ from rich.console import Console
 from trtq.cli import options, targets
 from trtq.cli.chart import Bar, draw_bars
 from trtq.cli.console import ConsoleWatcher, open_console
+from trtq.cli.options import Given
 from trtq.cli.tables import create_table
-from trtq.cli.targets import TargetOptions
 from trtq.errors import UsageError
 from trtq.files import check_output, refuse_input, write_atomically
 from trtq.models.spec import EvaluationSpec, LayerSpec, QuantizationSpec
+from trtq.pipeline.engine.target import Target
 from trtq.pipeline.judge.evaluate import find_labels
 from trtq.pipeline.judge.score import format_score, name_metric
 from trtq.pipeline.judge.sensitivity import Effect, LayerSensitivity, Sensitivity, to_json
@@ -37,7 +38,7 @@ _RANKS = (*_WITHOUT_LABELS, "accuracy")
 @options.take_calibration()
 @options.take(QuantizationSpec)
 @options.take(LayerSpec, "skip", "force")
-@options.take(TargetOptions, "op_types")
+@options.take(Target, "op_types")
 @click.option(
     "--high-precision",
     type=click.Choice(["auto", "fp16", "fp32"]),
@@ -62,12 +63,10 @@ _RANKS = (*_WITHOUT_LABELS, "accuracy")
 )
 @options.json_option
 @options.talk_options
-@click.pass_context
+@options.pass_given
 def command(
-    ctx: click.Context,
+    given: Given,
     model: Path,
-    settings: Path | None,
-    random_data: bool,
     high_precision: Literal["auto", "fp16", "fp32"],
     metric: str,
     chart: Path | None,
@@ -84,7 +83,7 @@ def command(
       trtq sensitivity model.onnx --calib-data calib.npz
       trtq sensitivity model.onnx --eval-data eval.npz --labels labels --metric accuracy --chart layers.svg
     """
-    spec = options.read_settings(ctx, model)
+    spec = given.read_spec(model)
     if metric not in _RANKS:
         spec = replace(spec, accuracy=replace(spec.accuracy, metric=metric))
     output = output or model.with_suffix(".sensitivity.json")
@@ -92,7 +91,7 @@ def command(
         raise UsageError(f"the chart is an SVG file, {chart} is not named .svg")
     for file in (output, chart):
         if file is not None:
-            refuse_input(file, model, settings, spec.calibration.data)
+            refuse_input(file, model, given.settings, spec.calibration.data)
             check_output(file)
     if metric not in _WITHOUT_LABELS and find_labels(spec.evaluation, spec.accuracy.metric) is None:
         raise UsageError(f"--metric {metric} needs --labels; without labels take sqnr or cosine")
@@ -100,9 +99,9 @@ def command(
         result = sensitivity(
             model,
             spec=spec,
-            target=replace(targets.read_target(ctx), high_precision=high_precision),
+            target=replace(targets.read_target(given), high_precision=high_precision),
             output=output,
-            random_data=random_data,
+            random_data=given.random_data,
             watcher=watcher,
         )
     loss = _loss_by(metric, result)
