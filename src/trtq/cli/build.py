@@ -35,7 +35,7 @@ from trtq.pipeline.engine.target import Target
 @options.take(EvaluationSpec)
 @options.take(AccuracySpec)
 @options.take(Target, "auto")
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder.  [default: MODEL.trtq]")
+@options.take_output("Folder.  [default: MODEL.trtq]")
 @click.option(
     "--sign-key",
     type=click.Path(path_type=Path, dir_okay=False),

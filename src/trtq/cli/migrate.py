@@ -33,9 +33,7 @@ from trtq.pipeline.migrate.removed.scripts import check_scripts
     metavar="SCRIPT|DIR",
     help="Only find what scripts use that TensorRT 11 removed, and say what to do instead.",
 )
-@click.option(
-    "-o", "--output", type=click.Path(path_type=Path), help="Folder.  [default: MODEL.migrated.trtq]"
-)
+@options.take_output("Folder.  [default: MODEL.migrated.trtq]")
 @options.spec_option
 @options.take(QuantizationSpec, "weight_granularity")
 @options.take(LayerSpec)

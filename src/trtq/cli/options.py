@@ -228,6 +228,16 @@ def _keep(ctx: click.Context, parameter: click.Parameter, value: Any) -> None:
     setattr(ctx.ensure_object(Given), str(parameter.name), value)
 
 
+def take_path(*names: str, text: str, is_required: bool = False) -> Decorator:
+    """Returns an option that names a file or a folder."""
+    return click.option(*names, type=click.Path(path_type=Path), required=is_required, help=text)
+
+
+def take_output(text: str, *, is_required: bool = False) -> Decorator:
+    """Returns the option that says what to write."""
+    return take_path("-o", "--output", text=text, is_required=is_required)
+
+
 model_argument = click.argument("model", type=click.Path(path_type=Path))
 spec_option = click.option(
     "--spec",

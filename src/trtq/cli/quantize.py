@@ -19,17 +19,8 @@ from trtq.pipeline.quantize import quantize
 
 @click.command("quantize")
 @options.model_argument
-@click.option(
-    "--ranges",
-    type=click.Path(path_type=Path),
-    help="The ranges file of `trtq calibrate`. --weights alone does not need it.",
-)
-@click.option(
-    "-o",
-    "--output",
-    type=click.Path(path_type=Path),
-    help="The file to write.  [default: MODEL.int8.onnx, MODEL.int4-weights.onnx]",
-)
+@options.take_path("--ranges", text="The ranges file of `trtq calibrate`. --weights alone does not need it.")
+@options.take_output("The file to write.  [default: MODEL.int8.onnx, MODEL.int4-weights.onnx]")
 @options.spec_option
 @options.take(QuantizationSpec, "weight_granularity")
 @options.take(LayerSpec)

@@ -55,12 +55,8 @@ _RANKS = (*_WITHOUT_LABELS, "accuracy")
     help="What ranks the layers: sqnr, cosine, script.py:function, or, with --labels, accuracy, top-1 or "
     "top-5.",
 )
-@click.option(
-    "--chart", type=click.Path(path_type=Path), help="Write a bar chart of all layers to this .svg file."
-)
-@click.option(
-    "-o", "--output", type=click.Path(path_type=Path), help="JSON file.  [default: MODEL.sensitivity.json]"
-)
+@options.take_path("--chart", text="Write a bar chart of all layers to this .svg file.")
+@options.take_output("JSON file.  [default: MODEL.sensitivity.json]")
 @options.json_option
 @options.talk_options
 @options.pass_given
