@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 
 import click
@@ -18,7 +18,7 @@ from trtq.cli.tables import create_table, print_report
 from trtq.errors import GateError, UsageError
 from trtq.models.spec import AccuracySpec, EvaluationSpec, LayerSpec, QuantizationSpec
 from trtq.pipeline.deliver.report import to_json
-from trtq.pipeline.engine.target import HighPrecision, Target
+from trtq.pipeline.engine.target import Target
 from trtq.pipeline.migrate import CacheOutcome, migrate, migration_to_json
 from trtq.pipeline.migrate.removed.scripts import check_scripts
 
@@ -38,13 +38,12 @@ from trtq.pipeline.migrate.removed.scripts import check_scripts
 @options.take(QuantizationSpec, "weight_granularity")
 @options.take(LayerSpec)
 @options.take(Target, "op_types")
-@click.option(
-    "--high-precision",
-    type=click.Choice(["fp32", "fp16"]),
-    default="fp32",
-    show_default=True,
-    help="Precision of what is not quantized. fp32 keeps the cache's scales bit for bit; fp16 is faster and "
-    "rounds them up to FP16, most by less than 0.1 %.",
+@options.take_one(
+    Target,
+    "high_precision",
+    kind=click.Choice(["fp32", "fp16"]),
+    text="Precision of what is not quantized. fp32 keeps the cache's scales bit for bit; fp16 is faster and "
+    "rounds them up to FP16, most by less than 0.1 %.  [default: fp32]",
 )
 @builders.builder_options
 @options.take(EvaluationSpec)
@@ -58,7 +57,6 @@ def command(
     cache: Path | None,
     scripts: Path | None,
     output: Path | None,
-    high_precision: HighPrecision,
     as_json: bool,
     quiet: bool,
     verbose: bool,
@@ -87,7 +85,7 @@ def command(
             model,
             cache,
             spec=given.read_spec(model),
-            target=replace(targets.read_target(given), high_precision=high_precision),
+            target=targets.read_target(given, Target(high_precision="fp32")),
             output=output,
             watcher=watcher,
         )

@@ -7,7 +7,6 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
 
 import click
 from rich.console import Console
@@ -39,12 +38,11 @@ _RANKS = (*_WITHOUT_LABELS, "accuracy")
 @options.take(QuantizationSpec)
 @options.take(LayerSpec, "skip", "force")
 @options.take(Target, "op_types")
-@click.option(
-    "--high-precision",
-    type=click.Choice(["auto", "fp16", "fp32"]),
-    default="auto",
-    show_default=True,
-    help="Precision of what is not quantized; fp16 rounds the scales to FP16.",
+@options.take_one(
+    Target,
+    "high_precision",
+    kind=click.Choice(["auto", "fp16", "fp32"]),
+    text="Precision of what is not quantized; fp16 rounds the scales to FP16.",
 )
 @options.take(EvaluationSpec)
 @click.option(
@@ -63,7 +61,6 @@ _RANKS = (*_WITHOUT_LABELS, "accuracy")
 def command(
     given: Given,
     model: Path,
-    high_precision: Literal["auto", "fp16", "fp32"],
     metric: str,
     chart: Path | None,
     output: Path | None,
@@ -95,7 +92,7 @@ def command(
         result = sensitivity(
             model,
             spec=spec,
-            target=replace(targets.read_target(given), high_precision=high_precision),
+            target=targets.read_target(given),
             output=output,
             random_data=given.random_data,
             watcher=watcher,
@@ -154,15 +151,11 @@ def _print(console: Console, result: Sensitivity, loss: Callable[[Effect], float
     console.print(rows)
     every = result.all_quantized
     if every is not None:
-        score = f", {name_metric(result.metric)} {_score(every, result.metric)}" if has_score else ""
-        console.print(
-            f"all quantized: SQNR {_decibels(every.sqnr_db)} dB, cosine {every.cosine:.5f}{score}"
-            + (
-                f" (float {format_score(result.float_score, result.metric)})"
-                if result.float_score is not None
-                else ""
-            )
-        )
+        score = ""
+        if result.float_score is not None:
+            score = f", {name_metric(result.metric)} {_score(every, result.metric)}"
+            score += f" (float {format_score(result.float_score, result.metric)})"
+        console.print(f"all quantized: SQNR {_decibels(every.sqnr_db)} dB, cosine {every.cosine:.5f}{score}")
     console.print(
         f"alone: only this layer quantized; without: all but this one\n"
         f"on {result.num_samples} samples of {result.data}",

@@ -64,30 +64,31 @@ weight_options = combine_options(
 )
 
 
-def read_target(given: Given, *, is_int8: bool = False) -> Target:
+def read_target(given: Given, usual: Target | None = None, *, is_int8: bool = False) -> Target:
     """Returns the target that is asked for.
 
     Args:
         given: What the options say.
+        usual: What holds where they say nothing.
         is_int8: Whether it is INT8 without the option --int8.
 
     Raises:
         UsageError: There is no such target.
     """
-    formats, target = given.apply(Formats(int8=is_int8)), given.apply(Target())
-    high_precision = target.high_precision
-    if formats.fp16 and high_precision not in ("auto", "fp16"):
-        raise UsageError(
-            f"--fp16 and --high-precision {high_precision} contradict each other; give one of them"
-        )
+    formats = given.apply(Formats(int8=is_int8))
+    for change in given.find(Target, "high_precision") if formats.fp16 else ():
+        if change.value not in ("auto", "fp16"):
+            raise UsageError(
+                f"--fp16 and --high-precision {change.value} contradict each other; give one of them"
+            )
+    precision, weights = _choose_precision(formats), _choose_weights(formats, given)
+    target = given.apply(replace(usual or Target(), precision=precision, weights=weights))
     return replace(
         target,
-        precision=_choose_precision(formats),
-        high_precision="fp16" if formats.weights and formats.fp16 else high_precision,
+        high_precision="fp16" if formats.weights and formats.fp16 else target.high_precision,
         compute_capabilities=tuple(map(_parse_capability, target.compute_capabilities)),
         shapes=given.apply(GivenShapes()),
         options=given.apply(BuilderOptions()),
-        weights=_choose_weights(formats, given),
     )
 
 
