@@ -167,10 +167,7 @@ def read_bytes(path: Path) -> bytes:
 def replace_header(content: bytes, *, version: int | None = None, algorithm: str | None = None) -> bytes:
     """Returns a cache with another header, or its first one; every byte of the lines below stays.
 
-    Args:
-        content: The cache as it is in its file.
-        version: As in headers; None: as it is.
-        algorithm: TensorRT's name of the calibrator; None: as it is.
+    A version (as in headers) or algorithm that is None stays as it is.
 
     Raises:
         ArtifactError: It is no calibration cache, or has no header from which to take what is not given.

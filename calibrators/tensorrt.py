@@ -53,10 +53,10 @@ class Feeder:
     """Hands TensorRT one batch after another in device memory, one buffer an input, used again."""
 
     def __init__(self, batches: Batches, memory: DeviceMemory, shapes: Mapping[str, tuple[int, ...]]) -> None:
-        """Starts one pass over the data.
+        """Starts one pass over the data; a smaller last batch is left out.
 
         Args:
-            batches: The data; a smaller last batch is left out.
+            batches: The data.
             memory: Where TensorRT reads; it must outlive the build.
             shapes: kOPT of the calibration profile for each input: what every batch must have.
         """
@@ -151,11 +151,7 @@ class Feeder:
 
 
 class Calibrator:
-    """The four methods that TensorRT calls, over a calibrator class of its bindings.
-
-    Attributes:
-        written: The cache that TensorRT made; None before.
-    """
+    """The four methods that TensorRT calls, over a calibrator class of its bindings."""
 
     def __init__(self, feeder: Feeder | None, cache: bytes | None) -> None:
         """Takes the data, or the text of a cache."""
@@ -217,12 +213,7 @@ class Calibrator:
 
 
 def make_data_calibrator(trt: ModuleType, algorithm: str, feeder: Feeder) -> Calibrator:
-    """Returns a calibrator of TensorRT's own, before fusion, over data.
-
-    Args:
-        trt: The `tensorrt` module.
-        algorithm: "entropy2" or "minmax".
-        feeder: The data.
+    """Returns TensorRT's own calibrator before fusion, "entropy2" or "minmax", over data.
 
     Raises:
         UsageError: This TensorRT has no calibrators.
@@ -233,9 +224,7 @@ def make_data_calibrator(trt: ModuleType, algorithm: str, feeder: Feeder) -> Cal
 def make_ranges_calibrator(trt: ModuleType, scales: Mapping[str, float]) -> Calibrator:
     """Returns an `IInt8EntropyCalibrator2` that takes no data and quantizes with these scales.
 
-    Args:
-        trt: The `tensorrt` module.
-        scales: `amax / 127` by TensorRT's tensor name, which is ONNX's; float32 values, at least 0.
+    Scales are `amax / 127` by TensorRT's tensor name, which is ONNX's; float32 values, at least 0.
 
     Raises:
         UsageError: This TensorRT has no calibrators, there are no scales, or a name cannot stand in a cache.

@@ -52,12 +52,9 @@ def open_evaluation_data(graph: Graph, spec: ModelSpec, calibration: Batches | N
 
 
 def filter_by_profiles(batches: Batches, profiles: Mapping[str, InputSpec], left_out: Progress) -> Batches:
-    """Returns the feeds that an engine with these profiles takes.
+    """Returns the feeds that an engine with these profiles, of inputs with open shapes, takes.
 
-    Args:
-        batches: The data.
-        profiles: By the name of each input whose shape is open.
-        left_out: Called with the samples of every other feed.
+    `left_out` is called with the number of samples of every other feed.
     """
 
     def keep(feeds: Iterator[Feed]) -> Iterator[Feed]:
@@ -90,10 +87,7 @@ def find_labels(evaluation: EvaluationSpec, metric: str = METRICS[0]) -> Labels 
 def with_labels(batches: Batches, path: Path, *, any_rank: bool = False) -> Batches:
     """Returns the stream with the labels of a .npy file, one a sample in the order of the data.
 
-    Args:
-        batches: The stream.
-        path: The file; shape (samples,), or (samples, ...) if `any_rank`.
-        any_rank: Whether a label may be more than one number.
+    A label is a number, or an array of any shape if `any_rank`.
 
     Raises:
         DataError: The file cannot be read, or has another number of labels than there are samples.
