@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from trtq.calibrators.arrays import UNREADABLE
 from trtq.calibrators.batches import Batches, Feed
@@ -57,20 +59,18 @@ def filter_by_profiles(batches: Batches, profiles: Mapping[str, InputSpec], left
     `left_out` is called with the number of samples of every other feed.
     """
 
+    def fits(array: NDArray[Any], profile: InputSpec) -> bool:
+        triples = zip(profile.min, array.shape, profile.max, strict=True)
+        return all(smallest <= size <= largest for smallest, size, largest in triples)
+
     def keep(feeds: Iterator[Feed]) -> Iterator[Feed]:
         for feed in feeds:
-            shapes = ((feed.arrays[name].shape, profile) for name, profile in profiles.items())
-            if all(_is_between(shape, profile) for shape, profile in shapes):
+            if all(fits(feed.arrays[name], profile) for name, profile in profiles.items()):
                 yield feed
             else:
                 left_out(feed.num_samples)
 
     return batches.changed(keep)
-
-
-def _is_between(shape: tuple[int, ...], profile: InputSpec) -> bool:
-    triples = zip(profile.min, shape, profile.max, strict=True)
-    return all(smallest <= size <= largest for smallest, size, largest in triples)
 
 
 def find_labels(evaluation: EvaluationSpec, metric: str = METRICS[0]) -> Labels | None:
