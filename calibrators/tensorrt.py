@@ -10,10 +10,14 @@ TensorRT builds: call `raise_if_wrong` after the build, also if it failed.
 from __future__ import annotations
 
 import inspect
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from types import ModuleType
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from trtq.calibrators.batches import Batches, Feed
 from trtq.calibrators.cache import (
     ALGORITHMS,
     ENTROPY2,
@@ -22,17 +26,9 @@ from trtq.calibrators.cache import (
     parse_cache,
     parse_version,
 )
+from trtq.calibrators.device import DeviceMemory
 from trtq.errors import BuildError, DataError, UsageError
 from trtq.models.signature import show_shape
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-    from types import ModuleType
-
-    from numpy.typing import NDArray
-
-    from trtq.calibrators.batches import Batches, Feed
-    from trtq.calibrators.device import DeviceMemory
 
 _CLASSES = {ENTROPY2: "IInt8EntropyCalibrator2", ALGORITHMS["minmax"]: "IInt8MinMaxCalibrator"}
 _METHODS = ("get_batch_size", "get_batch", "read_calibration_cache", "write_calibration_cache")

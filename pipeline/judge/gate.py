@@ -40,8 +40,8 @@ def judge(
 ) -> Verdict:
     """Returns the verdict on the candidate: "engine", or where that cannot be run, "int8" or "fp16".
 
-    The truth is FP32. FP16 is a second reference where it holds the gate itself. Nothing can be said without a
-    comparison, nor of random data.
+    The truth is FP32. FP16 is a second reference where it holds the gate itself. Nothing can be said without
+    a comparison, nor of random data.
     """
     if comparison is None:
         return Verdict("unverified", ("there was no float model or no data to compare with",))
