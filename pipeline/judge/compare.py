@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -47,21 +46,6 @@ class Comparison:
     logits: tuple[LogitsComparison, ...] = ()
     metric: str = "top-1"
     top5: Mapping[str, float] = field(default_factory=dict)
-
-
-def comparison_to_plain(comparison: Comparison) -> dict[str, Any]:
-    """Returns the comparison as values that JSON has; numbers that are not finite become None."""
-    plain: dict[str, Any] = finite(asdict(comparison))
-    return plain
-
-
-def finite(value: Any) -> Any:
-    """Returns nested values with numbers that are not finite, which JSON does not have, as None."""
-    if isinstance(value, Mapping):
-        return {key: finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def compare_models(

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from trtq.calibrators.cache import CalibrationCache, parse_cache, read_bytes
 from trtq.calibrators.ranges import QMAX
 from trtq.errors import ArtifactError, ModelError, UsageError
 from trtq.files import hash_file
+from trtq.json import FileKind
 from trtq.models.spec import ModelSpec
 from trtq.pipeline.build import run_job
 from trtq.pipeline.build.job import Job, refuse_inputs_in
@@ -25,15 +25,19 @@ from trtq.pipeline.deliver.report import Report
 from trtq.pipeline.engine.backends import choose_backend, refuse_unsupported
 from trtq.pipeline.engine.strategy import Strategy
 from trtq.pipeline.engine.target import Target
-from trtq.pipeline.graph.cache_ranges import Migration, place_from_cache
+from trtq.pipeline.graph.cache_ranges import (
+    MappedTensor,
+    Migration,
+    UncoveredTensor,
+    UnmappedKey,
+    place_from_cache,
+)
 from trtq.pipeline.graph.load import load
 from trtq.pipeline.graph.placement import Placement
 from trtq.pipeline.graph.quantized import is_quantized
 from trtq.pipeline.judge.evaluate import open_evaluation_data
 from trtq.pipeline.rewrite.qdq import choose_activation_qparams
 from trtq.progress import Log, Silent, Watcher
-
-SCHEMA_VERSION = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +63,31 @@ class MigrationResult:
 
     report: Report
     outcome: CacheOutcome
+
+
+@dataclass(frozen=True, slots=True)
+class CacheHeader:
+    """The first line of a cache, in two parts."""
+
+    version: int | None
+    algorithm: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class MigrationFile:
+    """`CacheOutcome` as the file has it."""
+
+    cache: CacheHeader
+    num_rounded: int
+    largest_rise: float
+    mapped: tuple[MappedTensor, ...]
+    unused: tuple[str, ...]
+    unmapped: tuple[UnmappedKey, ...]
+    uncovered: tuple[UncoveredTensor, ...]
+    folded_names: bool
+
+
+FILE = FileKind(MigrationFile, "migration", "trtq migrate", "migration")
 
 
 def migrate(
@@ -110,15 +139,11 @@ def migrate(
 
 def migration_to_json(outcome: CacheOutcome) -> bytes:
     """Returns what became of every key of the cache, as JSON."""
-    document = {
-        "schema_version": SCHEMA_VERSION,
-        "kind": "migration",
-        "cache": {"version": outcome.cache.version, "algorithm": outcome.cache.algorithm},
-        "num_rounded": outcome.num_rounded,
-        "largest_rise": outcome.largest_rise,
-        **asdict(outcome.migration),
-    }
-    return json.dumps(document, indent=1, allow_nan=False).encode() + b"\n"
+    cache, found = outcome.cache, outcome.migration
+    header = CacheHeader(cache.version, cache.algorithm)
+    rounded = (outcome.num_rounded, outcome.largest_rise)
+    rest = (found.mapped, found.unused, found.unmapped, found.uncovered, found.folded_names)
+    return FILE.encode(MigrationFile(header, *rounded, *rest))
 
 
 def _prepare(

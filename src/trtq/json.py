@@ -115,6 +115,11 @@ def to_plain(value: object) -> Any:
     return json.loads(json.dumps(value, default=_to_keys), parse_constant=lambda _: None)
 
 
+def to_text(value: object) -> str:
+    """Returns values as the text of JSON, dataclasses as objects; numbers that are not finite become null."""
+    return json.dumps(to_plain(value), indent=1)
+
+
 def _to_keys(value: Any) -> Any:
     """Returns as JSON has it what `json` does not know."""
     if is_dataclass(value):

@@ -13,7 +13,7 @@ from trtq.calibrators.ranges import Ranges
 from trtq.cli import options
 from trtq.cli.console import format_bytes, open_console, print_json
 from trtq.cli.tables import create_table, print_report
-from trtq.pipeline.inspect import FolderSummary, ModelSummary, inspect, to_plain
+from trtq.pipeline.inspect import FolderSummary, ModelSummary, inspect
 
 
 @click.command("inspect")
@@ -24,7 +24,7 @@ def command(path: Path, placement: bool, as_json: bool) -> None:
     """Show what a model, ranges, calibration cache or build folder holds."""
     summary = inspect(path)
     if as_json:
-        print_json(to_plain(summary))
+        print_json(summary)
         return
     console = open_console()
     if isinstance(summary, ModelSummary):

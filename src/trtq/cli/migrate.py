@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +14,6 @@ from trtq.cli import options, scales, targets
 from trtq.cli.console import ConsoleWatcher, open_console, print_json
 from trtq.cli.tables import create_table, print_report
 from trtq.errors import GateError, UsageError
-from trtq.pipeline.deliver.report import to_json
 from trtq.pipeline.migrate import CacheOutcome, migrate, migration_to_json
 from trtq.pipeline.migrate.removed.scripts import check_scripts
 
@@ -82,11 +79,7 @@ def command(model: Path | None, cache: Path | None, scripts: Path | None, **give
         )
     report = migrated.report
     if given["as_json"]:
-        document = {
-            "report": json.loads(to_json(report)),
-            "migration": json.loads(migration_to_json(migrated.outcome)),
-        }
-        sys.stdout.write(json.dumps(document, indent=1, allow_nan=False) + "\n")
+        print_json({"report": report, "migration": json.loads(migration_to_json(migrated.outcome))})
     elif not given["quiet"]:
         console = open_console()
         _print_outcome(console, migrated.outcome, verbose=given["verbose"])
@@ -101,7 +94,7 @@ def _check(scripts: Path, *, as_json: bool, quiet: bool, verbose: bool) -> None:
     removed = [item for item in findings if item.kind == "removed"]
     left_out = [item for item in findings if item.kind != "removed"]
     if as_json:
-        print_json([{**asdict(item), "path": str(item.path)} for item in findings])
+        print_json(findings)
     elif not quiet:
         console = open_console()
         for item in removed:
