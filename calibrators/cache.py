@@ -148,7 +148,7 @@ def parse_cache(content: bytes) -> CalibrationCache:
     return CalibrationCache(scales, int(found[1]) if found[1].isdecimal() else None, found[2])
 
 
-def read_cache(path: Path) -> CalibrationCache:
+def read_cache(path: Path | str) -> CalibrationCache:
     """Returns the cache of a file; ArtifactError if it cannot be read, or is no calibration cache."""
     try:
         return parse_cache(read_bytes(path))
@@ -156,10 +156,10 @@ def read_cache(path: Path) -> CalibrationCache:
         raise ArtifactError(str(error) if str(path) in str(error) else f"{path}: {error}") from error
 
 
-def read_bytes(path: Path) -> bytes:
+def read_bytes(path: Path | str) -> bytes:
     """Returns the content of a cache file; ArtifactError if it cannot be read."""
     try:
-        return path.read_bytes()
+        return Path(path).read_bytes()
     except OSError as error:
         raise ArtifactError(f"cannot read the calibration cache {path}: {error.strerror}") from error
 

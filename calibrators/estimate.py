@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import asdict, is_dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from trtq.calibrators import list_parameters, name_method
 from trtq.calibrators.ranges import FP16_LIMIT, Range, Ranges
 from trtq.workers import Threads
 
@@ -69,11 +69,8 @@ def estimate(
 
 def describe(method: Method) -> str:
     """Returns a method with its parameters: `percentile(percentile=99.99)`."""
-    parameters: dict[str, float] = (
-        asdict(method) if is_dataclass(method) and not isinstance(method, type) else {}
-    )
-    inside = ", ".join(f"{name}={value}" for name, value in parameters.items())
-    return f"{type(method).__name__.lower()}({inside})"
+    inside = ", ".join(f"{name}={getattr(method, name)}" for name in list_parameters(type(method)))
+    return f"{name_method(method)}({inside})"
 
 
 def _amax(method: Method, histogram: Histogram) -> float:

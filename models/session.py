@@ -7,7 +7,7 @@ import math
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import ml_dtypes
 import numpy as np
@@ -95,6 +95,57 @@ def _folders(model: ir.Model) -> set[str]:
     return {str(tensor.base_dir) for tensor in tensors if isinstance(tensor, ir.ExternalTensor)}
 
 
+class Port(Protocol):
+    """An input or an output of a session."""
+
+    @property
+    def name(self) -> str:
+        """As in the model."""
+        ...
+
+    @property
+    def shape(self) -> Sequence[int | str | None]:
+        """Of every dimension the size, or the name where it is open."""
+        ...
+
+    @property
+    def type(self) -> str:
+        """ONNX Runtime's word for the dtype, such as "tensor(float)"."""
+        ...
+
+
+class Session(Protocol):
+    """What runs a model: an `onnxruntime.InferenceSession`, or what stands in for one."""
+
+    def get_inputs(self) -> Sequence[Port]:
+        """Returns the inputs in the model's order."""
+        ...
+
+    def get_outputs(self) -> Sequence[Port]:
+        """Returns the outputs in the model's order."""
+        ...
+
+    def run(self, outputs: Sequence[str] | None, feed: Mapping[str, NDArray[Any]], /) -> list[NDArray[Any]]:
+        """Returns the named outputs, all if None, for one feed."""
+        ...
+
+
+class BoundSession(Session, Protocol):
+    """A session whose inputs and outputs can lie in memory of ours."""
+
+    def io_binding(self) -> Any:
+        """Returns an `onnxruntime.IOBinding`."""
+        ...
+
+    def run_with_iobinding(self, binding: Any, /) -> None:
+        """Runs the model on what is bound."""
+        ...
+
+    def get_session_options(self) -> Any:
+        """Returns the `onnxruntime.SessionOptions` of the session."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class SessionOptions:
     """How ONNX Runtime runs a model.
@@ -113,7 +164,9 @@ class SessionOptions:
     keeps_order: bool = False
 
 
-def open_session(model: ir.Model | Path, *, optimize: bool, engine: SessionOptions | None = None) -> Any:
+def open_session(
+    model: ir.Model | Path, *, optimize: bool, engine: SessionOptions | None = None
+) -> BoundSession:
     """Returns an `onnxruntime.InferenceSession`.
 
     Args:
@@ -129,6 +182,7 @@ def open_session(model: ir.Model | Path, *, optimize: bool, engine: SessionOptio
     onnxruntime = lazy.require("onnxruntime", None, "running the model")
     engine = engine or SessionOptions()
     providers = list_providers(engine.device)
+    create: Callable[..., BoundSession] = onnxruntime.InferenceSession
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = engine.num_threads
     options.enable_cpu_mem_arena = engine.keeps_memory
@@ -139,7 +193,7 @@ def open_session(model: ir.Model | Path, *, optimize: bool, engine: SessionOptio
     options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, level)
     try:
         if isinstance(model, Path):
-            return onnxruntime.InferenceSession(str(model), options, providers=providers)
+            return create(str(model), options, providers=providers)
         folders = _folders(model)
         if _num_inline_bytes(model) <= INLINE_LIMIT_BYTES and len(folders) <= 1:
             for folder in folders:
@@ -147,7 +201,7 @@ def open_session(model: ir.Model | Path, *, optimize: bool, engine: SessionOptio
             proto, weights = _parted(model)
             arrays = [onnxruntime.OrtValue.ortvalue_from_numpy(array) for array in weights.values()]
             options.add_external_initializers(list(weights), arrays)
-            return onnxruntime.InferenceSession(proto, options, providers=providers)
+            return create(proto, options, providers=providers)
         with tempfile.TemporaryDirectory(prefix="trtq-") as folder:
             save(model, Path(folder) / "model.onnx")
             return open_session(Path(folder) / "model.onnx", optimize=optimize, engine=engine)
@@ -155,7 +209,7 @@ def open_session(model: ir.Model | Path, *, optimize: bool, engine: SessionOptio
         raise ModelError(f"ONNX Runtime cannot load the model: {_first_lines(error)}") from error
 
 
-def run(session: Any, outputs: Sequence[str], feed: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
+def run(session: Session, outputs: Sequence[str], feed: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
     """Returns the named outputs for one feed.
 
     Raises:
@@ -186,7 +240,7 @@ def list_providers(device: str) -> list[str]:
 
 
 def visit_tensors(
-    session: Any,
+    session: BoundSession,
     outputs: Sequence[str],
     feed: Mapping[str, NDArray[Any]],
     use: Callable[[str, NDArray[Any]], None],

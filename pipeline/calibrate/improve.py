@@ -6,14 +6,14 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from trtq.calibrators import METHODS, Method
+from trtq.calibrators import METHODS, Method, create_method
 from trtq.calibrators.batches import Batches
+from trtq.calibrators.entropy import Auto, EntropyWithRows
 from trtq.calibrators.estimate import describe, estimate
 from trtq.calibrators.observe import PassControl
 from trtq.calibrators.ranges import Ranges
 from trtq.calibrators.statistics import Statistics
-from trtq.models.spec import AUTO, CROSS_ENTROPY, ModelSpec
-from trtq.pipeline.calibrate.data import create_method
+from trtq.models.spec import ModelSpec
 from trtq.pipeline.graph.load import Graph
 from trtq.pipeline.graph.placement import DEFAULT_OP_TYPES, SOFTMAX, Placement
 from trtq.pipeline.judge.macs import count_macs
@@ -67,7 +67,7 @@ def improve_ranges(
         ModelError: ONNX Runtime cannot run the model.
     """
     first = create_method(spec.calibration)
-    by_trial, allowed = spec.calibration.method == AUTO, spec.quantization.repairs
+    by_trial, allowed = isinstance(first, Auto), spec.quantization.repairs
     if batches.is_random or not placement.layers or not (by_trial or allowed):
         return take_ranges(graph, placement.activations, statistics, batches, spec, watcher)
     # Late: where nothing is tried, it is not needed.
@@ -82,8 +82,8 @@ def improve_ranges(
             for method in methods.values()
         ]
     )
-    if spec.calibration.method in (AUTO, CROSS_ENTROPY):
-        amaxes = _row_amaxes(graph, placement.activations, batches, spec, watcher)
+    if isinstance(first, Auto | EntropyWithRows):
+        amaxes = _row_amaxes(graph, placement.activations, batches, first, watcher)
         candidates = add_row_variants(candidates, amaxes, only=not by_trial)
     watcher.stage("Trying repairs" if allowed else "Trying methods")
     budget = _plan_budget(graph, batches, statistics.num_samples)
@@ -120,21 +120,21 @@ def take_ranges(
     """
     first = create_method(spec.calibration)
     ranges = estimate(statistics, first, tensors, spec.quantization.activations)
-    if spec.calibration.method == CROSS_ENTROPY:
-        amaxes = _row_amaxes(graph, tensors, batches, spec, watcher)
+    if isinstance(first, EntropyWithRows):
+        amaxes = _row_amaxes(graph, tensors, batches, first, watcher)
         ranges, *_ = add_row_variants([ranges], amaxes, only=True)
     return RangeSearch(ranges, first)
 
 
 def _row_amaxes(
-    graph: Graph, tensors: Collection[str], batches: Batches, spec: ModelSpec, watcher: Watcher
+    graph: Graph, tensors: Collection[str], batches: Batches, method: Method, watcher: Watcher
 ) -> dict[str, float]:
     found = measure_row_amaxes(graph.model, tensors, batches)
-    if not found and spec.calibration.method == CROSS_ENTROPY:
+    if not found and isinstance(method, EntropyWithRows):
         types = ",".join((*DEFAULT_OP_TYPES, SOFTMAX))
         watcher.note(
-            f"no quantized tensor feeds a softmax, so {CROSS_ENTROPY} is {spec.calibration.first_method} "
-            f"here; --op-types {types} quantizes what a Softmax gets"
+            "no quantized tensor feeds a softmax, so cross-entropy is entropy here; "
+            f"--op-types {types} quantizes what a Softmax gets"
         )
     return found
 

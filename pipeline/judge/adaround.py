@@ -18,7 +18,7 @@ from trtq.pipeline.graph.placement import Placement, QuantizedNode, QuantizedWei
 from trtq.pipeline.judge.columns import gather_columns
 from trtq.pipeline.rewrite.channels.operands import constant, has_input_channels
 from trtq.pipeline.rewrite.channels.rescale import rescale
-from trtq.pipeline.rewrite.qdq import divide_by_scale, find_qparams
+from trtq.pipeline.rewrite.qparams import divide_by_scale, find_qparams
 from trtq.pipeline.rewrite.rounding import choose_roundings, hash_weight, pack
 
 _NUM_SAMPLES = 32
@@ -50,7 +50,7 @@ class _Weight:
         """Groups, outputs of one group, inputs of one output."""
         node = self.layers[0][1]
         if node.op_type != "Conv":
-            axis = self.placed.axis
+            axis = self.placed.encoding.channel_axis
             assert axis is not None
             return 1, self.values.shape[axis], self.values.shape[1 - axis]
         groups = node.attributes["group"].as_int() if "group" in node.attributes else 1
@@ -77,7 +77,7 @@ def find_roundings(
     for start in range(0, len(weights), _AT_A_TIME):
         part = weights[start : start + _AT_A_TIME]
         for weight, gram in zip(part, _sum_grams(rescaled.model, part, rescaled.ranges, feeds), strict=True):
-            qparams = find_qparams(weight.values, weight.placed.axis, rescaled.ranges)
+            qparams = find_qparams(weight.values, weight.placed.encoding, rescaled.ranges)
             steps = divide_by_scale(weight.values, qparams)
             found[hash_weight(weight.values)] = pack(_round(weight, steps, gram))
     return found
@@ -87,11 +87,11 @@ def _list_affordable(model: ir.Model, placement: Placement) -> Iterator[_Weight]
     nodes = {node.name: node for node in model.graph}
     layers: dict[QuantizedWeight, list[tuple[QuantizedNode, ir.Node]]] = {}
     for layer in placement.layers:
-        node = nodes[layer.name]
-        if layer.weight is None or layer.weight[1].axis is None:
+        node, held = nodes[layer.name], layer.held_weight
+        if held is None or held.encoding.channel_axis is None:
             continue
         if has_input_channels(layer, node):
-            layers.setdefault(layer.weight[1], []).append((layer, node))
+            layers.setdefault(held, []).append((layer, node))
     weights = (
         _Weight(weight, constant(model.graph.initializers[weight.tensor]), tuple(users))
         for weight, users in layers.items()
@@ -136,7 +136,9 @@ def _sum_grams(
 
 def _round(weight: _Weight, steps: NDArray[np.float64], gram: NDArray[np.float64]) -> NDArray[np.bool_]:
     """Returns which values are not rounded to the nearest, in the shape of the weight."""
-    if weight.placed.axis == 1:  # a matrix that is not transposed: its outputs lie on the last axis
+    if (
+        weight.placed.encoding.channel_axis == 1
+    ):  # a matrix that is not transposed: its outputs lie on the last axis
         return np.asarray(choose_roundings(steps.T[None], gram, _NUM_SWEEPS)[0].T)
     moved = choose_roundings(steps.reshape(weight.shape), gram, _NUM_SWEEPS)
     return np.asarray(moved.reshape(weight.values.shape))

@@ -15,7 +15,7 @@ from trtq import lazy
 from trtq.calibrators.batches import Batches, Feed
 from trtq.calibrators.observe import Progress
 from trtq.errors import ModelError
-from trtq.models.session import list_runtime_errors, open_session
+from trtq.models.session import Session, list_runtime_errors, open_session
 from trtq.pipeline.graph.load import read_proto
 from trtq.pipeline.judge.exact import make_quantize_exact
 from trtq.pipeline.judge.logits import LogitsMetrics, find_mask, find_tokens
@@ -39,10 +39,10 @@ class Comparison:
         top5: The share of answers among the best five; empty unless the metric is "top-1" of over 10 classes.
     """
 
-    outputs: tuple[OutputComparison, ...]
-    accuracy: Mapping[str, float]
-    num_samples: int
-    data: str
+    outputs: tuple[OutputComparison, ...] = ()
+    accuracy: Mapping[str, float] = field(default_factory=dict)
+    num_samples: int = 0
+    data: str = ""
     logits: tuple[LogitsComparison, ...] = ()
     metric: str = "top-1"
     top5: Mapping[str, float] = field(default_factory=dict)
@@ -140,7 +140,7 @@ def _drop(arrays: Mapping[str, NDArray[Any]], names: Collection[str | None]) -> 
     return {name: array for name, array in arrays.items() if name not in names}
 
 
-def _open_session(path: Path) -> Any:
+def _open_session(path: Path) -> Session:
     read_proto(path)  # says in words what is wrong with the file
     model = ir.load(path)
     if has_bf16(model):

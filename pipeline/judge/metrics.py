@@ -71,15 +71,19 @@ class OutputMetrics:
 
     def result(self, candidate: str, reference: str, output: str) -> OutputComparison:
         """Returns the comparison of all that was taken in."""
-        cosine = _cosine(self.dot, self.candidate_squares, self.reference_squares)
-        sqnr_db = _to_decibels(self.reference_squares, self.error_squares)
-        max_abs, mean_abs = self.largest, self.absolute / max(self.count, 1)
+        cosine, sqnr_db, largest, mean = (
+            _cosine(self.dot, self.candidate_squares, self.reference_squares),
+            _to_decibels(self.reference_squares, self.error_squares),
+            self.largest,
+            self.absolute / max(self.count, 1),
+        )
         if self.nonfinite > 0 or (self.size > 0 and self.count == 0):
-            cosine = sqnr_db = max_abs = mean_abs = math.nan
+            cosine = sqnr_db = largest = mean = math.nan
         agreement = self.rows_equal / self.rows if self.rows else None
         worst = tuple(WorstSample(-rank if rank <= 1 else math.nan, -place) for rank, place in self.worst)
-        distances = cosine, sqnr_db, max_abs, mean_abs
-        return OutputComparison(candidate, reference, output, *distances, agreement, self.nonfinite, worst)
+        return OutputComparison(
+            candidate, reference, output, cosine, sqnr_db, largest, mean, agreement, self.nonfinite, worst
+        )
 
 
 def _has_scores(output: NDArray[Any]) -> bool:

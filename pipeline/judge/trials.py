@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from trtq.calibrators.batches import Batches, Feed
 from trtq.calibrators.ranges import Ranges
 from trtq.calibrators.survey import map_values_made
-from trtq.models.session import SessionOptions, open_session, run
+from trtq.models.session import Session, SessionOptions, open_session, run
 from trtq.pipeline.graph.placement import Placement
 from trtq.pipeline.judge.parts import list_judged_outputs
 from trtq.pipeline.rewrite.qdq import quantize
@@ -130,7 +130,7 @@ def _hold_back(batches: Batches, num_samples: int) -> tuple[Feed, ...]:
     return tuple(feed for start in range(4) for feed in kept[start::4])
 
 
-def _open_session(model: ir.Model, outputs: Sequence[str], engine: SessionOptions) -> Any:
+def _open_session(model: ir.Model, outputs: Sequence[str], engine: SessionOptions) -> Session:
     """Returns a session that gives these tensors; the model gets them as its outputs."""
     values = map_values_made(model)
     model.graph.outputs.clear()
@@ -138,7 +138,7 @@ def _open_session(model: ir.Model, outputs: Sequence[str], engine: SessionOption
     return open_session(model, optimize=False, engine=engine)
 
 
-def _run(session: Any, outputs: Sequence[str], feed: Feed) -> Iterator[NDArray[Any]]:
+def _run(session: Session, outputs: Sequence[str], feed: Feed) -> Iterator[NDArray[Any]]:
     inputs = {item.name for item in session.get_inputs()}
     found = run(session, outputs, {name: array for name, array in feed.arrays.items() if name in inputs})
     return (np.asarray(array) for array in found)

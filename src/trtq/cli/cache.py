@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from trtq.calibrators.cache import (
     replace_header,
     to_hex,
 )
-from trtq.calibrators.ranges import read_ranges
+from trtq.calibrators.ranges import QMAX, read_ranges
 from trtq.cli import options
 from trtq.cli.console import open_console, print_json
 from trtq.cli.tables import create_table
@@ -30,7 +31,6 @@ from trtq.errors import UsageError
 from trtq.files import write_atomically
 from trtq.pipeline.cache import export_cache
 
-_QMAX = 127
 _SHORT = {name: short for short, name in ALGORITHMS.items()}
 _FILE = click.Path(path_type=Path)
 _to_option = click.option(
@@ -58,7 +58,7 @@ def show_cache(file: Path, as_json: bool) -> None:
     cache = read_cache(file)
     if as_json:
         tensors = [
-            {"tensor": name, "scale": scale, "amax": scale * _QMAX, "hex": to_hex(scale)}
+            {"tensor": name, "scale": scale, "amax": scale * QMAX, "hex": to_hex(scale)}
             for name, scale in cache.scales.items()
         ]
         print_json({**_header_to_plain(cache), "tensors": tensors})
@@ -70,7 +70,7 @@ def show_cache(file: Path, as_json: bool) -> None:
     )
     rows = create_table("tensor", "hex", "scale", "amax", numbers=3)
     for name, scale in cache.scales.items():
-        rows.add_row(name, to_hex(scale), f"{scale:.6g}", f"{scale * _QMAX:.6g}")
+        rows.add_row(name, to_hex(scale), f"{scale:.6g}", f"{scale * QMAX:.6g}")
     console.print(rows)
 
 
@@ -122,12 +122,7 @@ def diff(first: Path, second: Path, as_json: bool) -> None:
                 "only_first": found.only_first,
                 "only_second": found.only_second,
                 "changed": [
-                    {
-                        "tensor": pair.tensor,
-                        "first": pair.first,
-                        "second": pair.second,
-                        "ratio": pair.ratio if math.isfinite(pair.ratio) else None,
-                    }
+                    {**asdict(pair), "ratio": pair.ratio if math.isfinite(pair.ratio) else None}
                     for pair in found.changed
                 ],
             }
@@ -169,19 +164,18 @@ def diff(first: Path, second: Path, as_json: bool) -> None:
     show_default=True,
     help="The cache to write.",
 )
-def export(**given: Any) -> None:
+def export(ranges: Path, tensorrt: str, to: str | None, model: Path | None, output: Path) -> None:
     """Write a ranges file as a calibration cache, for TensorRT 10.16 and older."""
-    version = parse_version(given["tensorrt"])
-    ranges = read_ranges(given["ranges"])
-    cache = export_cache(ranges, version, ALGORITHMS[given["to"] or "entropy2"], given["model"])
-    write_atomically(given["output"], format_cache(cache))
+    version = parse_version(tensorrt)
+    cache = export_cache(read_ranges(ranges), version, ALGORITHMS[to or "entropy2"], model)
+    write_atomically(output, format_cache(cache))
     console = open_console()
-    if given["model"] is None:
+    if model is None:
         console.print(
             Text("names are those of trtq's own graph; --model takes those of the file", style="dim")
         )
     console.print(f"{len(cache.scales)} tensors for {cache.origin}")
-    console.print(f"written to {given['output']}", soft_wrap=True)
+    console.print(f"written to {output}", soft_wrap=True)
 
 
 def _header_to_plain(cache: CalibrationCache) -> dict[str, Any]:

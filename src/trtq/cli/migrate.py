@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import click
 from rich.console import Console
 from rich.text import Text
 
-from trtq.cli import options, scales, targets
+from trtq.cli import builders, options, targets
 from trtq.cli.console import ConsoleWatcher, open_console, print_json
 from trtq.cli.tables import create_table, print_report
+from trtq.cli.targets import TargetOptions
 from trtq.errors import GateError, UsageError
+from trtq.models.spec import AccuracySpec, EvaluationSpec, LayerSpec, QuantizationSpec
+from trtq.pipeline.engine.target import HighPrecision
 from trtq.pipeline.migrate import CacheOutcome, migrate, migration_to_json
 from trtq.pipeline.migrate.removed.scripts import check_scripts
 
@@ -32,23 +35,35 @@ from trtq.pipeline.migrate.removed.scripts import check_scripts
     "-o", "--output", type=click.Path(path_type=Path), help="Folder.  [default: MODEL.migrated.trtq]"
 )
 @options.spec_option
-@scales.weight_granularity_option
-@options.layer_options
-@click.option("--keep-fp32", multiple=True, metavar="REGEX", help="Keep these nodes FP32 (repeatable).")
+@options.take(QuantizationSpec, "weight_granularity")
+@options.take(LayerSpec)
+@options.take(TargetOptions, "op_types")
 @click.option(
     "--high-precision",
     type=click.Choice(["fp32", "fp16"]),
     default="fp32",
     show_default=True,
-    help="Precision of what is not quantized. With fp32 the scales are the cache's bit for bit; fp16 is "
-    "faster and rounds them up to FP16, most by less than 0.1 %.",
+    help="Precision of what is not quantized. fp32 keeps the cache's scales bit for bit; fp16 is faster and "
+    "rounds them up to FP16, most by less than 0.1 %.",
 )
-@targets.target_options
-@options.evaluation_options
-@options.gate_options
+@builders.builder_options
+@options.take(EvaluationSpec)
+@options.take(AccuracySpec)
 @options.json_option
 @options.talk_options
-def command(model: Path | None, cache: Path | None, scripts: Path | None, **given: Any) -> None:
+@click.pass_context
+def command(
+    ctx: click.Context,
+    model: Path | None,
+    cache: Path | None,
+    scripts: Path | None,
+    output: Path | None,
+    settings: Path | None,
+    high_precision: HighPrecision,
+    as_json: bool,
+    quiet: bool,
+    verbose: bool,
+) -> None:
     """Carry a float model and its TensorRT calibration cache over to Q/DQ, without data.
 
     TensorRT 11 and TensorRT-RTX read no calibration caches. The model with Q/DQ pairs at the scales of the
@@ -62,28 +77,28 @@ def command(model: Path | None, cache: Path | None, scripts: Path | None, **give
       trtq migrate --check build_engine.py
     """
     if scripts is not None:
-        _check(scripts, as_json=given["as_json"], quiet=given["quiet"], verbose=given["verbose"])
+        _check(scripts, as_json=as_json, quiet=quiet, verbose=verbose)
         return
     if model is None or cache is None:
         raise UsageError(
             "give a model and its calibration cache, or --check with a script or a folder of them"
         )
-    with ConsoleWatcher(quiet=given["quiet"]) as watcher:
+    with ConsoleWatcher(quiet=quiet) as watcher:
         migrated = migrate(
             model,
             cache,
-            spec=options.spec_from(model, given),
-            target=options.target_from(given),
-            output=given["output"],
+            spec=options.read_settings(ctx, model),
+            target=replace(targets.read_target(ctx), high_precision=high_precision),
+            output=output,
             watcher=watcher,
         )
     report = migrated.report
-    if given["as_json"]:
+    if as_json:
         print_json({"report": report, "migration": json.loads(migration_to_json(migrated.outcome))})
-    elif not given["quiet"]:
+    elif not quiet:
         console = open_console()
-        _print_outcome(console, migrated.outcome, verbose=given["verbose"])
-        print_report(console, report, verbose=given["verbose"])
+        _print_outcome(console, migrated.outcome, verbose=verbose)
+        print_report(console, report, verbose=verbose)
     if report.verdict == "fail":
         raise GateError("the accuracy gate failed: " + "; ".join(report.reasons))
 

@@ -14,7 +14,7 @@ from trtq.calibrators.statistics import Statistics
 from trtq.models.demo import write_demo
 from trtq.models.spec import CalibrationSpec, ModelSpec, QuantizationSpec
 from trtq.pipeline.build import build
-from trtq.pipeline.build.job import prepare
+from trtq.pipeline.build.prepare import prepare
 from trtq.pipeline.calibrate import calibrate, estimate_ranges, improve, observe
 from trtq.pipeline.calibrate.data import ObserveOptions, observe_graph, open_calibration_data, place_layers
 from trtq.pipeline.calibrate.improve import RangeSearch, improve_ranges
