@@ -7,7 +7,6 @@ import math
 import struct
 from collections.abc import Callable
 from functools import cache
-from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 from typing import Any
 
@@ -79,18 +78,6 @@ class Table:
             return math.inf, -math.inf
         return _to_float(self._extremes[0]) + 0.0, _to_float(self._extremes[1]) + 0.0  # -0.0 becomes 0.0
 
-    def put(self, bins: NDArray[np.int32], counts: NDArray[np.int64], extremes: tuple[float, float]) -> None:
-        """Fills an empty table with what another one held."""
-        if (total := int(counts.sum())) <= _LARGEST_UINT32:
-            self._counts[bins] = counts
-            self._num_values = total
-        else:
-            self._earlier = np.zeros(NUM_BINS, np.int64)
-            self._earlier[bins] = counts
-        if extremes[0] <= extremes[1]:
-            smallest, largest = _mirror(np.array(extremes, np.float32).view(np.int32)).tolist()
-            self._extremes = (smallest, largest)
-
     def _sums(self) -> NDArray[np.int64]:
         sums = self._counts[:NUM_BINS].astype(np.int64)
         return sums if self._earlier is None else sums + self._earlier
@@ -136,11 +123,9 @@ def _to_float(ordered: int) -> float:
 @cache
 def _load_compiled() -> Count | None:
     """Returns the compiled kernel; None if the installation had no compiler, or it cannot be loaded."""
-    paths = (Path(__file__).with_name(f"kernel_c{suffix}") for suffix in EXTENSION_SUFFIXES)
     try:
-        path = next(path for path in paths if path.is_file())
-        function = ctypes.CDLL(str(path)).trtq_count
-    except (StopIteration, OSError, AttributeError):
+        function = ctypes.CDLL(str(Path(__file__).with_name("kernel_c.so"))).trtq_count
+    except (OSError, AttributeError):
         return None
     function.restype = None
     pointer, integer = ctypes.c_void_p, ctypes.c_int32

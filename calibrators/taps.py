@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from trtq.calibrators.survey import add_magnitudes, map_values_made, read_magnitude
-from trtq.models.session import BoundSession, SessionOptions, open_session, visit_tensors
+from trtq.models.session import Session, SessionOptions, open_session, visit_tensors
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +27,7 @@ class Taps:
         producers: What makes each computed tensor, for messages.
     """
 
-    session: BoundSession | None
+    session: Session | None
     inputs: tuple[str, ...]
     given: tuple[str, ...]
     computed: tuple[str, ...]
@@ -59,16 +59,10 @@ class Taps:
 def open_taps(
     model: ir.Model, tensors: Sequence[str], watched: Sequence[str], engine: SessionOptions
 ) -> Taps:
-    """Returns a session that computes the named tensors and nothing that they do not need.
+    """Returns a session that shows the named tensors, and the largest magnitudes of watched ones, no more.
 
     Without the model's own outputs ONNX Runtime fuses what it fuses anyway, and skips what comes after the
-    last tensor.
-
-    Args:
-        model: The float graph; it is not changed.
-        tensors: To be shown.
-        watched: Tensors of which the largest magnitude is enough.
-        engine: How it is run.
+    last tensor. The float graph is not changed.
 
     Raises:
         ModelError: ONNX Runtime cannot load the model.
