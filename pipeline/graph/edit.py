@@ -15,8 +15,8 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 class GraphEditor:
     """Changes the graph of a model in place.
 
-    ONNX keeps the names of values and those of nodes apart; a new name is unique among its kind, bodies of If,
-    Loop and Scan included. The names are collected once, so that no change looks through the graph.
+    ONNX keeps the names of values and of nodes apart; a new one is unique among its kind, also in the bodies
+    of If, Loop and Scan. The names are collected once, so that no change looks through the graph.
 
     Attributes:
         model: The model.

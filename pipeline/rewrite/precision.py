@@ -196,7 +196,7 @@ class _Signature:
     """What ONNX says of an operator in one opset.
 
     Attributes:
-        inputs: The type of each input, such as "T" or "tensor(float)"; a variadic last one stands for the rest.
+        inputs: The type of each, such as "T" or "tensor(float)"; the last stands for all after it.
         outputs: Likewise.
         allowed: The types that each of these letters may stand for.
         makes_numbers: Whether an attribute tells the dtype of an output that depends on no input.

@@ -98,7 +98,7 @@ def requantize_constants(edit: GraphEditor) -> Iterator[Change]:
 def _dequantized_constants(
     graph: ir.Graph,
 ) -> Iterator[tuple[ir.Node, NDArray[Any], NDArray[Any], ir.DataType]]:
-    """Yields the DequantizeLinear nodes of integer constants, with codes, scale and the dtype of the codes."""
+    """Yields the DequantizeLinear nodes of integer constants, with the codes, the scale and their dtype."""
     for node in [node for node in graph if node.op_type == DEQUANTIZE]:
         codes, scale, dtype = find_constant(node, 0), find_constant(node, 1), find_code_dtype(node)
         if (

@@ -14,7 +14,7 @@ from trtq.calibrators.observe import Progress
 from trtq.models.session import open_session, run
 from trtq.pipeline.graph.edit import GraphEditor, map_values
 from trtq.pipeline.graph.placement import Placement, QuantizedNode
-from trtq.pipeline.rewrite.channels.operands import has_input_channels, num_input_channels
+from trtq.pipeline.rewrite.channels.operands import constant, has_input_channels, num_input_channels
 
 _FLOAT32 = ir.DataType.FLOAT
 _REDUCTIONS = ("ReduceMin", "ReduceMax", "ReduceMean")
@@ -138,9 +138,7 @@ def _reduce(edit: GraphEditor, kind: str, value: ir.Value, reader: ir.Node, name
     like = ir.val(None, _FLOAT32)
     axes = [0]
     if reader.op_type == "Conv":
-        assert (weight := reader.inputs[1]) is not None
-        assert weight.shape is not None
-        axes += range(2, len(weight.shape))
+        axes += range(2, constant(reader.inputs[1]).ndim)
     if edit.model.opset_imports.get("", 1) < _AXES_AS_INPUT:
         return edit.insert(kind, [value], {"axes": axes, "keepdims": 0}, like=like, output=name)
     given = edit.add_constant(f"{name}_axes", np.array(axes, np.int64))
