@@ -93,6 +93,15 @@ class GraphEditor:
         self._put(node, before)
         return result
 
+    def cast(
+        self, value: ir.Value, dtype: ir.DataType, *, output: str, name: str, before: ir.Node | None = None
+    ) -> ir.Value:
+        """Returns a value in another dtype, as `insert`."""
+        attributes = {"to": int(dtype)}
+        return self.insert(
+            "Cast", [value], attributes, like=value, dtype=dtype, output=output, name=name, before=before
+        )
+
     def _put(self, node: ir.Node, before: ir.Node | None) -> None:
         maker = node.inputs[0].producer() if node.inputs and node.inputs[0] is not None else None
         if before is not None:

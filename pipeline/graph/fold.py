@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from trtq.models.session import open_session, run
 from trtq.pipeline.graph.edit import GraphEditor, list_bodies
+from trtq.pipeline.graph.operands import read_constant
 
 _MAX_GROWTH = 1 << 18  # elements; not bytes, so that a Cast of FP16 weights to FP32 is no growth
 _NOT_FOLDED = frozenset({
@@ -136,10 +137,10 @@ def _take_over(edit: GraphEditor, node: ir.Node, conv: ir.Node, bias: NDArray[An
 
 def _normalized(conv: ir.Node, norm: ir.Node) -> tuple[NDArray[Any], NDArray[Any]]:
     """Returns the weight and the bias with which the convolution computes both nodes."""
-    gamma, beta, mean, variance = (_constant(value).astype(np.float64) for value in norm.inputs[1:5])
+    gamma, beta, mean, variance = (read_constant(value).astype(np.float64) for value in norm.inputs[1:5])
     epsilon = norm.attributes.get_float("epsilon", 1e-5)
-    weight = _constant(conv.inputs[1])
-    bias = _constant(conv.inputs[2]) if len(conv.inputs) > 2 and conv.inputs[2] is not None else 0.0
+    weight = read_constant(conv.inputs[1])
+    bias = read_constant(conv.inputs[2]) if len(conv.inputs) > 2 and conv.inputs[2] is not None else 0.0
     axis = 1 if conv.op_type == "ConvTranspose" else 0
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):  # the caller looks
         factor = gamma / np.sqrt(variance + epsilon)
@@ -168,12 +169,12 @@ def _with_offset(conv: ir.Node, offset: ir.Value | None, add: ir.Node) -> NDArra
         return None
     if not all(map(_is_constant, (offset, *conv.inputs[1:]))):
         return None
-    weight, bias = _constant(conv.inputs[1]), _constant(offset)
+    weight, bias = read_constant(conv.inputs[1]), read_constant(offset)
     per_channel = (weight.shape[0], *(1,) * (weight.ndim - 2))
     if bias.shape not in (per_channel, (1, *per_channel)):
         return None
     before = conv.inputs[2] if len(conv.inputs) > 2 else None
-    return bias.reshape(-1) if before is None else bias.reshape(-1) + _constant(before)
+    return bias.reshape(-1) if before is None else bias.reshape(-1) + read_constant(before)
 
 
 def _is_only_user(producer: ir.Node, user: ir.Node) -> bool:
@@ -196,9 +197,3 @@ def _can_take(conv: ir.Node, norm: ir.Node) -> bool:
         and all(value is not None and value.is_initializer() for value in norm.inputs[1:5])
         and all(map(_is_constant, conv.inputs[1:]))
     )
-
-
-def _constant(value: ir.Value | None) -> NDArray[Any]:
-    assert value is not None
-    assert value.const_value is not None
-    return value.const_value.numpy()

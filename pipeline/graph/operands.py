@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -142,6 +143,13 @@ def _is_folded(node: ir.Node, operand: Operand) -> bool:
         return True
     factor = find_constant(node, 1)
     return factor is not None and factor.size == 1
+
+
+def read_constant(value: ir.Value | None) -> NDArray[Any]:
+    """Returns the array of an initializer."""
+    assert value is not None
+    assert value.const_value is not None
+    return value.const_value.numpy()
 
 
 def find_constant(node: ir.Node, place: int) -> NDArray[np.generic] | None:

@@ -11,7 +11,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from trtq.pipeline.graph.edit import GraphEditor
-from trtq.pipeline.rewrite.channels.operands import constant
+from trtq.pipeline.graph.operands import read_constant
 
 _KEEP_SCALE = ("Relu", "LeakyRelu", "PRelu")
 """Activations f with f(s x) = s f(x) for s > 0."""
@@ -81,7 +81,7 @@ def find_ends(clip: ir.Node) -> tuple[float, float]:
     for place, name in ((1, "min"), (2, "max")):
         given = clip.inputs[place] if len(clip.inputs) > place else None
         if given is not None:
-            end = float(constant(given).reshape(()))
+            end = float(read_constant(given).reshape(()))
         elif name in clip.attributes:
             end = clip.attributes[name].as_float()
         else:
@@ -105,13 +105,13 @@ def divide_outputs(edit: GraphEditor, producer: Producer, scale: NDArray[np.floa
     node = producer.layer
     old = node.inputs[1]
     assert old is not None
-    weight = constant(old)
+    weight = read_constant(old)
     rows = node.op_type == "Conv" or ("transB" in node.attributes and node.attributes["transB"].as_int() == 1)
     shape = (-1, *(1,) * (weight.ndim - 1)) if rows else (1, -1)
     divided = (weight.astype(np.float64) / scale.reshape(shape)).astype(weight.dtype)
     edit.set_constant(node, 1, f"{old.name}_divided", divided)
     if len(node.inputs) > 2 and node.inputs[2] is not None:
-        bias = constant(node.inputs[2])
+        bias = read_constant(node.inputs[2])
         divided = (bias.astype(np.float64) / scale).astype(bias.dtype)
         edit.set_constant(node, 2, f"{node.name}_bias_divided", divided)
     of_channels = scale.reshape(-1, *(1,) * (weight.ndim - 2)) if node.op_type == "Conv" else scale

@@ -52,10 +52,10 @@ class Chain:
 
     def converted(self, value: ir.Value, dtype: ir.DataType, name: str = "") -> ir.Value:
         """Returns the value in the dtype."""
-        assert value.shape is not None
         if value.dtype is dtype:
             return value
-        return self.node("Cast", [value], declare_value(dtype, value.shape.numpy()), {"to": int(dtype)}, name)
+        both = f"{self.stem}/{name or 'Cast'}"
+        return self.edit.cast(value, dtype, output=both, name=both, before=self.before)
 
     def number(self, name: str, value: float, dtype: ir.DataType) -> ir.Value:
         """Returns a new scalar constant."""
