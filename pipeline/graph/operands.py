@@ -158,6 +158,14 @@ def find_constant(node: ir.Node, place: int) -> NDArray[np.generic] | None:
     return value.const_value.numpy() if value is not None and value.const_value is not None else None
 
 
+def read_points(node: ir.Node) -> NDArray[np.int64] | None:
+    """Returns the zero points of a Q or DQ node, 0 where it has none; None if they are computed."""
+    points = find_constant(node, 2)
+    if points is None and len(node.inputs) > 2 and node.inputs[2] is not None:
+        return None
+    return np.zeros((), np.int64) if points is None else points.astype(np.int64)
+
+
 def find_code_dtype(node: ir.Node) -> ir.DataType | None:
     """Returns the dtype of the codes that a QuantizeLinear makes or a DequantizeLinear takes.
 
