@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,11 @@ from numpy.typing import NDArray
 from trtq.pipeline.graph.edit import GraphEditor
 from trtq.pipeline.graph.operands import read_constant
 from trtq.pipeline.graph.placement import QuantizedNode
+
+
+def find_input(nodes: Iterable[ir.Node], name: str) -> ir.Value:
+    """Returns the value of this name that one of the nodes reads."""
+    return next(value for node in nodes for value in node.inputs if value is not None and value.name == name)
 
 
 def has_input_channels(layer: QuantizedNode, node: ir.Node) -> bool:

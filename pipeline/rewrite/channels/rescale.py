@@ -13,7 +13,7 @@ from trtq.calibrators.ranges import Channels, Range, Ranges
 from trtq.pipeline.graph.edit import GraphEditor
 from trtq.pipeline.graph.operands import read_constant
 from trtq.pipeline.graph.placement import Placement, QuantizedNode, QuantizedWeight
-from trtq.pipeline.rewrite.channels.operands import add_to_bias, by_input, follow_output
+from trtq.pipeline.rewrite.channels.operands import add_to_bias, by_input, find_input, follow_output
 from trtq.pipeline.rewrite.channels.producers import divide_outputs, find_producer
 from trtq.pipeline.rewrite.channels.statistics import find_channel_readers
 
@@ -108,10 +108,10 @@ def _renamed(layer: QuantizedNode, node: ir.Node, names: Mapping[str, str]) -> Q
 def _rescale_tensor(
     edit: GraphEditor, tensor: str, item: Channels, readers: Sequence[Reader], layers: Collection[str]
 ) -> ir.Value:
-    source = next(value for _, node in readers for value in node.inputs if value and value.name == tensor)
+    nodes = [node for _, node in readers]
+    source = find_input(nodes, tensor)
     scale = np.asarray(item.scale, np.float64)
     shift = np.asarray(item.shift, np.float64) if any(item.shift) else None
-    nodes = [node for _, node in readers]
     producer = None if shift is not None else find_producer(source, nodes, layers)
     if producer is not None:
         divide_outputs(edit, producer, scale)
