@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -180,3 +180,18 @@ def list_bodies(node: ir.Node) -> list[ir.Graph]:
     attributes = list(node.attributes.values())
     bodies = [attribute.as_graph() for attribute in attributes if attribute.type is graph]
     return bodies + [body for item in attributes if item.type is graphs for body in item.as_graphs()]
+
+
+def widen(model: ir.Model, narrow: Collection[ir.DataType]) -> None:
+    """Makes a model compute in float32 where it computes in these dtypes; constants keep their values."""
+    for value in model.graph.initializers.values():
+        if value.dtype in narrow and value.const_value is not None:
+            value.const_value = ir.tensor(value.const_value.numpy().astype(np.float32), name=value.name)
+            value.type = ir.TensorType(ir.DataType.FLOAT)
+    for node in model.graph.all_nodes():
+        for name in ("to", "output_dtype"):
+            if node.attributes.get_int(name) in narrow:
+                node.attributes[name] = ir.AttrInt64(name, ir.DataType.FLOAT)
+        for value in node.outputs:
+            if value.dtype in narrow:
+                value.type = ir.TensorType(ir.DataType.FLOAT)

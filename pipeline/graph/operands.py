@@ -10,7 +10,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from trtq.models.session import open_session, run
-from trtq.pipeline.graph.edit import GraphEditor
+from trtq.pipeline.graph.edit import GraphEditor, widen
 
 QUANTIZE, DEQUANTIZE = "QuantizeLinear", "DequantizeLinear"
 OPERATOR_FORMAT = frozenset({
@@ -20,6 +20,7 @@ OPERATOR_FORMAT = frozenset({
     "MatMulIntegerToFloat", "DynamicQuantizeMatMul", "DynamicQuantizeLSTM", "MatMulNBits", "QMoE",
 })  # fmt: skip
 _PER_CHANNEL_OPSET = 13
+_HALVES = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 _MOVES = frozenset({
     "DepthToSpace", "Dropout", "Expand", "Flatten", "Gather", "Identity", "MaxPool", "Neg", "Pad",
     "Reshape", "Slice", "SpaceToDepth", "Split", "Squeeze", "Transpose", "Unsqueeze",
@@ -225,7 +226,7 @@ def evaluate(
         if source is not None and source.shape is not None and source.dtype is not None:
             ones = np.ones(tuple(source.shape.numpy()), source.dtype.numpy())
             edit.set_constant(node, 0, f"{node.name}_codes", ones)
-    _widen(edit.graph)
+    widen(edit.model, _HALVES)  # since ONNX Runtime does not compute in bfloat16
     if not any(node.op_type in ("Squeeze", "Unsqueeze") for node in edit.graph):  # axes are inputs since 13
         edit.graph.opset_imports[""] = max(edit.graph.opset_imports.get("", 1), _PER_CHANNEL_OPSET)
     return np.asarray(run(open_session(edit.model, optimize=False), [str(operand.value.name)], {})[0])
@@ -243,27 +244,8 @@ def _extract(operand: Operand) -> ir.Model:
             todo += before
         else:
             nodes[todo.pop()] = None
-    constants = {value: None for node in nodes for value in node.inputs if value and value.is_initializer()}
-    view = ir.GraphView(
-        [],
-        [operand.value],
-        nodes=tuple(nodes),
-        initializers=tuple(constants),
-        opset_imports=graph.opset_imports,
-        name=graph.name,
-    )
+    read = dict.fromkeys(value for node in nodes for value in node.inputs if value is not None)
+    constants = tuple(value for value in read if value.is_initializer())
+    found, opsets = tuple(nodes), graph.opset_imports
+    view = ir.GraphView([], [operand.value], nodes=found, initializers=constants, opset_imports=opsets)
     return ir.Model(view.clone(), ir_version=10)
-
-
-def _widen(part: ir.Graph) -> None:
-    """Makes a part of a graph compute in float32, since ONNX Runtime does not compute in bfloat16."""
-    for value in list(part.initializers.values()):
-        if value.dtype in (ir.DataType.FLOAT16, ir.DataType.BFLOAT16) and value.const_value is not None:
-            value.const_value = ir.tensor(value.const_value.numpy().astype(np.float32), name=value.name)
-            value.type = ir.TensorType(ir.DataType.FLOAT)
-    for node in part:
-        if node.op_type == "Cast":
-            node.attributes["to"] = ir.AttrInt64("to", ir.DataType.FLOAT.value)
-        for result in node.outputs:
-            if result.dtype in (ir.DataType.FLOAT16, ir.DataType.BFLOAT16):
-                result.type = ir.TensorType(ir.DataType.FLOAT)

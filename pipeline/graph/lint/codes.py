@@ -103,7 +103,7 @@ def _check_points(node: ir.Node) -> Iterator[Finding]:
 
 
 def _check_count(node: ir.Node, count: int) -> Iterator[Finding]:
-    block = node.attributes["block_size"].as_int() if "block_size" in node.attributes else 0
+    block = node.attributes.get_int("block_size", 0)
     value, axis = node.inputs[0], read_axis(node)
     shape = value.shape if value is not None else None
     rank = 2 if shape is None else len(shape)

@@ -139,7 +139,7 @@ def find_output_axis(node: ir.Node, operand: Operand) -> int:
 def _reads_transposed(node: ir.Node, operand: Operand | None) -> bool:
     """Whether a Gemm transposes this operand; None: its second."""
     name = "transA" if operand is not None and node.inputs[0] is operand.value else "transB"
-    return name in node.attributes and node.attributes[name].as_int() != 0
+    return node.attributes.get_int(name, 0) != 0
 
 
 def check_recurrent(node: ir.Node) -> Iterator[Finding]:
