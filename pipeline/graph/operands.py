@@ -93,6 +93,14 @@ def find_operand(value: ir.Value | None) -> Operand | None:
     return operand
 
 
+def find_operands(node: ir.Node) -> tuple[Operand | None, Operand | None]:
+    """Returns the activation and the weight of a layer; of two activations the second is the weight."""
+    first, second = (find_operand(value) for value in node.inputs[:2])
+    if first is not None and first.is_weight and not (second is not None and second.is_weight):
+        return second, first
+    return first, second
+
+
 def _walk_back(value: ir.Value | None) -> Operand | None:
     path: list[ir.Node] = []
     current = value

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import onnx_ir as ir
 
 from trtq.pipeline.graph.lint.finding import Finding, report
-from trtq.pipeline.graph.operands import Operand, find_operand, find_scale_axes, read_axis
+from trtq.pipeline.graph.operands import Operand, find_operand, find_operands, find_scale_axes, read_axis
 from trtq.pipeline.graph.placement import QUANTIZABLE
 
 _RECURRENT = ("LSTM", "GRU", "RNN")
@@ -18,25 +18,20 @@ def check_layer(node: ir.Node) -> Iterator[Finding]:
     """A layer runs in INT8 if both operands do, with scales that its kernels take."""
     if node.op_type not in QUANTIZABLE:
         return
-    operands = [find_operand(value) for value in node.inputs[:2]]
-    activation, weight = _by_role(operands)
-    present = [operand for operand in operands if operand is not None]
+    activation, weight = find_operands(node)
+    present = [operand for value in node.inputs[:2] if (operand := find_operand(value)) is not None]
     if node.op_type == "ConvTranspose" and node.outputs[0].dtype is ir.DataType.BFLOAT16:
         reason = "it computes in bfloat16, for which TensorRT has no ConvTranspose"
         yield report("no-kernel", "refused", node, reason, "keep this layer float32 or float16")
         return
-    if not present:
-        return
     if len(present) == 1:
         yield from _check_half(node, present[0])
-    elif node.op_type == "ConvTranspose":
+    elif activation is not None and weight is not None and node.op_type == "ConvTranspose":
         reason = f"TensorRT has no INT8 kernel for ConvTranspose: {_AFTER}"
         yield report("no-kernel", "float", node, reason, "leave it out of quantization")
-    else:
-        assert activation is not None
-        assert weight is not None
+    elif activation is not None and weight is not None:
         findings = list(_check_pair(node, activation, weight))
-        yield from findings or _check_types(node, present)
+        yield from findings or _check_types(node, *present)
 
 
 def _check_pair(node: ir.Node, activation: Operand, weight: Operand) -> Iterator[Finding]:
@@ -56,14 +51,6 @@ def _check_pair(node: ir.Node, activation: Operand, weight: Operand) -> Iterator
         yield from _check_weight(node, weight)
 
 
-def _by_role(operands: list[Operand | None]) -> tuple[Operand | None, Operand | None]:
-    """Returns the activation and the weight; of two activations the second counts as the weight."""
-    first, second = operands
-    if first is not None and first.is_weight and not (second is not None and second.is_weight):
-        return second, first
-    return first, second
-
-
 def _check_half(node: ir.Node, operand: Operand) -> Iterator[Finding]:
     there, missing = ("weight", "activation") if operand.is_weight else ("activation", "other operand")
     reason = f"its {there} has Q/DQ and its {missing} has none that reaches it: {_AFTER}"
@@ -71,7 +58,7 @@ def _check_half(node: ir.Node, operand: Operand) -> Iterator[Finding]:
     yield report("half-quantized", "float", node, reason, advice)
 
 
-def _check_types(node: ir.Node, operands: list[Operand]) -> Iterator[Finding]:
+def _check_types(node: ir.Node, *operands: Operand) -> Iterator[Finding]:
     dtypes = [operand.dtype.name.lower() for operand in operands if operand.dtype is not None]
     kinds = {"int8" if name == "uint8" else name for name in dtypes}  # which TensorRT takes for int8
     if len(kinds) < 2 or (kinds == {"int8", "int4"} and node.op_type != "Conv"):
