@@ -235,14 +235,10 @@ def find_channel_axis(node: ir.Node, place: int, rank: int) -> int | None:
     if node.op_type == "Conv":
         return 0
     if node.op_type == "ConvTranspose":
-        grouped = "group" in node.attributes and node.attributes["group"].as_int() != 1
-        return None if grouped else 1
+        return 1 if node.attributes.get_int("group", 1) == 1 else None
     if node.op_type == "Gemm":
-        transposed = "transB" in node.attributes and node.attributes["transB"].as_int() == 1
-        return 0 if transposed else 1
-    if rank != 2:
-        return None
-    return 1 if place == 1 else 0
+        return 0 if node.attributes.get_int("transB", 0) == 1 else 1
+    return place if rank == 2 else None
 
 
 def _residual_adds(model: ir.Model, layers: set[str], skipped: Collection[str]) -> Iterator[QuantizedNode]:

@@ -58,11 +58,11 @@ def quantize_graph(
     Args:
         graph: The float model; it is not changed.
         placement: How each layer is held.
-        ranges: Of the activations that get Q/DQ, and their repairs; None if none does.
-        rest: What computes that is not quantized.
-        keep_fp32: Patterns of nodes that stay FP32 all the same.
+        ranges: Of the activations that get Q/DQ, and their repairs.
+        rest: What computes that is not quantized, but for the nodes of `keep_fp32`.
+        keep_fp32: Patterns of nodes that stay FP32.
         weights: How weights are encoded that are quantized alone.
-        floats: The model in the format `rest`, where it is known already and nothing gets Q/DQ.
+        floats: The model in the format `rest`, where it is known and nothing gets Q/DQ.
 
     Raises:
         UsageError: The ranges lack a tensor.

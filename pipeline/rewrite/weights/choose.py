@@ -99,18 +99,10 @@ def group_by_weight(model: ir.Model, placement: Placement) -> tuple[ChosenWeight
 
 def _weights(model: ir.Model) -> Iterator[ir.Value]:
     """Yields the initializers that a node of the graph takes as a weight, in the order of these nodes."""
-    seen: set[ir.Value] = set()
-    for node in model.graph:
-        for place in _PLACES.get(node.op_type, ()):
-            value = node.inputs[place]
-            if (
-                value is not None
-                and value.is_initializer()
-                and value not in seen
-                and value.dtype in FLOAT_TYPES
-            ):
-                seen.add(value)
-                yield value
+    read = (node.inputs[place] for node in model.graph for place in _PLACES.get(node.op_type, ()))
+    for value in dict.fromkeys(read):
+        if value is not None and value.is_initializer() and value.dtype in FLOAT_TYPES:
+            yield value
 
 
 def _decide(value: ir.Value, scheme: WeightScheme, patterns: Sequence[str]) -> Encoding | str:
@@ -145,9 +137,7 @@ def _granularity(value: ir.Value, node: ir.Node, place: int, scheme: WeightSchem
     rank = len(value.shape or ())
     if place not in _PLACES.get(node.op_type, ()) or node.graph is not value.graph:
         return f"{node.op_type} {node.name!r} takes it as no weight"
-    if node.op_type == "Gather" and (
-        rank != 2 or ("axis" in node.attributes and node.attributes["axis"].as_int())
-    ):
+    if node.op_type == "Gather" and (rank != 2 or node.attributes.get_int("axis", 0)):
         return f"Gather {node.name!r} takes no rows of a table from it"
     output = 0 if node.op_type == "Gather" else find_channel_axis(node, place, rank)
     if not scheme.number_format.block_sizes:
