@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -129,7 +129,8 @@ def take_one(
         kind: What click checks; None: by the type of the field.
         text: The help; empty: as the field says.
     """
-    option = _find_option(settings, name, text)
+    option = list_options(settings)[name]
+    option = replace(option, help=text or option.help)
     return create_option(settings, name, option, list_kinds(settings)[name], *spellings, checked=kind)
 
 
@@ -159,19 +160,11 @@ def _take_parameters() -> list[Decorator]:
     options = []
     for name, methods in owners.items():
         method_type = METHODS[methods[0]]
-        option = _find_option(method_type, name, f"For {' and '.join(methods)}: {{}}.")
+        option = list_options(method_type)[name]
+        text = option.help[0].lower() + option.help[1:]
+        option = replace(option, help=f"For {' and '.join(methods)}: {text}")
         options.append(create_option(Method, name, option, list_kinds(method_type)[name]))
     return options
-
-
-def _find_option(settings: type, name: str, text: str = "") -> Option:
-    """Returns the option of a field; where its help tells no default, with that of the field."""
-    option = list_options(settings)[name]
-    text = (text or "{}").format(option.help)
-    default = next(item.default for item in fields(settings) if item.name == name)
-    if "[default:" not in text and default not in (None, (), False, ""):
-        text += f"  [default: {','.join(default) if isinstance(default, tuple) else default}]"
-    return replace(option, help=text)
 
 
 def create_option(
