@@ -112,7 +112,7 @@ def format_cache(cache: CalibrationCache) -> bytes:
     """Returns the text that TensorRT reads: a header, then `name: hex of the float32 scale` a line.
 
     Raises:
-        ArtifactError: The cache came without a header, so that its version or algorithm is not known.
+        ArtifactError: The version or the algorithm is not known.
     """
     lines = [_header(cache.version, cache.algorithm)]
     lines += [f"{name}: {to_hex(scale)}" for name, scale in cache.scales.items()]
@@ -127,8 +127,8 @@ def to_hex(scale: float) -> str:
 def parse_cache(content: bytes) -> CalibrationCache:
     """Returns what a calibration cache holds.
 
-    Blank lines, CRLF, a missing header, a missing last newline, leading zeros that are missing or not, and
-    upper-case hex are taken; so is a tensor that stands there twice with the same scale.
+    It takes blank lines, CRLF, a missing header or last newline, leading zeros or none, upper-case hex, and a
+    tensor that stands there twice with the same scale.
 
     Raises:
         ArtifactError: It is empty or no text, a line is no `name: hex`, or a scale is negative, not finite,
@@ -149,11 +149,7 @@ def parse_cache(content: bytes) -> CalibrationCache:
 
 
 def read_cache(path: Path | str) -> CalibrationCache:
-    """Returns the cache of a file.
-
-    Raises:
-        ArtifactError: It cannot be read, or is no calibration cache.
-    """
+    """Returns the cache of a file; ArtifactError if it cannot be read, or is no calibration cache."""
     try:
         return parse_cache(read_bytes(path))
     except ArtifactError as error:
@@ -161,11 +157,7 @@ def read_cache(path: Path | str) -> CalibrationCache:
 
 
 def read_bytes(path: Path | str) -> bytes:
-    """Returns the content of a cache file.
-
-    Raises:
-        ArtifactError: It cannot be read.
-    """
+    """Returns the content of a cache file; ArtifactError if it cannot be read."""
     try:
         return Path(path).read_bytes()
     except OSError as error:
@@ -199,10 +191,7 @@ def to_cache(
 ) -> CalibrationCache:
     """Returns the cache with which TensorRT quantizes as our Q/DQ model in FP32 does, to the bit.
 
-    Args:
-        ranges: Scales are `amax / 127`, rounded up to float32 so that nothing is clipped.
-        version: Of the TensorRT that will read it, as in headers.
-        algorithm: Of the calibrator that will read it.
+    Scales are `amax / 127`, rounded up to float32 so that nothing is clipped.
     """
     scales = {name: _rounded_up(ranges.amax(name) / QMAX) for name in ranges.tensors}
     return CalibrationCache(scales, version, algorithm)
@@ -223,15 +212,14 @@ def compare_caches(first: CalibrationCache, second: CalibrationCache) -> CacheDi
 
 
 def refuse_foreign(cache: CalibrationCache, *, version: int, algorithm: str) -> None:
-    """Checks that a TensorRT with this calibrator takes the cache; else it would calibrate again, silently.
+    """Raises ArtifactError if TensorRT would ignore the cache and calibrate again, silently.
+
+    It does so for a cache without a header, or with one of another algorithm or release.
 
     Args:
         cache: What it will read.
         version: Of that TensorRT, as in headers; the patch number may be another.
         algorithm: TensorRT's name of the calibrator.
-
-    Raises:
-        ArtifactError: The cache has no header, or one of another algorithm or release; both are named.
     """
     wanted = f"{algorithm} of TensorRT {format_version(version)}"
     short = next((short for short, name in ALGORITHMS.items() if name == algorithm), None)

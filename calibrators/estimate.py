@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from trtq.calibrators import list_parameters, name_method
-from trtq.calibrators.ahead import count_cores, map_ordered
 from trtq.calibrators.ranges import FP16_LIMIT, Range, Ranges
+from trtq.workers import Threads
 
 if TYPE_CHECKING:
     from trtq.calibrators import Method
@@ -39,7 +39,7 @@ def estimate(
         if tensors is None or name in tensors
     }
     # A method is numpy, which lets go of the GIL in what takes long.
-    amaxes = map_ordered(lambda histogram: _amax(method, histogram), histograms.values(), count_cores())
+    amaxes = Threads().map(lambda histogram: _amax(method, histogram), histograms.values())
     ranges = {
         name: Range(
             amax,

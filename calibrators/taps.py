@@ -6,12 +6,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from trtq.calibrators.survey import add_magnitudes, map_values_made
+from trtq.calibrators.survey import add_magnitudes, map_values_made, read_magnitude
 from trtq.models.session import Session, SessionOptions, open_session, visit_tensors
 
 
@@ -24,7 +23,7 @@ class Taps:
         inputs: The inputs that the cut model still needs.
         given: The observed tensors that are inputs.
         computed: The observed tensors that nodes make.
-        watched: The tensors of which only the largest magnitude is told, by the output that tells it.
+        watched: The tensors that only give their largest magnitude, by the output that gives it.
         producers: What makes each computed tensor, for messages.
     """
 
@@ -41,24 +40,20 @@ class Taps:
         tensor: Callable[[str, NDArray[Any]], None],
         magnitude: Callable[[str, float], None],
     ) -> None:
-        """Runs the model and tells of every tensor; an array is valid during the call only.
-
-        Raises:
-            ModelError: ONNX Runtime cannot run the model.
-        """
+        """Calls back with every tensor of one run; an array is valid during the call only."""
         for name in self.given:
             tensor(name, arrays[name])
         if self.session is None:
             return
 
-        def tell(name: str, array: NDArray[Any]) -> None:
+        def use(name: str, array: NDArray[Any]) -> None:
             if name in self.watched:
-                magnitude(self.watched[name], float(np.fmax(array.item(), 0.0)))
+                magnitude(self.watched[name], read_magnitude(array.item()))
             else:
                 tensor(name, array)
 
         outputs = [*self.computed, *self.watched]
-        visit_tensors(self.session, outputs, {name: arrays[name] for name in self.inputs}, tell)
+        visit_tensors(self.session, outputs, {name: arrays[name] for name in self.inputs}, use)
 
 
 def open_taps(

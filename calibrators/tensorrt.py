@@ -62,12 +62,7 @@ class _Buffer:
 
 
 class Feeder:
-    """Hands TensorRT one batch after another in device memory, one buffer an input, used again.
-
-    Attributes:
-        num_batches: How many were taken.
-        error: What went wrong while TensorRT asked.
-    """
+    """Hands TensorRT one batch after another in device memory, one buffer an input, used again."""
 
     def __init__(
         self,
@@ -93,12 +88,7 @@ class Feeder:
         self._min_batches = min_batches
         self._buffers: dict[str, _Buffer] = {}
         self._left_out = ""
-        self._was_asked = False
-
-    @property
-    def was_asked(self) -> bool:
-        """Whether TensorRT has asked for a batch."""
-        return self._was_asked
+        self.was_asked = False
 
     @property
     def batch_size(self) -> int:
@@ -106,11 +96,8 @@ class Feeder:
         return next((shape[0] for shape in self._shapes.values() if shape), 1)
 
     def next(self, names: Sequence[str]) -> list[int] | None:
-        """Returns the addresses of the next batch's inputs, in the order of their names.
-
-        None is the end of the data, or an `error`: TensorRT can be told only of the end.
-        """
-        self._was_asked = True
+        """Returns the addresses of the next batch's inputs; None at the end of the data, or on an `error`."""
+        self.was_asked = True
         if self.error is not None:
             return None
         try:
@@ -120,16 +107,10 @@ class Feeder:
             return None
 
     def raise_if_wrong(self) -> None:
-        """Checks, after the build, that TensorRT calibrated with enough data.
-
-        Raises:
-            BaseException: What was raised while TensorRT asked for a batch.
-            DataError: There were fewer batches than wanted.
-            BuildError: TensorRT asked for none.
-        """
+        """Raises, after the build, what was raised meanwhile, or that TensorRT took too few batches."""
         if self.error is not None:
             raise self.error
-        if not self._was_asked:
+        if not self.was_asked:
             raise BuildError(f"TensorRT asked for no calibration batch of {self._origin}: {_NEVER_ASKED}")
         needed = max(self._min_batches, 1)
         if self.num_batches < needed:
@@ -205,13 +186,7 @@ class Calibrator:
     """
 
     def __init__(self, feeder: Feeder | None, cache: bytes | None, own_header: str) -> None:
-        """Takes the data, or a cache that TensorRT shall use in its place.
-
-        Args:
-            feeder: The data; None if a cache is given.
-            cache: Its text, with the header that TensorRT wants.
-            own_header: What TensorRT is thought to write, for messages.
-        """
+        """Takes the data, or the text of a cache, with the header that TensorRT writes and wants."""
         super().__init__()  # the bindings' part: without it they have no C++ object
         self.written: bytes | None = None
         self._feeder = feeder
@@ -256,13 +231,7 @@ class Calibrator:
         self.written = bytes(cache)
 
     def raise_if_wrong(self) -> None:
-        """Checks, after the build, that TensorRT used what it was given.
-
-        Raises:
-            BaseException: What was raised while TensorRT asked for a batch.
-            DataError: There were fewer batches than wanted.
-            BuildError: TensorRT did not take the cache, or asked for nothing.
-        """
+        """Raises, after the build, what was raised meanwhile, or that TensorRT ignored what it was given."""
         if self._feeder is not None and self._cache is None:
             self._feeder.raise_if_wrong()
         elif self._was_rejected and self._cache is not None:
@@ -276,30 +245,32 @@ class Calibrator:
             raise BuildError(f"TensorRT did not ask for the scales: {_NEVER_ASKED}")
 
 
-def make_entropy2_calibrator(
-    trt: ModuleType, feeder: Feeder | None, cache: bytes | None = None
+def make_data_calibrator(
+    trt: ModuleType, algorithm: str, feeder: Feeder | None, cache: bytes | None = None
 ) -> Calibrator:
-    """Returns an `IInt8EntropyCalibrator2`: TensorRT's entropy algorithm, before fusion.
+    """Returns an `IInt8EntropyCalibrator2` or `IInt8MinMaxCalibrator`: TensorRT's own, before fusion.
 
     Args:
         trt: The `tensorrt` module.
+        algorithm: "entropy2" or "minmax".
         feeder: The data; None if a cache is given.
         cache: A calibration cache to use in place of the data.
 
     Raises:
         UsageError: This TensorRT has no calibrators, or there is neither data nor a cache.
-        ArtifactError: The cache is damaged, or of another calibrator or release, so that TensorRT would
-            calibrate again without a word.
+        ArtifactError: The cache is damaged, or one that TensorRT would ignore.
     """
-    return _with_data(trt, ENTROPY2, feeder, cache)
-
-
-def make_minmax_calibrator(trt: ModuleType, feeder: Feeder | None, cache: bytes | None = None) -> Calibrator:
-    """Returns an `IInt8MinMaxCalibrator`: the largest magnitude, before fusion.
-
-    The arguments are those of `make_entropy2_calibrator`.
-    """
-    return _with_data(trt, ALGORITHMS["minmax"], feeder, cache)
+    name = ALGORITHMS[algorithm]
+    base = _find_class(trt, name)
+    if feeder is None and cache is None:
+        raise UsageError("calibrating needs data or a calibration cache; give --calib-data")
+    version = parse_version(trt.__version__)
+    text = None
+    if cache is not None:
+        known = parse_cache(cache)
+        refuse_foreign(known, version=version, algorithm=name)
+        text = format_cache(replace(known, version=version))  # without CRLF, and with this patch release
+    return _make(base, feeder, text, f"TRT-{version}-{name}")
 
 
 def make_ranges_calibrator(
@@ -310,13 +281,13 @@ def make_ranges_calibrator(
     Args:
         trt: The `tensorrt` module.
         scales: `amax / 127` by TensorRT's tensor name, which is ONNX's; float32 values, at least 0.
-        version: What the header shall say, as in headers; None: the running TensorRT's.
+        version: For the header; None: the running TensorRT's.
 
     Raises:
         UsageError: This TensorRT has no calibrators, there are no scales, or a name cannot stand in a cache.
         ArtifactError: A scale is negative or not finite.
     """
-    base = _base(trt, ENTROPY2)
+    base = _find_class(trt, ENTROPY2)
     if not scales:
         raise UsageError("there are no scales to hand to TensorRT; calibrate the model first")
     if unfit := [name for name in scales if "\n" in name or not name]:
@@ -326,17 +297,11 @@ def make_ranges_calibrator(
     running = parse_version(trt.__version__)
     text = format_cache(CalibrationCache(scales, running if version is None else version, ENTROPY2))
     parse_cache(text)  # refuses what TensorRT would misread
-    return _made(base, None, text, f"TRT-{running}-{ENTROPY2}")
+    return _make(base, None, text, f"TRT-{running}-{ENTROPY2}")
 
 
 def check_calibrator(calibrator: object) -> None:
-    """Checks that the class has the methods that TensorRT calls: a missing one is a segmentation fault.
-
-    That the bindings' own `__init__` ran need not be checked: without it, they refuse to make the object.
-
-    Raises:
-        UsageError: A method is missing, or is still the one of the bindings.
-    """
+    """Raises UsageError if a method that TensorRT calls is missing, which would be a segmentation fault."""
     for name in _METHODS:
         method = getattr(calibrator, name, None)
         if method is None or inspect.isbuiltin(getattr(method, "__func__", method)):
@@ -346,20 +311,7 @@ def check_calibrator(calibrator: object) -> None:
             )
 
 
-def _with_data(trt: ModuleType, algorithm: str, feeder: Feeder | None, cache: bytes | None) -> Calibrator:
-    base = _base(trt, algorithm)
-    if feeder is None and cache is None:
-        raise UsageError("calibrating needs data or a calibration cache; give --calib-data")
-    version = parse_version(trt.__version__)
-    text = None
-    if cache is not None:
-        known = parse_cache(cache)
-        refuse_foreign(known, version=version, algorithm=algorithm)
-        text = format_cache(replace(known, version=version))  # without CRLF, and with this patch release
-    return _made(base, feeder, text, f"TRT-{version}-{algorithm}")
-
-
-def _base(trt: ModuleType, algorithm: str) -> type:
+def _find_class(trt: ModuleType, algorithm: str) -> type:
     name = _CLASSES[algorithm]
     base: type | None = getattr(trt, name, None)
     if base is None:
@@ -370,9 +322,10 @@ def _base(trt: ModuleType, algorithm: str) -> type:
     return base
 
 
-def _made(base: type, feeder: Feeder | None, cache: bytes | None, own_header: str) -> Calibrator:
-    made = type(f"Trtq{base.__name__[1:]}", (Calibrator, base), {})
-    calibrator: Calibrator = made(feeder, cache, own_header)
+def _make(base: type, feeder: Feeder | None, cache: bytes | None, own_header: str) -> Calibrator:
+    calibrator: Calibrator = type(f"Trtq{base.__name__[1:]}", (Calibrator, base), {})(
+        feeder, cache, own_header
+    )
     check_calibrator(calibrator)
     return calibrator
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Collection, Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from trtq.calibrators import create_method
@@ -15,14 +14,10 @@ if TYPE_CHECKING:
     from trtq.pipeline.formats.scheme import WeightScheme
 
 
-def format_command(job: Job, chosen: Collection[str] = ()) -> str:
+def format_command(job: Job) -> str:
     """Returns the `trtq` command that does this build, quoted for a shell.
 
     What only model.toml can say, the preparation of pictures, is not in it.
-
-    Args:
-        job: The build.
-        chosen: Patterns of layers that `--auto` chose: they are left to it.
     """
     spec, migrates = job.spec, job.ranges is not None
     words = ["trtq", "migrate" if migrates else "build", str(job.graph.path), *job.sources]
@@ -37,8 +32,7 @@ def format_command(job: Job, chosen: Collection[str] = ()) -> str:
         words += ["--random-data"] if job.is_random else []
     names = ("weight_granularity",) if migrates else ()
     words += _list_settings(spec.quantization, *names)
-    skip = tuple(pattern for pattern in spec.layers.skip if pattern not in chosen)
-    for settings in (spec.evaluation, spec.accuracy, replace(spec.layers, skip=skip)):
+    for settings in (spec.evaluation, spec.accuracy, spec.layers):
         words += _list_settings(settings)
     for kind in ("min", "opt", "max"):
         known = {name: getattr(item, kind) for name, item in spec.inputs.items()}
@@ -64,9 +58,9 @@ def _list_weights(scheme: WeightScheme | None) -> Iterator[str]:
     if scheme is None:
         return
     yield from ("--weights", scheme.format)
-    if scheme.format == "int4":
+    if len(scheme.number_format.methods) > 1:
         yield from ("--weight-method", scheme.method)
-    if not scheme.is_per_channel:
+    if scheme.number_format.block_sizes:
         yield from ("--block-size", str(scheme.block_size))
     yield from ("--double-quant",) if scheme.double_quantization else ()
     yield from () if scheme.keep_sensitive else ("--quantize-sensitive",)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from trtq.calibrators.batches import Batches
 from trtq.calibrators.observe import PassControl, observe
 from trtq.calibrators.ranges import Ranges
 from trtq.calibrators.settings import read_spec
-from trtq.calibrators.sources import WAYS, make_random_batches, open_batches
+from trtq.calibrators.sources import ACCEPTED_DATA, make_random_batches, open_batches
 from trtq.calibrators.statistics import Histogram, Statistics, StatisticsSource
 from trtq.calibrators.statistics_file import read_statistics, refuse_other, statistics_to_bytes
 from trtq.errors import ArtifactError, DataError, UsageError
@@ -87,7 +87,7 @@ def open_calibration_data(graph: Graph, spec: ModelSpec, target: Target, *, rand
         return make_random_batches(graph.inputs, shapes, _NUM_RANDOM_FEEDS)
     if spec.calibration.data is None:
         raise DataError(
-            f"{graph.path} cannot be calibrated without data; give --calib-data with {WAYS}; or "
+            f"{graph.path} cannot be calibrated without data; give --calib-data with {ACCEPTED_DATA}; or "
             f"name it in [calibration] of model.toml beside the model; or take --random-data to try a build"
         )
     batches = open_batches(
@@ -110,16 +110,24 @@ def warn_of_preprocess(batches: Batches, spec: ModelSpec, watcher: Watcher) -> N
         )
 
 
-def place_layers(graph: Graph, spec: ModelSpec, target: Target, watcher: Watcher) -> Placement:
-    """Returns what will be quantized: nothing that is skipped or kept FP32; warns of what matches nothing."""
+def place_layers(
+    graph: Graph, spec: ModelSpec, target: Target, watcher: Watcher, kept: Mapping[str, str] | None = None
+) -> Placement:
+    """Returns what will be quantized, and why the rest is not.
+
+    Args:
+        graph: The float model.
+        spec: With the patterns of layers that are skipped, kept FP32 or forced.
+        target: With the types of nodes to quantize.
+        watcher: Hears of patterns that match nothing.
+        kept: Further layers that stay float, with the reason.
+    """
     patterns = (*spec.layers.skip, *spec.layers.keep_fp32)
     warn_of_unmatched(graph, (*patterns, *spec.layers.force), watcher)
-    placement = place(graph.model, skip=patterns, op_types=target.op_types, force=spec.layers.force)
-    return apply_granularity(Placement(placement.quantized, (*placement.kept, *graph.unseen)), spec)
-
-
-def apply_granularity(placement: Placement, spec: ModelSpec) -> Placement:
-    """Returns the placement with as many scales for each weight as the settings ask for."""
+    placement = place(
+        graph.model, skip=patterns, op_types=target.op_types, force=spec.layers.force, kept=kept or {}
+    )
+    placement = Placement(placement.quantized, (*placement.kept, *graph.unseen))
     return placement.with_one_scale() if spec.quantization.weight_granularity == "per-tensor" else placement
 
 

@@ -100,6 +100,11 @@ class Target:
         return self.precision
 
     @property
+    def needs_data(self) -> bool:
+        """Whether a float model is quantized with the help of data."""
+        return self.precision == "int8" or (self.weights is not None and self.weights.method == "gptq")
+
+    @property
     def min_opset(self) -> int:
         """The first opset that holds what is built."""
-        return 13 if self.weights is None else self.weights.min_opset
+        return 13 if self.weights is None else self.weights.number_format.min_opset

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 def gather_columns(
     array: NDArray[Any], node: ir.Node, weight: NDArray[Any], most: int
 ) -> NDArray[np.float32]:
-    """Returns some of the rows that meet the weight: shape (groups, rows, inputs of one output).
+    """Returns some of the rows that meet the weight: float32, shape (groups, rows, inputs of one output).
 
     Args:
         array: The layer's activation.

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import tokenize
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
+from trtq.calibrators.arrays import UNREADABLE
 from trtq.calibrators.batches import Batches, Feed
 from trtq.calibrators.observe import Progress
 from trtq.calibrators.sources import open_batches
@@ -20,7 +20,6 @@ from trtq.pipeline.judge.score import Labels
 
 _UNLABELLED_SAMPLES = 128
 _FROM_FILE = "labels"
-_DAMAGED = (ValueError, SyntaxError, MemoryError, tokenize.TokenError)  # numpy's, for damaged headers
 
 
 def open_evaluation_data(graph: Graph, spec: ModelSpec, calibration: Batches | None) -> Batches | None:
@@ -37,11 +36,8 @@ def open_evaluation_data(graph: Graph, spec: ModelSpec, calibration: Batches | N
             raise DataError(
                 f"labels {evaluation.labels!r} are named without evaluation data; give --eval-data"
             )
-        return (
-            calibration.first(evaluation.samples or _UNLABELLED_SAMPLES) if calibration is not None else None
-        )
+        return calibration and calibration.first(evaluation.samples or _UNLABELLED_SAMPLES)
     labels = find_labels(evaluation)
-    own = spec.accuracy.script is not None
     batches = open_batches(
         evaluation.data,
         graph.inputs,
@@ -50,6 +46,7 @@ def open_evaluation_data(graph: Graph, spec: ModelSpec, calibration: Batches | N
         extra=(labels.array,) if labels is not None and labels.array is not None else (),
     )
     if evaluation.labels is not None and evaluation.labels.endswith(".npy"):
+        own = spec.accuracy.script is not None
         batches = with_labels(batches, Path(evaluation.labels), any_rank=own)
     return batches.first(evaluation.samples or (None if evaluation.labels else _UNLABELLED_SAMPLES))
 
@@ -60,18 +57,18 @@ def filter_by_profiles(batches: Batches, profiles: Mapping[str, InputSpec], left
     Args:
         batches: The data.
         profiles: By the name of each input whose shape is open.
-        left_out: Told of the samples of every other feed.
+        left_out: Called with the samples of every other feed.
     """
 
-    def read() -> Iterator[Feed]:
-        for feed in batches:
+    def keep(feeds: Iterator[Feed]) -> Iterator[Feed]:
+        for feed in feeds:
             shapes = ((feed.arrays[name].shape, profile) for name, profile in profiles.items())
             if all(_is_between(shape, profile) for shape, profile in shapes):
                 yield feed
             else:
                 left_out(feed.num_samples)
 
-    return replace(batches, read=read)
+    return batches.changed(keep)
 
 
 def _is_between(shape: tuple[int, ...], profile: InputSpec) -> bool:
@@ -104,7 +101,7 @@ def with_labels(batches: Batches, path: Path, *, any_rank: bool = False) -> Batc
     try:
         with path.open("rb") as stream:
             labels = np.lib.format.read_array(stream, allow_pickle=False)
-    except (OSError, *_DAMAGED) as error:
+    except UNREADABLE as error:
         raise DataError(f"cannot read the labels {path}: {error}") from error
     wanted = None if batches.num_samples is None else batches.num_samples + batches.left_out
     if not (labels.ndim == 1 or (any_rank and labels.ndim)) or wanted not in (None, len(labels)):
@@ -122,4 +119,4 @@ def with_labels(batches: Batches, path: Path, *, any_rank: bool = False) -> Batc
             start = stop
 
     digest = batches.digest and f"{batches.digest}/{hash_file(path)}"
-    return replace(batches, read=read, content=digest)
+    return replace(batches, read=read, part=None, content=digest)  # a part could not tell its labels

@@ -123,14 +123,14 @@ def test_counts_go_on_beyond_32_bits(count: Count, monkeypatch: pytest.MonkeyPat
 
 @pytest.fixture
 def no_cache() -> Any:
-    kernel._compiled.cache_clear()
+    kernel._load_compiled.cache_clear()
     yield
-    kernel._compiled.cache_clear()
+    kernel._load_compiled.cache_clear()
 
 
 @pytest.mark.usefixtures("no_cache")
-def test_without_a_compiled_kernel_numpy_counts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kernel, "EXTENSION_SUFFIXES", [".nowhere"])
+def test_without_a_compiled_kernel_numpy_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernel, "__file__", str(tmp_path / "kernel.py"))
     assert kernel.choose_kernel() is count_with_numpy
     assert not kernel.is_compiled()
 
@@ -141,7 +141,6 @@ def test_a_kernel_that_cannot_be_loaded_is_passed_over(
 ) -> None:
     (tmp_path / "kernel_c.so").write_bytes(b"not a shared object")
     monkeypatch.setattr(kernel, "__file__", str(tmp_path / "kernel.py"))
-    monkeypatch.setattr(kernel, "EXTENSION_SUFFIXES", [".so"])
     with pytest.raises(OSError, match="kernel_c"):
         ctypes.CDLL(str(tmp_path / "kernel_c.so"))
     assert kernel.choose_kernel() is count_with_numpy

@@ -9,16 +9,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from host_memory import HostMemory
 from numpy.typing import NDArray
 
 from trtq.calibrators.batches import Batches, Feed
-from trtq.calibrators.device import HostMemory
 from trtq.calibrators.tensorrt import (
     Calibrator,
     Feeder,
     check_calibrator,
-    make_entropy2_calibrator,
-    make_minmax_calibrator,
+    make_data_calibrator,
     make_ranges_calibrator,
 )
 from trtq.errors import ArtifactError, BuildError, DataError, UsageError
@@ -232,7 +231,7 @@ def test_a_build_that_did_not_calibrate_is_refused() -> None:
 
 
 def test_a_calibrator_keeps_the_cache_that_tensorrt_made(trt: ModuleType) -> None:
-    calibrator = make_entropy2_calibrator(trt, _feeder(_feed(1, 0)))
+    calibrator = make_data_calibrator(trt, "entropy2", _feeder(_feed(1, 0)))
     assert calibrator.read_calibration_cache() is None
     assert calibrator.get_batch_size() == 2
     while calibrator.get_batch(["image", "mask"]):
@@ -245,56 +244,56 @@ def test_a_calibrator_keeps_the_cache_that_tensorrt_made(trt: ModuleType) -> Non
 
 
 def test_a_given_cache_needs_no_data(trt: ModuleType) -> None:
-    calibrator = make_entropy2_calibrator(trt, None, OWN_CACHE)
+    calibrator = make_data_calibrator(trt, "entropy2", None, OWN_CACHE)
     assert (calibrator.get_batch_size(), calibrator.read_calibration_cache()) == (1, OWN_CACHE)
     calibrator.raise_if_wrong()
 
 
 def test_a_given_cache_is_read_though_an_editor_touched_it(trt: ModuleType) -> None:
     touched = b"\xef\xbb\xbfTRT-101600-MinMaxCalibration\r\n\r\nimage: 3C010A14"
-    calibrator = make_minmax_calibrator(trt, None, touched)
+    calibrator = make_data_calibrator(trt, "minmax", None, touched)
     assert calibrator.read_calibration_cache() == b"TRT-101601-MinMaxCalibration\nimage: 3c010a14\n"
 
 
-@pytest.mark.parametrize("make", [make_entropy2_calibrator, make_minmax_calibrator])
-def test_neither_data_nor_cache_is_refused(make: Callable[..., Calibrator], trt: ModuleType) -> None:
+@pytest.mark.parametrize("algorithm", ["entropy2", "minmax"])
+def test_neither_data_nor_cache_is_refused(algorithm: str, trt: ModuleType) -> None:
     with pytest.raises(
         UsageError, match=r"^calibrating needs data or a calibration cache; give --calib-data$"
     ):
-        make(trt, None)
+        make_data_calibrator(trt, algorithm, None)
 
 
 @pytest.mark.parametrize(
-    ("make", "header", "both"),
+    ("algorithm", "header", "both"),
     [
         (
-            make_minmax_calibrator,
+            "minmax",
             "101601-EntropyCalibration2",
             r"EntropyCalibration2 of .* by MinMaxCalibration of",
         ),
         (
-            make_entropy2_calibrator,
+            "entropy2",
             "101601-MinMaxCalibration",
             r"MinMaxCalibration of .* by EntropyCalibration2 of",
         ),
         (
-            make_entropy2_calibrator,
+            "entropy2",
             "8601-EntropyCalibration2",
             r"of TensorRT 8\.6\.1, .* of TensorRT 10\.16\.1",
         ),
     ],
 )
 def test_the_cache_of_another_calibrator_or_release_is_refused(
-    make: Callable[..., Calibrator], header: str, both: str, trt: ModuleType
+    algorithm: str, header: str, both: str, trt: ModuleType
 ) -> None:
     with pytest.raises(ArtifactError, match=rf"{both}.*`trtq cache convert FILE --to "):
-        make(trt, None, f"TRT-{header}\nimage: 3c010a14\n".encode())
+        make_data_calibrator(trt, algorithm, None, f"TRT-{header}\nimage: 3c010a14\n".encode())
 
 
 @pytest.mark.parametrize("content", [b"", b"\0\xff", b"TRT-101601-EntropyCalibration2\nimage: nonsense\n"])
 def test_a_damaged_cache_is_refused(content: bytes, trt: ModuleType) -> None:
     with pytest.raises(ArtifactError, match="calibration cache"):
-        make_entropy2_calibrator(trt, None, content)
+        make_data_calibrator(trt, "entropy2", None, content)
 
 
 def test_ranges_go_as_a_cache_of_the_running_release(trt: ModuleType) -> None:
@@ -355,17 +354,23 @@ def test_a_scale_that_is_none_is_refused(scale: float, trt: ModuleType) -> None:
         make_ranges_calibrator(trt, {"image": scale}, 101601)
 
 
-@pytest.mark.parametrize("make", [make_entropy2_calibrator, make_minmax_calibrator, make_ranges_calibrator])
-def test_a_tensorrt_without_calibrators_is_refused(make: Callable[..., Calibrator]) -> None:
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda trt: make_data_calibrator(trt, "entropy2", None, OWN_CACHE),
+        lambda trt: make_data_calibrator(trt, "minmax", None, OWN_CACHE),
+        lambda trt: make_ranges_calibrator(trt, {"image": 0.5}),
+    ],
+)
+def test_a_tensorrt_without_calibrators_is_refused(make: Callable[[ModuleType], Calibrator]) -> None:
     bare = ModuleType("tensorrt_rtx")
     bare.__version__ = "1.7.1.116"  # type: ignore[attr-defined] # of every package
-    arguments: tuple[Any, ...] = ({"image": 0.5},) if make is make_ranges_calibrator else (None, OWN_CACHE)
     with pytest.raises(
         UsageError,
         match=r"^tensorrt_rtx 1\.7\.1\.116 has no IInt8\w+: TensorRT 11 and TensorRT-RTX have no INT8 "
         r"calibrators any more; use explicit quantization \(--quantization explicit\), or TensorRT 10$",
     ):
-        make(bare, *arguments)
+        make(bare)
 
 
 @pytest.mark.parametrize(

@@ -11,9 +11,9 @@ from trtq.cli.console import ConsoleWatcher, open_console, print_json
 from trtq.cli.options import Given
 from trtq.cli.tables import create_comparison_table, print_accuracy, print_logits
 from trtq.errors import GateError
+from trtq.json import to_plain
 from trtq.models.spec import AccuracySpec, CalibrationSpec, EvaluationSpec
 from trtq.pipeline.compare import compare
-from trtq.pipeline.judge.compare import comparison_to_plain
 from trtq.pipeline.judge.gate import judge_pair
 
 
@@ -53,9 +53,7 @@ def command(
         comparison = compare(reference, candidate, spec=spec, watcher=watcher)
     verdict = judge_pair(comparison, spec.accuracy)
     if as_json:
-        print_json(
-            {"verdict": verdict.outcome, "reasons": verdict.reasons, **comparison_to_plain(comparison)}
-        )
+        print_json({"verdict": verdict.outcome, "reasons": verdict.reasons, **to_plain(comparison)})
     elif not quiet:
         console = open_console()
         if comparison.accuracy:

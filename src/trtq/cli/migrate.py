@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
-from dataclasses import asdict
 from pathlib import Path
 
 import click
@@ -17,7 +15,6 @@ from trtq.cli.options import Given
 from trtq.cli.tables import create_table, print_report
 from trtq.errors import GateError, UsageError
 from trtq.models.spec import AccuracySpec, EvaluationSpec, LayerSpec, QuantizationSpec
-from trtq.pipeline.deliver.report import to_json
 from trtq.pipeline.engine.target import Target
 from trtq.pipeline.migrate import CacheOutcome, migrate, migration_to_json
 from trtq.pipeline.migrate.removed.scripts import check_scripts
@@ -91,11 +88,7 @@ def command(
         )
     report = migrated.report
     if as_json:
-        document = {
-            "report": json.loads(to_json(report)),
-            "migration": json.loads(migration_to_json(migrated.outcome)),
-        }
-        sys.stdout.write(json.dumps(document, indent=1, allow_nan=False) + "\n")
+        print_json({"report": report, "migration": json.loads(migration_to_json(migrated.outcome))})
     elif not quiet:
         console = open_console()
         _print_outcome(console, migrated.outcome, verbose=verbose)
@@ -110,7 +103,7 @@ def _check(scripts: Path, *, as_json: bool, quiet: bool, verbose: bool) -> None:
     removed = [item for item in findings if item.kind == "removed"]
     left_out = [item for item in findings if item.kind != "removed"]
     if as_json:
-        print_json([{**asdict(item), "path": str(item.path)} for item in findings])
+        print_json(findings)
     elif not quiet:
         console = open_console()
         for item in removed:

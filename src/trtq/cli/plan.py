@@ -8,14 +8,15 @@ from pathlib import Path
 import click
 
 from trtq.cli import options
-from trtq.cli.console import format_bytes, open_console, print_json
+from trtq.cli.console import open_console, print_json
 from trtq.cli.options import Given
 from trtq.cli.sizes import parse_decimal_bytes
 from trtq.cli.tables import create_table
 from trtq.errors import UsageError
 from trtq.models.spec import LayerSpec
+from trtq.numbers import format_bytes
 from trtq.pipeline.engine.profiles import parse_shapes
-from trtq.pipeline.formats.scheme import BLOCK_SIZES
+from trtq.pipeline.formats.blocks import BLOCK_SIZES
 from trtq.pipeline.plan import MemoryPlan, Sizes, parse_count, plan_model, plan_params
 
 

@@ -8,11 +8,12 @@ import click
 
 from trtq.calibrators.ranges import read_ranges
 from trtq.cli import options, targets
-from trtq.cli.console import ConsoleWatcher, format_bytes, open_console, print_json
+from trtq.cli.console import ConsoleWatcher, open_console, print_json
 from trtq.cli.options import Given
 from trtq.errors import UsageError
 from trtq.files import refuse_input
 from trtq.models.spec import CalibrationSpec, LayerSpec, QuantizationSpec
+from trtq.numbers import format_bytes
 from trtq.pipeline.engine.target import Target
 from trtq.pipeline.quantize import quantize
 

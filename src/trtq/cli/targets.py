@@ -13,7 +13,9 @@ from trtq.models.option import Kind, Option, setting
 from trtq.pipeline.engine.backend import BuilderOptions, Precision
 from trtq.pipeline.engine.profiles import GivenShapes, parse_shapes
 from trtq.pipeline.engine.target import Target
-from trtq.pipeline.formats.scheme import BLOCK_SIZES, WeightFormat, WeightMethod, WeightScheme
+from trtq.pipeline.formats import WEIGHT_FORMATS, WEIGHT_METHODS
+from trtq.pipeline.formats.blocks import BLOCK_SIZES
+from trtq.pipeline.formats.scheme import WeightScheme
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,8 +38,8 @@ class Formats:
 
     int8: bool = setting(False)
     fp16: bool = setting(False)
-    weights: WeightFormat | None = setting(None)
-    weight_method: WeightMethod | None = setting(None)
+    weights: str | None = setting(None)
+    weight_method: str | None = setting(None)
     block_size: str = setting("")
     double_quant: bool = setting(False)
     quantize_sensitive: bool = setting(False)
@@ -59,7 +61,8 @@ def take_shapes(kind: str, word: str) -> Decorator:
 
 high_precision_option = take_one(Target, "high_precision", "--high-precision", "--compute-dtype")
 weight_options = combine_options(
-    take(Formats, "weights", "weight_method"),
+    take_one(Formats, "weights", kind=click.Choice(list(WEIGHT_FORMATS))),
+    take_one(Formats, "weight_method", kind=click.Choice(WEIGHT_METHODS)),
     take_one(Formats, "block_size", kind=click.Choice([str(size) for size in BLOCK_SIZES])),
     take(Formats, "double_quant", "quantize_sensitive"),
 )
@@ -106,13 +109,13 @@ def _choose_weights(formats: Formats, given: Given) -> WeightScheme | None:
         if alone := given.find(Formats, "weight_method", "block_size", "double_quant", "quantize_sensitive"):
             raise UsageError(f"{alone[0].option} is for weights of fewer bits; give --weights too")
         return None
-    if form in ("int8", "fp8") and formats.block_size:
+    if formats.block_size and not WEIGHT_FORMATS[form].block_sizes:
         raise UsageError(
             f"--block-size is for int4 and nf4; {form.upper()} weights have one scale for each channel"
         )
     return WeightScheme(
         form,
-        formats.weight_method or ("mse" if form == "int4" else "rtn"),
+        formats.weight_method or ("mse" if "mse" in WEIGHT_FORMATS[form].methods else "rtn"),
         int(formats.block_size or 64),
         formats.double_quant,
         not formats.quantize_sensitive,

@@ -211,7 +211,7 @@ def test_an_invalid_model_of_our_own_making_is_told_as_our_fault(
         model.graph[0].op_type = "Nonsense"
         return MixedModel(model)
 
-    monkeypatch.setattr("trtq.pipeline.build.candidate.convert_to_int8", broken)
+    monkeypatch.setattr("trtq.pipeline.build.models.quantize_graph", broken)
     with pytest.raises(BuildError, match=r"trtq made an invalid model\.int8\.onnx, which is its fault"):
         build(small, spec=spec_of(small))
     assert not (small.parent / "small.trtq").exists()

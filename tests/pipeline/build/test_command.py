@@ -118,9 +118,8 @@ def test_random_data_is_asked_for_again() -> None:
 
 
 def test_what_auto_chose_is_left_to_it() -> None:
-    spec = ModelSpec(layers=LayerSpec(("^mine$", "^chosen$")))
-    command = format_command(job_of(spec, Target(auto=True)), ("^chosen$",))
-    assert read(command)[0].layers.skip == ("^mine$",)
+    job = job_of(ModelSpec(layers=LayerSpec(("^mine$",))), Target(auto=True), kept={"chosen": "harm"})
+    assert read(format_command(job))[0].layers.skip == ("^mine$",)
 
 
 def test_profiles_of_the_settings_become_options_and_given_ones_win() -> None:

@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from host_memory import HostMemory
 
 from trtq.calibrators.batches import Batches, Feed
 from trtq.calibrators.cache import parse_cache
-from trtq.calibrators.device import HostMemory
 from trtq.errors import BuildError, DataError, MissingDependency, UsageError
 from trtq.models.spec import InputSpec
 from trtq.pipeline.engine.backend import BuildRequest, ImplicitQuantization

@@ -47,10 +47,10 @@ class Additive(EffectMeter):
     scores: Mapping[str, float] = field(default_factory=dict)
     asked: list[tuple[str, ...]] = field(default_factory=list)
 
-    def alone(self, batches: Batches) -> dict[str, Effect]:
+    def measure_alone(self, batches: Batches) -> dict[str, Effect]:
         return {name: effect_of(error) for name, error in self.errors.items()}
 
-    def kept(
+    def measure_kept(
         self, mixtures: Mapping[str, Sequence[str]], batches: Batches
     ) -> tuple[Mapping[str, Effect], float | None]:
         self.asked += [tuple(kept) for kept in mixtures.values()]
@@ -101,12 +101,14 @@ def test_a_part_that_others_drown_out_counts_as_much_as_they_do() -> None:
     """A layer before the scores of a detector changes nothing of its output but these."""
 
     class Detector(Additive):
-        def alone(self, batches: Batches) -> dict[str, Effect]:
+        def measure_alone(self, batches: Batches) -> dict[str, Effect]:
             return {
                 name: replace(
                     effect, parts={"y": {"boxes": Distance(1.0, 40.0), "scores": Distance(1.0, db)}}
                 )
-                for (name, effect), db in zip(super().alone(batches).items(), (10.0, 50.0), strict=True)
+                for (name, effect), db in zip(
+                    super().measure_alone(batches).items(), (10.0, 50.0), strict=True
+                )
             }
 
     errors = {"scores": 0.001, "boxes": 0.3}
@@ -124,8 +126,8 @@ def test_a_silent_part_and_a_broken_output() -> None:
     errors = {"silent": 0.1, "loud": 0.3, "broken": 0.2}
 
     class Detector(Additive):
-        def alone(self, batches: Batches) -> dict[str, Effect]:
-            found = super().alone(batches)
+        def measure_alone(self, batches: Batches) -> dict[str, Effect]:
+            found = super().measure_alone(batches)
             found["silent"] = replace(found["silent"], parts={"y": {"a": silent}})
             broken = {"y": Distance(math.nan, math.nan)}
             found["broken"] = replace(
