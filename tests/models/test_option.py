@@ -72,6 +72,6 @@ def test_kinds_are_those_of_the_annotations() -> None:
 
 def test_without_docstrings_there_is_no_text() -> None:
     """As with `python -OO`."""
-    bare = dataclass(type("Bare", (), {"__annotations__": {"size": int}, "size": setting(3)}))
+    bare: type = dataclass(type("Bare", (), {"__annotations__": {"size": int}, "size": setting(3)}))
     bare.__doc__ = None
     assert list_options(bare)["size"].help == "  [default: 3]"
