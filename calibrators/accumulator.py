@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from trtq.calibrators.batches import Feed
 from trtq.calibrators.kernel import Table
-from trtq.calibrators.statistics import Statistics, to_histogram, to_table
+from trtq.calibrators.statistics import Statistics, to_histogram
 
 
 class Accumulator:
@@ -23,10 +23,8 @@ class Accumulator:
 
     def __init__(self, tensors: Sequence[str], inputs: Sequence[str], earlier: Statistics | None) -> None:
         known = earlier or Statistics({}, {}, {}, 0)
-        self._tables = {
-            name: to_table(known.histograms[name]) if name in known.histograms else Table()
-            for name in tensors
-        }
+        self._known = known.histograms
+        self._tables = {name: Table() for name in tensors}
         self._locks = {name: Lock() for name in tensors}
         self._magnitudes = dict(known.magnitudes)
         self._inputs = {name: Counter(known.inputs.get(name, {})) for name in inputs}
@@ -61,6 +59,8 @@ class Accumulator:
     def statistics(self, shard: int, *, is_whole: bool) -> Statistics:
         """Returns what was seen so far of a shard of the data."""
         histograms = {name: to_histogram(table) for name, table in self._tables.items()}
+        known = ((name, self._known[name]) for name in histograms if name in self._known)
+        histograms |= {name: earlier.merged(histograms[name]) for name, earlier in known}
         amaxes = {name: histogram.amax for name, histogram in histograms.items() if histogram.total}
         return Statistics(
             histograms,

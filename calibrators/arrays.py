@@ -37,15 +37,12 @@ UNREADABLE = (
 
 
 def open_array_file(path: Path, names: Sequence[str], batch_size: int) -> Batches:
-    """Returns the samples of one .npz, or .npy for a model with one input, in batches.
+    """Returns the samples of one .npz, or .npy for a model with one input, in batches; the last may be small.
 
-    Args:
-        path: A file whose arrays have a leading sample axis of the same length.
-        names: The model's inputs; an .npy, which has no names, is the first.
-        batch_size: Samples a batch; the last one may be smaller.
+    `names` are the model's inputs; an .npy, which has no names, is the first.
 
     Raises:
-        DataError: It is no such file, or the arrays disagree about the number of samples.
+        DataError: It is no such file, or its arrays have no leading sample axis of the same length.
     """
     num_samples = _check_sample_axis(path, names)
 

@@ -78,9 +78,7 @@ class Batches:
         """Returns the stream with `change` around every pass; it must treat each feed alone."""
         read, part = self.read, self.part
         return replace(
-            self,
-            read=lambda: change(read()),
-            part=part and (lambda start, step: change(part(start, step))),
+            self, read=lambda: change(read()), part=part and (lambda start, step: change(part(start, step)))
         )
 
     def first(self, num_samples: int | None) -> Batches:
@@ -118,10 +116,7 @@ def take_samples(feeds: Iterable[Feed], num_samples: int) -> Iterator[Feed]:
 def check_batches(batches: Batches, inputs: Sequence[TensorSpec], extra: Sequence[str] = ()) -> Batches:
     """Returns the stream with every feed checked against the model before it is handed on.
 
-    Args:
-        batches: The stream.
-        inputs: What the model takes.
-        extra: Names of further arrays that a feed may have, such as labels; they are not checked.
+    A feed may have the arrays named `extra`, such as labels; they are not checked.
 
     Raises:
         DataError: While reading: no feed at all, or as `check_feed`.

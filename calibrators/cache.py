@@ -167,10 +167,7 @@ def read_bytes(path: Path | str) -> bytes:
 def replace_header(content: bytes, *, version: int | None = None, algorithm: str | None = None) -> bytes:
     """Returns a cache with another header, or its first one; every byte of the lines below stays.
 
-    Args:
-        content: The cache as it is in its file.
-        version: As in headers; None: as it is.
-        algorithm: TensorRT's name of the calibrator; None: as it is.
+    A version (as in headers) or algorithm that is None stays as it is.
 
     Raises:
         ArtifactError: It is no calibration cache, or has no header from which to take what is not given.
@@ -209,27 +206,6 @@ def compare_caches(first: CalibrationCache, second: CalibrationCache) -> CacheDi
             if name in theirs and theirs[name] != scale
         ),
     )
-
-
-def refuse_foreign(cache: CalibrationCache, *, version: int, algorithm: str) -> None:
-    """Raises ArtifactError if TensorRT would ignore the cache and calibrate again, silently.
-
-    It does so for a cache without a header, or with one of another algorithm or release.
-
-    Args:
-        cache: What it will read.
-        version: Of that TensorRT, as in headers; the patch number may be another.
-        algorithm: TensorRT's name of the calibrator.
-    """
-    wanted = f"{algorithm} of TensorRT {format_version(version)}"
-    short = next((short for short, name in ALGORITHMS.items() if name == algorithm), None)
-    minor = ".".join(format_version(version).split(".")[:2])
-    if cache.algorithm != algorithm or cache.version is None or cache.version // 100 != version // 100:
-        remedy = f"`trtq cache convert FILE --to {short} --tensorrt {minor}`" if short else "another header"
-        raise ArtifactError(
-            f"the calibration cache is by {cache.origin}, it is to be read by {wanted}, which would ignore "
-            f"it and calibrate again; if the scales are for this model, make it readable with {remedy}"
-        )
 
 
 def _lines(content: bytes) -> list[str]:

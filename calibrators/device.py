@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from typing import TYPE_CHECKING, Any, Protocol
+from types import ModuleType, TracebackType
+from typing import Any, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from trtq import lazy
 from trtq.errors import BuildError, MissingDependency
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from types import ModuleType, TracebackType
-
-    from numpy.typing import NDArray
-    from typing_extensions import Self
 
 
 class DeviceMemory(Protocol):
@@ -33,7 +29,7 @@ class DeviceMemory(Protocol):
         """Releases everything; calling it again does nothing."""
         ...
 
-    def __enter__(self) -> Self: ...
+    def __enter__(self) -> DeviceMemory: ...
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -102,7 +98,7 @@ class CudaMemory:
         with self._driver("releasing the GPU"):
             self._held.close()
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> CudaMemory:
         return self
 
     def __exit__(

@@ -78,18 +78,6 @@ class Table:
             return math.inf, -math.inf
         return _to_float(self._extremes[0]) + 0.0, _to_float(self._extremes[1]) + 0.0  # -0.0 becomes 0.0
 
-    def put(self, bins: NDArray[np.int32], counts: NDArray[np.int64], extremes: tuple[float, float]) -> None:
-        """Fills an empty table with what another one held."""
-        if (total := int(counts.sum())) <= _LARGEST_UINT32:
-            self._counts[bins] = counts
-            self._num_values = total
-        else:
-            self._earlier = np.zeros(NUM_BINS, np.int64)
-            self._earlier[bins] = counts
-        if extremes[0] <= extremes[1]:
-            smallest, largest = _mirror(np.array(extremes, np.float32).view(np.int32)).tolist()
-            self._extremes = (smallest, largest)
-
     def _sums(self) -> NDArray[np.int64]:
         sums = self._counts[:NUM_BINS].astype(np.int64)
         return sums if self._earlier is None else sums + self._earlier

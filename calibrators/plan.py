@@ -49,7 +49,7 @@ def plan_passes(
         sizes: Bytes of each tensor on one sample, or on a feed that may not be split.
         feeds: How many feeds each tensor has seen; those of a pass have seen the same.
         may_split: Whether the samples of a feed may be run apart.
-        memory_bytes: What the tensors and their histograms may take; None: half of what is free.
+        memory_bytes: For the tensors and their histograms; None: half of what is free.
 
     Raises:
         UsageError: The memory does not do for the histograms and one tensor.

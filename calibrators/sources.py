@@ -79,10 +79,7 @@ def make_random_batches(
 ) -> Batches:
     """Returns made-up feeds: normal numbers for floats, 0 and 1 for the rest. Ranges from them mean nothing.
 
-    Args:
-        inputs: What the model takes.
-        shapes: Shapes to use for inputs that are named here; open dims of the others become 1.
-        count: The number of feeds.
+    Open dims of inputs that `shapes` does not name become 1.
     """
     sizes = {
         spec.name: tuple(shapes.get(spec.name) or (dim if isinstance(dim, int) else 1 for dim in spec.shape))

@@ -176,13 +176,6 @@ class Statistics:
         return sorted(set(range(1, self.source.num_shards + 1)) - self.shards)
 
 
-def to_table(histogram: Histogram) -> Table:
-    """Returns a table that goes on where the histogram ends."""
-    table = Table()
-    table.put(histogram.bins, histogram.counts, (histogram.minimum, histogram.maximum))
-    return table
-
-
 def to_histogram(table: Table) -> Histogram:
     """Returns what a table holds."""
     return Histogram(*table.filled(), *table.extremes())

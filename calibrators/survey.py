@@ -25,13 +25,9 @@ class Survey:
 
 
 def survey(model: ir.Model, tensors: Sequence[str], feed: Mapping[str, NDArray[Any]], device: str) -> Survey:
-    """Returns sizes and magnitudes on one feed; only numbers leave the session, no tensors.
+    """Returns the sizes of tensors that nodes make, and all magnitudes, on one feed.
 
-    Args:
-        model: The float graph; it is not changed.
-        tensors: Names of tensors that nodes make, for their sizes.
-        feed: The inputs.
-        device: `cpu` or `cuda`.
+    Only numbers leave the session, no tensors. The float graph is not changed.
 
     Raises:
         ModelError: ONNX Runtime cannot run the model.

@@ -59,16 +59,10 @@ class Taps:
 def open_taps(
     model: ir.Model, tensors: Sequence[str], watched: Sequence[str], engine: SessionOptions
 ) -> Taps:
-    """Returns a session that computes the named tensors and nothing that they do not need.
+    """Returns a session that shows the named tensors, and the largest magnitudes of watched ones, no more.
 
     Without the model's own outputs ONNX Runtime fuses what it fuses anyway, and skips what comes after the
-    last tensor.
-
-    Args:
-        model: The float graph; it is not changed.
-        tensors: To be shown.
-        watched: Tensors of which the largest magnitude is enough.
-        engine: How it is run.
+    last tensor. The float graph is not changed.
 
     Raises:
         ModelError: ONNX Runtime cannot load the model.

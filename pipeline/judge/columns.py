@@ -15,11 +15,13 @@ def gather_columns(
 ) -> NDArray[np.float32]:
     """Returns some of the rows that meet the weight: float32, shape (groups, rows, inputs of one output).
 
+    They are at random places, the same every time.
+
     Args:
         array: The layer's activation.
         node: A Conv, or a Gemm or MatMul whose activation is not transposed.
         weight: Its weight.
-        most: How many rows at most, at random places that are the same every time.
+        most: How many rows at most.
     """
     rng = np.random.default_rng(0)
     if node.op_type != "Conv":

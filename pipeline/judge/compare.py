@@ -68,7 +68,7 @@ def compare_models(
         pairs: (candidate, reference) names to compare.
         batches: The data, checked against the models' inputs.
         labels: Where the labels are, and how answers are scored.
-        progress: Told of every batch.
+        progress: Called after every batch.
         engines: Further models: Polygraphy runners, each with its name.
         unscored: Outputs that no metric gets.
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from trtq.calibrators.arrays import UNREADABLE
 from trtq.calibrators.batches import Batches, Feed
@@ -52,28 +54,23 @@ def open_evaluation_data(graph: Graph, spec: ModelSpec, calibration: Batches | N
 
 
 def filter_by_profiles(batches: Batches, profiles: Mapping[str, InputSpec], left_out: Progress) -> Batches:
-    """Returns the feeds that an engine with these profiles takes.
+    """Returns the feeds that an engine with these profiles, of inputs with open shapes, takes.
 
-    Args:
-        batches: The data.
-        profiles: By the name of each input whose shape is open.
-        left_out: Called with the samples of every other feed.
+    `left_out` is called with the number of samples of every other feed.
     """
+
+    def fits(array: NDArray[Any], profile: InputSpec) -> bool:
+        triples = zip(profile.min, array.shape, profile.max, strict=True)
+        return all(smallest <= size <= largest for smallest, size, largest in triples)
 
     def keep(feeds: Iterator[Feed]) -> Iterator[Feed]:
         for feed in feeds:
-            shapes = ((feed.arrays[name].shape, profile) for name, profile in profiles.items())
-            if all(_is_between(shape, profile) for shape, profile in shapes):
+            if all(fits(feed.arrays[name], profile) for name, profile in profiles.items()):
                 yield feed
             else:
                 left_out(feed.num_samples)
 
     return batches.changed(keep)
-
-
-def _is_between(shape: tuple[int, ...], profile: InputSpec) -> bool:
-    triples = zip(profile.min, shape, profile.max, strict=True)
-    return all(smallest <= size <= largest for smallest, size, largest in triples)
 
 
 def find_labels(evaluation: EvaluationSpec, metric: str = METRICS[0]) -> Labels | None:
@@ -90,10 +87,7 @@ def find_labels(evaluation: EvaluationSpec, metric: str = METRICS[0]) -> Labels 
 def with_labels(batches: Batches, path: Path, *, any_rank: bool = False) -> Batches:
     """Returns the stream with the labels of a .npy file, one a sample in the order of the data.
 
-    Args:
-        batches: The stream.
-        path: The file; shape (samples,), or (samples, ...) if `any_rank`.
-        any_rank: Whether a label may be more than one number.
+    A label is a number, or an array of any shape if `any_rank`.
 
     Raises:
         DataError: The file cannot be read, or has another number of labels than there are samples.

@@ -38,15 +38,10 @@ def judge_pair(comparison: Comparison, gate: AccuracySpec) -> Verdict:
 def judge(
     comparison: Comparison | None, gate: AccuracySpec, *, candidate: str, is_random: bool = False
 ) -> Verdict:
-    """Returns the verdict on one of the compared models.
+    """Returns the verdict on the candidate: "engine", or where that cannot be run, "int8" or "fp16".
 
-    The truth is FP32. FP16 is a second reference where it holds the gate itself.
-
-    Args:
-        comparison: What was compared; None if nothing could be.
-        gate: The tolerances.
-        candidate: The model that is judged: "engine", or where that cannot be run, "int8" or "fp16".
-        is_random: Whether the data was made up: then nothing can be said.
+    The truth is FP32. FP16 is a second reference where it holds the gate itself. Nothing can be said without
+    a comparison, nor of random data.
     """
     if comparison is None:
         return Verdict("unverified", ("there was no float model or no data to compare with",))

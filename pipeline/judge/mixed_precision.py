@@ -97,7 +97,7 @@ class DataSize:
 def choose_layers(
     meter: EffectMeter, macs: Mapping[str, int], gate: AccuracySpec, batches: Batches, size: DataSize
 ) -> LayerChoice:
-    """Returns the cheapest layers to keep for which the gate holds on this data.
+    """Returns the cheapest layers to keep for which the gate holds on this data, whose size bounds the cost.
 
     1. Every layer is quantized alone, on a part of the data. Rounding errors of different layers are nearly
        independent, so the power of the error at the output is nearly the sum of their powers (the additive
@@ -108,13 +108,6 @@ def choose_layers(
     3. The shortest beginning of each order that holds the gate is found by measuring: first where the model
        of 1, scaled to what was measured, puts it, then by bisection. The cheaper one is taken.
     4. The dearest of its layers that the gate holds without is given back.
-
-    Args:
-        meter: The model.
-        macs: The multiply-accumulates of every node.
-        gate: The tolerances.
-        batches: The data to choose on.
-        size: Of this data; bounds the cost.
     """
     layers = meter.session.layers
     most = max(1, round(2 * _SENSITIVITY_PASSES * size.num_feeds / len(layers)))
@@ -146,16 +139,8 @@ def count_needed(
 ) -> int:
     """Returns the lowest measured count of layers of the order that holds the gate on this data.
 
-    The counts spread from the one that is too low, ever further apart; then again, up to the lowest that
-    holds.
-
-    Args:
-        meter: The model.
-        order: Of a choice.
-        too_few: A count that does not hold the gate here.
-        gate: The tolerances.
-        batches: The data that showed it.
-        times: How often five counts are measured: three passes each, as the float model runs beside them.
+    Five counts are measured so many times: they spread from the one that is too low, ever further apart; then
+    again, up to the lowest that holds. Each time costs three passes, as the float model runs beside them.
     """
     enough = len(order)
     for _ in range(times):

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import onnx_ir as ir
 
-from trtq.calibrators.batches import Batches
+from trtq.calibrators.batches import Batches, take_samples
 from trtq.calibrators.ranges import Ranges
 from trtq.pipeline.graph.placement import Placement
 from trtq.pipeline.judge.proposals import METHOD, RESCALING, Evidence, Repair, list_repairs
@@ -115,7 +115,7 @@ class _Search:
         """Returns the proposals that are best on the first few samples; all of them if there are few."""
         if len(proposed) <= _NUM_FINALISTS or self.judge.num_samples <= self.budget.first:
             return proposed
-        feeds = self.judge.take_first(self.budget.first)
+        feeds = list(take_samples(self.judge.feeds, self.budget.first))
         num_samples = sum(feed.num_samples for feed in feeds)
         own, *others = (item.db for item in self.judge.score([self.judged, *proposed.values()], feeds))
         gains = {name: db - own for name, db in zip(proposed, others, strict=True)}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -193,11 +192,6 @@ class _OwnMetric:
         value, returned = np.asarray(answer), f"the metric {self.metric} returned"
         if value.ndim or value.dtype.kind not in "fiu":
             raise DataError(f"{returned} {_describe(answer)} for {model}; it must return a number")
-        if not math.isfinite(value):
-            raise DataError(
-                f"{returned} {value} for the outputs of {model}; it must return a finite number, the lowest "
-                f"where nothing is right"
-            )
         if not 0 <= value <= 1:
             raise DataError(
                 f"{returned} {value:g} for the outputs of {model}; it must return 0 to 1, higher is better, "

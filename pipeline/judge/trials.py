@@ -11,7 +11,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from trtq.calibrators.batches import Batches, Feed, take_samples
+from trtq.calibrators.batches import Batches, Feed
 from trtq.calibrators.ranges import Ranges
 from trtq.calibrators.survey import map_values_made
 from trtq.models.session import Session, SessionOptions, open_session, run
@@ -73,10 +73,6 @@ class TrialJudge:
     def num_samples(self) -> int:
         """How many samples are held back."""
         return sum(feed.num_samples for feed in self.feeds)
-
-    def take_first(self, num_samples: int) -> Sequence[Feed]:
-        """Returns the first feeds with at least so many samples."""
-        return list(take_samples(self.feeds, num_samples))
 
     def score(self, candidates: Sequence[Ranges], feeds: Sequence[Feed]) -> list[SampleScores]:
         """Returns the scores of the model that each of the ranges makes, on the first of the feeds."""

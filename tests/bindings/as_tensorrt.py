@@ -84,20 +84,17 @@ def calibrate(
     feeds: list[dict[str, Any]],
     names: list[str],
     shapes: dict[str, list[int]],
-    cache: str | None = None,
     scales: dict[str, float] | None = None,
-    min_batches: int = 1,
     takes_cache: bool = True,
 ) -> dict[str, Any]:
     """Returns what TensorRT saw of a calibrator, and how it ended."""
     with HostMemory() as memory:
         try:
             profile = {name: tuple(shape) for name, shape in shapes.items()}
-            feeder = Feeder(_batches(feeds), memory, profile, min_batches)
-            given = None if cache is None else cache.encode()
+            feeder = Feeder(_batches(feeds), memory, profile)
             make: dict[str, Callable[[], Calibrator]] = {
-                "entropy2": lambda: make_data_calibrator(trt, "entropy2", feeder, given),
-                "minmax": lambda: make_data_calibrator(trt, "minmax", feeder, given),
+                "entropy2": lambda: make_data_calibrator(trt, "entropy2", feeder),
+                "minmax": lambda: make_data_calibrator(trt, "minmax", feeder),
                 "ranges": lambda: make_ranges_calibrator(trt, scales or {}),
             }
             calibrator = make[kind]()

@@ -158,7 +158,7 @@ def test_an_error_in_the_data_is_raised_although_tensorrt_swallows_it(
 
 def test_too_little_data_is_told(backend: Callable[[str], TensorRt], request_of: RequestOf) -> None:
     with pytest.raises(
-        DataError, match=r"^TensorRT took 0 calibration batches of 2 from calib\.npz \(feed 0 is smaller"
+        DataError, match=r"^TensorRT took no calibration batch of 2 from calib\.npz \(feed 0 is smaller"
     ):
         backend(TEN).build(request_of(_data(1)))
 
