@@ -25,14 +25,7 @@ _WITH_COMMAS = ("NAMES", "TYPES")
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """A setting that the command line gives.
-
-    Attributes:
-        settings: The class that has the field; `Method` for a parameter of a calibration method.
-        field: The field.
-        option: The option, such as "--calib-data".
-        value: Of the field's type.
-    """
+    """A field that an option gives; `settings` is its class, `Method` for a parameter of one."""
 
     settings: type
     field: str
@@ -120,15 +113,7 @@ def take(settings: type, *names: str) -> Decorator:
 def take_one(
     settings: type, name: str, *spellings: str, kind: click.ParamType[Any] | None = None, text: str = ""
 ) -> Decorator:
-    """Returns the option of a field.
-
-    Args:
-        settings: The class.
-        name: The field.
-        spellings: How the option is written; empty: as the field says.
-        kind: What click checks; None: by the type of the field.
-        text: The help; empty: as the field says.
-    """
+    """Returns the option of a field, with other spellings, checks or help than those of the field."""
     option = list_options(settings)[name]
     option = replace(option, help=text or option.help)
     return create_option(settings, name, option, list_kinds(settings)[name], *spellings, checked=kind)
@@ -159,11 +144,10 @@ def _take_parameters() -> list[Decorator]:
             owners.setdefault(name, []).append(method)
     options = []
     for name, methods in owners.items():
-        method_type = METHODS[methods[0]]
-        option = list_options(method_type)[name]
-        text = option.help[0].lower() + option.help[1:]
-        option = replace(option, help=f"For {' and '.join(methods)}: {text}")
-        options.append(create_option(Method, name, option, list_kinds(method_type)[name]))
+        first = METHODS[methods[0]]
+        option = list_options(first)[name]
+        text = f"For {' and '.join(methods)}: {option.help[0].lower()}{option.help[1:]}"
+        options.append(create_option(Method, name, replace(option, help=text), list_kinds(first)[name]))
     return options
 
 
@@ -176,17 +160,7 @@ def create_option(
     checked: Any = None,
     convert: Callable[[Any], Any] | None = None,
 ) -> Decorator:
-    """Returns an option that is kept in `Given` as a change of a field.
-
-    Args:
-        settings: The class of the field.
-        name: The field.
-        option: Its help, and how it is written if there are no spellings.
-        kind: What its value is.
-        spellings: How it is written.
-        checked: What click checks; None: by the kind.
-        convert: Makes the value of what click found; None: it is the value.
-    """
+    """Returns an option that is kept in `Given` as a change of a field; `convert` makes the field's value."""
     names = spellings or (option.name,)
 
     def keep(ctx: click.Context, _: click.Parameter, value: Any) -> None:
