@@ -20,22 +20,20 @@ Kept = Mapping[str, Literal["fp16", "fp32"]]
 
 @dataclass(frozen=True, slots=True)
 class BuilderOptions:
-    """How the builder works."""
+    """How the builder works.
 
-    timing_cache: Path | None = setting(
-        None, "A file of TensorRT's kernel timings, which is read and added to. Several builds may share it."
-    )
-    optimization_level: int | None = setting(
-        None,
-        "0 builds fastest; 5 gives the fastest engine.  [default: the builder's, 3]",
-        "--builder-optimization-level",
-    )
-    hardware_compatibility: HardwareCompatibility = setting(
-        "none", "Other GPUs on which a TensorRT engine must run too."
-    )
-    version_compatible: bool = setting(
-        False, "Let later TensorRT versions of the same major version load the engine."
-    )
+    Attributes:
+        timing_cache: A file of TensorRT's kernel timings, which is read and added to. Several builds may
+            share it.
+        optimization_level: 0 builds fastest; 5 gives the fastest engine. None: the builder's, 3.
+        hardware_compatibility: Other GPUs on which a TensorRT engine must run too.
+        version_compatible: Let later TensorRT versions of the same major version load the engine.
+    """
+
+    timing_cache: Path | None = setting(None)
+    optimization_level: int | None = setting(None, "--builder-optimization-level")
+    hardware_compatibility: HardwareCompatibility = setting("none")
+    version_compatible: bool = setting(False)
 
     def __post_init__(self) -> None:
         if self.optimization_level is not None and not 0 <= self.optimization_level <= 5:
