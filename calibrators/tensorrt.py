@@ -66,7 +66,7 @@ class Calibrator:
         return self.written or self._given
 
     def read_calibration_cache(self) -> bytes | None:
-        """Returns the given cache, None if the data shall be used."""
+        """Returns the given cache; None if there is data."""
         return self._given
 
     def write_calibration_cache(self, cache: memoryview) -> None:
