@@ -7,7 +7,6 @@ import math
 import struct
 from collections.abc import Callable
 from functools import cache
-from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 from typing import Any
 
@@ -124,11 +123,9 @@ def _to_float(ordered: int) -> float:
 @cache
 def _load_compiled() -> Count | None:
     """Returns the compiled kernel; None if the installation had no compiler, or it cannot be loaded."""
-    paths = (Path(__file__).with_name(f"kernel_c{suffix}") for suffix in EXTENSION_SUFFIXES)
     try:
-        path = next(path for path in paths if path.is_file())
-        function = ctypes.CDLL(str(path)).trtq_count
-    except (StopIteration, OSError, AttributeError):
+        function = ctypes.CDLL(str(Path(__file__).with_name("kernel_c.so"))).trtq_count
+    except (OSError, AttributeError):
         return None
     function.restype = None
     pointer, integer = ctypes.c_void_p, ctypes.c_int32

@@ -44,8 +44,8 @@ class _Header:
             raise ValueError(f"{wrong[0]} is no number of samples or feeds")
         if self.num_samples and not self.inputs:
             raise ValueError("there are samples without inputs")
-        if negative := [name for name, value in self.magnitudes.items() if value < 0]:
-            raise ValueError(f"tensor {negative[0]!r} has a magnitude of {self.magnitudes[negative[0]]}")
+        if below := [name for name, value in self.magnitudes.items() if value < 0]:
+            raise ValueError(f"tensor {below[0]!r} has a magnitude of {self.magnitudes[below[0]]}")
         if apart := sorted(self.feeds.keys() - set(self.tensors)):
             raise ValueError(f"there are feeds of {apart[0]!r}, which is no tensor")
 

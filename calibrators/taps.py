@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from trtq.calibrators.survey import add_magnitudes, map_values_made, read_magnitude
-from trtq.models.session import BoundSession, SessionOptions, open_session, visit_tensors
+from trtq.models.session import Session, SessionOptions, open_session, visit_tensors
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +27,7 @@ class Taps:
         producers: What makes each computed tensor, for messages.
     """
 
-    session: BoundSession | None
+    session: Session | None
     inputs: tuple[str, ...]
     given: tuple[str, ...]
     computed: tuple[str, ...]

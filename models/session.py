@@ -40,9 +40,13 @@ _EXTERNAL_FOLDER = "session.model_external_initializers_file_folder_path"
 """ONNX Runtime 1.21 and newer; without it, a model in memory has its data in the working folder."""
 
 
+def _list_weights(model: ir.Model) -> list[ir.TensorProtocol]:
+    return [value.const_value for value in model.graph.initializers.values() if value.const_value is not None]
+
+
 def count_weight_bytes(model: ir.Model) -> int:
     """Returns the size of all initializers in bytes."""
-    return sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value)
+    return sum(tensor.nbytes for tensor in _list_weights(model))
 
 
 def _parted(model: ir.Model) -> tuple[bytes, dict[str, NDArray[Any]]]:
@@ -67,12 +71,6 @@ def _parted(model: ir.Model) -> tuple[bytes, dict[str, NDArray[Any]]]:
     return ir.to_proto(skeleton).SerializeToString(), weights
 
 
-def _num_inline_bytes(model: ir.Model) -> int:
-    """Returns the size of the initializers that do not lie in another file."""
-    tensors = (value.const_value for value in model.graph.initializers.values())
-    return sum(tensor.nbytes for tensor in tensors if tensor and not isinstance(tensor, ir.ExternalTensor))
-
-
 def save(model: ir.Model, path: Path, data: str | None = None) -> None:
     """Writes an ONNX file; the weights of a large model go to another one beside it, one after another.
 
@@ -83,67 +81,39 @@ def save(model: ir.Model, path: Path, data: str | None = None) -> None:
         path: The ONNX file.
         data: The name of the file for the weights of a large model; None: `<name>.data`.
     """
-    tensors = (value.const_value for value in model.graph.initializers.values())
-    is_streamed = any(isinstance(tensor, ir.ExternalTensor | ir.LazyTensor) for tensor in tensors)
+    is_streamed = any(isinstance(item, ir.ExternalTensor | ir.LazyTensor) for item in _list_weights(model))
     is_large = count_weight_bytes(model) > INLINE_LIMIT_BYTES or is_streamed
     ir.save(model, path, external_data=(data or f"{path.name}.data") if is_large else None)
 
 
-def _folders(model: ir.Model) -> set[str]:
-    """Returns the folders of the files that weights lie in outside the model."""
-    tensors = (value.const_value for value in model.graph.initializers.values())
-    return {str(tensor.base_dir) for tensor in tensors if isinstance(tensor, ir.ExternalTensor)}
-
-
 class Port(Protocol):
-    """An input or an output of a session."""
+    """An input or output of a session; its shape has names where it is open."""
 
-    @property
-    def name(self) -> str:
-        """As in the model."""
-        ...
-
-    @property
-    def shape(self) -> Sequence[int | str | None]:
-        """Of every dimension the size, or the name where it is open."""
-        ...
-
-    @property
-    def type(self) -> str:
-        """ONNX Runtime's word for the dtype, such as "tensor(float)"."""
-        ...
+    name: str
+    shape: Sequence[int | str | None]
+    type: str
 
 
 class Session(Protocol):
-    """What runs a model: an `onnxruntime.InferenceSession`, or what stands in for one."""
+    """An `onnxruntime.InferenceSession`."""
 
     def get_inputs(self) -> Sequence[Port]:
         """Returns the inputs in the model's order."""
-        ...
 
     def get_outputs(self) -> Sequence[Port]:
         """Returns the outputs in the model's order."""
-        ...
 
     def run(self, outputs: Sequence[str] | None, feed: Mapping[str, NDArray[Any]], /) -> list[NDArray[Any]]:
         """Returns the named outputs, all if None, for one feed."""
-        ...
-
-
-class BoundSession(Session, Protocol):
-    """A session whose inputs and outputs can lie in memory of ours."""
 
     def io_binding(self) -> Any:
-        """Returns an `onnxruntime.IOBinding`."""
-        ...
+        """Returns an `onnxruntime.IOBinding`, which holds inputs and outputs in memory of ours."""
 
     def run_with_iobinding(self, binding: Any, /) -> None:
         """Runs the model on what is bound."""
-        ...
 
     def get_session_options(self) -> Any:
-        """Returns the `onnxruntime.SessionOptions` of the session."""
-        ...
+        """Returns its `onnxruntime.SessionOptions`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,9 +134,7 @@ class SessionOptions:
     keeps_order: bool = False
 
 
-def open_session(
-    model: ir.Model | Path, *, optimize: bool, engine: SessionOptions | None = None
-) -> BoundSession:
+def open_session(model: ir.Model | Path, *, optimize: bool, engine: SessionOptions | None = None) -> Session:
     """Returns an `onnxruntime.InferenceSession`.
 
     Args:
@@ -182,7 +150,7 @@ def open_session(
     onnxruntime = lazy.require("onnxruntime", None, "running the model")
     engine = engine or SessionOptions()
     providers = list_providers(engine.device)
-    create: Callable[..., BoundSession] = onnxruntime.InferenceSession
+    create: Callable[..., Session] = onnxruntime.InferenceSession
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = engine.num_threads
     options.enable_cpu_mem_arena = engine.keeps_memory
@@ -194,8 +162,10 @@ def open_session(
     try:
         if isinstance(model, Path):
             return create(str(model), options, providers=providers)
-        folders = _folders(model)
-        if _num_inline_bytes(model) <= INLINE_LIMIT_BYTES and len(folders) <= 1:
+        outside = [item for item in _list_weights(model) if isinstance(item, ir.ExternalTensor)]
+        folders = {str(item.base_dir) for item in outside}
+        num_inside = count_weight_bytes(model) - sum(item.nbytes for item in outside)
+        if num_inside <= INLINE_LIMIT_BYTES and len(folders) <= 1:
             for folder in folders:
                 options.add_session_config_entry(_EXTERNAL_FOLDER, str(Path(folder).resolve()))
             proto, weights = _parted(model)
@@ -240,7 +210,7 @@ def list_providers(device: str) -> list[str]:
 
 
 def visit_tensors(
-    session: BoundSession,
+    session: Session,
     outputs: Sequence[str],
     feed: Mapping[str, NDArray[Any]],
     use: Callable[[str, NDArray[Any]], None],

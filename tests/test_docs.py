@@ -26,7 +26,8 @@ from trtq.models.demo import write_demo
 from trtq.pipeline.engine.backends import BACKENDS
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+TEXTS = [*PAGES, *(ROOT / f"{name}.md" for name in ("CONTRIBUTING", "CHANGELOG", "SECURITY"))]
 NOT_OURS = {"pip", "git", "apt-get", "docker", "make", "openssl"}
 """Looked at, not run: make's targets must exist, and the files that docker is given."""
 NUM_SAMPLES = 128
@@ -77,6 +78,7 @@ def stock(tmp_path_factory: pytest.TempPathFactory, keys: Callable[[str], Path])
     for arguments in (
         ("calibrate", model, "--calib-method", "entropy", "--repair", "none", "-o", ranges, "-q"),
         ("cache", "export", ranges, "--tensorrt", "8.6.1", "--model", model, "-o", cache),
+        ("build", model, "--int8", "--calib-data", str(place / "calibration.npz"), "-q"),  # of most pages
     ):
         assert CliRunner().invoke(main, arguments).exit_code == 0
     (place / "ranges.json").unlink()
@@ -149,7 +151,7 @@ def test_the_commands_in_the_text_of_a_page_exist(page: Path) -> None:
         assert {word for word in words if word.startswith("-")} <= known | {"--help", "-h"}
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+@pytest.mark.parametrize("page", TEXTS, ids=lambda page: str(page.relative_to(ROOT)))
 def test_the_links_of_a_page_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text("utf-8")):
         assert (page.parent / target).exists(), target
@@ -157,4 +159,10 @@ def test_the_links_of_a_page_lead_somewhere(page: Path) -> None:
 
 def test_every_page_is_named_in_the_readme() -> None:
     readme = PAGES[0].read_text("utf-8")
-    assert [page.name for page in PAGES[1:] if f"docs/{page.name}" not in readme] == []
+    topics = [page for page in (ROOT / "docs").glob("*.md") if page.name not in ("index.md", "api.md")]
+    assert len(topics) > 10
+    assert [page.name for page in topics if f"docs/{page.name}" not in readme] == []
+
+
+def test_the_readme_is_short() -> None:
+    assert len(PAGES[0].read_text("utf-8").splitlines()) <= 250

@@ -1,4 +1,4 @@
-"""Files that last: every kind is read as the trtq of its schema number wrote it; no key changes unseen.
+"""Files that last: those of every schema number are read, and no key changes unseen.
 
 `data/kept/` holds for each kind a file of every schema number, `<kind>-<number>.json`, and some more of other
 builds. Who gives a key another meaning raises the number in the `FileKind`, keeps the file of the number
@@ -100,7 +100,7 @@ def test_every_key_is_known() -> None:
 
 
 def list_keys(shape: Any, name: str) -> list[str]:
-    """Returns the keys of a file: `report.engine.profiles{}.min[] int`; those with `?` may be absent."""
+    """Returns the keys of a file, such as `report.engine.profiles{}.min[] int`; `?`: it may be absent."""
     if is_dataclass(shape) and isinstance(shape, type):
         hints = get_type_hints(shape)
         names = {

@@ -8,28 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from trtq.calibrators import create_method
 from trtq.models.option import list_options
-from trtq.pipeline.engine.backend import BuilderOptions
-from trtq.pipeline.engine.target import Target
 
 if TYPE_CHECKING:
     from trtq.pipeline.build.job import Job
     from trtq.pipeline.formats.scheme import WeightScheme
-
-TARGET = {
-    "high_precision": "--high-precision",
-    "backend": "--backend",
-    "workspace_bytes": "--workspace",
-    "quantization": "--quantization",
-    "auto": "--auto",
-    "requantize": "--requantize",
-}
-BUILDER = {
-    "timing_cache": "--timing-cache",
-    "optimization_level": "--builder-optimization-level",
-    "hardware_compatibility": "--hardware-compatibility",
-    "version_compatible": "--version-compatible",
-}
-"""The options of what has one beside the settings, by field."""
 
 
 def format_command(job: Job) -> str:
@@ -42,7 +24,8 @@ def format_command(job: Job) -> str:
     if not migrates:
         words += [f"--{job.target.precision}"] if job.target.precision != "weights" else []
         words += _list_weights(job.target.weights)
-    words += _list_target(job.target)
+    words += _list_settings(job.target)
+    words += _list_settings(job.target.options)
     if not migrates:
         words += _list_settings(spec.calibration)
         words += _list_settings(create_method(spec.calibration))
@@ -59,29 +42,16 @@ def format_command(job: Job) -> str:
 
 def _list_settings(settings: Any, *names: str) -> Iterator[str]:
     """Yields the options of the settings, or of some of them, that differ from the defaults."""
-    options = {name: option.name for name, option in list_options(type(settings)).items()}
-    chosen = {name: option for name, option in options.items() if name in (names or options)}
-    yield from _list_changed(settings, type(settings)(), chosen)
-
-
-def _list_changed(settings: Any, defaults: Any, options: Mapping[str, str]) -> Iterator[str]:
-    for name, option in options.items():
+    defaults = type(settings)()
+    for name, option in list_options(type(settings)).items():
         value = getattr(settings, name)
-        if value is not None and value != getattr(defaults, name):
-            if value is True:
-                yield option
-            else:
-                for item in value if isinstance(value, tuple) else (value,):
-                    yield from (option, str(item))
-
-
-def _list_target(target: Target) -> Iterator[str]:
-    yield from _list_changed(target, Target(), TARGET)
-    for capability in target.compute_capabilities:
-        yield from ("--compute-capability", capability)
-    if target.op_types != Target().op_types:
-        yield from ("--op-types", ",".join(target.op_types))
-    yield from _list_changed(target.options, BuilderOptions(), BUILDER)
+        if name not in (names or (name,)) or value is None or value == getattr(defaults, name):
+            continue
+        if value is True:
+            yield option.name
+        else:
+            for item in value if isinstance(value, tuple) else (value,):
+                yield from (option.name, str(item))
 
 
 def _list_weights(scheme: WeightScheme | None) -> Iterator[str]:

@@ -16,6 +16,7 @@ from trtq.calibrators.statistics import Histogram, Statistics, StatisticsSource
 from trtq.calibrators.statistics_file import read_statistics, refuse_other, statistics_to_bytes
 from trtq.errors import ArtifactError, DataError, UsageError
 from trtq.files import write_atomically
+from trtq.models.option import setting
 from trtq.models.preprocess import Preprocess
 from trtq.models.spec import CalibrationSpec, ModelSpec
 from trtq.pipeline.engine.target import Target
@@ -34,16 +35,16 @@ class ObserveOptions:
         device: Where the model runs: `cpu` or `cuda`.
         memory_bytes: What the observed tensors may take beside the model; None: half of what is free.
         shard: Which part of the data is observed, and of how many: (3, 8) is every 8th feed from the third.
-        checkpoint: The file that keeps what an interrupted pass has seen, for the next one to go on with;
-            in the end it holds the whole pass, and whoever has kept the result removes it.
-        checkpoint_seconds: How often it is written.
+        checkpoint: In the end it holds the whole pass; whoever has kept the result removes it.
     """
 
     device: str = "cpu"
     memory_bytes: int | None = None
     shard: tuple[int, int] = (1, 1)
-    checkpoint: Path | None = None
-    checkpoint_seconds: float = 60.0
+    checkpoint: Path | None = setting(
+        None, "Save progress in this file; after an interruption the same command continues from it."
+    )
+    checkpoint_seconds: float = setting(60.0, "How often the checkpoint is written.")
 
     def __post_init__(self) -> None:
         if self.device not in ("cpu", "cuda"):

@@ -122,8 +122,8 @@ def no_cache() -> Any:
 
 
 @pytest.mark.usefixtures("no_cache")
-def test_without_a_compiled_kernel_numpy_counts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kernel, "EXTENSION_SUFFIXES", [".nowhere"])
+def test_without_a_compiled_kernel_numpy_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernel, "__file__", str(tmp_path / "kernel.py"))
     assert kernel.choose_kernel() is count_with_numpy
     assert not kernel.is_compiled()
 
@@ -134,7 +134,6 @@ def test_a_kernel_that_cannot_be_loaded_is_passed_over(
 ) -> None:
     (tmp_path / "kernel_c.so").write_bytes(b"not a shared object")
     monkeypatch.setattr(kernel, "__file__", str(tmp_path / "kernel.py"))
-    monkeypatch.setattr(kernel, "EXTENSION_SUFFIXES", [".so"])
     with pytest.raises(OSError, match="kernel_c"):
         ctypes.CDLL(str(tmp_path / "kernel_c.so"))
     assert kernel.choose_kernel() is count_with_numpy

@@ -61,7 +61,8 @@ def test_it_has_options() -> None:
     assert "--share FLOAT For share: how much of the largest magnitude. [default: 0.5]" in text
     assert "--rounds" not in shown
     arguments = ["net.onnx", "--calib-method", "share", "--share", "0.25", "--rounds", "9"]
-    spec = options.read_settings(_command().make_context("trtq", arguments), Path("no-such-folder/net.onnx"))
+    given = _command().make_context("trtq", arguments).ensure_object(options.Given)
+    spec = given.read_spec(Path("no-such-folder/net.onnx"))
     assert create_method(spec.calibration) == Share(0.25, 9)
 
 

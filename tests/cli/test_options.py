@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import click
 import pytest
 
 from trtq.calibrators import create_method
 from trtq.calibrators.mse import Mse
 from trtq.calibrators.percentile import Percentile
-from trtq.cli import options, targets
 from trtq.cli.build import command as build_command
+from trtq.cli.options import Given
+from trtq.cli.targets import read_target
 from trtq.errors import UsageError
 from trtq.models.spec import REPAIRS, CalibrationSpec, EvaluationSpec, LayerSpec, ModelSpec
 from trtq.pipeline.engine.backend import BuilderOptions
@@ -20,17 +20,17 @@ from trtq.pipeline.engine.target import Target
 from trtq.pipeline.graph.placement import DEFAULT_OP_TYPES
 
 
-def context(*arguments: str) -> click.Context:
+def given(*arguments: str) -> Given:
     """Returns what click makes of the arguments of `trtq build`."""
-    return build_command.make_context("trtq build", ["net.onnx", *arguments])
+    return build_command.make_context("trtq build", ["net.onnx", *arguments]).ensure_object(Given)
 
 
 def spec(*arguments: str, beside: Path = Path("no-such-folder")) -> ModelSpec:
-    return options.read_settings(context(*arguments), beside / "net.onnx")
+    return given(*arguments).read_spec(beside / "net.onnx")
 
 
 def target(*arguments: str) -> Target:
-    return targets.read_target(context(*arguments))
+    return read_target(given(*arguments))
 
 
 def test_without_options_the_defaults_hold() -> None:

@@ -9,30 +9,33 @@ import click
 
 from trtq.cli import builders, options, targets
 from trtq.cli.console import ConsoleWatcher, open_console
+from trtq.cli.options import Given
 from trtq.cli.tables import print_report
-from trtq.cli.targets import TargetOptions
+from trtq.cli.targets import Formats
 from trtq.errors import GateError
 from trtq.models.spec import AccuracySpec, EvaluationSpec, LayerSpec, QuantizationSpec
 from trtq.pipeline.build import build
 from trtq.pipeline.deliver.report import Report, to_json
+from trtq.pipeline.engine.target import Target
 
 
 @click.command("build")
 @options.model_argument
-@options.take(TargetOptions, "int8", "fp16", "requantize")
+@options.take(Formats, "int8", "fp16")
+@options.take(Target, "requantize")
 @options.spec_option
 @options.take_calibration()
 @options.take(QuantizationSpec)
 @options.take(LayerSpec)
-@options.take(TargetOptions, "op_types")
+@options.take(Target, "op_types")
 @targets.high_precision_option
-@options.take(TargetOptions, "quantization")
+@options.take(Target, "quantization")
 @targets.weight_options
 @builders.builder_options
 @options.take(EvaluationSpec)
 @options.take(AccuracySpec)
-@options.take(TargetOptions, "auto")
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder.  [default: MODEL.trtq]")
+@options.take(Target, "auto")
+@options.take_output("Folder.  [default: MODEL.trtq]")
 @click.option(
     "--sign-key",
     type=click.Path(path_type=Path, dir_okay=False),
@@ -41,12 +44,10 @@ from trtq.pipeline.deliver.report import Report, to_json
 )
 @options.json_option
 @options.talk_options
-@click.pass_context
+@options.pass_given
 def command(
-    ctx: click.Context,
+    given: Given,
     model: Path,
-    settings: Path | None,
-    random_data: bool,
     output: Path | None,
     sign_key: Path | None,
     as_json: bool,
@@ -70,10 +71,10 @@ def command(
     with ConsoleWatcher(quiet=quiet) as watcher:
         report = build(
             model,
-            spec=options.read_settings(ctx, model),
-            target=targets.read_target(ctx),
+            spec=given.read_spec(model),
+            target=targets.read_target(given),
             output=output,
-            random_data=random_data,
+            random_data=given.random_data,
             sign_key=sign_key,
             watcher=watcher,
         )

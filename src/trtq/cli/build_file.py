@@ -12,8 +12,9 @@ from typing import Any
 import click
 
 from trtq.calibrators.settings import read_toml
-from trtq.cli import options, targets
+from trtq.cli import targets
 from trtq.cli.build import command as build_command
+from trtq.cli.options import Given
 from trtq.cli.sizes import parse_bytes
 from trtq.errors import TrtqError, UsageError
 from trtq.pipeline.build_all import CommandJob
@@ -132,8 +133,9 @@ def _entry(folder: Path, number: int, table: Mapping[str, Any], own: Mapping[str
                 problems.append(str(error))
     try:
         ctx = _parse(arguments)
-        options.read_settings(ctx, model)
-        target = targets.read_target(ctx)
+        given = ctx.ensure_object(Given)
+        given.read_spec(model)
+        target = targets.read_target(given)
         memory = parse_bytes(str(table["memory"])) if "memory" in table else _estimate(model)
     except TrtqError as error:
         problems.append(str(error))

@@ -5,16 +5,18 @@ from __future__ import annotations
 import click
 
 from trtq.cli.options import combine_options, take, take_one
-from trtq.cli.targets import TargetOptions
+from trtq.cli.targets import take_shapes
+from trtq.pipeline.engine.backend import BuilderOptions
 from trtq.pipeline.engine.backends import BACKENDS
+from trtq.pipeline.engine.target import Target
 
 builder_options = combine_options(
-    take_one(TargetOptions, "backend", kind=click.Choice(["auto", *BACKENDS])),
-    take(TargetOptions, "compute_capability", "workspace", "timing_cache"),
-    take_one(TargetOptions, "builder_optimization_level", kind=click.IntRange(0, 5)),
-    take(TargetOptions, "hardware_compatibility", "version_compatible"),
-    *(
-        take_one(TargetOptions, f"{kind}_shapes", f"--{kind}-shapes", f"--{kind}Shapes")
-        for kind in ("min", "opt", "max")
-    ),
+    take_one(Target, "backend", kind=click.Choice(["auto", *BACKENDS])),
+    take(Target, "compute_capabilities", "workspace_bytes"),
+    take(BuilderOptions, "timing_cache"),
+    take_one(BuilderOptions, "optimization_level", kind=click.IntRange(0, 5)),
+    take(BuilderOptions, "hardware_compatibility", "version_compatible"),
+    take_shapes("min", "smallest"),
+    take_shapes("opt", "usual"),
+    take_shapes("max", "largest"),
 )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -16,64 +15,43 @@ from trtq.calibrators.statistics import Statistics
 from trtq.calibrators.statistics_file import read_statistics, statistics_to_bytes
 from trtq.cli import options, targets
 from trtq.cli.console import ConsoleWatcher, open_console, print_json
-from trtq.cli.targets import TargetOptions
+from trtq.cli.options import Given
 from trtq.errors import UsageError
 from trtq.files import check_output, refuse_input, write_atomically
+from trtq.models.option import Kind, Option
 from trtq.models.spec import CalibrationSpec, LayerSpec, QuantizationSpec
 from trtq.pipeline.calibrate import estimate_ranges, list_placed_tensors, open_calibration
-from trtq.pipeline.calibrate.data import options_from_spec
+from trtq.pipeline.calibrate.data import ObserveOptions, options_from_spec
 from trtq.pipeline.calibrate.improve import RangeSearch
+from trtq.pipeline.engine.target import Target
 
 
 @click.command("calibrate")
 @options.model_argument
 @options.spec_option
 @options.take_calibration()
-@click.option(
-    "--shard", metavar="I/N", help="Observe the I-th of N parts of the data; needs --save-statistics."
+@options.create_option(
+    ObserveOptions,
+    "shard",
+    Option("Observe the I-th of N parts of the data; needs --save-statistics.", "--shard", "I/N"),
+    Kind(str),
+    convert=lambda text: _parse_shard(text),
 )
-@click.option(
-    "--checkpoint",
-    type=click.Path(path_type=Path, dir_okay=False),
-    help="Save progress in this file; after an interruption the same command continues from it.",
-)
-@click.option(
-    "--checkpoint-seconds",
-    type=float,
-    default=60.0,
-    show_default=True,
-    help="How often the checkpoint is written.",
-)
+@options.take(ObserveOptions)
 @options.take(QuantizationSpec)
 @options.take(LayerSpec, "skip", "force")
-@options.take(TargetOptions, "op_types")
-@click.option(
-    "--statistics",
-    type=click.Path(path_type=Path),
-    help="Estimate the ranges from this statistics file; no data is read.",
+@options.take(Target, "op_types")
+@options.take_path("--statistics", text="Estimate the ranges from this statistics file; no data is read.")
+@options.take_path(
+    "--save-statistics", text="Also write the statistics, from which every method can estimate ranges."
 )
-@click.option(
-    "--save-statistics",
-    type=click.Path(path_type=Path),
-    help="Also write the statistics, from which every method can estimate ranges.",
-)
-@click.option(
-    "-o",
-    "--output",
-    type=click.Path(path_type=Path),
-    help="The ranges file to write.  [default: ranges.json]",
-)
+@options.take_output("The ranges file to write.  [default: ranges.json]")
 @options.json_option
 @options.talk_options
-@click.pass_context
+@options.pass_given
 def command(
-    ctx: click.Context,
+    given: Given,
     model: Path,
-    settings: Path | None,
-    random_data: bool,
-    shard: str | None,
-    checkpoint: Path | None,
-    checkpoint_seconds: float,
     statistics: Path | None,
     save_statistics: Path | None,
     output: Path | None,
@@ -88,26 +66,19 @@ def command(
       trtq calibrate model.onnx --calib-data calib.npz --save-statistics s.npz
       trtq calibrate model.onnx --statistics s.npz --calib-method percentile
     """
-    spec = options.read_settings(ctx, model)
-    how = replace(
-        options_from_spec(spec.calibration),
-        shard=_parse_shard(shard) if shard else (1, 1),
-        checkpoint=checkpoint,
-        checkpoint_seconds=checkpoint_seconds,
-    )
+    spec = given.read_spec(model)
+    how = given.apply(options_from_spec(spec.calibration))
     is_part = how.shard[1] > 1
     if is_part:
         _check_part(output, save_statistics)
     elif output is None:
         output = Path("ranges.json")
     if statistics is not None:
-        given = {"--random-data": random_data, "--shard": shard, "--checkpoint": checkpoint}
-        _refuse_unused(ctx, {**given, "--save-statistics": save_statistics})
+        _refuse_unused(given, save_statistics)
     sources = (spec.calibration.data, spec.evaluation.data) if statistics is None else ()
-    outputs = {"--output": output, "--save-statistics": save_statistics, "--checkpoint": checkpoint}
-    _check_paths(outputs, model, settings, statistics, *sources)
-    target = targets.read_target(ctx)
-    found = None
+    outputs = {"--output": output, "--save-statistics": save_statistics, "--checkpoint": how.checkpoint}
+    _check_paths(outputs, model, given.settings, statistics, *sources)
+    target, found = targets.read_target(given), None
     with ConsoleWatcher(quiet=quiet) as watcher:
         if statistics is not None:
             seen = read_statistics(statistics)
@@ -115,13 +86,13 @@ def command(
             ranges = estimate_ranges(seen, spec=spec, tensors=tensors, watcher=watcher)
             found = RangeSearch(ranges, create_method(spec.calibration))
         else:
-            subject = open_calibration(
-                model, spec=spec, target=target, random_data=random_data, watcher=watcher
+            setup = open_calibration(
+                model, spec=spec, target=target, random_data=given.random_data, watcher=watcher
             )
-            seen = subject.observe(how, watcher)
+            seen = setup.observe(how, watcher)
             if save_statistics is not None:
                 write_atomically(save_statistics, statistics_to_bytes(seen))
-            found = subject.improve(seen, watcher) if not is_part else None
+            found = setup.improve(seen, watcher) if not is_part else None
     if output is not None and found is not None:
         content = ranges_to_json(found.ranges)
         write_atomically(output, content)
@@ -131,8 +102,8 @@ def command(
             _print(found, output, verbose=verbose)
     elif save_statistics is not None and not (quiet and not as_json):
         _print_part(seen, save_statistics, as_json=as_json)
-    if checkpoint is not None:  # not before all is written, which may fail
-        checkpoint.unlink(missing_ok=True)
+    if how.checkpoint is not None:  # not before all is written, which may fail
+        how.checkpoint.unlink(missing_ok=True)
 
 
 def _parse_shard(text: str) -> tuple[int, int]:
@@ -152,12 +123,13 @@ def _check_part(output: Path | None, save_statistics: Path | None) -> None:
         raise UsageError("--output is of no use with --shard: a part of the data gives no ranges")
 
 
-def _refuse_unused(ctx: click.Context, given: Mapping[str, object]) -> None:
+def _refuse_unused(given: Given, save_statistics: Path | None) -> None:
     """Refuses options that say how data is read, where none is."""
     names = ("data", "samples", "batch_size", "memory_bytes", "device")
-    changes = options.list_changes(ctx)
-    unused = [item.option for item in changes if item.settings is CalibrationSpec and item.field in names]
-    unused += [option for option, value in given.items() if value]
+    unused = [change.option for change in given.find(CalibrationSpec, *names)]
+    unused += ["--random-data"] if given.random_data else []
+    unused += [change.option for change in given.find(ObserveOptions, "shard", "checkpoint")]
+    unused += ["--save-statistics"] if save_statistics is not None else []
     if unused:
         raise UsageError(f"{unused[0]} is of no use with --statistics: no data is read")
 

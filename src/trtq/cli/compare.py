@@ -8,6 +8,7 @@ import click
 
 from trtq.cli import options
 from trtq.cli.console import ConsoleWatcher, open_console, print_json
+from trtq.cli.options import Given
 from trtq.cli.tables import create_comparison_table, print_accuracy, print_logits
 from trtq.errors import GateError
 from trtq.json import to_plain
@@ -34,15 +35,9 @@ from trtq.pipeline.judge.gate import judge_pair
 @options.take(AccuracySpec)
 @options.json_option
 @options.talk_options
-@click.pass_context
+@options.pass_given
 def command(
-    ctx: click.Context,
-    reference: Path,
-    candidate: Path,
-    settings: Path | None,
-    as_json: bool,
-    quiet: bool,
-    verbose: bool,
+    given: Given, reference: Path, candidate: Path, as_json: bool, quiet: bool, verbose: bool
 ) -> None:
     """Compare the outputs of two ONNX models on the same data; the first model is the reference.
 
@@ -53,7 +48,7 @@ def command(
       trtq compare model.onnx model.int8.onnx --data eval.npz --labels labels
       trtq compare model.onnx model.trtq --data eval.npz
     """
-    spec = options.read_settings(ctx, reference)
+    spec = given.read_spec(reference)
     with ConsoleWatcher(quiet=quiet) as watcher:
         comparison = compare(reference, candidate, spec=spec, watcher=watcher)
     verdict = judge_pair(comparison, spec.accuracy)

@@ -85,12 +85,3 @@ def print_json(value: object) -> None:
     from trtq.json import to_text
 
     click.echo(to_text(value))
-
-
-def format_bytes(count: float) -> str:
-    """Returns a size for people: `1.8 MB`."""
-    for unit in ("B", "kB", "MB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.1f} GB"

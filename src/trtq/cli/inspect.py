@@ -11,8 +11,9 @@ from rich.text import Text
 from trtq.calibrators.cache import CalibrationCache
 from trtq.calibrators.ranges import Ranges
 from trtq.cli import options
-from trtq.cli.console import format_bytes, open_console, print_json
+from trtq.cli.console import open_console, print_json
 from trtq.cli.tables import create_table, print_report
+from trtq.numbers import format_bytes
 from trtq.pipeline.inspect import FolderSummary, ModelSummary, inspect
 
 

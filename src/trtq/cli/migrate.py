@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -12,11 +11,11 @@ from rich.text import Text
 
 from trtq.cli import builders, options, targets
 from trtq.cli.console import ConsoleWatcher, open_console, print_json
+from trtq.cli.options import Given
 from trtq.cli.tables import create_table, print_report
-from trtq.cli.targets import TargetOptions
 from trtq.errors import GateError, UsageError
 from trtq.models.spec import AccuracySpec, EvaluationSpec, LayerSpec, QuantizationSpec
-from trtq.pipeline.engine.target import HighPrecision
+from trtq.pipeline.engine.target import Target
 from trtq.pipeline.migrate import CacheOutcome, migrate, migration_to_json
 from trtq.pipeline.migrate.removed.scripts import check_scripts
 
@@ -31,35 +30,30 @@ from trtq.pipeline.migrate.removed.scripts import check_scripts
     metavar="SCRIPT|DIR",
     help="Only find what scripts use that TensorRT 11 removed, and say what to do instead.",
 )
-@click.option(
-    "-o", "--output", type=click.Path(path_type=Path), help="Folder.  [default: MODEL.migrated.trtq]"
-)
+@options.take_output("Folder.  [default: MODEL.migrated.trtq]")
 @options.spec_option
 @options.take(QuantizationSpec, "weight_granularity")
 @options.take(LayerSpec)
-@options.take(TargetOptions, "op_types")
-@click.option(
-    "--high-precision",
-    type=click.Choice(["fp32", "fp16"]),
-    default="fp32",
-    show_default=True,
-    help="Precision of what is not quantized. fp32 keeps the cache's scales bit for bit; fp16 is faster and "
-    "rounds them up to FP16, most by less than 0.1 %.",
+@options.take(Target, "op_types")
+@options.take_one(
+    Target,
+    "high_precision",
+    kind=click.Choice(["fp32", "fp16"]),
+    text="Precision of what is not quantized. fp32 keeps the cache's scales bit for bit; fp16 is faster and "
+    "rounds them up to FP16, most by less than 0.1 %.  [default: fp32]",
 )
 @builders.builder_options
 @options.take(EvaluationSpec)
 @options.take(AccuracySpec)
 @options.json_option
 @options.talk_options
-@click.pass_context
+@options.pass_given
 def command(
-    ctx: click.Context,
+    given: Given,
     model: Path | None,
     cache: Path | None,
     scripts: Path | None,
     output: Path | None,
-    settings: Path | None,
-    high_precision: HighPrecision,
     as_json: bool,
     quiet: bool,
     verbose: bool,
@@ -87,8 +81,8 @@ def command(
         migrated = migrate(
             model,
             cache,
-            spec=options.read_settings(ctx, model),
-            target=replace(targets.read_target(ctx), high_precision=high_precision),
+            spec=given.read_spec(model),
+            target=targets.read_target(given, Target(high_precision="fp32")),
             output=output,
             watcher=watcher,
         )

@@ -8,11 +8,13 @@ from pathlib import Path
 import click
 
 from trtq.cli import options
-from trtq.cli.console import format_bytes, open_console, print_json
+from trtq.cli.console import open_console, print_json
+from trtq.cli.options import Given
 from trtq.cli.sizes import parse_decimal_bytes
 from trtq.cli.tables import create_table
 from trtq.errors import UsageError
 from trtq.models.spec import LayerSpec
+from trtq.numbers import format_bytes
 from trtq.pipeline.engine.profiles import parse_shapes
 from trtq.pipeline.formats.blocks import BLOCK_SIZES
 from trtq.pipeline.plan import MemoryPlan, Sizes, parse_count, plan_model, plan_params
@@ -44,9 +46,9 @@ from trtq.pipeline.plan import MemoryPlan, Sizes, parse_count, plan_model, plan_
 )
 @options.take_one(LayerSpec, "skip", text="Nodes whose names match keep their precision (repeatable).")
 @options.json_option
-@click.pass_context
+@options.pass_given
 def command(
-    ctx: click.Context,
+    given: Given,
     model: Path | None,
     params: str | None,
     gpu_memory: int | None,
@@ -65,7 +67,7 @@ def command(
       trtq plan model.onnx --gpu-memory 8GB --batch 1 --seq 512
       trtq plan --params 10B --gpu-memory 8GB
     """
-    skip = options.apply_changes(LayerSpec(), options.list_changes(ctx)).skip
+    skip = given.apply(LayerSpec()).skip
     if model is not None and params is None:
         plan = plan_model(
             model,

@@ -8,41 +8,33 @@ import click
 
 from trtq.calibrators.ranges import read_ranges
 from trtq.cli import options, targets
-from trtq.cli.console import ConsoleWatcher, format_bytes, open_console, print_json
-from trtq.cli.targets import TargetOptions
+from trtq.cli.console import ConsoleWatcher, open_console, print_json
+from trtq.cli.options import Given
 from trtq.errors import UsageError
 from trtq.files import refuse_input
 from trtq.models.spec import CalibrationSpec, LayerSpec, QuantizationSpec
+from trtq.numbers import format_bytes
+from trtq.pipeline.engine.target import Target
 from trtq.pipeline.quantize import quantize
 
 
 @click.command("quantize")
 @options.model_argument
-@click.option(
-    "--ranges",
-    type=click.Path(path_type=Path),
-    help="The ranges file of `trtq calibrate`. --weights alone does not need it.",
-)
-@click.option(
-    "-o",
-    "--output",
-    type=click.Path(path_type=Path),
-    help="The file to write.  [default: MODEL.int8.onnx, MODEL.int4-weights.onnx]",
-)
+@options.take_path("--ranges", text="The ranges file of `trtq calibrate`. --weights alone does not need it.")
+@options.take_output("The file to write.  [default: MODEL.int8.onnx, MODEL.int4-weights.onnx]")
 @options.spec_option
 @options.take(QuantizationSpec, "weight_granularity")
 @options.take(LayerSpec)
-@options.take(TargetOptions, "op_types")
+@options.take(Target, "op_types")
 @targets.high_precision_option
 @targets.weight_options
 @options.take(CalibrationSpec, "data", "batch_size", "samples")
 @options.json_option
 @options.talk_options
-@click.pass_context
+@options.pass_given
 def command(
-    ctx: click.Context,
+    given: Given,
     model: Path,
-    settings: Path | None,
     ranges: Path | None,
     output: Path | None,
     as_json: bool,
@@ -56,20 +48,20 @@ def command(
       trtq quantize model.onnx --weights int4
       trtq quantize model.onnx --weights int4 --weight-method gptq --calib-data calib.npz
     """
-    target = targets.read_target(ctx, is_int8=ranges is not None)
+    target = targets.read_target(given, is_int8=ranges is not None)
     if ranges is None and target.weights is None:
         raise UsageError("give --ranges of `trtq calibrate`, or --weights")
     reads_data = target.weights is not None and target.weights.method == "gptq"
-    if not reads_data and options.gives(ctx, CalibrationSpec, "data"):
+    if not reads_data and given.find(CalibrationSpec, "data"):
         raise UsageError("--calib-data is for --weight-method gptq; nothing else here reads data")
     output = output or model.parent / f"{model.stem}.{target.name}.onnx"
-    refuse_input(output, model, ranges, settings)
+    refuse_input(output, model, ranges, given.settings)
     with ConsoleWatcher(quiet=quiet) as watcher:
         written = quantize(
             model,
             read_ranges(ranges) if ranges is not None else None,
             output,
-            spec=options.read_settings(ctx, model),
+            spec=given.read_spec(model),
             target=target,
             watcher=watcher,
         )

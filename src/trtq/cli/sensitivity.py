@@ -7,7 +7,6 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
 
 import click
 from rich.console import Console
@@ -15,11 +14,12 @@ from rich.console import Console
 from trtq.cli import options, targets
 from trtq.cli.chart import Bar, draw_bars
 from trtq.cli.console import ConsoleWatcher, open_console
+from trtq.cli.options import Given
 from trtq.cli.tables import create_table
-from trtq.cli.targets import TargetOptions
 from trtq.errors import UsageError
 from trtq.files import check_output, refuse_input, write_atomically
 from trtq.models.spec import EvaluationSpec, LayerSpec, QuantizationSpec
+from trtq.pipeline.engine.target import Target
 from trtq.pipeline.judge.evaluate import find_labels
 from trtq.pipeline.judge.score import format_score, name_metric
 from trtq.pipeline.judge.sensitivity import Effect, LayerSensitivity, Sensitivity, to_json
@@ -37,13 +37,12 @@ _RANKS = (*_WITHOUT_LABELS, "accuracy")
 @options.take_calibration()
 @options.take(QuantizationSpec)
 @options.take(LayerSpec, "skip", "force")
-@options.take(TargetOptions, "op_types")
-@click.option(
-    "--high-precision",
-    type=click.Choice(["auto", "fp16", "fp32"]),
-    default="auto",
-    show_default=True,
-    help="Precision of what is not quantized; fp16 rounds the scales to FP16.",
+@options.take(Target, "op_types")
+@options.take_one(
+    Target,
+    "high_precision",
+    kind=click.Choice(["auto", "fp16", "fp32"]),
+    text="Precision of what is not quantized; fp16 rounds the scales to FP16.",
 )
 @options.take(EvaluationSpec)
 @click.option(
@@ -54,21 +53,14 @@ _RANKS = (*_WITHOUT_LABELS, "accuracy")
     help="What ranks the layers: sqnr, cosine, script.py:function, or, with --labels, accuracy, top-1 or "
     "top-5.",
 )
-@click.option(
-    "--chart", type=click.Path(path_type=Path), help="Write a bar chart of all layers to this .svg file."
-)
-@click.option(
-    "-o", "--output", type=click.Path(path_type=Path), help="JSON file.  [default: MODEL.sensitivity.json]"
-)
+@options.take_path("--chart", text="Write a bar chart of all layers to this .svg file.")
+@options.take_output("JSON file.  [default: MODEL.sensitivity.json]")
 @options.json_option
 @options.talk_options
-@click.pass_context
+@options.pass_given
 def command(
-    ctx: click.Context,
+    given: Given,
     model: Path,
-    settings: Path | None,
-    random_data: bool,
-    high_precision: Literal["auto", "fp16", "fp32"],
     metric: str,
     chart: Path | None,
     output: Path | None,
@@ -84,7 +76,7 @@ def command(
       trtq sensitivity model.onnx --calib-data calib.npz
       trtq sensitivity model.onnx --eval-data eval.npz --labels labels --metric accuracy --chart layers.svg
     """
-    spec = options.read_settings(ctx, model)
+    spec = given.read_spec(model)
     if metric not in _RANKS:
         spec = replace(spec, accuracy=replace(spec.accuracy, metric=metric))
     output = output or model.with_suffix(".sensitivity.json")
@@ -92,7 +84,7 @@ def command(
         raise UsageError(f"the chart is an SVG file, {chart} is not named .svg")
     for file in (output, chart):
         if file is not None:
-            refuse_input(file, model, settings, spec.calibration.data)
+            refuse_input(file, model, given.settings, spec.calibration.data)
             check_output(file)
     if metric not in _WITHOUT_LABELS and find_labels(spec.evaluation, spec.accuracy.metric) is None:
         raise UsageError(f"--metric {metric} needs --labels; without labels take sqnr or cosine")
@@ -100,9 +92,9 @@ def command(
         result = sensitivity(
             model,
             spec=spec,
-            target=replace(targets.read_target(ctx), high_precision=high_precision),
+            target=targets.read_target(given),
             output=output,
-            random_data=random_data,
+            random_data=given.random_data,
             watcher=watcher,
         )
     loss = _loss_by(metric, result)
@@ -159,15 +151,11 @@ def _print(console: Console, result: Sensitivity, loss: Callable[[Effect], float
     console.print(rows)
     every = result.all_quantized
     if every is not None:
-        score = f", {name_metric(result.metric)} {_score(every, result.metric)}" if has_score else ""
-        console.print(
-            f"all quantized: SQNR {_decibels(every.sqnr_db)} dB, cosine {every.cosine:.5f}{score}"
-            + (
-                f" (float {format_score(result.float_score, result.metric)})"
-                if result.float_score is not None
-                else ""
-            )
-        )
+        score = ""
+        if result.float_score is not None:
+            score = f", {name_metric(result.metric)} {_score(every, result.metric)}"
+            score += f" (float {format_score(result.float_score, result.metric)})"
+        console.print(f"all quantized: SQNR {_decibels(every.sqnr_db)} dB, cosine {every.cosine:.5f}{score}")
     console.print(
         f"alone: only this layer quantized; without: all but this one\n"
         f"on {result.num_samples} samples of {result.data}",

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from trtq.cli.console import format_bytes
+from trtq.numbers import format_bytes, format_seconds
 from trtq.pipeline.judge.score import format_score, name_metric
 
 if TYPE_CHECKING:
@@ -58,7 +58,11 @@ def print_report(console: Console, report: Report, *, verbose: bool, folder: Pat
         console.print(
             Text(
                 f"calibrated on {report.calibration.samples} samples by {report.calibration.method}"
-                + (f" in {seconds:.1f} s" if (seconds := report.calibration.seconds) is not None else "")
+                + (
+                    f" in {format_seconds(seconds)}"
+                    if (seconds := report.calibration.seconds) is not None
+                    else ""
+                )
             )
             + made_up
         )
@@ -196,7 +200,7 @@ def _print_cost(console: Console, report: Report) -> None:
         shown_sizes = (f"{name} {format_bytes(count)}" for name, count in sizes.items())
         console.print(f"sizes  {'  '.join(shown_sizes)}", soft_wrap=True)
     if report.timings_s:
-        times = (f"{name} {seconds:.1f} s" for name, seconds in report.timings_s.items())
+        times = (f"{name} {format_seconds(seconds)}" for name, seconds in report.timings_s.items())
         console.print(f"times  {'  '.join(times)}", soft_wrap=True)
 
 

@@ -64,7 +64,7 @@ def test_what_is_written_is_read() -> None:
         'default_model_filename: "a [ b" model_operations [ { op_library_filename: [ "[" ] } ]'
         "name: 'x' max_batch_size: 8 # a comment [",
         "name: \"\" 'x'; max_batch_size: 8, optimization { execution_accelerators { "
-        "gpu_execution_accelerator : [ { name : 'tensorrt' parameters { key: 'precision_mode' value: 'FP16' } } ] } }",
+        "gpu_execution_accelerator : [ { name : 'tensorrt' parameters { key: 'mode' value: 'FP16' } } ] } }",
     ],
 )
 def test_what_we_do_not_know_in_an_edited_configuration_passes_by(text: str) -> None:
