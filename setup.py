@@ -1,8 +1,8 @@
 """The compiled part; all else is in pyproject.toml, where extensions are still experimental.
 
-The kernel is a shared library without Python in it: calibrators/kernel.py loads it with ctypes. So its file has no
-suffix of a Python version, and one wheel of a platform serves them all. With TRTQ_PURE=1 there is no kernel, and
-the wheel is for every platform: numpy counts.
+The kernel is a shared library without Python in it: calibrators/kernel.py loads it with ctypes. So its file
+has no suffix of a Python version, and one wheel of a platform serves them all. With TRTQ_PURE=1 there is no
+kernel, and the wheel is for every platform: numpy counts.
 """
 
 import os
