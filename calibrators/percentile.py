@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from trtq.errors import UsageError
+from trtq.models.option import setting
 
 if TYPE_CHECKING:
     from trtq.calibrators.statistics import Histogram
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 class Percentile:
     """The magnitude that `percentile` per cent of all values, zeros included, do not exceed."""
 
-    percentile: float = 99.99
+    percentile: float = setting(99.99, "the share of values, in per cent, that its range holds")
 
     def __post_init__(self) -> None:
         if not 0 < self.percentile <= 100:

@@ -35,7 +35,7 @@ max_drop = 1.0
 """
 
 
-def write_demo(folder: Path) -> list[Path]:
+def write_demo(folder: Path | str) -> list[Path]:
     """Returns the files of the demo, which now lie in the folder.
 
     - `model.onnx`: a classifier of handwritten digits; `image`, float32 in [0, 1], shape (batch, 1, 8, 8), to
@@ -53,6 +53,7 @@ def write_demo(folder: Path) -> list[Path]:
     Raises:
         ArtifactError: A file with other content is in the way, or the folder cannot be written.
     """
+    folder = Path(folder)
     contents = {folder / name: data for name, data in _contents().items()}
     missing = [path for path, data in contents.items() if not _is_written(path, data)]
     try:

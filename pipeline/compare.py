@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from trtq.calibrators.sources import WAYS
+from trtq.calibrators.sources import ACCEPTED_DATA
 from trtq.errors import DataError, ModelError
 from trtq.models.spec import ModelSpec
 from trtq.pipeline.calibrate.data import find_spec, open_calibration_data
@@ -49,8 +49,8 @@ def compare(
     if spec.evaluation.data is None:
         if spec.calibration.data is None:
             raise DataError(
-                f"{reference} and {candidate} cannot be compared without data; give --data with {WAYS}; or "
-                f"name it in [evaluation] or [calibration] of model.toml beside the model"
+                f"{reference} and {candidate} cannot be compared without data; give --data with "
+                f"{ACCEPTED_DATA}; or name it in [evaluation] or [calibration] of model.toml beside the model"
             )
         calibration = open_calibration_data(graph, spec, Target(), random_data=False)
     batches = open_evaluation_data(graph, spec, calibration)

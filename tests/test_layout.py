@@ -12,20 +12,34 @@ import subprocess
 import sys
 import sysconfig
 import zipfile
+from collections import Counter
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
+import click
 import pytest
+
+from trtq.cli import main
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "src" / "trtq"
 LINKS = ("calibrators", "models", "pipeline")
-GROUND = {"trtq.errors", "trtq.lazy", "trtq.files", "trtq.progress"}
+GROUND = {
+    f"trtq.{name}"
+    for name in ("errors", "files", "json", "lazy", "numbers", "progress", "records", "workers")
+}
 ROOMS = ("models", "calibrators", "pipeline", "cli")
 """Each may import from itself, from those before it, and from the ground."""
 STAGES = ("formats", "graph", "rewrite", "engine", "judge", "deliver")
 """The folders of the pipeline in the order of the work; each may import from itself and those before it."""
+COMMANDS = {
+    "bench", "build", "build_all", "cache", "calibrate", "compare", "doctor", "export", "inspect", "lint",
+    "load", "migrate", "package", "plan", "quantize", "report", "sensitivity", "sign", "verify",
+}  # fmt: skip
+"""What lies in the pipeline beside the stages: one file or folder a command, and `load`, which has none."""
+ELSEWHERE = {"demo": "models/demo.py", "merge-statistics": "calibrators/statistics_file.py"}
+"""Commands that need nothing of the pipeline."""
 OPTIONAL = (
     "tensorrt",
     "tensorrt_rtx",
@@ -118,6 +132,30 @@ def test_the_links_are_relative_and_resolve(name: str) -> None:
     assert link.readlink() == Path("..", "..", name)
     assert link.resolve() == ROOT / name
     assert (link / "__init__.py").is_file()
+
+
+def test_the_pipeline_holds_the_commands_and_the_stages() -> None:
+    found = {path.stem for path in (PACKAGE / "pipeline").iterdir() if path.name[0] != "_"}
+    assert found == COMMANDS | set(STAGES)
+
+
+def test_every_command_has_its_files() -> None:
+    commands = main.list_commands(click.Context(main))
+    files = {name: (ROOT / "src/trtq/cli" / f"{name.replace('-', '_')}.py").is_file() for name in commands}
+    assert all(files.values()), files
+    rooms = {name.replace("-", "_") for name in commands if name not in ELSEWHERE}
+    assert rooms == COMMANDS - {"load"}
+    assert all((ROOT / path).is_file() for path in ELSEWHERE.values())
+
+
+def test_no_two_classes_share_a_name() -> None:
+    names = Counter(
+        node.name
+        for path in modules().values()
+        for node in ast.parse(path.read_text(encoding="utf-8")).body
+        if isinstance(node, ast.ClassDef) and not node.name.startswith("_")
+    )
+    assert [name for name, count in names.items() if count > 1] == []
 
 
 def test_no_file_is_long() -> None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from trtq.errors import TrtqError
+from trtq.json import FileKind
 from trtq.pipeline.bench.machine import Conditions, Machine, compare_samples, describe_machine, sample_machine
 from trtq.pipeline.bench.process import Costs, TimedProcess
 from trtq.pipeline.bench.runnables import Inputs, Runnable, Runs, Skipped, list_runnables
@@ -30,8 +30,6 @@ from trtq.pipeline.graph.load import load
 from trtq.pipeline.graph.quantized import find_quantized_layers
 from trtq.progress import Silent, Watcher
 
-SCHEMA_VERSION = 1
-KIND = "bench"
 _BUSY = 0.1
 _STOLEN = 0.02
 _SPREAD = 0.05
@@ -122,6 +120,9 @@ class Benchmark:
     warnings: tuple[str, ...]
 
 
+FILE = FileKind(Benchmark, "benchmark", "trtq bench", "bench")
+
+
 def bench(
     *targets: Path | str,
     runs: Runs | None = None,
@@ -169,8 +170,8 @@ def bench(
         for item in items
     )
     return Benchmark(
-        SCHEMA_VERSION,
-        KIND,
+        FILE.version,
+        FILE.name,
         here,
         during,
         schedule,
@@ -203,7 +204,7 @@ def _started(
 
 def to_json(benchmark: Benchmark) -> bytes:
     """Returns the result as JSON."""
-    return json.dumps(asdict(benchmark), indent=1, allow_nan=False).encode() + b"\n"
+    return FILE.encode(benchmark)
 
 
 def _first_axis(shapes: Mapping[str, tuple[int, ...]]) -> int:

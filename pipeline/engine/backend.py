@@ -9,6 +9,7 @@ from typing import Any, Literal, Protocol, get_args
 
 from trtq.calibrators.batches import Batches
 from trtq.errors import UsageError
+from trtq.models.option import setting
 from trtq.models.spec import InputSpec
 
 HardwareCompatibility = Literal["none", "ampere+", "same-compute-capability"]
@@ -19,19 +20,22 @@ Kept = Mapping[str, Literal["fp16", "fp32"]]
 
 @dataclass(frozen=True, slots=True)
 class BuilderOptions:
-    """How the builder works.
+    """How the builder works."""
 
-    Attributes:
-        timing_cache: A file of kernel timings, read and added to; None: everything is timed again.
-        optimization_level: 0 (fastest build) to 5 (fastest engine); None: the builder's default.
-        hardware_compatibility: On which other GPUs the engine runs too.
-        version_compatible: Whether later versions of the same major one can load it.
-    """
-
-    timing_cache: Path | None = None
-    optimization_level: int | None = None
-    hardware_compatibility: HardwareCompatibility = "none"
-    version_compatible: bool = False
+    timing_cache: Path | None = setting(
+        None, "A file of TensorRT's kernel timings, which is read and added to. Several builds may share it."
+    )
+    optimization_level: int | None = setting(
+        None,
+        "0 builds fastest; 5 gives the fastest engine.  [default: the builder's, 3]",
+        "--builder-optimization-level",
+    )
+    hardware_compatibility: HardwareCompatibility = setting(
+        "none", "Other GPUs on which a TensorRT engine must run too."
+    )
+    version_compatible: bool = setting(
+        False, "Let later TensorRT versions of the same major version load the engine."
+    )
 
     def __post_init__(self) -> None:
         if self.optimization_level is not None and not 0 <= self.optimization_level <= 5:

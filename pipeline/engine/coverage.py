@@ -7,19 +7,10 @@ from dataclasses import dataclass
 
 from trtq.pipeline.engine.backend import BuiltEngine, Kernel
 from trtq.pipeline.graph.quantized import QuantizedLayer
+from trtq.records import Fallback
 
 _GLUE = ("kgen", "shape_call")
 """Kinds of generated kernels that only convert or combine; a layer's arithmetic is elsewhere."""
-
-
-@dataclass(frozen=True, slots=True)
-class Fallback:
-    """A layer that has Q/DQ and does not run in INT8."""
-
-    node: str
-    op_type: str
-    runs_as: str
-    reason: str
 
 
 @dataclass(frozen=True, slots=True)

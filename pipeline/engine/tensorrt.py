@@ -16,13 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from trtq import lazy
 from trtq.calibrators.device import CudaMemory, DeviceMemory
-from trtq.calibrators.tensorrt import (
-    Calibrator,
-    Feeder,
-    make_entropy2_calibrator,
-    make_minmax_calibrator,
-    make_ranges_calibrator,
-)
+from trtq.calibrators.tensorrt import Calibrator, Feeder, make_data_calibrator, make_ranges_calibrator
 from trtq.errors import MissingDependency
 from trtq.pipeline.engine.backend import BuildRequest, BuiltEngine, ImplicitQuantization
 from trtq.pipeline.engine.builder import build as build_here
@@ -174,8 +168,7 @@ class TensorRt:
             return make_ranges_calibrator(trt, implicit.scales)
         memory = stack.enter_context(self.memory())
         feeder = Feeder(implicit.batches, memory, implicit.shapes)
-        calibrators = {"entropy2": make_entropy2_calibrator, "minmax": make_minmax_calibrator}
-        return calibrators[implicit.algorithm](trt, feeder)
+        return make_data_calibrator(trt, implicit.algorithm, feeder)
 
 
 def _built(outcome: ProcessOutcome, **further: Any) -> BuiltEngine:

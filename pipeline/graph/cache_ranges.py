@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -17,7 +16,7 @@ from trtq.calibrators.cache import SMALLEST_SCALE, CalibrationCache
 from trtq.calibrators.ranges import FP16_LIMIT, QMAX, Range, Ranges
 from trtq.errors import ArtifactError
 from trtq.pipeline.graph.load import Graph, read_proto
-from trtq.pipeline.graph.placement import DEFAULT_OP_TYPES, KeptNode, Placement, place
+from trtq.pipeline.graph.placement import DEFAULT_OP_TYPES, Placement, place
 
 _LARGEST_SCALE = float(np.finfo(np.float32).max) / QMAX
 _REARRANGING = frozenset({
@@ -292,8 +291,7 @@ def _covered(
     reasons: dict[str, str] = {}
     nodes: dict[str, list[str]] = defaultdict(list)
     while True:
-        left_out = [f"^{re.escape(name)}$" for name in reasons]
-        placement = place(graph.model, skip=(*skip, *left_out), op_types=op_types, force=force)
+        placement = place(graph.model, skip=skip, op_types=op_types, force=force, kept=reasons)
         bare = [
             (node.name, tensor)
             for node in placement.quantized
@@ -305,13 +303,10 @@ def _covered(
         for name, tensor in bare:  # and again: where a Conv stays float, the Add after it is not quantized
             reasons[name] = str(found[tensor])
             nodes[tensor].append(name)
-    kept = tuple(
-        KeptNode(item.name, item.op_type, reasons.get(item.name, item.reason)) for item in placement.kept
-    )
     uncovered = tuple(
         UncoveredTensor(tensor, str(found[tensor]), tuple(names)) for tensor, names in nodes.items()
     )
-    return replace(placement, kept=kept), uncovered
+    return placement, uncovered
 
 
 def _range(amax: float) -> Range:

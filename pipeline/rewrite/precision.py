@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,8 @@ from numpy.typing import NDArray
 
 from trtq.calibrators.ranges import QMAX
 from trtq.models.tensors import read_values
-from trtq.pipeline.graph.fold import add_initializer, make_unique_name
+from trtq.pipeline.graph.edit import GraphEditor, list_bodies
+from trtq.records import KeptFp32
 
 _FP16_MAX = 65504.0
 _FEW_ELEMENTS = 8
@@ -24,14 +26,6 @@ _FLOAT, _FLOAT16, _BFLOAT16 = ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataTyp
 _LARGEST = {_FLOAT16: _FP16_MAX, _BFLOAT16: 3.3895314e38}
 _NAMES = {_FLOAT: "fp32", _FLOAT16: "fp16", _BFLOAT16: "bf16"}
 _LITERAL_FLOAT = "tensor(float)"
-
-
-@dataclass(frozen=True, slots=True)
-class KeptFp32:
-    """A node that stays FP32, and why."""
-
-    name: str
-    reason: str
 
 
 def to_fp16(
@@ -82,17 +76,17 @@ def _to_half(
         for node in result.graph
         if any(_is_float(value) for value in (*node.inputs, *node.outputs))
     }
-    casts = _Casts(result.graph, half)
-    outputs = list(result.graph.outputs)
+    edit = GraphEditor(result)
+    casts = _Casts(edit, half)
     for node in list(result.graph):
         if node in reasons and reasons[node] is None:
             _convert(node, opset, casts)
         else:
             _feed_fp32(node, casts)
-    for index, value in enumerate(outputs):
-        if value.dtype is half and model.graph.outputs[index].dtype is _FLOAT:
-            _cast_output(result.graph, index, value, _NAMES[half])
-    _drop_unused(result.graph)
+    for index, value in enumerate(model.graph.outputs):
+        if value.dtype is _FLOAT and result.graph.outputs[index].dtype is half:
+            casts.cast_output(index)
+    edit.drop_unused()
     kept = tuple(KeptFp32(str(node.name), reason) for node, reason in reasons.items() if reason is not None)
     return result, kept
 
@@ -103,17 +97,14 @@ def _reason_in_name(node: ir.Node, keep_fp32: Sequence[str]) -> str | None:
 
 
 def _reason_in_kind(node: ir.Node, opset: int, half: ir.DataType) -> str | None:
-    if any(
-        attribute.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
-        for attribute in node.attributes.values()
-    ):
+    if list_bodies(node):
         return f"{node.op_type} has a body of its own"
-    schema = _schema(node, opset)
-    if schema is None:
+    signature = _signature(node, opset)
+    if signature is None:
         return f"{node.domain or 'ai.onnx'}::{node.op_type} is unknown here"
-    if node.op_type == "Constant" or not schema.attributes.keys().isdisjoint(("dtype", "output_datatype")):
+    if signature.makes_numbers:
         return f"{node.op_type} makes numbers of nothing"
-    if not _has_half_version(node, schema, half):
+    if not signature.has_half_version(node, half):
         return f"{node.op_type} has no {_NAMES[half].upper()} version"
     for value in (*node.inputs, *node.outputs):
         if value is not None and value.name and value.dtype is None:
@@ -193,43 +184,66 @@ def _is_float(value: ir.Value | None) -> bool:
     return value is not None and value.dtype is _FLOAT
 
 
-def _schema(node: ir.Node, opset: int) -> onnx.defs.OpSchema | None:
-    if node.domain not in ("", "ai.onnx"):
-        return None
+@dataclass(frozen=True, slots=True)
+class _Signature:
+    """What ONNX says of an operator in one opset.
+
+    Attributes:
+        inputs: The type of each input, such as "T" or "tensor(float)"; a variadic last one stands for the rest.
+        outputs: Likewise.
+        allowed: The types that each of these letters may stand for.
+        makes_numbers: Whether an attribute tells the dtype of an output that depends on no input.
+    """
+
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    allowed: Mapping[str, frozenset[str]]
+    makes_numbers: bool
+
+    def has_half_version(self, node: ir.Node, half: ir.DataType) -> bool:
+        """Returns whether all float inputs and outputs of a node may have this dtype, or have to be float."""
+        kinds = [_at(self.inputs, index) for index, value in enumerate(node.inputs) if _is_float(value)]
+        kinds += [_at(self.outputs, index) for index, value in enumerate(node.outputs) if _is_float(value)]
+        wanted = f"tensor({half.name.lower()})"
+        return all(kind == _LITERAL_FLOAT or wanted in self.allowed.get(kind, ()) for kind in kinds)
+
+
+def _at(kinds: tuple[str, ...], index: int) -> str:
+    return kinds[min(index, len(kinds) - 1)]
+
+
+def _signature(node: ir.Node, opset: int) -> _Signature | None:
+    return _read_signature(node.op_type, opset) if node.domain in ("", "ai.onnx") else None
+
+
+@cache
+def _read_signature(op_type: str, opset: int) -> _Signature | None:
     try:
-        return onnx.defs.get_schema(node.op_type, opset)
+        schema = onnx.defs.get_schema(op_type, opset)
     except onnx.defs.SchemaError:
         return None
-
-
-def _formal(parameters: Sequence[onnx.defs.OpSchema.FormalParameter], index: int) -> str:
-    """Returns the type string of the parameter at this place; a variadic last one stands for all after it."""
-    return str(parameters[min(index, len(parameters) - 1)].type_str)
-
-
-def _has_half_version(node: ir.Node, schema: onnx.defs.OpSchema, half: ir.DataType) -> bool:
-    wanted = f"tensor({half.name.lower()})"
-    allowed = {item.type_param_str: set(item.allowed_type_strs) for item in schema.type_constraints}
-    places = [(schema.inputs, i) for i, value in enumerate(node.inputs) if _is_float(value)]
-    places += [(schema.outputs, i) for i, value in enumerate(node.outputs) if _is_float(value)]
-    kinds = [_formal(parameters, index) for parameters, index in places]
-    return all(kind == _LITERAL_FLOAT or wanted in allowed.get(kind, ()) for kind in kinds)
+    return _Signature(
+        tuple(str(item.type_str) for item in schema.inputs),
+        tuple(str(item.type_str) for item in schema.outputs),
+        {item.type_param_str: frozenset(item.allowed_type_strs) for item in schema.type_constraints},
+        op_type == "Constant" or not schema.attributes.keys().isdisjoint(("dtype", "output_datatype")),
+    )
 
 
 def _convert(node: ir.Node, opset: int, casts: _Casts) -> None:
     """Makes one node compute in FP16; inputs and outputs that are float by definition stay so (Resize)."""
-    schema = _schema(node, opset)
-    assert schema is not None
+    signature = _signature(node, opset)
+    assert signature is not None
     for index, value in enumerate(node.inputs):
-        if value is None or value.dtype not in (_FLOAT, casts.half_dtype):
+        if value is None or value.dtype not in (_FLOAT, casts.half):
             continue
-        literal = _formal(schema.inputs, index) == _LITERAL_FLOAT
-        node.replace_input_with(index, casts.fp32(value) if literal else casts.half(value))
+        dtype = _FLOAT if _at(signature.inputs, index) == _LITERAL_FLOAT else casts.half
+        node.replace_input_with(index, casts.cast(value, dtype))
     for index, value in enumerate(node.outputs):
-        if _is_float(value) and _formal(schema.outputs, index) != _LITERAL_FLOAT:
-            value.type = ir.TensorType(casts.half_dtype)
+        if _is_float(value) and _at(signature.outputs, index) != _LITERAL_FLOAT:
+            value.type = ir.TensorType(casts.half)
             casts.converted.add(value)
-    _convert_attributes(node, casts.half_dtype)
+    _convert_attributes(node, casts.half)
 
 
 def _convert_attributes(node: ir.Node, half: ir.DataType) -> None:
@@ -246,74 +260,64 @@ def _convert_attributes(node: ir.Node, half: ir.DataType) -> None:
 
 def _feed_fp32(node: ir.Node, casts: _Casts) -> None:
     """Gives a node that stays as it is, and the bodies in it, the FP32 of every tensor that became FP16."""
-    for index, value in enumerate(node.inputs):
-        if value in casts.converted:
-            node.replace_input_with(index, casts.fp32(value))
-    for attribute in node.attributes.values():
-        bodies = (
-            [attribute.as_graph()] if attribute.type is ir.AttributeType.GRAPH
-            else attribute.as_graphs() if attribute.type is ir.AttributeType.GRAPHS
-            else []
-        )  # fmt: skip
-        for body in bodies:
-            for inner in body.all_nodes():
-                for index, value in enumerate(inner.inputs):
-                    if value in casts.converted:
-                        inner.replace_input_with(index, casts.fp32(value))
+    for reader in (node, *(inner for body in list_bodies(node) for inner in body.all_nodes())):
+        for index, value in enumerate(reader.inputs):
+            if value in casts.converted:
+                reader.replace_input_with(index, casts.cast(value, _FLOAT))
 
 
 class _Casts:
-    """The casts of a graph, made when they are first needed."""
+    """The casts of a graph, made when they are first needed.
 
-    def __init__(self, graph: ir.Graph, half_dtype: ir.DataType) -> None:
-        self._graph = graph
-        self.half_dtype = half_dtype
+    Attributes:
+        half: FP16 or BF16.
+        converted: The values that have this dtype now.
+    """
+
+    def __init__(self, edit: GraphEditor, half: ir.DataType) -> None:
+        self._edit, self.half = edit, half
         self._made: dict[tuple[ir.Value, ir.DataType], ir.Value] = {}
         self.converted: set[ir.Value] = set()
 
-    def half(self, value: ir.Value) -> ir.Value:
-        """Returns the value in FP16 or BF16."""
-        dtype = self.half_dtype
-        return value if value.dtype is dtype else self._cast(value, dtype, _NAMES[dtype])
+    def cast(self, value: ir.Value, dtype: ir.DataType) -> ir.Value:
+        """Returns the value in FP32, or in FP16 or BF16."""
+        if value.dtype is dtype:
+            return value
+        if (value, dtype) not in self._made:
+            self._made[value, dtype] = self._add(value, dtype)
+        return self._made[value, dtype]
 
-    def fp32(self, value: ir.Value) -> ir.Value:
-        """Returns the value in FP32."""
-        return value if value.dtype is _FLOAT else self._cast(value, _FLOAT, "fp32")
+    def _add(self, value: ir.Value, dtype: ir.DataType) -> ir.Value:
+        name, tensor = f"{value.name}_{_NAMES[dtype]}", value.const_value
+        if tensor is not None:
+            return self._edit.add_constant(name, _cast_tensor(tensor, dtype))
+        node_name = f"{value.name}_to_{_NAMES[dtype]}"
+        attributes = {"to": int(dtype)}
+        return self._edit.insert(
+            "Cast", [value], attributes, like=value, dtype=dtype, output=name, name=node_name
+        )
 
-    def _cast(self, value: ir.Value, dtype: ir.DataType, suffix: str) -> ir.Value:
-        key = (value, dtype)
-        if key not in self._made:
-            if isinstance(value.const_value, ir.ExternalTensor):
-                self._made[key] = self._cast_when_read(value.const_value, dtype, suffix)
-            elif value.const_value is not None:
-                array = _clipped(value.const_value.numpy(), dtype).astype(dtype.numpy())
-                self._made[key] = add_initializer(self._graph, f"{value.name}_{suffix}", array)
-            else:
-                self._made[key] = self._insert(value, dtype, suffix)
-        return self._made[key]
+    def cast_output(self, index: int) -> None:
+        """Puts a cast to FP32 before an output of the graph, which keeps its name; other readers stay."""
+        value = self._edit.graph.outputs[index]
+        name = str(value.name)
+        result = self._edit.insert(
+            "Cast", [value], {"to": int(_FLOAT)}, like=value, dtype=_FLOAT,
+            output=f"{name}_fp32", name=f"{name}_to_fp32_output",
+        )  # fmt: skip
+        value.name, result.name = self._edit.name_value(f"{name}_{_NAMES[self.half]}"), name
+        self._edit.graph.outputs[index] = result
 
-    def _cast_when_read(self, tensor: ir.ExternalTensor, dtype: ir.DataType, suffix: str) -> ir.Value:
-        """Returns a constant that is cast when it is read, so that a large model is never in memory whole."""
 
-        def cast() -> ir.TensorProtocol:
-            return ir.tensor(_clipped(read_values(tensor), dtype).astype(dtype.numpy()))
+def _cast_tensor(tensor: ir.TensorProtocol, dtype: ir.DataType) -> ir.TensorProtocol:
+    """Returns a constant in another dtype; one in another file is cast when it is read, so one at a time."""
 
-        name = make_unique_name(self._graph, f"{tensor.name}_{suffix}")
-        lazy = ir.LazyTensor(cast, dtype, ir.Shape(tensor.shape.numpy()), name=name)
-        value = ir.Value(name=name, type=ir.TensorType(dtype), shape=lazy.shape, const_value=lazy)
-        self._graph.initializers.add(value)
-        return value
+    def cast() -> ir.TensorProtocol:
+        return ir.tensor(_clipped(read_values(tensor), dtype).astype(dtype.numpy()))
 
-    def _insert(self, value: ir.Value, dtype: ir.DataType, suffix: str) -> ir.Value:
-        node = ir.node("Cast", [value], {"to": int(dtype)}, name=f"{value.name}_to_{suffix}")
-        node.outputs[0].name = make_unique_name(self._graph, f"{value.name}_{suffix}")
-        node.outputs[0].type, node.outputs[0].shape = ir.TensorType(dtype), value.shape
-        producer = value.producer()
-        if producer is not None:
-            self._graph.insert_after(producer, [node])
-        else:
-            self._graph.insert_before(self._graph[0], [node])
-        return node.outputs[0]
+    if isinstance(tensor, ir.ExternalTensor):
+        return ir.LazyTensor(cast, dtype, ir.Shape(tensor.shape.numpy()))
+    return cast()
 
 
 def _clipped(array: NDArray[Any], dtype: ir.DataType) -> NDArray[Any]:
@@ -322,20 +326,3 @@ def _clipped(array: NDArray[Any], dtype: ir.DataType) -> NDArray[Any]:
     if largest is None:
         return array
     return np.where(np.isfinite(array), np.clip(array, -largest, largest), array)
-
-
-def _cast_output(graph: ir.Graph, index: int, value: ir.Value, half: str) -> None:
-    """Puts a cast to FP32 before a graph output, which keeps its name."""
-    name = value.name
-    value.name = make_unique_name(graph, f"{name}_{half}")
-    node = ir.node("Cast", [value], {"to": int(_FLOAT)}, name=f"{name}_to_fp32_output")
-    node.outputs[0].name, node.outputs[0].shape = name, value.shape
-    node.outputs[0].type = ir.TensorType(_FLOAT)
-    graph.append(node)
-    graph.outputs[index] = node.outputs[0]
-
-
-def _drop_unused(graph: ir.Graph) -> None:
-    for name, value in list(graph.initializers.items()):
-        if not value.uses() and not value.is_graph_output():
-            del graph.initializers[name]

@@ -18,13 +18,11 @@ from typing import Any
 import numpy as np
 
 from trtq.calibrators.batches import Batches, Feed
-from trtq.calibrators.device import HostMemory
 from trtq.calibrators.tensorrt import (
     Calibrator,
     Feeder,
     check_calibrator,
-    make_entropy2_calibrator,
-    make_minmax_calibrator,
+    make_data_calibrator,
     make_ranges_calibrator,
 )
 from trtq.errors import TrtqError
@@ -33,6 +31,9 @@ from trtq.pipeline.engine.builder import build as build_here
 from trtq.pipeline.engine.builder import combine_network_flags
 from trtq.pipeline.engine.process import Flavour, to_json
 from trtq.pipeline.engine.tensorrt import TensorRt
+
+sys.path.append(str(Path(__file__).parents[1].joinpath("pipeline", "doubles")))
+from host_memory import HostMemory
 
 _LIBRARIES = ("libnvinfer", "libnvinfer_plugin", "libnvonnxparser")
 # Places in the table of virtual functions of IInt8Calibrator, TensorRT 10.
@@ -83,20 +84,17 @@ def calibrate(
     feeds: list[dict[str, Any]],
     names: list[str],
     shapes: dict[str, list[int]],
-    cache: str | None = None,
     scales: dict[str, float] | None = None,
-    min_batches: int = 1,
     takes_cache: bool = True,
 ) -> dict[str, Any]:
     """Returns what TensorRT saw of a calibrator, and how it ended."""
     with HostMemory() as memory:
         try:
             profile = {name: tuple(shape) for name, shape in shapes.items()}
-            feeder = Feeder(_batches(feeds), memory, profile, min_batches)
-            given = None if cache is None else cache.encode()
+            feeder = Feeder(_batches(feeds), memory, profile)
             make: dict[str, Callable[[], Calibrator]] = {
-                "entropy2": lambda: make_entropy2_calibrator(trt, feeder, given),
-                "minmax": lambda: make_minmax_calibrator(trt, feeder, given),
+                "entropy2": lambda: make_data_calibrator(trt, "entropy2", feeder),
+                "minmax": lambda: make_data_calibrator(trt, "minmax", feeder),
                 "ranges": lambda: make_ranges_calibrator(trt, scales or {}),
             }
             calibrator = make[kind]()

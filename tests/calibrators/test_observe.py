@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from trtq.calibrators import METHODS, plan
 from trtq.calibrators.batches import Batches, Feed
 from trtq.calibrators.estimate import estimate
-from trtq.calibrators.observe import LOUD, QUIET, observe
+from trtq.calibrators.observe import SURVEY_LIMIT, WATCH_LIMIT, observe
 from trtq.calibrators.ranges import FP16_LIMIT, Shapes
 from trtq.calibrators.statistics import Statistics
 from trtq.errors import DataError, ModelError
@@ -146,7 +146,7 @@ def _scaled(feeds: Sequence[Sequence[Sequence[float]]], tensors: Sequence[str]) 
 
 
 def test_a_tensor_that_is_large_in_the_first_feed_is_watched_in_all_the_data() -> None:
-    start, end = QUIET / 10 + 1, FP16_LIMIT + 1
+    start, end = WATCH_LIMIT / 10 + 1, FP16_LIMIT + 1
     found = _scaled([[[start, 0]]] * 40 + [[[end, 0]]], ["y"])
     assert found["h"] == pytest.approx(10 * end)
 
@@ -156,9 +156,9 @@ def test_a_tensor_that_is_quiet_is_not_watched() -> None:
 
 
 def test_all_tensors_are_looked_at_again_where_an_observed_one_grows_loud() -> None:
-    found = _scaled([[[1, 0]]] * 3 + [[[LOUD + 1, 0]]] + [[[1, 0]]], ["x", "y"])
-    assert found["h"] == pytest.approx(10 * (LOUD + 1))
-    assert found["s"] == pytest.approx(0.01 * (LOUD + 1))
+    found = _scaled([[[1, 0]]] * 3 + [[[SURVEY_LIMIT + 1, 0]]] + [[[1, 0]]], ["x", "y"])
+    assert found["h"] == pytest.approx(10 * (SURVEY_LIMIT + 1))
+    assert found["s"] == pytest.approx(0.01 * (SURVEY_LIMIT + 1))
 
 
 def test_magnitudes_below_one_are_told() -> None:

@@ -87,7 +87,7 @@ def test_a_speed_says_beside_what_where_there_are_several(monkeypatch: pytest.Mo
     items = (measured("fp32"), measured("int8", speedup=0.5), measured("engine", against="b", speedup=3.0))
     monkeypatch.setattr(module, "bench", lambda *targets, **rest: replace(RESULT, measured=items))
     lines = lines_of(trtq("bench", "m.trtq"))
-    assert [line.split(" B ")[1] for line in lines[1:4]] == ["1", "0.50x of fp32", "3.00x of b"]
+    assert [line.split(" byte ")[1] for line in lines[1:4]] == ["1", "0.50x of fp32", "3.00x of b"]
     assert lines[4] == "speed: beside fp32, b, median of 10 rounds"
 
 

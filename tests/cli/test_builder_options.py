@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
+from host_memory import HostMemory
 
-from trtq.calibrators.device import HostMemory
 from trtq.cli import main
 from trtq.models.demo import write_demo
 from trtq.pipeline.engine.backends import BACKENDS

@@ -11,10 +11,11 @@ import numpy as np
 import onnx
 import pytest
 
+from trtq.calibrators.settings import read_spec
 from trtq.errors import ArtifactError, DataError, GateError, ModelError, UsageError
 from trtq.models.inputs import parse_input
 from trtq.models.parity import TOLERANCE
-from trtq.models.spec import InputSpec, ModelSpec, read_spec
+from trtq.models.spec import InputSpec, ModelSpec
 from trtq.models.target import LoadedModule, import_from_here
 from trtq.pipeline.export import ExportOptions, export
 from trtq.progress import Log, Silent

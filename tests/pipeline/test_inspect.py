@@ -16,11 +16,12 @@ from trtq.calibrators.cache import CalibrationCache
 from trtq.calibrators.ranges import Ranges
 from trtq.errors import ArtifactError, ModelError, UsageError
 from trtq.files import hash_file
+from trtq.json import to_plain
 from trtq.models.demo import write_demo
 from trtq.pipeline.build import build
 from trtq.pipeline.deliver.report import Report
 from trtq.pipeline.engine.target import Target
-from trtq.pipeline.inspect import FolderSummary, ModelSummary, inspect, to_plain
+from trtq.pipeline.inspect import FolderSummary, ModelSummary, inspect
 
 
 @pytest.fixture(scope="module")

@@ -98,7 +98,7 @@ def test_data_of_a_script_is_never_known_to_be_the_same(small: Path, spec: Model
 
 
 def test_a_file_of_another_kind_is_not_written_over(small: Path, spec: ModelSpec) -> None:
-    with pytest.raises(ArtifactError, match="holds no sensitivities"):
+    with pytest.raises(ArtifactError, match="is not a file of sensitivities"):
         sensitivity(small, spec=spec, output=small)
 
 

@@ -20,13 +20,7 @@ from pathlib import Path
 
 from trtq.errors import ArtifactError
 from trtq.files import hash_file, lock_file, sync_folder
-from trtq.pipeline.deliver.triton.config import (
-    ModelConfig,
-    find_batch,
-    is_edited,
-    list_differences,
-    validate,
-)
+from trtq.pipeline.deliver.triton.config import ModelConfig, is_edited, list_differences, validate
 from trtq.pipeline.deliver.triton.pbtxt import parse
 
 CONFIG = "config.pbtxt"
@@ -251,19 +245,18 @@ def _earlier_config(path: Path, config: ModelConfig) -> tuple[str, bool, bool]:
             f"{path} is of another model: {'; '.join(found)}; its versions share one configuration, so give "
             f"this model another name with --name"
         )
-    keeps = is_edited(text)
-    if keeps and find_batch(existing) > config.max_batch:
+    keeps, theirs, ours = is_edited(text), existing.max_batch_size, config.max_batch
+    if keeps and theirs > ours:
         raise ArtifactError(
-            f"{path} was edited, so it is kept, and its max_batch_size {find_batch(existing)} is more than "
-            f"the "
-            f"{config.max_batch} of this model; lower it there, or remove the file"
+            f"{path} was edited, so it is kept, and its max_batch_size {theirs} is more than the {ours} of "
+            f"this model; lower it there, or remove the file"
         )
-    if config.serving.num_versions != 1 and find_batch(existing) < config.max_batch:
+    if config.serving.num_versions != 1 and theirs < ours:
         raise ArtifactError(
-            f"{path} says max_batch_size {find_batch(existing)}, and the versions there may take no more; to "
-            f"serve several of them give --max-batch {find_batch(existing)}"
+            f"{path} says max_batch_size {theirs}, and the versions there may take no more; to serve several "
+            f"of them give --max-batch {theirs}"
         )
-    return text, keeps, config.max_batch <= find_batch(existing)
+    return text, keeps, ours <= theirs
 
 
 def _holds(version: Path, files: Mapping[str, PackageSource | bytes]) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -62,11 +62,12 @@ def plan_scales(
     of them may get an error.
     """
     found: dict[str, Channels] = {}
+    layers = {layer.name for layer in placement.layers}
     for tensor, readers in find_channel_readers(model, placement).items():
         if tensor not in statistics:
             continue
         nodes = [node for _, node in readers]
-        if (made := _plan_tensor(tensor, nodes, statistics[tensor], strength, placement)) is not None:
+        if (made := _plan_tensor(tensor, nodes, statistics[tensor], strength, layers)) is not None:
             found[tensor] = made
     return found
 
@@ -76,12 +77,12 @@ def _plan_tensor(
     readers: Sequence[ir.Node],
     seen: ChannelStats,
     strength: Strength,
-    placement: Placement,
+    layers: Collection[str],
 ) -> Channels | None:
     source = next(
         value for node in readers for value in node.inputs if value is not None and value.name == tensor
     )
-    producer = find_producer(source, readers, placement)
+    producer = find_producer(source, readers, layers)
     # What a Clip bounds on both sides gains a bit by a shift: that is worth a node where shifts are tried.
     shifts = (
         strength.shift and not any(map(is_padded, readers)) and (producer is None or bool(producer.clips))

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trtq.pipeline.formats.int4 import choose_mse_scales, codes_of
+from trtq.pipeline.formats.int4 import INT4
 
 _DAMPING, _MOST_DAMPING = 0.01, 1.0
 _ROWS_PER_INPUT = 64
@@ -60,8 +60,8 @@ def quantize_gptq(
         for row in range(start, stop):
             block = row // block_size
             if row % block_size == 0:
-                scales[block] = choose_mse_scales(rest[None, row : row + block_size], dtype)[0]
-            codes[row] = codes_of(rest[None, row, None], scales[None, block])[0, 0]
+                scales[block] = INT4.block_scales(rest[None, row : row + block_size], dtype, "mse")[0]
+            codes[row] = INT4.codes_of(rest[row], scales[block])
             error = (rest[row] - codes[row] * scales[block]) / inverse[row, row]
             errors[row - start] = error
             rest[row + 1 : stop] -= np.outer(inverse[row, row + 1 : stop], error)

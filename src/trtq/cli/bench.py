@@ -10,10 +10,11 @@ import click
 from rich.text import Text
 
 from trtq.cli import options
-from trtq.cli.console import ConsoleWatcher, format_bytes, open_console
+from trtq.cli.console import ConsoleWatcher, open_console
 from trtq.cli.tables import create_table
 from trtq.errors import UsageError
 from trtq.files import check_output, refuse_input, write_atomically
+from trtq.numbers import format_bytes
 from trtq.pipeline.bench.benchmark import Benchmark, bench, to_json
 from trtq.pipeline.bench.runnables import Runs
 from trtq.pipeline.bench.turns import Schedule

@@ -13,16 +13,17 @@ from typing import Any
 import click
 from rich.text import Text
 
-from trtq.calibrators.ahead import count_cores
 from trtq.calibrators.memory import find_free_bytes
 from trtq.cli import options
 from trtq.cli.build_file import BuildEntry, read_builds
-from trtq.cli.console import ConsoleWatcher, format_bytes, open_console, print_json
+from trtq.cli.console import ConsoleWatcher, open_console, print_json
 from trtq.cli.sizes import parse_bytes
 from trtq.cli.tables import create_table
 from trtq.errors import ArtifactError, UsageError
 from trtq.files import check_output, write_atomically
+from trtq.numbers import format_bytes, format_seconds
 from trtq.pipeline.build_all import CommandOutcome, Limits, run_jobs
+from trtq.workers import count_cores
 
 KIND = "trtq build-all"
 _SEVERITY = (0, 3, 2, 5, 4)
@@ -123,7 +124,8 @@ def command(ctx: click.Context, /, file: Path, **given: Any) -> None:
         def ended(number: int, outcome: CommandOutcome) -> None:
             results[number] = _result(entries[number], outcome)
             watcher.advance(1)
-            watcher.note(f"{entries[number].name}: {results[number].state} after {outcome.seconds:.0f} s")
+            state, seconds = results[number].state, format_seconds(outcome.seconds)
+            watcher.note(f"{entries[number].name}: {state} after {seconds}")
             unwritten.clear()
             try:
                 write_atomically(path, _summary(results))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import glob
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,17 +11,14 @@ from typing import Any
 
 import click
 
-from trtq.cli import options
+from trtq.calibrators.settings import read_toml
+from trtq.cli import targets
 from trtq.cli.build import command as build_command
+from trtq.cli.options import Given
 from trtq.cli.sizes import parse_bytes
 from trtq.errors import TrtqError, UsageError
 from trtq.pipeline.build_all import CommandJob
 from trtq.pipeline.engine.backends import BACKENDS
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 _OURS = ("model", "name", "memory")
 """Keys of a build that are no options of `trtq build`."""
@@ -62,12 +58,7 @@ def read_builds(path: Path) -> tuple[BuildEntry, ...]:
     Raises:
         UsageError: No such file, no TOML, no build, or anything in it that cannot be: a line for each.
     """
-    try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UsageError(f"cannot read the builds {path}: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path} is not valid TOML: {error}") from error
+    table = read_toml(path, "builds")
     defaults, builds = table.get("defaults", {}), table.get("build", [])
     problems = [
         f"unknown section [{name}]; the sections are [defaults] and [[build]]"
@@ -141,15 +132,16 @@ def _entry(folder: Path, number: int, table: Mapping[str, Any], own: Mapping[str
             except UsageError as error:
                 problems.append(str(error))
     try:
-        given = _parsed(arguments)
-        options.spec_from(model, given)
-        target = options.target_from(given)
+        ctx = _parse(arguments)
+        given = ctx.ensure_object(Given)
+        given.read_spec(model)
+        target = targets.read_target(given)
         memory = parse_bytes(str(table["memory"])) if "memory" in table else _estimate(model)
     except TrtqError as error:
         problems.append(str(error))
     if problems:
         raise UsageError("\n".join(problems))
-    output = Path(given["output"] or model.with_suffix(".trtq")).absolute()
+    output = Path(ctx.params["output"] or model.with_suffix(".trtq")).absolute()
     name = str(table.get("name", output.stem))
     needs_gpu = target.backend == "tensorrt" or (
         target.backend == "auto" and not BACKENDS["tensorrt"].why_not()
@@ -181,10 +173,10 @@ def _absolute(folder: Path, key: str, option: click.Option, text: str) -> str:
     return str(folder.absolute() / text) if is_path else text
 
 
-def _parsed(arguments: Sequence[str]) -> dict[str, Any]:
+def _parse(arguments: Sequence[str]) -> click.Context:
     """Returns what `trtq build` makes of the arguments."""
     try:
-        return dict(build_command.make_context("trtq build", list(arguments)).params)
+        return build_command.make_context("trtq build", list(arguments))
     except click.UsageError as error:
         raise UsageError(error.format_message()) from error
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -81,15 +80,8 @@ def open_console() -> Console:
     return Console(highlight=False, markup=False, emoji=False, width=width)
 
 
-def print_json(value: Any) -> None:
-    """Prints JSON on stdout; the value holds finite numbers only."""
-    click.echo(json.dumps(value, indent=1, allow_nan=False))
+def print_json(value: object) -> None:
+    """Prints values as JSON on stdout, dataclasses as objects; numbers that are not finite become null."""
+    from trtq.json import to_text
 
-
-def format_bytes(count: float) -> str:
-    """Returns a size for people: `1.8 MB`."""
-    for unit in ("B", "kB", "MB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.1f} GB"
+    click.echo(to_text(value))

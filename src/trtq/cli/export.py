@@ -8,10 +8,11 @@ from typing import Any
 import click
 
 from trtq.cli import options
-from trtq.cli.console import ConsoleWatcher, format_bytes, open_console, print_json
+from trtq.cli.console import ConsoleWatcher, open_console, print_json
 from trtq.files import refuse_input
 from trtq.models.families import FAMILIES
 from trtq.models.inputs import parse_input, parse_sizes
+from trtq.numbers import format_bytes
 from trtq.pipeline.export import DEFAULT_OPSET, ExportOptions, export
 
 

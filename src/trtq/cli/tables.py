@@ -13,16 +13,14 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from trtq.cli.console import format_bytes
+from trtq.numbers import format_bytes, format_seconds
 from trtq.pipeline.judge.score import format_score, name_metric
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from trtq.pipeline.deliver.report import Report, WeightsReport
-    from trtq.pipeline.judge.logits import LogitsComparison
-    from trtq.pipeline.judge.metrics import OutputComparison
-    from trtq.pipeline.judge.repairs import Repairs
+    from trtq.records import LogitsComparison, OutputComparison, Repairs
 
 _STYLES = {"pass": "bold green", "fail": "bold red", "unverified": "bold yellow"}
 _MOST_ROWS = 12
@@ -60,7 +58,11 @@ def print_report(console: Console, report: Report, *, verbose: bool, folder: Pat
         console.print(
             Text(
                 f"calibrated on {report.calibration.samples} samples by {report.calibration.method}"
-                + (f" in {seconds:.1f} s" if (seconds := report.calibration.seconds) is not None else "")
+                + (
+                    f" in {format_seconds(seconds)}"
+                    if (seconds := report.calibration.seconds) is not None
+                    else ""
+                )
             )
             + made_up
         )
@@ -198,7 +200,7 @@ def _print_cost(console: Console, report: Report) -> None:
         shown_sizes = (f"{name} {format_bytes(count)}" for name, count in sizes.items())
         console.print(f"sizes  {'  '.join(shown_sizes)}", soft_wrap=True)
     if report.timings_s:
-        times = (f"{name} {seconds:.1f} s" for name, seconds in report.timings_s.items())
+        times = (f"{name} {format_seconds(seconds)}" for name, seconds in report.timings_s.items())
         console.print(f"times  {'  '.join(times)}", soft_wrap=True)
 
 

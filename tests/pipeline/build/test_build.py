@@ -14,9 +14,10 @@ import pytest
 
 from trtq.calibrators.cache import parse_cache
 from trtq.calibrators.ranges import read_ranges
+from trtq.calibrators.settings import read_spec
 from trtq.files import hash_file
 from trtq.models.demo import write_demo
-from trtq.models.spec import AccuracySpec, CalibrationSpec, LayerSpec, ModelSpec, QuantizationSpec, read_spec
+from trtq.models.spec import AccuracySpec, CalibrationSpec, LayerSpec, ModelSpec, QuantizationSpec
 from trtq.pipeline.build import build
 from trtq.pipeline.deliver.manifest import read_manifest
 from trtq.pipeline.deliver.report import Report, read_report

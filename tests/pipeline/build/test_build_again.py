@@ -13,15 +13,16 @@ from typing import Any
 import pytest
 
 from trtq.calibrators.ranges import read_ranges
+from trtq.calibrators.settings import read_spec
 from trtq.errors import ArtifactError, BuildError, DataError, UsageError
 from trtq.files import hash_file
 from trtq.models.demo import write_demo
-from trtq.models.spec import AccuracySpec, CalibrationSpec, EvaluationSpec, ModelSpec, read_spec
+from trtq.models.spec import AccuracySpec, CalibrationSpec, EvaluationSpec, ModelSpec
 from trtq.pipeline.build import build
-from trtq.pipeline.verify import verify
 from trtq.pipeline.deliver.report import Report
-from trtq.pipeline.rewrite.mixed import MixedModel
 from trtq.pipeline.engine.target import Target
+from trtq.pipeline.rewrite.mixed import MixedModel
+from trtq.pipeline.verify import verify
 from trtq.progress import Silent
 
 WITHOUT_ENGINE = Target(backend="onnxruntime")
@@ -120,7 +121,9 @@ def test_a_changed_method_calibrates_again(small: Path) -> None:
     spec = spec_of(small)
     folder = Path(build(small, spec=spec, target=WITHOUT_ENGINE).output)
     before = read_ranges(folder / "ranges.json")
-    spec = replace(spec, calibration=replace(spec.calibration, method="percentile", percentile=90.0))
+    spec = replace(
+        spec, calibration=replace(spec.calibration, method="percentile", parameters={"percentile": 90.0})
+    )
     changed = build(small, spec=spec, target=WITHOUT_ENGINE)
     assert changed.reused == ()
     assert changed.calibration is not None
@@ -208,7 +211,7 @@ def test_an_invalid_model_of_our_own_making_is_told_as_our_fault(
         model.graph[0].op_type = "Nonsense"
         return MixedModel(model)
 
-    monkeypatch.setattr("trtq.pipeline.build.candidate.convert_to_int8", broken)
+    monkeypatch.setattr("trtq.pipeline.build.models.quantize_graph", broken)
     with pytest.raises(BuildError, match=r"trtq made an invalid model\.int8\.onnx, which is its fault"):
         build(small, spec=spec_of(small))
     assert not (small.parent / "small.trtq").exists()

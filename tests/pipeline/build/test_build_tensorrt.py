@@ -159,8 +159,8 @@ def test_nothing_changed_is_used_again_and_an_engine_keeps_its_cache(small: Path
 def test_another_gpu_builds_again(small: Path, install: Install, monkeypatch: pytest.MonkeyPatch) -> None:
     install(TEN)
     build(small, spec=spec_of(small), target=EXPLICIT)
-    for name in ("trtq.pipeline.build.job", "trtq.pipeline.engine.tensorrt"):
-        monkeypatch.setattr(f"{name}.compute_capability", lambda: "9.0")
+    for name in ("trtq.pipeline.build.keys", "trtq.pipeline.engine.tensorrt"):
+        monkeypatch.setattr(f"{name}.find_compute_capability", lambda: "9.0")
     report = build(small, spec=spec_of(small), target=EXPLICIT)
     assert report.reused == ("ranges",)
     assert report.engine.targets == ("9.0",)

@@ -24,11 +24,13 @@ from trtq.models.spec import (
     ModelSpec,
     QuantizationSpec,
 )
+from trtq.pipeline.build.job import Job
+from trtq.pipeline.build.prepare import prepare
 from trtq.pipeline.engine.backend import Precision
 from trtq.pipeline.engine.profiles import GivenShapes
-from trtq.pipeline.build.job import Job, prepare
-from trtq.pipeline.formats.scheme import WeightScheme
 from trtq.pipeline.engine.target import Target
+from trtq.pipeline.formats import FP16
+from trtq.pipeline.formats.scheme import WeightScheme
 from trtq.progress import Silent
 
 CHEAP = Target(backend="onnxruntime")
@@ -106,7 +108,7 @@ def test_fp16_is_for_backends_that_gain_from_it_unless_asked(
     model: Path, target: Target, fp16: bool, opset: int
 ) -> None:
     job = prepared(model, spec_of(model), target)
-    assert job.way.fp16 is fp16
+    assert (job.strategy.rest is FP16) is fp16
     assert job.graph.opset == opset
 
 

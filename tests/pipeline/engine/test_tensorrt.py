@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from host_memory import HostMemory
 
 from trtq import lazy
-from trtq.calibrators.device import HostMemory
 from trtq.errors import MissingDependency, ModelError, UsageError
 from trtq.models.spec import InputSpec
 from trtq.pipeline.engine.backend import BuilderOptions, BuildRequest

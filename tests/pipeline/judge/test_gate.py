@@ -10,7 +10,7 @@ import pytest
 from trtq.models.spec import AccuracySpec
 from trtq.pipeline.judge.compare import Comparison
 from trtq.pipeline.judge.gate import Verdict, judge, judge_pair
-from trtq.pipeline.judge.metrics import OutputComparison, WorstSample
+from trtq.records import OutputComparison, WorstSample
 
 _GATE = AccuracySpec(min_cosine=0.99, max_drop=1.0)
 

@@ -14,7 +14,7 @@ from trtq.pipeline.deliver.html.page import render_page
 from trtq.pipeline.deliver.html.page_data import PageData
 from trtq.pipeline.deliver.manifest import Manifest
 from trtq.pipeline.deliver.report import Report
-from trtq.pipeline.graph.placement import KeptNode
+from trtq.records import KeptNode
 
 Write = Callable[[bytes], str]
 Observe = Callable[[list[str]], PageData]

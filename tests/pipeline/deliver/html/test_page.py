@@ -17,9 +17,8 @@ from trtq.pipeline.deliver.html.page import render_page
 from trtq.pipeline.deliver.html.page_data import PageData
 from trtq.pipeline.deliver.manifest import Manifest
 from trtq.pipeline.deliver.report import AutoReport, Report, WeightsReport
-from trtq.pipeline.graph.placement import KeptNode
-from trtq.pipeline.judge.logits import LogitsComparison
 from trtq.pipeline.judge.sensitivity import Distance, Effect, LayerSensitivity, Sensitivity
+from trtq.records import KeptNode, LogitsComparison
 
 _VOID = {"meta", "link", "input", "path", "rect", "circle"}
 

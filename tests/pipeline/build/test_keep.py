@@ -13,13 +13,13 @@ import pytest
 from trtq.calibrators.ranges import read_ranges
 from trtq.models.spec import CalibrationSpec, EvaluationSpec, LayerSpec, ModelSpec, QuantizationSpec
 from trtq.pipeline.build import build
+from trtq.pipeline.build.keep import keep_layers
+from trtq.pipeline.build.prepare import prepare
+from trtq.pipeline.calibrate import calibrate
 from trtq.pipeline.deliver.report import Report
+from trtq.pipeline.engine.target import Target
 from trtq.pipeline.graph.load import load
 from trtq.pipeline.graph.quantized import find_quantized_layers
-from trtq.pipeline.build.job import prepare
-from trtq.pipeline.build.narrow import keep_layers
-from trtq.pipeline.calibrate import calibrate
-from trtq.pipeline.engine.target import Target
 from trtq.progress import Silent
 
 RTX = Target(backend="tensorrt-rtx")
@@ -107,7 +107,9 @@ def test_layers_keep_the_reason_for_which_they_were_given_back_first(packed: Pat
     spec = spec_of(packed)
     ranges = calibrate(packed, spec=spec, target=RTX)
     job = prepare(packed, spec, RTX, None, False, Silent())
-    job = keep_layers(keep_layers(job, ranges, {"packed": "no-kernel: first"}), ranges, {"out": "no-kernel: second"})
+    job = keep_layers(
+        keep_layers(job, ranges, {"packed": "no-kernel: first"}), ranges, {"out": "no-kernel: second"}
+    )
     reasons = {node.name: node.reason for node in job.placement.kept}
     assert (reasons["packed"], reasons["out"]) == ("no-kernel: first", "no-kernel: second")
     assert [layer.name for layer in job.placement.layers] == ["embed"]

@@ -1,16 +1,20 @@
-"""Tests of work in threads."""
+"""Tests of parallel work: threads, processes and calls in the background."""
 
 from __future__ import annotations
 
+import itertools
+import math
+import os
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import pytest
 
-from trtq.calibrators.ahead import count_cores, map_ordered, start_in_background
+from trtq.workers import Processes, Threads, Workers, count_cores, start_in_background
 
 
 def test_a_call_that_is_begun_goes_on_and_is_made_once() -> None:
@@ -35,7 +39,7 @@ def test_the_failure_of_a_call_that_is_begun_is_raised_where_it_is_waited_for() 
 
 def test_a_process_ends_before_a_call_that_is_begun_and_is_not_waited_for() -> None:
     code = (
-        "import threading; from trtq.calibrators.ahead import start_in_background; "
+        "import threading; from trtq.workers import start_in_background; "
         "start_in_background(threading.Event().wait)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
@@ -50,19 +54,23 @@ def test_results_come_in_the_order_of_the_items() -> None:
         gates[index - 1].set()  # the last one lets the one before it go
         return index
 
-    assert list(map_ordered(wait, range(3), 3)) == [0, 1, 2]
+    assert list(Threads(3).map(wait, range(3))) == [0, 1, 2]
 
 
-def test_no_more_is_taken_than_twice_the_threads() -> None:
+WORKERS = [Threads(2), Processes(2)]
+
+
+@pytest.mark.parametrize("workers", WORKERS)
+def test_no_more_is_taken_than_twice_the_workers(workers: Workers) -> None:
     taken: list[int] = []
 
     def items() -> Iterator[int]:
-        for index in range(100):
+        for index in itertools.count():
             taken.append(index)
             yield index
 
-    results = map_ordered(lambda index: index, items(), 2)
-    assert [next(results) for _ in range(5)] == [0, 1, 2, 3, 4]
+    results = workers.map(abs, items())
+    assert list(itertools.islice(results, 5)) == [0, 1, 2, 3, 4]
     assert len(taken) <= 5 + 4
 
 
@@ -78,10 +86,49 @@ def test_the_first_failure_in_the_order_of_the_items_is_raised() -> None:
             raise ValueError("the third")
         return index
 
-    results = map_ordered(fail, range(9), 3)
+    results = Threads(3).map(fail, range(9))
     assert next(results) == 0
     with pytest.raises(ValueError, match="the second"):
         next(results)
+
+
+@pytest.mark.parametrize("workers", WORKERS)
+def test_a_failure_is_raised_after_the_results_before_it(workers: Workers) -> None:
+    results = workers.map(math.sqrt, [4.0, 9.0, -1.0, -1.0, 16.0])
+    assert [next(results), next(results)] == [2.0, 3.0]
+    with pytest.raises(ValueError, match="math domain error"):
+        next(results)
+    assert list(results) == []
+
+
+def test_tasks_that_have_not_started_are_cancelled_when_the_iterator_is_closed() -> None:
+    started: list[int] = []
+    gate = threading.Event()
+
+    def wait(index: int) -> int:
+        started.append(index)
+        if index == 1:
+            gate.wait(10)
+        return index
+
+    results = Threads(1).map(wait, range(9))
+    assert next(results) == 0
+    threading.Timer(0.05, gate.set).start()
+    results.close()  # type: ignore[attr-defined]
+    assert started in ([0], [0, 1])  # three would have been taken
+
+
+def test_processes_are_not_this_one() -> None:
+    assert os.getpid() not in set(Processes(2).map(_find_process, range(4)))
+
+
+def _find_process(_: int) -> int:
+    return os.getpid()
+
+
+def test_a_process_that_dies_is_told() -> None:
+    with pytest.raises(BrokenProcessPool, match="terminated abruptly"):
+        list(Processes(1).map(os._exit, [3]))
 
 
 def test_there_is_a_core() -> None:

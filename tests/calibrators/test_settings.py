@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from trtq.calibrators.settings import read_spec
 from trtq.errors import UsageError
 from trtq.models.preprocess import Preprocess
 from trtq.models.spec import (
@@ -17,7 +18,6 @@ from trtq.models.spec import (
     LayerSpec,
     ModelSpec,
     QuantizationSpec,
-    read_spec,
 )
 
 EVERYTHING = """
@@ -87,7 +87,7 @@ def test_every_section_and_key_is_read(tmp_path: Path) -> None:
             std=(1,),
             layout="NHWC",
         ),
-        calibration=CalibrationSpec(str(tmp_path / "calib"), "percentile", 99, 500, 4),
+        calibration=CalibrationSpec(str(tmp_path / "calib"), "percentile", {"percentile": 99}, 500, 4),
         evaluation=EvaluationSpec(str(tmp_path / "eval.npz"), str(tmp_path / "labels.npy"), "logits", 100),
         accuracy=AccuracySpec(-0.5, 2, f"{tmp_path}/own.py:f1"),
         layers=LayerSpec(("^head/", "Softmax"), ("LayerNorm",)),
@@ -100,7 +100,7 @@ def test_every_section_and_key_is_read(tmp_path: Path) -> None:
 def test_what_is_not_set_has_its_default(tmp_path: Path, text: str) -> None:
     spec = _read(tmp_path, text)
     assert spec == ModelSpec()
-    assert spec.calibration == CalibrationSpec(None, "auto", 99.99, None, 8)
+    assert spec.calibration == CalibrationSpec(None, "auto", {}, None, 8)
     assert spec.accuracy == AccuracySpec(0.99, 1.0)
     assert (spec.evaluation, spec.layers, spec.inputs) == (EvaluationSpec(), LayerSpec(), {})
 
@@ -144,8 +144,8 @@ def test_settings_that_are_no_toml_are_told(tmp_path: Path, content: bytes) -> N
         (
             "[calibration]\nbatchsize = 8",
             "[calibration] has no key 'batchsize'; "
-            "its keys are data, method, percentile, samples, "
-            "batch_size, device, memory_bytes, num_bins, num_levels, max_clipped, num_candidates, smallest",
+            "its keys are data, method, samples, batch_size, device, memory_bytes, "
+            "num_bins, num_levels, max_clipped, percentile, num_candidates, smallest",
         ),
         ("[inputs.x]\nshape = [1]", "[inputs.x] has no key 'shape'; its keys are min, opt, max"),
         ("[calibration]\ndata = 3", "[calibration] data must be a string, got 3"),
@@ -227,8 +227,7 @@ def test_a_profile_that_tensorrt_cannot_have_is_told(
 
 
 def test_the_ends_of_what_is_allowed_are_allowed() -> None:
-    assert CalibrationSpec(percentile=100, samples=1, batch_size=1).percentile == 100
-    assert CalibrationSpec(percentile=0.5).percentile == 0.5
+    assert CalibrationSpec(samples=1, batch_size=1).samples == 1
     assert EvaluationSpec(samples=1).samples == 1
     assert [AccuracySpec(cosine, drop).max_drop for cosine, drop in ((-1, 0), (1, 100))] == [0, 100]
 
@@ -283,8 +282,3 @@ def test_the_scales_of_weights_are_named_in_the_settings(tmp_path: Path) -> None
 def test_repairs_that_there_are_not_are_refused(repair: tuple[str, ...], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         QuantizationSpec(repair)
-
-
-def test_auto_begins_with_entropy() -> None:
-    assert CalibrationSpec().first_method == "entropy"
-    assert CalibrationSpec(method="mse").first_method == "mse"
