@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
+from trtq.kept import KeptNode
 from trtq.models.tensors import FLOAT_TYPES
 from trtq.pipeline.formats.blocks import choose_block_size
 from trtq.pipeline.formats.encoding import Encoding, LayerScheme
@@ -21,7 +22,6 @@ from trtq.pipeline.graph.placement import (
     choose_granularity,
     find_channel_axis,
 )
-from trtq.records import KeptNode
 
 SENSITIVE = r"(^|[/.:])(lm_head|proj_out|norm_out|classifier|score|head)(?![a-z0-9])"
 """The last layers of language models, diffusion transformers and classifiers: little memory, much harm."""
