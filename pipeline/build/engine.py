@@ -12,6 +12,7 @@ from trtq.calibrators.cache import ALGORITHMS, parse_cache
 from trtq.calibrators.memory import find_peak_bytes
 from trtq.calibrators.observe import observe
 from trtq.calibrators.ranges import Ranges, Shapes
+from trtq.kept import KeptFp32
 from trtq.pipeline.build.job import Job
 from trtq.pipeline.build.narrow import find_float_fallbacks
 from trtq.pipeline.deliver.earlier import EarlierBuild
@@ -24,7 +25,6 @@ from trtq.pipeline.engine.strategy import list_implicit_layers, pin_precisions, 
 from trtq.pipeline.graph.placement import WEIGHTED
 from trtq.pipeline.graph.quantized import find_quantized_layers
 from trtq.progress import Log
-from trtq.records import KeptFp32
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,12 +7,12 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
 from trtq.calibrators.ranges import Ranges
+from trtq.kept import Fallback, KeptNode
 from trtq.models.spec import ModelSpec
 from trtq.pipeline.build.job import Job
 from trtq.pipeline.calibrate.data import place_layers
 from trtq.pipeline.graph.placement import DEFAULT_OP_TYPES, Placement
 from trtq.progress import Silent
-from trtq.records import Fallback, KeptNode
 
 NO_KERNEL = "no-kernel: "
 """Begins the reason of a layer that was quantized first, and that the builder ran in float all the same."""

@@ -9,6 +9,7 @@ from typing import Generic, Protocol, TypeVar
 
 from trtq.calibrators.batches import Batches
 from trtq.calibrators.ranges import Ranges
+from trtq.kept import KeptNode
 from trtq.pipeline.build.comparison import compare_job
 from trtq.pipeline.build.job import Job
 from trtq.pipeline.build.narrow import Placed, place_without
@@ -30,7 +31,6 @@ from trtq.pipeline.judge.score import Labels, load_labels
 from trtq.pipeline.judge.sensitivity import Distance, Effect
 from trtq.pipeline.judge.switchable import open_switchable
 from trtq.progress import Log
-from trtq.records import KeptNode
 
 _FEW_MACS, _MOST_NAMED = 0.8, 3
 """Below this share of what could be in INT8, in MACs, the user is warned; how many layers are named then."""

@@ -16,9 +16,9 @@ import onnx_ir as ir
 from trtq.calibrators.cache import SMALLEST_SCALE, CalibrationCache
 from trtq.calibrators.ranges import FP16_LIMIT, QMAX, Range, Ranges
 from trtq.errors import ArtifactError
+from trtq.kept import KeptNode
 from trtq.pipeline.graph.load import Graph, read_proto
 from trtq.pipeline.graph.placement import DEFAULT_OP_TYPES, Placement, place
-from trtq.records import KeptNode
 
 _LARGEST_SCALE = float(np.finfo(np.float32).max) / QMAX
 _REARRANGING = frozenset({

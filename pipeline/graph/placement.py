@@ -9,9 +9,9 @@ from dataclasses import dataclass, replace
 
 import onnx_ir as ir
 
+from trtq.kept import KeptNode
 from trtq.models.tensors import FLOAT_TYPES
 from trtq.pipeline.graph.worth import explain_float
-from trtq.records import KeptNode
 
 WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul", "LSTM", "GRU", "RNN")
 QUANTIZABLE = ("Conv", "ConvTranspose", "Gemm", "MatMul")

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from trtq.calibrators.ranges import Ranges
+from trtq.kept import KeptFp32
 from trtq.pipeline.graph.load import Graph
 from trtq.pipeline.graph.placement import Placement
 from trtq.pipeline.rewrite.precision import to_fp16
 from trtq.pipeline.rewrite.qdq import quantize
-from trtq.records import KeptFp32
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,9 +12,9 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from trtq.calibrators.ranges import QMAX
+from trtq.kept import KeptFp32
 from trtq.models.tensors import read_values
 from trtq.pipeline.graph.fold import add_initializer, make_unique_name
-from trtq.records import KeptFp32
 
 _FP16_MAX = 65504.0
 _FEW_ELEMENTS = 8

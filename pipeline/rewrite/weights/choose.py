@@ -10,11 +10,11 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
+from trtq.kept import KeptNode
 from trtq.models.tensors import FLOAT_TYPES
 from trtq.pipeline.formats.blocks import choose_block_size
 from trtq.pipeline.formats.scheme import WeightScheme
 from trtq.pipeline.graph.placement import find_channel_axis
-from trtq.records import KeptNode
 
 SENSITIVE = r"(^|[/.:])(lm_head|proj_out|norm_out|classifier|score|head)(?![a-z0-9])"
 """The last layers of language models, diffusion transformers and classifiers: little memory, much harm."""

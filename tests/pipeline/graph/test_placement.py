@@ -10,8 +10,8 @@ import onnx_ir as ir
 import pytest
 from numpy.typing import NDArray
 
+from trtq.kept import KeptNode
 from trtq.pipeline.graph.placement import Placement, QuantizedNode, QuantizedWeight, find_unmatched, place
-from trtq.records import KeptNode
 
 
 def _random(*shape: int) -> NDArray[np.float32]:
