@@ -41,6 +41,21 @@ def show_shape(shape: Sequence[int | str | None]) -> str:
     return f"({', '.join('?' if dim is None else str(dim) for dim in shape)})"
 
 
+def require_same_inputs(
+    reference: str, wanted: Sequence[TensorSpec], other: str, given: Sequence[TensorSpec]
+) -> None:
+    """Refuses a model that takes other inputs than the one that it is put beside.
+
+    Raises:
+        ModelError: Their names or dtypes differ; both are shown.
+    """
+    if {item.name: item.dtype for item in wanted} != {item.name: item.dtype for item in given}:
+        theirs, ours = (", ".join(f"{item.name} {item.dtype}" for item in each) for each in (given, wanted))
+        raise ModelError(
+            f"{other} takes {theirs}, {reference} takes {ours}; give models with the same inputs"
+        )
+
+
 def read_inputs(model: ir.Model) -> tuple[TensorSpec, ...]:
     """Returns the inputs that a caller must feed.
 

@@ -61,7 +61,7 @@ def run_in_child(flavour: Flavour) -> Work:
         (place / "request.json").write_text(json.dumps(request))
         process = run_child(_BUILDER, place)
         if process.returncode != 0:
-            raise BuildError(_crash(flavour, process, _own_lines(place / "build.log")))
+            raise BuildError(_explain_crash(flavour, process, _own_lines(place / "build.log")))
         answer: dict[str, Any] = json.loads((place / "answer.json").read_text())
         return answer
 
@@ -173,10 +173,12 @@ def _own_lines(path: Path) -> list[str]:
     return [line for line in lines if not any(noise in line for noise in _NOISE)]
 
 
-def _crash(flavour: Flavour, process: subprocess.CompletedProcess[str], log: list[str]) -> str:
-    if process.returncode < 0:
-        how = f"was killed by {signal.Signals(-process.returncode).name}"
-    else:
-        how = f"ended with status {process.returncode}"
+def describe_exit(status: int) -> str:
+    """Returns how a process ended, by its exit status; negative: killed by this signal."""
+    return f"was killed by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
+
+
+def _explain_crash(flavour: Flavour, process: subprocess.CompletedProcess[str], log: list[str]) -> str:
     lines = (*log[-6:], *process.stderr.strip().splitlines()[-6:])
-    return "\n  ".join((f"the {flavour.product} builder {how}; its last words:", *(lines or ("none",))))
+    first = f"the {flavour.product} builder {describe_exit(process.returncode)}; its last words:"
+    return "\n  ".join((first, *(lines or ("none",))))

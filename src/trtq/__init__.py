@@ -31,7 +31,7 @@ if TYPE_CHECKING:
         read_spec,
     )
     from trtq.pipeline.bench.benchmark import Benchmark, bench
-    from trtq.pipeline.bench.runnables import Runs
+    from trtq.pipeline.bench.runnables import RunOptions
     from trtq.pipeline.bench.turns import Schedule
     from trtq.pipeline.build import build
     from trtq.pipeline.calibrate import calibrate, estimate_ranges, observe
@@ -71,7 +71,7 @@ _HOMES = {
     "QuantizationSpec": "trtq.models.spec",
     "Ranges": "trtq.calibrators.ranges",
     "Report": "trtq.pipeline.deliver.report",
-    "Runs": "trtq.pipeline.bench.runnables",
+    "RunOptions": "trtq.pipeline.bench.runnables",
     "Schedule": "trtq.pipeline.bench.turns",
     "Sensitivity": "trtq.pipeline.judge.sensitivity",
     "Statistics": "trtq.calibrators.statistics",
@@ -118,7 +118,7 @@ __all__ = [
     "QuantizationSpec",
     "Ranges",
     "Report",
-    "Runs",
+    "RunOptions",
     "Schedule",
     "Sensitivity",
     "Statistics",

@@ -113,7 +113,7 @@ def tensorrt10(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(tmp_path)
     backend = TensorRt("tensorrt_10", HostMemory)
     monkeypatch.setattr("trtq.pipeline.engine.backends.BACKENDS", {**BACKENDS, "tensorrt": backend})
-    monkeypatch.setattr("trtq.pipeline.engine.tensorrt.count_gpus", lambda: 1)
+    monkeypatch.setattr("trtq.pipeline.engine.tensorrt.explain_missing_gpu", lambda: "")
     monkeypatch.setattr(TensorRt, "runner", lambda *_: None)
 
 

@@ -18,7 +18,7 @@ from trtq.pipeline import load as module
 from trtq.pipeline.build import build
 from trtq.pipeline.compare import compare
 from trtq.pipeline.deliver.manifest import read_manifest, to_json
-from trtq.pipeline.engine.backend import BuilderOptions, BuildRequest, BuiltEngine
+from trtq.pipeline.engine.backend import Backend, BuilderOptions, BuildRequest, BuiltEngine
 from trtq.pipeline.engine.backends import BACKENDS
 from trtq.pipeline.engine.onnxruntime import OnnxRuntime
 from trtq.pipeline.engine.target import Target
@@ -27,7 +27,7 @@ from trtq.pipeline.sign import sign
 
 
 @dataclass
-class Builder:
+class Builder(Backend):
     """A backend with a plan; it runs an engine by running the model that it was built from."""
 
     number: str = "10.3.0"
@@ -37,18 +37,11 @@ class Builder:
     name = "tensorrt"
     runs_fp16 = False
 
-    @property
-    def lacks(self) -> dict[str, str]:
-        return {}
-
     def version(self) -> str:
         return self.number
 
     def why_not(self) -> str:
         return self.reason
-
-    def takes_types(self) -> bool:
-        return True
 
     def build(self, request: BuildRequest) -> BuiltEngine:
         self.model = self.model or request.model.rename(request.model.with_suffix(".kept"))

@@ -15,7 +15,7 @@ from trtq.cli.tables import create_table
 from trtq.errors import UsageError
 from trtq.files import check_output, refuse_input, write_atomically
 from trtq.pipeline.bench.benchmark import Benchmark, bench, to_json
-from trtq.pipeline.bench.runnables import Runs
+from trtq.pipeline.bench.runnables import RunOptions
 from trtq.pipeline.bench.turns import Schedule
 from trtq.pipeline.engine.profiles import parse_shapes
 
@@ -82,7 +82,7 @@ def command(targets: tuple[Path, ...], **given: Any) -> None:
         refuse_input(output, *targets)
     if len(set(targets)) != len(targets):
         raise UsageError("a target is given twice; give each once")
-    runs = Runs(
+    options = RunOptions(
         device=given["device"],
         num_threads=given["threads"],
         graph=given["cuda_graph"],
@@ -92,7 +92,7 @@ def command(targets: tuple[Path, ...], **given: Any) -> None:
     )
     schedule = Schedule(given["rounds"], given["seconds"], given["warmup"])
     with ConsoleWatcher(quiet=given["quiet"]) as watcher:
-        result = bench(*targets, runs=runs, schedule=schedule, watcher=watcher)
+        result = bench(*targets, options=options, schedule=schedule, watcher=watcher)
         for warning in result.warnings:
             watcher.warn(warning)
     if output is not None:
