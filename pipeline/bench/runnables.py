@@ -126,7 +126,7 @@ def list_runnables(
 
 
 class _Collector:
-    """Collects what can run: `graph` and `spec` are of the first ONNX file, `opt` of the engines' profiles."""
+    """Collects what can run: graph and settings are of the first ONNX file, shapes of engines' profiles."""
 
     def __init__(self, options: RunOptions) -> None:
         self.runnables: list[Runnable] = []
@@ -152,7 +152,7 @@ class _Collector:
             raise UsageError(f"{target} is not a build folder, an .engine or an .onnx file")
 
     def inputs(self) -> Inputs:
-        """Returns the first samples of the data; without data, or with shapes that were given, random numbers."""
+        """Returns the first samples of the data; random numbers without data, or where shapes are given."""
         options, graph = self._options, self._graph
         if graph is None:
             return Inputs(None, "ones", 1)
@@ -258,6 +258,7 @@ class _Collector:
     def _shape(self, item: TensorSpec) -> Shape:
         """Returns the shape of an input: as given, else as usual, else as the model has it."""
         shape, usual = self._options.shapes.get(item.name), self._opt.get(item.name)
+        wanted = show_shape(item.shape)
         if shape is None:
             known = usual if usual is not None and len(usual) == len(item.shape) else item.shape
             if item.shape and not isinstance(item.shape[0], int):
@@ -265,13 +266,11 @@ class _Collector:
             shape = tuple(dim for dim in known if isinstance(dim, int))
             if len(shape) < len(known):
                 raise UsageError(
-                    f"input {item.name!r} is dynamic, {show_shape(item.shape)}; give --shapes {item.name}:..., "
-                    f"or --data with samples for it"
+                    f"input {item.name!r} is dynamic, {wanted}; give --shapes {item.name}:..., or --data with "
+                    f"samples for it"
                 )
         if not item.fits(shape):
-            raise UsageError(
-                f"shape {show_shape(shape)} does not fit input {item.name!r}, which is {show_shape(item.shape)}"
-            )
+            raise UsageError(f"shape {show_shape(shape)} does not fit input {item.name!r}, which is {wanted}")
         return shape
 
 
