@@ -266,8 +266,8 @@ class _Collector:
             shape = tuple(dim for dim in known if isinstance(dim, int))
             if len(shape) < len(known):
                 raise UsageError(
-                    f"input {item.name!r} is dynamic, {wanted}; give --shapes {item.name}:..., or --data with "
-                    f"samples for it"
+                    f"input {item.name!r} is dynamic, {wanted}; give --shapes {item.name}:..., or --data "
+                    f"with samples for it"
                 )
         if not item.fits(shape):
             raise UsageError(f"shape {show_shape(shape)} does not fit input {item.name!r}, which is {wanted}")
