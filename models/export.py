@@ -202,7 +202,7 @@ def _reason(error: Exception) -> str:
 
 
 def _name_after_modules(module: torch.nn.Module, graph: Any) -> None:
-    """Names each node, and the tensors it makes, for the submodule whose weights it uses or that called it."""
+    """Names each node, and what it makes, for the submodule whose weights it uses or that called it."""
     weights = {name for name, _ in module.named_parameters()}
     outputs = {value.name for value in graph.outputs}
     taken: set[str] = set()

@@ -55,8 +55,8 @@ def check_parity(
         expected = tensor.double().numpy(force=True)
         if expected.shape != found.shape:
             raise GateError(
-                f"output '{name}' has shape {found.shape} in the exported model, {expected.shape} in PyTorch; "
-                "shapes must not depend on the values or on the batch that was traced"
+                f"output '{name}' has shape {found.shape} in the exported model, {expected.shape} in "
+                "PyTorch; shapes must not depend on the values or on the batch that was traced"
             )
         if not expected.size:
             continue

@@ -164,8 +164,8 @@ def _readers(graph_module: Any, amax: Mapping[str, float]) -> list[tuple[Any, in
                 found.append((node, 1 if is_conv else 0, name))
     if missing := sorted(set(amax) - {name for _, _, name in found}):
         raise ModelError(
-            f"{missing[0]!r} is not a layer or addition of this module; ranges are named for the nodes of the "
-            f"ONNX model that trtq exports, such as 'block1.conv/Conv'"
+            f"{missing[0]!r} is not a layer or addition of this module; ranges are named for the nodes of "
+            f"the ONNX model that trtq exports, such as 'block1.conv/Conv'"
         )
     return found
 

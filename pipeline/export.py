@@ -201,7 +201,7 @@ def _tensors(inputs: Sequence[ModuleInput], sizes: Mapping[str, int], seed: int)
 def _random_feeds(
     module: torch.nn.Module, inputs: Sequence[ModuleInput], sizes: Mapping[str, int]
 ) -> list[list[torch.Tensor]]:
-    """Returns random inputs; in the last, open dims are larger on axis 0, and halved elsewhere if possible."""
+    """Returns random inputs; in the last, open dims are larger on axis 0, halved elsewhere if possible."""
     feeds = [_tensors(inputs, sizes, 10 * seed) for seed in range(_NUM_RANDOM)]
     shapes = {dim: (axis, item.shape(sizes)[axis]) for item in inputs for axis, dim in item.open_axes.items()}
     if not shapes:

@@ -122,7 +122,7 @@ def bench(
     Args:
         targets: Build folders (the float model, the FP16 and quantized models and the engine that are there),
             `.onnx` and `.engine` files; they take the same inputs. An engine needs its GPU.
-        options: How they are run; None: everything that works here, on the calibration data or random numbers.
+        options: How they are run; None: all that works here, on the calibration data or random numbers.
         schedule: How long; None: ten rounds of half a second each.
         watcher: Gets the progress.
 

@@ -14,10 +14,9 @@ from typing import IO, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from trtq import errors
-from trtq.errors import ArtifactError, TrtqError
+from trtq.errors import ArtifactError
 from trtq.pipeline.bench.turns import Turn
-from trtq.pipeline.engine.process import child_command, describe_exit
+from trtq.pipeline.engine.process import child_command, describe_exit, raise_error
 
 _CHILD = "trtq.pipeline.bench.child"
 
@@ -149,9 +148,7 @@ class TimedProcess:
                 f"{self._path} cannot be measured, its process {how}; its last words: {words}"
             )
         answer: dict[str, Any] = json.loads(line)
-        if "error" in answer:
-            kind: type[TrtqError] = getattr(errors, answer["error"])
-            raise kind(answer["text"])
+        raise_error(answer)
         return answer
 
 

@@ -23,7 +23,7 @@ from trtq.calibrators.tensorrt import (
     make_minmax_calibrator,
     make_ranges_calibrator,
 )
-from trtq.errors import MissingDependency
+from trtq.errors import MissingDependency, TrtqError
 from trtq.pipeline.engine.backend import (
     Backend,
     BuildRequest,
@@ -115,9 +115,13 @@ class TensorRt(Backend):
             dynamic = {name: list(shape) for name, shape in shapes if name in request.profiles}
 
             def work(wanted: Mapping[str, Any], place: Path) -> Mapping[str, Any]:
-                answer = build_here(trt, wanted, place, calibrator)
-                if "inspector" in answer or calibrator.was_asked:  # else TensorRT's own words are told
-                    calibrator.raise_if_wrong()
+                try:
+                    answer = build_here(trt, wanted, place, calibrator)
+                except TrtqError:
+                    if calibrator.was_asked:
+                        calibrator.raise_if_wrong()
+                    raise  # TensorRT's own words
+                calibrator.raise_if_wrong()
                 return answer
 
             outcome = run(flavour, request, work, calibration_shapes=dynamic)

@@ -36,7 +36,7 @@ Measured on eight models of 0.6 to 97 MB: 0.44 to 1.63 GB, every one less than t
 
 @dataclass(frozen=True, slots=True)
 class BuildEntry:
-    """A build of the file: its place there (from 1 on), a name to show, the ONNX file, the folder, the command."""
+    """A build of the file: its place there, from 1 on, a name to show, the model, the folder, the command."""
 
     number: int
     name: str
@@ -167,7 +167,7 @@ def _parsed(arguments: Sequence[str]) -> dict[str, Any]:
 
 
 def _estimate(model: Path) -> int:
-    """Returns an estimate of the bytes that building a model needs, by its size with the weights beside it."""
+    """Returns an estimate of the bytes that building a model needs, by the size of its files."""
     files = [path for path in model.parent.glob(f"{glob.escape(model.name)}*") if path.is_file()]
     return _BASE_BYTES + _CALIBRATION_BYTES + _PER_WEIGHT_BYTE * sum(path.stat().st_size for path in files)
 

@@ -128,8 +128,7 @@ def _print_outcome(console: Console, outcome: CacheOutcome, *, verbose: bool) ->
             rows.add_row(item.tensor, item.key, f"{item.scale:.6g}", item.how)
         console.print(rows)
     left_alone = [
-        f"{item.tensor}: {item.reason}; left as they are: {', '.join(item.nodes)}"
-        for item in found.uncovered
+        f"{item.tensor}: {item.reason}; left as they are: {', '.join(item.nodes)}" for item in found.uncovered
     ]
     for title, names in (
         ("tensors without a scale", left_alone),

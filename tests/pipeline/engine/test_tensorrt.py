@@ -190,7 +190,7 @@ def test_a_foreign_timing_cache_is_refused(
 ) -> None:
     (tmp_path / "timing.cache").write_bytes(b"something else")
     options = BuilderOptions(timing_cache=tmp_path / "timing.cache")
-    with pytest.raises(UsageError, match=r"timing\.cache is no timing cache of TensorRT 10\.16\.1\.11 on"):
+    with pytest.raises(UsageError, match=r"timing\.cache is not a timing cache of TensorRT 10\.16\.1\.11 on"):
         backend(TEN).build(BuildRequest(quantized, PROFILE, options=options))
 
 
