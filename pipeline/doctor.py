@@ -15,7 +15,7 @@ from trtq.calibrators.kernel import is_compiled
 from trtq.errors import TrtqError
 from trtq.pipeline.engine.backend import Backend, BuildRequest
 from trtq.pipeline.engine.backends import BACKENDS
-from trtq.pipeline.engine.gpu import count_gpus
+from trtq.pipeline.engine.gpu import count_gpus, explain_missing_gpu
 
 _PACKAGES = (
     "trtq", "numpy", "onnx", "onnx-ir", "onnxruntime", "polygraphy", "click", "rich", "pillow", "torch",
@@ -84,12 +84,9 @@ def _kernel() -> str:
 
 def _gpu() -> str:
     """Returns how many CUDA devices the driver shows, or that there is none."""
-    count = count_gpus()
-    if count is None:
-        return "no NVIDIA driver: engines can be built here, not run"
-    if not count:
-        return "an NVIDIA driver without a usable GPU: engines can be built here, not run"
-    return f"{count} CUDA devices"
+    if missing := explain_missing_gpu():
+        return f"{missing}: engines can be built here, not run"
+    return f"{count_gpus()} CUDA devices"
 
 
 def _try(backend: Backend) -> BackendHealth:

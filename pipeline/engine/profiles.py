@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
 
+from trtq.calibrators.ranges import Shapes
 from trtq.errors import UsageError
 from trtq.models.signature import TensorSpec, show_shape
 from trtq.models.spec import InputSpec
@@ -18,25 +18,6 @@ _ITEM = re.compile(
         \s* (?: , \s* | $ )""",
     re.VERBOSE,
 )
-
-
-class ShapesOfData(Protocol):
-    """The shapes that an input had in the data: smallest, most frequent, largest."""
-
-    @property
-    def min(self) -> Shape:
-        """The smallest size of each dimension."""
-        ...
-
-    @property
-    def opt(self) -> Shape:
-        """The most frequent shape."""
-        ...
-
-    @property
-    def max(self) -> Shape:
-        """The largest size of each dimension."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +62,7 @@ def resolve_profiles(
     inputs: Sequence[TensorSpec],
     given: GivenShapes,
     spec: Mapping[str, InputSpec],
-    seen: Mapping[str, ShapesOfData],
+    seen: Mapping[str, Shapes | InputSpec],
 ) -> tuple[dict[str, InputSpec], list[str]]:
     """Returns the profile of every dynamic input, and a sentence for each that was derived from the data.
 
@@ -136,7 +117,7 @@ def _given(name: str, given: GivenShapes) -> InputSpec | None:
         raise UsageError(f"input {name!r}: {error}") from error
 
 
-def _derived(item: TensorSpec, seen: Mapping[str, ShapesOfData]) -> InputSpec:
+def _derived(item: TensorSpec, seen: Mapping[str, Shapes | InputSpec]) -> InputSpec:
     shapes = seen.get(item.name)
     if shapes is None:
         raise UsageError(
