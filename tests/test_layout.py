@@ -19,7 +19,9 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "src" / "trtq"
 LINKS = ("calibrators", "models", "pipeline")
-GROUND = {f"trtq.{name}" for name in ("errors", "files", "json", "kept", "lazy", "numbers", "progress", "records")}
+GROUND = {
+    f"trtq.{name}" for name in ("errors", "files", "json", "kept", "lazy", "numbers", "progress", "records")
+}
 ROOMS = ("models", "calibrators", "pipeline", "cli")
 """Each may import from itself, from those before it, and from the ground."""
 STAGES = ("formats", "graph", "rewrite", "engine", "judge", "deliver")

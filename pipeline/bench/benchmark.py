@@ -90,8 +90,6 @@ class Benchmark:
     """What was measured, on what, and what to think of it.
 
     Attributes:
-        schema_version: Of the JSON form.
-        kind: Of the JSON form.
         machine: This one.
         conditions: While it was measured.
         schedule: How long.
@@ -105,8 +103,6 @@ class Benchmark:
         warnings: Why they may not be trusted.
     """
 
-    schema_version: int
-    kind: str
     machine: Machine
     conditions: Conditions
     schedule: Schedule
@@ -170,8 +166,6 @@ def bench(
         for item in items
     )
     return Benchmark(
-        FILE.version,
-        FILE.name,
         here,
         during,
         schedule,
