@@ -94,8 +94,6 @@ class Benchmark:
         warnings: Why they may not be trusted.
     """
 
-    schema_version: int
-    kind: str
     machine: Machine
     conditions: Conditions
     schedule: Schedule
@@ -159,8 +157,6 @@ def bench(
         for item in items
     )
     return Benchmark(
-        FILE.version,
-        FILE.name,
         here,
         during,
         schedule,

@@ -34,7 +34,6 @@ def measured(name: str, **changes: Any) -> Timing:
 
 
 RESULT = Benchmark(
-    1, "bench",
     Machine("Some CPU", 8, ("avx2", "avx512_vnni"), "powersave", "NVIDIA L4", "555.42", "Linux"),
     Conditions(0.5, 0.07, 0.0, (2000.0, 2500.0), (300.0, 1950.0), 2040.0, (41.0, 62.0), ("too hot",)),
     Schedule(), 0, "random numbers", {"x": (8, 3), "rate": ()}, 8,

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +15,17 @@ from rich.text import Text
 from trtq.calibrators.memory import find_free_bytes
 from trtq.cli import options
 from trtq.cli.build_file import BuildEntry, read_builds
-from trtq.cli.console import ConsoleWatcher, open_console, print_json
+from trtq.cli.console import ConsoleWatcher, open_console
 from trtq.cli.sizes import parse_bytes
 from trtq.cli.tables import create_table
 from trtq.errors import ArtifactError, UsageError
 from trtq.files import check_output, write_atomically
+from trtq.json import FileKind
 from trtq.numbers import format_bytes, format_seconds
 from trtq.pipeline.build_all import CommandOutcome, Limits, run_jobs
+from trtq.pipeline.deliver.report import FILE as REPORT_FILE
 from trtq.workers import count_cores
 
-KIND = "trtq build-all"
 _SEVERITY = (0, 3, 2, 5, 4)
 """Exit codes from the best to the worst; any other is worse: a crash."""
 _WORDS = {2: "bad input", 3: "gate failed", 4: "not built", 5: "not installed"}
@@ -61,6 +61,16 @@ class BuildResult:
     engine_bytes: int = 0
     warnings: tuple[str, ...] = ()
     error: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """How all builds went."""
+
+    builds: tuple[BuildResult, ...]
+
+
+FILE = FileKind(Summary, "summary of trtq", "trtq build-all", "trtq build-all")
 
 
 @click.command("build-all")
@@ -127,7 +137,7 @@ def command(ctx: click.Context, /, file: Path, **given: Any) -> None:
 
         run_jobs([entry.job for entry in entries], limits, started, ended)
     if given["as_json"]:
-        print_json(json.loads(_summary(results)))
+        click.echo(_summary(results), nl=False)
     else:
         _print(results, quiet=given["quiet"])
     if unwritten:
@@ -150,18 +160,16 @@ def _refuse_foreign(path: Path) -> None:
     if not path.exists():
         return
     try:
-        document = json.loads(path.read_bytes())
-    except ValueError:
-        document = None
-    if not isinstance(document, dict) or document.get("kind") != KIND:
-        raise ArtifactError(f"{path} is not a summary of trtq; choose another file with --summary")
+        FILE.read(path)
+    except ArtifactError as error:
+        raise ArtifactError(f"{path} is no summary of trtq; choose another file with --summary") from error
 
 
 def _result(entry: BuildEntry, outcome: CommandOutcome) -> BuildResult:
     """Returns how a build went, from what its process left."""
     try:
-        report = json.loads(outcome.stdout)
-    except ValueError:
+        report = REPORT_FILE.decode(outcome.stdout.encode(errors="replace"), entry.name)
+    except ArtifactError:
         report = None
     words = outcome.stderr.strip() or "it said nothing"
     error = re.split(r"^error: ", words, flags=re.MULTILINE)[-1] if outcome.exit_code else ""
@@ -170,28 +178,26 @@ def _result(entry: BuildEntry, outcome: CommandOutcome) -> BuildResult:
         return BuildResult(*ours, "crashed", outcome.exit_code or 1, seconds, error=words[-2000:])
     if report is None:
         return BuildResult(*ours, _WORDS[outcome.exit_code], outcome.exit_code, seconds, error=error)
-    candidates = [item for item in report["comparison"] if item["reference"] == "fp32"]
-    judged = [item["cosine"] for item in candidates if item["candidate"] == candidates[0]["candidate"]]
-    engine = report["engine"]
+    candidates = [item for item in report.comparison if item.reference == "fp32"]
+    judged = [item.cosine for item in candidates if item.candidate == candidates[0].candidate]
     return BuildResult(
         *ours,
-        state=_WORDS.get(outcome.exit_code, report["verdict"]),
+        state=_WORDS.get(outcome.exit_code, report.verdict),
         exit_code=outcome.exit_code,
         seconds=seconds,
-        reused=tuple(report["reused"]),
-        precision=report["precision"],
-        backend=report["backend"],
-        min_cosine=min((value for value in judged if value is not None), default=None),
-        layers=(engine["layers_int8"], engine["layers_quantized"]),
-        engine_bytes=engine["bytes"],
-        warnings=tuple(report["warnings"]),
+        reused=report.reused,
+        precision=report.precision,
+        backend=report.backend,
+        min_cosine=min((value for value in judged if not math.isnan(value)), default=None),
+        layers=(report.engine.layers_int8, report.engine.layers_quantized),
+        engine_bytes=report.engine.bytes,
+        warnings=report.warnings,
         error=error,
     )
 
 
 def _summary(results: Sequence[BuildResult]) -> bytes:
-    document = {"schema_version": 1, "kind": KIND, "builds": [asdict(item) for item in results]}
-    return json.dumps(document, indent=1, allow_nan=False).encode() + b"\n"
+    return FILE.encode(Summary(tuple(results)))
 
 
 def _print(results: Sequence[BuildResult], *, quiet: bool) -> None:
