@@ -168,7 +168,7 @@ def plan_model(
             )
         )
     notes = _notes(graph, shapes, peaks[2], states[2])
-    return _judge(MemoryPlan(path.name, floats, tuple(schemes), notes=notes), gpu_memory_bytes)
+    return _judge(MemoryPlan(graph.path.name, floats, tuple(schemes), notes=notes), gpu_memory_bytes)
 
 
 def _choose(model: ir.Model, name: str, block_size: int, skip: Sequence[str]) -> tuple[ChosenWeight, ...]:
