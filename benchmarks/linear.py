@@ -2,8 +2,8 @@
 
     .venv/bin/python benchmarks/linear.py --output benchmarks/results/linear-2026-11-28.json
 
-The bounds of issue H: a layer of 1,000 takes at most 1.5 times as long as one of 250, and one FP16 conversion
-of 2,000 nodes (1,000 layers) takes less than 0.6 s. Processor time of this process, the least of several runs.
+The bounds: a layer of 1,000 takes at most 1.5 times as long as one of 250, and one FP16 conversion of 2,000
+nodes (1,000 layers) takes less than 0.6 s. Processor time of this process, the least of several runs.
 """
 
 from __future__ import annotations

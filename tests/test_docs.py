@@ -21,6 +21,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
+import trtq
 from trtq.calibrators import METHODS, list_choices
 from trtq.cli import main
 from trtq.models.demo import write_demo
@@ -172,6 +173,11 @@ def test_every_page_is_named_in_the_readme() -> None:
     topics = [page for page in (ROOT / "docs").glob("*.md") if page.name not in ("index.md", "api.md")]
     assert len(topics) > 10
     assert [page.name for page in topics if f"docs/{page.name}" not in readme] == []
+
+
+def test_the_reference_has_every_public_name_once() -> None:
+    names = re.findall(r"^::: trtq\.(\w+)$", (ROOT / "docs" / "api.md").read_text("utf-8"), re.MULTILINE)
+    assert sorted(names) == trtq.__all__
 
 
 def test_the_readme_is_short() -> None:

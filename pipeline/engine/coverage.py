@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from trtq.kept import Fallback
 from trtq.pipeline.engine.backend import BuiltEngine, Kernel
 from trtq.pipeline.graph.quantized import QuantizedLayer
-from trtq.records import Fallback
 
 _GLUE = ("kgen", "shape_call")
 """Kinds of generated kernels that only convert or combine; a layer's arithmetic is elsewhere."""

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from trtq import lazy
 from trtq.calibrators.device import CudaMemory, DeviceMemory
-from trtq.calibrators.tensorrt import Calibrator, Feeder, make_data_calibrator, make_ranges_calibrator
+from trtq.calibrators.tensorrt import AnyCalibrator, make_batch_calibrator, make_scale_calibrator
 from trtq.errors import MissingDependency
 from trtq.pipeline.engine.backend import BuildRequest, BuiltEngine, ImplicitQuantization
 from trtq.pipeline.engine.builder import build as build_here
@@ -163,12 +163,11 @@ class TensorRt:
     def _product(self, trt: ModuleType) -> str:
         return f"TensorRT {trt.__version__}"
 
-    def _calibrator(self, trt: ModuleType, implicit: ImplicitQuantization, stack: ExitStack) -> Calibrator:
+    def _calibrator(self, trt: ModuleType, implicit: ImplicitQuantization, stack: ExitStack) -> AnyCalibrator:
         if implicit.batches is None:
-            return make_ranges_calibrator(trt, implicit.scales)
+            return make_scale_calibrator(trt, implicit.scales)
         memory = stack.enter_context(self.memory())
-        feeder = Feeder(implicit.batches, memory, implicit.shapes)
-        return make_data_calibrator(trt, implicit.algorithm, feeder)
+        return make_batch_calibrator(trt, implicit.algorithm, implicit.batches, memory, implicit.shapes)
 
 
 def _built(outcome: ProcessOutcome, **further: Any) -> BuiltEngine:

@@ -58,9 +58,7 @@ BY_DTYPE = {item.array_dtype.name: item for item in (FP32, FP16, BF16)}
 def round_scales_up(scales: NDArray[np.float32], dtype: str) -> NDArray[np.float32]:
     """Returns scales that the dtype holds exactly, rounded up so that nothing is clipped, still as float32.
 
-    Args:
-        scales: float32, any shape, not negative.
-        dtype: "float32", "float16" or "bfloat16"; its largest number takes the place of larger ones.
+    The dtype is "float32", "float16" or "bfloat16"; its largest number takes the place of larger ones.
     """
     form = BY_DTYPE[dtype]
     wanted = np.clip(scales, np.float32(form.smallest_scale), np.float32(form.largest))
@@ -68,12 +66,7 @@ def round_scales_up(scales: NDArray[np.float32], dtype: str) -> NDArray[np.float
 
 
 def convert_scales(scales: NDArray[np.float64] | np.float64, dtype: str) -> NDArray[Any]:
-    """Returns positive scales in the dtype, rounded up; in float32 where one is too large for it.
-
-    Args:
-        scales: float64, any shape, not negative.
-        dtype: "float32", "float16" or "bfloat16".
-    """
+    """Returns positive scales in the dtype, rounded up; in float32 where one is too large for it."""
     form = BY_DTYPE[dtype]
     wanted = np.maximum(np.asarray(scales, np.float64), form.smallest_scale)
     return (FP32 if wanted.max(initial=0.0) > form.largest else form).round_up(wanted)

@@ -36,6 +36,5 @@ FP8 = _Fp8(
     gains={
         "tensorrt": "TensorRT keeps FP8 weights at a byte: less memory, where the GPU has FP8 (compute "
         "capability 8.9)",
-        "onnxruntime": "ONNX Runtime dequantizes FP8 weights in each run: a smaller file, not less time",
     },
 )

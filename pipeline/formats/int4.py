@@ -55,9 +55,5 @@ INT4 = _Int4(
     methods=("rtn", "mse", "gptq"),
     kernel_bytes=200_000,
     advice="INT8 does not fit; INT4 is read inside the product, so it is also the fastest that does",
-    gains={
-        "tensorrt": "TensorRT keeps INT4 weights and dequantizes them inside the product: less memory, and "
-        "faster where reading the weights takes the time (small batches)",
-        "onnxruntime": "ONNX Runtime fuses INT4 weights into MatMulNBits",
-    },
+    gains={"onnxruntime": "ONNX Runtime fuses INT4 weights into MatMulNBits"},
 )

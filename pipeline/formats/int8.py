@@ -17,9 +17,4 @@ INT8 = CodeFormat(
     min_opset=19,
     kernel_bytes=120_000,
     advice="FP16 does not fit; INT8 weights cost the least accuracy of those that do",
-    gains={
-        "tensorrt": "TensorRT keeps INT8 weights and dequantizes them inside the product: less memory, and "
-        "faster where reading the weights takes the time (small batches)",
-        "onnxruntime": "ONNX Runtime dequantizes INT8 weights in each run: a smaller file, not less time",
-    },
 )

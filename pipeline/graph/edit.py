@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,8 +15,8 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 class GraphEditor:
     """Changes the graph of a model in place.
 
-    ONNX keeps the names of values and those of nodes apart; a new name is unique among its kind, bodies of If,
-    Loop and Scan included. The names are collected once, so that no change looks through the graph.
+    ONNX keeps the names of values and of nodes apart; a new one is unique among its kind, also in the bodies
+    of If, Loop and Scan. The names are collected once, so that no change looks through the graph.
 
     Attributes:
         model: The model.
@@ -92,6 +92,15 @@ class GraphEditor:
         result.type = like.type if dtype is None else ir.TensorType(dtype)
         self._put(node, before)
         return result
+
+    def cast(
+        self, value: ir.Value, dtype: ir.DataType, *, output: str, name: str, before: ir.Node | None = None
+    ) -> ir.Value:
+        """Returns a value in another dtype, as `insert`."""
+        attributes = {"to": int(dtype)}
+        return self.insert(
+            "Cast", [value], attributes, like=value, dtype=dtype, output=output, name=name, before=before
+        )
 
     def _put(self, node: ir.Node, before: ir.Node | None) -> None:
         maker = node.inputs[0].producer() if node.inputs and node.inputs[0] is not None else None
@@ -171,3 +180,18 @@ def list_bodies(node: ir.Node) -> list[ir.Graph]:
     attributes = list(node.attributes.values())
     bodies = [attribute.as_graph() for attribute in attributes if attribute.type is graph]
     return bodies + [body for item in attributes if item.type is graphs for body in item.as_graphs()]
+
+
+def widen(model: ir.Model, narrow: Collection[ir.DataType]) -> None:
+    """Makes a model compute in float32 where it computes in these dtypes; constants keep their values."""
+    for value in model.graph.initializers.values():
+        if value.dtype in narrow and value.const_value is not None:
+            value.const_value = ir.tensor(value.const_value.numpy().astype(np.float32), name=value.name)
+            value.type = ir.TensorType(ir.DataType.FLOAT)
+    for node in model.graph.all_nodes():
+        for name in ("to", "output_dtype"):
+            if node.attributes.get_int(name) in narrow:
+                node.attributes[name] = ir.AttrInt64(name, ir.DataType.FLOAT)
+        for value in node.outputs:
+            if value.dtype in narrow:
+                value.type = ir.TensorType(ir.DataType.FLOAT)

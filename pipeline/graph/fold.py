@@ -12,8 +12,10 @@ from numpy.typing import NDArray
 
 from trtq.models.session import open_session, run
 from trtq.pipeline.graph.edit import GraphEditor, list_bodies
+from trtq.pipeline.graph.operands import read_constant
 
 _MAX_GROWTH = 1 << 18  # elements; not bytes, so that a Cast of FP16 weights to FP32 is no growth
+_STANDARD = ("", "ai.onnx")
 _NOT_FOLDED = frozenset({
     "QuantizeLinear", "DequantizeLinear",  # they are the point of a quantized model
     "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial", "Bernoulli",
@@ -40,7 +42,10 @@ def fold_constants(model: ir.Model) -> Iterator[str]:
     """
     edit = GraphEditor(model)
     num_shapes = _fold_shapes(edit)
-    foldable = _foldable_nodes(model)
+    foldable: dict[ir.Node, None] = {}
+    for node in model.graph:
+        if _depends_on_no_input(node, foldable) and not any(out.is_graph_output() for out in node.outputs):
+            foldable[node] = None
     made = [value for node in foldable for value in node.outputs]
     frontier = [value for value in made if any(user not in foldable for user in value.consumers())]
     if frontier:
@@ -54,39 +59,27 @@ def fold_constants(model: ir.Model) -> Iterator[str]:
 
 
 def _fold_shapes(edit: GraphEditor) -> int:
-    shapes = [node for node in edit.graph if node.op_type == "Shape" and node.domain in ("", "ai.onnx")]
     folded = 0
-    for node in shapes:
+    for node in [node for node in edit.graph if node.op_type == "Shape" and node.domain in _STANDARD]:
         shape = _static_shape(node.inputs[0])
-        if shape is None or node.outputs[0].is_graph_output():
-            continue
-        end = node.attributes.get_int("end", len(shape))
-        values = np.array(shape[node.attributes.get_int("start", 0) : end], np.int64)
-        edit.replace(node.outputs[0], edit.add_constant(f"{node.name}_shape", values))
-        edit.remove(node)
-        folded += 1
+        if shape is not None and not node.outputs[0].is_graph_output():
+            start, end = node.attributes.get_int("start", 0), node.attributes.get_int("end", len(shape))
+            values = np.array(shape[start:end], np.int64)
+            edit.replace(node.outputs[0], edit.add_constant(f"{node.name}_shape", values))
+            edit.remove(node)
+            folded += 1
     return folded
 
 
-def _foldable_nodes(model: ir.Model) -> dict[ir.Node, None]:
-    foldable: dict[ir.Node, None] = {}
-    for node in model.graph:
-        if _depends_on_no_input(node, foldable) and not any(out.is_graph_output() for out in node.outputs):
-            foldable[node] = None
-    return foldable
-
-
 def _depends_on_no_input(node: ir.Node, foldable: dict[ir.Node, None]) -> bool:
-    if node.domain not in ("", "ai.onnx") or node.op_type in _NOT_FOLDED or list_bodies(node):
+    if node.domain not in _STANDARD or node.op_type in _NOT_FOLDED or list_bodies(node):
         return False
-    constant = all(
-        value is None or value.is_initializer() or value.producer() in foldable for value in node.inputs
-    )
-    if not constant or not all(_is_numpy(value) for value in node.outputs if value.name):
+    if not all(_is_constant(value) or value.producer() in foldable for value in node.inputs if value):
         return False
     sizes = [_num_elements(value) for value in node.outputs]
     room = _MAX_GROWTH + sum(_num_elements(value) or 0 for value in node.inputs)
-    return all(size is None or size <= room for size in sizes)
+    is_numpy = all(_is_numpy(value) for value in node.outputs if value.name)
+    return is_numpy and all(size is None or size <= room for size in sizes)
 
 
 def _is_numpy(value: ir.Value) -> bool:
@@ -136,10 +129,10 @@ def _take_over(edit: GraphEditor, node: ir.Node, conv: ir.Node, bias: NDArray[An
 
 def _normalized(conv: ir.Node, norm: ir.Node) -> tuple[NDArray[Any], NDArray[Any]]:
     """Returns the weight and the bias with which the convolution computes both nodes."""
-    gamma, beta, mean, variance = (_constant(value).astype(np.float64) for value in norm.inputs[1:5])
+    gamma, beta, mean, variance = (read_constant(value).astype(np.float64) for value in norm.inputs[1:5])
     epsilon = norm.attributes.get_float("epsilon", 1e-5)
-    weight = _constant(conv.inputs[1])
-    bias = _constant(conv.inputs[2]) if len(conv.inputs) > 2 and conv.inputs[2] is not None else 0.0
+    weight = read_constant(conv.inputs[1])
+    bias = read_constant(conv.inputs[2]) if len(conv.inputs) > 2 and conv.inputs[2] is not None else 0.0
     axis = 1 if conv.op_type == "ConvTranspose" else 0
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):  # the caller looks
         factor = gamma / np.sqrt(variance + epsilon)
@@ -168,12 +161,12 @@ def _with_offset(conv: ir.Node, offset: ir.Value | None, add: ir.Node) -> NDArra
         return None
     if not all(map(_is_constant, (offset, *conv.inputs[1:]))):
         return None
-    weight, bias = _constant(conv.inputs[1]), _constant(offset)
+    weight, bias = read_constant(conv.inputs[1]), read_constant(offset)
     per_channel = (weight.shape[0], *(1,) * (weight.ndim - 2))
     if bias.shape not in (per_channel, (1, *per_channel)):
         return None
     before = conv.inputs[2] if len(conv.inputs) > 2 else None
-    return bias.reshape(-1) if before is None else bias.reshape(-1) + _constant(before)
+    return bias.reshape(-1) if before is None else bias.reshape(-1) + read_constant(before)
 
 
 def _is_only_user(producer: ir.Node, user: ir.Node) -> bool:
@@ -196,9 +189,3 @@ def _can_take(conv: ir.Node, norm: ir.Node) -> bool:
         and all(value is not None and value.is_initializer() for value in norm.inputs[1:5])
         and all(map(_is_constant, conv.inputs[1:]))
     )
-
-
-def _constant(value: ir.Value | None) -> NDArray[Any]:
-    assert value is not None
-    assert value.const_value is not None
-    return value.const_value.numpy()

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
 from trtq.models.session import open_session, run
-from trtq.pipeline.graph.edit import GraphEditor
+from trtq.pipeline.graph.edit import GraphEditor, widen
 
 QUANTIZE, DEQUANTIZE = "QuantizeLinear", "DequantizeLinear"
 OPERATOR_FORMAT = frozenset({
@@ -19,6 +20,7 @@ OPERATOR_FORMAT = frozenset({
     "MatMulIntegerToFloat", "DynamicQuantizeMatMul", "DynamicQuantizeLSTM", "MatMulNBits", "QMoE",
 })  # fmt: skip
 _PER_CHANNEL_OPSET = 13
+_HALVES = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 _MOVES = frozenset({
     "DepthToSpace", "Dropout", "Expand", "Flatten", "Gather", "Identity", "MaxPool", "Neg", "Pad",
     "Reshape", "Slice", "SpaceToDepth", "Split", "Squeeze", "Transpose", "Unsqueeze",
@@ -91,6 +93,14 @@ def find_operand(value: ir.Value | None) -> Operand | None:
     return operand
 
 
+def find_operands(node: ir.Node) -> tuple[Operand | None, Operand | None]:
+    """Returns the activation and the weight of a layer; of two activations the second is the weight."""
+    first, second = (find_operand(value) for value in node.inputs[:2])
+    if first is not None and first.is_weight and not (second is not None and second.is_weight):
+        return second, first
+    return first, second
+
+
 def _walk_back(value: ir.Value | None) -> Operand | None:
     path: list[ir.Node] = []
     current = value
@@ -144,10 +154,25 @@ def _is_folded(node: ir.Node, operand: Operand) -> bool:
     return factor is not None and factor.size == 1
 
 
+def read_constant(value: ir.Value | None) -> NDArray[Any]:
+    """Returns the array of an initializer."""
+    assert value is not None
+    assert value.const_value is not None
+    return value.const_value.numpy()
+
+
 def find_constant(node: ir.Node, place: int) -> NDArray[np.generic] | None:
     """Returns the value of an input of a node; None if it has none there or it is computed."""
     value = node.inputs[place] if len(node.inputs) > place else None
     return value.const_value.numpy() if value is not None and value.const_value is not None else None
+
+
+def read_points(node: ir.Node) -> NDArray[np.int64] | None:
+    """Returns the zero points of a Q or DQ node, 0 where it has none; None if they are computed."""
+    points = find_constant(node, 2)
+    if points is None and len(node.inputs) > 2 and node.inputs[2] is not None:
+        return None
+    return np.zeros((), np.int64) if points is None else points.astype(np.int64)
 
 
 def find_code_dtype(node: ir.Node) -> ir.DataType | None:
@@ -209,7 +234,7 @@ def evaluate(
         if source is not None and source.shape is not None and source.dtype is not None:
             ones = np.ones(tuple(source.shape.numpy()), source.dtype.numpy())
             edit.set_constant(node, 0, f"{node.name}_codes", ones)
-    _widen(edit.graph)
+    widen(edit.model, _HALVES)  # since ONNX Runtime does not compute in bfloat16
     if not any(node.op_type in ("Squeeze", "Unsqueeze") for node in edit.graph):  # axes are inputs since 13
         edit.graph.opset_imports[""] = max(edit.graph.opset_imports.get("", 1), _PER_CHANNEL_OPSET)
     return np.asarray(run(open_session(edit.model, optimize=False), [str(operand.value.name)], {})[0])
@@ -227,27 +252,8 @@ def _extract(operand: Operand) -> ir.Model:
             todo += before
         else:
             nodes[todo.pop()] = None
-    constants = {value: None for node in nodes for value in node.inputs if value and value.is_initializer()}
-    view = ir.GraphView(
-        [],
-        [operand.value],
-        nodes=tuple(nodes),
-        initializers=tuple(constants),
-        opset_imports=graph.opset_imports,
-        name=graph.name,
-    )
+    read = dict.fromkeys(value for node in nodes for value in node.inputs if value is not None)
+    constants = tuple(value for value in read if value.is_initializer())
+    found, opsets = tuple(nodes), graph.opset_imports
+    view = ir.GraphView([], [operand.value], nodes=found, initializers=constants, opset_imports=opsets)
     return ir.Model(view.clone(), ir_version=10)
-
-
-def _widen(part: ir.Graph) -> None:
-    """Makes a part of a graph compute in float32, since ONNX Runtime does not compute in bfloat16."""
-    for value in list(part.initializers.values()):
-        if value.dtype in (ir.DataType.FLOAT16, ir.DataType.BFLOAT16) and value.const_value is not None:
-            value.const_value = ir.tensor(value.const_value.numpy().astype(np.float32), name=value.name)
-            value.type = ir.TensorType(ir.DataType.FLOAT)
-    for node in part:
-        if node.op_type == "Cast":
-            node.attributes["to"] = ir.AttrInt64("to", ir.DataType.FLOAT.value)
-        for result in node.outputs:
-            if result.dtype in (ir.DataType.FLOAT16, ir.DataType.BFLOAT16):
-                result.type = ir.TensorType(ir.DataType.FLOAT)

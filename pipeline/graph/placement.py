@@ -11,12 +11,12 @@ from typing import Any
 
 import onnx_ir as ir
 
+from trtq.kept import KeptNode
 from trtq.models.tensors import FLOAT_TYPES
 from trtq.pipeline.formats import INT8
 from trtq.pipeline.formats.encoding import Encoding, LayerScheme
 from trtq.pipeline.formats.granularity import PerChannel, PerTensor
 from trtq.pipeline.graph.worth import explain_float
-from trtq.records import KeptNode
 
 WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul", "LSTM", "GRU", "RNN")
 QUANTIZABLE = ("Conv", "ConvTranspose", "Gemm", "MatMul")
@@ -70,7 +70,7 @@ class QuantizedNode:
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """The decision for every node with weights, in graph order."""
+    """For every node with weights, in graph order: how it is quantized, or why it is kept."""
 
     quantized: tuple[QuantizedNode, ...] = ()
     kept: tuple[KeptNode, ...] = ()
@@ -230,22 +230,15 @@ def choose_granularity(axis: int | None) -> PerChannel | PerTensor:
 def find_channel_axis(node: ir.Node, place: int, rank: int) -> int | None:
     """Returns the axis of a weight's output channels, on which TensorRT runs INT8 (others run in float).
 
-    Args:
-        node: A Conv, ConvTranspose, Gemm or MatMul.
-        place: Which of its inputs the weight is.
-        rank: Of the weight. A batch of matrices has one scale for all: None.
+    None where one scale is for all: a batch of matrices, and a ConvTranspose with groups.
     """
     if node.op_type == "Conv":
         return 0
     if node.op_type == "ConvTranspose":
-        grouped = "group" in node.attributes and node.attributes["group"].as_int() != 1
-        return None if grouped else 1
+        return 1 if node.attributes.get_int("group", 1) == 1 else None
     if node.op_type == "Gemm":
-        transposed = "transB" in node.attributes and node.attributes["transB"].as_int() == 1
-        return 0 if transposed else 1
-    if rank != 2:
-        return None
-    return 1 if place == 1 else 0
+        return 0 if node.attributes.get_int("transB", 0) == 1 else 1
+    return place if rank == 2 else None
 
 
 def _residual_adds(model: ir.Model, layers: set[str], skipped: Collection[str]) -> Iterator[QuantizedNode]:

@@ -93,8 +93,8 @@ def _sources(value: ir.Value, steps: int = _MOST_STEPS) -> Iterator[bool]:
 def _is_filter_bank(node: ir.Node, shape: tuple[int, ...]) -> bool:
     """Whether a convolution is a Fourier, wavelet or filter-bank transform of a signal."""
     taps = shape[2:]
-    group = node.attributes["group"].as_int() if "group" in node.attributes else 1
-    return group == 1 and shape[1] == 1 and max(taps) >= _LONG_FILTER and math.prod(taps) == max(taps)
+    is_dense = node.attributes.get_int("group", 1) == 1
+    return is_dense and shape[1] == 1 and max(taps) >= _LONG_FILTER and math.prod(taps) == max(taps)
 
 
 def _is_gate(node: ir.Node) -> bool:

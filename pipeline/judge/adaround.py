@@ -14,9 +14,10 @@ from trtq.calibrators.batches import Batches, Feed, take_samples
 from trtq.calibrators.ranges import QMAX, Ranges
 from trtq.calibrators.taps import open_taps
 from trtq.models.session import SessionOptions
+from trtq.pipeline.graph.operands import read_constant
 from trtq.pipeline.graph.placement import Placement, QuantizedNode, QuantizedWeight
 from trtq.pipeline.judge.columns import gather_columns
-from trtq.pipeline.rewrite.channels.operands import constant, has_input_channels
+from trtq.pipeline.rewrite.channels.operands import has_input_channels
 from trtq.pipeline.rewrite.channels.rescale import rescale
 from trtq.pipeline.rewrite.qparams import divide_by_scale, find_qparams
 from trtq.pipeline.rewrite.rounding import choose_roundings, hash_weight, pack
@@ -93,7 +94,7 @@ def _list_affordable(model: ir.Model, placement: Placement) -> Iterator[_Weight]
         if has_input_channels(layer, node):
             layers.setdefault(held, []).append((layer, node))
     weights = (
-        _Weight(weight, constant(model.graph.initializers[weight.tensor]), tuple(users))
+        _Weight(weight, read_constant(model.graph.initializers[weight.tensor]), tuple(users))
         for weight, users in layers.items()
     )
     left = _MOST_MACS

@@ -26,10 +26,7 @@ def make_quantize_exact(model: ir.Model) -> ir.Model | None:
         for index in (0, 1) if _is_fp16(node) else ():
             value, name = node.inputs[index], f"{node.name}_exact_{index}"
             assert value is not None
-            attributes = {"to": int(_FLOAT)}
-            cast = edit.insert(
-                "Cast", [value], attributes, like=value, dtype=_FLOAT, output=name, name=name, before=node
-            )
+            cast = edit.cast(value, _FLOAT, output=name, name=name, before=node)
             node.replace_input_with(index, cast)
     return result
 

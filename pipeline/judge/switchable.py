@@ -14,11 +14,10 @@ from trtq import lazy
 from trtq.calibrators.ranges import Ranges
 from trtq.models.session import Port, Session, open_session
 from trtq.pipeline.graph.edit import GraphEditor, map_values
-from trtq.pipeline.graph.operands import DEQUANTIZE, QUANTIZE
+from trtq.pipeline.graph.operands import DEQUANTIZE, QUANTIZE, read_constant
 from trtq.pipeline.graph.placement import Placement
 from trtq.pipeline.judge.exact import make_quantize_exact
 from trtq.pipeline.judge.parts import find_parts
-from trtq.pipeline.rewrite.channels.operands import constant
 from trtq.pipeline.rewrite.channels.rescale import rescale
 from trtq.pipeline.rewrite.qdq import quantize
 
@@ -142,7 +141,7 @@ def _switch_correction(
     corrected, original = add.inputs[place], floats.get(add.name)
     assert corrected is not None
     if original is None:  # it was put there for the correction
-        plain = edit.add_constant(f"{corrected.name}_plain", np.zeros_like(constant(corrected)))
+        plain = edit.add_constant(f"{corrected.name}_plain", np.zeros_like(read_constant(corrected)))
     else:
         before = original.inputs[place]
         assert before is not None

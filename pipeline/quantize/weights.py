@@ -102,7 +102,7 @@ def report_weights(
         bytes_float=4 * count,
         bytes_quantized=size,
         bits_per_weight=round(8 * size / count, 3) if count else 0.0,
-        gain=scheme.number_format.gains[find_runtime(backend)],
+        gain=scheme.number_format.describe_gain(find_runtime(backend)),
         smallest_block=min(blocks, default=None),
     )
 

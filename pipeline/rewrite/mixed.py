@@ -8,6 +8,7 @@ import onnx_ir as ir
 
 from trtq.calibrators.batches import Batches
 from trtq.calibrators.ranges import Ranges
+from trtq.kept import KeptFp32
 from trtq.pipeline.formats import BF16, FP16, FP32
 from trtq.pipeline.formats.floats import FloatFormat
 from trtq.pipeline.graph.load import Graph
@@ -17,7 +18,6 @@ from trtq.pipeline.rewrite.qdq import quantize
 from trtq.pipeline.rewrite.weights.apply import Runtime, quantize_weights
 from trtq.pipeline.rewrite.weights.choose import ChosenWeight, group_by_weight
 from trtq.pipeline.rewrite.weights.gram import quantize_by_gptq
-from trtq.records import KeptFp32
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,11 +58,11 @@ def quantize_graph(
     Args:
         graph: The float model; it is not changed.
         placement: How each layer is held.
-        ranges: Of the activations that get Q/DQ, and their repairs; None if none does.
-        rest: What computes that is not quantized.
-        keep_fp32: Patterns of nodes that stay FP32 all the same.
+        ranges: Of the activations that get Q/DQ, and their repairs.
+        rest: What computes that is not quantized, but for the nodes of `keep_fp32`.
+        keep_fp32: Patterns of nodes that stay FP32.
         weights: How weights are encoded that are quantized alone.
-        floats: The model in the format `rest`, where it is known already and nothing gets Q/DQ.
+        floats: The model in the format `rest`, where it is known and nothing gets Q/DQ.
 
     Raises:
         UsageError: The ranges lack a tensor.

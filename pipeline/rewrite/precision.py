@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -14,11 +14,13 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from trtq.calibrators.ranges import QMAX
+from trtq.kept import KeptFp32
 from trtq.models.tensors import read_values
 from trtq.pipeline.graph.edit import GraphEditor, list_bodies
-from trtq.records import KeptFp32
+from trtq.pipeline.graph.operands import find_constant
 
 _FP16_MAX = 65504.0
+_ENDS = f"FP16 ends at {_FP16_MAX:g}"
 _FEW_ELEMENTS = 8
 _MAX_ERROR = 0.01
 _PIECE = 1 << 20
@@ -66,15 +68,11 @@ def _to_half(
     model: ir.Model, half: ir.DataType, keep_fp32: Sequence[str], beyond_fp16: Mapping[str, float]
 ) -> tuple[ir.Model, tuple[KeptFp32, ...]]:
     result = model.clone()
-    opset = result.opset_imports.get("", 1)
-    on_shapes = _nodes_on_shapes(result.graph)
+    opset, on_shapes = result.opset_imports.get("", 1), _nodes_on_shapes(result.graph)
     reasons = {
-        node: _reason_in_name(node, keep_fp32)
-        or _reason_in_kind(node, opset, half)
-        or ("computes with the shapes of tensors" if node in on_shapes else None)
-        or (_reason_in_values(node, beyond_fp16) if half is _FLOAT16 else None)
+        node: next(_find_reasons(node, opset, half, keep_fp32, on_shapes, beyond_fp16), None)
         for node in result.graph
-        if any(_is_float(value) for value in (*node.inputs, *node.outputs))
+        if any(map(_is_float, (*node.inputs, *node.outputs)))
     }
     edit = GraphEditor(result)
     casts = _Casts(edit, half)
@@ -87,56 +85,66 @@ def _to_half(
         if value.dtype is _FLOAT and result.graph.outputs[index].dtype is half:
             casts.cast_output(index)
     edit.drop_unused()
-    kept = tuple(KeptFp32(str(node.name), reason) for node, reason in reasons.items() if reason is not None)
-    return result, kept
+    return result, tuple(KeptFp32(str(node.name), reason) for node, reason in reasons.items() if reason)
 
 
-def _reason_in_name(node: ir.Node, keep_fp32: Sequence[str]) -> str | None:
-    pattern = next((pattern for pattern in keep_fp32 if re.search(pattern, str(node.name))), None)
-    return None if pattern is None else f"kept by {pattern!r}"
-
-
-def _reason_in_kind(node: ir.Node, opset: int, half: ir.DataType) -> str | None:
+def _find_reasons(
+    node: ir.Node,
+    opset: int,
+    half: ir.DataType,
+    keep_fp32: Sequence[str],
+    on_shapes: Collection[ir.Node],
+    beyond: Mapping[str, float],
+) -> Iterator[str]:
+    """Yields why a node stays FP32."""
+    yield from (f"kept by {pattern!r}" for pattern in keep_fp32 if re.search(pattern, str(node.name)))
     if list_bodies(node):
-        return f"{node.op_type} has a body of its own"
+        yield f"{node.op_type} has a body of its own"
     signature = _signature(node, opset)
     if signature is None:
-        return f"{node.domain or 'ai.onnx'}::{node.op_type} is unknown here"
+        yield f"{node.domain or 'ai.onnx'}::{node.op_type} is unknown here"
+        return
     if signature.makes_numbers:
-        return f"{node.op_type} makes numbers of nothing"
+        yield f"{node.op_type} makes numbers of nothing"
     if not signature.has_half_version(node, half):
-        return f"{node.op_type} has no {_NAMES[half].upper()} version"
+        yield f"{node.op_type} has no {_NAMES[half].upper()} version"
     for value in (*node.inputs, *node.outputs):
         if value is not None and value.name and value.dtype is None:
-            return f"the type of tensor {value.name!r} is not known"
-    return None
+            yield f"the type of tensor {value.name!r} is not known"
+    if node in on_shapes:
+        yield "computes with the shapes of tensors"
+    if half is _FLOAT16:
+        yield from _find_reasons_in_values(node, beyond)
 
 
-def _reason_in_values(node: ir.Node, beyond: Mapping[str, float]) -> str | None:
+def _find_reasons_in_values(node: ir.Node, beyond: Mapping[str, float]) -> Iterator[str]:
     for value in (*node.inputs, *node.outputs):
-        if value is not None and value.name is not None and value.name in beyond:
-            return f"tensor {value.name!r} reaches {beyond[value.name]:.3g}, FP16 ends at {_FP16_MAX:g}"
-    reasons = [_reason_in_constant(node, value) for value in node.inputs if _is_float(value)]
-    reasons += [_reason_in_source(value) for value in node.inputs if _is_float(value)]
-    return next((reason for reason in reasons if reason is not None), None)
+        if value is not None and (amax := beyond.get(str(value.name))) is not None:
+            yield f"tensor {value.name!r} reaches {amax:.3g}, {_ENDS}"
+    floats = [value for value in node.inputs if value is not None and _is_float(value)]
+    for value in floats:
+        if value.const_value is not None:
+            yield from _find_reasons_in_constant(node, str(value.name), value.const_value)
+    for value in floats:
+        producer = value.producer()
+        if producer is not None and producer.op_type == "DequantizeLinear":
+            scale = find_constant(producer, 1)
+            if scale is not None and (largest := scale.max(initial=0.0) * QMAX) > _FP16_MAX:
+                yield f"tensor {value.name!r} reaches {largest:.3g}, {_ENDS}"
 
 
-def _reason_in_constant(node: ir.Node, value: ir.Value | None) -> str | None:
-    if value is None or value.const_value is None:
-        return None
-    largest = _largest_finite(value.const_value)
+def _find_reasons_in_constant(node: ir.Node, name: str, tensor: ir.TensorProtocol) -> Iterator[str]:
+    largest = _largest_finite(tensor)
     if largest > _FP16_MAX:
-        return f"constant {value.name!r} has {largest:.3g}, FP16 ends at {_FP16_MAX:g}"
+        yield f"constant {name!r} has {largest:.3g}, {_ENDS}"
     if node.op_type == "DequantizeLinear" and largest * QMAX > _FP16_MAX:
-        return f"scale {value.name!r} gives values up to {largest * QMAX:.3g}, FP16 ends at {_FP16_MAX:g}"
-    is_scale = node.op_type in ("QuantizeLinear", "DequantizeLinear")
-    if is_scale or value.const_value.size <= _FEW_ELEMENTS:
-        magnitudes = np.abs(value.const_value.numpy())
+        yield f"scale {name!r} gives values up to {largest * QMAX:.3g}, {_ENDS}"
+    if node.op_type in ("QuantizeLinear", "DequantizeLinear") or tensor.size <= _FEW_ELEMENTS:
+        magnitudes = np.abs(tensor.numpy())
         small = magnitudes[np.isfinite(magnitudes) & (magnitudes > 0)]
         errors = np.abs(small.astype(np.float16).astype(np.float64) - small) / small
         if small.size and errors.max() > _MAX_ERROR:
-            return f"constant {value.name!r} has {small[int(errors.argmax())]:.3g}, too small for FP16"
-    return None
+            yield f"constant {name!r} has {small[int(errors.argmax())]:.3g}, too small for FP16"
 
 
 def _largest_finite(tensor: ir.TensorProtocol) -> float:
@@ -150,20 +158,6 @@ def _largest_finite(tensor: ir.TensorProtocol) -> float:
             piece = magnitudes[np.isfinite(magnitudes)].max(initial=0.0)
         largest = max(largest, float(piece))
     return largest
-
-
-def _reason_in_source(value: ir.Value | None) -> str | None:
-    """Returns why a tensor out of a DequantizeLinear does not fit into FP16."""
-    producer = value.producer() if value is not None else None
-    if value is None or producer is None or producer.op_type != "DequantizeLinear":
-        return None
-    scale = producer.inputs[1]
-    if scale is None or scale.const_value is None:
-        return None
-    largest = scale.const_value.numpy().max(initial=0.0) * QMAX
-    if largest <= _FP16_MAX:
-        return None
-    return f"tensor {value.name!r} reaches {largest:.3g}, FP16 ends at {_FP16_MAX:g}"
 
 
 def _nodes_on_shapes(graph: ir.Graph) -> set[ir.Node]:
@@ -189,7 +183,7 @@ class _Signature:
     """What ONNX says of an operator in one opset.
 
     Attributes:
-        inputs: The type of each input, such as "T" or "tensor(float)"; a variadic last one stands for the rest.
+        inputs: The type of each, such as "T" or "tensor(float)"; the last stands for all after it.
         outputs: Likewise.
         allowed: The types that each of these letters may stand for.
         makes_numbers: Whether an attribute tells the dtype of an output that depends on no input.
@@ -216,7 +210,7 @@ def _signature(node: ir.Node, opset: int) -> _Signature | None:
     return _read_signature(node.op_type, opset) if node.domain in ("", "ai.onnx") else None
 
 
-@cache
+@cache  # the schema of ONNX takes long to read, and is the same for all nodes of a type
 def _read_signature(op_type: str, opset: int) -> _Signature | None:
     try:
         schema = onnx.defs.get_schema(op_type, opset)
@@ -249,12 +243,11 @@ def _convert(node: ir.Node, opset: int, casts: _Casts) -> None:
 def _convert_attributes(node: ir.Node, half: ir.DataType) -> None:
     """Changes the attributes that name the dtype of an output."""
     for name in ("to", "output_dtype"):
-        attribute = node.attributes.get(name)
-        if attribute is not None and attribute.as_int() == _FLOAT:
+        if node.attributes.get_int(name) == _FLOAT:
             node.attributes[name] = ir.AttrInt64(name, half)
     if node.op_type == "ConstantOfShape" and node.outputs[0].dtype is half:
-        value = node.attributes.get("value")
-        array = value.as_tensor().numpy() if value is not None else np.zeros(1, np.float32)
+        value = node.attributes.get_tensor("value")
+        array = np.zeros(1, np.float32) if value is None else value.numpy()
         node.attributes["value"] = ir.AttrTensor("value", ir.tensor(array.astype(half.numpy())))
 
 
@@ -291,20 +284,13 @@ class _Casts:
         name, tensor = f"{value.name}_{_NAMES[dtype]}", value.const_value
         if tensor is not None:
             return self._edit.add_constant(name, _cast_tensor(tensor, dtype))
-        node_name = f"{value.name}_to_{_NAMES[dtype]}"
-        attributes = {"to": int(dtype)}
-        return self._edit.insert(
-            "Cast", [value], attributes, like=value, dtype=dtype, output=name, name=node_name
-        )
+        return self._edit.cast(value, dtype, output=name, name=f"{value.name}_to_{_NAMES[dtype]}")
 
     def cast_output(self, index: int) -> None:
         """Puts a cast to FP32 before an output of the graph, which keeps its name; other readers stay."""
         value = self._edit.graph.outputs[index]
         name = str(value.name)
-        result = self._edit.insert(
-            "Cast", [value], {"to": int(_FLOAT)}, like=value, dtype=_FLOAT,
-            output=f"{name}_fp32", name=f"{name}_to_fp32_output",
-        )  # fmt: skip
+        result = self._edit.cast(value, _FLOAT, output=f"{name}_fp32", name=f"{name}_to_fp32_output")
         value.name, result.name = self._edit.name_value(f"{name}_{_NAMES[self.half]}"), name
         self._edit.graph.outputs[index] = result
 
@@ -322,7 +308,5 @@ def _cast_tensor(tensor: ir.TensorProtocol, dtype: ir.DataType) -> ir.TensorProt
 
 def _clipped(array: NDArray[Any], dtype: ir.DataType) -> NDArray[Any]:
     """Returns the array with finite values inside the dtype's range; infinities stay."""
-    largest = _LARGEST.get(dtype)
-    if largest is None:
-        return array
+    largest = _LARGEST.get(dtype, np.inf)
     return np.where(np.isfinite(array), np.clip(array, -largest, largest), array)

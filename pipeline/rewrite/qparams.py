@@ -44,11 +44,9 @@ class QParams:
 
 
 def choose_activation_qparams(amax: float, dtype: str) -> QParams:
-    """Returns one scale for a tensor: a 0-d array (with shape (1,) TensorRT runs a Conv in float).
+    """Returns one scale with which the largest code stands for `amax`, in the dtype of `convert_scales`.
 
-    Args:
-        amax: The magnitude that the largest code stands for; positive.
-        dtype: "float32", "float16" or "bfloat16"; a scale that is too large for it is a float32.
+    It is a 0-d array: with shape (1,) TensorRT runs a Conv in float.
     """
     return QParams(convert_scales(np.float64(amax) / INT8.largest, dtype))
 
@@ -56,11 +54,8 @@ def choose_activation_qparams(amax: float, dtype: str) -> QParams:
 def choose_asymmetric_qparams(ends: tuple[float, float], dtype: str) -> QParams:
     """Returns the scale and the zero point with which the codes -128 and 127 stand for the ends.
 
-    ONNX and Jacob et al. (arXiv 1712.05877, section 2.1): the zero point is rounded, so that 0.0 is exact.
-
-    Args:
-        ends: The smallest and the largest value; 0 lies between them, and they differ.
-        dtype: As for `choose_activation_qparams`.
+    ONNX and Jacob et al. (arXiv 1712.05877, section 2.1): the zero point is rounded, so that 0.0 is exact. It
+    lies between the ends, which differ.
     """
     low, high = ends
     scale = convert_scales((np.float64(high) - np.float64(low)) / 255, dtype)
@@ -69,13 +64,7 @@ def choose_asymmetric_qparams(ends: tuple[float, float], dtype: str) -> QParams:
 
 
 def choose_weight_qparams(weight: NDArray[Any], encoding: Encoding, dtype: str) -> QParams:
-    """Returns scales that hold the largest magnitude of each channel, or of all.
-
-    Args:
-        weight: Any float dtype and shape.
-        encoding: Its format, and its channels.
-        dtype: The dtype of the scales.
-    """
+    """Returns scales that hold the largest magnitude of each channel, or of all, in the dtype."""
     amax = np.abs(weight.astype(np.float64)).max(axis=_shared_axes(weight, encoding), initial=0.0)
     return QParams(convert_scales(np.asarray(amax) / encoding.format.largest, dtype), encoding)
 
@@ -83,8 +72,7 @@ def choose_weight_qparams(weight: NDArray[Any], encoding: Encoding, dtype: str) 
 def choose_weight_qparams_mse(weight: NDArray[Any], encoding: Encoding, dtype: str) -> QParams:
     """Returns scales of the least squared error of each channel, of 26 clips down to half its largest weight.
 
-    Clipping a few large weights leaves finer steps for all others (OMSE, arXiv 1902.06822, section 3.2). The
-    arguments are those of `choose_weight_qparams`.
+    Clipping a few large weights leaves finer steps for all others (OMSE, arXiv 1902.06822, section 3.2).
     """
     widest = choose_weight_qparams(weight, encoding, dtype)
     best, least = widest.scale, np.full(widest.scale.shape, np.inf, np.float32)
@@ -99,7 +87,7 @@ def choose_weight_qparams_mse(weight: NDArray[Any], encoding: Encoding, dtype: s
 
 
 def find_qparams(weight: NDArray[Any], encoding: Encoding, ranges: Ranges, dtype: str = "float32") -> QParams:
-    """Returns the scales of a weight as the ranges ask for them; see `choose_weight_qparams`."""
+    """Returns the scales of a weight as the ranges ask for them."""
     find = choose_weight_qparams_mse if ranges.weight_scales == "mse" else choose_weight_qparams
     return find(weight, encoding, dtype)
 

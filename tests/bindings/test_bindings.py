@@ -129,8 +129,7 @@ def test_an_error_that_the_bindings_would_swallow_is_raised_after(
 
 
 def test_mistakes_that_would_crash_tensorrt_are_refused(tensorrt10: TensorRT) -> None:
-    methods, init = tensorrt10("misuse")
-    assert methods.startswith("UsageError: calibrator WithoutMethods has no get_batch_size, ")
+    init = tensorrt10("misuse")
     assert init.endswith("IInt8MinMaxCalibrator.__init__() must be called when overriding __init__")
 
 

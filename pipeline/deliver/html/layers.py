@@ -23,12 +23,7 @@ _ELEMENTS_AT_ONCE = 1 << 22
 
 
 def summarize_layers(model: ir.Model, placement: Placement) -> tuple[LayerSummary, ...]:
-    """Returns the quantized layers in graph order, the Adds included.
-
-    Args:
-        model: The float graph that was placed.
-        placement: What is quantized.
-    """
+    """Returns the layers of the float graph that get Q/DQ, in graph order, the Adds included."""
     sqnrs: dict[QuantizedWeight | None, float | None] = {None: None}
     found = []
     for node in placement.quantized:
@@ -45,14 +40,7 @@ def summarize_layers(model: ir.Model, placement: Placement) -> tuple[LayerSummar
 
 
 def weight_sqnr_db(weight: NDArray[Any], encoding: Encoding) -> float | None:
-    """Returns 10 log10(sum w^2 / sum (w - q(w))^2) of a weight with FP32 scales, in dB.
-
-    None if the weight is the same when quantized.
-
-    Args:
-        weight: Any float dtype and shape.
-        encoding: Its format, with a scale for each channel or for all.
-    """
+    """Returns 10 log10(sum w^2 / sum (w - q(w))^2) of a weight with FP32 scales; None if it is exact."""
     axis = encoding.channel_axis
     rows = weight.reshape(1, -1) if axis is None else np.moveaxis(weight, axis, 0)
     rows = rows.reshape(rows.shape[0], -1)

@@ -30,7 +30,7 @@ class Change:
 
 
 def set_scale(edit: GraphEditor, node: ir.Node, scale: NDArray[Any]) -> None:
-    """Gives a Q or DQ node a scale, and int8 zero points of 0 as many; others that read the old ones keep them."""
+    """Gives a Q or DQ node a scale of its own, and as many int8 zero points of 0."""
     edit.set_constant(node, 1, f"{node.name}_scale", scale)
     edit.set_constant(node, 2, f"{node.name}_zero_point", np.zeros(scale.shape, np.int8))
 

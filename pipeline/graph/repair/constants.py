@@ -12,7 +12,14 @@ from numpy.typing import NDArray
 from trtq.calibrators.ranges import QMAX
 from trtq.pipeline.graph.edit import GraphEditor
 from trtq.pipeline.graph.lint.codes import check_scale
-from trtq.pipeline.graph.operands import DEQUANTIZE, QUANTIZE, find_code_dtype, find_constant, read_axis
+from trtq.pipeline.graph.operands import (
+    DEQUANTIZE,
+    QUANTIZE,
+    find_code_dtype,
+    find_constant,
+    read_axis,
+    read_points,
+)
 from trtq.pipeline.graph.repair.change import Change, name_rule, set_scale
 
 _SIGNED = (ir.DataType.INT8, ir.DataType.INT4)
@@ -98,7 +105,7 @@ def requantize_constants(edit: GraphEditor) -> Iterator[Change]:
 def _dequantized_constants(
     graph: ir.Graph,
 ) -> Iterator[tuple[ir.Node, NDArray[Any], NDArray[Any], ir.DataType]]:
-    """Yields the DequantizeLinear nodes of integer constants, with codes, scale and the dtype of the codes."""
+    """Yields the DequantizeLinear nodes of integer constants, with the codes, the scale and their dtype."""
     for node in [node for node in graph if node.op_type == DEQUANTIZE]:
         codes, scale, dtype = find_constant(node, 0), find_constant(node, 1), find_code_dtype(node)
         if (
@@ -120,16 +127,13 @@ def broadcast_along(array: NDArray[Any], axis: int | None, rank: int) -> NDArray
 
 def _points(node: ir.Node, codes: NDArray[Any]) -> NDArray[np.int64] | None:
     """Returns the zero points, broadcastable to the codes; None if they are computed."""
-    points = find_constant(node, 2)
-    if points is None:
-        return np.zeros((), np.int64) if len(node.inputs) < 3 or node.inputs[2] is None else None
+    points = read_points(node)
+    if points is None or points.size < 2:
+        return points if points is None or points.size else np.zeros((), np.int64)
     if "block_size" in node.attributes:
         blocked, size = node.attributes["axis"].as_int(), node.attributes["block_size"].as_int()
-        return np.repeat(points.astype(np.int64), size, axis=blocked)[tuple(map(slice, codes.shape))]
-    axis = read_axis(node) if points.size > 1 else None
-    return (
-        broadcast_along(points.astype(np.int64), axis, codes.ndim) if points.size else np.zeros((), np.int64)
-    )
+        return np.repeat(points, size, axis=blocked)[tuple(map(slice, codes.shape))]
+    return broadcast_along(points, read_axis(node), codes.ndim)
 
 
 def _set_codes(edit: GraphEditor, node: ir.Node, codes: NDArray[Any], scale: NDArray[Any]) -> None:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from trtq.calibrators.ranges import QMAX
 from trtq.pipeline.graph.edit import GraphEditor
 from trtq.pipeline.graph.lint.layers import check_layer, find_output_axis
-from trtq.pipeline.graph.operands import DEQUANTIZE, Operand, evaluate, find_operand
+from trtq.pipeline.graph.operands import DEQUANTIZE, Operand, evaluate, find_operands
 from trtq.pipeline.graph.repair.change import Change, set_params
 
 _REPAIRED = ("weight-axis", "joined-weight")
@@ -25,16 +25,11 @@ def repair_weights(edit: GraphEditor) -> Iterator[Change]:
     127 and is rounded anew.
     """
     for node in list(edit.graph):
-        rules = [finding.rule for finding in check_layer(node) if finding.rule in _REPAIRED]
-        is_int8 = all(
-            operand is None or operand.dtype is ir.DataType.INT8
-            for operand in map(find_operand, node.inputs[:2])
-        )
-        place = _place_of_weight(node) if rules and is_int8 else None
-        if place is None:
+        rule = next((finding.rule for finding in check_layer(node) if finding.rule in _REPAIRED), None)
+        activation, operand = find_operands(node) if rule is not None else (None, None)
+        if rule is None or operand is None or not operand.is_weight or not _is_int8(activation, operand):
             continue
-        operand = find_operand(node.inputs[place])
-        assert operand is not None
+        place = 1 if operand.value is node.inputs[1] else 0
         axis = find_output_axis(node, operand)
         values = evaluate(operand).astype(np.float64)
         scale = _scales(values, evaluate(operand, codes=True).astype(np.float64), axis, operand)
@@ -46,14 +41,11 @@ def repair_weights(edit: GraphEditor) -> Iterator[Change]:
         is_exact = change <= reach * 2.0**-20  # the last bits of a float32 product
         node.replace_input_with(place, _dequantize(edit, node, codes, scale, axis, operand))
         told = "" if is_exact else f", rounded anew by at most {change / reach:.2%} of the largest weight"
-        yield Change(
-            rules[0], str(node.name), f"its weight quantized along axis {axis}{told}", is_exact=is_exact
-        )
+        yield Change(rule, str(node.name), f"its weight quantized along axis {axis}{told}", is_exact=is_exact)
 
 
-def _place_of_weight(node: ir.Node) -> int | None:
-    operands = [find_operand(value) for value in node.inputs[:2]]
-    return next((i for i in (1, 0) if (operand := operands[i]) is not None and operand.is_weight), None)
+def _is_int8(*operands: Operand | None) -> bool:
+    return all(operand is None or operand.dtype is ir.DataType.INT8 for operand in operands)
 
 
 def _scales(

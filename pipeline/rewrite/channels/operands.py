@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -9,14 +10,13 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from trtq.pipeline.graph.edit import GraphEditor
+from trtq.pipeline.graph.operands import read_constant
 from trtq.pipeline.graph.placement import QuantizedNode
 
 
-def constant(value: ir.Value | None) -> NDArray[Any]:
-    """Returns the array of an initializer."""
-    assert value is not None
-    assert value.const_value is not None
-    return value.const_value.numpy()
+def find_input(nodes: Iterable[ir.Node], name: str) -> ir.Value:
+    """Returns the value of this name that one of the nodes reads."""
+    return next(value for node in nodes for value in node.inputs if value is not None and value.name == name)
 
 
 def has_input_channels(layer: QuantizedNode, node: ir.Node) -> bool:
@@ -31,12 +31,12 @@ def has_input_channels(layer: QuantizedNode, node: ir.Node) -> bool:
         return True
     place, _ = layer.weight
     is_plain = node.attributes.get_int("transA", 0) != 1 and node.attributes.get_float("alpha", 1.0) == 1.0
-    return place == 1 and is_plain and constant(node.inputs[1]).ndim == 2
+    return place == 1 and is_plain and read_constant(node.inputs[1]).ndim == 2
 
 
 def num_input_channels(node: ir.Node) -> int:
     """Returns how many channels the activation of a layer with input channels has."""
-    weight = constant(node.inputs[1])
+    weight = read_constant(node.inputs[1])
     if node.op_type == "Conv":
         return int(weight.shape[1]) * _groups(node)
     return int(weight.shape[_input_axis(node)])
@@ -49,7 +49,7 @@ def by_input(vector: NDArray[Any], node: ir.Node) -> NDArray[Any]:
         vector: float64, shape (input channels,).
         node: A layer with input channels.
     """
-    weight = constant(node.inputs[1])
+    weight = read_constant(node.inputs[1])
     if node.op_type != "Conv":
         return vector[None, :] if _input_axis(node) == 1 else vector[:, None]
     groups = _groups(node)
@@ -81,7 +81,7 @@ def is_padded(node: ir.Node) -> bool:
 
 def is_depthwise(node: ir.Node) -> bool:
     """Whether each output channel of a Conv reads one input channel: its scale is then no other's affair."""
-    return node.op_type == "Conv" and constant(node.inputs[1]).shape[1] == 1
+    return node.op_type == "Conv" and read_constant(node.inputs[1]).shape[1] == 1
 
 
 def add_to_bias(edit: GraphEditor, node: ir.Node, vector: NDArray[np.float64]) -> None:
@@ -92,16 +92,16 @@ def add_to_bias(edit: GraphEditor, node: ir.Node, vector: NDArray[np.float64]) -
         node: A Conv, or a Gemm or MatMul with output channels on the last axis.
         vector: Shape (output channels,).
     """
-    weight = constant(node.inputs[1])
+    weight = read_constant(node.inputs[1])
     if _has_plain_bias(node):
-        old = constant(node.inputs[2]).astype(np.float64) if _input(node, 2) is not None else 0.0
+        old = read_constant(node.inputs[2]).astype(np.float64) if _input(node, 2) is not None else 0.0
         edit.set_constant(node, 2, f"{node.name}_bias", (old + vector).astype(weight.dtype))
         return
     shaped = vector.reshape(-1, *(1,) * (weight.ndim - 2)) if node.op_type == "Conv" else vector
     behind = _add_behind(node) if node.op_type != "Conv" else None
     if behind is not None:
         place = next(index for index in (0, 1) if _is_initializer(behind.inputs[index]))
-        total = (constant(behind.inputs[place]).astype(np.float64) + shaped).astype(weight.dtype)
+        total = (read_constant(behind.inputs[place]).astype(np.float64) + shaped).astype(weight.dtype)
         edit.set_constant(behind, place, f"{behind.name}_bias", total)
         return
     output, bias = node.outputs[0], edit.add_constant(f"{node.name}_bias", shaped.astype(weight.dtype))
@@ -129,7 +129,7 @@ def _add_behind(node: ir.Node) -> ir.Node | None:
     others = [value for value in users[0].inputs if value is not output]
     if len(others) != 1 or not _is_initializer(others[0]):
         return None
-    return users[0] if constant(others[0]).ndim <= 1 else None
+    return users[0] if read_constant(others[0]).ndim <= 1 else None
 
 
 def _is_initializer(value: ir.Value | None) -> bool:

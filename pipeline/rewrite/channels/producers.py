@@ -11,7 +11,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from trtq.pipeline.graph.edit import GraphEditor
-from trtq.pipeline.rewrite.channels.operands import constant
+from trtq.pipeline.graph.operands import find_constant, read_constant
 
 _KEEP_SCALE = ("Relu", "LeakyRelu", "PRelu")
 """Activations f with f(s x) = s f(x) for s > 0."""
@@ -60,12 +60,9 @@ def _can_divide(node: ir.Node) -> bool:
     """Whether a quantized layer is a Conv or a plain Gemm of constants that nothing else reads."""
     if node.op_type not in ("Conv", "Gemm"):
         return False
-    if node.op_type == "Gemm" and any(
-        name in node.attributes and node.attributes[name].as_float() != 1.0 for name in ("alpha", "beta")
-    ):
-        return False
+    is_plain = all(node.attributes.get_float(name, 1.0) == 1.0 for name in ("alpha", "beta"))
     constants = [value for value in node.inputs[1:] if value is not None]
-    return all(value.is_initializer() and len(value.uses()) == 1 for value in constants)
+    return is_plain and all(value.is_initializer() and len(value.uses()) == 1 for value in constants)
 
 
 def is_constant_clip(node: ir.Node) -> bool:
@@ -77,17 +74,12 @@ def is_constant_clip(node: ir.Node) -> bool:
 
 def find_ends(clip: ir.Node) -> tuple[float, float]:
     """Returns where a Clip of constant ends begins and ends; infinities where it has no such end."""
-    low, high = -np.inf, np.inf
-    for place, name in ((1, "min"), (2, "max")):
-        given = clip.inputs[place] if len(clip.inputs) > place else None
-        if given is not None:
-            end = float(constant(given).reshape(()))
-        elif name in clip.attributes:
-            end = clip.attributes[name].as_float()
-        else:
-            continue
-        low, high = (end, high) if name == "min" else (low, end)
-    return low, high
+    ends = [-np.inf, np.inf]
+    for index, name in enumerate(("min", "max")):
+        given = find_constant(clip, index + 1)
+        other = clip.attributes.get_float(name, ends[index])
+        ends[index] = other if given is None else float(given.reshape(()))
+    return ends[0], ends[1]
 
 
 def divide_outputs(edit: GraphEditor, producer: Producer, scale: NDArray[np.float64]) -> None:
@@ -103,15 +95,12 @@ def divide_outputs(edit: GraphEditor, producer: Producer, scale: NDArray[np.floa
         scale: Shape (output channels,), positive.
     """
     node = producer.layer
-    old = node.inputs[1]
-    assert old is not None
-    weight = constant(old)
-    rows = node.op_type == "Conv" or ("transB" in node.attributes and node.attributes["transB"].as_int() == 1)
-    shape = (-1, *(1,) * (weight.ndim - 1)) if rows else (1, -1)
+    weight, name = read_constant(node.inputs[1]), node.inputs[1].name  # type: ignore[union-attr]
+    has_rows = node.op_type == "Conv" or node.attributes.get_int("transB", 0) == 1
+    shape = (-1, *(1,) * (weight.ndim - 1)) if has_rows else (1, -1)
     divided = (weight.astype(np.float64) / scale.reshape(shape)).astype(weight.dtype)
-    edit.set_constant(node, 1, f"{old.name}_divided", divided)
-    if len(node.inputs) > 2 and node.inputs[2] is not None:
-        bias = constant(node.inputs[2])
+    edit.set_constant(node, 1, f"{name}_divided", divided)
+    if (bias := find_constant(node, 2)) is not None:
         divided = (bias.astype(np.float64) / scale).astype(bias.dtype)
         edit.set_constant(node, 2, f"{node.name}_bias_divided", divided)
     of_channels = scale.reshape(-1, *(1,) * (weight.ndim - 2)) if node.op_type == "Conv" else scale

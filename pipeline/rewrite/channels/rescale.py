@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 
 from trtq.calibrators.ranges import Channels, Range, Ranges
 from trtq.pipeline.graph.edit import GraphEditor
+from trtq.pipeline.graph.operands import read_constant
 from trtq.pipeline.graph.placement import Placement, QuantizedNode
-from trtq.pipeline.rewrite.channels.operands import add_to_bias, by_input, constant, follow_output
+from trtq.pipeline.rewrite.channels.operands import add_to_bias, by_input, find_input, follow_output
 from trtq.pipeline.rewrite.channels.producers import divide_outputs, find_producer
 from trtq.pipeline.rewrite.channels.statistics import find_channel_readers
 
@@ -106,10 +107,10 @@ def _renamed(layer: QuantizedNode, node: ir.Node, names: Mapping[str, str]) -> Q
 def _rescale_tensor(
     edit: GraphEditor, tensor: str, item: Channels, readers: Sequence[Reader], layers: Collection[str]
 ) -> ir.Value:
-    source = next(value for _, node in readers for value in node.inputs if value and value.name == tensor)
+    nodes = [node for _, node in readers]
+    source = find_input(nodes, tensor)
     scale = np.asarray(item.scale, np.float64)
     shift = np.asarray(item.shift, np.float64) if any(item.shift) else None
-    nodes = [node for _, node in readers]
     producer = None if shift is not None else find_producer(source, nodes, layers)
     if producer is not None:
         divide_outputs(edit, producer, scale)
@@ -121,12 +122,12 @@ def _rescale_tensor(
     weights: dict[str, ir.Value] = {}
     for layer, node in readers:
         old = _given(node, 1)
-        values = constant(old).astype(np.float64)
+        values = read_constant(old).astype(np.float64)
         if shift is not None:
             add_to_bias(edit, node, follow_output(values, shift, node))
         key = f"{old.name} {_shape_of(node)}"
         if key not in weights:
-            scaled = (values * by_input(scale, node)).astype(constant(old).dtype)
+            scaled = (values * by_input(scale, node)).astype(read_constant(old).dtype)
             weights[key] = edit.add_constant(f"{old.name}_rescaled", scaled)
         node.replace_input_with(layer.activations[0][0], result)
         node.replace_input_with(1, weights[key])
@@ -153,7 +154,7 @@ def _insert(
     shift: NDArray[np.float64] | None,
 ) -> ir.Value:
     """Returns (source - shift) / scale, computed by nodes behind the tensor's producer."""
-    weight = constant(reader.inputs[1])
+    weight = read_constant(reader.inputs[1])
     shape = (-1, *(1,) * (weight.ndim - 2)) if reader.op_type == "Conv" else (-1,)
     steps = [] if shift is None else [("Sub", shift, "shift", "shifted")]
     value = source

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from trtq.calibrators.ranges import QMAX, Channels
 from trtq.pipeline.graph.placement import Placement
-from trtq.pipeline.rewrite.channels.operands import is_depthwise, is_padded
+from trtq.pipeline.rewrite.channels.operands import find_input, is_depthwise, is_padded
 from trtq.pipeline.rewrite.channels.producers import find_ends, find_producer, is_constant_clip
 from trtq.pipeline.rewrite.channels.statistics import ChannelStats, find_channel_readers
 
@@ -67,8 +67,8 @@ def plan_scales(
         if tensor not in statistics:
             continue
         nodes = [node for _, node in readers]
-        if (made := _plan_tensor(tensor, nodes, statistics[tensor], strength, layers)) is not None:
-            found[tensor] = made
+        if (channels := _plan_tensor(tensor, nodes, statistics[tensor], strength, layers)) is not None:
+            found[tensor] = channels
     return found
 
 
@@ -79,18 +79,14 @@ def _plan_tensor(
     strength: Strength,
     layers: Collection[str],
 ) -> Channels | None:
-    source = next(
-        value for node in readers for value in node.inputs if value is not None and value.name == tensor
-    )
+    source = find_input(readers, tensor)
     producer = find_producer(source, readers, layers)
     # What a Clip bounds on both sides gains a bit by a shift: that is worth a node where shifts are tried.
-    shifts = (
-        strength.shift and not any(map(is_padded, readers)) and (producer is None or bool(producer.clips))
-    )
-    folds = producer is not None and not shifts
-    exponent = strength.fold if folds else strength.insert
+    can_shift = producer is None or bool(producer.clips)
+    shifts = can_shift and strength.shift and not any(map(is_padded, readers))
+    exponent = strength.fold if producer is not None and not shifts else strength.insert
     if all(map(is_depthwise, readers)):
-        exponent = max(exponent, strength.depthwise) if strength.depthwise else exponent
+        exponent = max(exponent, strength.depthwise)
     widest = np.maximum(np.abs(seen.minimum), np.abs(seen.maximum)).max(initial=0.0)
     if widest <= 0 or (exponent == 0 and not shifts) or len(seen.minimum) < 2:
         return None

@@ -13,6 +13,7 @@ from trtq.calibrators.batches import Batches
 from trtq.calibrators.observe import Progress
 from trtq.models.session import open_session, run
 from trtq.pipeline.graph.edit import GraphEditor, map_values
+from trtq.pipeline.graph.operands import read_constant
 from trtq.pipeline.graph.placement import Placement, QuantizedNode
 from trtq.pipeline.rewrite.channels.operands import has_input_channels, num_input_channels
 
@@ -125,11 +126,11 @@ def _tapped(model: ir.Model, readers: Mapping[str, ir.Node]) -> tuple[ir.Model, 
 
 def _flatten(edit: GraphEditor, value: ir.Value, reader: ir.Node, prefix: str) -> ir.Value:
     """Returns the tensor in FP32, and as a matrix with the channels last unless a Conv reads it."""
-    like = ir.val(None, _FLOAT32)
-    floats = edit.insert("Cast", [value], {"to": int(_FLOAT32)}, like=like, output=f"{prefix}_float")
+    floats = edit.cast(value, _FLOAT32, output=f"{prefix}_float", name=f"{prefix}_Cast")
     if reader.op_type == "Conv":
         return floats
     shape = edit.add_constant(f"{prefix}_shape", np.array([-1, num_input_channels(reader)], np.int64))
+    like = ir.val(None, _FLOAT32)
     return edit.insert("Reshape", [floats, shape], like=like, output=f"{prefix}_matrix")
 
 
@@ -138,9 +139,7 @@ def _reduce(edit: GraphEditor, kind: str, value: ir.Value, reader: ir.Node, name
     like = ir.val(None, _FLOAT32)
     axes = [0]
     if reader.op_type == "Conv":
-        assert (weight := reader.inputs[1]) is not None
-        assert weight.shape is not None
-        axes += range(2, len(weight.shape))
+        axes += range(2, read_constant(reader.inputs[1]).ndim)
     if edit.model.opset_imports.get("", 1) < _AXES_AS_INPUT:
         return edit.insert(kind, [value], {"axes": axes, "keepdims": 0}, like=like, output=name)
     given = edit.add_constant(f"{name}_axes", np.array(axes, np.int64))

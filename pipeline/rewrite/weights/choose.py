@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
+from trtq.kept import KeptNode
 from trtq.models.tensors import FLOAT_TYPES
 from trtq.pipeline.formats.blocks import choose_block_size
 from trtq.pipeline.formats.encoding import Encoding, LayerScheme
@@ -21,7 +22,6 @@ from trtq.pipeline.graph.placement import (
     choose_granularity,
     find_channel_axis,
 )
-from trtq.records import KeptNode
 
 SENSITIVE = r"(^|[/.:])(lm_head|proj_out|norm_out|classifier|score|head)(?![a-z0-9])"
 """The last layers of language models, diffusion transformers and classifiers: little memory, much harm."""
@@ -62,7 +62,7 @@ def choose_weights(
 
     Args:
         model: The float graph; its nodes have unique names.
-        scheme: The format.
+        scheme: The format, and whether sensitive names are kept.
         skip: Regular expressions searched in the names of nodes and of weights.
         taken: Names of weights that are quantized in another way.
     """
@@ -86,12 +86,7 @@ def choose_weights(
 
 
 def group_by_weight(model: ir.Model, placement: Placement) -> tuple[ChosenWeight, ...]:
-    """Returns the weights that are stored in fewer bits by themselves, each with its readers.
-
-    Args:
-        model: The float graph that was placed.
-        placement: Of the whole graph, or what `choose_weights` returned.
-    """
+    """Returns the weights of the float graph that a placement stores in fewer bits, each with its readers."""
     readers: dict[QuantizedWeight, list[QuantizedNode]] = {}
     for node in placement.weights_alone:
         assert node.held_weight is not None
@@ -104,18 +99,10 @@ def group_by_weight(model: ir.Model, placement: Placement) -> tuple[ChosenWeight
 
 def _weights(model: ir.Model) -> Iterator[ir.Value]:
     """Yields the initializers that a node of the graph takes as a weight, in the order of these nodes."""
-    seen: set[ir.Value] = set()
-    for node in model.graph:
-        for place in _PLACES.get(node.op_type, ()):
-            value = node.inputs[place]
-            if (
-                value is not None
-                and value.is_initializer()
-                and value not in seen
-                and value.dtype in FLOAT_TYPES
-            ):
-                seen.add(value)
-                yield value
+    read = (node.inputs[place] for node in model.graph for place in _PLACES.get(node.op_type, ()))
+    for value in dict.fromkeys(read):
+        if value is not None and value.is_initializer() and value.dtype in FLOAT_TYPES:
+            yield value
 
 
 def _decide(value: ir.Value, scheme: WeightScheme, patterns: Sequence[str]) -> Encoding | str:
@@ -150,9 +137,7 @@ def _granularity(value: ir.Value, node: ir.Node, place: int, scheme: WeightSchem
     rank = len(value.shape or ())
     if place not in _PLACES.get(node.op_type, ()) or node.graph is not value.graph:
         return f"{node.op_type} {node.name!r} takes it as no weight"
-    if node.op_type == "Gather" and (
-        rank != 2 or ("axis" in node.attributes and node.attributes["axis"].as_int())
-    ):
+    if node.op_type == "Gather" and (rank != 2 or node.attributes.get_int("axis", 0)):
         return f"Gather {node.name!r} takes no rows of a table from it"
     output = 0 if node.op_type == "Gather" else find_channel_axis(node, place, rank)
     if not scheme.number_format.block_sizes:

@@ -60,7 +60,8 @@ class Chain:
         """Returns the value in the dtype."""
         if value.dtype is dtype:
             return value
-        return self.node("Cast", [value], _shape(value), dtype, {"to": int(dtype)}, name)
+        both = f"{self.stem}/{name or 'Cast'}"
+        return self.edit.cast(value, dtype, output=both, name=both, before=self.before)
 
 
 def add_dequantize(chain: Chain, weight: ChosenWeight, codes: ir.Value, scales: ir.Value) -> ir.Value:

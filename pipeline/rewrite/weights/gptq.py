@@ -42,11 +42,8 @@ def quantize_gptq(
     Args:
         weight: Any float dtype, shape (K, N): the axis that is summed over first.
         gram: Of the data.
-        block_size: Rows to a scale; divides K.
+        block_size: Rows to a scale; divides K. The scales have the shape (K / block_size, N).
         dtype: Which the scales must survive: "float32", "float16" or "bfloat16".
-
-    Returns:
-        int8 codes in -8..7 of shape (K, N), and float32 scales of shape (K / block_size, N).
     """
     rest = weight.astype(np.float32)
     length, width = rest.shape

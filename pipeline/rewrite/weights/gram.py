@@ -88,7 +88,7 @@ def _input_of(model: ir.Model, weight: ChosenWeight) -> str | None:
     sources: set[str | None] = set()
     for reader in weight.readers:
         node = by_name[reader.name]
-        flipped = "transA" in node.attributes and node.attributes["transA"].as_int() == 1
+        flipped = node.attributes.get_int("transA", 0) == 1
         source = node.inputs[0]
         usable = reader.op_type in ("MatMul", "Gemm") and reader.weight == (1, weight.tensor) and not flipped
         sources.add(str(source.name) if usable and source is not None else None)

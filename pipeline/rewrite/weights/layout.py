@@ -55,9 +55,9 @@ def plan_parts(weight: ChosenWeight, dtype: ir.DataType, form: Form | None = Non
     axis, block, count = weight.blocks.axis, weight.blocks.size, math.prod(scales)
     if form == "bnb4":
         return Part("codes", _UINT8, (math.prod(shape) // 2,)), Part("scale", _FLOAT, (count,))
-    codes = Part("codes", _INT4, split_blocked_axis(scales, axis, block))
+    codes = Part("codes", _INT4, _split_axis(scales, axis, block))
     if form == "lookup":
-        return codes, Part("scale", dtype, split_blocked_axis(scales, axis, 1))
+        return codes, Part("scale", dtype, _split_axis(scales, axis, 1))
     groups = math.ceil(count / GROUP)
     return (
         codes,
@@ -72,7 +72,7 @@ def count_stored_bytes(weight: ChosenWeight, dtype: ir.DataType) -> int:
     return sum(part.nbytes for part in plan_parts(weight, dtype))
 
 
-def split_blocked_axis(scales: Sequence[int], axis: int, block: int) -> tuple[int, ...]:
+def _split_axis(scales: Sequence[int], axis: int, block: int) -> tuple[int, ...]:
     """Returns the shape with the blocked axis as two: (blocks, block)."""
     return (*scales[: axis + 1], block, *scales[axis + 1 :])
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from trtq.kept import Fallback
 from trtq.pipeline.engine.backend import BuiltEngine, Kernel
 from trtq.pipeline.engine.coverage import list_precisions, measure_coverage
 from trtq.pipeline.graph.quantized import QuantizedLayer
-from trtq.records import Fallback
 
 _CONV = QuantizedLayer("conv", "Conv", (), 0, 0)
 _INT8 = Kernel("conv_myl0_1", "correlation", ("conv", "dq"), ("Int8",), ("Int8", "Float"))

@@ -114,7 +114,7 @@ def test_a_tensor_with_many_readers_has_one_pair_and_floats_stay_float(
     model_of: Callable[..., ir.Model],
 ) -> None:
     model = model_of(
-        """g (float[N,4,8,8] x) => (float[N,4,8,8] y, float[N,4,8,8] z, float[N,4,8,8] r) {
+        """g (float[N,4,8,8] x) => (float[N,4,8,8] y, float[N,4,8,8] z, float[N,4,8,8] r, float[N,4,8,8] t) {
             r = Relu(x)
             y = Conv(r, w)
             z = Conv(r, v)
