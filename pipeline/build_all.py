@@ -72,12 +72,8 @@ class _Running:
     started: float = field(default_factory=time.monotonic)
 
     def outcome(self) -> CommandOutcome:
-        texts = []
-        for file in (self.stdout, self.stderr):
-            with file:
-                file.seek(0)
-                texts.append(file.read().decode(errors="replace"))
-        return CommandOutcome(self.process.returncode, *texts, time.monotonic() - self.started)
+        seconds = time.monotonic() - self.started
+        return CommandOutcome(self.process.returncode, _read(self.stdout), _read(self.stderr), seconds)
 
 
 def run_jobs(
@@ -110,6 +106,12 @@ def run_jobs(
                 ended(item.number, item.outcome())
     finally:
         _stop([item.process for item in running])
+
+
+def _read(file: IO[bytes]) -> str:
+    with file:
+        file.seek(0)
+        return file.read().decode(errors="replace")
 
 
 def _next(

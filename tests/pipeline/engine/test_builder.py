@@ -111,7 +111,8 @@ def test_what_the_parser_refuses_is_answered_node_by_node(ask: Ask, path_of: Cal
     path = path_of("g (float[8] x) => (float[N] y) { [distinct] y = Unique (x) }")
     assert ask(path) == {
         "error": "ModelError",
-        "text": "TensorRT-RTX does not take this model: node 'distinct' (Unique): this operator is not supported",
+        "text": "TensorRT-RTX does not take this model: "
+        "node 'distinct' (Unique): this operator is not supported",
     }
 
 
