@@ -95,7 +95,7 @@ def _contents() -> dict[str, bytes]:
     }
 
 
-def _npz(arrays: dict[str, NDArray[Any]]) -> bytes:
+def _npz(arrays: dict[str, Any]) -> bytes:
     """Returns an uncompressed .npz, whose bytes depend on the arrays alone."""
     import numpy as np
 

@@ -19,7 +19,7 @@ import operator
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 from trtq import lazy
@@ -88,29 +88,8 @@ def freeze(network: torch.nn.Module) -> torch.nn.Module:
     return network.eval()
 
 
-def export(
-    network: torch.nn.Module,
-    example_inputs: Sequence[torch.Tensor],
-    path: str | Path,
-    *,
-    input_names: Sequence[str],
-    output_names: Sequence[str],
-    opset: int = 19,
-) -> float:
-    """Returns the largest relative difference between the network and the Q/DQ file that was written.
-
-    `trtq build` takes the file as it is. Arguments and errors are those of `trtq.models.export.export`, for a
-    network of `freeze`.
-    """
-    return exporting.export(
-        network,
-        example_inputs,
-        path,
-        input_names=input_names,
-        output_names=output_names,
-        opset=opset,
-        tolerance=TOLERANCE,
-    )
+export = partial(exporting.export, opset=19, tolerance=TOLERANCE)
+"""Exports a network of `freeze` as a Q/DQ file, which `trtq build` takes as it is: see `models.export.export`."""
 
 
 def _trace(module: torch.nn.Module) -> Any:

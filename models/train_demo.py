@@ -49,7 +49,8 @@ def main(folder: Path = Path(__file__).parent / "assets") -> None:
     example, path = [to_batch(images[held_out[:2]])], folder / "digits.onnx"
     difference = export(network, example, path, input_names=["image"], output_names=["logits"])
     archive = io.BytesIO()
-    np.savez_compressed(archive, images=images, labels=labels, **parts)  # type: ignore[arg-type]
+    arrays: dict[str, Any] = {"images": images, "labels": labels, **parts}
+    np.savez_compressed(archive, **arrays)
     write_atomically(folder / "digits.npz", archive.getvalue())
     print(f"trained for {EPOCHS} epochs on {len(parts['training'])} images in {seconds:.0f} s")
     print(f"accuracy on {len(held_out)} images never trained on: {accuracy:.2%}")

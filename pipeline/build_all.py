@@ -72,14 +72,8 @@ class _Running:
     started: float = field(default_factory=time.monotonic)
 
     def outcome(self) -> CommandOutcome:
-        stdout, stderr = map(_read_whole, (self.stdout, self.stderr))
-        return CommandOutcome(self.process.returncode, stdout, stderr, time.monotonic() - self.started)
-
-
-def _read_whole(file: IO[bytes]) -> str:
-    with file:
-        file.seek(0)
-        return file.read().decode(errors="replace")
+        seconds = time.monotonic() - self.started
+        return CommandOutcome(self.process.returncode, _read(self.stdout), _read(self.stderr), seconds)
 
 
 def run_jobs(
@@ -112,6 +106,12 @@ def run_jobs(
                 ended(item.number, item.outcome())
     finally:
         _stop([item.process for item in running])
+
+
+def _read(file: IO[bytes]) -> str:
+    with file:
+        file.seek(0)
+        return file.read().decode(errors="replace")
 
 
 def _next(

@@ -117,19 +117,15 @@ def child_command(module: str, folder: Path) -> list[str]:
 
 def to_json(flavour: Flavour, request: BuildRequest) -> dict[str, Any]:
     """Returns the request as the builder reads it."""
-    options = request.options
+    timing_cache = request.options.timing_cache
     return {
-        "module": flavour.module,
-        "product": flavour.product,
-        "inspects": flavour.inspects,
+        **asdict(flavour),
+        **asdict(request.options),
+        "timing_cache": str(timing_cache.absolute()) if timing_cache else None,
         "model": str(request.model.resolve()),
         "profiles": {name: asdict(profile) for name, profile in request.profiles.items()},
         "compute_capabilities": list(request.compute_capabilities),
         "workspace_bytes": request.workspace_bytes,
-        "optimization_level": options.optimization_level,
-        "hardware_compatibility": options.hardware_compatibility,
-        "version_compatible": options.version_compatible,
-        "timing_cache": str(options.timing_cache.absolute()) if options.timing_cache else None,
         "precisions": list(request.precisions),
         "kept": dict(request.kept),
         "calibration_shapes": {},

@@ -17,9 +17,10 @@ from __future__ import annotations
 import ast
 import re
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
+from functools import partial
 
-from trtq.pipeline.migrate.removed.commands import TOOLS, Source, Use, calls_tool, search_string
+from trtq.pipeline.migrate.removed.commands import TOOLS, Placed, Source, Use, calls_tool, search_string
 from trtq.pipeline.migrate.removed.guards import UNBOUND, VersionTests
 from trtq.pipeline.migrate.removed.names import MEMBERS, RECEIVERS, REMOVED, Removed
 from trtq.pipeline.migrate.removed.scopes import (
@@ -27,11 +28,11 @@ from trtq.pipeline.migrate.removed.scopes import (
     POLYGRAPHY,
     UNKNOWN,
     Names,
-    Scope,
     canonicalize,
     read_dotted,
 )
 
+_NOTHING = "nothing"  # is raised: there is a default
 _EXITS = frozenset({"exit", "sys.exit", "os._exit", "quit"})
 _DEFINES_OPTIONS = frozenset({"add_argument", "add_option", "argument", "option"})
 
@@ -63,7 +64,7 @@ class _Visitor(ast.NodeVisitor):
         self._below = UNBOUND  # the code runs below this major version
         self._caught: frozenset[str] = frozenset()  # the exceptions that are caught around it
         self._in_statement = False  # whether the strings around it were searched
-        self._tools = {tool: _names_tool(tool) for tool in TOOLS if tool in source.text.lower()}
+        self._tools = [tool for tool in TOOLS if tool in source.text.lower()]
         self._has_tensorrt = any(_is_ours(module) for module in self._names.imports)
 
     def visit(self, node: ast.AST) -> None:
@@ -111,8 +112,8 @@ class _Visitor(ast.NodeVisitor):
                 func=ast.Name(id="getattr" | "setattr" as function),
                 args=[owner, ast.Constant(value=str() as name) as asked, *rest],
             ):
-                raises = "" if function == "getattr" and rest else "AttributeError"
-                self._add(self._attribute(owner, name), asked, name, raises, guarded=not raises)
+                raises = _NOTHING if function == "getattr" and rest else "AttributeError"
+                self._add(self._attribute(owner, name), asked, name, raises)
             case ast.Call(func=ast.Attribute(value=owner, attr=name)) if self._has_tensorrt:
                 if _gives_two(node) and self._names.meanings(owner, self._scope) & {UNKNOWN, NETWORK}:
                     removed = REMOVED.get(f"INetworkDefinition.{name} without output_type")
@@ -121,15 +122,15 @@ class _Visitor(ast.NodeVisitor):
         if any(_is_ours(path) and path.endswith((".CreateConfig", ".create_config")) for path in paths):
             for item in node.keywords:
                 if not (isinstance(item.value, ast.Constant) and item.value.value in (None, False)):
-                    self._add(REMOVED.get(f"CreateConfig({item.arg}=)"), item, item.arg or "", "")
+                    self._add(REMOVED.get(f"CreateConfig({item.arg}=)"), item, item.arg or "")
         self.generic_visit(node)
 
     def visit_If(self, node: ast.If | ast.IfExp) -> None:
         """Guards the branches by the test."""
         self.visit(node.test)
-        holds, fails = self._tests.bounds(node.test, self._scope)
-        self._visit_all(node.body if isinstance(node, ast.If) else [node.body], holds)
-        self._visit_all(node.orelse if isinstance(node, ast.If) else [node.orelse], fails)
+        bounds = self._tests.bounds(node.test, self._scope)
+        for branch, bound in zip((node.body, node.orelse), bounds, strict=True):
+            self._visit_all(branch if isinstance(branch, list) else [branch], bound)
 
     def visit_IfExp(self, node: ast.IfExp) -> None:
         """Guards both values by the test."""
@@ -192,26 +193,19 @@ class _Visitor(ast.NodeVisitor):
         if _is_prose(statement):
             return
         read = statement.value if isinstance(statement, ast.Assign) else statement
-        for tool, names_tool in self._tools.items():
-            if self._names.any_part(read, self._scope, names_tool):
+        for tool in self._tools:
+            if self._names.any_part(read, self._scope, tool, partial(_names_tool, tool)):
                 for node in _strings(read):
                     self.uses += search_string(node, tool, self._source)
 
-    def _add(
-        self,
-        removed: Removed | None,
-        node: ast.expr | ast.alias | ast.keyword,
-        text: str,
-        raises: str,
-        *,
-        guarded: bool = False,
-    ) -> None:
+    def _add(self, removed: Removed | None, node: Placed, text: str, raises: str = "") -> None:
+        """Adds a use where the text stands in a node; the code raises that if TensorRT does not have it."""
         if removed is None:
             return
         start, end = self._source.span(node)
         find = self._source.text.rfind if isinstance(node, ast.Attribute) else self._source.text.find
         place = self._source.place(max(start, find(text, start, end)))
-        guarded = guarded or self._below <= removed.major or raises in self._caught
+        guarded = self._below <= removed.major or raises in (*self._caught, _NOTHING)
         self.uses.append(Use(*place, removed, guarded))
 
 
@@ -263,16 +257,11 @@ def _is_prose(node: ast.AST) -> bool:
     return isinstance(value, ast.Constant)
 
 
-def _names_tool(tool: str) -> Callable[[ast.AST, Scope], bool]:
-    """Returns a test of whether a part of a script is named after the tool or a string that calls it."""
-
-    def names_tool(part: ast.AST, _: Scope) -> bool:
-        if isinstance(part, ast.Constant) and isinstance(part.value, str):
-            return calls_tool(part.value, tool)
-        name = read_dotted(part)
-        return name is not None and tool in name.rpartition(".")[2].lower()
-
-    return names_tool
+def _names_tool(tool: str, part: ast.AST, _: Scope) -> bool:
+    """Returns whether a part of a script is named after the tool, or is a string that calls it."""
+    if isinstance(part, ast.Constant) and isinstance(part.value, str):
+        return calls_tool(part.value, tool)
+    return tool in (read_dotted(part) or "").rpartition(".")[2].lower()
 
 
 def _strings(node: ast.AST) -> Iterator[ast.Constant | ast.JoinedStr]:

@@ -34,15 +34,15 @@ _FLAG = re.compile(r"(?<![\w-])--[A-Za-z][\w-]*")
 _COMMENT = re.compile(r"(?:^|(?<=\s))#.*", re.MULTILINE)
 
 
+Placed = ast.expr | ast.alias | ast.keyword
+"""What has a place in the text."""
+
+
 @dataclass(frozen=True, slots=True)
 class Use:
-    """A use of something that TensorRT removed.
+    """A use of something that TensorRT removed, by line and column (in characters) from 1.
 
-    Attributes:
-        line: From 1.
-        column: From 1, in characters.
-        removed: What is used.
-        guarded: It runs only on a TensorRT that has it.
+    It is guarded if it runs only on a TensorRT that has what is used.
     """
 
     line: int
@@ -64,7 +64,7 @@ class Source:
         line = bisect_right(self._starts, offset)
         return line, offset - self._starts[line - 1] + 1
 
-    def span(self, node: ast.expr | ast.alias | ast.keyword) -> tuple[int, int]:
+    def span(self, node: Placed) -> tuple[int, int]:
         """Returns where the text of a node begins and ends, in characters."""
         last, end = node.end_lineno or node.lineno, node.end_col_offset or node.col_offset
         return self._offset(node.lineno, node.col_offset), self._offset(last, end)

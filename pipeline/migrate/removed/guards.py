@@ -22,7 +22,6 @@ class VersionTests:
 
     def __init__(self, names: Names) -> None:
         self._names = names
-        self._test = self._tells_version  # one object, by which what was looked for is remembered
 
     def bounds(self, test: ast.expr, scope: Scope, depth: int = 0) -> Bounds:
         """Returns below which major version code runs where the test holds, and where it fails."""
@@ -55,16 +54,19 @@ class VersionTests:
         if op in (ast.In, ast.NotIn):
             bounds = self._of_question(_owner_of_names(right), left, scope)
             return bounds if op is ast.In else bounds[::-1]
-        if not self._names.any_part(left, scope, self._test):
+        if not self._is_version(left, scope):
             left, op, right = right, _MIRRORED.get(op, op), left
         version = _version(right)
-        if version is None or not self._names.any_part(left, scope, self._test):
+        if version is None or not self._is_version(left, scope):
             return UNBOUND, UNBOUND
         exact = op in (ast.Lt, ast.GtE) and not any(version[1:])
         bound = version[0] if exact else version[0] + 1
         if op in (ast.Lt, ast.LtE, ast.Eq):
             return bound, UNBOUND
         return UNBOUND, bound if op in (ast.GtE, ast.Gt, ast.NotEq) else UNBOUND
+
+    def _is_version(self, node: ast.expr, scope: Scope) -> bool:
+        return self._names.any_part(node, scope, "version", self._tells_version)
 
     def _tells_version(self, part: ast.AST, scope: Scope) -> bool:
         """Returns whether it is `trt.__version__`, or `version("tensorrt")` of the package."""

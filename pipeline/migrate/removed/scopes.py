@@ -68,7 +68,7 @@ class Names:
         self.star: str | None = None
         self.defined: set[str] = set()
         self._meanings: dict[tuple[ast.expr | str, int], frozenset[str]] = {}
-        self._without: set[tuple[object, str, int]] = set()
+        self._without: set[tuple[str, str, int]] = set()
         self._collect(tree)
 
     def meanings(self, node: ast.expr, scope: Scope) -> frozenset[str]:
@@ -89,15 +89,17 @@ class Names:
         bindings = scope.get(read_dotted(node) or "", [])
         return [(bound, where) for bound, where in bindings if isinstance(bound, ast.expr)]
 
-    def any_part(self, node: ast.AST, scope: Scope, test: Callable[[ast.AST, Scope], bool]) -> bool:
-        """Returns whether a test holds for a part of an expression, or of what its names are bound to."""
-        todo, seen = [(node, scope)], set[tuple[object, str, int]]()
+    def any_part(
+        self, node: ast.AST, scope: Scope, name: str, test: Callable[[ast.AST, Scope], bool]
+    ) -> bool:
+        """Returns whether a test, of this name, holds for a part of an expression or of what its names are."""
+        todo, seen = [(node, scope)], set[tuple[str, str, int]]()
         while todo:
             expression, where = todo.pop()
             for part in ast.walk(expression):
                 if test(part, where):
                     return True
-                key = (test, read_dotted(part) or "", id(where))
+                key = (name, read_dotted(part) or "", id(where))
                 if key[1] and key not in seen and key not in self._without:
                     seen.add(key)
                     todo += self.values(part, where)

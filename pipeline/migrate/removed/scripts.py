@@ -31,6 +31,7 @@ _TEXT = re.compile(
     r".*\.(sh|bash|zsh|yaml|yml|mk|dockerfile)|(GNU)?[Mm]akefile(\..*)?"
     r"|(Docker|Container)file(\..*)?|.*\.(Docker|Container)file"
 )
+_NOTEBOOK, _NOTEBOOK_ADVICE = "a notebook", "write it as a script: `jupyter nbconvert --to script`"
 _OUR_WORDS = re.compile(rb"trt|tensorrt|polygraphy", re.IGNORECASE)
 _SHEBANG = re.compile(rb"#!.*\b(?:(python)|(?:ba|da|z|k)?sh)")
 
@@ -40,9 +41,7 @@ class ScriptFinding:
     """One place in a script, or one file or folder that was not read.
 
     Attributes:
-        path: The file or folder.
-        line: From 1; 0 for what was not read, unless its syntax was wrong there.
-        column: From 1, in characters; 0 as the line.
+        line: From 1, as the column; 0 for what was not read, unless its syntax was wrong there.
         code: The line, without its indentation; shortened where it is very long.
         name: What was removed, as "BuilderFlag.INT8"; of what was not read: the reason.
         since: The first release without it: "10.0" or "11.0"; "" for what was not read.
@@ -65,16 +64,9 @@ class ScriptFinding:
 class _NotReadError(Exception):
     """A file or folder is not read; the message is the reason."""
 
-    def __init__(
-        self,
-        reason: str,
-        kind: FindingKind = "skipped",
-        *,
-        line: int = 0,
-        advice: str = "it was not checked",
-    ) -> None:
+    def __init__(self, reason: str, kind: FindingKind = "skipped", line: int = 0) -> None:
         super().__init__(reason)
-        self.line, self.kind, self.advice = line, kind, advice
+        self.kind, self.line = kind, line
 
 
 _Search = Callable[[bytes], tuple[list[Use], Source]]
@@ -130,13 +122,14 @@ def _check_folder(folder: Path) -> Iterator[ScriptFinding]:
                 if _OUR_WORDS.search(content):  # most files need not be parsed
                     yield from _search_file(path, search, content)
         except _NotReadError as error:
-            column = int(error.line > 0)
-            yield ScriptFinding(
-                path, error.line, column, "", str(error), advice=error.advice, kind=error.kind
-            )
+            yield _not_read(path, str(error), error.kind, error.line)
         except OSError as error:
-            reason = error.strerror or str(error)
-            yield ScriptFinding(path, 0, 0, "", reason, advice="it was not checked", kind="unreadable")
+            yield _not_read(path, error.strerror or str(error), "unreadable", 0)
+
+
+def _not_read(path: Path, reason: str, kind: FindingKind, line: int) -> ScriptFinding:
+    advice = _NOTEBOOK_ADVICE if reason == _NOTEBOOK else "it was not checked"
+    return ScriptFinding(path, line, min(line, 1), "", reason, advice=advice, kind=kind)
 
 
 def _refuse_to_read(path: Path) -> None:
@@ -144,7 +137,7 @@ def _refuse_to_read(path: Path) -> None:
     if path.is_symlink() and not os.path.exists(path):  # noqa: PTH110 - a loop of links raises in Path.exists
         raise _NotReadError("a link that leads nowhere")
     if path.suffix == ".ipynb":
-        raise _NotReadError("a notebook", advice="write it as a script: `jupyter nbconvert --to script`")
+        raise _NotReadError(_NOTEBOOK)
     if not path.is_dir():
         return
     for reason, holds in (
@@ -205,7 +198,7 @@ def _search_python(content: bytes) -> tuple[list[Use], Source]:
     except SyntaxError as error:
         version = ".".join(map(str, sys.version_info[:2]))
         reason = f"it is not Python {version}: {error.msg}"
-        raise _NotReadError(reason, "unreadable", line=error.lineno or 0) from error
+        raise _NotReadError(reason, "unreadable", error.lineno or 0) from error
     except UnicodeDecodeError as error:
         raise _NotReadError(f"its text is not {error.encoding}", "unreadable") from error
     except (RecursionError, MemoryError) as error:

@@ -41,7 +41,7 @@ def folder(model: Path, tmp_path: Path) -> Path:
     return Path(build(model, spec=spec, target=target).output)
 
 
-class Told:
+class RecordingWatcher:
     def __init__(self) -> None:
         self.stages: list[tuple[str, int | None]] = []
         self.done = 0
@@ -58,7 +58,7 @@ class Told:
 
 
 def test_a_build_is_measured_beside_its_float_model(folder: Path, model: Path) -> None:
-    told = Told()
+    told = RecordingWatcher()
     result = bench(folder, options=RunOptions(num_threads=1, batch=4), schedule=QUICK, watcher=told)
     assert [item.name for item in result.measured] == ["fp32", "fp16", "int8"]
     fp32, _, int8 = result.measured

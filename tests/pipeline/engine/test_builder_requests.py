@@ -112,7 +112,7 @@ def test_a_hardware_compatibility_that_the_version_has_not_is_answered(ask: Ask)
     new = replace(FLOAT, options=BuilderOptions(hardware_compatibility="same-compute-capability"))
     with pytest.raises(
         UsageError,
-        match=r"^TensorRT 8\.6\.1 has no hardware compatibility same-compute-capability; leave it out, or ",
+        match=r"^TensorRT 8\.6\.1 has no hardware compatibility same-compute-capability; leave it out",
     ):
         ask(OLD, new)
     usual = replace(FLOAT, options=BuilderOptions(hardware_compatibility="ampere+"))
