@@ -128,7 +128,8 @@ def begins(imports: Mapping[str, Set[str]]) -> dict[str, set[str]]:
     is a circle here; and if there is none, any module can be the first that is imported.
     """
     return {
-        name: set[str]().union(*({other} | (parents_of(other) - parents_of(name)) for other in others)) - {name}
+        name: set[str]().union(*({other} | (parents_of(other) - parents_of(name)) for other in others))
+        - {name}
         for name, others in imports.items()
     }
 

@@ -12,8 +12,7 @@ from click.testing import CliRunner
 
 from trtq.cli import main
 
-pytest.importorskip("torch", reason="exporting needs PyTorch: pip install 'trtq[export]'")
-pytest.importorskip("onnxscript", reason="exporting needs onnxscript: pip install 'trtq[export]'")
+pytestmark = pytest.mark.usefixtures("torchlib_is_read_once")
 
 
 def export(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
