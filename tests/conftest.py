@@ -21,11 +21,22 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
 
+_ROOT = Path(__file__).resolve().parent.parent
+
+
 def pytest_collection_modifyitems(items: Sequence[pytest.Item]) -> None:
     """Has slow tests run without the tracing of coverage, which doubles their time."""
     for item in items:
         if item.get_closest_marker("slow"):
             item.add_marker("no_cover")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def nothing_is_written_into_the_checkout() -> Iterator[None]:
+    """Fails the run in which a test leaves a file at the root, because it did not change its folder."""
+    before = set(_ROOT.iterdir())
+    yield
+    assert {path.name for path in set(_ROOT.iterdir()) - before if not path.name.startswith(".")} == set()
 
 
 @pytest.fixture(scope="session")

@@ -16,7 +16,7 @@ from tritonclient.grpc import model_config_pb2
 
 from trtq.errors import ArtifactError, DataError, GateError, UsageError
 from trtq.files import hash_file
-from trtq.models.spec import AccuracySpec, CalibrationSpec, ModelSpec
+from trtq.models.spec import AccuracySpec, CalibrationSpec, ModelSpec, QuantizationSpec
 from trtq.pipeline.build import build
 from trtq.pipeline.deliver.manifest import read_manifest, to_json
 from trtq.pipeline.deliver.triton.config import Serving
@@ -123,7 +123,10 @@ def test_a_model_that_shall_not_batch_warms_up_with_a_whole_batch(folder: Path, 
 
 def test_the_next_build_is_the_next_version(small: Path, install: Install, tmp_path: Path) -> None:
     install(TEN)
-    spec = ModelSpec(calibration=CalibrationSpec(data=str(small.parent / "data.npz")))
+    spec = ModelSpec(
+        calibration=CalibrationSpec(data=str(small.parent / "data.npz"), method="minmax"),
+        quantization=QuantizationSpec(repair=("none",)),
+    )
     target = Target(backend="tensorrt")
     folder = build(small, spec=spec, target=target).output
     assert [item.is_new for item in package(folder, tmp_path / "models").models] == [True]
