@@ -25,8 +25,10 @@ _ROOT = Path(__file__).resolve().parent.parent
 
 
 def pytest_collection_modifyitems(items: Sequence[pytest.Item]) -> None:
-    """Has slow tests run without the tracing of coverage, which doubles their time."""
+    """Marks what hypothesis runs, and has slow tests run without the tracing of coverage, which doubles time."""
     for item in items:
+        if getattr(getattr(item, "obj", None), "is_hypothesis_test", False):
+            item.add_marker("property")
         if item.get_closest_marker("slow"):
             item.add_marker("no_cover")
 
@@ -121,5 +123,5 @@ def torchlib_is_read_once() -> Iterator[None]:
         return found
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(exporter.ONNXRegistry, "from_torchlib", copy_registry)
+        patch.setattr(exporter.ONNXRegistry, "from_torchlib", staticmethod(copy_registry))
         yield
