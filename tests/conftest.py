@@ -25,7 +25,7 @@ _ROOT = Path(__file__).resolve().parent.parent
 
 
 def pytest_collection_modifyitems(items: Sequence[pytest.Item]) -> None:
-    """Marks what hypothesis runs, and has slow tests run without the tracing of coverage, which doubles time."""
+    """Marks what hypothesis runs; has slow tests run without the tracing of coverage, which doubles them."""
     for item in items:
         if getattr(getattr(item, "obj", None), "is_hypothesis_test", False):
             item.add_marker("property")
