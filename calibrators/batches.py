@@ -36,8 +36,8 @@ class Batches:
     Attributes:
         read: Starts a new pass.
         origin: What was opened, for messages.
-        num_samples: How many samples there are; None if only reading tells (a script).
-        content: The digest, or what tells it once it is computed.
+        num_samples: How many samples there are; None if that is not known before reading (a script).
+        content: The digest, or a function that waits for it.
         script_digest: Of the code that makes what has no digest; it may yield other data all the same.
         is_random: Whether these are made-up numbers.
         has_images: Whether these are pictures that were prepared for the model.
@@ -61,7 +61,7 @@ class Batches:
 
     @property
     def digest(self) -> str | None:
-        """Of the content, to know unchanged data again; None if that cannot be told (a script)."""
+        """Of the content, to recognize unchanged data; None if there is none (a script)."""
         return self.content() if callable(self.content) else self.content
 
     def __iter__(self) -> Iterator[Feed]:

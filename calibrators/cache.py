@@ -128,7 +128,7 @@ def parse_cache(content: bytes) -> CalibrationCache:
     """Returns what a calibration cache holds.
 
     It takes blank lines, CRLF, a missing header or last newline, leading zeros or none, upper-case hex, and a
-    tensor that stands there twice with the same scale.
+    tensor that has the same scale twice.
 
     Raises:
         ArtifactError: It is empty or no text, a line is no `name: hex`, or a scale is negative, not finite,

@@ -32,11 +32,16 @@ class Entropy:
 
     - exact zeros are left out: they have no error in any range;
     - no clip may cut off more than `max_clipped` of the other values.
+
+    Attributes:
+        num_bins: The largest number of bins of its histogram.
+        num_levels: Levels of the quantized distribution.
+        max_clipped: The largest share of the values that it may clip.
     """
 
-    num_bins: int = setting(2048, "bins of its histogram", is_hidden=True)
-    num_levels: int = setting(128, "levels of the quantized distribution", is_hidden=True)
-    max_clipped: float = setting(0.0001, "largest share of the values that it may clip", is_hidden=True)
+    num_bins: int = setting(2048, is_hidden=True)
+    num_levels: int = setting(128, is_hidden=True)
+    max_clipped: float = setting(0.0001, is_hidden=True)
 
     def __post_init__(self) -> None:
         if not 2 <= self.num_levels <= self.num_bins or not 0 < self.max_clipped <= 1:

@@ -21,10 +21,15 @@ _POINTS_PER_OCTAVE = 512
 
 @dataclass(frozen=True, slots=True)
 class GridMethod(ABC):
-    """The amax with the highest score of those from the largest magnitude down, in equal ratios."""
+    """The amax with the highest score of those from the largest magnitude down, in equal ratios.
 
-    num_candidates: int = setting(120, "number of clips that are tried", is_hidden=True)
-    smallest: float = setting(0.02, "smallest clip, as a share of the largest magnitude", is_hidden=True)
+    Attributes:
+        num_candidates: How many clips are tried.
+        smallest: The smallest clip, as a share of the largest magnitude.
+    """
+
+    num_candidates: int = setting(120, is_hidden=True)
+    smallest: float = setting(0.02, is_hidden=True)
 
     def __post_init__(self) -> None:
         check_grid(type(self).__name__.lower(), self.num_candidates, self.smallest)

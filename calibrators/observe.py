@@ -213,6 +213,6 @@ def _describe_nonfinite(name: str, values: NDArray[Any], taps: Taps, batch: _Mic
         where += f", in its sample {batch.start + int(np.argwhere(bad)[0][0])}"
     by = f", made by {taps.producers[name]}," if name in taps.producers else ""
     return DataError(
-        f"tensor {name!r} of the float model{by} goes wrong on {where}: "
-        f"{int(bad.sum())} values are NaN or infinite; leave this data out or repair the model"
+        f"tensor {name!r} of the float model{by} has {int(bad.sum())} values that are NaN or infinite on "
+        f"{where}; leave this data out or repair the model"
     )

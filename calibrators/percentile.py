@@ -14,9 +14,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Percentile:
-    """The magnitude that `percentile` per cent of all values, zeros included, do not exceed."""
+    """The magnitude that `percentile` per cent of all values, zeros included, do not exceed.
 
-    percentile: float = setting(99.99, "the share of values, in per cent, that its range holds")
+    Attributes:
+        percentile: The share of values, in per cent, that its range holds.
+    """
+
+    percentile: float = setting(99.99)
 
     def __post_init__(self) -> None:
         if not 0 < self.percentile <= 100:

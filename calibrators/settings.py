@@ -4,23 +4,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 from trtq.calibrators import list_choices
 from trtq.errors import UsageError
 from trtq.models.option import list_kinds
-from trtq.models.preprocess import Preprocess
-from trtq.models.spec import (
-    AccuracySpec,
-    CalibrationSpec,
-    EvaluationSpec,
-    InputSpec,
-    LayerSpec,
-    ModelSpec,
-    QuantizationSpec,
-)
+from trtq.models.spec import CalibrationSpec, InputSpec, ModelSpec
 from trtq.models.toml import check_table, create_settings, read_table
 
 if sys.version_info >= (3, 11):
@@ -62,25 +53,21 @@ def read_toml(path: Path, what: str) -> dict[str, Any]:
 
 
 def _read_sections(table: Mapping[str, Any]) -> ModelSpec:
-    known = [item.name for item in fields(ModelSpec)]
+    kinds, sections = get_type_hints(ModelSpec), dict[str, Any]()
     for name, content in table.items():
-        if name not in known:
-            sections = ", ".join(f"[{section}]" for section in known)
-            raise UsageError(f"unknown section [{name}]; the sections are {sections}")
+        if name not in kinds:
+            known = ", ".join(f"[{section}]" for section in kinds)
+            raise UsageError(f"unknown section [{name}]; the sections are {known}")
         if not isinstance(content, dict):
             raise UsageError(f"[{name}] must be a section, got {content!r}")
-    return ModelSpec(
-        inputs={
-            name: read_table(InputSpec, value, f"[inputs.{name}]")
-            for name, value in table.get("inputs", {}).items()
-        },
-        preprocess=read_table(Preprocess, table.get("preprocess", {}), "[preprocess]"),
-        calibration=_read_calibration(table.get("calibration", {})),
-        quantization=read_table(QuantizationSpec, table.get("quantization", {}), "[quantization]"),
-        evaluation=read_table(EvaluationSpec, table.get("evaluation", {}), "[evaluation]"),
-        accuracy=read_table(AccuracySpec, table.get("accuracy", {}), "[accuracy]"),
-        layers=read_table(LayerSpec, table.get("layers", {}), "[layers]"),
-    )
+        if name == "inputs":
+            inputs = content.items()
+            sections[name] = {key: read_table(InputSpec, item, f"[inputs.{key}]") for key, item in inputs}
+        elif name == "calibration":
+            sections[name] = _read_calibration(content)
+        else:
+            sections[name] = read_table(kinds[name], content, f"[{name}]")
+    return ModelSpec(**sections)
 
 
 def _read_calibration(table: Mapping[str, Any]) -> CalibrationSpec:

@@ -130,7 +130,7 @@ class StatisticsSource:
     Attributes:
         model_sha256: The model that was observed.
         data: The data, as a person reads it.
-        data_digest: Of its content; of the script where the content cannot be told.
+        data_digest: Of its content; of the script where the content is not known.
         is_random: Whether the data was made up.
         num_shards: In how many parts the data is observed; 1: as a whole.
     """

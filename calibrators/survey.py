@@ -1,4 +1,4 @@
-"""The first look at a model's tensors: how large they are in memory, and how large their values get."""
+"""A survey of a model's tensors: how large they are in memory, and how large their values get."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def add_magnitudes(model: ir.Model, tensors: Sequence[str]) -> dict[str, str]:
 
 
 def read_magnitude(value: float) -> float:
-    """Returns 0 for what ONNX Runtime says of an empty or a NaN tensor: neither tells of FP16."""
+    """Returns the magnitude, 0 of an empty or a NaN tensor: neither says anything about FP16."""
     return float(np.fmax(value, 0.0))
 
 

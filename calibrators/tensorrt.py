@@ -1,7 +1,7 @@
 """TensorRT's own INT8 calibrators (8.6 to 10), fed with batches or with ranges of ours.
 
-    batches ──▶ Feeder ──▶ entropy2, minmax    TensorRT's algorithm over the data
-    scales of ours ──────▶ ranges              any method of trtq, as a cache of entropy2
+    batches ─────────▶ BatchCalibrator    TensorRT's algorithm, entropy2 or minmax, over the data
+    scales of ours ──▶ ScaleCalibrator    any method of trtq, as a cache of entropy2
 
 The bindings print an exception of a calibrator and go on as if the data had ended, so nothing is raised while
 TensorRT builds: call `raise_if_wrong` after the build, also if it failed.
@@ -9,10 +9,9 @@ TensorRT builds: call `raise_if_wrong` after the build, also if it failed.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping, Sequence
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,7 +30,6 @@ from trtq.errors import BuildError, DataError, UsageError
 from trtq.models.signature import show_shape
 
 _CLASSES = {ENTROPY2: "IInt8EntropyCalibrator2", ALGORITHMS["minmax"]: "IInt8MinMaxCalibrator"}
-_METHODS = ("get_batch_size", "get_batch", "read_calibration_cache", "write_calibration_cache")
 _NEVER_ASKED = (
     "the build stopped before that, INT8 was not allowed, or the model has Q/DQ nodes; give a float model, "
     "and see TensorRT's own lines"
@@ -45,8 +43,43 @@ _FED_AS: Mapping[str, np.dtype[Any]] = {
 }
 
 
-class Feeder:
-    """Hands TensorRT one batch after another in device memory, one buffer an input, used again."""
+class Calibrator:
+    """What TensorRT's calibrators have in common; each is made over a calibrator class of its bindings.
+
+    Attributes:
+        written: The cache that TensorRT made; None before.
+        was_asked: Whether TensorRT has come to calibrate: asked for the data, or for the scales.
+        num_samples: How many samples TensorRT took; 0 where it got scales.
+    """
+
+    def __init__(self, cache: bytes | None = None) -> None:
+        """Takes the text of a cache, None if there is data."""
+        super().__init__()  # the bindings' part: without it they have no C++ object
+        self.written: bytes | None = None
+        self.was_asked = False
+        self.num_samples = 0
+        self._given = cache  # kept: TensorRT reads the memory after the call
+
+    @property
+    def cache(self) -> bytes | None:
+        """What TensorRT quantized with: the cache that it made of the data, or the given one."""
+        return self.written or self._given
+
+    def read_calibration_cache(self) -> bytes | None:
+        """Returns the given cache; None if there is data."""
+        return self._given
+
+    def write_calibration_cache(self, cache: memoryview) -> None:
+        """Keeps the cache that TensorRT made; the memory is its own."""
+        self.written = bytes(cache)
+
+
+class BatchCalibrator(Calibrator):
+    """Hands TensorRT one batch after another in device memory, one buffer an input, used again.
+
+    Attributes:
+        error: What went wrong while TensorRT asked.
+    """
 
     def __init__(self, batches: Batches, memory: DeviceMemory, shapes: Mapping[str, tuple[int, ...]]) -> None:
         """Starts one pass over the data; a smaller last batch is left out.
@@ -56,8 +89,7 @@ class Feeder:
             memory: Where TensorRT reads; it must outlive the build.
             shapes: kOPT of the calibration profile for each input: what every batch must have.
         """
-        self.num_batches = 0
-        self.was_asked = False
+        super().__init__()
         self.error: BaseException | None = None
         self._feeds = iter(batches)
         self._origin = batches.origin
@@ -66,12 +98,11 @@ class Feeder:
         self._buffers: dict[str, tuple[int, np.dtype[Any]]] = {}
         self._left_out = ""
 
-    @property
-    def batch_size(self) -> int:
-        """Samples a batch: the leading dimension of the first input that has one."""
+    def get_batch_size(self) -> int:
+        """Returns the samples a batch: the leading dimension of the first input that has one."""
         return next((shape[0] for shape in self._shapes.values() if shape), 1)
 
-    def next(self, names: Sequence[str]) -> list[int] | None:
+    def get_batch(self, names: Sequence[str]) -> list[int] | None:
         """Returns the addresses of the next batch's inputs; None at the end of the data, or on an `error`."""
         self.was_asked = True
         if self.error is not None:
@@ -88,10 +119,10 @@ class Feeder:
             raise self.error
         if not self.was_asked:
             raise BuildError(f"TensorRT asked for no calibration batch of {self._origin}: {_NEVER_ASKED}")
-        if not self.num_batches:
+        if not self.num_samples:
             rest = f" ({self._left_out} is smaller and was left out)" if self._left_out else ""
             raise DataError(
-                f"TensorRT took no calibration batch of {self.batch_size} from {self._origin}{rest}; "
+                f"TensorRT took no calibration batch of {self.get_batch_size()} from {self._origin}{rest}; "
                 f"give more samples, or smaller batches with --opt-shapes"
             )
 
@@ -113,7 +144,7 @@ class Feeder:
                 f"or give their shape with --opt-shapes"
             )
         pointers = [self._upload(feed, name, array) for name, array in arrays.items()]
-        self.num_batches += 1
+        self.num_samples += self.get_batch_size()
         return pointers
 
     def _select(self, feed: Feed, name: str) -> NDArray[Any]:
@@ -146,78 +177,54 @@ class Feeder:
         return pointer
 
 
-class Calibrator:
-    """The four methods that TensorRT calls, over a calibrator class of its bindings."""
+class ScaleCalibrator(Calibrator):
+    """Hands TensorRT scales as a cache of its own."""
 
-    def __init__(self, feeder: Feeder | None, cache: bytes | None) -> None:
-        """Takes the data, or the text of a cache."""
-        super().__init__()  # the bindings' part: without it they have no C++ object
-        self.written: bytes | None = None
-        self._feeder = feeder
-        self._given = cache  # kept: TensorRT reads the memory after the call
-        self._was_read = False
-        self._was_rejected = False
-
-    @property
-    def cache(self) -> bytes | None:
-        """What TensorRT quantized with: the cache that it made of the data, or the given one."""
-        return self.written or self._given
-
-    @property
-    def was_asked(self) -> bool:
-        """Whether TensorRT has come to calibrate: asked for the data, or for the scales."""
-        return self._feeder.was_asked if self._feeder else self._was_read
-
-    @property
-    def num_samples(self) -> int:
-        """How many samples TensorRT took; 0 where it got scales."""
-        return self._feeder.num_batches * self._feeder.batch_size if self._feeder else 0
+    _was_rejected = False
 
     def get_batch_size(self) -> int:
-        """Returns the samples a batch; 1 where there is no data."""
-        return self._feeder.batch_size if self._feeder else 1
+        """Returns 1: there is no data."""
+        return 1
 
-    def get_batch(self, names: Sequence[str]) -> list[int] | None:
-        """Returns the device addresses of the next batch, None at the end."""
-        if self._feeder is not None:
-            return self._feeder.next(names)
-        self._was_rejected = True  # it would calibrate, though it has scales
+    def get_batch(self, _names: Sequence[str]) -> list[int] | None:
+        """Notes that TensorRT would calibrate, though it has scales."""
+        self._was_rejected = True
         return None
 
     def read_calibration_cache(self) -> bytes | None:
-        """Returns the given cache, None if the data shall be used."""
-        self._was_read = True
+        """Returns the scales."""
+        self.was_asked = True
         return self._given
 
-    def write_calibration_cache(self, cache: memoryview) -> None:
-        """Keeps the cache that TensorRT made; the memory is its own."""
-        self.written = bytes(cache)
-
     def raise_if_wrong(self) -> None:
-        """Raises, after the build, what was raised meanwhile, or that TensorRT ignored what it was given."""
-        if self._feeder is not None:
-            self._feeder.raise_if_wrong()
-        elif self._was_rejected:
+        """Raises BuildError, after the build, if TensorRT did not take the scales."""
+        if self._was_rejected:
             own = f", its own have {_read_header(self.written)!r}" if self.written else ""
             raise BuildError(
                 f"TensorRT did not take the scales: their cache has the header {_read_header(self._given)!r}"
                 f"{own}; calibrate with data in place of the cache, or use explicit quantization "
                 f"(--quantization explicit)"
             )
-        elif not self._was_read:
+        if not self.was_asked:
             raise BuildError(f"TensorRT did not ask for the scales: {_NEVER_ASKED}")
 
 
-def make_data_calibrator(trt: ModuleType, algorithm: str, feeder: Feeder) -> Calibrator:
+def make_batch_calibrator(
+    trt: ModuleType,
+    algorithm: str,
+    batches: Batches,
+    memory: DeviceMemory,
+    shapes: Mapping[str, tuple[int, ...]],
+) -> BatchCalibrator:
     """Returns TensorRT's own calibrator before fusion, "entropy2" or "minmax", over data.
 
     Raises:
         UsageError: This TensorRT has no calibrators.
     """
-    return _make(_find_class(trt, ALGORITHMS[algorithm]), feeder, None)
+    return _derive(trt, ALGORITHMS[algorithm], BatchCalibrator)(batches, memory, shapes)
 
 
-def make_ranges_calibrator(trt: ModuleType, scales: Mapping[str, float]) -> Calibrator:
+def make_scale_calibrator(trt: ModuleType, scales: Mapping[str, float]) -> ScaleCalibrator:
     """Returns an `IInt8EntropyCalibrator2` that takes no data and quantizes with these scales.
 
     Scales are `amax / 127` by TensorRT's tensor name, which is ONNX's; float32 values, at least 0.
@@ -226,7 +233,7 @@ def make_ranges_calibrator(trt: ModuleType, scales: Mapping[str, float]) -> Cali
         UsageError: This TensorRT has no calibrators, there are no scales, or a name cannot stand in a cache.
         ArtifactError: A scale is negative or not finite.
     """
-    base = _find_class(trt, ENTROPY2)
+    calibrator = _derive(trt, ENTROPY2, ScaleCalibrator)
     if not scales:
         raise UsageError("there are no scales to hand to TensorRT; calibrate the model first")
     if unfit := [name for name in scales if "\n" in name or not name]:
@@ -235,21 +242,15 @@ def make_ranges_calibrator(trt: ModuleType, scales: Mapping[str, float]) -> Cali
         )
     text = format_cache(CalibrationCache(scales, parse_version(trt.__version__), ENTROPY2))
     parse_cache(text)  # refuses what TensorRT would misread
-    return _make(base, None, text)
+    return calibrator(text)
 
 
-def check_calibrator(calibrator: object) -> None:
-    """Raises UsageError if a method that TensorRT calls is missing, which would be a segmentation fault."""
-    for name in _METHODS:
-        method = getattr(calibrator, name, None)
-        if method is None or inspect.isbuiltin(getattr(method, "__func__", method)):
-            raise UsageError(
-                f"calibrator {type(calibrator).__name__} has no {name}, and TensorRT would crash; "
-                f"define {', '.join(_METHODS)}"
-            )
+AnyCalibrator = BatchCalibrator | ScaleCalibrator
+C = TypeVar("C", bound=Calibrator)
 
 
-def _find_class(trt: ModuleType, algorithm: str) -> type:
+def _derive(trt: ModuleType, algorithm: str, ours: type[C]) -> type[C]:
+    """Returns our calibrator over the bindings' class of this algorithm."""
     name = _CLASSES[algorithm]
     base: type | None = getattr(trt, name, None)
     if base is None:
@@ -257,13 +258,7 @@ def _find_class(trt: ModuleType, algorithm: str) -> type:
             f"{trt.__name__} {trt.__version__} has no {name}: TensorRT 11 and TensorRT-RTX have no INT8 "
             f"calibrators any more; use explicit quantization (--quantization explicit), or TensorRT 10"
         )
-    return base
-
-
-def _make(base: type, feeder: Feeder | None, cache: bytes | None) -> Calibrator:
-    calibrator: Calibrator = type(f"Trtq{base.__name__[1:]}", (Calibrator, base), {})(feeder, cache)
-    check_calibrator(calibrator)
-    return calibrator
+    return type(f"Trtq{name[1:]}", (ours, base), {})
 
 
 def _read_header(cache: bytes | None) -> str:

@@ -48,36 +48,25 @@ class CalibrationSpec:
     """Which data calibrates the model, and how ranges are estimated from it.
 
     Attributes:
-        method: A name of `trtq.calibrators.list_choices`.
-        parameters: Those of the method, by the fields of its class; what is not given has its default.
+        data: An .npz or .npy file whose arrays have a leading sample axis, a folder of .npz files (one feed
+            each), a folder of images, script.py:function, or a .json file of inputs saved by Polygraphy.
+        method: How ranges are estimated. auto tries every method on calibration data held back and takes the
+            best; cross-entropy is for the inputs of a Softmax, with entropy for the other tensors.
+        parameters: Of the method, by the fields of its class; what is not given has its default.
+        samples: Use only this many samples, rounded up to whole batches. None: all.
+        batch_size: Samples in a calibration batch.
+        device: Where the float model runs during calibration.
+        memory_bytes: Memory for the observed tensors, such as 512M or 4G. If they need more, calibration
+            reads the data several times. None: half of what is free.
     """
 
-    data: str | None = setting(
-        None,
-        "An .npz or .npy file whose arrays have a leading sample axis, a folder of .npz files (one feed "
-        "each), a folder of images, script.py:function, or a .json file of inputs saved by Polygraphy.",
-        "--calib-data",
-        metavar="DATA",
-    )
-    method: str = setting(
-        AUTO,
-        "How ranges are estimated. auto tries every method on calibration data held back and takes the best; "
-        "cross-entropy is for the inputs of a Softmax, with entropy for the other tensors.",
-        "--calib-method",
-    )
+    data: str | None = setting(None, "--calib-data", metavar="DATA")
+    method: str = setting(AUTO, "--calib-method")
     parameters: Mapping[str, float] = field(default_factory=dict)
-    samples: int | None = setting(
-        None, "Use only this many samples, rounded up to whole batches.  [default: all]", "--calib-samples"
-    )
-    batch_size: int = setting(8, "Samples in a calibration batch.", "--calib-batch-size")
-    device: Device = setting("cpu", "Where the float model runs during calibration.", "--calib-device")
-    memory_bytes: int | None = setting(
-        None,
-        "Memory for the observed tensors, such as 512M or 4G. If they need more, calibration reads the data "
-        "several times.  [default: half of what is free]",
-        "--calib-memory",
-        metavar="SIZE",
-    )
+    samples: int | None = setting(None, "--calib-samples")
+    batch_size: int = setting(8, "--calib-batch-size")
+    device: Device = setting("cpu", "--calib-device")
+    memory_bytes: int | None = setting(None, "--calib-memory", metavar="SIZE")
 
     def __post_init__(self) -> None:
         if self.samples is not None and self.samples < 1:
@@ -91,27 +80,18 @@ class QuantizationSpec:
     """How the model is quantized, beside the ranges.
 
     Attributes:
-        repair: "auto" (all of `REPAIRS`), "none", or some of `REPAIRS` and `SLOW_REPAIRS`; the latter may
-            stand beside "auto".
+        repair: Which repairs may be made to the model if they help on calibration data held back: auto (all),
+            none, or equalize, smooth, shift, bias, weights (repeatable, or separated by commas). adaround is
+            slow and must be named, as in auto,adaround.
+        weight_granularity: Give an INT8 weight one scale for each output channel, or a single scale. A single
+            scale costs accuracy; it is for tools that cannot read scales by channel.
+        activations: asymmetric uses zero points, which are finer if most values have the same sign. Only the
+            backend onnxruntime runs them: TensorRT takes no zero points other than 0.
     """
 
-    repair: tuple[str, ...] = setting(
-        (AUTO,),
-        "Which repairs may be made to the model if they help on calibration data held back: auto (all), "
-        f"none, or {', '.join(REPAIRS)} (repeatable, or separated by commas). {', '.join(SLOW_REPAIRS)} is "
-        f"slow and must be named, as in auto,{SLOW_REPAIRS[0]}.  [default: auto]",
-        metavar="NAMES",
-    )
-    weight_granularity: WeightGranularity = setting(
-        "per-channel",
-        "Give an INT8 weight one scale for each output channel, or a single scale. A single scale costs "
-        "accuracy; it is for tools that cannot read scales by channel.",
-    )
-    activations: Activations = setting(
-        "symmetric",
-        "asymmetric uses zero points, which are finer if most values have the same sign. Only the backend "
-        "onnxruntime runs them: TensorRT takes no zero points other than 0.",
-    )
+    repair: tuple[str, ...] = setting((AUTO,), metavar="NAMES")
+    weight_granularity: WeightGranularity = setting("per-channel")
+    activations: Activations = setting("symmetric")
 
     def __post_init__(self) -> None:
         for name, value, choices in (
@@ -141,25 +121,19 @@ class QuantizationSpec:
 
 @dataclass(frozen=True, slots=True)
 class EvaluationSpec:
-    """Which data the quantized model is compared on, and the class of each sample."""
+    """Which data the quantized model is compared on, and the class of each sample.
 
-    data: str | None = setting(
-        None, "Data to compare on.  [default: the calibration data]", "--eval-data", metavar="DATA"
-    )
-    labels: str | None = setting(
-        None,
-        "One class index for each sample: the name of an array of --eval-data, or a .npy file.",
-        metavar="NAME|FILE.npy",
-    )
-    output: str | None = setting(
-        None,
-        "The output that holds the class scores; needed if the model has several outputs.",
-        "--eval-output",
-        metavar="NAME",
-    )
-    samples: int | None = setting(
-        None, "Compare only this many samples.  [default: all with labels, otherwise 128]", "--eval-samples"
-    )
+    Attributes:
+        data: Data to compare on. None: the calibration data.
+        labels: One class index for each sample: the name of an array of --eval-data, or a .npy file.
+        output: The output that holds the class scores; needed if the model has several outputs.
+        samples: Compare only this many samples. None: all with labels, otherwise 128.
+    """
+
+    data: str | None = setting(None, "--eval-data", metavar="DATA")
+    labels: str | None = setting(None, metavar="NAME|FILE.npy")
+    output: str | None = setting(None, "--eval-output", metavar="NAME")
+    samples: int | None = setting(None, "--eval-samples")
 
     def __post_init__(self) -> None:
         if self.samples is not None and self.samples < 1:
@@ -171,20 +145,15 @@ class AccuracySpec:
     """The gate: what the quantized model must keep.
 
     Attributes:
-        max_drop: In points of the metric: hundredths of its scale from 0 to 1.
-        metric: "top-1" or "top-5", the share of samples whose class has the best or one of the best five
-            scores, or `script.py:function`. The function is called once with the arrays of all samples,
-            joined along their first axis; the number that it returns is the better, the higher it is.
+        min_cosine: Gate: the smallest cosine allowed for any output.
+        max_drop: Gate: how many points of the metric may be lost: hundredths of its scale from 0 to 1.
+        metric: Gate: top-1, top-5, or script.py:function. The function is called once with (outputs, labels)
+            of all samples, joined along their first axis, and returns 0 to 1, the higher the better.
     """
 
-    min_cosine: float = setting(0.99, "Gate: the smallest cosine allowed for any output.")
-    max_drop: float = setting(1.0, "Gate: how many points of accuracy may be lost.")
-    metric: str = setting(
-        "top-1",
-        "Gate: top-1, top-5, or script.py:function, which is called with (outputs, labels) of all samples "
-        "and returns 0 to 1, the higher the better.",
-        metavar="NAME|SCRIPT:FUNCTION",
-    )
+    min_cosine: float = setting(0.99)
+    max_drop: float = setting(1.0)
+    metric: str = setting("top-1", metavar="NAME|SCRIPT:FUNCTION")
 
     def __post_init__(self) -> None:
         if not -1 <= self.min_cosine <= 1:
@@ -205,20 +174,18 @@ class AccuracySpec:
 
 @dataclass(frozen=True, slots=True)
 class LayerSpec:
-    """Which layers keep a higher precision: regular expressions searched in node names."""
+    """Which layers keep a higher precision: regular expressions searched in node names.
 
-    skip: tuple[str, ...] = setting(
-        (), "Do not quantize nodes whose names match (repeatable; adds to model.toml).", metavar="REGEX"
-    )
-    keep_fp32: tuple[str, ...] = setting(
-        (), "Keep nodes whose names match in FP32 (repeatable; adds to model.toml).", metavar="REGEX"
-    )
-    force: tuple[str, ...] = setting(
-        (),
-        "Quantize nodes whose names match even where trtq finds INT8 not worth it (repeatable; adds to "
-        "model.toml).",
-        metavar="REGEX",
-    )
+    Attributes:
+        skip: Do not quantize nodes whose names match (repeatable; adds to model.toml).
+        keep_fp32: Keep nodes whose names match in FP32 (repeatable; adds to model.toml).
+        force: Quantize nodes whose names match even where trtq finds INT8 not worth it (repeatable; adds to
+            model.toml).
+    """
+
+    skip: tuple[str, ...] = setting((), metavar="REGEX")
+    keep_fp32: tuple[str, ...] = setting((), metavar="REGEX")
+    force: tuple[str, ...] = setting((), metavar="REGEX")
 
     def __post_init__(self) -> None:
         for pattern in (*self.skip, *self.keep_fp32, *self.force):

@@ -123,7 +123,7 @@ def plan_params(num_params: int, *, gpu_memory_bytes: int | None = None, block_s
 
 
 def plan_model(
-    path: Path,
+    path: Path | str,
     *,
     sizes: Sizes | None = None,
     gpu_memory_bytes: int | None = None,
@@ -145,7 +145,7 @@ def plan_model(
         ModelError, UsageError: The model cannot be used, or an open dim has no size.
     """
     skip = LayerSpec(skip=tuple(skip)).skip  # refuses what is no regular expression
-    graph = load(path, min_opset=13)
+    graph = load(Path(path), min_opset=13)
     shapes = (sizes or Sizes()).shapes_of(graph.inputs)
     fixed = fix_shapes(graph.model, shapes)
     peaks = {width: find_peak_memory(fixed, width) for width in (4, 2)}
@@ -168,7 +168,7 @@ def plan_model(
             )
         )
     notes = _notes(graph, shapes, peaks[2], states[2])
-    return _judge(MemoryPlan(path.name, floats, tuple(schemes), notes=notes), gpu_memory_bytes)
+    return _judge(MemoryPlan(graph.path.name, floats, tuple(schemes), notes=notes), gpu_memory_bytes)
 
 
 def _choose(model: ir.Model, name: str, block_size: int, skip: Sequence[str]) -> tuple[ChosenWeight, ...]:

@@ -21,8 +21,11 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
+import trtq
+from trtq.calibrators import METHODS, list_choices
 from trtq.cli import main
 from trtq.models.demo import write_demo
+from trtq.models.option import list_options
 from trtq.pipeline.engine.backends import BACKENDS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -50,6 +53,14 @@ def detector():
 def blocks(page: Path, language: str) -> Iterator[str]:
     """Yields the fenced blocks of a page."""
     yield from re.findall(rf"^```{language}\n(.*?)^```", page.read_text("utf-8"), re.MULTILINE | re.DOTALL)
+
+
+def test_every_calibration_method_has_its_row_with_its_options() -> None:
+    text = (ROOT / "docs" / "ranges.md").read_text("utf-8")
+    rows = dict(re.findall(r"^\| `(\w[\w-]*)`(?: \(default\))? \| (.*) \|$", text, re.MULTILINE))
+    assert rows.keys() == list_choices().keys()
+    options = {option.name for method in METHODS.values() for option in list_options(method).values()}
+    assert options == {word for row in rows.values() for word in re.findall(r"`?(--[\w-]+)", row)}
 
 
 def commands(page: Path) -> Iterator[tuple[str, str]]:
@@ -162,6 +173,11 @@ def test_every_page_is_named_in_the_readme() -> None:
     topics = [page for page in (ROOT / "docs").glob("*.md") if page.name not in ("index.md", "api.md")]
     assert len(topics) > 10
     assert [page.name for page in topics if f"docs/{page.name}" not in readme] == []
+
+
+def test_the_reference_has_every_public_name_once() -> None:
+    names = re.findall(r"^::: trtq\.(\w+)$", (ROOT / "docs" / "api.md").read_text("utf-8"), re.MULTILINE)
+    assert sorted(names) == trtq.__all__
 
 
 def test_the_readme_is_short() -> None:

@@ -27,7 +27,7 @@ PACKAGE = ROOT / "src" / "trtq"
 LINKS = ("calibrators", "models", "pipeline")
 GROUND = {
     f"trtq.{name}"
-    for name in ("errors", "files", "json", "lazy", "numbers", "progress", "records", "workers")
+    for name in ("errors", "files", "json", "kept", "lazy", "numbers", "progress", "records", "workers")
 }
 ROOMS = ("models", "calibrators", "pipeline", "cli")
 """Each may import from itself, from those before it, and from the ground."""

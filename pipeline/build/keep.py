@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from trtq.calibrators.ranges import Ranges
+from trtq.kept import Fallback
 from trtq.pipeline.build.job import Job
 from trtq.pipeline.graph.placement import DEFAULT_OP_TYPES
-from trtq.records import Fallback
 
 NO_KERNEL = "no-kernel: "
 """Begins the reason of a layer that was quantized first, and that the builder ran in float all the same."""

@@ -10,6 +10,7 @@ import onnx_ir as ir
 
 from trtq.calibrators.ranges import Ranges
 from trtq.errors import BuildError
+from trtq.kept import KeptFp32
 from trtq.models.session import save
 from trtq.pipeline.build.job import Job
 from trtq.pipeline.deliver.names import FLOAT
@@ -19,7 +20,6 @@ from trtq.pipeline.quantize.weights import find_runtime, report_weights
 from trtq.pipeline.rewrite.mixed import MixedModel, WeightEncoding, convert_floats, quantize_graph
 from trtq.pipeline.rewrite.weights.choose import group_by_weight
 from trtq.progress import Log
-from trtq.records import KeptFp32
 
 
 @dataclass(frozen=True, slots=True)

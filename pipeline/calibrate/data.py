@@ -35,16 +35,16 @@ class ObserveOptions:
         device: Where the model runs: `cpu` or `cuda`.
         memory_bytes: What the observed tensors may take beside the model; None: half of what is free.
         shard: Which part of the data is observed, and of how many: (3, 8) is every 8th feed from the third.
-        checkpoint: In the end it holds the whole pass; whoever has kept the result removes it.
+        checkpoint: Save progress in this file; after an interruption the same command continues from it. In
+            the end it holds the whole pass, and whoever has kept the result removes it.
+        checkpoint_seconds: How often the checkpoint is written.
     """
 
     device: str = "cpu"
     memory_bytes: int | None = None
     shard: tuple[int, int] = (1, 1)
-    checkpoint: Path | None = setting(
-        None, "Save progress in this file; after an interruption the same command continues from it."
-    )
-    checkpoint_seconds: float = setting(60.0, "How often the checkpoint is written.")
+    checkpoint: Path | None = setting(None)
+    checkpoint_seconds: float = setting(60.0)
 
     def __post_init__(self) -> None:
         if self.device not in ("cpu", "cuda"):

@@ -116,7 +116,7 @@ def take_ranges(
 ) -> RangeSearch:
     """Returns the ranges of these tensors by the method of `spec`, without trials; see `improve_ranges`.
 
-    For "auto" it is the method that trials start from. The watcher is told where the method does not apply.
+    For "auto" it is the method that trials start from. A note says where the method does not apply.
     """
     first = create_method(spec.calibration)
     ranges = estimate(statistics, first, tensors, spec.quantization.activations)

@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from trtq.json import FileKind, Measured
+from trtq.kept import Fallback, KeptFp32, KeptNode
 from trtq.models.spec import InputSpec
 from trtq.pipeline.deliver.names import REPORT
-from trtq.records import Fallback, KeptFp32, KeptNode, LogitsComparison, OutputComparison, Repairs
+from trtq.records import LogitsComparison, OutputComparison, Repairs
 
 SCHEMA_VERSION = 1
 

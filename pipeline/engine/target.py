@@ -22,49 +22,35 @@ class Target:
 
     Attributes:
         precision: "int8", "fp16" for the FP16 engine alone, or "weights" for float activations and `weights`.
-        backend: "auto" or a name of `trtq.pipeline.engine.backends.BACKENDS`.
+        high_precision: Precision of what is not quantized; auto is fp16 for TensorRT. bf16 is for --weights
+            alone.
+        backend: The engine builder; auto picks one that works here.
+        compute_capabilities: Target GPU, such as 8.9 (repeatable). None: the backend's: Ampere and newer.
+        workspace_bytes: Limit of scratch memory, such as 512M or 4G. None: the backend's.
         shapes: Given profile shapes.
+        op_types: Types of nodes to quantize, separated by commas. Also possible: ConvTranspose, Attention
+            (the MatMul of two activations) and Softmax (its input).
+        quantization: explicit: Q/DQ in the model, for any TensorRT. implicit: by TensorRT 8.6 to 10, with its
+            own calibrator (entropy, minmax) or with trtq's ranges. auto: explicit.
         options: How the builder works.
         weights: How weights are stored that Q/DQ does not quantize; None: as they are.
+        auto: If the gate fails, keep out of INT8 the cheapest layers that make it pass. They are chosen on
+            every other batch of the evaluation data and judged on the rest.
+        requantize: For a model with Q/DQ: convert to symmetric INT8 what has no exact repair.
     """
 
     precision: Precision = "int8"
-    high_precision: HighPrecision = setting(
-        "auto", "Precision of what is not quantized; auto is fp16 for TensorRT. bf16 is for --weights alone."
-    )
-    backend: str = setting("auto", "The engine builder.")
-    compute_capabilities: tuple[str, ...] = setting(
-        (),
-        "Target GPU, such as 8.9 (repeatable).  [default: the backend's: Ampere and newer]",
-        "--compute-capability",
-        metavar="X.Y",
-    )
-    workspace_bytes: int | None = setting(
-        None, "Limit of scratch memory, such as 512M or 4G.", "--workspace", metavar="SIZE"
-    )
+    high_precision: HighPrecision = setting("auto")
+    backend: str = setting("auto")
+    compute_capabilities: tuple[str, ...] = setting((), "--compute-capability", metavar="X.Y")
+    workspace_bytes: int | None = setting(None, "--workspace", metavar="SIZE")
     shapes: GivenShapes = field(default_factory=GivenShapes)
-    op_types: tuple[str, ...] = setting(
-        DEFAULT_OP_TYPES,
-        "Types of nodes to quantize, separated by commas. Also possible: ConvTranspose, Attention (the "
-        "MatMul of two activations) and Softmax (its input).",
-        metavar="TYPES",
-    )
-    quantization: Quantization = setting(
-        "auto",
-        "explicit: Q/DQ in the model, for any TensorRT. implicit: by TensorRT 8.6 to 10, with its own "
-        "calibrator (entropy, minmax) or with trtq's ranges. auto: explicit.",
-    )
+    op_types: tuple[str, ...] = setting(DEFAULT_OP_TYPES, metavar="TYPES")
+    quantization: Quantization = setting("auto")
     options: BuilderOptions = field(default_factory=BuilderOptions)
     weights: WeightScheme | None = None
-    auto: bool = setting(
-        False,
-        "If the gate fails, keep out of INT8 the cheapest layers that make it pass. They are chosen on every "
-        "other batch of the evaluation data and judged on the rest.",
-    )
-    requantize: bool = setting(
-        False,
-        "For a model with Q/DQ: convert to symmetric INT8 what has no exact repair.",
-    )
+    auto: bool = setting(False)
+    requantize: bool = setting(False)
 
     def __post_init__(self) -> None:
         for name, value, choices in (

@@ -15,6 +15,7 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx_ir.passes import common as passes
 
 from trtq.errors import ModelError
+from trtq.kept import KeptNode
 from trtq.models.session import count_weight_bytes
 from trtq.models.signature import TensorSpec, outputs_of, read_inputs
 from trtq.pipeline.graph.fold import drop_identities, fold_batch_norm, fold_bias, fold_constants
@@ -22,7 +23,6 @@ from trtq.pipeline.graph.operands import standardize_operators
 from trtq.pipeline.graph.opset import infer_shapes, read_opset, upgrade_opset
 from trtq.pipeline.graph.placement import WEIGHTED
 from trtq.pipeline.graph.quantized import is_quantized
-from trtq.records import KeptNode
 from trtq.workers import start_in_background
 
 if TYPE_CHECKING:

@@ -11,12 +11,12 @@ from typing import Any
 
 import onnx_ir as ir
 
+from trtq.kept import KeptNode
 from trtq.models.tensors import FLOAT_TYPES
 from trtq.pipeline.formats import INT8
 from trtq.pipeline.formats.encoding import Encoding, LayerScheme
 from trtq.pipeline.formats.granularity import PerChannel, PerTensor
 from trtq.pipeline.graph.worth import explain_float
-from trtq.records import KeptNode
 
 WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul", "LSTM", "GRU", "RNN")
 QUANTIZABLE = ("Conv", "ConvTranspose", "Gemm", "MatMul")

@@ -126,7 +126,7 @@ def _run(
             current[:] = [feed]
             yield _drop(feed.arrays, [labels.array] if labels is not None else [])
 
-    with logger.verbosity(logger.CRITICAL + 1):  # what it prints when it raises is told here
+    with logger.verbosity(logger.CRITICAL + 1):  # what it prints when it raises is in our message
         try:
             for results in comparator.run(runners, data_loader=feeds(), streaming=True):
                 yield current[0], {name: dict(iterations[0].items()) for name, iterations in results}

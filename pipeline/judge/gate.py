@@ -88,7 +88,7 @@ def _explain_cosine(item: OutputComparison, gate: AccuracySpec) -> str:
     if math.isnan(item.cosine):
         return (
             f"output {item.output!r} cannot be compared: its values in {item.reference} are NaN, infinite or "
-            f"too large; look at the model and its data"
+            f"too large; check the model and its data"
         )
     return (
         f"output {item.output!r} has cosine {item.cosine:.4f} to {item.reference}, the gate wants "

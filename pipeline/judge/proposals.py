@@ -19,7 +19,7 @@ from trtq.pipeline.rewrite.channels.scales import HEADROOM, Strength, plan_scale
 from trtq.pipeline.rewrite.channels.statistics import ChannelStats
 
 FEWEST_SAMPLES = 16
-"""Held back; with fewer, the extremes of single channels tell too little: nothing is rescaled."""
+"""Held back. With fewer, the extremes of single channels are not known well enough: nothing is rescaled."""
 RESCALING = ("equalize", "smooth", "shift")
 METHOD = "method"
 _HEADROOM_WORTH_DB = 0.5

@@ -8,6 +8,7 @@ import onnx_ir as ir
 
 from trtq.calibrators.batches import Batches
 from trtq.calibrators.ranges import Ranges
+from trtq.kept import KeptFp32
 from trtq.pipeline.formats import BF16, FP16, FP32
 from trtq.pipeline.formats.floats import FloatFormat
 from trtq.pipeline.graph.load import Graph
@@ -17,7 +18,6 @@ from trtq.pipeline.rewrite.qdq import quantize
 from trtq.pipeline.rewrite.weights.apply import Runtime, quantize_weights
 from trtq.pipeline.rewrite.weights.choose import ChosenWeight, group_by_weight
 from trtq.pipeline.rewrite.weights.gram import quantize_by_gptq
-from trtq.records import KeptFp32
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,10 +14,10 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from trtq.calibrators.ranges import QMAX
+from trtq.kept import KeptFp32
 from trtq.models.tensors import read_values
 from trtq.pipeline.graph.edit import GraphEditor, list_bodies
 from trtq.pipeline.graph.operands import find_constant
-from trtq.records import KeptFp32
 
 _FP16_MAX = 65504.0
 _ENDS = f"FP16 ends at {_FP16_MAX:g}"

@@ -1,4 +1,4 @@
-"""What stages find out about a model and `report.json` keeps: each field is a key of that file."""
+"""How near models are to each other, as stages measure it and `report.json` keeps it."""
 
 from __future__ import annotations
 
@@ -6,33 +6,6 @@ import math
 from dataclasses import dataclass
 
 from trtq.json import Measured
-
-
-@dataclass(frozen=True, slots=True)
-class KeptNode:
-    """A node with weights that keeps its precision."""
-
-    name: str
-    op_type: str
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class KeptFp32:
-    """A node that stays FP32, and why."""
-
-    name: str
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class Fallback:
-    """A layer that has Q/DQ and does not run in INT8."""
-
-    node: str
-    op_type: str
-    runs_as: str
-    reason: str
 
 
 @dataclass(frozen=True, slots=True, order=True)

@@ -28,10 +28,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """A share of the largest magnitude."""
+    """A share of the largest magnitude.
 
-    share: float = setting(0.5, "how much of the largest magnitude")
-    rounds: int = setting(3, "rounds of nothing", is_hidden=True)
+    Attributes:
+        share: How much of the largest magnitude.
+        rounds: Rounds of nothing.
+    """
+
+    share: float = setting(0.5)
+    rounds: int = setting(3, is_hidden=True)
 
     def amax(self, histogram: Histogram) -> float:
         """Returns the share."""

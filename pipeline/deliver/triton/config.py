@@ -133,11 +133,7 @@ class ModelConfig:
 
 
 def list_ports(specs: Sequence[TensorSpec], *, batches: bool) -> tuple[Port, ...]:
-    """Returns inputs or outputs as Triton has them.
-
-    Args:
-        specs: As the model has them.
-        batches: Whether the first axis is the batch, which Triton adds itself.
+    """Returns inputs or outputs as Triton has them; with `batches` without the first axis, which it adds.
 
     Raises:
         ArtifactError: Triton has no such type, or refuses the shape.
@@ -194,12 +190,7 @@ def is_edited(text: str) -> bool:
 
 
 def list_differences(existing: Any, config: ModelConfig) -> list[str]:
-    """Returns how a configuration speaks of another model, in words; what it leaves out is not compared.
-
-    Args:
-        existing: As `parse` returns it.
-        config: Of the model that is packaged.
-    """
+    """Returns how a configuration that was parsed is of another model; what it lacks is not compared."""
     wanted = {"backend": config.backend, "platform": PLATFORMS.get(config.backend, "")}
     found = [
         f"{key} is {theirs}, not {ours}"
@@ -231,7 +222,7 @@ def validate(text: str) -> bool:
     Raises:
         ArtifactError: It does not take it.
     """
-    if importlib.util.find_spec("tritonclient") is None or importlib.util.find_spec("grpc") is None:
+    if any(importlib.util.find_spec(name) is None for name in ("tritonclient", "grpc")):
         return False
     schema = lazy.require("tritonclient.grpc.model_config_pb2", "triton", "validating config.pbtxt")
     text_format = lazy.require("google.protobuf.text_format", "triton", "validating config.pbtxt")

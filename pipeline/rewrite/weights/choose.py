@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
+from trtq.kept import KeptNode
 from trtq.models.tensors import FLOAT_TYPES
 from trtq.pipeline.formats.blocks import choose_block_size
 from trtq.pipeline.formats.encoding import Encoding, LayerScheme
@@ -21,7 +22,6 @@ from trtq.pipeline.graph.placement import (
     choose_granularity,
     find_channel_axis,
 )
-from trtq.records import KeptNode
 
 SENSITIVE = r"(^|[/.:])(lm_head|proj_out|norm_out|classifier|score|head)(?![a-z0-9])"
 """The last layers of language models, diffusion transformers and classifiers: little memory, much harm."""
@@ -137,7 +137,7 @@ def _granularity(value: ir.Value, node: ir.Node, place: int, scheme: WeightSchem
     rank = len(value.shape or ())
     if place not in _PLACES.get(node.op_type, ()) or node.graph is not value.graph:
         return f"{node.op_type} {node.name!r} takes it as no weight"
-    if node.op_type == "Gather" and (rank != 2 or node.attributes.get_int("axis", 0)):
+    if node.op_type == "Gather" and (rank != 2 or node.attributes.get_int("axis", 0) != 0):
         return f"Gather {node.name!r} takes no rows of a table from it"
     output = 0 if node.op_type == "Gather" else find_channel_axis(node, place, rank)
     if not scheme.number_format.block_sizes:

@@ -33,7 +33,7 @@ from trtq.pipeline.engine.target import Target
 @options.create_option(
     ObserveOptions,
     "shard",
-    Option("Observe the I-th of N parts of the data; needs --save-statistics.", "--shard", "I/N"),
+    Option("--shard", "I/N", help="Observe the I-th of N parts of the data; needs --save-statistics."),
     Kind(str),
     convert=lambda text: _parse_shard(text),
 )

@@ -31,7 +31,7 @@ from trtq.pipeline.judge.gate import judge_pair
 )
 @options.take(EvaluationSpec, "output")
 @options.take_one(EvaluationSpec, "samples", "--samples")
-@options.take_one(CalibrationSpec, "batch_size", "--batch-size", text="Samples in a batch.")
+@options.take_one(CalibrationSpec, "batch_size", "--batch-size", text="Samples in a batch.  [default: 8]")
 @options.take(AccuracySpec)
 @options.json_option
 @options.talk_options

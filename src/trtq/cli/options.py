@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -25,14 +25,7 @@ _WITH_COMMAS = ("NAMES", "TYPES")
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """A setting that the command line gives.
-
-    Attributes:
-        settings: The class that has the field; `Method` for a parameter of a calibration method.
-        field: The field.
-        option: The option, such as "--calib-data".
-        value: Of the field's type.
-    """
+    """A field that an option gives; `settings` is its class, `Method` for a parameter of one."""
 
     settings: type
     field: str
@@ -120,16 +113,9 @@ def take(settings: type, *names: str) -> Decorator:
 def take_one(
     settings: type, name: str, *spellings: str, kind: click.ParamType[Any] | None = None, text: str = ""
 ) -> Decorator:
-    """Returns the option of a field.
-
-    Args:
-        settings: The class.
-        name: The field.
-        spellings: How the option is written; empty: as the field says.
-        kind: What click checks; None: by the type of the field.
-        text: The help; empty: as the field says.
-    """
-    option = _find_option(settings, name, text)
+    """Returns the option of a field, with other spellings, checks or help than those of the field."""
+    option = list_options(settings)[name]
+    option = replace(option, help=text or option.help)
     return create_option(settings, name, option, list_kinds(settings)[name], *spellings, checked=kind)
 
 
@@ -158,20 +144,11 @@ def _take_parameters() -> list[Decorator]:
             owners.setdefault(name, []).append(method)
     options = []
     for name, methods in owners.items():
-        method_type = METHODS[methods[0]]
-        option = _find_option(method_type, name, f"For {' and '.join(methods)}: {{}}.")
-        options.append(create_option(Method, name, option, list_kinds(method_type)[name]))
+        first = METHODS[methods[0]]
+        option = list_options(first)[name]
+        text = f"For {' and '.join(methods)}: {option.help[0].lower()}{option.help[1:]}"
+        options.append(create_option(Method, name, replace(option, help=text), list_kinds(first)[name]))
     return options
-
-
-def _find_option(settings: type, name: str, text: str = "") -> Option:
-    """Returns the option of a field; where its help tells no default, with that of the field."""
-    option = list_options(settings)[name]
-    text = (text or "{}").format(option.help)
-    default = next(item.default for item in fields(settings) if item.name == name)
-    if "[default:" not in text and default not in (None, (), False, ""):
-        text += f"  [default: {','.join(default) if isinstance(default, tuple) else default}]"
-    return replace(option, help=text)
 
 
 def create_option(
@@ -183,17 +160,7 @@ def create_option(
     checked: Any = None,
     convert: Callable[[Any], Any] | None = None,
 ) -> Decorator:
-    """Returns an option that is kept in `Given` as a change of a field.
-
-    Args:
-        settings: The class of the field.
-        name: The field.
-        option: Its help, and how it is written if there are no spellings.
-        kind: What its value is.
-        spellings: How it is written.
-        checked: What click checks; None: by the kind.
-        convert: Makes the value of what click found; None: it is the value.
-    """
+    """Returns an option that is kept in `Given` as a change of a field; `convert` makes the field's value."""
     names = spellings or (option.name,)
 
     def keep(ctx: click.Context, _: click.Parameter, value: Any) -> None:

@@ -9,11 +9,9 @@ import click
 
 from trtq.cli import options
 from trtq.cli.console import open_console, print_json
-from trtq.cli.options import Given
 from trtq.cli.sizes import parse_decimal_bytes
 from trtq.cli.tables import create_table
 from trtq.errors import UsageError
-from trtq.models.spec import LayerSpec
 from trtq.numbers import format_bytes
 from trtq.pipeline.engine.profiles import parse_shapes
 from trtq.pipeline.formats.blocks import BLOCK_SIZES
@@ -44,11 +42,14 @@ from trtq.pipeline.plan import MemoryPlan, Sizes, parse_count, plan_model, plan_
     show_default=True,
     help="Elements for each scale, for int4 and nf4.",
 )
-@options.take_one(LayerSpec, "skip", text="Nodes whose names match keep their precision (repeatable).")
+@click.option(
+    "--skip",
+    multiple=True,
+    metavar="REGEX",
+    help="Nodes that keep their precision (repeatable).",
+)
 @options.json_option
-@options.pass_given
 def command(
-    given: Given,
     model: Path | None,
     params: str | None,
     gpu_memory: int | None,
@@ -57,6 +58,7 @@ def command(
     shapes: tuple[str, ...],
     workspace: int | None,
     block_size: str,
+    skip: tuple[str, ...],
     as_json: bool,
 ) -> None:
     """Show what a model needs of a GPU in each precision, and what fits.
@@ -67,13 +69,10 @@ def command(
       trtq plan model.onnx --gpu-memory 8GB --batch 1 --seq 512
       trtq plan --params 10B --gpu-memory 8GB
     """
-    skip = given.apply(LayerSpec()).skip
     if model is not None and params is None:
         plan = plan_model(
             model,
-            sizes=Sizes(
-                batch if batch is not None else 1, seq, parse_shapes(",".join(shapes)) if shapes else {}
-            ),
+            sizes=Sizes(1 if batch is None else batch, seq, parse_shapes(",".join(shapes)) if shapes else {}),
             gpu_memory_bytes=gpu_memory,
             workspace_bytes=workspace or 0,
             block_size=int(block_size),
@@ -101,11 +100,8 @@ def _print(plan: MemoryPlan) -> None:
     headers += ["total", *(["fits"] if plan.gpu_memory_bytes is not None else [])]
     rows = create_table("precision", *headers, numbers=len(headers))
     for item in plan.schemes:
-        cells = [
-            format_bytes(item.weights_bytes),
-            f"{item.bits_per_weight:.2f}",
-            format_bytes(item.engine_bytes),
-        ]
+        sizes = format_bytes(item.weights_bytes), format_bytes(item.engine_bytes)
+        cells = [sizes[0], f"{item.bits_per_weight:.2f}", sizes[1]]
         cells.append(format_bytes(item.activations_bytes) if item.activations_bytes else "-")
         cells += [format_bytes(item.state_bytes)] if has_state else []
         cells.append(format_bytes(item.total_bytes))
@@ -117,7 +113,5 @@ def _print(plan: MemoryPlan) -> None:
     for note in plan.notes:
         console.print(f"  {note}", soft_wrap=True)
     if plan.gpu_memory_bytes is not None:
-        chosen = plan.recommended.upper() if plan.recommended else "none"
-        console.print(
-            f"recommended for {format_bytes(plan.gpu_memory_bytes)}: {chosen}: {plan.reason}", soft_wrap=True
-        )
+        chosen = f"{plan.recommended.upper() if plan.recommended else 'none'}: {plan.reason}"
+        console.print(f"recommended for {format_bytes(plan.gpu_memory_bytes)}: {chosen}", soft_wrap=True)

@@ -42,7 +42,7 @@ _RANKS = (*_WITHOUT_LABELS, "accuracy")
     Target,
     "high_precision",
     kind=click.Choice(["auto", "fp16", "fp32"]),
-    text="Precision of what is not quantized; fp16 rounds the scales to FP16.",
+    text="Precision of what is not quantized; fp16 rounds the scales to FP16.  [default: auto]",
 )
 @options.take(EvaluationSpec)
 @click.option(

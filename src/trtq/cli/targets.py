@@ -20,28 +20,29 @@ from trtq.pipeline.formats.scheme import WeightScheme
 
 @dataclass(frozen=True, slots=True)
 class Formats:
-    """The number formats that are asked for."""
+    """The number formats that are asked for.
 
-    int8: bool = setting(False, "Build an INT8 engine (the default without --weights).")
-    fp16: bool = setting(False, "Build the FP16 engine alone; with --int8 it changes nothing.")
-    weights: str | None = setting(
-        None,
-        "Store weights in fewer bits. Activations stay float, unless --int8 is given too: then convolutions "
-        "and large products are INT8, and the other weights are stored in this format.",
-    )
-    weight_method: str | None = setting(
-        None,
-        "For int4: round to nearest, clip for the least error, or GPTQ, which needs data.  [default: mse]",
-    )
-    block_size: str = setting(
-        "",
-        "For int4 and nf4: elements for each scale. A weight that it does not divide gets a half, a quarter "
-        "and so on, down to 16.  [default: 64]",
-    )
-    double_quant: bool = setting(False, "For nf4: store the scales in 8 bits.")
-    quantize_sensitive: bool = setting(
-        False, "Also store the weights of lm_head, proj_out, norm_out and classifier heads in fewer bits."
-    )
+    Attributes:
+        int8: Build an INT8 engine (the default without --weights).
+        fp16: Build the FP16 engine alone; with --int8 it changes nothing.
+        weights: Store weights in fewer bits. Activations stay float, unless --int8 is given too: then
+            convolutions and large products are INT8, and the other weights are stored in this format.
+        weight_method: For int4: round to nearest, clip for the least error, or GPTQ, which needs data. None:
+            mse.
+        block_size: For int4 and nf4: elements for each scale. A weight that it does not divide gets a half, a
+            quarter and so on, down to 16. None: 64.
+        double_quant: For nf4: store the scales in 8 bits.
+        quantize_sensitive: Also store the weights of lm_head, proj_out, norm_out and classifier heads in
+            fewer bits.
+    """
+
+    int8: bool = setting(False)
+    fp16: bool = setting(False)
+    weights: str | None = setting(None)
+    weight_method: str | None = setting(None)
+    block_size: str = setting("")
+    double_quant: bool = setting(False)
+    quantize_sensitive: bool = setting(False)
 
 
 def take_shapes(kind: str, word: str) -> Decorator:
@@ -50,7 +51,7 @@ def take_shapes(kind: str, word: str) -> Decorator:
     return create_option(
         GivenShapes,
         kind,
-        Option(text, metavar="NAME:DIMS"),
+        Option(f"--{kind}-shapes", "NAME:DIMS", help=text),
         Kind(str, is_list=True),
         f"--{kind}-shapes",
         f"--{kind}Shapes",

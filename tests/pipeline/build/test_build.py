@@ -31,7 +31,7 @@ NUM_LAYERS = 11
 WITHOUT_ENGINE = Target(backend="onnxruntime")
 
 
-class Told:
+class RecordingWatcher:
     """A watcher that remembers."""
 
     def __init__(self) -> None:
@@ -61,12 +61,12 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def told() -> Told:
-    return Told()
+def told() -> RecordingWatcher:
+    return RecordingWatcher()
 
 
 @pytest.fixture(scope="module")
-def built(demo: Path, told: Told) -> Report:
+def built(demo: Path, told: RecordingWatcher) -> Report:
     return build(demo / "model.onnx", watcher=told)
 
 
@@ -166,7 +166,7 @@ def test_the_cache_holds_the_ranges_as_scales(built: Report) -> None:
 
 
 def test_the_profile_of_a_dynamic_input_comes_from_the_data_and_that_is_said(
-    built: Report, told: Told
+    built: Report, told: RecordingWatcher
 ) -> None:
     profile = built.engine.profiles["image"]
     assert (profile.min, profile.opt, profile.max) == ((1, 1, 8, 8), (8, 1, 8, 8), (8, 1, 8, 8))
@@ -175,7 +175,7 @@ def test_the_profile_of_a_dynamic_input_comes_from_the_data_and_that_is_said(
     assert said[0] in built.notes
 
 
-def test_the_watcher_is_told_of_every_stage_and_sample(built: Report, told: Told) -> None:
+def test_the_watcher_is_told_of_every_stage_and_sample(built: Report, told: RecordingWatcher) -> None:
     assert built.verdict == "pass"
     assert told.stages == [
         ("Loading", None),
@@ -253,7 +253,7 @@ def test_onnxruntime_runs_the_int8_model_itself(demo: Path, tmp_path: Path) -> N
 
 
 def test_random_data_leaves_the_build_unverified(small: Path) -> None:
-    watcher = Told()
+    watcher = RecordingWatcher()
     report = build(small, random_data=True, watcher=watcher)
     assert report.verdict == "unverified"
     assert report.reasons == ("the data was random, so its accuracy means nothing",)

@@ -28,7 +28,7 @@ from trtq.progress import Silent
 WITHOUT_ENGINE = Target(backend="onnxruntime")
 
 
-class Told(Silent):
+class RecordingWatcher(Silent):
     """A watcher that remembers."""
 
     def __init__(self) -> None:
@@ -76,7 +76,7 @@ def left_beside(folder: Path) -> list[str]:
 
 
 def test_an_unchanged_second_run_does_nothing_and_says_so(demo: Path, built: Report) -> None:
-    before, watcher = digests(Path(built.output)), Told()
+    before, watcher = digests(Path(built.output)), RecordingWatcher()
     again = build(demo / "model.onnx", watcher=watcher)
     assert again == replace(built, reused=("everything",))
     assert digests(Path(built.output)) == before
@@ -92,7 +92,7 @@ def test_a_moved_folder_is_reported_where_it_is(demo: Path, earlier: Path) -> No
 
 def test_a_changed_gate_uses_ranges_and_engine_again(demo: Path, built: Report, earlier: Path) -> None:
     spec = read_spec(demo / "model.toml")
-    watcher = Told()
+    watcher = RecordingWatcher()
     changed = build(
         demo / "model.onnx",
         spec=replace(spec, accuracy=AccuracySpec(min_cosine=0.98)),

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trtq.errors import ArtifactError
+from trtq.kept import Fallback, KeptFp32, KeptNode
 from trtq.models.spec import InputSpec
 from trtq.pipeline.deliver.report import (
     SCHEMA_VERSION,
@@ -23,7 +24,7 @@ from trtq.pipeline.deliver.report import (
     read_report,
     to_json,
 )
-from trtq.records import Fallback, KeptFp32, KeptNode, OutputComparison, WorstSample
+from trtq.records import OutputComparison, WorstSample
 
 _OUTPUT = OutputComparison(
     "int8", "fp32", "logits", 0.9991, 27.5, 0.5, 0.1, 0.99, 0, (WorstSample(0.9, 7), WorstSample(0.95, 1))

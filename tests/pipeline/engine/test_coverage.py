@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from trtq.kept import Fallback
 from trtq.pipeline.engine.backend import BuiltEngine, Kernel
 from trtq.pipeline.engine.coverage import list_precisions, measure_coverage
 from trtq.pipeline.graph.quantized import QuantizedLayer
-from trtq.records import Fallback
 
 _CONV = QuantizedLayer("conv", "Conv", (), 0, 0)
 _INT8 = Kernel("conv_myl0_1", "correlation", ("conv", "dq"), ("Int8",), ("Int8", "Float"))
@@ -67,7 +67,7 @@ def test_a_layer_that_is_in_no_kernel_was_removed() -> None:
 
 def test_nothing_is_claimed_of_an_engine_that_tells_no_kernels() -> None:
     (fallback,) = measure_coverage([_CONV], BuiltEngine(b"", ())).fallbacks
-    assert fallback == Fallback("conv", "Conv", "unknown", "the builder does not tell what it runs")
+    assert fallback == Fallback("conv", "Conv", "unknown", "the builder does not say what it runs")
 
 
 @pytest.mark.parametrize(

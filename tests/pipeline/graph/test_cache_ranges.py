@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from trtq.calibrators.cache import CalibrationCache
 from trtq.errors import ArtifactError
+from trtq.kept import KeptNode
 from trtq.models.session import open_session, run
 from trtq.pipeline.graph.cache_ranges import (
     MappedTensor,
@@ -26,7 +27,6 @@ from trtq.pipeline.graph.cache_ranges import (
 )
 from trtq.pipeline.graph.load import Graph
 from trtq.pipeline.rewrite.qparams import choose_activation_qparams
-from trtq.records import KeptNode
 
 GraphOf = Callable[..., Graph]
 

@@ -11,8 +11,8 @@ import pytest
 from int8_encodings import int8_along, int8_scheme
 from numpy.typing import NDArray
 
+from trtq.kept import KeptNode
 from trtq.pipeline.graph.placement import Placement, QuantizedNode, QuantizedWeight, find_unmatched, place
-from trtq.records import KeptNode
 
 
 def _random(*shape: int) -> NDArray[np.float32]:

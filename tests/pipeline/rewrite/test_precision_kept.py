@@ -11,8 +11,8 @@ import pytest
 from checked_fp16 import cast, casts_of, types_of
 from numpy.typing import NDArray
 
+from trtq.kept import KeptFp32
 from trtq.pipeline.rewrite.precision import to_fp16
-from trtq.records import KeptFp32
 
 F32, F16 = ir.DataType.FLOAT, ir.DataType.FLOAT16
 Near = Callable[..., None]

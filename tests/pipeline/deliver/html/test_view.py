@@ -8,6 +8,7 @@ from dataclasses import asdict, replace
 
 import pytest
 
+from trtq.kept import KeptFp32, KeptNode
 from trtq.models.preprocess import Preprocess
 from trtq.models.spec import InputSpec
 from trtq.pipeline.deliver.html.page_data import Clip, LayerSummary, PageData
@@ -29,7 +30,6 @@ from trtq.pipeline.deliver.html.view import (
 from trtq.pipeline.deliver.manifest import Manifest
 from trtq.pipeline.deliver.report import AutoReport, Report
 from trtq.pipeline.judge.sensitivity import Distance, Effect, LayerSensitivity, Sensitivity
-from trtq.records import KeptFp32, KeptNode
 
 # Accuracy
 
