@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import math
 import tempfile
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,7 @@ from trtq import lazy
 from trtq.errors import MissingDependency, ModelError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -42,7 +43,12 @@ _EXTERNAL_FOLDER = "session.model_external_initializers_file_folder_path"
 
 def count_weight_bytes(model: ir.Model) -> int:
     """Returns the size of all initializers in bytes."""
-    return sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value)
+    return sum(tensor.nbytes for tensor in _tensors(model))
+
+
+def _tensors(model: ir.Model) -> list[ir.TensorProtocol]:
+    values = model.graph.initializers.values()
+    return [value.const_value for value in values if value.const_value is not None]
 
 
 def _parted(model: ir.Model) -> tuple[bytes, dict[str, NDArray[Any]]]:
@@ -69,8 +75,7 @@ def _parted(model: ir.Model) -> tuple[bytes, dict[str, NDArray[Any]]]:
 
 def _num_inline_bytes(model: ir.Model) -> int:
     """Returns the size of the initializers that do not lie in another file."""
-    tensors = (value.const_value for value in model.graph.initializers.values())
-    return sum(tensor.nbytes for tensor in tensors if tensor and not isinstance(tensor, ir.ExternalTensor))
+    return sum(tensor.nbytes for tensor in _tensors(model) if not isinstance(tensor, ir.ExternalTensor))
 
 
 def save(model: ir.Model, path: Path, data: str | None = None) -> None:
@@ -83,16 +88,14 @@ def save(model: ir.Model, path: Path, data: str | None = None) -> None:
         path: The ONNX file.
         data: The name of the file for the weights of a large model; None: `<name>.data`.
     """
-    tensors = (value.const_value for value in model.graph.initializers.values())
-    is_streamed = any(isinstance(tensor, ir.ExternalTensor | ir.LazyTensor) for tensor in tensors)
+    is_streamed = any(isinstance(tensor, ir.ExternalTensor | ir.LazyTensor) for tensor in _tensors(model))
     is_large = count_weight_bytes(model) > INLINE_LIMIT_BYTES or is_streamed
     ir.save(model, path, external_data=(data or f"{path.name}.data") if is_large else None)
 
 
 def _folders(model: ir.Model) -> set[str]:
     """Returns the folders of the files that weights lie in outside the model."""
-    tensors = (value.const_value for value in model.graph.initializers.values())
-    return {str(tensor.base_dir) for tensor in tensors if isinstance(tensor, ir.ExternalTensor)}
+    return {str(tensor.base_dir) for tensor in _tensors(model) if isinstance(tensor, ir.ExternalTensor)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +140,7 @@ def open_session(model: ir.Model | Path, *, optimize: bool, engine: SessionOptio
     options.log_severity_level = 4  # errors come as exceptions; warnings are about other people's graphs
     level = "ORT_ENABLE_ALL" if optimize else "ORT_DISABLE_ALL"
     options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, level)
-    try:
+    with _explain("load"):
         if isinstance(model, Path):
             return onnxruntime.InferenceSession(str(model), options, providers=providers)
         folders = _folders(model)
@@ -151,8 +154,6 @@ def open_session(model: ir.Model | Path, *, optimize: bool, engine: SessionOptio
         with tempfile.TemporaryDirectory(prefix="trtq-") as folder:
             save(model, Path(folder) / "model.onnx")
             return open_session(Path(folder) / "model.onnx", optimize=optimize, engine=engine)
-    except list_runtime_errors() as error:
-        raise ModelError(f"ONNX Runtime cannot load the model: {_first_lines(error)}") from error
 
 
 def run(session: Any, outputs: Sequence[str], feed: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
@@ -161,10 +162,8 @@ def run(session: Any, outputs: Sequence[str], feed: Mapping[str, NDArray[Any]]) 
     Raises:
         ModelError: ONNX Runtime fails in the middle of the graph; its own words are kept.
     """
-    try:
+    with _explain("run"):
         return list(session.run(list(outputs), dict(feed)))
-    except list_runtime_errors() as error:
-        raise ModelError(f"ONNX Runtime cannot run the model: {_first_lines(error)}") from error
 
 
 def list_providers(device: str) -> list[str]:
@@ -203,14 +202,12 @@ def visit_tensors(
         ModelError: ONNX Runtime fails in the middle of the graph; its own words are kept.
     """
     binding = session.io_binding()
-    try:
+    with _explain("run"):
         for name, array in feed.items():
             binding.bind_cpu_input(name, np.ascontiguousarray(array).reshape(array.shape))
         for name in outputs:
             binding.bind_output(name, "cpu")
         session.run_with_iobinding(binding)
-    except list_runtime_errors() as error:
-        raise ModelError(f"ONNX Runtime cannot run the model: {_first_lines(error)}") from error
     for name, value in zip(outputs, binding.get_outputs(), strict=True):
         dtype = _DTYPES[value.data_type()]
         size = math.prod(value.shape()) * dtype.itemsize
@@ -229,6 +226,11 @@ def list_runtime_errors() -> tuple[type[Exception], ...]:
     return (RuntimeError, *(getattr(state, name) for name in names if hasattr(state, name)))
 
 
-def _first_lines(error: Exception) -> str:
-    text = str(error).partition(" : ")[2] or str(error)
-    return " ".join(text.split())[:600]
+@contextmanager
+def _explain(verb: str) -> Iterator[None]:
+    """Says what ONNX Runtime cannot do with the model, in its own words."""
+    try:
+        yield
+    except list_runtime_errors() as error:
+        words = " ".join((str(error).partition(" : ")[2] or str(error)).split())
+        raise ModelError(f"ONNX Runtime cannot {verb} the model: {words[:600]}") from error
