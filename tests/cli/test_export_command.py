@@ -12,9 +12,6 @@ from click.testing import CliRunner
 
 from trtq.cli import main
 
-pytest.importorskip("torch", reason="exporting needs PyTorch: pip install 'trtq[export]'")
-pytest.importorskip("onnxscript", reason="exporting needs onnxscript: pip install 'trtq[export]'")
-
 
 def export(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-c", "from trtq.cli import main; main()", "export", *arguments]

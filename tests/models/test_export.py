@@ -10,13 +10,11 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
+import torch
 
 from trtq.errors import ArtifactError, GateError, ModelError
 from trtq.models.export import export, to_onnx
 from trtq.models.parity import TOLERANCE, check_parity, run_outputs
-
-torch = pytest.importorskip("torch", reason="exporting needs PyTorch: pip install 'trtq[export]'")
-pytest.importorskip("onnxscript", reason="exporting needs onnxscript: pip install 'trtq[export]'")
 
 
 def _module() -> Any:

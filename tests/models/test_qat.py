@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+import torch
 
 import trtq
 from trtq.errors import ModelError
@@ -19,8 +20,6 @@ from trtq.pipeline.graph.load import load
 from trtq.pipeline.graph.placement import place
 from trtq.pipeline.graph.quantized import find_quantized_layers
 
-torch = pytest.importorskip("torch", reason="training needs PyTorch: pip install 'trtq[export]'")
-pytest.importorskip("onnxscript", reason="exporting needs onnxscript: pip install 'trtq[export]'")
 NAMES: dict[str, Any] = {"input_names": ["image"], "output_names": ["logits"]}
 
 

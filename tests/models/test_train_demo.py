@@ -7,12 +7,9 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+import torch
 
 from trtq.models import train_demo
-
-torch = pytest.importorskip("torch", reason="training needs PyTorch: pip install 'trtq[export]'")
-pytest.importorskip("sklearn", reason="training needs scikit-learn: pip install 'trtq[export]'")
-pytest.importorskip("onnxscript", reason="exporting needs onnxscript: pip install 'trtq[export]'")
 
 IMAGES = np.random.default_rng(0).integers(0, 17, (20, 8, 8), dtype=np.uint8)
 LABELS = np.arange(20) % 10

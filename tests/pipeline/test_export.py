@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+import torch
 
 from trtq.calibrators.settings import read_spec
 from trtq.errors import ArtifactError, DataError, GateError, ModelError, UsageError
@@ -19,9 +20,6 @@ from trtq.models.spec import InputSpec, ModelSpec
 from trtq.models.target import LoadedModule, import_from_here
 from trtq.pipeline.export import ExportOptions, export
 from trtq.progress import Log, Silent
-
-torch = pytest.importorskip("torch", reason="exporting needs PyTorch: pip install 'trtq[export]'")
-pytest.importorskip("onnxscript", reason="exporting needs onnxscript: pip install 'trtq[export]'")
 
 _NETS = """
 import torch

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -60,7 +61,7 @@ class Builder:
     def runner(self, plan: bytes, name: str) -> Any:
         if not self.runs:
             return None
-        polygraphy = pytest.importorskip("polygraphy.backend.onnxrt")
+        polygraphy = importlib.import_module("polygraphy.backend.onnxrt")
         assert self.model is not None
         return polygraphy.OnnxrtRunner(lambda: open_session(self.model, optimize=False), name=name)
 

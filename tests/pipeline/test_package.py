@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import shutil
 from collections.abc import Callable
@@ -60,8 +61,8 @@ def folder(onnx_folder: Path) -> Path:
 
 def config_of(done: Package, name: str) -> Any:
     text = (Path(done.repository) / name / "config.pbtxt").read_text()
-    schema = pytest.importorskip("tritonclient.grpc.model_config_pb2")
-    text_format = pytest.importorskip("google.protobuf.text_format")
+    schema = importlib.import_module("tritonclient.grpc.model_config_pb2")
+    text_format = importlib.import_module("google.protobuf.text_format")
     return text_format.Parse(text, schema.ModelConfig())
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 import os
 import signal
@@ -238,7 +239,7 @@ def test_a_method_that_makes_no_sense_is_told_before_the_data_is_read(model: Pat
 def test_cuda_that_is_not_there_is_told(
     model: Path, spec: ModelSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    onnxruntime = pytest.importorskip("onnxruntime")
+    onnxruntime = importlib.import_module("onnxruntime")
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
     with pytest.raises(MissingDependency, match=r"needs ONNX Runtime's CUDAExecutionProvider, this one has"):
         observe(model, spec=spec, how=ObserveOptions(device="cuda"))
