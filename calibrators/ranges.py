@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import math
-from base64 import b64decode, b64encode
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from trtq.errors import ArtifactError, UsageError
+from trtq.errors import UsageError
+from trtq.json import FileKind
 from trtq.models.spec import Activations
 
-SCHEMA_VERSION = 1
 FP16_LIMIT = 65504 / 2
 """Half of FP16's largest number: the calibration data does not hold the largest value there is."""
 QMAX = 127
@@ -122,117 +120,80 @@ class Ranges:
         return max(min(item.minimum, 0.0), -amax), min(max(item.maximum, 0.0), amax)
 
 
+@dataclass(frozen=True, slots=True)
+class _StoredRange:
+    """A range as the file has it."""
+
+    amax: float
+    min: float
+    max: float
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.min) and math.isfinite(self.max)):
+            raise ValueError(f"min and max must be finite, got {self.min!r} and {self.max!r}")
+        _refuse_magnitude(self.amax)
+
+
+@dataclass(frozen=True, slots=True)
+class _StoredRanges:
+    """Ranges as the file has them, key by key; see `Ranges`."""
+
+    method: str
+    model_sha256: str
+    data: str
+    num_samples: int
+    is_random: bool
+    shapes: Mapping[str, Shapes]
+    beyond_fp16: Mapping[str, float]
+    tensors: Mapping[str, _StoredRange]
+    channels: Mapping[str, Channels] = field(default_factory=dict)
+    weight_scales: Literal["max", "mse"] = "max"
+    activations: Activations = "symmetric"
+    roundings: Mapping[str, bytes] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for amax in self.beyond_fp16.values():
+            _refuse_magnitude(amax)
+        for item in self.channels.values():
+            _refuse_channels(item)
+
+
+FILE = FileKind(_StoredRanges, "ranges file", "trtq calibrate", "ranges")
+_WRITTEN_IF_OTHER = {"channels": {}, "weight_scales": "max", "activations": "symmetric", "roundings": {}}
+
+
 def ranges_to_json(ranges: Ranges) -> bytes:
     """Returns the ranges as JSON."""
-    document: dict[str, Any] = {
-        "schema_version": SCHEMA_VERSION,
-        "kind": "ranges",
-        "method": ranges.method,
-        "model_sha256": ranges.model_sha256,
-        "data": ranges.data,
-        "num_samples": ranges.num_samples,
-        "is_random": ranges.is_random,
-        "shapes": {
-            name: {"min": shape.min, "opt": shape.opt, "max": shape.max}
-            for name, shape in ranges.shapes.items()
-        },
-        "beyond_fp16": dict(ranges.beyond_fp16),
-        "tensors": {
-            name: {"amax": item.amax, "min": item.minimum, "max": item.maximum}
-            for name, item in ranges.tensors.items()
-        },
+    tensors = {
+        name: _StoredRange(item.amax, item.minimum, item.maximum) for name, item in ranges.tensors.items()
     }
-    if ranges.channels:
-        document["channels"] = {name: asdict(item) for name, item in ranges.channels.items()}
-    if ranges.weight_scales != "max":
-        document["weight_scales"] = ranges.weight_scales
-    if ranges.activations != "symmetric":
-        document["activations"] = ranges.activations
-    if ranges.roundings:
-        document["roundings"] = {name: b64encode(item).decode() for name, item in ranges.roundings.items()}
-    return json.dumps(document, indent=1, allow_nan=False).encode() + b"\n"
+    stored = {item.name: getattr(ranges, item.name) for item in fields(_StoredRanges)} | {"tensors": tensors}
+    return FILE.encode({key: value for key, value in stored.items() if value != _WRITTEN_IF_OTHER.get(key)})
 
 
-def read_ranges(path: Path) -> Ranges:
+def read_ranges(path: Path | str) -> Ranges:
     """Returns the ranges of a JSON file.
 
     Raises:
         ArtifactError: The file is missing, broken, of another kind or of a newer schema, or a number in it is
             not finite or negative where it must not be.
     """
-    try:
-        document = json.loads(path.read_bytes())
-    except OSError as error:
-        raise ArtifactError(f"cannot read the ranges {path}: {error.strerror}") from error
-    except ValueError as error:
-        raise ArtifactError(f"{path} is not a ranges file: {error}") from error
-    if not isinstance(document, dict) or document.get("kind") != "ranges":
-        raise ArtifactError(f"{path} is not a ranges file; `trtq calibrate` writes one")
-    if document.get("schema_version") != SCHEMA_VERSION:
-        raise ArtifactError(
-            f"{path} has schema version {document.get('schema_version')}, this trtq reads {SCHEMA_VERSION}; "
-            f"calibrate again"
-        )
-    try:
-        return _from_document(document)
-    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
-        raise ArtifactError(f"{path} is not a complete ranges file: {error!r}; calibrate again") from error
+    stored = FILE.read(path)
+    tensors = {name: Range(item.amax, item.min, item.max) for name, item in stored.tensors.items()}
+    return Ranges(**{item.name: getattr(stored, item.name) for item in fields(stored)} | {"tensors": tensors})
 
 
-def _from_document(document: Mapping[str, Any]) -> Ranges:
-    tensors = {
-        name: Range(_magnitude(item["amax"]), _finite(item["min"]), _finite(item["max"]))
-        for name, item in document["tensors"].items()
-    }
-    return Ranges(
-        tensors=tensors,
-        method=str(document["method"]),
-        model_sha256=str(document["model_sha256"]),
-        data=str(document["data"]),
-        num_samples=int(document["num_samples"]),
-        is_random=bool(document["is_random"]),
-        shapes={
-            name: Shapes(tuple(item["min"]), tuple(item["opt"]), tuple(item["max"]))
-            for name, item in document["shapes"].items()
-        },
-        beyond_fp16={name: _magnitude(amax) for name, amax in document["beyond_fp16"].items()},
-        channels={name: _channels(item) for name, item in document.get("channels", {}).items()},
-        weight_scales=_weight_scales(document.get("weight_scales", "max")),
-        activations=_activations(document.get("activations", "symmetric")),
-        roundings={
-            name: b64decode(item, validate=True) for name, item in document.get("roundings", {}).items()
-        },
-    )
+def _refuse_magnitude(amax: float) -> None:
+    if not 0 <= amax < math.inf:
+        raise ValueError(f"amax must be a finite number of at least 0, got {amax!r}")
 
 
-def _channels(item: Mapping[str, Any]) -> Channels:
-    mean, scale, shift = (tuple(map(_finite, item[key])) for key in ("mean", "scale", "shift"))
-    if any(value <= 0 for value in scale):
-        raise ValueError(f"scales of channels must be positive, got {scale!r}")
+def _refuse_channels(item: Channels) -> None:
+    mean, scale, shift = item.mean, item.scale, item.shift
+    if not all(0 < value < math.inf for value in scale):
+        raise ValueError(f"scales of channels must be positive and finite, got {scale!r}")
+    if not all(map(math.isfinite, (*mean, *shift))):
+        raise ValueError("means and shifts of channels must be finite")
     if len(shift) not in (0, len(scale)) or (mean and scale and len(mean) != len(scale)):
         raise ValueError("the scales of channels must be as many as the shifts and as many as the means")
-    return Channels(mean, scale, shift, _magnitude(item["amax"]))
-
-
-def _weight_scales(word: object) -> Literal["max", "mse"]:
-    if word == "max" or word == "mse":
-        return word
-    raise ValueError(f"weight_scales must be max or mse, got {word!r}")
-
-
-def _activations(word: object) -> Activations:
-    if word == "symmetric" or word == "asymmetric":
-        return word
-    raise ValueError(f"activations must be symmetric or asymmetric, got {word!r}")
-
-
-def _magnitude(value: object) -> float:
-    if (number := _finite(value)) < 0:
-        raise ValueError(f"amax must be at least 0, got {value!r}")
-    return number
-
-
-def _finite(value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise ValueError(f"amax, min and max must be finite numbers, got {value!r}")
-    return float(value)
+    _refuse_magnitude(item.amax)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import io
-import json
+import math
 import zipfile
 import zlib
-from collections.abc import Sequence
-from dataclasses import asdict, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,32 +17,61 @@ from numpy.typing import NDArray
 from trtq.calibrators.kernel import MANTISSA_BITS, NUM_BINS
 from trtq.calibrators.statistics import Histogram, Statistics, StatisticsSource, find_bins
 from trtq.errors import ArtifactError
+from trtq.json import FileKind, Measured
 
-SCHEMA_VERSION = 1
+
+@dataclass(frozen=True, slots=True)
+class _Header:
+    """What the file holds beside the histograms of `tensors`: `Statistics` as JSON has it.
+
+    `inputs` are pairs of a shape and how often it came; a magnitude that is infinite is null.
+    """
+
+    mantissa_bits: int
+    source: StatisticsSource
+    shards: tuple[int, ...]
+    num_samples: int
+    magnitudes: Mapping[str, Measured]
+    inputs: Mapping[str, tuple[tuple[tuple[int, ...], int], ...]]
+    feeds: Mapping[str, int]
+    tensors: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        if not self.shards or not all(1 <= shard <= self.source.num_shards for shard in self.shards):
+            raise ValueError(f"there are no parts {list(self.shards)} of {self.source.num_shards}")
+        seen = (number for shapes in self.inputs.values() for _, number in shapes)
+        if wrong := [number for number in (self.num_samples, *self.feeds.values(), *seen) if number < 0]:
+            raise ValueError(f"{wrong[0]} is no number of samples or feeds")
+        if self.num_samples and not self.inputs:
+            raise ValueError("there are samples without inputs")
+        if below := [name for name, value in self.magnitudes.items() if value < 0]:
+            raise ValueError(f"tensor {below[0]!r} has a magnitude of {self.magnitudes[below[0]]}")
+        if apart := sorted(self.feeds.keys() - set(self.tensors)):
+            raise ValueError(f"there are feeds of {apart[0]!r}, which is no tensor")
+
+
+FILE = FileKind(_Header, "statistics file", "trtq calibrate --save-statistics", "statistics", has_null=True)
+_BROKEN = (OSError, ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
+"""What a file that was cut short, changed or is another one makes of reading it."""
 
 
 def statistics_to_bytes(statistics: Statistics) -> bytes:
     """Returns the statistics as an .npz: a JSON document beside the bins and counts of all histograms."""
     histograms = statistics.histograms.values()
-    document = {
-        "schema_version": SCHEMA_VERSION,
-        "kind": "statistics",
-        "mantissa_bits": MANTISSA_BITS,
-        "source": asdict(statistics.source),
-        "shards": sorted(statistics.shards),
-        "num_samples": statistics.num_samples,
-        "magnitudes": dict(statistics.magnitudes),
-        "inputs": {
-            name: [[list(shape), number] for shape, number in seen.items()]
-            for name, seen in statistics.inputs.items()
-        },
-        "feeds": dict(statistics.feeds),
-        "tensors": list(statistics.histograms),
-    }
+    header = _Header(
+        MANTISSA_BITS,
+        statistics.source,
+        tuple(sorted(statistics.shards)),
+        statistics.num_samples,
+        statistics.magnitudes,
+        {name: tuple(seen.items()) for name, seen in statistics.inputs.items()},
+        statistics.feeds,
+        tuple(statistics.histograms),
+    )
     stream = io.BytesIO()
     np.savez(
         stream,
-        document=np.frombuffer(json.dumps(document).encode(), np.uint8),
+        document=np.frombuffer(FILE.encode(header), np.uint8),
         sizes=np.array([histogram.bins.size for histogram in histograms], np.int64),
         bins=np.concatenate([np.zeros(0, np.int32), *(item.bins for item in histograms)]),
         counts=np.concatenate([np.zeros(0, np.int64), *(item.counts for item in histograms)]),
@@ -57,32 +86,47 @@ def read_statistics(path: Path | str) -> Statistics:
     Raises:
         ArtifactError: The file is missing, cut short, of another kind or of another schema.
     """
-    try:
-        loaded = np.load(path, allow_pickle=False)
-        if isinstance(loaded, np.ndarray):
-            raise TypeError("one array")
-        with loaded as archive:
-            arrays = {name: archive[name] for name in archive.files}
-        document = json.loads(arrays["document"].tobytes())
-        if document["kind"] != "statistics":
-            raise KeyError("kind")
-        version = (document["schema_version"], document["mantissa_bits"])
-    except FileNotFoundError as error:
-        raise ArtifactError(f"there are no statistics {path}; `trtq calibrate` writes them") from error
-    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    arrays = _read_arrays(path)
+    header = FILE.decode(arrays["document"].tobytes(), path)
+    if header.mantissa_bits != MANTISSA_BITS:
         raise ArtifactError(
-            f"{path} is no whole statistics file ({type(error).__name__}: {error}); "
-            f"write it again with `trtq calibrate --save-statistics`"
-        ) from error
-    if version != (SCHEMA_VERSION, MANTISSA_BITS):
-        raise ArtifactError(
-            f"{path} has schema version {version[0]} with {version[1]} bits, this trtq reads "
-            f"{SCHEMA_VERSION} with {MANTISSA_BITS}; calibrate again"
+            f"{path} counts in bins of {header.mantissa_bits} bits, this trtq in bins of {MANTISSA_BITS}; "
+            f"calibrate again"
         )
     try:
-        return _from_document(document, arrays)
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
-        raise ArtifactError(f"{path} is no whole statistics file: {error!r}; calibrate again") from error
+        histograms = _histograms(header.tensors, arrays)
+    except (TypeError, ValueError) as error:
+        raise ArtifactError(f"{path} is not a whole statistics file: {error}; calibrate again") from error
+    return Statistics(
+        histograms=histograms,
+        magnitudes={
+            name: math.inf if math.isnan(value) else value for name, value in header.magnitudes.items()
+        },
+        inputs={name: dict(seen) for name, seen in header.inputs.items()},
+        num_samples=header.num_samples,
+        source=header.source,
+        shards=frozenset(header.shards),
+        feeds=header.feeds,
+    )
+
+
+def _read_arrays(path: Path | str) -> dict[str, NDArray[Any]]:
+    """Returns the arrays of an .npz, whole members checked by their CRC before NumPy parses them."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = {name.removesuffix(".npy"): archive.read(name) for name in archive.namelist()}
+        arrays = {
+            name: np.lib.format.read_array(io.BytesIO(content), allow_pickle=False)
+            for name, content in members.items()
+        }
+        return {name: arrays[name] for name in ("document", "bins", "counts", "sizes", "extremes")}
+    except FileNotFoundError as error:
+        raise ArtifactError(f"there are no statistics {path}; `trtq calibrate` writes them") from error
+    except _BROKEN as error:
+        raise ArtifactError(
+            f"{path} is not a whole statistics file ({type(error).__name__}: {error}); "
+            f"write it again with `{FILE.writer}`"
+        ) from error
 
 
 def merge_statistics(parts: Sequence[Statistics], names: Sequence[str]) -> Statistics:
@@ -90,7 +134,7 @@ def merge_statistics(parts: Sequence[Statistics], names: Sequence[str]) -> Stati
 
     Args:
         parts: Of `observe` with a shard each, or merged ones.
-        names: What each is called, for messages.
+        names: Of the parts, for messages.
 
     Raises:
         ArtifactError: They are not of the same model, tensors and data, or overlap; one is unfinished.
@@ -116,15 +160,15 @@ def refuse_other(found: Statistics, name: str, wanted: Statistics, other: str) -
     Raises:
         ArtifactError: Model, data, number of parts or tensors differ; the message says which.
     """
-    ours, theirs = found.source, wanted.source
-    differences = [  # of the data not the path, which another machine spells otherwise
-        ("model", ours.model_sha256 != theirs.model_sha256, ours.model_sha256[:12], theirs.model_sha256[:12]),
-        ("data", ours.data_digest != theirs.data_digest, _show(ours), _show(theirs)),
-        ("number of parts", ours.num_shards != theirs.num_shards, ours.num_shards, theirs.num_shards),
-    ]
-    for what, differ, one, two in differences:
-        if differ:
-            raise ArtifactError(f"{name} is of another {what} than {other}: {one}, not {two}")
+    one, two = found.source, wanted.source
+    keys = {  # of the data not the path, which another machine spells otherwise
+        "model": ("model_sha256", one.model_sha256[:12], two.model_sha256[:12]),
+        "data": ("data_digest", _show(one), _show(two)),
+        "number of parts": ("num_shards", one.num_shards, two.num_shards),
+    }
+    for what, (key, ours, theirs) in keys.items():
+        if getattr(one, key) != getattr(two, key):
+            raise ArtifactError(f"{name} is of another {what} than {other}: {ours}, not {theirs}")
     if apart := sorted(set(found.histograms) ^ set(wanted.histograms)):
         holder = name if apart[0] in found.histograms else other
         raise ArtifactError(
@@ -138,69 +182,24 @@ def _show(source: StatisticsSource) -> str:
 
 
 def _merged(one: Statistics, two: Statistics) -> Statistics:
-    magnitudes = {
-        name: max(one.magnitudes.get(name, 0.0), two.magnitudes.get(name, 0.0))
-        for name in sorted({*one.magnitudes, *two.magnitudes})
-    }
-    inputs = {
+    shapes = {
         name: {
-            shape: one.inputs[name].get(shape, 0) + two.inputs[name].get(shape, 0)
-            for shape in sorted({*one.inputs[name], *two.inputs[name]})
+            shape: seen.get(shape, 0) + two.inputs[name].get(shape, 0)
+            for shape in {**seen, **two.inputs[name]}
         }
-        for name in one.inputs
+        for name, seen in one.inputs.items()
     }
     return replace(
         one,
         histograms={name: item.merged(two.histograms[name]) for name, item in one.histograms.items()},
-        magnitudes=magnitudes,
-        inputs=inputs,
+        magnitudes={
+            name: max(one.magnitudes.get(name, 0.0), two.magnitudes.get(name, 0.0))
+            for name in sorted({*one.magnitudes, *two.magnitudes})
+        },
+        inputs={name: dict(sorted(seen.items())) for name, seen in shapes.items()},
         num_samples=one.num_samples + two.num_samples,
         shards=one.shards | two.shards,
     )
-
-
-def _from_document(document: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> Statistics:
-    source = _source(document["source"])
-    shards = document["shards"]
-    if not shards or not all(_is_count(shard) and 1 <= shard <= source.num_shards for shard in shards):
-        raise ValueError(f"there are no parts {shards} of {source.num_shards}")
-    counts = [document["num_samples"], *document["feeds"].values()]
-    counts += [number for seen in document["inputs"].values() for _, number in seen]
-    if wrong := [number for number in counts if not _is_count(number)]:
-        raise ValueError(f"{wrong[0]!r} is no number of samples or feeds")
-    if document["num_samples"] and not document["inputs"]:
-        raise ValueError("there are samples without inputs")
-    magnitudes = {name: float(value) for name, value in document["magnitudes"].items()}
-    if wrong := [name for name, value in magnitudes.items() if not value >= 0]:
-        raise ValueError(f"tensor {wrong[0]!r} has a magnitude of {magnitudes[wrong[0]]}")
-    histograms = _histograms(document["tensors"], arrays)
-    if apart := sorted(document["feeds"].keys() - histograms.keys()):
-        raise ValueError(f"there are feeds of {apart[0]!r}, which is no tensor")
-    return Statistics(
-        histograms=histograms,
-        magnitudes=magnitudes,
-        inputs={
-            name: {tuple(map(int, shape)): number for shape, number in seen}
-            for name, seen in document["inputs"].items()
-        },
-        num_samples=document["num_samples"],
-        source=source,
-        shards=frozenset(shards),
-        feeds=document["feeds"],
-    )
-
-
-def _source(document: dict[str, Any]) -> StatisticsSource:
-    source = StatisticsSource(**document)
-    if wrong := [
-        name for name, value in document.items() if type(value) is not type(getattr(StatisticsSource(), name))
-    ]:
-        raise TypeError(f"the source's {wrong[0]} is {document[wrong[0]]!r}")
-    return source
-
-
-def _is_count(value: object) -> bool:
-    return type(value) is int and value >= 0
 
 
 def _histograms(names: Sequence[str], arrays: dict[str, NDArray[Any]]) -> dict[str, Histogram]:
@@ -212,11 +211,10 @@ def _histograms(names: Sequence[str], arrays: dict[str, NDArray[Any]]) -> dict[s
         raise ValueError("the histograms do not fit the tensors")
     if bins.ndim != 1 or bins.shape != counts.shape or (sizes < 0).any() or bins.size != sizes.sum():
         raise ValueError("the bins do not fit their counts")
-    ends, histograms = np.cumsum(sizes), {}
-    for name, size, end, (low, high) in zip(names, sizes, ends, extremes, strict=True):
-        part = slice(int(end - size), int(end))
-        histograms[name] = Histogram(bins[part], counts[part], float(low), float(high))
-        if flaw := _flaw(histograms[name]):
+    ends, histograms = np.cumsum(sizes).tolist(), {}
+    for name, size, end, (low, high) in zip(names, sizes.tolist(), ends, extremes.tolist(), strict=True):
+        histogram = histograms[name] = Histogram(bins[end - size : end], counts[end - size : end], low, high)
+        if flaw := _flaw(histogram):
             raise ValueError(f"the histogram of tensor {name!r} {flaw}")
     return histograms
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from trtq.calibrators.cache import CalibrationCache, parse_cache
 from trtq.calibrators.ranges import Ranges, read_ranges
@@ -21,7 +20,6 @@ from trtq.pipeline.engine.target import Target
 from trtq.pipeline.graph.load import load
 from trtq.pipeline.graph.placement import Placement
 from trtq.pipeline.graph.quantized import QuantizedLayer, find_quantized_layers, is_quantized
-from trtq.pipeline.judge.compare import finite
 from trtq.pipeline.verify import verify
 from trtq.progress import Silent
 
@@ -117,8 +115,3 @@ def _model(path: Path) -> ModelSummary:
         None if quantized else place_layers(graph, find_spec(path), Target(), Silent()),
         graph.notes,
     )
-
-
-def to_plain(summary: Summary) -> Any:
-    """Returns the summary as values that JSON has; numbers that are not finite become None."""
-    return finite(asdict(summary))

@@ -5,10 +5,12 @@ from __future__ import annotations
 import ast
 import graphlib
 import importlib.metadata
+import os
 import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 import zipfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Set
@@ -23,7 +25,10 @@ from trtq.cli import main
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "src" / "trtq"
 LINKS = ("calibrators", "models", "pipeline")
-GROUND = {"trtq.errors", "trtq.lazy", "trtq.files", "trtq.progress"}
+GROUND = {
+    f"trtq.{name}"
+    for name in ("errors", "files", "json", "kept", "lazy", "numbers", "progress", "records", "workers")
+}
 ROOMS = ("models", "calibrators", "pipeline", "cli")
 """Each may import from itself, from those before it, and from the ground."""
 STAGES = ("formats", "graph", "rewrite", "engine", "judge", "deliver")
@@ -227,7 +232,7 @@ def test_every_module_can_be_imported_without_the_optional_libraries() -> None:
     assert process.returncode == 0, process.stderr
 
 
-def build_wheel(folder: Path) -> Path:
+def build_wheel(folder: Path, **environment: str) -> Path:
     """Returns a wheel of the checkout, built in a copy of it."""
     copy = folder / "copy"
     ignore = shutil.ignore_patterns("__pycache__", "*.egg-info", "*.so")
@@ -238,7 +243,9 @@ def build_wheel(folder: Path) -> Path:
     command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(folder)]
     if _setuptools() >= 77:  # what pyproject.toml asks for; an older one must not be used
         command.append("--no-build-isolation")
-    process = subprocess.run([*command, str(copy)], capture_output=True, text=True, check=False)
+    process = subprocess.run(
+        [*command, str(copy)], capture_output=True, text=True, env=os.environ | environment, check=False
+    )
     assert process.returncode == 0, process.stderr
     return next(folder.glob("trtq-*.whl"))
 
@@ -250,9 +257,14 @@ def _setuptools() -> int:
         return 0
 
 
+def names_in(path: Path) -> set[str]:
+    """Returns the files of a wheel."""
+    with zipfile.ZipFile(path) as wheel:
+        return set(wheel.namelist())
+
+
 def test_a_wheel_holds_every_room(tmp_path: Path) -> None:
-    with zipfile.ZipFile(build_wheel(tmp_path)) as wheel:
-        names = set(wheel.namelist())
+    names = names_in(path := build_wheel(tmp_path))
     code = {str(path.relative_to(PACKAGE.parent)) for path in modules().values()}
     assert code == {name for name in names if name.endswith(".py")}
     assert {
@@ -266,4 +278,12 @@ def test_a_wheel_holds_every_room(tmp_path: Path) -> None:
     assert any(name.endswith("licenses/LICENSE") for name in names)
     assert "trtq/calibrators/kernel.c" in names
     if shutil.which("cc") or shutil.which("gcc"):
-        assert any(re.fullmatch(r"trtq/calibrators/kernel_c\..*so", name) for name in names)
+        assert "trtq/calibrators/kernel_c.so" in names
+    platform = sysconfig.get_platform().replace("-", "_").replace(".", "_")
+    assert path.name == f"trtq-{importlib.metadata.version('trtq')}-py3-none-{platform}.whl"
+
+
+def test_a_pure_wheel_has_no_kernel_and_fits_every_platform(tmp_path: Path) -> None:
+    path = build_wheel(tmp_path, TRTQ_PURE="1")
+    assert path.name.endswith("-py3-none-any.whl")
+    assert [name for name in names_in(path) if name.endswith(".so")] == []

@@ -169,7 +169,7 @@ def _report(
         output=str(job.folder),
         backend=f"{job.backend.name} {job.backend.version()}",
         precision=job.target.name,
-        high_precision="as it is" if job.is_quantized else job.strategy.rest,
+        high_precision="as it is" if job.is_quantized else job.strategy.rest.name,
         calibration=calibrated.report or work.engine.calibration,
         repairs=calibrated.repairs,
         engine=work.engine.report,

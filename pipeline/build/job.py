@@ -7,12 +7,11 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
-from trtq.calibrators import Method
+from trtq.calibrators import Method, create_method
 from trtq.calibrators.batches import Batches
 from trtq.calibrators.ranges import Ranges
 from trtq.models.spec import ModelSpec
 from trtq.pipeline.calibrate.data import (
-    create_method,
     place_layers,
     warn_of_unmatched,
 )
@@ -23,7 +22,6 @@ from trtq.pipeline.engine.target import Target
 from trtq.pipeline.graph.load import Graph
 from trtq.pipeline.graph.placement import Placement
 from trtq.pipeline.quantize.weights import place_weights
-from trtq.pipeline.rewrite.weights.choose import ChosenWeight
 from trtq.progress import Silent, Watcher
 
 
@@ -78,18 +76,9 @@ class Job:
         """How ranges are estimated."""
         return create_method(self.spec.calibration)
 
-    @property
-    def placement(self) -> Placement:
-        """What is quantized."""
-        return self._placed[0]
-
-    @property
-    def weights(self) -> tuple[ChosenWeight, ...]:
-        """The weights that are stored in fewer bits."""
-        return self._placed[1]
-
     @cached_property
-    def _placed(self) -> tuple[Placement, tuple[ChosenWeight, ...]]:
+    def placement(self) -> Placement:
+        """What is quantized, and how; why the rest is not."""
         return place_job(self, Silent())
 
     @property
@@ -109,14 +98,14 @@ class Job:
         return self.calibration if self.calibration is not None else self.evaluation
 
 
-def place_job(job: Job, watcher: Watcher) -> tuple[Placement, tuple[ChosenWeight, ...]]:
-    """Returns what is quantized, and the weights that are stored in fewer bits; warns of unmatched names."""
+def place_job(job: Job, watcher: Watcher) -> Placement:
+    """Returns what is quantized; tells the watcher of patterns that match nothing."""
     graph, spec, target = job.graph, job.spec, job.target
-    placement = Placement((), ())
-    if not job.is_quantized and target.precision == "int8":
+    if job.is_quantized:
+        return Placement()
+    placement = Placement()
+    if target.precision == "int8":
         placement = place_layers(graph, spec, target, watcher, job.kept)
-    if not job.is_quantized and target.precision == "fp16":
+    if target.precision == "fp16":
         warn_of_unmatched(graph, spec.layers.keep_fp32, watcher)
-    if target.weights is None or job.is_quantized:
-        return placement, ()
-    return place_weights(graph, spec, target, placement, watcher)
+    return placement if target.weights is None else place_weights(graph, spec, target, placement, watcher)

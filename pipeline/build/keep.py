@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from trtq.calibrators.ranges import Ranges
+from trtq.kept import Fallback
 from trtq.pipeline.build.job import Job
-from trtq.pipeline.engine.coverage import Fallback
 from trtq.pipeline.graph.placement import DEFAULT_OP_TYPES
 
 NO_KERNEL = "no-kernel: "

@@ -5,10 +5,11 @@ from __future__ import annotations
 import time
 
 from trtq.calibrators.batches import Batches
+from trtq.calibrators.entropy import Auto
 from trtq.calibrators.estimate import describe
 from trtq.files import hash_file
 from trtq.models.script import load_function
-from trtq.models.spec import AUTO, ModelSpec
+from trtq.models.spec import ModelSpec
 from trtq.pipeline.build.job import Job
 from trtq.pipeline.deliver.manifest import collect_versions, make_key
 from trtq.pipeline.engine.gpu import find_compute_capability
@@ -16,14 +17,14 @@ from trtq.pipeline.engine.gpu import find_compute_capability
 
 def make_keys(job: Job) -> dict[str, str]:
     """Returns the digests of "ranges", of "engine", and of "everything"."""
-    searches = job.spec.calibration.method == AUTO or job.spec.quantization.repairs
+    searches = isinstance(job.method, Auto) or job.spec.quantization.repairs
     ranges = make_key(
         collect_versions(),
         job.graph.sha256,
         _hash_data(job.shape_data),
         (describe(job.method), job.spec.calibration.method, job.spec.quantization),
         job.tensors,
-        job.placement.quantized if searches else (),
+        [node.to_plain() for node in job.placement.quantized if node.activations] if searches else (),
     )
     judged = (_hash_data(job.evaluation), job.spec.evaluation, job.spec.accuracy, _hash_metric(job.spec))
     engine = make_key(
@@ -31,7 +32,7 @@ def make_keys(job: Job) -> dict[str, str]:
         job.spec.layers,
         job.spec.inputs,
         job.target,
-        job.strategy,
+        (job.strategy.quantization, job.strategy.rest.name, job.strategy.is_typed),
         job.backend.name,
         job.backend.version(),
         judged if job.target.auto else (),  # then they decide which layers are quantized

@@ -10,13 +10,15 @@ import onnx_ir as ir
 
 from trtq.calibrators.ranges import Ranges
 from trtq.errors import BuildError
+from trtq.kept import KeptFp32
 from trtq.models.session import save
 from trtq.pipeline.build.job import Job
 from trtq.pipeline.deliver.names import FLOAT
 from trtq.pipeline.deliver.report import WeightsReport
-from trtq.pipeline.quantize.weights import convert_to_float, quantize_chosen_weights, report_weights
-from trtq.pipeline.rewrite.mixed import MixedModel, convert_to_fp16, convert_to_int8
-from trtq.pipeline.rewrite.precision import KeptFp32
+from trtq.pipeline.formats import FP16
+from trtq.pipeline.quantize.weights import find_runtime, report_weights
+from trtq.pipeline.rewrite.mixed import MixedModel, WeightEncoding, convert_floats, quantize_graph
+from trtq.pipeline.rewrite.weights.choose import group_by_weight
 from trtq.progress import Log
 
 
@@ -59,8 +61,8 @@ def write_models(job: Job, ranges: Ranges | None, stage: Path, log: Log) -> Mode
 
 def _write_all(job: Job, ranges: Ranges | None, stage: Path) -> ModelFiles:
     target, strategy = job.target, job.strategy
-    baseline = convert_to_fp16(job.graph, ranges, keep_fp32=job.spec.layers.keep_fp32)
-    kept_fp32 = baseline.kept_fp32 if strategy.rest == "fp16" else ()
+    baseline = convert_floats(job.graph.model, FP16, ranges, keep_fp32=job.spec.layers.keep_fp32)
+    kept_fp32 = baseline.kept_fp32 if strategy.rest is FP16 else ()
     files = {"fp32": job.graph.path}
     if target.precision != "weights" or job.evaluation is not None:
         files["fp16"] = _write(baseline.model, stage / "model.fp16.onnx")
@@ -79,25 +81,27 @@ def _write_all(job: Job, ranges: Ranges | None, stage: Path) -> ModelFiles:
 
 def _quantize(job: Job, ranges: Ranges | None, baseline: MixedModel) -> MixedModel:
     """Returns the model with Q/DQ, with weights in few bits, or with both."""
-    keep_fp32, is_half = job.spec.layers.keep_fp32, job.strategy.graph_float == "fp16"
-    if job.target.precision == "weights":
-        mixed = baseline if is_half else convert_to_float(job.graph, job.target, keep_fp32)
-    else:
-        assert ranges is not None
-        mixed = convert_to_int8(job.graph, job.placement, ranges, fp16=is_half, keep_fp32=keep_fp32)
-    if not job.weights:
-        return mixed
-    return quantize_chosen_weights(
-        mixed, job.graph, job.weights, job.target, backend=job.backend.name, batches=job.calibration
+    scheme = job.target.weights
+    is_baseline = job.target.precision == "weights" and job.strategy.graph_float is FP16
+    return quantize_graph(
+        job.graph,
+        job.placement,
+        ranges,
+        rest=job.strategy.graph_float,
+        keep_fp32=job.spec.layers.keep_fp32,
+        weights=WeightEncoding(
+            scheme.method if scheme is not None else "rtn", find_runtime(job.backend.name), job.calibration
+        ),
+        floats=baseline if is_baseline else None,
     )
 
 
 def report_job_weights(job: Job) -> WeightsReport | None:
     """Returns what the report says of weights in few bits; None if there are none."""
-    if not job.weights:
+    chosen = group_by_weight(job.graph.model, job.placement)
+    if not chosen:
         return None
-    is_half = job.strategy.graph_float == "fp16"
-    return report_weights(job.weights, job.target, backend=job.backend.name, half=is_half)
+    return report_weights(chosen, job.target, backend=job.backend.name, rest=job.strategy.graph_float)
 
 
 def _write(model: ir.Model, path: Path) -> Path:

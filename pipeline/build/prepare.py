@@ -21,6 +21,7 @@ from trtq.pipeline.engine.backends import choose_backend, refuse_unsupported
 from trtq.pipeline.engine.profiles import resolve_profiles
 from trtq.pipeline.engine.strategy import Strategy, choose_strategy
 from trtq.pipeline.engine.target import Target
+from trtq.pipeline.formats import FP16
 from trtq.pipeline.graph.lint import lint, refuse
 from trtq.pipeline.graph.load import Graph, load
 from trtq.pipeline.graph.quantized import is_quantized
@@ -68,7 +69,7 @@ def prepare(
     watcher.stage("Loading")
     strategy = choose_strategy(target, backend)
     _refuse_combinations(spec, target, strategy, backend)
-    opset = 19 if strategy.graph_float == "fp16" else 13
+    opset = 19 if strategy.graph_float is FP16 else 13
     graph = load(path, min_opset=max(opset, target.min_opset))
     for note in graph.notes:
         watcher.note(note)
@@ -97,7 +98,7 @@ def prepare(
         kept=given.kept if given is not None else {},
         ranges=given.ranges if given is not None else None,
     )
-    placement, _ = place_job(job, watcher)
+    placement = place_job(job, watcher)
     if not (quantized or placement.layers) and target.precision == "int8" and target.weights is None:
         watcher.warn("no layer can be quantized; the report tells why")
     job = _with_data(job, watcher, random_data=random_data)

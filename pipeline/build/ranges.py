@@ -14,8 +14,8 @@ from trtq.pipeline.deliver.html.page_data import PageData
 from trtq.pipeline.deliver.html.tensors import summarize_tensors
 from trtq.pipeline.deliver.names import RANGES
 from trtq.pipeline.deliver.report import CalibrationReport
-from trtq.pipeline.judge.repairs import Repairs
 from trtq.progress import Log
+from trtq.records import Repairs
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ from trtq.pipeline.build.job import Job
 from trtq.pipeline.build.keep import keep_layers
 from trtq.pipeline.build.models import ModelFiles
 from trtq.pipeline.deliver.report import AutoReport, KeptByAuto
+from trtq.pipeline.formats import FP16
 from trtq.pipeline.judge.compare import Comparison
 from trtq.pipeline.judge.evaluate import find_labels
 from trtq.pipeline.judge.gate import Verdict, judge
@@ -88,7 +89,7 @@ def search_layers(
 def _hindrance(job: Job, comparison: Comparison, num_feeds: int) -> str:
     """Returns why no choice of layers can be made; empty if it can."""
     fp16 = judge(comparison, job.spec.accuracy, candidate="fp16")
-    if job.strategy.graph_float == "fp16" and fp16.outcome == "fail":
+    if job.strategy.graph_float is FP16 and fp16.outcome == "fail":
         return (
             f"FP16 fails the gate without any quantization ({'; '.join(fp16.reasons)}): quantization is not "
             f"the cause; keep layers in FP32 with --keep-fp32, or the whole rest with --high-precision fp32"

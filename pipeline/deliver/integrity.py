@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -13,6 +11,7 @@ from trtq.errors import ArtifactError
 from trtq.files import hash_file
 from trtq.pipeline.deliver.manifest import NAME, SIGNATURE, Manifest, is_whole, parse_manifest, read_content
 from trtq.pipeline.deliver.signature import check_signature
+from trtq.workers import Threads, count_cores
 
 _MOST_THREADS = 8
 _MOST_NAMES = 4
@@ -55,10 +54,6 @@ class Integrity:
 def read_whole_manifest(folder: Path, *, key: Path | str | None = None) -> Manifest:
     """Returns the manifest of a build folder if it is the one that was written; no other file is looked at.
 
-    Args:
-        folder: Of a build.
-        key: As of `verify`.
-
     Raises:
         ArtifactError: As of `verify`, or the manifest was changed since.
         UsageError, MissingDependency: As of `verify`.
@@ -74,10 +69,6 @@ def read_whole_manifest(folder: Path, *, key: Path | str | None = None) -> Manif
 
 def read_intact_manifest(folder: Path, *, key: Path | str | None = None) -> Manifest:
     """Returns the manifest of a build folder in which every file is as it was built, and no other one is.
-
-    Args:
-        folder: Of a build.
-        key: As of `verify`.
 
     Raises:
         ArtifactError: As of `verify`, or something was changed since; it is named.
@@ -117,12 +108,7 @@ def read_signed_content(folder: Path, key: Path | str | None) -> bytes:
 
 
 def examine_folder(folder: Path, content: bytes, *, is_checked: bool) -> Integrity:
-    """Returns how the files of a build folder compare with its manifest.
-
-    Args:
-        folder: Of a build.
-        content: The bytes of its manifest.
-        is_checked: Whether its signature was found good.
+    """Returns how the files of a build folder compare with the content of its manifest.
 
     Raises:
         ArtifactError: The manifest is broken, or a file cannot be read.
@@ -153,8 +139,8 @@ def _changed(folder: Path, manifest: Manifest, names: list[str]) -> list[str]:
     """Returns which files have another digest; they are hashed side by side, the largest first."""
     sizes = {name: (folder / name).stat().st_size for name in names if (folder / name).is_file()}
     files = sorted(sizes, key=lambda name: -sizes[name])
-    with ThreadPoolExecutor(min(_MOST_THREADS, os.cpu_count() or 1)) as pool:
-        digests = dict(zip(files, pool.map(lambda name: hash_file(folder / name), files), strict=True))
+    hashes = Threads(min(_MOST_THREADS, count_cores())).map(lambda name: hash_file(folder / name), files)
+    digests = dict(zip(files, hashes, strict=True))
     return [name for name in names if digests.get(name, "") != manifest.outputs[name]]
 
 

@@ -13,12 +13,11 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from trtq.errors import ArtifactError
+from trtq.json import FileKind
 
-SCHEMA_VERSION = 1
 NAME = "manifest.json"
 SIGNATURE = "manifest.sig"
 """Of the manifest, made by `trtq sign`; the one file beside it that it does not list."""
-_KIND = "trtq build"
 _OWN_DIGEST = re.compile(rb'\{\n "sha256": "([0-9a-f]{64})",\n')
 _LIBRARIES = ("trtq", "numpy", "onnx", "onnx-ir", "onnxruntime", "polygraphy")
 
@@ -46,10 +45,12 @@ class Manifest:
     keys: Mapping[str, str] = field(default_factory=dict)
 
 
+FILE = FileKind(Manifest, "manifest of trtq", "trtq build", "trtq build", has_null=True)
+
+
 def to_json(manifest: Manifest) -> bytes:
     """Returns the manifest as JSON; its first line is the SHA-256 of all the others."""
-    document = {"schema_version": SCHEMA_VERSION, "kind": _KIND, **asdict(manifest)}
-    content = json.dumps(document, indent=1, default=str).encode() + b"\n"
+    content = FILE.encode(manifest)
     own = hashlib.sha256(content).hexdigest().encode()
     return content.replace(b"{\n", b'{\n "sha256": "%s",\n' % own, 1)
 
@@ -67,7 +68,7 @@ def read_manifest(folder: Path) -> Manifest:
     """Returns the manifest of a build folder as it is; `integrity` tells whether it was changed.
 
     Raises:
-        ArtifactError: The file is missing, broken, of another kind or of another schema.
+        ArtifactError: The file cannot be read, or as `parse_manifest`.
     """
     return parse_manifest(read_content(folder), folder / NAME)
 
@@ -76,44 +77,26 @@ def read_content(folder: Path) -> bytes:
     """Returns the bytes of the manifest of a build folder.
 
     Raises:
-        ArtifactError: The file is missing or cannot be read.
+        ArtifactError: The file cannot be read.
     """
-    path = folder / NAME
     try:
-        return path.read_bytes()
+        return (folder / NAME).read_bytes()
     except OSError as error:
-        raise ArtifactError(f"{folder} is no build folder: cannot read {path}: {error.strerror}") from error
+        raise ArtifactError(
+            f"{folder} is no build folder: cannot read {folder / NAME}: {error.strerror}"
+        ) from error
 
 
 def parse_manifest(content: bytes, path: Path) -> Manifest:
-    """Returns a manifest from its bytes.
-
-    Args:
-        content: What `to_json` has made.
-        path: Where it was read, for messages.
+    """Returns a manifest from its bytes; `path` is for messages.
 
     Raises:
-        ArtifactError: The content is broken, of another kind or of another schema, or names a file that does
-            not lie in the folder.
+        ArtifactError: They are broken, of another kind or schema, or name a file outside of the folder.
     """
-    try:
-        document = json.loads(content)
-    except (ValueError, RecursionError) as error:
-        raise ArtifactError(f"{path} is not a manifest: {error}") from error
-    if not isinstance(document, dict) or document.get("kind") != _KIND:
-        raise ArtifactError(f"{path} is not a manifest of trtq")
-    schema = document.get("schema_version")
-    if schema != SCHEMA_VERSION:
-        raise ArtifactError(
-            f"{path} has schema version {schema}, this trtq reads {SCHEMA_VERSION}; "
-            f"use the trtq that wrote it, or build again"
-        )
-    names = ("inputs", "outputs", "versions", "settings", "layers", "commands", "keys")
-    if missing := [name for name in names if not isinstance(document.get(name), dict)]:
-        raise ArtifactError(f"{path} has no section {missing[0]!r}; build again")
-    if foreign := [name for name in document["outputs"] if not _is_inside(name)]:
+    manifest = FILE.decode(content, path)
+    if foreign := [name for name in manifest.outputs if not _is_inside(name)]:
         raise ArtifactError(f"{path} names {foreign[0]!r}, which is no file of its folder; build again")
-    return Manifest(**{name: document[name] for name in names})
+    return manifest
 
 
 def _is_inside(name: str) -> bool:

@@ -2,23 +2,15 @@
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from dataclasses import dataclass, field
 from pathlib import Path
-from types import UnionType
-from typing import Any, get_args, get_origin, get_type_hints
 
-from trtq.errors import ArtifactError, UsageError
+from trtq.json import FileKind, Measured
+from trtq.kept import Fallback, KeptFp32, KeptNode
 from trtq.models.spec import InputSpec
-from trtq.pipeline.engine.coverage import Fallback
-from trtq.pipeline.graph.placement import KeptNode
-from trtq.pipeline.judge.compare import finite
-from trtq.pipeline.judge.logits import LogitsComparison
-from trtq.pipeline.judge.metrics import OutputComparison
-from trtq.pipeline.judge.repairs import Repairs
-from trtq.pipeline.rewrite.precision import KeptFp32
+from trtq.pipeline.deliver.names import REPORT
+from trtq.records import LogitsComparison, OutputComparison, Repairs
 
 SCHEMA_VERSION = 1
 
@@ -94,7 +86,7 @@ class KeptByAuto:
 
     name: str
     macs: float
-    sqnr_db: float
+    sqnr_db: Measured
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,7 +162,7 @@ class Report:
     comparison: tuple[OutputComparison, ...]
     evaluated_samples: int
     evaluation_data: str
-    accuracy: Mapping[str, float]
+    accuracy: Mapping[str, Measured]
     kept_float: tuple[KeptNode, ...]
     kept_fp32: tuple[KeptFp32, ...]
     notes: tuple[str, ...]
@@ -180,67 +172,28 @@ class Report:
     weights: WeightsReport | None = None
     logits: tuple[LogitsComparison, ...] = ()
     metric: str = "top-1"
-    top5: Mapping[str, float] = field(default_factory=dict)
+    top5: Mapping[str, Measured] = field(default_factory=dict)
     auto: AutoReport | None = None
     sizes_bytes: Mapping[str, int] = field(default_factory=dict)
     repairs: Repairs | None = None
 
 
+FILE = FileKind(Report, "report", "trtq build", version=SCHEMA_VERSION, has_null=True)
+
+
 def to_json(report: Report) -> bytes:
     """Returns the report as JSON; numbers that are not finite become null."""
-    return json.dumps(finite(asdict(report)), indent=1, allow_nan=False).encode() + b"\n"
+    return FILE.encode(report)
 
 
-def read_report(path: Path) -> Report:
-    """Returns the report of a build folder.
+def read_report(path: Path | str) -> Report:
+    """Returns the report of a build.
 
-    Raises:
-        ArtifactError: The file is missing, broken, incomplete or of another schema.
-    """
-    try:
-        document = json.loads(path.read_bytes())
-    except OSError as error:
-        raise ArtifactError(f"cannot read the report {path}: {error.strerror}") from error
-    except ValueError as error:
-        raise ArtifactError(f"{path} is not a report: {error}") from error
-    version = document.get("schema_version") if isinstance(document, dict) else None
-    if version != SCHEMA_VERSION:
-        raise ArtifactError(
-            f"{path} has schema version {version}, this trtq reads {SCHEMA_VERSION}; "
-            f"use the trtq that wrote it, or build again"
-        )
-    try:
-        report: Report = typed(document, Report)
-    except (KeyError, TypeError, ValueError, AttributeError, UsageError) as error:
-        raise ArtifactError(f"{path} is not a complete report: {error!r}; build again") from error
-    return replace(report, comparison=tuple(_with_infinity(item) for item in report.comparison))
-
-
-def _with_infinity(item: OutputComparison) -> OutputComparison:
-    """Returns the comparison with an infinite ratio of signal to noise where JSON had to hold null."""
-    if math.isnan(item.cosine) or not math.isnan(item.sqnr_db):
-        return item
-    return replace(item, sqnr_db=math.inf if item.max_abs == 0 else -math.inf)
-
-
-def typed(value: Any, kind: Any) -> Any:
-    """Returns a JSON value as the annotated type: the way back from `asdict`.
+    Args:
+        path: The build folder, or the file in it.
 
     Raises:
-        KeyError, TypeError, ValueError, AttributeError, UsageError: The value is not of that type.
+        ArtifactError: The file is missing, broken, incomplete or of a newer schema.
     """
-    if is_dataclass(kind) and isinstance(kind, type):
-        hints = get_type_hints(kind)
-        return kind(**{item.name: typed(value[item.name], hints[item.name]) for item in fields(kind)})
-    inner = get_args(kind)
-    if get_origin(kind) is tuple:
-        return tuple(typed(item, inner[0]) for item in value)
-    if isinstance(kind, UnionType):
-        return None if value is None else typed(value, inner[0])
-    if get_origin(kind) is not None and len(inner) == 2:
-        return {key: typed(item, inner[1]) for key, item in value.items()}
-    if kind is float and value is None:
-        return math.nan
-    if not isinstance(value, (float, int) if kind is float else kind):
-        raise TypeError(f"{value!r} is no {kind.__name__}")
-    return value
+    path = Path(path)
+    return FILE.read(path / REPORT if path.is_dir() else path)

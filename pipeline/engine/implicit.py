@@ -4,29 +4,28 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from trtq.calibrators import METHODS, list_parameters
+from trtq.calibrators import create_method
 from trtq.calibrators.batches import Batches
 from trtq.calibrators.cache import to_cache
+from trtq.calibrators.entropy import Auto, Entropy
+from trtq.calibrators.minmax import MinMax
 from trtq.calibrators.ranges import Ranges
 from trtq.errors import DataError
-from trtq.models.spec import CROSS_ENTROPY, CalibrationSpec
+from trtq.models.spec import CalibrationSpec
 from trtq.pipeline.engine.backend import ImplicitQuantization
 from trtq.pipeline.graph.load import Graph
 from trtq.pipeline.graph.placement import Placement
 from trtq.pipeline.graph.quantized import QuantizedLayer
 
-_TENSORRT_ALGORITHMS = {"entropy": "entropy2", "minmax": "minmax"}
-"""TensorRT's own calibrators, by our names of their methods."""
+_TENSORRT_ALGORITHMS: dict[type, str] = {Auto: "entropy2", Entropy: "entropy2", MinMax: "minmax"}
+"""The methods that TensorRT's own calibrators have too."""
 _FLOAT = (ir.DataType.FLOAT, ir.DataType.FLOAT16)
 
 
 def find_tensorrt_algorithm(spec: CalibrationSpec) -> str | None:
     """Returns which calibrator of TensorRT runs this method over the data; None if the ranges are ours."""
-    if spec.method == CROSS_ENTROPY:
-        return None
-    own = list_parameters(METHODS[spec.first_method])
-    is_plain = all(getattr(spec, name) is None for name in own)
-    return _TENSORRT_ALGORITHMS.get(spec.first_method) if is_plain else None
+    method = create_method(spec)
+    return _TENSORRT_ALGORITHMS.get(type(method)) if method == type(method)() else None
 
 
 def list_float_tensors(graph: Graph) -> tuple[str, ...]:

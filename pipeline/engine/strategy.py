@@ -16,10 +16,13 @@ from trtq.models.spec import LayerSpec
 from trtq.pipeline.engine.backend import Backend, Precision
 from trtq.pipeline.engine.backends import BACKENDS
 from trtq.pipeline.engine.target import Target
+from trtq.pipeline.formats import BF16, FP16, FP32
+from trtq.pipeline.formats.floats import FloatFormat
 from trtq.pipeline.graph.load import Graph
 from trtq.pipeline.graph.placement import Placement
 
-Float = Literal["fp32", "fp16", "bf16"]
+FLOATS = {item.name: item for item in (FP32, FP16, BF16)}
+"""What can compute that is not quantized, by name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +38,7 @@ class Strategy:
 
     quantization: Literal["explicit", "implicit"]
     reason: str
-    rest: Float
+    rest: FloatFormat
     is_typed: bool
 
     @property
@@ -44,20 +47,20 @@ class Strategy:
         return self.quantization == "implicit"
 
     @property
-    def graph_float(self) -> Float:
+    def graph_float(self) -> FloatFormat:
         """The float type that the graph itself computes in."""
-        return self.rest if self.is_typed else "fp32"
+        return self.rest if self.is_typed else FP32
 
     @property
     def scale_dtype(self) -> str:
         """The dtype of Q/DQ scales: FP16 where the graph is, so that none is rounded afterwards."""
-        return "float16" if self.graph_float == "fp16" else "float32"
+        return "float16" if self.graph_float is FP16 else "float32"
 
     def list_precisions(self, precision: Precision) -> tuple[Precision, ...]:
         """Returns what the builder must be allowed for an engine of this precision."""
         if self.is_typed:
             return ()
-        return (*(("int8",) if precision == "int8" else ()), *(("fp16",) if self.rest == "fp16" else ()))
+        return (*(("int8",) if precision == "int8" else ()), *(("fp16",) if self.rest is FP16 else ()))
 
 
 def choose_strategy(target: Target, backend: Backend) -> Strategy:
@@ -81,7 +84,7 @@ def choose_strategy(target: Target, backend: Backend) -> Strategy:
     return Strategy("implicit", "as asked; TensorRT 11 has it no more", rest, is_typed=False)
 
 
-def choose_rest(target: Target, backend: Backend | None = None) -> Float:
+def choose_rest(target: Target, backend: Backend | None = None) -> FloatFormat:
     """Returns what computes that is not quantized: by default FP16 where the backend gains from it.
 
     Args:
@@ -89,11 +92,11 @@ def choose_rest(target: Target, backend: Backend | None = None) -> Float:
         backend: What builds it; None: the one that the target names, which need not work here.
     """
     if target.precision == "fp16":
-        return "fp16"
+        return FP16
     if target.high_precision != "auto":
-        return target.high_precision
+        return FLOATS[target.high_precision]
     backend = backend or BACKENDS.get(target.backend)
-    return "fp16" if backend is None or backend.runs_fp16 else "fp32"
+    return FP16 if backend is None or backend.runs_fp16 else FP32
 
 
 def pin_precisions(
@@ -111,7 +114,7 @@ def pin_precisions(
         layers: What the user names.
         kept_fp32: The nodes that FP16 would ruin.
     """
-    is_half = strategy.rest == "fp16"
+    is_half = strategy.rest is FP16
     if strategy.is_typed or not (strategy.is_implicit or is_half):
         return {}
     fp32 = set(kept_fp32) if is_half else set()

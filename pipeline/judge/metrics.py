@@ -10,46 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from trtq.records import OutputComparison, WorstSample
+
 _NUM_WORST = 5
-
-
-@dataclass(frozen=True, slots=True, order=True)
-class WorstSample:
-    """A sample, by its place in the data, and how near its output is."""
-
-    cosine: float
-    sample: int
-
-
-@dataclass(frozen=True, slots=True)
-class OutputComparison:
-    """One output of a candidate against the same output of a reference, over all the data.
-
-    Attributes:
-        candidate: The model that is judged: "int8", "fp16".
-        reference: The model that it is judged by: "fp32", "fp16".
-        output: The output's name.
-        cosine: Of the two outputs as long vectors; 1.0 if both are zero, NaN if a value is not finite or no
-            value of the reference is.
-        sqnr_db: Signal to quantization noise, 10 log10(sum r^2 / sum (r - c)^2) in dB; inf if equal.
-        max_abs: The largest absolute difference.
-        mean_abs: The mean absolute difference.
-        top1_agreement: The share of rows with the same largest entry; None for outputs that are no scores.
-        nonfinite: How many of the candidate's values are NaN or infinite where the reference's are not.
-        worst: The samples with the lowest cosine, worst first; of an output without a sample axis, the first
-            samples of its batches.
-    """
-
-    candidate: str
-    reference: str
-    output: str
-    cosine: float
-    sqnr_db: float
-    max_abs: float
-    mean_abs: float
-    top1_agreement: float | None
-    nonfinite: int
-    worst: tuple[WorstSample, ...]
 
 
 @dataclass(slots=True)
@@ -104,39 +67,29 @@ class OutputMetrics:
             cosine = _cosine(float(dot), float(mine), float(other))
             rank = -cosine if math.isfinite(cosine) else 2.0  # not finite is worse than opposite
             entry = (rank, -self.samples - index)  # of equals, the first stay
-            if len(self.worst) < _NUM_WORST:
-                heapq.heappush(self.worst, entry)
-            else:
-                heapq.heappushpop(self.worst, entry)
+            self.worst = heapq.nlargest(_NUM_WORST, [*self.worst, entry])
 
     def result(self, candidate: str, reference: str, output: str) -> OutputComparison:
         """Returns the comparison of all that was taken in."""
-        broken = self.nonfinite > 0 or (self.size > 0 and self.count == 0)
+        cosine, sqnr_db, largest, mean = (
+            _cosine(self.dot, self.candidate_squares, self.reference_squares),
+            _to_decibels(self.reference_squares, self.error_squares),
+            self.largest,
+            self.absolute / max(self.count, 1),
+        )
+        if self.nonfinite > 0 or (self.size > 0 and self.count == 0):
+            cosine = sqnr_db = largest = mean = math.nan
+        agreement = self.rows_equal / self.rows if self.rows else None
+        worst = tuple(WorstSample(-rank if rank <= 1 else math.nan, -place) for rank, place in self.worst)
         return OutputComparison(
-            candidate,
-            reference,
-            output,
-            math.nan if broken else _cosine(self.dot, self.candidate_squares, self.reference_squares),
-            math.nan if broken else _decibels(self.reference_squares, self.error_squares),
-            math.nan if broken else self.largest,
-            math.nan if broken else self.absolute / max(self.count, 1),
-            self.rows_equal / self.rows if self.rows else None,
-            self.nonfinite,
-            tuple(
-                WorstSample(-rank if rank <= 1 else math.nan, -place)
-                for rank, place in sorted(self.worst, reverse=True)
-            ),
+            candidate, reference, output, cosine, sqnr_db, largest, mean, agreement, self.nonfinite, worst
         )
 
 
 def _has_scores(output: NDArray[Any]) -> bool:
     """Whether the last axis holds scores of classes: float, (N, C) or (N, T, C)."""
-    return (
-        output.ndim in (2, 3)
-        and output.shape[-1] > 1
-        and (np.issubdtype(output.dtype, np.floating))
-        and output.size > 0
-    )
+    is_table = output.ndim in (2, 3) and output.shape[-1] > 1 and output.size > 0
+    return is_table and np.issubdtype(output.dtype, np.floating)
 
 
 def _cosine(dot: float, first_squares: float, second_squares: float) -> float:
@@ -149,7 +102,7 @@ def _cosine(dot: float, first_squares: float, second_squares: float) -> float:
     return max(-1.0, min(1.0, dot / math.sqrt(first_squares) / math.sqrt(second_squares)))
 
 
-def _decibels(signal: float, noise: float) -> float:
+def _to_decibels(signal: float, noise: float) -> float:
     if noise == 0:
         return math.inf
     return 10 * (math.log10(signal) - math.log10(noise)) if signal > 0 else -math.inf

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from trtq.calibrators.batches import Batches
 from trtq.calibrators.observe import Progress
-from trtq.errors import ArtifactError
-from trtq.pipeline.judge.compare import compare_models, finite
+from trtq.json import FileKind, Measured
+from trtq.pipeline.judge.compare import compare_models
 from trtq.pipeline.judge.score import Labels
 from trtq.pipeline.judge.switchable import Switchable
 
-SCHEMA_VERSION = 1
-KIND = "sensitivity"
 _AT_ONCE = 8
 """Mixtures that share one run of the float model, and one pass over the data; their outputs are in memory."""
 _FLOAT = "float"
@@ -27,8 +23,13 @@ _FLOAT = "float"
 class Distance:
     """How far one output is from that of the float model; see `OutputComparison`."""
 
-    cosine: float
-    sqnr_db: float
+    cosine: Measured
+    sqnr_db: Measured
+
+    def __post_init__(self) -> None:
+        """Takes a ratio that is NaN beside a finite cosine, as a file has it, for the infinite one it was."""
+        if math.isnan(self.sqnr_db) and not math.isnan(self.cosine):
+            object.__setattr__(self, "sqnr_db", math.inf if self.cosine > 0 else -math.inf)
 
     @property
     def noise(self) -> float:
@@ -174,61 +175,21 @@ def split_in_groups(names: Sequence[str], *, mixtures_each: int) -> Iterator[Seq
         yield names[start : start + size]
 
 
+FILE = FileKind(Sensitivity, "file of sensitivities", "trtq sensitivity", "sensitivity", has_null=True)
+
+
 def to_json(sensitivity: Sensitivity) -> bytes:
     """Returns it as JSON; numbers that are not finite become null."""
-    document = {"schema_version": SCHEMA_VERSION, "kind": KIND, **asdict(sensitivity)}
-    return json.dumps(finite(document), indent=1, allow_nan=False).encode() + b"\n"
+    return FILE.encode(sensitivity)
 
 
-def read_sensitivity(path: Path) -> Sensitivity:
+def read_sensitivity(path: Path | str) -> Sensitivity:
     """Returns the sensitivity of a JSON file.
 
     Raises:
-        ArtifactError: The file is missing, broken, of another kind or schema, or incomplete.
+        ArtifactError: The file is missing, broken, of another kind or a newer schema, or incomplete.
     """
-    try:
-        document = json.loads(path.read_bytes())
-    except OSError as error:
-        raise ArtifactError(f"cannot read {path}: {error.strerror}") from error
-    except ValueError as error:
-        raise ArtifactError(f"{path} holds no sensitivities: {error}") from error
-    if not isinstance(document, dict) or document.get("kind") != KIND:
-        raise ArtifactError(f"{path} holds no sensitivities; `trtq sensitivity` writes such a file")
-    if document.pop("schema_version", None) != SCHEMA_VERSION:
-        raise ArtifactError(f"{path} is of another schema than this trtq reads; remove it and measure again")
-    document.pop("kind")
-    try:
-        layers = tuple(_layer(item) for item in document.pop("layers"))
-        effect = document.pop("all_quantized")
-        return Sensitivity(
-            **document, layers=layers, all_quantized=None if effect is None else _effect(effect)
-        )
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ArtifactError(f"{path} is not complete: {error!r}; remove it and measure again") from error
-
-
-def _layer(item: Mapping[str, Any]) -> LayerSensitivity:
-    return LayerSensitivity(
-        item["name"], item["op_type"], item["macs"], _effect(item["alone"]), _effect(item["without"])
-    )
-
-
-def _effect(item: Mapping[str, Any]) -> Effect:
-    parts = {output: _distances(names) for output, names in item.get("parts", {}).items()}
-    return Effect(_distances(item["outputs"]), item["score"], parts)
-
-
-def _distances(item: Mapping[str, Any]) -> dict[str, Distance]:
-    return {name: _distance(value["cosine"], value["sqnr_db"]) for name, value in item.items()}
-
-
-def _distance(cosine: float | None, sqnr_db: float | None) -> Distance:
-    """Returns the distance with what is not finite where JSON had to hold null."""
-    if cosine is None:
-        return Distance(math.nan, math.nan)
-    if sqnr_db is None:
-        return Distance(cosine, math.inf if cosine > 0 else -math.inf)
-    return Distance(cosine, sqnr_db)
+    return FILE.read(path)
 
 
 def _worst(values: Iterator[float]) -> float:

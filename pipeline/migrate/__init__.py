@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from trtq.calibrators.cache import CalibrationCache, parse_cache, read_bytes
 from trtq.calibrators.ranges import QMAX
 from trtq.errors import ArtifactError, UsageError
 from trtq.files import hash_file
+from trtq.json import FileKind
 from trtq.models.spec import ModelSpec
 from trtq.pipeline.build import run_job
 from trtq.pipeline.build.job import Job
@@ -17,12 +17,17 @@ from trtq.pipeline.build.prepare import GivenRanges, prepare, refuse_inputs_in
 from trtq.pipeline.deliver.names import CACHE, MIGRATION
 from trtq.pipeline.deliver.report import Report
 from trtq.pipeline.engine.target import Target
-from trtq.pipeline.graph.cache_ranges import Migration, place_from_cache
+from trtq.pipeline.formats import FP16
+from trtq.pipeline.graph.cache_ranges import (
+    MappedTensor,
+    Migration,
+    UncoveredTensor,
+    UnmappedKey,
+    place_from_cache,
+)
 from trtq.pipeline.graph.load import Graph
-from trtq.pipeline.rewrite.qdq import choose_activation_qparams
+from trtq.pipeline.rewrite.qparams import choose_activation_qparams
 from trtq.progress import Log, Silent, Watcher
-
-SCHEMA_VERSION = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +53,31 @@ class MigrationResult:
 
     report: Report
     outcome: CacheOutcome
+
+
+@dataclass(frozen=True, slots=True)
+class CacheHeader:
+    """The first line of a cache, in two parts."""
+
+    version: int | None
+    algorithm: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class MigrationFile:
+    """`CacheOutcome` as the file has it."""
+
+    cache: CacheHeader
+    num_rounded: int
+    largest_rise: float
+    mapped: tuple[MappedTensor, ...]
+    unused: tuple[str, ...]
+    unmapped: tuple[UnmappedKey, ...]
+    uncovered: tuple[UncoveredTensor, ...]
+    folded_names: bool
+
+
+FILE = FileKind(MigrationFile, "migration", "trtq migrate", "migration")
 
 
 def migrate(
@@ -99,15 +129,18 @@ def migrate(
 
 def migration_to_json(outcome: CacheOutcome) -> bytes:
     """Returns what became of every key of the cache, as JSON."""
-    document = {
-        "schema_version": SCHEMA_VERSION,
-        "kind": "migration",
-        "cache": {"version": outcome.cache.version, "algorithm": outcome.cache.algorithm},
-        "num_rounded": outcome.num_rounded,
-        "largest_rise": outcome.largest_rise,
-        **asdict(outcome.migration),
-    }
-    return json.dumps(document, indent=1, allow_nan=False).encode() + b"\n"
+    cache, found = outcome.cache, outcome.migration
+    file = MigrationFile(
+        CacheHeader(cache.version, cache.algorithm),
+        outcome.num_rounded,
+        outcome.largest_rise,
+        found.mapped,
+        found.unused,
+        found.unmapped,
+        found.uncovered,
+        found.folded_names,
+    )
+    return FILE.encode(file)
 
 
 def _prepare(
@@ -197,7 +230,7 @@ def _rounding(job: Job, migration: Migration) -> tuple[int, float]:
     for item in migration.mapped:
         dtype = dtypes[item.tensor]
         assert dtype is not None
-        kind = job.strategy.scale_dtype if job.strategy.graph_float == "fp16" else dtype.numpy().name
+        kind = "float16" if job.strategy.graph_float is FP16 else dtype.numpy().name
         made = float(choose_activation_qparams(item.scale * QMAX, kind).scale)
         rises += [made / item.scale - 1] if made != item.scale else []
     return len(rises), max(rises, default=0.0)

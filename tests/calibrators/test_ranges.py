@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -70,14 +69,6 @@ JSON = b"""{
 FLOATS = st.floats(width=32, allow_nan=False, allow_infinity=False)
 
 
-def _written(tmp_path: Path, change: Callable[[dict[str, Any]], object]) -> Path:
-    document = json.loads(JSON)
-    change(document)
-    path = tmp_path / "ranges.json"
-    path.write_text(json.dumps(document))
-    return path
-
-
 def test_ranges_as_json_are_known_to_the_byte() -> None:
     assert ranges_to_json(RANGES) == JSON
 
@@ -110,83 +101,6 @@ def test_a_tensor_without_range_is_named() -> None:
         r"with other skipped layers: calibrate again$",
     ):
         RANGES.amax("other")
-
-
-def test_a_file_that_is_not_there_is_told(tmp_path: Path) -> None:
-    with pytest.raises(ArtifactError, match=r"^cannot read the ranges .*gone.json: No such file"):
-        read_ranges(tmp_path / "gone.json")
-
-
-@pytest.mark.parametrize("content", [b"", JSON[:100], b"\xff\xfe", b"onnx"])
-def test_a_file_that_is_no_json_is_told(tmp_path: Path, content: bytes) -> None:
-    (tmp_path / "ranges.json").write_bytes(content)
-    with pytest.raises(ArtifactError, match=r"ranges.json is not a ranges file: \S+"):
-        read_ranges(tmp_path / "ranges.json")
-
-
-@pytest.mark.parametrize("content", ["[]", "null", "{}", '{"kind": "manifest"}'])
-def test_json_of_another_kind_is_told(tmp_path: Path, content: str) -> None:
-    (tmp_path / "ranges.json").write_text(content)
-    with pytest.raises(
-        ArtifactError, match=r"ranges.json is not a ranges file; `trtq calibrate` writes one$"
-    ):
-        read_ranges(tmp_path / "ranges.json")
-
-
-@pytest.mark.parametrize("version", [2, None])
-def test_another_schema_is_told(tmp_path: Path, version: int | None) -> None:
-    path = _written(tmp_path, lambda document: document.update(schema_version=version))
-    with pytest.raises(
-        ArtifactError, match=rf"has schema version {version}, this trtq reads 1; calibrate again$"
-    ):
-        read_ranges(path)
-
-
-@pytest.mark.parametrize(
-    "key",
-    ["method", "model_sha256", "data", "num_samples", "is_random", "shapes", "beyond_fp16", "tensors"],
-)
-def test_a_missing_key_is_named(tmp_path: Path, key: str) -> None:
-    path = _written(tmp_path, lambda document: document.pop(key))
-    with pytest.raises(
-        ArtifactError,
-        match=rf"ranges.json is not a complete ranges file: KeyError\('{key}'\); calibrate again$",
-    ):
-        read_ranges(path)
-
-
-@pytest.mark.parametrize("tensors", [None, [], {"x": 1.0}, {"x": {"amax": 1.0, "min": 0.0}}])
-def test_a_broken_table_is_told(tmp_path: Path, tensors: object) -> None:
-    path = _written(tmp_path, lambda document: document.update(tensors=tensors))
-    with pytest.raises(ArtifactError, match=r"not a complete ranges file: .*; calibrate again$"):
-        read_ranges(path)
-
-
-@pytest.mark.parametrize("key", ["amax", "min", "max"])
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), "1.0", None, True, 10**400])
-def test_a_number_that_is_not_finite_is_told(tmp_path: Path, key: str, value: object) -> None:
-    path = _written(tmp_path, lambda document: document["tensors"]["images"].update({key: value}))
-    with pytest.raises(
-        ArtifactError, match=r"not a complete ranges file: (ValueError.* must be finite|OverflowError)"
-    ):
-        read_ranges(path)
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        lambda document: document["tensors"]["images"].update(amax=-1.0),
-        lambda document: document["beyond_fp16"].update(hot=-1.0),
-    ],
-)
-def test_a_negative_amax_is_told(tmp_path: Path, change: Callable[[dict[str, Any]], object]) -> None:
-    with pytest.raises(ArtifactError, match=r"ValueError\('amax must be at least 0, got -1.0'\)"):
-        read_ranges(_written(tmp_path, change))
-
-
-def test_nothing_that_is_not_finite_is_written() -> None:
-    with pytest.raises(ValueError, match="not JSON compliant"):
-        ranges_to_json(Ranges({"x": Range(float("inf"), 0, 0)}, "minmax()", "", "", 1))
 
 
 @pytest.mark.parametrize(
@@ -228,25 +142,43 @@ def test_repairs_come_back_as_they_were_written(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        (
+            lambda d: d["tensors"]["images"].update(amax=float("nan")),
+            "amax must be a finite .*, got nan",
+        ),
+        (lambda d: d["tensors"]["images"].update(amax=-1.0), "amax must be a finite number .*, got -1.0"),
+        (
+            lambda d: d["tensors"]["images"].update(min=float("-inf")),
+            "max must be finite, got -inf and",
+        ),
+        (
+            lambda d: d["tensors"]["images"].update(max=float("inf")),
+            "max must be finite, got .* and inf",
+        ),
+        (lambda d: d["tensors"]["images"].update(max=True), "Expected `float`, got `bool`"),
+        (lambda d: d["tensors"]["images"].pop("max"), "missing required field `max`"),
+        (lambda d: d["beyond_fp16"].update(hot=-1.0), "amax must be a finite number of at least 0, got -1.0"),
         (lambda d: d["channels"]["images"].update(scale=[1.0, 0.0]), "scales of channels must be positive"),
         (lambda d: d["channels"]["images"].update(scale=[-1.0, 1.0]), "scales of channels must be positive"),
         (lambda d: d["channels"]["images"].update(shift=[1.0]), "as many as the shifts"),
         (lambda d: d["channels"]["images"].update(scale=[]), "as many as the shifts"),
         (lambda d: d["channels"]["images"].update(mean=[1.0]), "as many as the means"),
-        (lambda d: d["channels"]["images"].update(amax=-1.0), "amax must be at least 0, got -1.0"),
-        (lambda d: d["channels"]["images"].update(mean=["1", 2]), "must be finite numbers, got '1'"),
-        (lambda d: d["channels"]["images"].pop("shift"), "KeyError('shift')"),
-        (lambda d: d.update(channels=[1]), "AttributeError"),
-        (lambda d: d.update(weight_scales="min"), "weight_scales must be max or mse, got 'min'"),
-        (lambda d: d.update(activations="any"), "activations must be symmetric or asymmetric, got 'any'"),
+        (lambda d: d["channels"]["images"].update(mean=[1.0, float("inf")]), "means and shifts .* finite"),
+        (lambda d: d["channels"]["images"].update(amax=-1.0), "amax must be a finite number .*, got -1.0"),
+        (lambda d: d.update(weight_scales="min"), "Invalid enum value 'min' - at `[$].weight_scales`"),
+        (lambda d: d.update(activations="any"), "Invalid enum value 'any' - at `[$].activations`"),
     ],
 )
-def test_repairs_that_make_no_sense_are_told(
+def test_numbers_that_make_no_sense_are_told(
     tmp_path: Path, change: Callable[[dict[str, Any]], object], message: str
 ) -> None:
     document = json.loads(ranges_to_json(REPAIRED))
     change(document)
-    path = tmp_path / "r.json"
-    path.write_text(json.dumps(document))
-    with pytest.raises(ArtifactError, match=f"is not a complete ranges file: .*{re.escape(message)}"):
-        read_ranges(path)
+    (tmp_path / "r.json").write_text(json.dumps(document))
+    with pytest.raises(ArtifactError, match=f"is not a complete ranges file: .*{message}"):
+        read_ranges(tmp_path / "r.json")
+
+
+def test_a_range_that_is_not_finite_is_not_written() -> None:
+    with pytest.raises(ValueError, match="amax must be a finite number of at least 0, got inf"):
+        ranges_to_json(Ranges({"x": Range(float("inf"), 0, 0)}, "minmax()", "", "", 1))

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
+from host_memory import HostMemory
 
-from trtq.calibrators.device import HostMemory
 from trtq.cli import main
 from trtq.pipeline.engine.backends import BACKENDS
 from trtq.pipeline.engine.tensorrt import TensorRt
@@ -110,7 +110,7 @@ def tensorrt10(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(tmp_path)
     backend = TensorRt("tensorrt_10", HostMemory)
     monkeypatch.setattr("trtq.pipeline.engine.backends.BACKENDS", {**BACKENDS, "tensorrt": backend})
-    monkeypatch.setattr("trtq.pipeline.engine.tensorrt.count_gpus", lambda: 1)
+    monkeypatch.setattr("trtq.pipeline.engine.tensorrt.explain_missing_gpu", lambda: "")
     monkeypatch.setattr(TensorRt, "runner", lambda *_: None)
 
 
@@ -165,8 +165,8 @@ def test_a_foreign_timing_cache_is_exit_2_and_nothing_is_written(
     result = trtq("build", model, *arguments)
     assert (result.exit_code, result.stdout) == (2, "")
     assert result.stderr == (
-        f"error: {tmp_path / 't.cache'} is no timing cache of TensorRT 10.16.1.11 on this GPU; give another "
-        "file with --timing-cache\n"
+        f"error: {tmp_path / 't.cache'} is not a timing cache of TensorRT 10.16.1.11 on this GPU; "
+        "give another file with --timing-cache\n"
     )
     assert not (tmp_path / "out").exists()
 

@@ -14,7 +14,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from trtq.cli import main
-from trtq.cli.console import ConsoleWatcher, format_bytes
+from trtq.cli.console import ConsoleWatcher
 
 ESCAPES = re.compile(r"\x1b\[[\d;?]*[A-Za-z]")
 
@@ -87,18 +87,3 @@ def test_notes_are_left_out_when_quiet_and_warnings_are_not(capsys: pytest.Captu
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err == f"note: a [note]\nwarning: {long}\nwarning: {long}\n"
-
-
-@pytest.mark.parametrize(
-    ("count", "text"),
-    [
-        (0, "0 B"),
-        (999, "999 B"),
-        (1000, "1.0 kB"),
-        (1_804_644, "1.8 MB"),
-        (3.2e9, "3.2 GB"),
-        (5e12, "5000.0 GB"),
-    ],
-)
-def test_sizes_are_for_people(count: float, text: str) -> None:
-    assert format_bytes(count) == text

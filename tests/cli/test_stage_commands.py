@@ -214,7 +214,7 @@ def test_inspect_tells_what_loading_changes_and_why_layers_stay_float(
         }""")
     onnx.save(model, tmp_path / "m.onnx")
     assert plain(trtq("inspect", tmp_path / "m.onnx", "--placement").stdout) == (
-        f"{tmp_path / 'm.onnx'} opset 19 4 B of weights\n"
+        f"{tmp_path / 'm.onnx'} opset 19 4 bytes of weights\n"
         "input a float32 (2, 4)\n"
         "input b float32 (4, 4)\n"
         "output y float32 (2, 4)\n"

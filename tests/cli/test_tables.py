@@ -10,10 +10,9 @@ import pytest
 from rich.console import Console
 
 from trtq.cli.tables import create_comparison_table, print_report
+from trtq.kept import Fallback
 from trtq.pipeline.deliver.report import SCHEMA_VERSION, EngineReport, Report, WeightsReport
-from trtq.pipeline.engine.coverage import Fallback
-from trtq.pipeline.judge.metrics import OutputComparison
-from trtq.pipeline.judge.repairs import Repairs, Trial
+from trtq.records import OutputComparison, Repairs, Trial
 
 
 def compared(output: str, cosine: float = 0.5, sqnr_db: float = 3.0) -> OutputComparison:

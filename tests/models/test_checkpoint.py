@@ -40,7 +40,7 @@ def test_safetensors_are_read(tmp_path: Path) -> None:
     load_weights(target, tmp_path / "c.safetensors")
     assert same(source, target)
     (tmp_path / "c.safetensors").write_bytes(b"no")
-    with pytest.raises(ModelError, match="is no safetensors file"):
+    with pytest.raises(ModelError, match="is not a safetensors file"):
         load_weights(target, tmp_path / "c.safetensors")
 
 
@@ -92,7 +92,7 @@ def test_a_pickle_is_refused_unless_it_is_trusted(tmp_path: Path) -> None:
     ("content", "message"),
     [
         (None, "there is no file"),
-        (b"junk", r"holds more than tensors|is no PyTorch checkpoint"),
+        (b"junk", r"holds more than tensors|is not a PyTorch checkpoint"),
         ([1], "holds no state_dict"),
     ],
 )

@@ -130,7 +130,7 @@ def test_skipped_nodes_stay_float(net: Any, amax: dict[str, float]) -> None:
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        ({"nowhere/Conv": 1.0}, r"'nowhere/Conv' is no layer or addition of this module"),
+        ({"nowhere/Conv": 1.0}, r"'nowhere/Conv' is not a layer or addition of this module"),
         ({"stem.conv/Conv": 0.0}, r"the range of 'stem.conv/Conv' is 0.0; it must be positive"),
         ({"pool/MaxPool": 1.0}, r"'pool' is a MaxPool2d, whose weights trtq does not quantize"),
     ],

@@ -16,8 +16,9 @@ from trtq.calibrators.cache import CalibrationCache
 from trtq.calibrators.ranges import Ranges
 from trtq.errors import ArtifactError, ModelError, UsageError
 from trtq.files import hash_file
+from trtq.json import to_plain
 from trtq.pipeline.deliver.report import Report, read_report
-from trtq.pipeline.inspect import FolderSummary, ModelSummary, inspect, to_plain
+from trtq.pipeline.inspect import FolderSummary, ModelSummary, inspect
 
 
 @pytest.fixture(scope="module")

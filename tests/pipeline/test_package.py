@@ -304,5 +304,5 @@ def test_a_share_is_a_percentage(percent: float) -> None:
 
 def test_the_package_is_read_without_tritonclient(folder: Path, tmp_path: Path) -> None:
     done = package(folder, tmp_path / "models")
-    assert parse((tmp_path / "models/model/config.pbtxt").read_text(), "x")["max_batch_size"] == [8]
+    assert parse((tmp_path / "models/model/config.pbtxt").read_text(), "x").max_batch_size == 8
     assert done.repository == str(tmp_path / "models")

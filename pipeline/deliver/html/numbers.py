@@ -10,11 +10,6 @@ NONE = "\N{EN DASH}"
 """Where there is no number."""
 
 
-def format_size(count: float) -> str:
-    """Returns bytes for people: `1.8 MB`."""
-    return f"{count:.0f} B" if count < 1000 else f"{_in_thousands(count, ('kB', 'MB', 'GB', 'TB'))}"
-
-
 def format_amount(count: float) -> str:
     """Returns a number of things for people: `512`, `1.8 M`."""
     return f"{count:.0f}" if count < 10_000 else _in_thousands(count, ("k", "M", "G", "T", "P"))
@@ -23,13 +18,6 @@ def format_amount(count: float) -> str:
 def _in_thousands(count: float, units: tuple[str, ...]) -> str:
     power = min(int(math.log10(count) // 3), len(units))
     return f"{count / 1000**power:.1f} {units[power - 1]}"
-
-
-def format_seconds(value: float) -> str:
-    """Returns a time for people: `0.3 s`, `2 min 5 s`."""
-    if value < 100:
-        return f"{value:.1f} s"
-    return f"{int(value // 60)} min {value % 60:.0f} s"
 
 
 def format_share(value: float) -> str:

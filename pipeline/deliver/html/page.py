@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trtq import lazy
+from trtq.numbers import format_bytes, format_seconds
 from trtq.pipeline.deliver.html import charts, numbers, rows, view
 from trtq.pipeline.deliver.manifest import Manifest
 from trtq.pipeline.deliver.report import Report
@@ -82,9 +83,7 @@ def _environment() -> jinja2.Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    functions: dict[str, Any] = {
-        name: getattr(numbers, f"format_{name}")
-        for name in ("size", "amount", "seconds", "share", "decibels", "magnitude")
-    }
-    environment.filters |= functions
+    own = ("amount", "share", "decibels", "magnitude")
+    functions: dict[str, Any] = {name: getattr(numbers, f"format_{name}") for name in own}
+    environment.filters |= {"size": format_bytes, "seconds": format_seconds, **functions}
     return environment

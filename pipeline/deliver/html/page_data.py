@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from trtq.errors import ArtifactError
-from trtq.pipeline.deliver.report import typed
+from trtq.json import FileKind
 
 NAME = "tensors.json"
-SCHEMA_VERSION = 1
-_KIND = "tensors"
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,35 +91,19 @@ class PageData:
     layers: tuple[LayerSummary, ...] = ()
 
 
+FILE = FileKind(PageData, "file of tensors", "trtq build", "tensors")
+
+
 def to_json(seen: PageData) -> bytes:
     """Returns the tensors as JSON."""
-    document = {"schema_version": SCHEMA_VERSION, "kind": _KIND, **asdict(seen)}
-    return json.dumps(document, allow_nan=False, separators=(",", ":")).encode() + b"\n"
+    return FILE.encode(seen, compact=True)
 
 
 def read_page_data(folder: Path) -> PageData:
     """Returns the tensors of a build folder; none if it has no such file, since nothing was observed.
 
     Raises:
-        ArtifactError: The file is broken, of another kind or of another schema.
+        ArtifactError: The file is broken, of another kind or of a newer schema.
     """
     path = folder / NAME
-    try:
-        document = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        return PageData()
-    except OSError as error:
-        raise ArtifactError(f"cannot read {path}: {error.strerror}") from error
-    except ValueError as error:
-        raise ArtifactError(f"{path} does not hold tensors: {error}") from error
-    found = (document.get("kind"), document.get("schema_version")) if isinstance(document, dict) else None
-    if found != (_KIND, SCHEMA_VERSION):
-        raise ArtifactError(
-            f"{path} does not hold tensors of schema version {SCHEMA_VERSION}; "
-            f"use the trtq that wrote it, or build again"
-        )
-    try:
-        seen: PageData = typed(document, PageData)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise ArtifactError(f"{path} is not complete: {error!r}; build again") from error
-    return seen
+    return FILE.read(path) if path.exists() else PageData()

@@ -10,11 +10,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from trtq.models.preprocess import Preprocess
-from trtq.pipeline.deliver.html.numbers import MINUS, format_decibels, format_size
+from trtq.numbers import format_bytes, format_seconds
+from trtq.pipeline.deliver.html.numbers import MINUS, format_decibels
 from trtq.pipeline.deliver.manifest import Manifest
 from trtq.pipeline.deliver.report import Report
-from trtq.pipeline.judge.metrics import OutputComparison
 from trtq.pipeline.judge.score import format_score
+from trtq.records import OutputComparison
 
 _DTYPES = {"Int8": "INT8", "Half": "FP16", "Float": "FP32", "BFloat16": "BF16"}
 _LONG_COMMAND = 90
@@ -163,7 +164,7 @@ def sizes_of(report: Report) -> tuple[Share, ...]:
     for name, count in sizes.items():
         ratio = f" ({_ratio(count / given)})" if given and name != "model" else ""
         title = f"{Path(report.model).name} (given)" if name == "model" else name
-        rows.append(Share(title, f"{format_size(count)}{ratio}", round(100 * count / most, 1)))
+        rows.append(Share(title, f"{format_bytes(count)}{ratio}", round(100 * count / most, 1)))
     return tuple(rows)
 
 
@@ -175,7 +176,7 @@ def list_timings(report: Report) -> tuple[Share, ...]:
     """Returns the seconds of each stage."""
     most = max(report.timings_s.values(), default=0.0) or 1.0
     return tuple(
-        Share(name, f"{value:.1f} s", round(100 * value / most, 1))
+        Share(name, format_seconds(value), round(100 * value / most, 1))
         for name, value in report.timings_s.items()
     )
 

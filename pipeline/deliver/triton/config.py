@@ -9,31 +9,16 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from trtq import lazy
 from trtq.errors import ArtifactError, UsageError
 from trtq.models.signature import TensorSpec, show_shape
 from trtq.models.spec import InputSpec
-from trtq.pipeline.deliver.triton.pbtxt import Message, Read, Value, Word, to_text
+from trtq.pipeline.deliver.triton.pbtxt import DATA_TYPES, Message, name_data_type, to_text
 
-DATA_TYPES: Mapping[str, str] = {
-    "bool": "TYPE_BOOL",
-    "uint8": "TYPE_UINT8",
-    "uint16": "TYPE_UINT16",
-    "uint32": "TYPE_UINT32",
-    "uint64": "TYPE_UINT64",
-    "int8": "TYPE_INT8",
-    "int16": "TYPE_INT16",
-    "int32": "TYPE_INT32",
-    "int64": "TYPE_INT64",
-    "float16": "TYPE_FP16",
-    "float32": "TYPE_FP32",
-    "float64": "TYPE_FP64",
-    "bfloat16": "TYPE_BF16",
-}
-"""Triton's types by numpy's names."""
 PLATFORMS: Mapping[str, str] = {"tensorrt": "tensorrt_plan", "onnxruntime": "onnxruntime_onnx"}
 """What Triton wants beside the backend's name; the Python backend has none."""
 _OURS = re.compile(r"# Written by trtq package, sha256 (\w+)\.[^\n]*\n")
@@ -51,7 +36,7 @@ class Port:
         """Returns what stands in the configuration: a single value of a batch is a reshaped [1]."""
         reshape: Message = {} if self.dims else {"reshape": {}}
         dims = self.dims or (1,)
-        return {"name": self.name, "data_type": Word(self.data_type), "dims": dims, **reshape}
+        return {"name": self.name, "data_type": self.data_type, "dims": dims, **reshape}
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +104,7 @@ class ModelConfig:
         """Returns Triton's `ModelConfig`."""
         platform = PLATFORMS.get(self.backend)
         versions = self.serving.num_versions
-        message: dict[str, Value] = {
+        message: dict[str, Any] = {
             "name": self.name,
             **({"platform": platform} if platform else {}),
             "backend": self.backend,
@@ -144,15 +129,11 @@ class ModelConfig:
     def _instances(self) -> Message:
         kind = {"tensorrt": "KIND_GPU", "onnxruntime": "KIND_AUTO"}.get(self.backend, "KIND_CPU")
         profile = {"profile": ["0"]} if self.backend == "tensorrt" else {}
-        return {"count": self.serving.instances, "kind": Word(kind), **profile}
+        return {"count": self.serving.instances, "kind": kind, **profile}
 
 
 def list_ports(specs: Sequence[TensorSpec], *, batches: bool) -> tuple[Port, ...]:
-    """Returns inputs or outputs as Triton has them.
-
-    Args:
-        specs: As the model has them.
-        batches: Whether the first axis is the batch, which Triton adds itself.
+    """Returns inputs or outputs as Triton has them; with `batches` without the first axis, which it adds.
 
     Raises:
         ArtifactError: Triton has no such type, or refuses the shape.
@@ -208,46 +189,31 @@ def is_edited(text: str) -> bool:
     return first is None or hashlib.sha256(text[first.end() :].encode()).hexdigest() != first[1]
 
 
-def find_batch(existing: Read) -> int:
-    """Returns the `max_batch_size` of a configuration; where there is none it is 0."""
-    value = (existing.get("max_batch_size") or [0])[-1]
-    return value if isinstance(value, int) else 0
-
-
-def list_differences(existing: Read, config: ModelConfig) -> list[str]:
-    """Returns how a configuration speaks of another model, in words; what it leaves out is not compared."""
-    found = []
-    for key, ours in (("backend", config.backend), ("platform", PLATFORMS.get(config.backend, ""))):
-        theirs = (existing.get(key) or [ours])[-1]
-        if theirs != ours:
-            found.append(f"{key} is {theirs}, not {ours}")
-    if (find_batch(existing) > 0) != (config.max_batch > 0):
-        found.append(f"max_batch_size is {find_batch(existing)}, not {config.max_batch}")
-    for key, ports in (("input", config.inputs), ("output", config.outputs)):
-        if key in existing:
-            found += _different_ports(key, existing, ports)
+def list_differences(existing: Any, config: ModelConfig) -> list[str]:
+    """Returns how a configuration that was parsed is of another model; what it lacks is not compared."""
+    wanted = {"backend": config.backend, "platform": PLATFORMS.get(config.backend, "")}
+    found = [
+        f"{key} is {theirs}, not {ours}"
+        for key, ours in wanted.items()
+        if existing.HasField(key) and (theirs := getattr(existing, key)) != ours
+    ]
+    if (existing.max_batch_size > 0) != (config.max_batch > 0):
+        found.append(f"max_batch_size is {existing.max_batch_size}, not {config.max_batch}")
+    for key, theirs, ports in (
+        ("input", existing.input, config.inputs),
+        ("output", existing.output, config.outputs),
+    ):
+        found += _different_ports(key, theirs, ports) if theirs else []
     return found
 
 
-def _different_ports(kind: str, existing: Read, ports: Sequence[Port]) -> list[str]:
-    theirs = {_show(item.get("name")): _described(item) for item in existing[kind] if isinstance(item, dict)}
+def _different_ports(kind: str, existing: Iterable[Any], ports: Sequence[Port]) -> list[str]:
+    theirs = {port.name: f"{name_data_type(port)} {list(port.dims)}" for port in existing}
     ours = {port.name: f"{port.data_type} {list(port.dims or (1,))}" for port in ports}
     found = [f"{kind} {name!r} is missing there" for name in ours if name not in theirs]
     found += [f"{kind} {name!r} is not of this model" for name in theirs if name not in ours]
-    found += [
-        f"{kind} {name!r} is {theirs[name]}, not {ours[name]}"
-        for name in ours
-        if name in theirs and theirs[name] != ours[name]
-    ]
-    return found
-
-
-def _described(item: Read) -> str:
-    return f"{_show(item.get('data_type'))} {item.get('dims', [])}"
-
-
-def _show(values: Sequence[object] | None) -> str:
-    return str(values[-1]) if values else ""
+    both = [name for name in ours if name in theirs and theirs[name] != ours[name]]
+    return found + [f"{kind} {name!r} is {theirs[name]}, not {ours[name]}" for name in both]
 
 
 def validate(text: str) -> bool:
@@ -256,7 +222,7 @@ def validate(text: str) -> bool:
     Raises:
         ArtifactError: It does not take it.
     """
-    if importlib.util.find_spec("tritonclient") is None or importlib.util.find_spec("grpc") is None:
+    if any(importlib.util.find_spec(name) is None for name in ("tritonclient", "grpc")):
         return False
     schema = lazy.require("tritonclient.grpc.model_config_pb2", "triton", "validating config.pbtxt")
     text_format = lazy.require("google.protobuf.text_format", "triton", "validating config.pbtxt")

@@ -1,187 +1,132 @@
-"""Protobuf's text format, as far as Triton's `config.pbtxt` uses it: written, and read from other hands.
+"""Triton's `ModelConfig` in protobuf's text format, by protobuf itself: what is written, or compared.
 
-Source: the text format specification of Protocol Buffers (protobuf.dev). Extensions and the short forms of
-`Any` are left out: Triton's configuration has none.
+Source: protobuf/model_config.proto of triton-inference-server/common. Its fields are described here by name
+and type alone, as a text holds no numbers of fields; all others in a configuration from elsewhere pass by.
 """
 
 from __future__ import annotations
 
-import ast
-import json
-import re
-from collections.abc import Mapping, Sequence
-from typing import TypeAlias
+from collections.abc import Mapping
+from functools import cache
+from typing import Any, TypeAlias
 
+from trtq import lazy
 from trtq.errors import ArtifactError
 
-_TOKEN = re.compile(
-    r"""(?P<skip> \s+ | \#[^\n]* )
-      | (?P<text> "(?:\\.|[^"\\\n])*" | '(?:\\.|[^'\\\n])*' )
-      | (?P<word> [A-Za-z_]\w* )
-      | (?P<number> [-+]? (?: 0[xX][0-9a-fA-F]+ | (?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?[fF]? ) )
-      | (?P<mark> [{}<>\[\]:,;] )""",
-    re.VERBOSE,
+Message: TypeAlias = Mapping[str, Any]
+"""The fields of a message by name: messages as mappings, values of enumerations by name."""
+
+DATA_TYPES: Mapping[str, str] = {
+    "bool": "TYPE_BOOL",
+    "uint8": "TYPE_UINT8",
+    "uint16": "TYPE_UINT16",
+    "uint32": "TYPE_UINT32",
+    "uint64": "TYPE_UINT64",
+    "int8": "TYPE_INT8",
+    "int16": "TYPE_INT16",
+    "int32": "TYPE_INT32",
+    "int64": "TYPE_INT64",
+    "float16": "TYPE_FP16",
+    "float32": "TYPE_FP32",
+    "float64": "TYPE_FP64",
+    "bfloat16": "TYPE_BF16",
+}
+"""Triton's types by numpy's names."""
+_ENUMS = {
+    "DataType": ("TYPE_INVALID", *list(DATA_TYPES.values())[:-1], "TYPE_STRING", "TYPE_BF16"),
+    "Kind": ("KIND_AUTO", "KIND_GPU", "KIND_CPU", "KIND_MODEL"),
+}
+"""The values from 0 on."""
+_MESSAGES = {
+    "ModelConfig": "name:string platform:string backend:string max_batch_size:int32 "
+    "version_policy:VersionPolicy input:Port* output:Port* instance_group:InstanceGroup* "
+    "dynamic_batching:DynamicBatching parameters:Parameter* model_warmup:Warmup*",
+    "VersionPolicy": "all:All latest:Latest",
+    "All": "",
+    "Latest": "num_versions:uint32",
+    "Port": "name:string data_type:DataType dims:int64* reshape:Reshape",
+    "Reshape": "shape:int64*",
+    "InstanceGroup": "count:int32 kind:Kind profile:string*",
+    "DynamicBatching": "preferred_batch_size:int32* max_queue_delay_microseconds:uint64",
+    "Parameter": "key:string value:ParameterValue",
+    "ParameterValue": "string_value:string",
+    "Warmup": "name:string batch_size:uint32 inputs:WarmupEntry*",
+    "WarmupEntry": "key:string value:WarmupInput",
+    "WarmupInput": "data_type:DataType dims:int64* zero_data:bool random_data:bool input_data_file:string",
+}
+"""The fields in the order in which they are written; those with * are repeated."""
+_PASSED_BY = (
+    "agents batch_input batch_output cc_model_filenames control control_input cpu_execution_accelerator cuda "
+    "default_queue_policy direct ensemble_scheduling execution_accelerators gpu_execution_accelerator graph "
+    "graph_lower_bound graph_spec histogram_options initial_state input input_map input_pinned_memory "
+    "metric_control metric_identifier metric_tags model_metrics model_operations model_repository_agents "
+    "model_transaction_policy oldest optimization output_map output_pinned_memory parameters "
+    "priority_queue_policy rate_limiter resources response_cache secondary_devices sequence_batching "
+    "specific state step"
 )
-_CLOSING = {"{": "}", "<": ">"}
-_MOST_DEEP = 100
-"""Messages within messages, as protobuf itself takes them."""
+"""Triton's other fields that hold messages; protobuf before 6.31 skips no list of messages."""
 
 
-class Word(str):
-    """The name of an enumeration's value: it stands without quotes."""
-
-    __slots__ = ()
-
-
-Value: TypeAlias = "str | int | float | bool | Mapping[str, Value] | Sequence[Value]"
-Message: TypeAlias = Mapping[str, Value]
-Read: TypeAlias = "dict[str, list[str | int | float | bool | Read]]"
-"""A message as it was read: every field is a list, as one that stands once may stand several times."""
+def to_text(message: Message) -> str:
+    """Returns a `ModelConfig` in the text format."""
+    text: str = _protobuf("text_format").MessageToString(
+        _config_class()(**message), as_utf8=True, use_short_repeated_primitives=True, use_index_order=True
+    )
+    return text
 
 
-def to_text(message: Message, indent: str = "") -> str:
-    """Returns a message in the text format: a sequence is a repeated field, an empty one is left out."""
-    lines = []
-    for name, value in message.items():
-        if isinstance(value, Mapping):
-            lines.append(_block(name, value, indent))
-        elif isinstance(value, Sequence) and not isinstance(value, str):
-            if value and all(isinstance(item, Mapping) for item in value):
-                lines.extend(_block(name, item, indent) for item in value if isinstance(item, Mapping))
-            elif value:
-                lines.append(f"{indent}{name}: [{', '.join(_scalar(item) for item in value)}]\n")
-        else:
-            lines.append(f"{indent}{name}: {_scalar(value)}\n")
-    return "".join(lines)
-
-
-def _block(name: str, value: Message, indent: str) -> str:
-    inner = to_text(value, indent + "  ")
-    return f"{indent}{name} {{\n{inner}{indent}}}\n" if inner else f"{indent}{name} {{}}\n"
-
-
-def _scalar(value: Value) -> str:
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, str) and not isinstance(value, Word):
-        return json.dumps(value, ensure_ascii=False)
-    return str(value)
-
-
-def parse(text: str, where: str) -> Read:
-    """Returns the message that a text holds.
+def parse(text: str, where: str) -> Any:
+    """Returns the `ModelConfig` that a text holds, as a message of protobuf.
 
     Args:
         text: In the text format.
         where: Its name, for messages.
 
     Raises:
-        ArtifactError: It is not in the text format; the line is named.
+        ArtifactError: It is not in the text format; line and column are named.
     """
-    tokens = _Tokens(text, where)
-    message = _message(tokens, "", 0)
-    tokens.take("")
-    return message
-
-
-class _Tokens:
-    """The tokens of a text, one after another; the last one is empty."""
-
-    def __init__(self, text: str, where: str) -> None:
-        self._where = where
-        self._items: list[tuple[str, str, int]] = []
-        position = 0
-        while position < len(text):
-            found = _TOKEN.match(text, position)
-            line = text.count("\n", 0, position) + 1
-            if found is None:
-                raise ArtifactError(f"{where}, line {line}: {text[position : position + 20]!r} is no pbtxt")
-            if found.lastgroup != "skip":
-                self._items.append((str(found.lastgroup), found[0], line))
-            position = found.end()
-        self._items.append(("end", "", text.count("\n") + 1))
-        self._next = 0
-
-    @property
-    def kind(self) -> str:
-        """The next token's kind: text, word, number, mark, end."""
-        return self._items[self._next][0]
-
-    @property
-    def now(self) -> str:
-        """The next token."""
-        return self._items[self._next][1]
-
-    def take(self, wanted: str | None = None) -> str:
-        """Returns the next token and goes on; refuses another one than is wanted."""
-        _, token, line = self._items[self._next]
-        if wanted is not None and token != wanted:
-            shown = repr(token) if token else "the end"
-            raise ArtifactError(
-                f"{self._where}, line {line}: expected {wanted!r}, found {shown}"
-                if wanted
-                else f"{self._where}, line {line}: {shown} closes nothing"
-            )
-        self._next += 1
-        return token
-
-    def refuse(self) -> ArtifactError:
-        """Returns the error that the next token cannot stand here."""
-        _, token, line = self._items[self._next]
-        return ArtifactError(f"{self._where}, line {line}: {token!r} cannot stand here")
-
-
-def _message(tokens: _Tokens, end: str, depth: int) -> Read:
-    if depth > _MOST_DEEP:
-        raise tokens.refuse()
-    found: Read = {}
-    while tokens.now != end and tokens.kind == "word":
-        name = tokens.take()
-        values = found.setdefault(name, [])
-        if tokens.now == ":":
-            tokens.take()
-        elif tokens.now not in ("{", "<", "["):
-            raise tokens.refuse()
-        if tokens.now == "[":
-            tokens.take()
-            while tokens.now != "]":
-                values.append(_value(tokens, depth))
-                if tokens.now != "]":
-                    tokens.take(",")
-            tokens.take()
-        else:
-            values.append(_value(tokens, depth))
-        if tokens.now in (",", ";"):
-            tokens.take()
-    return found
-
-
-def _value(tokens: _Tokens, depth: int) -> str | int | float | bool | Read:
-    kind, token = tokens.kind, tokens.now
-    if token in _CLOSING:
-        tokens.take()
-        inner = _message(tokens, _CLOSING[token], depth + 1)
-        tokens.take(_CLOSING[token])
-        return inner
-    if kind == "text":
-        parts = []
-        while tokens.kind == "text":  # strings that follow each other are one
-            try:
-                parts.append(str(ast.literal_eval(tokens.now)))
-            except SyntaxError as error:  # an escape that is none
-                raise tokens.refuse() from error
-            tokens.take()
-        return "".join(parts)
-    if kind == "word":
-        word = tokens.take()
-        return word == "true" if word in ("true", "false") else Word(word)
-    if kind == "number":
-        return _number(tokens.take())
-    raise tokens.refuse()
-
-
-def _number(token: str) -> int | float:
+    text_format = _protobuf("text_format")
     try:
-        return int(token, 16) if "x" in token.lower() else int(token)
-    except ValueError:
-        return float(token.rstrip("fF"))
+        return text_format.Parse(text, _config_class()(), allow_unknown_field=True)
+    except (text_format.ParseError, RecursionError) as error:
+        raise ArtifactError(f"{where} is not a valid Triton configuration: {error}") from error
+
+
+def name_data_type(port: Any) -> str:
+    """Returns the name of the type of an input or output of a `ModelConfig`; empty where it has none."""
+    kind = port.DESCRIPTOR.fields_by_name["data_type"].enum_type
+    return str(kind.values_by_number[port.data_type].name) if port.HasField("data_type") else ""
+
+
+@cache
+def _config_class() -> Any:
+    file = _protobuf("descriptor_pb2").FileDescriptorProto(
+        name="trtq/model_config.proto", package="trtq", syntax="proto2"
+    )
+    for name, values in _ENUMS.items():
+        numbered = [{"name": value, "number": number} for number, value in enumerate(values)]
+        file.enum_type.add(name=name, value=numbered)
+    passed_by = {name: f"{name}:Other*" for name in _PASSED_BY.split()}
+    for message, fields in {**_MESSAGES, "Other": ""}.items():
+        ours = {field.partition(":")[0]: field for field in fields.split()}
+        every = ours | {name: field for name, field in passed_by.items() if name not in ours}
+        described = [_describe(field, number) for number, field in enumerate(every.values(), 1)]
+        file.message_type.add(name=message, field=described)
+    pool = _protobuf("descriptor_pool").DescriptorPool()
+    pool.Add(file)
+    return _protobuf("message_factory").GetMessageClass(pool.FindMessageTypeByName("trtq.ModelConfig"))
+
+
+def _describe(field: str, number: int) -> Message:
+    """Returns the descriptor of a field; with `optional` an explicit 0 is told from none and is written."""
+    name, _, kind = field.partition(":")
+    label = "LABEL_REPEATED" if kind.endswith("*") else "LABEL_OPTIONAL"
+    kind = kind.rstrip("*")
+    is_ours = kind in _ENUMS or kind in _MESSAGES or kind == "Other"
+    return {"name": name, "number": number, "label": label} | (
+        {"type_name": f".trtq.{kind}"} if is_ours else {"type": f"TYPE_{kind.upper()}"}
+    )
+
+
+def _protobuf(module: str) -> Any:
+    return lazy.require(f"google.protobuf.{module}", None, "config.pbtxt")

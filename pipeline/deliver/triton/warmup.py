@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trtq.models.spec import InputSpec
-from trtq.pipeline.deliver.triton.config import DATA_TYPES, Port
-from trtq.pipeline.deliver.triton.pbtxt import Message, Value, Word
+from trtq.pipeline.deliver.triton.config import Port
+from trtq.pipeline.deliver.triton.pbtxt import DATA_TYPES, Message
 
 _NUMPY = {word: np.dtype(getattr(ml_dtypes, name, name)) for name, word in DATA_TYPES.items()}
 
@@ -48,10 +48,10 @@ def make_warmup(
         batch: The largest and the usual batch; 0 where the model does not batch.
     """
     largest, usual = batch
-    values: dict[str, Value] = {}
+    values: dict[str, Any] = {}
     files: dict[str, bytes] = {}
     for port in ports:
-        item: dict[str, Value] = {"data_type": Word(port.data_type)}
+        item: dict[str, Any] = {"data_type": port.data_type}
         if arrays is not None:
             array = np.ascontiguousarray(arrays[port.name].astype(_NUMPY[port.data_type]))
             raw = array.tobytes()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -52,22 +51,18 @@ class ConsoleWatcher:
     def note(self, text: str) -> None:
         """Prints a note, unless quiet."""
         if self._console is not None:
-            _tell(self._console, f"note: {text}", "dim")
+            self._console.print(f"note: {text}", style="dim", soft_wrap=True)
 
     def warn(self, text: str) -> None:
         """Prints a warning."""
-        _tell(self._console or _stderr_console(), f"warning: {text}", "bold red")
+        console = self._console or _stderr_console()
+        console.print(f"warning: {text}", style="bold red", soft_wrap=True)
 
 
 def _stderr_console() -> Console:
     from rich.console import Console
 
-    return Console(stderr=True, highlight=False)
-
-
-def _tell(console: Console, text: str, style: str) -> None:
-    """Prints a text as it is: the names of a model may look like markup."""
-    console.print(text, style=style, markup=False, emoji=False, soft_wrap=True)
+    return Console(stderr=True, highlight=False, markup=False, emoji=False)
 
 
 def open_console() -> Console:
@@ -81,15 +76,8 @@ def open_console() -> Console:
     return Console(highlight=False, markup=False, emoji=False, width=width)
 
 
-def print_json(value: Any) -> None:
-    """Prints JSON on stdout; the value holds finite numbers only."""
-    click.echo(json.dumps(value, indent=1, allow_nan=False))
+def print_json(value: object) -> None:
+    """Prints values as JSON on stdout, dataclasses as objects; numbers that are not finite become null."""
+    from trtq.json import to_text
 
-
-def format_bytes(count: float) -> str:
-    """Returns a size for people: `1.8 MB`."""
-    for unit in ("B", "kB", "MB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.1f} GB"
+    click.echo(to_text(value))

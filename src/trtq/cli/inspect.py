@@ -11,9 +11,10 @@ from rich.text import Text
 from trtq.calibrators.cache import CalibrationCache
 from trtq.calibrators.ranges import Ranges
 from trtq.cli import options
-from trtq.cli.console import format_bytes, open_console, print_json
+from trtq.cli.console import open_console, print_json
 from trtq.cli.tables import create_table, print_report
-from trtq.pipeline.inspect import FolderSummary, ModelSummary, inspect, to_plain
+from trtq.numbers import format_bytes
+from trtq.pipeline.inspect import FolderSummary, ModelSummary, inspect
 
 
 @click.command("inspect")
@@ -24,7 +25,7 @@ def command(path: Path, placement: bool, as_json: bool) -> None:
     """Show what a model, ranges, calibration cache or build folder holds."""
     summary = inspect(path)
     if as_json:
-        print_json(to_plain(summary))
+        print_json(summary)
         return
     console = open_console()
     if isinstance(summary, ModelSummary):
@@ -59,7 +60,7 @@ def _print_model(console: Console, summary: ModelSummary, placement: bool) -> No
     if placement:
         rows = create_table("node", "type", "decision")
         for node in summary.placement.quantized:
-            rows.add_row(node.name, node.op_type, Text.assemble(("INT8", "green"), f" by {node.rule}"))
+            rows.add_row(node.name, node.op_type, Text.assemble(("INT8", "green"), f" by {node.scheme.rule}"))
         for other in kept:
             rows.add_row(other.name, other.op_type, f"float: {other.reason}")
         console.print(rows)

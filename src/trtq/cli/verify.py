@@ -9,8 +9,9 @@ import click
 from rich.text import Text
 
 from trtq.cli import options
-from trtq.cli.console import format_bytes, open_console, print_json
+from trtq.cli.console import open_console, print_json
 from trtq.errors import ArtifactError
+from trtq.numbers import format_bytes
 from trtq.pipeline.deliver.integrity import Integrity
 from trtq.pipeline.verify import verify
 

@@ -15,8 +15,9 @@ import pytest
 
 from trtq.calibrators.cache import parse_cache
 from trtq.calibrators.ranges import read_ranges
+from trtq.calibrators.settings import read_spec
 from trtq.files import hash_file
-from trtq.models.spec import AccuracySpec, CalibrationSpec, LayerSpec, ModelSpec, QuantizationSpec, read_spec
+from trtq.models.spec import AccuracySpec, CalibrationSpec, LayerSpec, ModelSpec, QuantizationSpec
 from trtq.pipeline.build import build
 from trtq.pipeline.deliver.manifest import read_manifest
 from trtq.pipeline.deliver.report import Report, read_report
@@ -30,7 +31,7 @@ NUM_LAYERS = 11
 WITHOUT_ENGINE = Target(backend="onnxruntime")
 
 
-class Told:
+class RecordingWatcher:
     """A watcher that remembers."""
 
     def __init__(self) -> None:
@@ -182,7 +183,7 @@ def test_the_profile_of_a_dynamic_input_comes_from_the_data_and_that_is_said(bui
 
 
 def test_the_watcher_is_told_of_every_stage_sample_and_note(small: Path) -> None:
-    told = Told()
+    told = RecordingWatcher()
     spec = ModelSpec(calibration=CalibrationSpec(data=str(small.parent / "data.npz")))
     report = build(small, spec=spec, watcher=told)
     assert told.stages == [
@@ -265,7 +266,7 @@ def test_onnxruntime_runs_the_int8_model_itself(demo: Path, quick: ModelSpec, tm
 
 
 def test_random_data_leaves_the_build_unverified(small: Path) -> None:
-    watcher = Told()
+    watcher = RecordingWatcher()
     report = build(small, random_data=True, watcher=watcher)
     assert report.verdict == "unverified"
     assert report.reasons == ("the data was random, so its accuracy means nothing",)

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from trtq.calibrators.ranges import read_ranges
+from trtq.calibrators.settings import read_spec
 from trtq.errors import ArtifactError, BuildError, DataError, UsageError
 from trtq.files import hash_file
 from trtq.models.spec import (
@@ -22,7 +23,6 @@ from trtq.models.spec import (
     EvaluationSpec,
     ModelSpec,
     QuantizationSpec,
-    read_spec,
 )
 from trtq.pipeline.build import build
 from trtq.pipeline.deliver.report import Report, read_report
@@ -34,7 +34,7 @@ from trtq.progress import Silent
 WITHOUT_ENGINE = Target(backend="onnxruntime")
 
 
-class Told(Silent):
+class RecordingWatcher(Silent):
     """A watcher that remembers."""
 
     def __init__(self) -> None:
@@ -84,7 +84,7 @@ def left_beside(folder: Path) -> list[str]:
 
 
 def test_an_unchanged_second_run_does_nothing_and_says_so(demo: Path, built: Report) -> None:
-    before, watcher = digests(Path(built.output)), Told()
+    before, watcher = digests(Path(built.output)), RecordingWatcher()
     again = build(demo / "model.onnx", watcher=watcher)
     assert again == replace(built, reused=("everything",))
     assert digests(Path(built.output)) == before
@@ -101,7 +101,7 @@ def test_a_moved_folder_is_reported_where_it_is(demo: Path, earlier: Path) -> No
 def test_a_changed_gate_uses_ranges_and_engine_again(demo: Path, built: Report, earlier: Path) -> None:
     spec = read_spec(demo / "model.toml")
     spec = replace(spec, evaluation=replace(spec.evaluation, samples=64))
-    watcher = Told()
+    watcher = RecordingWatcher()
     changed = build(
         demo / "model.onnx",
         spec=replace(spec, accuracy=AccuracySpec(min_cosine=0.98)),
@@ -130,7 +130,9 @@ def test_a_changed_method_calibrates_again(small: Path) -> None:
     spec = spec_of(small)
     folder = Path(build(small, spec=spec, target=WITHOUT_ENGINE).output)
     before = read_ranges(folder / "ranges.json")
-    spec = replace(spec, calibration=replace(spec.calibration, method="percentile", percentile=90.0))
+    spec = replace(
+        spec, calibration=replace(spec.calibration, method="percentile", parameters={"percentile": 90.0})
+    )
     changed = build(small, spec=spec, target=WITHOUT_ENGINE)
     assert changed.reused == ()
     assert changed.calibration is not None
@@ -218,7 +220,7 @@ def test_an_invalid_model_of_our_own_making_is_told_as_our_fault(
         model.graph[0].op_type = "Nonsense"
         return MixedModel(model)
 
-    monkeypatch.setattr("trtq.pipeline.build.models.convert_to_int8", broken)
+    monkeypatch.setattr("trtq.pipeline.build.models.quantize_graph", broken)
     with pytest.raises(BuildError, match=r"trtq made an invalid model\.int8\.onnx, which is its fault"):
         build(small, spec=spec_of(small))
     assert not (small.parent / "small.trtq").exists()

@@ -206,7 +206,7 @@ def test_what_a_softmax_gets_has_a_range_by_cross_entropy(small: Path, install: 
 def test_a_parameter_of_its_own_makes_entropy_our_method(small: Path, install: Install) -> None:
     install(TEN)
     spec = spec_of(small)
-    spec = replace(spec, calibration=replace(spec.calibration, num_bins=1024))
+    spec = replace(spec, calibration=replace(spec.calibration, parameters={"num_bins": 1024}))
     report = build(small, spec=spec, target=IMPLICIT)
     assert "TensorRT gets our ranges, as a calibration cache" in report.notes
 

@@ -140,7 +140,7 @@ def test_one_batch_repairs_nothing_and_says_so(
 
 
 @pytest.mark.parametrize(
-    ("macs", "num_samples", "look"),
+    ("macs", "num_samples", "budget"),
     [
         (1e6, 128, SampleBudget(8, 64)),
         (1e9, 128, SampleBudget(4, 34)),  # as cheap as 400 runs
@@ -154,10 +154,10 @@ def test_large_models_are_judged_on_fewer_samples(
     monkeypatch: pytest.MonkeyPatch,
     macs: float,
     num_samples: int,
-    look: SampleBudget,
+    budget: SampleBudget,
 ) -> None:
     monkeypatch.setattr(improve, "count_macs", lambda *_: {"a": int(macs / 2), "b": int(macs / 2)})
-    assert improve._look(seen[0], seen[3], num_samples) == look
+    assert improve._plan_budget(seen[0], seen[3], num_samples) == budget
 
 
 # The other stages

@@ -66,38 +66,7 @@ def test_a_folder_without_a_manifest_is_no_build_folder(tmp_path: Path) -> None:
 @pytest.mark.parametrize("content", [b"", b"{", b"plan", b"\xff\xfe\x00", b'{"kind": "trtq build"'])
 def test_broken_json_is_told(content: bytes, folder: Path) -> None:
     (folder / NAME).write_bytes(content)
-    with pytest.raises(ArtifactError, match=r"manifest\.json is not a manifest: ."):
-        read_manifest(folder)
-
-
-@pytest.mark.parametrize("content", ["[]", "3", "null", "{}", '{"kind": "package", "schema_version": 1}'])
-def test_json_of_another_kind_is_told(content: str, folder: Path) -> None:
-    (folder / NAME).write_text(content)
-    with pytest.raises(ArtifactError, match=r"manifest\.json is not a manifest of trtq$"):
-        read_manifest(folder)
-
-
-@pytest.mark.parametrize("version", [2, 0, "1", None])
-def test_another_schema_is_told(version: object, folder: Path) -> None:
-    _edit(folder, schema_version=version)
-    with pytest.raises(
-        ArtifactError,
-        match=rf"manifest\.json has schema version {version}, this trtq reads 1; use the trtq that wrote it",
-    ):
-        read_manifest(folder)
-
-
-def test_a_missing_schema_is_told(folder: Path) -> None:
-    (folder / NAME).write_text('{"kind": "trtq build"}')
-    with pytest.raises(ArtifactError, match=r"manifest\.json has schema version None, this trtq reads 1"):
-        read_manifest(folder)
-
-
-@pytest.mark.parametrize("section", ["inputs", "outputs", "versions", "settings", "layers", "keys"])
-@pytest.mark.parametrize("value", [None, [], "text"])
-def test_a_missing_section_is_named(section: str, value: object, folder: Path) -> None:
-    _edit(folder, **{section: value})
-    with pytest.raises(ArtifactError, match=rf"manifest\.json has no section '{section}'; build again$"):
+    with pytest.raises(ArtifactError, match=r"manifest\.json is not a manifest of trtq: ."):
         read_manifest(folder)
 
 

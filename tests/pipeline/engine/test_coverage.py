@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from trtq.kept import Fallback
 from trtq.pipeline.engine.backend import BuiltEngine, Kernel
-from trtq.pipeline.engine.coverage import Fallback, list_precisions, measure_coverage
+from trtq.pipeline.engine.coverage import list_precisions, measure_coverage
 from trtq.pipeline.graph.quantized import QuantizedLayer
 
 _CONV = QuantizedLayer("conv", "Conv", (), 0, 0)
@@ -66,7 +67,7 @@ def test_a_layer_that_is_in_no_kernel_was_removed() -> None:
 
 def test_nothing_is_claimed_of_an_engine_that_tells_no_kernels() -> None:
     (fallback,) = measure_coverage([_CONV], BuiltEngine(b"", ())).fallbacks
-    assert fallback == Fallback("conv", "Conv", "unknown", "the builder does not tell what it runs")
+    assert fallback == Fallback("conv", "Conv", "unknown", "the builder does not say what it runs")
 
 
 @pytest.mark.parametrize(

@@ -16,9 +16,10 @@ import pytest
 from numpy.typing import NDArray
 
 from trtq.errors import BuildError, MissingDependency, ModelError, UsageError
+from trtq.kept import Fallback
 from trtq.models.spec import InputSpec
 from trtq.pipeline.engine.backend import BuildRequest, BuiltEngine
-from trtq.pipeline.engine.coverage import Coverage, Fallback, list_precisions, measure_coverage
+from trtq.pipeline.engine.coverage import Coverage, list_precisions, measure_coverage
 from trtq.pipeline.engine.rtx import TensorRtRtx
 from trtq.pipeline.graph.quantized import find_quantized_layers
 

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from trtq.calibrators.cache import CalibrationCache
 from trtq.errors import ArtifactError
+from trtq.kept import KeptNode
 from trtq.models.session import open_session, run
 from trtq.pipeline.graph.cache_ranges import (
     MappedTensor,
@@ -25,8 +26,7 @@ from trtq.pipeline.graph.cache_ranges import (
     rename_as_in_file,
 )
 from trtq.pipeline.graph.load import Graph
-from trtq.pipeline.graph.placement import KeptNode
-from trtq.pipeline.rewrite.qdq import choose_activation_qparams
+from trtq.pipeline.rewrite.qparams import choose_activation_qparams
 
 GraphOf = Callable[..., Graph]
 

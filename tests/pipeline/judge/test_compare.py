@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import weakref
 from collections.abc import Callable, Iterator
@@ -18,8 +17,7 @@ from trtq.calibrators.batches import Batches, Feed
 from trtq.errors import DataError, ModelError, UsageError
 from trtq.models.demo import write_demo
 from trtq.models.session import open_session
-from trtq.pipeline.judge.compare import Comparison, compare_models, comparison_to_plain
-from trtq.pipeline.judge.metrics import OutputComparison, WorstSample
+from trtq.pipeline.judge.compare import Comparison, compare_models
 from trtq.pipeline.judge.score import Labels
 
 _PAIR = [("int8", "fp32")]
@@ -280,34 +278,6 @@ def test_labels_belong_to_the_named_output(two_outputs: Path) -> None:
     labels = np.array([2, 2, 0, 2], np.uint8)
     assert _with_labels(two_outputs, labels, Labels("labels", "b")).accuracy == {"fp32": 0.75}
     assert _with_labels(two_outputs, labels, Labels("labels", "a")).accuracy == {"fp32": 0.25}
-
-
-def test_a_comparison_becomes_plain_json() -> None:
-    worst = (WorstSample(math.nan, 3),)
-    output = OutputComparison("int8", "fp32", "y", math.nan, math.inf, -math.inf, 0.5, None, 2, worst)
-    plain = comparison_to_plain(Comparison((output,), {"fp32": 0.5}, 4, "x.npz"))
-    assert json.loads(json.dumps(plain, allow_nan=False)) == {
-        "outputs": [
-            {
-                "candidate": "int8",
-                "reference": "fp32",
-                "output": "y",
-                "cosine": None,
-                "sqnr_db": None,
-                "max_abs": None,
-                "mean_abs": 0.5,
-                "top1_agreement": None,
-                "nonfinite": 2,
-                "worst": [{"cosine": None, "sample": 3}],
-            }
-        ],
-        "accuracy": {"fp32": 0.5},
-        "num_samples": 4,
-        "data": "x.npz",
-        "logits": [],
-        "metric": "top-1",
-        "top5": {},
-    }
 
 
 def test_an_engine_is_compared_and_counted_by_its_runner(demo: Path, digits: Batches) -> None:

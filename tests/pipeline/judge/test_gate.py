@@ -10,7 +10,7 @@ import pytest
 from trtq.models.spec import AccuracySpec
 from trtq.pipeline.judge.compare import Comparison
 from trtq.pipeline.judge.gate import Verdict, judge, judge_pair
-from trtq.pipeline.judge.metrics import OutputComparison, WorstSample
+from trtq.records import OutputComparison, WorstSample
 
 _GATE = AccuracySpec(min_cosine=0.99, max_drop=1.0)
 
@@ -97,7 +97,7 @@ def test_a_reference_that_is_not_finite_fails() -> None:
         "fail",
         (
             "output 'y' cannot be compared: its values in fp32 are NaN, infinite or too large; "
-            "look at the model and its data",
+            "check the model and its data",
         ),
     )
 

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import ArrayLike, NDArray
 
-from trtq.pipeline.judge.metrics import OutputComparison, OutputMetrics, WorstSample
+from trtq.pipeline.judge.metrics import OutputMetrics
+from trtq.records import OutputComparison, WorstSample
 
 
 def _compared(candidate: ArrayLike, reference: ArrayLike, *, split: int | None = None) -> OutputComparison:

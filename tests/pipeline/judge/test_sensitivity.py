@@ -13,7 +13,6 @@ import pytest
 
 from trtq.calibrators.batches import Batches, Feed
 from trtq.calibrators.ranges import Range, Ranges
-from trtq.errors import ArtifactError
 from trtq.models.session import save
 from trtq.pipeline.graph.load import Graph
 from trtq.pipeline.graph.placement import place
@@ -131,32 +130,3 @@ def test_a_file_gives_back_what_was_written(tmp_path: Path) -> None:
     assert found.is_complete
     assert not replace(found, layers=found.layers[:1]).is_complete
     assert not replace(found, all_quantized=None).is_complete
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (b"{", "holds no sensitivities: "),
-        (b"[]", "holds no sensitivities; `trtq sensitivity` writes such a file"),
-        (b'{"kind": "ranges", "schema_version": 1}', "holds no sensitivities; `trtq sensitivity` writes"),
-        (b'{"kind": "sensitivity", "schema_version": 2}', "of another schema than this trtq reads"),
-        (
-            b'{"kind": "sensitivity", "schema_version": 1}',
-            r"is not complete: KeyError\('layers'\); remove it",
-        ),
-        (
-            to_json(_WHOLE).replace(b'"num_layers"', b'"layer_count"'),
-            "is not complete: TypeError.*remove it and measure again",
-        ),
-    ],
-)
-def test_a_file_of_another_kind_is_refused(tmp_path: Path, content: bytes, message: str) -> None:
-    path = tmp_path / "s.json"
-    path.write_bytes(content)
-    with pytest.raises(ArtifactError, match=message):
-        read_sensitivity(path)
-
-
-def test_a_file_that_is_not_there_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ArtifactError, match=r"cannot read .*s\.json: No such file"):
-        read_sensitivity(tmp_path / "s.json")

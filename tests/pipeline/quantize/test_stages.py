@@ -13,6 +13,7 @@ import onnx.parser
 import pytest
 
 from trtq.calibrators.ranges import Ranges, ranges_to_json, read_ranges
+from trtq.calibrators.settings import read_spec
 from trtq.errors import ArtifactError, DataError, ModelError, UsageError
 from trtq.models import session
 from trtq.models.spec import (
@@ -21,7 +22,6 @@ from trtq.models.spec import (
     LayerSpec,
     ModelSpec,
     QuantizationSpec,
-    read_spec,
 )
 from trtq.pipeline.build import build
 from trtq.pipeline.calibrate import calibrate

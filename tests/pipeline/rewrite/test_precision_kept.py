@@ -11,7 +11,8 @@ import pytest
 from checked_fp16 import cast, casts_of, types_of
 from numpy.typing import NDArray
 
-from trtq.pipeline.rewrite.precision import KeptFp32, to_fp16
+from trtq.kept import KeptFp32
+from trtq.pipeline.rewrite.precision import to_fp16
 
 F32, F16 = ir.DataType.FLOAT, ir.DataType.FLOAT16
 Near = Callable[..., None]

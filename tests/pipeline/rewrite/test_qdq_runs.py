@@ -20,7 +20,8 @@ from trtq.pipeline.graph.opset import infer_shapes
 from trtq.pipeline.graph.placement import DEFAULT_OP_TYPES, QUANTIZABLE, place
 from trtq.pipeline.judge.exact import make_quantize_exact
 from trtq.pipeline.rewrite.precision import to_fp16
-from trtq.pipeline.rewrite.qdq import choose_activation_qparams, choose_weight_qparams, quantize
+from trtq.pipeline.rewrite.qdq import quantize
+from trtq.pipeline.rewrite.qparams import choose_activation_qparams, choose_weight_qparams
 
 KINDS = {
     "conv": ("Conv<pads = [1, 1, 1, 1]>(x, w)", (2, 3, 5, 5), (4, 3, 3, 3)),
@@ -59,10 +60,10 @@ def test_a_quantized_layer_is_as_near_as_its_scales_promise(
 
     scale = float(choose_activation_qparams(amax, scale_dtype).scale)
     of_x = scale / 2 + max(0.0, float(np.abs(x).max()) - 127 * scale)
-    assert placement.layers[0].weight is not None
-    qparams = choose_weight_qparams(w, placement.layers[0].weight[1].axis, scale_dtype)
-    by_axis = [-1 if i == qparams.axis else 1 for i in range(w.ndim)]
-    steps = np.broadcast_to(qparams.scale.astype(np.float64).reshape(by_axis), w.shape)
+    held = placement.layers[0].held_weight
+    assert held is not None
+    qparams = choose_weight_qparams(w, held.encoding, scale_dtype)
+    steps = held.encoding.granularity.spread(qparams.scale.astype(np.float64), w.shape)
     weights = _layer(call, x_shape, (np.abs(w) + steps / 2).astype(np.float32))
     halves = _layer(call, x_shape, (steps / 2).astype(np.float32))
     bound = _run(weights, np.full(x_shape, of_x, np.float32)) + _run(halves, np.abs(x))

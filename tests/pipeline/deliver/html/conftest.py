@@ -13,13 +13,12 @@ from chromium import Chromium, find_chromium
 from trtq.calibrators.entropy import Entropy
 from trtq.calibrators.estimate import estimate
 from trtq.calibrators.statistics import Histogram, Statistics, find_bins
+from trtq.kept import Fallback, KeptNode
 from trtq.pipeline.deliver.html.page_data import LayerSummary, PageData
 from trtq.pipeline.deliver.html.tensors import summarize_tensors
 from trtq.pipeline.deliver.manifest import Manifest
 from trtq.pipeline.deliver.report import SCHEMA_VERSION, CalibrationReport, EngineReport, Report
-from trtq.pipeline.engine.coverage import Fallback
-from trtq.pipeline.graph.placement import KeptNode
-from trtq.pipeline.judge.metrics import OutputComparison, WorstSample
+from trtq.records import OutputComparison, WorstSample
 
 Observe = Callable[[list[str]], PageData]
 

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from chromium import Chromium
 
+from trtq.kept import KeptNode
 from trtq.pipeline.deliver.html.page import render_page
 from trtq.pipeline.deliver.html.page_data import PageData
 from trtq.pipeline.deliver.manifest import Manifest
 from trtq.pipeline.deliver.report import Report
-from trtq.pipeline.graph.placement import KeptNode
 
 Write = Callable[[bytes], str]
 Observe = Callable[[list[str]], PageData]

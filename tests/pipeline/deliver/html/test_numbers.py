@@ -12,35 +12,13 @@ from trtq.pipeline.deliver.html.numbers import (
     format_decibels,
     format_magnitude,
     format_power_of_ten,
-    format_seconds,
     format_share,
-    format_size,
 )
-
-
-@pytest.mark.parametrize(
-    ("count", "text"),
-    [
-        (0, "0 B"),
-        (999, "999 B"),
-        (1000, "1.0 kB"),
-        (1_834_000, "1.8 MB"),
-        (2.5e9, "2.5 GB"),
-        (4e15, "4000.0 TB"),
-    ],
-)
-def test_a_size(count: float, text: str) -> None:
-    assert format_size(count) == text
 
 
 @pytest.mark.parametrize(("count", "text"), [(0, "0"), (9999, "9999"), (10_000, "10.0 k"), (1.25e6, "1.2 M")])
 def test_an_amount(count: float, text: str) -> None:
     assert format_amount(count) == text
-
-
-@pytest.mark.parametrize(("value", "text"), [(0.04, "0.0 s"), (99.94, "99.9 s"), (125, "2 min 5 s")])
-def test_seconds(value: float, text: str) -> None:
-    assert format_seconds(value) == text
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from dataclasses import asdict, replace
 
 import pytest
 
+from trtq.kept import KeptFp32, KeptNode
 from trtq.models.preprocess import Preprocess
 from trtq.models.spec import InputSpec
 from trtq.pipeline.deliver.html.page_data import Clip, LayerSummary, PageData
@@ -28,9 +29,7 @@ from trtq.pipeline.deliver.html.view import (
 )
 from trtq.pipeline.deliver.manifest import Manifest
 from trtq.pipeline.deliver.report import AutoReport, Report
-from trtq.pipeline.graph.placement import KeptNode
 from trtq.pipeline.judge.sensitivity import Distance, Effect, LayerSensitivity, Sensitivity
-from trtq.pipeline.rewrite.precision import KeptFp32
 
 # Accuracy
 
@@ -107,7 +106,7 @@ def test_sizes_are_told_against_the_given_model(report: Report) -> None:
     rows = sizes_of(replace(report, sizes_bytes={"model": 1000, "a.onnx": 250, "a.engine": 2500}))
     assert [(row.name, row.text, row.length) for row in rows] == [
         ("model.onnx (given)", "1.0 kB", 40.0),
-        ("a.onnx", "250 B (25%)", 10.0),
+        ("a.onnx", "250 bytes (25%)", 10.0),
         ("a.engine", "2.5 kB (2.5 times)", 100.0),
     ]  # fmt: skip
     assert sizes_of(replace(report, sizes_bytes={})) == ()
@@ -192,7 +191,7 @@ def test_what_was_measured_comes_first_and_orders_the_layers(seen: PageData, man
         effect = Effect({"y": Distance(1.0, db)})
         return LayerSensitivity(name, "Conv", 1, effect, effect)
 
-    measured = Sensitivity("m", "d", 8, 3, layers=(layer("layer 0", 30.0), layer("layer 1", math.nan)))
+    measured = Sensitivity("m", "d", 8, 3, layers=(layer("layer 0", 30.0), layer("layer 1", -math.inf)))
     rows = list_layer_rows(seen, manifest, measured)
     assert [row.name for row in rows] == ["layer 1", "layer 0", "layer 2"]
     assert [row.levels[0].db for row in rows[1:]] == [30.0, None]

@@ -11,18 +11,16 @@ from trtq.errors import ArtifactError, UsageError
 from trtq.models.signature import TensorSpec
 from trtq.models.spec import InputSpec
 from trtq.pipeline.deliver.triton.config import (
-    DATA_TYPES,
     ModelConfig,
     Port,
     Serving,
-    find_batch,
     find_largest_batch,
     is_edited,
     list_differences,
     list_ports,
     validate,
 )
-from trtq.pipeline.deliver.triton.pbtxt import parse
+from trtq.pipeline.deliver.triton.pbtxt import DATA_TYPES, parse
 
 IMAGE = TensorSpec("image", "float32", ("N", 3, "H", 8))
 FIXED = TensorSpec("y", "float32", (1, 2))
@@ -162,7 +160,7 @@ def test_an_edit_is_seen() -> None:
 
 def test_the_same_model_differs_in_nothing_whatever_its_batch_and_serving() -> None:
     theirs = parse(CONFIG.text(), "there")
-    assert find_batch(theirs) == 16
+    assert theirs.max_batch_size == 16
     assert list_differences(theirs, replace(CONFIG, max_batch=4, serving=Serving(), comments=())) == []
     assert list_differences(parse('backend: "tensorrt" max_batch_size: 1', "there"), CONFIG) == []
 

@@ -15,7 +15,7 @@ import pytest
 
 from trtq.errors import ArtifactError
 from trtq.pipeline.deliver.triton import repository as module
-from trtq.pipeline.deliver.triton.config import ModelConfig, Port, Serving, find_batch
+from trtq.pipeline.deliver.triton.config import ModelConfig, Port, Serving
 from trtq.pipeline.deliver.triton.pbtxt import parse
 from trtq.pipeline.deliver.triton.repository import (
     PackageSource,
@@ -52,7 +52,7 @@ def seen_by_a_server(repository: Path, workplaces: Collection[Path] = ()) -> dic
             assert not versions  # so there is nothing that could be loaded
         elif model.is_dir():
             config = parse((model / "config.pbtxt").read_text(), str(model))
-            assert config["name"] == [model.name]
+            assert config.name == model.name
             assert versions, f"{model} has no version"
             found[model.name] = {int(path.name): (path / "model.plan").read_bytes() for path in versions}
     return found
@@ -99,7 +99,7 @@ def test_the_configuration_follows_the_newest_version(
     for content, batch in ((b"one", 4), (b"two", 8), (b"three", 2)):
         install(tmp_path / "models", (entry_of(content, replace(CONFIG, max_batch=batch)),))
         text = (tmp_path / "models" / "net" / "config.pbtxt").read_text()
-        assert find_batch(parse(text, "x")) == batch
+        assert parse(text, "x").max_batch_size == batch
 
 
 def test_an_edited_configuration_is_kept(tmp_path: Path, entry_of: Callable[..., RepositoryEntry]) -> None:

@@ -63,8 +63,7 @@ def answers(monkeypatch: pytest.MonkeyPatch, percent: float, requests: list[Aske
     module.InferenceRequest, module.InferenceResponse = Request, Response  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "triton_python_backend_utils", module)
     config = parse(write_router("net_ab", (A, B), percent).text(), "x")
-    parameters: Any = config["parameters"]
-    seen = {item["key"][0]: {"string_value": item["value"][0]["string_value"][0]} for item in parameters}
+    seen = {item.key: {"string_value": item.value.string_value} for item in config.parameters}
     names: dict[str, Any] = {}
     exec(compile(SCRIPT, "model.py", "exec"), names)
     model = names["TritonPythonModel"]()

@@ -1,0 +1,24 @@
+"""Sizes and times as people write them, in the terminal and on the page."""
+
+from __future__ import annotations
+
+import math
+
+from rich import filesize
+
+
+def format_bytes(count: float) -> str:
+    """Returns a size in powers of 1000: `999 bytes`, `1.8 MB`."""
+    text = filesize.decimal(round(count))
+    if text.startswith("1,000.0 "):  # rounded up, to 1.0 of the next unit
+        return filesize.decimal(1000 ** round(math.log(count, 1000)))
+    return text
+
+
+def format_seconds(value: float) -> str:
+    """Returns a time: `0.3 s`, `2 min 5 s`, `1 h 30 min`."""
+    if round(value, 1) < 60:
+        return f"{value:.1f} s"
+    minutes, seconds = divmod(round(value), 60)
+    hours, left = divmod(minutes, 60)
+    return f"{hours} h {left} min" if hours else f"{minutes} min {seconds} s"

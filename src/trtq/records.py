@@ -1,0 +1,111 @@
+"""How near models are to each other, as stages measure it and `report.json` keeps it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from trtq.json import Measured
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class WorstSample:
+    """A sample, by its place in the data, and how near its output is."""
+
+    cosine: Measured
+    sample: int
+
+
+@dataclass(frozen=True, slots=True)
+class OutputComparison:
+    """One output of a candidate against the same output of a reference, over all the data.
+
+    Attributes:
+        candidate: The model that is judged: "int8", "fp16".
+        reference: The model that it is judged by: "fp32", "fp16".
+        output: The output's name.
+        cosine: Of the two outputs as long vectors; 1.0 if both are zero, NaN if a value is not finite or no
+            value of the reference is.
+        sqnr_db: Signal to quantization noise, 10 log10(sum r^2 / sum (r - c)^2) in dB; inf if equal.
+        max_abs: The largest absolute difference.
+        mean_abs: The mean absolute difference.
+        top1_agreement: The share of rows with the same largest entry; None for outputs that are no scores.
+        nonfinite: How many of the candidate's values are NaN or infinite where the reference's are not.
+        worst: The samples with the lowest cosine, worst first; of an output without a sample axis, the first
+            samples of its batches.
+    """
+
+    candidate: str
+    reference: str
+    output: str
+    cosine: Measured
+    sqnr_db: Measured
+    max_abs: Measured
+    mean_abs: Measured
+    top1_agreement: float | None
+    nonfinite: int
+    worst: tuple[WorstSample, ...]
+
+    def __post_init__(self) -> None:
+        """Takes a ratio that is NaN beside a finite cosine, as a file has it, for the infinite one it was."""
+        if math.isnan(self.sqnr_db) and not math.isnan(self.cosine):
+            object.__setattr__(self, "sqnr_db", math.inf if self.max_abs == 0 else -math.inf)
+
+
+@dataclass(frozen=True, slots=True)
+class LogitsComparison:
+    """The logits of a candidate against those of a reference, over all the data.
+
+    Attributes:
+        candidate: The model that is judged.
+        reference: The model that it is judged by.
+        output: The output's name.
+        kl_nats: Mean Kullback-Leibler divergence of the candidate's distribution from the reference's.
+        perplexity: Of the candidate, on the next token; NaN if the data has only one token a sample.
+        reference_perplexity: Of the reference.
+    """
+
+    candidate: str
+    reference: str
+    output: str
+    kl_nats: Measured
+    perplexity: Measured
+    reference_perplexity: Measured
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """Something that was tried.
+
+    Attributes:
+        name: The method or the repair.
+        gain_db: What it gained over what stood before it.
+        num_samples: On so many samples held back.
+        applied: Whether it was chosen.
+    """
+
+    name: str
+    gain_db: Measured
+    num_samples: int
+    applied: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Repairs:
+    """What was chosen, and what it gained on the data that was held back.
+
+    Attributes:
+        method: The method that the ranges are taken with, and its parameters.
+        applied: The repairs that are made, for people.
+        before_db: How near the outputs were with the first method and without repairs.
+        after_db: How near they are now.
+        num_samples: How many samples were held back.
+        tried: Everything that was tried, in order.
+    """
+
+    method: str
+    applied: tuple[str, ...]
+    before_db: Measured
+    after_db: Measured
+    num_samples: int
+    tried: tuple[Trial, ...]

@@ -1,0 +1,56 @@
+"""Sizes and times for people: no unit is ever full."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from trtq.numbers import format_bytes, format_seconds
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [
+        (0, "0 bytes"),
+        (1, "1 byte"),
+        (999, "999 bytes"),
+        (999.6, "1.0 kB"),
+        (1000, "1.0 kB"),
+        (999_949, "999.9 kB"),
+        (999_999, "1.0 MB"),
+        (1_834_000, "1.8 MB"),
+        (3.2e9, "3.2 GB"),
+        (999_999_999_999, "1.0 TB"),
+        (4e15, "4.0 PB"),
+    ],
+)
+def test_a_size(count: float, text: str) -> None:
+    assert format_bytes(count) == text
+
+
+@given(st.integers(0, 10**24))
+def test_a_size_has_at_most_three_digits_before_its_point(count: int) -> None:
+    assert re.fullmatch(r"\d{1,3} bytes?|\d{1,3}\.\d [kMGTPEZY]B", format_bytes(count))
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0, "0.0 s"),
+        (0.04, "0.0 s"),
+        (9.96, "10.0 s"),
+        (59.94, "59.9 s"),
+        (59.96, "1 min 0 s"),
+        (99.94, "1 min 40 s"),
+        (119.7, "2 min 0 s"),
+        (125, "2 min 5 s"),
+        (3599.6, "1 h 0 min"),
+        (5405, "1 h 30 min"),
+        (90_000, "25 h 0 min"),
+    ],
+)
+def test_a_time(value: float, text: str) -> None:
+    assert format_seconds(value) == text
