@@ -44,8 +44,8 @@ def parse_shapes(text: str) -> dict[str, Shape]:
         item = _ITEM.match(text, position)
         if item is None:
             raise UsageError(
-                f"{text!r} gives no shapes; write name:1x3x224x224 or name:[1,3,224,224], with commas between "
-                f"several, and names with a colon in quotes"
+                f"{text!r} gives no shapes; write name:1x3x224x224 or name:[1,3,224,224], with commas "
+                f"between several, and names with a colon in quotes"
             )
         name = item["single"] or item["double"] or item["plain"]
         if name in shapes:

@@ -174,8 +174,8 @@ def test_a_foreign_timing_cache_is_exit_2_and_nothing_is_written(
     result = trtq("build", model, *arguments)
     assert (result.exit_code, result.stdout) == (2, "")
     assert result.stderr == (
-        f"error: {tmp_path / 't.cache'} is not a timing cache of TensorRT 10.16.1.11 on this GPU; give another "
-        "file with --timing-cache\n"
+        f"error: {tmp_path / 't.cache'} is not a timing cache of TensorRT 10.16.1.11 on this GPU; give "
+        "another file with --timing-cache\n"
     )
     assert not (tmp_path / "out").exists()
 
