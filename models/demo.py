@@ -100,7 +100,7 @@ def _npz(arrays: dict[str, Any]) -> bytes:
     import numpy as np
 
     buffer = io.BytesIO()
-    np.savez(buffer, **arrays)  # type: ignore[arg-type]  # names of arrays
+    np.savez(buffer, **arrays)
     return buffer.getvalue()
 
 

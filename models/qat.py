@@ -89,7 +89,7 @@ def freeze(network: torch.nn.Module) -> torch.nn.Module:
 
 
 export = partial(exporting.export, opset=19, tolerance=TOLERANCE)
-"""Exports a network of `freeze` as a Q/DQ file, which `trtq build` takes as it is: see `models.export.export`."""
+"""Exports a network of `freeze` as a Q/DQ file for `trtq build`: see `models.export.export`."""
 
 
 def _trace(module: torch.nn.Module) -> Any:

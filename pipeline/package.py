@@ -17,6 +17,7 @@ from trtq.models.preprocess import Preprocess
 from trtq.models.signature import TensorSpec, outputs_of, read_inputs
 from trtq.models.spec import InputSpec
 from trtq.models.toml import read_table
+from trtq.numbers import format_shape
 from trtq.pipeline.deliver.integrity import read_intact_manifest
 from trtq.pipeline.deliver.manifest import NAME, Manifest
 from trtq.pipeline.deliver.names import ENGINE, FLOAT
@@ -228,14 +229,11 @@ def _files(build: _Build, backend: str) -> dict[str, PackageSource | bytes]:
 
 def _shapes(build: _Build) -> tuple[str, ...]:
     """Returns the engine's only optimization profile, in words."""
+    cross = format_shape
     return tuple(
-        f"profile 0, {name}: min {_cross(item.min)}, opt {_cross(item.opt)}, max {_cross(item.max)}"
+        f"profile 0, {name}: min {cross(item.min)}, opt {cross(item.opt)}, max {cross(item.max)}"
         for name, item in build.profiles.items()
     )
-
-
-def _cross(shape: Sequence[int]) -> str:
-    return "x".join(map(str, shape))
 
 
 def _conditions(build: _Build) -> list[str]:
@@ -285,7 +283,7 @@ def _first_sample(
         sizes = zip(profile.min[free:], shape[free:], profile.max[free:], strict=True)
         if not all(low <= size <= high for low, size, high in sizes):
             raise DataError(
-                f"input {name!r} of {feed.source} has shape {_cross(shape)}, outside of the engine's "
-                f"profile, {_cross(profile.min)} to {_cross(profile.max)}"
+                f"input {name!r} of {feed.source} has shape {format_shape(shape)}, outside of the engine's "
+                f"profile, {format_shape(profile.min)} to {format_shape(profile.max)}"
             )
     return {spec.name: np.asarray(feed.arrays[spec.name])[0 if batches else ...] for spec in build.inputs}

@@ -10,6 +10,7 @@ from trtq.calibrators.ranges import Shapes
 from trtq.errors import UsageError
 from trtq.models.signature import TensorSpec, show_shape
 from trtq.models.spec import InputSpec
+from trtq.numbers import format_shape
 
 Shape = tuple[int, ...]
 _ITEM = re.compile(
@@ -44,8 +45,8 @@ def parse_shapes(text: str) -> dict[str, Shape]:
         item = _ITEM.match(text, position)
         if item is None:
             raise UsageError(
-                f"{text!r} gives no shapes; write name:1x3x224x224 or name:[1,3,224,224], with commas between "
-                f"several, and names with a colon in quotes"
+                f"{text!r} gives no shapes; write name:1x3x224x224 or name:[1,3,224,224], with commas "
+                f"between several, and names with a colon in quotes"
             )
         name = item["single"] or item["double"] or item["plain"]
         if name in shapes:
@@ -88,7 +89,8 @@ def resolve_profiles(
         profile = _given(item.name, given) or spec.get(item.name)
         if profile is None and item.is_dynamic:
             profile = _derived(item, seen)
-            shapes = f"min {_cross(profile.min)}, opt {_cross(profile.opt)}, max {_cross(profile.max)}"
+            lowest, usual, largest = map(format_shape, (profile.min, profile.opt, profile.max))
+            shapes = f"min {lowest}, opt {usual}, max {largest}"
             notes.append(
                 f"input {item.name!r} is dynamic: profile from the data, {shapes}; "
                 f"others with --min-shapes, --opt-shapes, --max-shapes"
@@ -97,8 +99,10 @@ def resolve_profiles(
             continue
         for shape in (profile.min, profile.opt, profile.max):
             if not item.fits(shape):
-                wanted = show_shape(item.shape)
-                raise UsageError(f"shape {_cross(shape)} does not fit input {item.name!r}, which is {wanted}")
+                raise UsageError(
+                    f"shape {format_shape(shape)} does not fit input {item.name!r}, "
+                    f"which is {show_shape(item.shape)}"
+                )
         if item.is_dynamic:
             profiles[item.name] = profile
     return profiles, notes
@@ -124,7 +128,3 @@ def _derived(item: TensorSpec, seen: Mapping[str, Shapes | InputSpec]) -> InputS
         )
     smallest = shapes.min if isinstance(item.shape[0], int) else (1, *shapes.min[1:])
     return InputSpec(smallest, shapes.opt, shapes.max)
-
-
-def _cross(shape: Shape) -> str:
-    return "x".join(str(dim) for dim in shape) or "scalar"

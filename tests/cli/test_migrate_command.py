@@ -12,7 +12,6 @@ from click.testing import CliRunner, Result
 from trtq.cli import main
 from trtq.cli.migrate import command
 from trtq.errors import ArtifactError, GateError
-from trtq.models.demo import write_demo
 from trtq.pipeline.deliver.report import read_report
 
 SCALES = [
@@ -26,10 +25,8 @@ TAIL = (
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("demo")
-    write_demo(folder)
-    return folder / "model.onnx"
+def model(quick_demo: Path) -> Path:
+    return quick_demo / "model.onnx"
 
 
 @pytest.fixture

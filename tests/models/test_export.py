@@ -1,4 +1,4 @@
-"""Tests of exporting PyTorch modules; they need PyTorch, which `pip install 'trtq[export]'` brings."""
+"""Tests of exporting PyTorch modules."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
+import torch
 
 from trtq.errors import ArtifactError, GateError, ModelError
 from trtq.models.export import export, to_onnx
 from trtq.models.parity import TOLERANCE, check_parity, run_outputs
 
-torch = pytest.importorskip("torch", reason="exporting needs PyTorch: pip install 'trtq[export]'")
-pytest.importorskip("onnxscript", reason="exporting needs onnxscript: pip install 'trtq[export]'")
+pytestmark = pytest.mark.usefixtures("torchlib_is_read_once")
 
 
 def _module() -> Any:

@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from trtq.errors import MissingDependency, ModelError, UsageError
 from trtq.models.inputs import ModuleInput
 from trtq.models.target import import_from_here, load_module, sort_by_position
-
-torch = pytest.importorskip("torch", reason="exporting needs PyTorch: pip install 'trtq[export]'")
 
 _NETS = """
 from torch import nn

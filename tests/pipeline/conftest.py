@@ -301,7 +301,8 @@ def _runner(backend: TensorRt, plan: bytes, name: str) -> Any:
 
 
 def _run_in_onnx_runtime(model: Path, name: str) -> Any:
-    polygraphy = pytest.importorskip("polygraphy.backend.onnxrt")
+    from polygraphy.backend import onnxrt as polygraphy
+
     return polygraphy.OnnxrtRunner(open_session(model, optimize=False), name=name)
 
 

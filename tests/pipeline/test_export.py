@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+import torch
 
 from trtq.calibrators.settings import read_spec
 from trtq.errors import ArtifactError, DataError, GateError, ModelError, UsageError
@@ -20,8 +21,7 @@ from trtq.models.target import LoadedModule, import_from_here
 from trtq.pipeline.export import ExportOptions, export
 from trtq.progress import Log, Silent
 
-torch = pytest.importorskip("torch", reason="exporting needs PyTorch: pip install 'trtq[export]'")
-pytest.importorskip("onnxscript", reason="exporting needs onnxscript: pip install 'trtq[export]'")
+pytestmark = pytest.mark.usefixtures("torchlib_is_read_once")
 
 _NETS = """
 import torch

@@ -28,6 +28,7 @@ from trtq.pipeline.migrate.removed.scopes import (
     POLYGRAPHY,
     UNKNOWN,
     Names,
+    Scope,
     canonicalize,
     read_dotted,
 )

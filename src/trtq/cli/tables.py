@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from trtq.numbers import format_bytes, format_seconds
+from trtq.numbers import format_bytes, format_seconds, format_shape
 from trtq.pipeline.judge.score import format_score, name_metric
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def print_report(console: Console, report: Report, *, verbose: bool, folder: Pat
     _print_auto(console, report)
     if verbose:
         way = f"{report.engine.quantization} quantization: {report.engine.quantization_reason}"
-        _print_dim(console, way, *report.notes, *report.engine.warnings)
+        _print_lines(console, way, *report.notes, *report.engine.warnings)
         if folder is not None:
             _print_layers(console, folder)
     _print_cost(console, report)
@@ -148,9 +148,9 @@ def _print_calibration(console: Console, calibration: CalibrationReport) -> None
     console.print(Text.assemble(text, made_up))
 
 
-def _print_dim(console: Console, *lines: str) -> None:
+def _print_lines(console: Console, *lines: str, style: str = "dim") -> None:
     for line in lines:
-        console.print(Text(f"  {line}", style="dim"), soft_wrap=True)
+        console.print(Text(f"  {line}", style=style), soft_wrap=True)
 
 
 def _print_engine(console: Console, report: Report) -> None:
@@ -165,17 +165,13 @@ def _print_engine(console: Console, report: Report) -> None:
         + (f"  for {', '.join(engine.targets)}" if engine.targets else "")
     )
     for name, profile in engine.profiles.items():
-        shapes = "  ".join(
-            f"{kind} {'x'.join(map(str, shape))}"
-            for kind, shape in (("min", profile.min), ("opt", profile.opt), ("max", profile.max))
-        )
-        console.print(f"  profile of {name}: {shapes}")
-    for item in engine.fallbacks[:_MOST_ROWS]:
-        console.print(
-            Text(f"  {item.node} ({item.op_type}) runs as {item.runs_as}: {item.reason}", style="yellow")
-        )
-    if len(engine.fallbacks) > _MOST_ROWS:
-        console.print(Text(f"  and {len(engine.fallbacks) - _MOST_ROWS} more in the report", style="yellow"))
+        shapes = (f"{kind} {format_shape(getattr(profile, kind))}" for kind in ("min", "opt", "max"))
+        console.print(f"  profile of {name}: {'  '.join(shapes)}")
+    fallen = [
+        f"{item.node} ({item.op_type}) runs as {item.runs_as}: {item.reason}" for item in engine.fallbacks
+    ]
+    more = [f"and {len(fallen) - _MOST_ROWS} more in the report"] if len(fallen) > _MOST_ROWS else []
+    _print_lines(console, *fallen[:_MOST_ROWS], *more, style="yellow")
 
 
 def _print_weights(console: Console, weights: WeightsReport, verbose: bool) -> None:
@@ -188,7 +184,7 @@ def _print_weights(console: Console, weights: WeightsReport, verbose: bool) -> N
         f"{weights.bits_per_weight:.2f} bits a weight"
     )
     if verbose:
-        _print_dim(console, weights.gain)
+        _print_lines(console, weights.gain)
 
 
 def _print_cost(console: Console, report: Report) -> None:
@@ -213,7 +209,7 @@ def print_repairs(console: Console, repairs: Repairs, *, verbose: bool) -> None:
     )
     for item in repairs.tried if verbose else ():
         mark = "applied" if item.applied else "not applied"
-        _print_dim(console, f"{item.name}: {item.gain_db:+.1f} dB on {item.num_samples} samples, {mark}")
+        _print_lines(console, f"{item.name}: {item.gain_db:+.1f} dB on {item.num_samples} samples, {mark}")
 
 
 def _print_kept(console: Console, report: Report, verbose: bool) -> None:
@@ -221,7 +217,7 @@ def _print_kept(console: Console, report: Report, verbose: bool) -> None:
         if not nodes:
             continue
         console.print(f"{title}: {len(nodes)} nodes" + ("" if verbose else " (-v names them)"))
-        _print_dim(console, *(f"{item.name}: {item.reason}" for item in nodes if verbose))
+        _print_lines(console, *(f"{item.name}: {item.reason}" for item in nodes if verbose))
 
 
 def _print_auto(console: Console, report: Report) -> None:
@@ -230,7 +226,7 @@ def _print_auto(console: Console, report: Report) -> None:
     console.print(Text(f"--auto: {report.auto.outcome}"), soft_wrap=True)
     if report.auto.skip:
         options = " ".join(f"--skip {shlex.quote(pattern)}" for pattern in report.auto.skip)
-        _print_dim(console, f"the same without it: {options}")
+        _print_lines(console, f"the same without it: {options}")
 
 
 def _number(value: float, form: str) -> str:
