@@ -142,7 +142,7 @@ def _changed(folder: Path, manifest: Manifest, names: list[str]) -> list[str]:
     files = sorted(sizes, key=lambda name: -sizes[name])
     with ThreadPoolExecutor(min(_MOST_THREADS, os.cpu_count() or 1)) as pool:
         digests = dict(zip(files, pool.map(lambda name: hash_file(folder / name), files), strict=True))
-    return [name for name in names if digests.get(name, "") != manifest.outputs[name]]
+    return [name for name in names if digests.get(name) != manifest.outputs[name]]
 
 
 def _unknown(folder: Path, known: set[str]) -> Iterator[str]:
