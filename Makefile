@@ -1,13 +1,15 @@
 # Two commands set everything up on a fresh Debian or Ubuntu with Python 3.10-3.13:
 #   make demo    the real thing in a few minutes, no GPU needed
 #   make test    style, types, tests, coverage
+#   make docs    the documentation as a site, in build/site
 
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 DEMO ?= demo
+DOCS_VENV ?= .venv-docs
 
-.PHONY: demo test lint docker-cpu clean bench-peers bench-calibration bench-accuracy
+.PHONY: demo test lint docs docker-cpu clean bench-peers bench-calibration bench-accuracy
 
 demo: $(VENV)/.runtime
 	$(BIN)/trtq demo $(DEMO)
@@ -30,6 +32,16 @@ $(VENV)/.runtime: $(BIN)/python pyproject.toml setup.py calibrators/kernel.c
 
 $(VENV)/.dev: $(VENV)/.runtime
 	$(BIN)/python -m pip install --quiet --editable ".[rtx,images,dev]"
+	touch $@
+
+# In an environment of its own; the API reference is read from the source.
+docs: $(DOCS_VENV)/.ready
+	NO_MKDOCS_2_WARNING=1 $(DOCS_VENV)/bin/mkdocs build --strict --quiet
+	@echo "written to build/site"
+
+$(DOCS_VENV)/.ready: pyproject.toml
+	$(PYTHON) -m venv $(DOCS_VENV)
+	$(DOCS_VENV)/bin/python -m pip install --quiet --editable ".[docs]"
 	touch $@
 
 # The image for machines without a GPU, and the demo in it; needs Docker, or root with buildah and debootstrap.
@@ -58,4 +70,4 @@ $(BENCH)/models/.ready: $(BENCH)/bench/.ready benchmarks/models.txt benchmarks/m
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(DEMO) build dist *.egg-info src/*.egg-info .coverage .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(DOCS_VENV) $(DEMO) build dist *.egg-info src/*.egg-info .coverage .mypy_cache .pytest_cache .ruff_cache .hypothesis

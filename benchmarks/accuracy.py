@@ -106,15 +106,13 @@ def engine(path: Path, folder: Path) -> Row:
         command = trtq_command(
             "build", path, "--int8", "--backend", "tensorrt-rtx", "--output", output, "--quiet"
         )
-        data = [
-            "--calib-data",
-            part_of(folder, "calibration"),
-            "--calib-samples",
-            "1",
-            "--calib-batch-size",
-            "1",
-        ]
-        cost = run([*command, *data], ENVIRONMENT, memory_mb=16000, seconds=1200)
+        size = ("--calib-samples", "1", "--calib-batch-size", "1")
+        cost = run(
+            [*command, "--calib-data", part_of(folder, "calibration"), *size],
+            ENVIRONMENT,
+            memory_mb=16000,
+            seconds=1200,
+        )
         if not (output / "report.json").exists():
             return {"builds": False, "build_error": cost.words or _build_words(cost.printed)}
         built = json.loads((output / "report.json").read_text())["engine"]

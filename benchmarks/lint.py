@@ -5,7 +5,7 @@
 The graphs are every way to write the Q/DQ of a Conv and a MatMul alone, random mixes of two or three ways
 over all kinds of layers, and the structures of `qdq_structures`. Only what the ONNX checker passes counts.
 A prediction is right if it names both rightly: whether the model is refused, and which layers run in INT8.
-The bound of issue F: 99 % of at least 200 graphs; every disagreement is listed. The same graphs are then
+The bound: 99 % of at least 200 graphs; every disagreement is listed. The same graphs are then
 repaired as `trtq build --requantize` does, and predicted and built again.
 """
 

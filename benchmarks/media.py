@@ -197,7 +197,8 @@ class Media:
 
     def speech(self, seconds: float) -> NDArray[np.float32]:
         """Returns speech in several languages with pauses, 16 kHz, shape (samples,)."""
-        espeak, spoken = _Espeak(self.wheels, self.scratch), []
+        espeak = _Espeak(self.wheels, self.scratch)
+        spoken: list[NDArray[np.floating]] = []
         sentences = [first for first, _ in self.sentence_pairs(64)]
         while sum(len(piece) for piece in spoken) < seconds * 16000:
             voice, text = self.random.choice(_VOICES), self.random.choice(sentences)
@@ -287,8 +288,8 @@ def planes(
     """Returns (pixel - mean) / std, shape (3, height, width), in the order "RGB" or "BGR"."""
     pixels = np.asarray(image.convert("RGB"), np.float32)
     pixels = pixels[..., ::-1] if channels == "BGR" else pixels
-    pixels = (pixels - np.asarray(mean, np.float32)) / np.asarray(std, np.float32)
-    return np.ascontiguousarray(pixels.transpose(2, 0, 1), np.float32)
+    scaled = (pixels - np.asarray(mean, np.float32)) / np.asarray(std, np.float32)
+    return np.ascontiguousarray(scaled.transpose(2, 0, 1), np.float32)
 
 
 def letterbox(image: Image.Image, side: int, fill: int, *, centred: bool = False) -> Image.Image:

@@ -7,6 +7,7 @@ count are called "layer".
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 CHANNELS, OUTPUTS = 16, 32
-FIELDS: dict[str, tuple[object, ...]] = {
+FIELDS: dict[str, tuple[Any, ...]] = {
     "op": (
         "conv", "conv1x1", "conv1d", "conv3d", "depthwise", "grouped", "conv_transpose",
         "conv_transpose_grouped", "gemm",
@@ -85,7 +86,7 @@ class _Graph:
         self.nodes: list[onnx.NodeProto] = []
         self.constants: list[onnx.TensorProto] = []
 
-    def add(self, op_type: str, *inputs: str, name: str = "", domain: str = "", **attributes: object) -> str:
+    def add(self, op_type: str, *inputs: str, name: str = "", domain: str = "", **attributes: Any) -> str:
         name = name or f"{op_type}_{len(self.nodes)}"
         self.nodes.append(
             helper.make_node(op_type, inputs, [f"{name}_out"], name=name, domain=domain, **attributes)
@@ -100,11 +101,11 @@ class _Graph:
         self.constants.append(helper.make_tensor(name, dtype, array.shape, values.flatten().tolist()))
         return name
 
-    def q(self, value: str, scale: str, zero: str, **attributes: object) -> str:
+    def q(self, value: str, scale: str, zero: str, **attributes: Any) -> str:
         inputs = [value, scale, *([zero] if zero else [])]
         return self.add("QuantizeLinear", *inputs, domain=self.pattern.domain, **attributes)
 
-    def dq(self, value: str, scale: str, zero: str, **attributes: object) -> str:
+    def dq(self, value: str, scale: str, zero: str, **attributes: Any) -> str:
         inputs = [value, scale, *([zero] if zero else [])]
         return self.add("DequantizeLinear", *inputs, domain=self.pattern.domain, **attributes)
 

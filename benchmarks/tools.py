@@ -41,7 +41,7 @@ class Tool:
         self, what: str, model: Path, data: Path, batch_size: int, *output: Path
     ) -> Sequence[str | Path]:
         """Returns the command that calibrates, or quantizes into `output`."""
-        start = [self.python, "-m", self.module, what, model, data, self.method]
+        start: list[str | Path] = [self.python, "-m", self.module, what, model, data, self.method]
         return [*start, *output, "--batch-size", str(batch_size)]
 
 
@@ -103,16 +103,9 @@ def _versions(python: Path) -> dict[str, str]:
         [python, "-m", "pip", "list", "--format", "json"], capture_output=True, text=True, check=True
     )
     kept = (
-        "trtq",
-        "onnxruntime",
-        "onnxruntime-gpu",
-        "nvidia-modelopt",
-        "amd-quark",
-        "onnx",
-        "numpy",
-        "torch",
-    )
-    kept += ("tensorrt_rtx_cu12", "numba")
+        "trtq", "onnxruntime", "onnxruntime-gpu", "nvidia-modelopt", "amd-quark", "onnx", "numpy", "torch",
+        "tensorrt_rtx_cu12", "numba",
+    )  # fmt: skip
     return {item["name"]: item["version"] for item in json.loads(listed.stdout) if item["name"] in kept}
 
 

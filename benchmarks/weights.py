@@ -4,7 +4,7 @@
     .venv-peers/bin/pip install --editable . bitsandbytes        # brings PyTorch
     .venv-peers/bin/python benchmarks/weights.py --output benchmarks/results/weights-2026-11-21.json
 
-The bounds of issue E: at least 300 MB of FP32 weights a second and core, and faster than both. All quantize
+The bounds: at least 300 MB of FP32 weights a second and core, and faster than both. All quantize
 the same weight of 4096 x 4096, in blocks of 64, and pack the codes; they take turns, on one core. That NF4 is
 the same bit for bit is checked on the way.
 """
@@ -25,10 +25,9 @@ from typing import Any
 
 import numpy as np
 
+from trtq.pipeline.formats import INT4, INT8, NF4
 from trtq.pipeline.formats.blocks import pack_nibbles, swap_nibbles
-from trtq.pipeline.formats.int4 import quantize_int4
-from trtq.pipeline.formats.int8 import quantize_int8
-from trtq.pipeline.formats.nf4 import quantize_nf4
+from trtq.pipeline.formats.granularity import PerBlock, PerChannel
 
 BOUND_MB_S = 300
 SIZE, BLOCK = 4096, 64
@@ -81,7 +80,7 @@ def calls(weight: np.ndarray[Any, np.dtype[np.float32]]) -> Mapping[str, Callabl
     bnb4.quant_type, bnb4.block_size = 1, BLOCK
 
     def nf4(axis: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
-        return swap_nibbles(pack_nibbles(quantize_nf4(weight, axis, BLOCK)[0]))
+        return swap_nibbles(pack_nibbles(NF4.encode(weight, PerBlock(axis, BLOCK))[0]))
 
     theirs = functional.quantize_4bit(tensor, blocksize=BLOCK, quant_type="nf4")[0].numpy().reshape(-1)
     if not np.array_equal(nf4(1), theirs):
@@ -91,13 +90,13 @@ def calls(weight: np.ndarray[Any, np.dtype[np.float32]]) -> Mapping[str, Callabl
         "trtq nf4, weight as (out, in)": lambda: nf4(1),
         "bitsandbytes nf4": lambda: functional.quantize_4bit(tensor, blocksize=BLOCK, quant_type="nf4"),
         "onnxruntime MatMulBnb4Quantizer nf4": lambda: bnb4.bnb4_block_quant(weight),
-        "trtq int4 rtn": lambda: pack_nibbles(quantize_int4(weight, 0, BLOCK, "float32")[0]),
+        "trtq int4 rtn": lambda: pack_nibbles(INT4.encode(weight, PerBlock(0, BLOCK))[0]),
         "trtq int4 rtn, weight as (out, in)": lambda: pack_nibbles(
-            quantize_int4(weight, 1, BLOCK, "float32")[0]
+            INT4.encode(weight, PerBlock(1, BLOCK))[0]
         ),
         "onnxruntime MatMul4BitsQuantizer int4": lambda: nbits.qbits_block_quant(weight),
-        "trtq int4 mse": lambda: pack_nibbles(quantize_int4(weight, 0, BLOCK, "float32", "mse")[0]),
-        "trtq int8": lambda: quantize_int8(weight, 1, "float32"),
+        "trtq int4 mse": lambda: pack_nibbles(INT4.encode(weight, PerBlock(0, BLOCK), method="mse")[0]),
+        "trtq int8": lambda: INT8.encode(weight, PerChannel(1)),
     }
 
 

@@ -8,75 +8,79 @@ import tokenize
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from trtq.calibrators.ahead import start_in_background
 from trtq.calibrators.batches import Batches, Feed
 from trtq.errors import DataError
 from trtq.files import hash_file
+from trtq.workers import start_in_background
 
-_UNREADABLE = (
+UNREADABLE = (
     OSError,
     ValueError,
+    SyntaxError,  # numpy's, for a damaged header, as are TokenError and MemoryError
     EOFError,
     KeyError,
-    MemoryError,  # a damaged header may ask for any number of bytes
+    MemoryError,
     OverflowError,
     RuntimeError,  # zipfile's, for encryption and unknown compression
-    tokenize.TokenError,  # numpy's, for a damaged header
+    tokenize.TokenError,
     zipfile.BadZipFile,
     zlib.error,
 )
+"""What reading a damaged .npy or .npz may raise."""
 
 
 def open_array_file(path: Path, names: Sequence[str], batch_size: int) -> Batches:
-    """Returns the samples of one .npz, or .npy for a model with one input, in batches.
+    """Returns the samples of one .npz, or .npy for a model with one input, in batches; the last may be small.
 
-    Args:
-        path: A file whose arrays have a leading sample axis of the same length.
-        names: The model's inputs; an .npy, which has no names, is the first.
-        batch_size: Samples a batch; the last one may be smaller.
+    `names` are the model's inputs; an .npy, which has no names, is the first.
 
     Raises:
-        DataError: It is no such file, or the arrays disagree about the number of samples.
+        DataError: It is no such file, or its arrays have no leading sample axis of the same length.
     """
-    shapes, in_fortran_order = _headers(path, names)
-    scalars = [name for name, shape in shapes.items() if not shape]
-    if scalars:
-        raise DataError(
-            f"array {scalars[0]!r} of {path} has no sample axis; for inputs without one give a folder of "
-            f".npz files, each one feed as the model takes it"
-        )
-    if in_fortran_order:
-        raise DataError(
-            f"array {in_fortran_order[0]!r} of {path} is in Fortran order, in which a sample cannot be read "
-            f"alone; save it with numpy.ascontiguousarray"
-        )
-    counts = {name: shape[0] for name, shape in shapes.items()}
-    if len(set(counts.values())) > 1:
-        raise DataError(f"the arrays of {path} have different numbers of samples: {counts}")
-    if not counts or not next(iter(counts.values())):
-        raise DataError(f"{path} holds no samples; give at least one")
-    num_samples = next(iter(counts.values()))
+    num_samples = _check_sample_axis(path, names)
 
     def read() -> Iterator[Feed]:
-        with ExitStack() as stack:
-            readers = _open(path, names, stack)
+        with _open_readers(path, names) as readers:
             for start in range(0, num_samples, batch_size):
                 stop = min(start + batch_size, num_samples)
                 try:
-                    arrays = {name: reader.rows(stop - start) for name, reader in readers.items()}
-                except _UNREADABLE as error:
+                    arrays = {name: reader.read_rows(stop - start) for name, reader in readers.items()}
+                except UNREADABLE as error:
                     raise DataError(f"{path} is damaged near sample {start}: {error}") from error
                 yield Feed(arrays, f"{path}, samples {start} to {stop - 1}", stop - start)
 
     digest = start_in_background(lambda: f"{hash_array_file(path)}/{batch_size}")
     return Batches(read, str(path), num_samples, digest, feed_samples=batch_size)
+
+
+def _check_sample_axis(path: Path, names: Sequence[str]) -> int:
+    """Returns the number of samples that all arrays of a file have along their first axis."""
+    with _open_readers(path, names) as readers:
+        for name, reader in readers.items():
+            if not reader.shape:
+                raise DataError(
+                    f"array {name!r} of {path} has no sample axis; for inputs without one give a folder of "
+                    f".npz files, each one feed as the model takes it"
+                )
+            if reader.is_fortran_order:
+                raise DataError(
+                    f"array {name!r} of {path} is in Fortran order, in which a sample cannot be read alone; "
+                    f"save it with numpy.ascontiguousarray"
+                )
+        counts = {name: reader.shape[0] for name, reader in readers.items()}
+    if len(set(counts.values())) > 1:
+        raise DataError(f"the arrays of {path} have different numbers of samples: {counts}")
+    num_samples = next(iter(counts.values()), 0)
+    if not num_samples:
+        raise DataError(f"{path} holds no samples; give at least one")
+    return num_samples
 
 
 def open_feed_folder(folder: Path) -> Batches:
@@ -87,32 +91,33 @@ def open_feed_folder(folder: Path) -> Batches:
         for path in paths:
             try:
                 with np.load(path, allow_pickle=False) as archive:
-                    arrays = {name: archive[name] for name in archive.files}
-            except _UNREADABLE as error:
+                    arrays = dict(archive.items())
+            except UNREADABLE as error:
                 raise DataError(f"{path} cannot be read as .npz: {error}") from error
             yield Feed(arrays, str(path), count_samples(arrays))
 
-    sizes = sum(_leading(path) for path in paths)
+    num_samples = sum(map(_count_samples_of_file, paths))
     digest = start_in_background(lambda: hash_folder(paths))
-    return Batches(read, f"{folder} ({len(paths)} feeds)", sizes, digest)
+    return Batches(read, f"{folder} ({len(paths)} feeds)", num_samples, digest)
 
 
 def count_samples(arrays: Mapping[str, NDArray[Any]]) -> int:
     """Returns the length of the leading axes if all arrays agree on it, else 1: a feed is one sample."""
-    return _leading_axis([array.shape for array in arrays.values()])
+    return _find_leading_axis(array.shape for array in arrays.values())
 
 
-def _leading_axis(shapes: Iterable[tuple[int, ...]]) -> int:
+def _count_samples_of_file(path: Path) -> int:
+    with _open_readers(path, ()) as readers:
+        return _find_leading_axis(reader.shape for reader in readers.values())
+
+
+def _find_leading_axis(shapes: Iterable[tuple[int, ...]]) -> int:
     lengths = {shape[0] for shape in shapes if shape}
     return lengths.pop() or 1 if len(lengths) == 1 else 1
 
 
 def hash_array_file(path: Path) -> str:
-    """Returns the SHA-256 of a file, as hex.
-
-    Raises:
-        DataError: It cannot be read.
-    """
+    """Returns the SHA-256 of a file, as hex; DataError if it cannot be read."""
     try:
         return hash_file(path)
     except OSError as error:
@@ -121,13 +126,11 @@ def hash_array_file(path: Path) -> str:
 
 def hash_folder(paths: Sequence[Path]) -> str:
     """Returns a digest of the names and contents of files, as hex."""
-    sha = hashlib.sha256()
-    for path in paths:
-        sha.update(f"{path.name}\0{hash_array_file(path)}\n".encode())
-    return sha.hexdigest()
+    lines = (f"{path.name}\0{hash_array_file(path)}\n".encode() for path in paths)
+    return hashlib.sha256(b"".join(lines)).hexdigest()
 
 
-class _Rows:
+class _RowReader:
     """Reads an array of .npy format from front to back, some rows at a time."""
 
     def __init__(self, stream: IO[bytes], where: str) -> None:
@@ -144,7 +147,7 @@ class _Rows:
             raise DataError(f"{where} holds Python objects, not numbers; save plain arrays")
         self._stream = stream
 
-    def rows(self, count: int) -> NDArray[Any]:
+    def read_rows(self, count: int) -> NDArray[Any]:
         """Returns the next rows: shape (count, *shape[1:])."""
         shape = (count, *self.shape[1:])
         wanted = math.prod(shape) * self._dtype.itemsize
@@ -154,31 +157,28 @@ class _Rows:
         return np.frombuffer(content, self._dtype).reshape(shape)
 
 
-def _open(path: Path, names: Sequence[str], stack: ExitStack) -> dict[str, _Rows]:
-    try:
-        if path.suffix == ".npy":
-            if len(names) != 1:
-                raise DataError(
-                    f"{path} holds one array without a name and the model has {len(names)} inputs "
-                    f"({', '.join(names)}); save an .npz with these names"
-                )
-            return {names[0]: _Rows(stack.enter_context(path.open("rb")), str(path))}
-        archive = stack.enter_context(zipfile.ZipFile(path))
-        return {
-            member.removesuffix(".npy"): _Rows(stack.enter_context(archive.open(member)), f"{path}:{member}")
-            for member in archive.namelist()
-        }
-    except _UNREADABLE as error:
-        raise DataError(f"{path} cannot be read as {path.suffix}: {error}") from error
-
-
-def _headers(path: Path, names: Sequence[str]) -> tuple[dict[str, tuple[int, ...]], list[str]]:
-    """Returns the shapes of the arrays, and the names of those that are in Fortran order."""
+@contextmanager
+def _open_readers(path: Path, names: Sequence[str]) -> Iterator[dict[str, _RowReader]]:
     with ExitStack() as stack:
-        readers = _open(path, names, stack)
-        shapes = {name: reader.shape for name, reader in readers.items()}
-        return shapes, [name for name, reader in readers.items() if reader.is_fortran_order]
+        try:
+            readers = {name: _RowReader(*opened) for name, opened in _open_streams(path, names, stack)}
+        except UNREADABLE as error:
+            raise DataError(f"{path} cannot be read as {path.suffix}: {error}") from error
+        yield readers
 
 
-def _leading(path: Path) -> int:
-    return _leading_axis(_headers(path, ())[0].values())
+def _open_streams(
+    path: Path, names: Sequence[str], stack: ExitStack
+) -> Iterator[tuple[str, tuple[IO[bytes], str]]]:
+    """Yields the name of each array, with the stream of its bytes and where that is, for messages."""
+    if path.suffix == ".npy":
+        if len(names) != 1:
+            raise DataError(
+                f"{path} holds one array without a name and the model has {len(names)} inputs "
+                f"({', '.join(names)}); save an .npz with these names"
+            )
+        yield names[0], (stack.enter_context(path.open("rb")), str(path))
+        return
+    archive = stack.enter_context(zipfile.ZipFile(path))
+    for member in archive.namelist():
+        yield member.removesuffix(".npy"), (stack.enter_context(archive.open(member)), f"{path}:{member}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
@@ -36,8 +36,8 @@ class Batches:
     Attributes:
         read: Starts a new pass.
         origin: What was opened, for messages.
-        num_samples: How many samples there are; None if only reading tells (a script).
-        content: The digest, or what tells it once it is computed.
+        num_samples: How many samples there are; None if that is not known before reading (a script).
+        content: The digest, or a function that waits for it.
         script_digest: Of the code that makes what has no digest; it may yield other data all the same.
         is_random: Whether these are made-up numbers.
         has_images: Whether these are pictures that were prepared for the model.
@@ -61,7 +61,7 @@ class Batches:
 
     @property
     def digest(self) -> str | None:
-        """Of the content, to know unchanged data again; None if that cannot be told (a script)."""
+        """Of the content, to recognize unchanged data; None if there is none (a script)."""
         return self.content() if callable(self.content) else self.content
 
     def __iter__(self) -> Iterator[Feed]:
@@ -74,19 +74,17 @@ class Batches:
             return self.part(start, step)
         return islice(self.read(), start, None, step)
 
+    def changed(self, change: Callable[[Iterator[Feed]], Iterator[Feed]]) -> Batches:
+        """Returns the stream with `change` around every pass; it must treat each feed alone."""
+        read, part = self.read, self.part
+        return replace(
+            self, read=lambda: change(read()), part=part and (lambda start, step: change(part(start, step)))
+        )
+
     def first(self, num_samples: int | None) -> Batches:
         """Returns the stream cut after this many samples, at the end of a feed; None: all of it."""
         if num_samples is None or (self.num_samples is not None and self.num_samples <= num_samples):
             return self
-
-        def read() -> Iterator[Feed]:
-            seen = 0
-            for feed in self.read():
-                yield feed
-                seen += feed.num_samples
-                if seen >= num_samples:
-                    return  # before the next feed is read for nothing
-
         part = self.part
         if part is not None and self.feed_samples is not None:
             whole, num_feeds = part, -(-num_samples // self.feed_samples)
@@ -94,26 +92,34 @@ class Batches:
             def part(start: int, step: int) -> Iterator[Feed]:
                 return islice(whole(start, step), max(0, -(-(num_feeds - start) // step)))
 
-        known = self.content
-        content = (
-            (lambda: f"{known()}:{num_samples}") if callable(known) else known and f"{known}:{num_samples}"
+        known, suffix = self.content, f":{num_samples}"
+        return replace(
+            self,
+            read=lambda: take_samples(self.read(), num_samples),
+            num_samples=None if self.num_samples is None else min(self.num_samples, num_samples),
+            content=(lambda: known() + suffix) if callable(known) else known and known + suffix,
+            part=part,
+            script_digest=self.script_digest and self.script_digest + suffix,
         )
-        code = self.script_digest and f"{self.script_digest}:{num_samples}"
-        count = None if self.num_samples is None else min(self.num_samples, num_samples)
-        return replace(self, read=read, num_samples=count, content=content, part=part, script_digest=code)
+
+
+def take_samples(feeds: Iterable[Feed], num_samples: int) -> Iterator[Feed]:
+    """Yields the first feeds with at least so many samples; no further one is read."""
+    seen = 0
+    for feed in feeds:
+        yield feed
+        seen += feed.num_samples
+        if seen >= num_samples:
+            return
 
 
 def check_batches(batches: Batches, inputs: Sequence[TensorSpec], extra: Sequence[str] = ()) -> Batches:
     """Returns the stream with every feed checked against the model before it is handed on.
 
-    Args:
-        batches: The stream.
-        inputs: What the model takes.
-        extra: Names of further arrays that a feed may have, such as labels; they are not looked at.
+    A feed may have the arrays named `extra`, such as labels; they are not checked.
 
     Raises:
-        DataError: While reading: no feed at all, a missing or unknown name, another dtype or shape, NaN or
-            infinity; the feed, and the sample in it, are named.
+        DataError: While reading: no feed at all, or as `check_feed`.
     """
 
     def check(feeds: Iterator[Feed]) -> Iterator[Feed]:
@@ -122,22 +128,21 @@ def check_batches(batches: Batches, inputs: Sequence[TensorSpec], extra: Sequenc
             yield feed
 
     def read() -> Iterator[Feed]:
-        empty = True
-        for feed in check(batches.read()):
-            empty = False
-            yield feed
-        if empty:
+        first = None
+        for first in checked.read():
+            yield first
+        if first is None:
             raise DataError(
                 f"{batches.origin} yields no samples; give at least one, "
                 f"and from a script a new iterator each time"
             )
 
-    part = batches.part
-    return replace(batches, read=read, part=part and (lambda start, step: check(part(start, step))))
+    checked = batches.changed(check)
+    return replace(checked, read=read)
 
 
 def check_feed(feed: Feed, inputs: Sequence[TensorSpec], extra: Sequence[str] = ()) -> None:
-    """Raises DataError if the feed is not what the model takes."""
+    """Raises DataError for a missing or unknown name, another dtype or shape, NaN or infinity."""
     names = [spec.name for spec in inputs]
     if missing := [name for name in names if name not in feed.arrays]:
         raise DataError(
@@ -154,29 +159,29 @@ def check_feed(feed: Feed, inputs: Sequence[TensorSpec], extra: Sequence[str] = 
 
 
 def _check_array(feed: Feed, spec: TensorSpec) -> None:
-    array = feed.arrays[spec.name]
+    array, what = feed.arrays[spec.name], f"input {spec.name!r} of {feed.source}"
     if array.dtype.name != spec.dtype:
         raise DataError(
-            f"input {spec.name!r} of {feed.source} is {array.dtype.name}, the model wants {spec.dtype}; "
-            f"convert it with .astype({spec.dtype!r})"
+            f"{what} is {array.dtype.name}, the model wants {spec.dtype}; convert it with "
+            f".astype({spec.dtype!r})"
         )
     if not array.dtype.isnative:  # ONNX Runtime would take the bytes as they are
         raise DataError(
-            f"input {spec.name!r} of {feed.source} is in the byte order of another machine "
-            f"({array.dtype.str}); convert it with .astype({spec.dtype!r})"
+            f"{what} is in the byte order of another machine ({array.dtype.str}); convert it with "
+            f".astype({spec.dtype!r})"
         )
     if not spec.fits(array.shape):
         raise DataError(
-            f"input {spec.name!r} of {feed.source} has shape {show_shape(array.shape)}, "
-            f"the model wants {show_shape(spec.shape)}; resize the samples, "
-            f"or set `resize`, `channels` and `layout` in [preprocess] of model.toml for pictures"
+            f"{what} has shape {show_shape(array.shape)}, the model wants {show_shape(spec.shape)}; "
+            f"resize the samples, or set `resize`, `channels` and `layout` in [preprocess] of model.toml for "
+            f"pictures"
         )
     if array.size == 0:
-        raise DataError(f"input {spec.name!r} of {feed.source} is empty: shape {show_shape(array.shape)}")
+        raise DataError(f"{what} is empty: shape {show_shape(array.shape)}")
     if np.issubdtype(array.dtype, np.floating) and not np.isfinite(array).all():
         bad = ~np.isfinite(array)
         sample = int(np.argwhere(bad)[0][0]) if array.ndim else 0
         raise DataError(
-            f"input {spec.name!r} of {feed.source} has {int(bad.sum())} values that are NaN or infinite, "
-            f"the first in its sample {sample}; clean the data"
+            f"{what} has {int(bad.sum())} values that are NaN or infinite, the first in its sample {sample}; "
+            f"clean the data"
         )

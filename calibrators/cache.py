@@ -112,7 +112,7 @@ def format_cache(cache: CalibrationCache) -> bytes:
     """Returns the text that TensorRT reads: a header, then `name: hex of the float32 scale` a line.
 
     Raises:
-        ArtifactError: The cache came without a header, so that its version or algorithm is not known.
+        ArtifactError: The version or the algorithm is not known.
     """
     lines = [_header(cache.version, cache.algorithm)]
     lines += [f"{name}: {to_hex(scale)}" for name, scale in cache.scales.items()]
@@ -127,8 +127,8 @@ def to_hex(scale: float) -> str:
 def parse_cache(content: bytes) -> CalibrationCache:
     """Returns what a calibration cache holds.
 
-    Blank lines, CRLF, a missing header, a missing last newline, leading zeros that are missing or not, and
-    upper-case hex are taken; so is a tensor that stands there twice with the same scale.
+    It takes blank lines, CRLF, a missing header or last newline, leading zeros or none, upper-case hex, and a
+    tensor that has the same scale twice.
 
     Raises:
         ArtifactError: It is empty or no text, a line is no `name: hex`, or a scale is negative, not finite,
@@ -148,26 +148,18 @@ def parse_cache(content: bytes) -> CalibrationCache:
     return CalibrationCache(scales, int(found[1]) if found[1].isdecimal() else None, found[2])
 
 
-def read_cache(path: Path) -> CalibrationCache:
-    """Returns the cache of a file.
-
-    Raises:
-        ArtifactError: It cannot be read, or is no calibration cache.
-    """
+def read_cache(path: Path | str) -> CalibrationCache:
+    """Returns the cache of a file; ArtifactError if it cannot be read, or is no calibration cache."""
     try:
         return parse_cache(read_bytes(path))
     except ArtifactError as error:
         raise ArtifactError(str(error) if str(path) in str(error) else f"{path}: {error}") from error
 
 
-def read_bytes(path: Path) -> bytes:
-    """Returns the content of a cache file.
-
-    Raises:
-        ArtifactError: It cannot be read.
-    """
+def read_bytes(path: Path | str) -> bytes:
+    """Returns the content of a cache file; ArtifactError if it cannot be read."""
     try:
-        return path.read_bytes()
+        return Path(path).read_bytes()
     except OSError as error:
         raise ArtifactError(f"cannot read the calibration cache {path}: {error.strerror}") from error
 
@@ -175,10 +167,7 @@ def read_bytes(path: Path) -> bytes:
 def replace_header(content: bytes, *, version: int | None = None, algorithm: str | None = None) -> bytes:
     """Returns a cache with another header, or its first one; every byte of the lines below stays.
 
-    Args:
-        content: The cache as it is in its file.
-        version: As in headers; None: as it is.
-        algorithm: TensorRT's name of the calibrator; None: as it is.
+    A version (as in headers) or algorithm that is None stays as it is.
 
     Raises:
         ArtifactError: It is no calibration cache, or has no header from which to take what is not given.
@@ -199,10 +188,7 @@ def to_cache(
 ) -> CalibrationCache:
     """Returns the cache with which TensorRT quantizes as our Q/DQ model in FP32 does, to the bit.
 
-    Args:
-        ranges: Scales are `amax / 127`, rounded up to float32 so that nothing is clipped.
-        version: Of the TensorRT that will read it, as in headers.
-        algorithm: Of the calibrator that will read it.
+    Scales are `amax / 127`, rounded up to float32 so that nothing is clipped.
     """
     scales = {name: _rounded_up(ranges.amax(name) / QMAX) for name in ranges.tensors}
     return CalibrationCache(scales, version, algorithm)
@@ -220,28 +206,6 @@ def compare_caches(first: CalibrationCache, second: CalibrationCache) -> CacheDi
             if name in theirs and theirs[name] != scale
         ),
     )
-
-
-def refuse_foreign(cache: CalibrationCache, *, version: int, algorithm: str) -> None:
-    """Checks that a TensorRT with this calibrator takes the cache; else it would calibrate again, silently.
-
-    Args:
-        cache: What it will read.
-        version: Of that TensorRT, as in headers; the patch number may be another.
-        algorithm: TensorRT's name of the calibrator.
-
-    Raises:
-        ArtifactError: The cache has no header, or one of another algorithm or release; both are named.
-    """
-    wanted = f"{algorithm} of TensorRT {format_version(version)}"
-    short = next((short for short, name in ALGORITHMS.items() if name == algorithm), None)
-    minor = ".".join(format_version(version).split(".")[:2])
-    if cache.algorithm != algorithm or cache.version is None or cache.version // 100 != version // 100:
-        remedy = f"`trtq cache convert FILE --to {short} --tensorrt {minor}`" if short else "another header"
-        raise ArtifactError(
-            f"the calibration cache is by {cache.origin}, it is to be read by {wanted}, which would ignore "
-            f"it and calibrate again; if the scales are for this model, make it readable with {remedy}"
-        )
 
 
 def _lines(content: bytes) -> list[str]:

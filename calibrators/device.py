@@ -1,21 +1,17 @@
-"""Memory that TensorRT's calibrators read batches from: on the GPU, or on the host for tests."""
+"""Memory that TensorRT's calibrators read batches from."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from typing import TYPE_CHECKING, Any, Protocol
+from types import ModuleType, TracebackType
+from typing import Any, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from trtq import lazy
 from trtq.errors import BuildError, MissingDependency
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from types import ModuleType, TracebackType
-
-    from numpy.typing import NDArray
-    from typing_extensions import Self
 
 
 class DeviceMemory(Protocol):
@@ -26,19 +22,14 @@ class DeviceMemory(Protocol):
         ...
 
     def upload(self, pointer: int, array: NDArray[Any]) -> None:
-        """Copies an array, in C order, to the start of a buffer; it has arrived when this returns.
-
-        Args:
-            pointer: What `allocate` returned.
-            array: Any shape and layout, at most as many bytes as the buffer.
-        """
+        """Copies an array, in C order, to the start of a buffer; it has arrived when this returns."""
         ...
 
     def close(self) -> None:
         """Releases everything; calling it again does nothing."""
         ...
 
-    def __enter__(self) -> Self: ...
+    def __enter__(self) -> DeviceMemory: ...
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -53,10 +44,7 @@ class CudaMemory:
     """
 
     def __init__(self, device: int = 0) -> None:
-        """Takes hold of a GPU.
-
-        Args:
-            device: CUDA's number of the GPU.
+        """Opens the GPU of this number.
 
         Raises:
             MissingDependency: There is no pycuda, no driver or no such GPU.
@@ -84,11 +72,7 @@ class CudaMemory:
             self._held = stack.pop_all()
 
     def allocate(self, num_bytes: int) -> int:
-        """Returns the device address of a new buffer.
-
-        Raises:
-            BuildError: The GPU or the host has too little memory.
-        """
+        """Returns the device address of a new buffer; BuildError if GPU or host have too little memory."""
         with self._driver(f"taking {num_bytes} bytes of GPU memory for calibration batches"):
             buffer = self._cuda.mem_alloc(num_bytes)
             self._held.callback(buffer.free)
@@ -99,11 +83,7 @@ class CudaMemory:
         return int(buffer)
 
     def upload(self, pointer: int, array: NDArray[Any]) -> None:
-        """Copies an array to the start of a buffer; it has arrived when this returns.
-
-        Raises:
-            BuildError: The driver failed.
-        """
+        """Copies an array to the start of a buffer; it has arrived when this returns."""
         assert self._staging is not None
         assert array.nbytes <= self._sizes[pointer], "a device buffer must not be written past its end"
         staged = self._staging[: array.nbytes]
@@ -113,16 +93,12 @@ class CudaMemory:
             self._stream.synchronize()
 
     def close(self) -> None:
-        """Frees the buffers and lets the context go; calling it again does nothing.
-
-        Raises:
-            BuildError: The driver failed.
-        """
+        """Frees the buffers and lets the context go; calling it again does nothing."""
         self._sizes.clear()
         with self._driver("releasing the GPU"):
             self._held.close()
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> CudaMemory:
         return self
 
     def __exit__(
@@ -167,34 +143,3 @@ def _pycuda() -> ModuleType:
             f"({error.__cause__}); install the driver and a pycuda built for it, or calibrate without a GPU: "
             f"--quantization explicit"
         ) from error
-
-
-class HostMemory:
-    """Memory of this process, in the place of a GPU's: for tests and measurements."""
-
-    def __init__(self) -> None:
-        self._buffers: dict[int, NDArray[np.uint8]] = {}
-
-    def allocate(self, num_bytes: int) -> int:
-        """Returns the host address of a new buffer."""
-        buffer = np.empty(num_bytes, np.uint8)
-        self._buffers[buffer.ctypes.data] = buffer
-        return buffer.ctypes.data
-
-    def upload(self, pointer: int, array: NDArray[Any]) -> None:
-        """Copies an array, in C order, to the start of a buffer."""
-        buffer = self._buffers[pointer]
-        assert array.nbytes <= buffer.nbytes, "a buffer must not be written past its end"
-        np.copyto(buffer[: array.nbytes].view(array.dtype).reshape(array.shape), array)
-
-    def close(self) -> None:
-        """Frees the buffers."""
-        self._buffers.clear()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()

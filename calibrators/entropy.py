@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from trtq.errors import UsageError
+from trtq.models.option import setting
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -31,11 +32,16 @@ class Entropy:
 
     - exact zeros are left out: they have no error in any range;
     - no clip may cut off more than `max_clipped` of the other values.
+
+    Attributes:
+        num_bins: The largest number of bins of its histogram.
+        num_levels: Levels of the quantized distribution.
+        max_clipped: The largest share of the values that it may clip.
     """
 
-    num_bins: int = 2048
-    num_levels: int = 128
-    max_clipped: float = 0.0001
+    num_bins: int = setting(2048, is_hidden=True)
+    num_levels: int = setting(128, is_hidden=True)
+    max_clipped: float = setting(0.0001, is_hidden=True)
 
     def __post_init__(self) -> None:
         if not 2 <= self.num_levels <= self.num_bins or not 0 < self.max_clipped <= 1:
@@ -55,6 +61,16 @@ class Entropy:
         first = self.num_levels + int(np.argmax(allowed))  # all that are wider are allowed too
         best = first + int(np.argmin(measure_divergences(counts, self.num_levels, first)))
         return min((best + 0.5) * width, histogram.amax)
+
+
+@dataclass(frozen=True, slots=True)
+class Auto(Entropy):
+    """The method that loses least on calibration data held back; entropy where nothing can be tried."""
+
+
+@dataclass(frozen=True, slots=True)
+class EntropyWithRows(Entropy):
+    """Entropy, and for what a softmax gets the least cross-entropy of sampled rows (`CrossEntropy`)."""
 
 
 def measure_divergences(

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import asdict, is_dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from trtq.calibrators.ahead import count_cores, map_ordered
+from trtq.calibrators import list_parameters, name_method
 from trtq.calibrators.ranges import FP16_LIMIT, Range, Ranges
+from trtq.workers import Threads
 
 if TYPE_CHECKING:
     from trtq.calibrators import Method
@@ -39,7 +39,7 @@ def estimate(
         if tensors is None or name in tensors
     }
     # A method is numpy, which lets go of the GIL in what takes long.
-    amaxes = map_ordered(lambda histogram: _amax(method, histogram), histograms.values(), count_cores())
+    amaxes = Threads().map(lambda histogram: _amax(method, histogram), histograms.values())
     ranges = {
         name: Range(
             amax,
@@ -69,11 +69,8 @@ def estimate(
 
 def describe(method: Method) -> str:
     """Returns a method with its parameters: `percentile(percentile=99.99)`."""
-    parameters: dict[str, float] = (
-        asdict(method) if is_dataclass(method) and not isinstance(method, type) else {}
-    )
-    inside = ", ".join(f"{name}={value}" for name, value in parameters.items())
-    return f"{type(method).__name__.lower()}({inside})"
+    inside = ", ".join(f"{name}={getattr(method, name)}" for name in list_parameters(type(method)))
+    return f"{name_method(method)}({inside})"
 
 
 def _amax(method: Method, histogram: Histogram) -> float:

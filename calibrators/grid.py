@@ -1,23 +1,57 @@
-"""Clips on a geometric grid, the best of which a method takes."""
+"""Methods that take the best of the clips on a geometric grid."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from trtq.errors import UsageError
+from trtq.models.option import setting
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from trtq.calibrators.statistics import Histogram
 
-"""The largest code of symmetric INT8."""
 _POINTS_PER_OCTAVE = 512
 
-Score = Callable[[NDArray[np.float64], NDArray[np.float64], float], float]
-"""Of magnitudes, shape (n,), with how often each occurs, shape (n,), and an amax."""
+
+@dataclass(frozen=True, slots=True)
+class GridMethod(ABC):
+    """The amax with the highest score of those from the largest magnitude down, in equal ratios.
+
+    Attributes:
+        num_candidates: How many clips are tried.
+        smallest: The smallest clip, as a share of the largest magnitude.
+    """
+
+    num_candidates: int = setting(120, is_hidden=True)
+    smallest: float = setting(0.02, is_hidden=True)
+
+    def __post_init__(self) -> None:
+        check_grid(type(self).__name__.lower(), self.num_candidates, self.smallest)
+
+    def amax(self, histogram: Histogram) -> float:
+        """Returns the best candidate, the largest of equals; 0 for a dead tensor."""
+        values, weights = histogram.points(_POINTS_PER_OCTAVE)
+        if not values.size:
+            return histogram.amax
+        candidates = histogram.amax * np.geomspace(1.0, self.smallest, self.num_candidates)
+        scores = [self.score(values, weights, float(candidate)) for candidate in candidates]
+        return float(candidates[int(np.argmax(scores))])
+
+    @abstractmethod
+    def score(self, values: NDArray[np.float64], weights: NDArray[np.float64], amax: float) -> float:
+        """Returns how good a clip is.
+
+        Args:
+            values: Magnitudes, shape (n,).
+            weights: How often each occurs, shape (n,).
+            amax: What the code 127 stands for.
+        """
 
 
 def check_grid(method: str, num_candidates: int, smallest: float) -> None:
@@ -31,16 +65,3 @@ def check_grid(method: str, num_candidates: int, smallest: float) -> None:
             f"{method} needs at least 2 candidates and 0 < smallest < 1, "
             f"got {num_candidates} and {smallest:g}"
         )
-
-
-def search_grid(histogram: Histogram, num_candidates: int, smallest: float, score: Score) -> float:
-    """Returns the amax with the highest score, the largest of equals; 0 for a dead tensor.
-
-    The candidates go from the largest magnitude down to `smallest` times it, in equal ratios.
-    """
-    values, weights = histogram.points(_POINTS_PER_OCTAVE)
-    if not values.size:
-        return histogram.amax
-    candidates = histogram.amax * np.geomspace(1.0, smallest, num_candidates)
-    scores = [score(values, weights, float(candidate)) for candidate in candidates]
-    return float(candidates[int(np.argmax(scores))])

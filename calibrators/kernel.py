@@ -7,7 +7,6 @@ import math
 import struct
 from collections.abc import Callable
 from functools import cache
-from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +31,10 @@ Count = Callable[[NDArray[np.uint32], NDArray[np.uint32], NDArray[np.int32]], No
 
 
 class Table:
-    """Counts that grow; the one value of the calibrators that changes.
+    """Counts that grow, by float32 exponent and first 10 mantissa bits.
 
-    The bin of a value is its float32 exponent and its first 10 mantissa bits. Counts are uint32, so that a
-    tensor costs 0.7 MB of address space and 4 KB of memory for every doubling of the magnitude that occurs;
-    before one can overflow, all go on to int64.
+    Counts are uint32, so that a tensor costs 0.7 MB of address space and 4 KB of memory for every doubling of
+    the magnitude that occurs; before one can overflow, all go on to int64.
     """
 
     def __init__(self, count: Count | None = None) -> None:
@@ -47,13 +45,9 @@ class Table:
         self._earlier: NDArray[np.int64] | None = None
 
     def add(self, values: NDArray[Any]) -> float:
-        """Returns the largest magnitude of the values, which are counted.
+        """Counts values of any float dtype and shape, as float32; returns their largest magnitude.
 
-        Args:
-            values: Any float dtype and shape; taken as float32.
-
-        Returns:
-            0 if there are none; infinity if one is NaN or infinite: the table is then of no use any more.
+        It is 0 if there are none, and infinity if one is NaN or infinite: the table is then of no use.
         """
         flat = np.ascontiguousarray(values, np.float32).reshape(-1).view(np.uint32)
         if not flat.size:
@@ -70,7 +64,7 @@ class Table:
         self._extremes = (min(self._extremes[0], smallest), max(self._extremes[1], largest))
         if self._counts[NUM_BINS] != num_wrong:  # of these values: other threads may have brought others
             return math.inf
-        return max(abs(_float_of(smallest)), abs(_float_of(largest)))
+        return max(abs(_to_float(smallest)), abs(_to_float(largest)))
 
     def filled(self) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
         """Returns the bins that are not empty, ascending, and their counts: shape (filled,) each."""
@@ -82,19 +76,7 @@ class Table:
         """Returns the smallest and the largest value; +inf and -inf before the first."""
         if self._extremes[0] > self._extremes[1]:
             return math.inf, -math.inf
-        return _float_of(self._extremes[0]) + 0.0, _float_of(self._extremes[1]) + 0.0  # -0.0 becomes 0.0
-
-    def put(self, bins: NDArray[np.int32], counts: NDArray[np.int64], extremes: tuple[float, float]) -> None:
-        """Fills an empty table with what another one held."""
-        if (total := int(counts.sum())) <= _LARGEST_UINT32:
-            self._counts[bins] = counts
-            self._num_values = total
-        else:
-            self._earlier = np.zeros(NUM_BINS, np.int64)
-            self._earlier[bins] = counts
-        if extremes[0] <= extremes[1]:
-            smallest, largest = _mirrored(np.array(extremes, np.float32).view(np.int32)).tolist()
-            self._extremes = (smallest, largest)
+        return _to_float(self._extremes[0]) + 0.0, _to_float(self._extremes[1]) + 0.0  # -0.0 becomes 0.0
 
     def _sums(self) -> NDArray[np.int64]:
         sums = self._counts[:NUM_BINS].astype(np.int64)
@@ -103,12 +85,12 @@ class Table:
 
 def is_compiled() -> bool:
     """Returns whether the compiled kernel is here."""
-    return _compiled() is not None
+    return _load_compiled() is not None
 
 
 def choose_kernel() -> Count:
     """Returns the compiled kernel, or the one in numpy where there is none."""
-    return _compiled() or count_with_numpy
+    return _load_compiled() or count_with_numpy
 
 
 def count_with_numpy(
@@ -121,34 +103,29 @@ def count_with_numpy(
         bins = np.clip(bins, FIRST, FIRST + NUM_BINS) - np.uint32(FIRST)
         counted = np.bincount(bins)
         counts[: counted.size] += counted.astype(np.uint32)
-        ordered = _mirrored(block.view(np.int32))
+        ordered = _mirror(block.view(np.int32))
         extremes[0] = min(extremes[0], ordered.min())
         extremes[1] = max(extremes[1], ordered.max())
 
 
-def _mirrored(bits: NDArray[np.int32]) -> NDArray[np.int32]:
+def _mirror(bits: NDArray[np.int32]) -> NDArray[np.int32]:
     """Returns integers in the order of the floats that the bits are, and from those the bits again."""
     return np.where(bits < 0, bits ^ np.int32(np.iinfo(np.int32).max), bits)
 
 
-def _float_of(ordered: int) -> float:
-    """Returns the float whose bits `_mirrored` has put in order."""
+def _to_float(ordered: int) -> float:
+    """Returns the float whose bits `_mirror` has put in order."""
     bits = ordered ^ _LARGEST_INT32 if ordered < 0 else ordered
     number: float = struct.unpack("=f", struct.pack("=i", bits))[0]
     return number
 
 
 @cache
-def _compiled() -> Count | None:
+def _load_compiled() -> Count | None:
     """Returns the compiled kernel; None if the installation had no compiler, or it cannot be loaded."""
-    here = Path(__file__)
-    found = (here.with_name(f"kernel_c{suffix}") for suffix in EXTENSION_SUFFIXES)
-    path = next((path for path in found if path.is_file()), None)
     try:
-        function = None if path is None else ctypes.CDLL(str(path)).trtq_count
+        function = ctypes.CDLL(str(Path(__file__).with_name("kernel_c.so"))).trtq_count
     except (OSError, AttributeError):
-        return None
-    if function is None:
         return None
     function.restype = None
     pointer, integer = ctypes.c_void_p, ctypes.c_int32

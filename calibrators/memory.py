@@ -5,17 +5,10 @@ from __future__ import annotations
 import resource
 from pathlib import Path
 
-_CGROUP = Path("/sys/fs/cgroup")
 
-
-def find_free_bytes(proc: Path = Path("/proc"), cgroup: Path = _CGROUP) -> int:
-    """Returns how many bytes this process can still take: of the machine, its container and its own limit.
-
-    Args:
-        proc: The kernel's process files.
-        cgroup: The kernel's control group, version 2, of the container.
-    """
-    known = [_available(proc), _left_in_container(cgroup), _left_of_limit(proc)]
+def find_free_bytes(proc: Path = Path("/proc"), cgroup: Path = Path("/sys/fs/cgroup")) -> int:
+    """Returns how many bytes this process can still take: of the machine, its container and its own limit."""
+    known = [_read_bytes(proc / "meminfo", "MemAvailable"), _left_in_container(cgroup), _left_of_limit(proc)]
     return max(0, min(value for value in known if value is not None))
 
 
@@ -24,17 +17,14 @@ def find_peak_bytes(proc: Path = Path("/proc")) -> int:
 
     `getrusage` would count what its parent held too, which a child shares until its program is loaded.
     """
-    for line in (proc / "self" / "status").read_text().splitlines():
-        if line.startswith("VmHWM:"):
-            return int(line.split()[1]) * 1024
-    raise OSError(f"{proc / 'self' / 'status'} does not tell VmHWM")
+    return _read_bytes(proc / "self" / "status", "VmHWM")
 
 
-def _available(proc: Path) -> int:
-    for line in (proc / "meminfo").read_text().splitlines():
-        if line.startswith("MemAvailable:"):
+def _read_bytes(path: Path, key: str) -> int:
+    for line in path.read_text().splitlines():
+        if line.startswith(f"{key}:"):
             return int(line.split()[1]) * 1024
-    raise OSError(f"{proc / 'meminfo'} does not tell MemAvailable")
+    raise OSError(f"{path} does not tell {key}")
 
 
 def _left_in_container(cgroup: Path) -> int | None:
@@ -44,10 +34,8 @@ def _left_in_container(cgroup: Path) -> int | None:
         counts = dict(line.split() for line in (cgroup / "memory.stat").read_text().splitlines())
     except OSError:
         return None
-    given_back = int(
-        counts.get("inactive_file", 0)
-    )  # files the kernel keeps as long as nobody needs the room
-    return None if limit == "max" else int(limit) - used + min(given_back, used)
+    cached = int(counts.get("inactive_file", 0))  # files the kernel keeps as long as nobody needs the room
+    return None if limit == "max" else int(limit) - used + min(cached, used)
 
 
 def _left_of_limit(proc: Path) -> int | None:

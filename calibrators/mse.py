@@ -7,47 +7,28 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from trtq.calibrators.grid import check_grid, search_grid
+from trtq.calibrators.grid import GridMethod
 from trtq.calibrators.ranges import QMAX
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from trtq.calibrators.statistics import Histogram
-
 
 @dataclass(frozen=True, slots=True)
-class Mse:
-    """The amax, of a grid, whose INT8 grid is nearest to the values in the mean of squares.
+class Mse(GridMethod):
+    """The amax whose INT8 codes are nearest to the values in the mean of squares.
 
-    The grid is geometric from `smallest` times the largest magnitude up to it (Banner et al.,
-    arXiv 1810.05723, search for the same optimum; a grid needs no assumption about the distribution).
+    Banner et al. (arXiv 1810.05723) search for the same optimum; a grid needs no assumption about the
+    distribution.
     """
 
-    num_candidates: int = 120
-    smallest: float = 0.02
-
-    def __post_init__(self) -> None:
-        check_grid("mse", self.num_candidates, self.smallest)
-
-    def amax(self, histogram: Histogram) -> float:
-        """Returns the best candidate; 0 for a dead tensor."""
-        return search_grid(
-            histogram,
-            self.num_candidates,
-            self.smallest,
-            lambda values, weights, amax: -measure_squared_error(values, weights, amax),
-        )
+    def score(self, values: NDArray[np.float64], weights: NDArray[np.float64], amax: float) -> float:
+        """Returns the negative of the squared error."""
+        return -measure_squared_error(values, weights, amax)
 
 
 def measure_squared_error(values: NDArray[np.float64], weights: NDArray[np.float64], amax: float) -> float:
-    """Returns the weighted sum of squared errors of symmetric INT8 with this amax.
-
-    Args:
-        values: Magnitudes, shape (n,).
-        weights: How often each occurs, shape (n,).
-        amax: What the code 127 stands for.
-    """
+    """Returns the weighted sum of squared errors of symmetric INT8 codes; see `GridMethod.score`."""
     scale = amax / QMAX
     codes = np.minimum(np.rint(values / scale), QMAX)
     return float(np.dot(weights, (values - codes * scale) ** 2))

@@ -18,9 +18,8 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from trtq.calibrators.ahead import map_ordered
+from trtq.calibrators.accumulator import Accumulator
 from trtq.calibrators.batches import Batches, Feed
-from trtq.calibrators.gathering import Gathering
 from trtq.calibrators.plan import PassPlan, plan_passes
 from trtq.calibrators.ranges import FP16_LIMIT
 from trtq.calibrators.statistics import Statistics
@@ -28,14 +27,15 @@ from trtq.calibrators.survey import Survey, refuse_unknown, survey
 from trtq.calibrators.taps import Taps, open_taps
 from trtq.errors import DataError, ModelError
 from trtq.models.session import SessionOptions
+from trtq.workers import Threads
 
 Progress = Callable[[int], None]
 """Called after every feed with the number of its samples."""
 
-QUIET = FP16_LIMIT / 64
-"""A tensor that stays below it in the first sample is not watched in the others."""
-LOUD = FP16_LIMIT / 8
-"""Where an observed tensor that was quiet goes beyond it, all tensors are looked at again."""
+WATCH_LIMIT = FP16_LIMIT / 64
+"""The magnitude of a tensor is watched in all samples if it reaches this in the first one."""
+SURVEY_LIMIT = FP16_LIMIT / 8
+"""Where an observed tensor that is not watched goes beyond this, all tensors are surveyed again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,9 +47,8 @@ class PassControl:
         memory_bytes: What the observed tensors may take beside the model; None: half of what is free.
         shard: Which part of the data is observed, and of how many: (3, 8) is every 8th feed from the third.
         earlier: The statistics of an interrupted pass, to go on with.
-        save: Is given the statistics now and then, to go on from.
-        save_seconds: How often.
-        note: Is told what the user may want to know.
+        save: Gets the statistics every `save_seconds`, to go on from.
+        note: Gets what the user may want to know.
     """
 
     device: str = "cpu"
@@ -74,40 +73,38 @@ def observe(
         model: The float graph; it is not changed.
         tensors: Names of float tensors of the graph; without any, only the shapes of the data are seen.
         batches: The data, checked against the model.
-        progress: Told of every feed.
+        progress: Called after every feed.
         control: How the pass is made.
 
     Raises:
-        DataError: The data does not fit, or makes a tensor NaN or infinite (tensor, node and sample
-            are named).
+        DataError: The data does not fit, or makes a tensor NaN or infinite.
         ModelError: ONNX Runtime cannot run the model.
         MissingDependency: The device is not there.
     """
     control = control or PassControl()
     refuse_unknown(model, tensors)
-    gathering = Gathering(tensors, [str(value.name) for value in model.graph.inputs], control.earlier)
+    seen = Accumulator(tensors, [str(value.name) for value in model.graph.inputs], control.earlier)
     if not tensors:
         for feed in batches:
-            gathering.finish(feed, ())
+            seen.finish(feed, ())
             progress(feed.num_samples)
-        return gathering.statistics(1, is_whole=True)
-    if (begin := next(iter(batches), None)) is None:
-        return gathering.statistics(control.shard[0], is_whole=True)
-    computed = [name for name in tensors if name not in begin.arrays]
-    found, may_split = _first_look(model, computed, begin, control.device, _may_split(model, batches))
-    gathering.raise_magnitudes(found.magnitudes)
-    sizes = {name: found.sizes.get(name, 0) for name in tensors}
-    plan = plan_passes(sizes, gathering.feeds, may_split, control.memory_bytes)
-    if plan.note:
-        control.note(plan.note)
-    observer = _Observer(model, found, plan, gathering, control)
-    for group in plan.groups:
-        observer.observe(group, batches, progress)
-    return gathering.statistics(control.shard[0], is_whole=True)
+        return seen.statistics(1, is_whole=True)
+    if (first := next(iter(batches), None)) is not None:
+        computed = [name for name in tensors if name not in first.arrays]
+        found, may_split = _survey_feed(model, computed, first, control.device, _may_split(model, batches))
+        seen.raise_magnitudes(found.magnitudes)
+        sizes = {name: found.sizes.get(name, 0) for name in tensors}
+        plan = plan_passes(sizes, seen.feeds, may_split, control.memory_bytes)
+        if plan.note:
+            control.note(plan.note)
+        observer = _Observer(model, found, plan, seen, control)
+        for group in plan.groups:
+            observer.observe(group, batches, progress)
+    return seen.statistics(control.shard[0], is_whole=True)
 
 
 @dataclass(frozen=True, slots=True)
-class _Part:
+class _MicroBatch:
     """Some samples of a feed: from `start` on."""
 
     feed: Feed
@@ -121,66 +118,62 @@ class _Observer:
     model: ir.Model
     survey: Survey
     plan: PassPlan
-    gathering: Gathering
+    seen: Accumulator
     control: PassControl
 
     def observe(self, group: Sequence[str], batches: Batches, progress: Progress) -> None:
         """Adds what one pass over the rest of the data shows of a group of tensors."""
-        engine = SessionOptions(
-            self.control.device, self.plan.threads_a_run, self.plan.keeps_memory, keeps_order=True
-        )
-        watched = [name for name, magnitude in self.survey.magnitudes.items() if magnitude >= QUIET]
-        watched = [name for name in watched if name not in group]
+        plan, control, (shard, num_shards) = self.plan, self.control, self.control.shard
+        magnitudes = self.survey.magnitudes
+        watched = [name for name in magnitudes if magnitudes[name] >= WATCH_LIMIT and name not in group]
+        engine = SessionOptions(control.device, plan.threads_a_run, plan.keeps_memory, keeps_order=True)
         taps = open_taps(self.model, group, watched, engine)
-        index, num_shards = self.control.shard
-        feeds = batches.every(index - 1 + self.gathering.feeds[group[0]] * num_shards, num_shards)
+        feeds = batches.every(shard - 1 + self.seen.feeds[group[0]] * num_shards, num_shards)
 
-        def look(part: _Part) -> _Part:
-            self._look(taps, part)
-            return part
+        def count(batch: _MicroBatch) -> _MicroBatch:
+            self._count(taps, batch)
+            return batch
 
         while True:
-            deadline = time.monotonic() + self.control.save_seconds
+            deadline = time.monotonic() + control.save_seconds if control.save is not None else math.inf
             num_feeds = 0
-            stretch = self._parts(feeds, deadline if self.control.save is not None else math.inf)
-            for part in map_ordered(look, stretch, self.plan.num_runs):
-                if part.is_last:
+            for batch in Threads(plan.num_runs).map(count, self._split(feeds, deadline)):
+                if batch.is_last:
                     num_feeds += 1
-                    if self.gathering.finish(part.feed, group):
-                        progress(part.feed.num_samples)
-            if time.monotonic() < deadline or self.control.save is None or not num_feeds:
+                    if self.seen.finish(batch.feed, group):
+                        progress(batch.feed.num_samples)
+            if control.save is None or time.monotonic() < deadline or not num_feeds:
                 return
-            self.control.save(self.gathering.statistics(index, is_whole=False))
+            control.save(self.seen.statistics(shard, is_whole=False))
 
-    def _parts(self, feeds: Iterator[Feed], deadline: float) -> Iterator[_Part]:
-        """Yields the feeds in parts; ends after a whole feed when it is time to save."""
+    def _split(self, feeds: Iterator[Feed], deadline: float) -> Iterator[_MicroBatch]:
+        """Yields the feeds in micro-batches; ends after a whole feed when it is time to save."""
         for feed in feeds:
             size = self.plan.part_samples or feed.num_samples
-            fed = _fed(self.model, feed)
+            inputs = _select_inputs(self.model, feed.arrays)
             for start in range(0, feed.num_samples, size):
                 is_last = start + size >= feed.num_samples
-                arrays = fed
-                if size < feed.num_samples:
-                    arrays = {name: array[start : start + size] for name, array in fed.items()}
-                yield _Part(feed, start, arrays, is_last)
+                arrays = inputs if start == 0 and is_last else _slice(inputs, start, start + size)
+                yield _MicroBatch(feed, start, arrays, is_last)
             if time.monotonic() >= deadline:
                 return
 
-    def _look(self, taps: Taps, part: _Part) -> None:
-        """Counts the values of every tensor; what follows from them depends on this part alone."""
-        loud = False
+    def _count(self, taps: Taps, batch: _MicroBatch) -> None:
+        """Counts the values of every tensor; what follows from them depends on this batch alone."""
+        needs_survey = False
 
-        def tensor(name: str, values: NDArray[Any]) -> None:
-            nonlocal loud
-            largest = self.gathering.add(name, values)
+        def count(name: str, values: NDArray[Any]) -> None:
+            nonlocal needs_survey
+            largest = self.seen.add(name, values)
             if math.isinf(largest):
-                raise _goes_wrong(name, values, taps, part)
-            loud = loud or (largest > LOUD and self.survey.magnitudes.get(name, 0.0) < QUIET)
+                raise _describe_nonfinite(name, values, taps, batch)
+            is_watched = self.survey.magnitudes.get(name, 0.0) >= WATCH_LIMIT
+            needs_survey = needs_survey or (largest > SURVEY_LIMIT and not is_watched)
 
-        taps.show(part.arrays, tensor, lambda name, value: self.gathering.raise_magnitudes({name: value}))
-        if loud:
-            found = survey(self.model, (), part.arrays, self.control.device)
-            self.gathering.raise_magnitudes(found.magnitudes)
+        taps.show(batch.arrays, count, lambda name, value: self.seen.raise_magnitudes({name: value}))
+        if needs_survey:
+            found = survey(self.model, (), batch.arrays, self.control.device)
+            self.seen.raise_magnitudes(found.magnitudes)
 
 
 def _may_split(model: ir.Model, batches: Batches) -> bool:
@@ -190,35 +183,36 @@ def _may_split(model: ir.Model, batches: Batches) -> bool:
     return batches.feed_samples is not None and open_axes
 
 
-def _first_look(
+def _survey_feed(
     model: ir.Model, tensors: Sequence[str], feed: Feed, device: str, may_split: bool
 ) -> tuple[Survey, bool]:
-    """Returns what the first feed shows, and whether the feeds may be cut indeed.
+    """Returns what the first feed shows, and whether the feeds may be split indeed.
 
     An open batch axis may be a promise that the model breaks, such as by a Reshape to a constant shape.
     """
+    inputs = _select_inputs(model, feed.arrays)
     if may_split:
         with suppress(ModelError):
-            return survey(model, tensors, _fed(model, _first_sample(feed)), device), True
-    return survey(model, tensors, _fed(model, feed), device), False
+            return survey(model, tensors, _slice(inputs, 0, 1), device), True
+    return survey(model, tensors, inputs, device), False
 
 
-def _first_sample(feed: Feed) -> Feed:
-    return Feed({name: array[:1] for name, array in feed.arrays.items()}, feed.source, 1)
+def _select_inputs(model: ir.Model, arrays: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    return {str(value.name): arrays[str(value.name)] for value in model.graph.inputs}
 
 
-def _fed(model: ir.Model, feed: Feed) -> dict[str, NDArray[Any]]:
-    return {str(value.name): feed.arrays[str(value.name)] for value in model.graph.inputs}
+def _slice(arrays: Mapping[str, NDArray[Any]], start: int, stop: int) -> dict[str, NDArray[Any]]:
+    return {name: array[start:stop] for name, array in arrays.items()}
 
 
-def _goes_wrong(name: str, values: NDArray[Any], taps: Taps, part: _Part) -> DataError:
+def _describe_nonfinite(name: str, values: NDArray[Any], taps: Taps, batch: _MicroBatch) -> DataError:
     bad = ~np.isfinite(values.astype(np.float32))
-    num_samples = len(next(iter(part.arrays.values())))
-    where = part.feed.source
-    if part.feed.num_samples > 1 and bad.ndim and len(bad) == num_samples:
-        where += f", in its sample {part.start + int(np.argwhere(bad)[0][0])}"
+    num_samples = len(next(iter(batch.arrays.values())))
+    where = batch.feed.source
+    if batch.feed.num_samples > 1 and bad.ndim and len(bad) == num_samples:
+        where += f", in its sample {batch.start + int(np.argwhere(bad)[0][0])}"
     by = f", made by {taps.producers[name]}," if name in taps.producers else ""
     return DataError(
-        f"tensor {name!r} of the float model{by} goes wrong on {where}: "
-        f"{int(bad.sum())} values are NaN or infinite; leave this data out or repair the model"
+        f"tensor {name!r} of the float model{by} has {int(bad.sum())} values that are NaN or infinite on "
+        f"{where}; leave this data out or repair the model"
     )

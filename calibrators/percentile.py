@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from trtq.errors import UsageError
+from trtq.models.option import setting
 
 if TYPE_CHECKING:
     from trtq.calibrators.statistics import Histogram
@@ -13,9 +14,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Percentile:
-    """The magnitude that `percentile` per cent of all values, zeros included, do not exceed."""
+    """The magnitude that `percentile` per cent of all values, zeros included, do not exceed.
 
-    percentile: float = 99.99
+    Attributes:
+        percentile: The share of values, in per cent, that its range holds.
+    """
+
+    percentile: float = setting(99.99)
 
     def __post_init__(self) -> None:
         if not 0 < self.percentile <= 100:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from trtq.calibrators.ahead import count_cores
 from trtq.calibrators.kernel import NUM_BINS
 from trtq.calibrators.memory import find_free_bytes
 from trtq.errors import UsageError
+from trtq.workers import count_cores
 
 _PART_BYTES = 32 << 20
 """What one run shows: near the caches, and enough that the calls do not count."""
@@ -26,7 +26,7 @@ class PassPlan:
         num_runs: How many runs go on at a time.
         threads_a_run: How many threads compute one run.
         keeps_memory: Whether ONNX Runtime may keep memory between runs.
-        note: What the user may want to know of it; empty: nothing.
+        note: Why there are several passes; empty: there are not.
     """
 
     groups: tuple[tuple[str, ...], ...]
@@ -49,7 +49,7 @@ def plan_passes(
         sizes: Bytes of each tensor on one sample, or on a feed that may not be split.
         feeds: How many feeds each tensor has seen; those of a pass have seen the same.
         may_split: Whether the samples of a feed may be run apart.
-        memory_bytes: What the tensors and their histograms may take; None: half of what is free.
+        memory_bytes: For the tensors and their histograms; None: half of what is free.
 
     Raises:
         UsageError: The memory does not do for the histograms and one tensor.
@@ -61,38 +61,34 @@ def plan_passes(
             f"tensors take {tables} bytes and the largest tensor takes {one} at a time; "
             f"give at least {-(-(tables + one) >> 20)}M"
         )
-    allowed = memory_bytes if memory_bytes is not None else find_free_bytes() // 2
-    left = max(0, allowed - tables)
+    left = max(0, (memory_bytes if memory_bytes is not None else find_free_bytes() // 2) - tables)
     part_samples = None
     if may_split:
-        most = min(_PART_BYTES // max(1, sum(sizes.values())), left // max(1, one))
-        part_samples = max(1, most)
+        part_samples = max(1, min(_PART_BYTES // max(1, sum(sizes.values())), left // max(1, one)))
         sizes = {name: size * part_samples for name, size in sizes.items()}
     alike = [
         [name for name in sizes if feeds[name] == number] for number in sorted(set(feeds.values()))[::-1]
     ]
-    groups = tuple(group for names in alike for group in _groups(names, sizes, left))
+    groups = tuple(group for names in alike for group in _group(names, sizes, left))
     largest = max((sum(sizes[name] for name in group) for group in groups), default=0)
     cores = count_cores()
     num_runs = max(1, min(cores, min(left, _ENOUGH_BYTES) // max(1, largest)))
-    note = ""
-    if len(groups) > len(alike):
-        note = (
-            f"the observed tensors take {sum(sizes.values()) / 2**20:.0f} MiB at a time and "
-            f"{left / 2**20:.0f} MiB are allowed for them: {len(groups)} passes over the data"
-        )
-    return PassPlan(groups, part_samples, num_runs, cores // num_runs, 3 * largest * num_runs <= left, note)
+    note = (
+        f"the observed tensors take {sum(sizes.values()) / 2**20:.0f} MiB at a time and "
+        f"{left / 2**20:.0f} MiB are allowed for them: {len(groups)} passes over the data"
+    )
+    has_more = len(groups) > len(alike)
+    keeps_memory = 3 * largest * num_runs <= left
+    return PassPlan(groups, part_samples, num_runs, cores // num_runs, keeps_memory, note if has_more else "")
 
 
-def _groups(names: Sequence[str], sizes: Mapping[str, int], limit: int) -> Iterator[tuple[str, ...]]:
+def _group(names: Sequence[str], sizes: Mapping[str, int], limit: int) -> Iterator[tuple[str, ...]]:
     """Yields the names in order, as many at a time as the limit allows, one at least."""
     group: list[str] = []
-    total = 0
     for name in names:
-        if group and total + sizes[name] > limit:
+        if group and sum(sizes[item] for item in group) + sizes[name] > limit:
             yield tuple(group)
-            group, total = [], 0
+            group = []
         group.append(name)
-        total += sizes[name]
     if group:
         yield tuple(group)

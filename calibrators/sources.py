@@ -11,7 +11,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trtq import lazy
-from trtq.calibrators.ahead import count_cores, map_ordered
 from trtq.calibrators.arrays import (
     count_samples,
     hash_array_file,
@@ -24,8 +23,9 @@ from trtq.errors import DataError, TrtqError
 from trtq.models.preprocess import SUFFIXES, Preprocess, read_image
 from trtq.models.script import import_beside, load_function
 from trtq.models.signature import TensorSpec, show_shape
+from trtq.workers import Threads
 
-WAYS = (
+ACCEPTED_DATA = (
     "an .npz or .npy whose arrays have a leading sample axis, a folder of .npz files (each one feed with its "
     "batch axis), a folder of images, script.py:function that yields dicts of arrays, or a .json of inputs "
     "saved by Polygraphy"
@@ -43,7 +43,7 @@ def open_batches(
     """Returns the checked stream of the data that `source` names.
 
     Args:
-        source: A path, or `script.py:function`; see `WAYS`.
+        source: A path, or `script.py:function`; see `ACCEPTED_DATA`.
         inputs: What the model takes. Where its batch axis has a fixed size, that is the batch size, and
             samples that do not fill a last batch are left out.
         batch_size: Samples a batch for data with a sample axis.
@@ -53,14 +53,14 @@ def open_batches(
     Raises:
         DataError: There is no such data, or it is of no known kind. While it is read: see `check_batches`.
     """
-    size, fixed = _batch_size(inputs, batch_size)
+    size, fixed = _find_batch_size(inputs, batch_size)
     names = [spec.name for spec in inputs]
     script, separator, function = source.rpartition(":")
     if separator and script.endswith(".py"):
         return check_batches(_from_script(Path(script), function), inputs, extra)
     path = Path(source)
     if not path.exists():
-        raise DataError(f"there is no calibration data {path}; give {WAYS}")
+        raise DataError(f"there is no calibration data {path}; give {ACCEPTED_DATA}")
     if path.suffix == ".json" and path.is_file():
         return check_batches(_from_polygraphy(path), inputs, extra)
     if path.is_dir() and any(path.glob("*.npz")):
@@ -70,8 +70,8 @@ def open_batches(
     elif path.suffix in (".npz", ".npy"):
         batches = open_array_file(path, names, size)
     else:
-        raise DataError(f"{path} is no kind of data that trtq reads; give {WAYS}")
-    return check_batches(_only_full(batches, size) if fixed else batches, inputs, extra)
+        raise DataError(f"{path} is no kind of data that trtq reads; give {ACCEPTED_DATA}")
+    return check_batches(_keep_full_batches(batches, size) if fixed else batches, inputs, extra)
 
 
 def make_random_batches(
@@ -79,59 +79,43 @@ def make_random_batches(
 ) -> Batches:
     """Returns made-up feeds: normal numbers for floats, 0 and 1 for the rest. Ranges from them mean nothing.
 
-    Args:
-        inputs: What the model takes.
-        shapes: Shapes to use for inputs that are named here; open dims of the others become 1.
-        count: The number of feeds.
+    Open dims of inputs that `shapes` does not name become 1.
     """
     sizes = {
         spec.name: tuple(shapes.get(spec.name) or (dim if isinstance(dim, int) else 1 for dim in spec.shape))
         for spec in inputs
     }
 
+    def draw(rng: np.random.Generator, spec: TensorSpec) -> NDArray[Any]:
+        is_float, size = spec.dtype.startswith(("float", "bfloat")), sizes[spec.name]
+        return np.asarray(rng.standard_normal(size) if is_float else rng.integers(0, 2, size), spec.dtype)
+
     def read() -> Iterator[Feed]:
         rng = np.random.default_rng(0)
         for index in range(count):
-            arrays = {}
-            for spec in inputs:
-                floating = spec.dtype.startswith(("float", "bfloat"))
-                size = sizes[spec.name]
-                drawn = rng.standard_normal(size) if floating else rng.integers(0, 2, size)
-                arrays[spec.name] = np.asarray(drawn).astype(spec.dtype)
-            yield Feed(arrays, f"random feed {index}", num_samples)
+            yield Feed({spec.name: draw(rng, spec) for spec in inputs}, f"random feed {index}", num_samples)
 
     num_samples = max((size[0] for size in sizes.values() if size), default=1) or 1
     digest = f"random/{count}/{sorted(sizes.items())}"
     return Batches(read, "random numbers", count * num_samples, digest, is_random=True)
 
 
-def _batch_size(inputs: Sequence[TensorSpec], wanted: int) -> tuple[int, bool]:
+def _find_batch_size(inputs: Sequence[TensorSpec], wanted: int) -> tuple[int, bool]:
+    """Returns the batch size to use, and whether the model fixes it."""
     fixed = [spec.shape[0] for spec in inputs if spec.shape and isinstance(spec.shape[0], int)]
     return (int(fixed[0]), True) if fixed else (wanted, False)
 
 
-def _only_full(batches: Batches, size: int) -> Batches:
-    if batches.num_samples is not None and batches.num_samples < size:
-        raise DataError(
-            f"{batches.origin} holds {batches.num_samples} samples, the model takes batches of exactly {size}"
-        )
-
-    def full(feeds: Iterator[Feed]) -> Iterator[Feed]:
-        return (feed for feed in feeds if feed.num_samples == size)
-
-    read, part = batches.read, batches.part
-    batches = replace(
-        batches,
-        read=lambda: full(read()),
-        part=part and (lambda start, step: full(part(start, step))),
-    )
+def _keep_full_batches(batches: Batches, size: int) -> Batches:
     total = batches.num_samples
+    if total is not None and total < size:
+        raise DataError(f"{batches.origin} holds {total} samples, the model takes batches of exactly {size}")
+    batches = batches.changed(lambda feeds: (feed for feed in feeds if feed.num_samples == size))
     if total is None or total % size == 0:
         return batches
     left_out = f"without the last {total % size} of {total} samples, which fill no batch of {size}"
     origin = f"{batches.origin} ({left_out})"
-    kept = total // size * size
-    return replace(batches, origin=origin, num_samples=kept, left_out=total - kept)
+    return replace(batches, origin=origin, num_samples=total - total % size, left_out=total % size)
 
 
 def _from_image_folder(
@@ -146,12 +130,7 @@ def _from_image_folder(
         raise DataError(
             f"an image folder feeds one input of rank 4, the model takes {wanted}; give .npz files"
         )
-    return _from_images(images, inputs[0], size, preprocess, folder)
-
-
-def _from_images(
-    images: Sequence[Path], spec: TensorSpec, size: int, preprocess: Preprocess, folder: Path
-) -> Batches:
+    spec = inputs[0]
     height, width = spec.shape[2:] if preprocess.layout == "NCHW" else spec.shape[1:3]
     target = (height, width) if isinstance(height, int) and isinstance(width, int) else None
     if target is None and not preprocess.resize and not preprocess.crop and size > 1:
@@ -160,7 +139,7 @@ def _from_images(
             f"[preprocess] of model.toml so that pictures fit into batches, or use a batch size of 1"
         )
 
-    def prepared(start: int) -> Feed:
+    def read_batch(start: int) -> Feed:
         group = images[start : start + size]
         samples = [read_image(path, preprocess, target) for path in group]
         for path, sample in zip(group, samples, strict=True):
@@ -169,7 +148,7 @@ def _from_images(
         return Feed({spec.name: array}, f"{group[0]} to {group[-1].name}", len(group))
 
     def part(start: int, step: int) -> Iterator[Feed]:
-        return map_ordered(prepared, range(start * size, len(images), step * size), count_cores())
+        return Threads().map(read_batch, range(start * size, len(images), step * size))
 
     digest = f"{hash_folder(images)}/{size}/{preprocess}"
     return Batches(
@@ -199,8 +178,9 @@ def _check_sample(sample: NDArray[Any], first: NDArray[Any], dtype: str, path: P
 
 
 def _from_polygraphy(path: Path) -> Batches:
-    reader = lazy.require("polygraphy.json", None, "reading inputs saved by Polygraphy")
-    exceptions = lazy.require("polygraphy.exception", None, "reading inputs saved by Polygraphy")
+    work = "reading inputs saved by Polygraphy"
+    reader = lazy.require("polygraphy.json", None, work)
+    exceptions = lazy.require("polygraphy.exception", None, work)
     try:
         loaded = reader.load_json(str(path))
         if not isinstance(loaded, list) or not all(isinstance(feed, Mapping) for feed in loaded):
@@ -229,7 +209,7 @@ def _from_script(script: Path, function: str) -> Batches:
                             f"{script}:{function} must yield dicts of arrays, item {index} is "
                             f"{type(arrays).__name__}"
                         )
-                    arrays = {name: np.asarray(value) for name, value in arrays.items()}
+                    arrays = {name: np.array(value) for name, value in arrays.items()}  # it may reuse its own
                     yield Feed(arrays, f"{script}:{function}, item {index}", count_samples(arrays))
         except TrtqError:
             raise

@@ -23,7 +23,6 @@ class Histogram:
     The bin of a value is its float32 exponent and its first 10 mantissa bits (the idea of HdrHistogram,
     G. Tene): bins are less than 0.1 % wide relative to their values, over the whole range of float32, so
     nothing has to be known in advance, the order of the values does not matter, and two histograms add up.
-    What lies in the same bin as the exact answer is within 0.1 % of it.
 
     Attributes:
         bins: The bins that are not empty, ascending: int32, shape (filled,).
@@ -67,32 +66,22 @@ class Histogram:
         return Histogram(bins, counts, min(self.minimum, other.minimum), max(self.maximum, other.maximum))
 
     def points(self, per_octave: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Returns the magnitudes above 2**-40 as points with weights, zeros left out.
+        """Returns the centres of bins above 2**-40 and their counts: float64, ascending, shape (points,).
 
-        Args:
-            per_octave: How many points stand for a doubling of the magnitude; divides 1024.
-
-        Returns:
-            The centres, ascending, and the counts: float64, shape (points,) each.
+        `per_octave` of them, a divisor of 1024, stand for a doubling of the magnitude.
         """
         step = BINS_PER_OCTAVE // per_octave
         bins, counts = self._nonzero()
         used, starts = np.unique(bins // step, return_index=True)
         weights = np.add.reduceat(counts, starts) if used.size else counts
-        centres = (_edges(used * step) + _edges((used + 1) * step)) / 2
+        centres = (_find_edges(used * step) + _find_edges((used + 1) * step)) / 2
         return np.minimum(centres, self.amax), weights.astype(np.float64)
 
     def exact(self, num_bins: int) -> tuple[NDArray[np.float64], float]:
-        """Returns the counts over equal bins as they would be of the values themselves, zeros left out.
+        """Returns exact counts over equal bins, float64, shape (bins,), zeros left out, and their width.
 
-        The width of the bins is a power of two, so that their borders are borders of ours.
-
-        Args:
-            num_bins: The largest number of bins; there are more than half of it. Above 2048 the counts are
-                as of `linear`.
-
-        Returns:
-            The counts, float64, shape (bins,), and the width.
+        The width is a power of two, so that the borders are borders of ours. There are more than half of
+        `num_bins` bins; above 2048 the counts are as of `linear`.
         """
         if not self.amax:
             return np.zeros(num_bins), 0.0
@@ -101,19 +90,16 @@ class Histogram:
         return self.linear(used, used * width), width
 
     def linear(self, num_bins: int, top: float | None = None) -> NDArray[np.float64]:
-        """Returns the counts over equal bins from 0 to a top, zeros left out: float64, shape (num_bins,).
+        """Returns the counts over equal bins from 0 to `top`, zeros left out: float64, shape (num_bins,).
 
         Values are taken as evenly spread inside each of the narrow bins, so counts come out as fractions.
-
-        Args:
-            num_bins: How many.
-            top: Where the last one ends, amax or more; None: amax.
+        `top` is at least amax, which it is by default.
         """
         bins, counts = self._nonzero()
         if not bins.size:
             return np.zeros(num_bins)
         ends = np.cumsum(counts, dtype=np.float64)
-        borders = np.stack([_edges(bins), _edges(bins + 1)], axis=1).reshape(-1)
+        borders = np.stack([_find_edges(bins), _find_edges(bins + 1)], axis=1).reshape(-1)
         borders[-1] = self.amax  # which lies in the last of these bins
         cumulated = np.stack([ends - counts, ends], axis=1).reshape(-1)
         return np.diff(np.interp(np.linspace(0.0, top or self.amax, num_bins + 1), borders, cumulated))
@@ -128,7 +114,7 @@ class Histogram:
         index, count = int(self.bins[place]), int(self.counts[place])
         if index == 0:
             return 0.0
-        low, high = _edges(np.array([index, index + 1]))
+        low, high = _find_edges(np.array([index, index + 1]))
         inside = (rank - (int(cumulated[place]) - count)) / count
         return min(float(low + (high - low) * inside), self.amax)
 
@@ -144,7 +130,7 @@ class StatisticsSource:
     Attributes:
         model_sha256: The model that was observed.
         data: The data, as a person reads it.
-        data_digest: Of its content; of the script where the content cannot be told.
+        data_digest: Of its content; of the script where the content is not known.
         is_random: Whether the data was made up.
         num_shards: In how many parts the data is observed; 1: as a whole.
     """
@@ -190,13 +176,6 @@ class Statistics:
         return sorted(set(range(1, self.source.num_shards + 1)) - self.shards)
 
 
-def to_table(histogram: Histogram) -> Table:
-    """Returns a table that goes on where the histogram ends."""
-    table = Table()
-    table.put(histogram.bins, histogram.counts, (histogram.minimum, histogram.maximum))
-    return table
-
-
 def to_histogram(table: Table) -> Histogram:
     """Returns what a table holds."""
     return Histogram(*table.filled(), *table.extremes())
@@ -208,7 +187,7 @@ def find_bins(values: NDArray[np.floating]) -> NDArray[np.int32]:
     return np.maximum(bits.astype(np.int32) - FIRST, 0)
 
 
-def _edges(bins: NDArray[np.integer]) -> NDArray[np.float64]:
+def _find_edges(bins: NDArray[np.integer]) -> NDArray[np.float64]:
     """Returns the lower edges of bins; float64, of the same shape."""
     bits = (bins.astype(np.int64) + FIRST).astype(np.uint32) << np.uint32(SHIFT)
     edges = bits.view(np.float32).astype(np.float64)

@@ -1,4 +1,4 @@
-"""The first look at a model's tensors: how large they are in memory, and how large their values get."""
+"""A survey of a model's tensors: how large they are in memory, and how large their values get."""
 
 from __future__ import annotations
 
@@ -13,47 +13,30 @@ from numpy.typing import NDArray
 from trtq.errors import ModelError
 from trtq.models.session import SessionOptions, open_session, visit_tensors
 
-_FLOAT32 = ir.DataType.FLOAT
+_FLOAT32, _INT64 = ir.DataType.FLOAT, ir.DataType.INT64
 
 
 @dataclass(frozen=True, slots=True)
 class Survey:
-    """What one feed shows of all tensors.
-
-    Attributes:
-        sizes: Bytes of each tensor that was asked for, by name.
-        magnitudes: The largest magnitude of every float32 tensor that a node makes, by name.
-    """
+    """What one feed shows: bytes of the tensors asked for, and the magnitudes of all float32 tensors."""
 
     sizes: Mapping[str, int]
     magnitudes: Mapping[str, float]
 
 
 def survey(model: ir.Model, tensors: Sequence[str], feed: Mapping[str, NDArray[Any]], device: str) -> Survey:
-    """Returns sizes and magnitudes on one feed; only numbers leave the session, no tensors.
+    """Returns the sizes of tensors that nodes make, and all magnitudes, on one feed.
 
-    Args:
-        model: The float graph; it is not changed.
-        tensors: Names of tensors that nodes make; their sizes are told.
-        feed: The inputs.
-        device: `cpu` or `cuda`.
+    Only numbers leave the session, no tensors. The float graph is not changed.
 
     Raises:
         ModelError: ONNX Runtime cannot run the model.
     """
     clone = model.clone()
     made = map_values_made(clone)
-    wanted = {name: made[name] for name in tensors}
     clone.graph.outputs.clear()
     magnitudes = add_magnitudes(clone, [name for name, value in made.items() if _is_float32_tensor(value)])
-    sizes: dict[str, str] = {}
-    for index, (name, value) in enumerate(wanted.items()):
-        size = ir.node("Size", [value], name=f"trtq_size_{index}")
-        size.outputs[0].name = f"trtq_num_{index}"
-        size.outputs[0].type = ir.TensorType(ir.DataType.INT64)
-        _after(clone.graph, value, [size])
-        clone.graph.outputs.append(size.outputs[0])
-        sizes[f"trtq_num_{index}"] = name
+    sizes = {_append(clone, made[name], ["Size"], f"trtq_size_{name}", _INT64): name for name in tensors}
     if not magnitudes and not sizes:
         return Survey({}, {})
     found: dict[str, float] = {}
@@ -64,8 +47,8 @@ def survey(model: ir.Model, tensors: Sequence[str], feed: Mapping[str, NDArray[A
         session, [*magnitudes, *sizes], feed, lambda name, array: found.update({name: array.item()})
     )
     return Survey(
-        {name: int(found[output]) * _itemsize(wanted[name]) for output, name in sizes.items()},
-        {name: _magnitude(found[output]) for output, name in magnitudes.items()},
+        {name: int(found[output]) * _itemsize(made[name]) for output, name in sizes.items()},
+        {name: read_magnitude(found[output]) for output, name in magnitudes.items()},
     )
 
 
@@ -75,22 +58,34 @@ def map_values_made(model: ir.Model) -> dict[str, ir.Value]:
 
 
 def add_magnitudes(model: ir.Model, tensors: Sequence[str]) -> dict[str, str]:
-    """Makes the largest magnitude of each tensor an output of its own; returns the tensors by output.
+    """Makes the largest magnitude of each tensor an output; returns the tensors by output.
 
-    They are reduced right where they are made, so that ONNX Runtime can let go of them as early as without.
+    It is reduced where the tensor is made, so that ONNX Runtime can let go of that as early as without.
     """
     made = map_values_made(model)
-    outputs: dict[str, str] = {}
-    for index, name in enumerate(tensors):
-        magnitude = ir.node("Abs", [made[name]], name=f"trtq_abs_{index}")
-        magnitude.outputs[0].name = f"trtq_magnitude_{index}"
-        largest = ir.node("ReduceMax", magnitude.outputs, {"keepdims": 0}, name=f"trtq_max_{index}")
-        largest.outputs[0].name = f"trtq_largest_{index}"
-        largest.outputs[0].type = ir.TensorType(_FLOAT32)
-        _after(model.graph, made[name], [magnitude, largest])
-        model.graph.outputs.append(largest.outputs[0])
-        outputs[f"trtq_largest_{index}"] = name
-    return outputs
+    steps = ["Abs", "ReduceMax"]
+    return {_append(model, made[name], steps, f"trtq_largest_{name}", _FLOAT32): name for name in tensors}
+
+
+def read_magnitude(value: float) -> float:
+    """Returns the magnitude, 0 of an empty or a NaN tensor: neither says anything about FP16."""
+    return float(np.fmax(value, 0.0))
+
+
+def _append(model: ir.Model, value: ir.Value, op_types: Sequence[str], name: str, dtype: ir.DataType) -> str:
+    """Computes a scalar of a value right behind it, as an output of this name; returns the name."""
+    producer = value.producer()
+    assert producer is not None
+    for op_type in op_types:
+        attributes = {"keepdims": 0} if op_type == "ReduceMax" else None
+        node = ir.node(op_type, [value], attributes, name=f"{name}_{op_type}")
+        value = node.outputs[0]
+        value.name = f"{name}_{op_type}"
+        model.graph.insert_after(producer, node)
+        producer = node
+    value.name, value.type = name, ir.TensorType(dtype)
+    model.graph.outputs.append(value)
+    return name
 
 
 def refuse_unknown(model: ir.Model, tensors: Sequence[str]) -> None:
@@ -105,16 +100,5 @@ def _is_float32_tensor(value: ir.Value) -> bool:
     return value.dtype is _FLOAT32 and isinstance(value.type, ir.TensorType)
 
 
-def _after(graph: ir.Graph, value: ir.Value, nodes: list[ir.Node]) -> None:
-    producer = value.producer()
-    assert producer is not None
-    graph.insert_after(producer, nodes)
-
-
 def _itemsize(value: ir.Value) -> int:
     return int(value.dtype.itemsize) if value.dtype is not None else np.dtype(np.float32).itemsize
-
-
-def _magnitude(value: float) -> float:
-    """Returns 0 for what ONNX Runtime says of an empty or a NaN tensor: neither tells of FP16."""
-    return float(np.fmax(value, 0.0))

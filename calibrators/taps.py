@@ -6,13 +6,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from trtq.calibrators.survey import add_magnitudes, map_values_made
-from trtq.models.session import SessionOptions, open_session, visit_tensors
+from trtq.calibrators.survey import add_magnitudes, map_values_made, read_magnitude
+from trtq.models.session import Session, SessionOptions, open_session, visit_tensors
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,11 +23,11 @@ class Taps:
         inputs: The inputs that the cut model still needs.
         given: The observed tensors that are inputs.
         computed: The observed tensors that nodes make.
-        watched: The tensors of which only the largest magnitude is told, by the output that tells it.
+        watched: The tensors that only give their largest magnitude, by the output that gives it.
         producers: What makes each computed tensor, for messages.
     """
 
-    session: Any
+    session: Session | None
     inputs: tuple[str, ...]
     given: tuple[str, ...]
     computed: tuple[str, ...]
@@ -41,39 +40,29 @@ class Taps:
         tensor: Callable[[str, NDArray[Any]], None],
         magnitude: Callable[[str, float], None],
     ) -> None:
-        """Runs the model and tells of every tensor; an array is valid during the call only.
-
-        Raises:
-            ModelError: ONNX Runtime cannot run the model.
-        """
+        """Calls back with every tensor of one run; an array is valid during the call only."""
         for name in self.given:
             tensor(name, arrays[name])
         if self.session is None:
             return
 
-        def tell(name: str, array: NDArray[Any]) -> None:
+        def use(name: str, array: NDArray[Any]) -> None:
             if name in self.watched:
-                magnitude(self.watched[name], float(np.fmax(array.item(), 0.0)))
+                magnitude(self.watched[name], read_magnitude(array.item()))
             else:
                 tensor(name, array)
 
         outputs = [*self.computed, *self.watched]
-        visit_tensors(self.session, outputs, {name: arrays[name] for name in self.inputs}, tell)
+        visit_tensors(self.session, outputs, {name: arrays[name] for name in self.inputs}, use)
 
 
 def open_taps(
     model: ir.Model, tensors: Sequence[str], watched: Sequence[str], engine: SessionOptions
 ) -> Taps:
-    """Returns a session that computes the named tensors and nothing that they do not need.
+    """Returns a session that shows the named tensors, and the largest magnitudes of watched ones, no more.
 
     Without the model's own outputs ONNX Runtime fuses what it fuses anyway, and skips what comes after the
-    last tensor.
-
-    Args:
-        model: The float graph; it is not changed.
-        tensors: To be shown.
-        watched: Tensors of which the largest magnitude is enough.
-        engine: How it is run.
+    last tensor. The float graph is not changed.
 
     Raises:
         ModelError: ONNX Runtime cannot load the model.

@@ -1,8 +1,7 @@
 """TensorRT's own INT8 calibrators (8.6 to 10), fed with batches or with ranges of ours.
 
-    batches ──▶ Feeder ──▶ entropy2, minmax    TensorRT's algorithm over the data
-    an earlier cache ────▶ entropy2, minmax    its scales again, without data
-    scales of ours ──────▶ ranges              any method of trtq, as a cache of entropy2
+    batches ─────────▶ BatchCalibrator    TensorRT's algorithm, entropy2 or minmax, over the data
+    scales of ours ──▶ ScaleCalibrator    any method of trtq, as a cache of entropy2
 
 The bindings print an exception of a calibrator and go on as if the data had ended, so nothing is raised while
 TensorRT builds: call `raise_if_wrong` after the build, also if it failed.
@@ -10,12 +9,14 @@ TensorRT builds: call `raise_if_wrong` after the build, also if it failed.
 
 from __future__ import annotations
 
-import inspect
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from types import ModuleType
+from typing import Any, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
+from trtq.calibrators.batches import Batches, Feed
 from trtq.calibrators.cache import (
     ALGORITHMS,
     ENTROPY2,
@@ -23,22 +24,12 @@ from trtq.calibrators.cache import (
     format_cache,
     parse_cache,
     parse_version,
-    refuse_foreign,
 )
+from trtq.calibrators.device import DeviceMemory
 from trtq.errors import BuildError, DataError, UsageError
 from trtq.models.signature import show_shape
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-    from types import ModuleType
-
-    from numpy.typing import NDArray
-
-    from trtq.calibrators.batches import Batches, Feed
-    from trtq.calibrators.device import DeviceMemory
-
 _CLASSES = {ENTROPY2: "IInt8EntropyCalibrator2", ALGORITHMS["minmax"]: "IInt8MinMaxCalibrator"}
-_METHODS = ("get_batch_size", "get_batch", "read_calibration_cache", "write_calibration_cache")
 _NEVER_ASKED = (
     "the build stopped before that, INT8 was not allowed, or the model has Q/DQ nodes; give a float model, "
     "and see TensorRT's own lines"
@@ -52,65 +43,68 @@ _FED_AS: Mapping[str, np.dtype[Any]] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class _Buffer:
-    """Where an input lies, the dtype that its arrays have, and the one that TensorRT gets."""
+class Calibrator:
+    """What TensorRT's calibrators have in common; each is made over a calibrator class of its bindings.
 
-    pointer: int
-    dtype: np.dtype[Any]
-    fed_as: np.dtype[Any]
+    Attributes:
+        written: The cache that TensorRT made; None before.
+        was_asked: Whether TensorRT has come to calibrate: asked for the data, or for the scales.
+        num_samples: How many samples TensorRT took; 0 where it got scales.
+    """
+
+    def __init__(self, cache: bytes | None = None) -> None:
+        """Takes the text of a cache, None if there is data."""
+        super().__init__()  # the bindings' part: without it they have no C++ object
+        self.written: bytes | None = None
+        self.was_asked = False
+        self.num_samples = 0
+        self._given = cache  # kept: TensorRT reads the memory after the call
+
+    @property
+    def cache(self) -> bytes | None:
+        """What TensorRT quantized with: the cache that it made of the data, or the given one."""
+        return self.written or self._given
+
+    def read_calibration_cache(self) -> bytes | None:
+        """Returns the given cache; None if there is data."""
+        return self._given
+
+    def write_calibration_cache(self, cache: memoryview) -> None:
+        """Keeps the cache that TensorRT made; the memory is its own."""
+        self.written = bytes(cache)
 
 
-class Feeder:
+class BatchCalibrator(Calibrator):
     """Hands TensorRT one batch after another in device memory, one buffer an input, used again.
 
     Attributes:
-        num_batches: How many were taken.
         error: What went wrong while TensorRT asked.
     """
 
-    def __init__(
-        self,
-        batches: Batches,
-        memory: DeviceMemory,
-        shapes: Mapping[str, tuple[int, ...]],
-        min_batches: int = 1,
-    ) -> None:
-        """Starts one pass over the data.
+    def __init__(self, batches: Batches, memory: DeviceMemory, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        """Starts one pass over the data; a smaller last batch is left out.
 
         Args:
-            batches: The data; a smaller last batch is left out.
+            batches: The data.
             memory: Where TensorRT reads; it must outlive the build.
             shapes: kOPT of the calibration profile for each input: what every batch must have.
-            min_batches: With fewer, `raise_if_wrong` raises.
         """
-        self.num_batches = 0
+        super().__init__()
         self.error: BaseException | None = None
         self._feeds = iter(batches)
         self._origin = batches.origin
         self._memory = memory
         self._shapes = dict(shapes)
-        self._min_batches = min_batches
-        self._buffers: dict[str, _Buffer] = {}
+        self._buffers: dict[str, tuple[int, np.dtype[Any]]] = {}
         self._left_out = ""
-        self._was_asked = False
 
-    @property
-    def was_asked(self) -> bool:
-        """Whether TensorRT has asked for a batch."""
-        return self._was_asked
-
-    @property
-    def batch_size(self) -> int:
-        """Samples a batch: the leading dimension of the first input that has one."""
+    def get_batch_size(self) -> int:
+        """Returns the samples a batch: the leading dimension of the first input that has one."""
         return next((shape[0] for shape in self._shapes.values() if shape), 1)
 
-    def next(self, names: Sequence[str]) -> list[int] | None:
-        """Returns the addresses of the next batch's inputs, in the order of their names.
-
-        None is the end of the data, or an `error`: TensorRT can be told only of the end.
-        """
-        self._was_asked = True
+    def get_batch(self, names: Sequence[str]) -> list[int] | None:
+        """Returns the addresses of the next batch's inputs; None at the end of the data, or on an `error`."""
+        self.was_asked = True
         if self.error is not None:
             return None
         try:
@@ -120,31 +114,23 @@ class Feeder:
             return None
 
     def raise_if_wrong(self) -> None:
-        """Checks, after the build, that TensorRT calibrated with enough data.
-
-        Raises:
-            BaseException: What was raised while TensorRT asked for a batch.
-            DataError: There were fewer batches than wanted.
-            BuildError: TensorRT asked for none.
-        """
+        """Raises, after the build, what was raised meanwhile, or that TensorRT took no batch."""
         if self.error is not None:
             raise self.error
-        if not self._was_asked:
+        if not self.was_asked:
             raise BuildError(f"TensorRT asked for no calibration batch of {self._origin}: {_NEVER_ASKED}")
-        needed = max(self._min_batches, 1)
-        if self.num_batches < needed:
+        if not self.num_samples:
             rest = f" ({self._left_out} is smaller and was left out)" if self._left_out else ""
             raise DataError(
-                f"TensorRT took {self.num_batches} calibration batches of {self.batch_size} from "
-                f"{self._origin}{rest}, at least {needed} are needed; give more samples, or smaller batches "
-                f"with --opt-shapes"
+                f"TensorRT took no calibration batch of {self.get_batch_size()} from {self._origin}{rest}; "
+                f"give more samples, or smaller batches with --opt-shapes"
             )
 
     def _next(self, names: Sequence[str]) -> list[int] | None:
         feed = next(self._feeds, None)
         if feed is None:
             return None
-        arrays = {name: self._array(feed, name) for name in names}
+        arrays = {name: self._select(feed, name) for name in names}
         wrong = [name for name, array in arrays.items() if array.shape != self._shapes[name]]
         if wrong:
             is_smaller = all(_is_smaller(arrays[name].shape, self._shapes[name]) for name in wrong)
@@ -158,208 +144,113 @@ class Feeder:
                 f"or give their shape with --opt-shapes"
             )
         pointers = [self._upload(feed, name, array) for name, array in arrays.items()]
-        self.num_batches += 1
+        self.num_samples += self.get_batch_size()
         return pointers
 
-    def _array(self, feed: Feed, name: str) -> NDArray[Any]:
-        if name not in self._shapes:
-            raise DataError(
-                f"TensorRT asks for input {name!r}, the calibration profile has "
-                f"{', '.join(self._shapes) or 'none'}; give --opt-shapes for it"
-            )
-        if name not in feed.arrays:
-            raise DataError(
-                f"TensorRT asks for input {name!r}, {feed.source} has "
-                f"{', '.join(sorted(feed.arrays)) or 'none'}; name the arrays as the model's inputs"
-            )
+    def _select(self, feed: Feed, name: str) -> NDArray[Any]:
+        for names, holder, remedy in (
+            (self._shapes, "the calibration profile", "give --opt-shapes for it"),
+            (feed.arrays, feed.source, "name the arrays as the model's inputs"),
+        ):
+            if name not in names:
+                known = ", ".join(sorted(names)) or "none"
+                raise DataError(f"TensorRT asks for input {name!r}, {holder} has {known}; {remedy}")
         return feed.arrays[name]
 
     def _upload(self, feed: Feed, name: str, array: NDArray[Any]) -> int:
-        buffer = self._buffers.get(name) or self._allocate(feed, name, array)
-        if array.dtype != buffer.dtype:
-            raise DataError(
-                f"input {name!r} of {feed.source} is {array.dtype.name}, it was {buffer.dtype.name} before; "
-                f"give all feeds the dtype that the model takes"
-            )
-        same = buffer.dtype == buffer.fed_as
-        self._memory.upload(buffer.pointer, array if same else array.astype(buffer.fed_as))
-        return buffer.pointer
-
-    def _allocate(self, feed: Feed, name: str, array: NDArray[Any]) -> _Buffer:
         fed_as = _FED_AS.get(array.dtype.name)
         if fed_as is None:
             raise DataError(
                 f"input {name!r} of {feed.source} is {array.dtype.name}, TensorRT calibrates with "
                 f"{', '.join(_FED_AS)}; convert it with .astype('float32')"
             )
-        pointer = self._memory.allocate(array.size * fed_as.itemsize)
-        self._buffers[name] = _Buffer(pointer, array.dtype, fed_as)
-        return self._buffers[name]
+        if name not in self._buffers:
+            pointer = self._memory.allocate(array.size * fed_as.itemsize)
+            self._buffers[name] = pointer, array.dtype
+        pointer, dtype = self._buffers[name]
+        if array.dtype != dtype:
+            raise DataError(
+                f"input {name!r} of {feed.source} is {array.dtype.name}, it was {dtype.name} before; "
+                f"give all feeds the dtype that the model takes"
+            )
+        self._memory.upload(pointer, array.astype(fed_as, copy=False))
+        return pointer
 
 
-class Calibrator:
-    """The four methods that TensorRT calls, over a calibrator class of its bindings.
+class ScaleCalibrator(Calibrator):
+    """Hands TensorRT scales as a cache of its own."""
 
-    Attributes:
-        written: The cache that TensorRT made of the data; None before, and where one was given.
-    """
-
-    def __init__(self, feeder: Feeder | None, cache: bytes | None, own_header: str) -> None:
-        """Takes the data, or a cache that TensorRT shall use in its place.
-
-        Args:
-            feeder: The data; None if a cache is given.
-            cache: Its text, with the header that TensorRT wants.
-            own_header: What TensorRT is thought to write, for messages.
-        """
-        super().__init__()  # the bindings' part: without it they have no C++ object
-        self.written: bytes | None = None
-        self._feeder = feeder
-        self._cache = cache  # kept: TensorRT reads the memory after the call
-        self._own_header = own_header
-        self._was_read = False
-        self._was_rejected = False
-
-    @property
-    def cache(self) -> bytes | None:
-        """What TensorRT quantized with: the cache that it made of the data, or the given one."""
-        return self.written if self.written is not None else self._cache
-
-    @property
-    def was_asked(self) -> bool:
-        """Whether TensorRT has come to calibrate: asked for the data, or for the scales."""
-        return self._feeder.was_asked if self._feeder and self._cache is None else self._was_read
-
-    @property
-    def num_samples(self) -> int:
-        """How many samples TensorRT took; 0 where it got scales."""
-        return self._feeder.num_batches * self._feeder.batch_size if self._feeder else 0
+    _was_rejected = False
 
     def get_batch_size(self) -> int:
-        """Returns the samples a batch; 1 where there is no data."""
-        return self._feeder.batch_size if self._feeder else 1
+        """Returns 1: there is no data."""
+        return 1
 
-    def get_batch(self, names: Sequence[str]) -> list[int] | None:
-        """Returns the device addresses of the next batch, None at the end."""
-        if self._cache is not None:
-            self._was_rejected = True  # it would calibrate, though it has scales
-            return None
-        return self._feeder.next(names) if self._feeder else None
+    def get_batch(self, _names: Sequence[str]) -> list[int] | None:
+        """Notes that TensorRT would calibrate, though it has scales."""
+        self._was_rejected = True
+        return None
 
     def read_calibration_cache(self) -> bytes | None:
-        """Returns the given cache, None if the data shall be used."""
-        self._was_read = True
-        return self._cache
-
-    def write_calibration_cache(self, cache: memoryview) -> None:
-        """Keeps the cache that TensorRT made; the memory is its own."""
-        self.written = bytes(cache)
+        """Returns the scales."""
+        self.was_asked = True
+        return self._given
 
     def raise_if_wrong(self) -> None:
-        """Checks, after the build, that TensorRT used what it was given.
-
-        Raises:
-            BaseException: What was raised while TensorRT asked for a batch.
-            DataError: There were fewer batches than wanted.
-            BuildError: TensorRT did not take the cache, or asked for nothing.
-        """
-        if self._feeder is not None and self._cache is None:
-            self._feeder.raise_if_wrong()
-        elif self._was_rejected and self._cache is not None:
-            own = _header_of(self.written) if self.written else self._own_header
+        """Raises BuildError, after the build, if TensorRT did not take the scales."""
+        if self._was_rejected:
+            own = f", its own have {_read_header(self.written)!r}" if self.written else ""
             raise BuildError(
-                f"TensorRT did not take the scales: their cache has the header {_header_of(self._cache)!r}, "
-                f"its own have {own!r}; calibrate with data in place of the cache, or use explicit "
-                f"quantization (--quantization explicit)"
+                f"TensorRT did not take the scales: their cache has the header {_read_header(self._given)!r}"
+                f"{own}; calibrate with data in place of the cache, or use explicit quantization "
+                f"(--quantization explicit)"
             )
-        elif not self._was_read:
+        if not self.was_asked:
             raise BuildError(f"TensorRT did not ask for the scales: {_NEVER_ASKED}")
 
 
-def make_entropy2_calibrator(
-    trt: ModuleType, feeder: Feeder | None, cache: bytes | None = None
-) -> Calibrator:
-    """Returns an `IInt8EntropyCalibrator2`: TensorRT's entropy algorithm, before fusion.
-
-    Args:
-        trt: The `tensorrt` module.
-        feeder: The data; None if a cache is given.
-        cache: A calibration cache to use in place of the data.
+def make_batch_calibrator(
+    trt: ModuleType,
+    algorithm: str,
+    batches: Batches,
+    memory: DeviceMemory,
+    shapes: Mapping[str, tuple[int, ...]],
+) -> BatchCalibrator:
+    """Returns TensorRT's own calibrator before fusion, "entropy2" or "minmax", over data.
 
     Raises:
-        UsageError: This TensorRT has no calibrators, or there is neither data nor a cache.
-        ArtifactError: The cache is damaged, or of another calibrator or release, so that TensorRT would
-            calibrate again without a word.
+        UsageError: This TensorRT has no calibrators.
     """
-    return _with_data(trt, ENTROPY2, feeder, cache)
+    return _derive(trt, ALGORITHMS[algorithm], BatchCalibrator)(batches, memory, shapes)
 
 
-def make_minmax_calibrator(trt: ModuleType, feeder: Feeder | None, cache: bytes | None = None) -> Calibrator:
-    """Returns an `IInt8MinMaxCalibrator`: the largest magnitude, before fusion.
-
-    The arguments are those of `make_entropy2_calibrator`.
-    """
-    return _with_data(trt, ALGORITHMS["minmax"], feeder, cache)
-
-
-def make_ranges_calibrator(
-    trt: ModuleType, scales: Mapping[str, float], version: int | None = None
-) -> Calibrator:
+def make_scale_calibrator(trt: ModuleType, scales: Mapping[str, float]) -> ScaleCalibrator:
     """Returns an `IInt8EntropyCalibrator2` that takes no data and quantizes with these scales.
 
-    Args:
-        trt: The `tensorrt` module.
-        scales: `amax / 127` by TensorRT's tensor name, which is ONNX's; float32 values, at least 0.
-        version: What the header shall say, as in headers; None: the running TensorRT's.
+    Scales are `amax / 127` by TensorRT's tensor name, which is ONNX's; float32 values, at least 0.
 
     Raises:
         UsageError: This TensorRT has no calibrators, there are no scales, or a name cannot stand in a cache.
         ArtifactError: A scale is negative or not finite.
     """
-    base = _base(trt, ENTROPY2)
+    calibrator = _derive(trt, ENTROPY2, ScaleCalibrator)
     if not scales:
         raise UsageError("there are no scales to hand to TensorRT; calibrate the model first")
     if unfit := [name for name in scales if "\n" in name or not name]:
         raise UsageError(
             f"tensor {unfit[0]!r} cannot stand in a calibration cache, which has one name a line; rename it"
         )
-    running = parse_version(trt.__version__)
-    text = format_cache(CalibrationCache(scales, running if version is None else version, ENTROPY2))
+    text = format_cache(CalibrationCache(scales, parse_version(trt.__version__), ENTROPY2))
     parse_cache(text)  # refuses what TensorRT would misread
-    return _made(base, None, text, f"TRT-{running}-{ENTROPY2}")
+    return calibrator(text)
 
 
-def check_calibrator(calibrator: object) -> None:
-    """Checks that the class has the methods that TensorRT calls: a missing one is a segmentation fault.
-
-    That the bindings' own `__init__` ran need not be checked: without it, they refuse to make the object.
-
-    Raises:
-        UsageError: A method is missing, or is still the one of the bindings.
-    """
-    for name in _METHODS:
-        method = getattr(calibrator, name, None)
-        if method is None or inspect.isbuiltin(getattr(method, "__func__", method)):
-            raise UsageError(
-                f"calibrator {type(calibrator).__name__} has no {name}, and TensorRT would crash; "
-                f"define {', '.join(_METHODS)}"
-            )
+AnyCalibrator = BatchCalibrator | ScaleCalibrator
+C = TypeVar("C", bound=Calibrator)
 
 
-def _with_data(trt: ModuleType, algorithm: str, feeder: Feeder | None, cache: bytes | None) -> Calibrator:
-    base = _base(trt, algorithm)
-    if feeder is None and cache is None:
-        raise UsageError("calibrating needs data or a calibration cache; give --calib-data")
-    version = parse_version(trt.__version__)
-    text = None
-    if cache is not None:
-        known = parse_cache(cache)
-        refuse_foreign(known, version=version, algorithm=algorithm)
-        text = format_cache(replace(known, version=version))  # without CRLF, and with this patch release
-    return _made(base, feeder, text, f"TRT-{version}-{algorithm}")
-
-
-def _base(trt: ModuleType, algorithm: str) -> type:
+def _derive(trt: ModuleType, algorithm: str, ours: type[C]) -> type[C]:
+    """Returns our calibrator over the bindings' class of this algorithm."""
     name = _CLASSES[algorithm]
     base: type | None = getattr(trt, name, None)
     if base is None:
@@ -367,18 +258,11 @@ def _base(trt: ModuleType, algorithm: str) -> type:
             f"{trt.__name__} {trt.__version__} has no {name}: TensorRT 11 and TensorRT-RTX have no INT8 "
             f"calibrators any more; use explicit quantization (--quantization explicit), or TensorRT 10"
         )
-    return base
+    return type(f"Trtq{name[1:]}", (ours, base), {})
 
 
-def _made(base: type, feeder: Feeder | None, cache: bytes | None, own_header: str) -> Calibrator:
-    made = type(f"Trtq{base.__name__[1:]}", (Calibrator, base), {})
-    calibrator: Calibrator = made(feeder, cache, own_header)
-    check_calibrator(calibrator)
-    return calibrator
-
-
-def _header_of(cache: bytes) -> str:
-    return cache.partition(b"\n")[0].decode(errors="replace")
+def _read_header(cache: bytes | None) -> str:
+    return (cache or b"").partition(b"\n")[0].decode(errors="replace")
 
 
 def _is_smaller(shape: tuple[int, ...], wanted: tuple[int, ...]) -> bool:

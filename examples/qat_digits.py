@@ -16,6 +16,7 @@ import argparse
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -73,7 +74,7 @@ def train(net: nn.Module, images: torch.Tensor, labels: torch.Tensor, *, epochs:
             schedule.step()
 
 
-@torch.no_grad()
+@torch.no_grad()  # type: ignore[untyped-decorator]
 def make_unequal(net: nn.Sequential, spread: int) -> None:
     """Multiplies the channels of each depthwise BatchNorm by many factors; undoes it in the next weight."""
     for block in net:
@@ -115,7 +116,7 @@ def compare(folder: Path, *, learn: bool) -> dict[str, float]:
     net = network()
     train(net, inputs[chosen], targets[chosen], epochs=EPOCHS_FLOAT, rate=0.01)
     make_unequal(net, SPREAD)
-    names = {"input_names": ["image"], "output_names": ["logits"]}
+    names: dict[str, Any] = {"input_names": ["image"], "output_names": ["logits"]}
     example = [inputs[:2]]
     float_model = folder / "float.onnx"
     export(net, example, float_model, **names)

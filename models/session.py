@@ -5,9 +5,10 @@ from __future__ import annotations
 import ctypes
 import math
 import tempfile
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import ml_dtypes
 import numpy as np
@@ -17,7 +18,7 @@ from trtq import lazy
 from trtq.errors import MissingDependency, ModelError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -40,9 +41,13 @@ _EXTERNAL_FOLDER = "session.model_external_initializers_file_folder_path"
 """ONNX Runtime 1.21 and newer; without it, a model in memory has its data in the working folder."""
 
 
+def _list_weights(model: ir.Model) -> list[ir.TensorProtocol]:
+    return [value.const_value for value in model.graph.initializers.values() if value.const_value is not None]
+
+
 def count_weight_bytes(model: ir.Model) -> int:
     """Returns the size of all initializers in bytes."""
-    return sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value)
+    return sum(tensor.nbytes for tensor in _list_weights(model))
 
 
 def _parted(model: ir.Model) -> tuple[bytes, dict[str, NDArray[Any]]]:
@@ -67,12 +72,6 @@ def _parted(model: ir.Model) -> tuple[bytes, dict[str, NDArray[Any]]]:
     return ir.to_proto(skeleton).SerializeToString(), weights
 
 
-def _num_inline_bytes(model: ir.Model) -> int:
-    """Returns the size of the initializers that do not lie in another file."""
-    tensors = (value.const_value for value in model.graph.initializers.values())
-    return sum(tensor.nbytes for tensor in tensors if tensor and not isinstance(tensor, ir.ExternalTensor))
-
-
 def save(model: ir.Model, path: Path, data: str | None = None) -> None:
     """Writes an ONNX file; the weights of a large model go to another one beside it, one after another.
 
@@ -83,16 +82,39 @@ def save(model: ir.Model, path: Path, data: str | None = None) -> None:
         path: The ONNX file.
         data: The name of the file for the weights of a large model; None: `<name>.data`.
     """
-    tensors = (value.const_value for value in model.graph.initializers.values())
-    is_streamed = any(isinstance(tensor, ir.ExternalTensor | ir.LazyTensor) for tensor in tensors)
+    is_streamed = any(isinstance(item, ir.ExternalTensor | ir.LazyTensor) for item in _list_weights(model))
     is_large = count_weight_bytes(model) > INLINE_LIMIT_BYTES or is_streamed
     ir.save(model, path, external_data=(data or f"{path.name}.data") if is_large else None)
 
 
-def _folders(model: ir.Model) -> set[str]:
-    """Returns the folders of the files that weights lie in outside the model."""
-    tensors = (value.const_value for value in model.graph.initializers.values())
-    return {str(tensor.base_dir) for tensor in tensors if isinstance(tensor, ir.ExternalTensor)}
+class Port(Protocol):
+    """An input or output of a session; its shape has names where it is open."""
+
+    name: str
+    shape: Sequence[int | str | None]
+    type: str
+
+
+class Session(Protocol):
+    """An `onnxruntime.InferenceSession`."""
+
+    def get_inputs(self) -> Sequence[Port]:
+        """Returns the inputs in the model's order."""
+
+    def get_outputs(self) -> Sequence[Port]:
+        """Returns the outputs in the model's order."""
+
+    def run(self, outputs: Sequence[str] | None, feed: Mapping[str, NDArray[Any]], /) -> list[NDArray[Any]]:
+        """Returns the named outputs, all if None, for one feed."""
+
+    def io_binding(self) -> Any:
+        """Returns an `onnxruntime.IOBinding`, which holds inputs and outputs in memory of ours."""
+
+    def run_with_iobinding(self, binding: Any, /) -> None:
+        """Runs the model on what is bound."""
+
+    def get_session_options(self) -> Any:
+        """Returns its `onnxruntime.SessionOptions`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +135,7 @@ class SessionOptions:
     keeps_order: bool = False
 
 
-def open_session(model: ir.Model | Path, *, optimize: bool, engine: SessionOptions | None = None) -> Any:
+def open_session(model: ir.Model | Path, *, optimize: bool, engine: SessionOptions | None = None) -> Session:
     """Returns an `onnxruntime.InferenceSession`.
 
     Args:
@@ -129,6 +151,7 @@ def open_session(model: ir.Model | Path, *, optimize: bool, engine: SessionOptio
     onnxruntime = lazy.require("onnxruntime", None, "running the model")
     engine = engine or SessionOptions()
     providers = list_providers(engine.device)
+    create: Callable[..., Session] = onnxruntime.InferenceSession
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = engine.num_threads
     options.enable_cpu_mem_arena = engine.keeps_memory
@@ -137,34 +160,32 @@ def open_session(model: ir.Model | Path, *, optimize: bool, engine: SessionOptio
     options.log_severity_level = 4  # errors come as exceptions; warnings are about other people's graphs
     level = "ORT_ENABLE_ALL" if optimize else "ORT_DISABLE_ALL"
     options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, level)
-    try:
+    with _explain("load"):
         if isinstance(model, Path):
-            return onnxruntime.InferenceSession(str(model), options, providers=providers)
-        folders = _folders(model)
-        if _num_inline_bytes(model) <= INLINE_LIMIT_BYTES and len(folders) <= 1:
+            return create(str(model), options, providers=providers)
+        outside = [item for item in _list_weights(model) if isinstance(item, ir.ExternalTensor)]
+        folders = {str(item.base_dir) for item in outside}
+        num_inside = count_weight_bytes(model) - sum(item.nbytes for item in outside)
+        if num_inside <= INLINE_LIMIT_BYTES and len(folders) <= 1:
             for folder in folders:
                 options.add_session_config_entry(_EXTERNAL_FOLDER, str(Path(folder).resolve()))
             proto, weights = _parted(model)
             arrays = [onnxruntime.OrtValue.ortvalue_from_numpy(array) for array in weights.values()]
             options.add_external_initializers(list(weights), arrays)
-            return onnxruntime.InferenceSession(proto, options, providers=providers)
+            return create(proto, options, providers=providers)
         with tempfile.TemporaryDirectory(prefix="trtq-") as folder:
             save(model, Path(folder) / "model.onnx")
             return open_session(Path(folder) / "model.onnx", optimize=optimize, engine=engine)
-    except list_runtime_errors() as error:
-        raise ModelError(f"ONNX Runtime cannot load the model: {_first_lines(error)}") from error
 
 
-def run(session: Any, outputs: Sequence[str], feed: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
+def run(session: Session, outputs: Sequence[str], feed: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
     """Returns the named outputs for one feed.
 
     Raises:
         ModelError: ONNX Runtime fails in the middle of the graph; its own words are kept.
     """
-    try:
+    with _explain("run"):
         return list(session.run(list(outputs), dict(feed)))
-    except list_runtime_errors() as error:
-        raise ModelError(f"ONNX Runtime cannot run the model: {_first_lines(error)}") from error
 
 
 def list_providers(device: str) -> list[str]:
@@ -186,7 +207,7 @@ def list_providers(device: str) -> list[str]:
 
 
 def visit_tensors(
-    session: Any,
+    session: Session,
     outputs: Sequence[str],
     feed: Mapping[str, NDArray[Any]],
     use: Callable[[str, NDArray[Any]], None],
@@ -203,14 +224,12 @@ def visit_tensors(
         ModelError: ONNX Runtime fails in the middle of the graph; its own words are kept.
     """
     binding = session.io_binding()
-    try:
+    with _explain("run"):
         for name, array in feed.items():
             binding.bind_cpu_input(name, np.ascontiguousarray(array).reshape(array.shape))
         for name in outputs:
             binding.bind_output(name, "cpu")
         session.run_with_iobinding(binding)
-    except list_runtime_errors() as error:
-        raise ModelError(f"ONNX Runtime cannot run the model: {_first_lines(error)}") from error
     for name, value in zip(outputs, binding.get_outputs(), strict=True):
         dtype = _DTYPES[value.data_type()]
         size = math.prod(value.shape()) * dtype.itemsize
@@ -229,6 +248,11 @@ def list_runtime_errors() -> tuple[type[Exception], ...]:
     return (RuntimeError, *(getattr(state, name) for name in names if hasattr(state, name)))
 
 
-def _first_lines(error: Exception) -> str:
-    text = str(error).partition(" : ")[2] or str(error)
-    return " ".join(text.split())[:600]
+@contextmanager
+def _explain(verb: str) -> Iterator[None]:
+    """Says what ONNX Runtime cannot do with the model, in its own words."""
+    try:
+        yield
+    except list_runtime_errors() as error:
+        words = " ".join((str(error).partition(" : ")[2] or str(error)).split())
+        raise ModelError(f"ONNX Runtime cannot {verb} the model: {words[:600]}") from error

@@ -1,38 +1,96 @@
-"""Settings as the text of a `model.toml`."""
+"""Settings as the tables of a TOML file."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import fields
-from typing import Any
+from typing import Any, TypeVar
 
+from trtq.errors import UsageError
+from trtq.models.option import Kind, list_kinds
 from trtq.models.spec import ModelSpec
+
+T = TypeVar("T")
+_TYPES: Mapping[type, tuple[type, ...]] = {str: (str,), int: (int,), float: (int, float)}
+_WORDS = {str: "string", int: "whole number", float: "number"}
+
+
+def read_table(settings: type[T], table: object, where: str) -> T:
+    """Returns a settings dataclass from a TOML table; unknown keys and wrong kinds are errors."""
+    kinds = list_kinds(settings)
+    return create_settings(settings, check_table(table, kinds, where), where)
+
+
+def check_table(table: object, kinds: Mapping[str, Kind], where: str) -> dict[str, Any]:
+    """Returns the values of a TOML table, lists as tuples.
+
+    Raises:
+        UsageError: It is no table, or it has a key without a kind, or a value of another kind.
+    """
+    if not isinstance(table, dict):
+        raise UsageError(f"{where} must be a section, got {table!r}")
+    for key, value in table.items():
+        if key not in kinds:
+            raise UsageError(f"{where} has no key {key!r}; its keys are {', '.join(kinds)}")
+        if not _fits(value, kinds[key]):
+            raise UsageError(f"{where} {key} must be {_name(kinds[key])}, got {value!r}")
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in table.items()}
+
+
+def create_settings(settings: type[T], values: Mapping[str, Any], where: str) -> T:
+    """Returns a settings dataclass of these values.
+
+    Raises:
+        UsageError: A value is out of bounds, or one without a default is missing.
+    """
+    try:
+        return settings(**values)
+    except UsageError as error:
+        raise UsageError(f"{where}: {error}") from error
+    except TypeError as error:
+        known = ", ".join(list_kinds(settings))
+        raise UsageError(f"{where} is incomplete: {error}; its keys are {known}") from error
+
+
+def _fits(value: object, kind: Kind) -> bool:
+    if isinstance(value, list) != kind.is_list:
+        return False
+    items = value if isinstance(value, list) else [value]
+    return all(type(item) in _TYPES[kind.type] for item in items)  # a bool is no number
+
+
+def _name(kind: Kind) -> str:
+    return f"a list of {_WORDS[kind.type]}s" if kind.is_list else f"a {_WORDS[kind.type]}"
 
 
 def format_spec(spec: ModelSpec) -> str:
     """Returns the text that `read_spec` reads as these settings; what is the default is left out."""
-    blocks = ["\n".join((f"[inputs.{_key(name)}]", *_lines(item, {}))) for name, item in spec.inputs.items()]
-    for section in fields(spec):
-        if section.name != "inputs":
-            value = getattr(spec, section.name)
-            lines = list(_lines(value, _defaults(value)))
-            blocks += ["\n".join((f"[{section.name}]", *lines))] if lines else []
-    return "\n\n".join(blocks) + "\n" if blocks else ""
+    sections = {f"inputs.{_quote(name)}": _values(item) for name, item in spec.inputs.items()}
+    for item in fields(ModelSpec):
+        if item.name != "inputs":
+            settings = getattr(spec, item.name)
+            usual = _values(type(settings)())
+            values = {key: value for key, value in _values(settings).items() if value != usual.get(key)}
+            sections |= {item.name: values} if values else {}
+    return "\n".join(text for name, values in sections.items() for text in _lines(name, values))
 
 
-def _lines(settings: Any, defaults: Mapping[str, Any]) -> Iterator[str]:
-    for item in fields(settings):
-        value = getattr(settings, item.name)
-        if item.name not in defaults or value != defaults[item.name]:
-            yield f"{item.name} = {json.dumps(value, ensure_ascii=False)}"  # TOML writes these as JSON does
+def _values(settings: Any) -> dict[str, Any]:
+    """Returns the keys of a section with their values; parameters of a method are keys of their own."""
+    values = {item.name: getattr(settings, item.name) for item in fields(settings)}
+    parameters = values.pop("parameters", {})
+    return {**values, **parameters}
 
 
-def _defaults(settings: Any) -> dict[str, Any]:
-    plain = type(settings)()
-    return {item.name: getattr(plain, item.name) for item in fields(settings)}
+def _lines(name: str, values: Mapping[str, Any]) -> Iterator[str]:
+    """Yields the lines of a section."""
+    yield f"[{name}]"
+    for key, value in values.items():
+        yield f"{key} = {json.dumps(value, ensure_ascii=False)}"  # TOML writes these as JSON does
+    yield ""
 
 
-def _key(name: str) -> str:
+def _quote(name: str) -> str:
     bare = name and all(letter.isascii() and (letter.isalnum() or letter in "_-") for letter in name)
     return name if bare else json.dumps(name, ensure_ascii=False)

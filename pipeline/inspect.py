@@ -115,5 +115,3 @@ def _model(path: Path) -> ModelSummary:
         None if quantized else place_layers(graph, find_spec(path), Target(), Silent()),
         graph.notes,
     )
-
-

@@ -15,7 +15,8 @@ from trtq.calibrators.sources import open_batches
 from trtq.errors import ArtifactError, DataError, GateError, UsageError
 from trtq.models.preprocess import Preprocess
 from trtq.models.signature import TensorSpec, outputs_of, read_inputs
-from trtq.models.spec import InputSpec, read_table
+from trtq.models.spec import InputSpec
+from trtq.models.toml import read_table
 from trtq.numbers import format_shape
 from trtq.pipeline.deliver.integrity import read_intact_manifest
 from trtq.pipeline.deliver.manifest import NAME, Manifest

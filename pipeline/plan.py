@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import onnx_ir as ir
@@ -14,23 +14,19 @@ from trtq.errors import UsageError
 from trtq.models.signature import TensorSpec, show_shape
 from trtq.models.spec import LayerSpec
 from trtq.models.tensors import FLOAT_TYPES
-from trtq.pipeline.formats.scheme import WeightFormat, WeightScheme
+from trtq.pipeline.formats import FORMATS, FP16, WEIGHT_FORMATS
+from trtq.pipeline.formats.codes import CodeFormat
+from trtq.pipeline.formats.scheme import WeightScheme
 from trtq.pipeline.graph.liveness import Peak, count_bytes, find_peak_memory, fix_shapes
 from trtq.pipeline.graph.load import Graph, load
-from trtq.pipeline.rewrite.weights.choose import ChosenWeight, choose_weights
-from trtq.pipeline.rewrite.weights.layout import choose_form, plan_parts
+from trtq.pipeline.rewrite.weights.choose import ChosenWeight, choose_weights, group_by_weight
+from trtq.pipeline.rewrite.weights.layout import count_stored_bytes
 
-FLOATS = {"fp32": 4, "fp16": 2, "bf16": 2}
-FORMATS: tuple[WeightFormat, ...] = ("int8", "fp8", "int4", "nf4")
-_BITS = {"fp32": 32.0, "fp16": 16.0, "bf16": 16.0, "int8": 8.0, "fp8": 8.0}
-_COMPARED = ("fp32", "bf16")
-"""Nothing builds these alone."""
 _CODE_BYTES, _CODE_PER_NODE = 200_000, 14_000
 _CODE_PER_OP = {
     "LSTM": 2_600_000, "GRU": 2_600_000, "MaxPool": 130_000, "AveragePool": 130_000,
     "GlobalAveragePool": 130_000, "GlobalMaxPool": 130_000, "Softmax": 50_000, "LayerNormalization": 50_000,
 }  # fmt: skip
-_CODE_PER_FORMAT = {"int8": 120_000, "fp8": 120_000, "int4": 200_000, "nf4": 40_000}
 """What an engine's kernels take, by the nodes that are generated code, more for some, by the distinct
 quantized weights, and for NF4 by all readers of them. Fitted to 72 TensorRT-RTX 1.7 engines of 18 models,
 from which it is 6 % off in the mean, and 10 to 27 % from a fifth of them. GRU is taken to be like LSTM."""
@@ -52,16 +48,14 @@ _LONG = 20  # characters of what was given that a message repeats
 
 @dataclass(frozen=True, slots=True)
 class SchemePlan:
-    """One precision.
+    """One precision: floats alone, or weights in fewer bits and the rest in FP16.
 
     Attributes:
-        name: "fp32", "bf16" (for comparison: nothing builds them), "fp16"; or "int8", "fp8", "int4", "nf4":
-            weights so, the rest FP16.
+        name: Of the format.
         weights_bytes: All constants, with scales.
         engine_bytes: The file: weights, and the code of the kernels.
         activations_bytes: Alive at one time, with inputs and outputs; 0 if not known.
-        state_bytes: Inputs and outputs that carry state from run to run, such as a KV cache; they are among
-            the activations too if the shapes are known, and counted once.
+        state_bytes: Of these, inputs and outputs that carry state from run to run, such as a KV cache.
         reserve_bytes: CUDA's own, and the workspace if one is given.
         bits_per_weight: The mean over all float constants.
         fits: Whether the total fits into the GPU's memory; None if that is not given.
@@ -99,23 +93,24 @@ class MemoryPlan:
     subject: str
     num_params: int
     schemes: tuple[SchemePlan, ...]
-    recommended: str | None
-    reason: str
+    recommended: str | None = None
+    reason: str = "no --gpu-memory is given, so nothing is judged"
     notes: tuple[str, ...] = ()
     gpu_memory_bytes: int | None = None
 
 
 def plan_params(num_params: int, *, gpu_memory_bytes: int | None = None, block_size: int = 64) -> MemoryPlan:
-    """Returns the plan for a number of parameters alone: all of them weights that can be in few bits.
+    """Returns the plan for a number of parameters alone, all of them weights that can be in few bits.
 
     Raises:
         UsageError: There is no parameter, or no memory.
     """
     if num_params < 1:
         raise UsageError(f"a model has at least one parameter, got {num_params}")
-    bits = {**_BITS, "int4": 4 + 16 / block_size, "nf4": 4 + 16 / block_size}
     schemes = []
-    for name, width in bits.items():
+    for name, form in FORMATS.items():
+        is_blocked = isinstance(form, CodeFormat) and form.block_sizes
+        width = form.bits + (FP16.bits / block_size if is_blocked else 0.0)
         size = math.ceil(num_params * width / 8)
         schemes.append(SchemePlan(name, size, size + _CODE_BYTES, 0, 0, _RESERVE_BYTES, width))
     notes = (
@@ -123,11 +118,12 @@ def plan_params(num_params: int, *, gpu_memory_bytes: int | None = None, block_s
         f"int4 and nf4 have one FP16 scale for {block_size} weights; without scales they are 4 bits",
         _BUILT_BY,
     )
-    return _decided(f"{num_params:,} parameters", num_params, schemes, notes, gpu_memory_bytes)
+    plan = MemoryPlan(f"{num_params:,} parameters", num_params, tuple(schemes), notes=notes)
+    return _judge(plan, gpu_memory_bytes)
 
 
 def plan_model(
-    path: Path,
+    path: Path | str,
     *,
     sizes: Sizes | None = None,
     gpu_memory_bytes: int | None = None,
@@ -149,47 +145,45 @@ def plan_model(
         ModelError, UsageError: The model cannot be used, or an open dim has no size.
     """
     skip = LayerSpec(skip=tuple(skip)).skip  # refuses what is no regular expression
-    graph = load(path, min_opset=13)
+    graph = load(Path(path), min_opset=13)
     shapes = (sizes or Sizes()).shapes_of(graph.inputs)
     fixed = fix_shapes(graph.model, shapes)
     peaks = {width: find_peak_memory(fixed, width) for width in (4, 2)}
     states = {width: count_state_bytes(fixed, width) for width in (4, 2)}
-    floats = _float_elements(graph.model)
+    floats = _count_floats(graph.model)
     schemes = []
-    for name in (*FLOATS, *FORMATS):
-        width = FLOATS.get(name, 2)
-        chosen: tuple[ChosenWeight, ...] = ()
-        if name in FORMATS:
-            chosen = choose_weights(graph.model, _scheme(name, block_size), skip).chosen
-        size = count_weight_bytes(graph.model, name, chosen, block_size)
-        scratch = _nf4_scratch(chosen) if name == "nf4" else 0
+    for name, form in FORMATS.items():
+        width = (FP16 if isinstance(form, CodeFormat) else form).bits // 8
+        chosen = _choose(graph.model, name, block_size, skip)
+        size = count_weight_bytes(graph.model, width, chosen)
         schemes.append(
             SchemePlan(
                 name=name,
                 weights_bytes=size,
-                engine_bytes=size + count_code_bytes(fixed, name, chosen),
-                activations_bytes=peaks[width].nbytes + scratch,
+                engine_bytes=size + count_code_bytes(fixed, chosen),
+                activations_bytes=peaks[width].nbytes + _count_scratch_bytes(chosen),
                 state_bytes=states[width],
                 reserve_bytes=_RESERVE_BYTES + workspace_bytes,
                 bits_per_weight=round(8 * size / floats, 3) if floats else 0.0,
             )
         )
-    return _decided(path.name, floats, schemes, _notes(graph, shapes, peaks[2], states[2]), gpu_memory_bytes)
+    notes = _notes(graph, shapes, peaks[2], states[2])
+    return _judge(MemoryPlan(graph.path.name, floats, tuple(schemes), notes=notes), gpu_memory_bytes)
+
+
+def _choose(model: ir.Model, name: str, block_size: int, skip: Sequence[str]) -> tuple[ChosenWeight, ...]:
+    if name not in WEIGHT_FORMATS:
+        return ()
+    return group_by_weight(model, choose_weights(model, WeightScheme(name, block_size=block_size), skip))
 
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """Sizes of open dims.
-
-    Attributes:
-        batch: Of the first axis.
-        seq: Of the other open axes; None: there must be none.
-        shapes: Whole shapes by input; they win.
-    """
+    """Sizes of open dims: `batch` of the first axis, `seq` of the others; the whole shapes of inputs win."""
 
     batch: int = 1
     seq: int | None = None
-    shapes: Mapping[str, tuple[int, ...]] | None = None
+    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
     def shapes_of(self, inputs: Sequence[TensorSpec]) -> dict[str, tuple[int, ...]]:
         """Returns the shape of every input.
@@ -200,81 +194,55 @@ class Sizes:
         for name, size in (("--batch", self.batch), ("--seq", self.seq)):
             if size is not None and size < 1:
                 raise UsageError(f"{name} must be at least 1, got {size}")
-        given = self.shapes or {}
         names = [item.name for item in inputs]
-        if unknown := [name for name in given if name not in names]:
+        if unknown := [name for name in self.shapes if name not in names]:
             raise UsageError(
                 f"shapes are given for {unknown[0]!r}, but the model's inputs are {', '.join(names)}"
             )
-        return {item.name: self._shape_of(item, given.get(item.name)) for item in inputs}
+        return {item.name: self._shape_of(item) for item in inputs}
 
-    def _shape_of(self, item: TensorSpec, given: tuple[int, ...] | None) -> tuple[int, ...]:
+    def _shape_of(self, item: TensorSpec) -> tuple[int, ...]:
+        given, shown = self.shapes.get(item.name), show_shape(item.shape)
         if given is not None:
             if not item.fits(given):
                 raise UsageError(
-                    f"shape {show_shape(given)} does not fit input {item.name!r}, "
-                    f"which is {show_shape(item.shape)}"
+                    f"shape {show_shape(given)} does not fit input {item.name!r}, which is {shown}"
                 )
             return given
-        found = [
+        sizes = [
             dim if isinstance(dim, int) else self.batch if axis == 0 else self.seq
             for axis, dim in enumerate(item.shape)
         ]
-        if None in found:
+        if None in sizes:
             raise UsageError(
-                f"input {item.name!r} is {show_shape(item.shape)}; give --seq for its open dims, or "
-                f"--shapes {item.name}:..."
+                f"input {item.name!r} is {shown}; give --seq for its open dims, or --shapes {item.name}:..."
             )
-        return tuple(size for size in found if size is not None)
+        return tuple(size for size in sizes if size is not None)
 
 
-def count_weight_bytes(model: ir.Model, name: str, chosen: Sequence[ChosenWeight], block_size: int) -> int:
-    """Returns the size of all constants in one precision, as `trtq build` would store them.
-
-    Args:
-        model: The float graph.
-        name: A key of `FLOATS`, or one of `FORMATS` with the rest in FP16.
-        chosen: The weights that are in few bits.
-        block_size: Of int4 and nf4.
-    """
-    quantized: dict[str, int] = {}
-    if chosen:
-        scheme = _scheme(name, block_size)
-        for weight in chosen:
-            parts = plan_parts(weight, scheme, ir.DataType.FLOAT16, choose_form(scheme))
-            quantized[weight.tensor] = sum(part.nbytes for part in parts)
+def count_weight_bytes(model: ir.Model, float_bytes: int, chosen: Sequence[ChosenWeight] = ()) -> int:
+    """Returns the size of all constants, with those that are chosen in few bits and their scales in FP16."""
+    quantized = {weight.tensor: count_stored_bytes(weight, FP16.dtype) for weight in chosen}
     return sum(
-        quantized[key] if key in quantized else count_bytes(value, FLOATS.get(name, 2)) or 0
+        quantized[key] if key in quantized else count_bytes(value, float_bytes) or 0
         for key, value in model.graph.initializers.items()
     )
 
 
-def _scheme(name: str, block_size: int) -> WeightScheme:
-    return WeightScheme(next(item for item in FORMATS if item == name), block_size=block_size)
-
-
-def count_code_bytes(model: ir.Model, name: str, chosen: Sequence[ChosenWeight]) -> int:
-    """Returns what an engine's kernels take beside its weights: an estimate.
-
-    Args:
-        model: With static shapes.
-        name: Of the precision.
-        chosen: The weights that are in few bits.
-    """
+def count_code_bytes(model: ir.Model, chosen: Sequence[ChosenWeight] = ()) -> int:
+    """Returns an estimate of what an engine's kernels take; the chosen weights are all in one format."""
     generated = [node.op_type for node in model.graph if node.op_type not in _NO_CODE]
-    kinds = {(weight.shape, weight.axis, weight.readers[0].op_type) for weight in chosen}
-    count = sum(len(weight.readers) for weight in chosen) if name == "nf4" else len(kinds)
     size = _CODE_BYTES + sum(_CODE_PER_NODE + _CODE_PER_OP.get(op_type, 0) for op_type in generated)
-    return size + _CODE_PER_FORMAT.get(name, 0) * count
+    if not chosen:
+        return size
+    form = chosen[0].encoding.format
+    kinds = {(weight.shape, weight.encoding, weight.readers[0].op_type) for weight in chosen}
+    count = len(kinds) if form.is_linear else sum(len(weight.readers) for weight in chosen)
+    return size + form.kernel_bytes * count
 
 
 def count_state_bytes(model: ir.Model, float_bytes: int) -> int:
-    """Returns the size of float inputs and outputs that belong together, as `past.0.key` and `present.0.key`.
-
-    Args:
-        model: With static shapes.
-        float_bytes: Of a float element.
-    """
+    """Returns the size of float inputs and outputs that go together, as `past.0.key` and `present.0.key`."""
     outputs = {_bare(str(value.name)): value for value in model.graph.outputs if value.dtype in FLOAT_TYPES}
     total = 0
     for value in model.graph.inputs:
@@ -304,58 +272,35 @@ def _bare(name: str) -> str:
     return re.sub(r"[^a-z0-9]+", ".", _STATE.sub("", name.lower())).strip(".")
 
 
-def _float_elements(model: ir.Model) -> int:
-    return sum(
-        math.prod(value.shape.numpy())
-        for value in model.graph.initializers.values()
-        if value.dtype in FLOAT_TYPES and value.shape is not None
-    )
+def _count_floats(model: ir.Model) -> int:
+    shapes = (value.shape for value in model.graph.initializers.values() if value.dtype in FLOAT_TYPES)
+    return sum(math.prod(shape.numpy()) for shape in shapes if shape is not None)
 
 
-def _nf4_scratch(chosen: Sequence[ChosenWeight]) -> int:
+def _count_scratch_bytes(chosen: Sequence[ChosenWeight]) -> int:
     """Returns the memory in which TensorRT looks up NF4 weights: FP16 and INT32 of two weights."""
-    products = (weight.num_elements for weight in chosen if not _is_table(weight))
-    return 6 * sum(sorted(products, reverse=True)[:2])
+    products = (weight for weight in chosen if any(item.op_type != "Gather" for item in weight.readers))
+    sizes = [weight.num_elements for weight in products if not weight.encoding.format.is_linear]
+    return 6 * sum(sorted(sizes, reverse=True)[:2])
 
 
-def _is_table(weight: ChosenWeight) -> bool:
-    return all(reader.op_type == "Gather" for reader in weight.readers)
-
-
-def _decided(
-    subject: str,
-    num_params: int,
-    schemes: Sequence[SchemePlan],
-    notes: Sequence[str],
-    gpu_memory_bytes: int | None,
-) -> MemoryPlan:
-    if gpu_memory_bytes is None:
-        reason = "no --gpu-memory is given, so nothing is judged"
-        return MemoryPlan(subject, num_params, tuple(schemes), None, reason, tuple(notes))
-    if gpu_memory_bytes < 1:
-        raise UsageError(f"the GPU's memory must have at least 1 byte, got {gpu_memory_bytes}")
-    judged = tuple(replace(item, fits=item.total_bytes <= gpu_memory_bytes) for item in schemes)
-    fitting = [item.name for item in judged if item.fits and item.name not in _COMPARED]
-    if not fitting:
-        smallest = min(judged, key=lambda item: item.total_bytes)
-        reserve = smallest.reserve_bytes
-        reason = (
-            f"nothing fits: CUDA and scratch memory alone take {reserve / 1e9:.2f} GB, without any model"
-            if reserve >= gpu_memory_bytes
-            else f"nothing fits: even {smallest.name} needs {smallest.total_bytes / 1e9:.2f} GB"
-        )
-        return MemoryPlan(subject, num_params, judged, None, reason, tuple(notes), gpu_memory_bytes)
-    return MemoryPlan(
-        subject, num_params, judged, fitting[0], _WHY[fitting[0]], tuple(notes), gpu_memory_bytes
-    )
-
-
-_WHY = {
-    "fp16": "it fits, and nothing is more exact at this speed; INT8 with calibration may be faster",
-    "int8": "FP16 does not fit; INT8 weights cost the least accuracy of those that do",
-    "int4": "INT8 does not fit; INT4 is read inside the product, so it is also the fastest that does",
-    "nf4": "nothing larger fits",
-}
+def _judge(plan: MemoryPlan, memory: int | None) -> MemoryPlan:
+    """Returns the plan with what fits, and what is recommended of it."""
+    if memory is None:
+        return plan
+    if memory < 1:
+        raise UsageError(f"the GPU's memory must have at least 1 byte, got {memory}")
+    schemes = tuple(replace(item, fits=item.total_bytes <= memory) for item in plan.schemes)
+    smallest = min(schemes, key=lambda item: item.total_bytes)
+    advised = next((item.name for item in schemes if item.fits and FORMATS[item.name].advice), None)
+    if advised is not None:
+        reason = FORMATS[advised].advice
+    elif smallest.reserve_bytes >= memory:
+        reserve = smallest.reserve_bytes / 1e9
+        reason = f"nothing fits: CUDA and scratch memory alone take {reserve:.2f} GB, without any model"
+    else:
+        reason = f"nothing fits: even {smallest.name} needs {smallest.total_bytes / 1e9:.2f} GB"
+    return replace(plan, schemes=schemes, recommended=advised, reason=reason, gpu_memory_bytes=memory)
 
 
 def _notes(graph: Graph, shapes: Mapping[str, tuple[int, ...]], peak: Peak, state: int) -> tuple[str, ...]:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from trtq.calibrators import create_method
 from trtq.calibrators.batches import Batches
 from trtq.calibrators.estimate import describe
 from trtq.calibrators.observe import Progress
@@ -14,7 +15,6 @@ from trtq.files import hash_file, write_atomically
 from trtq.models.spec import ModelSpec
 from trtq.pipeline.calibrate import load_float
 from trtq.pipeline.calibrate.data import (
-    create_method,
     observe_graph,
     open_calibration_data,
     options_from_spec,
@@ -23,7 +23,9 @@ from trtq.pipeline.calibrate.data import (
 )
 from trtq.pipeline.calibrate.improve import improve_ranges
 from trtq.pipeline.deliver.manifest import collect_versions, make_key
+from trtq.pipeline.engine.strategy import choose_rest
 from trtq.pipeline.engine.target import Target
+from trtq.pipeline.formats import FP16
 from trtq.pipeline.graph.load import Graph
 from trtq.pipeline.graph.placement import Placement
 from trtq.pipeline.judge.evaluate import find_labels, open_evaluation_data
@@ -94,7 +96,7 @@ def sensitivity(
         seen = observe_graph(graph, placement.activations, calibration, how, watcher)
         ranges = improve_ranges(graph, placement, seen, calibration, spec, watcher).ranges
         warn_of_dead(ranges, watcher)
-        scale_dtype = "float32" if target.high_precision == "fp32" else "float16"
+        scale_dtype = "float16" if choose_rest(target) is FP16 else "float32"
         work = _Work(
             open_switchable(graph.model, placement, ranges, scale_dtype=scale_dtype),
             placement,
@@ -190,9 +192,9 @@ def _key(
         graph.sha256,
         [batches.digest for batches in data],
         (describe(create_method(spec.calibration)), spec.calibration.method, spec.quantization),
-        placement.quantized,
+        [node.to_plain() for node in placement.quantized],
         spec.evaluation,
         spec.accuracy.metric,
         hash_file(script[0]) if script is not None and script[0].is_file() else "",
-        target.high_precision,
+        choose_rest(target).name,
     )

@@ -21,12 +21,16 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
+import trtq
+from trtq.calibrators import METHODS, list_choices
 from trtq.cli import main
 from trtq.models.demo import write_demo
+from trtq.models.option import list_options
 from trtq.pipeline.engine.backends import BACKENDS
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+TEXTS = [*PAGES, *(ROOT / f"{name}.md" for name in ("CONTRIBUTING", "CHANGELOG", "SECURITY"))]
 NOT_OURS = {"pip", "git", "apt-get", "docker", "make", "openssl"}
 """Looked at, not run: make's targets must exist, and the files that docker is given."""
 NUM_SAMPLES = 128
@@ -49,6 +53,14 @@ def detector():
 def blocks(page: Path, language: str) -> Iterator[str]:
     """Yields the fenced blocks of a page."""
     yield from re.findall(rf"^```{language}\n(.*?)^```", page.read_text("utf-8"), re.MULTILINE | re.DOTALL)
+
+
+def test_every_calibration_method_has_its_row_with_its_options() -> None:
+    text = (ROOT / "docs" / "ranges.md").read_text("utf-8")
+    rows = dict(re.findall(r"^\| `(\w[\w-]*)`(?: \(default\))? \| (.*) \|$", text, re.MULTILINE))
+    assert rows.keys() == list_choices().keys()
+    options = {option.name for method in METHODS.values() for option in list_options(method).values()}
+    assert options == {word for row in rows.values() for word in re.findall(r"`?(--[\w-]+)", row)}
 
 
 def commands(page: Path) -> Iterator[tuple[str, str]]:
@@ -77,6 +89,7 @@ def stock(tmp_path_factory: pytest.TempPathFactory, keys: Callable[[str], Path])
     for arguments in (
         ("calibrate", model, "--calib-method", "entropy", "--repair", "none", "-o", ranges, "-q"),
         ("cache", "export", ranges, "--tensorrt", "8.6.1", "--model", model, "-o", cache),
+        ("build", model, "--int8", "--calib-data", str(place / "calibration.npz"), "-q"),  # of most pages
     ):
         assert CliRunner().invoke(main, arguments).exit_code == 0
     (place / "ranges.json").unlink()
@@ -94,6 +107,7 @@ def folder(stock: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path
     return Path.cwd()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_the_commands_of_a_page_run(page: Path, folder: Path) -> None:
     missing: set[str] = set()
@@ -113,6 +127,7 @@ def test_the_commands_of_a_page_run(page: Path, folder: Path) -> None:
             missing.add(words[words.index("-o") + 1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_the_python_of_a_page_runs(page: Path, folder: Path) -> None:
     for block in blocks(page, "python"):
@@ -149,7 +164,7 @@ def test_the_commands_in_the_text_of_a_page_exist(page: Path) -> None:
         assert {word for word in words if word.startswith("-")} <= known | {"--help", "-h"}
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+@pytest.mark.parametrize("page", TEXTS, ids=lambda page: str(page.relative_to(ROOT)))
 def test_the_links_of_a_page_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text("utf-8")):
         assert (page.parent / target).exists(), target
@@ -157,4 +172,15 @@ def test_the_links_of_a_page_lead_somewhere(page: Path) -> None:
 
 def test_every_page_is_named_in_the_readme() -> None:
     readme = PAGES[0].read_text("utf-8")
-    assert [page.name for page in PAGES[1:] if f"docs/{page.name}" not in readme] == []
+    topics = [page for page in (ROOT / "docs").glob("*.md") if page.name not in ("index.md", "api.md")]
+    assert len(topics) > 10
+    assert [page.name for page in topics if f"docs/{page.name}" not in readme] == []
+
+
+def test_the_reference_has_every_public_name_once() -> None:
+    names = re.findall(r"^::: trtq\.(\w+)$", (ROOT / "docs" / "api.md").read_text("utf-8"), re.MULTILINE)
+    assert sorted(names) == trtq.__all__
+
+
+def test_the_readme_is_short() -> None:
+    assert len(PAGES[0].read_text("utf-8").splitlines()) <= 250

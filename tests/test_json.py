@@ -51,9 +51,7 @@ def document(**changes: Any) -> bytes:
 
 def test_what_is_written_is_readable_and_comes_back(tmp_path: Path) -> None:
     content = KIND.encode(WHOLE)
-    assert content.startswith(
-        b'{\n "schema_version": 2,\n "kind": "things",\n "name": "gr\\u00f6\\u00dfe"'
-    )
+    assert content.startswith(b'{\n "schema_version": 2,\n "kind": "things",\n "name": "gr\\u00f6\\u00dfe"')
     assert content.endswith(b"}\n")
     (tmp_path / "t.json").write_bytes(content)
     assert KIND.read(tmp_path / "t.json") == WHOLE == KIND.read(str(tmp_path / "t.json"))

@@ -9,7 +9,7 @@ from pathlib import Path
 from trtq.models.spec import InputSpec
 from trtq.pipeline.build.job import Job
 from trtq.pipeline.judge.compare import Comparison, compare_models
-from trtq.pipeline.judge.evaluate import find_labels, filter_by_profiles
+from trtq.pipeline.judge.evaluate import filter_by_profiles, find_labels
 from trtq.pipeline.judge.score import Labels
 from trtq.progress import Log
 

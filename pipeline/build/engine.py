@@ -6,35 +6,24 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import onnx_ir as ir
-
 from trtq.calibrators.cache import ALGORITHMS, parse_cache
 from trtq.calibrators.memory import find_peak_bytes
 from trtq.calibrators.observe import observe
 from trtq.calibrators.ranges import Ranges, Shapes
-from trtq.kept import KeptFp32
 from trtq.pipeline.build.job import Job
-from trtq.pipeline.build.narrow import find_float_fallbacks
+from trtq.pipeline.build.keep import find_float_fallbacks
+from trtq.pipeline.build.models import ModelFiles
 from trtq.pipeline.deliver.earlier import EarlierBuild
 from trtq.pipeline.deliver.names import CACHE, ENGINE
 from trtq.pipeline.deliver.report import CalibrationReport, EngineReport
 from trtq.pipeline.engine.backend import BuildRequest, BuiltEngine
 from trtq.pipeline.engine.coverage import list_precisions, measure_coverage
+from trtq.pipeline.engine.implicit import list_implicit_layers, plan_implicit
 from trtq.pipeline.engine.profiles import resolve_profiles
-from trtq.pipeline.engine.strategy import list_implicit_layers, pin_precisions, plan_implicit
+from trtq.pipeline.engine.strategy import pin_precisions
 from trtq.pipeline.graph.placement import WEIGHTED
 from trtq.pipeline.graph.quantized import find_quantized_layers
 from trtq.progress import Log
-
-
-@dataclass(frozen=True, slots=True)
-class ModelFiles:
-    """The models: files to compare by precision, and the one that the engine is built from."""
-
-    files: dict[str, Path]
-    source: Path
-    built: ir.Model
-    kept_fp32: tuple[KeptFp32, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,8 +63,8 @@ def build_engine(
     engine = EngineReport(
         path=models.source.name if built.plan is None else ENGINE,
         bytes=models.source.stat().st_size if built.plan is None else len(built.plan),
-        quantization=job.way.quantization,
-        quantization_reason=job.way.reason,
+        quantization=job.strategy.quantization,
+        quantization_reason=job.strategy.reason,
         layers_quantized=covered.layers_quantized,
         layers_int8=covered.layers_int8,
         fallbacks=covered.fallbacks,
@@ -110,14 +99,14 @@ def _request(job: Job, ranges: Ranges | None, models: ModelFiles, log: Log) -> B
     kept = {}
     if not job.is_quantized:
         fp32 = (item.name for item in models.kept_fp32)
-        kept = pin_precisions(job.graph, job.placement, job.way, job.spec.layers, fp32)
+        kept = pin_precisions(job.graph, job.placement, job.strategy, job.spec.layers, fp32)
     return BuildRequest(
         models.source,
         profiles,
         job.target.compute_capabilities,
         job.target.workspace_bytes,
         job.target.options,
-        job.way.precisions(job.target.precision),
+        job.strategy.list_precisions(job.target.precision),
         implicit,
         kept,
     )

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Generic, Protocol, TypeVar
 
-from trtq.calibrators.batches import Batches
 from trtq.calibrators.ranges import Ranges
-from trtq.kept import KeptNode
 from trtq.pipeline.build.comparison import compare_job
 from trtq.pipeline.build.job import Job
-from trtq.pipeline.build.narrow import Placed, place_without
+from trtq.pipeline.build.keep import keep_layers
+from trtq.pipeline.build.models import ModelFiles
 from trtq.pipeline.deliver.report import AutoReport, KeptByAuto
-from trtq.pipeline.graph.placement import Placement
+from trtq.pipeline.formats import FP16
 from trtq.pipeline.judge.compare import Comparison
 from trtq.pipeline.judge.evaluate import find_labels
 from trtq.pipeline.judge.gate import Verdict, judge
@@ -38,20 +36,8 @@ _MOST_ATTEMPTS = 3
 """At models that the data that was held back confirms."""
 
 
-class Models(Protocol):
-    """The models of a job that are written."""
-
-    @property
-    def files(self) -> Mapping[str, Path]:
-        """By precision."""
-        ...
-
-
-M = TypeVar("M", bound=Models)
-
-
 @dataclass(frozen=True, slots=True)
-class SearchResult(Generic[M]):
+class SearchResult:
     """A job that was looked at, and what was done.
 
     Attributes:
@@ -62,12 +48,14 @@ class SearchResult(Generic[M]):
     """
 
     job: Job
-    models: M
+    models: ModelFiles
     auto: AutoReport
     comparison: Comparison
 
 
-def search_layers(job: Job, ranges: Ranges, models: M, quantize: Callable[[Job], M], log: Log) -> SearchResult[M]:
+def search_layers(
+    job: Job, ranges: Ranges, models: ModelFiles, quantize: Callable[[Job], ModelFiles], log: Log
+) -> SearchResult:
     """Returns the job, with layers kept out of INT8 if its gate fails without.
 
     The layers are chosen on the first, third ... batch of the evaluation data, and the choice is judged on
@@ -85,7 +73,9 @@ def search_layers(job: Job, ranges: Ranges, models: M, quantize: Callable[[Job],
     first = _compare(job, models, labels, log)
     verdict = judge(first, job.spec.accuracy, candidate="int8")
     if verdict.outcome != "fail":
-        return SearchResult(job, models, AutoReport("not needed: the gate holds with every layer in INT8"), first)
+        return SearchResult(
+            job, models, AutoReport("not needed: the gate holds with every layer in INT8"), first
+        )
     assert job.evaluation is not None
     sizes = [feed.num_samples for feed in job.evaluation]
     if hindrance := _hindrance(job, first, len(sizes)):
@@ -99,7 +89,7 @@ def search_layers(job: Job, ranges: Ranges, models: M, quantize: Callable[[Job],
 def _hindrance(job: Job, comparison: Comparison, num_feeds: int) -> str:
     """Returns why no choice of layers can be made; empty if it can."""
     fp16 = judge(comparison, job.spec.accuracy, candidate="fp16")
-    if job.way.fp16_graph and fp16.outcome == "fail":
+    if job.strategy.graph_float is FP16 and fp16.outcome == "fail":
         return (
             f"FP16 fails the gate without any quantization ({'; '.join(fp16.reasons)}): quantization is not "
             f"the cause; keep layers in FP32 with --keep-fp32, or the whole rest with --high-precision fp32"
@@ -121,18 +111,19 @@ class _Start:
     labels: Labels | None
 
 
-def _search(job: Job, ranges: Ranges, quantize: Callable[[Job], M], start: _Start, log: Log) -> SearchResult[M]:
+def _search(
+    job: Job, ranges: Ranges, quantize: Callable[[Job], ModelFiles], start: _Start, log: Log
+) -> SearchResult:
     assert job.evaluation is not None
     to_choose, to_judge = take_every_nth(job.evaluation, 0, 2), take_every_nth(job.evaluation, 1, 2)
     judged_on = replace(to_judge, origin=f"every second batch of {job.evaluation.origin}")
     macs = count_macs(job.graph.model, next(iter(job.evaluation)))
-    scale_dtype = "float16" if job.way.fp16_graph else "float32"
     if start.labels is not None:
         _warn_of_few(start.size.num_samples, job.spec.accuracy.max_drop, log)
     log.stage("Choosing layers")
     meter = EffectMeter(
-        open_switchable(job.graph.model, job.placement, ranges, scale_dtype=scale_dtype),
-        lambda kept: place_without(job, ranges, tuple(kept)).names,
+        open_switchable(job.graph.model, job.placement, ranges, scale_dtype=job.strategy.scale_dtype),
+        lambda kept: _list_quantized(keep_layers(job, ranges, dict.fromkeys(kept, ""))),
         start.labels,
         log.advance,
     )
@@ -140,8 +131,8 @@ def _search(job: Job, ranges: Ranges, quantize: Callable[[Job], M], start: _Star
     count, attempts = len(choice.kept), 0
     while True:
         attempts += 1
-        placed = place_without(job, ranges, choice.order[:count])
-        changed = _changed(job, placed, choice, judged_on)
+        changed = keep_layers(job, ranges, {name: _reason(choice, name) for name in choice.order[:count]})
+        changed = replace(changed, evaluation=judged_on)
         models = quantize(changed)
         comparison = _compare(changed, models, start.labels, log)
         meter.samples_run += comparison.num_samples * len(models.files)
@@ -152,7 +143,7 @@ def _search(job: Job, ranges: Ranges, quantize: Callable[[Job], M], start: _Star
         times = _MOST_ATTEMPTS - attempts  # twice, then once: all stays near thirty passes
         count = count_needed(meter, choice.order, count, job.spec.accuracy, to_judge, times)
     passes = meter.samples_run / max(2 * comparison.num_samples, 1)
-    auto = _report(job.placement, placed, _Found(choice, attempts, passes), macs, verdict)
+    auto = _report(job, changed, _Found(choice, attempts, passes), macs, verdict)
     (log.warn if verdict.outcome == "fail" else log.note)(auto.outcome)
     if (auto.int8_macs or 0.0) < _FEW_MACS * (auto.int8_macs_before or 0.0):
         log.warn(_few_in_int8(auto, start.plain))
@@ -193,62 +184,52 @@ def _effect(comparison: Comparison) -> Effect:
     return Effect({item.output: Distance(item.cosine, item.sqnr_db) for item in pairs})
 
 
-def _changed(job: Job, placed: Placed, choice: LayerChoice, judged_on: Batches) -> Job:
-    reasons = {
-        name: f"kept by --auto: alone in INT8 it leaves an SQNR of {choice.alone[name].sqnr_db:.1f} dB"
-        for name in placed.kept
-        if name in choice.alone
-    }
-    kept = tuple(
-        KeptNode(node.name, node.op_type, reasons.get(node.name, node.reason))
-        for node in placed.placement.kept
-    )
-    placement = replace(placed.placement, kept=kept)
-    return replace(job, spec=placed.spec, placement=placement, evaluation=judged_on)
+def _list_quantized(job: Job) -> set[str]:
+    return {node.name for node in job.placement.quantized}
 
 
-def _compare(job: Job, models: Models, labels: Labels | None, log: Log) -> Comparison:
+def _reason(choice: LayerChoice, name: str) -> str:
+    return f"kept by --auto: alone in INT8 it leaves an SQNR of {choice.alone[name].sqnr_db:.1f} dB"
+
+
+def _compare(job: Job, models: ModelFiles, labels: Labels | None, log: Log) -> Comparison:
     comparison = compare_job(job, models.files, log, labels=labels)
     assert comparison is not None  # there is data
     return comparison
 
 
-def _report(
-    before: Placement,
-    placed: Placed,
-    found: _Found,
-    macs: Mapping[str, int],
-    verdict: Verdict,
-) -> AutoReport:
-    choice, attempts = found.choice, found.attempts
+def _report(before: Job, after: Job, found: _Found, macs: Mapping[str, int], verdict: Verdict) -> AutoReport:
+    choice = found.choice
     total = max(sum(macs.values()), 1)
-    share = sum(macs.get(name, 0) for name in placed.names) / total
-    whole = sum(macs.get(name, 0) for name in choice.order) / total
-    layers = {layer.name for layer in before.layers}
-    kept = sum(name in layers for name in placed.kept)
-    counts = f"{kept} of {len(layers)} layers are kept out of INT8"
-    done = f"{counts}, {share:.1%} of the MACs stay in it"
+    kept = [name for name in after.kept if name not in before.kept]
+    share = sum(macs.get(name, 0) for name in _list_quantized(after)) / total
+    return AutoReport(
+        outcome=_describe(before, kept, share, found.attempts, verdict),
+        kept=tuple(
+            KeptByAuto(name, macs.get(name, 0) / total, choice.alone[name].sqnr_db)
+            for name in kept
+            if name in choice.alone
+        ),
+        skip=tuple(f"^{re.escape(name)}$" for name in kept),
+        int8_macs=share,
+        int8_macs_before=sum(macs.get(name, 0) for name in choice.order) / total,
+        times_judged=found.attempts,
+        evaluation_passes=round(found.passes, 1),
+    )
+
+
+def _describe(job: Job, kept: Sequence[str], share: float, attempts: int, verdict: Verdict) -> str:
+    """Returns the outcome in a sentence."""
+    layers = {layer.name for layer in job.placement.layers}
+    count = sum(name in layers for name in kept)
+    done = f"{count} of {len(layers)} layers are kept out of INT8, {share:.1%} of the MACs stay in it"
     if attempts > 1:
         done += (
             f"; the first choice failed on the data held back, which then decided how many more to keep, in "
             f"{attempts} attempts: it is no longer wholly independent"
         )
     if verdict.outcome == "fail":
-        outcome = f"the gate still fails: {done}; {'; '.join(verdict.reasons)}"
-    elif not placed.names:
-        outcome = f"the gate holds, but with no layer in INT8: {done}"
-    else:
-        outcome = f"the gate holds: {done}"
-    return AutoReport(
-        outcome=outcome,
-        kept=tuple(
-            KeptByAuto(name, macs.get(name, 0) / total, choice.alone[name].sqnr_db)
-            for name in placed.kept
-            if name in choice.alone
-        ),
-        skip=placed.patterns,
-        int8_macs=share,
-        int8_macs_before=whole,
-        times_judged=attempts,
-        evaluation_passes=round(found.passes, 1),
-    )
+        return f"the gate still fails: {done}; {'; '.join(verdict.reasons)}"
+    if not {node.name for node in job.placement.quantized} - {*kept}:
+        return f"the gate holds, but with no layer in INT8: {done}"
+    return f"the gate holds: {done}"

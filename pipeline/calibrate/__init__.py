@@ -6,15 +6,16 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
+from trtq.calibrators import create_method
 from trtq.calibrators.batches import Batches
+from trtq.calibrators.entropy import EntropyWithRows
 from trtq.calibrators.estimate import estimate
 from trtq.calibrators.ranges import Ranges
 from trtq.calibrators.statistics import Statistics
 from trtq.errors import ArtifactError, ModelError, UsageError
-from trtq.models.spec import CROSS_ENTROPY, ModelSpec
+from trtq.models.spec import ModelSpec
 from trtq.pipeline.calibrate.data import (
     ObserveOptions,
-    create_method,
     find_spec,
     observe_graph,
     open_calibration_data,
@@ -184,12 +185,13 @@ def estimate_ranges(
         ArtifactError: The statistics miss a part of the data.
     """
     _refuse_parts(statistics)
-    if spec.calibration.method == CROSS_ENTROPY:
+    method = create_method(spec.calibration)
+    if isinstance(method, EntropyWithRows):
         raise UsageError(
-            f"the calibration method {CROSS_ENTROPY} needs the data: statistics hold no rows; "
-            f"give --calib-data instead of --statistics, or take another method"
+            "the calibration method cross-entropy needs the data: statistics hold no rows; "
+            "give --calib-data instead of --statistics, or take another method"
         )
-    ranges = estimate(statistics, create_method(spec.calibration), tensors, spec.quantization.activations)
+    ranges = estimate(statistics, method, tensors, spec.quantization.activations)
     warn_of_dead(ranges, watcher or Silent())
     return ranges
 

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from trtq.calibrators import METHODS, Method, list_parameters
 from trtq.calibrators.batches import Batches
 from trtq.calibrators.observe import PassControl, observe
 from trtq.calibrators.ranges import Ranges
-from trtq.calibrators.sources import WAYS, make_random_batches, open_batches
+from trtq.calibrators.settings import read_spec
+from trtq.calibrators.sources import ACCEPTED_DATA, make_random_batches, open_batches
 from trtq.calibrators.statistics import Histogram, Statistics, StatisticsSource
 from trtq.calibrators.statistics_file import read_statistics, refuse_other, statistics_to_bytes
 from trtq.errors import ArtifactError, DataError, UsageError
 from trtq.files import write_atomically
+from trtq.models.option import setting
 from trtq.models.preprocess import Preprocess
-from trtq.models.spec import AUTO, CROSS_ENTROPY, CalibrationSpec, ModelSpec, read_spec
+from trtq.models.spec import CalibrationSpec, ModelSpec
 from trtq.pipeline.engine.target import Target
 from trtq.pipeline.graph.load import Graph
 from trtq.pipeline.graph.placement import Placement, find_unmatched, place
@@ -34,16 +35,16 @@ class ObserveOptions:
         device: Where the model runs: `cpu` or `cuda`.
         memory_bytes: What the observed tensors may take beside the model; None: half of what is free.
         shard: Which part of the data is observed, and of how many: (3, 8) is every 8th feed from the third.
-        checkpoint: The file that keeps what an interrupted pass has seen, for the next one to go on with;
-            in the end it holds the whole pass, and whoever has kept the result removes it.
-        checkpoint_seconds: How often it is written.
+        checkpoint: Save progress in this file; after an interruption the same command continues from it. In
+            the end it holds the whole pass, and whoever has kept the result removes it.
+        checkpoint_seconds: How often the checkpoint is written.
     """
 
     device: str = "cpu"
     memory_bytes: int | None = None
     shard: tuple[int, int] = (1, 1)
-    checkpoint: Path | None = None
-    checkpoint_seconds: float = 60.0
+    checkpoint: Path | None = setting(None)
+    checkpoint_seconds: float = setting(60.0)
 
     def __post_init__(self) -> None:
         if self.device not in ("cpu", "cuda"):
@@ -63,32 +64,12 @@ def _show(shard: tuple[int, int]) -> str:
     return f"{shard[0]}/{shard[1]}"
 
 
-def find_spec(model: Path) -> ModelSpec:
+def find_spec(model: Path | str) -> ModelSpec:
     """Returns the settings beside a model, `<name>.toml` or `model.toml`; the defaults if there are none."""
+    model = Path(model)
     candidates = (model.parent / f"{model.stem}.toml", model.parent / "model.toml")
     found = next((path for path in candidates if path.is_file()), None)
     return read_spec(found) if found is not None else ModelSpec()
-
-
-def create_method(spec: CalibrationSpec) -> Method:
-    """Returns the method that the settings name, with its parameters; of others than histograms' their first.
-
-    Raises:
-        UsageError: There is no such method, or it has no such parameter, or not with this value.
-    """
-    if spec.method not in (AUTO, *METHODS, CROSS_ENTROPY):
-        known = ", ".join((AUTO, *METHODS, CROSS_ENTROPY))
-        raise UsageError(f"there is no calibration method {spec.method!r}; take {known}")
-    method = METHODS[spec.first_method]
-    every = {name for method in METHODS.values() for name in list_parameters(method)}
-    own = list_parameters(method)
-    given = {name: value for name in sorted(every) if (value := getattr(spec, name)) is not None}
-    if foreign := [name for name in given if name not in own and name != "percentile"]:
-        raise UsageError(
-            f"{foreign[0]} is no parameter of the calibration method {spec.method}; "
-            f"it has {', '.join(own) or 'none'}"
-        )
-    return method(**{name: value for name, value in given.items() if name in own})
 
 
 def open_calibration_data(graph: Graph, spec: ModelSpec, target: Target, *, random_data: bool) -> Batches:
@@ -106,7 +87,7 @@ def open_calibration_data(graph: Graph, spec: ModelSpec, target: Target, *, rand
         return make_random_batches(graph.inputs, shapes, _NUM_RANDOM_FEEDS)
     if spec.calibration.data is None:
         raise DataError(
-            f"{graph.path} cannot be calibrated without data; give --calib-data with {WAYS}; or "
+            f"{graph.path} cannot be calibrated without data; give --calib-data with {ACCEPTED_DATA}; or "
             f"name it in [calibration] of model.toml beside the model; or take --random-data to try a build"
         )
     batches = open_batches(
@@ -129,16 +110,24 @@ def warn_of_preprocess(batches: Batches, spec: ModelSpec, watcher: Watcher) -> N
         )
 
 
-def place_layers(graph: Graph, spec: ModelSpec, target: Target, watcher: Watcher) -> Placement:
-    """Returns what will be quantized: nothing that is skipped or kept FP32; warns of what matches nothing."""
+def place_layers(
+    graph: Graph, spec: ModelSpec, target: Target, watcher: Watcher, kept: Mapping[str, str] | None = None
+) -> Placement:
+    """Returns what will be quantized, and why the rest is not.
+
+    Args:
+        graph: The float model.
+        spec: With the patterns of layers that are skipped, kept FP32 or forced.
+        target: With the types of nodes to quantize.
+        watcher: Hears of patterns that match nothing.
+        kept: Further layers that stay float, with the reason.
+    """
     patterns = (*spec.layers.skip, *spec.layers.keep_fp32)
     warn_of_unmatched(graph, (*patterns, *spec.layers.force), watcher)
-    placement = place(graph.model, skip=patterns, op_types=target.op_types, force=spec.layers.force)
-    return apply_granularity(Placement(placement.quantized, (*placement.kept, *graph.unseen)), spec)
-
-
-def apply_granularity(placement: Placement, spec: ModelSpec) -> Placement:
-    """Returns the placement with as many scales for each weight as the settings ask for."""
+    placement = place(
+        graph.model, skip=patterns, op_types=target.op_types, force=spec.layers.force, kept=kept or {}
+    )
+    placement = Placement(placement.quantized, (*placement.kept, *graph.unseen))
     return placement.with_one_scale() if spec.quantization.weight_granularity == "per-tensor" else placement
 
 

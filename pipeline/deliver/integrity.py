@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -13,6 +11,7 @@ from trtq.errors import ArtifactError
 from trtq.files import hash_file
 from trtq.pipeline.deliver.manifest import NAME, SIGNATURE, Manifest, is_whole, parse_manifest, read_content
 from trtq.pipeline.deliver.signature import check_signature
+from trtq.workers import Threads, count_cores
 
 _MOST_THREADS = 8
 _MOST_NAMES = 4
@@ -140,8 +139,8 @@ def _changed(folder: Path, manifest: Manifest, names: list[str]) -> list[str]:
     """Returns which files have another digest; they are hashed side by side, the largest first."""
     sizes = {name: (folder / name).stat().st_size for name in names if (folder / name).is_file()}
     files = sorted(sizes, key=lambda name: -sizes[name])
-    with ThreadPoolExecutor(min(_MOST_THREADS, os.cpu_count() or 1)) as pool:
-        digests = dict(zip(files, pool.map(lambda name: hash_file(folder / name), files), strict=True))
+    hashes = Threads(min(_MOST_THREADS, count_cores())).map(lambda name: hash_file(folder / name), files)
+    digests = dict(zip(files, hashes, strict=True))
     return [name for name in names if digests.get(name) != manifest.outputs[name]]
 
 

@@ -20,6 +20,14 @@ def count_gpus() -> int | None:
     return count.value
 
 
+def explain_missing_gpu() -> str:
+    """Returns why no GPU can be used here, as a part of a sentence; empty if one can."""
+    count = count_gpus()
+    if count is None:
+        return "there is no NVIDIA driver"
+    return "" if count else "the NVIDIA driver shows no usable GPU"
+
+
 def find_compute_capability() -> str:
     """Returns that of the first GPU, such as "8.9"; empty if there is none."""
     if not count_gpus():

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
 
+from trtq.calibrators.ranges import Shapes
 from trtq.errors import UsageError
 from trtq.models.signature import TensorSpec, show_shape
 from trtq.models.spec import InputSpec
@@ -19,25 +19,6 @@ _ITEM = re.compile(
         \s* (?: , \s* | $ )""",
     re.VERBOSE,
 )
-
-
-class ShapesOfData(Protocol):
-    """The shapes that an input had in the data: smallest, most frequent, largest."""
-
-    @property
-    def min(self) -> Shape:
-        """The smallest size of each dimension."""
-        ...
-
-    @property
-    def opt(self) -> Shape:
-        """The most frequent shape."""
-        ...
-
-    @property
-    def max(self) -> Shape:
-        """The largest size of each dimension."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,8 +45,8 @@ def parse_shapes(text: str) -> dict[str, Shape]:
         item = _ITEM.match(text, position)
         if item is None:
             raise UsageError(
-                f"{text!r} gives no shapes; write name:1x3x224x224 or name:[1,3,224,224], several with "
-                f"commas between, and names with a colon in quotes"
+                f"{text!r} gives no shapes; write name:1x3x224x224 or name:[1,3,224,224], with commas "
+                f"between several, and names with a colon in quotes"
             )
         name = item["single"] or item["double"] or item["plain"]
         if name in shapes:
@@ -82,15 +63,15 @@ def resolve_profiles(
     inputs: Sequence[TensorSpec],
     given: GivenShapes,
     spec: Mapping[str, InputSpec],
-    seen: Mapping[str, ShapesOfData],
+    seen: Mapping[str, Shapes | InputSpec],
 ) -> tuple[dict[str, InputSpec], list[str]]:
     """Returns the profile of every dynamic input, and a sentence for each that was derived from the data.
 
     An input's shapes are those given (one of them stands for those that were not), else those of the settings
-    file, else those of the data, from a batch of 1 on.
+    file, else those of the data, with a batch of 1 as the smallest.
 
     Args:
-        inputs: What the model takes.
+        inputs: Of the model.
         given: By the user, on the command line.
         spec: From the settings file.
         seen: In the data; empty if there was none.
@@ -138,7 +119,7 @@ def _given(name: str, given: GivenShapes) -> InputSpec | None:
         raise UsageError(f"input {name!r}: {error}") from error
 
 
-def _derived(item: TensorSpec, seen: Mapping[str, ShapesOfData]) -> InputSpec:
+def _derived(item: TensorSpec, seen: Mapping[str, Shapes | InputSpec]) -> InputSpec:
     shapes = seen.get(item.name)
     if shapes is None:
         raise UsageError(

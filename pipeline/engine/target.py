@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 from trtq.errors import UsageError
+from trtq.models.option import setting
 from trtq.pipeline.engine.backend import BuilderOptions, Precision
 from trtq.pipeline.engine.profiles import GivenShapes
 from trtq.pipeline.formats.scheme import WeightScheme
@@ -21,32 +22,35 @@ class Target:
 
     Attributes:
         precision: "int8", "fp16" for the FP16 engine alone, or "weights" for float activations and `weights`.
-        high_precision: What is not quantized computes in this; "auto": FP16 where the backend gains from it.
-            "bf16" is for the precision "weights".
-        backend: "auto" or a name of `trtq.pipeline.engine.backends.BACKENDS`.
-        compute_capabilities: Of the target GPUs, such as ("8.9",); empty: the backend's default.
-        workspace_bytes: Scratch memory that the engine may use; None: the backend's default.
+        high_precision: Precision of what is not quantized; auto is fp16 for TensorRT. bf16 is for --weights
+            alone.
+        backend: The engine builder; auto picks one that works here.
+        compute_capabilities: Target GPU, such as 8.9 (repeatable). None: the backend's: Ampere and newer.
+        workspace_bytes: Limit of scratch memory, such as 512M or 4G. None: the backend's.
         shapes: Given profile shapes.
-        op_types: The types of nodes that are quantized.
-        quantization: "explicit" by Q/DQ, "implicit" by TensorRT up to 10 itself; "auto": explicit.
+        op_types: Types of nodes to quantize, separated by commas. Also possible: ConvTranspose, Attention
+            (the MatMul of two activations) and Softmax (its input).
+        quantization: explicit: Q/DQ in the model, for any TensorRT. implicit: by TensorRT 8.6 to 10, with its
+            own calibrator (entropy, minmax) or with trtq's ranges. auto: explicit.
         options: How the builder works.
         weights: How weights are stored that Q/DQ does not quantize; None: as they are.
-        auto: Whether layers are kept out of INT8 where the gate fails otherwise.
-        requantize: Of a Q/DQ model: make symmetric int8 of what has no exact repair.
+        auto: If the gate fails, keep out of INT8 the cheapest layers that make it pass. They are chosen on
+            every other batch of the evaluation data and judged on the rest.
+        requantize: For a model with Q/DQ: convert to symmetric INT8 what has no exact repair.
     """
 
     precision: Precision = "int8"
-    high_precision: HighPrecision = "auto"
-    backend: str = "auto"
-    compute_capabilities: tuple[str, ...] = ()
-    workspace_bytes: int | None = None
+    high_precision: HighPrecision = setting("auto")
+    backend: str = setting("auto")
+    compute_capabilities: tuple[str, ...] = setting((), "--compute-capability", metavar="X.Y")
+    workspace_bytes: int | None = setting(None, "--workspace", metavar="SIZE")
     shapes: GivenShapes = field(default_factory=GivenShapes)
-    op_types: tuple[str, ...] = DEFAULT_OP_TYPES
-    quantization: Quantization = "auto"
+    op_types: tuple[str, ...] = setting(DEFAULT_OP_TYPES, metavar="TYPES")
+    quantization: Quantization = setting("auto")
     options: BuilderOptions = field(default_factory=BuilderOptions)
     weights: WeightScheme | None = None
-    auto: bool = False
-    requantize: bool = False
+    auto: bool = setting(False)
+    requantize: bool = setting(False)
 
     def __post_init__(self) -> None:
         for name, value, choices in (
@@ -96,6 +100,11 @@ class Target:
         return self.precision
 
     @property
+    def needs_data(self) -> bool:
+        """Whether a float model is quantized with the help of data."""
+        return self.precision == "int8" or (self.weights is not None and self.weights.method == "gptq")
+
+    @property
     def min_opset(self) -> int:
         """The first opset that holds what is built."""
-        return 13 if self.weights is None else self.weights.min_opset
+        return 13 if self.weights is None else self.weights.number_format.min_opset

@@ -5,21 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
 _PIECE = 1 << 17  # elements; measured: 8 times more or less costs a third of the speed
-_SMALLEST_SCALE = {
-    "float32": np.float32(2.0**-126),
-    "float16": np.float32(2.0**-24),
-    "bfloat16": np.float32(2.0**-126),
-}
-_LARGEST_SCALE = {
-    "float32": np.float32(3.4028235e38),
-    "float16": np.float32(65504.0),
-    "bfloat16": np.float32(3.3895314e38),
-}
+BLOCK_SIZES = (16, 32, 64, 128, 256)
+"""TensorRT runs INT4 blocks of 8 to 128 fused; ONNX Runtime's MatMulBnb4 takes powers of two from 16 on."""
 
 Piece = tuple[slice, slice, slice]
 
@@ -35,20 +26,6 @@ def choose_block_size(length: int, wanted: int) -> int | None:
             return size
         size //= 2
     return None
-
-
-def split_in_blocks(weight: NDArray[Any], axis: int, block_size: int) -> NDArray[Any]:
-    """Returns a view of shape (outer, block_size, inner): blocks along `axis`, which they must divide.
-
-    The view's first and last axis, multiplied out, are `shape_of_scales`.
-    """
-    inner = int(np.prod(weight.shape[axis + 1 :]))
-    return weight.reshape(-1, block_size, inner)
-
-
-def shape_of_scales(shape: tuple[int, ...], axis: int, block_size: int) -> tuple[int, ...]:
-    """Returns the shape of the block scales, as DequantizeLinear wants it since opset 21."""
-    return (*shape[:axis], shape[axis] // block_size, *shape[axis + 1 :])
 
 
 def iterate_pieces(shape: tuple[int, int, int]) -> Iterator[Piece]:
@@ -81,20 +58,3 @@ def pack_nibbles(codes: NDArray[Any]) -> NDArray[np.uint8]:
 def swap_nibbles(packed: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Returns the bytes with their halves exchanged: bitsandbytes has the first code in the high half."""
     return (packed << np.uint8(4)) | (packed >> np.uint8(4))
-
-
-def reshape_scales(scales: NDArray[np.float32], dtype: str) -> NDArray[np.float32]:
-    """Returns scales that the dtype holds exactly, rounded up so that nothing is clipped, still as float32.
-
-    Args:
-        scales: float32, any shape, not negative.
-        dtype: "float32", "float16" or "bfloat16"; its largest number takes the place of larger ones.
-    """
-    kind = np.dtype(getattr(ml_dtypes, dtype, dtype))
-    wanted = np.clip(scales, _SMALLEST_SCALE[dtype], _LARGEST_SCALE[dtype])
-    if dtype == "float32":
-        return wanted
-    rounded = wanted.astype(kind)
-    with np.errstate(over="ignore"):  # above the largest number, which is then not taken
-        above = np.nextafter(rounded, np.asarray(np.inf, kind))
-    return np.where(rounded.astype(np.float32) < wanted, above, rounded).astype(np.float32)

@@ -1,4 +1,4 @@
-"""FP8 weights: E4M3 without infinities (arXiv 2209.05433, section 3), one scale for each channel."""
+"""FP8: E4M3 without infinities (arXiv 2209.05433, section 3)."""
 
 from __future__ import annotations
 
@@ -6,30 +6,35 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
+import onnx_ir as ir
 from numpy.typing import NDArray
 
-from trtq.pipeline.formats.channels import choose_channel_scales, quantize_in_channels
-
-LARGEST = 448
+from trtq.pipeline.formats.codes import CodeFormat
 
 
-def quantize_fp8(
-    weight: NDArray[Any], axis: int | None, dtype: str
-) -> tuple[NDArray[Any], NDArray[np.float32]]:
-    """Returns the nearest E4M3 numbers, half to even, and the scales, amax / 448 rounded up.
+class _Fp8(CodeFormat):
+    """Codes are floats of eight bits, the nearest, half to even."""
 
-    Args:
-        weight: Any float dtype and shape.
-        axis: The channels; None for one scale for all.
-        dtype: Which the scales must survive: "float32", "float16" or "bfloat16".
+    def codes_of(self, values: NDArray[Any], scales: NDArray[Any]) -> NDArray[Any]:
+        held: NDArray[Any] = np.clip(values / scales, self.lowest, self.largest)  # above is NaN
+        return held.astype(self.array_dtype)
 
-    Returns:
-        float8_e4m3fn of the weight's shape, and float32 scales of shape (channels,), or () without an axis.
-    """
-    view, parts = quantize_in_channels(weight, axis)
-    scales = choose_channel_scales(view, parts, LARGEST, dtype)
-    codes = np.empty(view.shape, ml_dtypes.float8_e4m3fn)
-    for part in parts:
-        scaled = view[part].astype(np.float32, copy=False) / scales[part[1], None]
-        codes[part] = np.clip(scaled, -LARGEST, LARGEST)  # above it is NaN
-    return codes.reshape(weight.shape), scales if axis is not None else scales.reshape(())
+    def levels_of(self, codes: NDArray[Any]) -> NDArray[Any]:
+        return codes.astype(np.float32)
+
+
+FP8 = _Fp8(
+    name="fp8",
+    bits=8,
+    lowest=-448,
+    largest=448,
+    dtype=ir.DataType.FLOAT8E4M3FN,
+    array_dtype=np.dtype(ml_dtypes.float8_e4m3fn),
+    min_opset=19,
+    compute_capability=(8, 9),
+    kernel_bytes=120_000,
+    gains={
+        "tensorrt": "TensorRT keeps FP8 weights at a byte: less memory, where the GPU has FP8 (compute "
+        "capability 8.9)",
+    },
+)

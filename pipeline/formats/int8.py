@@ -1,33 +1,20 @@
-"""INT8 weights: symmetric, one scale for each channel."""
+"""INT8: the integers from -127 to 127."""
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
-from numpy.typing import NDArray
+import onnx_ir as ir
 
-from trtq.calibrators.ranges import QMAX
-from trtq.pipeline.formats.channels import choose_channel_scales, quantize_in_channels
+from trtq.pipeline.formats.codes import CodeFormat
 
-
-def quantize_int8(
-    weight: NDArray[Any], axis: int | None, dtype: str
-) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
-    """Returns the codes in -127..127, rounded half to even, and the scales, amax / 127 rounded up.
-
-    Args:
-        weight: Any float dtype and shape.
-        axis: The channels; None for one scale for all.
-        dtype: Which the scales must survive: "float32", "float16" or "bfloat16".
-
-    Returns:
-        int8 codes of the weight's shape, and float32 scales of shape (channels,), or () without an axis.
-    """
-    view, parts = quantize_in_channels(weight, axis)
-    scales = choose_channel_scales(view, parts, QMAX, dtype)
-    codes = np.empty(view.shape, np.int8)
-    for part in parts:
-        divisor = scales[part[1], None]
-        codes[part] = np.clip(np.rint(view[part].astype(np.float32, copy=False) / divisor), -QMAX, QMAX)
-    return codes.reshape(weight.shape), scales if axis is not None else scales.reshape(())
+INT8 = CodeFormat(
+    name="int8",
+    bits=8,
+    lowest=-127,
+    largest=127,
+    dtype=ir.DataType.INT8,
+    array_dtype=np.dtype(np.int8),
+    min_opset=19,
+    kernel_bytes=120_000,
+    advice="FP16 does not fit; INT8 weights cost the least accuracy of those that do",
+)

@@ -1,6 +1,7 @@
 """NF4: 4-bit codes of the quantiles of a normal distribution, one largest magnitude for each block.
 
-QLoRA (arXiv 2305.14314), section 3 and appendix E. Codes and magnitudes are bitsandbytes', bit for bit.
+QLoRA (arXiv 2305.14314), section 3 and appendix E. Codes and magnitudes are bitsandbytes', bit for bit: it
+has its blocks in a weight of (out, in), so those of a MatMul's weight of (in, out) lie along axis 0.
 """
 
 from __future__ import annotations
@@ -8,9 +9,11 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 from numpy.typing import NDArray
 
-from trtq.pipeline.formats.blocks import iterate_pieces, shape_of_scales, split_in_blocks
+from trtq.pipeline.formats.blocks import BLOCK_SIZES
+from trtq.pipeline.formats.codes import CodeFormat
 
 CODEBOOK = np.array(
     [
@@ -26,40 +29,44 @@ _BOUNDS = (CODEBOOK[:-1] + CODEBOOK[1:]) / np.float32(2)
 _SMALLEST_ABSMAX = np.float32(1e-38)  # bitsandbytes' own guard of a block of zeros, whose codes are 7
 
 
-def quantize_nf4(
-    weight: NDArray[Any], axis: int, block_size: int
-) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
-    """Returns the codes in 0..15 of the weight's shape, and each block's largest magnitude.
+class _Nf4(CodeFormat):
+    """Codes are places in the codebook; the scales are the largest magnitudes as they are."""
 
-    Args:
-        weight: Any float dtype; `axis` is a multiple of the block size long.
-        axis: The axis that is summed over. bitsandbytes has its blocks in a weight of (out, in), so those of
-            a MatMul's weight of (in, out) lie along axis 0.
-        block_size: Elements to a magnitude.
+    def scales_of(self, amax: NDArray[np.float32], dtype: str) -> NDArray[np.float32]:
+        return amax
 
-    Returns:
-        uint8 codes, and float32 magnitudes of shape `shape_of_scales`.
-    """
-    view = split_in_blocks(weight, axis, block_size)
-    outer, _, inner = view.shape
-    codes = np.empty(view.shape, np.uint8)
-    absmax = np.empty((outer, inner), np.float32)
-    for part in iterate_pieces((outer, block_size, inner)):
-        blocks = view[part].astype(np.float32, copy=False)
-        absmax[part[0], part[2]] = largest = np.abs(blocks).max(axis=1)
-        factor = np.float32(1) / np.maximum(largest, _SMALLEST_ABSMAX)
-        codes[part] = _nearest(blocks * factor[:, None])
-    return codes.reshape(weight.shape), absmax.reshape(shape_of_scales(weight.shape, axis, block_size))
+    def codes_of(self, values: NDArray[Any], scales: NDArray[Any]) -> NDArray[Any]:
+        """Returns how many of the 15 bounds lie below each value: the code of the nearest level.
+
+        Fifteen comparisons of whole vectors are three times as fast as a binary search of each value.
+        """
+        scaled = values * (np.float32(1) / np.maximum(scales, _SMALLEST_ABSMAX))
+        codes = np.zeros(scaled.shape, np.uint8)
+        above = np.empty(scaled.shape, np.bool_)
+        for bound in _BOUNDS:
+            np.greater(scaled, bound, out=above)
+            np.add(codes, above.view(np.uint8), out=codes)
+        return codes
+
+    def levels_of(self, codes: NDArray[Any]) -> NDArray[Any]:
+        return np.asarray(CODEBOOK[codes])
 
 
-def _nearest(scaled: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """Returns how many of the 15 bounds lie below each value: the code of the nearest level.
-
-    Fifteen comparisons of whole vectors are three times as fast as a binary search of each value.
-    """
-    codes = np.zeros(scaled.shape, np.uint8)
-    above = np.empty(scaled.shape, np.bool_)
-    for bound in _BOUNDS:
-        np.greater(scaled, bound, out=above)
-        np.add(codes, above.view(np.uint8), out=codes)
-    return codes
+NF4 = _Nf4(
+    name="nf4",
+    bits=4,
+    lowest=0,
+    largest=15,
+    dtype=ir.DataType.INT4,
+    array_dtype=np.dtype(np.uint8),
+    min_opset=21,
+    block_sizes=BLOCK_SIZES,
+    is_linear=False,
+    kernel_bytes=40_000,
+    advice="nothing larger fits",
+    gains={
+        "tensorrt": "TensorRT keeps NF4 codes at half a byte and looks every weight up in each run: less "
+        "memory, not less time; INT4 is the faster format",
+        "onnxruntime": "ONNX Runtime computes MatMulBnb4 from the codes",
+    },
+)

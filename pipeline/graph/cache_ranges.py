@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,7 +15,7 @@ import onnx_ir as ir
 from trtq.calibrators.cache import SMALLEST_SCALE, CalibrationCache
 from trtq.calibrators.ranges import FP16_LIMIT, QMAX, Range, Ranges
 from trtq.errors import ArtifactError
-from trtq.kept import KeptNode
+from trtq.pipeline.graph.edit import map_values
 from trtq.pipeline.graph.load import Graph, read_proto
 from trtq.pipeline.graph.placement import DEFAULT_OP_TYPES, Placement, place
 
@@ -113,14 +112,13 @@ def place_from_cache(
     """
     names, folded_names = _names(graph, cache.scales)
     file = read_proto(graph.path).graph
-    constants = _constants(file)
     tensors = dict.fromkeys((*_tensors(file), *names))
-    if not any(key in tensors for key in cache.scales):
+    if tensors.keys().isdisjoint(cache.scales):
         raise ArtifactError(
             f"{source} is a cache for another model: it has scales for {_some(cache.scales)}, "
             f"the tensors of {graph.path} are {_some(tensors)}"
         )
-    found = {str(value.name): _find(value, names, cache.scales) for value in _values(graph.model)}
+    found = {name: _find(value, names, cache.scales) for name, value in _computed(graph).items()}
     placement, uncovered = _covered(graph, found, skip, op_types, force)
     if uncovered and not placement.activations:
         raise ArtifactError(
@@ -128,7 +126,7 @@ def place_from_cache(
             f"{_some(item.tensor for item in uncovered)}; is it for another model?"
         )
     mapped = tuple(item for name in placement.activations if isinstance(item := found[name], MappedTensor))
-    used = {item.key for item in mapped}
+    used, constants = {item.key for item in mapped}, _constants(file)
     migration = Migration(
         mapped,
         tuple(key for key in cache.scales if key in tensors and key not in used),
@@ -138,7 +136,7 @@ def place_from_cache(
     )
     amaxes = {item.tensor: item.scale * QMAX for item in found.values() if isinstance(item, MappedTensor)}
     ranges = Ranges(
-        tensors={item.tensor: _range(amaxes[item.tensor]) for item in mapped},
+        tensors={item.tensor: Range(amax := amaxes[item.tensor], -amax, amax) for item in mapped},
         method=f"calibration cache by {cache.origin}",
         model_sha256=graph.sha256,
         data=source,
@@ -176,8 +174,7 @@ def map_names_in_file(graph: Graph) -> dict[str, tuple[str, ...]]:
     members: dict[str, list[str]] = defaultdict(list)
     for name in _tensors(file):
         members[roots.get(name, name)].append(name)
-    after = _after_folding(file, roots, {roots.get(value.name, value.name) for value in file.output})
-    loaded = {str(value.name) for value in _values(graph.model)}
+    after, loaded = _after_folding(file, roots), _computed(graph).keys()
     result = {}
     for name in loaded:
         root = roots.get(name, name)
@@ -197,9 +194,10 @@ def _roots(file: onnx.GraphProto) -> dict[str, str]:
     return roots
 
 
-def _after_folding(file: onnx.GraphProto, roots: Mapping[str, str], outputs: set[str]) -> dict[str, str]:
+def _after_folding(file: onnx.GraphProto, roots: Mapping[str, str]) -> dict[str, str]:
     """Returns what each tensor would become if the only node that reads it were folded into its producer."""
     readers: dict[str, list[onnx.NodeProto]] = defaultdict(list)
+    outputs = {roots.get(value.name, value.name) for value in file.output}
     for node in file.node:
         for name in dict.fromkeys(roots.get(name, name) for name in _read_by(node)):
             if node.op_type != "Identity":
@@ -234,10 +232,10 @@ def _constants(file: onnx.GraphProto) -> set[str]:
     return names | {f"{name}_output" for name in names}
 
 
-def _values(model: ir.Model) -> Iterator[ir.Value]:
-    yield from model.graph.inputs
-    for node in model.graph:
-        yield from (value for value in node.outputs if value.name)
+def _computed(graph: Graph) -> dict[str, ir.Value]:
+    """Returns the tensors of the loaded graph that are no constants, by name."""
+    values = map_values(graph.model.graph)
+    return {name: value for name, value in values.items() if not value.is_initializer()}
 
 
 def _names(graph: Graph, scales: Mapping[str, float]) -> tuple[dict[str, tuple[str, ...]], bool]:
@@ -248,9 +246,7 @@ def _names(graph: Graph, scales: Mapping[str, float]) -> tuple[dict[str, tuple[s
     """
     names = map_names_in_file(graph)
     folded = {name: own for name, own in names.items() if name not in own}
-    if not any(name in scales for name in folded) or any(
-        other in scales for own in folded.values() for other in own
-    ):
+    if scales.keys().isdisjoint(folded) or any(other in scales for own in folded.values() for other in own):
         return names, False
     return names | {name: (name,) for name in folded}, True
 
@@ -259,27 +255,32 @@ def _find(
     start: ir.Value, names: Mapping[str, tuple[str, ...]], scales: Mapping[str, float]
 ) -> MappedTensor | str:
     """Returns the nearest scale for a tensor, or why there is none."""
-    own = names.get(str(start.name), (str(start.name),))
-    reason = f"the cache has no scale for {own[0]!r}"
+    name = str(start.name)
+    reason = f"the cache has no scale for {names.get(name, (name,))[0]!r}"
     queue, seen = [start], {start}
     for value in queue:
         for key in names.get(str(value.name), (str(value.name),)):
-            if key not in scales:
-                continue
-            if SMALLEST_SCALE <= scales[key] <= _LARGEST_SCALE:
-                how: How = (
-                    "same scale" if value is not start else "name" if key == start.name else "other name"
+            if key in scales and SMALLEST_SCALE <= scales[key] <= _LARGEST_SCALE:
+                own: How = "name" if key == name else "other name"
+                return MappedTensor(name, key, scales[key], own if value is start else "same scale")
+            if key in scales:
+                reason = (
+                    f"the cache gives {key!r} the scale {scales[key]:g}, with which nothing can be quantized"
                 )
-                return MappedTensor(str(start.name), key, scales[key], how)
-            reason = f"the cache gives {key!r} the scale {scales[key]:g}, with which nothing can be quantized"
-        producer = value.producer()
-        near = [producer.inputs[0]] if producer is not None and producer.op_type in _KEEPS_SCALE else []
-        near += [
-            node.outputs[0] for node, place in value.uses() if node.op_type in _REARRANGING and place == 0
-        ]
-        queue += [other for other in near if other is not None and other not in seen]
-        seen.update(other for other in near if other is not None)
+        near = [other for other in _neighbours(value) if other not in seen]
+        queue += near
+        seen.update(near)
     return reason
+
+
+def _neighbours(value: ir.Value) -> Iterator[ir.Value]:
+    """Yields the tensors that have the same scale: made by rearranging this one, or this one by that."""
+    producer = value.producer()
+    if producer is not None and producer.op_type in _KEEPS_SCALE and producer.inputs[0] is not None:
+        yield producer.inputs[0]
+    for node, place_ in value.uses():
+        if node.op_type in _REARRANGING and place_ == 0:
+            yield node.outputs[0]
 
 
 def _covered(
@@ -293,31 +294,16 @@ def _covered(
     reasons: dict[str, str] = {}
     nodes: dict[str, list[str]] = defaultdict(list)
     while True:
-        left_out = [f"^{re.escape(name)}$" for name in reasons]
-        placement = place(graph.model, skip=(*skip, *left_out), op_types=op_types, force=force)
-        bare = [
-            (node.name, tensor)
-            for node in placement.quantized
-            for _, tensor in node.activations
-            if not isinstance(found[tensor], MappedTensor)
-        ]
+        placement = place(graph.model, skip=skip, op_types=op_types, force=force, kept=reasons)
+        layers = [(node.name, tensor) for node in placement.quantized for _, tensor in node.activations]
+        bare = [(name, tensor) for name, tensor in layers if isinstance(found[tensor], str)]
         if not bare:
             break
         for name, tensor in bare:  # and again: where a Conv stays float, the Add after it is not quantized
             reasons[name] = str(found[tensor])
             nodes[tensor].append(name)
-    kept = tuple(
-        KeptNode(item.name, item.op_type, reasons.get(item.name, item.reason)) for item in placement.kept
-    )
-    uncovered = tuple(
-        UncoveredTensor(tensor, str(found[tensor]), tuple(names)) for tensor, names in nodes.items()
-    )
-    return replace(placement, kept=kept), uncovered
-
-
-def _range(amax: float) -> Range:
-    """Returns a range of which only the amax is known."""
-    return Range(amax, -amax, amax)
+    uncovered = (UncoveredTensor(tensor, str(found[tensor]), tuple(names)) for tensor, names in nodes.items())
+    return placement, tuple(uncovered)
 
 
 def _why(key: str, constants: set[str]) -> str:

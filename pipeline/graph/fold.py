@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -12,8 +11,11 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from trtq.models.session import open_session, run
+from trtq.pipeline.graph.edit import GraphEditor, list_bodies
+from trtq.pipeline.graph.operands import read_constant
 
 _MAX_GROWTH = 1 << 18  # elements; not bytes, so that a Cast of FP16 weights to FP32 is no growth
+_STANDARD = ("", "ai.onnx")
 _NOT_FOLDED = frozenset({
     "QuantizeLinear", "DequantizeLinear",  # they are the point of a quantized model
     "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial", "Bernoulli",
@@ -22,27 +24,14 @@ _NOT_FOLDED = frozenset({
 
 def drop_identities(model: ir.Model) -> None:
     """Removes Identity nodes, except where an output of the model has no other node to come from."""
+    edit = GraphEditor(model)
     for node in [node for node in model.graph if node.op_type == "Identity"]:
         source, result = node.inputs[0], node.outputs[0]
         if source is None:
             continue
-        if not result.is_graph_output():
-            result.replace_all_uses_with(source)
-        elif source.producer() is not None and not source.is_graph_output():
-            _take_place(result, source)
-        else:
-            continue
-        model.graph.remove(node, safe=True)
-
-
-def _take_place(old: ir.Value, new: ir.Value) -> None:
-    """Puts a value where another stood; where that is an output of the model, its name and type stay."""
-    was_output, name = old.is_graph_output(), old.name
-    old.replace_all_uses_with(new, replace_graph_outputs=True)
-    if was_output:
-        old.name, new.name = None, name
-        new.type = new.type if old.type is None else old.type
-        new.shape = new.shape if old.shape is None else old.shape
+        if not result.is_graph_output() or (source.producer() is not None and not source.is_graph_output()):
+            edit.replace(result, source)
+            edit.remove(node)
 
 
 def fold_constants(model: ir.Model) -> Iterator[str]:
@@ -51,66 +40,46 @@ def fold_constants(model: ir.Model) -> Iterator[str]:
     Values that would grow the model (a broadcast constant) stay computed, and so does what has a body or no
     numpy dtype (bfloat16). `Shape` of a tensor whose shape is known counts as a constant.
     """
-    num_shapes = _fold_shapes(model)
-    foldable = _foldable_nodes(model)
-    frontier = [
-        value
-        for node in foldable
-        for value in node.outputs
-        if any(user not in foldable for user in value.consumers())
-    ]
-    if frontier:
-        part = ir.Model(ir.convenience.extract(model.graph, [], frontier), ir_version=model.ir_version)
-        taken = collect_names(model.graph)
-        arrays = run(open_session(part, optimize=False), [str(value.name) for value in frontier], {})
-        for value, array in zip(frontier, arrays, strict=True):
-            value.replace_all_uses_with(add_initializer(model.graph, f"{value.name}_folded", array, taken))
-    model.graph.remove(list(foldable), safe=True)
-    if num_shapes + len(foldable):
-        yield f"folded {num_shapes + len(foldable)} nodes that depend on no input"
-
-
-def _fold_shapes(model: ir.Model) -> int:
-    shapes = [node for node in model.graph if node.op_type == "Shape" and node.domain in ("", "ai.onnx")]
-    folded, taken = 0, collect_names(model.graph)
-    for node in shapes:
-        shape = _static_shape(node.inputs[0])
-        if shape is None or node.outputs[0].is_graph_output():
-            continue
-        start = node.attributes["start"].as_int() if "start" in node.attributes else 0
-        end = node.attributes["end"].as_int() if "end" in node.attributes else len(shape)
-        values = np.array(shape[start:end], np.int64)
-        constant = add_initializer(model.graph, f"{node.name}_shape", values, taken)
-        node.outputs[0].replace_all_uses_with(constant)
-        model.graph.remove(node, safe=True)
-        folded += 1
-    return folded
-
-
-def _foldable_nodes(model: ir.Model) -> dict[ir.Node, None]:
+    edit = GraphEditor(model)
+    num_shapes = _fold_shapes(edit)
     foldable: dict[ir.Node, None] = {}
     for node in model.graph:
         if _depends_on_no_input(node, foldable) and not any(out.is_graph_output() for out in node.outputs):
             foldable[node] = None
-    return foldable
+    made = [value for node in foldable for value in node.outputs]
+    frontier = [value for value in made if any(user not in foldable for user in value.consumers())]
+    if frontier:
+        part = ir.Model(ir.convenience.extract(model.graph, [], frontier), ir_version=model.ir_version)
+        arrays = run(open_session(part, optimize=False), [str(value.name) for value in frontier], {})
+        for value, array in zip(frontier, arrays, strict=True):
+            edit.replace(value, edit.add_constant(f"{value.name}_folded", array))
+    edit.remove(list(foldable))
+    if num_shapes + len(foldable):
+        yield f"folded {num_shapes + len(foldable)} nodes that depend on no input"
+
+
+def _fold_shapes(edit: GraphEditor) -> int:
+    folded = 0
+    for node in [node for node in edit.graph if node.op_type == "Shape" and node.domain in _STANDARD]:
+        shape = _static_shape(node.inputs[0])
+        if shape is not None and not node.outputs[0].is_graph_output():
+            start, end = node.attributes.get_int("start", 0), node.attributes.get_int("end", len(shape))
+            values = np.array(shape[start:end], np.int64)
+            edit.replace(node.outputs[0], edit.add_constant(f"{node.name}_shape", values))
+            edit.remove(node)
+            folded += 1
+    return folded
 
 
 def _depends_on_no_input(node: ir.Node, foldable: dict[ir.Node, None]) -> bool:
-    if node.domain not in ("", "ai.onnx") or node.op_type in _NOT_FOLDED or _has_body(node):
+    if node.domain not in _STANDARD or node.op_type in _NOT_FOLDED or list_bodies(node):
         return False
-    constant = all(
-        value is None or value.is_initializer() or value.producer() in foldable for value in node.inputs
-    )
-    if not constant or not all(_is_numpy(value) for value in node.outputs if value.name):
+    if not all(_is_constant(value) or value.producer() in foldable for value in node.inputs if value):
         return False
     sizes = [_num_elements(value) for value in node.outputs]
     room = _MAX_GROWTH + sum(_num_elements(value) or 0 for value in node.inputs)
-    return all(size is None or size <= room for size in sizes)
-
-
-def _has_body(node: ir.Node) -> bool:
-    kinds = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
-    return any(attribute.type in kinds for attribute in node.attributes.values())
+    is_numpy = all(_is_numpy(value) for value in node.outputs if value.name)
+    return is_numpy and all(size is None or size <= room for size in sizes)
 
 
 def _is_numpy(value: ir.Value) -> bool:
@@ -137,30 +106,33 @@ def fold_batch_norm(model: ir.Model) -> Iterator[str]:
     Only where the convolution has no other user, all factors are constants and the products fit into the
     weight's dtype; then the two compute the same up to float rounding. The arithmetic is in float64.
     """
-    folded, taken = 0, collect_names(model.graph)
+    folded, edit = 0, GraphEditor(model)
     for norm in [node for node in model.graph if node.op_type == "BatchNormalization"]:
         conv = norm.inputs[0].producer() if norm.inputs[0] is not None else None
         if conv is None or not _can_take(conv, norm):
             continue
         weight, bias = _normalized(conv, norm)
-        if not (np.isfinite(weight).all() and np.isfinite(bias).all()):
-            continue
-        conv.resize_inputs(3)
-        conv.replace_input_with(1, add_initializer(model.graph, f"{conv.name}_weight", weight, taken))
-        conv.replace_input_with(2, add_initializer(model.graph, f"{conv.name}_bias", bias, taken))
-        _take_place(norm.outputs[0], conv.outputs[0])
-        model.graph.remove(norm, safe=True)
-        folded += 1
+        if np.isfinite(weight).all() and np.isfinite(bias).all():
+            edit.set_constant(conv, 1, f"{conv.name}_weight", weight)
+            _take_over(edit, norm, conv, bias)
+            folded += 1
     if folded:
         yield f"folded {folded} BatchNormalization nodes into the convolutions before them"
 
 
+def _take_over(edit: GraphEditor, node: ir.Node, conv: ir.Node, bias: NDArray[Any]) -> None:
+    """Gives a convolution the bias with which it computes the node behind it too."""
+    edit.set_constant(conv, 2, f"{conv.name}_bias", bias)
+    edit.replace(node.outputs[0], conv.outputs[0])
+    edit.remove(node)
+
+
 def _normalized(conv: ir.Node, norm: ir.Node) -> tuple[NDArray[Any], NDArray[Any]]:
     """Returns the weight and the bias with which the convolution computes both nodes."""
-    gamma, beta, mean, variance = (_constant(value).astype(np.float64) for value in norm.inputs[1:5])
-    epsilon = norm.attributes["epsilon"].as_float() if "epsilon" in norm.attributes else 1e-5
-    weight = _constant(conv.inputs[1])
-    bias = _constant(conv.inputs[2]) if len(conv.inputs) > 2 and conv.inputs[2] is not None else 0.0
+    gamma, beta, mean, variance = (read_constant(value).astype(np.float64) for value in norm.inputs[1:5])
+    epsilon = norm.attributes.get_float("epsilon", 1e-5)
+    weight = read_constant(conv.inputs[1])
+    bias = read_constant(conv.inputs[2]) if len(conv.inputs) > 2 and conv.inputs[2] is not None else 0.0
     axis = 1 if conv.op_type == "ConvTranspose" else 0
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):  # the caller looks
         factor = gamma / np.sqrt(variance + epsilon)
@@ -171,33 +143,30 @@ def _normalized(conv: ir.Node, norm: ir.Node) -> tuple[NDArray[Any], NDArray[Any
 
 def fold_bias(model: ir.Model) -> Iterator[str]:
     """Adds a constant per channel to the bias of the Conv before it; Paddle's exporter leaves it apart."""
-    folded, taken = 0, collect_names(model.graph)
+    folded, edit = 0, GraphEditor(model)
     for add in [node for node in model.graph if node.op_type == "Add"]:
-        for term, constant in ((0, 1), (1, 0)):
-            value = add.inputs[term]
-            conv = value.producer() if value is not None else None
-            if conv is None or conv.op_type != "Conv" or not _is_only_user(conv, add):
-                continue
-            weight, offset = conv.inputs[1], add.inputs[constant]
-            if not (
-                _is_constant(weight) and _is_constant(offset) and all(map(_is_constant, conv.inputs[2:]))
-            ):
-                continue
-            num_channels, shape = _constant(weight).shape[0], _constant(offset).shape
-            per_channel = (num_channels, *(1,) * (_constant(weight).ndim - 2))
-            if shape not in (per_channel, (1, *per_channel)):
-                continue
-            bias = _constant(offset).reshape(-1)
-            if len(conv.inputs) > 2 and conv.inputs[2] is not None:
-                bias = bias + _constant(conv.inputs[2])
-            conv.resize_inputs(3)
-            conv.replace_input_with(2, add_initializer(model.graph, f"{conv.name}_bias", bias, taken))
-            _take_place(add.outputs[0], conv.outputs[0])
-            model.graph.remove(add, safe=True)
-            folded += 1
-            break
+        for term, offset in (add.inputs, add.inputs[::-1]):
+            conv = term.producer() if term is not None else None
+            if conv is not None and (bias := _with_offset(conv, offset, add)) is not None:
+                _take_over(edit, add, conv, bias)
+                folded += 1
+                break
     if folded:
         yield f"folded {folded} bias additions into the convolutions before them"
+
+
+def _with_offset(conv: ir.Node, offset: ir.Value | None, add: ir.Node) -> NDArray[Any] | None:
+    """Returns the bias of a Conv with a constant per channel added; None if it cannot take that."""
+    if conv.op_type != "Conv" or not _is_only_user(conv, add):
+        return None
+    if not all(map(_is_constant, (offset, *conv.inputs[1:]))):
+        return None
+    weight, bias = read_constant(conv.inputs[1]), read_constant(offset)
+    per_channel = (weight.shape[0], *(1,) * (weight.ndim - 2))
+    if bias.shape not in (per_channel, (1, *per_channel)):
+        return None
+    before = conv.inputs[2] if len(conv.inputs) > 2 else None
+    return bias.reshape(-1) if before is None else bias.reshape(-1) + read_constant(before)
 
 
 def _is_only_user(producer: ir.Node, user: ir.Node) -> bool:
@@ -210,8 +179,8 @@ def _is_constant(value: ir.Value | None) -> bool:
 
 
 def _can_take(conv: ir.Node, norm: ir.Node) -> bool:
-    grouped = "group" in conv.attributes and conv.attributes["group"].as_int() != 1
-    training = "training_mode" in norm.attributes and norm.attributes["training_mode"].as_int() != 0
+    grouped = conv.attributes.get_int("group", 1) != 1
+    training = norm.attributes.get_int("training_mode", 0) != 0
     return (
         (conv.op_type == "Conv" or (conv.op_type == "ConvTranspose" and not grouped))
         and _is_only_user(conv, norm)
@@ -220,63 +189,3 @@ def _can_take(conv: ir.Node, norm: ir.Node) -> bool:
         and all(value is not None and value.is_initializer() for value in norm.inputs[1:5])
         and all(map(_is_constant, conv.inputs[1:]))
     )
-
-
-def _constant(value: ir.Value | None) -> NDArray[Any]:
-    assert value is not None
-    assert value.const_value is not None
-    return value.const_value.numpy()
-
-
-def collect_names(graph: ir.Graph) -> set[str]:
-    """Returns the names of all values of the graph and of the bodies in it."""
-    taken = set(graph.initializers) | {str(value.name) for value in graph.inputs}
-    return taken | {str(value.name) for node in graph.all_nodes() for value in node.outputs}
-
-
-def make_unique_name(graph: ir.Graph, name: str, taken: set[str] | None = None) -> str:
-    """Returns the name, with a number added if a value of the graph or of a body in it has it.
-
-    Args:
-        graph: Where the name is to be used.
-        name: What is wanted.
-        taken: `names_in(graph)`, for who needs many names: the new one is added to it.
-    """
-    taken = collect_names(graph) if taken is None else taken
-    unique = next(
-        candidate
-        for candidate in itertools.chain([name], (f"{name}_{count}" for count in itertools.count(1)))
-        if candidate not in taken
-    )
-    taken.add(unique)
-    return unique
-
-
-def add_initializer(
-    graph: ir.Graph, name: str, array: NDArray[Any], taken: set[str] | None = None
-) -> ir.Value:
-    """Returns a new constant of the graph; a number is added to a name that is taken."""
-    unique = make_unique_name(graph, name, taken)
-    tensor = ir.tensor(np.asarray(array), name=unique)
-    value = ir.Value(
-        name=unique, type=ir.TensorType(tensor.dtype), shape=ir.Shape(array.shape), const_value=tensor
-    )
-    graph.initializers.add(value)
-    return value
-
-
-class Additions:
-    """Adds many constants to a graph: the names that it has are read once."""
-
-    def __init__(self, graph: ir.Graph) -> None:
-        """Reads the names of the graph and of the bodies in it."""
-        self.graph = graph
-        self._taken = collect_names(graph)
-
-    def name(self, wanted: str) -> str:
-        """Returns the name, with a number added if it is taken; from now on it is."""
-        return make_unique_name(self.graph, wanted, self._taken)
-
-    def constant(self, name: str, array: NDArray[Any]) -> ir.Value:
-        """Returns a new constant; a number is added to a name that is taken."""
-        return add_initializer(self.graph, name, array, self._taken)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import onnx_ir as ir
 
+from trtq.pipeline.graph.edit import list_bodies
 from trtq.pipeline.graph.fold import fold_constants
 from trtq.pipeline.graph.opset import infer_shapes
 
@@ -69,21 +71,24 @@ def find_peak_memory(model: ir.Model, float_bytes: int) -> Peak:
         model: With static shapes.
         float_bytes: Of an element of the float tensors: 4, or 2.
     """
-    lifetimes = _lifetimes(model.graph)
-    roots, last = lifetimes
+    roots, last = _lifetimes(model.graph)
     sizes = {root: count_bytes(root, float_bytes) for root in set(roots.values())}
+    ending: dict[int, list[ir.Value]] = defaultdict(list)
+    for root, end in last.items():
+        ending[end].append(root)
     alive = {value: sizes[value] or 0 for value in model.graph.inputs}
-    best, where = sum(alive.values()), ""
+    now = best = sum(alive.values())
+    where = ""
     for index, node in enumerate(model.graph):
-        made = [value for value in node.outputs if roots[value] is value]
-        for value in made:
-            if (over := _written_over(node, index, alive, lifetimes, sizes[value])) is not None:
-                del alive[over]
+        read = [roots[value] for value in node.inputs if value in roots and node.op_type in _IN_PLACE]
+        for value in (value for value in node.outputs if roots[value] is value):
+            over = (root for root in read if last[root] == index and alive.get(root, -1) == sizes[value])
+            now -= alive.pop(next(over, value), 0)
             alive[value] = sizes[value] or 0
-        if (now := sum(alive.values())) > best:
+            now += alive[value]
+        if now > best:
             best, where = now, str(node.name)
-        for root in [root for root in alive if last[root] <= index]:
-            del alive[root]
+        now -= sum(alive.pop(root, 0) for root in ending[index])
     return Peak(best, where, sum(size is None for size in sizes.values()))
 
 
@@ -118,26 +123,5 @@ def _lifetimes(graph: ir.Graph) -> tuple[dict[ir.Value, ir.Value], dict[ir.Value
 
 def _read_by(node: ir.Node) -> Iterator[ir.Value]:
     """Yields what a node reads, also in bodies of its own."""
-    yield from (value for value in node.inputs if value is not None)
-    for attribute in node.attributes.values():
-        kind = attribute.type
-        bodies = [attribute.as_graph()] if kind is ir.AttributeType.GRAPH else []
-        bodies += attribute.as_graphs() if kind is ir.AttributeType.GRAPHS else []
-        for body in bodies:
-            for inner in body.all_nodes():
-                yield from (value for value in inner.inputs if value is not None)
-
-
-def _written_over(
-    node: ir.Node,
-    index: int,
-    alive: Mapping[ir.Value, int],
-    lifetimes: tuple[dict[ir.Value, ir.Value], dict[ir.Value, int]],
-    size: int | None,
-) -> ir.Value | None:
-    """Returns the owner of an input whose memory the output may take; None if there is no such one."""
-    if node.op_type not in _IN_PLACE:
-        return None
-    roots, last = lifetimes
-    owners = (roots[value] for value in node.inputs if value in roots)
-    return next((root for root in owners if last[root] == index and alive.get(root) == size), None)
+    for reader in (node, *(inner for body in list_bodies(node) for inner in body.all_nodes())):
+        yield from (value for value in reader.inputs if value is not None)

@@ -11,10 +11,9 @@ from typing import TYPE_CHECKING
 
 import onnx
 import onnx_ir as ir
-from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+from google.protobuf.message import DecodeError
 from onnx_ir.passes import common as passes
 
-from trtq.calibrators.ahead import start_in_background
 from trtq.errors import ModelError
 from trtq.kept import KeptNode
 from trtq.models.session import count_weight_bytes
@@ -24,9 +23,10 @@ from trtq.pipeline.graph.operands import standardize_operators
 from trtq.pipeline.graph.opset import infer_shapes, read_opset, upgrade_opset
 from trtq.pipeline.graph.placement import WEIGHTED
 from trtq.pipeline.graph.quantized import is_quantized
+from trtq.workers import start_in_background
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
 _MAX_IR_VERSION = 11
 _MOST_IN_MEMORY = 1 << 28
@@ -84,7 +84,9 @@ def load(path: Path, *, min_opset: int) -> Graph:
     """
     content = _content(path)
     proto = _parsed(content, path)
-    files = [path.parent / name for name in sorted(_external_files(proto))]
+    files = [
+        path.parent / name for name in sorted({str(where.get("location")) for _, where in _externals(proto)})
+    ]
     sha256 = start_in_background(partial(_digest, content, files))  # which lets go of the GIL
     model = _checked(proto, content, path)
     notes = list(_normalize(model))
@@ -100,9 +102,8 @@ def load(path: Path, *, min_opset: int) -> Graph:
     unseen = tuple(_nodes_in_bodies(model))
     if unseen:
         names = ", ".join(node.name for node in unseen[:4]) + (" ..." if len(unseen) > 4 else "")
-        notes.append(
-            f"{len(unseen)} nodes with weights lie inside If/Loop bodies and are not quantized: {names}"
-        )
+        lie = "nodes with weights lie inside If/Loop bodies and are not quantized"
+        notes.append(f"{len(unseen)} {lie}: {names}")
     graph = Graph(model, path, sha256(), tuple(notes), unseen)
     _ = graph.inputs, graph.outputs  # refuses strings and sequences
     return graph
@@ -126,10 +127,7 @@ def load_as_it_is(path: Path) -> ir.Model:
     """
     content = _content(path)
     model = _checked(_parsed(content, path), content, path)
-    if model.functions:
-        passes.InlinePass()(model)
-    passes.RemoveInitializersFromInputsPass()(model)
-    passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+    list(_lift_constants(model))
     ir.external_data.load_to_model(model)
     passes.NameFixPass(_Names())(model)
     standardize_operators(model)
@@ -183,9 +181,9 @@ def _digest(content: bytes, files: Sequence[Path]) -> str:
 
 def _checked(proto: onnx.ModelProto, content: bytes, path: Path) -> ir.Model:
     """Returns the model of a file, after the checks of ONNX."""
-    external = [item for item in _tensors(proto.graph) if item.data_location == onnx.TensorProto.EXTERNAL]
-    for tensor in external:
-        _check_external(tensor, path)
+    external = _externals(proto)
+    for tensor, where in external:
+        _check_external(tensor, where, path)
     try:
         onnx.checker.check_model(str(path) if external else content)
     except (onnx.checker.ValidationError, RuntimeError, ValueError) as error:
@@ -196,9 +194,8 @@ def _checked(proto: onnx.ModelProto, content: bytes, path: Path) -> ir.Model:
     return model
 
 
-def _check_external(tensor: onnx.TensorProto, path: Path) -> None:
-    entries = {entry.key: entry.value for entry in tensor.external_data}
-    location = entries.get("location", "")
+def _check_external(tensor: onnx.TensorProto, where: Mapping[str, str], path: Path) -> None:
+    location = where.get("location", "")
     data = path.parent / location
     if not data.is_file():
         raise ModelError(
@@ -206,7 +203,7 @@ def _check_external(tensor: onnx.TensorProto, path: Path) -> None:
             f"copy that file to {path.parent}"
         )
     whole = math.ceil(math.prod(tensor.dims) * ir.DataType(tensor.data_type).itemsize)
-    offset, length = entries.get("offset", "0"), entries.get("length", str(whole))
+    offset, length = where.get("offset", "0"), where.get("length", str(whole))
     if not (offset.isdecimal() and length.isdecimal()):
         raise ModelError(
             f"{path}: the weights of {tensor.name!r} lie in {location!r} at byte {offset!r} with length "
@@ -220,14 +217,10 @@ def _check_external(tensor: onnx.TensorProto, path: Path) -> None:
         )
 
 
-def _external_files(proto: onnx.ModelProto) -> set[str]:
-    return {
-        entry.value
-        for tensor in _tensors(proto.graph)
-        if tensor.data_location == onnx.TensorProto.EXTERNAL
-        for entry in tensor.external_data
-        if entry.key == "location"
-    }
+def _externals(proto: onnx.ModelProto) -> list[tuple[onnx.TensorProto, dict[str, str]]]:
+    """Returns the tensors that lie in other files, and what is said of where."""
+    tensors = (item for item in _tensors(proto.graph) if item.data_location == onnx.TensorProto.EXTERNAL)
+    return [(tensor, {entry.key: entry.value for entry in tensor.external_data}) for tensor in tensors]
 
 
 def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
@@ -252,6 +245,14 @@ def _refuse_foreign_operators(model: ir.Model) -> None:
 def _normalize(model: ir.Model) -> Iterator[str]:
     """Brings the ways in which exporters write the same thing to one way."""
     model.ir_version = min(max(model.ir_version, 9), _MAX_IR_VERSION)  # below 4 weights must be graph inputs
+    yield from _lift_constants(model)
+    _load_weights(model)
+    passes.NameFixPass(_Names())(model)
+    drop_identities(model)
+
+
+def _lift_constants(model: ir.Model) -> Iterator[str]:
+    """Leaves nothing but nodes and initializers: no functions, no Constant nodes, no weights as inputs."""
     if model.functions:
         passes.InlinePass()(model)
         yield "inlined the model's own functions"
@@ -261,9 +262,6 @@ def _normalize(model: ir.Model) -> Iterator[str]:
     passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     if num_constants := num_nodes - len(model.graph):
         yield f"turned {num_constants} Constant nodes into initializers"
-    _load_weights(model)
-    passes.NameFixPass(_Names())(model)
-    drop_identities(model)
 
 
 def _load_weights(model: ir.Model) -> None:
@@ -277,8 +275,7 @@ def _load_weights(model: ir.Model) -> None:
         elif isinstance(tensor, ir.TensorProtoTensor) and tensor.dtype is not ir.DataType.STRING:
             # Out of protobuf, which copies a weight each time that it is looked at.
             value.const_value = ir.Tensor(tensor.numpy(), name=tensor.name, dtype=tensor.dtype)
-    bodies = [graph for graph in model.graph.subgraphs() if graph is not model.graph]
-    for body in bodies:
+    for body in list(model.graph.subgraphs()):
         ir.external_data.load_to_model(ir.Model(body, ir_version=model.ir_version))
 
 
@@ -301,10 +298,9 @@ def _part_anonymous_dims(model: ir.Model) -> Iterator[str]:
         if value.shape is None:
             continue
         dims = [dim if isinstance(dim, int) else dim.value for dim in value.shape]
+        shared = {dim for dim in dims if isinstance(dim, str) and dims.count(dim) > 1}
         renamed = [
-            f"{value.name}_dim{axis}"
-            if _is_anonymous(dim) or (dims.count(dim) > 1 and isinstance(dim, str))
-            else dim
+            f"{value.name}_dim{axis}" if dim in shared or _is_anonymous(dim) else dim
             for axis, dim in enumerate(dims)
         ]
         if renamed != dims:
@@ -320,5 +316,4 @@ def _nodes_in_bodies(model: ir.Model) -> Iterator[KeptNode]:
     top = set(model.graph)
     for node in model.graph.all_nodes():
         if node not in top and node.op_type in WEIGHTED:
-            reason = "it lies inside an If, Loop or Scan body"
-            yield KeptNode(node.name or node.op_type, node.op_type, reason)
+            yield KeptNode(node.name or node.op_type, node.op_type, "it lies inside an If, Loop or Scan body")

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
 from trtq.models.session import open_session, run
+from trtq.pipeline.graph.edit import GraphEditor, widen
 
 QUANTIZE, DEQUANTIZE = "QuantizeLinear", "DequantizeLinear"
 OPERATOR_FORMAT = frozenset({
@@ -18,6 +20,7 @@ OPERATOR_FORMAT = frozenset({
     "MatMulIntegerToFloat", "DynamicQuantizeMatMul", "DynamicQuantizeLSTM", "MatMulNBits", "QMoE",
 })  # fmt: skip
 _PER_CHANNEL_OPSET = 13
+_HALVES = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 _MOVES = frozenset({
     "DepthToSpace", "Dropout", "Expand", "Flatten", "Gather", "Identity", "MaxPool", "Neg", "Pad",
     "Reshape", "Slice", "SpaceToDepth", "Split", "Squeeze", "Transpose", "Unsqueeze",
@@ -84,15 +87,29 @@ def standardize_operators(model: ir.Model) -> None:
 
 def find_operand(value: ir.Value | None) -> Operand | None:
     """Returns the DequantizeLinear that a value comes from, through what only moves values; None if none."""
+    operand = _walk_back(value)
+    if operand is None or not all(_is_folded(node, operand) for node in operand.path):
+        return None
+    return operand
+
+
+def find_operands(node: ir.Node) -> tuple[Operand | None, Operand | None]:
+    """Returns the activation and the weight of a layer; of two activations the second is the weight."""
+    first, second = (find_operand(value) for value in node.inputs[:2])
+    if first is not None and first.is_weight and not (second is not None and second.is_weight):
+        return second, first
+    return first, second
+
+
+def _walk_back(value: ir.Value | None) -> Operand | None:
     path: list[ir.Node] = []
     current = value
-    while current is not None and (node := current.producer()) is not None:
+    while value is not None and current is not None and (node := current.producer()) is not None:
         if node.op_type == DEQUANTIZE:
-            assert value is not None
             return Operand(value, node, tuple(path)) if _reaches(node, path) else None
         if node.op_type == "Concat":
             return _through_concat(value, node, path)
-        if node.op_type not in _MOVES and node.op_type != "Cast" and not _only_scales(node):
+        if node.op_type not in _MOVES and node.op_type != "Cast" and not _scales(node):
             return None
         path.append(node)
         current = node.inputs[0]
@@ -110,29 +127,52 @@ def _reaches(dequantize: ir.Node, path: list[ir.Node]) -> bool:
     return not pools or (flat and eight)
 
 
-def _through_concat(value: ir.Value | None, node: ir.Node, path: list[ir.Node]) -> Operand | None:
+def _through_concat(value: ir.Value, node: ir.Node, path: list[ir.Node]) -> Operand | None:
     """A Concat moves codes if all of them have the same scale."""
-    parts = [find_operand(part) for part in node.inputs]
-    scales = {None if part is None or part.scale is None else part.scale.tobytes() for part in parts}
-    first = parts[0]
-    if first is None or value is None or None in scales or len(scales) > 1 or any(p is None for p in parts):
+    parts: list[Operand] = []
+    for part in node.inputs:
+        operand = find_operand(part)
+        if operand is None or operand.scale is None:
+            return None
+        parts.append(operand)
+    if len({part.scale.tobytes() for part in parts if part.scale is not None}) != 1:
         return None
-    return Operand(value, first.dequantize, (*path, node, *first.path))
+    return Operand(value, parts[0].dequantize, (*path, node, *parts[0].path))
 
 
-def _only_scales(node: ir.Node) -> bool:
-    """Whether it multiplies by a constant that TensorRT folds: into a weight, or one number into a scale."""
+def _scales(node: ir.Node) -> bool:
+    """Whether it multiplies or divides by a constant."""
     factor = node.inputs[1] if node.op_type in ("Mul", "Div") else None
-    if factor is None or not factor.is_initializer() or factor.const_value is None:
-        return False
-    operand = find_operand(node.inputs[0])
-    return operand is not None and (operand.is_weight or factor.const_value.size == 1)
+    return factor is not None and factor.is_initializer() and factor.const_value is not None
+
+
+def _is_folded(node: ir.Node, operand: Operand) -> bool:
+    """Whether TensorRT folds a factor on the path: into a weight, or one number into a scale."""
+    if not _scales(node) or operand.is_weight:
+        return True
+    factor = find_constant(node, 1)
+    return factor is not None and factor.size == 1
+
+
+def read_constant(value: ir.Value | None) -> NDArray[Any]:
+    """Returns the array of an initializer."""
+    assert value is not None
+    assert value.const_value is not None
+    return value.const_value.numpy()
 
 
 def find_constant(node: ir.Node, place: int) -> NDArray[np.generic] | None:
     """Returns the value of an input of a node; None if it has none there or it is computed."""
     value = node.inputs[place] if len(node.inputs) > place else None
     return value.const_value.numpy() if value is not None and value.const_value is not None else None
+
+
+def read_points(node: ir.Node) -> NDArray[np.int64] | None:
+    """Returns the zero points of a Q or DQ node, 0 where it has none; None if they are computed."""
+    points = find_constant(node, 2)
+    if points is None and len(node.inputs) > 2 and node.inputs[2] is not None:
+        return None
+    return np.zeros((), np.int64) if points is None else points.astype(np.int64)
 
 
 def find_code_dtype(node: ir.Node) -> ir.DataType | None:
@@ -144,8 +184,8 @@ def find_code_dtype(node: ir.Node) -> ir.DataType | None:
     if zero is not None and zero.dtype is not None:
         return zero.dtype
     codes = node.inputs[0] if node.op_type == DEQUANTIZE else node.outputs[0]
-    if "output_dtype" in node.attributes and node.attributes["output_dtype"].as_int():
-        return ir.DataType(node.attributes["output_dtype"].as_int())
+    if output_dtype := node.attributes.get_int("output_dtype", 0):
+        return ir.DataType(output_dtype)
     if codes is not None and codes.dtype is not None:
         return codes.dtype
     return ir.DataType.UINT8 if node.op_type == QUANTIZE else None
@@ -156,7 +196,7 @@ def read_axis(node: ir.Node) -> int | None:
     scale = find_constant(node, 1)
     if scale is None or scale.size <= 1 or scale.ndim != 1:
         return None
-    axis = node.attributes["axis"].as_int() if "axis" in node.attributes else 1
+    axis = node.attributes.get_int("axis", 1)
     value = node.inputs[0]
     rank = len(value.shape) if value is not None and value.shape is not None else 0
     return min(axis, rank - 1) if axis >= 0 and rank else axis + rank if axis < 0 else axis
@@ -186,42 +226,34 @@ def evaluate(
         codes: Whether to take 1 for every code, so that the result shows each element's scale.
         scale: To take instead of the node's own; of the same shape.
     """
-    graph = operand.dequantize.graph
-    assert isinstance(graph, ir.Graph)
-    part = ir.convenience.extract(graph, [], [operand.value])
-    for node in list(part):
+    edit = GraphEditor(_extract(operand))
+    for node in list(edit.graph):
         if scale is not None and node.name == operand.dequantize.name:
-            _set(node, 1, scale)
+            edit.set_constant(node, 1, f"{node.name}_scale", scale)
         source = node.inputs[0] if codes and node.op_type == DEQUANTIZE else None
         if source is not None and source.shape is not None and source.dtype is not None:
-            _set(node, 0, np.ones(tuple(source.shape.numpy()), source.dtype.numpy()))
-    _widen(part)
-    if not any(node.op_type in ("Squeeze", "Unsqueeze") for node in part):  # whose axes are inputs since 13
-        part.opset_imports[""] = max(part.opset_imports.get("", 1), _PER_CHANNEL_OPSET)
-    whole = ir.Model(part, ir_version=10)
-    return np.asarray(run(open_session(whole, optimize=False), [str(operand.value.name)], {})[0])
+            ones = np.ones(tuple(source.shape.numpy()), source.dtype.numpy())
+            edit.set_constant(node, 0, f"{node.name}_codes", ones)
+    widen(edit.model, _HALVES)  # since ONNX Runtime does not compute in bfloat16
+    if not any(node.op_type in ("Squeeze", "Unsqueeze") for node in edit.graph):  # axes are inputs since 13
+        edit.graph.opset_imports[""] = max(edit.graph.opset_imports.get("", 1), _PER_CHANNEL_OPSET)
+    return np.asarray(run(open_session(edit.model, optimize=False), [str(operand.value.name)], {})[0])
 
 
-def _widen(part: ir.Graph) -> None:
-    """Makes a part of a graph compute in float32, since ONNX Runtime does not compute in bfloat16."""
-    for value in list(part.initializers.values()):
-        if value.dtype in (ir.DataType.FLOAT16, ir.DataType.BFLOAT16) and value.const_value is not None:
-            value.const_value = ir.tensor(value.const_value.numpy().astype(np.float32), name=value.name)
-            value.type = ir.TensorType(ir.DataType.FLOAT)
-    for node in part:
-        if node.op_type == "Cast":
-            node.attributes["to"] = ir.AttrInt64("to", ir.DataType.FLOAT.value)
-        for result in node.outputs:
-            if result.dtype in (ir.DataType.FLOAT16, ir.DataType.BFLOAT16):
-                result.type = ir.TensorType(ir.DataType.FLOAT)
-
-
-def _set(node: ir.Node, place: int, array: NDArray[np.generic]) -> None:
-    name = f"{node.name}_input_{place}"
-    tensor = ir.tensor(array, name=name)
-    value = ir.Value(
-        name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(array.shape), const_value=tensor
-    )
-    assert isinstance(node.graph, ir.Graph)
-    node.graph.initializers.add(value)
-    node.replace_input_with(place, value)
+def _extract(operand: Operand) -> ir.Model:
+    """Returns a copy of the nodes that make an operand, found without looking at the rest of the graph."""
+    graph, last = operand.dequantize.graph, operand.value.producer()
+    assert isinstance(graph, ir.Graph)
+    assert last is not None
+    nodes: dict[ir.Node, None] = {}
+    todo = [last]
+    while todo:
+        if before := [node for node in todo[-1].predecessors() if node not in nodes]:
+            todo += before
+        else:
+            nodes[todo.pop()] = None
+    read = dict.fromkeys(value for node in nodes for value in node.inputs if value is not None)
+    constants = tuple(value for value in read if value.is_initializer())
+    found, opsets = tuple(nodes), graph.opset_imports
+    view = ir.GraphView([], [operand.value], nodes=found, initializers=constants, opset_imports=opsets)
+    return ir.Model(view.clone(), ir_version=10)

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
+from typing import Any
 
 import onnx_ir as ir
 
 from trtq.kept import KeptNode
 from trtq.models.tensors import FLOAT_TYPES
+from trtq.pipeline.formats import INT8
+from trtq.pipeline.formats.encoding import Encoding, LayerScheme
+from trtq.pipeline.formats.granularity import PerChannel, PerTensor
 from trtq.pipeline.graph.worth import explain_float
 
 WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul", "LSTM", "GRU", "RNN")
@@ -21,58 +26,84 @@ SOFTMAX = "Softmax"
 """In a list of types: the input of Softmax and LogSoftmax."""
 DEFAULT_OP_TYPES = ("Conv", "Gemm", "MatMul")
 """TensorRT runs ConvTranspose in float whatever stands before it, so its Q/DQ would only cost accuracy."""
+_NONE: Mapping[str, str] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
 class QuantizedWeight:
-    """A constant weight; `axis` is that of the output channels, None for one scale for all."""
+    """A constant weight, and how it is held."""
 
     tensor: str
-    axis: int | None
+    encoding: Encoding
 
 
 @dataclass(frozen=True, slots=True)
 class QuantizedNode:
-    """A node that will run in INT8, or an Add or Softmax that takes one INT8 input.
+    """A node that takes codes, and how.
 
-    `activations` are the places of its inputs that get Q/DQ; `weight` is the place and the weight.
+    `activations` are place and name of the inputs that get Q/DQ, none where the weight alone is quantized;
+    `weight` is place and name of its constant weight.
     """
 
     name: str
     op_type: str
-    rule: str
-    activations: tuple[tuple[int, str], ...]
-    weight: tuple[int, QuantizedWeight] | None = None
+    scheme: LayerScheme
+    activations: tuple[tuple[int, str], ...] = ()
+    weight: tuple[int, str] | None = None
+
+    @property
+    def held_weight(self) -> QuantizedWeight | None:
+        """The weight and its encoding."""
+        if self.weight is None or self.scheme.weight is None:
+            return None
+        return QuantizedWeight(self.weight[1], self.scheme.weight)
+
+    def to_plain(self) -> dict[str, Any]:
+        """Returns it as `inspect --json` shows it and as keys digest it."""
+        plain = {"name": self.name, "op_type": self.op_type, "rule": self.scheme.rule}
+        weight = None
+        if self.weight is not None and self.scheme.weight is not None:
+            place, tensor = self.weight
+            weight = (place, {"tensor": tensor, "axis": self.scheme.weight.channel_axis})
+        return {**plain, "activations": self.activations, "weight": weight}
 
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """The decision for every node with weights, in graph order."""
+    """For every node with weights, in graph order: how it is quantized, or why it is kept."""
 
-    quantized: tuple[QuantizedNode, ...]
-    kept: tuple[KeptNode, ...]
+    quantized: tuple[QuantizedNode, ...] = ()
+    kept: tuple[KeptNode, ...] = ()
+
+    @property
+    def encodings(self) -> dict[str, Encoding]:
+        """How each tensor is held that gets Q/DQ, and so needs a range, in graph order."""
+        layers = ((dict(node.scheme.inputs), node.activations) for node in self.quantized)
+        return {tensor: inputs[place] for inputs, tensors in layers for place, tensor in tensors}
 
     @property
     def activations(self) -> tuple[str, ...]:
         """The tensors that need a range, in graph order."""
-        return tuple(dict.fromkeys(tensor for node in self.quantized for _, tensor in node.activations))
+        return tuple(self.encodings)
 
     @property
     def layers(self) -> tuple[QuantizedNode, ...]:
-        """The quantized nodes but Add and Softmax: those whose INT8 kernel counts as coverage."""
-        return tuple(node for node in self.quantized if node.op_type in QUANTIZABLE)
+        """The nodes whose kernel works on codes, which counts as coverage: not Add and Softmax."""
+        return tuple(node for node in self.quantized if node.activations and node.op_type in QUANTIZABLE)
+
+    @property
+    def weights_alone(self) -> tuple[QuantizedNode, ...]:
+        """The nodes that take floats and a weight of few bits."""
+        return tuple(node for node in self.quantized if not node.activations)
 
     def with_one_scale(self) -> Placement:
         """Returns the same decisions with one scale for each weight, instead of one an output channel."""
-        return replace(
-            self,
-            quantized=tuple(
-                node
-                if node.weight is None
-                else replace(node, weight=(node.weight[0], replace(node.weight[1], axis=None)))
-                for node in self.quantized
-            ),
-        )
+        return replace(self, quantized=tuple(_with_one_scale(node) for node in self.quantized))
+
+
+def _with_one_scale(node: QuantizedNode) -> QuantizedNode:
+    weight = node.scheme.weight and replace(node.scheme.weight, granularity=PerTensor())
+    return replace(node, scheme=replace(node.scheme, weight=weight))
 
 
 def place(
@@ -81,6 +112,7 @@ def place(
     skip: Sequence[str] = (),
     op_types: Sequence[str] = DEFAULT_OP_TYPES,
     force: Sequence[str] = (),
+    kept: Mapping[str, str] = _NONE,
 ) -> Placement:
     """Returns where Q/DQ pairs go, by TensorRT's rules for explicit quantization.
 
@@ -105,36 +137,37 @@ def place(
         skip: Regular expressions searched in node names; these nodes keep their precision.
         op_types: The types of nodes to quantize.
         force: Regular expressions of nodes that rules 4 to 8 do not hold back.
+        kept: Names of nodes that keep their precision, each with the reason, whoever decided it. A node that
+            `skip` names as well has this reason. Names that the graph lacks are passed over.
     """
-    quantized: list[QuantizedNode] = []
-    kept: list[KeptNode] = []
-    for node in model.graph:
-        if node.op_type not in WEIGHTED:
-            continue
-        name = str(node.name)
-        pattern = next((pattern for pattern in skip if re.search(pattern, name)), None)
-        if pattern is not None:
-            kept.append(KeptNode(name, node.op_type, f"skipped by {pattern!r}"))
-        elif node.op_type not in QUANTIZABLE or not _is_wanted(node, op_types):
-            kept.append(KeptNode(name, node.op_type, _reason_for_type(node)))
-        else:
-            is_forced = any(re.search(pattern, name) for pattern in force)
-            decision = _decide(node, is_forced=is_forced)
-            (quantized if isinstance(decision, QuantizedNode) else kept).append(decision)  # type: ignore[arg-type]
-    layers = {node.name for node in quantized}
-    skipped = {str(node.name) for node in model.graph if any(re.search(p, str(node.name)) for p in skip)}
-    quantized += _residual_adds(model, layers, skipped)
-    if SOFTMAX in op_types:
-        quantized += _softmax_inputs(model, skipped)
-    return Placement(tuple(_in_graph_order(model, quantized)), tuple(kept))
-
-
-def find_unmatched(model: ir.Model, patterns: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
-    """Yields each pattern that is found in no node name, with the names nearest to it."""
     names = [str(node.name) for node in model.graph]
+    skipped = {name: pattern for pattern in reversed(skip) for name in names if re.search(pattern, name)}
+    left = {name: f"skipped by {pattern!r}" for name, pattern in skipped.items()} | dict(kept)
+    quantized: list[QuantizedNode] = []
+    unquantized: list[KeptNode] = []
+    for node in (node for node in model.graph if node.op_type in WEIGHTED):
+        name = str(node.name)
+        decision = left[name] if name in left else _decide(node, op_types, force)
+        if isinstance(decision, str):
+            unquantized.append(KeptNode(name, node.op_type, decision))
+        else:
+            quantized.append(decision)
+    quantized += _residual_adds(model, {node.name for node in quantized}, left)
+    if SOFTMAX in op_types:
+        quantized += _softmax_inputs(model, left)
+    order = {name: index for index, name in enumerate(names)}
+    return Placement(tuple(sorted(quantized, key=lambda node: order[node.name])), tuple(unquantized))
+
+
+def find_unmatched(
+    model: ir.Model, patterns: Sequence[str], *, in_weights: bool = False
+) -> Iterator[tuple[str, list[str]]]:
+    """Yields each pattern that no name of a node (or weight) has, with the node names nearest to it."""
+    nodes = [str(node.name) for node in model.graph]
+    names = [*nodes, *(model.graph.initializers if in_weights else ())]
     for pattern in patterns:
         if not any(re.search(pattern, name) for name in names):
-            yield pattern, difflib.get_close_matches(pattern, names, n=3, cutoff=0.3)
+            yield pattern, difflib.get_close_matches(pattern, nodes, n=3, cutoff=0.3)
 
 
 def _reason_for_type(node: ir.Node) -> str:
@@ -151,101 +184,95 @@ def _reason_for_type(node: ir.Node) -> str:
 def _is_wanted(node: ir.Node, op_types: Sequence[str]) -> bool:
     if node.op_type == "MatMul" and not _constants(node):
         return ATTENTION in op_types
-    return node.op_type in op_types
+    return node.op_type in QUANTIZABLE and node.op_type in op_types
 
 
 def _constants(node: ir.Node) -> list[int]:
     return [index for index in (0, 1) if (value := node.inputs[index]) is not None and value.is_initializer()]
 
 
-def _decide(node: ir.Node, *, is_forced: bool) -> QuantizedNode | KeptNode:
-    name, op_type = str(node.name), node.op_type
+def _decide(node: ir.Node, op_types: Sequence[str], force: Sequence[str]) -> QuantizedNode | str:
+    """Returns how a layer is quantized, or why it stays float."""
+    if not _is_wanted(node, op_types):
+        return _reason_for_type(node)
     if constants := _constants(node):
-        return _weighted_input(node, constants, is_forced=is_forced)
-    if op_type != "MatMul":
-        return KeptNode(name, op_type, "its weight is not a constant")
+        return _weighted_input(node, 0 if constants == [0] else 1, force)
+    if node.op_type != "MatMul":
+        return "its weight is not a constant"
     if any(value is None or value.dtype not in FLOAT_TYPES for value in node.inputs):
-        return KeptNode(name, op_type, "its inputs are not float")
-    tensors = tuple((index, str(value.name)) for index, value in enumerate(node.inputs) if value is not None)
-    return QuantizedNode(name, op_type, "two-activations", tensors)
+        return "its inputs are not float"
+    return _in_int8(node, "two-activations", 0, 1)
 
 
-def _weighted_input(node: ir.Node, constants: list[int], *, is_forced: bool) -> QuantizedNode | KeptNode:
-    name, op_type = str(node.name), node.op_type
-    place = 0 if constants == [0] else 1
+def _weighted_input(node: ir.Node, place: int, force: Sequence[str]) -> QuantizedNode | str:
     weight, activation = node.inputs[place], node.inputs[1 - place]
     if weight is None or activation is None or activation.is_initializer():
-        return KeptNode(name, op_type, "it has no activation to quantize")
+        return "it has no activation to quantize"
     if weight.dtype not in FLOAT_TYPES or activation.dtype not in FLOAT_TYPES:
-        return KeptNode(name, op_type, f"its inputs are {activation.dtype} and {weight.dtype}, not float")
-    if place == 0 and op_type != "MatMul":
-        return KeptNode(name, op_type, "its first input is the constant one")
+        return f"its inputs are {activation.dtype} and {weight.dtype}, not float"
+    if place == 0 and node.op_type != "MatMul":
+        return "its first input is the constant one"
     axis = find_channel_axis(node, place, len(weight.shape or ()))
+    is_forced = any(re.search(pattern, str(node.name)) for pattern in force)
     if not is_forced and (reason := explain_float(node, weight, activation, axis)):
-        return KeptNode(name, op_type, reason)
-    return QuantizedNode(
-        name,
-        op_type,
-        "weighted-input",
-        ((1 - place, str(activation.name)),),
-        (place, QuantizedWeight(str(weight.name), axis)),
-    )
+        return reason
+    layer = _in_int8(node, "weighted-input", 1 - place)
+    scheme = replace(layer.scheme, weight=Encoding(INT8, choose_granularity(axis)))
+    return replace(layer, scheme=scheme, weight=(place, str(weight.name)))
+
+
+def _in_int8(node: ir.Node, rule: str, *places: int) -> QuantizedNode:
+    """Returns a node with INT8 at the places, with one scale for each activation."""
+    tensors = tuple((place, str(value.name)) for place in places if (value := node.inputs[place]) is not None)
+    scheme = LayerScheme(rule, tuple((place, Encoding(INT8)) for place in places))
+    return QuantizedNode(str(node.name), node.op_type, scheme, tensors)
+
+
+def choose_granularity(axis: int | None) -> PerChannel | PerTensor:
+    """Returns one scale for each output channel, or for all where they lie on no one axis."""
+    return PerTensor() if axis is None else PerChannel(axis)
 
 
 def find_channel_axis(node: ir.Node, place: int, rank: int) -> int | None:
     """Returns the axis of a weight's output channels, on which TensorRT runs INT8 (others run in float).
 
-    Args:
-        node: A Conv, ConvTranspose, Gemm or MatMul.
-        place: Which of its inputs the weight is.
-        rank: Of the weight. A batch of matrices has one scale for all: None.
+    None where one scale is for all: a batch of matrices, and a ConvTranspose with groups.
     """
     if node.op_type == "Conv":
         return 0
     if node.op_type == "ConvTranspose":
-        grouped = "group" in node.attributes and node.attributes["group"].as_int() != 1
-        return None if grouped else 1
+        return 1 if node.attributes.get_int("group", 1) == 1 else None
     if node.op_type == "Gemm":
-        transposed = "transB" in node.attributes and node.attributes["transB"].as_int() == 1
-        return 0 if transposed else 1
-    if rank != 2:
-        return None
-    return 1 if place == 1 else 0
+        return 0 if node.attributes.get_int("transB", 0) == 1 else 1
+    return place if rank == 2 else None
 
 
-def _residual_adds(model: ir.Model, layers: set[str], skipped: set[str]) -> Iterator[QuantizedNode]:
+def _residual_adds(model: ir.Model, layers: set[str], skipped: Collection[str]) -> Iterator[QuantizedNode]:
     for node in model.graph:
         if node.op_type != "Add" or node.name in skipped:
             continue
         ends = [_ends_quantized_conv(value, layers) for value in node.inputs]
-        if not any(ends) or not _same_shape(node):
-            continue
         place = 1 if ends[0] else 0  # where both are convolutions, the second is the shortcut
-        other = node.inputs[place]
-        if other is None or other.is_initializer() or other.dtype not in FLOAT_TYPES:
-            continue
-        yield QuantizedNode(str(node.name), "Add", "residual-add", ((place, str(other.name)),))
+        if any(ends) and _same_shape(node) and _is_float_activation(node.inputs[place]):
+            yield _in_int8(node, "residual-add", place)
 
 
-def _softmax_inputs(model: ir.Model, skipped: set[str]) -> Iterator[QuantizedNode]:
+def _softmax_inputs(model: ir.Model, skipped: Collection[str]) -> Iterator[QuantizedNode]:
     for node in model.graph:
-        if node.op_type not in ("Softmax", "LogSoftmax") or node.name in skipped:
-            continue
-        value = node.inputs[0]
-        if value is not None and not value.is_initializer() and value.dtype in FLOAT_TYPES:
-            yield QuantizedNode(str(node.name), node.op_type, "softmax-input", ((0, str(value.name)),))
+        is_softmax = node.op_type in ("Softmax", "LogSoftmax") and node.name not in skipped
+        if is_softmax and _is_float_activation(node.inputs[0]):
+            yield _in_int8(node, "softmax-input", 0)
+
+
+def _is_float_activation(value: ir.Value | None) -> bool:
+    return value is not None and not value.is_initializer() and value.dtype in FLOAT_TYPES
 
 
 def _ends_quantized_conv(value: ir.Value | None, layers: set[str]) -> bool:
     producer = value.producer() if value is not None else None
-    return (
-        producer is not None
-        and producer.op_type == "Conv"
-        and producer.name in layers
-        and value is not None
-        and len(value.uses()) == 1
-        and not value.is_graph_output()
-    )
+    if value is None or producer is None or producer.op_type != "Conv" or producer.name not in layers:
+        return False
+    return len(value.uses()) == 1 and not value.is_graph_output()
 
 
 def _same_shape(node: ir.Node) -> bool:
@@ -258,10 +285,3 @@ def _same_shape(node: ir.Node) -> bool:
 def _may_be_equal(first: int | ir.SymbolicDim, second: int | ir.SymbolicDim) -> bool:
     """Returns whether two unlike dims may turn out equal: one is open and neither is 1, which broadcasts."""
     return not (isinstance(first, int) and isinstance(second, int)) and 1 not in (first, second)
-
-
-def _in_graph_order(model: ir.Model, nodes: list[QuantizedNode]) -> Iterator[QuantizedNode]:
-    by_name = {node.name: node for node in nodes}
-    for node in model.graph:
-        if node.name in by_name:
-            yield by_name[str(node.name)]

@@ -11,7 +11,7 @@ from trtq.pipeline.graph.operands import (
     OPERATOR_FORMAT,
     QUANTIZE,
     Operand,
-    find_operand,
+    find_operands,
     read_axis,
 )
 from trtq.pipeline.graph.placement import QUANTIZABLE, find_channel_axis
@@ -52,12 +52,10 @@ def find_quantized_layers(model: ir.Model) -> tuple[QuantizedLayer, ...]:
 def _layer(node: ir.Node) -> QuantizedLayer | None:
     if node.op_type not in QUANTIZABLE:
         return None
-    operands = [find_operand(value) for value in node.inputs[:2]]
-    first, second = operands if len(operands) == 2 else (None, None)
-    if first is None or second is None:
+    activation, weight = find_operands(node)
+    if activation is None or weight is None:
         return None
-    place = 0 if first.is_weight and not second.is_weight else 1
-    activation, weight = (first, second) if place else (second, first)
+    place = 1 if weight.value is node.inputs[1] else 0
     four_bits = (ir.DataType.INT4,) if node.op_type in ("Gemm", "MatMul") else ()
     if activation.dtype not in (*_EIGHT_BITS, None) or weight.dtype not in (*_EIGHT_BITS, *four_bits, None):
         return None

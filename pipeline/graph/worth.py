@@ -47,7 +47,7 @@ def explain_float(node: ir.Node, weight: ir.Value, activation: ir.Value, axis: i
     num_outputs = shape[axis] if axis is not None and node.op_type != "ConvTranspose" else 0
     if 0 < num_outputs <= _FEW_OUTPUTS:
         return f"few-outputs: INT8 kernels work on 16 output channels or more at once, it has {num_outputs}"
-    if num_outputs and _is_small(weight) and _is_last(node):
+    if num_outputs and _is_last(node) and _is_small(weight):
         return "head: a small last layer, whose error reaches the outputs as it is"
     if node.op_type == "Conv" and _is_gate(node):
         return "gate: squeeze-and-excitation works on one position, where INT8 saves nothing"
@@ -93,8 +93,8 @@ def _sources(value: ir.Value, steps: int = _MOST_STEPS) -> Iterator[bool]:
 def _is_filter_bank(node: ir.Node, shape: tuple[int, ...]) -> bool:
     """Whether a convolution is a Fourier, wavelet or filter-bank transform of a signal."""
     taps = shape[2:]
-    group = node.attributes["group"].as_int() if "group" in node.attributes else 1
-    return group == 1 and shape[1] == 1 and max(taps) >= _LONG_FILTER and math.prod(taps) == max(taps)
+    is_dense = node.attributes.get_int("group", 1) == 1
+    return is_dense and shape[1] == 1 and max(taps) >= _LONG_FILTER and math.prod(taps) == max(taps)
 
 
 def _is_gate(node: ir.Node) -> bool:

@@ -13,13 +13,15 @@ from numpy.typing import NDArray
 def gather_columns(
     array: NDArray[Any], node: ir.Node, weight: NDArray[Any], most: int
 ) -> NDArray[np.float32]:
-    """Returns some of the rows that meet the weight: shape (groups, rows, inputs of one output).
+    """Returns some of the rows that meet the weight: float32, shape (groups, rows, inputs of one output).
+
+    They are at random places, the same every time.
 
     Args:
         array: The layer's activation.
         node: A Conv, or a Gemm or MatMul whose activation is not transposed.
         weight: Its weight.
-        most: How many rows at most, at random places that are the same every time.
+        most: How many rows at most.
     """
     rng = np.random.default_rng(0)
     if node.op_type != "Conv":

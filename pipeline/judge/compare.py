@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +15,7 @@ from trtq import lazy
 from trtq.calibrators.batches import Batches, Feed
 from trtq.calibrators.observe import Progress
 from trtq.errors import ModelError
-from trtq.models.session import list_runtime_errors, open_session
+from trtq.models.session import Session, list_runtime_errors, open_session
 from trtq.pipeline.graph.load import read_proto
 from trtq.pipeline.judge.exact import make_quantize_exact
 from trtq.pipeline.judge.logits import LogitsMetrics, find_mask, find_tokens
@@ -30,19 +31,18 @@ class Comparison:
 
     Attributes:
         outputs: Every output of every pair.
-        accuracy: What the metric says of each model, such as the share of right answers, 0 to 1; empty
-            without labels.
+        accuracy: What the metric says of each model, 0 to 1; empty without labels.
         num_samples: How many samples were compared.
         data: The data, as a person reads it.
         logits: The outputs that are logits of a language model, once more.
-        metric: The metric's name: "top-1", "top-5", or `script.py:function`.
+        metric: "top-1", "top-5", or `script.py:function`.
         top5: The share of answers among the best five; empty unless the metric is "top-1" of over 10 classes.
     """
 
-    outputs: tuple[OutputComparison, ...]
-    accuracy: Mapping[str, float]
-    num_samples: int
-    data: str
+    outputs: tuple[OutputComparison, ...] = ()
+    accuracy: Mapping[str, float] = field(default_factory=dict)
+    num_samples: int = 0
+    data: str = ""
     logits: tuple[LogitsComparison, ...] = ()
     metric: str = "top-1"
     top5: Mapping[str, float] = field(default_factory=dict)
@@ -68,7 +68,7 @@ def compare_models(
         pairs: (candidate, reference) names to compare.
         batches: The data, checked against the models' inputs.
         labels: Where the labels are, and how answers are scored.
-        progress: Told of every batch.
+        progress: Called after every batch.
         engines: Further models: Polygraphy runners, each with its name.
         unscored: Outputs that no metric gets.
 
@@ -77,28 +77,25 @@ def compare_models(
         DataError: The data or the labels do not fit, or a metric of the user's own fails.
         UsageError: It is not clear which output the labels belong to.
     """
-    metrics: dict[tuple[str, str, str], OutputMetrics] = {}
-    logits: dict[tuple[str, str, str], LogitsMetrics] = {}
+    metrics: dict[tuple[str, str, str], OutputMetrics] = defaultdict(OutputMetrics)
+    logits: dict[tuple[str, str, str], LogitsMetrics] = defaultdict(LogitsMetrics)
     names = (*models, *(runner.name for runner in engines))
     scores = Scores(labels, names) if labels is not None else None
-    token_inputs: dict[str, str | None] = {}  # by output; told by the first batch
+    token_inputs: dict[str, str | None] = {}  # by output; found in the first batch
     num_samples = 0
     for feed, results in _run(models, engines, batches, labels):
-        inputs = _inputs_of(feed, labels)
+        inputs = _drop(feed.arrays, [labels.array] if labels is not None else [])
         for candidate, reference in pairs:
             for output in results[reference]:
-                ours, theirs = _same_output(results, candidate, reference, output)
+                ours, theirs = _select_output(results, candidate, reference, output)
                 key = (candidate, reference, output)
-                metrics.setdefault(key, OutputMetrics()).add(ours, theirs, feed.num_samples)
+                metrics[key].add(ours, theirs, feed.num_samples)
                 if output not in token_inputs:
                     token_inputs[output] = find_tokens(output, theirs, inputs)
                 if (name := token_inputs[output]) is not None:
-                    tokens = inputs[name]
-                    logits.setdefault(key, LogitsMetrics()).add(
-                        ours, theirs, tokens, find_mask(tokens, inputs)
-                    )
+                    logits[key].add(ours, theirs, inputs[name], find_mask(inputs[name], inputs))
         if scores is not None:
-            scores.add({name: _but(outputs, unscored) for name, outputs in results.items()}, feed)
+            scores.add({name: _drop(outputs, unscored) for name, outputs in results.items()}, feed)
         num_samples += feed.num_samples
         progress(feed.num_samples)
     return Comparison(
@@ -116,19 +113,20 @@ def _run(
     models: Mapping[str, Path], engines: Sequence[Any], batches: Batches, labels: Labels | None
 ) -> Iterator[tuple[Feed, dict[str, dict[str, NDArray[Any]]]]]:
     """Yields each feed with the outputs of each model."""
-    comparator = lazy.require("polygraphy.comparator", None, "comparing models").Comparator
-    runner = lazy.require("polygraphy.backend.onnxrt", None, "comparing models").OnnxrtRunner
-    logger = lazy.require("polygraphy.logger", None, "comparing models").G_LOGGER
-    exception = lazy.require("polygraphy.exception", None, "comparing models").PolygraphyException
-    runners = [*(runner(_session(path), name=name) for name, path in models.items()), *engines]
+    work = "comparing models"
+    comparator = lazy.require("polygraphy.comparator", None, work).Comparator
+    runner = lazy.require("polygraphy.backend.onnxrt", None, work).OnnxrtRunner
+    logger = lazy.require("polygraphy.logger", None, work).G_LOGGER
+    exception = lazy.require("polygraphy.exception", None, work).PolygraphyException
+    runners = [*(runner(_open_session(path), name=name) for name, path in models.items()), *engines]
     current: list[Feed] = []
 
     def feeds() -> Iterator[dict[str, NDArray[Any]]]:
         for feed in batches:
             current[:] = [feed]
-            yield _inputs_of(feed, labels)
+            yield _drop(feed.arrays, [labels.array] if labels is not None else [])
 
-    with logger.verbosity(logger.CRITICAL + 1):  # what it prints when it raises is told here
+    with logger.verbosity(logger.CRITICAL + 1):  # what it prints when it raises is in our message
         try:
             for results in comparator.run(runners, data_loader=feeds(), streaming=True):
                 yield current[0], {name: dict(iterations[0].items()) for name, iterations in results}
@@ -138,15 +136,11 @@ def _run(
             raise ModelError(f"running the models on {source} failed: {text}") from error
 
 
-def _inputs_of(feed: Feed, labels: Labels | None) -> dict[str, NDArray[Any]]:
-    return {name: array for name, array in feed.arrays.items() if labels is None or name != labels.array}
+def _drop(arrays: Mapping[str, NDArray[Any]], names: Collection[str | None]) -> dict[str, NDArray[Any]]:
+    return {name: array for name, array in arrays.items() if name not in names}
 
 
-def _but(outputs: Mapping[str, NDArray[Any]], names: Collection[str]) -> Mapping[str, NDArray[Any]]:
-    return {name: array for name, array in outputs.items() if name not in names}
-
-
-def _session(path: Path) -> Any:
+def _open_session(path: Path) -> Session:
     read_proto(path)  # says in words what is wrong with the file
     model = ir.load(path)
     if has_bf16(model):
@@ -155,7 +149,7 @@ def _session(path: Path) -> Any:
     return open_session(path if exact is None else exact, optimize=False)
 
 
-def _same_output(
+def _select_output(
     results: Mapping[str, Mapping[str, NDArray[Any]]], candidate: str, reference: str, output: str
 ) -> tuple[NDArray[Any], NDArray[Any]]:
     theirs, ours = results[reference][output], results[candidate].get(output)

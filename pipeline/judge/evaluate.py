@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import tokenize
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from trtq.calibrators.arrays import UNREADABLE
 from trtq.calibrators.batches import Batches, Feed
 from trtq.calibrators.observe import Progress
 from trtq.calibrators.sources import open_batches
@@ -20,7 +22,6 @@ from trtq.pipeline.judge.score import Labels
 
 _UNLABELLED_SAMPLES = 128
 _FROM_FILE = "labels"
-_DAMAGED = (ValueError, SyntaxError, MemoryError, tokenize.TokenError)  # numpy's, for damaged headers
 
 
 def open_evaluation_data(graph: Graph, spec: ModelSpec, calibration: Batches | None) -> Batches | None:
@@ -37,11 +38,8 @@ def open_evaluation_data(graph: Graph, spec: ModelSpec, calibration: Batches | N
             raise DataError(
                 f"labels {evaluation.labels!r} are named without evaluation data; give --eval-data"
             )
-        return (
-            calibration.first(evaluation.samples or _UNLABELLED_SAMPLES) if calibration is not None else None
-        )
+        return calibration and calibration.first(evaluation.samples or _UNLABELLED_SAMPLES)
     labels = find_labels(evaluation)
-    own = spec.accuracy.script is not None
     batches = open_batches(
         evaluation.data,
         graph.inputs,
@@ -50,33 +48,29 @@ def open_evaluation_data(graph: Graph, spec: ModelSpec, calibration: Batches | N
         extra=(labels.array,) if labels is not None and labels.array is not None else (),
     )
     if evaluation.labels is not None and evaluation.labels.endswith(".npy"):
+        own = spec.accuracy.script is not None
         batches = with_labels(batches, Path(evaluation.labels), any_rank=own)
     return batches.first(evaluation.samples or (None if evaluation.labels else _UNLABELLED_SAMPLES))
 
 
 def filter_by_profiles(batches: Batches, profiles: Mapping[str, InputSpec], left_out: Progress) -> Batches:
-    """Returns the feeds that an engine with these profiles takes.
+    """Returns the feeds that an engine with these profiles, of inputs with open shapes, takes.
 
-    Args:
-        batches: The data.
-        profiles: By the name of each input whose shape is open.
-        left_out: Told of the samples of every other feed.
+    `left_out` is called with the number of samples of every other feed.
     """
 
-    def read() -> Iterator[Feed]:
-        for feed in batches:
-            shapes = ((feed.arrays[name].shape, profile) for name, profile in profiles.items())
-            if all(_is_between(shape, profile) for shape, profile in shapes):
+    def fits(array: NDArray[Any], profile: InputSpec) -> bool:
+        triples = zip(profile.min, array.shape, profile.max, strict=True)
+        return all(smallest <= size <= largest for smallest, size, largest in triples)
+
+    def keep(feeds: Iterator[Feed]) -> Iterator[Feed]:
+        for feed in feeds:
+            if all(fits(feed.arrays[name], profile) for name, profile in profiles.items()):
                 yield feed
             else:
                 left_out(feed.num_samples)
 
-    return replace(batches, read=read)
-
-
-def _is_between(shape: tuple[int, ...], profile: InputSpec) -> bool:
-    triples = zip(profile.min, shape, profile.max, strict=True)
-    return all(smallest <= size <= largest for smallest, size, largest in triples)
+    return batches.changed(keep)
 
 
 def find_labels(evaluation: EvaluationSpec, metric: str = METRICS[0]) -> Labels | None:
@@ -93,10 +87,7 @@ def find_labels(evaluation: EvaluationSpec, metric: str = METRICS[0]) -> Labels 
 def with_labels(batches: Batches, path: Path, *, any_rank: bool = False) -> Batches:
     """Returns the stream with the labels of a .npy file, one a sample in the order of the data.
 
-    Args:
-        batches: The stream.
-        path: The file; shape (samples,), or (samples, ...) if `any_rank`.
-        any_rank: Whether a label may be more than one number.
+    A label is a number, or an array of any shape if `any_rank`.
 
     Raises:
         DataError: The file cannot be read, or has another number of labels than there are samples.
@@ -104,7 +95,7 @@ def with_labels(batches: Batches, path: Path, *, any_rank: bool = False) -> Batc
     try:
         with path.open("rb") as stream:
             labels = np.lib.format.read_array(stream, allow_pickle=False)
-    except (OSError, *_DAMAGED) as error:
+    except UNREADABLE as error:
         raise DataError(f"cannot read the labels {path}: {error}") from error
     wanted = None if batches.num_samples is None else batches.num_samples + batches.left_out
     if not (labels.ndim == 1 or (any_rank and labels.ndim)) or wanted not in (None, len(labels)):
@@ -122,4 +113,4 @@ def with_labels(batches: Batches, path: Path, *, any_rank: bool = False) -> Batc
             start = stop
 
     digest = batches.digest and f"{batches.digest}/{hash_file(path)}"
-    return replace(batches, read=read, content=digest)
+    return replace(batches, read=read, part=None, content=digest)  # a part does not know its labels

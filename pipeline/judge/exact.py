@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
+from trtq.pipeline.graph.edit import GraphEditor
+
 _FLOAT, _FLOAT16 = ir.DataType.FLOAT, ir.DataType.FLOAT16
 
 
@@ -19,23 +21,16 @@ def make_quantize_exact(model: ir.Model) -> ir.Model | None:
     if not any(_is_fp16(node) for node in model.graph.all_nodes()):
         return None
     result = model.clone()
+    edit = GraphEditor(result)
     for node in list(result.graph.all_nodes()):
-        if _is_fp16(node):
-            for index in (0, 1):
-                node.replace_input_with(index, _in_fp32(node, index))
+        for index in (0, 1) if _is_fp16(node) else ():
+            value, name = node.inputs[index], f"{node.name}_exact_{index}"
+            assert value is not None
+            cast = edit.cast(value, _FLOAT, output=name, name=name, before=node)
+            node.replace_input_with(index, cast)
     return result
 
 
 def _is_fp16(node: ir.Node) -> bool:
     scale = node.inputs[1] if node.op_type == "QuantizeLinear" else None
     return scale is not None and scale.dtype is _FLOAT16
-
-
-def _in_fp32(node: ir.Node, index: int) -> ir.Value:
-    value = node.inputs[index]
-    assert value is not None
-    cast = ir.node("Cast", [value], {"to": int(_FLOAT)}, name=f"{node.name}_exact_{index}")
-    cast.outputs[0].name = f"{node.name}_exact_{index}"
-    cast.outputs[0].type = ir.TensorType(_FLOAT)
-    node.prepend(cast)
-    return cast.outputs[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -27,7 +28,7 @@ class Verdict:
 
 def judge_pair(comparison: Comparison, gate: AccuracySpec) -> Verdict:
     """Returns the verdict on a comparison of one candidate with one reference."""
-    reasons = [_cosine_reason(item, gate) for item in comparison.outputs if not _holds(item, gate)]
+    reasons = _cosine_reasons(comparison.outputs, gate)
     if comparison.accuracy and comparison.outputs:
         first = comparison.outputs[0]
         reasons += _drop_reasons(comparison, first.candidate, first.reference, gate)
@@ -37,31 +38,23 @@ def judge_pair(comparison: Comparison, gate: AccuracySpec) -> Verdict:
 def judge(
     comparison: Comparison | None, gate: AccuracySpec, *, candidate: str, is_random: bool = False
 ) -> Verdict:
-    """Returns the verdict on one of the compared models.
+    """Returns the verdict on the candidate: "engine", or where that cannot be run, "int8" or "fp16".
 
-    The truth is FP32. FP16 is a second reference where it holds the gate itself.
-
-    Args:
-        comparison: What was compared; None if nothing could be.
-        gate: The tolerances.
-        candidate: The model that is judged: "engine", or where that cannot be run, "int8" or "fp16".
-        is_random: Whether the data was made up: then nothing can be said.
+    The truth is FP32. FP16 is a second reference where it holds the gate itself. Nothing can be said without
+    a comparison, nor of random data.
     """
     if comparison is None:
         return Verdict("unverified", ("there was no float model or no data to compare with",))
     if is_random:
         return Verdict("unverified", ("the data was random, so its accuracy means nothing",))
-    if not any(item.candidate == candidate for item in comparison.outputs):
+    ours = [item for item in comparison.outputs if item.candidate == candidate]
+    if not ours:
         return Verdict("unverified", (f"{candidate} was not run, so nothing is known of its accuracy",))
     bad_fp16 = [item for item in comparison.outputs if item.candidate == "fp16" and not _holds(item, gate)]
     references = ("fp32",) if bad_fp16 else ("fp32", "fp16")
-    reasons = [
-        _cosine_reason(item, gate)
-        for item in comparison.outputs
-        if item.candidate == candidate and item.reference in references and not _holds(item, gate)
-    ]
+    reasons = _cosine_reasons([item for item in ours if item.reference in references], gate)
     reasons += _drop_reasons(comparison, candidate, "fp32", gate)
-    if reasons and candidate != "fp16" and bad_fp16 and _is_as_bad(bad_fp16[0], comparison, candidate):
+    if reasons and candidate != "fp16" and bad_fp16 and _is_as_bad(bad_fp16[0], ours):
         reasons.append(_blame_fp16(bad_fp16[0]))
     return Verdict("fail" if reasons else "pass", tuple(reasons))
 
@@ -74,14 +67,18 @@ def _drop_reasons(comparison: Comparison, candidate: str, reference: str, gate: 
     drop = round(100 * (theirs - ours), 9)
     if drop <= gate.max_drop:
         return []
+    before, after = (format_score(score, comparison.metric) for score in (theirs, ours))
     return [
-        f"{name_metric(comparison.metric)} falls from "
-        f"{format_score(theirs, comparison.metric)} ({reference}) to "
-        f"{format_score(ours, comparison.metric)}, by {drop:.2f} points; the gate allows {gate.max_drop:g}"
+        f"{name_metric(comparison.metric)} falls from {before} ({reference}) to {after}, by {drop:.2f} "
+        f"points; the gate allows {gate.max_drop:g}"
     ]
 
 
-def _cosine_reason(item: OutputComparison, gate: AccuracySpec) -> str:
+def _cosine_reasons(outputs: Sequence[OutputComparison], gate: AccuracySpec) -> list[str]:
+    return [_explain_cosine(item, gate) for item in outputs if not _holds(item, gate)]
+
+
+def _explain_cosine(item: OutputComparison, gate: AccuracySpec) -> str:
     worst = ", ".join(f"{worst.sample} ({worst.cosine:.4f})" for worst in item.worst[:3])
     if item.nonfinite:
         return (
@@ -91,7 +88,7 @@ def _cosine_reason(item: OutputComparison, gate: AccuracySpec) -> str:
     if math.isnan(item.cosine):
         return (
             f"output {item.output!r} cannot be compared: its values in {item.reference} are NaN, infinite or "
-            f"too large; look at the model and its data"
+            f"too large; check the model and its data"
         )
     return (
         f"output {item.output!r} has cosine {item.cosine:.4f} to {item.reference}, the gate wants "
@@ -99,14 +96,10 @@ def _cosine_reason(item: OutputComparison, gate: AccuracySpec) -> str:
     )
 
 
-def _is_as_bad(fp16: OutputComparison, comparison: Comparison, candidate: str) -> bool:
+def _is_as_bad(fp16: OutputComparison, outputs: Sequence[OutputComparison]) -> bool:
     """Whether FP16 alone is nearly as far from FP32 as the candidate, or broken."""
-    ours = [
-        item.sqnr_db
-        for item in comparison.outputs
-        if (item.candidate, item.reference, item.output) == (candidate, "fp32", fp16.output)
-    ]
-    return fp16.nonfinite > 0 or any(not fp16.sqnr_db > sqnr_db + _SAME_DB for sqnr_db in ours)
+    ours = [item for item in outputs if (item.reference, item.output) == ("fp32", fp16.output)]
+    return fp16.nonfinite > 0 or any(not fp16.sqnr_db > item.sqnr_db + _SAME_DB for item in ours)
 
 
 def _blame_fp16(item: OutputComparison) -> str:

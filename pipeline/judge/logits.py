@@ -43,9 +43,7 @@ class LogitsMetrics:
             ids: The tokens that went in, shape (N, T); one that is not in 0 to V - 1 is no token.
             mask: Which of them are tokens and no padding, shape (N, T); None: all.
         """
-        real = (ids >= 0) & (ids < reference.shape[-1])
-        if mask is not None:
-            real = real & mask
+        real = (ids >= 0) & (ids < reference.shape[-1]) & (True if mask is None else mask)
         for ours, theirs, tokens, kept in zip(candidate, reference, ids, real, strict=True):
             mine, other = _log_softmax(ours), _log_softmax(theirs)
             with np.errstate(invalid="ignore"):
@@ -59,27 +57,17 @@ class LogitsMetrics:
 
     def result(self, candidate: str, reference: str, output: str) -> LogitsComparison:
         """Returns the comparison of all that was taken in."""
-        return LogitsComparison(
-            candidate,
-            reference,
-            output,
-            self.divergence / self.rows if self.rows else math.nan,
-            _perplexity(self.surprise, self.tokens),
-            _perplexity(self.reference_surprise, self.tokens),
-        )
+        divergence = self.divergence / self.rows if self.rows else math.nan
+        perplexities = (_perplexity(item, self.tokens) for item in (self.surprise, self.reference_surprise))
+        return LogitsComparison(candidate, reference, output, divergence, *perplexities)
 
 
 def find_tokens(output: str, logits: NDArray[Any], inputs: Mapping[str, NDArray[Any]]) -> str | None:
-    """Returns the input whose tokens belong to an output of logits; None if there is none, or no telling.
+    """Returns the input whose tokens belong to an output of logits; None if it is not clear which.
 
     Logits are floats of shape (N, T, V), called so or with a large V, where an input holds N x T integers
-    below V. Of several such inputs the name tells: `input_ids` before `token` before `ids`, and never
-    positions, types or masks.
-
-    Args:
-        output: Its name.
-        logits: Its values.
-        inputs: What the model was fed, without labels.
+    below V. Of several such inputs the name decides: `input_ids` before `token` before `ids`, and never
+    positions, types or masks. `inputs` holds no labels.
     """
     if logits.ndim != 3 or not np.issubdtype(logits.dtype, np.floating):
         return None
@@ -94,20 +82,14 @@ def find_tokens(output: str, logits: NDArray[Any], inputs: Mapping[str, NDArray[
 
 
 def find_mask(tokens: NDArray[Any], inputs: Mapping[str, NDArray[Any]]) -> NDArray[np.bool_] | None:
-    """Returns which tokens are no padding: 1 in an input of 0 and 1 called a mask; None if there is none.
-
-    Args:
-        tokens: Shape (N, T).
-        inputs: What the model was fed, without labels.
-    """
-    masks = {
-        name: array != 0
+    """Returns which tokens, shape (N, T), are no padding: 1 in an input of 0 and 1 called a mask, if any."""
+    masks = [
+        name
         for name, array in inputs.items()
         if "mask" in name.lower() and array.shape == tokens.shape and np.isin(array, (0, 1)).all()
-    }
-    return next(
-        (masks[name] for name in sorted(masks, key=lambda name: "attention" not in name.lower())), None
-    )
+    ]
+    best = min(masks, key=lambda name: "attention" not in name.lower(), default=None)
+    return None if best is None else inputs[best] != 0
 
 
 def _may_be_tokens(name: str, array: NDArray[Any], logits: NDArray[Any]) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import onnx_ir as ir
 
@@ -21,40 +21,15 @@ def count_macs(model: ir.Model, feed: Feed) -> dict[str, int]:
     """Returns the multiply-accumulates a sample by the name of each node with weights, and each MatMul.
 
     Shapes are those that the feed gives in ONNX Runtime: shape inference does not know all of them. Nodes in
-    the bodies of If, Loop and Scan are not counted.
-
-    Args:
-        model: The float graph; it is not changed.
-        feed: One run's inputs.
+    the bodies of If, Loop and Scan are not counted. The float graph is not changed.
 
     Raises:
         ModelError: ONNX Runtime cannot run the model.
     """
     tapped = model.clone()
     nodes = [node for node in tapped.graph if node.op_type in WEIGHTED]
-    taps = {
-        value: f"trtq_shape_{index}"
-        for index, value in enumerate(
-            dict.fromkeys(
-                value
-                for node in nodes
-                for value in (*node.inputs[:_NUM_INPUTS], *node.outputs[:1])
-                if value is not None and value.name
-            )
-        )
-    }
-    for value, name in taps.items():
-        node = ir.node("Shape", [value], name=name)
-        node.outputs[0].name, node.outputs[0].type = name, ir.TensorType(ir.DataType.INT64)
-        tapped.graph.append(node)
-        tapped.graph.outputs.append(node.outputs[0])
-    if not taps:
-        return {}
-    arrays = {str(value.name): feed.arrays[str(value.name)] for value in tapped.graph.inputs}
-    found = run(open_session(tapped, optimize=True), list(taps.values()), arrays)
-    shapes: Mapping[ir.Value | None, Shape] = {
-        value: tuple(int(size) for size in shape) for value, shape in zip(taps, found, strict=True)
-    }
+    values = (value for node in nodes for value in (*node.inputs[:_NUM_INPUTS], *node.outputs[:1]))
+    shapes = _measure_shapes(tapped, dict.fromkeys(value for value in values if value and value.name), feed)
     return {
         str(node.name): _macs(
             node,
@@ -64,6 +39,22 @@ def count_macs(model: ir.Model, feed: Feed) -> dict[str, int]:
         // max(feed.num_samples, 1)
         for node in nodes
     }
+
+
+def _measure_shapes(
+    model: ir.Model, values: Collection[ir.Value], feed: Feed
+) -> Mapping[ir.Value | None, Shape]:
+    if not values:
+        return {}
+    names = [f"trtq_shape_{index}" for index in range(len(values))]
+    for name, value in zip(names, values, strict=True):
+        node = ir.node("Shape", [value], name=name)
+        node.outputs[0].name, node.outputs[0].type = name, ir.TensorType(ir.DataType.INT64)
+        model.graph.append(node)
+        model.graph.outputs.append(node.outputs[0])
+    arrays = {str(value.name): feed.arrays[str(value.name)] for value in model.graph.inputs}
+    found = run(open_session(model, optimize=True), names, arrays)
+    return {value: tuple(shape.tolist()) for value, shape in zip(values, found, strict=True)}
 
 
 def _macs(node: ir.Node, inputs: Sequence[Shape], output: Shape) -> int:

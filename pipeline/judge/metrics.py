@@ -67,39 +67,29 @@ class OutputMetrics:
             cosine = _cosine(float(dot), float(mine), float(other))
             rank = -cosine if math.isfinite(cosine) else 2.0  # not finite is worse than opposite
             entry = (rank, -self.samples - index)  # of equals, the first stay
-            if len(self.worst) < _NUM_WORST:
-                heapq.heappush(self.worst, entry)
-            else:
-                heapq.heappushpop(self.worst, entry)
+            self.worst = heapq.nlargest(_NUM_WORST, [*self.worst, entry])
 
     def result(self, candidate: str, reference: str, output: str) -> OutputComparison:
         """Returns the comparison of all that was taken in."""
-        broken = self.nonfinite > 0 or (self.size > 0 and self.count == 0)
+        cosine, sqnr_db, largest, mean = (
+            _cosine(self.dot, self.candidate_squares, self.reference_squares),
+            _to_decibels(self.reference_squares, self.error_squares),
+            self.largest,
+            self.absolute / max(self.count, 1),
+        )
+        if self.nonfinite > 0 or (self.size > 0 and self.count == 0):
+            cosine = sqnr_db = largest = mean = math.nan
+        agreement = self.rows_equal / self.rows if self.rows else None
+        worst = tuple(WorstSample(-rank if rank <= 1 else math.nan, -place) for rank, place in self.worst)
         return OutputComparison(
-            candidate,
-            reference,
-            output,
-            math.nan if broken else _cosine(self.dot, self.candidate_squares, self.reference_squares),
-            math.nan if broken else _decibels(self.reference_squares, self.error_squares),
-            math.nan if broken else self.largest,
-            math.nan if broken else self.absolute / max(self.count, 1),
-            self.rows_equal / self.rows if self.rows else None,
-            self.nonfinite,
-            tuple(
-                WorstSample(-rank if rank <= 1 else math.nan, -place)
-                for rank, place in sorted(self.worst, reverse=True)
-            ),
+            candidate, reference, output, cosine, sqnr_db, largest, mean, agreement, self.nonfinite, worst
         )
 
 
 def _has_scores(output: NDArray[Any]) -> bool:
     """Whether the last axis holds scores of classes: float, (N, C) or (N, T, C)."""
-    return (
-        output.ndim in (2, 3)
-        and output.shape[-1] > 1
-        and (np.issubdtype(output.dtype, np.floating))
-        and output.size > 0
-    )
+    is_table = output.ndim in (2, 3) and output.shape[-1] > 1 and output.size > 0
+    return is_table and np.issubdtype(output.dtype, np.floating)
 
 
 def _cosine(dot: float, first_squares: float, second_squares: float) -> float:
@@ -112,7 +102,7 @@ def _cosine(dot: float, first_squares: float, second_squares: float) -> float:
     return max(-1.0, min(1.0, dot / math.sqrt(first_squares) / math.sqrt(second_squares)))
 
 
-def _decibels(signal: float, noise: float) -> float:
+def _to_decibels(signal: float, noise: float) -> float:
     if noise == 0:
         return math.inf
     return 10 * (math.log10(signal) - math.log10(noise)) if signal > 0 else -math.inf

@@ -40,7 +40,7 @@ class EffectMeter:
         quantized: Maps the layers that are kept to those that are quantized then: an Add after a kept
             convolution may not be.
         labels: Where the labels are, and how answers are scored.
-        progress: Told of every batch.
+        progress: Called after every batch.
         samples_run: How often a sample went through the model.
     """
 
@@ -50,20 +50,20 @@ class EffectMeter:
     progress: Progress = lambda _: None
     samples_run: int = 0
 
-    def alone(self, batches: Batches) -> dict[str, Effect]:
+    def measure_alone(self, batches: Batches) -> dict[str, Effect]:
         """Returns the effect of quantizing each layer alone."""
         found: dict[str, Effect] = {}
         for names in split_in_groups(self.session.layers, mixtures_each=1):
-            found |= self._measured({name: {name} for name in names}, batches)[0]
+            found |= self._measure({name: {name} for name in names}, batches)[0]
         return found
 
-    def kept(
+    def measure_kept(
         self, mixtures: Mapping[str, Sequence[str]], batches: Batches
     ) -> tuple[Mapping[str, Effect], float | None]:
         """Returns the effect of quantizing all but these layers, by mixture, and the float model's score."""
-        return self._measured({name: self.quantized(layers) for name, layers in mixtures.items()}, batches)
+        return self._measure({name: self.quantized(layers) for name, layers in mixtures.items()}, batches)
 
-    def _measured(
+    def _measure(
         self, mixtures: Mapping[str, Collection[str]], batches: Batches
     ) -> tuple[Mapping[str, Effect], float | None]:
         found = measure(self.session, mixtures, batches, self.labels, self.progress)
@@ -76,7 +76,7 @@ class LayerChoice:
     """The layers to keep.
 
     Attributes:
-        kept: The layers.
+        kept: Their names.
         order: All layers, in the order in which further ones would be kept; begins with `kept`.
         alone: The effect of quantizing each layer alone.
     """
@@ -88,7 +88,7 @@ class LayerChoice:
 
 @dataclass(frozen=True, slots=True)
 class DataSize:
-    """Of some data."""
+    """How much data there is."""
 
     num_feeds: int
     num_samples: int
@@ -97,7 +97,7 @@ class DataSize:
 def choose_layers(
     meter: EffectMeter, macs: Mapping[str, int], gate: AccuracySpec, batches: Batches, size: DataSize
 ) -> LayerChoice:
-    """Returns the cheapest layers to keep for which the gate holds on this data.
+    """Returns the cheapest layers to keep for which the gate holds on this data, whose size bounds the cost.
 
     1. Every layer is quantized alone, on a part of the data. Rounding errors of different layers are nearly
        independent, so the power of the error at the output is nearly the sum of their powers (the additive
@@ -108,36 +108,28 @@ def choose_layers(
     3. The shortest beginning of each order that holds the gate is found by measuring: first where the model
        of 1, scaled to what was measured, puts it, then by bisection. The cheaper one is taken.
     4. The dearest of its layers that the gate holds without is given back.
-
-    Args:
-        meter: The model.
-        macs: The multiply-accumulates of every node.
-        gate: The tolerances.
-        batches: The data to choose on.
-        size: Of this data; bounds the cost.
     """
     layers = meter.session.layers
     most = max(1, round(2 * _SENSITIVITY_PASSES * size.num_feeds / len(layers)))
-    alone = meter.alone(take_every_nth(batches, 0, math.ceil(size.num_feeds / most)))
-    errors = {name: _error_of_parts(effect, gate) for name, effect in alone.items()}
+    alone = meter.measure_alone(take_every_nth(batches, 0, math.ceil(size.num_feeds / most)))
+    errors = {name: _sum_part_errors(effect, gate) for name, effect in alone.items()}
     total = max(sum(macs.values()), 1)
     shares = {name: macs.get(name, 0) / total for name in layers}
-    orders = [_ordered(errors, shares, overhead) for overhead in _OVERHEADS]
-    searches = [_Shortest(order, errors) for order in orders]
+    orders = (_order(errors, shares, overhead) for overhead in _OVERHEADS)
+    searches = {str(index): _PrefixSearch(order, errors) for index, order in enumerate(orders)}
     most_samples = _MOST_PASSES * 2 * size.num_samples
     for number in itertools.count():
-        found = {str(index): item.next() for index, item in enumerate(searches)}
-        probes = {key: count for key, count in found.items() if count is not None}
-        if not probes or (number >= _FEWEST_ROUNDS and meter.samples_run > most_samples):
+        tried = {key: item.propose() for key, item in searches.items() if not item.is_done}
+        if not tried or (number >= _FEWEST_ROUNDS and meter.samples_run > most_samples):
             break
-        effects, score = meter.kept({key: orders[int(key)][:count] for key, count in probes.items()}, batches)
-        for key, count in probes.items():
-            holds = _holds(effects[key], score, gate)
-            searches[int(key)].learn(count, _strain(effects[key], score, gate), holds=holds)
-    cheapest = min(searches, key=lambda item: _cost(item.order[: item.enough], shares))
+        effects, score = meter.measure_kept(tried, batches)
+        for key, layers in tried.items():
+            strain = _measure_strain(effects[key], score, gate)
+            searches[key].learn(len(layers), strain, holds=_holds(effects[key], score, gate))
+    cheapest = min(searches.values(), key=lambda item: _cost(item.order[: item.enough], shares))
     kept = cheapest.order[: cheapest.enough]
     if meter.samples_run <= most_samples:
-        kept = _without_needless(meter, kept, shares, gate, batches)
+        kept = _give_one_back(meter, kept, shares, gate, batches)
     rest = tuple(name for name in cheapest.order if name not in kept)
     return LayerChoice(kept, (*kept, *rest), alone)
 
@@ -145,32 +137,24 @@ def choose_layers(
 def count_needed(
     meter: EffectMeter, order: Sequence[str], too_few: int, gate: AccuracySpec, batches: Batches, times: int
 ) -> int:
-    """Returns how many layers of the order are enough on this data: the lowest count that is measured to be.
+    """Returns the lowest measured count of layers of the order that holds the gate on this data.
 
-    The counts spread from the one that is too low, ever further apart; then again, up to the lowest that
-    holds.
-
-    Args:
-        meter: The model.
-        order: Of a choice.
-        too_few: So many do not suffice here.
-        gate: The tolerances.
-        batches: The data that showed it.
-        times: How often five counts are measured: three passes each, as the float model runs beside them.
+    Five counts are measured so many times: they spread from the one that is too low, ever further apart; then
+    again, up to the lowest that holds. Each time costs three passes, as the float model runs beside them.
     """
     enough = len(order)
     for _ in range(times):
-        counts = _between(too_few, enough)
+        counts = _spread_counts(too_few, enough)
         if not counts:
             break
-        effects, score = meter.kept({str(count): order[:count] for count in counts}, batches)
+        effects, score = meter.measure_kept({str(count): order[:count] for count in counts}, batches)
         holding = [count for count in counts if _holds(effects[str(count)], score, gate)]
         enough = min(holding, default=enough)
         too_few = max((count for count in counts if count < enough), default=too_few)
     return enough
 
 
-def _between(low: int, high: int) -> list[int]:
+def _spread_counts(low: int, high: int) -> list[int]:
     """Returns up to five numbers between the two, at distances from the lower that grow by one factor."""
     parts = (place / (_COUNTS_EACH + 1) for place in range(1, _COUNTS_EACH + 1))
     found = {low + round((high - low) ** part) for part in parts}
@@ -184,7 +168,7 @@ def take_every_nth(batches: Batches, start: int, step: int) -> Batches:
     return replace(batches, read=read, part=None, num_samples=None, content=digest)
 
 
-def _ordered(errors: Mapping[str, float], shares: Mapping[str, float], overhead: float) -> tuple[str, ...]:
+def _order(errors: Mapping[str, float], shares: Mapping[str, float], overhead: float) -> tuple[str, ...]:
     cost = {name: share + overhead + 1e-9 for name, share in shares.items()}
     return tuple(sorted(shares, key=lambda name: -errors[name] / cost[name]))
 
@@ -193,15 +177,15 @@ def _cost(kept: Sequence[str], shares: Mapping[str, float]) -> float:
     return sum(shares[name] for name in kept) + _OVERHEADS[-1] * len(kept)
 
 
-def _error_of(effect: Effect, gate: AccuracySpec) -> float:
+def _sum_errors(effect: Effect, gate: AccuracySpec) -> float:
     """Returns the error in units of what the gate allows, added over the outputs."""
-    return sum(item.noise for item in effect.outputs.values()) / _allowed(gate)
+    return sum(item.noise for item in effect.outputs.values()) / _allowed_noise(gate)
 
 
-def _error_of_parts(effect: Effect, gate: AccuracySpec) -> float:
+def _sum_part_errors(effect: Effect, gate: AccuracySpec) -> float:
     """Returns the same, with all parts of an output alike: the scores beside boxes, which are far louder."""
     noises = (_noise(distance, effect.parts.get(name, {})) for name, distance in effect.outputs.items())
-    return sum(noises) / _allowed(gate)
+    return sum(noises) / _allowed_noise(gate)
 
 
 def _noise(whole: Distance, parts: Mapping[str, Distance]) -> float:
@@ -209,7 +193,7 @@ def _noise(whole: Distance, parts: Mapping[str, Distance]) -> float:
     return sum(noises) / len(noises) if noises and math.isfinite(whole.noise) else whole.noise
 
 
-def _allowed(gate: AccuracySpec) -> float:
+def _allowed_noise(gate: AccuracySpec) -> float:
     """Returns the noise that is allowed: one at right angles to an output that leaves it the least cosine."""
     return gate.min_cosine**-2 - 1 if 0 < gate.min_cosine < 1 else 1.0
 
@@ -228,28 +212,28 @@ def _drop(effect: Effect, float_score: float | None) -> float:
     return round(100 * (float_score - effect.score), 9)
 
 
-def _strain(effect: Effect, float_score: float | None, gate: AccuracySpec) -> float:
+def _measure_strain(effect: Effect, float_score: float | None, gate: AccuracySpec) -> float:
     """Returns how much of what the gate allows is used up, by the error or by the score: 1 is all of it."""
     lost = _drop(effect, float_score) / gate.max_drop if gate.max_drop > 0 else 0.0
-    return max(_error_of(effect, gate), lost)
+    return max(_sum_errors(effect, gate), lost)
 
 
-def _without_needless(
+def _give_one_back(
     meter: EffectMeter, kept: Sequence[str], shares: Mapping[str, float], gate: AccuracySpec, batches: Batches
 ) -> tuple[str, ...]:
-    dear = sorted(
-        (name for name in kept[:-1] if shares[name] > _WORTH_RETURNING), key=lambda name: -shares[name]
-    )
+    """Returns the layers without the dearest one that the gate holds without."""
+    dear = [name for name in kept[:-1] if shares[name] > _WORTH_RETURNING]
     if not dear:
         return tuple(kept)
-    tried = {name: [item for item in kept if item != name] for name in dear[:_MOST_RETURNED]}
-    effects, score = meter.kept(tried, batches)
+    dear = sorted(dear, key=lambda name: -shares[name])[:_MOST_RETURNED]
+    tried = {name: [item for item in kept if item != name] for name in dear}
+    effects, score = meter.measure_kept(tried, batches)
     needless = next((name for name in tried if _holds(effects[name], score, gate)), None)
     return tuple(name for name in kept if name != needless)
 
 
 @dataclass(slots=True)
-class _Shortest:
+class _PrefixSearch:
     """The search for the shortest beginning of an order that holds the gate; all of it does."""
 
     order: tuple[str, ...]
@@ -262,22 +246,26 @@ class _Shortest:
     def __post_init__(self) -> None:
         self.enough = len(self.order)
 
-    def next(self) -> int | None:
-        """Returns how many layers to keep in the next measurement; None when the shortest is found."""
-        if self.enough - self.too_few <= 1:
-            return None
+    @property
+    def is_done(self) -> bool:
+        """Whether the shortest is found."""
+        return self.enough - self.too_few <= 1
+
+    def propose(self) -> tuple[str, ...]:
+        """Returns the layers to keep in the next measurement."""
         self.rounds += 1
-        if self.rounds == 1:
-            return 0
+        count = 0
         if self.rounds - 1 > _NUM_GUESSES:
-            return (self.too_few + self.enough) // 2
-        counts = range(len(self.order) + 1)
-        guess = next(item for item in counts if _left(self.order, self.errors, item) * self.scale <= _MARGIN)
-        return min(max(guess, self.too_few + 1), self.enough - 1)
+            count = (self.too_few + self.enough) // 2
+        elif self.rounds > 1:
+            counts = range(len(self.order) + 1)
+            guess = next(count for count in counts if self._predict(count) * self.scale <= _MARGIN)
+            count = min(max(guess, self.too_few + 1), self.enough - 1)
+        return self.order[:count]
 
     def learn(self, count: int, error: float, *, holds: bool) -> None:
         """Takes in what was measured with so many layers kept."""
-        left = _left(self.order, self.errors, count)
+        left = self._predict(count)
         if 0 < left < math.inf and math.isfinite(error):
             self.scale = error / left
         if holds:
@@ -285,7 +273,6 @@ class _Shortest:
         else:
             self.too_few = count
 
-
-def _left(order: Sequence[str], errors: Mapping[str, float], count: int) -> float:
-    """Returns the sum of the errors of all layers but the first of the order."""
-    return sum(errors[name] for name in order[count:])
+    def _predict(self, count: int) -> float:
+        """Returns the sum of the errors of all layers but the first of the order."""
+        return sum(self.errors[name] for name in self.order[count:])

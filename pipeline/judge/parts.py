@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import onnx_ir as ir
 
@@ -16,7 +16,10 @@ _MOST_PARTS = 8
 
 def find_parts(model: ir.Model) -> Mapping[str, tuple[str, ...]]:
     """Returns the tensors that are joined, at last, to give each output; only outputs that a Concat makes."""
-    found = {str(value.name): _names(_joined(value)) for value in model.graph.outputs}
+    found = {
+        str(value.name): _names(part for part in _walk_back(value, _joins) if not _joins(_maker(part)))
+        for value in model.graph.outputs
+    }
     return {name: parts for name, parts in found.items() if len(parts) > 1}
 
 
@@ -25,7 +28,7 @@ def list_judged_outputs(model: ir.Model) -> tuple[str, ...]:
 
     Saturated scores hide what is lost; where they are not saturated, only they tell what it matters.
     """
-    return _names(seen for value in model.graph.outputs for seen in (value, *_behind(value)))
+    return _names(seen for value in model.graph.outputs for seen in _walk_back(value, _joins_or_squashes))
 
 
 def _names(values: Iterator[ir.Value]) -> tuple[str, ...]:
@@ -34,29 +37,26 @@ def _names(values: Iterator[ir.Value]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(str(value.name) for value in computed))
 
 
-def _joined(value: ir.Value) -> Iterator[ir.Value]:
-    node = _maker(value)
-    if node is None or not _joins(node):
+def _walk_back(value: ir.Value, follows: Callable[[ir.Node | None], bool]) -> Iterator[ir.Value]:
+    """Yields a value and what such nodes make it of, in the order of their inputs, each once."""
+    seen: set[ir.Value] = set()
+    todo = [value]
+    while todo:
+        if (value := todo.pop()) in seen:
+            continue
+        seen.add(value)
         yield value
-        return
-    for part in node.inputs:
-        if part is not None:
-            yield from _joined(part)
+        node = _maker(value)
+        if node is not None and follows(node):
+            todo += [before for before in reversed(node.inputs) if before is not None]
 
 
-def _joins(node: ir.Node) -> bool:
-    return node.op_type == "Concat" and len(node.inputs) <= _MOST_PARTS
+def _joins(node: ir.Node | None) -> bool:
+    return node is not None and node.op_type == "Concat" and len(node.inputs) <= _MOST_PARTS
 
 
-def _behind(value: ir.Value) -> Iterator[ir.Value]:
-    """Yields the parts of a value, and what is squashed to give it or them."""
-    node = _maker(value)
-    if node is None or not (_joins(node) or node.op_type in _SQUASHED):
-        return
-    for before in node.inputs:
-        if before is not None:
-            yield before
-            yield from _behind(before)
+def _joins_or_squashes(node: ir.Node | None) -> bool:
+    return _joins(node) or (node is not None and node.op_type in _SQUASHED)
 
 
 def _maker(value: ir.Value) -> ir.Node | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 
 from trtq.calibrators.batches import Batches
 from trtq.calibrators.cross_entropy import CrossEntropy
-from trtq.calibrators.ranges import Range, Ranges
+from trtq.calibrators.ranges import Ranges
 from trtq.calibrators.taps import open_taps
 from trtq.models.session import SessionOptions
 
@@ -31,13 +32,13 @@ _AT_A_TIME = 8
 
 @dataclass(frozen=True, slots=True)
 class Logits:
-    """A tensor of which a softmax gets a multiple.
+    """How a tensor becomes the input of a softmax.
 
     Attributes:
-        source: What the softmax gets.
-        axis: Over which axis it goes.
-        factor: What the tensor is multiplied by before it is the source; positive.
-        joined: Whether it goes over all axes from `axis` on.
+        source: The input of the softmax.
+        axis: The axis that it goes over.
+        factor: What the tensor is multiplied by to give the source; positive.
+        joined: Whether the softmax goes over all axes from `axis` on.
     """
 
     source: str
@@ -54,14 +55,15 @@ def find_logits(model: ir.Model, tensors: Collection[str]) -> dict[str, Logits]:
     adds is no part of the tensor before it.
     """
     found: dict[str, Logits] = {}
-    for value, axis, joined in _ends(model):
-        for before, factor in _before(value):
+    for value, axis, joined in _find_sources(model):
+        for before, factor in _trace_back(value):
             if before.name in tensors and before.name not in found:
                 found[str(before.name)] = Logits(str(value.name), axis, factor, joined)
     return found
 
 
-def _ends(model: ir.Model) -> Iterator[tuple[ir.Value, int, bool]]:
+def _find_sources(model: ir.Model) -> Iterator[tuple[ir.Value, int, bool]]:
+    """Yields what each softmax gets, its axis, and whether it goes over all axes from that one on."""
     joined = model.opset_imports.get("", 1) < _AXIS_ALONE
     for node in model.graph:
         value = node.inputs[0] if node.op_type in _SOFTMAX else None
@@ -74,11 +76,11 @@ def _ends(model: ir.Model) -> Iterator[tuple[ir.Value, int, bool]]:
 
 
 def _is_normalized(value: ir.Value) -> bool:
-    makers = (before.producer() for before, _ in _before(value))
+    makers = (before.producer() for before, _ in _trace_back(value))
     return any(node is not None and node.op_type in _SQUASHED for node in makers)
 
 
-def _before(value: ir.Value) -> Iterator[tuple[ir.Value, float]]:
+def _trace_back(value: ir.Value) -> Iterator[tuple[ir.Value, float]]:
     """Yields a value and those that it is a multiple of, value for value, with the factor."""
     factor = 1.0
     while True:
@@ -88,8 +90,8 @@ def _before(value: ir.Value) -> Iterator[tuple[ir.Value, float]]:
             return
         place = 0
         if node.op_type in ("Mul", "Div"):
-            place = 1 if node.op_type == "Mul" and _scalar(node.inputs[0]) is not None else 0
-            other = _scalar(node.inputs[1 - place])
+            place = 1 if node.op_type == "Mul" and _read_scalar(node.inputs[0]) is not None else 0
+            other = _read_scalar(node.inputs[1 - place])
             if other is None or not 0 < other < math.inf:
                 return
             factor = factor * other if node.op_type == "Mul" else factor / other
@@ -99,8 +101,7 @@ def _before(value: ir.Value) -> Iterator[tuple[ir.Value, float]]:
         value = source
 
 
-def _scalar(value: ir.Value | None) -> float | None:
-    """Returns a constant of one element; None for anything else."""
+def _read_scalar(value: ir.Value | None) -> float | None:
     if value is None or not value.is_initializer() or value.const_value is None:
         return None
     array = value.const_value.numpy()
@@ -112,37 +113,27 @@ def sample_rows(
 ) -> dict[str, NDArray[np.float64]]:
     """Returns rows of what each softmax gets, by source: of the first four even feeds, at random places.
 
-    Args:
-        model: The float graph; it is not changed.
-        logits: Of `find_logits`.
-        batches: The calibration data; its odd feeds are left for judging.
-
-    Raises:
-        DataError: The data does not fit.
-        ModelError: ONNX Runtime cannot run the model.
+    The odd feeds are left for judging. The float graph is not changed.
     """
     wanted = {item.source: item for item in logits.values()}
     feeds = list(islice(batches.every(0, 2), _NUM_FEEDS))
-    found: dict[str, list[NDArray[np.float64]]] = {name: [] for name in wanted}
+    found: dict[str, list[NDArray[np.float64]]] = defaultdict(list)
+
+    def add(name: str, array: NDArray[Any]) -> None:
+        found[name].append(_sample_rows(array, wanted[name], len(feeds)))
+
     names = list(wanted)
     for start in range(0, len(names), _AT_A_TIME):
         taps = open_taps(model, names[start : start + _AT_A_TIME], (), SessionOptions())
         for feed in feeds:
-
-            def take(name: str, array: NDArray[Any]) -> None:
-                found[name].append(_some_rows(array, wanted[name], len(feeds)))
-
-            taps.show(feed.arrays, take, lambda _name, _magnitude: None)
-    return {name: np.concatenate(parts) for name, parts in found.items() if parts}
+            taps.show(feed.arrays, add, lambda _name, _magnitude: None)
+    return {name: np.concatenate(parts) for name, parts in found.items()}
 
 
-def _some_rows(array: NDArray[Any], logits: Logits, num_feeds: int) -> NDArray[np.float64]:
+def _sample_rows(array: NDArray[Any], logits: Logits, num_feeds: int) -> NDArray[np.float64]:
     """Returns a share of the rows of one feed, copied: shape (rows, classes)."""
-    if logits.joined:
-        rows = array.reshape(math.prod(array.shape[: logits.axis]), -1)
-    else:
-        moved = np.moveaxis(array, logits.axis, -1)
-        rows = moved.reshape(-1, moved.shape[-1])
+    moved, split = (array, logits.axis) if logits.joined else (np.moveaxis(array, logits.axis, -1), -1)
+    rows = moved.reshape(math.prod(moved.shape[:split]), math.prod(moved.shape[split:]))
     most = max(1, min(_NUM_ROWS, _MOST_VALUES // max(rows.shape[1], 1)) // num_feeds)
     places = np.random.default_rng(0).permutation(len(rows))[:most]
     return rows[places].astype(np.float64)
@@ -170,14 +161,14 @@ def measure_row_amaxes(model: ir.Model, tensors: Collection[str], batches: Batch
 def with_row_amaxes(ranges: Ranges, amaxes: Mapping[str, float]) -> Ranges:
     """Returns the ranges with these instead of the ones of a method of histograms."""
     tensors = {
-        name: Range(float(np.float32(amaxes[name])), item.minimum, item.maximum) if name in amaxes else item
+        name: replace(item, amax=float(np.float32(amaxes[name]))) if name in amaxes else item
         for name, item in ranges.tensors.items()
     }
     return replace(ranges, tensors=tensors, method=ranges.method + SUFFIX)
 
 
 def add_row_variants(ranges: Sequence[Ranges], amaxes: Mapping[str, float], *, only: bool) -> list[Ranges]:
-    """Returns the ranges, and each again with these for logits; with `only`, the latter alone."""
+    """Returns the ranges, and each with these amaxes for logits; with `only`, the latter alone."""
     if not amaxes:
         return list(ranges)
     found = [with_row_amaxes(item, amaxes) for item in ranges]

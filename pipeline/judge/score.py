@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -41,11 +40,7 @@ class Labels:
 
 
 def load_labels(labels: Labels | None) -> Labels | None:
-    """Returns the labels with their metric's script run, so that several comparisons run it once.
-
-    Raises:
-        DataError: The script fails, or has no such function.
-    """
+    """Returns the labels with their metric's script run, so that several comparisons run it once."""
     own = None if labels is None else AccuracySpec(metric=labels.metric).script
     return labels if labels is None or own is None else replace(labels, function=load_function(*own))
 
@@ -73,41 +68,30 @@ class Scores:
     def __init__(self, labels: Labels, models: Sequence[str]) -> None:
         own = AccuracySpec(metric=labels.metric).script
         self._labels = labels
-        self._own = (
-            None
-            if own is None
-            else _OwnMetric(labels.metric, labels.function or load_function(*own), own[0], labels.array)
-        )
+        self._own: _OwnMetric | None = None
+        if own is not None:
+            function = labels.function or load_function(*own)
+            self._own = _OwnMetric(labels.metric, function, own[0], labels.array)
         self._hits = {name: dict.fromkeys(models, 0) for name in METRICS}
         self._models = models
         self._count = self._num_classes = 0
 
     def add(self, results: Mapping[str, Outputs], feed: Feed) -> None:
-        """Takes in the outputs of every model for one feed.
-
-        Raises:
-            DataError: The labels do not fit.
-            UsageError: It is not clear which output they belong to.
-        """
+        """Takes in the outputs of every model for one feed; DataError or UsageError if labels do not fit."""
         if self._own is not None:
             self._own.add(results, feed)
             return
         for name in self._models:
-            scores, wanted = _scores_and_labels(results[name], feed, self._labels)
-            ranked = (
-                np.argsort(-scores.astype(np.float64), axis=1, kind="stable")[:, :5] == wanted[:, np.newaxis]
-            )
-            self._hits["top-1"][name] += int(ranked[:, :1].sum())
-            self._hits["top-5"][name] += int(ranked.sum())
+            scores, wanted = _select_scores(results[name], feed, self._labels)
+            order = np.argsort(-scores.astype(np.float64), axis=1, kind="stable")
+            is_right = order[:, :5] == wanted[:, np.newaxis]
+            self._hits["top-1"][name] += int(is_right[:, :1].sum())
+            self._hits["top-5"][name] += int(is_right.sum())
             self._num_classes = scores.shape[1]
         self._count += feed.arrays[str(self._labels.array)].shape[0]
 
     def result(self) -> dict[str, float]:
-        """Returns what the metric says of each model.
-
-        Raises:
-            DataError: A metric of the user's own fails, or does not return one number from 0 to 1.
-        """
+        """Returns what the metric says of each model; DataError if it gives no number from 0 to 1."""
         if self._own is not None:
             return self._own.result(self._models)
         return {name: hits / self._count for name, hits in self._hits[self._labels.metric].items()}
@@ -119,7 +103,7 @@ class Scores:
         return {name: hits / self._count for name, hits in self._hits["top-5"].items()}
 
 
-def _scores_and_labels(
+def _select_scores(
     outputs: Outputs, feed: Feed, labels: Labels
 ) -> tuple[NDArray[np.floating], NDArray[np.integer]]:
     name = labels.output
@@ -132,7 +116,7 @@ def _scores_and_labels(
         name = next(iter(outputs))
     if name not in outputs:
         raise UsageError(f"the model has no output {name!r}; its outputs are {', '.join(outputs)}")
-    scores, wanted = outputs[name], _labels_in(feed, str(labels.array))
+    scores, wanted = outputs[name], _select_labels(feed, str(labels.array))
     if scores.ndim != 2 or wanted.shape != scores.shape[:1] or not np.issubdtype(wanted.dtype, np.integer):
         raise DataError(
             f"labels {labels.array!r} of {feed.source} are {wanted.dtype} of shape {wanted.shape} and output "
@@ -147,7 +131,7 @@ def _scores_and_labels(
     return scores, wanted
 
 
-def _labels_in(feed: Feed, array: str) -> NDArray[Any]:
+def _select_labels(feed: Feed, array: str) -> NDArray[Any]:
     if array not in feed.arrays:
         raise DataError(f"{feed.source} has no labels {array!r}; it has {', '.join(feed.arrays)}")
     return np.asarray(feed.arrays[array])
@@ -171,7 +155,7 @@ class _OwnMetric:
                 kept[name].append(np.array(array))  # ONNX Runtime may return views of the inputs
         if self.array is None:
             return
-        labels = np.atleast_1d(_labels_in(feed, self.array))
+        labels = np.atleast_1d(_select_labels(feed, self.array))
         count = count_samples({name: array for name, array in feed.arrays.items() if name != self.array})
         if count > 1 and len(labels) != count:
             raise DataError(
@@ -181,18 +165,18 @@ class _OwnMetric:
         self.labels.append(labels)
 
     def result(self, models: Sequence[str]) -> dict[str, float]:
-        labels = _joined(self.labels, f"labels {self.array!r}", self.metric) if self.labels else None
+        labels = _join(self.labels, f"labels {self.array!r}", self.metric) if self.labels else None
         found: dict[str, float] = {}
         for model in models:
             outputs = {
-                name: _joined(arrays, f"output {name!r}", self.metric)
+                name: _join(arrays, f"output {name!r}", self.metric)
                 for name, arrays in self.outputs.pop(model, {}).items()
             }
             score = self._call(outputs, labels, model)
-            if not found and (again := self._call(outputs, labels, model)) != score:
+            if not found and (second := self._call(outputs, labels, model)) != score:
                 raise DataError(
                     f"the metric {self.metric} is not deterministic: of the same outputs of {model} it says "
-                    f"{score:g} and then {again:g}; it must not draw random numbers nor keep anything"
+                    f"{score:g} and then {second:g}; it must not draw random numbers nor keep anything"
                 )
             found[model] = score
         return found
@@ -205,30 +189,23 @@ class _OwnMetric:
             raise DataError(
                 f"the metric {self.metric} failed on the outputs of {model}: {type(error).__name__}: {error}"
             ) from error
-        value = np.asarray(answer)
+        value, returned = np.asarray(answer), f"the metric {self.metric} returned"
         if value.ndim or value.dtype.kind not in "fiu":
-            raise DataError(
-                f"the metric {self.metric} returned {_kind_of(answer)} for {model}; it must return a number"
-            )
-        if not math.isfinite(value):
-            raise DataError(
-                f"the metric {self.metric} returned {value} for the outputs of {model}; "
-                f"it must return a finite number, the lowest where nothing is right"
-            )
+            raise DataError(f"{returned} {_describe(answer)} for {model}; it must return a number")
         if not 0 <= value <= 1:
             raise DataError(
-                f"the metric {self.metric} returned {value:g} for the outputs of {model}; it must return "
-                f"0 to 1, higher is better, since the gate counts in points: divide per cent by 100"
+                f"{returned} {value:g} for the outputs of {model}; it must return 0 to 1, higher is better, "
+                f"since the gate counts in points: divide per cent by 100"
             )
         return float(value)
 
 
-def _kind_of(answer: object) -> str:
+def _describe(answer: object) -> str:
     shape = f" of shape {answer.shape}" if isinstance(answer, np.ndarray) else ""
     return f"{type(answer).__name__}{shape}"
 
 
-def _joined(arrays: Sequence[NDArray[Any]], what: str, metric: str) -> NDArray[Any]:
+def _join(arrays: Sequence[NDArray[Any]], what: str, metric: str) -> NDArray[Any]:
     """Returns the arrays of all batches, joined along the first axis and not to be written to."""
     first = np.atleast_1d(arrays[0])
     for array in arrays:

@@ -2,28 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
-from onnx_ir.passes import common as passes
 
 from trtq import lazy
 from trtq.calibrators.ranges import Ranges
-from trtq.calibrators.survey import map_values_made
-from trtq.models.session import open_session
-from trtq.pipeline.graph.fold import Additions
+from trtq.models.session import Port, Session, open_session
+from trtq.pipeline.graph.edit import GraphEditor, map_values
+from trtq.pipeline.graph.operands import DEQUANTIZE, QUANTIZE, read_constant
 from trtq.pipeline.graph.placement import Placement
 from trtq.pipeline.judge.exact import make_quantize_exact
 from trtq.pipeline.judge.parts import find_parts
-from trtq.pipeline.rewrite.channels.operands import constant
 from trtq.pipeline.rewrite.channels.rescale import rescale
 from trtq.pipeline.rewrite.qdq import quantize
 
 _SWITCH = "trtq_switch_"
+_PAIR = (QUANTIZE, DEQUANTIZE)
 _ON, _OFF = np.array(True), np.array(False)
 
 
@@ -38,7 +37,7 @@ class Switchable:
         added: Those of them that are not outputs of the model; the session gives them all the same.
     """
 
-    session: Any
+    session: Session
     layers: tuple[str, ...]
     parts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     added: Collection[str] = ()
@@ -57,13 +56,13 @@ class Switchable:
 class _Mixture:
     """The session with its switches set: what Polygraphy needs of an ONNX Runtime session."""
 
-    session: Any
+    session: Session
     switches: Mapping[str, NDArray[np.bool_]]
 
-    def get_inputs(self) -> list[Any]:
+    def get_inputs(self) -> list[Port]:
         return [item for item in self.session.get_inputs() if item.name not in self.switches]
 
-    def get_outputs(self) -> list[Any]:
+    def get_outputs(self) -> list[Port]:
         return list(self.session.get_outputs())
 
     def run(self, outputs: list[str] | None, feed: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
@@ -80,7 +79,7 @@ def open_switchable(
         ModelError: ONNX Runtime cannot load it.
     """
     made = build_switchable(model, placement, ranges, scale_dtype=scale_dtype)
-    parts, values = find_parts(made), map_values_made(made)
+    parts, values = find_parts(made), map_values(made.graph)
     outputs = {value.name for value in made.graph.outputs}
     added = dict.fromkeys(name for names in parts.values() for name in names if name not in outputs)
     made.graph.outputs.extend(values[name] for name in added)
@@ -107,30 +106,25 @@ def build_switchable(
     model, placement = rescaled.model, rescaled.placement  # of which the float layers compute the same
     result = quantize(model, placement, rescaled.ranges, scale_dtype=scale_dtype)
     floats = {node.name: node for node in model.graph}
-    values = _values_by_name(result)
+    edit, values = GraphEditor(result), map_values(result.graph)
     for name, value in model.graph.initializers.items():
         if name not in values:  # a weight that the quantized model has as codes only
             kept = ir.Value(name=name, type=value.type, shape=value.shape, const_value=value.const_value)
             result.graph.initializers[name] = values[name] = kept
-    nodes, additions = {node.name: node for node in result.graph}, Additions(result.graph)
+    nodes = {node.name: node for node in result.graph}
     for index, placed in enumerate(placement.quantized):
-        switch = ir.Value(name=f"{_SWITCH}{index}", type=ir.TensorType(ir.DataType.BOOL), shape=ir.Shape(()))
+        switch = ir.val(f"{_SWITCH}{index}", ir.DataType.BOOL, ())
         result.graph.inputs.append(switch)
         node, original = nodes[placed.name], floats[placed.name]
-        _switch_correction(additions, node, floats, values, switch)
+        _switch_correction(edit, node, floats, values, switch)
         plain = [None if value is None else values[str(value.name)] for value in original.inputs]
-        values.update(_put_in_if(node, plain, switch, known=floats.keys()))
-    passes.RemoveUnusedNodesPass()(result)
+        values.update(_put_in_if(edit, node, plain, switch, known=floats.keys()))
+    edit.drop_unused()
     return result
 
 
-def _values_by_name(model: ir.Model) -> dict[str, ir.Value]:
-    given = {str(value.name): value for value in model.graph.inputs}
-    return given | dict(model.graph.initializers) | map_values_made(model)
-
-
 def _switch_correction(
-    additions: Additions,
+    edit: GraphEditor,
     node: ir.Node,
     floats: Mapping[str | None, ir.Node],
     values: Mapping[str, ir.Value],
@@ -147,53 +141,45 @@ def _switch_correction(
     corrected, original = add.inputs[place], floats.get(add.name)
     assert corrected is not None
     if original is None:  # it was put there for the correction
-        plain = additions.constant(f"{corrected.name}_plain", np.zeros_like(constant(corrected)))
+        plain = edit.add_constant(f"{corrected.name}_plain", np.zeros_like(read_constant(corrected)))
     else:
         before = original.inputs[place]
         assert before is not None
         plain = values[str(before.name)]
     if plain is corrected:
         return
-    chosen = ir.node("Where", [switch, corrected, plain], name=f"{add.name}_chosen")
-    chosen.outputs[0].name = additions.name(f"{corrected.name}_chosen")
-    chosen.outputs[0].type, chosen.outputs[0].shape = corrected.type, corrected.shape
-    add.prepend(chosen)
-    add.replace_input_with(place, chosen.outputs[0])
+    name = f"{add.name}_chosen"
+    inputs, output = [switch, corrected, plain], f"{corrected.name}_chosen"
+    chosen = edit.insert("Where", inputs, like=corrected, output=output, name=name, before=add)
+    add.replace_input_with(place, chosen)
 
 
 def _put_in_if(
-    node: ir.Node, plain: list[ir.Value | None], switch: ir.Value, known: Collection[str | None]
+    edit: GraphEditor,
+    node: ir.Node,
+    plain: list[ir.Value | None],
+    switch: ir.Value,
+    known: Collection[str | None],
 ) -> dict[str, ir.Value]:
     """Puts an If of its quantized and its plain form in the place of a node; returns what this makes."""
-    graph = node.graph
-    assert isinstance(graph, ir.Graph)
     used = [value for value in node.outputs if value.uses() or value.is_graph_output()]
+    branches = {
+        "then_branch": _branch(edit, node, *_with_own_pairs(edit, node, known), used, "int8"),
+        "else_branch": _branch(edit, node, [], plain, used, "float"),
+    }
     choice = ir.node(
-        "If",
-        [switch],
-        {
-            "then_branch": _branch(node, *_with_own_pairs(node, known), used, "int8"),
-            "else_branch": _branch(node, [], plain, used, "float"),
-        },
-        num_outputs=len(used),
-        name=f"{node.name}_switched",
+        "If", [switch], branches, num_outputs=len(used), name=edit.name_node(f"{node.name}_switched")
     )
     node.prepend(choice)
     for old, new in zip(used, choice.outputs, strict=True):
         new.type, new.shape = old.type, old.shape
-        name, old.name = old.name, f"{old.name}_unswitched"
-        new.name = name
-        for index, value in enumerate(graph.outputs):
-            if value is old:
-                graph.outputs[index] = new
-        for user, place in list(old.uses()):
-            user.replace_input_with(place, new)
-    graph.remove(node, safe=True)
+        edit.replace(old, new, rename=f"{old.name}_unswitched")
+    edit.remove(node)
     return {str(value.name): value for value in choice.outputs}
 
 
 def _with_own_pairs(
-    node: ir.Node, known: Collection[str | None]
+    edit: GraphEditor, node: ir.Node, known: Collection[str | None]
 ) -> tuple[list[ir.Node], list[ir.Value | None]]:
     """Returns copies of the Q/DQ nodes before a node, which the float graph lacks, and its inputs then."""
     copies: list[ir.Node] = []
@@ -201,10 +187,10 @@ def _with_own_pairs(
 
     def copied(value: ir.Value | None) -> ir.Value | None:
         producer = None if value is None else value.producer()
-        if value is None or producer is None or producer.name in known:
+        if value is None or producer is None or producer.op_type not in _PAIR or producer.name in known:
             return value
         if value not in made:
-            copy = _copy(producer, [copied(item) for item in producer.inputs], f"for_{node.name}")
+            copy = _copy(edit, producer, [copied(item) for item in producer.inputs], f"for_{node.name}")
             copies.append(copy)
             made.update(zip(producer.outputs, copy.outputs, strict=True))
         return made[value]
@@ -214,25 +200,26 @@ def _with_own_pairs(
 
 
 def _branch(
-    node: ir.Node, before: list[ir.Node], inputs: list[ir.Value | None], used: list[ir.Value], suffix: str
+    edit: GraphEditor,
+    node: ir.Node,
+    before: list[ir.Node],
+    inputs: list[ir.Value | None],
+    used: list[ir.Value],
+    suffix: str,
 ) -> ir.Graph:
-    copy = _copy(node, inputs, suffix)
+    copy = _copy(edit, node, inputs, suffix)
     outputs = [copy.outputs[value.index()] for value in used]  # type: ignore[index]
     return ir.Graph([], outputs, nodes=[*before, copy], name=f"{node.name}_{suffix}")
 
 
-def _copy(node: ir.Node, inputs: list[ir.Value | None], suffix: str) -> ir.Node:
-    return ir.Node(
-        node.domain,
-        node.op_type,
-        inputs,
-        tuple(node.attributes.values()),
-        outputs=tuple(_outputs_like(node, suffix)),
-        name=f"{node.name}_{suffix}",
-    )
-
-
-def _outputs_like(node: ir.Node, suffix: str) -> Iterator[ir.Value]:
-    for value in node.outputs:
-        name = f"{value.name}_{suffix}" if value.name else ""
-        yield ir.Value(name=name, type=value.type, shape=value.shape)
+def _copy(edit: GraphEditor, node: ir.Node, inputs: list[ir.Value | None], suffix: str) -> ir.Node:
+    outputs = [
+        ir.val(
+            edit.name_value(f"{value.name}_{suffix}") if value.name else "",
+            shape=value.shape,
+            type=value.type,
+        )
+        for value in node.outputs
+    ]
+    name, attributes = edit.name_node(f"{node.name}_{suffix}"), tuple(node.attributes.values())
+    return ir.Node(node.domain, node.op_type, inputs, attributes, outputs=outputs, name=name)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import numpy as np
 import onnx_ir as ir
 
-_FLOAT, _BFLOAT16 = ir.DataType.FLOAT, ir.DataType.BFLOAT16
+from trtq.pipeline.graph.edit import widen
+
+_BFLOAT16 = ir.DataType.BFLOAT16
 
 
 def without_bf16(model: ir.Model) -> ir.Model:
@@ -17,22 +18,11 @@ def without_bf16(model: ir.Model) -> ir.Model:
         model: It is not changed.
     """
     result = model.clone()
-    for value in result.graph.initializers.values():
-        if value.dtype is _BFLOAT16 and value.const_value is not None:
-            value.const_value = ir.tensor(value.const_value.numpy().astype(np.float32), name=value.name)
-            value.type = ir.TensorType(_FLOAT)
-    for node in result.graph.all_nodes():
-        for name in ("to", "output_dtype"):
-            if name in node.attributes and node.attributes[name].as_int() == _BFLOAT16:
-                node.attributes[name] = ir.AttrInt64(name, _FLOAT)
-        for value in node.outputs:
-            if value.dtype is _BFLOAT16:
-                value.type = ir.TensorType(_FLOAT)
+    widen(result, (_BFLOAT16,))
     return result
 
 
 def has_bf16(model: ir.Model) -> bool:
     """Returns whether a node of the model computes in BF16."""
-    attributes = (node.attributes.get("to") for node in model.graph.all_nodes())
-    casts = any(attribute is not None and attribute.as_int() == _BFLOAT16 for attribute in attributes)
+    casts = any(node.attributes.get_int("to") == _BFLOAT16 for node in model.graph.all_nodes())
     return casts or any(value.dtype is _BFLOAT16 for value in model.graph.initializers.values())

@@ -7,24 +7,17 @@ from pathlib import Path
 
 from trtq.calibrators.cache import CalibrationCache, parse_cache, read_bytes
 from trtq.calibrators.ranges import QMAX
-from trtq.errors import ArtifactError, ModelError, UsageError
+from trtq.errors import ArtifactError, UsageError
 from trtq.files import hash_file
 from trtq.json import FileKind
 from trtq.models.spec import ModelSpec
 from trtq.pipeline.build import run_job
-from trtq.pipeline.build.job import Job, refuse_inputs_in
-from trtq.pipeline.calibrate.data import (
-    apply_granularity,
-    create_method,
-    find_spec,
-    open_calibration_data,
-    warn_of_unmatched,
-)
+from trtq.pipeline.build.job import Job
+from trtq.pipeline.build.prepare import GivenRanges, prepare, refuse_inputs_in
 from trtq.pipeline.deliver.names import CACHE, MIGRATION
 from trtq.pipeline.deliver.report import Report
-from trtq.pipeline.engine.backends import choose_backend, refuse_unsupported
-from trtq.pipeline.engine.strategy import Strategy
 from trtq.pipeline.engine.target import Target
+from trtq.pipeline.formats import FP16
 from trtq.pipeline.graph.cache_ranges import (
     MappedTensor,
     Migration,
@@ -32,11 +25,8 @@ from trtq.pipeline.graph.cache_ranges import (
     UnmappedKey,
     place_from_cache,
 )
-from trtq.pipeline.graph.load import load
-from trtq.pipeline.graph.placement import Placement
-from trtq.pipeline.graph.quantized import is_quantized
-from trtq.pipeline.judge.evaluate import open_evaluation_data
-from trtq.pipeline.rewrite.qdq import choose_activation_qparams
+from trtq.pipeline.graph.load import Graph
+from trtq.pipeline.rewrite.qparams import choose_activation_qparams
 from trtq.progress import Log, Silent, Watcher
 
 
@@ -157,60 +147,61 @@ def _prepare(
     path: Path, source: Path, spec: ModelSpec | None, target: Target, output: Path | str | None, log: Log
 ) -> tuple[Job, CalibrationCache, Migration]:
     """Returns the job with the ranges of the cache, checked as far as can be before work begins."""
-    if target.precision != "int8":
-        raise UsageError(
-            f"a calibration cache makes an INT8 engine, no {target.precision} one: use `trtq build`"
-        )
-    spec = spec if spec is not None else find_spec(path)
+    _refuse_other_targets(target)
     folder = Path(output or path.with_suffix(".migrated.trtq")).absolute()
-    data = (spec.calibration.data, spec.evaluation.data)
-    refuse_inputs_in(folder, path, source, *data, target.options.timing_cache)
+    refuse_inputs_in(folder, source)
     content = read_bytes(source)
     try:
         cache = parse_cache(content)
     except ArtifactError as error:
         raise ArtifactError(f"{source}: {error}") from error
-    backend = choose_backend(target.backend)
-    log.stage("Loading")
-    refuse_unsupported(backend, target.options, target.compute_capabilities)
-    fp16 = target.high_precision == "fp16"
-    way = Strategy("explicit", "the cache becomes Q/DQ", fp16, backend.takes_types())
-    graph = load(path, min_opset=19 if way.fp16_graph else 13)
-    if is_quantized(graph.model):
-        raise ModelError(f"{path} is quantized already; give the float model that the cache was made for")
-    for note in graph.notes:
-        log.note(note)
-    patterns = (*spec.layers.skip, *spec.layers.keep_fp32)
-    warn_of_unmatched(graph, (*patterns, *spec.layers.force), log)
-    placement, ranges, migration = place_from_cache(
-        graph, cache, str(source), skip=patterns, op_types=target.op_types, force=spec.layers.force
-    )
-    placement = apply_granularity(placement, spec)
-    _tell(migration, placement, log)
-    calibration = None
-    if spec.evaluation.data is None and spec.calibration.data is not None:
-        calibration = open_calibration_data(graph, spec, target, random_data=False)
-    job = Job(
-        graph=graph,
-        spec=spec,
-        target=target,
-        backend=backend,
-        folder=folder,
-        way=way,
-        is_quantized=False,
-        placement=placement,
-        method=create_method(spec.calibration),
-        calibration=None,
-        evaluation=open_evaluation_data(graph, spec, calibration),
-        ranges=ranges,
+    migrations: list[Migration] = []
+
+    def read_ranges(graph: Graph, spec: ModelSpec) -> GivenRanges:
+        _, ranges, migration = place_from_cache(
+            graph,
+            cache,
+            str(source),
+            skip=(*spec.layers.skip, *spec.layers.keep_fp32),
+            op_types=target.op_types,
+            force=spec.layers.force,
+        )
+        migrations.append(migration)
+        return GivenRanges(ranges, {node: item.reason for item in migration.uncovered for node in item.nodes})
+
+    if target.high_precision == "auto":
+        target = replace(target, high_precision="fp32")  # so that the scales stay the cache's, bit for bit
+    job = prepare(path, spec, target, folder, False, log, read_ranges)
+    (migration,) = migrations
+    _report_unmapped(migration, log)
+    job = replace(
+        job,
+        strategy=replace(job.strategy, reason="the cache becomes Q/DQ"),
         extra_files={CACHE: content},
         sources={str(source): hash_file(source)},
     )
     return job, cache, migration
 
 
-def _tell(migration: Migration, placement: Placement, log: Log) -> None:
-    """Says of everything that did not map that it did not."""
+def _refuse_other_targets(target: Target) -> None:
+    """Refuses targets that a calibration cache says nothing of."""
+    if target.precision != "int8":
+        raise UsageError(
+            f"a calibration cache makes an INT8 engine, no {target.precision} one: use `trtq build`"
+        )
+    for is_asked, option in (
+        (target.auto, "--auto"),
+        (target.weights is not None, "--weights"),
+        (target.quantization == "implicit", "--quantization implicit"),
+    ):
+        if is_asked:
+            raise UsageError(
+                f"{option} is for `trtq build`; `trtq migrate` takes the ranges as they are in the cache"
+            )
+
+
+def _report_unmapped(migration: Migration, log: Log) -> None:
+    """Says what did not map."""
     if migration.folded_names:
         log.note("the cache names tensors as in trtq's own graph, where BatchNormalization is folded")
     if migration.unmapped:
@@ -225,8 +216,6 @@ def _tell(migration: Migration, placement: Placement, log: Log) -> None:
             f"such as {first.nodes[0]!r}: {first.reason}"
             + ("; is the cache for another version of the model?" if _is_mostly_bare(migration) else "")
         )
-    if not placement.layers:
-        log.warn("no layer can be quantized; the report tells why")
 
 
 def _is_mostly_bare(migration: Migration) -> bool:
@@ -241,7 +230,7 @@ def _rounding(job: Job, migration: Migration) -> tuple[int, float]:
     for item in migration.mapped:
         dtype = dtypes[item.tensor]
         assert dtype is not None
-        kind = "float16" if job.way.fp16_graph else dtype.numpy().name
+        kind = "float16" if job.strategy.graph_float is FP16 else dtype.numpy().name
         made = float(choose_activation_qparams(item.scale * QMAX, kind).scale)
         rises += [made / item.scale - 1] if made != item.scale else []
     return len(rises), max(rises, default=0.0)

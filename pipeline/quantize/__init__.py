@@ -15,11 +15,11 @@ from trtq.models.session import save
 from trtq.models.spec import ModelSpec
 from trtq.pipeline.calibrate import load_float
 from trtq.pipeline.calibrate.data import open_calibration_data, place_layers
+from trtq.pipeline.engine.strategy import choose_rest
 from trtq.pipeline.engine.target import Target
 from trtq.pipeline.graph.placement import Placement
-from trtq.pipeline.quantize.weights import convert_to_float, place_weights, quantize_chosen_weights
-from trtq.pipeline.rewrite.mixed import convert_to_fp16, convert_to_int8
-from trtq.pipeline.rewrite.weights.choose import ChosenWeight
+from trtq.pipeline.quantize.weights import find_runtime, place_weights
+from trtq.pipeline.rewrite.mixed import WeightEncoding, quantize_graph
 from trtq.progress import Silent, Watcher
 
 
@@ -51,32 +51,22 @@ def quantize(
     watcher = watcher or Silent()
     target = target or Target()
     graph, spec = load_float(Path(model), spec, watcher, target.min_opset)
-    fp16 = target.high_precision not in ("fp32", "bf16")
-    keep_fp32 = spec.layers.keep_fp32
-    placement = Placement((), ())
-    weights: tuple[ChosenWeight, ...] = ()
+    rest = choose_rest(target)
+    placement, encoding = Placement(), WeightEncoding()
     if ranges is not None:
         if ranges.model_sha256 != graph.sha256:
             watcher.warn(f"the ranges were calibrated for another file than {graph.path}")
         placement = place_layers(graph, spec, target, watcher)
     if target.weights is not None:
-        placement, weights = place_weights(graph, spec, target, placement, watcher)
-    if ranges is not None:
-        mixed = convert_to_int8(graph, placement, ranges, fp16=fp16, keep_fp32=keep_fp32)
-    elif target.weights is not None:
-        mixed = (
-            convert_to_fp16(graph, None, keep_fp32=keep_fp32)
-            if fp16
-            else convert_to_float(graph, target, keep_fp32)
-        )
-    else:
-        raise UsageError("there is nothing to quantize with: give ranges, or a weight format")
-    if target.weights is not None:
+        placement = place_weights(graph, spec, target, placement, watcher)
         needs_data = target.weights.method == "gptq"
         batches = open_calibration_data(graph, spec, target, random_data=False) if needs_data else None
-        mixed = quantize_chosen_weights(
-            mixed, graph, weights, target, backend=target.backend, batches=batches
-        )
+        encoding = WeightEncoding(target.weights.method, find_runtime(target.backend), batches)
+    elif ranges is None:
+        raise UsageError("there is nothing to quantize with: give ranges, or a weight format")
+    mixed = quantize_graph(
+        graph, placement, ranges, rest=rest, keep_fp32=spec.layers.keep_fp32, weights=encoding
+    )
     return _save_whole(mixed.model, Path(output))
 
 

@@ -1,4 +1,4 @@
-"""The INT8 model and the FP16 baseline of one graph."""
+"""From a placement to a model in several number formats."""
 
 from __future__ import annotations
 
@@ -6,12 +6,18 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
+from trtq.calibrators.batches import Batches
 from trtq.calibrators.ranges import Ranges
 from trtq.kept import KeptFp32
+from trtq.pipeline.formats import BF16, FP16, FP32
+from trtq.pipeline.formats.floats import FloatFormat
 from trtq.pipeline.graph.load import Graph
 from trtq.pipeline.graph.placement import Placement
-from trtq.pipeline.rewrite.precision import to_fp16
+from trtq.pipeline.rewrite.precision import to_bf16, to_fp16
 from trtq.pipeline.rewrite.qdq import quantize
+from trtq.pipeline.rewrite.weights.apply import Runtime, quantize_weights
+from trtq.pipeline.rewrite.weights.choose import ChosenWeight, group_by_weight
+from trtq.pipeline.rewrite.weights.gram import quantize_by_gptq
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,22 +28,77 @@ class MixedModel:
     kept_fp32: tuple[KeptFp32, ...] = ()
 
 
-def convert_to_int8(
-    graph: Graph, placement: Placement, ranges: Ranges, *, fp16: bool, keep_fp32: tuple[str, ...] = ()
+@dataclass(frozen=True, slots=True)
+class WeightEncoding:
+    """How weights are encoded that are quantized alone.
+
+    Attributes:
+        method: One of their format's methods.
+        runtime: Who runs the result.
+        batches: The data, checked against the model; GPTQ needs it.
+    """
+
+    method: str = "rtn"
+    runtime: Runtime = "tensorrt"
+    batches: Batches | None = None
+
+
+def quantize_graph(
+    graph: Graph,
+    placement: Placement,
+    ranges: Ranges | None = None,
+    *,
+    rest: FloatFormat = FP32,
+    keep_fp32: tuple[str, ...] = (),
+    weights: WeightEncoding = WeightEncoding(),
+    floats: MixedModel | None = None,
 ) -> MixedModel:
-    """Returns the Q/DQ model; what is not quantized is FP16 if `fp16`.
+    """Returns the model that a placement describes: with Q/DQ, with weights in few bits, or both.
+
+    Args:
+        graph: The float model; it is not changed.
+        placement: How each layer is held.
+        ranges: Of the activations that get Q/DQ, and their repairs.
+        rest: What computes that is not quantized, but for the nodes of `keep_fp32`.
+        keep_fp32: Patterns of nodes that stay FP32.
+        weights: How weights are encoded that are quantized alone.
+        floats: The model in the format `rest`, where it is known and nothing gets Q/DQ.
 
     Raises:
         UsageError: The ranges lack a tensor.
+        ModelError: A weight is not finite.
+        DataError: The data does not fit.
     """
-    scale_dtype = "float16" if fp16 else "float32"
-    quantized = quantize(graph.model, placement, ranges, scale_dtype=scale_dtype)
-    if not fp16:
-        return MixedModel(quantized)
-    return MixedModel(*to_fp16(quantized, keep_fp32=keep_fp32, beyond_fp16=ranges.beyond_fp16))
+    if floats is None or placement.activations:
+        model = graph.model
+        if placement.activations and ranges is not None:
+            dtype = "float16" if rest is FP16 else "float32"
+            model = quantize(model, placement, ranges, scale_dtype=dtype)
+        floats = convert_floats(model, rest, ranges, keep_fp32=keep_fp32)
+    chosen = group_by_weight(graph.model, placement)
+    return _with_few_bits(floats, graph.model, chosen, weights) if chosen else floats
 
 
-def convert_to_fp16(graph: Graph, ranges: Ranges | None, *, keep_fp32: tuple[str, ...] = ()) -> MixedModel:
-    """Returns the FP16 baseline; without ranges only constants tell what FP16 cannot hold."""
-    beyond = ranges.beyond_fp16 if ranges is not None else {}
-    return MixedModel(*to_fp16(graph.model, keep_fp32=keep_fp32, beyond_fp16=beyond))
+def convert_floats(
+    model: ir.Model, rest: FloatFormat, ranges: Ranges | None = None, *, keep_fp32: tuple[str, ...] = ()
+) -> MixedModel:
+    """Returns the model with its floats in a format; without ranges only constants tell what FP16 lacks."""
+    if rest is FP16:
+        beyond = ranges.beyond_fp16 if ranges is not None else {}
+        return MixedModel(*to_fp16(model, keep_fp32=keep_fp32, beyond_fp16=beyond))
+    return MixedModel(*to_bf16(model, keep_fp32=keep_fp32)) if rest is BF16 else MixedModel(model)
+
+
+def _with_few_bits(
+    floats: MixedModel, source: ir.Model, chosen: tuple[ChosenWeight, ...], how: WeightEncoding
+) -> MixedModel:
+    known = {}
+    if how.method == "gptq":
+        assert how.batches is not None
+        dtypes = {value.dtype for value in floats.model.graph.initializers.values()}
+        rest = next((form for form in (FP16, BF16) if form.dtype in dtypes), FP32)
+        known = quantize_by_gptq(source, chosen, how.batches, rest.array_dtype.name)
+    model = quantize_weights(
+        floats.model, source, chosen, method=how.method, runtime=how.runtime, known=known
+    )
+    return MixedModel(model, floats.kept_fp32)

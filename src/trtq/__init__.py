@@ -14,141 +14,109 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from trtq.calibrators.ranges import Ranges, read_ranges
-    from trtq.calibrators.statistics import Statistics
-    from trtq.calibrators.statistics_file import merge_statistics, read_statistics
-    from trtq.errors import TrtqError
-    from trtq.models.demo import write_demo
-    from trtq.models.preprocess import Preprocess
-    from trtq.models.spec import (
-        AccuracySpec,
-        CalibrationSpec,
-        EvaluationSpec,
-        InputSpec,
-        LayerSpec,
-        ModelSpec,
-        QuantizationSpec,
-        read_spec,
-    )
-    from trtq.pipeline.bench.benchmark import Benchmark, bench
-    from trtq.pipeline.bench.runnables import Runs
-    from trtq.pipeline.bench.turns import Schedule
-    from trtq.pipeline.build import build
-    from trtq.pipeline.calibrate import calibrate, estimate_ranges, observe
-    from trtq.pipeline.calibrate.data import ObserveOptions
-    from trtq.pipeline.compare import compare
-    from trtq.pipeline.deliver.integrity import Integrity
-    from trtq.pipeline.deliver.report import Report, read_report
-    from trtq.pipeline.doctor import doctor
-    from trtq.pipeline.engine.profiles import GivenShapes
-    from trtq.pipeline.engine.target import Target
-    from trtq.pipeline.inspect import inspect
-    from trtq.pipeline.judge.compare import Comparison
-    from trtq.pipeline.judge.sensitivity import Sensitivity
-    from trtq.pipeline.load import load
-    from trtq.pipeline.migrate import migrate
-    from trtq.pipeline.package import Package, PackageSpec, package
-    from trtq.pipeline.quantize import quantize
-    from trtq.pipeline.sensitivity import sensitivity
-    from trtq.pipeline.sign import sign
-    from trtq.pipeline.verify import verify
+    # The public names: this is the one list, which is read below too.
+    from trtq.calibrators import Method as Method
+    from trtq.calibrators.cache import CacheDifference as CacheDifference
+    from trtq.calibrators.cache import CalibrationCache as CalibrationCache
+    from trtq.calibrators.cache import compare_caches as compare_caches
+    from trtq.calibrators.cache import format_cache as format_cache
+    from trtq.calibrators.cache import parse_cache as parse_cache
+    from trtq.calibrators.cache import read_cache as read_cache
+    from trtq.calibrators.ranges import Ranges as Ranges
+    from trtq.calibrators.ranges import read_ranges as read_ranges
+    from trtq.calibrators.settings import read_spec as read_spec
+    from trtq.calibrators.statistics import Statistics as Statistics
+    from trtq.calibrators.statistics_file import merge_statistics as merge_statistics
+    from trtq.calibrators.statistics_file import read_statistics as read_statistics
+    from trtq.errors import ArtifactError as ArtifactError
+    from trtq.errors import BuildError as BuildError
+    from trtq.errors import DataError as DataError
+    from trtq.errors import GateError as GateError
+    from trtq.errors import MissingDependency as MissingDependency
+    from trtq.errors import ModelError as ModelError
+    from trtq.errors import TrtqError as TrtqError
+    from trtq.errors import UsageError as UsageError
+    from trtq.models.demo import write_demo as write_demo
+    from trtq.models.preprocess import Preprocess as Preprocess
+    from trtq.models.spec import AccuracySpec as AccuracySpec
+    from trtq.models.spec import CalibrationSpec as CalibrationSpec
+    from trtq.models.spec import EvaluationSpec as EvaluationSpec
+    from trtq.models.spec import InputSpec as InputSpec
+    from trtq.models.spec import LayerSpec as LayerSpec
+    from trtq.models.spec import ModelSpec as ModelSpec
+    from trtq.models.spec import QuantizationSpec as QuantizationSpec
+    from trtq.models.toml import format_spec as format_spec
+    from trtq.pipeline.bench.benchmark import Benchmark as Benchmark
+    from trtq.pipeline.bench.benchmark import bench as bench
+    from trtq.pipeline.bench.runnables import RunOptions as RunOptions
+    from trtq.pipeline.bench.turns import Schedule as Schedule
+    from trtq.pipeline.build import build as build
+    from trtq.pipeline.cache import export_cache as export_cache
+    from trtq.pipeline.calibrate import calibrate as calibrate
+    from trtq.pipeline.calibrate import estimate_ranges as estimate_ranges
+    from trtq.pipeline.calibrate import observe as observe
+    from trtq.pipeline.calibrate.data import ObserveOptions as ObserveOptions
+    from trtq.pipeline.compare import compare as compare
+    from trtq.pipeline.deliver.integrity import Integrity as Integrity
+    from trtq.pipeline.deliver.report import Report as Report
+    from trtq.pipeline.deliver.report import read_report as read_report
+    from trtq.pipeline.doctor import Health as Health
+    from trtq.pipeline.doctor import doctor as doctor
+    from trtq.pipeline.engine.backend import BuilderOptions as BuilderOptions
+    from trtq.pipeline.engine.profiles import GivenShapes as GivenShapes
+    from trtq.pipeline.engine.target import Target as Target
+    from trtq.pipeline.export import ExportedFile as ExportedFile
+    from trtq.pipeline.export import ExportOptions as ExportOptions
+    from trtq.pipeline.export import export as export
+    from trtq.pipeline.formats.scheme import WeightScheme as WeightScheme
+    from trtq.pipeline.inspect import FolderSummary as FolderSummary
+    from trtq.pipeline.inspect import ModelSummary as ModelSummary
+    from trtq.pipeline.inspect import inspect as inspect
+    from trtq.pipeline.judge.compare import Comparison as Comparison
+    from trtq.pipeline.judge.sensitivity import Sensitivity as Sensitivity
+    from trtq.pipeline.lint import LintItem as LintItem
+    from trtq.pipeline.lint import LintReport as LintReport
+    from trtq.pipeline.lint import lint as lint
+    from trtq.pipeline.load import LoadedEngine as LoadedEngine
+    from trtq.pipeline.load import load as load
+    from trtq.pipeline.migrate import CacheOutcome as CacheOutcome
+    from trtq.pipeline.migrate import MigrationResult as MigrationResult
+    from trtq.pipeline.migrate import migrate as migrate
+    from trtq.pipeline.package import Package as Package
+    from trtq.pipeline.package import PackageSpec as PackageSpec
+    from trtq.pipeline.package import package as package
+    from trtq.pipeline.plan import MemoryPlan as MemoryPlan
+    from trtq.pipeline.plan import Sizes as Sizes
+    from trtq.pipeline.plan import plan_model as plan_model
+    from trtq.pipeline.plan import plan_params as plan_params
+    from trtq.pipeline.quantize import quantize as quantize
+    from trtq.pipeline.report import report as report
+    from trtq.pipeline.sensitivity import sensitivity as sensitivity
+    from trtq.pipeline.sign import sign as sign
+    from trtq.pipeline.verify import verify as verify
+    from trtq.progress import Watcher as Watcher
 
-_HOMES = {
-    "AccuracySpec": "trtq.models.spec",
-    "Benchmark": "trtq.pipeline.bench.benchmark",
-    "CalibrationSpec": "trtq.models.spec",
-    "Comparison": "trtq.pipeline.judge.compare",
-    "EvaluationSpec": "trtq.models.spec",
-    "GivenShapes": "trtq.pipeline.engine.profiles",
-    "InputSpec": "trtq.models.spec",
-    "Integrity": "trtq.pipeline.deliver.integrity",
-    "LayerSpec": "trtq.models.spec",
-    "ModelSpec": "trtq.models.spec",
-    "Package": "trtq.pipeline.package",
-    "PackageSpec": "trtq.pipeline.package",
-    "ObserveOptions": "trtq.pipeline.calibrate.data",
-    "Preprocess": "trtq.models.preprocess",
-    "QuantizationSpec": "trtq.models.spec",
-    "Ranges": "trtq.calibrators.ranges",
-    "Report": "trtq.pipeline.deliver.report",
-    "Runs": "trtq.pipeline.bench.runnables",
-    "Schedule": "trtq.pipeline.bench.turns",
-    "Sensitivity": "trtq.pipeline.judge.sensitivity",
-    "Statistics": "trtq.calibrators.statistics",
-    "Target": "trtq.pipeline.engine.target",
-    "TrtqError": "trtq.errors",
-    "bench": "trtq.pipeline.bench.benchmark",
-    "build": "trtq.pipeline.build",
-    "calibrate": "trtq.pipeline.calibrate",
-    "compare": "trtq.pipeline.compare",
-    "doctor": "trtq.pipeline.doctor",
-    "inspect": "trtq.pipeline.inspect",
-    "load": "trtq.pipeline.load",
-    "merge_statistics": "trtq.calibrators.statistics_file",
-    "migrate": "trtq.pipeline.migrate",
-    "observe": "trtq.pipeline.calibrate",
-    "package": "trtq.pipeline.package",
-    "quantize": "trtq.pipeline.quantize",
-    "estimate_ranges": "trtq.pipeline.calibrate",
-    "read_ranges": "trtq.calibrators.ranges",
-    "read_report": "trtq.pipeline.deliver.report",
-    "read_spec": "trtq.models.spec",
-    "read_statistics": "trtq.calibrators.statistics_file",
-    "sensitivity": "trtq.pipeline.sensitivity",
-    "sign": "trtq.pipeline.sign",
-    "verify": "trtq.pipeline.verify",
-    "write_demo": "trtq.models.demo",
-}
+    __version__: str
+else:
 
-__all__ = [
-    "AccuracySpec",
-    "Benchmark",
-    "CalibrationSpec",
-    "Comparison",
-    "EvaluationSpec",
-    "GivenShapes",
-    "InputSpec",
-    "Integrity",
-    "LayerSpec",
-    "ModelSpec",
-    "ObserveOptions",
-    "Package",
-    "PackageSpec",
-    "Preprocess",
-    "QuantizationSpec",
-    "Ranges",
-    "Report",
-    "Runs",
-    "Schedule",
-    "Sensitivity",
-    "Statistics",
-    "Target",
-    "TrtqError",
-    "bench",
-    "build",
-    "calibrate",
-    "compare",
-    "doctor",
-    "estimate_ranges",
-    "inspect",
-    "load",
-    "merge_statistics",
-    "migrate",
-    "observe",
-    "package",
-    "quantize",
-    "read_ranges",
-    "read_report",
-    "read_spec",
-    "read_statistics",
-    "sensitivity",
-    "sign",
-    "verify",
-    "write_demo",
-]
+    def __getattr__(name: str) -> Any:  # hidden from type checkers, to which it would allow every name
+        if name == "__version__":
+            return importlib.import_module("importlib.metadata").version("trtq")
+        if name not in _HOMES:
+            raise AttributeError(f"module 'trtq' has no attribute {name!r}")
+        return getattr(importlib.import_module(_HOMES[name]), name)
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'trtq' has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOMES[name]), name)
+def _read_homes() -> dict[str, str]:
+    """Returns the module of each public name, from the list above."""
+    loader: Any = __spec__.loader  # also where the package lies in a zip file
+    words = [line.split() for line in loader.get_source(__name__).splitlines()]
+    return {line[3]: line[1] for line in words if line[2::2] == ["import", "as"]}
+
+
+_HOMES = _read_homes()
+__all__ = sorted(_HOMES)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__, "__version__"})

@@ -122,7 +122,9 @@ def to_text(value: object) -> str:
 
 
 def _to_keys(value: Any) -> Any:
-    """Returns as JSON has it what `json` does not know."""
+    """Returns as JSON has it what `json` does not know; a class may say so itself by `to_plain`."""
+    if hasattr(value, "to_plain"):
+        return value.to_plain()
     if is_dataclass(value):
         return {item.name: getattr(value, item.name) for item in fields(value)}
     if isinstance(value, Mapping):

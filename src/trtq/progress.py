@@ -10,39 +10,27 @@ from typing import Protocol
 
 
 class Watcher(Protocol):
-    """Is told of the progress of a build."""
+    """Gets the progress of a build; what a subclass does not want to know, it need not define."""
 
     def stage(self, text: str, total: int | None = None) -> None:
         """Work of this kind begins; `total` samples if it counts samples."""
-        ...
+        return
 
     def advance(self, num_samples: int) -> None:
         """So many more samples are done."""
-        ...
+        return
 
     def note(self, text: str) -> None:
         """Something that the user may want to know."""
-        ...
+        return
 
     def warn(self, text: str) -> None:
         """Something that the user should look at."""
-        ...
+        return
 
 
-class Silent:
+class Silent(Watcher):
     """Says nothing."""
-
-    def stage(self, text: str, total: int | None = None) -> None:
-        """Says nothing."""
-
-    def advance(self, num_samples: int) -> None:
-        """Says nothing."""
-
-    def note(self, text: str) -> None:
-        """Says nothing."""
-
-    def warn(self, text: str) -> None:
-        """Says nothing."""
 
 
 @dataclass(slots=True)

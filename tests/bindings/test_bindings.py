@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import json
+import platform
 import shutil
 import subprocess
 import sys
@@ -23,7 +24,6 @@ TensorRT = Callable[..., Any]
 FEEDS = [{"image": [1.5, 2, 3], "mask": [7, 2, 1]}, {"image": [2.5, 2, 3], "mask": [8, 2, 1]}]
 REQUEST = {"feeds": FEEDS, "names": ["mask", "image"], "shapes": {"image": [2, 3], "mask": [2, 1]}}
 ALGORITHMS = {"entropy2": 2, "minmax": 3}
-OWN_CACHE = "TRT-101601-EntropyCalibration2\nimage: 3c010a14\n"
 WRITTEN = "TRT-101601-WhatTensorRTWrites\nx: 3c010a14\n"
 
 
@@ -72,10 +72,10 @@ def _install(folder: Path, version: str) -> None:
     package = f"tensorrt-cu12-bindings=={version}"
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--retries", "1", "install", "--quiet"]
     options = ["--no-deps", "--only-binary", ":all:", "--target", str(folder), package]
+    if (sys.platform, platform.machine()) != ("linux", "x86_64"):
+        pytest.skip(f"{package} is there for Linux on x86-64 alone")
     process = subprocess.run([*pip, *options], capture_output=True, text=True, check=False)
-    if process.returncode != 0:
-        reason = (process.stderr.strip().splitlines() or ["pip failed"])[-1]
-        pytest.skip(f"{package} cannot be had for this Python: {reason}")
+    assert process.returncode == 0, process.stderr
 
 
 @pytest.mark.parametrize("kind", ["entropy2", "minmax"])
@@ -86,17 +86,6 @@ def test_tensorrt_takes_every_batch(kind: str, tensorrt10: TensorRT) -> None:
         "read": None,
         "batches": [[7, 1.5], [8, 2.5]],
         "written": WRITTEN,
-    }
-
-
-def test_tensorrt_takes_a_cache_in_place_of_data(tensorrt10: TensorRT) -> None:
-    seen = tensorrt10("calibrate", kind="entropy2", cache=OWN_CACHE, **REQUEST)
-    assert seen == {
-        "algorithm": 2,
-        "batch_size": 2,
-        "read": OWN_CACHE,
-        "batches": [],
-        "written": None,
     }
 
 
@@ -116,22 +105,6 @@ def test_a_cache_that_tensorrt_rejects_is_an_error_after_the_build(tensorrt10: T
 
 
 @pytest.mark.parametrize(
-    ("cache", "error"),
-    [
-        ("nonsense", "ArtifactError: not a calibration cache: "),
-        (
-            "TRT-101601-MinMaxCalibration\nx: 1\n",
-            "ArtifactError: the calibration cache is by MinMaxCalibration ",
-        ),
-    ],
-)
-def test_a_cache_that_tensorrt_would_ignore_is_refused_before(
-    cache: str, error: str, tensorrt10: TensorRT
-) -> None:
-    assert tensorrt10("calibrate", kind="entropy2", cache=cache, **REQUEST)["refused"].startswith(error)
-
-
-@pytest.mark.parametrize(
     ("changed", "num_batches", "error"),
     [
         ({"feeds": [FEEDS[0], {"raise": "in the data"}]}, 1, "ZeroDivisionError: in the data"),
@@ -145,11 +118,7 @@ def test_a_cache_that_tensorrt_would_ignore_is_refused_before(
             0,
             "DataError: input 'image' of feed 0 has shape (2, 4),",
         ),
-        (
-            {"min_batches": 3},
-            2,
-            "DataError: TensorRT took 2 calibration batches of 2 from the data, at least 3",
-        ),
+        ({"feeds": []}, 0, "DataError: TensorRT took no calibration batch of 2 from the data; "),
     ],
 )
 def test_an_error_that_the_bindings_would_swallow_is_raised_after(
@@ -161,8 +130,7 @@ def test_an_error_that_the_bindings_would_swallow_is_raised_after(
 
 
 def test_mistakes_that_would_crash_tensorrt_are_refused(tensorrt10: TensorRT) -> None:
-    methods, init = tensorrt10("misuse")
-    assert methods.startswith("UsageError: calibrator WithoutMethods has no get_batch_size, ")
+    init = tensorrt10("misuse")
     assert init.endswith("IInt8MinMaxCalibrator.__init__() must be called when overriding __init__")
 
 
@@ -242,5 +210,5 @@ def test_the_backend_knows_tensorrt_11(tensorrt11: TensorRT) -> None:
 @pytest.mark.parametrize("version", ["tensorrt10", "tensorrt11"])
 def test_a_null_builder_is_an_answer(version: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     answer = request.getfixturevalue(version)("build", folder=str(tmp_path))
-    assert list(answer) == ["no_builder"]
-    assert "factory function returned nullptr" in answer["no_builder"]
+    assert answer["error"] == "BuildError"
+    assert answer["text"].endswith("gives no builder; see nvidia-smi")

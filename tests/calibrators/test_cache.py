@@ -21,7 +21,6 @@ from trtq.calibrators.cache import (
     parse_cache,
     parse_version,
     read_cache,
-    refuse_foreign,
     replace_header,
     to_cache,
     to_hex,
@@ -328,41 +327,6 @@ def test_a_header_that_lacks_something_is_not_written(algorithm: str | None) -> 
 def test_a_broken_cache_gets_no_header() -> None:
     with pytest.raises(ArtifactError, match=r"line 2 of the calibration cache is no 'name: hex'"):
         replace_header(b"TRT-8601-A\nx\n", version=8600)
-
-
-# Who takes which cache
-
-
-def test_the_calibrator_of_the_header_takes_a_cache() -> None:
-    refuse_foreign(parse_cache(CACHE), version=8601, algorithm="EntropyCalibration2")
-    refuse_foreign(parse_cache(CACHE), version=8603, algorithm="EntropyCalibration2")
-
-
-MINMAX = "MinMaxCalibration"
-ENTROPY2 = "EntropyCalibration2"
-
-
-@pytest.mark.parametrize(
-    ("header", "by", "version", "algorithm", "convert"),
-    [
-        ("TRT-8601-" + MINMAX, f"{MINMAX} of TensorRT 8.6.1", "8.6", ENTROPY2, "--to entropy2"),
-        ("TRT-8601-" + ENTROPY2, f"{ENTROPY2} of TensorRT 8.6.1", "10.3", ENTROPY2, "--to entropy2"),
-        ("TRT-8XXX-" + MINMAX, f"{MINMAX} of an unknown TensorRT", "10.3", MINMAX, "--to minmax"),
-        ("", "a calibrator that is not named (no header)", "10.3", "LegacyCalibration", None),
-    ],
-)
-def test_the_cache_of_another_calibrator_is_refused(
-    header: str, by: str, version: str, algorithm: str, convert: str | None
-) -> None:
-    cache = parse_cache(f"{header}\nx: 0\n".encode())
-    with pytest.raises(ArtifactError) as caught:
-        refuse_foreign(cache, version=parse_version(version), algorithm=algorithm)
-    remedy = f"`trtq cache convert FILE {convert} --tensorrt {version}`" if convert else "another header"
-    assert str(caught.value) == (
-        f"the calibration cache is by {by}, it is to be read by {algorithm} of TensorRT {version}.0, which "
-        f"would ignore it and calibrate again; if the scales are for this model, make it readable with "
-        f"{remedy}"
-    )
 
 
 # From ranges, and side by side

@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from host_memory import HostMemory
 from numpy.typing import NDArray
 
-from trtq.calibrators.device import CudaMemory, DeviceMemory, HostMemory
+from trtq.calibrators.device import CudaMemory, DeviceMemory
 from trtq.errors import BuildError, MissingDependency
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -22,17 +24,18 @@ SOURCE = StatisticsSource("abc", "calib.npz", "digest", is_random=True)
 LARGEST = float(np.finfo(np.float32).max)
 
 
+@dataclass(frozen=True)
 class Constant:
     """A method without parameters that answers one number."""
 
-    value = 1 / 3
+    value: ClassVar[float] = 1 / 3
 
     def amax(self, histogram: Histogram) -> float:
         return self.value
 
 
 class Zero(Constant):
-    value = 0.0
+    value: ClassVar[float] = 0.0
 
 
 def _estimate(

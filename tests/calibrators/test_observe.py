@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from trtq.calibrators import METHODS, plan
 from trtq.calibrators.batches import Batches, Feed
 from trtq.calibrators.estimate import estimate
-from trtq.calibrators.observe import LOUD, QUIET, observe
+from trtq.calibrators.observe import SURVEY_LIMIT, WATCH_LIMIT, observe
 from trtq.calibrators.ranges import FP16_LIMIT, Shapes
 from trtq.calibrators.statistics import Statistics
 from trtq.errors import DataError, ModelError
@@ -99,8 +99,8 @@ def test_nan_inside_the_model_names_tensor_and_feed() -> None:
     model = _model(f"{HEAD} log (float[N,2] x) => (float[N,2] y) {{ [log] h = Log(x)  y = Relu(h) }}")
     with pytest.raises(
         DataError,
-        match=r"^tensor 'h' of the float model, made by node 'log' \(Log\), goes wrong on feed 1: "
-        r"1 values are NaN or infinite; leave this data out or repair the model$",
+        match=r"^tensor 'h' of the float model, made by node 'log' \(Log\), has 1 values that are NaN or "
+        r"infinite on feed 1; leave this data out or repair the model$",
     ):
         observe(model, ["x", "h"], _batches({"x": [[1, 2]]}, {"x": [[1, -1]]}))
 
@@ -146,7 +146,7 @@ def _scaled(feeds: Sequence[Sequence[Sequence[float]]], tensors: Sequence[str]) 
 
 
 def test_a_tensor_that_is_large_in_the_first_feed_is_watched_in_all_the_data() -> None:
-    start, end = QUIET / 10 + 1, FP16_LIMIT + 1
+    start, end = WATCH_LIMIT / 10 + 1, FP16_LIMIT + 1
     found = _scaled([[[start, 0]]] * 40 + [[[end, 0]]], ["y"])
     assert found["h"] == pytest.approx(10 * end)
 
@@ -156,9 +156,9 @@ def test_a_tensor_that_is_quiet_is_not_watched() -> None:
 
 
 def test_all_tensors_are_looked_at_again_where_an_observed_one_grows_loud() -> None:
-    found = _scaled([[[1, 0]]] * 3 + [[[LOUD + 1, 0]]] + [[[1, 0]]], ["x", "y"])
-    assert found["h"] == pytest.approx(10 * (LOUD + 1))
-    assert found["s"] == pytest.approx(0.01 * (LOUD + 1))
+    found = _scaled([[[1, 0]]] * 3 + [[[SURVEY_LIMIT + 1, 0]]] + [[[1, 0]]], ["x", "y"])
+    assert found["h"] == pytest.approx(10 * (SURVEY_LIMIT + 1))
+    assert found["s"] == pytest.approx(0.01 * (SURVEY_LIMIT + 1))
 
 
 def test_magnitudes_below_one_are_told() -> None:
@@ -265,7 +265,9 @@ def test_a_sample_of_a_feed_that_is_cut_is_named_by_its_place(monkeypatch: pytes
     model = _model(f"{HEAD} log (float[N,2] x) => (float[N,2] y) {{ [log] h = Log(x)  y = Relu(h) }}")
     monkeypatch.setattr(plan, "_PART_BYTES", 16)
     feed = {"x": [[1, 2]] * 7 + [[1, -1]]}
-    with pytest.raises(DataError, match=r"goes wrong on feed 0, in its sample 7: 1 values"):
+    with pytest.raises(
+        DataError, match=r"has 1 values that are NaN or infinite on feed 0, in its sample 7; leave"
+    ):
         observe(model, ["h"], replace(_batches(feed), feed_samples=8))
 
 

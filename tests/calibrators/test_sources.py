@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from trtq.calibrators.batches import Batches
-from trtq.calibrators.sources import WAYS, make_random_batches, open_batches
+from trtq.calibrators.sources import ACCEPTED_DATA, make_random_batches, open_batches
 from trtq.errors import DataError
 from trtq.models.preprocess import Preprocess
 from trtq.models.signature import TensorSpec
@@ -276,7 +276,7 @@ def test_the_digest_of_pictures_tells_their_preparation(tmp_path: Path) -> None:
 def test_data_that_is_not_there_is_told(tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
         open_batches(str(tmp_path / "gone.npz"), OPEN, 8)
-    assert str(caught.value) == f"there is no calibration data {tmp_path / 'gone.npz'}; give {WAYS}"
+    assert str(caught.value) == f"there is no calibration data {tmp_path / 'gone.npz'}; give {ACCEPTED_DATA}"
 
 
 @pytest.mark.parametrize("name", ["calib.csv", "calib.py", "calib"])
@@ -284,7 +284,7 @@ def test_data_of_no_known_kind_is_told(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_text("1,2,3")
     with pytest.raises(DataError) as caught:
         open_batches(str(tmp_path / name), OPEN, 8)
-    assert str(caught.value) == f"{tmp_path / name} is no kind of data that trtq reads; give {WAYS}"
+    assert str(caught.value) == f"{tmp_path / name} is no kind of data that trtq reads; give {ACCEPTED_DATA}"
 
 
 # Made-up numbers

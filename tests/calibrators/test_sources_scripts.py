@@ -45,6 +45,15 @@ def test_a_script_yields_feeds(tmp_path: Path) -> None:
     assert (batches.origin, batches.num_samples, batches.digest) == (source, None, None)
 
 
+def test_a_script_may_yield_one_array_again_and_again(tmp_path: Path) -> None:
+    source = _script(
+        tmp_path / "calib.py",
+        "def feeds():\n    x = np.zeros((1, 2), np.float32)\n    for _ in range(3):\n        x += 1\n"
+        "        yield {'x': x}\n",
+    )
+    assert _all(open_batches(source, OPEN, 8))[:, 0].tolist() == [1, 2, 3]
+
+
 def test_a_script_may_return_a_list_of_lists(tmp_path: Path) -> None:
     source = _script(tmp_path / "calib.py", "feeds = lambda: [{'n': [[1, 2]]}]\n")
     assert _all(open_batches(source, [TensorSpec("n", "int64", ("N", 2))], 8), "n").tolist() == [[1, 2]]

@@ -126,7 +126,9 @@ def test_json_is_one_document_and_quiet_is_quiet(model: Path, tmp_path: Path) ->
 
 
 def test_an_engine_alone_needs_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("trtq.pipeline.bench.runnables.count_gpus", lambda: None)
+    monkeypatch.setattr(
+        "trtq.pipeline.bench.runnables.explain_missing_gpu", lambda: "there is no NVIDIA driver"
+    )
     (tmp_path / "model.engine").write_bytes(b"plan")
     result = trtq("bench", tmp_path / "model.engine")
     assert (result.exit_code, result.stdout) == (5, "")

@@ -97,13 +97,20 @@ def test_the_help_of_a_command_shows_every_option(name: str) -> None:
     words = set(re.findall(r"[\w-]+", result.stdout))
     for parameter in command_of(name).params:
         if isinstance(parameter, click.Option):
-            assert {*parameter.opts, *parameter.secondary_opts} <= words, parameter.name
+            shown = {*parameter.opts, *parameter.secondary_opts}
+            assert shown.isdisjoint(words) if parameter.hidden else shown <= words, parameter.name
             assert parameter.help, parameter.name
         else:
             assert str(parameter.name).upper() in words
     assert "--help" in words
     assert "\\b" not in result.stdout
     assert "\b" not in result.stdout
+
+
+def test_only_parameters_of_calibration_methods_are_hidden() -> None:
+    parameters = command_of("build").params
+    hidden = {item.name for item in parameters if isinstance(item, click.Option) and item.hidden}
+    assert hidden == {"num_bins", "num_levels", "max_clipped", "num_candidates", "smallest"}
 
 
 @pytest.mark.parametrize(

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
-import click
 import pytest
-from click.testing import CliRunner
 
-from trtq.cli import options, scales, targets
+from trtq.calibrators import create_method
+from trtq.calibrators.mse import Mse
+from trtq.calibrators.percentile import Percentile
+from trtq.cli.build import command as build_command
+from trtq.cli.options import Given
+from trtq.cli.targets import read_target
 from trtq.errors import UsageError
 from trtq.models.spec import REPAIRS, CalibrationSpec, EvaluationSpec, LayerSpec, ModelSpec
 from trtq.pipeline.engine.backend import BuilderOptions
@@ -18,39 +20,17 @@ from trtq.pipeline.engine.target import Target
 from trtq.pipeline.graph.placement import DEFAULT_OP_TYPES
 
 
-def given(*arguments: str) -> dict[str, Any]:
+def given(*arguments: str) -> Given:
     """Returns what click makes of the arguments of `trtq build`."""
-
-    @click.command()
-    @click.option("--int8", is_flag=True)
-    @click.option("--fp16", is_flag=True)
-    @options.spec_option
-    @options.calibration_options
-    @options.repair_option
-    @scales.weight_granularity_option
-    @scales.activations_option
-    @options.layer_options
-    @options.precision_options
-    @targets.quantization_option
-    @options.weight_options
-    @targets.target_options
-    @options.evaluation_options
-    @options.gate_options
-    def command(**found: Any) -> None:
-        result.update(found)
-
-    result: dict[str, Any] = {}
-    outcome = CliRunner().invoke(command, arguments, catch_exceptions=False)
-    assert outcome.exit_code == 0, outcome.output
-    return result
+    return build_command.make_context("trtq build", ["net.onnx", *arguments]).ensure_object(Given)
 
 
 def spec(*arguments: str, beside: Path = Path("no-such-folder")) -> ModelSpec:
-    return options.spec_from(beside / "net.onnx", given(*arguments))
+    return given(*arguments).read_spec(beside / "net.onnx")
 
 
 def target(*arguments: str) -> Target:
-    return options.target_from(given(*arguments))
+    return read_target(given(*arguments))
 
 
 def test_without_options_the_defaults_hold() -> None:
@@ -63,10 +43,10 @@ def test_without_options_the_defaults_hold() -> None:
     [
         (["--calib-data", "c.npz"], CalibrationSpec(data="c.npz")),
         (["--calib-method", "mse"], CalibrationSpec(method="mse")),
-        (["--percentile", "99.9"], CalibrationSpec(method="percentile", percentile=99.9)),
+        (["--percentile", "99.9"], CalibrationSpec(None, "percentile", {"percentile": 99.9})),
         (
             ["--calib-method", "percentile", "--percentile", "100"],
-            CalibrationSpec(method="percentile", percentile=100.0),
+            CalibrationSpec(None, "percentile", {"percentile": 100.0}),
         ),
         (["--calib-batch-size", "32", "--calib-samples", "64"], CalibrationSpec(batch_size=32, samples=64)),
     ],
@@ -75,9 +55,33 @@ def test_calibration_options(arguments: list[str], calibration: CalibrationSpec)
     assert spec(*arguments) == ModelSpec(calibration=calibration)
 
 
-def test_a_percentile_is_not_for_another_method() -> None:
-    with pytest.raises(UsageError, match="--percentile is for --calib-method percentile, not mse"):
-        spec("--calib-method", "mse", "--percentile", "99")
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["--calib-method", "mse", "--percentile", "99"],
+            "--percentile is for --calib-method percentile, not mse",
+        ),
+        (["--num-candidates", "9"], "--num-candidates is for --calib-method mse or cosine, not auto"),
+        (
+            ["--calib-method", "minmax", "--num-bins", "9"],
+            "for --calib-method auto or entropy or cross-",
+        ),
+        (["--num-bins", "1"], "entropy needs 2 <= num_levels <= num_bins"),
+    ],
+)
+def test_a_parameter_is_not_for_another_method(arguments: list[str], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        spec(*arguments)
+
+
+def test_a_parameter_of_the_settings_is_kept_where_the_option_names_the_method(tmp_path: Path) -> None:
+    (tmp_path / "net.toml").write_text("[calibration]\nnum_candidates = 9\npercentile = 90.0\n")
+    found = spec("--calib-method", "mse", "--smallest", "0.5", beside=tmp_path).calibration
+    assert create_method(found) == Mse(9, 0.5)
+    (tmp_path / "net.toml").write_text("[calibration]\npercentile = 90.0\n")
+    found = spec("--calib-method", "percentile", beside=tmp_path).calibration
+    assert create_method(found) == Percentile(90.0)
 
 
 def test_evaluation_gate_and_layer_options() -> None:

@@ -10,6 +10,11 @@ from pathlib import Path
 
 import pytest
 
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
 ROOT = Path(__file__).resolve().parents[2]
 DOCKERFILES = ("docker/Dockerfile", "docker/Dockerfile.cpu")
 
@@ -36,13 +41,42 @@ def test_dockerfiles_pass_the_linter(dockerfile: str) -> None:
     ("schema", "path"),
     [
         ("github-workflows", ".github/workflows/test.yml"),
-        ("github-workflows", ".github/workflows/engine.yml"),
+        ("github-workflows", ".github/workflows/release.yml"),
+        ("github-workflows", "docs/ci/github-actions.yml"),
+        ("github-issue-forms", ".github/ISSUE_TEMPLATE/bug.yml"),
+        ("github-issue-forms", ".github/ISSUE_TEMPLATE/accuracy.yml"),
+        ("github-issue-forms", ".github/ISSUE_TEMPLATE/feature.yml"),
+        ("github-issue-config", ".github/ISSUE_TEMPLATE/config.yml"),
+        ("dependabot", ".github/dependabot.yml"),
         ("gitlab-ci", "docs/ci/gitlab-ci.yml"),
         ("compose-spec", "docker/compose.yaml"),
     ],
 )
 def test_workflows_and_services_fit_their_schemas(schema: str, path: str) -> None:
     _run(_tool("check-jsonschema"), "--builtin-schema", f"vendor.{schema}", path)
+
+
+def test_actions_are_pinned_by_the_digest_of_a_named_version() -> None:
+    workflows = [*(ROOT / ".github" / "workflows").iterdir(), ROOT / "docs" / "ci" / "github-actions.yml"]
+    uses = re.findall(r"uses: *(.*)", "".join(path.read_text(encoding="utf-8") for path in workflows))
+    assert len(uses) > 5
+    assert [use for use in uses if not re.fullmatch(r"[\w./-]+@[0-9a-f]{40}  # v[\d.]+", use)] == []
+
+
+def test_the_lowest_dependencies_are_the_bounds_of_the_project() -> None:
+    lines = (ROOT / "tests" / "lowest.txt").read_text(encoding="utf-8").splitlines()
+    lowest = dict(line.split("==") for line in lines if not line.startswith("#"))
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    bounds = [*project["dependencies"], *project["optional-dependencies"]["images"]]
+    named = dict(bound.split(";")[0].split(">=") for bound in bounds)
+    assert {name: _numbers(version) for name, version in lowest.items()} == {
+        name: _numbers(version) for name, version in named.items()
+    }
+
+
+def _numbers(version: str) -> list[int]:
+    """Returns the numbers of a version, without zeros at its end: 10.0 is 10.0.0."""
+    return [int(part) for part in re.sub(r"(\.0)+$", "", version).split(".")]
 
 
 @pytest.mark.parametrize("dockerfile", DOCKERFILES)

@@ -13,8 +13,9 @@ import pytest
 
 from trtq.calibrators.cache import read_cache
 from trtq.calibrators.ranges import read_ranges
+from trtq.calibrators.settings import read_spec
 from trtq.models.demo import write_demo
-from trtq.models.spec import LayerSpec, ModelSpec, read_spec
+from trtq.models.spec import LayerSpec, ModelSpec
 from trtq.pipeline.build import build
 from trtq.pipeline.deliver.manifest import read_manifest
 from trtq.pipeline.deliver.report import Report

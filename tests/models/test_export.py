@@ -1,4 +1,4 @@
-"""Tests of exporting PyTorch modules; they need PyTorch, which `pip install 'trtq[export]'` brings."""
+"""Tests of exporting PyTorch modules."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
+import torch
 
 from trtq.errors import ArtifactError, GateError, ModelError
 from trtq.models.export import export, to_onnx
 from trtq.models.parity import TOLERANCE, check_parity, run_outputs
 
-torch = pytest.importorskip("torch", reason="exporting needs PyTorch: pip install 'trtq[export]'")
-pytest.importorskip("onnxscript", reason="exporting needs onnxscript: pip install 'trtq[export]'")
+pytestmark = pytest.mark.usefixtures("torchlib_is_read_once")
 
 
 def _module() -> Any:
@@ -59,7 +59,7 @@ def test_the_file_computes_the_same_on_any_batch(tmp_path: Path, batch: int) -> 
     model = onnx.load(path)
     onnx.checker.check_model(model, full_check=True)
     assert (_axes(model.graph.input[0]), _axes(model.graph.output[0])) == (["batch", 1, 4, 4], ["batch", 3])
-    assert check_parity(module.eval(), path.read_bytes(), [_images(7)]) <= TOLERANCE
+    assert check_parity(module.eval(), path, [_images(7)]) <= TOLERANCE
 
 
 def test_a_fixed_batch_stays_fixed(tmp_path: Path) -> None:
@@ -135,7 +135,7 @@ def test_a_doctored_weight_is_found(tmp_path: Path) -> None:
         onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(bias) + np.float32(0.01), bias.name)
     )
     with pytest.raises(GateError, match=r"differs from PyTorch's by .* look for code"):
-        check_parity(module.eval(), model.SerializeToString(), [_images(2)])
+        check_parity(module.eval(), ir.from_proto(model), [_images(2)])
 
 
 def test_a_result_that_is_no_number_is_a_difference(tmp_path: Path) -> None:
@@ -146,7 +146,7 @@ def test_a_result_that_is_no_number_is_a_difference(tmp_path: Path) -> None:
 def test_another_output_shape_is_told(tmp_path: Path) -> None:
     _export(_of(lambda x: x + 1), tmp_path / "model.onnx", _images(2))
     with pytest.raises(GateError, match=r"'y' has shape \(2, 1, 4, 4\) in the exported model, \(2, 16\) in"):
-        check_parity(_of(lambda x: x.flatten(1)), (tmp_path / "model.onnx").read_bytes(), [_images(2)])
+        check_parity(_of(lambda x: x.flatten(1)), tmp_path / "model.onnx", [_images(2)])
 
 
 def test_a_model_that_does_not_run_is_told(tmp_path: Path) -> None:
@@ -154,7 +154,7 @@ def test_a_model_that_does_not_run_is_told(tmp_path: Path) -> None:
     with pytest.raises(
         ModelError, match=r"does not run the exported model on inputs of shape \(3, 1, 4, 4\)"
     ):
-        check_parity(_module().eval(), (tmp_path / "model.onnx").read_bytes(), [_images(3)])
+        check_parity(_module().eval(), tmp_path / "model.onnx", [_images(3)])
 
 
 def test_a_module_that_cannot_be_traced_is_told(tmp_path: Path) -> None:

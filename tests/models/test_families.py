@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from trtq.calibrators.settings import read_spec
 from trtq.models.families import (
     FAMILIES,
     describe_encoder,
@@ -18,7 +19,7 @@ from trtq.models.families import (
 )
 from trtq.models.inputs import ModuleInput, parse_input
 from trtq.models.preprocess import Preprocess
-from trtq.models.spec import CalibrationSpec, InputSpec, ModelSpec, read_spec
+from trtq.models.spec import CalibrationSpec, InputSpec, ModelSpec
 from trtq.models.toml import format_spec
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+import torch
 
 import trtq
 from trtq.errors import ModelError
@@ -19,8 +20,7 @@ from trtq.pipeline.graph.load import load
 from trtq.pipeline.graph.placement import place
 from trtq.pipeline.graph.quantized import find_quantized_layers
 
-torch = pytest.importorskip("torch", reason="training needs PyTorch: pip install 'trtq[export]'")
-pytest.importorskip("onnxscript", reason="exporting needs onnxscript: pip install 'trtq[export]'")
+pytestmark = pytest.mark.usefixtures("torchlib_is_read_once")
 NAMES: dict[str, Any] = {"input_names": ["image"], "output_names": ["logits"]}
 
 
@@ -130,7 +130,7 @@ def test_skipped_nodes_stay_float(net: Any, amax: dict[str, float]) -> None:
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        ({"nowhere/Conv": 1.0}, r"'nowhere/Conv' is no layer or addition of this module"),
+        ({"nowhere/Conv": 1.0}, r"'nowhere/Conv' is not a layer or addition of this module"),
         ({"stem.conv/Conv": 0.0}, r"the range of 'stem.conv/Conv' is 0.0; it must be positive"),
         ({"pool/MaxPool": 1.0}, r"'pool' is a MaxPool2d, whose weights trtq does not quantize"),
     ],
@@ -141,7 +141,7 @@ def test_what_cannot_be_quantized_is_told(names: dict[str, float], message: str,
 
 
 def test_a_module_that_cannot_be_traced_is_told() -> None:
-    class Branching(torch.nn.Module):  # type: ignore[misc,name-defined]
+    class Branching(torch.nn.Module):  # type: ignore[misc]
         def forward(self, x: Any) -> Any:
             return x if x.sum() > 0 else -x
 

@@ -18,9 +18,9 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
+from host_memory import HostMemory
 from numpy.typing import NDArray
 
-from trtq.calibrators.device import HostMemory
 from trtq.models.session import open_session, run
 from trtq.pipeline.engine.backends import BACKENDS
 from trtq.pipeline.engine.tensorrt import TensorRt
@@ -240,9 +240,9 @@ def tensorrt_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable
 @pytest.fixture
 def one_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """Has the backend believe in a GPU of compute capability 8.9."""
-    monkeypatch.setattr("trtq.pipeline.engine.tensorrt.count_gpus", lambda: 1)
+    monkeypatch.setattr("trtq.pipeline.engine.tensorrt.explain_missing_gpu", lambda: "")
     monkeypatch.setattr("trtq.pipeline.engine.tensorrt.find_compute_capability", lambda: "8.9")
-    monkeypatch.setattr("trtq.pipeline.build.job.find_compute_capability", lambda: "8.9")
+    monkeypatch.setattr("trtq.pipeline.build.keys.find_compute_capability", lambda: "8.9")
 
 
 @pytest.fixture
@@ -301,7 +301,8 @@ def _runner(backend: TensorRt, plan: bytes, name: str) -> Any:
 
 
 def _run_in_onnx_runtime(model: Path, name: str) -> Any:
-    polygraphy = pytest.importorskip("polygraphy.backend.onnxrt")
+    from polygraphy.backend import onnxrt as polygraphy
+
     return polygraphy.OnnxrtRunner(open_session(model, optimize=False), name=name)
 
 

@@ -16,9 +16,14 @@ from trtq.models.spec import ModelSpec
 from trtq.pipeline.build import build
 from trtq.pipeline.engine.profiles import GivenShapes
 from trtq.pipeline.engine.target import Target
-from trtq.pipeline.formats.scheme import WeightFormat, WeightScheme
+from trtq.pipeline.formats import INT4, NF4
+from trtq.pipeline.formats.codes import CodeFormat
+from trtq.pipeline.formats.encoding import Encoding, LayerScheme
+from trtq.pipeline.formats.granularity import PerBlock
+from trtq.pipeline.formats.scheme import WeightScheme
+from trtq.pipeline.graph.placement import QuantizedNode
 from trtq.pipeline.plan import Sizes, count_code_bytes, parse_count, plan_model, plan_params
-from trtq.pipeline.rewrite.weights.choose import ChosenWeight, Reader
+from trtq.pipeline.rewrite.weights.choose import ChosenWeight
 
 TEXT = """g (float[N,S,512] x, float[N,4,P,16] past_k) => (float[N,S,512] y, float[N,4,Q,16] present_k) {
   [up] h = MatMul (x, w)
@@ -98,7 +103,7 @@ def test_state_and_activations_follow_the_shapes(block: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["int8", "fp8", "int4", "nf4"])
-def test_an_engine_is_as_large_as_planned(block: Path, tmp_path: Path, name: WeightFormat) -> None:
+def test_an_engine_is_as_large_as_planned(block: Path, tmp_path: Path, name: str) -> None:
     pytest.importorskip("tensorrt_rtx")
     shapes = {"x": (2, 8, 512), "past_k": (2, 4, 8, 16)}
     target = Target(
@@ -119,22 +124,25 @@ def test_an_engine_is_as_large_as_planned(block: Path, tmp_path: Path, name: Wei
 
 
 def test_kernels_of_an_engine_are_counted_by_what_they_do() -> None:
-    def code_of(nodes: str, name: str = "fp16", chosen: Sequence[ChosenWeight] = ()) -> int:
+    def code_of(nodes: str, chosen: Sequence[ChosenWeight] = ()) -> int:
         text = f"""<ir_version: 10, opset_import: ["": 21]>
         g (float[1, 4, 8, 8] x) => (float[1, 4, 8, 8] y) {{ {nodes} }}"""
-        return count_code_bytes(ir.from_onnx_text(text), name, chosen)
+        return count_code_bytes(ir.from_onnx_text(text), chosen)
 
     nothing = code_of("y = Relu(x)")  # a part of the product before it
     one = code_of("y = Sigmoid(x)") - nothing
     assert one > 0
     assert code_of("a = Sigmoid(x) y = Tanh(a)") == nothing + 2 * one
     assert code_of("y = MaxPool <kernel_shape = [1, 1]> (x)") > nothing + 5 * one
-    readers = tuple(Reader(str(index), "MatMul", 1) for index in range(3))
-    twins = [ChosenWeight(name, (64, 64), 0, 64, readers) for name in ("a", "b")]
-    int4 = code_of("y = Relu(x)", "int4", twins) - nothing
-    assert int4 == code_of("y = Relu(x)", "int4", twins[:1]) - nothing  # the same kernel
-    nf4 = code_of("y = Relu(x)", "nf4", twins) - nothing
-    assert nf4 == 6 * (code_of("y = Relu(x)", "nf4", [replace(twins[0], readers=readers[:1])]) - nothing)
+    readers = tuple(QuantizedNode(str(index), "MatMul", LayerScheme("")) for index in range(3))
+
+    def twins(form: CodeFormat) -> list[ChosenWeight]:
+        return [ChosenWeight(name, (64, 64), Encoding(form, PerBlock(0, 64)), readers) for name in ("a", "b")]
+
+    int4 = code_of("y = Relu(x)", twins(INT4)) - nothing
+    assert int4 == code_of("y = Relu(x)", twins(INT4)[:1]) - nothing  # the same kernel
+    nf4 = code_of("y = Relu(x)", twins(NF4)) - nothing
+    assert nf4 == 6 * (code_of("y = Relu(x)", [replace(twins(NF4)[0], readers=readers[:1])]) - nothing)
 
 
 @pytest.mark.parametrize(

@@ -3,64 +3,55 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from trtq.pipeline.deliver.html.page_data import LayerSummary
-from trtq.pipeline.rewrite.qdq import choose_weight_qparams, quantize_array
+from trtq.pipeline.formats.granularity import PerChannel
+from trtq.pipeline.rewrite.qparams import choose_weight_qparams, quantize_array
 
 if TYPE_CHECKING:
     import onnx_ir as ir
     from numpy.typing import NDArray
 
-    from trtq.pipeline.graph.placement import Placement
+    from trtq.pipeline.formats.encoding import Encoding
+    from trtq.pipeline.graph.placement import Placement, QuantizedWeight
 
 _ELEMENTS_AT_ONCE = 1 << 22
 
 
 def summarize_layers(model: ir.Model, placement: Placement) -> tuple[LayerSummary, ...]:
-    """Returns the quantized layers in graph order, the Adds included.
-
-    Args:
-        model: The float graph that was placed.
-        placement: What is quantized.
-    """
-    weights: dict[tuple[str, int | None], float | None] = {}
+    """Returns the layers of the float graph that get Q/DQ, in graph order, the Adds included."""
+    sqnrs: dict[QuantizedWeight | None, float | None] = {None: None}
     found = []
     for node in placement.quantized:
-        sqnr = None
-        if node.weight is not None:
-            weight = node.weight[1]
-            key = (weight.tensor, weight.axis)
-            if key not in weights:
-                tensor = model.graph.initializers[weight.tensor].const_value
-                assert tensor is not None  # else it would not have been placed
-                weights[key] = weight_sqnr_db(tensor.numpy(), weight.axis)
-            sqnr = weights[key]
+        if not node.activations:
+            continue
+        weight = node.held_weight
+        if weight is not None and weight not in sqnrs:
+            tensor = model.graph.initializers[weight.tensor].const_value
+            assert tensor is not None  # else it would not have been placed
+            sqnrs[weight] = weight_sqnr_db(tensor.numpy(), weight.encoding)
         tensors = tuple(dict.fromkeys(tensor for _, tensor in node.activations))
-        found.append(LayerSummary(node.name, node.op_type, node.rule, tensors, sqnr))
+        found.append(LayerSummary(node.name, node.op_type, node.scheme.rule, tensors, sqnrs[weight]))
     return tuple(found)
 
 
-def weight_sqnr_db(weight: NDArray[Any], axis: int | None) -> float | None:
-    """Returns 10 log10(sum w^2 / sum (w - q(w))^2) of a weight in INT8 with FP32 scales, in dB.
-
-    None if the weight is the same in INT8.
-
-    Args:
-        weight: Any float dtype and shape.
-        axis: The output channels, with a scale each; None for one scale.
-    """
+def weight_sqnr_db(weight: NDArray[Any], encoding: Encoding) -> float | None:
+    """Returns 10 log10(sum w^2 / sum (w - q(w))^2) of a weight with FP32 scales; None if it is exact."""
+    axis = encoding.channel_axis
     rows = weight.reshape(1, -1) if axis is None else np.moveaxis(weight, axis, 0)
     rows = rows.reshape(rows.shape[0], -1)
+    by_row = replace(encoding, granularity=PerChannel(0))
     step = max(1, _ELEMENTS_AT_ONCE // max(rows.shape[1], 1))
     signal = noise = 0.0
     for start in range(0, rows.shape[0], step):
         part = rows[start : start + step]
-        qparams = choose_weight_qparams(part, 0, "float32")
+        qparams = choose_weight_qparams(part, by_row, "float32")
         values = part.astype(np.float64)
-        error = values - quantize_array(part, qparams) * qparams.scale.astype(np.float64)[:, np.newaxis]
+        error = values - qparams.decode(quantize_array(part, qparams))
         signal += float((values**2).sum())
         noise += float((error**2).sum())
     return 10 * math.log10(signal / noise) if signal > 0 and noise > 0 else None

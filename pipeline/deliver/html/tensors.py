@@ -6,11 +6,11 @@ import math
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
-from trtq.calibrators import METHODS, Method
-from trtq.calibrators.ahead import count_cores, map_ordered
+from trtq.calibrators import METHODS, Method, name_method
 from trtq.calibrators.estimate import describe
 from trtq.calibrators.mse import measure_squared_error
 from trtq.pipeline.deliver.html.page_data import Clip, PageData, TensorSummary
+from trtq.workers import Threads
 
 if TYPE_CHECKING:
     from trtq.calibrators.ranges import Ranges
@@ -28,12 +28,11 @@ def summarize_tensors(statistics: Statistics, ranges: Ranges, own: Method) -> Pa
         ranges: Those that the model is quantized with.
         own: The method that found them; the others take their default parameters.
     """
-    methods: dict[str, Method] = {name: method() for name, method in METHODS.items()}
-    asked = next((name for name, method in METHODS.items() if type(own) is method), "")
-    methods |= {asked: own} if asked else {}
+    asked = name_method(own)
+    methods = {**{name: method() for name, method in METHODS.items()}, asked: own}
     named = [(name, item) for name, item in statistics.histograms.items() if name in ranges.tensors]
     # A method is numpy, which lets go of the GIL in what takes long.
-    tensors = map_ordered(lambda one: _seen(*one, ranges.amax(one[0]), methods), named, count_cores())
+    tensors = Threads().map(lambda one: _seen(*one, ranges.amax(one[0]), methods), named)
     return PageData(tuple(tensors), {name: describe(method) for name, method in methods.items()}, asked)
 
 

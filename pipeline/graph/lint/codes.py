@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 import onnx_ir as ir
 
-from trtq.pipeline.graph.lint.finding import Effect, Finding
+from trtq.pipeline.graph.lint.finding import Finding, report
 from trtq.pipeline.graph.operands import (
     DEQUANTIZE,
     OPERATOR_FORMAT,
@@ -28,7 +28,7 @@ def check_operator(node: ir.Node) -> Iterator[Finding]:
     """The QOperator format and dynamic quantization are not TensorRT's."""
     if node.op_type in OPERATOR_FORMAT:
         reason = f"{node.op_type} is no operator of TensorRT, which takes Q/DQ pairs only"
-        yield _finding("operator", "refused", node, reason, "quantize again with QuantFormat.QDQ")
+        yield report("operator", "refused", node, reason, "quantize again with QuantFormat.QDQ")
 
 
 def check_codes(node: ir.Node) -> Iterator[Finding]:
@@ -39,14 +39,14 @@ def check_codes(node: ir.Node) -> Iterator[Finding]:
     if dtype is ir.DataType.INT32:
         reason = "it dequantizes int32 (a quantized bias), which TensorRT refuses"
         advice = "quantize again with extra_options={'QuantizeBias': False}"
-        yield _finding("int32", "refused", node, reason, advice)
+        yield report("int32", "refused", node, reason, advice)
     elif dtype not in _TAKEN:
         reason = f"its codes are {_name(dtype)}; TensorRT reads int8, int4, float8 e4m3 and float4 e2m1"
-        yield _finding("codes-type", "refused", node, reason, "quantize again to int8")
+        yield report("codes-type", "refused", node, reason, "quantize again to int8")
     elif points is not None and np.any(points.astype(np.float32) != 0):
         point = points.astype(np.int64)[points.astype(np.float32) != 0][0]
         reason = f"it has the zero point {point}; TensorRT takes symmetric quantization only"
-        yield _finding("zero-point", "refused", node, reason, "quantize again, with symmetric ranges")
+        yield report("zero-point", "refused", node, reason, "quantize again, with symmetric ranges")
     elif dtype is ir.DataType.UINT8:
         yield from _check_uint8(node)
 
@@ -54,13 +54,13 @@ def check_codes(node: ir.Node) -> Iterator[Finding]:
 def _check_uint8(node: ir.Node) -> Iterator[Finding]:
     if node.op_type == DEQUANTIZE and not _is_made_here(node):
         reason = "its codes are uint8 and come from a constant or an input, which TensorRT refuses"
-        yield _finding("uint8", "refused", node, reason, "quantize again with QInt8")
+        yield report("uint8", "refused", node, reason, "quantize again with QInt8")
     elif len(node.inputs) < 3 or node.inputs[2] is None:
         reason = "it has no zero point, so ONNX takes its codes for uint8, and TensorRT for int8"
-        yield _finding("missing-zero-point", "wrong", node, reason, "give it an int8 zero point of 0")
+        yield report("missing-zero-point", "wrong", node, reason, "give it an int8 zero point of 0")
     else:
         reason = "its codes are uint8, which TensorRT takes for int8: the upper half of the range is lost"
-        yield _finding("uint8", "wrong", node, reason, "quantize again with QInt8")
+        yield report("uint8", "wrong", node, reason, "quantize again with QInt8")
 
 
 def _is_made_here(node: ir.Node) -> bool:
@@ -85,10 +85,10 @@ def check_scale(node: ir.Node) -> Iterator[Finding]:
     has_sign = find_code_dtype(node) is ir.DataType.INT4  # whose scales TensorRT does not look at
     if not has_sign and (bad := values[~(values > 0)]).size:
         reason = f"it has the scale {bad[0]:g}; scales must be positive and finite"
-        yield _finding("scale", "refused", node, reason, advice)
+        yield report("scale", "refused", node, reason, advice)
     elif np.isinf(values).any():
         reason = "it has the scale inf; TensorRT builds it, and everything becomes 0 or NaN"
-        yield _finding("scale", "wrong", node, reason, advice)
+        yield report("scale", "wrong", node, reason, advice)
     yield from _check_count(node, scale.size)
 
 
@@ -97,13 +97,13 @@ def _check_points(node: ir.Node) -> Iterator[Finding]:
     counts = [math.prod(shape.numpy()) for shape in shapes if shape is not None and shape.is_static()]
     if len(counts) == 2 and counts[0] != counts[1]:
         reason = f"it has {counts[0]} scales and {counts[1]} zero points"
-        yield _finding(
+        yield report(
             "scale-count", "refused", node, reason, "quantize with as many of the one as of the other"
         )
 
 
 def _check_count(node: ir.Node, count: int) -> Iterator[Finding]:
-    block = node.attributes["block_size"].as_int() if "block_size" in node.attributes else 0
+    block = node.attributes.get_int("block_size", 0)
     value, axis = node.inputs[0], read_axis(node)
     shape = value.shape if value is not None else None
     rank = 2 if shape is None else len(shape)
@@ -111,12 +111,12 @@ def _check_count(node: ir.Node, count: int) -> Iterator[Finding]:
         size = shape[axis]
         if isinstance(size, int) and size != count:
             reason = f"it has {count} scales for the {size} channels of axis {axis}"
-            yield _finding("scale-count", "refused", node, reason, "quantize with one scale for each channel")
+            yield report("scale-count", "refused", node, reason, "quantize with one scale for each channel")
     if block and rank > 3:
         reason = (
             f"its blocks of {block} lie in a tensor of rank {rank}; TensorRT takes blocks in matrices only"
         )
-        yield _finding("blocks", "refused", node, reason, "quantize with one scale for each output channel")
+        yield report("blocks", "refused", node, reason, "quantize with one scale for each output channel")
 
 
 def check_constant(node: ir.Node) -> Iterator[Finding]:
@@ -129,7 +129,7 @@ def check_constant(node: ir.Node) -> Iterator[Finding]:
                 f"it reads the {_name(value.dtype)} constant {value.name!r}, "
                 f"which TensorRT allows to DequantizeLinear only"
             )
-            yield _finding("int8-constant", "refused", node, reason, "put the DequantizeLinear before it")
+            yield report("int8-constant", "refused", node, reason, "put the DequantizeLinear before it")
 
 
 def check_pool(node: ir.Node) -> Iterator[Finding]:
@@ -139,7 +139,7 @@ def check_pool(node: ir.Node) -> Iterator[Finding]:
         return
     if value.dtype in (ir.DataType.INT8, ir.DataType.UINT8):
         reason = f"it pools {_name(value.dtype)} codes in three dimensions, for which TensorRT has no kernel"
-        yield _finding("pool", "refused", node, reason, "put the DequantizeLinear before it")
+        yield report("pool", "refused", node, reason, "put the DequantizeLinear before it")
 
 
 def check_bound(node: ir.Node) -> Iterator[Finding]:
@@ -150,16 +150,12 @@ def check_bound(node: ir.Node) -> Iterator[Finding]:
         producer = value.producer() if value is not None else None
         if producer is not None and producer.op_type == DEQUANTIZE and _reads_codes(producer):
             reason = f"its input {value.name!r} is a dequantized constant, which TensorRT refuses here"  # type: ignore[union-attr]
-            yield _finding("quantized-bound", "refused", node, reason, "leave bounds and fillings float")
+            yield report("quantized-bound", "refused", node, reason, "leave bounds and fillings float")
 
 
 def _reads_codes(dequantize: ir.Node) -> bool:
     codes = dequantize.inputs[0]
     return codes is not None and codes.is_initializer()
-
-
-def _finding(rule: str, effect: Effect, node: ir.Node, reason: str, advice: str) -> Finding:
-    return Finding(rule, effect, str(node.name), node.op_type, reason, advice)
 
 
 def _name(dtype: ir.DataType | None) -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+import onnx_ir as ir
+
 Effect = Literal["refused", "wrong", "float"]
 """refused: TensorRT does not parse or build the model. wrong: it builds, and computes something else than the
 file says. float: it builds, and the layer silently runs in float, with its conversions."""
@@ -29,3 +31,8 @@ class Finding:
     op_type: str
     reason: str
     advice: str
+
+
+def report(rule: str, effect: Effect, node: ir.Node, reason: str, advice: str) -> Finding:
+    """Returns what a rule says of a node."""
+    return Finding(rule, effect, str(node.name), node.op_type, reason, advice)

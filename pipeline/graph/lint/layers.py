@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import onnx_ir as ir
 
-from trtq.pipeline.graph.lint.finding import Effect, Finding
-from trtq.pipeline.graph.operands import Operand, find_operand, find_scale_axes, read_axis
+from trtq.pipeline.graph.lint.finding import Finding, report
+from trtq.pipeline.graph.operands import Operand, find_operand, find_operands, find_scale_axes, read_axis
 from trtq.pipeline.graph.placement import QUANTIZABLE
 
 _RECURRENT = ("LSTM", "GRU", "RNN")
@@ -18,25 +18,20 @@ def check_layer(node: ir.Node) -> Iterator[Finding]:
     """A layer runs in INT8 if both operands do, with scales that its kernels take."""
     if node.op_type not in QUANTIZABLE:
         return
-    operands = [find_operand(value) for value in node.inputs[:2]]
-    activation, weight = _by_role(operands)
-    present = [operand for operand in operands if operand is not None]
+    activation, weight = find_operands(node)
+    present = [operand for value in node.inputs[:2] if (operand := find_operand(value)) is not None]
     if node.op_type == "ConvTranspose" and node.outputs[0].dtype is ir.DataType.BFLOAT16:
         reason = "it computes in bfloat16, for which TensorRT has no ConvTranspose"
-        yield _finding("no-kernel", "refused", node, reason, "keep this layer float32 or float16")
-        return
-    if not present:
+        yield report("no-kernel", "refused", node, reason, "keep this layer float32 or float16")
         return
     if len(present) == 1:
         yield from _check_half(node, present[0])
-    elif node.op_type == "ConvTranspose":
+    elif activation is not None and weight is not None and node.op_type == "ConvTranspose":
         reason = f"TensorRT has no INT8 kernel for ConvTranspose: {_AFTER}"
-        yield _finding("no-kernel", "float", node, reason, "leave it out of quantization")
-    else:
-        assert activation is not None
-        assert weight is not None
+        yield report("no-kernel", "float", node, reason, "leave it out of quantization")
+    elif activation is not None and weight is not None:
         findings = list(_check_pair(node, activation, weight))
-        yield from findings or _check_types(node, present)
+        yield from findings or _check_types(node, *present)
 
 
 def _check_pair(node: ir.Node, activation: Operand, weight: Operand) -> Iterator[Finding]:
@@ -49,35 +44,27 @@ def _check_pair(node: ir.Node, activation: Operand, weight: Operand) -> Iterator
         yield from _check_activation(node, weight, activation)
     elif any(step.op_type == "Concat" for step in weight.path):
         reason = "its weight is put together from dequantized parts, on which TensorRT's builder fails"
-        yield _finding("joined-weight", "refused", node, reason, "quantize the whole weight as one constant")
+        yield report("joined-weight", "refused", node, reason, "quantize the whole weight as one constant")
     elif weight.scale.ndim > 1:
         yield from _check_blocks(node, activation, weight)
     else:
         yield from _check_weight(node, weight)
 
 
-def _by_role(operands: list[Operand | None]) -> tuple[Operand | None, Operand | None]:
-    """Returns the activation and the weight; of two activations the second counts as the weight."""
-    first, second = operands
-    if first is not None and first.is_weight and not (second is not None and second.is_weight):
-        return second, first
-    return first, second
-
-
 def _check_half(node: ir.Node, operand: Operand) -> Iterator[Finding]:
     there, missing = ("weight", "activation") if operand.is_weight else ("activation", "other operand")
     reason = f"its {there} has Q/DQ and its {missing} has none that reaches it: {_AFTER}"
     advice = f"quantize its {missing} too, right before the layer, or leave both float"
-    yield _finding("half-quantized", "float", node, reason, advice)
+    yield report("half-quantized", "float", node, reason, advice)
 
 
-def _check_types(node: ir.Node, operands: list[Operand]) -> Iterator[Finding]:
+def _check_types(node: ir.Node, *operands: Operand) -> Iterator[Finding]:
     dtypes = [operand.dtype.name.lower() for operand in operands if operand.dtype is not None]
     kinds = {"int8" if name == "uint8" else name for name in dtypes}  # which TensorRT takes for int8
     if len(kinds) < 2 or (kinds == {"int8", "int4"} and node.op_type != "Conv"):
         return
     reason = f"it multiplies {' with '.join(dtypes)}, for which TensorRT has no kernel"
-    yield _finding("mixed-types", "refused", node, reason, "quantize both operands to the same type")
+    yield report("mixed-types", "refused", node, reason, "quantize both operands to the same type")
 
 
 def _check_casts(node: ir.Node, operands: tuple[Operand, ...]) -> Iterator[Finding]:
@@ -85,7 +72,7 @@ def _check_casts(node: ir.Node, operands: tuple[Operand, ...]) -> Iterator[Findi
         widened = operand.dequantize.outputs[0].dtype is ir.DataType.FLOAT16  # and back: no value changes
         if operand.num_casts > 1 and not widened:
             reason = f"{operand.num_casts} casts stand between a DequantizeLinear and it: {_AFTER}"
-            yield _finding("casts", "float", node, reason, "cast at most once between them")
+            yield report("casts", "float", node, reason, "cast at most once between them")
 
 
 def _check_activation(node: ir.Node, operand: Operand, other: Operand) -> Iterator[Finding]:
@@ -98,25 +85,25 @@ def _check_activation(node: ir.Node, operand: Operand, other: Operand) -> Iterat
         return  # one scale for each row of the product, which TensorRT applies after it
     wanted = "one 0-d scale" if scale.shape == (1,) else "one scale for the whole activation"
     reason = f"its activation scale has shape {scale.shape}, INT8 kernels want {wanted}: {_AFTER}"
-    yield _finding("activation-scale", "float", node, reason, "write scales of activations as 0-d tensors")
+    yield report("activation-scale", "float", node, reason, "write scales of activations as 0-d tensors")
 
 
 def _computed(node: ir.Node) -> Iterator[Finding]:
     if node.op_type == "Conv":
         reason = "a scale of its operands is computed, on which TensorRT-RTX's builder crashes"
-        yield _finding("computed-scale", "refused", node, reason, "quantize with constant scales")
+        yield report("computed-scale", "refused", node, reason, "quantize with constant scales")
     else:
         reason = f"a scale of its operands is computed: {_AFTER}"
-        yield _finding("computed-scale", "float", node, reason, "quantize with constant scales")
+        yield report("computed-scale", "float", node, reason, "quantize with constant scales")
 
 
 def _check_blocks(node: ir.Node, activation: Operand, weight: Operand) -> Iterator[Finding]:
     if node.op_type == "Conv":
         reason = f"its weight is quantized in blocks, INT8 kernels want a scale for each channel: {_AFTER}"
-        yield _finding("blocks", "float", node, reason, "quantize with one scale for each output channel")
+        yield report("blocks", "float", node, reason, "quantize with one scale for each output channel")
     elif activation.rank != weight.rank or _reads_transposed(node, None):
         reason = "it multiplies int8 activations with a weight in blocks, on which TensorRT's builder fails"
-        yield _finding("blocks", "refused", node, reason, "quantize with one scale for each output channel")
+        yield report("blocks", "refused", node, reason, "quantize with one scale for each output channel")
 
 
 def _check_weight(node: ir.Node, operand: Operand) -> Iterator[Finding]:
@@ -125,7 +112,7 @@ def _check_weight(node: ir.Node, operand: Operand) -> Iterator[Finding]:
         return
     found = " and ".join(f"axis {axis}" for axis in sorted(axes))
     reason = f"its weight is quantized along {found}, INT8 kernels want it along axis {wanted}: {_AFTER}"
-    yield _finding("weight-axis", "float", node, reason, f"quantize the weight along axis {wanted}")
+    yield report("weight-axis", "float", node, reason, f"quantize the weight along axis {wanted}")
 
 
 def find_output_axis(node: ir.Node, operand: Operand) -> int:
@@ -139,7 +126,7 @@ def find_output_axis(node: ir.Node, operand: Operand) -> int:
 def _reads_transposed(node: ir.Node, operand: Operand | None) -> bool:
     """Whether a Gemm transposes this operand; None: its second."""
     name = "transA" if operand is not None and node.inputs[0] is operand.value else "transB"
-    return name in node.attributes and node.attributes[name].as_int() != 0
+    return node.attributes.get_int(name, 0) != 0
 
 
 def check_recurrent(node: ir.Node) -> Iterator[Finding]:
@@ -153,8 +140,4 @@ def check_recurrent(node: ir.Node) -> Iterator[Finding]:
     reason = (
         "its input comes straight from a DequantizeLinear and its batch is open: TensorRT's builder fails"
     )
-    yield _finding("recurrent", "refused", node, reason, "leave its input float, or fix the batch")
-
-
-def _finding(rule: str, effect: Effect, node: ir.Node, reason: str, advice: str) -> Finding:
-    return Finding(rule, effect, str(node.name), node.op_type, reason, advice)
+    yield report("recurrent", "refused", node, reason, "leave its input float, or fix the batch")

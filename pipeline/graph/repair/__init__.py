@@ -8,11 +8,12 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
+from trtq.pipeline.graph.edit import GraphEditor
 from trtq.pipeline.graph.fold import fold_constants
 from trtq.pipeline.graph.lint.layers import check_layer
 from trtq.pipeline.graph.operands import standardize_operators
 from trtq.pipeline.graph.opset import infer_shapes, read_opset, upgrade_opset
-from trtq.pipeline.graph.repair.change import Change, drop_unused
+from trtq.pipeline.graph.repair.change import Change
 from trtq.pipeline.graph.repair.constants import quantize_constants, repair_constants, requantize_constants
 from trtq.pipeline.graph.repair.floats import repair_bounds, repair_recurrent, repair_tables
 from trtq.pipeline.graph.repair.operators import repair_operators
@@ -54,22 +55,21 @@ def _repair(model: ir.Model, requantize: bool, *, shapes: bool) -> RepairedGraph
         node.op_type.startswith("QLinear") for node in result.graph
     ):
         result = upgrade_opset(result, _PER_CHANNEL_OPSET)
-    changes = list(repair_operators(result))
-    drop_unused(result)
+    edit = GraphEditor(result)
+    changes = list(repair_operators(edit))
+    edit.drop_unused()
     infer_shapes(result)
-    changes += repair_bounds(result)
-    changes += repair_tables(result)
-    changes += quantize_constants(result)
-    changes += repair_constants(result)
-    changes += repair_flows(result, shapes=shapes)
+    for repair_some in (repair_bounds, repair_tables, quantize_constants, repair_constants):
+        changes += repair_some(edit)
+    changes += repair_flows(edit, shapes=shapes)
     if requantize:
-        changes += requantize_constants(result)
-        changes += requantize_flows(result)
+        changes += requantize_constants(edit)
+        changes += requantize_flows(edit)
     infer_shapes(result)
-    changes += repair_weights(result)
-    changes += repair_recurrent(result)
+    changes += repair_weights(edit)
+    changes += repair_recurrent(edit)
     list(fold_constants(result))
-    drop_unused(result)
+    edit.drop_unused()
     infer_shapes(result)
     return RepairedGraph(result, tuple(changes))
 

@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from trtq.pipeline.graph.fold import add_initializer
+from trtq.pipeline.graph.edit import GraphEditor
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,32 +29,28 @@ class Change:
     is_exact: bool = True
 
 
-def set_constant(node: ir.Node, place: int, array: NDArray[Any]) -> None:
-    """Gives a node a constant of its own as an input; others that read the old one keep it."""
-    assert isinstance(node.graph, ir.Graph)
-    node.resize_inputs(max(place + 1, len(node.inputs)))
-    node.replace_input_with(place, add_initializer(node.graph, f"{node.name}_{_NAMES[place]}", array))
+def set_scale(edit: GraphEditor, node: ir.Node, scale: NDArray[Any]) -> None:
+    """Gives a Q or DQ node a scale of its own, and as many int8 zero points of 0."""
+    edit.set_constant(node, 1, f"{node.name}_scale", scale)
+    edit.set_constant(node, 2, f"{node.name}_zero_point", np.zeros(scale.shape, np.int8))
 
 
-_NAMES = ("codes", "scale", "zero_point")
-
-
-def set_params(node: ir.Node, scale: NDArray[Any], axis: int | None) -> None:
+def set_params(edit: GraphEditor, node: ir.Node, scale: NDArray[Any], axis: int | None) -> None:
     """Makes a Q or DQ node symmetric int8 with these scales; its codes are the caller's business.
 
     Args:
+        edit: Of the graph of the node.
         node: A QuantizeLinear or DequantizeLinear.
         scale: Shape () if axis is None, else (C,).
         axis: The axis of the scales.
     """
-    set_constant(node, 1, scale)
-    set_constant(node, 2, np.zeros(scale.shape, np.int8))
+    set_scale(edit, node, scale)
     for name in ("axis", "block_size", "output_dtype"):
         node.attributes.pop(name, None)
     if axis is not None:
         node.attributes["axis"] = ir.AttrInt64("axis", axis)
 
 
-def drop_unused(model: ir.Model) -> None:
-    """Removes the nodes and constants that nothing reads any more."""
-    ir.passes.common.RemoveUnusedNodesPass()(model)
+def name_rule(dtype: ir.DataType, points: NDArray[np.int64]) -> str:
+    """Returns the rule that codes of a dtype with these zero points break, if they are not int8 around 0."""
+    return "zero-point" if points.any() else "uint8" if dtype is ir.DataType.UINT8 else "codes-type"

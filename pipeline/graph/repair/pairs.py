@@ -10,15 +10,27 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from trtq.calibrators.ranges import QMAX
-from trtq.pipeline.graph.fold import add_initializer, make_unique_name
-from trtq.pipeline.graph.operands import DEQUANTIZE, QUANTIZE, find_code_dtype, find_constant, read_axis
-from trtq.pipeline.graph.repair.change import Change, set_params
+from trtq.pipeline.graph.edit import GraphEditor
+from trtq.pipeline.graph.operands import (
+    DEQUANTIZE,
+    QUANTIZE,
+    find_code_dtype,
+    find_constant,
+    read_axis,
+    read_points,
+)
+from trtq.pipeline.graph.repair.change import Change, name_rule, set_params
 
 _MOVES = frozenset({
     "Concat", "DepthToSpace", "Expand", "Flatten", "Gather", "Identity", "MaxPool", "Reshape", "Slice",
     "SpaceToDepth", "Split", "Squeeze", "Transpose", "Unsqueeze",
 })  # fmt: skip
 """Operators on codes that commute with adding a constant to all of them."""
+_TEXTS = {
+    "uint8": "int8 codes with zero point 0, 128 less than the uint8 codes",
+    "missing-zero-point": "an int8 zero point of 0, as TensorRT reads it; ONNX reads uint8",
+    None: "one 0-d scale",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,10 +40,14 @@ class Flow:
     Attributes:
         nodes: The QuantizeLinear and DequantizeLinear nodes, in graph order.
         codes: The values between them.
+        scales: The scale of each node.
+        points: The zero points of each node; 0 where it has none.
     """
 
     nodes: tuple[ir.Node, ...]
     codes: tuple[ir.Value, ...]
+    scales: tuple[NDArray[np.generic], ...]
+    points: tuple[NDArray[np.int64], ...]
 
     @property
     def dtype(self) -> ir.DataType | None:
@@ -50,38 +66,31 @@ class Flow:
         """Whether any of the nodes has a zero point."""
         return any(len(node.inputs) > 2 and node.inputs[2] is not None for node in self.nodes)
 
-    def scales(self) -> list[NDArray[np.generic]] | None:
-        """Returns the scale of each node; None if one is computed."""
-        found = [find_constant(node, 1) for node in self.nodes]
-        return (
-            None if any(scale is None for scale in found) else [scale for scale in found if scale is not None]
-        )
-
-    def points(self) -> list[NDArray[np.int64]] | None:
-        """Returns the zero point of each node, 0 where it has none; None if one is computed."""
-        found = []
-        for node in self.nodes:
-            points = find_constant(node, 2)
-            if points is None and len(node.inputs) > 2 and node.inputs[2] is not None:
-                return None
-            found.append(np.zeros((), np.int64) if points is None else points.astype(np.int64))
-        return found
+    @property
+    def is_symmetric(self) -> bool:
+        """Whether its codes are int8 without a zero point other than 0."""
+        return self.dtype is ir.DataType.INT8 and not any(point.any() for point in self.points)
 
 
-def list_flows(model: ir.Model) -> Iterator[Flow]:
-    """Yields the flows of codes that begin and end in this graph; others are seen from outside."""
+def list_flows(graph: ir.Graph) -> Iterator[Flow]:
+    """Yields the flows of codes that begin and end in this graph, with constant scales and zero points."""
     seen: set[ir.Value] = set()
-    for node in model.graph:
-        if node.op_type == QUANTIZE and node.outputs[0] not in seen:
-            flow = _flow(node.outputs[0], seen)
-            if flow is not None:
-                yield Flow(tuple(item for item in model.graph if item in flow[0]), tuple(flow[1]))
+    order = {node: index for index, node in enumerate(graph)}
+    for node in order:
+        found = _follow(node.outputs[0], seen) if node.op_type == QUANTIZE else None
+        if found is not None:
+            nodes = sorted(found[0], key=order.__getitem__)
+            scales = [scale for node in nodes if (scale := find_constant(node, 1)) is not None]
+            points = [point for node in nodes if (point := read_points(node)) is not None]
+            if len(scales) == len(points) == len(nodes):
+                yield Flow(tuple(nodes), tuple(found[1]), tuple(scales), tuple(points))
 
 
-def _flow(start: ir.Value, seen: set[ir.Value]) -> tuple[set[ir.Node], list[ir.Value]] | None:
+def _follow(start: ir.Value, seen: set[ir.Value]) -> tuple[set[ir.Node], list[ir.Value]] | None:
+    """Returns the ends of a flow and its codes; None if it was followed before, or is seen from outside."""
     ends: set[ir.Node] = set()
     values: list[ir.Value] = []
-    todo, is_closed = [start], True
+    todo, is_closed = [start], start not in seen
     while todo:
         value = todo.pop()
         if value in seen:
@@ -112,48 +121,34 @@ def _moved(node: ir.Node) -> list[ir.Value]:
     return [value for value in inputs if value is not None]
 
 
-def repair_flows(model: ir.Model, *, shapes: bool = True) -> Iterator[Change]:
+def repair_flows(edit: GraphEditor, *, shapes: bool = True) -> Iterator[Change]:
     """Makes codes int8 with zero point 0 where that changes nothing, and scales of activations 0-d.
 
     1. uint8 with the zero point 128 is int8 with 0: all codes are 128 less.
     2. Without a zero point ONNX reads uint8 and TensorRT int8; it gets an int8 zero point.
     3. With `shapes`, a scale of shape [1], or equal scales for all channels, is one scale of shape [].
     """
-    for flow in list_flows(model):
-        scales, points = flow.scales(), flow.points()
-        if scales is None or points is None:
-            continue
-        rule = _rule(flow, points)
-        to_int8 = rule is not None or flow.dtype is ir.DataType.INT8
-        one = all(_is_one(scale) for scale in scales)
-        is_symmetric = not any(point.any() for point in points)
-        shaped = (
-            shapes and one and is_symmetric and any(scale.ndim for scale in scales) and not flow.is_constant
-        )
-        if not to_int8 or (rule is None and not shaped):
+    for flow in list_flows(edit.graph):
+        rule, one = _rule(flow), all(map(_is_one, flow.scales))
+        shaped = shapes and one and any(scale.ndim for scale in flow.scales) and not flow.is_constant
+        if rule is None and not (shaped and flow.is_symmetric):
             continue
         if not one and any(read_axis(node) is None for node in flow.nodes):
             continue
-        for node, scale in zip(flow.nodes, scales, strict=True):
-            set_params(
-                node, scale.reshape(-1)[0].reshape(()) if one else scale, None if one else read_axis(node)
-            )
-            text = {
-                "uint8": "int8 codes with zero point 0, 128 less than the uint8 codes",
-                "missing-zero-point": "an int8 zero point of 0, as TensorRT reads it; ONNX reads uint8",
-                None: "one 0-d scale",
-            }[rule]
-            yield Change(
-                "zero-point" if rule == "uint8" else rule or "activation-scale", str(node.name), text
-            )
+        text = _TEXTS[rule]
+        broken = "zero-point" if rule == "uint8" else rule or "activation-scale"
+        for node, scale in zip(flow.nodes, flow.scales, strict=True):
+            given = (scale.reshape(-1)[0].reshape(()), None) if one else (scale, read_axis(node))
+            set_params(edit, node, *given)
+            yield Change(broken, str(node.name), text)
         for value in flow.codes:
             value.type = ir.TensorType(ir.DataType.INT8)
 
 
-def _rule(flow: Flow, points: list[NDArray[np.int64]]) -> str | None:
+def _rule(flow: Flow) -> str | None:
     if flow.dtype is not ir.DataType.UINT8:
         return None
-    if all((point == 128).all() for point in points):
+    if all((point == 128).all() for point in flow.points):
         return "uint8"
     return None if flow.has_points else "missing-zero-point"
 
@@ -162,57 +157,47 @@ def _is_one(scale: NDArray[np.generic]) -> bool:
     return bool(scale.size and (scale == scale.reshape(-1)[0]).all())
 
 
-def requantize_flows(model: ir.Model) -> Iterator[Change]:
+def requantize_flows(edit: GraphEditor) -> Iterator[Change]:
     """Makes the rest symmetric int8 with one scale, over the whole range of the codes they had.
 
     Codes q of zero point z and scale s stand for (q - z) * s; the largest magnitude of those becomes 127. The
     step grows, to the double at most for 8 bits, so this rounds anew. What the old codes cut off stays cut
     off, by a Clip before the QuantizeLinear: tools drop a Relu whose zero the codes cannot go below.
     """
-    for flow in list_flows(model):
-        scales, points, dtype = flow.scales(), flow.points(), flow.dtype
-        if scales is None or points is None or dtype is None or not dtype.is_integer() or flow.is_constant:
+    for flow in list_flows(edit.graph):
+        dtype, first, points = flow.dtype, flow.scales[0], flow.points[0]
+        if dtype is None or not dtype.is_integer() or flow.is_constant:
             continue
-        same = all(scale.tobytes() == scales[0].tobytes() for scale in scales)
-        symmetric = dtype is ir.DataType.INT8 and not any(point.any() for point in points)
-        steps = scales[0].astype(np.float64)
+        same = all(scale.tobytes() == first.tobytes() for scale in flow.scales)
+        steps = first.astype(np.float64)
         positive = bool(np.all(np.isfinite(steps) & (steps > 0)))
-        if not (same and positive) or (symmetric and _is_one(scales[0])):
+        if not (same and positive) or (flow.is_symmetric and _is_one(first)):
             continue
-        low = float(np.min((dtype.min - points[0]) * steps))
-        high = float(np.max((dtype.max - points[0]) * steps))
+        low, high = float(np.min((dtype.min - points) * steps)), float(np.max((dtype.max - points) * steps))
+        symmetric = flow.is_symmetric
         amax = float(np.max(steps)) * QMAX if symmetric else max(-low, high)
-        scale = np.asarray(amax / QMAX).astype(scales[0].dtype)
-        for node, old in zip(flow.nodes, points, strict=True):
-            rule = "zero-point" if old.any() else "uint8" if dtype is ir.DataType.UINT8 else "codes-type"
+        scale = np.asarray(amax / QMAX).astype(first.dtype)
+        for node, old in zip(flow.nodes, flow.points, strict=True):
+            rule = "activation-scale" if symmetric else name_rule(dtype, old)
             text = f"int8 codes with zero point 0 and the scale {float(scale):.4g}"
-            yield Change("activation-scale" if symmetric else rule, str(node.name), text, is_exact=False)
-            set_params(node, scale, None)
+            yield Change(rule, str(node.name), text, is_exact=False)
+            set_params(edit, node, scale, None)
             if node.op_type == QUANTIZE and not symmetric:
-                _clip(model, node, low, high)
+                _clip(edit, node, low, high)
         for value in flow.codes:
             value.type = ir.TensorType(ir.DataType.INT8)
 
 
-def _clip(model: ir.Model, quantize: ir.Node, low: float, high: float) -> None:
+def _clip(edit: GraphEditor, quantize: ir.Node, low: float, high: float) -> None:
     """Cuts off before a QuantizeLinear what its new codes reach beyond the old ones, on the shorter side."""
-    value = quantize.inputs[0]
-    scale = find_constant(quantize, 1)
+    value, scale = quantize.inputs[0], find_constant(quantize, 1)
     assert value is not None
     assert scale is not None
-    if low == 0:
-        node = ir.node("Relu", [value], name=f"{quantize.name}_Relu")
-    else:
-        bounds = [
-            add_initializer(model.graph, f"{quantize.name}_{name}", np.asarray(bound).astype(scale.dtype))
-            for name, bound in (("low", low), ("high", high))
-        ]
-        node = ir.node("Clip", [value, *bounds], name=f"{quantize.name}_Clip")
-    result = node.outputs[0]
-    result.name, result.type, result.shape = (
-        make_unique_name(model.graph, f"{node.name}_output"),
-        value.type,
-        value.shape,
-    )
-    model.graph.insert_before(quantize, node)
+    op_type, inputs = "Relu", [value]
+    if low != 0:
+        op_type = "Clip"
+        for word, bound in (("low", low), ("high", high)):
+            inputs.append(edit.add_constant(f"{quantize.name}_{word}", np.asarray(bound).astype(scale.dtype)))
+    name = f"{quantize.name}_{op_type}"
+    result = edit.insert(op_type, inputs, like=value, output=f"{name}_output", name=name, before=quantize)
     quantize.replace_input_with(0, result)

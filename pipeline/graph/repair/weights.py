@@ -10,31 +10,26 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from trtq.calibrators.ranges import QMAX
-from trtq.pipeline.graph.fold import make_unique_name
+from trtq.pipeline.graph.edit import GraphEditor
 from trtq.pipeline.graph.lint.layers import check_layer, find_output_axis
-from trtq.pipeline.graph.operands import DEQUANTIZE, Operand, evaluate, find_operand
-from trtq.pipeline.graph.repair.change import Change, set_constant, set_params
+from trtq.pipeline.graph.operands import DEQUANTIZE, Operand, evaluate, find_operands
+from trtq.pipeline.graph.repair.change import Change, set_params
 
 _REPAIRED = ("weight-axis", "joined-weight")
 
 
-def repair_weights(model: ir.Model) -> Iterator[Change]:
+def repair_weights(edit: GraphEditor) -> Iterator[Change]:
     """Quantizes weights again along the axis of their output channels, where INT8 kernels want the scales.
 
     A channel whose elements all have one scale keeps it and its codes; another gets its largest magnitude by
     127 and is rounded anew.
     """
-    for node in list(model.graph):
-        rules = [finding.rule for finding in check_layer(node) if finding.rule in _REPAIRED]
-        is_int8 = all(
-            operand is None or operand.dtype is ir.DataType.INT8
-            for operand in map(find_operand, node.inputs[:2])
-        )
-        place = _place_of_weight(node) if rules and is_int8 else None
-        if place is None:
+    for node in list(edit.graph):
+        rule = next((finding.rule for finding in check_layer(node) if finding.rule in _REPAIRED), None)
+        activation, operand = find_operands(node) if rule is not None else (None, None)
+        if rule is None or operand is None or not operand.is_weight or not _is_int8(activation, operand):
             continue
-        operand = find_operand(node.inputs[place])
-        assert operand is not None
+        place = 1 if operand.value is node.inputs[1] else 0
         axis = find_output_axis(node, operand)
         values = evaluate(operand).astype(np.float64)
         scale = _scales(values, evaluate(operand, codes=True).astype(np.float64), axis, operand)
@@ -44,16 +39,13 @@ def repair_weights(model: ir.Model) -> Iterator[Change]:
         change = float(np.max(np.abs(codes * steps - values), initial=0.0))
         reach = float(np.max(np.abs(values), initial=0.0)) or 1.0
         is_exact = change <= reach * 2.0**-20  # the last bits of a float32 product
-        node.replace_input_with(place, _dequantized(model, node, codes, scale, axis, operand))
+        node.replace_input_with(place, _dequantize(edit, node, codes, scale, axis, operand))
         told = "" if is_exact else f", rounded anew by at most {change / reach:.2%} of the largest weight"
-        yield Change(
-            rules[0], str(node.name), f"its weight quantized along axis {axis}{told}", is_exact=is_exact
-        )
+        yield Change(rule, str(node.name), f"its weight quantized along axis {axis}{told}", is_exact=is_exact)
 
 
-def _place_of_weight(node: ir.Node) -> int | None:
-    operands = [find_operand(value) for value in node.inputs[:2]]
-    return next((i for i in (1, 0) if (operand := operands[i]) is not None and operand.is_weight), None)
+def _is_int8(*operands: Operand | None) -> bool:
+    return all(operand is None or operand.dtype is ir.DataType.INT8 for operand in operands)
 
 
 def _scales(
@@ -79,15 +71,17 @@ def _scales(
     return np.where((low == high) & (low > 0), low.astype(dtype), enough).astype(dtype)
 
 
-def _dequantized(
-    model: ir.Model, node: ir.Node, codes: NDArray[np.int8], scale: NDArray[Any], axis: int, operand: Operand
+def _dequantize(
+    edit: GraphEditor,
+    node: ir.Node,
+    codes: NDArray[np.int8],
+    scale: NDArray[Any],
+    axis: int,
+    operand: Operand,
 ) -> ir.Value:
     name = f"{node.name}_weight_DequantizeLinear"
-    dequantize = ir.node(DEQUANTIZE, [operand.codes, operand.codes, operand.codes], name=name)
-    model.graph.insert_before(node, dequantize)
-    set_constant(dequantize, 0, codes)
-    set_params(dequantize, scale, axis)
-    result = dequantize.outputs[0]
-    result.name = make_unique_name(model.graph, f"{node.name}_weight")
-    result.type, result.shape = operand.value.type, ir.Shape(codes.shape)
+    inputs, output = [edit.add_constant(f"{name}_codes", codes)], f"{node.name}_weight"
+    result = edit.insert(DEQUANTIZE, inputs, like=operand.value, output=output, name=name, before=node)
+    set_params(edit, result.producer(), scale, axis)  # type: ignore[arg-type]
+    result.shape = ir.Shape(codes.shape)
     return result

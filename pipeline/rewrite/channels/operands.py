@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from trtq.pipeline.graph.fold import Additions
+from trtq.pipeline.graph.edit import GraphEditor
+from trtq.pipeline.graph.operands import read_constant
 from trtq.pipeline.graph.placement import QuantizedNode
 
-_ROW_OF_GEMM = {True: 1, False: 0}
 
-
-def constant(value: ir.Value | None) -> NDArray[Any]:
-    """Returns the array of an initializer."""
-    assert value is not None
-    assert value.const_value is not None
-    return value.const_value.numpy()
+def find_input(nodes: Iterable[ir.Node], name: str) -> ir.Value:
+    """Returns the value of this name that one of the nodes reads."""
+    return next(value for node in nodes for value in node.inputs if value is not None and value.name == name)
 
 
 def has_input_channels(layer: QuantizedNode, node: ir.Node) -> bool:
@@ -32,14 +30,13 @@ def has_input_channels(layer: QuantizedNode, node: ir.Node) -> bool:
     if node.op_type == "Conv":
         return True
     place, _ = layer.weight
-    transposed = "transA" in node.attributes and node.attributes["transA"].as_int() == 1
-    plain = "alpha" not in node.attributes or node.attributes["alpha"].as_float() == 1.0
-    return place == 1 and not transposed and plain and constant(node.inputs[1]).ndim == 2
+    is_plain = node.attributes.get_int("transA", 0) != 1 and node.attributes.get_float("alpha", 1.0) == 1.0
+    return place == 1 and is_plain and read_constant(node.inputs[1]).ndim == 2
 
 
 def num_input_channels(node: ir.Node) -> int:
     """Returns how many channels the activation of a layer with input channels has."""
-    weight = constant(node.inputs[1])
+    weight = read_constant(node.inputs[1])
     if node.op_type == "Conv":
         return int(weight.shape[1]) * _groups(node)
     return int(weight.shape[_input_axis(node)])
@@ -52,7 +49,7 @@ def by_input(vector: NDArray[Any], node: ir.Node) -> NDArray[Any]:
         vector: float64, shape (input channels,).
         node: A layer with input channels.
     """
-    weight = constant(node.inputs[1])
+    weight = read_constant(node.inputs[1])
     if node.op_type != "Conv":
         return vector[None, :] if _input_axis(node) == 1 else vector[:, None]
     groups = _groups(node)
@@ -78,61 +75,49 @@ def is_padded(node: ir.Node) -> bool:
     """Whether a layer sees zeros around its activation."""
     if node.op_type != "Conv":
         return False
-    automatic = node.attributes["auto_pad"].as_string() if "auto_pad" in node.attributes else "NOTSET"
-    pads = node.attributes["pads"].as_ints() if "pads" in node.attributes else ()
-    return automatic not in ("NOTSET", "VALID") or any(pads)
+    automatic = node.attributes.get_string("auto_pad", "NOTSET")
+    return automatic not in ("NOTSET", "VALID") or any(node.attributes.get_ints("pads", ()))
 
 
 def is_depthwise(node: ir.Node) -> bool:
     """Whether each output channel of a Conv reads one input channel: its scale is then no other's affair."""
-    return node.op_type == "Conv" and constant(node.inputs[1]).shape[1] == 1
+    return node.op_type == "Conv" and read_constant(node.inputs[1]).shape[1] == 1
 
 
-def add_to_bias(additions: Additions, node: ir.Node, vector: NDArray[np.float64]) -> None:
+def add_to_bias(edit: GraphEditor, node: ir.Node, vector: NDArray[np.float64]) -> None:
     """Adds a constant to each output channel: in the bias, or in the Add behind the layer, or in a new one.
 
     Args:
-        additions: To the graph of the node, which is changed.
+        edit: Of the graph of the node.
         node: A Conv, or a Gemm or MatMul with output channels on the last axis.
         vector: Shape (output channels,).
     """
-    kind = constant(node.inputs[1]).dtype
-    if node.op_type == "Conv" and _is_constant(node, 2):
-        old = constant(node.inputs[2]).astype(np.float64) if _input(node, 2) is not None else 0.0
-        _set_bias(additions, node, (old + vector).astype(kind))
+    weight = read_constant(node.inputs[1])
+    if _has_plain_bias(node):
+        old = read_constant(node.inputs[2]).astype(np.float64) if _input(node, 2) is not None else 0.0
+        edit.set_constant(node, 2, f"{node.name}_bias", (old + vector).astype(weight.dtype))
         return
-    beta = node.attributes["beta"].as_float() if "beta" in node.attributes else 1.0
-    if node.op_type == "Gemm" and _is_constant(node, 2) and (beta == 1.0 or _input(node, 2) is None):
-        old = constant(node.inputs[2]).astype(np.float64) if _input(node, 2) is not None else 0.0
-        _set_bias(additions, node, (old + vector).astype(kind))
-        return
-    shaped = (
-        vector if node.op_type != "Conv" else vector.reshape(-1, *(1,) * (constant(node.inputs[1]).ndim - 2))
-    )
-    behind = _add_behind(node)
-    if behind is not None and node.op_type != "Conv":
+    shaped = vector.reshape(-1, *(1,) * (weight.ndim - 2)) if node.op_type == "Conv" else vector
+    behind = _add_behind(node) if node.op_type != "Conv" else None
+    if behind is not None:
         place = next(index for index in (0, 1) if _is_initializer(behind.inputs[index]))
-        total = constant(behind.inputs[place]).astype(np.float64) + shaped
-        behind.replace_input_with(place, additions.constant(f"{behind.name}_bias", total.astype(kind)))
+        total = (read_constant(behind.inputs[place]).astype(np.float64) + shaped).astype(weight.dtype)
+        edit.set_constant(behind, place, f"{behind.name}_bias", total)
         return
-    _insert_add(additions, node, shaped.astype(kind))
+    output, bias = node.outputs[0], edit.add_constant(f"{node.name}_bias", shaped.astype(weight.dtype))
+    name = f"{output.name}_without_bias"
+    result = edit.insert(
+        "Add", [output, bias], like=output, output=f"{output.name}_with_bias", name=f"{node.name}_bias_Add"
+    )
+    edit.replace(output, result, rename=name)
 
 
-def _insert_add(additions: Additions, node: ir.Node, constant_: NDArray[Any]) -> None:
-    output = node.outputs[0]
-    bias = additions.constant(f"{node.name}_bias", constant_)
-    add = ir.node("Add", [output, bias], name=f"{node.name}_bias_Add")
-    result = add.outputs[0]
-    result.type, result.shape = output.type, output.shape
-    ir.convenience.replace_all_uses_with(output, result, replace_graph_outputs=True)
-    add.replace_input_with(0, output)
-    result.name, output.name = output.name, additions.name(f"{output.name}_without_bias")
-    additions.graph.insert_after(node, [add])
-
-
-def _set_bias(additions: Additions, node: ir.Node, bias: NDArray[Any]) -> None:
-    node.resize_inputs(3)
-    node.replace_input_with(2, additions.constant(f"{node.name}_bias", bias))
+def _has_plain_bias(node: ir.Node) -> bool:
+    """Whether a number can be added to the bias that a layer has, or could have."""
+    bias = _input(node, 2)
+    if node.op_type not in ("Conv", "Gemm") or not (bias is None or bias.is_initializer()):
+        return False
+    return bias is None or node.op_type == "Conv" or node.attributes.get_float("beta", 1.0) == 1.0
 
 
 def _add_behind(node: ir.Node) -> ir.Node | None:
@@ -144,7 +129,7 @@ def _add_behind(node: ir.Node) -> ir.Node | None:
     others = [value for value in users[0].inputs if value is not output]
     if len(others) != 1 or not _is_initializer(others[0]):
         return None
-    return users[0] if constant(others[0]).ndim <= 1 else None
+    return users[0] if read_constant(others[0]).ndim <= 1 else None
 
 
 def _is_initializer(value: ir.Value | None) -> bool:
@@ -155,15 +140,9 @@ def _input(node: ir.Node, index: int) -> ir.Value | None:
     return node.inputs[index] if len(node.inputs) > index else None
 
 
-def _is_constant(node: ir.Node, index: int) -> bool:
-    value = _input(node, index)
-    return value is None or value.is_initializer()
-
-
 def _groups(node: ir.Node) -> int:
-    return node.attributes["group"].as_int() if "group" in node.attributes else 1
+    return node.attributes.get_int("group", 1)
 
 
 def _input_axis(node: ir.Node) -> int:
-    transposed = "transB" in node.attributes and node.attributes["transB"].as_int() == 1
-    return _ROW_OF_GEMM[transposed]
+    return 1 if node.attributes.get_int("transB", 0) == 1 else 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 import ml_dtypes
@@ -10,9 +10,8 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from trtq.pipeline.graph.fold import Additions
-from trtq.pipeline.graph.placement import Placement
-from trtq.pipeline.rewrite.channels.operands import constant
+from trtq.pipeline.graph.edit import GraphEditor
+from trtq.pipeline.graph.operands import find_constant, read_constant
 
 _KEEP_SCALE = ("Relu", "LeakyRelu", "PRelu")
 """Activations f with f(s x) = s f(x) for s > 0."""
@@ -31,7 +30,7 @@ class Producer:
     clips: tuple[ir.Node, ...] = ()
 
 
-def find_producer(source: ir.Value, readers: Sequence[ir.Node], placement: Placement) -> Producer | None:
+def find_producer(source: ir.Value, readers: Sequence[ir.Node], layers: Collection[str]) -> Producer | None:
     """Returns the Conv or Gemm whose weights can take the division of a tensor; None if there is none.
 
     The tensor may have no readers but the given ones. Between may stand what keeps a scale (ReLU, LeakyReLU,
@@ -51,7 +50,7 @@ def find_producer(source: ir.Value, readers: Sequence[ir.Node], placement: Place
         if before.is_graph_output() or len(before.uses()) != 1:
             return None
         node = before.producer()
-    if node is None or node.name not in {layer.name for layer in placement.layers}:
+    if node is None or node.name not in layers:
         return None
     same_kind = (node.op_type == "Conv") == (readers[0].op_type == "Conv")
     return Producer(node, tuple(clips)) if same_kind and _can_divide(node) else None
@@ -61,12 +60,9 @@ def _can_divide(node: ir.Node) -> bool:
     """Whether a quantized layer is a Conv or a plain Gemm of constants that nothing else reads."""
     if node.op_type not in ("Conv", "Gemm"):
         return False
-    if node.op_type == "Gemm" and any(
-        name in node.attributes and node.attributes[name].as_float() != 1.0 for name in ("alpha", "beta")
-    ):
-        return False
+    is_plain = all(node.attributes.get_float(name, 1.0) == 1.0 for name in ("alpha", "beta"))
     constants = [value for value in node.inputs[1:] if value is not None]
-    return all(value.is_initializer() and len(value.uses()) == 1 for value in constants)
+    return is_plain and all(value.is_initializer() and len(value.uses()) == 1 for value in constants)
 
 
 def is_constant_clip(node: ir.Node) -> bool:
@@ -78,20 +74,15 @@ def is_constant_clip(node: ir.Node) -> bool:
 
 def find_ends(clip: ir.Node) -> tuple[float, float]:
     """Returns where a Clip of constant ends begins and ends; infinities where it has no such end."""
-    low, high = -np.inf, np.inf
-    for place, name in ((1, "min"), (2, "max")):
-        given = clip.inputs[place] if len(clip.inputs) > place else None
-        if given is not None:
-            end = float(constant(given).reshape(()))
-        elif name in clip.attributes:
-            end = clip.attributes[name].as_float()
-        else:
-            continue
-        low, high = (end, high) if name == "min" else (low, end)
-    return low, high
+    ends = [-np.inf, np.inf]
+    for index, name in enumerate(("min", "max")):
+        given = find_constant(clip, index + 1)
+        other = clip.attributes.get_float(name, ends[index])
+        ends[index] = other if given is None else float(given.reshape(()))
+    return ends[0], ends[1]
 
 
-def divide_outputs(additions: Additions, producer: Producer, scale: NDArray[np.float64]) -> None:
+def divide_outputs(edit: GraphEditor, producer: Producer, scale: NDArray[np.float64]) -> None:
     """Divides the output channels of a layer, and the ends of the Clips behind it.
 
     A Clip takes scalars, so one with divided ends becomes a ReLU (or a Max) and a Min with a constant for
@@ -99,47 +90,37 @@ def divide_outputs(additions: Additions, producer: Producer, scale: NDArray[np.f
     the pointwise kernel behind the convolution, as it does with the Clip.
 
     Args:
-        additions: To the graph of the nodes, which is changed.
+        edit: Of the graph of the nodes, which is changed.
         producer: Of the tensor that is divided.
         scale: Shape (output channels,), positive.
     """
     node = producer.layer
-    old = node.inputs[1]
-    assert old is not None
-    weight = constant(old)
-    rows = node.op_type == "Conv" or ("transB" in node.attributes and node.attributes["transB"].as_int() == 1)
-    shape = (-1, *(1,) * (weight.ndim - 1)) if rows else (1, -1)
+    weight, name = read_constant(node.inputs[1]), node.inputs[1].name  # type: ignore[union-attr]
+    has_rows = node.op_type == "Conv" or node.attributes.get_int("transB", 0) == 1
+    shape = (-1, *(1,) * (weight.ndim - 1)) if has_rows else (1, -1)
     divided = (weight.astype(np.float64) / scale.reshape(shape)).astype(weight.dtype)
-    node.replace_input_with(1, additions.constant(f"{old.name}_divided", divided))
-    if len(node.inputs) > 2 and node.inputs[2] is not None:
-        bias = constant(node.inputs[2])
+    edit.set_constant(node, 1, f"{name}_divided", divided)
+    if (bias := find_constant(node, 2)) is not None:
         divided = (bias.astype(np.float64) / scale).astype(bias.dtype)
-        node.replace_input_with(2, additions.constant(f"{node.name}_bias_divided", divided))
+        edit.set_constant(node, 2, f"{node.name}_bias_divided", divided)
     of_channels = scale.reshape(-1, *(1,) * (weight.ndim - 2)) if node.op_type == "Conv" else scale
     for clip in producer.clips:
-        _divide_clip(additions, clip, of_channels, weight.dtype)
+        _divide_clip(edit, clip, of_channels, weight.dtype)
 
 
 def _divide_clip(
-    additions: Additions, clip: ir.Node, scale: NDArray[np.float64], kind: np.dtype[np.generic]
+    edit: GraphEditor, clip: ir.Node, scale: NDArray[np.float64], kind: np.dtype[np.generic]
 ) -> None:
     """Puts a Clip with an end for each channel in the place of one with an end for all."""
     value, result = clip.inputs[0], clip.outputs[0]
     assert value is not None
-    steps: list[ir.Node] = []
     for op_type, ends in _steps(find_ends(clip), scale, kind):
-        given = [] if ends is None else [additions.constant(f"{clip.name}_{op_type}", ends)]
-        step = ir.node(op_type, [value, *given], name=f"{clip.name}_{op_type}")
-        value = step.outputs[0]
-        value.name, value.type, value.shape = (
-            additions.name(f"{result.name}_{op_type}"),
-            result.type,
-            result.shape,
-        )
-        steps.append(step)
-    additions.graph.insert_before(clip, steps)
-    result.replace_all_uses_with(value)
-    additions.graph.remove(clip, safe=True)
+        name = f"{clip.name}_{op_type}"
+        inputs = [value] if ends is None else [value, edit.add_constant(name, ends)]
+        output = f"{result.name}_{op_type}"
+        value = edit.insert(op_type, inputs, like=result, output=output, name=name, before=clip)
+    edit.replace(result, value)
+    edit.remove(clip)
 
 
 def _steps(

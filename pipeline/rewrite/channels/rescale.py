@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -10,9 +10,10 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from trtq.calibrators.ranges import Channels, Range, Ranges
-from trtq.pipeline.graph.fold import Additions
-from trtq.pipeline.graph.placement import Placement, QuantizedNode, QuantizedWeight
-from trtq.pipeline.rewrite.channels.operands import add_to_bias, by_input, constant, follow_output
+from trtq.pipeline.graph.edit import GraphEditor
+from trtq.pipeline.graph.operands import read_constant
+from trtq.pipeline.graph.placement import Placement, QuantizedNode
+from trtq.pipeline.rewrite.channels.operands import add_to_bias, by_input, find_input, follow_output
 from trtq.pipeline.rewrite.channels.producers import divide_outputs, find_producer
 from trtq.pipeline.rewrite.channels.statistics import find_channel_readers
 
@@ -56,7 +57,8 @@ def rescale(model: ir.Model, placement: Placement, ranges: Ranges) -> Rescaled:
     if not wanted:
         return Rescaled(model, placement, ranges)
     result = model.clone()
-    readers, additions = find_channel_readers(result, placement), Additions(result.graph)
+    readers, edit = find_channel_readers(result, placement), GraphEditor(result)
+    layers = {layer.name for layer in placement.layers}
     renamed: dict[str, str] = {}
     tensors, channels = dict(ranges.tensors), dict(ranges.channels)
     beyond = dict(ranges.beyond_fp16)
@@ -64,12 +66,13 @@ def rescale(model: ir.Model, placement: Placement, ranges: Ranges) -> Rescaled:
         del channels[tensor]
         if tensor not in readers:
             continue
-        made = str(_rescale_tensor(additions, tensor, item, readers[tensor], placement).name)
+        made = str(_rescale_tensor(edit, tensor, item, readers[tensor], layers).name)
         renamed[tensor] = made
         if tensor in beyond:
             beyond[made] = beyond[tensor]
         tensors[made] = Range(item.amax, -item.amax, item.amax)
         channels[made] = Channels(mean=_mean_after(item))
+    edit.drop_unused()
     nodes = {node.name: node for node in result.graph}
     quantized = tuple(_renamed(layer, nodes[layer.name], renamed) for layer in placement.quantized)
     return Rescaled(
@@ -97,40 +100,37 @@ def _renamed(layer: QuantizedNode, node: ir.Node, names: Mapping[str, str]) -> Q
     activations = tuple((index, names.get(name, name)) for index, name in layer.activations)
     if layer.weight is None:
         return replace(layer, activations=activations)
-    place, weight = layer.weight
-    tensor = str(_given(node, place).name)
-    return replace(layer, activations=activations, weight=(place, QuantizedWeight(tensor, weight.axis)))
+    place, _ = layer.weight
+    return replace(layer, activations=activations, weight=(place, str(_given(node, place).name)))
 
 
 def _rescale_tensor(
-    additions: Additions, tensor: str, item: Channels, readers: Sequence[Reader], placement: Placement
+    edit: GraphEditor, tensor: str, item: Channels, readers: Sequence[Reader], layers: Collection[str]
 ) -> ir.Value:
-    source = next(value for node_, value in _inputs_of(readers) if value.name == tensor)
+    nodes = [node for _, node in readers]
+    source = find_input(nodes, tensor)
     scale = np.asarray(item.scale, np.float64)
     shift = np.asarray(item.shift, np.float64) if any(item.shift) else None
-    nodes = [node for _, node in readers]
-    producer = None if shift is not None else find_producer(source, nodes, placement)
+    producer = None if shift is not None else find_producer(source, nodes, layers)
     if producer is not None:
-        divide_outputs(additions, producer, scale)
+        divide_outputs(edit, producer, scale)
         (place, _), *_ = readers[0][0].activations
-        result = _given(readers[0][1], place)
-        result.name = additions.name(f"{tensor}_rescaled")
+        result = _given(nodes[0], place)
+        result.name = edit.name_value(f"{tensor}_rescaled")
     else:
-        result = _insert(additions, source, readers[0][1], scale, shift)
+        result = _insert(edit, source, nodes[0], scale, shift)
     weights: dict[str, ir.Value] = {}
     for layer, node in readers:
-        assert layer.weight is not None
         old = _given(node, 1)
-        values = constant(old).astype(np.float64)
+        values = read_constant(old).astype(np.float64)
         if shift is not None:
-            add_to_bias(additions, node, follow_output(values, shift, node))
+            add_to_bias(edit, node, follow_output(values, shift, node))
         key = f"{old.name} {_shape_of(node)}"
         if key not in weights:
-            scaled = (values * by_input(scale, node)).astype(constant(old).dtype)
-            weights[key] = additions.constant(f"{old.name}_rescaled", scaled)
+            scaled = (values * by_input(scale, node)).astype(read_constant(old).dtype)
+            weights[key] = edit.add_constant(f"{old.name}_rescaled", scaled)
         node.replace_input_with(layer.activations[0][0], result)
         node.replace_input_with(1, weights[key])
-    _drop_unused(additions.graph)
     return result
 
 
@@ -140,10 +140,6 @@ def _given(node: ir.Node, place: int) -> ir.Value:
     return value
 
 
-def _inputs_of(readers: Sequence[Reader]) -> list[tuple[ir.Node, ir.Value]]:
-    return [(node, value) for _, node in readers for value in node.inputs if value is not None]
-
-
 def _shape_of(node: ir.Node) -> str:
     """Returns what tells how a weight meets the channels."""
     attributes = ("group", "transB")
@@ -151,38 +147,19 @@ def _shape_of(node: ir.Node) -> str:
 
 
 def _insert(
-    additions: Additions,
+    edit: GraphEditor,
     source: ir.Value,
     reader: ir.Node,
     scale: NDArray[np.float64],
     shift: NDArray[np.float64] | None,
 ) -> ir.Value:
     """Returns (source - shift) / scale, computed by nodes behind the tensor's producer."""
-    rank = constant(reader.inputs[1]).ndim
-    shape = (-1, *(1,) * (rank - 2)) if reader.op_type == "Conv" else (-1,)
-    kind = constant(reader.inputs[1]).dtype
-    steps = [] if shift is None else [("Sub", shift, "shift")]
-    steps.append(("Mul", 1.0 / scale, "factor"))
-    nodes: list[ir.Node] = []
+    weight = read_constant(reader.inputs[1])
+    shape = (-1, *(1,) * (weight.ndim - 2)) if reader.op_type == "Conv" else (-1,)
+    steps = [] if shift is None else [("Sub", shift, "shift", "shifted")]
     value = source
-    for op_type, numbers, word in steps:
-        given = additions.constant(f"{source.name}_{word}", numbers.reshape(shape).astype(kind))
-        node = ir.node(op_type, [value, given], name=f"{source.name}_{op_type}")
-        value = node.outputs[0]
-        value.name = additions.name(
-            f"{source.name}_{word}ed" if op_type == "Sub" else f"{source.name}_rescaled"
-        )
-        value.type, value.shape = source.type, source.shape
-        nodes.append(node)
-    producer = source.producer()
-    if producer is not None:
-        additions.graph.insert_after(producer, nodes)
-    else:
-        additions.graph.insert_before(additions.graph[0], nodes)
+    for op_type, numbers, word, output in (*steps, ("Mul", 1.0 / scale, "factor", "rescaled")):
+        given = edit.add_constant(f"{source.name}_{word}", numbers.reshape(shape).astype(weight.dtype))
+        names = (f"{source.name}_{output}", f"{source.name}_{op_type}")
+        value = edit.insert(op_type, [value, given], like=source, output=names[0], name=names[1])
     return value
-
-
-def _drop_unused(graph: ir.Graph) -> None:
-    for name, value in list(graph.initializers.items()):
-        if not value.uses() and not value.is_graph_output():
-            del graph.initializers[name]

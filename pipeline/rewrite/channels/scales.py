@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from trtq.calibrators.ranges import QMAX, Channels
 from trtq.pipeline.graph.placement import Placement
-from trtq.pipeline.rewrite.channels.operands import is_depthwise, is_padded
+from trtq.pipeline.rewrite.channels.operands import find_input, is_depthwise, is_padded
 from trtq.pipeline.rewrite.channels.producers import find_ends, find_producer, is_constant_clip
 from trtq.pipeline.rewrite.channels.statistics import ChannelStats, find_channel_readers
 
@@ -62,12 +62,13 @@ def plan_scales(
     of them may get an error.
     """
     found: dict[str, Channels] = {}
+    layers = {layer.name for layer in placement.layers}
     for tensor, readers in find_channel_readers(model, placement).items():
         if tensor not in statistics:
             continue
         nodes = [node for _, node in readers]
-        if (made := _plan_tensor(tensor, nodes, statistics[tensor], strength, placement)) is not None:
-            found[tensor] = made
+        if (channels := _plan_tensor(tensor, nodes, statistics[tensor], strength, layers)) is not None:
+            found[tensor] = channels
     return found
 
 
@@ -76,20 +77,16 @@ def _plan_tensor(
     readers: Sequence[ir.Node],
     seen: ChannelStats,
     strength: Strength,
-    placement: Placement,
+    layers: Collection[str],
 ) -> Channels | None:
-    source = next(
-        value for node in readers for value in node.inputs if value is not None and value.name == tensor
-    )
-    producer = find_producer(source, readers, placement)
+    source = find_input(readers, tensor)
+    producer = find_producer(source, readers, layers)
     # What a Clip bounds on both sides gains a bit by a shift: that is worth a node where shifts are tried.
-    shifts = (
-        strength.shift and not any(map(is_padded, readers)) and (producer is None or bool(producer.clips))
-    )
-    folds = producer is not None and not shifts
-    exponent = strength.fold if folds else strength.insert
+    can_shift = producer is None or bool(producer.clips)
+    shifts = can_shift and strength.shift and not any(map(is_padded, readers))
+    exponent = strength.fold if producer is not None and not shifts else strength.insert
     if all(map(is_depthwise, readers)):
-        exponent = max(exponent, strength.depthwise) if strength.depthwise else exponent
+        exponent = max(exponent, strength.depthwise)
     widest = np.maximum(np.abs(seen.minimum), np.abs(seen.maximum)).max(initial=0.0)
     if widest <= 0 or (exponent == 0 and not shifts) or len(seen.minimum) < 2:
         return None

@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 
 from trtq.calibrators.batches import Batches
 from trtq.calibrators.observe import Progress
-from trtq.calibrators.survey import map_values_made
 from trtq.models.session import open_session, run
+from trtq.pipeline.graph.edit import GraphEditor, map_values
+from trtq.pipeline.graph.operands import read_constant
 from trtq.pipeline.graph.placement import Placement, QuantizedNode
 from trtq.pipeline.rewrite.channels.operands import has_input_channels, num_input_channels
 
@@ -111,55 +112,35 @@ def observe_channels(
 def _tapped(model: ir.Model, readers: Mapping[str, ir.Node]) -> tuple[ir.Model, dict[str, tuple[str, ...]]]:
     """Returns a clone whose only outputs are the reductions of the tensors, three each."""
     tapped = model.clone()
-    values = {str(value.name): value for value in tapped.graph.inputs}
-    values |= map_values_made(tapped)
+    edit, values = GraphEditor(tapped), map_values(tapped.graph)
     tapped.graph.outputs.clear()
-    opset = tapped.opset_imports.get("", 1)
     outputs: dict[str, tuple[str, ...]] = {}
     for name, reader in readers.items():
         prefix = f"trtq_channels_{len(outputs)}"
-        flat = _flat(tapped, values[name], reader, prefix)
-        axes = [0, *range(2, _rank(reader))] if reader.op_type == "Conv" else [0]
-        group = []
-        for kind in _REDUCTIONS:
-            node = _reduction(tapped, kind, flat, axes, opset)
-            node.outputs[0].name = f"{prefix}_{kind}"
-            node.outputs[0].type = ir.TensorType(_FLOAT32)
-            tapped.graph.append(node)
-            tapped.graph.outputs.append(node.outputs[0])
-            group.append(f"{prefix}_{kind}")
-        outputs[name] = tuple(group)
+        flat = _flatten(edit, values[name], reader, prefix)
+        reduced = [_reduce(edit, kind, flat, reader, f"{prefix}_{kind}") for kind in _REDUCTIONS]
+        tapped.graph.outputs.extend(reduced)
+        outputs[name] = tuple(str(value.name) for value in reduced)
     return tapped, outputs
 
 
-def _rank(reader: ir.Node) -> int:
-    weight = reader.inputs[1]
-    assert weight is not None
-    assert weight.shape is not None
-    return len(weight.shape)
-
-
-def _flat(model: ir.Model, value: ir.Value, reader: ir.Node, prefix: str) -> ir.Value:
+def _flatten(edit: GraphEditor, value: ir.Value, reader: ir.Node, prefix: str) -> ir.Value:
     """Returns the tensor in FP32, and as a matrix with the channels last unless a Conv reads it."""
-    cast = ir.node("Cast", [value], {"to": int(_FLOAT32)}, name=f"{prefix}_Cast")
-    cast.outputs[0].name = f"{prefix}_float"
-    model.graph.append(cast)
+    floats = edit.cast(value, _FLOAT32, output=f"{prefix}_float", name=f"{prefix}_Cast")
     if reader.op_type == "Conv":
-        return cast.outputs[0]
-    shape = ir.tensor(np.array([-1, num_input_channels(reader)], np.int64), name=f"{prefix}_shape")
-    target = ir.Value(name=f"{prefix}_shape", const_value=shape, type=ir.TensorType(ir.DataType.INT64))
-    model.graph.initializers.add(target)
-    reshape = ir.node("Reshape", [cast.outputs[0], target], name=f"{prefix}_Reshape")
-    reshape.outputs[0].name = f"{prefix}_matrix"
-    model.graph.append(reshape)
-    return reshape.outputs[0]
+        return floats
+    shape = edit.add_constant(f"{prefix}_shape", np.array([-1, num_input_channels(reader)], np.int64))
+    like = ir.val(None, _FLOAT32)
+    return edit.insert("Reshape", [floats, shape], like=like, output=f"{prefix}_matrix")
 
 
-def _reduction(model: ir.Model, kind: str, value: ir.Value, axes: list[int], opset: int) -> ir.Node:
-    name = f"{value.name}_{kind}"
-    if opset < _AXES_AS_INPUT:
-        return ir.node(kind, [value], {"axes": axes, "keepdims": 0}, name=name)
-    tensor = ir.tensor(np.array(axes, np.int64), name=f"{name}_axes")
-    given = ir.Value(name=f"{name}_axes", const_value=tensor, type=ir.TensorType(ir.DataType.INT64))
-    model.graph.initializers.add(given)
-    return ir.node(kind, [value, given], {"keepdims": 0}, name=name)
+def _reduce(edit: GraphEditor, kind: str, value: ir.Value, reader: ir.Node, name: str) -> ir.Value:
+    """Returns the minimum, maximum or mean over all axes but that of the channels."""
+    like = ir.val(None, _FLOAT32)
+    axes = [0]
+    if reader.op_type == "Conv":
+        axes += range(2, read_constant(reader.inputs[1]).ndim)
+    if edit.model.opset_imports.get("", 1) < _AXES_AS_INPUT:
+        return edit.insert(kind, [value], {"axes": axes, "keepdims": 0}, like=like, output=name)
+    given = edit.add_constant(f"{name}_axes", np.array(axes, np.int64))
+    return edit.insert(kind, [value, given], {"keepdims": 0}, like=like, output=name)

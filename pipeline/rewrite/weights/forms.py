@@ -2,32 +2,27 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
 
-from trtq.pipeline.formats.blocks import shape_of_scales
-from trtq.pipeline.formats.double import GROUP, build_dynamic_map
+from trtq.pipeline.formats.double import build_dynamic_map
 from trtq.pipeline.formats.nf4 import CODEBOOK
+from trtq.pipeline.graph.edit import GraphEditor
 from trtq.pipeline.rewrite.weights.choose import ChosenWeight
 
-_FLOAT, _INT32 = ir.DataType.FLOAT, ir.DataType.INT32
+_FLOAT = ir.DataType.FLOAT
 _NF4 = 1  # MatMulBnb4's number for it
 
 
 @dataclass(frozen=True, slots=True)
 class Chain:
-    """Adds nodes to a graph one after another, all before the first reader of the weight.
+    """Adds nodes to a graph in order, before a reader; all names are made from a new one, `stem`."""
 
-    Attributes:
-        graph: Is changed.
-        before: The first reader.
-        stem: A name that the graph does not have, from which all names are made.
-    """
-
-    graph: ir.Graph
+    edit: GraphEditor
     before: ir.Node
     stem: str
 
@@ -35,65 +30,44 @@ class Chain:
         self,
         op_type: str,
         inputs: Sequence[ir.Value],
-        like: ir.Value,
+        shape: Sequence[int | None],
+        dtype: ir.DataType | None = None,
         attributes: Mapping[str, int] | None = None,
         name: str = "",
     ) -> ir.Value:
-        """Returns the output of a new node, of the dtype and shape of `declare_value`."""
-        node = ir.node(op_type, inputs, attributes)
-        result = node.outputs[0]
-        result.name = node.name = f"{self.stem}/{name or op_type}"
-        result.type, result.shape = like.type, like.shape
-        self.graph.insert_before(self.before, [node])
-        return result
+        """Returns the output of a new node, of the shape and the dtype, which is that of the last input."""
+        both = f"{self.stem}/{name or op_type}"
+        kind = dtype or inputs[-1].dtype
+        assert kind is not None
+        like = ir.Value(type=ir.TensorType(kind), shape=ir.Shape(shape))
+        return self.edit.insert(
+            op_type, inputs, attributes, like=like, output=both, name=both, before=self.before
+        )
 
     def constant(self, name: str, tensor: ir.TensorProtocol) -> ir.Value:
         """Returns a new constant."""
-        tensor.name = f"{self.stem}/{name}"
-        value = ir.Value(
-            name=tensor.name,
-            type=ir.TensorType(tensor.dtype),
-            shape=ir.Shape(tensor.shape.numpy()),
-            const_value=tensor,
-        )
-        self.graph.initializers.add(value)
-        return value
+        return self.edit.add_constant(f"{self.stem}/{name}", tensor)
 
-    def converted(self, value: ir.Value, dtype: ir.DataType, name: str = "") -> ir.Value:
-        """Returns the value in the dtype."""
-        assert value.shape is not None
-        if value.dtype is dtype:
-            return value
-        return self.node("Cast", [value], declare_value(dtype, value.shape.numpy()), {"to": int(dtype)}, name)
+    def integers(self, name: str, *values: int) -> ir.Value:
+        """Returns a new constant of INT64, one-dimensional."""
+        return self.constant(name, ir.tensor(np.array(values, np.int64)))
 
     def number(self, name: str, value: float, dtype: ir.DataType) -> ir.Value:
         """Returns a new scalar constant."""
         return self.constant(name, ir.tensor(np.array(value, dtype.numpy())))
 
-
-def declare_value(dtype: ir.DataType, shape: Sequence[int | None]) -> ir.Value:
-    """Returns a stand-in that only has a dtype and shape."""
-    return ir.Value(type=ir.TensorType(dtype), shape=ir.Shape(shape))
+    def converted(self, value: ir.Value, dtype: ir.DataType, name: str = "") -> ir.Value:
+        """Returns the value in the dtype."""
+        if value.dtype is dtype:
+            return value
+        both = f"{self.stem}/{name or 'Cast'}"
+        return self.edit.cast(value, dtype, output=both, name=both, before=self.before)
 
 
 def add_dequantize(chain: Chain, weight: ChosenWeight, codes: ir.Value, scales: ir.Value) -> ir.Value:
-    """Returns an INT8 or INT4 weight behind DequantizeLinear, which TensorRT fuses into the product.
-
-    Args:
-        chain: Where the nodes go.
-        weight: What is held.
-        codes: INT8 or INT4, the weight's shape.
-        scales: The float dtype that the weight has then; by channel, by block, or one.
-    """
-    attributes = {}
-    if weight.axis is not None:
-        attributes["axis"] = weight.axis
-    if weight.block_size:
-        attributes["block_size"] = weight.block_size
-    assert scales.dtype is not None
-    return chain.node(
-        "DequantizeLinear", [codes, scales], declare_value(scales.dtype, weight.shape), attributes
-    )
+    """Returns a weight behind DequantizeLinear, which TensorRT fuses into the product."""
+    attributes = weight.encoding.granularity.attributes(weight.shape)
+    return chain.node("DequantizeLinear", [codes, scales], weight.shape, attributes=attributes)
 
 
 def add_lookup(
@@ -107,56 +81,40 @@ def add_lookup(
 
     Args:
         chain: Where the nodes go.
-        weight: What is held; its axis is parted into (blocks, block_size).
-        codes: INT4 in -8..7, the parted shape.
-        absmax: The float dtype that the weight has then; the parted shape with one element a block.
+        weight: What is held; its axis is split into (blocks, block_size).
+        codes: INT4 in -8..7, the split shape.
+        absmax: The float dtype that the weight has then; the split shape with one element a block.
         after: The activation; None for an embedding, of which only the rows that are needed are looked up.
     """
-    assert codes.shape is not None
-    assert absmax.dtype is not None
-    shape, dtype = codes.shape.numpy(), absmax.dtype
+    dtype = _dtype(absmax)
     book = chain.constant("codebook", ir.tensor(CODEBOOK.astype(dtype.numpy())))
     first = chain.number("first", 8.0, dtype)
     levels = _gather(chain, codes, first if after is None else _once_known(chain, first, after), book)
-    scaled = chain.node("Mul", [levels, absmax], declare_value(dtype, shape))
-    target = chain.constant("shape", ir.tensor(np.array(weight.shape, np.int64)))
-    return chain.node("Reshape", [scaled, target], declare_value(dtype, weight.shape))
+    scaled = chain.node("Mul", [levels, absmax], _shape(codes))
+    return chain.node("Reshape", [scaled, chain.integers("shape", *weight.shape)], weight.shape, dtype)
 
 
 def add_double_lookup(
     chain: Chain, weight: ChosenWeight, codes: ir.Value, scales: ir.Value, offset: ir.Value
 ) -> ir.Value:
-    """Returns the magnitudes of NF4 blocks out of their 8-bit form: float32, the parted shape.
+    """Returns the magnitudes of NF4 blocks out of their 8-bit form: float32, the split shape.
 
-    Args:
-        chain: Where the nodes go.
-        weight: Whose magnitudes they are.
-        codes: INT8 in -128..127, shape (groups, 256), in bitsandbytes' order, filled up at the end.
-        scales: float32, shape (groups, 1).
-        offset: float32, shape ().
+    The codes are INT8 in -128..127, shape (groups, 256), in bitsandbytes' order, filled up at the end; the
+    scales have the shape (groups, 1), the offset ().
     """
-    assert weight.axis is not None
-    assert codes.shape is not None
-    shape = shape_of_scales(weight.shape, weight.axis, weight.block_size)
-    count, (groups, _) = int(np.prod(shape)), codes.shape.numpy()
-    table = declare_value(_FLOAT, (groups, GROUP))
+    axis, shape, table = weight.blocks.axis, weight.blocks.scales_shape(weight.shape), _shape(codes)
+    count, rows = math.prod(shape), shape if axis else shape[::-1]
     book = chain.constant("dynamic_map", ir.tensor(build_dynamic_map()))
     levels = _gather(chain, codes, chain.number("first", 128.0, _FLOAT), book)
     values = chain.node("Sum", [chain.node("Mul", [levels, scales], table), offset], table)
-    ends = [
-        chain.constant(name, ir.tensor(np.array(array, np.int64)))
-        for name, array in (("flat", [-1]), ("start", [0]), ("end", [count]))
-    ]
-    flat = chain.node("Reshape", [values, ends[0]], declare_value(_FLOAT, (groups * GROUP,)), name="Flat")
-    own = chain.node("Slice", [flat, ends[1], ends[2]], declare_value(_FLOAT, (count,)))
-    rows = shape if weight.axis else shape[::-1]
-    target = chain.constant("rows", ir.tensor(np.array(rows, np.int64)))
-    table_of_rows = chain.node("Reshape", [own, target], declare_value(_FLOAT, rows))
-    if not weight.axis:
-        table_of_rows = chain.node("Transpose", [table_of_rows], declare_value(_FLOAT, shape))
-    parted = (*shape[: weight.axis + 1], 1, *shape[weight.axis + 1 :])
-    place = chain.constant("place", ir.tensor(np.array([weight.axis + 1], np.int64)))
-    return chain.node("Unsqueeze", [table_of_rows, place], declare_value(_FLOAT, parted))
+    ends = [chain.integers(name, end) for name, end in (("flat", -1), ("start", 0), ("end", count))]
+    flat = chain.node("Reshape", [values, ends[0]], (math.prod(table),), _FLOAT, name="Flat")
+    own = chain.node("Slice", [flat, ends[1], ends[2]], (count,), _FLOAT)
+    in_rows = chain.node("Reshape", [own, chain.integers("rows", *rows)], rows, _FLOAT)
+    if not axis:
+        in_rows = chain.node("Transpose", [in_rows], shape)
+    split = (*shape[: axis + 1], 1, *shape[axis + 1 :])
+    return chain.node("Unsqueeze", [in_rows, chain.integers("place", axis + 1)], split, _FLOAT)
 
 
 def add_matmul_bnb4(
@@ -164,23 +122,16 @@ def add_matmul_bnb4(
 ) -> ir.Value:
     """Returns the product that ONNX Runtime computes from NF4 codes as bitsandbytes stores them.
 
-    Args:
-        chain: Where the node goes.
-        weight: Of shape (K, N).
-        reader: The MatMul that it stands for.
-        codes: UINT8, two codes a byte, the first in the high half, of the weight as (N, K); one-dimensional.
-        absmax: float32, one-dimensional, in the same order.
+    Both are one-dimensional, in the order of the weight as (N, K): UINT8 with two codes a byte, the first in
+    the high half, and float32 magnitudes.
     """
     length, width = weight.shape
-    source = reader.inputs[0]
-    assert source is not None
-    chain.graph.opset_imports.setdefault("com.microsoft", 1)
-    attributes = {"K": length, "N": width, "block_size": weight.block_size, "quant_type": _NF4}
-    node = ir.node("MatMulBnb4", [source, codes, absmax], attributes, domain="com.microsoft")
-    result, old = node.outputs[0], reader.outputs[0]
-    result.type, result.shape, node.name = old.type, old.shape, reader.name
-    chain.graph.insert_before(reader, [node])
-    return result
+    chain.edit.graph.opset_imports.setdefault("com.microsoft", 1)
+    attributes = {"K": length, "N": width, "block_size": weight.blocks.size, "quant_type": _NF4}
+    old, inputs, output = reader.outputs[0], [reader.inputs[0], codes, absmax], f"{chain.stem}/MatMulBnb4"
+    return chain.edit.insert(
+        "MatMulBnb4", inputs, attributes, like=old, output=output, domain="com.microsoft", before=reader
+    )
 
 
 def _once_known(chain: Chain, number: ir.Value, activation: ir.Value) -> ir.Value:
@@ -188,29 +139,31 @@ def _once_known(chain: Chain, number: ir.Value, activation: ir.Value) -> ir.Valu
 
     No value is less than minus infinity, not even NaN, and the builder does not know it.
     """
-    dtype = activation.dtype
-    assert dtype is not None
-    assert number.dtype is not None
-    start, end, flat = (
-        chain.constant(name, ir.tensor(np.array([value], np.int64)))
-        for name, value in (("wait_start", 0), ("wait_end", 1), ("wait_flat", -1))
-    )
+    dtype = _dtype(activation)
+    names = (("wait_start", 0), ("wait_end", 1), ("wait_flat", -1))
+    start, end, flat = (chain.integers(name, value) for name, value in names)
     least = chain.constant("wait_least", ir.tensor(np.array([-np.inf], dtype.numpy())))
-    values = chain.node("Reshape", [activation, flat], declare_value(dtype, [None]), name="WaitFlat")
-    value = chain.node("Slice", [values, start, end], declare_value(dtype, [1]), name="WaitSlice")
-    never = chain.node("Less", [value, least], declare_value(ir.DataType.BOOL, [1]), name="WaitLess")
-    zero = chain.converted(never, number.dtype, "WaitCast")
-    return chain.node("Add", [number, zero], declare_value(number.dtype, [1]), name="WaitAdd")
+    values = chain.node("Reshape", [activation, flat], [None], dtype, name="WaitFlat")
+    value = chain.node("Slice", [values, start, end], [1], dtype, name="WaitSlice")
+    never = chain.node("Less", [value, least], [1], ir.DataType.BOOL, name="WaitLess")
+    return chain.node(
+        "Add", [number, chain.converted(never, _dtype(number), "WaitCast")], [1], name="WaitAdd"
+    )
 
 
 def _gather(chain: Chain, codes: ir.Value, first: ir.Value, table: ir.Value) -> ir.Value:
     """Returns the table's entries at the codes plus the number that is first."""
-    assert codes.shape is not None
-    assert table.dtype is not None
-    shape, dtype = codes.shape.numpy(), table.dtype
-    floats = declare_value(dtype, shape)
-    one = chain.number("one", 1.0, dtype)
-    numbers = chain.node("DequantizeLinear", [codes, one], floats)
-    moved = chain.node("Add", [numbers, first], floats)
-    index = chain.converted(moved, _INT32, "Index")
-    return chain.node("Gather", [table, index], floats)
+    shape, dtype = _shape(codes), _dtype(table)
+    numbers = chain.node("DequantizeLinear", [codes, chain.number("one", 1.0, dtype)], shape)
+    index = chain.converted(chain.node("Add", [numbers, first], shape), ir.DataType.INT32, "Index")
+    return chain.node("Gather", [table, index], shape, dtype)
+
+
+def _shape(value: ir.Value) -> tuple[int, ...]:
+    assert value.shape is not None
+    return tuple(value.shape.numpy())
+
+
+def _dtype(value: ir.Value) -> ir.DataType:
+    assert value.dtype is not None
+    return value.dtype

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trtq.pipeline.formats.int4 import choose_mse_scales, codes_of
+from trtq.pipeline.formats.int4 import INT4
 
 _DAMPING, _MOST_DAMPING = 0.01, 1.0
 _ROWS_PER_INPUT = 64
@@ -42,11 +42,8 @@ def quantize_gptq(
     Args:
         weight: Any float dtype, shape (K, N): the axis that is summed over first.
         gram: Of the data.
-        block_size: Rows to a scale; divides K.
+        block_size: Rows to a scale; divides K. The scales have the shape (K / block_size, N).
         dtype: Which the scales must survive: "float32", "float16" or "bfloat16".
-
-    Returns:
-        int8 codes in -8..7 of shape (K, N), and float32 scales of shape (K / block_size, N).
     """
     rest = weight.astype(np.float32)
     length, width = rest.shape
@@ -60,8 +57,8 @@ def quantize_gptq(
         for row in range(start, stop):
             block = row // block_size
             if row % block_size == 0:
-                scales[block] = choose_mse_scales(rest[None, row : row + block_size], dtype)[0]
-            codes[row] = codes_of(rest[None, row, None], scales[None, block])[0, 0]
+                scales[block] = INT4.block_scales(rest[None, row : row + block_size], dtype, "mse")[0]
+            codes[row] = INT4.codes_of(rest[row], scales[block])
             error = (rest[row] - codes[row] * scales[block]) / inverse[row, row]
             errors[row - start] = error
             rest[row + 1 : stop] -= np.outer(inverse[row, row + 1 : stop], error)

@@ -14,26 +14,20 @@ from trtq.calibrators.survey import map_values_made
 from trtq.errors import DataError
 from trtq.models.session import open_session, run
 from trtq.models.tensors import read_values, require_finite
-from trtq.pipeline.formats.scheme import WeightScheme
+from trtq.pipeline.formats.codes import Codes
 from trtq.pipeline.rewrite.weights.choose import ChosenWeight
 from trtq.pipeline.rewrite.weights.gptq import Gram, quantize_gptq
-from trtq.pipeline.rewrite.weights.layout import Codes
 
 _MOST_BYTES = 1 << 30
 """Of Gram matrices in memory at a time; a model with more of them is run over the data again."""
 
 
 def quantize_by_gptq(
-    model: ir.Model, chosen: Sequence[ChosenWeight], scheme: WeightScheme, batches: Batches, dtype: str
+    model: ir.Model, chosen: Sequence[ChosenWeight], batches: Batches, dtype: str
 ) -> dict[str, Codes]:
     """Returns INT4 codes of the weights of products by GPTQ, by the weight's name; not of embeddings.
 
-    Args:
-        model: The float graph; it is not changed.
-        chosen: What `choose_weights` returned for it.
-        scheme: The format.
-        batches: The data, checked against the model.
-        dtype: Which the scales must survive: "float32", "float16" or "bfloat16".
+    The scales survive the dtype "float32", "float16" or "bfloat16".
 
     Raises:
         DataError: The data does not fit.
@@ -48,19 +42,14 @@ def quantize_by_gptq(
             assert tensor is not None
             values, gram = read_values(tensor), grams[inputs[weight.tensor]]
             require_finite(values, weight.tensor)
-            rows_first = values if weight.axis == 0 else values.T
-            codes, scales = quantize_gptq(rows_first, gram, weight.block_size, dtype)
-            found[weight.tensor] = (codes, scales) if weight.axis == 0 else (codes.T, scales.T)
+            is_first = weight.blocks.axis == 0
+            codes, scales = quantize_gptq(values if is_first else values.T, gram, weight.blocks.size, dtype)
+            found[weight.tensor] = (codes, scales) if is_first else (codes.T, scales.T)
     return found
 
 
 def measure_grams(model: ir.Model, tensors: Sequence[str], batches: Batches) -> Mapping[str, Gram]:
     """Returns X^T X of each tensor over all the data, taken as rows of its last axis; float32.
-
-    Args:
-        model: The float graph; it is not changed.
-        tensors: Names of its tensors.
-        batches: The data.
 
     Raises:
         DataError: A product of two values is not finite.
@@ -98,10 +87,10 @@ def _input_of(model: ir.Model, weight: ChosenWeight) -> str | None:
     by_name = {str(node.name): node for node in model.graph}
     sources: set[str | None] = set()
     for reader in weight.readers:
-        node = by_name[reader.node]
-        flipped = "transA" in node.attributes and node.attributes["transA"].as_int() == 1
+        node = by_name[reader.name]
+        flipped = node.attributes.get_int("transA", 0) == 1
         source = node.inputs[0]
-        usable = reader.op_type in ("MatMul", "Gemm") and reader.place == 1 and not flipped
+        usable = reader.op_type in ("MatMul", "Gemm") and reader.weight == (1, weight.tensor) and not flipped
         sources.add(str(source.name) if usable and source is not None else None)
     return next(iter(sources)) if len(sources) == 1 else None
 
@@ -111,8 +100,7 @@ def _groups(weights: Sequence[ChosenWeight], inputs: Mapping[str, str]) -> Itera
     group: list[ChosenWeight] = []
     sizes: dict[str, int] = {}
     for weight in weights:
-        assert weight.axis is not None
-        size = 4 * weight.shape[weight.axis] ** 2
+        size = 4 * weight.shape[weight.blocks.axis] ** 2
         if group and inputs[weight.tensor] not in sizes and sum(sizes.values()) + size > _MOST_BYTES:
             yield group
             group, sizes = [], {}

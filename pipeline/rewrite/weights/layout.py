@@ -11,15 +11,14 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from trtq.pipeline.formats.blocks import pack_nibbles, shape_of_scales, swap_nibbles
+from trtq.pipeline.formats.blocks import pack_nibbles, swap_nibbles
+from trtq.pipeline.formats.codes import Codes
 from trtq.pipeline.formats.double import GROUP, quantize_absmax
-from trtq.pipeline.formats.scheme import WeightScheme
+from trtq.pipeline.formats.encoding import Encoding
 from trtq.pipeline.rewrite.weights.choose import ChosenWeight
 
 Form = Literal["linear", "lookup", "double", "bnb4"]
 """DequantizeLinear; NF4 as a look-up; the same with double quantization; ONNX Runtime's MatMulBnb4."""
-Codes = tuple[NDArray[Any], NDArray[np.float32]]
-"""Codes of the weight's shape, and scales as DequantizeLinear has them (for NF4: magnitudes)."""
 _FLOAT, _INT4, _INT8, _UINT8 = ir.DataType.FLOAT, ir.DataType.INT4, ir.DataType.INT8, ir.DataType.UINT8
 
 
@@ -37,38 +36,28 @@ class Part:
         return math.ceil(math.prod(self.shape) * self.dtype.bitwidth / 8)
 
 
-def choose_form(scheme: WeightScheme, *, bnb4: bool = False) -> Form:
+def choose_form(encoding: Encoding, *, bnb4: bool = False) -> Form:
     """Returns the form; `bnb4` if MatMulBnb4 can be had, which knows no double quantization."""
-    if scheme.format != "nf4":
+    if encoding.format.is_linear:
         return "linear"
-    return "double" if scheme.double_quantization else "bnb4" if bnb4 else "lookup"
+    return "double" if encoding.has_coded_scales else "bnb4" if bnb4 else "lookup"
 
 
-def plan_parts(
-    weight: ChosenWeight, scheme: WeightScheme, dtype: ir.DataType, form: Form
-) -> tuple[Part, ...]:
+def plan_parts(weight: ChosenWeight, dtype: ir.DataType, form: Form | None = None) -> tuple[Part, ...]:
     """Returns the constants that depend on the weight; what all have (codebooks, shapes) is not among them.
 
-    Args:
-        weight: What is held.
-        scheme: Its format.
-        dtype: The float dtype that the weight has for its reader.
-        form: How it is held.
+    The dtype is that of the weight for its reader; the form is TensorRT's unless another is given.
     """
-    shape, axis, block = weight.shape, weight.axis, weight.block_size
-    if scheme.is_per_channel:
-        codes_dtype = _INT8 if scheme.format == "int8" else ir.DataType.FLOAT8E4M3FN
-        return Part("codes", codes_dtype, shape), Part("scale", dtype, () if axis is None else (shape[axis],))
-    assert axis is not None
-    scales = shape_of_scales(shape, axis, block)
+    encoding, shape, form = weight.encoding, weight.shape, form or choose_form(weight.encoding)
+    scales = encoding.granularity.scales_shape(shape)
     if form == "linear":
-        return Part("codes", _INT4, shape), Part("scale", dtype, scales)
-    count = math.prod(scales)
+        return Part("codes", encoding.format.dtype, shape), Part("scale", dtype, scales)
+    axis, block, count = weight.blocks.axis, weight.blocks.size, math.prod(scales)
     if form == "bnb4":
-        return Part("codes", _UINT8, (math.prod(shape) // 2,)), Part("absmax", _FLOAT, (count,))
-    codes = Part("codes", _INT4, split_blocked_axis(scales, axis, block))
+        return Part("codes", _UINT8, (math.prod(shape) // 2,)), Part("scale", _FLOAT, (count,))
+    codes = Part("codes", _INT4, _split_axis(scales, axis, block))
     if form == "lookup":
-        return codes, Part("absmax", dtype, split_blocked_axis(scales, axis, 1))
+        return codes, Part("scale", dtype, _split_axis(scales, axis, 1))
     groups = math.ceil(count / GROUP)
     return (
         codes,
@@ -78,7 +67,12 @@ def plan_parts(
     )
 
 
-def split_blocked_axis(scales: Sequence[int], axis: int, block: int) -> tuple[int, ...]:
+def count_stored_bytes(weight: ChosenWeight, dtype: ir.DataType) -> int:
+    """Returns the size of a weight as TensorRT gets it, where the rest computes in the float dtype."""
+    return sum(part.nbytes for part in plan_parts(weight, dtype))
+
+
+def _split_axis(scales: Sequence[int], axis: int, block: int) -> tuple[int, ...]:
     """Returns the shape with the blocked axis as two: (blocks, block)."""
     return (*scales[: axis + 1], block, *scales[axis + 1 :])
 
@@ -106,7 +100,7 @@ def fill_parts(
 
 def _as_bitsandbytes(values: NDArray[Any], scales: NDArray[Any], weight: ChosenWeight) -> Codes:
     """Returns codes and magnitudes in the order of a weight of (out, in), block after block."""
-    if weight.axis == 0:
+    if weight.blocks.axis == 0:
         values, scales = values.T, scales.T
     return np.ascontiguousarray(values), np.ascontiguousarray(scales)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from trtq.calibrators.cache import (
     replace_header,
     to_hex,
 )
-from trtq.calibrators.ranges import read_ranges
+from trtq.calibrators.ranges import QMAX, read_ranges
 from trtq.cli import options
 from trtq.cli.console import open_console, print_json
 from trtq.cli.tables import create_table
@@ -30,7 +31,6 @@ from trtq.errors import UsageError
 from trtq.files import write_atomically
 from trtq.pipeline.cache import export_cache
 
-_QMAX = 127
 _SHORT = {name: short for short, name in ALGORITHMS.items()}
 _FILE = click.Path(path_type=Path)
 _to_option = click.option(
@@ -58,7 +58,7 @@ def show_cache(file: Path, as_json: bool) -> None:
     cache = read_cache(file)
     if as_json:
         tensors = [
-            {"tensor": name, "scale": scale, "amax": scale * _QMAX, "hex": to_hex(scale)}
+            {"tensor": name, "scale": scale, "amax": scale * QMAX, "hex": to_hex(scale)}
             for name, scale in cache.scales.items()
         ]
         print_json({**_header_to_plain(cache), "tensors": tensors})
@@ -70,7 +70,7 @@ def show_cache(file: Path, as_json: bool) -> None:
     )
     rows = create_table("tensor", "hex", "scale", "amax", numbers=3)
     for name, scale in cache.scales.items():
-        rows.add_row(name, to_hex(scale), f"{scale:.6g}", f"{scale * _QMAX:.6g}")
+        rows.add_row(name, to_hex(scale), f"{scale:.6g}", f"{scale * QMAX:.6g}")
     console.print(rows)
 
 
@@ -78,12 +78,12 @@ def show_cache(file: Path, as_json: bool) -> None:
 @click.argument("file", type=_FILE)
 @_to_option
 @click.option("--tensorrt", metavar="VERSION", help="The TensorRT that will read it, such as 8.6.1 or 10.3.")
-@click.option("-o", "--output", type=_FILE, help="The cache to write.  [default: FILE with both in its name]")
+@options.take_output("The cache to write.  [default: FILE with both in its name]")
 def convert(file: Path, to: str | None, tensorrt: str | None, output: Path | None) -> None:
     """Rewrite the header of a cache, so that another calibrator or TensorRT reads it.
 
-    TensorRT ignores a cache of another calibrator or release and calibrates again, without a word. The scales
-    stay as they are, byte for byte. What is not given stays as in the header.
+    TensorRT ignores a cache of another calibrator or release and calibrates again without a message. The
+    scales stay the same, byte for byte, and so does the part of the header that is not given.
     """
     if to is None and tensorrt is None:
         raise UsageError("nothing to convert to: give --to, --tensorrt or both")
@@ -122,12 +122,7 @@ def diff(first: Path, second: Path, as_json: bool) -> None:
                 "only_first": found.only_first,
                 "only_second": found.only_second,
                 "changed": [
-                    {
-                        "tensor": pair.tensor,
-                        "first": pair.first,
-                        "second": pair.second,
-                        "ratio": pair.ratio if math.isfinite(pair.ratio) else None,
-                    }
+                    {**asdict(pair), "ratio": pair.ratio if math.isfinite(pair.ratio) else None}
                     for pair in found.changed
                 ],
             }
@@ -140,12 +135,11 @@ def diff(first: Path, second: Path, as_json: bool) -> None:
     if not found.count:
         return
     rows = create_table("tensor", "first", "second", "second / first", numbers=3)
-    for name in found.only_first:
-        rows.add_row(name, f"{ours.scales[name]:.6g}", "-", "-")
-    for name in found.only_second:
-        rows.add_row(name, "-", f"{theirs.scales[name]:.6g}", "-")
-    for pair in found.changed:
-        rows.add_row(pair.tensor, f"{pair.first:.6g}", f"{pair.second:.6g}", f"{pair.ratio:.8g}")
+    lines = [(name, f"{ours.scales[name]:.6g}", "-", "-") for name in found.only_first]
+    lines += [(name, "-", f"{theirs.scales[name]:.6g}", "-") for name in found.only_second]
+    lines += [(at.tensor, f"{at.first:.6g}", f"{at.second:.6g}", f"{at.ratio:.8g}") for at in found.changed]
+    for line in lines:
+        rows.add_row(*line)
     console.print(rows)
 
 
@@ -155,33 +149,25 @@ def diff(first: Path, second: Path, as_json: bool) -> None:
     "--tensorrt", metavar="VERSION", required=True, help="The TensorRT that will read it, such as 8.6.1."
 )
 @_to_option
-@click.option(
+@options.take_path(
     "--model",
-    type=_FILE,
-    help="The ONNX file that TensorRT will read; the tensors get its names for them.  [default: they keep "
-    "those of trtq's own graph, where BatchNormalization is folded]",
+    text="The ONNX file that TensorRT will read; tensors get the names that they have in it.  [default: the "
+    "names of trtq's own graph, where BatchNormalization is folded]",
 )
-@click.option(
-    "-o",
-    "--output",
-    type=_FILE,
-    default=Path("calibration.cache"),
-    show_default=True,
-    help="The cache to write.",
-)
-def export(**given: Any) -> None:
+@options.take_output("The cache to write.  [default: calibration.cache]")
+def export(ranges: Path, tensorrt: str, to: str | None, model: Path | None, output: Path | None) -> None:
     """Write a ranges file as a calibration cache, for TensorRT 10.16 and older."""
-    version = parse_version(given["tensorrt"])
-    ranges = read_ranges(given["ranges"])
-    cache = export_cache(ranges, version, ALGORITHMS[given["to"] or "entropy2"], given["model"])
-    write_atomically(given["output"], format_cache(cache))
+    output = output or Path("calibration.cache")
+    version = parse_version(tensorrt)
+    cache = export_cache(read_ranges(ranges), version, ALGORITHMS[to or "entropy2"], model)
+    write_atomically(output, format_cache(cache))
     console = open_console()
-    if given["model"] is None:
+    if model is None:
         console.print(
             Text("names are those of trtq's own graph; --model takes those of the file", style="dim")
         )
     console.print(f"{len(cache.scales)} tensors for {cache.origin}")
-    console.print(f"written to {given['output']}", soft_wrap=True)
+    console.print(f"written to {output}", soft_wrap=True)
 
 
 def _header_to_plain(cache: CalibrationCache) -> dict[str, Any]:

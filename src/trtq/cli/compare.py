@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import click
 
 from trtq.cli import options
 from trtq.cli.console import ConsoleWatcher, open_console, print_json
+from trtq.cli.options import Given
 from trtq.cli.tables import create_comparison_table, print_accuracy, print_logits
 from trtq.errors import GateError
 from trtq.json import to_plain
+from trtq.models.spec import AccuracySpec, CalibrationSpec, EvaluationSpec
 from trtq.pipeline.compare import compare
 from trtq.pipeline.judge.gate import judge_pair
 
@@ -20,38 +21,40 @@ from trtq.pipeline.judge.gate import judge_pair
 @click.argument("reference", type=click.Path(path_type=Path))
 @click.argument("candidate", type=click.Path(path_type=Path))
 @options.spec_option
-@click.option(
-    "--data", "eval_data", metavar="DATA", help="Data to compare on, as for `trtq build --calib-data`."
+@options.take_one(
+    EvaluationSpec, "data", "--data", text="Data to compare on, as for `trtq build --calib-data`."
 )
-@click.option("--labels", metavar="NAME|FILE.npy", help="Class indices: an array of --data, or a .npy file.")
-@click.option("--eval-output", metavar="NAME", help="The output that the labels belong to.")
-@click.option(
-    "--samples",
-    "eval_samples",
-    type=int,
-    help="Compare only so many samples.  [default: all with labels, else 128]",
+@options.take_one(
+    EvaluationSpec,
+    "labels",
+    text="One class index for each sample: the name of an array of --data, or a .npy file.",
 )
-@click.option("--batch-size", "calib_batch_size", type=int, help="Samples a batch.  [default: 8]")
-@options.gate_options
+@options.take(EvaluationSpec, "output")
+@options.take_one(EvaluationSpec, "samples", "--samples")
+@options.take_one(CalibrationSpec, "batch_size", "--batch-size", text="Samples in a batch.  [default: 8]")
+@options.take(AccuracySpec)
 @options.json_option
 @options.talk_options
-def command(reference: Path, candidate: Path, **given: Any) -> None:
-    """Compare the outputs of two ONNX models, the first being right, on the same data.
+@options.pass_given
+def command(
+    given: Given, reference: Path, candidate: Path, as_json: bool, quiet: bool, verbose: bool
+) -> None:
+    """Compare the outputs of two ONNX models on the same data; the first model is the reference.
 
-    The second may be a build folder: then its engine is run, which needs the TensorRT and the GPU that it was
+    The second may be a build folder. Its engine is run then, which needs the TensorRT and the GPU that it was
     built for.
 
     \b
       trtq compare model.onnx model.int8.onnx --data eval.npz --labels labels
       trtq compare model.onnx model.trtq --data eval.npz
     """
-    spec = options.spec_from(reference, given)
-    with ConsoleWatcher(quiet=given["quiet"]) as watcher:
+    spec = given.read_spec(reference)
+    with ConsoleWatcher(quiet=quiet) as watcher:
         comparison = compare(reference, candidate, spec=spec, watcher=watcher)
     verdict = judge_pair(comparison, spec.accuracy)
-    if given["as_json"]:
+    if as_json:
         print_json({"verdict": verdict.outcome, "reasons": verdict.reasons, **to_plain(comparison)})
-    elif not given["quiet"]:
+    elif not quiet:
         console = open_console()
         if comparison.accuracy:
             print_accuracy(console, comparison.accuracy, comparison.num_samples, comparison.metric)

@@ -60,7 +60,7 @@ def _print_model(console: Console, summary: ModelSummary, placement: bool) -> No
     if placement:
         rows = create_table("node", "type", "decision")
         for node in summary.placement.quantized:
-            rows.add_row(node.name, node.op_type, Text.assemble(("INT8", "green"), f" by {node.rule}"))
+            rows.add_row(node.name, node.op_type, Text.assemble(("INT8", "green"), f" by {node.scheme.rule}"))
         for other in kept:
             rows.add_row(other.name, other.op_type, f"float: {other.reason}")
         console.print(rows)

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from trtq.calibrators.statistics_file import merge_statistics, read_statistics, statistics_to_bytes
+from trtq.cli import options
 from trtq.cli.console import open_console
 from trtq.errors import ArtifactError
 from trtq.files import check_output, refuse_input, write_atomically
@@ -14,9 +15,7 @@ from trtq.files import check_output, refuse_input, write_atomically
 
 @click.command("merge-statistics")
 @click.argument("parts", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option(
-    "-o", "--output", type=click.Path(path_type=Path), required=True, help="The statistics file to write."
-)
+@options.take_output("The statistics file to write.", is_required=True)
 @click.option("-q", "--quiet", is_flag=True, help="Print errors only.")
 def command(parts: tuple[Path, ...], output: Path, quiet: bool) -> None:
     """Join the statistics of all parts of the data, in any order.

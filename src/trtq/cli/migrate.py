@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import click
 from rich.console import Console
 from rich.text import Text
 
-from trtq.cli import options, scales, targets
+from trtq.cli import builders, options, targets
 from trtq.cli.console import ConsoleWatcher, open_console, print_json
+from trtq.cli.options import Given
 from trtq.cli.tables import create_table, print_report
 from trtq.errors import GateError, UsageError
+from trtq.models.spec import AccuracySpec, EvaluationSpec, LayerSpec, QuantizationSpec
+from trtq.pipeline.engine.target import Target
 from trtq.pipeline.migrate import CacheOutcome, migrate, migration_to_json
 from trtq.pipeline.migrate.removed.scripts import check_scripts
 
@@ -28,32 +31,39 @@ from trtq.pipeline.migrate.removed.scripts import check_scripts
     metavar="SCRIPT|DIR",
     help="Only find what scripts use that TensorRT 11 removed, and say what to do instead.",
 )
-@click.option(
-    "-o", "--output", type=click.Path(path_type=Path), help="Folder.  [default: MODEL.migrated.trtq]"
-)
+@options.take_output("Folder.  [default: MODEL.migrated.trtq]")
 @options.spec_option
-@scales.weight_granularity_option
-@options.layer_options
-@click.option("--keep-fp32", multiple=True, metavar="REGEX", help="Keep these nodes FP32 (repeatable).")
-@click.option(
-    "--high-precision",
-    type=click.Choice(["fp32", "fp16"]),
-    default="fp32",
-    show_default=True,
-    help="Precision of what is not quantized. With fp32 the scales are the cache's bit for bit; fp16 is "
-    "faster and rounds them up to FP16, most by less than 0.1 %.",
+@options.take(QuantizationSpec, "weight_granularity")
+@options.take(LayerSpec)
+@options.take(Target, "op_types")
+@options.take_one(
+    Target,
+    "high_precision",
+    kind=click.Choice(["fp32", "fp16"]),
+    text="Precision of what is not quantized. fp32 keeps the cache's scales bit for bit; fp16 is faster and "
+    "rounds them up to FP16, most by less than 0.1 %.  [default: fp32]",
 )
-@targets.target_options
-@options.evaluation_options
-@options.gate_options
+@builders.builder_options
+@options.take(EvaluationSpec)
+@options.take(AccuracySpec)
 @options.json_option
 @options.talk_options
-def command(model: Path | None, cache: Path | None, scripts: Path | None, **given: Any) -> None:
+@options.pass_given
+def command(
+    given: Given,
+    model: Path | None,
+    cache: Path | None,
+    scripts: Path | None,
+    output: Path | None,
+    as_json: bool,
+    quiet: bool,
+    verbose: bool,
+) -> None:
     """Carry a float model and its TensorRT calibration cache over to Q/DQ, without data.
 
     TensorRT 11 and TensorRT-RTX read no calibration caches. The model with Q/DQ pairs at the scales of the
-    cache runs there, on TensorRT 10 and on ONNX Runtime; an engine is built from it. Keys of the cache that
-    are no tensors of the model, and tensors without a scale, are told. With --eval-data the result is
+    cache runs there, on TensorRT 10 and on ONNX Runtime; an engine is built from it. It names keys of the
+    cache that are not tensors of the model, and tensors without a scale. With --eval-data the result is
     compared with the float model.
 
     \b
@@ -62,34 +72,34 @@ def command(model: Path | None, cache: Path | None, scripts: Path | None, **give
       trtq migrate --check build_engine.py
     """
     if scripts is not None:
-        _check(scripts, as_json=given["as_json"], quiet=given["quiet"], verbose=given["verbose"])
+        _check(scripts, as_json=as_json, quiet=quiet, verbose=verbose)
         return
     if model is None or cache is None:
         raise UsageError(
             "give a model and its calibration cache, or --check with a script or a folder of them"
         )
-    with ConsoleWatcher(quiet=given["quiet"]) as watcher:
+    with ConsoleWatcher(quiet=quiet) as watcher:
         migrated = migrate(
             model,
             cache,
-            spec=options.spec_from(model, given),
-            target=options.target_from(given),
-            output=given["output"],
+            spec=given.read_spec(model),
+            target=targets.read_target(given, Target(high_precision="fp32")),
+            output=output,
             watcher=watcher,
         )
     report = migrated.report
-    if given["as_json"]:
+    if as_json:
         print_json({"report": report, "migration": json.loads(migration_to_json(migrated.outcome))})
-    elif not given["quiet"]:
+    elif not quiet:
         console = open_console()
-        _print_outcome(console, migrated.outcome, verbose=given["verbose"])
-        print_report(console, report, verbose=given["verbose"])
+        _print_outcome(console, migrated.outcome, verbose=verbose)
+        print_report(console, report, verbose=verbose)
     if report.verdict == "fail":
         raise GateError("the accuracy gate failed: " + "; ".join(report.reasons))
 
 
 def _check(scripts: Path, *, as_json: bool, quiet: bool, verbose: bool) -> None:
-    """Prints what was found; what runs on TensorRT 11 in spite of its guard is no error."""
+    """Prints what was found; what is guarded, so that it does not run on TensorRT 11, is not an error."""
     findings = check_scripts(scripts)
     removed = [item for item in findings if item.kind == "removed"]
     left_out = [item for item in findings if item.kind != "removed"]
@@ -98,20 +108,13 @@ def _check(scripts: Path, *, as_json: bool, quiet: bool, verbose: bool) -> None:
     elif not quiet:
         console = open_console()
         for item in removed:
+            place = f"{item.path}:{item.line}:{item.column}"
             guarded = " (guarded)" if item.guarded else ""
-            console.print(
-                f"{item.path}:{item.line}:{item.column}: {item.name}, removed in {item.since}{guarded}",
-                soft_wrap=True,
-                markup=False,
-            )
+            console.print(Text(f"{place}: {item.name}, removed in {item.since}{guarded}"), soft_wrap=True)
             console.print(Text(f"    {item.code}", style="dim"), soft_wrap=True)
             console.print(Text(f"    {item.advice}"), soft_wrap=True)
-        if left_out:
-            console.print(
-                f"not read: {len(left_out)} files or folders" + ("" if verbose else " (-v names them)")
-            )
-        for item in left_out if verbose else ():
-            console.print(Text(f"  {item.path}: {item.name}", style="dim"), soft_wrap=True)
+        not_read = [f"{item.path}: {item.name}" for item in left_out]
+        _print_names(console, "not read", not_read, "files or folders", verbose=verbose)
         if not removed:
             console.print("nothing that TensorRT 11 removed")
     if bare := [item for item in removed if not item.guarded]:
@@ -120,11 +123,9 @@ def _check(scripts: Path, *, as_json: bool, quiet: bool, verbose: bool) -> None:
 
 def _print_outcome(console: Console, outcome: CacheOutcome, *, verbose: bool) -> None:
     found = outcome.migration
-    exact = (
-        f"{outcome.num_rounded} of them rounded up, by at most {outcome.largest_rise:.2%}"
-        if outcome.num_rounded
-        else "exactly"
-    )
+    exact = "exactly"
+    if outcome.num_rounded:
+        exact = f"{outcome.num_rounded} of them rounded up, by at most {outcome.largest_rise:.2%}"
     source = f"{len(outcome.cache.scales)} of {outcome.cache.origin}"
     console.print(f"{len(found.mapped)} scales taken from {source}, {exact}")
     if verbose:
@@ -133,18 +134,22 @@ def _print_outcome(console: Console, outcome: CacheOutcome, *, verbose: bool) ->
             rows.add_row(item.tensor, item.key, f"{item.scale:.6g}", item.how)
         console.print(rows)
     left_alone = [
-        (item.tensor, f": {item.reason}; left as they are: {', '.join(item.nodes)}")
-        for item in found.uncovered
+        f"{item.tensor}: {item.reason}; left as they are: {', '.join(item.nodes)}" for item in found.uncovered
     ]
-    for title, keys in (
+    for title, names in (
         ("tensors without a scale", left_alone),
-        ("keys of tensors that no quantized layer reads", [(key, "") for key in found.unused]),
-        (
-            "keys that are no tensors of the model",
-            [(item.key, f": {item.reason}") for item in found.unmapped],
-        ),
+        ("keys of tensors that no quantized layer reads", found.unused),
+        ("keys that are not tensors of the model", [f"{item.key}: {item.reason}" for item in found.unmapped]),
     ):
-        if keys:
-            console.print(f"{title}: {len(keys)}" + ("" if verbose else " (-v names them)"))
-        for key, why in keys if verbose else ():
-            console.print(Text(f"  {key}{why}", style="dim"))
+        _print_names(console, title, names, verbose=verbose)
+
+
+def _print_names(
+    console: Console, title: str, names: Sequence[str], unit: str = "", *, verbose: bool
+) -> None:
+    """Prints how many there are, and each of them if that is wanted."""
+    if names:
+        count = f"{len(names)} {unit}".rstrip()
+        console.print(f"{title}: {count}" + ("" if verbose else " (-v names them)"))
+    for name in names if verbose else ():
+        console.print(Text(f"  {name}", style="dim"), soft_wrap=True)

@@ -3,65 +3,69 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import click
 
 from trtq.calibrators.ranges import read_ranges
-from trtq.cli import options, scales
+from trtq.cli import options, targets
 from trtq.cli.console import ConsoleWatcher, open_console, print_json
+from trtq.cli.options import Given
 from trtq.errors import UsageError
 from trtq.files import refuse_input
+from trtq.models.spec import CalibrationSpec, LayerSpec, QuantizationSpec
 from trtq.numbers import format_bytes
+from trtq.pipeline.engine.target import Target
 from trtq.pipeline.quantize import quantize
 
 
 @click.command("quantize")
 @options.model_argument
-@click.option(
-    "--ranges",
-    type=click.Path(path_type=Path),
-    help="The ranges file of `trtq calibrate`; not needed for --weights alone.",
-)
-@click.option(
-    "-o",
-    "--output",
-    type=click.Path(path_type=Path),
-    help="The file to write.  [default: MODEL.int8.onnx, MODEL.int4-weights.onnx]",
-)
+@options.take_path("--ranges", text="The ranges file of `trtq calibrate`. --weights alone does not need it.")
+@options.take_output("The file to write.  [default: MODEL.int8.onnx, MODEL.int4-weights.onnx]")
 @options.spec_option
-@scales.weight_granularity_option
-@options.layer_options
-@options.precision_options
-@options.weight_options
-@options.data_options
+@options.take(QuantizationSpec, "weight_granularity")
+@options.take(LayerSpec)
+@options.take(Target, "op_types")
+@targets.high_precision_option
+@targets.weight_options
+@options.take(CalibrationSpec, "data", "batch_size", "samples")
 @options.json_option
 @options.talk_options
-def command(model: Path, **given: Any) -> None:
-    """Write the Q/DQ model of a float model and its ranges, or the model with weights of fewer bits.
+@options.pass_given
+def command(
+    given: Given,
+    model: Path,
+    ranges: Path | None,
+    output: Path | None,
+    as_json: bool,
+    quiet: bool,
+    verbose: bool,
+) -> None:
+    """Write a model with Q/DQ from a float model and its ranges, or a model with weights of fewer bits.
 
     \b
       trtq quantize model.onnx --ranges ranges.json --output model.int8.onnx
       trtq quantize model.onnx --weights int4
       trtq quantize model.onnx --weights int4 --weight-method gptq --calib-data calib.npz
     """
-    target = options.target_from({**given, "int8": given["ranges"] is not None})
-    if given["ranges"] is None and target.weights is None:
+    target = targets.read_target(given, is_int8=ranges is not None)
+    if ranges is None and target.weights is None:
         raise UsageError("give --ranges of `trtq calibrate`, or --weights")
-    if given["calib_data"] is not None and (target.weights is None or target.weights.method != "gptq"):
+    reads_data = target.weights is not None and target.weights.method == "gptq"
+    if not reads_data and given.find(CalibrationSpec, "data"):
         raise UsageError("--calib-data is for --weight-method gptq; nothing else here reads data")
-    output = given["output"] or model.parent / f"{model.stem}.{target.name}.onnx"
-    refuse_input(output, model, given["ranges"], given["spec"])
-    with ConsoleWatcher(quiet=given["quiet"]) as watcher:
+    output = output or model.parent / f"{model.stem}.{target.name}.onnx"
+    refuse_input(output, model, ranges, given.settings)
+    with ConsoleWatcher(quiet=quiet) as watcher:
         written = quantize(
             model,
-            read_ranges(given["ranges"]) if given["ranges"] is not None else None,
+            read_ranges(ranges) if ranges is not None else None,
             output,
-            spec=options.spec_from(model, given),
+            spec=given.read_spec(model),
             target=target,
             watcher=watcher,
         )
-    if given["as_json"]:
+    if as_json:
         print_json({"path": str(written), "bytes": written.stat().st_size})
-    elif not given["quiet"]:
+    elif not quiet:
         open_console().print(f"written to {written}  {format_bytes(written.stat().st_size)}", soft_wrap=True)

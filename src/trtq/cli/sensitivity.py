@@ -5,18 +5,21 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import click
 from rich.console import Console
 
-from trtq.cli import options, scales
+from trtq.cli import options, targets
 from trtq.cli.chart import Bar, draw_bars
 from trtq.cli.console import ConsoleWatcher, open_console
+from trtq.cli.options import Given
 from trtq.cli.tables import create_table
 from trtq.errors import UsageError
 from trtq.files import check_output, refuse_input, write_atomically
+from trtq.models.spec import EvaluationSpec, LayerSpec, QuantizationSpec
+from trtq.pipeline.engine.target import Target
 from trtq.pipeline.judge.evaluate import find_labels
 from trtq.pipeline.judge.score import format_score, name_metric
 from trtq.pipeline.judge.sensitivity import Effect, LayerSensitivity, Sensitivity, to_json
@@ -31,72 +34,76 @@ _RANKS = (*_WITHOUT_LABELS, "accuracy")
 @click.command("sensitivity")
 @options.model_argument
 @options.spec_option
-@options.calibration_options
-@options.repair_option
-@scales.weight_granularity_option
-@scales.activations_option
-@options.layer_options
-@click.option(
-    "--high-precision",
-    type=click.Choice(["auto", "fp16", "fp32"]),
-    default="auto",
-    show_default=True,
-    help="Precision of what is not quantized: whether scales are rounded to FP16.",
+@options.take_calibration()
+@options.take(QuantizationSpec)
+@options.take(LayerSpec, "skip", "force")
+@options.take(Target, "op_types")
+@options.take_one(
+    Target,
+    "high_precision",
+    kind=click.Choice(["auto", "fp16", "fp32"]),
+    text="Precision of what is not quantized; fp16 rounds the scales to FP16.  [default: auto]",
 )
-@options.evaluation_options
+@options.take(EvaluationSpec)
 @click.option(
     "--metric",
     metavar="NAME|SCRIPT:FUNCTION",
     default="sqnr",
     show_default=True,
-    help="What the layers are ranked by: sqnr, cosine, accuracy, top-1, top-5 (with --labels), or "
-    "script.py:function.",
+    help="What ranks the layers: sqnr, cosine, script.py:function, or, with --labels, accuracy, top-1 or "
+    "top-5.",
 )
-@click.option(
-    "--chart", type=click.Path(path_type=Path), help="Write a bar chart of all layers to this .svg."
-)
-@click.option(
-    "-o", "--output", type=click.Path(path_type=Path), help="JSON file.  [default: MODEL.sensitivity.json]"
-)
+@options.take_path("--chart", text="Write a bar chart of all layers to this .svg file.")
+@options.take_output("JSON file.  [default: MODEL.sensitivity.json]")
 @options.json_option
 @options.talk_options
-def command(model: Path, **given: Any) -> None:
-    """Measure what each quantized layer costs in accuracy: alone, and kept float among all the others.
+@options.pass_given
+def command(
+    given: Given,
+    model: Path,
+    metric: str,
+    chart: Path | None,
+    output: Path | None,
+    as_json: bool,
+    quiet: bool,
+    verbose: bool,
+) -> None:
+    """Measure what each quantized layer costs in accuracy: alone, and as the only layer kept float.
 
-    One session measures all. What is measured is written down every few layers: the same command goes on
-    after an interruption, and shows at once what is complete.
+    Results are saved every few layers, so the same command continues after an interruption.
 
     \b
       trtq sensitivity model.onnx --calib-data calib.npz
       trtq sensitivity model.onnx --eval-data eval.npz --labels labels --metric accuracy --chart layers.svg
     """
-    rank = given.pop("metric")
-    spec = options.spec_from(model, {**given, "metric": None if rank in _RANKS else rank})
-    output = given["output"] or model.with_suffix(".sensitivity.json")
-    if given["chart"] is not None and given["chart"].suffix != ".svg":
-        raise UsageError(f"the chart is an SVG file, {given['chart']} is not named .svg")
-    for file in (output, given["chart"]):
+    spec = given.read_spec(model)
+    if metric not in _RANKS:
+        spec = replace(spec, accuracy=replace(spec.accuracy, metric=metric))
+    output = output or model.with_suffix(".sensitivity.json")
+    if chart is not None and chart.suffix != ".svg":
+        raise UsageError(f"the chart is an SVG file, {chart} is not named .svg")
+    for file in (output, chart):
         if file is not None:
-            refuse_input(file, model, given["spec"], spec.calibration.data)
+            refuse_input(file, model, given.settings, spec.calibration.data)
             check_output(file)
-    if rank not in _WITHOUT_LABELS and find_labels(spec.evaluation, spec.accuracy.metric) is None:
-        raise UsageError(f"--metric {rank} needs --labels; without labels take sqnr or cosine")
-    with ConsoleWatcher(quiet=given["quiet"]) as watcher:
+    if metric not in _WITHOUT_LABELS and find_labels(spec.evaluation, spec.accuracy.metric) is None:
+        raise UsageError(f"--metric {metric} needs --labels; without labels take sqnr or cosine")
+    with ConsoleWatcher(quiet=quiet) as watcher:
         result = sensitivity(
             model,
             spec=spec,
-            target=options.target_from(given),
+            target=targets.read_target(given),
             output=output,
-            random_data=given["random_data"],
+            random_data=given.random_data,
             watcher=watcher,
         )
-    loss = _loss_by(rank, result)
-    if given["chart"] is not None:
-        write_atomically(given["chart"], _chart(result, loss, rank))
-    if given["as_json"]:
+    loss = _loss_by(metric, result)
+    if chart is not None:
+        write_atomically(chart, _chart(result, loss, metric))
+    if as_json:
         sys.stdout.write(to_json(result).decode())
-    elif not given["quiet"]:
-        _print(open_console(), result, loss, verbose=given["verbose"])
+    elif not quiet:
+        _print(open_console(), result, loss, verbose=verbose)
         open_console().print(f"written to {output}", soft_wrap=True)
 
 
@@ -144,15 +151,11 @@ def _print(console: Console, result: Sensitivity, loss: Callable[[Effect], float
     console.print(rows)
     every = result.all_quantized
     if every is not None:
-        score = f", {name_metric(result.metric)} {_score(every, result.metric)}" if has_score else ""
-        console.print(
-            f"all quantized: SQNR {_decibels(every.sqnr_db)} dB, cosine {every.cosine:.5f}{score}"
-            + (
-                f" (float {format_score(result.float_score, result.metric)})"
-                if result.float_score is not None
-                else ""
-            )
-        )
+        score = ""
+        if result.float_score is not None:
+            score = f", {name_metric(result.metric)} {_score(every, result.metric)}"
+            score += f" (float {format_score(result.float_score, result.metric)})"
+        console.print(f"all quantized: SQNR {_decibels(every.sqnr_db)} dB, cosine {every.cosine:.5f}{score}")
     console.print(
         f"alone: only this layer quantized; without: all but this one\n"
         f"on {result.num_samples} samples of {result.data}",

@@ -32,3 +32,12 @@ def parse_bytes(text: str, *, decimal: bool = False) -> int:
         shown = text if len(text) <= _LONG else f"{text[:_LONG]}..."
         raise UsageError(f"{shown!r} is more than any memory; write bytes, or a number with K, M or G")
     return int(size)
+
+
+def parse_decimal_bytes(text: str) -> int:
+    """Returns a size as on the box of a GPU, where KB, MB and GB are powers of 1000.
+
+    Raises:
+        UsageError: The text is no size.
+    """
+    return parse_bytes(text, decimal=True)

@@ -1,71 +1,129 @@
-"""Options of the commands that build an engine: who builds it, for which GPUs and shapes, and how."""
+"""Options that say what is built: in which formats, for which GPUs and shapes."""
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import get_args
+import re
+from dataclasses import dataclass, replace
 
 import click
 
-from trtq.cli.options import combine_options
-from trtq.pipeline.engine.backend import HardwareCompatibility
-from trtq.pipeline.engine.backends import BACKENDS
-from trtq.pipeline.engine.target import Quantization
+from trtq.cli.options import Decorator, Given, combine_options, create_option, take, take_one
+from trtq.errors import UsageError
+from trtq.models.option import Kind, Option, setting
+from trtq.pipeline.engine.backend import BuilderOptions, Precision
+from trtq.pipeline.engine.profiles import GivenShapes, parse_shapes
+from trtq.pipeline.engine.target import Target
+from trtq.pipeline.formats import WEIGHT_FORMATS, WEIGHT_METHODS
+from trtq.pipeline.formats.blocks import BLOCK_SIZES
+from trtq.pipeline.formats.scheme import WeightScheme
 
-target_options = combine_options(
-    click.option(
-        "--backend",
-        type=click.Choice(["auto", *BACKENDS]),
-        default="auto",
-        show_default=True,
-        help="Who builds.",
-    ),
-    click.option(
-        "--compute-capability",
-        multiple=True,
-        metavar="X.Y",
-        help="Target GPU, such as 8.9 (repeatable).  [default: the backend's: Ampere and newer]",
-    ),
-    click.option("--workspace", metavar="SIZE", help="Scratch memory limit, such as 512M or 4G."),
-    click.option(
-        "--timing-cache",
-        type=click.Path(path_type=Path, dir_okay=False),
-        help="TensorRT's kernel timings: read, and added to; several builds may share the file.",
-    ),
-    click.option(
-        "--builder-optimization-level",
-        type=click.IntRange(0, 5),
-        help="0 builds fastest, 5 makes the fastest engine.  [default: the builder's, 3]",
-    ),
-    click.option(
-        "--hardware-compatibility",
-        type=click.Choice(get_args(HardwareCompatibility)),
-        default="none",
-        show_default=True,
-        help="On which other GPUs a TensorRT engine shall run too.",
-    ),
-    click.option(
-        "--version-compatible",
-        is_flag=True,
-        help="Let later TensorRT of the same major version load the engine.",
-    ),
-    *(
-        click.option(
-            f"--{kind}-shapes",
-            f"--{kind}Shapes",
-            f"{kind}_shapes",
-            multiple=True,
-            metavar="NAME:DIMS",
-            help=f"The {word} shapes of dynamic inputs: name:1x3x224x224 or name:[1,3,224,224].",
+
+@dataclass(frozen=True, slots=True)
+class Formats:
+    """The number formats that are asked for.
+
+    Attributes:
+        int8: Build an INT8 engine (the default without --weights).
+        fp16: Build the FP16 engine alone; with --int8 it changes nothing.
+        weights: Store weights in fewer bits. Activations stay float, unless --int8 is given too: then
+            convolutions and large products are INT8, and the other weights are stored in this format.
+        weight_method: For int4: round to nearest, clip for the least error, or GPTQ, which needs data. None:
+            mse.
+        block_size: For int4 and nf4: elements for each scale. A weight that it does not divide gets a half, a
+            quarter and so on, down to 16. None: 64.
+        double_quant: For nf4: store the scales in 8 bits.
+        quantize_sensitive: Also store the weights of lm_head, proj_out, norm_out and classifier heads in
+            fewer bits.
+    """
+
+    int8: bool = setting(False)
+    fp16: bool = setting(False)
+    weights: str | None = setting(None)
+    weight_method: str | None = setting(None)
+    block_size: str = setting("")
+    double_quant: bool = setting(False)
+    quantize_sensitive: bool = setting(False)
+
+
+def take_shapes(kind: str, word: str) -> Decorator:
+    """Returns the option of one kind of profile shapes, as trtexec or as Polygraphy spells it."""
+    text = f"The {word} shapes of dynamic inputs: name:1x3x224x224 or name:[1,3,224,224]."
+    return create_option(
+        GivenShapes,
+        kind,
+        Option(f"--{kind}-shapes", "NAME:DIMS", help=text),
+        Kind(str, is_list=True),
+        f"--{kind}-shapes",
+        f"--{kind}Shapes",
+        convert=lambda texts: parse_shapes(",".join(texts)),
+    )
+
+
+high_precision_option = take_one(Target, "high_precision", "--high-precision", "--compute-dtype")
+weight_options = combine_options(
+    take_one(Formats, "weights", kind=click.Choice(list(WEIGHT_FORMATS))),
+    take_one(Formats, "weight_method", kind=click.Choice(WEIGHT_METHODS)),
+    take_one(Formats, "block_size", kind=click.Choice([str(size) for size in BLOCK_SIZES])),
+    take(Formats, "double_quant", "quantize_sensitive"),
+)
+
+
+def read_target(given: Given, usual: Target | None = None, *, is_int8: bool = False) -> Target:
+    """Returns the target that is asked for.
+
+    Args:
+        given: What the options say.
+        usual: What holds where they say nothing.
+        is_int8: Whether it is INT8 without the option --int8.
+
+    Raises:
+        UsageError: There is no such target.
+    """
+    formats = given.apply(Formats(int8=is_int8))
+    for change in given.find(Target, "high_precision") if formats.fp16 else ():
+        if change.value not in ("auto", "fp16"):
+            raise UsageError(
+                f"--fp16 and --high-precision {change.value} contradict each other; give one of them"
+            )
+    precision, weights = _choose_precision(formats), _choose_weights(formats, given)
+    target = given.apply(replace(usual or Target(), precision=precision, weights=weights))
+    return replace(
+        target,
+        high_precision="fp16" if formats.weights and formats.fp16 else target.high_precision,
+        compute_capabilities=tuple(map(_parse_capability, target.compute_capabilities)),
+        shapes=given.apply(GivenShapes()),
+        options=given.apply(BuilderOptions()),
+    )
+
+
+def _choose_precision(formats: Formats) -> Precision:
+    if formats.int8:
+        return "int8"
+    return "weights" if formats.weights else "fp16" if formats.fp16 else "int8"
+
+
+def _choose_weights(formats: Formats, given: Given) -> WeightScheme | None:
+    """Returns the weight scheme that is asked for; None without --weights."""
+    form = formats.weights
+    if form is None:
+        if alone := given.find(Formats, "weight_method", "block_size", "double_quant", "quantize_sensitive"):
+            raise UsageError(f"{alone[0].option} is for weights of fewer bits; give --weights too")
+        return None
+    if formats.block_size and not WEIGHT_FORMATS[form].block_sizes:
+        raise UsageError(
+            f"--block-size is for int4 and nf4; {form.upper()} weights have one scale for each channel"
         )
-        for kind, word in (("min", "smallest"), ("opt", "usual"), ("max", "largest"))
-    ),
-)
-quantization_option = click.option(
-    "--quantization",
-    type=click.Choice(get_args(Quantization)),
-    default="auto",
-    show_default=True,
-    help="explicit: Q/DQ in the model, any TensorRT; implicit: by TensorRT 8.6 to 10 itself, with its own "
-    "calibrator (entropy, minmax) or our ranges; auto: explicit.",
-)
+    return WeightScheme(
+        form,
+        formats.weight_method or ("mse" if "mse" in WEIGHT_FORMATS[form].methods else "rtn"),
+        int(formats.block_size or 64),
+        formats.double_quant,
+        not formats.quantize_sensitive,
+    )
+
+
+def _parse_capability(text: str) -> str:
+    found = re.fullmatch(r"(?:sm_?)?(\d{1,2})\.?(\d)", text.strip(), re.IGNORECASE)
+    if found is None:
+        raise UsageError(f"{text!r} is no compute capability; write 8.9, 89 or sm_89")
+    return f"{found[1]}.{found[2]}"

@@ -24,8 +24,8 @@ from trtq.models.spec import CalibrationSpec, LayerSpec, ModelSpec, Quantization
 from trtq.pipeline.build import build
 from trtq.pipeline.deliver.manifest import read_manifest
 from trtq.pipeline.deliver.report import Report
-from trtq.pipeline.engine.tensorrt import TensorRt
 from trtq.pipeline.engine.target import Target
+from trtq.pipeline.engine.tensorrt import TensorRt
 
 OLD, TEN, ELEVEN = "8.6.1", "10.16.1.11", "11.4.0.106"
 EXPLICIT = Target(backend="tensorrt")
@@ -92,7 +92,8 @@ def test_the_verdict_on_an_implicit_build_is_on_the_engine(
         tensor = model.graph.initializers["w2"].const_value
         assert tensor is not None
         model.graph.initializers["w2"].const_value = ir.tensor(-tensor.numpy(), name="w2")
-        polygraphy = pytest.importorskip("polygraphy.backend.onnxrt")
+        from polygraphy.backend import onnxrt as polygraphy
+
         return polygraphy.OnnxrtRunner(open_session(model, optimize=False), name=name)
 
     monkeypatch.setattr(TensorRt, "runner", wrong)
@@ -205,7 +206,7 @@ def test_what_a_softmax_gets_has_a_range_by_cross_entropy(small: Path, install: 
 def test_a_parameter_of_its_own_makes_entropy_our_method(small: Path, install: Install) -> None:
     install(TEN)
     spec = spec_of(small)
-    spec = replace(spec, calibration=replace(spec.calibration, num_bins=1024))
+    spec = replace(spec, calibration=replace(spec.calibration, parameters={"num_bins": 1024}))
     report = build(small, spec=spec, target=IMPLICIT)
     assert "TensorRT gets our ranges, as a calibration cache" in report.notes
 

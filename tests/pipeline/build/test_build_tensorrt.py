@@ -13,7 +13,14 @@ import onnx
 import pytest
 
 from trtq.errors import UsageError
-from trtq.models.spec import AccuracySpec, CalibrationSpec, EvaluationSpec, LayerSpec, ModelSpec
+from trtq.models.spec import (
+    AccuracySpec,
+    CalibrationSpec,
+    EvaluationSpec,
+    LayerSpec,
+    ModelSpec,
+    QuantizationSpec,
+)
 from trtq.pipeline.build import build
 from trtq.pipeline.deliver.manifest import read_manifest
 from trtq.pipeline.deliver.report import Report
@@ -29,7 +36,8 @@ Install = Callable[[str], None]
 
 def spec_of(small: Path, method: str = "entropy", **layers: Any) -> ModelSpec:
     calibration = CalibrationSpec(data=str(small.parent / "data.npz"), method=method)
-    return ModelSpec(calibration=calibration, layers=LayerSpec(**layers))
+    none = QuantizationSpec(repair=("none",))
+    return ModelSpec(calibration=calibration, layers=LayerSpec(**layers), quantization=none)
 
 
 def plan_of(report: Report) -> dict[str, Any]:
@@ -159,8 +167,8 @@ def test_nothing_changed_is_used_again_and_an_engine_keeps_its_cache(small: Path
 def test_another_gpu_builds_again(small: Path, install: Install, monkeypatch: pytest.MonkeyPatch) -> None:
     install(TEN)
     build(small, spec=spec_of(small), target=EXPLICIT)
-    for name in ("trtq.pipeline.build.job", "trtq.pipeline.engine.tensorrt"):
-        monkeypatch.setattr(f"{name}.compute_capability", lambda: "9.0")
+    for name in ("trtq.pipeline.build.keys", "trtq.pipeline.engine.tensorrt"):
+        monkeypatch.setattr(f"{name}.find_compute_capability", lambda: "9.0")
     report = build(small, spec=spec_of(small), target=EXPLICIT)
     assert report.reused == ("ranges",)
     assert report.engine.targets == ("9.0",)

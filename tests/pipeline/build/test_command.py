@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,8 +12,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from trtq.calibrators import METHODS
 from trtq.cli import build as build_command
-from trtq.cli import options
+from trtq.cli.options import Given
+from trtq.cli.targets import read_target
+from trtq.models.option import list_options
 from trtq.models.spec import (
     AccuracySpec,
     CalibrationSpec,
@@ -24,21 +26,12 @@ from trtq.models.spec import (
     ModelSpec,
     QuantizationSpec,
 )
-from trtq.pipeline.build.command import (
-    ACCURACY,
-    ACTIVATIONS,
-    CALIBRATION,
-    EVALUATION,
-    OPTIONS,
-    TARGET,
-    WEIGHTS,
-    format_command,
-)
+from trtq.pipeline.build.command import format_command
+from trtq.pipeline.build.job import Job
 from trtq.pipeline.engine.backend import BuilderOptions
 from trtq.pipeline.engine.profiles import GivenShapes
-from trtq.pipeline.build.job import Job
-from trtq.pipeline.formats.scheme import WeightScheme
 from trtq.pipeline.engine.target import Target
+from trtq.pipeline.formats.scheme import WeightScheme
 
 
 def job_of(spec: ModelSpec, target: Target, **more: Any) -> Job:
@@ -52,22 +45,28 @@ def read(command: str) -> tuple[ModelSpec, Target, dict[str, Any]]:
     """Returns what `trtq build` makes of a command line."""
     program, name, *arguments = shlex.split(command)
     assert (program, name) == ("trtq", "build")
-    given = build_command.command.make_context("build", arguments).params
-    return options.spec_from(given["model"], given), options.target_from(given), given
+    ctx = build_command.command.make_context("build", arguments)
+    found = ctx.ensure_object(Given)
+    values = {**ctx.params, "random_data": found.random_data}
+    return found.read_spec(ctx.params["model"]), read_target(found), values
 
 
 SPECS = [
     ModelSpec(),
     ModelSpec(
-        calibration=CalibrationSpec("my data.npz", "mse", samples=64, num_candidates=9, smallest=0.125),
+        calibration=CalibrationSpec("my data.npz", "mse", {"num_candidates": 9, "smallest": 0.125}, 64),
         evaluation=EvaluationSpec("eval.npz", "labels", "logits", 99),
         accuracy=AccuracySpec(0.9, 2.5, "metric.py:f1"),
         layers=LayerSpec(("^/head/", "it's"), ("exp",), ("gate$",)),
     ),
     ModelSpec(
-        calibration=CalibrationSpec("d", "percentile", 99.5, batch_size=2, device="cuda", memory_bytes=7)
+        calibration=CalibrationSpec(
+            "d", "percentile", {"percentile": 99.5}, batch_size=2, device="cuda", memory_bytes=7
+        )
     ),
-    ModelSpec(calibration=CalibrationSpec(num_bins=512, num_levels=64, max_clipped=0.01)),
+    ModelSpec(
+        calibration=CalibrationSpec(parameters={"num_bins": 512, "num_levels": 64, "max_clipped": 0.01})
+    ),
     ModelSpec(quantization=QuantizationSpec(("bias", "weights"), "per-tensor", "asymmetric")),
 ]
 TARGETS = [
@@ -119,9 +118,8 @@ def test_random_data_is_asked_for_again() -> None:
 
 
 def test_what_auto_chose_is_left_to_it() -> None:
-    spec = ModelSpec(layers=LayerSpec(("^mine$", "^chosen$")))
-    command = format_command(job_of(spec, Target(auto=True)), ("^chosen$",))
-    assert read(command)[0].layers.skip == ("^mine$",)
+    job = job_of(ModelSpec(layers=LayerSpec(("^mine$",))), Target(auto=True), kept={"chosen": "harm"})
+    assert read(format_command(job))[0].layers.skip == ("^mine$",)
 
 
 def test_profiles_of_the_settings_become_options_and_given_ones_win() -> None:
@@ -139,23 +137,21 @@ def test_a_migration_names_its_cache() -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings_of", "known"),
+    ("settings_of", "beside"),
     [
-        (CalibrationSpec, {*CALIBRATION}),
-        (QuantizationSpec, {*WEIGHTS, *ACTIVATIONS, "repair"}),
-        (EvaluationSpec, {*EVALUATION}),
-        (AccuracySpec, {*ACCURACY}),
-        (LayerSpec, {"skip", "keep_fp32", "force"}),
-        (BuilderOptions, {*OPTIONS, "version_compatible"}),
-        (
-            Target,
-            {*TARGET, "precision", "compute_capabilities", "shapes", "op_types", "options", "weights", "auto",
-             "requantize"},
-        ),
+        (CalibrationSpec, {"parameters"}),
+        (QuantizationSpec, set()),
+        (EvaluationSpec, set()),
+        (AccuracySpec, set()),
+        (LayerSpec, set()),
+        *((method, set()) for method in METHODS.values()),
+        (BuilderOptions, set()),
+        (Target, {"precision", "shapes", "options", "weights"}),
     ],
-)  # fmt: skip
-def test_every_setting_has_its_option(settings_of: Callable[..., Any], known: set[str]) -> None:
-    assert {item.name for item in fields(settings_of)} == known  # type: ignore[arg-type]
+)
+def test_every_setting_has_its_option(settings_of: type, beside: set[str]) -> None:
+    names = {item.name for item in fields(settings_of)}
+    assert names == {*list_options(settings_of), *beside}
 
 
 def test_defaults_make_the_shortest_command() -> None:

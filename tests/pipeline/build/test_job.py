@@ -12,7 +12,7 @@ import onnx
 import onnx.numpy_helper
 import onnx.parser
 import pytest
-from told import Told
+from recording_watcher import RecordingWatcher
 
 from trtq.errors import DataError, MissingDependency, ModelError, UsageError
 from trtq.models.spec import (
@@ -24,11 +24,13 @@ from trtq.models.spec import (
     ModelSpec,
     QuantizationSpec,
 )
+from trtq.pipeline.build.job import Job
+from trtq.pipeline.build.prepare import prepare
 from trtq.pipeline.engine.backend import Precision
 from trtq.pipeline.engine.profiles import GivenShapes
-from trtq.pipeline.build.job import Job, prepare
-from trtq.pipeline.formats.scheme import WeightScheme
 from trtq.pipeline.engine.target import Target
+from trtq.pipeline.formats import FP16
+from trtq.pipeline.formats.scheme import WeightScheme
 from trtq.progress import Silent
 
 CHEAP = Target(backend="onnxruntime")
@@ -106,7 +108,7 @@ def test_fp16_is_for_backends_that_gain_from_it_unless_asked(
     model: Path, target: Target, fp16: bool, opset: int
 ) -> None:
     job = prepared(model, spec_of(model), target)
-    assert job.way.fp16 is fp16
+    assert (job.strategy.rest is FP16) is fp16
     assert job.graph.opset == opset
 
 
@@ -135,7 +137,7 @@ def test_int8_needs_calibration_data(model: Path) -> None:
 
 
 def test_random_data_is_warned_of(model: Path) -> None:
-    watcher = Told()
+    watcher = RecordingWatcher()
     job = prepared(model, ModelSpec(), random_data=True, watcher=watcher)
     assert job.calibration is not None
     assert job.calibration.is_random
@@ -143,7 +145,7 @@ def test_random_data_is_warned_of(model: Path) -> None:
 
 
 def test_what_loading_changed_is_noted(model: Path) -> None:
-    watcher = Told()
+    watcher = RecordingWatcher()
     prepared(model, spec_of(model), Target(backend="tensorrt-rtx"), watcher=watcher)
     assert "raised the opset from 18 to 19" in watcher.notes
 
@@ -215,7 +217,7 @@ def quantized(model: Path) -> Path:
 
 @pytest.mark.parametrize("precision", ["int8", "fp16"])
 def test_a_quantized_model_needs_no_data_and_stays_int8(model: Path, precision: str) -> None:
-    watcher = Told()
+    watcher = RecordingWatcher()
     target = replace(CHEAP, precision=precision)  # type: ignore[arg-type]
     job = prepared(quantized(model), ModelSpec(), target, watcher=watcher)
     assert job.is_quantized

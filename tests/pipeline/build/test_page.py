@@ -17,9 +17,9 @@ from trtq.pipeline.build import build
 from trtq.pipeline.deliver.html.page_data import read_page_data
 from trtq.pipeline.deliver.manifest import read_manifest
 from trtq.pipeline.deliver.report import Report, read_report
-from trtq.pipeline.report import report
 from trtq.pipeline.engine.target import Target
 from trtq.pipeline.judge.sensitivity import Distance, Effect, LayerSensitivity, Sensitivity, to_json
+from trtq.pipeline.report import report
 
 PLAIN = Target(backend="onnxruntime")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import onnx
@@ -13,9 +13,9 @@ import onnx.parser
 import pytest
 from numpy.typing import NDArray
 
-from trtq.calibrators import Method
+from trtq.calibrators import Method, create_method
 from trtq.calibrators.batches import Batches
-from trtq.calibrators.entropy import Entropy
+from trtq.calibrators.entropy import Auto, Entropy, EntropyWithRows
 from trtq.calibrators.estimate import estimate
 from trtq.calibrators.minmax import MinMax
 from trtq.calibrators.mse import Mse
@@ -32,7 +32,6 @@ from trtq.models.spec import (
 )
 from trtq.pipeline.calibrate.data import (
     ObserveOptions,
-    create_method,
     find_spec,
     observe_graph,
     open_calibration_data,
@@ -120,11 +119,13 @@ def test_a_path_without_a_name_has_no_settings(
 @pytest.mark.parametrize(
     ("spec", "method"),
     [
-        (CalibrationSpec(), Entropy()),
+        (CalibrationSpec(), Auto()),
+        (CalibrationSpec(parameters={"num_bins": 512}), Auto(num_bins=512)),
         (CalibrationSpec(method="minmax"), MinMax()),
         (CalibrationSpec(method="mse"), Mse()),
-        (CalibrationSpec(method="cross-entropy", num_bins=1024), Entropy(num_bins=1024)),
-        (CalibrationSpec(method="percentile", percentile=99.0), Percentile(99.0)),
+        (CalibrationSpec("", "cross-entropy", {"num_bins": 1024}), EntropyWithRows(1024)),
+        (CalibrationSpec("", "percentile", {"percentile": 99.0}), Percentile(99.0)),
+        (CalibrationSpec("", "mse", {"percentile": 99.0}), Mse()),  # as older settings may have it
     ],
 )
 def test_the_method_is_the_one_that_is_named(spec: CalibrationSpec, method: object) -> None:
@@ -258,9 +259,12 @@ def test_pictures_without_settings_are_told(graph: Graph, tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("spec", "method"),
     [
-        (CalibrationSpec(method="percentile", percentile=99.0), Percentile(99.0)),
-        (CalibrationSpec(method="entropy", num_bins=512, max_clipped=0.5), Entropy(512, max_clipped=0.5)),
-        (CalibrationSpec(method="mse", smallest=0.5, num_candidates=3), Mse(3, 0.5)),
+        (CalibrationSpec("", "percentile", {"percentile": 99.0}), Percentile(99.0)),
+        (
+            CalibrationSpec("", "entropy", {"num_bins": 512, "max_clipped": 0.5}),
+            Entropy(512, max_clipped=0.5),
+        ),
+        (CalibrationSpec("", "mse", {"smallest": 0.5, "num_candidates": 3}), Mse(3, 0.5)),
         (CalibrationSpec(method="minmax"), MinMax()),
     ],
 )
@@ -272,14 +276,14 @@ def test_a_method_has_the_parameters_of_the_settings(spec: CalibrationSpec, meth
     ("spec", "message"),
     [
         (
-            CalibrationSpec(method="mse", num_bins=9),
+            CalibrationSpec("", "mse", {"num_bins": 9}),
             "num_bins is no parameter of the calibration method mse; it has num_candidates, smallest",
         ),
         (
-            CalibrationSpec(method="minmax", smallest=0.5),
+            CalibrationSpec("", "minmax", {"smallest": 0.5}),
             "smallest is no parameter of the calibration method minmax; it has none",
         ),
-        (CalibrationSpec(method="entropy", num_bins=1), "entropy needs 2 <= num_levels <= num_bins"),
+        (CalibrationSpec("", "entropy", {"num_bins": 1}), "entropy needs 2 <= num_levels <= num_bins"),
     ],
 )
 def test_a_parameter_of_another_method_is_refused(spec: CalibrationSpec, message: str) -> None:
@@ -304,7 +308,7 @@ def test_the_settings_say_how_the_pass_is_made(graph: Graph, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        (CalibrationSpec(device="tpu"), "the calibration device must be cpu or cuda, got 'tpu'"),
+        (CalibrationSpec(device=cast(Any, "tpu")), "the calibration device must be cpu or cuda, got 'tpu'"),
         (CalibrationSpec(memory_bytes=0), "the calibration memory must be at least 1 byte, got 0"),
     ],
 )

@@ -152,7 +152,7 @@ class Calibration:
         self.firsts: list[list[float]] = []
         header = f"TRT-{_number(version)}-{calibrator.algorithm}"
         text = bytes(_called(calibrator.read_calibration_cache) or b"").decode()
-        self.algorithm = type(calibrator).__mro__[2].__name__
+        self.algorithm = type(calibrator).__bases__[1].__name__
         if text.partition("\n")[0] == header:
             pairs = (line.rpartition(": ") for line in text.splitlines()[1:])
             self.scales = {name: struct.unpack("!f", bytes.fromhex(code))[0] for name, _, code in pairs}

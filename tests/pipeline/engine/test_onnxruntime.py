@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
-import onnxruntime  # noqa: TID253 - a test of the backend
+import onnxruntime
 import pytest
 
 from trtq.errors import BuildError

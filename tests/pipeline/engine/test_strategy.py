@@ -7,29 +7,30 @@ from typing import Any
 
 import numpy as np
 import pytest
+from host_memory import HostMemory
 
 from trtq.calibrators import METHODS
 from trtq.calibrators.batches import Batches, Feed
-from trtq.calibrators.device import HostMemory
 from trtq.errors import DataError, UsageError
 from trtq.models.spec import CalibrationSpec, LayerSpec
 from trtq.pipeline.engine.backends import BACKENDS
-from trtq.pipeline.engine.strategy import (
-    Strategy,
-    choose_strategy,
+from trtq.pipeline.engine.implicit import (
     find_tensorrt_algorithm,
     list_float_tensors,
     list_implicit_layers,
-    pin_precisions,
     plan_implicit,
 )
+from trtq.pipeline.engine.strategy import Strategy, choose_rest, choose_strategy, pin_precisions
 from trtq.pipeline.engine.target import Target
 from trtq.pipeline.engine.tensorrt import TensorRt
+from trtq.pipeline.formats import BF16, FP16, FP32
+from trtq.pipeline.formats.floats import FloatFormat
+from trtq.pipeline.formats.scheme import WeightScheme
 from trtq.pipeline.graph.load import Graph
 from trtq.pipeline.graph.placement import place
 
 OLD, TEN, ELEVEN = "8.6.1", "10.16.1.11", "11.4.0.106"
-IMPLICIT = Strategy("implicit", "", fp16=True, is_typed=False)
+IMPLICIT = Strategy("implicit", "", FP16, is_typed=False)
 GRAPH = """
     g (float[N, 4] x, int64[2] size) => (float[A, B] y, int64[2] shape) {
         [first] h = MatMul (x, w)
@@ -55,38 +56,50 @@ def backend(tensorrt_module: Callable[[str], str], one_gpu: None) -> Callable[[s
     return named
 
 
-# The way
+# Explicit or implicit
 
 
 @pytest.mark.parametrize(
-    ("target", "name", "fp16", "is_typed"),
+    ("target", "name", "rest", "is_typed"),
     [
-        (Target(), "tensorrt-rtx", True, True),
-        (Target(), "onnxruntime", False, True),
-        (Target(), OLD, True, False),
-        (Target(), TEN, True, True),
-        (Target(), ELEVEN, True, True),
-        (Target(high_precision="fp32"), TEN, False, True),
-        (Target(high_precision="fp16"), "onnxruntime", True, True),
-        (Target(precision="fp16"), "onnxruntime", True, True),
-        (Target(precision="fp16", high_precision="fp32"), OLD, True, False),
+        (Target(), "tensorrt-rtx", FP16, True),
+        (Target(), "onnxruntime", FP32, True),
+        (Target(), OLD, FP16, False),
+        (Target(), TEN, FP16, True),
+        (Target(), ELEVEN, FP16, True),
+        (Target(high_precision="fp32"), TEN, FP32, True),
+        (Target(high_precision="fp16"), "onnxruntime", FP16, True),
+        (Target(precision="fp16"), "onnxruntime", FP16, True),
+        (Target(precision="fp16", high_precision="fp32"), OLD, FP16, False),
+        (Target("weights", "bf16", weights=WeightScheme("int4")), "tensorrt-rtx", BF16, True),
     ],
 )
-def test_explicit_is_the_way_wherever_nothing_else_is_asked_for(
-    target: Target, name: str, fp16: bool, is_typed: bool, backend: Callable[[str], Any]
+def test_explicit_is_chosen_unless_implicit_is_asked_for(
+    target: Target, name: str, rest: FloatFormat, is_typed: bool, backend: Callable[[str], Any]
 ) -> None:
-    way = choose_strategy(target, backend(name))
-    assert (way.quantization, way.fp16, way.is_typed) == ("explicit", fp16, is_typed)
-    assert way.fp16_graph == (fp16 and is_typed)
-    assert way.reason.endswith("takes Q/DQ models, as every version since TensorRT 8 does")
+    strategy = choose_strategy(target, backend(name))
+    assert (strategy.quantization, strategy.rest, strategy.is_typed) == ("explicit", rest, is_typed)
+    assert strategy.graph_float == (rest if is_typed else FP32)
+    assert strategy.scale_dtype == ("float16" if is_typed and rest is FP16 else "float32")
+    assert strategy.reason.endswith("takes Q/DQ models, as every version since TensorRT 8 does")
 
 
 @pytest.mark.parametrize("version", [OLD, TEN])
-@pytest.mark.parametrize(("high", "fp16"), [("auto", True), ("fp16", True), ("fp32", False)])
-def test_implicit_is_never_typed(version: str, high: Any, fp16: bool, backend: Callable[[str], Any]) -> None:
-    way = choose_strategy(Target(quantization="implicit", high_precision=high), backend(version))
-    assert way == Strategy("implicit", "as asked; TensorRT 11 has it no more", fp16, is_typed=False)
-    assert not way.fp16_graph
+@pytest.mark.parametrize(("high", "rest"), [("auto", FP16), ("fp16", FP16), ("fp32", FP32)])
+def test_implicit_is_never_typed(
+    version: str, high: Any, rest: FloatFormat, backend: Callable[[str], Any]
+) -> None:
+    strategy = choose_strategy(Target(quantization="implicit", high_precision=high), backend(version))
+    assert strategy == Strategy("implicit", "as asked; TensorRT 11 has it no more", rest, is_typed=False)
+    assert strategy.graph_float is FP32
+
+
+@pytest.mark.parametrize(
+    ("name", "rest"),
+    [("auto", FP16), ("tensorrt", FP16), ("onnxruntime", FP32), ("tensorrt-rtx", FP16)],
+)
+def test_the_rest_is_known_without_a_builder(name: str, rest: FloatFormat) -> None:
+    assert choose_rest(Target(backend=name)) == rest
 
 
 @pytest.mark.parametrize(
@@ -94,7 +107,7 @@ def test_implicit_is_never_typed(version: str, high: Any, fp16: bool, backend: C
     [
         ("tensorrt-rtx", r"it takes Q/DQ models only; for implicit quantization take TensorRT 8\.6 to 10$"),
         ("onnxruntime", r"it takes Q/DQ models; for implicit quantization take TensorRT 8\.6 to 10$"),
-        (ELEVEN, r"TensorRT 11\.4\.0\.106 has no INT8 calibrators any more, they ended with TensorRT 10;"),
+        (ELEVEN, r"TensorRT 11\.4\.0\.106 has no INT8 calibrators, they ended with TensorRT 10;"),
     ],
 )
 def test_implicit_is_refused_where_there_is_none(name: str, told: str, backend: Callable[[str], Any]) -> None:
@@ -109,19 +122,19 @@ def test_implicit_makes_no_fp16_engine(backend: Callable[[str], Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("way", "precision", "allowed"),
+    ("strategy", "precision", "allowed"),
     [
-        (Strategy("explicit", "", fp16=True, is_typed=True), "int8", ()),
-        (Strategy("explicit", "", fp16=True, is_typed=False), "int8", ("int8", "fp16")),
-        (Strategy("explicit", "", fp16=False, is_typed=False), "int8", ("int8",)),
-        (Strategy("explicit", "", fp16=True, is_typed=False), "fp16", ("fp16",)),
+        (Strategy("explicit", "", FP16, is_typed=True), "int8", ()),
+        (Strategy("explicit", "", FP16, is_typed=False), "int8", ("int8", "fp16")),
+        (Strategy("explicit", "", FP32, is_typed=False), "int8", ("int8",)),
+        (Strategy("explicit", "", FP16, is_typed=False), "fp16", ("fp16",)),
         (IMPLICIT, "int8", ("int8", "fp16")),
     ],
 )
 def test_precisions_are_allowed_where_types_do_not_rule(
-    way: Strategy, precision: Any, allowed: tuple[str, ...]
+    strategy: Strategy, precision: Any, allowed: tuple[str, ...]
 ) -> None:
-    assert way.precisions(precision) == allowed
+    assert strategy.list_precisions(precision) == allowed
 
 
 @pytest.mark.parametrize(
@@ -129,8 +142,8 @@ def test_precisions_are_allowed_where_types_do_not_rule(
     [
         (CalibrationSpec(), "entropy2"),
         (CalibrationSpec(method="minmax"), "minmax"),
-        (CalibrationSpec(num_bins=2048), None),
-        (CalibrationSpec(max_clipped=0.0), None),
+        (CalibrationSpec(parameters={"num_bins": 1024}), None),
+        (CalibrationSpec(parameters={"max_clipped": 0.5}), None),
         (CalibrationSpec(method="percentile"), None),
         (CalibrationSpec(method="mse"), None),
         (CalibrationSpec(method="cross-entropy"), None),
@@ -185,7 +198,7 @@ def _kept(graph: Graph, way: Strategy, kept_fp32: tuple[str, ...] = (), **layers
 
 def test_skipped_nodes_are_kept_in_the_precision_of_the_rest(graph: Graph) -> None:
     assert _kept(graph, IMPLICIT, skip=("second|act",)) == {"act": "fp16", "second": "fp16"}
-    in_fp32 = Strategy("implicit", "", fp16=False, is_typed=False)
+    in_fp32 = Strategy("implicit", "", FP32, is_typed=False)
     assert _kept(graph, in_fp32, skip=("second",)) == {"second": "fp32"}
 
 
@@ -198,16 +211,16 @@ def test_what_is_kept_fp32_is_so_also_where_it_is_skipped(graph: Graph) -> None:
 
 def test_what_fp16_ruins_is_kept_fp32_only_where_there_is_fp16(graph: Graph) -> None:
     assert _kept(graph, IMPLICIT, ("act",)) == {"act": "fp32"}
-    assert _kept(graph, Strategy("implicit", "", fp16=False, is_typed=False), ("act",)) == {}
-    assert _kept(graph, Strategy("explicit", "", fp16=True, is_typed=False), ("act",)) == {"act": "fp32"}
+    assert _kept(graph, Strategy("implicit", "", FP32, is_typed=False), ("act",)) == {}
+    assert _kept(graph, Strategy("explicit", "", FP16, is_typed=False), ("act",)) == {"act": "fp32"}
 
 
 def test_an_explicit_model_says_itself_what_is_quantized(graph: Graph) -> None:
-    untyped = Strategy("explicit", "", fp16=True, is_typed=False)
+    untyped = Strategy("explicit", "", FP16, is_typed=False)
     assert _kept(graph, untyped, skip=("first",), keep_fp32=("act",)) == {"act": "fp32"}
     for way in (
-        Strategy("explicit", "", fp16=True, is_typed=True),
-        Strategy("explicit", "", fp16=False, is_typed=False),
+        Strategy("explicit", "", FP16, is_typed=True),
+        Strategy("explicit", "", FP32, is_typed=False),
     ):
         assert _kept(graph, way, ("act",), skip=("first",), keep_fp32=("act",)) == {}
 

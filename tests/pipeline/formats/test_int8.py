@@ -5,38 +5,39 @@ from __future__ import annotations
 import ml_dtypes
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
-from trtq.pipeline.formats.int8 import quantize_int8
+from trtq.pipeline.formats import INT8
+from trtq.pipeline.formats.granularity import Granularity, PerChannel, PerTensor
 
 
 def test_a_hand_worked_weight() -> None:
     weight = np.array([[1.27, -0.5, 0.005], [254, 3, -1]], np.float32)
-    codes, scales = quantize_int8(weight, 0, "float32")
+    codes, scales = INT8.encode(weight, PerChannel(0), "float32")
     np.testing.assert_allclose(scales, [0.01, 2], rtol=1e-6)
     assert codes.tolist() == [[127, -50, 0], [127, 2, 0]]  # 0.5 and 1.5 steps go to the even neighbours
 
 
-@pytest.mark.parametrize("axis", [None, 0, 1, 2, 3])
+@pytest.mark.parametrize("granularity", [PerTensor(), *map(PerChannel, range(4))], ids=str)
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
-def test_every_value_is_within_half_a_step(axis: int | None, dtype: str) -> None:
+def test_every_value_is_within_half_a_step(granularity: Granularity, dtype: str) -> None:
     weight = np.random.default_rng(0).standard_normal((5, 6, 3, 4)).astype(np.float32)
-    codes, scales = quantize_int8(weight, axis, dtype)
-    assert scales.shape == (() if axis is None else (weight.shape[axis],))
-    steps: NDArray[np.float32] = scales.reshape([-1 if i == axis else 1 for i in range(4)])
+    codes, scales = INT8.encode(weight, granularity, dtype)
+    assert scales.shape == granularity.scales_shape(weight.shape)
+    steps = granularity.spread(scales, weight.shape)
+    np.testing.assert_array_equal(INT8.decode(codes, scales, granularity), codes * steps)
     assert (np.abs(codes * steps - weight) <= steps / 2 * 1.001).all()
     assert np.abs(codes).max() <= 127
 
 
 def test_a_channel_of_zeros_has_a_positive_scale_and_zero_codes() -> None:
-    codes, scales = quantize_int8(np.zeros((2, 3), np.float32), 0, "float16")
+    codes, scales = INT8.encode(np.zeros((2, 3), np.float32), PerChannel(0), "float16")
     assert (scales > 0).all()
     assert not codes.any()
 
 
 def test_a_large_weight_of_low_precision_is_worked_on_in_pieces() -> None:
     weight = np.random.default_rng(0).standard_normal((300, 1000)).astype(ml_dtypes.bfloat16)
-    codes, scales = quantize_int8(weight, 1, "float32")
+    codes, scales = INT8.encode(weight, PerChannel(1), "float32")
     wanted = np.abs(weight.astype(np.float32)).max(axis=0) / np.float32(127)
     np.testing.assert_array_equal(scales, wanted)
     np.testing.assert_array_equal(codes, np.rint(weight.astype(np.float32) / wanted))

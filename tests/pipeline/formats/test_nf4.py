@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import importlib
+
 import ml_dtypes
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from reference_nf4 import dequantize_absmax, dequantize_nf4
+from reference_nf4 import dequantize_absmax
 
+from trtq.pipeline.formats import NF4
 from trtq.pipeline.formats.blocks import pack_nibbles, swap_nibbles
 from trtq.pipeline.formats.double import build_dynamic_map, quantize_absmax
-from trtq.pipeline.formats.nf4 import CODEBOOK, quantize_nf4
+from trtq.pipeline.formats.granularity import PerBlock
+from trtq.pipeline.formats.nf4 import CODEBOOK
 
 BLOCK = np.sin(np.arange(64) * 0.7).astype(np.float32) * np.float32(0.3)
 BITSANDBYTES = "7effb30017efeb30017efeb30028efea30028efea30028efea30028efea30028"
@@ -19,31 +23,31 @@ BITSANDBYTES = "7effb30017efeb30017efeb30028efea30028efea30028efea30028efea30028
 
 def test_the_levels_themselves_are_kept() -> None:
     block = np.resize(CODEBOOK, 64) * np.float32(3)
-    codes, absmax = quantize_nf4(block, 0, 64)
+    codes, absmax = NF4.encode(block, PerBlock(0, 64))
     assert codes[:16].tolist() == list(range(16))
     assert absmax.tolist() == [3]
-    np.testing.assert_array_equal(dequantize_nf4(codes, absmax, 0, 64), block)
+    np.testing.assert_array_equal(NF4.decode(codes, absmax, PerBlock(0, 64)), block)
 
 
 def test_every_value_gets_its_nearest_level() -> None:
     weight = np.random.default_rng(0).standard_normal((32, 128)).astype(np.float32)
-    codes, absmax = quantize_nf4(weight, 1, 64)
+    codes, absmax = NF4.encode(weight, PerBlock(1, 64))
     scaled = weight.reshape(32, 2, 64) / absmax[:, :, None]
     nearest = np.abs(scaled[..., None] - CODEBOOK).argmin(axis=-1).reshape(32, 128)
     assert (codes == nearest).mean() > 0.9999  # of a value in the middle either will do
 
 
 def test_a_block_of_zeros_is_kept() -> None:
-    codes, absmax = quantize_nf4(np.zeros(64, np.float32), 0, 64)
+    codes, absmax = NF4.encode(np.zeros(64, np.float32), PerBlock(0, 64))
     assert set(codes.tolist()) == {7}
     assert absmax.tolist() == [0]
-    assert not dequantize_nf4(codes, absmax, 0, 64).any()
+    assert not NF4.decode(codes, absmax, PerBlock(0, 64)).any()
 
 
 def test_a_weight_of_in_out_has_the_codes_of_its_transpose() -> None:
     weight = np.random.default_rng(1).standard_normal((128, 1100)).astype(np.float32)
-    codes, absmax = quantize_nf4(weight, 0, 64)
-    other, other_absmax = quantize_nf4(np.ascontiguousarray(weight.T), 1, 64)
+    codes, absmax = NF4.encode(weight, PerBlock(0, 64))
+    other, other_absmax = NF4.encode(np.ascontiguousarray(weight.T), PerBlock(1, 64))
     np.testing.assert_array_equal(codes.T, other)
     np.testing.assert_array_equal(absmax.T, other_absmax)
 
@@ -51,12 +55,12 @@ def test_a_weight_of_in_out_has_the_codes_of_its_transpose() -> None:
 def test_bfloat16_weights_are_taken() -> None:
     weight = BLOCK.astype(ml_dtypes.bfloat16)
     np.testing.assert_array_equal(
-        quantize_nf4(weight, 0, 64)[0], quantize_nf4(weight.astype(np.float32), 0, 64)[0]
+        NF4.encode(weight, PerBlock(0, 64))[0], NF4.encode(weight.astype(np.float32), PerBlock(0, 64))[0]
     )
 
 
 def test_codes_and_magnitude_are_those_that_bitsandbytes_gave() -> None:
-    codes, absmax = quantize_nf4(BLOCK, 0, 64)
+    codes, absmax = NF4.encode(BLOCK, PerBlock(0, 64))
     assert swap_nibbles(pack_nibbles(codes)).tobytes().hex() == BITSANDBYTES
     assert absmax[0] == np.float32(np.abs(BLOCK).max())
 
@@ -76,11 +80,11 @@ def cases() -> dict[str, NDArray[np.float32]]:
 @pytest.mark.parametrize("block_size", [32, 64, 128])
 @pytest.mark.parametrize("name", cases())
 def test_codes_and_magnitudes_are_those_of_bitsandbytes(name: str, block_size: int) -> None:
-    torch = pytest.importorskip("torch")
+    torch = importlib.import_module("torch")
     functional = pytest.importorskip("bitsandbytes.functional")
     weight = cases()[name]
     packed, state = functional.quantize_4bit(torch.from_numpy(weight), blocksize=block_size, quant_type="nf4")
-    codes, absmax = quantize_nf4(weight, 1, block_size)
+    codes, absmax = NF4.encode(weight, PerBlock(1, block_size))
     np.testing.assert_array_equal(swap_nibbles(pack_nibbles(codes)), packed.numpy().reshape(-1))
     np.testing.assert_array_equal(absmax.reshape(-1), state.absmax.numpy())
     np.testing.assert_array_equal(build_dynamic_map(), functional.create_dynamic_map().numpy())

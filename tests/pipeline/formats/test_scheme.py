@@ -35,4 +35,5 @@ def test_a_scheme_that_does_not_exist_is_refused(arguments: dict[str, Any], mess
 
 
 def test_the_opset_is_the_first_that_holds_the_format() -> None:
-    assert [WeightScheme(name).min_opset for name in ("int8", "int4", "nf4")] == [19, 21, 21]
+    opsets = [WeightScheme(name).number_format.min_opset for name in ("int8", "int4", "nf4")]
+    assert opsets == [19, 21, 21]

@@ -26,7 +26,7 @@ from trtq.pipeline.graph.cache_ranges import (
     rename_as_in_file,
 )
 from trtq.pipeline.graph.load import Graph
-from trtq.pipeline.rewrite.qdq import choose_activation_qparams
+from trtq.pipeline.rewrite.qparams import choose_activation_qparams
 
 GraphOf = Callable[..., Graph]
 

@@ -11,12 +11,10 @@ from checked_qdq import random_array
 from folded import folded, op_types
 
 from trtq.pipeline.graph.fold import (
-    add_initializer,
     drop_identities,
     fold_batch_norm,
     fold_bias,
     fold_constants,
-    make_unique_name,
 )
 
 
@@ -249,23 +247,3 @@ def test_an_identity_of_nothing_stays() -> None:
     model = ir.from_onnx_text(header + 'g (float[N] x) => (float[N] y) { a = Identity("") y = Relu(x) }')
     drop_identities(model)
     assert op_types(model) == ["Identity", "Relu"]
-
-
-def test_a_name_that_is_taken_gets_a_number(model_of: Callable[..., ir.Model]) -> None:
-    model = model_of(
-        """g (float[N,3] x, bool c) => (float[N,3] y) {
-            r = Add(x, w)
-            y = If(c) <
-                then_branch = a () => (float[N,3] t) { t = Relu(r) },
-                else_branch = b () => (float[N,3] e) { e = Neg(r) }
-            >
-        }""",
-        w=random_array(3),
-    )
-    names = [make_unique_name(model.graph, name) for name in ("x", "w", "r", "t", "new")]
-    assert names == ["x_1", "w_1", "r_1", "t_1", "new"]
-    values = [add_initializer(model.graph, "w", np.zeros((), np.int8)) for _ in range(2)]
-    assert [value.name for value in values] == ["w_1", "w_2"]
-    assert values[0].dtype is ir.DataType.INT8
-    assert values[0].shape is not None
-    assert values[0].shape.rank() == 0

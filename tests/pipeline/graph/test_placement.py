@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 import pytest
+from int8_encodings import int8_along, int8_scheme
 from numpy.typing import NDArray
 
 from trtq.kept import KeptNode
@@ -65,9 +66,9 @@ def test_a_layer_with_a_constant_weight(
     assert _only(place(model)) == QuantizedNode(
         "layer",
         call.partition("(")[0].partition("<")[0],
-        "weighted-input",
+        int8_scheme("weighted-input", activation[0], weight=int8_along(axis)),
         (activation,),
-        (place_of_weight, QuantizedWeight("w", axis)),
+        (place_of_weight, "w"),
     )
 
 
@@ -75,12 +76,12 @@ def test_one_scale_a_weight_changes_nothing_else(model_of: Callable[..., ir.Mode
     text = "g (float[N,4,8,8] x) => (float[N,6,8,8] y) { a = Conv(x, w) b = Conv(x, v) y = Add(a, b) }"
     placement = place(model_of(text, w=_random(6, 4, 1, 1), v=_random(6, 4, 1, 1)))
     found = placement.with_one_scale()
-    assert [node.weight for node in found.layers] == [
-        (1, QuantizedWeight("w", None)),
-        (1, QuantizedWeight("v", None)),
+    assert [node.held_weight for node in found.layers] == [
+        QuantizedWeight("w", int8_along(None)),
+        QuantizedWeight("v", int8_along(None)),
     ]
-    assert [(node.name, node.rule, node.activations) for node in found.quantized] == [
-        (node.name, node.rule, node.activations) for node in placement.quantized
+    assert [(node.name, node.scheme.rule, node.activations) for node in found.quantized] == [
+        (node.name, node.scheme.rule, node.activations) for node in placement.quantized
     ]
     assert (len(found.quantized), found.kept) == (3, placement.kept)
 
@@ -98,14 +99,15 @@ def test_a_transposed_convolution_is_quantized_only_on_demand(
     )
     assert _reason(place(model)) == "TensorRT runs ConvTranspose in float"
     asked = _only(place(model, op_types=("Conv", "ConvTranspose")))
-    assert asked.weight == (1, QuantizedWeight("w", axis))
+    assert asked.weight == (1, "w")
+    assert asked.scheme.weight == int8_along(axis)
     assert asked.activations == ((0, "x"),)
 
 
 def test_weights_in_half_precision_are_quantized(model_of: Callable[..., ir.Model]) -> None:
     text = "g (float16[N,4] x) => (float16[N,6] y) { y = MatMul(x, w) }"
     model = model_of(text, w=_random(4, 6).astype(np.float16))
-    assert _only(place(model)).weight == (1, QuantizedWeight("w", 1))
+    assert _only(place(model)).held_weight == QuantizedWeight("w", int8_along(1))
 
 
 @pytest.mark.parametrize(
@@ -192,6 +194,18 @@ def test_layers_are_skipped_by_a_pattern_in_their_names(model_of: Callable[..., 
     assert placement.activations == ("a",)
 
 
+def test_a_node_is_kept_for_the_reason_that_is_given_with_its_name(model_of: Callable[..., ir.Model]) -> None:
+    model = model_of(TWO_LAYERS, w=_random(4, 4, 1, 1), v=_random(4, 4, 1, 1))
+    kept = {"body_1": "no-kernel: it ran as float", "stem": "chosen", "unknown": "of another graph"}
+    placement = place(model, skip=["^stem$", "^hea"], kept=kept)
+    assert placement.quantized == ()
+    assert placement.kept == (
+        KeptNode("stem", "Conv", "chosen"),
+        KeptNode("body_1", "Conv", "no-kernel: it ran as float"),
+        KeptNode("head", "Conv", "skipped by '^hea'"),
+    )
+
+
 def test_patterns_that_match_nothing_come_with_the_names_nearest_to_them(
     model_of: Callable[..., ir.Model],
 ) -> None:
@@ -206,7 +220,7 @@ def test_patterns_that_match_nothing_come_with_the_names_nearest_to_them(
 def _adds(model: ir.Model, **arguments: Any) -> list[tuple[str, tuple[tuple[int, str], ...]]]:
     placement = place(model, **arguments)
     adds = [node for node in placement.quantized if node.op_type == "Add"]
-    assert all(node.rule == "residual-add" and node.weight is None for node in adds)
+    assert all(node.scheme.rule == "residual-add" and node.weight is None for node in adds)
     assert not set(adds) & set(placement.layers)
     return [(node.name, node.activations) for node in adds]
 
@@ -309,6 +323,8 @@ def test_an_addition_can_be_skipped_and_goes_with_its_convolution(model_of: Call
     assert _adds(model) == [("add", ((1, "x"),))]
     assert _adds(model, skip=["^add$"]) == []
     assert _adds(model, skip=["^conv$"]) == []
+    assert _adds(model, kept={"add": "its other input has no range"}) == []
+    assert _adds(model, kept={"conv": "it loses too much"}) == []
     assert [node.name for node in place(model).layers] == ["conv"]
 
 
@@ -345,6 +361,8 @@ def test_what_a_softmax_gets_is_quantized_only_on_demand(
     assert [node.name for node in place(model, force=["."]).quantized] == ["mm"]
     types = ("MatMul", "Softmax")
     placement = place(model, force=["."], op_types=types)
-    assert placement.quantized[1:] == (QuantizedNode("soft", op_type, "softmax-input", ((0, "a"),)),)
+    assert placement.quantized[1:] == (
+        QuantizedNode("soft", op_type, int8_scheme("softmax-input", 0), ((0, "a"),)),
+    )
     assert [node.name for node in placement.layers] == ["mm"]
     assert len(place(model, force=["."], op_types=types, skip=["soft"]).quantized) == 1

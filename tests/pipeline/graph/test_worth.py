@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -19,7 +20,7 @@ def _random(*shape: int) -> NDArray[np.float32]:
     return np.random.default_rng(sum(shape)).standard_normal(shape).astype(np.float32)
 
 
-def _kept(model: ir.Model, **settings: tuple[str, ...]) -> dict[str, str]:
+def _kept(model: ir.Model, **settings: Any) -> dict[str, str]:
     """Returns the rule that keeps each layer float, by node name."""
     infer_shapes(model)
     return {node.name: node.reason.partition(":")[0] for node in place(model, **settings).kept}
@@ -191,7 +192,7 @@ def test_attention_is_quantized_on_demand(model_of: ModelOf) -> None:
     model = model_of(text)
     assert _kept(model) == {"scores": "two-activations", "mix": "two-activations"}
     placement = place(model, op_types=(*DEFAULT_OP_TYPES, ATTENTION))
-    assert [(node.name, node.rule, node.activations) for node in placement.quantized] == [
+    assert [(node.name, node.scheme.rule, node.activations) for node in placement.quantized] == [
         ("scores", "two-activations", ((0, "x"), (1, "x"))),
         ("mix", "two-activations", ((0, "p"), (1, "x"))),
     ]

@@ -282,7 +282,8 @@ def test_labels_belong_to_the_named_output(two_outputs: Path) -> None:
 
 def test_an_engine_is_compared_and_counted_by_its_runner(demo: Path, digits: Batches) -> None:
     model = demo / "model.onnx"
-    polygraphy = pytest.importorskip("polygraphy.backend.onnxrt")
+    from polygraphy.backend import onnxrt as polygraphy
+
     engine = polygraphy.OnnxrtRunner(open_session(model, optimize=False), name="engine")
     pairs = [("engine", "fp32")]
     labels = Labels("labels")

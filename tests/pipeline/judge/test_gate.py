@@ -97,7 +97,7 @@ def test_a_reference_that_is_not_finite_fails() -> None:
         "fail",
         (
             "output 'y' cannot be compared: its values in fp32 are NaN, infinite or too large; "
-            "look at the model and its data",
+            "check the model and its data",
         ),
     )
 

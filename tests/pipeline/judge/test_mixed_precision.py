@@ -6,6 +6,7 @@ import itertools
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -24,6 +25,8 @@ from trtq.pipeline.judge.mixed_precision import (
 from trtq.pipeline.judge.sensitivity import Distance, Effect
 from trtq.pipeline.judge.switchable import Switchable
 
+NO_SESSION = cast(Any, None)
+"""Of layers that are only named."""
 _GATE = AccuracySpec(min_cosine=0.99, max_drop=1.0)
 _ALLOWED = 0.99**-2 - 1
 
@@ -44,10 +47,10 @@ class Additive(EffectMeter):
     scores: Mapping[str, float] = field(default_factory=dict)
     asked: list[tuple[str, ...]] = field(default_factory=list)
 
-    def alone(self, batches: Batches) -> dict[str, Effect]:
+    def measure_alone(self, batches: Batches) -> dict[str, Effect]:
         return {name: effect_of(error) for name, error in self.errors.items()}
 
-    def kept(
+    def measure_kept(
         self, mixtures: Mapping[str, Sequence[str]], batches: Batches
     ) -> tuple[Mapping[str, Effect], float | None]:
         self.asked += [tuple(kept) for kept in mixtures.values()]
@@ -60,7 +63,7 @@ class Additive(EffectMeter):
 
 
 def additive(errors: Mapping[str, float], scores: Mapping[str, float] | None = None) -> Additive:
-    session = Switchable(None, tuple(errors))
+    session = Switchable(NO_SESSION, tuple(errors))
     return Additive(session, lambda kept: set(errors) - set(kept), errors=errors, scores=scores or {})
 
 
@@ -98,16 +101,18 @@ def test_a_part_that_others_drown_out_counts_as_much_as_they_do() -> None:
     """A layer before the scores of a detector changes nothing of its output but these."""
 
     class Detector(Additive):
-        def alone(self, batches: Batches) -> dict[str, Effect]:
+        def measure_alone(self, batches: Batches) -> dict[str, Effect]:
             return {
                 name: replace(
                     effect, parts={"y": {"boxes": Distance(1.0, 40.0), "scores": Distance(1.0, db)}}
                 )
-                for (name, effect), db in zip(super().alone(batches).items(), (10.0, 50.0), strict=True)
+                for (name, effect), db in zip(
+                    super().measure_alone(batches).items(), (10.0, 50.0), strict=True
+                )
             }
 
     errors = {"scores": 0.001, "boxes": 0.3}
-    session = Switchable(None, tuple(errors))
+    session = Switchable(NO_SESSION, tuple(errors))
     meter = Detector(session, lambda kept: set(errors) - set(kept), errors=errors)
     assert (
         choose_layers(meter, {"scores": 1, "boxes": 1}, _GATE, batches_of(4), DataSize(4, 4)).order[0]
@@ -121,8 +126,8 @@ def test_a_silent_part_and_a_broken_output() -> None:
     errors = {"silent": 0.1, "loud": 0.3, "broken": 0.2}
 
     class Detector(Additive):
-        def alone(self, batches: Batches) -> dict[str, Effect]:
-            found = super().alone(batches)
+        def measure_alone(self, batches: Batches) -> dict[str, Effect]:
+            found = super().measure_alone(batches)
             found["silent"] = replace(found["silent"], parts={"y": {"a": silent}})
             broken = {"y": Distance(math.nan, math.nan)}
             found["broken"] = replace(
@@ -130,7 +135,7 @@ def test_a_silent_part_and_a_broken_output() -> None:
             )
             return found
 
-    session = Switchable(None, tuple(errors))
+    session = Switchable(NO_SESSION, tuple(errors))
     meter = Detector(session, lambda kept: set(errors) - set(kept), errors=errors)
     order = choose_layers(meter, dict.fromkeys(errors, 1), _GATE, batches_of(4), DataSize(4, 4)).order
     assert order == ("broken", "loud", "silent")

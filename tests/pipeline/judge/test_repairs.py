@@ -79,11 +79,11 @@ def _found(
     data: Batches,
     allowed: Sequence[str] = REPAIRS,
     *methods: str,
-    look: SampleBudget | None = None,
+    budget: SampleBudget | None = None,
 ) -> tuple[Ranges, Repairs]:
     placement = place(graph.model, force=["."])
     ranges = _ranges(graph, placement, data, *methods)
-    found = find_repairs(graph.model, placement, ranges, data, allowed, look)
+    found = find_repairs(graph.model, placement, ranges, data, allowed, budget)
     assert found is not None
     return found
 
@@ -222,8 +222,8 @@ def test_few_samples_rescale_nothing(net: Callable[..., Graph]) -> None:
 
 
 def test_many_candidates_are_tried_on_a_few_samples_first(net: Callable[..., Graph]) -> None:
-    look = SampleBudget(8, 24)
-    _, repairs = _found(net(np.geomspace(1, 100, _WIDTH)), _data(), REPAIRS, "minmax", look=look)
+    budget = SampleBudget(8, 24)
+    _, repairs = _found(net(np.geomspace(1, 100, _WIDTH)), _data(), REPAIRS, "minmax", budget=budget)
     assert repairs.num_samples == 24
     rescalings = [item for item in repairs.tried if item.name not in ("bias", "weights")]
     assert len(rescalings) > 6

@@ -87,8 +87,11 @@ def test_an_own_metric_may_do_without_labels_and_import_what_lies_beside_it(
         ("return 1 / 0", r"own\.py:f failed on the outputs of fp32: ZeroDivisionError: division by zero"),
         ("raise SystemExit(3)", r"own\.py:f failed on the outputs of fp32: SystemExit: 3"),
         ("outputs['y'][:] = 0", r"failed on the outputs of fp32: ValueError: assignment destination is read"),
-        ("return float('nan')", r"returned nan for the outputs of fp32; it must return a finite number"),
-        ("return np.inf", r"returned inf for the outputs of fp32; it must return a finite number"),
+        (
+            "return float('nan')",
+            r"returned nan for the outputs of fp32; it must return 0 to 1, higher is better",
+        ),
+        ("return np.inf", r"returned inf for the outputs of fp32; it must return 0 to 1"),
         ("return None", r"own\.py:f returned NoneType for fp32; it must return a number"),
         ("return np.ones(3)", r"returned ndarray of shape \(3,\) for fp32; it must return a number"),
         (

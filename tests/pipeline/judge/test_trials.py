@@ -1,4 +1,4 @@
-"""Tests of the judge of quantized models: marks by hand, and which data and which tensors are looked at."""
+"""Tests of the judge of quantized models: scores by hand, and which data and tensors are used."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from trtq.calibrators.batches import Batches, Feed
 from trtq.calibrators.ranges import Range, Ranges
 from trtq.pipeline.graph.load import Graph
 from trtq.pipeline.graph.placement import place
-from trtq.pipeline.judge.trials import Judge, Marks, open_judge
+from trtq.pipeline.judge.trials import SampleScores, TrialJudge, open_trial_judge
 
 _NET = """
 net (float[N, 2] x) => (float[N, 2] y, float[N, 2] p) {
@@ -43,58 +43,58 @@ def feeds_of(number: int, size: int = 2) -> list[NDArray[np.float32]]:
     return [np.full((size, 2), index, np.float32) for index in range(number)]
 
 
-def _judge(graph: Graph, arrays: list[NDArray[np.float32]], num_samples: int = 64) -> Judge:
-    judge = open_judge(graph.model, place(graph.model, force=["."]), batches_of(arrays), num_samples)
+def _judge(graph: Graph, arrays: list[NDArray[np.float32]], num_samples: int = 64) -> TrialJudge:
+    judge = open_trial_judge(graph.model, place(graph.model, force=["."]), batches_of(arrays), num_samples)
     assert judge is not None
     return judge
 
 
-# Marks
+# Scores
 
 
-def test_marks_are_by_sample_and_by_output(graph: Graph) -> None:
+def test_scores_are_by_sample_and_by_output(graph: Graph) -> None:
     arrays = [np.ones((2, 2), np.float32), np.array([[0, 1], [0, 100]], np.float32)]
     judge = replace(_judge(graph, arrays), outputs=("y",))
-    judge = replace(judge, truth=tuple((feed[0],) for feed in judge.truth))
-    (found,) = judge.marks([ranges_of(50.0)], judge.feeds)
+    judge = replace(judge, reference=tuple((feed[0],) for feed in judge.reference))
+    (found,) = judge.score([ranges_of(50.0)], judge.feeds)
     step = 50 / 127  # 1 becomes 3 steps, and 100 is clipped to 50
     lost = [1 - 3 * step, 50.0]
     assert found.samples == pytest.approx([20 * math.log10(1 / abs(lost[0])), 20 * math.log10(2)], abs=1e-3)
     whole = 10 * math.log10((1 + 100**2) / (lost[0] ** 2 + lost[1] ** 2))
-    assert found.wholes == pytest.approx([whole], abs=1e-3)
+    assert found.outputs == pytest.approx([whole], abs=1e-3)
     assert found.db == pytest.approx((found.samples.mean() + whole) / 2)
 
 
-def test_exact_wrong_and_silent_outputs_have_finite_marks(graph: Graph) -> None:
+def test_exact_wrong_and_silent_outputs_have_finite_scores(graph: Graph) -> None:
     arrays = [np.ones((2, 2), np.float32), np.array([[0, 127], [0, 0]], np.float32)]
     judge = replace(_judge(graph, arrays), outputs=("y",))
-    judge = replace(judge, truth=tuple((feed[0],) for feed in judge.truth))
-    exact, wrong = judge.marks([ranges_of(127.0), ranges_of(1e-30)], judge.feeds)
+    judge = replace(judge, reference=tuple((feed[0],) for feed in judge.reference))
+    exact, wrong = judge.score([ranges_of(127.0), ranges_of(1e-30)], judge.feeds)
     assert exact.samples.tolist() == [80.0, 0.0]  # the other sample has no signal
-    assert exact.wholes.tolist() == [80.0]
+    assert exact.outputs.tolist() == [80.0]
     assert wrong.samples[0] == pytest.approx(0, abs=0.1)
 
 
-def _marks(*samples: float, whole: float | None = None) -> Marks:
-    return Marks(np.array(samples), np.array([np.mean(samples) if whole is None else whole]))
+def _scores(*samples: float, whole: float | None = None) -> SampleScores:
+    return SampleScores(np.array(samples), np.array([np.mean(samples) if whole is None else whole]))
 
 
 @pytest.mark.parametrize(
-    ("marks", "clearly"),
+    ("scores", "clearly"),
     [
-        (_marks(11, 11.1, 10.9, 11), True),
-        (_marks(10.1, 10.1, 10.1, 10.1), False),  # less than 0.2 dB
-        (_marks(20, 4, 18, 3), False),  # by chance
-        (_marks(11, 11.1, 10.9, 11, whole=5), False),  # the worst samples lose more than the others gain
-        (_marks(10, 10, 10, 10), False),
+        (_scores(11, 11.1, 10.9, 11), True),
+        (_scores(10.1, 10.1, 10.1, 10.1), False),  # less than 0.2 dB
+        (_scores(20, 4, 18, 3), False),  # by chance
+        (_scores(11, 11.1, 10.9, 11, whole=5), False),  # the worst samples lose more than the others gain
+        (_scores(10, 10, 10, 10), False),
     ],
 )
-def test_better_is_better_by_more_than_chance(marks: Marks, clearly: bool) -> None:
-    assert marks.is_clearly_above(_marks(10, 10, 10, 10)) == clearly
+def test_better_is_better_by_more_than_chance(scores: SampleScores, clearly: bool) -> None:
+    assert scores.is_clearly_above(_scores(10, 10, 10, 10)) == clearly
 
 
 def test_one_sample_proves_nothing() -> None:
-    assert not _marks(50).is_clearly_above(_marks(10))
+    assert not _scores(50).is_clearly_above(_scores(10))
 
 
 # What is looked at
@@ -104,8 +104,6 @@ def test_every_second_feed_is_held_back_and_the_first_few_are_spread(graph: Grap
     judge = _judge(graph, feeds_of(16), 16)
     assert [int(feed.arrays["x"][0, 0]) for feed in judge.feeds] == [1, 9, 3, 11, 5, 13, 7, 15]
     assert judge.num_samples == 16
-    assert [int(feed.arrays["x"][0, 0]) for feed in judge.first(3)] == [1, 9]
-    assert list(judge.first(99)) == list(judge.feeds)
 
 
 @pytest.mark.parametrize(("number", "wanted"), [(100, 8), (31, 8), (5, 8)])
@@ -118,9 +116,9 @@ def test_no_more_is_held_back_than_asked_for(graph: Graph, number: int, wanted: 
 
 
 def test_one_feed_leaves_nothing_to_judge_by(graph: Graph) -> None:
-    assert open_judge(graph.model, place(graph.model), batches_of(feeds_of(1)), 8) is None
+    assert open_trial_judge(graph.model, place(graph.model), batches_of(feeds_of(1)), 8) is None
 
 
 def test_outputs_of_whole_numbers_are_not_judged(graph_of: Callable[..., Graph]) -> None:
     model = graph_of("net (float[3, 3] x) => (int64[3, 1] y) { y = ArgMax (x) }").model
-    assert open_judge(model, place(model), batches_of(feeds_of(4)), 8) is None
+    assert open_trial_judge(model, place(model), batches_of(feeds_of(4)), 8) is None

@@ -8,11 +8,12 @@ import onnx
 import pytest
 
 from trtq.errors import ArtifactError, BuildError, DataError, ModelError, UsageError
-from trtq.models.spec import EvaluationSpec, ModelSpec
-from trtq.pipeline import build as building
+from trtq.models.spec import EvaluationSpec, ModelSpec, QuantizationSpec
+from trtq.pipeline.build import models
 from trtq.pipeline.deliver.report import Report
 from trtq.pipeline.engine.profiles import GivenShapes
 from trtq.pipeline.engine.target import Target
+from trtq.pipeline.formats.scheme import WeightScheme
 from trtq.pipeline.migrate import migrate
 from trtq.pipeline.verify import verify
 
@@ -25,6 +26,26 @@ def test_only_int8_engines_come_of_a_cache(demo: Path, cache: Path) -> None:
         UsageError, match=r"^a calibration cache makes an INT8 engine, no fp16 one: use `trtq build`$"
     ):
         migrate(demo, cache, target=Target(precision="fp16"))
+
+
+@pytest.mark.parametrize(
+    ("target", "option"),
+    [
+        (Target(auto=True), "--auto"),
+        (Target(weights=WeightScheme("int4")), "--weights"),
+        (Target(quantization="implicit"), "--quantization implicit"),
+    ],
+)
+def test_what_only_a_build_does_is_refused(demo: Path, cache: Path, target: Target, option: str) -> None:
+    message = rf"^{option} is for `trtq build`; `trtq migrate` takes the ranges as they are in the cache$"
+    with pytest.raises(UsageError, match=message):
+        migrate(demo, cache, target=target)
+
+
+def test_what_a_build_refuses_a_migration_refuses(demo: Path, cache: Path) -> None:
+    spec = ModelSpec(quantization=QuantizationSpec(activations="asymmetric"))
+    with pytest.raises(UsageError, match=r"^--activations asymmetric is for --backend onnxruntime"):
+        migrate(demo, cache, spec=spec, target=Target(backend="tensorrt-rtx"))
 
 
 def test_a_quantized_model_has_its_scales(built: Report, cache: Path) -> None:
@@ -82,7 +103,7 @@ def test_a_failed_build_leaves_nothing(
     demo: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     empty = onnx.ModelProto(producer_name="nobody").SerializeToString()
-    monkeypatch.setattr(building, "save", lambda _, path: path.write_bytes(empty))
+    monkeypatch.setattr(models, "save", lambda _, path: path.write_bytes(empty))
     with pytest.raises(
         BuildError, match=r"^trtq made an invalid model\.fp16\.onnx, which is its fault: The model does not"
     ):

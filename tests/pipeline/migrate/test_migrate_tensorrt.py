@@ -9,9 +9,9 @@ from typing import Any
 
 import onnx
 import pytest
+from host_memory import HostMemory
 
 from trtq.calibrators.cache import CalibrationCache, format_cache
-from trtq.calibrators.device import HostMemory
 from trtq.errors import UsageError
 from trtq.models.spec import ModelSpec
 from trtq.pipeline.deliver.manifest import read_manifest

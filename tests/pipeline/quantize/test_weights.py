@@ -16,9 +16,13 @@ from numpy.typing import NDArray
 from trtq.errors import UsageError
 from trtq.models.session import open_session, run
 from trtq.models.spec import LayerSpec, ModelSpec
+from trtq.pipeline import formats
 from trtq.pipeline.engine.backends import BACKENDS
 from trtq.pipeline.engine.strategy import Strategy
 from trtq.pipeline.engine.target import Target
+from trtq.pipeline.formats import BF16, FP16, FP32
+from trtq.pipeline.formats.encoding import Encoding
+from trtq.pipeline.formats.granularity import PerBlock
 from trtq.pipeline.formats.scheme import WeightScheme
 from trtq.pipeline.graph import load as loading
 from trtq.pipeline.graph.load import Graph, load
@@ -27,16 +31,19 @@ from trtq.pipeline.judge.widen import has_bf16, without_bf16
 from trtq.pipeline.quantize.weights import (
     describe_smaller_blocks,
     place_weights,
-    quantize_chosen_weights,
     refuse_weights,
     report_weights,
 )
-from trtq.pipeline.rewrite.mixed import MixedModel
+from trtq.pipeline.rewrite.mixed import quantize_graph
 from trtq.pipeline.rewrite.precision import to_bf16, to_fp16
-from trtq.pipeline.rewrite.weights.choose import ChosenWeight
+from trtq.pipeline.rewrite.weights.choose import ChosenWeight, group_by_weight
 from trtq.progress import Log, Silent
 
 INT4 = Target(precision="weights", weights=WeightScheme("int4"))
+
+
+def _int4(block_size: int) -> Encoding:
+    return Encoding(formats.INT4, PerBlock(0, block_size))
 
 
 @pytest.mark.parametrize(
@@ -71,7 +78,7 @@ class _Free:
 
 
 def test_a_builder_that_picks_precisions_itself_is_refused() -> None:
-    free = Strategy("explicit", "", fp16=True, is_typed=False)
+    free = Strategy("explicit", "", FP16, is_typed=False)
     message = (
         "--weights int4 needs a builder that takes its precisions from the graph; backend tensorrt of "
         "version 8.6 picks them itself"
@@ -84,14 +91,14 @@ def test_a_builder_that_picks_precisions_itself_is_refused() -> None:
 def test_onnx_runtime_is_not_asked_for_bf16() -> None:
     target = Target(precision="weights", weights=WeightScheme("int4"), high_precision="bf16")
     with pytest.raises(UsageError, match="backend onnxruntime has no BF16 on the CPU"):
-        refuse_weights(target, BACKENDS["onnxruntime"], Strategy("explicit", "", fp16=False, is_typed=True))
+        refuse_weights(target, BACKENDS["onnxruntime"], Strategy("explicit", "", FP32, is_typed=True))
 
 
 @pytest.mark.parametrize(
     ("targets", "named"), [((), "8.0 and newer"), (("8.6", "8.9"), "8.6"), (("7.5", "8.0"), "7.5, 8.0")]
 )
 def test_fp8_is_for_gpus_that_have_it(targets: tuple[str, ...], named: str) -> None:
-    typed = Strategy("explicit", "", fp16=True, is_typed=True)
+    typed = Strategy("explicit", "", FP16, is_typed=True)
     target = Target(precision="weights", weights=WeightScheme("fp8"), compute_capabilities=targets)
     message = (
         f"--weights fp8 needs GPUs of compute capability 8.9 or newer, and the engine is for {named}; "
@@ -118,10 +125,14 @@ def graph(graph_of: Callable[..., Graph]) -> Graph:
 
 def test_beside_int8_only_small_products_are_in_few_bits(graph: Graph) -> None:
     target = Target(weights=WeightScheme("int4"))
-    placement, chosen = place_weights(graph, ModelSpec(), target, place(graph.model), Silent())
-    assert [node.name for node in placement.quantized] == ["big"]
-    assert [weight.tensor for weight in chosen] == ["v"]
-    assert placement.kept == ()
+    placement = place_weights(graph, ModelSpec(), target, place(graph.model), Silent())
+    assert [(node.name, str(node.scheme)) for node in placement.quantized] == [
+        ("big", "int8 x int8"),
+        ("small", "float x int4"),
+    ]
+    assert [node.name for node in placement.layers] == ["big"]
+    assert [node.weight for node in placement.weights_alone] == [(1, "v")]
+    assert (placement.activations, placement.kept) == (("x",), ())
 
 
 def test_a_small_product_that_cannot_be_in_few_bits_stays_in_int8(graph_of: Callable[..., Graph]) -> None:
@@ -129,27 +140,27 @@ def test_a_small_product_that_cannot_be_in_few_bits_stays_in_int8(graph_of: Call
     w, v = (rng.standard_normal(shape).astype(np.float32) for shape in ((512, 900), (900, 64)))
     graph = graph_of(TEXT, min_opset=21, w=w, v=v)  # no block of 16 divides 900
     target = Target(weights=WeightScheme("int4"))
-    placement, chosen = place_weights(graph, ModelSpec(), target, place(graph.model), Silent())
-    assert [node.name for node in placement.quantized] == ["big", "small"]
-    assert (chosen, placement.kept) == ((), ())
+    placement = place_weights(graph, ModelSpec(), target, place(graph.model), Silent())
+    assert [str(node.scheme) for node in placement.quantized] == ["int8 x int8", "int8 x int8"]
+    assert (placement.weights_alone, placement.kept) == ((), ())
 
 
 def test_blocks_that_are_smaller_than_asked_are_told(graph_of: Callable[..., Graph]) -> None:
     log = Log(Silent())
     w, v = np.ones((512, 80), np.float32), np.ones((80, 64), np.float32)
-    place_weights(graph_of(TEXT, min_opset=21, w=w, v=v), ModelSpec(), INT4, Placement((), ()), log)
+    place_weights(graph_of(TEXT, min_opset=21, w=w, v=v), ModelSpec(), INT4, Placement(), log)
     assert log.warnings == [
         "1 of 2 weights have smaller blocks, since 64 does not divide their inputs: 'v' (16)"
     ]
-    chosen = tuple(ChosenWeight(f"w{index}", (80, 64), 0, 16, ()) for index in range(5))
+    chosen = tuple(ChosenWeight(f"w{index}", (80, 64), _int4(16), ()) for index in range(5))
     assert describe_smaller_blocks(chosen, 64).endswith("'w0' (16), 'w1' (16), 'w2' (16) and 2 more")
 
 
 def test_what_is_skipped_or_matches_nothing_is_told(graph: Graph) -> None:
     log = Log(Silent())
     spec = ModelSpec(layers=LayerSpec(skip=("small", "smal$"), keep_fp32=("^big$",)))
-    placement, chosen = place_weights(graph, spec, INT4, Placement((), ()), log)
-    assert not chosen
+    placement = place_weights(graph, spec, INT4, Placement(), log)
+    assert not placement.quantized
     assert [node.reason for node in placement.kept] == ["skipped by '^big$'", "skipped by 'small'"]
     assert log.warnings == [
         "'smal$' matches no node or weight; the nearest names are small",
@@ -158,17 +169,18 @@ def test_what_is_skipped_or_matches_nothing_is_told(graph: Graph) -> None:
 
 
 def test_the_report_counts_scales_in_the_precision_of_the_graph(graph: Graph) -> None:
-    _, chosen = place_weights(graph, ModelSpec(), INT4, Placement((), ()), Silent())
+    placement = place_weights(graph, ModelSpec(), INT4, Placement(), Silent())
+    chosen = group_by_weight(graph.model, placement)
     bits = {
-        half: report_weights(chosen, INT4, backend="onnxruntime", half=half).bits_per_weight
-        for half in (True, False)
+        rest.name: report_weights(chosen, INT4, backend="onnxruntime", rest=rest).bits_per_weight
+        for rest in (FP16, BF16, FP32)
     }
-    assert bits == {True: 4.25, False: 4.5}
+    assert bits == {"fp16": 4.25, "bf16": 4.25, "fp32": 4.5}
 
 
 def test_the_report_tells_the_blocks_that_were_used() -> None:
-    chosen = tuple(ChosenWeight(f"w{size}", (96, 64), 0, size, ()) for size in (16, 32))
-    found = report_weights(chosen, INT4, backend="onnxruntime", half=True)
+    chosen = tuple(ChosenWeight(f"w{size}", (96, 64), _int4(size), ()) for size in (16, 32))
+    found = report_weights(chosen, INT4, backend="onnxruntime", rest=FP16)
     assert (found.block_size, found.smallest_block) == (32, 16)
 
 
@@ -177,13 +189,13 @@ def test_bf16_computes_the_same_up_to_its_own_rounding(
     graph: Graph, outputs_of: Callable[..., list[NDArray[np.float32]]], name: Any
 ) -> None:
     target = Target(precision="weights", weights=WeightScheme(name), high_precision="bf16")
-    _, chosen = place_weights(graph, ModelSpec(), target, Placement((), ()), Silent())
-    base = MixedModel(*to_bf16(graph.model))
-    assert base.kept_fp32 == ()
-    result = quantize_chosen_weights(base, graph, chosen, target, backend="tensorrt").model
+    placement = place_weights(graph, ModelSpec(), target, Placement(), Silent())
+    mixed = quantize_graph(graph, placement, rest=BF16)
+    result = mixed.model
+    assert mixed.kept_fp32 == ()
     assert has_bf16(result)
     assert not has_bf16(graph.model)
-    plain = quantize_chosen_weights(MixedModel(graph.model), graph, chosen, target, backend="tensorrt").model
+    plain = quantize_graph(graph, placement).model
     wanted, found = outputs_of(plain)[0], outputs_of(without_bf16(result))[0]
     assert found.dtype == np.float32
     assert np.linalg.norm(found - wanted) < 0.05 * np.linalg.norm(wanted)  # other scales, other codes
@@ -191,11 +203,8 @@ def test_bf16_computes_the_same_up_to_its_own_rounding(
 
 def test_tensorrt_builds_bf16(graph: Graph, build_rtx: Callable[..., dict[str, set[str]]]) -> None:
     target = Target(precision="weights", weights=WeightScheme("int4"), high_precision="bf16")
-    _, chosen = place_weights(graph, ModelSpec(), target, Placement((), ()), Silent())
-    result = quantize_chosen_weights(
-        MixedModel(*to_bf16(graph.model)), graph, chosen, target, backend="tensorrt"
-    )
-    kernels = build_rtx(result.model, N=2)
+    placement = place_weights(graph, ModelSpec(), target, Placement(), Silent())
+    kernels = build_rtx(quantize_graph(graph, placement, rest=BF16).model, N=2)
     assert any({"Int4", "BFloat16"} <= dtypes for dtypes in kernels.values())
 
 

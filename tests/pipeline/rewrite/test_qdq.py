@@ -12,18 +12,15 @@ import onnx
 import onnx_ir as ir
 import pytest
 from checked_qdq import quantized, random_array, ranges_to
+from int8_encodings import int8_along
 from numpy.typing import NDArray
 
 from trtq.calibrators.ranges import Range, Ranges
 from trtq.errors import ModelError, UsageError
 from trtq.models.spec import Activations
 from trtq.pipeline.graph.placement import place
-from trtq.pipeline.rewrite.qdq import (
-    choose_activation_qparams,
-    choose_weight_qparams,
-    quantize,
-    quantize_array,
-)
+from trtq.pipeline.rewrite.qdq import quantize
+from trtq.pipeline.rewrite.qparams import choose_activation_qparams, choose_weight_qparams, quantize_array
 
 DTYPES = ("float32", "float16", "bfloat16")
 
@@ -77,7 +74,7 @@ def test_the_pair_at_an_activation_and_the_weight(
     assert codes.dtype == zeros.dtype == np.int8
     assert scales.dtype == np.float32
     assert (codes.shape, scales.shape, zeros.shape) == (weight.shape, (6,), (6,))
-    expected = choose_weight_qparams(weight, 0, scale_dtype)
+    expected = choose_weight_qparams(weight, int8_along(0), scale_dtype)
     np.testing.assert_array_equal(scales, expected.scale.astype(np.float32))
     np.testing.assert_array_equal(codes, quantize_array(weight, expected))
     assert not zeros.any()
@@ -117,7 +114,7 @@ def test_a_tensor_with_many_readers_has_one_pair_and_floats_stay_float(
     model_of: Callable[..., ir.Model],
 ) -> None:
     model = model_of(
-        """g (float[N,4,8,8] x) => (float[N,4,8,8] y, float[N,4,8,8] z, float[N,4,8,8] r) {
+        """g (float[N,4,8,8] x) => (float[N,4,8,8] y, float[N,4,8,8] z, float[N,4,8,8] r, float[N,4,8,8] t) {
             r = Relu(x)
             y = Conv(r, w)
             z = Conv(r, v)
@@ -215,7 +212,7 @@ def test_the_axis_of_the_output_channels_stands_in_the_graph(
     model = quantized(model_of(f"g (float[4,4] x) => (float[A,B] y) {{ y = {call} }}", w=weight))
     (node,) = (node for node in _nodes(model, "DequantizeLinear") if "axis" in node.attributes)
     assert node.attributes["axis"].as_int() == axis
-    wanted = quantize_array(weight, choose_weight_qparams(weight, axis, "float32"))
+    wanted = quantize_array(weight, choose_weight_qparams(weight, int8_along(axis), "float32"))
     np.testing.assert_array_equal(_constant(node.inputs[0]), wanted)
 
 

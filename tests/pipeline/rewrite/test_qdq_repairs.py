@@ -10,12 +10,14 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
+from int8_encodings import int8_along
 from numpy.typing import NDArray
 
 from trtq.calibrators.ranges import Channels, Range, Ranges
 from trtq.pipeline.graph.load import Graph
 from trtq.pipeline.graph.placement import place
-from trtq.pipeline.rewrite.qdq import choose_weight_qparams, choose_weight_qparams_mse, quantize
+from trtq.pipeline.rewrite.qdq import quantize
+from trtq.pipeline.rewrite.qparams import choose_weight_qparams, choose_weight_qparams_mse
 
 
 def _ranges(name: str, amax: float) -> Ranges:
@@ -37,17 +39,20 @@ def _slow_mse_scale(row: NDArray[np.float64]) -> float:
 def test_clipped_scales_have_the_least_error_of_each_channel(axis: int | None) -> None:
     weight = np.random.default_rng(0).laplace(size=(4, 300))
     weight[0, 0] = 9.0
-    ours = choose_weight_qparams_mse(weight.astype(np.float32), axis, "float32")
+    ours = choose_weight_qparams_mse(weight.astype(np.float32), int8_along(axis), "float32")
     rows = [weight.ravel()] if axis is None else list(np.moveaxis(weight, axis, 0))
     np.testing.assert_allclose(np.atleast_1d(ours.scale), [_slow_mse_scale(row) for row in rows], rtol=1e-5)
-    assert ours.axis == axis
-    assert (ours.scale <= choose_weight_qparams(weight.astype(np.float32), axis, "float32").scale).all()
+    assert ours.encoding == int8_along(axis)
+    assert (
+        ours.scale <= choose_weight_qparams(weight.astype(np.float32), int8_along(axis), "float32").scale
+    ).all()
 
 
 def test_clipped_scales_of_nothing_and_of_zeros_are_those_that_hold_all() -> None:
     for weight in (np.zeros((2, 3), np.float32), np.zeros((2, 0), np.float32)):
         ours, theirs = (
-            find(weight, 0, "float32") for find in (choose_weight_qparams_mse, choose_weight_qparams)
+            find(weight, int8_along(0), "float32")
+            for find in (choose_weight_qparams_mse, choose_weight_qparams)
         )
         np.testing.assert_array_equal(ours.scale, theirs.scale)
 
@@ -60,7 +65,9 @@ def test_the_ranges_say_how_weights_are_scaled(graph_of: Callable[..., Graph]) -
     ranges = replace(_ranges("x", 4.0), weight_scales="mse")
     scale = quantize(model, placement, ranges).graph.initializers["w_scale"].const_value
     assert scale is not None
-    np.testing.assert_array_equal(scale.numpy(), choose_weight_qparams_mse(weight, 0, "float32").scale)
+    np.testing.assert_array_equal(
+        scale.numpy(), choose_weight_qparams_mse(weight, int8_along(0), "float32").scale
+    )
 
 
 @pytest.mark.parametrize(

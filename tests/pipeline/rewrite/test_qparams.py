@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from int8_encodings import int8_along
 from numpy.typing import NDArray
 
-from trtq.pipeline.rewrite.qdq import (
+from trtq.pipeline.rewrite.qparams import (
     QParams,
     choose_activation_qparams,
     choose_asymmetric_qparams,
@@ -39,11 +40,11 @@ def test_codes_by_hand_with_the_scale_one_half(value: float, code: int) -> None:
 
 def test_codes_of_channels_by_hand() -> None:
     weight = np.array([[1.1, -2.0, 0.5], [127.0, 63.5, -0.5], [0.0, 0.0, 0.0]], np.float32)
-    qparams = choose_weight_qparams(weight, 0, "float32")
-    assert qparams.axis == 0
+    qparams = choose_weight_qparams(weight, int8_along(0), "float32")
+    assert qparams.encoding == int8_along(0)
     assert qparams.scale[1] == 1.0
     assert quantize_array(weight, qparams).tolist() == [[70, -127, 32], [127, 64, 0], [0, 0, 0]]
-    assert quantize_array(weight.T, QParams(qparams.scale, 1)).T.tolist() == [
+    assert quantize_array(weight.T, QParams(qparams.scale, int8_along(1))).T.tolist() == [
         [70, -127, 32],
         [127, 64, 0],
         [0, 0, 0],
@@ -59,7 +60,7 @@ def _slow(values: NDArray[Any], scale: float) -> list[int]:
 @given(seed=st.integers(0, 2**32 - 1), axis=st.sampled_from([None, 0, 1, 2]), size=st.integers(-6, 6))
 def test_codes_are_those_of_a_slow_reference(seed: int, axis: int | None, size: int) -> None:
     weight = (np.random.default_rng(seed).standard_normal((3, 4, 5)) * 10.0**size).astype(np.float32)
-    qparams = choose_weight_qparams(weight, axis, "float32")
+    qparams = choose_weight_qparams(weight, int8_along(axis), "float32")
     codes = quantize_array(weight, qparams)
     assert qparams.scale.shape == (() if axis is None else (weight.shape[axis],))
     if axis is None:
@@ -83,7 +84,7 @@ def test_codes_are_those_of_a_slow_reference(seed: int, axis: int | None, size: 
 def test_zero_points_by_hand(ends: tuple[float, float], scale: float, zero: int) -> None:
     found = choose_asymmetric_qparams(ends, "float32")
     assert float(found.scale) == pytest.approx(scale, rel=1e-6)
-    assert (found.zero, found.axis) == (zero, None)
+    assert (found.zero, found.encoding.is_symmetric) == (zero, False)
     assert found.zero_point.dtype == np.int8
     assert (found.zero_point.shape, int(found.zero_point)) == ((), zero)
 
@@ -142,7 +143,7 @@ def test_a_scale_beyond_fp16_stays_fp32() -> None:
 def test_channels_of_zeros_have_positive_scales(dtype: str, axis: int | None) -> None:
     weight = np.zeros((3, 4), np.float32)
     weight[0, 1] = 2.0
-    qparams = choose_weight_qparams(weight, axis, dtype)
+    qparams = choose_weight_qparams(weight, int8_along(axis), dtype)
     assert (qparams.scale.astype(np.float64) > 0).all()
     assert np.isfinite(qparams.scale.astype(np.float64)).all()
     codes = quantize_array(weight, qparams)
@@ -151,11 +152,11 @@ def test_channels_of_zeros_have_positive_scales(dtype: str, axis: int | None) ->
 
 
 def test_an_empty_weight_has_a_scale() -> None:
-    assert float(choose_weight_qparams(np.zeros((0, 4), np.float32), None, "float32").scale) > 0
+    assert float(choose_weight_qparams(np.zeros((0, 4), np.float32), int8_along(None), "float32").scale) > 0
 
 
 def test_zero_points_have_the_shape_of_the_scales() -> None:
-    qparams = QParams(np.ones(5, np.float32), 0)
+    qparams = QParams(np.ones(5, np.float32), int8_along(0))
     assert qparams.zero_point.dtype == np.int8
     assert qparams.zero_point.shape == (5,)
     assert not qparams.zero_point.any()

@@ -71,7 +71,6 @@ def test_a_page_with_evil_names_runs_nothing_and_stays_in_the_window(
 
 
 def test_it_is_drawn_light_and_dark(chromium: Chromium, page: bytes, write: Write) -> None:
-    pytest.importorskip("PIL")
     light, dark = (picture_of(chromium, write(page), dark=dark) for dark in (False, True))
     assert light.mean() > 200
     assert dark.mean() < 60

@@ -7,36 +7,34 @@ from collections.abc import Callable
 import numpy as np
 import onnx_ir as ir
 import pytest
+from int8_encodings import int8_along
 
 from trtq.pipeline.deliver.html.layers import summarize_layers, weight_sqnr_db
 from trtq.pipeline.graph.placement import place
-from trtq.pipeline.rewrite.qdq import choose_weight_qparams, quantize_array
+from trtq.pipeline.rewrite.qparams import choose_weight_qparams, quantize_array
 
 
 @pytest.mark.parametrize("axis", [0, 1, 2, None])
 def test_the_ratio_of_a_weight_is_that_of_its_codes(axis: int | None) -> None:
     weight = np.random.default_rng(0).standard_normal((6, 5, 4)).astype(np.float32)
-    qparams = choose_weight_qparams(weight, axis, "float32")
-    shape = [-1 if place == axis else 1 for place in range(3)]
-    again = quantize_array(weight, qparams) * qparams.scale.astype(np.float64).reshape(
-        shape if axis is not None else ()
-    )
+    qparams = choose_weight_qparams(weight, int8_along(axis), "float32")
+    again = qparams.decode(quantize_array(weight, qparams))
     wanted = 10 * np.log10((weight.astype(np.float64) ** 2).sum() / ((weight - again) ** 2).sum())
-    assert weight_sqnr_db(weight, axis) == pytest.approx(wanted, rel=1e-9)
+    assert weight_sqnr_db(weight, int8_along(axis)) == pytest.approx(wanted, rel=1e-9)
 
 
 def test_a_large_weight_is_taken_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     weight = np.random.default_rng(0).standard_normal((7, 30)).astype(np.float32)
-    whole = weight_sqnr_db(weight, 0)
+    whole = weight_sqnr_db(weight, int8_along(0))
     monkeypatch.setattr("trtq.pipeline.deliver.html.layers._ELEMENTS_AT_ONCE", 64)
-    assert weight_sqnr_db(weight, 0) == pytest.approx(whole, rel=1e-12)
+    assert weight_sqnr_db(weight, int8_along(0)) == pytest.approx(whole, rel=1e-12)
 
 
 @pytest.mark.parametrize("weight", [np.zeros((2, 3), np.float32), np.array([[127.0, 64.0], [-127.0, 3.0]])])
 def test_a_weight_that_loses_nothing_has_no_ratio(
     weight: np.ndarray[tuple[int, ...], np.dtype[np.float32]],
 ) -> None:
-    assert weight_sqnr_db(weight, 0) is None
+    assert weight_sqnr_db(weight, int8_along(0)) is None
 
 
 def test_layers_tell_what_they_read(model_of: Callable[..., ir.Model]) -> None:

@@ -42,8 +42,9 @@ CONFIG = ModelConfig(
 
 def parsed(config: ModelConfig) -> Any:
     """Returns what Triton reads."""
-    schema = pytest.importorskip("tritonclient.grpc.model_config_pb2")
-    text_format = pytest.importorskip("google.protobuf.text_format")
+    from google.protobuf import text_format
+    from tritonclient.grpc import model_config_pb2 as schema
+
     return text_format.Parse(config.text(), schema.ModelConfig())
 
 
@@ -185,7 +186,6 @@ def test_another_model_is_told_by_all_that_differs() -> None:
 
 
 def test_tritons_own_words_are_kept_where_it_would_refuse() -> None:
-    pytest.importorskip("tritonclient.grpc.model_config_pb2")
     assert validate(CONFIG.text())
     with pytest.raises(ArtifactError, match=r"Triton would refuse this configuration:.*no field named .nane"):
         validate('nane: "x"')

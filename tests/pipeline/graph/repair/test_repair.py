@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from trtq.pipeline.graph.edit import GraphEditor
 from trtq.pipeline.graph.lint import lint
 from trtq.pipeline.graph.operands import find_constant
 from trtq.pipeline.graph.quantized import find_quantized_layers
@@ -283,7 +284,7 @@ def test_moving_a_zero_point_changes_no_value(values: list[int], zero: int, scal
         value.type = ir.TensorType(value.const_value.dtype)
     node = ir.node("DequantizeLinear", inputs, name="dq")
     graph = ir.Graph([], [node.outputs[0]], nodes=[node], initializers=inputs, opset_imports={"": 19})
-    changes = list(repair_constants(ir.Model(graph, ir_version=9)))
+    changes = list(repair_constants(GraphEditor(ir.Model(graph, ir_version=9))))
     moved, points = find_constant(node, 0), find_constant(node, 2)
     assert moved is not None
     assert points is not None

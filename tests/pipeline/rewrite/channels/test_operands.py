@@ -10,13 +10,13 @@ import pytest
 from numpy.typing import NDArray
 
 from trtq.models.session import open_session, run
-from trtq.pipeline.graph.fold import Additions
+from trtq.pipeline.graph.edit import GraphEditor
 from trtq.pipeline.graph.load import Graph
+from trtq.pipeline.graph.operands import read_constant
 from trtq.pipeline.graph.placement import place
 from trtq.pipeline.rewrite.channels.operands import (
     add_to_bias,
     by_input,
-    constant,
     follow_output,
     has_input_channels,
     is_depthwise,
@@ -63,7 +63,7 @@ def test_a_constant_input_gives_what_the_layer_makes_of_it(
     graph = graph_of(text, w=_random(*shape))
     node, vector = _layer(graph.model), _random(6)
     assert num_input_channels(node) == 6
-    ours = follow_output(constant(node.inputs[1]).astype(np.float64), vector, node)
+    ours = follow_output(read_constant(node.inputs[1]).astype(np.float64), vector, node)
     theirs = _answer(graph.model, _image(text, vector))
     theirs = theirs[0, :, 0, 0] if theirs.ndim == 4 else theirs[0]
     np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)
@@ -154,7 +154,7 @@ def test_a_constant_is_added_to_what_the_layer_makes(
     added = np.array([1.0, -2.0, 0.5, 3.0])
     shape = (4, 1, 1) if "Conv" in text else (4,)
     wanted = _layer_output(graph.model, x) + added.reshape(shape)
-    add_to_bias(Additions(graph.model.graph), _layer(graph.model), added)
+    add_to_bias(GraphEditor(graph.model), _layer(graph.model), added)
     assert len(graph.model.graph) == num_nodes
     ours = _answer(graph.model, x)
     np.testing.assert_allclose(ours, _rest(text, wanted, weights), rtol=1e-5, atol=1e-5)

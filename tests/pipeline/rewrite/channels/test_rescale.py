@@ -155,7 +155,7 @@ def test_a_weight_of_two_layers_with_the_same_input_is_scaled_once(
     }"""
     graph = graph_of(text, w=_random(4, 4, 1, 1))
     made = _rescaled(graph, {"x": _channels(4, 6)})
-    assert {layer.weight[1].tensor for layer in made.placement.quantized if layer.weight} == {"w_rescaled"}
+    assert {layer.weight[1] for layer in made.placement.quantized if layer.weight} == {"w_rescaled"}
     _same(outputs_of, made.model, graph.model)
 
 

@@ -10,7 +10,7 @@ import onnx
 import onnx_ir as ir
 import pytest
 from numpy.typing import NDArray
-from reference_nf4 import dequantize_absmax, dequantize_nf4
+from reference_nf4 import dequantize_absmax
 
 from trtq.errors import ModelError
 from trtq.models.session import save
@@ -18,8 +18,8 @@ from trtq.pipeline.formats.double import quantize_absmax
 from trtq.pipeline.formats.scheme import WeightScheme
 from trtq.pipeline.rewrite.precision import to_fp16
 from trtq.pipeline.rewrite.weights.apply import Runtime, encode_weight, quantize_weights
-from trtq.pipeline.rewrite.weights.choose import choose_weights
-from trtq.pipeline.rewrite.weights.layout import choose_form, plan_parts
+from trtq.pipeline.rewrite.weights.choose import ChosenWeight, choose_weights, group_by_weight
+from trtq.pipeline.rewrite.weights.layout import plan_parts
 
 ModelOf = Callable[..., ir.Model]
 OutputsOf = Callable[..., list[NDArray[np.float32]]]
@@ -50,26 +50,23 @@ def network(model_of: ModelOf) -> ir.Model:
     return model_of(TEXT, opset=21, ir_version=10, size=np.array([-1, 128]), **weights)
 
 
+def chosen_of(model: ir.Model, scheme: WeightScheme) -> tuple[ChosenWeight, ...]:
+    return group_by_weight(model, choose_weights(model, scheme))
+
+
 def dequantized(model: ir.Model, scheme: WeightScheme) -> ir.Model:
     """Returns the float model with the weights that the codes stand for: the slow, obvious way."""
     result = model.clone()
-    for weight in choose_weights(model, scheme).chosen:
+    for weight in chosen_of(model, scheme):
         value = result.graph.initializers[weight.tensor]
         assert value.const_value is not None
-        codes, scales = encode_weight(value.const_value, weight, scheme, "float32")
+        codes, scales = encode_weight(value.const_value, weight, "float32", scheme.method)
         if scheme.double_quantization:
-            scales = scales if weight.axis else scales.T
+            axis = weight.blocks.axis
+            scales = scales if axis else scales.T
             again = dequantize_absmax(quantize_absmax(np.ascontiguousarray(scales))).reshape(scales.shape)
-            scales = again if weight.axis else again.T
-        if scheme.format == "nf4":
-            assert weight.axis is not None
-            array = dequantize_nf4(codes, np.ascontiguousarray(scales), weight.axis, weight.block_size)
-        elif scheme.is_per_channel:
-            assert weight.axis is not None
-            array = codes.astype(np.float32) * (scales[:, None] if weight.axis == 0 else scales[None])
-        else:
-            assert weight.axis is not None
-            array = codes * np.repeat(scales, weight.block_size, weight.axis)
+            scales = again if axis else again.T
+        array = weight.encoding.format.decode(codes, scales, weight.encoding.granularity)
         value.const_value = ir.tensor(array.astype(np.float32), name=weight.tensor)
     return result
 
@@ -80,9 +77,9 @@ def test_the_graph_computes_what_the_codes_stand_for(
     model_of: ModelOf, outputs_of: OutputsOf, scheme: WeightScheme, runtime: Runtime
 ) -> None:
     model = network(model_of)
-    chosen = choose_weights(model, scheme).chosen
+    chosen = chosen_of(model, scheme)
     assert len(chosen) == 4
-    result = quantize_weights(model, model, chosen, scheme, runtime=runtime)
+    result = quantize_weights(model, model, chosen, method=scheme.method, runtime=runtime)
     onnx.checker.check_model(ir.to_proto(result), full_check=True)
     feed = {"ids": np.arange(8).reshape(2, 4)}
     wanted, found = outputs_of(dequantized(model, scheme), feed=feed), outputs_of(result, feed=feed)
@@ -95,12 +92,9 @@ def test_the_graph_computes_what_the_codes_stand_for(
 def test_the_constants_are_as_large_as_the_plan_says(model_of: ModelOf, scheme: WeightScheme) -> None:
     model = network(model_of)
     half, _ = to_fp16(model)
-    chosen = choose_weights(model, scheme).chosen
-    result = quantize_weights(half, model, chosen, scheme)
-    form = choose_form(scheme)
-    planned = sum(
-        part.nbytes for weight in chosen for part in plan_parts(weight, scheme, ir.DataType.FLOAT16, form)
-    )
+    chosen = chosen_of(model, scheme)
+    result = quantize_weights(half, model, chosen, method=scheme.method)
+    planned = sum(part.nbytes for weight in chosen for part in plan_parts(weight, ir.DataType.FLOAT16))
     held = sum(
         value.const_value.nbytes
         for name, value in result.graph.initializers.items()
@@ -121,18 +115,18 @@ def test_tensorrt_builds_it_and_keeps_the_codes(
 ) -> None:
     model = network(model_of)
     base = to_fp16(model)[0] if half else model
-    kernels = build_rtx(quantize_weights(base, model, choose_weights(model, scheme).chosen, scheme), N=2)
+    kernels = build_rtx(quantize_weights(base, model, chosen_of(model, scheme), method=scheme.method), N=2)
     wanted = {"int8": "Int8", "fp8": "FP8"}.get(scheme.format, "Int4")
     assert sum(wanted in dtypes for dtypes in kernels.values()) >= 3
 
 
 def test_only_onnx_runtime_gets_its_own_operator_and_only_for_products(model_of: ModelOf) -> None:
     model, scheme = network(model_of), WeightScheme("nf4")
-    chosen = choose_weights(model, scheme).chosen
-    ours = quantize_weights(model, model, chosen, scheme, runtime="onnxruntime")
+    chosen = chosen_of(model, scheme)
+    ours = quantize_weights(model, model, chosen, method=scheme.method, runtime="onnxruntime")
     node = next(node for node in ours.graph if node.op_type == "MatMulBnb4")
     assert (node.name, node.domain) == ("up", "com.microsoft")
-    theirs = quantize_weights(model, model, chosen, scheme)
+    theirs = quantize_weights(model, model, chosen, method=scheme.method)
     assert not any(node.domain for node in theirs.graph)
 
 
@@ -143,7 +137,7 @@ def test_a_product_that_is_an_output_keeps_its_name(model_of: ModelOf, outputs_o
     )
     scheme = WeightScheme("nf4")
     result = quantize_weights(
-        model, model, choose_weights(model, scheme).chosen, scheme, runtime="onnxruntime"
+        model, model, chosen_of(model, scheme), method=scheme.method, runtime="onnxruntime"
     )
     assert [value.name for value in result.graph.outputs] == ["y"]
     np.testing.assert_allclose(
@@ -158,7 +152,7 @@ def test_nothing_in_the_activation_changes_an_nf4_weight(model_of: ModelOf, outp
         "g (float[2,64] x) => (float[2,64] y) { y = MatMul (x, w) }", opset=21, ir_version=10, w=weight
     )
     scheme = WeightScheme("nf4")
-    result = quantize_weights(model, model, choose_weights(model, scheme).chosen, scheme)
+    result = quantize_weights(model, model, chosen_of(model, scheme), method=scheme.method)
     plain = np.ones((2, 64), np.float32)
     wanted = outputs_of(result, feed={"x": plain})[0][1]
     for value in (np.nan, np.inf, -np.inf):
@@ -175,7 +169,7 @@ def test_a_weight_of_two_precisions_is_held_in_both(model_of: ModelOf, outputs_o
     model = model_of(text, opset=21, ir_version=10, w=weight)
     half, _ = to_fp16(model, keep_fp32=["^b$"])
     scheme = WeightScheme("int4")
-    result = quantize_weights(half, model, choose_weights(model, scheme).chosen, scheme)
+    result = quantize_weights(half, model, chosen_of(model, scheme), method=scheme.method)
     kinds = {node.inputs[1].dtype for node in result.graph if node.op_type == "DequantizeLinear"}  # type: ignore[union-attr]
     assert kinds == {ir.DataType.FLOAT, ir.DataType.FLOAT16}
     first, second = outputs_of(result)
@@ -190,13 +184,13 @@ def test_weights_of_another_file_are_quantized_when_they_are_written(
     lazy = ir.load(tmp_path / "large.onnx")
     feed = {"ids": np.arange(8).reshape(2, 4)}
     for scheme in SCHEMES:
-        chosen = choose_weights(lazy, scheme).chosen
-        result = quantize_weights(lazy, lazy, chosen, scheme)
+        chosen = chosen_of(lazy, scheme)
+        result = quantize_weights(lazy, lazy, chosen, method=scheme.method)
         assert any(
             isinstance(value.const_value, ir.LazyTensor) for value in result.graph.initializers.values()
         )
         save(result, tmp_path / "small.onnx")
-        wanted = outputs_of(quantize_weights(model, model, chosen, scheme), feed=feed)
+        wanted = outputs_of(quantize_weights(model, model, chosen, method=scheme.method), feed=feed)
         np.testing.assert_array_equal(outputs_of(tmp_path / "small.onnx", feed=feed)[0], wanted[0])
 
 
@@ -209,11 +203,11 @@ def test_a_weight_that_is_not_finite_is_refused(
     spoilt = np.ones((64, 128), np.float32)
     spoilt[3, 5] = value
     model.graph.initializers["w"].const_value = ir.tensor(spoilt, name="w")
-    chosen = choose_weights(model, scheme).chosen
+    chosen = chosen_of(model, scheme)
     message = f"weight 'w' has 1 values that are infinite or not a number, such as {value}"
     with pytest.raises(ModelError, match=message):
-        quantize_weights(model, model, chosen, scheme)
+        quantize_weights(model, model, chosen, method=scheme.method)
     ir.save(model, tmp_path / "large.onnx", external_data="large.data")
     lazy = ir.load(tmp_path / "large.onnx")
     with pytest.raises(ModelError, match=message):
-        save(quantize_weights(lazy, lazy, chosen, scheme), tmp_path / "small.onnx")
+        save(quantize_weights(lazy, lazy, chosen, method=scheme.method), tmp_path / "small.onnx")

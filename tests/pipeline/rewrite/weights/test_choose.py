@@ -10,8 +10,12 @@ import onnx_ir as ir
 import pytest
 from numpy.typing import NDArray
 
+from trtq.pipeline import formats
+from trtq.pipeline.formats.encoding import Encoding
+from trtq.pipeline.formats.granularity import Granularity, PerBlock, PerChannel
 from trtq.pipeline.formats.scheme import WeightScheme
-from trtq.pipeline.rewrite.weights.choose import choose_weights, find_unmatched_names
+from trtq.pipeline.graph.placement import Placement, QuantizedWeight, find_unmatched
+from trtq.pipeline.rewrite.weights.choose import choose_weights, group_by_weight
 
 ModelOf = Callable[..., ir.Model]
 INT4, INT8 = WeightScheme("int4"), WeightScheme("int8")
@@ -34,13 +38,14 @@ def mixed(model_of: ModelOf) -> ir.Model:
     return model_of(MIXED, w=zeros(64, 128), v=zeros(128, 128), table=zeros(100, 64), k=zeros(32, 16, 3, 3))
 
 
+def granularities(placement: Placement) -> dict[str, Granularity]:
+    held = (node.held_weight for node in placement.quantized)
+    return {weight.tensor: weight.encoding.granularity for weight in held if weight is not None}
+
+
 def test_blocks_lie_along_the_axis_that_is_summed_over(model_of: ModelOf) -> None:
     found = choose_weights(mixed(model_of), INT4)
-    assert {item.tensor: (item.axis, item.block_size) for item in found.chosen} == {
-        "w": (0, 64),
-        "v": (1, 64),
-        "table": (1, 64),
-    }
+    assert granularities(found) == {"w": PerBlock(0, 64), "v": PerBlock(1, 64), "table": PerBlock(1, 64)}
     assert [(item.name, item.reason) for item in found.kept] == [
         ("conv", "TensorRT has no INT4 or NF4 for convolutions")
     ]
@@ -48,20 +53,25 @@ def test_blocks_lie_along_the_axis_that_is_summed_over(model_of: ModelOf) -> Non
 
 def test_int8_scales_lie_on_the_output_channels_and_rows(model_of: ModelOf) -> None:
     found = choose_weights(mixed(model_of), INT8)
-    assert {item.tensor: item.axis for item in found.chosen} == {"w": 1, "v": 0, "table": 0, "k": 0}
-    assert {item.block_size for item in found.chosen} == {0}
+    wanted = {"w": PerChannel(1), "v": PerChannel(0), "table": PerChannel(0), "k": PerChannel(0)}
+    assert granularities(found) == wanted
     assert found.kept == ()
 
 
 def test_a_weight_on_the_left_has_its_blocks_along_its_rows(model_of: ModelOf) -> None:
     model = model_of("g (float[64,N] x) => (float[128,N] y) { y = MatMul (w, x) }", w=zeros(128, 64))
-    assert [(item.axis, item.readers[0].place) for item in choose_weights(model, INT4).chosen] == [(1, 0)]
+    (node,) = choose_weights(model, INT4).quantized
+    assert (node.weight, node.held_weight) == (
+        (0, "w"),
+        QuantizedWeight("w", Encoding(formats.INT4, PerBlock(1, 64))),
+    )
+    assert str(node.scheme) == "float x int4"
 
 
 def test_a_block_that_does_not_divide_is_halved_and_else_the_weight_is_kept(model_of: ModelOf) -> None:
     text = "g (float[N,{0}] x) => (float[N,99] y) {{ [p] y = MatMul (x, w) }}"
     halved = choose_weights(model_of(text.format(96), w=zeros(96, 99)), INT4)
-    assert halved.chosen[0].block_size == 32
+    assert granularities(halved) == {"w": PerBlock(0, 32)}
     kept = choose_weights(model_of(text.format(100), w=zeros(100, 99)), INT4)
     assert kept.kept[0].reason == "no block of 16 to 64 divides its 100 inputs"
 
@@ -94,8 +104,8 @@ def test_the_name_of_a_weight_counts_too(model_of: ModelOf) -> None:
     text = 'g (float[N,64] x) => (float[N,64] y) { [p] y = MatMul (x, "lm_head.weight") }'
     model = model_of(text.replace('"lm_head.weight"', "head_weight"), head_weight=zeros(64, 64))
     assert choose_weights(model, INT4, ["^head_w"]).kept[0].reason == "skipped by '^head_w'"
-    assert list(find_unmatched_names(model, ["^head_w", "q"])) == [("q", [])]
-    assert list(find_unmatched_names(model, ["pp"])) == [("pp", ["p"])]
+    assert list(find_unmatched(model, ["^head_w", "q"], in_weights=True)) == [("q", [])]
+    assert list(find_unmatched(model, ["pp"], in_weights=True)) == [("pp", ["p"])]
 
 
 SHARED = """g (float[N,64] x, int64[N] ids) => (float[N,64] y, float[N,64] z) {{
@@ -130,11 +140,12 @@ def test_a_shared_weight_is_chosen_where_all_readers_take_the_same_form(
     model_of: ModelOf, first: str, second: str, reason: str | None
 ) -> None:
     text = SHARED.format(first, second).replace("[N,64] z", "[A,B] z").replace("[N,64] y", "[C,D] y")
-    found = choose_weights(model_of(text, w=zeros(64, 64)), INT4)
+    model = model_of(text, w=zeros(64, 64))
+    found = choose_weights(model, INT4)
     if reason is None:
-        assert [len(item.readers) for item in found.chosen] == [2]
+        assert [len(item.readers) for item in group_by_weight(model, found)] == [2]
         return
-    assert not found.chosen
+    assert not found.quantized
     assert {item.reason for item in found.kept} == {reason}
 
 
@@ -164,7 +175,7 @@ def test_a_weight_that_is_an_output_is_kept(model_of: ModelOf) -> None:
 
 def test_weights_that_are_quantized_otherwise_are_left_alone(model_of: ModelOf) -> None:
     found = choose_weights(mixed(model_of), INT4, taken={"w", "k"})
-    assert [item.tensor for item in found.chosen] == ["v", "table"]
+    assert list(granularities(found)) == ["v", "table"]
     assert found.kept == ()
 
 
@@ -173,4 +184,4 @@ def test_integer_weights_and_indices_are_no_weights(model_of: ModelOf) -> None:
         "g (float[N,64] x) => (float[5000,64] y) { y = Gather (x, ids) }", ids=np.zeros(5000, np.int64)
     )
     assert choose_weights(model, INT4) == choose_weights(model, INT8)
-    assert not choose_weights(model, INT4).chosen
+    assert not choose_weights(model, INT4).quantized

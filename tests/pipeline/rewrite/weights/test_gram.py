@@ -11,7 +11,7 @@ import pytest
 from trtq.calibrators.batches import Batches, Feed
 from trtq.errors import DataError, ModelError
 from trtq.pipeline.formats.scheme import WeightScheme
-from trtq.pipeline.rewrite.weights.choose import choose_weights
+from trtq.pipeline.rewrite.weights.choose import choose_weights, group_by_weight
 from trtq.pipeline.rewrite.weights.gram import quantize_by_gptq
 
 TEXT = "g (float[N,64] x) => (float[N,64] y) { y = MatMul (x, w) }"
@@ -29,10 +29,12 @@ def test_products_that_are_not_finite_are_refused(model_of: Callable[..., ir.Mod
     with pytest.raises(
         DataError, match=r"tensor 'x' has values in calib\.npz, samples 0 to 1 that are not fin"
     ):
-        quantize_by_gptq(model, choose_weights(model, GPTQ).chosen, GPTQ, batches(value), "float32")
+        quantize_by_gptq(
+            model, group_by_weight(model, choose_weights(model, GPTQ)), batches(value), "float32"
+        )
 
 
 def test_a_weight_that_is_not_finite_is_refused(model_of: Callable[..., ir.Model]) -> None:
     model = model_of(TEXT, opset=21, w=np.full((64, 64), np.inf, np.float32))
     with pytest.raises(ModelError, match="weight 'w' has 4096 values that are infinite"):
-        quantize_by_gptq(model, choose_weights(model, GPTQ).chosen, GPTQ, batches(1.0), "float32")
+        quantize_by_gptq(model, group_by_weight(model, choose_weights(model, GPTQ)), batches(1.0), "float32")

@@ -1,0 +1,150 @@
+"""How the time for a layer grows with the graph: chains of MatMul and Relu, each stage by itself.
+
+    .venv/bin/python benchmarks/linear.py --output benchmarks/results/linear-2026-11-28.json
+
+The bounds: a layer of 1,000 takes at most 1.5 times as long as one of 250, and one FP16 conversion of 2,000
+nodes (1,000 layers) takes less than 0.6 s. Processor time of this process, the least of several runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from trtq.calibrators.ranges import Channels, Range, Ranges
+from trtq.models.session import save
+from trtq.pipeline.formats.scheme import WeightScheme
+from trtq.pipeline.graph.lint import lint
+from trtq.pipeline.graph.load import load, load_as_it_is
+from trtq.pipeline.graph.placement import place
+from trtq.pipeline.graph.repair import repair
+from trtq.pipeline.judge.switchable import build_switchable
+from trtq.pipeline.rewrite.channels.rescale import rescale
+from trtq.pipeline.rewrite.precision import to_fp16
+from trtq.pipeline.rewrite.qdq import quantize
+from trtq.pipeline.rewrite.weights.apply import quantize_weights
+from trtq.pipeline.rewrite.weights.choose import choose_weights, group_by_weight
+
+WIDTH = 64
+LARGEST_RATIO, LARGEST_FP16_SECONDS = 1.5, 0.6
+
+
+def main() -> None:
+    """Measures, prints and, if asked, writes the result as JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--layers", type=int, nargs="+", default=[250, 1000, 2000])
+    parser.add_argument("--times", type=int, default=3)
+    parser.add_argument("--output", type=Path)
+    given = parser.parse_args()
+    seconds = {count: measure(count, given.times) for count in given.layers}
+    document = {
+        "command": " ".join(["python", *sys.argv]),
+        "trtq": version("trtq"),
+        "cores": os.cpu_count(),
+        "ms_per_layer": {
+            stage: {count: round(1e3 * found[stage] / count, 4) for count, found in seconds.items()}
+            for stage in seconds[given.layers[0]]
+        },
+        "largest_ratio": LARGEST_RATIO,
+        "largest_fp16_seconds": LARGEST_FP16_SECONDS,
+        **judge(seconds),
+    }
+    text = json.dumps(document, indent=1) + "\n"
+    sys.stdout.write(text)
+    if given.output is not None:
+        given.output.write_text(text)
+
+
+def judge(seconds: dict[int, dict[str, float]]) -> dict[str, object]:
+    """Returns how the stages grow from 250 to 1,000 layers, and whether the bounds hold."""
+    if not {250, 1000} <= seconds.keys():
+        return {}
+    ratios = {stage: round(taken / 4 / seconds[250][stage], 3) for stage, taken in seconds[1000].items()}
+    fp16 = seconds[1000]["to_fp16"]
+    holds = max(ratios.values()) <= LARGEST_RATIO and fp16 < LARGEST_FP16_SECONDS
+    return {"ratio_of_1000_to_250": ratios, "fp16_seconds_of_1000": round(fp16, 3), "holds": holds}
+
+
+def measure(count: int, times: int) -> dict[str, float]:
+    """Returns the seconds that each stage takes for a chain of so many layers."""
+    with tempfile.TemporaryDirectory() as place_:
+        stages = list_stages(count, Path(place_))
+        return {name: min(time_call(stage) for _ in range(times)) for name, stage in stages.items()}
+
+
+def list_stages(count: int, folder: Path) -> dict[str, Callable[[], object]]:
+    """Returns the stages as calls without arguments."""
+    path, scheme = write_chain(count, folder / "chain.onnx"), WeightScheme("int8")
+    model = load(path, min_opset=17).model
+    chosen, placement = group_by_weight(model, choose_weights(model, scheme)), place(model)
+    ranges = spread(placement.activations)
+    scaled = spread(
+        placement.activations, Channels(scale=tuple(np.linspace(0.5, 1, WIDTH).tolist()), amax=3.0)
+    )
+    int8 = quantize(model, placement, ranges)
+    save(quantize(model, placement, replace(ranges, activations="asymmetric")), folder / "pairs.onnx")
+    pairs = load_as_it_is(folder / "pairs.onnx")  # with zero points, which TensorRT does not take
+    return {
+        "load": lambda: load(path, min_opset=17),
+        "place": lambda: place(model),
+        "to_fp16": lambda: to_fp16(model),
+        "to_fp16 of Q/DQ": lambda: to_fp16(int8),
+        "choose_weights": lambda: choose_weights(model, scheme),
+        "quantize_weights": lambda: quantize_weights(model, model, chosen),
+        "rescale": lambda: rescale(model, placement, scaled),
+        "quantize": lambda: quantize(model, placement, ranges),
+        "build_switchable": lambda: build_switchable(model, placement, ranges),
+        "save": lambda: save(int8, folder / "saved.onnx"),
+        "lint": lambda: lint(pairs),
+        "repair": lambda: repair(pairs, requantize=True),
+    }
+
+
+def spread(tensors: tuple[str, ...], channels: Channels | None = None) -> Ranges:
+    """Returns one range for all tensors, and the same channels."""
+    return Ranges(
+        tensors=dict.fromkeys(tensors, Range(3.0, -3.0, 3.0)),
+        method="minmax",
+        model_sha256="",
+        data="none",
+        num_samples=1,
+        channels={} if channels is None else dict.fromkeys(tensors, channels),
+    )
+
+
+def time_call(call: Callable[[], object]) -> float:
+    """Returns the processor seconds of one call."""
+    before = time.process_time()
+    call()
+    return time.process_time() - before
+
+
+def write_chain(count: int, path: Path) -> Path:
+    """Writes a chain of MatMul and Relu."""
+    rng, source, nodes, weights = np.random.default_rng(0), "x", [], []
+    for index in range(count):
+        weight = rng.standard_normal((WIDTH, WIDTH)).astype(np.float32) / 8
+        weights.append(numpy_helper.from_array(weight, f"w{index}"))
+        nodes.append(helper.make_node("MatMul", [source, f"w{index}"], [f"a{index}"], name=f"fc{index}"))
+        nodes.append(helper.make_node("Relu", [f"a{index}"], [f"r{index}"], name=f"relu{index}"))
+        source = f"r{index}"
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", WIDTH]) for name in ("x", source)]
+    graph = helper.make_graph(nodes, "chain", ends[:1], ends[1:], weights)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=10), path)
+    return path
+
+
+if __name__ == "__main__":
+    main()

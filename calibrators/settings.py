@@ -1,0 +1,97 @@
+"""The settings of a model, read from the `model.toml` beside it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from trtq.calibrators import list_choices
+from trtq.errors import UsageError
+from trtq.models.option import list_kinds
+from trtq.models.spec import CalibrationSpec, InputSpec, ModelSpec
+from trtq.models.toml import check_table, create_settings, read_table
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+
+def read_spec(path: Path | str) -> ModelSpec:
+    """Returns the settings of a TOML file; the data it names is taken relative to the file's folder.
+
+    Raises:
+        UsageError: No such file, no TOML, an unknown section or key, a value of the wrong kind.
+    """
+    path = Path(path)
+    table = read_toml(path, "settings")
+    try:
+        return _make_absolute(_read_sections(table), path.parent)
+    except UsageError as error:
+        raise UsageError(f"{path}: {error}") from error
+
+
+def read_toml(path: Path, what: str) -> dict[str, Any]:
+    """Returns the content of a TOML file.
+
+    Args:
+        path: The file.
+        what: What it holds, for the message: "settings".
+
+    Raises:
+        UsageError: There is no such file, or it is no TOML.
+    """
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"cannot read the {what} {path}: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} is not valid TOML: {error}") from error
+
+
+def _read_sections(table: Mapping[str, Any]) -> ModelSpec:
+    kinds, sections = get_type_hints(ModelSpec), dict[str, Any]()
+    for name, content in table.items():
+        if name not in kinds:
+            known = ", ".join(f"[{section}]" for section in kinds)
+            raise UsageError(f"unknown section [{name}]; the sections are {known}")
+        if not isinstance(content, dict):
+            raise UsageError(f"[{name}] must be a section, got {content!r}")
+        if name == "inputs":
+            inputs = content.items()
+            sections[name] = {key: read_table(InputSpec, item, f"[inputs.{key}]") for key, item in inputs}
+        elif name == "calibration":
+            sections[name] = _read_calibration(content)
+        else:
+            sections[name] = read_table(kinds[name], content, f"[{name}]")
+    return ModelSpec(**sections)
+
+
+def _read_calibration(table: Mapping[str, Any]) -> CalibrationSpec:
+    """Returns the section, in which the parameters of methods are keys like the others."""
+    where = "[calibration]"
+    own = {name: kind for name, kind in list_kinds(CalibrationSpec).items() if name != "parameters"}
+    methods = {method: list_kinds(method) for method in list_choices().values()}
+    known = {name: kind for kinds in methods.values() for name, kind in kinds.items()}
+    values = check_table(table, {**own, **known}, where)
+    parameters = {name: values.pop(name) for name in known if name in values}
+    for method, kinds in methods.items():
+        create_settings(method, {name: parameters[name] for name in kinds if name in parameters}, where)
+    return create_settings(CalibrationSpec, {**values, "parameters": parameters}, where)
+
+
+def _make_absolute(spec: ModelSpec, folder: Path) -> ModelSpec:
+    """Returns the settings with their paths made independent of the current folder."""
+    calibration, evaluation, accuracy = spec.calibration, spec.evaluation, spec.accuracy
+    if calibration.data is not None:
+        calibration = replace(calibration, data=str(folder / calibration.data))
+    if evaluation.data is not None:
+        evaluation = replace(evaluation, data=str(folder / evaluation.data))
+    if evaluation.labels is not None and evaluation.labels.endswith(".npy"):
+        evaluation = replace(evaluation, labels=str(folder / evaluation.labels))
+    if accuracy.script is not None:
+        accuracy = replace(accuracy, metric=str(folder / accuracy.metric))
+    return replace(spec, calibration=calibration, evaluation=evaluation, accuracy=accuracy)

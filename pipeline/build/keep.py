@@ -1,0 +1,59 @@
+"""A job with further layers kept float, and the layers that are better kept so."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from trtq.calibrators.ranges import Ranges
+from trtq.kept import Fallback
+from trtq.pipeline.build.job import Job
+from trtq.pipeline.graph.placement import DEFAULT_OP_TYPES
+
+NO_KERNEL = "no-kernel: "
+"""Begins the reason of a layer that was quantized first, and that the builder ran in float all the same."""
+
+
+def keep_layers(job: Job, ranges: Ranges, reasons: Mapping[str, str]) -> Job:
+    """Returns the job with these layers kept float too.
+
+    A layer that is kept can make another input of an Add the one to quantize. Where that has no range, the
+    Add is kept as well.
+
+    Args:
+        job: An INT8 build.
+        ranges: Of its tensors.
+        reasons: Why, by the name of the layer.
+    """
+    while True:
+        job = replace(job, kept={**job.kept, **reasons})
+        reasons = {
+            node.name: f"tensor {tensor!r} has no range"
+            for node in job.placement.quantized
+            for _, tensor in node.activations
+            if tensor not in ranges.tensors
+        }
+        if not reasons:
+            return job
+
+
+def find_float_fallbacks(job: Job, fallbacks: Sequence[Fallback]) -> dict[str, str]:
+    """Returns the layers that are better built in float, with the reason: INT8 only costs accuracy there.
+
+    What the user asked for by name or type stays, and so does what the builder removed or does not tell of.
+
+    Args:
+        job: Whose Q/DQ model was built.
+        fallbacks: The layers that have Q/DQ and do not run in INT8.
+    """
+    forced = [re.compile(pattern) for pattern in job.spec.layers.force]
+    quantized = {node.name for node in job.placement.layers}
+    return {
+        item.node: f"{NO_KERNEL}the builder ran it as {item.runs_as} behind Q/DQ"
+        for item in fallbacks
+        if item.node in quantized
+        and item.op_type in DEFAULT_OP_TYPES
+        and item.runs_as not in ("none", "unknown")
+        and not any(pattern.search(item.node) for pattern in forced)
+    }

@@ -1,0 +1,55 @@
+"""A digest for each stage of a build of everything that its result depends on."""
+
+from __future__ import annotations
+
+import time
+
+from trtq.calibrators.batches import Batches
+from trtq.calibrators.entropy import Auto
+from trtq.calibrators.estimate import describe
+from trtq.files import hash_file
+from trtq.models.script import load_function
+from trtq.models.spec import ModelSpec
+from trtq.pipeline.build.job import Job
+from trtq.pipeline.deliver.manifest import collect_versions, make_key
+from trtq.pipeline.engine.gpu import find_compute_capability
+
+
+def make_keys(job: Job) -> dict[str, str]:
+    """Returns the digests of "ranges", of "engine", and of "everything"."""
+    searches = isinstance(job.method, Auto) or job.spec.quantization.repairs
+    ranges = make_key(
+        collect_versions(),
+        job.graph.sha256,
+        _hash_data(job.shape_data),
+        (describe(job.method), job.spec.calibration.method, job.spec.quantization),
+        job.tensors,
+        [node.to_plain() for node in job.placement.quantized if node.activations] if searches else (),
+    )
+    judged = (_hash_data(job.evaluation), job.spec.evaluation, job.spec.accuracy, _hash_metric(job.spec))
+    engine = make_key(
+        ranges,
+        job.spec.layers,
+        job.spec.inputs,
+        job.target,
+        (job.strategy.quantization, job.strategy.rest.name, job.strategy.is_typed),
+        job.backend.name,
+        job.backend.version(),
+        judged if job.target.auto else (),  # then they decide which layers are quantized
+        find_compute_capability() if "compute_capabilities" in job.backend.lacks else "",
+    )
+    return {"ranges": ranges, "engine": engine, "everything": make_key(engine, *judged)}
+
+
+def _hash_metric(spec: ModelSpec) -> str:
+    """Returns the digest of the script of the user's own metric; it is loaded once to see that it works."""
+    if spec.accuracy.script is None:
+        return "no script"
+    load_function(*spec.accuracy.script)
+    return hash_file(spec.accuracy.script[0])
+
+
+def _hash_data(batches: Batches | None) -> str:
+    if batches is None:
+        return "no data"
+    return batches.digest or f"known only by running it, at {time.time_ns()}"

@@ -1,0 +1,115 @@
+"""The models of a build: those that are compared, and the one that the engine is built from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx
+import onnx_ir as ir
+
+from trtq.calibrators.ranges import Ranges
+from trtq.errors import BuildError
+from trtq.kept import KeptFp32
+from trtq.models.session import save
+from trtq.pipeline.build.job import Job
+from trtq.pipeline.deliver.names import FLOAT
+from trtq.pipeline.deliver.report import WeightsReport
+from trtq.pipeline.formats import FP16
+from trtq.pipeline.quantize.weights import find_runtime, report_weights
+from trtq.pipeline.rewrite.mixed import MixedModel, WeightEncoding, convert_floats, quantize_graph
+from trtq.pipeline.rewrite.weights.choose import group_by_weight
+from trtq.progress import Log
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFiles:
+    """The models of a build.
+
+    Attributes:
+        files: Those that are compared, by precision.
+        source: The file that the engine is built from.
+        built: The same as a graph.
+        kept_fp32: The nodes that stay FP32 although the rest is FP16.
+    """
+
+    files: dict[str, Path]
+    source: Path
+    built: ir.Model
+    kept_fp32: tuple[KeptFp32, ...]
+
+
+def write_models(job: Job, ranges: Ranges | None, stage: Path, log: Log) -> ModelFiles:
+    """Returns the models of a job, written to its folder.
+
+    Args:
+        job: What is built.
+        ranges: Of the activations; None where nothing is calibrated.
+        stage: The folder.
+        log: Hears of the progress.
+
+    Raises:
+        BuildError: A model is not valid ONNX.
+    """
+    log.stage("Quantizing")
+    with log.timed("quantize"):
+        if job.is_quantized:
+            path = _write(job.graph.model, stage / "model.int8.onnx")
+            return ModelFiles({"int8": path}, path, job.graph.model, ())
+        return _write_all(job, ranges, stage)
+
+
+def _write_all(job: Job, ranges: Ranges | None, stage: Path) -> ModelFiles:
+    target, strategy = job.target, job.strategy
+    baseline = convert_floats(job.graph.model, FP16, ranges, keep_fp32=job.spec.layers.keep_fp32)
+    kept_fp32 = baseline.kept_fp32 if strategy.rest is FP16 else ()
+    files = {"fp32": job.graph.path}
+    if target.precision != "weights" or job.evaluation is not None:
+        files["fp16"] = _write(baseline.model, stage / "model.fp16.onnx")
+    if job.is_implicit or (target.precision == "fp16" and not strategy.is_typed):
+        return ModelFiles(files, _write(job.graph.model, stage / FLOAT), job.graph.model, kept_fp32)
+    if target.precision == "fp16":
+        return ModelFiles(files, files["fp16"], baseline.model, kept_fp32)
+    candidate = _quantize(job, ranges, baseline)
+    files[target.name] = _write(candidate.model, stage / f"model.{target.name}.onnx")
+    if strategy.is_typed:
+        return ModelFiles(files, files[target.name], candidate.model, candidate.kept_fp32)
+    layers = {node.name for node in job.placement.layers}
+    unquantized = tuple(item for item in kept_fp32 if item.name not in layers)
+    return ModelFiles(files, files[target.name], candidate.model, unquantized)
+
+
+def _quantize(job: Job, ranges: Ranges | None, baseline: MixedModel) -> MixedModel:
+    """Returns the model with Q/DQ, with weights in few bits, or with both."""
+    scheme = job.target.weights
+    is_baseline = job.target.precision == "weights" and job.strategy.graph_float is FP16
+    return quantize_graph(
+        job.graph,
+        job.placement,
+        ranges,
+        rest=job.strategy.graph_float,
+        keep_fp32=job.spec.layers.keep_fp32,
+        weights=WeightEncoding(
+            scheme.method if scheme is not None else "rtn", find_runtime(job.backend.name), job.calibration
+        ),
+        floats=baseline if is_baseline else None,
+    )
+
+
+def report_job_weights(job: Job) -> WeightsReport | None:
+    """Returns what the report says of weights in few bits; None if there are none."""
+    chosen = group_by_weight(job.graph.model, job.placement)
+    if not chosen:
+        return None
+    return report_weights(chosen, job.target, backend=job.backend.name, rest=job.strategy.graph_float)
+
+
+def _write(model: ir.Model, path: Path) -> Path:
+    save(model, path)
+    try:
+        onnx.checker.check_model(str(path))
+    except onnx.checker.ValidationError as error:
+        raise BuildError(
+            f"trtq made an invalid {path.name}, which is its fault: {str(error)[:400]}"
+        ) from error
+    return path

@@ -1,0 +1,200 @@
+"""What a build decides before any work begins."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from trtq.calibrators.ranges import Ranges
+from trtq.errors import DataError, ModelError, UsageError
+from trtq.models.spec import InputSpec, ModelSpec
+from trtq.pipeline.build.job import Job, place_job
+from trtq.pipeline.build.keys import make_keys
+from trtq.pipeline.calibrate.data import (
+    find_spec,
+    open_calibration_data,
+    warn_of_preprocess,
+)
+from trtq.pipeline.engine.backend import Backend
+from trtq.pipeline.engine.backends import choose_backend, refuse_unsupported
+from trtq.pipeline.engine.profiles import resolve_profiles
+from trtq.pipeline.engine.strategy import Strategy, choose_strategy
+from trtq.pipeline.engine.target import Target
+from trtq.pipeline.formats import FP16
+from trtq.pipeline.graph.lint import lint, refuse
+from trtq.pipeline.graph.load import Graph, load
+from trtq.pipeline.graph.quantized import is_quantized
+from trtq.pipeline.graph.repair import repair, summarize_changes
+from trtq.pipeline.judge.evaluate import open_evaluation_data
+from trtq.pipeline.quantize.weights import refuse_weights
+from trtq.progress import Watcher
+
+
+@dataclass(frozen=True, slots=True)
+class GivenRanges:
+    """Ranges from elsewhere, and the layers for which they hold none, with the reason."""
+
+    ranges: Ranges
+    kept: Mapping[str, str]
+
+
+def prepare(
+    path: Path,
+    spec: ModelSpec | None,
+    target: Target,
+    output: Path | str | None,
+    random_data: bool,
+    watcher: Watcher,
+    read_ranges: Callable[[Graph, ModelSpec], GivenRanges] | None = None,
+) -> Job:
+    """Returns the job, with everything checked that can be checked without running the model.
+
+    Args:
+        path: The ONNX file.
+        spec: The settings; None: read from beside the model.
+        target: What is built.
+        output: The folder; None: `<name>.trtq` beside the model.
+        random_data: Whether random numbers calibrate the model.
+        watcher: Hears of the progress.
+        read_ranges: Takes the ranges of the loaded model from elsewhere; None: data calibrates the model.
+
+    Raises:
+        ModelError, DataError, UsageError: Something that was given cannot be used.
+        MissingDependency: The backend does not work here.
+    """
+    spec = spec if spec is not None else find_spec(path)
+    backend = choose_backend(target.backend)
+    refuse_unsupported(backend, target.options, target.compute_capabilities)
+    watcher.stage("Loading")
+    strategy = choose_strategy(target, backend)
+    _refuse_combinations(spec, target, strategy, backend)
+    opset = 19 if strategy.graph_float is FP16 else 13
+    graph = load(path, min_opset=max(opset, target.min_opset))
+    for note in graph.notes:
+        watcher.note(note)
+    folder = Path(output or path.with_suffix(".trtq")).absolute()
+    refuse_inputs_in(
+        folder, graph.path, spec.calibration.data, spec.evaluation.data, target.options.timing_cache
+    )
+    _check_shapes(graph, spec, target)
+    quantized = is_quantized(graph.model)
+    if quantized:
+        _refuse_quantized(graph, target, strategy, has_ranges=read_ranges is not None)
+        graph = _repair(graph, target, watcher)
+        target = replace(target, precision="int8")
+        watcher.note("the model is quantized already: it is built as it is, without calibration")
+    given = read_ranges(graph, spec) if read_ranges is not None else None
+    job = Job(
+        graph=graph,
+        spec=spec,
+        target=target,
+        backend=backend,
+        folder=folder,
+        strategy=strategy,
+        is_quantized=quantized,
+        calibration=None,
+        evaluation=None,
+        kept=given.kept if given is not None else {},
+        ranges=given.ranges if given is not None else None,
+    )
+    placement = place_job(job, watcher)
+    if not (quantized or placement.layers) and target.precision == "int8" and target.weights is None:
+        watcher.warn("no layer can be quantized; the report tells why")
+    job = _with_data(job, watcher, random_data=random_data)
+    return job if job.ranges is not None else replace(job, keys=make_keys(job))
+
+
+def _with_data(job: Job, watcher: Watcher, *, random_data: bool) -> Job:
+    """Returns the job with the data that calibrates it and that its result is compared on."""
+    graph, spec, target = job.graph, job.spec, job.target
+    if random_data:
+        watcher.warn("calibrating with random numbers: the accuracy of this engine is meaningless")
+    needs = job.ranges is None and not job.is_quantized and target.needs_data
+    calibration = None
+    compares = job.ranges is None or spec.evaluation.data is None
+    if needs or random_data or (spec.calibration.data is not None and compares):
+        calibration = open_calibration_data(graph, spec, target, random_data=random_data)
+    evaluation = open_evaluation_data(graph, spec, calibration)
+    for batches in (calibration, evaluation if calibration is None else None):
+        if batches is not None:
+            warn_of_preprocess(batches, spec, watcher)
+    if target.auto and (evaluation is None or evaluation.is_random):
+        raise DataError(
+            f"--auto chooses layers by what they cost on real data, and {graph.path} comes with "
+            f"{'none' if evaluation is None else evaluation.origin}; give --calib-data or --eval-data"
+        )
+    return replace(job, calibration=calibration if job.ranges is None else None, evaluation=evaluation)
+
+
+def _refuse_combinations(spec: ModelSpec, target: Target, strategy: Strategy, backend: Backend) -> None:
+    """Refuses settings that this way of building does not have."""
+    refuse_weights(target, backend, strategy)
+    by_tensor = spec.quantization.weight_granularity == "per-tensor"
+    if by_tensor and (strategy.is_implicit or target.precision == "weights"):
+        raise UsageError(
+            "--weight-granularity per-tensor is for INT8 by Q/DQ: quantizing implicitly, TensorRT picks the "
+            "scales of weights itself, and --weights alone has its own; leave one of the two out"
+        )
+    is_asymmetric = spec.quantization.activations == "asymmetric" and target.precision == "int8"
+    if is_asymmetric and backend.name != "onnxruntime":
+        raise UsageError(
+            f"--activations asymmetric is for --backend onnxruntime, not {backend.name}: TensorRT takes no "
+            f"zero points other than 0"
+        )
+    if strategy.is_implicit and spec.quantization.repair not in (("auto",), ("none",)):
+        raise UsageError(
+            f"--repair {','.join(spec.quantization.repair)} is for Q/DQ: quantized implicitly, TensorRT "
+            f"gets ranges and nothing else; leave --repair or --quantization implicit out"
+        )
+
+
+def _refuse_quantized(graph: Graph, target: Target, strategy: Strategy, *, has_ranges: bool) -> None:
+    """Refuses what only a float model can have."""
+    if has_ranges:
+        raise ModelError(
+            f"{graph.path} is quantized already; give the float model that the cache was made for"
+        )
+    if strategy.is_implicit:
+        raise UsageError(
+            f"{graph.path} is quantized already, so TensorRT cannot quantize it implicitly; give the float "
+            f"model, or leave --quantization implicit out"
+        )
+    if target.weights is not None:
+        raise UsageError(f"{graph.path} is quantized already; --weights needs the float model")
+    if target.auto:
+        raise UsageError(f"{graph.path} is quantized already, so --auto has no layers to choose among")
+
+
+def _repair(graph: Graph, target: Target, watcher: Watcher) -> Graph:
+    """Returns a Q/DQ model with everything repaired that TensorRT would not take.
+
+    Raises:
+        ModelError: Something has no repair.
+    """
+    repaired = repair(graph.model, requantize=target.requantize)
+    for sentence, is_exact in summarize_changes(repaired.changes):
+        (watcher.note if is_exact else watcher.warn)(sentence)
+    refuse(lint(repaired.model))
+    return replace(graph, model=repaired.model)
+
+
+def refuse_inputs_in(folder: Path, *sources: Path | str | None) -> None:
+    """Refuses an output folder that holds what is read: it will be replaced as a whole.
+
+    Raises:
+        UsageError: One of the sources lies in the folder.
+    """
+    for source in sources:
+        if source is not None and folder.resolve() in Path(source).resolve().parents:
+            raise UsageError(
+                f"{source} lies in the output folder {folder}, which is replaced as a whole; "
+                f"choose another folder with --output"
+            )
+
+
+def _check_shapes(graph: Graph, spec: ModelSpec, target: Target) -> None:
+    """Checks the given shapes before any work; shapes that only the data knows count as 1."""
+    ones = [tuple(dim if isinstance(dim, int) else 1 for dim in item.shape) for item in graph.inputs]
+    seen = {item.name: InputSpec(one, one, one) for item, one in zip(graph.inputs, ones, strict=True)}
+    resolve_profiles(graph.inputs, target.shapes, spec.inputs, seen)

@@ -1,0 +1,76 @@
+"""The ranges of a job: given, of an earlier build, or calibrated and improved."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from trtq.calibrators.memory import find_peak_bytes
+from trtq.calibrators.ranges import Ranges, read_ranges
+from trtq.pipeline.build.job import Job
+from trtq.pipeline.calibrate.data import observe_graph, options_from_spec, warn_of_dead
+from trtq.pipeline.calibrate.improve import improve_ranges, take_ranges
+from trtq.pipeline.deliver.earlier import EarlierBuild
+from trtq.pipeline.deliver.html.page_data import PageData
+from trtq.pipeline.deliver.html.tensors import summarize_tensors
+from trtq.pipeline.deliver.names import RANGES
+from trtq.pipeline.deliver.report import CalibrationReport
+from trtq.progress import Log
+from trtq.records import Repairs
+
+
+@dataclass(frozen=True, slots=True)
+class JobRanges:
+    """The ranges of a job, and what the report and the page say of them."""
+
+    ranges: Ranges | None = None
+    report: CalibrationReport | None = None
+    repairs: Repairs | None = None
+    tensors: PageData = field(default_factory=PageData)
+
+
+def find_ranges(job: Job, earlier: EarlierBuild | None, log: Log) -> JobRanges:
+    """Returns the ranges that the job is built with; none where TensorRT finds them or nothing needs them.
+
+    Raises:
+        DataError: The data does not fit the model.
+        ModelError: ONNX Runtime cannot run the model.
+    """
+    if job.ranges is not None or not job.calibrates:
+        return JobRanges(job.ranges)
+    found = _reuse(earlier, log) or _calibrate(job, log)
+    assert found.ranges is not None
+    warn_of_dead(found.ranges, log)
+    return found
+
+
+def _reuse(earlier: EarlierBuild | None, log: Log) -> JobRanges | None:
+    if earlier is None or "ranges" not in earlier.same or RANGES not in earlier.manifest.outputs:
+        return None
+    log.note("model, data and method are unchanged: the ranges of the earlier build are used again")
+    log.reused.append("ranges")
+    ranges, report = read_ranges(earlier.folder / RANGES), earlier.report
+    return JobRanges(ranges, report.calibration, report.repairs, earlier.seen)
+
+
+def _calibrate(job: Job, log: Log) -> JobRanges:
+    assert job.calibration is not None
+    with log.timed("calibrate"):
+        how = options_from_spec(job.spec.calibration)
+        statistics = observe_graph(job.graph, job.tensors, job.calibration, how, log)
+    if job.is_implicit or not job.placement.layers:
+        found = take_ranges(job.graph, job.tensors, statistics, job.calibration, job.spec, log)
+    else:
+        with log.timed("repair"):
+            found = improve_ranges(job.graph, job.placement, statistics, job.calibration, job.spec, log)
+    ranges = found.ranges
+    if not ranges.tensors:
+        return JobRanges(ranges)
+    report = CalibrationReport(
+        method=ranges.method,
+        data=ranges.data,
+        samples=ranges.num_samples,
+        seconds=round(log.seconds["calibrate"], 3),
+        peak_rss_bytes=find_peak_bytes(),
+        random=ranges.is_random,
+    )
+    return JobRanges(ranges, report, found.repairs, summarize_tensors(statistics, ranges, found.method))

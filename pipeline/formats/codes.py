@@ -1,0 +1,111 @@
+"""Formats of codes that stand for multiples of a scale."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trtq.pipeline.formats.blocks import iterate_pieces
+from trtq.pipeline.formats.floats import round_scales_up
+from trtq.pipeline.formats.format import Format
+from trtq.pipeline.formats.granularity import Granularity, PerBlock, PerChannel
+
+Codes = tuple[NDArray[Any], NDArray[np.float32]]
+"""Codes of a tensor's shape, and scales of its granularity's."""
+_GAINS = {
+    "tensorrt": "TensorRT keeps {} weights and dequantizes them inside the product: less memory, and faster "
+    "where reading the weights takes the time (small batches)",
+    "onnxruntime": "ONNX Runtime dequantizes {} weights in each run: a smaller file, not less time",
+}
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class CodeFormat(Format):
+    """A format of few bits. Here codes are integers, rounded half to even, as ONNX and TensorRT define them.
+
+    Attributes:
+        lowest: The lowest code.
+        min_opset: The first opset that holds it for TensorRT, beside FP16 scales.
+        block_sizes: How many weights may share a scale; empty: those of a whole channel do.
+        methods: How weights can be encoded: "rtn" rounds to nearest, "mse" searches the clip of every block,
+            "gptq" makes up for each rounding in what is not rounded yet, and needs data.
+        compute_capability: The first that runs it.
+        is_linear: Whether a code times its scale is the number, as DequantizeLinear has it.
+        kernel_bytes: What an engine's kernel for such a weight takes: see `trtq.pipeline.plan`.
+        gains: What weights in it are good for, by who runs them, where that is not the usual.
+    """
+
+    lowest: float
+    min_opset: int
+    block_sizes: tuple[int, ...] = ()
+    methods: tuple[str, ...] = ("rtn",)
+    compute_capability: tuple[int, int] = (7, 5)
+    is_linear: bool = True
+    kernel_bytes: int
+    gains: Mapping[str, str] = field(default_factory=dict)
+
+    def describe_gain(self, runtime: str) -> str:
+        """Returns what weights in it are good for on "tensorrt" or "onnxruntime"."""
+        return self.gains.get(runtime, _GAINS[runtime]).format(self.name.upper())
+
+    def encode(
+        self, values: NDArray[Any], granularity: Granularity, dtype: str = "float32", method: str = "rtn"
+    ) -> Codes:
+        """Returns codes and scales of a weight, worked on in pieces that fit the processor's cache.
+
+        Args:
+            values: Any float dtype; whole blocks along the axis of a `PerBlock`.
+            granularity: Which of them share a scale.
+            dtype: Which the scales must survive: "float32", "float16" or "bfloat16".
+            method: One of `methods`, but not "gptq", which takes data: then as "mse".
+        """
+        if isinstance(granularity, PerBlock):
+            return self._encode_blocks(values, granularity, dtype, method)
+        axis = granularity.axis if isinstance(granularity, PerChannel) else 0
+        channels = values.shape[axis] if isinstance(granularity, PerChannel) else 1
+        view = values.reshape(int(np.prod(values.shape[:axis])), channels, -1)
+        parts = [(a, c, b) for a, b, c in iterate_pieces((view.shape[0], view.shape[2], channels))]
+        amax = np.zeros(channels, np.float32)
+        for part in parts:
+            magnitudes = np.abs(view[part].astype(np.float32, copy=False)).max(axis=(0, 2), initial=0.0)
+            amax[part[1]] = np.maximum(amax[part[1]], magnitudes)
+        scales = self.scales_of(amax, dtype)
+        codes = np.empty(view.shape, self.array_dtype)
+        for part in parts:
+            codes[part] = self.codes_of(view[part].astype(np.float32, copy=False), scales[part[1], None])
+        return codes.reshape(values.shape), scales.reshape(granularity.scales_shape(values.shape))
+
+    def _encode_blocks(self, values: NDArray[Any], granularity: PerBlock, dtype: str, method: str) -> Codes:
+        view = granularity.split(values)
+        codes = np.empty(view.shape, self.array_dtype)
+        scales = np.empty((view.shape[0], view.shape[2]), np.float32)
+        for part in iterate_pieces((view.shape[0], view.shape[1], view.shape[2])):
+            blocks = view[part].astype(np.float32, copy=False)
+            found = scales[part[0], part[2]] = self.block_scales(blocks, dtype, method)
+            codes[part] = self.codes_of(blocks, found[:, None])
+        return codes.reshape(values.shape), scales.reshape(granularity.scales_shape(values.shape))
+
+    def decode(self, codes: NDArray[Any], scales: NDArray[Any], granularity: Granularity) -> NDArray[Any]:
+        """Returns the numbers that the codes stand for, in the dtype of the scales."""
+        return np.asarray(self.levels_of(codes) * granularity.spread(scales, codes.shape))
+
+    def scales_of(self, amax: NDArray[np.float32], dtype: str) -> NDArray[np.float32]:
+        """Returns the scales with which the largest magnitudes get the largest code, rounded up."""
+        return round_scales_up(amax / np.float32(self.largest), dtype)
+
+    def block_scales(self, blocks: NDArray[np.float32], dtype: str, method: str) -> NDArray[np.float32]:
+        """Returns the scales (outer, inner) of blocks (outer, block, inner)."""
+        return self.scales_of(np.abs(blocks).max(axis=1), dtype)
+
+    def codes_of(self, values: NDArray[Any], scales: NDArray[Any]) -> NDArray[Any]:
+        """Returns the nearest codes of values, by scales in a shape that divides them."""
+        nearest: NDArray[Any] = np.clip(np.rint(values / scales), self.lowest, self.largest)
+        return nearest.astype(self.array_dtype)
+
+    def levels_of(self, codes: NDArray[Any]) -> NDArray[Any]:
+        """Returns the numbers that the codes are where the scale is 1."""
+        return codes

@@ -1,0 +1,72 @@
+"""Float formats, and scales that they hold."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from trtq.pipeline.formats.format import Format
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class FloatFormat(Format):
+    """A float format that layers compute in; `smallest_scale` is the smallest that a scale may be."""
+
+    smallest_scale: float
+
+    def round_up(self, numbers: NDArray[Any]) -> NDArray[Any]:
+        """Returns the numbers in this format, none smaller than it was; they are at most the largest one."""
+        rounded = numbers.astype(self.array_dtype)
+        with np.errstate(over="ignore"):  # above the largest number, which is then not taken
+            above = np.nextafter(rounded, np.asarray(np.inf, self.array_dtype))
+        return np.where(rounded.astype(numbers.dtype) < numbers, above, rounded).astype(self.array_dtype)
+
+
+FP32 = FloatFormat(
+    name="fp32",
+    bits=32,
+    largest=3.4028235e38,
+    dtype=ir.DataType.FLOAT,
+    array_dtype=np.dtype(np.float32),
+    smallest_scale=2.0**-126,
+)
+FP16 = FloatFormat(
+    name="fp16",
+    bits=16,
+    largest=65504.0,
+    dtype=ir.DataType.FLOAT16,
+    array_dtype=np.dtype(np.float16),
+    smallest_scale=2.0**-24,
+    advice="it fits, and nothing is more exact at this speed; INT8 with calibration may be faster",
+)
+BF16 = FloatFormat(
+    name="bf16",
+    bits=16,
+    largest=3.3895314e38,
+    dtype=ir.DataType.BFLOAT16,
+    array_dtype=np.dtype(ml_dtypes.bfloat16),
+    smallest_scale=2.0**-126,
+)
+BY_DTYPE = {item.array_dtype.name: item for item in (FP32, FP16, BF16)}
+
+
+def round_scales_up(scales: NDArray[np.float32], dtype: str) -> NDArray[np.float32]:
+    """Returns scales that the dtype holds exactly, rounded up so that nothing is clipped, still as float32.
+
+    The dtype is "float32", "float16" or "bfloat16"; its largest number takes the place of larger ones.
+    """
+    form = BY_DTYPE[dtype]
+    wanted = np.clip(scales, np.float32(form.smallest_scale), np.float32(form.largest))
+    return form.round_up(wanted).astype(np.float32)
+
+
+def convert_scales(scales: NDArray[np.float64] | np.float64, dtype: str) -> NDArray[Any]:
+    """Returns positive scales in the dtype, rounded up; in float32 where one is too large for it."""
+    form = BY_DTYPE[dtype]
+    wanted = np.maximum(np.asarray(scales, np.float64), form.smallest_scale)
+    return (FP32 if wanted.max(initial=0.0) > form.largest else form).round_up(wanted)

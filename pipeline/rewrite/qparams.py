@@ -1,0 +1,107 @@
+"""Scales, zero points and codes of Q/DQ, worked out in float64."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trtq.calibrators.ranges import Ranges
+from trtq.pipeline.formats import INT8
+from trtq.pipeline.formats.encoding import Encoding
+from trtq.pipeline.formats.floats import convert_scales
+
+_PLAIN = Encoding(INT8)
+_CLIPS = tuple(np.linspace(1.0, 0.5, 26).tolist())
+"""Shares of the largest weight that are tried as the ends of the codes."""
+
+
+@dataclass(frozen=True, slots=True)
+class QParams:
+    """How a tensor is quantized: symmetric, unless the ranges of activations say otherwise.
+
+    Attributes:
+        scale: Of the dtype that the dequantized values have, in the shape that the encoding wants.
+        encoding: The format, and which values share a scale.
+        zero: The code of 0.0; that of weights is 0.
+    """
+
+    scale: NDArray[Any]
+    encoding: Encoding = _PLAIN
+    zero: int = 0
+
+    @property
+    def zero_point(self) -> NDArray[Any]:
+        """The code of 0.0, in the shape of the scale."""
+        return np.full(self.scale.shape, self.zero, self.encoding.format.array_dtype)
+
+    def decode(self, codes: NDArray[Any]) -> NDArray[np.float64]:
+        """Returns the values that symmetric codes stand for."""
+        scale = self.scale.astype(np.float64)
+        return self.encoding.format.decode(codes, scale, self.encoding.granularity)
+
+
+def choose_activation_qparams(amax: float, dtype: str, encoding: Encoding = _PLAIN) -> QParams:
+    """Returns one scale with which the largest code stands for `amax`, in the dtype of `convert_scales`.
+
+    It is a 0-d array: with shape (1,) TensorRT runs a Conv in float.
+    """
+    return QParams(convert_scales(np.float64(amax) / encoding.format.largest, dtype), encoding)
+
+
+def choose_asymmetric_qparams(ends: tuple[float, float], dtype: str) -> QParams:
+    """Returns the scale and the zero point with which the codes -128 and 127 stand for the ends.
+
+    ONNX and Jacob et al. (arXiv 1712.05877, section 2.1): the zero point is rounded, so that 0.0 is exact. It
+    lies between the ends, which differ.
+    """
+    low, high = ends
+    scale = convert_scales((np.float64(high) - np.float64(low)) / 255, dtype)
+    zero = int(np.clip(np.rint(-128 - low / float(scale)), -128, 127))
+    return QParams(scale, Encoding(INT8, is_symmetric=False), zero)
+
+
+def choose_weight_qparams(weight: NDArray[Any], encoding: Encoding, dtype: str) -> QParams:
+    """Returns scales that hold the largest magnitude of each channel, or of all, in the dtype."""
+    amax = np.abs(weight.astype(np.float64)).max(axis=_shared_axes(weight, encoding), initial=0.0)
+    return QParams(convert_scales(np.asarray(amax) / encoding.format.largest, dtype), encoding)
+
+
+def choose_weight_qparams_mse(weight: NDArray[Any], encoding: Encoding, dtype: str) -> QParams:
+    """Returns scales of the least squared error of each channel, of 26 clips down to half its largest weight.
+
+    Clipping a few large weights leaves finer steps for all others (OMSE, arXiv 1902.06822, section 3.2).
+    """
+    widest = choose_weight_qparams(weight, encoding, dtype)
+    best, least = widest.scale, np.full(widest.scale.shape, np.inf, np.float32)
+    values, form = weight.astype(np.float32), encoding.format
+    for share in _CLIPS:
+        found = convert_scales(widest.scale.astype(np.float64) * share, dtype)
+        scale = encoding.granularity.spread(found.astype(np.float32), weight.shape)
+        error = form.levels_of(form.codes_of(values, scale)) * scale - values
+        loss = np.square(error).sum(axis=_shared_axes(weight, encoding))
+        best, least = np.where(loss < least, found, best), np.minimum(loss, least)
+    return QParams(np.asarray(best, widest.scale.dtype), encoding)
+
+
+def find_qparams(weight: NDArray[Any], encoding: Encoding, ranges: Ranges, dtype: str = "float32") -> QParams:
+    """Returns the scales of a weight as the ranges ask for them."""
+    find = choose_weight_qparams_mse if ranges.weight_scales == "mse" else choose_weight_qparams
+    return find(weight, encoding, dtype)
+
+
+def divide_by_scale(values: NDArray[Any], qparams: QParams) -> NDArray[np.float64]:
+    """Returns the values divided by their scales: codes before they are rounded."""
+    scale = qparams.scale.astype(np.float64)
+    return np.asarray(values.astype(np.float64) / qparams.encoding.granularity.spread(scale, values.shape))
+
+
+def quantize_array(values: NDArray[Any], qparams: QParams) -> NDArray[Any]:
+    """Returns the codes: round half to even, clipped, as ONNX and TensorRT define them."""
+    return qparams.encoding.format.codes_of(divide_by_scale(values, qparams), np.ones(()))
+
+
+def _shared_axes(weight: NDArray[Any], encoding: Encoding) -> tuple[int, ...]:
+    return tuple(axis for axis in range(weight.ndim) if axis != encoding.channel_axis)

@@ -1,0 +1,115 @@
+"""Layers without an INT8 kernel are given back to float, so that all that has Q/DQ runs in INT8."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from trtq.calibrators.ranges import read_ranges
+from trtq.models.spec import CalibrationSpec, EvaluationSpec, LayerSpec, ModelSpec, QuantizationSpec
+from trtq.pipeline.build import build
+from trtq.pipeline.build.keep import keep_layers
+from trtq.pipeline.build.prepare import prepare
+from trtq.pipeline.calibrate import calibrate
+from trtq.pipeline.deliver.report import Report
+from trtq.pipeline.engine.target import Target
+from trtq.pipeline.graph.load import load
+from trtq.pipeline.graph.quantized import find_quantized_layers
+from trtq.progress import Silent
+
+RTX = Target(backend="tensorrt-rtx")
+_PACKED = """
+net (float[N, 8, 32] x) => (float[N, 8, 32] y) {
+  [embed] e = MatMul (x, w1)
+  [packed] p = MatMul (e, w2)
+  [heads] h = Reshape (p, heads)
+  [turned] t = Transpose <perm = [2, 0, 3, 1, 4]> (h)
+  [q] q3 = Gather <axis = 0> (t, zero)
+  [k] k3 = Gather <axis = 0> (t, one)
+  [v] v3 = Gather <axis = 0> (t, two)
+  [kt] k4 = Transpose <perm = [0, 1, 3, 2]> (k3)
+  [scores] s = MatMul (q3, k4)
+  [soft] a = Softmax <axis = -1> (s)
+  [mixed] m = MatMul (a, v3)
+  [back] b = Transpose <perm = [0, 2, 1, 3]> (m)
+  [flat] f = Reshape (b, flat)
+  [out] y = MatMul (f, w1)
+}"""
+"""The projection to queries, keys and values in one product, which TensorRT takes apart in float."""
+
+
+@pytest.fixture
+def packed(path_of: Callable[..., Path]) -> Path:
+    rng = np.random.default_rng(0)
+    arrays = {"w1": rng.standard_normal((32, 32)) / 6, "w2": rng.standard_normal((32, 96)) / 6}
+    path = path_of(
+        _PACKED,
+        **{name: array.astype(np.float32) for name, array in arrays.items()},
+        heads=np.asarray([0, 8, 3, 4, 8], np.int64),
+        flat=np.asarray([0, 8, 32], np.int64),
+        **{name: np.asarray(index, np.int64) for index, name in enumerate(("zero", "one", "two"))},
+    )
+    np.savez(path.parent / "data.npz", x=rng.standard_normal((16, 8, 32)).astype(np.float32))
+    return path
+
+
+def spec_of(path: Path, **layers: tuple[str, ...]) -> ModelSpec:
+    data = CalibrationSpec(data=str(path.parent / "data.npz"), method="minmax")
+    return ModelSpec(calibration=data, layers=LayerSpec(**layers), quantization=QuantizationSpec(("none",)))
+
+
+def marked(report: Report) -> set[str]:
+    graph = load(Path(report.output) / "model.int8.onnx", min_opset=19)
+    return {layer.name for layer in find_quantized_layers(graph.model)}
+
+
+def test_what_has_qdq_runs_in_int8(packed: Path) -> None:
+    report = build(packed, spec=spec_of(packed), target=RTX)
+    assert report.engine.fallbacks == ()
+    assert report.engine.layers_int8 == report.engine.layers_quantized == len(marked(report))
+    kept = {node.name: node.reason for node in report.kept_float}
+    assert "packed" not in marked(report)
+    assert re.fullmatch(r"no-kernel: the builder ran it as [\w/]+ behind Q/DQ", kept["packed"])
+    assert "built in float, as the builder has no INT8 kernel for it: packed" in report.notes
+
+
+def test_a_model_without_any_int8_kernel_is_warned_of(packed: Path) -> None:
+    report = build(packed, spec=spec_of(packed, skip=("^embed$", "^out$")), target=RTX)
+    assert report.engine.layers_quantized == 0
+    assert "no layer of this model has an INT8 kernel here: nothing runs in INT8" in report.warnings
+    assert report.verdict == "pass"
+
+
+def test_a_layer_that_is_forced_stays(packed: Path) -> None:
+    report = build(packed, spec=spec_of(packed, force=("^packed$",)), target=RTX)
+    assert [item.node for item in report.engine.fallbacks] == ["packed"]
+    assert "packed" in marked(report)
+
+
+def test_an_engine_that_is_used_again_stands_beside_the_model_it_was_built_from(packed: Path) -> None:
+    spec = spec_of(packed)
+    first = build(packed, spec=spec, target=RTX)
+    before = (Path(first.output) / "model.int8.onnx").read_bytes()
+    other = replace(spec, evaluation=EvaluationSpec(samples=8))
+    second = build(packed, spec=other, target=RTX)
+    assert set(second.reused) == {"ranges", "engine"}
+    assert (Path(second.output) / "model.int8.onnx").read_bytes() == before
+    assert {node.name for node in second.kept_float} == {node.name for node in first.kept_float}
+    assert read_ranges(Path(second.output) / "ranges.json").method
+
+
+def test_layers_keep_the_reason_for_which_they_were_given_back_first(packed: Path) -> None:
+    spec = spec_of(packed)
+    ranges = calibrate(packed, spec=spec, target=RTX)
+    job = prepare(packed, spec, RTX, None, False, Silent())
+    job = keep_layers(
+        keep_layers(job, ranges, {"packed": "no-kernel: first"}), ranges, {"out": "no-kernel: second"}
+    )
+    reasons = {node.name: node.reason for node in job.placement.kept}
+    assert (reasons["packed"], reasons["out"]) == ("no-kernel: first", "no-kernel: second")
+    assert [layer.name for layer in job.placement.layers] == ["embed"]
