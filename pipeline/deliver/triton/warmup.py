@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trtq.models.spec import InputSpec
-from trtq.pipeline.deliver.triton.config import Port
+from trtq.pipeline.deliver.triton.config import TritonPort
 from trtq.pipeline.deliver.triton.pbtxt import DATA_TYPES, Message
 
 _NUMPY = {word: np.dtype(getattr(ml_dtypes, name, name)) for name, word in DATA_TYPES.items()}
@@ -33,7 +33,7 @@ class Warmup:
 
 
 def make_warmup(
-    ports: Sequence[Port],
+    ports: Sequence[TritonPort],
     arrays: Mapping[str, NDArray[Any]] | None,
     profiles: Mapping[str, InputSpec],
     batch: tuple[int, int],
@@ -68,7 +68,7 @@ def make_warmup(
     return Warmup(tuple(messages), files)
 
 
-def _usual_dims(port: Port, profiles: Mapping[str, InputSpec], largest: int) -> tuple[int, ...]:
+def _usual_dims(port: TritonPort, profiles: Mapping[str, InputSpec], largest: int) -> tuple[int, ...]:
     profile = profiles.get(port.name)
     if profile is None:
         return tuple(max(1, dim) for dim in port.dims) or (1,)
