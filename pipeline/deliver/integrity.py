@@ -141,7 +141,7 @@ def _changed(folder: Path, manifest: Manifest, names: list[str]) -> list[str]:
     files = sorted(sizes, key=lambda name: -sizes[name])
     hashes = Threads(min(_MOST_THREADS, count_cores())).map(lambda name: hash_file(folder / name), files)
     digests = dict(zip(files, hashes, strict=True))
-    return [name for name in names if digests.get(name, "") != manifest.outputs[name]]
+    return [name for name in names if digests.get(name) != manifest.outputs[name]]
 
 
 def _unknown(folder: Path, known: set[str]) -> Iterator[str]:

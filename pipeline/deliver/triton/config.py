@@ -25,7 +25,7 @@ _OURS = re.compile(r"# Written by trtq package, sha256 (\w+)\.[^\n]*\n")
 
 
 @dataclass(frozen=True, slots=True)
-class Port:
+class TritonPort:
     """An input or output. `dims` has no batch axis where the model batches; -1 is open, () one value."""
 
     name: str
@@ -86,8 +86,8 @@ class ModelConfig:
     name: str
     backend: str
     max_batch: int
-    inputs: tuple[Port, ...]
-    outputs: tuple[Port, ...]
+    inputs: tuple[TritonPort, ...]
+    outputs: tuple[TritonPort, ...]
     preferred_batch: int | None = None
     serving: Serving = field(default_factory=Serving)
     warmup: tuple[Message, ...] = ()
@@ -132,7 +132,7 @@ class ModelConfig:
         return {"count": self.serving.instances, "kind": kind, **profile}
 
 
-def list_ports(specs: Sequence[TensorSpec], *, batches: bool) -> tuple[Port, ...]:
+def list_ports(specs: Sequence[TensorSpec], *, batches: bool) -> tuple[TritonPort, ...]:
     """Returns inputs or outputs as Triton has them; with `batches` without the first axis, which it adds.
 
     Raises:
@@ -150,7 +150,7 @@ def list_ports(specs: Sequence[TensorSpec], *, batches: bool) -> tuple[Port, ...
                 f"{spec.name!r} has shape {show_shape(spec.shape)}; Triton takes neither empty tensors nor, "
                 f"without a batch axis, single values; give it the shape (1)"
             )
-        ports.append(Port(spec.name, DATA_TYPES[spec.dtype], dims))
+        ports.append(TritonPort(spec.name, DATA_TYPES[spec.dtype], dims))
     return tuple(ports)
 
 
@@ -207,7 +207,7 @@ def list_differences(existing: Any, config: ModelConfig) -> list[str]:
     return found
 
 
-def _different_ports(kind: str, existing: Iterable[Any], ports: Sequence[Port]) -> list[str]:
+def _different_ports(kind: str, existing: Iterable[Any], ports: Sequence[TritonPort]) -> list[str]:
     theirs = {port.name: f"{name_data_type(port)} {list(port.dims)}" for port in existing}
     ours = {port.name: f"{port.data_type} {list(port.dims or (1,))}" for port in ports}
     found = [f"{kind} {name!r} is missing there" for name in ours if name not in theirs]

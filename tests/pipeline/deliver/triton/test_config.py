@@ -12,8 +12,8 @@ from trtq.models.signature import TensorSpec
 from trtq.models.spec import InputSpec
 from trtq.pipeline.deliver.triton.config import (
     ModelConfig,
-    Port,
     Serving,
+    TritonPort,
     find_largest_batch,
     is_edited,
     list_differences,
@@ -85,7 +85,7 @@ def test_all_versions_may_be_served_and_a_batch_of_one_is_preferred_by_nobody() 
 
 @pytest.mark.parametrize("word", DATA_TYPES.values())
 def test_triton_has_every_type(word: str) -> None:
-    port = Port("x", word, (1,))
+    port = TritonPort("x", word, (1,))
     assert parsed(replace(CONFIG, inputs=(port,))).input[0].data_type > 0
 
 
@@ -171,8 +171,8 @@ def test_another_model_is_told_by_all_that_differs() -> None:
         CONFIG,
         backend="onnxruntime",
         max_batch=0,
-        inputs=(Port("image", "TYPE_FP16", (3, -1, 8)), Port("size", "TYPE_INT32", (2,))),
-        outputs=(Port("boxes", "TYPE_FP32", (4,)),),
+        inputs=(TritonPort("image", "TYPE_FP16", (3, -1, 8)), TritonPort("size", "TYPE_INT32", (2,))),
+        outputs=(TritonPort("boxes", "TYPE_FP32", (4,)),),
     )
     assert list_differences(theirs, other) == [
         "backend is tensorrt, not onnxruntime",
