@@ -89,7 +89,7 @@ def freeze(network: torch.nn.Module) -> torch.nn.Module:
 
 
 export = partial(exporting.export, opset=19, tolerance=TOLERANCE)
-"""Exports a network of `freeze` as a Q/DQ file that `trtq build` takes as it is; see `models.export.export`."""
+"""Exports a network of `freeze` to a Q/DQ file that `trtq build` takes as it is; see `trtq.models.export`."""
 
 
 def _trace(module: torch.nn.Module) -> Any:
