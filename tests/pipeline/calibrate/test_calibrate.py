@@ -263,7 +263,7 @@ def test_the_model_and_the_data_are_opened_once(
     model: Path, spec: ModelSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     opened: list[Path] = []
-    digest = arrays.hash_file
+    digest = arrays.hash_array_file
 
     def count_load(path: Path, *, min_opset: int) -> Graph:
         opened.append(path)
