@@ -39,7 +39,7 @@ def repair_operators(edit: GraphEditor) -> Iterator[Change]:
 
 def _convert(edit: GraphEditor, node: ir.Node) -> str:
     """Puts the nodes that compute the same before the node; returns the operator's name, or nothing."""
-    if node.op_type not in _FORMS or node.attributes.get_int("channels_last", 0):
+    if node.op_type not in _FORMS or node.attributes.get_int("channels_last", 0) != 0:
         return ""
     op_type, places, last = _FORMS[node.op_type]
     inputs: list[ir.Value] = []
@@ -61,7 +61,7 @@ def _axis(node: ir.Node, op_type: str, place: int) -> int:
     if op_type == "MatMul":
         return _rank(node.inputs[place]) - (1 if place else 2)
     if op_type == "Gemm" and place:
-        return 0 if node.attributes.get_int("transB", 0) else 1
+        return 0 if node.attributes.get_int("transB", 0) != 0 else 1
     return 0 if op_type == "Conv" and place else 1
 
 
