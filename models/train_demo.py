@@ -142,11 +142,7 @@ def train(
 ) -> torch.nn.Module:
     """Returns a trained network in evaluation mode; the same arguments give the same weights.
 
-    Args:
-        images: uint8 in 0..16, shape (N, 8, 8).
-        labels: int64 in 0..9, shape (N,).
-        epochs: How often every image is seen, each time moved by up to one pixel.
-        seed: Of the weights, the order and the moves.
+    Images are uint8 in 0..16, shape (N, 8, 8), each time moved by up to one pixel; labels are int64 in 0..9.
     """
     import torch
 

@@ -70,11 +70,8 @@ class ExportedFile:
     """What was written.
 
     Attributes:
-        path: The ONNX file.
-        settings: The `.toml` beside it; None if nothing was known, or if there was one.
-        difference: The largest from PyTorch, relative to an output's range.
-        num_compared: On how many inputs.
-        num_nodes: In the file.
+        settings: The `.toml` beside the ONNX file; None if nothing was known, or if there was one.
+        difference: The largest from PyTorch, relative to an output's range, on `num_compared` inputs.
     """
 
     path: Path

@@ -23,13 +23,9 @@ _CHILD = "trtq.pipeline.bench.child"
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What a process runs.
+    """What a process runs: an ONNX model on a device with so many threads (0: all cores), or a plan.
 
     Attributes:
-        kind: "onnx" or "plan".
-        path: The file.
-        device: `cpu` or `cuda`, for a model.
-        num_threads: For a model; 0: as many as there are cores.
         modules: For a plan: the Python modules to try, `tensorrt` and `tensorrt_rtx`.
         graph: For a plan: whether it is launched as a CUDA graph, where that is possible.
         sha256: That the plan must have; empty: any.
@@ -46,13 +42,7 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Costs:
-    """What a candidate took.
-
-    Attributes:
-        peak_rss_bytes: The most that its process held, Python and libraries included.
-        base_rss_bytes: What the process held before it loaded anything.
-        gpu_bytes: What loading it took of the GPU's memory; None where that is not known.
-    """
+    """The most that a process held, what it held before it loaded anything, and what it took of a GPU."""
 
     peak_rss_bytes: int
     base_rss_bytes: int
@@ -70,11 +60,7 @@ class TimedProcess:
     """
 
     def __init__(self, request: Request, feed: Mapping[str, NDArray[Any]] | None) -> None:
-        """Starts the process and waits until it has run once.
-
-        Args:
-            request: What it runs.
-            feed: The inputs; None: an engine makes them up.
+        """Starts the process and waits until it has run once; without a feed an engine makes up its inputs.
 
         Raises:
             TrtqError: What the process raised: the model or plan does not run here.

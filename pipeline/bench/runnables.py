@@ -64,14 +64,10 @@ class RunOptions:
 
 @dataclass(frozen=True, slots=True)
 class Runnable:
-    """One of them.
+    """A model or engine on a device, "cpu" or "cuda".
 
-    Attributes:
-        name: Of its own.
-        precision: "fp32", "fp16", "int8", "int4-weights" and so on.
-        device: "cpu", or "cuda" for a GPU.
-        request: What is run.
-        high_precision: What is not quantized computes in this, where that is known.
+    Its precision is "fp32", "fp16", "int8", "int4-weights" and so on; what is not quantized computes in
+    `high_precision`, where that is known.
     """
 
     name: str
@@ -101,11 +97,7 @@ class Inputs:
 def list_runnables(
     targets: Sequence[Path], options: RunOptions
 ) -> tuple[tuple[Runnable, ...], tuple[Skipped, ...], Inputs]:
-    """Returns what can be measured, what cannot and why, and the inputs.
-
-    Args:
-        targets: Build folders, `.onnx` and `.engine` files; they take the same inputs.
-        options: How they are run.
+    """Returns what of build folders, `.onnx` and `.engine` files can be measured, what not, and the inputs.
 
     Raises:
         UsageError: There is no target, one is of no kind that can be measured, or shapes are missing.

@@ -15,7 +15,7 @@ _MOST_SECONDS = 86400.0
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """The runs of one candidate in one turn: the time of each run, and of the whole turn."""
+    """The runs of one candidate in one turn: the time of each, at least one, and that of the whole turn."""
 
     times_ms: tuple[float, ...]
     wall_s: float

@@ -136,10 +136,8 @@ def _set_options(trt: ModuleType, config: tensorrt.IBuilderConfig, request: Mapp
     if wanted is not None:
         levels = getattr(trt, "HardwareCompatibilityLevel", None)
         if not hasattr(levels, wanted):
-            raise UsageError(
-                f"{request['product']} has no hardware compatibility {request['hardware_compatibility']}; "
-                f"leave it out, or take a newer TensorRT"
-            )
+            option = f"hardware compatibility {request['hardware_compatibility']}"
+            raise UsageError(f"{request['product']} has no {option}; leave it out, or take a newer TensorRT")
         config.hardware_compatibility_level = getattr(levels, wanted)
 
 
@@ -151,10 +149,8 @@ def _set_targets(trt: ModuleType, config: Any, request: Mapping[str, Any]) -> No
     members = trt.ComputeCapability.__members__.items()
     known = {f"{name[2:-1]}.{name[-1]}": value for name, value in members if name.startswith("SM")}
     if unknown := [target for target in targets if target not in known]:
-        raise UsageError(
-            f"{request['product']} cannot build for compute capability {unknown[0]}; "
-            f"it has {', '.join(known)}"
-        )
+        target = f"compute capability {unknown[0]}"
+        raise UsageError(f"{request['product']} cannot build for {target}; it has {', '.join(known)}")
     config.num_compute_capabilities = len(targets)
     for index, target in enumerate(targets):
         config.set_compute_capability(known[target], index)

@@ -25,13 +25,7 @@ class Coverage:
 def measure_coverage(
     layers: Sequence[QuantizedLayer], built: BuiltEngine, targets: Sequence[str] = ()
 ) -> Coverage:
-    """Returns what became of the quantized layers.
-
-    Args:
-        layers: The layers whose operands are behind Q/DQ.
-        built: The engine with what it runs.
-        targets: The compute capabilities that it was built for, for the reasons.
-    """
+    """Returns what became of the layers whose operands are behind Q/DQ, in an engine for these targets."""
     fallbacks = []
     for layer in layers:
         own = [kernel for kernel in built.kernels if layer.name in kernel.nodes]

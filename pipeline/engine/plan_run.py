@@ -35,14 +35,10 @@ class PlanRun:
         *,
         graph: bool,
     ) -> None:
-        """Loads the plan, and runs it once.
+        """Loads the plan with the bindings `trt` of its version, and runs it once.
 
-        Args:
-            trt: `tensorrt` or `tensorrt_rtx`, of the version that built the plan.
-            plan: The engine.
-            feed: The inputs; None: ones, in the usual shapes of the first profile.
-            cuda: The GPU.
-            graph: Whether runs are captured as a CUDA graph, where that is possible.
+        Without a feed the inputs are ones, in the usual shapes of the first profile. With `graph`, runs are
+        captured as a CUDA graph, where that is possible.
 
         Raises:
             ArtifactError: The library does not load the plan, or it does not take these inputs.

@@ -24,12 +24,9 @@ _NOISE = ("catchCudaError", "cudaError 35", "CUDA driver version is insufficient
 
 @dataclass(frozen=True, slots=True)
 class Flavour:
-    """One of NVIDIA's builders.
+    """One of NVIDIA's builders: its Python module, its name in messages, and whether it inspects its engines.
 
-    Attributes:
-        module: Its Python module.
-        product: Its usual name, with the version where that matters to users.
-        inspects: Whether engines are loaded where they are built, so that they tell of their layers.
+    An engine that can be loaded where it is built says what its layers are.
     """
 
     module: str
@@ -39,13 +36,7 @@ class Flavour:
 
 @dataclass(frozen=True, slots=True)
 class ProcessOutcome:
-    """A finished build.
-
-    Attributes:
-        plan: The engine.
-        answer: What the builder says of the engine: `layers` or `inspector`.
-        warnings: Its warnings, each once.
-    """
+    """A finished build: the engine, what the builder says of its layers, and its warnings, each once."""
 
     plan: bytes
     answer: Mapping[str, str]
@@ -75,13 +66,7 @@ def run_in_child(flavour: Flavour) -> Work:
 
 
 def run(flavour: Flavour, request: BuildRequest, work: Work, **further: Any) -> ProcessOutcome:
-    """Returns the finished build.
-
-    Args:
-        flavour: Whose builder it is.
-        request: What is built.
-        work: Where it is built.
-        further: More for the builder's request, as JSON has it.
+    """Returns the finished build; `further` goes into the builder's request.
 
     Raises:
         ModelError: The parser refuses the model.

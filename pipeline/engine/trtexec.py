@@ -17,10 +17,7 @@ def format_trtexec(request: BuildRequest, *, has_typed_flag: bool) -> str:
 
     trtexec reads a cache as an entropy calibrator does, and silently ignores one of another calibrator: for
     such a cache the command begins with the conversion of its header.
-
-    Args:
-        request: What was built.
-        has_typed_flag: Whether types are asked for by `--stronglyTyped`, as up to TensorRT 10.
+    `has_typed_flag` says whether types are asked for by `--stronglyTyped`, as up to TensorRT 10.
     """
     command = shlex.join(_words(request, has_typed_flag=has_typed_flag))
     if request.implicit is not None and request.implicit.algorithm != "entropy2":

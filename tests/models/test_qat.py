@@ -58,6 +58,7 @@ def amax(net: Any, images: Any, tmp_path_factory: pytest.TempPathFactory) -> dic
     return found
 
 
+@pytest.mark.slow
 def test_the_exported_pairs_stand_where_placement_puts_them(
     net: Any, images: Any, amax: dict[str, float], tmp_path: Path
 ) -> None:

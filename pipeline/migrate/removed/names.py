@@ -21,7 +21,7 @@ class Removed:
     """Something that TensorRT no longer has.
 
     Attributes:
-        name: As people know it: "BuilderFlag.INT8", "trtexec --int8", "CreateConfig(int8=)".
+        name: Such as "BuilderFlag.INT8", "trtexec --int8", "CreateConfig(int8=)".
         since: The first release without it: "10.0" or "11.0".
         advice: What to do instead.
         ambiguous: Other classes, TensorRT's or a user's, often have a member of this name too.

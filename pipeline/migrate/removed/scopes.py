@@ -92,7 +92,7 @@ class Names:
     def any_part(
         self, node: ast.AST, scope: Scope, name: str, test: Callable[[ast.AST, Scope], bool]
     ) -> bool:
-        """Returns whether a test of this name holds for a part of an expression, or of what its names are."""
+        """Returns whether a test holds for a part of an expression, or of what is bound to its names."""
         todo, seen = [(node, scope)], set[tuple[str, str, int]]()
         while todo:
             expression, where = todo.pop()

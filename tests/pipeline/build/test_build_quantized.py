@@ -120,6 +120,7 @@ def test_a_quantized_model_without_an_exact_repair_is_refused_with_the_node_name
     assert not (model.parent / "q.trtq").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "rule"),
     [
@@ -140,6 +141,7 @@ def test_what_onnx_runtime_writes_otherwise_is_repaired_and_computes_the_same(
     assert np.abs(before[0] - after[0]).max() <= 1.01 * step  # a tie may be rounded to the other side
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [case.values[0] for case in REFUSED])
 def test_requantize_makes_the_rest_symmetric_and_says_so(
     small: Path, options: dict[str, Any], outputs_of: Callable[..., list[Any]]

@@ -95,14 +95,8 @@ def _calibrate(model: Path, folder: Path, output: str, deadly: int, *more: str) 
     script.write_text(_SCRIPT.format(data=str(model.parent / "calibration.npz")))
     command = [sys.executable, "-c", "from trtq.cli import main; main()", "calibrate", str(model)]
     command += [
-        "--calib-data",
-        f"{script}:batches",
-        "--output",
-        str(folder / output),
-        "--repair",
-        "none",
-        *more,
-    ]
+        "--calib-data", f"{script}:batches", "--output", str(folder / output), "--repair", "none", *more,
+    ]  # fmt: skip
     environment = {**os.environ, "DEADLY": str(deadly)}
     process = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     return process.returncode, process.stderr
@@ -123,10 +117,10 @@ def test_after_kill_9_the_same_command_ends_with_the_identical_ranges(
 ) -> None:
     checkpoint = tmp_path / "c.npz"
     more = ("--checkpoint", str(checkpoint), "--checkpoint-seconds", "0", *memory)
-    assert _calibrate(model, tmp_path, "killed.json", 7, *more)[0] == -signal.SIGKILL
+    assert _calibrate(model, whole.parent, str(tmp_path / "killed.json"), 7, *more)[0] == -signal.SIGKILL
     assert not (tmp_path / "killed.json").exists()
     assert 0 < read_statistics(checkpoint).num_samples < 96
-    returncode, told = _calibrate(model, tmp_path, "again.json", -1, *more)
+    returncode, told = _calibrate(model, whole.parent, str(tmp_path / "again.json"), -1, *more)
     assert returncode == 0, told
     assert f"note: going on from {checkpoint}: " in told
     assert read_ranges(tmp_path / "again.json") == read_ranges(whole)

@@ -299,6 +299,7 @@ def test_what_the_system_does_not_let_read_is_refused_alone_and_said_in_a_folder
     ]
 
 
+@pytest.mark.slow
 def test_every_file_of_this_repository_can_be_read() -> None:
     root = Path(__file__).parents[4]
     found = [
