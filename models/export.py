@@ -89,7 +89,7 @@ def to_onnx(
 ) -> tuple[ir.Model, str]:
     """Returns the module in evaluation mode as an ONNX model, and a note of the exporter.
 
-    The exporter of PyTorch 2 traces with symbolic sizes and tells what it cannot follow. What it has no
+    The exporter of PyTorch 2 traces with symbolic sizes and reports what it cannot follow. What it has no
     operators for, and TorchScript, goes to the exporter of PyTorch 1; not so control flow that depends on
     values, which that one would freeze as the example takes it.
 
@@ -100,7 +100,7 @@ def to_onnx(
         opset: The version of ONNX's operators.
 
     Raises:
-        ModelError: Neither can export it; the first one's words are told, with the line of the user's code.
+        ModelError: Neither can export it; the first one's words are given, with the line of the user's code.
     """
     torch = lazy.require("torch", "export", "exporting a PyTorch module")
     refusal: ModelError | None = None

@@ -92,7 +92,7 @@ def parse_input(text: str) -> ModuleInput:
 
 
 def check_sizes(sizes: Mapping[str, int], inputs: Sequence[ModuleInput]) -> None:
-    """Raises UsageError if a size is given for what is no open dim of these inputs."""
+    """Raises UsageError if a size is given for something that is not an open dim of these inputs."""
     dims = sorted({dim for item in inputs for dim in item.open_axes.values()})
     for name in sizes:
         if name not in dims:

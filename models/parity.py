@@ -81,7 +81,7 @@ def run_outputs(module: torch.nn.Module, inputs: Sequence[torch.Tensor]) -> list
     torch = lazy.require("torch", "export", "running a PyTorch module")
     name = type(module).__name__
     shown = ", ".join(f"{tuple(value.shape)} {str(value.dtype).rpartition('.')[2]}" for value in inputs)
-    advice = "tell the inputs that it takes with --input and --size, or mend that line"
+    advice = "give the inputs that it takes with --input and --size, or fix that line"
     with explain_failures(f"{name} fails on inputs of shape {shown}", advice), torch.no_grad():
         returned = module(*inputs)
     return list(_tensors(returned, name))

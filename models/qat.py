@@ -51,7 +51,7 @@ def prepare(
         learn: Whether the scales of activations are parameters.
 
     Raises:
-        ModelError: The module cannot be traced, or a name is no layer or addition of it.
+        ModelError: The module cannot be traced, or a name is not a layer or addition of it.
     """
     graph_module = _trace(module)
     _fold_batch_norm(graph_module)

@@ -35,7 +35,7 @@ class TensorSpec:
 
 
 def fits_dims(shape: Sequence[int], dims: Sequence[int | str | None]) -> bool:
-    """Returns whether a shape has these dims; what is no number is open."""
+    """Returns whether a shape has these dims; what is not a number is open."""
     return len(shape) == len(dims) and all(
         not isinstance(want, int) or want == have for want, have in zip(dims, shape, strict=True)
     )
@@ -65,7 +65,7 @@ def read_inputs(model: ir.Model) -> tuple[TensorSpec, ...]:
     """Returns the inputs that a caller must feed.
 
     Raises:
-        ModelError: An input is no tensor, or a tensor of strings.
+        ModelError: An input is not a tensor, or a tensor of strings.
     """
     return tuple(_spec_of(value, "input") for value in model.graph.inputs)
 
@@ -74,7 +74,7 @@ def outputs_of(model: ir.Model) -> tuple[TensorSpec, ...]:
     """Returns the outputs.
 
     Raises:
-        ModelError: An output is no tensor, or a tensor of strings.
+        ModelError: An output is not a tensor, or a tensor of strings.
     """
     return tuple(_spec_of(value, "output") for value in model.graph.outputs)
 

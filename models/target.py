@@ -34,7 +34,7 @@ _WITHOUT_WEIGHTS = "for a model whose weights you have, give --weights"
 
 @dataclass(frozen=True, slots=True)
 class LoadedModule:
-    """A module and what its source tells of it.
+    """A module and what its source says of it.
 
     Attributes:
         module: The module.
@@ -111,7 +111,7 @@ def _from_import(target: str, module_name: str, attribute: str) -> torch.nn.Modu
             f"{target!r} needs the arguments {', '.join(missing)}; name a function without any that returns "
             f"the module"
         )
-    with explain_failures(f"{target!r} fails", "mend it, or name another function that returns the module"):
+    with explain_failures(f"{target!r} fails", "fix it, or name another function that returns the module"):
         module = found()
     if not isinstance(module, torch.nn.Module):
         raise ModelError(f"{target!r} returned a {type(module).__name__}, not an nn.Module")

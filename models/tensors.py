@@ -34,9 +34,7 @@ def read_values(tensor: ir.TensorProtocol) -> NDArray[Any]:
             f"cannot read the weights of {tensor.name!r} from {tensor.path}: {error.strerror}"
         ) from error
     if raw.size != tensor.nbytes:
-        raise ModelError(
-            f"the weights of {tensor.name!r} end early in {tensor.path}: it was changed meanwhile"
-        )
+        raise ModelError(f"the weights of {tensor.name!r} end early in {tensor.path}; it has been changed")
     return raw.view(tensor.dtype.numpy()).reshape(tensor.shape.numpy())
 
 

@@ -31,7 +31,7 @@ def compare(
         candidate: The ONNX file that is judged, or a build folder: then its engine is run. Its inputs and
             outputs have the same names.
         spec: With the data to compare on; None: read from beside the reference.
-        watcher: Is told of the progress.
+        watcher: Gets the progress.
 
     Raises:
         ModelError, DataError, UsageError: Something that was given cannot be used.

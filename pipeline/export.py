@@ -36,14 +36,14 @@ class ExportOptions:
     """How a module is exported.
 
     Attributes:
-        inputs: What it takes; empty: what its source tells.
+        inputs: What it takes; empty: what its source says.
         sizes: Of open dims in the example, by name.
         weights: A checkpoint to load into it.
         trust: Whether pickles may be loaded, which runs the code in them.
         pretrained: Whether a library's own weights are wanted where no checkpoint is given.
         opset: The version of ONNX's operators.
         data: An .npz with further inputs to compare on.
-        family: A name of `trtq.models.families.FAMILIES`, for the settings; None: what the source tells.
+        family: A name of `trtq.models.families.FAMILIES`, for the settings; None: what the source says.
     """
 
     inputs: tuple[ModuleInput, ...] = ()

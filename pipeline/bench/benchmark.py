@@ -261,7 +261,7 @@ def _notes(items: Sequence[Runnable], measured: Sequence[Timing], here: Machine)
     if any(item.device == "cuda" and item.request.kind == "plan" for item in items):
         yield "engines: the time is that of the GPU, by CUDA events, without copies of inputs and outputs"
     elif any(item.high_precision for item in items):
-        yield "Q/DQ pairs are placed for TensorRT: what INT8 gives there, only its engine on a GPU tells"
+        yield "Q/DQ pairs are placed for TensorRT: only its engine on a GPU shows what INT8 gives there"
     for result in measured:
         if result.device == "cuda" and devices.get(result.against) == "cpu":
             yield (

@@ -100,7 +100,7 @@ def list_runnables(
     """Returns what of build folders, `.onnx` and `.engine` files can be measured, what not, and the inputs.
 
     Raises:
-        UsageError: There is no target, one is of no kind that can be measured, or shapes are missing.
+        UsageError: There is no target, one cannot be measured, or shapes are missing.
         ModelError: A model cannot be used, or takes other inputs than the first.
         DataError: The data does not fit.
         ArtifactError, MissingDependency: Nothing can be measured; a build folder is not what was built.

@@ -63,7 +63,7 @@ def combine_network_flags(trt: ModuleType, precisions: tuple[str, ...] | list[st
     """Returns the flags of `create_network`.
 
     Strongly typed where the graph's types rule; TensorRT 11 and TensorRT-RTX always are, and want no flag.
-    TensorRT 8 wants to be told that the batch is a dimension.
+    TensorRT 8 needs a flag that the batch is a dimension.
     """
     flags, known = 0, trt.NetworkDefinitionCreationFlag
     if not hasattr(known, "EXPLICIT_BATCH"):
@@ -259,7 +259,7 @@ def _logger(trt: Any, log: IO[str]) -> tuple[Any, list[str]]:
             if message.lstrip().startswith("Layers:"):
                 layers.append(message)
             elif severity <= trt.ILogger.Severity.WARNING:
-                with suppress(OSError):  # a full disk is told when the plan is written
+                with suppress(OSError):  # a full disk is an error when the plan is written
                     log.write(f"{severity.name}: {' '.join(message.split())}\n")
                     log.flush()
 

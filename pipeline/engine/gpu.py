@@ -1,4 +1,4 @@
-"""The GPUs of this machine, as its driver tells."""
+"""The GPUs of this machine, as its driver shows them."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 _IMPLICIT_REASON = (
     "TensorRT was free to run it in INT8 and found another precision faster; explicit quantization "
-    "(--quantization explicit) does as it is told"
+    "(--quantization explicit) does exactly what the graph says"
 )
 
 

@@ -1,4 +1,4 @@
-"""How a stage tells what it is doing; the command line draws it, a program may ignore it."""
+"""How a stage reports its progress; the command line draws it, a program may ignore it."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ class Silent(Watcher):
 
 @dataclass(slots=True)
 class Log:
-    """Keeps what was told, for the report, and passes it on; measures the stages.
+    """Keeps notes and warnings for the report and passes everything on; measures the stages.
 
     Attributes:
-        watcher: Is told of everything.
+        watcher: Gets everything.
         notes: In order.
         warnings: In order.
         reused: The stages whose earlier result was used again.
@@ -60,7 +60,7 @@ class Log:
         self.watcher.advance(num_samples)
 
     def note(self, text: str) -> None:
-        """Keeps it and passes it on, once: a stage that is done again has nothing new to tell."""
+        """Keeps it and passes it on, once: a stage that is done again says nothing new."""
         if text not in self.notes:
             self.notes.append(text)
             self.watcher.note(text)

@@ -133,7 +133,8 @@ def test_quantize_needs_ranges(model: Path, built: Path) -> None:
     result = trtq("quantize", model, "--ranges", built / "none.json")
     assert result.exit_code == 2
     assert (
-        result.stderr == f"error: cannot read the ranges {built / 'none.json'}: No such file or directory\n"
+        result.stderr
+        == f"error: cannot read the ranges file {built / 'none.json'}: No such file or directory\n"
     )
 
 

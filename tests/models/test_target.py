@@ -118,7 +118,7 @@ def test_a_module_by_its_import_path(target: str, here: Path) -> None:
         ("nets:wrong", r"'nets:wrong' returned a int, not an nn.Module"),
         (
             "nets:absent",
-            r"'nets:absent' fails: KeyError: 'depth', at .*nets.py, line 8: `def.*; mend it",
+            r"'nets:absent' fails: KeyError: 'depth', at .*nets.py, line 8: `def.*; fix it, or name another",
         ),
         ("leaves:net", r"'leaves:net' does not import: SystemExit: 3, at .*leaves.py, line 1"),
         ("syntax:net", r"does not import: SyntaxError: .*, at .*syntax.py, line 1: `def f\(:`"),

@@ -3,7 +3,7 @@
 Names are resolved through the script's imports (see `scopes`). A member of an object, such as
 `config.int8_calibrator`, is a use where the object's class is known to have had it, or where the class is
 unknown and the script imports TensorRT; members that other classes often have too ("?" in `removed.txt`)
-need in addition a receiver that is called as people call such objects (`layer.precision`, but not
+also need a receiver with a usual name for such an object (`layer.precision`, but not
 `args.precision`). Command lines are looked for in the strings of every statement that names the tool, or a
 variable that one is bound to.
 

@@ -47,7 +47,7 @@ RECEIVERS: Mapping[str, str] = {
     "ITensor": r"tensor",
     "OnnxParser": r"parser",
 }
-"""How people call an object of a class: it tells the members below apart where the class is not known."""
+"""What an object of a class is usually called: that decides where its class is not known."""
 
 _ENUMERATION = re.compile(r"\w+(Flag|Feature|Source|Capability|Verbosity|Mode|Type)$")
 _SHAPES = {

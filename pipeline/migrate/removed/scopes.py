@@ -1,4 +1,4 @@
-"""What the names of a script stand for, as far as its text tells.
+"""What the names of a script stand for, as far as its text says.
 
 Flow does not matter here: a name stands for everything that is bound to it in its scope. That is enough to
 tell `trt.BuilderFlag` from another `BuilderFlag`, and a TensorRT builder from a class of the user's own.

@@ -21,7 +21,7 @@ from trtq.pipeline.build_all import CommandJob
 from trtq.pipeline.engine.backends import BACKENDS
 
 _OURS = ("model", "name", "memory")
-"""Keys of a build that are no options of `trtq build`."""
+"""Keys of a build that are not options of `trtq build`."""
 _ITS_OWN = ("model", "name", "output")
 """Keys that no two builds can share."""
 _NOT_HERE = ("json", "quiet", "verbose", "help")

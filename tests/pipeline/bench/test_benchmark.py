@@ -156,7 +156,7 @@ def test_what_int8_is_on_a_cpu_is_told() -> None:
         "int8: ONNX Runtime runs 2 of 11 quantized layers in INT8 on this CPU, which has no instructions for "
         "sums of INT8 products; the rest of it is FP16: trtq build --backend onnxruntime makes a model for "
         "the CPU",
-        "Q/DQ pairs are placed for TensorRT: what INT8 gives there, only its engine on a GPU tells",
+        "Q/DQ pairs are placed for TensorRT: only its engine on a GPU shows what INT8 gives there",
     ]
     with_vnni = replace(HERE, features=("avx512_vnni",))
     plain = contender("q", "quantized", "cpu")
