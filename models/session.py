@@ -87,7 +87,7 @@ def save(model: ir.Model, path: Path, data: str | None = None) -> None:
     ir.save(model, path, external_data=(data or f"{path.name}.data") if is_large else None)
 
 
-class Port(Protocol):
+class SessionPort(Protocol):
     """An input or output of a session; its shape has names where it is open."""
 
     name: str
@@ -98,10 +98,10 @@ class Port(Protocol):
 class Session(Protocol):
     """An `onnxruntime.InferenceSession`."""
 
-    def get_inputs(self) -> Sequence[Port]:
+    def get_inputs(self) -> Sequence[SessionPort]:
         """Returns the inputs in the model's order."""
 
-    def get_outputs(self) -> Sequence[Port]:
+    def get_outputs(self) -> Sequence[SessionPort]:
         """Returns the outputs in the model's order."""
 
     def run(self, outputs: Sequence[str] | None, feed: Mapping[str, NDArray[Any]], /) -> list[NDArray[Any]]:
