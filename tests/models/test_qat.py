@@ -140,7 +140,7 @@ def test_what_cannot_be_quantized_is_told(names: dict[str, float], message: str,
 
 
 def test_a_module_that_cannot_be_traced_is_told() -> None:
-    class Branching(torch.nn.Module):  # type: ignore[misc,name-defined]
+    class Branching(torch.nn.Module):  # type: ignore[misc]
         def forward(self, x: Any) -> Any:
             return x if x.sum() > 0 else -x
 
