@@ -134,7 +134,7 @@ def merge_statistics(parts: Sequence[Statistics], names: Sequence[str]) -> Stati
 
     Args:
         parts: Of `observe` with a shard each, or merged ones.
-        names: What each is called, for messages.
+        names: Of the parts, for messages.
 
     Raises:
         ArtifactError: They are not of the same model, tensors and data, or overlap; one is unfinished.
@@ -160,15 +160,15 @@ def refuse_other(found: Statistics, name: str, wanted: Statistics, other: str) -
     Raises:
         ArtifactError: Model, data, number of parts or tensors differ; the message says which.
     """
-    ours, theirs = found.source, wanted.source
-    differences = [  # of the data not the path, which another machine spells otherwise
-        ("model", ours.model_sha256 != theirs.model_sha256, ours.model_sha256[:12], theirs.model_sha256[:12]),
-        ("data", ours.data_digest != theirs.data_digest, _show(ours), _show(theirs)),
-        ("number of parts", ours.num_shards != theirs.num_shards, ours.num_shards, theirs.num_shards),
-    ]
-    for what, differ, one, two in differences:
-        if differ:
-            raise ArtifactError(f"{name} is of another {what} than {other}: {one}, not {two}")
+    one, two = found.source, wanted.source
+    keys = {  # of the data not the path, which another machine spells otherwise
+        "model": ("model_sha256", one.model_sha256[:12], two.model_sha256[:12]),
+        "data": ("data_digest", _show(one), _show(two)),
+        "number of parts": ("num_shards", one.num_shards, two.num_shards),
+    }
+    for what, (key, ours, theirs) in keys.items():
+        if getattr(one, key) != getattr(two, key):
+            raise ArtifactError(f"{name} is of another {what} than {other}: {ours}, not {theirs}")
     if apart := sorted(set(found.histograms) ^ set(wanted.histograms)):
         holder = name if apart[0] in found.histograms else other
         raise ArtifactError(
@@ -182,22 +182,21 @@ def _show(source: StatisticsSource) -> str:
 
 
 def _merged(one: Statistics, two: Statistics) -> Statistics:
-    magnitudes = {
-        name: max(one.magnitudes.get(name, 0.0), two.magnitudes.get(name, 0.0))
-        for name in sorted({*one.magnitudes, *two.magnitudes})
-    }
-    inputs = {
+    shapes = {
         name: {
-            shape: one.inputs[name].get(shape, 0) + two.inputs[name].get(shape, 0)
-            for shape in sorted({*one.inputs[name], *two.inputs[name]})
+            shape: seen.get(shape, 0) + two.inputs[name].get(shape, 0)
+            for shape in {**seen, **two.inputs[name]}
         }
-        for name in one.inputs
+        for name, seen in one.inputs.items()
     }
     return replace(
         one,
         histograms={name: item.merged(two.histograms[name]) for name, item in one.histograms.items()},
-        magnitudes=magnitudes,
-        inputs=inputs,
+        magnitudes={
+            name: max(one.magnitudes.get(name, 0.0), two.magnitudes.get(name, 0.0))
+            for name in sorted({*one.magnitudes, *two.magnitudes})
+        },
+        inputs={name: dict(sorted(seen.items())) for name, seen in shapes.items()},
         num_samples=one.num_samples + two.num_samples,
         shards=one.shards | two.shards,
     )
@@ -212,11 +211,10 @@ def _histograms(names: Sequence[str], arrays: dict[str, NDArray[Any]]) -> dict[s
         raise ValueError("the histograms do not fit the tensors")
     if bins.ndim != 1 or bins.shape != counts.shape or (sizes < 0).any() or bins.size != sizes.sum():
         raise ValueError("the bins do not fit their counts")
-    ends, histograms = np.cumsum(sizes), {}
-    for name, size, end, (low, high) in zip(names, sizes, ends, extremes, strict=True):
-        part = slice(int(end - size), int(end))
-        histograms[name] = Histogram(bins[part], counts[part], float(low), float(high))
-        if flaw := _flaw(histograms[name]):
+    ends, histograms = np.cumsum(sizes).tolist(), {}
+    for name, size, end, (low, high) in zip(names, sizes.tolist(), ends, extremes.tolist(), strict=True):
+        histogram = histograms[name] = Histogram(bins[end - size : end], counts[end - size : end], low, high)
+        if flaw := _flaw(histogram):
             raise ValueError(f"the histogram of tensor {name!r} {flaw}")
     return histograms
 

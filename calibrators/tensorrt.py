@@ -186,9 +186,10 @@ class ScaleCalibrator(Calibrator):
         """Returns 1: there is no data."""
         return 1
 
-    def get_batch(self, _names: Sequence[str]) -> None:
+    def get_batch(self, _names: Sequence[str]) -> list[int] | None:
         """Notes that TensorRT would calibrate, though it has scales."""
         self._was_rejected = True
+        return None
 
     def read_calibration_cache(self) -> bytes | None:
         """Returns the scales."""

@@ -45,21 +45,17 @@ def load_weights(module: torch.nn.Module, path: Path, *, trust: bool = False) ->
         if name not in state and not name.endswith(_COUNTER) and (value.data_ptr(), value.shape) not in given
     ]
     unexpected = [name for name in state if name not in wanted]
-    if missing or unexpected:
-        raise ModelError(
-            f"{path} does not fit {type(module).__name__}: "
-            + "; ".join(
-                f"{len(names)} {kind}: {_some(names)}"
-                for kind, names in (("missing", missing), ("unexpected", unexpected))
-                if names
-            )
-        )
-    for name, value in state.items():
-        if value.shape != wanted[name].shape:
-            raise ModelError(
-                f"{path} does not fit {type(module).__name__}: {name!r} has shape {tuple(value.shape)}, "
-                f"the module wants {tuple(wanted[name].shape)}"
-            )
+    problems = [
+        f"{len(names)} {kind}: {', '.join(names[:_MOST_NAMED])}{' ...' if len(names) > _MOST_NAMED else ''}"
+        for kind, names in (("missing", missing), ("unexpected", unexpected))
+        if names
+    ] or [
+        f"{name!r} has shape {tuple(value.shape)}, the module wants {tuple(wanted[name].shape)}"
+        for name, value in state.items()
+        if value.shape != wanted[name].shape
+    ][:1]
+    if problems:
+        raise ModelError(f"{path} does not fit {type(module).__name__}: {'; '.join(problems)}")
     module.load_state_dict(state, strict=False)  # what may be missing was looked at above
 
 
@@ -75,12 +71,12 @@ def _read(path: Path, trust: bool) -> Any:
     if not path.is_file():
         raise ModelError(f"there is no file {path}; give --weights a .pt or .safetensors file")
     if path.suffix == ".safetensors":
+        safetensors = lazy.require("safetensors", "export", "loading .safetensors")
         files = lazy.require("safetensors.torch", "export", "loading .safetensors")
-        errors = lazy.require("safetensors", "export", "loading .safetensors")
         try:
             return files.load_file(path)
-        except errors.SafetensorError as error:
-            raise ModelError(f"{path} is no safetensors file: {error}") from error
+        except safetensors.SafetensorError as error:
+            raise ModelError(f"{path} is not a safetensors file: {error}") from error
     return _load(path, trust)
 
 
@@ -95,7 +91,7 @@ def _load(path: Path, trust: bool) -> Any:
             f"alone, or add --trust if you know where it comes from"
         ) from error
     except (RuntimeError, EOFError, ValueError, KeyError, struct.error) as error:
-        raise ModelError(f"{path} is no PyTorch checkpoint: {str(error).splitlines()[0][:200]}") from error
+        raise ModelError(f"{path} is not a PyTorch checkpoint: {str(error).splitlines()[0][:200]}") from error
 
 
 def _state(content: Any, path: Path) -> dict[str, torch.Tensor]:
@@ -107,11 +103,10 @@ def _state(content: Any, path: Path) -> dict[str, torch.Tensor]:
     for key in _WRAPPERS:
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping | torch.nn.Module):
             return _state(content[key], path)
-    if not isinstance(content, Mapping) or not all(
-        isinstance(item, torch.Tensor) for item in content.values()
-    ):
+    items = content.items() if isinstance(content, Mapping) else [("", content)]
+    if not all(isinstance(value, torch.Tensor) for _, value in items) or not isinstance(content, Mapping):
         raise ModelError(f"{path} holds no state_dict: a mapping of names to tensors")
-    return {str(name): value for name, value in content.items()}
+    return {str(name): value for name, value in items}
 
 
 def _without_prefixes(state: dict[str, torch.Tensor], wanted: set[str]) -> dict[str, torch.Tensor]:
@@ -122,7 +117,3 @@ def _without_prefixes(state: dict[str, torch.Tensor], wanted: set[str]) -> dict[
             if len(wanted & set(shorter)) > len(wanted & set(state)):
                 return shorter
     return state
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:_MOST_NAMED]) + (" ..." if len(names) > _MOST_NAMED else "")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.resources
 import io
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from trtq.errors import ArtifactError
 from trtq.files import write_atomically
@@ -89,21 +89,18 @@ def _contents() -> dict[str, bytes]:
     calibration, evaluation = parts["calibration"], parts["evaluation"]
     return {
         "model.onnx": (importlib.resources.files("trtq.models") / "assets" / "digits.onnx").read_bytes(),
-        "calibration.npz": _npz(images[calibration]),
-        "evaluation.npz": _npz(images[evaluation], labels[evaluation]),
+        "calibration.npz": _npz({"image": images[calibration]}),
+        "evaluation.npz": _npz({"image": images[evaluation], "labels": labels[evaluation]}),
         "model.toml": SETTINGS.encode(),
     }
 
 
-def _npz(image: NDArray[np.float32], labels: NDArray[np.int64] | None = None) -> bytes:
+def _npz(arrays: dict[str, Any]) -> bytes:
     """Returns an uncompressed .npz, whose bytes depend on the arrays alone."""
     import numpy as np
 
     buffer = io.BytesIO()
-    if labels is None:
-        np.savez(buffer, image=image)
-    else:
-        np.savez(buffer, image=image, labels=labels)
+    np.savez(buffer, **arrays)
     return buffer.getvalue()
 
 
@@ -116,7 +113,7 @@ def _is_written(path: Path, data: bytes) -> bool:
     except OSError as error:
         raise ArtifactError(
             f"cannot read {path}: {error.strerror or error}; "
-            "the demo wants to write this file, give it another folder or remove what is in the way"
+            "the demo writes this file, so give it another folder or remove what is in the way"
         ) from error
     if present != data:
         raise ArtifactError(

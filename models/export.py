@@ -35,7 +35,7 @@ _USER_LINE = re.compile(
 def export(
     module: torch.nn.Module,
     example_inputs: Sequence[torch.Tensor],
-    path: Path,
+    path: str | Path,
     *,
     input_names: Sequence[str],
     output_names: Sequence[str],
@@ -75,9 +75,8 @@ def export(
     names = dict.fromkeys(input_names, {0: "batch"} if dynamic_batch else {})
     with set_to_eval(module), torch.no_grad(), silence():
         model = _to_onnx(module, batches[0], names, output_names, opset)
-        data: bytes = ir.to_proto(model).SerializeToString()
-        difference = max(check_parity(module, data, inputs, tolerance=tolerance) for inputs in batches)
-    write_atomically(path, data)
+        difference = max(check_parity(module, model, inputs, tolerance=tolerance) for inputs in batches)
+    write_atomically(Path(path), ir.to_proto(model).SerializeToString())
     return difference
 
 
@@ -90,7 +89,7 @@ def to_onnx(
 ) -> tuple[ir.Model, str]:
     """Returns the module in evaluation mode as an ONNX model, and a note of the exporter.
 
-    The exporter of PyTorch 2 traces with symbolic sizes and tells what it cannot follow. What it has no
+    The exporter of PyTorch 2 traces with symbolic sizes and reports what it cannot follow. What it has no
     operators for, and TorchScript, goes to the exporter of PyTorch 1; not so control flow that depends on
     values, which that one would freeze as the example takes it.
 
@@ -101,30 +100,28 @@ def to_onnx(
         opset: The version of ONNX's operators.
 
     Raises:
-        ModelError: Neither can export it; the first one's words are told, with the line of the user's code.
+        ModelError: Neither can export it; the first one's words are given, with the line of the user's code.
     """
     torch = lazy.require("torch", "export", "exporting a PyTorch module")
+    refusal: ModelError | None = None
     with set_to_eval(module), torch.no_grad(), silence():
-        is_script = isinstance(module, torch.jit.ScriptModule)
-        try:
-            if not is_script:
+        if not isinstance(module, torch.jit.ScriptModule):
+            try:
                 return _to_onnx(module, inputs, open_axes, None, opset), ""
-        except ModelError as error:
-            if _DATA_DEPENDENT in str(error):
-                raise
-            first: ModelError | None = error
-        else:
-            first = None
+            except ModelError as error:
+                if _DATA_DEPENDENT in str(error):
+                    raise
+                refusal = error
         try:
-            model = _traced(module, inputs, open_axes, opset)
+            model = _trace(module, inputs, open_axes, opset)
         except (RuntimeError, TypeError, ValueError) as error:
-            raise first or ModelError(
+            raise refusal or ModelError(
                 f"PyTorch cannot export this TorchScript: {str(error).strip().splitlines()[0][:300]}"
             ) from error
-    return model, "exported with the exporter of PyTorch 1" + ("" if is_script else f", since: {first}")
+    return model, "exported with the exporter of PyTorch 1" + (f", since: {refusal}" if refusal else "")
 
 
-def _traced(
+def _trace(
     module: torch.nn.Module,
     inputs: Sequence[torch.Tensor],
     open_axes: Mapping[str, Mapping[int, str]],
@@ -156,9 +153,8 @@ def _to_onnx(
     import torch
 
     dims = {name: torch.export.Dim(name) for axes in open_axes.values() for name in axes.values()}
-    shapes: tuple[Any, ...] = tuple(
-        {axis: dims[name] for axis, name in axes.items()} for axes in open_axes.values()
-    )
+    shapes = tuple({axis: dims[name] for axis, name in axes.items()} for axes in open_axes.values())
+    names = None if output_names is None else list(output_names)
     try:
         program = torch.onnx.export(
             module,
@@ -166,22 +162,24 @@ def _to_onnx(
             dynamo=True,
             verbose=False,
             input_names=list(open_axes),
-            output_names=None if output_names is None else list(output_names),
+            output_names=names,
             dynamic_shapes=_as_parameters(module, shapes) if any(shapes) else None,
             opset_version=opset,
             custom_translation_table=list_translations(),
         )
     except torch.onnx.OnnxExporterError as error:
         raise ModelError(
-            f"PyTorch cannot export {type(module).__name__}: {_reason(error)}; "
-            "change the module there (torch.where and torch.cond choose by values), or fix the sizes if it "
-            "complains of them"
+            f"PyTorch cannot export {type(module).__name__}: {_reason(error)}; change the module there "
+            "(torch.where and torch.cond choose by values), or fix the sizes if it complains of them"
         ) from error
     model: ir.Model = program.model
     _name_after_modules(module, model.graph)
-    _part_outputs_from_inputs(model.graph)
+    inputs_by_name = {value.name for value in model.graph.inputs}
+    for value in model.graph.outputs:
+        if value.name in inputs_by_name:  # it is an input, and needs a name of its own
+            value.name = f"{value.name}_output"
     _strip(model)
-    _check_interface(model, list(open_axes), None if output_names is None else list(output_names), opset)
+    _check_interface(model, list(open_axes), names, opset)
     return model
 
 
@@ -204,12 +202,7 @@ def _reason(error: Exception) -> str:
 
 
 def _name_after_modules(module: torch.nn.Module, graph: Any) -> None:
-    """Names each node, and the tensors it makes, for the submodule whose weights it uses or that called it.
-
-    Args:
-        module: The module, for the names of its weights.
-        graph: The `onnx_ir` graph, with the exporter's notes still on it; changed in place.
-    """
+    """Names each node, and what it makes, for the submodule whose weights it uses or that called it."""
     weights = {name for name, _ in module.named_parameters()}
     outputs = {value.name for value in graph.outputs}
     taken: set[str] = set()
@@ -238,14 +231,6 @@ def _strip(model: ir.Model) -> None:
         item.metadata_props.clear()
 
 
-def _part_outputs_from_inputs(graph: ir.Graph) -> None:
-    """Gives each output that is called like an input, since it is one, a name of its own."""
-    names = {value.name for value in graph.inputs}
-    for value in graph.outputs:
-        if value.name in names:
-            value.name = f"{value.name}_output"
-
-
 def _check_interface(
     model: ir.Model, input_names: list[str], output_names: list[str] | None, opset: int
 ) -> None:
@@ -257,9 +242,8 @@ def _check_interface(
         names = [str(value.name) for value in values]
         if wanted is not None and names != wanted:
             raise ModelError(
-                f"the exported model has the {kind} {', '.join(names)}, "
-                f"but the names given are {', '.join(wanted)}; "
-                f"give one name for each of the {len(names)} {kind}"
+                f"the exported model has the {kind} {', '.join(names)}, but the names given are "
+                f"{', '.join(wanted)}; give one name for each of the {len(names)} {kind}"
             )
     version = model.opset_imports.get("", opset)
     if version != opset:

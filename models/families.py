@@ -112,15 +112,14 @@ def describe_transformer(
         return (ModuleInput(main_input, ("N", *shape)),), spec
     if main_input != "input_ids":
         return (), ModelSpec()
-    names: tuple[str, ...] = ("input_ids", "attention_mask")
-    if getattr(config, "type_vocab_size", 0) > 1:
-        names = (*names, "token_type_ids")
+    has_types = getattr(config, "type_vocab_size", 0) > 1
+    names = ("input_ids", "attention_mask", *(["token_type_ids"] if has_types else []))
     spec = describe_encoder(names, length=min(int(getattr(config, "max_position_embeddings", 512)), 512))
     return tuple(ModuleInput(name, ("N", "L"), "int64") for name in names), spec
 
 
 def _of_image_processor(settings: Mapping[str, Any]) -> tuple[Preprocess, Size | None]:
-    """Returns the steps that a `preprocessor_config.json` tells, and the size of the picture after them.
+    """Returns the steps that a `preprocessor_config.json` gives, and the size of the picture after them.
 
     `size` is height and width, or a shorter side; a `crop_pct` enlarges that side, of which the middle is
     kept, as ConvNeXT's does below 384 pixels.
@@ -145,17 +144,17 @@ def _of_image_processor(settings: Mapping[str, Any]) -> tuple[Preprocess, Size |
     return steps, crop or _size(side if side is not None else size)
 
 
-def _size(told: Any) -> Size | None:
+def _size(given: Any) -> Size | None:
     """Returns height and width of what a configuration says: one number, two, or a mapping with them."""
-    if isinstance(told, Mapping):
-        return (int(told["height"]), int(told["width"])) if {"height", "width"} <= set(told) else None
-    if isinstance(told, list | tuple):
-        return int(told[0]), int(told[-1])
-    return (int(told), int(told)) if told is not None else None
+    if isinstance(given, Mapping):
+        return (int(given["height"]), int(given["width"])) if {"height", "width"} <= set(given) else None
+    if isinstance(given, list | tuple):
+        return int(given[0]), int(given[-1])
+    return (int(given), int(given)) if given is not None else None
 
 
 def _short(size: Size | None) -> tuple[int, ...]:
-    """Returns one number for a square, as people write it."""
+    """Returns one number for a square, two for another rectangle."""
     return () if size is None else size[:1] if size[0] == size[1] else size
 
 

@@ -1,4 +1,4 @@
-"""The code of others at work, the user's and the libraries': its failures told, its chatter kept away."""
+"""Code of the user's and of libraries: its failures become errors, and what it prints is kept away."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def explain_failures(what: str, advice: str) -> Iterator[None]:
 
 @contextmanager
 def silence() -> Iterator[None]:
-    """Keeps what a library logs, prints and warns of from the terminal: what counts is in its errors."""
+    """Keeps what a library logs, prints and warns of from the terminal: what matters is in its errors."""
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:

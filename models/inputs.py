@@ -1,4 +1,4 @@
-"""The inputs of a PyTorch module, as `--input x:Nx3x224x224:float32` tells them, and examples of them."""
+"""The inputs of a PyTorch module, as `--input x:Nx3x224x224:float32` gives them, and examples of them."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trtq.errors import UsageError
+from trtq.models.signature import fits_dims
 
 _TEXT = re.compile(r"(?P<name>[^:\s]+):(?P<dims>[A-Za-z0-9_]+?)(?::(?P<dtype>\w+))?")
 _DIM = re.compile(r"[1-9]\d*|[A-Z][A-Za-wyz0-9_]*|batch")
@@ -57,9 +58,7 @@ class ModuleInput:
 
     def fits(self, shape: tuple[int, ...]) -> bool:
         """Returns whether an array of this shape may be fed."""
-        return len(shape) == len(self.dims) and all(
-            isinstance(want, str) or want == have for want, have in zip(self.dims, shape, strict=True)
-        )
+        return fits_dims(shape, self.dims)
 
     def __str__(self) -> str:
         return f"{self.name}:{'x'.join(map(str, self.dims))}:{self.dtype}"
@@ -75,7 +74,7 @@ class ModuleInput:
 
 
 def parse_input(text: str) -> ModuleInput:
-    """Returns the input that a text such as `x:Nx3x224x224:float32` tells.
+    """Returns the input that a text such as `x:Nx3x224x224:float32` describes.
 
     Letters are open dims; the same letter is the same size. Without a dtype it is float32.
 
@@ -86,14 +85,14 @@ def parse_input(text: str) -> ModuleInput:
     dims = found["dims"].split("x") if found else []
     if found is None or not all(_DIM.fullmatch(dim) for dim in dims):
         raise UsageError(
-            f"{text!r} tells no input; write name:Nx3x224x224:float32, with a capital letter for an open dim"
+            f"{text!r} is not an input; write name:Nx3x224x224:float32, with a capital letter for an open dim"
         )
     sizes = tuple(int(dim) if dim.isdecimal() else dim for dim in dims)
     return ModuleInput(found["name"], sizes, found["dtype"] or "float32")
 
 
 def check_sizes(sizes: Mapping[str, int], inputs: Sequence[ModuleInput]) -> None:
-    """Raises UsageError if a size is given for what is no open dim of these inputs."""
+    """Raises UsageError if a size is given for something that is not an open dim of these inputs."""
     dims = sorted({dim for item in inputs for dim in item.open_axes.values()})
     for name in sizes:
         if name not in dims:
@@ -113,6 +112,6 @@ def parse_sizes(texts: tuple[str, ...]) -> dict[str, int]:
     for text in texts:
         name, _, size = text.partition("=")
         if not (_DIM.fullmatch(name) and size.isdecimal() and int(size) > 0):
-            raise UsageError(f"{text!r} gives no size; write NAME=SIZE, such as H=256")
+            raise UsageError(f"{text!r} is not a size; write NAME=SIZE, such as H=256")
         sizes[name] = int(size)
     return sizes

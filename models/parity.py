@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any
 from trtq import lazy
 from trtq.errors import GateError, ModelError
 from trtq.models.foreign import explain_failures
+from trtq.models.session import open_session, run
 
 if TYPE_CHECKING:
+    import onnx_ir as ir
     import torch
     from numpy.typing import NDArray
 
@@ -21,7 +23,7 @@ TOLERANCE = 1e-4
 
 def check_parity(
     module: torch.nn.Module,
-    model: bytes | Path,
+    model: ir.Model | Path,
     inputs: Sequence[torch.Tensor],
     *,
     tolerance: float = TOLERANCE,
@@ -32,7 +34,7 @@ def check_parity(
 
     Args:
         module: The module, in the mode in which it is to be compared.
-        model: The ONNX model, serialized, or the path of its file.
+        model: The ONNX model, or the path of its file.
         inputs: A tensor for each input, in the model's order.
         tolerance: The largest difference that is taken for rounding.
 
@@ -47,15 +49,14 @@ def check_parity(
     if len(wanted) != len(actual):
         raise GateError(
             f"the exported model has the {len(actual)} outputs {', '.join(actual)}, the module returns "
-            f"{len(wanted)} tensors; return each tensor once, and no others by the way"
+            f"{len(wanted)} tensors; return each tensor once, and no others"
         )
     for tensor, (name, found) in zip(wanted, actual.items(), strict=True):
         expected = tensor.double().numpy(force=True)
         if expected.shape != found.shape:
             raise GateError(
-                f"output '{name}' has shape {found.shape} in the exported model, "
-                f"{expected.shape} in PyTorch; "
-                "shapes must not depend on the values or on the batch that was traced"
+                f"output '{name}' has shape {found.shape} in the exported model, {expected.shape} in "
+                "PyTorch; shapes must not depend on the values or on the batch that was traced"
             )
         if not expected.size:
             continue
@@ -65,7 +66,7 @@ def check_parity(
             raise GateError(
                 f"output '{name}' of the exported model differs from PyTorch's by {difference:.3g} "
                 f"of its range, at most {tolerance:g} is rounding; "
-                "look for code that acts at random, or otherwise while it is exported"
+                "look for code that is random, or that does something else while it is exported"
             )
         worst = max(worst, difference)
     return worst
@@ -80,7 +81,7 @@ def run_outputs(module: torch.nn.Module, inputs: Sequence[torch.Tensor]) -> list
     torch = lazy.require("torch", "export", "running a PyTorch module")
     name = type(module).__name__
     shown = ", ".join(f"{tuple(value.shape)} {str(value.dtype).rpartition('.')[2]}" for value in inputs)
-    advice = "tell the inputs that it takes with --input and --size, or mend that line"
+    advice = "give the inputs that it takes with --input and --size, or fix that line"
     with explain_failures(f"{name} fails on inputs of shape {shown}", advice), torch.no_grad():
         returned = module(*inputs)
     return list(_tensors(returned, name))
@@ -112,30 +113,17 @@ def set_to_eval(module: torch.nn.Module) -> Iterator[None]:
             child.training = training
 
 
-def _run(model: bytes | Path, inputs: Sequence[torch.Tensor]) -> dict[str, NDArray[Any]]:
-    """Returns the outputs by name that ONNX Runtime computes on the CPU."""
-    purpose = "comparing the exported model with PyTorch"
-    onnxruntime = lazy.require("onnxruntime", None, purpose)
-    refusals = lazy.require("onnxruntime.capi.onnxruntime_pybind11_state", None, purpose)
-    # As the file says: optimized, Q/DQ would become integer arithmetic.
-    options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+def _run(model: ir.Model | Path, inputs: Sequence[torch.Tensor]) -> dict[str, NDArray[Any]]:
+    """Returns the outputs by name that ONNX Runtime computes on the CPU, as the file says: unoptimized."""
     try:
-        source = str(model) if isinstance(model, Path) else model
-        session = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+        session = open_session(model, optimize=False)
         names = [spec.name for spec in session.get_inputs()]
-        values = [value.numpy(force=True) for value in inputs]
-        outputs = session.run(None, dict(zip(names, values, strict=True)))
-    except (
-        refusals.Fail,
-        refusals.InvalidArgument,
-        refusals.InvalidGraph,
-        refusals.NotImplemented,
-        refusals.RuntimeException,
-    ) as error:
+        outputs = [spec.name for spec in session.get_outputs()]
+        feed = dict(zip(names, (value.numpy(force=True) for value in inputs), strict=True))
+        return dict(zip(outputs, run(session, outputs, feed), strict=True))
+    except ModelError as error:
         shapes = ", ".join(str(tuple(value.shape)) for value in inputs)
         raise ModelError(
             f"ONNX Runtime does not run the exported model on inputs of shape {shapes}: {error}; "
             "change the module, or export with another opset or a fixed batch"
         ) from error
-    return {spec.name: output for spec, output in zip(session.get_outputs(), outputs, strict=True)}

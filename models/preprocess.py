@@ -73,7 +73,7 @@ def read_image(path: Path, steps: Preprocess, size: tuple[int, int] | None) -> N
         size: Height and width that the model wants; used when `steps` names neither resize nor crop.
 
     Raises:
-        DataError: The file is no picture, or mean and std have another number of channels.
+        DataError: The file is not a picture, or mean and std have another number of channels.
         MissingDependency: Pillow is not installed.
     """
     import numpy as np

@@ -13,12 +13,14 @@ fake-quantize functions). With `learn`, scales of activations are trained too (L
 
 from __future__ import annotations
 
+import copy
 import math
 import operator
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, cast
 
 from trtq import lazy
 from trtq.errors import ModelError
@@ -49,15 +51,14 @@ def prepare(
         learn: Whether the scales of activations are parameters.
 
     Raises:
-        ModelError: The module cannot be traced, or a name is no layer or addition of it.
+        ModelError: The module cannot be traced, or a name is not a layer or addition of it.
     """
-    graph_module = _traced(module)
+    graph_module = _trace(module)
     _fold_batch_norm(graph_module)
     wanted = {name: value for name, value in amax.items() if not any(re.search(p, name) for p in skip)}
     readers = _readers(graph_module, wanted)
-    for name, value in wanted.items():
-        if not (0 < value < math.inf):
-            raise ModelError(f"the range of {name!r} is {value}; it must be positive and finite")
+    if wrong := next((name for name, value in wanted.items() if not 0 < value < math.inf), None):
+        raise ModelError(f"the range of {wrong!r} is {wanted[wrong]}; it must be positive and finite")
     _quantize_weights(graph_module, [node for node, _, _ in readers if node.op == "call_module"])
     quantized: dict[Any, Any] = {}
     for node, place, name in readers:
@@ -69,8 +70,7 @@ def prepare(
                 quantized[source] = graph_module.graph.call_module(label, (source,))
         node.update_arg(place, quantized[source])
     graph_module.recompile()
-    result: torch.nn.Module = graph_module
-    return result
+    return cast("torch.nn.Module", graph_module)
 
 
 def freeze(network: torch.nn.Module) -> torch.nn.Module:
@@ -88,46 +88,11 @@ def freeze(network: torch.nn.Module) -> torch.nn.Module:
     return network.eval()
 
 
-def export(
-    network: torch.nn.Module,
-    example_inputs: Sequence[torch.Tensor],
-    path: Path,
-    *,
-    input_names: Sequence[str],
-    output_names: Sequence[str],
-    opset: int = 19,
-) -> float:
-    """Returns the largest relative difference between the network and the Q/DQ file that was written.
-
-    `trtq build` takes the file as it is.
-
-    Args:
-        network: Of `freeze`.
-        example_inputs: One tensor for each input; axis 0 is the batch.
-        path: The ONNX file to write.
-        input_names: A name for each input.
-        output_names: A name for each output.
-        opset: The version of ONNX's operators.
-
-    Raises:
-        ModelError: The network cannot be exported.
-        GateError: The file computes something else.
-        ArtifactError: The file cannot be written.
-    """
-    return exporting.export(
-        network,
-        example_inputs,
-        path,
-        input_names=input_names,
-        output_names=output_names,
-        opset=opset,
-        tolerance=TOLERANCE,
-    )
+export = partial(exporting.export, opset=19, tolerance=TOLERANCE)
+"""Exports a network of `freeze` as a Q/DQ file for `trtq build`: see `models.export.export`."""
 
 
-def _traced(module: torch.nn.Module) -> Any:
-    import copy
-
+def _trace(module: torch.nn.Module) -> Any:
     fx = lazy.require("torch.fx", "export", "quantization-aware training")
     try:
         return fx.symbolic_trace(copy.deepcopy(module).eval())
@@ -165,22 +130,21 @@ def _readers(graph_module: Any, amax: Mapping[str, float]) -> list[tuple[Any, in
     layers = {name.rpartition("/")[0]: name for name in amax if not _is_addition(name)}
     additions = {name for name in amax if _is_addition(name)}
     found: list[tuple[Any, int, str]] = []
-    counts: dict[str, int] = {}
+    counts = Counter[str]()
     for node in graph_module.graph.nodes:
         if node.op == "call_module" and node.target in layers:
             found.append((node, 0, layers[node.target]))
         elif node.target in _ADDITIONS or getattr(node.target, "__name__", "") == "add":
-            scope = _scope(node)
-            base = f"{scope}/Add" if scope else "Add"
-            count = counts[base] = counts.get(base, -1) + 1
-            name = f"{base}_{count}" if count else base
+            base = "/".join(filter(None, (_scope(node), "Add")))
+            name = f"{base}_{counts[base]}" if counts[base] else base
+            counts[base] += 1
             if name in additions:
                 is_conv = node.args[0].op == "call_module" and node.args[0].target in layers
                 found.append((node, 1 if is_conv else 0, name))
     if missing := sorted(set(amax) - {name for _, _, name in found}):
         raise ModelError(
-            f"{missing[0]!r} is no layer or addition of this module; ranges are named for the nodes of the "
-            f"ONNX model that trtq exports, such as 'block1.conv/Conv'"
+            f"{missing[0]!r} is not a layer or addition of this module; ranges are named for the nodes of "
+            f"the ONNX model that trtq exports, such as 'block1.conv/Conv'"
         )
     return found
 
@@ -202,18 +166,16 @@ def _quantize_weights(graph_module: Any, nodes: Sequence[Any]) -> None:
     for node in nodes:
         layer = graph_module.get_submodule(node.target)
         if not isinstance(layer, torch.nn.modules.conv._ConvNd | torch.nn.Linear):
-            raise ModelError(
-                f"{node.target!r} is a {type(layer).__name__}, whose weights trtq does not quantize"
-            )
+            kind = type(layer).__name__
+            raise ModelError(f"{node.target!r} is a {kind}, whose weights trtq does not quantize")
         torch.nn.utils.parametrize.register_parametrization(layer, "weight", _weight_quantizer())
 
 
 def _activation_quantizer(amax: float, learn: bool) -> torch.nn.Module:
+    """Returns a module that fake-quantizes a tensor with one scale."""
     import torch
 
     class ActivationQuantizer(torch.nn.Module):  # type: ignore[misc]  # the untyped base is PyTorch's
-        """Fake-quantizes a tensor with one scale."""
-
         def __init__(self) -> None:
             super().__init__()
             self.frozen: float | None = None
@@ -244,11 +206,10 @@ def _activation_quantizer(amax: float, learn: bool) -> torch.nn.Module:
 
 
 def _weight_quantizer() -> torch.nn.Module:
+    """Returns a module that fake-quantizes a weight; scales of output channels follow it until frozen."""
     import torch
 
     class WeightQuantizer(torch.nn.Module):  # type: ignore[misc]
-        """Fake-quantizes a weight with a scale for each output channel, that follows it until frozen."""
-
         def __init__(self) -> None:
             super().__init__()
             self.register_buffer("scale", None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import math
 import tempfile
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -17,7 +18,7 @@ from trtq import lazy
 from trtq.errors import MissingDependency, ModelError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -86,7 +87,7 @@ def save(model: ir.Model, path: Path, data: str | None = None) -> None:
     ir.save(model, path, external_data=(data or f"{path.name}.data") if is_large else None)
 
 
-class Port(Protocol):
+class SessionPort(Protocol):
     """An input or output of a session; its shape has names where it is open."""
 
     name: str
@@ -97,10 +98,10 @@ class Port(Protocol):
 class Session(Protocol):
     """An `onnxruntime.InferenceSession`."""
 
-    def get_inputs(self) -> Sequence[Port]:
+    def get_inputs(self) -> Sequence[SessionPort]:
         """Returns the inputs in the model's order."""
 
-    def get_outputs(self) -> Sequence[Port]:
+    def get_outputs(self) -> Sequence[SessionPort]:
         """Returns the outputs in the model's order."""
 
     def run(self, outputs: Sequence[str] | None, feed: Mapping[str, NDArray[Any]], /) -> list[NDArray[Any]]:
@@ -159,7 +160,7 @@ def open_session(model: ir.Model | Path, *, optimize: bool, engine: SessionOptio
     options.log_severity_level = 4  # errors come as exceptions; warnings are about other people's graphs
     level = "ORT_ENABLE_ALL" if optimize else "ORT_DISABLE_ALL"
     options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, level)
-    try:
+    with _explain("load"):
         if isinstance(model, Path):
             return create(str(model), options, providers=providers)
         outside = [item for item in _list_weights(model) if isinstance(item, ir.ExternalTensor)]
@@ -175,8 +176,6 @@ def open_session(model: ir.Model | Path, *, optimize: bool, engine: SessionOptio
         with tempfile.TemporaryDirectory(prefix="trtq-") as folder:
             save(model, Path(folder) / "model.onnx")
             return open_session(Path(folder) / "model.onnx", optimize=optimize, engine=engine)
-    except list_runtime_errors() as error:
-        raise ModelError(f"ONNX Runtime cannot load the model: {_first_lines(error)}") from error
 
 
 def run(session: Session, outputs: Sequence[str], feed: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
@@ -185,10 +184,8 @@ def run(session: Session, outputs: Sequence[str], feed: Mapping[str, NDArray[Any
     Raises:
         ModelError: ONNX Runtime fails in the middle of the graph; its own words are kept.
     """
-    try:
+    with _explain("run"):
         return list(session.run(list(outputs), dict(feed)))
-    except list_runtime_errors() as error:
-        raise ModelError(f"ONNX Runtime cannot run the model: {_first_lines(error)}") from error
 
 
 def list_providers(device: str) -> list[str]:
@@ -227,14 +224,12 @@ def visit_tensors(
         ModelError: ONNX Runtime fails in the middle of the graph; its own words are kept.
     """
     binding = session.io_binding()
-    try:
+    with _explain("run"):
         for name, array in feed.items():
             binding.bind_cpu_input(name, np.ascontiguousarray(array).reshape(array.shape))
         for name in outputs:
             binding.bind_output(name, "cpu")
         session.run_with_iobinding(binding)
-    except list_runtime_errors() as error:
-        raise ModelError(f"ONNX Runtime cannot run the model: {_first_lines(error)}") from error
     for name, value in zip(outputs, binding.get_outputs(), strict=True):
         dtype = _DTYPES[value.data_type()]
         size = math.prod(value.shape()) * dtype.itemsize
@@ -253,6 +248,11 @@ def list_runtime_errors() -> tuple[type[Exception], ...]:
     return (RuntimeError, *(getattr(state, name) for name in names if hasattr(state, name)))
 
 
-def _first_lines(error: Exception) -> str:
-    text = str(error).partition(" : ")[2] or str(error)
-    return " ".join(text.split())[:600]
+@contextmanager
+def _explain(verb: str) -> Iterator[None]:
+    """Says what ONNX Runtime cannot do with the model, in its own words."""
+    try:
+        yield
+    except list_runtime_errors() as error:
+        words = " ".join((str(error).partition(" : ")[2] or str(error)).split())
+        raise ModelError(f"ONNX Runtime cannot {verb} the model: {words[:600]}") from error

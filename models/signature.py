@@ -28,24 +28,44 @@ class TensorSpec:
 
     def fits(self, shape: Sequence[int]) -> bool:
         """Returns whether an array of this shape may be fed."""
-        return len(shape) == len(self.shape) and all(
-            not isinstance(want, int) or want == have for want, have in zip(self.shape, shape, strict=True)
-        )
+        return fits_dims(shape, self.shape)
 
     def __str__(self) -> str:
         return f"{self.name} {self.dtype} {show_shape(self.shape)}"
 
 
+def fits_dims(shape: Sequence[int], dims: Sequence[int | str | None]) -> bool:
+    """Returns whether a shape has these dims; what is not a number is open."""
+    return len(shape) == len(dims) and all(
+        not isinstance(want, int) or want == have for want, have in zip(dims, shape, strict=True)
+    )
+
+
 def show_shape(shape: Sequence[int | str | None]) -> str:
-    """Returns a shape as people write it: `(N, 3, 224, 224)`."""
+    """Returns a shape as text: `(N, 3, 224, 224)`."""
     return f"({', '.join('?' if dim is None else str(dim) for dim in shape)})"
+
+
+def require_same_inputs(
+    reference: str, wanted: Sequence[TensorSpec], other: str, given: Sequence[TensorSpec]
+) -> None:
+    """Refuses a model that takes other inputs than the one that it is put beside.
+
+    Raises:
+        ModelError: Their names or dtypes differ; both are shown.
+    """
+    if {item.name: item.dtype for item in wanted} != {item.name: item.dtype for item in given}:
+        theirs, ours = (", ".join(f"{item.name} {item.dtype}" for item in each) for each in (given, wanted))
+        raise ModelError(
+            f"{other} takes {theirs}, {reference} takes {ours}; give models with the same inputs"
+        )
 
 
 def read_inputs(model: ir.Model) -> tuple[TensorSpec, ...]:
     """Returns the inputs that a caller must feed.
 
     Raises:
-        ModelError: An input is no tensor, or a tensor of strings.
+        ModelError: An input is not a tensor, or a tensor of strings.
     """
     return tuple(_spec_of(value, "input") for value in model.graph.inputs)
 
@@ -54,7 +74,7 @@ def outputs_of(model: ir.Model) -> tuple[TensorSpec, ...]:
     """Returns the outputs.
 
     Raises:
-        ModelError: An output is no tensor, or a tensor of strings.
+        ModelError: An output is not a tensor, or a tensor of strings.
     """
     return tuple(_spec_of(value, "output") for value in model.graph.outputs)
 

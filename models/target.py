@@ -1,7 +1,8 @@
-"""The PyTorch module that `trtq export` is told: by import path, by a library's name for it, or as a file."""
+"""The PyTorch module that `trtq export` exports: by import path, by a library's name for it, or as a file."""
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import inspect
 import json
@@ -33,7 +34,7 @@ _WITHOUT_WEIGHTS = "for a model whose weights you have, give --weights"
 
 @dataclass(frozen=True, slots=True)
 class LoadedModule:
-    """A module and what its source tells of it.
+    """A module and what its source says of it.
 
     Attributes:
         module: The module.
@@ -41,7 +42,7 @@ class LoadedModule:
         spec: Preprocessing and profiles of its family.
         holds_weights: Whether weights were loaded with it, so that it needs none.
         takes_names: Whether it takes its inputs by name, so that `sort_by_position` must stand before it.
-        unknown: What its source should tell and does not, as a sentence; empty: nothing.
+        unknown: What its source does not say though it should, as a sentence; empty: nothing.
     """
 
     module: torch.nn.Module
@@ -72,7 +73,7 @@ def load_module(target: str, *, pretrained: bool, trust: bool = False) -> Loaded
     if Path(target).suffix in _FILES:
         return _from_file(Path(target), trust)
     if not (scheme and name):
-        raise UsageError(f"{target!r} is no target to export; write {_FORMS}")
+        raise UsageError(f"{target!r} cannot be exported; write {_FORMS}")
     return LoadedModule(_from_import(target, scheme, name), holds_weights=False)
 
 
@@ -98,11 +99,7 @@ def _from_import(target: str, module_name: str, attribute: str) -> torch.nn.Modu
         found: Any = importlib.import_module(module_name)
     for part in attribute.split("."):
         if not hasattr(found, part):
-            names = (
-                [name for name in vars(found) if not name.startswith("_")][:8]
-                if hasattr(found, "__dict__")
-                else []
-            )
+            names = [name for name in getattr(found, "__dict__", ()) if not name.startswith("_")][:8]
             raise ModelError(f"{module_name} has no {attribute!r}; it has {', '.join(names) or 'nothing'}")
         found = getattr(found, part)
     if isinstance(found, torch.nn.Module):
@@ -114,7 +111,7 @@ def _from_import(target: str, module_name: str, attribute: str) -> torch.nn.Modu
             f"{target!r} needs the arguments {', '.join(missing)}; name a function without any that returns "
             f"the module"
         )
-    with explain_failures(f"{target!r} fails", "mend it, or name another function that returns the module"):
+    with explain_failures(f"{target!r} fails", "fix it, or name another function that returns the module"):
         module = found()
     if not isinstance(module, torch.nn.Module):
         raise ModelError(f"{target!r} returned a {type(module).__name__}, not an nn.Module")
@@ -158,10 +155,8 @@ def _from_timm(name: str, pretrained: bool) -> LoadedModule:
         module = timm.create_model(name, pretrained=pretrained)
     config: Mapping[str, Any] = timm.data.resolve_model_data_config(module)
     channels, height, width = config["input_size"]
-    share = float(config.get("crop_pct") or 1.0)
-    spec = describe_imagenet(
-        (height, width), int(min(height, width) / share), tuple(config["mean"]), tuple(config["std"])
-    )
+    side = int(min(height, width) / float(config.get("crop_pct") or 1.0))
+    spec = describe_imagenet((height, width), side, tuple(config["mean"]), tuple(config["std"]))
     return LoadedModule(module, (ModuleInput("image", ("N", channels, height, width)),), spec, pretrained)
 
 
@@ -179,11 +174,9 @@ def _from_transformers(name: str, pretrained: bool) -> LoadedModule:
     main_input = getattr(module, "main_input_name", "input_ids")
     processor = _processor_of(transformers, name) if main_input == "pixel_values" else None
     inputs, spec = describe_transformer(config, main_input, processor)
-    unknown = (
-        f"hf:{name} has no preprocessor_config.json, and ImageNet's mean and std are only a guess"
-        if main_input == "pixel_values" and processor is None
-        else ""
-    )
+    unknown = ""
+    if main_input == "pixel_values" and processor is None:
+        unknown = f"hf:{name} has no preprocessor_config.json, and ImageNet's mean and std are only a guess"
     # Checkpoints may be in half precision, which trtq decides on when it builds.
     return LoadedModule(module.float(), inputs, spec, pretrained, takes_names=True, unknown=unknown)
 
@@ -199,17 +192,15 @@ def _processor_of(transformers: ModuleType, name: str) -> Mapping[str, Any] | No
 
 
 def sort_by_position(module: torch.nn.Module, names: Sequence[str]) -> torch.nn.Module:
-    """Returns the module with inputs by position, and the tensors that it returns as a tuple.
+    """Returns a module of `transformers` with inputs by position, and the tensors that it returns as a tuple.
 
     Args:
-        module: Of the `transformers` library: takes its inputs by name.
+        module: Takes its inputs by name.
         names: In the order of the positions.
     """
     import torch
 
     class ByPosition(torch.nn.Module):  # type: ignore[misc]  # the untyped base is PyTorch's
-        """Calls a module by the names of its inputs."""
-
         def __init__(self) -> None:
             super().__init__()
             self.model = module
@@ -231,7 +222,7 @@ def _from_file(path: Path, trust: bool) -> LoadedModule:
         )
     if path.suffix == ".pt2":
         advice = "save it with torch.export.save"
-        with silence(), explain_failures(f"{path} is no exported program", advice):
+        with silence(), explain_failures(f"{path} is not an exported program", advice):
             program = torch.export.load(path)
         return LoadedModule(program.module(), tuple(_inputs_of(program)))
     try:
@@ -245,12 +236,11 @@ def _from_file(path: Path, trust: bool) -> LoadedModule:
             ) from error
         if not trust:
             raise ModelError(
-                f"{path} is no TorchScript module; if it is a pickled module, loading it runs the code in "
+                f"{path} is not a TorchScript module; if it is a pickled module, loading it runs the code in "
                 f"it: add --trust if you know where it comes from"
             ) from error
-    with explain_failures(
-        f"{path} cannot be loaded", "run trtq where the classes of the module can be imported"
-    ):
+    advice = "run trtq where the classes of the module can be imported"
+    with explain_failures(f"{path} cannot be loaded", advice):
         module = torch.load(path, map_location="cpu", weights_only=False)
     if not isinstance(module, torch.nn.Module):
         raise ModelError(f"{path} holds a {type(module).__name__}, not a module; for weights use --weights")
@@ -258,16 +248,15 @@ def _from_file(path: Path, trust: bool) -> LoadedModule:
 
 
 def _inputs_of(program: Any) -> Iterator[ModuleInput]:
-    """Yields the inputs of an exported program; its open dims are called N, or dim1 and so on."""
+    """Yields the inputs of an exported program; its open dims are called N, D1, D2 and so on."""
     names = set(program.graph_signature.user_inputs)
     for node in program.graph.nodes:
         if node.op == "placeholder" and node.name in names:
             value = node.meta["val"]
-            dims = tuple(
-                dim if isinstance(dim, int) else f"D{axis}" if axis else "N"
-                for axis, dim in enumerate(value.shape)
-            )
-            yield ModuleInput(node.name, dims, str(value.dtype).rpartition(".")[2])
+            open_names = ["N", *(f"D{axis}" for axis in range(1, value.ndim))]
+            dims = zip(value.shape, open_names, strict=False)
+            sizes = tuple(dim if isinstance(dim, int) else name for dim, name in dims)
+            yield ModuleInput(node.name, sizes, str(value.dtype).rpartition(".")[2])
 
 
 def _library(module: str, target: str) -> ModuleType:
@@ -282,8 +271,6 @@ def _library(module: str, target: str) -> ModuleType:
 
 
 def _near(name: str, names: list[str]) -> str:
-    import difflib
-
     close = difflib.get_close_matches(name, names, n=3)
     return f"; the nearest are {', '.join(close)}" if close else ""
 

@@ -18,12 +18,9 @@ FLOAT_TYPES = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 
 
 def read_values(tensor: ir.TensorProtocol) -> NDArray[Any]:
-    """Returns the values; of a tensor in another file a copy that is forgotten with its last use.
+    """Returns values of whole bytes; those of a tensor in another file are a copy, freed with its last use.
 
     `tensor.numpy()` maps the file and keeps what was read in memory as long as the tensor lives.
-
-    Args:
-        tensor: Of a dtype of whole bytes.
 
     Raises:
         ModelError: The file is gone, or shorter than it was.
@@ -37,18 +34,12 @@ def read_values(tensor: ir.TensorProtocol) -> NDArray[Any]:
             f"cannot read the weights of {tensor.name!r} from {tensor.path}: {error.strerror}"
         ) from error
     if raw.size != tensor.nbytes:
-        raise ModelError(
-            f"the weights of {tensor.name!r} end early in {tensor.path}; it was changed meanwhile"
-        )
+        raise ModelError(f"the weights of {tensor.name!r} end early in {tensor.path}; it has been changed")
     return raw.view(tensor.dtype.numpy()).reshape(tensor.shape.numpy())
 
 
 def require_finite(values: NDArray[Any], name: str) -> None:
-    """Refuses a weight that has no scale.
-
-    Args:
-        values: The weight, any float dtype and shape.
-        name: Its name.
+    """Refuses a float weight that has no scale.
 
     Raises:
         ModelError: One of the values is infinite or not a number.

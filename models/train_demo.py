@@ -42,27 +42,15 @@ def main(folder: Path = Path(__file__).parent / "assets") -> None:
     start = time.monotonic()
     network = train(images[parts["training"]], labels[parts["training"]], epochs=EPOCHS)
     seconds = time.monotonic() - start
-
     held_out = parts["evaluation"]
     with torch.no_grad():
         predicted = network(to_batch(images[held_out])).argmax(1).numpy()
     accuracy = np.mean(predicted == labels[held_out])
-    difference = export(
-        network,
-        [to_batch(images[held_out[:2]])],
-        folder / "digits.onnx",
-        input_names=["image"],
-        output_names=["logits"],
-    )
+    example, path = [to_batch(images[held_out[:2]])], folder / "digits.onnx"
+    difference = export(network, example, path, input_names=["image"], output_names=["logits"])
     archive = io.BytesIO()
-    np.savez_compressed(
-        archive,
-        images=images,
-        labels=labels,
-        training=parts["training"],
-        calibration=parts["calibration"],
-        evaluation=parts["evaluation"],
-    )
+    arrays: dict[str, Any] = {"images": images, "labels": labels, **parts}
+    np.savez_compressed(archive, **arrays)
     write_atomically(folder / "digits.npz", archive.getvalue())
     print(f"trained for {EPOCHS} epochs on {len(parts['training'])} images in {seconds:.0f} s")
     print(f"accuracy on {len(held_out)} images never trained on: {accuracy:.2%}")
@@ -70,37 +58,22 @@ def main(folder: Path = Path(__file__).parent / "assets") -> None:
 
 
 def split_data(labels: NDArray[np.int64]) -> dict[str, NDArray[np.int64]]:
-    """Returns the indices of each part of the data; every part holds the classes in the same proportion.
+    """Returns the sorted indices of each part of the data; all hold the classes in the same proportion.
 
-    Args:
-        labels: int64, shape (N,).
-
-    Returns:
-        `evaluation` and `training`, which share no image, and `calibration`, which is a part of `training`;
-        int64, sorted.
+    `evaluation` and `training` share no image; `calibration` is a part of `training`.
     """
     import numpy as np
 
-    selection = lazy.require("sklearn.model_selection", "export", "training the demo model")
-    training, evaluation = selection.train_test_split(
-        np.arange(len(labels)), test_size=NUM_EVALUATION, stratify=labels, random_state=SEED
-    )
-    calibration, _ = selection.train_test_split(
-        training, train_size=NUM_CALIBRATION, stratify=labels[training], random_state=SEED
-    )
-    return {
-        "training": np.sort(training),
-        "calibration": np.sort(calibration),
-        "evaluation": np.sort(evaluation),
-    }
+    split = lazy.require("sklearn.model_selection", "export", "training the demo model").train_test_split
+    indices = np.arange(len(labels))
+    training, evaluation = split(indices, test_size=NUM_EVALUATION, stratify=labels, random_state=SEED)
+    calibration, _ = split(training, train_size=NUM_CALIBRATION, stratify=labels[training], random_state=SEED)
+    parts = {"training": training, "calibration": calibration, "evaluation": evaluation}
+    return {name: np.sort(part) for name, part in parts.items()}
 
 
 def to_batch(images: NDArray[np.uint8]) -> torch.Tensor:
-    """Returns images as the network takes them: float32 in [0, 1], shape (N, 1, 8, 8).
-
-    Args:
-        images: uint8 in 0..16, shape (N, 8, 8).
-    """
+    """Returns images (uint8 in 0..16, shape (N, 8, 8)) as float32 in [0, 1], shape (N, 1, 8, 8)."""
     import torch
 
     return torch.from_numpy(images[:, None].astype("float32") / 16)
@@ -127,16 +100,10 @@ def build_network() -> torch.nn.Module:
         return nn.Sequential(layers)
 
     def separable(inputs: int, outputs: int) -> nn.Sequential:
-        return nn.Sequential(
-            OrderedDict(
-                depthwise=conv(inputs, inputs, 3, groups=inputs, activation=nn.ReLU6),
-                pointwise=conv(inputs, outputs, 1),
-            )
-        )
+        depthwise = conv(inputs, inputs, 3, groups=inputs, activation=nn.ReLU6)
+        return nn.Sequential(OrderedDict(depthwise=depthwise, pointwise=conv(inputs, outputs, 1)))
 
     class Residual(nn.Module):  # type: ignore[misc]  # the untyped base is PyTorch's
-        """Adds what two convolutions make of the input to the input."""
-
         def __init__(self, channels: int) -> None:
             super().__init__()
             self.first = conv(channels, channels, 3)
@@ -147,8 +114,6 @@ def build_network() -> torch.nn.Module:
             return self.act(value + self.second(self.first(value)))
 
     class Branches(nn.Module):  # type: ignore[misc]
-        """Looks at the same input twice, through a 1x1 and a depthwise 3x3 convolution."""
-
         def __init__(self, inputs: int, outputs: int) -> None:
             super().__init__()
             self.narrow = conv(inputs, outputs // 2, 1)
@@ -177,11 +142,7 @@ def train(
 ) -> torch.nn.Module:
     """Returns a trained network in evaluation mode; the same arguments give the same weights.
 
-    Args:
-        images: uint8 in 0..16, shape (N, 8, 8).
-        labels: int64 in 0..9, shape (N,).
-        epochs: How often every image is seen, each time moved by up to one pixel.
-        seed: Of the weights, the order and the moves.
+    Images are uint8 in 0..16, shape (N, 8, 8), each time moved by up to one pixel; labels are int64 in 0..9.
     """
     import torch
 

@@ -33,13 +33,11 @@ class CommandJob:
     """One command.
 
     Attributes:
-        name: For people.
         arguments: What stands after `trtq`.
-        memory_bytes: What it is thought to need.
+        memory_bytes: An estimate of what it needs.
         needs_gpu: Whether it measures kernels on the GPU, where only one can do so undisturbed.
     """
 
-    name: str
     arguments: tuple[str, ...]
     memory_bytes: int
     needs_gpu: bool = False
@@ -47,12 +45,7 @@ class CommandJob:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What the jobs may take together.
-
-    Attributes:
-        num_jobs: At a time.
-        memory_bytes: All that run, by what they are thought to need; one that needs more runs alone.
-    """
+    """How many jobs may run at a time, and the memory for their estimates; one that needs more runs alone."""
 
     num_jobs: int
     memory_bytes: int
@@ -60,14 +53,7 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class CommandOutcome:
-    """How a job ended.
-
-    Attributes:
-        exit_code: As of the command line; negative: killed by this signal.
-        stdout: All of it.
-        stderr: All of it.
-        seconds: From its start to its end.
-    """
+    """How a job ended: its exit code (negative: killed by this signal), its output and how long it took."""
 
     exit_code: int
     stdout: str
@@ -83,15 +69,11 @@ class _Running:
     process: subprocess.Popen[bytes]
     stdout: IO[bytes]
     stderr: IO[bytes]
-    began: float = field(default_factory=time.monotonic)
+    started: float = field(default_factory=time.monotonic)
 
     def outcome(self) -> CommandOutcome:
-        texts = []
-        for file in (self.stdout, self.stderr):
-            file.seek(0)
-            texts.append(file.read().decode(errors="replace"))
-            file.close()
-        return CommandOutcome(self.process.returncode, texts[0], texts[1], time.monotonic() - self.began)
+        seconds = time.monotonic() - self.started
+        return CommandOutcome(self.process.returncode, _read(self.stdout), _read(self.stderr), seconds)
 
 
 def run_jobs(
@@ -103,13 +85,13 @@ def run_jobs(
     """Runs every job, whatever becomes of the others.
 
     Jobs begin in their order, but one that does not fit yet lets smaller ones pass. They end with this
-    process: when it is interrupted each is told so, clears up behind itself and is waited for.
+    process: when it is interrupted it interrupts each, and waits until it has cleared up behind itself.
 
     Args:
         jobs: The commands.
         limits: What they may take together.
-        started: Is called with the number of a job that begins.
-        ended: Is called with the number of a job that has ended, and how.
+        started: Gets the number of a job that begins.
+        ended: Gets the number of a job that has ended, and how.
     """
     waiting, running = list(range(len(jobs))), list[_Running]()
     try:
@@ -124,6 +106,12 @@ def run_jobs(
                 ended(item.number, item.outcome())
     finally:
         _stop([item.process for item in running])
+
+
+def _read(file: IO[bytes]) -> str:
+    with file:
+        file.seek(0)
+        return file.read().decode(errors="replace")
 
 
 def _next(

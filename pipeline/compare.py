@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 
 from trtq.calibrators.sources import ACCEPTED_DATA
-from trtq.errors import DataError, ModelError
+from trtq.errors import DataError
+from trtq.models.signature import require_same_inputs
 from trtq.models.spec import ModelSpec
 from trtq.pipeline.calibrate.data import find_spec, open_calibration_data
 from trtq.pipeline.engine.target import Target
-from trtq.pipeline.graph.load import Graph, load
+from trtq.pipeline.graph.load import load
 from trtq.pipeline.judge.compare import Comparison, compare_models
 from trtq.pipeline.judge.evaluate import find_labels, open_evaluation_data
 from trtq.pipeline.load import load as load_engine
@@ -31,7 +31,7 @@ def compare(
         candidate: The ONNX file that is judged, or a build folder: then its engine is run. Its inputs and
             outputs have the same names.
         spec: With the data to compare on; None: read from beside the reference.
-        watcher: Is told of the progress.
+        watcher: Gets the progress.
 
     Raises:
         ModelError, DataError, UsageError: Something that was given cannot be used.
@@ -44,7 +44,7 @@ def compare(
     graph = load(Path(reference), min_opset=1)
     file = Path(candidate) if engine is None else engine.onnx
     if file is not None:
-        _refuse_other_inputs(graph, load(file, min_opset=1))
+        require_same_inputs(str(graph.path), graph.inputs, str(file), load(file, min_opset=1).inputs)
     calibration = None
     if spec.evaluation.data is None:
         if spec.calibration.data is None:
@@ -69,14 +69,3 @@ def name_compared(reference: Path, candidate: Path) -> tuple[str, str]:
     if reference.name != candidate.name:
         return reference.name, candidate.name
     return str(reference), str(candidate) if candidate != reference else f"{candidate} again"
-
-
-def _refuse_other_inputs(graph: Graph, other: Graph) -> None:
-    ours = {item.name: item.dtype for item in graph.inputs}
-    theirs = {item.name: item.dtype for item in other.inputs}
-    if ours != theirs:
-        raise ModelError(f"{other.path} takes {_show(theirs)}, {graph.path} takes {_show(ours)}")
-
-
-def _show(inputs: Mapping[str, str]) -> str:
-    return ", ".join(f"{name} {dtype}" for name, dtype in inputs.items())

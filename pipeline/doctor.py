@@ -15,12 +15,13 @@ from trtq.calibrators.kernel import is_compiled
 from trtq.errors import TrtqError
 from trtq.pipeline.engine.backend import Backend, BuildRequest
 from trtq.pipeline.engine.backends import BACKENDS
-from trtq.pipeline.engine.gpu import count_gpus
+from trtq.pipeline.engine.gpu import count_gpus, explain_missing_gpu
 
 _PACKAGES = (
     "trtq", "numpy", "onnx", "onnx-ir", "onnxruntime", "polygraphy", "click", "rich", "pillow", "torch",
     "tensorrt", "tensorrt-rtx-cu12", "pycuda",
 )  # fmt: skip
+_NO_KERNEL = "numpy, some seven times slower: install a C compiler, then trtq again"
 _TINY = """
 <ir_version: 9, opset_import: ["" : 17]>
 tiny (float[1, 4] x) => (float[1, 4] y) { y = Relu(x) }
@@ -42,11 +43,9 @@ class Health:
 
     Attributes:
         python: The interpreter's version.
-        platform: The operating system and machine.
         packages: Version by package; empty if it is not installed.
         gpu: Why engines can, or cannot, run here.
         kernel: What counts values in calibration.
-        backends: Each with what it says.
     """
 
     python: str
@@ -63,8 +62,8 @@ def doctor() -> Health:
         platform.python_version(),
         platform.platform(),
         {name: _version(name) for name in _PACKAGES},
-        _gpu(),
-        _kernel(),
+        _describe_gpu(),
+        "compiled" if is_compiled() else _NO_KERNEL,
         tuple(_try(backend) for backend in BACKENDS.values()),
     )
 
@@ -76,20 +75,11 @@ def _version(package: str) -> str:
         return ""
 
 
-def _kernel() -> str:
-    if is_compiled():
-        return "compiled"
-    return "numpy, some seven times slower: install a C compiler, then trtq again"
-
-
-def _gpu() -> str:
+def _describe_gpu() -> str:
     """Returns how many CUDA devices the driver shows, or that there is none."""
-    count = count_gpus()
-    if count is None:
-        return "no NVIDIA driver: engines can be built here, not run"
-    if not count:
-        return "an NVIDIA driver without a usable GPU: engines can be built here, not run"
-    return f"{count} CUDA devices"
+    if missing := explain_missing_gpu():
+        return f"{missing}: engines can be built here, not run"
+    return f"{count_gpus()} CUDA devices"
 
 
 def _try(backend: Backend) -> BackendHealth:

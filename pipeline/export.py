@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from trtq.errors import ArtifactError, DataError, ModelError, UsageError
-from trtq.files import write_atomically
+from trtq.errors import DataError, ModelError, UsageError
+from trtq.files import check_output, write_atomically
 from trtq.models.checkpoint import load_weights
 from trtq.models.export import to_onnx
 from trtq.models.families import FAMILIES, describe_family, list_batches
@@ -36,23 +36,23 @@ class ExportOptions:
     """How a module is exported.
 
     Attributes:
-        inputs: What it takes; empty: what its source tells.
+        inputs: What it takes; empty: what its source says.
         sizes: Of open dims in the example, by name.
         weights: A checkpoint to load into it.
         trust: Whether pickles may be loaded, which runs the code in them.
         pretrained: Whether a library's own weights are wanted where no checkpoint is given.
         opset: The version of ONNX's operators.
         data: An .npz with further inputs to compare on.
-        family: A name of `trtq.models.families.FAMILIES`, for the settings; None: what the source tells.
+        family: A name of `trtq.models.families.FAMILIES`, for the settings; None: what the source says.
     """
 
     inputs: tuple[ModuleInput, ...] = ()
     sizes: Mapping[str, int] = field(default_factory=dict)
-    weights: Path | None = None
+    weights: str | Path | None = None
     trust: bool = False
     pretrained: bool = True
     opset: int = DEFAULT_OPSET
-    data: Path | None = None
+    data: str | Path | None = None
     family: str | None = None
 
     def __post_init__(self) -> None:
@@ -61,20 +61,17 @@ class ExportOptions:
         names = [item.name for item in self.inputs]
         if twice := [name for name in names if names.count(name) > 1]:
             raise UsageError(
-                f"input {twice[0]!r} is told twice; give each input of the module once, in its order"
+                f"input {twice[0]!r} is given twice; give each input of the module once, in its order"
             )
 
 
 @dataclass(frozen=True, slots=True)
-class Exported:
+class ExportedFile:
     """What was written.
 
     Attributes:
-        path: The ONNX file.
-        settings: The `.toml` beside it; None if nothing was known, or if there was one.
-        difference: The largest from PyTorch, relative to an output's range.
-        num_compared: On how many inputs.
-        num_nodes: In the file.
+        settings: The `.toml` beside the ONNX file; None if nothing was known, or if there was one.
+        difference: The largest from PyTorch, relative to an output's range, on `num_compared` inputs.
     """
 
     path: Path
@@ -85,8 +82,8 @@ class Exported:
 
 
 def export(
-    target: str, output: Path, *, options: ExportOptions | None = None, watcher: Watcher | None = None
-) -> Exported:
+    target: str, output: str | Path, *, options: ExportOptions | None = None, watcher: Watcher | None = None
+) -> ExportedFile:
     """Returns what was exported: an ONNX file that computes the same as the module, simplified.
 
     Constants and BatchNormalization are folded, and what nothing uses is dropped. PyTorch and ONNX Runtime
@@ -98,7 +95,7 @@ def export(
         target: As `trtq.models.target.load_module` takes it.
         output: The ONNX file to write.
         options: How.
-        watcher: Is told of the progress.
+        watcher: Gets the progress.
 
     Raises:
         UsageError, ModelError, DataError: Something that was given cannot be used.
@@ -106,24 +103,21 @@ def export(
         ArtifactError: A file cannot be written.
         MissingDependency: PyTorch, or the library that the target names, is not installed.
     """
-    options, watcher = options or ExportOptions(), watcher or Silent()
-    if not output.parent.is_dir():
-        raise ArtifactError(f"cannot write {output}: there is no folder {output.parent}")
-    if output.is_dir():
-        raise ArtifactError(f"cannot write {output}: it is a folder; name a file in it")
+    options, watcher, output = options or ExportOptions(), watcher or Silent(), Path(output)
+    check_output(output)
     with import_from_here():
         watcher.stage("Loading")
         loaded = load_module(
             target, pretrained=options.pretrained and options.weights is None, trust=options.trust
         )
         if options.weights is not None:
-            load_weights(loaded.module, options.weights, trust=options.trust)
+            load_weights(loaded.module, Path(options.weights), trust=options.trust)
         elif not loaded.holds_weights:
             watcher.note("no --weights were given: the module has those that it was made with")
         return _export(loaded, output, options, watcher)
 
 
-def _export(loaded: LoadedModule, output: Path, options: ExportOptions, watcher: Watcher) -> Exported:
+def _export(loaded: LoadedModule, output: Path, options: ExportOptions, watcher: Watcher) -> ExportedFile:
     inputs = options.inputs or loaded.inputs
     if not inputs:
         raise UsageError(
@@ -151,16 +145,19 @@ def _export(loaded: LoadedModule, output: Path, options: ExportOptions, watcher:
         save(graph.model, whole)
         feeds = [*_random_feeds(module, inputs, sizes), *_given_feeds(options.data, inputs)]
         watcher.stage("Comparing", len(feeds))
-        difference = _compare(module, whole, feeds, watcher)
+        difference = 0.0
+        with set_to_eval(module):
+            for feed in feeds:
+                difference = max(difference, check_parity(module, whole, feed))
+                watcher.advance(1)
         for part in sorted(Path(folder).glob(f"{output.name}*"), reverse=True):
             part.replace(output.parent / part.name)  # the weights before the graph
     spec = loaded.spec if options.family is None else describe_family(options.family, inputs)
     spec = replace(spec, inputs=_profiles(spec, graph))
     if loaded.unknown:
-        watcher.warn(f"{loaded.unknown}; tell it in {output.with_suffix('.toml')}")
-    return Exported(
-        output, _write_settings(spec, output, watcher), difference, len(feeds), len(graph.model.graph)
-    )
+        watcher.warn(f"{loaded.unknown}; set them in {output.with_suffix('.toml')}")
+    settings = _write_settings(spec, output, watcher)
+    return ExportedFile(output, settings, difference, len(feeds), len(graph.model.graph))
 
 
 def _usual_sizes(inputs: Sequence[ModuleInput], spec: ModelSpec) -> dict[str, int]:
@@ -181,29 +178,15 @@ def _profiles(spec: ModelSpec, graph: Graph) -> dict[str, InputSpec]:
     """
     found: dict[str, InputSpec] = {}
     for item in graph.inputs:
-        named = [spec.inputs[item.name]] if item.name in spec.inputs else []
-        fitting = [
-            profile
-            for profile in (*named, *spec.inputs.values())
-            if all(item.fits(shape) for shape in (profile.min, profile.opt, profile.max))
-        ]
+        known = sorted(spec.inputs, key=lambda name: name != item.name)
+        profiles = [spec.inputs[name] for name in known]
+        fitting = [each for each in profiles if all(map(item.fits, (each.min, each.opt, each.max)))]
         rest = [dim for dim in item.shape[1:] if isinstance(dim, int)]
         if item.is_dynamic and fitting:
             found[item.name] = fitting[0]
         elif item.is_dynamic and len(rest) == len(item.shape) - 1:
             found[item.name] = list_batches(tuple(rest))
     return found
-
-
-def _compare(
-    module: torch.nn.Module, path: Path, feeds: Sequence[Sequence[torch.Tensor]], watcher: Watcher
-) -> float:
-    worst = 0.0
-    with set_to_eval(module):
-        for feed in feeds:
-            worst = max(worst, check_parity(module, path, feed))
-            watcher.advance(1)
-    return worst
 
 
 def _tensors(inputs: Sequence[ModuleInput], sizes: Mapping[str, int], seed: int) -> list[torch.Tensor]:
@@ -215,10 +198,7 @@ def _tensors(inputs: Sequence[ModuleInput], sizes: Mapping[str, int], seed: int)
 def _random_feeds(
     module: torch.nn.Module, inputs: Sequence[ModuleInput], sizes: Mapping[str, int]
 ) -> list[list[torch.Tensor]]:
-    """Returns random inputs; the last with one more of every open dim on axis 0, and half of the others.
-
-    The others stay where the module itself does not take half of them.
-    """
+    """Returns random inputs; in the last, open dims are larger on axis 0, halved elsewhere if possible."""
     feeds = [_tensors(inputs, sizes, 10 * seed) for seed in range(_NUM_RANDOM)]
     shapes = {dim: (axis, item.shape(sizes)[axis]) for item in inputs for axis, dim in item.open_axes.items()}
     if not shapes:
@@ -234,7 +214,7 @@ def _random_feeds(
     return [*feeds, other]
 
 
-def _given_feeds(path: Path | None, inputs: Sequence[ModuleInput]) -> list[list[torch.Tensor]]:
+def _given_feeds(path: str | Path | None, inputs: Sequence[ModuleInput]) -> list[list[torch.Tensor]]:
     """Returns the arrays of an .npz as one feed, batch included."""
     import torch
 
@@ -256,10 +236,9 @@ def _given_feeds(path: Path | None, inputs: Sequence[ModuleInput]) -> list[list[
 
 def _write_settings(spec: ModelSpec, output: Path, watcher: Watcher) -> Path | None:
     text, path = format_spec(spec), output.with_suffix(".toml")
-    if not text:
-        return None
-    if path.exists():
+    if text and path.exists():
         watcher.note(f"{path} stays as it is")
-        return None
-    write_atomically(path, text.encode())
-    return path
+    elif text:
+        write_atomically(path, text.encode())
+        return path
+    return None

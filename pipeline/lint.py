@@ -38,7 +38,6 @@ class LintReport:
     """What was found in a model.
 
     Attributes:
-        model: The file.
         is_quantized: Whether it holds Q/DQ at all.
         layers_quantized: The layers with both operands behind Q/DQ.
         layers_int8: Those of them that TensorRT runs in INT8 as the file is; 0 if it refuses it.
@@ -54,10 +53,8 @@ class LintReport:
     @property
     def stopping(self) -> tuple[LintItem, ...]:
         """What `trtq build` refuses, because it would fail or compute something else."""
-        open_ends = ("requantize", "none")
-        return tuple(
-            item for item in self.items if item.finding.effect != "float" and item.repair in open_ends
-        )
+        stops = [item for item in self.items if item.finding.effect != "float"]
+        return tuple(item for item in stops if item.repair in ("requantize", "none"))
 
 
 def lint(model: Path | str) -> LintReport:
@@ -83,20 +80,17 @@ def lint(model: Path | str) -> LintReport:
 def _with_repairs(
     findings: tuple[Finding, ...], plain: RepairedGraph, requantized: RepairedGraph
 ) -> list[LintItem]:
-    left = {_key(finding) for finding in rules.lint(plain.model)}
-    left_at_last = {_key(finding) for finding in rules.lint(requantized.model)}
+    left, left_at_last = ({_key(item) for item in rules.lint(graph.model)} for graph in (plain, requantized))
     items = []
     for finding in findings:
-        key = _key(finding)
-        if key not in left:
-            change = _change(finding, plain)
-            how: Repair = "exact" if change is None or change.is_exact else "rounds"
-            items.append(LintItem(finding, how, _FOLLOWS if change is None else change.what))
-        elif key not in left_at_last:
-            change = _change(finding, requantized)
-            items.append(LintItem(finding, "requantize", _FOLLOWS if change is None else change.what))
-        else:
+        if _key(finding) in left_at_last and _key(finding) in left:
             items.append(LintItem(finding, "none", ""))
+            continue
+        is_plain = _key(finding) not in left
+        change = _find_change(finding, plain if is_plain else requantized)
+        exact: Repair = "exact" if change is None or change.is_exact else "rounds"
+        what = _FOLLOWS if change is None else change.what
+        items.append(LintItem(finding, exact if is_plain else "requantize", what))
     return items
 
 
@@ -104,6 +98,6 @@ def _key(finding: Finding) -> tuple[str, str]:
     return finding.rule, finding.node
 
 
-def _change(finding: Finding, repaired: RepairedGraph) -> Change | None:
+def _find_change(finding: Finding, repaired: RepairedGraph) -> Change | None:
     own = [change for change in repaired.changes if change.node == finding.node]
     return next((change for change in own if change.rule == finding.rule), next(iter(own), None))

@@ -10,12 +10,12 @@ from typing import Any
 
 from trtq import lazy
 from trtq.errors import ArtifactError, MissingDependency
+from trtq.files import hash_file
 from trtq.models.session import open_session
 from trtq.pipeline.deliver.integrity import read_whole_manifest, refuse_changed
-from trtq.pipeline.deliver.manifest import Manifest
 from trtq.pipeline.deliver.names import ENGINE, REPORT
 from trtq.pipeline.deliver.report import Report, read_report
-from trtq.pipeline.engine.backend import Backend
+from trtq.pipeline.engine.backend import Backend, split_version
 from trtq.pipeline.engine.backends import BACKENDS
 from trtq.pipeline.engine.gpu import find_compute_capability
 
@@ -44,9 +44,10 @@ class LoadedEngine:
         """Returns a Polygraphy runner of the engine.
 
         Raises:
-            ArtifactError: The plan was changed since it was loaded, or engines of this backend are not run.
+            ArtifactError: The file was changed since it was loaded, or engines of this backend are not run.
         """
         if self.onnx is not None:
+            self._refuse_changed(hash_file(self.onnx), self.onnx)
             onnxrt = lazy.require("polygraphy.backend.onnxrt", None, "running the engine")
             return onnxrt.OnnxrtRunner(open_session(self.onnx, optimize=True), name=name)
         found = self.backend.runner(self.plan(), name)
@@ -68,9 +69,12 @@ class LoadedEngine:
             content = path.read_bytes()
         except OSError as error:
             raise ArtifactError(f"cannot read {path}: {error.strerror}") from error
-        if hashlib.sha256(content).hexdigest() != self.sha256:
-            raise ArtifactError(f"{path} was changed since it was loaded; load the folder again")
+        self._refuse_changed(hashlib.sha256(content).hexdigest(), path)
         return content
+
+    def _refuse_changed(self, digest: str, path: Path) -> None:
+        if digest != self.sha256:
+            raise ArtifactError(f"{path} was changed since it was loaded; load the folder again")
 
 
 def load(folder: Path | str, *, key: Path | str | None = None) -> LoadedEngine:
@@ -81,7 +85,7 @@ def load(folder: Path | str, *, key: Path | str | None = None) -> LoadedEngine:
         key: A public Ed25519 key in PEM that must have signed the folder; None: signatures are not checked.
 
     Raises:
-        ArtifactError: The folder is no build, a file that is needed was changed since, the key is given and
+        ArtifactError: The folder is not a build, a file that is needed was changed since, the key is given and
             has not signed it, or the engine was built by another version or for another GPU than those here:
             both are named.
         UsageError: The key cannot be used.
@@ -96,32 +100,35 @@ def load(folder: Path | str, *, key: Path | str | None = None) -> LoadedEngine:
         raise ArtifactError(f"{folder} was built by {name!r}, which this trtq does not know")
     backend = BACKENDS[name]
     path = folder / report.engine.path
-    refuse_changed(folder, manifest, *_parts(manifest, path.name))
+    if path.name != report.engine.path or path.name in ("", ".."):
+        raise ArtifactError(
+            f"{folder / REPORT} names the engine {report.engine.path!r}, which is not a file of the folder; "
+            f"build again"
+        )
+    weights = f"{path.name}.data"
+    refuse_changed(folder, manifest, path.name, *({weights} & set(manifest.outputs)))
     if reason := backend.why_not():
         raise MissingDependency(f"backend {name}, for {folder}: {reason}")
     is_plan = path.name == ENGINE
     if is_plan:
-        _refuse_misfit(path, report, built_by, backend.version(), _options(manifest))
+        target = manifest.settings.get("target")
+        options = target.get("options") if isinstance(target, dict) else None
+        _refuse_misfit(
+            path, report, built_by, backend.version(), options if isinstance(options, dict) else {}
+        )
     return LoadedEngine(folder, backend, report, None if is_plan else path, manifest.outputs[path.name])
-
-
-def _options(manifest: Manifest) -> Mapping[str, Any]:
-    target = manifest.settings.get("target")
-    options = target.get("options") if isinstance(target, dict) else None
-    return options if isinstance(options, dict) else {}
-
-
-def _parts(manifest: Manifest, name: str) -> list[str]:
-    """Returns the names of a plan or model and of the file that holds its weights, if there is one."""
-    weights = f"{name}.data"
-    return [name, *([weights] if weights in manifest.outputs else [])]
 
 
 def _refuse_misfit(path: Path, report: Report, there: str, here: str, options: Mapping[str, Any]) -> None:
     """Refuses an engine of another version or for another GPU; says what was built, and what is here."""
-    fits_version = _fits_version(there, here, is_compatible=bool(options.get("version_compatible")))
+    built, found = split_version(there), split_version(here)
+    fits_version = there == here or bool(
+        options.get("version_compatible") and built[:1] == found[:1] and found >= built
+    )
     gpu, targets = find_compute_capability(), report.engine.targets
-    fits_gpu = _fits_gpu(targets, gpu, str(options.get("hardware_compatibility", "none")))
+    fits_gpu = not gpu or not targets or gpu in targets
+    if options.get("hardware_compatibility") == "ampere+":
+        fits_gpu = fits_gpu or int(gpu.split(".")[0]) >= _AMPERE
     if fits_version and fits_gpu:
         return
     name = report.backend.partition(" ")[0]
@@ -133,19 +140,3 @@ def _refuse_misfit(path: Path, report: Report, there: str, here: str, options: M
         f"{path} was built by {name} {there}{built_for}; here is {name} {here}{runs_on}; "
         f"build it again here, or with {' and '.join(advice)}"
     )
-
-
-def _fits_version(there: str, here: str, *, is_compatible: bool) -> bool:
-    same_major = there.split(".")[0] == here.split(".")[0]
-    is_newer = _numbers(here) >= _numbers(there)
-    return there == here or (is_compatible and same_major and is_newer)
-
-
-def _fits_gpu(targets: tuple[str, ...], here: str, hardware_compatibility: str) -> bool:
-    if not here or not targets or here in targets:
-        return True
-    return hardware_compatibility == "ampere+" and int(here.split(".")[0]) >= _AMPERE
-
-
-def _numbers(version: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in version.split(".") if part.isdecimal())

@@ -17,9 +17,10 @@ from trtq.models.preprocess import Preprocess
 from trtq.models.signature import TensorSpec, outputs_of, read_inputs
 from trtq.models.spec import InputSpec
 from trtq.models.toml import read_table
+from trtq.numbers import format_shape
 from trtq.pipeline.deliver.integrity import read_intact_manifest
 from trtq.pipeline.deliver.manifest import NAME, Manifest
-from trtq.pipeline.deliver.names import ENGINE, FLOAT, REPORT
+from trtq.pipeline.deliver.names import ENGINE, FLOAT
 from trtq.pipeline.deliver.report import Report, read_report
 from trtq.pipeline.deliver.triton.config import ModelConfig, Serving, find_largest_batch, list_ports
 from trtq.pipeline.deliver.triton.repository import (
@@ -100,6 +101,10 @@ class _Build:
     def profiles(self) -> Mapping[str, InputSpec]:
         return self.report.engine.profiles
 
+    @property
+    def usual_batch(self) -> int:
+        return min((profile.opt[0] for profile in self.profiles.values()), default=1)
+
     def source(self, name: str) -> PackageSource:
         return PackageSource(self.folder / name, self.manifest.outputs[name])
 
@@ -145,9 +150,8 @@ def package(folder: Path | str, repository: Path | str, spec: PackageSpec | None
         entries.append(_entry(build, name, "tensorrt", max_batch, arrays, spec))
         notes += _conditions(build)
     if not build.has_plan or wants_onnx:
-        entries.append(
-            _entry(build, f"{name}_onnx" if build.has_plan else name, "onnxruntime", max_batch, arrays, spec)
-        )
+        second = f"{name}_onnx" if build.has_plan else name
+        entries.append(_entry(build, second, "onnxruntime", max_batch, arrays, spec))
     if build.is_rtx:
         notes.append(f"{build.folder / ENGINE} {_RTX}: the Q/DQ model alone was packaged")
     if spec.ab_percent is not None:
@@ -161,7 +165,7 @@ def package(folder: Path | str, repository: Path | str, spec: PackageSpec | None
 def _read(folder: Path, key: Path | str | None) -> _Build:
     """Returns the build; one that is not as it was built, and signed if there is a key, is refused."""
     manifest = read_intact_manifest(folder, key=key)
-    report = read_report(folder / REPORT)
+    report = read_report(folder)
     onnx = report.engine.path
     if onnx == ENGINE:
         names = (f"model.{report.precision}.onnx", FLOAT, "model.fp16.onnx")
@@ -197,10 +201,7 @@ def _entry(
         list_ports(_as_built(build, specs) if backend == "tensorrt" else specs, batches=batches)
         for specs in (build.inputs, build.outputs)
     )
-    usual = min(
-        (build.profiles[item.name].opt[0] for item in build.inputs if item.name in build.profiles), default=1
-    )
-    usual = min(usual, max_batch)
+    usual = min(build.usual_batch, max_batch)
     warmup: Warmup = make_warmup(inputs, arrays, build.profiles, (max_batch, usual))
     config = ModelConfig(
         name, backend, max_batch, inputs, outputs, usual, spec.serving, warmup.messages, {}, _shapes(build)
@@ -228,28 +229,22 @@ def _files(build: _Build, backend: str) -> dict[str, PackageSource | bytes]:
 
 def _shapes(build: _Build) -> tuple[str, ...]:
     """Returns the engine's only optimization profile, in words."""
+    cross = format_shape
     return tuple(
-        f"profile 0, {name}: min {_cross(item.min)}, opt {_cross(item.opt)}, max {_cross(item.max)}"
+        f"profile 0, {name}: min {cross(item.min)}, opt {cross(item.opt)}, max {cross(item.max)}"
         for name, item in build.profiles.items()
     )
-
-
-def _cross(shape: Sequence[int]) -> str:
-    return "x".join(map(str, shape))
 
 
 def _conditions(build: _Build) -> list[str]:
     """Returns what the server must be for the engine."""
     targets = ", ".join(build.report.engine.targets) or "that of the machine it was built on"
-    options = build.manifest.settings.get("target", {}).get("options", {})
-    found = [
+    needed = (
         f"the engine needs {build.report.backend} in the server, and a GPU of compute capability {targets}"
-    ]
-    if options.get("version_compatible"):
-        found.append(
-            "start the server with --backend-config=tensorrt,version-compatible=true for a later version"
-        )
-    return found
+    )
+    later = "start the server with --backend-config=tensorrt,version-compatible=true for a later version"
+    options = build.manifest.settings.get("target", {}).get("options", {})
+    return [needed, later] if options.get("version_compatible") else [needed]
 
 
 def _warmup_arrays(
@@ -257,19 +252,17 @@ def _warmup_arrays(
 ) -> tuple[Mapping[str, NDArray[Any]] | None, str]:
     """Returns real inputs for the warm-up, and why there are none."""
     settings = build.manifest.settings.get("model", {})
-    data = spec.warmup_data or settings.get("calibration", {}).get("data")
+    if spec.warmup_data is not None:
+        return _first_sample(build, spec.warmup_data, settings, batches=batches), ""
+    data = settings.get("calibration", {}).get("data")
     if data is None:
         return None, "the build names no data, so the warm-up is made of random bits; see --warmup-data"
-    if spec.warmup_data is None and ".py:" in data:
-        return (
-            None,
-            f"{data} is a script, which is not run from here; give it with --warmup-data to warm up with it",
-        )
+    if ".py:" in data:
+        why = "is a script, which is not run from here; give it with --warmup-data to warm up with it"
+        return None, f"{data} {why}"
     try:
         return _first_sample(build, data, settings, batches=batches), ""
     except DataError as error:
-        if spec.warmup_data is not None:
-            raise
         return None, f"the warm-up is made of random bits, as the calibration data is not here: {error}"
 
 
@@ -277,25 +270,20 @@ def _first_sample(
     build: _Build, data: str, settings: Mapping[str, Any], *, batches: bool
 ) -> Mapping[str, NDArray[Any]]:
     labels = settings.get("evaluation", {}).get("labels")
-    shapes = [build.profiles[spec.name].opt[0] for spec in build.inputs if spec.name in build.profiles]
     feeds = open_batches(
         data,
         build.inputs,
-        1 if batches else max(1, min(shapes, default=1)),
+        1 if batches else max(1, build.usual_batch),
         preprocess=read_table(Preprocess, settings.get("preprocess", {}), "[preprocess]"),
         extra=(labels,) if labels else (),
     )
-    feed = next(iter(feeds))
-    for spec in build.inputs:
-        shape = feed.arrays[spec.name].shape
-        profile = build.profiles.get(spec.name)
-        free = int(batches)
-        if profile and not all(
-            low <= size <= high
-            for low, size, high in zip(profile.min[free:], shape[free:], profile.max[free:], strict=True)
-        ):
+    feed, free = next(iter(feeds)), int(batches)
+    for name, profile in build.profiles.items():
+        shape = feed.arrays[name].shape
+        sizes = zip(profile.min[free:], shape[free:], profile.max[free:], strict=True)
+        if not all(low <= size <= high for low, size, high in sizes):
             raise DataError(
-                f"input {spec.name!r} of {feed.source} has shape {_cross(shape)}, outside of the engine's "
-                f"profile, {_cross(profile.min)} to {_cross(profile.max)}"
+                f"input {name!r} of {feed.source} has shape {format_shape(shape)}, outside of the engine's "
+                f"profile, {format_shape(profile.min)} to {format_shape(profile.max)}"
             )
     return {spec.name: np.asarray(feed.arrays[spec.name])[0 if batches else ...] for spec in build.inputs}

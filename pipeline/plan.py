@@ -14,7 +14,7 @@ from trtq.errors import UsageError
 from trtq.models.signature import TensorSpec, show_shape
 from trtq.models.spec import LayerSpec
 from trtq.models.tensors import FLOAT_TYPES
-from trtq.pipeline.formats import FORMATS, FP16, WEIGHT_FORMATS
+from trtq.pipeline.formats import BLOCK_FORMATS, FORMATS, FP16, WEIGHT_FORMATS
 from trtq.pipeline.formats.codes import CodeFormat
 from trtq.pipeline.formats.scheme import WeightScheme
 from trtq.pipeline.graph.liveness import Peak, count_bytes, find_peak_memory, fix_shapes
@@ -36,9 +36,14 @@ _NO_CODE = frozenset({
 })  # fmt: skip
 _RESERVE_BYTES = 400_000_000
 """What the CUDA context and the libraries take before the first engine: measured 0.3 to 0.5 GB."""
+_NEWER = " (for compute capability {}.{} and newer)"
+_NAMES = [
+    name + (_NEWER.format(*form.compute_capability) if form.compute_capability > (8, 0) else "")
+    for name, form in WEIGHT_FORMATS.items()
+]
 _BUILT_BY = (
-    "trtq build makes them with --fp16 and --weights int8, fp8 (for compute capability 8.9 and newer), int4 "
-    "or nf4; fp32 and bf16 are for comparison"
+    f"trtq build makes them with --fp16 and --weights {', '.join(_NAMES[:-1])} or {_NAMES[-1]}; fp32 and "
+    "bf16 are for comparison"
 )
 _STATE = re.compile(r"past_key_values|past|present|new|^in(?=_)|^out(?=_)")
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
@@ -109,13 +114,13 @@ def plan_params(num_params: int, *, gpu_memory_bytes: int | None = None, block_s
         raise UsageError(f"a model has at least one parameter, got {num_params}")
     schemes = []
     for name, form in FORMATS.items():
-        is_blocked = isinstance(form, CodeFormat) and form.block_sizes
-        width = form.bits + (FP16.bits / block_size if is_blocked else 0.0)
+        width = form.bits + (FP16.bits / block_size if name in BLOCK_FORMATS else 0.0)
         size = math.ceil(num_params * width / 8)
         schemes.append(SchemePlan(name, size, size + _CODE_BYTES, 0, 0, _RESERVE_BYTES, width))
     notes = (
         "activations and state are not known without a model; give one, with --batch and --seq",
-        f"int4 and nf4 have one FP16 scale for {block_size} weights; without scales they are 4 bits",
+        f"{' and '.join(BLOCK_FORMATS)} have one FP16 scale for {block_size} weights; without scales they "
+        "are 4 bits",
         _BUILT_BY,
     )
     plan = MemoryPlan(f"{num_params:,} parameters", num_params, tuple(schemes), notes=notes)
@@ -123,7 +128,7 @@ def plan_params(num_params: int, *, gpu_memory_bytes: int | None = None, block_s
 
 
 def plan_model(
-    path: Path,
+    path: Path | str,
     *,
     sizes: Sizes | None = None,
     gpu_memory_bytes: int | None = None,
@@ -145,7 +150,7 @@ def plan_model(
         ModelError, UsageError: The model cannot be used, or an open dim has no size.
     """
     skip = LayerSpec(skip=tuple(skip)).skip  # refuses what is no regular expression
-    graph = load(path, min_opset=13)
+    graph = load(Path(path), min_opset=13)
     shapes = (sizes or Sizes()).shapes_of(graph.inputs)
     fixed = fix_shapes(graph.model, shapes)
     peaks = {width: find_peak_memory(fixed, width) for width in (4, 2)}
@@ -168,7 +173,7 @@ def plan_model(
             )
         )
     notes = _notes(graph, shapes, peaks[2], states[2])
-    return _judge(MemoryPlan(path.name, floats, tuple(schemes), notes=notes), gpu_memory_bytes)
+    return _judge(MemoryPlan(graph.path.name, floats, tuple(schemes), notes=notes), gpu_memory_bytes)
 
 
 def _choose(model: ir.Model, name: str, block_size: int, skip: Sequence[str]) -> tuple[ChosenWeight, ...]:

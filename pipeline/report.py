@@ -22,9 +22,9 @@ def report(folder: Path | str, sensitivity: Path | str | None = None) -> bytes:
         sensitivity: What `trtq sensitivity` wrote of the same model, to show what each layer costs.
 
     Raises:
-        ArtifactError: It is no build folder, or its manifest, report or tensors were changed since; the
+        ArtifactError: It is not a build folder, or its manifest, report or tensors were changed since; the
             other file is broken.
-        UsageError: The layers of the other file are none of this build.
+        UsageError: The other file has no layer of this build.
     """
     folder = Path(folder)
     manifest = read_whole_manifest(folder)

@@ -19,7 +19,7 @@ def sign(folder: Path | str, key: Path | str) -> Path:
         key: A private Ed25519 key in PEM, without a passphrase.
 
     Raises:
-        ArtifactError: The folder is no build, is not intact, or cannot be written.
+        ArtifactError: The folder is not a build, is not intact, or cannot be written.
         UsageError: The key cannot be used.
         MissingDependency: `cryptography` is not installed.
     """

@@ -15,7 +15,7 @@ def verify(folder: Path | str, *, key: Path | str | None = None) -> Integrity:
         key: A public Ed25519 key in PEM that must have signed it; None: signatures are not checked.
 
     Raises:
-        ArtifactError: The folder is no build, its manifest cannot be read or is of another schema, a file
+        ArtifactError: The folder is not a build, its manifest cannot be read or is of another schema, a file
             cannot be read, or the key is given and has not signed it.
         UsageError: The key cannot be used.
         MissingDependency: A key is given and `cryptography` is not installed.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 from importlib.metadata import version
+from pathlib import Path
 
 import pytest
 
@@ -53,3 +54,14 @@ def test_the_version_is_that_of_the_package() -> None:
 def test_an_unknown_name_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match=r"^module 'trtq' has no attribute 'biuld'$"):
         trtq.biuld  # type: ignore[attr-defined]  # noqa: B018
+
+
+def test_paths_may_be_text(tmp_path: Path) -> None:
+    files = trtq.write_demo(str(tmp_path / "demo"))
+    assert {path.parent for path in files} == {tmp_path / "demo"}
+    settings = tmp_path / "demo" / "model.toml"
+    assert trtq.read_spec(str(settings)) == trtq.read_spec(settings)
+    cache = tmp_path / "old.cache"
+    cache.write_bytes(b"TRT-8601-EntropyCalibration2\nx: 3f000000\n")
+    assert trtq.read_cache(str(cache)) == trtq.read_cache(cache)
+    assert trtq.plan_model(str(tmp_path / "demo" / "model.onnx")).num_params > 0

@@ -107,6 +107,7 @@ def folder(stock: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path
     return Path.cwd()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_the_commands_of_a_page_run(page: Path, folder: Path) -> None:
     missing: set[str] = set()
@@ -126,6 +127,7 @@ def test_the_commands_of_a_page_run(page: Path, folder: Path) -> None:
             missing.add(words[words.index("-o") + 1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_the_python_of_a_page_runs(page: Path, folder: Path) -> None:
     for block in blocks(page, "python"):

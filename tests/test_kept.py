@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 
 from trtq.calibrators import ranges, statistics_file
+from trtq.cli import build_all
 from trtq.json import FileKind
 from trtq.pipeline import migrate
 from trtq.pipeline.bench import benchmark
@@ -35,6 +36,7 @@ KINDS: Mapping[str, FileKind[Any]] = {
     "report": report.FILE,
     "sensitivity": sensitivity.FILE,
     "statistics": statistics_file.FILE,
+    "summary": build_all.FILE,
     "tensors": page_data.FILE,
 }
 
@@ -74,6 +76,7 @@ REWRITE: Mapping[str, Callable[[Path], bytes]] = {
     "ranges": lambda path: ranges.ranges_to_json(ranges.read_ranges(path)),
     "report": lambda path: report.to_json(report.read_report(path)),
     "sensitivity": lambda path: sensitivity.to_json(sensitivity.read_sensitivity(path)),
+    "summary": lambda path: build_all.FILE.encode(build_all.FILE.read(path)),
     "tensors": lambda path: page_data.FILE.encode(page_data.FILE.read(path), compact=True),
 }
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trtq.numbers import format_bytes, format_seconds
+from trtq.numbers import format_bytes, format_seconds, format_shape
 
 
 @pytest.mark.parametrize(
@@ -54,3 +54,8 @@ def test_a_size_has_at_most_three_digits_before_its_point(count: int) -> None:
 )
 def test_a_time(value: float, text: str) -> None:
     assert format_seconds(value) == text
+
+
+@pytest.mark.parametrize(("shape", "text"), [((), "scalar"), ((4,), "4"), ((1, 3, 8), "1x3x8")])
+def test_a_shape(shape: tuple[int, ...], text: str) -> None:
+    assert format_shape(shape) == text

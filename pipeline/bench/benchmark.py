@@ -11,7 +11,7 @@ from trtq.errors import TrtqError
 from trtq.json import FileKind
 from trtq.pipeline.bench.machine import Conditions, Machine, compare_samples, describe_machine, sample_machine
 from trtq.pipeline.bench.process import Costs, TimedProcess
-from trtq.pipeline.bench.runnables import Inputs, Runnable, Runs, Skipped, list_runnables
+from trtq.pipeline.bench.runnables import Inputs, Runnable, RunOptions, Skipped, list_runnables
 from trtq.pipeline.bench.turns import (
     Latency,
     Schedule,
@@ -49,20 +49,15 @@ class Timing:
     """One model or engine.
 
     Attributes:
-        name: Of its own.
-        precision: "fp32", "fp16", "int8" and so on.
         device: "cpu", or "cuda" for a GPU.
         runtime: What ran it, with its version.
-        path: The file.
         median_ms: The median of the rounds' medians. Of an engine, by CUDA events: without copies.
         latency: Of all runs.
         samples_per_s: The median of the rounds.
-        num_runs: That were measured.
         speedup: How many times faster than `against`; None for that one itself.
         against: The FP32 model on the same device, else on the CPU, else the first.
         spread: Of the rounds' medians, as a share of their median.
         load_s: Loading and the first run.
-        costs: Memory.
         graph: Of an engine: "yes" if it ran as a CUDA graph, else why not; empty for a model.
         layers: Of a quantized model on the CPU.
     """
@@ -90,23 +85,15 @@ class Benchmark:
     """What was measured, on what, and what to think of it.
 
     Attributes:
-        schema_version: Of the JSON form.
-        kind: Of the JSON form.
-        machine: This one.
         conditions: While it was measured.
-        schedule: How long.
         num_threads: Of ONNX Runtime; 0: all cores.
-        inputs: Where they come from.
-        shapes: Of the inputs.
-        num_samples: In one run.
+        inputs: Where they come from; `shapes` are theirs, with `num_samples` in one run.
         measured: In the order of the turns.
         skipped: What could not be measured, and why.
         notes: What the figures mean.
         warnings: Why they may not be trusted.
     """
 
-    schema_version: int
-    kind: str
     machine: Machine
     conditions: Conditions
     schedule: Schedule
@@ -125,7 +112,7 @@ FILE = FileKind(Benchmark, "benchmark", "trtq bench", "bench")
 
 def bench(
     *targets: Path | str,
-    runs: Runs | None = None,
+    options: RunOptions | None = None,
     schedule: Schedule | None = None,
     watcher: Watcher | None = None,
 ) -> Benchmark:
@@ -134,21 +121,21 @@ def bench(
     Args:
         targets: Build folders (the float model, the FP16 and quantized models and the engine that are there),
             `.onnx` and `.engine` files; they take the same inputs. An engine needs its GPU.
-        runs: How they are run; None: everything that works here, on the calibration data or random numbers.
+        options: How they are run; None: all that works here, on the calibration data or random numbers.
         schedule: How long; None: ten rounds of half a second each.
-        watcher: Is told of the progress.
+        watcher: Gets the progress.
 
     Raises:
         UsageError, ModelError, DataError: Something that was given cannot be used.
         ArtifactError: A build folder is not what was built, or an engine does not fit.
         MissingDependency: Nothing that was given can be run here.
     """
-    runs, schedule, watcher = runs or Runs(), schedule or Schedule(), watcher or Silent()
+    options, schedule, watcher = options or RunOptions(), schedule or Schedule(), watcher or Silent()
     watcher.stage("Loading")
-    runnables, skipped, inputs = list_runnables([Path(target) for target in targets], runs)
+    runnables, skipped, inputs = list_runnables([Path(target) for target in targets], options)
     here = describe_machine()
     with ExitStack() as stack:
-        running, failed = _started(runnables, inputs, schedule, stack)
+        running, failed = _start(runnables, inputs, schedule, stack)
         skipped = (*skipped, *(Skipped(name, str(error)) for name, error in failed.items()))
         if not running:
             raise next(iter(failed.values()))
@@ -166,16 +153,14 @@ def bench(
     shapes = running[items[0].name].shapes
     num_samples = inputs.num_samples if inputs.feed is not None else _first_axis(shapes)
     measured = tuple(
-        _measured(item, running[item.name], turns, costs[item.name], num_samples, _reference(item, items))
+        _summarize(item, running[item.name], turns, costs[item.name], num_samples, _reference(item, items))
         for item in items
     )
     return Benchmark(
-        FILE.version,
-        FILE.name,
         here,
         during,
         schedule,
-        runs.num_threads,
+        options.num_threads,
         inputs.origin,
         shapes,
         num_samples,
@@ -186,7 +171,7 @@ def bench(
     )
 
 
-def _started(
+def _start(
     runnables: Sequence[Runnable], inputs: Inputs, schedule: Schedule, stack: ExitStack
 ) -> tuple[dict[str, TimedProcess], dict[str, TrtqError]]:
     """Returns, by name, what runs and is warm, and why others do not run; `stack` ends the processes."""
@@ -212,12 +197,12 @@ def _first_axis(shapes: Mapping[str, tuple[int, ...]]) -> int:
 
 
 def _reference(item: Runnable, items: Sequence[Runnable]) -> Runnable:
-    """Returns what a contender is compared with: FP32 on the same device, else anywhere, else the first."""
+    """Returns what it is compared with: FP32 on the same device, else anywhere, else the first."""
     floats = [other for other in items if other.precision == "fp32"]
     return next((other for other in floats if other.device == item.device), (*floats, *items)[0])
 
 
-def _measured(
+def _summarize(
     item: Runnable,
     candidate: TimedProcess,
     turns: Mapping[str, Sequence[Turn]],
@@ -242,11 +227,11 @@ def _measured(
         load_s=candidate.load_s,
         costs=costs,
         graph=candidate.graph,
-        layers=_layers(item),
+        layers=_count_int8_layers(item),
     )
 
 
-def _layers(item: Runnable) -> Int8Layers | None:
+def _count_int8_layers(item: Runnable) -> Int8Layers | None:
     """Returns what ONNX Runtime runs in INT8; None where the model is not quantized, or not on the CPU."""
     if item.request.kind != "onnx" or item.device != "cpu" or item.precision in ("fp32", "fp16"):
         return None
@@ -259,6 +244,7 @@ def _layers(item: Runnable) -> Int8Layers | None:
 def _notes(items: Sequence[Runnable], measured: Sequence[Timing], here: Machine) -> Iterator[str]:
     """Yields what the figures mean: on a CPU they say little of a GPU."""
     has = here.int8 or "no instructions for sums of INT8 products"
+    devices = {result.name: result.device for result in measured}
     for item, result in zip(items, measured, strict=True):
         if result.layers is not None and result.layers.quantized:
             rest = ""
@@ -275,8 +261,7 @@ def _notes(items: Sequence[Runnable], measured: Sequence[Timing], here: Machine)
     if any(item.device == "cuda" and item.request.kind == "plan" for item in items):
         yield "engines: the time is that of the GPU, by CUDA events, without copies of inputs and outputs"
     elif any(item.high_precision for item in items):
-        yield "Q/DQ pairs are placed for TensorRT: what INT8 gives there, only its engine on a GPU tells"
-    devices = {result.name: result.device for result in measured}
+        yield "Q/DQ pairs are placed for TensorRT: only its engine on a GPU shows what INT8 gives there"
     for result in measured:
         if result.device == "cuda" and devices.get(result.against) == "cpu":
             yield (

@@ -35,13 +35,7 @@ def main(folder: str) -> None:
 
 
 def serve(place: Path, asked: Iterable[str], answers: IO[str]) -> None:
-    """Answers until there are no more questions.
-
-    Args:
-        place: The folder with the request.
-        asked: Lines with a number of seconds each.
-        answers: Gets a line for each, one before and one after.
-    """
+    """Answers each line with a number of seconds by a line, with one before and one after all of them."""
 
     def answer(**content: Any) -> None:
         answers.write(json.dumps(content) + "\n")
@@ -65,7 +59,7 @@ def serve(place: Path, asked: Iterable[str], answers: IO[str]) -> None:
 def _open(
     request: Mapping[str, Any], feed: Mapping[str, NDArray[Any]] | None
 ) -> tuple[SessionRun | PlanRun, dict[str, str]]:
-    """Returns the candidate, and what is to be told of it."""
+    """Returns the candidate, and what runs it how."""
     path = Path(request["path"])
     if request["kind"] == "onnx":
         assert feed is not None
@@ -75,21 +69,19 @@ def _open(
     plan = path.read_bytes()
     if request["sha256"] and hashlib.sha256(plan).hexdigest() != request["sha256"]:
         raise ArtifactError(f"{path} was changed while it was loaded")
-    cuda, told = Cuda(), []
+    cuda, reasons = Cuda(), list[str]()
+    kind: type[TrtqError] = MissingDependency
     for module in request["modules"]:
         try:
             trt = importlib.import_module(module)
-        except (ImportError, OSError) as error:
-            told.append(f"{module} cannot be imported ({error})")
-            continue
-        try:
             engine = PlanRun(trt, plan, feed, cuda, graph=request["graph"])
+            return engine, {"runtime": f"{module} {trt.__version__}", "graph": engine.graph}
+        except (ImportError, OSError) as error:
+            reasons.append(f"{module} cannot be imported ({error})")
         except ArtifactError as error:
-            told.append(str(error))
-            continue
-        return engine, {"runtime": f"{module} {trt.__version__}", "graph": engine.graph}
-    kind = ArtifactError if any("cannot be imported" not in text for text in told) else MissingDependency
-    raise kind(f"{path} does not run here: {'; '.join(told)}")
+            kind = ArtifactError
+            reasons.append(str(error))
+    raise kind(f"{path} does not run here: {'; '.join(reasons)}")
 
 
 def _feed(path: Path, names: list[str] | None) -> dict[str, NDArray[Any]] | None:

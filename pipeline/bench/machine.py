@@ -1,4 +1,4 @@
-"""What a machine is, and what else it did while something was measured, as Linux and nvidia-smi tell."""
+"""What a machine is, and what else it did while something was measured, as Linux and nvidia-smi say."""
 
 from __future__ import annotations
 
@@ -19,14 +19,7 @@ _FEATURES = (
 _INT8 = ("amx_int8", "avx512_vnni", "avx_vnni", "i8mm", "asimddp")
 """Instructions that multiply INT8 and add up in INT32 in one step, best first."""
 _HALF = ("avx512_fp16", "asimdhp")
-_QUERY = (
-    "name",
-    "driver_version",
-    "clocks.sm",
-    "clocks.max.sm",
-    "temperature.gpu",
-    "clocks_throttle_reasons.active",
-)
+_QUERY = "name,driver_version,clocks.sm,clocks.max.sm,temperature.gpu,clocks_throttle_reasons.active"
 _IDLE_REASONS = 0x1 | 0x2 | 0x100
 """Of NVML's clock event reasons: idle, set by the user, set for a display; none of them is throttling."""
 _QUERY_SECONDS = 10
@@ -34,16 +27,14 @@ _QUERY_SECONDS = 10
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """A machine, as far as it decides how fast a model is.
+    """A machine, as far as it decides how fast a model is; what is not known is empty.
 
     Attributes:
         cpu: The processor's name.
         cores: That this process may use.
         features: Of the processor, among those that matrix products gain from.
-        governor: Of the clock, such as "powersave"; empty where Linux does not tell, as in a virtual machine.
-        gpu: The GPU's name; empty without one.
-        driver: Of the GPU.
-        platform: The operating system.
+        governor: Of the clock, such as "powersave"; not known in a virtual machine.
+        gpu: Its name; `driver` is its own.
     """
 
     cpu: str
@@ -67,17 +58,16 @@ class Machine:
 
 @dataclass(frozen=True, slots=True)
 class Conditions:
-    """What went on while something was measured.
+    """What went on while something was measured; what is not known is None or empty.
 
     Attributes:
         load_before: Processes that wanted to run, over the minute before.
-        others_share: Of the processor, used by other processes, 0 to 1; None where that is not known.
-        stolen_share: Of the processor, given to other virtual machines; None where that is not known.
-        cpu_mhz: The clock before and after, averaged over the cores; empty where it is not known.
-        gpu_mhz: The clock of the GPU's multiprocessors before and after; empty without a GPU.
-        gpu_max_mhz: The highest that it has; None without a GPU.
-        gpu_celsius: Its temperature before and after; empty without a GPU.
-        throttled: What slowed processor or GPU down, in words; empty if nothing is known to.
+        others_share: Of the processor, used by other processes, 0 to 1.
+        stolen_share: Of the processor, given to other virtual machines.
+        cpu_mhz: The clock before and after, averaged over the cores.
+        gpu_mhz: The clock of the GPU's multiprocessors before and after; `gpu_max_mhz` is the highest it has.
+        gpu_celsius: The GPU's temperature before and after.
+        throttled: What slowed processor or GPU down, in words.
     """
 
     load_before: float
@@ -115,16 +105,9 @@ class MachineSample:
 
 
 def describe_machine(proc: Path = Path("/proc"), system: Path = Path("/sys")) -> Machine:
-    """Returns what this machine is.
-
-    Args:
-        proc: The kernel's process files.
-        system: The kernel's device files.
-    """
-    lines = _text(proc / "cpuinfo").splitlines()
-    fields = {
-        key.strip(): value.strip() for key, _, value in (line.partition(":") for line in reversed(lines))
-    }
+    """Returns what this machine is, by the kernel's process and device files."""
+    parts = (line.partition(":") for line in reversed(_text(proc / "cpuinfo").splitlines()))
+    fields = {key.strip(): value.strip() for key, _, value in parts}
     words = (fields.get("flags") or fields.get("Features") or "").split()
     gpu = _gpu()
     return Machine(
@@ -141,24 +124,15 @@ def describe_machine(proc: Path = Path("/proc"), system: Path = Path("/sys")) ->
 def sample_machine(
     pids: Iterable[int], proc: Path = Path("/proc"), system: Path = Path("/sys")
 ) -> MachineSample:
-    """Returns what the counters say now.
-
-    Args:
-        pids: Of the processes whose work is not others'; this one is never.
-        proc: The kernel's process files.
-        system: The kernel's device files.
-    """
+    """Returns what the counters say now; the work of this process and of `pids` is not that of others."""
     tick = os.sysconf("SC_CLK_TCK")
     total = _text(proc / "stat").splitlines()[:1]
     numbers = [int(word) / tick for word in total[0].split()[1:9]] if total else []
     user, nice, kernel, _, _, irq, soft, stolen = numbers if len(numbers) == 8 else [0.0] * 8
     cpus = system / "devices/system/cpu"
     clocks = [count / 1000 for count in _counts(cpus, "cpufreq/scaling_cur_freq")]
-    clocks = clocks or [
-        float(line.partition(":")[2])
-        for line in _text(proc / "cpuinfo").splitlines()
-        if line.startswith("cpu MHz")
-    ]
+    lines = [line for line in _text(proc / "cpuinfo").splitlines() if line.startswith("cpu MHz")]
+    clocks = clocks or [float(line.partition(":")[2]) for line in lines]
     return MachineSample(
         clock_s=time.monotonic(),
         busy_s=user + nice + kernel + irq + soft if numbers else None,
@@ -172,22 +146,14 @@ def sample_machine(
 
 
 def compare_samples(before: MachineSample, after: MachineSample, num_cores: int | None = None) -> Conditions:
-    """Returns what went on between two moments.
-
-    Args:
-        before: The first.
-        after: The second.
-        num_cores: Of the machine; None: as it is.
-    """
+    """Returns what went on between two moments of a machine with so many cores; None: as many as here."""
     seconds = max(1e-9, after.clock_s - before.clock_s) * (num_cores or os.cpu_count() or 1)
-    others = _between(before.busy_s, after.busy_s)
+    own_s = after.own_s - before.own_s
     gpus = [moment.gpu for moment in (before, after) if moment.gpu is not None]
     return Conditions(
         load_before=before.load,
-        others_share=None if others is None else _share(others - (after.own_s - before.own_s), seconds),
-        stolen_share=None
-        if (stolen := _between(before.stolen_s, after.stolen_s)) is None
-        else _share(stolen, seconds),
+        others_share=_share(before.busy_s, after.busy_s, seconds, own_s),
+        stolen_share=_share(before.stolen_s, after.stolen_s, seconds),
         cpu_mhz=tuple(moment.cpu_mhz for moment in (before, after) if moment.cpu_mhz is not None),
         gpu_mhz=tuple(gpu.mhz for gpu in gpus),
         gpu_max_mhz=gpus[0].max_mhz if gpus else None,
@@ -206,12 +172,10 @@ def _throttled(before: MachineSample, after: MachineSample, gpus: Sequence[_Gpu]
         yield f"the GPU's clock was held down (NVML's reasons {reasons:#x}; see nvidia-smi -q -d PERFORMANCE)"
 
 
-def _between(before: float | None, after: float | None) -> float | None:
-    return None if before is None or after is None else after - before
-
-
-def _share(part_s: float, all_s: float) -> float:
-    return round(min(1.0, max(0.0, part_s / all_s)), 3)
+def _share(before_s: float | None, after_s: float | None, all_s: float, less_s: float = 0.0) -> float | None:
+    if before_s is None or after_s is None:
+        return None
+    return round(min(1.0, max(0.0, (after_s - before_s - less_s) / all_s)), 3)
 
 
 def _used_s(path: Path, tick: int) -> float:
@@ -225,7 +189,7 @@ def _gpu() -> _Gpu | None:
     tool = shutil.which("nvidia-smi")
     if tool is None:
         return None
-    command = [tool, f"--query-gpu={','.join(_QUERY)}", "--format=csv,noheader,nounits", "--id=0"]
+    command = [tool, f"--query-gpu={_QUERY}", "--format=csv,noheader,nounits", "--id=0"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=_QUERY_SECONDS, check=True)
         name, driver, mhz, max_mhz, celsius, reasons = (part.strip() for part in done.stdout.split(","))

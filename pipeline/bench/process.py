@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import signal
 import subprocess
 import tempfile
 from collections.abc import Mapping
@@ -15,23 +14,18 @@ from typing import IO, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from trtq import errors
-from trtq.errors import ArtifactError, TrtqError
+from trtq.errors import ArtifactError
 from trtq.pipeline.bench.turns import Turn
-from trtq.pipeline.engine.process import child_command
+from trtq.pipeline.engine.process import child_command, describe_exit, raise_error
 
 _CHILD = "trtq.pipeline.bench.child"
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What a process runs.
+    """What a process runs: an ONNX model on a device with so many threads (0: all cores), or a plan.
 
     Attributes:
-        kind: "onnx" or "plan".
-        path: The file.
-        device: `cpu` or `cuda`, for a model.
-        num_threads: For a model; 0: as many as there are cores.
         modules: For a plan: the Python modules to try, `tensorrt` and `tensorrt_rtx`.
         graph: For a plan: whether it is launched as a CUDA graph, where that is possible.
         sha256: That the plan must have; empty: any.
@@ -48,13 +42,7 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Costs:
-    """What a candidate took.
-
-    Attributes:
-        peak_rss_bytes: The most that its process held, Python and libraries included.
-        base_rss_bytes: What the process held before it loaded anything.
-        gpu_bytes: What loading it took of the GPU's memory; None where that is not known.
-    """
+    """The most that a process held, what it held before it loaded anything, and what it took of a GPU."""
 
     peak_rss_bytes: int
     base_rss_bytes: int
@@ -65,7 +53,6 @@ class TimedProcess:
     """A process with a model or engine that is loaded; a context manager that ends it.
 
     Attributes:
-        pid: Of the process.
         runtime: What runs it, with its version.
         graph: Of an engine: "yes" where it runs as a CUDA graph, else why not; empty for a model.
         shapes: Of the inputs.
@@ -73,15 +60,11 @@ class TimedProcess:
     """
 
     def __init__(self, request: Request, feed: Mapping[str, NDArray[Any]] | None) -> None:
-        """Starts the process and waits until it has run once.
-
-        Args:
-            request: What it runs.
-            feed: The inputs; None: an engine makes them up.
+        """Starts the process and waits until it has run once; without a feed an engine makes up its inputs.
 
         Raises:
             TrtqError: What the process raised: the model or plan does not run here.
-            ArtifactError: The process crashed, or there is no room for what it is told.
+            ArtifactError: The process crashed, or there is no room for its request.
         """
         with ExitStack() as stack:
             try:
@@ -94,13 +77,14 @@ class TimedProcess:
                     f"another folder"
                 ) from error
             self._path = request.path
-            self._process = self._start(place)
+            pipe, command = subprocess.PIPE, child_command(_CHILD, place)
+            self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=self._errors, text=True)
             stack.callback(self._stop)
             self.pid = self._process.pid
-            told = self._answer()
-            self.runtime, self.graph = str(told["runtime"]), str(told["graph"])
-            self.shapes = {name: tuple(shape) for name, shape in told["shapes"].items()}
-            self.load_s, self._base = float(told["load_s"]), int(told["base_rss_bytes"])
+            answer = self._read_answer()
+            self.runtime, self.graph = str(answer["runtime"]), str(answer["graph"])
+            self.shapes = {name: tuple(shape) for name, shape in answer["shapes"].items()}
+            self.load_s, self._base = float(answer["load_s"]), int(answer["base_rss_bytes"])
             self._stack = stack.pop_all()
 
     def __enter__(self) -> TimedProcess:
@@ -115,60 +99,43 @@ class TimedProcess:
         Raises:
             TrtqError: It fails, or the process crashed.
         """
-        self._ask(f"{seconds}\n")
-        told = self._answer()
-        return Turn(tuple(told["times_ms"]), float(told["wall_s"]))
+        with suppress(BrokenPipeError):  # the missing answer says why
+            self._input.write(f"{seconds}\n")
+            self._input.flush()
+        answer = self._read_answer()
+        return Turn(tuple(answer["times_ms"]), float(answer["wall_s"]))
 
     def finish(self) -> Costs:
         """Returns what it took, and ends the process."""
         self._input.close()
-        told = self._answer()
-        return Costs(told["peak_rss_bytes"], self._base, told["gpu_bytes"])
+        answer = self._read_answer()
+        return Costs(answer["peak_rss_bytes"], self._base, answer["gpu_bytes"])
 
-    def _start(self, place: Path) -> subprocess.Popen[str]:
-        process = subprocess.Popen(
-            child_command(_CHILD, place),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._errors,
-            text=True,
-        )
-        assert process.stdin is not None
-        assert process.stdout is not None
-        self._input: IO[str] = process.stdin
-        self._output: IO[str] = process.stdout
-        return process
+    @property
+    def _input(self) -> IO[str]:
+        assert self._process.stdin is not None
+        return self._process.stdin
 
     def _stop(self) -> None:
         self._process.kill()
-        self._process.wait()
         with suppress(BrokenPipeError):  # a question that a dead process never read
             self._input.close()
-        self._output.close()
+        with self._process:  # which closes the pipes and waits
+            pass
 
-    def _ask(self, text: str) -> None:
-        try:
-            self._input.write(text)
-            self._input.flush()
-        except BrokenPipeError:
-            self._answer()  # tells why
-
-    def _answer(self) -> dict[str, Any]:
-        line = self._output.readline()
+    def _read_answer(self) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
         if not line:
-            raise ArtifactError(f"{self._path} {self._crash()}")
-        told: dict[str, Any] = json.loads(line)
-        if "error" in told:
-            kind: type[TrtqError] = getattr(errors, told["error"])
-            raise kind(told["text"])
-        return told
-
-    def _crash(self) -> str:
-        status = self._process.wait()
-        how = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
-        self._errors.seek(0)
-        words = " ".join(self._errors.read().split())[-600:] or "none"
-        return f"cannot be measured, its process {how}; its last words: {words}"
+            how = describe_exit(self._process.wait())
+            self._errors.seek(0)
+            words = " ".join(self._errors.read().split())[-600:] or "none"
+            raise ArtifactError(
+                f"{self._path} cannot be measured, its process {how}; its last words: {words}"
+            )
+        answer: dict[str, Any] = json.loads(line)
+        raise_error(answer)
+        return answer
 
 
 def _write(place: Path, request: Request, feed: Mapping[str, NDArray[Any]] | None) -> None:

@@ -23,13 +23,7 @@ class SessionRun:
     """
 
     def __init__(self, model: Path, feed: Mapping[str, NDArray[Any]], device: str, num_threads: int) -> None:
-        """Loads the model, and runs it once.
-
-        Args:
-            model: The ONNX file.
-            feed: The inputs, which lie on the host.
-            device: `cpu` or `cuda`.
-            num_threads: For one run; 0: as many as there are cores.
+        """Loads the ONNX file, and runs it once.
 
         Raises:
             ModelError: ONNX Runtime does not load or run it.

@@ -15,12 +15,7 @@ _MOST_SECONDS = 86400.0
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """The runs of one candidate in one turn.
-
-    Attributes:
-        times_ms: Of each run, in milliseconds, in order; at least one.
-        wall_s: From the start of the first to the end of the last, in seconds.
-    """
+    """The runs of one candidate in one turn: the time of each, at least one, and that of the whole turn."""
 
     times_ms: tuple[float, ...]
     wall_s: float
@@ -65,9 +60,9 @@ def take_turns(
     """Returns the turns of each candidate, A B C A B C: what slows the machine for a while meets them all.
 
     Args:
-        candidates: Runs for so many seconds.
+        candidates: Each runs for so many seconds.
         schedule: How long.
-        done: Is called with the name after each turn.
+        done: Gets the name after each turn.
     """
     turns: dict[str, list[Turn]] = {name: [] for name in candidates}
     for _ in range(schedule.rounds):
@@ -95,12 +90,7 @@ def find_median_ms(turns: Sequence[Turn]) -> float:
 
 
 def compare_speed(turns: Sequence[Turn], reference: Sequence[Turn]) -> float:
-    """Returns how many times faster than the reference: the median of the ratios, round by round.
-
-    Args:
-        turns: Of the candidate.
-        reference: Of the reference in the same rounds.
-    """
+    """Returns how many times faster than the reference in the same rounds: the median of the ratios."""
     pairs = zip(_medians(reference), _medians(turns), strict=True)
     return statistics.median(theirs / ours for theirs, ours in pairs)
 

@@ -7,8 +7,8 @@ import errno
 import fcntl
 import os
 import re
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,9 +35,8 @@ def stage_folder(target: Path) -> Iterator[Path]:
     _refuse_foreign(target)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        stage = Path(
-            tempfile.mkdtemp(prefix=f"{_hidden(target)}{os.getpid()}.", suffix=".partial", dir=target.parent)
-        )
+        stage = target.parent / f"{_hidden(target)}{os.getpid()}.{secrets.token_hex(8)}.partial"
+        stage.mkdir(0o755)
     except OSError as error:
         raise ArtifactError(f"cannot write to {target.parent}: {error.strerror or error}") from error
     try:
@@ -77,7 +76,6 @@ def _foreign_files(target: Path) -> list[str]:
 
 def _publish(stage: Path, target: Path) -> None:
     """Puts the finished folder in its place; whatever happens, the old or the new one is complete there."""
-    stage.chmod(0o755 & ~_umask())
     for path in stage.iterdir():
         with path.open("rb") as stream:
             os.fsync(stream.fileno())
@@ -121,14 +119,12 @@ def _exchange(first: Path, second: Path) -> bool:
 
 def _recover(target: Path) -> None:
     """Clears what killed runs left beside the target."""
-    for left in _left_behind(target, ".old"):
-        if not target.exists():
-            left.rename(target)
-        elif not _is_running(left):
-            shutil.rmtree(left, ignore_errors=True)
-    for left in _left_behind(target, ".partial"):
-        if not _is_running(left):
-            shutil.rmtree(left, ignore_errors=True)
+    for suffix in (".old", ".partial"):
+        for left in _left_behind(target, suffix):
+            if suffix == ".old" and not target.exists():
+                left.rename(target)
+            elif not _is_running(left):
+                shutil.rmtree(left, ignore_errors=True)
 
 
 def _left_behind(target: Path, suffix: str) -> list[Path]:
@@ -154,9 +150,3 @@ def _is_running(left: Path) -> bool:
 
 def _hidden(target: Path) -> str:
     return f".{target.name}."
-
-
-def _umask() -> int:
-    current = os.umask(0)
-    os.umask(current)
-    return current

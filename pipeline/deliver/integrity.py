@@ -54,10 +54,6 @@ class Integrity:
 def read_whole_manifest(folder: Path, *, key: Path | str | None = None) -> Manifest:
     """Returns the manifest of a build folder if it is the one that was written; no other file is looked at.
 
-    Args:
-        folder: Of a build.
-        key: As of `verify`.
-
     Raises:
         ArtifactError: As of `verify`, or the manifest was changed since.
         UsageError, MissingDependency: As of `verify`.
@@ -73,10 +69,6 @@ def read_whole_manifest(folder: Path, *, key: Path | str | None = None) -> Manif
 
 def read_intact_manifest(folder: Path, *, key: Path | str | None = None) -> Manifest:
     """Returns the manifest of a build folder in which every file is as it was built, and no other one is.
-
-    Args:
-        folder: Of a build.
-        key: As of `verify`.
 
     Raises:
         ArtifactError: As of `verify`, or something was changed since; it is named.
@@ -116,12 +108,7 @@ def read_signed_content(folder: Path, key: Path | str | None) -> bytes:
 
 
 def examine_folder(folder: Path, content: bytes, *, is_checked: bool) -> Integrity:
-    """Returns how the files of a build folder compare with its manifest.
-
-    Args:
-        folder: Of a build.
-        content: The bytes of its manifest.
-        is_checked: Whether its signature was found good.
+    """Returns how the files of a build folder compare with the content of its manifest.
 
     Raises:
         ArtifactError: The manifest is broken, or a file cannot be read.
@@ -154,7 +141,7 @@ def _changed(folder: Path, manifest: Manifest, names: list[str]) -> list[str]:
     files = sorted(sizes, key=lambda name: -sizes[name])
     hashes = Threads(min(_MOST_THREADS, count_cores())).map(lambda name: hash_file(folder / name), files)
     digests = dict(zip(files, hashes, strict=True))
-    return [name for name in names if digests.get(name, "") != manifest.outputs[name]]
+    return [name for name in names if digests.get(name) != manifest.outputs[name]]
 
 
 def _unknown(folder: Path, known: set[str]) -> Iterator[str]:

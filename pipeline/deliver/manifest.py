@@ -68,7 +68,7 @@ def read_manifest(folder: Path) -> Manifest:
     """Returns the manifest of a build folder as it is; `integrity` tells whether it was changed.
 
     Raises:
-        ArtifactError: The file is missing, broken, of another kind or of another schema.
+        ArtifactError: The file cannot be read, or as `parse_manifest`.
     """
     return parse_manifest(read_content(folder), folder / NAME)
 
@@ -77,25 +77,21 @@ def read_content(folder: Path) -> bytes:
     """Returns the bytes of the manifest of a build folder.
 
     Raises:
-        ArtifactError: The file is missing or cannot be read.
+        ArtifactError: The file cannot be read.
     """
-    path = folder / NAME
     try:
-        return path.read_bytes()
+        return (folder / NAME).read_bytes()
     except OSError as error:
-        raise ArtifactError(f"{folder} is no build folder: cannot read {path}: {error.strerror}") from error
+        raise ArtifactError(
+            f"{folder} is no build folder: cannot read {folder / NAME}: {error.strerror}"
+        ) from error
 
 
 def parse_manifest(content: bytes, path: Path) -> Manifest:
-    """Returns a manifest from its bytes.
-
-    Args:
-        content: What `to_json` has made.
-        path: Where it was read, for messages.
+    """Returns a manifest from its bytes; `path` is for messages.
 
     Raises:
-        ArtifactError: The content is broken, of another kind or of another schema, or names a file that does
-            not lie in the folder.
+        ArtifactError: They are broken, of another kind or schema, or name a file outside of the folder.
     """
     manifest = FILE.decode(content, path)
     if foreign := [name for name in manifest.outputs if not _is_inside(name)]:

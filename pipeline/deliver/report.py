@@ -85,7 +85,7 @@ class KeptByAuto:
     """
 
     name: str
-    macs: float
+    macs: Measured
     sqnr_db: Measured
 
 

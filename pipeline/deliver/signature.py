@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from trtq import lazy
 from trtq.errors import ArtifactError, UsageError
@@ -29,17 +29,7 @@ def read_private_key(path: Path) -> Ed25519PrivateKey:
         UsageError: The file cannot be read, holds no such key, or asks for a passphrase.
         MissingDependency: `cryptography` is not installed.
     """
-    serialization = _serialization()
-    content = _read(path)
-    try:
-        key = serialization.load_pem_private_key(content, None)
-    except TypeError as error:  # the library's word for a key that is encrypted
-        raise UsageError(f"the key {path} asks for a passphrase; give one without") from error
-    except _errors() as error:
-        raise UsageError(f"{path} is no private key in PEM; {_MAKE}") from error
-    if not isinstance(key, importlib.import_module(_ED25519).Ed25519PrivateKey):
-        raise UsageError(f"the key {path} is not an Ed25519 key; {_MAKE}")
-    private: Ed25519PrivateKey = key
+    private: Ed25519PrivateKey = _parse_key(path, _read(path), "private", _MAKE)
     return private
 
 
@@ -50,27 +40,30 @@ def read_public_key(path: Path) -> Ed25519PublicKey:
         UsageError: The file cannot be read, or holds no such key.
         MissingDependency: `cryptography` is not installed.
     """
-    serialization = _serialization()
     content = _read(path)
     if b"PRIVATE KEY-----" in content:
         raise UsageError(f"{path} is a private key, which should not be here; {_DERIVE}")
-    try:
-        key = serialization.load_pem_public_key(content)
-    except _errors() as error:
-        raise UsageError(f"{path} is no public key in PEM; {_DERIVE}") from error
-    if not isinstance(key, importlib.import_module(_ED25519).Ed25519PublicKey):
-        raise UsageError(f"the key {path} is not an Ed25519 key; {_MAKE}")
-    public: Ed25519PublicKey = key
+    public: Ed25519PublicKey = _parse_key(path, content, "public", _DERIVE)
     return public
 
 
-def check_signature(folder: Path, content: bytes, key: Path) -> None:
-    """Refuses a build folder that the owner of a key has not signed.
+def _parse_key(path: Path, content: bytes, kind: Literal["private", "public"], remedy: str) -> Any:
+    pem = lazy.require("cryptography.hazmat.primitives.serialization", "sign", "signing")
+    try:
+        key = (
+            pem.load_pem_private_key(content, None) if kind == "private" else pem.load_pem_public_key(content)
+        )
+    except TypeError as error:  # the library's word for a key that is encrypted
+        raise UsageError(f"the key {path} asks for a passphrase; give one without") from error
+    except (ValueError, _exceptions().UnsupportedAlgorithm) as error:
+        raise UsageError(f"{path} is no {kind} key in PEM; {remedy}") from error
+    if not isinstance(key, getattr(importlib.import_module(_ED25519), f"Ed25519{kind.title()}Key")):
+        raise UsageError(f"the key {path} is not an Ed25519 key; {_MAKE}")
+    return key
 
-    Args:
-        folder: With the signature.
-        content: The bytes of its manifest.
-        key: The public key, a PEM file.
+
+def check_signature(folder: Path, content: bytes, key: Path) -> None:
+    """Refuses a build folder whose manifest, with this content, the owner of a public key has not signed.
 
     Raises:
         ArtifactError: There is no signature, or it is of another key or another manifest.
@@ -84,13 +77,7 @@ def check_signature(folder: Path, content: bytes, key: Path) -> None:
 
 
 def is_signed(folder: Path, content: bytes, private: Ed25519PrivateKey) -> bool:
-    """Returns whether a build folder is signed with a key.
-
-    Args:
-        folder: With the signature.
-        content: The bytes of its manifest.
-        private: The key.
-    """
+    """Returns whether a build folder, whose manifest has this content, is signed with a key."""
     try:
         return _is_good(folder, content, private.public_key())
     except ArtifactError:
@@ -100,26 +87,18 @@ def is_signed(folder: Path, content: bytes, private: Ed25519PrivateKey) -> bool:
 def _is_good(folder: Path, content: bytes, public: Ed25519PublicKey) -> bool:
     path = folder / SIGNATURE
     try:
-        signature = path.read_bytes()
+        public.verify(path.read_bytes(), content)
     except FileNotFoundError as error:
         raise ArtifactError(f"{folder} is not signed: it has no {SIGNATURE}; trtq sign makes one") from error
     except OSError as error:
         raise ArtifactError(f"cannot read {path}: {error.strerror}") from error
-    invalid = lazy.require("cryptography.exceptions", "sign", "signatures").InvalidSignature
-    try:
-        public.verify(signature, content)
-    except invalid:
+    except _exceptions().InvalidSignature:
         return False
     return True
 
 
-def _serialization() -> Any:
-    return lazy.require("cryptography.hazmat.primitives.serialization", "sign", "signing")
-
-
-def _errors() -> tuple[type[Exception], ...]:
-    exceptions = lazy.require("cryptography.exceptions", "sign", "signing")
-    return (ValueError, exceptions.UnsupportedAlgorithm)
+def _exceptions() -> Any:
+    return lazy.require("cryptography.exceptions", "sign", "signing")
 
 
 def _read(path: Path) -> bytes:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, Literal, get_args
 
 from trtq.calibrators.batches import Batches
 from trtq.errors import UsageError
@@ -148,50 +149,57 @@ class BuiltEngine:
     calibration_samples: int = 0
 
 
-class Backend(Protocol):
+def split_version(version: str) -> tuple[int, ...]:
+    """Returns the numbers of a version: (10, 16, 1) of "10.16.1.post1"."""
+    return tuple(int(part) for part in version.split(".") if part.isdecimal())
+
+
+class Backend(ABC):
     """Something that runs a quantized model in production."""
 
     @property
+    @abstractmethod
     def name(self) -> str:
         """As in `--backend`."""
-        ...
 
     @property
     def runs_fp16(self) -> bool:
         """Whether what is not quantized gains from FP16."""
-        ...
+        return True
 
     @property
     def lacks(self) -> Mapping[str, str]:
         """Fields of a build request that it cannot serve, and why: "timing_cache", "implicit", ..."""
-        ...
+        return {}
 
+    @abstractmethod
     def version(self) -> str:
         """Returns the library's version; empty if it is not installed."""
-        ...
 
     def why_not(self) -> str:
         """Returns why the backend cannot build here and what to do; empty if it can."""
-        ...
+        return ""
 
     def takes_types(self) -> bool:
         """Returns whether it computes in the types of the graph, so that FP16 must stand in the graph."""
-        ...
+        return True
 
+    @abstractmethod
     def build(self, request: BuildRequest) -> BuiltEngine:
         """Returns the engine.
 
         Raises:
+            MissingDependency: The library, or a GPU that it needs, is missing.
             ModelError: The backend does not take this model; nodes and reasons are named.
-            UsageError: It does not have such a target or option.
-            BuildError: The build failed.
+            UsageError: It does not have such a target or option, or the timing cache is not its own.
+            DataError: The calibration data does not fit, or is too little.
+            BuildError: The build failed or the builder crashed.
         """
-        ...
 
     def command(self, request: BuildRequest) -> str:
         """Returns the command of the vendor's own tool that builds the same; empty if there is none."""
-        ...
+        return ""
 
     def runner(self, plan: bytes, name: str) -> Any:
         """Returns a Polygraphy runner of an engine, named so; None if engines are not run here."""
-        ...
+        return None

@@ -23,15 +23,15 @@ def choose_backend(name: str) -> Backend:
 
     Raises:
         UsageError: There is no such backend.
-        MissingDependency: It does not work here, or, for "auto", none does; what to install is said.
+        MissingDependency: It does not work here, or, for "auto", none does; the message says what to install.
     """
     if name == "auto":
         reasons = {candidate: BACKENDS[candidate].why_not() for candidate in _BUILDS_ENGINES}
         found = next((candidate for candidate, reason in reasons.items() if not reason), None)
         if found is None:
-            told = "; ".join(f"{candidate}: {reason}" for candidate, reason in reasons.items())
+            listed = "; ".join(f"{candidate}: {reason}" for candidate, reason in reasons.items())
             raise MissingDependency(
-                f"no engine builder works here: {told}; or take --backend onnxruntime, which needs none"
+                f"no engine builder works here: {listed}; or take --backend onnxruntime, which needs none"
             )
         return BACKENDS[found]
     if name not in BACKENDS:
@@ -42,14 +42,12 @@ def choose_backend(name: str) -> Backend:
 
 
 def refuse_unsupported(
-    backend: Backend,
-    options: BuilderOptions,
-    compute_capabilities: tuple[str, ...] = (),
+    backend: Backend, options: BuilderOptions, compute_capabilities: tuple[str, ...] = ()
 ) -> None:
-    """Refuses what is asked of a backend that does not have it: silence would be taken for consent.
+    """Refuses options that a backend does not have.
 
     Raises:
-        UsageError: An option is given that the backend lacks; why is said.
+        UsageError: An option is given that the backend lacks; the message says why.
     """
     given = {
         "compute_capabilities": ("--compute-capability", bool(compute_capabilities)),

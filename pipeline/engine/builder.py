@@ -15,7 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from trtq.errors import ArtifactError
+from trtq.errors import ArtifactError, BuildError, ModelError, TrtqError, UsageError
 from trtq.files import lock_file, write_atomically
 from trtq.pipeline.engine.kernels import list_nodes
 
@@ -25,15 +25,8 @@ if TYPE_CHECKING:
     import tensorrt
 
 _HARDWARE = {"ampere+": "AMPERE_PLUS", "same-compute-capability": "SAME_COMPUTE_CAPABILITY"}
+_MOST_REFUSALS = 8
 _DTYPES = {"fp16": "HALF", "fp32": "FLOAT"}
-
-
-class RequestError(Exception):
-    """The answer to a request that cannot be met."""
-
-    def __init__(self, **answer: Any) -> None:
-        super().__init__(answer)
-        self.answer = answer
 
 
 def main(folder: str) -> None:
@@ -41,33 +34,36 @@ def main(folder: str) -> None:
     place = Path(folder)
     try:
         request = json.loads((place / "request.json").read_text())
-        answer = build(importlib.import_module(request["module"]), request, place)
+        try:
+            answer = build(importlib.import_module(request["module"]), request, place)
+        except TrtqError as error:
+            answer = {"error": type(error).__name__, "text": str(error)}
         (place / "answer.json").write_text(json.dumps(answer))
     except OSError as error:  # no room, or a library that cannot be loaded
         sys.exit(f"{error} (at work in {folder})")
 
 
-def build(trt: ModuleType, request: Mapping[str, Any], place: Path, calibrator: Any = None) -> dict[str, Any]:
-    """Returns what came of a request: the layers of the engine, or why there is none.
+def build(trt: ModuleType, request: Mapping[str, Any], place: Path, calibrator: Any = None) -> dict[str, str]:
+    """Returns what the builder says of the layers of the engine, whose plan it leaves.
 
     Args:
         trt: `tensorrt` or `tensorrt_rtx`.
         request: As `trtq.pipeline.engine.process.to_json` makes it.
         place: The folder for `plan` and `build.log`.
         calibrator: For implicit quantization: one of `trtq.calibrators.tensorrt`.
+
+    Raises:
+        ModelError, UsageError, ArtifactError, BuildError: As of `trtq.pipeline.engine.process.run`.
     """
     with (place / "build.log").open("w") as log:
-        try:
-            return _build(trt, request, place, log, calibrator)
-        except RequestError as error:
-            return error.answer
+        return _build(trt, request, place, log, calibrator)
 
 
 def combine_network_flags(trt: ModuleType, precisions: tuple[str, ...] | list[str]) -> int:
     """Returns the flags of `create_network`.
 
     Strongly typed where the graph's types rule; TensorRT 11 and TensorRT-RTX always are, and want no flag.
-    TensorRT 8 wants to be told that the batch is a dimension.
+    TensorRT 8 needs a flag that the batch is a dimension.
     """
     flags, known = 0, trt.NetworkDefinitionCreationFlag
     if not hasattr(known, "EXPLICIT_BATCH"):
@@ -80,32 +76,32 @@ def combine_network_flags(trt: ModuleType, precisions: tuple[str, ...] | list[st
 
 def _build(
     trt: ModuleType, request: Mapping[str, Any], place: Path, log: IO[str], calibrator: Any
-) -> dict[str, Any]:
+) -> dict[str, str]:
     logger, layers = _logger(trt, log)
+    product = request["product"]
     try:
         builder = trt.Builder(logger)
     except TypeError as error:  # the bindings' words for a null pointer
-        raise RequestError(no_builder=str(error)) from error
+        raise BuildError(f"{product} gives no builder; see nvidia-smi") from error
     network = builder.create_network(combine_network_flags(trt, request["precisions"]))
     parser = trt.OnnxParser(network, logger)
-    _parse(parser, network, request["model"])
+    _parse(parser, network, request)
     config = builder.create_builder_config()
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
     _set_options(trt, config, request)
-    _set_targets(trt, config, request["compute_capabilities"])
-    _allow(trt, config, request["precisions"])
+    _set_targets(trt, config, request)
+    for precision in request["precisions"]:  # without any, the graph's types rule
+        config.set_flag(getattr(trt.BuilderFlag, precision.upper()))
     if request["kept"]:
         _keep(trt, network, config, request["kept"])
-    if request["profiles"]:
-        _add_profile(builder, network, config, request["profiles"])
-    if calibrator is not None:
-        _calibrate(builder, config, calibrator, request["calibration_shapes"])
     timing_cache = Path(request["timing_cache"]) if request["timing_cache"] else None
     if timing_cache is not None:
-        _load_timing_cache(config, timing_cache)
-    plan = builder.build_serialized_network(network, config)
+        _load_timing_cache(config, timing_cache, product)
+    plan = None
+    if _add_profiles(builder, network, config, request, calibrator):
+        plan = builder.build_serialized_network(network, config)
     if plan is None:
-        raise RequestError(build_failed=True)
+        raise BuildError(f"{product} could not build {Path(request['model']).name}")
     (place / "plan").write_bytes(plan)
     if timing_cache is not None:
         _save_timing_cache(config, timing_cache, log)
@@ -114,12 +110,19 @@ def _build(
     return {"layers": layers[-1] if layers else ""}
 
 
-def _parse(parser: tensorrt.OnnxParser, network: tensorrt.INetworkDefinition, model: str) -> None:
-    if not parser.parse_from_file(model):
-        raise RequestError(parse_errors=[_parse_error(parser.get_error(i)) for i in range(parser.num_errors)])
-    if not network.num_outputs:  # the parser takes an empty file for an empty network
-        told = {"node": "", "op_type": "", "code": "", "text": "the network has no outputs"}
-        raise RequestError(parse_errors=[told])
+def _parse(
+    parser: tensorrt.OnnxParser, network: tensorrt.INetworkDefinition, request: Mapping[str, Any]
+) -> None:
+    refusals: list[str] = []
+    if not parser.parse_from_file(request["model"]):
+        refusals = [_show_refusal(parser.get_error(index)) for index in range(parser.num_errors)]
+    elif not network.num_outputs:  # the parser takes an empty file for an empty network
+        refusals = ["the network has no outputs"]
+    if refusals:
+        shown = "; ".join(dict.fromkeys(refusals[:_MOST_REFUSALS]))
+        more = len(refusals) - _MOST_REFUSALS
+        shown += f"; and {more} more" if more > 0 else ""
+        raise ModelError(f"{request['product']} does not take this model: {shown}")
 
 
 def _set_options(trt: ModuleType, config: tensorrt.IBuilderConfig, request: Mapping[str, Any]) -> None:
@@ -133,29 +136,24 @@ def _set_options(trt: ModuleType, config: tensorrt.IBuilderConfig, request: Mapp
     if wanted is not None:
         levels = getattr(trt, "HardwareCompatibilityLevel", None)
         if not hasattr(levels, wanted):
-            raise RequestError(no_option=f"hardware compatibility {request['hardware_compatibility']}")
+            option = f"hardware compatibility {request['hardware_compatibility']}"
+            raise UsageError(f"{request['product']} has no {option}; leave it out, or take a newer TensorRT")
         config.hardware_compatibility_level = getattr(levels, wanted)
 
 
-def _set_targets(trt: ModuleType, config: Any, compute_capabilities: list[str]) -> None:
+def _set_targets(trt: ModuleType, config: Any, request: Mapping[str, Any]) -> None:
     """Sets the GPUs to build for: only TensorRT-RTX builds for another than that of this machine."""
-    if not compute_capabilities:
+    targets = list(dict.fromkeys(request["compute_capabilities"]))
+    if not targets:
         return
-    known = {
-        name: value for name, value in trt.ComputeCapability.__members__.items() if name.startswith("SM")
-    }
-    targets = {f"SM{wanted.replace('.', '')}": wanted for wanted in compute_capabilities}
-    if unknown := [wanted for target, wanted in targets.items() if target not in known]:
-        raise RequestError(unknown_target=unknown[0], targets=list(known))
+    members = trt.ComputeCapability.__members__.items()
+    known = {f"{name[2:-1]}.{name[-1]}": value for name, value in members if name.startswith("SM")}
+    if unknown := [target for target in targets if target not in known]:
+        target = f"compute capability {unknown[0]}"
+        raise UsageError(f"{request['product']} cannot build for {target}; it has {', '.join(known)}")
     config.num_compute_capabilities = len(targets)
     for index, target in enumerate(targets):
         config.set_compute_capability(known[target], index)
-
-
-def _allow(trt: ModuleType, config: tensorrt.IBuilderConfig, precisions: list[str]) -> None:
-    """Lets the builder choose these precisions; without any, the graph's types rule."""
-    for precision in precisions:
-        config.set_flag(getattr(trt.BuilderFlag, precision.upper()))
 
 
 def _keep(
@@ -170,61 +168,58 @@ def _keep(
     for layer in map(network.get_layer, range(network.num_layers)):
         nodes = tuple(list_nodes(layer.metadata)) or (layer.name,)
         precision = next((kept[node] for node in nodes if node in kept), None)
-        outputs = [layer.get_output(index) for index in range(layer.num_outputs)]
-        if (
-            precision is None
-            or layer.type in passed
-            or not any(out and out.dtype in floats for out in outputs)
-        ):
+        outputs = {index: layer.get_output(index) for index in range(layer.num_outputs)}
+        made = {index: out for index, out in outputs.items() if out is not None and out.dtype in floats}
+        if precision is None or layer.type in passed or not made:
             continue
         layer.precision = getattr(trt.DataType, _DTYPES[precision])
-        for index, output in enumerate(outputs):
-            if output is not None and output.dtype in floats and not output.is_network_output:
+        for index, output in made.items():
+            if not output.is_network_output:
                 layer.set_output_type(index, layer.precision)
     config.set_flag(trt.BuilderFlag.OBEY_PRECISION_CONSTRAINTS)
 
 
-def _add_profile(
+def _add_profiles(
     builder: tensorrt.Builder,
     network: tensorrt.INetworkDefinition,
     config: tensorrt.IBuilderConfig,
-    profiles: Mapping[str, Any],
-) -> None:
-    inputs = {network.get_input(i).name: network.get_input(i) for i in range(network.num_inputs)}
-    profile = builder.create_optimization_profile()
-    for name, shapes in profiles.items():
-        tensor = inputs.get(name)
-        is_shape = tensor is not None and tensor.is_shape_tensor
-        set_shape = profile.set_shape_input if is_shape else profile.set_shape
-        set_shape(name, *(tuple(shapes[kind]) for kind in ("min", "opt", "max")))
-    if config.add_optimization_profile(profile) < 0:
-        raise RequestError(build_failed=True)
-
-
-def _calibrate(
-    builder: tensorrt.Builder,
-    config: tensorrt.IBuilderConfig,
+    request: Mapping[str, Any],
     calibrator: Any,
-    shapes: Mapping[str, list[int]],
-) -> None:
-    """Sets the calibrator and, for dynamic inputs, the one shape that TensorRT calibrates with."""
-    config.int8_calibrator = calibrator
-    if shapes:
+) -> bool:
+    """Sets the shapes of dynamic inputs, and the calibrator with the one shape that it calibrates with.
+
+    Returns:
+        Whether TensorRT takes them: else it would calibrate with other shapes.
+    """
+    inputs = {network.get_input(i).name: network.get_input(i) for i in range(network.num_inputs)}
+    if request["profiles"]:
         profile = builder.create_optimization_profile()
-        for name, shape in shapes.items():
-            profile.set_shape(name, *[tuple(shape)] * 3)
-        if not config.set_calibration_profile(profile):  # else it calibrates with another shape
-            raise RequestError(build_failed=True)
+        for name, shapes in request["profiles"].items():
+            is_shape = name in inputs and inputs[name].is_shape_tensor
+            set_shape = profile.set_shape_input if is_shape else profile.set_shape
+            set_shape(name, *(tuple(shapes[kind]) for kind in ("min", "opt", "max")))
+        if config.add_optimization_profile(profile) < 0:
+            return False
+    if calibrator is not None:
+        config.int8_calibrator = calibrator
+    if calibrator is None or not request["calibration_shapes"]:
+        return True
+    profile = builder.create_optimization_profile()
+    for name, shape in request["calibration_shapes"].items():
+        profile.set_shape(name, *[tuple(shape)] * 3)
+    return bool(config.set_calibration_profile(profile))
 
 
-def _load_timing_cache(config: tensorrt.IBuilderConfig, path: Path) -> None:
+def _load_timing_cache(config: tensorrt.IBuilderConfig, path: Path, product: str) -> None:
     try:
         content = path.read_bytes() if path.exists() else b""
     except OSError as error:
-        raise RequestError(unreadable_timing_cache=f"{path}: {error.strerror or error}") from error
+        raise ArtifactError(f"cannot read the timing cache {path}: {error.strerror or error}") from error
     cache = config.create_timing_cache(content)
     if cache is None or not config.set_timing_cache(cache, False):  # False: of this GPU only
-        raise RequestError(foreign_timing_cache=str(path))
+        raise UsageError(
+            f"{path} is not a timing cache of {product} on this GPU; give another file with --timing-cache"
+        )
 
 
 def _save_timing_cache(config: tensorrt.IBuilderConfig, path: Path, log: IO[str]) -> None:
@@ -250,8 +245,7 @@ def _inspect(trt: ModuleType, logger: tensorrt.ILogger, plan: bytes) -> str:
     engine = runtime.deserialize_cuda_engine(plan)
     if engine is None:
         return ""
-    told: str = engine.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.JSON)
-    return told
+    return str(engine.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.JSON))
 
 
 def _logger(trt: Any, log: IO[str]) -> tuple[Any, list[str]]:
@@ -265,17 +259,16 @@ def _logger(trt: Any, log: IO[str]) -> tuple[Any, list[str]]:
             if message.lstrip().startswith("Layers:"):
                 layers.append(message)
             elif severity <= trt.ILogger.Severity.WARNING:
-                with suppress(OSError):  # a full disk is told when the plan is written
+                with suppress(OSError):  # a full disk is an error when the plan is written
                     log.write(f"{severity.name}: {' '.join(message.split())}\n")
                     log.flush()
 
     return Logger(), layers
 
 
-def _parse_error(error: tensorrt.ParserError) -> dict[str, str]:
-    return {
-        "node": error.node_name(),
-        "op_type": error.node_operator(),
-        "code": error.code().name,
-        "text": error.desc(),
-    }
+def _show_refusal(error: tensorrt.ParserError) -> str:
+    text = error.desc()
+    if error.code().name == "UNSUPPORTED_NODE" and text == "false":
+        text = "this operator is not supported"
+    op_type = error.node_operator()
+    return f"node {error.node_name()!r} ({op_type}): {text}" if op_type else text

@@ -25,19 +25,17 @@ class Coverage:
 def measure_coverage(
     layers: Sequence[QuantizedLayer], built: BuiltEngine, targets: Sequence[str] = ()
 ) -> Coverage:
-    """Returns what became of the quantized layers.
-
-    Args:
-        layers: The layers whose operands are behind Q/DQ.
-        built: The engine with what it runs.
-        targets: The compute capabilities that it was built for, for the reasons.
-    """
+    """Returns what became of the layers whose operands are behind Q/DQ, in an engine for these targets."""
     fallbacks = []
     for layer in layers:
         own = [kernel for kernel in built.kernels if layer.name in kernel.nodes]
         if not any(kernel.is_int8 for kernel in own):
-            runs_as = _runs_as(_main(own)) if own else "none" if built.kernels else "unknown"
-            reason = _reason(layer, built, targets) if own else _reason_unseen(built)
+            if own:
+                runs_as, reason = _runs_as(own), _guess_reason(layer, built, targets)
+            elif built.kernels:
+                runs_as, reason = "none", "the builder removed it: nothing uses its result"
+            else:
+                runs_as, reason = "unknown", "the builder does not say what it runs"
             fallbacks.append(Fallback(layer.name, layer.op_type, runs_as, reason))
     return Coverage(len(layers), len(layers) - len(fallbacks), tuple(fallbacks))
 
@@ -48,28 +46,19 @@ def list_precisions(nodes: Sequence[str], built: BuiltEngine) -> dict[str, str]:
     for name in nodes:
         own = [kernel for kernel in built.kernels if name in kernel.nodes]
         if own:
-            found[name] = "Int8" if any(kernel.is_int8 for kernel in own) else _runs_as(_main(own))
+            found[name] = "Int8" if any(kernel.is_int8 for kernel in own) else _runs_as(own)
     return found
 
 
-def _main(own: Sequence[Kernel]) -> Kernel:
-    """Returns the kernel that does the arithmetic."""
-    return next((kernel for kernel in own if kernel.kind not in _GLUE), own[0])
-
-
-def _runs_as(kernel: Kernel) -> str:
+def _runs_as(own: Sequence[Kernel]) -> str:
+    """Returns the dtypes of the kernel that does the arithmetic."""
+    kernel = next((kernel for kernel in own if kernel.kind not in _GLUE), own[0])
     dequantizes = not kernel.is_int8 and set(kernel.operands) == {"Int8"}
     dtypes = (*kernel.inputs, *kernel.constants) if dequantizes else kernel.operands
     return "/".join(dict.fromkeys(dtypes)) or "unknown"
 
 
-def _reason_unseen(built: BuiltEngine) -> str:
-    if not built.kernels:
-        return "the builder does not tell what it runs"
-    return "the builder removed it: nothing uses its result"
-
-
-def _reason(layer: QuantizedLayer, built: BuiltEngine, targets: Sequence[str]) -> str:
+def _guess_reason(layer: QuantizedLayer, built: BuiltEngine, targets: Sequence[str]) -> str:
     """Returns the likely reason, by what was measured for the patterns that silently run in float."""
     if layer.op_type == "ConvTranspose":
         return "TensorRT has no INT8 kernel for ConvTranspose; leave it out of --op-types"

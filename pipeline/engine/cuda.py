@@ -72,11 +72,8 @@ class Cuda:
         """Waits until the stream is done."""
         self._call("cuStreamSynchronize", c_void_p(self.stream))
 
-    def captured(self, enqueue: Callable[[], None]) -> Callable[[], None]:
-        """Returns what enqueues the same work as one CUDA graph.
-
-        Args:
-            enqueue: Puts work into the stream; it has run before.
+    def capture(self, enqueue: Callable[[], None]) -> Callable[[], None]:
+        """Returns what enqueues the same work, which has run before, as one CUDA graph.
 
         Raises:
             ArtifactError: The work cannot be captured.
@@ -91,13 +88,9 @@ class Cuda:
         return lambda: self._call("cuGraphLaunch", executable, stream)
 
     def times_ms(self, enqueue: Callable[[], None], count: int) -> list[float]:
-        """Returns the time of each of so many runs on the GPU, in milliseconds, by events in the stream.
+        """Returns the time of each run on the GPU, in milliseconds, by events in the stream.
 
-        The runs are enqueued one after another, without waiting between them.
-
-        Args:
-            enqueue: Puts one run into the stream.
-            count: At most `MOST_RUNS`.
+        Runs are enqueued one after another, without waiting between them, `MOST_RUNS` at most.
         """
         stream, pairs = c_void_p(self.stream), list(zip(*[iter(self._events)] * 2, strict=True))[:count]
         for start, stop in pairs:
@@ -105,12 +98,10 @@ class Cuda:
             enqueue()
             self._call("cuEventRecord", stop, stream)
         self.synchronize()
-        elapsed = c_float()
-        times = []
-        for start, stop in pairs:
+        times = [c_float() for _ in pairs]
+        for elapsed, (start, stop) in zip(times, pairs, strict=True):
             self._call("cuEventElapsedTime", byref(elapsed), start, stop)
-            times.append(float(elapsed.value))
-        return times
+        return [float(elapsed.value) for elapsed in times]
 
     def _event(self) -> c_void_p:
         event = c_void_p()

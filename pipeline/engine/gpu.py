@@ -1,4 +1,4 @@
-"""The GPUs of this machine, as its driver tells."""
+"""The GPUs of this machine, as its driver shows them."""
 
 from __future__ import annotations
 
@@ -18,6 +18,14 @@ def count_gpus() -> int | None:
     if driver.cuInit(0) != 0 or driver.cuDeviceGetCount(ctypes.byref(count)) != 0:
         return 0
     return count.value
+
+
+def explain_missing_gpu() -> str:
+    """Returns why no GPU can be used here, as a part of a sentence; empty if one can."""
+    count = count_gpus()
+    if count is None:
+        return "there is no NVIDIA driver"
+    return "" if count else "the NVIDIA driver shows no usable GPU"
 
 
 def find_compute_capability() -> str:

@@ -1,4 +1,4 @@
-"""What an engine runs, read from what the builder tells of it."""
+"""What an engine runs, read from what the builder says of it."""
 
 from __future__ import annotations
 
@@ -42,8 +42,7 @@ def list_nodes(metadata: str) -> Iterator[str]:
 def parse_log(layers: str) -> Iterator[Kernel]:
     """Yields the kernels of the builder's `Layers:` message (detailed profiling verbosity)."""
     for line in layers.split("\n"):  # splitlines would also split at rarer characters in names
-        found = _KERNEL.match(line)
-        if found:
+        if found := _KERNEL.match(line):
             yield Kernel(
                 found["name"],
                 found["kind"],
@@ -57,18 +56,17 @@ def parse_inspector(text: str) -> Iterator[Kernel]:
     """Yields the layers of an `IEngineInspector`'s JSON (detailed profiling verbosity).
 
     A tensor's dtype is spelled in its format: "Thirty-two wide channel vectorized row major Int8 format".
-    Where the weights of a fused layer are not told, the name of its tactic tells: `..._i8i8_i8i32_f32_...`.
+    The dtype of a fused layer's weights may stand in the name of its tactic only: `..._i8i8_i8i32_f32_...`.
     Engines of a lower verbosity hold names only and yield nothing.
     """
     try:
         document = json.loads(text, strict=False)  # names of nodes are separated by control characters
     except ValueError:
         return
-    for layer in _items(document, "Layers"):
-        yield _kernel(layer)
+    yield from map(_read_kernel, _items(document, "Layers"))
 
 
-def _kernel(layer: Mapping[str, Any]) -> Kernel:
+def _read_kernel(layer: Mapping[str, Any]) -> Kernel:
     name = str(layer.get("Name", ""))
     inputs = tuple(map(_dtype, _items(layer, "Inputs")))
     weights = layer.get("Weights")

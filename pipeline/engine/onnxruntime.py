@@ -4,57 +4,41 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import onnx_ir as ir
 
 from trtq import lazy
 from trtq.errors import BuildError
 from trtq.models.session import list_runtime_errors
-from trtq.pipeline.engine.backend import BuildRequest, BuiltEngine, Kernel
+from trtq.pipeline.engine.backend import Backend, BuildRequest, BuiltEngine, Kernel
 
 _REASON = (
     "ONNX Runtime runs a layer in INT8 only where its output is quantized too; "
     "these Q/DQ pairs are placed for TensorRT, where that costs speed"
 )
 _QUANTIZED = ("QLinear", "QGemm", "MatMulInteger", "DynamicQuantizeMatMul", "ConvInteger", "QAttention")
-_LACKS = {
-    "implicit": "it takes Q/DQ models; for implicit quantization take TensorRT 8.6 to 10",
-    "timing_cache": "it builds nothing and times nothing",
-    "optimization_level": "it builds nothing",
-    "hardware_compatibility": "it runs the ONNX file on any CPU",
-    "version_compatible": "it runs the ONNX file in any version",
-}
 
 
-@dataclass(frozen=True, slots=True)
-class OnnxRuntime:
+class OnnxRuntime(Backend):
     """ONNX Runtime, CPU execution provider. The engine is the ONNX file."""
 
-    name: str = "onnxruntime"
-    runs_fp16: bool = False
-    lacks: Mapping[str, str] = field(default_factory=lambda: _LACKS)
+    name = "onnxruntime"
+    runs_fp16 = False
+    lacks: Mapping[str, str] = {
+        "implicit": "it takes Q/DQ models; for implicit quantization take TensorRT 8.6 to 10",
+        "timing_cache": "it builds nothing and times nothing",
+        "optimization_level": "it builds nothing",
+        "hardware_compatibility": "it runs the ONNX file on any CPU",
+        "version_compatible": "it runs the ONNX file in any version",
+    }
 
     def version(self) -> str:
         """Returns the library's version."""
         return str(lazy.require("onnxruntime", None, f"backend {self.name}").__version__)
 
-    def why_not(self) -> str:
-        """Returns nothing: trtq depends on it."""
-        return ""
-
-    def takes_types(self) -> bool:
-        """Returns that the graph's types rule."""
-        return True
-
     def build(self, request: BuildRequest) -> BuiltEngine:
-        """Returns the kernels that ONNX Runtime chooses; profiles and targets mean nothing to it.
-
-        Raises:
-            BuildError: It cannot load the model.
-        """
+        """Returns the kernels that ONNX Runtime chooses; profiles and targets mean nothing to it."""
         onnxruntime = lazy.require("onnxruntime", None, f"backend {self.name}")
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4
@@ -68,14 +52,6 @@ class OnnxRuntime:
                 raise BuildError(f"ONNX Runtime cannot load {request.model.name}: {error}") from error
             kernels = tuple(_kernel(node) for node in ir.load(optimized).graph)
         return BuiltEngine(None, kernels, usual_reason=_REASON)
-
-    def command(self, request: BuildRequest) -> str:
-        """Returns nothing: there is nothing to build."""
-        return ""
-
-    def runner(self, plan: bytes, name: str) -> Any:
-        """Returns None: the ONNX file is what is compared."""
-        return None
 
 
 def _kernel(node: ir.Node) -> Kernel:

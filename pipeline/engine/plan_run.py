@@ -35,14 +35,10 @@ class PlanRun:
         *,
         graph: bool,
     ) -> None:
-        """Loads the plan, and runs it once.
+        """Loads the plan with the bindings `trt` of its version, and runs it once.
 
-        Args:
-            trt: `tensorrt` or `tensorrt_rtx`.
-            plan: What the same library and version built.
-            feed: The inputs; None: ones, in the usual shapes of the first profile.
-            cuda: The GPU.
-            graph: Whether runs are captured as a CUDA graph, where that is possible.
+        Without a feed the inputs are ones, in the usual shapes of the first profile. With `graph`, runs are
+        captured as a CUDA graph, where that is possible.
 
         Raises:
             ArtifactError: The library does not load the plan, or it does not take these inputs.
@@ -65,7 +61,7 @@ class PlanRun:
         self._enqueue = self._run
         self._run()  # kernels are chosen, compiled and loaded
         cuda.synchronize()
-        self.graph = self._captured() if graph else "not asked for"
+        self.graph = self._capture() if graph else "not asked for"
         self.gpu_bytes = max(0, cuda.used_bytes() - used)
 
     def measure(self, seconds: float) -> tuple[list[float], float]:
@@ -94,7 +90,7 @@ class PlanRun:
             self._place(trt, name, _typed(trt, engine.get_tensor_dtype(name), array))
         if missing := context.infer_shapes():
             raise ArtifactError(
-                f"the engine cannot tell its shapes from the inputs: {', '.join(missing)} lack"
+                f"the engine's shapes do not follow from the inputs without {', '.join(missing)}"
             )
         for name in set(names) - set(inputs):
             self._place(trt, name, np.zeros(max(1, context.get_max_output_size(name)), np.uint8))
@@ -113,12 +109,11 @@ class PlanRun:
         if not self._context.execute_async_v3(self._cuda.stream):
             raise ArtifactError(f"the engine does not run: {self._words()}")
 
-    def _captured(self) -> str:
+    def _capture(self) -> str:
         """Has runs launched as one CUDA graph; returns "yes", or why they are not."""
         try:
-            self._enqueue = self._cuda.captured(self._run)
+            self._enqueue = self._cuda.capture(self._run)
         except ArtifactError as error:
-            self._enqueue = self._run
             return f"no: {error}"
         return "yes"
 

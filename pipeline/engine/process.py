@@ -12,22 +12,21 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from trtq.errors import ArtifactError, BuildError, ModelError, UsageError
+from trtq import errors
+from trtq.errors import BuildError, TrtqError
 from trtq.pipeline.engine.backend import BuildRequest
 
 _START = "import sys; sys.path[:] = sys.argv[2:]; from {module} import main; main(sys.argv[1])"
 _BUILDER = "trtq.pipeline.engine.builder"
+_MOST_LINES = 12
 _NOISE = ("catchCudaError", "cudaError 35", "CUDA driver version is insufficient", "no CUDA-capable device")
 
 
 @dataclass(frozen=True, slots=True)
 class Flavour:
-    """One of NVIDIA's builders.
+    """One of NVIDIA's builders: its Python module, its name in messages, and whether it inspects its engines.
 
-    Attributes:
-        module: Its Python module.
-        product: What people call it, with the version where it matters to them.
-        inspects: Whether engines are loaded where they are built, so that they tell of their layers.
+    An engine that can be loaded where it is built says what its layers are.
     """
 
     module: str
@@ -37,13 +36,7 @@ class Flavour:
 
 @dataclass(frozen=True, slots=True)
 class ProcessOutcome:
-    """A finished build.
-
-    Attributes:
-        plan: The engine.
-        answer: What the builder told: `layers` or `inspector`.
-        warnings: Its warnings, each once.
-    """
+    """A finished build: the engine, what the builder says of its layers, and its warnings, each once."""
 
     plan: bytes
     answer: Mapping[str, str]
@@ -61,33 +54,34 @@ def run_in_child(flavour: Flavour) -> Work:
         (place / "request.json").write_text(json.dumps(request))
         process = run_child(_BUILDER, place)
         if process.returncode != 0:
-            raise BuildError(_crash(flavour, process, _own_lines(place / "build.log")))
+            with (place / "build.log").open("a") as log:
+                log.writelines(f"{line}\n" for line in process.stderr.strip().splitlines()[-6:])
+            how = describe_exit(process.returncode)
+            raise BuildError(f"the {flavour.product} builder {how}; its last words")
         answer: dict[str, Any] = json.loads((place / "answer.json").read_text())
+        raise_error(answer)
         return answer
 
     return work
 
 
 def run(flavour: Flavour, request: BuildRequest, work: Work, **further: Any) -> ProcessOutcome:
-    """Returns the finished build.
-
-    Args:
-        flavour: Whose builder it is.
-        request: What is built.
-        work: Where it is built.
-        further: More for the builder's request, as JSON has it.
+    """Returns the finished build; `further` goes into the builder's request.
 
     Raises:
         ModelError: The parser refuses the model.
         UsageError: There is no such target or option, or the timing cache is another's.
         ArtifactError: The timing cache cannot be read.
-        BuildError: The build failed or the builder crashed.
+        BuildError: The build failed or the builder crashed; its last lines are added.
     """
     with tempfile.TemporaryDirectory(prefix="trtq-build-") as folder:
         place = Path(folder)
-        answer = work({**to_json(flavour, request), **further}, place)
+        try:
+            answer = work({**to_json(flavour, request), **further}, place)
+        except BuildError as error:
+            lines = _own_lines(place / "build.log")[-_MOST_LINES:] or ["it gave no reason"]
+            raise BuildError("\n  ".join([f"{error}:", *lines])) from error
         log = _own_lines(place / "build.log")
-        _raise_failure(flavour, answer, request, log)
         return ProcessOutcome((place / "plan").read_bytes(), answer, tuple(dict.fromkeys(log)))
 
 
@@ -108,75 +102,36 @@ def child_command(module: str, folder: Path) -> list[str]:
 
 def to_json(flavour: Flavour, request: BuildRequest) -> dict[str, Any]:
     """Returns the request as the builder reads it."""
-    options = request.options
+    timing_cache = request.options.timing_cache
     return {
-        "module": flavour.module,
-        "inspects": flavour.inspects,
+        **asdict(flavour),
+        **asdict(request.options),
+        "timing_cache": str(timing_cache.absolute()) if timing_cache else None,
         "model": str(request.model.resolve()),
         "profiles": {name: asdict(profile) for name, profile in request.profiles.items()},
         "compute_capabilities": list(request.compute_capabilities),
         "workspace_bytes": request.workspace_bytes,
-        "optimization_level": options.optimization_level,
-        "hardware_compatibility": options.hardware_compatibility,
-        "version_compatible": options.version_compatible,
-        "timing_cache": str(options.timing_cache.absolute()) if options.timing_cache else None,
         "precisions": list(request.precisions),
         "kept": dict(request.kept),
         "calibration_shapes": {},
     }
 
 
-def _raise_failure(
-    flavour: Flavour, answer: Mapping[str, Any], request: BuildRequest, log: list[str]
-) -> None:
-    product = flavour.product
-    if "unknown_target" in answer:
-        known = ", ".join(f"{name[2:-1]}.{name[-1]}" for name in answer["targets"])
-        raise UsageError(
-            f"{product} cannot build for compute capability {answer['unknown_target']}; it has {known}"
-        )
-    if "no_option" in answer:
-        raise UsageError(f"{product} has no {answer['no_option']}; leave it out, or take a newer TensorRT")
-    if "unreadable_timing_cache" in answer:
-        raise ArtifactError(f"cannot read the timing cache {answer['unreadable_timing_cache']}")
-    if "foreign_timing_cache" in answer:
-        raise UsageError(
-            f"{answer['foreign_timing_cache']} is no timing cache of {product} on this GPU; give another "
-            f"file with --timing-cache"
-        )
-    if "parse_errors" in answer:
-        errors = [_show_parse_error(error) for error in answer["parse_errors"]]
-        shown = "; ".join(dict.fromkeys(errors[:8])) + (
-            f"; and {len(errors) - 8} more" if len(errors) > 8 else ""
-        )
-        raise ModelError(f"{product} does not take this model: {shown}")
-    lines = "\n  ".join(log[-12:]) or "it gave no reason"
-    if "no_builder" in answer:
-        raise BuildError(f"{product} gives no builder; see nvidia-smi:\n  {lines}")
-    if "build_failed" in answer:
-        raise BuildError(f"{product} could not build {request.model.name}:\n  {lines}")
-
-
-def _show_parse_error(error: Mapping[str, str]) -> str:
-    text = error["text"]
-    if error["code"] == "UNSUPPORTED_NODE" and text == "false":
-        text = "this operator is not supported"
-    where = f"node {error['node']!r} ({error['op_type']}): " if error["op_type"] else ""
-    return f"{where}{text}"
+def raise_error(answer: Mapping[str, Any]) -> None:
+    """Raises the error of trtq that a process answered with, if it is one."""
+    if "error" in answer:
+        kind: type[TrtqError] = getattr(errors, answer["error"])
+        raise kind(answer["text"])
 
 
 def _own_lines(path: Path) -> list[str]:
-    """Returns the builder's warnings and errors without what every machine without a GPU makes it say."""
+    """Returns the builder's warnings and errors, without those that it gives on every machine with no GPU."""
     if not path.exists():
         return []
     lines = path.read_text(errors="replace").splitlines()
     return [line for line in lines if not any(noise in line for noise in _NOISE)]
 
 
-def _crash(flavour: Flavour, process: subprocess.CompletedProcess[str], log: list[str]) -> str:
-    if process.returncode < 0:
-        how = f"was killed by {signal.Signals(-process.returncode).name}"
-    else:
-        how = f"ended with status {process.returncode}"
-    lines = (*log[-6:], *process.stderr.strip().splitlines()[-6:])
-    return "\n  ".join((f"the {flavour.product} builder {how}; its last words:", *(lines or ("none",))))
+def describe_exit(status: int) -> str:
+    """Returns how a process ended, by its exit status; negative: killed by this signal."""
+    return f"was killed by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"

@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
 
+from trtq.calibrators.ranges import Shapes
 from trtq.errors import UsageError
 from trtq.models.signature import TensorSpec, show_shape
 from trtq.models.spec import InputSpec
+from trtq.numbers import format_shape
 
 Shape = tuple[int, ...]
 _ITEM = re.compile(
@@ -18,25 +19,6 @@ _ITEM = re.compile(
         \s* (?: , \s* | $ )""",
     re.VERBOSE,
 )
-
-
-class ShapesOfData(Protocol):
-    """The shapes that an input had in the data: smallest, most frequent, largest."""
-
-    @property
-    def min(self) -> Shape:
-        """The smallest size of each dimension."""
-        ...
-
-    @property
-    def opt(self) -> Shape:
-        """The most frequent shape."""
-        ...
-
-    @property
-    def max(self) -> Shape:
-        """The largest size of each dimension."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,8 +45,8 @@ def parse_shapes(text: str) -> dict[str, Shape]:
         item = _ITEM.match(text, position)
         if item is None:
             raise UsageError(
-                f"{text!r} gives no shapes; write name:1x3x224x224 or name:[1,3,224,224], several with "
-                f"commas between, and names with a colon in quotes"
+                f"{text!r} gives no shapes; write name:1x3x224x224 or name:[1,3,224,224], with commas "
+                f"between several, and names with a colon in quotes"
             )
         name = item["single"] or item["double"] or item["plain"]
         if name in shapes:
@@ -81,15 +63,15 @@ def resolve_profiles(
     inputs: Sequence[TensorSpec],
     given: GivenShapes,
     spec: Mapping[str, InputSpec],
-    seen: Mapping[str, ShapesOfData],
+    seen: Mapping[str, Shapes | InputSpec],
 ) -> tuple[dict[str, InputSpec], list[str]]:
     """Returns the profile of every dynamic input, and a sentence for each that was derived from the data.
 
     An input's shapes are those given (one of them stands for those that were not), else those of the settings
-    file, else those of the data, from a batch of 1 on.
+    file, else those of the data, with a batch of 1 as the smallest.
 
     Args:
-        inputs: What the model takes.
+        inputs: Of the model.
         given: By the user, on the command line.
         spec: From the settings file.
         seen: In the data; empty if there was none.
@@ -107,7 +89,8 @@ def resolve_profiles(
         profile = _given(item.name, given) or spec.get(item.name)
         if profile is None and item.is_dynamic:
             profile = _derived(item, seen)
-            shapes = f"min {_cross(profile.min)}, opt {_cross(profile.opt)}, max {_cross(profile.max)}"
+            lowest, usual, largest = map(format_shape, (profile.min, profile.opt, profile.max))
+            shapes = f"min {lowest}, opt {usual}, max {largest}"
             notes.append(
                 f"input {item.name!r} is dynamic: profile from the data, {shapes}; "
                 f"others with --min-shapes, --opt-shapes, --max-shapes"
@@ -117,7 +100,7 @@ def resolve_profiles(
         for shape in (profile.min, profile.opt, profile.max):
             if not item.fits(shape):
                 raise UsageError(
-                    f"shape {_cross(shape)} does not fit input {item.name!r}, "
+                    f"shape {format_shape(shape)} does not fit input {item.name!r}, "
                     f"which is {show_shape(item.shape)}"
                 )
         if item.is_dynamic:
@@ -136,7 +119,7 @@ def _given(name: str, given: GivenShapes) -> InputSpec | None:
         raise UsageError(f"input {name!r}: {error}") from error
 
 
-def _derived(item: TensorSpec, seen: Mapping[str, ShapesOfData]) -> InputSpec:
+def _derived(item: TensorSpec, seen: Mapping[str, Shapes | InputSpec]) -> InputSpec:
     shapes = seen.get(item.name)
     if shapes is None:
         raise UsageError(
@@ -145,7 +128,3 @@ def _derived(item: TensorSpec, seen: Mapping[str, ShapesOfData]) -> InputSpec:
         )
     smallest = shapes.min if isinstance(item.shape[0], int) else (1, *shapes.min[1:])
     return InputSpec(smallest, shapes.opt, shapes.max)
-
-
-def _cross(shape: Shape) -> str:
-    return "x".join(str(dim) for dim in shape) or "scalar"

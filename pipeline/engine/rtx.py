@@ -5,30 +5,25 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
 
 from trtq.errors import MissingDependency
-from trtq.pipeline.engine.backend import BuildRequest, BuiltEngine
+from trtq.pipeline.engine.backend import Backend, BuildRequest, BuiltEngine
 from trtq.pipeline.engine.kernels import parse_log
 from trtq.pipeline.engine.process import Flavour, run, run_in_child
 
 _FLAVOUR = Flavour("tensorrt_rtx", "TensorRT-RTX", inspects=False)
-_LACKS = {
-    "implicit": "it takes Q/DQ models only; for implicit quantization take TensorRT 8.6 to 10",
-    "timing_cache": "it times nothing: kernels are chosen where the engine is loaded",
-    "hardware_compatibility": "name the GPUs with --compute-capability",
-    "version_compatible": "it has no lean runtime",
-}
 
 
-@dataclass(frozen=True, slots=True)
-class TensorRtRtx:
-    """NVIDIA TensorRT-RTX, from the wheel `tensorrt-rtx-cu12`."""
+class TensorRtRtx(Backend):
+    """NVIDIA TensorRT-RTX, from the wheel `tensorrt-rtx-cu12`; it builds in a child process."""
 
-    name: str = "tensorrt-rtx"
-    runs_fp16: bool = True
-    lacks: Mapping[str, str] = field(default_factory=lambda: _LACKS)
+    name = "tensorrt-rtx"
+    lacks: Mapping[str, str] = {
+        "implicit": "it takes Q/DQ models only; for implicit quantization take TensorRT 8.6 to 10",
+        "timing_cache": "it times nothing: kernels are chosen where the engine is loaded",
+        "hardware_compatibility": "name the GPUs with --compute-capability",
+        "version_compatible": "it has no lean runtime",
+    }
 
     def version(self) -> str:
         """Returns the version of the wheel; empty if it is not installed."""
@@ -45,28 +40,9 @@ class TensorRtRtx:
             return "tensorrt_rtx is not installed; pip install 'trtq[rtx]' (builds without a GPU)"
         return ""
 
-    def takes_types(self) -> bool:
-        """Returns that the graph's types rule."""
-        return True
-
     def build(self, request: BuildRequest) -> BuiltEngine:
-        """Returns the engine, built in a child process.
-
-        Raises:
-            MissingDependency: TensorRT-RTX is not installed.
-            ModelError: Its parser refuses the model.
-            UsageError: It has no such target.
-            BuildError: The build failed or the builder crashed.
-        """
+        """Returns the engine; see `Backend.build`."""
         if reason := self.why_not():
             raise MissingDependency(f"backend {self.name}: {reason}")
         outcome = run(_FLAVOUR, request, run_in_child(_FLAVOUR))
         return BuiltEngine(outcome.plan, tuple(parse_log(outcome.answer["layers"])), outcome.warnings)
-
-    def command(self, request: BuildRequest) -> str:
-        """Returns nothing: its command line tool comes with another download than its wheel."""
-        return ""
-
-    def runner(self, plan: bytes, name: str) -> Any:
-        """Returns None: this machine need not have the GPU that the engine is for."""
-        return None

@@ -12,15 +12,21 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from trtq import lazy
 from trtq.calibrators.device import CudaMemory, DeviceMemory
 from trtq.calibrators.tensorrt import AnyCalibrator, make_batch_calibrator, make_scale_calibrator
-from trtq.errors import MissingDependency
-from trtq.pipeline.engine.backend import BuildRequest, BuiltEngine, ImplicitQuantization
+from trtq.errors import MissingDependency, TrtqError
+from trtq.pipeline.engine.backend import (
+    Backend,
+    BuildRequest,
+    BuiltEngine,
+    ImplicitQuantization,
+    split_version,
+)
 from trtq.pipeline.engine.builder import build as build_here
-from trtq.pipeline.engine.gpu import count_gpus, find_compute_capability
+from trtq.pipeline.engine.gpu import explain_missing_gpu, find_compute_capability
 from trtq.pipeline.engine.kernels import parse_inspector
 from trtq.pipeline.engine.process import Flavour, ProcessOutcome, run, run_in_child
 from trtq.pipeline.engine.trtexec import format_trtexec
@@ -30,12 +36,12 @@ if TYPE_CHECKING:
 
 _IMPLICIT_REASON = (
     "TensorRT was free to run it in INT8 and found another precision faster; explicit quantization "
-    "(--quantization explicit) does as it is told"
+    "(--quantization explicit) does exactly what the graph says"
 )
 
 
-@dataclass(frozen=True, slots=True)
-class TensorRt:
+@dataclass(frozen=True)
+class TensorRt(Backend):
     """NVIDIA TensorRT, of the machine or its container.
 
     Attributes:
@@ -47,16 +53,7 @@ class TensorRt:
     module: str = "tensorrt"
     memory: Callable[[], DeviceMemory] = CudaMemory
     oldest: tuple[int, ...] = (8, 6)
-
-    @property
-    def name(self) -> str:
-        """As in `--backend`."""
-        return "tensorrt"
-
-    @property
-    def runs_fp16(self) -> bool:
-        """Whether what is not quantized gains from FP16."""
-        return True
+    name: ClassVar[str] = "tensorrt"
 
     @property
     def lacks(self) -> Mapping[str, str]:
@@ -67,7 +64,7 @@ class TensorRt:
         trt = self._import()
         if trt is not None and not hasattr(trt, "IInt8EntropyCalibrator2"):
             lacks["implicit"] = (
-                f"{self._product(trt)} has no INT8 calibrators any more, they ended with TensorRT 10; "
+                f"TensorRT {trt.__version__} has no INT8 calibrators, they ended with TensorRT 10; "
                 f"take --quantization explicit"
             )
         return lacks
@@ -87,11 +84,9 @@ class TensorRt:
             return f"{self.module} cannot be imported here: {error}"
         if not hasattr(trt, "Builder"):
             return f"{self.module} is an empty package here, without its libraries; install it again"
-        if _numbers(trt) < self.oldest:
+        if split_version(str(trt.__version__))[:2] < self.oldest:
             return f"TensorRT {trt.__version__} is installed; 8.6 to 11 are wanted"
-        gpus = count_gpus()
-        if not gpus:
-            missing = "there is no NVIDIA driver" if gpus is None else "the NVIDIA driver shows no usable GPU"
+        if missing := explain_missing_gpu():
             return f"it builds on the GPU that the engine is for, and {missing} here; tensorrt-rtx needs none"
         return ""
 
@@ -101,33 +96,26 @@ class TensorRt:
         return hasattr(getattr(trt, "NetworkDefinitionCreationFlag", None), "STRONGLY_TYPED")
 
     def build(self, request: BuildRequest) -> BuiltEngine:
-        """Returns the engine, and what its layers run as.
-
-        Raises:
-            MissingDependency: TensorRT, pycuda or a GPU is missing.
-            ModelError: Its parser refuses the model.
-            UsageError: It has no such option, no implicit quantization, or the timing cache is another's.
-            DataError: The calibration data does not fit, or is too little.
-            BuildError: The build failed or the builder crashed.
-        """
+        """Returns the engine, and what its layers run as; see `Backend.build`."""
         if reason := self.why_not():
             raise MissingDependency(f"backend {self.name}: {reason}")
         trt = importlib.import_module(self.module)
-        flavour = Flavour(self.module, self._product(trt), inspects=True)
+        flavour = Flavour(self.module, f"TensorRT {trt.__version__}", inspects=True)
         if request.implicit is None:
             return _built(run(flavour, request, run_in_child(flavour)))
         with ExitStack() as stack:
             calibrator = self._calibrator(trt, request.implicit, stack)
-            dynamic = {
-                name: list(shape)
-                for name, shape in request.implicit.shapes.items()
-                if name in request.profiles
-            }
+            shapes = request.implicit.shapes.items()
+            dynamic = {name: list(shape) for name, shape in shapes if name in request.profiles}
 
             def work(wanted: Mapping[str, Any], place: Path) -> Mapping[str, Any]:
-                answer = build_here(trt, wanted, place, calibrator)
-                if "inspector" in answer or calibrator.was_asked:  # else TensorRT's own words are told
-                    calibrator.raise_if_wrong()
+                try:
+                    answer = build_here(trt, wanted, place, calibrator)
+                except TrtqError:
+                    if calibrator.was_asked:
+                        calibrator.raise_if_wrong()
+                    raise  # TensorRT's own words
+                calibrator.raise_if_wrong()
                 return answer
 
             outcome = run(flavour, request, work, calibration_shapes=dynamic)
@@ -148,9 +136,7 @@ class TensorRt:
         trt = importlib.import_module(self.module)
         polygraphy = lazy.require("polygraphy.backend.trt", None, "running the engine")
         runtime = trt.Runtime(polygraphy.get_trt_logger())
-        runtime.engine_host_code_allowed = (
-            True  # a version-compatible engine brings its runtime; it is our own
-        )
+        runtime.engine_host_code_allowed = True  # a version-compatible engine brings its runtime
         return polygraphy.TrtRunner(polygraphy.EngineFromBytes(plan, runtime=runtime), name=name)
 
     def _import(self) -> ModuleType | None:
@@ -159,9 +145,6 @@ class TensorRt:
         except (ImportError, OSError):
             return None
         return trt if hasattr(trt, "Builder") else None  # an empty package is none
-
-    def _product(self, trt: ModuleType) -> str:
-        return f"TensorRT {trt.__version__}"
 
     def _calibrator(self, trt: ModuleType, implicit: ImplicitQuantization, stack: ExitStack) -> AnyCalibrator:
         if implicit.batches is None:
@@ -174,7 +157,3 @@ def _built(outcome: ProcessOutcome, **further: Any) -> BuiltEngine:
     kernels = tuple(parse_inspector(outcome.answer["inspector"]))
     targets = (here,) if (here := find_compute_capability()) else ()
     return BuiltEngine(outcome.plan, kernels, outcome.warnings, targets=targets, **further)
-
-
-def _numbers(trt: ModuleType) -> tuple[int, ...]:
-    return tuple(int(part) for part in str(trt.__version__).split(".")[:2])

@@ -9,22 +9,19 @@ from trtq.models.spec import InputSpec
 from trtq.pipeline.engine.backend import BuildRequest
 
 _HARDWARE = {"ampere+": "ampere+", "same-compute-capability": "sameComputeCapability"}
-_CACHE = "calibration.cache"
+_CACHE, _ENTROPY2_CACHE = "calibration.cache", "calibration.entropy2.cache"
 
 
 def format_trtexec(request: BuildRequest, *, has_typed_flag: bool) -> str:
     """Returns a `trtexec` command line for the folder that holds the model and the calibration cache.
 
-    trtexec reads a cache as an entropy calibrator does, and ignores one of another calibrator without a word:
-    for such a cache the command begins with the conversion of its header.
-
-    Args:
-        request: What was built.
-        has_typed_flag: Whether types are asked for by `--stronglyTyped`, as up to TensorRT 10.
+    trtexec reads a cache as an entropy calibrator does, and silently ignores one of another calibrator: for
+    such a cache the command begins with the conversion of its header.
+    `has_typed_flag` says whether types are asked for by `--stronglyTyped`, as up to TensorRT 10.
     """
     command = shlex.join(_words(request, has_typed_flag=has_typed_flag))
     if request.implicit is not None and request.implicit.algorithm != "entropy2":
-        return f"trtq cache convert {_CACHE} --to entropy2 -o {_entropy2()} && {command}"
+        return f"trtq cache convert {_CACHE} --to entropy2 -o {_ENTROPY2_CACHE} && {command}"
     return command
 
 
@@ -37,7 +34,7 @@ def _words(request: BuildRequest, *, has_typed_flag: bool) -> Iterator[str]:
     if not request.precisions and has_typed_flag:
         yield "--stronglyTyped"
     if request.implicit is not None:
-        yield f"--calib={_CACHE if request.implicit.algorithm == 'entropy2' else _entropy2()}"
+        yield f"--calib={_CACHE if request.implicit.algorithm == 'entropy2' else _ENTROPY2_CACHE}"
     if request.kept:
         yield "--precisionConstraints=obey"
         pairs = ",".join(f"{_quoted(name)}:{precision}" for name, precision in request.kept.items())
@@ -60,14 +57,9 @@ def _words(request: BuildRequest, *, has_typed_flag: bool) -> Iterator[str]:
     yield "--skipInference"
 
 
-def _entropy2() -> str:
-    return _CACHE.replace(".cache", ".entropy2.cache")
-
-
 def _shapes(profiles: Mapping[str, InputSpec], kind: str) -> str:
-    return ",".join(
-        f"{_quoted(name)}:{'x'.join(map(str, getattr(profile, kind)))}" for name, profile in profiles.items()
-    )
+    shapes = {name: "x".join(map(str, getattr(profile, kind))) for name, profile in profiles.items()}
+    return ",".join(f"{_quoted(name)}:{shape}" for name, shape in shapes.items())
 
 
 def _quoted(name: str) -> str:

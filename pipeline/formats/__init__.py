@@ -17,6 +17,7 @@ from trtq.pipeline.formats.nf4 import NF4
 
 __all__ = [
     "BF16",
+    "BLOCK_FORMATS",
     "FORMATS",
     "FP8",
     "FP16",
@@ -34,4 +35,6 @@ WEIGHT_FORMATS: Mapping[str, CodeFormat] = {
     name: item for name, item in FORMATS.items() if isinstance(item, CodeFormat)
 }
 """Those that weights can be stored in."""
+BLOCK_FORMATS = tuple(name for name, item in WEIGHT_FORMATS.items() if item.block_sizes)
+"""The names of those with a scale for each block."""
 WEIGHT_METHODS = tuple(dict.fromkeys(method for item in WEIGHT_FORMATS.values() for method in item.methods))

@@ -38,11 +38,14 @@ class WeightScheme:
             if value not in choices:
                 raise UsageError(f"{name} must be one of {', '.join(map(str, choices))}, got {value!r}")
         if self.method not in self.number_format.methods:
+            able = " and ".join(name for name, item in WEIGHT_FORMATS.items() if self.method in item.methods)
             raise UsageError(
-                f"the weight method {self.method} is for int4, {self.format} weights have only rtn"
+                f"the weight method {self.method} is for {able}, {self.format} weights have only "
+                f"{', '.join(self.number_format.methods)}"
             )
         if self.double_quantization and self.number_format.is_linear:
-            raise UsageError(f"double quantization is for nf4, not for {self.format}")
+            able = " and ".join(name for name, item in WEIGHT_FORMATS.items() if not item.is_linear)
+            raise UsageError(f"double quantization is for {able}, not for {self.format}")
 
     @property
     def number_format(self) -> CodeFormat:

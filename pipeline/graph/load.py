@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import onnx
 import onnx_ir as ir
-from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+from google.protobuf.message import DecodeError
 from onnx_ir.passes import common as passes
 
 from trtq.errors import ModelError

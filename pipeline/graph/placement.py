@@ -76,9 +76,15 @@ class Placement:
     kept: tuple[KeptNode, ...] = ()
 
     @property
+    def encodings(self) -> dict[str, Encoding]:
+        """How each tensor is held that gets Q/DQ, and so needs a range, in graph order."""
+        layers = ((dict(node.scheme.inputs), node.activations) for node in self.quantized)
+        return {tensor: inputs[place] for inputs, tensors in layers for place, tensor in tensors}
+
+    @property
     def activations(self) -> tuple[str, ...]:
         """The tensors that need a range, in graph order."""
-        return tuple(dict.fromkeys(tensor for node in self.quantized for _, tensor in node.activations))
+        return tuple(self.encodings)
 
     @property
     def layers(self) -> tuple[QuantizedNode, ...]:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from trtq import lazy
 from trtq.calibrators.ranges import Ranges
-from trtq.models.session import Port, Session, open_session
+from trtq.models.session import Session, SessionPort, open_session
 from trtq.pipeline.graph.edit import GraphEditor, map_values
 from trtq.pipeline.graph.operands import DEQUANTIZE, QUANTIZE, read_constant
 from trtq.pipeline.graph.placement import Placement
@@ -59,10 +59,10 @@ class _Mixture:
     session: Session
     switches: Mapping[str, NDArray[np.bool_]]
 
-    def get_inputs(self) -> list[Port]:
+    def get_inputs(self) -> list[SessionPort]:
         return [item for item in self.session.get_inputs() if item.name not in self.switches]
 
-    def get_outputs(self) -> list[Port]:
+    def get_outputs(self) -> list[SessionPort]:
         return list(self.session.get_outputs())
 
     def run(self, outputs: list[str] | None, feed: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:

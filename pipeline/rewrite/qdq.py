@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from trtq.calibrators.ranges import Ranges
 from trtq.models.tensors import require_finite
+from trtq.pipeline.formats.encoding import Encoding
 from trtq.pipeline.formats.floats import convert_scales
 from trtq.pipeline.graph.edit import GraphEditor, map_values
 from trtq.pipeline.graph.placement import Placement, QuantizedWeight
@@ -30,7 +31,7 @@ from trtq.pipeline.rewrite.rounding import hash_weight, round_to, unpack
 def quantize(
     model: ir.Model, placement: Placement, ranges: Ranges, *, scale_dtype: str = "float32"
 ) -> ir.Model:
-    """Returns the model with Q/DQ pairs at the placed inputs and int8 weights behind DequantizeLinear.
+    """Returns the model with Q/DQ pairs at the placed inputs, and codes of weights behind DequantizeLinear.
 
     A tensor with several quantized readers gets one pair; its other readers keep the float. Scales have the
     dtype of their tensor.
@@ -56,8 +57,8 @@ def quantize(
     edit, values = GraphEditor(result), map_values(result.graph)
     nodes = {node.name: node for node in result.graph}
     activations = {
-        name: _quantized_activation(edit, values[name], _activation_qparams(ranges, name, scale_dtype))
-        for name in placement.activations
+        name: _quantize_activation(edit, values[name], _choose_qparams(ranges, name, encoding, scale_dtype))
+        for name, encoding in placement.encodings.items()
     }
     weights: dict[QuantizedWeight, _Weight] = {}
     for placed in placement.quantized:
@@ -78,19 +79,19 @@ def quantize(
     return result
 
 
-def _activation_qparams(ranges: Ranges, tensor: str, dtype: str) -> QParams:
+def _choose_qparams(ranges: Ranges, tensor: str, encoding: Encoding, dtype: str) -> QParams:
     if ranges.activations == "asymmetric":
         return choose_asymmetric_qparams(ranges.ends(tensor), dtype)
-    return choose_activation_qparams(ranges.amax(tensor), dtype)
+    return choose_activation_qparams(ranges.amax(tensor), dtype, encoding)
 
 
-def _quantized_activation(edit: GraphEditor, source: ir.Value, qparams: QParams) -> ir.Value:
+def _quantize_activation(edit: GraphEditor, source: ir.Value, qparams: QParams) -> ir.Value:
     name, qparams = source.name, _in_dtype_of(source, qparams)
     scale = edit.add_constant(f"{name}_scale", qparams.scale)
     zero = edit.add_constant(f"{name}_zero_point", qparams.zero_point)
     value = source
     for op_type, word, dtype in (
-        ("QuantizeLinear", "quantized", ir.DataType.INT8),
+        ("QuantizeLinear", "quantized", qparams.encoding.format.dtype),
         ("DequantizeLinear", "dequantized", source.dtype),
     ):
         names = (f"{name}_{word}", f"{name}_{op_type}")
@@ -105,7 +106,7 @@ class _Weight:
 
     value: ir.Value
     before: NDArray[Any]
-    codes: NDArray[np.int8]
+    codes: NDArray[Any]
     qparams: QParams
 
     def lost(self) -> NDArray[np.float64]:

@@ -43,12 +43,12 @@ class QParams:
         return self.encoding.format.decode(codes, scale, self.encoding.granularity)
 
 
-def choose_activation_qparams(amax: float, dtype: str) -> QParams:
+def choose_activation_qparams(amax: float, dtype: str, encoding: Encoding = _PLAIN) -> QParams:
     """Returns one scale with which the largest code stands for `amax`, in the dtype of `convert_scales`.
 
     It is a 0-d array: with shape (1,) TensorRT runs a Conv in float.
     """
-    return QParams(convert_scales(np.float64(amax) / INT8.largest, dtype))
+    return QParams(convert_scales(np.float64(amax) / encoding.format.largest, dtype), encoding)
 
 
 def choose_asymmetric_qparams(ends: tuple[float, float], dtype: str) -> QParams:

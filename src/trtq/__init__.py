@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from trtq.models.toml import format_spec as format_spec
     from trtq.pipeline.bench.benchmark import Benchmark as Benchmark
     from trtq.pipeline.bench.benchmark import bench as bench
-    from trtq.pipeline.bench.runnables import Runs as Runs
+    from trtq.pipeline.bench.runnables import RunOptions as RunOptions
     from trtq.pipeline.bench.turns import Schedule as Schedule
     from trtq.pipeline.build import build as build
     from trtq.pipeline.cache import export_cache as export_cache
@@ -65,7 +65,7 @@ if TYPE_CHECKING:
     from trtq.pipeline.engine.backend import BuilderOptions as BuilderOptions
     from trtq.pipeline.engine.profiles import GivenShapes as GivenShapes
     from trtq.pipeline.engine.target import Target as Target
-    from trtq.pipeline.export import Exported as Exported
+    from trtq.pipeline.export import ExportedFile as ExportedFile
     from trtq.pipeline.export import ExportOptions as ExportOptions
     from trtq.pipeline.export import export as export
     from trtq.pipeline.formats.scheme import WeightScheme as WeightScheme

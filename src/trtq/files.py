@@ -28,7 +28,7 @@ def write_atomically(path: Path, data: bytes) -> None:
     Raises:
         ArtifactError: The file cannot be written: no such folder, no permission, no room.
     """
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    temporary = _name_temporary(path)
     try:
         with temporary.open("xb") as file:  # not `tempfile`, whose files only their owner may read
             file.write(data)
@@ -41,9 +41,7 @@ def write_atomically(path: Path, data: bytes) -> None:
             f"its folder must exist, be writable and have room for {len(data)} bytes"
         ) from error
     finally:
-        with contextlib.suppress(
-            OSError
-        ):  # after a success there is none, and the first failure is the one told
+        with contextlib.suppress(OSError):  # after a success there is none
             temporary.unlink()
 
 
@@ -93,7 +91,7 @@ def check_output(output: Path) -> None:
     folder = output.absolute().parent
     if not folder.is_dir():
         raise ArtifactError(f"cannot write {output}: there is no folder {folder}; make it, or choose another")
-    temporary = output.with_name(f".{output.name}.{secrets.token_hex(4)}.tmp")
+    temporary = _name_temporary(output)
     try:
         temporary.touch(exist_ok=False)
         temporary.unlink()
@@ -104,11 +102,7 @@ def check_output(output: Path) -> None:
 
 
 def refuse_input(output: Path, *sources: Path | str | None) -> None:
-    """Refuses to write over something that is read.
-
-    Args:
-        output: The file to write.
-        sources: Files that are read; None and what does not exist is passed over.
+    """Refuses to write over something that is read; sources that do not exist, and None, are passed over.
 
     Raises:
         ArtifactError: They are the same file.
@@ -116,3 +110,7 @@ def refuse_input(output: Path, *sources: Path | str | None) -> None:
     for source in sources:
         if source is not None and Path(source).exists() and output.exists() and output.samefile(source):
             raise ArtifactError(f"{output} is read by this command; choose another file with --output")
+
+
+def _name_temporary(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")

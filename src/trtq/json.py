@@ -56,7 +56,8 @@ class FileKind(Generic[T]):
             ValueError: A number is not finite and `has_null` is not set.
         """
         body = to_plain(value) if self.has_null else _to_keys(value)
-        document = {"schema_version": self.version, **({"kind": self.name} if self.name else {}), **body}
+        head = {"schema_version": self.version, **({"kind": self.name} if self.name else {})}
+        document = head | body | head  # first, and whatever the value itself says
         text = json.dumps(
             document,
             default=_to_keys,

@@ -1,8 +1,9 @@
-"""Sizes and times as people write them, in the terminal and on the page."""
+"""Sizes, times and shapes as people write them, in the terminal and on the page."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from rich import filesize
 
@@ -13,6 +14,11 @@ def format_bytes(count: float) -> str:
     if text.startswith("1,000.0 "):  # rounded up, to 1.0 of the next unit
         return filesize.decimal(1000 ** round(math.log(count, 1000)))
     return text
+
+
+def format_shape(shape: Sequence[int]) -> str:
+    """Returns a shape as options have it: `4x3x224x224`; `scalar` without axes."""
+    return "x".join(map(str, shape)) or "scalar"
 
 
 def format_seconds(value: float) -> str:

@@ -1,4 +1,4 @@
-"""How a stage tells what it is doing; the command line draws it, a program may ignore it."""
+"""How a stage reports its progress; the command line draws it, a program may ignore it."""
 
 from __future__ import annotations
 
@@ -10,47 +10,35 @@ from typing import Protocol
 
 
 class Watcher(Protocol):
-    """Is told of the progress of a build."""
+    """Gets the progress of a build; what a subclass does not want to know, it need not define."""
 
     def stage(self, text: str, total: int | None = None) -> None:
         """Work of this kind begins; `total` samples if it counts samples."""
-        ...
+        return
 
     def advance(self, num_samples: int) -> None:
         """So many more samples are done."""
-        ...
+        return
 
     def note(self, text: str) -> None:
         """Something that the user may want to know."""
-        ...
+        return
 
     def warn(self, text: str) -> None:
         """Something that the user should look at."""
-        ...
+        return
 
 
-class Silent:
+class Silent(Watcher):
     """Says nothing."""
-
-    def stage(self, text: str, total: int | None = None) -> None:
-        """Says nothing."""
-
-    def advance(self, num_samples: int) -> None:
-        """Says nothing."""
-
-    def note(self, text: str) -> None:
-        """Says nothing."""
-
-    def warn(self, text: str) -> None:
-        """Says nothing."""
 
 
 @dataclass(slots=True)
 class Log:
-    """Keeps what was told, for the report, and passes it on; measures the stages.
+    """Keeps notes and warnings for the report and passes everything on; measures the stages.
 
     Attributes:
-        watcher: Is told of everything.
+        watcher: Gets everything.
         notes: In order.
         warnings: In order.
         reused: The stages whose earlier result was used again.
@@ -72,7 +60,7 @@ class Log:
         self.watcher.advance(num_samples)
 
     def note(self, text: str) -> None:
-        """Keeps it and passes it on, once: a stage that is done again has nothing new to tell."""
+        """Keeps it and passes it on, once: a stage that is done again says nothing new."""
         if text not in self.notes:
             self.notes.append(text)
             self.watcher.note(text)

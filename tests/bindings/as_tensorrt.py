@@ -138,7 +138,10 @@ def abilities(trt: ModuleType) -> dict[str, Any]:
 def build(trt: ModuleType, folder: str) -> dict[str, Any]:
     """Returns the builder's answer: no library stands behind these bindings."""
     flavour = Flavour(trt.__name__, "TensorRT", inspects=True)
-    return build_here(trt, to_json(flavour, BuildRequest(Path("model.onnx"))), Path(folder))
+    try:
+        return dict(build_here(trt, to_json(flavour, BuildRequest(Path("model.onnx"))), Path(folder)))
+    except TrtqError as error:
+        return {"error": type(error).__name__, "text": str(error)}
 
 
 def _as_tensorrt(calibrator: AnyCalibrator, names: list[str], *, takes_cache: bool) -> dict[str, Any]:

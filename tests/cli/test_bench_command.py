@@ -34,7 +34,6 @@ def measured(name: str, **changes: Any) -> Timing:
 
 
 RESULT = Benchmark(
-    1, "bench",
     Machine("Some CPU", 8, ("avx2", "avx512_vnni"), "powersave", "NVIDIA L4", "555.42", "Linux"),
     Conditions(0.5, 0.07, 0.0, (2000.0, 2500.0), (300.0, 1950.0), 2040.0, (41.0, 62.0), ("too hot",)),
     Schedule(), 0, "random numbers", {"x": (8, 3), "rate": ()}, 8,
@@ -127,7 +126,9 @@ def test_json_is_one_document_and_quiet_is_quiet(model: Path, tmp_path: Path) ->
 
 
 def test_an_engine_alone_needs_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("trtq.pipeline.bench.runnables.count_gpus", lambda: None)
+    monkeypatch.setattr(
+        "trtq.pipeline.bench.runnables.explain_missing_gpu", lambda: "there is no NVIDIA driver"
+    )
     (tmp_path / "model.engine").write_bytes(b"plan")
     result = trtq("bench", tmp_path / "model.engine")
     assert (result.exit_code, result.stdout) == (5, "")

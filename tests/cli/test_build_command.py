@@ -11,8 +11,11 @@ import pytest
 from click.testing import CliRunner, Result
 
 from trtq.cli import main
-from trtq.models.demo import write_demo
 
+QUICK = (
+    "--repair", "none", "--calib-method", "minmax", "--calib-samples", "64", "--eval-samples", "64",
+)  # fmt: skip
+"""Nothing is searched for, in little data."""
 METHOD = "method(...)"
 NOTES = """\
 note: raised the opset from 18 to 19
@@ -43,10 +46,8 @@ def trtq(*arguments: str | Path) -> Result:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("demo")
-    write_demo(folder)
-    return folder
+def folder(demo_build: tuple[Path, Result]) -> Path:
+    return demo_build[0]
 
 
 @pytest.fixture(scope="module")
@@ -55,15 +56,9 @@ def model(folder: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def first(model: Path) -> Result:
+def first(demo_build: tuple[Path, Result]) -> Result:
     """The result of the first build of the demo."""
-    return trtq("build", model, "--int8")
-
-
-@pytest.fixture(scope="module")
-def built(folder: Path, first: Result) -> Path:
-    assert first.exit_code == 0
-    return folder / "model.trtq"
+    return demo_build[1]
 
 
 @pytest.fixture
@@ -111,35 +106,34 @@ def test_build_prints_the_report(first: Result, plain: Callable[[str], str]) -> 
     assert first.stderr == NOTES
 
 
-def test_build_says_when_nothing_has_changed(model: Path, built: Path, plain: Callable[[str], str]) -> None:
+def test_build_says_when_nothing_has_changed(model: Path, plain: Callable[[str], str]) -> None:
     result = trtq("build", model)
     assert result.exit_code == 0
     assert plain(result.stdout) == (
         f"{REPORT}used again from the earlier build: everything\nwritten to DIR/model.trtq\nPASS\n"
     )
     assert plain(result.stderr) == UNCHANGED
-    assert built.is_dir()
 
 
-def test_build_prints_nothing_when_quiet(model: Path, built: Path) -> None:
+def test_build_prints_nothing_when_quiet(model: Path) -> None:
     result = trtq("build", model, "-q")
     assert (result.exit_code, result.stdout, result.stderr) == (0, "", "")
-    assert built.is_dir()
 
 
-def test_build_prints_the_report_alone_as_json(model: Path, built: Path) -> None:
+def test_build_prints_the_report_alone_as_json(model: Path, folder: Path) -> None:
     result = trtq("build", model, "--json", "--quiet")
     assert (result.exit_code, result.stderr) == (0, "")
     document = json.loads(result.stdout)
     assert document["reused"] == ["everything"]
-    assert {**document, "reused": []} == json.loads((built / "report.json").read_bytes())
+    assert {**document, "reused": []} == json.loads((folder / "model.trtq" / "report.json").read_bytes())
     assert json.loads(trtq("build", model, "--json").stdout) == document
 
 
+@pytest.mark.slow
 def test_build_names_what_is_kept_and_what_the_builder_said_when_verbose(
-    model: Path, folder: Path, plain: Callable[[str], str]
+    model: Path, tmp_path: Path, plain: Callable[[str], str]
 ) -> None:
-    arguments = ("build", model, "--skip", "head", "--keep-fp32", "ReduceMean", "-o", folder / "skipped")
+    arguments = ("build", model, "--skip", "head", "--keep-fp32", "ReduceMean", *QUICK, "-o", tmp_path / "o")
     shown = plain(trtq(*arguments, "-v").stdout).splitlines()
     assert "not quantized: 1 nodes" in shown
     assert shown[shown.index("not quantized: 1 nodes") + 1] == "head/Gemm: skipped by 'head'"
@@ -150,10 +144,11 @@ def test_build_names_what_is_kept_and_what_the_builder_said_when_verbose(
     assert not any(line.startswith("WARNING: ") for line in brief)
 
 
+@pytest.mark.slow
 def test_build_without_a_builder_names_the_layers_that_do_not_run_in_int8(
-    model: Path, folder: Path, plain: Callable[[str], str]
+    model: Path, tmp_path: Path, plain: Callable[[str], str]
 ) -> None:
-    result = trtq("build", model, "--backend", "onnxruntime", "-o", folder / "plain")
+    result = trtq("build", model, "--backend", "onnxruntime", *QUICK, "-o", tmp_path / "out")
     shown = plain(result.stdout)
     assert result.exit_code == 0
     assert shown.startswith("model.onnx INT8 + FP32 onnxruntime #\n")
@@ -164,12 +159,13 @@ def test_build_without_a_builder_names_the_layers_that_do_not_run_in_int8(
     assert shown.endswith("PASS\n")
 
 
+@pytest.mark.slow
 def test_build_of_fp16_alone_compares_fp16_alone(
-    model: Path, folder: Path, plain: Callable[[str], str]
+    model: Path, tmp_path: Path, plain: Callable[[str], str]
 ) -> None:
-    result = trtq("build", model, "--fp16", "--output", folder / "half")
+    result = trtq("build", model, "--fp16", "--output", tmp_path / "half")
     assert result.exit_code == 0
-    assert plain(result.stdout) == (
+    assert plain(result.stdout.replace(str(tmp_path), "PLACE")) == (
         "model.onnx FP16 tensorrt-rtx #\n"
         "accuracy FP32 # FP16 # on 600 samples\n"
         "model against output cosine SQNR dB max abs mean abs top-1\n"
@@ -179,15 +175,16 @@ def test_build_of_fp16_alone_compares_fp16_alone(
         "profile of image: min 1x1x8x8 opt 8x1x8x8 max 8x1x8x8\n"
         "sizes model.onnx # kB model.fp16.onnx # kB model.engine # kB\n"
         "times calibrate # s quantize # s build # s compare # s\n"
-        "written to DIR/half\n"
+        "written to PLACE/half\n"
         "PASS\n"
     )
 
 
+@pytest.mark.slow
 def test_build_with_random_data_warns_and_is_unverified(
-    model: Path, folder: Path, plain: Callable[[str], str]
+    model: Path, tmp_path: Path, plain: Callable[[str], str]
 ) -> None:
-    arguments = ("build", model, "--random-data", "--backend", "onnxruntime", "-o", folder / "random")
+    arguments = ("build", model, "--random-data", "--backend", "onnxruntime", "-o", tmp_path / "random")
     result = trtq(*arguments)
     assert result.exit_code == 0
     assert (
@@ -200,8 +197,8 @@ def test_build_with_random_data_warns_and_is_unverified(
     assert json.loads(trtq(*arguments, "--json").stdout)["verdict"] == "unverified"
 
 
-def test_warnings_are_printed_on_one_line_even_when_quiet(model: Path, folder: Path) -> None:
-    arguments = ("build", model, "--backend", "onnxruntime", "-o", folder / "plain", "-q")
+def test_warnings_are_printed_on_one_line_even_when_quiet(model: Path, tmp_path: Path) -> None:
+    arguments = ("build", model, "--backend", "onnxruntime", *QUICK, "-o", tmp_path / "out", "-q")
     result = trtq(*arguments, "--skip", "block1.first.convolution/Convolution")
     assert (result.exit_code, result.stdout) == (0, "")
     assert result.stderr == (
@@ -210,28 +207,33 @@ def test_warnings_are_printed_on_one_line_even_when_quiet(model: Path, folder: P
     )
 
 
-def test_build_takes_trtexecs_spellings(model: Path, folder: Path) -> None:
+@pytest.mark.slow
+def test_build_takes_trtexecs_spellings(model: Path, tmp_path: Path) -> None:
     result = trtq(
-        "build", model, "-o", folder / "shapes", "-q", "--minShapes", "image:1x1x8x8", "--optShapes",
+        "build", model, "-o", tmp_path / "shapes", "-q", "--repair", "none", "--eval-samples", "64",
+        "--minShapes", "image:1x1x8x8", "--optShapes",
         "image:[4,1,8,8]", "--maxShapes", "image:16x1x8x8", "--workspace", "512M", "--compute-capability",
         "sm_89", "--percentile", "99.9",
     )  # fmt: skip
     assert (result.exit_code, result.stdout, result.stderr) == (0, "", "")
-    report = json.loads((folder / "shapes" / "report.json").read_bytes())
+    report = json.loads((tmp_path / "shapes" / "report.json").read_bytes())
     assert report["engine"]["profiles"] == {
         "image": {"min": [1, 1, 8, 8], "opt": [4, 1, 8, 8], "max": [16, 1, 8, 8]}
     }
     assert report["engine"]["targets"] == ["8.9"]
     assert report["calibration"]["method"] == "percentile(percentile=99.9)"
-    settings = json.loads((folder / "shapes" / "manifest.json").read_bytes())["settings"]
+    settings = json.loads((tmp_path / "shapes" / "manifest.json").read_bytes())["settings"]
     assert settings["target"]["workspace_bytes"] == 512 << 20
 
 
 # The exit codes besides 2, which has tests of its own
 
 
-def test_a_failed_gate_is_exit_3_with_the_report_before(model: Path, folder: Path) -> None:
-    result = trtq("build", model, "--backend", "onnxruntime", "-o", folder / "plain", "--min-cosine", "1")
+def test_a_failed_gate_is_exit_3_with_the_report_before_and_again_when_nothing_has_changed(
+    model: Path, tmp_path: Path
+) -> None:
+    arguments = ("--backend", "onnxruntime", *QUICK, "-o", tmp_path / "out", "--min-cosine", "1")
+    result = trtq("build", model, *arguments)
     assert result.exit_code == 3
     assert result.stdout.endswith("FAIL\n")
     last = result.stderr.splitlines()[-1]
@@ -240,25 +242,21 @@ def test_a_failed_gate_is_exit_3_with_the_report_before(model: Path, folder: Pat
         r"worst samples: \d+ \(\d\.\d+\).*",
         last,
     )
-
-
-def test_a_failed_gate_is_exit_3_again_when_nothing_has_changed(model: Path, folder: Path) -> None:
-    arguments = ("build", model, "--backend", "onnxruntime", "-o", folder / "failed", "--min-cosine", "1")
-    assert trtq(*arguments, "-q").exit_code == 3
-    again = trtq(*arguments, "--json", "-q")
+    again = trtq("build", model, *arguments, "--json", "-q")  # nothing has changed
     assert again.exit_code == 3
     assert json.loads(again.stdout)["verdict"] == "fail"
     assert json.loads(again.stdout)["reused"] == ["everything"]
     assert again.stderr.startswith("error: the accuracy gate failed: ")
 
 
-def test_a_failed_build_is_exit_4_with_the_builders_words(model: Path, folder: Path) -> None:
-    result = trtq("build", model, "-o", folder / "none", "--workspace", "1", "-q")
+@pytest.mark.slow
+def test_a_failed_build_is_exit_4_with_the_builders_words(model: Path, tmp_path: Path) -> None:
+    result = trtq("build", model, *QUICK, "-o", tmp_path / "none", "--workspace", "1", "-q")
     assert (result.exit_code, result.stdout) == (4, "")
     assert result.stderr.startswith("error: TensorRT-RTX could not build model.int8.onnx:\n")
     assert "no tactics to implement the operation within workspace limit" in result.stderr
     assert "Traceback" not in result.stderr
-    assert not (folder / "none").exists()
+    assert not (tmp_path / "none").exists()
 
 
 @pytest.mark.parametrize("backend", ["auto", "tensorrt-rtx"])

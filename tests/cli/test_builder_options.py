@@ -11,7 +11,6 @@ from click.testing import CliRunner, Result
 from host_memory import HostMemory
 
 from trtq.cli import main
-from trtq.models.demo import write_demo
 from trtq.pipeline.engine.backends import BACKENDS
 from trtq.pipeline.engine.tensorrt import TensorRt
 
@@ -19,10 +18,8 @@ RTX, CPU = ["--backend", "tensorrt-rtx"], ["--backend", "onnxruntime"]
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("demo")
-    write_demo(folder)
-    return folder / "model.onnx"
+def model(quick_demo: Path) -> Path:
+    return quick_demo / "model.onnx"
 
 
 def trtq(*arguments: str | Path) -> Result:
@@ -113,7 +110,7 @@ def tensorrt10(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(tmp_path)
     backend = TensorRt("tensorrt_10", HostMemory)
     monkeypatch.setattr("trtq.pipeline.engine.backends.BACKENDS", {**BACKENDS, "tensorrt": backend})
-    monkeypatch.setattr("trtq.pipeline.engine.tensorrt.count_gpus", lambda: 1)
+    monkeypatch.setattr("trtq.pipeline.engine.tensorrt.explain_missing_gpu", lambda: "")
     monkeypatch.setattr(TensorRt, "runner", lambda *_: None)
 
 
@@ -137,7 +134,7 @@ def test_an_implicit_build_is_told_as_such(model: Path, tmp_path: Path, tensorrt
     assert result.exit_code == 0
     shown = [" ".join(line.split()) for line in result.stdout.splitlines()]
     assert any(line.endswith("11 of 11 implicitly quantized layers run in INT8") for line in shown)
-    assert "calibrated on 512 samples by TensorRT's own EntropyCalibration2" in shown
+    assert "calibrated on 128 samples by TensorRT's own EntropyCalibration2" in shown
     assert "implicit quantization: as asked; TensorRT 11 has it no more" in shown
     assert "note: TensorRT's own EntropyCalibration2 runs over the data\n" in result.stderr
     assert _manifest(tmp_path / "out")["commands"]["engine"].startswith("trtexec --onnx=model.float.onnx ")
@@ -163,19 +160,13 @@ def test_a_foreign_timing_cache_is_exit_2_and_nothing_is_written(
 ) -> None:
     (tmp_path / "t.cache").write_bytes(b"something else")
     arguments = (
-        "--backend",
-        "tensorrt",
-        "-q",
-        "-o",
-        tmp_path / "out",
-        "--timing-cache",
-        tmp_path / "t.cache",
-    )
+        "--backend", "tensorrt", "-q", "-o", tmp_path / "out", "--timing-cache", tmp_path / "t.cache",
+    )  # fmt: skip
     result = trtq("build", model, *arguments)
     assert (result.exit_code, result.stdout) == (2, "")
     assert result.stderr == (
-        f"error: {tmp_path / 't.cache'} is no timing cache of TensorRT 10.16.1.11 on this GPU; give another "
-        "file with --timing-cache\n"
+        f"error: {tmp_path / 't.cache'} is not a timing cache of TensorRT 10.16.1.11 on this GPU; "
+        "give another file with --timing-cache\n"
     )
     assert not (tmp_path / "out").exists()
 

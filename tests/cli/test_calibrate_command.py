@@ -13,7 +13,6 @@ from trtq.calibrators.statistics_file import read_statistics
 from trtq.cli import calibrate as calibrate_module
 from trtq.cli import main
 from trtq.errors import ArtifactError
-from trtq.models.demo import write_demo
 
 
 def trtq(*arguments: str | Path) -> Result:
@@ -22,10 +21,8 @@ def trtq(*arguments: str | Path) -> Result:
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("demo")
-    write_demo(folder)
-    return folder / "model.onnx"
+def model(quick_demo: Path) -> Path:
+    return quick_demo / "model.onnx"
 
 
 def test_statistics_give_the_same_ranges_without_the_data(model: Path, tmp_path: Path) -> None:

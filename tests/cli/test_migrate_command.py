@@ -12,7 +12,6 @@ from click.testing import CliRunner, Result
 from trtq.cli import main
 from trtq.cli.migrate import command
 from trtq.errors import ArtifactError, GateError
-from trtq.models.demo import write_demo
 from trtq.pipeline.deliver.report import read_report
 
 SCALES = [
@@ -26,10 +25,8 @@ TAIL = (
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("demo")
-    write_demo(folder)
-    return folder / "model.onnx"
+def model(quick_demo: Path) -> Path:
+    return quick_demo / "model.onnx"
 
 
 @pytest.fixture
@@ -57,7 +54,7 @@ def test_a_cache_is_migrated(model: Path, old: Path, tmp_path: Path) -> None:
     assert lines[:4] == [
         "10 scales taken from 13 of EntropyCalibration2 of TensorRT 8.6.1, exactly",
         "keys of tensors that no quantized layer reads: 1 (-v names them)",
-        "keys that are no tensors of the model: 2 (-v names them)",
+        "keys that are not tensors of the model: 2 (-v names them)",
         f"model.onnx INT8 + FP32 {read_report(tmp_path / 'out' / 'report.json').backend}",
     ]
     assert lines[-2:] == [f"written to {tmp_path / 'out'}", "PASS"]
@@ -80,7 +77,7 @@ def test_every_key_is_named_with_v(model: Path, old: Path, tmp_path: Path) -> No
         "head/Gemm",
         "keys of tensors that no quantized layer reads: 1",
         "block1/Add_output_0",
-        "keys that are no tensors of the model: 2",
+        "keys that are not tensors of the model: 2",
         "(Unnamed Layer* 8) [Constant]_output: a tensor that TensorRT made itself",
         "head.weight: a constant",
     ]

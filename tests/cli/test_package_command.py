@@ -9,9 +9,6 @@ import pytest
 from click.testing import CliRunner, Result
 
 from trtq.cli import main
-from trtq.models.demo import write_demo
-from trtq.pipeline.build import build
-from trtq.pipeline.engine.target import Target
 
 
 def trtq(*arguments: str | Path) -> Result:
@@ -20,10 +17,8 @@ def trtq(*arguments: str | Path) -> Result:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    write_demo(tmp_path_factory.mktemp("demo"))
-    model = tmp_path_factory.getbasetemp() / "demo0" / "model.onnx"
-    return Path(build(model, target=Target(backend="onnxruntime")).output)
+def folder(demo_onnxruntime: Path) -> Path:
+    return demo_onnxruntime / "model.trtq"
 
 
 def test_a_version_is_added_and_told(folder: Path, tmp_path: Path) -> None:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
 
 from trtq.cli import main
-from trtq.models.demo import write_demo
-from trtq.pipeline.build import build
-from trtq.pipeline.engine.target import Target
+
+FEW = ("--calib-samples", "16")
 
 
 def trtq(*arguments: str | Path) -> Result:
@@ -18,11 +18,9 @@ def trtq(*arguments: str | Path) -> Result:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("demo")
-    write_demo(folder)
-    build(folder / "model.onnx", target=Target(backend="onnxruntime"))
-    return folder / "model.trtq"
+def folder(tmp_path_factory: pytest.TempPathFactory, demo_build: tuple[Path, Result]) -> Path:
+    """A copy of the demo's build, the demo beside it."""
+    return shutil.copytree(demo_build[0], tmp_path_factory.mktemp("report") / "demo") / "model.trtq"
 
 
 def test_the_page_is_written_beside_the_folder(folder: Path) -> None:
@@ -38,10 +36,13 @@ def test_it_goes_where_it_is_told_to(folder: Path, tmp_path: Path) -> None:
     assert (tmp_path / "r.html").stat().st_size > 10_000
 
 
+@pytest.mark.slow
 def test_it_shows_what_was_measured(folder: Path, tmp_path: Path) -> None:
     found = tmp_path / "s.json"
     assert (
-        trtq("sensitivity", folder.parent / "model.onnx", "--eval-samples", "8", "-q", "-o", found).exit_code
+        trtq(
+            "sensitivity", folder.parent / "model.onnx", "--eval-samples", "8", *FEW, "-q", "-o", found
+        ).exit_code
         == 0
     )
     assert trtq("report", folder, "--sensitivity", found, "-o", tmp_path / "r.html").exit_code == 0

@@ -17,12 +17,10 @@ from click.testing import CliRunner, Result
 
 from trtq.calibrators.ranges import read_ranges
 from trtq.cli import main
-from trtq.models.demo import write_demo
-from trtq.pipeline.build import build
 from trtq.pipeline.engine.backends import BACKENDS
-from trtq.pipeline.engine.target import Target
 
 METHOD = "method(...)"
+FEW = ("--samples", "64")
 
 
 def trtq(*arguments: str | Path) -> Result:
@@ -31,10 +29,8 @@ def trtq(*arguments: str | Path) -> Result:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("demo")
-    write_demo(folder)
-    return folder
+def folder(demo_build: tuple[Path, Result]) -> Path:
+    return demo_build[0]
 
 
 @pytest.fixture(scope="module")
@@ -43,10 +39,8 @@ def model(folder: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def built(model: Path) -> Path:
-    """A build of the demo, without an engine but otherwise as with TensorRT."""
-    target = Target(backend="onnxruntime", high_precision="fp16")
-    return Path(build(model, target=target).output)
+def built(folder: Path) -> Path:
+    return folder / "model.trtq"
 
 
 @pytest.fixture
@@ -68,18 +62,20 @@ def plain(folder: Path) -> Callable[[str], str]:
 # calibrate, quantize, compare
 
 
+@pytest.mark.slow
 def test_calibrate_writes_the_ranges_of_the_build(
-    model: Path, built: Path, folder: Path, plain: Callable[[str], str]
+    model: Path, built: Path, tmp_path: Path, plain: Callable[[str], str]
 ) -> None:
-    result = trtq("calibrate", model, "-o", folder / "ranges.json")
+    result = trtq("calibrate", model, "-o", tmp_path / "ranges.json")
     assert result.exit_code == 0
     count = len(read_ranges(built / "ranges.json").tensors)
     assert plain(result.stdout) == (
         f"{count} tensors over 512 samples by {METHOD}\n"
-        "repairs: ...; # -> # dB SQNR on 64 calibration samples held back\nwritten to DIR/ranges.json\n"
+        "repairs: ...; # -> # dB SQNR on 64 calibration samples held back\n"
+        f"written to {tmp_path / 'ranges.json'}\n"
     )
     assert result.stderr == "note: raised the opset from 18 to 19\n"
-    assert read_ranges(folder / "ranges.json") == read_ranges(built / "ranges.json")
+    assert read_ranges(tmp_path / "ranges.json") == read_ranges(built / "ranges.json")
 
 
 def test_calibrate_prints_the_ranges_alone_as_json_and_nothing_when_quiet(
@@ -113,12 +109,12 @@ def test_calibrate_finds_out_at_once_that_it_cannot_write(model: Path, tmp_path:
 
 
 def test_quantize_writes_the_model_of_the_build(
-    model: Path, built: Path, folder: Path, plain: Callable[[str], str]
+    model: Path, built: Path, tmp_path: Path, plain: Callable[[str], str]
 ) -> None:
-    result = trtq("quantize", model, "--ranges", built / "ranges.json")
+    result = trtq("quantize", shutil.copy(model, tmp_path), "--ranges", built / "ranges.json")
     assert result.exit_code == 0
-    assert plain(result.stdout) == "written to DIR/model.int8.onnx # kB\n"
-    assert onnx.load(folder / "model.int8.onnx") == onnx.load(built / "model.int8.onnx")
+    assert plain(result.stdout.replace(str(tmp_path), "PLACE")) == "written to PLACE/model.int8.onnx # kB\n"
+    assert onnx.load(tmp_path / "model.int8.onnx") == onnx.load(built / "model.int8.onnx")
 
 
 def test_quantize_prints_the_path_alone_as_json_and_nothing_when_quiet(
@@ -137,7 +133,8 @@ def test_quantize_needs_ranges(model: Path, built: Path) -> None:
     result = trtq("quantize", model, "--ranges", built / "none.json")
     assert result.exit_code == 2
     assert (
-        result.stderr == f"error: cannot read the ranges {built / 'none.json'}: No such file or directory\n"
+        result.stderr
+        == f"error: cannot read the ranges file {built / 'none.json'}: No such file or directory\n"
     )
 
 
@@ -164,17 +161,17 @@ def test_compare_without_labels_takes_any_data(model: Path, folder: Path, tmp_pa
 
 
 def test_compare_prints_one_document_as_json_and_nothing_when_quiet(model: Path, built: Path) -> None:
-    shown = json.loads(trtq("compare", model, built / "model.int8.onnx", "--json").stdout)
-    assert (shown["verdict"], shown["reasons"], shown["num_samples"]) == ("pass", [], 600)
+    shown = json.loads(trtq("compare", model, built / "model.int8.onnx", *FEW, "--json").stdout)
+    assert (shown["verdict"], shown["reasons"], shown["num_samples"]) == ("pass", [], 64)
     assert shown["outputs"][0]["reference"] == "model.onnx"
-    same = json.loads(trtq("compare", model, model, "--json").stdout)
+    same = json.loads(trtq("compare", model, model, *FEW, "--json").stdout)
     assert same["outputs"][0]["sqnr_db"] is None  # infinite, which JSON does not have
-    quiet = trtq("compare", model, built / "model.int8.onnx", "-q")
+    quiet = trtq("compare", model, built / "model.int8.onnx", *FEW, "-q")
     assert (quiet.exit_code, quiet.stdout, quiet.stderr) == (0, "", "")
 
 
 def test_compare_has_the_gate_too(model: Path, built: Path) -> None:
-    result = trtq("compare", model, built / "model.int8.onnx", "-q", "--min-cosine", "1")
+    result = trtq("compare", model, built / "model.int8.onnx", *FEW, "-q", "--min-cosine", "1")
     assert (result.exit_code, result.stdout) == (3, "")
     assert result.stderr.startswith("error: the accuracy gate failed: output 'logits' has cosine ")
     assert "the gate wants 1; worst samples: " in result.stderr
@@ -241,9 +238,9 @@ def test_inspect_shows_a_build_folder_and_its_damage(
 ) -> None:
     shown = plain(trtq("inspect", built).stdout)
     assert shown.startswith(
-        "model.onnx INT8 + FP16 onnxruntime #\naccuracy FP32 # FP16 # INT8 # on 600 samples\n"
+        "model.onnx INT8 + FP16 tensorrt-rtx #\naccuracy FP32 # FP16 # INT8 # on 600 samples\n"
     )
-    assert shown.endswith("written to DIR/model.trtq\nPASS\nfiles: as built\n")
+    assert "\nPASS\nfiles: as built\n" in shown
     spoilt = shutil.copytree(built, tmp_path / "spoilt")
     (spoilt / "model.int8.onnx").write_bytes(b"")
     assert trtq("inspect", spoilt).stdout.endswith("files: NOT AS BUILT  changed: model.int8.onnx\n")

@@ -9,7 +9,7 @@ import pytest
 
 from trtq.models.demo import write_demo
 from trtq.pipeline.bench.benchmark import bench
-from trtq.pipeline.bench.runnables import Runs
+from trtq.pipeline.bench.runnables import RunOptions
 from trtq.pipeline.bench.turns import Schedule
 from trtq.pipeline.build import build
 from trtq.pipeline.engine.backends import BACKENDS
@@ -32,7 +32,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _check(folder: Path, module: str) -> None:
-    result = bench(folder, runs=Runs(device="cpu"), schedule=_QUICK)
+    result = bench(folder, options=RunOptions(device="cpu"), schedule=_QUICK)
     assert result.skipped == ()
     engine = next(item for item in result.measured if item.name == "int8 engine")
     assert engine.runtime.startswith(f"{module} ")
@@ -40,7 +40,7 @@ def _check(folder: Path, module: str) -> None:
     assert 0 < engine.latency.min_ms <= engine.latency.p50_ms <= engine.latency.p99_ms
     assert engine.costs.gpu_bytes is not None
     assert result.machine.gpu
-    plain = bench(folder / "model.engine", runs=Runs(graph=False), schedule=_QUICK)
+    plain = bench(folder / "model.engine", options=RunOptions(graph=False), schedule=_QUICK)
     assert [item.graph for item in plain.measured] == ["not asked for"]
 
 

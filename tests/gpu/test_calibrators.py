@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from trtq.calibrators.batches import Batches, Feed
 from trtq.calibrators.device import CudaMemory
-from trtq.calibrators.tensorrt import Feeder
+from trtq.calibrators.tensorrt import BatchCalibrator
 from trtq.errors import BuildError, MissingDependency
 
 pytestmark = pytest.mark.gpu
@@ -62,15 +62,15 @@ def test_buffers_do_not_touch_each_other(memory: CudaMemory) -> None:
 
 def test_every_batch_lies_in_the_same_place(memory: CudaMemory) -> None:
     feeds = [_feed(number) for number in range(3)]
-    feeder = Feeder(Batches(lambda: iter(feeds), "random", None), memory, SHAPES)
+    feeder = BatchCalibrator(Batches(lambda: iter(feeds), "random", None), memory, SHAPES)
     places = set()
     for feed in feeds:
-        pointers = feeder.next(["ids", "image"])
+        pointers = feeder.get_batch(["ids", "image"])
         assert pointers is not None
         places.add(tuple(pointers))
         for name, pointer in zip(["ids", "image"], pointers, strict=True):
             assert np.array_equal(_read_back(pointer, feed.arrays[name]), feed.arrays[name])
-    assert feeder.next(["ids", "image"]) is None
+    assert feeder.get_batch(["ids", "image"]) is None
     assert len(places) == 1
     feeder.raise_if_wrong()
 

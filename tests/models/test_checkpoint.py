@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import importlib
 from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch as files
 import torch
 
 from trtq.errors import ModelError
@@ -35,13 +35,12 @@ def test_a_state_is_found_under_its_usual_keys_and_prefixes(wrap: Any, prefix: s
 
 
 def test_safetensors_are_read(tmp_path: Path) -> None:
-    files = importlib.import_module("safetensors.torch")
     source, target = net(), net()
     files.save_file(source.state_dict(), tmp_path / "c.safetensors")
     load_weights(target, tmp_path / "c.safetensors")
     assert same(source, target)
     (tmp_path / "c.safetensors").write_bytes(b"no")
-    with pytest.raises(ModelError, match="is no safetensors file"):
+    with pytest.raises(ModelError, match="is not a safetensors file"):
         load_weights(target, tmp_path / "c.safetensors")
 
 
@@ -93,7 +92,7 @@ def test_a_pickle_is_refused_unless_it_is_trusted(tmp_path: Path) -> None:
     ("content", "message"),
     [
         (None, "there is no file"),
-        (b"junk", r"holds more than tensors|is no PyTorch checkpoint"),
+        (b"junk", r"holds more than tensors|is not a PyTorch checkpoint"),
         ([1], "holds no state_dict"),
     ],
 )

@@ -23,7 +23,7 @@ def test_an_input_by_its_text(text: str, found: ModuleInput) -> None:
 
 @pytest.mark.parametrize("text", ["", "x", "x:", ":3x3", "x:3xx3", "x:0x3", "x:nx3", "x:3,3", "x:-1x3"])
 def test_what_tells_no_input_is_refused(text: str) -> None:
-    with pytest.raises(UsageError, match=r"tells no input; write name:Nx3x224x224:float32"):
+    with pytest.raises(UsageError, match=r"is not an input; write name:Nx3x224x224:float32"):
         parse_input(text)
 
 
@@ -62,5 +62,5 @@ def test_an_array_fits_where_dims_are_open() -> None:
 
 def test_sizes_by_their_texts() -> None:
     assert parse_sizes(("H=256", "L=16")) == {"H": 256, "L": 16}
-    with pytest.raises(UsageError, match=r"'H=' gives no size; write NAME=SIZE"):
+    with pytest.raises(UsageError, match=r"'H=' is not a size; write NAME=SIZE"):
         parse_sizes(("H=",))

@@ -20,6 +20,7 @@ from trtq.pipeline.graph.load import load
 from trtq.pipeline.graph.placement import place
 from trtq.pipeline.graph.quantized import find_quantized_layers
 
+pytestmark = pytest.mark.usefixtures("torchlib_is_read_once")
 NAMES: dict[str, Any] = {"input_names": ["image"], "output_names": ["logits"]}
 
 
@@ -57,6 +58,7 @@ def amax(net: Any, images: Any, tmp_path_factory: pytest.TempPathFactory) -> dic
     return found
 
 
+@pytest.mark.slow
 def test_the_exported_pairs_stand_where_placement_puts_them(
     net: Any, images: Any, amax: dict[str, float], tmp_path: Path
 ) -> None:
@@ -129,7 +131,7 @@ def test_skipped_nodes_stay_float(net: Any, amax: dict[str, float]) -> None:
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        ({"nowhere/Conv": 1.0}, r"'nowhere/Conv' is no layer or addition of this module"),
+        ({"nowhere/Conv": 1.0}, r"'nowhere/Conv' is not a layer or addition of this module"),
         ({"stem.conv/Conv": 0.0}, r"the range of 'stem.conv/Conv' is 0.0; it must be positive"),
         ({"pool/MaxPool": 1.0}, r"'pool' is a MaxPool2d, whose weights trtq does not quantize"),
     ],

@@ -118,7 +118,7 @@ def test_a_module_by_its_import_path(target: str, here: Path) -> None:
         ("nets:wrong", r"'nets:wrong' returned a int, not an nn.Module"),
         (
             "nets:absent",
-            r"'nets:absent' fails: KeyError: 'depth', at .*nets.py, line 8: `def.*; mend it",
+            r"'nets:absent' fails: KeyError: 'depth', at .*nets.py, line 8: `def.*; fix it, or name another",
         ),
         ("leaves:net", r"'leaves:net' does not import: SystemExit: 3, at .*leaves.py, line 1"),
         ("syntax:net", r"does not import: SyntaxError: .*, at .*syntax.py, line 1: `def f\(:`"),
@@ -150,7 +150,7 @@ def test_a_file_of_python_is_named_as_it_is_imported(target: str, here: Path) ->
 
 @pytest.mark.parametrize("target", ["resnet18", ":net", "nets:"])
 def test_a_target_of_no_known_form_is_a_usage_error(target: str, here: Path) -> None:
-    with pytest.raises(UsageError, match=r"is no target to export; write package.module:callable"):
+    with pytest.raises(UsageError, match=r"cannot be exported; write package.module:callable"):
         load_module(target, pretrained=True)
 
 
@@ -207,13 +207,13 @@ def test_files_by_what_they_hold(here: Path) -> None:
     torch.export.save(program, here / "net.pt2")
     assert load_module("net.pt2", pretrained=True).inputs == (ModuleInput("input", ("N", 3)),)
     (here / "junk.pt2").write_bytes(b"junk")
-    with pytest.raises(ModelError, match=r"junk\.pt2 is no exported program"):
+    with pytest.raises(ModelError, match=r"junk\.pt2 is not an exported program"):
         load_module("junk.pt2", pretrained=True)
 
 
 def test_a_pickled_module_is_refused_unless_it_is_trusted(here: Path) -> None:
     torch.save(torch.nn.Linear(3, 2), here / "net.pt")
-    with pytest.raises(ModelError, match=r"net.pt is no TorchScript module; .* add --trust"):
+    with pytest.raises(ModelError, match=r"net.pt is not a TorchScript module; .* add --trust"):
         load_module("net.pt", pretrained=True)
     assert isinstance(load_module("net.pt", pretrained=True, trust=True).module, torch.nn.Linear)
     torch.save({"a": torch.zeros(1)}, here / "state.pt")

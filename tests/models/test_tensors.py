@@ -42,9 +42,7 @@ def test_a_tensor_in_memory_is_itself() -> None:
 def test_a_file_that_has_gone_or_shrunk_is_told(tmp_path: Path) -> None:
     tensor = external(tmp_path, np.zeros(4, np.float32), offset=0)
     (tmp_path / "w.data").write_bytes(b"short")
-    with pytest.raises(
-        ModelError, match=r"the weights of 'w' end early in .*w\.data; it was changed meanwhile"
-    ):
+    with pytest.raises(ModelError, match=r"the weights of 'w' end early in .*w\.data; it has been changed"):
         read_values(tensor)
     (tmp_path / "w.data").unlink()
     message = f"cannot read the weights of 'w' from {tmp_path / 'w.data'}: No such file or directory"

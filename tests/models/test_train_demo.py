@@ -1,4 +1,4 @@
-"""Tests of training the demo model; they need PyTorch and scikit-learn: `pip install 'trtq[export]'`."""
+"""Tests of training the demo model."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ import pytest
 import torch
 
 from trtq.models import train_demo
+
+pytestmark = pytest.mark.usefixtures("torchlib_is_read_once")
 
 IMAGES = np.random.default_rng(0).integers(0, 17, (20, 8, 8), dtype=np.uint8)
 LABELS = np.arange(20) % 10
@@ -53,6 +55,7 @@ def test_an_image_becomes_a_sample_between_zero_and_one() -> None:
     assert torch.all(batch == 1)
 
 
+@pytest.mark.slow
 def test_the_command_writes_a_model_and_the_data_that_is_shipped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

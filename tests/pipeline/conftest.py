@@ -240,7 +240,7 @@ def tensorrt_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable
 @pytest.fixture
 def one_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """Has the backend believe in a GPU of compute capability 8.9."""
-    monkeypatch.setattr("trtq.pipeline.engine.tensorrt.count_gpus", lambda: 1)
+    monkeypatch.setattr("trtq.pipeline.engine.tensorrt.explain_missing_gpu", lambda: "")
     monkeypatch.setattr("trtq.pipeline.engine.tensorrt.find_compute_capability", lambda: "8.9")
     monkeypatch.setattr("trtq.pipeline.build.keys.find_compute_capability", lambda: "8.9")
 
@@ -301,7 +301,8 @@ def _runner(backend: TensorRt, plan: bytes, name: str) -> Any:
 
 
 def _run_in_onnx_runtime(model: Path, name: str) -> Any:
-    polygraphy = importlib.import_module("polygraphy.backend.onnxrt")
+    from polygraphy.backend import onnxrt as polygraphy
+
     return polygraphy.OnnxrtRunner(open_session(model, optimize=False), name=name)
 
 

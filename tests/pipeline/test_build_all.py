@@ -47,7 +47,7 @@ def together(events: Sequence[tuple[str, int]]) -> list[set[int]]:
 
 
 def test_every_job_runs_and_tells_how_it_ended(tmp_path: Path) -> None:
-    jobs = [CommandJob("good", VERSION, 1), CommandJob("bad", ("inspect", str(tmp_path / "nothing")), 1)]
+    jobs = [CommandJob(VERSION, 1), CommandJob(("inspect", str(tmp_path / "nothing")), 1)]
     _, outcomes = events_of(jobs, Limits(2, 10))
     assert (outcomes[0].exit_code, outcomes[0].stderr) == (0, "")
     assert outcomes[0].stdout == f"trtq, version {version('trtq')}\n"
@@ -58,7 +58,7 @@ def test_every_job_runs_and_tells_how_it_ended(tmp_path: Path) -> None:
 
 def test_jobs_keep_within_their_number_and_the_memory() -> None:
     sizes = [3, 3, 3, 2, 1]
-    jobs = [CommandJob(str(number), VERSION, size) for number, size in enumerate(sizes)]
+    jobs = [CommandJob(VERSION, size) for number, size in enumerate(sizes)]
     events, outcomes = events_of(jobs, Limits(3, 7))
     assert sorted(outcomes) == [0, 1, 2, 3, 4]
     assert events[:3] == [("began", 0), ("began", 1), ("began", 4)]  # 2 and 3 do not fit yet, 4 does
@@ -69,9 +69,9 @@ def test_jobs_keep_within_their_number_and_the_memory() -> None:
 
 def test_a_job_that_needs_more_than_there_is_runs_alone() -> None:
     jobs = [
-        CommandJob("small", VERSION, 1),
-        CommandJob("large", VERSION, 100),
-        CommandJob("small", VERSION, 1),
+        CommandJob(VERSION, 1),
+        CommandJob(VERSION, 100),
+        CommandJob(VERSION, 1),
     ]
     events, outcomes = events_of(jobs, Limits(3, 10))
     assert sorted(outcomes) == [0, 1, 2]
@@ -80,7 +80,7 @@ def test_a_job_that_needs_more_than_there_is_runs_alone() -> None:
 
 
 def test_only_one_job_at_a_time_measures_on_the_gpu() -> None:
-    jobs = [CommandJob(str(number), VERSION, 1, needs_gpu=number != 1) for number in range(4)]
+    jobs = [CommandJob(VERSION, 1, needs_gpu=number != 1) for number in range(4)]
     events, outcomes = events_of(jobs, Limits(4, 10))
     assert sorted(outcomes) == [0, 1, 2, 3]
     for pair in combinations((0, 2, 3), 2):
@@ -117,7 +117,7 @@ def test_an_interruption_ends_the_jobs_and_they_clear_up(slow: tuple[str, ...], 
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run_jobs([CommandJob("slow", slow, 1)], Limits(1, 1), begun, lambda number, outcome: None)
+        run_jobs([CommandJob(slow, 1)], Limits(1, 1), begun, lambda number, outcome: None)
     assert not Path(f"/proc/{pids[0]}").exists()
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted({*before, "begun"})
 

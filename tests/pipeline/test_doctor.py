@@ -97,8 +97,8 @@ def test_an_empty_package_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     ("driver", "told"),
     [
         (Driver(0, 2), "2 CUDA devices"),
-        (Driver(100, 0), "an NVIDIA driver without a usable GPU: engines can be built here, not run"),
-        (None, "no NVIDIA driver: engines can be built here, not run"),
+        (Driver(100, 0), "the NVIDIA driver shows no usable GPU: engines can be built here, not run"),
+        (None, "there is no NVIDIA driver: engines can be built here, not run"),
     ],
 )
 def test_the_gpu_is_asked_of_the_driver(

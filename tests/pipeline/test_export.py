@@ -21,6 +21,8 @@ from trtq.models.target import LoadedModule, import_from_here
 from trtq.pipeline.export import ExportOptions, export
 from trtq.progress import Log, Silent
 
+pytestmark = pytest.mark.usefixtures("torchlib_is_read_once")
+
 _NETS = """
 import torch
 from torch import nn
@@ -183,7 +185,7 @@ def test_the_usual_length_of_the_settings_is_the_examples(
     exported = export("hf:short", here / "net.onnx", watcher=log)
     assert (exported.num_compared, axes(here / "net.onnx")) == (4, ["N", "L", 3])
     assert read_spec(here / "net.toml").inputs == loaded.spec.inputs
-    assert any(warning.startswith("nobody knows its mean; tell it in ") for warning in log.warnings)
+    assert any(warning.startswith("nobody knows its mean; set them in ") for warning in log.warnings)
 
 
 def test_a_large_model_keeps_its_weights_beside_it(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -196,7 +198,7 @@ def test_what_cannot_be_written_or_told_is_refused(here: Path) -> None:
     (here / "folder").mkdir()
     with pytest.raises(ArtifactError, match=r"it is a folder; name a file in it"):
         export("export_nets:Net", here / "folder")
-    with pytest.raises(UsageError, match=r"input 'x' is told twice"):
+    with pytest.raises(UsageError, match=r"input 'x' is given twice"):
         ExportOptions(inputs=(*X, *X))
 
 

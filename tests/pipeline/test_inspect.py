@@ -17,23 +17,18 @@ from trtq.calibrators.ranges import Ranges
 from trtq.errors import ArtifactError, ModelError, UsageError
 from trtq.files import hash_file
 from trtq.json import to_plain
-from trtq.models.demo import write_demo
-from trtq.pipeline.build import build
-from trtq.pipeline.deliver.report import Report
-from trtq.pipeline.engine.target import Target
+from trtq.pipeline.deliver.report import Report, read_report
 from trtq.pipeline.inspect import FolderSummary, ModelSummary, inspect
 
 
 @pytest.fixture(scope="module")
-def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("demo")
-    write_demo(folder)
-    return folder / "model.onnx"
+def demo(demo_onnxruntime: Path) -> Path:
+    return demo_onnxruntime / "model.onnx"
 
 
 @pytest.fixture(scope="module")
-def built(demo: Path) -> Report:
-    return build(demo, target=Target(backend="onnxruntime"))
+def built(demo_onnxruntime: Path) -> Report:
+    return read_report(demo_onnxruntime / "model.trtq" / "report.json")
 
 
 def test_a_float_model_tells_what_a_build_would_do(demo: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import importlib
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,13 +13,14 @@ import numpy as np
 import pytest
 
 from trtq.errors import ArtifactError, MissingDependency
+from trtq.files import hash_file
 from trtq.models.session import open_session
 from trtq.models.spec import CalibrationSpec, ModelSpec
 from trtq.pipeline import load as module
 from trtq.pipeline.build import build
 from trtq.pipeline.compare import compare
 from trtq.pipeline.deliver.manifest import read_manifest, to_json
-from trtq.pipeline.engine.backend import BuilderOptions, BuildRequest, BuiltEngine
+from trtq.pipeline.engine.backend import Backend, BuilderOptions, BuildRequest, BuiltEngine
 from trtq.pipeline.engine.backends import BACKENDS
 from trtq.pipeline.engine.onnxruntime import OnnxRuntime
 from trtq.pipeline.engine.target import Target
@@ -28,7 +29,7 @@ from trtq.pipeline.sign import sign
 
 
 @dataclass
-class Builder:
+class Builder(Backend):
     """A backend with a plan; it runs an engine by running the model that it was built from."""
 
     number: str = "10.3.0"
@@ -38,18 +39,11 @@ class Builder:
     name = "tensorrt"
     runs_fp16 = False
 
-    @property
-    def lacks(self) -> dict[str, str]:
-        return {}
-
     def version(self) -> str:
         return self.number
 
     def why_not(self) -> str:
         return self.reason
-
-    def takes_types(self) -> bool:
-        return True
 
     def build(self, request: BuildRequest) -> BuiltEngine:
         self.model = self.model or request.model.rename(request.model.with_suffix(".kept"))
@@ -61,7 +55,8 @@ class Builder:
     def runner(self, plan: bytes, name: str) -> Any:
         if not self.runs:
             return None
-        polygraphy = importlib.import_module("polygraphy.backend.onnxrt")
+        from polygraphy.backend import onnxrt as polygraphy
+
         assert self.model is not None
         return polygraphy.OnnxrtRunner(lambda: open_session(self.model, optimize=False), name=name)
 
@@ -229,6 +224,32 @@ def test_a_model_whose_weights_were_changed_is_refused(model: Path, spec: ModelS
     (folder / "model.int8.onnx.data").write_bytes(b"others")
     with pytest.raises(ArtifactError, match=r"model\.int8\.onnx\.data is not the file that was built"):
         load(folder)
+
+
+@pytest.mark.parametrize("path", ["../model.engine", "/etc/passwd", "a/model.engine", "..", ""])
+def test_an_engine_outside_the_folder_is_refused(
+    path: str, model: Path, spec: ModelSpec, backend: Builder
+) -> None:
+    folder = _built(model, spec, backend)
+    report = json.loads((folder / "report.json").read_bytes())
+    report["engine"]["path"] = path
+    (folder / "report.json").write_text(json.dumps(report))
+    manifest = read_manifest(folder)
+    outputs = {**manifest.outputs, "report.json": hash_file(folder / "report.json")}
+    (folder / "manifest.json").write_bytes(to_json(replace(manifest, outputs=outputs)))
+    with pytest.raises(
+        ArtifactError,
+        match=rf"report\.json names the engine '{path}', which is not a file of the folder; build again$",
+    ):
+        load(folder)
+
+
+def test_a_model_that_changes_after_it_was_loaded_is_not_run(model: Path, spec: ModelSpec) -> None:
+    engine = load(build(model, spec=spec, target=Target(backend="onnxruntime")).output)
+    assert engine.onnx is not None
+    engine.onnx.write_bytes(model.read_bytes())
+    with pytest.raises(ArtifactError, match=r"model\.int8\.onnx was changed since it was loaded; load the"):
+        engine.runner("engine")
 
 
 def test_an_engine_is_loaded_by_the_key_that_signed_it(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import shutil
 from collections.abc import Callable
@@ -12,11 +11,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from google.protobuf import text_format
+from tritonclient.grpc import model_config_pb2
 
 from trtq.errors import ArtifactError, DataError, GateError, UsageError
 from trtq.files import hash_file
-from trtq.models.demo import write_demo
-from trtq.models.spec import AccuracySpec, CalibrationSpec, ModelSpec
+from trtq.models.spec import AccuracySpec, CalibrationSpec, ModelSpec, QuantizationSpec
 from trtq.pipeline.build import build
 from trtq.pipeline.deliver.manifest import read_manifest, to_json
 from trtq.pipeline.deliver.triton.config import Serving
@@ -30,11 +30,9 @@ Install = Callable[[str], None]
 
 
 @pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def built(demo_onnxruntime: Path) -> Path:
     """The demo, built for ONNX Runtime."""
-    place = tmp_path_factory.mktemp("demo")
-    write_demo(place)
-    return Path(build(place / "model.onnx", target=Target(backend="onnxruntime")).output)
+    return demo_onnxruntime / "model.trtq"
 
 
 @pytest.fixture
@@ -61,9 +59,7 @@ def folder(onnx_folder: Path) -> Path:
 
 def config_of(done: Package, name: str) -> Any:
     text = (Path(done.repository) / name / "config.pbtxt").read_text()
-    schema = importlib.import_module("tritonclient.grpc.model_config_pb2")
-    text_format = importlib.import_module("google.protobuf.text_format")
-    return text_format.Parse(text, schema.ModelConfig())
+    return text_format.Parse(text, model_config_pb2.ModelConfig())
 
 
 def rewrite(folder: Path, name: str, change: Callable[[dict[str, Any]], None]) -> None:
@@ -127,7 +123,10 @@ def test_a_model_that_shall_not_batch_warms_up_with_a_whole_batch(folder: Path, 
 
 def test_the_next_build_is_the_next_version(small: Path, install: Install, tmp_path: Path) -> None:
     install(TEN)
-    spec = ModelSpec(calibration=CalibrationSpec(data=str(small.parent / "data.npz")))
+    spec = ModelSpec(
+        calibration=CalibrationSpec(data=str(small.parent / "data.npz"), method="minmax"),
+        quantization=QuantizationSpec(repair=("none",)),
+    )
     target = Target(backend="tensorrt")
     folder = build(small, spec=spec, target=target).output
     assert [item.is_new for item in package(folder, tmp_path / "models").models] == [True]

@@ -15,7 +15,7 @@ from trtq.pipeline.sensitivity import sensitivity
 from trtq.progress import Silent
 
 
-class Told(Silent):
+class RecordingWatcher(Silent):
     """A watcher that remembers, and may end the work after so many samples."""
 
     def __init__(self) -> None:
@@ -41,7 +41,7 @@ def spec(small: Path) -> ModelSpec:
 
 
 def test_every_layer_is_measured_alone_and_left_out(small: Path, spec: ModelSpec) -> None:
-    told = Told()
+    told = RecordingWatcher()
     found = sensitivity(small, spec=spec, watcher=told)
     assert told.stages[-1] == ("Measuring layers", 2 * 16)
     assert told.samples == 2 * 16
@@ -61,7 +61,7 @@ def test_every_layer_is_measured_alone_and_left_out(small: Path, spec: ModelSpec
 
 def test_what_is_complete_is_shown_without_any_work(small: Path, spec: ModelSpec) -> None:
     found = sensitivity(small, spec=spec)
-    told = Told()
+    told = RecordingWatcher()
     assert sensitivity(small, spec=spec, watcher=told) == found
     assert [text for text, _ in told.stages] == ["Loading"]
     assert told.notes[-1].endswith("small.sensitivity.json holds all 2 layers: nothing has changed")
@@ -71,7 +71,7 @@ def test_work_that_was_ended_goes_on(small: Path, spec: ModelSpec) -> None:
     path = small.parent / "half.json"
     whole = sensitivity(small, spec=spec, output=path)
     path.write_bytes(to_json(replace(whole, layers=whole.layers[:1])))
-    told = Told()
+    told = RecordingWatcher()
     assert sensitivity(small, spec=spec, output=path, watcher=told) == whole
     assert told.stages[-1] == ("Measuring layers", 16)
     assert f"goes on after 1 of 2 layers of {path}" in told.notes
@@ -80,7 +80,7 @@ def test_work_that_was_ended_goes_on(small: Path, spec: ModelSpec) -> None:
 def test_other_data_is_measured_anew(small: Path, spec: ModelSpec) -> None:
     sensitivity(small, spec=spec)
     np.savez(small.parent / "data.npz", x=np.ones((8, 3, 8, 8), np.float32))
-    told = Told()
+    told = RecordingWatcher()
     assert sensitivity(small, spec=spec, watcher=told).num_samples == 8
     assert "is of another model, data or settings, and is written anew" in told.notes[0]
 
@@ -92,7 +92,7 @@ def test_data_of_a_script_is_never_known_to_be_the_same(small: Path, spec: Model
     )
     spec = replace(spec, calibration=CalibrationSpec(data=f"{script}:feeds"))
     assert sensitivity(small, spec=spec).key == ""
-    told = Told()
+    told = RecordingWatcher()
     sensitivity(small, spec=spec, watcher=told)
     assert "is written anew: whether the data is unchanged cannot be told" in told.notes[0]
 

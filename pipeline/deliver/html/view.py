@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from trtq.models.preprocess import Preprocess
-from trtq.numbers import format_bytes, format_seconds
+from trtq.numbers import format_bytes, format_seconds, format_shape
 from trtq.pipeline.deliver.html.numbers import MINUS, format_decibels
 from trtq.pipeline.deliver.manifest import Manifest
 from trtq.pipeline.deliver.report import Report
@@ -233,6 +233,5 @@ def list_facts(report: Report) -> Iterator[tuple[str, str]]:
     if (calibration := report.calibration) is not None:
         yield "calibrated", f"{calibration.samples} samples, {calibration.method}"
     for name, profile in report.engine.profiles.items():
-        shapes = " / ".join("x".join(map(str, shape)) or "scalar" for shape in
-                            (profile.min, profile.opt, profile.max))  # fmt: skip
+        shapes = " / ".join(map(format_shape, (profile.min, profile.opt, profile.max)))
         yield f"shapes of {name}", f"{shapes} (min / opt / max)"

@@ -25,7 +25,7 @@ _OURS = re.compile(r"# Written by trtq package, sha256 (\w+)\.[^\n]*\n")
 
 
 @dataclass(frozen=True, slots=True)
-class Port:
+class TritonPort:
     """An input or output. `dims` has no batch axis where the model batches; -1 is open, () one value."""
 
     name: str
@@ -86,8 +86,8 @@ class ModelConfig:
     name: str
     backend: str
     max_batch: int
-    inputs: tuple[Port, ...]
-    outputs: tuple[Port, ...]
+    inputs: tuple[TritonPort, ...]
+    outputs: tuple[TritonPort, ...]
     preferred_batch: int | None = None
     serving: Serving = field(default_factory=Serving)
     warmup: tuple[Message, ...] = ()
@@ -132,12 +132,8 @@ class ModelConfig:
         return {"count": self.serving.instances, "kind": kind, **profile}
 
 
-def list_ports(specs: Sequence[TensorSpec], *, batches: bool) -> tuple[Port, ...]:
-    """Returns inputs or outputs as Triton has them.
-
-    Args:
-        specs: As the model has them.
-        batches: Whether the first axis is the batch, which Triton adds itself.
+def list_ports(specs: Sequence[TensorSpec], *, batches: bool) -> tuple[TritonPort, ...]:
+    """Returns inputs or outputs as Triton has them; with `batches` without the first axis, which it adds.
 
     Raises:
         ArtifactError: Triton has no such type, or refuses the shape.
@@ -154,7 +150,7 @@ def list_ports(specs: Sequence[TensorSpec], *, batches: bool) -> tuple[Port, ...
                 f"{spec.name!r} has shape {show_shape(spec.shape)}; Triton takes neither empty tensors nor, "
                 f"without a batch axis, single values; give it the shape (1)"
             )
-        ports.append(Port(spec.name, DATA_TYPES[spec.dtype], dims))
+        ports.append(TritonPort(spec.name, DATA_TYPES[spec.dtype], dims))
     return tuple(ports)
 
 
@@ -194,12 +190,7 @@ def is_edited(text: str) -> bool:
 
 
 def list_differences(existing: Any, config: ModelConfig) -> list[str]:
-    """Returns how a configuration speaks of another model, in words; what it leaves out is not compared.
-
-    Args:
-        existing: As `parse` returns it.
-        config: Of the model that is packaged.
-    """
+    """Returns how a configuration that was parsed is of another model; what it lacks is not compared."""
     wanted = {"backend": config.backend, "platform": PLATFORMS.get(config.backend, "")}
     found = [
         f"{key} is {theirs}, not {ours}"
@@ -216,7 +207,7 @@ def list_differences(existing: Any, config: ModelConfig) -> list[str]:
     return found
 
 
-def _different_ports(kind: str, existing: Iterable[Any], ports: Sequence[Port]) -> list[str]:
+def _different_ports(kind: str, existing: Iterable[Any], ports: Sequence[TritonPort]) -> list[str]:
     theirs = {port.name: f"{name_data_type(port)} {list(port.dims)}" for port in existing}
     ours = {port.name: f"{port.data_type} {list(port.dims or (1,))}" for port in ports}
     found = [f"{kind} {name!r} is missing there" for name in ours if name not in theirs]
@@ -231,7 +222,7 @@ def validate(text: str) -> bool:
     Raises:
         ArtifactError: It does not take it.
     """
-    if importlib.util.find_spec("tritonclient") is None or importlib.util.find_spec("grpc") is None:
+    if any(importlib.util.find_spec(name) is None for name in ("tritonclient", "grpc")):
         return False
     schema = lazy.require("tritonclient.grpc.model_config_pb2", "triton", "validating config.pbtxt")
     text_format = lazy.require("google.protobuf.text_format", "triton", "validating config.pbtxt")

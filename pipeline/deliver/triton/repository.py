@@ -71,14 +71,10 @@ class Installed:
 
 
 def install(repository: Path, entries: tuple[RepositoryEntry, ...]) -> tuple[Installed, ...]:
-    """Returns what was added; all is made ready before the first is visible, and the last one comes last.
+    """Returns what was added to a folder; all is made ready before the first is visible, the last one last.
 
     Each model appears, or gets its version, in one step; no version is ever replaced. Several processes may
     add to the same repository: one waits for the other.
-
-    Args:
-        repository: The folder; made if there is none.
-        entries: The models.
 
     Raises:
         ArtifactError: It is no repository, a model there is another one, a file is not the one that it should
@@ -99,10 +95,8 @@ def install(repository: Path, entries: tuple[RepositoryEntry, ...]) -> tuple[Ins
 
 def list_versions(model: Path) -> list[int]:
     """Returns the numbers of the versions in a model's folder, in order."""
-    if not model.is_dir():
-        return []
-    found = [path for path in model.iterdir() if path.is_dir() and _VERSION.fullmatch(path.name)]
-    return sorted(int(path.name) for path in found)
+    found = model.iterdir() if model.is_dir() else ()
+    return sorted(int(path.name) for path in found if path.is_dir() and _VERSION.fullmatch(path.name))
 
 
 def _is_model(folder: Path) -> bool:
@@ -115,15 +109,16 @@ def _refuse_foreign(repository: Path) -> None:
         raise ArtifactError(
             f"{repository} is in a cloud, which trtq does not write to; give a local folder, and copy it"
         )
-    if repository.exists() and not repository.is_dir():
-        raise ArtifactError(f"{repository} is a file; a Triton model repository is a folder")
-    if not repository.is_dir() or not any(repository.iterdir()):
+    if not repository.exists():
         return
+    if not repository.is_dir():
+        raise ArtifactError(f"{repository} is a file; a Triton model repository is a folder")
     if _is_model(repository):
         raise ArtifactError(
             f"{repository} is a model of a Triton repository, not the repository; give {repository.parent}"
         )
-    if not any(_is_model(path) for path in repository.iterdir() if path.is_dir()):
+    found = list(repository.iterdir())
+    if found and not any(_is_model(path) for path in found if path.is_dir()):
         raise ArtifactError(
             f"{repository} is not empty and is no Triton model repository: no folder in it has a {CONFIG} or "
             f"a numbered version; give an empty or a new folder"
@@ -183,23 +178,15 @@ def _leads_to(place: Path, repository: Path) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class _Ready:
-    """A model that is ready in the workplace.
+    """A model that is ready: its folder in the repository, and the one in the workplace with all that is new.
 
-    Attributes:
-        model: Its folder in the repository.
-        stage: Its folder in the workplace, with all that is new.
-        version: The number of what is new, or of what was there already.
-        is_new: Whether there is a new version.
-        config_first: Whether its configuration fits the older versions too.
-        keeps_config: Whether an edited one is kept.
+    `config_first` tells whether its configuration fits the older versions too.
     """
 
     model: Path
     stage: Path
-    version: int
-    is_new: bool
+    installed: Installed
     config_first: bool
-    keeps_config: bool
 
 
 def _prepare(model: Path, entry: RepositoryEntry, stage: Path) -> _Ready:
@@ -222,7 +209,7 @@ def _prepare(model: Path, entry: RepositoryEntry, stage: Path) -> _Ready:
         _write(place / CONFIG, text.encode())
     for folder, _, _ in os.walk(place):
         sync_folder(Path(folder))
-    return _Ready(model, place, version, is_new, config_first, keeps)
+    return _Ready(model, place, Installed(model.name, version, is_new, keeps), config_first)
 
 
 def _earlier_config(path: Path, config: ModelConfig) -> tuple[str, bool, bool]:
@@ -236,9 +223,8 @@ def _earlier_config(path: Path, config: ModelConfig) -> tuple[str, bool, bool]:
     try:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-        raise ArtifactError(
-            f"{path} is no text ({error.reason} at byte {error.start}); mend or remove it"
-        ) from error
+        why = f"{error.reason} at byte {error.start}"
+        raise ArtifactError(f"{path} is no text ({why}); mend or remove it") from error
     existing = parse(text, str(path))
     if found := list_differences(existing, config):
         raise ArtifactError(
@@ -261,26 +247,22 @@ def _earlier_config(path: Path, config: ModelConfig) -> tuple[str, bool, bool]:
 
 def _holds(version: Path, files: Mapping[str, PackageSource | bytes]) -> bool:
     """Returns whether a version has the same content already."""
-    for name, content in files.items():
-        path = version / name
-        wanted = content.sha256 if isinstance(content, PackageSource) else hashlib.sha256(content).hexdigest()
-        if not path.is_file() or hash_file(path) != wanted:
-            return False
-    return True
+    paths = {version / name: content for name, content in files.items()}
+    return all(path.is_file() and hash_file(path) == _digest(content) for path, content in paths.items())
+
+
+def _digest(content: PackageSource | bytes) -> str:
+    return content.sha256 if isinstance(content, PackageSource) else hashlib.sha256(content).hexdigest()
 
 
 def _write(path: Path, content: PackageSource | bytes) -> None:
     """Writes a file to the disk; a copy is compared with its digest, as read and as written."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    sha = hashlib.sha256()
     with path.open("xb") as target:
-        if isinstance(content, bytes):
-            target.write(content)
-        else:
-            with content.path.open("rb") as source:
-                while block := source.read(_BLOCK_BYTES):
-                    sha.update(block)
-                    target.write(block)
+        sha = hashlib.sha256()
+        for block in [content] if isinstance(content, bytes) else _read_blocks(content.path):
+            sha.update(block)
+            target.write(block)
         target.flush()
         os.fsync(target.fileno())
     if isinstance(content, bytes):
@@ -296,21 +278,26 @@ def _write(path: Path, content: PackageSource | bytes) -> None:
         )
 
 
+def _read_blocks(path: Path) -> Iterator[bytes]:
+    with path.open("rb") as source:
+        while block := source.read(_BLOCK_BYTES):
+            yield block
+
+
 def _switch(ready: _Ready) -> Installed:
     """Makes a prepared model visible: a new one in one step, a version after all that it needs."""
     model, stage = ready.model, ready.stage
-    installed = Installed(model.name, ready.version, ready.is_new, ready.keeps_config)
     if not model.is_dir() or not any(model.iterdir()):
         stage.rename(model)
         sync_folder(model.parent)
-        return installed
+        return ready.installed
     if (stage / WARMUP).is_dir():
         (model / WARMUP).mkdir(exist_ok=True)
         for path in (stage / WARMUP).iterdir():
             path.rename(model / WARMUP / path.name)
-    steps = [CONFIG, str(ready.version)]
+    steps = [CONFIG, str(ready.installed.version)]
     for name in steps if ready.config_first else reversed(steps):
         if (stage / name).exists():
             (stage / name).rename(model / name)
     sync_folder(model)
-    return installed
+    return ready.installed

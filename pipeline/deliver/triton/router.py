@@ -48,12 +48,7 @@ class TritonPythonModel:
 
 
 def write_router(name: str, pair: tuple[ModelConfig, ModelConfig], percent: float) -> ModelConfig:
-    """Returns the configuration of the model in front.
-
-    Args:
-        name: Of that model.
-        pair: The models A and B.
-        percent: How many of a hundred requests go to B.
+    """Returns the configuration of a model in front of two: so many of 100 requests go to the second.
 
     Raises:
         ArtifactError: The two do not take the same requests.

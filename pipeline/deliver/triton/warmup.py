@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trtq.models.spec import InputSpec
-from trtq.pipeline.deliver.triton.config import Port
+from trtq.pipeline.deliver.triton.config import TritonPort
 from trtq.pipeline.deliver.triton.pbtxt import DATA_TYPES, Message
 
 _NUMPY = {word: np.dtype(getattr(ml_dtypes, name, name)) for name, word in DATA_TYPES.items()}
@@ -33,7 +33,7 @@ class Warmup:
 
 
 def make_warmup(
-    ports: Sequence[Port],
+    ports: Sequence[TritonPort],
     arrays: Mapping[str, NDArray[Any]] | None,
     profiles: Mapping[str, InputSpec],
     batch: tuple[int, int],
@@ -48,39 +48,34 @@ def make_warmup(
         batch: The largest and the usual batch; 0 where the model does not batch.
     """
     largest, usual = batch
-    values: dict[str, Any] = {}
     files: dict[str, bytes] = {}
+    values: dict[str, Message] = {}
     for port in ports:
-        item: dict[str, Any] = {"data_type": port.data_type}
-        if arrays is not None:
-            array = np.ascontiguousarray(arrays[port.name].astype(_NUMPY[port.data_type]))
-            raw = array.tobytes()
-            name = f"{_file_name(port.name)}.{hashlib.sha256(raw).hexdigest()[:16]}"
-            files[name] = raw
-            item |= {"dims": array.shape or (1,), "input_data_file": name}
-        else:
+        if arrays is None:
             is_float = _NUMPY[port.data_type].kind == "f" or port.data_type == "TYPE_BF16"
-            item |= {
-                "dims": _usual_dims(port, profiles, largest),
-                "random_data" if is_float else "zero_data": True,
-            }
-        values[port.name] = item
-    inputs: list[Message] = [{"key": name, "value": item} for name, item in values.items()]
-    sizes = sorted({1, max(1, min(usual, largest))})
-    messages: tuple[Message, ...] = tuple(
+            content: dict[str, Any] = {"random_data" if is_float else "zero_data": True}
+            dims = _usual_dims(port, profiles, largest)
+        else:
+            array = np.ascontiguousarray(arrays[port.name].astype(_NUMPY[port.data_type]))
+            name, dims = _name_file(port.name, array.tobytes()), array.shape or (1,)
+            files[name], content = array.tobytes(), {"input_data_file": name}
+        values[port.name] = {"data_type": port.data_type, "dims": dims, **content}
+    inputs = [{"key": name, "value": item} for name, item in values.items()]
+    messages = (
         {"name": f"batch of {size}" if largest else "one request", "batch_size": size, "inputs": inputs}
-        for size in sizes
+        for size in sorted({1, max(1, min(usual, largest))})
     )
-    return Warmup(messages, files)
+    return Warmup(tuple(messages), files)
 
 
-def _usual_dims(port: Port, profiles: Mapping[str, InputSpec], largest: int) -> tuple[int, ...]:
+def _usual_dims(port: TritonPort, profiles: Mapping[str, InputSpec], largest: int) -> tuple[int, ...]:
     profile = profiles.get(port.name)
     if profile is None:
         return tuple(max(1, dim) for dim in port.dims) or (1,)
     return profile.opt[int(largest > 0) :] or (1,)
 
 
-def _file_name(name: str) -> str:
-    """Returns an input's name as that of a file."""
-    return re.sub(r"[^\w.-]", "_", name).lstrip(".")[:80]
+def _name_file(name: str, content: bytes) -> str:
+    """Returns the name of the file with the values of an input."""
+    plain = re.sub(r"[^\w.-]", "_", name).lstrip(".")[:80]
+    return f"{plain}.{hashlib.sha256(content).hexdigest()[:16]}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 
 import numpy as np
 import onnx_ir as ir
@@ -12,12 +12,16 @@ from trtq.pipeline.graph.edit import GraphEditor
 from trtq.pipeline.graph.operands import DEQUANTIZE, QUANTIZE, find_constant
 from trtq.pipeline.graph.repair.change import Change
 
-_UNARY = {
-    "QLinearGlobalAveragePool": "GlobalAveragePool", "QLinearAveragePool": "AveragePool",
-    "QLinearSigmoid": "Sigmoid", "QLinearLeakyRelu": "LeakyRelu", "QLinearSoftmax": "Softmax",
-}  # fmt: skip
 _FLOAT = ir.DataType.FLOAT
-_BINARY = {"QLinearAdd": "Add", "QLinearMul": "Mul"}
+_FORMS: dict[str, tuple[str, tuple[int, ...], int]] = {
+    "QLinearGlobalAveragePool": ("GlobalAveragePool", (0,), 3), "QLinearSigmoid": ("Sigmoid", (0,), 3),
+    "QLinearAveragePool": ("AveragePool", (0,), 3), "QLinearLeakyRelu": ("LeakyRelu", (0,), 3),
+    "QLinearSoftmax": ("Softmax", (0,), 3), "QLinearConcat": ("Concat", (), 0),
+    "QLinearAdd": ("Add", (0, 3), 6), "QLinearMul": ("Mul", (0, 3), 6),
+    "QLinearMatMul": ("MatMul", (0, 3), 6), "QLinearConv": ("Conv", (0, 3), 6), "QGemm": ("Gemm", (0, 3), 7),
+}  # fmt: skip
+"""The float operator, the places of the operands and that of the output's scale; Concat has any number."""
+_BIASES = {"QLinearConv": 8, "QGemm": 6}
 _NOT_FLOAT = ("channels_last", "opset")  # attributes that the float operators do not have
 
 
@@ -35,88 +39,76 @@ def repair_operators(edit: GraphEditor) -> Iterator[Change]:
 
 def _convert(edit: GraphEditor, node: ir.Node) -> str:
     """Puts the nodes that compute the same before the node; returns the operator's name, or nothing."""
-    if node.attributes.get_int("channels_last", 0):
+    if node.op_type not in _FORMS or node.attributes.get_int("channels_last", 0) != 0:
         return ""
-    writer = _Writer(edit, node)
-    inputs = list(node.inputs)
-    if node.op_type in _UNARY:
-        return writer.write(_UNARY[node.op_type], [writer.dequantize(0)], inputs[3:5])
-    if node.op_type in _BINARY:
-        return writer.write(_BINARY[node.op_type], [writer.dequantize(0), writer.dequantize(3)], inputs[6:8])
-    if node.op_type == "QLinearConcat":
-        return writer.write("Concat", [writer.dequantize(i) for i in range(2, len(inputs), 3)], inputs[:2])
-    if node.op_type == "QLinearMatMul":
-        axes = (_rank(inputs[0]) - 2, _rank(inputs[3]) - 1)
-        return writer.write(
-            "MatMul", [writer.dequantize(0, axes[0]), writer.dequantize(3, axes[1])], inputs[6:8]
-        )
-    if node.op_type == "QLinearConv":
-        return writer.write_layer("Conv", 0, 8, inputs[6:8])
-    if node.op_type == "QGemm":
-        return writer.write_layer("Gemm", 0 if node.attributes.get_int("transB", 0) else 1, 6, inputs[7:9])
-    return ""
+    op_type, places, last = _FORMS[node.op_type]
+    inputs: list[ir.Value] = []
+    if (place := _BIASES.get(node.op_type, len(node.inputs))) < len(node.inputs) and node.inputs[place]:
+        bias = _compute_bias(node, place)
+        if bias is None:
+            return ""
+        inputs.append(edit.add_constant(f"{node.name}_bias", bias))
+    places = places or tuple(range(2, len(node.inputs), 3))
+    inputs = [*(_dequantize(edit, node, place, _axis(node, op_type, place)) for place in places), *inputs]
+    _write(
+        edit, node, op_type, inputs, [value for value in node.inputs[last : last + 2] if value is not None]
+    )
+    return op_type
 
 
-class _Writer:
-    """Writes the nodes that replace one node, before it."""
+def _axis(node: ir.Node, op_type: str, place: int) -> int:
+    """Returns along which axis an operand has scales, if it has several."""
+    if op_type == "MatMul":
+        return _rank(node.inputs[place]) - (1 if place else 2)
+    if op_type == "Gemm" and place:
+        return 0 if node.attributes.get_int("transB", 0) else 1
+    return 0 if op_type == "Conv" and place else 1
 
-    def __init__(self, edit: GraphEditor, node: ir.Node) -> None:
-        self._edit, self._node = edit, node
 
-    def dequantize(self, place: int, axis: int = 1) -> ir.Value:
-        """Returns the dequantized input whose codes, scale and zero point begin at this place."""
-        codes, scale, zero = (*self._node.inputs[place : place + 3], None)[:3]
-        assert codes is not None
-        assert scale is not None
-        per_channel = scale.shape is not None and len(scale.shape) == 1 and scale.shape[0] != 1
-        inputs = [codes, scale, *([] if zero is None else [zero])]
-        name = f"{self._node.name}_DequantizeLinear_{place}"
-        return self._insert(DEQUANTIZE, name, inputs, {"axis": axis} if per_channel else {}, codes, _FLOAT)
+def _dequantize(edit: GraphEditor, node: ir.Node, place: int, axis: int) -> ir.Value:
+    """Returns the dequantized input whose codes, scale and zero point begin at this place."""
+    codes, scale, zero = (*node.inputs[place : place + 3], None)[:3]
+    assert codes is not None
+    assert scale is not None
+    per_channel = scale.shape is not None and len(scale.shape) == 1 and scale.shape[0] != 1
+    inputs = [codes, scale, *([] if zero is None else [zero])]
+    name, attributes = f"{node.name}_DequantizeLinear_{place}", {"axis": axis} if per_channel else {}
+    return edit.insert(
+        DEQUANTIZE,
+        inputs,
+        attributes,
+        like=codes,
+        dtype=_FLOAT,
+        output=f"{name}_output",
+        name=name,
+        before=node,
+    )
 
-    def write_layer(self, op_type: str, axis: int, place: int, params: Sequence[ir.Value | None]) -> str:
-        """Writes a Conv or Gemm with its bias, if that is a constant or there is none."""
-        bias: list[ir.Value] = []
-        if len(self._node.inputs) > place and self._node.inputs[place] is not None:
-            values = self._compute_bias(place)
-            if values is None:
-                return ""
-            bias = [self._edit.add_constant(f"{self._node.name}_bias", values)]
-        return self.write(op_type, [self.dequantize(0), self.dequantize(3, axis), *bias], params)
 
-    def _compute_bias(self, place: int) -> NDArray[np.float32] | None:
-        """Returns the int32 bias as floats: its scale is the product of the operands' scales."""
-        codes, first, second = (find_constant(self._node, i) for i in (place, 1, 4))
-        if codes is None or first is None or second is None:
-            return None
-        alpha = self._node.attributes.get_float("alpha", 1.0)
-        values = codes.astype(np.float64) * (alpha * first.astype(np.float64) * second.astype(np.float64))
-        return values.astype(np.float32)
+def _compute_bias(node: ir.Node, place: int) -> NDArray[np.float32] | None:
+    """Returns the int32 bias as floats: its scale is the product of the operands' scales."""
+    codes, first, second = (find_constant(node, i) for i in (place, 1, 4))
+    if codes is None or first is None or second is None:
+        return None
+    scale = node.attributes.get_float("alpha", 1.0) * first.astype(np.float64) * second.astype(np.float64)
+    return np.asarray(codes.astype(np.float64) * scale, np.float32)
 
-    def write(self, op_type: str, inputs: Sequence[ir.Value], params: Sequence[ir.Value | None]) -> str:
-        """Writes the operator and the QuantizeLinear after it, and takes the node's place."""
-        node, old = self._node, self._node.outputs[0]
-        attributes = {name: item for name, item in node.attributes.items() if name not in _NOT_FLOAT}
-        result = self._insert(op_type, str(node.name), inputs, attributes, old, _FLOAT)
-        result.producer().name = node.name  # type: ignore[union-attr]  # which is removed
-        if params and params[0] is not None:
-            given = [result, *(value for value in params if value is not None)]
-            result = self._insert(QUANTIZE, f"{node.name}_QuantizeLinear", given, {}, old, old.dtype)
-        self._edit.replace(old, result)
-        return op_type
 
-    def _insert(
-        self,
-        op_type: str,
-        name: str,
-        inputs: Sequence[ir.Value],
-        attributes: Mapping[str, ir.Attr | int],
-        like: ir.Value,
-        dtype: ir.DataType | None,
-    ) -> ir.Value:
-        output = f"{name}_output"
-        return self._edit.insert(
-            op_type, inputs, attributes, like=like, dtype=dtype, output=output, name=name, before=self._node
-        )
+def _write(
+    edit: GraphEditor, node: ir.Node, op_type: str, inputs: list[ir.Value], params: list[ir.Value]
+) -> None:
+    """Writes the operator and the QuantizeLinear after it, and takes the node's place."""
+    old, name = node.outputs[0], str(node.name)
+    attributes = {key: item for key, item in node.attributes.items() if key not in _NOT_FLOAT}
+    result = edit.insert(
+        op_type, inputs, attributes, like=old, dtype=_FLOAT, output=f"{name}_output", name=name, before=node
+    )
+    result.producer().name = name  # type: ignore[union-attr]  # the node that has it goes
+    if params:
+        name = f"{name}_QuantizeLinear"
+        given = [result, *params]
+        result = edit.insert(QUANTIZE, given, like=old, output=f"{name}_output", name=name, before=node)
+    edit.replace(old, result)
 
 
 def _rank(value: ir.Value | None) -> int:

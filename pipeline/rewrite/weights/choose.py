@@ -137,7 +137,7 @@ def _granularity(value: ir.Value, node: ir.Node, place: int, scheme: WeightSchem
     rank = len(value.shape or ())
     if place not in _PLACES.get(node.op_type, ()) or node.graph is not value.graph:
         return f"{node.op_type} {node.name!r} takes it as no weight"
-    if node.op_type == "Gather" and (rank != 2 or node.attributes.get_int("axis", 0)):
+    if node.op_type == "Gather" and (rank != 2 or node.attributes.get_int("axis", 0) != 0):
         return f"Gather {node.name!r} takes no rows of a table from it"
     output = 0 if node.op_type == "Gather" else find_channel_axis(node, place, rank)
     if not scheme.number_format.block_sizes:

@@ -16,7 +16,7 @@ from trtq.errors import UsageError
 from trtq.files import check_output, refuse_input, write_atomically
 from trtq.numbers import format_bytes
 from trtq.pipeline.bench.benchmark import Benchmark, bench, to_json
-from trtq.pipeline.bench.runnables import Runs
+from trtq.pipeline.bench.runnables import RunOptions
 from trtq.pipeline.bench.turns import Schedule
 from trtq.pipeline.engine.profiles import parse_shapes
 
@@ -83,7 +83,7 @@ def command(targets: tuple[Path, ...], **given: Any) -> None:
         refuse_input(output, *targets)
     if len(set(targets)) != len(targets):
         raise UsageError("a target is given twice; give each once")
-    runs = Runs(
+    chosen = RunOptions(
         device=given["device"],
         num_threads=given["threads"],
         graph=given["cuda_graph"],
@@ -93,7 +93,7 @@ def command(targets: tuple[Path, ...], **given: Any) -> None:
     )
     schedule = Schedule(given["rounds"], given["seconds"], given["warmup"])
     with ConsoleWatcher(quiet=given["quiet"]) as watcher:
-        result = bench(*targets, runs=runs, schedule=schedule, watcher=watcher)
+        result = bench(*targets, options=chosen, schedule=schedule, watcher=watcher)
         for warning in result.warnings:
             watcher.warn(warning)
     if output is not None:
@@ -124,13 +124,12 @@ def _print(console: Console, result: Benchmark) -> None:
             "1" if item.speedup is None else f"{item.speedup:.2f}x{of.get(item.against, '')}",
         )
     console.print(rows)
-    shapes = ", ".join(
-        f"{name} {'x'.join(map(str, shape)) or 'scalar'}" for name, shape in result.shapes.items()
-    )
-    beside = ", ".join(references)
-    console.print(f"speed: beside {beside}, median of {result.schedule.rounds} rounds", soft_wrap=True)
-    console.print(f"inputs: {shapes} of {result.inputs}", soft_wrap=True)
-    for line in _machine(result.machine, result.conditions):
+    shapes = [f"{name} {'x'.join(map(str, shape)) or 'scalar'}" for name, shape in result.shapes.items()]
+    for line in (
+        f"speed: beside {', '.join(references)}, median of {result.schedule.rounds} rounds",
+        f"inputs: {', '.join(shapes)} of {result.inputs}",
+        *_machine(result.machine, result.conditions),
+    ):
         console.print(line, soft_wrap=True)
     for skipped in result.skipped:
         console.print(Text(f"not measured: {skipped.name}: {skipped.reason}", style="yellow"), soft_wrap=True)

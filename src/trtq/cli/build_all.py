@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +15,17 @@ from rich.text import Text
 from trtq.calibrators.memory import find_free_bytes
 from trtq.cli import options
 from trtq.cli.build_file import BuildEntry, read_builds
-from trtq.cli.console import ConsoleWatcher, open_console, print_json
+from trtq.cli.console import ConsoleWatcher, open_console
 from trtq.cli.sizes import parse_bytes
 from trtq.cli.tables import create_table
 from trtq.errors import ArtifactError, UsageError
 from trtq.files import check_output, write_atomically
+from trtq.json import FileKind
 from trtq.numbers import format_bytes, format_seconds
 from trtq.pipeline.build_all import CommandOutcome, Limits, run_jobs
+from trtq.pipeline.deliver.report import FILE as REPORT_FILE
 from trtq.workers import count_cores
 
-KIND = "trtq build-all"
 _SEVERITY = (0, 3, 2, 5, 4)
 """Exit codes from the best to the worst; any other is worse: a crash."""
 _WORDS = {2: "bad input", 3: "gate failed", 4: "not built", 5: "not installed"}
@@ -33,24 +33,17 @@ _STYLES = {"pass": "green", "unverified": "yellow", "pending": "dim"}
 
 
 @dataclass(frozen=True, slots=True)
-class Result:
-    """How one build went.
+class BuildResult:
+    """How one build went, as in the summary.
 
     Attributes:
-        name: Of the build.
-        model: The ONNX file.
-        output: The folder.
         state: "pass", "unverified", "gate failed", "bad input", "not built", "not installed", "crashed" or,
             while others run, "pending".
         exit_code: Of its process; negative: killed by this signal; None while it is pending.
-        seconds: From start to end.
         reused: What was taken from an earlier build; "everything": nothing was to do.
-        precision: As in the report.
-        backend: As in the report.
         min_cosine: The smallest of any output of the judged model, against FP32; None without a comparison.
         layers: Layers in INT8, and quantized ones; None without a report.
         engine_bytes: Of the engine, or of the model that runs.
-        warnings: Of the build.
         error: Why it failed; empty if it did not.
     """
 
@@ -70,6 +63,16 @@ class Result:
     error: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """How all builds went."""
+
+    builds: tuple[BuildResult, ...]
+
+
+FILE = FileKind(Summary, "summary of trtq", "trtq build-all", "trtq build-all")
+
+
 @click.command("build-all")
 @click.argument("file", type=click.Path(path_type=Path, dir_okay=False), default=Path("trtq.toml"))
 @click.option(
@@ -78,7 +81,7 @@ class Result:
 @click.option(
     "--memory",
     metavar="SIZE",
-    help="What the builds may take together, such as 8G: one begins when what it is thought to need is "
+    help="What the builds may take together, such as 8G: one begins when what it may need is "
     "left.  [default: nine tenths of what is free]",
 )
 @click.option(
@@ -108,14 +111,14 @@ def command(ctx: click.Context, /, file: Path, **given: Any) -> None:
         raise UsageError(f"--memory must be at least 1 byte, got {given['memory']}")
     limits = Limits(given["jobs"] or max(2, math.ceil(count_cores() / 2)), memory)
     unwritten: list[ArtifactError] = []
-    results = [Result(entry.name, str(entry.model), str(entry.output)) for entry in entries]
+    results = [BuildResult(entry.name, str(entry.model), str(entry.output)) for entry in entries]
     with ConsoleWatcher(quiet=given["quiet"] or given["as_json"]) as watcher:
         watcher.stage("Building", len(entries))
         for entry in entries:
             if entry.job.memory_bytes > memory:
                 watcher.warn(
-                    f"{entry.name} is thought to need {format_bytes(entry.job.memory_bytes)}, more than the "
-                    f"{format_bytes(memory)} that there are: it runs alone"
+                    f"{entry.name} may need {format_bytes(entry.job.memory_bytes)}, more than the "
+                    f"{format_bytes(memory)} available: it runs alone"
                 )
 
         def started(number: int) -> None:
@@ -134,7 +137,7 @@ def command(ctx: click.Context, /, file: Path, **given: Any) -> None:
 
         run_jobs([entry.job for entry in entries], limits, started, ended)
     if given["as_json"]:
-        print_json(json.loads(_summary(results)))
+        click.echo(_summary(results), nl=False)
     else:
         _print(results, quiet=given["quiet"])
     if unwritten:
@@ -157,52 +160,47 @@ def _refuse_foreign(path: Path) -> None:
     if not path.exists():
         return
     try:
-        document = json.loads(path.read_bytes())
-    except ValueError:
-        document = None
-    if not isinstance(document, dict) or document.get("kind") != KIND:
-        raise ArtifactError(f"{path} is no summary of trtq; choose another file with --summary")
+        FILE.read(path)
+    except ArtifactError as error:
+        raise ArtifactError(f"{path} is no summary of trtq; choose another file with --summary") from error
 
 
-def _result(entry: BuildEntry, outcome: CommandOutcome) -> Result:
+def _result(entry: BuildEntry, outcome: CommandOutcome) -> BuildResult:
     """Returns how a build went, from what its process left."""
     try:
-        report = json.loads(outcome.stdout)
-    except ValueError:
+        report = REPORT_FILE.decode(outcome.stdout.encode(errors="replace"), entry.name)
+    except ArtifactError:
         report = None
-    told = outcome.stderr.strip() or "it said nothing"
-    error = re.split(r"^error: ", told, flags=re.MULTILINE)[-1] if outcome.exit_code else ""
-    ours = (entry.name, str(entry.model), str(entry.output))
+    words = outcome.stderr.strip() or "it said nothing"
+    error = re.split(r"^error: ", words, flags=re.MULTILINE)[-1] if outcome.exit_code else ""
+    ours, seconds = (entry.name, str(entry.model), str(entry.output)), round(outcome.seconds, 1)
     if outcome.exit_code not in _SEVERITY or (outcome.exit_code == 0 and report is None):
-        return Result(*ours, "crashed", outcome.exit_code or 1, round(outcome.seconds, 1), error=told[-2000:])
+        return BuildResult(*ours, "crashed", outcome.exit_code or 1, seconds, error=words[-2000:])
     if report is None:
-        state = _WORDS[outcome.exit_code]
-        return Result(*ours, state, outcome.exit_code, round(outcome.seconds, 1), error=error)
-    candidates = [item for item in report["comparison"] if item["reference"] == "fp32"]
-    judged = [item["cosine"] for item in candidates if item["candidate"] == candidates[0]["candidate"]]
-    engine = report["engine"]
-    return Result(
+        return BuildResult(*ours, _WORDS[outcome.exit_code], outcome.exit_code, seconds, error=error)
+    candidates = [item for item in report.comparison if item.reference == "fp32"]
+    judged = [item.cosine for item in candidates if item.candidate == candidates[0].candidate]
+    return BuildResult(
         *ours,
-        state=_WORDS.get(outcome.exit_code, report["verdict"]),
+        state=_WORDS.get(outcome.exit_code, report.verdict),
         exit_code=outcome.exit_code,
-        seconds=round(outcome.seconds, 1),
-        reused=tuple(report["reused"]),
-        precision=report["precision"],
-        backend=report["backend"],
-        min_cosine=min((value for value in judged if value is not None), default=None),
-        layers=(engine["layers_int8"], engine["layers_quantized"]),
-        engine_bytes=engine["bytes"],
-        warnings=tuple(report["warnings"]),
+        seconds=seconds,
+        reused=report.reused,
+        precision=report.precision,
+        backend=report.backend,
+        min_cosine=min((value for value in judged if not math.isnan(value)), default=None),
+        layers=(report.engine.layers_int8, report.engine.layers_quantized),
+        engine_bytes=report.engine.bytes,
+        warnings=report.warnings,
         error=error,
     )
 
 
-def _summary(results: Sequence[Result]) -> bytes:
-    document = {"schema_version": 1, "kind": KIND, "builds": [asdict(item) for item in results]}
-    return json.dumps(document, indent=1, allow_nan=False).encode() + b"\n"
+def _summary(results: Sequence[BuildResult]) -> bytes:
+    return FILE.encode(Summary(tuple(results)))
 
 
-def _print(results: Sequence[Result], *, quiet: bool) -> None:
+def _print(results: Sequence[BuildResult], *, quiet: bool) -> None:
     """Prints the table, and why builds failed."""
     if quiet:
         for item in results:
@@ -220,14 +218,12 @@ def _print(results: Sequence[Result], *, quiet: bool) -> None:
         cosine = "" if item.min_cosine is None else f"{item.min_cosine:.5f}"
         layers = f"{item.layers[0]} of {item.layers[1]}" if item.layers else ""
         size = format_bytes(item.engine_bytes) if item.engine_bytes else ""
-        rows.add_row(
-            item.name, state, item.precision, item.backend, cosine, layers, size, f"{item.seconds:.1f}"
-        )
+        numbers = (cosine, layers, size, f"{item.seconds:.1f}")
+        rows.add_row(item.name, state, item.precision, item.backend, *numbers)
     console.print(rows)
     for item in results:
         if item.error:
             console.print(Text(f"{item.name}: {item.error}", style="red"), soft_wrap=True)
         elif item.warnings:
-            console.print(
-                Text(f"{item.name}: {len(item.warnings)} warnings, {item.warnings[0]}"), soft_wrap=True
-            )
+            text = f"{item.name}: {len(item.warnings)} warnings, {item.warnings[0]}"
+            console.print(Text(text), soft_wrap=True)

@@ -21,7 +21,7 @@ from trtq.pipeline.build_all import CommandJob
 from trtq.pipeline.engine.backends import BACKENDS
 
 _OURS = ("model", "name", "memory")
-"""Keys of a build that are no options of `trtq build`."""
+"""Keys of a build that are not options of `trtq build`."""
 _ITS_OWN = ("model", "name", "output")
 """Keys that no two builds can share."""
 _NOT_HERE = ("json", "quiet", "verbose", "help")
@@ -32,15 +32,7 @@ Measured on eight models of 0.6 to 97 MB: 0.44 to 1.63 GB, every one less than t
 
 @dataclass(frozen=True, slots=True)
 class BuildEntry:
-    """A build of the file.
-
-    Attributes:
-        number: Its place in the file, from 1 on.
-        name: For people.
-        model: The ONNX file.
-        output: The folder.
-        job: The command.
-    """
+    """A build of the file: its place there, from 1 on, a name to show, the model, the folder, the command."""
 
     number: int
     name: str
@@ -65,48 +57,37 @@ def read_builds(path: Path) -> tuple[BuildEntry, ...]:
         for name in table
         if name not in ("defaults", "build")
     ]
-    if not isinstance(defaults, dict) or not _are_tables(builds):
+    tables = isinstance(builds, list) and all(isinstance(build, dict) for build in builds)
+    if not tables or not isinstance(defaults, dict):
         problems.append("[defaults] is a section, and every [[build]] is one, with two brackets")
         defaults, builds = {}, []
     elif not builds:
         problems.append("there is no [[build]]")
-    for text in (
-        *_unknown(defaults),
-        *(f"{key} belongs into a [[build]]" for key in _ITS_OWN if key in defaults),
-    ):
-        problems.append(f"[defaults]: {text}")
+    misplaced = (f"{key} belongs into a [[build]]" for key in _ITS_OWN if key in defaults)
+    problems += [f"[defaults]: {text}" for text in (*_find_unknown(defaults), *misplaced)]
     shared = {key: value for key, value in defaults.items() if key not in _ITS_OWN}
     entries: list[BuildEntry] = []
     for number, build in enumerate(builds, 1):
         try:
             entries.append(_entry(path.parent, number, {**shared, **build}, build))
         except UsageError as error:
-            problems += [
-                f"build {number} ({build.get('model', '?')}): {line}" for line in str(error).split("\n")
-            ]
-    problems += _doubles(entries)
+            place = f"build {number} ({build.get('model', '?')})"
+            problems += [f"{place}: {line}" for line in str(error).split("\n")]
+    problems += _find_doubles(entries)
     if problems:
         raise UsageError("\n".join([f"{path} cannot be built:", *(f"  {line}" for line in problems)]))
     return tuple(entries)
 
 
-def _are_tables(builds: object) -> bool:
-    return isinstance(builds, list) and all(isinstance(build, dict) for build in builds)
-
-
 def _options() -> dict[str, click.Option]:
     """Returns the options of `trtq build` by the names that stand in a file."""
-    found = {}
-    for parameter in build_command.params:
-        if isinstance(parameter, click.Option):
-            name = next(option for option in parameter.opts if option.startswith("--"))[2:]
-            if name not in _NOT_HERE:
-                found[name] = parameter
-    return found
+    options = [parameter for parameter in build_command.params if isinstance(parameter, click.Option)]
+    names = {next(name for name in item.opts if name.startswith("--"))[2:]: item for item in options}
+    return {name: item for name, item in names.items() if name not in _NOT_HERE}
 
 
-def _unknown(table: Mapping[str, Any]) -> Iterator[str]:
-    """Yields a sentence for each key that is none."""
+def _find_unknown(table: Mapping[str, Any]) -> Iterator[str]:
+    """Yields a sentence for each unknown key."""
     known = [*_OURS, *_options()]
     for key in table:
         if key not in known:
@@ -117,20 +98,18 @@ def _unknown(table: Mapping[str, Any]) -> Iterator[str]:
 
 def _entry(folder: Path, number: int, table: Mapping[str, Any], own: Mapping[str, Any]) -> BuildEntry:
     """Returns a build, or raises UsageError with a line for each thing that is wrong."""
-    problems = list(_unknown(own))
+    problems = list(_find_unknown(own))
     model = folder / str(table.get("model", ""))
     if "model" not in table:
         problems.append("model is missing; give the path of an ONNX file")
     elif not model.is_file():
         problems.append(f"there is no model {model}")
     arguments = [str(model)]
-    known = _options()
-    for key, value in table.items():
-        if key in known:
-            try:
-                arguments += _arguments(folder, key, known[key], value)
-            except UsageError as error:
-                problems.append(str(error))
+    for key, option in _options().items():
+        try:
+            arguments += _arguments(folder, key, option, table[key]) if key in table else []
+        except UsageError as error:
+            problems.append(str(error))
     try:
         ctx = _parse(arguments)
         given = ctx.ensure_object(Given)
@@ -143,10 +122,9 @@ def _entry(folder: Path, number: int, table: Mapping[str, Any], own: Mapping[str
         raise UsageError("\n".join(problems))
     output = Path(ctx.params["output"] or model.with_suffix(".trtq")).absolute()
     name = str(table.get("name", output.stem))
-    needs_gpu = target.backend == "tensorrt" or (
-        target.backend == "auto" and not BACKENDS["tensorrt"].why_not()
-    )
-    job = CommandJob(name, ("build", *arguments, "--json", "--quiet"), memory, needs_gpu)
+    is_auto = target.backend == "auto"
+    needs_gpu = target.backend == "tensorrt" or (is_auto and not BACKENDS["tensorrt"].why_not())
+    job = CommandJob(("build", *arguments, "--json", "--quiet"), memory, needs_gpu)
     return BuildEntry(number, name, model, output, job)
 
 
@@ -160,9 +138,8 @@ def _arguments(folder: Path, key: str, option: click.Option, value: object) -> l
         raise UsageError(f"{key} has one value, got {value!r}")
     values = value if isinstance(value, list) else [value]
     if any(isinstance(item, bool | dict | list) for item in values):
-        raise UsageError(
-            f"{key} must be {'texts' if option.multiple else 'a text or a number'}, got {value!r}"
-        )
+        wanted = "texts" if option.multiple else "a text or a number"
+        raise UsageError(f"{key} must be {wanted}, got {value!r}")
     return [f"--{key}={_absolute(folder, key, option, str(item))}" for item in values]
 
 
@@ -182,18 +159,16 @@ def _parse(arguments: Sequence[str]) -> click.Context:
 
 
 def _estimate(model: Path) -> int:
-    """Returns what building a model is thought to need, in bytes: by its size, with its weights beside it."""
+    """Returns an estimate of the bytes that building a model needs, by the size of its files."""
     files = [path for path in model.parent.glob(f"{glob.escape(model.name)}*") if path.is_file()]
     return _BASE_BYTES + _CALIBRATION_BYTES + _PER_WEIGHT_BYTE * sum(path.stat().st_size for path in files)
 
 
-def _doubles(entries: Sequence[BuildEntry]) -> Iterator[str]:
+def _find_doubles(entries: Sequence[BuildEntry]) -> Iterator[str]:
     """Yields a sentence for each two builds that have the same output."""
     seen: dict[Path, int] = {}
     for entry in entries:
         first = seen.setdefault(entry.output.resolve(), entry.number)
         if first != entry.number:
-            yield (
-                f"builds {first} and {entry.number} have the same output {entry.output}; "
-                f"give one an output of its own"
-            )
+            both = f"builds {first} and {entry.number}"
+            yield f"{both} have the same output {entry.output}; give one an output of its own"

@@ -51,22 +51,18 @@ class ConsoleWatcher:
     def note(self, text: str) -> None:
         """Prints a note, unless quiet."""
         if self._console is not None:
-            _tell(self._console, f"note: {text}", "dim")
+            self._console.print(f"note: {text}", style="dim", soft_wrap=True)
 
     def warn(self, text: str) -> None:
         """Prints a warning."""
-        _tell(self._console or _stderr_console(), f"warning: {text}", "bold red")
+        console = self._console or _stderr_console()
+        console.print(f"warning: {text}", style="bold red", soft_wrap=True)
 
 
 def _stderr_console() -> Console:
     from rich.console import Console
 
-    return Console(stderr=True, highlight=False)
-
-
-def _tell(console: Console, text: str, style: str) -> None:
-    """Prints a text as it is: the names of a model may look like markup."""
-    console.print(text, style=style, markup=False, emoji=False, soft_wrap=True)
+    return Console(stderr=True, highlight=False, markup=False, emoji=False)
 
 
 def open_console() -> Console:

@@ -13,7 +13,7 @@ from trtq.files import refuse_input
 from trtq.models.families import FAMILIES
 from trtq.models.inputs import parse_input, parse_sizes
 from trtq.numbers import format_bytes
-from trtq.pipeline.export import DEFAULT_OPSET, ExportOptions, export
+from trtq.pipeline.export import DEFAULT_OPSET, ExportedFile, ExportOptions, export
 
 
 @click.command("export")
@@ -46,7 +46,7 @@ from trtq.pipeline.export import DEFAULT_OPSET, ExportOptions, export
     "--opset", type=click.IntRange(13, 23), default=DEFAULT_OPSET, show_default=True, help="Of ONNX."
 )
 @click.option(
-    "--data", type=click.Path(path_type=Path), help="An .npz with inputs to compare PyTorch and ONNX on, too."
+    "--data", type=click.Path(path_type=Path), help="An .npz with more inputs to compare PyTorch and ONNX on."
 )
 @click.option(
     "--family",
@@ -68,22 +68,18 @@ def command(target: str, output: Path, **given: Any) -> None:
       trtq export mypackage.nets:detector --weights best.pt --input x:Nx3x640x640 -o detector.onnx
     """
     refuse_input(output, Path(target), given["weights"], given["data"])
+    chosen = ExportOptions(
+        inputs=tuple(parse_input(text) for text in given["inputs"]),
+        sizes=parse_sizes(given["sizes"]),
+        weights=given["weights"],
+        trust=given["trust"],
+        pretrained=not given["no_pretrained"],
+        opset=given["opset"],
+        data=given["data"],
+        family=given["family"],
+    )
     with ConsoleWatcher(quiet=given["quiet"]) as watcher:
-        exported = export(
-            target,
-            output,
-            options=ExportOptions(
-                inputs=tuple(parse_input(text) for text in given["inputs"]),
-                sizes=parse_sizes(given["sizes"]),
-                weights=given["weights"],
-                trust=given["trust"],
-                pretrained=not given["no_pretrained"],
-                opset=given["opset"],
-                data=given["data"],
-                family=given["family"],
-            ),
-            watcher=watcher,
-        )
+        exported = export(target, output, options=chosen, watcher=watcher)
     if given["as_json"]:
         print_json(
             {
@@ -95,13 +91,15 @@ def command(target: str, output: Path, **given: Any) -> None:
             }
         )
     elif not given["quiet"]:
-        console = open_console()
-        weights = exported.path.with_name(f"{exported.path.name}.data")  # beside a large model
-        size = format_bytes(sum(path.stat().st_size for path in (exported.path, weights) if path.exists()))
-        console.print(f"written to {exported.path}  {size}  {exported.num_nodes} nodes", soft_wrap=True)
-        if exported.settings is not None:
-            console.print(f"settings in {exported.settings}", soft_wrap=True)
-        console.print(
-            f"PyTorch and ONNX differ by at most {exported.difference:.2g} of an output's range, "
-            f"on {exported.num_compared} inputs"
-        )
+        _print(exported)
+
+
+def _print(exported: ExportedFile) -> None:
+    console = open_console()
+    weights = exported.path.with_name(f"{exported.path.name}.data")  # beside a large model
+    size = format_bytes(sum(path.stat().st_size for path in (exported.path, weights) if path.exists()))
+    console.print(f"written to {exported.path}  {size}  {exported.num_nodes} nodes", soft_wrap=True)
+    if exported.settings is not None:
+        console.print(f"settings in {exported.settings}", soft_wrap=True)
+    difference = f"at most {exported.difference:.2g} of an output's range"
+    console.print(f"PyTorch and ONNX differ by {difference}, on {exported.num_compared} inputs")

@@ -34,10 +34,10 @@ _MOST_NODES = 3
 @options.json_option
 @click.option("-v", "--verbose", is_flag=True, help="Name every node, not the first few of each rule.")
 def command(model: Path, as_json: bool, verbose: bool) -> None:
-    """Show what TensorRT refuses in a Q/DQ model, reads otherwise, or silently runs in float.
+    """Show what TensorRT refuses in a Q/DQ model, reads differently, or silently runs in float.
 
     Builds nothing. Each finding has its rule, the node, the reason and the repair. The exit code is 2 if
-    there is one that `trtq build` would refuse, for want of an exact repair.
+    `trtq build` would refuse one, because it has no exact repair.
 
     \b
       trtq lint quantized.onnx
@@ -70,8 +70,8 @@ def _print(console: Console, linted: LintReport, *, verbose: bool) -> None:
             console.print(f"  {finding.node} ({finding.op_type}): {finding.reason}", soft_wrap=True)
         if not verbose and len(items) > _MOST_NODES:
             console.print(f"  and {len(items) - _MOST_NODES} more (-v names them)")
-        told = _REPAIRS[repair].format(what=first.what, advice=first.finding.advice)
-        console.print(Text(f"  {told}", style="dim"), soft_wrap=True)
+        text = _REPAIRS[repair].format(what=first.what, advice=first.finding.advice)
+        console.print(Text(f"  {text}", style="dim"), soft_wrap=True)
     counts = {effect: sum(item.finding.effect == effect for item in linted.items) for effect in _STYLES}
     shown = ", ".join(f"{count} {effect}" for effect, count in counts.items() if count) or "no findings"
     console.print(

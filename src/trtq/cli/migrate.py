@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
@@ -61,8 +62,8 @@ def command(
     """Carry a float model and its TensorRT calibration cache over to Q/DQ, without data.
 
     TensorRT 11 and TensorRT-RTX read no calibration caches. The model with Q/DQ pairs at the scales of the
-    cache runs there, on TensorRT 10 and on ONNX Runtime; an engine is built from it. Keys of the cache that
-    are no tensors of the model, and tensors without a scale, are told. With --eval-data the result is
+    cache runs there, on TensorRT 10 and on ONNX Runtime; an engine is built from it. It names keys of the
+    cache that are not tensors of the model, and tensors without a scale. With --eval-data the result is
     compared with the float model.
 
     \b
@@ -98,7 +99,7 @@ def command(
 
 
 def _check(scripts: Path, *, as_json: bool, quiet: bool, verbose: bool) -> None:
-    """Prints what was found; what runs on TensorRT 11 in spite of its guard is no error."""
+    """Prints what was found; what is guarded, so that it does not run on TensorRT 11, is not an error."""
     findings = check_scripts(scripts)
     removed = [item for item in findings if item.kind == "removed"]
     left_out = [item for item in findings if item.kind != "removed"]
@@ -107,20 +108,13 @@ def _check(scripts: Path, *, as_json: bool, quiet: bool, verbose: bool) -> None:
     elif not quiet:
         console = open_console()
         for item in removed:
+            place = f"{item.path}:{item.line}:{item.column}"
             guarded = " (guarded)" if item.guarded else ""
-            console.print(
-                f"{item.path}:{item.line}:{item.column}: {item.name}, removed in {item.since}{guarded}",
-                soft_wrap=True,
-                markup=False,
-            )
+            console.print(Text(f"{place}: {item.name}, removed in {item.since}{guarded}"), soft_wrap=True)
             console.print(Text(f"    {item.code}", style="dim"), soft_wrap=True)
             console.print(Text(f"    {item.advice}"), soft_wrap=True)
-        if left_out:
-            console.print(
-                f"not read: {len(left_out)} files or folders" + ("" if verbose else " (-v names them)")
-            )
-        for item in left_out if verbose else ():
-            console.print(Text(f"  {item.path}: {item.name}", style="dim"), soft_wrap=True)
+        not_read = [f"{item.path}: {item.name}" for item in left_out]
+        _print_names(console, "not read", not_read, "files or folders", verbose=verbose)
         if not removed:
             console.print("nothing that TensorRT 11 removed")
     if bare := [item for item in removed if not item.guarded]:
@@ -129,11 +123,9 @@ def _check(scripts: Path, *, as_json: bool, quiet: bool, verbose: bool) -> None:
 
 def _print_outcome(console: Console, outcome: CacheOutcome, *, verbose: bool) -> None:
     found = outcome.migration
-    exact = (
-        f"{outcome.num_rounded} of them rounded up, by at most {outcome.largest_rise:.2%}"
-        if outcome.num_rounded
-        else "exactly"
-    )
+    exact = "exactly"
+    if outcome.num_rounded:
+        exact = f"{outcome.num_rounded} of them rounded up, by at most {outcome.largest_rise:.2%}"
     source = f"{len(outcome.cache.scales)} of {outcome.cache.origin}"
     console.print(f"{len(found.mapped)} scales taken from {source}, {exact}")
     if verbose:
@@ -142,18 +134,22 @@ def _print_outcome(console: Console, outcome: CacheOutcome, *, verbose: bool) ->
             rows.add_row(item.tensor, item.key, f"{item.scale:.6g}", item.how)
         console.print(rows)
     left_alone = [
-        (item.tensor, f": {item.reason}; left as they are: {', '.join(item.nodes)}")
-        for item in found.uncovered
+        f"{item.tensor}: {item.reason}; left as they are: {', '.join(item.nodes)}" for item in found.uncovered
     ]
-    for title, keys in (
+    for title, names in (
         ("tensors without a scale", left_alone),
-        ("keys of tensors that no quantized layer reads", [(key, "") for key in found.unused]),
-        (
-            "keys that are no tensors of the model",
-            [(item.key, f": {item.reason}") for item in found.unmapped],
-        ),
+        ("keys of tensors that no quantized layer reads", found.unused),
+        ("keys that are not tensors of the model", [f"{item.key}: {item.reason}" for item in found.unmapped]),
     ):
-        if keys:
-            console.print(f"{title}: {len(keys)}" + ("" if verbose else " (-v names them)"))
-        for key, why in keys if verbose else ():
-            console.print(Text(f"  {key}{why}", style="dim"))
+        _print_names(console, title, names, verbose=verbose)
+
+
+def _print_names(
+    console: Console, title: str, names: Sequence[str], unit: str = "", *, verbose: bool
+) -> None:
+    """Prints how many there are, and each of them if that is wanted."""
+    if names:
+        count = f"{len(names)} {unit}".rstrip()
+        console.print(f"{title}: {count}" + ("" if verbose else " (-v names them)"))
+    for name in names if verbose else ():
+        console.print(Text(f"  {name}", style="dim"), soft_wrap=True)

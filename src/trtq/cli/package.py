@@ -80,9 +80,8 @@ def command(folder: Path, **given: Any) -> None:
       trtq package model.trtq --triton models/ --name classifier
       trtq package model.trtq --triton models/ --fallback onnxruntime --ab 10
     """
-    serving = Serving(
-        given["max_batch"], given["max_queue_delay"], given["instances"], _count(given["serve_versions"])
-    )
+    versions = _count(given["serve_versions"])
+    serving = Serving(given["max_batch"], given["max_queue_delay"], given["instances"], versions)
     spec = PackageSpec(
         given["name"],
         given["fallback"] is not None,
@@ -92,11 +91,11 @@ def command(folder: Path, **given: Any) -> None:
         given["key"],
         serving,
     )
-    done = package(folder, given["triton"], spec)
+    packaged = package(folder, given["triton"], spec)
     if given["as_json"]:
-        print_json(asdict(done))
+        print_json(asdict(packaged))
     elif not given["quiet"]:
-        _print(done)
+        _print(packaged)
 
 
 def _count(text: str) -> int | None:
@@ -107,12 +106,12 @@ def _count(text: str) -> int | None:
     return int(text)
 
 
-def _print(done: Package) -> None:
+def _print(packaged: Package) -> None:
     console = open_console()
     rows = create_table("model", "version", "")
-    for item in done.models:
+    for item in packaged.models:
         rows.add_row(item.name, str(item.version), "new" if item.is_new else "was there already")
     console.print(rows)
-    for note in done.notes:
+    for note in packaged.notes:
         console.print(Text(f"note: {note}", style="dim"), soft_wrap=True)
-    console.print(f"in {done.repository}", soft_wrap=True)
+    console.print(f"in {packaged.repository}", soft_wrap=True)

@@ -13,13 +13,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from trtq.numbers import format_bytes, format_seconds
+from trtq.numbers import format_bytes, format_seconds, format_shape
 from trtq.pipeline.judge.score import format_score, name_metric
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from trtq.pipeline.deliver.report import Report, WeightsReport
+    from trtq.pipeline.deliver.report import CalibrationReport, Report, WeightsReport
     from trtq.records import LogitsComparison, OutputComparison, Repairs
 
 _STYLES = {"pass": "bold green", "fail": "bold red", "unverified": "bold yellow"}
@@ -54,28 +54,16 @@ def print_report(console: Console, report: Report, *, verbose: bool, folder: Pat
     if report.weights is not None:
         _print_weights(console, report.weights, verbose)
     if report.calibration is not None:
-        made_up = Text("  RANDOM DATA", style="bold red") if report.calibration.random else Text("")
-        console.print(
-            Text(
-                f"calibrated on {report.calibration.samples} samples by {report.calibration.method}"
-                + (
-                    f" in {format_seconds(seconds)}"
-                    if (seconds := report.calibration.seconds) is not None
-                    else ""
-                )
-            )
-            + made_up
-        )
+        _print_calibration(console, report.calibration)
     if report.repairs is not None:
         print_repairs(console, report.repairs, verbose=verbose)
     _print_kept(console, report, verbose)
     _print_auto(console, report)
     if verbose:
         way = f"{report.engine.quantization} quantization: {report.engine.quantization_reason}"
-        for line in (way, *report.notes, *report.engine.warnings):
-            console.print(Text(f"  {line}", style="dim"))
-    if verbose and folder is not None:
-        _print_layers(console, folder)
+        _print_lines(console, way, *report.notes, *report.engine.warnings)
+        if folder is not None:
+            _print_layers(console, folder)
     _print_cost(console, report)
     if report.reused:
         console.print(f"used again from the earlier build: {', '.join(report.reused)}")
@@ -88,9 +76,8 @@ def print_report(console: Console, report: Report, *, verbose: bool, folder: Pat
 
 def create_comparison_table(outputs: Sequence[OutputComparison]) -> Table:
     """Returns the comparisons as a table."""
-    result = create_table(
-        "model", "against", "output", "cosine", "SQNR dB", "max abs", "mean abs", "top-1", numbers=5
-    )
+    headers = ("model", "against", "output", "cosine", "SQNR dB", "max abs", "mean abs", "top-1")
+    result = create_table(*headers, numbers=5)
     for item in outputs[:_MOST_ROWS]:
         result.add_row(
             item.candidate,
@@ -154,6 +141,18 @@ def print_accuracy(
     console.print(Text.assemble(f"{name_metric(metric)}  ", (scores, "bold"), f"   on {num_samples} samples"))
 
 
+def _print_calibration(console: Console, calibration: CalibrationReport) -> None:
+    seconds = "" if calibration.seconds is None else f" in {format_seconds(calibration.seconds)}"
+    made_up = ("  RANDOM DATA", "bold red") if calibration.random else ""
+    text = f"calibrated on {calibration.samples} samples by {calibration.method}{seconds}"
+    console.print(Text.assemble(text, made_up))
+
+
+def _print_lines(console: Console, *lines: str, style: str = "dim") -> None:
+    for line in lines:
+        console.print(Text(f"  {line}", style=style), soft_wrap=True)
+
+
 def _print_engine(console: Console, report: Report) -> None:
     engine = report.engine
     implicitly = "implicitly " if engine.quantization == "implicit" else ""
@@ -166,17 +165,13 @@ def _print_engine(console: Console, report: Report) -> None:
         + (f"  for {', '.join(engine.targets)}" if engine.targets else "")
     )
     for name, profile in engine.profiles.items():
-        shapes = "  ".join(
-            f"{kind} {'x'.join(map(str, shape))}"
-            for kind, shape in (("min", profile.min), ("opt", profile.opt), ("max", profile.max))
-        )
-        console.print(f"  profile of {name}: {shapes}")
-    for item in engine.fallbacks[:_MOST_ROWS]:
-        console.print(
-            Text(f"  {item.node} ({item.op_type}) runs as {item.runs_as}: {item.reason}", style="yellow")
-        )
-    if len(engine.fallbacks) > _MOST_ROWS:
-        console.print(Text(f"  and {len(engine.fallbacks) - _MOST_ROWS} more in the report", style="yellow"))
+        shapes = (f"{kind} {format_shape(getattr(profile, kind))}" for kind in ("min", "opt", "max"))
+        console.print(f"  profile of {name}: {'  '.join(shapes)}")
+    fallen = [
+        f"{item.node} ({item.op_type}) runs as {item.runs_as}: {item.reason}" for item in engine.fallbacks
+    ]
+    more = [f"and {len(fallen) - _MOST_ROWS} more in the report"] if len(fallen) > _MOST_ROWS else []
+    _print_lines(console, *fallen[:_MOST_ROWS], *more, style="yellow")
 
 
 def _print_weights(console: Console, weights: WeightsReport, verbose: bool) -> None:
@@ -189,19 +184,18 @@ def _print_weights(console: Console, weights: WeightsReport, verbose: bool) -> N
         f"{weights.bits_per_weight:.2f} bits a weight"
     )
     if verbose:
-        console.print(Text(f"  {weights.gain}", style="dim"), soft_wrap=True)
+        _print_lines(console, weights.gain)
 
 
 def _print_cost(console: Console, report: Report) -> None:
     """Prints the sizes of the files and the seconds of the stages, a line each."""
-    sizes = {Path(report.model).name: report.sizes_bytes.get("model", 0)}
-    sizes |= {name: count for name, count in report.sizes_bytes.items() if name != "model"}
-    if report.sizes_bytes:
-        shown_sizes = (f"{name} {format_bytes(count)}" for name, count in sizes.items())
-        console.print(f"sizes  {'  '.join(shown_sizes)}", soft_wrap=True)
-    if report.timings_s:
-        times = (f"{name} {format_seconds(seconds)}" for name, seconds in report.timings_s.items())
-        console.print(f"times  {'  '.join(times)}", soft_wrap=True)
+    sizes = dict(report.sizes_bytes)
+    sizes = {Path(report.model).name: sizes.pop("model", 0), **sizes} if sizes else {}
+    shown_sizes = [f"{name} {format_bytes(count)}" for name, count in sizes.items()]
+    times = [f"{name} {format_seconds(seconds)}" for name, seconds in report.timings_s.items()]
+    for title, items in (("sizes", shown_sizes), ("times", times)):
+        if items:
+            console.print(f"{title}  {'  '.join(items)}", soft_wrap=True)
 
 
 def print_repairs(console: Console, repairs: Repairs, *, verbose: bool) -> None:
@@ -215,8 +209,7 @@ def print_repairs(console: Console, repairs: Repairs, *, verbose: bool) -> None:
     )
     for item in repairs.tried if verbose else ():
         mark = "applied" if item.applied else "not applied"
-        line = f"  {item.name}: {item.gain_db:+.1f} dB on {item.num_samples} samples, {mark}"
-        console.print(Text(line, style="dim"), soft_wrap=True)
+        _print_lines(console, f"{item.name}: {item.gain_db:+.1f} dB on {item.num_samples} samples, {mark}")
 
 
 def _print_kept(console: Console, report: Report, verbose: bool) -> None:
@@ -224,8 +217,7 @@ def _print_kept(console: Console, report: Report, verbose: bool) -> None:
         if not nodes:
             continue
         console.print(f"{title}: {len(nodes)} nodes" + ("" if verbose else " (-v names them)"))
-        for item in nodes if verbose else ():
-            console.print(Text(f"  {item.name}: {item.reason}", style="dim"))
+        _print_lines(console, *(f"{item.name}: {item.reason}" for item in nodes if verbose))
 
 
 def _print_auto(console: Console, report: Report) -> None:
@@ -234,7 +226,7 @@ def _print_auto(console: Console, report: Report) -> None:
     console.print(Text(f"--auto: {report.auto.outcome}"), soft_wrap=True)
     if report.auto.skip:
         options = " ".join(f"--skip {shlex.quote(pattern)}" for pattern in report.auto.skip)
-        console.print(Text(f"  the same without it: {options}", style="dim"), soft_wrap=True)
+        _print_lines(console, f"the same without it: {options}")
 
 
 def _number(value: float, form: str) -> str:

@@ -16,7 +16,7 @@ from trtq.pipeline.bench import benchmark as module
 from trtq.pipeline.bench.benchmark import Int8Layers, Timing, bench, to_json
 from trtq.pipeline.bench.machine import Conditions, Machine
 from trtq.pipeline.bench.process import Costs, Request
-from trtq.pipeline.bench.runnables import Inputs, Runnable, Runs
+from trtq.pipeline.bench.runnables import Inputs, Runnable, RunOptions
 from trtq.pipeline.bench.turns import Latency, Schedule
 from trtq.pipeline.build import build
 from trtq.pipeline.engine.target import Target
@@ -41,7 +41,7 @@ def folder(model: Path, tmp_path: Path) -> Path:
     return Path(build(model, spec=spec, target=target).output)
 
 
-class Told:
+class RecordingWatcher:
     def __init__(self) -> None:
         self.stages: list[tuple[str, int | None]] = []
         self.done = 0
@@ -58,8 +58,8 @@ class Told:
 
 
 def test_a_build_is_measured_beside_its_float_model(folder: Path, model: Path) -> None:
-    told = Told()
-    result = bench(folder, runs=Runs(num_threads=1, batch=4), schedule=QUICK, watcher=told)
+    told = RecordingWatcher()
+    result = bench(folder, options=RunOptions(num_threads=1, batch=4), schedule=QUICK, watcher=told)
     assert [item.name for item in result.measured] == ["fp32", "fp16", "int8"]
     fp32, _, int8 = result.measured
     assert (fp32.against, fp32.speedup, fp32.layers) == ("fp32", None, None)
@@ -86,7 +86,7 @@ def test_a_build_is_measured_beside_its_float_model(folder: Path, model: Path) -
 def test_what_does_not_run_is_left_out_and_told(folder: Path, model: Path) -> None:
     broken = model.with_name("broken.onnx")
     broken.write_bytes((folder / "model.fp16.onnx").read_bytes())
-    runs = Runs(device="cpu")
+    options = RunOptions(device="cpu")
     runnables = (
         Runnable("good", "fp32", "cpu", Request("onnx", model)),
         Runnable("bad", "fp16", "cpu", Request("onnx", model.with_name("gone.onnx"))),
@@ -94,20 +94,20 @@ def test_what_does_not_run_is_left_out_and_told(folder: Path, model: Path) -> No
     feed = {"x": np.ones((1, 4), np.float32)}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "list_runnables", lambda *_: (runnables, (), Inputs(feed, "ones", 1)))
-        result = bench(model, runs=runs, schedule=QUICK)
+        result = bench(model, options=options, schedule=QUICK)
         assert [item.name for item in result.measured] == ["good"]
         assert [item.name for item in result.skipped] == ["bad"]
         assert "ONNX Runtime cannot load the model" in result.skipped[0].reason
         patch.setattr(module, "list_runnables", lambda *_: (runnables[1:], (), Inputs(feed, "ones", 1)))
         with pytest.raises(ModelError, match="ONNX Runtime cannot load the model"):
-            bench(model, runs=runs, schedule=QUICK)
+            bench(model, options=options, schedule=QUICK)
 
 
 def test_an_engine_alone_tells_its_own_shapes(
     driver_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("LD_LIBRARY_PATH", str(driver_file.parent))
-    monkeypatch.setattr("trtq.pipeline.bench.runnables.count_gpus", lambda: 1)
+    monkeypatch.setattr("trtq.pipeline.bench.runnables.explain_missing_gpu", lambda: "")
     monkeypatch.setattr("trtq.pipeline.bench.runnables.MODULES", {"tensorrt": "running_tensorrt"})
     plan = {"inputs": {"x": [-1, 4]}, "outputs": {"y": [-1, 4]}, "profile": {"x": [[1, 4], [3, 4], [9, 4]]}}
     (tmp_path / "model.engine").write_text(json.dumps(plan))
@@ -156,7 +156,7 @@ def test_what_int8_is_on_a_cpu_is_told() -> None:
         "int8: ONNX Runtime runs 2 of 11 quantized layers in INT8 on this CPU, which has no instructions for "
         "sums of INT8 products; the rest of it is FP16: trtq build --backend onnxruntime makes a model for "
         "the CPU",
-        "Q/DQ pairs are placed for TensorRT: what INT8 gives there, only its engine on a GPU tells",
+        "Q/DQ pairs are placed for TensorRT: only its engine on a GPU shows what INT8 gives there",
     ]
     with_vnni = replace(HERE, features=("avx512_vnni",))
     plain = contender("q", "quantized", "cpu")

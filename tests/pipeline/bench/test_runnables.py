@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +15,11 @@ from trtq.errors import ArtifactError, DataError, MissingDependency, ModelError,
 from trtq.models.spec import CalibrationSpec, ModelSpec
 from trtq.pipeline import load as loading
 from trtq.pipeline.bench import runnables as module
-from trtq.pipeline.bench.runnables import Runs, list_runnables
+from trtq.pipeline.bench.runnables import RunOptions, list_runnables
 from trtq.pipeline.build import build
 from trtq.pipeline.deliver.manifest import NAME, read_manifest, to_json
 from trtq.pipeline.deliver.names import REPORT
-from trtq.pipeline.engine.backend import BuildRequest, BuiltEngine
+from trtq.pipeline.engine.backend import Backend, BuildRequest, BuiltEngine
 from trtq.pipeline.engine.backends import BACKENDS
 from trtq.pipeline.engine.profiles import GivenShapes
 from trtq.pipeline.engine.target import Target
@@ -28,34 +27,16 @@ from trtq.pipeline.engine.target import Target
 PLAN = {"inputs": {"x": [-1, 4]}, "outputs": {"y": [-1, 4]}, "profile": {"x": [[1, 4], [2, 4], [8, 4]]}}
 
 
-@dataclass(frozen=True)
-class Builder:
+class Builder(Backend):
     """A backend whose plans running_tensorrt runs."""
 
     name = "tensorrt"
-    runs_fp16 = True
-
-    @property
-    def lacks(self) -> dict[str, str]:
-        return {}
 
     def version(self) -> str:
         return "10.3.0"
 
-    def why_not(self) -> str:
-        return ""
-
-    def takes_types(self) -> bool:
-        return True
-
     def build(self, request: BuildRequest) -> BuiltEngine:
         return BuiltEngine(json.dumps(PLAN).encode(), (), targets=("8.6",))
-
-    def command(self, request: BuildRequest) -> str:
-        return ""
-
-    def runner(self, plan: bytes, name: str) -> Any:
-        return None
 
 
 @pytest.fixture
@@ -66,6 +47,7 @@ def one_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loading, "BACKENDS", backends)
     monkeypatch.setattr(loading, "find_compute_capability", lambda: "8.6")
     monkeypatch.setattr(module, "count_gpus", lambda: 1)
+    monkeypatch.setattr(module, "explain_missing_gpu", lambda: "")
 
 
 @pytest.fixture
@@ -86,7 +68,7 @@ def built(model: Path, data: Path, **target: Any) -> Path:
 
 
 def seen(*targets: Path, **runs: Any) -> list[tuple[str, str, str, str]]:
-    found, _, _ = list_runnables(targets, Runs(**runs))
+    found, _, _ = list_runnables(targets, RunOptions(**runs))
     return [(item.name, item.precision, item.device, item.request.path.name) for item in found]
 
 
@@ -98,7 +80,7 @@ def test_of_a_folder_everything_is_taken_that_can_run(model: Path, data: Path, o
         ("int8", "int8", "cpu", "model.int8.onnx"),
         ("int8 engine", "int8", "cuda", "model.engine"),
     ]
-    found, skipped, inputs = list_runnables([folder], Runs(num_threads=3, graph=False))
+    found, skipped, inputs = list_runnables([folder], RunOptions(num_threads=3, graph=False))
     assert skipped == ()
     assert [item.high_precision for item in found] == ["", "", "fp16", "fp16"]
     assert {item.request.num_threads for item in found[:3]} == {3}
@@ -115,20 +97,22 @@ def test_without_a_gpu_the_engine_is_left_out_and_why_is_said(
     model: Path, data: Path, one_gpu: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = built(model, data, backend="tensorrt")
-    for count, why in ((None, "there is no NVIDIA driver here"), (0, "the NVIDIA driver here shows none")):
-        monkeypatch.setattr(module, "count_gpus", lambda count=count: count)
-        _, (skipped,), _ = list_runnables([folder], Runs())
+    for why in ("there is no NVIDIA driver", "the NVIDIA driver shows no usable GPU"):
+        monkeypatch.setattr(module, "explain_missing_gpu", lambda why=why: why)
+        _, (skipped,), _ = list_runnables([folder], RunOptions())
         assert (skipped.name, skipped.reason) == (
             "int8 engine",
-            f"{folder / 'model.engine'} needs an NVIDIA GPU to run, and {why}",
+            f"{folder / 'model.engine'} needs an NVIDIA GPU to run, and {why} here",
         )
-        with pytest.raises(MissingDependency, match=rf"model\.engine needs an NVIDIA GPU to run, and {why}$"):
-            list_runnables([folder / "model.engine"], Runs())
+        with pytest.raises(
+            MissingDependency, match=rf"model\.engine needs an NVIDIA GPU to run, and {why} here$"
+        ):
+            list_runnables([folder / "model.engine"], RunOptions())
 
 
 def test_an_engine_in_its_folder_is_the_one_that_was_built(model: Path, data: Path, one_gpu: None) -> None:
     folder = built(model, data, backend="tensorrt")
-    (item,), _, inputs = list_runnables([folder / "model.engine"], Runs())
+    (item,), _, inputs = list_runnables([folder / "model.engine"], RunOptions())
     assert (item.name, item.precision, item.request.modules) == ("engine", "int8", ("tensorrt",))
     assert item.request.sha256 == read_manifest(folder).outputs["model.engine"]
     assert inputs.feed is None
@@ -136,7 +120,7 @@ def test_an_engine_in_its_folder_is_the_one_that_was_built(model: Path, data: Pa
     with pytest.raises(
         ArtifactError, match=r"model\.engine is not the file that was built: its SHA-256 is not"
     ):
-        list_runnables([folder / "model.engine"], Runs())
+        list_runnables([folder / "model.engine"], RunOptions())
 
 
 def test_a_float_model_of_two_builds_is_measured_once(model: Path, data: Path) -> None:
@@ -152,7 +136,7 @@ def test_an_engine_that_does_not_fit_is_left_out(
 ) -> None:
     folder = built(model, data, backend="tensorrt")
     monkeypatch.setattr(loading, "find_compute_capability", lambda: "8.9")
-    _, (skipped,), _ = list_runnables([folder], Runs())
+    _, (skipped,), _ = list_runnables([folder], RunOptions())
     assert "for compute capability 8.6; here is tensorrt 10.3.0 on compute capability 8.9" in skipped.reason
 
 
@@ -164,10 +148,10 @@ def test_a_folder_of_fp16_has_no_third_model(model: Path, data: Path) -> None:
 def test_a_float_model_that_is_gone_is_told(model: Path, data: Path) -> None:
     folder = built(model, data, backend="onnxruntime")
     model.rename(model.with_suffix(".moved"))
-    _, (skipped,), _ = list_runnables([folder], Runs())
+    _, (skipped,), _ = list_runnables([folder], RunOptions())
     assert (skipped.name, skipped.reason) == (
         "fp32",
-        f"{model} is not here any more, or was changed; give it as a target too",
+        f"{model} is gone or was changed since the build; give it as a target too",
     )
 
 
@@ -193,10 +177,10 @@ def test_a_folder_that_is_not_what_was_built_is_refused(model: Path, data: Path)
     folder = built(model, data, backend="onnxruntime")
     (folder / "ranges.json").write_bytes(b"")
     with pytest.raises(ArtifactError, match=r"is not what was built: changed: ranges\.json; build again$"):
-        list_runnables([folder], Runs())
+        list_runnables([folder], RunOptions())
     (folder / REPORT).unlink()
     with pytest.raises(ArtifactError, match=r"changed: ranges\.json; missing: report\.json; build again$"):
-        list_runnables([folder], Runs())
+        list_runnables([folder], RunOptions())
 
 
 def test_names_tell_targets_and_devices_apart(
@@ -228,7 +212,7 @@ def test_of_a_model_the_precision_is_that_of_its_weights(model: Path, data: Path
 
 def test_an_engine_alone_makes_its_inputs_up(tmp_path: Path, one_gpu: None) -> None:
     (tmp_path / "a.plan").write_bytes(b"plan")
-    (item,), skipped, inputs = list_runnables([tmp_path / "a.plan"], Runs())
+    (item,), skipped, inputs = list_runnables([tmp_path / "a.plan"], RunOptions())
     assert (item.name, item.precision, item.device) == ("engine", "engine", "cuda")
     assert item.request.modules == ("tensorrt", "tensorrt_rtx")
     assert (skipped, inputs.feed) == ((), None)
@@ -238,7 +222,7 @@ def test_an_engine_alone_makes_its_inputs_up(tmp_path: Path, one_gpu: None) -> N
 
 
 def feed_of(model: Path, **runs: Any) -> tuple[dict[str, tuple[int, ...]], str, int]:
-    _, _, inputs = list_runnables([model], Runs(**runs))
+    _, _, inputs = list_runnables([model], RunOptions(**runs))
     assert inputs.feed is not None
     shapes = {name: array.shape for name, array in inputs.feed.items()}
     return shapes, inputs.origin, inputs.num_samples
@@ -289,7 +273,7 @@ def test_open_axes_that_nothing_tells_are_asked_for(path_of: Callable[..., Path]
             r"^there is nothing to measure; give a build folder, an \.engine or an \.onnx file$",
         ),
         (["absent"], {}, UsageError, r"^there is no file or folder .*absent$"),
-        (["c.npz"], {}, UsageError, r"c\.npz is no build folder, \.engine or \.onnx file$"),
+        (["c.npz"], {}, UsageError, r"c\.npz is not a build folder, an \.engine or an \.onnx file$"),
         (["."], {}, ArtifactError, "is no build folder: cannot read"),
         (
             ["MODEL"],
@@ -317,13 +301,15 @@ def test_bad_input_is_one_clear_line(
 ) -> None:
     paths = [model if name == "MODEL" else data.parent / name for name in targets]
     with pytest.raises(kind, match=told):
-        list_runnables(paths, Runs(**runs))
+        list_runnables(paths, RunOptions(**runs))
 
 
 def test_models_with_other_inputs_are_measured_apart(model: Path, path_of: Callable[..., Path]) -> None:
     other = path_of("g (float[N, 4] z) => (float[N, 4] y) { y = Relu (z) }")
-    with pytest.raises(ModelError, match=r"takes z float32, .* takes x float32; measure them apart$"):
-        list_runnables([model, other], Runs())
+    with pytest.raises(
+        ModelError, match=r"takes z float32, .* takes x float32; give models with the same inputs$"
+    ):
+        list_runnables([model, other], RunOptions())
 
 
 def test_a_folder_with_nothing_that_runs_is_told(model: Path, data: Path, one_gpu: None) -> None:
@@ -335,4 +321,4 @@ def test_a_folder_with_nothing_that_runs_is_told(model: Path, data: Path, one_gp
     (folder / NAME).write_bytes(to_json(type(manifest)(manifest.inputs, outputs, {}, {})))
     model.unlink()
     with pytest.raises(UsageError, match=r"holds nothing to measure$"):
-        list_runnables([folder], Runs())
+        list_runnables([folder], RunOptions())

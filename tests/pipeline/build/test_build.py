@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -16,7 +17,6 @@ from trtq.calibrators.cache import parse_cache
 from trtq.calibrators.ranges import read_ranges
 from trtq.calibrators.settings import read_spec
 from trtq.files import hash_file
-from trtq.models.demo import write_demo
 from trtq.models.spec import AccuracySpec, CalibrationSpec, LayerSpec, ModelSpec, QuantizationSpec
 from trtq.pipeline.build import build
 from trtq.pipeline.deliver.manifest import read_manifest
@@ -31,7 +31,7 @@ NUM_LAYERS = 11
 WITHOUT_ENGINE = Target(backend="onnxruntime")
 
 
-class Told:
+class RecordingWatcher:
     """A watcher that remembers."""
 
     def __init__(self) -> None:
@@ -54,24 +54,33 @@ class Told:
 
 
 @pytest.fixture(scope="module")
-def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("demo")
-    write_demo(folder)
-    return folder
+def demo(demo_build: tuple[Path, Any]) -> Path:
+    return demo_build[0]
 
 
 @pytest.fixture(scope="module")
-def told() -> Told:
-    return Told()
+def built(demo: Path) -> Report:
+    return read_report(demo / "model.trtq" / "report.json")
 
 
 @pytest.fixture(scope="module")
-def built(demo: Path, told: Told) -> Report:
-    return build(demo / "model.onnx", watcher=told)
+def quick(demo: Path) -> ModelSpec:
+    """The settings of the demo, without a search, of less data."""
+    spec = read_spec(demo / "model.toml")
+    return replace(
+        spec,
+        calibration=replace(spec.calibration, method="minmax", samples=128),
+        evaluation=replace(spec.evaluation, samples=64),
+        quantization=QuantizationSpec(repair=("none",)),
+    )
 
 
 def spec_of(small: Path) -> ModelSpec:
-    return ModelSpec(calibration=CalibrationSpec(data=str(small.parent / "data.npz")))
+    """The settings of a build that searches for nothing."""
+    return ModelSpec(
+        calibration=CalibrationSpec(data=str(small.parent / "data.npz"), method="minmax"),
+        quantization=QuantizationSpec(repair=("none",)),
+    )
 
 
 # What the demo's build makes
@@ -130,8 +139,9 @@ def test_the_report_has_the_promised_keys(built: Report) -> None:
     assert document["calibration"]["peak_rss_bytes"] > 1 << 20
 
 
-def test_the_report_that_is_returned_is_the_one_that_is_written(built: Report) -> None:
-    assert read_report(Path(built.output) / "report.json") == built
+def test_the_report_that_is_returned_is_the_one_that_is_written(small: Path) -> None:
+    report = build(small, spec=spec_of(small), target=WITHOUT_ENGINE)
+    assert read_report(Path(report.output) / "report.json") == report
 
 
 def test_the_manifest_holds_the_digest_of_every_file(demo: Path, built: Report) -> None:
@@ -165,35 +175,36 @@ def test_the_cache_holds_the_ranges_as_scales(built: Report) -> None:
     assert len(scales) > 1
 
 
-def test_the_profile_of_a_dynamic_input_comes_from_the_data_and_that_is_said(
-    built: Report, told: Told
-) -> None:
+def test_the_profile_of_a_dynamic_input_comes_from_the_data_and_that_is_said(built: Report) -> None:
     profile = built.engine.profiles["image"]
     assert (profile.min, profile.opt, profile.max) == ((1, 1, 8, 8), (8, 1, 8, 8), (8, 1, 8, 8))
-    said = [note for note in told.notes if "'image' is dynamic: profile from the data" in note]
+    said = [note for note in built.notes if "'image' is dynamic: profile from the data" in note]
     assert len(said) == 1
-    assert said[0] in built.notes
 
 
-def test_the_watcher_is_told_of_every_stage_and_sample(built: Report, told: Told) -> None:
-    assert built.verdict == "pass"
+def test_the_watcher_is_told_of_every_stage_sample_and_note(small: Path) -> None:
+    told = RecordingWatcher()
+    spec = ModelSpec(calibration=CalibrationSpec(data=str(small.parent / "data.npz")))
+    report = build(small, spec=spec, watcher=told)
     assert told.stages == [
         ("Loading", None),
-        ("Calibrating", 512),
+        ("Calibrating", 16),
         ("Trying repairs", None),
         ("Quantizing", None),
         ("Building with tensorrt-rtx", None),
-        ("Comparing", 600),
+        ("Comparing", 16),
     ]
-    assert told.samples == 512 + 600
+    assert told.samples == 16 + 16
+    assert told.notes == list(report.notes)
+    assert any("'x' is dynamic: profile from the data" in note for note in told.notes)
     assert told.warnings == []
 
 
 # Other precisions, backends and data
 
 
-def test_fp16_alone_builds_just_that(demo: Path, tmp_path: Path) -> None:
-    report = build(demo / "model.onnx", target=Target(precision="fp16"), output=tmp_path / "out")
+def test_fp16_alone_builds_just_that(demo: Path, quick: ModelSpec, tmp_path: Path) -> None:
+    report = build(demo / "model.onnx", spec=quick, target=Target(precision="fp16"), output=tmp_path / "out")
     assert (report.verdict, report.precision, report.high_precision) == ("pass", "fp16", "fp16")
     assert set(report.accuracy) == {"fp32", "fp16"}
     assert [(item.candidate, item.reference) for item in report.comparison] == [("fp16", "fp32")]
@@ -223,8 +234,10 @@ def test_a_pattern_to_keep_fp32_that_matches_nothing_is_told_for_fp16_too(small:
     assert report.warnings == ("'secnd' matches no node; the nearest names are second",)
 
 
-def test_an_fp32_rest_has_no_fp16_in_it(demo: Path, tmp_path: Path) -> None:
-    report = build(demo / "model.onnx", target=Target(high_precision="fp32"), output=tmp_path / "out")
+@pytest.mark.slow
+def test_an_fp32_rest_has_no_fp16_in_it(demo: Path, quick: ModelSpec, tmp_path: Path) -> None:
+    target = Target(high_precision="fp32")
+    report = build(demo / "model.onnx", spec=quick, target=target, output=tmp_path / "out")
     assert (report.verdict, report.high_precision) == ("pass", "fp32")
     assert report.engine.layers_int8 == NUM_LAYERS
     graph = onnx.load(tmp_path / "out" / "model.int8.onnx").graph
@@ -240,8 +253,8 @@ def test_an_fp16_rest_is_the_default(built: Report) -> None:
     assert onnx.TensorProto.FLOAT not in kinds
 
 
-def test_onnxruntime_runs_the_int8_model_itself(demo: Path, tmp_path: Path) -> None:
-    report = build(demo / "model.onnx", target=WITHOUT_ENGINE, output=tmp_path / "out")
+def test_onnxruntime_runs_the_int8_model_itself(demo: Path, quick: ModelSpec, tmp_path: Path) -> None:
+    report = build(demo / "model.onnx", spec=quick, target=WITHOUT_ENGINE, output=tmp_path / "out")
     assert report.verdict == "pass"
     assert report.backend.startswith("onnxruntime 1.")
     assert report.high_precision == "fp32"
@@ -253,7 +266,7 @@ def test_onnxruntime_runs_the_int8_model_itself(demo: Path, tmp_path: Path) -> N
 
 
 def test_random_data_leaves_the_build_unverified(small: Path) -> None:
-    watcher = Told()
+    watcher = RecordingWatcher()
     report = build(small, random_data=True, watcher=watcher)
     assert report.verdict == "unverified"
     assert report.reasons == ("the data was random, so its accuracy means nothing",)
@@ -267,8 +280,8 @@ def test_random_data_leaves_the_build_unverified(small: Path) -> None:
     assert read_ranges(Path(report.output) / "ranges.json").is_random
 
 
-def test_a_failed_gate_names_the_output_and_the_samples(demo: Path, tmp_path: Path) -> None:
-    spec = replace(read_spec(demo / "model.toml"), accuracy=AccuracySpec(min_cosine=1.0))
+def test_a_failed_gate_names_the_output_and_the_samples(demo: Path, quick: ModelSpec, tmp_path: Path) -> None:
+    spec = replace(quick, accuracy=AccuracySpec(min_cosine=1.0))
     report = build(demo / "model.onnx", spec=spec, target=WITHOUT_ENGINE, output=tmp_path / "out")
     assert report.verdict == "fail"
     assert report.reasons[0].startswith("output 'logits' has cosine ")
@@ -276,8 +289,9 @@ def test_a_failed_gate_names_the_output_and_the_samples(demo: Path, tmp_path: Pa
     assert read_report(tmp_path / "out" / "report.json").verdict == "fail"
 
 
-def test_skipped_layers_stay_float(demo: Path, tmp_path: Path) -> None:
-    spec = replace(read_spec(demo / "model.toml"), layers=LayerSpec(skip=("^block1", "head")))
+@pytest.mark.slow
+def test_skipped_layers_stay_float(demo: Path, quick: ModelSpec, tmp_path: Path) -> None:
+    spec = replace(quick, layers=LayerSpec(skip=("^block1", "head")))
     report = build(demo / "model.onnx", spec=spec, output=tmp_path / "out")
     assert [(item.name, item.reason) for item in report.kept_float] == [
         ("block1.first.conv/Conv", "skipped by '^block1'"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
 import subprocess
@@ -16,10 +17,15 @@ from trtq.calibrators.ranges import read_ranges
 from trtq.calibrators.settings import read_spec
 from trtq.errors import ArtifactError, BuildError, DataError, UsageError
 from trtq.files import hash_file
-from trtq.models.demo import write_demo
-from trtq.models.spec import AccuracySpec, CalibrationSpec, EvaluationSpec, ModelSpec
+from trtq.models.spec import (
+    AccuracySpec,
+    CalibrationSpec,
+    EvaluationSpec,
+    ModelSpec,
+    QuantizationSpec,
+)
 from trtq.pipeline.build import build
-from trtq.pipeline.deliver.report import Report
+from trtq.pipeline.deliver.report import Report, read_report
 from trtq.pipeline.engine.target import Target
 from trtq.pipeline.rewrite.mixed import MixedModel
 from trtq.pipeline.verify import verify
@@ -28,7 +34,7 @@ from trtq.progress import Silent
 WITHOUT_ENGINE = Target(backend="onnxruntime")
 
 
-class Told(Silent):
+class RecordingWatcher(Silent):
     """A watcher that remembers."""
 
     def __init__(self) -> None:
@@ -43,15 +49,13 @@ class Told(Silent):
 
 
 @pytest.fixture(scope="module")
-def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("demo")
-    write_demo(folder)
-    return folder
+def demo(demo_build: tuple[Path, Any]) -> Path:
+    return demo_build[0]
 
 
 @pytest.fixture(scope="module")
 def built(demo: Path) -> Report:
-    return build(demo / "model.onnx")
+    return read_report(demo / "model.trtq" / "report.json")
 
 
 @pytest.fixture
@@ -60,8 +64,12 @@ def earlier(built: Report, tmp_path: Path) -> Path:
     return shutil.copytree(built.output, tmp_path / "earlier")
 
 
-def spec_of(small: Path) -> ModelSpec:
-    return ModelSpec(calibration=CalibrationSpec(data=str(small.parent / "data.npz")))
+def spec_of(small: Path, method: str = "minmax") -> ModelSpec:
+    """The settings of a build that searches for nothing."""
+    return ModelSpec(
+        calibration=CalibrationSpec(data=str(small.parent / "data.npz"), method=method),
+        quantization=QuantizationSpec(repair=("none",)),
+    )
 
 
 def digests(folder: Path) -> dict[str, str]:
@@ -76,7 +84,7 @@ def left_beside(folder: Path) -> list[str]:
 
 
 def test_an_unchanged_second_run_does_nothing_and_says_so(demo: Path, built: Report) -> None:
-    before, watcher = digests(Path(built.output)), Told()
+    before, watcher = digests(Path(built.output)), RecordingWatcher()
     again = build(demo / "model.onnx", watcher=watcher)
     assert again == replace(built, reused=("everything",))
     assert digests(Path(built.output)) == before
@@ -92,7 +100,8 @@ def test_a_moved_folder_is_reported_where_it_is(demo: Path, earlier: Path) -> No
 
 def test_a_changed_gate_uses_ranges_and_engine_again(demo: Path, built: Report, earlier: Path) -> None:
     spec = read_spec(demo / "model.toml")
-    watcher = Told()
+    spec = replace(spec, evaluation=replace(spec.evaluation, samples=64))
+    watcher = RecordingWatcher()
     changed = build(
         demo / "model.onnx",
         spec=replace(spec, accuracy=AccuracySpec(min_cosine=0.98)),
@@ -158,7 +167,7 @@ def test_a_damaged_folder_is_built_again_whole(small: Path, spoil: Any) -> None:
     spoil(folder)
     again = build(small, spec=spec_of(small), target=WITHOUT_ENGINE)
     assert again.reused == ()
-    assert set(again.timings_s) == {"calibrate", "repair", "quantize", "build", "compare"}
+    assert set(again.timings_s) >= {"calibrate", "quantize", "build", "compare"}
     assert set(digests(folder)) == names
     assert verify(folder).is_intact
 
@@ -234,11 +243,15 @@ trtq.build(sys.argv[1], spec=spec, watcher=Hanging())
 """
 
 
-def test_a_killed_build_leaves_the_earlier_one_and_the_next_clears_what_is_left(small: Path) -> None:
+@pytest.mark.slow
+def test_a_killed_build_leaves_the_earlier_one_and_the_next_clears_what_is_left(
+    small: Path, torchless: str
+) -> None:
     folder = Path(build(small, spec=spec_of(small)).output)
     before = digests(folder)
     command = [sys.executable, "-c", _KILLED, str(small), str(small.parent / "data.npz")]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+    environment = {**os.environ, "PYTHONPATH": torchless}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "now\n"
         process.kill()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import shlex
 from collections.abc import Callable
@@ -93,7 +92,8 @@ def test_the_verdict_on_an_implicit_build_is_on_the_engine(
         tensor = model.graph.initializers["w2"].const_value
         assert tensor is not None
         model.graph.initializers["w2"].const_value = ir.tensor(-tensor.numpy(), name="w2")
-        polygraphy = importlib.import_module("polygraphy.backend.onnxrt")
+        from polygraphy.backend import onnxrt as polygraphy
+
         return polygraphy.OnnxrtRunner(open_session(model, optimize=False), name=name)
 
     monkeypatch.setattr(TensorRt, "runner", wrong)

@@ -15,9 +15,9 @@ import onnx.parser
 import pytest
 
 import trtq
-from trtq.models.demo import write_demo
 from trtq.models.spec import AccuracySpec, CalibrationSpec, ModelSpec
 from trtq.pipeline.build import build
+from trtq.pipeline.deliver.report import read_report
 from trtq.pipeline.engine.target import Target
 
 WITHOUT_ENGINE = Target(backend="onnxruntime")
@@ -77,10 +77,12 @@ def test_a_quantized_model_stays_int8_when_fp16_is_asked(small: Path) -> None:
     assert build(quantize_elsewhere(small), spec=spec_of(small), target=target).precision == "int8"
 
 
-def test_a_quantized_model_with_labels_has_accuracy_and_no_verdict(tmp_path: Path) -> None:
-    write_demo(tmp_path)
-    built = build(tmp_path / "model.onnx", target=WITHOUT_ENGINE)
-    model = shutil.copy(Path(built.output) / "model.int8.onnx", tmp_path / "quantized.onnx")
+def test_a_quantized_model_with_labels_has_accuracy_and_no_verdict(
+    demo_onnxruntime: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(demo_onnxruntime, tmp_path, dirs_exist_ok=True)
+    built = read_report(tmp_path / "model.trtq" / "report.json")
+    model = shutil.copy(tmp_path / "model.trtq" / "model.int8.onnx", tmp_path / "quantized.onnx")
     report = build(model, target=WITHOUT_ENGINE)
     assert report.accuracy == {"int8": built.accuracy["int8"]}
     assert report.verdict == "unverified"
@@ -118,6 +120,7 @@ def test_a_quantized_model_without_an_exact_repair_is_refused_with_the_node_name
     assert not (model.parent / "q.trtq").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "rule"),
     [
@@ -138,6 +141,7 @@ def test_what_onnx_runtime_writes_otherwise_is_repaired_and_computes_the_same(
     assert np.abs(before[0] - after[0]).max() <= 1.01 * step  # a tie may be rounded to the other side
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [case.values[0] for case in REFUSED])
 def test_requantize_makes_the_rest_symmetric_and_says_so(
     small: Path, options: dict[str, Any], outputs_of: Callable[..., list[Any]]

@@ -13,7 +13,14 @@ import onnx
 import pytest
 
 from trtq.errors import UsageError
-from trtq.models.spec import AccuracySpec, CalibrationSpec, EvaluationSpec, LayerSpec, ModelSpec
+from trtq.models.spec import (
+    AccuracySpec,
+    CalibrationSpec,
+    EvaluationSpec,
+    LayerSpec,
+    ModelSpec,
+    QuantizationSpec,
+)
 from trtq.pipeline.build import build
 from trtq.pipeline.deliver.manifest import read_manifest
 from trtq.pipeline.deliver.report import Report
@@ -29,7 +36,8 @@ Install = Callable[[str], None]
 
 def spec_of(small: Path, method: str = "entropy", **layers: Any) -> ModelSpec:
     calibration = CalibrationSpec(data=str(small.parent / "data.npz"), method=method)
-    return ModelSpec(calibration=calibration, layers=LayerSpec(**layers))
+    none = QuantizationSpec(repair=("none",))
+    return ModelSpec(calibration=calibration, layers=LayerSpec(**layers), quantization=none)
 
 
 def plan_of(report: Report) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import onnx
 import onnx.numpy_helper
 import onnx.parser
 import pytest
-from told import Told
+from recording_watcher import RecordingWatcher
 
 from trtq.errors import DataError, MissingDependency, ModelError, UsageError
 from trtq.models.spec import (
@@ -137,7 +137,7 @@ def test_int8_needs_calibration_data(model: Path) -> None:
 
 
 def test_random_data_is_warned_of(model: Path) -> None:
-    watcher = Told()
+    watcher = RecordingWatcher()
     job = prepared(model, ModelSpec(), random_data=True, watcher=watcher)
     assert job.calibration is not None
     assert job.calibration.is_random
@@ -145,7 +145,7 @@ def test_random_data_is_warned_of(model: Path) -> None:
 
 
 def test_what_loading_changed_is_noted(model: Path) -> None:
-    watcher = Told()
+    watcher = RecordingWatcher()
     prepared(model, spec_of(model), Target(backend="tensorrt-rtx"), watcher=watcher)
     assert "raised the opset from 18 to 19" in watcher.notes
 
@@ -217,7 +217,7 @@ def quantized(model: Path) -> Path:
 
 @pytest.mark.parametrize("precision", ["int8", "fp16"])
 def test_a_quantized_model_needs_no_data_and_stays_int8(model: Path, precision: str) -> None:
-    watcher = Told()
+    watcher = RecordingWatcher()
     target = replace(CHEAP, precision=precision)  # type: ignore[arg-type]
     job = prepared(quantized(model), ModelSpec(), target, watcher=watcher)
     assert job.is_quantized

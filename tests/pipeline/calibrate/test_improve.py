@@ -11,7 +11,6 @@ import pytest
 from trtq.calibrators.batches import Batches
 from trtq.calibrators.ranges import read_ranges
 from trtq.calibrators.statistics import Statistics
-from trtq.models.demo import write_demo
 from trtq.models.spec import CalibrationSpec, ModelSpec, QuantizationSpec
 from trtq.pipeline.build import build
 from trtq.pipeline.build.prepare import prepare
@@ -29,10 +28,8 @@ WITHOUT_ENGINE = Target(backend="onnxruntime", high_precision="fp16")
 
 
 @pytest.fixture(scope="module")
-def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("demo")
-    write_demo(folder)
-    return folder / "model.onnx"
+def demo(demo_folder: Path) -> Path:
+    return demo_folder / "model.onnx"
 
 
 @pytest.fixture(scope="module")
@@ -166,7 +163,9 @@ def test_large_models_are_judged_on_fewer_samples(
 # The other stages
 
 
+@pytest.mark.slow
 def test_the_stages_make_what_the_build_makes(demo: Path, spec: ModelSpec, tmp_path: Path) -> None:
+    spec = replace(_with(spec, "mse"), quantization=QuantizationSpec(("smooth", "bias")))
     report = build(demo, spec=spec, target=WITHOUT_ENGINE, output=tmp_path / "out")
     assert report.repairs is not None
     ranges = calibrate(demo, spec=spec, target=WITHOUT_ENGINE)
@@ -190,10 +189,11 @@ def test_ranges_are_known_again_by_what_may_be_done(
     assert one != two
 
 
+@pytest.mark.slow
 def test_auto_keeps_layers_of_a_repaired_model(demo: Path, spec: ModelSpec, tmp_path: Path) -> None:
     """A gate that hardly any model passes: layers are taken out of a model with repaired channels."""
     strict = replace(
-        spec,
+        _with(spec, "mse", "smooth"),
         evaluation=replace(
             spec.evaluation, data=str(demo.parent / "evaluation.npz"), labels="labels", samples=64
         ),

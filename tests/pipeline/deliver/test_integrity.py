@@ -97,7 +97,7 @@ def test_a_link_to_the_same_content_is_taken_and_one_to_nothing_is_missing(
 
 def test_a_digest_that_is_none_takes_no_folder_for_a_file(folder: Path) -> None:
     document = json.loads((folder / NAME).read_bytes())
-    document["outputs"]["empty"] = None
+    document["outputs"]["empty"] = ""
     (folder / NAME).write_text(json.dumps(document))
     (folder / "empty").unlink()
     (folder / "empty").mkdir()

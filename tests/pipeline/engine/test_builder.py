@@ -21,6 +21,7 @@ pytestmark = pytest.mark.skipif(
     reason="tensorrt_rtx is not installed: pip install 'trtq[rtx]'",
 )
 FLAVOUR = Flavour("tensorrt_rtx", "TensorRT-RTX", inspects=False)
+FAILED = {"error": "BuildError", "text": "TensorRT-RTX could not build model0.onnx"}
 Ask = Callable[..., dict[str, Any]]
 
 
@@ -55,13 +56,13 @@ def test_a_request_leaves_the_plan_and_the_kernels(ask: Ask, tmp_path: Path) -> 
 
 
 def test_a_profile_out_of_order_fails(ask: Ask, tmp_path: Path) -> None:
-    assert ask(profiles=_profile(4, 2, 1)) == {"build_failed": True}
+    assert ask(profiles=_profile(4, 2, 1)) == FAILED
     assert "Invalid optimization profiles" in (tmp_path / "build.log").read_text()
     assert not (tmp_path / "plan").exists()
 
 
 def test_a_failed_build_leaves_its_words_and_no_plan(ask: Ask, tmp_path: Path) -> None:
-    assert ask() == {"build_failed": True}
+    assert ask() == FAILED
     (line,) = [
         line
         for line in (tmp_path / "build.log").read_text().splitlines()
@@ -100,23 +101,25 @@ def test_a_shape_input_gets_values(ask: Ask, path_of: Callable[..., Path]) -> No
 
 def test_an_unknown_target_is_answered_with_the_known_ones(ask: Ask) -> None:
     answer = ask(profiles=_profile(1, 1, 1), compute_capabilities=["8.9", "9.0"])
-    assert answer["unknown_target"] == "9.0"
-    assert answer["targets"][:2] == ["SM75", "SM80"]
+    assert answer["error"] == "UsageError"
+    assert answer["text"].startswith(
+        "TensorRT-RTX cannot build for compute capability 9.0; it has 7.5, 8.0, "
+    )
 
 
 def test_what_the_parser_refuses_is_answered_node_by_node(ask: Ask, path_of: Callable[..., Path]) -> None:
     path = path_of("g (float[8] x) => (float[N] y) { [distinct] y = Unique (x) }")
     assert ask(path) == {
-        "parse_errors": [
-            {"node": "distinct", "op_type": "Unique", "code": "UNSUPPORTED_NODE", "text": "false"}
-        ]
+        "error": "ModelError",
+        "text": "TensorRT-RTX does not take this model: "
+        "node 'distinct' (Unique): this operator is not supported",
     }
 
 
 def test_a_file_without_a_network_is_answered(ask: Ask, tmp_path: Path) -> None:
     (tmp_path / "text.onnx").write_bytes(b"hello world")
-    (error,) = ask(tmp_path / "text.onnx")["parse_errors"]
-    assert error["text"] == "the network has no outputs"
+    answer = ask(tmp_path / "text.onnx")
+    assert answer["text"] == "TensorRT-RTX does not take this model: the network has no outputs"
 
 
 @pytest.mark.parametrize("level", [0, 5])

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from trtq.errors import ArtifactError, BuildError, ModelError, UsageError
 from trtq.models.spec import InputSpec
 from trtq.pipeline.engine.backend import BuilderOptions, BuildRequest, Precision
 from trtq.pipeline.engine.builder import build, combine_network_flags
@@ -109,7 +110,11 @@ def test_every_option_reaches_the_configuration(ask: Ask) -> None:
 
 def test_a_hardware_compatibility_that_the_version_has_not_is_answered(ask: Ask) -> None:
     new = replace(FLOAT, options=BuilderOptions(hardware_compatibility="same-compute-capability"))
-    assert ask(OLD, new) == {"no_option": "hardware compatibility same-compute-capability"}
+    with pytest.raises(
+        UsageError,
+        match=r"^TensorRT 8\.6\.1 has no hardware compatibility same-compute-capability; leave it out",
+    ):
+        ask(OLD, new)
     usual = replace(FLOAT, options=BuilderOptions(hardware_compatibility="ampere+"))
     assert ask(OLD, usual)["plan"]["hardware_compatibility"] == "AMPERE_PLUS"
 
@@ -138,15 +143,24 @@ def test_a_null_builder_is_answered(
     module = importlib.import_module(tensorrt_module(TEN))
     monkeypatch.setattr(module, "Builder", null)
     request = to_json(Flavour("tensorrt", "TensorRT", inspects=True), FLOAT)
-    assert build(module, request, Path(module.__file__ or "").parent) == {
-        "no_builder": "pybind11::init(): factory function returned nullptr"
-    }
+    with pytest.raises(BuildError, match=r"^TensorRT gives no builder; see nvidia-smi$"):
+        build(module, request, Path(module.__file__ or "").parent)
 
 
 def test_what_the_parser_refuses_is_answered_node_by_node(ask: Ask, path_of: Callable[..., Path]) -> None:
     path = path_of("g (float[8] x) => (float[N] y) { [distinct] y = Unique (x) }")
-    refused = {"node": "distinct", "op_type": "Unique", "code": "UNSUPPORTED_NODE", "text": "false"}
-    assert ask(TEN, BuildRequest(path)) == {"parse_errors": [refused]}
+    with pytest.raises(
+        ModelError,
+        match=r"does not take this model: node 'distinct' \(Unique\): this operator is not supported$",
+    ):
+        ask(TEN, BuildRequest(path))
+
+
+def test_more_than_eight_refusals_of_the_parser_are_counted(ask: Ask, path_of: Callable[..., Path]) -> None:
+    nodes = "".join(f"[n{number}] y{number} = Unique (x) " for number in range(11))
+    path = path_of(f"g (float[8] x) => (float[N] y0) {{ {nodes} }}")
+    with pytest.raises(ModelError, match=r"node 'n7' \(Unique\): [a-z ]*; and 3 more$"):
+        ask(TEN, BuildRequest(path))
 
 
 def test_a_build_that_fails_is_answered(
@@ -155,7 +169,8 @@ def test_a_build_that_fails_is_answered(
     module = importlib.import_module(tensorrt_module(TEN))
     monkeypatch.setattr(module.Builder, "build_serialized_network", lambda *_: None)
     request = to_json(Flavour("tensorrt", "TensorRT", inspects=True), BuildRequest(model))
-    assert build(module, request, tmp_path) == {"build_failed": True}
+    with pytest.raises(BuildError, match=rf"^TensorRT could not build {model.name}$"):
+        build(module, request, tmp_path)
     assert not (tmp_path / "plan").exists()
 
 
@@ -172,7 +187,8 @@ def test_profiles_take_shapes_and_values_of_shape_inputs(ask: Ask, path_of: Call
 
 def test_profiles_that_tensorrt_refuses_fail(ask: Ask) -> None:
     wrong = {"x": {"min": [4, 3, 8, 8], "opt": [2, 3, 8, 8], "max": [8, 3, 8, 8]}}
-    assert ask(TEN, profiles=wrong) == {"build_failed": True}
+    with pytest.raises(BuildError, match="could not build"):
+        ask(TEN, profiles=wrong)
 
 
 # Layers that are bound to a precision
@@ -245,7 +261,8 @@ def test_a_foreign_or_broken_timing_cache_is_refused_and_left_alone(
 ) -> None:
     path = tmp_path / "timing.cache"
     path.write_bytes(content)
-    assert ask(TEN, _timed(path)) == {"foreign_timing_cache": str(path)}
+    with pytest.raises(UsageError, match=rf"^{path} is not a timing cache of TensorRT 10\.16\.1\.11 on this"):
+        ask(TEN, _timed(path))
     assert path.read_bytes() == content
 
 
@@ -276,8 +293,8 @@ def test_a_folder_that_vanished_keeps_the_engine_and_warns(
 
 def test_a_timing_cache_that_cannot_be_read_is_answered(ask: Ask, tmp_path: Path) -> None:
     (tmp_path / "timing.cache").mkdir()
-    answer = ask(TEN, _timed(tmp_path / "timing.cache"))
-    assert answer == {"unreadable_timing_cache": f"{tmp_path / 'timing.cache'}: Is a directory"}
+    with pytest.raises(ArtifactError, match=r"^cannot read the timing cache .*\.cache: Is a directory$"):
+        ask(TEN, _timed(tmp_path / "timing.cache"))
 
 
 def test_a_builder_that_gives_no_timings_leaves_the_file(

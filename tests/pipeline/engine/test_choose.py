@@ -35,7 +35,9 @@ def test_auto_is_tensorrt_where_it_works(
     backend = TensorRt(tensorrt_module("10.16.1.11"))
     monkeypatch.setattr("trtq.pipeline.engine.backends.BACKENDS", {**BACKENDS, "tensorrt": backend})
     assert choose_backend("auto") is backend
-    monkeypatch.setattr("trtq.pipeline.engine.tensorrt.count_gpus", lambda: None)
+    monkeypatch.setattr(
+        "trtq.pipeline.engine.tensorrt.explain_missing_gpu", lambda: "there is no NVIDIA driver"
+    )
     monkeypatch.setattr("trtq.pipeline.engine.rtx.TensorRtRtx.why_not", lambda _: "")
     assert choose_backend("auto").name == "tensorrt-rtx"
 

@@ -67,7 +67,7 @@ def test_a_layer_that_is_in_no_kernel_was_removed() -> None:
 
 def test_nothing_is_claimed_of_an_engine_that_tells_no_kernels() -> None:
     (fallback,) = measure_coverage([_CONV], BuiltEngine(b"", ())).fallbacks
-    assert fallback == Fallback("conv", "Conv", "unknown", "the builder does not tell what it runs")
+    assert fallback == Fallback("conv", "Conv", "unknown", "the builder does not say what it runs")
 
 
 @pytest.mark.parametrize(

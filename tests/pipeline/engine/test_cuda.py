@@ -33,7 +33,7 @@ def test_every_run_has_its_time(driver: Any, count: int) -> None:
 def test_a_graph_is_launched_as_one(driver: Any) -> None:
     cuda, ran = Cuda(driver.path), list[int]()
     before = driver.count("launches")
-    launch = cuda.captured(lambda: ran.append(driver.count("capturing")))
+    launch = cuda.capture(lambda: ran.append(driver.count("capturing")))
     assert ran == [1]
     assert driver.count("capturing") == 0
     launch()
@@ -47,7 +47,7 @@ def test_a_capture_that_fails_is_ended(driver: Any) -> None:
 
     cuda = Cuda(driver.path)
     with pytest.raises(ArtifactError, match=r"^it does not run$"):
-        cuda.captured(enqueue)
+        cuda.capture(enqueue)
     assert driver.count("capturing") == 0
 
 
@@ -55,7 +55,7 @@ def test_cudas_own_words_are_told(driver: Any) -> None:
     cuda = Cuda(driver.path)
     driver.fail("cuGraphLaunch")
     with pytest.raises(ArtifactError, match=r"^CUDA says CUDA_ERROR_UNKNOWN \(999\) in cuGraphLaunch$"):
-        cuda.captured(lambda: None)()
+        cuda.capture(lambda: None)()
     with pytest.raises(ArtifactError, match=r"^CUDA says an unknown error \(201\) in cuCtxSetCurrent$"):
         cuda._call("cuCtxSetCurrent", None)
 

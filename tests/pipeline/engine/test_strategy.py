@@ -107,7 +107,7 @@ def test_the_rest_is_known_without_a_builder(name: str, rest: FloatFormat) -> No
     [
         ("tensorrt-rtx", r"it takes Q/DQ models only; for implicit quantization take TensorRT 8\.6 to 10$"),
         ("onnxruntime", r"it takes Q/DQ models; for implicit quantization take TensorRT 8\.6 to 10$"),
-        (ELEVEN, r"TensorRT 11\.4\.0\.106 has no INT8 calibrators any more, they ended with TensorRT 10;"),
+        (ELEVEN, r"TensorRT 11\.4\.0\.106 has no INT8 calibrators, they ended with TensorRT 10;"),
     ],
 )
 def test_implicit_is_refused_where_there_is_none(name: str, told: str, backend: Callable[[str], Any]) -> None:

@@ -71,7 +71,7 @@ def test_it_works_where_there_is_a_gpu(backend: Callable[[str], TensorRt]) -> No
 def test_without_a_gpu_it_says_so(
     num_gpus: int | None, missing: str, tensorrt_module: Module, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("trtq.pipeline.engine.tensorrt.count_gpus", lambda: num_gpus)
+    monkeypatch.setattr("trtq.pipeline.engine.gpu.count_gpus", lambda: num_gpus)
     assert TensorRt(tensorrt_module(TEN)).why_not() == NO_GPU.format(missing)
 
 
@@ -142,7 +142,7 @@ def test_what_a_version_can_do_is_asked_of_its_names(
 
 def test_without_calibrators_it_says_what_to_take(backend: Callable[[str], TensorRt]) -> None:
     assert backend(ELEVEN).lacks["implicit"] == (
-        "TensorRT 11.4.0.106 has no INT8 calibrators any more, they ended with TensorRT 10; take "
+        "TensorRT 11.4.0.106 has no INT8 calibrators, they ended with TensorRT 10; take "
         "--quantization explicit"
     )
 
@@ -190,7 +190,7 @@ def test_a_foreign_timing_cache_is_refused(
 ) -> None:
     (tmp_path / "timing.cache").write_bytes(b"something else")
     options = BuilderOptions(timing_cache=tmp_path / "timing.cache")
-    with pytest.raises(UsageError, match=r"timing\.cache is no timing cache of TensorRT 10\.16\.1\.11 on"):
+    with pytest.raises(UsageError, match=r"timing\.cache is not a timing cache of TensorRT 10\.16\.1\.11 on"):
         backend(TEN).build(BuildRequest(quantized, PROFILE, options=options))
 
 

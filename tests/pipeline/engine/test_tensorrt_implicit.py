@@ -175,7 +175,7 @@ def test_gpu_memory_that_is_not_there_is_told_although_the_build_fails(
         raise BuildError(f"taking {num_bytes} bytes of GPU memory failed")
 
     monkeypatch.setattr(Memory, "allocate", full)
-    with pytest.raises(BuildError, match=r"^taking 32 bytes of GPU memory failed$"):
+    with pytest.raises(BuildError, match=r"^taking 32 bytes of GPU memory failed:\n  "):
         backend(TEN).build(request_of(_data(2)))
 
 

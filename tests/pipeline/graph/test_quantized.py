@@ -263,3 +263,16 @@ def test_a_weight_of_four_bits_is_multiplied_in_int8_by_a_matmul(
         **_SYMMETRIC,
     )
     assert [layer.name for layer in find_quantized_layers(model)] == found
+
+
+@pytest.mark.parametrize(("factor", "count"), [(np.float32(0.5), 1), (np.full(4, 0.5, np.float32), 0)])
+def test_factors_one_behind_another_are_followed_once_each(
+    model_of: ModelOf, factor: NDArray[Any], count: int
+) -> None:
+    factors = " ".join(f"d{i + 1} = Mul (d{i}, f)" for i in range(40))
+    body = f"d0 = DequantizeLinear (q, s, z) {factors} v = DequantizeLinear <axis = 1> (w, sw, zw)"
+    weights = {"w": _MATRIX, "f": np.asarray(factor), **_per_channel(8)}
+    text = (
+        f"g (float[2, 4] x) => (float[2, 8] y) {{ q = QuantizeLinear (x, s, z) {body} y = MatMul (d40, v) }}"
+    )
+    assert len(find_quantized_layers(model_of(text, **_SYMMETRIC, **weights))) == count

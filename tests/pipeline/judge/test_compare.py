@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import math
 import weakref
 from collections.abc import Callable, Iterator
@@ -283,7 +282,8 @@ def test_labels_belong_to_the_named_output(two_outputs: Path) -> None:
 
 def test_an_engine_is_compared_and_counted_by_its_runner(demo: Path, digits: Batches) -> None:
     model = demo / "model.onnx"
-    polygraphy = importlib.import_module("polygraphy.backend.onnxrt")
+    from polygraphy.backend import onnxrt as polygraphy
+
     engine = polygraphy.OnnxrtRunner(open_session(model, optimize=False), name="engine")
     pairs = [("engine", "fp32")]
     labels = Labels("labels")

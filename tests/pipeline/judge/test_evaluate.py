@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -154,6 +156,16 @@ def test_labels_are_cut_anew_on_every_pass(tmp_path: Path) -> None:
     assert (batches.num_samples, batches.origin, batches.is_random) == (10, "stream", False)
 
 
+def _in_parts(batches: Batches) -> Batches:
+    """Returns the stream as one of pictures is: it can skip feeds without reading them."""
+    return replace(batches, part=lambda start, step: islice(batches.read(), start, None, step))
+
+
+def test_every_second_feed_has_its_own_labels(tmp_path: Path) -> None:
+    batches = with_labels(_in_parts(_stream(10, total=10)), _labels(tmp_path, np.arange(10)))
+    assert [feed.arrays["labels"].tolist() for feed in batches.every(1, 2)] == [[4, 5, 6, 7]]
+
+
 def test_the_digest_is_that_of_data_and_labels(tmp_path: Path) -> None:
     first = with_labels(_stream(10), _labels(tmp_path, np.arange(10))).digest
     second = with_labels(_stream(10), _labels(tmp_path, np.arange(10)[::-1])).digest
@@ -254,6 +266,14 @@ def test_feeds_outside_of_the_profiles_are_left_out_and_told(
     inside = filter_by_profiles(_stream(10, total=10), {"x": profile}, left_out.append)
     assert _count(inside) == samples
     assert left_out == others
+
+
+def test_of_every_second_feed_those_outside_of_the_profiles_are_left_out_too() -> None:
+    left_out: list[int] = []
+    profile = InputSpec(min=(4, 3), opt=(4, 3), max=(4, 3))
+    batches = filter_by_profiles(_in_parts(_stream(6, total=6)), {"x": profile}, left_out.append)
+    assert list(batches.every(1, 2)) == []
+    assert left_out == [2]
 
 
 def test_without_open_shapes_everything_fits() -> None:

@@ -63,3 +63,11 @@ def test_whole_numbers_are_not_judged(graph_of: Callable[..., Graph]) -> None:
     model = graph_of(net).model
     assert list_judged_outputs(model) == ()
     assert find_parts(model) == {}
+
+
+def test_what_is_joined_again_and_again_is_looked_at_once(graph_of: Callable[..., Graph]) -> None:
+    joins = " ".join(f"c{i + 1} = Concat <axis = 0> (c{i}, c{i})" for i in range(30))
+    body = f"a = Relu (x) b = Tanh (x) c0 = Concat <axis = 0> (a, b) {joins} y = Concat <axis = 0> (c30, b)"
+    model = graph_of(f"net (float[3, 3] x) => (float[M, N] y) {{ {body} }}").model
+    assert find_parts(model) == {"y": ("a", "b")}
+    assert set(list_judged_outputs(model)) == {"y", "a", "b", *(f"c{i}" for i in range(31))}

@@ -146,3 +146,10 @@ def test_the_float_model_stays_as_it_is(graph: Graph, tmp_path: Path) -> None:
     assert [value.name for value in made.graph.outputs] == ["y", "z"]
     outside = {node.op_type for node in made.graph}
     assert outside == {"If", "Relu"}  # no pair is computed that is not asked for
+
+
+def test_no_layer_is_computed_again_in_the_branch_of_another(graph: Graph) -> None:
+    placement = place(graph.model)
+    made = build_switchable(graph.model, placement, ranges_of(placement))
+    inside = [node.op_type for body in made.graph.subgraphs() for node in body]
+    assert (inside.count("If"), inside.count("Conv"), inside.count("Add")) == (0, 8, 2)

@@ -2,40 +2,28 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from trtq.calibrators.cache import format_cache, to_cache
 from trtq.calibrators.ranges import Ranges, read_ranges
-from trtq.models.demo import write_demo
-from trtq.models.spec import QuantizationSpec
 from trtq.pipeline.build import build
-from trtq.pipeline.calibrate.data import find_spec
 from trtq.pipeline.deliver.report import Report
 from trtq.pipeline.engine.profiles import GivenShapes
 from trtq.pipeline.engine.target import Target
 
 
 @pytest.fixture(scope="session")
-def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("demo")
-    write_demo(folder)
-    return folder / "model.onnx"
+def demo(quick_demo: Path) -> Path:
+    return quick_demo / "model.onnx"
 
 
 @pytest.fixture(scope="session")
 def built(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Report:
     """The demo, built from data without repairs, which a cache cannot hold."""
-    beside = find_spec(demo)
-    spec = replace(
-        beside,
-        calibration=replace(beside.calibration, method="entropy"),
-        quantization=QuantizationSpec(repair=("none",)),
-    )
     target = Target(backend="onnxruntime", shapes=GivenShapes(opt={"image": (8, 1, 8, 8)}))
-    return build(demo, spec=spec, target=target, output=tmp_path_factory.mktemp("built") / "out")
+    return build(demo, target=target, output=tmp_path_factory.mktemp("built") / "out")
 
 
 @pytest.fixture(scope="session")

@@ -16,7 +16,7 @@ import onnx.numpy_helper
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from told import Told
+from recording_watcher import RecordingWatcher
 
 from trtq.calibrators.cache import CalibrationCache, format_cache, parse_cache
 from trtq.calibrators.ranges import Ranges, read_ranges
@@ -96,7 +96,7 @@ def test_scales_are_those_of_the_cache_bit_for_bit(
 
 
 def test_in_fp16_scales_are_rounded_up_and_that_is_told(demo: Path, cache: Path, tmp_path: Path) -> None:
-    heard = Told()
+    heard = RecordingWatcher()
     target = replace(ORT, high_precision="fp16")
     migrated = migrate(demo, cache, target=target, output=tmp_path / "out", watcher=heard)
     scales = parse_cache(cache.read_bytes()).scales
@@ -191,7 +191,7 @@ def test_the_folder_stands_beside_the_model(built: Report, cache: Path, tmp_path
 
 def test_the_calibration_data_stands_in_for_evaluation_data(demo: Path, cache: Path, tmp_path: Path) -> None:
     spec = ModelSpec(calibration=find_spec(demo).calibration)
-    heard = Told()
+    heard = RecordingWatcher()
     target = Target(backend="onnxruntime")
     report = migrate(demo, cache, spec=spec, target=target, output=tmp_path / "out", watcher=heard).report
     assert (report.verdict, report.evaluated_samples) == ("pass", 128)
@@ -213,7 +213,7 @@ def test_what_has_no_scale_is_told_and_stays_float(demo: Path, cache: Path, tmp_
     del scales["flatten/Reshape_output_0"]
     partial = tmp_path / "partial.cache"
     partial.write_bytes(format_cache(CalibrationCache({**scales, "old_name": 1.0})))
-    heard = Told()
+    heard = RecordingWatcher()
     migrated = migrate(demo, partial, target=ORT, output=tmp_path / "out", watcher=heard)
     reason = "the cache has no scale for 'flatten/Reshape_output_0'"
     assert heard.warnings == [
@@ -232,7 +232,7 @@ def test_what_has_no_scale_is_told_and_stays_float(demo: Path, cache: Path, tmp_
 def test_a_cache_that_covers_little_is_suspected(demo: Path, tmp_path: Path) -> None:
     few = tmp_path / "few.cache"
     few.write_bytes(format_cache(CalibrationCache({"image": 1 / 128, "pool/MaxPool_output_0": 0.125})))
-    heard = Told()
+    heard = RecordingWatcher()
     migrate(demo, few, spec=NO_DATA, target=ORT, output=tmp_path / "out", watcher=heard)
     assert heard.warnings[0].startswith("8 tensors have no scale, so 10 nodes stay as they are, such as ")
     assert heard.warnings[0].endswith("; is the cache for another version of the model?")
@@ -240,7 +240,7 @@ def test_a_cache_that_covers_little_is_suspected(demo: Path, tmp_path: Path) -> 
 
 def test_patterns_that_match_nothing_are_told(demo: Path, cache: Path, tmp_path: Path) -> None:
     spec = ModelSpec(layers=LayerSpec(skip=("^head$",), keep_fp32=("gap",)))
-    heard = Told()
+    heard = RecordingWatcher()
     migrate(demo, cache, spec=spec, target=ORT, output=tmp_path / "out", watcher=heard)
     assert heard.warnings[0].startswith("'^head$' matches no node")
 
@@ -248,7 +248,7 @@ def test_patterns_that_match_nothing_are_told(demo: Path, cache: Path, tmp_path:
 def test_a_model_with_nothing_to_quantize_is_told(path_of: Callable[..., Path], tmp_path: Path) -> None:
     model = path_of("g (float[2] x) => (float[2] y) { y = Relu(x) }")
     (tmp_path / "old.cache").write_bytes(b"x: 3c010204\n")
-    heard = Told()
+    heard = RecordingWatcher()
     migrate(model, tmp_path / "old.cache", target=ORT_PLAIN, output=tmp_path / "out", watcher=heard)
     assert heard.warnings == ["no layer can be quantized; the report tells why"]
 
@@ -266,7 +266,7 @@ def norm(path_of: Callable[..., Path]) -> Path:
 
 def test_a_cache_with_the_names_of_the_folded_graph_is_told(norm: Path, tmp_path: Path) -> None:
     (tmp_path / "old.cache").write_bytes(format_cache(CalibrationCache({"x": 1.0, "c": 2.0})))
-    heard = Told()
+    heard = RecordingWatcher()
     migrate(norm, tmp_path / "old.cache", target=ORT_PLAIN, output=tmp_path / "out", watcher=heard)
     assert "the cache names tensors as in trtq's own graph, where BatchNormalization is folded" in heard.notes
     assert heard.warnings == []

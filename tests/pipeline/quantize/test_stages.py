@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -12,10 +13,16 @@ import onnx.parser
 import pytest
 
 from trtq.calibrators.ranges import Ranges, ranges_to_json, read_ranges
+from trtq.calibrators.settings import read_spec
 from trtq.errors import ArtifactError, DataError, ModelError, UsageError
 from trtq.models import session
-from trtq.models.demo import write_demo
-from trtq.models.spec import CalibrationSpec, EvaluationSpec, LayerSpec, ModelSpec
+from trtq.models.spec import (
+    CalibrationSpec,
+    EvaluationSpec,
+    LayerSpec,
+    ModelSpec,
+    QuantizationSpec,
+)
 from trtq.pipeline.build import build
 from trtq.pipeline.calibrate import calibrate
 from trtq.pipeline.compare import compare, name_compared
@@ -43,15 +50,14 @@ class Warned(Silent):
 
 
 @pytest.fixture(scope="module")
-def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("demo")
-    write_demo(folder)
-    return folder / "model.onnx"
+def demo(demo_build: tuple[Path, Any]) -> Path:
+    return demo_build[0] / "model.onnx"
 
 
 @pytest.fixture(scope="module")
 def ranges(demo: Path) -> Ranges:
-    return calibrate(demo)
+    """What the demo's build found, which `calibrate` finds too."""
+    return read_ranges(demo.parent / "model.trtq" / "ranges.json")
 
 
 def write_identity(path: Path, dtype: str = "float", name: str = "x") -> Path:
@@ -63,14 +69,20 @@ def write_identity(path: Path, dtype: str = "float", name: str = "x") -> Path:
     return path
 
 
-def test_the_stages_make_the_files_of_the_build(demo: Path, ranges: Ranges, tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_the_stages_make_the_files_of_the_build(demo: Path, tmp_path: Path) -> None:
+    spec = read_spec(demo.parent / "model.toml")
+    spec = replace(spec, calibration=replace(spec.calibration, method="entropy", samples=64))
+    spec = replace(spec, quantization=QuantizationSpec(repair=("none",)))
+    spec = replace(spec, evaluation=replace(spec.evaluation, samples=64))
     target = Target(backend="onnxruntime", high_precision="fp16")
-    report = build(demo, target=target, output=tmp_path / "out")
+    report = build(demo, spec=spec, target=target, output=tmp_path / "out")
+    ranges = calibrate(demo, spec=spec)
     assert read_ranges(tmp_path / "out" / "ranges.json") == ranges
-    written = quantize(demo, ranges, tmp_path / "staged.onnx", target=target)
+    written = quantize(demo, ranges, tmp_path / "staged.onnx", spec=spec, target=target)
     assert written == tmp_path / "staged.onnx"
     assert onnx.load(written) == onnx.load(tmp_path / "out" / "model.int8.onnx")
-    comparison = compare(demo, written)
+    comparison = compare(demo, written, spec=spec)
     assert comparison.accuracy == {
         "model.onnx": report.accuracy["fp32"],
         "staged.onnx": report.accuracy["int8"],

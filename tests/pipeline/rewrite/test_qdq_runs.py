@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,9 +16,12 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from trtq.models.session import open_session, run
+from trtq.pipeline.formats import FP8
+from trtq.pipeline.formats.encoding import Encoding, LayerScheme
+from trtq.pipeline.formats.granularity import PerChannel
 from trtq.pipeline.graph.load import Graph
 from trtq.pipeline.graph.opset import infer_shapes
-from trtq.pipeline.graph.placement import DEFAULT_OP_TYPES, QUANTIZABLE, place
+from trtq.pipeline.graph.placement import DEFAULT_OP_TYPES, QUANTIZABLE, Placement, place
 from trtq.pipeline.judge.exact import make_quantize_exact
 from trtq.pipeline.rewrite.precision import to_fp16
 from trtq.pipeline.rewrite.qdq import quantize
@@ -63,7 +67,8 @@ def test_a_quantized_layer_is_as_near_as_its_scales_promise(
     held = placement.layers[0].held_weight
     assert held is not None
     qparams = choose_weight_qparams(w, held.encoding, scale_dtype)
-    steps = held.encoding.granularity.spread(qparams.scale.astype(np.float64), w.shape)
+    by_channel = held.encoding.granularity.spread(qparams.scale.astype(np.float64), w.shape)
+    steps = np.broadcast_to(by_channel, w.shape)
     weights = _layer(call, x_shape, (np.abs(w) + steps / 2).astype(np.float32))
     halves = _layer(call, x_shape, (steps / 2).astype(np.float32))
     bound = _run(weights, np.full(x_shape, of_x, np.float32)) + _run(halves, np.abs(x))
@@ -204,3 +209,19 @@ def test_tensorrt_takes_transposed_convolutions_and_dead_channels(
     graph = graph_of(text, w=weight)
     assert build_rtx(quantized(graph.model, op_types=(*DEFAULT_OP_TYPES, "ConvTranspose")))
     assert build_rtx(to_fp16(quantized(graph.model, "float16", op_types=QUANTIZABLE))[0])
+
+
+def test_a_placement_in_fp8_is_written_as_it_says(graph_of: Callable[..., Graph]) -> None:
+    weight = np.random.default_rng(0).standard_normal((32, 16)).astype(np.float32)
+    text = "g (float[4,32] x) => (float[4,16] y) { [layer] y = MatMul (x, w) }"
+    model = graph_of(text, min_opset=19, w=weight).model
+    (layer,) = place(model, force=["."]).quantized
+    scheme = LayerScheme("weighted-input", ((0, Encoding(FP8)),), Encoding(FP8, PerChannel(1)))
+    placement = Placement((replace(layer, scheme=scheme),))
+    result = quantize(model, placement, ranges_to({"x": 4.0}))
+    onnx.checker.check_model(ir.to_proto(result), full_check=True)
+    kinds = {node.inputs[0].dtype for node in result.graph if node.op_type == "DequantizeLinear"}  # type: ignore[union-attr]
+    assert kinds == {ir.DataType.FLOAT8E4M3FN}
+    x = np.random.default_rng(1).uniform(-4, 4, (4, 32)).astype(np.float32)
+    wanted, found = _run(model, x), _run(result, x)
+    assert np.linalg.norm(found - wanted) < 0.06 * np.linalg.norm(wanted)

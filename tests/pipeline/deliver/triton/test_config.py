@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from dataclasses import replace
 from typing import Any
 
@@ -13,8 +12,8 @@ from trtq.models.signature import TensorSpec
 from trtq.models.spec import InputSpec
 from trtq.pipeline.deliver.triton.config import (
     ModelConfig,
-    Port,
     Serving,
+    TritonPort,
     find_largest_batch,
     is_edited,
     list_differences,
@@ -43,8 +42,9 @@ CONFIG = ModelConfig(
 
 def parsed(config: ModelConfig) -> Any:
     """Returns what Triton reads."""
-    schema = importlib.import_module("tritonclient.grpc.model_config_pb2")
-    text_format = importlib.import_module("google.protobuf.text_format")
+    from google.protobuf import text_format
+    from tritonclient.grpc import model_config_pb2 as schema
+
     return text_format.Parse(config.text(), schema.ModelConfig())
 
 
@@ -85,7 +85,7 @@ def test_all_versions_may_be_served_and_a_batch_of_one_is_preferred_by_nobody() 
 
 @pytest.mark.parametrize("word", DATA_TYPES.values())
 def test_triton_has_every_type(word: str) -> None:
-    port = Port("x", word, (1,))
+    port = TritonPort("x", word, (1,))
     assert parsed(replace(CONFIG, inputs=(port,))).input[0].data_type > 0
 
 
@@ -171,8 +171,8 @@ def test_another_model_is_told_by_all_that_differs() -> None:
         CONFIG,
         backend="onnxruntime",
         max_batch=0,
-        inputs=(Port("image", "TYPE_FP16", (3, -1, 8)), Port("size", "TYPE_INT32", (2,))),
-        outputs=(Port("boxes", "TYPE_FP32", (4,)),),
+        inputs=(TritonPort("image", "TYPE_FP16", (3, -1, 8)), TritonPort("size", "TYPE_INT32", (2,))),
+        outputs=(TritonPort("boxes", "TYPE_FP32", (4,)),),
     )
     assert list_differences(theirs, other) == [
         "backend is tensorrt, not onnxruntime",

@@ -15,7 +15,7 @@ import pytest
 
 from trtq.errors import ArtifactError
 from trtq.pipeline.deliver.triton import repository as module
-from trtq.pipeline.deliver.triton.config import ModelConfig, Port, Serving
+from trtq.pipeline.deliver.triton.config import ModelConfig, Serving, TritonPort
 from trtq.pipeline.deliver.triton.pbtxt import parse
 from trtq.pipeline.deliver.triton.repository import (
     PackageSource,
@@ -25,7 +25,9 @@ from trtq.pipeline.deliver.triton.repository import (
     list_versions,
 )
 
-CONFIG = ModelConfig("net", "tensorrt", 8, (Port("x", "TYPE_FP32", (4,)),), (Port("y", "TYPE_FP32", (2,)),))
+CONFIG = ModelConfig(
+    "net", "tensorrt", 8, (TritonPort("x", "TYPE_FP32", (4,)),), (TritonPort("y", "TYPE_FP32", (2,)),)
+)
 
 
 @pytest.fixture
@@ -148,7 +150,7 @@ def test_another_model_of_the_same_name_is_refused_with_what_differs(
     tmp_path: Path, entry_of: Callable[..., RepositoryEntry]
 ) -> None:
     install(tmp_path / "models", (entry_of(b"one"),))
-    other = replace(CONFIG, outputs=(Port("y", "TYPE_FP32", (3,)),))
+    other = replace(CONFIG, outputs=(TritonPort("y", "TYPE_FP32", (3,)),))
     with pytest.raises(
         ArtifactError, match=r"is of another model: output 'y' is TYPE_FP32 \[2\], not TYPE_FP32 \[3\]"
     ):

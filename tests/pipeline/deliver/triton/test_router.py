@@ -12,11 +12,13 @@ from typing import Any
 import pytest
 
 from trtq.errors import ArtifactError
-from trtq.pipeline.deliver.triton.config import ModelConfig, Port
+from trtq.pipeline.deliver.triton.config import ModelConfig, TritonPort
 from trtq.pipeline.deliver.triton.pbtxt import parse
 from trtq.pipeline.deliver.triton.router import SCRIPT, write_router
 
-A = ModelConfig("net", "tensorrt", 8, (Port("x", "TYPE_FP32", (4,)),), (Port("y", "TYPE_FP32", (2,)),))
+A = ModelConfig(
+    "net", "tensorrt", 8, (TritonPort("x", "TYPE_FP32", (4,)),), (TritonPort("y", "TYPE_FP32", (2,)),)
+)
 B = replace(A, name="net_onnx", backend="onnxruntime")
 
 
@@ -102,7 +104,7 @@ def test_the_router_batches_as_the_pair_does() -> None:
 
 
 def test_two_models_that_take_other_requests_are_no_pair() -> None:
-    other = replace(B, max_batch=4, inputs=(Port("x", "TYPE_FP16", (4,)),), outputs=())
+    other = replace(B, max_batch=4, inputs=(TritonPort("x", "TYPE_FP16", (4,)),), outputs=())
     with pytest.raises(ArtifactError, match="net and net_onnx are no pair for --ab") as caught:
         write_router("net_ab", (A, other), 10)
     told = str(caught.value)

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from trtq.models.spec import InputSpec
-from trtq.pipeline.deliver.triton.config import Port
+from trtq.pipeline.deliver.triton.config import TritonPort
 from trtq.pipeline.deliver.triton.warmup import make_warmup
 
-IMAGE, IDS = Port("im/age:0", "TYPE_FP32", (3, -1)), Port("ids", "TYPE_INT64", ())
+IMAGE, IDS = TritonPort("im/age:0", "TYPE_FP32", (3, -1)), TritonPort("ids", "TYPE_INT64", ())
 PROFILES = {"im/age:0": InputSpec((1, 3, 2), (4, 3, 5), (8, 3, 9))}
 
 
@@ -41,14 +41,14 @@ def test_real_values_are_raw_bytes_in_files_that_are_named_by_them() -> None:
     ("kind", "dtype"), [("TYPE_BF16", ml_dtypes.bfloat16), ("TYPE_INT32", np.int32), ("TYPE_BOOL", np.bool_)]
 )
 def test_values_are_in_the_type_of_the_engine(kind: str, dtype: Any) -> None:
-    found = make_warmup([Port("x", kind, (2,))], {"x": np.array([1, 0])}, {}, (1, 1))
+    found = make_warmup([TritonPort("x", kind, (2,))], {"x": np.array([1, 0])}, {}, (1, 1))
     (raw,) = found.files.values()
     assert np.frombuffer(raw, dtype).astype(int).tolist() == [1, 0]
     assert [item["batch_size"] for item in found.messages] == [1]
 
 
 def test_without_values_floats_are_random_and_indices_zero() -> None:
-    found = make_warmup([IMAGE, IDS, Port("m", "TYPE_BF16", (-1,))], None, PROFILES, (8, 4))
+    found = make_warmup([IMAGE, IDS, TritonPort("m", "TYPE_BF16", (-1,))], None, PROFILES, (8, 4))
     values = inputs_of(found.messages[1])
     assert {key: dict(item) for key, item in values.items()} == {
         "im/age:0": {"data_type": "TYPE_FP32", "dims": (3, 5), "random_data": True},
@@ -59,7 +59,7 @@ def test_without_values_floats_are_random_and_indices_zero() -> None:
 
 
 def test_a_model_that_does_not_batch_has_one_request_with_whole_shapes() -> None:
-    found = make_warmup([Port("im/age:0", "TYPE_FP32", (-1, 3, -1))], None, PROFILES, (0, 0))
+    found = make_warmup([TritonPort("im/age:0", "TYPE_FP32", (-1, 3, -1))], None, PROFILES, (0, 0))
     (message,) = found.messages
     assert (message["name"], message["batch_size"]) == ("one request", 1)
     assert inputs_of(message)["im/age:0"]["dims"] == (4, 3, 5)

@@ -4,23 +4,21 @@
 
 from __future__ import annotations
 
-import ast
 from textwrap import dedent
 
 import pytest
 
-from trtq.pipeline.migrate.removed.commands import search_statements, search_text
+from trtq.pipeline.migrate.removed.calls import find_uses
+from trtq.pipeline.migrate.removed.commands import Source, search_text
 
 
 def _in_text(text: str) -> list[tuple[int, int, str]]:
-    found = search_text(dedent(text).split("\n"))
+    found = search_text(Source(dedent(text)))
     return [(use.line, use.column, use.removed.name) for use in found]
 
 
 def _in_python(source: str) -> list[tuple[int, int, str]]:
-    source = dedent(source)
-    found = search_statements(ast.parse(source), source.split("\n"))
-    return sorted((use.line, use.column, use.removed.name) for use in found)
+    return sorted((use.line, use.column, use.removed.name) for use in find_uses(Source(dedent(source))))
 
 
 @pytest.mark.parametrize(
@@ -128,7 +126,7 @@ def test_flags_are_found_in_python(source: str, expected: list[tuple[int, int, s
         '"""Like trtexec --int8."""',
         'raise ValueError("trtexec --int8 is gone")',
         'assert ok, "trtexec --int8 is gone"',
-        'cmd = ["trtexec"]\ncmd = ["python"]\ncmd += ["--int8"]',
+        'cmd = ["trtexec"]\ncmd = ["python", "--int8"]',
         'def f():\n    cmd = ["trtexec"]\ndef g(cmd):\n    cmd += ["--int8"]',
         'run("python a.py --int8 && trtexec --onnx=m")',
         'run(["python", "run_trtexec.py", "--int8"])',

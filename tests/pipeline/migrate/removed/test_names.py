@@ -10,19 +10,18 @@ from typing import Any
 
 import pytest
 
-from trtq.pipeline.migrate.removed.names import (
-    AMBIGUOUS,
-    CREATE_CONFIG,
-    MEMBERS,
-    NAMES,
-    NOT_CHECKED,
-    POLYGRAPHY,
-    POLYGRAPHY_CALLS,
-    SIGNATURES,
-    TRTEXEC,
-)
+from trtq.pipeline.migrate.removed import names
+from trtq.pipeline.migrate.removed.names import MEMBERS, REMOVED
 
-_RECORD = Path(__file__).parents[2] / "data" / "tensorrt_removed.txt"
+_RECORD = Path(__file__).parents[3] / "data" / "tensorrt_removed.txt"
+_NOT_CHECKED = {  # methods for the user to override, or of no use to a script
+    "IGpuAllocator.free",
+    "IOutputAllocator.notify_shape",
+    "IOutputAllocator.reallocate_output",
+    "IOutputAllocator.tensorrt_version",
+    "IPluginCreator.tensorrt_version",
+}
+_OF_BINDINGS = {name: removed for name, removed in REMOVED.items() if re.fullmatch(r"[\w.]+", name)}
 _SECTIONS = {"11.0": "10.16.1.11 -> 11.0.0.114", "10.0": "8.6.1 -> 10.0.1"}
 
 
@@ -57,28 +56,41 @@ def test_the_record_is_whole() -> None:
 @pytest.mark.parametrize("since", ["11.0", "10.0"])
 def test_the_table_is_the_recorded_difference(since: str) -> None:
     wanted = {name for name in _removed_names(since) if not _said_elsewhere(name)}
-    written = {name for name, removed in NAMES.items() if removed.since == since}
-    assert written == wanted - set(NOT_CHECKED)
-    assert set(NOT_CHECKED) <= _removed_names("10.0")
+    written = {name for name, removed in _OF_BINDINGS.items() if removed.since == since}
+    assert written == wanted - _NOT_CHECKED
+    assert _removed_names("10.0") >= _NOT_CHECKED
 
 
 def test_members_of_other_classes_that_11_keeps_are_ambiguous() -> None:
     kept = set(_record("kept elsewhere in 11.4.0.106")[0].split())
-    assert kept & set(MEMBERS) <= set(AMBIGUOUS)
-    assert set(AMBIGUOUS) <= set(MEMBERS)
+    assert all(removed.ambiguous for name in kept & set(MEMBERS) for removed in MEMBERS[name].values())
 
 
-def test_every_advice_says_something_and_every_name_is_its_own() -> None:
-    every = [
-        *NAMES.values(),
-        *SIGNATURES.values(),
-        *TRTEXEC.values(),
-        *POLYGRAPHY.values(),
-        *POLYGRAPHY_CALLS.values(),
-        *CREATE_CONFIG.values(),
-    ]
-    assert all(len(removed.advice) > 4 for removed in every)
-    assert len({removed.name for removed in every}) == len(every)
+def test_every_row_gives_advice() -> None:
+    lines = (Path(names.__file__).parent / "removed.txt").read_text(encoding="utf-8").splitlines()
+    assert all(len(removed.advice) > 4 for removed in REMOVED.values())
+    assert {removed.advice for removed in REMOVED.values()} <= set(lines)
+    assert {removed.since for removed in REMOVED.values()} == {"10.0", "11.0"}
+
+
+@pytest.mark.parametrize(
+    ("name", "since"),
+    [
+        ("trtexec --int8", "11.0"),
+        ("trtexec --workspace", "10.0"),
+        ("polygraphy --calibration-cache", "11.0"),
+        ("polygraphy Calibrator", "11.0"),
+        ("CreateConfig(int8=)", "11.0"),
+        ("INetworkDefinition.add_quantize without output_type", "11.0"),
+    ],
+)
+def test_tools_and_polygraphy_are_in_the_table(name: str, since: str) -> None:
+    assert REMOVED[name].since == since
+
+
+def test_the_table_has_as_many_names_as_the_tools_lost() -> None:
+    owners = [name.partition(" ")[0] for name in REMOVED if " " in name or "(" in name]
+    assert (owners.count("trtexec"), owners.count("polygraphy")) == (31, 19)
 
 
 def _installed() -> Any:
@@ -94,7 +106,7 @@ def _installed() -> Any:
 def test_the_installed_bindings_agree() -> None:
     trt = _installed()
     major, minor = map(int, trt.__version__.split(".")[:2])
-    for name, removed in NAMES.items():
+    for name, removed in _OF_BINDINGS.items():
         owner, _, member = name.rpartition(".")
         there = hasattr(getattr(trt, owner, None) if owner else trt, member)
         since = int(removed.since.split(".")[0])

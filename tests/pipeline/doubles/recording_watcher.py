@@ -1,11 +1,11 @@
-"""A watcher that remembers what it was told."""
+"""A watcher that remembers notes and warnings."""
 
 from __future__ import annotations
 
 from trtq.progress import Silent
 
 
-class Told(Silent):
+class RecordingWatcher(Silent):
     """Keeps the notes and the warnings."""
 
     def __init__(self) -> None:
