@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-import multiprocessing
 import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, TypeVar
@@ -54,6 +53,9 @@ class Processes:
 
     def map(self, task: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
         """See `Workers.map`. A process that dies raises `concurrent.futures.process.BrokenProcessPool`."""
+        import multiprocessing
+        from concurrent.futures import ProcessPoolExecutor
+
         count = self.count or count_cores()
         context = multiprocessing.get_context("spawn")  # a fork copies locks that other threads hold
         return _map_ordered(lambda: ProcessPoolExecutor(count, context), task, items, count)

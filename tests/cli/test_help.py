@@ -170,8 +170,8 @@ def test_a_plain_calibration_loads_what_it_needs_and_not_the_rest_of_the_job(tmp
     loaded = modules_loaded_by("from trtq.cli import main; main()", "calibrate", model, *plain, "-o", ranges)
     assert Path(ranges).exists()
     assert {"onnx_ir", "trtq.calibrators.observe"} <= loaded
-    rest = ("deliver", "engine.tensorrt", "job", "stages", "verify.repairs")
-    others = ("rich", "jinja2", "msgspec", *(f"trtq.pipeline.{name}" for name in rest))
+    rest = ("deliver", "engine.tensorrt", "build", "quantize", "judge.repairs", "rewrite.weights")
+    others = ("rich", "jinja2", "msgspec", "multiprocessing", *(f"trtq.pipeline.{name}" for name in rest))
     assert not {name for name in loaded if name.startswith(others)}
 
 
