@@ -85,7 +85,7 @@ def load(folder: Path | str, *, key: Path | str | None = None) -> LoadedEngine:
         key: A public Ed25519 key in PEM that must have signed the folder; None: signatures are not checked.
 
     Raises:
-        ArtifactError: The folder is not a build, a file that is needed was changed since, the key is given and
+        ArtifactError: The folder is not a build, a file that is needed was changed, the key is given and
             has not signed it, or the engine was built by another version or for another GPU than those here:
             both are named.
         UsageError: The key cannot be used.

@@ -263,7 +263,7 @@ def test_the_model_and_the_data_are_opened_once(
     model: Path, spec: ModelSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     opened: list[Path] = []
-    digest = arrays.hash_file
+    digest = arrays.hash_array_file
 
     def count_load(path: Path, *, min_opset: int) -> Graph:
         opened.append(path)
@@ -274,6 +274,6 @@ def test_the_model_and_the_data_are_opened_once(
         return digest(path)
 
     monkeypatch.setattr(ranges, "load", count_load)
-    monkeypatch.setattr(arrays, "hash_file", count_digest)
+    monkeypatch.setattr(arrays, "hash_array_file", count_digest)
     calibrate(model, spec=spec)
     assert sorted(opened) == sorted([model, Path(str(spec.calibration.data))])

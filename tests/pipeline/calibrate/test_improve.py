@@ -165,7 +165,7 @@ def test_large_models_are_judged_on_fewer_samples(
 
 @pytest.mark.slow
 def test_the_stages_make_what_the_build_makes(demo: Path, spec: ModelSpec, tmp_path: Path) -> None:
-    spec = replace(_with(spec, "mse"), quantization=QuantizationSpec(("smooth", "bias")))
+    spec = replace(_with(spec, "mse"), quantization=QuantizationSpec(("equalize", "smooth", "shift")))
     report = build(demo, spec=spec, target=WITHOUT_ENGINE, output=tmp_path / "out")
     assert report.repairs is not None
     ranges = calibrate(demo, spec=spec, target=WITHOUT_ENGINE)
