@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from rich import filesize
-
 
 def format_bytes(count: float) -> str:
     """Returns a size in powers of 1000: `999 bytes`, `1.8 MB`."""
+    from rich import filesize
+
     text = filesize.decimal(round(count))
     if text.startswith("1,000.0 "):  # rounded up, to 1.0 of the next unit
         return filesize.decimal(1000 ** round(math.log(count, 1000)))

@@ -167,9 +167,9 @@ def test_a_file_that_cannot_be_built_is_told(text: str, line: str, folder: Path)
     assert problems(folder, text) == [line]
 
 
-def test_the_example_of_the_readme_is_read(tmp_path: Path) -> None:
-    readme = Path(__file__).resolve().parents[2] / "README.md"
-    blocks = re.findall(r"^```toml\n(.*?)^```", readme.read_text("utf-8"), re.MULTILINE | re.DOTALL)
+def test_the_example_of_the_docs_is_read(tmp_path: Path) -> None:
+    page = Path(__file__).resolve().parents[2] / "docs" / "build-all.md"
+    blocks = re.findall(r"^```toml\n(.*?)^```", page.read_text("utf-8"), re.MULTILINE | re.DOTALL)
     (text,) = (block for block in blocks if "[[build]]" in block)
     for name in ("detector", "encoder"):
         (tmp_path / f"{name}.onnx").touch()

@@ -171,7 +171,7 @@ def test_a_plain_calibration_loads_what_it_needs_and_not_the_rest_of_the_job(tmp
     assert Path(ranges).exists()
     assert {"onnx_ir", "trtq.calibrators.observe"} <= loaded
     rest = ("deliver", "engine.tensorrt", "job", "stages", "verify.repairs")
-    others = ("rich", "jinja2", *(f"trtq.pipeline.{name}" for name in rest))
+    others = ("rich", "jinja2", "msgspec", *(f"trtq.pipeline.{name}" for name in rest))
     assert not {name for name in loaded if name.startswith(others)}
 
 

@@ -6,9 +6,10 @@ import json
 import shlex
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
+from trtq.json import to_plain
 from trtq.models.preprocess import Preprocess
 from trtq.numbers import format_bytes, format_seconds, format_shape
 from trtq.pipeline.deliver.html.numbers import MINUS, format_decibels
@@ -209,14 +210,14 @@ def fold_command(command: str) -> str:
 def list_preprocess(manifest: Manifest) -> str:
     """Returns how pictures are prepared, as model.toml says it, since no option does; empty by default."""
     found = _section(manifest, "preprocess")
-    defaults = json.loads(json.dumps(asdict(Preprocess())))
+    defaults = to_plain(Preprocess())
     changed = [f"{key} = {json.dumps(value)}" for key, value in found.items() if value != defaults.get(key)]
     return "\n".join(["[preprocess]", *changed]) if changed else ""
 
 
 def _section(manifest: Manifest, name: str) -> Mapping[str, object]:
     """Returns a section of the model's settings, as JSON has it."""
-    model = json.loads(json.dumps(manifest.settings, default=str)).get("model")
+    model = to_plain(manifest.settings).get("model")
     found = model.get(name) if isinstance(model, dict) else None
     return found if isinstance(found, dict) else {}
 

@@ -61,7 +61,7 @@ def _axis(node: ir.Node, op_type: str, place: int) -> int:
     if op_type == "MatMul":
         return _rank(node.inputs[place]) - (1 if place else 2)
     if op_type == "Gemm" and place:
-        return 0 if node.attributes.get_int("transB", 0) else 1
+        return 0 if node.attributes.get_int("transB", 0) != 0 else 1
     return 0 if op_type == "Conv" and place else 1
 
 

@@ -104,10 +104,10 @@ def _entry(folder: Path, number: int, table: Mapping[str, Any], own: Mapping[str
         problems.append("model is missing; give the path of an ONNX file")
     elif not model.is_file():
         problems.append(f"there is no model {model}")
-    arguments = [str(model)]
-    for key, option in _options().items():
+    arguments, known = [str(model)], _options()
+    for key, value in table.items():
         try:
-            arguments += _arguments(folder, key, option, table[key]) if key in table else []
+            arguments += _arguments(folder, key, known[key], value) if key in known else []
         except UsageError as error:
             problems.append(str(error))
     try:

@@ -24,7 +24,7 @@ _WITH_COMMAS = ("NAMES", "TYPES")
 
 
 @dataclass(frozen=True, slots=True)
-class GivenOption:
+class GivenSetting:
     """A field that an option gives; `settings` is its class, `Method` for a parameter of one."""
 
     settings: type
@@ -37,11 +37,11 @@ class GivenOption:
 class Given:
     """What the options say that are fields of settings, and those that come with them."""
 
-    changes: list[GivenOption] = field(default_factory=list)
+    changes: list[GivenSetting] = field(default_factory=list)
     settings: Path | None = None
     random_data: bool = False
 
-    def find(self, settings: type, *names: str) -> list[GivenOption]:
+    def find(self, settings: type, *names: str) -> list[GivenSetting]:
         """Returns the changes of a settings class, or of some of its fields."""
         ours = [change for change in self.changes if change.settings is settings]
         return [change for change in ours if not names or change.field in names]
@@ -168,7 +168,7 @@ def create_option(
             if option.metavar in _WITH_COMMAS:
                 value = tuple(word.strip() for text in value for word in text.split(","))
             value = convert(value) if convert is not None else value
-            ctx.ensure_object(Given).changes.append(GivenOption(settings, name, names[0], value))
+            ctx.ensure_object(Given).changes.append(GivenSetting(settings, name, names[0], value))
 
     return click.option(
         *names,

@@ -274,6 +274,6 @@ def test_the_model_and_the_data_are_opened_once(
         return digest(path)
 
     monkeypatch.setattr(ranges, "load", count_load)
-    monkeypatch.setattr(arrays, "hash_file", count_digest)
+    monkeypatch.setattr(arrays, "hash_array_file", count_digest)
     calibrate(model, spec=spec)
     assert sorted(opened) == sorted([model, Path(str(spec.calibration.data))])
