@@ -162,7 +162,7 @@ def _refuse_foreign(path: Path) -> None:
     try:
         FILE.read(path)
     except ArtifactError as error:
-        raise ArtifactError(f"{path} is no summary of trtq; choose another file with --summary") from error
+        raise ArtifactError(f"{path} is not a summary of trtq; choose another file with --summary") from error
 
 
 def _result(entry: BuildEntry, outcome: CommandOutcome) -> BuildResult:
