@@ -114,9 +114,10 @@ def _entry(folder: Path, number: int, table: Mapping[str, Any], own: Mapping[str
     elif not model.is_file():
         problems.append(f"there is no model {model}")
     arguments = [str(model)]
-    for key, option in _options().items():
+    known = _options()
+    for key in [key for key in table if key in known]:
         try:
-            arguments += _arguments(folder, key, option, table[key]) if key in table else []
+            arguments += _arguments(folder, key, known[key], table[key])
         except UsageError as error:
             problems.append(str(error))
     try:
