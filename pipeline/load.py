@@ -85,9 +85,9 @@ def load(folder: Path | str, *, key: Path | str | None = None) -> LoadedEngine:
         key: A public Ed25519 key in PEM that must have signed the folder; None: signatures are not checked.
 
     Raises:
-        ArtifactError: The folder is not a build, a file that is needed was changed, the key is given and
-            has not signed it, or the engine was built by another version or for another GPU than those here:
-            both are named.
+        ArtifactError: The folder is not a build, a file that is needed was changed since or lies outside, the
+            key is given and has not signed it, or the engine was built by another version or for another GPU
+            than those here: both are named.
         UsageError: The key cannot be used.
         MissingDependency: Its backend does not work here, or a key is given without `cryptography`.
     """
