@@ -24,7 +24,7 @@ from trtq.pipeline.deliver.names import ENGINE, FLOAT
 from trtq.pipeline.deliver.report import Report, read_report
 from trtq.pipeline.deliver.triton.config import ModelConfig, Serving, find_largest_batch, list_ports
 from trtq.pipeline.deliver.triton.repository import (
-    Installed,
+    InstalledModel,
     PackageSource,
     RepositoryEntry,
     check_name,
@@ -74,7 +74,7 @@ class Package:
     """What is in the repository now. The last of the models is the one for clients."""
 
     repository: str
-    models: tuple[Installed, ...]
+    models: tuple[InstalledModel, ...]
     notes: tuple[str, ...]
 
 

@@ -120,14 +120,14 @@ def _exchange(first: Path, second: Path) -> bool:
 def _recover(target: Path) -> None:
     """Clears what killed runs left beside the target."""
     for suffix in (".old", ".partial"):
-        for left in _left_behind(target, suffix):
+        for left in _list_leftovers(target, suffix):
             if suffix == ".old" and not target.exists():
                 left.rename(target)
             elif not _is_running(left):
                 shutil.rmtree(left, ignore_errors=True)
 
 
-def _left_behind(target: Path, suffix: str) -> list[Path]:
+def _list_leftovers(target: Path, suffix: str) -> list[Path]:
     """Returns the hidden folders of this target, not those of another one whose name begins alike."""
     name = re.compile(rf"{re.escape(_hidden(target))}\d+\.[^.]+{re.escape(suffix)}")
     return [path for path in target.parent.glob(f"*{suffix}") if name.fullmatch(path.name)]

@@ -54,7 +54,7 @@ class RepositoryEntry:
 
 
 @dataclass(frozen=True, slots=True)
-class Installed:
+class InstalledModel:
     """A model in the repository.
 
     Attributes:
@@ -70,7 +70,7 @@ class Installed:
     keeps_config: bool
 
 
-def install(repository: Path, entries: tuple[RepositoryEntry, ...]) -> tuple[Installed, ...]:
+def install(repository: Path, entries: tuple[RepositoryEntry, ...]) -> tuple[InstalledModel, ...]:
     """Returns what was added to a folder; all is made ready before the first is visible, the last one last.
 
     Each model appears, or gets its version, in one step; no version is ever replaced. Several processes may
@@ -185,7 +185,7 @@ class _Ready:
 
     model: Path
     stage: Path
-    installed: Installed
+    installed: InstalledModel
     config_first: bool
 
 
@@ -209,7 +209,7 @@ def _prepare(model: Path, entry: RepositoryEntry, stage: Path) -> _Ready:
         _write(place / CONFIG, text.encode())
     for folder, _, _ in os.walk(place):
         sync_folder(Path(folder))
-    return _Ready(model, place, Installed(model.name, version, is_new, keeps), config_first)
+    return _Ready(model, place, InstalledModel(model.name, version, is_new, keeps), config_first)
 
 
 def _earlier_config(path: Path, config: ModelConfig) -> tuple[str, bool, bool]:
@@ -284,7 +284,7 @@ def _read_blocks(path: Path) -> Iterator[bytes]:
             yield block
 
 
-def _switch(ready: _Ready) -> Installed:
+def _switch(ready: _Ready) -> InstalledModel:
     """Makes a prepared model visible: a new one in one step, a version after all that it needs."""
     model, stage = ready.model, ready.stage
     if not model.is_dir() or not any(model.iterdir()):

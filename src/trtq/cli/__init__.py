@@ -43,7 +43,7 @@ def _interrupt(signum: int, frame: object) -> None:
     raise KeyboardInterrupt
 
 
-def _heed(unraisable: sys.UnraisableHookArgs) -> None:
+def _interrupt_again(unraisable: sys.UnraisableHookArgs) -> None:
     """Interrupts anew, in a moment, where Python drops an interruption: while it clears a generator away."""
     if issubclass(unraisable.exc_type, KeyboardInterrupt):
         signal.setitimer(signal.ITIMER_REAL, 0.05)
@@ -86,7 +86,7 @@ class _LazyGroup(click.Group):
         """Runs the command; its expected failures end it without a traceback."""
         signal.signal(signal.SIGTERM, _interrupt)
         signal.signal(signal.SIGALRM, _interrupt)
-        hook, sys.unraisablehook = sys.unraisablehook, _heed
+        hook, sys.unraisablehook = sys.unraisablehook, _interrupt_again
         os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # ONNX Runtime 1.31 and later report their use
         try:
             return super().invoke(ctx)
