@@ -30,7 +30,7 @@ def upgrade_opset(model: ir.Model, version: int) -> ir.Model:
     def convert(proto: onnx.ModelProto) -> onnx.ModelProto:
         try:
             return version_converter.convert_version(proto, version)
-        except (version_converter.ConvertError, RuntimeError, ValueError) as error:
+        except (version_converter.ConvertError, IndexError, RuntimeError, ValueError) as error:
             raise ModelError(
                 f"ONNX's converter cannot raise this model from opset {read_opset(model)} to {version}: "
                 f"{' '.join(str(error).split())[:300]}; export it with opset {version} or newer"
