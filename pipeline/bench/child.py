@@ -29,9 +29,9 @@ from trtq.pipeline.engine.plan_run import PlanRun
 
 def main(folder: str) -> None:
     """Serves the request in a folder; what libraries print goes to stderr, so stdout has answers alone."""
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
-    serve(Path(folder), sys.stdin, answers)
+    with os.fdopen(os.dup(1), "w") as answers:
+        os.dup2(2, 1)
+        serve(Path(folder), sys.stdin, answers)
 
 
 def serve(place: Path, asked: Iterable[str], answers: IO[str]) -> None:

@@ -107,7 +107,7 @@ def test_nan_inside_the_model_names_tensor_and_feed() -> None:
 
 def test_infinity_inside_the_model_names_tensor_and_feed() -> None:
     model = _model(f"{HEAD} exp (float[N,2] x) => (float[N,2] y) {{ h = Exp(x)  y = Relu(h) }}")
-    with pytest.raises(DataError, match=r"tensor 'h' .* on feed 0: 2 values are NaN or infinite"):
+    with pytest.raises(DataError, match=r"tensor 'h' .* has 2 values that are NaN or infinite on feed 0;"):
         observe(model, ["h"], _batches({"x": [[100, 100]]}))
 
 
