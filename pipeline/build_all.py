@@ -106,6 +106,9 @@ def run_jobs(
                 ended(item.number, item.outcome())
     finally:
         _stop([item.process for item in running])
+        for item in running:
+            item.stdout.close()
+            item.stderr.close()
 
 
 def _read(file: IO[bytes]) -> str:

@@ -24,6 +24,11 @@ if TYPE_CHECKING:
 _ROOT = Path(__file__).resolve().parent.parent
 
 
+def pytest_configure() -> None:
+    """Has the threads of PyTorch and scikit-learn sleep while they wait, here and in child processes."""
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
 def pytest_collection_modifyitems(items: Sequence[pytest.Item]) -> None:
     """Marks what hypothesis runs; has slow tests run without the tracing of coverage, which doubles them."""
     for item in items:
