@@ -23,6 +23,13 @@ from trtq.pipeline.graph.operands import standardize_operators
 from trtq.pipeline.graph.opset import infer_shapes, read_opset, upgrade_opset
 from trtq.pipeline.graph.placement import WEIGHTED
 from trtq.pipeline.graph.quantized import is_quantized
+from trtq.pipeline.graph.tidy import (
+    check_tensor,
+    copy_for_checker,
+    has_shapeless_outputs,
+    list_tensors,
+    tidy,
+)
 from trtq.workers import start_in_background
 
 if TYPE_CHECKING:
@@ -125,14 +132,23 @@ def load_as_it_is(path: Path) -> ir.Model:
     Raises:
         ModelError: The file is missing, empty, no ONNX, incomplete or invalid.
     """
-    content = _content(path)
-    model = _checked(_parsed(content, path), content, path)
+    model = read_model(path)
     list(_lift_constants(model))
     ir.external_data.load_to_model(model)
     passes.NameFixPass(_Names())(model)
     standardize_operators(model)
     infer_shapes(model)
     return model
+
+
+def read_model(path: Path) -> ir.Model:
+    """Returns the model of an ONNX file, checked and else as it is; weights in other files stay there.
+
+    Raises:
+        ModelError: The file is missing, empty, no ONNX, incomplete or invalid.
+    """
+    content = _content(path)
+    return _checked(_parsed(content, path), content, path)
 
 
 def read_proto(path: Path) -> onnx.ModelProto:
@@ -182,14 +198,21 @@ def _digest(content: bytes, files: Sequence[Path]) -> str:
 def _checked(proto: onnx.ModelProto, content: bytes, path: Path) -> ir.Model:
     """Returns the model of a file, after the checks of ONNX."""
     external = _externals(proto)
+    for tensor in list_tensors(proto):
+        check_tensor(tensor, path)
     for tensor, where in external:
         _check_external(tensor, where, path)
+    is_other = tidy(proto, path) or has_shapeless_outputs(proto)
     try:
-        onnx.checker.check_model(str(path) if external else content)
-    except (onnx.checker.ValidationError, RuntimeError, ValueError) as error:
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        if is_other:
+            onnx.checker.check_model(copy_for_checker(proto))
+        else:
+            onnx.checker.check_model(str(path) if external else content)
+        model = ir.from_proto(proto)
+    except (onnx.checker.ValidationError, ir.serde.SerdeError, RuntimeError, ValueError, TypeError) as error:
+        cause = error.__cause__ or error
+        lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
         raise ModelError(f"{path} is not a valid ONNX model: {' '.join(lines)[:400]}") from error
-    model = ir.from_proto(proto)
     ir.external_data.set_base_dir(model.graph, path.parent)
     return model
 
@@ -219,18 +242,8 @@ def _check_external(tensor: onnx.TensorProto, where: Mapping[str, str], path: Pa
 
 def _externals(proto: onnx.ModelProto) -> list[tuple[onnx.TensorProto, dict[str, str]]]:
     """Returns the tensors that lie in other files, and what is said of where."""
-    tensors = (item for item in _tensors(proto.graph) if item.data_location == onnx.TensorProto.EXTERNAL)
+    tensors = (item for item in list_tensors(proto) if item.data_location == onnx.TensorProto.EXTERNAL)
     return [(tensor, {entry.key: entry.value for entry in tensor.external_data}) for tensor in tensors]
-
-
-def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
-    yield from graph.initializer
-    for node in graph.node:
-        for attribute in node.attribute:
-            if attribute.HasField("t"):
-                yield attribute.t
-            for body in (attribute.g, *attribute.graphs):
-                yield from _tensors(body)
 
 
 def _refuse_foreign_operators(model: ir.Model) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import onnx
 import onnx_ir as ir
@@ -11,6 +11,8 @@ from onnx import version_converter
 from trtq.errors import ModelError
 
 _BODIES = (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS)
+_LIKE_FIRST_INPUT = ("GroupNormalization", "MeanVarianceNormalization")
+"""Operators for which ONNX has no inference of its own: their output is as their first input."""
 _SMALL_BYTES = 4096  # shapes, axes and the like: the tools need their values
 
 
@@ -61,11 +63,38 @@ def infer_shapes(model: ir.Model) -> None:
 
 def _inferred(proto: onnx.ModelProto) -> onnx.ModelProto:
     _forget_shapes(proto.graph)
+    hidden = _hide_untyped(proto)
     try:
-        return onnx.shape_inference.infer_shapes(proto, strict_mode=True, data_prop=True)
+        inferred = onnx.shape_inference.infer_shapes(proto, strict_mode=True, data_prop=True)
     except (onnx.shape_inference.InferenceError, RuntimeError, ValueError) as error:
         words = " ".join(str(error).split())
         raise ModelError(f"the shapes of the model do not fit together: {words[:300]}") from error
+    nodes = list(_all_nodes(inferred.graph)) if hidden else []
+    for place, node in hidden:
+        nodes[place].CopyFrom(node)
+    return inferred
+
+
+def _hide_untyped(proto: onnx.ModelProto) -> list[tuple[int, onnx.NodeProto]]:
+    """Puts Identity in place of what ONNX cannot infer, and returns the nodes that were there, by place."""
+    hidden = []
+    for place, node in enumerate(_all_nodes(proto.graph)):
+        if node.op_type in _LIKE_FIRST_INPUT and node.domain in ("", "ai.onnx"):
+            kept = onnx.NodeProto()
+            kept.CopyFrom(node)
+            hidden.append((place, kept))
+            node.op_type = "Identity"
+            node.ClearField("attribute")
+            del node.input[1:]
+    return hidden
+
+
+def _all_nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
+    for node in graph.node:
+        yield node
+        for attribute in node.attribute:
+            for body in (attribute.g, *attribute.graphs) if attribute.type in _BODIES else ():
+                yield from _all_nodes(body)
 
 
 def _forget_shapes(graph: onnx.GraphProto) -> None:

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import onnx_ir as ir
 from numpy.typing import NDArray
 
 from trtq import lazy
@@ -16,7 +15,7 @@ from trtq.calibrators.batches import Batches, Feed
 from trtq.calibrators.observe import Progress
 from trtq.errors import ModelError
 from trtq.models.session import Session, list_runtime_errors, open_session
-from trtq.pipeline.graph.load import read_proto
+from trtq.pipeline.graph.load import read_model
 from trtq.pipeline.judge.exact import make_quantize_exact
 from trtq.pipeline.judge.logits import LogitsMetrics, find_mask, find_tokens
 from trtq.pipeline.judge.metrics import OutputMetrics
@@ -141,8 +140,7 @@ def _drop(arrays: Mapping[str, NDArray[Any]], names: Collection[str | None]) -> 
 
 
 def _open_session(path: Path) -> Session:
-    read_proto(path)  # says in words what is wrong with the file
-    model = ir.load(path)
+    model = read_model(path)  # says in words what is wrong with the file
     if has_bf16(model):
         return open_session(without_bf16(model), optimize=False)
     exact = make_quantize_exact(model)
