@@ -24,6 +24,8 @@ _NARROWEST_OF_MANY = 0.75
 """Of the channels of a matrix product, this share count as wide as the next one. Some never fire in the data,
 behind a GELU, and far in other data."""
 _UNBOUNDED = (-np.inf, np.inf)
+_LEAST_SPREAD = 0.01
+"""A tensor that stays within this share of its largest magnitude has shown one value, which is no range."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +85,7 @@ def _plan_tensor(
     producer = find_producer(source, readers, layers)
     # What a Clip bounds on both sides gains a bit by a shift: that is worth a node where shifts are tried.
     can_shift = producer is None or bool(producer.clips)
-    shifts = can_shift and strength.shift and not any(map(is_padded, readers))
+    shifts = can_shift and strength.shift and not any(map(is_padded, readers)) and _varies(seen)
     exponent = strength.fold if producer is not None and not shifts else strength.insert
     if all(map(is_depthwise, readers)):
         exponent = max(exponent, strength.depthwise)
@@ -96,6 +98,13 @@ def _plan_tensor(
     return choose_scales(
         seen, exponent, shifts=shifts, ends=ends, headroom=strength.headroom, products=products
     )
+
+
+def _varies(seen: ChannelStats) -> bool:
+    """Whether the data says how far a channel reaches from its middle, as one input in all feeds does not."""
+    magnitude = np.maximum(np.abs(seen.minimum), np.abs(seen.maximum)).max(initial=0.0)
+    spread = (seen.maximum - seen.minimum).max(initial=0.0)
+    return bool(spread > 2 * _LEAST_SPREAD * magnitude)
 
 
 def choose_scales(

@@ -138,3 +138,16 @@ def test_dead_unseen_and_single_channels_are_left_alone(graph_of: Callable[..., 
     assert plan_scales(model, placement, {}, whole) == {}
     assert plan_scales(model, placement, {"x": _seen([0], [1])}, whole) == {}
     assert list(plan_scales(model, placement, {"x": _seen([0, 0], [0, 1])}, whole)) == ["x"]
+
+
+def test_a_tensor_that_shows_one_value_is_not_centred(graph_of: Callable[..., Graph]) -> None:
+    text = "net (float[N, 2] x) => (float[N, 4] y) { [p] y = MatMul (x, w) }"
+    model = graph_of(text, w=np.ones((2, 4), np.float32)).model
+    placement = place(model, force=["."])
+    one, near, two = (_seen([3, -5], [3 + spread, -5]) for spread in (0, 0.05, 0.5))
+    shift = Strength(shift=True)
+    assert plan_scales(model, placement, {"x": one}, shift) == {}
+    assert plan_scales(model, placement, {"x": near}, shift) == {}
+    assert plan_scales(model, placement, {"x": two}, shift)["x"].shift
+    scaled = plan_scales(model, placement, {"x": one}, Strength(insert=1.0, shift=True))["x"]
+    assert (scaled.shift, scaled.amax) == ((), 5.0)
