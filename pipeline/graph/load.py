@@ -18,10 +18,11 @@ from trtq.errors import ModelError
 from trtq.kept import KeptNode
 from trtq.models.session import count_weight_bytes
 from trtq.models.signature import TensorSpec, outputs_of, read_inputs
+from trtq.pipeline.graph.einsum import turn_einsum_into_matmul
 from trtq.pipeline.graph.fold import drop_identities, fold_batch_norm, fold_bias, fold_constants
 from trtq.pipeline.graph.operands import standardize_operators
 from trtq.pipeline.graph.opset import convert_opset, infer_shapes, read_opset
-from trtq.pipeline.graph.placement import WEIGHTED
+from trtq.pipeline.graph.placement import holds_weights
 from trtq.pipeline.graph.quantized import is_quantized
 from trtq.pipeline.graph.tidy import (
     check_tensor,
@@ -41,6 +42,7 @@ _MAX_OPSET = 25
 _MOST_IN_MEMORY = 1 << 28
 """Bytes of weights in other files that are read at once; of larger models one weight is read at a time."""
 _SMALL = 1 << 16
+_FOLDS = (fold_constants, turn_einsum_into_matmul, fold_bias, fold_batch_norm, fold_bias)
 _ANONYMOUS = frozenset({"?", "*", "-1", "None", "none", "unk", "dynamic"})
 
 
@@ -134,7 +136,7 @@ def _with_opset(model: ir.Model, min_opset: int) -> tuple[ir.Model, list[str]]:
 
 def _fold(model: ir.Model) -> list[str]:
     """Folds what can be folded, and brings names and shapes in order after it; says what was folded."""
-    notes = [note for fold in (fold_constants, fold_bias, fold_batch_norm, fold_bias) for note in fold(model)]
+    notes = [note for fold in _FOLDS for note in fold(model)]
     passes.NameFixPass(_Names())(model)
     passes.RemoveUnusedNodesPass()(model)  # after the names: it takes those of unused optional outputs away
     if notes:
@@ -344,5 +346,5 @@ def _is_anonymous(dim: int | str | None) -> bool:
 def _nodes_in_bodies(model: ir.Model) -> Iterator[KeptNode]:
     top = set(model.graph)
     for node in model.graph.all_nodes():
-        if node not in top and node.op_type in WEIGHTED:
+        if node not in top and holds_weights(node):
             yield KeptNode(node.name or node.op_type, node.op_type, "it lies inside an If, Loop or Scan body")
