@@ -47,7 +47,7 @@ def test_a_product_with_a_matrix_is_a_matmul(tmp_path: Path, equation: str, is_f
     ("equation", "shape"),
     [
         ("bik,bkn->bin", (2, 32, 32)),
-        ("bik,kn->bni", (32, 32)),
+        ("bik,kn->ibn", (32, 32)),
         ("bik,ik->bik", (3, 32)),
         ("bik,kk->bik", (32, 32)),
     ],
