@@ -21,7 +21,7 @@ from trtq.pipeline.engine.coverage import list_precisions, measure_coverage
 from trtq.pipeline.engine.implicit import list_implicit_layers, plan_implicit
 from trtq.pipeline.engine.profiles import resolve_profiles
 from trtq.pipeline.engine.strategy import pin_precisions
-from trtq.pipeline.graph.placement import WEIGHTED
+from trtq.pipeline.graph.placement import holds_weights
 from trtq.pipeline.graph.quantized import find_quantized_layers
 from trtq.progress import Log
 
@@ -72,7 +72,7 @@ def build_engine(
         targets=targets,
         warnings=built.warnings,
     )
-    weighted = [str(node.name) for node in models.built.graph if node.op_type in WEIGHTED]
+    weighted = [str(node.name) for node in filter(holds_weights, models.built.graph)]
     command = job.backend.command(request)
     return EngineBuild(
         engine,

@@ -18,10 +18,11 @@ from trtq.errors import ModelError
 from trtq.kept import KeptNode
 from trtq.models.session import count_weight_bytes
 from trtq.models.signature import TensorSpec, outputs_of, read_inputs
+from trtq.pipeline.graph.einsum import turn_einsum_into_matmul
 from trtq.pipeline.graph.fold import drop_identities, fold_batch_norm, fold_bias, fold_constants
 from trtq.pipeline.graph.operands import standardize_operators
-from trtq.pipeline.graph.opset import infer_shapes, read_opset, upgrade_opset
-from trtq.pipeline.graph.placement import WEIGHTED
+from trtq.pipeline.graph.opset import convert_opset, infer_shapes, read_opset
+from trtq.pipeline.graph.placement import holds_weights
 from trtq.pipeline.graph.quantized import is_quantized
 from trtq.pipeline.graph.tidy import (
     check_tensor,
@@ -36,9 +37,12 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
 _MAX_IR_VERSION = 11
+_MAX_OPSET = 25
+"""ONNX Runtime has no kernels for Q/DQ of opset 28, and TensorRT's parser ends before it."""
 _MOST_IN_MEMORY = 1 << 28
 """Bytes of weights in other files that are read at once; of larger models one weight is read at a time."""
 _SMALL = 1 << 16
+_FOLDS = (fold_constants, turn_einsum_into_matmul, fold_bias, fold_batch_norm, fold_bias)
 _ANONYMOUS = frozenset({"?", "*", "-1", "None", "none", "unk", "dynamic"})
 
 
@@ -100,12 +104,8 @@ def load(path: Path, *, min_opset: int) -> Graph:
     del content, proto
     _refuse_foreign_operators(model)
     notes += _part_anonymous_dims(model)
-    if read_opset(model) < min_opset and not is_quantized(model):
-        notes.append(f"raised the opset from {read_opset(model)} to {min_opset}")
-        model = upgrade_opset(model, min_opset)
-    else:
-        infer_shapes(model)
-    notes += _fold(model)
+    model, changed = _with_opset(model, min_opset)
+    notes += [*changed, *_fold(model)]
     unseen = tuple(_nodes_in_bodies(model))
     if unseen:
         names = ", ".join(node.name for node in unseen[:4]) + (" ..." if len(unseen) > 4 else "")
@@ -116,9 +116,27 @@ def load(path: Path, *, min_opset: int) -> Graph:
     return graph
 
 
+def _with_opset(model: ir.Model, min_opset: int) -> tuple[ir.Model, list[str]]:
+    """Returns the model in an opset that runtimes and quantization take, with shapes, and what is told of it.
+
+    A newer opset stays where ONNX's converter cannot lower it: some operators are new.
+    """
+    opset = read_opset(model)
+    if opset < min_opset and not is_quantized(model):
+        return convert_opset(model, min_opset), [f"raised the opset from {opset} to {min_opset}"]
+    if opset > _MAX_OPSET:
+        try:
+            return convert_opset(model, _MAX_OPSET), [f"lowered the opset from {opset} to {_MAX_OPSET}"]
+        except ModelError as error:
+            infer_shapes(model)
+            return model, [f"the opset stays {opset}: {error}"]
+    infer_shapes(model)
+    return model, []
+
+
 def _fold(model: ir.Model) -> list[str]:
     """Folds what can be folded, and brings names and shapes in order after it; says what was folded."""
-    notes = [note for fold in (fold_constants, fold_bias, fold_batch_norm, fold_bias) for note in fold(model)]
+    notes = [note for fold in _FOLDS for note in fold(model)]
     passes.NameFixPass(_Names())(model)
     passes.RemoveUnusedNodesPass()(model)  # after the names: it takes those of unused optional outputs away
     if notes:
@@ -328,5 +346,5 @@ def _is_anonymous(dim: int | str | None) -> bool:
 def _nodes_in_bodies(model: ir.Model) -> Iterator[KeptNode]:
     top = set(model.graph)
     for node in model.graph.all_nodes():
-        if node not in top and node.op_type in WEIGHTED:
+        if node not in top and holds_weights(node):
             yield KeptNode(node.name or node.op_type, node.op_type, "it lies inside an If, Loop or Scan body")

@@ -21,8 +21,8 @@ def read_opset(model: ir.Model) -> int:
     return model.opset_imports.get("", 1)
 
 
-def upgrade_opset(model: ir.Model, version: int) -> ir.Model:
-    """Returns the model in a newer opset, with shapes as of `infer_shapes`.
+def convert_opset(model: ir.Model, version: int) -> ir.Model:
+    """Returns the model in another opset, with shapes as of `infer_shapes`.
 
     Raises:
         ModelError: ONNX's converter does not know how; its own words are kept. Or the shapes contradict each
@@ -33,9 +33,11 @@ def upgrade_opset(model: ir.Model, version: int) -> ir.Model:
         try:
             return version_converter.convert_version(proto, version)
         except (version_converter.ConvertError, IndexError, RuntimeError, ValueError) as error:
+            have = read_opset(model)
+            verb, advice = ("raise", " or newer") if have < version else ("lower", "")
             raise ModelError(
-                f"ONNX's converter cannot raise this model from opset {read_opset(model)} to {version}: "
-                f"{' '.join(str(error).split())[:300]}; export it with opset {version} or newer"
+                f"ONNX's converter cannot {verb} this model from opset {have} to {version}: "
+                f"{' '.join(str(error).split())[:300]}; export it with opset {version}{advice}"
             ) from error
 
     result = _without_weights(model, lambda proto: _inferred(convert(proto)))

@@ -19,6 +19,7 @@ from trtq.pipeline.formats.granularity import PerChannel, PerTensor
 from trtq.pipeline.graph.worth import explain_float
 
 WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul", "LSTM", "GRU", "RNN")
+_WEIGHTED_IF_CONSTANT = ("Einsum", "DeformConv")
 QUANTIZABLE = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 ATTENTION = "Attention"
 """In a list of types: the MatMul of two activations."""
@@ -145,7 +146,7 @@ def place(
     left = {name: f"skipped by {pattern!r}" for name, pattern in skipped.items()} | dict(kept)
     quantized: list[QuantizedNode] = []
     unquantized: list[KeptNode] = []
-    for node in (node for node in model.graph if node.op_type in WEIGHTED):
+    for node in filter(holds_weights, model.graph):
         name = str(node.name)
         decision = left[name] if name in left else _decide(node, op_types, force)
         if isinstance(decision, str):
@@ -168,6 +169,14 @@ def find_unmatched(
     for pattern in patterns:
         if not any(re.search(pattern, name) for name in names):
             yield pattern, difflib.get_close_matches(pattern, nodes, n=3, cutoff=0.3)
+
+
+def holds_weights(node: ir.Node) -> bool:
+    """Returns whether a node counts as a layer: by its type, or because a constant tensor is its weight."""
+    if node.op_type not in _WEIGHTED_IF_CONSTANT:
+        return node.op_type in WEIGHTED
+    constants = [value for value in node.inputs if value is not None and value.is_initializer()]
+    return any(len(value.shape or ()) > 1 and value.dtype in FLOAT_TYPES for value in constants)
 
 
 def _reason_for_type(node: ir.Node) -> str:

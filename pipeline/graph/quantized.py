@@ -38,10 +38,9 @@ class QuantizedLayer:
 
 
 def is_quantized(model: ir.Model) -> bool:
-    """Returns whether the model holds quantized operators of any kind."""
-    return any(
-        node.op_type in (QUANTIZE, DEQUANTIZE) or node.op_type in OPERATOR_FORMAT for node in model.graph
-    )
+    """Returns whether the model holds quantized operators of any kind, also in bodies."""
+    kinds = (QUANTIZE, DEQUANTIZE, *OPERATOR_FORMAT)
+    return any(node.op_type in kinds for node in model.graph.all_nodes())
 
 
 def find_quantized_layers(model: ir.Model) -> tuple[QuantizedLayer, ...]:

@@ -27,6 +27,9 @@ _PIECE = 1 << 20
 _FLOAT, _FLOAT16, _BFLOAT16 = ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16
 _LARGEST = {_FLOAT16: _FP16_MAX, _BFLOAT16: 3.3895314e38}
 _NAMES = {_FLOAT: "fp32", _FLOAT16: "fp16", _BFLOAT16: "bf16"}
+_FLOAT32_ONLY = ("BitCast", "Celu", "TensorScatter")
+"""ONNX has 16 bits for them; ONNX Runtime has no kernel, and the bits that BitCast takes are others."""
+_SCATTER = ("ScatterElements", "ScatterND")
 _LITERAL_FLOAT = "tensor(float)"
 
 
@@ -38,7 +41,8 @@ def to_fp16(
     A node stays FP32 if
     1. its name matches one of `keep_fp32`;
     2. it has a body (If, Loop, Scan), is no standard operator, has no FP16 version, makes numbers of nothing
-       (ONNX Runtime and TensorRT do so in FP32 only), or one of its tensors is of unknown type;
+       (ONNX Runtime and TensorRT do so in FP32 only), one of its tensors is of unknown type, or ONNX Runtime
+       has no FP16 kernel and does not cast around it;
     3. it computes with the shapes of tensors: TensorRT does so in FP32 only;
     4. a tensor of it reaches values that FP16 cannot hold, by `beyond_fp16`, by its scale or as a constant;
     5. a small constant of it (an epsilon, a scale) would vanish or lose more than 1 %.
@@ -106,6 +110,8 @@ def _find_reasons(
         return
     if signature.makes_numbers:
         yield f"{node.op_type} makes numbers of nothing"
+    if _lacks_kernel(node):
+        yield f"ONNX Runtime has no {_NAMES[half].upper()} kernel for this {node.op_type}"
     if not signature.has_half_version(node, half):
         yield f"{node.op_type} has no {_NAMES[half].upper()} version"
     for value in (*node.inputs, *node.outputs):
@@ -115,6 +121,12 @@ def _find_reasons(
         yield "computes with the shapes of tensors"
     if half is _FLOAT16:
         yield from _find_reasons_in_values(node, beyond)
+
+
+def _lacks_kernel(node: ir.Node) -> bool:
+    """Returns whether ONNX Runtime fails on a node in 16 bits, instead of casting around it."""
+    reduction = node.attributes.get_string("reduction", "none")
+    return node.op_type in _FLOAT32_ONLY or (node.op_type in _SCATTER and reduction != "none")
 
 
 def _find_reasons_in_values(node: ir.Node, beyond: Mapping[str, float]) -> Iterator[str]:

@@ -151,3 +151,22 @@ def test_damaged_weights_are_named(tmp_path: Path, change: Any, words: str) -> N
     onnx.save(proto, tmp_path / "m.onnx")
     with pytest.raises(ModelError, match=f"m.onnx: the weights of {words}"):
         load(tmp_path / "m.onnx", min_opset=13)
+
+
+@pytest.mark.parametrize("opset", [26, 27, 28])
+def test_a_newer_opset_is_lowered(tmp_path: Path, opset: int) -> None:
+    proto = _graph("g (float[N,4] x) => (float[N,4] y) { a = Celu(x) y = Relu(a) }")
+    proto.opset_import[0].version = opset
+    onnx.save(proto, tmp_path / "m.onnx")
+    graph = load(tmp_path / "m.onnx", min_opset=13)
+    assert graph.opset == 25
+    assert f"lowered the opset from {opset} to 25" in graph.notes
+
+
+def test_a_newer_operator_keeps_its_opset(tmp_path: Path) -> None:
+    proto = _graph("g (float[N,4] x) => (int32[N,4] y) { y = BitCast<to = 6>(x) }")
+    proto.opset_import[0].version = 26
+    onnx.save(proto, tmp_path / "m.onnx")
+    graph = load(tmp_path / "m.onnx", min_opset=13)
+    assert graph.opset == 26
+    assert any(note.startswith("the opset stays 26: ONNX's converter cannot lower") for note in graph.notes)

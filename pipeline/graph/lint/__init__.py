@@ -24,7 +24,7 @@ _MOST_NAMED = 4
 
 
 def lint(model: ir.Model) -> tuple[Finding, ...]:
-    """Returns every rule that a node of the model breaks, in graph order.
+    """Returns every rule that a node of the model breaks, also in the bodies of If, Loop and Scan, in order.
 
     The rules are those of TensorRT's ONNX parser and of the TensorRT-RTX builder, as measured; a float model
     breaks none of them.
@@ -32,7 +32,7 @@ def lint(model: ir.Model) -> tuple[Finding, ...]:
     Args:
         model: With inferred shapes and dtypes.
     """
-    return tuple(finding for node in model.graph for rule in _RULES for finding in rule(node))
+    return tuple(finding for node in model.graph.all_nodes() for rule in _RULES for finding in rule(node))
 
 
 def refuse(findings: Sequence[Finding]) -> None:

@@ -12,7 +12,7 @@ from trtq.pipeline.graph.edit import GraphEditor
 from trtq.pipeline.graph.fold import fold_constants
 from trtq.pipeline.graph.lint.layers import check_layer
 from trtq.pipeline.graph.operands import standardize_operators
-from trtq.pipeline.graph.opset import infer_shapes, read_opset, upgrade_opset
+from trtq.pipeline.graph.opset import convert_opset, infer_shapes, read_opset
 from trtq.pipeline.graph.repair.change import Change
 from trtq.pipeline.graph.repair.constants import quantize_constants, repair_constants, requantize_constants
 from trtq.pipeline.graph.repair.floats import repair_bounds, repair_recurrent, repair_tables
@@ -54,7 +54,7 @@ def _repair(model: ir.Model, requantize: bool, *, shapes: bool) -> RepairedGraph
     if read_opset(result) < _PER_CHANNEL_OPSET and any(
         node.op_type.startswith("QLinear") for node in result.graph
     ):
-        result = upgrade_opset(result, _PER_CHANNEL_OPSET)
+        result = convert_opset(result, _PER_CHANNEL_OPSET)
     edit = GraphEditor(result)
     changes = list(repair_operators(edit))
     edit.drop_unused()

@@ -13,7 +13,7 @@ import pytest
 from numpy.typing import NDArray
 
 from trtq.errors import ModelError
-from trtq.pipeline.graph.opset import infer_shapes, read_opset, upgrade_opset
+from trtq.pipeline.graph.opset import convert_opset, infer_shapes, read_opset
 
 OLD_GRAPHS = {
     "attributes become inputs": """g (float[2,4,8,8] x) => (float[2,4] y) {
@@ -87,7 +87,7 @@ def test_a_model_computes_the_same_in_a_newer_opset(
     version: int,
 ) -> None:
     before = ir.load(path_of(text, opset=opset, **_weights(text)))
-    after = upgrade_opset(before, version)
+    after = convert_opset(before, version)
     assert read_opset(after) == version
     assert read_opset(before) == opset
     assert set(before.graph.initializers) <= set(after.graph.initializers)
@@ -105,7 +105,7 @@ def test_a_newer_model_is_raised_too(
         y = Softmax<axis = -1>(m)
     }"""
     before = ir.load(path_of(text, opset=13))
-    assert_equal_outputs(before, upgrade_opset(before, 19))
+    assert_equal_outputs(before, convert_opset(before, 19))
 
 
 def test_a_model_that_the_converter_does_not_know(path_of: Callable[..., Path]) -> None:
@@ -115,7 +115,7 @@ def test_a_model_that_the_converter_does_not_know(path_of: Callable[..., Path]) 
         r"ONNX's converter cannot raise this model from opset 6 to 19: .*; export it with opset 19 or newer"
     )
     with pytest.raises(ModelError, match=match):
-        upgrade_opset(model, 19)
+        convert_opset(model, 19)
 
 
 def test_an_error_that_the_converter_does_not_foresee_is_told_too(path_of: Callable[..., Path]) -> None:
@@ -123,13 +123,13 @@ def test_an_error_that_the_converter_does_not_foresee_is_told_too(path_of: Calla
     model = ir.load(path_of(text, opset=11, w=_random(3)))
     model.ir_version = 3  # which wants the weights among the inputs
     with pytest.raises(ModelError, match=r"cannot raise this model from opset 11 to 19: .*undefined"):
-        upgrade_opset(model, 19)
+        convert_opset(model, 19)
 
 
 def test_large_weights_are_neither_copied_nor_changed(path_of: Callable[..., Path]) -> None:
     text = OLD_GRAPHS["weights"]
     before = ir.load(path_of(text, opset=11, **_weights(text)))
-    after = upgrade_opset(before, 19)
+    after = convert_opset(before, 19)
     assert after.graph.initializers["v"].const_value is before.graph.initializers["v"].const_value
     assert before.graph.initializers["v"].const_value is not None
     assert [value.name for value in after.graph.inputs] == ["x"]
