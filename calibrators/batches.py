@@ -13,6 +13,9 @@ from numpy.typing import NDArray
 from trtq.errors import DataError
 from trtq.models.signature import TensorSpec, show_shape
 
+_MOST_FEEDS = 20_000
+"""Of data whose length nobody knows, where no number of samples is given."""
+
 
 @dataclass(frozen=True, slots=True)
 class Feed:
@@ -82,7 +85,12 @@ class Batches:
         )
 
     def first(self, num_samples: int | None) -> Batches:
-        """Returns the stream cut after this many samples, at the end of a feed; None: all of it."""
+        """Returns the stream cut after this many samples, at the end of a feed; None: all of it.
+
+        All of a stream whose length nobody knows may be without end. That is refused while reading.
+        """
+        if num_samples is None and self.num_samples is None:
+            return self.changed(lambda feeds: refuse_endless(feeds, self.origin))
         if num_samples is None or (self.num_samples is not None and self.num_samples <= num_samples):
             return self
         part = self.part
@@ -111,6 +119,18 @@ def take_samples(feeds: Iterable[Feed], num_samples: int) -> Iterator[Feed]:
         seen += feed.num_samples
         if seen >= num_samples:
             return
+
+
+def refuse_endless(feeds: Iterator[Feed], origin: str) -> Iterator[Feed]:
+    """Yields the feeds; DataError for more of them than any script would yield that ends."""
+    for index, feed in enumerate(feeds):
+        if index >= _MOST_FEEDS:
+            raise DataError(
+                f"{origin} has yielded {_MOST_FEEDS:,} feeds and may never end; let it return after the last "
+                f"one, or say how many samples are used with --calib-samples (--eval-samples for evaluation "
+                f"data)"
+            )
+        yield feed
 
 
 def check_batches(batches: Batches, inputs: Sequence[TensorSpec], extra: Sequence[str] = ()) -> Batches:

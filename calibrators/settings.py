@@ -29,7 +29,7 @@ def read_spec(path: Path | str) -> ModelSpec:
     path = Path(path)
     table = read_toml(path, "settings")
     try:
-        return _make_absolute(_read_sections(table), path.parent)
+        return replace(_make_absolute(_read_sections(table), path.parent), file=str(path))
     except UsageError as error:
         raise UsageError(f"{path}: {error}") from error
 
@@ -54,6 +54,7 @@ def read_toml(path: Path, what: str) -> dict[str, Any]:
 
 def _read_sections(table: Mapping[str, Any]) -> ModelSpec:
     kinds, sections = get_type_hints(ModelSpec), dict[str, Any]()
+    del kinds["file"]  # which file it is, not what is in it
     for name, content in table.items():
         if name not in kinds:
             known = ", ".join(f"[{section}]" for section in kinds)

@@ -21,7 +21,7 @@ from trtq.calibrators.arrays import (
 from trtq.calibrators.batches import Batches, Feed, check_batches
 from trtq.errors import DataError, TrtqError
 from trtq.models.preprocess import SUFFIXES, Preprocess, read_image
-from trtq.models.script import import_beside, load_function
+from trtq.models.script import iterate_in_place, load_function, run_in_place
 from trtq.models.signature import TensorSpec, show_shape
 from trtq.workers import Threads
 
@@ -202,15 +202,16 @@ def _from_script(script: Path, function: str) -> Batches:
 
     def read() -> Iterator[Feed]:
         try:
-            with import_beside(script):
-                for index, arrays in enumerate(call()):
-                    if not isinstance(arrays, Mapping):
-                        raise DataError(
-                            f"{script}:{function} must yield dicts of arrays, item {index} is "
-                            f"{type(arrays).__name__}"
-                        )
-                    arrays = {name: np.array(value) for name, value in arrays.items()}  # it may reuse its own
-                    yield Feed(arrays, f"{script}:{function}, item {index}", count_samples(arrays))
+            with run_in_place(script):
+                items = call()
+            for index, arrays in enumerate(iterate_in_place(script, items)):
+                if not isinstance(arrays, Mapping):
+                    raise DataError(
+                        f"{script}:{function} must yield dicts of arrays, item {index} is "
+                        f"{type(arrays).__name__}"
+                    )
+                arrays = {name: np.array(value) for name, value in arrays.items()}  # it may reuse its own
+                yield Feed(arrays, f"{script}:{function}, item {index}", count_samples(arrays))
         except TrtqError:
             raise
         except (Exception, SystemExit) as error:

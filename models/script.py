@@ -2,14 +2,30 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
+import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from trtq.errors import DataError
+
+
+@dataclass(slots=True)
+class _Place:
+    """Where a script has left itself: its current folder, and how its environment differs from trtq's."""
+
+    folder: str | None = None
+    changes: dict[str, str | None] = field(default_factory=dict)
+
+
+_PLACES: dict[Path, _Place] = {}
+"""Of each script, so that a later call finds what an earlier one has set."""
 
 
 def load_function(script: Path, function: str) -> Any:
@@ -18,14 +34,14 @@ def load_function(script: Path, function: str) -> Any:
     Raises:
         DataError: There is no such script or function, or the script fails.
     """
-    name = f"trtq.script.{script.stem}"  # must not hide a library that is called like the script
+    name = f"{_make_packages(script)}.{script.stem}"  # must not hide a library that is called like the script
     spec = importlib.util.spec_from_file_location(name, script)
     if not script.is_file() or spec is None or spec.loader is None:
         raise DataError(f"there is no script {script}")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # dataclasses look their module up there
     try:
-        with import_beside(script):
+        with run_in_place(script):
             spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:
         raise DataError(f"{script} cannot be run: {type(error).__name__}: {error}") from error
@@ -35,13 +51,91 @@ def load_function(script: Path, function: str) -> Any:
     return call
 
 
+def _make_packages(script: Path) -> str:
+    """Returns the name of a package that stands for the script's folder, for what it imports from `.`.
+
+    Folders above it that are packages get one too, for what it imports from `..`.
+    """
+    folders = [script.resolve().parent]
+    while (folders[0] / "__init__.py").is_file():
+        folders.insert(0, folders[0].parent)
+    name = f"trtq.script_{hashlib.sha256(str(folders[0]).encode()).hexdigest()[:16]}"
+    for folder in folders:
+        name = name if folder is folders[0] else f"{name}.{folder.name}"
+        if name not in sys.modules:
+            package = ModuleType(name)
+            package.__path__ = [str(folder)]
+            sys.modules[name] = package
+    return name
+
+
 @contextmanager
-def import_beside(script: Path) -> Iterator[None]:
-    """Lets the script import what lies beside it, as Python does when it runs one."""
-    folder = str(script.parent.resolve())
+def run_in_place(script: Path) -> Iterator[None]:
+    """Lets the script import what lies beside it, as Python does, and keeps its surroundings apart from ours.
+
+    A folder that it goes to, and variables of the environment that it sets, are there when it runs again, and
+    trtq does not see them.
+    """
+    folder, place = str(script.parent.resolve()), _PLACES.setdefault(script.resolve(), _Place())
     sys.path.insert(0, folder)
+    here, environment = _find_folder(), dict(os.environ)
+    _set_variables(place.changes)
+    if place.folder is not None:
+        with suppress(OSError):  # it is gone
+            os.chdir(place.folder)
     try:
         yield
     finally:
         with suppress(ValueError):  # the script may have removed it itself
             sys.path.remove(folder)
+        place.changes = _compare(environment, os.environ)
+        _set_variables({name: environment.get(name) for name in place.changes})
+        _leave(place, here)
+
+
+def _find_folder() -> str | None:
+    """Returns the current folder; None if it was removed."""
+    try:
+        return os.getcwd()  # noqa: PTH109  # as text
+    except OSError:
+        return None
+
+
+def _leave(place: _Place, here: str | None) -> None:
+    """Goes back to the folder of before, and notes where the script was."""
+    there = _find_folder()
+    place.folder = there if there != here else None
+    if there != here and here is not None:
+        os.chdir(here)
+
+
+def _compare(before: Mapping[str, str], after: Mapping[str, str]) -> dict[str, str | None]:
+    """Returns the variables that are new or others, and as None those that are gone."""
+    changed: dict[str, str | None] = {name: text for name, text in after.items() if before.get(name) != text}
+    return changed | dict.fromkeys(name for name in before if name not in after)
+
+
+def _set_variables(variables: Mapping[str, str | None]) -> None:
+    for name, text in variables.items():
+        if text is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = text
+
+
+def iterate_in_place(script: Path, items: Iterable[Any]) -> Iterator[Any]:
+    """Yields what a script yields; only while it makes an item, it has the surroundings of its own."""
+    with run_in_place(script):
+        iterator = iter(items)
+    try:
+        while True:
+            with run_in_place(script):
+                try:
+                    item = next(iterator)
+                except StopIteration:
+                    return
+            yield item
+    finally:
+        if hasattr(iterator, "close"):  # it may go back to the folder that it came from
+            with run_in_place(script):
+                iterator.close()

@@ -169,7 +169,7 @@ class AccuracySpec:
     def script(self) -> tuple[Path, str] | None:
         """The script and the function of a metric of the user's own; None for a built-in one."""
         script, _, function = self.metric.rpartition(":")
-        return (Path(script), function) if script.endswith(".py") and function else None
+        return (Path(script), function) if names_script(self.metric) else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,7 +197,18 @@ class LayerSpec:
 
 @dataclass(frozen=True, slots=True)
 class ModelSpec:
-    """What is known of a model: profiles, preprocessing, data, kept layers, tolerances."""
+    """What is known of a model: profiles, preprocessing, data, kept layers, tolerances.
+
+    Attributes:
+        inputs: The profile of each dynamic input.
+        preprocess: How pictures are prepared.
+        calibration: The data, and how ranges are estimated from it.
+        quantization: How the model is quantized, beside the ranges.
+        evaluation: What the result is compared on.
+        accuracy: The gate.
+        layers: Which layers keep a higher precision, or do not.
+        file: The settings file that was read; None: no file.
+    """
 
     inputs: Mapping[str, InputSpec] = field(default_factory=dict)
     preprocess: Preprocess = field(default_factory=Preprocess)
@@ -206,3 +217,20 @@ class ModelSpec:
     evaluation: EvaluationSpec = field(default_factory=EvaluationSpec)
     accuracy: AccuracySpec = field(default_factory=AccuracySpec)
     layers: LayerSpec = field(default_factory=LayerSpec)
+    file: str | None = field(default=None, compare=False)
+
+    @property
+    def scripts(self) -> Mapping[str, str]:
+        """The scripts that are run for these settings, by the key that names each: `[accuracy] metric`."""
+        named = {
+            "[calibration] data": self.calibration.data,
+            "[evaluation] data": self.evaluation.data,
+            "[accuracy] metric": self.accuracy.metric,
+        }
+        return {key: text for key, text in named.items() if text is not None and names_script(text)}
+
+
+def names_script(text: str) -> bool:
+    """Returns whether this is `script.py:function`."""
+    script, _, function = text.rpartition(":")
+    return script.endswith(".py") and function != ""

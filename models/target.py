@@ -20,6 +20,7 @@ from trtq.models.checkpoint import holds_weights
 from trtq.models.families import describe_imagenet, describe_transformer
 from trtq.models.foreign import explain_failures, silence
 from trtq.models.inputs import ModuleInput
+from trtq.models.program import load_program, open_module
 from trtq.models.spec import ModelSpec
 
 if TYPE_CHECKING:
@@ -221,10 +222,8 @@ def _from_file(path: Path, trust: bool) -> LoadedModule:
             f"there is no file {path}; name a .pt2, TorchScript or, with --trust, pickled module"
         )
     if path.suffix == ".pt2":
-        advice = "save it with torch.export.save"
-        with silence(), explain_failures(f"{path} is not an exported program", advice):
-            program = torch.export.load(path)
-        return LoadedModule(program.module(), tuple(_inputs_of(program)))
+        program = load_program(path, trust=trust)
+        return LoadedModule(open_module(program), tuple(_inputs_of(program)))
     try:
         with silence():
             return LoadedModule(torch.jit.load(path, map_location="cpu"))

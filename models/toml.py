@@ -68,7 +68,7 @@ def format_spec(spec: ModelSpec) -> str:
     """Returns the text that `read_spec` reads as these settings; what is the default is left out."""
     sections = {f"inputs.{_quote(name)}": _values(item) for name, item in spec.inputs.items()}
     for item in fields(ModelSpec):
-        if item.name != "inputs":
+        if item.name not in ("inputs", "file"):
             settings = getattr(spec, item.name)
             usual = _values(type(settings)())
             values = {key: value for key, value in _values(settings).items() if value != usual.get(key)}

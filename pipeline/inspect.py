@@ -112,6 +112,6 @@ def _model(path: Path) -> ModelSummary:
         count_weight_bytes(graph.model),
         dict(Counter(node.op_type for node in graph.model.graph).most_common()),
         find_quantized_layers(graph.model) if quantized else (),
-        None if quantized else place_layers(graph, find_spec(path), Target(), Silent()),
+        None if quantized else place_layers(graph, find_spec(path, trust=True), Target(), Silent()),
         graph.notes,
     )

@@ -138,7 +138,7 @@ class _Collector:
         elif target.suffix in (".engine", ".plan"):
             self._add_engine(target, f"{prefix}engine")
         elif target.suffix == ".onnx":
-            precision = _precision(self._take_graph(target, find_spec(target)).model)
+            precision = _precision(self._take_graph(target, find_spec(target, trust=True)).model)
             self._add_model(target.name, precision, target)
         else:
             raise UsageError(f"{target} is not a build folder, an .engine or an .onnx file")
@@ -301,7 +301,7 @@ def _precision(model: ir.Model) -> str:
 
 def _spec_of(report: Report, manifest: Manifest) -> ModelSpec:
     """Returns the settings beside the float model; the data is that of the build, if they name none."""
-    spec = find_spec(Path(report.model))
+    spec = find_spec(Path(report.model), trust=True)  # only data in files is read here, see `inputs`
     known = manifest.settings.get("model")
     calibration = known.get("calibration") if isinstance(known, dict) else None
     data = calibration.get("data") if isinstance(calibration, dict) else None

@@ -67,6 +67,8 @@ def prepare(
     backend = choose_backend(target.backend)
     refuse_unsupported(backend, target.options, target.compute_capabilities)
     watcher.stage("Loading")
+    if spec.file is not None:
+        watcher.note(f"settings are read from {spec.file}")
     strategy = choose_strategy(target, backend)
     _refuse_combinations(spec, target, strategy, backend)
     opset = 19 if strategy.graph_float is FP16 else 13

@@ -64,12 +64,43 @@ def _show(shard: tuple[int, int]) -> str:
     return f"{shard[0]}/{shard[1]}"
 
 
-def find_spec(model: Path | str) -> ModelSpec:
-    """Returns the settings beside a model, `<name>.toml` or `model.toml`; the defaults if there are none."""
+def find_spec(model: Path | str, *, trust: bool = False) -> ModelSpec:
+    """Returns the settings beside a model, `<name>.toml` or `model.toml`; the defaults if there are none.
+
+    Nobody has named this file, and it may have come with the model from elsewhere.
+
+    Args:
+        model: The ONNX file.
+        trust: Whether the settings may name scripts; they may too where none is run.
+
+    Raises:
+        UsageError: They are wrong, or name a script.
+    """
     model = Path(model)
     candidates = (model.parent / f"{model.stem}.toml", model.parent / "model.toml")
     found = next((path for path in candidates if path.is_file()), None)
-    return read_spec(found) if found is not None else ModelSpec()
+    spec = read_spec(found) if found is not None else ModelSpec()
+    if not trust:
+        refuse_scripts(spec, spec.scripts)
+    return spec
+
+
+def refuse_scripts(spec: ModelSpec, scripts: Mapping[str, str]) -> None:
+    """Refuses scripts that settings found beside a model name: nobody asked for them to be run.
+
+    Args:
+        spec: The settings.
+        scripts: Those of their scripts that would be run, by the keys that name them.
+
+    Raises:
+        UsageError: There is one.
+    """
+    for key, script in scripts.items():
+        raise UsageError(
+            f"{spec.file}, found beside the model, names the script {script} as {key}, and is not trusted to "
+            f"run one; if you know where it comes from, add --trust or name the file with --spec (in Python: "
+            f"spec=trtq.read_spec({spec.file!r}))"
+        )
 
 
 def open_calibration_data(graph: Graph, spec: ModelSpec, target: Target, *, random_data: bool) -> Batches:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from trtq.calibrators.arrays import count_samples
 from trtq.calibrators.batches import Feed
 from trtq.errors import DataError, UsageError
-from trtq.models.script import import_beside, load_function
+from trtq.models.script import load_function, run_in_place
 from trtq.models.spec import METRICS, AccuracySpec
 
 Outputs = Mapping[str, NDArray[Any]]
@@ -183,7 +183,7 @@ class _OwnMetric:
 
     def _call(self, outputs: Outputs, labels: NDArray[Any] | None, model: str) -> float:
         try:
-            with import_beside(self.script):
+            with run_in_place(self.script):
                 answer = self.function(dict(outputs), labels)
         except (Exception, SystemExit) as error:
             raise DataError(

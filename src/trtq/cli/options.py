@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,13 +14,20 @@ from trtq.calibrators.settings import read_spec
 from trtq.cli.sizes import parse_bytes
 from trtq.errors import UsageError
 from trtq.models.option import Kind, Option, list_kinds, list_options
-from trtq.models.spec import CalibrationSpec, EvaluationSpec, LayerSpec, ModelSpec
-from trtq.pipeline.calibrate.data import find_spec
+from trtq.models.spec import AccuracySpec, CalibrationSpec, EvaluationSpec, LayerSpec, ModelSpec
+from trtq.pipeline.calibrate.data import find_spec, refuse_scripts
 
 T = TypeVar("T")
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 _WITH_COMMAS = ("NAMES", "TYPES")
 """What stands for the value of an option that takes several, separated by commas too."""
+
+_SCRIPT_FIELDS: Mapping[str, tuple[type, str]] = {
+    "[calibration] data": (CalibrationSpec, "data"),
+    "[evaluation] data": (EvaluationSpec, "data"),
+    "[accuracy] metric": (AccuracySpec, "metric"),
+}
+"""The fields that may name scripts, by their keys in a settings file; see `ModelSpec.scripts`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +47,7 @@ class Given:
     changes: list[GivenSetting] = field(default_factory=list)
     settings: Path | None = None
     random_data: bool = False
+    trust: bool = False
 
     def find(self, settings: type, *names: str) -> list[GivenSetting]:
         """Returns the changes of a settings class, or of some of its fields."""
@@ -57,7 +65,9 @@ class Given:
         Raises:
             UsageError: The settings cannot be used.
         """
-        spec = read_spec(self.settings) if self.settings is not None else find_spec(model)
+        spec = read_spec(self.settings) if self.settings is not None else find_spec(model, trust=True)
+        if self.settings is None and not self.trust:
+            refuse_scripts(spec, {key: text for key, text in spec.scripts.items() if not self._gives(key)})
         evaluation, layers, more = spec.evaluation, spec.layers, self.apply(LayerSpec())
         if (evaluation.labels or "").endswith(".npy") and self.find(EvaluationSpec, "data"):
             evaluation = replace(evaluation, labels=None)  # one for each sample of the data that is replaced
@@ -73,6 +83,12 @@ class Given:
                 (*layers.force, *more.force),
             ),
         )
+
+    def _gives(self, key: str) -> bool:
+        """Returns whether an option stands for a key that may name a script, or makes it useless."""
+        if key == "[calibration] data" and self.random_data:
+            return True
+        return bool(self.find(*_SCRIPT_FIELDS[key]))
 
     def _change_calibration(self, calibration: CalibrationSpec) -> CalibrationSpec:
         """Returns the changed section; a parameter that only one method has asks for this method."""
@@ -206,13 +222,22 @@ def take_output(text: str, *, is_required: bool = False) -> Decorator:
 
 
 model_argument = click.argument("model", type=click.Path(path_type=Path))
-spec_option = click.option(
-    "--spec",
-    "settings",
-    type=click.Path(path_type=Path),
-    help="Settings of the model.  [default: MODEL.toml or model.toml beside the model]",
-    callback=_keep,
-    expose_value=False,
+spec_option = combine_options(
+    click.option(
+        "--spec",
+        "settings",
+        type=click.Path(path_type=Path),
+        help="Settings of the model.  [default: MODEL.toml or model.toml beside the model]",
+        callback=_keep,
+        expose_value=False,
+    ),
+    click.option(
+        "--trust",
+        is_flag=True,
+        help="Run the scripts that settings found beside the model name.",
+        callback=_keep,
+        expose_value=False,
+    ),
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout.")
 talk_options = combine_options(
