@@ -148,7 +148,8 @@ class AccuracySpec:
         min_cosine: Gate: the smallest cosine allowed for any output.
         max_drop: Gate: how many points of the metric may be lost: hundredths of its scale from 0 to 1.
         metric: Gate: top-1, top-5, or script.py:function. The function is called once with (outputs, labels)
-            of all samples, joined along their first axis, and returns 0 to 1, the higher the better.
+            of all samples, joined along their first axis, the labels None if there are none, and returns 0 to
+            1, the higher the better.
     """
 
     min_cosine: float = setting(0.99)

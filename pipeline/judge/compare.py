@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,15 @@ from trtq.models.session import Session, list_runtime_errors, open_session
 from trtq.pipeline.graph.load import read_model
 from trtq.pipeline.judge.exact import make_quantize_exact
 from trtq.pipeline.judge.logits import LogitsMetrics, find_mask, find_tokens
-from trtq.pipeline.judge.metrics import OutputMetrics
+from trtq.pipeline.judge.metrics import OutputMetrics, holds_probabilities
 from trtq.pipeline.judge.score import Labels, Scores
+from trtq.pipeline.judge.steady import Mask, find_steady
 from trtq.pipeline.judge.widen import has_bf16, without_bf16
 from trtq.records import LogitsComparison, OutputComparison
+
+_WORK = "comparing models"
+_SCORES = ("logit", "score", "prob", "softmax", "class")
+"""In the names of outputs that hold scores of classes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +42,7 @@ class Comparison:
         logits: The outputs that are logits of a language model, once more.
         metric: "top-1", "top-5", or `script.py:function`.
         top5: The share of answers among the best five; empty unless the metric is "top-1" of over 10 classes.
+        doubts: Why what was measured proves nothing, if so.
     """
 
     outputs: tuple[OutputComparison, ...] = ()
@@ -45,6 +52,7 @@ class Comparison:
     logits: tuple[LogitsComparison, ...] = ()
     metric: str = "top-1"
     top5: Mapping[str, float] = field(default_factory=dict)
+    doubts: tuple[str, ...] = ()
 
 
 def compare_models(
@@ -81,14 +89,21 @@ def compare_models(
     names = (*models, *(runner.name for runner in engines))
     scores = Scores(labels, names) if labels is not None else None
     token_inputs: dict[str, str | None] = {}  # by output; found in the first batch
+    holds_scores: dict[str, bool] = {}
     num_samples = 0
-    for feed, results in _run(models, engines, batches, labels):
+    runners = [*_open_runners(models), *engines]
+    steady = _find_steady(runners, pairs, batches, labels)
+    for feed, results in _run(runners, batches, labels):
         inputs = _drop(feed.arrays, [labels.array] if labels is not None else [])
         for candidate, reference in pairs:
             for output in results[reference]:
                 ours, theirs = _select_output(results, candidate, reference, output)
                 key = (candidate, reference, output)
-                metrics[key].add(ours, theirs, feed.num_samples)
+                if output not in holds_scores:
+                    holds_scores[output] = _holds_scores(output, results[reference], labels)
+                metrics[key].add(
+                    ours, theirs, feed.num_samples, steady=steady.get(output), is_scores=holds_scores[output]
+                )
                 if output not in token_inputs:
                     token_inputs[output] = find_tokens(output, theirs, inputs)
                 if (name := token_inputs[output]) is not None:
@@ -105,19 +120,43 @@ def compare_models(
         tuple(item.result(*key) for key, item in logits.items()),
         labels.metric if labels is not None else "top-1",
         scores.top5() if scores is not None else {},
+        scores.doubts() if scores is not None else (),
     )
 
 
+def _open_runners(models: Mapping[str, Path]) -> list[Any]:
+    runner = lazy.require("polygraphy.backend.onnxrt", None, _WORK).OnnxrtRunner
+    return [runner(_open_session(path), name=name) for name, path in models.items()]
+
+
+def _find_steady(
+    runners: Sequence[Any], pairs: Sequence[tuple[str, str]], batches: Batches, labels: Labels | None
+) -> dict[str, Mask]:
+    """Returns what hardly changes in the outputs of the reference that is judged by nothing else."""
+    judged = {candidate for candidate, _ in pairs}
+    name = next((reference for _, reference in pairs if reference not in judged), None)
+    if name is None:
+        return {}
+    runs = _run([runner for runner in runners if runner.name == name], batches, labels)
+    with closing(runs):
+        return find_steady((results[name], feed.num_samples) for feed, results in runs)
+
+
+def _holds_scores(output: str, outputs: Mapping[str, NDArray[Any]], labels: Labels | None) -> bool:
+    """Whether an output holds scores of classes, and no boxes or states: by labels, name or values."""
+    has_labels = labels is not None and labels.array is not None
+    if has_labels and (labels.output if labels and labels.output else [*outputs]) in (output, [output]):
+        return True
+    return any(word in output.lower() for word in _SCORES) or holds_probabilities(outputs[output])
+
+
 def _run(
-    models: Mapping[str, Path], engines: Sequence[Any], batches: Batches, labels: Labels | None
-) -> Iterator[tuple[Feed, dict[str, dict[str, NDArray[Any]]]]]:
+    runners: Sequence[Any], batches: Batches, labels: Labels | None
+) -> Generator[tuple[Feed, dict[str, dict[str, NDArray[Any]]]], None, None]:
     """Yields each feed with the outputs of each model."""
-    work = "comparing models"
-    comparator = lazy.require("polygraphy.comparator", None, work).Comparator
-    runner = lazy.require("polygraphy.backend.onnxrt", None, work).OnnxrtRunner
-    logger = lazy.require("polygraphy.logger", None, work).G_LOGGER
-    exception = lazy.require("polygraphy.exception", None, work).PolygraphyException
-    runners = [*(runner(_open_session(path), name=name) for name, path in models.items()), *engines]
+    comparator = lazy.require("polygraphy.comparator", None, _WORK).Comparator
+    logger = lazy.require("polygraphy.logger", None, _WORK).G_LOGGER
+    exception = lazy.require("polygraphy.exception", None, _WORK).PolygraphyException
     current: list[Feed] = []
 
     def feeds() -> Iterator[dict[str, NDArray[Any]]]:

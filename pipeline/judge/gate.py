@@ -32,7 +32,22 @@ def judge_pair(comparison: Comparison, gate: AccuracySpec) -> Verdict:
     if comparison.accuracy and comparison.outputs:
         first = comparison.outputs[0]
         reasons += _drop_reasons(comparison, first.candidate, first.reference, gate)
-    return Verdict("fail" if reasons else "pass", tuple(reasons))
+    return _decide(comparison, comparison.outputs, reasons)
+
+
+def _decide(comparison: Comparison, judged: Sequence[OutputComparison], reasons: Sequence[str]) -> Verdict:
+    """Returns "fail" with the reasons, if any; "pass" only if what holds is evidence."""
+    if reasons:
+        return Verdict("fail", tuple(reasons))
+    doubts = comparison.doubts
+    if comparison.num_samples == 1:
+        doubts += ("only one sample was compared; give more data",)
+    elif any(item.max_abs for item in judged) and not any(item.varies for item in judged):
+        doubts += (
+            f"the outputs of {judged[0].reference} are the same for all {comparison.num_samples} samples, so "
+            f"they say nothing of the model; see whether the data is right",
+        )
+    return Verdict("unverified", doubts) if doubts else Verdict("pass")
 
 
 def judge(
@@ -56,7 +71,7 @@ def judge(
     reasons += _drop_reasons(comparison, candidate, "fp32", gate)
     if reasons and candidate != "fp16" and bad_fp16 and _is_as_bad(bad_fp16[0], ours):
         reasons.append(_blame_fp16(bad_fp16[0]))
-    return Verdict("fail" if reasons else "pass", tuple(reasons))
+    return _decide(comparison, ours, reasons)
 
 
 def _drop_reasons(comparison: Comparison, candidate: str, reference: str, gate: AccuracySpec) -> list[str]:
@@ -90,10 +105,19 @@ def _explain_cosine(item: OutputComparison, gate: AccuracySpec) -> str:
             f"output {item.output!r} cannot be compared: its values in {item.reference} are NaN, infinite or "
             f"too large; check the model and its data"
         )
-    return (
-        f"output {item.output!r} has cosine {item.cosine:.4f} to {item.reference}, the gate wants "
-        f"{gate.min_cosine:g}; worst samples: {worst}"
-    )
+    found = f"cosine {item.cosine:.4f} to {item.reference}"
+    if item.cosine >= gate.min_cosine:
+        found += f" as a whole, but {_explain_part(item, gate)}"
+    return f"output {item.output!r} has {found}, the gate wants {gate.min_cosine:g}; worst samples: {worst}"
+
+
+def _explain_part(item: OutputComparison, gate: AccuracySpec) -> str:
+    """Returns what of an output is far off, though the whole is near."""
+    if not item.apart_cosine >= gate.min_cosine:
+        return f"{item.apart_cosine:.4f} on the {item.apart} values that hardly change or rule classes out"
+    if item.median_cosine < gate.min_cosine:
+        return f"{item.median_cosine:.4f} or less in half of its samples"
+    return f"{item.low_cosine:.4f} or less in a twentieth of its samples"
 
 
 def _is_as_bad(fp16: OutputComparison, outputs: Sequence[OutputComparison]) -> bool:
@@ -110,4 +134,4 @@ def _blame_fp16(item: OutputComparison) -> str:
 
 
 def _holds(item: OutputComparison, gate: AccuracySpec) -> bool:
-    return item.cosine >= gate.min_cosine  # NaN does not
+    return item.judged_cosine >= gate.min_cosine  # NaN does not

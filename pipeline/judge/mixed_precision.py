@@ -66,7 +66,7 @@ class EffectMeter:
     def _measure(
         self, mixtures: Mapping[str, Collection[str]], batches: Batches
     ) -> tuple[Mapping[str, Effect], float | None]:
-        found = measure(self.session, mixtures, batches, self.labels, self.progress)
+        found = measure(self.session, mixtures, batches, self.labels, self.progress, for_gate=True)
         self.samples_run += found.num_samples * (len(mixtures) + 1)
         return found.effects, found.float_score
 

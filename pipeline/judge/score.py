@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -75,6 +75,7 @@ class Scores:
         self._hits = {name: dict.fromkeys(models, 0) for name in METRICS}
         self._models = models
         self._count = self._num_classes = 0
+        self._doubts: tuple[str, ...] = ()
 
     def add(self, results: Mapping[str, Outputs], feed: Feed) -> None:
         """Takes in the outputs of every model for one feed; DataError or UsageError if labels do not fit."""
@@ -93,8 +94,24 @@ class Scores:
     def result(self) -> dict[str, float]:
         """Returns what the metric says of each model; DataError if it gives no number from 0 to 1."""
         if self._own is not None:
-            return self._own.result(self._models)
-        return {name: hits / self._count for name, hits in self._hits[self._labels.metric].items()}
+            found = self._own.result(self._models)
+            if self._own.is_blind:
+                self._doubts += (
+                    f"the metric {self._labels.metric} says {next(iter(found.values())):g} of every model, "
+                    f"and of outputs that are all zero or of the other sign, so it measures nothing",
+                )
+        else:
+            found = {name: hits / self._count for name, hits in self._hits[self._labels.metric].items()}
+        if found and not self._doubts and max(found.values()) == 0:
+            self._doubts += (
+                f"{name_metric(self._labels.metric)} is 0 for every model, so none can lose any; see whether "
+                f"the labels belong to the data",
+            )
+        return found
+
+    def doubts(self) -> tuple[str, ...]:
+        """Returns why the scores prove nothing, if so; to be asked after `result`."""
+        return self._doubts
 
     def top5(self) -> dict[str, float]:
         """Returns the share of answers among the best five, beside top-1 of more than ten classes."""
@@ -147,6 +164,8 @@ class _OwnMetric:
     array: str | None
     outputs: dict[str, dict[str, list[NDArray[Any]]]] = field(default_factory=dict)
     labels: list[NDArray[Any]] = field(default_factory=list)
+    is_blind: bool = False
+    """After `result`: whether the function says the same of every model, and of nonsense."""
 
     def add(self, results: Mapping[str, Outputs], feed: Feed) -> None:
         for model, outputs in results.items():
@@ -179,7 +198,15 @@ class _OwnMetric:
                     f"{score:g} and then {second:g}; it must not draw random numbers nor keep anything"
                 )
             found[model] = score
+        if len(set(found.values())) == 1:  # of the last model's outputs
+            self.is_blind = all(self._says(wrong, labels, score) for wrong in _spoil(outputs))
         return found
+
+    def _says(self, outputs: Outputs, labels: NDArray[Any] | None, score: float) -> bool:
+        try:
+            return self._call(outputs, labels, "no model") == score
+        except DataError:  # it saw that something is wrong
+            return False
 
     def _call(self, outputs: Outputs, labels: NDArray[Any] | None, model: str) -> float:
         try:
@@ -198,6 +225,12 @@ class _OwnMetric:
                 f"since the gate counts in points: divide per cent by 100"
             )
         return float(value)
+
+
+def _spoil(outputs: Outputs) -> Iterator[dict[str, NDArray[Any]]]:
+    """Yields outputs that no metric takes for the given ones."""
+    yield {name: np.zeros_like(array) for name, array in outputs.items()}
+    yield {name: ~array if array.dtype == bool else np.negative(array) for name, array in outputs.items()}
 
 
 def _describe(answer: object) -> str:

@@ -131,6 +131,8 @@ def measure(
     batches: Batches,
     labels: Labels | None = None,
     progress: Progress = lambda _: None,
+    *,
+    for_gate: bool = False,
 ) -> MixtureEffects:
     """Returns what comes of quantizing the layers of each mixture.
 
@@ -140,6 +142,7 @@ def measure(
         batches: The data.
         labels: Where the labels are, and how answers are scored.
         progress: Told of every batch.
+        for_gate: Whether the cosines are to be those that the gate looks at, `judged_cosine`.
 
     Raises:
         ModelError, DataError, UsageError: As `compare_models`.
@@ -156,7 +159,9 @@ def measure(
     )
     distances: dict[str, dict[str, Distance]] = {name: {} for name in mixtures}
     for item in found.outputs:
-        distances[item.candidate][item.output] = Distance(item.cosine, item.sqnr_db)
+        distances[item.candidate][item.output] = Distance(
+            item.judged_cosine if for_gate else item.cosine, item.sqnr_db
+        )
     effects = {
         name: Effect(
             {output: distance for output, distance in seen.items() if output not in session.added},

@@ -24,15 +24,23 @@ class OutputComparison:
         candidate: The model that is judged: "int8", "fp16".
         reference: The model that it is judged by: "fp32", "fp16".
         output: The output's name.
-        cosine: Of the two outputs as long vectors; 1.0 if both are zero, NaN if a value is not finite or no
-            value of the reference is.
-        sqnr_db: Signal to quantization noise, 10 log10(sum r^2 / sum (r - c)^2) in dB; inf if equal.
+        cosine: Of the two outputs as long vectors without the values that are judged apart; 1.0 if both are
+            zero, NaN if a value is not finite or no value of the reference is.
+        sqnr_db: Signal to quantization noise, 10 log10(sum r^2 / sum (r - c)^2) in dB, of the same values;
+            inf if equal.
         max_abs: The largest absolute difference.
         mean_abs: The mean absolute difference.
-        top1_agreement: The share of rows with the same largest entry; None for outputs that are no scores.
+        top1_agreement: The share of rows with the same largest entry; None for outputs that are no scores of
+            classes.
         nonfinite: How many of the candidate's values are NaN or infinite where the reference's are not.
         worst: The samples with the lowest cosine, worst first; of an output without a sample axis, the first
             samples of its batches.
+        median_cosine: Of the cosines of the samples, the middle one.
+        low_cosine: Of the cosines of the samples, the one below which a twentieth of them lies.
+        apart: How many values were judged apart: those that hardly change from sample to sample, and scores
+            so low that they rule a class out (-1e9).
+        apart_cosine: The cosine of these.
+        varies: Whether any value of the reference differs between samples.
     """
 
     candidate: str
@@ -45,11 +53,26 @@ class OutputComparison:
     top1_agreement: float | None
     nonfinite: int
     worst: tuple[WorstSample, ...]
+    median_cosine: Measured = 1.0
+    low_cosine: Measured = 1.0
+    apart: int = 0
+    apart_cosine: Measured = 1.0
+    varies: bool = True
 
     def __post_init__(self) -> None:
         """Takes a ratio that is NaN beside a finite cosine, as a file has it, for the infinite one it was."""
         if math.isnan(self.sqnr_db) and not math.isnan(self.cosine):
             object.__setattr__(self, "sqnr_db", math.inf if self.max_abs == 0 else -math.inf)
+
+    @property
+    def judged_cosine(self) -> float:
+        """The number that a gate for the cosine looks at, in which no loud sample or value hides the others.
+
+        It is the least of all cosines here; but at the low samples the noise may have twice the amplitude,
+        since samples differ: 1 - cosine may be four times as large.
+        """
+        values = (self.cosine, self.median_cosine, 1 - (1 - self.low_cosine) / 4, self.apart_cosine)
+        return math.nan if any(map(math.isnan, values)) else min(values)
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,7 +30,7 @@ UNCHANGED = (
 REPORT = f"""\
 model.onnx INT8 + FP16 tensorrt-rtx #
 accuracy FP32 # FP16 # INT8 # on 600 samples
-model against output cosine SQNR dB max abs mean abs top-1
+model against output cosine SQNR dB max abs mean abs agree
 int8 fp32 logits # # # # #
 int8 fp16 logits # # # # #
 fp16 fp32 logits # # # # #
@@ -172,7 +172,7 @@ def test_build_of_fp16_alone_compares_fp16_alone(
     assert plain(result.stdout.replace(str(tmp_path), "PLACE")) == (
         "model.onnx FP16 tensorrt-rtx #\n"
         "accuracy FP32 # FP16 # on 600 samples\n"
-        "model against output cosine SQNR dB max abs mean abs top-1\n"
+        "model against output cosine SQNR dB max abs mean abs agree\n"
         "fp16 fp32 logits # # # # #\n"
         "compared on 600 samples of DIR/evaluation.npz\n"
         "model.engine # kB\n"

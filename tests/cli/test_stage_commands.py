@@ -143,7 +143,7 @@ def test_compare_prints_accuracy_and_distance(model: Path, built: Path, plain: C
     assert result.exit_code == 0
     assert plain(result.stdout) == (
         "accuracy MODEL.ONNX # MODEL.INT8.ONNX # on 600 samples\n"
-        "model against output cosine SQNR dB max abs mean abs top-1\n"
+        "model against output cosine SQNR dB max abs mean abs agree\n"
         "model.int8.onnx model.onnx logits # # # # #\n"
         "on 600 samples of DIR/evaluation.npz\n"
     )

@@ -76,7 +76,7 @@ def print_report(console: Console, report: Report, *, verbose: bool, folder: Pat
 
 def create_comparison_table(outputs: Sequence[OutputComparison]) -> Table:
     """Returns the comparisons as a table."""
-    headers = ("model", "against", "output", "cosine", "SQNR dB", "max abs", "mean abs", "top-1")
+    headers = ("model", "against", "output", "cosine", "SQNR dB", "max abs", "mean abs", "agree")
     result = create_table(*headers, numbers=5)
     for item in outputs[:_MOST_ROWS]:
         result.add_row(

@@ -187,3 +187,55 @@ def test_a_drop_of_another_metric_is_told_by_its_name() -> None:
     assert own == ("f1 of own.py falls from 0.9120 (fp32) to 0.8500, by 6.20 points; the gate allows 1",)
     (reason,) = judge(replace(comparison, metric="top-5"), _GATE, candidate="int8").reasons
     assert reason.startswith("top-5 accuracy falls from 91.20% (fp32) to 85.00%")
+
+
+def test_a_loud_sample_does_not_hide_the_others() -> None:
+    base = _pair("int8", "fp32", 0.9999)
+    half = replace(base, median_cosine=0.98, low_cosine=0.5)
+    assert judge(_comparison(half), _GATE, candidate="int8") == Verdict(
+        "fail",
+        (
+            "output 'y' has cosine 0.9999 to fp32 as a whole, but 0.9800 or less in half of its samples, the "
+            "gate wants 0.99; worst samples: 10 (0.9599), 11 (0.9699), 12 (0.9799)",
+        ),
+    )
+    few = replace(base, low_cosine=0.95)
+    (reason,) = judge(_comparison(few), _GATE, candidate="int8").reasons
+    assert "as a whole, but 0.9500 or less in a twentieth of its samples, the gate wants" in reason
+    assert judge(_comparison(replace(base, low_cosine=0.9601)), _GATE, candidate="int8").outcome == "pass"
+
+
+def test_values_that_are_judged_apart_must_be_near_too() -> None:
+    output = replace(_pair("int8", "fp32", 0.9999), apart=7, apart_cosine=0.5)
+    (reason,) = judge(_comparison(output), _GATE, candidate="int8").reasons
+    assert "but 0.5000 on the 7 values that hardly change or rule classes out, the gate wants" in reason
+
+
+def test_a_doubt_leaves_what_passes_unverified_and_what_fails_failed() -> None:
+    doubt = "the metric says 0"
+    good, bad = (replace(_all(item, 0.9999, 0.999), doubts=(doubt,)) for item in (0.999, 0.5))
+    assert judge(good, _GATE, candidate="int8") == Verdict("unverified", (doubt,))
+    assert judge(bad, _GATE, candidate="int8").outcome == "fail"
+    assert judge_pair(replace(_comparison(_pair("b", "a", 0.999)), doubts=(doubt,)), _GATE) == Verdict(
+        "unverified", (doubt,)
+    )
+
+
+def test_one_sample_is_no_evidence() -> None:
+    one = replace(_all(0.999, 0.9999, 0.999), num_samples=1)
+    assert judge(one, _GATE, candidate="int8") == Verdict(
+        "unverified", ("only one sample was compared; give more data",)
+    )
+
+
+def test_samples_that_all_give_the_same_are_no_evidence_unless_the_models_are_equal() -> None:
+    same = _comparison(replace(_pair("int8", "fp32", 0.999), varies=False))
+    assert judge(same, _GATE, candidate="int8") == Verdict(
+        "unverified",
+        (
+            "the outputs of fp32 are the same for all 100 samples, so they say nothing of the model; see "
+            "whether the data is right",
+        ),
+    )
+    equal = _comparison(replace(_pair("int8", "fp32", 1.0), varies=False, max_abs=0.0))
+    assert judge(equal, _GATE, candidate="int8").outcome == "pass"

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import ArrayLike, NDArray
 
-from trtq.pipeline.judge.metrics import OutputMetrics
+from trtq.pipeline.judge.metrics import OutputMetrics, holds_probabilities
 from trtq.records import OutputComparison, WorstSample
 
 
@@ -218,3 +218,73 @@ def test_any_split_into_batches_gives_what_numpy_gives_at_once(
     whole = _compared(candidate, reference)
     assert [worst.sample for worst in found.worst] == [worst.sample for worst in whole.worst]
     assert found.nonfinite == whole.nonfinite == 0
+
+
+def test_steady_values_are_judged_apart() -> None:
+    reference = np.array([[-1e9, 3, 0], [-1e9, 0, 4.0]])
+    candidate = np.array([[-1e9, 0, 3], [-1e9, 4, 0.0]])
+    metrics = OutputMetrics()
+    metrics.add(candidate, reference, 2, steady=np.array([True, False, False]))
+    found = metrics.result("a", "b", "y")
+    assert (found.cosine, found.apart, found.apart_cosine) == (0.0, 2, 1.0)
+    assert found.judged_cosine == 0.0
+    assert [worst.cosine for worst in found.worst] == [0.0, 0.0]
+    assert found.sqnr_db == pytest.approx(10 * math.log10(25 / 50))
+
+
+def test_where_all_values_are_steady_they_are_judged_together() -> None:
+    metrics = OutputMetrics()
+    metrics.add(np.array([[1.0, 0]]), np.array([[1.0, 1]]), 1, steady=np.array([True, True]))
+    found = metrics.result("a", "b", "y")
+    assert found.apart == 0
+    assert found.cosine == pytest.approx(0.5**0.5)
+
+
+@pytest.mark.parametrize("mask", [-1e9, -1e4, -65504.0, float(np.finfo(np.float32).min)])
+def test_scores_that_rule_a_class_out_are_judged_apart_wherever_they_are(mask: float) -> None:
+    """The moves that a game allows differ from sample to sample."""
+    reference = np.array([[mask, 3, 0, mask], [0, mask, 4, mask]], np.float32)
+    candidate = np.array([[mask, 0, 3, mask], [4, mask, 0, mask]], np.float32)
+    found = _compared(candidate, reference)
+    assert (found.cosine, found.apart) == (0.0, 4)
+    assert found.apart_cosine == pytest.approx(1.0)
+
+
+def test_low_values_among_others_of_their_size_rule_nothing_out() -> None:
+    reference = np.array([[-1e6, -3e5, -5e4, -8e3, -900, 5]])
+    assert _compared(reference, reference).apart == 0
+    assert _compared(reference[:, :1], reference[:, :1]).apart == 0
+
+
+def test_the_median_and_the_low_samples_are_told() -> None:
+    reference = np.ones((40, 2))
+    reference[0] *= 1000
+    candidate = reference.copy()
+    candidate[1:30, 1] = 0  # cosine 0.7071
+    candidate[38:, 1] = -1  # cosine 0
+    found = _compared(candidate, reference, split=7)
+    assert found.cosine > 0.9999
+    assert found.median_cosine == pytest.approx(0.5**0.5)
+    assert found.low_cosine == pytest.approx(0.5**0.5)  # two of forty may be worse
+    assert found.judged_cosine == pytest.approx(0.5**0.5)
+
+
+def test_samples_without_signal_are_no_low_samples() -> None:
+    found = _compared(np.array([[1e-9, 0], [0, 3.0]]), np.array([[0, 0], [0, 3.0]]))
+    assert (found.median_cosine, found.low_cosine) == (1.0, 1.0)
+
+
+@pytest.mark.parametrize(("second", "varies"), [([1.0, 2.0], False), ([1.0, 2.5], True)])
+@pytest.mark.parametrize("split", [1, 2])
+def test_whether_the_reference_changes_is_told(second: list[float], varies: bool, split: int) -> None:
+    reference = np.array([[1.0, 2.0], second])
+    assert _compared(reference, reference, split=split).varies is varies
+
+
+@pytest.mark.parametrize(
+    ("row", "are_shares"),
+    [([0.25, 0.75], True), ([0.2, 0.2], False), ([-0.5, 1.5], False), ([1.0], False)],
+)
+def test_shares_that_sum_to_1_are_probabilities(row: list[float], are_shares: bool) -> None:
+    assert holds_probabilities(np.array([row, row])) is are_shares
+    assert not holds_probabilities(np.array([[0, 1]]))

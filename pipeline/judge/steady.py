@@ -1,0 +1,90 @@
+"""Which values of an output hardly change from sample to sample, and so say nothing of the data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+Mask: TypeAlias = NDArray[np.bool_]
+
+_STEADY = 0.01
+"""A value that stays within this share of its magnitude: -10000 that a mask adds, with a logit on top."""
+
+
+@dataclass(slots=True)
+class OutputSpread:
+    """The least and the greatest of each value of an output so far: two arrays of the shape of one sample.
+
+    Where the samples differ in shape, those of each entry of the last axis; where these differ too, none.
+    """
+
+    low: NDArray[Any] | None = None
+    high: NDArray[Any] | None = None
+    is_open: bool = True
+
+    def add(self, output: NDArray[Any], num_samples: int) -> None:
+        """Takes in one batch; values that are not finite count nothing."""
+        if not self.is_open or not output.size:
+            return
+        rows = output if output.ndim and output.shape[0] == num_samples else output[np.newaxis]
+        kept = np.isfinite(rows)
+        low = np.where(kept, rows, np.inf).min(axis=0)
+        high = np.where(kept, rows, -np.inf).max(axis=0)
+        if self.low is not None and self.high is not None:
+            low, high = self._fit(low, -1), self._fit(high, 1)
+            if self.low.shape != low.shape:
+                self.low, self.high, self.is_open = None, None, False
+                return
+            low, high = np.minimum(self.low, low), np.maximum(self.high, high)
+        self.low, self.high = low, high
+
+    def _fit(self, seen: NDArray[Any], sign: int) -> NDArray[Any]:
+        """Returns what was seen of a batch in the shape that is kept, which may become its last axis."""
+        assert self.low is not None
+        assert self.high is not None
+        if self.low.shape == seen.shape:
+            return seen
+        self.low, self.high = _reduce(self.low, -1), _reduce(self.high, 1)
+        return _reduce(seen, sign)
+
+    @property
+    def steady(self) -> Mask | None:
+        """Returns which values hardly changed and are not zero; None if there are none."""
+        if self.low is None or self.high is None:
+            return None
+        low, high = self.low.astype(np.float64), self.high.astype(np.float64)
+        largest = np.maximum(np.abs(low), np.abs(high))
+        with np.errstate(invalid="ignore"):
+            found = (high - low <= _STEADY * largest) & np.isfinite(largest) & (largest > 0)
+        return found if found.any() else None
+
+
+def _reduce(array: NDArray[Any], sign: int) -> NDArray[Any]:
+    axes = tuple(range(array.ndim - 1))
+    return np.asarray(array.max(axis=axes) if sign > 0 else array.min(axis=axes)) if axes else array
+
+
+def find_steady(runs: Iterable[tuple[Mapping[str, NDArray[Any]], int]]) -> dict[str, Mask]:
+    """Returns the values of each output that hardly change, in the shape of a sample or of its last axis.
+
+    Stops to ask for batches as soon as nothing is steady any more, which with most models is the second
+    sample. Of a single sample nothing can be known.
+
+    Args:
+        runs: The outputs of a reference for each batch, and how many samples it has.
+    """
+    spreads: dict[str, OutputSpread] = {}
+    num_samples = 0
+    for outputs, count in runs:
+        num_samples += count
+        for name, output in outputs.items():
+            if np.issubdtype(output.dtype, np.number):
+                spreads.setdefault(name, OutputSpread()).add(output, count)
+        if num_samples > 1 and all(spread.steady is None for spread in spreads.values()):
+            break
+    found = {name: spread.steady for name, spread in spreads.items()} if num_samples > 1 else {}
+    return {name: mask for name, mask in found.items() if mask is not None}
