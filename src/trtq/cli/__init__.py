@@ -12,6 +12,7 @@ from typing import Any
 
 import click
 
+from trtq.cli.console import echo
 from trtq.errors import TrtqError
 
 _COMMANDS = {
@@ -92,7 +93,7 @@ class _LazyGroup(click.Group):
             return super().invoke(ctx)
         except TrtqError as error:
             click.secho("error: ", fg="red", bold=True, nl=False, err=True)
-            click.echo(str(error), err=True)
+            echo(str(error), err=True)
             ctx.exit(error.exit_code)
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)  # too late to interrupt what is done

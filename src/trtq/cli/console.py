@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +10,19 @@ import click
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+"""What moves the cursor, changes colors or turns text around; not the tab and the end of a line."""
+
+
+def escape(text: str) -> str:
+    """Returns a text with its control characters written out, such as `\\x1b`."""
+    return _CONTROL.sub(lambda found: ascii(found.group())[1:-1], text)
+
+
+def echo(text: str, *, err: bool = False) -> None:
+    """Prints a line without colors on stdout or stderr, escaped."""
+    click.echo(escape(text), err=err)
 
 
 class ConsoleWatcher:
@@ -60,9 +74,9 @@ class ConsoleWatcher:
 
 
 def _stderr_console() -> Console:
-    from rich.console import Console
+    from trtq.cli.escape import EscapingConsole
 
-    return Console(stderr=True, highlight=False, markup=False, emoji=False)
+    return EscapingConsole(stderr=True, highlight=False, markup=False, emoji=False)
 
 
 def open_console() -> Console:
@@ -70,10 +84,10 @@ def open_console() -> Console:
 
     It prints strings as they are: the names of a model may look like markup.
     """
-    from rich.console import Console
+    from trtq.cli.escape import EscapingConsole
 
     width = None if sys.stdout.isatty() else 120
-    return Console(highlight=False, markup=False, emoji=False, width=width)
+    return EscapingConsole(highlight=False, markup=False, emoji=False, width=width)
 
 
 def print_json(value: object) -> None:
