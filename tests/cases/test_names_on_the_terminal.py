@@ -13,8 +13,9 @@ from rich.table import Table
 from rich.text import Text
 
 from trtq.cli import main
-from trtq.cli.console import ConsoleWatcher, echo, escape
-from trtq.cli.escape import EscapingConsole
+from trtq.cli.console import ConsoleWatcher, echo
+from trtq.cli.escape import escape
+from trtq.cli.terminal import EscapingConsole
 
 NAME = "fc\x1b]52;c;aGk=\x07\x1b[2J\rPASS"
 SHOWN = r"fc\x1b]52;c;aGk=\x07\x1b[2J\rPASS"

@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from trtq.cli.escape import escape
+
 if TYPE_CHECKING:
     from rich.console import Console
-
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
-"""What moves the cursor, changes colors or turns text around; not the tab and the end of a line."""
-
-
-def escape(text: str) -> str:
-    """Returns a text with its control characters written out, such as `\\x1b`."""
-    return _CONTROL.sub(lambda found: ascii(found.group())[1:-1], text)
 
 
 def echo(text: str, *, err: bool = False) -> None:
@@ -74,7 +67,7 @@ class ConsoleWatcher:
 
 
 def _stderr_console() -> Console:
-    from trtq.cli.escape import EscapingConsole
+    from trtq.cli.terminal import EscapingConsole
 
     return EscapingConsole(stderr=True, highlight=False, markup=False, emoji=False)
 
@@ -84,7 +77,7 @@ def open_console() -> Console:
 
     It prints strings as they are: the names of a model may look like markup.
     """
-    from trtq.cli.escape import EscapingConsole
+    from trtq.cli.terminal import EscapingConsole
 
     width = None if sys.stdout.isatty() else 120
     return EscapingConsole(highlight=False, markup=False, emoji=False, width=width)

@@ -2,27 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
+import re
 
-from rich.console import Console, ConsoleOptions, RenderableType
-from rich.segment import Segment
-from rich.text import Text
-
-from trtq.cli.console import escape
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+"""What moves the cursor, changes colors or turns text around; not the tab and the end of a line."""
 
 
-class EscapingConsole(Console):
-    """A console that prints `\\x1b` for ESC, and so on; its own colors stay.
-
-    Strings are escaped before they are measured, whatever else is printed right before it is laid out.
-    """
-
-    def render_str(self, text: str, **options: Any) -> Text:
-        """Returns the text of a string, escaped."""
-        return super().render_str(escape(text), **options)
-
-    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
-        """Yields the pieces of what is printed, escaped."""
-        for piece in super().render(renderable, options):
-            yield piece if piece.control else Segment(escape(piece.text), piece.style)
+def escape(text: str) -> str:
+    """Returns a text with its control characters written out, such as `\\x1b`."""
+    return _CONTROL.sub(lambda found: ascii(found.group())[1:-1], text)
