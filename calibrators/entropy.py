@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from trtq.calibrators.statistics import Histogram
 
+_MOST_BINS = 1 << 20
 _SMOOTHING = 1e-4
 """The count that stands for an empty bin of Q into which values were clipped (as MXNet smooths)."""
 
@@ -44,9 +45,9 @@ class Entropy:
     max_clipped: float = setting(0.0001, is_hidden=True)
 
     def __post_init__(self) -> None:
-        if not 2 <= self.num_levels <= self.num_bins or not 0 < self.max_clipped <= 1:
+        if not 2 <= self.num_levels <= self.num_bins <= _MOST_BINS or not 0 < self.max_clipped <= 1:
             raise UsageError(
-                f"entropy needs 2 <= num_levels <= num_bins and 0 < max_clipped <= 1, "
+                f"entropy needs 2 <= num_levels <= num_bins <= {_MOST_BINS} and 0 < max_clipped <= 1, "
                 f"got {self.num_levels}, {self.num_bins} and {self.max_clipped:g}"
             )
 

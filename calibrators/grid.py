@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from trtq.calibrators.statistics import Histogram
 
 _POINTS_PER_OCTAVE = 512
+_MOST_CANDIDATES = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,10 +59,10 @@ def check_grid(method: str, num_candidates: int, smallest: float) -> None:
     """Refuses a grid of which nothing can be chosen.
 
     Raises:
-        UsageError: It has less than two candidates, or does not end between 0 and 1.
+        UsageError: It has less than two candidates or far too many, or does not end between 0 and 1.
     """
-    if num_candidates < 2 or not 0 < smallest < 1:
+    if not 2 <= num_candidates <= _MOST_CANDIDATES or not 0 < smallest < 1:
         raise UsageError(
-            f"{method} needs at least 2 candidates and 0 < smallest < 1, "
+            f"{method} needs 2 to {_MOST_CANDIDATES} candidates and 0 < smallest < 1, "
             f"got {num_candidates} and {smallest:g}"
         )

@@ -50,6 +50,8 @@ def read_toml(path: Path, what: str) -> dict[str, Any]:
         raise UsageError(f"cannot read the {what} {path}: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"{path} is not valid TOML: {error}") from error
+    except RecursionError as error:
+        raise UsageError(f"{path} is not valid {what}: it is nested too deeply") from error
 
 
 def _read_sections(table: Mapping[str, Any]) -> ModelSpec:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -62,6 +63,11 @@ class Preprocess:
             )
         if any(value == 0 for value in self.std):
             raise UsageError(f"std must not contain 0, got {list(self.std)}")
+        if not all(map(math.isfinite, (self.scale, *self.mean, *self.std))):
+            raise UsageError(
+                f"scale, mean and std must be finite, "
+                f"got {self.scale}, {list(self.mean)} and {list(self.std)}"
+            )
 
 
 def read_image(path: Path, steps: Preprocess, size: tuple[int, int] | None) -> NDArray[Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import fields
 from typing import Any, TypeVar
@@ -57,7 +58,11 @@ def _fits(value: object, kind: Kind) -> bool:
     if isinstance(value, list) != kind.is_list:
         return False
     items = value if isinstance(value, list) else [value]
-    return all(type(item) in _TYPES[kind.type] for item in items)  # a bool is no number
+    return all(type(item) in _TYPES[kind.type] and _is_finite(item) for item in items)  # a bool is no number
+
+
+def _is_finite(value: object) -> bool:
+    return not isinstance(value, float) or math.isfinite(value)
 
 
 def _name(kind: Kind) -> str:

@@ -30,10 +30,10 @@ def stage_folder(target: Path) -> Iterator[Path]:
     Raises:
         ArtifactError: `target` is a file, a folder that trtq did not write, or its parent cannot be written.
     """
-    target = target.resolve()  # the folder that a link stands for, not the link
-    _recover(target)
-    _refuse_foreign(target)
     try:
+        target = target.resolve()  # the folder that a link stands for, not the link
+        _recover(target)
+        _refuse_foreign(target)
         target.parent.mkdir(parents=True, exist_ok=True)
         stage = target.parent / f"{_hidden(target)}{os.getpid()}.{secrets.token_hex(8)}.partial"
         stage.mkdir(0o755)

@@ -77,6 +77,6 @@ def test_cosine_of_nothing_is_zero() -> None:
 def test_parameters_out_of_range_are_refused(candidates: int, smallest: float) -> None:
     with pytest.raises(
         UsageError,
-        match=rf"cosine needs at least 2 candidates and 0 < smallest < 1, got {candidates} and {smallest:g}$",
+        match=rf"cosine needs 2 to 65536 candidates and 0 < smallest < 1, got {candidates} and {smallest:g}$",
     ):
         Cosine(candidates, smallest)

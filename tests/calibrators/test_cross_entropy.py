@@ -85,5 +85,5 @@ def test_no_candidate_of_the_grid_is_better(seed: int, spread: float) -> None:
 
 
 def test_a_grid_without_a_choice_is_refused() -> None:
-    with pytest.raises(UsageError, match=r"cross-entropy needs at least 2 candidates .* got 1 and 0\.02"):
+    with pytest.raises(UsageError, match=r"cross-entropy needs 2 to 65536 candidates .* got 1 and 0\.02"):
         CrossEntropy(num_candidates=1)

@@ -145,7 +145,7 @@ def test_entropy_of_magnitudes_below_the_first_bin_is_the_largest() -> None:
 def test_parameters_out_of_range_are_refused(num_bins: int, num_levels: int, max_clipped: float) -> None:
     with pytest.raises(
         UsageError,
-        match=rf"entropy needs 2 <= num_levels <= num_bins and 0 < max_clipped <= 1, "
+        match=rf"entropy needs 2 <= num_levels <= num_bins <= 1048576 and 0 < max_clipped <= 1, "
         rf"got {num_levels}, {num_bins} and {max_clipped:g}$",
     ):
         Entropy(num_bins, num_levels, max_clipped)

@@ -73,6 +73,6 @@ def test_two_candidates_are_enough() -> None:
 def test_parameters_out_of_range_are_refused(candidates: int, smallest: float) -> None:
     with pytest.raises(
         UsageError,
-        match=rf"mse needs at least 2 candidates and 0 < smallest < 1, got {candidates} and {smallest:g}$",
+        match=rf"mse needs 2 to 65536 candidates and 0 < smallest < 1, got {candidates} and {smallest:g}$",
     ):
         Mse(candidates, smallest)

@@ -12,6 +12,7 @@ from typing import Any
 
 import click
 
+from trtq.cli.console import echo
 from trtq.errors import TrtqError
 
 _COMMANDS = {
@@ -63,6 +64,13 @@ def _imported(name: str) -> ModuleType:
         gc.enable()
 
 
+def _explain(error: OSError | MemoryError) -> str:
+    """Returns what the machine refuses: a path or the memory that the work needs."""
+    if isinstance(error, MemoryError):
+        return f"there is not enough memory: {str(error) or 'smaller batches or settings need less'}"
+    return f"{error.strerror or error}: {error.filename}" if error.filename else str(error)
+
+
 class _LazyGroup(click.Group):
     """Imports a command when it is run: `trtq --help` loads click alone."""
 
@@ -92,8 +100,14 @@ class _LazyGroup(click.Group):
             return super().invoke(ctx)
         except TrtqError as error:
             click.secho("error: ", fg="red", bold=True, nl=False, err=True)
-            click.echo(str(error), err=True)
+            echo(str(error), err=True)
             ctx.exit(error.exit_code)
+        except (OSError, MemoryError) as error:
+            if isinstance(error, BrokenPipeError):
+                raise  # click ends it in silence
+            click.secho("error: ", fg="red", bold=True, nl=False, err=True)
+            echo(_explain(error), err=True)
+            ctx.exit(2)
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)  # too late to interrupt what is done
             sys.unraisablehook = hook

@@ -10,7 +10,7 @@ import click
 from rich.text import Text
 
 from trtq.cli import options
-from trtq.cli.console import ConsoleWatcher, open_console
+from trtq.cli.console import ConsoleWatcher, echo, open_console
 from trtq.cli.tables import create_table
 from trtq.errors import UsageError
 from trtq.files import check_output, refuse_input, write_atomically
@@ -103,7 +103,7 @@ def command(targets: tuple[Path, ...], **given: Any) -> None:
     elif not given["quiet"]:
         _print(open_console(), result)
         if output is not None:
-            click.echo(f"written to {output}")
+            echo(f"written to {output}")
 
 
 def _print(console: Console, result: Benchmark) -> None:

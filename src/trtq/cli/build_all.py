@@ -15,7 +15,7 @@ from rich.text import Text
 from trtq.calibrators.memory import find_free_bytes
 from trtq.cli import options
 from trtq.cli.build_file import BuildEntry, read_builds
-from trtq.cli.console import ConsoleWatcher, open_console
+from trtq.cli.console import ConsoleWatcher, echo, open_console
 from trtq.cli.sizes import parse_bytes
 from trtq.cli.tables import create_table
 from trtq.errors import ArtifactError, UsageError
@@ -205,7 +205,7 @@ def _print(results: Sequence[BuildResult], *, quiet: bool) -> None:
     if quiet:
         for item in results:
             if item.error:
-                click.echo(f"{item.name}: {item.state}: {item.error}", err=True)
+                echo(f"{item.name}: {item.state}: {item.error}", err=True)
         return
     console = open_console()
     rows = create_table(

@@ -7,8 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from trtq.cli.escape import escape
+
 if TYPE_CHECKING:
     from rich.console import Console
+
+
+def echo(text: str, *, err: bool = False) -> None:
+    """Prints a line without colors on stdout or stderr, escaped."""
+    click.echo(escape(text), err=err)
 
 
 class ConsoleWatcher:
@@ -60,9 +67,9 @@ class ConsoleWatcher:
 
 
 def _stderr_console() -> Console:
-    from rich.console import Console
+    from trtq.cli.terminal import EscapingConsole
 
-    return Console(stderr=True, highlight=False, markup=False, emoji=False)
+    return EscapingConsole(stderr=True, highlight=False, markup=False, emoji=False)
 
 
 def open_console() -> Console:
@@ -70,10 +77,10 @@ def open_console() -> Console:
 
     It prints strings as they are: the names of a model may look like markup.
     """
-    from rich.console import Console
+    from trtq.cli.terminal import EscapingConsole
 
     width = None if sys.stdout.isatty() else 120
-    return Console(highlight=False, markup=False, emoji=False, width=width)
+    return EscapingConsole(highlight=False, markup=False, emoji=False, width=width)
 
 
 def print_json(value: object) -> None:

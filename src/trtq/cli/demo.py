@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from trtq.cli.console import echo
 from trtq.models.demo import write_demo
 
 
@@ -24,4 +25,4 @@ def command(folder: Path, quiet: bool) -> None:
     """
     for path in write_demo(folder):
         if not quiet:
-            click.echo(f"wrote {path}")
+            echo(f"wrote {path}")

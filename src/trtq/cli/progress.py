@@ -32,7 +32,7 @@ def show_progress(console: Console) -> Progress:
     """Returns a bar that vanishes when it is stopped."""
     return Progress(
         SpinnerColumn(),
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=30),
         MofNCompleteColumn(),
         _Rate(),

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from trtq.cli.console import echo
 from trtq.pipeline.sign import sign
 
 
@@ -32,4 +33,4 @@ def command(folder: Path, key: Path, quiet: bool) -> None:
     """
     path = sign(folder, key)
     if not quiet:
-        click.echo(f"written to {path}")
+        echo(f"written to {path}")
