@@ -18,6 +18,7 @@ from trtq.errors import ModelError
 from trtq.models.session import Session, list_runtime_errors, open_session
 from trtq.pipeline.graph.load import read_model
 from trtq.pipeline.judge.exact import make_quantize_exact
+from trtq.pipeline.judge.halves import emulate_fp16
 from trtq.pipeline.judge.logits import LogitsMetrics, find_mask, find_tokens
 from trtq.pipeline.judge.metrics import OutputMetrics, holds_probabilities
 from trtq.pipeline.judge.score import Labels, Scores
@@ -66,9 +67,8 @@ def compare_models(
 ) -> Comparison:
     """Returns how far the models are apart, run by Polygraphy's Comparator on ONNX Runtime.
 
-    Graph optimizations are off, so that the arithmetic is that of the Q/DQ graph. Where ONNX Runtime has no
-    FP16 kernel on the CPU it computes in FP32 and may not round in between: that FP16 overflows shows in the
-    ranges (`beyond_fp16`), not here. One batch is in memory at a time.
+    Graph optimizations are off, so that the arithmetic is that of the Q/DQ graph. What an engine holds in
+    FP16 is rounded to it (`emulate_fp16`), so that an overflow shows. One batch is in memory at a time.
 
     Args:
         models: The files by the names that the result uses.
@@ -182,7 +182,8 @@ def _open_session(path: Path) -> Session:
     model = read_model(path)  # says in words what is wrong with the file
     if has_bf16(model):
         return open_session(without_bf16(model), optimize=False)
-    exact = make_quantize_exact(model)
+    halves = emulate_fp16(model)
+    exact = make_quantize_exact(model) if halves is None else halves
     return open_session(path if exact is None else exact, optimize=False)
 
 

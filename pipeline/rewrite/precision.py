@@ -21,6 +21,7 @@ from trtq.pipeline.graph.operands import find_constant
 
 _FP16_MAX = 65504.0
 _ENDS = f"FP16 ends at {_FP16_MAX:g}"
+_FP16_LEAST = 2.0**-24
 _FEW_ELEMENTS = 8
 _MAX_ERROR = 0.01
 _PIECE = 1 << 20
@@ -44,7 +45,8 @@ def to_fp16(
        (ONNX Runtime and TensorRT do so in FP32 only), one of its tensors is of unknown type, or ONNX Runtime
        has no FP16 kernel and does not cast around it;
     3. it computes with the shapes of tensors: TensorRT does so in FP32 only;
-    4. a tensor of it reaches values that FP16 cannot hold, by `beyond_fp16`, by its scale or as a constant;
+    4. a tensor of it reaches values that FP16 cannot hold, by `beyond_fp16`, its scale or as a constant, or
+       its scale is below FP16's least number;
     5. a small constant of it (an epsilon, a scale) would vanish or lose more than 1 %.
     Casts stand only where the precision changes, one a tensor and direction.
 
@@ -143,6 +145,8 @@ def _find_reasons_in_values(node: ir.Node, beyond: Mapping[str, float]) -> Itera
             scale = find_constant(producer, 1)
             if scale is not None and (largest := scale.max(initial=0.0) * QMAX) > _FP16_MAX:
                 yield f"tensor {value.name!r} reaches {largest:.3g}, {_ENDS}"
+            if scale is not None and 0 < (step := scale.max(initial=0.0)) < _FP16_LEAST:
+                yield f"tensor {value.name!r} has steps of {step:.3g}, FP16 begins at {_FP16_LEAST:.3g}"
 
 
 def _find_reasons_in_constant(node: ir.Node, name: str, tensor: ir.TensorProtocol) -> Iterator[str]:

@@ -1,0 +1,70 @@
+"""FP16 models as an engine computes them: ONNX Runtime's CPU has few FP16 kernels and seldom rounds."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+
+from trtq.pipeline.graph.edit import GraphEditor, list_bodies, widen
+
+_FLOAT, _FLOAT16 = ir.DataType.FLOAT, ir.DataType.FLOAT16
+_MOVES = ("Identity", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Expand", "Gather", "Slice")
+"""What they make has been rounded already."""
+
+
+def emulate_fp16(model: ir.Model) -> ir.Model | None:
+    """Returns the model computing in FP32 with every tensor rounded that an engine holds in FP16.
+
+    A pair of casts rounds, overflows to infinity and underflows as FP16 does. A node sums up in FP32, as a
+    kernel of TensorRT does. None if nothing is FP16, or a body is, which is left as it is.
+
+    Args:
+        model: With the dtypes of its tensors; it is not changed.
+    """
+    if any(_is_half(value) for node in model.graph for body in list_bodies(node) for value in _values(body)):
+        return None
+    if not any(map(_is_half, _values(model.graph))):
+        return None
+    result = model.clone()
+    edit = GraphEditor(result)
+    halves = [value for node in result.graph for value in node.outputs if _is_half(value)]
+    given = [value for value in result.graph.inputs if _is_half(value)]
+    outputs = {value for value in result.graph.outputs if _is_half(value)}
+    _widen_constants(result)
+    widen(result, (_FLOAT16,))
+    for value in halves:
+        node = value.producer()
+        if node is not None and (node.op_type not in _MOVES or value in outputs):
+            _round(edit, value, is_output=value in outputs)
+    for value in given:
+        edit.replace(value, edit.cast(value, _FLOAT, output=f"{value.name}_wide", name=f"{value.name}_wide"))
+    return result
+
+
+def _is_half(value: ir.Value) -> bool:
+    return value.dtype is _FLOAT16
+
+
+def _values(graph: ir.Graph) -> list[ir.Value]:
+    made = [value for node in graph.all_nodes() for value in node.outputs]
+    return [*graph.inputs, *graph.initializers.values(), *made]
+
+
+def _round(edit: GraphEditor, value: ir.Value, *, is_output: bool) -> None:
+    name = str(value.name)
+    half = edit.cast(value, _FLOAT16, output=f"{name}_half", name=f"{name}_round")
+    wide = edit.cast(half, _FLOAT, output=f"{name}_rounded", name=f"{name}_widen")
+    for reader, place in value.uses():
+        if reader is not half.producer():
+            reader.replace_input_with(place, wide)
+    if value.is_graph_output():
+        edit.replace(value, half if is_output else wide)
+        half.type = ir.TensorType(_FLOAT16)
+
+
+def _widen_constants(model: ir.Model) -> None:
+    for node in model.graph:
+        for name, attribute in list(node.attributes.items()):
+            if attribute.type is ir.AttributeType.TENSOR and attribute.as_tensor().dtype is _FLOAT16:
+                array = attribute.as_tensor().numpy().astype(np.float32)
+                node.attributes[name] = ir.AttrTensor(name, ir.tensor(array))

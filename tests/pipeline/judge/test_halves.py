@@ -1,0 +1,70 @@
+"""Tests of the emulation of FP16, against numpy's halves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+from numpy.typing import NDArray
+
+from trtq.models.session import open_session, run
+from trtq.pipeline.graph.load import Graph
+from trtq.pipeline.judge.halves import emulate_fp16
+from trtq.pipeline.rewrite.precision import to_fp16
+
+_X = np.array([[70000, 300, -1, 1e-9], [0.1, -2, 1e-6, 65504]], np.float32)
+
+
+def _emulated(model: ir.Model, x: NDArray[np.float32]) -> NDArray[np.float32]:
+    emulated = emulate_fp16(to_fp16(model)[0])
+    assert emulated is not None
+    (y,) = run(open_session(emulated, optimize=False), ["y"], {"x": x})
+    return np.asarray(y)
+
+
+@pytest.mark.parametrize(
+    ("text", "compute"),
+    [
+        ("y = Mul (x, x)", lambda x: x * x),
+        ("a = Mul (x, x) y = Sqrt (a)", lambda x: np.sqrt(x * x)),
+        ("a = Sqrt (x) y = Neg (a)", lambda x: -np.sqrt(x)),
+        ("a = Add (x, x) b = Transpose <perm = [0, 1]> (a) y = Mul (b, a)", lambda x: (x + x) * (x + x)),
+    ],
+)
+def test_every_tensor_is_rounded_as_numpy_rounds_it(
+    graph_of: Callable[..., Graph], text: str, compute: Callable[[NDArray[np.float16]], NDArray[np.float16]]
+) -> None:
+    x = np.abs(_X)
+    with np.errstate(over="ignore", invalid="ignore"):
+        wanted = compute(x.astype(np.float16)).astype(np.float32)
+    model = graph_of(f"net (float[N, 4] x) => (float[N, 4] y) {{ {text} }}").model
+    np.testing.assert_array_equal(_emulated(model, x), wanted)
+
+
+def test_a_model_that_is_fp16_from_end_to_end_keeps_its_inputs_and_outputs(
+    graph_of: Callable[..., Graph],
+) -> None:
+    text = """net (float16[N, 4] x) => (float16[N, 4] y, float16[N, 4] z) {
+      two = Constant <value = float16 {16384}> ()
+      y = Mul (x, two)
+      z = Identity (y)
+    }"""
+    model = emulate_fp16(graph_of(text).model)
+    assert model is not None
+    x = np.array([[1, 2, 40000, -3]], np.float16)
+    for output in run(open_session(model, optimize=False), ["y", "z"], {"x": x}):
+        assert output.dtype == np.float16
+        assert output.tolist() == [[2, 4, np.inf, -6]]
+
+
+def test_a_float_model_and_one_with_halves_in_a_body_are_left_as_they_are(
+    graph_of: Callable[..., Graph],
+) -> None:
+    assert emulate_fp16(graph_of("net (float[2] x) => (float[2] y) { y = Neg (x) }").model) is None
+    text = """net (bool c, float16[2] x) => (float16[2] y) {
+      y = If (c) <then_branch = a () => (float16[2] t) { t = Neg (x) },
+                  else_branch = b () => (float16[2] e) { e = Abs (x) }>
+    }"""
+    assert emulate_fp16(graph_of(text).model) is None
