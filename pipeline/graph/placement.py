@@ -225,7 +225,8 @@ def _weighted_input(node: ir.Node, place: int, force: Sequence[str]) -> Quantize
     is_forced = any(re.search(pattern, str(node.name)) for pattern in force)
     if not is_forced and (reason := explain_float(node, weight, activation, axis)):
         return reason
-    if axis is None and node.op_type == "MatMul" and (reason := explain_unequal_matrices(weight)):
+    is_batch = axis is None and node.op_type == "MatMul"
+    if not is_forced and is_batch and (reason := explain_unequal_matrices(weight)):
         return reason
     layer = _in_int8(node, "weighted-input", 1 - place)
     scheme = replace(layer.scheme, weight=Encoding(INT8, choose_granularity(axis)))
