@@ -162,7 +162,10 @@ def check_batches(batches: Batches, inputs: Sequence[TensorSpec], extra: Sequenc
 
 
 def check_feed(feed: Feed, inputs: Sequence[TensorSpec], extra: Sequence[str] = ()) -> None:
-    """Raises DataError for a missing or unknown name, another dtype or shape, NaN or infinity."""
+    """Raises DataError for a missing or unknown name, another dtype or shape, NaN or infinity.
+
+    -inf may stand in an input without values above 0, which is an additive mask.
+    """
     names = [spec.name for spec in inputs]
     if missing := [name for name in names if name not in feed.arrays]:
         raise DataError(
@@ -200,6 +203,8 @@ def _check_array(feed: Feed, spec: TensorSpec) -> None:
         raise DataError(f"{what} is empty: shape {show_shape(array.shape)}")
     if np.issubdtype(array.dtype, np.floating) and not np.isfinite(array).all():
         bad = ~np.isfinite(array)
+        if not np.any(array > 0) and not np.isnan(array).any():
+            return  # an additive mask: what is -inf gets no attention
         sample = int(np.argwhere(bad)[0][0]) if array.ndim else 0
         raise DataError(
             f"{what} has {int(bad.sum())} values that are NaN or infinite, the first in its sample {sample}; "

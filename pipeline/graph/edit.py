@@ -11,6 +11,8 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
+from trtq.models.tensors import read_values
+
 
 class GraphEditor:
     """Changes the graph of a model in place.
@@ -183,11 +185,15 @@ def list_bodies(node: ir.Node) -> list[ir.Graph]:
 
 
 def widen(model: ir.Model, narrow: Collection[ir.DataType]) -> None:
-    """Makes a model compute in float32 where it computes in these dtypes; constants keep their values."""
-    for value in model.graph.initializers.values():
-        if value.dtype in narrow and value.const_value is not None:
-            value.const_value = ir.tensor(value.const_value.numpy().astype(np.float32), name=value.name)
-            value.type = ir.TensorType(ir.DataType.FLOAT)
+    """Makes a model compute in float32 where it computes in these dtypes; constants keep their values.
+
+    Its inputs and outputs are float32 then, too. A constant in another file is widened when it is read.
+    """
+    for graph in (model.graph, *model.graph.subgraphs()):
+        for value in (*graph.inputs, *graph.initializers.values()):
+            if value.dtype in narrow:
+                value.const_value = None if value.const_value is None else _widened(value.const_value)
+                value.type = ir.TensorType(ir.DataType.FLOAT)
     for node in model.graph.all_nodes():
         for name in ("to", "output_dtype"):
             if node.attributes.get_int(name) in narrow:
@@ -195,3 +201,12 @@ def widen(model: ir.Model, narrow: Collection[ir.DataType]) -> None:
         for value in node.outputs:
             if value.dtype in narrow:
                 value.type = ir.TensorType(ir.DataType.FLOAT)
+
+
+def _widened(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
+    def read() -> ir.TensorProtocol:
+        return ir.tensor(read_values(tensor).astype(np.float32), name=tensor.name)
+
+    if isinstance(tensor, ir.ExternalTensor):
+        return ir.LazyTensor(read, ir.DataType.FLOAT, ir.Shape(tensor.shape.numpy()), name=tensor.name)
+    return read()

@@ -18,6 +18,7 @@ from trtq.errors import ModelError
 from trtq.kept import KeptNode
 from trtq.models.session import count_weight_bytes
 from trtq.models.signature import TensorSpec, outputs_of, read_inputs
+from trtq.pipeline.graph.edit import widen
 from trtq.pipeline.graph.einsum import turn_einsum_into_matmul
 from trtq.pipeline.graph.fold import drop_identities, fold_batch_norm, fold_bias, fold_constants
 from trtq.pipeline.graph.operands import standardize_operators
@@ -105,6 +106,7 @@ def load(path: Path, *, min_opset: int) -> Graph:
     _refuse_foreign_operators(model)
     notes += _part_anonymous_dims(model)
     model, changed = _with_opset(model, min_opset)
+    changed += _widen_bf16(model)
     notes += [*changed, *_fold(model)]
     unseen = tuple(_nodes_in_bodies(model))
     if unseen:
@@ -114,6 +116,15 @@ def load(path: Path, *, min_opset: int) -> Graph:
     graph = Graph(model, path, sha256(), tuple(notes), unseen)
     _ = graph.inputs, graph.outputs  # refuses strings and sequences
     return graph
+
+
+def _widen_bf16(model: ir.Model) -> Iterator[str]:
+    """Makes a float model in bfloat16 one in float32, which ONNX Runtime runs and .npz files hold."""
+    values = (*model.graph.inputs, *model.graph.initializers.values())
+    if not is_quantized(model) and any(value.dtype is ir.DataType.BFLOAT16 for value in values):
+        widen(model, (ir.DataType.BFLOAT16,))
+        infer_shapes(model)
+        yield "computes in float32 what the file has in bfloat16; inputs and outputs are float32 too"
 
 
 def _with_opset(model: ir.Model, min_opset: int) -> tuple[ir.Model, list[str]]:

@@ -16,7 +16,7 @@ from trtq.models.tensors import FLOAT_TYPES
 from trtq.pipeline.formats import INT8
 from trtq.pipeline.formats.encoding import Encoding, LayerScheme
 from trtq.pipeline.formats.granularity import PerChannel, PerTensor
-from trtq.pipeline.graph.worth import explain_float
+from trtq.pipeline.graph.worth import explain_float, explain_unequal_matrices
 
 WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul", "LSTM", "GRU", "RNN")
 _WEIGHTED_IF_CONSTANT = ("Einsum", "DeformConv")
@@ -224,6 +224,9 @@ def _weighted_input(node: ir.Node, place: int, force: Sequence[str]) -> Quantize
     axis = find_channel_axis(node, place, len(weight.shape or ()))
     is_forced = any(re.search(pattern, str(node.name)) for pattern in force)
     if not is_forced and (reason := explain_float(node, weight, activation, axis)):
+        return reason
+    is_batch = axis is None and node.op_type == "MatMul"
+    if not is_forced and is_batch and (reason := explain_unequal_matrices(weight)):
         return reason
     layer = _in_int8(node, "weighted-input", 1 - place)
     scheme = replace(layer.scheme, weight=Encoding(INT8, choose_granularity(axis)))

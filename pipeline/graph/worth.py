@@ -5,7 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
+import numpy as np
 import onnx_ir as ir
+
+from trtq.models.tensors import read_values
 
 _FEW_OUTPUTS = 2
 _SMALL_SHARE = 0.005
@@ -14,6 +17,8 @@ _WEIGHTED = frozenset({
     "Attention", "Conv", "ConvInteger", "ConvTranspose", "DeformConv", "Einsum", "Gemm", "GRU", "If", "LSTM",
     "Loop", "MatMul", "MatMulInteger", "MultiHeadAttention", "RNN", "Scan",
 })  # fmt: skip
+_MOST_UNEQUAL = 4.0
+"""Between matrices that share a scale: the smallest has 5 bits left and an error of 4 %."""
 _LONG_FILTER = 32
 _ELEMENTWISE = frozenset({
     "Add", "Cast", "Clip", "Div", "HardSigmoid", "HardSwish", "Identity", "LeakyRelu", "Mul", "PRelu", "Relu",
@@ -52,6 +57,25 @@ def explain_float(node: ir.Node, weight: ir.Value, activation: ir.Value, axis: i
     if node.op_type == "Conv" and _is_gate(node):
         return "gate: squeeze-and-excitation works on one position, where INT8 saves nothing"
     return ""
+
+
+def explain_unequal_matrices(weight: ir.Value) -> str:
+    """Returns why a batch of matrices, such as experts, takes no common scale; empty if it does.
+
+    Args:
+        weight: A constant of three axes or more; the last two are those of a matrix.
+    """
+    if weight.const_value is None or len(_sizes(weight)) < 3:
+        return ""
+    magnitudes = np.abs(read_values(weight.const_value).astype(np.float32))
+    largest = magnitudes.max(axis=(-2, -1), initial=0.0)
+    used = largest[largest > 0]
+    if not used.size or used.max() <= _MOST_UNEQUAL * used.min():
+        return ""
+    return (
+        f"unequal matrices: its {largest.size} matrices reach from {used.min():.3g} to {used.max():.3g}, "
+        f"and TensorRT takes one scale for all, which would wipe out the small ones"
+    )
 
 
 def carries_indices(value: ir.Value) -> bool:

@@ -145,7 +145,16 @@ def test_another_shape_is_refused(shape: tuple[int, ...], shown: str) -> None:
         check_feed(_feed(image=np.zeros(shape, np.float32)), [IMAGE])
 
 
-@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_an_additive_mask_may_hold_minus_infinity() -> None:
+    image = np.zeros((4, 2, 3), np.float32)
+    image[1, 1] = -np.inf
+    check_feed(_feed(image=image), [IMAGE])
+    image[0, 0, 0] = 0.5
+    with pytest.raises(DataError, match="has 3 values that are NaN or infinite"):
+        check_feed(_feed(image=image), [IMAGE])
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_nan_and_infinity_are_counted_and_the_sample_is_named(bad: float) -> None:
     image = np.zeros((4, 2, 3), np.float32)
     image[2, 1, 1] = image[3, 0, 0] = image[2, 1, 2] = bad

@@ -22,6 +22,7 @@ from trtq.pipeline.graph.placement import (
     choose_granularity,
     find_channel_axis,
 )
+from trtq.pipeline.graph.worth import explain_unequal_matrices
 
 SENSITIVE = r"(^|[/.:])(lm_head|proj_out|norm_out|classifier|score|head)(?![a-z0-9])"
 """The last layers of language models, diffusion transformers and classifiers: little memory, much harm."""
@@ -141,7 +142,8 @@ def _granularity(value: ir.Value, node: ir.Node, place: int, scheme: WeightSchem
         return f"Gather {node.name!r} takes no rows of a table from it"
     output = 0 if node.op_type == "Gather" else find_channel_axis(node, place, rank)
     if not scheme.number_format.block_sizes:
-        return choose_granularity(output)
+        unequal = explain_unequal_matrices(value) if output is None else ""
+        return unequal or choose_granularity(output)
     if node.op_type == "Conv":
         return "TensorRT has no INT4 or NF4 for convolutions"
     if rank != 2 or output is None:
