@@ -83,9 +83,25 @@ def _check_sample_axis(path: Path, names: Sequence[str]) -> int:
     return num_samples
 
 
+def refuse_devices(paths: Iterable[Path]) -> None:
+    """Refuses devices, pipes and sockets, also behind links: reading one may never end.
+
+    Raises:
+        DataError: There is one.
+    """
+    for path in paths:
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            raise DataError(f"{path} is a device, a pipe or a socket, not a file; leave it out")
+
+
 def open_feed_folder(folder: Path) -> Batches:
-    """Returns the .npz files of a folder in the order of their names, each one feed with its batch axis."""
+    """Returns the .npz files of a folder in the order of their names, each one feed with its batch axis.
+
+    Raises:
+        DataError: One is no file, or cannot be read.
+    """
     paths = sorted(folder.glob("*.npz"))
+    refuse_devices(paths)
 
     def read() -> Iterator[Feed]:
         for path in paths:

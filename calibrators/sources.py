@@ -17,6 +17,7 @@ from trtq.calibrators.arrays import (
     hash_folder,
     open_array_file,
     open_feed_folder,
+    refuse_devices,
 )
 from trtq.calibrators.batches import Batches, Feed, check_batches
 from trtq.errors import DataError, TrtqError
@@ -61,6 +62,7 @@ def open_batches(
     path = Path(source)
     if not path.exists():
         raise DataError(f"there is no calibration data {path}; give {ACCEPTED_DATA}")
+    refuse_devices([path])
     if path.suffix == ".json" and path.is_file():
         return check_batches(_from_polygraphy(path), inputs, extra)
     if path.is_dir() and any(path.glob("*.npz")):
@@ -123,6 +125,7 @@ def _from_image_folder(
 ) -> Batches:
     found = (path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
     images = sorted(path for path in found if not path.is_dir())
+    refuse_devices(images)
     if not images:
         raise DataError(f"{folder} holds neither .npz files nor images ({', '.join(SUFFIXES)})")
     if len(inputs) != 1 or len(inputs[0].shape) != 4:

@@ -30,10 +30,11 @@ class Preprocess:
             "letterbox" keeps them so that all fits, and pads with grey (114).
         crop: Height and width of the middle part that is kept; empty: no crop.
         channels: "RGB", "BGR" or "L" (grey).
-        scale: Factor on the 0-255 values, before mean and std.
+        scale: Factor on the 0-255 values, before mean and std; 16 bits are brought there by 255 / 65535.
         mean: Subtracted, one number a channel or one for all.
         std: Divided by, one number a channel or one for all.
         layout: "NCHW" or "NHWC".
+        exif: First of all, turn the picture as its EXIF orientation says, as viewers do.
     """
 
     resize: tuple[int, ...] = ()
@@ -44,6 +45,7 @@ class Preprocess:
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
     layout: str = "NCHW"
+    exif: bool = False
 
     def __post_init__(self) -> None:
         for name, size in (("resize", self.resize), ("crop", self.crop)):
@@ -87,7 +89,7 @@ def read_image(path: Path, steps: Preprocess, size: tuple[int, int] | None) -> N
     pillow = lazy.require("PIL.Image", "images", "reading images")
     try:
         with pillow.open(path) as opened:
-            image = opened.convert("L" if steps.channels == "L" else "RGB")
+            image = _decode(_turn(opened) if steps.exif else opened, steps.channels)
     except (OSError, ValueError, SyntaxError, pillow.DecompressionBombError) as error:
         raise DataError(f"{path} cannot be read as an image: {error}") from error
     target = _pair(steps.resize) or (None if steps.crop else size)
@@ -96,12 +98,31 @@ def read_image(path: Path, steps: Preprocess, size: tuple[int, int] | None) -> N
     if (crop := _pair(steps.crop)) is not None:
         image = _crop(image, crop, path)
     pixels = np.asarray(image, np.float32)
-    pixels = pixels[..., None] if pixels.ndim == 2 else pixels
+    if pixels.ndim == 2:
+        pixels = np.repeat(pixels[..., None], 1 if steps.channels == "L" else 3, axis=-1)
     if steps.channels == "BGR":
         pixels = pixels[..., ::-1]
     mean, std = _by_channel(steps.mean, pixels.shape[-1]), _by_channel(steps.std, pixels.shape[-1])
     sample = (pixels * np.float32(steps.scale) - np.asarray(mean, np.float32)) / np.asarray(std, np.float32)
     return np.ascontiguousarray(sample.transpose(2, 0, 1) if steps.layout == "NCHW" else sample, np.float32)
+
+
+def _turn(image: Any) -> Any:
+    """Returns the picture as its EXIF orientation says."""
+    return lazy.require("PIL.ImageOps", "images", "reading images").exif_transpose(image)
+
+
+def _decode(image: Any, channels: str) -> Any:
+    """Returns the picture as RGB or grey; of 16 bits as numbers from 0 to 255 with fractions, mode F.
+
+    Pillow would cut whatever is above 255 off.
+    """
+    import numpy as np
+
+    if image.mode == "I" or image.mode.startswith("I;16"):
+        pillow = lazy.require("PIL.Image", "images", "reading images")
+        return pillow.fromarray(np.asarray(image).astype(np.float32) / np.float32(257))
+    return image.convert("L" if channels == "L" else "RGB")
 
 
 def _pair(size: tuple[int, ...]) -> tuple[int, int] | None:
@@ -119,7 +140,7 @@ def _resize(image: Any, size: tuple[int, int], mode: str) -> Any:
     image = image.resize(scaled, pillow.Resampling.BILINEAR)
     if mode == "short-side":
         return image
-    canvas = pillow.new(image.mode, (width, height), 114 if image.mode == "L" else (114, 114, 114))
+    canvas = pillow.new(image.mode, (width, height), 114 if image.mode in ("L", "F") else (114, 114, 114))
     canvas.paste(image, ((width - image.width) // 2, (height - image.height) // 2))
     return canvas
 

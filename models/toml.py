@@ -13,8 +13,8 @@ from trtq.models.option import Kind, list_kinds
 from trtq.models.spec import ModelSpec
 
 T = TypeVar("T")
-_TYPES: Mapping[type, tuple[type, ...]] = {str: (str,), int: (int,), float: (int, float)}
-_WORDS = {str: "string", int: "whole number", float: "number"}
+_TYPES: Mapping[type, tuple[type, ...]] = {str: (str,), int: (int,), float: (int, float), bool: (bool,)}
+_WORDS = {str: "string", int: "whole number", float: "number", bool: "boolean"}
 
 
 def read_table(settings: type[T], table: object, where: str) -> T:

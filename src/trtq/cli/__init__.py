@@ -7,6 +7,7 @@ import importlib
 import os
 import signal
 import sys
+from contextlib import AbstractContextManager, nullcontext
 from types import ModuleType
 from typing import Any
 
@@ -15,6 +16,7 @@ import click
 from trtq.cli.console import echo
 from trtq.errors import TrtqError
 
+_AS_JSON = "trtq.json"
 _COMMANDS = {
     "export": "Export a PyTorch module to an ONNX file that computes the same.",
     "plan": "Show what a model needs of a GPU in each precision, and what fits.",
@@ -71,6 +73,15 @@ def _explain(error: OSError | MemoryError) -> str:
     return f"{error.strerror or error}: {error.filename}" if error.filename else str(error)
 
 
+def _keep_stdout(*, is_json: bool) -> AbstractContextManager[None]:
+    """Returns what keeps stdout for the answer, where that is JSON."""
+    if not is_json:
+        return nullcontext()
+    from trtq.cli.console import keep_stdout
+
+    return keep_stdout()
+
+
 class _LazyGroup(click.Group):
     """Imports a command when it is run: `trtq --help` loads click alone."""
 
@@ -90,6 +101,11 @@ class _LazyGroup(click.Group):
         with formatter.section("Commands"):
             formatter.write_dl(list(_COMMANDS.items()))
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Notes whether the answer is to be JSON, before any code of a command runs."""
+        ctx.meta[_AS_JSON] = "--json" in args
+        return super().parse_args(ctx, args)
+
     def invoke(self, ctx: click.Context) -> Any:
         """Runs the command; its expected failures end it without a traceback."""
         signal.signal(signal.SIGTERM, _interrupt)
@@ -97,7 +113,8 @@ class _LazyGroup(click.Group):
         hook, sys.unraisablehook = sys.unraisablehook, _interrupt_again
         os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # ONNX Runtime 1.31 and later report their use
         try:
-            return super().invoke(ctx)
+            with _keep_stdout(is_json=ctx.meta[_AS_JSON]):
+                return super().invoke(ctx)
         except TrtqError as error:
             click.secho("error: ", fg="red", bold=True, nl=False, err=True)
             echo(str(error), err=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +9,7 @@ import click
 from rich.text import Text
 
 from trtq.cli import options
-from trtq.cli.console import ConsoleWatcher, echo, open_console
+from trtq.cli.console import ConsoleWatcher, echo, open_console, print_answer
 from trtq.cli.tables import create_table
 from trtq.errors import UsageError
 from trtq.files import check_output, refuse_input, write_atomically
@@ -99,7 +98,7 @@ def command(targets: tuple[Path, ...], **given: Any) -> None:
     if output is not None:
         write_atomically(output, to_json(result))
     if given["as_json"]:
-        sys.stdout.write(to_json(result).decode())
+        print_answer(to_json(result).decode())
     elif not given["quiet"]:
         _print(open_console(), result)
         if output is not None:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import click
 
 from trtq.cli import builders, options, targets
-from trtq.cli.console import ConsoleWatcher, open_console
+from trtq.cli.console import ConsoleWatcher, open_console, print_answer
 from trtq.cli.options import Given
 from trtq.cli.tables import print_report
 from trtq.cli.targets import Formats
@@ -79,7 +78,7 @@ def command(
             watcher=watcher,
         )
     if as_json:
-        sys.stdout.write(to_json(report).decode())
+        print_answer(to_json(report).decode())
     elif not quiet:
         print_report(open_console(), report, verbose=verbose, folder=Path(report.output))
     if report.verdict == "fail":

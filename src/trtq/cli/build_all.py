@@ -15,7 +15,7 @@ from rich.text import Text
 from trtq.calibrators.memory import find_free_bytes
 from trtq.cli import options
 from trtq.cli.build_file import BuildEntry, read_builds
-from trtq.cli.console import ConsoleWatcher, echo, open_console
+from trtq.cli.console import ConsoleWatcher, echo, open_console, print_answer
 from trtq.cli.sizes import parse_bytes
 from trtq.cli.tables import create_table
 from trtq.errors import ArtifactError, UsageError
@@ -137,7 +137,7 @@ def command(ctx: click.Context, /, file: Path, **given: Any) -> None:
 
         run_jobs([entry.job for entry in entries], limits, started, ended)
     if given["as_json"]:
-        click.echo(_summary(results), nl=False)
+        print_answer(_summary(results).decode())
     else:
         _print(results, quiet=given["quiet"])
     if unwritten:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from trtq.calibrators.ranges import ranges_to_json
 from trtq.calibrators.statistics import Statistics
 from trtq.calibrators.statistics_file import read_statistics, statistics_to_bytes
 from trtq.cli import options, targets
-from trtq.cli.console import ConsoleWatcher, open_console, print_json
+from trtq.cli.console import ConsoleWatcher, open_console, print_answer, print_json
 from trtq.cli.options import Given
 from trtq.errors import UsageError
 from trtq.files import check_output, refuse_input, write_atomically
@@ -97,7 +96,7 @@ def command(
         content = ranges_to_json(found.ranges)
         write_atomically(output, content)
         if as_json:
-            sys.stdout.write(content.decode())
+            print_answer(content.decode())
         elif not quiet:
             _print(found, output, verbose=verbose)
     elif save_statistics is not None and not (quiet and not as_json):

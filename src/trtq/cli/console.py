@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import sys
-from typing import TYPE_CHECKING, Any
-
-import click
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, redirect_stdout
+from typing import TYPE_CHECKING, Any, TextIO
 
 from trtq.cli.escape import escape
 
@@ -83,8 +84,59 @@ def open_console() -> Console:
     return EscapingConsole(highlight=False, markup=False, emoji=False, width=width)
 
 
+_answers: list[TextIO] = []
+"""What stdout was before `keep_stdout`, the innermost last."""
+
+
+@contextmanager
+def keep_stdout() -> Iterator[None]:
+    """Keeps stdout for `print_answer`; what anything else prints there goes to stderr.
+
+    That holds for libraries, scripts of the user's and their child processes too: they may write to the file
+    descriptor.
+    """
+    stream = sys.stdout
+    stream.flush()
+    try:
+        descriptor = stream.fileno()
+    except (OSError, ValueError):  # in a test, it is no file
+        descriptor = None
+    with ExitStack() as stack:
+        stack.enter_context(redirect_stdout(sys.stderr))
+        _answers.append(stream if descriptor is None else stack.enter_context(_redirect(stream, descriptor)))
+        try:
+            yield
+        finally:
+            _answers.pop()
+
+
+@contextmanager
+def _redirect(stream: TextIO, descriptor: int) -> Iterator[TextIO]:
+    """Makes a descriptor of a stream lead to stderr; gives a stream that leads where it did."""
+    saved = os.dup(descriptor)
+    try:
+        with os.fdopen(os.dup(saved), "w", encoding=stream.encoding, errors=stream.errors) as answers:
+            try:
+                os.dup2(2, descriptor)
+            except OSError:  # there is no stderr
+                stderr = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(stderr, descriptor)
+                os.close(stderr)
+            yield answers
+    finally:
+        os.dup2(saved, descriptor)
+        os.close(saved)
+
+
+def print_answer(text: str) -> None:
+    """Prints the answer to `--json`, alone on stdout."""
+    stream = _answers[-1] if _answers else sys.stdout
+    stream.write(text)
+    stream.flush()
+
+
 def print_json(value: object) -> None:
     """Prints values as JSON on stdout, dataclasses as objects; numbers that are not finite become null."""
     from trtq.json import to_text
 
-    click.echo(to_text(value))
+    print_answer(f"{to_text(value)}\n")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +12,7 @@ from rich.console import Console
 
 from trtq.cli import options, targets
 from trtq.cli.chart import Bar, draw_bars
-from trtq.cli.console import ConsoleWatcher, open_console
+from trtq.cli.console import ConsoleWatcher, open_console, print_answer
 from trtq.cli.options import Given
 from trtq.cli.tables import create_table
 from trtq.errors import UsageError
@@ -101,7 +100,7 @@ def command(
     if chart is not None:
         write_atomically(chart, _chart(result, loss, metric))
     if as_json:
-        sys.stdout.write(to_json(result).decode())
+        print_answer(to_json(result).decode())
     elif not quiet:
         _print(open_console(), result, loss, verbose=verbose)
         open_console().print(f"written to {output}", soft_wrap=True)

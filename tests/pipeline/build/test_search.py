@@ -174,7 +174,8 @@ def test_a_model_without_layers_is_built_as_without_auto(poisoned: Path) -> None
 def test_a_metric_of_ones_own_is_held_too(poisoned: Path) -> None:
     script = poisoned.parent / "own.py"
     script.write_text(
-        "import numpy as np\nopen(__file__ + '.log', 'a').write('run ')\ndef f(outputs, labels):\n"
+        "import numpy as np\nwith open(__file__ + '.log', 'a') as log:\n    log.write('run ')\n"
+        "def f(outputs, labels):\n"
         "    return float((np.sign(outputs['y']) == labels).mean())\n"
     )
     spec = spec_for(poisoned)
