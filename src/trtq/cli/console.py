@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, redirect_stdout
 from typing import TYPE_CHECKING, Any, TextIO
 
+import click
+
 from trtq.cli.escape import escape
 
 if TYPE_CHECKING:
