@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from trtq.calibrators import list_parameters, name_method
-from trtq.calibrators.ranges import FP16_LIMIT, Range, Ranges
+from trtq.calibrators.ranges import FP16_LEAST, FP16_LIMIT, Range, Ranges
 from trtq.workers import Threads
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def estimate(
     beyond = {
         name: min(magnitude, _LARGEST_FLOAT32)
         for name, magnitude in sorted(statistics.magnitudes.items())
-        if magnitude > FP16_LIMIT
+        if magnitude > FP16_LIMIT or 0 < magnitude < FP16_LEAST
     }
     source = statistics.source
     return Ranges(

@@ -14,6 +14,8 @@ from trtq.models.spec import Activations
 
 FP16_LIMIT = 65504 / 2
 """Half of FP16's largest number: the calibration data does not hold the largest value there is."""
+FP16_LEAST = 2.0**-17
+"""Numbers below it have at most seven bits in FP16, as there are no smaller steps than 2^-24."""
 QMAX = 127
 """The largest INT8 code; the smallest is its negative, so that codes are symmetric."""
 _SCALE_OF_DEAD = 1.0
@@ -71,7 +73,8 @@ class Ranges:
         num_samples: How many samples were observed.
         is_random: Whether the data was made up.
         shapes: The shapes of the inputs in the data.
-        beyond_fp16: Tensors whose values leave too little room below FP16's largest number, with their amax.
+        beyond_fp16: Tensors whose values leave too little room below FP16's largest number, or all lie where
+            FP16 has hardly any steps, with their amax.
         channels: The tensors whose channels are treated apart: the repairs.
         weight_scales: "max": scales of weights hold the largest; "mse": they clip where the error is least.
         roundings: What of a weight is not rounded to the nearest code, packed, by the float weight's digest.

@@ -53,7 +53,7 @@ def to_fp16(
     Args:
         model: A graph with types; FP16 parts of it stay as they are. It is not changed.
         keep_fp32: Regular expressions searched in node names.
-        beyond_fp16: Tensors whose observed magnitudes are too large, with their amax.
+        beyond_fp16: Tensors whose observed magnitudes are too large or too small, with their amax.
     """
     return _to_half(model, _FLOAT16, keep_fp32, beyond_fp16 or {})
 
@@ -134,7 +134,8 @@ def _lacks_kernel(node: ir.Node) -> bool:
 def _find_reasons_in_values(node: ir.Node, beyond: Mapping[str, float]) -> Iterator[str]:
     for value in (*node.inputs, *node.outputs):
         if value is not None and (amax := beyond.get(str(value.name))) is not None:
-            yield f"tensor {value.name!r} reaches {amax:.3g}, {_ENDS}"
+            small = f"FP16 has no steps below {_FP16_LEAST:.3g}"
+            yield f"tensor {value.name!r} reaches {amax:.3g}, {_ENDS if amax > 1 else small}"
     floats = [value for value in node.inputs if value is not None and _is_float(value)]
     for value in floats:
         if value.const_value is not None:

@@ -12,6 +12,7 @@ from checked_fp16 import cast, casts_of, types_of
 from numpy.typing import NDArray
 
 from trtq.kept import KeptFp32
+from trtq.pipeline.graph.load import Graph
 from trtq.pipeline.rewrite.precision import to_fp16
 
 F32, F16 = ir.DataType.FLOAT, ir.DataType.FLOAT16
@@ -235,3 +236,18 @@ def test_a_loop_keeps_its_state_in_fp32(model_of: Callable[..., ir.Model], asser
     assert reasons == {"loop": "Loop has a body of its own"}
     assert types_of(result) == {"half": F16, "loop": F32, "out": F16}
     assert_near(model, result)
+
+
+def test_a_node_whose_tensor_has_steps_below_fp16_stays_fp32(graph_of: Callable[..., Graph]) -> None:
+    text = """net (float[N, 4] x) => (float[N, 4] y) {
+      q = QuantizeLinear (x, s, z)
+      d = DequantizeLinear (q, s, z)
+      [neg] y = Neg (d)
+    }"""
+    for step, is_kept in ((2.0**-25, True), (2.0**-24, False)):
+        model = graph_of(text, s=np.float32(step), z=np.int8(0)).model
+        reasons = cast(model)[1]
+        assert ("neg" in reasons) is is_kept
+    assert cast(model, beyond_fp16={"d": 1e-7})[1]["neg"] == (
+        "tensor 'd' reaches 1e-07, FP16 has no steps below 5.96e-08"
+    )
