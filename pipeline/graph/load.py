@@ -231,9 +231,8 @@ def _checked(proto: onnx.ModelProto, content: bytes, path: Path) -> ir.Model:
         check_tensor(tensor, path)
     for tensor, where in external:
         _check_external(tensor, where, path)
-    is_other = tidy(proto, path) or has_shapeless_outputs(proto)
     try:
-        if is_other:
+        if tidy(proto, path) or has_shapeless_outputs(proto):
             onnx.checker.check_model(copy_for_checker(proto))
         else:
             onnx.checker.check_model(str(path) if external else content)

@@ -143,7 +143,11 @@ def _without_weights(model: ir.Model, call: Callable[[onnx.ModelProto], onnx.Mod
             value.const_value = None
             value.type, value.shape = ir.TensorType(tensor.dtype), ir.Shape(tensor.shape.numpy())
             skeleton.graph.inputs.append(value)
-    result = ir.from_proto(call(ir.to_proto(skeleton)))
+    try:
+        result = ir.from_proto(call(ir.to_proto(skeleton)))
+    except ir.serde.SerdeError as error:
+        cause = " ".join(str(error.__cause__ or error).split())
+        raise ModelError(f"the model cannot be written as ONNX: {cause[:300]}") from error
     for value in list(result.graph.inputs):
         if value.name in weights:
             result.graph.inputs.remove(value)

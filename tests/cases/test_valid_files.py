@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
@@ -170,3 +171,20 @@ def test_a_newer_operator_keeps_its_opset(tmp_path: Path) -> None:
     graph = load(tmp_path / "m.onnx", min_opset=13)
     assert graph.opset == 26
     assert any(note.startswith("the opset stays 26: ONNX's converter cannot lower") for note in graph.notes)
+
+
+def test_names_that_are_no_text(tmp_path: Path) -> None:
+    proto = _graph("nameofg (float[N,4] x) => (float[N,4] y) { y = Relu(x) }")
+    (tmp_path / "m.onnx").write_bytes(proto.SerializeToString().replace(b"nameofg", b"\xf6ameofg"))
+    with pytest.raises(ModelError, match=r"m.onnx is not a valid ONNX model: .*can't decode byte 0xf6"):
+        load(tmp_path / "m.onnx", min_opset=13)
+
+
+def test_a_model_that_cannot_be_written(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def fail(_: object) -> None:
+        raise ir.serde.SerdeError("while writing") from TypeError("no such dim")
+
+    onnx.save(_graph("g (float[N,4] x) => (float[N,4] y) { y = Relu(x) }"), tmp_path / "m.onnx")
+    monkeypatch.setattr(ir, "to_proto", fail)
+    with pytest.raises(ModelError, match="the model cannot be written as ONNX: no such dim"):
+        load(tmp_path / "m.onnx", min_opset=13)
