@@ -37,6 +37,7 @@ def emulate_fp16(model: ir.Model) -> ir.Model | None:
         if node is not None and (node.op_type not in _MOVES or value in outputs):
             _round(edit, value, is_output=value in outputs)
     for value in given:
+        value.type = ir.TensorType(_FLOAT16)
         edit.replace(value, edit.cast(value, _FLOAT, output=f"{value.name}_wide", name=f"{value.name}_wide"))
     return result
 
