@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
-from trtq.calibrators.ranges import Ranges
-from trtq.errors import DataError, ModelError, UsageError
+from trtq.errors import DataError, UsageError
 from trtq.models.spec import InputSpec, ModelSpec
 from trtq.pipeline.build.job import Job, place_job
 from trtq.pipeline.build.keys import make_keys
-from trtq.pipeline.calibrate.data import (
-    find_spec,
-    open_calibration_data,
-    warn_of_preprocess,
-)
+from trtq.pipeline.calibrate.data import find_spec, open_calibration_data, warn_of_preprocess
 from trtq.pipeline.engine.backend import Backend
 from trtq.pipeline.engine.backends import choose_backend, refuse_unsupported
 from trtq.pipeline.engine.profiles import resolve_profiles
@@ -31,14 +25,6 @@ from trtq.pipeline.quantize.weights import refuse_weights
 from trtq.progress import Watcher
 
 
-@dataclass(frozen=True, slots=True)
-class GivenRanges:
-    """Ranges from elsewhere, and the layers for which they hold none, with the reason."""
-
-    ranges: Ranges
-    kept: Mapping[str, str]
-
-
 def prepare(
     path: Path,
     spec: ModelSpec | None,
@@ -46,7 +32,6 @@ def prepare(
     output: Path | str | None,
     random_data: bool,
     watcher: Watcher,
-    read_ranges: Callable[[Graph, ModelSpec], GivenRanges] | None = None,
 ) -> Job:
     """Returns the job, with everything checked that can be checked without running the model.
 
@@ -57,12 +42,18 @@ def prepare(
         output: The folder; None: `<name>.trtq` beside the model.
         random_data: Whether random numbers calibrate the model.
         watcher: Hears of the progress.
-        read_ranges: Takes the ranges of the loaded model from elsewhere; None: data calibrates the model.
 
     Raises:
         ModelError, DataError, UsageError: Something that was given cannot be used.
         MissingDependency: The backend does not work here.
     """
+    return complete_job(load_job(path, spec, target, output, watcher), watcher, random_data=random_data)
+
+
+def load_job(
+    path: Path, spec: ModelSpec | None, target: Target, output: Path | str | None, watcher: Watcher
+) -> Job:
+    """Returns the job with its model and settings, and without data: see `prepare`."""
     spec = spec if spec is not None else find_spec(path)
     backend = choose_backend(target.backend)
     refuse_unsupported(backend, target.options, target.compute_capabilities)
@@ -80,28 +71,28 @@ def prepare(
         folder, graph.path, spec.calibration.data, spec.evaluation.data, target.options.timing_cache
     )
     _check_shapes(graph, spec, target)
-    quantized = is_quantized(graph.model)
-    if quantized:
-        _refuse_quantized(graph, target, strategy, has_ranges=read_ranges is not None)
-        graph = _repair(graph, target, watcher)
-        target = replace(target, precision="int8")
-        watcher.note("the model is quantized already: it is built as it is, without calibration")
-    given = read_ranges(graph, spec) if read_ranges is not None else None
-    job = Job(
+    return Job(
         graph=graph,
         spec=spec,
         target=target,
         backend=backend,
         folder=folder,
         strategy=strategy,
-        is_quantized=quantized,
+        is_quantized=is_quantized(graph.model),
         calibration=None,
         evaluation=None,
-        kept=given.kept if given is not None else {},
-        ranges=given.ranges if given is not None else None,
     )
-    placement = place_job(job, watcher)
-    if not (quantized or placement.layers) and target.precision == "int8" and target.weights is None:
+
+
+def complete_job(job: Job, watcher: Watcher, *, random_data: bool) -> Job:
+    """Returns a loaded job with its data, and with its model repaired if that is quantized: see `prepare`."""
+    if job.is_quantized:
+        _refuse_quantized(job.graph, job.target, job.strategy)
+        graph = _repair(job.graph, job.target, watcher)
+        job = replace(job, graph=graph, target=replace(job.target, precision="int8"))
+        watcher.note("the model is quantized already: it is built as it is, without calibration")
+    target, placement = job.target, place_job(job, watcher)
+    if not (job.is_quantized or placement.layers) and target.precision == "int8" and target.weights is None:
         watcher.warn("no layer can be quantized; the report tells why")
     job = _with_data(job, watcher, random_data=random_data)
     return job if job.ranges is not None else replace(job, keys=make_keys(job))
@@ -151,12 +142,8 @@ def _refuse_combinations(spec: ModelSpec, target: Target, strategy: Strategy, ba
         )
 
 
-def _refuse_quantized(graph: Graph, target: Target, strategy: Strategy, *, has_ranges: bool) -> None:
+def _refuse_quantized(graph: Graph, target: Target, strategy: Strategy) -> None:
     """Refuses what only a float model can have."""
-    if has_ranges:
-        raise ModelError(
-            f"{graph.path} is quantized already; give the float model that the cache was made for"
-        )
     if strategy.is_implicit:
         raise UsageError(
             f"{graph.path} is quantized already, so TensorRT cannot quantize it implicitly; give the float "

@@ -7,13 +7,13 @@ from pathlib import Path
 
 from trtq.calibrators.cache import CalibrationCache, parse_cache, read_bytes
 from trtq.calibrators.ranges import QMAX
-from trtq.errors import ArtifactError, UsageError
+from trtq.errors import ArtifactError, ModelError, UsageError
 from trtq.files import hash_file
 from trtq.json import FileKind
 from trtq.models.spec import ModelSpec
 from trtq.pipeline.build import run_job
 from trtq.pipeline.build.job import Job
-from trtq.pipeline.build.prepare import GivenRanges, prepare, refuse_inputs_in
+from trtq.pipeline.build.prepare import complete_job, load_job, refuse_inputs_in
 from trtq.pipeline.deliver.names import CACHE, MIGRATION
 from trtq.pipeline.deliver.report import Report
 from trtq.pipeline.engine.target import Target
@@ -25,7 +25,6 @@ from trtq.pipeline.graph.cache_ranges import (
     UnmappedKey,
     place_from_cache,
 )
-from trtq.pipeline.graph.load import Graph
 from trtq.pipeline.rewrite.qparams import choose_activation_qparams
 from trtq.progress import Log, Silent, Watcher
 
@@ -155,24 +154,22 @@ def _prepare(
         cache = parse_cache(content)
     except ArtifactError as error:
         raise ArtifactError(f"{source}: {error}") from error
-    migrations: list[Migration] = []
-
-    def read_ranges(graph: Graph, spec: ModelSpec) -> GivenRanges:
-        _, ranges, migration = place_from_cache(
-            graph,
-            cache,
-            str(source),
-            skip=(*spec.layers.skip, *spec.layers.keep_fp32),
-            op_types=target.op_types,
-            force=spec.layers.force,
-        )
-        migrations.append(migration)
-        return GivenRanges(ranges, {node: item.reason for item in migration.uncovered for node in item.nodes})
-
     if target.high_precision == "auto":
         target = replace(target, high_precision="fp32")  # so that the scales stay the cache's, bit for bit
-    job = prepare(path, spec, target, folder, False, log, read_ranges)
-    (migration,) = migrations
+    job = load_job(path, spec, target, folder, log)
+    if job.is_quantized:
+        raise ModelError(f"{path} is quantized already; give the float model that the cache was made for")
+    layers = job.spec.layers
+    _, ranges, migration = place_from_cache(
+        job.graph,
+        cache,
+        str(source),
+        skip=(*layers.skip, *layers.keep_fp32),
+        op_types=target.op_types,
+        force=layers.force,
+    )
+    kept = {node: item.reason for item in migration.uncovered for node in item.nodes}
+    job = complete_job(replace(job, ranges=ranges, kept=kept), log, random_data=False)
     _report_unmapped(migration, log)
     job = replace(
         job,
