@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from recording_watcher import RecordingWatcher
 
 from trtq.errors import ModelError
 from trtq.models.spec import CalibrationSpec, ModelSpec
@@ -41,22 +42,6 @@ def folder(model: Path, tmp_path: Path) -> Path:
     return Path(build(model, spec=spec, target=target).output)
 
 
-class RecordingWatcher:
-    def __init__(self) -> None:
-        self.stages: list[tuple[str, int | None]] = []
-        self.done = 0
-
-    def stage(self, text: str, total: int | None = None) -> None:
-        self.stages.append((text, total))
-
-    def advance(self, num_samples: int) -> None:
-        self.done += num_samples
-
-    def note(self, text: str) -> None: ...
-
-    def warn(self, text: str) -> None: ...
-
-
 def test_a_build_is_measured_beside_its_float_model(folder: Path, model: Path) -> None:
     told = RecordingWatcher()
     result = bench(folder, options=RunOptions(num_threads=1, batch=4), schedule=QUICK, watcher=told)
@@ -76,7 +61,7 @@ def test_a_build_is_measured_beside_its_float_model(folder: Path, model: Path) -
         assert item.costs.peak_rss_bytes > item.costs.base_rss_bytes > 0
     assert (result.num_samples, dict(result.shapes)) == (4, {"x": (4, 4)})
     assert told.stages[-1] == ("Measuring", 6)
-    assert told.done == 6
+    assert sum(told.samples["Measuring"]) == 6
     document = json.loads(to_json(result))
     assert (document["schema_version"], document["kind"]) == (1, "bench")
     assert document["measured"][2]["layers"]["quantized"] == 1

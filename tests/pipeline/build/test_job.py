@@ -31,7 +31,7 @@ from trtq.pipeline.engine.profiles import GivenShapes
 from trtq.pipeline.engine.target import Target
 from trtq.pipeline.formats import FP16
 from trtq.pipeline.formats.scheme import WeightScheme
-from trtq.progress import Silent
+from trtq.progress import Silent, Watcher
 
 CHEAP = Target(backend="onnxruntime")
 
@@ -63,7 +63,7 @@ def prepared(
     *,
     output: Path | str | None = None,
     random_data: bool = False,
-    watcher: Silent | None = None,
+    watcher: Watcher | None = None,
 ) -> Job:
     return prepare(model, spec, target, output, random_data, watcher or Silent())
 

@@ -12,6 +12,7 @@ import onnx.numpy_helper
 import onnx.parser
 import pytest
 from numpy.typing import NDArray
+from recording_watcher import RecordingWatcher
 
 from trtq.calibrators import Method, create_method
 from trtq.calibrators.batches import Batches
@@ -45,28 +46,6 @@ from trtq.pipeline.engine.profiles import GivenShapes
 from trtq.pipeline.engine.target import Target
 from trtq.pipeline.graph.load import Graph, load
 from trtq.progress import Silent
-
-
-class Warned(Silent):
-    """A watcher that remembers warnings and samples."""
-
-    def __init__(self) -> None:
-        self.warnings: list[str] = []
-        self.samples: list[int] = []
-        self.stages: list[tuple[str, int | None]] = []
-        self.notes: list[str] = []
-
-    def stage(self, text: str, total: int | None = None) -> None:
-        self.stages.append((text, total))
-
-    def advance(self, num_samples: int) -> None:
-        self.samples.append(num_samples)
-
-    def warn(self, text: str) -> None:
-        self.warnings.append(text)
-
-    def note(self, text: str) -> None:
-        self.notes.append(text)
 
 
 @pytest.fixture
@@ -187,7 +166,7 @@ def test_random_data_has_the_usual_shape_if_one_is_known(
 
 
 def test_patterns_that_match_nothing_are_told_with_near_names(graph: Graph) -> None:
-    watcher = Warned()
+    watcher = RecordingWatcher()
     warn_of_unmatched(graph, ("^first$", "secnd", "§"), watcher)
     assert watcher.warnings == [
         "'secnd' matches no node; the nearest names are second",
@@ -196,7 +175,7 @@ def test_patterns_that_match_nothing_are_told_with_near_names(graph: Graph) -> N
 
 
 def test_patterns_of_both_kinds_are_checked(graph: Graph) -> None:
-    watcher = Warned()
+    watcher = RecordingWatcher()
     spec = ModelSpec(layers=LayerSpec(skip=("^first$", "fourth§§"), keep_fp32=("fifth§§",)))
     placement = place_layers(graph, spec, Target(), watcher)
     assert [node.name for node in placement.layers] == ["second"]
@@ -216,7 +195,7 @@ def test_ranges_hold_what_the_data_reached(graph: Graph, tmp_path: Path) -> None
     values = images(5)
     values[3, 0, 0, 0] = -4.0
     spec = ModelSpec(calibration=CalibrationSpec(data=samples(tmp_path / "c.npz", x=values), batch_size=2))
-    watcher = Warned()
+    watcher = RecordingWatcher()
     placement = place_layers(graph, spec, Target(), watcher)
     batches = open_calibration_data(graph, spec, Target(), random_data=False)
     seen = observe_graph(graph, placement.activations, batches, ObserveOptions(), watcher)
@@ -228,13 +207,13 @@ def test_ranges_hold_what_the_data_reached(graph: Graph, tmp_path: Path) -> None
     assert (ranges.method, ranges.num_samples, ranges.model_sha256) == ("minmax()", 5, graph.sha256)
     assert ranges.shapes["x"].max == (2, 3, 4, 4)
     assert watcher.stages == [("Calibrating", 5)]
-    assert watcher.samples == [2, 2, 1]
+    assert watcher.samples == {"Calibrating": [2, 2, 1]}
     assert watcher.warnings == []
 
 
 def test_tensors_that_are_always_zero_are_told(graph: Graph, tmp_path: Path) -> None:
     spec = ModelSpec(calibration=CalibrationSpec(data=samples(tmp_path / "c.npz", x=images(2, -1.0))))
-    watcher = Warned()
+    watcher = RecordingWatcher()
     placement = place_layers(graph, spec, Target(), watcher)
     batches = open_calibration_data(graph, spec, Target(), random_data=False)
     seen = observe_graph(graph, placement.activations, batches, ObserveOptions(), watcher)
@@ -247,7 +226,7 @@ def test_tensors_that_are_always_zero_are_told(graph: Graph, tmp_path: Path) -> 
 
 def test_pictures_without_settings_are_told(graph: Graph, tmp_path: Path) -> None:
     batches = Batches(lambda: iter(()), "pictures", 1, has_images=True)
-    watcher = Warned()
+    watcher = RecordingWatcher()
     warn_of_preprocess(batches, ModelSpec(), watcher)
     (said,) = watcher.warnings
     assert said.startswith("pictures are prepared as ImageNet classifiers want them")
@@ -292,9 +271,9 @@ def test_a_parameter_of_another_method_is_refused(spec: CalibrationSpec, message
 
 
 def test_what_is_kept_fp32_is_not_quantized(graph: Graph) -> None:
-    assert place_layers(graph, ModelSpec(), Target(), Warned()).quantized != ()
+    assert place_layers(graph, ModelSpec(), Target(), RecordingWatcher()).quantized != ()
     spec = ModelSpec(layers=LayerSpec(keep_fp32=(".",)))
-    assert place_layers(graph, spec, Target(), Warned()).quantized == ()
+    assert place_layers(graph, spec, Target(), RecordingWatcher()).quantized == ()
 
 
 def test_the_settings_say_how_the_pass_is_made(graph: Graph, tmp_path: Path) -> None:
@@ -302,7 +281,7 @@ def test_the_settings_say_how_the_pass_is_made(graph: Graph, tmp_path: Path) -> 
     spec = ModelSpec(calibration=CalibrationSpec(data=data, method="minmax", memory_bytes=1))
     batches = open_calibration_data(graph, spec, Target(), random_data=False)
     with pytest.raises(UsageError, match="memory of 1 bytes is too small: the histograms of 2 tensors"):
-        observe_graph(graph, ("x", "r"), batches, options_from_spec(spec.calibration), Warned())
+        observe_graph(graph, ("x", "r"), batches, options_from_spec(spec.calibration), RecordingWatcher())
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import onnx
 import onnx.numpy_helper
 import onnx.parser
 import pytest
+from recording_watcher import RecordingWatcher
 
 from trtq.calibrators.ranges import Ranges, ranges_to_json, read_ranges
 from trtq.calibrators.settings import read_spec
@@ -28,25 +29,6 @@ from trtq.pipeline.calibrate import calibrate
 from trtq.pipeline.compare import compare, name_compared
 from trtq.pipeline.engine.target import Target
 from trtq.pipeline.quantize import quantize
-from trtq.progress import Silent
-
-
-class Warned(Silent):
-    """A watcher that remembers."""
-
-    def __init__(self) -> None:
-        self.warnings: list[str] = []
-        self.notes: list[str] = []
-        self.samples = 0
-
-    def note(self, text: str) -> None:
-        self.notes.append(text)
-
-    def advance(self, num_samples: int) -> None:
-        self.samples += num_samples
-
-    def warn(self, text: str) -> None:
-        self.warnings.append(text)
 
 
 @pytest.fixture(scope="module")
@@ -102,10 +84,10 @@ def test_the_calibrated_tensors_follow_the_skipped_layers(demo: Path, ranges: Ra
         calibration=CalibrationSpec(data=str(demo.parent / "calibration.npz"), samples=8),
         layers=LayerSpec(skip=("^stem",)),
     )
-    watcher = Warned()
+    watcher = RecordingWatcher()
     fewer = calibrate(demo, spec=spec, watcher=watcher)
     assert set(ranges.tensors) - set(fewer.tensors) == {"image"}
-    assert (fewer.num_samples, watcher.samples) == (8, 8)
+    assert (fewer.num_samples, sum(watcher.samples["Calibrating"])) == (8, 8)
     assert watcher.notes[0] == "raised the opset from 18 to 19"
     assert watcher.notes[1].startswith("no repair is tried: the calibration data is one batch")
 
@@ -172,7 +154,7 @@ def test_new_weights_never_overwrite_those_that_the_old_graph_refers_to(
 
 
 def test_ranges_of_another_file_are_taken_with_a_warning(demo: Path, ranges: Ranges, tmp_path: Path) -> None:
-    watcher = Warned()
+    watcher = RecordingWatcher()
     quantize(demo, replace(ranges, model_sha256="0" * 64), tmp_path / "m.onnx", watcher=watcher)
     assert watcher.warnings == [f"the ranges were calibrated for another file than {demo}"]
 
@@ -209,12 +191,12 @@ def test_a_quantized_model_is_neither_calibrated_nor_quantized_again(
 
 def test_a_model_is_equal_to_itself(demo: Path) -> None:
     spec = ModelSpec(evaluation=EvaluationSpec(data=str(demo.parent / "calibration.npz"), samples=16))
-    watcher = Warned()
+    watcher = RecordingWatcher()
     comparison = compare(demo, demo, spec=spec, watcher=watcher)
     assert comparison.outputs[0].max_abs == 0
     assert comparison.outputs[0].sqnr_db == float("inf")
     assert comparison.outputs[0].candidate == f"{demo} again"
-    assert (comparison.accuracy, comparison.num_samples, watcher.samples) == ({}, 16, 16)
+    assert (comparison.accuracy, comparison.num_samples, sum(watcher.samples["Comparing"])) == ({}, 16, 16)
 
 
 def test_the_calibration_data_stands_in_for_evaluation_data(demo: Path) -> None:
