@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -76,6 +77,12 @@ class Batches:
         if self.part is not None and (start, step) != (0, 1):
             return self.part(start, step)
         return islice(self.read(), start, None, step)
+
+    def take_every(self, start: int, step: int) -> Batches:
+        """Returns the stream of these feeds alone, as `every` reads them."""
+        digest = self.digest and f"{self.digest}/{start}::{step}"
+        read = partial(self.every, start, step)
+        return replace(self, read=read, part=None, num_samples=None, content=digest)
 
     def changed(self, change: Callable[[Iterator[Feed]], Iterator[Feed]]) -> Batches:
         """Returns the stream with `change` around every pass; it must treat each feed alone."""

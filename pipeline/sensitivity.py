@@ -11,7 +11,7 @@ from trtq.calibrators.batches import Batches
 from trtq.calibrators.estimate import describe
 from trtq.calibrators.observe import Progress
 from trtq.errors import ModelError
-from trtq.files import hash_file, write_atomically
+from trtq.files import write_atomically
 from trtq.models.spec import ModelSpec
 from trtq.pipeline.calibrate import load_float
 from trtq.pipeline.calibrate.data import (
@@ -163,7 +163,7 @@ def _earlier(path: Path, start: Sensitivity, watcher: Watcher) -> Sensitivity:
         return start
     found = read_sensitivity(path)  # refuses to write over anything else
     if not start.key:
-        watcher.note(f"{path} is written anew: whether the data is unchanged cannot be told")
+        watcher.note(f"{path} is written anew: nobody can tell whether a script still does the same")
         return start
     if found.key != start.key:
         watcher.note(f"{path} is of another model, data or settings, and is written anew")
@@ -183,10 +183,9 @@ def _key(
     data: tuple[Batches, Batches],
     target: Target,
 ) -> str:
-    """Returns a digest of all that the numbers depend on; empty where the data is known by reading only."""
-    if not all(batches.digest for batches in data):
+    """Returns a digest of all that the numbers depend on; empty where only running a script tells."""
+    if not all(batches.digest for batches in data) or spec.accuracy.script is not None:
         return ""
-    script = spec.accuracy.script
     return make_key(
         collect_versions(),
         graph.sha256,
@@ -195,6 +194,5 @@ def _key(
         [node.to_plain() for node in placement.quantized],
         spec.evaluation,
         spec.accuracy.metric,
-        hash_file(script[0]) if script is not None and script[0].is_file() else "",
         choose_rest(target).name,
     )

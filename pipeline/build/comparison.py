@@ -48,11 +48,11 @@ def compare_job(
     data, left_out = job.evaluation, list[int]()
     if plan is not None and engine is not None:
         dynamic = {item.name: plan.profiles[item.name] for item in job.graph.inputs if item.is_dynamic}
-        data = filter_by_profiles(job.evaluation, dynamic, left_out.append)
+        data = filter_by_profiles(job.evaluation, dynamic, left_out)
         if next(iter(data), None) is None:
             log.warn("no sample of the evaluation data fits the engine's profiles, so the engine was not run")
             data, engine = job.evaluation, None
-        left_out.clear()
+            left_out.clear()
     if known is not None and engine is None:
         return known
     names = (*files, *(("engine",) if engine is not None else ()))

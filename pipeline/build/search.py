@@ -23,7 +23,6 @@ from trtq.pipeline.judge.mixed_precision import (
     LayerChoice,
     choose_layers,
     count_needed,
-    take_every_nth,
 )
 from trtq.pipeline.judge.score import Labels, load_labels
 from trtq.pipeline.judge.sensitivity import Distance, Effect
@@ -34,6 +33,8 @@ _FEW_MACS, _MOST_NAMED = 0.8, 3
 """Below this share of what could be in INT8, in MACs, the user is warned; how many layers are named then."""
 _MOST_ATTEMPTS = 3
 """At models that the data that was held back confirms."""
+_HOLDS: Mapping[str, str] = {"pass": "the gate holds", "unverified": "the gate does not fail"}
+"""By the outcome of the verdict."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,12 +74,11 @@ def search_layers(
     first = _compare(job, models, labels, log)
     verdict = judge(first, job.spec.accuracy, candidate="int8")
     if verdict.outcome != "fail":
-        return SearchResult(
-            job, models, AutoReport("not needed: the gate holds with every layer in INT8"), first
-        )
+        outcome = f"not needed: {_HOLDS[verdict.outcome]} with every layer in INT8"
+        return SearchResult(job, models, AutoReport(outcome), first)
     assert job.evaluation is not None
     sizes = [feed.num_samples for feed in job.evaluation]
-    if hindrance := _hindrance(job, first, len(sizes)):
+    if hindrance := _hindrance(job, first, sizes):
         log.warn(f"--auto cannot help: {hindrance}")
         return SearchResult(job, models, AutoReport(hindrance), first)
     with log.timed("auto"):
@@ -86,7 +86,7 @@ def search_layers(
         return _search(job, ranges, quantize, start, log)
 
 
-def _hindrance(job: Job, comparison: Comparison, num_feeds: int) -> str:
+def _hindrance(job: Job, comparison: Comparison, sizes: Sequence[int]) -> str:
     """Returns why no choice of layers can be made; empty if it can."""
     fp16 = judge(comparison, job.spec.accuracy, candidate="fp16")
     if job.strategy.graph_float is FP16 and fp16.outcome == "fail":
@@ -94,11 +94,13 @@ def _hindrance(job: Job, comparison: Comparison, num_feeds: int) -> str:
             f"FP16 fails the gate without any quantization ({'; '.join(fp16.reasons)}): quantization is not "
             f"the cause; keep layers in FP32 with --keep-fp32, or the whole rest with --high-precision fp32"
         )
-    if num_feeds < 2:
+    if len(sizes) < 2:
         return (
             f"{comparison.data} is one batch, and layers are not judged on the data that they are chosen on; "
             f"give more data, or a smaller --calib-batch-size"
         )
+    if sum(sizes[1::2]) == 1:
+        return f"{comparison.data} leaves one sample to judge a choice on, which is no proof; give more data"
     return ""
 
 
@@ -115,7 +117,7 @@ def _search(
     job: Job, ranges: Ranges, quantize: Callable[[Job], ModelFiles], start: _Start, log: Log
 ) -> SearchResult:
     assert job.evaluation is not None
-    to_choose, to_judge = take_every_nth(job.evaluation, 0, 2), take_every_nth(job.evaluation, 1, 2)
+    to_choose, to_judge = job.evaluation.take_every(0, 2), job.evaluation.take_every(1, 2)
     judged_on = replace(to_judge, origin=f"every second batch of {job.evaluation.origin}")
     macs = count_macs(job.graph.model, next(iter(job.evaluation)))
     if start.labels is not None:
@@ -231,5 +233,5 @@ def _describe(job: Job, kept: Sequence[str], share: float, attempts: int, verdic
     if verdict.outcome == "fail":
         return f"the gate still fails: {done}; {'; '.join(verdict.reasons)}"
     if not {node.name for node in job.placement.quantized} - {*kept}:
-        return f"the gate holds, but with no layer in INT8: {done}"
-    return f"the gate holds: {done}"
+        return f"{_HOLDS[verdict.outcome]}, but with no layer in INT8: {done}"
+    return f"{_HOLDS[verdict.outcome]}: {done}"

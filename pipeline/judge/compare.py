@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,8 @@ from trtq.calibrators.observe import Progress
 from trtq.errors import ModelError
 from trtq.models.session import Session, list_runtime_errors, open_session
 from trtq.pipeline.graph.load import read_model
+from trtq.pipeline.graph.opset import infer_shapes
+from trtq.pipeline.judge.change import OutputChange
 from trtq.pipeline.judge.exact import make_quantize_exact
 from trtq.pipeline.judge.halves import emulate_fp16
 from trtq.pipeline.judge.logits import LogitsMetrics, find_mask, find_tokens
@@ -88,6 +90,8 @@ def compare_models(
     logits: dict[tuple[str, str, str], LogitsMetrics] = defaultdict(LogitsMetrics)
     names = (*models, *(runner.name for runner in engines))
     scores = Scores(labels, names) if labels is not None else None
+    changes: dict[tuple[str, str], OutputChange] = defaultdict(OutputChange)
+    references = {reference for _, reference in pairs}
     token_inputs: dict[str, str | None] = {}  # by output; found in the first batch
     holds_scores: dict[str, bool] = {}
     num_samples = 0
@@ -95,6 +99,9 @@ def compare_models(
     steady = _find_steady(runners, pairs, batches, labels)
     for feed, results in _run(runners, batches, labels):
         inputs = _drop(feed.arrays, [labels.array] if labels is not None else [])
+        for reference in references:
+            for output, theirs in results[reference].items():
+                changes[reference, output].add(theirs, feed.num_samples, steady.get(output))
         for candidate, reference in pairs:
             for output in results[reference]:
                 ours, theirs = _select_output(results, candidate, reference, output)
@@ -113,7 +120,7 @@ def compare_models(
         num_samples += feed.num_samples
         progress(feed.num_samples)
     return Comparison(
-        tuple(item.result(*key) for key, item in metrics.items()),
+        tuple(item.result(*key, changes[key[1:]]) for key, item in metrics.items()),
         scores.result() if scores is not None else {},
         num_samples,
         batches.origin,
@@ -182,6 +189,9 @@ def _open_session(path: Path) -> Session:
     model = read_model(path)  # says in words what is wrong with the file
     if has_bf16(model):
         return open_session(without_bf16(model), optimize=False)
+    if any(value.dtype is None for node in model.graph.all_nodes() for value in node.outputs):
+        with suppress(ModelError):  # ONNX Runtime says what is wrong, if it is
+            infer_shapes(model)
     halves = emulate_fp16(model)
     exact = make_quantize_exact(model) if halves is None else halves
     return open_session(path if exact is None else exact, optimize=False)

@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 
 from trtq.calibrators.arrays import UNREADABLE
 from trtq.calibrators.batches import Batches, Feed
-from trtq.calibrators.observe import Progress
 from trtq.calibrators.sources import open_batches
 from trtq.errors import DataError
 from trtq.files import hash_file
@@ -53,10 +52,10 @@ def open_evaluation_data(graph: Graph, spec: ModelSpec, calibration: Batches | N
     return batches.first(evaluation.samples or (None if evaluation.labels else _UNLABELLED_SAMPLES))
 
 
-def filter_by_profiles(batches: Batches, profiles: Mapping[str, InputSpec], left_out: Progress) -> Batches:
+def filter_by_profiles(batches: Batches, profiles: Mapping[str, InputSpec], left_out: list[int]) -> Batches:
     """Returns the feeds that an engine with these profiles, of inputs with open shapes, takes.
 
-    `left_out` is called with the number of samples of every other feed.
+    `left_out` gets the number of samples of every other feed of the last pass.
     """
 
     def fits(array: NDArray[Any], profile: InputSpec) -> bool:
@@ -64,11 +63,12 @@ def filter_by_profiles(batches: Batches, profiles: Mapping[str, InputSpec], left
         return all(smallest <= size <= largest for smallest, size, largest in triples)
 
     def keep(feeds: Iterator[Feed]) -> Iterator[Feed]:
+        left_out.clear()
         for feed in feeds:
             if all(fits(feed.arrays[name], profile) for name, profile in profiles.items()):
                 yield feed
             else:
-                left_out(feed.num_samples)
+                left_out.append(feed.num_samples)
 
     return batches.changed(keep)
 

@@ -10,10 +10,13 @@ from typing import Literal
 from trtq.models.spec import AccuracySpec
 from trtq.pipeline.judge.compare import Comparison
 from trtq.pipeline.judge.score import format_score, name_metric
-from trtq.records import OutputComparison
+from trtq.records import LOW_FACTOR, OutputComparison
 
 _SAME_DB = 6.0
 """Noise within a factor of two in amplitude counts as the same."""
+_ROUNDED_DB = 60.0
+"""From here on the noise is that of rounding to FP16, which constants may have."""
+_ENOUGH_KNOWN = 0.5
 
 Outcome = Literal["pass", "fail", "unverified"]
 
@@ -39,15 +42,41 @@ def _decide(comparison: Comparison, judged: Sequence[OutputComparison], reasons:
     """Returns "fail" with the reasons, if any; "pass" only if what holds is evidence."""
     if reasons:
         return Verdict("fail", tuple(reasons))
-    doubts = comparison.doubts
-    if comparison.num_samples == 1:
-        doubts += ("only one sample was compared; give more data",)
-    elif any(item.max_abs for item in judged) and not any(item.varies for item in judged):
-        doubts += (
-            f"the outputs of {judged[0].reference} are the same for all {comparison.num_samples} samples, so "
-            f"they say nothing of the model; see whether the data is right",
-        )
+    doubts = (*comparison.doubts, *_doubt(comparison, judged))
     return Verdict("unverified", doubts) if doubts else Verdict("pass")
+
+
+def _doubt(comparison: Comparison, judged: Sequence[OutputComparison]) -> list[str]:
+    """Returns why outputs that are near each other prove nothing."""
+    if comparison.num_samples == 0 or not judged:
+        return ["nothing was compared"]
+    if comparison.num_samples == 1:
+        return ["only one sample was compared; give more data"]
+    if not any(item.varies for item in judged):
+        return [
+            f"the outputs of {judged[0].reference} are the same for all {comparison.num_samples} samples, "
+            f"so they say nothing of the model; see whether the data is right"
+        ]
+    reasons: dict[str, str] = {}
+    for item in judged:
+        if reason := _doubt_output(item, bool(comparison.accuracy)):
+            reasons.setdefault(item.output, reason)
+    return list(reasons.values())
+
+
+def _doubt_output(item: OutputComparison, has_scores: bool) -> str:
+    """Returns why one output proves nothing; empty if it does."""
+    name = f"output {item.output!r} of {item.reference}"
+    if item.known < _ENOUGH_KNOWN:
+        return f"{name} is NaN or infinite but for {item.known:.1%}; check the model and its data"
+    if not item.varies and item.sqnr_db < _ROUNDED_DB:
+        return f"{name} is the same for all samples, so it says nothing of the model; is that right?"
+    if not has_scores and item.change_db is not None and item.change_db <= 0:
+        return (
+            f"{name} changes less from sample to sample than {item.candidate} is off, so one answer for all "
+            f"would be as near ({item.change_db:.1f} dB); give samples that differ more, or labels"
+        )
+    return ""
 
 
 def judge(
@@ -105,19 +134,28 @@ def _explain_cosine(item: OutputComparison, gate: AccuracySpec) -> str:
             f"output {item.output!r} cannot be compared: its values in {item.reference} are NaN, infinite or "
             f"too large; check the model and its data"
         )
-    found = f"cosine {item.cosine:.4f} to {item.reference}"
+    if item.is_dead:
+        return (
+            f"output {item.output!r} of {item.candidate} is the same for all samples, where that of "
+            f"{item.reference} differs"
+        )
+    found = f"cosine {item.cosine:.4f} to {item.reference}, the gate wants {gate.min_cosine:g}"
     if item.cosine >= gate.min_cosine:
-        found += f" as a whole, but {_explain_part(item, gate)}"
-    return f"output {item.output!r} has {found}, the gate wants {gate.min_cosine:g}; worst samples: {worst}"
+        found = f"cosine {item.cosine:.4f} to {item.reference} as a whole, but {_explain_part(item, gate)}"
+    return f"output {item.output!r} has {found}; worst samples: {worst}"
 
 
 def _explain_part(item: OutputComparison, gate: AccuracySpec) -> str:
-    """Returns what of an output is far off, though the whole is near."""
-    if not item.apart_cosine >= gate.min_cosine:
-        return f"{item.apart_cosine:.4f} on the {item.apart} values that hardly change or rule classes out"
-    if item.median_cosine < gate.min_cosine:
-        return f"{item.median_cosine:.4f} or less in half of its samples"
-    return f"{item.low_cosine:.4f} or less in a twentieth of its samples"
+    """Returns what of an output is far off, though the whole is near, and what the gate wants of it."""
+    wanted = gate.min_cosine
+    if not item.apart_cosine >= wanted:
+        found = f"{item.apart_cosine:.4f} on the {item.apart} values that hardly change or rule classes out"
+    elif item.median_cosine < wanted:
+        found = f"{item.median_cosine:.4f} or less in half of its samples"
+    else:
+        wanted = 1 - LOW_FACTOR * (1 - wanted)
+        found = f"{item.low_cosine:.4f} or less in a twentieth of its samples"
+    return f"{found}, where the gate wants {wanted:g}"
 
 
 def _is_as_bad(fp16: OutputComparison, outputs: Sequence[OutputComparison]) -> bool:
@@ -134,4 +172,4 @@ def _blame_fp16(item: OutputComparison) -> str:
 
 
 def _holds(item: OutputComparison, gate: AccuracySpec) -> bool:
-    return item.judged_cosine >= gate.min_cosine  # NaN does not
+    return item.judged_cosine >= gate.min_cosine and not item.is_dead  # NaN does not

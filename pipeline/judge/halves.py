@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from trtq.pipeline.graph.edit import GraphEditor, list_bodies, widen
+from trtq.pipeline.graph.edit import GraphEditor, widen
 
 _FLOAT, _FLOAT16 = ir.DataType.FLOAT, ir.DataType.FLOAT16
 _MOVES = ("Identity", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Expand", "Gather", "Slice")
@@ -16,18 +16,18 @@ def emulate_fp16(model: ir.Model) -> ir.Model | None:
     """Returns the model computing in FP32 with every tensor rounded that an engine holds in FP16.
 
     A pair of casts rounds, overflows to infinity and underflows as FP16 does. A node sums up in FP32, as a
-    kernel of TensorRT does. None if nothing is FP16, or a body is, which is left as it is.
+    kernel of TensorRT does. None if nothing is FP16.
 
     Args:
         model: With the dtypes of its tensors; it is not changed.
     """
-    if any(_is_half(value) for node in model.graph for body in list_bodies(node) for value in _values(body)):
-        return None
-    if not any(map(_is_half, _values(model.graph))):
+    if not any(
+        _is_half(value) for graph in (model.graph, *model.graph.subgraphs()) for value in _values(graph)
+    ):
         return None
     result = model.clone()
     edit = GraphEditor(result)
-    halves = [value for node in result.graph for value in node.outputs if _is_half(value)]
+    halves = [value for node in result.graph.all_nodes() for value in node.outputs if _is_half(value)]
     given = [value for value in result.graph.inputs if _is_half(value)]
     outputs = {value for value in result.graph.outputs if _is_half(value)}
     _widen_constants(result)
@@ -47,7 +47,7 @@ def _is_half(value: ir.Value) -> bool:
 
 
 def _values(graph: ir.Graph) -> list[ir.Value]:
-    made = [value for node in graph.all_nodes() for value in node.outputs]
+    made = [value for node in graph for value in node.outputs]
     return [*graph.inputs, *graph.initializers.values(), *made]
 
 
@@ -55,16 +55,19 @@ def _round(edit: GraphEditor, value: ir.Value, *, is_output: bool) -> None:
     name = str(value.name)
     half = edit.cast(value, _FLOAT16, output=f"{name}_half", name=f"{name}_round")
     wide = edit.cast(half, _FLOAT, output=f"{name}_rounded", name=f"{name}_widen")
+    rounds = half.producer()
+    assert rounds is not None
     for reader, place in value.uses():
-        if reader is not half.producer():
+        if reader is not rounds:
             reader.replace_input_with(place, wide)
-    if value.is_graph_output():
+    if value.is_graph_output():  # of the model, or of a body, which goes on in FP32
         edit.replace(value, half if is_output else wide)
+        rounds.replace_input_with(0, value)
         half.type = ir.TensorType(_FLOAT16)
 
 
 def _widen_constants(model: ir.Model) -> None:
-    for node in model.graph:
+    for node in model.graph.all_nodes():
         for name, attribute in list(node.attributes.items()):
             if attribute.type is ir.AttributeType.TENSOR and attribute.as_tensor().dtype is _FLOAT16:
                 array = attribute.as_tensor().numpy().astype(np.float32)

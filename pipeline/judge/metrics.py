@@ -11,16 +11,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trtq.pipeline.judge.steady import Mask
+from trtq.pipeline.judge.change import FirstSample, OutputChange
+from trtq.pipeline.judge.steady import Mask, find_apart, split_by_sample
 from trtq.records import OutputComparison, WorstSample
 
 _NUM_WORST = 5
 _LOW_SHARE = 0.05
-"""Of the samples, so many may be worse than the low one."""
-_MASKED = -5e3
-"""Below it a score is that of a class that is ruled out: -10000, -65504, -1e9, the least of float32."""
-_MASKED_GAP = 0.1
-"""Such values are so far from all others: none lies between a tenth of theirs and them."""
+"""The low cosine is the one that this share of the samples lies below."""
+_SILENT_NOISE = 0.02
+"""What a sample without signal may have in noise, of the power of the middle sample: that of cosine 0.99."""
+_NAMES_BYTES = 4
+"""From this size on whole numbers are indices and classes; smaller ones are pictures and the like."""
 
 
 @dataclass(slots=True)
@@ -65,10 +66,13 @@ class OutputMetrics:
     rows_equal: int = 0
     samples: int = 0
     size: int = 0
+    known: int = 0
     worst: list[tuple[float, int]] = field(default_factory=list)
-    first: NDArray[Any] | None = None
-    varies: bool = False
+    answers: FirstSample = field(default_factory=FirstSample)
     cosines: array[float] = field(default_factory=lambda: array("d"))
+    powers: array[float] = field(default_factory=lambda: array("d"))
+    silent: array[float] = field(default_factory=lambda: array("d"))
+    are_names: bool = False
 
     def add(
         self,
@@ -81,7 +85,8 @@ class OutputMetrics:
     ) -> None:
         """Takes in one batch of outputs of the same shape.
 
-        Places where the reference is not finite count nothing.
+        Places where the reference is not finite count nothing. Truths and indices are no amounts: they are
+        equal or not. Each counts as a vector of a 1 and zeros, so that the cosine is the share of equal ones.
 
         Args:
             candidate: What is judged.
@@ -94,36 +99,32 @@ class OutputMetrics:
             same = candidate.argmax(axis=-1) == reference.argmax(axis=-1)
             self.rows += same.size
             self.rows_equal += int(same.sum())
-        parts = num_samples if reference.ndim and reference.shape[0] == num_samples else 1
-        self._see_change(reference if parts == num_samples and reference.ndim else reference[np.newaxis])
-        ours, theirs = candidate.astype(np.float64), reference.astype(np.float64)
+        rows = split_by_sample(reference, num_samples)
+        self.answers.add(candidate.reshape(rows.shape))
+        ours, theirs = candidate.reshape(rows.shape).astype(np.float64), rows.astype(np.float64)
         fine = np.isfinite(theirs)
         self.nonfinite += int((fine & ~np.isfinite(ours)).sum())
-        apart = _find_apart(theirs, fine, parts, steady).reshape(parts, -1)
+        self.known += int((fine | (ours == theirs)).sum())
         ours, theirs = np.where(fine, ours, 0.0), np.where(fine, theirs, 0.0)
         with np.errstate(invalid="ignore", over="ignore"):
-            self._add_samples(ours.reshape(parts, -1), theirs.reshape(parts, -1), apart)
             error = np.abs(ours - theirs)
             self.absolute += float(error.sum())
+            self.are_names = _holds_names(reference)
+            if self.are_names:
+                ours, theirs, apart = *_as_vectors(ours == theirs), np.array(False)
+            else:
+                apart = find_apart(rows, steady)
+            self._add_samples(ours, theirs, apart)
         self.largest = float(np.fmax(self.largest, error.max(initial=0.0)))
         self.samples += num_samples
         self.count += int(fine.sum())
         self.size += fine.size
 
-    def _see_change(self, rows: NDArray[Any]) -> None:
-        if self.varies or not rows.size:
-            return
-        if self.first is None:
-            self.first = rows[0].copy()
-        is_same = self.first.shape == rows.shape[1:] and np.array_equal(
-            np.broadcast_to(self.first, rows.shape), rows, equal_nan=rows.dtype.kind == "f"
-        )
-        self.varies = not is_same
-
     def _add_samples(self, ours: NDArray[np.float64], theirs: NDArray[np.float64], apart: Mask) -> None:
         if apart.any():
             self.apart.add(ours[apart], theirs[apart])
             ours, theirs = np.where(apart, 0.0, ours), np.where(apart, 0.0, theirs)
+        ours, theirs = ours.reshape(len(ours), -1), theirs.reshape(len(theirs), -1)
         self.judged.add(ours.reshape(-1), theirs.reshape(-1))
         dots = (ours * theirs).sum(axis=1)
         ours_squares, theirs_squares = (ours**2).sum(axis=1), (theirs**2).sum(axis=1)
@@ -132,11 +133,16 @@ class OutputMetrics:
             rank = -cosine if math.isfinite(cosine) else 2.0  # not finite is worse than opposite
             entry = (rank, -self.samples - index)  # of equals, the first stay
             self.worst = heapq.nlargest(_NUM_WORST, [*self.worst, entry])
-            if other > 0:  # of nothing, no share can be lost
+            if other > 0:
                 self.cosines.append(cosine if math.isfinite(cosine) else -1.0)
+                self.powers.append(float(other))
+            else:
+                self.silent.append(float(mine))
 
-    def result(self, candidate: str, reference: str, output: str) -> OutputComparison:
-        """Returns the comparison of all that was taken in."""
+    def result(
+        self, candidate: str, reference: str, output: str, change: OutputChange | None = None
+    ) -> OutputComparison:
+        """Returns the comparison of all that was taken in; `change` is that of the reference."""
         cosine, sqnr_db, largest, mean = (
             self.judged.cosine,
             _to_decibels(self.judged.reference_squares, self.judged.error_squares),
@@ -148,7 +154,9 @@ class OutputMetrics:
             cosine = sqnr_db = largest = mean = math.nan
         agreement = self.rows_equal / self.rows if self.rows else None
         worst = tuple(WorstSample(-rank if rank <= 1 else math.nan, -place) for rank, place in self.worst)
-        ordered = sorted(self.cosines)
+        ordered = self._sort_cosines()
+        change = change or OutputChange()
+        is_dead = change.is_clear and not self.answers.varies
         return OutputComparison(
             candidate,
             reference,
@@ -164,27 +172,33 @@ class OutputMetrics:
             low_cosine=ordered[int(_LOW_SHARE * len(ordered))] if ordered else 1.0,
             apart=self.apart.count,
             apart_cosine=apart,
-            varies=self.varies,
+            varies=change.varies,
+            is_dead=is_dead,
+            change_db=None if self.are_names else _compare_change(change.spread, self.judged.error_squares),
+            known=self.known / self.size if self.size else 1.0,
         )
 
-
-def _find_apart(theirs: NDArray[np.float64], fine: Mask, parts: int, steady: Mask | None) -> Mask:
-    """Returns which values are not judged with the others; none if no other would be left."""
-    found = _find_masked(theirs.reshape(parts, -1), fine.reshape(parts, -1)).reshape(theirs.shape)
-    if steady is not None and theirs.shape[-steady.ndim :] == steady.shape:
-        found = found | steady
-    found = found & fine
-    return np.asarray(found if (fine & ~found).any() else np.zeros_like(found))
+    def _sort_cosines(self) -> list[float]:
+        """Returns the cosines of the samples in order; 0 for noise where nothing should be."""
+        middle = sorted(self.powers)[len(self.powers) // 2] if self.powers else 0.0
+        loud = sum(not noise <= _SILENT_NOISE * middle for noise in self.silent)
+        return sorted([*self.cosines, *[0.0] * (loud if self.powers else 0)])
 
 
-def _find_masked(theirs: NDArray[np.float64], fine: Mask) -> Mask:
-    """Returns the scores that rule a class out: in each sample very low, and far below all others."""
-    low = fine & (theirs <= _MASKED)
-    if not low.any():
-        return low
-    highest = np.where(low, theirs, -np.inf).max(axis=1, keepdims=True)
-    least = np.where(fine & ~low, theirs, np.inf).min(axis=1, keepdims=True)
-    return np.asarray(low & (least > _MASKED_GAP * highest) & np.isfinite(least))
+def _compare_change(spread: float | None, noise: float) -> float | None:
+    return _to_decibels(spread, noise) if spread and noise > 0 and math.isfinite(noise) else None
+
+
+def _holds_names(output: NDArray[Any]) -> bool:
+    """Whether the values are truths, classes or indices, and no amounts."""
+    return output.dtype == bool or (output.dtype.kind in "iu" and output.dtype.itemsize >= _NAMES_BYTES)
+
+
+def _as_vectors(equal: Mask) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Returns a vector for each value of the candidate and of the reference: the same, or at right angles."""
+    ours = np.stack([equal, ~equal], axis=-1).astype(np.float64)
+    theirs = np.stack([np.ones_like(equal), np.zeros_like(equal)], axis=-1).astype(np.float64)
+    return ours, theirs
 
 
 def holds_probabilities(output: NDArray[Any]) -> bool:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from functools import partial
+from dataclasses import dataclass, field
 
 from trtq.calibrators.batches import Batches
 from trtq.calibrators.observe import Progress
@@ -111,7 +110,7 @@ def choose_layers(
     """
     layers = meter.session.layers
     most = max(1, round(2 * _SENSITIVITY_PASSES * size.num_feeds / len(layers)))
-    alone = meter.measure_alone(take_every_nth(batches, 0, math.ceil(size.num_feeds / most)))
+    alone = meter.measure_alone(batches.take_every(0, math.ceil(size.num_feeds / most)))
     errors = {name: _sum_part_errors(effect, gate) for name, effect in alone.items()}
     total = max(sum(macs.values()), 1)
     shares = {name: macs.get(name, 0) / total for name in layers}
@@ -159,13 +158,6 @@ def _spread_counts(low: int, high: int) -> list[int]:
     parts = (place / (_COUNTS_EACH + 1) for place in range(1, _COUNTS_EACH + 1))
     found = {low + round((high - low) ** part) for part in parts}
     return sorted(count for count in found if low < count < high)
-
-
-def take_every_nth(batches: Batches, start: int, step: int) -> Batches:
-    """Returns every `step`-th feed of the stream from number `start` on."""
-    digest = batches.digest and f"{batches.digest}/{start}::{step}"
-    read = partial(batches.every, start, step)
-    return replace(batches, read=read, part=None, num_samples=None, content=digest)
 
 
 def _order(errors: Mapping[str, float], shares: Mapping[str, float], overhead: float) -> tuple[str, ...]:

@@ -102,6 +102,8 @@ class Scores:
                 )
         else:
             found = {name: hits / self._count for name, hits in self._hits[self._labels.metric].items()}
+        if self._labels.metric == "top-5" and 0 < self._num_classes <= 5:
+            self._doubts += (f"top-5 accuracy is always 100 % of {self._num_classes} classes; use top-1",)
         if found and not self._doubts and max(found.values()) == 0:
             self._doubts += (
                 f"{name_metric(self._labels.metric)} is 0 for every model, so none can lose any; see whether "

@@ -1,4 +1,4 @@
-"""Which values of an output hardly change from sample to sample, and so say nothing of the data."""
+"""Which values of an output are judged apart, as they would hide all others: steady and masked ones."""
 
 from __future__ import annotations
 
@@ -13,6 +13,10 @@ Mask: TypeAlias = NDArray[np.bool_]
 
 _STEADY = 0.01
 """A value that stays within this share of its magnitude: -10000 that a mask adds, with a logit on top."""
+_MASKED = -5e3
+"""Below it a score is that of a class that is ruled out: -10000, -65504, -1e9, the least of float32."""
+_MASKED_GAP = 0.1
+"""Such scores are far from all others, which are above this share of the highest masked one."""
 
 
 @dataclass(slots=True)
@@ -30,7 +34,7 @@ class OutputSpread:
         """Takes in one batch; values that are not finite count nothing."""
         if not self.is_open or not output.size:
             return
-        rows = output if output.ndim and output.shape[0] == num_samples else output[np.newaxis]
+        rows = split_by_sample(output, num_samples)
         kept = np.isfinite(rows)
         low = np.where(kept, rows, np.inf).min(axis=0)
         high = np.where(kept, rows, -np.inf).max(axis=0)
@@ -88,3 +92,33 @@ def find_steady(runs: Iterable[tuple[Mapping[str, NDArray[Any]], int]]) -> dict[
             break
     found = {name: spread.steady for name, spread in spreads.items()} if num_samples > 1 else {}
     return {name: mask for name, mask in found.items() if mask is not None}
+
+
+def split_by_sample(output: NDArray[Any], num_samples: int) -> NDArray[Any]:
+    """Returns an output with its samples along the first axis: as one row where it has no axis for them."""
+    return output if output.ndim and output.shape[0] == num_samples else output[np.newaxis]
+
+
+def find_apart(rows: NDArray[Any], steady: Mask | None = None) -> Mask:
+    """Returns which values are not judged with the others, in the shape of the rows; none if all would be.
+
+    Args:
+        rows: An output of the reference, as of `split_by_sample`.
+        steady: Which values hardly change between samples; of the shape of a sample or of its last axis.
+    """
+    fine = np.isfinite(rows)
+    found = _find_masked(rows.reshape(len(rows), -1), fine.reshape(len(rows), -1)).reshape(rows.shape)
+    if steady is not None and rows.shape[-steady.ndim :] == steady.shape:
+        found = found | steady
+    found = found & fine
+    return np.asarray(found if (fine & ~found).any() else np.zeros_like(found))
+
+
+def _find_masked(rows: NDArray[Any], fine: Mask) -> Mask:
+    """Returns the scores that rule a class out: in each sample very low, and far below all others."""
+    low = fine & (rows <= _MASKED)
+    if not low.any():
+        return low
+    highest = np.where(low, rows, -np.inf).max(axis=1, keepdims=True)
+    least = np.where(fine & ~low, rows, np.inf).min(axis=1, keepdims=True)
+    return np.asarray(low & (least > _MASKED_GAP * highest) & np.isfinite(least))

@@ -17,6 +17,7 @@ from trtq.calibrators.survey import map_values_made
 from trtq.models.session import Session, SessionOptions, open_session, run
 from trtq.pipeline.graph.placement import Placement
 from trtq.pipeline.judge.parts import list_judged_outputs
+from trtq.pipeline.judge.steady import split_by_sample
 from trtq.pipeline.rewrite.qdq import quantize
 from trtq.workers import Threads, count_cores
 
@@ -148,7 +149,7 @@ def _measure_powers(
     ours: NDArray[Any], theirs: NDArray[Any], num_samples: int
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Returns the power of the signal and of the noise of each sample, or of all where they lie otherwise."""
-    parts = num_samples if theirs.ndim and theirs.shape[0] == num_samples else 1
+    parts = len(split_by_sample(theirs, num_samples))
     wanted = theirs.astype(np.float64).reshape(parts, -1)
     with np.errstate(invalid="ignore", over="ignore"):
         noise = np.square(ours.astype(np.float64).reshape(parts, -1) - wanted).sum(axis=1)

@@ -7,6 +7,9 @@ from dataclasses import dataclass
 
 from trtq.json import Measured
 
+LOW_FACTOR = 4
+"""How many times as far from 1 as the others a low sample's cosine may be: twice the amplitude of noise."""
+
 
 @dataclass(frozen=True, slots=True, order=True)
 class WorstSample:
@@ -25,7 +28,8 @@ class OutputComparison:
         reference: The model that it is judged by: "fp32", "fp16".
         output: The output's name.
         cosine: Of the two outputs as long vectors without the values that are judged apart; 1.0 if both are
-            zero, NaN if a value is not finite or no value of the reference is.
+            zero, NaN if a value is not finite or no value of the reference is. Of truths and whole numbers of
+            4 bytes or more, which are names and no amounts, the share of those that are equal.
         sqnr_db: Signal to quantization noise, 10 log10(sum r^2 / sum (r - c)^2) in dB, of the same values;
             inf if equal.
         max_abs: The largest absolute difference.
@@ -41,6 +45,10 @@ class OutputComparison:
             so low that they rule a class out (-1e9).
         apart_cosine: The cosine of these.
         varies: Whether any value of the reference differs between samples.
+        is_dead: Whether the candidate gives the same for all samples, where the reference clearly differs.
+        change_db: Like `sqnr_db`, but the signal is only what differs from the mean of all samples. At 0 dB
+            and below, one answer for all would be as near. None if it is not known or nothing is lost.
+        known: The share of the reference's values that are finite, or that the candidate has too.
     """
 
     candidate: str
@@ -58,6 +66,9 @@ class OutputComparison:
     apart: int = 0
     apart_cosine: Measured = 1.0
     varies: bool = True
+    is_dead: bool = False
+    change_db: float | None = None
+    known: float = 1.0
 
     def __post_init__(self) -> None:
         """Takes a ratio that is NaN beside a finite cosine, as a file has it, for the infinite one it was."""
@@ -69,9 +80,9 @@ class OutputComparison:
         """The number that a gate for the cosine looks at, in which no loud sample or value hides the others.
 
         It is the least of all cosines here; but at the low samples the noise may have twice the amplitude,
-        since samples differ: 1 - cosine may be four times as large.
+        since samples differ: 1 - cosine may be `LOW_FACTOR` times as large.
         """
-        values = (self.cosine, self.median_cosine, 1 - (1 - self.low_cosine) / 4, self.apart_cosine)
+        values = (self.cosine, self.median_cosine, 1 - (1 - self.low_cosine) / LOW_FACTOR, self.apart_cosine)
         return math.nan if any(map(math.isnan, values)) else min(values)
 
 

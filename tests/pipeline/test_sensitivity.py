@@ -75,7 +75,7 @@ def test_data_of_a_script_is_never_known_to_be_the_same(small: Path, spec: Model
     assert sensitivity(small, spec=spec).key == ""
     told = RecordingWatcher()
     sensitivity(small, spec=spec, watcher=told)
-    assert "is written anew: whether the data is unchanged cannot be told" in told.notes[0]
+    assert "is written anew: nobody can tell whether a script still does the same" in told.notes[0]
 
 
 def test_a_file_of_another_kind_is_not_written_over(small: Path, spec: ModelSpec) -> None:

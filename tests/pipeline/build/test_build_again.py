@@ -278,7 +278,12 @@ def test_a_changed_metric_is_asked_again(small: Path) -> None:
     first = build(small, spec=spec, target=WITHOUT_ENGINE)
     assert first.accuracy == {"fp32": 0.75, "fp16": 0.75, "int8": 0.75}
     assert first.metric == f"{script}:f"
-    assert build(small, spec=spec, target=WITHOUT_ENGINE).reused == ("everything",)
+    assert build(small, spec=spec, target=WITHOUT_ENGINE).reused == ("ranges", "engine")
+    (small.parent / "rule.py").write_text("SCORE = 0.625\n")
+    script.write_text("from rule import SCORE\ndef f(outputs, labels):\n    return SCORE\n")
+    assert build(small, spec=spec, target=WITHOUT_ENGINE).accuracy["fp32"] == 0.625
+    (small.parent / "rule.py").write_text("SCORE = 0.25  # the script itself is the same\n")
+    assert build(small, spec=spec, target=WITHOUT_ENGINE).accuracy["fp32"] == 0.25
     script.write_text("def f(outputs, labels):\n    return 0.5\n")
     again = build(small, spec=spec, target=WITHOUT_ENGINE)
     assert (again.accuracy["fp32"], again.reused) == (0.5, ("ranges", "engine"))

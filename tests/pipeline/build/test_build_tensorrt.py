@@ -126,7 +126,7 @@ def _evaluated(small: Path, *sizes: int) -> ModelSpec:
 
 def test_samples_outside_of_the_profiles_are_left_out_and_counted(small: Path, install: Install) -> None:
     install(TEN)
-    report = build(small, spec=_evaluated(small, 8, 9, 1, 12), target=EXPLICIT)
+    report = build(small, spec=_evaluated(small, 9, 8, 1, 12), target=EXPLICIT)
     assert report.evaluated_samples == 9
     (warning,) = report.warnings
     assert warning == (

@@ -195,20 +195,23 @@ def test_a_loud_sample_does_not_hide_the_others() -> None:
     assert judge(_comparison(half), _GATE, candidate="int8") == Verdict(
         "fail",
         (
-            "output 'y' has cosine 0.9999 to fp32 as a whole, but 0.9800 or less in half of its samples, the "
-            "gate wants 0.99; worst samples: 10 (0.9599), 11 (0.9699), 12 (0.9799)",
+            "output 'y' has cosine 0.9999 to fp32 as a whole, but 0.9800 or less in half of its samples, "
+            "where the gate wants 0.99; worst samples: 10 (0.9599), 11 (0.9699), 12 (0.9799)",
         ),
     )
     few = replace(base, low_cosine=0.95)
     (reason,) = judge(_comparison(few), _GATE, candidate="int8").reasons
-    assert "as a whole, but 0.9500 or less in a twentieth of its samples, the gate wants" in reason
+    assert "as a whole, but 0.9500 or less in a twentieth of its samples, where the gate wants 0.96" in reason
     assert judge(_comparison(replace(base, low_cosine=0.9601)), _GATE, candidate="int8").outcome == "pass"
 
 
 def test_values_that_are_judged_apart_must_be_near_too() -> None:
     output = replace(_pair("int8", "fp32", 0.9999), apart=7, apart_cosine=0.5)
     (reason,) = judge(_comparison(output), _GATE, candidate="int8").reasons
-    assert "but 0.5000 on the 7 values that hardly change or rule classes out, the gate wants" in reason
+    assert (
+        "but 0.5000 on the 7 values that hardly change or rule classes out, where the gate wants 0.99"
+        in reason
+    )
 
 
 def test_a_doubt_leaves_what_passes_unverified_and_what_fails_failed() -> None:
@@ -228,7 +231,7 @@ def test_one_sample_is_no_evidence() -> None:
     )
 
 
-def test_samples_that_all_give_the_same_are_no_evidence_unless_the_models_are_equal() -> None:
+def test_samples_that_all_give_the_same_are_no_evidence() -> None:
     same = _comparison(replace(_pair("int8", "fp32", 0.999), varies=False))
     assert judge(same, _GATE, candidate="int8") == Verdict(
         "unverified",
@@ -237,5 +240,55 @@ def test_samples_that_all_give_the_same_are_no_evidence_unless_the_models_are_eq
             "whether the data is right",
         ),
     )
-    equal = _comparison(replace(_pair("int8", "fp32", 1.0), varies=False, max_abs=0.0))
-    assert judge(equal, _GATE, candidate="int8").outcome == "pass"
+    equal = _comparison(replace(_pair("int8", "fp32", 1.0), varies=False, max_abs=0.0, sqnr_db=math.inf))
+    assert judge(equal, _GATE, candidate="int8").outcome == "unverified"
+
+
+def test_nothing_at_all_is_no_evidence() -> None:
+    nothing = Verdict("unverified", ("nothing was compared",))
+    assert judge_pair(Comparison(), _GATE) == nothing
+    assert judge_pair(replace(_comparison(_pair("b", "a", 1.0)), num_samples=0), _GATE) == nothing
+
+
+def test_an_output_that_never_changes_is_not_vouched_for_by_another() -> None:
+    changing = replace(_pair("int8", "fp32", 1.0, output="copy"), sqnr_db=math.inf, max_abs=0.0)
+    constant = replace(_pair("int8", "fp32", 0.999), varies=False)
+    assert judge(_comparison(constant, changing), _GATE, candidate="int8") == Verdict(
+        "unverified",
+        ("output 'y' of fp32 is the same for all samples, so it says nothing of the model; is that right?",),
+    )
+    rounded = replace(constant, sqnr_db=70.0)  # a constant in FP16
+    assert judge(_comparison(rounded, changing), _GATE, candidate="int8").outcome == "pass"
+
+
+def test_a_dead_output_fails_however_near_its_offset_is() -> None:
+    dead = replace(_pair("int8", "fp32", 0.999), is_dead=True)
+    assert judge(_comparison(dead), _GATE, candidate="int8") == Verdict(
+        "fail", ("output 'y' of int8 is the same for all samples, where that of fp32 differs",)
+    )
+
+
+def test_noise_as_large_as_what_changes_is_no_evidence_without_labels() -> None:
+    lost = replace(_pair("int8", "fp32", 0.999), change_db=-0.04)
+    both = _comparison(lost, replace(_pair("int8", "fp16", 0.999), change_db=-1.0))
+    assert judge(both, _GATE, candidate="int8") == Verdict(
+        "unverified",
+        (
+            "output 'y' of fp32 changes less from sample to sample than int8 is off, so one answer for all "
+            "would be as near (-0.0 dB); give samples that differ more, or labels",
+        ),
+    )
+    scored = replace(both, accuracy={"fp32": 0.9, "int8": 0.9})
+    assert judge(scored, _GATE, candidate="int8").outcome == "pass"
+    near = _comparison(replace(lost, change_db=0.1))
+    assert judge(near, _GATE, candidate="int8").outcome == "pass"
+
+
+def test_a_reference_that_is_mostly_not_finite_is_no_evidence() -> None:
+    verdict = judge(_comparison(replace(_pair("int8", "fp32", 1.0), known=0.001)), _GATE, candidate="int8")
+    assert verdict.outcome == "unverified"
+    assert verdict.reasons == (
+        "output 'y' of fp32 is NaN or infinite but for 0.1%; check the model and its data",
+    )
+    most = replace(_pair("int8", "fp32", 1.0), known=0.5)
+    assert judge(_comparison(most), _GATE, candidate="int8").outcome == "pass"

@@ -59,12 +59,22 @@ def test_a_model_that_is_fp16_from_end_to_end_keeps_its_inputs_and_outputs(
         assert output.tolist() == [[2, 4, np.inf, -6]]
 
 
-def test_a_float_model_and_one_with_halves_in_a_body_are_left_as_they_are(
-    graph_of: Callable[..., Graph],
-) -> None:
+def test_a_float_model_is_left_as_it_is(graph_of: Callable[..., Graph]) -> None:
     assert emulate_fp16(graph_of("net (float[2] x) => (float[2] y) { y = Neg (x) }").model) is None
+
+
+def test_halves_in_bodies_are_rounded_too(graph_of: Callable[..., Graph]) -> None:
     text = """net (bool c, float16[2] x) => (float16[2] y) {
-      y = If (c) <then_branch = a () => (float16[2] t) { t = Neg (x) },
-                  else_branch = b () => (float16[2] e) { e = Abs (x) }>
+      a = Mul (x, x)
+      y = If (c) <then_branch = a () => (float16[2] t) {
+                    two = Constant <value = float16 {16384}> () s = Mul (a, two) t = Sqrt (s) },
+                  else_branch = b () => (float16[2] e) { e = Neg (a) }>
     }"""
-    assert emulate_fp16(graph_of(text).model) is None
+    model = emulate_fp16(graph_of(text).model)
+    assert model is not None
+    session = open_session(model, optimize=False)
+    x = np.array([200, 3], np.float16)  # 2 * 200 * 200 overflows
+    for given, wanted in [(True, [np.inf, np.sqrt(np.float16(18))]), (False, [-40000, -9])]:
+        (y,) = run(session, ["y"], {"c": np.array(given), "x": x})
+        assert y.dtype == np.float16
+        assert y.tolist() == np.array(wanted, np.float16).tolist()

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import ArrayLike, NDArray
 
+from trtq.pipeline.judge.change import OutputChange
 from trtq.pipeline.judge.metrics import OutputMetrics, holds_probabilities
 from trtq.records import OutputComparison, WorstSample
 
@@ -20,12 +21,13 @@ def _compared(candidate: ArrayLike, reference: ArrayLike, *, split: int | None =
     """Compares float32 arrays with a leading sample axis, `split` samples at a time."""
     ours, theirs = np.asarray(candidate), np.asarray(reference)
     ours, theirs = (a.astype(np.float32) if a.dtype == np.float64 else a for a in (ours, theirs))
-    metrics = OutputMetrics()
+    metrics, change = OutputMetrics(), OutputChange()
     size = split or len(theirs)
     for start in range(0, len(theirs), size):
         part = slice(start, start + size)
         metrics.add(ours[part], theirs[part], len(theirs[part]))
-    return metrics.result("int8", "fp32", "y")
+        change.add(theirs[part], len(theirs[part]))
+    return metrics.result("int8", "fp32", "y", change)
 
 
 def test_hand_worked_numbers() -> None:
@@ -111,15 +113,31 @@ def test_numbers_too_large_to_be_squared_give_no_cosine() -> None:
     assert metrics.result("a", "b", "y").sqnr_db == -math.inf
 
 
-def test_integer_outputs_are_compared_as_numbers_without_scores() -> None:
-    found = _compared(np.array([[2, 0], [1, 1]]), np.array([[2, 0], [1, 3]]))
-    assert (found.max_abs, found.mean_abs, found.top1_agreement) == (2.0, 0.5, None)
-    assert found.cosine == pytest.approx(8 / math.sqrt(6 * 14))
+@pytest.mark.parametrize("dtype", [np.int32, np.int64, np.uint32])
+def test_classes_and_indices_are_equal_or_not(dtype: type) -> None:
+    """From 900 on, all classes are near each other as numbers."""
+    reference: NDArray[Any] = np.array([[902, 900], [901, 903]], dtype)
+    found = _compared(reference[:, ::-1], reference)
+    assert (found.cosine, found.median_cosine, found.max_abs, found.mean_abs) == (0.0, 0.0, 2.0, 2.0)
+    assert found.top1_agreement is None
+    candidate = reference.copy()
+    candidate[1, 1] = 7
+    found = _compared(candidate, reference)
+    assert found.cosine == pytest.approx(0.75)
+    assert found.sqnr_db == pytest.approx(10 * math.log10(4 / 2))
+    assert [worst.cosine for worst in found.worst] == pytest.approx([0.5, 1.0])
 
 
-def test_truths_are_compared_as_numbers() -> None:
+def test_truths_are_equal_or_not() -> None:
     found = _compared(np.array([True, False]), np.array([True, True]))
+    assert found.cosine == pytest.approx(0.5)
     assert (found.max_abs, found.mean_abs) == (1.0, 0.5)
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.uint8, np.int16, np.uint16])
+def test_small_whole_numbers_are_amounts(dtype: type) -> None:
+    found = _compared(np.array([[100, 50]], dtype), np.array([[101, 50]], dtype))
+    assert found.cosine == pytest.approx(12600 / math.sqrt(12500 * 12701))
 
 
 @pytest.mark.parametrize(
@@ -269,9 +287,68 @@ def test_the_median_and_the_low_samples_are_told() -> None:
     assert found.judged_cosine == pytest.approx(0.5**0.5)
 
 
-def test_samples_without_signal_are_no_low_samples() -> None:
-    found = _compared(np.array([[1e-9, 0], [0, 3.0]]), np.array([[0, 0], [0, 3.0]]))
-    assert (found.median_cosine, found.low_cosine) == (1.0, 1.0)
+def test_samples_without_signal_are_low_samples_if_there_is_noise() -> None:
+    """A noise of the power that cosine 0.99 leaves in the middle sample is allowed."""
+    reference = np.array([[0, 0], [0, 3.0], [0, 3.0], [0, 1000.0]])
+    for noise, low in [(1e-9, 1.0), (0.42, 1.0), (0.43, 0.0)]:
+        candidate = reference.copy()
+        candidate[0, 0] = noise
+        found = _compared(candidate, reference, split=2)
+        assert (found.median_cosine, found.low_cosine) == (1.0, low)
+
+
+def test_a_candidate_that_gives_one_answer_where_the_reference_differs_is_dead() -> None:
+    reference = 20 + np.linspace(-2, 2, 8)[:, np.newaxis] * np.ones((1, 3))
+    found = _compared(np.full((8, 3), 20.0), reference, split=3)
+    assert found.cosine > 0.99
+    assert found.is_dead
+    assert found.change_db == pytest.approx(0.0)
+    assert not _compared(reference, reference).is_dead
+    hardly = 20 + 0.001 * (reference - 20)
+    assert not _compared(np.full((8, 3), 20.0), hardly).is_dead
+
+
+@pytest.mark.parametrize("split", [1, 3, 8])
+def test_the_noise_is_told_beside_what_changes_between_samples(split: int) -> None:
+    rng = np.random.default_rng(0)
+    reference = (100 + rng.normal(size=(8, 5))).astype(np.float32)
+    candidate = (reference + 0.5 * rng.normal(size=(8, 5))).astype(np.float32)
+    found = _compared(candidate, reference, split=split)
+    exact = reference.astype(np.float64)
+    spread = np.square(exact - exact.mean(axis=0)).sum()
+    noise = np.square(candidate.astype(np.float64) - exact).sum()
+    assert found.change_db == pytest.approx(10 * math.log10(spread / noise), abs=1e-6)
+    assert _compared(reference, reference, split=split).change_db is None
+
+
+def test_of_samples_of_several_shapes_no_change_is_known() -> None:
+    change = OutputChange()
+    for length in (2, 3):
+        change.add(np.ones((1, length)), 1)
+    assert (change.varies, change.spread, change.is_clear) == (True, None, False)
+    assert OutputChange().spread is None
+
+
+def test_masked_values_are_no_change() -> None:
+    change = OutputChange()
+    change.add(np.array([[-1e9, 3, 0, 2], [0, -1e9, 4, 2.0]]), 2)
+    assert change.spread == pytest.approx((4 - 0) ** 2 / 2)  # of the third; the others are masked once
+
+
+def test_the_share_of_the_reference_that_is_known_is_told() -> None:
+    reference = np.array([[1.0, np.nan, np.inf, -np.inf]])
+    assert _compared(np.array([[1.0, 5, 5, -np.inf]]), reference).known == 0.5
+    assert _compared(reference[:, :1], reference[:, :1]).known == 1.0
+
+
+def test_an_output_without_a_sample_axis_is_one_sample_of_each_feed() -> None:
+    """Though a feed of one sample has as many parts as samples."""
+    metrics, change = OutputMetrics(), OutputChange()
+    output = np.arange(15, dtype=np.float32).reshape(5, 3)
+    for _ in range(4):
+        metrics.add(output, output, 1)
+        change.add(output, 1)
+    assert not metrics.result("int8", "fp32", "y", change).varies
 
 
 @pytest.mark.parametrize(("second", "varies"), [([1.0, 2.0], False), ([1.0, 2.5], True)])

@@ -20,7 +20,6 @@ from trtq.pipeline.judge.mixed_precision import (
     EffectMeter,
     choose_layers,
     count_needed,
-    take_every_nth,
 )
 from trtq.pipeline.judge.sensitivity import Distance, Effect
 from trtq.pipeline.judge.switchable import Switchable
@@ -237,13 +236,13 @@ def test_the_score_tells_how_many_to_measure_next_where_the_error_says_nothing()
 
 def test_every_other_feed_and_no_other_is_read() -> None:
     feeds = batches_of(7)
-    assert [feed.arrays["x"][0] for feed in take_every_nth(feeds, 0, 2)] == [0, 2, 4, 6]
-    assert [feed.arrays["x"][0] for feed in take_every_nth(feeds, 1, 2)] == [1, 3, 5]
-    assert take_every_nth(feeds, 1, 2).digest == "d/1::2"
+    assert [feed.arrays["x"][0] for feed in feeds.take_every(0, 2)] == [0, 2, 4, 6]
+    assert [feed.arrays["x"][0] for feed in feeds.take_every(1, 2)] == [1, 3, 5]
+    assert feeds.take_every(1, 2).digest == "d/1::2"
 
 
 def test_a_part_of_what_was_thinned_out_is_a_part_of_that() -> None:
     feeds = batches_of(9)
     random_access = replace(feeds, part=lambda start, step: itertools.islice(feeds.read(), start, None, step))
-    thinned = take_every_nth(random_access, 1, 2)
+    thinned = random_access.take_every(1, 2)
     assert [feed.arrays["x"][0] for feed in thinned.every(1, 2)] == [3, 7]
