@@ -28,6 +28,7 @@ from trtq.pipeline.graph.quantized import is_quantized
 from trtq.pipeline.graph.tidy import (
     check_tensor,
     copy_for_checker,
+    has_group_norm,
     has_shapeless_outputs,
     list_tensors,
     tidy,
@@ -130,7 +131,7 @@ def _widen_bf16(model: ir.Model) -> Iterator[str]:
 def _with_opset(model: ir.Model, min_opset: int) -> tuple[ir.Model, list[str]]:
     """Returns the model in an opset that runtimes and quantization take, with shapes, and what is told of it.
 
-    A newer opset stays where ONNX's converter cannot lower it: some operators are new.
+    A newer opset stays where a node cannot be lowered: some operators are new.
     """
     opset = read_opset(model)
     if opset < min_opset and not is_quantized(model):
@@ -232,7 +233,7 @@ def _checked(proto: onnx.ModelProto, content: bytes, path: Path) -> ir.Model:
     for tensor, where in external:
         _check_external(tensor, where, path)
     try:
-        if tidy(proto, path) or has_shapeless_outputs(proto):
+        if tidy(proto, path) or has_shapeless_outputs(proto) or has_group_norm(proto):
             onnx.checker.check_model(copy_for_checker(proto))
         else:
             onnx.checker.check_model(str(path) if external else content)
