@@ -25,6 +25,7 @@ from trtq.pipeline.deliver.signature import read_private_key
 from trtq.pipeline.engine.target import Target
 from trtq.pipeline.judge.compare import Comparison
 from trtq.pipeline.judge.gate import judge
+from trtq.pipeline.judge.witness import check_against_file
 from trtq.pipeline.sign import sign
 from trtq.progress import Log, Silent, Watcher
 
@@ -87,6 +88,7 @@ def run_job(job: Job, log: Log, earlier: EarlierBuild | None = None) -> Report:
         log: What was said so far; what is said from here on is added.
         earlier: A build in the same folder whose stages may be used again.
     """
+    check_against_file(job.graph, job.calibration or job.evaluation, log)
     with stage_folder(job.folder) as stage:
         calibrated = find_ranges(job, earlier, log)
         ranges = calibrated.ranges

@@ -58,6 +58,7 @@ class Graph:
         sha256: Digest of that file and of its external data.
         notes: What `load` changed, one sentence each.
         unseen: The nodes with weights inside If, Loop and Scan bodies: they stay as they are.
+        is_rewritten: Whether nodes were rewritten to compute the same, of which the file is the witness.
     """
 
     model: ir.Model
@@ -65,6 +66,7 @@ class Graph:
     sha256: str
     notes: tuple[str, ...] = ()
     unseen: tuple[KeptNode, ...] = ()
+    is_rewritten: bool = False
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
@@ -108,13 +110,14 @@ def load(path: Path, *, min_opset: int) -> Graph:
     notes += _part_anonymous_dims(model)
     model, changed = _with_opset(model, min_opset)
     changed += _widen_bf16(model)
-    notes += [*changed, *_fold(model)]
+    changed += _fold(model)
+    notes += changed
     unseen = tuple(_nodes_in_bodies(model))
     if unseen:
         names = ", ".join(node.name for node in unseen[:4]) + (" ..." if len(unseen) > 4 else "")
         lie = "nodes with weights lie inside If/Loop bodies and are not quantized"
         notes.append(f"{len(unseen)} {lie}: {names}")
-    graph = Graph(model, path, sha256(), tuple(notes), unseen)
+    graph = Graph(model, path, sha256(), tuple(notes), unseen, is_rewritten=bool(changed))
     _ = graph.inputs, graph.outputs  # refuses strings and sequences
     return graph
 
@@ -296,6 +299,8 @@ def _normalize(model: ir.Model) -> Iterator[str]:
 def _lift_constants(model: ir.Model) -> Iterator[str]:
     """Leaves nothing but nodes and initializers: no functions, no Constant nodes, no weights as inputs."""
     if model.functions:
+        for function in model.functions.values():  # ONNX's checker saw that the versions are compatible
+            function.opset_imports.update(model.opset_imports)
         passes.InlinePass()(model)
         yield "inlined the model's own functions"
     if passes.RemoveInitializersFromInputsPass()(model).modified:

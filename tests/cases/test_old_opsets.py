@@ -301,3 +301,14 @@ def test_what_cannot_be_raised_is_one_clear_line(tmp_path: Path, opset: int, tex
     path = _save(tmp_path / "m.onnx", text, opset)
     with pytest.raises(ModelError, match=words):
         load(path, min_opset=21)
+
+
+def test_a_function_of_an_older_opset_is_inlined(tmp_path: Path) -> None:
+    proto = onnx.parser.parse_model("""
+        <ir_version: 8, opset_import: ["": 17, "local": 1]>
+        g (float[2,3,4,5] x) => (float[2,3,4,5] y) { y = local.F(x) }
+        <domain: "local", opset_import: ["": 13]> F (a) => (b) { b = Softmax<axis = 1>(a) }
+    """)
+    path = tmp_path / "m.onnx"
+    path.write_bytes(proto.SerializeToString())
+    np.testing.assert_array_equal(_run(load(path, min_opset=19).model, {"x": _X}), _run(path, {"x": _X}))

@@ -1,0 +1,213 @@
+"""Whether a loaded model still computes what its file does: the file, untouched, is the witness."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from trtq.calibrators.batches import Batches
+from trtq.calibrators.memory import find_free_bytes
+from trtq.calibrators.sources import make_random_batches
+from trtq.errors import ModelError
+from trtq.models.session import Session, count_weight_bytes, open_session, run
+from trtq.pipeline.graph.load import Graph, load, read_model
+from trtq.pipeline.graph.opset import infer_shapes, read_opset
+from trtq.pipeline.graph.quantized import is_quantized
+from trtq.progress import Watcher
+
+_MOST_SAMPLES = 4
+_NUM_RANDOM_FEEDS = 2
+_FIRST_OPSET = 7
+"""ONNX Runtime has few kernels for opsets before this one."""
+_LOWEST_DB = {np.dtype(np.float32): 50.0, np.dtype(np.float64): 50.0}
+"""Float rounding costs less, even where a fold multiplies weights beforehand."""
+_LOWEST_HALF_DB, _LOWEST_QUANTIZED_DB = 35.0, 20.0
+"""A half has 11 bits; and a code may be rounded to the next one where a product lies between two."""
+_SILENT = 1e-6
+_MOST_OTHERS = 0.01
+"""The share of integers, and of values that are not finite, that may differ: ties fall either way."""
+
+Arrays = Mapping[str, NDArray[Any]]
+
+
+def check_against_file(graph: Graph, batches: Batches | None, watcher: Watcher) -> None:
+    """Compares a loaded model with its file, as ONNX Runtime runs it, on a few samples.
+
+    What cannot be compared is told to the watcher. Nothing is run where loading has rewritten nothing.
+
+    Args:
+        graph: What was loaded, perhaps repaired.
+        batches: The data of which the first samples are taken; None: made-up numbers.
+        watcher: Hears of the progress.
+
+    Raises:
+        ModelError: They differ by more than rounding; the node where that begins is named.
+        DataError: The data does not fit.
+    """
+    if not graph.is_rewritten:
+        return
+    if 2 * count_weight_bytes(graph.model) > find_free_bytes():
+        watcher.warn(f"what was made of {graph.path} is not compared with it: that needs more memory")
+        return
+    watcher.stage("Checking the model")
+    feeds, origin = _take_feeds(graph, batches)
+    try:
+        theirs = _run_all(open_session(graph.path, optimize=False), feeds)
+    except ModelError as error:
+        watcher.warn(f"what was made of {graph.path} is not compared with it on {origin}: {error}")
+        return
+    ours = _run_all(open_session(graph.model, optimize=False), feeds)
+    lowest = _LOWEST_QUANTIZED_DB if is_quantized(graph.model) else None
+    differing = [name for name in theirs if _is_other(theirs[name], ours.get(name), lowest)]
+    if not differing:
+        return
+    name = differing[0]
+    node = _find_node(graph, feeds[0], lowest)
+    if node is None:
+        watcher.warn(
+            f"output {name!r} differs from that of {graph.path} on {origin}, and only from where values tie "
+            f"but for rounding: what follows is not compared"
+        )
+        return
+    raise ModelError(
+        f"node {node.name!r} ({node.op_type}) gives something else than in {graph.path} itself once trtq "
+        f"has loaded it ({_describe(theirs[name], ours.get(name))} at output {name!r}, on {origin}); "
+        f"export the model with opset {graph.opset} or newer, without what trtq rewrites: "
+        f"{'; '.join(graph.notes)}"
+    )
+
+
+def open_reference(path: Path) -> Session:
+    """Returns a session that runs a file as it is, or raised where ONNX Runtime does not know its opset.
+
+    Raises:
+        ModelError: ONNX Runtime cannot load it.
+    """
+    try:
+        return open_session(path, optimize=False)
+    except ModelError:
+        if read_opset(read_model(path)) >= _FIRST_OPSET:
+            raise
+        return open_session(load(path, min_opset=13).model, optimize=False)
+
+
+def _take_feeds(graph: Graph, batches: Batches | None) -> tuple[Sequence[Arrays], str]:
+    """Returns the first samples of the data, or made-up ones, and where they come from."""
+    names = [item.name for item in graph.inputs]
+    data = batches if batches is not None else make_random_batches(graph.inputs, {}, _NUM_RANDOM_FEEDS)
+    feeds = [
+        {name: feed.arrays[name] for name in names}
+        for feed in islice(data, 1 if batches is not None else _NUM_RANDOM_FEEDS)
+    ]
+    is_open = all(item.shape and not isinstance(item.shape[0], int) for item in graph.inputs)
+    if data.feed_samples is not None and is_open:
+        feeds = [{name: array[:_MOST_SAMPLES] for name, array in feed.items()} for feed in feeds]
+    return feeds, data.origin
+
+
+def _run_all(session: Session, feeds: Sequence[Arrays]) -> Arrays:
+    """Returns the outputs of all feeds, each as one flat array."""
+    names = [item.name for item in session.get_outputs()]
+    taken = {item.name for item in session.get_inputs()}
+    runs = [
+        run(session, names, {name: array for name, array in feed.items() if name in taken}) for feed in feeds
+    ]
+    return {
+        name: np.concatenate([np.ravel(arrays[index]) for arrays in runs]) for index, name in enumerate(names)
+    }
+
+
+def _is_other(theirs: NDArray[Any], ours: NDArray[Any] | None, lowest: float | None) -> bool:
+    """Whether two flat arrays differ by more than rounding."""
+    if ours is None or theirs.shape != ours.shape:
+        return True
+    if not np.issubdtype(theirs.dtype, np.inexact):
+        return bool(np.mean(theirs != ours) > _MOST_OTHERS) if theirs.size else False
+    limit = lowest if lowest is not None else _LOWEST_DB.get(theirs.dtype, _LOWEST_HALF_DB)
+    return measure_sqnr(theirs, ours) < limit
+
+
+def measure_sqnr(theirs: NDArray[Any], ours: NDArray[Any]) -> float:
+    """Returns the ratio of the signal to the difference in dB: inf if there is none.
+
+    Values that are not finite in both count only if many are so in one alone: -inf then.
+    """
+    a, b = theirs.astype(np.float64), ours.astype(np.float64)
+    finite = np.isfinite(a) & np.isfinite(b)
+    if a.size and np.mean(finite | (a == b) | (np.isnan(a) & np.isnan(b))) < 1 - _MOST_OTHERS:
+        return -np.inf
+    a, b = a[finite], b[finite]
+    signal, noise = np.square(a).sum(), np.square(a - b).sum()
+    if noise == 0 or (signal == 0 and np.abs(b).max() < _SILENT):
+        return float(np.inf)
+    return float(10 * np.log10(signal / noise)) if signal else -np.inf
+
+
+def _describe(theirs: NDArray[Any], ours: NDArray[Any] | None) -> str:
+    if ours is None:
+        return "which is gone"
+    if theirs.shape != ours.shape:
+        return "of another shape"
+    if not np.issubdtype(theirs.dtype, np.inexact):
+        return f"{np.mean(theirs != ours):.0%} of the values differ"
+    return f"{measure_sqnr(theirs, ours):.1f} dB SQNR"
+
+
+def _find_node(graph: Graph, feed: Arrays, lowest: float | None) -> ir.Node | None:
+    """Returns the first node of the file whose output differs though what is known of its inputs agrees.
+
+    None: an index differs first, which rounding may have tipped.
+
+    A tensor of the file is looked at if the loaded model has it, and all that its readers make: the others
+    were folded, and their names may have gone to something else.
+    """
+    file = read_model(graph.path)
+    with suppress(ModelError):
+        infer_shapes(file)
+    shared = _names_made(graph.model) & _names_made(file)
+    looked_at = [
+        str(value.name)
+        for node in file.graph
+        for value in node.outputs
+        if value.name in shared
+        and all(item.name in shared for reader, _ in value.uses() for item in reader.outputs if item.name)
+    ]
+    theirs, ours = (_run_with(model, looked_at, feed) for model in (file, graph.model))
+    for node in file.graph:
+        given = [str(value.name) for value in node.inputs if value is not None and value.name in theirs]
+        made = [str(value.name) for value in node.outputs if value.name in theirs]
+        others = [name for name in made if _is_other(theirs[name], ours[name], lowest)]
+        near = {name for name in given if _is_near(theirs[name], ours[name], lowest)}
+        same = {name for name in given if np.array_equal(theirs[name], ours[name])}
+        is_float = all(np.issubdtype(theirs[name].dtype, np.inexact) for name in others)
+        if others and set(given) <= (near if is_float else same):
+            return node
+    return None
+
+
+def _is_near(theirs: NDArray[Any], ours: NDArray[Any], lowest: float | None) -> bool:
+    """Whether an operand is the same but for rounding; of integers one may have picked another value."""
+    if np.issubdtype(theirs.dtype, np.inexact):
+        return not _is_other(theirs, ours, lowest)
+    return np.array_equal(theirs, ours)
+
+
+def _names_made(model: ir.Model) -> set[str]:
+    tensors = (value for node in model.graph for value in node.outputs if value.dtype is not None)
+    return {str(value.name) for value in tensors if value.name}
+
+
+def _run_with(model: ir.Model, names: Sequence[str], feed: Arrays) -> Arrays:
+    """Returns these tensors of a model, flat."""
+    shown = model.clone()
+    made = {value.name: value for node in shown.graph for value in node.outputs}
+    shown.graph.outputs.clear()
+    shown.graph.outputs.extend(made[name] for name in names)
+    return _run_all(open_session(shown, optimize=False), [feed])
