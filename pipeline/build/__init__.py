@@ -88,7 +88,8 @@ def run_job(job: Job, log: Log, earlier: EarlierBuild | None = None) -> Report:
         log: What was said so far; what is said from here on is added.
         earlier: A build in the same folder whose stages may be used again.
     """
-    check_against_file(job.graph, job.calibration or job.evaluation, log)
+    if earlier is None or "ranges" not in earlier.same:  # else the same file and data were checked then
+        check_against_file(job.graph, job.calibration or job.evaluation, log)
     with stage_folder(job.folder) as stage:
         calibrated = find_ranges(job, earlier, log)
         ranges = calibrated.ranges

@@ -26,6 +26,7 @@ from trtq.pipeline.judge.metrics import OutputMetrics, holds_probabilities
 from trtq.pipeline.judge.score import Labels, Scores
 from trtq.pipeline.judge.steady import Mask, find_steady
 from trtq.pipeline.judge.widen import has_bf16, without_bf16
+from trtq.pipeline.judge.witness import open_reference
 from trtq.records import LogitsComparison, OutputComparison
 
 _WORK = "comparing models"
@@ -194,7 +195,7 @@ def _open_session(path: Path) -> Session:
             infer_shapes(model)
     halves = emulate_fp16(model)
     exact = make_quantize_exact(model) if halves is None else halves
-    return open_session(path if exact is None else exact, optimize=False)
+    return open_reference(path) if exact is None else open_session(exact, optimize=False)
 
 
 def _select_output(

@@ -165,6 +165,13 @@ def _refuse_float_mod(edit: GraphEditor, node: ir.Node) -> None:
         raise CannotConvertError("with fmod=0 it takes integers only there")
 
 
+def _drop_dtype(edit: GraphEditor, node: ir.Node) -> None:
+    """What a DequantizeLinear makes had the dtype of its scale before it could be told."""
+    scale = node.inputs[1]
+    if scale is not None and node.attributes.get_int("output_dtype", 0) == scale.dtype:
+        node.attributes.pop("output_dtype")
+
+
 def _each(op_types: Sequence[str], version: int, rule: Rule) -> dict[tuple[str, int], Rule]:
     return dict.fromkeys(((op_type, version) for op_type in op_types), rule)
 
@@ -199,5 +206,8 @@ MOVED: dict[tuple[str, int], Rule] = {
     ("Split", 18): _count_parts,
     ("DFT", 20): _transform_axis,
 }
-LOWERED: dict[tuple[str, int], Rule] = {("Mod", 28): _refuse_float_mod}
+LOWERED: dict[tuple[str, int], Rule] = {
+    ("DequantizeLinear", 23): _drop_dtype,
+    ("Mod", 28): _refuse_float_mod,
+}
 """By the operator and the version that has something which the one before has not."""

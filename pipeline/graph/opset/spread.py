@@ -49,14 +49,25 @@ def _append_ones(edit: GraphEditor, node: ir.Node, axis: int) -> None:
 
 def _flatten(edit: GraphEditor, node: ir.Node) -> None:
     """All axes from `axis` on counted as one; since opset 13 `axis` alone counts."""
-    axis, value, result = node.attributes.get_int("axis", 1), node.inputs[0], node.outputs[0]
+    join_axes(edit, node, node.attributes.get_int("axis", 1))
+
+
+def join_axes(edit: GraphEditor, node: ir.Node, axis: int) -> ir.Value:
+    """Lets a softmax of one axis take all axes from this one on for one; returns the result.
+
+    Args:
+        edit: Of the graph of the node.
+        node: A Softmax, LogSoftmax or Hardmax of opset 13 or newer.
+        axis: The first of the axes.
+    """
+    value, result = node.inputs[0], node.outputs[0]
     assert value is not None
     rank = None if value.shape is None else len(value.shape)
     axis = axis + rank if rank is not None and axis < 0 else axis
     is_alone = axis == -1 if value.shape is None else all(dim == 1 for dim in value.shape[axis + 1 :])
     node.attributes["axis"] = ir.AttrInt64("axis", axis if is_alone else -1)
     if is_alone:
-        return
+        return result
     name = str(result.name)
     sizes = edit.insert(
         "Shape", [value], like=value, dtype=ir.DataType.INT64, output=f"{name}_sizes", before=node
@@ -67,6 +78,7 @@ def _flatten(edit: GraphEditor, node: ir.Node) -> None:
     whole = edit.insert("Reshape", [result, sizes], like=result, output=f"{name}_whole")
     edit.replace(result, whole, rename=f"{name}_flat")
     flat.shape = result.shape = None
+    return whole
 
 
 def _spread_groups(edit: GraphEditor, node: ir.Node) -> None:
