@@ -14,7 +14,7 @@ from trtq.errors import ArtifactError, UsageError
 from trtq.models.session import save
 from trtq.models.spec import ModelSpec
 from trtq.pipeline.calibrate import load_float
-from trtq.pipeline.calibrate.data import open_calibration_data, place_layers
+from trtq.pipeline.calibrate.data import find_shapes, open_calibration_data, place_layers
 from trtq.pipeline.engine.strategy import choose_rest
 from trtq.pipeline.engine.target import Target
 from trtq.pipeline.graph.placement import Placement
@@ -55,7 +55,7 @@ def quantize(
     rest = choose_rest(target)
     needs_data = target.weights is not None and target.weights.method == "gptq"
     batches = open_calibration_data(graph, spec, target, random_data=False) if needs_data else None
-    check_against_file(graph, batches, watcher)
+    check_against_file(graph, batches, watcher, find_shapes(spec, target))
     placement, encoding = Placement(), WeightEncoding()
     if ranges is not None:
         if ranges.model_sha256 != graph.sha256:
