@@ -18,6 +18,7 @@ from trtq.calibrators.memory import find_free_bytes
 from trtq.calibrators.sources import make_random_batches
 from trtq.errors import ModelError
 from trtq.models.session import Session, count_weight_bytes, open_session, run
+from trtq.pipeline.graph.fold import RANDOM
 from trtq.pipeline.graph.load import Graph, load, read_model
 from trtq.pipeline.graph.opset import infer_shapes, read_opset
 from trtq.pipeline.graph.quantized import is_quantized
@@ -62,6 +63,11 @@ def check_against_file(
         DataError: The data does not fit.
     """
     if not graph.is_rewritten:
+        return
+    random = next((node for node in graph.model.graph.all_nodes() if node.op_type in RANDOM), None)
+    if random is not None:
+        told = f"node {random.name!r} ({random.op_type}) draws random numbers"
+        watcher.warn(f"what was made of {graph.path} is not compared with it: {told}")
         return
     if 2 * count_weight_bytes(graph.model) > find_free_bytes():
         watcher.warn(f"what was made of {graph.path} is not compared with it: that needs more memory")

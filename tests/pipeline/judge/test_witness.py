@@ -111,6 +111,14 @@ def test_what_cannot_be_run_is_told(
     assert re.search(r"is not compared with it: ONNX Runtime cannot load the model", warning)
 
 
+def test_a_model_that_draws_random_numbers_is_told(
+    graph_of: Callable[..., Graph], recording_watcher: RecordingWatcher
+) -> None:
+    text = "g (float[N,3] x) => (float[N,3] y) { r = RandomNormalLike(x) y = Add(x, r) }"
+    check_against_file(graph_of(text, opset=11), None, recording_watcher)
+    assert recording_watcher.warnings[0].endswith("(RandomNormalLike) draws random numbers")
+
+
 def test_made_up_inputs_that_the_file_does_not_take_are_told(
     graph_of: Callable[..., Graph], recording_watcher: RecordingWatcher
 ) -> None:
