@@ -77,7 +77,9 @@ def check_against_file(
         session = open_session(graph.path, optimize=False)
         feeds, theirs = _run_first(session, graph, batches, shapes)
     except ModelError as error:
-        watcher.warn(f"what was made of {graph.path} is not compared with it: {error}")
+        is_known = read_opset(read_model(graph.path)) >= _FIRST_OPSET
+        told = "is not compared with it" if is_known else "is the reference itself"
+        watcher.warn(f"what was made of {graph.path} {told}: {error}")
         return
     del session
     origin = "random numbers" if batches is None else batches.origin

@@ -176,6 +176,21 @@ def test_a_newer_operator_keeps_its_opset(tmp_path: Path) -> None:
     assert any(note.startswith(told) for note in graph.notes)
 
 
+@pytest.mark.parametrize("imports", [("ai.onnx",), ("", "ai.onnx")])
+@pytest.mark.parametrize("domain", ["", "ai.onnx"])
+def test_the_standard_domain_has_two_names(tmp_path: Path, imports: tuple[str, ...], domain: str) -> None:
+    proto = _graph("g (float[2,3,4] x) => (float[2,3,4] y) { y = Softmax<axis = 1>(x) }")
+    del proto.opset_import[:]
+    proto.opset_import.extend(helper.make_opsetid(name, 13) for name in imports)
+    proto.graph.node[0].domain = domain
+    onnx.save(proto, tmp_path / "m.onnx")
+    graph = load(tmp_path / "m.onnx", min_opset=19)
+    assert "raised the opset from 13 to 19" in graph.notes
+    x = np.random.default_rng(0).standard_normal((2, 3, 4)).astype(np.float32)
+    y = run(open_session(graph.model, optimize=False), ["y"], {"x": x})[0]
+    np.testing.assert_allclose(y, np.exp(x) / np.exp(x).sum(1, keepdims=True), rtol=1e-5)
+
+
 def test_names_that_are_no_text(tmp_path: Path) -> None:
     proto = _graph("nameofg (float[N,4] x) => (float[N,4] y) { y = Relu(x) }")
     (tmp_path / "m.onnx").write_bytes(proto.SerializeToString().replace(b"nameofg", b"\xf6ameofg"))
