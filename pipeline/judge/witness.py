@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from itertools import islice
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -22,10 +21,10 @@ from trtq.pipeline.graph.fold import RANDOM
 from trtq.pipeline.graph.load import Graph, load, read_model
 from trtq.pipeline.graph.opset import infer_shapes, read_opset
 from trtq.pipeline.graph.quantized import is_quantized
+from trtq.pipeline.judge.widen import has_bf16, without_bf16
 from trtq.progress import Watcher
 
 _MOST_SAMPLES = 4
-_NUM_RANDOM_FEEDS = 2
 _SIZES = (64, 1)
 """What open dims of made-up inputs are: a picture of one pixel hides how it is resized."""
 _FIRST_OPSET = 7
@@ -66,30 +65,25 @@ def check_against_file(
         return
     random = next((node for node in graph.model.graph.all_nodes() if node.op_type in RANDOM), None)
     if random is not None:
-        told = f"node {random.name!r} ({random.op_type}) draws random numbers"
-        watcher.warn(f"what was made of {graph.path} is not compared with it: {told}")
+        _tell(graph, watcher, f"node {random.name!r} ({random.op_type}) draws random numbers")
         return
     if 2 * count_weight_bytes(graph.model) > find_free_bytes():
-        watcher.warn(f"what was made of {graph.path} is not compared with it: that needs more memory")
+        _tell(graph, watcher, "there is too little memory")
         return
     watcher.stage("Checking the model")
     try:
-        session = open_session(graph.path, optimize=False)
-        feeds, theirs = _run_first(session, graph, batches, shapes)
+        feed, theirs = _run_first(_open_file(graph.path), graph, batches, shapes)
     except ModelError as error:
-        is_known = read_opset(read_model(graph.path)) >= _FIRST_OPSET
-        told = "is not compared with it" if is_known else "is the reference itself"
-        watcher.warn(f"what was made of {graph.path} {told}: {error}")
+        _tell(graph, watcher, str(error))
         return
-    del session
     origin = "random numbers" if batches is None else batches.origin
-    ours = _run_all(open_session(graph.model, optimize=False), feeds)
+    ours = _run(open_session(graph.model, optimize=False), feed)
     lowest = _LOWEST_QUANTIZED_DB if is_quantized(graph.model) else None
     differing = [name for name in theirs if _is_other(theirs[name], ours.get(name), lowest)]
     if not differing:
         return
     name = differing[0]
-    node = _find_node(graph, feeds[0], lowest)
+    node = _find_node(graph, feed, lowest)
     if node is None:
         watcher.warn(
             f"output {name!r} differs from that of {graph.path} on {origin}, and only from where values tie "
@@ -104,6 +98,13 @@ def check_against_file(
     )
 
 
+def _tell(graph: Graph, watcher: Watcher, reason: str) -> None:
+    """Tells why there is no comparison, and what is the reference of later ones."""
+    is_known = read_opset(read_model(graph.path)) >= _FIRST_OPSET
+    told = "" if is_known else ", and is the reference of every comparison"
+    watcher.warn(f"the loaded model is not compared with {graph.path} itself{told}: {reason}")
+
+
 def open_reference(path: Path) -> Session:
     """Returns a session that runs a file as it is, or raised where ONNX Runtime does not know its opset.
 
@@ -111,26 +112,36 @@ def open_reference(path: Path) -> Session:
         ModelError: ONNX Runtime cannot load it.
     """
     try:
-        return open_session(path, optimize=False)
+        return _open_file(path)
     except ModelError:
         if read_opset(read_model(path)) >= _FIRST_OPSET:
             raise
         return open_session(load(path, min_opset=13).model, optimize=False)
 
 
+def _open_file(path: Path) -> Session:
+    """Returns a session that runs a file as it is; BF16, which ONNX Runtime does not have, is FP32."""
+    try:
+        return open_session(path, optimize=False)
+    except ModelError:
+        model = read_model(path)
+        if not has_bf16(model):
+            raise
+        return open_session(without_bf16(model), optimize=False)
+
+
 def _run_first(
     session: Session, graph: Graph, batches: Batches | None, shapes: Mapping[str, Sequence[int]]
-) -> tuple[Sequence[Arrays], Arrays]:
+) -> tuple[Arrays, Arrays]:
     """Returns the first samples of the data, or made-up ones that the file takes, and its outputs."""
     if batches is not None:
-        feeds = _take_feeds(graph, batches, 1)
-        return feeds, _run_all(session, feeds)
+        feed = _take_feed(graph, batches)
+        return feed, _run(session, feed)
     failure = ModelError(f"{graph.path} has no inputs")
     for size in _SIZES:
-        random = make_random_batches(graph.inputs, _fill(graph, shapes, size), _NUM_RANDOM_FEEDS)
+        feed = _take_feed(graph, make_random_batches(graph.inputs, _fill(graph, shapes, size), 1))
         try:
-            feeds = _take_feeds(graph, random, _NUM_RANDOM_FEEDS)
-            return feeds, _run_all(session, feeds)
+            return feed, _run(session, feed)
         except ModelError as error:
             failure = ModelError(f"it was tried on random numbers, and {error}")
     raise failure
@@ -145,25 +156,21 @@ def _fill(graph: Graph, shapes: Mapping[str, Sequence[int]], size: int) -> dict[
     }
 
 
-def _take_feeds(graph: Graph, batches: Batches, count: int) -> Sequence[Arrays]:
-    names = [item.name for item in graph.inputs]
-    feeds = [{name: feed.arrays[name] for name in names} for feed in islice(batches, count)]
+def _take_feed(graph: Graph, batches: Batches) -> Arrays:
+    first = next(iter(batches))
+    feed = {item.name: first.arrays[item.name] for item in graph.inputs}
     is_open = all(item.shape and not isinstance(item.shape[0], int) for item in graph.inputs)
     if batches.feed_samples is not None and is_open:
-        return [{name: array[:_MOST_SAMPLES] for name, array in feed.items()} for feed in feeds]
-    return feeds
+        return {name: array[:_MOST_SAMPLES] for name, array in feed.items()}
+    return feed
 
 
-def _run_all(session: Session, feeds: Sequence[Arrays]) -> Arrays:
-    """Returns the outputs of all feeds, each as one flat array."""
+def _run(session: Session, feed: Arrays) -> Arrays:
+    """Returns the outputs, flat."""
     names = [item.name for item in session.get_outputs()]
     taken = {item.name for item in session.get_inputs()}
-    runs = [
-        run(session, names, {name: array for name, array in feed.items() if name in taken}) for feed in feeds
-    ]
-    return {
-        name: np.concatenate([np.ravel(arrays[index]) for arrays in runs]) for index, name in enumerate(names)
-    }
+    arrays = run(session, names, {name: array for name, array in feed.items() if name in taken})
+    return {name: np.ravel(array) for name, array in zip(names, arrays, strict=True)}
 
 
 def _is_other(theirs: NDArray[Any], ours: NDArray[Any] | None, lowest: float | None) -> bool:
@@ -211,6 +218,7 @@ def _find_node(graph: Graph, feed: Arrays, lowest: float | None) -> ir.Node | No
     were folded, and their names may have gone to something else.
     """
     file = read_model(graph.path)
+    file = without_bf16(file) if has_bf16(file) else file
     with suppress(ModelError):
         infer_shapes(file)
     shared = _names_made(graph.model) & _names_made(file)
@@ -252,4 +260,4 @@ def _run_with(model: ir.Model, names: Sequence[str], feed: Arrays) -> Arrays:
     made = {value.name: value for node in shown.graph for value in node.outputs}
     shown.graph.outputs.clear()
     shown.graph.outputs.extend(made[name] for name in names)
-    return _run_all(open_session(shown, optimize=False), [feed])
+    return _run(open_session(shown, optimize=False), feed)
