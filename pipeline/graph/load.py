@@ -22,7 +22,7 @@ from trtq.pipeline.graph.edit import widen
 from trtq.pipeline.graph.einsum import turn_einsum_into_matmul
 from trtq.pipeline.graph.fold import drop_identities, fold_batch_norm, fold_bias, fold_constants
 from trtq.pipeline.graph.operands import standardize_operators
-from trtq.pipeline.graph.opset import convert_opset, infer_shapes, read_opset
+from trtq.pipeline.graph.opset import FIRST_RUN, convert_opset, infer_shapes, read_opset
 from trtq.pipeline.graph.placement import holds_weights
 from trtq.pipeline.graph.quantized import is_quantized
 from trtq.pipeline.graph.tidy import (
@@ -150,8 +150,12 @@ def _with_opset(model: ir.Model, min_opset: int) -> tuple[ir.Model, list[str]]:
 
 
 def _fold(model: ir.Model) -> list[str]:
-    """Folds what can be folded, and brings names and shapes in order after it; says what was folded."""
-    notes = [note for fold in _FOLDS for note in fold(model)]
+    """Folds what can be folded, and brings names and shapes in order after it; says what was folded.
+
+    Nothing is folded in an opset that ONNX Runtime does not run.
+    """
+    folds = _FOLDS if read_opset(model) >= FIRST_RUN else ()
+    notes = [note for fold in folds for note in fold(model)]
     passes.NameFixPass(_Names())(model)
     passes.RemoveUnusedNodesPass()(model)  # after the names: it takes those of unused optional outputs away
     if notes:

@@ -19,7 +19,7 @@ from trtq.errors import ModelError
 from trtq.models.session import Session, count_weight_bytes, open_session, run
 from trtq.pipeline.graph.fold import RANDOM
 from trtq.pipeline.graph.load import Graph, load, read_model
-from trtq.pipeline.graph.opset import infer_shapes, read_opset
+from trtq.pipeline.graph.opset import FIRST_RUN, infer_shapes, read_opset
 from trtq.pipeline.graph.quantized import is_quantized
 from trtq.pipeline.judge.widen import has_bf16, without_bf16
 from trtq.progress import Watcher
@@ -27,8 +27,6 @@ from trtq.progress import Watcher
 _MOST_SAMPLES = 4
 _SIZES = (64, 1)
 """What open dims of made-up inputs are: a picture of one pixel hides how it is resized."""
-_FIRST_OPSET = 7
-"""ONNX Runtime has few kernels for opsets before this one."""
 _LOWEST_DB = {np.dtype(np.float32): 70.0, np.dtype(np.float64): 70.0}
 """Float rounding costs less, even where a fold multiplies weights beforehand."""
 _LOWEST_HALF_DB, _LOWEST_QUANTIZED_DB = 35.0, 20.0
@@ -100,7 +98,7 @@ def check_against_file(
 
 def _tell(graph: Graph, watcher: Watcher, reason: str) -> None:
     """Tells why there is no comparison, and what is the reference of later ones."""
-    is_known = read_opset(read_model(graph.path)) >= _FIRST_OPSET
+    is_known = read_opset(read_model(graph.path)) >= FIRST_RUN
     told = "" if is_known else ", and is the reference of every comparison"
     watcher.warn(f"the loaded model is not compared with {graph.path} itself{told}: {reason}")
 
@@ -114,7 +112,7 @@ def open_reference(path: Path) -> Session:
     try:
         return _open_file(path)
     except ModelError:
-        if read_opset(read_model(path)) >= _FIRST_OPSET:
+        if read_opset(read_model(path)) >= FIRST_RUN:
             raise
         return open_session(load(path, min_opset=13).model, optimize=False)
 

@@ -254,6 +254,17 @@ def test_a_whole_model_of_opset_6_is_raised(tmp_path: Path) -> None:
     np.testing.assert_allclose(_run(model, {"x": _X}), want, rtol=1e-5, atol=1e-5)
 
 
+def test_a_file_of_opset_6_is_looked_at_as_it_is(tmp_path: Path) -> None:
+    text = """(float[2,3,4,5] x) => (float[2,3,4,5] y) {
+        c = Add<broadcast = 1, axis = 0>(p, b) y = Add<broadcast = 1, axis = 1>(x, c)
+    }"""
+    ones = {"p": np.ones((3, 4), np.float32), "b": np.ones(3, np.float32)}
+    graph = load(_save(tmp_path / "m.onnx", text, 6, ones), min_opset=1)
+    assert (graph.opset, len(graph.model.graph)) == (6, 2)
+    raised = load(tmp_path / "m.onnx", min_opset=13)
+    np.testing.assert_array_equal(_run(raised.model, {"x": _X}), _X + 2)
+
+
 def test_attributes_of_the_first_opsets_are_read(tmp_path: Path) -> None:
     text = """(float[2,3,4,5] x) => (float[2,24] y) {
         p = Pad<paddings = [0,0,0,0,0,0,0,1], value = 9.0>(x)

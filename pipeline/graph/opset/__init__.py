@@ -19,6 +19,8 @@ from trtq.pipeline.graph.opset.resampling import RESAMPLING
 from trtq.pipeline.graph.opset.shapes import infer_shapes as infer_shapes
 from trtq.pipeline.graph.opset.spread import SPREAD
 
+FIRST_RUN = 7
+"""ONNX Runtime has few kernels for opsets before this one."""
 _RULES: dict[tuple[str, int], Rule] = {**MOVED, **RESAMPLING, **SPREAD}
 """By the operator and the version that reads it otherwise than the one before."""
 
