@@ -41,6 +41,8 @@ if TYPE_CHECKING:
 _MAX_IR_VERSION = 11
 _MAX_OPSET = 25
 """ONNX Runtime has no kernels for Q/DQ of opset 28, and TensorRT's parser ends before it."""
+_GROUP_NORM_OPSET = 21
+"""Before it ONNX calls GroupNormalization deprecated, and refuses what is written with it."""
 _MOST_IN_MEMORY = 1 << 28
 """Bytes of weights in other files that are read at once; of larger models one weight is read at a time."""
 _SMALL = 1 << 16
@@ -137,6 +139,8 @@ def _with_opset(model: ir.Model, min_opset: int) -> tuple[ir.Model, list[str]]:
     A newer opset stays where a node cannot be lowered: some operators are new.
     """
     opset = read_opset(model)
+    if any(node.op_type == "GroupNormalization" and not node.domain for node in model.graph.all_nodes()):
+        min_opset = max(min_opset, _GROUP_NORM_OPSET)
     if opset < min_opset and not is_quantized(model):
         return convert_opset(model, min_opset), [f"raised the opset from {opset} to {min_opset}"]
     if opset > _MAX_OPSET:

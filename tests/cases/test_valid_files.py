@@ -14,6 +14,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from trtq.errors import ModelError
 from trtq.models.session import open_session, run
+from trtq.pipeline.build import build
+from trtq.pipeline.engine.target import Target
 from trtq.pipeline.graph.load import load, read_model
 
 _X = np.random.default_rng(1).standard_normal((2, 4)).astype(np.float32)
@@ -133,6 +135,23 @@ def test_group_normalization_has_the_shape_of_its_input(tmp_path: Path) -> None:
         2,
     )
     assert str(norm.outputs[0].shape) == "[N,4,5]"
+
+
+def test_group_normalization_of_opset_18_is_built(tmp_path: Path) -> None:
+    proto = _graph("""g (float[2,6,4] x) => (float[2,6,4] y) {
+        y = GroupNormalization<num_groups = 2>(x, s, b)
+    }""")
+    factors = np.array([1, 3], np.float32)
+    proto.graph.initializer.extend(numpy_helper.from_array(factors, name) for name in "sb")
+    proto.opset_import[0].version = 18
+    x = np.random.default_rng(1).standard_normal((2, 6, 4)).astype(np.float32)
+    theirs, ours = _outputs(proto, tmp_path / "m.onnx", x)
+    np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)
+    report = build(
+        tmp_path / "m.onnx", target=Target(precision="fp16", backend="onnxruntime"), output=tmp_path / "o"
+    )
+    assert "raised the opset from 18 to 21" in report.notes
+    assert report.warnings == ()
 
 
 @pytest.mark.parametrize(
