@@ -9,8 +9,8 @@ whole activation then leaves the small channels four bits or less, so plain PTQ 
 fake-quantize lets the weights find values that the grid can hold. Prints the accuracy of the float, PTQ and
 QAT models, as their ONNX files compute it.
 
-PTQ here is `--calib-method entropy --repair none`. The default repairs of trtq mend this net without training;
-QAT is for models where they do not help.
+PTQ here is `--calib-method entropy --repair none`. The default repairs mend this net without training; QAT is
+for models where they do not help.
 """
 
 from __future__ import annotations
