@@ -11,7 +11,7 @@ from pathlib import Path
 
 import click
 import pytest
-from click.testing import CliRunner, Result
+from command_line import trtq
 
 from trtq.cli import main
 from trtq.models.demo import write_demo
@@ -22,10 +22,6 @@ COMMANDS = [
     "doctor", "demo",
 ]  # fmt: skip
 HEAVY = {"numpy", "onnx", "onnx_ir", "onnxruntime", "polygraphy", "tensorrt_rtx", "torch", "rich", "PIL"}
-
-
-def trtq(*arguments: str) -> Result:
-    return CliRunner().invoke(main, arguments, prog_name="trtq", catch_exceptions=False)
 
 
 @pytest.mark.parametrize("option", ["--help", "-h"])
