@@ -12,7 +12,6 @@ import pytest
 from command_line import lines_of, trtq
 
 from trtq.cli import bench as module
-from trtq.models.demo import write_demo
 from trtq.pipeline.bench.benchmark import Benchmark, Timing
 from trtq.pipeline.bench.machine import Conditions, Machine
 from trtq.pipeline.bench.process import Costs
@@ -43,13 +42,6 @@ RESULT = Benchmark(
     ),
     (Skipped("int8 engine", "it needs a GPU"),), ("a note",), ("a warning",),
 )  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("demo")
-    write_demo(folder)
-    return folder / "model.onnx"
 
 
 def test_a_result_is_a_table_and_what_it_depends_on(monkeypatch: pytest.MonkeyPatch) -> None:
