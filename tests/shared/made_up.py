@@ -1,4 +1,4 @@
-"""Arrays and batches that are made up."""
+"""Arrays and batches that are made up, and what batches hold."""
 
 from __future__ import annotations
 
@@ -26,3 +26,13 @@ def batches_of(feeds: Sequence[NDArray[Any] | Mapping[str, NDArray[Any]]]) -> Ba
             yield Feed(feed, f"feed {index}", size)
 
     return Batches(read, "made up", sum(sizes))
+
+
+def join(batches: Batches, name: str = "x") -> NDArray[Any]:
+    """Returns the arrays of an input in all batches, joined along the first axis."""
+    return np.concatenate([feed.arrays[name] for feed in batches])
+
+
+def sizes_of(batches: Batches) -> list[int]:
+    """Returns how many samples each batch has."""
+    return [feed.num_samples for feed in batches]

@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 
 from trtq.calibrators.batches import Batches, Feed
 from trtq.errors import DataError, ModelError, UsageError
-from trtq.models.demo import write_demo
 from trtq.models.session import open_session
 from trtq.pipeline.judge.compare import Comparison, compare_models
 from trtq.pipeline.judge.score import Labels
@@ -27,10 +26,8 @@ _WEIGHT = np.arange(12, dtype=np.float32).reshape(4, 3)
 
 
 @pytest.fixture(scope="module")
-def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("demo")
-    write_demo(folder)
-    return folder
+def demo(demo_folder: Path) -> Path:
+    return demo_folder
 
 
 @pytest.fixture(scope="module")
