@@ -14,6 +14,7 @@ import re
 import shlex
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import fields
 from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
@@ -26,9 +27,12 @@ from click.testing import CliRunner
 
 import trtq
 from trtq.calibrators import METHODS, list_choices
+from trtq.calibrators.settings import read_spec
 from trtq.cli import main
 from trtq.models.demo import write_demo
 from trtq.models.option import list_options
+from trtq.models.preprocess import Preprocess
+from trtq.models.spec import AccuracySpec, CalibrationSpec, EvaluationSpec, LayerSpec, QuantizationSpec
 from trtq.pipeline.build.keep import NO_KERNEL
 from trtq.pipeline.engine.backends import BACKENDS
 from trtq.pipeline.graph import placement, worth
@@ -66,6 +70,19 @@ def test_every_calibration_method_has_its_row_with_its_options() -> None:
     assert rows.keys() == list_choices().keys()
     options = {option.name for method in METHODS.values() for option in list_options(method).values()}
     assert options == {word for row in rows.values() for word in re.findall(r"`?(--[\w-]+)", row)}
+
+
+def test_the_settings_of_the_pages_are_read_and_every_key_is_listed(tmp_path: Path) -> None:
+    pages = {page.name: "".join(blocks(page, "toml")) for page in (PAGES[0], ROOT / "docs" / "settings.md")}
+    for text in pages.values():
+        (tmp_path / "model.toml").write_text(text)
+        spec = read_spec(tmp_path / "model.toml")
+    assert spec.preprocess == Preprocess()  # the last page says that these are the defaults
+    assert (spec.accuracy, spec.evaluation.samples) == (AccuracySpec(), 1000)
+    sections = (CalibrationSpec, QuantizationSpec, EvaluationSpec, AccuracySpec, LayerSpec, Preprocess)
+    keys = {field.name for section in sections for field in fields(section)} - {"parameters"}
+    keys |= {name for method in METHODS.values() for name in list_options(method)}
+    assert {key for key in keys if not re.search(rf"\b{key}\b", pages["settings.md"])} == set()
 
 
 def commands(page: Path) -> Iterator[tuple[str, str]]:
