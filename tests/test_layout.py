@@ -12,7 +12,7 @@ import subprocess
 import sys
 import sysconfig
 import zipfile
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Set
 from functools import cache
 from pathlib import Path
@@ -233,6 +233,18 @@ def test_no_file_is_long() -> None:
 def test_no_file_is_called_after_nothing_in_particular() -> None:
     vague = re.compile(r"(^|_)(utils?|helpers?|base|common|misc|manager)($|_)")
     assert [name for name in modules() if vague.search(name.rpartition(".")[2])] == []
+
+
+def test_no_helper_of_tests_is_written_twice() -> None:
+    places: dict[str, list[str]] = defaultdict(list)
+    for path in (ROOT / "tests").rglob("*.py"):
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.FunctionDef):
+                body = node.body[bool(ast.get_docstring(node)) :]
+                if len(body) > 1:
+                    places["\n".join(map(ast.unparse, body))].append(f"{path.name}: {node.name}")
+    assert len(places) > 1000
+    assert [twice for twice in places.values() if len(twice) > 1] == []
 
 
 def test_no_class_is_a_manager() -> None:

@@ -97,7 +97,7 @@ def command(ctx: click.Context, /, file: Path, **given: Any) -> None:
 
     Each [[build]] of FILE names a model and, as keys, options of `trtq build` without their dashes;
     [defaults] holds for all. Everything is checked before any work. Each build runs in a process of its own
-    and fails by itself. The exit code is the worst of all: 3, 2, 5 and 4, in this order. What is unchanged
+    and fails by itself. The exit code is the worst of all: 4, else 5, else 2, else 3. What is unchanged
     since it was built is not built again, so the same command goes on after an interruption.
 
     \b
