@@ -86,7 +86,7 @@ def test_one_scale_a_weight_changes_nothing_else(model_of: Callable[..., ir.Mode
 
 def test_weights_of_7_bits_change_nothing_else(model_of: Callable[..., ir.Model]) -> None:
     placement = place(
-        model_of("g (float[N,4,8,8] x) => (float[N,6,8,8] y) { y = Conv(x, w) }", w=_random(6, 4, 1, 1))
+        model_of("g (float[N,4,8,8] x) => (float[N,6,8,8] y) { y = Conv(x, w) }", w=random_array(6, 4, 1, 1))
     )
     found = placement.with_weights_of_7_bits()
     (before,), (after,) = placement.layers, found.layers
