@@ -81,15 +81,15 @@ def check_against_file(
     if not differing:
         return
     name = differing[0]
-    node = _find_node(graph, feed, lowest)
-    if node is None:
+    where = _find_place(graph, feed, lowest) if name in ours else f"output {name!r}"
+    if where is None:
         watcher.warn(
             f"output {name!r} differs from that of {graph.path} on {origin}, and only from where values tie "
             f"but for rounding: what follows is not compared"
         )
         return
     raise ModelError(
-        f"node {node.name!r} ({node.op_type}) gives something else than in {graph.path} itself once trtq "
+        f"{where} gives something else than in {graph.path} itself once trtq "
         f"has loaded it ({_describe(theirs[name], ours.get(name))} at output {name!r}, on {origin}); "
         f"export the model with opset {graph.opset} or newer, without what trtq rewrites: "
         f"{'; '.join(graph.notes)}"
@@ -193,8 +193,10 @@ def measure_sqnr(theirs: NDArray[Any], ours: NDArray[Any]) -> float:
     a, b = a[finite], b[finite]
     if np.abs(a - b).max(initial=0.0) <= _NOISE:
         return float(np.inf)
-    signal = np.square(a).sum()
-    return float(10 * np.log10(signal / np.square(a - b).sum())) if signal else -np.inf
+    largest = np.abs(a).max()
+    if not largest:
+        return -np.inf
+    return float(10 * np.log10(np.square(a / largest).sum() / np.square((a - b) / largest).sum()))
 
 
 def _describe(theirs: NDArray[Any], ours: NDArray[Any] | None) -> str:
@@ -207,13 +209,13 @@ def _describe(theirs: NDArray[Any], ours: NDArray[Any] | None) -> str:
     return f"{measure_sqnr(theirs, ours):.1f} dB SQNR"
 
 
-def _find_node(graph: Graph, feed: Arrays, lowest: float | None) -> ir.Node | None:
+def _find_place(graph: Graph, feed: Arrays, lowest: float | None) -> str | None:
     """Returns the first node of the file whose output differs though what is known of its inputs agrees.
 
     None: an index differs first, which rounding may have tipped.
 
-    A tensor of the file is looked at if the loaded model has it, and all that its readers make: the others
-    were folded, and their names may have gone to something else.
+    A tensor of the file is looked at if it is an output, or if the loaded model has it and all that its
+    readers make: the others were folded, and their names may have gone to something else.
     """
     file = read_model(graph.path)
     file = without_bf16(file) if has_bf16(file) else file
@@ -224,8 +226,7 @@ def _find_node(graph: Graph, feed: Arrays, lowest: float | None) -> ir.Node | No
         str(value.name)
         for node in file.graph
         for value in node.outputs
-        if value.name in shared
-        and all(item.name in shared for reader, _ in value.uses() for item in reader.outputs if item.name)
+        if value.is_graph_output() or (value.name in shared and _read_names(value) <= shared)
     ]
     theirs, ours = (_run_with(model, looked_at, feed) for model in (file, graph.model))
     for node in file.graph:
@@ -236,7 +237,7 @@ def _find_node(graph: Graph, feed: Arrays, lowest: float | None) -> ir.Node | No
         same = {name for name in given if np.array_equal(theirs[name], ours[name])}
         is_float = all(np.issubdtype(theirs[name].dtype, np.inexact) for name in others)
         if others and set(given) <= (near if is_float else same):
-            return node
+            return f"node {node.name!r} ({node.op_type})"
     return None
 
 
@@ -248,8 +249,17 @@ def _is_near(theirs: NDArray[Any], ours: NDArray[Any], lowest: float | None) -> 
 
 
 def _names_made(model: ir.Model) -> set[str]:
-    tensors = (value for node in model.graph for value in node.outputs if value.dtype is not None)
-    return {str(value.name) for value in tensors if value.name}
+    made = (value for node in model.graph for value in node.outputs if value.name)
+    return {str(value.name) for value in made if isinstance(value.type, ir.TensorType) and _is_numpy(value)}
+
+
+def _read_names(value: ir.Value) -> set[str]:
+    """Returns the names of what the readers of a value make."""
+    return {str(item.name) for reader, _ in value.uses() for item in reader.outputs if item.name}
+
+
+def _is_numpy(value: ir.Value) -> bool:
+    return value.dtype not in (None, ir.DataType.STRING)
 
 
 def _run_with(model: ir.Model, names: Sequence[str], feed: Arrays) -> Arrays:

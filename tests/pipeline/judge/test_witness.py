@@ -185,6 +185,7 @@ def test_a_tie_is_no_other_meaning(loaded: Graph, recording_watcher: RecordingWa
         ([0, 0], [0, 1], -np.inf),
         ([np.inf, np.nan, 3], [np.inf, np.nan, 3], np.inf),
         ([np.inf, 1], [1, 1], -np.inf),
+        ([1e200, 0], [1e200, 1e199], 20.0),
     ],
 )
 def test_the_ratio_of_signal_and_difference(theirs: list[float], ours: list[float], wanted: float) -> None:
