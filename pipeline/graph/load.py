@@ -16,6 +16,7 @@ from onnx_ir.passes import common as passes
 
 from trtq.errors import ModelError
 from trtq.kept import KeptNode
+from trtq.models.modules import name_after_modules
 from trtq.models.session import count_weight_bytes
 from trtq.models.signature import TensorSpec, outputs_of, read_inputs
 from trtq.pipeline.graph.edit import widen
@@ -242,6 +243,7 @@ def _checked(proto: onnx.ModelProto, content: bytes, path: Path) -> ir.Model:
         lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
         raise ModelError(f"{path} is not a valid ONNX model: {' '.join(lines)[:400]}") from error
     ir.external_data.set_base_dir(model.graph, path.parent)
+    name_after_modules(model.graph)
     return model
 
 
