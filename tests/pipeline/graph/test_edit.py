@@ -267,7 +267,7 @@ def test_widening_leaves_no_narrow_type(narrow: ir.DataType) -> None:
             s = Shape(x)
             f = ConstantOfShape<value = float[1] {{1.5}}>(s)
             e = EyeLike<dtype = {int(narrow)}>(x)
-            r = RandomNormal<dtype = {int(narrow)}, shape = [2, 2], scale = 0.0, mean = 2.0>()
+            r = RandomUniform<dtype = {int(narrow)}, shape = [2, 2], low = 2.0, high = 2.0>()
             k = Cast<to = {int(narrow)}>(c)
             a = Add(x, f)
             b = Add(a, e)
