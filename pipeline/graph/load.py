@@ -19,6 +19,7 @@ from trtq.kept import KeptNode
 from trtq.models.modules import name_after_modules
 from trtq.models.session import count_weight_bytes
 from trtq.models.signature import TensorSpec, outputs_of, read_inputs
+from trtq.pipeline.graph.branches import inline_branches
 from trtq.pipeline.graph.edit import widen
 from trtq.pipeline.graph.einsum import turn_einsum_into_matmul
 from trtq.pipeline.graph.fold import drop_identities, fold_batch_norm, fold_bias, fold_constants
@@ -44,7 +45,7 @@ _MAX_OPSET = 25
 _MOST_IN_MEMORY = 1 << 28
 """Bytes of weights in other files that are read at once; of larger models one weight is read at a time."""
 _SMALL = 1 << 16
-_FOLDS = (fold_constants, turn_einsum_into_matmul, fold_bias, fold_batch_norm, fold_bias)
+_FOLDS = (turn_einsum_into_matmul, fold_bias, fold_batch_norm, fold_bias)
 _ANONYMOUS = frozenset({"?", "*", "-1", "None", "none", "unk", "dynamic"})
 
 
@@ -148,7 +149,13 @@ def _with_opset(model: ir.Model, min_opset: int) -> tuple[ir.Model, list[str]]:
 
 def _fold(model: ir.Model) -> list[str]:
     """Folds what can be folded, and brings names and shapes in order after it; says what was folded."""
-    notes = [note for fold in _FOLDS for note in fold(model)]
+    notes = list(fold_constants(model))
+    while inlined := list(inline_branches(model)):
+        drop_identities(model)
+        passes.NameFixPass(_Names())(model)
+        infer_shapes(model)
+        notes += [*inlined, *fold_constants(model)]
+    notes += [note for fold in _FOLDS for note in fold(model)]
     passes.NameFixPass(_Names())(model)
     passes.RemoveUnusedNodesPass()(model)  # after the names: it takes those of unused optional outputs away
     if notes:
@@ -179,6 +186,19 @@ def read_model(path: Path) -> ir.Model:
     """
     content = _content(path)
     return _checked(_parsed(content, path), content, path)
+
+
+def part_names(model: ir.Model) -> bool:
+    """Gives nodes that share a name names of their own, without which ONNX Runtime refuses them.
+
+    Returns:
+        Whether there were any.
+    """
+    names = [node.name for node in model.graph.all_nodes() if node.name]
+    is_shared = len(set(names)) < len(names)
+    if is_shared:
+        passes.NameFixPass(_Names())(model)
+    return is_shared
 
 
 def read_proto(path: Path) -> onnx.ModelProto:
