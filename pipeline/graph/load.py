@@ -23,7 +23,7 @@ from trtq.pipeline.graph.branches import inline_branches
 from trtq.pipeline.graph.edit import widen
 from trtq.pipeline.graph.einsum import turn_einsum_into_matmul
 from trtq.pipeline.graph.fold import drop_identities, fold_batch_norm, fold_bias, fold_constants
-from trtq.pipeline.graph.operands import standardize_operators
+from trtq.pipeline.graph.foreign_operators import find_least_opset, refuse_foreign_operators, standardize
 from trtq.pipeline.graph.opset import convert_opset, infer_shapes, read_opset
 from trtq.pipeline.graph.placement import holds_weights
 from trtq.pipeline.graph.quantized import is_quantized
@@ -105,9 +105,10 @@ def load(path: Path, *, min_opset: int) -> Graph:
     model = _checked(proto, content, path)
     notes = list(_normalize(model))
     del content, proto
-    _refuse_foreign_operators(model)
+    refuse_foreign_operators(model)
     notes += _part_anonymous_dims(model)
     model, changed = _with_opset(model, min_opset)
+    model = standardize(model)
     changed += _widen_bf16(model)
     notes += [*changed, *_fold(model)]
     unseen = tuple(_nodes_in_bodies(model))
@@ -173,9 +174,8 @@ def load_as_it_is(path: Path) -> ir.Model:
     list(_lift_constants(model))
     ir.external_data.load_to_model(model)
     passes.NameFixPass(_Names())(model)
-    standardize_operators(model)
     infer_shapes(model)
-    return model
+    return standardize(model)
 
 
 def read_model(path: Path) -> ir.Model:
@@ -188,17 +188,22 @@ def read_model(path: Path) -> ir.Model:
     return _checked(_parsed(content, path), content, path)
 
 
-def part_names(model: ir.Model) -> bool:
-    """Gives nodes that share a name names of their own, without which ONNX Runtime refuses them.
+def read_runnable(path: Path) -> tuple[ir.Model, bool]:
+    """Returns the model of a file as ONNX Runtime takes it, and whether that is another than the file's.
 
-    Returns:
-        Whether there were any.
+    Nodes that share a name get names of their own, and Q and DQ of TensorRT's own are the standard ones.
+
+    Raises:
+        ModelError: As `read_model`; or the opset cannot be raised to one that has them.
     """
+    model = read_model(path)
     names = [node.name for node in model.graph.all_nodes() if node.name]
-    is_shared = len(set(names)) < len(names)
-    if is_shared:
+    is_changed = len(set(names)) < len(names)
+    if is_changed:
         passes.NameFixPass(_Names())(model)
-    return is_shared
+    if find_least_opset(model) > 1:
+        model, is_changed = standardize(model), True
+    return model, is_changed
 
 
 def read_proto(path: Path) -> onnx.ModelProto:
@@ -294,15 +299,6 @@ def _externals(proto: onnx.ModelProto) -> list[tuple[onnx.TensorProto, dict[str,
     """Returns the tensors that lie in other files, and what is said of where."""
     tensors = (item for item in list_tensors(proto) if item.data_location == onnx.TensorProto.EXTERNAL)
     return [(tensor, {entry.key: entry.value for entry in tensor.external_data}) for tensor in tensors]
-
-
-def _refuse_foreign_operators(model: ir.Model) -> None:
-    for node in model.graph.all_nodes():
-        if node.domain not in ("", "ai.onnx", "com.microsoft"):
-            raise ModelError(
-                f"node {node.name!r} is {node.domain}::{node.op_type}, which is no standard ONNX operator; "
-                f"TensorRT has it only as a plugin, which trtq does not load"
-            )
 
 
 def _normalize(model: ir.Model) -> Iterator[str]:

@@ -78,13 +78,6 @@ class Operand:
         return sum(node.op_type == "Cast" for node in self.path)
 
 
-def standardize_operators(model: ir.Model) -> None:
-    """Gives Q and DQ of ONNX Runtime's own domain the standard one; TensorRT takes the one for the other."""
-    for node in model.graph:
-        if node.domain == "com.microsoft" and node.op_type in (QUANTIZE, DEQUANTIZE):
-            node.domain = ""
-
-
 def find_operand(value: ir.Value | None) -> Operand | None:
     """Returns the DequantizeLinear that a value comes from, through what only moves values; None if none."""
     operand = _walk_back(value)

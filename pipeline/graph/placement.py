@@ -172,8 +172,8 @@ def find_unmatched(
 
 
 def holds_weights(node: ir.Node) -> bool:
-    """Returns whether a node counts as a layer: by its type, or because a constant tensor is its weight."""
-    if node.op_type not in _WEIGHTED_IF_CONSTANT:
+    """Returns whether a node counts as a layer: by its type, or because a constant matrix is its weight."""
+    if node.op_type not in _WEIGHTED_IF_CONSTANT and node.domain in ("", "ai.onnx"):
         return node.op_type in WEIGHTED
     constants = [value for value in node.inputs if value is not None and value.is_initializer()]
     return any(len(value.shape or ()) > 1 and value.dtype in FLOAT_TYPES for value in constants)

@@ -16,7 +16,7 @@ from trtq.calibrators.batches import Batches, Feed
 from trtq.calibrators.observe import Progress
 from trtq.errors import ModelError
 from trtq.models.session import Session, list_runtime_errors, open_session
-from trtq.pipeline.graph.load import part_names, read_model
+from trtq.pipeline.graph.load import read_runnable
 from trtq.pipeline.graph.opset import infer_shapes
 from trtq.pipeline.judge.change import OutputChange
 from trtq.pipeline.judge.exact import make_quantize_exact
@@ -186,8 +186,7 @@ def _drop(arrays: Mapping[str, NDArray[Any]], names: Collection[str | None]) -> 
 
 
 def _open_session(path: Path) -> Session:
-    model = read_model(path)  # says in words what is wrong with the file
-    is_renamed = part_names(model)
+    model, is_changed = read_runnable(path)  # says in words what is wrong with the file
     if has_bf16(model):
         return open_session(without_bf16(model), optimize=False)
     if any(value.dtype is None for node in model.graph.all_nodes() for value in node.outputs):
@@ -195,7 +194,7 @@ def _open_session(path: Path) -> Session:
             infer_shapes(model)
     halves = emulate_fp16(model)
     exact = make_quantize_exact(model) if halves is None else halves
-    return open_session(exact or (model if is_renamed else path), optimize=False)
+    return open_session(exact or (model if is_changed else path), optimize=False)
 
 
 def _select_output(

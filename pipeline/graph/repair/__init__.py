@@ -10,8 +10,8 @@ import onnx_ir as ir
 
 from trtq.pipeline.graph.edit import GraphEditor
 from trtq.pipeline.graph.fold import fold_constants
+from trtq.pipeline.graph.foreign_operators import standardize_codes
 from trtq.pipeline.graph.lint.layers import check_layer
-from trtq.pipeline.graph.operands import standardize_operators
 from trtq.pipeline.graph.opset import convert_opset, infer_shapes, read_opset
 from trtq.pipeline.graph.repair.change import Change
 from trtq.pipeline.graph.repair.constants import quantize_constants, repair_constants, requantize_constants
@@ -50,7 +50,7 @@ def repair(model: ir.Model, *, requantize: bool = False) -> RepairedGraph:
 
 def _repair(model: ir.Model, requantize: bool, *, shapes: bool) -> RepairedGraph:
     result = model.clone()
-    standardize_operators(result)
+    standardize_codes(result)
     if read_opset(result) < _PER_CHANNEL_OPSET and any(
         node.op_type.startswith("QLinear") for node in result.graph
     ):
