@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import onnx_ir as ir
 
+from trtq.numbers import format_count
 from trtq.pipeline.graph.edit import GraphEditor
 
 
@@ -31,7 +32,7 @@ def inline_branches(model: ir.Model) -> Iterator[str]:
                 new = edit.insert("Identity", [new], like=new, output=f"{old.name}_taken", before=node)
             edit.replace(old, new)
         edit.remove(node)
-    yield f"put the branch of {len(chosen)} If nodes with a constant condition in their place"
+    yield f"inlined the branch of {format_count(len(chosen), 'If node')} with a constant condition"
 
 
 def _find_branch(node: ir.Node) -> ir.Graph | None:

@@ -11,6 +11,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from trtq.models.session import open_session, run
+from trtq.numbers import format_count
 from trtq.pipeline.graph.edit import GraphEditor, list_bodies
 from trtq.pipeline.graph.operands import find_constant, read_constant
 
@@ -55,7 +56,7 @@ def fold_constants(model: ir.Model) -> Iterator[str]:
             edit.replace(value, edit.add_constant(f"{value.name}_folded", array))
     edit.remove(list(foldable))
     if num_shapes + len(foldable):
-        yield f"folded {num_shapes + len(foldable)} nodes that depend on no input"
+        yield f"folded {format_count(num_shapes + len(foldable), 'node')} that depend on no input"
 
 
 def _fold_shapes(edit: GraphEditor) -> int:
@@ -143,7 +144,7 @@ def fold_batch_norm(model: ir.Model) -> Iterator[str]:
             _take_over(edit, norm, conv, bias)
             folded += 1
     if folded:
-        yield f"folded {folded} BatchNormalization nodes into the convolutions before them"
+        yield f"folded {format_count(folded, 'BatchNormalization node')} into the convolutions before them"
 
 
 def _take_over(edit: GraphEditor, node: ir.Node, conv: ir.Node, bias: NDArray[Any]) -> None:
@@ -178,7 +179,7 @@ def fold_bias(model: ir.Model) -> Iterator[str]:
                 folded += 1
                 break
     if folded:
-        yield f"folded {folded} bias additions into the convolutions before them"
+        yield f"folded {format_count(folded, 'bias addition')} into the convolutions before them"
 
 
 def _with_offset(conv: ir.Node, offset: ir.Value | None, add: ir.Node) -> NDArray[Any] | None:

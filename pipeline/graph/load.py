@@ -19,6 +19,7 @@ from trtq.kept import KeptNode
 from trtq.models.modules import name_after_modules
 from trtq.models.session import count_weight_bytes
 from trtq.models.signature import TensorSpec, outputs_of, read_inputs
+from trtq.numbers import format_count
 from trtq.pipeline.graph.branches import inline_branches
 from trtq.pipeline.graph.edit import widen
 from trtq.pipeline.graph.einsum import turn_einsum_into_matmul
@@ -114,8 +115,8 @@ def load(path: Path, *, min_opset: int) -> Graph:
     unseen = tuple(_nodes_in_bodies(model))
     if unseen:
         names = ", ".join(node.name for node in unseen[:4]) + (" ..." if len(unseen) > 4 else "")
-        lie = "nodes with weights lie inside If/Loop bodies and are not quantized"
-        notes.append(f"{len(unseen)} {lie}: {names}")
+        nodes = format_count(len(unseen), "node")
+        notes.append(f"inside If/Loop bodies lie {nodes} with weights, not quantized: {names}")
     graph = Graph(model, path, sha256(), tuple(notes), unseen)
     _ = graph.inputs, graph.outputs  # refuses strings and sequences
     return graph
@@ -320,7 +321,7 @@ def _lift_constants(model: ir.Model) -> Iterator[str]:
     num_nodes = len(model.graph)
     passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     if num_constants := num_nodes - len(model.graph):
-        yield f"turned {num_constants} Constant nodes into initializers"
+        yield f"turned {format_count(num_constants, 'Constant node')} into initializers"
 
 
 def _load_weights(model: ir.Model) -> None:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from trtq.models.session import open_session, run
 from trtq.pipeline.graph.edit import GraphEditor, widen
+from trtq.pipeline.graph.opset import read_opset
 
 QUANTIZE, DEQUANTIZE = "QuantizeLinear", "DequantizeLinear"
 OPERATOR_FORMAT = frozenset({
@@ -19,7 +20,8 @@ OPERATOR_FORMAT = frozenset({
     "QLinearSigmoid", "QLinearLeakyRelu", "QLinearSoftmax", "QLinearReduceMean", "QLinearWhere", "QAttention",
     "MatMulIntegerToFloat", "DynamicQuantizeMatMul", "DynamicQuantizeLSTM", "MatMulNBits", "QMoE",
 })  # fmt: skip
-_PER_CHANNEL_OPSET = 13
+PER_CHANNEL_OPSET = 13
+"""The first that has scales by channel."""
 _HALVES = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 _MOVES = frozenset({
     "DepthToSpace", "Dropout", "Expand", "Flatten", "Gather", "Identity", "MaxPool", "Neg", "Pad",
@@ -229,7 +231,7 @@ def evaluate(
             edit.set_constant(node, 0, f"{node.name}_codes", ones)
     widen(edit.model, _HALVES)  # since ONNX Runtime does not compute in bfloat16
     if not any(node.op_type in ("Squeeze", "Unsqueeze") for node in edit.graph):  # axes are inputs since 13
-        edit.graph.opset_imports[""] = max(edit.graph.opset_imports.get("", 1), _PER_CHANNEL_OPSET)
+        edit.graph.opset_imports[""] = max(read_opset(edit.model), PER_CHANNEL_OPSET)
     return np.asarray(run(open_session(edit.model, optimize=False), [str(operand.value.name)], {})[0])
 
 

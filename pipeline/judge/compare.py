@@ -220,7 +220,7 @@ def _open_session(path: Path) -> Session:
 
 
 def _read_typed(path: Path) -> tuple[ir.Model, bool]:
-    """Returns a model with the dtypes of its tensors, and whether ONNX Runtime does not take the file as it is.
+    """Returns a model with the dtypes of its tensors, and whether ONNX Runtime takes it in another form only.
 
     What is wrong with the file is said in words.
     """

@@ -40,7 +40,7 @@ def test_the_branch_that_is_taken_stands_in_the_graph(
     after, notes = folded(model, inline_branches)
     assert op_types(after) == [*(["MatMul", "Relu"] if taken else ["Neg", "Exp"]), "If"]
     assert not taken or [str(node.name) for node in after.graph][:2] == ["mul", "relu"]
-    assert notes == ["put the branch of 1 If nodes with a constant condition in their place"]
+    assert notes == ["inlined the branch of 1 If node with a constant condition"]
     for answer in (True, False):
         assert_equal_outputs(model, after, feed={"d": np.array(answer)})
 
@@ -126,7 +126,7 @@ def test_a_size_that_is_known_decides_a_branch(
     weights: dict[str, Any] = {"one": np.array(1), "axes": np.array([1]), "w": random_array(4, 4)}
     graph = graph_of(text, **weights)
     assert op_types(graph.model) == ["Squeeze", "MatMul"]
-    assert graph.notes[-1] == "put the branch of 1 If nodes with a constant condition in their place"
+    assert graph.notes[-1] == "inlined the branch of 1 If node with a constant condition"
     assert [str(item) for item in graph.outputs] == ["z float32 (N, 4)"]
     assert_equal_outputs(model_of(text, **weights), graph.model)
 
