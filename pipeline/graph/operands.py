@@ -85,7 +85,13 @@ def find_operand(value: ir.Value | None) -> Operand | None:
     operand = _walk_back(value)
     if operand is None or not all(_is_folded(node, operand) for node in operand.path):
         return None
-    return operand
+    return None if _is_looked_up(operand) and (operand.scale is None or operand.scale.size > 1) else operand
+
+
+def _is_looked_up(operand: Operand) -> bool:
+    """Whether it is rows of a table; TensorRT moves their codes on only if all have one scale."""
+    picks = (node.inputs[1] for node in operand.path if node.op_type == "Gather")
+    return operand.is_weight and any(index is not None and not index.is_initializer() for index in picks)
 
 
 def find_operands(node: ir.Node) -> tuple[Operand | None, Operand | None]:
