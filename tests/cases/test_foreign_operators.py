@@ -38,7 +38,8 @@ def _save(path: Path, body: str, opset: int = 17, **weights: NDArray[Any]) -> Pa
 
 
 def test_what_stands_behind_an_operator_of_onnx_runtime_is_quantized(tmp_path: Path) -> None:
-    body = """[gelu] a = com.microsoft.BiasGelu(x, b) [fc] h = MatMul(a, w)
+    body = """[gelu] t = com.microsoft.BiasGelu(x, b) [other] a = com.microsoft.BiasGelu(t, b)
+        [fc] h = MatMul(a, w)
         [fused] y = com.microsoft.FusedMatMul <alpha = 0.5>(h, v)"""
     path = _save(tmp_path / "m.onnx", body, b=_random(32), w=_random(32, 32), v=_random(32, 16))
     for model in (load(path, min_opset=19).model, load_as_it_is(path)):
@@ -120,3 +121,14 @@ def test_the_domain_of_onnx_may_have_its_long_name(tmp_path: Path) -> None:
     onnx.save(proto, tmp_path / "m.onnx")
     graph = load(tmp_path / "m.onnx", min_opset=13)
     assert (graph.opset, [node.domain for node in graph.model.graph]) == (17, [""])
+
+
+def test_a_table_of_angles_is_no_weight(tmp_path: Path) -> None:
+    body = """r = Reshape(x, four) [turn] t = com.microsoft.RotaryEmbedding(r, zero, cos, cos)
+        f = Reshape(t, two) [fc] y = MatMul(f, w)"""
+    numbers = {"four": [0, 1, 1, 32], "two": [0, 32], "zero": [0]}
+    weights: dict[str, Any] = {name: np.array(value, np.int64) for name, value in numbers.items()}
+    path = _save(tmp_path / "m.onnx", body, cos=_random(8, 16), w=_random(32, 16), **weights)
+    placement = place(load(path, min_opset=19).model)
+    assert [node.name for node in placement.quantized] == ["fc"]
+    assert placement.kept == ()
