@@ -56,13 +56,18 @@ def test_angles_of_positions_stay_fp32(
             "[a] p = Shape(t) [c] f = Cast<to = 1>(p) [d] g = ReduceMax(f) [b] y = Sin(g)", set(), id="else"
         ),
         pytest.param("[b] s = Sin(w) [a] y = Mul(t, s)", set(), id="a constant"),
+        pytest.param("[c] e = Gather(v, ids) [a] p = MatMul(e, v) [b] y = Sin(p)", set(), id="an embedding"),
+        pytest.param(
+            "[c] f = Cast<to = 1>(ids) [d] g = Unsqueeze(f, one) [a] p = Add(g, t) [b] y = Sin(p)",
+            {"a", "b", "c", "d"},
+            id="both",
+        ),
     ],
 )
 def test_other_angles_are_fp16(model_of: Callable[..., ir.Model], text: str, kept: set[str]) -> None:
-    weights = {"w": np.ones((1, 4), np.float32), "v": np.ones((4, 4), np.float32)}
-    model = model_of(
-        f"g (float[N,4] t) => (y) {{ {text} }}",
-        **{name: array for name, array in weights.items() if f"{name})" in text},
-    )
+    arrays: dict[str, Any] = {"w": np.ones((1, 4), np.float32), "v": np.ones((4, 4), np.float32)}
+    arrays["one"] = np.array([1])
+    weights = {name: array for name, array in arrays.items() if re.search(rf"[(, ]{name}[,)]", text)}
+    model = model_of(f"g (float[N,4] t, int64[N] ids) => (float[N,4] y) {{ {text} }}", **weights)
     reasons = cast(model)[1]
     assert {name for name, reason in reasons.items() if "angles" in reason} == kept
