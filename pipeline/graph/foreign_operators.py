@@ -40,7 +40,7 @@ def refuse_foreign_operators(model: ir.Model) -> None:
 
 def standardize(model: ir.Model) -> ir.Model:
     """Returns the model with standard Q and DQ, in an opset that has them, and with the types of the rest."""
-    if all(node.domain in _STANDARD for node in model.graph):
+    if all(node.domain in _STANDARD for node in model.graph.all_nodes()):
         return model
     if read_opset(model) < (opset := find_least_opset(model)):
         model = convert_opset(model, opset)
@@ -56,7 +56,7 @@ def standardize_codes(model: ir.Model) -> None:
     Those of 16 bits stay, which older opsets do not have.
     """
     edit = GraphEditor(model)
-    for node in list(model.graph):
+    for node in list(model.graph.all_nodes()):
         op_type = _CODES.get(node.op_type, (node.op_type,))[0]
         if node.domain not in ("com.microsoft", "trt") or op_type not in (QUANTIZE, DEQUANTIZE):
             continue
@@ -73,7 +73,7 @@ def standardize_codes(model: ir.Model) -> None:
 
 def find_least_opset(model: ir.Model) -> int:
     """Returns the first opset that has the standard form of TensorRT's own Q and DQ; 1 without them."""
-    names = (node.op_type for node in model.graph if node.domain == "trt")
+    names = (node.op_type for node in model.graph.all_nodes() if node.domain == "trt")
     return max((_CODES[name][2] for name in names if name in _CODES), default=1)
 
 
