@@ -10,8 +10,8 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-from checked_qdq import random_array
 from folded import folded, op_types
+from made_up import random_array
 
 from trtq.pipeline.graph.branches import inline_branches
 from trtq.pipeline.graph.load import Graph, load
