@@ -57,3 +57,19 @@ def test_a_size_that_the_model_does_not_have_is_refused(tmp_path: Path) -> None:
         DataError, match=r"input 'past' of .* has shape \(8, 0, 32\), the model wants \(B, 4, 32\)"
     ):
         trtq.calibrate(tmp_path / "m.onnx", spec=spec)
+
+
+def test_an_output_without_values_is_no_evidence(tmp_path: Path) -> None:
+    proto = onnx.parser.parse_model("""<ir_version: 9, opset_import: ["": 19]>
+        g (float[B,S,32] x, float[B,P,32] past) => (float[B,S,32] y, float[B,P,32] z) {
+            [one] y = MatMul(x, w) [two] z = MatMul(past, w) }""")
+    weight = (_RNG.standard_normal((32, 32)) / 6).astype(np.float32)
+    proto.graph.initializer.append(onnx.numpy_helper.from_array(weight, "w"))
+    onnx.save(proto, tmp_path / "m.onnx")
+    for length, verdict in ((0, "unverified"), (3, "pass")):
+        x, past = (_RNG.standard_normal((16, size, 32)).astype(np.float32) for size in (5, length))
+        np.savez(tmp_path / "d.npz", x=x, past=past)
+        spec = trtq.ModelSpec(calibration=trtq.CalibrationSpec(data=str(tmp_path / "d.npz")))
+        target = trtq.Target(backend="onnxruntime")
+        report = trtq.build(tmp_path / "m.onnx", spec=spec, target=target, output=tmp_path / str(length))
+        assert report.verdict == verdict
