@@ -14,7 +14,6 @@ from onnx import TensorProto, numpy_helper
 
 from trtq.errors import ModelError
 
-_STANDARD = "ai.onnx"
 _BODIES = (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS)
 _MOST_DENSE_BYTES = 1 << 31
 _VALUE_FIELDS = ("float_data", "int32_data", "int64_data", "double_data", "uint64_data")
@@ -23,7 +22,7 @@ _VALUE_FIELDS = ("float_data", "int32_data", "int64_data", "double_data", "uint6
 def tidy(proto: onnx.ModelProto, path: Path) -> bool:
     """Sorts the nodes, names nameless graphs and makes sparse weights dense, in place, also in bodies.
 
-    The standard operators get the domain "", which some tools write as "ai.onnx".
+    The domain of the standard operators, which may be called `ai.onnx`, is "" then.
 
     Returns:
         Whether anything changed.
@@ -31,27 +30,10 @@ def tidy(proto: onnx.ModelProto, path: Path) -> bool:
     Raises:
         ModelError: A sparse weight contradicts itself, or would be too large.
     """
-    changes = [_name_domain(proto), *(_sort(function) for function in proto.functions)]
+    changes = [_shorten_domain(proto), *map(_sort, proto.functions)]
     for graph in list_graphs(proto):
         changes += [_name(graph), _sort(graph), _densify(graph, path)]
     return any(changes)
-
-
-def _name_domain(proto: onnx.ModelProto) -> bool:
-    changed = False
-    for holder in (proto, *proto.functions):
-        named = [item for item in holder.opset_import if item.domain == _STANDARD]
-        has_other = any(not item.domain for item in holder.opset_import)
-        for item in named:
-            if has_other:
-                holder.opset_import.remove(item)
-            item.domain = ""
-        changed = changed or bool(named)
-    nodes = [node for function in proto.functions for node in function.node]
-    for node in (*nodes, *(node for graph in list_graphs(proto) for node in graph.node)):
-        changed = changed or node.domain == _STANDARD
-        node.domain = "" if node.domain == _STANDARD else node.domain
-    return changed
 
 
 def list_graphs(proto: onnx.ModelProto) -> list[onnx.GraphProto]:
@@ -158,6 +140,15 @@ def check_tensor(tensor: TensorProto, path: Path) -> None:
             f"{told} have {have} {unit}; the dims {list(tensor.dims)} of {dtype.name.lower()} need {want}; "
             f"export the model again, or copy the whole file"
         )
+
+
+def _shorten_domain(proto: onnx.ModelProto) -> bool:
+    nodes = [node for part in (*list_graphs(proto), *proto.functions) for node in part.node]
+    imports = [item for part in (proto, *proto.functions) for item in part.opset_import]
+    long = [item for item in (*nodes, *imports) if item.domain == "ai.onnx"]
+    for item in long:
+        item.domain = ""
+    return bool(long)
 
 
 def _name(graph: onnx.GraphProto) -> bool:

@@ -18,7 +18,7 @@ from trtq.calibrators.sources import make_random_batches
 from trtq.errors import ModelError
 from trtq.models.session import Session, count_weight_bytes, open_session, run
 from trtq.pipeline.graph.fold import RANDOM
-from trtq.pipeline.graph.load import Graph, load, read_model
+from trtq.pipeline.graph.load import Graph, load, read_model, read_runnable
 from trtq.pipeline.graph.opset import FIRST_RUN, infer_shapes, read_opset
 from trtq.pipeline.graph.quantized import is_quantized
 from trtq.pipeline.judge.widen import has_bf16, without_bf16
@@ -118,14 +118,17 @@ def open_reference(path: Path) -> Session:
 
 
 def _open_file(path: Path) -> Session:
-    """Returns a session that runs a file as it is; BF16, which ONNX Runtime does not have, is FP32."""
+    """Returns a session that runs a file as it is, or else as ONNX Runtime takes it."""
     try:
         return open_session(path, optimize=False)
     except ModelError:
-        model = read_model(path)
-        if not has_bf16(model):
-            raise
-        return open_session(without_bf16(model), optimize=False)
+        return open_session(_read_file(path), optimize=False)
+
+
+def _read_file(path: Path) -> ir.Model:
+    """Returns the model of a file as ONNX Runtime takes it: BF16, for which it has no kernels, is FP32."""
+    model, _ = read_runnable(path)
+    return without_bf16(model) if has_bf16(model) else model
 
 
 def _run_first(
@@ -217,8 +220,7 @@ def _find_place(graph: Graph, feed: Arrays, lowest: float | None) -> str | None:
     A tensor of the file is looked at if it is an output, or if the loaded model has it and all that its
     readers make: the others were folded, and their names may have gone to something else.
     """
-    file = read_model(graph.path)
-    file = without_bf16(file) if has_bf16(file) else file
+    file = _read_file(graph.path)
     with suppress(ModelError):
         infer_shapes(file)
     shared = _names_made(graph.model) & _names_made(file)
