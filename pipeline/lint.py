@@ -23,8 +23,8 @@ class LintItem:
 
     Attributes:
         finding: What is wrong with the file as it is.
-        repair: "exact": `trtq build` repairs it and changes no value; "rounds": it repairs it by rounding a
-            weight anew; "requantize": only with `--requantize`; "none": not at all.
+        repair: "exact": `trtq build` repairs it and changes no value; "rounds": it repairs it, and rounds
+            or cuts off otherwise than the file; "requantize": only with `--requantize`; "none": not at all.
         what: What the node has after the repair; empty if there is none.
         detail: The numbers of that, of this node alone.
     """

@@ -40,6 +40,7 @@ from trtq.pipeline.judge.sensitivity import (
     to_json,
 )
 from trtq.pipeline.judge.switchable import Switchable, open_switchable
+from trtq.pipeline.judge.witness import check_against_file
 from trtq.progress import Silent, Watcher
 
 _ALL, _ALONE, _WITHOUT = "all quantized", "alone: ", "without: "
@@ -93,6 +94,7 @@ def sensitivity(
     )
     state = _earlier(path, start, watcher)
     if not state.is_complete:
+        check_against_file(graph, calibration, watcher)
         how = options_from_spec(spec.calibration)
         seen = observe_graph(graph, placement.activations, calibration, how, watcher)
         ranges = improve_ranges(graph, placement, seen, calibration, spec, watcher).ranges

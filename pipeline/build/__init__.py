@@ -17,6 +17,7 @@ from trtq.pipeline.build.models import ModelFiles, report_job_weights, write_mod
 from trtq.pipeline.build.prepare import prepare
 from trtq.pipeline.build.ranges import JobRanges, find_ranges
 from trtq.pipeline.build.search import search_layers
+from trtq.pipeline.calibrate.data import find_shapes
 from trtq.pipeline.deliver.earlier import EarlierBuild, find_earlier
 from trtq.pipeline.deliver.folder import stage_folder
 from trtq.pipeline.deliver.names import ENGINE
@@ -25,6 +26,7 @@ from trtq.pipeline.deliver.signature import read_private_key
 from trtq.pipeline.engine.target import Target
 from trtq.pipeline.judge.compare import Comparison
 from trtq.pipeline.judge.gate import judge
+from trtq.pipeline.judge.witness import check_against_file
 from trtq.pipeline.sign import sign
 from trtq.progress import Log, Silent, Watcher
 
@@ -87,6 +89,9 @@ def run_job(job: Job, log: Log, earlier: EarlierBuild | None = None) -> Report:
         log: What was said so far; what is said from here on is added.
         earlier: A build in the same folder whose stages may be used again.
     """
+    if earlier is None or "ranges" not in earlier.same:  # else the same file and data were checked then
+        data = job.calibration or job.evaluation
+        check_against_file(job.graph, data, log, find_shapes(job.spec, job.target))
     with stage_folder(job.folder) as stage:
         calibrated = find_ranges(job, earlier, log)
         ranges = calibrated.ranges

@@ -165,7 +165,9 @@ def _repair(graph: Graph, target: Target, watcher: Watcher) -> Graph:
     for sentence, is_exact in summarize_changes(repaired.changes):
         (watcher.note if is_exact else watcher.warn)(sentence)
     refuse(lint(repaired.model))
-    return replace(graph, model=repaired.model)
+    is_exact = all(change.is_exact for change in repaired.changes)
+    is_rewritten = is_exact and (graph.is_rewritten or bool(repaired.changes))
+    return replace(graph, model=repaired.model, is_rewritten=is_rewritten)
 
 
 def refuse_inputs_in(folder: Path, *sources: Path | str | None) -> None:

@@ -28,6 +28,7 @@ from trtq.pipeline.engine.target import Target
 from trtq.pipeline.graph.load import Graph, load
 from trtq.pipeline.graph.placement import Placement
 from trtq.pipeline.graph.quantized import is_quantized
+from trtq.pipeline.judge.witness import check_against_file
 from trtq.progress import Silent, Watcher
 
 
@@ -102,6 +103,7 @@ def open_calibration(
     placement = place_layers(graph, spec, target, watcher)
     batches = open_calibration_data(graph, spec, target, random_data=random_data)
     warn_of_preprocess(batches, spec, watcher)
+    check_against_file(graph, batches, watcher)
     return CalibrationSetup(graph, spec, placement, batches)
 
 

@@ -112,12 +112,7 @@ def open_calibration_data(graph: Graph, spec: ModelSpec, target: Target, *, rand
         DataError: None is named, or it does not fit.
     """
     if random_data:
-        shapes = {
-            **{name: item.opt for name, item in spec.inputs.items()},
-            **target.shapes.max,
-            **target.shapes.opt,
-        }
-        return make_random_batches(graph.inputs, shapes, _NUM_RANDOM_FEEDS)
+        return make_random_batches(graph.inputs, find_shapes(spec, target), _NUM_RANDOM_FEEDS)
     if spec.calibration.data is None:
         raise DataError(
             f"{graph.path} cannot be calibrated without data; give --calib-data with {ACCEPTED_DATA}; or "
@@ -131,6 +126,15 @@ def open_calibration_data(graph: Graph, spec: ModelSpec, target: Target, *, rand
         extra=(spec.evaluation.labels,) if spec.evaluation.labels else (),
     )
     return batches.first(spec.calibration.samples)
+
+
+def find_shapes(spec: ModelSpec, target: Target) -> dict[str, Sequence[int]]:
+    """Returns the usual shapes of inputs, where the settings or the target tell them."""
+    return {
+        **{name: item.opt for name, item in spec.inputs.items()},
+        **target.shapes.max,
+        **target.shapes.opt,
+    }
 
 
 def warn_of_preprocess(batches: Batches, spec: ModelSpec, watcher: Watcher) -> None:

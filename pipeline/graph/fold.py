@@ -17,10 +17,11 @@ from trtq.pipeline.graph.operands import find_constant, read_constant
 
 _MAX_GROWTH = 1 << 18  # elements; not bytes, so that a Cast of FP16 weights to FP32 is no growth
 _STANDARD = ("", "ai.onnx")
-_NOT_FOLDED = frozenset({
-    "QuantizeLinear", "DequantizeLinear",  # they are the point of a quantized model
+RANDOM = frozenset({
     "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial", "Bernoulli",
 })  # fmt: skip
+"""Operators that draw other numbers each time."""
+_NOT_FOLDED = frozenset({"QuantizeLinear", "DequantizeLinear", *RANDOM})  # Q/DQ are the point of such a model
 
 
 def drop_identities(model: ir.Model) -> None:

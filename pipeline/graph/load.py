@@ -25,12 +25,13 @@ from trtq.pipeline.graph.edit import widen
 from trtq.pipeline.graph.einsum import turn_einsum_into_matmul
 from trtq.pipeline.graph.fold import drop_identities, fold_batch_norm, fold_bias, fold_constants
 from trtq.pipeline.graph.foreign_operators import find_least_opset, refuse_foreign_operators, standardize
-from trtq.pipeline.graph.opset import convert_opset, infer_shapes, read_opset
+from trtq.pipeline.graph.opset import FIRST_RUN, convert_opset, infer_shapes, read_opset
 from trtq.pipeline.graph.placement import holds_weights
 from trtq.pipeline.graph.quantized import is_quantized
 from trtq.pipeline.graph.tidy import (
     check_tensor,
     copy_for_checker,
+    has_group_norm,
     has_shapeless_outputs,
     list_tensors,
     tidy,
@@ -43,6 +44,8 @@ if TYPE_CHECKING:
 _MAX_IR_VERSION = 11
 _MAX_OPSET = 25
 """ONNX Runtime has no kernels for Q/DQ of opset 28, and TensorRT's parser ends before it."""
+_GROUP_NORM_OPSET = 21
+"""Before it ONNX calls GroupNormalization deprecated, and refuses what is written with it."""
 _MOST_IN_MEMORY = 1 << 28
 """Bytes of weights in other files that are read at once; of larger models one weight is read at a time."""
 _SMALL = 1 << 16
@@ -60,6 +63,7 @@ class Graph:
         sha256: Digest of that file and of its external data.
         notes: What `load` changed, one sentence each.
         unseen: The nodes with weights inside If, Loop and Scan bodies: they stay as they are.
+        is_rewritten: Whether nodes were rewritten to compute the same, of which the file is the witness.
     """
 
     model: ir.Model
@@ -67,6 +71,7 @@ class Graph:
     sha256: str
     notes: tuple[str, ...] = ()
     unseen: tuple[KeptNode, ...] = ()
+    is_rewritten: bool = False
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
@@ -111,13 +116,14 @@ def load(path: Path, *, min_opset: int) -> Graph:
     model, changed = _with_opset(model, min_opset)
     model = standardize(model)
     changed += _widen_bf16(model)
-    notes += [*changed, *_fold(model)]
+    changed += _fold(model)
+    notes += changed
     unseen = tuple(_nodes_in_bodies(model))
     if unseen:
         names = ", ".join(node.name for node in unseen[:4]) + (" ..." if len(unseen) > 4 else "")
         nodes = format_count(len(unseen), "node")
         notes.append(f"inside If/Loop bodies lie {nodes} with weights, not quantized: {names}")
-    graph = Graph(model, path, sha256(), tuple(notes), unseen)
+    graph = Graph(model, path, sha256(), tuple(notes), unseen, is_rewritten=bool(changed))
     _ = graph.inputs, graph.outputs  # refuses strings and sequences
     return graph
 
@@ -134,9 +140,11 @@ def _widen_bf16(model: ir.Model) -> Iterator[str]:
 def _with_opset(model: ir.Model, min_opset: int) -> tuple[ir.Model, list[str]]:
     """Returns the model in an opset that runtimes and quantization take, with shapes, and what is told of it.
 
-    A newer opset stays where ONNX's converter cannot lower it: some operators are new.
+    A newer opset stays where a node cannot be lowered: some operators are new.
     """
     opset = read_opset(model)
+    if any(node.op_type == "GroupNormalization" and not node.domain for node in model.graph.all_nodes()):
+        min_opset = max(min_opset, _GROUP_NORM_OPSET)
     if opset < min_opset and not is_quantized(model):
         return convert_opset(model, min_opset), [f"raised the opset from {opset} to {min_opset}"]
     if opset > _MAX_OPSET:
@@ -150,19 +158,26 @@ def _with_opset(model: ir.Model, min_opset: int) -> tuple[ir.Model, list[str]]:
 
 
 def _fold(model: ir.Model) -> list[str]:
-    """Folds what can be folded, and brings names and shapes in order after it; says what was folded."""
+    """Folds what can be folded, and brings names and shapes in order after it; says what was folded.
+
+    Nothing is folded in an opset that ONNX Runtime does not run.
+    """
+    notes = _fold_nodes(model) if read_opset(model) >= FIRST_RUN else []
+    passes.NameFixPass(_Names())(model)
+    passes.RemoveUnusedNodesPass()(model)  # after the names: it takes those of unused optional outputs away
+    if notes:
+        infer_shapes(model)
+    return notes
+
+
+def _fold_nodes(model: ir.Model) -> list[str]:
     notes = list(fold_constants(model))
     while inlined := list(inline_branches(model)):
         drop_identities(model)
         passes.NameFixPass(_Names())(model)
         infer_shapes(model)
         notes += [*inlined, *fold_constants(model)]
-    notes += [note for fold in _FOLDS for note in fold(model)]
-    passes.NameFixPass(_Names())(model)
-    passes.RemoveUnusedNodesPass()(model)  # after the names: it takes those of unused optional outputs away
-    if notes:
-        infer_shapes(model)
-    return notes
+    return notes + [note for fold in _FOLDS for note in fold(model)]
 
 
 def load_as_it_is(path: Path) -> ir.Model:
@@ -259,7 +274,7 @@ def _checked(proto: onnx.ModelProto, content: bytes, path: Path) -> ir.Model:
     for tensor, where in external:
         _check_external(tensor, where, path)
     try:
-        if tidy(proto, path) or has_shapeless_outputs(proto):
+        if tidy(proto, path) or has_shapeless_outputs(proto) or has_group_norm(proto):
             onnx.checker.check_model(copy_for_checker(proto))
         else:
             onnx.checker.check_model(str(path) if external else content)
@@ -314,6 +329,8 @@ def _normalize(model: ir.Model) -> Iterator[str]:
 def _lift_constants(model: ir.Model) -> Iterator[str]:
     """Leaves nothing but nodes and initializers: no functions, no Constant nodes, no weights as inputs."""
     if model.functions:
+        for function in model.functions.values():  # ONNX's checker saw that the versions are compatible
+            function.opset_imports.update(model.opset_imports)
         passes.InlinePass()(model)
         yield "inlined the model's own functions"
     if passes.RemoveInitializersFromInputsPass()(model).modified:

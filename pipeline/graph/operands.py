@@ -185,7 +185,8 @@ def find_code_dtype(node: ir.Node) -> ir.DataType | None:
     if zero is not None and zero.dtype is not None:
         return zero.dtype
     codes = node.inputs[0] if node.op_type == DEQUANTIZE else node.outputs[0]
-    if output_dtype := node.attributes.get_int("output_dtype", 0):
+    output_dtype = node.attributes.get_int("output_dtype", 0)
+    if output_dtype and node.op_type == QUANTIZE:  # that of a DequantizeLinear is of the floats
         return ir.DataType(output_dtype)
     if codes is not None and codes.dtype is not None:
         return codes.dtype

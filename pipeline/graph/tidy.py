@@ -59,13 +59,21 @@ def _bodies(node: onnx.NodeProto) -> list[onnx.GraphProto]:
 
 
 def copy_for_checker(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """Returns a copy for ONNX's checker: outputs without a shape are scalars, outer weights are empty."""
+    """Returns a copy for ONNX's checker: outputs without a shape are scalars, outer weights are empty.
+
+    GroupNormalization, which ONNX calls deprecated before opset 21, is Identity.
+    """
     copy = onnx.ModelProto()
     copy.CopyFrom(proto)
     for graph in list_graphs(copy):
         for output in graph.output:
             if output.type.HasField("tensor_type"):
                 output.type.tensor_type.shape.SetInParent()
+        for node in graph.node:
+            if _is_group_norm(node):
+                node.op_type = "Identity"
+                node.ClearField("attribute")
+                del node.input[1:]
     for tensor in list_tensors(copy):
         if tensor.data_location == TensorProto.EXTERNAL:
             tensor.ClearField("data_location")
@@ -78,6 +86,15 @@ def has_shapeless_outputs(proto: onnx.ModelProto) -> bool:
     """Returns whether an output of the graph or of a body has a dtype and no shape."""
     types = [output.type for graph in list_graphs(proto) for output in graph.output]
     return any(item.HasField("tensor_type") and not item.tensor_type.HasField("shape") for item in types)
+
+
+def has_group_norm(proto: onnx.ModelProto) -> bool:
+    """Returns whether a node is a GroupNormalization."""
+    return any(_is_group_norm(node) for graph in list_graphs(proto) for node in graph.node)
+
+
+def _is_group_norm(node: onnx.NodeProto) -> bool:
+    return node.op_type == "GroupNormalization" and node.domain in ("", "ai.onnx")
 
 
 def list_tensors(proto: onnx.ModelProto) -> Iterator[TensorProto]:

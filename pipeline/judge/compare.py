@@ -28,6 +28,7 @@ from trtq.pipeline.judge.score import Labels, Scores
 from trtq.pipeline.judge.steady import Mask, find_steady
 from trtq.pipeline.judge.views import Key, OutputViews, create_views
 from trtq.pipeline.judge.widen import has_bf16, without_bf16
+from trtq.pipeline.judge.witness import open_reference
 from trtq.records import LogitsComparison, OutputComparison
 
 _WORK = "comparing models"
@@ -216,7 +217,9 @@ def _open_session(path: Path) -> Session:
         return open_session(without_bf16(model), optimize=False)
     halves = emulate_fp16(model)
     exact = make_quantize_exact(model) if halves is None else halves
-    return open_session(exact or (model if is_changed else path), optimize=False)
+    if exact is None and not is_changed:
+        return open_reference(path)
+    return open_session(exact or model, optimize=False)
 
 
 def _read_typed(path: Path) -> tuple[ir.Model, bool]:

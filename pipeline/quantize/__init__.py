@@ -14,10 +14,11 @@ from trtq.errors import ArtifactError, UsageError
 from trtq.models.session import save
 from trtq.models.spec import ModelSpec
 from trtq.pipeline.calibrate import load_float
-from trtq.pipeline.calibrate.data import open_calibration_data, place_layers
+from trtq.pipeline.calibrate.data import find_shapes, open_calibration_data, place_layers
 from trtq.pipeline.engine.strategy import choose_rest
 from trtq.pipeline.engine.target import Target
 from trtq.pipeline.graph.placement import Placement
+from trtq.pipeline.judge.witness import check_against_file
 from trtq.pipeline.quantize.weights import find_runtime, place_weights
 from trtq.pipeline.rewrite.mixed import WeightEncoding, quantize_graph
 from trtq.progress import Silent, Watcher
@@ -53,6 +54,9 @@ def quantize(
     target = target or Target()
     graph, spec = load_float(Path(model), spec, watcher, target.min_opset)
     rest = choose_rest(target)
+    needs_data = target.weights is not None and target.weights.method == "gptq"
+    batches = open_calibration_data(graph, spec, target, random_data=False) if needs_data else None
+    check_against_file(graph, batches, watcher, find_shapes(spec, target))
     placement, encoding = Placement(), WeightEncoding()
     if ranges is not None:
         if ranges.model_sha256 != graph.sha256:
@@ -60,8 +64,6 @@ def quantize(
         placement = place_layers(graph, spec, target, watcher)
     if target.weights is not None:
         placement = place_weights(graph, spec, target, placement, watcher)
-        needs_data = target.weights.method == "gptq"
-        batches = open_calibration_data(graph, spec, target, random_data=False) if needs_data else None
         encoding = WeightEncoding(target.weights.method, find_runtime(target.backend), batches)
     elif ranges is None:
         raise UsageError("there is nothing to quantize with: give ranges, or a weight format")

@@ -15,6 +15,8 @@ from onnx import TensorProto, helper, numpy_helper
 from trtq.calibrators.batches import Batches, Feed
 from trtq.errors import ModelError
 from trtq.models.session import open_session, run
+from trtq.pipeline.build import build
+from trtq.pipeline.engine.target import Target
 from trtq.pipeline.graph.load import load, read_model
 from trtq.pipeline.judge.compare import compare_models
 
@@ -137,6 +139,23 @@ def test_group_normalization_has_the_shape_of_its_input(tmp_path: Path) -> None:
     assert str(norm.outputs[0].shape) == "[N,4,5]"
 
 
+def test_group_normalization_of_opset_18_is_built(tmp_path: Path) -> None:
+    proto = _graph("""g (float[2,6,4] x) => (float[2,6,4] y) {
+        y = GroupNormalization<num_groups = 2>(x, s, b)
+    }""")
+    factors = np.array([1, 3], np.float32)
+    proto.graph.initializer.extend(numpy_helper.from_array(factors, name) for name in "sb")
+    proto.opset_import[0].version = 18
+    x = np.random.default_rng(1).standard_normal((2, 6, 4)).astype(np.float32)
+    theirs, ours = _outputs(proto, tmp_path / "m.onnx", x)
+    np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)
+    report = build(
+        tmp_path / "m.onnx", target=Target(precision="fp16", backend="onnxruntime"), output=tmp_path / "o"
+    )
+    assert "raised the opset from 18 to 21" in report.notes
+    assert report.warnings == ()
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -172,7 +191,25 @@ def test_a_newer_operator_keeps_its_opset(tmp_path: Path) -> None:
     onnx.save(proto, tmp_path / "m.onnx")
     graph = load(tmp_path / "m.onnx", min_opset=13)
     assert graph.opset == 26
-    assert any(note.startswith("the opset stays 26: ONNX's converter cannot lower") for note in graph.notes)
+    told = (
+        "the opset stays 26: node 'BitCast' (BitCast) cannot be brought from opset 26 to 25: ONNX has no such"
+    )
+    assert any(note.startswith(told) for note in graph.notes)
+
+
+@pytest.mark.parametrize("imports", [("ai.onnx",), ("", "ai.onnx")])
+@pytest.mark.parametrize("domain", ["", "ai.onnx"])
+def test_the_standard_domain_has_two_names(tmp_path: Path, imports: tuple[str, ...], domain: str) -> None:
+    proto = _graph("g (float[2,3,4] x) => (float[2,3,4] y) { y = Softmax<axis = 1>(x) }")
+    del proto.opset_import[:]
+    proto.opset_import.extend(helper.make_opsetid(name, 13) for name in imports)
+    proto.graph.node[0].domain = domain
+    onnx.save(proto, tmp_path / "m.onnx")
+    graph = load(tmp_path / "m.onnx", min_opset=19)
+    assert "raised the opset from 13 to 19" in graph.notes
+    x = np.random.default_rng(0).standard_normal((2, 3, 4)).astype(np.float32)
+    y = run(open_session(graph.model, optimize=False), ["y"], {"x": x})[0]
+    np.testing.assert_allclose(y, np.exp(x) / np.exp(x).sum(1, keepdims=True), rtol=1e-5)
 
 
 def test_names_that_are_no_text(tmp_path: Path) -> None:

@@ -59,7 +59,7 @@ def repair_constants(edit: GraphEditor) -> Iterator[Change]:
             continue
         points = _points(node, codes)
         if dtype is ir.DataType.INT32:
-            values = codes.astype(np.float32) * broadcast_along(scale, read_axis(node), codes.ndim)
+            values = codes.astype(np.float32) * _spread(scale, node, codes.shape)
             constant = edit.add_constant(f"{node.name}_float", np.asarray(values, scale.dtype))
             edit.replace(node.outputs[0], constant)
             edit.remove(node)
@@ -130,10 +130,16 @@ def _points(node: ir.Node, codes: NDArray[Any]) -> NDArray[np.int64] | None:
     points = read_points(node)
     if points is None or points.size < 2:
         return points if points is None or points.size else np.zeros((), np.int64)
-    if "block_size" in node.attributes:
-        blocked, size = node.attributes["axis"].as_int(), node.attributes["block_size"].as_int()
-        return np.repeat(points, size, axis=blocked)[tuple(map(slice, codes.shape))]
-    return broadcast_along(points, read_axis(node), codes.ndim)
+    return _spread(points, node, codes.shape)
+
+
+def _spread(array: NDArray[Any], node: ir.Node, shape: tuple[int, ...]) -> NDArray[Any]:
+    """Returns the scales or zero points of a node so that they broadcast against its codes of this shape."""
+    size = node.attributes.get_int("block_size", 0)
+    if size and array.ndim == len(shape):
+        axis = node.attributes.get_int("axis", 1)
+        return np.repeat(array, size, axis=axis)[tuple(map(slice, shape))]
+    return broadcast_along(array, read_axis(node), len(shape))
 
 
 def _set_codes(edit: GraphEditor, node: ir.Node, codes: NDArray[Any], scale: NDArray[Any]) -> None:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from trtq.pipeline.graph.edit import GraphEditor
 from trtq.pipeline.graph.operands import DEQUANTIZE, QUANTIZE, find_constant
+from trtq.pipeline.graph.opset.spread import join_axes
 from trtq.pipeline.graph.repair.change import Change
 
 _FLOAT = ir.DataType.FLOAT
@@ -22,6 +23,8 @@ _FORMS: dict[str, tuple[str, tuple[int, ...], int]] = {
 }  # fmt: skip
 """The float operator, the places of the operands and that of the output's scale; Concat has any number."""
 _BIASES = {"QLinearConv": 8, "QGemm": 6}
+_ONE_AXIS_OPSET = 13
+"""A QLinearSoftmax says of which opset its Softmax is; before this one all axes from `axis` on are one."""
 _NOT_FLOAT = ("channels_last", "opset")  # attributes that the float operators do not have
 
 
@@ -103,7 +106,11 @@ def _write(
     result = edit.insert(
         op_type, inputs, attributes, like=old, dtype=_FLOAT, output=f"{name}_output", name=name, before=node
     )
-    result.producer().name = name  # type: ignore[union-attr]  # the node that has it goes
+    made = result.producer()
+    assert made is not None
+    made.name = name  # the node that has it goes
+    if op_type == "Softmax" and node.attributes.get_int("opset", _ONE_AXIS_OPSET) < _ONE_AXIS_OPSET:
+        result = join_axes(edit, made, node.attributes.get_int("axis", -1))
     if params:
         name = f"{name}_QuantizeLinear"
         given = [result, *params]

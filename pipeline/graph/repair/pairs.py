@@ -20,12 +20,15 @@ from trtq.pipeline.graph.operands import (
     read_points,
 )
 from trtq.pipeline.graph.repair.change import Change, name_rule, set_params
+from trtq.pipeline.graph.repair.constants import broadcast_along
 
 _MOVES = frozenset({
     "Concat", "DepthToSpace", "Expand", "Flatten", "Gather", "Identity", "MaxPool", "Reshape", "Slice",
     "SpaceToDepth", "Split", "Squeeze", "Transpose", "Unsqueeze",
 })  # fmt: skip
 """Operators on codes that commute with adding a constant to all of them."""
+_ROUNDED = 2.0**-10
+"""By how much of itself a scale may be smaller or larger for its dtype."""
 _TEXTS = {
     "uint8": "int8 codes with zero point 0, 128 less than the uint8 codes",
     "missing-zero-point": "an int8 zero point of 0, as TensorRT reads it; ONNX reads uint8",
@@ -125,7 +128,8 @@ def repair_flows(edit: GraphEditor, *, shapes: bool = True) -> Iterator[Change]:
     """Makes codes int8 with zero point 0 where that changes nothing, and scales of activations 0-d.
 
     1. uint8 with the zero point 128 is int8 with 0: all codes are 128 less.
-    2. Without a zero point ONNX reads uint8 and TensorRT int8; it gets an int8 zero point.
+    2. Without a zero point ONNX reads uint8 and TensorRT int8; it gets an int8 zero point. That is not exact:
+       of negative values uint8 makes 0, and it reaches twice as far.
     3. With `shapes`, a scale of shape [1], or equal scales for all channels, is one scale of shape [].
     """
     for flow in list_flows(edit.graph):
@@ -140,7 +144,7 @@ def repair_flows(edit: GraphEditor, *, shapes: bool = True) -> Iterator[Change]:
         for node, scale in zip(flow.nodes, flow.scales, strict=True):
             given = (scale.reshape(-1)[0].reshape(()), None) if one else (scale, read_axis(node))
             set_params(edit, node, *given)
-            yield Change(broken, str(node.name), text)
+            yield Change(broken, str(node.name), text, is_exact=rule != "missing-zero-point")
         for value in flow.codes:
             value.type = ir.TensorType(ir.DataType.INT8)
 
@@ -162,7 +166,7 @@ def requantize_flows(edit: GraphEditor) -> Iterator[Change]:
 
     Codes q of zero point z and scale s stand for (q - z) * s; the largest magnitude of those becomes 127. The
     step grows, to the double at most for 8 bits, so this rounds anew. What the old codes cut off stays cut
-    off, by a Clip before the QuantizeLinear: tools drop a Relu whose zero the codes cannot go below.
+    off, by Max and Min before the QuantizeLinear: tools drop a Relu whose zero the codes cannot go below.
     """
     for flow in list_flows(edit.graph):
         dtype, first, points = flow.dtype, flow.scales[0], flow.points[0]
@@ -173,31 +177,53 @@ def requantize_flows(edit: GraphEditor) -> Iterator[Change]:
         positive = bool(np.all(np.isfinite(steps) & (steps > 0)))
         if not (same and positive) or (flow.is_symmetric and _is_one(first)):
             continue
-        low, high = float(np.min((dtype.min - points) * steps)), float(np.max((dtype.max - points) * steps))
+        low, high = (dtype.min - points) * steps, (dtype.max - points) * steps
         symmetric = flow.is_symmetric
-        amax = float(np.max(steps)) * QMAX if symmetric else max(-low, high)
+        amax = float(np.max(steps)) * QMAX if symmetric else float(max(-np.min(low), np.max(high)))
         scale = np.asarray(amax / QMAX).astype(first.dtype)
+        bounds = {node: _place_bounds(node, low, high) for node in flow.nodes if node.op_type == QUANTIZE}
         for node, old in zip(flow.nodes, flow.points, strict=True):
             rule = "activation-scale" if symmetric else name_rule(dtype, old)
             text, detail = "int8 codes with zero point 0", f" and the scale {float(scale):.4g}"
             yield Change(rule, str(node.name), text, is_exact=False, detail=detail)
             set_params(edit, node, scale, None)
-            if node.op_type == QUANTIZE and not symmetric:
-                _clip(edit, node, low, high)
+            if node.op_type == QUANTIZE:
+                _clip(edit, node, *bounds[node])
         for value in flow.codes:
             value.type = ir.TensorType(ir.DataType.INT8)
 
 
-def _clip(edit: GraphEditor, quantize: ir.Node, low: float, high: float) -> None:
-    """Cuts off before a QuantizeLinear what its new codes reach beyond the old ones, on the shorter side."""
-    value, scale = quantize.inputs[0], find_constant(quantize, 1)
-    assert value is not None
+def _place_bounds(
+    node: ir.Node, low: NDArray[np.float64], high: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Returns the bounds so that they broadcast against what the node quantizes; one pair for blocks."""
+    value, axis = node.inputs[0], read_axis(node)
+    rank = None if value is None or value.shape is None else len(value.shape)
+    if axis is None or rank is None:
+        return np.asarray(low.min()), np.asarray(high.max())
+    return broadcast_along(low, axis, rank), broadcast_along(high, axis, rank)
+
+
+def _clip(edit: GraphEditor, quantize: ir.Node, low: NDArray[np.float64], high: NDArray[np.float64]) -> None:
+    """Cuts off before a QuantizeLinear what its new codes reach beyond the old ones.
+
+    Max and Min take bounds by channel, which Clip does not, and take them as inputs in every opset since 8.
+    """
+    scale = find_constant(quantize, 1)
     assert scale is not None
-    op_type, inputs = "Relu", [value]
-    if low != 0:
-        op_type = "Clip"
-        for word, bound in (("low", low), ("high", high)):
-            inputs.append(edit.add_constant(f"{quantize.name}_{word}", np.asarray(bound).astype(scale.dtype)))
-    name = f"{quantize.name}_{op_type}"
-    result = edit.insert(op_type, inputs, like=value, output=f"{name}_output", name=name, before=quantize)
-    quantize.replace_input_with(0, result)
+    reach = float(scale) * (1 - _ROUNDED)
+    for op_type, bound, beyond in (
+        ("Max", low, low > -reach * (QMAX + 1)),
+        ("Min", high, high < reach * QMAX),
+    ):
+        value = quantize.inputs[0]
+        assert value is not None
+        if not beyond.any():
+            continue
+        inputs, name = [value], f"{quantize.name}_{op_type}"
+        if op_type == "Max" and not low.any():
+            op_type, name = "Relu", f"{quantize.name}_Relu"
+        else:
+            inputs.append(edit.add_constant(f"{name}_bound", bound.astype(scale.dtype)))
+        result = edit.insert(op_type, inputs, like=value, output=f"{name}_output", name=name, before=quantize)
+        quantize.replace_input_with(0, result)

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from onnx_ir.passes.common import NameFixPass
 
 from trtq.pipeline.graph.edit import GraphEditor
 from trtq.pipeline.graph.lint import lint
 from trtq.pipeline.graph.operands import find_constant
+from trtq.pipeline.graph.opset import infer_shapes
 from trtq.pipeline.graph.quantized import find_quantized_layers
 from trtq.pipeline.graph.repair import repair, summarize_changes
 from trtq.pipeline.graph.repair.change import Change
@@ -82,6 +86,7 @@ def test_a_missing_zero_point_is_read_as_tensorrt_reads_it(model_of: ModelOf) ->
     text = f"{MATRIX} {{ q = QuantizeLinear (x, s) d = DequantizeLinear (q, s) {WEIGHT} y = MatMul (d, dw) }}"
     repaired = repair(model_of(text, s=np.float32(0.05), **weight()))
     assert {change.rule for change in repaired.changes} == {"missing-zero-point"}
+    assert not any(change.is_exact for change in repaired.changes)  # ONNX makes 0 of negative values
     assert lint(repaired.model) == ()
     zero = find_constant(next(node for node in repaired.model.graph if node.op_type == "QuantizeLinear"), 2)
     assert zero is not None
@@ -237,6 +242,74 @@ def test_requantizing_keeps_the_range_and_what_was_cut_off(
     (before,), (after,) = outputs_of(model, feed=values), outputs_of(repaired.model, feed=values)
     step = max(abs(before.min()), abs(before.max())) / 127
     assert np.abs(before - after).max() <= (step + 0.05) / 2 + 1e-5
+
+
+@pytest.mark.parametrize("opset", [10, 13, 19])
+@pytest.mark.parametrize(("dtype", "zero"), [(np.uint8, 0), (np.uint8, 100), (np.int8, 7)])
+def test_requantizing_keeps_what_was_cut_off_in_every_opset(
+    opset: int, dtype: Any, zero: int, path_of: Callable[..., Path], outputs_of: Callable[..., Any]
+) -> None:
+    text = f"g (float[1000] x) => (float[1000] y) {{ {PAIR} y = Identity (d) }}"
+    model = ir.load(path_of(text, opset=opset, **symmetric(dtype, zero)))
+    NameFixPass()(model)
+    infer_shapes(model)
+    repaired = repair(model, requantize=True).model
+    assert "Clip" not in {node.op_type for node in repaired.graph}
+    onnx.checker.check_model(ir.to_proto(repaired))
+    values = {"x": np.linspace(-20, 20, 1000).astype(np.float32)}
+    (before,), (after,) = outputs_of(model, feed=values), outputs_of(repaired, feed=values)
+    assert np.abs(before - after).max() <= 0.11
+
+
+@pytest.mark.parametrize(("dtype", "zero"), [(np.uint8, 100), (np.int8, 0), (np.uint8, 0)])
+def test_requantizing_keeps_what_was_cut_off_of_each_channel(
+    dtype: Any, zero: int, model_of: ModelOf, outputs_of: Callable[..., Any]
+) -> None:
+    text = """g (float[100,2,3] x) => (float[100,2,3] y) {
+        q = QuantizeLinear <axis = 1> (x, s, z) d = DequantizeLinear <axis = 1> (q, s, z)
+        y = Identity (d) }"""
+    model = model_of(text, s=np.array([0.01, 0.05], np.float32), z=np.full(2, zero, dtype))
+    repaired = repair(model, requantize=True).model
+    values = np.repeat(np.linspace(-20, 20, 100), 6).reshape(100, 2, 3).astype(np.float32)
+    (before,), (after,) = (outputs_of(each, feed={"x": values}) for each in (model, repaired))
+    np.testing.assert_allclose(after, before, rtol=0, atol=0.11)  # two steps of the larger scale
+
+
+@pytest.mark.parametrize(("opset", "axes"), [(12, (1, 2)), (13, (1,))])
+def test_a_softmax_of_codes_is_of_the_opset_that_it_names(
+    opset: int, axes: tuple[int, ...], path_of: Callable[..., Path], outputs_of: Callable[..., Any]
+) -> None:
+    text = f"""g (float[2,3,4] x) => (float[2,3,4] y) {{ q = QuantizeLinear (x, s, z)
+        r = com.microsoft.QLinearSoftmax <axis = 1, opset = {opset}> (q, s, z, t, z)
+        y = DequantizeLinear (r, t, z) }}"""
+    constants = {"s": np.float32(0.02), "t": np.float32(1 / 255), "z": np.uint8(0)}
+    model = ir.load(path_of(text, opset=13, **constants))
+    model.graph.opset_imports["com.microsoft"] = 1
+    NameFixPass()(model)
+    infer_shapes(model)
+    repaired = repair(model).model
+    assert "Softmax" in {node.op_type for node in repaired.graph}
+    (before,), (after,) = outputs_of(model), outputs_of(repaired)
+    np.testing.assert_allclose(after, before, rtol=0, atol=1.1 / 255)
+    np.testing.assert_allclose(after.sum(axes), 1, atol=0.03)
+
+
+def test_an_int32_bias_in_blocks_becomes_float(model_of: ModelOf, assert_equal_outputs: Same) -> None:
+    text = f"""{MATRIX} {{ {PAIR} {WEIGHT} [b] b = DequantizeLinear <axis = 0, block_size = 8> (c, t)
+        y = Gemm (d, dw, b) }}"""
+    bias = {"c": codes(32, dtype=np.int32) // 2**10, "t": np.array([1e-6, 2e-6, 3e-6, 4e-6], np.float32)}
+    model = model_of(text, opset=21, **symmetric(), **weight(), **bias)
+    repaired = repair(model)
+    assert repaired.changes == (Change("int32", "b", "a float constant of the same values"),)
+    assert_equal_outputs(model, repaired.model, rtol=0, atol=0)
+
+
+def test_what_a_dequantize_makes_is_not_the_dtype_of_its_codes(model_of: ModelOf) -> None:
+    text = f"""{MATRIX} {{ {PAIR} dw = DequantizeLinear <axis = 1, output_dtype = 1> (w, sw)
+        y = MatMul (d, dw) }}"""
+    constants = weight()
+    constants.pop("zw")
+    assert lint(model_of(text, opset=23, ir_version=11, **symmetric(), **constants)) == ()
 
 
 def test_requantizing_takes_the_largest_of_unequal_scales_and_leaves_weights_by_channel(

@@ -1,12 +1,11 @@
-"""ONNX's own opset converter and shape inference, called without the weights so that size does not matter."""
+"""ONNX's own shape inference, called without the weights so that size does not matter."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import onnx
 import onnx_ir as ir
-from onnx import version_converter
 
 from trtq.errors import ModelError
 
@@ -14,36 +13,6 @@ _BODIES = (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS)
 _LIKE_FIRST_INPUT = ("GroupNormalization", "MeanVarianceNormalization")
 """Operators for which ONNX has no inference of its own: their output is as their first input."""
 _SMALL_BYTES = 4096  # shapes, axes and the like: the tools need their values
-
-
-def read_opset(model: ir.Model) -> int:
-    """Returns the version of the standard operators."""
-    return model.opset_imports.get("", 1)
-
-
-def convert_opset(model: ir.Model, version: int) -> ir.Model:
-    """Returns the model in another opset, with shapes as of `infer_shapes`.
-
-    Raises:
-        ModelError: ONNX's converter does not know how; its own words are kept. Or the shapes contradict each
-            other.
-    """
-
-    def convert(proto: onnx.ModelProto) -> onnx.ModelProto:
-        try:
-            return version_converter.convert_version(proto, version)
-        except (version_converter.ConvertError, IndexError, RuntimeError, ValueError) as error:
-            have = read_opset(model)
-            verb, advice = ("raise", " or newer") if have < version else ("lower", "")
-            raise ModelError(
-                f"ONNX's converter cannot {verb} this model from opset {have} to {version}: "
-                f"{' '.join(str(error).split())[:300]}; export it with opset {version}{advice}"
-            ) from error
-
-    result = _without_weights(model, lambda proto: _inferred(convert(proto)))
-    for value, before in zip(result.graph.outputs, model.graph.outputs, strict=True):
-        value.shape = _filled(value.shape, before.shape)
-    return result
 
 
 def infer_shapes(model: ir.Model) -> None:
@@ -56,25 +25,35 @@ def infer_shapes(model: ir.Model) -> None:
     Raises:
         ModelError: The shapes contradict each other.
     """
-    inferred = _without_weights(model, _inferred)
+    inferred = ir.from_proto(_infer(_write_without_weights(model)))
     for node, twin in zip(model.graph.all_nodes(), inferred.graph.all_nodes(), strict=True):
         for value, found in zip(node.outputs, twin.outputs, strict=True):
             value.type = value.type if found.type is None else found.type
             value.shape = _filled(found.shape, value.shape) if value.is_graph_output() else found.shape
 
 
-def _inferred(proto: onnx.ModelProto) -> onnx.ModelProto:
+def _infer(proto: onnx.ModelProto) -> onnx.ModelProto:
     _forget_shapes(proto.graph)
     hidden = _hide_untyped(proto)
-    try:
-        inferred = onnx.shape_inference.infer_shapes(proto, strict_mode=True, data_prop=True)
-    except (onnx.shape_inference.InferenceError, RuntimeError, ValueError) as error:
-        words = " ".join(str(error).split())
-        raise ModelError(f"the shapes of the model do not fit together: {words[:300]}") from error
+    inferred = _infer_strictly(proto)
     nodes = list(_all_nodes(inferred.graph)) if hidden else []
     for place, node in hidden:
         nodes[place].CopyFrom(node)
     return inferred
+
+
+def _infer_strictly(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """Returns the model with shapes; what ONNX fails on while it follows values is tried without that."""
+    failures = (onnx.shape_inference.InferenceError, RuntimeError, ValueError)
+    try:
+        return onnx.shape_inference.infer_shapes(proto, strict_mode=True, data_prop=True)
+    except failures:
+        pass
+    try:
+        return onnx.shape_inference.infer_shapes(proto, strict_mode=True, data_prop=False)
+    except failures as error:
+        words = " ".join(str(error).split())
+        raise ModelError(f"the shapes of the model do not fit together: {words[:300]}") from error
 
 
 def _hide_untyped(proto: onnx.ModelProto) -> list[tuple[int, onnx.NodeProto]]:
@@ -131,26 +110,18 @@ def _is_open(dim: int | ir.SymbolicDim) -> bool:
     return dim.value is None or dim.value.startswith("unk__")
 
 
-def _without_weights(model: ir.Model, call: Callable[[onnx.ModelProto], onnx.ModelProto]) -> ir.Model:
-    """Returns what `call` makes of the model, with the weights taken out before and put back after."""
+def _write_without_weights(model: ir.Model) -> onnx.ModelProto:
+    """Returns the model with the larger weights as inputs."""
     skeleton = model.clone()
-    weights = {}
     for name, value in list(skeleton.graph.initializers.items()):
         tensor = value.const_value
         if tensor is not None and tensor.nbytes > _SMALL_BYTES:
-            weights[name] = tensor
             del skeleton.graph.initializers[name]
             value.const_value = None
             value.type, value.shape = ir.TensorType(tensor.dtype), ir.Shape(tensor.shape.numpy())
             skeleton.graph.inputs.append(value)
     try:
-        result = ir.from_proto(call(ir.to_proto(skeleton)))
+        return ir.to_proto(skeleton)
     except ir.serde.SerdeError as error:
         cause = " ".join(str(error.__cause__ or error).split())
         raise ModelError(f"the model cannot be written as ONNX: {cause[:300]}") from error
-    for value in list(result.graph.inputs):
-        if value.name in weights:
-            result.graph.inputs.remove(value)
-            value.const_value = weights[value.name]
-            result.graph.initializers.add(value)
-    return result
