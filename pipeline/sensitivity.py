@@ -13,7 +13,7 @@ from trtq.calibrators.observe import Progress
 from trtq.errors import ModelError
 from trtq.files import write_atomically
 from trtq.models.spec import ModelSpec
-from trtq.pipeline.calibrate import load_float
+from trtq.pipeline.calibrate import load_to_quantize
 from trtq.pipeline.calibrate.data import (
     observe_graph,
     open_calibration_data,
@@ -73,7 +73,7 @@ def sensitivity(
     """
     watcher = watcher or Silent()
     target = target or Target()
-    graph, spec = load_float(Path(model), spec, watcher)
+    graph, spec = load_to_quantize(Path(model), spec, target, watcher)
     path = Path(output or graph.path.with_suffix(".sensitivity.json"))
     placement = place_layers(graph, spec, target, watcher)
     if not placement.quantized:

@@ -24,7 +24,7 @@ from trtq.pipeline.deliver.report import SCHEMA_VERSION, AutoReport, Report
 from trtq.pipeline.deliver.signature import read_private_key
 from trtq.pipeline.engine.target import Target
 from trtq.pipeline.judge.compare import Comparison
-from trtq.pipeline.judge.gate import judge
+from trtq.pipeline.judge.gate import Verdict, judge
 from trtq.pipeline.sign import sign
 from trtq.progress import Log, Silent, Watcher
 
@@ -158,8 +158,7 @@ def _report(
     log: Log,
 ) -> Report:
     job = work.job
-    judged = comparison if not job.is_quantized else None
-    verdict = judge(judged, job.spec.accuracy, candidate=name_to_judge(job, judged), is_random=job.is_random)
+    verdict = _judge(job, comparison)
     seen = comparison if comparison is not None else Comparison()
     return Report(
         schema_version=SCHEMA_VERSION,
@@ -169,7 +168,7 @@ def _report(
         output=str(job.folder),
         backend=f"{job.backend.name} {job.backend.version()}",
         precision=job.target.name,
-        high_precision="as it is" if job.is_quantized else job.strategy.rest.name,
+        high_precision="as it is" if job.is_as_given else job.strategy.rest.name,
         calibration=calibrated.report or work.engine.calibration,
         repairs=calibrated.repairs,
         engine=work.engine.report,
@@ -189,4 +188,18 @@ def _report(
         weights=report_job_weights(job),
         logits=seen.logits,
         sizes_bytes=measure_sizes(job, stage),
+        given=job.placement.given,
     )
+
+
+def _judge(job: Job, comparison: Comparison | None) -> Verdict:
+    """Returns the verdict; a model that was compared with itself alone does not pass."""
+    name = name_to_judge(job, comparison)
+    verdict = judge(comparison, job.spec.accuracy, candidate=name, is_random=job.is_random)
+    if verdict.outcome != "pass" or not job.is_as_given or job.spec.evaluation.reference is not None:
+        return verdict
+    reason = (
+        "the model came quantized and was compared with itself, which does not tell what quantizing it cost; "
+        "give the float model with --reference"
+    )
+    return Verdict("unverified", (reason,))

@@ -28,6 +28,7 @@ from trtq.pipeline.judge.score import Labels, load_labels
 from trtq.pipeline.judge.sensitivity import Distance, Effect
 from trtq.pipeline.judge.switchable import open_switchable
 from trtq.progress import Log
+from trtq.records import REFERENCES
 
 _FEW_MACS, _MOST_NAMED = 0.8, 3
 """Below this share of what could be in INT8, in MACs, the user is warned; how many layers are named then."""
@@ -182,7 +183,7 @@ def _few_in_int8(auto: AutoReport, plain: Comparison) -> str:
 
 
 def _effect(comparison: Comparison) -> Effect:
-    pairs = (item for item in comparison.outputs if (item.candidate, item.reference) == ("int8", "fp32"))
+    pairs = (item for item in comparison.outputs if item.candidate == "int8" and item.reference in REFERENCES)
     return Effect({item.output: Distance(item.cosine, item.sqnr_db) for item in pairs})
 
 

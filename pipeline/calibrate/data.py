@@ -16,12 +16,13 @@ from trtq.calibrators.statistics import Histogram, Statistics, StatisticsSource
 from trtq.calibrators.statistics_file import read_statistics, refuse_other, statistics_to_bytes
 from trtq.errors import ArtifactError, DataError, UsageError
 from trtq.files import write_atomically
+from trtq.kept import KeptNode
 from trtq.models.option import setting
 from trtq.models.preprocess import Preprocess
 from trtq.models.spec import CalibrationSpec, ModelSpec
 from trtq.pipeline.engine.target import Target
 from trtq.pipeline.graph.load import Graph
-from trtq.pipeline.graph.placement import Placement, find_unmatched, place
+from trtq.pipeline.graph.placement import Placement, QuantizedNode, find_unmatched, place
 from trtq.progress import Watcher
 
 _NUM_RANDOM_FEEDS = 16
@@ -158,8 +159,22 @@ def place_layers(
     placement = place(
         graph.model, skip=patterns, op_types=target.op_types, force=spec.layers.force, kept=kept or {}
     )
-    placement = Placement(placement.quantized, (*placement.kept, *graph.unseen))
+    placement = replace(placement, kept=(*placement.kept, *graph.unseen))
     return placement.with_one_scale() if spec.quantization.weight_granularity == "per-tensor" else placement
+
+
+def describe_given(placement: Placement) -> str:
+    """Returns what to say of a model that comes with Q/DQ, and of which more layers are quantized."""
+    return (
+        f"the model comes with Q/DQ{_name_layers(placement.given)}, which keeps its scales; quantized beside "
+        f"it{_name_layers(placement.quantized)}"
+    )
+
+
+def _name_layers(nodes: Sequence[KeptNode] | Sequence[QuantizedNode]) -> str:
+    """Returns how many nodes these are, with the names of the first, in brackets; empty without any."""
+    names = ", ".join(repr(node.name) for node in nodes[:4]) + (" ..." if len(nodes) > 4 else "")
+    return f" ({len(nodes)} nodes: {names})" if nodes else ""
 
 
 def warn_of_unmatched(graph: Graph, patterns: Sequence[str], watcher: Watcher) -> None:

@@ -147,6 +147,7 @@ class Report:
         auto: What `--auto` found; None if it was not asked for.
         sizes_bytes: Of the model that was given, as "model", and of the models and the engine by file name.
         repairs: What was tried so that quantizing costs less, and what it gained; None if nothing was.
+        given: Layers that came quantized and were kept as they are, and what of each did.
     """
 
     schema_version: int
@@ -176,6 +177,7 @@ class Report:
     auto: AutoReport | None = None
     sizes_bytes: Mapping[str, int] = field(default_factory=dict)
     repairs: Repairs | None = None
+    given: tuple[KeptNode, ...] = ()
 
 
 FILE = FileKind(Report, "report", "trtq build", version=SCHEMA_VERSION, has_null=True)

@@ -20,6 +20,7 @@ class Encoding:
         is_symmetric: Whether the code 0 stands for 0.0; else a zero point does.
         is_dynamic: Whether the scales are found in each run; else they are constants.
         has_coded_scales: Whether the scales are held in 8 bits themselves (QLoRA, section 3).
+        is_given: Whether the model brings the Q/DQ and its scale along.
     """
 
     format: CodeFormat
@@ -27,6 +28,7 @@ class Encoding:
     is_symmetric: bool = True
     is_dynamic: bool = False
     has_coded_scales: bool = False
+    is_given: bool = False
 
     @property
     def channel_axis(self) -> int | None:

@@ -16,6 +16,8 @@ from trtq.models.tensors import FLOAT_TYPES
 from trtq.pipeline.formats import INT8
 from trtq.pipeline.formats.encoding import Encoding, LayerScheme
 from trtq.pipeline.formats.granularity import PerChannel, PerTensor
+from trtq.pipeline.graph.given import explain_given, find_given, is_quantized_otherwise
+from trtq.pipeline.graph.operands import find_operand
 from trtq.pipeline.graph.worth import explain_float, explain_unequal_matrices
 
 WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul", "LSTM", "GRU", "RNN")
@@ -42,7 +44,7 @@ class QuantizedWeight:
 class QuantizedNode:
     """A node that takes codes, and how.
 
-    `activations` are place and name of the inputs that get Q/DQ, none where the weight alone is quantized;
+    `activations` are place and name of the inputs behind Q/DQ, none where the weight alone is quantized;
     `weight` is place and name of its constant weight.
     """
 
@@ -71,21 +73,28 @@ class QuantizedNode:
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """For every node with weights, in graph order: how it is quantized, or why it is kept."""
+    """For every node with weights, in graph order, what is done.
+
+    Attributes:
+        quantized: How each node is quantized.
+        kept: Why each other one is kept float.
+        given: Those that come quantized, which nothing is done to, and what of each does.
+    """
 
     quantized: tuple[QuantizedNode, ...] = ()
     kept: tuple[KeptNode, ...] = ()
+    given: tuple[KeptNode, ...] = ()
 
     @property
     def encodings(self) -> dict[str, Encoding]:
-        """How each tensor is held that gets Q/DQ, and so needs a range, in graph order."""
+        """How each tensor is held that quantized nodes read, in graph order."""
         layers = ((dict(node.scheme.inputs), node.activations) for node in self.quantized)
         return {tensor: inputs[place] for inputs, tensors in layers for place, tensor in tensors}
 
     @property
     def activations(self) -> tuple[str, ...]:
-        """The tensors that need a range, in graph order."""
-        return tuple(self.encodings)
+        """The tensors that get Q/DQ, and so need a range, in graph order."""
+        return tuple(name for name, encoding in self.encodings.items() if not encoding.is_given)
 
     @property
     def layers(self) -> tuple[QuantizedNode, ...]:
@@ -132,6 +141,8 @@ def place(
        pair stands between a Conv, its BatchNormalization and its activation. So what no such layer reads
        stays float: Softmax, LayerNormalization, Gelu and SiLU, embeddings, the arithmetic that decodes boxes
        and scores, and with it every output of the model. ConvTranspose, LSTM and GRU have no INT8 kernel.
+    11. given: a layer whose weight comes behind a DequantizeLinear stays as it is. Where a tensor has Q/DQ
+        already, a new layer reads that, and gets no other.
 
     Args:
         model: The graph; its nodes have unique names.
@@ -146,7 +157,10 @@ def place(
     left = {name: f"skipped by {pattern!r}" for name, pattern in skipped.items()} | dict(kept)
     quantized: list[QuantizedNode] = []
     unquantized: list[KeptNode] = []
+    given = {node: reason for node in model.graph if (reason := explain_given(node))}
     for node in filter(holds_weights, model.graph):
+        if node in given:
+            continue
         name = str(node.name)
         decision = left[name] if name in left else _decide(node, op_types, force)
         if isinstance(decision, str):
@@ -157,7 +171,11 @@ def place(
     if SOFTMAX in op_types:
         quantized += _softmax_inputs(model, left)
     order = {name: index for index, name in enumerate(names)}
-    return Placement(tuple(sorted(quantized, key=lambda node: order[node.name])), tuple(unquantized))
+    return Placement(
+        tuple(sorted(quantized, key=lambda node: order[node.name])),
+        tuple(unquantized),
+        tuple(KeptNode(str(node.name), node.op_type, reason) for node, reason in given.items()),
+    )
 
 
 def find_unmatched(
@@ -221,6 +239,8 @@ def _weighted_input(node: ir.Node, place: int, force: Sequence[str]) -> Quantize
         return f"its inputs are {activation.dtype} and {weight.dtype}, not float"
     if place == 0 and node.op_type != "MatMul":
         return "its first input is the constant one"
+    if is_quantized_otherwise(activation):
+        return "given: its input comes quantized, and not in INT8 with one scale"
     axis = find_channel_axis(node, place, len(weight.shape or ()))
     is_forced = any(re.search(pattern, str(node.name)) for pattern in force)
     if not is_forced and (reason := explain_float(node, weight, activation, axis)):
@@ -235,9 +255,10 @@ def _weighted_input(node: ir.Node, place: int, force: Sequence[str]) -> Quantize
 
 def _in_int8(node: ir.Node, rule: str, *places: int) -> QuantizedNode:
     """Returns a node with INT8 at the places, with one scale for each activation."""
-    tensors = tuple((place, str(value.name)) for place in places if (value := node.inputs[place]) is not None)
-    scheme = LayerScheme(rule, tuple((place, Encoding(INT8)) for place in places))
-    return QuantizedNode(str(node.name), node.op_type, scheme, tensors)
+    values = [(place, value) for place in places if (value := node.inputs[place]) is not None]
+    inputs = ((place, Encoding(INT8, is_given=find_given(value) is not None)) for place, value in values)
+    tensors = tuple((place, str(value.name)) for place, value in values)
+    return QuantizedNode(str(node.name), node.op_type, LayerScheme(rule, tuple(inputs)), tensors)
 
 
 def choose_granularity(axis: int | None) -> PerChannel | PerTensor:
@@ -277,7 +298,8 @@ def _softmax_inputs(model: ir.Model, skipped: Collection[str]) -> Iterator[Quant
 
 
 def _is_float_activation(value: ir.Value | None) -> bool:
-    return value is not None and not value.is_initializer() and value.dtype in FLOAT_TYPES
+    is_activation = value is not None and not value.is_initializer() and value.dtype in FLOAT_TYPES
+    return is_activation and find_operand(value) is None
 
 
 def _ends_quantized_conv(value: ir.Value | None, layers: set[str]) -> bool:

@@ -13,7 +13,7 @@ from trtq.calibrators.ranges import Ranges
 from trtq.errors import ArtifactError, UsageError
 from trtq.models.session import save
 from trtq.models.spec import ModelSpec
-from trtq.pipeline.calibrate import load_float
+from trtq.pipeline.calibrate import load_to_quantize
 from trtq.pipeline.calibrate.data import open_calibration_data, place_layers
 from trtq.pipeline.engine.strategy import choose_rest
 from trtq.pipeline.engine.target import Target
@@ -50,7 +50,7 @@ def quantize(
     """
     watcher = watcher or Silent()
     target = target or Target()
-    graph, spec = load_float(Path(model), spec, watcher, target.min_opset)
+    graph, spec = load_to_quantize(Path(model), spec, target, watcher)
     rest = choose_rest(target)
     placement, encoding = Placement(), WeightEncoding()
     if ranges is not None:

@@ -24,6 +24,7 @@ from trtq.json import FileKind
 from trtq.numbers import format_bytes, format_seconds
 from trtq.pipeline.build_all import CommandOutcome, Limits, run_jobs
 from trtq.pipeline.deliver.report import FILE as REPORT_FILE
+from trtq.records import REFERENCES
 from trtq.workers import count_cores
 
 _SEVERITY = (0, 3, 2, 5, 4)
@@ -178,7 +179,7 @@ def _result(entry: BuildEntry, outcome: CommandOutcome) -> BuildResult:
         return BuildResult(*ours, "crashed", outcome.exit_code or 1, seconds, error=words[-2000:])
     if report is None:
         return BuildResult(*ours, _WORDS[outcome.exit_code], outcome.exit_code, seconds, error=error)
-    candidates = [item for item in report.comparison if item.reference == "fp32"]
+    candidates = [item for item in report.comparison if item.reference in REFERENCES]
     judged = [item.cosine for item in candidates if item.candidate == candidates[0].candidate]
     return BuildResult(
         *ours,

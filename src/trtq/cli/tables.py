@@ -213,7 +213,12 @@ def print_repairs(console: Console, repairs: Repairs, *, verbose: bool) -> None:
 
 
 def _print_kept(console: Console, report: Report, verbose: bool) -> None:
-    for title, nodes in (("not quantized", report.kept_float), ("kept FP32", report.kept_fp32)):
+    groups = (
+        ("came quantized", report.given),
+        ("not quantized", report.kept_float),
+        ("kept FP32", report.kept_fp32),
+    )
+    for title, nodes in groups:
         if not nodes:
             continue
         console.print(f"{title}: {len(nodes)} nodes" + ("" if verbose else " (-v names them)"))
