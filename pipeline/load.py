@@ -11,7 +11,7 @@ from typing import Any
 from trtq import lazy
 from trtq.errors import ArtifactError, MissingDependency
 from trtq.files import hash_file
-from trtq.models.session import open_session
+from trtq.models.session import SessionOptions, open_session
 from trtq.pipeline.deliver.integrity import read_whole_manifest, refuse_changed
 from trtq.pipeline.deliver.names import ENGINE, REPORT
 from trtq.pipeline.deliver.report import Report, read_report
@@ -49,7 +49,8 @@ class LoadedEngine:
         if self.onnx is not None:
             self._refuse_changed(hash_file(self.onnx), self.onnx)
             onnxrt = lazy.require("polygraphy.backend.onnxrt", None, "running the engine")
-            return onnxrt.OnnxrtRunner(open_session(self.onnx, optimize=True), name=name)
+            session = open_session(self.onnx, optimize=True, engine=SessionOptions(fuses_qdq=True))
+            return onnxrt.OnnxrtRunner(session, name=name)
         found = self.backend.runner(self.plan(), name)
         if found is None:
             raise ArtifactError(

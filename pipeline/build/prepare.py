@@ -166,17 +166,17 @@ def _take_given(job: Job, watcher: Watcher, *, has_data: bool) -> Job:
             f"{path} is quantized already, so TensorRT cannot quantize it implicitly; give the float "
             f"model, or leave --quantization implicit out"
         )
-    if target.weights is not None:
-        raise UsageError(f"{path} is quantized already; --weights needs the float model")
     for_tensorrt = job.backend.name != "onnxruntime"
     graph = repair_graph(job.graph, watcher, requantize=target.requantize, for_tensorrt=for_tensorrt)
     placement = place_layers(graph, job.spec, target, Silent(), job.kept)
     if not placement.quantized:
         if target.auto:
             raise UsageError(f"{path} is quantized already, so --auto has no layers to choose among")
+        if target.weights is not None:
+            raise UsageError(f"{path} is quantized already; --weights needs the float model")
         watcher.note("the model is quantized already: it is built as it is, without calibration")
         return replace(job, graph=graph, target=replace(target, precision="int8"))
-    if target.precision == "int8" and not has_data:
+    if target.precision == "int8" and target.weights is None and not has_data:
         watcher.warn(
             f"the model comes with Q/DQ, and {len(placement.quantized)} more layers could be quantized, such "
             f"as {placement.quantized[0].name!r}; no data is there to do it with, so it is built as it is; "

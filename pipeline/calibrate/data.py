@@ -165,16 +165,17 @@ def place_layers(
 
 def describe_given(placement: Placement) -> str:
     """Returns what to say of a model that comes with Q/DQ, and of which more layers are quantized."""
+    given = f" ({name_layers(placement.given)})" if placement.given else ""
     return (
-        f"the model comes with Q/DQ{_name_layers(placement.given)}, which keeps its scales; quantized beside "
-        f"it{_name_layers(placement.quantized)}"
+        f"the model comes with Q/DQ{given}, which keeps its scales; quantized beside it: "
+        f"{name_layers(placement.quantized)}"
     )
 
 
-def _name_layers(nodes: Sequence[KeptNode] | Sequence[QuantizedNode]) -> str:
-    """Returns how many nodes these are, with the names of the first, in brackets; empty without any."""
-    names = ", ".join(repr(node.name) for node in nodes[:4]) + (" ..." if len(nodes) > 4 else "")
-    return f" ({len(nodes)} nodes: {names})" if nodes else ""
+def name_layers(nodes: Sequence[KeptNode] | Sequence[QuantizedNode]) -> str:
+    """Returns the names of nodes, or those of the first and how many more there are."""
+    more = f" and {len(nodes) - 4} more" if len(nodes) > 4 else ""
+    return ", ".join(repr(node.name) for node in nodes[:4]) + more
 
 
 def warn_of_unmatched(graph: Graph, patterns: Sequence[str], watcher: Watcher) -> None:

@@ -57,8 +57,9 @@ def command(
 
     Calibrates and quantizes the model, builds the engine, reads back which layers run in INT8, compares the
     engine with the float model, and writes everything to one folder. Settings in model.toml beside the model
-    need not be repeated here. A model that already has Q/DQ is repaired where TensorRT would refuse it;
-    `trtq lint` shows the repairs.
+    need not be repeated here. A model that already has Q/DQ is repaired where TensorRT would refuse it
+    (`trtq lint` shows the repairs); its layers with Q/DQ keep their scales, and its float layers are
+    quantized.
 
     \b
       trtq build model.onnx --int8 --calib-data calib.npz

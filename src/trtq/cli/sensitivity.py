@@ -43,7 +43,7 @@ _RANKS = (*_WITHOUT_LABELS, "accuracy")
     kind=click.Choice(["auto", "fp16", "fp32"]),
     text="Precision of what is not quantized; fp16 rounds the scales to FP16.  [default: auto]",
 )
-@options.take(EvaluationSpec)
+@options.take(EvaluationSpec, "data", "labels", "output", "samples")
 @click.option(
     "--metric",
     metavar="NAME|SCRIPT:FUNCTION",
