@@ -82,7 +82,9 @@ def spec_of(model: Path, **evaluation: Any) -> ModelSpec:
 
 
 def pairs_of(report: Report) -> set[tuple[str, str]]:
-    return {(item.candidate, item.reference) for item in report.comparison}
+    """Returns which models were compared, beside the engine."""
+    pairs = {(item.candidate, item.reference) for item in report.comparison}
+    return {pair for pair in pairs if pair[0] != "engine"}
 
 
 def built_nodes(report: Report) -> dict[str, onnx.NodeProto]:
