@@ -17,6 +17,7 @@ from trtq.pipeline.build.models import ModelFiles, report_job_weights, write_mod
 from trtq.pipeline.build.prepare import prepare
 from trtq.pipeline.build.ranges import JobRanges, find_ranges
 from trtq.pipeline.build.search import search_layers
+from trtq.pipeline.build.share import measure_int8_share
 from trtq.pipeline.deliver.earlier import EarlierBuild, find_earlier
 from trtq.pipeline.deliver.folder import stage_folder
 from trtq.pipeline.deliver.names import ENGINE
@@ -189,6 +190,7 @@ def _report(
         logits=seen.logits,
         sizes_bytes=measure_sizes(job, stage),
         given=job.placement.given,
+        int8_macs=measure_int8_share(job, work.models, work.engine.report),
     )
 
 

@@ -13,6 +13,8 @@ from trtq.pipeline.deliver.names import REPORT
 from trtq.records import LogitsComparison, OutputComparison, Repairs
 
 SCHEMA_VERSION = 1
+LITTLE = 0.5
+"""Below this share of the multiply-accumulates in INT8, a build is no plain success."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +150,8 @@ class Report:
         sizes_bytes: Of the model that was given, as "model", and of the models and the engine by file name.
         repairs: What was tried so that quantizing costs less, and what it gained; None if nothing was.
         given: Layers that came quantized and were kept as they are, and what of each did.
+        int8_macs: The share of the multiply-accumulates that the engine does in INT8, 0 to 1; None if nothing
+            tells. Those in the bodies of If, Loop and Scan are not counted.
     """
 
     schema_version: int
@@ -178,6 +182,12 @@ class Report:
     sizes_bytes: Mapping[str, int] = field(default_factory=dict)
     repairs: Repairs | None = None
     given: tuple[KeptNode, ...] = ()
+    int8_macs: float | None = None
+
+    @property
+    def is_mostly_float(self) -> bool:
+        """Whether INT8 was asked for, and does less than half of the model's work."""
+        return self.int8_macs is not None and self.int8_macs < LITTLE
 
 
 FILE = FileKind(Report, "report", "trtq build", version=SCHEMA_VERSION, has_null=True)

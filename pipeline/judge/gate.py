@@ -120,10 +120,9 @@ def _drop_reasons(comparison: Comparison, candidate: str, reference: str, gate: 
 
 
 def _cosine_reasons(outputs: Sequence[OutputComparison], gate: AccuracySpec) -> list[str]:
-    """Returns what is wrong with each output; of one that is dead, once for all references."""
-    bad = [item for item in outputs if not _holds(item, gate)]
-    dead = {item.name: item for item in reversed(bad) if item.is_dead}
-    return [_explain_cosine(item, gate) for item in bad if dead.get(item.name, item) is item]
+    """Returns what is wrong with each output, once for all references."""
+    bad = {item.name: item for item in reversed(outputs) if not _holds(item, gate)}
+    return [_explain_cosine(item, gate) for item in reversed(bad.values())]
 
 
 def _name(item: OutputComparison) -> str:
