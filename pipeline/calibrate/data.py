@@ -20,6 +20,7 @@ from trtq.kept import KeptNode
 from trtq.models.option import setting
 from trtq.models.preprocess import Preprocess
 from trtq.models.spec import CalibrationSpec, ModelSpec
+from trtq.pipeline.engine.backends import BACKENDS
 from trtq.pipeline.engine.target import Target
 from trtq.pipeline.graph.load import Graph
 from trtq.pipeline.graph.placement import Placement, QuantizedNode, find_unmatched, place
@@ -150,8 +151,8 @@ def place_layers(
     Args:
         graph: The float model.
         spec: With the patterns of layers that are skipped, kept FP32 or forced.
-        target: With the types of nodes to quantize.
-        watcher: Hears of patterns that match nothing.
+        target: With the types of nodes to quantize, and the backend.
+        watcher: Hears of patterns that match nothing, and of weights of 7 bits.
         kept: Further layers that stay float, with the reason.
     """
     patterns = (*spec.layers.skip, *spec.layers.keep_fp32)
@@ -160,6 +161,10 @@ def place_layers(
         graph.model, skip=patterns, op_types=target.op_types, force=spec.layers.force, kept=kept or {}
     )
     placement = replace(placement, kept=(*placement.kept, *graph.unseen))
+    backend = BACKENDS.get(target.backend)
+    if placement.layers and backend is not None and backend.overflows():
+        watcher.note(f"weights get 7 bits, since {backend.name} overflows with 8 on this processor")
+        placement = placement.with_weights_of_7_bits()
     return placement.with_one_scale() if spec.quantization.weight_granularity == "per-tensor" else placement
 
 
