@@ -13,10 +13,11 @@ from trtq.pipeline.build.engine import EngineBuild, build_engine, find_layers_wi
 from trtq.pipeline.build.folder import measure_sizes, write_folder
 from trtq.pipeline.build.job import Job
 from trtq.pipeline.build.keep import NO_KERNEL, keep_layers
+from trtq.pipeline.build.methods import RangedJob, try_methods
 from trtq.pipeline.build.models import ModelFiles, report_job_weights, write_models
 from trtq.pipeline.build.prepare import prepare
 from trtq.pipeline.build.ranges import JobRanges, find_ranges
-from trtq.pipeline.build.search import search_layers
+from trtq.pipeline.build.search import SearchResult, compare_written, search_layers
 from trtq.pipeline.build.share import measure_int8_share
 from trtq.pipeline.deliver.earlier import EarlierBuild, find_earlier
 from trtq.pipeline.deliver.folder import stage_folder
@@ -25,7 +26,9 @@ from trtq.pipeline.deliver.report import SCHEMA_VERSION, AutoReport, Report
 from trtq.pipeline.deliver.signature import read_private_key
 from trtq.pipeline.engine.target import Target
 from trtq.pipeline.judge.compare import Comparison
+from trtq.pipeline.judge.evaluate import find_labels
 from trtq.pipeline.judge.gate import Verdict, judge
+from trtq.pipeline.judge.score import load_labels
 from trtq.pipeline.sign import sign
 from trtq.progress import Log, Silent, Watcher
 
@@ -95,8 +98,8 @@ def run_job(job: Job, log: Log, earlier: EarlierBuild | None = None) -> Report:
         models = write_models(job, ranges, stage, log)
         auto = comparison = None
         if job.target.auto and job.placement.quantized and ranges is not None:
-            write = partial(write_models, ranges=ranges, stage=stage, log=log)
-            found = search_layers(job, ranges, models, write, log)
+            calibrated, found = _search(job, calibrated, models, stage, log)
+            ranges = calibrated.ranges
             job, models, auto, comparison = found.job, found.models, found.auto, found.comparison
         built = _build_where_kernels_are(_Work(job, models, comparison), ranges, earlier, stage, log)
         plan = EnginePlan(stage / ENGINE, built.engine.report.profiles)
@@ -104,6 +107,30 @@ def run_job(job: Job, log: Log, earlier: EarlierBuild | None = None) -> Report:
         result = _report(built, calibrated, auto, comparison, stage, log)
         write_folder(stage, built.job, ranges, result, built.engine, calibrated.tensors)
         return result
+
+
+def _search(
+    job: Job, calibrated: JobRanges, models: ModelFiles, stage: Path, log: Log
+) -> tuple[JobRanges, SearchResult]:
+    """Returns what `--auto` makes of a job with models: other ranges first, then layers that are float."""
+    labels = load_labels(find_labels(job.spec.evaluation, job.spec.accuracy.metric))
+
+    def write(changed: Job, found: JobRanges) -> ModelFiles:
+        return write_models(changed, found.ranges, stage, log)
+
+    def compare(changed: Job, files: ModelFiles) -> Comparison:
+        return compare_written(changed, files, labels, log)
+
+    start = try_methods(RangedJob(job, calibrated, models, compare(job, models)), write, compare, log)
+    calibrated = start.calibrated
+    assert calibrated.ranges is not None
+    quantize = partial(write, found=calibrated)
+    found = search_layers(start.job, calibrated.ranges, start.models, start.comparison, quantize, labels, log)
+    if not start.outcome:
+        return calibrated, found
+    outcome = f"{start.outcome}; {found.auto.outcome}"
+    auto = replace(found.auto, outcome=outcome, method=start.job.spec.calibration.method)
+    return calibrated, replace(found, auto=auto)
 
 
 @dataclass(frozen=True, slots=True)

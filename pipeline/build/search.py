@@ -14,7 +14,6 @@ from trtq.pipeline.build.models import ModelFiles
 from trtq.pipeline.deliver.report import AutoReport, KeptByAuto
 from trtq.pipeline.formats import FP16
 from trtq.pipeline.judge.compare import Comparison
-from trtq.pipeline.judge.evaluate import find_labels
 from trtq.pipeline.judge.gate import Verdict, judge
 from trtq.pipeline.judge.macs import count_macs
 from trtq.pipeline.judge.mixed_precision import (
@@ -24,7 +23,7 @@ from trtq.pipeline.judge.mixed_precision import (
     choose_layers,
     count_needed,
 )
-from trtq.pipeline.judge.score import Labels, load_labels
+from trtq.pipeline.judge.score import Labels
 from trtq.pipeline.judge.sensitivity import Effect, to_effect
 from trtq.pipeline.judge.switchable import open_switchable
 from trtq.progress import Log
@@ -56,7 +55,13 @@ class SearchResult:
 
 
 def search_layers(
-    job: Job, ranges: Ranges, models: ModelFiles, quantize: Callable[[Job], ModelFiles], log: Log
+    job: Job,
+    ranges: Ranges,
+    models: ModelFiles,
+    first: Comparison,
+    quantize: Callable[[Job], ModelFiles],
+    labels: Labels | None,
+    log: Log,
 ) -> SearchResult:
     """Returns the job, with layers kept out of INT8 if its gate fails without.
 
@@ -68,11 +73,11 @@ def search_layers(
         job: An INT8 build with Q/DQ and data to compare on.
         ranges: Of its tensors.
         models: Its models, written already.
+        first: Their comparison.
         quantize: Writes the models of a changed job in their place.
+        labels: Of the data, loaded.
         log: Is told of it all.
     """
-    labels = load_labels(find_labels(job.spec.evaluation, job.spec.accuracy.metric))
-    first = _compare(job, models, labels, log)
     verdict = judge(first, job.spec.accuracy, candidate="int8")
     if verdict.outcome != "fail":
         outcome = f"not needed: {_HOLDS[verdict.outcome]} with every layer in INT8"
@@ -137,7 +142,7 @@ def _search(
         changed = keep_layers(job, ranges, {name: _reason(choice, name) for name in choice.order[:count]})
         changed = replace(changed, evaluation=judged_on)
         models = quantize(changed)
-        comparison = _compare(changed, models, start.labels, log)
+        comparison = compare_written(changed, models, start.labels, log)
         meter.samples_run += comparison.num_samples * len(models.files)
         verdict = judge(comparison, job.spec.accuracy, candidate="int8")
         if verdict.outcome != "fail" or count == len(choice.order) or attempts == _MOST_ATTEMPTS:
@@ -195,7 +200,8 @@ def _reason(choice: LayerChoice, name: str) -> str:
     return f"kept by --auto: alone in INT8 it leaves an SQNR of {choice.alone[name].sqnr_db:.1f} dB"
 
 
-def _compare(job: Job, models: ModelFiles, labels: Labels | None, log: Log) -> Comparison:
+def compare_written(job: Job, models: ModelFiles, labels: Labels | None, log: Log) -> Comparison:
+    """Returns the comparison of the models of a job that has data to compare on."""
     comparison = compare_job(job, models.files, log, labels=labels)
     assert comparison is not None  # there is data
     return comparison

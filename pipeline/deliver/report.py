@@ -104,6 +104,7 @@ class AutoReport:
         int8_macs_before: The same without `--auto`.
         times_judged: How often a choice was judged on the data that was held back.
         evaluation_passes: What it cost, in runs of one model over the evaluation data.
+        method: The calibration method that was taken instead of the one that was asked for; empty: none.
     """
 
     outcome: str
@@ -113,6 +114,7 @@ class AutoReport:
     int8_macs_before: float | None = None
     times_judged: int = 0
     evaluation_passes: float = 0.0
+    method: str = ""
 
 
 @dataclass(frozen=True, slots=True)

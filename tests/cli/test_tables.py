@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
-from trtq.cli.tables import create_comparison_table, print_report
+from trtq.cli.tables import create_comparison_table, format_verdict, print_report
 from trtq.kept import Fallback
 from trtq.pipeline.deliver.report import SCHEMA_VERSION, EngineReport, Report, WeightsReport
 from trtq.records import OutputComparison, Repairs, Trial
@@ -102,3 +102,20 @@ def test_repairs_say_what_they_gained_and_in_detail_what_was_tried() -> None:
     assert any(
         line.startswith("repairs: none pays (ranges by mse); 20.0 -> 20.0 dB") for line in printed(none)
     )
+
+
+@pytest.mark.parametrize(
+    ("verdict", "share", "line", "style"),
+    [
+        ("pass", 0.923, "PASS  92.3% of the MACs run in INT8", "bold green"),
+        ("pass", 0.089, "PASS, but only 8.9% of the MACs run in INT8", "bold yellow"),
+        ("pass", None, "PASS", "bold green"),
+        ("fail", 0.089, "FAIL", "bold red"),
+        ("unverified", 0.089, "UNVERIFIED: no data; no labels", "bold yellow"),
+    ],
+)
+def test_little_in_int8_is_no_plain_success(verdict: str, share: float | None, line: str, style: str) -> None:
+    text = format_verdict(replace(report(0), verdict=verdict, int8_macs=share))
+    assert text.plain == line
+    styles = [str(span.style) for span in text.spans if span.start == 0] or [str(text.style)]
+    assert styles == [style]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import click
@@ -92,4 +93,5 @@ def _offer(report: Report) -> str:
         return ""
     if any("quantization is not the cause" in reason for reason in report.reasons):
         return ""
-    return "; --auto finds the cheapest layers to keep out of INT8, trtq sensitivity shows what each costs"
+    measure = shlex.join(["trtq", "sensitivity", report.output])
+    return f"; --auto finds the cheapest layers to keep out of INT8, `{measure}` shows what each costs"

@@ -70,10 +70,10 @@ def print_report(console: Console, report: Report, *, verbose: bool, folder: Pat
     if report.reused:
         console.print(f"used again from the earlier build: {', '.join(report.reused)}")
     console.print(f"written to {report.output}", soft_wrap=True)
-    console.print(_format_verdict(report))
+    console.print(format_verdict(report))
 
 
-def _format_verdict(report: Report) -> Text:
+def format_verdict(report: Report) -> Text:
     """Returns the verdict; if it is a pass, with how much of the work is in INT8: little is no plain one."""
     if report.verdict == "pass" and report.int8_macs is not None:
         share = f"{report.int8_macs:.1%} of the MACs run in INT8"
@@ -251,9 +251,10 @@ def _print_auto(console: Console, report: Report) -> None:
     if report.auto is None:
         return
     console.print(Text(f"--auto: {report.auto.outcome}"), soft_wrap=True)
-    if report.auto.skip:
-        options = " ".join(f"--skip {shlex.quote(pattern)}" for pattern in report.auto.skip)
-        _print_lines(console, f"the same without it: {options}")
+    options = [f"--calib-method {report.auto.method}"] if report.auto.method else []
+    options += [f"--skip {shlex.quote(pattern)}" for pattern in report.auto.skip]
+    if options:
+        _print_lines(console, f"the same without it: {' '.join(options)}")
 
 
 def _number(value: float, form: str) -> str:
