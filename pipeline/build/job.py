@@ -114,7 +114,7 @@ def place_job(job: Job, watcher: Watcher) -> Placement:
     graph, spec, target = job.graph, job.spec, job.target
     placement = Placement()
     if target.precision == "int8":
-        placement = place_layers(graph, spec, target, watcher, job.kept)
+        placement = place_layers(graph, spec, target, watcher, job.kept, job.backend)
     if target.precision == "fp16":
         warn_of_unmatched(graph, spec.layers.keep_fp32, watcher)
     return placement if target.weights is None else place_weights(graph, spec, target, placement, watcher)

@@ -107,6 +107,7 @@ def complete_job(job: Job, watcher: Watcher, *, random_data: bool) -> Job:
     target, placement = job.target, place_job(job, watcher)
     if not (job.has_given or placement.layers) and target.precision == "int8" and target.weights is None:
         watcher.warn("no layer can be quantized; the report tells why")
+    job = replace(job, graph=raise_opset(job.graph, placement.min_opset))
     job = _with_reference(_with_data(job, watcher, random_data=random_data))
     return job if job.ranges is not None else replace(job, keys=make_keys(job))
 
@@ -168,7 +169,7 @@ def _take_given(job: Job, watcher: Watcher, *, has_data: bool) -> Job:
         )
     for_tensorrt = job.backend.name != "onnxruntime"
     graph = repair_graph(job.graph, watcher, requantize=target.requantize, for_tensorrt=for_tensorrt)
-    placement = place_layers(graph, job.spec, target, Silent(), job.kept)
+    placement = place_layers(graph, job.spec, target, Silent(), job.kept, job.backend)
     if not placement.quantized:
         if target.auto:
             raise UsageError(f"{path} is quantized already, so --auto has no layers to choose among")

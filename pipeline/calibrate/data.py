@@ -20,6 +20,7 @@ from trtq.kept import KeptNode
 from trtq.models.option import setting
 from trtq.models.preprocess import Preprocess
 from trtq.models.spec import CalibrationSpec, ModelSpec
+from trtq.pipeline.engine.backend import Backend
 from trtq.pipeline.engine.backends import BACKENDS
 from trtq.pipeline.engine.target import Target
 from trtq.pipeline.graph.load import Graph
@@ -144,7 +145,12 @@ def warn_of_preprocess(batches: Batches, spec: ModelSpec, watcher: Watcher) -> N
 
 
 def place_layers(
-    graph: Graph, spec: ModelSpec, target: Target, watcher: Watcher, kept: Mapping[str, str] | None = None
+    graph: Graph,
+    spec: ModelSpec,
+    target: Target,
+    watcher: Watcher,
+    kept: Mapping[str, str] | None = None,
+    backend: Backend | None = None,
 ) -> Placement:
     """Returns what will be quantized, and why the rest is not.
 
@@ -154,18 +160,25 @@ def place_layers(
         target: With the types of nodes to quantize, and the backend.
         watcher: Hears of patterns that match nothing, and of weights of 7 bits.
         kept: Further layers that stay float, with the reason.
+        backend: What builds the engine; None: the one that the target names, if it names one.
     """
     patterns = (*spec.layers.skip, *spec.layers.keep_fp32)
     warn_of_unmatched(graph, (*patterns, *spec.layers.force), watcher)
+    backend = backend or BACKENDS.get(target.backend)
+    is_split = spec.quantization.weight_granularity == "per-channel"
     placement = place(
-        graph.model, skip=patterns, op_types=target.op_types, force=spec.layers.force, kept=kept or {}
+        graph.model,
+        skip=patterns,
+        op_types=target.op_types,
+        force=spec.layers.force,
+        kept=kept or {},
+        by_matrix=is_split and backend is not None and backend.takes_scales_by_matrix,
     )
     placement = replace(placement, kept=(*placement.kept, *graph.unseen))
-    backend = BACKENDS.get(target.backend)
     if placement.layers and backend is not None and backend.overflows():
         watcher.note(f"weights get 7 bits, since {backend.name} overflows with 8 on this processor")
         placement = placement.with_weights_of_7_bits()
-    return placement.with_one_scale() if spec.quantization.weight_granularity == "per-tensor" else placement
+    return placement if is_split else placement.with_one_scale()
 
 
 def describe_given(placement: Placement) -> str:

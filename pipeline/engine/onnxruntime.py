@@ -30,6 +30,7 @@ class OnnxRuntime(Backend):
 
     name = "onnxruntime"
     runs_fp16 = False
+    takes_scales_by_matrix = True
     lacks: Mapping[str, str] = {
         "implicit": "it takes Q/DQ models; for implicit quantization take TensorRT 8.6 to 10",
         "timing_cache": "it builds nothing and times nothing",

@@ -15,7 +15,7 @@ from trtq.kept import KeptNode
 from trtq.models.tensors import FLOAT_TYPES
 from trtq.pipeline.formats import INT8, INT8_OF_7_BITS
 from trtq.pipeline.formats.encoding import Encoding, LayerScheme
-from trtq.pipeline.formats.granularity import PerChannel, PerTensor
+from trtq.pipeline.formats.granularity import Granularity, PerChannel, PerTensor, PerToken
 from trtq.pipeline.graph.given import explain_given, find_given, is_quantized_otherwise
 from trtq.pipeline.graph.operands import find_operand
 from trtq.pipeline.graph.worth import explain_float, explain_unequal_matrices
@@ -29,6 +29,8 @@ SOFTMAX = "Softmax"
 """In a list of types: the input of Softmax and LogSoftmax."""
 DEFAULT_OP_TYPES = ("Conv", "Gemm", "MatMul")
 """TensorRT runs ConvTranspose in float whatever stands before it, so its Q/DQ would only cost accuracy."""
+_RANK_OF_EXPERTS = 3
+"""TensorRT-RTX runs a batch of matrices with scales for each in INT8; with two batch axes it does not."""
 _NONE: Mapping[str, str] = MappingProxyType({})
 
 
@@ -106,6 +108,13 @@ class Placement:
         """The nodes that take floats and a weight of few bits."""
         return tuple(node for node in self.quantized if not node.activations)
 
+    @property
+    def min_opset(self) -> int:
+        """The first opset that holds the scales of what gets Q/DQ: 21 where each matrix has its own."""
+        weights = (node.scheme.weight for node in self.quantized if node.activations)
+        is_split = any(weight and isinstance(weight.granularity, PerToken) for weight in weights)
+        return 21 if is_split else 13
+
     def with_one_scale(self) -> Placement:
         """Returns the same decisions with one scale for each weight, instead of one an output channel."""
         return self._with_weights(lambda weight: replace(weight, granularity=PerTensor()))
@@ -131,6 +140,7 @@ def place(
     op_types: Sequence[str] = DEFAULT_OP_TYPES,
     force: Sequence[str] = (),
     kept: Mapping[str, str] = _NONE,
+    by_matrix: bool = False,
 ) -> Placement:
     """Returns where Q/DQ pairs go, by TensorRT's rules for explicit quantization.
 
@@ -159,6 +169,8 @@ def place(
         force: Regular expressions of nodes that rules 4 to 8 do not hold back.
         kept: Names of nodes that keep their precision, each with the reason, whoever decided it. A node that
             `skip` names as well has this reason. Names that the graph lacks are passed over.
+        by_matrix: Whether a weight of several matrices, such as experts, has scales for each matrix and
+            output channel; else it has one scale, or stays float where that would wipe out a matrix.
     """
     names = [str(node.name) for node in model.graph]
     skipped = {name: pattern for pattern in reversed(skip) for name in names if re.search(pattern, name)}
@@ -170,7 +182,7 @@ def place(
         if node in given:
             continue
         name = str(node.name)
-        decision = left[name] if name in left else _decide(node, op_types, force)
+        decision = left[name] if name in left else _decide(node, op_types, force, by_matrix)
         if isinstance(decision, str):
             unquantized.append(KeptNode(name, node.op_type, decision))
         else:
@@ -226,12 +238,14 @@ def _constants(node: ir.Node) -> list[int]:
     return [index for index in (0, 1) if (value := node.inputs[index]) is not None and value.is_initializer()]
 
 
-def _decide(node: ir.Node, op_types: Sequence[str], force: Sequence[str]) -> QuantizedNode | str:
+def _decide(
+    node: ir.Node, op_types: Sequence[str], force: Sequence[str], by_matrix: bool
+) -> QuantizedNode | str:
     """Returns how a layer is quantized, or why it stays float."""
     if not _is_wanted(node, op_types):
         return _reason_for_type(node)
     if constants := _constants(node):
-        return _weighted_input(node, 0 if constants == [0] else 1, force)
+        return _weighted_input(node, 0 if constants == [0] else 1, force, by_matrix)
     if node.op_type != "MatMul":
         return "its weight is not a constant"
     if any(value is None or value.dtype not in FLOAT_TYPES for value in node.inputs):
@@ -239,7 +253,7 @@ def _decide(node: ir.Node, op_types: Sequence[str], force: Sequence[str]) -> Qua
     return _in_int8(node, "two-activations", 0, 1)
 
 
-def _weighted_input(node: ir.Node, place: int, force: Sequence[str]) -> QuantizedNode | str:
+def _weighted_input(node: ir.Node, place: int, force: Sequence[str], by_matrix: bool) -> QuantizedNode | str:
     weight, activation = node.inputs[place], node.inputs[1 - place]
     if weight is None or activation is None or activation.is_initializer():
         return "it has no activation to quantize"
@@ -253,11 +267,15 @@ def _weighted_input(node: ir.Node, place: int, force: Sequence[str]) -> Quantize
     is_forced = any(re.search(pattern, str(node.name)) for pattern in force)
     if not is_forced and (reason := explain_float(node, weight, activation, axis)):
         return reason
-    is_batch = axis is None and node.op_type == "MatMul"
-    if not is_forced and is_batch and (reason := explain_unequal_matrices(weight)):
-        return reason
+    rank = len(weight.shape or ())
+    granularity: Granularity = choose_granularity(axis)
+    if axis is None and node.op_type == "MatMul":
+        if by_matrix and rank == _RANK_OF_EXPERTS:
+            granularity = PerToken(rank - 1 - place)  # the summed axis: the last of a first operand
+        elif not is_forced and (reason := explain_unequal_matrices(weight)):
+            return reason
     layer = _in_int8(node, "weighted-input", 1 - place)
-    scheme = replace(layer.scheme, weight=Encoding(INT8, choose_granularity(axis)))
+    scheme = replace(layer.scheme, weight=Encoding(INT8, granularity))
     return replace(layer, scheme=scheme, weight=(place, str(weight.name)))
 
 

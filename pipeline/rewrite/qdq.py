@@ -15,6 +15,7 @@ from trtq.pipeline.formats.encoding import Encoding
 from trtq.pipeline.formats.floats import convert_scales
 from trtq.pipeline.graph.edit import GraphEditor, map_values
 from trtq.pipeline.graph.given import find_given
+from trtq.pipeline.graph.opset import convert_opset, read_opset
 from trtq.pipeline.graph.placement import Placement, QuantizedWeight
 from trtq.pipeline.rewrite.channels.operands import add_to_bias, follow_output, has_input_channels
 from trtq.pipeline.rewrite.channels.rescale import rescale
@@ -52,6 +53,8 @@ def quantize(
         UsageError: The ranges lack a tensor.
         ModelError: A weight is not finite.
     """
+    if read_opset(model) < placement.min_opset:
+        model = convert_opset(model, placement.min_opset)
     rescaled = rescale(model, placement, ranges)
     result = rescaled.model if rescaled.model is not model else model.clone()
     placement, ranges = rescaled.placement, rescaled.ranges
