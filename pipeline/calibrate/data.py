@@ -21,7 +21,6 @@ from trtq.models.option import setting
 from trtq.models.preprocess import Preprocess
 from trtq.models.spec import CalibrationSpec, ModelSpec
 from trtq.pipeline.engine.backend import Backend
-from trtq.pipeline.engine.backends import BACKENDS
 from trtq.pipeline.engine.target import Target
 from trtq.pipeline.graph.load import Graph
 from trtq.pipeline.graph.placement import Placement, QuantizedNode, find_unmatched, place
@@ -164,7 +163,10 @@ def place_layers(
     """
     patterns = (*spec.layers.skip, *spec.layers.keep_fp32)
     warn_of_unmatched(graph, (*patterns, *spec.layers.force), watcher)
-    backend = backend or BACKENDS.get(target.backend)
+    if backend is None and target.backend != "auto":
+        from trtq.pipeline.engine.backends import BACKENDS  # late: who names no backend needs none
+
+        backend = BACKENDS.get(target.backend)
     is_split = spec.quantization.weight_granularity == "per-channel"
     placement = place(
         graph.model,
