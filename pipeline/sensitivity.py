@@ -69,7 +69,9 @@ def sensitivity(
         model: The ONNX file; or a build folder, whose own layers, ranges, repairs and data are taken.
         spec: What is known of the model; None: read from `<name>.toml` or `model.toml` beside it, or the
             settings of the build.
-        target: Which types of nodes are quantized, and the precision of the rest. A build has its own.
+        target: Which types of nodes are quantized, and the precision of the rest: if that is "auto", FP32 for
+            the backend "onnxruntime" and FP16 for others. The backend need not work here. A build has its
+            own.
         output: The file to write; None: `<name>.sensitivity.json` beside the model or the folder.
         random_data: Take random numbers, to try it.
         watcher: Is told of the progress.
