@@ -18,6 +18,7 @@ from trtq.calibrators.cross_entropy import CrossEntropy
 from trtq.calibrators.ranges import Ranges
 from trtq.calibrators.taps import open_taps
 from trtq.models.session import SessionOptions
+from trtq.pipeline.graph.opset import read_opset
 from trtq.pipeline.judge.parts import PASSED_ON
 
 SUFFIX = " + cross-entropy"
@@ -64,7 +65,7 @@ def find_logits(model: ir.Model, tensors: Collection[str]) -> dict[str, Logits]:
 
 def _find_sources(model: ir.Model) -> Iterator[tuple[ir.Value, int, bool]]:
     """Yields what each softmax gets, its axis, and whether it goes over all axes from that one on."""
-    joined = model.opset_imports.get("", 1) < _AXIS_ALONE
+    joined = read_opset(model) < _AXIS_ALONE
     for node in model.graph:
         value = node.inputs[0] if node.op_type in _SOFTMAX else None
         if value is not None and not value.is_initializer():

@@ -1,9 +1,14 @@
-"""Sizes, times and shapes as people write them, in the terminal and on the page."""
+"""Counts, sizes, times and shapes as people write them, in the terminal and on the page."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+
+
+def format_count(count: int, noun: str) -> str:
+    """Returns how many there are of something whose plural ends in s: `1 node`, `2 nodes`."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
 def format_bytes(count: float) -> str:
