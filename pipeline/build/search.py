@@ -13,6 +13,7 @@ from trtq.pipeline.build.keep import keep_layers
 from trtq.pipeline.build.models import ModelFiles
 from trtq.pipeline.deliver.report import AutoReport, KeptByAuto
 from trtq.pipeline.formats import FP16
+from trtq.pipeline.graph.quantized import find_quantized_layers
 from trtq.pipeline.judge.compare import Comparison
 from trtq.pipeline.judge.gate import Verdict, judge
 from trtq.pipeline.judge.macs import count_macs
@@ -211,7 +212,8 @@ def _report(before: Job, after: Job, found: _Found, macs: Mapping[str, int], ver
     choice = found.choice
     total = max(sum(macs.values()), 1)
     kept = [name for name in after.kept if name not in before.kept]
-    share = sum(macs.get(name, 0) for name in _list_quantized(after)) / total
+    given = {layer.name for layer in find_quantized_layers(before.graph.model)}  # it came so, and stays
+    share = sum(macs.get(name, 0) for name in _list_quantized(after) | given) / total
     return AutoReport(
         outcome=_describe(before, kept, share, found.attempts, verdict),
         kept=tuple(
@@ -221,7 +223,7 @@ def _report(before: Job, after: Job, found: _Found, macs: Mapping[str, int], ver
         ),
         skip=tuple(f"^{re.escape(name)}$" for name in kept),
         int8_macs=share,
-        int8_macs_before=sum(macs.get(name, 0) for name in choice.order) / total,
+        int8_macs_before=sum(macs.get(name, 0) for name in {*choice.order} | given) / total,
         times_judged=found.attempts,
         evaluation_passes=round(found.passes, 1),
     )
