@@ -94,7 +94,7 @@ def _make_absolute(spec: ModelSpec, folder: Path) -> ModelSpec:
     if evaluation.data is not None:
         evaluation = replace(evaluation, data=str(folder / evaluation.data))
     if evaluation.reference is not None:
-        evaluation = replace(evaluation, reference=folder / evaluation.reference)
+        evaluation = replace(evaluation, reference=str(folder / evaluation.reference))
     if evaluation.labels is not None and evaluation.labels.endswith(".npy"):
         evaluation = replace(evaluation, labels=str(folder / evaluation.labels))
     if accuracy.script is not None:

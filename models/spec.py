@@ -136,7 +136,7 @@ class EvaluationSpec:
     labels: str | None = setting(None, metavar="NAME|FILE.npy")
     output: str | None = setting(None, "--eval-output", metavar="NAME")
     samples: int | None = setting(None, "--eval-samples")
-    reference: Path | None = setting(None)
+    reference: str | None = setting(None, metavar="FILE.onnx")
 
     def __post_init__(self) -> None:
         if self.samples is not None and self.samples < 1:

@@ -63,7 +63,7 @@ def write_models(job: Job, ranges: Ranges | None, stage: Path, log: Log) -> Mode
 def _find_reference(job: Job) -> dict[str, Path]:
     """Returns what the models are compared with: the float model, or the one that came with Q/DQ."""
     reference = job.spec.evaluation.reference
-    return {GIVEN if reference is None and job.has_given else "fp32": reference or job.graph.path}
+    return {GIVEN if reference is None and job.has_given else "fp32": Path(reference or job.graph.path)}
 
 
 def _write_all(job: Job, ranges: Ranges | None, stage: Path) -> ModelFiles:

@@ -192,9 +192,9 @@ def _take_given(job: Job, watcher: Watcher, *, has_data: bool) -> Job:
 
 def _with_reference(job: Job) -> Job:
     """Returns the job with the digest of its reference, which must be a float model with the same inputs."""
-    path = job.spec.evaluation.reference
-    if path is None:
+    if job.spec.evaluation.reference is None:
         return job
+    path = Path(job.spec.evaluation.reference)
     reference = load(path, min_opset=1)
     if is_quantized(reference.model):
         raise UsageError(f"the reference {path} has Q/DQ itself; give the float model, or leave it out")

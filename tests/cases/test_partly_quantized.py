@@ -244,10 +244,10 @@ def test_a_float_reference_is_what_the_verdict_compares_with(write: Write) -> No
     model = write(f"{PAIR} {CONV0} {REST}", **first)
     reference = write(f"[conv0] a = Conv <pads = [1,1,1,1]> (x, w0) {REST}", "float", **first)
     other = write(f"[conv0] a = Conv <pads = [1,1,1,1]> (x, w0) {REST}", "other")
-    report = build(model, spec=spec_of(model, reference=reference), target=CHEAP)
+    report = build(model, spec=spec_of(model, reference=str(reference)), target=CHEAP)
     assert (report.verdict, pairs_of(report)) == ("pass", {("int8", "fp32")})
-    assert build(model, spec=spec_of(model, reference=reference), target=CHEAP).reused == ("everything",)
-    assert build(model, spec=spec_of(model, reference=other), target=CHEAP).verdict == "fail"
+    assert build(model, spec=spec_of(model, reference=str(reference)), target=CHEAP).reused == ("everything",)
+    assert build(model, spec=spec_of(model, reference=str(other)), target=CHEAP).verdict == "fail"
 
 
 def test_a_fully_quantized_model_passes_by_a_reference_alone(write: Write) -> None:
@@ -261,7 +261,7 @@ def test_a_fully_quantized_model_passes_by_a_reference_alone(write: Write) -> No
         "the model came quantized and was compared with itself, which does not tell what quantizing it cost; "
         "give the float model with --reference",
     )
-    judged = build(whole, spec=spec_of(model, reference=reference), target=CHEAP)
+    judged = build(whole, spec=spec_of(model, reference=str(reference)), target=CHEAP)
     assert (judged.verdict, pairs_of(judged)) == ("pass", {("int8", "fp32")})
 
 
@@ -269,15 +269,15 @@ def test_a_reference_that_says_nothing_is_refused(write: Write) -> None:
     model = write(f"{PAIR} {CONV0} {REST}")
     reference = write(f"[conv0] a = Conv <pads = [1,1,1,1]> (x, w0) {REST}", "float")
     with pytest.raises(UsageError, match=r"the reference .*m\.onnx has Q/DQ itself; give the float model"):
-        build(model, spec=spec_of(model, reference=model), target=CHEAP)
-    spec = ModelSpec(evaluation=EvaluationSpec(reference=reference))
+        build(model, spec=spec_of(model, reference=str(model)), target=CHEAP)
+    spec = ModelSpec(evaluation=EvaluationSpec(reference=str(reference)))
     with pytest.raises(DataError, match=r"cannot be compared with .*float\.onnx without data"):
         build(model, spec=spec, target=CHEAP)
     proto = onnx.load(reference)
     proto.graph.input[0].name = proto.graph.node[0].input[0] = "z"
     onnx.save(proto, reference)
     with pytest.raises(ModelError, match="give models with the same inputs"):
-        build(model, spec=spec_of(model, reference=reference), target=CHEAP)
+        build(model, spec=spec_of(model, reference=str(reference)), target=CHEAP)
 
 
 def test_calibrate_quantize_and_sensitivity_take_such_a_model(write: Write) -> None:
