@@ -93,6 +93,8 @@ def _make_absolute(spec: ModelSpec, folder: Path) -> ModelSpec:
         calibration = replace(calibration, data=str(folder / calibration.data))
     if evaluation.data is not None:
         evaluation = replace(evaluation, data=str(folder / evaluation.data))
+    if evaluation.reference is not None:
+        evaluation = replace(evaluation, reference=str(folder / evaluation.reference))
     if evaluation.labels is not None and evaluation.labels.endswith(".npy"):
         evaluation = replace(evaluation, labels=str(folder / evaluation.labels))
     if accuracy.script is not None:

@@ -127,12 +127,15 @@ class SessionOptions:
         keeps_memory: Whether memory is kept for the next run, which is faster and takes more of it.
         keeps_order: Whether nodes run in the graph's order. ONNX Runtime's own order begins with all that
             the last node needs, and holds every tensor of which something else is wanted until then.
+        fuses_qdq: Whether an optimized graph may run layers behind Q/DQ as integer kernels, as the session of
+            a user does. On processors without VNNI these saturate, so nothing is observed with them.
     """
 
     device: str = "cpu"
     num_threads: int = 0
     keeps_memory: bool = True
     keeps_order: bool = False
+    fuses_qdq: bool = False
 
 
 def open_session(model: ir.Model | Path, *, optimize: bool, engine: SessionOptions | None = None) -> Session:
@@ -160,6 +163,8 @@ def open_session(model: ir.Model | Path, *, optimize: bool, engine: SessionOptio
     options.log_severity_level = 4  # errors come as exceptions; warnings are about other people's graphs
     level = "ORT_ENABLE_ALL" if optimize else "ORT_DISABLE_ALL"
     options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, level)
+    if optimize and not engine.fuses_qdq:
+        options.add_session_config_entry("session.disable_quant_qdq", "1")
     with _explain("load"):
         if isinstance(model, Path):
             return create(str(model), options, providers=providers)

@@ -128,12 +128,15 @@ class EvaluationSpec:
         labels: One class index for each sample: the name of an array of --eval-data, or a .npy file.
         output: The output that holds the class scores; needed if the model has several outputs.
         samples: Compare only this many samples. None: all with labels, otherwise 128.
+        reference: The float ONNX model to compare with, for a model that comes with Q/DQ. None: the model
+            itself, as it was given.
     """
 
     data: str | None = setting(None, "--eval-data", metavar="DATA")
     labels: str | None = setting(None, metavar="NAME|FILE.npy")
     output: str | None = setting(None, "--eval-output", metavar="NAME")
     samples: int | None = setting(None, "--eval-samples")
+    reference: str | None = setting(None, metavar="FILE.onnx")
 
     def __post_init__(self) -> None:
         if self.samples is not None and self.samples < 1:

@@ -19,7 +19,7 @@ from trtq.pipeline.deliver.report import Report, read_report
 from trtq.pipeline.engine.target import Target
 from trtq.pipeline.graph.load import load
 from trtq.pipeline.graph.placement import Placement
-from trtq.pipeline.graph.quantized import QuantizedLayer, find_quantized_layers, is_quantized
+from trtq.pipeline.graph.quantized import QuantizedLayer, find_quantized_layers
 from trtq.pipeline.verify import verify
 from trtq.progress import Silent
 
@@ -32,8 +32,8 @@ class ModelSummary:
         opset: As in the file.
         weight_bytes: Of all initializers, after loading.
         op_types: How many nodes of each type.
-        quantized_layers: Of a model that is quantized already.
-        placement: What a build would quantize; None for a model that is quantized already.
+        quantized_layers: Those that come quantized, so that they can run in INT8.
+        placement: What a build would quantize, and what comes quantized.
         notes: What loading changed.
     """
 
@@ -45,7 +45,7 @@ class ModelSummary:
     weight_bytes: int
     op_types: Mapping[str, int]
     quantized_layers: tuple[QuantizedLayer, ...]
-    placement: Placement | None
+    placement: Placement
     notes: tuple[str, ...]
 
 
@@ -102,7 +102,6 @@ def inspect(path: Path | str) -> Summary:
 
 def _model(path: Path) -> ModelSummary:
     graph = load(path, min_opset=1)
-    quantized = is_quantized(graph.model)
     return ModelSummary(
         str(path),
         graph.sha256,
@@ -111,7 +110,7 @@ def _model(path: Path) -> ModelSummary:
         graph.outputs,
         count_weight_bytes(graph.model),
         dict(Counter(node.op_type for node in graph.model.graph).most_common()),
-        find_quantized_layers(graph.model) if quantized else (),
-        None if quantized else place_layers(graph, find_spec(path, trust=True), Target(), Silent()),
+        find_quantized_layers(graph.model),
+        place_layers(graph, find_spec(path, trust=True), Target(), Silent()),
         graph.notes,
     )

@@ -10,19 +10,25 @@ from trtq.calibrators import create_method
 from trtq.calibrators.batches import Batches
 from trtq.calibrators.estimate import describe
 from trtq.calibrators.observe import Progress
-from trtq.errors import ModelError
+from trtq.calibrators.ranges import Ranges, ranges_to_json, read_ranges
+from trtq.errors import ArtifactError, ModelError
 from trtq.files import write_atomically
 from trtq.models.spec import ModelSpec
-from trtq.pipeline.calibrate import load_float
+from trtq.pipeline.calibrate import load_to_quantize
 from trtq.pipeline.calibrate.data import (
     observe_graph,
     open_calibration_data,
     options_from_spec,
     place_layers,
+    refuse_scripts,
     warn_of_dead,
 )
 from trtq.pipeline.calibrate.improve import improve_ranges
+from trtq.pipeline.deliver.integrity import read_intact_manifest
 from trtq.pipeline.deliver.manifest import collect_versions, make_key
+from trtq.pipeline.deliver.names import RANGES
+from trtq.pipeline.deliver.report import read_report
+from trtq.pipeline.deliver.settings import read_settings
 from trtq.pipeline.engine.strategy import choose_rest
 from trtq.pipeline.engine.target import Target
 from trtq.pipeline.formats import FP16
@@ -61,26 +67,35 @@ def sensitivity(
     returns at once what is complete.
 
     Args:
-        model: The float ONNX file.
-        spec: What is known of the model; None: read from `<name>.toml` or `model.toml` beside it.
+        model: The ONNX file; or a build folder, whose own layers, ranges, repairs and data are taken.
+        spec: What is known of the model; None: read from `<name>.toml` or `model.toml` beside it, or the
+            settings of the build.
         target: Which types of nodes are quantized, and the precision of the rest: if that is "auto", FP32 for
-            the backend "onnxruntime" and FP16 for others. The backend need not work here.
-        output: The file to write; None: `<name>.sensitivity.json` beside the model.
+            the backend "onnxruntime" and FP16 for others. The backend need not work here. A build has its
+            own.
+        output: The file to write; None: `<name>.sensitivity.json` beside the model or the folder.
         random_data: Take random numbers, to try it.
         watcher: Is told of the progress.
 
     Raises:
         ModelError, DataError, UsageError: Something that was given cannot be used, or no layer is quantized.
-        ArtifactError: The file cannot be written, or is something else.
+        ArtifactError: The file cannot be written, or is something else; the build was changed, or is not one
+            of INT8 with Q/DQ.
     """
-    watcher = watcher or Silent()
-    target = target or Target()
-    graph, spec = load_float(Path(model), spec, watcher)
-    path = Path(output or graph.path.with_suffix(".sensitivity.json"))
-    placement = place_layers(graph, spec, target, watcher)
+    watcher, model = watcher or Silent(), Path(model)
+    if model.is_dir():
+        subject = _open_build(model, spec, watcher)
+    else:
+        target = target or Target()
+        graph, spec = load_to_quantize(model, spec, target, watcher)
+        subject = _Subject(graph, spec, target, place_layers(graph, spec, target, watcher))
+    graph, spec, target, placement = subject.graph, subject.spec, subject.target, subject.placement
+    path = Path(output or model.with_suffix(".sensitivity.json"))
     if not placement.quantized:
         raise ModelError(f"{graph.path} has no layer that is quantized; `trtq inspect --placement` tells why")
-    calibration = open_calibration_data(graph, spec, target, random_data=random_data)
+    calibration = None
+    if subject.ranges is None or spec.evaluation.data is None:
+        calibration = open_calibration_data(graph, spec, target, random_data=random_data)
     batches = open_evaluation_data(graph, spec, calibration)
     assert batches is not None
     labels = load_labels(find_labels(spec.evaluation, spec.accuracy.metric))
@@ -90,15 +105,18 @@ def sensitivity(
         num_samples=0,
         num_layers=len(placement.quantized),
         metric=spec.accuracy.metric,
-        key=_key(graph, spec, placement, (calibration, batches), target),
+        key=_key(subject, (calibration, batches)),
     )
     state = _earlier(path, start, watcher)
     if not state.is_complete:
-        check_against_file(graph, calibration, watcher)
-        how = options_from_spec(spec.calibration)
-        seen = observe_graph(graph, placement.activations, calibration, how, watcher)
-        ranges = improve_ranges(graph, placement, seen, calibration, spec, watcher).ranges
-        warn_of_dead(ranges, watcher)
+        check_against_file(graph, calibration if calibration is not None else batches, watcher)
+        ranges = subject.ranges
+        if ranges is None:
+            assert calibration is not None
+            how = options_from_spec(spec.calibration)
+            seen = observe_graph(graph, placement.activations, calibration, how, watcher)
+            ranges = improve_ranges(graph, placement, seen, calibration, spec, watcher).ranges
+            warn_of_dead(ranges, watcher)
         scale_dtype = "float16" if choose_rest(target) is FP16 else "float32"
         work = _Work(
             open_switchable(graph.model, placement, ranges, scale_dtype=scale_dtype),
@@ -109,6 +127,40 @@ def sensitivity(
         )
         state = _measure_rest(work, state, path, watcher)
     return state
+
+
+@dataclass(frozen=True, slots=True)
+class _Subject:
+    """The model that is measured, as it is quantized; without ranges these are found as in a build."""
+
+    graph: Graph
+    spec: ModelSpec
+    target: Target
+    placement: Placement
+    ranges: Ranges | None = None
+
+
+def _open_build(folder: Path, spec: ModelSpec | None, watcher: Watcher) -> _Subject:
+    """Returns the model of a build with the layers, the ranges and the repairs that the build has."""
+    manifest, report = read_intact_manifest(folder), read_report(folder)
+    own, target = read_settings(manifest, folder)
+    if spec is None:
+        spec = own
+        refuse_scripts(spec, spec.scripts)
+    is_explicit = report.engine.quantization == "explicit" and report.weights is None
+    if RANGES not in manifest.outputs or report.precision != "int8" or not is_explicit:
+        raise ArtifactError(
+            f"{folder} is no INT8 build by Q/DQ alone, whose layers could be measured; give the model itself"
+        )
+    path = Path(report.model)
+    graph, _ = load_to_quantize(path, spec, target, watcher)
+    if graph.sha256 != manifest.inputs.get(report.model):
+        raise ArtifactError(f"{path} was changed since {folder} was built; build it again")
+    kept = {item.name: item.reason for item in report.kept_float}
+    placement = place_layers(graph, replace(spec, quantization=own.quantization), target, watcher, kept)
+    ranges = read_ranges(folder / RANGES)
+    watcher.note(f"layers, ranges ({ranges.method}) and repairs are those of {folder}")
+    return _Subject(graph, spec, target, placement, ranges)
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,23 +231,20 @@ def _earlier(path: Path, start: Sensitivity, watcher: Watcher) -> Sensitivity:
     return found
 
 
-def _key(
-    graph: Graph,
-    spec: ModelSpec,
-    placement: Placement,
-    data: tuple[Batches, Batches],
-    target: Target,
-) -> str:
+def _key(subject: _Subject, data: tuple[Batches | None, Batches]) -> str:
     """Returns a digest of all that the numbers depend on; empty where only running a script tells."""
-    if not all(batches.digest for batches in data) or spec.accuracy.script is not None:
+    spec, digests = subject.spec, [batches.digest for batches in data if batches is not None]
+    if not all(digests) or spec.accuracy.script is not None:
         return ""
+    ranges = None if subject.ranges is None else ranges_to_json(subject.ranges).decode()
     return make_key(
         collect_versions(),
-        graph.sha256,
-        [batches.digest for batches in data],
+        subject.graph.sha256,
+        digests,
         (describe(create_method(spec.calibration)), spec.calibration.method, spec.quantization),
-        [node.to_plain() for node in placement.quantized],
+        [node.to_plain() for node in subject.placement.quantized],
         spec.evaluation,
         spec.accuracy.metric,
-        choose_rest(target).name,
+        choose_rest(subject.target).name,
+        ranges,
     )

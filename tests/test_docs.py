@@ -115,6 +115,7 @@ def stock(tmp_path_factory: pytest.TempPathFactory, keys: Callable[[str], Path])
     ):
         assert CliRunner().invoke(main, arguments).exit_code == 0
     (place / "ranges.json").unlink()
+    shutil.copy(place / "model.trtq" / "model.int8.onnx", place / "quantized.onnx")
     (place / "mypackage").mkdir()
     (place / "mypackage" / "nets.py").write_text(NETS)
     torch = importlib.import_module("torch")

@@ -31,7 +31,8 @@ class SessionRun:
         """
         cuda = Cuda() if device == "cuda" else None
         used = cuda.used_bytes() if cuda is not None else 0
-        self._session = open_session(model, optimize=True, engine=SessionOptions(device, num_threads))
+        options = SessionOptions(device, num_threads, fuses_qdq=True)
+        self._session = open_session(model, optimize=True, engine=options)
         self._feed = {name: np.ascontiguousarray(array) for name, array in feed.items()}
         self._outputs = [item.name for item in self._session.get_outputs()]
         self.shapes = {name: array.shape for name, array in feed.items()}

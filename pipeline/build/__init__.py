@@ -13,10 +13,12 @@ from trtq.pipeline.build.engine import EngineBuild, build_engine, find_layers_wi
 from trtq.pipeline.build.folder import measure_sizes, write_folder
 from trtq.pipeline.build.job import Job
 from trtq.pipeline.build.keep import NO_KERNEL, keep_layers
+from trtq.pipeline.build.methods import RangedJob, try_methods
 from trtq.pipeline.build.models import ModelFiles, report_job_weights, write_models
 from trtq.pipeline.build.prepare import prepare
 from trtq.pipeline.build.ranges import JobRanges, find_ranges
-from trtq.pipeline.build.search import search_layers
+from trtq.pipeline.build.search import SearchResult, compare_written, search_layers
+from trtq.pipeline.build.share import measure_int8_share
 from trtq.pipeline.calibrate.data import find_shapes
 from trtq.pipeline.deliver.earlier import EarlierBuild, find_earlier
 from trtq.pipeline.deliver.folder import stage_folder
@@ -25,7 +27,9 @@ from trtq.pipeline.deliver.report import SCHEMA_VERSION, AutoReport, Report
 from trtq.pipeline.deliver.signature import read_private_key
 from trtq.pipeline.engine.target import Target
 from trtq.pipeline.judge.compare import Comparison
-from trtq.pipeline.judge.gate import judge
+from trtq.pipeline.judge.evaluate import find_labels
+from trtq.pipeline.judge.gate import Verdict, judge
+from trtq.pipeline.judge.score import load_labels
 from trtq.pipeline.judge.witness import check_against_file
 from trtq.pipeline.sign import sign
 from trtq.progress import Log, Silent, Watcher
@@ -99,8 +103,8 @@ def run_job(job: Job, log: Log, earlier: EarlierBuild | None = None) -> Report:
         models = write_models(job, ranges, stage, log)
         auto = comparison = None
         if job.target.auto and job.placement.quantized and ranges is not None:
-            write = partial(write_models, ranges=ranges, stage=stage, log=log)
-            found = search_layers(job, ranges, models, write, log)
+            calibrated, found = _search(job, calibrated, models, stage, log)
+            ranges = calibrated.ranges
             job, models, auto, comparison = found.job, found.models, found.auto, found.comparison
         built = _build_where_kernels_are(_Work(job, models, comparison), ranges, earlier, stage, log)
         plan = EnginePlan(stage / ENGINE, built.engine.report.profiles)
@@ -108,6 +112,30 @@ def run_job(job: Job, log: Log, earlier: EarlierBuild | None = None) -> Report:
         result = _report(built, calibrated, auto, comparison, stage, log)
         write_folder(stage, built.job, ranges, result, built.engine, calibrated.tensors)
         return result
+
+
+def _search(
+    job: Job, calibrated: JobRanges, models: ModelFiles, stage: Path, log: Log
+) -> tuple[JobRanges, SearchResult]:
+    """Returns what `--auto` makes of a job with models: other ranges first, then layers that are float."""
+    labels = load_labels(find_labels(job.spec.evaluation, job.spec.accuracy.metric))
+
+    def write(changed: Job, found: JobRanges) -> ModelFiles:
+        return write_models(changed, found.ranges, stage, log)
+
+    def compare(changed: Job, files: ModelFiles) -> Comparison:
+        return compare_written(changed, files, labels, log)
+
+    start = try_methods(RangedJob(job, calibrated, models, compare(job, models)), write, compare, log)
+    calibrated = start.calibrated
+    assert calibrated.ranges is not None
+    quantize = partial(write, found=calibrated)
+    found = search_layers(start.job, calibrated.ranges, start.models, start.comparison, quantize, labels, log)
+    if not start.outcome:
+        return calibrated, found
+    outcome = f"{start.outcome}; {found.auto.outcome}"
+    auto = replace(found.auto, outcome=outcome, method=start.job.spec.calibration.method)
+    return calibrated, replace(found, auto=auto)
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,8 +191,7 @@ def _report(
     log: Log,
 ) -> Report:
     job = work.job
-    judged = comparison if not job.is_quantized else None
-    verdict = judge(judged, job.spec.accuracy, candidate=name_to_judge(job, judged), is_random=job.is_random)
+    verdict = _judge(job, comparison)
     seen = comparison if comparison is not None else Comparison()
     return Report(
         schema_version=SCHEMA_VERSION,
@@ -174,7 +201,7 @@ def _report(
         output=str(job.folder),
         backend=f"{job.backend.name} {job.backend.version()}",
         precision=job.target.name,
-        high_precision="as it is" if job.is_quantized else job.strategy.rest.name,
+        high_precision="as it is" if job.is_as_given else job.strategy.rest.name,
         calibration=calibrated.report or work.engine.calibration,
         repairs=calibrated.repairs,
         engine=work.engine.report,
@@ -194,4 +221,19 @@ def _report(
         weights=report_job_weights(job),
         logits=seen.logits,
         sizes_bytes=measure_sizes(job, stage),
+        given=job.placement.given,
+        int8_macs=measure_int8_share(job, work.models, work.engine.report),
     )
+
+
+def _judge(job: Job, comparison: Comparison | None) -> Verdict:
+    """Returns the verdict; a model that was compared with itself alone does not pass."""
+    name = name_to_judge(job, comparison)
+    verdict = judge(comparison, job.spec.accuracy, candidate=name, is_random=job.is_random)
+    if verdict.outcome != "pass" or not job.is_as_given or job.spec.evaluation.reference is not None:
+        return verdict
+    reason = (
+        "the model came quantized and was compared with itself, which does not tell what quantizing it cost; "
+        "give the float model with --reference"
+    )
+    return Verdict("unverified", (reason,))

@@ -13,6 +13,7 @@ from trtq.pipeline.judge.compare import Comparison, compare_models
 from trtq.pipeline.judge.evaluate import filter_by_profiles, find_labels
 from trtq.pipeline.judge.score import Labels
 from trtq.progress import Log
+from trtq.records import REFERENCES
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,9 +58,8 @@ def compare_job(
         return known
     names = (*files, *(("engine",) if engine is not None else ()))
     own = () if job.target.precision == "fp16" else (job.target.name,)
-    wanted = [(name, other) for name in ("engine", *own) for other in ("fp32", "fp16")] + [("fp16", "fp32")]
-    if job.is_quantized:
-        wanted = [("engine", "int8")]
+    truth = next(name for name in files if name in REFERENCES)
+    wanted = [(name, other) for name in ("engine", *own) for other in (truth, "fp16")] + [("fp16", truth)]
     pairs = [pair for pair in wanted if set(pair) <= set(names)]
     if not pairs and labels is None:
         return None
@@ -81,7 +81,7 @@ def _open_engine(job: Job, files: Mapping[str, Path], plan: EnginePlan | None) -
         return None
     if plan.path.exists():
         return job.backend.runner(plan.path.read_bytes(), "engine")
-    file = files.get("int8" if job.is_quantized else job.target.name)
+    file = files.get(job.target.name)
     return None if file is None else job.backend.model_runner(file, "engine")
 
 

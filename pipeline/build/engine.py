@@ -96,10 +96,8 @@ def _request(job: Job, ranges: Ranges | None, models: ModelFiles, log: Log) -> B
             if implicit.scales
             else f"TensorRT's own {ALGORITHMS[implicit.algorithm]} runs over the data"
         )
-    kept = {}
-    if not job.is_quantized:
-        fp32 = (item.name for item in models.kept_fp32)
-        kept = pin_precisions(job.graph, job.placement, job.strategy, job.spec.layers, fp32)
+    fp32 = (item.name for item in models.kept_fp32)
+    kept = pin_precisions(job.graph, job.placement, job.strategy, job.spec.layers, fp32)
     return BuildRequest(
         models.source,
         profiles,
@@ -138,6 +136,6 @@ def _shapes_of_data(job: Job, ranges: Ranges | None) -> Mapping[str, Shapes]:
 
 def find_layers_without_kernel(job: Job, engine: EngineReport) -> dict[str, str]:
     """Returns the layers to build again in float, and why; none where a target runs all Q/DQ in float."""
-    if engine.path != ENGINE or job.is_implicit or job.is_quantized or "7.5" in engine.targets:
+    if engine.path != ENGINE or job.is_implicit or "7.5" in engine.targets:
         return {}
     return find_float_fallbacks(job, engine.fallbacks)

@@ -69,7 +69,11 @@ def write_folder(
 def _create_manifest(job: Job, engine: EngineBuild) -> Manifest:
     """Returns the manifest without the digests of the files."""
     return Manifest(
-        inputs={str(job.graph.path): job.graph.sha256, **job.sources, **_hash_data(job)},
+        inputs={
+            str(job.graph.path): job.graph.sha256,
+            **job.sources,
+            **_hash_data(job),
+        },
         outputs={},
         versions={**manifest.collect_versions(), job.backend.name: job.backend.version()},
         settings={"model": asdict(job.spec), "target": asdict(job.target)},
@@ -80,9 +84,11 @@ def _create_manifest(job: Job, engine: EngineBuild) -> Manifest:
 
 
 def _hash_data(job: Job) -> Mapping[str, str]:
-    """Returns the digests of the content of the data alone, without batch size and count."""
+    """Returns the digests of the reference, and of the content of the data without batch size and count."""
+    reference = job.spec.evaluation.reference
+    given = {} if reference is None else {f"reference: {reference}": job.reference_sha256}
     data: dict[str, Batches | None] = {"calibration": job.calibration, "evaluation": job.evaluation}
-    return {
+    return given | {
         f"{use}: {item.origin}": re.split("[/:]", item.digest)[0] if item.digest else "unknown"
         for use, item in data.items()
         if item

@@ -21,6 +21,7 @@ from trtq.pipeline.engine.strategy import Strategy
 from trtq.pipeline.engine.target import Target
 from trtq.pipeline.graph.load import Graph
 from trtq.pipeline.graph.placement import Placement
+from trtq.pipeline.graph.quantized import is_quantized
 from trtq.pipeline.quantize.weights import place_weights
 from trtq.progress import Silent, Watcher
 
@@ -36,7 +37,6 @@ class Job:
         backend: What builds it.
         folder: Where the result goes.
         strategy: How precisions get into the engine.
-        is_quantized: Whether the model came with Q/DQ: then it is built as it is.
         kept: Layers that stay float, with the reason, beside those that the settings and the rules keep.
         calibration: The data for the ranges; None if there is none, and none is needed.
         evaluation: The data to compare on; None if there is none.
@@ -44,6 +44,7 @@ class Job:
         ranges: Given ones, instead of calibrating.
         extra_files: Further files for the folder, by name; they win over those that a build would write.
         sources: SHA-256 of further inputs by path, for the manifest.
+        reference_sha256: That of the model to compare with, where it is another one; else empty.
     """
 
     graph: Graph
@@ -52,7 +53,6 @@ class Job:
     backend: Backend
     folder: Path
     strategy: Strategy
-    is_quantized: bool
     calibration: Batches | None
     evaluation: Batches | None
     kept: Mapping[str, str] = field(default_factory=dict)
@@ -60,6 +60,7 @@ class Job:
     ranges: Ranges | None = None
     extra_files: Mapping[str, bytes] = field(default_factory=dict)
     sources: Mapping[str, str] = field(default_factory=dict)
+    reference_sha256: str = ""
 
     @property
     def is_random(self) -> bool:
@@ -70,6 +71,16 @@ class Job:
     def is_implicit(self) -> bool:
         """Whether TensorRT quantizes the float model itself."""
         return self.strategy.is_implicit
+
+    @cached_property
+    def has_given(self) -> bool:
+        """Whether the model comes with Q/DQ of its own, which is kept."""
+        return is_quantized(self.graph.model)
+
+    @property
+    def is_as_given(self) -> bool:
+        """Whether the model comes with Q/DQ and is built as it is, since no more of it is quantized."""
+        return self.has_given and self.target.precision == "int8" and not self.placement.quantized
 
     @property
     def method(self) -> Method:
@@ -89,7 +100,7 @@ class Job:
     @property
     def calibrates(self) -> bool:
         """Whether ranges are estimated here, and are not given, needless or left to TensorRT."""
-        needs = self.ranges is None and self.calibration is not None and not self.is_quantized
+        needs = self.ranges is None and self.calibration is not None and not self.is_as_given
         return needs and not (self.is_implicit and find_tensorrt_algorithm(self.spec.calibration))
 
     @property
@@ -101,14 +112,9 @@ class Job:
 def place_job(job: Job, watcher: Watcher) -> Placement:
     """Returns what is quantized; tells the watcher of patterns that match nothing."""
     graph, spec, target = job.graph, job.spec, job.target
-    if job.is_quantized:
-        return Placement()
     placement = Placement()
     if target.precision == "int8":
-        placement = place_layers(graph, spec, target, watcher, job.kept)
-        if placement.layers and job.backend.overflows():
-            watcher.note(f"weights get 7 bits, since {job.backend.name} overflows with 8 on this processor")
-            placement = placement.with_weights_of_7_bits()
+        placement = place_layers(graph, spec, target, watcher, job.kept, job.backend)
     if target.precision == "fp16":
         warn_of_unmatched(graph, spec.layers.keep_fp32, watcher)
     return placement if target.weights is None else place_weights(graph, spec, target, placement, watcher)

@@ -28,11 +28,12 @@ def keep_layers(job: Job, ranges: Ranges, reasons: Mapping[str, str]) -> Job:
     """
     while True:
         job = replace(job, kept={**job.kept, **reasons})
+        missing = {*job.placement.activations} - ranges.tensors.keys()
         reasons = {
             node.name: f"tensor {tensor!r} has no range"
             for node in job.placement.quantized
             for _, tensor in node.activations
-            if tensor not in ranges.tensors
+            if tensor in missing
         }
         if not reasons:
             return job

@@ -23,9 +23,16 @@ def make_keys(job: Job) -> dict[str, str]:
         _hash_data(job.shape_data),
         (describe(job.method), job.spec.calibration.method, job.spec.quantization),
         job.tensors,
+        job.target.requantize,
         [node.to_plain() for node in job.placement.quantized if node.activations] if searches else (),
     )
-    judged = (_hash_data(job.evaluation), job.spec.evaluation, job.spec.accuracy, _hash_metric(job.spec))
+    judged = (
+        _hash_data(job.evaluation),
+        job.spec.evaluation,
+        job.reference_sha256,
+        job.spec.accuracy,
+        _hash_metric(job.spec),
+    )
     engine = make_key(
         ranges,
         job.spec.layers,

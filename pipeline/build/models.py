@@ -20,6 +20,7 @@ from trtq.pipeline.quantize.weights import find_runtime, report_weights
 from trtq.pipeline.rewrite.mixed import MixedModel, WeightEncoding, convert_floats, quantize_graph
 from trtq.pipeline.rewrite.weights.choose import group_by_weight
 from trtq.progress import Log
+from trtq.records import GIVEN
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,18 +54,26 @@ def write_models(job: Job, ranges: Ranges | None, stage: Path, log: Log) -> Mode
     """
     log.stage("Quantizing")
     with log.timed("quantize"):
-        if job.is_quantized:
+        if job.is_as_given:
             path = _write(job.graph.model, stage / "model.int8.onnx")
-            return ModelFiles({"int8": path}, path, job.graph.model, ())
+            return ModelFiles({**_find_reference(job), "int8": path}, path, job.graph.model, ())
         return _write_all(job, ranges, stage)
+
+
+def _find_reference(job: Job) -> dict[str, Path]:
+    """Returns what the models are compared with: the float model, or the one that came with Q/DQ."""
+    reference = job.spec.evaluation.reference
+    return {GIVEN if reference is None and job.has_given else "fp32": Path(reference or job.graph.path)}
 
 
 def _write_all(job: Job, ranges: Ranges | None, stage: Path) -> ModelFiles:
     target, strategy = job.target, job.strategy
     baseline = convert_floats(job.graph.model, FP16, ranges, keep_fp32=job.spec.layers.keep_fp32)
     kept_fp32 = baseline.kept_fp32 if strategy.rest is FP16 else ()
-    files = {"fp32": job.graph.path}
-    if target.precision != "weights" or job.evaluation is not None:
+    files = _find_reference(job)
+    is_alone = not job.has_given or GIVEN in files  # else FP16 differs by the model's own Q/DQ too
+    is_wanted = target.precision == "int8" or job.evaluation is not None
+    if target.precision == "fp16" or (is_wanted and is_alone):
         files["fp16"] = _write(baseline.model, stage / "model.fp16.onnx")
     if job.is_implicit or (target.precision == "fp16" and not strategy.is_typed):
         return ModelFiles(files, _write(job.graph.model, stage / FLOAT), job.graph.model, kept_fp32)

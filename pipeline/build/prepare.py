@@ -6,23 +6,31 @@ from dataclasses import replace
 from pathlib import Path
 
 from trtq.errors import DataError, UsageError
+from trtq.models.signature import require_same_inputs
 from trtq.models.spec import InputSpec, ModelSpec
 from trtq.pipeline.build.job import Job, place_job
 from trtq.pipeline.build.keys import make_keys
-from trtq.pipeline.calibrate.data import find_spec, open_calibration_data, warn_of_preprocess
+from trtq.pipeline.calibrate.data import (
+    describe_given,
+    find_spec,
+    open_calibration_data,
+    place_layers,
+    warn_of_preprocess,
+)
 from trtq.pipeline.engine.backend import Backend
 from trtq.pipeline.engine.backends import choose_backend, refuse_unsupported
 from trtq.pipeline.engine.profiles import resolve_profiles
 from trtq.pipeline.engine.strategy import Strategy, choose_strategy
 from trtq.pipeline.engine.target import Target
 from trtq.pipeline.formats import FP16
-from trtq.pipeline.graph.lint import lint, refuse
-from trtq.pipeline.graph.load import Graph, load
+from trtq.pipeline.graph.load import Graph, load, raise_opset
 from trtq.pipeline.graph.quantized import is_quantized
-from trtq.pipeline.graph.repair import repair, summarize_changes
+from trtq.pipeline.graph.repair import repair_graph
 from trtq.pipeline.judge.evaluate import open_evaluation_data
 from trtq.pipeline.quantize.weights import refuse_weights
-from trtq.progress import Watcher
+from trtq.progress import Silent, Watcher
+
+_NO_DATA = "no data was given to quantize it; the model comes with Q/DQ in other layers"
 
 
 def prepare(
@@ -62,13 +70,17 @@ def load_job(
         watcher.note(f"settings are read from {spec.file}")
     strategy = choose_strategy(target, backend)
     _refuse_combinations(spec, target, strategy, backend)
-    opset = 19 if strategy.graph_float is FP16 else 13
-    graph = load(path, min_opset=max(opset, target.min_opset))
+    graph = load(path, min_opset=find_opset(target, strategy))
     for note in graph.notes:
         watcher.note(note)
     folder = Path(output or path.with_suffix(".trtq")).absolute()
     refuse_inputs_in(
-        folder, graph.path, spec.calibration.data, spec.evaluation.data, target.options.timing_cache
+        folder,
+        graph.path,
+        spec.calibration.data,
+        spec.evaluation.data,
+        spec.evaluation.reference,
+        target.options.timing_cache,
     )
     _check_shapes(graph, spec, target)
     return Job(
@@ -78,23 +90,25 @@ def load_job(
         backend=backend,
         folder=folder,
         strategy=strategy,
-        is_quantized=is_quantized(graph.model),
         calibration=None,
         evaluation=None,
     )
 
 
+def find_opset(target: Target, strategy: Strategy) -> int:
+    """Returns the first opset that holds what is built: per-channel Q/DQ needs 13, FP16 scales 19."""
+    return max(19 if strategy.graph_float is FP16 else 13, target.min_opset)
+
+
 def complete_job(job: Job, watcher: Watcher, *, random_data: bool) -> Job:
-    """Returns a loaded job with its data, and with its model repaired if that is quantized: see `prepare`."""
-    if job.is_quantized:
-        _refuse_quantized(job.graph, job.target, job.strategy)
-        graph = _repair(job.graph, job.target, watcher)
-        job = replace(job, graph=graph, target=replace(job.target, precision="int8"))
-        watcher.note("the model is quantized already: it is built as it is, without calibration")
+    """Returns a loaded job with its data, and with its model repaired if that has Q/DQ: see `prepare`."""
+    if job.has_given:
+        job = _take_given(job, watcher, has_data=random_data or job.spec.calibration.data is not None)
     target, placement = job.target, place_job(job, watcher)
-    if not (job.is_quantized or placement.layers) and target.precision == "int8" and target.weights is None:
+    if not (job.has_given or placement.layers) and target.precision == "int8" and target.weights is None:
         watcher.warn("no layer can be quantized; the report tells why")
-    job = _with_data(job, watcher, random_data=random_data)
+    job = replace(job, graph=raise_opset(job.graph, placement.min_opset))
+    job = _with_reference(_with_data(job, watcher, random_data=random_data))
     return job if job.ranges is not None else replace(job, keys=make_keys(job))
 
 
@@ -103,7 +117,7 @@ def _with_data(job: Job, watcher: Watcher, *, random_data: bool) -> Job:
     graph, spec, target = job.graph, job.spec, job.target
     if random_data:
         watcher.warn("calibrating with random numbers: the accuracy of this engine is meaningless")
-    needs = job.ranges is None and not job.is_quantized and target.needs_data
+    needs = job.ranges is None and not job.is_as_given and target.needs_data
     calibration = None
     compares = job.ranges is None or spec.evaluation.data is None
     if needs or random_data or (spec.calibration.data is not None and compares):
@@ -142,32 +156,54 @@ def _refuse_combinations(spec: ModelSpec, target: Target, strategy: Strategy, ba
         )
 
 
-def _refuse_quantized(graph: Graph, target: Target, strategy: Strategy) -> None:
-    """Refuses what only a float model can have."""
-    if strategy.is_implicit:
+def _take_given(job: Job, watcher: Watcher, *, has_data: bool) -> Job:
+    """Returns the job of a model that comes with Q/DQ, which is repaired and kept; the rest is as any model.
+
+    Where nothing is left to quantize, or no data is there to do it with, it is built as it is.
+    """
+    path, target = job.graph.path, job.target
+    if job.strategy.is_implicit:
         raise UsageError(
-            f"{graph.path} is quantized already, so TensorRT cannot quantize it implicitly; give the float "
+            f"{path} is quantized already, so TensorRT cannot quantize it implicitly; give the float "
             f"model, or leave --quantization implicit out"
         )
-    if target.weights is not None:
-        raise UsageError(f"{graph.path} is quantized already; --weights needs the float model")
-    if target.auto:
-        raise UsageError(f"{graph.path} is quantized already, so --auto has no layers to choose among")
+    for_tensorrt = job.backend.name != "onnxruntime"
+    graph = repair_graph(job.graph, watcher, requantize=target.requantize, for_tensorrt=for_tensorrt)
+    placement = place_layers(graph, job.spec, target, Silent(), job.kept, job.backend)
+    if not placement.quantized:
+        if target.auto:
+            raise UsageError(f"{path} is quantized already, so --auto has no layers to choose among")
+        if target.weights is not None:
+            raise UsageError(f"{path} is quantized already; --weights needs the float model")
+        watcher.note("the model is quantized already: it is built as it is, without calibration")
+        return replace(job, graph=graph, target=replace(target, precision="int8"))
+    if target.precision == "int8" and target.weights is None and not has_data:
+        watcher.warn(
+            f"the model comes with Q/DQ, and {len(placement.quantized)} more layers could be quantized, such "
+            f"as {placement.quantized[0].name!r}; no data is there to do it with, so it is built as it is; "
+            f"give --calib-data"
+        )
+        names = (node.name for node in placement.quantized)
+        return replace(job, graph=graph, kept={**job.kept, **dict.fromkeys(names, _NO_DATA)})
+    if target.precision == "int8":
+        watcher.note(describe_given(placement))
+    return replace(job, graph=raise_opset(graph, find_opset(target, job.strategy)))
 
 
-def _repair(graph: Graph, target: Target, watcher: Watcher) -> Graph:
-    """Returns a Q/DQ model with everything repaired that TensorRT would not take.
-
-    Raises:
-        ModelError: Something has no repair.
-    """
-    repaired = repair(graph.model, requantize=target.requantize)
-    for sentence, is_exact in summarize_changes(repaired.changes):
-        (watcher.note if is_exact else watcher.warn)(sentence)
-    refuse(lint(repaired.model))
-    is_exact = all(change.is_exact for change in repaired.changes)
-    is_rewritten = is_exact and (graph.is_rewritten or bool(repaired.changes))
-    return replace(graph, model=repaired.model, is_rewritten=is_rewritten)
+def _with_reference(job: Job) -> Job:
+    """Returns the job with the digest of its reference, which must be a float model with the same inputs."""
+    if job.spec.evaluation.reference is None:
+        return job
+    path = Path(job.spec.evaluation.reference)
+    reference = load(path, min_opset=1)
+    if is_quantized(reference.model):
+        raise UsageError(f"the reference {path} has Q/DQ itself; give the float model, or leave it out")
+    require_same_inputs(str(path), reference.inputs, str(job.graph.path), job.graph.inputs)
+    if job.evaluation is None:
+        raise DataError(
+            f"{job.graph.path} cannot be compared with {path} without data; give --calib-data or --eval-data"
+        )
+    return replace(job, reference_sha256=reference.sha256)
 
 
 def refuse_inputs_in(folder: Path, *sources: Path | str | None) -> None:

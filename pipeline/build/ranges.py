@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 
 from trtq.calibrators.memory import find_peak_bytes
 from trtq.calibrators.ranges import Ranges, read_ranges
+from trtq.calibrators.statistics import Statistics
 from trtq.pipeline.build.job import Job
 from trtq.pipeline.calibrate.data import observe_graph, options_from_spec, warn_of_dead
 from trtq.pipeline.calibrate.improve import improve_ranges, take_ranges
@@ -21,12 +22,13 @@ from trtq.records import Repairs
 
 @dataclass(frozen=True, slots=True)
 class JobRanges:
-    """The ranges of a job, and what the report and the page say of them."""
+    """The ranges of a job, what the report and the page say of them, and what they were taken from."""
 
     ranges: Ranges | None = None
     report: CalibrationReport | None = None
     repairs: Repairs | None = None
     tensors: PageData = field(default_factory=PageData)
+    statistics: Statistics | None = None
 
 
 def find_ranges(job: Job, earlier: EarlierBuild | None, log: Log) -> JobRanges:
@@ -54,11 +56,26 @@ def _reuse(earlier: EarlierBuild | None, log: Log) -> JobRanges | None:
 
 
 def _calibrate(job: Job, log: Log) -> JobRanges:
+    return search_ranges(job, observe_job(job, log), log)
+
+
+def observe_job(job: Job, log: Log) -> Statistics:
+    """Returns what one pass over the calibration data sees of the tensors of a job.
+
+    Raises:
+        DataError: The data does not fit the model.
+        ModelError: ONNX Runtime cannot run the model.
+    """
     assert job.calibration is not None
     with log.timed("calibrate"):
         how = options_from_spec(job.spec.calibration)
         how = replace(how, watches_all=job.strategy.rest is FP16)
-        statistics = observe_graph(job.graph, job.tensors, job.calibration, how, log)
+        return observe_graph(job.graph, job.tensors, job.calibration, how, log)
+
+
+def search_ranges(job: Job, statistics: Statistics, log: Log) -> JobRanges:
+    """Returns the ranges by the method of a job, with the repairs that gain; see `improve_ranges`."""
+    assert job.calibration is not None
     if job.is_implicit or not job.placement.layers:
         found = take_ranges(job.graph, job.tensors, statistics, job.calibration, job.spec, log)
     else:
@@ -75,4 +92,5 @@ def _calibrate(job: Job, log: Log) -> JobRanges:
         peak_rss_bytes=find_peak_bytes(),
         random=ranges.is_random,
     )
-    return JobRanges(ranges, report, found.repairs, summarize_tensors(statistics, ranges, found.method))
+    tensors = summarize_tensors(statistics, ranges, found.method)
+    return JobRanges(ranges, report, found.repairs, tensors, statistics)

@@ -13,8 +13,8 @@ from trtq.pipeline.build.keep import keep_layers
 from trtq.pipeline.build.models import ModelFiles
 from trtq.pipeline.deliver.report import AutoReport, KeptByAuto
 from trtq.pipeline.formats import FP16
+from trtq.pipeline.graph.quantized import find_quantized_layers
 from trtq.pipeline.judge.compare import Comparison
-from trtq.pipeline.judge.evaluate import find_labels
 from trtq.pipeline.judge.gate import Verdict, judge
 from trtq.pipeline.judge.macs import count_macs
 from trtq.pipeline.judge.mixed_precision import (
@@ -24,10 +24,11 @@ from trtq.pipeline.judge.mixed_precision import (
     choose_layers,
     count_needed,
 )
-from trtq.pipeline.judge.score import Labels, load_labels
+from trtq.pipeline.judge.score import Labels
 from trtq.pipeline.judge.sensitivity import Effect, to_effect
 from trtq.pipeline.judge.switchable import open_switchable
 from trtq.progress import Log
+from trtq.records import REFERENCES
 
 _FEW_MACS, _MOST_NAMED = 0.8, 3
 """Below this share of what could be in INT8, in MACs, the user is warned; how many layers are named then."""
@@ -55,7 +56,13 @@ class SearchResult:
 
 
 def search_layers(
-    job: Job, ranges: Ranges, models: ModelFiles, quantize: Callable[[Job], ModelFiles], log: Log
+    job: Job,
+    ranges: Ranges,
+    models: ModelFiles,
+    first: Comparison,
+    quantize: Callable[[Job], ModelFiles],
+    labels: Labels | None,
+    log: Log,
 ) -> SearchResult:
     """Returns the job, with layers kept out of INT8 if its gate fails without.
 
@@ -67,11 +74,11 @@ def search_layers(
         job: An INT8 build with Q/DQ and data to compare on.
         ranges: Of its tensors.
         models: Its models, written already.
+        first: Their comparison.
         quantize: Writes the models of a changed job in their place.
+        labels: Of the data, loaded.
         log: Is told of it all.
     """
-    labels = load_labels(find_labels(job.spec.evaluation, job.spec.accuracy.metric))
-    first = _compare(job, models, labels, log)
     verdict = judge(first, job.spec.accuracy, candidate="int8")
     if verdict.outcome != "fail":
         outcome = f"not needed: {_HOLDS[verdict.outcome]} with every layer in INT8"
@@ -136,7 +143,7 @@ def _search(
         changed = keep_layers(job, ranges, {name: _reason(choice, name) for name in choice.order[:count]})
         changed = replace(changed, evaluation=judged_on)
         models = quantize(changed)
-        comparison = _compare(changed, models, start.labels, log)
+        comparison = compare_written(changed, models, start.labels, log)
         meter.samples_run += comparison.num_samples * len(models.files)
         verdict = judge(comparison, job.spec.accuracy, candidate="int8")
         if verdict.outcome != "fail" or count == len(choice.order) or attempts == _MOST_ATTEMPTS:
@@ -182,7 +189,7 @@ def _few_in_int8(auto: AutoReport, plain: Comparison) -> str:
 
 
 def _effect(comparison: Comparison) -> Effect:
-    pairs = [item for item in comparison.outputs if (item.candidate, item.reference) == ("int8", "fp32")]
+    pairs = [item for item in comparison.outputs if item.candidate == "int8" and item.reference in REFERENCES]
     return to_effect(pairs)
 
 
@@ -194,7 +201,8 @@ def _reason(choice: LayerChoice, name: str) -> str:
     return f"kept by --auto: alone in INT8 it leaves an SQNR of {choice.alone[name].sqnr_db:.1f} dB"
 
 
-def _compare(job: Job, models: ModelFiles, labels: Labels | None, log: Log) -> Comparison:
+def compare_written(job: Job, models: ModelFiles, labels: Labels | None, log: Log) -> Comparison:
+    """Returns the comparison of the models of a job that has data to compare on."""
     comparison = compare_job(job, models.files, log, labels=labels)
     assert comparison is not None  # there is data
     return comparison
@@ -204,7 +212,8 @@ def _report(before: Job, after: Job, found: _Found, macs: Mapping[str, int], ver
     choice = found.choice
     total = max(sum(macs.values()), 1)
     kept = [name for name in after.kept if name not in before.kept]
-    share = sum(macs.get(name, 0) for name in _list_quantized(after)) / total
+    given = {layer.name for layer in find_quantized_layers(before.graph.model)}  # it came so, and stays
+    share = sum(macs.get(name, 0) for name in _list_quantized(after) | given) / total
     return AutoReport(
         outcome=_describe(before, kept, share, found.attempts, verdict),
         kept=tuple(
@@ -214,7 +223,7 @@ def _report(before: Job, after: Job, found: _Found, macs: Mapping[str, int], ver
         ),
         skip=tuple(f"^{re.escape(name)}$" for name in kept),
         int8_macs=share,
-        int8_macs_before=sum(macs.get(name, 0) for name in choice.order) / total,
+        int8_macs_before=sum(macs.get(name, 0) for name in {*choice.order} | given) / total,
         times_judged=found.attempts,
         evaluation_passes=round(found.passes, 1),
     )

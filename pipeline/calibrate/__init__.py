@@ -16,6 +16,7 @@ from trtq.errors import ArtifactError, ModelError, UsageError
 from trtq.models.spec import ModelSpec
 from trtq.pipeline.calibrate.data import (
     ObserveOptions,
+    describe_given,
     find_spec,
     observe_graph,
     open_calibration_data,
@@ -25,9 +26,10 @@ from trtq.pipeline.calibrate.data import (
 )
 from trtq.pipeline.calibrate.improve import RangeSearch, improve_ranges
 from trtq.pipeline.engine.target import Target
-from trtq.pipeline.graph.load import Graph, load
+from trtq.pipeline.graph.load import Graph, load, raise_opset
 from trtq.pipeline.graph.placement import Placement
 from trtq.pipeline.graph.quantized import is_quantized
+from trtq.pipeline.graph.repair import repair_graph
 from trtq.pipeline.judge.witness import check_against_file
 from trtq.progress import Silent, Watcher
 
@@ -99,7 +101,7 @@ def open_calibration(
     watcher, target = watcher or Silent(), target or Target()
     spec = spec if spec is not None else find_spec(Path(model))
     create_method(spec.calibration)  # told now, not when the data is read
-    graph, spec = load_float(Path(model), spec, watcher)
+    graph, spec = load_to_quantize(Path(model), spec, target, watcher)
     placement = place_layers(graph, spec, target, watcher)
     batches = open_calibration_data(graph, spec, target, random_data=random_data)
     warn_of_preprocess(batches, spec, watcher)
@@ -232,14 +234,14 @@ def list_placed_tensors(
         ModelError, UsageError: Something that was given cannot be used.
         ArtifactError: The statistics are of another model, or miss a tensor.
     """
-    watcher = watcher or Silent()
-    graph, spec = load_float(Path(model), spec, watcher)
+    watcher, target = watcher or Silent(), target or Target()
+    graph, spec = load_to_quantize(Path(model), spec, target, watcher)
     if (found := statistics.source.model_sha256) != graph.sha256:
         raise ArtifactError(
             f"the statistics are of another file than {graph.path}: SHA-256 {found[:12]}, "
             f"not {graph.sha256[:12]}; calibrate again"
         )
-    placement = place_layers(graph, spec, target or Target(), watcher)
+    placement = place_layers(graph, spec, target, watcher)
     if missing := [name for name in placement.activations if name not in statistics.histograms]:
         raise ArtifactError(
             f"the statistics hold nothing of tensor {missing[0]!r}: they were made with other --skip or "
@@ -248,20 +250,30 @@ def list_placed_tensors(
     return placement.activations
 
 
-def load_float(
-    path: Path, spec: ModelSpec | None, watcher: Watcher, min_opset: int = 19
+def load_to_quantize(
+    path: Path, spec: ModelSpec | None, target: Target, watcher: Watcher
 ) -> tuple[Graph, ModelSpec]:
-    """Returns a float model and its settings, read from beside it if they are None.
+    """Returns a model with float layers and its settings, read from beside it if they are None.
+
+    A model that comes with Q/DQ is repaired as `build` does it.
 
     Raises:
-        ModelError: The file cannot be used, or is quantized already.
+        ModelError: The file cannot be used, or no layer of it is left to quantize.
         UsageError: The settings are wrong.
     """
     watcher.stage("Loading")
     spec = spec if spec is not None else find_spec(path)
-    graph = load(path, min_opset=max(19, min_opset))
-    if is_quantized(graph.model):
-        raise ModelError(f"{path} is quantized already; give the float model, or build it as it is")
+    opset = max(19, target.min_opset)
+    graph = load(path, min_opset=opset)
     for note in graph.notes:
         watcher.note(note)
+    if is_quantized(graph.model):
+        for_tensorrt = target.backend != "onnxruntime"
+        graph = repair_graph(graph, watcher, requantize=target.requantize, for_tensorrt=for_tensorrt)
+        placement = place_layers(graph, spec, target, Silent())
+        if not placement.quantized:
+            raise ModelError(f"{path} is quantized already; give the float model, or build it as it is")
+        graph = raise_opset(graph, opset)
+        if target.precision == "int8":
+            watcher.note(describe_given(placement))
     return graph, spec

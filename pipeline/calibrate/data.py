@@ -16,12 +16,14 @@ from trtq.calibrators.statistics import Histogram, Statistics, StatisticsSource
 from trtq.calibrators.statistics_file import read_statistics, refuse_other, statistics_to_bytes
 from trtq.errors import ArtifactError, DataError, UsageError
 from trtq.files import write_atomically
+from trtq.kept import KeptNode
 from trtq.models.option import setting
 from trtq.models.preprocess import Preprocess
 from trtq.models.spec import CalibrationSpec, ModelSpec
+from trtq.pipeline.engine.backend import Backend
 from trtq.pipeline.engine.target import Target
 from trtq.pipeline.graph.load import Graph
-from trtq.pipeline.graph.placement import Placement, find_unmatched, place
+from trtq.pipeline.graph.placement import Placement, QuantizedNode, find_unmatched, place
 from trtq.progress import Watcher
 
 _NUM_RANDOM_FEEDS = 16
@@ -148,24 +150,58 @@ def warn_of_preprocess(batches: Batches, spec: ModelSpec, watcher: Watcher) -> N
 
 
 def place_layers(
-    graph: Graph, spec: ModelSpec, target: Target, watcher: Watcher, kept: Mapping[str, str] | None = None
+    graph: Graph,
+    spec: ModelSpec,
+    target: Target,
+    watcher: Watcher,
+    kept: Mapping[str, str] | None = None,
+    backend: Backend | None = None,
 ) -> Placement:
     """Returns what will be quantized, and why the rest is not.
 
     Args:
         graph: The float model.
         spec: With the patterns of layers that are skipped, kept FP32 or forced.
-        target: With the types of nodes to quantize.
-        watcher: Hears of patterns that match nothing.
+        target: With the types of nodes to quantize, and the backend.
+        watcher: Hears of patterns that match nothing, and of weights of 7 bits.
         kept: Further layers that stay float, with the reason.
+        backend: What builds the engine; None: the one that the target names, if it names one.
     """
     patterns = (*spec.layers.skip, *spec.layers.keep_fp32)
     warn_of_unmatched(graph, (*patterns, *spec.layers.force), watcher)
+    if backend is None and target.backend != "auto":
+        from trtq.pipeline.engine.backends import BACKENDS  # late: who names no backend needs none
+
+        backend = BACKENDS.get(target.backend)
+    is_split = spec.quantization.weight_granularity == "per-channel"
     placement = place(
-        graph.model, skip=patterns, op_types=target.op_types, force=spec.layers.force, kept=kept or {}
+        graph.model,
+        skip=patterns,
+        op_types=target.op_types,
+        force=spec.layers.force,
+        kept=kept or {},
+        by_matrix=is_split and backend is not None and backend.takes_scales_by_matrix,
     )
-    placement = Placement(placement.quantized, (*placement.kept, *graph.unseen))
-    return placement.with_one_scale() if spec.quantization.weight_granularity == "per-tensor" else placement
+    placement = replace(placement, kept=(*placement.kept, *graph.unseen))
+    if placement.layers and backend is not None and backend.overflows():
+        watcher.note(f"weights get 7 bits, since {backend.name} overflows with 8 on this processor")
+        placement = placement.with_weights_of_7_bits()
+    return placement if is_split else placement.with_one_scale()
+
+
+def describe_given(placement: Placement) -> str:
+    """Returns what to say of a model that comes with Q/DQ, and of which more layers are quantized."""
+    given = f" ({name_layers(placement.given)})" if placement.given else ""
+    return (
+        f"the model comes with Q/DQ{given}, which keeps its scales; quantized beside it: "
+        f"{name_layers(placement.quantized)}"
+    )
+
+
+def name_layers(nodes: Sequence[KeptNode] | Sequence[QuantizedNode]) -> str:
+    """Returns the names of nodes, or those of the first and how many more there are."""
+    more = f" and {len(nodes) - 4} more" if len(nodes) > 4 else ""
+    return ", ".join(repr(node.name) for node in nodes[:4]) + more
 
 
 def warn_of_unmatched(graph: Graph, patterns: Sequence[str], watcher: Watcher) -> None:

@@ -27,4 +27,6 @@ def amax_by_node(
     """
     graph = load(Path(model), min_opset=13)
     placement = place(graph.model, skip=skip, op_types=op_types)
-    return {node.name: ranges.amax(tensor) for node in placement.quantized for _, tensor in node.activations}
+    tensors = [(node.name, tensor) for node in placement.quantized for _, tensor in node.activations]
+    ours = {*placement.activations}
+    return {name: ranges.amax(tensor) for name, tensor in tensors if tensor in ours}

@@ -13,6 +13,8 @@ from trtq.pipeline.deliver.names import REPORT
 from trtq.records import LogitsComparison, OutputComparison, Repairs
 
 SCHEMA_VERSION = 1
+LITTLE = 0.5
+"""Below this share of the multiply-accumulates in INT8, a build is no plain success."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +104,7 @@ class AutoReport:
         int8_macs_before: The same without `--auto`.
         times_judged: How often a choice was judged on the data that was held back.
         evaluation_passes: What it cost, in runs of one model over the evaluation data.
+        method: The calibration method that was taken instead of the one that was asked for; empty: none.
     """
 
     outcome: str
@@ -111,6 +114,7 @@ class AutoReport:
     int8_macs_before: float | None = None
     times_judged: int = 0
     evaluation_passes: float = 0.0
+    method: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,6 +151,9 @@ class Report:
         auto: What `--auto` found; None if it was not asked for.
         sizes_bytes: Of the model that was given, as "model", and of the models and the engine by file name.
         repairs: What was tried so that quantizing costs less, and what it gained; None if nothing was.
+        given: Layers that came quantized and were kept as they are, and what of each did.
+        int8_macs: The share of the multiply-accumulates that the engine does in INT8, 0 to 1; None if nothing
+            tells. Those in the bodies of If, Loop and Scan are not counted.
     """
 
     schema_version: int
@@ -176,6 +183,13 @@ class Report:
     auto: AutoReport | None = None
     sizes_bytes: Mapping[str, int] = field(default_factory=dict)
     repairs: Repairs | None = None
+    given: tuple[KeptNode, ...] = ()
+    int8_macs: float | None = None
+
+    @property
+    def is_mostly_float(self) -> bool:
+        """Whether INT8 was asked for, and does less than half of the model's work."""
+        return self.int8_macs is not None and self.int8_macs < LITTLE
 
 
 FILE = FileKind(Report, "report", "trtq build", version=SCHEMA_VERSION, has_null=True)

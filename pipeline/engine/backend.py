@@ -168,6 +168,11 @@ class Backend(ABC):
         return True
 
     @property
+    def takes_scales_by_matrix(self) -> bool:
+        """Whether it runs a product in INT8 whose weight has scales for each matrix and output channel."""
+        return False
+
+    @property
     def lacks(self) -> Mapping[str, str]:
         """Fields of a build request that it cannot serve, and why: "timing_cache", "implicit", ..."""
         return {}

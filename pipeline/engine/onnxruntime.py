@@ -13,7 +13,7 @@ import onnx_ir as ir
 
 from trtq import lazy
 from trtq.errors import BuildError
-from trtq.models.session import list_runtime_errors, open_session
+from trtq.models.session import SessionOptions, list_runtime_errors, open_session
 from trtq.pipeline.engine.backend import Backend, BuildRequest, BuiltEngine, Kernel
 
 _REASON = (
@@ -22,12 +22,15 @@ _REASON = (
 )
 _QUANTIZED = ("QLinear", "QGemm", "MatMulInteger", "DynamicQuantizeMatMul", "ConvInteger", "QAttention")
 
+_AS_USERS = SessionOptions(fuses_qdq=True)
+
 
 class OnnxRuntime(Backend):
     """ONNX Runtime, CPU execution provider. The engine is the ONNX file."""
 
     name = "onnxruntime"
     runs_fp16 = False
+    takes_scales_by_matrix = True
     lacks: Mapping[str, str] = {
         "implicit": "it takes Q/DQ models; for implicit quantization take TensorRT 8.6 to 10",
         "timing_cache": "it builds nothing and times nothing",
@@ -66,7 +69,7 @@ class OnnxRuntime(Backend):
     def model_runner(self, model: Path, name: str) -> Any:
         """Returns a runner with all optimizations, as an ordinary session has them."""
         onnxrt = lazy.require("polygraphy.backend.onnxrt", None, "running the model")
-        return onnxrt.OnnxrtRunner(open_session(model, optimize=True), name=name)
+        return onnxrt.OnnxrtRunner(open_session(model, optimize=True, engine=_AS_USERS), name=name)
 
 
 @cache
@@ -84,7 +87,7 @@ def _overflows() -> bool:
             y = MatMul (d, w)
         }}
     """
-    session = open_session(ir.from_onnx_text(graph), optimize=True)
+    session = open_session(ir.from_onnx_text(graph), optimize=True, engine=_AS_USERS)
     (found,) = session.run(None, {"x": np.ones((1, size), np.float32)})
     return bool(abs(found - size).max() > 1)
 

@@ -18,6 +18,7 @@ class TensorRtRtx(Backend):
     """NVIDIA TensorRT-RTX, from the wheel `tensorrt-rtx-cu12`; it builds in a child process."""
 
     name = "tensorrt-rtx"
+    takes_scales_by_matrix = True
     lacks: Mapping[str, str] = {
         "implicit": "it takes Q/DQ models only; for implicit quantization take TensorRT 8.6 to 10",
         "timing_cache": "it times nothing: kernels are chosen where the engine is loaded",

@@ -19,12 +19,14 @@ class Encoding:
         granularity: Which values share a scale.
         is_dynamic: Whether the scales are found in each run; else they are constants.
         has_coded_scales: Whether the scales are held in 8 bits themselves (QLoRA, section 3).
+        is_given: Whether the model brings the Q/DQ and its scale along.
     """
 
     format: CodeFormat
     granularity: Granularity = _ONE_SCALE
     is_dynamic: bool = False
     has_coded_scales: bool = False
+    is_given: bool = False
 
     @property
     def channel_axis(self) -> int | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -126,6 +126,15 @@ def load(path: Path, *, min_opset: int) -> Graph:
     graph = Graph(model, path, sha256(), tuple(notes), unseen, is_rewritten=bool(changed))
     _ = graph.inputs, graph.outputs  # refuses strings and sequences
     return graph
+
+
+def raise_opset(graph: Graph, opset: int) -> Graph:
+    """Returns a graph whose opset was kept, since it came quantized, in this one if it has a lower one.
+
+    Raises:
+        ModelError: A node has no exact form there.
+    """
+    return graph if graph.opset >= opset else replace(graph, model=convert_opset(graph.model, opset))
 
 
 def _widen_bf16(model: ir.Model) -> Iterator[str]:

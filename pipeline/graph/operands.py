@@ -20,6 +20,7 @@ OPERATOR_FORMAT = frozenset({
     "QLinearSigmoid", "QLinearLeakyRelu", "QLinearSoftmax", "QLinearReduceMean", "QLinearWhere", "QAttention",
     "MatMulIntegerToFloat", "DynamicQuantizeMatMul", "DynamicQuantizeLSTM", "MatMulNBits", "QMoE",
 })  # fmt: skip
+EIGHT_BITS = (ir.DataType.INT8, ir.DataType.UINT8)
 PER_CHANNEL_OPSET = 13
 """The first that has scales by channel."""
 _HALVES = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
@@ -124,7 +125,7 @@ def _reaches(dequantize: ir.Node, path: list[ir.Node]) -> bool:
     pools = [node for node in path if node.op_type == "MaxPool"]
     flat = all(node.outputs[0].shape is None or len(node.outputs[0].shape) < 5 for node in pools)
     dtypes = (find_code_dtype(dequantize), dequantize.outputs[0].dtype)
-    eight = dtypes[0] in (ir.DataType.INT8, ir.DataType.UINT8) and dtypes[1] is not ir.DataType.BFLOAT16
+    eight = dtypes[0] in EIGHT_BITS and dtypes[1] is not ir.DataType.BFLOAT16
     return not pools or (flat and eight)
 
 

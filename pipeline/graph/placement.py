@@ -15,7 +15,9 @@ from trtq.kept import KeptNode
 from trtq.models.tensors import FLOAT_TYPES
 from trtq.pipeline.formats import INT8, INT8_OF_7_BITS
 from trtq.pipeline.formats.encoding import Encoding, LayerScheme
-from trtq.pipeline.formats.granularity import PerChannel, PerTensor
+from trtq.pipeline.formats.granularity import Granularity, PerChannel, PerTensor, PerToken
+from trtq.pipeline.graph.given import explain_given, find_given, is_quantized_otherwise
+from trtq.pipeline.graph.operands import find_operand
 from trtq.pipeline.graph.worth import explain_float, explain_unequal_matrices
 
 WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul", "LSTM", "GRU", "RNN")
@@ -32,6 +34,8 @@ SOFTMAX = "Softmax"
 """In a list of types: the input of Softmax and LogSoftmax."""
 DEFAULT_OP_TYPES = ("Conv", "Gemm", "MatMul")
 """TensorRT runs ConvTranspose in float whatever stands before it, so its Q/DQ would only cost accuracy."""
+_RANK_OF_EXPERTS = 3
+"""TensorRT-RTX runs a batch of matrices with scales for each in INT8; with two batch axes it does not."""
 _NONE: Mapping[str, str] = MappingProxyType({})
 
 
@@ -47,7 +51,7 @@ class QuantizedWeight:
 class QuantizedNode:
     """A node that takes codes, and how.
 
-    `activations` are place and name of the inputs that get Q/DQ, none where the weight alone is quantized;
+    `activations` are place and name of the inputs behind Q/DQ, none where the weight alone is quantized;
     `weight` is place and name of its constant weight.
     """
 
@@ -76,21 +80,28 @@ class QuantizedNode:
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """For every node with weights, in graph order: how it is quantized, or why it is kept."""
+    """For every node with weights, in graph order, what is done.
+
+    Attributes:
+        quantized: How each node is quantized.
+        kept: Why each other one is kept float.
+        given: Those that come quantized, which nothing is done to, and what of each does.
+    """
 
     quantized: tuple[QuantizedNode, ...] = ()
     kept: tuple[KeptNode, ...] = ()
+    given: tuple[KeptNode, ...] = ()
 
     @property
     def encodings(self) -> dict[str, Encoding]:
-        """How each tensor is held that gets Q/DQ, and so needs a range, in graph order."""
+        """How each tensor is held that quantized nodes read, in graph order."""
         layers = ((dict(node.scheme.inputs), node.activations) for node in self.quantized)
         return {tensor: inputs[place] for inputs, tensors in layers for place, tensor in tensors}
 
     @property
     def activations(self) -> tuple[str, ...]:
-        """The tensors that need a range, in graph order."""
-        return tuple(self.encodings)
+        """The tensors that get Q/DQ, and so need a range, in graph order."""
+        return tuple(name for name, encoding in self.encodings.items() if not encoding.is_given)
 
     @property
     def layers(self) -> tuple[QuantizedNode, ...]:
@@ -101,6 +112,13 @@ class Placement:
     def weights_alone(self) -> tuple[QuantizedNode, ...]:
         """The nodes that take floats and a weight of few bits."""
         return tuple(node for node in self.quantized if not node.activations)
+
+    @property
+    def min_opset(self) -> int:
+        """The first opset that holds the scales of what gets Q/DQ: 21 where each matrix has its own."""
+        weights = (node.scheme.weight for node in self.quantized if node.activations)
+        is_split = any(weight and isinstance(weight.granularity, PerToken) for weight in weights)
+        return 21 if is_split else 13
 
     def with_one_scale(self) -> Placement:
         """Returns the same decisions with one scale for each weight, instead of one an output channel."""
@@ -127,6 +145,7 @@ def place(
     op_types: Sequence[str] = DEFAULT_OP_TYPES,
     force: Sequence[str] = (),
     kept: Mapping[str, str] = _NONE,
+    by_matrix: bool = False,
 ) -> Placement:
     """Returns where Q/DQ pairs go, by TensorRT's rules for explicit quantization.
 
@@ -145,6 +164,8 @@ def place(
        pair stands between a Conv, its BatchNormalization and its activation. So what no such layer reads
        stays float: Softmax, LayerNormalization, Gelu and SiLU, embeddings, the arithmetic that decodes boxes
        and scores, and with it every output of the model. ConvTranspose, LSTM and GRU have no INT8 kernel.
+    11. given: a layer whose weight comes behind a DequantizeLinear stays as it is. Where a tensor has Q/DQ
+        already, a new layer reads that, and gets no other.
 
     Args:
         model: The graph; its nodes have unique names.
@@ -153,15 +174,20 @@ def place(
         force: Regular expressions of nodes that rule 4 does not hold back.
         kept: Names of nodes that keep their precision, each with the reason, whoever decided it. A node that
             `skip` names as well has this reason. Names that the graph lacks are passed over.
+        by_matrix: Whether a weight of several matrices, such as experts, has scales for each matrix and
+            output channel; else it has one scale, or stays float where that would wipe out a matrix.
     """
     names = [str(node.name) for node in model.graph]
     skipped = {name: pattern for pattern in reversed(skip) for name in names if re.search(pattern, name)}
     left = {name: f"skipped by {pattern!r}" for name, pattern in skipped.items()} | dict(kept)
     quantized: list[QuantizedNode] = []
     unquantized: list[KeptNode] = []
+    given = {node: reason for node in model.graph if (reason := explain_given(node))}
     for node in filter(holds_weights, model.graph):
+        if node in given:
+            continue
         name = str(node.name)
-        decision = left[name] if name in left else _decide(node, op_types, force)
+        decision = left[name] if name in left else _decide(node, op_types, force, by_matrix)
         if isinstance(decision, str):
             unquantized.append(KeptNode(name, node.op_type, decision))
         else:
@@ -170,7 +196,11 @@ def place(
     if SOFTMAX in op_types:
         quantized += _softmax_inputs(model, left)
     order = {name: index for index, name in enumerate(names)}
-    return Placement(tuple(sorted(quantized, key=lambda node: order[node.name])), tuple(unquantized))
+    return Placement(
+        tuple(sorted(quantized, key=lambda node: order[node.name])),
+        tuple(unquantized),
+        tuple(KeptNode(str(node.name), node.op_type, reason) for node, reason in given.items()),
+    )
 
 
 def find_unmatched(
@@ -214,12 +244,14 @@ def _constants(node: ir.Node) -> list[int]:
     return [index for index in (0, 1) if (value := node.inputs[index]) is not None and value.is_initializer()]
 
 
-def _decide(node: ir.Node, op_types: Sequence[str], force: Sequence[str]) -> QuantizedNode | str:
+def _decide(
+    node: ir.Node, op_types: Sequence[str], force: Sequence[str], by_matrix: bool
+) -> QuantizedNode | str:
     """Returns how a layer is quantized, or why it stays float."""
     if not _is_wanted(node, op_types):
         return _reason_for_type(node)
     if constants := _constants(node):
-        return _weighted_input(node, 0 if constants == [0] else 1, force)
+        return _weighted_input(node, 0 if constants == [0] else 1, force, by_matrix)
     if node.op_type != "MatMul":
         return "its weight is not a constant"
     if any(value is None or value.dtype not in FLOAT_TYPES for value in node.inputs):
@@ -227,7 +259,7 @@ def _decide(node: ir.Node, op_types: Sequence[str], force: Sequence[str]) -> Qua
     return _in_int8(node, "two-activations", 0, 1)
 
 
-def _weighted_input(node: ir.Node, place: int, force: Sequence[str]) -> QuantizedNode | str:
+def _weighted_input(node: ir.Node, place: int, force: Sequence[str], by_matrix: bool) -> QuantizedNode | str:
     weight, activation = node.inputs[place], node.inputs[1 - place]
     if weight is None or activation is None or activation.is_initializer():
         return "it has no activation to quantize"
@@ -235,23 +267,30 @@ def _weighted_input(node: ir.Node, place: int, force: Sequence[str]) -> Quantize
         return f"its inputs are {activation.dtype} and {weight.dtype}, not float"
     if place == 0 and node.op_type != "MatMul":
         return "its first input is the constant one"
+    if is_quantized_otherwise(activation):
+        return "given: its input comes quantized, and not in INT8 with one scale"
     axis = find_channel_axis(node, place, len(weight.shape or ()))
     is_forced = any(re.search(pattern, str(node.name)) for pattern in force)
     if not is_forced and (reason := explain_float(node, weight, activation, axis)):
         return reason
-    is_batch = axis is None and node.op_type == "MatMul"
-    if not is_forced and is_batch and (reason := explain_unequal_matrices(weight)):
-        return reason
+    rank = len(weight.shape or ())
+    granularity: Granularity = choose_granularity(axis)
+    if axis is None and node.op_type == "MatMul":
+        if by_matrix and rank == _RANK_OF_EXPERTS:
+            granularity = PerToken(rank - 1 - place)  # the summed axis: the last of a first operand
+        elif not is_forced and (reason := explain_unequal_matrices(weight)):
+            return reason
     layer = _in_int8(node, "weighted-input", 1 - place)
-    scheme = replace(layer.scheme, weight=Encoding(INT8, choose_granularity(axis)))
+    scheme = replace(layer.scheme, weight=Encoding(INT8, granularity))
     return replace(layer, scheme=scheme, weight=(place, str(weight.name)))
 
 
 def _in_int8(node: ir.Node, rule: str, *places: int) -> QuantizedNode:
     """Returns a node with INT8 at the places, with one scale for each activation."""
-    tensors = tuple((place, str(value.name)) for place in places if (value := node.inputs[place]) is not None)
-    scheme = LayerScheme(rule, tuple((place, Encoding(INT8)) for place in places))
-    return QuantizedNode(str(node.name), node.op_type, scheme, tensors)
+    values = [(place, value) for place in places if (value := node.inputs[place]) is not None]
+    inputs = ((place, Encoding(INT8, is_given=find_given(value) is not None)) for place, value in values)
+    tensors = tuple((place, str(value.name)) for place, value in values)
+    return QuantizedNode(str(node.name), node.op_type, LayerScheme(rule, tuple(inputs)), tensors)
 
 
 def choose_granularity(axis: int | None) -> PerChannel | PerTensor:
@@ -291,7 +330,8 @@ def _softmax_inputs(model: ir.Model, skipped: Collection[str]) -> Iterator[Quant
 
 
 def _is_float_activation(value: ir.Value | None) -> bool:
-    return value is not None and not value.is_initializer() and value.dtype in FLOAT_TYPES
+    is_activation = value is not None and not value.is_initializer() and value.dtype in FLOAT_TYPES
+    return is_activation and find_operand(value) is None
 
 
 def _ends_quantized_conv(value: ir.Value | None, layers: set[str]) -> bool:

@@ -8,6 +8,7 @@ import onnx_ir as ir
 
 from trtq.pipeline.graph.operands import (
     DEQUANTIZE,
+    EIGHT_BITS,
     OPERATOR_FORMAT,
     QUANTIZE,
     Operand,
@@ -15,8 +16,6 @@ from trtq.pipeline.graph.operands import (
     read_axis,
 )
 from trtq.pipeline.graph.placement import QUANTIZABLE, find_channel_axis
-
-_EIGHT_BITS = (ir.DataType.INT8, ir.DataType.UINT8)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +55,7 @@ def _layer(node: ir.Node) -> QuantizedLayer | None:
         return None
     place = 1 if weight.value is node.inputs[1] else 0
     four_bits = (ir.DataType.INT4,) if node.op_type in ("Gemm", "MatMul") else ()
-    if activation.dtype not in (*_EIGHT_BITS, None) or weight.dtype not in (*_EIGHT_BITS, *four_bits, None):
+    if activation.dtype not in (*EIGHT_BITS, None) or weight.dtype not in (*EIGHT_BITS, *four_bits, None):
         return None
     return QuantizedLayer(
         str(node.name),

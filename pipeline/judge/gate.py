@@ -10,7 +10,7 @@ from typing import Literal
 from trtq.models.spec import AccuracySpec
 from trtq.pipeline.judge.compare import Comparison
 from trtq.pipeline.judge.score import format_score, name_metric
-from trtq.records import LOW_FACTOR, OutputComparison
+from trtq.records import LOW_FACTOR, REFERENCES, OutputComparison
 
 _SAME_DB = 6.0
 """Noise within a factor of two in amplitude counts as the same."""
@@ -86,8 +86,8 @@ def judge(
 ) -> Verdict:
     """Returns the verdict on the candidate: "engine", or where that cannot be run, "int8" or "fp16".
 
-    The truth is FP32. FP16 is a second reference where it holds the gate itself. Nothing can be said without
-    a comparison, nor of random data.
+    The truth is FP32, or the model as it was given if that has Q/DQ. FP16 is a second reference where it
+    holds the gate itself. Nothing can be said without a comparison, nor of random data.
     """
     if comparison is None:
         return Verdict("unverified", ("there was no float model or no data to compare with",))
@@ -97,9 +97,10 @@ def judge(
     if not ours:
         return Verdict("unverified", (f"{candidate} was not run, so nothing is known of its accuracy",))
     bad_fp16 = [item for item in comparison.outputs if item.candidate == "fp16" and not _holds(item, gate)]
-    references = ("fp32",) if bad_fp16 else ("fp32", "fp16")
+    references = REFERENCES if bad_fp16 else (*REFERENCES, "fp16")
     reasons = _cosine_reasons([item for item in ours if item.reference in references], gate)
-    reasons += _drop_reasons(comparison, candidate, "fp32", gate)
+    for truth in REFERENCES:
+        reasons += _drop_reasons(comparison, candidate, truth, gate)
     if reasons and candidate != "fp16" and bad_fp16 and _is_as_bad(bad_fp16[0], ours):
         reasons.append(_blame_fp16(bad_fp16[0]))
     return _decide(comparison, ours, reasons)
@@ -121,10 +122,9 @@ def _drop_reasons(comparison: Comparison, candidate: str, reference: str, gate: 
 
 
 def _cosine_reasons(outputs: Sequence[OutputComparison], gate: AccuracySpec) -> list[str]:
-    """Returns what is wrong with each output; of one that is dead, once for all references."""
-    bad = [item for item in outputs if not _holds(item, gate)]
-    dead = {item.name: item for item in reversed(bad) if item.is_dead}
-    return [_explain_cosine(item, gate) for item in bad if dead.get(item.name, item) is item]
+    """Returns what is wrong with each output, once for all references."""
+    bad = {item.name: item for item in reversed(outputs) if not _holds(item, gate)}
+    return [_explain_cosine(item, gate) for item in reversed(bad.values())]
 
 
 def _name(item: OutputComparison) -> str:
@@ -169,14 +169,14 @@ def _explain_part(item: OutputComparison, gate: AccuracySpec) -> str:
 
 def _is_as_bad(fp16: OutputComparison, outputs: Sequence[OutputComparison]) -> bool:
     """Whether FP16 alone is nearly as far from FP32 as the candidate, or broken."""
-    ours = [item for item in outputs if (item.reference, item.name) == ("fp32", fp16.name)]
+    ours = [item for item in outputs if item.reference in REFERENCES and item.name == fp16.name]
     return fp16.nonfinite > 0 or any(not fp16.sqnr_db > item.sqnr_db + _SAME_DB for item in ours)
 
 
 def _blame_fp16(item: OutputComparison) -> str:
     return (
-        f"FP16 alone has cosine {item.cosine:.4f} to fp32 on {_name(item)}: quantization is not the "
-        f"cause; keep layers in FP32 with --keep-fp32, or the whole rest with --high-precision fp32"
+        f"FP16 alone has cosine {item.cosine:.4f} to {item.reference} on {_name(item)}: quantization is not "
+        f"the cause; keep layers in FP32 with --keep-fp32, or the whole rest with --high-precision fp32"
     )
 
 

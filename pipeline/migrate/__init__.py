@@ -157,7 +157,7 @@ def _prepare(
     if target.high_precision == "auto":
         target = replace(target, high_precision="fp32")  # so that the scales stay the cache's, bit for bit
     job = load_job(path, spec, target, folder, log)
-    if job.is_quantized:
+    if job.has_given:
         raise ModelError(f"{path} is quantized already; give the float model that the cache was made for")
     layers = job.spec.layers
     _, ranges, migration = place_from_cache(

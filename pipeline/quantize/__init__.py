@@ -13,7 +13,7 @@ from trtq.calibrators.ranges import Ranges
 from trtq.errors import ArtifactError, UsageError
 from trtq.models.session import save
 from trtq.models.spec import ModelSpec
-from trtq.pipeline.calibrate import load_float
+from trtq.pipeline.calibrate import load_to_quantize
 from trtq.pipeline.calibrate.data import find_shapes, open_calibration_data, place_layers
 from trtq.pipeline.engine.strategy import choose_rest
 from trtq.pipeline.engine.target import Target
@@ -52,7 +52,7 @@ def quantize(
     """
     watcher = watcher or Silent()
     target = target or Target()
-    graph, spec = load_float(Path(model), spec, watcher, target.min_opset)
+    graph, spec = load_to_quantize(Path(model), spec, target, watcher)
     rest = choose_rest(target)
     needs_data = target.weights is not None and target.weights.method == "gptq"
     batches = open_calibration_data(graph, spec, target, random_data=False) if needs_data else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import onnx_ir as ir
 
@@ -57,9 +58,10 @@ def place_weights(
     done = {node.name for node in quantized}
     kept = {node.name: node for node in (*placement.kept, *found.kept, *graph.unseen)}
     order = {node.name: index for index, node in enumerate(graph.model.graph)}
-    return Placement(
-        tuple(sorted(quantized, key=lambda node: order[node.name])),
-        tuple(node for node in kept.values() if node.name not in done),
+    return replace(
+        placement,
+        quantized=tuple(sorted(quantized, key=lambda node: order[node.name])),
+        kept=tuple(node for node in kept.values() if node.name not in done),
     )
 
 

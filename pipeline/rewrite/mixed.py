@@ -69,9 +69,9 @@ def quantize_graph(
         ModelError: A weight is not finite.
         DataError: The data does not fit.
     """
-    if floats is None or placement.activations:
+    if floats is None or placement.encodings:
         model = graph.model
-        if placement.activations and ranges is not None:
+        if placement.encodings and ranges is not None:
             dtype = "float16" if rest is FP16 else "float32"
             model = quantize(model, placement, ranges, scale_dtype=dtype)
         floats = convert_floats(model, rest, ranges, keep_fp32=keep_fp32)

@@ -14,6 +14,8 @@ from trtq.models.tensors import require_finite
 from trtq.pipeline.formats.encoding import Encoding
 from trtq.pipeline.formats.floats import convert_scales
 from trtq.pipeline.graph.edit import GraphEditor, map_values
+from trtq.pipeline.graph.given import find_given
+from trtq.pipeline.graph.opset import convert_opset, read_opset
 from trtq.pipeline.graph.placement import Placement, QuantizedWeight
 from trtq.pipeline.rewrite.channels.operands import add_to_bias, follow_output, has_input_channels
 from trtq.pipeline.rewrite.channels.rescale import rescale
@@ -33,8 +35,8 @@ def quantize(
 ) -> ir.Model:
     """Returns the model with Q/DQ pairs at the placed inputs, and codes of weights behind DequantizeLinear.
 
-    A tensor with several quantized readers gets one pair; its other readers keep the float. Scales have the
-    dtype of their tensor.
+    A tensor with several quantized readers gets one pair, or the one that it has in the model already; its
+    other readers keep the float. Scales have the dtype of their tensor.
 
     Args:
         model: The float graph; it is not changed.
@@ -51,13 +53,17 @@ def quantize(
         UsageError: The ranges lack a tensor.
         ModelError: A weight is not finite.
     """
+    if read_opset(model) < placement.min_opset:
+        model = convert_opset(model, placement.min_opset)
     rescaled = rescale(model, placement, ranges)
     result = rescaled.model if rescaled.model is not model else model.clone()
     placement, ranges = rescaled.placement, rescaled.ranges
     edit, values = GraphEditor(result), map_values(result.graph)
     nodes = {node.name: node for node in result.graph}
+    given = {name: find_given(values[name]) for name, item in placement.encodings.items() if item.is_given}
     activations = {
-        name: _quantize_activation(edit, values[name], _choose_qparams(ranges, name, encoding, scale_dtype))
+        name: given.get(name)
+        or _quantize_activation(edit, values[name], _choose_qparams(ranges, name, encoding, scale_dtype))
         for name, encoding in placement.encodings.items()
     }
     weights: dict[QuantizedWeight, _Weight] = {}
@@ -75,6 +81,8 @@ def quantize(
             node.replace_input_with(placed.weight[0], weights[weight].value)
         for index, tensor in placed.activations:
             node.replace_input_with(index, activations[tensor])
+    if given:
+        result.graph.sort()  # a layer may stand before the pair that it now reads
     edit.drop_unused()
     return result
 

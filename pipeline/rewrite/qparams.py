@@ -12,6 +12,7 @@ from trtq.calibrators.ranges import Ranges
 from trtq.pipeline.formats import INT8
 from trtq.pipeline.formats.encoding import Encoding
 from trtq.pipeline.formats.floats import convert_scales
+from trtq.pipeline.formats.granularity import PerToken
 
 _PLAIN = Encoding(INT8)
 _CLIPS = tuple(np.linspace(1.0, 0.5, 26).tolist())
@@ -65,7 +66,8 @@ def choose_asymmetric_qparams(ends: tuple[float, float], dtype: str) -> QParams:
 
 def choose_weight_qparams(weight: NDArray[Any], encoding: Encoding, dtype: str) -> QParams:
     """Returns scales that hold the largest magnitude of each channel, or of all, in the dtype."""
-    amax = np.abs(weight.astype(np.float64)).max(axis=_shared_axes(weight, encoding), initial=0.0)
+    magnitudes = np.abs(weight.astype(np.float64))
+    amax = magnitudes.max(axis=_shared_axes(weight, encoding), keepdims=_keeps(encoding), initial=0.0)
     return QParams(convert_scales(np.asarray(amax) / encoding.format.largest, dtype), encoding)
 
 
@@ -81,7 +83,7 @@ def choose_weight_qparams_mse(weight: NDArray[Any], encoding: Encoding, dtype: s
         found = convert_scales(widest.scale.astype(np.float64) * share, dtype)
         scale = encoding.granularity.spread(found.astype(np.float32), weight.shape)
         error = form.levels_of(form.codes_of(values, scale)) * scale - values
-        loss = np.square(error).sum(axis=_shared_axes(weight, encoding))
+        loss = np.square(error).sum(axis=_shared_axes(weight, encoding), keepdims=_keeps(encoding))
         best, least = np.where(loss < least, found, best), np.minimum(loss, least)
     return QParams(np.asarray(best, widest.scale.dtype), encoding)
 
@@ -103,5 +105,11 @@ def quantize_array(values: NDArray[Any], qparams: QParams) -> NDArray[Any]:
     return qparams.encoding.format.codes_of(divide_by_scale(values, qparams), np.ones(()))
 
 
+def _keeps(encoding: Encoding) -> bool:
+    return isinstance(encoding.granularity, PerToken)
+
+
 def _shared_axes(weight: NDArray[Any], encoding: Encoding) -> tuple[int, ...]:
+    if isinstance(encoding.granularity, PerToken):
+        return (encoding.granularity.axis,)
     return tuple(axis for axis in range(weight.ndim) if axis != encoding.channel_axis)

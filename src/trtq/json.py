@@ -116,6 +116,20 @@ def to_plain(value: object) -> Any:
     return json.loads(json.dumps(value, default=_to_keys), parse_constant=lambda _: None)
 
 
+def from_plain(value: object, shape: type[T]) -> T:
+    """Returns a dataclass of what `to_plain` made of it. A key that is missing takes its default.
+
+    Raises:
+        ValueError: The values do not fit.
+    """
+    import msgspec
+
+    try:
+        return msgspec.convert(value, shape, dec_hook=_read_field)
+    except (ValueError, OverflowError, TrtqError) as error:
+        raise ValueError(str(error)) from error
+
+
 def to_text(value: object) -> str:
     """Returns values as the text of JSON, dataclasses as objects; numbers that are not finite become null."""
     return json.dumps(to_plain(value), indent=1)
@@ -134,6 +148,10 @@ def _to_keys(value: Any) -> Any:
     if isinstance(value, os.PathLike):
         return os.fspath(value)
     raise TypeError(f"{value!r} cannot be written as JSON")
+
+
+def _read_field(kind: type, value: Any) -> Any:
+    return Path(value) if kind is Path and isinstance(value, str) else _read_measured(kind, value)
 
 
 def _read_measured(kind: type, value: Any) -> Any:

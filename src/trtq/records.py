@@ -7,6 +7,9 @@ from dataclasses import dataclass
 
 from trtq.json import Measured
 
+GIVEN = "given"
+REFERENCES = ("fp32", GIVEN)
+"""What the right model is called: the float one, or the one that was given with Q/DQ of its own."""
 LOW_FACTOR = 4
 """How many times as far from 1 as the others a low sample's cosine may be: twice the amplitude of noise."""
 
@@ -25,7 +28,7 @@ class OutputComparison:
 
     Attributes:
         candidate: The model that is judged: "int8", "fp16".
-        reference: The model that it is judged by: "fp32", "fp16".
+        reference: The model that it is judged by: "fp32", "fp16", or "given" with Q/DQ of its own.
         output: The output's name.
         cosine: Of the two outputs as long vectors without the values that are judged apart; 1.0 if both are
             zero, NaN if a value is not finite or no value of the reference is. Of truths and whole numbers of

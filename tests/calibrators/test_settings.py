@@ -282,3 +282,8 @@ def test_the_scales_of_weights_are_named_in_the_settings(tmp_path: Path) -> None
 def test_repairs_that_there_are_not_are_refused(repair: tuple[str, ...], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         QuantizationSpec(repair)
+
+
+def test_the_reference_is_relative_to_the_file_that_names_it(tmp_path: Path) -> None:
+    (tmp_path / "model.toml").write_text('[evaluation]\nreference = "float.onnx"\n')
+    assert read_spec(tmp_path / "model.toml").evaluation.reference == str(tmp_path / "float.onnx")

@@ -168,10 +168,25 @@ def test_a_failed_gate_offers_auto_which_mends_it(model: Path) -> None:
     arguments = ("build", model, "--int8", "--backend", "onnxruntime", "--high-precision", "fp16")
     failed = trtq(*arguments)
     assert failed.exit_code == 3
-    assert "; --auto finds the cheapest layers to keep out of INT8, trtq sensitivity shows" in failed.stderr
+    assert "; --auto finds the cheapest layers to keep out of INT8, `trtq sensitivity " in failed.stderr
     result = trtq(*arguments, "--auto")
     assert result.exit_code == 0
     assert "--auto: the gate holds: 1 of 3 layers are kept out of INT8, 79.5% of the MACs" in result.stdout
     assert r"  the same without it: --skip '^b\ \&\ c$'" in result.stdout
     reproduced = trtq(*arguments, "--skip", r"^b\ \&\ c$")
     assert reproduced.exit_code == 0
+
+
+def test_a_build_folder_has_its_own_settings(model: Path) -> None:
+    assert trtq("build", model, "--int8", "--backend", "onnxruntime", "-q").exit_code == 3
+    folder = model.with_suffix(".trtq")
+    result = trtq("sensitivity", folder)
+    assert result.exit_code == 0, result.output
+    assert f"ranges (minmax()) and repairs are those of {folder}" in result.stderr
+    assert result.stdout.endswith(f"written to {model.with_suffix('.sensitivity.json')}\n")
+    refused = trtq("sensitivity", folder, "--calib-method", "mse")
+    assert refused.exit_code == 2
+    assert refused.stderr == (
+        f"error: --calib-method is of no use with the build folder {folder}: its own layers and ranges are "
+        f"measured; give the model instead\n"
+    )

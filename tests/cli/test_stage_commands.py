@@ -217,7 +217,7 @@ def test_inspect_shows_a_build_folder_and_its_damage(
     assert shown.startswith(
         "model.onnx INT8 + FP16 tensorrt-rtx #\naccuracy FP32 # FP16 # INT8 # on 600 samples\n"
     )
-    assert "\nPASS\nfiles: as built\n" in shown
+    assert "\nPASS # of the MACs run in INT8\nfiles: as built\n" in shown
     spoilt = shutil.copytree(built, tmp_path / "spoilt")
     (spoilt / "model.int8.onnx").write_bytes(b"")
     assert trtq("inspect", spoilt).stdout.endswith("files: NOT AS BUILT  changed: model.int8.onnx\n")

@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
-from trtq.cli.tables import create_comparison_table, print_report
+from trtq.cli.tables import create_comparison_table, format_verdict, print_report
 from trtq.kept import Fallback
 from trtq.pipeline.deliver.report import SCHEMA_VERSION, EngineReport, Report, WeightsReport
 from trtq.records import OutputComparison, Repairs, Trial
@@ -58,14 +58,13 @@ def test_a_long_table_is_cut_and_says_so() -> None:
     assert rows[-1] == "and 3 more in the report"
 
 
-def test_layers_that_do_not_run_in_int8_are_named_up_to_a_dozen() -> None:
+def test_layers_that_do_not_run_in_int8_are_named_by_reason() -> None:
     console = Console(file=io.StringIO(), width=120, markup=False)
     print_report(console, report(13), verbose=False)
     assert lines_of(console) == [
         "net.onnx INT8 tensorrt-rtx 1",
         "model.engine 2.0 kB 7 of 20 quantized layers run in INT8 for 8.6, 8.9",
-        *(f"conv{i} (Conv) runs as Float: it is odd" for i in range(12)),
-        "and 1 more in the report",
+        ", ".join(f"conv{i} (Conv)" for i in range(8)) + " and 5 more run as Float: it is odd",
         "written to out",
         "UNVERIFIED: no data; no labels",
     ]
@@ -103,3 +102,20 @@ def test_repairs_say_what_they_gained_and_in_detail_what_was_tried() -> None:
     assert any(
         line.startswith("repairs: none pays (ranges by mse); 20.0 -> 20.0 dB") for line in printed(none)
     )
+
+
+@pytest.mark.parametrize(
+    ("verdict", "share", "line", "style"),
+    [
+        ("pass", 0.923, "PASS  92.3% of the MACs run in INT8", "bold green"),
+        ("pass", 0.089, "PASS, but only 8.9% of the MACs run in INT8", "bold yellow"),
+        ("pass", None, "PASS", "bold green"),
+        ("fail", 0.089, "FAIL", "bold red"),
+        ("unverified", 0.089, "UNVERIFIED: no data; no labels", "bold yellow"),
+    ],
+)
+def test_little_in_int8_is_no_plain_success(verdict: str, share: float | None, line: str, style: str) -> None:
+    text = format_verdict(replace(report(0), verdict=verdict, int8_macs=share))
+    assert text.plain == line
+    styles = [str(span.style) for span in text.spans if span.start == 0] or [str(text.style)]
+    assert styles == [style]

@@ -54,7 +54,7 @@ def test_a_quantized_model_tells_its_layers(built: Report) -> None:
     summary = inspect(Path(built.output) / "model.int8.onnx")
     assert isinstance(summary, ModelSummary)
     assert len(summary.quantized_layers) == 11
-    assert summary.placement is None
+    assert (len(summary.placement.given), summary.placement.quantized) == (11, ())
 
 
 def test_ranges_a_cache_and_a_folder_are_known(built: Report) -> None:

@@ -9,8 +9,13 @@ import numpy as np
 import pytest
 from recording_watcher import RecordingWatcher
 
-from trtq.errors import ArtifactError, DataError, ModelError
-from trtq.models.spec import CalibrationSpec, LayerSpec, ModelSpec
+from trtq.errors import ArtifactError, DataError, ModelError, UsageError
+from trtq.models.spec import CalibrationSpec, LayerSpec, ModelSpec, QuantizationSpec
+from trtq.pipeline.build import build
+from trtq.pipeline.deliver.manifest import read_manifest
+from trtq.pipeline.deliver.report import read_report
+from trtq.pipeline.deliver.settings import read_settings
+from trtq.pipeline.engine.target import Target
 from trtq.pipeline.judge.sensitivity import read_sensitivity, to_json
 from trtq.pipeline.sensitivity import sensitivity
 
@@ -95,3 +100,75 @@ def test_a_model_without_layers_and_without_data_is_refused(small: Path, spec: M
 def test_random_data_is_taken_to_try_it(small: Path) -> None:
     spec = ModelSpec(layers=LayerSpec(force=(".",)))
     assert sensitivity(small, spec=spec, random_data=True).data == "random numbers"
+
+
+@pytest.fixture
+def folder(small: Path, spec: ModelSpec) -> Path:
+    """A build of the small model by a method that is not the best."""
+    calibration = replace(spec.calibration, method="percentile", parameters={"percentile": 80.0})
+    own = replace(spec, calibration=calibration, quantization=QuantizationSpec(repair=("none",)))
+    target = Target(backend="onnxruntime", high_precision="fp16")
+    return Path(build(small, spec=own, target=target, output=small.parent / "out.trtq").output)
+
+
+def test_a_build_is_measured_with_its_own_settings(folder: Path, small: Path, spec: ModelSpec) -> None:
+    told = RecordingWatcher()
+    found = sensitivity(folder, watcher=told)
+    best = sensitivity(small, spec=spec, target=Target(backend="onnxruntime"))
+    report = read_report(folder)
+    assert found.all_quantized is not None
+    assert best.all_quantized is not None
+    (compared,) = [item for item in report.comparison if (item.candidate, item.reference) == ("int8", "fp32")]
+    assert found.all_quantized.sqnr_db == pytest.approx(compared.sqnr_db, abs=1.0)
+    assert best.all_quantized.sqnr_db > found.all_quantized.sqnr_db + 6
+    assert [text for text, _ in told.stages] == ["Loading", "Measuring layers"]  # nothing is calibrated
+    assert f"layers, ranges (percentile(percentile=80.0)) and repairs are those of {folder}" in told.notes
+    assert read_sensitivity(folder.parent / "out.sensitivity.json") == found
+
+
+def test_a_build_has_the_layers_that_it_has(small: Path, spec: ModelSpec) -> None:
+    skipping = replace(spec, layers=replace(spec.layers, skip=("first",)))
+    report = build(small, spec=skipping, target=Target(backend="onnxruntime"))
+    found = sensitivity(report.output)
+    assert [layer.name for layer in found.layers] == ["second"]
+
+
+def test_a_build_is_measured_as_it_was_built_or_not_at_all(folder: Path, small: Path) -> None:
+    original = small.read_bytes()
+    small.write_bytes(original + b"\x52\x00")  # an empty unknown field
+    with pytest.raises(ArtifactError, match=r"small\.onnx was changed since .*out\.trtq was built; build it"):
+        sensitivity(folder)
+    small.write_bytes(original)
+    ranges = folder / "ranges.json"
+    ranges.write_bytes(ranges.read_bytes() + b"\n")
+    with pytest.raises(ArtifactError, match=r"ranges\.json"):
+        sensitivity(folder)
+
+
+def test_a_build_without_qdq_has_nothing_to_measure(small: Path, spec: ModelSpec) -> None:
+    target = Target(backend="onnxruntime", precision="fp16")
+    folder = build(small, spec=spec, target=target).output
+    with pytest.raises(ArtifactError, match=r"is no INT8 build by Q/DQ alone, whose layers"):
+        sensitivity(folder)
+
+
+def test_a_build_with_a_script_for_data_runs_nothing_unasked(small: Path, spec: ModelSpec) -> None:
+    script = small.parent / "feeds.py"
+    script.write_text(
+        "import numpy as np\ndef feeds():\n    yield {'x': np.ones((2, 3, 8, 8), np.float32)}\n"
+    )
+    own = replace(spec, calibration=CalibrationSpec(data=f"{script}:feeds"))
+    folder = build(small, spec=own, target=Target(backend="onnxruntime")).output
+    with pytest.raises(UsageError, match=r"manifest\.json, found beside the model, names the script"):
+        sensitivity(folder)
+
+
+def test_settings_come_back_from_a_manifest_as_they_were(folder: Path, small: Path) -> None:
+    manifest = read_manifest(folder)
+    spec, target = read_settings(manifest, folder)
+    assert spec.calibration.parameters == {"percentile": 80.0}
+    assert (spec.quantization.repair, target.high_precision) == (("none",), "fp16")
+    assert spec.file == str(folder / "manifest.json")
+    bad = replace(manifest, settings={"model": {"calibration": {"batch_size": "x"}}})
+    with pytest.raises(ArtifactError, match=r"manifest\.json does not hold the settings of a build"):
+        read_settings(bad, folder)

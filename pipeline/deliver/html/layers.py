@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from trtq.pipeline.deliver.html.page_data import LayerSummary
-from trtq.pipeline.formats.granularity import PerChannel
+from trtq.pipeline.formats.granularity import PerChannel, PerToken
 from trtq.pipeline.rewrite.qparams import choose_weight_qparams, quantize_array
 
 if TYPE_CHECKING:
@@ -41,9 +41,12 @@ def summarize_layers(model: ir.Model, placement: Placement) -> tuple[LayerSummar
 
 def weight_sqnr_db(weight: NDArray[Any], encoding: Encoding) -> float | None:
     """Returns 10 log10(sum w^2 / sum (w - q(w))^2) of a weight with FP32 scales; None if it is exact."""
-    axis = encoding.channel_axis
-    rows = weight.reshape(1, -1) if axis is None else np.moveaxis(weight, axis, 0)
-    rows = rows.reshape(rows.shape[0], -1)
+    axis, granularity = encoding.channel_axis, encoding.granularity
+    if isinstance(granularity, PerToken):
+        rows = np.moveaxis(weight, granularity.axis, -1).reshape(-1, weight.shape[granularity.axis])
+    else:
+        rows = weight.reshape(1, -1) if axis is None else np.moveaxis(weight, axis, 0)
+        rows = rows.reshape(rows.shape[0], -1)
     by_row = replace(encoding, granularity=PerChannel(0))
     step = max(1, _ELEMENTS_AT_ONCE // max(rows.shape[1], 1))
     signal = noise = 0.0

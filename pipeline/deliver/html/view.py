@@ -16,10 +16,11 @@ from trtq.pipeline.deliver.html.numbers import MINUS, format_decibels
 from trtq.pipeline.deliver.manifest import Manifest
 from trtq.pipeline.deliver.report import Report
 from trtq.pipeline.judge.score import format_score
-from trtq.records import OutputComparison
+from trtq.records import GIVEN, REFERENCES, OutputComparison
 
 _DTYPES = {"Int8": "INT8", "Half": "FP16", "Float": "FP32", "BFloat16": "BF16"}
 _LONG_COMMAND = 90
+_TRUTHS = {"fp32": "the float model as it is", GIVEN: "the model as it was given, with its own Q/DQ"}
 _COMMANDS = {
     "trtq": "The same build",
     "engine": "The engine with its vendor's own tool, in this folder",
@@ -66,35 +67,41 @@ def format_dtype(name: str) -> str:
 
 
 def list_tiles(report: Report) -> tuple[Tile, ...]:
-    """Returns FP32, FP16 and the built model by the metric; without labels by their cosine to FP32."""
+    """Returns FP32, FP16 and the built model by the metric; without labels by their cosine to the first."""
     if report.accuracy:
-        best = report.accuracy.get("fp32")
         return tuple(
-            Tile(name.upper(), format_score(score, report.metric), _against(score, best, name))
+            Tile(name.upper(), format_score(score, report.metric), _against(report, name))
             for name, score in report.accuracy.items()
         )
-    found = []
+    found, truth = [], find_truth(report)
     for name in reversed(list(dict.fromkeys(item.candidate for item in report.comparison))):
-        pairs = [item for item in report.comparison if (item.candidate, item.reference) == (name, "fp32")]
+        pairs = [item for item in report.comparison if (item.candidate, item.reference) == (name, truth)]
         if pairs:
             worst = min(pairs, key=_nearness)
-            detail = f"cosine to FP32, SQNR {format_decibels(worst.sqnr_db)} dB"
+            detail = f"cosine to {truth.upper()}, SQNR {format_decibels(worst.sqnr_db)} dB"
             found.append(Tile(name.upper(), f"{worst.cosine:.5f}", detail))
-    return (Tile("FP32", "reference", "the float model as it is"), *found) if found else ()
+    return (Tile(truth.upper(), "reference", _TRUTHS[truth]), *found) if found else ()
 
 
 def _nearness(item: OutputComparison) -> float:
     return item.cosine if item.cosine == item.cosine else -2.0  # NaN is the worst
 
 
-def _against(score: float, best: float | None, name: str) -> str:
-    if name == "fp32" or best is None:
-        return "the float model as it is" if name == "fp32" else ""
-    points = 100 * (score - best)
+def find_truth(report: Report) -> str:
+    """Returns the name of the model that the others are compared with: "fp32", or "given" with Q/DQ."""
+    names = {*report.accuracy, *(item.reference for item in report.comparison)}
+    return next((name for name in REFERENCES if name in names), REFERENCES[0])
+
+
+def _against(report: Report, name: str) -> str:
+    truth = find_truth(report)
+    if name == truth or truth not in report.accuracy:
+        return _TRUTHS[truth] if name == truth else ""
+    points = 100 * (report.accuracy[name] - report.accuracy[truth])
     return (
-        "the same as FP32"
+        f"the same as {truth.upper()}"
         if abs(points) < 0.005
-        else f"{points:+.2f} points against FP32".replace("-", MINUS)
+        else f"{points:+.2f} points against {truth.upper()}".replace("-", MINUS)
     )
 
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import onnx_ir as ir
 
 from trtq.pipeline.graph.edit import GraphEditor
 from trtq.pipeline.graph.fold import fold_constants
 from trtq.pipeline.graph.foreign_operators import standardize_codes
+from trtq.pipeline.graph.lint import lint, refuse
 from trtq.pipeline.graph.lint.layers import check_layer
+from trtq.pipeline.graph.load import Graph
 from trtq.pipeline.graph.operands import PER_CHANNEL_OPSET
 from trtq.pipeline.graph.opset import convert_opset, infer_shapes, read_opset
 from trtq.pipeline.graph.repair.change import Change
@@ -19,6 +21,7 @@ from trtq.pipeline.graph.repair.floats import repair_bounds, repair_recurrent, r
 from trtq.pipeline.graph.repair.operators import repair_operators
 from trtq.pipeline.graph.repair.pairs import repair_flows, requantize_flows
 from trtq.pipeline.graph.repair.weights import repair_weights
+from trtq.progress import Watcher
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +30,28 @@ class RepairedGraph:
 
     model: ir.Model
     changes: tuple[Change, ...]
+
+
+def repair_graph(graph: Graph, watcher: Watcher, *, requantize: bool, for_tensorrt: bool = True) -> Graph:
+    """Returns a graph that comes with Q/DQ, with everything repaired that TensorRT would not take.
+
+    Args:
+        graph: The loaded model.
+        watcher: Hears of the repairs.
+        requantize: As for `repair`.
+        for_tensorrt: Whether what has no repair is refused, since TensorRT is to take it.
+
+    Raises:
+        ModelError: Something has no repair.
+    """
+    repaired = repair(graph.model, requantize=requantize)
+    for sentence, is_exact in summarize_changes(repaired.changes):
+        (watcher.note if is_exact else watcher.warn)(sentence)
+    if for_tensorrt:
+        refuse(lint(repaired.model))
+    is_exact = all(change.is_exact for change in repaired.changes)
+    is_rewritten = is_exact and (graph.is_rewritten or bool(repaired.changes))
+    return replace(graph, model=repaired.model, is_rewritten=is_rewritten)
 
 
 def repair(model: ir.Model, *, requantize: bool = False) -> RepairedGraph:

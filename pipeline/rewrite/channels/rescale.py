@@ -77,7 +77,7 @@ def rescale(model: ir.Model, placement: Placement, ranges: Ranges) -> Rescaled:
     quantized = tuple(_renamed(layer, nodes[layer.name], renamed) for layer in placement.quantized)
     return Rescaled(
         result,
-        Placement(quantized, placement.kept),
+        replace(placement, quantized=quantized),
         replace(ranges, tensors=tensors, channels=channels, beyond_fp16=beyond),
         renamed,
     )

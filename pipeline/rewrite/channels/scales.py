@@ -64,9 +64,9 @@ def plan_scales(
     of them may get an error.
     """
     found: dict[str, Channels] = {}
-    layers = {layer.name for layer in placement.layers}
+    layers, ours = {layer.name for layer in placement.layers}, {*placement.activations}
     for tensor, readers in find_channel_readers(model, placement).items():
-        if tensor not in statistics:
+        if tensor not in statistics or tensor not in ours:
             continue
         nodes = [node for _, node in readers]
         if (channels := _plan_tensor(tensor, nodes, statistics[tensor], strength, layers)) is not None:

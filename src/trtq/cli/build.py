@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import click
@@ -57,8 +58,9 @@ def command(
 
     Calibrates and quantizes the model, builds the engine, reads back which layers run in INT8, compares the
     engine with the float model, and writes everything to one folder. Settings in model.toml beside the model
-    need not be repeated here. A model that already has Q/DQ is repaired where TensorRT would refuse it;
-    `trtq lint` shows the repairs.
+    need not be repeated here. A model that already has Q/DQ is repaired where TensorRT would refuse it
+    (`trtq lint` shows the repairs); its layers with Q/DQ keep their scales, and its float layers are
+    quantized.
 
     \b
       trtq build model.onnx --int8 --calib-data calib.npz
@@ -91,4 +93,5 @@ def _offer(report: Report) -> str:
         return ""
     if any("quantization is not the cause" in reason for reason in report.reasons):
         return ""
-    return "; --auto finds the cheapest layers to keep out of INT8, trtq sensitivity shows what each costs"
+    measure = shlex.join(["trtq", "sensitivity", report.output])
+    return f"; --auto finds the cheapest layers to keep out of INT8, `{measure}` shows what each costs"

@@ -24,6 +24,8 @@ from trtq.json import FileKind
 from trtq.numbers import format_bytes, format_seconds
 from trtq.pipeline.build_all import CommandOutcome, Limits, run_jobs
 from trtq.pipeline.deliver.report import FILE as REPORT_FILE
+from trtq.pipeline.deliver.report import LITTLE
+from trtq.records import REFERENCES
 from trtq.workers import count_cores
 
 _SEVERITY = (0, 3, 2, 5, 4)
@@ -44,6 +46,7 @@ class BuildResult:
         min_cosine: The smallest of any output of the judged model, against FP32; None without a comparison.
         layers: Layers in INT8, and quantized ones; None without a report.
         engine_bytes: Of the engine, or of the model that runs.
+        int8_macs: The share of the multiply-accumulates in INT8; None if nothing tells.
         error: Why it failed; empty if it did not.
     """
 
@@ -59,6 +62,7 @@ class BuildResult:
     min_cosine: float | None = None
     layers: tuple[int, int] | None = None
     engine_bytes: int = 0
+    int8_macs: float | None = None
     warnings: tuple[str, ...] = ()
     error: str = ""
 
@@ -180,7 +184,7 @@ def _result(entry: BuildEntry, outcome: CommandOutcome) -> BuildResult:
         return BuildResult(*ours, "crashed", outcome.exit_code or 1, seconds, error=words[-2000:])
     if report is None:
         return BuildResult(*ours, _WORDS[outcome.exit_code], outcome.exit_code, seconds, error=error)
-    candidates = [item for item in report.comparison if item.reference == "fp32"]
+    candidates = [item for item in report.comparison if item.reference in REFERENCES]
     judged = [item.cosine for item in candidates if item.candidate == candidates[0].candidate]
     return BuildResult(
         *ours,
@@ -193,6 +197,7 @@ def _result(entry: BuildEntry, outcome: CommandOutcome) -> BuildResult:
         min_cosine=min((value for value in judged if not math.isnan(value)), default=None),
         layers=(report.engine.layers_int8, report.engine.layers_quantized),
         engine_bytes=report.engine.bytes,
+        int8_macs=report.int8_macs,
         warnings=report.warnings,
         error=error,
     )
@@ -211,16 +216,20 @@ def _print(results: Sequence[BuildResult], *, quiet: bool) -> None:
         return
     console = open_console()
     rows = create_table(
-        "build", "", "precision", "backend", "cosine", "INT8 layers", "engine", "seconds", numbers=4
+        "build", "", "precision", "backend", "cosine", "INT8 layers", "MACs", "engine", "seconds", numbers=5
     )
     for item in results:
-        state = Text(item.state.upper(), style=_STYLES.get(item.state, "bold red"))
+        is_less = item.int8_macs is not None and item.int8_macs < LITTLE and item.state == "pass"
+        state = Text(
+            item.state.upper(), style=_STYLES.get("unverified" if is_less else item.state, "bold red")
+        )
         if "everything" in item.reused:
             state.append(", unchanged", style="not bold")
         cosine = "" if item.min_cosine is None else f"{item.min_cosine:.5f}"
         layers = f"{item.layers[0]} of {item.layers[1]}" if item.layers else ""
         size = format_bytes(item.engine_bytes) if item.engine_bytes else ""
-        numbers = (cosine, layers, size, f"{item.seconds:.1f}")
+        macs = "" if item.int8_macs is None else f"{item.int8_macs:.1%}"
+        numbers = (cosine, layers, macs, size, f"{item.seconds:.1f}")
         rows.add_row(item.name, state, item.precision, item.backend, *numbers)
     console.print(rows)
     for item in results:

@@ -52,15 +52,17 @@ def _print_model(console: Console, summary: ModelSummary, placement: bool) -> No
     console.print(Text(f"  nodes  {types}"))
     for note in summary.notes:
         console.print(Text(f"  {note}", style="dim"))
-    if summary.placement is None:
+    layers, kept, given = summary.placement.layers, summary.placement.kept, summary.placement.given
+    if given or summary.quantized_layers:
         console.print(f"quantized already: {len(summary.quantized_layers)} layers behind Q/DQ")
-        return
-    layers, kept = summary.placement.layers, summary.placement.kept
-    console.print(f"a build quantizes {len(layers)} layers and keeps {len(kept)} with weights in float")
+    if layers or not given:
+        console.print(f"a build quantizes {len(layers)} layers and keeps {len(kept)} with weights in float")
     if placement:
         rows = create_table("node", "type", "decision")
         for node in summary.placement.quantized:
             rows.add_row(node.name, node.op_type, Text.assemble(("INT8", "green"), f" by {node.scheme.rule}"))
+        for other in given:
+            rows.add_row(other.name, other.op_type, f"as it is: {other.reason}")
         for other in kept:
             rows.add_row(other.name, other.op_type, f"float: {other.reason}")
         console.print(rows)

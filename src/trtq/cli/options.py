@@ -59,13 +59,20 @@ class Given:
         values = {change.field: change.value for change in self.find(type(settings))}
         return replace(settings, **values)  # type: ignore[type-var]
 
-    def read_spec(self, model: Path) -> ModelSpec:
+    def read_spec(self, model: Path, found: ModelSpec | None = None) -> ModelSpec:
         """Returns the settings of a model: those of the file, with what is given in their places.
+
+        Args:
+            model: The model.
+            found: The settings that hold if no file is named; None: those beside the model.
 
         Raises:
             UsageError: The settings cannot be used.
         """
-        spec = read_spec(self.settings) if self.settings is not None else find_spec(model, trust=True)
+        if self.settings is not None:
+            spec = read_spec(self.settings)
+        else:
+            spec = found if found is not None else find_spec(model, trust=True)
         if self.settings is None and not self.trust:
             refuse_scripts(spec, {key: text for key, text in spec.scripts.items() if not self._gives(key)})
         evaluation, layers, more = spec.evaluation, spec.layers, self.apply(LayerSpec())

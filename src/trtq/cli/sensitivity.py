@@ -10,6 +10,7 @@ from pathlib import Path
 import click
 from rich.console import Console
 
+from trtq.calibrators import Method
 from trtq.cli import options, targets
 from trtq.cli.chart import Bar, draw_bars
 from trtq.cli.console import ConsoleWatcher, open_console, print_answer
@@ -17,7 +18,9 @@ from trtq.cli.options import Given
 from trtq.cli.tables import create_table
 from trtq.errors import UsageError
 from trtq.files import check_output, refuse_input, write_atomically
-from trtq.models.spec import EvaluationSpec, LayerSpec, QuantizationSpec
+from trtq.models.spec import CalibrationSpec, EvaluationSpec, LayerSpec, ModelSpec, QuantizationSpec
+from trtq.pipeline.deliver.integrity import read_intact_manifest
+from trtq.pipeline.deliver.settings import read_settings
 from trtq.pipeline.engine.target import Target
 from trtq.pipeline.judge.evaluate import find_labels
 from trtq.pipeline.judge.score import format_score, name_metric
@@ -43,7 +46,7 @@ _RANKS = (*_WITHOUT_LABELS, "accuracy")
     kind=click.Choice(["auto", "fp16", "fp32"]),
     text="Precision of what is not quantized; fp16 rounds the scales to FP16.  [default: auto]",
 )
-@options.take(EvaluationSpec)
+@options.take(EvaluationSpec, "data", "labels", "output", "samples")
 @click.option(
     "--metric",
     metavar="NAME|SCRIPT:FUNCTION",
@@ -69,13 +72,15 @@ def command(
 ) -> None:
     """Measure what each quantized layer costs in accuracy: alone, and as the only layer kept float.
 
-    Results are saved every few layers, so the same command continues after an interruption.
+    Of a build folder its own layers, ranges, repairs and data are taken. Results are saved every few layers,
+    so the same command continues after an interruption.
 
     \b
       trtq sensitivity model.onnx --calib-data calib.npz
+      trtq sensitivity model.trtq
       trtq sensitivity model.onnx --eval-data eval.npz --labels labels --metric accuracy --chart layers.svg
     """
-    spec = given.read_spec(model)
+    spec = given.read_spec(model, _read_build(given, model) if model.is_dir() else None)
     if metric not in _RANKS:
         spec = replace(spec, accuracy=replace(spec.accuracy, metric=metric))
     output = output or model.with_suffix(".sensitivity.json")
@@ -104,6 +109,18 @@ def command(
     elif not quiet:
         _print(open_console(), result, loss, verbose=verbose)
         open_console().print(f"written to {output}", soft_wrap=True)
+
+
+def _read_build(given: Given, folder: Path) -> ModelSpec:
+    """Returns the settings of a build, of which those that made it cannot be changed any more."""
+    made = (*given.find(Method), *given.find(QuantizationSpec), *given.find(LayerSpec), *given.find(Target))
+    made += (*given.find(CalibrationSpec, "method", "device", "memory_bytes"),)
+    if made:
+        raise UsageError(
+            f"{made[0].option} is of no use with the build folder {folder}: its own layers and ranges are "
+            f"measured; give the model instead"
+        )
+    return read_settings(read_intact_manifest(folder), folder)[0]
 
 
 def _loss_by(rank: str, result: Sensitivity) -> Callable[[Effect], float]:

@@ -19,11 +19,13 @@ from trtq.pipeline.judge.score import format_score, name_metric
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from trtq.kept import Fallback
     from trtq.pipeline.deliver.report import CalibrationReport, Report, WeightsReport
     from trtq.records import LogitsComparison, OutputComparison, Repairs
 
 _STYLES = {"pass": "bold green", "fail": "bold red", "unverified": "bold yellow"}
 _MOST_ROWS = 12
+_MOST_NAMED = 8
 
 
 def create_table(*headers: str, numbers: int = 0) -> Table:
@@ -68,10 +70,20 @@ def print_report(console: Console, report: Report, *, verbose: bool, folder: Pat
     if report.reused:
         console.print(f"used again from the earlier build: {', '.join(report.reused)}")
     console.print(f"written to {report.output}", soft_wrap=True)
+    console.print(format_verdict(report))
+
+
+def format_verdict(report: Report) -> Text:
+    """Returns the verdict; if it is a pass, with how much of the work is in INT8: little is no plain one."""
+    if report.verdict == "pass" and report.int8_macs is not None:
+        share = f"{report.int8_macs:.1%} of the MACs run in INT8"
+        if report.is_mostly_float:
+            return Text.assemble(("PASS", _STYLES["unverified"]), f", but only {share}")
+        return Text.assemble(("PASS", _STYLES["pass"]), f"  {share}")
     verdict = Text(report.verdict.upper(), style=_STYLES[report.verdict])
     if report.verdict == "unverified":
         verdict.append(f": {'; '.join(report.reasons)}", style="not bold")
-    console.print(verdict)
+    return verdict
 
 
 def create_comparison_table(outputs: Sequence[OutputComparison]) -> Table:
@@ -167,11 +179,21 @@ def _print_engine(console: Console, report: Report) -> None:
     for name, profile in engine.profiles.items():
         shapes = (f"{kind} {format_shape(getattr(profile, kind))}" for kind in ("min", "opt", "max"))
         console.print(f"  profile of {name}: {'  '.join(shapes)}")
-    fallen = [
-        f"{item.node} ({item.op_type}) runs as {item.runs_as}: {item.reason}" for item in engine.fallbacks
-    ]
-    more = [f"and {len(fallen) - _MOST_ROWS} more in the report"] if len(fallen) > _MOST_ROWS else []
-    _print_lines(console, *fallen[:_MOST_ROWS], *more, style="yellow")
+    _print_lines(console, *_list_fallbacks(engine.fallbacks), style="yellow")
+
+
+def _list_fallbacks(fallbacks: Sequence[Fallback]) -> list[str]:
+    """Returns a line for each reason, with the layers that have it."""
+    groups: dict[str, list[str]] = {}
+    for item in fallbacks:
+        layers = groups.setdefault(f"{item.runs_as}: {item.reason}", [])
+        layers.append(f"{item.node} ({item.op_type})")
+    lines = []
+    for reason, layers in groups.items():
+        more = f" and {len(layers) - _MOST_NAMED} more" if len(layers) > _MOST_NAMED else ""
+        verb = "runs" if len(layers) == 1 else "run"
+        lines.append(f"{', '.join(layers[:_MOST_NAMED])}{more} {verb} as {reason}")
+    return lines
 
 
 def _print_weights(console: Console, weights: WeightsReport, verbose: bool) -> None:
@@ -213,7 +235,12 @@ def print_repairs(console: Console, repairs: Repairs, *, verbose: bool) -> None:
 
 
 def _print_kept(console: Console, report: Report, verbose: bool) -> None:
-    for title, nodes in (("not quantized", report.kept_float), ("kept FP32", report.kept_fp32)):
+    groups = (
+        ("came quantized", report.given),
+        ("not quantized", report.kept_float),
+        ("kept FP32", report.kept_fp32),
+    )
+    for title, nodes in groups:
         if not nodes:
             continue
         console.print(f"{title}: {len(nodes)} nodes" + ("" if verbose else " (-v names them)"))
@@ -224,9 +251,10 @@ def _print_auto(console: Console, report: Report) -> None:
     if report.auto is None:
         return
     console.print(Text(f"--auto: {report.auto.outcome}"), soft_wrap=True)
-    if report.auto.skip:
-        options = " ".join(f"--skip {shlex.quote(pattern)}" for pattern in report.auto.skip)
-        _print_lines(console, f"the same without it: {options}")
+    options = [f"--calib-method {report.auto.method}"] if report.auto.method else []
+    options += [f"--skip {shlex.quote(pattern)}" for pattern in report.auto.skip]
+    if options:
+        _print_lines(console, f"the same without it: {' '.join(options)}")
 
 
 def _number(value: float, form: str) -> str:

@@ -220,7 +220,7 @@ def test_a_quantized_model_needs_no_data_and_stays_int8(model: Path, precision: 
     watcher = RecordingWatcher()
     target = replace(CHEAP, precision=precision)  # type: ignore[arg-type]
     job = prepared(quantized(model), ModelSpec(), target, watcher=watcher)
-    assert job.is_quantized
+    assert job.is_as_given
     assert job.target.precision == "int8"
     assert (job.calibration, job.evaluation, job.shape_data) == (None, None, None)
     assert watcher.notes[-1] == "the model is quantized already: it is built as it is, without calibration"
