@@ -7,9 +7,10 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 DEMO ?= demo
+INPUTS ?= 10000
 DOCS_VENV ?= .venv-docs
 
-.PHONY: demo test lint docs docker-cpu clean bench-peers bench-calibration bench-accuracy
+.PHONY: demo test fuzz lint docs docker-cpu clean bench-peers bench-calibration bench-accuracy
 
 demo: $(VENV)/.runtime
 	$(BIN)/trtq demo $(DEMO)
@@ -17,6 +18,10 @@ demo: $(VENV)/.runtime
 
 test: $(VENV)/.dev lint
 	$(BIN)/pytest --cov
+
+# Damaged and absurd files for everything that reads one: INPUTS a surface, new ones each time; hours.
+fuzz: $(VENV)/.dev
+	TRTQ_FUZZ=$(INPUTS) $(BIN)/pytest tests/fuzz
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

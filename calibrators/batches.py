@@ -171,7 +171,8 @@ def check_batches(batches: Batches, inputs: Sequence[TensorSpec], extra: Sequenc
 def check_feed(feed: Feed, inputs: Sequence[TensorSpec], extra: Sequence[str] = ()) -> None:
     """Raises DataError for a missing or unknown name, another dtype or shape, NaN or infinity.
 
-    -inf may stand in an input without values above 0, which is an additive mask.
+    -inf may stand in an input without values above 0, which is an additive mask. An axis behind that of the
+    samples may be empty, as that of a cache is at first.
     """
     names = [spec.name for spec in inputs]
     if missing := [name for name in names if name not in feed.arrays]:
@@ -206,7 +207,7 @@ def _check_array(feed: Feed, spec: TensorSpec) -> None:
             f"resize the samples, or set `resize`, `channels` and `layout` in [preprocess] of model.toml for "
             f"pictures"
         )
-    if array.size == 0:
+    if not all(array.shape[:1]) and 0 not in spec.shape[:1]:
         raise DataError(f"{what} is empty: shape {show_shape(array.shape)}")
     if np.issubdtype(array.dtype, np.floating) and not np.isfinite(array).all():
         bad = ~np.isfinite(array)

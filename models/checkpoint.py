@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import pickle
-import struct
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trtq import lazy
 from trtq.errors import ModelError
+from trtq.files import refuse_damage
 from trtq.models.foreign import silence
 
 if TYPE_CHECKING:
@@ -71,27 +71,22 @@ def _read(path: Path, trust: bool) -> Any:
     if not path.is_file():
         raise ModelError(f"there is no file {path}; give --weights a .pt or .safetensors file")
     if path.suffix == ".safetensors":
-        safetensors = lazy.require("safetensors", "export", "loading .safetensors")
         files = lazy.require("safetensors.torch", "export", "loading .safetensors")
-        try:
+        with refuse_damage(ModelError, f"{path} is not a safetensors file"):
             return files.load_file(path)
-        except safetensors.SafetensorError as error:
-            raise ModelError(f"{path} is not a safetensors file: {error}") from error
     return _load(path, trust)
 
 
 def _load(path: Path, trust: bool) -> Any:
     torch = lazy.require("torch", "export", "loading weights")
-    try:
-        with silence():
+    with refuse_damage(ModelError, f"{path} is not a PyTorch checkpoint"), silence():
+        try:
             return torch.load(path, map_location="cpu", weights_only=not trust)
-    except pickle.UnpicklingError as error:
-        raise ModelError(
-            f"{path} holds more than tensors, and loading it would run the code in it; save the state_dict "
-            f"alone, or add --trust if you know where it comes from"
-        ) from error
-    except (RuntimeError, EOFError, ValueError, KeyError, struct.error) as error:
-        raise ModelError(f"{path} is not a PyTorch checkpoint: {str(error).splitlines()[0][:200]}") from error
+        except pickle.UnpicklingError as error:
+            raise ModelError(
+                f"{path} holds more than tensors, and loading it would run the code in it; save the "
+                f"state_dict alone, or add --trust if you know where it comes from"
+            ) from error
 
 
 def _state(content: Any, path: Path) -> dict[str, torch.Tensor]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from trtq import lazy
 from trtq.errors import DataError, UsageError
+from trtq.files import refuse_damage
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -87,11 +88,8 @@ def read_image(path: Path, steps: Preprocess, size: tuple[int, int] | None) -> N
     import numpy as np
 
     pillow = lazy.require("PIL.Image", "images", "reading images")
-    try:
-        with pillow.open(path) as opened:
-            image = _decode(_turn(opened) if steps.exif else opened, steps.channels)
-    except (OSError, ValueError, SyntaxError, pillow.DecompressionBombError) as error:
-        raise DataError(f"{path} cannot be read as an image: {error}") from error
+    with refuse_damage(DataError, f"{path} cannot be read as an image"), pillow.open(path) as opened:
+        image = _decode(_turn(opened) if steps.exif else opened, steps.channels)
     target = _pair(steps.resize) or (None if steps.crop else size)
     if target is not None:
         image = _resize(image, target, steps.resize_mode)

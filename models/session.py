@@ -16,6 +16,7 @@ import onnx_ir as ir
 
 from trtq import lazy
 from trtq.errors import MissingDependency, ModelError
+from trtq.models.ports import to_plain, with_plain_ports
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -138,6 +139,8 @@ class SessionOptions:
 def open_session(model: ir.Model | Path, *, optimize: bool, engine: SessionOptions | None = None) -> Session:
     """Returns an `onnxruntime.InferenceSession`.
 
+    A model, other than a path, takes and gives FP32 where its types are none of NumPy's.
+
     Args:
         model: A model, or the path of one.
         optimize: Whether ONNX Runtime may rewrite the graph. Accuracy is judged without: with it, some FP16
@@ -163,6 +166,7 @@ def open_session(model: ir.Model | Path, *, optimize: bool, engine: SessionOptio
     with _explain("load"):
         if isinstance(model, Path):
             return create(str(model), options, providers=providers)
+        model = with_plain_ports(model)
         outside = [item for item in _list_weights(model) if isinstance(item, ir.ExternalTensor)]
         folders = {str(item.base_dir) for item in outside}
         num_inside = count_weight_bytes(model) - sum(item.nbytes for item in outside)
@@ -185,7 +189,7 @@ def run(session: Session, outputs: Sequence[str], feed: Mapping[str, NDArray[Any
         ModelError: ONNX Runtime fails in the middle of the graph; its own words are kept.
     """
     with _explain("run"):
-        return list(session.run(list(outputs), dict(feed)))
+        return list(session.run(list(outputs), to_plain(feed)))
 
 
 def list_providers(device: str) -> list[str]:
@@ -225,7 +229,7 @@ def visit_tensors(
     """
     binding = session.io_binding()
     with _explain("run"):
-        for name, array in feed.items():
+        for name, array in to_plain(feed).items():
             binding.bind_cpu_input(name, np.ascontiguousarray(array).reshape(array.shape))
         for name in outputs:
             binding.bind_output(name, "cpu")

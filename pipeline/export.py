@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from trtq.errors import DataError, ModelError, UsageError
-from trtq.files import check_output, write_atomically
+from trtq.files import check_output, refuse_damage, write_atomically
 from trtq.models.checkpoint import load_weights
 from trtq.models.export import to_onnx
 from trtq.models.families import FAMILIES, describe_family, list_batches
@@ -220,11 +220,8 @@ def _given_feeds(path: str | Path | None, inputs: Sequence[ModuleInput]) -> list
 
     if path is None:
         return []
-    try:
-        with np.load(path) as archive:
-            arrays: dict[str, Any] = {name: archive[name] for name in archive.files}
-    except (OSError, ValueError) as error:
-        raise DataError(f"cannot read the inputs {path}: {error}") from error
+    with refuse_damage(DataError, f"cannot read the inputs {path}"), np.load(path) as archive:
+        arrays: dict[str, Any] = {name: archive[name] for name in archive.files}
     if missing := [item.name for item in inputs if item.name not in arrays]:
         raise DataError(f"{path} has no array {missing[0]!r}; it has {', '.join(arrays)}")
     for item in inputs:

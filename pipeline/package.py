@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from trtq.calibrators.sources import open_batches
 from trtq.errors import ArtifactError, DataError, GateError, UsageError
+from trtq.files import refuse_damage
 from trtq.models.preprocess import Preprocess
 from trtq.models.signature import TensorSpec, outputs_of, read_inputs
 from trtq.models.spec import InputSpec
@@ -173,7 +174,8 @@ def _read(folder: Path, key: Path | str | None) -> _Build:
     for name in (report.engine.path, onnx):
         if name not in manifest.outputs:
             raise ArtifactError(f"{folder} has no {name} by its {NAME}; build again")
-    model = ir.load(folder / onnx)
+    with refuse_damage(ArtifactError, f"{folder / onnx} is not a whole model; build again"):
+        model = ir.load(folder / onnx)
     return _Build(folder, manifest, report, onnx, read_inputs(model), outputs_of(model))
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import math
+import re
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING
 
 import onnx
@@ -14,7 +15,8 @@ import onnx_ir as ir
 from google.protobuf.message import DecodeError
 from onnx_ir.passes import common as passes
 
-from trtq.errors import ModelError
+from trtq.errors import ModelError, TrtqError, quote
+from trtq.files import refuse_damage
 from trtq.kept import KeptNode
 from trtq.models.session import count_weight_bytes
 from trtq.models.signature import TensorSpec, outputs_of, read_inputs
@@ -43,6 +45,7 @@ _MAX_OPSET = 25
 _MOST_IN_MEMORY = 1 << 28
 """Bytes of weights in other files that are read at once; of larger models one weight is read at a time."""
 _SMALL = 1 << 16
+_SIZE = re.compile("[0-9]{1,19}")
 _FOLDS = (fold_constants, turn_einsum_into_matmul, fold_bias, fold_batch_norm, fold_bias)
 _ANONYMOUS = frozenset({"?", "*", "-1", "None", "none", "unk", "dynamic"})
 
@@ -192,6 +195,8 @@ def read_proto(path: Path) -> onnx.ModelProto:
 def _content(path: Path) -> bytes:
     if path.is_dir():
         raise ModelError(f"{path} is a folder; name the .onnx file in it")
+    if path.exists() and not path.is_file():
+        raise ModelError(f"{path} is a device, a pipe or a socket, not a file; name an .onnx file")
     try:
         content = path.read_bytes()
     except OSError as error:
@@ -237,10 +242,10 @@ def _checked(proto: onnx.ModelProto, content: bytes, path: Path) -> ir.Model:
         else:
             onnx.checker.check_model(str(path) if external else content)
         model = ir.from_proto(proto)
-    except (onnx.checker.ValidationError, ir.serde.SerdeError, RuntimeError, ValueError, TypeError) as error:
-        cause = error.__cause__ or error
-        lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
-        raise ModelError(f"{path} is not a valid ONNX model: {' '.join(lines)[:400]}") from error
+    except TrtqError:
+        raise
+    except Exception as error:  # of the checker and of the reader, which have no list of them
+        raise ModelError(f"{path} is not a valid ONNX model: {quote(error.__cause__ or error)}") from error
     ir.external_data.set_base_dir(model.graph, path.parent)
     return model
 
@@ -248,14 +253,19 @@ def _checked(proto: onnx.ModelProto, content: bytes, path: Path) -> ir.Model:
 def _check_external(tensor: onnx.TensorProto, where: Mapping[str, str], path: Path) -> None:
     location = where.get("location", "")
     data = path.parent / location
-    if not data.is_file():
+    if PurePath(location).is_absolute() or ".." in PurePath(location).parts:
+        raise ModelError(
+            f"{path}: the weights of {tensor.name!r} lie in {location!r}, outside of the model's folder; "
+            f"save the model again, with its weights beside it"
+        )
+    if not _is_file(data):
         raise ModelError(
             f"{path}: the weights of {tensor.name!r} lie in {location!r}, which is not beside the model; "
             f"copy that file to {path.parent}"
         )
     whole = math.ceil(math.prod(tensor.dims) * ir.DataType(tensor.data_type).itemsize)
     offset, length = where.get("offset", "0"), where.get("length", str(whole))
-    if not (offset.isdecimal() and length.isdecimal()):
+    if not (_SIZE.fullmatch(offset) and _SIZE.fullmatch(length)):
         raise ModelError(
             f"{path}: the weights of {tensor.name!r} lie in {location!r} at byte {offset!r} with length "
             f"{length!r}, which are no numbers; export the model again"
@@ -266,6 +276,14 @@ def _check_external(tensor: onnx.TensorProto, where: Mapping[str, str], path: Pa
             f"{path}: external data {location!r} has {data.stat().st_size} bytes, "
             f"the weights of {tensor.name!r} end at byte {end}; copy the whole file"
         )
+
+
+def _is_file(path: Path) -> bool:
+    """Returns whether there is a file; names that no system takes are none."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
 
 
 def _externals(proto: onnx.ModelProto) -> list[tuple[onnx.TensorProto, dict[str, str]]]:
@@ -295,7 +313,8 @@ def _normalize(model: ir.Model) -> Iterator[str]:
 def _lift_constants(model: ir.Model) -> Iterator[str]:
     """Leaves nothing but nodes and initializers: no functions, no Constant nodes, no weights as inputs."""
     if model.functions:
-        passes.InlinePass()(model)
+        with refuse_damage(ModelError, "the model's own functions cannot be inlined"):
+            passes.InlinePass()(model)
         yield "inlined the model's own functions"
     if passes.RemoveInitializersFromInputsPass()(model).modified:
         yield "removed weights from the graph inputs"

@@ -15,6 +15,7 @@ from trtq import lazy
 from trtq.calibrators.batches import Batches, Feed
 from trtq.calibrators.observe import Progress
 from trtq.errors import ModelError
+from trtq.models.ports import has_foreign_ports, to_plain
 from trtq.models.session import Session, list_runtime_errors, open_session
 from trtq.pipeline.graph.load import read_model
 from trtq.pipeline.graph.opset import infer_shapes
@@ -169,7 +170,7 @@ def _run(
     def feeds() -> Iterator[dict[str, NDArray[Any]]]:
         for feed in batches:
             current[:] = [feed]
-            yield _drop(feed.arrays, [labels.array] if labels is not None else [])
+            yield to_plain(_drop(feed.arrays, [labels.array] if labels is not None else []))
 
     with logger.verbosity(logger.CRITICAL + 1):  # what it prints when it raises is in our message
         try:
@@ -192,9 +193,10 @@ def _open_session(path: Path) -> Session:
     if any(value.dtype is None for node in model.graph.all_nodes() for value in node.outputs):
         with suppress(ModelError):  # ONNX Runtime says what is wrong, if it is
             infer_shapes(model)
-    halves = emulate_fp16(model)
-    exact = make_quantize_exact(model) if halves is None else halves
-    return open_session(path if exact is None else exact, optimize=False)
+    rounded = emulate_fp16(model) or make_quantize_exact(model)
+    if rounded is None and has_foreign_ports(model):
+        rounded = model  # of which a session takes FP32
+    return open_session(rounded or path, optimize=False)
 
 
 def _select_output(

@@ -10,9 +10,27 @@ import secrets
 from collections.abc import Iterator
 from pathlib import Path
 
-from trtq.errors import ArtifactError
+from trtq.errors import ArtifactError, TrtqError, quote
 
 _BLOCK_BYTES = 1 << 22
+
+
+@contextlib.contextmanager
+def refuse_damage(error: type[TrtqError], what: str) -> Iterator[None]:
+    """Raises an error of ours for whatever a library raises while it reads a file: `what`, and its words.
+
+    What parsers raise for damaged files is no list that ends: each fuzzing found another one.
+
+    Args:
+        error: The class to raise.
+        what: The beginning of the message, such as "x.npz cannot be read as .npz".
+    """
+    try:
+        yield
+    except TrtqError:
+        raise
+    except Exception as problem:
+        raise error(f"{what}: {quote(problem)}") from problem
 
 
 def write_atomically(path: Path, data: bytes) -> None:

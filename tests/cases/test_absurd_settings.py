@@ -19,7 +19,7 @@ from trtq.pipeline.deliver.folder import stage_folder
 
 def test_toml_is_not_nested_too_deeply(tmp_path: Path) -> None:
     (tmp_path / "m.toml").write_text(f"x = {'[' * 3000}{']' * 3000}")
-    with pytest.raises(UsageError, match=r"m\.toml is not valid settings: it is nested too deeply"):
+    with pytest.raises(UsageError, match=r"m\.toml is not valid TOML: it is nested too deeply"):
         read_toml(tmp_path / "m.toml", "settings")
 
 

@@ -11,6 +11,7 @@ import importlib.util
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from textwrap import indent
 from typing import Any
 
 from trtq import lazy
@@ -229,5 +230,7 @@ def validate(text: str) -> bool:
     try:
         text_format.Parse(text, schema.ModelConfig())
     except text_format.ParseError as error:
-        raise ArtifactError(f"Triton would refuse this configuration: {error}\n{text}") from error
+        raise ArtifactError(
+            f"Triton would refuse this configuration: {error}\n{indent(text, '  ')}"
+        ) from error
     return True

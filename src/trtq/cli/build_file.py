@@ -53,7 +53,7 @@ def read_builds(path: Path) -> tuple[BuildEntry, ...]:
     table = read_toml(path, "builds")
     defaults, builds = table.get("defaults", {}), table.get("build", [])
     problems = [
-        f"unknown section [{name}]; the sections are [defaults] and [[build]]"
+        f"unknown section {name!r}; the sections are [defaults] and [[build]]"
         for name in table
         if name not in ("defaults", "build")
     ]
@@ -72,7 +72,7 @@ def read_builds(path: Path) -> tuple[BuildEntry, ...]:
             entries.append(_entry(path.parent, number, {**shared, **build}, build))
         except UsageError as error:
             place = f"build {number} ({build.get('model', '?')})"
-            problems += [f"{place}: {line}" for line in str(error).split("\n")]
+            problems += [f"{place}: {line}" for line in str(error).split("\n  ")]
     problems += _find_doubles(entries)
     if problems:
         raise UsageError("\n".join([f"{path} cannot be built:", *(f"  {line}" for line in problems)]))
@@ -119,7 +119,7 @@ def _entry(folder: Path, number: int, table: Mapping[str, Any], own: Mapping[str
     except TrtqError as error:
         problems.append(str(error))
     if problems:
-        raise UsageError("\n".join(problems))
+        raise UsageError("\n  ".join(problems))
     output = Path(ctx.params["output"] or model.with_suffix(".trtq")).absolute()
     name = str(table.get("name", output.stem))
     is_auto = target.backend == "auto"
