@@ -8,9 +8,10 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 DEMO ?= demo
 INPUTS ?= 10000
+KILLS ?= 60
 DOCS_VENV ?= .venv-docs
 
-.PHONY: demo test fuzz lint docs docker-cpu clean bench-peers bench-calibration bench-accuracy
+.PHONY: demo test fuzz kill conformance lint docs docker-cpu clean bench-peers bench-calibration bench-accuracy
 
 demo: $(VENV)/.runtime
 	$(BIN)/trtq demo $(DEMO)
@@ -22,6 +23,14 @@ test: $(VENV)/.dev lint
 # Damaged and absurd files for everything that reads one: INPUTS a surface, new ones each time; hours.
 fuzz: $(VENV)/.dev
 	TRTQ_FUZZ=$(INPUTS) $(BIN)/pytest tests/fuzz
+
+# Commands that are killed at random moments: what was there must stay whole, and the command then succeed.
+kill: $(VENV)/.dev
+	TRTQ_KILL=$(KILLS) $(BIN)/pytest tests/kill
+
+# All models of ONNX's own test suite: what ONNX Runtime and TensorRT-RTX take must not be refused.
+conformance: $(VENV)/.dev
+	$(BIN)/python benchmarks/conformance.py --output benchmarks/results/conformance-$(TODAY).json
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -10,6 +10,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 _FP32 = ir.DataType.FLOAT
+_NO_NUMBERS = (None, ir.DataType.STRING, ir.DataType.UNDEFINED)
 
 
 def with_plain_ports(model: ir.Model) -> ir.Model:
@@ -52,11 +53,10 @@ def to_plain(arrays: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
 
 
 def _is_foreign(value: ir.Value) -> bool:
-    return (
-        isinstance(value.type, ir.TensorType)
-        and value.dtype is not ir.DataType.STRING
-        and (value.dtype is not None and value.dtype.numpy().isbuiltin != 1)
-    )
+    if not isinstance(value.type, ir.TensorType) or value.dtype in _NO_NUMBERS:
+        return False
+    assert value.dtype is not None
+    return value.dtype.numpy().isbuiltin != 1
 
 
 def _cast(source: ir.Value, result: ir.Value, dtype: ir.DataType) -> ir.Node:

@@ -319,7 +319,8 @@ def _lift_constants(model: ir.Model) -> Iterator[str]:
     if passes.RemoveInitializersFromInputsPass()(model).modified:
         yield "removed weights from the graph inputs"
     num_nodes = len(model.graph)
-    passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+    with refuse_damage(ModelError, "the constants of the model cannot be read"):
+        passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     if num_constants := num_nodes - len(model.graph):
         yield f"turned {num_constants} Constant nodes into initializers"
 

@@ -53,7 +53,8 @@ def _change_list(draw: st.DrawFn, message: Any, field: Any, messages: list[Any])
         if field.message_type is None:
             items.append(_draw_value(draw, field, messages))
         else:
-            items.add().CopyFrom(_draw_message(draw, field, messages))
+            source = _draw_message(draw, field, messages)
+            items.add().CopyFrom(source)
     else:
         place, other = (draw(st.integers(0, len(items) - 1)) for _ in range(2))
         if change == "remove":
@@ -61,12 +62,11 @@ def _change_list(draw: st.DrawFn, message: Any, field: Any, messages: list[Any])
         elif field.message_type is None:
             items[place] = items[other] if change == "swap" else _draw_value(draw, field, messages)
         elif change == "double":
-            items.add().CopyFrom(items[place])
+            source = _copy(items[place])  # which moves when the list grows
+            items.add().CopyFrom(source)
         else:
-            source = items[other] if change == "swap" else _draw_message(draw, field, messages)
-            copy = type(source)()
-            copy.CopyFrom(source)
-            items[place].CopyFrom(copy)
+            source = _copy(items[other]) if change == "swap" else _draw_message(draw, field, messages)
+            items[place].CopyFrom(source)
 
 
 def _change_value(draw: st.DrawFn, message: Any, field: Any, messages: list[Any]) -> None:
@@ -76,15 +76,20 @@ def _change_value(draw: st.DrawFn, message: Any, field: Any, messages: list[Any]
         setattr(message, field.name, _draw_value(draw, field, messages))
     else:
         source = _draw_message(draw, field, messages)
-        copy = type(source)()
-        copy.CopyFrom(source)  # it may hold the message itself
-        getattr(message, field.name).CopyFrom(copy)
+        getattr(message, field.name).CopyFrom(source)
 
 
 def _draw_message(draw: st.DrawFn, field: Any, messages: list[Any]) -> Any:
     """Returns a message of the field's type from elsewhere in the model, or an empty one."""
     same = [item for item in messages if item.DESCRIPTOR.full_name == field.message_type.full_name]
-    return draw(st.sampled_from(same)) if same else GetMessageClass(field.message_type)()
+    return _copy(draw(st.sampled_from(same))) if same else GetMessageClass(field.message_type)()
+
+
+def _copy(message: Any) -> Any:
+    """Returns a copy: the message may hold the one that it is put into."""
+    copy = type(message)()
+    copy.CopyFrom(message)
+    return copy
 
 
 def _draw_value(draw: st.DrawFn, field: Any, messages: list[Any]) -> Any:
