@@ -8,10 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trtq import lazy
 from trtq.errors import ArtifactError, MissingDependency
 from trtq.files import hash_file
-from trtq.models.session import open_session
 from trtq.pipeline.deliver.integrity import read_whole_manifest, refuse_changed
 from trtq.pipeline.deliver.names import ENGINE, REPORT
 from trtq.pipeline.deliver.report import Report, read_report
@@ -48,8 +46,7 @@ class LoadedEngine:
         """
         if self.onnx is not None:
             self._refuse_changed(hash_file(self.onnx), self.onnx)
-            onnxrt = lazy.require("polygraphy.backend.onnxrt", None, "running the engine")
-            return onnxrt.OnnxrtRunner(open_session(self.onnx, optimize=True), name=name)
+            return self.backend.model_runner(self.onnx, name)
         found = self.backend.runner(self.plan(), name)
         if found is None:
             raise ArtifactError(

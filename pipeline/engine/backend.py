@@ -200,6 +200,14 @@ class Backend(ABC):
         """Returns the command of the vendor's own tool that builds the same; empty if there is none."""
         return ""
 
+    def overflows(self) -> bool:
+        """Returns whether its kernels on this processor overflow with weights of 8 bits."""
+        return False
+
     def runner(self, plan: bytes, name: str) -> Any:
         """Returns a Polygraphy runner of an engine, named so; None if engines are not run here."""
+        return None
+
+    def model_runner(self, model: Path, name: str) -> Any:
+        """Returns a Polygraphy runner of the model, named so, where that is the engine; else None."""
         return None
