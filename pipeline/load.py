@@ -108,8 +108,7 @@ def load(folder: Path | str, *, key: Path | str | None = None) -> LoadedEngine:
         raise MissingDependency(f"backend {name}, for {folder}: {reason}")
     is_plan = path.name == ENGINE
     if is_plan:
-        target = manifest.settings.get("target")
-        options = target.get("options") if isinstance(target, dict) else None
+        options = manifest.find_setting("target", "options")
         _refuse_misfit(
             path, report, built_by, backend.version(), options if isinstance(options, dict) else {}
         )

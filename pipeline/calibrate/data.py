@@ -15,7 +15,7 @@ from trtq.calibrators.sources import ACCEPTED_DATA, make_random_batches, open_ba
 from trtq.calibrators.statistics import Histogram, Statistics, StatisticsSource
 from trtq.calibrators.statistics_file import read_statistics, refuse_other, statistics_to_bytes
 from trtq.errors import ArtifactError, DataError, UsageError
-from trtq.files import write_atomically
+from trtq.files import is_file, write_atomically
 from trtq.models.option import setting
 from trtq.models.preprocess import Preprocess
 from trtq.models.spec import CalibrationSpec, ModelSpec
@@ -78,7 +78,7 @@ def find_spec(model: Path | str, *, trust: bool = False) -> ModelSpec:
     """
     model = Path(model)
     candidates = (model.parent / f"{model.stem}.toml", model.parent / "model.toml")
-    found = next((path for path in candidates if path.is_file()), None)
+    found = next((path for path in candidates if is_file(path)), None)
     spec = read_spec(found) if found is not None else ModelSpec()
     if not trust:
         refuse_scripts(spec, spec.scripts)

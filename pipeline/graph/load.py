@@ -16,7 +16,7 @@ from google.protobuf.message import DecodeError
 from onnx_ir.passes import common as passes
 
 from trtq.errors import ModelError, TrtqError, quote
-from trtq.files import refuse_damage
+from trtq.files import is_file, refuse_damage
 from trtq.kept import KeptNode
 from trtq.models.session import count_weight_bytes
 from trtq.models.signature import TensorSpec, outputs_of, read_inputs
@@ -193,14 +193,14 @@ def read_proto(path: Path) -> onnx.ModelProto:
 
 
 def _content(path: Path) -> bytes:
-    if path.is_dir():
-        raise ModelError(f"{path} is a folder; name the .onnx file in it")
-    if path.exists() and not path.is_file():
-        raise ModelError(f"{path} is a device, a pipe or a socket, not a file; name an .onnx file")
     try:
+        if path.is_dir():
+            raise ModelError(f"{path} is a folder; name the .onnx file in it")
+        if path.exists() and not path.is_file():
+            raise ModelError(f"{path} is a device, a pipe or a socket, not a file; name an .onnx file")
         content = path.read_bytes()
-    except OSError as error:
-        raise ModelError(f"cannot read the model {path}: {error.strerror}") from error
+    except (OSError, ValueError) as error:
+        raise ModelError(f"cannot read the model {path}: {quote(error)}") from error
     if not content:
         raise ModelError(f"{path} is empty; export the model again")
     return content
@@ -258,7 +258,7 @@ def _check_external(tensor: onnx.TensorProto, where: Mapping[str, str], path: Pa
             f"{path}: the weights of {tensor.name!r} lie in {location!r}, outside of the model's folder; "
             f"save the model again, with its weights beside it"
         )
-    if not _is_file(data):
+    if not is_file(data):
         raise ModelError(
             f"{path}: the weights of {tensor.name!r} lie in {location!r}, which is not beside the model; "
             f"copy that file to {path.parent}"
@@ -276,14 +276,6 @@ def _check_external(tensor: onnx.TensorProto, where: Mapping[str, str], path: Pa
             f"{path}: external data {location!r} has {data.stat().st_size} bytes, "
             f"the weights of {tensor.name!r} end at byte {end}; copy the whole file"
         )
-
-
-def _is_file(path: Path) -> bool:
-    """Returns whether there is a file; names that no system takes are none."""
-    try:
-        return path.is_file()
-    except (OSError, ValueError):
-        return False
 
 
 def _externals(proto: onnx.ModelProto) -> list[tuple[onnx.TensorProto, dict[str, str]]]:

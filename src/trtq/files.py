@@ -88,6 +88,14 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+def is_file(path: Path) -> bool:
+    """Returns whether there is a file; a name that no system takes is none."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
+
+
 def hash_file(path: Path) -> str:
     """Returns the SHA-256 of a file's content, as hex."""
     sha, buffer = hashlib.sha256(), bytearray(_BLOCK_BYTES)

@@ -18,6 +18,7 @@ import onnx.parser
 import pytest
 
 import trtq
+from trtq.cli.build_file import read_builds
 from trtq.errors import ArtifactError, DataError, ModelError, TrtqError, UsageError, quote
 from trtq.files import refuse_damage
 
@@ -95,6 +96,19 @@ def test_a_model_that_is_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "m.onnx")
     with pytest.raises(ModelError, match=r"m\.onnx is a device, a pipe or a socket, not a file; name an"):
         trtq.inspect(tmp_path / "m.onnx")
+
+
+@pytest.mark.parametrize(
+    ("name", "words"), [("x" * 5000, "File name too long"), ("a\0b", "embedded null byte")]
+)
+def test_a_model_of_a_name_that_no_system_takes_is_refused(tmp_path: Path, name: str, words: str) -> None:
+    with pytest.raises(ModelError, match=f"cannot read the model .*: {words}$"):
+        trtq.build(tmp_path / name, random_data=True)
+    (tmp_path / "trtq.toml").write_text(
+        f"[[build]]\nmodel = {json.dumps(name)}\noutput = {json.dumps(name)}\n"
+    )
+    with pytest.raises(UsageError, match=r"trtq\.toml cannot be built:"):
+        read_builds(tmp_path / "trtq.toml")
 
 
 def test_a_call_of_a_function_with_too_many_inputs_is_refused(tmp_path: Path) -> None:

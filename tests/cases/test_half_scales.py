@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx.numpy_helper
 import onnx.parser
 
 import trtq
@@ -16,12 +17,16 @@ from trtq.pipeline.graph.repair import repair
 _TEXT = """
     <ir_version: 10, opset_import: ["" : 21]>
     g (int8[2,4] a, int8[4,3] b) => (int8[2,3] y)
-    <float16 s = {0.5}, float16 t = {2.0}, int8 z = {0}> { [fc] y = QLinearMatMul (a, s, z, b, s, z, t, z) }"""
+    <int8 z = {0}> {
+      [fc] y = QLinearMatMul (a, s, z, b, s, z, t, z) }"""
 
 
 def test_a_qlinear_operator_with_half_scales_becomes_pairs_in_half(tmp_path: Path) -> None:
     path = tmp_path / "m.onnx"
-    path.write_bytes(onnx.parser.parse_model(_TEXT).SerializeToString())
+    proto = onnx.parser.parse_model(_TEXT)
+    scales = [onnx.numpy_helper.from_array(np.array(v, np.float16), n) for n, v in (("s", 0.5), ("t", 2.0))]
+    proto.graph.initializer.extend(scales)
+    path.write_bytes(proto.SerializeToString())
     assert trtq.lint(path).is_quantized
     model = repair(load(path, min_opset=13).model).model
     [product] = [node for node in model.graph if node.op_type == "MatMul"]

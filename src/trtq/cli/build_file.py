@@ -16,7 +16,8 @@ from trtq.cli import targets
 from trtq.cli.build import command as build_command
 from trtq.cli.options import Given
 from trtq.cli.sizes import parse_bytes
-from trtq.errors import TrtqError, UsageError
+from trtq.errors import TrtqError, UsageError, quote
+from trtq.files import is_file
 from trtq.pipeline.build_all import CommandJob
 from trtq.pipeline.engine.backends import BACKENDS
 
@@ -102,7 +103,7 @@ def _entry(folder: Path, number: int, table: Mapping[str, Any], own: Mapping[str
     model = folder / str(table.get("model", ""))
     if "model" not in table:
         problems.append("model is missing; give the path of an ONNX file")
-    elif not model.is_file():
+    elif not is_file(model):
         problems.append(f"there is no model {model}")
     arguments, known = [str(model)], _options()
     for key, value in table.items():
@@ -156,6 +157,8 @@ def _parse(arguments: Sequence[str]) -> click.Context:
         return build_command.make_context("trtq build", list(arguments))
     except click.UsageError as error:
         raise UsageError(error.format_message()) from error
+    except (OSError, ValueError) as error:  # of a path that no system takes
+        raise UsageError(quote(error)) from error
 
 
 def _estimate(model: Path) -> int:
