@@ -44,6 +44,12 @@ def test_numbers_are_finite(value: float) -> None:
         Preprocess(std=(value,))
 
 
+@pytest.mark.parametrize(("key", "value"), [("scale", 10**400), ("resize", [1 << 63]), ("std", [-(10**30)])])
+def test_whole_numbers_have_64_bits(key: str, value: object) -> None:
+    with pytest.raises(UsageError, match=rf"\[preprocess\] {key} must be a .*numbers?, got "):
+        read_table(Preprocess, {key: value}, "[preprocess]")
+
+
 def test_a_name_is_not_too_long(tmp_path: Path) -> None:
     with (
         pytest.raises(ArtifactError, match=r"cannot write to .*: File name too long"),

@@ -19,7 +19,7 @@ from seeds import write_home
 from surfaces import list_surfaces
 
 _COUNT = int(os.environ.get("TRTQ_FUZZ", "0"))
-_FEW = 25
+_FEW = 15
 _FAULTS = Path(__file__).parents[2] / "build" / "fuzz"
 SURFACES = (
     "model", "built model", "external data", "npz", "npy", "labels", "feeds", "images", "polygraphy",

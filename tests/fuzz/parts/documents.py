@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -48,7 +49,7 @@ def odd_json(draw: st.DrawFn, seeds: Sequence[bytes]) -> bytes:
         elif change == "exchange":
             holder[last] = _find(document, draw(st.sampled_from(ways)))
         else:
-            holder[last] = draw(st.sampled_from(_ODD_VALUES))
+            holder[last] = copy.deepcopy(draw(st.sampled_from(_ODD_VALUES)))  # it may be changed next
             depth = draw(st.sampled_from([50, 5000])) if holder[last] == "deep" else depth
     text = json.dumps(document, ensure_ascii=draw(st.booleans()), indent=draw(st.sampled_from([None, 1])))
     if depth:

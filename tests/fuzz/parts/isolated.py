@@ -22,7 +22,7 @@ SECONDS = 30
 _MEMORY_BYTES = 6 << 30  # of addresses: the libraries alone reserve some GB
 _MOST_CALLS = 3000
 """Until a new process takes over, since some of what is read is kept."""
-_LONGEST = 4000
+_LONGEST = 2100
 Call = Callable[[Path], object]
 
 
@@ -120,7 +120,8 @@ def _try(call: Call, folder: Path) -> Answer:
 
 def _check_words(error: TrtqError, folder: Path) -> Answer:
     words = str(error)
-    flaw = "is empty" if not words else "is too long" if len(words) > _LONGEST else ""
+    longest = max(map(len, words.split("\n")))
+    flaw = "is empty" if not words else "is too long" if longest > _LONGEST else ""
     if "\n" in words.replace("\n  ", ""):  # a list of what is wrong is indented
         flaw = "has several lines"
     if not flaw:
