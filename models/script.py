@@ -28,6 +28,10 @@ _PLACES: dict[Path, _Place] = {}
 """Of each script, so that a later call finds what an earlier one has set."""
 
 
+_IMPORTED: dict[Path, set[str]] = {}
+"""The modules that scripts have imported from their folder."""
+
+
 def load_function(script: Path, function: str) -> Any:
     """Returns a function of a script, which is run for it.
 
@@ -38,6 +42,10 @@ def load_function(script: Path, function: str) -> Any:
     spec = importlib.util.spec_from_file_location(name, script)
     if not script.is_file() or spec is None or spec.loader is None:
         raise DataError(f"there is no script {script}")
+    folder = script.resolve().parent
+    for old in _IMPORTED.pop(folder, set()):  # the files may have changed
+        sys.modules.pop(old, None)
+    before = _list_modules(folder)
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # dataclasses look their module up there
     try:
@@ -45,10 +53,18 @@ def load_function(script: Path, function: str) -> Any:
             spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:
         raise DataError(f"{script} cannot be run: {type(error).__name__}: {error}") from error
+    finally:
+        _IMPORTED[folder] = _list_modules(folder) - before - {name}
     call = getattr(module, function, None)
     if not callable(call):
         raise DataError(f"{script} has no function {function!r}")
     return call
+
+
+def _list_modules(folder: Path) -> set[str]:
+    """Returns the names of the imported modules that are files of a folder."""
+    files = {name: getattr(module, "__file__", None) for name, module in list(sys.modules.items())}
+    return {name for name, file in files.items() if file and Path(file).parent == folder}
 
 
 def _make_packages(script: Path) -> str:

@@ -25,7 +25,7 @@ from trtq.pipeline.judge.mixed_precision import (
     count_needed,
 )
 from trtq.pipeline.judge.score import Labels, load_labels
-from trtq.pipeline.judge.sensitivity import Distance, Effect
+from trtq.pipeline.judge.sensitivity import Effect, to_effect
 from trtq.pipeline.judge.switchable import open_switchable
 from trtq.progress import Log
 
@@ -182,8 +182,8 @@ def _few_in_int8(auto: AutoReport, plain: Comparison) -> str:
 
 
 def _effect(comparison: Comparison) -> Effect:
-    pairs = (item for item in comparison.outputs if (item.candidate, item.reference) == ("int8", "fp32"))
-    return Effect({item.output: Distance(item.cosine, item.sqnr_db) for item in pairs})
+    pairs = [item for item in comparison.outputs if (item.candidate, item.reference) == ("int8", "fp32")]
+    return to_effect(pairs)
 
 
 def _list_quantized(job: Job) -> set[str]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import onnx_ir as ir
 from numpy.typing import NDArray
 
 from trtq import lazy
@@ -25,6 +26,7 @@ from trtq.pipeline.judge.logits import LogitsMetrics, find_mask, find_tokens
 from trtq.pipeline.judge.metrics import OutputMetrics, holds_probabilities
 from trtq.pipeline.judge.score import Labels, Scores
 from trtq.pipeline.judge.steady import Mask, find_steady
+from trtq.pipeline.judge.views import Key, OutputViews, create_views
 from trtq.pipeline.judge.widen import has_bf16, without_bf16
 from trtq.records import LogitsComparison, OutputComparison
 
@@ -65,7 +67,7 @@ def compare_models(
     labels: Labels | None = None,
     progress: Progress = lambda _: None,
     engines: Sequence[Any] = (),
-    unscored: Collection[str] = (),
+    views: OutputViews | None = None,
 ) -> Comparison:
     """Returns how far the models are apart, run by Polygraphy's Comparator on ONNX Runtime.
 
@@ -79,48 +81,58 @@ def compare_models(
         labels: Where the labels are, and how answers are scored.
         progress: Called after every batch.
         engines: Further models: Polygraphy runners, each with its name.
-        unscored: Outputs that no metric gets.
+        views: How outputs are looked at; None: as the reference that is judged by nothing else says.
 
     Raises:
         ModelError: ONNX Runtime cannot run one of them, or their outputs differ in name or shape.
         DataError: The data or the labels do not fit, or a metric of the user's own fails.
         UsageError: It is not clear which output the labels belong to.
     """
-    metrics: dict[tuple[str, str, str], OutputMetrics] = defaultdict(OutputMetrics)
+    metrics: dict[tuple[str, str, Key], OutputMetrics] = defaultdict(OutputMetrics)
     logits: dict[tuple[str, str, str], LogitsMetrics] = defaultdict(LogitsMetrics)
     names = (*models, *(runner.name for runner in engines))
     scores = Scores(labels, names) if labels is not None else None
-    changes: dict[tuple[str, str], OutputChange] = defaultdict(OutputChange)
+    changes: dict[tuple[str, Key], OutputChange] = defaultdict(OutputChange)
     references = {reference for _, reference in pairs}
     token_inputs: dict[str, str | None] = {}  # by output; found in the first batch
-    holds_scores: dict[str, bool] = {}
+    holds_scores: dict[Key, bool] = {}
     num_samples = 0
     runners = [*_open_runners(models), *engines]
-    steady = _find_steady(runners, pairs, batches, labels)
+    truth = _find_truth(pairs)
+    if views is None:
+        views = _open_views(models[truth]) if truth in models else OutputViews()
+    steady = _find_steady([item for item in runners if item.name == truth], views, batches, labels)
     for feed, results in _run(runners, batches, labels):
         inputs = _drop(feed.arrays, [labels.array] if labels is not None else [])
+        seen = {name: views.see(outputs, inputs, feed.num_samples) for name, outputs in results.items()}
         for reference in references:
-            for output, theirs in results[reference].items():
-                changes[reference, output].add(theirs, feed.num_samples, steady.get(output))
+            for key, theirs in seen[reference].items():
+                changes[reference, key].add(theirs, feed.num_samples, steady.get(key))
         for candidate, reference in pairs:
-            for output in results[reference]:
-                ours, theirs = _select_output(results, candidate, reference, output)
-                key = (candidate, reference, output)
-                if output not in holds_scores:
-                    holds_scores[output] = _holds_scores(output, results[reference], labels)
-                metrics[key].add(
-                    ours, theirs, feed.num_samples, steady=steady.get(output), is_scores=holds_scores[output]
+            for key in seen[reference]:
+                ours, theirs = _select_output(seen, candidate, reference, key)
+                output, part = key
+                if key not in holds_scores:
+                    holds_scores[key] = not part and _holds_scores(output, results[reference], labels)
+                metrics[candidate, reference, key].add(
+                    ours, theirs, feed.num_samples, steady=steady.get(key), is_scores=holds_scores[key]
                 )
+                if part:
+                    continue
                 if output not in token_inputs:
                     token_inputs[output] = find_tokens(output, theirs, inputs)
                 if (name := token_inputs[output]) is not None:
-                    logits[key].add(ours, theirs, inputs[name], find_mask(inputs[name], inputs))
+                    mask = find_mask(inputs[name], inputs)
+                    logits[candidate, reference, output].add(ours, theirs, inputs[name], mask)
         if scores is not None:
-            scores.add({name: _drop(outputs, unscored) for name, outputs in results.items()}, feed)
+            scores.add(results, feed)
         num_samples += feed.num_samples
         progress(feed.num_samples)
     return Comparison(
-        tuple(item.result(*key, changes[key[1:]]) for key, item in metrics.items()),
+        tuple(
+            item.result(candidate, reference, *key, changes[reference, key])
+            for (candidate, reference, key), item in metrics.items()
+        ),
         scores.result() if scores is not None else {},
         num_samples,
         batches.origin,
@@ -136,17 +148,30 @@ def _open_runners(models: Mapping[str, Path]) -> list[Any]:
     return [runner(_open_session(path), name=name) for name, path in models.items()]
 
 
-def _find_steady(
-    runners: Sequence[Any], pairs: Sequence[tuple[str, str]], batches: Batches, labels: Labels | None
-) -> dict[str, Mask]:
-    """Returns what hardly changes in the outputs of the reference that is judged by nothing else."""
+def _find_truth(pairs: Sequence[tuple[str, str]]) -> str:
+    """Returns the reference that is judged by nothing else; empty if there is none."""
     judged = {candidate for candidate, _ in pairs}
-    name = next((reference for _, reference in pairs if reference not in judged), None)
-    if name is None:
+    return next((reference for _, reference in pairs if reference not in judged), "")
+
+
+def _open_views(path: Path) -> OutputViews:
+    model = _read_typed(path)
+    return create_views(without_bf16(model) if has_bf16(model) else model)
+
+
+def _find_steady(
+    truth: Sequence[Any], views: OutputViews, batches: Batches, labels: Labels | None
+) -> dict[Key, Mask]:
+    """Returns what hardly changes in the outputs of the one runner that is given, if any."""
+    if not truth:
         return {}
-    runs = _run([runner for runner in runners if runner.name == name], batches, labels)
+    runs = _run(truth, batches, labels)
+    array = [labels.array] if labels is not None else []
     with closing(runs):
-        return find_steady((results[name], feed.num_samples) for feed, results in runs)
+        return find_steady(
+            (views.see(results[truth[0].name], _drop(feed.arrays, array), feed.num_samples), feed.num_samples)
+            for feed, results in runs
+        )
 
 
 def _holds_scores(output: str, outputs: Mapping[str, NDArray[Any]], labels: Labels | None) -> bool:
@@ -186,29 +211,35 @@ def _drop(arrays: Mapping[str, NDArray[Any]], names: Collection[str | None]) -> 
 
 
 def _open_session(path: Path) -> Session:
-    model = read_model(path)  # says in words what is wrong with the file
+    model = _read_typed(path)
     if has_bf16(model):
         return open_session(without_bf16(model), optimize=False)
-    if any(value.dtype is None for node in model.graph.all_nodes() for value in node.outputs):
-        with suppress(ModelError):  # ONNX Runtime says what is wrong, if it is
-            infer_shapes(model)
     halves = emulate_fp16(model)
     exact = make_quantize_exact(model) if halves is None else halves
     return open_session(path if exact is None else exact, optimize=False)
 
 
+def _read_typed(path: Path) -> ir.Model:
+    """Returns a model with the dtypes of its tensors; says in words what is wrong with the file."""
+    model = read_model(path)
+    if any(value.dtype is None for node in model.graph.all_nodes() for value in node.outputs):
+        with suppress(ModelError):  # ONNX Runtime says what is wrong, if it is
+            infer_shapes(model)
+    return model
+
+
 def _select_output(
-    results: Mapping[str, Mapping[str, NDArray[Any]]], candidate: str, reference: str, output: str
+    seen: Mapping[str, Mapping[Key, NDArray[Any]]], candidate: str, reference: str, key: Key
 ) -> tuple[NDArray[Any], NDArray[Any]]:
-    theirs, ours = results[reference][output], results[candidate].get(output)
+    theirs, ours = seen[reference][key], seen[candidate].get(key)
     if ours is None:
         raise ModelError(
-            f"{candidate} has no output {output!r} as {reference} has; "
-            f"its outputs are {', '.join(results[candidate])}"
+            f"{candidate} has no output {key[0]!r} as {reference} has; "
+            f"its outputs are {', '.join(output for output, part in seen[candidate] if not part)}"
         )
     if ours.shape != theirs.shape:
         raise ModelError(
-            f"output {output!r} has shape {ours.shape} in {candidate} and {theirs.shape} in {reference}; "
+            f"output {key[0]!r} has shape {ours.shape} in {candidate} and {theirs.shape} in {reference}; "
             f"data-dependent shapes cannot be compared"
         )
     return ours, theirs

@@ -60,13 +60,13 @@ def _doubt(comparison: Comparison, judged: Sequence[OutputComparison]) -> list[s
     reasons: dict[str, str] = {}
     for item in judged:
         if reason := _doubt_output(item, bool(comparison.accuracy)):
-            reasons.setdefault(item.output, reason)
+            reasons.setdefault(item.name, reason)
     return list(reasons.values())
 
 
 def _doubt_output(item: OutputComparison, has_scores: bool) -> str:
     """Returns why one output proves nothing; empty if it does."""
-    name = f"output {item.output!r} of {item.reference}"
+    name = f"{_name(item)} of {item.reference}"
     if item.known < _ENOUGH_KNOWN:
         return f"{name} is NaN or infinite but for {item.known:.1%}; check the model and its data"
     if not item.varies and item.sqnr_db < _ROUNDED_DB:
@@ -119,30 +119,37 @@ def _drop_reasons(comparison: Comparison, candidate: str, reference: str, gate: 
 
 
 def _cosine_reasons(outputs: Sequence[OutputComparison], gate: AccuracySpec) -> list[str]:
-    return [_explain_cosine(item, gate) for item in outputs if not _holds(item, gate)]
+    """Returns what is wrong with each output; of one that is dead, once for all references."""
+    bad = [item for item in outputs if not _holds(item, gate)]
+    dead = {item.name: item for item in reversed(bad) if item.is_dead}
+    return [_explain_cosine(item, gate) for item in bad if dead.get(item.name, item) is item]
+
+
+def _name(item: OutputComparison) -> str:
+    return f"part {item.part!r} of output {item.output!r}" if item.part else f"output {item.output!r}"
 
 
 def _explain_cosine(item: OutputComparison, gate: AccuracySpec) -> str:
     worst = ", ".join(f"{worst.sample} ({worst.cosine:.4f})" for worst in item.worst[:3])
     if item.nonfinite:
         return (
-            f"output {item.output!r} has {item.nonfinite} values that are NaN or infinite where "
+            f"{_name(item)} has {item.nonfinite} values that are NaN or infinite where "
             f"{item.reference} has numbers; worst samples: {worst}"
         )
     if math.isnan(item.cosine):
         return (
-            f"output {item.output!r} cannot be compared: its values in {item.reference} are NaN, infinite or "
+            f"{_name(item)} cannot be compared: its values in {item.reference} are NaN, infinite or "
             f"too large; check the model and its data"
         )
     if item.is_dead:
         return (
-            f"output {item.output!r} of {item.candidate} is the same for all samples, where that of "
+            f"{_name(item)} of {item.candidate} is the same for all samples, where that of "
             f"{item.reference} differs"
         )
     found = f"cosine {item.cosine:.4f} to {item.reference}, the gate wants {gate.min_cosine:g}"
     if item.cosine >= gate.min_cosine:
         found = f"cosine {item.cosine:.4f} to {item.reference} as a whole, but {_explain_part(item, gate)}"
-    return f"output {item.output!r} has {found}; worst samples: {worst}"
+    return f"{_name(item)} has {found}; worst samples: {worst}"
 
 
 def _explain_part(item: OutputComparison, gate: AccuracySpec) -> str:
@@ -160,13 +167,13 @@ def _explain_part(item: OutputComparison, gate: AccuracySpec) -> str:
 
 def _is_as_bad(fp16: OutputComparison, outputs: Sequence[OutputComparison]) -> bool:
     """Whether FP16 alone is nearly as far from FP32 as the candidate, or broken."""
-    ours = [item for item in outputs if (item.reference, item.output) == ("fp32", fp16.output)]
+    ours = [item for item in outputs if (item.reference, item.name) == ("fp32", fp16.name)]
     return fp16.nonfinite > 0 or any(not fp16.sqnr_db > item.sqnr_db + _SAME_DB for item in ours)
 
 
 def _blame_fp16(item: OutputComparison) -> str:
     return (
-        f"FP16 alone has cosine {item.cosine:.4f} to fp32 on output {item.output!r}: quantization is not the "
+        f"FP16 alone has cosine {item.cosine:.4f} to fp32 on {_name(item)}: quantization is not the "
         f"cause; keep layers in FP32 with --keep-fp32, or the whole rest with --high-precision fp32"
     )
 

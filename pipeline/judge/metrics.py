@@ -140,7 +140,7 @@ class OutputMetrics:
                 self.silent.append(float(mine))
 
     def result(
-        self, candidate: str, reference: str, output: str, change: OutputChange | None = None
+        self, candidate: str, reference: str, output: str, part: str = "", change: OutputChange | None = None
     ) -> OutputComparison:
         """Returns the comparison of all that was taken in; `change` is that of the reference."""
         cosine, sqnr_db, largest, mean = (
@@ -176,6 +176,7 @@ class OutputMetrics:
             is_dead=is_dead,
             change_db=None if self.are_names else _compare_change(change.spread, self.judged.error_squares),
             known=self.known / self.size if self.size else 1.0,
+            part=part,
         )
 
     def _sort_cosines(self) -> list[float]:

@@ -11,7 +11,7 @@ from trtq.calibrators.batches import Batches
 from trtq.calibrators.observe import Progress
 from trtq.models.spec import AccuracySpec
 from trtq.pipeline.judge.score import Labels
-from trtq.pipeline.judge.sensitivity import Distance, Effect, measure, split_in_groups
+from trtq.pipeline.judge.sensitivity import Effect, measure, split_in_groups
 from trtq.pipeline.judge.switchable import Switchable
 
 _MARGIN = 0.9
@@ -176,13 +176,17 @@ def _sum_errors(effect: Effect, gate: AccuracySpec) -> float:
 
 def _sum_part_errors(effect: Effect, gate: AccuracySpec) -> float:
     """Returns the same, with all parts of an output alike: the scores beside boxes, which are far louder."""
-    noises = (_noise(distance, effect.parts.get(name, {})) for name, distance in effect.outputs.items())
-    return sum(noises) / _allowed_noise(gate)
+    total = 0.0
+    for name, whole in effect.outputs.items():
+        noises = _finite_noises(effect, name)
+        total += sum(noises) / len(noises) if noises and math.isfinite(whole.noise) else whole.noise
+    return total / _allowed_noise(gate)
 
 
-def _noise(whole: Distance, parts: Mapping[str, Distance]) -> float:
-    noises = [item.noise for item in parts.values() if math.isfinite(item.noise)]  # not where one is silent
-    return sum(noises) / len(noises) if noises and math.isfinite(whole.noise) else whole.noise
+def _finite_noises(effect: Effect, output: str) -> list[float]:
+    """Returns the noise of each part of an output, but where one is silent."""
+    noises = [item.noise for item in effect.parts.get(output, {}).values()]
+    return [noise for noise in noises if math.isfinite(noise)]
 
 
 def _allowed_noise(gate: AccuracySpec) -> float:
@@ -192,7 +196,7 @@ def _allowed_noise(gate: AccuracySpec) -> float:
 
 def _holds(effect: Effect, float_score: float | None, gate: AccuracySpec) -> bool:
     wanted = 1 - _MARGIN * (1 - gate.min_cosine)
-    if not all(item.cosine >= wanted for item in effect.outputs.values()):  # NaN does not
+    if not effect.cosine >= wanted:  # NaN does not
         return False
     return _drop(effect, float_score) <= _MARGIN * gate.max_drop
 
@@ -207,7 +211,8 @@ def _drop(effect: Effect, float_score: float | None) -> float:
 def _measure_strain(effect: Effect, float_score: float | None, gate: AccuracySpec) -> float:
     """Returns how much of what the gate allows is used up, by the error or by the score: 1 is all of it."""
     lost = _drop(effect, float_score) / gate.max_drop if gate.max_drop > 0 else 0.0
-    return max(_sum_errors(effect, gate), lost)
+    noises = (max([whole.noise, *_finite_noises(effect, name)]) for name, whole in effect.outputs.items())
+    return max(sum(noises) / _allowed_noise(gate), lost)
 
 
 def _give_one_back(

@@ -13,6 +13,7 @@ from trtq.json import FileKind, Measured
 from trtq.pipeline.judge.compare import compare_models
 from trtq.pipeline.judge.score import Labels
 from trtq.pipeline.judge.switchable import Switchable
+from trtq.records import OutputComparison
 
 _AT_ONCE = 8
 """Mixtures that share one run of the float model, and one pass over the data; their outputs are in memory."""
@@ -59,8 +60,9 @@ class Effect:
 
     @property
     def cosine(self) -> float:
-        """The lowest of the outputs; NaN if one is broken."""
-        return _worst(item.cosine for item in self.outputs.values())
+        """The lowest of the outputs and their parts; NaN if one is broken."""
+        parts = [item for distances in self.parts.values() for item in distances.values()]
+        return _worst(item.cosine for item in (*self.outputs.values(), *parts))
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,22 +157,38 @@ def measure(
         labels,
         progress,
         [session.runner(_FLOAT, ()), *runners],
-        session.added,
+        session.views,
     )
-    distances: dict[str, dict[str, Distance]] = {name: {} for name in mixtures}
-    for item in found.outputs:
-        distances[item.candidate][item.output] = Distance(
-            item.judged_cosine if for_gate else item.cosine, item.sqnr_db
-        )
     effects = {
-        name: Effect(
-            {output: distance for output, distance in seen.items() if output not in session.added},
+        name: to_effect(
+            [item for item in found.outputs if item.candidate == name],
             found.accuracy.get(name),
-            {output: {part: seen[part] for part in parts} for output, parts in session.parts.items()},
+            for_gate=for_gate,
         )
-        for name, seen in distances.items()
+        for name in mixtures
     }
     return MixtureEffects(effects, found.accuracy.get(_FLOAT), found.num_samples)
+
+
+def to_effect(
+    outputs: Sequence[OutputComparison], score: float | None = None, *, for_gate: bool = False
+) -> Effect:
+    """Returns the effect that the comparisons of one candidate with one reference show.
+
+    Args:
+        outputs: The comparisons.
+        score: What the metric says of the candidate.
+        for_gate: Whether the cosines are to be those that the gate looks at, `judged_cosine`.
+    """
+    wholes: dict[str, Distance] = {}
+    parts: dict[str, dict[str, Distance]] = {}
+    for item in outputs:
+        distance = Distance(item.judged_cosine if for_gate else item.cosine, item.sqnr_db)
+        if item.part:
+            parts.setdefault(item.output, {})[item.part] = distance
+        else:
+            wholes[item.output] = distance
+    return Effect(wholes, score, parts)
 
 
 def split_in_groups(names: Sequence[str], *, mixtures_each: int) -> Iterator[Sequence[str]]:

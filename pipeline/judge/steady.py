@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 Mask: TypeAlias = NDArray[np.bool_]
+Name = TypeVar("Name", bound=Hashable)
 
 _STEADY = 0.01
 """A value that stays within this share of its magnitude: -10000 that a mask adds, with a logit on top."""
@@ -72,7 +73,7 @@ def _reduce(array: NDArray[Any], sign: int) -> NDArray[Any]:
     return np.asarray(array.max(axis=axes) if sign > 0 else array.min(axis=axes)) if axes else array
 
 
-def find_steady(runs: Iterable[tuple[Mapping[str, NDArray[Any]], int]]) -> dict[str, Mask]:
+def find_steady(runs: Iterable[tuple[Mapping[Name, NDArray[Any]], int]]) -> dict[Name, Mask]:
     """Returns the values of each output that hardly change, in the shape of a sample or of its last axis.
 
     Stops to ask for batches as soon as nothing is steady any more, which with most models is the second
@@ -81,7 +82,7 @@ def find_steady(runs: Iterable[tuple[Mapping[str, NDArray[Any]], int]]) -> dict[
     Args:
         runs: The outputs of a reference for each batch, and how many samples it has.
     """
-    spreads: dict[str, OutputSpread] = {}
+    spreads: dict[Name, OutputSpread] = {}
     num_samples = 0
     for outputs, count in runs:
         num_samples += count

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ from trtq.pipeline.graph.edit import GraphEditor, map_values
 from trtq.pipeline.graph.operands import DEQUANTIZE, QUANTIZE, read_constant
 from trtq.pipeline.graph.placement import Placement
 from trtq.pipeline.judge.exact import make_quantize_exact
-from trtq.pipeline.judge.parts import find_parts
+from trtq.pipeline.judge.views import OutputViews, create_views
 from trtq.pipeline.rewrite.channels.rescale import rescale
 from trtq.pipeline.rewrite.qdq import quantize
 
@@ -33,14 +33,12 @@ class Switchable:
     Attributes:
         session: The ONNX Runtime session.
         layers: The names of the nodes that can be switched, in graph order; switch i is that of layers[i].
-        parts: The tensors that an output is joined of, by the output.
-        added: Those of them that are not outputs of the model; the session gives them all the same.
+        views: How its outputs are looked at.
     """
 
     session: Session
     layers: tuple[str, ...]
-    parts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    added: Collection[str] = ()
+    views: OutputViews
 
     def runner(self, name: str, quantized: Collection[str]) -> Any:
         """Returns a Polygraphy runner of this name that quantizes these layers and no others."""
@@ -79,12 +77,8 @@ def open_switchable(
         ModelError: ONNX Runtime cannot load it.
     """
     made = build_switchable(model, placement, ranges, scale_dtype=scale_dtype)
-    parts, values = find_parts(made), map_values(made.graph)
-    outputs = {value.name for value in made.graph.outputs}
-    added = dict.fromkeys(name for names in parts.values() for name in names if name not in outputs)
-    made.graph.outputs.extend(values[name] for name in added)
     session = open_session(make_quantize_exact(made) or made, optimize=False)
-    return Switchable(session, tuple(node.name for node in placement.quantized), parts, tuple(added))
+    return Switchable(session, tuple(node.name for node in placement.quantized), create_views(model))
 
 
 def build_switchable(

@@ -49,6 +49,8 @@ class OutputComparison:
         change_db: Like `sqnr_db`, but the signal is only what differs from the mean of all samples. At 0 dB
             and below, one answer for all would be as near. None if it is not known or nothing is lost.
         known: The share of the reference's values that are finite, or that the candidate has too.
+        part: The tensor that is joined to others to give the output, such as boxes beside scores; empty: the
+            whole output.
     """
 
     candidate: str
@@ -69,11 +71,17 @@ class OutputComparison:
     is_dead: bool = False
     change_db: float | None = None
     known: float = 1.0
+    part: str = ""
 
     def __post_init__(self) -> None:
         """Takes a ratio that is NaN beside a finite cosine, as a file has it, for the infinite one it was."""
         if math.isnan(self.sqnr_db) and not math.isnan(self.cosine):
             object.__setattr__(self, "sqnr_db", math.inf if self.max_abs == 0 else -math.inf)
+
+    @property
+    def name(self) -> str:
+        """The output, or its part, as a person reads it."""
+        return f"{self.output}, part {self.part}" if self.part else self.output
 
     @property
     def judged_cosine(self) -> float:

@@ -82,7 +82,7 @@ def create_comparison_table(outputs: Sequence[OutputComparison]) -> Table:
         result.add_row(
             item.candidate,
             item.reference,
-            item.output,
+            item.name,
             _number(item.cosine, "{:.5f}"),
             _number(item.sqnr_db, "{:.1f}"),
             _number(item.max_abs, "{:.3g}"),

@@ -109,7 +109,8 @@ def test_unchanged_work_is_used_again_and_another_gate_chooses_again(poisoned: P
     easy = build(poisoned, spec=replace(spec, accuracy=AccuracySpec(min_cosine=0.1)), target=AUTO)
     assert easy.reused == ("ranges",)
     assert easy.auto is not None
-    assert easy.auto.outcome == "not needed: the gate holds with every layer in INT8"
+    assert easy.auto.outcome == "not needed: the gate does not fail with every layer in INT8"
+    assert easy.verdict == "unverified"  # one answer for all samples would be as near
     assert (easy.auto.kept, easy.evaluated_samples) == ((), 16)
 
 

@@ -27,7 +27,7 @@ def _compared(candidate: ArrayLike, reference: ArrayLike, *, split: int | None =
         part = slice(start, start + size)
         metrics.add(ours[part], theirs[part], len(theirs[part]))
         change.add(theirs[part], len(theirs[part]))
-    return metrics.result("int8", "fp32", "y", change)
+    return metrics.result("int8", "fp32", "y", change=change)
 
 
 def test_hand_worked_numbers() -> None:
@@ -348,7 +348,7 @@ def test_an_output_without_a_sample_axis_is_one_sample_of_each_feed() -> None:
     for _ in range(4):
         metrics.add(output, output, 1)
         change.add(output, 1)
-    assert not metrics.result("int8", "fp32", "y", change).varies
+    assert not metrics.result("int8", "fp32", "y", change=change).varies
 
 
 @pytest.mark.parametrize(("second", "varies"), [([1.0, 2.0], False), ([1.0, 2.5], True)])

@@ -23,6 +23,7 @@ from trtq.pipeline.judge.mixed_precision import (
 )
 from trtq.pipeline.judge.sensitivity import Distance, Effect
 from trtq.pipeline.judge.switchable import Switchable
+from trtq.pipeline.judge.views import OutputViews
 
 NO_SESSION = cast(Any, None)
 """Of layers that are only named."""
@@ -62,7 +63,7 @@ class Additive(EffectMeter):
 
 
 def additive(errors: Mapping[str, float], scores: Mapping[str, float] | None = None) -> Additive:
-    session = Switchable(NO_SESSION, tuple(errors))
+    session = Switchable(NO_SESSION, tuple(errors), OutputViews())
     return Additive(session, lambda kept: set(errors) - set(kept), errors=errors, scores=scores or {})
 
 
@@ -111,7 +112,7 @@ def test_a_part_that_others_drown_out_counts_as_much_as_they_do() -> None:
             }
 
     errors = {"scores": 0.001, "boxes": 0.3}
-    session = Switchable(NO_SESSION, tuple(errors))
+    session = Switchable(NO_SESSION, tuple(errors), OutputViews())
     meter = Detector(session, lambda kept: set(errors) - set(kept), errors=errors)
     assert (
         choose_layers(meter, {"scores": 1, "boxes": 1}, _GATE, batches_of(4), DataSize(4, 4)).order[0]
@@ -134,7 +135,7 @@ def test_a_silent_part_and_a_broken_output() -> None:
             )
             return found
 
-    session = Switchable(NO_SESSION, tuple(errors))
+    session = Switchable(NO_SESSION, tuple(errors), OutputViews())
     meter = Detector(session, lambda kept: set(errors) - set(kept), errors=errors)
     order = choose_layers(meter, dict.fromkeys(errors, 1), _GATE, batches_of(4), DataSize(4, 4)).order
     assert order == ("broken", "loud", "silent")

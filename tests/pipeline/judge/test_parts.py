@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from trtq.pipeline.graph.load import Graph
-from trtq.pipeline.judge.parts import find_parts, list_judged_outputs
+from trtq.pipeline.judge.parts import list_judged_outputs, list_parts
 
 _DETECTOR = """
     a = Relu (x) logits = Tanh (x) scores = Sigmoid (logits)
@@ -36,38 +36,37 @@ def test_scores_are_judged_before_they_are_squashed_and_parts_beside_the_whole(
 @pytest.mark.parametrize(
     ("body", "parts"),
     [
-        ("y = Relu (x)", None),
-        ("a = Relu (x) y = Concat <axis = 0> (a, x)", None),  # what is not computed loses nothing
-        (_DETECTOR, ("a", "scores")),
+        ("y = Relu (x)", ["y"]),
+        ("a = Relu (x) y = Concat <axis = 0> (a, x)", ["a", "x"]),
+        (_DETECTOR, ["a", "scores"]),
         (
             """a = Relu (x) b = Tanh (x) c = Sqrt (x) ab = Concat <axis = 0> (a, b)
             flat = Reshape <allowzero = 0> (ab, shape) y = Concat <axis = 0> (flat, c, a)""",
-            ("a", "b", "c"),
+            ["a", "b", "c"],
         ),
-        ("a = Relu (x) b = Tanh (x) y = Concat <axis = 0> (a, b, a, b, a, b, a, b)", ("a", "b")),
+        ("a = Relu (x) b = Tanh (x) y = Concat <axis = 0> (a, b, a, b, a, b, a, b)", ["a", "b"]),
         (
             "a = Relu (x) b = Tanh (x) y = Concat <axis = 0> (a, b, a, b, a, b, a, b, a)",
-            None,
+            ["y"],
         ),  # a loop's steps
     ],
 )
-def test_parts_are_what_is_joined_last(
-    graph_of: Callable[..., Graph], body: str, parts: tuple[str, ...] | None
-) -> None:
+def test_parts_are_what_is_joined_last(graph_of: Callable[..., Graph], body: str, parts: list[str]) -> None:
     net = f"net (float[3, 3] x) => (float[M, N] y) <int64[2] shape = {{6, 3}}> {{ {body} }}"
-    assert find_parts(graph_of(net).model).get("y") == parts
+    (output,) = graph_of(net).model.graph.outputs
+    assert [part.name for part in list_parts(output)] == parts
 
 
 def test_whole_numbers_are_not_judged(graph_of: Callable[..., Graph]) -> None:
     net = "net (float[3, 3] x) => (int64[6, 1] y) { a = ArgMax (x) y = Concat <axis = 0> (a, a) }"
     model = graph_of(net).model
     assert list_judged_outputs(model) == ()
-    assert find_parts(model) == {}
 
 
 def test_what_is_joined_again_and_again_is_looked_at_once(graph_of: Callable[..., Graph]) -> None:
     joins = " ".join(f"c{i + 1} = Concat <axis = 0> (c{i}, c{i})" for i in range(30))
     body = f"a = Relu (x) b = Tanh (x) c0 = Concat <axis = 0> (a, b) {joins} y = Concat <axis = 0> (c30, b)"
     model = graph_of(f"net (float[3, 3] x) => (float[M, N] y) {{ {body} }}").model
-    assert find_parts(model) == {"y": ("a", "b")}
+    (output,) = model.graph.outputs
+    assert [part.name for part in list_parts(output)] == ["a", "b"]
     assert set(list_judged_outputs(model)) == {"y", "a", "b", *(f"c{i}" for i in range(31))}

@@ -1,0 +1,223 @@
+"""How outputs are looked at: with the samples along the first axis, and each part of a joined one for itself.
+
+A detector gives boxes of hundreds of pixels and scores below 1 in one tensor: as a whole it is near another
+whose scores are all zero. So what the last Concat joins is judged apart too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from trtq.models.session import Session, open_session
+from trtq.pipeline.judge.parts import is_computed, is_joined, list_parts
+from trtq.pipeline.judge.steady import split_by_sample
+
+Key: TypeAlias = tuple[str, str]
+"""An output and the tensor that is joined to it; an empty one stands for the whole."""
+_Place: TypeAlias = tuple[Any, ...]
+_WHOLE = ""
+
+
+@dataclass(frozen=True, slots=True)
+class OutputViews:
+    """The views of the outputs of one model, and of others with the same outputs.
+
+    Attributes:
+        axes: The axis of the samples, of outputs where it is not the first.
+        labels: Tells which part each value of an output is of.
+    """
+
+    axes: Mapping[str, int] = field(default_factory=dict)
+    labels: PartLabels | None = None
+
+    def see(
+        self, outputs: Mapping[str, NDArray[Any]], inputs: Mapping[str, NDArray[Any]], num_samples: int
+    ) -> dict[Key, NDArray[Any]]:
+        """Returns each output as a whole, the samples first, and then its parts.
+
+        Args:
+            outputs: Of one batch.
+            inputs: What they come of.
+            num_samples: How many samples the batch has.
+        """
+        found: dict[Key, NDArray[Any]] = {}
+        for name, output in outputs.items():
+            axis = self.axes.get(name, 0)
+            whole = np.moveaxis(output, axis, 0) if axis < output.ndim else output
+            found[name, _WHOLE] = whole
+            if self.labels is not None:
+                rows = split_by_sample(whole, num_samples)
+                places = self.labels.find(name, rows, axis, inputs, num_samples)
+                found |= {(name, part): rows[(slice(None), *place)] for part, place in places.items()}
+        return found
+
+
+def create_views(model: ir.Model) -> OutputViews:
+    """Returns how to look at the outputs of a model.
+
+    Raises:
+        ModelError: ONNX Runtime cannot load what tells the parts.
+    """
+    joined = [value for value in model.graph.outputs if _has_parts(value)]
+    return OutputViews(find_sample_axes(model), PartLabels(model, joined) if joined else None)
+
+
+def find_sample_axes(model: ir.Model) -> dict[str, int]:
+    """Returns the axis of the samples of each output where it is not the first, such as (T, N, C).
+
+    It is known where the inputs have a name for their first axis which one other axis of the output bears.
+    """
+    shapes = [_list_symbols(value) for value in model.graph.inputs if value.shape]
+    symbols = {symbols[0] for symbols in shapes} - {None}
+    if len(symbols) != 1 or any(symbols & {*others} for _, *others in shapes):
+        return {}
+    (symbol,) = symbols
+    axes = {str(value.name): _list_symbols(value) for value in model.graph.outputs}
+    return {
+        name: found.index(symbol)
+        for name, found in axes.items()
+        if found.count(symbol) == 1 and found[0] != symbol
+    }
+
+
+def _list_symbols(value: ir.Value) -> list[str | None]:
+    """Returns the name of each axis; None of those with a fixed or an unknown size."""
+    return [size.value if isinstance(size, ir.SymbolicDim) else None for size in value.shape or ()]
+
+
+def _has_parts(value: ir.Value) -> bool:
+    if not is_computed(value) or not is_joined(value):
+        return False
+    parts = list_parts(value)
+    return len(parts) > 1 and any(map(is_computed, parts))
+
+
+class PartLabels:
+    """Tells which part each value of an output is of, by joining arrays that are filled with numbers."""
+
+    def __init__(self, model: ir.Model, outputs: Sequence[ir.Value]) -> None:
+        """Opens the sessions that tell the shapes of the parts, and that join them.
+
+        Args:
+            model: It is not changed.
+            outputs: Those of its outputs that are joined.
+        """
+        parts = dict.fromkeys(part for value in outputs for part in list_parts(value))
+        tail = _Tail(parts)
+        ends = [tail.copy(value) for value in outputs]
+        constants, opsets = list(tail.constants.values()), model.opset_imports
+        joins = ir.Graph(
+            list(tail.inputs.values()), ends, nodes=tail.nodes, initializers=constants, opset_imports=opsets
+        )
+        computed = [str(part.name) for part in parts if is_computed(part)]
+        self._outputs = [str(value.name) for value in outputs]
+        self._numbers = {str(part.name): 0 for part in parts}  # 0: what is given
+        self._numbers |= {name: number for number, name in enumerate(computed, 1)}
+        self._joins = open_session(ir.Model(joins, ir_version=model.ir_version), optimize=False)
+        self._probe = _open_probe(model, [name for name in tail.inputs if name not in tail.given])
+        self._given = tail.given
+        self._known: dict[tuple[str, tuple[int, ...]], dict[str, _Place]] = {}
+
+    def find(
+        self,
+        output: str,
+        rows: NDArray[Any],
+        axis: int,
+        inputs: Mapping[str, NDArray[Any]],
+        num_samples: int,
+    ) -> dict[str, _Place]:
+        """Returns where each computed part is in a sample: an index of all axes after the first.
+
+        Args:
+            output: Its name.
+            rows: Its values, the samples first.
+            axis: The axis of the samples in the model.
+            inputs: A batch of which the model computes an output of this shape.
+            num_samples: Of the batch.
+        """
+        if output not in self._outputs:
+            return {}
+        key = output, rows.shape[1:]
+        if key not in self._known:
+            labels = np.moveaxis(self._join(output, inputs), axis, 0)
+            self._known[key] = self._locate(split_by_sample(labels, num_samples)[0])
+        return self._known[key]
+
+    def _join(self, output: str, inputs: Mapping[str, NDArray[Any]]) -> NDArray[Any]:
+        names = [item.name for item in self._probe.get_outputs()]
+        seen = dict(zip(names, self._probe.run(names, inputs), strict=True))
+        feed = {**self._given, **seen, **inputs}
+        wanted = {item.name: feed[item.name] for item in self._joins.get_inputs()}
+        for name in wanted.keys() & self._numbers.keys():
+            wanted[name] = np.full_like(wanted[name], self._numbers[name])
+        return self._joins.run([output], wanted)[0]
+
+    def _locate(self, labels: NDArray[Any]) -> dict[str, _Place]:
+        found = {name: labels == number for name, number in self._numbers.items() if number}
+        return {name: _to_slices(mask) for name, mask in found.items() if mask.any()}
+
+
+def _to_slices(mask: NDArray[np.bool_]) -> _Place:
+    """Returns the index of a mask: slices where it is a box, which keeps the shape and copies nothing."""
+    box = tuple(slice(int(found.min()), int(found.max()) + 1) for found in np.nonzero(mask))
+    return box if mask[box].all() else (mask,)
+
+
+class _Tail:
+    """A copy of the nodes from the parts to the outputs; all else that they read becomes an input.
+
+    Attributes:
+        inputs: By name.
+        given: The values of those that no node computes, by name; not of the inputs of the model.
+        constants: Shapes and axes that the nodes read.
+        nodes: In their order.
+    """
+
+    def __init__(self, parts: Collection[ir.Value]) -> None:
+        self.inputs: dict[str, ir.Value] = {}
+        self.given: dict[str, NDArray[Any]] = {}
+        self.constants: dict[str, ir.Value] = {}
+        self.nodes: list[ir.Node] = []
+        self._parts = parts
+        self._copies: dict[ir.Value, ir.Value] = {}
+
+    def copy(self, value: ir.Value) -> ir.Value:
+        """Returns the copy of a value that comes of the parts."""
+        if value not in self._copies:
+            node = None if value in self._parts else value.producer()
+            self._copies[value] = self._add_input(value) if node is None else self._copy_node(node, value)
+        return self._copies[value]
+
+    def _copy_node(self, node: ir.Node, value: ir.Value) -> ir.Value:
+        followed = node.inputs if node.op_type == "Concat" else node.inputs[:1]
+        inputs = [None if item is None else self.copy(item) for item in followed]
+        inputs += [None if item is None else self._add_side(item) for item in node.inputs[len(followed) :]]
+        output = ir.val(str(value.name), type=value.type)
+        attributes = tuple(node.attributes.values())
+        self.nodes.append(ir.Node(node.domain, node.op_type, inputs, attributes, outputs=[output]))
+        return output
+
+    def _add_input(self, value: ir.Value) -> ir.Value:
+        if value.const_value is not None:
+            self.given[str(value.name)] = value.const_value.numpy()
+        return self.inputs.setdefault(str(value.name), ir.val(str(value.name), type=value.type))
+
+    def _add_side(self, value: ir.Value) -> ir.Value:
+        if value.const_value is None:
+            return self._add_input(value)
+        copy = ir.val(str(value.name), type=value.type, const_value=value.const_value)
+        return self.constants.setdefault(str(value.name), copy)
+
+
+def _open_probe(model: ir.Model, wanted: Sequence[str]) -> Session:
+    """Returns a session of the model that gives those of these values that its nodes compute."""
+    probe = model.clone()
+    made = {value.name: value for node in probe.graph for value in node.outputs}
+    probe.graph.outputs[:] = [made[name] for name in wanted if name in made]
+    return open_session(probe, optimize=False)

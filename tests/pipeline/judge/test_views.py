@@ -1,0 +1,105 @@
+"""Outputs as they are judged: the samples first, and what a Concat joins apart."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from trtq.models.session import open_session
+from trtq.pipeline.graph.load import Graph
+from trtq.pipeline.judge.views import Key, create_views, find_sample_axes
+
+
+def see(graph: Graph, x: NDArray[np.float32]) -> dict[Key, NDArray[np.float32]]:
+    """Returns the views of what the model computes of an input."""
+    session = open_session(graph.model, optimize=False)
+    names = [item.name for item in session.get_outputs()]
+    outputs = dict(zip(names, session.run(None, {"x": x}), strict=True))
+    return create_views(graph.model).see(outputs, {"x": x}, len(x))
+
+
+_BOXES = "boxes = Relu (x) scores = Sigmoid (x)"
+_INPUT = np.arange(-12, 12, dtype=np.float32).reshape(2, 3, 4)
+
+
+@pytest.mark.parametrize(
+    ("body", "boxes", "scores"),
+    [
+        ("y = Concat <axis = 1> (boxes, scores)", (2, 3, 4), (2, 3, 4)),
+        ("y = Concat <axis = 2> (boxes, scores)", (2, 3, 4), (2, 3, 4)),
+        ("j = Concat <axis = 1> (boxes, scores) y = Transpose <perm = [0, 2, 1]> (j)", (2, 4, 3), (2, 4, 3)),
+        ("j = Concat <axis = 2> (boxes, scores) y = Reshape <allowzero = 0> (j, flat)", (2, 12), (2, 12)),
+        ("j = Concat <axis = 1> (boxes, x) y = Concat <axis = 1> (j, scores)", (2, 3, 4), (2, 3, 4)),
+        ("j = Concat <axis = 1> (boxes, scores) y = Concat <axis = 1> (boxes, j)", (2, 6, 4), (2, 3, 4)),
+        (
+            """j = Concat <axis = 2> (boxes, scores) s = Shape (x) n = Slice (s, zero, one)
+            f = Concat <axis = 0> (n, minus) y = Reshape <allowzero = 0> (j, f)""",
+            (2, 12),
+            (2, 12),
+        ),
+    ],
+)
+def test_each_joined_tensor_is_a_part(
+    graph_of: Callable[..., Graph], body: str, boxes: tuple[int, ...], scores: tuple[int, ...]
+) -> None:
+    graph = graph_of(f"""
+        net (float[N, 3, 4] x) => (float y)
+        <int64[2] flat = {{0, -1}}, int64[1] zero = {{0}}, int64[1] one = {{1}}, int64[1] minus = {{-1}}>
+        {{ {_BOXES} {body} }}
+    """)
+    seen = see(graph, _INPUT)
+    assert {key[1] for key in seen} == {"", "boxes", "scores"}
+    assert seen["y", "boxes"].shape == boxes
+    assert seen["y", "scores"].shape == scores
+    assert set(seen["y", "boxes"].ravel()) == set(np.maximum(_INPUT, 0).ravel())
+    assert np.allclose(np.sort(seen["y", "scores"].ravel()), 1 / (1 + np.exp(-_INPUT.ravel())), atol=1e-4)
+
+
+def test_what_is_given_is_no_part_of_its_own(graph_of: Callable[..., Graph]) -> None:
+    graph = graph_of("net (float[N, 3] x) => (float[N, 6] y) { a = Tanh (x) y = Concat <axis = 1> (x, a) }")
+    x = np.ones((2, 3), np.float32)
+    seen = see(graph, x)
+    assert {key: value.shape for key, value in seen.items()} == {("y", ""): (2, 6), ("y", "a"): (2, 3)}
+    assert np.array_equal(seen["y", "a"], np.tanh(x))
+
+
+def test_a_constant_that_is_joined_is_no_part(graph_of: Callable[..., Graph]) -> None:
+    graph = graph_of(
+        "net (float[2, 3] x) => (float[3, 3] y) <float[1, 3] token = {1, 2, 3}>"
+        "{ a = Tanh (x) y = Concat <axis = 0> (token, a) }"
+    )
+    seen = see(graph, np.ones((2, 3), np.float32))
+    assert seen["y", "a"].shape == (1, 2, 3)  # an output without an axis for samples is one row
+
+
+def test_the_parts_of_a_batch_of_another_size_are_found(graph_of: Callable[..., Graph]) -> None:
+    graph = graph_of(
+        "net (float[N, M] x) => (float[N, K] y) { a = Tanh (x) b = Relu (x) y = Concat <axis = 1> (a, b) }"
+    )
+    views = create_views(graph.model)
+    for shape in ((2, 3), (1, 3), (4, 5)):
+        x = np.ones(shape, np.float32)
+        found = views.see({"y": np.concatenate([np.tanh(x), x], axis=1)}, {"x": x}, len(x))
+        assert np.array_equal(found["y", "b"], x)
+
+
+def test_outputs_that_are_not_joined_are_seen_as_they_are(graph_of: Callable[..., Graph]) -> None:
+    graph = graph_of("net (float[N, 3] x) => (float[N, 3] y) { y = Tanh (x) }")
+    assert {key: value.shape for key, value in see(graph, np.ones((2, 3), np.float32)).items()} == {
+        ("y", ""): (2, 3)
+    }
+
+
+def test_the_axis_of_the_samples_is_known_by_its_name(graph_of: Callable[..., Graph]) -> None:
+    graph = graph_of("net (float[N, 5, 3] x) => (float[5, N, 3] y) { y = Transpose <perm = [1, 0, 2]> (x) }")
+    x = np.arange(30, dtype=np.float32).reshape(2, 5, 3)
+    assert find_sample_axes(graph.model) == {"y": 1}
+    assert np.array_equal(see(graph, x)["y", ""], x)
+
+
+def test_without_a_name_the_first_axis_is_that_of_the_samples(graph_of: Callable[..., Graph]) -> None:
+    graph = graph_of("net (float[2, 5, 3] x) => (float[5, 2, 3] y) { y = Transpose <perm = [1, 0, 2]> (x) }")
+    assert find_sample_axes(graph.model) == {}
