@@ -159,7 +159,7 @@ def _from_image_folder(
         f"{folder} ({len(images)} images)",
         len(images),
         digest,
-        has_images=True,
+        preprocess=preprocess,
         feed_samples=size,
         part=part,
     )

@@ -11,6 +11,7 @@ from trtq.models.spec import ModelSpec
 from trtq.pipeline.calibrate.data import find_spec, open_calibration_data
 from trtq.pipeline.engine.target import Target
 from trtq.pipeline.graph.load import load
+from trtq.pipeline.graph.pictures import tell_of_pictures
 from trtq.pipeline.judge.compare import Comparison, compare_models
 from trtq.pipeline.judge.evaluate import find_labels, open_evaluation_data
 from trtq.pipeline.load import load as load_engine
@@ -55,6 +56,7 @@ def compare(
         calibration = open_calibration_data(graph, spec, Target(), random_data=False)
     batches = open_evaluation_data(graph, spec, calibration)
     assert batches is not None
+    tell_of_pictures(graph.model, watcher, batches)
     names = name_compared(Path(reference), Path(candidate))
     watcher.stage("Comparing", batches.num_samples)
     files = {names[0]: graph.path, **({names[1]: file} if file is not None else {})}

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from trtq.calibrators.sources import open_batches
 from trtq.errors import ArtifactError, DataError, GateError, UsageError
-from trtq.models.preprocess import Preprocess
+from trtq.models.preprocess import Preprocess, describe
 from trtq.models.signature import TensorSpec, outputs_of, read_inputs
 from trtq.models.spec import InputSpec
 from trtq.models.toml import read_table
@@ -250,10 +250,10 @@ def _conditions(build: _Build) -> list[str]:
 def _warmup_arrays(
     build: _Build, spec: PackageSpec, *, batches: bool
 ) -> tuple[Mapping[str, NDArray[Any]] | None, str]:
-    """Returns real inputs for the warm-up, and why there are none."""
+    """Returns real inputs for the warm-up, and how they were prepared or why there are none."""
     settings = build.manifest.settings.get("model", {})
     if spec.warmup_data is not None:
-        return _first_sample(build, spec.warmup_data, settings, batches=batches), ""
+        return _first_sample(build, spec.warmup_data, settings, batches=batches)
     data = settings.get("calibration", {}).get("data")
     if data is None:
         return None, "the build names no data, so the warm-up is made of random bits; see --warmup-data"
@@ -261,14 +261,15 @@ def _warmup_arrays(
         why = "is a script, which is not run from here; give it with --warmup-data to warm up with it"
         return None, f"{data} {why}"
     try:
-        return _first_sample(build, data, settings, batches=batches), ""
+        return _first_sample(build, data, settings, batches=batches)
     except DataError as error:
         return None, f"the warm-up is made of random bits, as the calibration data is not here: {error}"
 
 
 def _first_sample(
     build: _Build, data: str, settings: Mapping[str, Any], *, batches: bool
-) -> Mapping[str, NDArray[Any]]:
+) -> tuple[Mapping[str, NDArray[Any]], str]:
+    """Returns the first sample, and how it was prepared if it is a picture."""
     labels = settings.get("evaluation", {}).get("labels")
     feeds = open_batches(
         data,
@@ -286,4 +287,6 @@ def _first_sample(
                 f"input {name!r} of {feed.source} has shape {format_shape(shape)}, outside of the engine's "
                 f"profile, {format_shape(profile.min)} to {format_shape(profile.max)}"
             )
-    return {spec.name: np.asarray(feed.arrays[spec.name])[0 if batches else ...] for spec in build.inputs}
+    note = f"the warm-up's pictures are prepared so: {describe(steps)}" if (steps := feeds.preprocess) else ""
+    first = 0 if batches else ...
+    return {spec.name: np.asarray(feed.arrays[spec.name])[first] for spec in build.inputs}, note

@@ -9,7 +9,7 @@ from trtq.errors import DataError, UsageError
 from trtq.models.spec import InputSpec, ModelSpec
 from trtq.pipeline.build.job import Job, place_job
 from trtq.pipeline.build.keys import make_keys
-from trtq.pipeline.calibrate.data import find_spec, open_calibration_data, warn_of_preprocess
+from trtq.pipeline.calibrate.data import find_spec, open_calibration_data
 from trtq.pipeline.engine.backend import Backend
 from trtq.pipeline.engine.backends import choose_backend, refuse_unsupported
 from trtq.pipeline.engine.profiles import resolve_profiles
@@ -18,6 +18,7 @@ from trtq.pipeline.engine.target import Target
 from trtq.pipeline.formats import FP16
 from trtq.pipeline.graph.lint import lint, refuse
 from trtq.pipeline.graph.load import Graph, load
+from trtq.pipeline.graph.pictures import tell_of_pictures
 from trtq.pipeline.graph.quantized import is_quantized
 from trtq.pipeline.graph.repair import repair, summarize_changes
 from trtq.pipeline.judge.evaluate import open_evaluation_data
@@ -109,9 +110,7 @@ def _with_data(job: Job, watcher: Watcher, *, random_data: bool) -> Job:
     if needs or random_data or (spec.calibration.data is not None and compares):
         calibration = open_calibration_data(graph, spec, target, random_data=random_data)
     evaluation = open_evaluation_data(graph, spec, calibration)
-    for batches in (calibration, evaluation if calibration is None else None):
-        if batches is not None:
-            warn_of_preprocess(batches, spec, watcher)
+    tell_of_pictures(graph.model, watcher, calibration, evaluation)
     if target.auto and (evaluation is None or evaluation.is_random):
         raise DataError(
             f"--auto chooses layers by what they cost on real data, and {graph.path} comes with "

@@ -21,11 +21,11 @@ from trtq.pipeline.calibrate.data import (
     open_calibration_data,
     place_layers,
     warn_of_dead,
-    warn_of_preprocess,
 )
 from trtq.pipeline.calibrate.improve import RangeSearch, improve_ranges
 from trtq.pipeline.engine.target import Target
 from trtq.pipeline.graph.load import Graph, load
+from trtq.pipeline.graph.pictures import tell_of_pictures
 from trtq.pipeline.graph.placement import Placement
 from trtq.pipeline.graph.quantized import is_quantized
 from trtq.progress import Silent, Watcher
@@ -101,7 +101,7 @@ def open_calibration(
     graph, spec = load_float(Path(model), spec, watcher)
     placement = place_layers(graph, spec, target, watcher)
     batches = open_calibration_data(graph, spec, target, random_data=random_data)
-    warn_of_preprocess(batches, spec, watcher)
+    tell_of_pictures(graph.model, watcher, batches)
     return CalibrationSetup(graph, spec, placement, batches)
 
 

@@ -17,7 +17,6 @@ from trtq.calibrators.statistics_file import read_statistics, refuse_other, stat
 from trtq.errors import ArtifactError, DataError, UsageError
 from trtq.files import write_atomically
 from trtq.models.option import setting
-from trtq.models.preprocess import Preprocess
 from trtq.models.spec import CalibrationSpec, ModelSpec
 from trtq.pipeline.engine.target import Target
 from trtq.pipeline.graph.load import Graph
@@ -129,16 +128,6 @@ def open_calibration_data(graph: Graph, spec: ModelSpec, target: Target, *, rand
         extra=(spec.evaluation.labels,) if spec.evaluation.labels else (),
     )
     return batches.first(spec.calibration.samples)
-
-
-def warn_of_preprocess(batches: Batches, spec: ModelSpec, watcher: Watcher) -> None:
-    """Says how pictures are prepared where no settings say so: a wrong way ruins calibration unseen."""
-    if batches.has_images and spec.preprocess == Preprocess():
-        watcher.warn(
-            "pictures are prepared as ImageNet classifiers want them (RGB, / 255, stretched, "
-            f"mean {spec.preprocess.mean}, std {spec.preprocess.std}); "
-            "if this model wants another way, say so in [preprocess] of model.toml"
-        )
 
 
 def place_layers(

@@ -17,6 +17,7 @@ from trtq.pipeline.calibrate import load_float
 from trtq.pipeline.calibrate.data import open_calibration_data, place_layers
 from trtq.pipeline.engine.strategy import choose_rest
 from trtq.pipeline.engine.target import Target
+from trtq.pipeline.graph.pictures import tell_of_pictures
 from trtq.pipeline.graph.placement import Placement
 from trtq.pipeline.quantize.weights import find_runtime, place_weights
 from trtq.pipeline.rewrite.mixed import WeightEncoding, quantize_graph
@@ -61,6 +62,7 @@ def quantize(
         placement = place_weights(graph, spec, target, placement, watcher)
         needs_data = target.weights.method == "gptq"
         batches = open_calibration_data(graph, spec, target, random_data=False) if needs_data else None
+        tell_of_pictures(graph.model, watcher, batches)
         encoding = WeightEncoding(target.weights.method, find_runtime(target.backend), batches)
     elif ranges is None:
         raise UsageError("there is nothing to quantize with: give ranges, or a weight format")
