@@ -135,11 +135,13 @@ class SessionOptions:
     keeps_order: bool = False
 
 
-def open_session(model: ir.Model | Path, *, optimize: bool, engine: SessionOptions | None = None) -> Session:
+def open_session(
+    model: ir.Model | Path | bytes, *, optimize: bool, engine: SessionOptions | None = None
+) -> Session:
     """Returns an `onnxruntime.InferenceSession`.
 
     Args:
-        model: A model, or the path of one.
+        model: A model, the path of one, or the content of a file that has its weights inside.
         optimize: Whether ONNX Runtime may rewrite the graph. Accuracy is judged without: with it, some FP16
             Q/DQ graphs compute something else.
         engine: How it is run; None: on the CPU, with all cores.
@@ -161,8 +163,8 @@ def open_session(model: ir.Model | Path, *, optimize: bool, engine: SessionOptio
     level = "ORT_ENABLE_ALL" if optimize else "ORT_DISABLE_ALL"
     options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, level)
     with _explain("load"):
-        if isinstance(model, Path):
-            return create(str(model), options, providers=providers)
+        if isinstance(model, Path | bytes):
+            return create(str(model) if isinstance(model, Path) else model, options, providers=providers)
         outside = [item for item in _list_weights(model) if isinstance(item, ir.ExternalTensor)]
         folders = {str(item.base_dir) for item in outside}
         num_inside = count_weight_bytes(model) - sum(item.nbytes for item in outside)
