@@ -11,9 +11,7 @@ from typing import Any
 import onnx
 import onnx_ir as ir
 
-from trtq import lazy
 from trtq.errors import ArtifactError, MissingDependency
-from trtq.models.session import open_session
 from trtq.pipeline.deliver.integrity import read_whole_manifest, refuse_changed
 from trtq.pipeline.deliver.names import ENGINE, REPORT
 from trtq.pipeline.deliver.report import Report, read_report
@@ -53,9 +51,7 @@ class LoadedEngine:
         """
         if self.onnx is not None:
             content = self._read(self.onnx.name, self.sha256)
-            model = self._put_weights(content) if self.weights else content
-            onnxrt = lazy.require("polygraphy.backend.onnxrt", None, "running the engine")
-            return onnxrt.OnnxrtRunner(open_session(model, optimize=True), name=name)
+            return self.backend.model_runner(self._put_weights(content) if self.weights else content, name)
         found = self.backend.runner(self.plan(), name)
         if found is None:
             raise ArtifactError(

@@ -204,7 +204,16 @@ def _entry(
     usual = min(build.usual_batch, max_batch)
     warmup: Warmup = make_warmup(inputs, arrays, build.profiles, (max_batch, usual))
     config = ModelConfig(
-        name, backend, max_batch, inputs, outputs, usual, spec.serving, warmup.messages, {}, _shapes(build)
+        name,
+        backend,
+        max_batch,
+        inputs,
+        outputs,
+        usual,
+        spec.serving,
+        warmup.messages,
+        comments=_shapes(build),
+        is_exact=backend == "onnxruntime" and build.has_plan,  # the gate saw it with each node as it stands
     )
     return RepositoryEntry(config, _files(build, backend), warmup.files)
 

@@ -9,6 +9,10 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import onnx
+import onnx.numpy_helper
+import onnx.parser
 import pytest
 from click.testing import CliRunner, Result
 
@@ -20,6 +24,7 @@ from trtq.pipeline.engine.target import Target
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
+    from numpy.typing import NDArray
 
 _ROOT = Path(__file__).resolve().parent.parent
 
@@ -130,3 +135,19 @@ def torchlib_is_read_once() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(exporter.ONNXRegistry, "from_torchlib", staticmethod(copy_registry))
         yield
+
+
+@pytest.fixture
+def path_of(tmp_path: Path) -> Callable[..., Path]:
+    """Writes a graph in ONNX's text, with these weights, to a file."""
+
+    def write(text: str, *, opset: int = 19, ir_version: int = 9, **weights: NDArray[Any]) -> Path:
+        proto = onnx.parser.parse_model(f'<ir_version: {ir_version}, opset_import: ["": {opset}]> {text}')
+        proto.graph.initializer.extend(
+            onnx.numpy_helper.from_array(np.asarray(array), name) for name, array in weights.items()
+        )
+        path = tmp_path / f"model{len(list(tmp_path.iterdir()))}.onnx"
+        path.write_bytes(proto.SerializeToString())
+        return path
+
+    return write

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from trtq.models.spec import InputSpec
 from trtq.pipeline.build.job import Job
@@ -43,8 +44,7 @@ def compare_job(
     if job.evaluation is None:
         return None
     labels = labels or find_labels(job.spec.evaluation, job.spec.accuracy.metric)
-    has_plan = plan is not None and plan.path.exists()
-    engine = job.backend.runner(plan.path.read_bytes(), "engine") if plan is not None and has_plan else None
+    engine = _open_engine(job, files, plan)
     data, left_out = job.evaluation, list[int]()
     if plan is not None and engine is not None:
         dynamic = {item.name: plan.profiles[item.name] for item in job.graph.inputs if item.is_dynamic}
@@ -73,6 +73,16 @@ def compare_job(
             f"compared; see --min-shapes and --max-shapes"
         )
     return comparison
+
+
+def _open_engine(job: Job, files: Mapping[str, Path], plan: EnginePlan | None) -> Any:
+    """Returns a runner of what was built, as it will run; None if it is not built yet or not run here."""
+    if plan is None:
+        return None
+    if plan.path.exists():
+        return job.backend.runner(plan.path.read_bytes(), "engine")
+    file = files.get("int8" if job.is_quantized else job.target.name)
+    return None if file is None else job.backend.model_runner(file, "engine")
 
 
 def name_to_judge(job: Job, comparison: Comparison | None) -> str:

@@ -106,6 +106,9 @@ def place_job(job: Job, watcher: Watcher) -> Placement:
     placement = Placement()
     if target.precision == "int8":
         placement = place_layers(graph, spec, target, watcher, job.kept)
+        if placement.layers and job.backend.overflows():
+            watcher.note(f"weights get 7 bits, since {job.backend.name} overflows with 8 on this processor")
+            placement = placement.with_weights_of_7_bits()
     if target.precision == "fp16":
         warn_of_unmatched(graph, spec.layers.keep_fp32, watcher)
     return placement if target.weights is None else place_weights(graph, spec, target, placement, watcher)

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 
 from trtq import lazy
 from trtq.errors import BuildError
-from trtq.models.session import list_runtime_errors
+from trtq.models.session import list_runtime_errors, open_session
 from trtq.pipeline.engine.backend import Backend, BuildRequest, BuiltEngine, Kernel
 
 _REASON = (
@@ -52,6 +55,38 @@ class OnnxRuntime(Backend):
                 raise BuildError(f"ONNX Runtime cannot load {request.model.name}: {error}") from error
             kernels = tuple(_kernel(node) for node in ir.load(optimized).graph)
         return BuiltEngine(None, kernels, usual_reason=_REASON)
+
+    def overflows(self) -> bool:
+        """Returns whether a product of large codes comes out too small, as without VNNI.
+
+        Kernels for older x86 processors add two products of 8 bits in 16, and saturate.
+        """
+        return _overflows()
+
+    def model_runner(self, model: ir.Model | Path | bytes, name: str) -> Any:
+        """Returns a runner with all optimizations, as an ordinary session has them."""
+        onnxrt = lazy.require("polygraphy.backend.onnxrt", None, "running the model")
+        return onnxrt.OnnxrtRunner(open_session(model, optimize=True), name=name)
+
+
+@cache
+def _overflows() -> bool:
+    size = 64
+    graph = f"""
+        <ir_version: 8, opset_import: ["": 13]>
+        ones (float[1, {size}] x) => (float[1, {size}] y)
+        <float scale = {{{1 / 127}}}, int8 zero = {{0}}, int8[{size}, {size}] codes = {{{
+        ", ".join(["127"] * size * size)
+    }}}> {{
+            q = QuantizeLinear (x, scale, zero)
+            d = DequantizeLinear (q, scale, zero)
+            w = DequantizeLinear (codes, scale, zero)
+            y = MatMul (d, w)
+        }}
+    """
+    session = open_session(ir.from_onnx_text(graph), optimize=True)
+    (found,) = session.run(None, {"x": np.ones((1, size), np.float32)})
+    return bool(abs(found - size).max() > 1)
 
 
 def _kernel(node: ir.Node) -> Kernel:

@@ -12,7 +12,7 @@ from trtq.pipeline.formats.floats import BF16, FP16, FP32
 from trtq.pipeline.formats.format import Format
 from trtq.pipeline.formats.fp8 import FP8
 from trtq.pipeline.formats.int4 import INT4
-from trtq.pipeline.formats.int8 import INT8
+from trtq.pipeline.formats.int8 import INT8, INT8_OF_7_BITS
 from trtq.pipeline.formats.nf4 import NF4
 
 __all__ = [
@@ -24,6 +24,7 @@ __all__ = [
     "FP32",
     "INT4",
     "INT8",
+    "INT8_OF_7_BITS",
     "NF4",
     "WEIGHT_FORMATS",
     "WEIGHT_METHODS",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import onnx_ir as ir
 
@@ -18,3 +20,6 @@ INT8 = CodeFormat(
     kernel_bytes=120_000,
     advice="FP16 does not fit; INT8 weights cost the least accuracy of those that do",
 )
+
+INT8_OF_7_BITS = replace(INT8, lowest=-63, largest=63)
+"""For weights where a kernel adds two products of 8 bits in 16: 2 * 255 * 63 fits, 2 * 255 * 127 does not."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
@@ -13,7 +13,7 @@ import onnx_ir as ir
 
 from trtq.kept import KeptNode
 from trtq.models.tensors import FLOAT_TYPES
-from trtq.pipeline.formats import INT8
+from trtq.pipeline.formats import INT8, INT8_OF_7_BITS
 from trtq.pipeline.formats.encoding import Encoding, LayerScheme
 from trtq.pipeline.formats.granularity import PerChannel, PerTensor
 from trtq.pipeline.graph.worth import explain_float, explain_unequal_matrices
@@ -99,12 +99,20 @@ class Placement:
 
     def with_one_scale(self) -> Placement:
         """Returns the same decisions with one scale for each weight, instead of one an output channel."""
-        return replace(self, quantized=tuple(_with_one_scale(node) for node in self.quantized))
+        return self._with_weights(lambda weight: replace(weight, granularity=PerTensor()))
 
+    def with_weights_of_7_bits(self) -> Placement:
+        """Returns the same decisions with codes from -63 to 63 for what is INT8 of weights."""
+        return self._with_weights(
+            lambda weight: replace(weight, format=INT8_OF_7_BITS) if weight.format is INT8 else weight
+        )
 
-def _with_one_scale(node: QuantizedNode) -> QuantizedNode:
-    weight = node.scheme.weight and replace(node.scheme.weight, granularity=PerTensor())
-    return replace(node, scheme=replace(node.scheme, weight=weight))
+    def _with_weights(self, change: Callable[[Encoding], Encoding]) -> Placement:
+        def changed(node: QuantizedNode) -> QuantizedNode:
+            weight = node.scheme.weight and change(node.scheme.weight)
+            return replace(node, scheme=replace(node.scheme, weight=weight))
+
+        return replace(self, quantized=tuple(map(changed, self.quantized)))
 
 
 def place(

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
+from typing import TypeAlias
 
 import onnx_ir as ir
 
 from trtq.models.tensors import FLOAT_TYPES
 
+_Parts: TypeAlias = tuple[tuple[ir.Value, ...], ...]
 PASSED_ON = ("Identity", "Cast", "Transpose", "Reshape", "Squeeze", "Unsqueeze", "Flatten")
 """What they make has the values of their first input."""
 _SQUASHED = ("Softmax", "Sigmoid", "LogSoftmax")
@@ -15,9 +18,33 @@ _MOST_PARTS = 8
 """Of one Concat: more are the steps of a loop, or patches, and not boxes and scores."""
 
 
-def list_parts(value: ir.Value) -> tuple[ir.Value, ...]:
-    """Returns the values that are joined, at last, to give this one; only itself where no Concat makes it."""
-    return tuple(part for part in _walk_back(value, joins) if not joins(_maker(part)))
+def list_parts(value: ir.Value) -> _Parts:
+    """Returns the parts that are joined, at last, to give the value; only itself where no Concat makes it.
+
+    A part is one tensor; or, where several were joined alike before they were joined to each other, those of
+    the same place: of scales with boxes and scores each, all boxes and all scores. A scale without an object
+    would say nothing alone.
+    """
+    known: dict[ir.Value, _Parts] = {}
+    todo = [value]
+    while todo:
+        node = _maker(todo[-1])
+        joined = [item for item in node.inputs if item is not None] if node and joins(node) else []
+        if missing := [item for item in joined if item not in known]:
+            todo += missing
+        else:
+            item = todo.pop()
+            known[item] = _merge([known[part] for part in joined]) if joined else ((item,),)
+    return known[value]
+
+
+def _merge(found: Sequence[_Parts]) -> _Parts:
+    """Returns the parts of what is joined of tensors with these parts."""
+    alike = [tuple(dict.fromkeys(chain(*groups))) for groups in zip(*found, strict=False)]
+    is_alike = len(found[0]) > 1 and len({len(parts) for parts in found}) == 1
+    if is_alike and sum(map(len, alike)) == len({*chain(*alike)}):  # none in two places
+        return tuple(alike)
+    return tuple((item,) for item in dict.fromkeys(chain(*chain(*found))))
 
 
 def list_judged_outputs(model: ir.Model) -> tuple[str, ...]:

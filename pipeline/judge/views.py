@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -22,6 +23,8 @@ Key: TypeAlias = tuple[str, str]
 """An output and the tensor that is joined to it; an empty one stands for the whole."""
 _Place: TypeAlias = tuple[Any, ...]
 _WHOLE = ""
+_GIVEN = -1
+"""Stands for values that no node computes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +98,7 @@ def _has_parts(value: ir.Value) -> bool:
     if not is_computed(value) or not is_joined(value):
         return False
     parts = list_parts(value)
-    return len(parts) > 1 and any(map(is_computed, parts))
+    return len(parts) > 1 and any(map(is_computed, chain(*parts)))
 
 
 class PartLabels:
@@ -108,17 +111,20 @@ class PartLabels:
             model: It is not changed.
             outputs: Those of its outputs that are joined.
         """
-        parts = dict.fromkeys(part for value in outputs for part in list_parts(value))
-        tail = _Tail(parts)
+        groups = dict.fromkeys(group for value in outputs for group in list_parts(value))
+        tail = _Tail({*chain(*groups)})
         ends = [tail.copy(value) for value in outputs]
         constants, opsets = list(tail.constants.values()), model.opset_imports
         joins = ir.Graph(
             list(tail.inputs.values()), ends, nodes=tail.nodes, initializers=constants, opset_imports=opsets
         )
-        computed = [str(part.name) for part in parts if is_computed(part)]
         self._outputs = [str(value.name) for value in outputs]
-        self._numbers = {str(part.name): 0 for part in parts}  # 0: what is given
-        self._numbers |= {name: number for number, name in enumerate(computed, 1)}
+        self._names = [" + ".join(str(value.name) for value in group) for group in groups]
+        self._numbers = {
+            str(value.name): number if is_computed(value) else _GIVEN
+            for number, group in enumerate(groups)
+            for value in group
+        }
         self._joins = open_session(ir.Model(joins, ir_version=model.ir_version), optimize=False)
         self._probe = _open_probe(model, [name for name in tail.inputs if name not in tail.given])
         self._given = tail.given
@@ -159,7 +165,7 @@ class PartLabels:
         return self._joins.run([output], wanted)[0]
 
     def _locate(self, labels: NDArray[Any]) -> dict[str, _Place]:
-        found = {name: labels == number for name, number in self._numbers.items() if number}
+        found = {name: labels == number for number, name in enumerate(self._names)}
         return {name: _to_slices(mask) for name, mask in found.items() if mask.any()}
 
 

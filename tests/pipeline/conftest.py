@@ -73,22 +73,6 @@ _KERNEL = re.compile(
 
 
 @pytest.fixture
-def path_of(tmp_path: Path) -> Callable[..., Path]:
-    """Writes a graph in ONNX's text, with these weights, to a file."""
-
-    def write(text: str, *, opset: int = 19, ir_version: int = 9, **weights: NDArray[Any]) -> Path:
-        proto = onnx.parser.parse_model(f'<ir_version: {ir_version}, opset_import: ["": {opset}]> {text}')
-        proto.graph.initializer.extend(
-            onnx.numpy_helper.from_array(np.asarray(array), name) for name, array in weights.items()
-        )
-        path = tmp_path / f"model{len(list(tmp_path.iterdir()))}.onnx"
-        path.write_bytes(proto.SerializeToString())
-        return path
-
-    return write
-
-
-@pytest.fixture
 def model_of(path_of: Callable[..., Path]) -> Callable[..., ir.Model]:
     """Returns a graph in ONNX's text as a model with shapes and named nodes, and nothing rewritten."""
 

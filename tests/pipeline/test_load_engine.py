@@ -278,7 +278,7 @@ def test_what_is_run_is_what_was_checked_even_if_the_files_are_swapped_meanwhile
             path.write_bytes(b"another")
         return open_session(found, **options)
 
-    monkeypatch.setattr(module, "open_session", swap)
+    monkeypatch.setattr("trtq.pipeline.engine.onnxruntime.open_session", swap)
     with engine.runner("engine") as runner:
         assert np.array_equal(next(iter(runner.infer(feed).values())), wanted)
     with pytest.raises(ArtifactError, match=r"model\.int8\.onnx was changed since it was loaded; load the"):

@@ -164,12 +164,14 @@ def test_a_pair_gets_a_model_in_front(folder: Path, tmp_path: Path) -> None:
     done = package(folder, tmp_path / "models", PackageSpec(name="net", ab_percent=12.5))
     assert [item.name for item in done.models] == ["net", "net_onnx", "net_ab"]
     assert hash_file(tmp_path / "models/net_onnx/1/model.onnx") == hash_file(folder / "model.int8.onnx")
+    assert config_of(done, "net_onnx").optimization.graph.level == -1  # as the gate saw it
     assert config_of(done, "net_ab").parameters["percent_b"].string_value == "12.5"
     compile((tmp_path / "models/net_ab/1/model.py").read_text(), "model.py", "exec")
 
 
 def test_a_build_for_onnx_runtime_is_served_by_it(onnx_folder: Path, tmp_path: Path) -> None:
     done = package(onnx_folder, tmp_path / "models")
+    assert not config_of(done, done.models[0].name).HasField("optimization")
     assert config_of(done, "model").backend == "onnxruntime"
     assert (tmp_path / "models/model/1/model.onnx").is_file()
     with pytest.raises(UsageError, match="is for ONNX Runtime as it is; leave --fallback and --ab out"):

@@ -21,6 +21,8 @@ from trtq.pipeline.deliver.triton.pbtxt import DATA_TYPES, Message, name_data_ty
 
 PLATFORMS: Mapping[str, str] = {"tensorrt": "tensorrt_plan", "onnxruntime": "onnxruntime_onnx"}
 """What Triton wants beside the backend's name; the Python backend has none."""
+_BASIC = -1
+"""The optimizations that keep each node, by the README of triton-inference-server/onnxruntime_backend."""
 _OURS = re.compile(r"# Written by trtq package, sha256 (\w+)\.[^\n]*\n")
 
 
@@ -81,6 +83,8 @@ class ModelConfig:
         warmup: What runs before the first request, as Triton's `ModelWarmup` messages.
         parameters: What the model's code is told.
         comments: Lines for people.
+        is_exact: Whether ONNX Runtime is to compute each node as it stands. Else it fuses Q/DQ into kernels
+            that overflow on older x86 processors.
     """
 
     name: str
@@ -93,6 +97,7 @@ class ModelConfig:
     warmup: tuple[Message, ...] = ()
     parameters: Mapping[str, str] = field(default_factory=dict)
     comments: tuple[str, ...] = ()
+    is_exact: bool = False
 
     def text(self) -> str:
         """Returns `config.pbtxt`; its first line tells whether someone has edited it since."""
@@ -114,6 +119,8 @@ class ModelConfig:
             "output": [port.message() for port in self.outputs],
             "instance_group": [self._instances()],
         }
+        if self.is_exact:
+            message["optimization"] = {"graph": {"level": _BASIC}}
         if self.max_batch > 1:
             preferred = [self.preferred_batch] if self.preferred_batch and self.preferred_batch > 1 else []
             message["dynamic_batching"] = {

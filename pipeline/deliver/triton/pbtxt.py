@@ -40,13 +40,15 @@ _ENUMS = {
 _MESSAGES = {
     "ModelConfig": "name:string platform:string backend:string max_batch_size:int32 "
     "version_policy:VersionPolicy input:Port* output:Port* instance_group:InstanceGroup* "
-    "dynamic_batching:DynamicBatching parameters:Parameter* model_warmup:Warmup*",
+    "optimization:Optimization dynamic_batching:DynamicBatching parameters:Parameter* model_warmup:Warmup*",
     "VersionPolicy": "all:All latest:Latest",
     "All": "",
     "Latest": "num_versions:uint32",
     "Port": "name:string data_type:DataType dims:int64* reshape:Reshape",
     "Reshape": "shape:int64*",
     "InstanceGroup": "count:int32 kind:Kind profile:string*",
+    "Optimization": "graph:Graph",
+    "Graph": "level:int32",
     "DynamicBatching": "preferred_batch_size:int32* max_queue_delay_microseconds:uint64",
     "Parameter": "key:string value:ParameterValue",
     "ParameterValue": "string_value:string",
@@ -57,10 +59,10 @@ _MESSAGES = {
 """The fields in the order in which they are written; those with * are repeated."""
 _PASSED_BY = (
     "agents batch_input batch_output cc_model_filenames control control_input cpu_execution_accelerator cuda "
-    "default_queue_policy direct ensemble_scheduling execution_accelerators gpu_execution_accelerator graph "
+    "default_queue_policy direct ensemble_scheduling execution_accelerators gpu_execution_accelerator "
     "graph_lower_bound graph_spec histogram_options initial_state input input_map input_pinned_memory "
     "metric_control metric_identifier metric_tags model_metrics model_operations model_repository_agents "
-    "model_transaction_policy oldest optimization output_map output_pinned_memory parameters "
+    "model_transaction_policy oldest output_map output_pinned_memory parameters "
     "priority_queue_policy rate_limiter resources response_cache secondary_devices sequence_batching "
     "specific state step"
 )

@@ -193,11 +193,13 @@ def test_a_metric_of_ones_own_is_held_too(poisoned: Path) -> None:
     times_run = script.with_name("own.py.log")
     times_run.unlink()
     report = build(poisoned, spec=spec, target=AUTO)
-    assert times_run.read_text().split() == ["run", "run"]  # to see that it can be, and for all comparisons
+    assert (
+        times_run.read_text().split() == ["run"] * 3
+    )  # to see that it can be, for the choice, for the engine
     assert report.verdict == "pass"
     assert report.auto is not None
     assert "second" in [layer.name for layer in report.auto.kept]
-    assert report.accuracy["fp32"] - report.accuracy["int8"] <= 0.04
+    assert report.accuracy["fp32"] - report.accuracy["engine"] <= 0.04
     assert any(
         warning.startswith("--auto has 8 samples to choose on, so that one answer can be 12.5 points, and")
         for warning in report.warnings

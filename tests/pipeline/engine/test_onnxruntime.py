@@ -77,3 +77,14 @@ def test_a_model_that_it_cannot_load_is_told_in_its_own_words(path_of: Callable[
     path = path_of("g (float[2] x) => (float[2] y) { y = Foo (x) }")
     with pytest.raises(BuildError, match=rf"^ONNX Runtime cannot load {path.name}: .*Foo"):
         OnnxRuntime().build(BuildRequest(path))
+
+
+def test_whether_kernels_overflow_is_measured_on_this_processor(path_of: Callable[..., Path]) -> None:
+    path = path_of(
+        "g (float[1, 64] x) => (float[1, 64] y) { q = QuantizeLinear (x, s, z) d = DequantizeLinear (q, s, z)"
+        " dw = DequantizeLinear (w, s, z) y = MatMul (d, dw) }",
+        s=np.float32(1), z=np.int8(0), w=np.full((64, 64), 127, np.int8),
+    )  # fmt: skip
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    (found,) = session.run(None, {"x": np.full((1, 64), 127, np.float32)})
+    assert OnnxRuntime().overflows() == bool((found != 64 * 127 * 127).any())

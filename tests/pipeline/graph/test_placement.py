@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from int8_encodings import int8_along, int8_scheme
 from numpy.typing import NDArray
 
 from trtq.kept import KeptNode
+from trtq.pipeline.formats import INT8_OF_7_BITS
 from trtq.pipeline.graph.placement import Placement, QuantizedNode, QuantizedWeight, find_unmatched, place
 
 
@@ -84,6 +86,17 @@ def test_one_scale_a_weight_changes_nothing_else(model_of: Callable[..., ir.Mode
         (node.name, node.scheme.rule, node.activations) for node in placement.quantized
     ]
     assert (len(found.quantized), found.kept) == (3, placement.kept)
+
+
+def test_weights_of_7_bits_change_nothing_else(model_of: Callable[..., ir.Model]) -> None:
+    placement = place(
+        model_of("g (float[N,4,8,8] x) => (float[N,6,8,8] y) { y = Conv(x, w) }", w=_random(6, 4, 1, 1))
+    )
+    found = placement.with_weights_of_7_bits()
+    (before,), (after,) = placement.layers, found.layers
+    assert after.scheme.weight == replace(int8_along(0), format=INT8_OF_7_BITS)
+    assert after.scheme.inputs == before.scheme.inputs
+    assert found.with_weights_of_7_bits() == found
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,11 @@ _DETECTOR = """
     both = Concat <axis = 1> (a, scores) y = Transpose <perm = [1, 0]> (both)
 """
 
+_SCALES = """
+    a = Relu (x) b = Sigmoid (x) c = Abs (x) d = Tanh (x)
+    fine = Concat <axis = 0> (a, b) coarse = Concat <axis = 0> ({}, {}) y = Concat <axis = 1> (fine, coarse)
+"""
+
 
 @pytest.mark.parametrize(
     ("body", "outputs"),
@@ -45,6 +50,8 @@ def test_scores_are_judged_before_they_are_squashed_and_parts_beside_the_whole(
             ["a", "b", "c"],
         ),
         ("a = Relu (x) b = Tanh (x) y = Concat <axis = 0> (a, b, a, b, a, b, a, b)", ["a", "b"]),
+        (_SCALES.format("c", "d"), ["a + c", "b + d"]),  # boxes and scores of two scales
+        (_SCALES.format("b", "c"), ["a", "b", "c"]),  # one in two places
         (
             "a = Relu (x) b = Tanh (x) y = Concat <axis = 0> (a, b, a, b, a, b, a, b, a)",
             ["y"],
@@ -54,7 +61,7 @@ def test_scores_are_judged_before_they_are_squashed_and_parts_beside_the_whole(
 def test_parts_are_what_is_joined_last(graph_of: Callable[..., Graph], body: str, parts: list[str]) -> None:
     net = f"net (float[3, 3] x) => (float[M, N] y) <int64[2] shape = {{6, 3}}> {{ {body} }}"
     (output,) = graph_of(net).model.graph.outputs
-    assert [part.name for part in list_parts(output)] == parts
+    assert [" + ".join(str(item.name) for item in part) for part in list_parts(output)] == parts
 
 
 def test_whole_numbers_are_not_judged(graph_of: Callable[..., Graph]) -> None:
@@ -68,5 +75,5 @@ def test_what_is_joined_again_and_again_is_looked_at_once(graph_of: Callable[...
     body = f"a = Relu (x) b = Tanh (x) c0 = Concat <axis = 0> (a, b) {joins} y = Concat <axis = 0> (c30, b)"
     model = graph_of(f"net (float[3, 3] x) => (float[M, N] y) {{ {body} }}").model
     (output,) = model.graph.outputs
-    assert [part.name for part in list_parts(output)] == ["a", "b"]
+    assert [[item.name for item in part] for part in list_parts(output)] == [["a"], ["b"]]
     assert set(list_judged_outputs(model)) == {"y", "a", "b", *(f"c{i}" for i in range(31))}

@@ -76,6 +76,12 @@ def test_a_model_that_does_not_batch_has_no_batcher_and_all_its_dims() -> None:
     assert read.instance_group[0].kind == read.instance_group[0].KIND_AUTO
 
 
+def test_onnx_runtime_can_be_told_to_keep_each_node() -> None:
+    plain = replace(CONFIG, backend="onnxruntime")
+    assert not parsed(plain).HasField("optimization")
+    assert parsed(replace(plain, is_exact=True)).optimization.graph.level == -1
+
+
 def test_all_versions_may_be_served_and_a_batch_of_one_is_preferred_by_nobody() -> None:
     read = parsed(replace(CONFIG, backend="python", preferred_batch=1, serving=Serving(num_versions=None)))
     assert read.version_policy.HasField("all")
