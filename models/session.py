@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import math
-import tempfile
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ import onnx_ir as ir
 
 from trtq import lazy
 from trtq.errors import MissingDependency, ModelError
+from trtq.temporary import open_temporary_folder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -175,9 +175,9 @@ def open_session(
             arrays = [onnxruntime.OrtValue.ortvalue_from_numpy(array) for array in weights.values()]
             options.add_external_initializers(list(weights), arrays)
             return create(proto, options, providers=providers)
-        with tempfile.TemporaryDirectory(prefix="trtq-") as folder:
-            save(model, Path(folder) / "model.onnx")
-            return open_session(Path(folder) / "model.onnx", optimize=optimize, engine=engine)
+        with open_temporary_folder() as place:
+            save(model, place / "model.onnx")
+            return open_session(place / "model.onnx", optimize=optimize, engine=engine)
 
 
 def run(session: Session, outputs: Sequence[str], feed: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -24,6 +23,7 @@ from trtq.models.toml import format_spec
 from trtq.models.wrapped import to_float32
 from trtq.pipeline.graph.load import Graph, load
 from trtq.progress import Silent, Watcher
+from trtq.temporary import open_temporary_folder
 
 if TYPE_CHECKING:
     import torch
@@ -147,8 +147,8 @@ def _export(loaded: LoadedModule, output: Path, options: ExportOptions, watcher:
             f"the module computes in {lower} inside (autocast?): differences of up to {tolerance:g} of an "
             f"output's range are taken for its rounding"
         )
-    with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as folder:
-        raw, whole = Path(folder) / "exported.onnx", Path(folder) / output.name
+    with open_temporary_folder(output) as folder:
+        raw, whole = folder / "exported.onnx", folder / output.name
         save(model, raw)
         graph = load(raw, min_opset=options.opset)
         for sentence in graph.notes:
@@ -161,7 +161,7 @@ def _export(loaded: LoadedModule, output: Path, options: ExportOptions, watcher:
             for feed in feeds:
                 difference = max(difference, check_parity(module, whole, feed, tolerance=tolerance))
                 watcher.advance(1)
-        for part in sorted(Path(folder).glob(f"{output.name}*"), reverse=True):
+        for part in sorted(folder.glob(f"{output.name}*"), reverse=True):
             part.replace(output.parent / part.name)  # the weights before the graph
     spec = loaded.spec if options.family is None else describe_family(options.family, inputs)
     spec = replace(spec, inputs=_profiles(spec, graph))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import re
-import tempfile
 from pathlib import Path
 
 import onnx_ir as ir
@@ -22,6 +21,7 @@ from trtq.pipeline.graph.placement import Placement
 from trtq.pipeline.quantize.weights import find_runtime, place_weights
 from trtq.pipeline.rewrite.mixed import WeightEncoding, quantize_graph
 from trtq.progress import Silent, Watcher
+from trtq.temporary import open_temporary_folder
 
 
 def quantize(
@@ -83,9 +83,9 @@ def _save_whole(model: ir.Model, output: Path) -> Path:
         numbers = itertools.count(1)
         while data in earlier:
             data = output.with_name(f"{output.name}.{next(numbers)}.data")
-        with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as folder:
-            save(model, Path(folder) / output.name, data.name)
-            for part in sorted(Path(folder).iterdir(), reverse=True):  # the weights before the graph
+        with open_temporary_folder(output) as folder:
+            save(model, folder / output.name, data.name)
+            for part in sorted(folder.iterdir(), reverse=True):  # the weights before the graph
                 part.replace(output.parent / part.name)
         for path in earlier:
             path.unlink()

@@ -6,11 +6,11 @@ import contextlib
 import fcntl
 import hashlib
 import os
-import secrets
 from collections.abc import Iterator
 from pathlib import Path
 
 from trtq.errors import ArtifactError
+from trtq.temporary import open_temporary_file
 
 _BLOCK_BYTES = 1 << 22
 
@@ -19,7 +19,7 @@ def write_atomically(path: Path, data: bytes) -> None:
     """Writes a file whole, or leaves what was there as it was.
 
     The bytes go to a temporary file in the same folder, are flushed to the disk, and take the place of `path`
-    in one step. On failure the temporary file is removed.
+    in one step. On failure the temporary file is removed, and so is what an earlier run left that was killed.
 
     Args:
         path: The file to write, in a folder that exists; a file of that name is replaced.
@@ -28,21 +28,18 @@ def write_atomically(path: Path, data: bytes) -> None:
     Raises:
         ArtifactError: The file cannot be written: no such folder, no permission, no room.
     """
-    temporary = _name_temporary(path)
     try:
-        with temporary.open("xb") as file:  # not `tempfile`, whose files only their owner may read
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        with open_temporary_file(path) as temporary:
+            with temporary.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
     except OSError as error:
         raise ArtifactError(
             f"cannot write {path}: {error.strerror or error}; "
             f"its folder must exist, be writable and have room for {len(data)} bytes"
         ) from error
-    finally:
-        with contextlib.suppress(OSError):  # after a success there is none
-            temporary.unlink()
 
 
 @contextlib.contextmanager
@@ -91,10 +88,9 @@ def check_output(output: Path) -> None:
     folder = output.absolute().parent
     if not folder.is_dir():
         raise ArtifactError(f"cannot write {output}: there is no folder {folder}; make it, or choose another")
-    temporary = _name_temporary(output)
     try:
-        temporary.touch(exist_ok=False)
-        temporary.unlink()
+        with open_temporary_file(output):
+            pass
     except OSError as error:
         raise ArtifactError(
             f"cannot write {output}: {error.strerror or error}; its folder must be writable"
@@ -110,7 +106,3 @@ def refuse_input(output: Path, *sources: Path | str | None) -> None:
     for source in sources:
         if source is not None and Path(source).exists() and output.exists() and output.samefile(source):
             raise ArtifactError(f"{output} is read by this command; choose another file with --output")
-
-
-def _name_temporary(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
