@@ -92,6 +92,8 @@ def complete_job(job: Job, watcher: Watcher, *, random_data: bool) -> Job:
         graph = _repair(job.graph, job.target, watcher)
         job = replace(job, graph=graph, target=replace(job.target, precision="int8"))
         watcher.note("the model is quantized already: it is built as it is, without calibration")
+    elif job.target.requantize:
+        raise UsageError(f"--requantize is for models with Q/DQ, and {job.graph.path} has none; leave it out")
     target, placement = job.target, place_job(job, watcher)
     if not (job.is_quantized or placement.layers) and target.precision == "int8" and target.weights is None:
         watcher.warn("no layer can be quantized; the report tells why")

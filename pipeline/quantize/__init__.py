@@ -9,7 +9,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from trtq.calibrators.ranges import Ranges
-from trtq.errors import ArtifactError, UsageError
+from trtq.errors import ArtifactError, ModelError, UsageError
 from trtq.models.session import save
 from trtq.models.spec import ModelSpec
 from trtq.pipeline.calibrate import load_float
@@ -22,6 +22,8 @@ from trtq.pipeline.quantize.weights import find_runtime, place_weights
 from trtq.pipeline.rewrite.mixed import WeightEncoding, quantize_graph
 from trtq.progress import Silent, Watcher
 from trtq.temporary import open_temporary_folder
+
+_MOST_KEPT = 3
 
 
 def quantize(
@@ -59,7 +61,15 @@ def quantize(
             watcher.warn(f"the ranges were calibrated for another file than {graph.path}")
         placement = place_layers(graph, spec, target, watcher)
     if target.weights is not None:
+        others = placement.quantized
         placement = place_weights(graph, spec, target, placement, watcher)
+        if placement.quantized == others:
+            kept = "; ".join(f"{node.name}: {node.reason}" for node in placement.kept[:_MOST_KEPT])
+            raise ModelError(
+                f"{graph.path} has no weight that can be stored as {target.weights.format.upper()}"
+                + (f" ({kept})" if kept else "")
+                + "; leave --weights out, or --skip and --keep-fp32"
+            )
         needs_data = target.weights.method == "gptq"
         batches = open_calibration_data(graph, spec, target, random_data=False) if needs_data else None
         tell_of_pictures(graph.model, watcher, batches)

@@ -12,7 +12,7 @@ from trtq.cli import options
 from trtq.cli.console import ConsoleWatcher, echo, open_console, print_answer
 from trtq.cli.tables import create_table
 from trtq.errors import UsageError
-from trtq.files import check_output, refuse_input, write_atomically
+from trtq.files import check_output, write_atomically
 from trtq.numbers import format_bytes
 from trtq.pipeline.bench.benchmark import Benchmark, bench, to_json
 from trtq.pipeline.bench.runnables import RunOptions
@@ -78,8 +78,7 @@ def command(targets: tuple[Path, ...], **given: Any) -> None:
     """
     output: Path | None = given["output"]
     if output is not None:
-        check_output(output)
-        refuse_input(output, *targets)
+        check_output(output, *targets, given["data"])
     if len(set(targets)) != len(targets):
         raise UsageError("a target is given twice; give each once")
     chosen = RunOptions(

@@ -156,7 +156,7 @@ def worst(codes: Sequence[int]) -> int:
 
 def _refuse_foreign(path: Path) -> None:
     """Refuses to write the summary over something else, before any work."""
-    check_output(path)
+    check_output(path, option="--summary")
     if not path.exists():
         return
     try:

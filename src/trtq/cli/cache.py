@@ -28,7 +28,7 @@ from trtq.cli import options
 from trtq.cli.console import open_console, print_json
 from trtq.cli.tables import create_table
 from trtq.errors import UsageError
-from trtq.files import write_atomically
+from trtq.files import check_output, write_atomically
 from trtq.pipeline.cache import export_cache
 
 _SHORT = {name: short for short, name in ALGORITHMS.items()}
@@ -96,6 +96,7 @@ def convert(file: Path, to: str | None, tensorrt: str | None, output: Path | Non
         assert new.algorithm is not None
         name = _SHORT.get(new.algorithm, new.algorithm)
         output = file.with_name(f"{file.stem}.{name}-{format_version(new.version)}{file.suffix}")
+    check_output(output, file)
     write_atomically(output, content)
     console = open_console()
     console.print(f"{len(new.scales)} tensors by {old.origin}, now for {new.origin}")
@@ -158,6 +159,7 @@ def diff(first: Path, second: Path, as_json: bool) -> None:
 def export(ranges: Path, tensorrt: str, to: str | None, model: Path | None, output: Path | None) -> None:
     """Write a ranges file as a calibration cache, for TensorRT 10.16 and older."""
     output = output or Path("calibration.cache")
+    check_output(output, ranges, model)
     version = parse_version(tensorrt)
     cache = export_cache(read_ranges(ranges), version, ALGORITHMS[to or "entropy2"], model)
     write_atomically(output, format_cache(cache))

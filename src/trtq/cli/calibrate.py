@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from pathlib import Path
 
 import click
@@ -16,7 +15,7 @@ from trtq.cli import options, targets
 from trtq.cli.console import ConsoleWatcher, open_console, print_answer, print_json
 from trtq.cli.options import Given
 from trtq.errors import UsageError
-from trtq.files import check_output, refuse_input, write_atomically
+from trtq.files import check_outputs, write_atomically
 from trtq.models.option import Kind, Option
 from trtq.models.spec import CalibrationSpec, LayerSpec, QuantizationSpec
 from trtq.pipeline.calibrate import estimate_ranges, list_placed_tensors, open_calibration
@@ -74,9 +73,9 @@ def command(
         output = Path("ranges.json")
     if statistics is not None:
         _refuse_unused(given, save_statistics)
-    sources = (spec.calibration.data, spec.evaluation.data) if statistics is None else ()
+    sources = spec.sources if statistics is None else (spec.file,)
     outputs = {"--output": output, "--save-statistics": save_statistics, "--checkpoint": how.checkpoint}
-    _check_paths(outputs, model, given.settings, statistics, *sources)
+    check_outputs(outputs, model, statistics, *sources)
     target, found = targets.read_target(given), None
     with ConsoleWatcher(quiet=quiet) as watcher:
         if statistics is not None:
@@ -131,18 +130,6 @@ def _refuse_unused(given: Given, save_statistics: Path | None) -> None:
     unused += ["--save-statistics"] if save_statistics is not None else []
     if unused:
         raise UsageError(f"{unused[0]} is of no use with --statistics: no data is read")
-
-
-def _check_paths(outputs: Mapping[str, Path | None], *sources: Path | str | None) -> None:
-    """Refuses, before any work, what cannot be written and what would overwrite something."""
-    known: dict[Path, str] = {}
-    for option, output in outputs.items():
-        if output is None:
-            continue
-        check_output(output)
-        refuse_input(output, *sources)
-        if (other := known.setdefault(output.resolve(), option)) != option:
-            raise UsageError(f"{output} is given as {other} and as {option}; give each a file of its own")
 
 
 def _print_part(seen: Statistics, path: Path, *, as_json: bool) -> None:

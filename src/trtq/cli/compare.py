@@ -34,11 +34,9 @@ from trtq.pipeline.judge.gate import judge_pair
 @options.take_one(CalibrationSpec, "batch_size", "--batch-size", text="Samples in a batch.  [default: 8]")
 @options.take(AccuracySpec)
 @options.json_option
-@options.talk_options
+@options.quiet_option
 @options.pass_given
-def command(
-    given: Given, reference: Path, candidate: Path, as_json: bool, quiet: bool, verbose: bool
-) -> None:
+def command(given: Given, reference: Path, candidate: Path, as_json: bool, quiet: bool) -> None:
     """Compare the outputs of two ONNX models on the same data; the first model is the reference.
 
     The second may be a build folder. Its engine is run then, which needs the TensorRT and the GPU that it was

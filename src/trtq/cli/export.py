@@ -9,7 +9,7 @@ import click
 
 from trtq.cli import options
 from trtq.cli.console import ConsoleWatcher, open_console, print_json
-from trtq.files import refuse_input
+from trtq.files import check_output
 from trtq.models.families import FAMILIES
 from trtq.models.inputs import parse_input, parse_sizes
 from trtq.numbers import format_bytes
@@ -67,7 +67,7 @@ def command(target: str, output: Path, **given: Any) -> None:
       trtq export torchvision:resnet18 -o resnet18.onnx
       trtq export mypackage.nets:detector --weights best.pt --input x:Nx3x640x640 -o detector.onnx
     """
-    refuse_input(output, Path(target), given["weights"], given["data"])
+    check_output(output, Path(target), given["weights"], given["data"])
     chosen = ExportOptions(
         inputs=tuple(parse_input(text) for text in given["inputs"]),
         sizes=parse_sizes(given["sizes"]),

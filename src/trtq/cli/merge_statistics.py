@@ -10,7 +10,7 @@ from trtq.calibrators.statistics_file import merge_statistics, read_statistics, 
 from trtq.cli import options
 from trtq.cli.console import open_console
 from trtq.errors import ArtifactError
-from trtq.files import check_output, refuse_input, write_atomically
+from trtq.files import check_output, write_atomically
 
 
 @click.command("merge-statistics")
@@ -26,8 +26,7 @@ def command(parts: tuple[Path, ...], output: Path, quiet: bool) -> None:
       trtq merge-statistics a.npz b.npz -o all.npz
       trtq calibrate model.onnx --statistics all.npz
     """
-    check_output(output)
-    refuse_input(output, *parts)
+    check_output(output, *parts)
     merged = merge_statistics([read_statistics(part) for part in parts], [str(part) for part in parts])
     if missing := merged.missing_shards:
         raise ArtifactError(
