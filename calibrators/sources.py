@@ -24,6 +24,7 @@ from trtq.errors import DataError, TrtqError
 from trtq.models.preprocess import SUFFIXES, Preprocess, read_image
 from trtq.models.script import iterate_in_place, load_function, run_in_place
 from trtq.models.signature import TensorSpec, show_shape
+from trtq.numbers import format_count
 from trtq.workers import Threads
 
 ACCEPTED_DATA = (
@@ -156,7 +157,7 @@ def _from_image_folder(
     digest = f"{hash_folder(images)}/{size}/{preprocess}"
     return Batches(
         lambda: part(0, 1),
-        f"{folder} ({len(images)} images)",
+        f"{folder} ({format_count(len(images), 'image')})",
         len(images),
         digest,
         preprocess=preprocess,

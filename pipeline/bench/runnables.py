@@ -18,6 +18,7 @@ from trtq.files import hash_file
 from trtq.models.session import list_providers
 from trtq.models.signature import TensorSpec, require_same_inputs, show_shape
 from trtq.models.spec import ModelSpec
+from trtq.numbers import format_count
 from trtq.pipeline.bench.process import Request
 from trtq.pipeline.calibrate.data import find_spec, open_calibration_data
 from trtq.pipeline.deliver.integrity import read_intact_manifest
@@ -161,7 +162,9 @@ class _Collector:
             tell_of_pictures(graph.model, watcher, batches)
             feed = next(iter(batches))
             arrays = {item.name: feed.arrays[item.name] for item in graph.inputs}
-            return Inputs(arrays, f"the first {feed.num_samples} samples of {data}", feed.num_samples)
+            return Inputs(
+                arrays, f"the first {format_count(feed.num_samples, 'sample')} of {data}", feed.num_samples
+            )
         shapes = {item.name: self._shape(item) for item in graph.inputs}
         if unknown := [name for name in options.shapes if name not in shapes]:
             raise UsageError(f"shapes are given for {unknown[0]!r}, but the inputs are {', '.join(shapes)}")

@@ -9,7 +9,7 @@ from trtq.errors import DataError, UsageError
 from trtq.models.spec import InputSpec, ModelSpec
 from trtq.pipeline.build.job import Job, place_job
 from trtq.pipeline.build.keys import make_keys
-from trtq.pipeline.calibrate.data import find_spec, open_calibration_data
+from trtq.pipeline.calibrate.data import find_spec, open_calibration_data, tell_of_settings
 from trtq.pipeline.engine.backend import Backend
 from trtq.pipeline.engine.backends import choose_backend, refuse_unsupported
 from trtq.pipeline.engine.profiles import resolve_profiles
@@ -59,8 +59,7 @@ def load_job(
     backend = choose_backend(target.backend)
     refuse_unsupported(backend, target.options, target.compute_capabilities)
     watcher.stage("Loading")
-    if spec.file is not None:
-        watcher.note(f"settings are read from {spec.file}")
+    tell_of_settings(spec, watcher)
     strategy = choose_strategy(target, backend)
     _refuse_combinations(spec, target, strategy, backend)
     opset = 19 if strategy.graph_float is FP16 else 13

@@ -20,6 +20,7 @@ from trtq.pipeline.calibrate.data import (
     observe_graph,
     open_calibration_data,
     place_layers,
+    tell_of_settings,
     warn_of_dead,
 )
 from trtq.pipeline.calibrate.improve import RangeSearch, improve_ranges
@@ -257,6 +258,7 @@ def load_float(
     """
     watcher.stage("Loading")
     spec = spec if spec is not None else find_spec(path)
+    tell_of_settings(spec, watcher)
     graph = load(path, min_opset=max(19, min_opset))
     if is_quantized(graph.model):
         raise ModelError(f"{path} is quantized already; give the float model, or build it as it is")

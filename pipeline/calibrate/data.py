@@ -18,6 +18,7 @@ from trtq.errors import ArtifactError, DataError, UsageError
 from trtq.files import write_atomically
 from trtq.models.option import setting
 from trtq.models.spec import CalibrationSpec, ModelSpec
+from trtq.numbers import format_count
 from trtq.pipeline.engine.target import Target
 from trtq.pipeline.graph.load import Graph
 from trtq.pipeline.graph.placement import Placement, find_unmatched, place
@@ -82,6 +83,12 @@ def find_spec(model: Path | str, *, trust: bool = False) -> ModelSpec:
     if not trust:
         refuse_scripts(spec, spec.scripts)
     return spec
+
+
+def tell_of_settings(spec: ModelSpec, watcher: Watcher) -> None:
+    """Says which settings file was read, if one was."""
+    if spec.file is not None:
+        watcher.note(f"settings are read from {spec.file}")
 
 
 def refuse_scripts(spec: ModelSpec, scripts: Mapping[str, str]) -> None:
@@ -243,4 +250,4 @@ def warn_of_dead(ranges: Ranges, watcher: Watcher) -> None:
     """Warns of tensors that were zero in every sample."""
     if dead := [name for name, item in ranges.tensors.items() if item.is_dead]:
         shown = ", ".join(dead[:3]) + (" ..." if len(dead) > 3 else "")
-        watcher.warn(f"{len(dead)} tensors were zero in every sample and get amax 1.0: {shown}")
+        watcher.warn(f"zero in every sample, so with amax 1.0: {format_count(len(dead), 'tensor')}, {shown}")

@@ -18,6 +18,7 @@ from trtq.errors import UsageError
 from trtq.files import check_outputs, write_atomically
 from trtq.models.option import Kind, Option
 from trtq.models.spec import CalibrationSpec, LayerSpec, QuantizationSpec
+from trtq.numbers import format_count
 from trtq.pipeline.calibrate import estimate_ranges, list_placed_tensors, open_calibration
 from trtq.pipeline.calibrate.data import ObserveOptions, options_from_spec
 from trtq.pipeline.calibrate.improve import RangeSearch
@@ -140,14 +141,18 @@ def _print_part(seen: Statistics, path: Path, *, as_json: bool) -> None:
         print_json({"statistics": str(path), **numbers, "shard": part, "num_shards": number})
         return
     console = open_console()
-    console.print(f"{num_tensors} tensors over {seen.num_samples} samples, part {part} of {number}")
+    counts = f"{format_count(num_tensors, 'tensor')} over {format_count(seen.num_samples, 'sample')}"
+    console.print(f"{counts}, part {part} of {number}")
     console.print(f"written to {path}", soft_wrap=True)
 
 
 def _print(found: RangeSearch, output: Path, *, verbose: bool) -> None:
     ranges = found.ranges
     console = open_console()
-    console.print(f"{len(ranges.tensors)} tensors over {ranges.num_samples} samples by {ranges.method}")
+    counts = (
+        f"{format_count(len(ranges.tensors), 'tensor')} over {format_count(ranges.num_samples, 'sample')}"
+    )
+    console.print(f"{counts} by {ranges.method}")
     if found.repairs is not None:
         from trtq.cli.tables import print_repairs  # late: nothing else here is a table
 

@@ -13,6 +13,7 @@ from trtq.cli.tables import create_comparison_table, print_accuracy, print_logit
 from trtq.errors import GateError
 from trtq.json import to_plain
 from trtq.models.spec import AccuracySpec, CalibrationSpec, EvaluationSpec
+from trtq.numbers import format_count
 from trtq.pipeline.compare import compare
 from trtq.pipeline.judge.gate import judge_pair
 
@@ -60,6 +61,8 @@ def command(given: Given, reference: Path, candidate: Path, as_json: bool, quiet
             print_accuracy(console, comparison.top5, comparison.num_samples, "top-5")
         console.print(create_comparison_table(comparison.outputs))
         print_logits(console, comparison.logits)
-        console.print(f"on {comparison.num_samples} samples of {comparison.data}", soft_wrap=True)
+        console.print(
+            f"on {format_count(comparison.num_samples, 'sample')} of {comparison.data}", soft_wrap=True
+        )
     if verdict.outcome == "fail":
         raise GateError("the accuracy gate failed: " + "; ".join(verdict.reasons))

@@ -11,6 +11,7 @@ from trtq.cli import options
 from trtq.cli.console import open_console
 from trtq.errors import ArtifactError
 from trtq.files import check_output, write_atomically
+from trtq.numbers import format_count
 
 
 @click.command("merge-statistics")
@@ -36,5 +37,6 @@ def command(parts: tuple[Path, ...], output: Path, quiet: bool) -> None:
     write_atomically(output, statistics_to_bytes(merged))
     if not quiet:
         console = open_console()
-        console.print(f"{len(merged.histograms)} tensors over {merged.num_samples} samples")
+        samples = format_count(merged.num_samples, "sample")
+        console.print(f"{format_count(len(merged.histograms), 'tensor')} over {samples}")
         console.print(f"written to {output}", soft_wrap=True)

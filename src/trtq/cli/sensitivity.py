@@ -18,6 +18,7 @@ from trtq.cli.tables import create_table
 from trtq.errors import UsageError
 from trtq.files import check_outputs, write_atomically
 from trtq.models.spec import EvaluationSpec, LayerSpec, QuantizationSpec
+from trtq.numbers import format_count
 from trtq.pipeline.engine.target import Target
 from trtq.pipeline.judge.evaluate import find_labels
 from trtq.pipeline.judge.score import format_score, name_metric
@@ -154,7 +155,7 @@ def _print(console: Console, result: Sensitivity, loss: Callable[[Effect], float
         console.print(f"all quantized: SQNR {_decibels(every.sqnr_db)} dB, cosine {every.cosine:.5f}{score}")
     console.print(
         f"alone: only this layer quantized; without: all but this one\n"
-        f"on {result.num_samples} samples of {result.data}",
+        f"on {format_count(result.num_samples, 'sample')} of {result.data}",
         soft_wrap=True,
     )
 
