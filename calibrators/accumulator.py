@@ -43,6 +43,11 @@ class Accumulator:
         with self._lock:
             self._magnitudes |= _larger(self._magnitudes, magnitudes)
 
+    @property
+    def magnitudes(self) -> Mapping[str, float]:
+        """The largest magnitudes so far, of what is not counted."""
+        return self._magnitudes
+
     def finish(self, feed: Feed, tensors: Sequence[str]) -> bool:
         """Returns whether this feed is new: another pass over it, for other tensors, does not count it."""
         for name in tensors:

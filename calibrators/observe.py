@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 
 from trtq.calibrators.accumulator import Accumulator
 from trtq.calibrators.batches import Batches, Feed
+from trtq.calibrators.guard import MagnitudeGuard, create_guard, measure_inputs
 from trtq.calibrators.plan import PassPlan, plan_passes
-from trtq.calibrators.ranges import FP16_LIMIT
 from trtq.calibrators.statistics import Statistics
 from trtq.calibrators.survey import Survey, refuse_unknown, survey
 from trtq.calibrators.taps import Taps, open_taps
@@ -31,11 +31,6 @@ from trtq.workers import Threads
 
 Progress = Callable[[int], None]
 """Called after every feed with the number of its samples."""
-
-WATCH_LIMIT = FP16_LIMIT / 64
-"""The magnitude of a tensor is watched in all samples if it reaches this in the first one."""
-SURVEY_LIMIT = FP16_LIMIT / 8
-"""Where an observed tensor that is not watched goes beyond this, all tensors are surveyed again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +44,7 @@ class PassControl:
         earlier: The statistics of an interrupted pass, to go on with.
         save: Gets the statistics every `save_seconds`, to go on from.
         note: Gets what the user may want to know.
+        watches_all: Whether the magnitudes of all tensors are wanted although none is observed.
     """
 
     device: str = "cpu"
@@ -58,6 +54,7 @@ class PassControl:
     save: Callable[[Statistics], None] | None = None
     save_seconds: float = 60.0
     note: Callable[[str], None] = field(default=lambda _: None)
+    watches_all: bool = False
 
 
 def observe(
@@ -84,7 +81,7 @@ def observe(
     control = control or PassControl()
     refuse_unknown(model, tensors)
     seen = Accumulator(tensors, [str(value.name) for value in model.graph.inputs], control.earlier)
-    if not tensors:
+    if not tensors and not control.watches_all:
         for feed in batches:
             seen.finish(feed, ())
             progress(feed.num_samples)
@@ -97,8 +94,10 @@ def observe(
         plan = plan_passes(sizes, seen.feeds, may_split, control.memory_bytes)
         if plan.note:
             control.note(plan.note)
-        observer = _Observer(model, found, plan, seen, control)
-        for group in plan.groups:
+        inputs = measure_inputs(_select_inputs(model, first.arrays))
+        guard = create_guard(model, tensors, inputs, seen.magnitudes)
+        observer = _Observer(model, guard, plan, seen, control)
+        for group in plan.groups or ((),):
             observer.observe(group, batches, progress)
     return seen.statistics(control.shard[0], is_whole=True)
 
@@ -116,7 +115,7 @@ class _MicroBatch:
 @dataclass(frozen=True, slots=True)
 class _Observer:
     model: ir.Model
-    survey: Survey
+    guard: MagnitudeGuard
     plan: PassPlan
     seen: Accumulator
     control: PassControl
@@ -124,11 +123,11 @@ class _Observer:
     def observe(self, group: Sequence[str], batches: Batches, progress: Progress) -> None:
         """Adds what one pass over the rest of the data shows of a group of tensors."""
         plan, control, (shard, num_shards) = self.plan, self.control, self.control.shard
-        magnitudes = self.survey.magnitudes
-        watched = [name for name in magnitudes if magnitudes[name] >= WATCH_LIMIT and name not in group]
+        is_first = group == (self.plan.groups or ((),))[0]
         engine = SessionOptions(control.device, plan.threads_a_run, plan.keeps_memory, keeps_order=True)
-        taps = open_taps(self.model, group, watched, engine)
-        feeds = batches.every(shard - 1 + self.seen.feeds[group[0]] * num_shards, num_shards)
+        taps = open_taps(self.model, group, self.guard.watched if is_first else (), engine)
+        start = self.seen.feeds[group[0]] if group else 0
+        feeds = batches.every(shard - 1 + start * num_shards, num_shards)
 
         def count(batch: _MicroBatch) -> _MicroBatch:
             self._count(taps, batch)
@@ -159,21 +158,22 @@ class _Observer:
                 return
 
     def _count(self, taps: Taps, batch: _MicroBatch) -> None:
-        """Counts the values of every tensor; what follows from them depends on this batch alone."""
-        needs_survey = False
+        """Counts the values of every tensor, and looks at all where they may leave the range of FP16."""
+        found = measure_inputs(batch.arrays)
 
         def count(name: str, values: NDArray[Any]) -> None:
-            nonlocal needs_survey
-            largest = self.seen.add(name, values)
-            if math.isinf(largest):
+            found[name] = self.seen.add(name, values)
+            if math.isinf(found[name]):
                 raise _describe_nonfinite(name, values, taps, batch)
-            is_watched = self.survey.magnitudes.get(name, 0.0) >= WATCH_LIMIT
-            needs_survey = needs_survey or (largest > SURVEY_LIMIT and not is_watched)
 
-        taps.show(batch.arrays, count, lambda name, value: self.seen.raise_magnitudes({name: value}))
-        if needs_survey:
-            found = survey(self.model, (), batch.arrays, self.control.device)
-            self.seen.raise_magnitudes(found.magnitudes)
+        def watch(name: str, magnitude: float) -> None:
+            found[name] = magnitude
+            self.seen.raise_magnitudes({name: magnitude})
+
+        taps.show(batch.arrays, count, watch)
+        if not self.guard.proves(found):
+            seen = survey(self.model, (), batch.arrays, self.control.device)
+            self.seen.raise_magnitudes(seen.magnitudes)
 
 
 def _may_split(model: ir.Model, batches: Batches) -> bool:

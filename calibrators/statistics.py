@@ -144,7 +144,7 @@ class StatisticsSource:
 
 @dataclass(frozen=True, slots=True)
 class Statistics:
-    """What was seen of a model's tensors, enough for every method.
+    """What was seen of a model's tensors, enough for every method of histograms.
 
     Attributes:
         histograms: By tensor.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,7 +36,7 @@ def survey(model: ir.Model, tensors: Sequence[str], feed: Mapping[str, NDArray[A
     made = map_values_made(clone)
     clone.graph.outputs.clear()
     magnitudes = add_magnitudes(clone, [name for name, value in made.items() if _is_float32_tensor(value)])
-    sizes = {_append(clone, made[name], ["Size"], f"trtq_size_{name}", _INT64): name for name in tensors}
+    sizes = {_append(clone, made[name], _count, f"trtq_size_{name}", _INT64): name for name in tensors}
     if not magnitudes and not sizes:
         return Survey({}, {})
     found: dict[str, float] = {}
@@ -60,11 +60,11 @@ def map_values_made(model: ir.Model) -> dict[str, ir.Value]:
 def add_magnitudes(model: ir.Model, tensors: Sequence[str]) -> dict[str, str]:
     """Makes the largest magnitude of each tensor an output; returns the tensors by output.
 
-    It is reduced where the tensor is made, so that ONNX Runtime can let go of that as early as without.
+    It is reduced where the tensor is made, so that ONNX Runtime can let go of that as early as without. Its
+    largest and its smallest value take no memory, as its magnitudes would.
     """
     made = map_values_made(model)
-    steps = ["Abs", "ReduceMax"]
-    return {_append(model, made[name], steps, f"trtq_largest_{name}", _FLOAT32): name for name in tensors}
+    return {_append(model, made[name], _reduce, f"trtq_largest_{name}", _FLOAT32): name for name in tensors}
 
 
 def read_magnitude(value: float) -> float:
@@ -72,19 +72,37 @@ def read_magnitude(value: float) -> float:
     return float(np.fmax(value, 0.0))
 
 
-def _append(model: ir.Model, value: ir.Value, op_types: Sequence[str], name: str, dtype: ir.DataType) -> str:
+def _count(value: ir.Value, name: str) -> list[ir.Node]:
+    return [ir.node("Size", [value], name=f"{name}_Size")]
+
+
+def _reduce(value: ir.Value, name: str) -> list[ir.Node]:
+    """Returns the nodes that compute the largest magnitude, the last one last."""
+    highest, lowest = (
+        ir.node(op_type, [value], {"keepdims": 0}, name=f"{name}_{op_type}")
+        for op_type in ("ReduceMax", "ReduceMin")
+    )
+    negated = ir.node("Neg", [lowest.outputs[0]], name=f"{name}_Neg")
+    return [highest, lowest, negated, ir.node("Max", [highest.outputs[0], negated.outputs[0]], name=name)]
+
+
+def _append(
+    model: ir.Model,
+    value: ir.Value,
+    make: Callable[[ir.Value, str], list[ir.Node]],
+    name: str,
+    dtype: ir.DataType,
+) -> str:
     """Computes a scalar of a value right behind it, as an output of this name; returns the name."""
     producer = value.producer()
     assert producer is not None
-    for op_type in op_types:
-        attributes = {"keepdims": 0} if op_type == "ReduceMax" else None
-        node = ir.node(op_type, [value], attributes, name=f"{name}_{op_type}")
-        value = node.outputs[0]
-        value.name = f"{name}_{op_type}"
-        model.graph.insert_after(producer, node)
-        producer = node
-    value.name, value.type = name, ir.TensorType(dtype)
-    model.graph.outputs.append(value)
+    nodes = make(value, name)
+    for node in nodes:
+        node.outputs[0].name = f"{node.name}_of"
+    model.graph.insert_after(producer, nodes)
+    output = nodes[-1].outputs[0]
+    output.name, output.type = name, ir.TensorType(dtype)
+    model.graph.outputs.append(output)
     return name
 
 

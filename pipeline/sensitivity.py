@@ -63,7 +63,8 @@ def sensitivity(
     Args:
         model: The float ONNX file.
         spec: What is known of the model; None: read from `<name>.toml` or `model.toml` beside it.
-        target: Which types of nodes are quantized, and the precision of the rest.
+        target: Which types of nodes are quantized, and the precision of the rest: if that is "auto", FP32 for
+            the backend "onnxruntime" and FP16 for others. The backend need not work here.
         output: The file to write; None: `<name>.sensitivity.json` beside the model.
         random_data: Take random numbers, to try it.
         watcher: Is told of the progress.

@@ -7,14 +7,18 @@ what reads its file is then left out.
 
 from __future__ import annotations
 
+import ast
 import importlib
+import inspect
 import re
 import shlex
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import fields
 from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
+from types import ModuleType
 
 import click
 import numpy as np
@@ -23,10 +27,15 @@ from click.testing import CliRunner
 
 import trtq
 from trtq.calibrators import METHODS, list_choices
+from trtq.calibrators.settings import read_spec
 from trtq.cli import main
 from trtq.models.demo import write_demo
 from trtq.models.option import list_options
+from trtq.models.preprocess import Preprocess
+from trtq.models.spec import AccuracySpec, CalibrationSpec, EvaluationSpec, LayerSpec, QuantizationSpec
+from trtq.pipeline.build.keep import NO_KERNEL
 from trtq.pipeline.engine.backends import BACKENDS
+from trtq.pipeline.graph import placement, worth
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -61,6 +70,19 @@ def test_every_calibration_method_has_its_row_with_its_options() -> None:
     assert rows.keys() == list_choices().keys()
     options = {option.name for method in METHODS.values() for option in list_options(method).values()}
     assert options == {word for row in rows.values() for word in re.findall(r"`?(--[\w-]+)", row)}
+
+
+def test_the_settings_of_the_pages_are_read_and_every_key_is_listed(tmp_path: Path) -> None:
+    pages = {page.name: "".join(blocks(page, "toml")) for page in (PAGES[0], ROOT / "docs" / "settings.md")}
+    for text in pages.values():
+        (tmp_path / "model.toml").write_text(text)
+        spec = read_spec(tmp_path / "model.toml")
+    assert spec.preprocess == Preprocess()  # the last page says that these are the defaults
+    assert (spec.accuracy, spec.evaluation.samples) == (AccuracySpec(), 1000)
+    sections = (CalibrationSpec, QuantizationSpec, EvaluationSpec, AccuracySpec, LayerSpec, Preprocess)
+    keys = {field.name for section in sections for field in fields(section)} - {"parameters"}
+    keys |= {name for method in METHODS.values() for name in list_options(method)}
+    assert {key for key in keys if not re.search(rf"\b{key}\b", pages["settings.md"])} == set()
 
 
 def commands(page: Path) -> Iterator[tuple[str, str]]:
@@ -175,6 +197,49 @@ def test_every_page_is_named_in_the_readme() -> None:
     topics = [page for page in (ROOT / "docs").glob("*.md") if page.name not in ("index.md", "api.md")]
     assert len(topics) > 10
     assert [page.name for page in topics if f"docs/{page.name}" not in readme] == []
+
+
+def test_every_page_of_the_design_is_named_in_its_index() -> None:
+    folder = ROOT / "docs" / "design"
+    named = re.findall(r"^\| \[\w+\]\((\w+\.md)\) \|", (folder / "index.md").read_text("utf-8"), re.MULTILINE)
+    assert sorted(named) == sorted(path.name for path in folder.glob("*.md") if path.name != "index.md")
+
+
+def test_every_rule_of_placement_has_its_row_and_what_force_overrules_is_named() -> None:
+    text = (ROOT / "docs" / "placement.md").read_text("utf-8")
+    rows = re.findall(r"^\| ([a-z -]+) \| (?!what)", text, re.MULTILINE)
+    overruled = {*_rules_in(worth), NO_KERNEL.removesuffix(": ")}
+    first = rows.index("indices")
+    assert {*rows[first:]} == overruled
+    assert rows[-1] == "no-kernel"
+    assert {*rows[:first]} == {*_rules_in(placement), "weighted-input", "residual-add", "softmax-input"}
+    assert "overrules the rules from *indices* to *no-kernel*" in text
+
+
+def _rules_in(module: ModuleType) -> set[str]:
+    """Returns the rules that the reasons in a module begin with."""
+    nodes = ast.walk(ast.parse(inspect.getsource(module)))
+    texts = [node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)]
+    return {found[1] for text in texts if (found := re.match(r"([a-z][a-z -]+): (?!.*\n)", text))}
+
+
+def test_the_compute_capabilities_of_the_docs_are_those_of_the_builder() -> None:
+    trt = pytest.importorskip("tensorrt_rtx", reason="tensorrt_rtx is not installed: pip install 'trtq[rtx]'")
+    names = [name for name in trt.ComputeCapability.__members__ if name.startswith("SM")]
+    *first, last = [f"{name[2:-1]}.{name[-1]}" for name in names]
+    text = (ROOT / "docs" / "backends.md").read_text("utf-8")
+    assert f"for compute capability {', '.join(first)} and {last} |" in text
+
+
+def test_the_workflows_do_what_is_said_of_them() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text("utf-8")
+    folder = ROOT / ".github" / "workflows"
+    assert {*re.findall(r"[Tt]he workflow `(\w+)`", text)} == {path.stem for path in folder.iterdir()}
+    test = (folder / "test.yml").read_text("utf-8")
+    assert {"make test", "make docs", "make docker-cpu"} <= {*re.findall(r"run: (.*)", test)}
+    said = text[text.index("CI tests Python") :].split(", and Python")[0]
+    for tested in (said, test[test.index("matrix:") :].splitlines()[1]):
+        assert re.findall(r"3\.\d+", tested) == ["3.10", "3.12", "3.13"]
 
 
 def test_the_reference_has_every_public_name_once() -> None:

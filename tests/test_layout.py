@@ -12,7 +12,7 @@ import subprocess
 import sys
 import sysconfig
 import zipfile
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Set
 from functools import cache
 from pathlib import Path
@@ -20,6 +20,7 @@ from pathlib import Path
 import click
 import pytest
 
+import trtq
 from trtq.cli import main
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -51,6 +52,8 @@ COMMANDS = {
 """What lies in the pipeline beside the stages: one file or folder a command, and `load`, which has none."""
 ELSEWHERE = {"demo": "models/demo.py", "merge-statistics": "calibrators/statistics_file.py"}
 """Commands that need nothing of the pipeline."""
+UNNAMED = {"build_all", "cache", "plan"}
+"""Commands whose functions have other names, or which have none."""
 OPTIONAL = (
     "tensorrt",
     "tensorrt_rtx",
@@ -131,6 +134,16 @@ def test_a_back_edge_is_seen(importer: str, imported: str) -> None:
     assert why_not(importer, imported)
 
 
+def test_the_rules_are_told_as_they_are_held() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    ground = re.search(r"The ground is (.*?)\.", text)
+    assert ground
+    assert {f"trtq.{name}" for name in re.findall(r"`(\w+)`", ground[1])} == GROUND
+    assert f"`{' -> '.join((*reversed(ROOMS), 'ground'))}`" in text
+    house = text[text.index("the stages, in the order of work:") : text.index("\ncalibrators/")]
+    assert tuple(re.findall(r"^  (\w+)/ ", house, re.MULTILINE)) == STAGES
+
+
 def parents_of(name: str) -> set[str]:
     """Returns the packages that Python imports before a module, from the outermost."""
     parts = name.split(".")
@@ -197,6 +210,22 @@ def test_every_command_has_its_files() -> None:
     assert all((ROOT / path).is_file() for path in ELSEWHERE.values())
 
 
+def test_a_command_is_a_public_function_of_its_name() -> None:
+    assert COMMANDS - {*trtq.__all__} == UNNAMED
+
+
+def test_only_what_shows_or_replaces_a_folder_takes_a_manifest_unchecked() -> None:
+    readers = {
+        name for name, path in modules().items() if "read_manifest" in path.read_text(encoding="utf-8")
+    }
+    assert readers == {
+        "trtq.cli.tables",
+        "trtq.pipeline.inspect",
+        "trtq.pipeline.deliver.folder",
+        "trtq.pipeline.deliver.manifest",
+    }
+
+
 def test_no_two_classes_share_a_name() -> None:
     names = Counter(
         node.name
@@ -215,6 +244,18 @@ def test_no_file_is_long() -> None:
 def test_no_file_is_called_after_nothing_in_particular() -> None:
     vague = re.compile(r"(^|_)(utils?|helpers?|base|common|misc|manager)($|_)")
     assert [name for name in modules() if vague.search(name.rpartition(".")[2])] == []
+
+
+def test_no_helper_of_tests_is_written_twice() -> None:
+    places: dict[str, list[str]] = defaultdict(list)
+    for path in (ROOT / "tests").rglob("*.py"):
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.FunctionDef):
+                body = node.body[bool(ast.get_docstring(node)) :]
+                if len(body) > 1:
+                    places["\n".join(map(ast.unparse, body))].append(f"{path.name}: {node.name}")
+    assert len(places) > 1000
+    assert [twice for twice in places.values() if len(twice) > 1] == []
 
 
 def test_no_class_is_a_manager() -> None:

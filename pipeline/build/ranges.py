@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from trtq.calibrators.memory import find_peak_bytes
 from trtq.calibrators.ranges import Ranges, read_ranges
@@ -14,6 +14,7 @@ from trtq.pipeline.deliver.html.page_data import PageData
 from trtq.pipeline.deliver.html.tensors import summarize_tensors
 from trtq.pipeline.deliver.names import RANGES
 from trtq.pipeline.deliver.report import CalibrationReport
+from trtq.pipeline.formats import FP16
 from trtq.progress import Log
 from trtq.records import Repairs
 
@@ -56,6 +57,7 @@ def _calibrate(job: Job, log: Log) -> JobRanges:
     assert job.calibration is not None
     with log.timed("calibrate"):
         how = options_from_spec(job.spec.calibration)
+        how = replace(how, watches_all=job.strategy.rest is FP16)
         statistics = observe_graph(job.graph, job.tensors, job.calibration, how, log)
     if job.is_implicit or not job.placement.layers:
         found = take_ranges(job.graph, job.tensors, statistics, job.calibration, job.spec, log)

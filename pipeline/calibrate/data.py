@@ -35,9 +35,10 @@ class ObserveOptions:
         device: Where the model runs: `cpu` or `cuda`.
         memory_bytes: What the observed tensors may take beside the model; None: half of what is free.
         shard: Which part of the data is observed, and of how many: (3, 8) is every 8th feed from the third.
-        checkpoint: Save progress in this file; after an interruption the same command continues from it. In
-            the end it holds the whole pass, and whoever has kept the result removes it.
+        checkpoint: Save progress in this file; after an interruption the same command continues from it. At
+            the end it holds the whole pass; delete it when you have the result.
         checkpoint_seconds: How often the checkpoint is written.
+        watches_all: Whether the magnitudes of all tensors are wanted although none is observed.
     """
 
     device: str = "cpu"
@@ -45,6 +46,7 @@ class ObserveOptions:
     shard: tuple[int, int] = (1, 1)
     checkpoint: Path | None = setting(None)
     checkpoint_seconds: float = setting(60.0)
+    watches_all: bool = False
 
     def __post_init__(self) -> None:
         if self.device not in ("cpu", "cuda"):
@@ -211,6 +213,7 @@ def observe_graph(
         save if how.checkpoint is not None else None,
         how.checkpoint_seconds,
         watcher.note,
+        how.watches_all,
     )
     total = batches.num_samples if how.shard[1] == 1 else None
     watcher.stage("Calibrating", total)

@@ -27,12 +27,14 @@ class Manifest:
     """What is in a build folder.
 
     Attributes:
-        inputs: SHA-256 of what went in, by its path or description.
-        outputs: SHA-256 of every other file of the folder, by name.
+        inputs: SHA-256 of the model, the data and, for `trtq migrate`, the cache, by path or description;
+            "unknown" for data that a script makes.
+        outputs: SHA-256 of every other file of the folder but the signature, by name.
         versions: Of trtq and the libraries that took part.
         settings: The model's settings and the target.
         layers: What each layer with weights runs as, by node name, where the backend tells.
-        commands: How to build the engine with its vendor's own tool, in this folder.
+        commands: How to build the same: "trtq", and for TensorRT "engine", which is that of `trtexec`, to be
+            run in this folder.
         keys: A digest of everything that each stage depends on, to know unchanged work again.
     """
 

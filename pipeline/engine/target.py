@@ -24,7 +24,7 @@ class Target:
         precision: "int8", "fp16" for the FP16 engine alone, or "weights" for float activations and `weights`.
         high_precision: Precision of what is not quantized; auto is fp16 for TensorRT. bf16 is for --weights
             alone.
-        backend: The engine builder; auto picks one that works here.
+        backend: The engine builder; auto takes tensorrt if it works here, else tensorrt-rtx.
         compute_capabilities: Target GPU, such as 8.9 (repeatable). None: the backend's: Ampere and newer.
         workspace_bytes: Limit of scratch memory, such as 512M or 4G. None: the backend's.
         shapes: Given profile shapes.

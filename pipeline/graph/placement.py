@@ -131,11 +131,11 @@ def place(
        convolution has to write floats (TensorRT developer guide, "Q/DQ placement recommendations").
     3. two-activations: a MatMul of two activations, as in attention, is INT8 on both sides where "Attention"
        is among the types; else float, where TensorRT fuses attention as a whole.
-    4. indices, 5. filter-bank, 6. few-outputs, 7. head, 8. gate: layers where INT8 wins nothing or loses much
-       stay float (`explain_float`).
-    9. softmax-input: what Softmax and LogSoftmax get is INT8 where "Softmax" is among the types; they compute
+    4. indices, filled, filter-bank, few-outputs, head, gate (`explain_float`) and unequal matrices
+       (`explain_unequal_matrices`): layers where INT8 wins nothing or loses much stay float.
+    5. softmax-input: what Softmax and LogSoftmax get is INT8 where "Softmax" is among the types; they compute
        in float all the same, and TensorRT fuses attention no more.
-    10. Nothing else. Biases stay float. The reader of a tensor quantizes it: TensorRT moves that pair back
+    6. Nothing else. Biases stay float. The reader of a tensor quantizes it: TensorRT moves that pair back
        through MaxPool, Concat, Resize, Reshape, Transpose, Split and Slice, which then work on INT8, and no
        pair stands between a Conv, its BatchNormalization and its activation. So what no such layer reads
        stays float: Softmax, LayerNormalization, Gelu and SiLU, embeddings, the arithmetic that decodes boxes
@@ -145,7 +145,7 @@ def place(
         model: The graph; its nodes have unique names.
         skip: Regular expressions searched in node names; these nodes keep their precision.
         op_types: The types of nodes to quantize.
-        force: Regular expressions of nodes that rules 4 to 8 do not hold back.
+        force: Regular expressions of nodes that rule 4 does not hold back.
         kept: Names of nodes that keep their precision, each with the reason, whoever decided it. A node that
             `skip` names as well has this reason. Names that the graph lacks are passed over.
     """

@@ -35,7 +35,7 @@ def quantize(
     target: Target | None = None,
     watcher: Watcher | None = None,
 ) -> Path:
-    """Returns the model that was written: with Q/DQ, with weights in few bits, or both; the rest is FP16.
+    """Returns the model that was written: with Q/DQ, with weights in few bits, or both.
 
     A model whose weights lie in another file is quantized weight by weight.
 
@@ -44,7 +44,8 @@ def quantize(
         ranges: Of `calibrate`; None for weights alone.
         output: The file to write; the weights of a large model go to `<name>.data` beside it.
         spec: What is known of the model; None: read from beside it.
-        target: Which types of nodes are quantized, and the precision of the rest.
+        target: Which types of nodes are quantized, and the precision of the rest: if that is "auto", FP32 for
+            the backend "onnxruntime" and FP16 for others. The backend need not work here.
         watcher: Is told of the progress.
 
     Raises:

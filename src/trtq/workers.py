@@ -1,4 +1,4 @@
-"""All parallel work: one protocol, `map(task, items)`, in threads or in processes of this machine."""
+"""Work that is split over items: one protocol, `map(task, items)`, in threads or in new processes."""
 
 from __future__ import annotations
 

@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from made_up import sizes_of
 from numpy.typing import NDArray
 
 from trtq.calibrators.arrays import hash_array_file, hash_folder, open_array_file, open_feed_folder
-from trtq.calibrators.batches import Batches
 from trtq.errors import DataError
 
 X = np.arange(60, dtype=np.float32).reshape(10, 2, 3)
@@ -34,10 +34,6 @@ def _npy(array: NDArray[Any], version: tuple[int, int] | None = None) -> bytes:
     buffer = io.BytesIO()
     np.lib.format.write_array(buffer, array, version)
     return buffer.getvalue()
-
-
-def _sizes(batches: Batches) -> list[int]:
-    return [feed.num_samples for feed in batches]
 
 
 @pytest.mark.parametrize("compressed", [False, True])
@@ -77,7 +73,7 @@ def test_an_npy_is_the_only_input(tmp_path: Path) -> None:
 def test_an_npy_with_a_long_header_is_read(tmp_path: Path) -> None:
     path = tmp_path / "calib.npy"
     path.write_bytes(_npy(X, (2, 0)))
-    assert _sizes(open_array_file(path, ["image"], 8)) == [8, 2]
+    assert sizes_of(open_array_file(path, ["image"], 8)) == [8, 2]
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float64", "uint8", "int64", "bool", ">f4"])
@@ -95,7 +91,7 @@ def test_reading_holds_one_batch(tmp_path: Path) -> None:
     batches = open_array_file(path, ["x"], 16)  # 64 KiB
     tracemalloc.start()
     try:
-        assert sum(_sizes(batches)) == 4096
+        assert sum(sizes_of(batches)) == 4096
         assert tracemalloc.get_traced_memory()[1] < 2 << 20
     finally:
         tracemalloc.stop()
@@ -238,7 +234,7 @@ def test_a_folder_of_feeds_keeps_their_batch_axis_and_the_order_of_names(tmp_pat
     (tmp_path / "notes.txt").write_text("not a feed")
     batches = open_feed_folder(tmp_path)
     assert [feed.source for feed in batches] == [str(tmp_path / f"{name}.npz") for name in "abc"]
-    assert _sizes(batches) == _sizes(batches) == [3, 1, 2]
+    assert sizes_of(batches) == sizes_of(batches) == [3, 1, 2]
     assert (batches.origin, batches.num_samples) == (f"{tmp_path} (3 feeds)", 6)
     assert next(iter(batches)).arrays["gain"].shape == ()
 
@@ -246,13 +242,13 @@ def test_a_folder_of_feeds_keeps_their_batch_axis_and_the_order_of_names(tmp_pat
 def test_a_feed_of_scalars_is_one_sample(tmp_path: Path) -> None:
     (tmp_path / "a.npz").write_bytes(_npz({"gain": np.array(2.0, np.float32)}))
     batches = open_feed_folder(tmp_path)
-    assert (batches.num_samples, _sizes(batches)) == (1, [1])
+    assert (batches.num_samples, sizes_of(batches)) == (1, [1])
 
 
 def test_a_feed_whose_leading_axes_differ_is_one_sample(tmp_path: Path) -> None:
     (tmp_path / "a.npz").write_bytes(_npz({"state": X[:2], "x": X[:4]}))
     batches = open_feed_folder(tmp_path)
-    assert (batches.num_samples, _sizes(batches)) == (1, [1])
+    assert (batches.num_samples, sizes_of(batches)) == (1, [1])
 
 
 def test_a_feed_that_was_damaged_since_is_named(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from trtq.calibrators import METHODS, plan
 from trtq.calibrators.batches import Batches, Feed
 from trtq.calibrators.estimate import estimate
-from trtq.calibrators.observe import SURVEY_LIMIT, WATCH_LIMIT, observe
+from trtq.calibrators.observe import observe
 from trtq.calibrators.ranges import FP16_LIMIT, Shapes
 from trtq.calibrators.statistics import Statistics
 from trtq.errors import DataError, ModelError
@@ -145,20 +145,20 @@ def _scaled(feeds: Sequence[Sequence[Sequence[float]]], tensors: Sequence[str]) 
     return observe(model, tensors, _batches(*({"x": feed} for feed in feeds))).magnitudes
 
 
-def test_a_tensor_that_is_large_in_the_first_feed_is_watched_in_all_the_data() -> None:
-    start, end = WATCH_LIMIT / 10 + 1, FP16_LIMIT + 1
-    found = _scaled([[[start, 0]]] * 40 + [[[end, 0]]], ["y"])
-    assert found["h"] == pytest.approx(10 * end)
+def test_a_tensor_that_nobody_observes_is_seen_wherever_it_grows_loud() -> None:
+    start, end = FP16_LIMIT / 10 + 1, FP16_LIMIT + 1
+    quiet: list[list[list[float]]] = [[[1, 0]]] * 3
+    for feeds in ([[[start, 0]]] * 40 + [[[end, 0]]], [*quiet, [[end, 0]], *quiet], [[[end, 0]], *quiet]):
+        for observed in (["y"], ["x", "y"], ["s"]):
+            assert _scaled(feeds, observed)["h"] == pytest.approx(10 * end)
 
 
-def test_a_tensor_that_is_quiet_is_not_watched() -> None:
+def test_a_tensor_that_others_prove_to_be_quiet_is_not_looked_at_again() -> None:
     assert _scaled([[[1, 0]]] * 40 + [[[9, 0]]], ["y"])["h"] == 10
 
 
-def test_all_tensors_are_looked_at_again_where_an_observed_one_grows_loud() -> None:
-    found = _scaled([[[1, 0]]] * 3 + [[[SURVEY_LIMIT + 1, 0]]] + [[[1, 0]]], ["x", "y"])
-    assert found["h"] == pytest.approx(10 * (SURVEY_LIMIT + 1))
-    assert found["s"] == pytest.approx(0.01 * (SURVEY_LIMIT + 1))
+def test_a_tensor_that_is_tiny_in_the_first_feed_is_watched_in_all_the_data() -> None:
+    assert _scaled([[[1e-7, 0]], [[1e-3, 0]], [[1e-6, 0]]], ["y"])["h"] == pytest.approx(1e-2)
 
 
 def test_magnitudes_below_one_are_told() -> None:

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from made_up import join, sizes_of
 from numpy.typing import NDArray
 from PIL import Image
 
-from trtq.calibrators.batches import Batches
 from trtq.calibrators.sources import ACCEPTED_DATA, make_random_batches, open_batches
 from trtq.errors import DataError
 from trtq.models.preprocess import Preprocess
@@ -22,14 +22,6 @@ FIXED = [TensorSpec("x", "float32", (4, 2))]
 PICTURE = TensorSpec("image", "float32", ("N", 3, 4, 6))
 PLAIN = Preprocess(scale=1.0, mean=(0.0,), std=(1.0,))
 X = np.arange(20, dtype=np.float32).reshape(10, 2)
-
-
-def _sizes(batches: Batches) -> list[int]:
-    return [feed.num_samples for feed in batches]
-
-
-def _all(batches: Batches, name: str = "x") -> NDArray[Any]:
-    return np.concatenate([feed.arrays[name] for feed in batches])
 
 
 def _picture(path: Path, size: tuple[int, int] = (6, 4), color: object = (10, 20, 30)) -> None:
@@ -44,21 +36,21 @@ def _picture(path: Path, size: tuple[int, int] = (6, 4), color: object = (10, 20
 def test_an_npz_comes_in_batches(tmp_path: Path, save: Any) -> None:
     save(tmp_path / "calib.npz", x=X)
     batches = open_batches(str(tmp_path / "calib.npz"), OPEN, 4)
-    assert _sizes(batches) == [4, 4, 2]
-    assert np.array_equal(_all(batches), X)
+    assert sizes_of(batches) == [4, 4, 2]
+    assert np.array_equal(join(batches), X)
     assert batches.num_samples == 10
 
 
 def test_an_npy_comes_in_batches(tmp_path: Path) -> None:
     np.save(tmp_path / "calib.npy", X)
-    assert np.array_equal(_all(open_batches(str(tmp_path / "calib.npy"), OPEN, 4)), X)
+    assert np.array_equal(join(open_batches(str(tmp_path / "calib.npy"), OPEN, 4)), X)
 
 
 def test_a_fixed_batch_size_wins_and_an_incomplete_last_batch_is_left_out(tmp_path: Path) -> None:
     np.savez(tmp_path / "calib.npz", x=X)
     batches = open_batches(str(tmp_path / "calib.npz"), FIXED, 3)
-    assert (_sizes(batches), batches.num_samples) == ([4, 4], 8)
-    assert np.array_equal(_all(batches), X[:8])
+    assert (sizes_of(batches), batches.num_samples) == ([4, 4], 8)
+    assert np.array_equal(join(batches), X[:8])
 
 
 def test_too_few_samples_for_a_fixed_batch_are_refused(tmp_path: Path) -> None:
@@ -70,7 +62,7 @@ def test_too_few_samples_for_a_fixed_batch_are_refused(tmp_path: Path) -> None:
 def test_labels_may_stand_beside_the_inputs(tmp_path: Path) -> None:
     np.savez(tmp_path / "calib.npz", x=X, labels=np.arange(10))
     path = str(tmp_path / "calib.npz")
-    assert _all(open_batches(path, OPEN, 4, extra=["labels"]), "labels").tolist() == list(range(10))
+    assert join(open_batches(path, OPEN, 4, extra=["labels"]), "labels").tolist() == list(range(10))
     with pytest.raises(DataError, match=r"has an array 'labels' that the model does not take"):
         list(open_batches(path, OPEN, 4))
 
@@ -101,7 +93,7 @@ def test_a_folder_of_feeds_keeps_their_batch_axis(tmp_path: Path, inputs: Sequen
     for index in range(3):
         np.savez(tmp_path / f"{index}.npz", x=X[index : index + 4])
     batches = open_batches(str(tmp_path), inputs, 1)
-    assert (_sizes(batches), batches.num_samples) == ([4, 4, 4], 12)
+    assert (sizes_of(batches), batches.num_samples) == ([4, 4, 4], 12)
 
 
 def test_a_feed_of_another_size_than_the_fixed_one_is_refused(tmp_path: Path) -> None:
@@ -156,7 +148,7 @@ def test_a_fixed_batch_size_leaves_pictures_out(tmp_path: Path) -> None:
     for index in range(5):
         _picture(tmp_path / f"{index}.png")
     batches = open_batches(str(tmp_path), [TensorSpec("image", "float32", (2, 3, 4, 6))], 8)
-    assert (_sizes(batches), batches.num_samples) == ([2, 2], 4)
+    assert (sizes_of(batches), batches.num_samples) == ([2, 2], 4)
 
 
 def test_a_picture_that_is_broken_is_named(tmp_path: Path) -> None:
@@ -334,7 +326,7 @@ def test_made_up_numbers_are_the_same_every_time_and_normal() -> None:
 )
 def test_made_up_feeds_tell_their_samples(inputs: Sequence[TensorSpec], num_samples: int) -> None:
     batches = make_random_batches(inputs, {}, 3)
-    assert sum(_sizes(batches)) == batches.num_samples == num_samples
+    assert sum(sizes_of(batches)) == batches.num_samples == num_samples
 
 
 def test_made_up_feeds_of_other_shapes_have_another_digest() -> None:

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from numpy.typing import NDArray
+from made_up import join
 
 from trtq import lazy
-from trtq.calibrators.batches import Batches
 from trtq.calibrators.sources import open_batches
 from trtq.errors import DataError
 from trtq.models.signature import TensorSpec
@@ -20,10 +18,6 @@ from trtq.models.signature import TensorSpec
 OPEN = [TensorSpec("x", "float32", ("N", 2))]
 FIXED = [TensorSpec("x", "float32", (4, 2))]
 X = np.arange(20, dtype=np.float32).reshape(10, 2)
-
-
-def _all(batches: Batches, name: str = "x") -> NDArray[Any]:
-    return np.concatenate([feed.arrays[name] for feed in batches])
 
 
 def _save_json(path: Path, feeds: object) -> None:
@@ -38,7 +32,7 @@ def test_inputs_saved_by_polygraphy_are_read(tmp_path: Path) -> None:
             (f"{tmp_path / 'inputs.json'}, feed 0", 3),
             (f"{tmp_path / 'inputs.json'}, feed 1", 1),
         ]
-    assert np.array_equal(_all(batches), X[:4])
+    assert np.array_equal(join(batches), X[:4])
     assert batches.num_samples == 4
     assert batches.digest
 
@@ -91,7 +85,7 @@ def test_no_damage_to_saved_inputs_escapes_as_a_foreign_error(tmp_path: Path, da
         content[place] ^= value
     path.write_bytes(content[: data.draw(places)] if data.draw(st.booleans()) else content)
     try:
-        found = _all(open_batches(str(path), OPEN, 8))
+        found = join(open_batches(str(path), OPEN, 8))
     except DataError:
         found = X
     assert found.shape[1] == 2

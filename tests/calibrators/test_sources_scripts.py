@@ -4,26 +4,16 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
+from made_up import join, sizes_of
 
-from trtq.calibrators.batches import Batches
 from trtq.calibrators.sources import open_batches
 from trtq.errors import DataError
 from trtq.models.signature import TensorSpec
 
 OPEN = [TensorSpec("x", "float32", ("N", 2))]
-
-
-def _sizes(batches: Batches) -> list[int]:
-    return [feed.num_samples for feed in batches]
-
-
-def _all(batches: Batches, name: str = "x") -> NDArray[Any]:
-    return np.concatenate([feed.arrays[name] for feed in batches])
 
 
 def _script(path: Path, text: str) -> str:
@@ -51,12 +41,12 @@ def test_a_script_may_yield_one_array_again_and_again(tmp_path: Path) -> None:
         "def feeds():\n    x = np.zeros((1, 2), np.float32)\n    for _ in range(3):\n        x += 1\n"
         "        yield {'x': x}\n",
     )
-    assert _all(open_batches(source, OPEN, 8))[:, 0].tolist() == [1, 2, 3]
+    assert join(open_batches(source, OPEN, 8))[:, 0].tolist() == [1, 2, 3]
 
 
 def test_a_script_may_return_a_list_of_lists(tmp_path: Path) -> None:
     source = _script(tmp_path / "calib.py", "feeds = lambda: [{'n': [[1, 2]]}]\n")
-    assert _all(open_batches(source, [TensorSpec("n", "int64", ("N", 2))], 8), "n").tolist() == [[1, 2]]
+    assert join(open_batches(source, [TensorSpec("n", "int64", ("N", 2))], 8), "n").tolist() == [[1, 2]]
 
 
 def test_a_script_imports_what_lies_beside_it_early_and_late(tmp_path: Path) -> None:
@@ -70,7 +60,7 @@ def test_a_script_imports_what_lies_beside_it_early_and_late(tmp_path: Path) -> 
         "    yield {'x': np.full((SIZE, 2), VALUE, np.float32)}\n",
     )
     before = list(sys.path)
-    assert (_all(open_batches(source, OPEN, 8)) == 5).all()
+    assert (join(open_batches(source, OPEN, 8)) == 5).all()
     assert sys.path == before
 
 
@@ -81,7 +71,7 @@ def test_a_script_may_tidy_up_the_path_itself(tmp_path: Path) -> None:
         "def feeds():\n    del sys.path[0]\n    yield {'x': np.ones((1, 2), np.float32)}\n",
     )
     before = list(sys.path)
-    assert _sizes(open_batches(source, OPEN, 8)) == [1]
+    assert sizes_of(open_batches(source, OPEN, 8)) == [1]
     assert sys.path == before
 
 
@@ -92,7 +82,7 @@ def test_a_script_may_have_dataclasses_and_the_name_of_a_library(tmp_path: Path)
         "def feeds():\n    yield {'x': [[Item(1.0).value, math.e]]}\n"
     )
     batches = open_batches(f"{tmp_path / 'numpy.py'}:feeds", [TensorSpec("x", "float64", ("N", 2))], 8)
-    assert _all(batches).shape == (1, 2)
+    assert join(batches).shape == (1, 2)
     assert sys.modules["numpy"] is np
 
 

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import command_line
 import numpy as np
 import onnx
 import onnx.numpy_helper
 import onnx.parser
 import pytest
-from click.testing import CliRunner, Result
-
-from trtq.cli import main
+from click.testing import Result
 
 _SMALL = """
     <ir_version: 9, opset_import: ["" : 19]>
@@ -39,13 +38,21 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def trtq(folder: Path) -> Callable[..., Result]:
-    """Runs the command line there, in this process; what is no expected failure is raised."""
+    """Runs the command line there."""
 
-    def run(*arguments: str | Path) -> Result:
-        runner = CliRunner(env={"FORCE_COLOR": None})
-        return runner.invoke(main, [str(argument) for argument in arguments], catch_exceptions=False)
+    return command_line.trtq
 
-    return run
+
+@pytest.fixture
+def plain(folder: Path) -> Callable[[str], str]:
+    """Returns output without what differs from run to run; the folder is DIR."""
+    return lambda text: command_line.plain(text, folder)
+
+
+@pytest.fixture(scope="session")
+def model(quick_demo: Path) -> Path:
+    """The model of the demo with settings by which a build searches for nothing; nobody writes beside it."""
+    return quick_demo / "model.onnx"
 
 
 @pytest.fixture

@@ -9,11 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner, Result
+from command_line import lines_of, trtq
 
 from trtq.cli import bench as module
-from trtq.cli import main
-from trtq.models.demo import write_demo
 from trtq.pipeline.bench.benchmark import Benchmark, Timing
 from trtq.pipeline.bench.machine import Conditions, Machine
 from trtq.pipeline.bench.process import Costs
@@ -46,28 +44,11 @@ RESULT = Benchmark(
 )  # fmt: skip
 
 
-def trtq(*arguments: str | Path) -> Result:
-    runner = CliRunner(env={"FORCE_COLOR": None, "COLUMNS": "80"})
-    return runner.invoke(main, [str(argument) for argument in arguments], catch_exceptions=False)
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("demo")
-    write_demo(folder)
-    return folder / "model.onnx"
-
-
-def lines_of(result: Result) -> list[str]:
-    lines = (" ".join(line.split()) for line in result.stdout.splitlines())
-    return [line for line in lines if line.strip(" ─")]
-
-
 def test_a_result_is_a_table_and_what_it_depends_on(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "bench", lambda *targets, **rest: RESULT)
     result = trtq("bench", "m.trtq")
     assert result.exit_code == 0
-    assert lines_of(result) == [
+    assert lines_of(result.stdout) == [
         "model runs in p50 ms p90 ms p99 ms mean ms a second memory speed",
         "fp32 ONNX Runtime 1.31 0.123 0.250 17.8 1,234 9,010 123.3 MB 1",
         "[bold] tensorrt 10.3.0 0.123 0.250 17.8 1,234 12.3 2.5 MB 2.50x",
@@ -85,7 +66,7 @@ def test_a_result_is_a_table_and_what_it_depends_on(monkeypatch: pytest.MonkeyPa
 def test_a_speed_says_beside_what_where_there_are_several(monkeypatch: pytest.MonkeyPatch) -> None:
     items = (measured("fp32"), measured("int8", speedup=0.5), measured("engine", against="b", speedup=3.0))
     monkeypatch.setattr(module, "bench", lambda *targets, **rest: replace(RESULT, measured=items))
-    lines = lines_of(trtq("bench", "m.trtq"))
+    lines = lines_of(trtq("bench", "m.trtq").stdout)
     assert [line.split(" byte ")[1] for line in lines[1:4]] == ["1", "0.50x of fp32", "3.00x of b"]
     assert lines[4] == "speed: beside fp32, b, median of 10 rounds"
 
@@ -97,7 +78,7 @@ def test_what_is_not_known_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None
         conditions=Conditions(0.5, None, None, (), (), None, (), ()),
     )
     monkeypatch.setattr(module, "bench", lambda *targets, **rest: bare)
-    assert "CPU 2 cores load 0.5 before" in lines_of(trtq("bench", "m.trtq"))
+    assert "CPU 2 cores load 0.5 before" in lines_of(trtq("bench", "m.trtq").stdout)
 
 
 def test_a_model_is_measured_and_written_as_json(model: Path, tmp_path: Path) -> None:

@@ -13,9 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner, Result
+from command_line import trtq
 
-from trtq.cli import main
 from trtq.cli.build_all import worst
 from trtq.errors import ArtifactError
 from trtq.pipeline.build_all import CommandJob, CommandOutcome, Limits
@@ -40,11 +39,6 @@ min-cosine = 1.0
 [[build]]
 model = "broken.onnx"
 """
-
-
-def trtq(*arguments: str | Path) -> Result:
-    runner = CliRunner(env={"FORCE_COLOR": None, "COLUMNS": "80"})
-    return runner.invoke(main, [str(argument) for argument in arguments], catch_exceptions=False)
 
 
 @pytest.fixture(scope="module")

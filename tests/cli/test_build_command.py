@@ -8,15 +8,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner, Result
-
-from trtq.cli import main
+from click.testing import Result
+from command_line import METHOD, trtq
 
 QUICK = (
     "--repair", "none", "--calib-method", "minmax", "--calib-samples", "64", "--eval-samples", "64",
 )  # fmt: skip
 """Nothing is searched for, in little data."""
-METHOD = "method(...)"
 NOTES = """\
 note: settings are read from DIR/model.toml
 note: raised the opset from 18 to 19
@@ -44,11 +42,6 @@ times calibrate # s repair # s quantize # s build # s compare # s
 """
 
 
-def trtq(*arguments: str | Path) -> Result:
-    runner = CliRunner(env={"FORCE_COLOR": None, "COLUMNS": "80"})
-    return runner.invoke(main, [str(argument) for argument in arguments], catch_exceptions=False)
-
-
 @pytest.fixture(scope="module")
 def folder(demo_build: tuple[Path, Result]) -> Path:
     return demo_build[0]
@@ -63,22 +56,6 @@ def model(folder: Path) -> Path:
 def first(demo_build: tuple[Path, Result]) -> Result:
     """The result of the first build of the demo."""
     return demo_build[1]
-
-
-@pytest.fixture
-def plain(folder: Path) -> Callable[[str], str]:
-    """Makes output comparable: no rules, padding and parameters, the folder as DIR, fractions as #."""
-
-    def make(text: str) -> str:
-        text = re.sub(
-            r"(?:minmax|percentile|entropy|mse|cosine)\([^)]*\)", METHOD, text.replace(str(folder), "DIR")
-        )
-        text = re.sub(r"repairs: .*;", "repairs: ...;", text)
-        text = re.sub(r"-?\d+\.[\d.]+(?:e[-+]\d+)?%?", "#", text)
-        lines = (" ".join(line.split()) for line in text.splitlines())
-        return "".join(f"{line}\n" for line in lines if line.strip(" ─"))
-
-    return make
 
 
 # demo

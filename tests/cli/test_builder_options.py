@@ -7,24 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner, Result
+from command_line import trtq
 from host_memory import HostMemory
 
-from trtq.cli import main
 from trtq.pipeline.engine.backends import BACKENDS
 from trtq.pipeline.engine.tensorrt import TensorRt
 
 RTX, CPU = ["--backend", "tensorrt-rtx"], ["--backend", "onnxruntime"]
-
-
-@pytest.fixture(scope="module")
-def model(quick_demo: Path) -> Path:
-    return quick_demo / "model.onnx"
-
-
-def trtq(*arguments: str | Path) -> Result:
-    runner = CliRunner(env={"FORCE_COLOR": None, "COLUMNS": "80"})
-    return runner.invoke(main, [str(argument) for argument in arguments], catch_exceptions=False)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import Result
+from command_line import lines_of, trtq
 
 from trtq.calibrators.cache import CalibrationCache, format_cache
 from trtq.calibrators.ranges import Range, Ranges, ranges_to_json
@@ -26,14 +27,7 @@ MISSING = "cannot read the calibration cache {}: No such file or directory"
 
 
 def cache(*arguments: str | Path) -> Result:
-    runner = CliRunner(env={"FORCE_COLOR": None, "COLUMNS": "80"})
-    return runner.invoke(command, [str(argument) for argument in arguments])
-
-
-def plain(text: str) -> str:
-    """Returns output without rules and padding."""
-    lines = (" ".join(line.split()) for line in text.splitlines())
-    return "".join(f"{line}\n" for line in lines if line.strip(" ─"))
+    return trtq(*arguments, command=command)
 
 
 def refused(result: Result) -> str:
@@ -70,13 +64,13 @@ def test_help_lists_the_commands() -> None:
 def test_a_cache_is_shown(old: Path) -> None:
     result = cache("show", old)
     assert result.exit_code == 0
-    assert plain(result.stdout) == (
-        "3 tensors by EntropyCalibration2 of TensorRT 8.6.1, 1 with scale 0\n"
-        "tensor hex scale amax\n"
-        "images 3c010204 0.00787402 1\n"
-        "a: b 3f000000 0.5 63.5\n"
-        "(Unnamed Layer* 4) [Shuffle]_output 0 0 0\n"
-    )
+    assert lines_of(result.stdout) == [
+        "3 tensors by EntropyCalibration2 of TensorRT 8.6.1, 1 with scale 0",
+        "tensor hex scale amax",
+        "images 3c010204 0.00787402 1",
+        "a: b 3f000000 0.5 63.5",
+        "(Unnamed Layer* 4) [Shuffle]_output 0 0 0",
+    ]
 
 
 def test_a_cache_without_a_header_is_shown(new: Path) -> None:
@@ -195,15 +189,15 @@ def test_equal_caches_are_equal_whatever_their_headers(old: Path, tmp_path: Path
 def test_what_differs_is_shown(old: Path, new: Path) -> None:
     result = cache("diff", old, new)
     assert result.exit_code == 0
-    assert plain(result.stdout) == (
-        "first: 3 tensors by EntropyCalibration2 of TensorRT 8.6.1\n"
-        "second: 3 tensors by MinMaxCalibration of TensorRT 10.3.0\n"
-        "3 tensors differ\n"
-        "tensor first second second / first\n"
-        "(Unnamed Layer* 4) [Shuffle]_output 0 - -\n"
-        "head - 1 -\n"
-        "images 0.00787402 0.00787402 1.0000001\n"
-    )
+    assert lines_of(result.stdout) == [
+        "first: 3 tensors by EntropyCalibration2 of TensorRT 8.6.1",
+        "second: 3 tensors by MinMaxCalibration of TensorRT 10.3.0",
+        "3 tensors differ",
+        "tensor first second second / first",
+        "(Unnamed Layer* 4) [Shuffle]_output 0 - -",
+        "head - 1 -",
+        "images 0.00787402 0.00787402 1.0000001",
+    ]
 
 
 def test_what_differs_is_json(old: Path, new: Path) -> None:

@@ -7,22 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from click.testing import CliRunner, Result
+from command_line import trtq
 
 from trtq.calibrators.statistics_file import read_statistics
 from trtq.cli import calibrate as calibrate_module
-from trtq.cli import main
 from trtq.errors import ArtifactError
-
-
-def trtq(*arguments: str | Path) -> Result:
-    runner = CliRunner(env={"FORCE_COLOR": None, "COLUMNS": "80"})
-    return runner.invoke(main, [str(argument) for argument in arguments], catch_exceptions=False)
-
-
-@pytest.fixture(scope="module")
-def model(quick_demo: Path) -> Path:
-    return quick_demo / "model.onnx"
 
 
 def test_statistics_give_the_same_ranges_without_the_data(model: Path, tmp_path: Path) -> None:

@@ -11,17 +11,11 @@ import onnx
 import onnx.numpy_helper
 import onnx.parser
 import pytest
-from click.testing import CliRunner, Result
+from command_line import trtq
 
-from trtq.cli import main
 from trtq.cli.console import ConsoleWatcher
 
 ESCAPES = re.compile(r"\x1b\[[\d;?]*[A-Za-z]")
-
-
-def trtq(*arguments: str | Path, terminal: bool = False) -> Result:
-    runner = CliRunner(env={"FORCE_COLOR": "1" if terminal else None, "TERM": "xterm"})
-    return runner.invoke(main, [str(argument) for argument in arguments], catch_exceptions=False)
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import click
 import pytest
-from click.testing import CliRunner, Result
+from command_line import trtq
 
 from trtq.cli import main
 from trtq.models.demo import write_demo
@@ -22,10 +22,6 @@ COMMANDS = [
     "doctor", "demo",
 ]  # fmt: skip
 HEAVY = {"numpy", "onnx", "onnx_ir", "onnxruntime", "polygraphy", "tensorrt_rtx", "torch", "rich", "PIL"}
-
-
-def trtq(*arguments: str) -> Result:
-    return CliRunner().invoke(main, arguments, prog_name="trtq", catch_exceptions=False)
 
 
 @pytest.mark.parametrize("option", ["--help", "-h"])
@@ -51,23 +47,23 @@ def test_help_is_short_and_whole(option: str) -> None:
         "Commands:\n"
         "  export            Export a PyTorch module to an ONNX file that computes the\n"
         "                    same.\n"
-        "  plan              Show what a model needs of a GPU in each precision, and what\n"
-        "                    fits.\n"
+        "  plan              Show how much GPU memory a model needs in each precision,\n"
+        "                    and what fits.\n"
         "  build             Build a verified INT8 (or FP16) engine from a float ONNX\n"
         "                    model.\n"
         "  build-all         Build several models at once, from one file.\n"
         "  calibrate         Estimate the ranges of a model's tensors from data.\n"
-        "  merge-statistics  Join what was seen of the parts of the calibration data.\n"
-        "  quantize          Write the Q/DQ model of a float model and its ranges.\n"
+        "  merge-statistics  Join the statistics of the parts of the calibration data.\n"
+        "  quantize          Write a model with Q/DQ from a float model and its ranges.\n"
         "  sensitivity       Measure what each quantized layer costs in accuracy.\n"
         "  compare           Compare the outputs of two ONNX models on the same data.\n"
-        "  report            Write the page of a build again, with what was measured of\n"
+        "  report            Write the page of a build again, with the measured cost of\n"
         "                    each layer.\n"
-        "  bench             Measure how fast models and engines are, beside each other.\n"
+        "  bench             Measure how fast models and engines are, side by side.\n"
         "  package           Add a build to a model repository of the Triton Inference\n"
         "                    Server.\n"
-        "  lint              Show what TensorRT refuses in a Q/DQ model, or runs in\n"
-        "                    float, and the repair.\n"
+        "  lint              Show what TensorRT refuses in a Q/DQ model or runs in float,\n"
+        "                    and the repair.\n"
         "  cache             Show, convert, compare and write TensorRT's calibration\n"
         "                    caches.\n"
         "  migrate           Carry a model and its calibration cache over to Q/DQ,\n"
@@ -76,7 +72,7 @@ def test_help_is_short_and_whole(option: str) -> None:
         "  sign              Sign a build folder with a key.\n"
         "  inspect           Show what a model, ranges, cache or build folder holds.\n"
         "  doctor            Show what is installed and which backends work here.\n"
-        "  demo              Write a small trained model with data, to try trtq on.\n"
+        "  demo              Write a small trained model with data, to try trtq with.\n"
     )
 
 

@@ -10,14 +10,14 @@ import onnx
 import onnx.numpy_helper
 import onnx.parser
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import Result
+from command_line import trtq
 
-from trtq.cli import main
 from trtq.models.demo import write_demo
 
 
 def lint(*arguments: object) -> Result:
-    return CliRunner().invoke(main, ["lint", *map(str, arguments)], prog_name="trtq", catch_exceptions=False)
+    return trtq("lint", *arguments)
 
 
 @pytest.fixture

@@ -7,9 +7,9 @@ import re
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import Result
+from command_line import lines_of, trtq
 
-from trtq.cli import main
 from trtq.cli.migrate import command
 from trtq.errors import ArtifactError, GateError
 from trtq.pipeline.deliver.report import read_report
@@ -24,11 +24,6 @@ TAIL = (
 )
 
 
-@pytest.fixture(scope="module")
-def model(quick_demo: Path) -> Path:
-    return quick_demo / "model.onnx"
-
-
 @pytest.fixture
 def old(tmp_path: Path) -> Path:
     """A cache with a range of 8 for each tensor, as Entropy2 might have written it for the demo."""
@@ -39,12 +34,7 @@ def old(tmp_path: Path) -> Path:
 
 
 def migrate(*arguments: str | Path) -> Result:
-    runner = CliRunner(env={"FORCE_COLOR": None, "COLUMNS": "80"})
-    return runner.invoke(command, [*(str(argument) for argument in arguments), "--backend", "onnxruntime"])
-
-
-def lines_of(text: str) -> list[str]:
-    return [line for line in (" ".join(line.split()) for line in text.splitlines()) if line.strip(" ─")]
+    return trtq(*arguments, "--backend", "onnxruntime", command=command)
 
 
 def test_a_cache_is_migrated(model: Path, old: Path, tmp_path: Path) -> None:
@@ -135,8 +125,7 @@ def test_the_cache_of_another_model_is_refused(model: Path, old: Path, tmp_path:
 
 def whole(*arguments: str | Path) -> Result:
     """Runs it as a user does, errors and exit codes included."""
-    runner = CliRunner(env={"FORCE_COLOR": None, "COLUMNS": "80"})
-    return runner.invoke(main, ["migrate", *(str(argument) for argument in arguments)])
+    return trtq("migrate", *arguments)
 
 
 _OLD = """\

@@ -8,15 +8,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from click.testing import CliRunner, Result
-
-from trtq.cli import main
-
-
-def trtq(*arguments: object) -> Result:
-    return CliRunner().invoke(
-        main, [str(item) for item in arguments], prog_name="trtq", catch_exceptions=False
-    )
+from command_line import trtq
 
 
 @pytest.fixture

@@ -6,15 +6,10 @@ import shutil
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner, Result
-
-from trtq.cli import main
+from click.testing import Result
+from command_line import trtq
 
 FEW = ("--calib-samples", "16")
-
-
-def trtq(*arguments: str | Path) -> Result:
-    return CliRunner().invoke(main, [str(argument) for argument in arguments], catch_exceptions=False)
 
 
 @pytest.fixture(scope="module")

@@ -12,15 +12,9 @@ import numpy as np
 import onnx
 import onnx.parser
 import pytest
-from click.testing import CliRunner, Result
+from command_line import lines_of, trtq
 
-from trtq.cli import main
 from trtq.cli.chart import Bar, draw_bars
-
-
-def trtq(*arguments: str | Path) -> Result:
-    runner = CliRunner(env={"FORCE_COLOR": None, "COLUMNS": "80"})
-    return runner.invoke(main, [str(argument) for argument in arguments])
 
 
 @pytest.fixture
@@ -59,7 +53,7 @@ def plain(model: Path) -> Callable[[str], list[str]]:
 
     def make(text: str) -> list[str]:
         text = re.sub(r"-?\d+\.\d+%?", "#", text.replace(str(model.parent), "DIR"))
-        return [" ".join(line.split()) for line in text.splitlines() if line.strip(" ─")]
+        return lines_of(text)
 
     return make
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import platform
-import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -13,19 +12,13 @@ import numpy as np
 import onnx
 import onnx.parser
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import Result
+from command_line import METHOD, trtq
 
 from trtq.calibrators.ranges import read_ranges
-from trtq.cli import main
 from trtq.pipeline.engine.backends import BACKENDS
 
-METHOD = "method(...)"
 FEW = ("--samples", "64")
-
-
-def trtq(*arguments: str | Path) -> Result:
-    runner = CliRunner(env={"FORCE_COLOR": None, "COLUMNS": "80"})
-    return runner.invoke(main, [str(argument) for argument in arguments], catch_exceptions=False)
 
 
 @pytest.fixture(scope="module")
@@ -41,22 +34,6 @@ def model(folder: Path) -> Path:
 @pytest.fixture(scope="module")
 def built(folder: Path) -> Path:
     return folder / "model.trtq"
-
-
-@pytest.fixture
-def plain(folder: Path) -> Callable[[str], str]:
-    """Makes output comparable: no rules, padding and parameters, the folder as DIR, fractions as #."""
-
-    def make(text: str) -> str:
-        text = re.sub(
-            r"(?:minmax|percentile|entropy|mse|cosine)\([^)]*\)", METHOD, text.replace(str(folder), "DIR")
-        )
-        text = re.sub(r"repairs: .*;", "repairs: ...;", text)
-        text = re.sub(r"-?\d+\.[\d.]+(?:e[-+]\d+)?%?", "#", text)
-        lines = (" ".join(line.split()) for line in text.splitlines())
-        return "".join(f"{line}\n" for line in lines if line.strip(" ─"))
-
-    return make
 
 
 # calibrate, quantize, compare

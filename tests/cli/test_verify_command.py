@@ -8,18 +8,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner, Result
+from command_line import trtq
 
-from trtq.cli import main
 from trtq.models.demo import write_demo
 
 Keys = Callable[[str], Path]
 BUILD = ("--backend", "onnxruntime", "--calib-samples", "16", "--eval-samples", "16", "-q")
-
-
-def trtq(*arguments: str | Path) -> Result:
-    runner = CliRunner(env={"FORCE_COLOR": None, "COLUMNS": "80"})
-    return runner.invoke(main, [str(argument) for argument in arguments], catch_exceptions=False)
 
 
 @pytest.fixture(scope="module")

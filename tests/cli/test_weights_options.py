@@ -13,18 +13,10 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-from click.testing import CliRunner, Result
+from command_line import trtq
 from numpy.typing import NDArray
 
-from trtq.cli import main
 from trtq.models.session import open_session, run
-
-
-def trtq(*arguments: object) -> Result:
-    return CliRunner().invoke(
-        main, [str(item) for item in arguments], prog_name="trtq", catch_exceptions=False
-    )
-
 
 TEXT = """<ir_version: 9, opset_import: ["" : 18]>
 g (int64[N,S] ids) => (float[N,S,200] logits) {

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from trtq.models.demo import write_demo
 from trtq.pipeline.bench.benchmark import bench
 from trtq.pipeline.bench.runnables import RunOptions
 from trtq.pipeline.bench.turns import Schedule
@@ -22,13 +21,6 @@ pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not count_gpus(), reason="there is no NVIDIA GPU to run engines on"),
 ]
-
-
-@pytest.fixture(scope="module")
-def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("demo")
-    write_demo(folder)
-    return folder / "model.onnx"
 
 
 def _check(folder: Path, module: str) -> None:

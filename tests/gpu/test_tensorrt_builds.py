@@ -14,7 +14,6 @@ import pytest
 from trtq.calibrators.cache import read_cache
 from trtq.calibrators.ranges import read_ranges
 from trtq.calibrators.settings import read_spec
-from trtq.models.demo import write_demo
 from trtq.models.spec import LayerSpec, ModelSpec
 from trtq.pipeline.build import build
 from trtq.pipeline.deliver.manifest import read_manifest
@@ -40,13 +39,6 @@ EXPLICIT = Target(backend="tensorrt")
 IMPLICIT = Target(backend="tensorrt", quantization="implicit")
 NUM_LAYERS = 11
 LARGEST_DROP = 0.01
-
-
-@pytest.fixture(scope="module")
-def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("demo")
-    write_demo(folder)
-    return folder / "model.onnx"
 
 
 def _spec(demo: Path, method: str = "entropy", **layers: Any) -> ModelSpec:

@@ -20,25 +20,25 @@ from trtq.errors import BuildError, TrtqError
 _AS_JSON = "trtq.json"
 _COMMANDS = {
     "export": "Export a PyTorch module to an ONNX file that computes the same.",
-    "plan": "Show what a model needs of a GPU in each precision, and what fits.",
+    "plan": "Show how much GPU memory a model needs in each precision, and what fits.",
     "build": "Build a verified INT8 (or FP16) engine from a float ONNX model.",
     "build-all": "Build several models at once, from one file.",
     "calibrate": "Estimate the ranges of a model's tensors from data.",
-    "merge-statistics": "Join what was seen of the parts of the calibration data.",
-    "quantize": "Write the Q/DQ model of a float model and its ranges.",
+    "merge-statistics": "Join the statistics of the parts of the calibration data.",
+    "quantize": "Write a model with Q/DQ from a float model and its ranges.",
     "sensitivity": "Measure what each quantized layer costs in accuracy.",
     "compare": "Compare the outputs of two ONNX models on the same data.",
-    "report": "Write the page of a build again, with what was measured of each layer.",
-    "bench": "Measure how fast models and engines are, beside each other.",
+    "report": "Write the page of a build again, with the measured cost of each layer.",
+    "bench": "Measure how fast models and engines are, side by side.",
     "package": "Add a build to a model repository of the Triton Inference Server.",
-    "lint": "Show what TensorRT refuses in a Q/DQ model, or runs in float, and the repair.",
+    "lint": "Show what TensorRT refuses in a Q/DQ model or runs in float, and the repair.",
     "cache": "Show, convert, compare and write TensorRT's calibration caches.",
     "migrate": "Carry a model and its calibration cache over to Q/DQ, without data.",
     "verify": "Check every file of a build folder, and its signature.",
     "sign": "Sign a build folder with a key.",
     "inspect": "Show what a model, ranges, cache or build folder holds.",
     "doctor": "Show what is installed and which backends work here.",
-    "demo": "Write a small trained model with data, to try trtq on.",
+    "demo": "Write a small trained model with data, to try trtq with.",
 }
 
 

@@ -36,7 +36,8 @@ if TYPE_CHECKING:
 @click.option(
     "--data",
     metavar="DATA",
-    help="Run on the first samples of this, as of --calib-data.  [default: the calibration data, or random]",
+    help="Run on the first samples of this data, in any form of --calib-data.  [default: the calibration "
+    "data, or random numbers]",
 )
 @click.option(
     "--device",
@@ -45,19 +46,27 @@ if TYPE_CHECKING:
     show_default=True,
     help="Where ONNX models run; auto: on the CPU, and on the GPU too if onnxruntime-gpu is installed.",
 )
-@click.option("--threads", type=int, default=0, help="Of ONNX Runtime for one run.  [default: one a core]")
+@click.option("--threads", type=int, default=0, help="Threads of ONNX Runtime.  [default: one a core]")
 @click.option(
     "--cuda-graph/--no-cuda-graph",
     default=True,
     show_default=True,
-    help="Launch an engine as one CUDA graph, where it can be captured.",
+    help="Launch an engine as one CUDA graph, if it can be captured.",
 )
-@click.option("--rounds", type=int, default=10, show_default=True, help="Turns of each model.")
+@click.option("--rounds", type=int, default=10, show_default=True, help="How many turns each model takes.")
 @click.option(
-    "--seconds", type=float, default=5.0, show_default=True, help="To measure each model, in all its turns."
+    "--seconds",
+    type=float,
+    default=5.0,
+    show_default=True,
+    help="Seconds to measure each model, over all its turns.",
 )
 @click.option(
-    "--warmup", type=float, default=1.0, show_default=True, help="Seconds that each model runs before."
+    "--warmup",
+    type=float,
+    default=1.0,
+    show_default=True,
+    help="Seconds that each model runs before it is measured.",
 )
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path, dir_okay=False), help="Write the result here as JSON."
@@ -65,11 +74,12 @@ if TYPE_CHECKING:
 @options.json_option
 @click.option("-q", "--quiet", is_flag=True, help="Print warnings and errors only.")
 def command(targets: tuple[Path, ...], **given: Any) -> None:
-    """Measure how fast models and engines are, beside each other.
+    """Measure how fast models and engines are, side by side.
 
-    A target is a build folder, an .onnx or an .engine file. Of a folder everything is measured that can run
-    here: the float model, the FP16 and INT8 models and the engine, which needs its GPU. All take turns in one
-    run, so that a busy moment meets each of them; each has a process of its own, so that memory is its own.
+    A target is a build folder, an .onnx or an .engine file. From a folder, everything that can run here is
+    measured: the float model, the FP16 and INT8 models and the engine, which needs its GPU. All take turns in
+    one run, so that a busy moment affects all of them. Each has its own process, so that its memory is its
+    own.
 
     \b
       trtq bench model.trtq

@@ -76,12 +76,14 @@ FILE = FileKind(Summary, "summary of trtq", "trtq build-all", "trtq build-all")
 @click.command("build-all")
 @click.argument("file", type=click.Path(path_type=Path, dir_okay=False), default=Path("trtq.toml"))
 @click.option(
-    "--jobs", type=click.IntRange(1), help="Builds at a time.  [default: half of the cores, 2 at least]"
+    "--jobs",
+    type=click.IntRange(1),
+    help="How many builds run at a time.  [default: half of the cores, 2 at least]",
 )
 @click.option(
     "--memory",
     metavar="SIZE",
-    help="What the builds may take together, such as 8G: one begins when what it may need is "
+    help="Memory for all running builds together, such as 8G: a build starts when what it may need is "
     "left.  [default: nine tenths of what is free]",
 )
 @click.option(
@@ -97,8 +99,8 @@ def command(ctx: click.Context, /, file: Path, **given: Any) -> None:
 
     Each [[build]] of FILE names a model and, as keys, options of `trtq build` without their dashes;
     [defaults] holds for all. Everything is checked before any work. Each build runs in a process of its own
-    and fails by itself. The exit code is the worst of all: 3, 2, 5 and 4, in this order. What is unchanged
-    since it was built is not built again, so the same command goes on after an interruption.
+    and fails by itself. The exit code is the worst of all: 4, else 5, else 2, else 3. What is unchanged
+    since it was built is not built again, so the same command continues after an interruption.
 
     \b
       trtq build-all trtq.toml --jobs 2 --memory 8G

@@ -42,7 +42,8 @@ from trtq.pipeline.engine.target import Target
 @options.take(Target, "op_types")
 @options.take_path("--statistics", text="Estimate the ranges from this statistics file; no data is read.")
 @options.take_path(
-    "--save-statistics", text="Also write the statistics, from which every method can estimate ranges."
+    "--save-statistics",
+    text="Also write the statistics, from which every method but cross-entropy can estimate ranges.",
 )
 @options.take_output("The ranges file to write.  [default: ranges.json]")
 @options.json_option

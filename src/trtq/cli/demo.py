@@ -14,7 +14,7 @@ from trtq.models.demo import write_demo
 @click.argument("folder", type=click.Path(path_type=Path), default=Path("demo"))
 @click.option("-q", "--quiet", is_flag=True, help="Print errors only.")
 def command(folder: Path, quiet: bool) -> None:
-    """Write a small trained model with data, to try trtq on.
+    """Write a small trained model with data, to try trtq with.
 
     A classifier of handwritten digits, its calibration data, its labelled evaluation data, and model.toml
     that names them.

@@ -43,7 +43,7 @@ from trtq.pipeline.export import DEFAULT_OPSET, ExportedFile, ExportOptions, exp
 @click.option("--trust", is_flag=True, help="Load pickles too, which runs the code in them.")
 @click.option("--no-pretrained", is_flag=True, help="Leave a library's model with random weights.")
 @click.option(
-    "--opset", type=click.IntRange(13, 23), default=DEFAULT_OPSET, show_default=True, help="Of ONNX."
+    "--opset", type=click.IntRange(13, 23), default=DEFAULT_OPSET, show_default=True, help="ONNX opset."
 )
 @click.option(
     "--data", type=click.Path(path_type=Path), help="An .npz with more inputs to compare PyTorch and ONNX on."
@@ -51,7 +51,7 @@ from trtq.pipeline.export import DEFAULT_OPSET, ExportedFile, ExportOptions, exp
 @click.option(
     "--family",
     type=click.Choice(list(FAMILIES)),
-    help="Its settings, for a module of your own of a usual kind.",
+    help="For a module of your own: write the settings of this kind of model.",
 )
 @options.json_option
 @click.option("-q", "--quiet", is_flag=True, help="Print warnings and errors only.")
@@ -60,8 +60,8 @@ def command(target: str, output: Path, **given: Any) -> None:
 
     TARGET is package.module:callable (returns an nn.Module; the current folder is searched first),
     torchvision:NAME, timm:NAME, hf:NAME_OR_FOLDER, or a .pt2 or TorchScript file. The file is simplified and
-    compared with PyTorch on random inputs; if they differ, the exit code is 3. What is known of the model's
-    inputs goes to a .toml beside it, for trtq build.
+    compared with PyTorch on random inputs; if they differ, the exit code is 3. Sizes and
+    preprocessing of the inputs are written to a .toml beside it, for trtq build.
 
     \b
       trtq export torchvision:resnet18 -o resnet18.onnx

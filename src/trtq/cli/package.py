@@ -25,7 +25,7 @@ from trtq.pipeline.package import Package, PackageSpec, package
     required=True,
     help="Triton's model repository: a local folder, made if there is none.",
 )
-@click.option("--name", help="Of the model.  [default: the folder's, without .trtq]")
+@click.option("--name", help="Name of the model.  [default: the folder's, without .trtq]")
 @click.option(
     "--fallback",
     type=click.Choice(["onnxruntime"]),
@@ -35,17 +35,19 @@ from trtq.pipeline.package import Package, PackageSpec, package
     "--ab",
     type=float,
     metavar="PERCENT",
-    help="Also add NAME_ab, a model that sends so many of a hundred requests to NAME_onnx and the others to "
-    "NAME; where one fails, the other answers.",
+    help="Also add NAME_ab, a model that sends this share of the requests to NAME_onnx and the others to "
+    "NAME; if one fails, the other answers.",
 )
-@click.option("--max-batch", type=int, help="0: do not join requests.  [default: what the engine can]")
+@click.option(
+    "--max-batch", type=int, help="Largest batch; 0: do not join requests.  [default: the engine's]"
+)
 @click.option(
     "--max-queue-delay",
     type=int,
     default=100,
     show_default=True,
     metavar="MICROSECONDS",
-    help="How long a request may wait for others to be joined with.",
+    help="How long a request may wait to be joined with others.",
 )
 @click.option("--instances", type=int, default=1, show_default=True, help="Copies of the model on each GPU.")
 @click.option(
@@ -58,8 +60,8 @@ from trtq.pipeline.package import Package, PackageSpec, package
 @click.option(
     "--warmup-data",
     metavar="DATA",
-    help="Its first sample warms the server up; all that --calib-data takes.  [default: the calibration data "
-    "of the build, where it still is]",
+    help="Data whose first sample warms the server up, as for --calib-data.  [default: the calibration "
+    "data of the build, if it is still there]",
 )
 @click.option(
     "--key",
@@ -73,8 +75,8 @@ def command(folder: Path, **given: Any) -> None:
     """Add a build to a model repository of the Triton Inference Server, as a new version.
 
     Writes config.pbtxt (batching, the engine's profile, warm-up with real data) and the engine. A folder that
-    is not as it was built is refused. A version appears whole or not at all and never replaces one; a
-    configuration that somebody has edited is kept, and one of another model is refused.
+    has changed since the build is refused. A version appears whole or not at all and never replaces another.
+    A configuration that somebody has edited is kept; one of another model is refused.
 
     \b
       trtq package model.trtq --triton models/ --name classifier

@@ -61,9 +61,9 @@ def command(
     skip: tuple[str, ...],
     as_json: bool,
 ) -> None:
-    """Show what a model needs of a GPU in each precision, and what fits.
+    """Show how much GPU memory a model needs in each precision, and what fits.
 
-    Nothing is built. INT8, INT4 and NF4 are those of `trtq build --weights`, with the rest in FP16.
+    Nothing is built. INT8, FP8, INT4 and NF4 are those of `trtq build --weights`, with the rest in FP16.
 
     \b
       trtq plan model.onnx --gpu-memory 8GB --batch 1 --seq 512

@@ -16,7 +16,7 @@ from trtq.pipeline.report import report
 @click.option(
     "--sensitivity",
     type=click.Path(path_type=Path),
-    help="What `trtq sensitivity` wrote of the same model: the page then shows what each layer costs.",
+    help="The file of `trtq sensitivity` for the same model: the page then shows what each layer costs.",
 )
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path), help="HTML file.  [default: FOLDER.html beside it]"
@@ -25,8 +25,8 @@ from trtq.pipeline.report import report
 def command(folder: Path, sensitivity: Path | None, output: Path | None, quiet: bool) -> None:
     """Write the page of a build again, from what is in its folder.
 
-    `trtq build` leaves report.html in the folder already. This one can also show what a measurement found of
-    each layer. It is one file that loads nothing: send it to whoever asks.
+    `trtq build` has already written report.html to the folder. This page can also show what `trtq
+    sensitivity` measured for each layer. It is one file that loads nothing else.
 
     \b
       trtq report model.trtq

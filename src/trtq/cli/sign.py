@@ -22,8 +22,8 @@ from trtq.pipeline.sign import sign
 def command(folder: Path, key: Path, quiet: bool) -> None:
     """Sign a build folder with a key.
 
-    Writes manifest.sig beside manifest.json, which holds the digest of everything else. A folder that is not
-    as it was built is not signed.
+    Writes manifest.sig beside manifest.json, which holds the digest of everything else. A folder that has
+    changed since the build is not signed.
 
     \b
       openssl genpkey -algorithm ed25519 -out private.pem

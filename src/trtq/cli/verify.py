@@ -34,9 +34,9 @@ _SIGNATURES = {
 def command(folder: Path, key: Path | None, as_json: bool, quiet: bool) -> None:
     """Check every file of a build folder, and its signature.
 
-    All that manifest.json names is read and hashed again, and it itself. The exit code is 2 if a file is
-    changed, missing or not of the build. An engine is executable input: where others can write, only a
-    signature tells that it is yours.
+    Hashes manifest.json and every file that it names again. The exit code is 2 if a file has changed, is
+    missing or is not part of the build. An engine is executable input: where others can write, only a
+    signature proves that it is yours.
 
     \b
       trtq verify model.trtq

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,12 +25,6 @@ QUICK = Schedule(rounds=2, seconds=0.02, warmup_s=0.0)
 QUIET = Conditions(0.1, 0.0, 0.0, (), (), None, (), ())
 HERE = Machine("CPU", 2, ("avx2",), "", "", "", "Linux")
 LATENCY = Latency(1.0, 1.0, 1.0, 1.0, 1.0)
-
-
-@pytest.fixture
-def model(path_of: Callable[..., Path]) -> Path:
-    weights = np.random.default_rng(1).normal(size=(4, 4)).astype(np.float32)
-    return path_of("g (float[N, 4] x) => (float[N, 4] y) { [mm] y = MatMul (x, w) }", w=weights)
 
 
 @pytest.fixture

@@ -51,12 +51,6 @@ def one_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def model(path_of: Callable[..., Path]) -> Path:
-    weights = np.random.default_rng(1).normal(size=(4, 4)).astype(np.float32)
-    return path_of("g (float[N, 4] x) => (float[N, 4] y) { [mm] y = MatMul (x, w) }", w=weights)
-
-
-@pytest.fixture
 def data(tmp_path: Path) -> Path:
     np.savez(tmp_path / "c.npz", x=np.arange(64, dtype=np.float32).reshape(16, 4))
     return tmp_path / "c.npz"

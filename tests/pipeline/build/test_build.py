@@ -12,6 +12,7 @@ import onnx.numpy_helper
 import onnx.parser
 import pytest
 from recording_watcher import RecordingWatcher
+from small_builds import spec_of
 
 from trtq.calibrators.cache import parse_cache
 from trtq.calibrators.ranges import read_ranges
@@ -39,14 +40,6 @@ def quick(demo: Path) -> ModelSpec:
         spec,
         calibration=replace(spec.calibration, method="minmax", samples=128),
         evaluation=replace(spec.evaluation, samples=64),
-        quantization=QuantizationSpec(repair=("none",)),
-    )
-
-
-def spec_of(small: Path) -> ModelSpec:
-    """The settings of a build that searches for nothing."""
-    return ModelSpec(
-        calibration=CalibrationSpec(data=str(small.parent / "data.npz"), method="minmax"),
         quantization=QuantizationSpec(repair=("none",)),
     )
 
@@ -99,7 +92,6 @@ def test_the_report_has_the_promised_keys(built: Report) -> None:
     for item in document["comparison"]:
         assert {"output", "reference", "cosine", "sqnr_db", "max_abs", "top1_agreement"} <= set(item)
     assert set(document["timings_s"]) == {"calibrate", "repair", "quantize", "build", "compare"}
-    assert all(seconds >= 0 for seconds in document["timings_s"].values())
     assert (document["schema_version"], document["verdict"], document["precision"]) == (1, "pass", "int8")
     assert document["backend"].startswith("tensorrt-rtx 1.")
     assert document["engine"]["fallbacks"] == []

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from recording_watcher import RecordingWatcher
+from small_builds import spec_of
 
 from trtq.calibrators.ranges import read_ranges
 from trtq.calibrators.settings import read_spec
@@ -23,7 +24,6 @@ from trtq.models.spec import (
     CalibrationSpec,
     EvaluationSpec,
     ModelSpec,
-    QuantizationSpec,
 )
 from trtq.pipeline.build import build
 from trtq.pipeline.deliver.report import Report
@@ -38,14 +38,6 @@ WITHOUT_ENGINE = Target(backend="onnxruntime")
 def earlier(built: Report, tmp_path: Path) -> Path:
     """A copy of the demo's build, to be spoilt."""
     return shutil.copytree(built.output, tmp_path / "earlier")
-
-
-def spec_of(small: Path, method: str = "minmax") -> ModelSpec:
-    """The settings of a build that searches for nothing."""
-    return ModelSpec(
-        calibration=CalibrationSpec(data=str(small.parent / "data.npz"), method=method),
-        quantization=QuantizationSpec(repair=("none",)),
-    )
 
 
 def digests(folder: Path) -> dict[str, str]:

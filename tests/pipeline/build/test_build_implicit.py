@@ -14,16 +14,16 @@ import onnx
 import onnx_ir as ir
 import pytest
 from click.testing import CliRunner
+from small_builds import files_of, plan_of, spec_of
 
 from trtq.calibrators.cache import parse_cache, read_cache
 from trtq.calibrators.ranges import read_ranges
 from trtq.cli import main
 from trtq.errors import UsageError
 from trtq.models.session import open_session
-from trtq.models.spec import CalibrationSpec, LayerSpec, ModelSpec, QuantizationSpec
+from trtq.models.spec import QuantizationSpec
 from trtq.pipeline.build import build
 from trtq.pipeline.deliver.manifest import read_manifest
-from trtq.pipeline.deliver.report import Report
 from trtq.pipeline.engine.target import Target
 from trtq.pipeline.engine.tensorrt import TensorRt
 
@@ -32,20 +32,6 @@ EXPLICIT = Target(backend="tensorrt")
 IMPLICIT = Target(backend="tensorrt", quantization="implicit")
 END = "--minShapes=x:1x3x8x8 --optShapes=x:8x3x8x8 --maxShapes=x:8x3x8x8 --profilingVerbosity=detailed"
 Install = Callable[[str], None]
-
-
-def spec_of(small: Path, method: str = "entropy", **layers: Any) -> ModelSpec:
-    calibration = CalibrationSpec(data=str(small.parent / "data.npz"), method=method)
-    return ModelSpec(calibration=calibration, layers=LayerSpec(**layers))
-
-
-def plan_of(report: Report) -> dict[str, Any]:
-    plan: dict[str, Any] = json.loads((Path(report.output) / "model.engine").read_bytes())
-    return plan
-
-
-def files_of(report: Report) -> set[str]:
-    return {path.name for path in Path(report.output).iterdir()}
 
 
 # Implicit, by TensorRT's own calibrators

@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
 import pytest
+from small_builds import files_of, plan_of, spec_of
 
 from trtq.errors import UsageError
 from trtq.models.spec import (
     AccuracySpec,
-    CalibrationSpec,
     EvaluationSpec,
-    LayerSpec,
     ModelSpec,
-    QuantizationSpec,
 )
 from trtq.pipeline.build import build
 from trtq.pipeline.deliver.manifest import read_manifest
-from trtq.pipeline.deliver.report import Report
 from trtq.pipeline.engine.backend import BuilderOptions
 from trtq.pipeline.engine.target import Target
 
@@ -32,21 +27,6 @@ EXPLICIT = Target(backend="tensorrt")
 IMPLICIT = Target(backend="tensorrt", quantization="implicit")
 END = "--minShapes=x:1x3x8x8 --optShapes=x:8x3x8x8 --maxShapes=x:8x3x8x8 --profilingVerbosity=detailed"
 Install = Callable[[str], None]
-
-
-def spec_of(small: Path, method: str = "entropy", **layers: Any) -> ModelSpec:
-    calibration = CalibrationSpec(data=str(small.parent / "data.npz"), method=method)
-    none = QuantizationSpec(repair=("none",))
-    return ModelSpec(calibration=calibration, layers=LayerSpec(**layers), quantization=none)
-
-
-def plan_of(report: Report) -> dict[str, Any]:
-    plan: dict[str, Any] = json.loads((Path(report.output) / "model.engine").read_bytes())
-    return plan
-
-
-def files_of(report: Report) -> set[str]:
-    return {path.name for path in Path(report.output).iterdir()}
 
 
 # Explicit

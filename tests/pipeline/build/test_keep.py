@@ -9,9 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from small_builds import spec_of
 
 from trtq.calibrators.ranges import read_ranges
-from trtq.models.spec import CalibrationSpec, EvaluationSpec, LayerSpec, ModelSpec, QuantizationSpec
+from trtq.models.spec import EvaluationSpec
 from trtq.pipeline.build import build
 from trtq.pipeline.build.keep import keep_layers
 from trtq.pipeline.build.prepare import prepare
@@ -56,11 +57,6 @@ def packed(path_of: Callable[..., Path]) -> Path:
     )
     np.savez(path.parent / "data.npz", x=rng.standard_normal((16, 8, 32)).astype(np.float32))
     return path
-
-
-def spec_of(path: Path, **layers: tuple[str, ...]) -> ModelSpec:
-    data = CalibrationSpec(data=str(path.parent / "data.npz"), method="minmax")
-    return ModelSpec(calibration=data, layers=LayerSpec(**layers), quantization=QuantizationSpec(("none",)))
 
 
 def marked(report: Report) -> set[str]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from whole_folder import assert_complete, names, without_exchange, write
+from whole_folder import assert_complete, create_folder, names, without_exchange, write
 
 from trtq.errors import ArtifactError
 from trtq.pipeline.deliver import folder as module
@@ -30,7 +30,7 @@ def test_a_folder_appears_when_the_block_ends(target: Path) -> None:
     assert names(target) == ["model.trtq"]
 
 
-def test_missing_parents_are_made(tmp_path: Path) -> None:
+def test_missing_parents_arecreate_folder(tmp_path: Path) -> None:
     write(tmp_path / "a" / "b" / "c", "new")
     assert_complete(tmp_path / "a" / "b" / "c", "new")
 
@@ -71,7 +71,7 @@ def test_an_older_build_is_replaced(target: Path, exchange: bool, monkeypatch: p
 def test_an_older_build_is_never_absent_while_it_is_replaced(
     target: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if not module._exchange(_made(target.parent / "a"), _made(target.parent / "b")):
+    if not module._exchange(create_folder(target.parent / "a"), create_folder(target.parent / "b")):
         pytest.skip("this file system cannot swap two folders in one step")
     write(target, "old")
     renamed: list[Path] = []
@@ -79,11 +79,6 @@ def test_an_older_build_is_never_absent_while_it_is_replaced(
     write(target, "new")
     assert renamed == []
     assert_complete(target, "new")
-
-
-def _made(folder: Path) -> Path:
-    folder.mkdir()
-    return folder
 
 
 def test_an_empty_folder_is_taken(target: Path) -> None:
@@ -245,7 +240,7 @@ def test_a_file_of_the_user_in_the_folder_is_not_lost(target: Path) -> None:
 
 
 def test_two_folders_swap_their_places(tmp_path: Path) -> None:
-    first, second = _made(tmp_path / "a"), _made(tmp_path / "b")
+    first, second = create_folder(tmp_path / "a"), create_folder(tmp_path / "b")
     (first / "file").write_text("of the first")
     if not module._exchange(first, second):
         pytest.skip("this file system cannot swap two folders in one step")
@@ -254,7 +249,7 @@ def test_two_folders_swap_their_places(tmp_path: Path) -> None:
 
 
 def test_a_swap_that_goes_wrong_is_an_error(tmp_path: Path) -> None:
-    if not module._exchange(_made(tmp_path / "a"), _made(tmp_path / "b")):
+    if not module._exchange(create_folder(tmp_path / "a"), create_folder(tmp_path / "b")):
         pytest.skip("this file system cannot swap two folders in one step")
     with pytest.raises(FileNotFoundError, match="No such file or directory"):
         module._exchange(tmp_path / "a", tmp_path / "absent")

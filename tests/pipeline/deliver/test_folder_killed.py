@@ -10,17 +10,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from whole_folder import assert_complete, names, without_exchange, write
+from whole_folder import assert_complete, create_folder, names, without_exchange, write
 
 from trtq.errors import ArtifactError
 from trtq.pipeline.deliver import folder as module
 from trtq.pipeline.deliver.folder import stage_folder
-
-
-def _made(folder: Path) -> Path:
-    folder.mkdir()
-    return folder
-
 
 _CHILD = """
 import os, shutil, signal, sys
@@ -154,7 +148,7 @@ def _another_build_is_first(target: Path, monkeypatch: pytest.MonkeyPatch) -> No
 def test_the_later_of_two_builds_that_end_together_replaces_the_other(
     target: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if not module._exchange(_made(target.parent / "a"), _made(target.parent / "b")):
+    if not module._exchange(create_folder(target.parent / "a"), create_folder(target.parent / "b")):
         pytest.skip("this file system cannot swap two folders in one step")
     _another_build_is_first(target, monkeypatch)
     write(target, "new")

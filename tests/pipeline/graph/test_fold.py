@@ -7,8 +7,8 @@ from collections.abc import Callable
 import numpy as np
 import onnx_ir as ir
 import pytest
-from checked_qdq import random_array
 from folded import folded, op_types
+from made_up import random_array
 
 from trtq.pipeline.graph.fold import (
     drop_identities,

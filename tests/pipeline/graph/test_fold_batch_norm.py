@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 import pytest
-from checked_qdq import random_array
 from folded import folded, op_types
+from made_up import random_array
 from numpy.typing import NDArray
 
 from trtq.pipeline.graph.fold import fold_batch_norm, fold_bias

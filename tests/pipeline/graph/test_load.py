@@ -13,16 +13,13 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
+from made_up import random_array
 from numpy.typing import NDArray
 
 from trtq.errors import ModelError
 from trtq.pipeline.graph.load import Graph, load
 
 RELU = "g (float[N,3] x) => (float[N,3] y) { y = Relu(x) }"
-
-
-def _random(*shape: int) -> NDArray[np.float32]:
-    return np.random.default_rng(sum(shape)).standard_normal(shape).astype(np.float32)
 
 
 def _op_types(graph: Graph) -> list[str]:
@@ -87,7 +84,7 @@ def test_weights_that_are_listed_as_inputs_are_no_inputs(
     path_of: Callable[..., Path], assert_equal_outputs: Callable[..., None]
 ) -> None:
     text = "g (float[N,3] x, float[3,2] w) => (float[N,2] y) { y = MatMul(x, w) }"
-    path = path_of(text, opset=8, ir_version=3, w=_random(3, 2))
+    path = path_of(text, opset=8, ir_version=3, w=random_array(3, 2))
     graph = load(path, min_opset=13)
     assert [item.name for item in graph.inputs] == ["x"]
     assert "removed weights from the graph inputs" in graph.notes
@@ -108,7 +105,7 @@ def test_identities_go_and_names_of_outputs_stay(
             j = Identity(i)
             f = Identity(j)
         }""",
-        w=_random(3),
+        w=random_array(3),
     )
     graph = load(path, min_opset=13)
     assert sorted(_op_types(graph)) == ["Identity", "Identity", "Identity", "Relu", "Sigmoid"]
@@ -227,8 +224,8 @@ def test_outputs_that_nobody_takes_stay_without_a_name(
 ) -> None:
     path = path_of(
         'g (float[S,1,3] x) => (float[1,1,4] h) { "", h = LSTM<hidden_size = 4>(x, w, r) }',
-        w=_random(1, 16, 3),
-        r=_random(1, 16, 4),
+        w=random_array(1, 16, 3),
+        r=random_array(1, 16, 4),
     )
     graph = load(path, min_opset=13)
     assert [value.name for value in graph.model.graph.node(0).outputs] == ["", "h"]
@@ -246,8 +243,8 @@ def test_weights_inside_bodies_are_reported(
                 else_branch = b () => (float[N,2] e) { [other] e = Gemm(r, w) }
             >
         }""",
-        w=_random(3, 2),
-        v=_random(3, 3),
+        w=random_array(3, 2),
+        v=random_array(3, 3),
     )
     graph = load(path, min_opset=13)
     assert sorted(node.name for node in graph.unseen) == ["inner", "other"]
@@ -268,7 +265,7 @@ def test_many_weights_inside_bodies_are_reported_briefly(graph_of: Callable[...,
                 else_branch = b () => (float[N,3] e) {{ e = Relu(x) }}
             >
         }}""",
-        w=_random(3, 3),
+        w=random_array(3, 3),
     )
     assert len(graph.unseen) == 6
     assert graph.notes[-1].endswith(": layer0, layer1, layer2, layer3 ...")
@@ -283,11 +280,11 @@ def test_a_model_with_fp16_weights_and_types_loads(
             n = BatchNormalization(c, s, b, m, v)
             y = Relu(n)
         }""",
-        w=_random(4, 3, 3, 3).astype(np.float16),
-        s=_random(4).astype(np.float16),
-        b=_random(4).astype(np.float16),
-        m=_random(4).astype(np.float16),
-        v=(_random(4) ** 2 + 1).astype(np.float16),
+        w=random_array(4, 3, 3, 3).astype(np.float16),
+        s=random_array(4).astype(np.float16),
+        b=random_array(4).astype(np.float16),
+        m=random_array(4).astype(np.float16),
+        v=(random_array(4) ** 2 + 1).astype(np.float16),
     )
     graph = load(path, min_opset=19)
     assert _op_types(graph) == ["Conv", "Relu"]
@@ -307,8 +304,8 @@ def test_an_old_model_is_raised_and_stays_the_same(
         }""",
         opset=9,
         ir_version=3,
-        w=_random(4, 3, 3, 3),
-        s=abs(_random(4)),
+        w=random_array(4, 3, 3, 3),
+        s=abs(random_array(4)),
     )
     graph = load(path, min_opset=19)
     assert graph.opset == 19
@@ -334,8 +331,8 @@ def test_a_loaded_model_passes_the_checker(graph_of: Callable[..., Graph]) -> No
         "g (float[N,3,8,8] x) => (float[N,4,6,6] y) { c = Conv(x, w) y = Add(c, b) }",
         opset=11,
         ir_version=6,
-        w=_random(4, 3, 3, 3),
-        b=_random(4, 1, 1),
+        w=random_array(4, 3, 3, 3),
+        b=random_array(4, 1, 1),
     )
     onnx.checker.check_model(ir.to_proto(graph.model), full_check=True)
 

@@ -10,15 +10,11 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 from int8_encodings import int8_along, int8_scheme
-from numpy.typing import NDArray
+from made_up import random_array
 
 from trtq.kept import KeptNode
 from trtq.pipeline.formats import INT8_OF_7_BITS
 from trtq.pipeline.graph.placement import Placement, QuantizedNode, QuantizedWeight, find_unmatched, place
-
-
-def _random(*shape: int) -> NDArray[np.float32]:
-    return np.random.default_rng(sum(shape)).standard_normal(shape).astype(np.float32)
 
 
 def _only(placement: Placement) -> QuantizedNode:
@@ -61,8 +57,8 @@ def test_a_layer_with_a_constant_weight(
 ) -> None:
     model = model_of(
         f"g (float[{x}] x) => (float y) {{ [layer] t = {call} y = ReduceSum<keepdims = 0>(t) }}",
-        w=_random(*w),
-        b=_random(6),
+        w=random_array(*w),
+        b=random_array(6),
     )
     place_of_weight, axis = weight
     assert _only(place(model)) == QuantizedNode(
@@ -76,7 +72,7 @@ def test_a_layer_with_a_constant_weight(
 
 def test_one_scale_a_weight_changes_nothing_else(model_of: Callable[..., ir.Model]) -> None:
     text = "g (float[N,4,8,8] x) => (float[N,6,8,8] y) { a = Conv(x, w) b = Conv(x, v) y = Add(a, b) }"
-    placement = place(model_of(text, w=_random(6, 4, 1, 1), v=_random(6, 4, 1, 1)))
+    placement = place(model_of(text, w=random_array(6, 4, 1, 1), v=random_array(6, 4, 1, 1)))
     found = placement.with_one_scale()
     assert [node.held_weight for node in found.layers] == [
         QuantizedWeight("w", int8_along(None)),
@@ -90,7 +86,7 @@ def test_one_scale_a_weight_changes_nothing_else(model_of: Callable[..., ir.Mode
 
 def test_weights_of_7_bits_change_nothing_else(model_of: Callable[..., ir.Model]) -> None:
     placement = place(
-        model_of("g (float[N,4,8,8] x) => (float[N,6,8,8] y) { y = Conv(x, w) }", w=_random(6, 4, 1, 1))
+        model_of("g (float[N,4,8,8] x) => (float[N,6,8,8] y) { y = Conv(x, w) }", w=random_array(6, 4, 1, 1))
     )
     found = placement.with_weights_of_7_bits()
     (before,), (after,) = placement.layers, found.layers
@@ -108,7 +104,7 @@ def test_a_transposed_convolution_is_quantized_only_on_demand(
 ) -> None:
     model = model_of(
         f"g (float[N,4,8,8] x) => (float[N,6,10,10] y) {{ y = ConvTranspose{attributes}(x, w) }}",
-        w=_random(*w),
+        w=random_array(*w),
     )
     assert _reason(place(model)) == "TensorRT runs ConvTranspose in float"
     asked = _only(place(model, op_types=("Conv", "ConvTranspose")))
@@ -119,7 +115,7 @@ def test_a_transposed_convolution_is_quantized_only_on_demand(
 
 def test_weights_in_half_precision_are_quantized(model_of: Callable[..., ir.Model]) -> None:
     text = "g (float16[N,4] x) => (float16[N,6] y) { y = MatMul(x, w) }"
-    model = model_of(text, w=_random(4, 6).astype(np.float16))
+    model = model_of(text, w=random_array(4, 6).astype(np.float16))
     assert _only(place(model)).held_weight == QuantizedWeight("w", int8_along(1))
 
 
@@ -151,7 +147,7 @@ def test_a_layer_keeps_its_precision_and_says_why(
 ) -> None:
     model = model_of(
         f"g (float[4,4] x) => (float[4,4] y) {{ {text} }}",
-        w=_random(4, 4),
+        w=random_array(4, 4),
         n=np.ones((4, 4), np.int64),
         e=np.ones((4, 4)),
     )
@@ -168,17 +164,17 @@ def test_a_layer_keeps_its_precision_and_says_why(
 def test_recurrent_layers_stay_float(model_of: Callable[..., ir.Model], text: str, reason: str) -> None:
     model = model_of(
         f"g (float[S,1,3] x) => (float[S,1,1,4] y) {{ y = {text} }}",
-        w=_random(1, 16, 3),
-        r=_random(1, 16, 4),
-        u=_random(1, 12, 3),
-        s=_random(1, 12, 4),
+        w=random_array(1, 16, 3),
+        r=random_array(1, 16, 4),
+        u=random_array(1, 12, 3),
+        s=random_array(1, 12, 4),
     )
     assert _reason(place(model)) == reason
     assert _reason(place(model, op_types=("Conv", "LSTM", "GRU"))) == reason
 
 
 def test_a_type_that_was_not_asked_for_is_kept(model_of: Callable[..., ir.Model]) -> None:
-    model = model_of("g (float[N,4] x) => (float[N,6] y) { y = MatMul(x, w) }", w=_random(4, 6))
+    model = model_of("g (float[N,4] x) => (float[N,6] y) { y = MatMul(x, w) }", w=random_array(4, 6))
     assert _reason(place(model, op_types=("Conv",))) == "MatMul is not among the types to quantize"
 
 
@@ -190,14 +186,14 @@ TWO_LAYERS = """g (float[N,4,8,8] x) => (float[N,4,8,8] y, float[N,4,8,8] z) {
 
 
 def test_a_tensor_with_two_readers_is_one_activation(model_of: Callable[..., ir.Model]) -> None:
-    placement = place(model_of(TWO_LAYERS, w=_random(4, 4, 1, 1), v=_random(4, 4, 1, 1)))
+    placement = place(model_of(TWO_LAYERS, w=random_array(4, 4, 1, 1), v=random_array(4, 4, 1, 1)))
     assert placement.activations == ("x", "a")
     assert [node.name for node in placement.quantized] == ["stem", "body_1", "head"]
     assert placement.layers == placement.quantized
 
 
 def test_layers_are_skipped_by_a_pattern_in_their_names(model_of: Callable[..., ir.Model]) -> None:
-    model = model_of(TWO_LAYERS, w=_random(4, 4, 1, 1), v=_random(4, 4, 1, 1))
+    model = model_of(TWO_LAYERS, w=random_array(4, 4, 1, 1), v=random_array(4, 4, 1, 1))
     placement = place(model, skip=["^nothing$", "ody_[0-9]", "^st"])
     assert [node.name for node in placement.quantized] == ["head"]
     assert placement.kept == (
@@ -208,7 +204,7 @@ def test_layers_are_skipped_by_a_pattern_in_their_names(model_of: Callable[..., 
 
 
 def test_a_node_is_kept_for_the_reason_that_is_given_with_its_name(model_of: Callable[..., ir.Model]) -> None:
-    model = model_of(TWO_LAYERS, w=_random(4, 4, 1, 1), v=_random(4, 4, 1, 1))
+    model = model_of(TWO_LAYERS, w=random_array(4, 4, 1, 1), v=random_array(4, 4, 1, 1))
     kept = {"body_1": "no-kernel: it ran as float", "stem": "chosen", "unknown": "of another graph"}
     placement = place(model, skip=["^stem$", "^hea"], kept=kept)
     assert placement.quantized == ()
@@ -222,7 +218,7 @@ def test_a_node_is_kept_for_the_reason_that_is_given_with_its_name(model_of: Cal
 def test_patterns_that_match_nothing_come_with_the_names_nearest_to_them(
     model_of: Callable[..., ir.Model],
 ) -> None:
-    model = model_of(TWO_LAYERS, w=_random(4, 4, 1, 1), v=_random(4, 4, 1, 1))
+    model = model_of(TWO_LAYERS, w=random_array(4, 4, 1, 1), v=random_array(4, 4, 1, 1))
     assert list(find_unmatched(model, ["^stem$", "bodi_1", "ead", "zzzzzzzzzz"])) == [
         ("bodi_1", ["body_1"]),
         ("zzzzzzzzzz", []),
@@ -253,8 +249,8 @@ def test_the_other_input_of_an_addition_after_a_convolution(
 ) -> None:
     model = model_of(
         f"g (float[N,4,8,8] x) => (float[N,4,8,8] y) {{ r = Relu(x) c = Conv(r, w) {text} }}",
-        w=_random(4, 4, 1, 1),
-        v=_random(4, 4, 1, 1),
+        w=random_array(4, 4, 1, 1),
+        v=random_array(4, 4, 1, 1),
     )
     assert _adds(model) == [("add", (wanted,))]
     assert place(model).activations[0] == "r"
@@ -282,9 +278,9 @@ def test_other_additions_stay_float(model_of: Callable[..., ir.Model], text: str
             c = Conv(r, w)
             {text}
         }}""",
-        w=_random(4, 4, 1, 1),
-        row=_random(1, 1, 8) if "Relu(row)" in text else _random(1, 4, 8, 8),
-        square=_random(8, 8),
+        w=random_array(4, 4, 1, 1),
+        row=random_array(1, 1, 8) if "Relu(row)" in text else random_array(1, 4, 8, 8),
+        square=random_array(8, 8),
     )
     assert _adds(model) == []
 
@@ -294,7 +290,7 @@ def test_an_addition_after_a_convolution_that_is_an_output_stays_float(
 ) -> None:
     model = model_of(
         "g (float[N,4,8,8] x) => (float[N,4,8,8] c, float[N,4,8,8] y) { c = Conv(x, w) y = Add(c, x) }",
-        w=_random(4, 4, 1, 1),
+        w=random_array(4, 4, 1, 1),
     )
     assert _adds(model) == []
 
@@ -302,8 +298,8 @@ def test_an_addition_after_a_convolution_that_is_an_output_stays_float(
 def test_an_addition_of_a_constant_image_stays_float(model_of: Callable[..., ir.Model]) -> None:
     model = model_of(
         "g (float[1,4,8,8] x) => (float[1,4,8,8] y) { c = Conv(x, w) y = Add(c, image) }",
-        w=_random(4, 4, 1, 1),
-        image=_random(1, 4, 8, 8),
+        w=random_array(4, 4, 1, 1),
+        image=random_array(1, 4, 8, 8),
     )
     assert _adds(model) == []
 
@@ -311,7 +307,7 @@ def test_an_addition_of_a_constant_image_stays_float(model_of: Callable[..., ir.
 def test_an_addition_of_open_dims_that_may_be_equal_is_quantized(model_of: Callable[..., ir.Model]) -> None:
     model = model_of(
         "g (float[N,4,H,W] x, float[M,4,8,K] s) => (float[A,4,B,C] y) { c = Conv(x, w) [add] y = Add(c, s) }",
-        w=_random(4, 4, 1, 1),
+        w=random_array(4, 4, 1, 1),
     )
     assert _adds(model) == [("add", ((1, "s"),))]
 
@@ -323,7 +319,7 @@ def test_an_addition_of_unknown_shapes_stays_float(model_of: Callable[..., ir.Mo
             r = Reshape(x, s)
             y = Add(c, r)
         }""",
-        w=_random(4, 4, 1, 1),
+        w=random_array(4, 4, 1, 1),
     )
     assert _adds(model) == []
 
@@ -331,7 +327,7 @@ def test_an_addition_of_unknown_shapes_stays_float(model_of: Callable[..., ir.Mo
 def test_an_addition_can_be_skipped_and_goes_with_its_convolution(model_of: Callable[..., ir.Model]) -> None:
     model = model_of(
         "g (float[N,4,8,8] x) => (float[N,4,8,8] y) { [conv] c = Conv(x, w) [add] y = Add(c, x) }",
-        w=_random(4, 4, 1, 1),
+        w=random_array(4, 4, 1, 1),
     )
     assert _adds(model) == [("add", ((1, "x"),))]
     assert _adds(model, skip=["^add$"]) == []
@@ -354,8 +350,8 @@ def test_decisions_are_in_the_order_of_the_graph(model_of: Callable[..., ir.Mode
             t = Transpose(e)
             [self] y = MatMul(e, t)
         }""",
-        w=_random(4, 4, 1, 1),
-        v=_random(4, 8),
+        w=random_array(4, 4, 1, 1),
+        v=random_array(4, 8),
     )
     placement = place(model)
     assert [node.name for node in placement.quantized] == ["c1", "add", "c2", "fc"]
@@ -370,7 +366,7 @@ def test_what_a_softmax_gets_is_quantized_only_on_demand(
     text = f"""net (float[N, 4] x) => (float[N, 6] y, float[1, 4] z) {{
       [mm] a = MatMul (x, w)  [soft] y = {op_type} (a)  [fixed] z = {op_type} (c)
     }}"""
-    model = model_of(text, w=_random(4, 6), c=_random(1, 4))
+    model = model_of(text, w=random_array(4, 6), c=random_array(1, 4))
     assert [node.name for node in place(model, force=["."]).quantized] == ["mm"]
     types = ("MatMul", "Softmax")
     placement = place(model, force=["."], op_types=types)

@@ -8,16 +8,13 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 import pytest
+from made_up import random_array
 from numpy.typing import NDArray
 
 from trtq.pipeline.graph.opset import infer_shapes
 from trtq.pipeline.graph.placement import ATTENTION, DEFAULT_OP_TYPES, place
 
 ModelOf = Callable[..., ir.Model]
-
-
-def _random(*shape: int) -> NDArray[np.float32]:
-    return np.random.default_rng(sum(shape)).standard_normal(shape).astype(np.float32)
 
 
 def _kept(model: ir.Model, **settings: Any) -> dict[str, str]:
@@ -43,7 +40,7 @@ def _kept(model: ir.Model, **settings: Any) -> dict[str, str]:
 def test_a_convolution_by_its_weight(x: str, w: tuple[int, ...], rule: str, model_of: ModelOf) -> None:
     model = model_of(
         f"g (float[{x}] x) => (float y) {{ [c] t = Conv (x, w) y = ReduceSum <keepdims = 0> (t) }}",
-        w=_random(*w),
+        w=random_array(*w),
     )
     assert _kept(model) == ({"c": rule} if rule else {})
     assert _kept(model, force=("^c$",)) == {}
@@ -51,7 +48,7 @@ def test_a_convolution_by_its_weight(x: str, w: tuple[int, ...], rule: str, mode
 
 def test_a_depthwise_convolution_by_long_filters_is_no_transform(model_of: ModelOf) -> None:
     text = "g (float[N,8,400] x) => (float[N,8,145] y) { [c] y = Conv <group = 8> (x, w) }"
-    assert _kept(model_of(text, w=_random(8, 1, 256))) == {}
+    assert _kept(model_of(text, w=random_array(8, 1, 256))) == {}
 
 
 @pytest.mark.parametrize(
@@ -65,7 +62,7 @@ def test_a_depthwise_convolution_by_long_filters_is_no_transform(model_of: Model
 )
 def test_a_product_by_its_outputs(call: str, w: tuple[int, ...], rule: str, model_of: ModelOf) -> None:
     text = f"g (float[N,8] x) => (float y) {{ [m] t = {call} y = ReduceSum <keepdims = 0> (t) }}"
-    assert _kept(model_of(text, w=_random(*w))) == ({"m": rule} if rule else {})
+    assert _kept(model_of(text, w=random_array(*w))) == ({"m": rule} if rule else {})
 
 
 _HEAD = "[big] a = MatMul (x, w) [mid] b = MatMul (a, v) r = Relu (b) [head] t = MatMul (r, u)"
@@ -84,7 +81,7 @@ _HEAD = "[big] a = MatMul (x, w) [mid] b = MatMul (a, v) r = Relu (b) [head] t =
 )
 def test_a_small_last_layer(num_outputs: int, end: str, kept: dict[str, str], model_of: ModelOf) -> None:
     weights = {"w": (64, 1024), "v": (1024, 16), "u": (16, num_outputs), "k": (4, 16)}
-    used = {name: _random(*shape) for name, shape in weights.items() if f"{name})" in _HEAD + end}
+    used = {name: random_array(*shape) for name, shape in weights.items() if f"{name})" in _HEAD + end}
     model = model_of(f"g (float[N,64] x) => (float[N,M] y) {{ {_HEAD} {end} }}", **used)
     assert _kept(model) == kept
     assert _kept(model, force=("head|after",)) == {}
@@ -110,12 +107,12 @@ def test_the_heads_of_a_detector_that_gives_the_expected_sides_of_boxes(
         sides, classes = Split <axis = 1> (joined, parts)
         soft = Softmax <axis = 1> (sides) [sum] y = Conv (soft, one)
     }"""
-    arrays = {name: _random(*shape) for name, shape in weights.items()}
+    arrays = {name: random_array(*shape) for name, shape in weights.items()}
     assert _kept(model_of(text, **arrays, parts=np.array([16, 20], np.int64))) == kept
 
 
 def test_a_last_layer_that_holds_a_part_of_the_weights_is_quantized(model_of: ModelOf) -> None:
-    weights = {"w": _random(64, 16), "v": _random(16, 16), "u": _random(16, 4)}
+    weights = {"w": random_array(64, 16), "v": random_array(16, 16), "u": random_array(16, 4)}
     assert _kept(model_of(f"g (float[N,64] x) => (float[N,4] t) {{ {_HEAD} }}", **weights)) == {}
 
 
@@ -131,7 +128,7 @@ def _gate(end: str) -> str:
 
 
 def _gate_weights() -> dict[str, NDArray[np.float32]]:
-    return {"w": _random(4, 16, 1, 1), "v": _random(16, 4, 1, 1), "k": _random(8, 16, 3, 3)}
+    return {"w": random_array(4, 16, 1, 1), "v": random_array(16, 4, 1, 1), "k": random_array(8, 16, 3, 3)}
 
 
 def test_the_convolutions_of_a_squeeze_and_excitation_block_stay_float(model_of: ModelOf) -> None:
@@ -176,7 +173,7 @@ def test_what_is_made_of_integers_or_filled_is_not_quantized(
 ) -> None:
     model = model_of(
         f"g ({inputs}) => (float y) {{ {body} [mm] t = MatMul (x, w) y = ReduceSum <keepdims = 0> (t) }}",
-        w=_random(8, 8),
+        w=random_array(8, 8),
         n=np.asarray([4, 2], np.int64),
         m=np.asarray([1, 8], np.int64),
     )

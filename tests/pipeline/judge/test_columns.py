@@ -7,13 +7,10 @@ from collections.abc import Callable
 import numpy as np
 import onnx_ir as ir
 import pytest
+from made_up import random_array
 from numpy.typing import NDArray
 
 from trtq.pipeline.judge.columns import gather_columns
-
-
-def _random(*shape: int) -> NDArray[np.float32]:
-    return np.random.default_rng(sum(shape)).standard_normal(shape).astype(np.float32)
 
 
 @pytest.mark.parametrize(
@@ -36,7 +33,7 @@ def test_the_columns_of_a_convolution_times_the_weight_are_its_outputs(
     weight: tuple[int, ...],
     shape: tuple[int, ...],
 ) -> None:
-    array, values = _random(*shape), _random(*weight)
+    array, values = random_array(*shape), random_array(*weight)
     sizes = ", ".join(map(str, shape))
     anything = ", ".join(["N", "M", "H", "W"][: len(shape)])
     call = f"Conv <{attributes}> (x, w)" if attributes else "Conv (x, w)"
@@ -52,10 +49,12 @@ def test_the_columns_of_a_convolution_times_the_weight_are_its_outputs(
 
 
 def test_the_rows_of_a_product_are_some_of_its_own(model_of: Callable[..., ir.Model]) -> None:
-    model = model_of("net (float[2, 9, 4] x) => (float[2, 9, 3] y) { y = MatMul (x, w) }", w=_random(4, 3))
-    array = _random(2, 9, 4)
+    model = model_of(
+        "net (float[2, 9, 4] x) => (float[2, 9, 3] y) { y = MatMul (x, w) }", w=random_array(4, 3)
+    )
+    array = random_array(2, 9, 4)
     (node,) = model.graph
-    rows = gather_columns(array, node, _random(4, 3), 5)
+    rows = gather_columns(array, node, random_array(4, 3), 5)
     assert rows.shape == (1, 5, 4)
     assert {tuple(row) for row in rows[0]} <= {tuple(row) for row in array.reshape(-1, 4)}
-    np.testing.assert_array_equal(rows, gather_columns(array, node, _random(4, 3), 5))
+    np.testing.assert_array_equal(rows, gather_columns(array, node, random_array(4, 3), 5))

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from made_up import batches_of
 from numpy.typing import NDArray
 
 from trtq.calibrators.batches import Batches, Feed
 from trtq.errors import DataError, ModelError, UsageError
-from trtq.models.demo import write_demo
 from trtq.models.session import open_session
 from trtq.pipeline.judge.compare import Comparison, compare_models
 from trtq.pipeline.judge.score import Labels
@@ -26,17 +26,15 @@ _WEIGHT = np.arange(12, dtype=np.float32).reshape(4, 3)
 
 
 @pytest.fixture(scope="module")
-def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("demo")
-    write_demo(folder)
-    return folder
+def demo(demo_folder: Path) -> Path:
+    return demo_folder
 
 
 @pytest.fixture(scope="module")
 def digits(demo: Path) -> Batches:
     """The first 90 samples of the demo's evaluation data, in batches of 40, with labels."""
     with np.load(demo / "evaluation.npz") as archive:
-        return _batches(*_split({name: archive[name][:90] for name in archive.files}, 40))
+        return batches_of(_split({name: archive[name][:90] for name in archive.files}, 40))
 
 
 def _split(arrays: dict[str, NDArray[Any]], size: int) -> list[dict[str, NDArray[Any]]]:
@@ -45,14 +43,6 @@ def _split(arrays: dict[str, NDArray[Any]], size: int) -> list[dict[str, NDArray
         {name: array[start : start + size] for name, array in arrays.items()}
         for start in range(0, count, size)
     ]
-
-
-def _batches(*feeds: dict[str, NDArray[Any]]) -> Batches:
-    def read() -> Iterator[Feed]:
-        for index, arrays in enumerate(feeds):
-            yield Feed(arrays, f"feed {index}", len(next(iter(arrays.values()))))
-
-    return Batches(read, "made for a test", None)
 
 
 def _doctored(path: Path, place: Path, *, digits: int) -> Path:
@@ -73,7 +63,7 @@ def test_a_model_is_exactly_itself(demo: Path, digits: Batches) -> None:
     assert (output.candidate, output.reference, output.output) == ("int8", "fp32", "logits")
     assert output.cosine == pytest.approx(1.0, abs=1e-15)
     assert (output.sqnr_db, output.max_abs, output.top1_agreement) == (math.inf, 0.0, 1.0)
-    assert (found.num_samples, found.data, found.accuracy) == (90, "made for a test", {})
+    assert (found.num_samples, found.data, found.accuracy) == (90, "made up", {})
 
 
 def test_a_doctored_model_is_farther_the_more_it_is_changed(
@@ -157,7 +147,7 @@ def test_an_output_that_the_candidate_lacks_is_named(path_of: Callable[..., Path
         "int8": path_of("g (float[2] x) => (float[2] y, float[2] w) { y = Neg (x) w = Abs (x) }"),
     }
     with pytest.raises(ModelError, match=r"^int8 has no output 'z' as fp32 has; its outputs are y, w$"):
-        compare_models(models, _PAIR, _batches({"x": np.ones(2, np.float32)}))
+        compare_models(models, _PAIR, batches_of([{"x": np.ones(2, np.float32)}]))
 
 
 def test_an_output_of_another_shape_is_named(path_of: Callable[..., Path]) -> None:
@@ -169,19 +159,19 @@ def test_an_output_of_another_shape_is_named(path_of: Callable[..., Path]) -> No
         ModelError,
         match=r"^output 'y' has shape \(3, 2\) in int8 and \(2, 3\) in fp32; data-dependent shapes cannot be",
     ):
-        compare_models(models, _PAIR, _batches({"x": np.ones((2, 3), np.float32)}))
+        compare_models(models, _PAIR, batches_of([{"x": np.ones((2, 3), np.float32)}]))
 
 
 def test_a_model_that_cannot_be_loaded_is_told(path_of: Callable[..., Path], tmp_path: Path) -> None:
     broken = tmp_path / "broken.onnx"
     broken.write_bytes(b"no model")
     with pytest.raises(ModelError, match=r"broken\.onnx is not an ONNX model"):
-        compare_models({"fp32": broken}, [], _batches({"x": np.ones((2, 3), np.float32)}))
+        compare_models({"fp32": broken}, [], batches_of([{"x": np.ones((2, 3), np.float32)}]))
 
 
 def test_a_model_that_fails_on_the_data_is_told_with_the_feed(path_of: Callable[..., Path]) -> None:
     path = path_of("g (float[N] x) => (float[A, 2] y) { y = Reshape (x, shape) }", shape=np.array([-1, 2]))
-    batches = _batches({"x": np.ones(4, np.float32)}, {"x": np.ones(5, np.float32)})
+    batches = batches_of([{"x": np.ones(4, np.float32)}, {"x": np.ones(5, np.float32)}])
     with pytest.raises(ModelError, match=r"^running the models on feed 1 failed: .*Reshape"):
         compare_models({"int8": path, "fp32": path}, _PAIR, batches)
 
@@ -193,7 +183,7 @@ def test_a_feed_that_polygraphy_refuses_is_told_once(
     with pytest.raises(
         ModelError, match=r"^running the models on feed 0 failed: Input tensor: x \| Cannot reuse .*\(2, 5\)"
     ):
-        compare_models({"fp32": path}, [], _batches({"x": np.ones((2, 5), np.float32)}))
+        compare_models({"fp32": path}, [], batches_of([{"x": np.ones((2, 5), np.float32)}]))
     assert capfd.readouterr() == ("", "")
 
 
@@ -210,7 +200,7 @@ def _with_labels(path: Path, labels: NDArray[Any] | None, wanted: Labels) -> Com
     arrays: dict[str, NDArray[Any]] = {"x": np.ones((4, 4), np.float32)}
     if labels is not None:
         arrays["labels"] = labels
-    return compare_models({"fp32": path}, [], _batches(arrays), wanted)
+    return compare_models({"fp32": path}, [], batches_of([arrays]), wanted)
 
 
 def test_missing_labels_are_told_with_what_is_there(path_of: Callable[..., Path]) -> None:

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
+import made_up
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trtq.calibrators.batches import Batches, Feed
+from trtq.calibrators.batches import Batches
 from trtq.models.spec import AccuracySpec
 from trtq.pipeline.judge.mixed_precision import (
     DataSize,
@@ -67,17 +68,14 @@ def additive(errors: Mapping[str, float], scores: Mapping[str, float] | None = N
     return Additive(session, lambda kept: set(errors) - set(kept), errors=errors, scores=scores or {})
 
 
-def batches_of(count: int) -> Batches:
-    def read() -> Iterator[Feed]:
-        return (Feed({"x": np.full(1, index)}, f"feed {index}", 1) for index in range(count))
-
-    return Batches(read, "made", count, "d")
+def count_up(count: int) -> Batches:
+    return made_up.batches_of([np.full(1, index) for index in range(count)])
 
 
 def test_the_layer_that_saves_most_for_its_price_is_kept() -> None:
     meter = additive({"cheap": 2.0, "dear": 3.0, "good": 0.1, "other": 0.2})
     choice = choose_layers(
-        meter, {"cheap": 10, "dear": 400, "good": 500, "other": 90}, _GATE, batches_of(4), DataSize(4, 4)
+        meter, {"cheap": 10, "dear": 400, "good": 500, "other": 90}, _GATE, count_up(4), DataSize(4, 4)
     )
     assert choice.kept == ("cheap", "dear")
     assert choice.order == ("cheap", "dear", "other", "good")
@@ -85,13 +83,13 @@ def test_the_layer_that_saves_most_for_its_price_is_kept() -> None:
 
 def test_nothing_is_kept_where_nothing_must_be() -> None:
     meter = additive({"a": 0.1, "b": 0.2})
-    assert choose_layers(meter, {"a": 1, "b": 1}, _GATE, batches_of(4), DataSize(4, 4)).kept == ()
+    assert choose_layers(meter, {"a": 1, "b": 1}, _GATE, count_up(4), DataSize(4, 4)).kept == ()
 
 
 def test_a_layer_that_turns_out_needless_is_given_back() -> None:
     # "small" is the better bargain, but where "large" must be kept the gate holds without it
     meter = additive({"small": 0.5, "large": 3.0, "rest": 0.35})
-    choice = choose_layers(meter, {"small": 5, "large": 60, "rest": 35}, _GATE, batches_of(4), DataSize(4, 4))
+    choice = choose_layers(meter, {"small": 5, "large": 60, "rest": 35}, _GATE, count_up(4), DataSize(4, 4))
     assert ("small", "large") in meter.asked
     assert choice.kept == ("large",)
     assert choice.order == ("large", "small", "rest")
@@ -115,7 +113,7 @@ def test_a_part_that_others_drown_out_counts_as_much_as_they_do() -> None:
     session = Switchable(NO_SESSION, tuple(errors), OutputViews())
     meter = Detector(session, lambda kept: set(errors) - set(kept), errors=errors)
     assert (
-        choose_layers(meter, {"scores": 1, "boxes": 1}, _GATE, batches_of(4), DataSize(4, 4)).order[0]
+        choose_layers(meter, {"scores": 1, "boxes": 1}, _GATE, count_up(4), DataSize(4, 4)).order[0]
         == "scores"
     )
 
@@ -137,22 +135,22 @@ def test_a_silent_part_and_a_broken_output() -> None:
 
     session = Switchable(NO_SESSION, tuple(errors), OutputViews())
     meter = Detector(session, lambda kept: set(errors) - set(kept), errors=errors)
-    order = choose_layers(meter, dict.fromkeys(errors, 1), _GATE, batches_of(4), DataSize(4, 4)).order
+    order = choose_layers(meter, dict.fromkeys(errors, 1), _GATE, count_up(4), DataSize(4, 4)).order
     assert order == ("broken", "loud", "silent")
 
 
 def test_a_score_that_falls_asks_for_more_layers_than_the_error_does() -> None:
     meter = additive({"a": 0.3, "b": 0.2, "c": 0.1}, {"a": 0.0, "b": 0.03, "c": 0.001})
-    assert set(choose_layers(meter, {"a": 1, "b": 1, "c": 1}, _GATE, batches_of(4), DataSize(4, 4)).kept) >= {
+    assert set(choose_layers(meter, {"a": 1, "b": 1, "c": 1}, _GATE, count_up(4), DataSize(4, 4)).kept) >= {
         "b"
     }
 
 
 def test_a_broken_layer_is_kept_whatever_it_costs() -> None:
     meter = additive({"a": 0.3, "broken": math.inf, "c": 0.1})
-    assert choose_layers(
-        meter, {"a": 1, "broken": 98, "c": 1}, _GATE, batches_of(4), DataSize(4, 4)
-    ).kept == ("broken",)
+    assert choose_layers(meter, {"a": 1, "broken": 98, "c": 1}, _GATE, count_up(4), DataSize(4, 4)).kept == (
+        "broken",
+    )
 
 
 _ERRORS = st.lists(st.tuples(st.floats(0.001, 3.0), st.integers(0, 1000)), min_size=1, max_size=9)
@@ -165,7 +163,7 @@ def test_what_is_chosen_holds_the_gate_and_costs_little_more_than_the_best(
     errors = {f"l{index}": error for index, (error, _) in enumerate(layers)}
     macs = {f"l{index}": count for index, (_, count) in enumerate(layers)}
     meter = additive(errors)
-    kept = choose_layers(meter, macs, _GATE, batches_of(4), DataSize(4, 4)).kept
+    kept = choose_layers(meter, macs, _GATE, count_up(4), DataSize(4, 4)).kept
     assert sum(error for name, error in errors.items() if name not in kept) <= 1.0
     total = max(sum(macs.values()), 1)
 
@@ -185,11 +183,11 @@ def test_the_search_is_short() -> None:
     rng = np.random.default_rng(0)
     errors = {f"l{index}": float(error) for index, error in enumerate(rng.exponential(0.2, 60))}
     meter = additive(errors)
-    choose_layers(meter, dict.fromkeys(errors, 10), _GATE, batches_of(4), DataSize(4, 4))
+    choose_layers(meter, dict.fromkeys(errors, 10), _GATE, count_up(4), DataSize(4, 4))
     assert len(meter.asked) <= 2 * (3 + 6) + 4
     dear = additive(errors)
     dear.samples_run = 10**6
-    choice = choose_layers(dear, dict.fromkeys(errors, 10), _GATE, batches_of(4), DataSize(4, 4))
+    choice = choose_layers(dear, dict.fromkeys(errors, 10), _GATE, count_up(4), DataSize(4, 4))
     assert len(dear.asked) <= 2 * 5
     assert sum(errors[name] for name in errors if name not in choice.kept) <= 1.0
 
@@ -199,7 +197,7 @@ def test_other_data_that_shows_more_error_is_measured_for_how_many_layers_are_en
     """The gate holds with so many kept and with no fewer: each layer that is left costs the same."""
     errors = {f"l{index:02}": 0.9 / (60 - needed + 0.5) for index in range(60)}
     meter = additive(errors)
-    found = count_needed(meter, tuple(errors), 0, _GATE, batches_of(4), 2)
+    found = count_needed(meter, tuple(errors), 0, _GATE, count_up(4), 2)
     assert needed <= found <= 1.25 * needed + 1
     assert len(meter.asked) <= 2 * 5
     assert found in (60, *map(len, meter.asked))
@@ -207,43 +205,41 @@ def test_other_data_that_shows_more_error_is_measured_for_how_many_layers_are_en
 
 def test_all_layers_are_kept_where_nothing_less_is_enough() -> None:
     meter = additive(dict.fromkeys("abcd", math.nan))
-    assert count_needed(meter, tuple("abcd"), 1, _GATE, batches_of(4), 2) == 4
+    assert count_needed(meter, tuple("abcd"), 1, _GATE, count_up(4), 2) == 4
     asked = additive(dict.fromkeys("abcd", 0.1))
-    assert (count_needed(asked, tuple("abcd"), 3, _GATE, batches_of(4), 2), asked.asked) == (4, [])
+    assert (count_needed(asked, tuple("abcd"), 3, _GATE, count_up(4), 2), asked.asked) == (4, [])
 
 
 def test_a_score_decides_how_many_are_enough_as_the_cosine_does() -> None:
     meter = additive(dict.fromkeys("abcdef", 0.01), dict.fromkeys("abcdef", 0.004))
-    assert (
-        count_needed(meter, tuple("abcdef"), 1, _GATE, batches_of(4), 2) == 4
-    )  # 0.8 points for the two left
+    assert count_needed(meter, tuple("abcdef"), 1, _GATE, count_up(4), 2) == 4  # 0.8 points for the two left
 
 
 def test_a_score_leaves_a_part_of_the_points_for_other_data_and_fp16() -> None:
     meter = additive({"a": 0.01, "b": 0.01}, {"a": 0.0092, "b": 0.0005})
-    choice = choose_layers(meter, {"a": 1, "b": 1}, _GATE, batches_of(4), DataSize(4, 4))
+    choice = choose_layers(meter, {"a": 1, "b": 1}, _GATE, count_up(4), DataSize(4, 4))
     assert choice.kept == ("a",)  # of 0.97 points, which the gate would allow
     exact = additive({"a": 0.01}, {"a": 0.0})
     strict = AccuracySpec(min_cosine=0.99, max_drop=0.0)
-    assert choose_layers(exact, {"a": 1}, strict, batches_of(4), DataSize(4, 4)).kept == ()
+    assert choose_layers(exact, {"a": 1}, strict, count_up(4), DataSize(4, 4)).kept == ()
 
 
 def test_the_score_tells_how_many_to_measure_next_where_the_error_says_nothing() -> None:
     errors = {f"l{index:02}": 0.0001 for index in range(60)}  # all allowed by the cosine
     meter = additive(errors, dict.fromkeys(errors, 0.001))  # 6 points: nine layers lose 0.9
-    choose_layers(meter, dict.fromkeys(errors, 10), _GATE, batches_of(4), DataSize(4, 4))
+    choose_layers(meter, dict.fromkeys(errors, 10), _GATE, count_up(4), DataSize(4, 4))
     assert [len(kept) for kept in meter.asked[:4]] == [0, 0, 51, 51]
 
 
 def test_every_other_feed_and_no_other_is_read() -> None:
-    feeds = batches_of(7)
+    feeds = replace(count_up(7), content="d")
     assert [feed.arrays["x"][0] for feed in feeds.take_every(0, 2)] == [0, 2, 4, 6]
     assert [feed.arrays["x"][0] for feed in feeds.take_every(1, 2)] == [1, 3, 5]
     assert feeds.take_every(1, 2).digest == "d/1::2"
 
 
 def test_a_part_of_what_was_thinned_out_is_a_part_of_that() -> None:
-    feeds = batches_of(9)
+    feeds = count_up(9)
     random_access = replace(feeds, part=lambda start, step: itertools.islice(feeds.read(), start, None, step))
     thinned = random_access.take_every(1, 2)
     assert [feed.arrays["x"][0] for feed in thinned.every(1, 2)] == [3, 7]

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
 import onnx_ir as ir
 import pytest
+from made_up import batches_of
 from numpy.typing import NDArray
 
 from trtq.calibrators import METHODS
-from trtq.calibrators.batches import Batches, Feed
+from trtq.calibrators.batches import Batches
 from trtq.calibrators.estimate import estimate
 from trtq.calibrators.observe import PassControl, observe
 from trtq.calibrators.percentile import Percentile
@@ -31,13 +32,6 @@ net (float[N, 16] x) => (float[N, 16] y) {
   [two] y = Gemm (r, w2, b2)
 }"""
 _WIDTH = 16
-
-
-def batches_of(arrays: Sequence[NDArray[np.float32]]) -> Batches:
-    def read() -> Iterator[Feed]:
-        return (Feed({"x": array}, f"feed {index}", len(array)) for index, array in enumerate(arrays))
-
-    return Batches(read, "made up", sum(map(len, arrays)))
 
 
 def _data(num_feeds: int = 16, seed: int = 0, scale: NDArray[np.float64] | float = 1.0) -> Batches:

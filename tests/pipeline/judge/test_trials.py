@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
 import pytest
+from made_up import batches_of
 from numpy.typing import NDArray
 
-from trtq.calibrators.batches import Batches, Feed
 from trtq.calibrators.ranges import Range, Ranges
 from trtq.pipeline.graph.load import Graph
 from trtq.pipeline.graph.placement import place
@@ -26,13 +26,6 @@ net (float[N, 2] x) => (float[N, 2] y, float[N, 2] p) {
 @pytest.fixture
 def graph(graph_of: Callable[..., Graph]) -> Graph:
     return graph_of(_NET, w=np.diag([1.0, 127.0]).astype(np.float32))
-
-
-def batches_of(arrays: list[NDArray[np.float32]]) -> Batches:
-    def read() -> Iterator[Feed]:
-        return (Feed({"x": array}, f"feed {index}", len(array)) for index, array in enumerate(arrays))
-
-    return Batches(read, "made up", sum(map(len, arrays)))
 
 
 def ranges_of(amax: float) -> Ranges:

@@ -9,14 +9,11 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 from checked_fp16 import cast, casts_of, types_of
+from made_up import random_array
 from numpy.typing import NDArray
 
 F32, F16 = ir.DataType.FLOAT, ir.DataType.FLOAT16
 Near = Callable[..., None]
-
-
-def _random(*shape: int) -> NDArray[np.float32]:
-    return np.random.default_rng(sum(shape)).standard_normal(shape).astype(np.float32)
 
 
 def _node(model: ir.Model, name: str) -> ir.Node:
@@ -32,10 +29,10 @@ NETWORK = """g (float[N,3,8,8] x) => (float[N,5] y) {
     [softmax] y = Softmax<axis = 1>(g)
 }"""
 WEIGHTS: dict[str, NDArray[Any]] = {
-    "w": _random(8, 3, 3, 3),
-    "b": _random(8),
-    "v": _random(8, 5),
-    "k": _random(5),
+    "w": random_array(8, 3, 3, 3),
+    "b": random_array(8),
+    "v": random_array(8, 5),
+    "k": random_array(5),
 }
 
 
@@ -101,7 +98,7 @@ def test_a_constant_is_cast_once_and_stays_for_those_who_need_it(
 ) -> None:
     model = model_of(
         "g (float[N,3] x) => (float[N,3] y) { [a] a = Add(x, w) [b] b = Mul(a, w) [keep] y = Sub(b, w) }",
-        w=_random(3),
+        w=random_array(3),
     )
     result, _ = cast(model, keep_fp32=["keep"])
     assert set(result.graph.initializers) == {"w", "w_fp16"}
@@ -223,7 +220,7 @@ def test_an_output_that_stays_fp32_is_cast_for_the_readers_only(
 def test_an_input_and_a_constant_that_are_outputs_stay(
     model_of: Callable[..., ir.Model], assert_near: Near
 ) -> None:
-    model = model_of("g (float[N,3] x) => (float[N,3] y) { y = Add(x, w) }", w=_random(3))
+    model = model_of("g (float[N,3] x) => (float[N,3] y) { y = Add(x, w) }", w=random_array(3))
     model.graph.outputs.extend([model.graph.inputs[0], model.graph.initializers["w"]])
     result, _ = cast(model)
     assert result.graph.outputs[1] is result.graph.inputs[0]
@@ -251,7 +248,7 @@ def test_names_that_are_taken_are_not_taken_again(
             y_fp16 = Neg(w_fp16)
             y = Add(y_fp16, x)
         }""",
-        w=_random(3),
+        w=random_array(3),
     )
     result, _ = cast(model)
     assert_near(model, result)
@@ -269,7 +266,7 @@ def test_an_fp16_model_stays_and_its_fp32_part_joins_it(
             [out] y = Add(h, w)
         }""",
         one=np.ones(3, np.float32),
-        w=_random(3).astype(np.float16),
+        w=random_array(3).astype(np.float16),
     )
     result, reasons = cast(model)
     assert reasons == {}

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 from checked_fp16 import cast, casts_of, types_of
+from made_up import random_array
 from numpy.typing import NDArray
 
 from trtq.calibrators.ranges import Range, Ranges
@@ -16,10 +17,6 @@ from trtq.pipeline.rewrite.qdq import quantize
 
 F16 = ir.DataType.FLOAT16
 Near = Callable[..., None]
-
-
-def _random(*shape: int) -> NDArray[np.float32]:
-    return np.random.default_rng(sum(shape)).standard_normal(shape).astype(np.float32)
 
 
 def _quantized(model: ir.Model, amax: float, scale_dtype: str = "float16") -> ir.Model:
@@ -35,7 +32,7 @@ QUANTIZED = "g (float[N,8,6,6] x) => (float[N,16,6,6] y) { [relu] r = Relu(x) [c
 def test_pairs_and_scales_become_fp16(
     model_of: Callable[..., ir.Model], assert_near: Near, build_rtx: Callable[..., dict[str, set[str]]]
 ) -> None:
-    float_model = model_of(QUANTIZED, w=_random(16, 8, 1, 1), b=_random(16))
+    float_model = model_of(QUANTIZED, w=random_array(16, 8, 1, 1), b=random_array(16))
     model = _quantized(float_model, 4.0)
     result, reasons = cast(model)
     assert reasons == {}
@@ -60,7 +57,7 @@ def test_pairs_and_scales_become_fp16(
 def test_what_a_pair_passes_on_beyond_fp16_is_read_in_fp32(
     model_of: Callable[..., ir.Model], outputs_of: Callable[..., list[NDArray[Any]]]
 ) -> None:
-    model = _quantized(model_of(QUANTIZED, w=_random(16, 8, 1, 1) * 1e-4, b=_random(16)), 2e5)
+    model = _quantized(model_of(QUANTIZED, w=random_array(16, 8, 1, 1) * 1e-4, b=random_array(16)), 2e5)
     result, reasons = cast(model, beyond_fp16={"r": 2e5, "x": 2e5})
     assert reasons == {
         "relu": "tensor 'x' reaches 2e+05, FP16 ends at 65504",
@@ -68,7 +65,7 @@ def test_what_a_pair_passes_on_beyond_fp16_is_read_in_fp32(
         "r_DequantizeLinear": "scale 'r_scale' gives values up to 2e+05, FP16 ends at 65504",
         "conv": "tensor 'r_dequantized' reaches 2e+05, FP16 ends at 65504",
     }
-    feed = {"x": np.abs(_random(1, 8, 6, 6)) * 5e4}
+    feed = {"x": np.abs(random_array(1, 8, 6, 6)) * 5e4}
     want, have = outputs_of(model, feed=feed)[0], outputs_of(result, feed=feed)[0]
     np.testing.assert_allclose(have, want, rtol=1e-2, atol=1e-2 * np.abs(want).max())
 
@@ -76,14 +73,14 @@ def test_what_a_pair_passes_on_beyond_fp16_is_read_in_fp32(
 def test_scales_that_fp16_would_lose_stay_fp32(
     model_of: Callable[..., ir.Model], outputs_of: Callable[..., list[NDArray[Any]]]
 ) -> None:
-    weight = _random(16, 8, 1, 1)
+    weight = random_array(16, 8, 1, 1)
     weight[3] *= 1e-8
     model = _quantized(model_of(QUANTIZED, w=weight, b=np.zeros(16, np.float32)), 4.0, "float32")
     result, reasons = cast(model)
     assert list(reasons) == ["w_dequantized_DequantizeLinear"]
     assert "too small for FP16" in reasons["w_dequantized_DequantizeLinear"]
     assert types_of(result)["conv"] is F16
-    feed = {"x": _random(1, 8, 6, 6)}
+    feed = {"x": random_array(1, 8, 6, 6)}
     want, have = outputs_of(model, feed=feed)[0], outputs_of(result, feed=feed)[0]
     np.testing.assert_allclose(have, want, rtol=2e-2, atol=1e-2)
 

@@ -11,8 +11,9 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-from checked_qdq import quantized, random_array, ranges_to
+from checked_qdq import quantized, ranges_to
 from int8_encodings import int8_along
+from made_up import random_array
 from numpy.typing import NDArray
 
 from trtq.calibrators.ranges import Range, Ranges

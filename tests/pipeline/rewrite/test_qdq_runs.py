@@ -10,9 +10,10 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-from checked_qdq import quantized, random_array, ranges_to
+from checked_qdq import quantized, ranges_to
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from made_up import random_array
 from numpy.typing import NDArray
 
 from trtq.models.session import open_session, run

@@ -8,6 +8,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
+from folded import op_types
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -58,10 +59,6 @@ def _rescaled(model: ir.Model, channels: Mapping[str, Channels]) -> ir.Model:
     return made
 
 
-def _types(model: ir.Model) -> list[str]:
-    return [node.op_type for node in model.graph]
-
-
 @settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     scales=st.lists(st.floats(0.01, 1), min_size=8, max_size=8),
@@ -73,8 +70,8 @@ def test_relu6_with_a_bound_for_each_channel_changes_nothing_in_floats(
     made = _rescaled(
         mobile.model, {name: Channels(scale=tuple(scales), amax=1.0) for name in sorted(tensors)}
     )
-    assert "Mul" not in _types(made)
-    assert _types(made).count("Clip") == 2 - len(tensors)
+    assert "Mul" not in op_types(made)
+    assert op_types(made).count("Clip") == 2 - len(tensors)
     (ours,), (theirs,) = outputs_of(made), outputs_of(mobile.model)
     np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
 
@@ -92,7 +89,7 @@ def test_the_bounds_are_divided_as_the_weights_are(
     )
     graph = graph_of(text, w1=w1, w2=w2, zero=np.float32(0), six=np.float32(6))
     made = _rescaled(graph.model, {"r": Channels(scale=(1.0, 0.5), amax=6.0)})
-    assert _types(made) == ["Conv", "Relu", "Min", "Conv"]
+    assert op_types(made) == ["Conv", "Relu", "Min", "Conv"]
     arrays = {
         name: value.const_value.numpy().ravel().tolist()
         for name, value in made.graph.initializers.items()
@@ -128,7 +125,7 @@ def test_what_stands_between_is_followed(
     model = model_of(text, w1=_random(4, 8), w2=_random(8, 3), **constants)
     scale = tuple(np.geomspace(0.05, 1, 8).tolist())
     made = _rescaled(model, {"r": Channels(scale=scale, amax=1.0)})
-    assert _types(made) == ["Gemm", *steps, "Gemm"]
+    assert op_types(made) == ["Gemm", *steps, "Gemm"]
     np.testing.assert_allclose(outputs_of(made)[0], outputs_of(model)[0], rtol=1e-4, atol=1e-5)
 
 
@@ -150,7 +147,7 @@ def test_what_is_not_homogeneous_or_known_gets_a_mul(
     constants = {"zero": np.float32(0), "six": np.float32(0.5)}
     model = model_of(text, w1=_random(4, 8), w2=_random(8, 3), **constants)
     made = _rescaled(model, {"r": Channels(scale=tuple(np.geomspace(0.05, 1, 8).tolist()), amax=1.0)})
-    assert _types(made).count("Mul") == 1
+    assert op_types(made).count("Mul") == 1
     for ours, theirs in zip(outputs_of(made), outputs_of(model), strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
 

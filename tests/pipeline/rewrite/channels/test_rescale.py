@@ -10,6 +10,7 @@ import onnx_ir as ir
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from made_up import random_array
 from numpy.typing import NDArray
 
 from trtq.calibrators.ranges import Channels, Range, Ranges
@@ -33,15 +34,11 @@ SIZES = {"x": 4, "r": 8, "s": 8, "m": 8, "l": 8}
 """Of the tensors whose channels can be rescaled: how many."""
 
 
-def _random(*shape: int) -> NDArray[np.float32]:
-    return np.random.default_rng(sum(shape)).standard_normal(shape).astype(np.float32)
-
-
 @pytest.fixture
 def graph(graph_of: Callable[..., Graph]) -> Graph:
     shapes = {"w1": (8, 4, 1, 1), "b1": (8,), "w2": (8, 1, 3, 3), "w3": (6, 4, 1, 1)}
     shapes |= {"w4": (8, 8), "b4": (8,), "w5": (8, 5)}
-    return graph_of(_NET, opset=13, **{name: _random(*shape) for name, shape in shapes.items()})
+    return graph_of(_NET, opset=13, **{name: random_array(*shape) for name, shape in shapes.items()})
 
 
 def ranges_of(placement: Placement, channels: Mapping[str, Channels], **arguments: object) -> Ranges:
@@ -122,7 +119,7 @@ def test_a_tensor_with_another_reader_keeps_its_values(
       [two] y = Conv <kernel_shape = [1, 1]> (a, w2)
       t = Tanh (a)
     }"""
-    graph = graph_of(text, w1=_random(4, 4, 1, 1), w2=_random(4, 4, 1, 1) + 1)
+    graph = graph_of(text, w1=random_array(4, 4, 1, 1), w2=random_array(4, 4, 1, 1) + 1)
     made = _rescaled(graph, {"a": _channels(4, 5)})
     assert [node.name for node in made.model.graph if node.op_type == "Mul"] == ["a_Mul"]
     _same(outputs_of, made.model, graph.model)
@@ -140,7 +137,7 @@ def test_a_producer_that_is_seen_elsewhere_is_left_alone(
     graph_of: Callable[..., Graph], outputs_of: Callable[..., list[NDArray[np.float32]]], body: str
 ) -> None:
     text = f"net (float[N, 4, 4, 4] x) => (float[N, 4, 4, 4] y, float[N, 4, 4, 4] t) {{ {body} }}"
-    graph = graph_of(text, w1=_random(4, 4, 1, 1), w2=_random(4, 4, 1, 1) + 1)
+    graph = graph_of(text, w1=random_array(4, 4, 1, 1), w2=random_array(4, 4, 1, 1) + 1)
     made = _rescaled(graph, {"r": _channels(4, 5)})
     assert [node.name for node in made.model.graph if node.op_type == "Mul"] == ["r_Mul"]
     _same(outputs_of, made.model, graph.model)
@@ -153,7 +150,7 @@ def test_a_weight_of_two_layers_with_the_same_input_is_scaled_once(
       [one] y = Conv <kernel_shape = [1, 1]> (x, w)
       [two] z = Conv <kernel_shape = [1, 1]> (x, w)
     }"""
-    graph = graph_of(text, w=_random(4, 4, 1, 1))
+    graph = graph_of(text, w=random_array(4, 4, 1, 1))
     made = _rescaled(graph, {"x": _channels(4, 6)})
     assert {layer.weight[1] for layer in made.placement.quantized if layer.weight} == {"w_rescaled"}
     _same(outputs_of, made.model, graph.model)
@@ -170,7 +167,7 @@ def test_only_a_plain_gemm_takes_a_division(
       [one] a = Gemm <transB = 0{", " * bool(attribute)}{attribute}> (x, w1, b)
       [two] y = Gemm (a, w2)
     }}"""
-    graph = graph_of(text, w1=_random(4, 8), b=_random(8), w2=_random(8, 5))
+    graph = graph_of(text, w1=random_array(4, 8), b=random_array(8), w2=random_array(8, 5))
     made = _rescaled(graph, {"a": _channels(8, 6)})
     assert ("Mul" not in [node.op_type for node in made.model.graph]) == folds
     _same(outputs_of, made.model, graph.model)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
+from made_up import batches_of, random_array
 
-from trtq.calibrators.batches import Batches, Feed
 from trtq.pipeline.graph.load import Graph
 from trtq.pipeline.graph.placement import place
 from trtq.pipeline.rewrite.channels.statistics import ChannelStats, find_channel_readers, observe_channels
@@ -22,27 +21,16 @@ net (float[N, 4, 6, 6] x) => (float[N, 16, 6, 6] y, float[N, 4] z) {
 }"""
 
 
-def _random(*shape: int) -> NDArray[np.float32]:
-    return np.random.default_rng(sum(shape)).standard_normal(shape).astype(np.float32)
-
-
 @pytest.fixture(params=[13, 19])
 def graph(request: pytest.FixtureRequest, graph_of: Callable[..., Graph]) -> Graph:
-    weights = {"w1": _random(16, 4, 1, 1), "w2": _random(16, 16, 3, 3), "w3": _random(4, 4)}
+    weights = {"w1": random_array(16, 4, 1, 1), "w2": random_array(16, 16, 3, 3), "w3": random_array(4, 4)}
     return graph_of(_NET, opset=13, min_opset=request.param, **weights)
 
 
-def _batches(arrays: list[NDArray[np.float32]]) -> Batches:
-    def read() -> Iterator[Feed]:
-        return (Feed({"x": array}, f"feed {index}", len(array)) for index, array in enumerate(arrays))
-
-    return Batches(read, "made up", sum(map(len, arrays)))
-
-
 def test_the_extremes_and_means_are_those_of_numpy_for_each_half(graph: Graph) -> None:
-    arrays = [_random(2, 4, 6, 6) * (index + 1) for index in range(5)]
+    arrays = [random_array(2, 4, 6, 6) * (index + 1) for index in range(5)]
     samples: list[int] = []
-    even, odd = observe_channels(graph.model, place(graph.model), _batches(arrays), samples.append)
+    even, odd = observe_channels(graph.model, place(graph.model), batches_of(arrays), samples.append)
     assert samples == [2] * 5
     assert set(even) == set(odd) == {"x", "a", "m"}
     for half, feeds in ((even, arrays[::2]), (odd, arrays[1::2])):
@@ -56,7 +44,7 @@ def test_the_extremes_and_means_are_those_of_numpy_for_each_half(graph: Graph) -
 
 
 def test_one_feed_leaves_the_other_half_empty(graph: Graph) -> None:
-    even, odd = observe_channels(graph.model, place(graph.model), _batches([_random(1, 4, 6, 6)]))
+    even, odd = observe_channels(graph.model, place(graph.model), batches_of([random_array(1, 4, 6, 6)]))
     assert (set(even), odd) == ({"x", "a", "m"}, {})
 
 
@@ -85,7 +73,7 @@ def test_statistics_merge_by_the_number_of_feeds() -> None:
 def test_only_layers_that_can_take_the_scales_up_count(
     graph_of: Callable[..., Graph], body: str, found: list[str]
 ) -> None:
-    weights = {"w": _random(4, 4, 1, 1), "w2": _random(4, 4, 1, 1)}
+    weights = {"w": random_array(4, 4, 1, 1), "w2": random_array(4, 4, 1, 1)}
     text = f"net (float[N, 4, 6, 6] x) => (float[N, 4, 6, 6] y) {{ {body} }}"
     model = graph_of(text, **{name: array for name, array in weights.items() if f"{name})" in text}).model
     placement = place(model, force=["."])
@@ -95,7 +83,7 @@ def test_only_layers_that_can_take_the_scales_up_count(
 def test_readers_of_different_kinds_are_refused(graph_of: Callable[..., Graph]) -> None:
     text = """net (float[N, 4, 4] x) => (float[N, 4, 4] y) {
       [p] a = Conv <kernel_shape = [1]> (x, w) [q] b = MatMul (x, v) y = Add (a, b) }"""
-    model = graph_of(text, w=_random(4, 4, 1), v=_random(4, 4)).model
+    model = graph_of(text, w=random_array(4, 4, 1), v=random_array(4, 4)).model
     placement = place(model, force=["."])
     assert "x" in placement.activations
     assert list(find_channel_readers(model, placement)) == []

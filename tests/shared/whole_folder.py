@@ -24,6 +24,12 @@ def assert_complete(target: Path, content: str) -> None:
     assert {path.name: path.read_text() for path in target.iterdir()} == dict.fromkeys(_NAMES, content)
 
 
+def create_folder(folder: Path) -> Path:
+    """Returns the folder, which is made."""
+    folder.mkdir()
+    return folder
+
+
 def names(target: Path) -> list[str]:
     """Returns what lies beside the folder, with itself."""
     return [path.name for path in target.parent.iterdir()]

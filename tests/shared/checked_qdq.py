@@ -5,19 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import onnx
 import onnx_ir as ir
-from numpy.typing import NDArray
 
 from trtq.calibrators.ranges import Range, Ranges
 from trtq.pipeline.graph.placement import place
 from trtq.pipeline.rewrite.qdq import quantize
-
-
-def random_array(*shape: int) -> NDArray[np.float32]:
-    """Returns normal numbers that depend on the shape alone."""
-    return np.random.default_rng(sum(shape)).standard_normal(shape).astype(np.float32)
 
 
 def ranges_to(amax: Mapping[str, float]) -> Ranges:

