@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from trtq.calibrators.batches import Batches, Feed
 from trtq.errors import DataError
 from trtq.files import hash_file, refuse_damage
+from trtq.numbers import format_count
 from trtq.workers import start_in_background
 
 
@@ -93,7 +94,7 @@ def open_feed_folder(folder: Path) -> Batches:
 
     num_samples = sum(map(_count_samples_of_file, paths))
     digest = start_in_background(lambda: hash_folder(paths))
-    return Batches(read, f"{folder} ({len(paths)} feeds)", num_samples, digest)
+    return Batches(read, f"{folder} ({format_count(len(paths), 'feed')})", num_samples, digest)
 
 
 def count_samples(arrays: Mapping[str, NDArray[Any]]) -> int:

@@ -26,6 +26,7 @@ from trtq.files import refuse_damage
 from trtq.models.preprocess import SUFFIXES, Preprocess, read_image
 from trtq.models.script import iterate_in_place, load_function, run_in_place
 from trtq.models.signature import TensorSpec, show_shape
+from trtq.numbers import format_count
 from trtq.workers import Threads
 
 _MOST_RANDOM = 1 << 30
@@ -170,10 +171,10 @@ def _from_image_folder(
     digest = f"{hash_folder(images)}/{size}/{preprocess}"
     return Batches(
         lambda: part(0, 1),
-        f"{folder} ({len(images)} images)",
+        f"{folder} ({format_count(len(images), 'image')})",
         len(images),
         digest,
-        has_images=True,
+        preprocess=preprocess,
         feed_samples=size,
         part=part,
     )

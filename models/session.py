@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import math
-import tempfile
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ import onnx_ir as ir
 from trtq import lazy
 from trtq.errors import MissingDependency, ModelError
 from trtq.models.ports import to_plain, with_plain_ports
+from trtq.temporary import open_temporary_folder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -136,13 +136,15 @@ class SessionOptions:
     keeps_order: bool = False
 
 
-def open_session(model: ir.Model | Path, *, optimize: bool, engine: SessionOptions | None = None) -> Session:
+def open_session(
+    model: ir.Model | Path | bytes, *, optimize: bool, engine: SessionOptions | None = None
+) -> Session:
     """Returns an `onnxruntime.InferenceSession`.
 
     A model, other than a path, takes and gives FP32 where its types are none of NumPy's.
 
     Args:
-        model: A model, or the path of one.
+        model: A model, the path of one, or the content of a file that has its weights inside.
         optimize: Whether ONNX Runtime may rewrite the graph. Accuracy is judged without: with it, some FP16
             Q/DQ graphs compute something else.
         engine: How it is run; None: on the CPU, with all cores.
@@ -164,8 +166,8 @@ def open_session(model: ir.Model | Path, *, optimize: bool, engine: SessionOptio
     level = "ORT_ENABLE_ALL" if optimize else "ORT_DISABLE_ALL"
     options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, level)
     with _explain("load"):
-        if isinstance(model, Path):
-            return create(str(model), options, providers=providers)
+        if isinstance(model, Path | bytes):
+            return create(str(model) if isinstance(model, Path) else model, options, providers=providers)
         model = with_plain_ports(model)
         outside = [item for item in _list_weights(model) if isinstance(item, ir.ExternalTensor)]
         folders = {str(item.base_dir) for item in outside}
@@ -177,9 +179,9 @@ def open_session(model: ir.Model | Path, *, optimize: bool, engine: SessionOptio
             arrays = [onnxruntime.OrtValue.ortvalue_from_numpy(array) for array in weights.values()]
             options.add_external_initializers(list(weights), arrays)
             return create(proto, options, providers=providers)
-        with tempfile.TemporaryDirectory(prefix="trtq-") as folder:
-            save(model, Path(folder) / "model.onnx")
-            return open_session(Path(folder) / "model.onnx", optimize=optimize, engine=engine)
+        with open_temporary_folder() as place:
+            save(model, place / "model.onnx")
+            return open_session(place / "model.onnx", optimize=optimize, engine=engine)
 
 
 def run(session: Session, outputs: Sequence[str], feed: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:

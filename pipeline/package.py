@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from trtq.calibrators.sources import open_batches
 from trtq.errors import ArtifactError, DataError, GateError, UsageError
 from trtq.files import refuse_damage
-from trtq.models.preprocess import Preprocess
+from trtq.models.preprocess import Preprocess, describe
 from trtq.models.signature import TensorSpec, outputs_of, read_inputs
 from trtq.models.spec import InputSpec
 from trtq.models.toml import read_table
@@ -261,9 +261,9 @@ def _conditions(build: _Build) -> list[str]:
 def _warmup_arrays(
     build: _Build, spec: PackageSpec, *, batches: bool
 ) -> tuple[Mapping[str, NDArray[Any]] | None, str]:
-    """Returns real inputs for the warm-up, and why there are none."""
+    """Returns real inputs for the warm-up, and how they were prepared or why there are none."""
     if spec.warmup_data is not None:
-        return _first_sample(build, spec.warmup_data, batches=batches), ""
+        return _first_sample(build, spec.warmup_data, batches=batches)
     data = build.manifest.find_setting("model", "calibration", "data")
     if not isinstance(data, str):
         return None, "the build names no data, so the warm-up is made of random bits; see --warmup-data"
@@ -271,12 +271,13 @@ def _warmup_arrays(
         why = "is a script, which is not run from here; give it with --warmup-data to warm up with it"
         return None, f"{data} {why}"
     try:
-        return _first_sample(build, data, batches=batches), ""
+        return _first_sample(build, data, batches=batches)
     except DataError as error:
         return None, f"the warm-up is made of random bits, as the calibration data is not here: {error}"
 
 
-def _first_sample(build: _Build, data: str, *, batches: bool) -> Mapping[str, NDArray[Any]]:
+def _first_sample(build: _Build, data: str, *, batches: bool) -> tuple[Mapping[str, NDArray[Any]], str]:
+    """Returns the first sample, and how it was prepared if it is a picture."""
     labels = build.manifest.find_setting("model", "evaluation", "labels")
     preprocess = build.manifest.find_setting("model", "preprocess")
     feeds = open_batches(
@@ -295,4 +296,6 @@ def _first_sample(build: _Build, data: str, *, batches: bool) -> Mapping[str, ND
                 f"input {name!r} of {feed.source} has shape {format_shape(shape)}, outside of the engine's "
                 f"profile, {format_shape(profile.min)} to {format_shape(profile.max)}"
             )
-    return {spec.name: np.asarray(feed.arrays[spec.name])[0 if batches else ...] for spec in build.inputs}
+    note = f"the warm-up's pictures are prepared so: {describe(steps)}" if (steps := feeds.preprocess) else ""
+    first = 0 if batches else ...
+    return {spec.name: np.asarray(feed.arrays[spec.name])[first] for spec in build.inputs}, note

@@ -9,7 +9,7 @@ from trtq.errors import DataError, UsageError
 from trtq.models.spec import InputSpec, ModelSpec
 from trtq.pipeline.build.job import Job, place_job
 from trtq.pipeline.build.keys import make_keys
-from trtq.pipeline.calibrate.data import find_spec, open_calibration_data, warn_of_preprocess
+from trtq.pipeline.calibrate.data import find_spec, open_calibration_data, tell_of_settings
 from trtq.pipeline.engine.backend import Backend
 from trtq.pipeline.engine.backends import choose_backend, refuse_unsupported
 from trtq.pipeline.engine.profiles import resolve_profiles
@@ -18,6 +18,7 @@ from trtq.pipeline.engine.target import Target
 from trtq.pipeline.formats import FP16
 from trtq.pipeline.graph.lint import lint, refuse
 from trtq.pipeline.graph.load import Graph, load
+from trtq.pipeline.graph.pictures import tell_of_pictures
 from trtq.pipeline.graph.quantized import is_quantized
 from trtq.pipeline.graph.repair import repair, summarize_changes
 from trtq.pipeline.judge.evaluate import open_evaluation_data
@@ -58,8 +59,7 @@ def load_job(
     backend = choose_backend(target.backend)
     refuse_unsupported(backend, target.options, target.compute_capabilities)
     watcher.stage("Loading")
-    if spec.file is not None:
-        watcher.note(f"settings are read from {spec.file}")
+    tell_of_settings(spec, watcher)
     strategy = choose_strategy(target, backend)
     _refuse_combinations(spec, target, strategy, backend)
     opset = 19 if strategy.graph_float is FP16 else 13
@@ -91,6 +91,8 @@ def complete_job(job: Job, watcher: Watcher, *, random_data: bool) -> Job:
         graph = _repair(job.graph, job.target, watcher)
         job = replace(job, graph=graph, target=replace(job.target, precision="int8"))
         watcher.note("the model is quantized already: it is built as it is, without calibration")
+    elif job.target.requantize:
+        raise UsageError(f"--requantize is for models with Q/DQ, and {job.graph.path} has none; leave it out")
     target, placement = job.target, place_job(job, watcher)
     if not (job.is_quantized or placement.layers) and target.precision == "int8" and target.weights is None:
         watcher.warn("no layer can be quantized; the report tells why")
@@ -109,9 +111,7 @@ def _with_data(job: Job, watcher: Watcher, *, random_data: bool) -> Job:
     if needs or random_data or (spec.calibration.data is not None and compares):
         calibration = open_calibration_data(graph, spec, target, random_data=random_data)
     evaluation = open_evaluation_data(graph, spec, calibration)
-    for batches in (calibration, evaluation if calibration is None else None):
-        if batches is not None:
-            warn_of_preprocess(batches, spec, watcher)
+    tell_of_pictures(graph.model, watcher, calibration, evaluation)
     if target.auto and (evaluation is None or evaluation.is_random):
         raise DataError(
             f"--auto chooses layers by what they cost on real data, and {graph.path} comes with "

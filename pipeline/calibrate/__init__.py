@@ -20,12 +20,13 @@ from trtq.pipeline.calibrate.data import (
     observe_graph,
     open_calibration_data,
     place_layers,
+    tell_of_settings,
     warn_of_dead,
-    warn_of_preprocess,
 )
 from trtq.pipeline.calibrate.improve import RangeSearch, improve_ranges
 from trtq.pipeline.engine.target import Target
 from trtq.pipeline.graph.load import Graph, load
+from trtq.pipeline.graph.pictures import tell_of_pictures
 from trtq.pipeline.graph.placement import Placement
 from trtq.pipeline.graph.quantized import is_quantized
 from trtq.progress import Silent, Watcher
@@ -101,7 +102,7 @@ def open_calibration(
     graph, spec = load_float(Path(model), spec, watcher)
     placement = place_layers(graph, spec, target, watcher)
     batches = open_calibration_data(graph, spec, target, random_data=random_data)
-    warn_of_preprocess(batches, spec, watcher)
+    tell_of_pictures(graph.model, watcher, batches)
     return CalibrationSetup(graph, spec, placement, batches)
 
 
@@ -257,6 +258,7 @@ def load_float(
     """
     watcher.stage("Loading")
     spec = spec if spec is not None else find_spec(path)
+    tell_of_settings(spec, watcher)
     graph = load(path, min_opset=max(19, min_opset))
     if is_quantized(graph.model):
         raise ModelError(f"{path} is quantized already; give the float model, or build it as it is")

@@ -17,8 +17,8 @@ from trtq.calibrators.statistics_file import read_statistics, refuse_other, stat
 from trtq.errors import ArtifactError, DataError, UsageError
 from trtq.files import is_file, write_atomically
 from trtq.models.option import setting
-from trtq.models.preprocess import Preprocess
 from trtq.models.spec import CalibrationSpec, ModelSpec
+from trtq.numbers import format_count
 from trtq.pipeline.engine.target import Target
 from trtq.pipeline.graph.load import Graph
 from trtq.pipeline.graph.placement import Placement, find_unmatched, place
@@ -87,6 +87,12 @@ def find_spec(model: Path | str, *, trust: bool = False) -> ModelSpec:
     return spec
 
 
+def tell_of_settings(spec: ModelSpec, watcher: Watcher) -> None:
+    """Says which settings file was read, if one was."""
+    if spec.file is not None:
+        watcher.note(f"settings are read from {spec.file}")
+
+
 def refuse_scripts(spec: ModelSpec, scripts: Mapping[str, str]) -> None:
     """Refuses scripts that settings found beside a model name: nobody asked for them to be run.
 
@@ -131,16 +137,6 @@ def open_calibration_data(graph: Graph, spec: ModelSpec, target: Target, *, rand
         extra=(spec.evaluation.labels,) if spec.evaluation.labels else (),
     )
     return batches.first(spec.calibration.samples)
-
-
-def warn_of_preprocess(batches: Batches, spec: ModelSpec, watcher: Watcher) -> None:
-    """Says how pictures are prepared where no settings say so: a wrong way ruins calibration unseen."""
-    if batches.has_images and spec.preprocess == Preprocess():
-        watcher.warn(
-            "pictures are prepared as ImageNet classifiers want them (RGB, / 255, stretched, "
-            f"mean {spec.preprocess.mean}, std {spec.preprocess.std}); "
-            "if this model wants another way, say so in [preprocess] of model.toml"
-        )
 
 
 def place_layers(
@@ -257,4 +253,4 @@ def warn_of_dead(ranges: Ranges, watcher: Watcher) -> None:
     """Warns of tensors that were zero in every sample."""
     if dead := [name for name, item in ranges.tensors.items() if item.is_dead]:
         shown = ", ".join(dead[:3]) + (" ..." if len(dead) > 3 else "")
-        watcher.warn(f"{len(dead)} tensors were zero in every sample and get amax 1.0: {shown}")
+        watcher.warn(f"zero in every sample, so with amax 1.0: {format_count(len(dead), 'tensor')}, {shown}")

@@ -18,7 +18,7 @@ import re
 from typing import ClassVar
 
 _STRAY = re.compile(r"\n(?!  )")
-_LONGEST_LINE = 2000
+_LONGEST_LINE = 8000
 _MOST_WORDS = 300
 
 

@@ -1,4 +1,4 @@
-"""Sizes, times and shapes as people write them, in the terminal and on the page."""
+"""Sizes, times, shapes and counts as people write them, in the terminal and on the page."""
 
 from __future__ import annotations
 
@@ -19,6 +19,16 @@ def format_bytes(count: float) -> str:
 def format_shape(shape: Sequence[int]) -> str:
     """Returns a shape as options have it: `4x3x224x224`; `scalar` without axes."""
     return "x".join(map(str, shape)) or "scalar"
+
+
+def format_count(count: int, noun: str) -> str:
+    """Returns a number of things: `1 tensor`, `2 tensors`."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def shorten(text: str, length: int = 20) -> str:
+    """Returns the beginning of what was given, for a message."""
+    return text if len(text) <= length else f"{text[:length]}..."
 
 
 def format_seconds(value: float) -> str:

@@ -59,7 +59,7 @@ def test_whatever_a_parser_raises_becomes_our_error_and_ours_stays() -> None:
 def test_names_from_files_neither_break_nor_lengthen_a_message() -> None:
     assert str(TrtqError("it has a\nPASS")) == r"it has a\nPASS"
     assert str(TrtqError("2 are wrong:\n  a\n  b")) == "2 are wrong:\n  a\n  b"
-    assert len(str(TrtqError(f"it has {'x' * 100_000}; rename it"))) < 2100
+    assert len(str(TrtqError(f"it has {'x' * 100_000}; rename it"))) < 8100
     assert str(TrtqError(f"it has {'x' * 100_000}; rename it")).endswith("; rename it")
 
 

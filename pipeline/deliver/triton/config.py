@@ -11,7 +11,6 @@ import importlib.util
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from textwrap import indent
 from typing import Any
 
 from trtq import lazy
@@ -237,7 +236,5 @@ def validate(text: str) -> bool:
     try:
         text_format.Parse(text, schema.ModelConfig())
     except text_format.ParseError as error:
-        raise ArtifactError(
-            f"Triton would refuse this configuration: {error}\n{indent(text, '  ')}"
-        ) from error
+        raise ArtifactError(f"Triton would refuse this configuration: {error}") from error
     return True

@@ -12,6 +12,7 @@ from rich.text import Text
 from trtq.cli import options
 from trtq.cli.console import open_console, print_json
 from trtq.errors import ModelError
+from trtq.numbers import format_count
 from trtq.pipeline.lint import lint
 
 if TYPE_CHECKING:
@@ -50,8 +51,8 @@ def command(model: Path, as_json: bool, verbose: bool) -> None:
     if linted.stopping:
         first = linted.stopping[0].finding
         raise ModelError(
-            f"TensorRT does not take {model} and {len(linted.stopping)} findings have no exact repair, "
-            f"{first.rule} of node {first.node!r} first"
+            f"TensorRT does not take {model}: {format_count(len(linted.stopping), 'finding')} without an "
+            f"exact repair, {first.rule} of node {first.node!r} first"
         )
 
 
@@ -64,7 +65,11 @@ def _print(console: Console, linted: LintReport, *, verbose: bool) -> None:
         groups.setdefault((item.finding.rule, item.finding.effect, item.repair), []).append(item)
     for (rule, effect, repair), items in groups.items():
         first = items[0]
-        console.print(Text.assemble((effect, _STYLES[effect]), "  ", (rule, "bold"), f"  {len(items)} nodes"))
+        console.print(
+            Text.assemble(
+                (effect, _STYLES[effect]), "  ", (rule, "bold"), f"  {format_count(len(items), 'node')}"
+            )
+        )
         for item in items if verbose else items[:_MOST_NODES]:
             finding = item.finding
             console.print(f"  {finding.node} ({finding.op_type}): {finding.reason}", soft_wrap=True)
