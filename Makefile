@@ -84,4 +84,4 @@ $(BENCH)/models/.ready: $(BENCH)/bench/.ready benchmarks/models.txt benchmarks/m
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(DOCS_VENV) $(DEMO) build dist *.egg-info src/*.egg-info .coverage .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(DOCS_VENV) $(DEMO) build dist *.egg-info src/*.egg-info .coverage .mypy_cache .pytest_cache .ruff_cache .hypothesis .fuzz

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import math
+import re
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,6 +89,10 @@ def save(model: ir.Model, path: Path, data: str | None = None) -> None:
     ir.save(model, path, external_data=(data or f"{path.name}.data") if is_large else None)
 
 
+_FOREIGN = re.compile(r"tensor\((bfloat16|float[48]\w+|u?int[24])\)")
+"""Types of inputs and outputs that NumPy has not, as ONNX Runtime calls them."""
+
+
 class SessionPort(Protocol):
     """An input or output of a session; its shape has names where it is open."""
 
@@ -141,7 +146,7 @@ def open_session(
 ) -> Session:
     """Returns an `onnxruntime.InferenceSession`.
 
-    A model, other than a path, takes and gives FP32 where its types are none of NumPy's.
+    The session takes and gives FP32 where the types of the model are none of NumPy's.
 
     Args:
         model: A model, the path of one, or the content of a file that has its weights inside.
@@ -167,7 +172,12 @@ def open_session(
     options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, level)
     with _explain("load"):
         if isinstance(model, Path | bytes):
-            return create(str(model) if isinstance(model, Path) else model, options, providers=providers)
+            given = str(model) if isinstance(model, Path) else model
+            session = create(given, options, providers=providers)
+            ports = (*session.get_inputs(), *session.get_outputs())
+            if not any(_FOREIGN.fullmatch(port.type) for port in ports):
+                return session
+            model = ir.load(model) if isinstance(model, Path) else _parse(model)
         model = with_plain_ports(model)
         outside = [item for item in _list_weights(model) if isinstance(item, ir.ExternalTensor)]
         folders = {str(item.base_dir) for item in outside}
@@ -182,6 +192,13 @@ def open_session(
         with open_temporary_folder() as place:
             save(model, place / "model.onnx")
             return open_session(place / "model.onnx", optimize=optimize, engine=engine)
+
+
+def _parse(content: bytes) -> ir.Model:
+    import onnx
+
+    model: ir.Model = ir.from_proto(onnx.ModelProto.FromString(content))
+    return model
 
 
 def run(session: Session, outputs: Sequence[str], feed: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:

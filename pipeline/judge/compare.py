@@ -16,7 +16,7 @@ from trtq import lazy
 from trtq.calibrators.batches import Batches, Feed
 from trtq.calibrators.observe import Progress
 from trtq.errors import ModelError
-from trtq.models.ports import has_foreign_ports, to_plain
+from trtq.models.ports import to_plain
 from trtq.models.session import Session, list_runtime_errors, open_session
 from trtq.pipeline.graph.load import read_model
 from trtq.pipeline.graph.opset import infer_shapes
@@ -215,10 +215,7 @@ def _open_session(path: Path) -> Session:
     model = _read_typed(path)
     if has_bf16(model):
         return open_session(without_bf16(model), optimize=False)
-    rounded = emulate_fp16(model) or make_quantize_exact(model)
-    if rounded is None and has_foreign_ports(model):
-        rounded = model  # of which a session takes FP32
-    return open_session(rounded or path, optimize=False)
+    return open_session(emulate_fp16(model) or make_quantize_exact(model) or path, optimize=False)
 
 
 def _read_typed(path: Path) -> ir.Model:

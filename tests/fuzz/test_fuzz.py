@@ -1,7 +1,7 @@
 """Files that are damaged, or hold what nobody means: they are taken or refused in one line, never a fault.
 
 In `make test` a few dozen inputs a surface, always the same; `make fuzz` draws new ones, 10,000 a surface.
-The files that were read before a fault lie in build/fuzz, or in the folder of the test.
+The files that were read before a fault lie in .fuzz, or in the folder of the test.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from surfaces import list_surfaces
 
 _COUNT = int(os.environ.get("TRTQ_FUZZ", "0"))
 _FEW = 15
-_FAULTS = Path(__file__).parents[2] / "build" / "fuzz"
+_FAULTS = Path(__file__).parents[2] / ".fuzz"
 SURFACES = (
     "model", "built model", "external data", "npz", "npy", "labels", "feeds", "images", "polygraphy",
     "settings", "builds", "ranges", "statistics", "cache", "keys", "folder", "sensitivity", "pbtxt",
