@@ -96,10 +96,10 @@ def make_random_batches(
     }
 
     for spec in inputs:
-        count = math.prod(sizes[spec.name])
-        if count > _MOST_RANDOM:
+        num_elements = math.prod(sizes[spec.name])
+        if num_elements > _MOST_RANDOM:
             raise DataError(
-                f"input {spec.name!r} has shape {show_shape(sizes[spec.name])}: {count} random numbers are "
+                f"input {spec.name!r} has shape {show_shape(sizes[spec.name])}: {num_elements} random numbers are "
                 f"too many to make up; give real data, or smaller sizes for its open dims"
             )
 
