@@ -99,8 +99,8 @@ def make_random_batches(
         num_elements = math.prod(sizes[spec.name])
         if num_elements > _MOST_RANDOM:
             raise DataError(
-                f"input {spec.name!r} has shape {show_shape(sizes[spec.name])}: {num_elements} random numbers are "
-                f"too many to make up; give real data, or smaller sizes for its open dims"
+                f"input {spec.name!r} has shape {show_shape(sizes[spec.name])}: {num_elements} random numbers "
+                f"are too many to make up; give real data, or smaller sizes for its open dims"
             )
 
     def draw(rng: np.random.Generator, spec: TensorSpec) -> NDArray[Any]:
