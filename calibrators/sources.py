@@ -98,8 +98,9 @@ def make_random_batches(
     for spec in inputs:
         num_elements = math.prod(sizes[spec.name])
         if num_elements > _MOST_RANDOM:
+            shown = show_shape(sizes[spec.name])
             raise DataError(
-                f"input {spec.name!r} has shape {show_shape(sizes[spec.name])}: {num_elements} random numbers "
+                f"input {spec.name!r} has shape {shown}: {num_elements} random numbers "
                 f"are too many to make up; give real data, or smaller sizes for its open dims"
             )
 
