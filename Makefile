@@ -7,9 +7,11 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 DEMO ?= demo
+INPUTS ?= 10000
+KILLS ?= 60
 DOCS_VENV ?= .venv-docs
 
-.PHONY: demo test lint docs docker-cpu clean bench-peers bench-calibration bench-accuracy
+.PHONY: demo test fuzz kill conformance lint docs docker-cpu clean bench-peers bench-calibration bench-accuracy
 
 demo: $(VENV)/.runtime
 	$(BIN)/trtq demo $(DEMO)
@@ -17,6 +19,18 @@ demo: $(VENV)/.runtime
 
 test: $(VENV)/.dev lint
 	$(BIN)/pytest --cov
+
+# Damaged and absurd files for everything that reads one: INPUTS a surface, new ones each time; hours.
+fuzz: $(VENV)/.dev
+	TRTQ_FUZZ=$(INPUTS) $(BIN)/pytest tests/fuzz
+
+# Commands that are killed at random moments: what was there must stay whole, and the command then succeed.
+kill: $(VENV)/.dev
+	TRTQ_KILL=$(KILLS) $(BIN)/pytest tests/kill
+
+# All models of ONNX's own test suite: what ONNX Runtime and TensorRT-RTX take must not be refused.
+conformance: $(VENV)/.dev
+	$(BIN)/python benchmarks/conformance.py --output benchmarks/results/conformance-$(TODAY).json
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -70,4 +84,4 @@ $(BENCH)/models/.ready: $(BENCH)/bench/.ready benchmarks/models.txt benchmarks/m
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(DOCS_VENV) $(DEMO) build dist *.egg-info src/*.egg-info .coverage .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(DOCS_VENV) $(DEMO) build dist *.egg-info src/*.egg-info .coverage .mypy_cache .pytest_cache .ruff_cache .hypothesis .fuzz

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-import tokenize
 import zipfile
-import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -17,23 +15,9 @@ from numpy.typing import NDArray
 
 from trtq.calibrators.batches import Batches, Feed
 from trtq.errors import DataError
-from trtq.files import hash_file
+from trtq.files import hash_file, refuse_damage
+from trtq.numbers import format_count
 from trtq.workers import start_in_background
-
-UNREADABLE = (
-    OSError,
-    ValueError,
-    SyntaxError,  # numpy's, for a damaged header, as are TokenError and MemoryError
-    EOFError,
-    KeyError,
-    MemoryError,
-    OverflowError,
-    RuntimeError,  # zipfile's, for encryption and unknown compression
-    tokenize.TokenError,
-    zipfile.BadZipFile,
-    zlib.error,
-)
-"""What reading a damaged .npy or .npz may raise."""
 
 
 def open_array_file(path: Path, names: Sequence[str], batch_size: int) -> Batches:
@@ -50,10 +34,8 @@ def open_array_file(path: Path, names: Sequence[str], batch_size: int) -> Batche
         with _open_readers(path, names) as readers:
             for start in range(0, num_samples, batch_size):
                 stop = min(start + batch_size, num_samples)
-                try:
+                with refuse_damage(DataError, f"{path} is damaged near sample {start}"):
                     arrays = {name: reader.read_rows(stop - start) for name, reader in readers.items()}
-                except UNREADABLE as error:
-                    raise DataError(f"{path} is damaged near sample {start}: {error}") from error
                 yield Feed(arrays, f"{path}, samples {start} to {stop - 1}", stop - start)
 
     digest = start_in_background(lambda: f"{hash_array_file(path)}/{batch_size}")
@@ -105,16 +87,14 @@ def open_feed_folder(folder: Path) -> Batches:
 
     def read() -> Iterator[Feed]:
         for path in paths:
-            try:
-                with np.load(path, allow_pickle=False) as archive:
-                    arrays = dict(archive.items())
-            except UNREADABLE as error:
-                raise DataError(f"{path} cannot be read as .npz: {error}") from error
+            broken = refuse_damage(DataError, f"{path} cannot be read as .npz")
+            with broken, np.load(path, allow_pickle=False) as archive:
+                arrays = dict(archive.items())
             yield Feed(arrays, str(path), count_samples(arrays))
 
     num_samples = sum(map(_count_samples_of_file, paths))
     digest = start_in_background(lambda: hash_folder(paths))
-    return Batches(read, f"{folder} ({len(paths)} feeds)", num_samples, digest)
+    return Batches(read, f"{folder} ({format_count(len(paths), 'feed')})", num_samples, digest)
 
 
 def count_samples(arrays: Mapping[str, NDArray[Any]]) -> int:
@@ -176,10 +156,8 @@ class _RowReader:
 @contextmanager
 def _open_readers(path: Path, names: Sequence[str]) -> Iterator[dict[str, _RowReader]]:
     with ExitStack() as stack:
-        try:
+        with refuse_damage(DataError, f"{path} cannot be read as {path.suffix}"):
             readers = {name: _RowReader(*opened) for name, opened in _open_streams(path, names, stack)}
-        except UNREADABLE as error:
-            raise DataError(f"{path} cannot be read as {path.suffix}: {error}") from error
         yield readers
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trtq.errors import DataError
+from trtq.models.preprocess import Preprocess
 from trtq.models.signature import TensorSpec, show_shape
 
 _MOST_FEEDS = 20_000
@@ -44,7 +45,7 @@ class Batches:
         content: The digest, or a function that waits for it.
         script_digest: Of the code that makes what has no digest; it may yield other data all the same.
         is_random: Whether these are made-up numbers.
-        has_images: Whether these are pictures that were prepared for the model.
+        preprocess: How these pictures were prepared for the model; None: they are no pictures.
         left_out: How many samples at the end fill no batch of the model's fixed size and are left out.
         feed_samples: How many samples every feed but the last one holds, where they lie along the first axis
             of every array and may be run in smaller feeds; None if they may not.
@@ -57,7 +58,7 @@ class Batches:
     num_samples: int | None
     content: str | Callable[[], str] | None = None
     is_random: bool = False
-    has_images: bool = False
+    preprocess: Preprocess | None = None
     left_out: int = 0
     feed_samples: int | None = None
     part: Callable[[int, int], Iterator[Feed]] | None = None
@@ -171,7 +172,8 @@ def check_batches(batches: Batches, inputs: Sequence[TensorSpec], extra: Sequenc
 def check_feed(feed: Feed, inputs: Sequence[TensorSpec], extra: Sequence[str] = ()) -> None:
     """Raises DataError for a missing or unknown name, another dtype or shape, NaN or infinity.
 
-    -inf may stand in an input without values above 0, which is an additive mask.
+    -inf may stand in an input without values above 0, which is an additive mask. An axis behind that of the
+    samples may be empty, as that of a cache is at first.
     """
     names = [spec.name for spec in inputs]
     if missing := [name for name in names if name not in feed.arrays]:

@@ -10,6 +10,7 @@ from typing import Any, get_type_hints
 
 from trtq.calibrators import list_choices
 from trtq.errors import UsageError
+from trtq.files import refuse_damage
 from trtq.models.option import list_kinds
 from trtq.models.spec import CalibrationSpec, InputSpec, ModelSpec
 from trtq.models.toml import check_table, create_settings, read_table
@@ -45,13 +46,11 @@ def read_toml(path: Path, what: str) -> dict[str, Any]:
         UsageError: There is no such file, or it is no TOML.
     """
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        content = path.read_bytes()
     except OSError as error:
         raise UsageError(f"cannot read the {what} {path}: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path} is not valid TOML: {error}") from error
-    except RecursionError as error:
-        raise UsageError(f"{path} is not valid {what}: it is nested too deeply") from error
+    with refuse_damage(UsageError, f"{path} is not valid TOML"):
+        return tomllib.loads(content.decode())
 
 
 def _read_sections(table: Mapping[str, Any]) -> ModelSpec:
@@ -60,7 +59,7 @@ def _read_sections(table: Mapping[str, Any]) -> ModelSpec:
     for name, content in table.items():
         if name not in kinds:
             known = ", ".join(f"[{section}]" for section in kinds)
-            raise UsageError(f"unknown section [{name}]; the sections are {known}")
+            raise UsageError(f"unknown section {name!r}; the sections are {known}")
         if not isinstance(content, dict):
             raise UsageError(f"[{name}] must be a section, got {content!r}")
         if name == "inputs":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -21,11 +22,14 @@ from trtq.calibrators.arrays import (
 )
 from trtq.calibrators.batches import Batches, Feed, check_batches
 from trtq.errors import DataError, TrtqError
+from trtq.files import refuse_damage
 from trtq.models.preprocess import SUFFIXES, Preprocess, read_image
 from trtq.models.script import iterate_in_place, load_function, run_in_place
 from trtq.models.signature import TensorSpec, show_shape
+from trtq.numbers import format_count
 from trtq.workers import Threads
 
+_MOST_RANDOM = 1 << 30
 ACCEPTED_DATA = (
     "an .npz or .npy whose arrays have a leading sample axis, a folder of .npz files (each one feed with its "
     "batch axis), a folder of images, script.py:function that yields dicts of arrays, or a .json of inputs "
@@ -82,11 +86,23 @@ def make_random_batches(
     """Returns made-up feeds: normal numbers for floats, 0 and 1 for the rest. Ranges from them mean nothing.
 
     Open dims of inputs that `shapes` does not name become 1.
+
+    Raises:
+        DataError: An input has too many elements.
     """
     sizes = {
         spec.name: tuple(shapes.get(spec.name) or (dim if isinstance(dim, int) else 1 for dim in spec.shape))
         for spec in inputs
     }
+
+    for spec in inputs:
+        num_elements = math.prod(sizes[spec.name])
+        if num_elements > _MOST_RANDOM:
+            shown = show_shape(sizes[spec.name])
+            raise DataError(
+                f"input {spec.name!r} has shape {shown}: {num_elements} random numbers "
+                f"are too many to make up; give real data, or smaller sizes for its open dims"
+            )
 
     def draw(rng: np.random.Generator, spec: TensorSpec) -> NDArray[Any]:
         is_float, size = spec.dtype.startswith(("float", "bfloat")), sizes[spec.name]
@@ -156,10 +172,10 @@ def _from_image_folder(
     digest = f"{hash_folder(images)}/{size}/{preprocess}"
     return Batches(
         lambda: part(0, 1),
-        f"{folder} ({len(images)} images)",
+        f"{folder} ({format_count(len(images), 'image')})",
         len(images),
         digest,
-        has_images=True,
+        preprocess=preprocess,
         feed_samples=size,
         part=part,
     )
@@ -183,14 +199,11 @@ def _check_sample(sample: NDArray[Any], first: NDArray[Any], dtype: str, path: P
 def _from_polygraphy(path: Path) -> Batches:
     work = "reading inputs saved by Polygraphy"
     reader = lazy.require("polygraphy.json", None, work)
-    exceptions = lazy.require("polygraphy.exception", None, work)
-    try:
+    with refuse_damage(DataError, f"{path} is not a file of inputs saved by Polygraphy"):
         loaded = reader.load_json(str(path))
         if not isinstance(loaded, list) or not all(isinstance(feed, Mapping) for feed in loaded):
             raise DataError(f"{path} holds no list of feeds; save one with `polygraphy run --save-inputs`")
         feeds = [{name: np.asarray(value) for name, value in feed.items()} for feed in loaded]
-    except (OSError, ValueError, KeyError, TypeError, exceptions.PolygraphyException) as error:
-        raise DataError(f"{path} is not a file of inputs saved by Polygraphy: {error}") from error
 
     def read() -> Iterator[Feed]:
         for index, arrays in enumerate(feeds):

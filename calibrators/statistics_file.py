@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import math
 import zipfile
-import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,6 +16,7 @@ from numpy.typing import NDArray
 from trtq.calibrators.kernel import MANTISSA_BITS, NUM_BINS
 from trtq.calibrators.statistics import Histogram, Statistics, StatisticsSource, find_bins
 from trtq.errors import ArtifactError
+from trtq.files import refuse_damage
 from trtq.json import FileKind, Measured
 
 
@@ -51,8 +51,6 @@ class _Header:
 
 
 FILE = FileKind(_Header, "statistics file", "trtq calibrate --save-statistics", "statistics", has_null=True)
-_BROKEN = (OSError, ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
-"""What a file that was cut short, changed or is another one makes of reading it."""
 
 
 def statistics_to_bytes(statistics: Statistics) -> bytes:
@@ -112,7 +110,11 @@ def read_statistics(path: Path | str) -> Statistics:
 
 def _read_arrays(path: Path | str) -> dict[str, NDArray[Any]]:
     """Returns the arrays of an .npz, whole members checked by their CRC before NumPy parses them."""
-    try:
+    if not Path(path).exists():
+        raise ArtifactError(f"there are no statistics {path}; `trtq calibrate` writes them")
+    with refuse_damage(
+        ArtifactError, f"{path} is not a whole statistics file; write it again with `{FILE.writer}`"
+    ):
         with zipfile.ZipFile(path) as archive:
             members = {name.removesuffix(".npy"): archive.read(name) for name in archive.namelist()}
         arrays = {
@@ -120,13 +122,6 @@ def _read_arrays(path: Path | str) -> dict[str, NDArray[Any]]:
             for name, content in members.items()
         }
         return {name: arrays[name] for name in ("document", "bins", "counts", "sizes", "extremes")}
-    except FileNotFoundError as error:
-        raise ArtifactError(f"there are no statistics {path}; `trtq calibrate` writes them") from error
-    except _BROKEN as error:
-        raise ArtifactError(
-            f"{path} is not a whole statistics file ({type(error).__name__}: {error}); "
-            f"write it again with `{FILE.writer}`"
-        ) from error
 
 
 def merge_statistics(parts: Sequence[Statistics], names: Sequence[str]) -> Statistics:

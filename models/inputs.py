@@ -15,7 +15,8 @@ from trtq.models.signature import fits_dims
 
 _TEXT = re.compile(r"(?P<name>[^:\s]+):(?P<dims>[A-Za-z0-9_]+?)(?::(?P<dtype>\w+))?")
 _DIM = re.compile(r"[1-9]\d*|[A-Z][A-Za-wyz0-9_]*|batch")
-_DTYPES = ("float32", "float16", "float64", "int64", "int32", "int8", "uint8", "bool")
+FLOATS = ("float32", "float16", "bfloat16", "float64")
+_DTYPES = (*FLOATS, "int64", "int32", "int8", "uint8", "bool")
 _BATCH, _OTHER = 2, 64
 """Sizes of open dims in the example: 1 would be taken for a constant by PyTorch."""
 

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 TOLERANCE = 1e-4
 """Largest difference between PyTorch and ONNX Runtime that is rounding, as a part of the output's range."""
+_LOWER = {"FLOAT16": 0.01, "BFLOAT16": 0.08}
+"""The same for modules that compute in these types, some ten times their own rounding."""
 
 
 def check_parity(
@@ -70,6 +72,16 @@ def check_parity(
             )
         worst = max(worst, difference)
     return worst
+
+
+def find_tolerance(model: ir.Model) -> tuple[float, str]:
+    """Returns the largest difference that is rounding, and the type that allows more than float32 does."""
+    found = {TOLERANCE: ""}
+    for node in model.graph.all_nodes():
+        for value in node.outputs:
+            if value.dtype is not None and value.dtype.name in _LOWER:
+                found[_LOWER[value.dtype.name]] = value.dtype.name.lower()
+    return max(found), found[max(found)]
 
 
 def run_outputs(module: torch.nn.Module, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:

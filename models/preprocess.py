@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from trtq import lazy
 from trtq.errors import DataError, UsageError
+from trtq.files import refuse_damage
+from trtq.numbers import format_shape
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -72,6 +74,31 @@ class Preprocess:
             )
 
 
+def describe(steps: Preprocess) -> str:
+    """Returns the steps in words, and the values that come out of them."""
+    size, crop = (format_shape(_pair(each) or ()) for each in (steps.resize, steps.crop))
+    words = [
+        *(["turned by EXIF"] if steps.exif else []),
+        steps.channels,
+        f"{steps.resize_mode} to {size}" if steps.resize else "size of the model" * (not steps.crop),
+        f"crop {crop}" if steps.crop else "",
+        f"x {steps.scale:.6g}" if steps.scale != 1 / 255 else "/ 255",
+        f"mean {list(steps.mean)}",
+        f"std {list(steps.std)}",
+        steps.layout,
+    ]
+    low, high = find_reach(steps)
+    return f"{', '.join(filter(None, words))}; values from {low:.3g} to {high:.3g}"
+
+
+def find_reach(steps: Preprocess) -> tuple[float, float]:
+    """Returns the lowest and the highest value that a picture may become."""
+    count = max(len(steps.mean), len(steps.std))
+    mean, std = ((values * count)[:count] for values in (steps.mean, steps.std))
+    ends = [(top * steps.scale - m) / s for top in (0, 255) for m, s in zip(mean, std, strict=True)]
+    return min(ends), max(ends)
+
+
 def read_image(path: Path, steps: Preprocess, size: tuple[int, int] | None) -> NDArray[Any]:
     """Returns one sample: float32, shape (C, H, W) or (H, W, C) by the layout.
 
@@ -87,11 +114,8 @@ def read_image(path: Path, steps: Preprocess, size: tuple[int, int] | None) -> N
     import numpy as np
 
     pillow = lazy.require("PIL.Image", "images", "reading images")
-    try:
-        with pillow.open(path) as opened:
-            image = _decode(_turn(opened) if steps.exif else opened, steps.channels)
-    except (OSError, ValueError, SyntaxError, pillow.DecompressionBombError) as error:
-        raise DataError(f"{path} cannot be read as an image: {error}") from error
+    with refuse_damage(DataError, f"{path} cannot be read as an image"), pillow.open(path) as opened:
+        image = _decode(_turn(opened) if steps.exif else opened, steps.channels)
     target = _pair(steps.resize) or (None if steps.crop else size)
     if target is not None:
         image = _resize(image, target, steps.resize_mode)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import math
-import tempfile
+import re
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +16,8 @@ import onnx_ir as ir
 
 from trtq import lazy
 from trtq.errors import MissingDependency, ModelError
+from trtq.models.ports import to_plain, with_plain_ports
+from trtq.temporary import open_temporary_folder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -87,6 +89,10 @@ def save(model: ir.Model, path: Path, data: str | None = None) -> None:
     ir.save(model, path, external_data=(data or f"{path.name}.data") if is_large else None)
 
 
+_FOREIGN = re.compile(r"tensor\((bfloat16|float[48]\w+|u?int[24])\)")
+"""Types of inputs and outputs that NumPy has not, as ONNX Runtime calls them."""
+
+
 class SessionPort(Protocol):
     """An input or output of a session; its shape has names where it is open."""
 
@@ -138,11 +144,15 @@ class SessionOptions:
     fuses_qdq: bool = False
 
 
-def open_session(model: ir.Model | Path, *, optimize: bool, engine: SessionOptions | None = None) -> Session:
+def open_session(
+    model: ir.Model | Path | bytes, *, optimize: bool, engine: SessionOptions | None = None
+) -> Session:
     """Returns an `onnxruntime.InferenceSession`.
 
+    The session takes and gives FP32 where the types of the model are none of NumPy's.
+
     Args:
-        model: A model, or the path of one.
+        model: A model, the path of one, or the content of a file that has its weights inside.
         optimize: Whether ONNX Runtime may rewrite the graph. Accuracy is judged without: with it, some FP16
             Q/DQ graphs compute something else.
         engine: How it is run; None: on the CPU, with all cores.
@@ -166,8 +176,14 @@ def open_session(model: ir.Model | Path, *, optimize: bool, engine: SessionOptio
     if optimize and not engine.fuses_qdq:
         options.add_session_config_entry("session.disable_quant_qdq", "1")
     with _explain("load"):
-        if isinstance(model, Path):
-            return create(str(model), options, providers=providers)
+        if isinstance(model, Path | bytes):
+            given = str(model) if isinstance(model, Path) else model
+            session = create(given, options, providers=providers)
+            ports = (*session.get_inputs(), *session.get_outputs())
+            if not any(_FOREIGN.fullmatch(port.type) for port in ports):
+                return session
+            model = ir.load(model) if isinstance(model, Path) else _parse(model)
+        model = with_plain_ports(model)
         outside = [item for item in _list_weights(model) if isinstance(item, ir.ExternalTensor)]
         folders = {str(item.base_dir) for item in outside}
         num_inside = count_weight_bytes(model) - sum(item.nbytes for item in outside)
@@ -178,9 +194,16 @@ def open_session(model: ir.Model | Path, *, optimize: bool, engine: SessionOptio
             arrays = [onnxruntime.OrtValue.ortvalue_from_numpy(array) for array in weights.values()]
             options.add_external_initializers(list(weights), arrays)
             return create(proto, options, providers=providers)
-        with tempfile.TemporaryDirectory(prefix="trtq-") as folder:
-            save(model, Path(folder) / "model.onnx")
-            return open_session(Path(folder) / "model.onnx", optimize=optimize, engine=engine)
+        with open_temporary_folder() as place:
+            save(model, place / "model.onnx")
+            return open_session(place / "model.onnx", optimize=optimize, engine=engine)
+
+
+def _parse(content: bytes) -> ir.Model:
+    import onnx
+
+    model: ir.Model = ir.from_proto(onnx.ModelProto.FromString(content))
+    return model
 
 
 def run(session: Session, outputs: Sequence[str], feed: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
@@ -190,7 +213,7 @@ def run(session: Session, outputs: Sequence[str], feed: Mapping[str, NDArray[Any
         ModelError: ONNX Runtime fails in the middle of the graph; its own words are kept.
     """
     with _explain("run"):
-        return list(session.run(list(outputs), dict(feed)))
+        return list(session.run(list(outputs), to_plain(feed)))
 
 
 def list_providers(device: str) -> list[str]:
@@ -230,7 +253,7 @@ def visit_tensors(
     """
     binding = session.io_binding()
     with _explain("run"):
-        for name, array in feed.items():
+        for name, array in to_plain(feed).items():
             binding.bind_cpu_input(name, np.ascontiguousarray(array).reshape(array.shape))
         for name in outputs:
             binding.bind_output(name, "cpu")

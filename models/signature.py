@@ -89,8 +89,9 @@ def _spec_of(value: ir.Value, kind: str) -> TensorSpec:
             f"{kind} {value.name!r} is a tensor of strings, which TensorRT cannot take; "
             f"cut the string processing off the model"
         )
+    if value.dtype is None or value.dtype is ir.DataType.UNDEFINED:
+        raise ModelError(f"{kind} {value.name!r} has no element type; export the model again")
     if value.shape is None:
         raise ModelError(f"{kind} {value.name!r} has no shape, not even a rank; export the model with shapes")
     shape = tuple(dim if isinstance(dim, int) else dim.value for dim in value.shape)
-    assert value.dtype is not None
     return TensorSpec(value.name, value.dtype.numpy().name, shape)

@@ -233,6 +233,14 @@ class ModelSpec:
         }
         return {key: text for key, text in named.items() if text is not None and names_script(text)}
 
+    @property
+    def sources(self) -> tuple[str | None, ...]:
+        """What is read for these settings: their file, the data, labels in a file, and the metric."""
+        labels = self.evaluation.labels
+        is_file = labels is not None and labels.endswith(".npy")
+        files = (self.file, self.calibration.data, self.evaluation.data, labels if is_file else None)
+        return (*files, self.accuracy.metric if self.accuracy.script is not None else None)
+
 
 def names_script(text: str) -> bool:
     """Returns whether this is `script.py:function`."""

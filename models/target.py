@@ -9,7 +9,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -22,6 +22,7 @@ from trtq.models.foreign import explain_failures, silence
 from trtq.models.inputs import ModuleInput
 from trtq.models.program import load_program, open_module
 from trtq.models.spec import ModelSpec
+from trtq.models.wrapped import unwrap
 
 if TYPE_CHECKING:
     import torch
@@ -55,7 +56,7 @@ class LoadedModule:
 
 
 def load_module(target: str, *, pretrained: bool, trust: bool = False) -> LoadedModule:
-    """Returns the module that the target names.
+    """Returns the module that the target names, out of what training wrapped around it.
 
     Args:
         target: `package.module:callable`, `torchvision:NAME`, `timm:NAME`, `hf:NAME_OR_FOLDER`, or a file.
@@ -67,6 +68,11 @@ def load_module(target: str, *, pretrained: bool, trust: bool = False) -> Loaded
         ModelError: It does not import, does not exist, or gives no module.
         MissingDependency: A library is not installed.
     """
+    loaded = _load(target, pretrained, trust)
+    return replace(loaded, module=unwrap(loaded.module))
+
+
+def _load(target: str, pretrained: bool, trust: bool) -> LoadedModule:
     lazy.require("torch", "export", "exporting a PyTorch module")
     scheme, _, name = target.partition(":")
     if scheme in _LIBRARIES and name:
@@ -178,8 +184,7 @@ def _from_transformers(name: str, pretrained: bool) -> LoadedModule:
     unknown = ""
     if main_input == "pixel_values" and processor is None:
         unknown = f"hf:{name} has no preprocessor_config.json, and ImageNet's mean and std are only a guess"
-    # Checkpoints may be in half precision, which trtq decides on when it builds.
-    return LoadedModule(module.float(), inputs, spec, pretrained, takes_names=True, unknown=unknown)
+    return LoadedModule(module, inputs, spec, pretrained, takes_names=True, unknown=unknown)
 
 
 def _processor_of(transformers: ModuleType, name: str) -> Mapping[str, Any] | None:

@@ -58,10 +58,13 @@ def _fits(value: object, kind: Kind) -> bool:
     if isinstance(value, list) != kind.is_list:
         return False
     items = value if isinstance(value, list) else [value]
-    return all(type(item) in _TYPES[kind.type] and _is_finite(item) for item in items)  # a bool is no number
+    return all(type(item) in _TYPES[kind.type] and _is_usual(item) for item in items)  # a bool is no number
 
 
-def _is_finite(value: object) -> bool:
+def _is_usual(value: object) -> bool:
+    """Returns whether a number is finite, and a whole one in TOML's range, 64 bits."""
+    if isinstance(value, int):
+        return -(1 << 63) <= value < 1 << 63
     return not isinstance(value, float) or math.isfinite(value)
 
 

@@ -8,9 +8,10 @@ from trtq.calibrators.sources import ACCEPTED_DATA
 from trtq.errors import DataError
 from trtq.models.signature import require_same_inputs
 from trtq.models.spec import ModelSpec
-from trtq.pipeline.calibrate.data import find_spec, open_calibration_data
+from trtq.pipeline.calibrate.data import find_spec, open_calibration_data, tell_of_settings
 from trtq.pipeline.engine.target import Target
 from trtq.pipeline.graph.load import load
+from trtq.pipeline.graph.pictures import tell_of_pictures
 from trtq.pipeline.judge.compare import Comparison, compare_models
 from trtq.pipeline.judge.evaluate import find_labels, open_evaluation_data
 from trtq.pipeline.load import load as load_engine
@@ -40,6 +41,7 @@ def compare(
     """
     watcher = watcher or Silent()
     spec = spec if spec is not None else find_spec(Path(reference))
+    tell_of_settings(spec, watcher)
     engine = load_engine(candidate) if Path(candidate).is_dir() else None
     graph = load(Path(reference), min_opset=1)
     file = Path(candidate) if engine is None else engine.onnx
@@ -55,6 +57,7 @@ def compare(
         calibration = open_calibration_data(graph, spec, Target(), random_data=False)
     batches = open_evaluation_data(graph, spec, calibration)
     assert batches is not None
+    tell_of_pictures(graph.model, watcher, batches)
     names = name_compared(Path(reference), Path(candidate))
     watcher.stage("Comparing", batches.num_samples)
     files = {names[0]: graph.path, **({names[1]: file} if file is not None else {})}

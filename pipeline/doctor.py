@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import platform
-import tempfile
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 
 import onnx
 import onnx.parser
@@ -16,6 +14,7 @@ from trtq.errors import TrtqError
 from trtq.pipeline.engine.backend import Backend, BuildRequest
 from trtq.pipeline.engine.backends import BACKENDS
 from trtq.pipeline.engine.gpu import count_gpus, explain_missing_gpu
+from trtq.temporary import open_temporary_folder
 
 _PACKAGES = (
     "trtq", "numpy", "onnx", "onnx-ir", "onnxruntime", "polygraphy", "click", "rich", "pillow", "torch",
@@ -85,8 +84,8 @@ def _describe_gpu() -> str:
 def _try(backend: Backend) -> BackendHealth:
     reason = backend.why_not()
     if not reason:
-        with tempfile.TemporaryDirectory(prefix="trtq-doctor-") as folder:
-            path = Path(folder) / "tiny.onnx"
+        with open_temporary_folder() as folder:
+            path = folder / "tiny.onnx"
             onnx.save(onnx.parser.parse_model(_TINY), path)
             try:
                 backend.build(BuildRequest(path))

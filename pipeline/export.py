@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -11,18 +10,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from trtq.errors import DataError, ModelError, UsageError
-from trtq.files import check_output, write_atomically
+from trtq.files import check_output, refuse_damage, write_atomically
 from trtq.models.checkpoint import load_weights
 from trtq.models.export import to_onnx
 from trtq.models.families import FAMILIES, describe_family, list_batches
 from trtq.models.inputs import ModuleInput, check_sizes
-from trtq.models.parity import check_parity, run_outputs, set_to_eval
+from trtq.models.parity import check_parity, find_tolerance, run_outputs, set_to_eval
 from trtq.models.session import save
 from trtq.models.spec import InputSpec, ModelSpec
 from trtq.models.target import LoadedModule, import_from_here, load_module, sort_by_position
 from trtq.models.toml import format_spec
+from trtq.models.wrapped import to_float32
 from trtq.pipeline.graph.load import Graph, load
 from trtq.progress import Silent, Watcher
+from trtq.temporary import open_temporary_folder
 
 if TYPE_CHECKING:
     import torch
@@ -111,7 +112,8 @@ def export(
             target, pretrained=options.pretrained and options.weights is None, trust=options.trust
         )
         if options.weights is not None:
-            load_weights(loaded.module, Path(options.weights), trust=options.trust)
+            for sentence in load_weights(loaded.module, Path(options.weights), trust=options.trust):
+                watcher.note(sentence)
         elif not loaded.holds_weights:
             watcher.note("no --weights were given: the module has those that it was made with")
         return _export(loaded, output, options, watcher)
@@ -125,6 +127,9 @@ def _export(loaded: LoadedModule, output: Path, options: ExportOptions, watcher:
             "--input x:Nx3x224x224:float32"
         )
     check_sizes(options.sizes, inputs)
+    inputs, others = to_float32(loaded.module, inputs)
+    if others:
+        watcher.note(f"the module has {' and '.join(others)}; it is exported in float32, with float32 inputs")
     sizes = {**_usual_sizes(inputs, loaded.spec), **options.sizes}
     names = [item.name for item in inputs]
     module = sort_by_position(loaded.module, names) if loaded.takes_names else loaded.module
@@ -136,8 +141,14 @@ def _export(loaded: LoadedModule, output: Path, options: ExportOptions, watcher:
     model, note = to_onnx(module, example, open_axes, opset=options.opset)
     if note:
         watcher.warn(note)
-    with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as folder:
-        raw, whole = Path(folder) / "exported.onnx", Path(folder) / output.name
+    tolerance, lower = find_tolerance(model)
+    if lower:
+        watcher.warn(
+            f"the module computes in {lower} inside (autocast?): differences of up to {tolerance:g} of an "
+            f"output's range are taken for its rounding"
+        )
+    with open_temporary_folder(output) as folder:
+        raw, whole = folder / "exported.onnx", folder / output.name
         save(model, raw)
         graph = load(raw, min_opset=options.opset)
         for sentence in graph.notes:
@@ -148,9 +159,9 @@ def _export(loaded: LoadedModule, output: Path, options: ExportOptions, watcher:
         difference = 0.0
         with set_to_eval(module):
             for feed in feeds:
-                difference = max(difference, check_parity(module, whole, feed))
+                difference = max(difference, check_parity(module, whole, feed, tolerance=tolerance))
                 watcher.advance(1)
-        for part in sorted(Path(folder).glob(f"{output.name}*"), reverse=True):
+        for part in sorted(folder.glob(f"{output.name}*"), reverse=True):
             part.replace(output.parent / part.name)  # the weights before the graph
     spec = loaded.spec if options.family is None else describe_family(options.family, inputs)
     spec = replace(spec, inputs=_profiles(spec, graph))
@@ -220,11 +231,8 @@ def _given_feeds(path: str | Path | None, inputs: Sequence[ModuleInput]) -> list
 
     if path is None:
         return []
-    try:
-        with np.load(path) as archive:
-            arrays: dict[str, Any] = {name: archive[name] for name in archive.files}
-    except (OSError, ValueError) as error:
-        raise DataError(f"cannot read the inputs {path}: {error}") from error
+    with refuse_damage(DataError, f"cannot read the inputs {path}"), np.load(path) as archive:
+        arrays: dict[str, Any] = {name: archive[name] for name in archive.files}
     if missing := [item.name for item in inputs if item.name not in arrays]:
         raise DataError(f"{path} has no array {missing[0]!r}; it has {', '.join(arrays)}")
     for item in inputs:

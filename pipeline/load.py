@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import onnx
+import onnx_ir as ir
+
 from trtq.errors import ArtifactError, MissingDependency
-from trtq.files import hash_file
 from trtq.pipeline.deliver.integrity import read_whole_manifest, refuse_changed
 from trtq.pipeline.deliver.names import ENGINE, REPORT
 from trtq.pipeline.deliver.report import Report, read_report
 from trtq.pipeline.engine.backend import Backend, split_version
 from trtq.pipeline.engine.backends import BACKENDS
 from trtq.pipeline.engine.gpu import find_compute_capability
+from trtq.pipeline.graph.tidy import list_tensors
 
 _AMPERE = 8
 
@@ -30,6 +33,7 @@ class LoadedEngine:
         report: Of the build.
         onnx: The file to run, where the backend runs ONNX itself; None where there is a plan.
         sha256: Of the plan or the ONNX file.
+        weights: SHA-256 of the files with the weights of a large ONNX file, by name.
     """
 
     folder: Path
@@ -37,16 +41,17 @@ class LoadedEngine:
     report: Report
     onnx: Path | None
     sha256: str
+    weights: Mapping[str, str] = field(default_factory=dict)
 
     def runner(self, name: str) -> Any:
-        """Returns a Polygraphy runner of the engine.
+        """Returns a Polygraphy runner of the engine; what is run is what was hashed.
 
         Raises:
             ArtifactError: The file was changed since it was loaded, or engines of this backend are not run.
         """
         if self.onnx is not None:
-            self._refuse_changed(hash_file(self.onnx), self.onnx)
-            return self.backend.model_runner(self.onnx, name)
+            content = self._read(self.onnx.name, self.sha256)
+            return self.backend.model_runner(self._put_weights(content) if self.weights else content, name)
         found = self.backend.runner(self.plan(), name)
         if found is None:
             raise ArtifactError(
@@ -61,17 +66,37 @@ class LoadedEngine:
         Raises:
             ArtifactError: It cannot be read, or is another than when it was loaded.
         """
-        path = self.folder / ENGINE
+        return self._read(ENGINE, self.sha256)
+
+    def _read(self, name: str, sha256: str) -> bytes:
+        """Returns the content of a file that has this digest; refuses another one."""
+        path = self.folder / name
         try:
             content = path.read_bytes()
         except OSError as error:
             raise ArtifactError(f"cannot read {path}: {error.strerror}") from error
-        self._refuse_changed(hashlib.sha256(content).hexdigest(), path)
+        if hashlib.sha256(content).hexdigest() != sha256:
+            raise ArtifactError(f"{path} was changed since it was loaded; load the folder again")
         return content
 
-    def _refuse_changed(self, digest: str, path: Path) -> None:
-        if digest != self.sha256:
-            raise ArtifactError(f"{path} was changed since it was loaded; load the folder again")
+    def _put_weights(self, content: bytes) -> ir.Model:
+        """Returns the model of an ONNX file with the weights of other files in it, which are read once."""
+        files = {name: self._read(name, sha256) for name, sha256 in self.weights.items()}
+        model = onnx.load_model_from_string(content)
+        for tensor in list_tensors(model):
+            if tensor.data_location != onnx.TensorProto.EXTERNAL:
+                continue
+            where = {entry.key: entry.value for entry in tensor.external_data}
+            if where.get("location") not in files:
+                raise ArtifactError(
+                    f"{self.onnx} has weights in {where.get('location')!r}, which is not a file of the "
+                    f"build; build again"
+                )
+            data, start = files[where["location"]], int(where.get("offset", 0))
+            tensor.raw_data = data[start : start + int(where.get("length", len(data)))]
+            tensor.data_location = onnx.TensorProto.DEFAULT
+            del tensor.external_data[:]
+        return ir.from_proto(model)
 
 
 def load(folder: Path | str, *, key: Path | str | None = None) -> LoadedEngine:
@@ -102,18 +127,20 @@ def load(folder: Path | str, *, key: Path | str | None = None) -> LoadedEngine:
             f"{folder / REPORT} names the engine {report.engine.path!r}, which is not a file of the folder; "
             f"build again"
         )
-    weights = f"{path.name}.data"
-    refuse_changed(folder, manifest, path.name, *({weights} & set(manifest.outputs)))
+    beside = {f"{path.name}.data"} & set(manifest.outputs)
+    refuse_changed(folder, manifest, path.name, *beside)
     if reason := backend.why_not():
         raise MissingDependency(f"backend {name}, for {folder}: {reason}")
     is_plan = path.name == ENGINE
     if is_plan:
-        target = manifest.settings.get("target")
-        options = target.get("options") if isinstance(target, dict) else None
+        options = manifest.find_setting("target", "options")
         _refuse_misfit(
             path, report, built_by, backend.version(), options if isinstance(options, dict) else {}
         )
-    return LoadedEngine(folder, backend, report, None if is_plan else path, manifest.outputs[path.name])
+    weights = {name: manifest.outputs[name] for name in beside}
+    return LoadedEngine(
+        folder, backend, report, None if is_plan else path, manifest.outputs[path.name], weights
+    )
 
 
 def _refuse_misfit(path: Path, report: Report, there: str, here: str, options: Mapping[str, Any]) -> None:

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from trtq.calibrators.sources import open_batches
 from trtq.errors import ArtifactError, DataError, GateError, UsageError
-from trtq.models.preprocess import Preprocess
+from trtq.files import refuse_damage
+from trtq.models.preprocess import Preprocess, describe
 from trtq.models.signature import TensorSpec, outputs_of, read_inputs
 from trtq.models.spec import InputSpec
 from trtq.models.toml import read_table
@@ -173,7 +174,8 @@ def _read(folder: Path, key: Path | str | None) -> _Build:
     for name in (report.engine.path, onnx):
         if name not in manifest.outputs:
             raise ArtifactError(f"{folder} has no {name} by its {NAME}; build again")
-    model = ir.load(folder / onnx)
+    with refuse_damage(ArtifactError, f"{folder / onnx} is not a whole model; build again"):
+        model = ir.load(folder / onnx)
     return _Build(folder, manifest, report, onnx, read_inputs(model), outputs_of(model))
 
 
@@ -252,39 +254,38 @@ def _conditions(build: _Build) -> list[str]:
         f"the engine needs {build.report.backend} in the server, and a GPU of compute capability {targets}"
     )
     later = "start the server with --backend-config=tensorrt,version-compatible=true for a later version"
-    options = build.manifest.settings.get("target", {}).get("options", {})
-    return [needed, later] if options.get("version_compatible") else [needed]
+    is_compatible = build.manifest.find_setting("target", "options", "version_compatible")
+    return [needed, later] if is_compatible else [needed]
 
 
 def _warmup_arrays(
     build: _Build, spec: PackageSpec, *, batches: bool
 ) -> tuple[Mapping[str, NDArray[Any]] | None, str]:
-    """Returns real inputs for the warm-up, and why there are none."""
-    settings = build.manifest.settings.get("model", {})
+    """Returns real inputs for the warm-up, and how they were prepared or why there are none."""
     if spec.warmup_data is not None:
-        return _first_sample(build, spec.warmup_data, settings, batches=batches), ""
-    data = settings.get("calibration", {}).get("data")
-    if data is None:
+        return _first_sample(build, spec.warmup_data, batches=batches)
+    data = build.manifest.find_setting("model", "calibration", "data")
+    if not isinstance(data, str):
         return None, "the build names no data, so the warm-up is made of random bits; see --warmup-data"
     if ".py:" in data:
         why = "is a script, which is not run from here; give it with --warmup-data to warm up with it"
         return None, f"{data} {why}"
     try:
-        return _first_sample(build, data, settings, batches=batches), ""
+        return _first_sample(build, data, batches=batches)
     except DataError as error:
         return None, f"the warm-up is made of random bits, as the calibration data is not here: {error}"
 
 
-def _first_sample(
-    build: _Build, data: str, settings: Mapping[str, Any], *, batches: bool
-) -> Mapping[str, NDArray[Any]]:
-    labels = settings.get("evaluation", {}).get("labels")
+def _first_sample(build: _Build, data: str, *, batches: bool) -> tuple[Mapping[str, NDArray[Any]], str]:
+    """Returns the first sample, and how it was prepared if it is a picture."""
+    labels = build.manifest.find_setting("model", "evaluation", "labels")
+    preprocess = build.manifest.find_setting("model", "preprocess")
     feeds = open_batches(
         data,
         build.inputs,
         1 if batches else max(1, build.usual_batch),
-        preprocess=read_table(Preprocess, settings.get("preprocess", {}), "[preprocess]"),
-        extra=(labels,) if labels else (),
+        preprocess=read_table(Preprocess, preprocess or {}, "[preprocess]"),
+        extra=(labels,) if isinstance(labels, str) and labels else (),
     )
     feed, free = next(iter(feeds)), int(batches)
     for name, profile in build.profiles.items():
@@ -295,4 +296,6 @@ def _first_sample(
                 f"input {name!r} of {feed.source} has shape {format_shape(shape)}, outside of the engine's "
                 f"profile, {format_shape(profile.min)} to {format_shape(profile.max)}"
             )
-    return {spec.name: np.asarray(feed.arrays[spec.name])[0 if batches else ...] for spec in build.inputs}
+    note = f"the warm-up's pictures are prepared so: {describe(steps)}" if (steps := feeds.preprocess) else ""
+    first = 0 if batches else ...
+    return {spec.name: np.asarray(feed.arrays[spec.name])[first] for spec in build.inputs}, note

@@ -14,6 +14,7 @@ from trtq.errors import UsageError
 from trtq.models.signature import TensorSpec, show_shape
 from trtq.models.spec import LayerSpec
 from trtq.models.tensors import FLOAT_TYPES
+from trtq.numbers import format_bytes, format_shape, shorten
 from trtq.pipeline.formats import BLOCK_FORMATS, FORMATS, FP16, WEIGHT_FORMATS
 from trtq.pipeline.formats.codes import CodeFormat
 from trtq.pipeline.formats.scheme import WeightScheme
@@ -48,7 +49,6 @@ _BUILT_BY = (
 _STATE = re.compile(r"past_key_values|past|present|new|^in(?=_)|^out(?=_)")
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
 _MOST_PARAMS = 10**18
-_LONG = 20  # characters of what was given that a message repeats
 
 
 @dataclass(frozen=True, slots=True)
@@ -268,8 +268,9 @@ def parse_count(text: str) -> int:
         raise UsageError(f"{text!r} is no number of parameters; write 10B, 350M or 125000000")
     count = float(found[1]) * _UNITS[found[2].upper()]
     if count > _MOST_PARAMS:
-        shown = text if len(text) <= _LONG else f"{text[:_LONG]}..."
-        raise UsageError(f"{shown!r} is more parameters than any model has; write 10B, 350M or 125000000")
+        raise UsageError(
+            f"{shorten(text)!r} is more parameters than any model has; write 10B, 350M or 125000000"
+        )
     return round(count)
 
 
@@ -301,19 +302,19 @@ def _judge(plan: MemoryPlan, memory: int | None) -> MemoryPlan:
     if advised is not None:
         reason = FORMATS[advised].advice
     elif smallest.reserve_bytes >= memory:
-        reserve = smallest.reserve_bytes / 1e9
-        reason = f"nothing fits: CUDA and scratch memory alone take {reserve:.2f} GB, without any model"
+        reserve = format_bytes(smallest.reserve_bytes)
+        reason = f"nothing fits: CUDA and scratch memory alone take {reserve}, without any model"
     else:
-        reason = f"nothing fits: even {smallest.name} needs {smallest.total_bytes / 1e9:.2f} GB"
+        reason = f"nothing fits: even {smallest.name} needs {format_bytes(smallest.total_bytes)}"
     return replace(plan, schemes=schemes, recommended=advised, reason=reason, gpu_memory_bytes=memory)
 
 
 def _notes(graph: Graph, shapes: Mapping[str, tuple[int, ...]], peak: Peak, state: int) -> tuple[str, ...]:
-    shown = ", ".join(f"{name} {'x'.join(map(str, shape)) or 'scalar'}" for name, shape in shapes.items())
+    shown = ", ".join(f"{name} {format_shape(shape)}" for name, shape in shapes.items())
     notes = [
         f"for {shown}",
         "activations are those of the graph node by node; an engine fuses nodes. Kernels take 8 to 40 MB of "
-        f"scratch memory beside, which is a part of the {_RESERVE_BYTES / 1e6:.0f} MB for CUDA and scratch "
+        f"scratch memory beside, which is a part of the {format_bytes(_RESERVE_BYTES)} for CUDA and scratch "
         "memory",
         _BUILT_BY,
     ]

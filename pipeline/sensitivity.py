@@ -33,6 +33,7 @@ from trtq.pipeline.engine.strategy import choose_rest
 from trtq.pipeline.engine.target import Target
 from trtq.pipeline.formats import FP16
 from trtq.pipeline.graph.load import Graph
+from trtq.pipeline.graph.pictures import tell_of_pictures
 from trtq.pipeline.graph.placement import Placement
 from trtq.pipeline.judge.evaluate import find_labels, open_evaluation_data
 from trtq.pipeline.judge.macs import count_macs
@@ -98,6 +99,7 @@ def sensitivity(
         calibration = open_calibration_data(graph, spec, target, random_data=random_data)
     batches = open_evaluation_data(graph, spec, calibration)
     assert batches is not None
+    tell_of_pictures(graph.model, watcher, calibration, batches)
     labels = load_labels(find_labels(spec.evaluation, spec.accuracy.metric))
     start = Sensitivity(
         model=str(graph.path),

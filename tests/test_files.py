@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from trtq.errors import ArtifactError
-from trtq.files import check_output, lock_file, refuse_input, write_atomically
+from trtq.errors import ArtifactError, UsageError
+from trtq.files import check_output, check_outputs, lock_file, write_atomically
 
 
 def _full_disk(descriptor: int) -> None:
@@ -109,10 +109,35 @@ def test_an_input_is_not_overwritten(tmp_path: Path) -> None:
     source, link = tmp_path / "model.onnx", tmp_path / "link.onnx"
     source.write_bytes(b"model")
     link.symlink_to(source)
-    refuse_input(tmp_path / "new.onnx", source, None, tmp_path / "script.py:function")
+    check_output(tmp_path / "new.onnx", source, None, tmp_path / "script.py:function")
     for output in (source, link):
-        with pytest.raises(ArtifactError, match=r"onnx is read by this command; choose another file"):
-            refuse_input(output, None, source)
+        with pytest.raises(ArtifactError, match=r"onnx is read by this command; choose another file with -o"):
+            check_output(output, None, source, option="-o")
+    (tmp_path / "script.py").touch()
+    with pytest.raises(ArtifactError, match=r"script\.py is read by this command"):
+        check_output(tmp_path / "script.py", f"{tmp_path}/script.py:feeds")
+
+
+def test_nothing_is_written_into_a_folder_that_is_read(tmp_path: Path) -> None:
+    (tmp_path / "feeds" / "more").mkdir(parents=True)
+    for place in ("feeds", "feeds/more"):
+        with pytest.raises(
+            ArtifactError, match=r"would lie in .*feeds, which is read by this command; choose"
+        ):
+            check_output(tmp_path / place / "a.npz", tmp_path / "feeds")
+    check_output(tmp_path / "feeds.npz", tmp_path / "feeds")
+
+
+def test_two_outputs_are_two_files(tmp_path: Path) -> None:
+    (tmp_path / "more").mkdir()
+    check_outputs({"--output": tmp_path / "a", "--chart": tmp_path / "b", "--other": None})
+    with pytest.raises(
+        UsageError, match=r"a is given as --output and as --chart; give each a file of its own"
+    ):
+        check_outputs({"--output": tmp_path / "a", "--chart": tmp_path / "more" / ".." / "a"})
+    (tmp_path / "b").touch()
+    with pytest.raises(ArtifactError, match=r"b is read by this command; choose another file with --chart"):
+        check_outputs({"--output": tmp_path / "a", "--chart": tmp_path / "b"}, tmp_path / "b")
 
 
 _ADDING = """

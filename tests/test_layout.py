@@ -28,7 +28,18 @@ PACKAGE = ROOT / "src" / "trtq"
 LINKS = ("calibrators", "models", "pipeline")
 GROUND = {
     f"trtq.{name}"
-    for name in ("errors", "files", "json", "kept", "lazy", "numbers", "progress", "records", "workers")
+    for name in (
+        "errors",
+        "files",
+        "json",
+        "kept",
+        "lazy",
+        "numbers",
+        "progress",
+        "records",
+        "temporary",
+        "workers",
+    )
 }
 ROOMS = ("models", "calibrators", "pipeline", "cli")
 """Each may import from itself, from those before it, and from the ground."""

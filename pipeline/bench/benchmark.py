@@ -132,7 +132,7 @@ def bench(
     """
     options, schedule, watcher = options or RunOptions(), schedule or Schedule(), watcher or Silent()
     watcher.stage("Loading")
-    runnables, skipped, inputs = list_runnables([Path(target) for target in targets], options)
+    runnables, skipped, inputs = list_runnables([Path(target) for target in targets], options, watcher)
     here = describe_machine()
     with ExitStack() as stack:
         running, failed = _start(runnables, inputs, schedule, stack)

@@ -11,6 +11,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from trtq.workers import count_cores
+
 _FEATURES = (
     "avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_int8", "amx_bf16",
     "asimd", "asimdhp", "asimddp", "i8mm", "sve",
@@ -112,7 +114,7 @@ def describe_machine(proc: Path = Path("/proc"), system: Path = Path("/sys")) ->
     gpu = _gpu()
     return Machine(
         cpu=fields.get("model name") or platform.processor() or platform.machine(),
-        cores=len(os.sched_getaffinity(0)),
+        cores=count_cores(),
         features=tuple(name for name in _FEATURES if name in words),
         governor=_text(system / "devices/system/cpu/cpu0/cpufreq/scaling_governor").strip(),
         gpu=gpu.name if gpu else "",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-import tempfile
 from collections.abc import Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
@@ -17,6 +16,7 @@ from numpy.typing import NDArray
 from trtq.errors import ArtifactError
 from trtq.pipeline.bench.turns import Turn
 from trtq.pipeline.engine.process import child_command, describe_exit, raise_error
+from trtq.temporary import open_temporary_folder
 
 _CHILD = "trtq.pipeline.bench.child"
 
@@ -68,7 +68,7 @@ class TimedProcess:
         """
         with ExitStack() as stack:
             try:
-                place = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="trtq-bench-")))
+                place = stack.enter_context(open_temporary_folder())
                 _write(place, request, feed)
                 self._errors = stack.enter_context((place / "stderr").open("w+"))
             except OSError as error:

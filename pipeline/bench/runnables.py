@@ -18,6 +18,7 @@ from trtq.files import hash_file
 from trtq.models.session import list_providers
 from trtq.models.signature import TensorSpec, require_same_inputs, show_shape
 from trtq.models.spec import ModelSpec
+from trtq.numbers import format_count
 from trtq.pipeline.bench.process import Request
 from trtq.pipeline.calibrate.data import find_spec, open_calibration_data
 from trtq.pipeline.deliver.integrity import read_intact_manifest
@@ -29,8 +30,10 @@ from trtq.pipeline.engine.plan_run import MODULES
 from trtq.pipeline.engine.profiles import Shape
 from trtq.pipeline.engine.target import Target
 from trtq.pipeline.graph.load import Graph, load
+from trtq.pipeline.graph.pictures import tell_of_pictures
 from trtq.pipeline.graph.quantized import is_quantized
 from trtq.pipeline.load import load as load_engine
+from trtq.progress import Silent, Watcher
 
 Device = Literal["auto", "cpu", "cuda"]
 
@@ -95,7 +98,7 @@ class Inputs:
 
 
 def list_runnables(
-    targets: Sequence[Path], options: RunOptions
+    targets: Sequence[Path], options: RunOptions, watcher: Watcher | None = None
 ) -> tuple[tuple[Runnable, ...], tuple[Skipped, ...], Inputs]:
     """Returns what of build folders, `.onnx` and `.engine` files can be measured, what not, and the inputs.
 
@@ -114,7 +117,7 @@ def list_runnables(
         none = UsageError(f"{targets[0]} holds nothing to measure")
         raise next(iter(collector.errors), none)
     skipped = tuple(Skipped(name, reason) for name, reason in collector.skipped)
-    return _named(collector.runnables), skipped, collector.inputs()
+    return _named(collector.runnables), skipped, collector.inputs(watcher or Silent())
 
 
 class _Collector:
@@ -143,7 +146,7 @@ class _Collector:
         else:
             raise UsageError(f"{target} is not a build folder, an .engine or an .onnx file")
 
-    def inputs(self) -> Inputs:
+    def inputs(self, watcher: Watcher) -> Inputs:
         """Returns the first samples of the data; random numbers without data, or where shapes are given."""
         options, graph = self._options, self._graph
         if graph is None:
@@ -155,9 +158,13 @@ class _Collector:
             first = next((self._opt[item.name][0] for item in graph.inputs if self._opt.get(item.name)), 1)
             calibration = replace(self._spec.calibration, data=data, batch_size=options.batch or first or 1)
             spec = replace(self._spec, calibration=calibration)
-            feed = next(iter(open_calibration_data(graph, spec, Target(), random_data=False)))
+            batches = open_calibration_data(graph, spec, Target(), random_data=False)
+            tell_of_pictures(graph.model, watcher, batches)
+            feed = next(iter(batches))
             arrays = {item.name: feed.arrays[item.name] for item in graph.inputs}
-            return Inputs(arrays, f"the first {feed.num_samples} samples of {data}", feed.num_samples)
+            return Inputs(
+                arrays, f"the first {format_count(feed.num_samples, 'sample')} of {data}", feed.num_samples
+            )
         shapes = {item.name: self._shape(item) for item in graph.inputs}
         if unknown := [name for name in options.shapes if name not in shapes]:
             raise UsageError(f"shapes are given for {unknown[0]!r}, but the inputs are {', '.join(shapes)}")

@@ -15,7 +15,7 @@ from trtq.pipeline.calibrate.data import (
     find_spec,
     open_calibration_data,
     place_layers,
-    warn_of_preprocess,
+    tell_of_settings,
 )
 from trtq.pipeline.engine.backend import Backend
 from trtq.pipeline.engine.backends import choose_backend, refuse_unsupported
@@ -24,6 +24,7 @@ from trtq.pipeline.engine.strategy import Strategy, choose_strategy
 from trtq.pipeline.engine.target import Target
 from trtq.pipeline.formats import FP16
 from trtq.pipeline.graph.load import Graph, load, raise_opset
+from trtq.pipeline.graph.pictures import tell_of_pictures
 from trtq.pipeline.graph.quantized import is_quantized
 from trtq.pipeline.graph.repair import repair_graph
 from trtq.pipeline.judge.evaluate import open_evaluation_data
@@ -66,8 +67,7 @@ def load_job(
     backend = choose_backend(target.backend)
     refuse_unsupported(backend, target.options, target.compute_capabilities)
     watcher.stage("Loading")
-    if spec.file is not None:
-        watcher.note(f"settings are read from {spec.file}")
+    tell_of_settings(spec, watcher)
     strategy = choose_strategy(target, backend)
     _refuse_combinations(spec, target, strategy, backend)
     graph = load(path, min_opset=find_opset(target, strategy))
@@ -104,6 +104,8 @@ def complete_job(job: Job, watcher: Watcher, *, random_data: bool) -> Job:
     """Returns a loaded job with its data, and with its model repaired if that has Q/DQ: see `prepare`."""
     if job.has_given:
         job = _take_given(job, watcher, has_data=random_data or job.spec.calibration.data is not None)
+    elif job.target.requantize:
+        raise UsageError(f"--requantize is for models with Q/DQ, and {job.graph.path} has none; leave it out")
     target, placement = job.target, place_job(job, watcher)
     if not (job.has_given or placement.layers) and target.precision == "int8" and target.weights is None:
         watcher.warn("no layer can be quantized; the report tells why")
@@ -123,9 +125,7 @@ def _with_data(job: Job, watcher: Watcher, *, random_data: bool) -> Job:
     if needs or random_data or (spec.calibration.data is not None and compares):
         calibration = open_calibration_data(graph, spec, target, random_data=random_data)
     evaluation = open_evaluation_data(graph, spec, calibration)
-    for batches in (calibration, evaluation if calibration is None else None):
-        if batches is not None:
-            warn_of_preprocess(batches, spec, watcher)
+    tell_of_pictures(graph.model, watcher, calibration, evaluation)
     if target.auto and (evaluation is None or evaluation.is_random):
         raise DataError(
             f"--auto chooses layers by what they cost on real data, and {graph.path} comes with "

@@ -21,12 +21,13 @@ from trtq.pipeline.calibrate.data import (
     observe_graph,
     open_calibration_data,
     place_layers,
+    tell_of_settings,
     warn_of_dead,
-    warn_of_preprocess,
 )
 from trtq.pipeline.calibrate.improve import RangeSearch, improve_ranges
 from trtq.pipeline.engine.target import Target
 from trtq.pipeline.graph.load import Graph, load, raise_opset
+from trtq.pipeline.graph.pictures import tell_of_pictures
 from trtq.pipeline.graph.placement import Placement
 from trtq.pipeline.graph.quantized import is_quantized
 from trtq.pipeline.graph.repair import repair_graph
@@ -104,7 +105,7 @@ def open_calibration(
     graph, spec = load_to_quantize(Path(model), spec, target, watcher)
     placement = place_layers(graph, spec, target, watcher)
     batches = open_calibration_data(graph, spec, target, random_data=random_data)
-    warn_of_preprocess(batches, spec, watcher)
+    tell_of_pictures(graph.model, watcher, batches)
     check_against_file(graph, batches, watcher)
     return CalibrationSetup(graph, spec, placement, batches)
 
@@ -263,6 +264,7 @@ def load_to_quantize(
     """
     watcher.stage("Loading")
     spec = spec if spec is not None else find_spec(path)
+    tell_of_settings(spec, watcher)
     opset = max(19, target.min_opset)
     graph = load(path, min_opset=opset)
     for note in graph.notes:

@@ -15,11 +15,11 @@ from trtq.calibrators.sources import ACCEPTED_DATA, make_random_batches, open_ba
 from trtq.calibrators.statistics import Histogram, Statistics, StatisticsSource
 from trtq.calibrators.statistics_file import read_statistics, refuse_other, statistics_to_bytes
 from trtq.errors import ArtifactError, DataError, UsageError
-from trtq.files import write_atomically
+from trtq.files import is_file, write_atomically
 from trtq.kept import KeptNode
 from trtq.models.option import setting
-from trtq.models.preprocess import Preprocess
 from trtq.models.spec import CalibrationSpec, ModelSpec
+from trtq.numbers import format_count
 from trtq.pipeline.engine.backend import Backend
 from trtq.pipeline.engine.target import Target
 from trtq.pipeline.graph.load import Graph
@@ -82,11 +82,17 @@ def find_spec(model: Path | str, *, trust: bool = False) -> ModelSpec:
     """
     model = Path(model)
     candidates = (model.parent / f"{model.stem}.toml", model.parent / "model.toml")
-    found = next((path for path in candidates if path.is_file()), None)
+    found = next((path for path in candidates if is_file(path)), None)
     spec = read_spec(found) if found is not None else ModelSpec()
     if not trust:
         refuse_scripts(spec, spec.scripts)
     return spec
+
+
+def tell_of_settings(spec: ModelSpec, watcher: Watcher) -> None:
+    """Says which settings file was read, if one was."""
+    if spec.file is not None:
+        watcher.note(f"settings are read from {spec.file}")
 
 
 def refuse_scripts(spec: ModelSpec, scripts: Mapping[str, str]) -> None:
@@ -137,16 +143,6 @@ def find_shapes(spec: ModelSpec, target: Target) -> dict[str, Sequence[int]]:
         **target.shapes.max,
         **target.shapes.opt,
     }
-
-
-def warn_of_preprocess(batches: Batches, spec: ModelSpec, watcher: Watcher) -> None:
-    """Says how pictures are prepared where no settings say so: a wrong way ruins calibration unseen."""
-    if batches.has_images and spec.preprocess == Preprocess():
-        watcher.warn(
-            "pictures are prepared as ImageNet classifiers want them (RGB, / 255, stretched, "
-            f"mean {spec.preprocess.mean}, std {spec.preprocess.std}); "
-            "if this model wants another way, say so in [preprocess] of model.toml"
-        )
 
 
 def place_layers(
@@ -297,4 +293,4 @@ def warn_of_dead(ranges: Ranges, watcher: Watcher) -> None:
     """Warns of tensors that were zero in every sample."""
     if dead := [name for name, item in ranges.tensors.items() if item.is_dead]:
         shown = ", ".join(dead[:3]) + (" ..." if len(dead) > 3 else "")
-        watcher.warn(f"{len(dead)} tensors were zero in every sample and get amax 1.0: {shown}")
+        watcher.warn(f"zero in every sample, so with amax 1.0: {format_count(len(dead), 'tensor')}, {shown}")

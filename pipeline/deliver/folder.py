@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import errno
-import fcntl
 import os
 import re
 import secrets
@@ -16,6 +15,7 @@ from pathlib import Path
 from trtq.errors import ArtifactError
 from trtq.files import lock_file, sync_folder
 from trtq.pipeline.deliver.manifest import NAME, SIGNATURE, read_manifest
+from trtq.temporary import is_held
 
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
@@ -123,7 +123,7 @@ def _recover(target: Path) -> None:
         for left in _list_leftovers(target, suffix):
             if suffix == ".old" and not target.exists():
                 left.rename(target)
-            elif not _is_running(left):
+            elif not is_held(left):
                 shutil.rmtree(left, ignore_errors=True)
 
 
@@ -131,21 +131,6 @@ def _list_leftovers(target: Path, suffix: str) -> list[Path]:
     """Returns the hidden folders of this target, not those of another one whose name begins alike."""
     name = re.compile(rf"{re.escape(_hidden(target))}\d+\.[^.]+{re.escape(suffix)}")
     return [path for path in target.parent.glob(f"*{suffix}") if name.fullmatch(path.name)]
-
-
-def _is_running(left: Path) -> bool:
-    """Whether a process, in this container or another one, still holds the folder's lock."""
-    try:
-        descriptor = os.open(left, os.O_RDONLY)
-    except OSError:
-        return False  # it is gone meanwhile
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(descriptor)
-    return False
 
 
 def _hidden(target: Path) -> str:

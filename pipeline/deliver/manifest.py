@@ -46,6 +46,13 @@ class Manifest:
     commands: Mapping[str, str] = field(default_factory=dict)
     keys: Mapping[str, str] = field(default_factory=dict)
 
+    def find_setting(self, *keys: str) -> Any:
+        """Returns the setting at this place, such as ("target", "options"); None if there is none."""
+        found: Any = self.settings
+        for key in keys:
+            found = found.get(key) if isinstance(found, Mapping) else None
+        return found
+
 
 FILE = FileKind(Manifest, "manifest of trtq", "trtq build", "trtq build", has_null=True)
 

@@ -6,12 +6,15 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from trtq.calibrators.batches import Batches
 from trtq.errors import UsageError
 from trtq.models.option import setting
 from trtq.models.spec import InputSpec
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
 
 HardwareCompatibility = Literal["none", "ampere+", "same-compute-capability"]
 Precision = Literal["int8", "fp16", "weights"]
@@ -213,6 +216,6 @@ class Backend(ABC):
         """Returns a Polygraphy runner of an engine, named so; None if engines are not run here."""
         return None
 
-    def model_runner(self, model: Path, name: str) -> Any:
+    def model_runner(self, model: ir.Model | Path | bytes, name: str) -> Any:
         """Returns a Polygraphy runner of the model, named so, where that is the engine; else None."""
         return None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -15,6 +14,7 @@ from trtq import lazy
 from trtq.errors import BuildError
 from trtq.models.session import SessionOptions, list_runtime_errors, open_session
 from trtq.pipeline.engine.backend import Backend, BuildRequest, BuiltEngine, Kernel
+from trtq.temporary import open_temporary_folder
 
 _REASON = (
     "ONNX Runtime runs a layer in INT8 only where its output is quantized too; "
@@ -49,8 +49,8 @@ class OnnxRuntime(Backend):
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
-        with tempfile.TemporaryDirectory(prefix="trtq-") as folder:
-            optimized = Path(folder) / "optimized.onnx"
+        with open_temporary_folder() as folder:
+            optimized = folder / "optimized.onnx"
             options.optimized_model_filepath = str(optimized)
             try:
                 onnxruntime.InferenceSession(str(request.model), options, providers=["CPUExecutionProvider"])
@@ -66,7 +66,7 @@ class OnnxRuntime(Backend):
         """
         return _overflows()
 
-    def model_runner(self, model: Path, name: str) -> Any:
+    def model_runner(self, model: ir.Model | Path | bytes, name: str) -> Any:
         """Returns a runner with all optimizations, as an ordinary session has them."""
         onnxrt = lazy.require("polygraphy.backend.onnxrt", None, "running the model")
         return onnxrt.OnnxrtRunner(open_session(model, optimize=True, engine=_AS_USERS), name=name)

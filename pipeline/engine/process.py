@@ -6,7 +6,6 @@ import json
 import signal
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 from trtq import errors
 from trtq.errors import BuildError, TrtqError
 from trtq.pipeline.engine.backend import BuildRequest
+from trtq.temporary import open_temporary_folder
 
 _START = "import sys; sys.path[:] = sys.argv[2:]; from {module} import main; main(sys.argv[1])"
 _BUILDER = "trtq.pipeline.engine.builder"
@@ -74,8 +74,7 @@ def run(flavour: Flavour, request: BuildRequest, work: Work, **further: Any) -> 
         ArtifactError: The timing cache cannot be read.
         BuildError: The build failed or the builder crashed; its last lines are added.
     """
-    with tempfile.TemporaryDirectory(prefix="trtq-build-") as folder:
-        place = Path(folder)
+    with open_temporary_folder() as place:
         try:
             answer = work({**to_json(flavour, request), **further}, place)
         except BuildError as error:

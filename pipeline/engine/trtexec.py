@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Iterator, Mapping
 
 from trtq.models.spec import InputSpec
+from trtq.numbers import format_shape
 from trtq.pipeline.engine.backend import BuildRequest
 
 _HARDWARE = {"ampere+": "ampere+", "same-compute-capability": "sameComputeCapability"}
@@ -58,7 +59,7 @@ def _words(request: BuildRequest, *, has_typed_flag: bool) -> Iterator[str]:
 
 
 def _shapes(profiles: Mapping[str, InputSpec], kind: str) -> str:
-    shapes = {name: "x".join(map(str, getattr(profile, kind))) for name, profile in profiles.items()}
+    shapes = {name: format_shape(getattr(profile, kind)) for name, profile in profiles.items()}
     return ",".join(f"{_quoted(name)}:{shape}" for name, shape in shapes.items())
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import math
+import re
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING
 
 import onnx
@@ -14,7 +15,8 @@ import onnx_ir as ir
 from google.protobuf.message import DecodeError
 from onnx_ir.passes import common as passes
 
-from trtq.errors import ModelError
+from trtq.errors import ModelError, TrtqError, quote
+from trtq.files import is_file, refuse_damage
 from trtq.kept import KeptNode
 from trtq.models.modules import name_after_modules
 from trtq.models.session import count_weight_bytes
@@ -49,6 +51,7 @@ _GROUP_NORM_OPSET = 21
 _MOST_IN_MEMORY = 1 << 28
 """Bytes of weights in other files that are read at once; of larger models one weight is read at a time."""
 _SMALL = 1 << 16
+_SIZE = re.compile("[0-9]{1,19}")
 _FOLDS = (turn_einsum_into_matmul, fold_bias, fold_batch_norm, fold_bias)
 _ANONYMOUS = frozenset({"?", "*", "-1", "None", "none", "unk", "dynamic"})
 
@@ -241,12 +244,14 @@ def read_proto(path: Path) -> onnx.ModelProto:
 
 
 def _content(path: Path) -> bytes:
-    if path.is_dir():
-        raise ModelError(f"{path} is a folder; name the .onnx file in it")
     try:
+        if path.is_dir():
+            raise ModelError(f"{path} is a folder; name the .onnx file in it")
+        if path.exists() and not path.is_file():
+            raise ModelError(f"{path} is a device, a pipe or a socket, not a file; name an .onnx file")
         content = path.read_bytes()
-    except OSError as error:
-        raise ModelError(f"cannot read the model {path}: {error.strerror}") from error
+    except (OSError, ValueError) as error:
+        raise ModelError(f"cannot read the model {path}: {quote(error)}") from error
     if not content:
         raise ModelError(f"{path} is empty; export the model again")
     return content
@@ -288,10 +293,10 @@ def _checked(proto: onnx.ModelProto, content: bytes, path: Path) -> ir.Model:
         else:
             onnx.checker.check_model(str(path) if external else content)
         model = ir.from_proto(proto)
-    except (onnx.checker.ValidationError, ir.serde.SerdeError, RuntimeError, ValueError, TypeError) as error:
-        cause = error.__cause__ or error
-        lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
-        raise ModelError(f"{path} is not a valid ONNX model: {' '.join(lines)[:400]}") from error
+    except TrtqError:
+        raise
+    except Exception as error:  # of the checker and of the reader, which have no list of them
+        raise ModelError(f"{path} is not a valid ONNX model: {quote(error.__cause__ or error)}") from error
     ir.external_data.set_base_dir(model.graph, path.parent)
     name_after_modules(model.graph)
     return model
@@ -300,14 +305,19 @@ def _checked(proto: onnx.ModelProto, content: bytes, path: Path) -> ir.Model:
 def _check_external(tensor: onnx.TensorProto, where: Mapping[str, str], path: Path) -> None:
     location = where.get("location", "")
     data = path.parent / location
-    if not data.is_file():
+    if PurePath(location).is_absolute() or ".." in PurePath(location).parts:
+        raise ModelError(
+            f"{path}: the weights of {tensor.name!r} lie in {location!r}, outside of the model's folder; "
+            f"save the model again, with its weights beside it"
+        )
+    if not is_file(data):
         raise ModelError(
             f"{path}: the weights of {tensor.name!r} lie in {location!r}, which is not beside the model; "
             f"copy that file to {path.parent}"
         )
     whole = math.ceil(math.prod(tensor.dims) * ir.DataType(tensor.data_type).itemsize)
     offset, length = where.get("offset", "0"), where.get("length", str(whole))
-    if not (offset.isdecimal() and length.isdecimal()):
+    if not (_SIZE.fullmatch(offset) and _SIZE.fullmatch(length)):
         raise ModelError(
             f"{path}: the weights of {tensor.name!r} lie in {location!r} at byte {offset!r} with length "
             f"{length!r}, which are no numbers; export the model again"
@@ -340,12 +350,14 @@ def _lift_constants(model: ir.Model) -> Iterator[str]:
     if model.functions:
         for function in model.functions.values():  # ONNX's checker saw that the versions are compatible
             function.opset_imports.update(model.opset_imports)
-        passes.InlinePass()(model)
+        with refuse_damage(ModelError, "the model's own functions cannot be inlined"):
+            passes.InlinePass()(model)
         yield "inlined the model's own functions"
     if passes.RemoveInitializersFromInputsPass()(model).modified:
         yield "removed weights from the graph inputs"
     num_nodes = len(model.graph)
-    passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+    with refuse_damage(ModelError, "the constants of the model cannot be read"):
+        passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     if num_constants := num_nodes - len(model.graph):
         yield f"turned {format_count(num_constants, 'Constant node')} into initializers"
 

@@ -16,6 +16,7 @@ from trtq import lazy
 from trtq.calibrators.batches import Batches, Feed
 from trtq.calibrators.observe import Progress
 from trtq.errors import ModelError
+from trtq.models.ports import to_plain
 from trtq.models.session import Session, list_runtime_errors, open_session
 from trtq.pipeline.graph.load import read_runnable
 from trtq.pipeline.graph.opset import infer_shapes
@@ -195,7 +196,7 @@ def _run(
     def feeds() -> Iterator[dict[str, NDArray[Any]]]:
         for feed in batches:
             current[:] = [feed]
-            yield _drop(feed.arrays, [labels.array] if labels is not None else [])
+            yield to_plain(_drop(feed.arrays, [labels.array] if labels is not None else []))
 
     with logger.verbosity(logger.CRITICAL + 1):  # what it prints when it raises is in our message
         try:
@@ -215,11 +216,10 @@ def _open_session(path: Path) -> Session:
     model, is_changed = _read_typed(path)
     if has_bf16(model):
         return open_session(without_bf16(model), optimize=False)
-    halves = emulate_fp16(model)
-    exact = make_quantize_exact(model) if halves is None else halves
-    if exact is None and not is_changed:
+    rounded = emulate_fp16(model) or make_quantize_exact(model)
+    if rounded is None and not is_changed:
         return open_reference(path)
-    return open_session(exact or model, optimize=False)
+    return open_session(rounded or model, optimize=False)
 
 
 def _read_typed(path: Path) -> tuple[ir.Model, bool]:

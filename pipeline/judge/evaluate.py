@@ -10,11 +10,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trtq.calibrators.arrays import UNREADABLE
 from trtq.calibrators.batches import Batches, Feed
 from trtq.calibrators.sources import open_batches
 from trtq.errors import DataError
-from trtq.files import hash_file
+from trtq.files import hash_file, refuse_damage
 from trtq.models.spec import METRICS, EvaluationSpec, InputSpec, ModelSpec
 from trtq.pipeline.graph.load import Graph
 from trtq.pipeline.judge.score import Labels
@@ -92,11 +91,8 @@ def with_labels(batches: Batches, path: Path, *, any_rank: bool = False) -> Batc
     Raises:
         DataError: The file cannot be read, or has another number of labels than there are samples.
     """
-    try:
-        with path.open("rb") as stream:
-            labels = np.lib.format.read_array(stream, allow_pickle=False)
-    except UNREADABLE as error:
-        raise DataError(f"cannot read the labels {path}: {error}") from error
+    with refuse_damage(DataError, f"cannot read the labels {path}"), path.open("rb") as stream:
+        labels = np.lib.format.read_array(stream, allow_pickle=False)
     wanted = None if batches.num_samples is None else batches.num_samples + batches.left_out
     if not (labels.ndim == 1 or (any_rank and labels.ndim)) or wanted not in (None, len(labels)):
         count = "an unknown number of" if wanted is None else wanted

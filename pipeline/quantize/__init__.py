@@ -4,24 +4,27 @@ from __future__ import annotations
 
 import itertools
 import re
-import tempfile
 from pathlib import Path
 
 import onnx_ir as ir
 
 from trtq.calibrators.ranges import Ranges
-from trtq.errors import ArtifactError, UsageError
+from trtq.errors import ArtifactError, ModelError, UsageError
 from trtq.models.session import save
 from trtq.models.spec import ModelSpec
 from trtq.pipeline.calibrate import load_to_quantize
 from trtq.pipeline.calibrate.data import find_shapes, open_calibration_data, place_layers
 from trtq.pipeline.engine.strategy import choose_rest
 from trtq.pipeline.engine.target import Target
+from trtq.pipeline.graph.pictures import tell_of_pictures
 from trtq.pipeline.graph.placement import Placement
 from trtq.pipeline.judge.witness import check_against_file
 from trtq.pipeline.quantize.weights import find_runtime, place_weights
 from trtq.pipeline.rewrite.mixed import WeightEncoding, quantize_graph
 from trtq.progress import Silent, Watcher
+from trtq.temporary import open_temporary_folder
+
+_MOST_KEPT = 3
 
 
 def quantize(
@@ -56,6 +59,7 @@ def quantize(
     rest = choose_rest(target)
     needs_data = target.weights is not None and target.weights.method == "gptq"
     batches = open_calibration_data(graph, spec, target, random_data=False) if needs_data else None
+    tell_of_pictures(graph.model, watcher, batches)
     check_against_file(graph, batches, watcher, find_shapes(spec, target))
     placement, encoding = Placement(), WeightEncoding()
     if ranges is not None:
@@ -63,7 +67,15 @@ def quantize(
             watcher.warn(f"the ranges were calibrated for another file than {graph.path}")
         placement = place_layers(graph, spec, target, watcher)
     if target.weights is not None:
+        others = placement.quantized
         placement = place_weights(graph, spec, target, placement, watcher)
+        if placement.quantized == others:
+            kept = "; ".join(f"{node.name}: {node.reason}" for node in placement.kept[:_MOST_KEPT])
+            raise ModelError(
+                f"{graph.path} has no weight that can be stored as {target.weights.format.upper()}"
+                + (f" ({kept})" if kept else "")
+                + "; leave --weights out, or --skip and --keep-fp32"
+            )
         encoding = WeightEncoding(target.weights.method, find_runtime(target.backend), batches)
     elif ranges is None:
         raise UsageError("there is nothing to quantize with: give ranges, or a weight format")
@@ -84,9 +96,9 @@ def _save_whole(model: ir.Model, output: Path) -> Path:
         numbers = itertools.count(1)
         while data in earlier:
             data = output.with_name(f"{output.name}.{next(numbers)}.data")
-        with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as folder:
-            save(model, Path(folder) / output.name, data.name)
-            for part in sorted(Path(folder).iterdir(), reverse=True):  # the weights before the graph
+        with open_temporary_folder(output) as folder:
+            save(model, folder / output.name, data.name)
+            for part in sorted(folder.iterdir(), reverse=True):  # the weights before the graph
                 part.replace(output.parent / part.name)
         for path in earlier:
             path.unlink()

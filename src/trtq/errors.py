@@ -14,13 +14,26 @@ A message says what is wrong with the name and the value, what was expected, and
 
 from __future__ import annotations
 
+import re
 from typing import ClassVar
+
+_STRAY = re.compile(r"\n(?!  )")
+_LONGEST_LINE = 8000
+_MOST_WORDS = 300
 
 
 class TrtqError(Exception):
-    """An expected failure, with the exit code of the command that meets it."""
+    """An expected failure, with the exit code of the command that meets it.
+
+    The message has one line; further ones are indented. Names from files may hold anything: the ends of lines
+    in them are shown, and very long lines are shortened in the middle.
+    """
 
     exit_code: ClassVar[int] = 1
+
+    def __init__(self, message: str = "") -> None:
+        lines = _STRAY.sub(r"\\n", message).split("\n")
+        super().__init__("\n".join(_shorten(line, _LONGEST_LINE) for line in lines))
 
 
 class UsageError(TrtqError):
@@ -63,3 +76,16 @@ class MissingDependency(TrtqError):  # noqa: N818 - reads as what it is
     """Something that the work needs is not installed."""
 
     exit_code = 5
+
+
+def quote(error: BaseException) -> str:
+    """Returns the words of a library's error in one short line, with its type where they say little."""
+    if isinstance(error, RecursionError):
+        return "it is nested too deeply"
+    words = " ".join((getattr(error, "strerror", None) or str(error)).split())
+    says_little = not words or isinstance(error, LookupError | AttributeError | TypeError | AssertionError)
+    return _shorten(f"{type(error).__name__}: {words}" if says_little else words, _MOST_WORDS)
+
+
+def _shorten(text: str, most: int) -> str:
+    return text if len(text) <= most else f"{text[: most // 2]} ... {text[-most // 2 :]}"

@@ -6,20 +6,38 @@ import contextlib
 import fcntl
 import hashlib
 import os
-import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from trtq.errors import ArtifactError
+from trtq.errors import ArtifactError, TrtqError, UsageError, quote
+from trtq.temporary import open_temporary_file
 
 _BLOCK_BYTES = 1 << 22
+
+
+@contextlib.contextmanager
+def refuse_damage(error: type[TrtqError], what: str) -> Iterator[None]:
+    """Raises an error of ours for whatever a library raises while it reads a file: `what`, and its words.
+
+    What parsers raise for damaged files is no list that ends: each fuzzing found another one.
+
+    Args:
+        error: The class to raise.
+        what: The beginning of the message, such as "x.npz cannot be read as .npz".
+    """
+    try:
+        yield
+    except TrtqError:
+        raise
+    except Exception as problem:
+        raise error(f"{what}: {quote(problem)}") from problem
 
 
 def write_atomically(path: Path, data: bytes) -> None:
     """Writes a file whole, or leaves what was there as it was.
 
     The bytes go to a temporary file in the same folder, are flushed to the disk, and take the place of `path`
-    in one step. On failure the temporary file is removed.
+    in one step. On failure the temporary file is removed, and so is what an earlier run left that was killed.
 
     Args:
         path: The file to write, in a folder that exists; a file of that name is replaced.
@@ -28,21 +46,18 @@ def write_atomically(path: Path, data: bytes) -> None:
     Raises:
         ArtifactError: The file cannot be written: no such folder, no permission, no room.
     """
-    temporary = _name_temporary(path)
     try:
-        with temporary.open("xb") as file:  # not `tempfile`, whose files only their owner may read
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        with open_temporary_file(path) as temporary:
+            with temporary.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
     except OSError as error:
         raise ArtifactError(
             f"cannot write {path}: {error.strerror or error}; "
             f"its folder must exist, be writable and have room for {len(data)} bytes"
         ) from error
-    finally:
-        with contextlib.suppress(OSError):  # after a success there is none
-            temporary.unlink()
 
 
 @contextlib.contextmanager
@@ -70,6 +85,14 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+def is_file(path: Path) -> bool:
+    """Returns whether there is a file; a name that no system takes is none."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
+
+
 def hash_file(path: Path) -> str:
     """Returns the SHA-256 of a file's content, as hex."""
     sha, buffer = hashlib.sha256(), bytearray(_BLOCK_BYTES)
@@ -80,37 +103,64 @@ def hash_file(path: Path) -> str:
     return sha.hexdigest()
 
 
-def check_output(output: Path) -> None:
-    """Refuses what cannot be written, before the work that would be lost; nothing there is touched.
+def check_outputs(outputs: Mapping[str, Path | None], *sources: Path | str | None) -> None:
+    """Refuses, before any work, outputs that cannot be written, are read, or are the same file.
+
+    Args:
+        outputs: By the options that name them; None: not wanted.
+        sources: As of `check_output`.
 
     Raises:
-        ArtifactError: It is a folder, or lies in none, or in one that cannot be written to.
+        ArtifactError: As of `check_output`.
+        UsageError: Two are the same file.
     """
+    known: dict[Path, str] = {}
+    for option, output in outputs.items():
+        if output is None:
+            continue
+        check_output(output, *sources, option=option)
+        if (other := known.setdefault(output.resolve(), option)) != option:
+            raise UsageError(f"{output} is given as {other} and as {option}; give each a file of its own")
+
+
+def check_output(output: Path, *sources: Path | str | None, option: str = "--output") -> None:
+    """Refuses what cannot be written, before the work that would be lost; nothing there is touched.
+
+    Args:
+        output: The file that will be written.
+        sources: What is read: files, folders, scripts with a function, or None. What does not exist is
+            passed over.
+        option: That names the output.
+
+    Raises:
+        ArtifactError: It is a folder, or lies in none, or in one that cannot be written to; it is a source,
+            or lies in one.
+    """
+    for source in sources:
+        if source is not None:
+            _refuse_source(output, source, option)
     if output.is_dir():
         raise ArtifactError(f"cannot write {output}: it is a folder; name a file in it")
     folder = output.absolute().parent
     if not folder.is_dir():
         raise ArtifactError(f"cannot write {output}: there is no folder {folder}; make it, or choose another")
-    temporary = _name_temporary(output)
     try:
-        temporary.touch(exist_ok=False)
-        temporary.unlink()
+        with open_temporary_file(output):
+            pass
     except OSError as error:
         raise ArtifactError(
             f"cannot write {output}: {error.strerror or error}; its folder must be writable"
         ) from error
 
 
-def refuse_input(output: Path, *sources: Path | str | None) -> None:
-    """Refuses to write over something that is read; sources that do not exist, and None, are passed over.
-
-    Raises:
-        ArtifactError: They are the same file.
-    """
-    for source in sources:
-        if source is not None and Path(source).exists() and output.exists() and output.samefile(source):
-            raise ArtifactError(f"{output} is read by this command; choose another file with --output")
-
-
-def _name_temporary(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+def _refuse_source(output: Path, source: Path | str, option: str) -> None:
+    """Refuses to write over something that is read, or into a folder that is."""
+    script, _, function = str(source).rpartition(":")
+    path = Path(script if script.endswith(".py") and function else source)
+    if path.is_dir() and path.resolve() in output.resolve().parents:
+        raise ArtifactError(
+            f"{output} would lie in {source}, which is read by this command; choose another file with "
+            f"{option}"
+        )
+    if path.exists() and output.exists() and output.samefile(path):
+        raise ArtifactError(f"{output} is read by this command; choose another file with {option}")

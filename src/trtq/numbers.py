@@ -26,6 +26,11 @@ def format_shape(shape: Sequence[int]) -> str:
     return "x".join(map(str, shape)) or "scalar"
 
 
+def shorten(text: str, length: int = 20) -> str:
+    """Returns the beginning of what was given, for a message."""
+    return text if len(text) <= length else f"{text[:length]}..."
+
+
 def format_seconds(value: float) -> str:
     """Returns a time: `0.3 s`, `2 min 5 s`, `1 h 30 min`."""
     if round(value, 1) < 60:

@@ -134,7 +134,7 @@ def test_settings_that_are_no_toml_are_told(tmp_path: Path, content: bytes) -> N
     [
         (
             "[calibrate]",
-            "unknown section [calibrate]; the sections are [inputs], [preprocess], [calibration], "
+            "unknown section 'calibrate'; the sections are [inputs], [preprocess], [calibration], "
             "[quantization], [evaluation], [accuracy], [layers]",
         ),
         ("calibration = 3", "[calibration] must be a section, got 3"),

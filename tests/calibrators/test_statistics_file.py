@@ -245,10 +245,15 @@ def test_a_changed_byte_is_seen_unless_it_means_nothing(tmp_path: Path) -> None:
 
 def test_another_file_is_refused(tmp_path: Path) -> None:
     np.savez(tmp_path / "s.npz", x=np.zeros(3))
-    with pytest.raises(ArtifactError, match=r"s.npz is not a whole statistics file \(KeyError: 'document'\)"):
+    with pytest.raises(
+        ArtifactError,
+        match=r"s.npz is not a whole statistics file; write it again with .*: KeyError: 'document'",
+    ):
         read_statistics(tmp_path / "s.npz")
     np.save(tmp_path / "s.npy", np.zeros(3))
-    with pytest.raises(ArtifactError, match=r"s.npy is not a whole statistics file \(BadZipFile: .*write it"):
+    with pytest.raises(
+        ArtifactError, match=r"s.npy is not a whole statistics file; write it .*: File is not a zip"
+    ):
         read_statistics(tmp_path / "s.npy")
 
 

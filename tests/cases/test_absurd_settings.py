@@ -19,7 +19,7 @@ from trtq.pipeline.deliver.folder import stage_folder
 
 def test_toml_is_not_nested_too_deeply(tmp_path: Path) -> None:
     (tmp_path / "m.toml").write_text(f"x = {'[' * 3000}{']' * 3000}")
-    with pytest.raises(UsageError, match=r"m\.toml is not valid settings: it is nested too deeply"):
+    with pytest.raises(UsageError, match=r"m\.toml is not valid TOML: it is nested too deeply"):
         read_toml(tmp_path / "m.toml", "settings")
 
 
@@ -42,6 +42,12 @@ def test_numbers_are_finite(value: float) -> None:
         read_table(Preprocess, {"std": [value]}, "[preprocess]")
     with pytest.raises(UsageError, match="scale, mean and std must be finite, got "):
         Preprocess(std=(value,))
+
+
+@pytest.mark.parametrize(("key", "value"), [("scale", 10**400), ("resize", [1 << 63]), ("std", [-(10**30)])])
+def test_whole_numbers_have_64_bits(key: str, value: object) -> None:
+    with pytest.raises(UsageError, match=rf"\[preprocess\] {key} must be a .*numbers?, got "):
+        read_table(Preprocess, {key: value}, "[preprocess]")
 
 
 def test_a_name_is_not_too_long(tmp_path: Path) -> None:

@@ -86,6 +86,20 @@ def test_a_build_says_which_settings_it_used(folder: Path) -> None:
     assert "settings are read from other.toml" in trtq.read_report(Path("m.trtq")).notes
 
 
+def test_every_command_says_which_settings_it_used_once(folder: Path) -> None:
+    (folder / "m.toml").write_text('[calibration]\ndata = "x.npz"\n')
+    for arguments in (
+        ("calibrate", "m.onnx", "--calib-method", "minmax", "-o", "r.json"),
+        ("quantize", "m.onnx", "--ranges", "r.json", "-o", "q.onnx"),
+        ("sensitivity", "m.onnx", "--calib-method", "minmax", "--repair", "none"),
+        ("compare", "m.onnx", "q.onnx", "--min-cosine", "0.5"),
+        _BUILD,
+    ):
+        result = run(*arguments)
+        assert result.exit_code == 0, result.output
+        assert result.stderr.count("note: settings are read from m.toml") == 1
+
+
 @pytest.mark.parametrize("key", _KEYS)
 def test_python_reads_no_script_from_beside_a_model_either(folder: Path, key: str) -> None:
     (folder / "model.toml").write_text(_KEYS[key])

@@ -105,9 +105,9 @@ def test_a_wrong_file_is_told_before_any_work(tmp_path: Path) -> None:
     result = trtq("build-all", tmp_path / "trtq.toml")
     assert (result.exit_code, result.stdout) == (2, "")
     assert result.stderr.splitlines() == [
-        f"error: {tmp_path / 'trtq.toml'} cannot be built:",
-        "  build 1 (a.onnx): unknown key 'int9'; is it int8?",
-        f"  build 1 (a.onnx): there is no model {tmp_path / 'a.onnx'}",
+        f"error: {tmp_path / 'trtq.toml'} cannot be built: "
+        "build 1 (a.onnx): unknown key 'int9'; is it int8? | "
+        f"build 1 (a.onnx): there is no model {tmp_path / 'a.onnx'}",
     ]
     assert [path.name for path in tmp_path.iterdir()] == ["trtq.toml"]
 

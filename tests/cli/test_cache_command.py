@@ -130,9 +130,9 @@ def test_a_new_header_stands_above_the_same_bytes(old: Path) -> None:
 def test_what_is_not_given_stays(old: Path, tmp_path: Path) -> None:
     assert cache("convert", old, "--tensorrt", "8.5.10", "-o", tmp_path / "out").exit_code == 0
     assert (tmp_path / "out").read_bytes() == OLD.replace(b"8601", b"8510")
-    assert cache("convert", old, "--to", "minmax", "-o", old).exit_code == 0
-    assert old.read_bytes() == OLD.replace(b"EntropyCalibration2", b"MinMaxCalibration")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["old.cache", "out"]
+    assert cache("convert", old, "--to", "minmax", "-o", tmp_path / "min").exit_code == 0
+    assert (tmp_path / "min").read_bytes() == OLD.replace(b"EntropyCalibration2", b"MinMaxCalibration")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["min", "old.cache", "out"]
 
 
 def test_other_calibrators_stand_in_the_name_of_the_file(old: Path) -> None:

@@ -82,6 +82,13 @@ def model(path_of: Callable[..., Path]) -> Path:
     return path_of("g (float[N, 4] x) => (float[N, 3] y) { [mm] y = MatMul (x, w) }", w=weights)
 
 
+@pytest.fixture
+def wide(path_of: Callable[..., Path]) -> Path:
+    """A model whose INT8 weights are large enough to lie in a file of their own."""
+    weights = np.random.default_rng(1).normal(size=(4, 300)).astype(np.float32)
+    return path_of("g (float[N, 4] x) => (float[N, 300] y) { [mm] y = MatMul (x, w) }", w=weights)
+
+
 def _built(model: Path, spec: ModelSpec, backend: Builder, **options: Any) -> Path:
     backend.model = model
     target = Target(backend="tensorrt", options=BuilderOptions(**options))
@@ -249,6 +256,49 @@ def test_a_model_that_changes_after_it_was_loaded_is_not_run(model: Path, spec: 
     assert engine.onnx is not None
     engine.onnx.write_bytes(model.read_bytes())
     with pytest.raises(ArtifactError, match=r"model\.int8\.onnx was changed since it was loaded; load the"):
+        engine.runner("engine")
+
+
+@pytest.mark.parametrize("limit", [1 << 30, 1])
+def test_what_is_run_is_what_was_checked_even_if_the_files_are_swapped_meanwhile(
+    limit: int, wide: Path, spec: ModelSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trtq.models.session.INLINE_LIMIT_BYTES", limit)
+    engine = load(build(wide, spec=spec, target=Target(backend="onnxruntime")).output)
+    monkeypatch.undo()
+    assert list(engine.weights) == (["model.int8.onnx.data"] if limit == 1 else [])
+    assert engine.onnx is not None
+    if limit == 1:
+        assert (engine.folder / "model.int8.onnx.data").stat().st_size >= 1200
+    feed = {"x": np.random.default_rng(1).standard_normal((2, 4)).astype(np.float32)}
+    (wanted,) = open_session(engine.onnx, optimize=True).run(None, feed)
+
+    def swap(found: Any, **options: Any) -> Any:
+        for path in (engine.folder / name for name in (*engine.weights, "model.int8.onnx")):
+            path.write_bytes(b"another")
+        return open_session(found, **options)
+
+    monkeypatch.setattr("trtq.pipeline.engine.onnxruntime.open_session", swap)
+    with engine.runner("engine") as runner:
+        assert np.array_equal(next(iter(runner.infer(feed).values())), wanted)
+    with pytest.raises(ArtifactError, match=r"model\.int8\.onnx was changed since it was loaded; load the"):
+        engine.runner("engine")
+
+
+def test_weights_that_change_or_lie_outside_after_they_were_loaded_are_not_run(
+    wide: Path, spec: ModelSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trtq.models.session.INLINE_LIMIT_BYTES", 1)
+    engine = load(build(wide, spec=spec, target=Target(backend="onnxruntime")).output)
+    with pytest.raises(
+        ArtifactError, match=r"has weights in 'model\.int8\.onnx\.data', which is not a file of the build"
+    ):
+        replace(engine, weights={"model.int8.onnx": engine.sha256}).runner("engine")
+    (engine.folder / "model.int8.onnx.data").write_bytes(b"another")
+    with pytest.raises(ArtifactError, match=r"model\.int8\.onnx\.data was changed since it was loaded"):
+        engine.runner("engine")
+    (engine.folder / "model.int8.onnx").unlink()
+    with pytest.raises(ArtifactError, match=r"cannot read .*model\.int8\.onnx: No such file"):
         engine.runner("engine")
 
 

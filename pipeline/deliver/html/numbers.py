@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 _SUPERSCRIPTS = str.maketrans("-0123456789", "\N{SUPERSCRIPT MINUS}⁰¹²³⁴⁵⁶⁷⁸⁹")
+_UNITS = "kMGTP"
 MINUS = "\N{MINUS SIGN}"
 NONE = "\N{EN DASH}"
 """Where there is no number."""
@@ -12,12 +13,10 @@ NONE = "\N{EN DASH}"
 
 def format_amount(count: float) -> str:
     """Returns a number of things for people: `512`, `1.8 M`."""
-    return f"{count:.0f}" if count < 10_000 else _in_thousands(count, ("k", "M", "G", "T", "P"))
-
-
-def _in_thousands(count: float, units: tuple[str, ...]) -> str:
-    power = min(int(math.log10(count) // 3), len(units))
-    return f"{count / 1000**power:.1f} {units[power - 1]}"
+    if count < 10_000:
+        return f"{count:.0f}"
+    power = min(int(math.log10(count) // 3), len(_UNITS))
+    return f"{count / 1000**power:.1f} {_UNITS[power - 1]}"
 
 
 def format_share(value: float) -> str:

@@ -236,5 +236,5 @@ def validate(text: str) -> bool:
     try:
         text_format.Parse(text, schema.ModelConfig())
     except text_format.ParseError as error:
-        raise ArtifactError(f"Triton would refuse this configuration: {error}\n{text}") from error
+        raise ArtifactError(f"Triton would refuse this configuration: {error}") from error
     return True

@@ -12,6 +12,7 @@ from typing import Any, TypeAlias
 
 from trtq import lazy
 from trtq.errors import ArtifactError
+from trtq.files import refuse_damage
 
 Message: TypeAlias = Mapping[str, Any]
 """The fields of a message by name: messages as mappings, values of enumerations by name."""
@@ -88,10 +89,8 @@ def parse(text: str, where: str) -> Any:
         ArtifactError: It is not in the text format; line and column are named.
     """
     text_format = _protobuf("text_format")
-    try:
+    with refuse_damage(ArtifactError, f"{where} is not a valid Triton configuration"):
         return text_format.Parse(text, _config_class()(), allow_unknown_field=True)
-    except (text_format.ParseError, RecursionError) as error:
-        raise ArtifactError(f"{where} is not a valid Triton configuration: {error}") from error
 
 
 def name_data_type(port: Any) -> str:

@@ -147,11 +147,13 @@ def _workplace(repository: Path) -> Iterator[Path]:
     what is there of earlier runs was left by killed ones.
     """
     places = (repository.parent, repository)
-    pattern = re.compile(rf"\.{re.escape(repository.name)}\.[0-9a-f]{{16}}\.partial")
+    pattern = re.compile(rf"\.{re.escape(repository.name)}\.[0-9a-f]{{16}}\.(partial|probe)")
     for place in places:
-        for left in place.glob(f".{glob.escape(repository.name)}.*.partial"):
-            if pattern.fullmatch(left.name):
+        for left in place.glob(f".{glob.escape(repository.name)}.*"):
+            if pattern.fullmatch(left.name) and left.is_dir():
                 shutil.rmtree(left, ignore_errors=True)
+            elif pattern.fullmatch(left.name):
+                left.unlink()
     place = next((place for place in places if _leads_to(place, repository)), repository)
     stage = place / f".{repository.name}.{secrets.token_hex(8)}.partial"
     try:
@@ -163,7 +165,7 @@ def _workplace(repository: Path) -> Iterator[Path]:
 
 def _leads_to(place: Path, repository: Path) -> bool:
     """Returns whether a file can be renamed from one folder to the other: nothing else tells a bind mount."""
-    probe = f".trtq.{secrets.token_hex(8)}.probe"
+    probe = f".{repository.name}.{secrets.token_hex(8)}.probe"
     try:
         (place / probe).touch(exist_ok=False)
         try:

@@ -81,7 +81,7 @@ def _dequantize(edit: GraphEditor, node: ir.Node, place: int, axis: int) -> ir.V
         inputs,
         attributes,
         like=codes,
-        dtype=_FLOAT,
+        dtype=scale.dtype or _FLOAT,
         output=f"{name}_output",
         name=name,
         before=node,
@@ -103,8 +103,9 @@ def _write(
     """Writes the operator and the QuantizeLinear after it, and takes the node's place."""
     old, name = node.outputs[0], str(node.name)
     attributes = {key: item for key, item in node.attributes.items() if key not in _NOT_FLOAT}
+    dtype = inputs[0].dtype or _FLOAT  # of the scales
     result = edit.insert(
-        op_type, inputs, attributes, like=old, dtype=_FLOAT, output=f"{name}_output", name=name, before=node
+        op_type, inputs, attributes, like=old, dtype=dtype, output=f"{name}_output", name=name, before=node
     )
     made = result.producer()
     assert made is not None

@@ -32,6 +32,9 @@ _TEXT = re.compile(
     r"|(Docker|Container)file(\..*)?|.*\.(Docker|Container)file"
 )
 _NOTEBOOK, _NOTEBOOK_ADVICE = "a notebook", "write it as a script: `jupyter nbconvert --to script`"
+_EXPECTED = (
+    "expected a script of Python or a shell, a Makefile, a Dockerfile, a YAML file, or a folder of them"
+)
 _OUR_WORDS = re.compile(rb"trt|tensorrt|polygraphy", re.IGNORECASE)
 _SHEBANG = re.compile(rb"#!.*\b(?:(python)|(?:ba|da|z|k)?sh)")
 
@@ -91,15 +94,20 @@ def check_scripts(path: str | Path) -> tuple[ScriptFinding, ...]:
     path = Path(path)
     try:
         if path.is_dir():
-            return tuple(_check_folder(path))
+            read: list[Path] = []
+            found = tuple(_check_folder(path, read))
+            if not (read or found):
+                raise _NotReadError(f"it holds nothing to check: {_EXPECTED}")
+            return found
         if not path.exists():
             raise UsageError(f"there is no file or folder {path}")
         search = _choose_search(path)
         if search is None:
-            raise _NotReadError(
-                "expected a script of Python or a shell, a Makefile, a Dockerfile, a YAML file, or a folder"
-            )
-        return tuple(_search_file(path, search, _read(path)))
+            raise _NotReadError(_EXPECTED)
+        content = _read(path)
+        if not content.strip():
+            raise _NotReadError(f"it is empty: {_EXPECTED}")
+        return tuple(_search_file(path, search, content))
     except _NotReadError as error:
         place = f", line {error.line}" if error.line else ""
         raise UsageError(f"cannot check {path}{place}: {error}") from error
@@ -107,8 +115,8 @@ def check_scripts(path: str | Path) -> tuple[ScriptFinding, ...]:
         raise UsageError(f"cannot check {path}: {error.strerror or error}") from error
 
 
-def _check_folder(folder: Path) -> Iterator[ScriptFinding]:
-    """Yields what is found below a folder, in the order of the paths."""
+def _check_folder(folder: Path, read: list[Path]) -> Iterator[ScriptFinding]:
+    """Yields what is found below a folder, in the order of the paths; `read` gets what was read."""
     for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
         path = Path(entry.path)
         try:
@@ -116,9 +124,10 @@ def _check_folder(folder: Path) -> Iterator[ScriptFinding]:
                 continue
             _refuse_to_read(path)
             if path.is_dir():
-                yield from _check_folder(path)
+                yield from _check_folder(path, read)
             elif search := _choose_search(path):
                 content = _read(path)
+                read.append(path)
                 if _OUR_WORDS.search(content):  # most files need not be parsed
                     yield from _search_file(path, search, content)
         except _NotReadError as error:

@@ -7,14 +7,15 @@ import importlib
 import os
 import signal
 import sys
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from types import ModuleType
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 
 from trtq.cli.console import echo
-from trtq.errors import TrtqError
+from trtq.errors import BuildError, TrtqError
 
 _AS_JSON = "trtq.json"
 _COMMANDS = {
@@ -73,6 +74,42 @@ def _explain(error: OSError | MemoryError) -> str:
     return f"{error.strerror or error}: {error.filename}" if error.filename else str(error)
 
 
+@contextmanager
+def _one_line(ctx: click.Context) -> Iterator[None]:
+    """Ends the command with one line for an expected failure; the builder's own lines follow its own one."""
+    try:
+        yield
+    except BuildError as error:
+        line, *more = str(error).split("\n")
+        _end(ctx, line, error.exit_code, more)
+    except TrtqError as error:
+        _end(ctx, str(error), error.exit_code)
+    except click.UsageError as error:
+        if type(error).__name__ == "NoArgsIsHelpError":  # of click 8.2, which shows the help by it
+            raise
+        advice = f"`{_name(error.ctx or ctx)} --help` lists what there is"
+        _end(ctx, f"{error.format_message().rstrip('.')}; {advice}", error.exit_code)
+    except click.ClickException as error:
+        _end(ctx, error.format_message(), error.exit_code)
+    except BrokenPipeError:
+        raise  # click ends it in silence
+    except (OSError, MemoryError) as error:
+        _end(ctx, _explain(error), 2)
+
+
+def _end(ctx: click.Context, text: str, code: int, more: Sequence[str] = ()) -> NoReturn:
+    """Prints an error and ends the command; an end of a line within a name is printed as `\\n`."""
+    click.secho("error: ", fg="red", bold=True, nl=False, err=True)
+    for line in (text.replace("\n", "\\n"), *more):
+        echo(line, err=True)
+    ctx.exit(code)
+
+
+def _name(ctx: click.Context) -> str:
+    """Returns the words of a command: `trtq cache show`."""
+    return "trtq" if ctx.parent is None else f"{_name(ctx.parent)} {ctx.info_name}"
+
+
 def _keep_stdout(*, is_json: bool) -> AbstractContextManager[None]:
     """Returns what keeps stdout for the answer, where that is JSON."""
     if not is_json:
@@ -104,7 +141,8 @@ class _LazyGroup(click.Group):
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Notes whether the answer is to be JSON, before any code of a command runs."""
         ctx.meta[_AS_JSON] = "--json" in args
-        return super().parse_args(ctx, args)
+        with _one_line(ctx):
+            return super().parse_args(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:
         """Runs the command; its expected failures end it without a traceback."""
@@ -113,18 +151,8 @@ class _LazyGroup(click.Group):
         hook, sys.unraisablehook = sys.unraisablehook, _interrupt_again
         os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # ONNX Runtime 1.31 and later report their use
         try:
-            with _keep_stdout(is_json=ctx.meta[_AS_JSON]):
+            with _one_line(ctx), _keep_stdout(is_json=ctx.meta[_AS_JSON]):
                 return super().invoke(ctx)
-        except TrtqError as error:
-            click.secho("error: ", fg="red", bold=True, nl=False, err=True)
-            echo(str(error), err=True)
-            ctx.exit(error.exit_code)
-        except (OSError, MemoryError) as error:
-            if isinstance(error, BrokenPipeError):
-                raise  # click ends it in silence
-            click.secho("error: ", fg="red", bold=True, nl=False, err=True)
-            echo(_explain(error), err=True)
-            ctx.exit(2)
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)  # too late to interrupt what is done
             sys.unraisablehook = hook

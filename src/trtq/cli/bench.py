@@ -12,8 +12,8 @@ from trtq.cli import options
 from trtq.cli.console import ConsoleWatcher, echo, open_console, print_answer
 from trtq.cli.tables import create_table
 from trtq.errors import UsageError
-from trtq.files import check_output, refuse_input, write_atomically
-from trtq.numbers import format_bytes
+from trtq.files import check_output, write_atomically
+from trtq.numbers import format_bytes, format_count, format_shape
 from trtq.pipeline.bench.benchmark import Benchmark, bench, to_json
 from trtq.pipeline.bench.runnables import RunOptions
 from trtq.pipeline.bench.turns import Schedule
@@ -88,8 +88,7 @@ def command(targets: tuple[Path, ...], **given: Any) -> None:
     """
     output: Path | None = given["output"]
     if output is not None:
-        check_output(output)
-        refuse_input(output, *targets)
+        check_output(output, *targets, given["data"])
     if len(set(targets)) != len(targets):
         raise UsageError("a target is given twice; give each once")
     chosen = RunOptions(
@@ -133,9 +132,9 @@ def _print(console: Console, result: Benchmark) -> None:
             "1" if item.speedup is None else f"{item.speedup:.2f}x{of.get(item.against, '')}",
         )
     console.print(rows)
-    shapes = [f"{name} {'x'.join(map(str, shape)) or 'scalar'}" for name, shape in result.shapes.items()]
+    shapes = [f"{name} {format_shape(shape)}" for name, shape in result.shapes.items()]
     for line in (
-        f"speed: beside {', '.join(references)}, median of {result.schedule.rounds} rounds",
+        f"speed: beside {', '.join(references)}, median of {format_count(result.schedule.rounds, 'round')}",
         f"inputs: {', '.join(shapes)} of {result.inputs}",
         *_machine(result.machine, result.conditions),
     ):
@@ -153,7 +152,7 @@ def _machine(here: Machine, during: Conditions) -> list[str]:
     governor = f" ({here.governor})" if here.governor else ""
     others = "" if during.others_share is None else f", others used {during.others_share:.0%}"
     load = f"  load {during.load_before:.1f} before{others}"
-    lines = [f"{here.cpu}  {here.cores} cores{features}{clock}{governor}{load}"]
+    lines = [f"{here.cpu}  {format_count(here.cores, 'core')}{features}{clock}{governor}{load}"]
     if here.gpu:
         clocks = " -> ".join(f"{mhz:.0f}" for mhz in during.gpu_mhz)
         heat = " -> ".join(f"{celsius:.0f}" for celsius in during.gpu_celsius)

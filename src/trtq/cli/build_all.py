@@ -21,7 +21,7 @@ from trtq.cli.tables import create_table
 from trtq.errors import ArtifactError, UsageError
 from trtq.files import check_output, write_atomically
 from trtq.json import FileKind
-from trtq.numbers import format_bytes, format_seconds
+from trtq.numbers import format_bytes, format_count, format_seconds
 from trtq.pipeline.build_all import CommandOutcome, Limits, run_jobs
 from trtq.pipeline.deliver.report import FILE as REPORT_FILE
 from trtq.pipeline.deliver.report import LITTLE
@@ -162,7 +162,7 @@ def worst(codes: Sequence[int]) -> int:
 
 def _refuse_foreign(path: Path) -> None:
     """Refuses to write the summary over something else, before any work."""
-    check_output(path)
+    check_output(path, option="--summary")
     if not path.exists():
         return
     try:
@@ -236,5 +236,5 @@ def _print(results: Sequence[BuildResult], *, quiet: bool) -> None:
         if item.error:
             console.print(Text(f"{item.name}: {item.error}", style="red"), soft_wrap=True)
         elif item.warnings:
-            text = f"{item.name}: {len(item.warnings)} warnings, {item.warnings[0]}"
+            text = f"{item.name}: {format_count(len(item.warnings), 'warning')}, {item.warnings[0]}"
             console.print(Text(text), soft_wrap=True)

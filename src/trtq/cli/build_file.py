@@ -16,7 +16,8 @@ from trtq.cli import targets
 from trtq.cli.build import command as build_command
 from trtq.cli.options import Given
 from trtq.cli.sizes import parse_bytes
-from trtq.errors import TrtqError, UsageError
+from trtq.errors import TrtqError, UsageError, quote
+from trtq.files import is_file
 from trtq.pipeline.build_all import CommandJob
 from trtq.pipeline.engine.backends import BACKENDS
 
@@ -25,6 +26,8 @@ _OURS = ("model", "name", "memory")
 _ITS_OWN = ("model", "name", "output")
 """Keys that no two builds can share."""
 _NOT_HERE = ("json", "quiet", "verbose", "help")
+_SEPARATOR = " | "
+"""Between the things that are wrong with a file, which are told at once and in one line."""
 _BASE_BYTES, _CALIBRATION_BYTES, _PER_WEIGHT_BYTE = 500 << 20, 1 << 30, 8
 """What a build takes: the libraries, calibration, and copies of the model (float, FP16, INT8, the builder's).
 Measured on eight models of 0.6 to 97 MB: 0.44 to 1.63 GB, every one less than this."""
@@ -48,12 +51,12 @@ def read_builds(path: Path) -> tuple[BuildEntry, ...]:
     say otherwise.
 
     Raises:
-        UsageError: No such file, no TOML, no build, or anything in it that cannot be: a line for each.
+        UsageError: No such file, no TOML, no build, or anything in it that cannot be: all of it is told.
     """
     table = read_toml(path, "builds")
     defaults, builds = table.get("defaults", {}), table.get("build", [])
     problems = [
-        f"unknown section [{name}]; the sections are [defaults] and [[build]]"
+        f"unknown section {name!r}; the sections are [defaults] and [[build]]"
         for name in table
         if name not in ("defaults", "build")
     ]
@@ -72,10 +75,10 @@ def read_builds(path: Path) -> tuple[BuildEntry, ...]:
             entries.append(_entry(path.parent, number, {**shared, **build}, build))
         except UsageError as error:
             place = f"build {number} ({build.get('model', '?')})"
-            problems += [f"{place}: {line}" for line in str(error).split("\n")]
+            problems += [f"{place}: {line}" for line in str(error).split(_SEPARATOR)]
     problems += _find_doubles(entries)
     if problems:
-        raise UsageError("\n".join([f"{path} cannot be built:", *(f"  {line}" for line in problems)]))
+        raise UsageError(f"{path} cannot be built: {_SEPARATOR.join(problems)}")
     return tuple(entries)
 
 
@@ -97,12 +100,12 @@ def _find_unknown(table: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _entry(folder: Path, number: int, table: Mapping[str, Any], own: Mapping[str, Any]) -> BuildEntry:
-    """Returns a build, or raises UsageError with a line for each thing that is wrong."""
+    """Returns a build, or raises UsageError with everything that is wrong."""
     problems = list(_find_unknown(own))
     model = folder / str(table.get("model", ""))
     if "model" not in table:
         problems.append("model is missing; give the path of an ONNX file")
-    elif not model.is_file():
+    elif not is_file(model):
         problems.append(f"there is no model {model}")
     arguments, known = [str(model)], _options()
     for key, value in table.items():
@@ -119,7 +122,7 @@ def _entry(folder: Path, number: int, table: Mapping[str, Any], own: Mapping[str
     except TrtqError as error:
         problems.append(str(error))
     if problems:
-        raise UsageError("\n".join(problems))
+        raise UsageError(_SEPARATOR.join(problems))
     output = Path(ctx.params["output"] or model.with_suffix(".trtq")).absolute()
     name = str(table.get("name", output.stem))
     is_auto = target.backend == "auto"
@@ -156,6 +159,8 @@ def _parse(arguments: Sequence[str]) -> click.Context:
         return build_command.make_context("trtq build", list(arguments))
     except click.UsageError as error:
         raise UsageError(error.format_message()) from error
+    except (OSError, ValueError) as error:  # of a path that no system takes
+        raise UsageError(quote(error)) from error
 
 
 def _estimate(model: Path) -> int:

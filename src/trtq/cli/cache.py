@@ -28,7 +28,8 @@ from trtq.cli import options
 from trtq.cli.console import open_console, print_json
 from trtq.cli.tables import create_table
 from trtq.errors import UsageError
-from trtq.files import write_atomically
+from trtq.files import check_output, write_atomically
+from trtq.numbers import format_count
 from trtq.pipeline.cache import export_cache
 
 _SHORT = {name: short for short, name in ALGORITHMS.items()}
@@ -66,7 +67,8 @@ def show_cache(file: Path, as_json: bool) -> None:
     console = open_console()
     zeros = sum(1 for scale in cache.scales.values() if scale == 0)
     console.print(
-        f"{len(cache.scales)} tensors by {cache.origin}" + (f", {zeros} with scale 0" if zeros else "")
+        f"{format_count(len(cache.scales), 'tensor')} by {cache.origin}"
+        + (f", {zeros} with scale 0" if zeros else "")
     )
     rows = create_table("tensor", "hex", "scale", "amax", numbers=3)
     for name, scale in cache.scales.items():
@@ -96,9 +98,10 @@ def convert(file: Path, to: str | None, tensorrt: str | None, output: Path | Non
         assert new.algorithm is not None
         name = _SHORT.get(new.algorithm, new.algorithm)
         output = file.with_name(f"{file.stem}.{name}-{format_version(new.version)}{file.suffix}")
+    check_output(output, file)
     write_atomically(output, content)
     console = open_console()
-    console.print(f"{len(new.scales)} tensors by {old.origin}, now for {new.origin}")
+    console.print(f"{format_count(len(new.scales), 'tensor')} by {old.origin}, now for {new.origin}")
     console.print(f"written to {output}", soft_wrap=True)
 
 
@@ -129,9 +132,9 @@ def diff(first: Path, second: Path, as_json: bool) -> None:
         )
         return
     console = open_console()
-    console.print(f"first:  {len(ours.scales)} tensors by {ours.origin}")
-    console.print(f"second: {len(theirs.scales)} tensors by {theirs.origin}")
-    console.print(f"{found.count} tensors differ" if found.count else "equal")
+    console.print(f"first:  {format_count(len(ours.scales), 'tensor')} by {ours.origin}")
+    console.print(f"second: {format_count(len(theirs.scales), 'tensor')} by {theirs.origin}")
+    console.print(f"different in {format_count(found.count, 'tensor')}" if found.count else "equal")
     if not found.count:
         return
     rows = create_table("tensor", "first", "second", "second / first", numbers=3)
@@ -158,6 +161,7 @@ def diff(first: Path, second: Path, as_json: bool) -> None:
 def export(ranges: Path, tensorrt: str, to: str | None, model: Path | None, output: Path | None) -> None:
     """Write a ranges file as a calibration cache, for TensorRT 10.16 and older."""
     output = output or Path("calibration.cache")
+    check_output(output, ranges, model)
     version = parse_version(tensorrt)
     cache = export_cache(read_ranges(ranges), version, ALGORITHMS[to or "entropy2"], model)
     write_atomically(output, format_cache(cache))
@@ -166,7 +170,7 @@ def export(ranges: Path, tensorrt: str, to: str | None, model: Path | None, outp
         console.print(
             Text("names are those of trtq's own graph; --model takes those of the file", style="dim")
         )
-    console.print(f"{len(cache.scales)} tensors for {cache.origin}")
+    console.print(f"{format_count(len(cache.scales), 'tensor')} for {cache.origin}")
     console.print(f"written to {output}", soft_wrap=True)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from pathlib import Path
 
 import click
@@ -16,9 +15,10 @@ from trtq.cli import options, targets
 from trtq.cli.console import ConsoleWatcher, open_console, print_answer, print_json
 from trtq.cli.options import Given
 from trtq.errors import UsageError
-from trtq.files import check_output, refuse_input, write_atomically
+from trtq.files import check_outputs, write_atomically
 from trtq.models.option import Kind, Option
 from trtq.models.spec import CalibrationSpec, LayerSpec, QuantizationSpec
+from trtq.numbers import format_count
 from trtq.pipeline.calibrate import estimate_ranges, list_placed_tensors, open_calibration
 from trtq.pipeline.calibrate.data import ObserveOptions, options_from_spec
 from trtq.pipeline.calibrate.improve import RangeSearch
@@ -75,9 +75,9 @@ def command(
         output = Path("ranges.json")
     if statistics is not None:
         _refuse_unused(given, save_statistics)
-    sources = (spec.calibration.data, spec.evaluation.data) if statistics is None else ()
+    sources = spec.sources if statistics is None else (spec.file,)
     outputs = {"--output": output, "--save-statistics": save_statistics, "--checkpoint": how.checkpoint}
-    _check_paths(outputs, model, given.settings, statistics, *sources)
+    check_outputs(outputs, model, statistics, *sources)
     target, found = targets.read_target(given), None
     with ConsoleWatcher(quiet=quiet) as watcher:
         if statistics is not None:
@@ -134,18 +134,6 @@ def _refuse_unused(given: Given, save_statistics: Path | None) -> None:
         raise UsageError(f"{unused[0]} is of no use with --statistics: no data is read")
 
 
-def _check_paths(outputs: Mapping[str, Path | None], *sources: Path | str | None) -> None:
-    """Refuses, before any work, what cannot be written and what would overwrite something."""
-    known: dict[Path, str] = {}
-    for option, output in outputs.items():
-        if output is None:
-            continue
-        check_output(output)
-        refuse_input(output, *sources)
-        if (other := known.setdefault(output.resolve(), option)) != option:
-            raise UsageError(f"{output} is given as {other} and as {option}; give each a file of its own")
-
-
 def _print_part(seen: Statistics, path: Path, *, as_json: bool) -> None:
     part, number = min(seen.shards), seen.source.num_shards
     num_tensors = len(seen.histograms)
@@ -154,14 +142,18 @@ def _print_part(seen: Statistics, path: Path, *, as_json: bool) -> None:
         print_json({"statistics": str(path), **numbers, "shard": part, "num_shards": number})
         return
     console = open_console()
-    console.print(f"{num_tensors} tensors over {seen.num_samples} samples, part {part} of {number}")
+    counts = f"{format_count(num_tensors, 'tensor')} over {format_count(seen.num_samples, 'sample')}"
+    console.print(f"{counts}, part {part} of {number}")
     console.print(f"written to {path}", soft_wrap=True)
 
 
 def _print(found: RangeSearch, output: Path, *, verbose: bool) -> None:
     ranges = found.ranges
     console = open_console()
-    console.print(f"{len(ranges.tensors)} tensors over {ranges.num_samples} samples by {ranges.method}")
+    counts = (
+        f"{format_count(len(ranges.tensors), 'tensor')} over {format_count(ranges.num_samples, 'sample')}"
+    )
+    console.print(f"{counts} by {ranges.method}")
     if found.repairs is not None:
         from trtq.cli.tables import print_repairs  # late: nothing else here is a table
 

@@ -13,6 +13,7 @@ from trtq.cli.tables import create_comparison_table, print_accuracy, print_logit
 from trtq.errors import GateError
 from trtq.json import to_plain
 from trtq.models.spec import AccuracySpec, CalibrationSpec, EvaluationSpec
+from trtq.numbers import format_count
 from trtq.pipeline.compare import compare
 from trtq.pipeline.judge.gate import judge_pair
 
@@ -34,11 +35,9 @@ from trtq.pipeline.judge.gate import judge_pair
 @options.take_one(CalibrationSpec, "batch_size", "--batch-size", text="Samples in a batch.  [default: 8]")
 @options.take(AccuracySpec)
 @options.json_option
-@options.talk_options
+@options.quiet_option
 @options.pass_given
-def command(
-    given: Given, reference: Path, candidate: Path, as_json: bool, quiet: bool, verbose: bool
-) -> None:
+def command(given: Given, reference: Path, candidate: Path, as_json: bool, quiet: bool) -> None:
     """Compare the outputs of two ONNX models on the same data; the first model is the reference.
 
     The second may be a build folder. Its engine is run then, which needs the TensorRT and the GPU that it was
@@ -62,6 +61,8 @@ def command(
             print_accuracy(console, comparison.top5, comparison.num_samples, "top-5")
         console.print(create_comparison_table(comparison.outputs))
         print_logits(console, comparison.logits)
-        console.print(f"on {comparison.num_samples} samples of {comparison.data}", soft_wrap=True)
+        console.print(
+            f"on {format_count(comparison.num_samples, 'sample')} of {comparison.data}", soft_wrap=True
+        )
     if verdict.outcome == "fail":
         raise GateError("the accuracy gate failed: " + "; ".join(verdict.reasons))

@@ -9,10 +9,10 @@ import click
 
 from trtq.cli import options
 from trtq.cli.console import ConsoleWatcher, open_console, print_json
-from trtq.files import refuse_input
+from trtq.files import check_output
 from trtq.models.families import FAMILIES
 from trtq.models.inputs import parse_input, parse_sizes
-from trtq.numbers import format_bytes
+from trtq.numbers import format_bytes, format_count
 from trtq.pipeline.export import DEFAULT_OPSET, ExportedFile, ExportOptions, export
 
 
@@ -67,7 +67,7 @@ def command(target: str, output: Path, **given: Any) -> None:
       trtq export torchvision:resnet18 -o resnet18.onnx
       trtq export mypackage.nets:detector --weights best.pt --input x:Nx3x640x640 -o detector.onnx
     """
-    refuse_input(output, Path(target), given["weights"], given["data"])
+    check_output(output, Path(target), given["weights"], given["data"])
     chosen = ExportOptions(
         inputs=tuple(parse_input(text) for text in given["inputs"]),
         sizes=parse_sizes(given["sizes"]),
@@ -98,8 +98,12 @@ def _print(exported: ExportedFile) -> None:
     console = open_console()
     weights = exported.path.with_name(f"{exported.path.name}.data")  # beside a large model
     size = format_bytes(sum(path.stat().st_size for path in (exported.path, weights) if path.exists()))
-    console.print(f"written to {exported.path}  {size}  {exported.num_nodes} nodes", soft_wrap=True)
+    console.print(
+        f"written to {exported.path}  {size}  {format_count(exported.num_nodes, 'node')}", soft_wrap=True
+    )
     if exported.settings is not None:
         console.print(f"settings in {exported.settings}", soft_wrap=True)
     difference = f"at most {exported.difference:.2g} of an output's range"
-    console.print(f"PyTorch and ONNX differ by {difference}, on {exported.num_compared} inputs")
+    console.print(
+        f"PyTorch and ONNX differ by {difference}, on {format_count(exported.num_compared, 'input')}"
+    )

@@ -13,7 +13,7 @@ from trtq.calibrators.ranges import Ranges
 from trtq.cli import options
 from trtq.cli.console import open_console, print_json
 from trtq.cli.tables import create_table, print_report
-from trtq.numbers import format_bytes
+from trtq.numbers import format_bytes, format_count
 from trtq.pipeline.inspect import FolderSummary, ModelSummary, inspect
 
 
@@ -54,9 +54,11 @@ def _print_model(console: Console, summary: ModelSummary, placement: bool) -> No
         console.print(Text(f"  {note}", style="dim"))
     layers, kept, given = summary.placement.layers, summary.placement.kept, summary.placement.given
     if given or summary.quantized_layers:
-        console.print(f"quantized already: {len(summary.quantized_layers)} layers behind Q/DQ")
+        count = format_count(len(summary.quantized_layers), "layer")
+        console.print(f"quantized already: {count} behind Q/DQ")
     if layers or not given:
-        console.print(f"a build quantizes {len(layers)} layers and keeps {len(kept)} with weights in float")
+        count = format_count(len(layers), "layer")
+        console.print(f"a build quantizes {count} and keeps {len(kept)} with weights in float")
     if placement:
         rows = create_table("node", "type", "decision")
         for node in summary.placement.quantized:
@@ -70,7 +72,8 @@ def _print_model(console: Console, summary: ModelSummary, placement: bool) -> No
 
 def _print_ranges(console: Console, ranges: Ranges) -> None:
     console.print(
-        Text(f"ranges by {ranges.method} over {ranges.num_samples} samples of {ranges.data}"), soft_wrap=True
+        Text(f"ranges by {ranges.method} over {format_count(ranges.num_samples, 'sample')} of {ranges.data}"),
+        soft_wrap=True,
     )
     if ranges.is_random:
         console.print(Text("from random data", style="bold red"))
@@ -81,7 +84,7 @@ def _print_ranges(console: Console, ranges: Ranges) -> None:
 
 
 def _print_cache(console: Console, cache: CalibrationCache) -> None:
-    console.print(f"{len(cache.scales)} tensors by {cache.origin}")
+    console.print(f"{format_count(len(cache.scales), 'tensor')} by {cache.origin}")
     rows = create_table("tensor", "scale", "amax", numbers=2)
     for name, scale in cache.scales.items():
         rows.add_row(name, f"{scale:.6g}", f"{scale * 127:.6g}")

@@ -10,7 +10,8 @@ from trtq.calibrators.statistics_file import merge_statistics, read_statistics, 
 from trtq.cli import options
 from trtq.cli.console import open_console
 from trtq.errors import ArtifactError
-from trtq.files import check_output, refuse_input, write_atomically
+from trtq.files import check_output, write_atomically
+from trtq.numbers import format_count
 
 
 @click.command("merge-statistics")
@@ -26,8 +27,7 @@ def command(parts: tuple[Path, ...], output: Path, quiet: bool) -> None:
       trtq merge-statistics a.npz b.npz -o all.npz
       trtq calibrate model.onnx --statistics all.npz
     """
-    check_output(output)
-    refuse_input(output, *parts)
+    check_output(output, *parts)
     merged = merge_statistics([read_statistics(part) for part in parts], [str(part) for part in parts])
     if missing := merged.missing_shards:
         raise ArtifactError(
@@ -37,5 +37,6 @@ def command(parts: tuple[Path, ...], output: Path, quiet: bool) -> None:
     write_atomically(output, statistics_to_bytes(merged))
     if not quiet:
         console = open_console()
-        console.print(f"{len(merged.histograms)} tensors over {merged.num_samples} samples")
+        samples = format_count(merged.num_samples, "sample")
+        console.print(f"{format_count(len(merged.histograms), 'tensor')} over {samples}")
         console.print(f"written to {output}", soft_wrap=True)

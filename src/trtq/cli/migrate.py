@@ -16,6 +16,7 @@ from trtq.cli.options import Given
 from trtq.cli.tables import create_table, print_report
 from trtq.errors import GateError, UsageError
 from trtq.models.spec import AccuracySpec, EvaluationSpec, LayerSpec, QuantizationSpec
+from trtq.numbers import format_count
 from trtq.pipeline.engine.target import Target
 from trtq.pipeline.migrate import CacheOutcome, migrate, migration_to_json
 from trtq.pipeline.migrate.removed.scripts import check_scripts
@@ -118,7 +119,7 @@ def _check(scripts: Path, *, as_json: bool, quiet: bool, verbose: bool) -> None:
         if not removed:
             console.print("nothing that TensorRT 11 removed")
     if bare := [item for item in removed if not item.guarded]:
-        raise UsageError(f"{len(bare)} uses of what TensorRT 11 no longer has in {scripts}")
+        raise UsageError(f"{format_count(len(bare), 'use')} of what TensorRT 11 no longer has in {scripts}")
 
 
 def _print_outcome(console: Console, outcome: CacheOutcome, *, verbose: bool) -> None:
@@ -127,7 +128,7 @@ def _print_outcome(console: Console, outcome: CacheOutcome, *, verbose: bool) ->
     if outcome.num_rounded:
         exact = f"{outcome.num_rounded} of them rounded up, by at most {outcome.largest_rise:.2%}"
     source = f"{len(outcome.cache.scales)} of {outcome.cache.origin}"
-    console.print(f"{len(found.mapped)} scales taken from {source}, {exact}")
+    console.print(f"{format_count(len(found.mapped), 'scale')} taken from {source}, {exact}")
     if verbose:
         rows = create_table("tensor", "key", "scale", "by", numbers=0)
         for item in found.mapped:

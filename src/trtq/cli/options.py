@@ -69,6 +69,8 @@ class Given:
         Raises:
             UsageError: The settings cannot be used.
         """
+        if self.random_data and (given := self.find(CalibrationSpec, "data")):
+            raise UsageError(f"{given[0].option} and --random-data contradict each other; give one of them")
         if self.settings is not None:
             spec = read_spec(self.settings)
         else:
@@ -247,7 +249,8 @@ spec_option = combine_options(
     ),
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout.")
+quiet_option = click.option("-q", "--quiet", is_flag=True, help="Print warnings and errors only.")
 talk_options = combine_options(
-    click.option("-q", "--quiet", is_flag=True, help="Print warnings and errors only."),
+    quiet_option,
     click.option("-v", "--verbose", is_flag=True, help="Show every layer and TensorRT's warnings."),
 )

@@ -80,7 +80,7 @@ def command(
         )
     elif params is not None and model is None:
         sizing = {"batch": batch, "seq": seq, "shapes": shapes, "workspace": workspace, "skip": skip}
-        if unused := next((name for name, value in sizing.items() if value), None):
+        if unused := next((name for name, value in sizing.items() if value not in (None, ())), None):
             raise UsageError(f"--{unused} is for a model, which --params is not")
         plan = plan_params(parse_count(params), gpu_memory_bytes=gpu_memory, block_size=int(block_size))
     else:

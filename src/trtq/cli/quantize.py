@@ -11,7 +11,7 @@ from trtq.cli import options, targets
 from trtq.cli.console import ConsoleWatcher, open_console, print_json
 from trtq.cli.options import Given
 from trtq.errors import UsageError
-from trtq.files import refuse_input
+from trtq.files import check_output
 from trtq.models.spec import CalibrationSpec, LayerSpec, QuantizationSpec
 from trtq.numbers import format_bytes
 from trtq.pipeline.engine.target import Target
@@ -30,7 +30,7 @@ from trtq.pipeline.quantize import quantize
 @targets.weight_options
 @options.take(CalibrationSpec, "data", "batch_size", "samples")
 @options.json_option
-@options.talk_options
+@options.quiet_option
 @options.pass_given
 def command(
     given: Given,
@@ -39,7 +39,6 @@ def command(
     output: Path | None,
     as_json: bool,
     quiet: bool,
-    verbose: bool,
 ) -> None:
     """Write a model with Q/DQ from a float model and its ranges, or a model with weights of fewer bits.
 
@@ -55,13 +54,14 @@ def command(
     if not reads_data and given.find(CalibrationSpec, "data"):
         raise UsageError("--calib-data is for --weight-method gptq; nothing else here reads data")
     output = output or model.parent / f"{model.stem}.{target.name}.onnx"
-    refuse_input(output, model, ranges, given.settings)
+    spec = given.read_spec(model)
+    check_output(output, model, ranges, *spec.sources)
     with ConsoleWatcher(quiet=quiet) as watcher:
         written = quantize(
             model,
             read_ranges(ranges) if ranges is not None else None,
             output,
-            spec=given.read_spec(model),
+            spec=spec,
             target=target,
             watcher=watcher,
         )

@@ -7,7 +7,6 @@ from pathlib import Path
 import click
 
 from trtq.cli.console import open_console
-from trtq.errors import ArtifactError
 from trtq.files import check_output, write_atomically
 from trtq.pipeline.report import report
 
@@ -34,11 +33,7 @@ def command(folder: Path, sensitivity: Path | None, output: Path | None, quiet: 
       trtq report model.trtq --sensitivity model.sensitivity.json -o report.html
     """
     output = output or folder.absolute().with_suffix(f"{folder.suffix}.html")
-    check_output(output)
-    if output.resolve().parent == folder.resolve():
-        raise ArtifactError(
-            f"{output} would lie in {folder}, whose manifest knows every file; choose another with --output"
-        )
+    check_output(output, folder, sensitivity)
     page = report(folder, sensitivity)
     write_atomically(output, page)
     if not quiet:

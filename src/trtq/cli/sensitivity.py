@@ -17,8 +17,9 @@ from trtq.cli.console import ConsoleWatcher, open_console, print_answer
 from trtq.cli.options import Given
 from trtq.cli.tables import create_table
 from trtq.errors import UsageError
-from trtq.files import check_output, refuse_input, write_atomically
+from trtq.files import check_outputs, write_atomically
 from trtq.models.spec import CalibrationSpec, EvaluationSpec, LayerSpec, ModelSpec, QuantizationSpec
+from trtq.numbers import format_count
 from trtq.pipeline.deliver.integrity import read_intact_manifest
 from trtq.pipeline.deliver.settings import read_settings
 from trtq.pipeline.engine.target import Target
@@ -86,10 +87,7 @@ def command(
     output = output or model.with_suffix(".sensitivity.json")
     if chart is not None and chart.suffix != ".svg":
         raise UsageError(f"the chart is an SVG file, {chart} is not named .svg")
-    for file in (output, chart):
-        if file is not None:
-            refuse_input(file, model, given.settings, spec.calibration.data)
-            check_output(file)
+    check_outputs({"--output": output, "--chart": chart}, model, *spec.sources)
     if metric not in _WITHOUT_LABELS and find_labels(spec.evaluation, spec.accuracy.metric) is None:
         raise UsageError(f"--metric {metric} needs --labels; without labels take sqnr or cosine")
     with ConsoleWatcher(quiet=quiet) as watcher:
@@ -174,7 +172,7 @@ def _print(console: Console, result: Sensitivity, loss: Callable[[Effect], float
         console.print(f"all quantized: SQNR {_decibels(every.sqnr_db)} dB, cosine {every.cosine:.5f}{score}")
     console.print(
         f"alone: only this layer quantized; without: all but this one\n"
-        f"on {result.num_samples} samples of {result.data}",
+        f"on {format_count(result.num_samples, 'sample')} of {result.data}",
         soft_wrap=True,
     )
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 
 from trtq.errors import UsageError
+from trtq.numbers import shorten
 
 _UNITS = {"": 1, "B": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 _DECIMAL_UNITS = {"": 1, "B": 1, "K": 10**3, "M": 10**6, "G": 10**9}
 _MOST_BYTES = 1 << 60
-_LONG = 20  # characters of what was given that a message repeats
 
 
 def parse_bytes(text: str, *, decimal: bool = False) -> int:
@@ -29,8 +29,9 @@ def parse_bytes(text: str, *, decimal: bool = False) -> int:
     is_decimal = decimal and (found[3] or "").upper() == "B"
     size = float(found[1]) * (_DECIMAL_UNITS if is_decimal else _UNITS)[unit]
     if size > _MOST_BYTES:
-        shown = text if len(text) <= _LONG else f"{text[:_LONG]}..."
-        raise UsageError(f"{shown!r} is more than any memory; write bytes, or a number with K, M or G")
+        raise UsageError(
+            f"{shorten(text)!r} is more than any memory; write bytes, or a number with K, M or G"
+        )
     return int(size)
 
 

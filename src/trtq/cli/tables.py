@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from trtq.numbers import format_bytes, format_seconds, format_shape
+from trtq.numbers import format_bytes, format_count, format_seconds, format_shape
 from trtq.pipeline.judge.score import format_score, name_metric
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def print_report(console: Console, report: Report, *, verbose: bool, folder: Pat
         console.print(create_comparison_table(report.comparison))
     print_logits(console, report.logits)
     if report.evaluated_samples:
-        data = f"compared on {report.evaluated_samples} samples of {report.evaluation_data}"
+        data = f"compared on {format_count(report.evaluated_samples, 'sample')} of {report.evaluation_data}"
         console.print(data, soft_wrap=True)
     _print_engine(console, report)
     if report.weights is not None:
@@ -156,7 +156,7 @@ def print_accuracy(
 def _print_calibration(console: Console, calibration: CalibrationReport) -> None:
     seconds = "" if calibration.seconds is None else f" in {format_seconds(calibration.seconds)}"
     made_up = ("  RANDOM DATA", "bold red") if calibration.random else ""
-    text = f"calibrated on {calibration.samples} samples by {calibration.method}{seconds}"
+    text = f"calibrated on {format_count(calibration.samples, 'sample')} by {calibration.method}{seconds}"
     console.print(Text.assemble(text, made_up))
 
 
@@ -226,7 +226,7 @@ def print_repairs(console: Console, repairs: Repairs, *, verbose: bool) -> None:
     method = repairs.method.partition("(")[0]
     console.print(
         f"repairs: {done} (ranges by {method}); {repairs.before_db:.1f} -> {repairs.after_db:.1f} dB SQNR on "
-        f"{repairs.num_samples} calibration samples held back",
+        f"{format_count(repairs.num_samples, 'calibration sample')} held back",
         soft_wrap=True,
     )
     for item in repairs.tried if verbose else ():
@@ -243,7 +243,9 @@ def _print_kept(console: Console, report: Report, verbose: bool) -> None:
     for title, nodes in groups:
         if not nodes:
             continue
-        console.print(f"{title}: {len(nodes)} nodes" + ("" if verbose else " (-v names them)"))
+        console.print(
+            f"{title}: {format_count(len(nodes), 'node')}" + ("" if verbose else " (-v names them)")
+        )
         _print_lines(console, *(f"{item.name}: {item.reason}" for item in nodes if verbose))
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,14 +14,12 @@ from numpy.typing import NDArray
 from recording_watcher import RecordingWatcher
 
 from trtq.calibrators import Method, create_method
-from trtq.calibrators.batches import Batches
 from trtq.calibrators.entropy import Auto, Entropy, EntropyWithRows
 from trtq.calibrators.estimate import estimate
 from trtq.calibrators.minmax import MinMax
 from trtq.calibrators.mse import Mse
 from trtq.calibrators.percentile import Percentile
 from trtq.errors import DataError, UsageError
-from trtq.models.preprocess import Preprocess
 from trtq.models.spec import (
     AccuracySpec,
     CalibrationSpec,
@@ -39,7 +36,6 @@ from trtq.pipeline.calibrate.data import (
     options_from_spec,
     place_layers,
     warn_of_dead,
-    warn_of_preprocess,
     warn_of_unmatched,
 )
 from trtq.pipeline.engine.profiles import GivenShapes
@@ -222,17 +218,6 @@ def test_tensors_that_are_always_zero_are_told(graph: Graph, tmp_path: Path) -> 
     warn_of_dead(ranges, watcher)
     assert watcher.warnings == ["1 tensors were zero in every sample and get amax 1.0: r"]
     assert ranges.amax("r") == 1.0
-
-
-def test_pictures_without_settings_are_told(graph: Graph, tmp_path: Path) -> None:
-    batches = Batches(lambda: iter(()), "pictures", 1, has_images=True)
-    watcher = RecordingWatcher()
-    warn_of_preprocess(batches, ModelSpec(), watcher)
-    (said,) = watcher.warnings
-    assert said.startswith("pictures are prepared as ImageNet classifiers want them")
-    warn_of_preprocess(batches, ModelSpec(preprocess=Preprocess(scale=1.0)), watcher)
-    warn_of_preprocess(replace(batches, has_images=False), ModelSpec(), watcher)
-    assert watcher.warnings == [said]
 
 
 @pytest.mark.parametrize(

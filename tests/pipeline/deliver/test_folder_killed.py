@@ -133,10 +133,6 @@ def test_what_is_locked_is_kept_and_what_is_not_is_cleared(suffix: str, target: 
     assert not stale.exists()
 
 
-def test_what_another_run_clears_meanwhile_is_not_running(tmp_path: Path) -> None:
-    assert not module._is_running(tmp_path / "gone")
-
-
 def _another_build_is_first(target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Lets another build publish its folder in the moment before the first rename."""
     rename = Path.rename

@@ -104,7 +104,7 @@ def test_a_builder_without_room_says_where_it_works(run_with: Callable[[str], Ru
         run_with(full)()
     assert re.fullmatch(
         r"the TensorRT 10\.16\.1 builder ended with status 1; its last words:\n"
-        r"  \[Errno 28\] No space left on device \(at work in .*trtq-build-\w+\)",
+        r"  \[Errno 28\] No space left on device \(at work in .*trtq\.\w+\.tmp\)",
         str(told.value),
     )
 

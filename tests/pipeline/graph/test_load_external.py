@@ -109,7 +109,7 @@ def test_external_data_outside_the_folder_is_refused(path_of: Callable[..., Path
     del proto.graph.node[1:]
     proto.graph.output[0].name = "c"
     path.write_bytes(proto.SerializeToString())
-    with pytest.raises(ModelError, match=r"is not a valid ONNX model: .*\.\./weights\.bin"):
+    with pytest.raises(ModelError, match=r"lie in '\.\./weights\.bin', outside of the model's folder; save"):
         load(path, min_opset=13)
 
 

@@ -242,8 +242,16 @@ def test_guarded_uses_say_so(tmp_path: Path) -> None:
 
 def test_a_script_without_findings_has_none(tmp_path: Path) -> None:
     assert check_scripts(_write(tmp_path / "s.py", "print('hello')\n")) == ()
-    assert check_scripts(_write(tmp_path / "empty.sh")) == ()
     assert check_scripts(tmp_path) == ()
+    with pytest.raises(
+        UsageError, match=r"cannot check .*empty\.sh: it is empty: expected a script of Python"
+    ):
+        check_scripts(_write(tmp_path / "empty.sh"))
+    (tmp_path / "none").mkdir()
+    with pytest.raises(
+        UsageError, match=r"cannot check .*none: it holds nothing to check: expected a script"
+    ):
+        check_scripts(tmp_path / "none")
 
 
 @pytest.mark.parametrize(

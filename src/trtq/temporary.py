@@ -1,0 +1,123 @@
+"""Temporary files and folders of this process, and what killed ones left.
+
+A process holds a lock on each for as long as it lives, in this container or another one. What nobody holds is
+dead, and the next run that would put something of the same name there removes it.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+import secrets
+import shutil
+import stat
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from functools import cache
+from pathlib import Path
+
+from trtq.errors import ArtifactError
+
+
+@contextmanager
+def open_temporary_folder(beside: Path | None = None) -> Iterator[Path]:
+    """Yields an empty folder that is removed at the end.
+
+    Args:
+        beside: A file; the folder lies beside it, so that a rename leads from one to the other. None: it lies
+            where the system has such folders (TMPDIR).
+
+    Raises:
+        ArtifactError: It cannot be made.
+    """
+    parent = Path(tempfile.gettempdir()) if beside is None else beside.parent
+    try:
+        stem = "trtq" if beside is None else f".{beside.name}"
+        folder, lock = _make_new(parent, stem, lambda path: path.mkdir(0o700))
+    except OSError as error:
+        advice = "make room, or set TMPDIR to another folder" if beside is None else "make it writable"
+        raise ArtifactError(f"cannot write to {parent}: {error.strerror}; {advice}") from error
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        os.close(lock)
+
+
+@contextmanager
+def open_temporary_file(beside: Path) -> Iterator[Path]:
+    """Yields an empty new file beside another one, with the rights of any new file; removed if it is left.
+
+    Raises:
+        OSError: It cannot be made.
+    """
+    # Not `tempfile`, whose files only their owner may read.
+    path, lock = _make_new(beside.parent, f".{beside.name}", lambda path: path.touch(exist_ok=False))
+    try:
+        yield path
+    finally:
+        with suppress(OSError):  # after a rename there is none
+            path.unlink()
+        os.close(lock)
+
+
+def _make_new(parent: Path, stem: str, make: Callable[[Path], None]) -> tuple[Path, int]:
+    """Returns what is made under a new name, and the descriptor that holds its lock."""
+    _clear_once(parent.absolute(), stem)
+    while True:
+        path = parent / f"{stem}.{secrets.token_hex(4)}.tmp"
+        make(path)
+        if (lock := _lock(path)) is not None:
+            return path, lock
+
+
+def _lock(path: Path) -> int | None:
+    """Returns a descriptor with the lock of a new file; None if another process took it for dead."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except FileNotFoundError:
+        return None
+    with suppress(OSError):  # where a file system has no locks, nothing is removed
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+    with suppress(FileNotFoundError):
+        if os.path.samestat(path.stat(), os.fstat(descriptor)):
+            return descriptor
+    os.close(descriptor)
+    return None
+
+
+@cache
+def _clear_once(parent: Path, stem: str) -> None:
+    """Removes what dead processes left in a folder; once in a process, since a folder may be large."""
+    name = re.compile(rf"{re.escape(stem)}\.[0-9a-f]{{8}}\.tmp")
+    with suppress(OSError):
+        for left in [entry.path for entry in os.scandir(parent) if name.fullmatch(entry.name)]:
+            _remove_dead(Path(left))
+
+
+def _remove_dead(left: Path) -> None:
+    """Removes a file or folder of this user that no process holds."""
+    with suppress(OSError):  # it is gone meanwhile
+        found = left.lstat()
+        is_ours = found.st_uid == os.geteuid() and (
+            stat.S_ISDIR(found.st_mode) or stat.S_ISREG(found.st_mode)
+        )
+        if is_ours and not is_held(left):
+            shutil.rmtree(left) if stat.S_ISDIR(found.st_mode) else left.unlink()
+
+
+def is_held(path: Path) -> bool:
+    """Whether a process, in this container or another one, holds the lock of a file or folder."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:  # also where a file system has no locks: nobody can tell
+        return True
+    finally:
+        os.close(descriptor)
+    return False

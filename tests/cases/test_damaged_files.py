@@ -1,0 +1,208 @@
+"""Files that fuzzing found to end in a traceback, or in words of many lines: one line now, exit code 2."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import pickle
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx.helper
+import onnx.parser
+import pytest
+
+import trtq
+from trtq.cli.build_file import read_builds
+from trtq.errors import ArtifactError, DataError, ModelError, TrtqError, UsageError, quote
+from trtq.files import refuse_damage
+
+_LONG = "9" * 5000
+
+
+def _observe(folder: Path, name: str) -> None:
+    spec = trtq.ModelSpec(calibration=trtq.CalibrationSpec(data=str(folder / name)))
+    trtq.observe(folder / "m.onnx", spec=spec)
+
+
+def _build(folder: Path, **spec: object) -> trtq.Report:
+    quick = trtq.QuantizationSpec(repair=("none",))
+    data = trtq.CalibrationSpec(data=str(folder / "x.npz"), method="minmax")
+    given = trtq.ModelSpec(calibration=data, quantization=quick)
+    target = trtq.Target(backend="onnxruntime")
+    return trtq.build(folder / "m.onnx", spec=given, target=target, output=folder / "m.trtq", **spec)  # type: ignore[arg-type]
+
+
+def test_words_of_a_library_are_one_short_line() -> None:
+    assert quote(ValueError("a\n  b\t c")) == "a b c"
+    assert quote(KeyError("x")) == "KeyError: 'x'"
+    assert quote(MemoryError()) == "MemoryError: "
+    assert quote(RecursionError("maximum recursion depth exceeded")) == "it is nested too deeply"
+    assert len(quote(ValueError("x" * 100_000))) < 400
+
+
+def test_whatever_a_parser_raises_becomes_our_error_and_ours_stays() -> None:
+    with (
+        pytest.raises(DataError, match=r"^x\.npz is damaged: EOFError: $"),
+        refuse_damage(DataError, "x.npz is damaged"),
+    ):
+        raise EOFError
+    with pytest.raises(UsageError, match=r"^ours$"), refuse_damage(DataError, "x.npz is damaged"):
+        raise UsageError("ours")
+
+
+def test_names_from_files_neither_break_nor_lengthen_a_message() -> None:
+    assert str(TrtqError("it has a\nPASS")) == r"it has a\nPASS"
+    assert str(TrtqError("2 are wrong:\n  a\n  b")) == "2 are wrong:\n  a\n  b"
+    assert len(str(TrtqError(f"it has {'x' * 100_000}; rename it"))) < 8100
+    assert str(TrtqError(f"it has {'x' * 100_000}; rename it")).endswith("; rename it")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("length", _LONG, "which are no numbers; export the model again"),
+        ("offset", "²", "which are no numbers; export the model again"),
+        ("location", "x" * 300, "which is not beside the model; copy that file"),
+        ("location", "a\0b", "which is not beside the model; copy that file"),
+        ("location", "../w.bin", "outside of the model's folder; save the model again"),
+        ("location", "/dev/zero", "outside of the model's folder; save the model again"),
+    ],
+)
+def test_external_data_that_cannot_be_is_refused(
+    tmp_path: Path, small_model: Callable[[Path], None], key: str, value: str, words: str
+) -> None:
+    small_model(tmp_path)
+    model = onnx.load(tmp_path / "m.onnx")
+    model.graph.name = ""  # with which ONNX's checker sees a copy without outer weights
+    (tmp_path / "w.bin").write_bytes(bytes(256))
+    tensor = model.graph.initializer[0]
+    tensor.ClearField("raw_data")
+    tensor.data_location = onnx.TensorProto.EXTERNAL
+    for name, content in {"location": "w.bin", "offset": "0", "length": "256", key: value}.items():
+        tensor.external_data.add(key=name, value=content)
+    onnx.save(model, tmp_path / "m.onnx")
+    for read in (trtq.inspect, trtq.lint):
+        with pytest.raises(ModelError, match=words):
+            read(tmp_path / "m.onnx")
+
+
+def test_a_model_that_is_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "m.onnx")
+    with pytest.raises(ModelError, match=r"m\.onnx is a device, a pipe or a socket, not a file; name an"):
+        trtq.inspect(tmp_path / "m.onnx")
+
+
+@pytest.mark.parametrize(
+    ("name", "words"), [("x" * 5000, "File name too long"), ("a\0b", "embedded null byte")]
+)
+def test_a_model_of_a_name_that_no_system_takes_is_refused(tmp_path: Path, name: str, words: str) -> None:
+    with pytest.raises(ModelError, match=f"cannot read the model .*: {words}$"):
+        trtq.build(tmp_path / name, random_data=True)
+    (tmp_path / "trtq.toml").write_text(
+        f"[[build]]\nmodel = {json.dumps(name)}\noutput = {json.dumps(name)}\n"
+    )
+    with pytest.raises(UsageError, match=r"trtq\.toml cannot be built:"):
+        read_builds(tmp_path / "trtq.toml")
+
+
+def test_a_call_of_a_function_with_too_many_inputs_is_refused(tmp_path: Path) -> None:
+    text = """<ir_version: 9, opset_import: ["" : 19, "ours" : 1]>
+        g (float[2] x) => (float[2] y) { y = ours.Twice (x, x, x) }
+        <domain: "ours", opset_import: ["" : 19]> Twice (a) => (b) { b = Add (a, a) }"""
+    (tmp_path / "m.onnx").write_bytes(onnx.parser.parse_model(text).SerializeToString())
+    with pytest.raises(ModelError, match="the model's own functions cannot be inlined: "):
+        trtq.inspect(tmp_path / "m.onnx")
+
+
+def test_random_numbers_for_an_absurd_shape_are_refused(
+    tmp_path: Path, small_model: Callable[[Path], None]
+) -> None:
+    small_model(tmp_path)
+    model = onnx.load(tmp_path / "m.onnx")
+    model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 2**53
+    model.graph.output[0].type.tensor_type.shape.dim[0].dim_value = 2**53
+    onnx.save(model, tmp_path / "m.onnx")
+    with pytest.raises(
+        DataError, match=r"input 'x' has shape \(9007199254740992, 4\): .* too many to make up"
+    ):
+        trtq.observe(tmp_path / "m.onnx", random_data=True)
+
+
+def test_a_name_of_many_lines_in_data_is_told_in_one(
+    tmp_path: Path, small_model: Callable[[Path], None]
+) -> None:
+    small_model(tmp_path)
+    with zipfile.ZipFile(tmp_path / "d.npz", "w") as archive:
+        stream = io.BytesIO()
+        np.save(stream, np.ones((2, 4), np.float32))
+        archive.writestr("x\nPASS\n.npy", stream.getvalue())
+    with pytest.raises(DataError, match=r"has no array 'x'; it has x\\nPASS\\n, the model takes x$"):
+        _observe(tmp_path, "d.npz")
+
+
+@pytest.mark.parametrize("content", ["[" * 100_000, '[{"x": {"array": 3, "polygraphy_class": "ndarray"}}]'])
+def test_inputs_of_polygraphy_that_are_none_are_refused(
+    tmp_path: Path, small_model: Callable[[Path], None], content: str
+) -> None:
+    small_model(tmp_path)
+    (tmp_path / "d.json").write_text(content)
+    with pytest.raises(DataError, match=r"d\.json is not a file of inputs saved by Polygraphy: "):
+        _observe(tmp_path, "d.json")
+
+
+@pytest.mark.parametrize("text", [f"x = {_LONG}", "x = 0x" + "f" * 5000 + "g"])
+def test_a_number_in_settings_that_nobody_can_read_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "m.toml").write_text(text)
+    with pytest.raises(UsageError, match=r"m\.toml is not valid TOML: "):
+        trtq.read_spec(tmp_path / "m.toml")
+
+
+def test_statistics_whose_arrays_have_a_damaged_head_are_refused(tmp_path: Path) -> None:
+    stream = io.BytesIO()
+    np.save(stream, np.zeros(3, np.int32))
+    broken = stream.getvalue().replace(b"{", b"(")
+    with zipfile.ZipFile(tmp_path / "s.npz", "w") as archive:
+        archive.writestr("document.npy", broken)
+    with pytest.raises(ArtifactError, match=r"s\.npz is not a whole statistics file; write it again with"):
+        trtq.read_statistics(tmp_path / "s.npz")
+
+
+def test_a_checkpoint_with_a_damaged_pickle_is_refused(tmp_path: Path) -> None:
+    import torch
+
+    from trtq.models.checkpoint import load_weights
+
+    module = torch.nn.Linear(2, 2)
+    torch.save(module.state_dict(), tmp_path / "w.pt")
+    with zipfile.ZipFile(tmp_path / "w.pt") as old, zipfile.ZipFile(tmp_path / "bad.pt", "w") as new:
+        for name in old.namelist():
+            is_pickle = name.endswith("data.pkl")
+            new.writestr(name, pickle.PROTO + b"\x02" + pickle.BINPERSID if is_pickle else old.read(name))
+    with pytest.raises(ModelError, match=r"bad\.pt is not a PyTorch checkpoint: IndexError: pop from empty"):
+        load_weights(module, tmp_path / "bad.pt")
+
+
+def test_a_build_with_a_damaged_model_is_not_packaged(
+    tmp_path: Path, small_model: Callable[[Path], None]
+) -> None:
+    small_model(tmp_path)
+    build = Path(_build(tmp_path).output)
+    model = onnx.load(build / "model.int8.onnx")
+    model.graph.initializer[0].data_type = 99
+    onnx.save(model, build / "model.int8.onnx")
+    document = json.loads((build / "manifest.json").read_bytes())
+    document["outputs"]["model.int8.onnx"] = hashlib.sha256(
+        (build / "model.int8.onnx").read_bytes()
+    ).hexdigest()
+    del document["sha256"]
+    rest = json.dumps(document, indent=1).encode() + b"\n"
+    own = hashlib.sha256(rest).hexdigest()
+    (build / "manifest.json").write_bytes(rest.replace(b"{\n", f'{{\n "sha256": "{own}",\n'.encode(), 1))
+    with pytest.raises(ArtifactError, match=r"model\.int8\.onnx is not a whole model; build again: "):
+        trtq.package(build, tmp_path / "repository")
