@@ -54,10 +54,10 @@ def test_every_finding_has_its_node_reason_and_repair(model: Path) -> None:
         "  dequantize (DequantizeLinear): it has the zero point 3; "
         "TensorRT takes symmetric quantization only",
         "  trtq build --requantize: int8 codes with zero point 0 and the scale 0.05157",
-        "refused  int32  1 nodes",
+        "refused  int32  1 node",
         "  bias (DequantizeLinear): it dequantizes int32 (a quantized bias), which TensorRT refuses",
         "  trtq build repairs it exactly: a float constant of the same values",
-        "refused  quantized-bound  1 nodes",
+        "refused  quantized-bound  1 node",
         "  clip (Clip): its input 'a' is a dequantized constant, which TensorRT refuses here",
         "  trtq build repairs it exactly: float constants of the same values",
         "0 of 1 quantized layers run in INT8 as it is; 4 refused",

@@ -105,7 +105,7 @@ def test_the_gate_ends_the_command(model: Path, old: Path, tmp_path: Path) -> No
     result = migrate(model, old, "-o", tmp_path / "out")
     assert isinstance(result.exception, GateError)
     assert str(result.exception).startswith(
-        "the accuracy gate failed: output 'logits' of int8 is the same for all samples, where that of fp32 "
+        "the accuracy gate failed: output 'logits' of engine is the same for all samples, where that of fp32 "
         "differs; accuracy falls from "
     )
     assert lines_of(result.stdout)[-1] == "FAIL"
@@ -145,7 +145,7 @@ def test_a_script_is_checked_for_what_tensorrt_11_removed(tmp_path: Path) -> Non
     assert re.search(r"old\.py:3:\d+: BuilderFlag.INT8, removed in 11\.0$", lines[0])
     assert lines[1] == "    config.set_flag(trt.BuilderFlag.INT8)"
     assert any(line.endswith("IInt8EntropyCalibrator2, removed in 11.0 (guarded)") for line in lines)
-    assert "1 uses of what TensorRT 11 no longer has in" in result.stderr
+    assert "1 use of what TensorRT 11 no longer has in" in result.stderr
     found = json.loads(whole("--check", tmp_path / "old.py", "--json").stdout)
     assert {item["name"] for item in found} >= {"BuilderFlag.INT8"}
 

@@ -61,7 +61,9 @@ def plain(model: Path) -> Callable[[str], list[str]]:
 def test_the_worst_layer_stands_first(model: Path, plain: Callable[[str], list[str]]) -> None:
     result = trtq("sensitivity", model)
     assert result.exit_code == 0
-    assert re.fullmatch(r"note: no channels are rescaled: .*\n", result.stderr)
+    assert re.fullmatch(
+        r"note: settings are read from .*\nnote: no channels are rescaled: .*\n", result.stderr
+    )
     lines = plain(result.stdout)
     bar = "\N{FULL BLOCK}" * 20
     assert lines[:2] == ["layer type MACs alone dB cosine without dB", f"b & c Conv {bar} # # # #"]
