@@ -207,7 +207,7 @@ def _check_array(feed: Feed, spec: TensorSpec) -> None:
             f"resize the samples, or set `resize`, `channels` and `layout` in [preprocess] of model.toml for "
             f"pictures"
         )
-    if array.size == 0:
+    if array.shape[:1] == (0,) and spec.shape[:1] != (0,):  # else a cache that holds nothing yet
         raise DataError(f"{what} is empty: shape {show_shape(array.shape)}")
     if np.issubdtype(array.dtype, np.floating) and not np.isfinite(array).all():
         bad = ~np.isfinite(array)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import ast
 import inspect
 import io
-import itertools
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,6 +17,7 @@ from trtq.errors import ModelError
 from trtq.files import write_atomically
 from trtq.models.fake_quantize import list_translations
 from trtq.models.foreign import silence
+from trtq.models.modules import name_after_modules
 from trtq.models.parity import TOLERANCE, check_parity, set_to_eval
 
 if TYPE_CHECKING:
@@ -173,7 +172,8 @@ def _to_onnx(
             "(torch.where and torch.cond choose by values), or fix the sizes if it complains of them"
         ) from error
     model: ir.Model = program.model
-    _name_after_modules(module, model.graph)
+    name_after_modules(model.graph)
+    _name_values(model.graph)
     inputs_by_name = {value.name for value in model.graph.inputs}
     for value in model.graph.outputs:
         if value.name in inputs_by_name:  # it is an input, and needs a name of its own
@@ -201,20 +201,10 @@ def _reason(error: Exception) -> str:
     )
 
 
-def _name_after_modules(module: torch.nn.Module, graph: Any) -> None:
-    """Names each node, and what it makes, for the submodule whose weights it uses or that called it."""
-    weights = {name for name, _ in module.named_parameters()}
+def _name_values(graph: ir.Graph) -> None:
+    """Names what each node makes for the node."""
     outputs = {value.name for value in graph.outputs}
-    taken: set[str] = set()
     for node in graph.all_nodes():
-        # A convolution with a folded batch norm carries the norm's scope; its weight still tells its own.
-        scopes = ast.literal_eval(node.metadata_props.get("pkg.torch.onnx.name_scopes", "[]"))
-        used = [value.name for value in node.inputs if value is not None and value.name in weights]
-        scope = used[0].rpartition(".")[0] if used else "".join(scopes[-2:-1])
-        base = f"{scope}/{node.op_type}" if scope else node.op_type
-        names = itertools.chain([base], (f"{base}_{number}" for number in itertools.count(1)))
-        node.name = next(name for name in names if name not in taken)
-        taken.add(node.name)
         for index, value in enumerate(node.outputs):
             if value.name and value.name not in outputs:
                 value.name = f"{node.name}_output_{index}"

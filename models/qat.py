@@ -59,7 +59,7 @@ def prepare(
     readers = _readers(graph_module, wanted)
     if wrong := next((name for name, value in wanted.items() if not 0 < value < math.inf), None):
         raise ModelError(f"the range of {wrong!r} is {wanted[wrong]}; it must be positive and finite")
-    _quantize_weights(graph_module, [node for node, _, _ in readers if node.op == "call_module"])
+    _quantize_weights(graph_module, [node.target for node, _, _ in readers if node.op == "call_module"])
     quantized: dict[Any, Any] = {}
     for node, place, name in readers:
         source = node.args[place]
@@ -104,17 +104,19 @@ def _trace(module: torch.nn.Module) -> Any:
 
 
 def _fold_batch_norm(graph_module: Any) -> None:
-    """Multiplies each BatchNorm into the convolution before it, which has no other reader."""
+    """Multiplies each BatchNorm into the convolution before it, which nothing else reads or calls."""
     import torch
 
     modules = dict(graph_module.named_modules())
     for node in list(graph_module.graph.nodes):
         norm = modules.get(node.target) if node.op == "call_module" else None
-        if not isinstance(norm, torch.nn.modules.batchnorm._BatchNorm):
+        if not isinstance(norm, torch.nn.modules.batchnorm._BatchNorm) or norm.running_var is None:
             continue
         source = node.args[0]
         conv = modules.get(source.target) if source.op == "call_module" else None
         if not isinstance(conv, torch.nn.modules.conv._ConvNd) or len(source.users) != 1 or conv.transposed:
+            continue
+        if _count_uses(graph_module, source.target) > 1:  # a folded one would be wrong for the others
             continue
         folded = torch.nn.utils.fusion.fuse_conv_bn_eval(conv, norm)
         graph_module.set_submodule(source.target, folded)
@@ -125,21 +127,33 @@ def _fold_batch_norm(graph_module: Any) -> None:
     graph_module.recompile()
 
 
+def _count_uses(graph_module: Any, target: str) -> int:
+    """Returns how many nodes call a module or read a weight of it."""
+    targets = [
+        str(node.target) for node in graph_module.graph.nodes if node.op in ("call_module", "get_attr")
+    ]
+    return sum(name == target or name.startswith(f"{target}.") for name in targets)
+
+
 def _readers(graph_module: Any, amax: Mapping[str, float]) -> list[tuple[Any, int, str]]:
     """Returns the nodes that read quantized tensors, with the place of the argument and their names."""
-    layers = {name.rpartition("/")[0]: name for name in amax if not _is_addition(name)}
+    layers = {_split_number(name): name for name in amax if not _is_addition(name)}
     additions = {name for name in amax if _is_addition(name)}
     found: list[tuple[Any, int, str]] = []
     counts = Counter[str]()
     for node in graph_module.graph.nodes:
-        if node.op == "call_module" and node.target in layers:
-            found.append((node, 0, layers[node.target]))
+        if node.op == "call_module":
+            if name := layers.get((node.target, counts[node.target])):
+                found.append((node, 0, name))
+            counts[node.target] += 1
         elif node.target in _ADDITIONS or getattr(node.target, "__name__", "") == "add":
             base = "/".join(filter(None, (_scope(node), "Add")))
             name = f"{base}_{counts[base]}" if counts[base] else base
             counts[base] += 1
             if name in additions:
-                is_conv = node.args[0].op == "call_module" and node.args[0].target in layers
+                is_conv = node.args[0].op == "call_module" and any(
+                    node.args[0] is item for item, _, _ in found
+                )
                 found.append((node, 1 if is_conv else 0, name))
     if missing := sorted(set(amax) - {name for _, _, name in found}):
         raise ModelError(
@@ -147,6 +161,13 @@ def _readers(graph_module: Any, amax: Mapping[str, float]) -> list[tuple[Any, in
             f"the ONNX model that trtq exports, such as 'block1.conv/Conv'"
         )
     return found
+
+
+def _split_number(name: str) -> tuple[str, int]:
+    """Returns the module of a layer and which of its calls it is: ("stem", 1) of `stem/Conv_1`."""
+    module, _, call = name.rpartition("/")
+    number = call.rpartition("_")[2]
+    return module, int(number) if number.isdecimal() else 0
 
 
 def _is_addition(name: str) -> bool:
@@ -160,14 +181,14 @@ def _scope(node: Any) -> str:
     return str(last[0] if isinstance(last, tuple) else next(reversed(stack), ""))
 
 
-def _quantize_weights(graph_module: Any, nodes: Sequence[Any]) -> None:
+def _quantize_weights(graph_module: Any, targets: Sequence[str]) -> None:
     import torch
 
-    for node in nodes:
-        layer = graph_module.get_submodule(node.target)
+    for target in dict.fromkeys(targets):  # a module that is called twice has one weight
+        layer = graph_module.get_submodule(target)
         if not isinstance(layer, torch.nn.modules.conv._ConvNd | torch.nn.Linear):
             kind = type(layer).__name__
-            raise ModelError(f"{node.target!r} is a {kind}, whose weights trtq does not quantize")
+            raise ModelError(f"{target!r} is a {kind}, whose weights trtq does not quantize")
         torch.nn.utils.parametrize.register_parametrization(layer, "weight", _weight_quantizer())
 
 

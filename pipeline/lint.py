@@ -26,11 +26,13 @@ class LintItem:
         repair: "exact": `trtq build` repairs it and changes no value; "rounds": it repairs it by rounding a
             weight anew; "requantize": only with `--requantize`; "none": not at all.
         what: What the node has after the repair; empty if there is none.
+        detail: The numbers of that, of this node alone.
     """
 
     finding: Finding
     repair: Repair
     what: str
+    detail: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,8 +91,8 @@ def _with_repairs(
         is_plain = _key(finding) not in left
         change = _find_change(finding, plain if is_plain else requantized)
         exact: Repair = "exact" if change is None or change.is_exact else "rounds"
-        what = _FOLLOWS if change is None else change.what
-        items.append(LintItem(finding, exact if is_plain else "requantize", what))
+        told = (_FOLLOWS,) if change is None else (change.what, change.detail)
+        items.append(LintItem(finding, exact if is_plain else "requantize", *told))
     return items
 
 

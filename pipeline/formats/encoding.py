@@ -17,14 +17,12 @@ class Encoding:
     Attributes:
         format: Of its codes.
         granularity: Which values share a scale.
-        is_symmetric: Whether the code 0 stands for 0.0; else a zero point does.
         is_dynamic: Whether the scales are found in each run; else they are constants.
         has_coded_scales: Whether the scales are held in 8 bits themselves (QLoRA, section 3).
     """
 
     format: CodeFormat
     granularity: Granularity = _ONE_SCALE
-    is_symmetric: bool = True
     is_dynamic: bool = False
     has_coded_scales: bool = False
 

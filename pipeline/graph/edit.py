@@ -13,6 +13,9 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from trtq.models.tensors import read_values
 
+_DTYPES = frozenset({"to", "output_dtype", "dtype", "output_datatype", "stash_type", "softmax_precision"})
+"""The attributes that name a dtype."""
+
 
 class GraphEditor:
     """Changes the graph of a model in place.
@@ -195,12 +198,18 @@ def widen(model: ir.Model, narrow: Collection[ir.DataType]) -> None:
                 value.const_value = None if value.const_value is None else _widened(value.const_value)
                 value.type = ir.TensorType(ir.DataType.FLOAT)
     for node in model.graph.all_nodes():
-        for name in ("to", "output_dtype"):
-            if node.attributes.get_int(name) in narrow:
-                node.attributes[name] = ir.AttrInt64(name, ir.DataType.FLOAT)
+        _widen_attributes(node, narrow)
         for value in node.outputs:
             if value.dtype in narrow:
                 value.type = ir.TensorType(ir.DataType.FLOAT)
+
+
+def _widen_attributes(node: ir.Node, narrow: Collection[ir.DataType]) -> None:
+    for name, attribute in list(node.attributes.items()):
+        if name in _DTYPES and attribute.type is ir.AttributeType.INT and attribute.as_int() in narrow:
+            node.attributes[name] = ir.AttrInt64(name, ir.DataType.FLOAT)
+        elif attribute.type is ir.AttributeType.TENSOR and attribute.as_tensor().dtype in narrow:
+            node.attributes[name] = ir.AttrTensor(name, _widened(attribute.as_tensor()))
 
 
 def _widened(tensor: ir.TensorProtocol) -> ir.TensorProtocol:

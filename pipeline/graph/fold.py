@@ -11,8 +11,9 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from trtq.models.session import open_session, run
+from trtq.numbers import format_count
 from trtq.pipeline.graph.edit import GraphEditor, list_bodies
-from trtq.pipeline.graph.operands import read_constant
+from trtq.pipeline.graph.operands import find_constant, read_constant
 
 _MAX_GROWTH = 1 << 18  # elements; not bytes, so that a Cast of FP16 weights to FP32 is no growth
 _STANDARD = ("", "ai.onnx")
@@ -55,20 +56,46 @@ def fold_constants(model: ir.Model) -> Iterator[str]:
             edit.replace(value, edit.add_constant(f"{value.name}_folded", array))
     edit.remove(list(foldable))
     if num_shapes + len(foldable):
-        yield f"folded {num_shapes + len(foldable)} nodes that depend on no input"
+        yield f"folded {format_count(num_shapes + len(foldable), 'node')} that depend on no input"
 
 
 def _fold_shapes(edit: GraphEditor) -> int:
+    """Replaces Shape nodes of known shape, and those that pick known sizes of a shape; says how many."""
     folded = 0
     for node in [node for node in edit.graph if node.op_type == "Shape" and node.domain in _STANDARD]:
-        shape = _static_shape(node.inputs[0])
-        if shape is not None and not node.outputs[0].is_graph_output():
-            start, end = node.attributes.get_int("start", 0), node.attributes.get_int("end", len(shape))
-            values = np.array(shape[start:end], np.int64)
-            edit.replace(node.outputs[0], edit.add_constant(f"{node.name}_shape", values))
-            edit.remove(node)
-            folded += 1
+        sizes = _sizes(node)
+        for value, picked in [(node.outputs[0], sizes), *_list_picked(node, sizes)]:
+            if None not in picked and not value.is_graph_output():
+                maker = value.producer()
+                assert maker is not None
+                array = np.array(picked, np.int64)
+                edit.replace(value, edit.add_constant(f"{maker.name}_shape", array))
+                edit.remove(maker)
+                folded += 1
     return folded
+
+
+def _sizes(node: ir.Node) -> NDArray[Any]:
+    """Returns what a Shape makes, None for a size that is open: an array of objects."""
+    shape = node.inputs[0].shape if node.inputs[0] is not None else None
+    if shape is None:
+        return np.array([None])
+    sizes = [size if isinstance(size, int) else None for size in shape]
+    end = node.attributes.get_int("end", len(sizes))
+    return np.array(sizes, object)[node.attributes.get_int("start", 0) : end]
+
+
+def _list_picked(node: ir.Node, sizes: NDArray[Any]) -> list[tuple[ir.Value, NDArray[Any]]]:
+    """Returns what Gather nodes pick of a shape that is known in part."""
+    result, found = node.outputs[0], []
+    if node.inputs[0] is None or node.inputs[0].shape is None or None not in sizes:
+        return []
+    for user in dict.fromkeys(result.consumers()):
+        is_pick = user.op_type == "Gather" and user.inputs[0] is result
+        indices: NDArray[Any] | None = find_constant(user, 1) if is_pick else None
+        if indices is not None and np.all((-len(sizes) <= indices) & (indices < len(sizes))):
+            found.append((user.outputs[0], np.asarray(sizes[indices], object)))
+    return found
 
 
 def _depends_on_no_input(node: ir.Node, foldable: dict[ir.Node, None]) -> bool:
@@ -117,7 +144,7 @@ def fold_batch_norm(model: ir.Model) -> Iterator[str]:
             _take_over(edit, norm, conv, bias)
             folded += 1
     if folded:
-        yield f"folded {folded} BatchNormalization nodes into the convolutions before them"
+        yield f"folded {format_count(folded, 'BatchNormalization node')} into the convolutions before them"
 
 
 def _take_over(edit: GraphEditor, node: ir.Node, conv: ir.Node, bias: NDArray[Any]) -> None:
@@ -152,7 +179,7 @@ def fold_bias(model: ir.Model) -> Iterator[str]:
                 folded += 1
                 break
     if folded:
-        yield f"folded {folded} bias additions into the convolutions before them"
+        yield f"folded {format_count(folded, 'bias addition')} into the convolutions before them"
 
 
 def _with_offset(conv: ir.Node, offset: ir.Value | None, add: ir.Node) -> NDArray[Any] | None:

@@ -16,12 +16,15 @@ from onnx_ir.passes import common as passes
 
 from trtq.errors import ModelError
 from trtq.kept import KeptNode
+from trtq.models.modules import name_after_modules
 from trtq.models.session import count_weight_bytes
 from trtq.models.signature import TensorSpec, outputs_of, read_inputs
+from trtq.numbers import format_count
+from trtq.pipeline.graph.branches import inline_branches
 from trtq.pipeline.graph.edit import widen
 from trtq.pipeline.graph.einsum import turn_einsum_into_matmul
 from trtq.pipeline.graph.fold import drop_identities, fold_batch_norm, fold_bias, fold_constants
-from trtq.pipeline.graph.operands import standardize_operators
+from trtq.pipeline.graph.foreign_operators import find_least_opset, refuse_foreign_operators, standardize
 from trtq.pipeline.graph.opset import convert_opset, infer_shapes, read_opset
 from trtq.pipeline.graph.placement import holds_weights
 from trtq.pipeline.graph.quantized import is_quantized
@@ -43,7 +46,7 @@ _MAX_OPSET = 25
 _MOST_IN_MEMORY = 1 << 28
 """Bytes of weights in other files that are read at once; of larger models one weight is read at a time."""
 _SMALL = 1 << 16
-_FOLDS = (fold_constants, turn_einsum_into_matmul, fold_bias, fold_batch_norm, fold_bias)
+_FOLDS = (turn_einsum_into_matmul, fold_bias, fold_batch_norm, fold_bias)
 _ANONYMOUS = frozenset({"?", "*", "-1", "None", "none", "unk", "dynamic"})
 
 
@@ -103,16 +106,17 @@ def load(path: Path, *, min_opset: int) -> Graph:
     model = _checked(proto, content, path)
     notes = list(_normalize(model))
     del content, proto
-    _refuse_foreign_operators(model)
+    refuse_foreign_operators(model)
     notes += _part_anonymous_dims(model)
     model, changed = _with_opset(model, min_opset)
+    model = standardize(model)
     changed += _widen_bf16(model)
     notes += [*changed, *_fold(model)]
     unseen = tuple(_nodes_in_bodies(model))
     if unseen:
         names = ", ".join(node.name for node in unseen[:4]) + (" ..." if len(unseen) > 4 else "")
-        lie = "nodes with weights lie inside If/Loop bodies and are not quantized"
-        notes.append(f"{len(unseen)} {lie}: {names}")
+        nodes = format_count(len(unseen), "node")
+        notes.append(f"inside If/Loop bodies lie {nodes} with weights, not quantized: {names}")
     graph = Graph(model, path, sha256(), tuple(notes), unseen)
     _ = graph.inputs, graph.outputs  # refuses strings and sequences
     return graph
@@ -147,7 +151,13 @@ def _with_opset(model: ir.Model, min_opset: int) -> tuple[ir.Model, list[str]]:
 
 def _fold(model: ir.Model) -> list[str]:
     """Folds what can be folded, and brings names and shapes in order after it; says what was folded."""
-    notes = [note for fold in _FOLDS for note in fold(model)]
+    notes = list(fold_constants(model))
+    while inlined := list(inline_branches(model)):
+        drop_identities(model)
+        passes.NameFixPass(_Names())(model)
+        infer_shapes(model)
+        notes += [*inlined, *fold_constants(model)]
+    notes += [note for fold in _FOLDS for note in fold(model)]
     passes.NameFixPass(_Names())(model)
     passes.RemoveUnusedNodesPass()(model)  # after the names: it takes those of unused optional outputs away
     if notes:
@@ -165,9 +175,8 @@ def load_as_it_is(path: Path) -> ir.Model:
     list(_lift_constants(model))
     ir.external_data.load_to_model(model)
     passes.NameFixPass(_Names())(model)
-    standardize_operators(model)
     infer_shapes(model)
-    return model
+    return standardize(model)
 
 
 def read_model(path: Path) -> ir.Model:
@@ -178,6 +187,24 @@ def read_model(path: Path) -> ir.Model:
     """
     content = _content(path)
     return _checked(_parsed(content, path), content, path)
+
+
+def read_runnable(path: Path) -> tuple[ir.Model, bool]:
+    """Returns the model of a file as ONNX Runtime takes it, and whether that is another than the file's.
+
+    Nodes that share a name get names of their own, and Q and DQ of TensorRT's own are the standard ones.
+
+    Raises:
+        ModelError: As `read_model`; or the opset cannot be raised to one that has them.
+    """
+    model = read_model(path)
+    names = [node.name for node in model.graph.all_nodes() if node.name]
+    is_changed = len(set(names)) < len(names)
+    if is_changed:
+        passes.NameFixPass(_Names())(model)
+    if find_least_opset(model) > 1:
+        model, is_changed = standardize(model), True
+    return model, is_changed
 
 
 def read_proto(path: Path) -> onnx.ModelProto:
@@ -242,6 +269,7 @@ def _checked(proto: onnx.ModelProto, content: bytes, path: Path) -> ir.Model:
         lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
         raise ModelError(f"{path} is not a valid ONNX model: {' '.join(lines)[:400]}") from error
     ir.external_data.set_base_dir(model.graph, path.parent)
+    name_after_modules(model.graph)
     return model
 
 
@@ -274,15 +302,6 @@ def _externals(proto: onnx.ModelProto) -> list[tuple[onnx.TensorProto, dict[str,
     return [(tensor, {entry.key: entry.value for entry in tensor.external_data}) for tensor in tensors]
 
 
-def _refuse_foreign_operators(model: ir.Model) -> None:
-    for node in model.graph.all_nodes():
-        if node.domain not in ("", "ai.onnx", "com.microsoft"):
-            raise ModelError(
-                f"node {node.name!r} is {node.domain}::{node.op_type}, which is no standard ONNX operator; "
-                f"TensorRT has it only as a plugin, which trtq does not load"
-            )
-
-
 def _normalize(model: ir.Model) -> Iterator[str]:
     """Brings the ways in which exporters write the same thing to one way."""
     model.ir_version = min(max(model.ir_version, 9), _MAX_IR_VERSION)  # below 4 weights must be graph inputs
@@ -302,7 +321,7 @@ def _lift_constants(model: ir.Model) -> Iterator[str]:
     num_nodes = len(model.graph)
     passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     if num_constants := num_nodes - len(model.graph):
-        yield f"turned {num_constants} Constant nodes into initializers"
+        yield f"turned {format_count(num_constants, 'Constant node')} into initializers"
 
 
 def _load_weights(model: ir.Model) -> None:

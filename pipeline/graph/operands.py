@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from trtq.models.session import open_session, run
 from trtq.pipeline.graph.edit import GraphEditor, widen
+from trtq.pipeline.graph.opset import read_opset
 
 QUANTIZE, DEQUANTIZE = "QuantizeLinear", "DequantizeLinear"
 OPERATOR_FORMAT = frozenset({
@@ -19,7 +20,8 @@ OPERATOR_FORMAT = frozenset({
     "QLinearSigmoid", "QLinearLeakyRelu", "QLinearSoftmax", "QLinearReduceMean", "QLinearWhere", "QAttention",
     "MatMulIntegerToFloat", "DynamicQuantizeMatMul", "DynamicQuantizeLSTM", "MatMulNBits", "QMoE",
 })  # fmt: skip
-_PER_CHANNEL_OPSET = 13
+PER_CHANNEL_OPSET = 13
+"""The first that has scales by channel."""
 _HALVES = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 _MOVES = frozenset({
     "DepthToSpace", "Dropout", "Expand", "Flatten", "Gather", "Identity", "MaxPool", "Neg", "Pad",
@@ -78,19 +80,18 @@ class Operand:
         return sum(node.op_type == "Cast" for node in self.path)
 
 
-def standardize_operators(model: ir.Model) -> None:
-    """Gives Q and DQ of ONNX Runtime's own domain the standard one; TensorRT takes the one for the other."""
-    for node in model.graph:
-        if node.domain == "com.microsoft" and node.op_type in (QUANTIZE, DEQUANTIZE):
-            node.domain = ""
-
-
 def find_operand(value: ir.Value | None) -> Operand | None:
     """Returns the DequantizeLinear that a value comes from, through what only moves values; None if none."""
     operand = _walk_back(value)
     if operand is None or not all(_is_folded(node, operand) for node in operand.path):
         return None
-    return operand
+    return None if _is_looked_up(operand) and (operand.scale is None or operand.scale.size > 1) else operand
+
+
+def _is_looked_up(operand: Operand) -> bool:
+    """Whether it is rows of a table; TensorRT moves their codes on only if all have one scale."""
+    picks = (node.inputs[1] for node in operand.path if node.op_type == "Gather")
+    return operand.is_weight and any(index is not None and not index.is_initializer() for index in picks)
 
 
 def find_operands(node: ir.Node) -> tuple[Operand | None, Operand | None]:
@@ -236,7 +237,7 @@ def evaluate(
             edit.set_constant(node, 0, f"{node.name}_codes", ones)
     widen(edit.model, _HALVES)  # since ONNX Runtime does not compute in bfloat16
     if not any(node.op_type in ("Squeeze", "Unsqueeze") for node in edit.graph):  # axes are inputs since 13
-        edit.graph.opset_imports[""] = max(edit.graph.opset_imports.get("", 1), _PER_CHANNEL_OPSET)
+        edit.graph.opset_imports[""] = max(read_opset(edit.model), PER_CHANNEL_OPSET)
     return np.asarray(run(open_session(edit.model, optimize=False), [str(operand.value.name)], {})[0])
 
 

@@ -20,6 +20,11 @@ from trtq.pipeline.graph.worth import explain_float, explain_unequal_matrices
 
 WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul", "LSTM", "GRU", "RNN")
 _WEIGHTED_IF_CONSTANT = ("Einsum", "DeformConv")
+_FUSED = frozenset({
+    "Attention", "DecoderAttention", "FusedConv", "FusedGemm", "FusedMatMul", "GemmFastGelu", "GemmFloat8",
+    "LongformerAttention", "MoE", "NhwcFusedConv", "PackedAttention", "TransposeMatMul",
+})  # fmt: skip
+"""The layers of ONNX Runtime's own domain, with a weight among their inputs where it is constant."""
 QUANTIZABLE = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 ATTENTION = "Attention"
 """In a list of types: the MatMul of two activations."""
@@ -180,8 +185,9 @@ def find_unmatched(
 
 
 def holds_weights(node: ir.Node) -> bool:
-    """Returns whether a node counts as a layer: by its type, or because a constant tensor is its weight."""
-    if node.op_type not in _WEIGHTED_IF_CONSTANT:
+    """Returns whether a node counts as a layer: by its type, or because a constant matrix is its weight."""
+    is_fused = node.domain == "com.microsoft" and node.op_type in _FUSED
+    if node.op_type not in _WEIGHTED_IF_CONSTANT and not is_fused:
         return node.op_type in WEIGHTED
     constants = [value for value in node.inputs if value is not None and value.is_initializer()]
     return any(len(value.shape or ()) > 1 and value.dtype in FLOAT_TYPES for value in constants)

@@ -22,13 +22,15 @@ _VALUE_FIELDS = ("float_data", "int32_data", "int64_data", "double_data", "uint6
 def tidy(proto: onnx.ModelProto, path: Path) -> bool:
     """Sorts the nodes, names nameless graphs and makes sparse weights dense, in place, also in bodies.
 
+    The domain of the standard operators, which may be called `ai.onnx`, is "" then.
+
     Returns:
         Whether anything changed.
 
     Raises:
         ModelError: A sparse weight contradicts itself, or would be too large.
     """
-    changes = [_sort(function) for function in proto.functions]
+    changes = [_shorten_domain(proto), *map(_sort, proto.functions)]
     for graph in list_graphs(proto):
         changes += [_name(graph), _sort(graph), _densify(graph, path)]
     return any(changes)
@@ -121,6 +123,15 @@ def check_tensor(tensor: TensorProto, path: Path) -> None:
             f"{told} have {have} {unit}; the dims {list(tensor.dims)} of {dtype.name.lower()} need {want}; "
             f"export the model again, or copy the whole file"
         )
+
+
+def _shorten_domain(proto: onnx.ModelProto) -> bool:
+    nodes = [node for part in (*list_graphs(proto), *proto.functions) for node in part.node]
+    imports = [item for part in (proto, *proto.functions) for item in part.opset_import]
+    long = [item for item in (*nodes, *imports) if item.domain == "ai.onnx"]
+    for item in long:
+        item.domain = ""
+    return bool(long)
 
 
 def _name(graph: onnx.GraphProto) -> bool:

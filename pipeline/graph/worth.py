@@ -25,7 +25,7 @@ _ELEMENTWISE = frozenset({
     "Sigmoid", "Sub", "Tanh",
 })  # fmt: skip
 _INDEX_SOURCES = frozenset({"Range", "Shape", "Size", "NonZero", "ArgMax", "ArgMin", "ConstantOfShape"})
-_REARRANGING = frozenset({
+REARRANGING = frozenset({
     "Cast", "Concat", "Expand", "Flatten", "Gather", "Identity", "Reshape", "Slice", "Squeeze", "Tile",
     "Transpose", "Unsqueeze",
 })  # fmt: skip
@@ -90,7 +90,7 @@ def is_filled(value: ir.Value) -> bool:
     for _ in range(_MOST_STEPS):
         if node is None or node.op_type == "ConstantOfShape":
             return node is not None
-        source = node.inputs[0] if node.op_type in _REARRANGING - {"Concat"} and node.inputs else None
+        source = node.inputs[0] if node.op_type in REARRANGING - {"Concat"} and node.inputs else None
         node = source.producer() if source is not None else None
     return False
 
@@ -106,7 +106,7 @@ def _sources(value: ir.Value, steps: int = _MOST_STEPS) -> Iterator[bool]:
         yield False
     elif node.op_type in _INDEX_SOURCES:
         yield node.op_type != "ConstantOfShape"
-    elif node.op_type in _REARRANGING:
+    elif node.op_type in REARRANGING:
         for source in node.inputs[: 1 if node.op_type != "Concat" else None]:
             if source is not None:
                 yield from _sources(source, steps - 1)

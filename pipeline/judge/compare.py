@@ -17,7 +17,7 @@ from trtq.calibrators.batches import Batches, Feed
 from trtq.calibrators.observe import Progress
 from trtq.errors import ModelError
 from trtq.models.session import Session, list_runtime_errors, open_session
-from trtq.pipeline.graph.load import read_model
+from trtq.pipeline.graph.load import read_runnable
 from trtq.pipeline.graph.opset import infer_shapes
 from trtq.pipeline.judge.change import OutputChange
 from trtq.pipeline.judge.exact import make_quantize_exact
@@ -155,7 +155,7 @@ def _find_truth(pairs: Sequence[tuple[str, str]]) -> str:
 
 
 def _open_views(path: Path) -> OutputViews:
-    model = _read_typed(path)
+    model, _ = _read_typed(path)
     return create_views(without_bf16(model) if has_bf16(model) else model)
 
 
@@ -211,21 +211,24 @@ def _drop(arrays: Mapping[str, NDArray[Any]], names: Collection[str | None]) -> 
 
 
 def _open_session(path: Path) -> Session:
-    model = _read_typed(path)
+    model, is_changed = _read_typed(path)
     if has_bf16(model):
         return open_session(without_bf16(model), optimize=False)
     halves = emulate_fp16(model)
     exact = make_quantize_exact(model) if halves is None else halves
-    return open_session(path if exact is None else exact, optimize=False)
+    return open_session(exact or (model if is_changed else path), optimize=False)
 
 
-def _read_typed(path: Path) -> ir.Model:
-    """Returns a model with the dtypes of its tensors; says in words what is wrong with the file."""
-    model = read_model(path)
+def _read_typed(path: Path) -> tuple[ir.Model, bool]:
+    """Returns a model with the dtypes of its tensors, and whether ONNX Runtime takes it in another form only.
+
+    What is wrong with the file is said in words.
+    """
+    model, is_changed = read_runnable(path)
     if any(value.dtype is None for node in model.graph.all_nodes() for value in node.outputs):
         with suppress(ModelError):  # ONNX Runtime says what is wrong, if it is
             infer_shapes(model)
-    return model
+    return model, is_changed
 
 
 def _select_output(

@@ -67,6 +67,8 @@ def _doubt(comparison: Comparison, judged: Sequence[OutputComparison]) -> list[s
 def _doubt_output(item: OutputComparison, has_scores: bool) -> str:
     """Returns why one output proves nothing; empty if it does."""
     name = f"{_name(item)} of {item.reference}"
+    if item.known == 0:
+        return f"{name} has no finite value in any sample; give data with which it has"
     if item.known < _ENOUGH_KNOWN:
         return f"{name} is NaN or infinite but for {item.known:.1%}; check the model and its data"
     if not item.varies and item.sqnr_db < _ROUNDED_DB:

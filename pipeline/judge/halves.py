@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
 import onnx_ir as ir
 
 from trtq.pipeline.graph.edit import GraphEditor, widen
@@ -30,7 +29,6 @@ def emulate_fp16(model: ir.Model) -> ir.Model | None:
     halves = [value for node in result.graph.all_nodes() for value in node.outputs if _is_half(value)]
     given = [value for value in result.graph.inputs if _is_half(value)]
     outputs = {value for value in result.graph.outputs if _is_half(value)}
-    _widen_constants(result)
     widen(result, (_FLOAT16,))
     for value in halves:
         node = value.producer()
@@ -64,11 +62,3 @@ def _round(edit: GraphEditor, value: ir.Value, *, is_output: bool) -> None:
         edit.replace(value, half if is_output else wide)
         rounds.replace_input_with(0, value)
         half.type = ir.TensorType(_FLOAT16)
-
-
-def _widen_constants(model: ir.Model) -> None:
-    for node in model.graph.all_nodes():
-        for name, attribute in list(node.attributes.items()):
-            if attribute.type is ir.AttributeType.TENSOR and attribute.as_tensor().dtype is _FLOAT16:
-                array = attribute.as_tensor().numpy().astype(np.float32)
-                node.attributes[name] = ir.AttrTensor(name, ir.tensor(array))

@@ -175,7 +175,7 @@ class OutputMetrics:
             varies=change.varies,
             is_dead=is_dead,
             change_db=None if self.are_names else _compare_change(change.spread, self.judged.error_squares),
-            known=self.known / self.size if self.size else 1.0,
+            known=self.known / self.size if self.size else 0.0,
             part=part,
         )
 

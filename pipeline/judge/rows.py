@@ -18,12 +18,13 @@ from trtq.calibrators.cross_entropy import CrossEntropy
 from trtq.calibrators.ranges import Ranges
 from trtq.calibrators.taps import open_taps
 from trtq.models.session import SessionOptions
+from trtq.pipeline.graph.opset import read_opset
+from trtq.pipeline.judge.parts import PASSED_ON
 
 SUFFIX = " + cross-entropy"
 """Of the method of ranges where those of logits are of this one."""
 _SOFTMAX = ("Softmax", "LogSoftmax")
 _SQUASHED = (*_SOFTMAX, "Sigmoid")
-_MOVES = ("Identity", "Cast", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten")
 _AXIS_ALONE = 13
 """Before this opset a softmax goes over all axes from its own on."""
 _NUM_FEEDS, _NUM_ROWS, _MOST_VALUES = 4, 1024, 2**20
@@ -64,7 +65,7 @@ def find_logits(model: ir.Model, tensors: Collection[str]) -> dict[str, Logits]:
 
 def _find_sources(model: ir.Model) -> Iterator[tuple[ir.Value, int, bool]]:
     """Yields what each softmax gets, its axis, and whether it goes over all axes from that one on."""
-    joined = model.opset_imports.get("", 1) < _AXIS_ALONE
+    joined = read_opset(model) < _AXIS_ALONE
     for node in model.graph:
         value = node.inputs[0] if node.op_type in _SOFTMAX else None
         if value is not None and not value.is_initializer():
@@ -86,7 +87,7 @@ def _trace_back(value: ir.Value) -> Iterator[tuple[ir.Value, float]]:
     while True:
         yield value, factor
         node = value.producer()
-        if node is None or node.op_type not in (*_MOVES, "Mul", "Div"):
+        if node is None or node.op_type not in (*PASSED_ON, "Mul", "Div"):
             return
         place = 0
         if node.op_type in ("Mul", "Div"):

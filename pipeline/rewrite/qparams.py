@@ -60,7 +60,7 @@ def choose_asymmetric_qparams(ends: tuple[float, float], dtype: str) -> QParams:
     low, high = ends
     scale = convert_scales((np.float64(high) - np.float64(low)) / 255, dtype)
     zero = int(np.clip(np.rint(-128 - low / float(scale)), -128, 127))
-    return QParams(scale, Encoding(INT8, is_symmetric=False), zero)
+    return QParams(scale, _PLAIN, zero)
 
 
 def choose_weight_qparams(weight: NDArray[Any], encoding: Encoding, dtype: str) -> QParams:

@@ -1,9 +1,14 @@
-"""Sizes, times, shapes and counts as people write them, in the terminal and on the page."""
+"""Counts, sizes, times and shapes as people write them, in the terminal and on the page."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+
+
+def format_count(count: int, noun: str) -> str:
+    """Returns how many there are of something whose plural ends in s: `1 node`, `2 nodes`."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
 def format_bytes(count: float) -> str:
@@ -19,11 +24,6 @@ def format_bytes(count: float) -> str:
 def format_shape(shape: Sequence[int]) -> str:
     """Returns a shape as options have it: `4x3x224x224`; `scalar` without axes."""
     return "x".join(map(str, shape)) or "scalar"
-
-
-def format_count(count: int, noun: str) -> str:
-    """Returns a number of things: `1 tensor`, `2 tensors`."""
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def shorten(text: str, length: int = 20) -> str:

@@ -48,7 +48,8 @@ class OutputComparison:
         is_dead: Whether the candidate gives the same for all samples, where the reference clearly differs.
         change_db: Like `sqnr_db`, but the signal is only what differs from the mean of all samples. At 0 dB
             and below, one answer for all would be as near. None if it is not known or nothing is lost.
-        known: The share of the reference's values that are finite, or that the candidate has too.
+        known: The share of the reference's values that are finite, or that the candidate has too; 0 if it has
+            no values.
         part: The tensor that is joined to others to give the output, such as boxes beside scores; empty: the
             whole output.
     """

@@ -12,9 +12,11 @@ import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from trtq.calibrators.batches import Batches, Feed
 from trtq.errors import ModelError
 from trtq.models.session import open_session, run
 from trtq.pipeline.graph.load import load, read_model
+from trtq.pipeline.judge.compare import compare_models
 
 _X = np.random.default_rng(1).standard_normal((2, 4)).astype(np.float32)
 
@@ -188,3 +190,15 @@ def test_a_model_that_cannot_be_written(monkeypatch: pytest.MonkeyPatch, tmp_pat
     monkeypatch.setattr(ir, "to_proto", fail)
     with pytest.raises(ModelError, match="the model cannot be written as ONNX: no such dim"):
         load(tmp_path / "m.onnx", min_opset=13)
+
+
+def test_nodes_that_share_a_name(tmp_path: Path) -> None:
+    proto = _graph("g (float[N,4] x) => (float[N,4] y) { [n] a = Neg(x) [n] b = Relu(a) [n] y = Abs(b) }")
+    onnx.save(proto, tmp_path / "m.onnx")
+    with pytest.raises(ModelError, match=r"two nodes with same node name \(n\)"):
+        open_session(tmp_path / "m.onnx", optimize=False)
+    batches = Batches(lambda: iter([Feed({"x": _X}, "x", len(_X))]), "x", len(_X))
+    models = dict.fromkeys(("other", "fp32"), tmp_path / "m.onnx")
+    (item,) = compare_models(models, [("other", "fp32")], batches).outputs
+    assert item.max_abs == 0
+    assert [node.name for node in load(tmp_path / "m.onnx", min_opset=19).model.graph] == ["n", "n_1", "n_2"]

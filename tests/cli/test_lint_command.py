@@ -63,7 +63,7 @@ def test_every_finding_has_its_node_reason_and_repair(model: Path) -> None:
         "0 of 1 quantized layers run in INT8 as it is; 4 refused",
     ]
     assert result.stderr == (
-        f"error: TensorRT does not take {model}: 2 findings without an exact repair, "
+        f"error: TensorRT does not take {model}; 2 findings without an exact repair, "
         "zero-point of node 'quantize' first\n"
     )
 

@@ -198,7 +198,7 @@ def test_inspect_tells_what_loading_changes_and_why_layers_stay_float(
         "input b float32 (4, 4)\n"
         "output y float32 (2, 4)\n"
         "nodes 1 MatMul, 1 Mul\n"
-        "turned 1 Constant nodes into initializers\n"
+        "turned 1 Constant node into initializers\n"
         "a build quantizes 0 layers and keeps 1 with weights in float\n"
         "node type decision\n"
         "product MatMul float: two-activations: TensorRT fuses attention in float; INT8 with "

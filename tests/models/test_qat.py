@@ -148,3 +148,67 @@ def test_a_module_that_cannot_be_traced_is_told() -> None:
 
     with pytest.raises(ModelError, match=r"torch.fx cannot trace Branching: .*control flow"):
         qat.prepare(Branching(), {})
+
+
+def _with_norms(forward: Any, **layers: Any) -> Any:
+    """Returns a module with two norms, `a` and `b`, that are far from doing nothing."""
+
+    class Net(torch.nn.Module):  # type: ignore[misc]
+        def forward(self, x: Any) -> Any:
+            return forward(self, x)
+
+    module = Net()
+    for name, layer in {**layers, "a": torch.nn.BatchNorm2d(4), "b": torch.nn.BatchNorm2d(4)}.items():
+        setattr(module, name, layer)
+    for norm, size in ((module.a, 3.0), (module.b, 0.25)):
+        torch.nn.init.constant_(norm.weight, size)
+        norm.running_var.fill_(size)
+    return module.eval()
+
+
+@pytest.mark.parametrize(
+    ("forward", "norms_left"),
+    [
+        (lambda net, x: net.b(net.conv(net.a(net.conv(x)))), {"a", "b"}),
+        (lambda net, x: net.a(net.conv(net.a(net.conv(x)))), {"a"}),
+        (lambda net, x: net.a(net.conv(x)) + torch.conv2d(x, net.conv.weight), {"a"}),
+        (lambda net, x: net.a(net.conv(x)) + net.a(net.other(x)), set()),  # one norm of two convolutions
+        (lambda net, x: net.a(net.conv(x)) + net.b(net.tied(x)), set()),
+    ],
+)
+def test_shared_weights_and_norms_compute_the_same(forward: Any, norms_left: set[str]) -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(2)
+        conv, other, tied = (torch.nn.Conv2d(4, 4, 1) for _ in range(3))
+        images = torch.rand(2, 4, 5, 5)
+    tied.weight = conv.weight
+    net = _with_norms(forward, conv=conv, other=other, tied=tied)
+    network = qat.prepare(net, {})
+    with torch.no_grad():
+        torch.testing.assert_close(network(images), net(images))
+    kept = {
+        name
+        for name, child in network.named_modules()
+        if isinstance(child, torch.nn.modules.batchnorm._BatchNorm)
+    }
+    assert kept == norms_left
+
+
+def test_a_norm_without_statistics_stays() -> None:
+    conv, norm = torch.nn.Conv2d(4, 4, 1), torch.nn.BatchNorm2d(4, track_running_stats=False)
+    net = torch.nn.Sequential(conv, norm).eval()
+    images = torch.rand(2, 4, 5, 5)
+    with torch.no_grad():
+        torch.testing.assert_close(qat.prepare(net, {})(images), net(images))
+
+
+def test_each_call_of_a_layer_has_a_range_and_all_share_the_weight() -> None:
+    layer = torch.nn.Linear(1, 1, bias=False)
+    torch.nn.init.constant_(layer.weight, 2.0)
+    net = _with_norms(lambda net, x: net.fc(net.fc(x)), fc=layer)
+    network = qat.prepare(net, {"fc/Gemm": 1.0, "fc/Gemm_1": 1.5})
+    assert network(torch.tensor([[9.0]])).tolist() == [[pytest.approx(3.0)]]  # cut at 1, then 2 at 1.5
+    parametrizations = network.fc.parametrizations.weight
+    assert len(parametrizations) == 1
+    with pytest.raises(ModelError, match=r"'fc/Gemm_2' is not a layer or addition"):
+        qat.prepare(net, {"fc/Gemm_2": 1.0})

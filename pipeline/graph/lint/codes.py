@@ -21,7 +21,7 @@ from trtq.pipeline.graph.operands import (
 _EIGHT_BITS = (ir.DataType.INT8, ir.DataType.UINT8)
 _SIGNED = (ir.DataType.INT8, ir.DataType.INT4)
 _TAKEN = (*_EIGHT_BITS, ir.DataType.INT4, ir.DataType.FLOAT8E4M3FN, ir.DataType.FLOAT4E2M1, None)
-_SHAPE_LIKE = ("Clip", "Pad")
+_WITH_BOUNDS = ("Clip", "Pad")
 
 
 def check_operator(node: ir.Node) -> Iterator[Finding]:
@@ -121,7 +121,7 @@ def _check_count(node: ir.Node, count: int) -> Iterator[Finding]:
 
 def check_constant(node: ir.Node) -> Iterator[Finding]:
     """An int8 constant is read by DequantizeLinear and by nothing else."""
-    if node.op_type in (QUANTIZE, DEQUANTIZE, *_SHAPE_LIKE) or node.op_type in OPERATOR_FORMAT:
+    if node.op_type in (QUANTIZE, DEQUANTIZE, *_WITH_BOUNDS) or node.op_type in OPERATOR_FORMAT:
         return
     for value in node.inputs:
         if value is not None and value.is_initializer() and value.dtype in _SIGNED:
@@ -144,7 +144,7 @@ def check_pool(node: ir.Node) -> Iterator[Finding]:
 
 def check_bound(node: ir.Node) -> Iterator[Finding]:
     """The bounds of a Clip and the filling of a Pad are float constants."""
-    if node.op_type not in _SHAPE_LIKE:
+    if node.op_type not in _WITH_BOUNDS:
         return
     for value in node.inputs[1:]:
         producer = value.producer() if value is not None else None

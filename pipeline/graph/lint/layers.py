@@ -52,6 +52,8 @@ def _check_pair(node: ir.Node, activation: Operand, weight: Operand) -> Iterator
 
 
 def _check_half(node: ir.Node, operand: Operand) -> Iterator[Finding]:
+    if operand.is_weight and operand.scale is not None and operand.scale.ndim > 1 and node.op_type != "Conv":
+        return  # in blocks, which the kernel takes beside a float activation
     there, missing = ("weight", "activation") if operand.is_weight else ("activation", "other operand")
     reason = f"its {there} has Q/DQ and its {missing} has none that reaches it: {_AFTER}"
     advice = f"quantize its {missing} too, right before the layer, or leave both float"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -10,8 +9,9 @@ import onnx_ir as ir
 
 from trtq.pipeline.graph.edit import GraphEditor
 from trtq.pipeline.graph.fold import fold_constants
+from trtq.pipeline.graph.foreign_operators import standardize_codes
 from trtq.pipeline.graph.lint.layers import check_layer
-from trtq.pipeline.graph.operands import standardize_operators
+from trtq.pipeline.graph.operands import PER_CHANNEL_OPSET
 from trtq.pipeline.graph.opset import convert_opset, infer_shapes, read_opset
 from trtq.pipeline.graph.repair.change import Change
 from trtq.pipeline.graph.repair.constants import quantize_constants, repair_constants, requantize_constants
@@ -19,8 +19,6 @@ from trtq.pipeline.graph.repair.floats import repair_bounds, repair_recurrent, r
 from trtq.pipeline.graph.repair.operators import repair_operators
 from trtq.pipeline.graph.repair.pairs import repair_flows, requantize_flows
 from trtq.pipeline.graph.repair.weights import repair_weights
-
-_PER_CHANNEL_OPSET = 13
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,11 +48,11 @@ def repair(model: ir.Model, *, requantize: bool = False) -> RepairedGraph:
 
 def _repair(model: ir.Model, requantize: bool, *, shapes: bool) -> RepairedGraph:
     result = model.clone()
-    standardize_operators(result)
-    if read_opset(result) < _PER_CHANNEL_OPSET and any(
+    standardize_codes(result)
+    if read_opset(result) < PER_CHANNEL_OPSET and any(
         node.op_type.startswith("QLinear") for node in result.graph
     ):
-        result = convert_opset(result, _PER_CHANNEL_OPSET)
+        result = convert_opset(result, PER_CHANNEL_OPSET)
     edit = GraphEditor(result)
     changes = list(repair_operators(edit))
     edit.drop_unused()
@@ -80,9 +78,12 @@ def _mixes_types(model: ir.Model) -> bool:
 
 def summarize_changes(changes: tuple[Change, ...]) -> Iterator[tuple[str, bool]]:
     """Yields a sentence for each kind of change, and whether it is exact."""
-    counts = Counter((change.rule, change.is_exact) for change in changes)
-    for (rule, is_exact), count in counts.items():
-        first = next(item for item in changes if (item.rule, item.is_exact) == (rule, is_exact))
-        nodes = f"node {first.node!r}" if count == 1 else f"{count} nodes such as {first.node!r}"
+    groups: dict[tuple[str, str, bool], list[Change]] = {}
+    for change in changes:
+        groups.setdefault((change.rule, change.what, change.is_exact), []).append(change)
+    for (rule, what, is_exact), group in groups.items():
+        first, details = group[0], {change.detail for change in group}
+        is_one, name = len(group) == 1, repr(first.node)
+        nodes = f"node {name} now has" if is_one else f"{len(group)} nodes such as {name} now have"
         how = "repaired" if is_exact else "quantized again"
-        yield f"{how} ({rule}): {nodes} now {'has' if count == 1 else 'have'} {first.what}", is_exact
+        yield f"{how} ({rule}): {nodes} {what}{first.detail if len(details) == 1 else ''}", is_exact

@@ -21,12 +21,14 @@ class Change:
         node: Its name.
         what: What it has now.
         is_exact: Whether the model still computes the same as the file, value for value.
+        detail: The numbers of that, of this node alone.
     """
 
     rule: str
     node: str
     what: str
     is_exact: bool = True
+    detail: str = ""
 
 
 def set_scale(edit: GraphEditor, node: ir.Node, scale: NDArray[Any]) -> None:

@@ -179,8 +179,8 @@ def requantize_flows(edit: GraphEditor) -> Iterator[Change]:
         scale = np.asarray(amax / QMAX).astype(first.dtype)
         for node, old in zip(flow.nodes, flow.points, strict=True):
             rule = "activation-scale" if symmetric else name_rule(dtype, old)
-            text = f"int8 codes with zero point 0 and the scale {float(scale):.4g}"
-            yield Change(rule, str(node.name), text, is_exact=False)
+            text, detail = "int8 codes with zero point 0", f" and the scale {float(scale):.4g}"
+            yield Change(rule, str(node.name), text, is_exact=False, detail=detail)
             set_params(edit, node, scale, None)
             if node.op_type == QUANTIZE and not symmetric:
                 _clip(edit, node, low, high)

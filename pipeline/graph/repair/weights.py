@@ -40,8 +40,9 @@ def repair_weights(edit: GraphEditor) -> Iterator[Change]:
         reach = float(np.max(np.abs(values), initial=0.0)) or 1.0
         is_exact = change <= reach * 2.0**-20  # the last bits of a float32 product
         node.replace_input_with(place, _dequantize(edit, node, codes, scale, axis, operand))
-        told = "" if is_exact else f", rounded anew by at most {change / reach:.2%} of the largest weight"
-        yield Change(rule, str(node.name), f"its weight quantized along axis {axis}{told}", is_exact=is_exact)
+        text = f"its weight quantized along axis {axis}" + ("" if is_exact else ", rounded anew")
+        detail = "" if is_exact else f" by at most {change / reach:.2%} of the largest weight"
+        yield Change(rule, str(node.name), text, is_exact, detail)
 
 
 def _is_int8(*operands: Operand | None) -> bool:

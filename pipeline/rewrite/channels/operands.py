@@ -113,11 +113,11 @@ def add_to_bias(edit: GraphEditor, node: ir.Node, vector: NDArray[np.float64]) -
 
 
 def _has_plain_bias(node: ir.Node) -> bool:
-    """Whether a number can be added to the bias that a layer has, or could have."""
+    """Whether a number can be added to the bias that a layer has, or could have: a Gemm may multiply it."""
     bias = _input(node, 2)
     if node.op_type not in ("Conv", "Gemm") or not (bias is None or bias.is_initializer()):
         return False
-    return bias is None or node.op_type == "Conv" or node.attributes.get_float("beta", 1.0) == 1.0
+    return node.op_type == "Conv" or node.attributes.get_float("beta", 1.0) == 1.0
 
 
 def _add_behind(node: ir.Node) -> ir.Node | None:

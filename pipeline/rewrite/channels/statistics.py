@@ -14,6 +14,7 @@ from trtq.calibrators.observe import Progress
 from trtq.models.session import open_session, run
 from trtq.pipeline.graph.edit import GraphEditor, map_values
 from trtq.pipeline.graph.operands import read_constant
+from trtq.pipeline.graph.opset import read_opset
 from trtq.pipeline.graph.placement import Placement, QuantizedNode
 from trtq.pipeline.rewrite.channels.operands import has_input_channels, num_input_channels
 
@@ -140,7 +141,7 @@ def _reduce(edit: GraphEditor, kind: str, value: ir.Value, reader: ir.Node, name
     axes = [0]
     if reader.op_type == "Conv":
         axes += range(2, read_constant(reader.inputs[1]).ndim)
-    if edit.model.opset_imports.get("", 1) < _AXES_AS_INPUT:
+    if read_opset(edit.model) < _AXES_AS_INPUT:
         return edit.insert(kind, [value], {"axes": axes, "keepdims": 0}, like=like, output=name)
     given = edit.add_constant(f"{name}_axes", np.array(axes, np.int64))
     return edit.insert(kind, [value, given], {"keepdims": 0}, like=like, output=name)

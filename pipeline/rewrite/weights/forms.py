@@ -137,14 +137,18 @@ def add_matmul_bnb4(
 def _once_known(chain: Chain, number: ir.Value, activation: ir.Value) -> ir.Value:
     """Returns the number, shape (1,), computed so that it waits for the activation, whatever is in that.
 
-    No value is less than minus infinity, not even NaN, and the builder does not know it.
+    No value is less than minus infinity, not even NaN, and the builder does not know it. It is the first
+    value, or 0 where the activation is empty.
     """
     dtype = _dtype(activation)
     names = (("wait_start", 0), ("wait_end", 1), ("wait_flat", -1))
     start, end, flat = (chain.integers(name, value) for name, value in names)
     least = chain.constant("wait_least", ir.tensor(np.array([-np.inf], dtype.numpy())))
     values = chain.node("Reshape", [activation, flat], [None], dtype, name="WaitFlat")
-    value = chain.node("Slice", [values, start, end], [1], dtype, name="WaitSlice")
+    first = chain.node("Slice", [values, start, end], [None], dtype, name="WaitSlice")
+    zero = chain.constant("wait_zero", ir.tensor(np.zeros(1, dtype.numpy())))
+    padded = chain.node("Concat", [first, zero], [None], dtype, {"axis": 0}, name="WaitConcat")
+    value = chain.node("Slice", [padded, start, end], [1], dtype, name="WaitFirst")
     never = chain.node("Less", [value, least], [1], ir.DataType.BOOL, name="WaitLess")
     return chain.node(
         "Add", [number, chain.converted(never, _dtype(number), "WaitCast")], [1], name="WaitAdd"

@@ -50,9 +50,10 @@ def command(model: Path, as_json: bool, verbose: bool) -> None:
         _print(open_console(), linted, verbose=verbose)
     if linted.stopping:
         first = linted.stopping[0].finding
+        count = format_count(len(linted.stopping), "finding")
         raise ModelError(
-            f"TensorRT does not take {model}: {format_count(len(linted.stopping), 'finding')} without an "
-            f"exact repair, {first.rule} of node {first.node!r} first"
+            f"TensorRT does not take {model}; {count} without an exact repair, {first.rule} of node "
+            f"{first.node!r} first"
         )
 
 
@@ -60,22 +61,20 @@ def _print(console: Console, linted: LintReport, *, verbose: bool) -> None:
     if not linted.is_quantized:
         console.print(f"{linted.model} holds no Q/DQ: nothing to check", soft_wrap=True)
         return
-    groups: dict[tuple[str, str, str], list[LintItem]] = {}
+    groups: dict[tuple[str, str, str, str], list[LintItem]] = {}
     for item in linted.items:
-        groups.setdefault((item.finding.rule, item.finding.effect, item.repair), []).append(item)
-    for (rule, effect, repair), items in groups.items():
-        first = items[0]
-        console.print(
-            Text.assemble(
-                (effect, _STYLES[effect]), "  ", (rule, "bold"), f"  {format_count(len(items), 'node')}"
-            )
-        )
+        groups.setdefault((item.finding.rule, item.finding.effect, item.repair, item.what), []).append(item)
+    for (rule, effect, repair, what), items in groups.items():
+        count = format_count(len(items), "node")
+        console.print(Text.assemble((effect, _STYLES[effect]), "  ", (rule, "bold"), f"  {count}"))
         for item in items if verbose else items[:_MOST_NODES]:
             finding = item.finding
             console.print(f"  {finding.node} ({finding.op_type}): {finding.reason}", soft_wrap=True)
         if not verbose and len(items) > _MOST_NODES:
             console.print(f"  and {len(items) - _MOST_NODES} more (-v names them)")
-        text = _REPAIRS[repair].format(what=first.what, advice=first.finding.advice)
+        details = {item.detail for item in items}
+        told = what + (details.pop() if len(details) == 1 else "")
+        text = _REPAIRS[repair].format(what=told, advice=items[0].finding.advice)
         console.print(Text(f"  {text}", style="dim"), soft_wrap=True)
     counts = {effect: sum(item.finding.effect == effect for item in linted.items) for effect in _STYLES}
     shown = ", ".join(f"{count} {effect}" for effect, count in counts.items() if count) or "no findings"

@@ -17,8 +17,9 @@ from onnx import TensorProto, helper, numpy_helper
 from trtq.calibrators.ranges import Range, Ranges
 from trtq.models.session import open_session, run, save
 from trtq.pipeline.formats.scheme import WeightScheme
-from trtq.pipeline.graph.edit import GraphEditor, list_bodies, map_values
+from trtq.pipeline.graph.edit import GraphEditor, list_bodies, map_values, widen
 from trtq.pipeline.graph.load import load, load_as_it_is
+from trtq.pipeline.graph.opset import infer_shapes
 from trtq.pipeline.graph.placement import place
 from trtq.pipeline.graph.repair import repair
 from trtq.pipeline.judge.switchable import build_switchable
@@ -256,3 +257,37 @@ def test_no_stage_looks_through_the_graph_for_each_change(
             _rewrite(model, tmp_path)
         walks.append((reads.calls, [item.calls for item in counted[:3]]))
     assert walks[0] == walks[1]
+
+
+@pytest.mark.parametrize("narrow", [ir.DataType.FLOAT16, ir.DataType.BFLOAT16])
+def test_widening_leaves_no_narrow_type(narrow: ir.DataType) -> None:
+    kind = narrow.name.lower()
+    model = ir.from_onnx_text(f"""<ir_version: 10, opset_import: ["": 21]>
+        g ({kind}[2,2] x, bool c) => ({kind}[2,2] y) {{
+            s = Shape(x)
+            f = ConstantOfShape<value = float[1] {{1.5}}>(s)
+            e = EyeLike<dtype = {int(narrow)}>(x)
+            r = RandomUniform<dtype = {int(narrow)}, shape = [2, 2], low = 2.0, high = 2.0>()
+            k = Cast<to = {int(narrow)}>(c)
+            a = Add(x, f)
+            b = Add(a, e)
+            d = Mul(b, r)
+            y = If(c) <
+                then_branch = t () => ({kind}[2,2] u) {{
+                    v = ConstantOfShape<value = float[1] {{-3.0}}>(s)
+                    u = Add(d, v)
+                }},
+                else_branch = o () => ({kind}[2,2] w) {{ w = Mul(d, k) }}
+            >
+        }}""")
+    for node in model.graph.all_nodes():
+        if node.op_type == "ConstantOfShape":
+            value = ir.tensor(node.attributes["value"].as_tensor().numpy().astype(narrow.numpy()))
+            node.attributes["value"] = ir.AttrTensor("value", value)
+    widen(model, (narrow,))
+    infer_shapes(model)
+    values = [value for node in model.graph.all_nodes() for value in node.outputs]
+    assert narrow not in {value.dtype for value in values}
+    x = np.array([[1, 2], [3, 4]], np.float32)
+    (y,) = run(open_session(model, optimize=False), ["y"], {"x": x, "c": np.array(True)})
+    np.testing.assert_array_equal(y, (x + 1.5 + np.eye(2)) * 2 - 3)

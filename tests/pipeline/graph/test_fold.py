@@ -66,7 +66,7 @@ def test_the_shape_of_a_static_tensor_is_a_constant(
     assert shape is not None
     assert shape.const_value is not None
     assert shape.const_value.numpy().tolist() == wanted
-    assert notes == ["folded 1 nodes that depend on no input"]
+    assert notes == ["folded 1 node that depend on no input"]
     assert_equal_outputs(model, after)
 
 
@@ -160,7 +160,7 @@ def test_bodies_are_left_alone(
     )
     after, notes = folded(model, fold_constants)
     assert op_types(after) == ["If", "If", "Loop"]
-    assert notes == ["folded 1 nodes that depend on no input"]
+    assert notes == ["folded 1 node that depend on no input"]
     for branch in (True, False):
         assert_equal_outputs(model, after, feed={"c": np.array(branch)})
 

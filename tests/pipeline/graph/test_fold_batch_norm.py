@@ -55,7 +55,7 @@ def test_a_normalization_goes_into_the_convolution(
     )
     after, notes = folded(model, fold_batch_norm)
     assert op_types(after) == [conv.partition("(")[0].partition("<")[0], "Relu"]
-    assert notes == ["folded 1 BatchNormalization nodes into the convolutions before them"]
+    assert notes == ["folded 1 BatchNormalization node into the convolutions before them"]
     assert_equal_outputs(model, after)
 
 
@@ -231,7 +231,7 @@ def test_a_constant_per_channel_goes_into_the_bias(
     )
     after, notes = folded(model, fold_bias)
     assert op_types(after) == ["Conv", "Relu"]
-    assert notes == ["folded 1 bias additions into the convolutions before them"]
+    assert notes == ["folded 1 bias addition into the convolutions before them"]
     assert_equal_outputs(model, after)
 
 

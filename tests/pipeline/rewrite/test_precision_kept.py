@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from trtq.kept import KeptFp32
 from trtq.pipeline.graph.load import Graph
-from trtq.pipeline.rewrite.precision import to_fp16
+from trtq.pipeline.rewrite.precision import to_bf16, to_fp16
 
 F32, F16 = ir.DataType.FLOAT, ir.DataType.FLOAT16
 Near = Callable[..., None]
@@ -133,6 +133,13 @@ def test_tensors_that_were_seen_to_be_too_large_stay_fp32(
         (np.array(0.0), None),
         (np.array(-np.inf), None),
         (np.array([1e-12, 1, 1] * 4).reshape(4, 1, 3), None),  # one small weight among many
+        (np.full((4, 1, 3), 1e-12), "constant 'k' has 1e-12 at most, too small for FP16"),
+        (
+            np.array([-3e-8, 2e-8, 1e-8] * 4).reshape(4, 1, 3),
+            "constant 'k' has 3e-08 at most, too small for FP16",
+        ),
+        (np.full((4, 1, 3), 1e-4), None),
+        (np.full((4, 1, 3), 0.0), None),
     ],
 )
 def test_constants_that_fp16_cannot_hold_keep_their_node(
@@ -145,6 +152,73 @@ def test_constants_that_fp16_cannot_hold_keep_their_node(
     result, reasons = cast(model)
     assert reasons == ({} if reason is None else {"max": reason})
     assert types_of(result) == {"max": F16 if reason is None else F32, "out": F16}
+
+
+def test_a_divisor_is_not_zero(
+    model_of: Callable[..., ir.Model], outputs_of: Callable[..., list[NDArray[Any]]]
+) -> None:
+    small = np.array([1, 1e-9] * 8, np.float32)
+    text = "g (float[N,16] x) => (float[N,16] y) { [op] y = {} (x, k) }"
+    result, reasons = cast(model_of(text.replace("{}", "Div"), k=small))
+    assert reasons == {"op": "constant 'k' has 1e-09, too small for FP16"}
+    found = outputs_of(result, feed={"x": np.full((1, 16), 1e-9, np.float32)})[0]
+    np.testing.assert_allclose(found[0, 1], 1, rtol=1e-3)
+    assert cast(model_of(text.replace("{}", "Mul"), k=small))[1] == {}
+
+
+def test_large_constants_are_looked_at_in_pieces(model_of: Callable[..., ir.Model]) -> None:
+    text = "g (float[N,2048] x) => (float[N,1024] y) { [mm] y = MatMul (x, w) }"
+    weight = np.full((2048, 1024), 1e-9, np.float32)
+    assert cast(model_of(text, w=weight))[1] == {"mm": "constant 'w' has 1e-09 at most, too small for FP16"}
+    weight[:4] = 1e-3  # beside which all others are nothing
+    assert cast(model_of(text, w=weight))[1] == {}
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        (-3.4e38, "has 3.4e+38, FP16 ends at 65504"),
+        (1e-12, "has 1e-12, too small for FP16"),
+        (-np.inf, None),
+        (-6e4, None),
+    ],
+)
+def test_what_a_tensor_is_filled_with_is_a_constant(
+    model_of: Callable[..., ir.Model], assert_near: Near, value: float, reason: str | None
+) -> None:
+    model = model_of("""g (float[N,N] x) => (float[N,N] y) {
+        s = Shape(x)
+        [fill] f = ConstantOfShape<value = float[1] {1.0}>(s)
+        [upper] u = Trilu(f)
+        [max] m = Max(x, u)
+        [out] y = Sigmoid(m)
+    }""")
+    filled = next(node for node in model.graph if node.name == "fill")
+    filled.attributes["value"] = ir.AttrTensor("value", ir.tensor(np.array([value], np.float32)))
+    result, reasons = cast(model)
+    names = [("fill", "f"), ("upper", "f"), ("max", "u")]
+    wanted = {} if reason is None else {node: f"constant {name!r} {reason}" for node, name in names}
+    assert reasons == wanted
+    assert types_of(result)["out"] is F16
+    assert_near(model, result)
+
+
+def test_bf16_holds_what_a_tensor_is_filled_with_clipped(model_of: Callable[..., ir.Model]) -> None:
+    model = model_of(
+        """g (float[N,N] x) => (float[N,N] y) {
+        s = Shape(x)
+        f = ConstantOfShape<value = float[1] {-3.4e38}>(s)
+        y = Add(x, f)
+    }""",
+        opset=20,
+    )
+    result, kept = to_bf16(model)
+    assert kept == ()
+    (filled,) = [node for node in result.graph if node.op_type == "ConstantOfShape"]
+    value = filled.attributes.get_tensor("value")
+    assert value is not None
+    assert value.dtype is ir.DataType.BFLOAT16
+    assert float(value.numpy()[0]) == pytest.approx(-3.3895314e38, rel=1e-6)
 
 
 def test_an_epsilon_is_not_lost(

@@ -10,9 +10,9 @@ import onnx_ir as ir
 import pytest
 
 from trtq.errors import ModelError
+from trtq.pipeline.graph.foreign_operators import standardize_codes
 from trtq.pipeline.graph.lint import lint, refuse
 from trtq.pipeline.graph.lint.finding import Finding
-from trtq.pipeline.graph.operands import standardize_operators
 
 ModelOf = Callable[..., ir.Model]
 PAIR = "q = QuantizeLinear (x, s, z) d = DequantizeLinear (q, s, z)"
@@ -188,7 +188,7 @@ def test_onnx_runtimes_own_domain_is_the_standard_one(model_of: ModelOf) -> None
     )
     for node in model.graph:
         node.domain = "com.microsoft" if "Linear" in node.op_type else ""
-    standardize_operators(model)
+    standardize_codes(model)
     assert {node.domain for node in model.graph} == {""}
 
 

@@ -154,7 +154,8 @@ def test_a_weight_on_the_wrong_axis_is_quantized_again_along_the_right_one(
     model = model_of(text, **symmetric(), **weight(axis=0))
     (change,) = (repaired := repair(model)).changes
     assert (change.rule, change.node, change.is_exact) == ("weight-axis", "mm", False)
-    assert "along axis 1, rounded anew by at most 0." in change.what
+    assert change.what == "its weight quantized along axis 1, rounded anew"
+    assert change.detail.startswith(" by at most 0.")
     assert find_quantized_layers(repaired.model)[0].weight_axis == 1
     assert_equal_outputs(model, repaired.model, atol=0.2, rtol=0)
 
@@ -294,9 +295,21 @@ def test_moving_a_zero_point_changes_no_value(values: list[int], zero: int, scal
     assert (moved.astype(np.int64) - points.astype(np.int64) == wanted).all()
 
 
-def test_the_summary_counts_by_rule() -> None:
-    changes = (Change("a", "n1", "x"), Change("a", "n2", "x"), Change("b", "n3", "y", is_exact=False))
+def test_the_summary_counts_what_is_the_same() -> None:
+    changes = (
+        Change("a", "n1", "x"),
+        Change("a", "n2", "x"),
+        Change("a", "n3", "z"),
+        Change("b", "n4", "y", False, " of 1"),
+        Change("b", "n5", "w", False, " of 2"),
+        Change("b", "n6", "w", False, " of 3"),
+        Change("b", "n7", "v", False, " of 4"),
+        Change("b", "n8", "v", False, " of 4"),
+    )
     assert list(summarize_changes(changes)) == [
         ("repaired (a): 2 nodes such as 'n1' now have x", True),
-        ("quantized again (b): node 'n3' now has y", False),
+        ("repaired (a): node 'n3' now has z", True),
+        ("quantized again (b): node 'n4' now has y of 1", False),
+        ("quantized again (b): 2 nodes such as 'n5' now have w", False),
+        ("quantized again (b): 2 nodes such as 'n7' now have v of 4", False),
     ]

@@ -127,6 +127,8 @@ def test_a_convolution_of_one_input_channel_a_group_is_depthwise(graph_of: Calla
         ("net (float[N, 6] x) => (float[N, 4] y) { [layer] y = Gemm (x, w, b) }", 1),
         ("net (float[N, 6] x) => (float[N, 4] y) { [layer] y = Gemm (x, w) }", 1),
         ("net (float[N, 6] x) => (float[N, 4] y) { [layer] y = Gemm <beta = 0.5> (x, w, b) }", 2),
+        ("net (float[N, 6] x) => (float[N, 4] y) { [layer] y = Gemm <beta = 0.5> (x, w) }", 2),
+        ("net (float[N, 6] x) => (float[N, 4] y) { [layer] y = Gemm <beta = 0.0> (x, w) }", 2),
         ("net (float[N, 6] x) => (float[N, 4] y) { [layer] y = MatMul (x, w) }", 2),
         ("net (float[N, 6] x) => (float[N, 4] y) { [layer] a = MatMul (x, w) [s] y = Add (b, a) }", 2),
         ("net (float[N, 6] x) => (float[N, 4] y) { [layer] a = MatMul (x, w) [s] y = Sub (a, b) }", 3),

@@ -161,6 +161,21 @@ def test_nothing_in_the_activation_changes_an_nf4_weight(model_of: ModelOf, outp
         np.testing.assert_array_equal(outputs_of(result, feed={"x": odd})[0][1], wanted)
 
 
+@pytest.mark.parametrize("runtime", ["tensorrt", "onnxruntime"])
+@pytest.mark.parametrize("scheme", SCHEMES, ids=str)
+def test_an_empty_activation_gives_an_empty_product(
+    model_of: ModelOf, outputs_of: OutputsOf, scheme: WeightScheme, runtime: Runtime
+) -> None:
+    """The first step of a model that decodes has a past of length 0."""
+    weight = np.random.default_rng(0).standard_normal((64, 64)).astype(np.float32)
+    text = "g (float[1,P,64] x) => (float[1,P,64] y) { y = MatMul (x, w) }"
+    model = model_of(text, opset=21, ir_version=10, w=weight)
+    chosen = chosen_of(model, scheme)
+    result = quantize_weights(model, model, chosen, method=scheme.method, runtime=runtime)
+    (empty,) = outputs_of(result, feed={"x": np.zeros((1, 0, 64), np.float32)})
+    assert empty.shape == (1, 0, 64)
+
+
 def test_a_weight_of_two_precisions_is_held_in_both(model_of: ModelOf, outputs_of: OutputsOf) -> None:
     weight = np.random.default_rng(0).standard_normal((64, 64)).astype(np.float32)
     text = (
