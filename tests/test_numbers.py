@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trtq.numbers import format_bytes, format_count, format_seconds, format_shape
+from trtq.numbers import format_bytes, format_count, format_seconds, format_shape, shorten
 
 
 @pytest.mark.parametrize(
@@ -63,3 +63,9 @@ def test_a_shape(shape: tuple[int, ...], text: str) -> None:
 
 def test_counts_are_singular_and_plural() -> None:
     assert [format_count(count, "node") for count in (0, 1, 2)] == ["0 nodes", "1 node", "2 nodes"]
+
+
+def test_what_was_given_is_shortened_for_a_message() -> None:
+    assert shorten("1" * 20) == "1" * 20
+    assert shorten("1" * 21) == "1" * 20 + "..."
+    assert shorten("abcdef", 3) == "abc..."

@@ -293,4 +293,6 @@ def warn_of_dead(ranges: Ranges, watcher: Watcher) -> None:
     """Warns of tensors that were zero in every sample."""
     if dead := [name for name, item in ranges.tensors.items() if item.is_dead]:
         shown = ", ".join(dead[:3]) + (" ..." if len(dead) > 3 else "")
-        watcher.warn(f"zero in every sample, so with amax 1.0: {format_count(len(dead), 'tensor')}, {shown}")
+        was, get = ("was", "gets") if len(dead) == 1 else ("were", "get")
+        count = format_count(len(dead), "tensor")
+        watcher.warn(f"{count} {was} zero in every sample and {get} amax 1.0: {shown}")

@@ -17,7 +17,7 @@ from trtq.models.preprocess import Preprocess, describe, find_reach
 from trtq.pipeline.graph.load import load
 from trtq.pipeline.graph.pictures import find_contradiction
 
-_HEAD = '<ir_version: 9, opset_import: ["" : 19]> m (float[N,3,8,8] x) => (float[N,4] y) {'
+_HEAD = '<ir_version: 9, opset_import: ["" : 19]> m (float[N,3,8,8] x) => (float[N,64] y) {'
 _TAIL = "h = GlobalAveragePool(c) f = Flatten(h) y = MatMul(f, v) }"
 _QUICK = ("--repair", "none", "--calib-method", "minmax")
 
@@ -26,7 +26,7 @@ def save_model(path: Path, opening: str = "", conv: str = "x") -> Path:
     """Writes a model that begins with these nodes; `conv` is what its convolution reads."""
     text = f"{_HEAD} {opening} c = Conv({conv}, w) {_TAIL}"
     rng, model = np.random.default_rng(0), onnx.parser.parse_model(text)
-    for name, shape in (("w", (4, 3, 3, 3)), ("v", (4, 4))):
+    for name, shape in (("w", (64, 3, 3, 3)), ("v", (64, 64))):
         weight = rng.standard_normal(shape).astype(np.float32)
         model.graph.initializer.append(onnx.numpy_helper.from_array(weight, name))
     onnx.save(model, path)

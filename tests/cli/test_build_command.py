@@ -117,12 +117,12 @@ def test_build_names_what_is_kept_and_what_the_builder_said_when_verbose(
 ) -> None:
     arguments = ("build", model, "--skip", "head", "--keep-fp32", "ReduceMean", *QUICK, "-o", tmp_path / "o")
     shown = plain(trtq(*arguments, "-v").stdout).splitlines()
-    assert "not quantized: 1 nodes" in shown
-    assert shown[shown.index("not quantized: 1 nodes") + 1] == "head/Gemm: skipped by 'head'"
-    assert "kept FP32: 1 nodes" in shown
+    assert "not quantized: 1 node" in shown
+    assert shown[shown.index("not quantized: 1 node") + 1] == "head/Gemm: skipped by 'head'"
+    assert "kept FP32: 1 node" in shown
     assert any(line.startswith("WARNING: ") for line in shown)
     brief = plain(trtq(*arguments).stdout).splitlines()
-    assert "not quantized: 1 nodes (-v names them)" in brief
+    assert "not quantized: 1 node (-v names them)" in brief
     assert not any(line.startswith("WARNING: ") for line in brief)
 
 

@@ -44,7 +44,7 @@ def test_what_was_written_and_how_near_it_is_are_told(
     assert result.exit_code == 0, result.output
     first, second, third = result.stdout.splitlines()
     assert first.startswith("written to net.onnx  ")
-    assert first.endswith(" bytes  1 nodes")
+    assert first.endswith(" bytes  1 node")
     assert second == "settings in net.toml"
     assert third.startswith("PyTorch and ONNX differ by at most ")
     quiet = CliRunner().invoke(main, [*arguments, "-q"])

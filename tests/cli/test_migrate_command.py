@@ -145,7 +145,7 @@ def test_a_script_is_checked_for_what_tensorrt_11_removed(tmp_path: Path) -> Non
     assert re.search(r"old\.py:3:\d+: BuilderFlag.INT8, removed in 11\.0$", lines[0])
     assert lines[1] == "    config.set_flag(trt.BuilderFlag.INT8)"
     assert any(line.endswith("IInt8EntropyCalibrator2, removed in 11.0 (guarded)") for line in lines)
-    assert "1 uses of what TensorRT 11 no longer has in" in result.stderr
+    assert "1 use of what TensorRT 11 no longer has in" in result.stderr
     found = json.loads(whole("--check", tmp_path / "old.py", "--json").stdout)
     assert {item["name"] for item in found} >= {"BuilderFlag.INT8"}
 

@@ -47,7 +47,7 @@ def test_it_shows_what_was_measured(folder: Path, tmp_path: Path) -> None:
 def test_a_folder_keeps_what_its_manifest_knows(folder: Path) -> None:
     result = trtq("report", folder, "-o", folder / "report.html")
     assert result.exit_code == 2
-    assert "whose manifest knows every file; choose another with --output" in result.stderr
+    assert "model.trtq, which is read by this command; choose another file with --output" in result.stderr
 
 
 def test_what_is_no_build_is_told(tmp_path: Path) -> None:

@@ -51,7 +51,8 @@ def test_calibrate_writes_the_ranges_of_the_build(
         "repairs: ...; # -> # dB SQNR on 64 calibration samples held back\n"
         f"written to {tmp_path / 'ranges.json'}\n"
     )
-    assert result.stderr == "note: raised the opset from 18 to 19\n"
+    settings = f"note: settings are read from {model.parent / 'model.toml'}\n"
+    assert result.stderr == f"{settings}note: raised the opset from 18 to 19\n"
     assert read_ranges(tmp_path / "ranges.json") == read_ranges(built / "ranges.json")
 
 
@@ -124,7 +125,7 @@ def test_compare_prints_accuracy_and_distance(model: Path, built: Path, plain: C
         "model.int8.onnx model.onnx logits # # # # #\n"
         "on 600 samples of DIR/evaluation.npz\n"
     )
-    assert result.stderr == ""
+    assert result.stderr == f"note: settings are read from {model.parent / 'model.toml'}\n"
 
 
 def test_compare_without_labels_takes_any_data(model: Path, folder: Path, tmp_path: Path) -> None:

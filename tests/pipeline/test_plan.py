@@ -59,8 +59,8 @@ def test_the_textbook_table() -> None:
     [
         (10**12, "fp16", "it fits"),
         (12 * 10**9, "int8", "FP16 does not fit"),
-        (10**9, None, "nothing fits: even int4 needs 5.71 GB"),
-        (4 * 10**8, None, "nothing fits: CUDA and scratch memory alone take 0.40 GB, without any model"),
+        (10**9, None, "nothing fits: even int4 needs 5.7 GB"),
+        (4 * 10**8, None, "nothing fits: CUDA and scratch memory alone take 400.0 MB, without any model"),
     ],
 )
 def test_the_first_that_fits_is_recommended(memory: int, recommended: str | None, reason: str) -> None:
@@ -167,7 +167,7 @@ def test_more_parameters_than_any_model_has_are_refused(text: str) -> None:
 
 def test_the_notes_name_the_reserve_and_the_commands(block: Path) -> None:
     notes = plan_model(block, sizes=Sizes(2, 8)).notes
-    assert any("which is a part of the 400 MB for CUDA and scratch memory" in note for note in notes)
+    assert any("which is a part of the 400.0 MB for CUDA and scratch memory" in note for note in notes)
     assert any("trtq build makes them with --fp16 and --weights int8, fp8" in note for note in notes)
 
 

@@ -134,7 +134,8 @@ def diff(first: Path, second: Path, as_json: bool) -> None:
     console = open_console()
     console.print(f"first:  {format_count(len(ours.scales), 'tensor')} by {ours.origin}")
     console.print(f"second: {format_count(len(theirs.scales), 'tensor')} by {theirs.origin}")
-    console.print(f"different in {format_count(found.count, 'tensor')}" if found.count else "equal")
+    verb = "differs" if found.count == 1 else "differ"
+    console.print(f"{format_count(found.count, 'tensor')} {verb}" if found.count else "equal")
     if not found.count:
         return
     rows = create_table("tensor", "first", "second", "second / first", numbers=3)

@@ -216,7 +216,7 @@ def test_tensors_that_are_always_zero_are_told(graph: Graph, tmp_path: Path) -> 
     ranges = estimate(seen, MinMax())
     assert watcher.warnings == []
     warn_of_dead(ranges, watcher)
-    assert watcher.warnings == ["1 tensors were zero in every sample and get amax 1.0: r"]
+    assert watcher.warnings == ["1 tensor was zero in every sample and gets amax 1.0: r"]
     assert ranges.amax("r") == 1.0
 
 
