@@ -16,7 +16,8 @@ from trtq.calibrators.cache import SMALLEST_SCALE, CalibrationCache
 from trtq.calibrators.ranges import FP16_LIMIT, QMAX, Range, Ranges
 from trtq.errors import ArtifactError
 from trtq.pipeline.graph.edit import map_values
-from trtq.pipeline.graph.load import Graph, read_proto
+from trtq.pipeline.graph.load import Graph
+from trtq.pipeline.graph.onnx_file import read_proto
 from trtq.pipeline.graph.placement import DEFAULT_OP_TYPES, Placement, place
 
 _LARGEST_SCALE = float(np.finfo(np.float32).max) / QMAX

@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
-import math
-import re
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-import onnx
 import onnx_ir as ir
-from google.protobuf.message import DecodeError
 from onnx_ir.passes import common as passes
 
-from trtq.errors import ModelError, TrtqError, quote
-from trtq.files import is_file, refuse_damage
+from trtq.errors import ModelError
+from trtq.files import refuse_damage
 from trtq.kept import KeptNode
-from trtq.models.modules import name_after_modules
 from trtq.models.session import count_weight_bytes
 from trtq.models.signature import TensorSpec, outputs_of, read_inputs
 from trtq.numbers import format_count
@@ -27,21 +21,14 @@ from trtq.pipeline.graph.edit import widen
 from trtq.pipeline.graph.einsum import turn_einsum_into_matmul
 from trtq.pipeline.graph.fold import drop_identities, fold_batch_norm, fold_bias, fold_constants
 from trtq.pipeline.graph.foreign_operators import find_least_opset, refuse_foreign_operators, standardize
+from trtq.pipeline.graph.onnx_file import check, digest, list_external, parse, read_content, read_model
 from trtq.pipeline.graph.opset import FIRST_RUN, convert_opset, infer_shapes, read_opset
 from trtq.pipeline.graph.placement import holds_weights
 from trtq.pipeline.graph.quantized import is_quantized
-from trtq.pipeline.graph.tidy import (
-    check_tensor,
-    copy_for_checker,
-    has_group_norm,
-    has_shapeless_outputs,
-    list_tensors,
-    tidy,
-)
 from trtq.workers import start_in_background
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterator
 
 _MAX_IR_VERSION = 11
 _MAX_OPSET = 25
@@ -51,7 +38,6 @@ _GROUP_NORM_OPSET = 21
 _MOST_IN_MEMORY = 1 << 28
 """Bytes of weights in other files that are read at once; of larger models one weight is read at a time."""
 _SMALL = 1 << 16
-_SIZE = re.compile("[0-9]{1,19}")
 _FOLDS = (turn_einsum_into_matmul, fold_bias, fold_batch_norm, fold_bias)
 _ANONYMOUS = frozenset({"?", "*", "-1", "None", "none", "unk", "dynamic"})
 
@@ -105,13 +91,12 @@ def load(path: Path, *, min_opset: int) -> Graph:
         ModelError: The file is missing, empty, no ONNX, incomplete or invalid, or has inputs or outputs that
             no engine can have.
     """
-    content = _content(path)
-    proto = _parsed(content, path)
-    files = [
-        path.parent / name for name in sorted({str(where.get("location")) for _, where in _externals(proto)})
-    ]
-    sha256 = start_in_background(partial(_digest, content, files))  # which lets go of the GIL
-    model = _checked(proto, content, path)
+    content = read_content(path)
+    proto = parse(content, path)
+    files = sorted({str(where.get("location")) for _, where in list_external(proto)})
+    paths = [path.parent / name for name in files]
+    sha256 = start_in_background(partial(digest, content, paths))  # which lets go of the GIL
+    model = check(proto, content, path)
     notes = list(_normalize(model))
     del content, proto
     refuse_foreign_operators(model)
@@ -206,16 +191,6 @@ def load_as_it_is(path: Path) -> ir.Model:
     return standardize(model)
 
 
-def read_model(path: Path) -> ir.Model:
-    """Returns the model of an ONNX file, checked and else as it is; weights in other files stay there.
-
-    Raises:
-        ModelError: The file is missing, empty, no ONNX, incomplete or invalid.
-    """
-    content = _content(path)
-    return _checked(_parsed(content, path), content, path)
-
-
 def read_runnable(path: Path) -> tuple[ir.Model, bool]:
     """Returns the model of a file as ONNX Runtime takes it, and whether that is another than the file's.
 
@@ -232,108 +207,6 @@ def read_runnable(path: Path) -> tuple[ir.Model, bool]:
     if find_least_opset(model) > 1:
         model, is_changed = standardize(model), True
     return model, is_changed
-
-
-def read_proto(path: Path) -> onnx.ModelProto:
-    """Returns the protobuf of an ONNX file, without its external data.
-
-    Raises:
-        ModelError: There is no such file, or it is no ONNX model with a graph.
-    """
-    return _parsed(_content(path), path)
-
-
-def _content(path: Path) -> bytes:
-    try:
-        if path.is_dir():
-            raise ModelError(f"{path} is a folder; name the .onnx file in it")
-        if path.exists() and not path.is_file():
-            raise ModelError(f"{path} is a device, a pipe or a socket, not a file; name an .onnx file")
-        content = path.read_bytes()
-    except (OSError, ValueError) as error:
-        raise ModelError(f"cannot read the model {path}: {quote(error)}") from error
-    if not content:
-        raise ModelError(f"{path} is empty; export the model again")
-    return content
-
-
-def _parsed(content: bytes, path: Path) -> onnx.ModelProto:
-    proto = onnx.ModelProto()
-    try:
-        proto.ParseFromString(content)
-    except DecodeError as error:
-        raise ModelError(f"{path} is not an ONNX model, or is cut short: {error}") from error
-    if not proto.graph.node and not proto.graph.output:
-        raise ModelError(f"{path} is not an ONNX model: it holds no graph")
-    if not proto.graph.output:
-        raise ModelError(f"{path}: the graph has no outputs, so there is nothing to build")
-    return proto
-
-
-def _digest(content: bytes, files: Sequence[Path]) -> str:
-    """Returns the SHA-256 of a model's file and of those of its external data, as hex."""
-    sha = hashlib.sha256(content)
-    for path in files:
-        with path.open("rb") as stream:
-            while block := stream.read(1 << 22):
-                sha.update(block)
-    return sha.hexdigest()
-
-
-def _checked(proto: onnx.ModelProto, content: bytes, path: Path) -> ir.Model:
-    """Returns the model of a file, after the checks of ONNX."""
-    external = _externals(proto)
-    for tensor in list_tensors(proto):
-        check_tensor(tensor, path)
-    for tensor, where in external:
-        _check_external(tensor, where, path)
-    try:
-        if tidy(proto, path) or has_shapeless_outputs(proto) or has_group_norm(proto):
-            onnx.checker.check_model(copy_for_checker(proto))
-        else:
-            onnx.checker.check_model(str(path) if external else content)
-        model = ir.from_proto(proto)
-    except TrtqError:
-        raise
-    except Exception as error:  # of the checker and of the reader, which have no list of them
-        raise ModelError(f"{path} is not a valid ONNX model: {quote(error.__cause__ or error)}") from error
-    ir.external_data.set_base_dir(model.graph, path.parent)
-    name_after_modules(model.graph)
-    return model
-
-
-def _check_external(tensor: onnx.TensorProto, where: Mapping[str, str], path: Path) -> None:
-    location = where.get("location", "")
-    data = path.parent / location
-    if PurePath(location).is_absolute() or ".." in PurePath(location).parts:
-        raise ModelError(
-            f"{path}: the weights of {tensor.name!r} lie in {location!r}, outside of the model's folder; "
-            f"save the model again, with its weights beside it"
-        )
-    if not is_file(data):
-        raise ModelError(
-            f"{path}: the weights of {tensor.name!r} lie in {location!r}, which is not beside the model; "
-            f"copy that file to {path.parent}"
-        )
-    whole = math.ceil(math.prod(tensor.dims) * ir.DataType(tensor.data_type).itemsize)
-    offset, length = where.get("offset", "0"), where.get("length", str(whole))
-    if not (_SIZE.fullmatch(offset) and _SIZE.fullmatch(length)):
-        raise ModelError(
-            f"{path}: the weights of {tensor.name!r} lie in {location!r} at byte {offset!r} with length "
-            f"{length!r}, which are no numbers; export the model again"
-        )
-    end = int(offset) + int(length)
-    if data.stat().st_size < end:
-        raise ModelError(
-            f"{path}: external data {location!r} has {data.stat().st_size} bytes, "
-            f"the weights of {tensor.name!r} end at byte {end}; copy the whole file"
-        )
-
-
-def _externals(proto: onnx.ModelProto) -> list[tuple[onnx.TensorProto, dict[str, str]]]:
-    """Returns the tensors that lie in other files, and what is said of where."""
-    tensors = (item for item in list_tensors(proto) if item.data_location == onnx.TensorProto.EXTERNAL)
-    return [(tensor, {entry.key: entry.value for entry in tensor.external_data}) for tensor in tensors]
 
 
 def _normalize(model: ir.Model) -> Iterator[str]:

@@ -18,7 +18,8 @@ from trtq.calibrators.sources import make_random_batches
 from trtq.errors import ModelError
 from trtq.models.session import Session, count_weight_bytes, open_session, run
 from trtq.pipeline.graph.fold import RANDOM
-from trtq.pipeline.graph.load import Graph, load, read_model, read_runnable
+from trtq.pipeline.graph.load import Graph, load, read_runnable
+from trtq.pipeline.graph.onnx_file import read_model
 from trtq.pipeline.graph.opset import FIRST_RUN, infer_shapes, read_opset
 from trtq.pipeline.graph.quantized import is_quantized
 from trtq.pipeline.judge.widen import has_bf16, without_bf16
@@ -76,7 +77,7 @@ def check_against_file(
         return
     origin = "random numbers" if batches is None else batches.origin
     ours = _run(open_session(graph.model, optimize=False), feed)
-    lowest = _LOWEST_QUANTIZED_DB if is_quantized(graph.model) else None
+    lowest = _choose_lowest(graph)
     differing = [name for name in theirs if _is_other(theirs[name], ours.get(name), lowest)]
     if not differing:
         return
@@ -94,6 +95,15 @@ def check_against_file(
         f"export the model with opset {graph.opset} or newer, without what trtq rewrites: "
         f"{'; '.join(graph.notes)}"
     )
+
+
+def _choose_lowest(graph: Graph) -> float | None:
+    """Returns the least ratio in dB where the dtypes of the outputs do not tell it."""
+    if is_quantized(graph.model):
+        return _LOWEST_QUANTIZED_DB
+    file = read_model(graph.path)
+    takes_bf16 = any(value.dtype is ir.DataType.BFLOAT16 for value in file.graph.inputs)
+    return _LOWEST_HALF_DB if takes_bf16 or has_bf16(file) else None
 
 
 def _tell(graph: Graph, watcher: Watcher, reason: str) -> None:

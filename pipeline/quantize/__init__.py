@@ -9,7 +9,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from trtq.calibrators.ranges import Ranges
-from trtq.errors import ArtifactError, ModelError, UsageError
+from trtq.errors import ArtifactError, UsageError
 from trtq.models.session import save
 from trtq.models.spec import ModelSpec
 from trtq.pipeline.calibrate import load_to_quantize
@@ -19,12 +19,10 @@ from trtq.pipeline.engine.target import Target
 from trtq.pipeline.graph.pictures import tell_of_pictures
 from trtq.pipeline.graph.placement import Placement
 from trtq.pipeline.judge.witness import check_against_file
-from trtq.pipeline.quantize.weights import find_runtime, place_weights
+from trtq.pipeline.quantize.weights import find_runtime, place_weights, refuse_nothing_stored
 from trtq.pipeline.rewrite.mixed import WeightEncoding, quantize_graph
 from trtq.progress import Silent, Watcher
 from trtq.temporary import open_temporary_folder
-
-_MOST_KEPT = 3
 
 
 def quantize(
@@ -67,15 +65,8 @@ def quantize(
             watcher.warn(f"the ranges were calibrated for another file than {graph.path}")
         placement = place_layers(graph, spec, target, watcher)
     if target.weights is not None:
-        others = placement.quantized
         placement = place_weights(graph, spec, target, placement, watcher)
-        if placement.quantized == others:
-            kept = "; ".join(f"{node.name}: {node.reason}" for node in placement.kept[:_MOST_KEPT])
-            raise ModelError(
-                f"{graph.path} has no weight that can be stored as {target.weights.format.upper()}"
-                + (f" ({kept})" if kept else "")
-                + "; leave --weights out, or --skip and --keep-fp32"
-            )
+        refuse_nothing_stored(graph, target, placement)
         encoding = WeightEncoding(target.weights.method, find_runtime(target.backend), batches)
     elif ranges is None:
         raise UsageError("there is nothing to quantize with: give ranges, or a weight format")

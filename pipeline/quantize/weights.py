@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import onnx_ir as ir
 
-from trtq.errors import UsageError
+from trtq.errors import ModelError, UsageError
 from trtq.models.spec import ModelSpec
 from trtq.pipeline.deliver.report import WeightsReport
 from trtq.pipeline.engine.backend import Backend
@@ -25,6 +25,8 @@ from trtq.progress import Watcher
 
 _BIG = 1 << 18
 """Elements of a MatMul's weight from which INT8 activations pay in a mixed build: 512 x 512."""
+_MOST_KEPT = 3
+"""That are named where nothing is stored."""
 _OLDEST = (8, 0)
 """The compute capability from which TensorRT-RTX builds where none is named."""
 
@@ -49,8 +51,6 @@ def place_weights(
     small = {node.name for node in placement.quantized if _is_small(graph.model, node)}
     taken = {node.weight[1] for node in placement.quantized if node.weight and node.name not in small}
     found = choose_weights(graph.model, target.weights, patterns, taken)
-    if not found.quantized:
-        watcher.warn("no weight can be stored in fewer bits; the report tells why")
     if smaller := describe_smaller_blocks(group_by_weight(graph.model, found), target.weights.block_size):
         watcher.warn(smaller)
     moved = {node.name for node in found.quantized}
@@ -62,6 +62,22 @@ def place_weights(
         placement,
         quantized=tuple(sorted(quantized, key=lambda node: order[node.name])),
         kept=tuple(node for node in kept.values() if node.name not in done),
+    )
+
+
+def refuse_nothing_stored(graph: Graph, target: Target, placement: Placement) -> None:
+    """Refuses a model of which no weight is stored in the format that was asked for.
+
+    Raises:
+        ModelError: So it is; some reasons are named.
+    """
+    if target.weights is None or placement.weights_alone:
+        return
+    kept = "; ".join(f"{node.name}: {node.reason}" for node in placement.kept[:_MOST_KEPT])
+    raise ModelError(
+        f"{graph.path} has no weight that can be stored as {target.weights.format.upper()}"
+        + (f" ({kept})" if kept else "")
+        + "; leave --weights out, or --skip and --keep-fp32"
     )
 
 

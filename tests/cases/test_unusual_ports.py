@@ -14,7 +14,7 @@ import trtq
 from trtq.errors import DataError
 from trtq.models.ports import has_foreign_ports, with_plain_ports
 from trtq.models.session import open_session
-from trtq.pipeline.graph.load import read_model
+from trtq.pipeline.graph.onnx_file import read_model
 
 _QUICK = trtq.QuantizationSpec(repair=("none",))
 _TARGET = trtq.Target(backend="onnxruntime")

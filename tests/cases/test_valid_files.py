@@ -17,7 +17,8 @@ from trtq.errors import ModelError
 from trtq.models.session import open_session, run
 from trtq.pipeline.build import build
 from trtq.pipeline.engine.target import Target
-from trtq.pipeline.graph.load import load, read_model
+from trtq.pipeline.graph.load import load
+from trtq.pipeline.graph.onnx_file import read_model
 from trtq.pipeline.judge.compare import compare_models
 
 _X = np.random.default_rng(1).standard_normal((2, 4)).astype(np.float32)

@@ -182,7 +182,7 @@ def test_a_quantized_model_is_refused(model: Path, tmp_path: Path) -> None:
     assert first.exit_code == 0
     result = trtq("build", tmp_path / "m.onnx", "--weights", "int4", "--backend", "onnxruntime", "-q")
     assert result.exit_code == 2
-    assert "is quantized already; --weights needs the float model" in result.stderr
+    assert "m.onnx has no weight that can be stored as INT4" in result.stderr
 
 
 def test_data_that_is_missing_is_told(tmp_path: Path) -> None:

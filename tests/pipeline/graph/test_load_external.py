@@ -12,7 +12,8 @@ import pytest
 from numpy.typing import NDArray
 
 from trtq.errors import ModelError
-from trtq.pipeline.graph.load import load, read_proto
+from trtq.pipeline.graph.load import load
+from trtq.pipeline.graph.onnx_file import read_proto
 
 
 def _random(*shape: int) -> NDArray[np.float32]:

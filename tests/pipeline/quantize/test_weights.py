@@ -13,7 +13,7 @@ import onnx_ir as ir
 import pytest
 from numpy.typing import NDArray
 
-from trtq.errors import UsageError
+from trtq.errors import ModelError, UsageError
 from trtq.models.session import open_session, run
 from trtq.models.spec import LayerSpec, ModelSpec
 from trtq.pipeline import formats
@@ -31,6 +31,7 @@ from trtq.pipeline.judge.widen import has_bf16, without_bf16
 from trtq.pipeline.quantize.weights import (
     describe_smaller_blocks,
     place_weights,
+    refuse_nothing_stored,
     refuse_weights,
     report_weights,
 )
@@ -162,10 +163,12 @@ def test_what_is_skipped_or_matches_nothing_is_told(graph: Graph) -> None:
     placement = place_weights(graph, spec, INT4, Placement(), log)
     assert not placement.quantized
     assert [node.reason for node in placement.kept] == ["skipped by '^big$'", "skipped by 'small'"]
-    assert log.warnings == [
-        "'smal$' matches no node or weight; the nearest names are small",
-        "no weight can be stored in fewer bits; the report tells why",
-    ]
+    assert log.warnings == ["'smal$' matches no node or weight; the nearest names are small"]
+    with pytest.raises(
+        ModelError,
+        match=r"has no weight that can be stored as INT4 \(big: skipped by '\^big\$'; small: .*\); leave",
+    ):
+        refuse_nothing_stored(graph, INT4, placement)
 
 
 def test_the_report_counts_scales_in_the_precision_of_the_graph(graph: Graph) -> None:

@@ -1,0 +1,147 @@
+"""An ONNX file, read and checked, and as it is otherwise."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path, PurePath
+
+import onnx
+import onnx_ir as ir
+from google.protobuf.message import DecodeError
+
+from trtq.errors import ModelError, TrtqError, quote
+from trtq.files import is_file
+from trtq.models.modules import name_after_modules
+from trtq.pipeline.graph.tidy import (
+    check_tensor,
+    copy_for_checker,
+    has_group_norm,
+    has_shapeless_outputs,
+    list_tensors,
+    tidy,
+)
+
+_SIZE = re.compile("[0-9]{1,19}")
+
+
+def read_model(path: Path) -> ir.Model:
+    """Returns the model of an ONNX file, checked and else as it is; weights in other files stay there.
+
+    Raises:
+        ModelError: The file is missing, empty, no ONNX, incomplete or invalid.
+    """
+    content = read_content(path)
+    return check(parse(content, path), content, path)
+
+
+def read_proto(path: Path) -> onnx.ModelProto:
+    """Returns the protobuf of an ONNX file, without its external data.
+
+    Raises:
+        ModelError: There is no such file, or it is no ONNX model with a graph.
+    """
+    return parse(read_content(path), path)
+
+
+def read_content(path: Path) -> bytes:
+    """Returns the bytes of a file that is not empty; ModelError says what is wrong with it."""
+    try:
+        if path.is_dir():
+            raise ModelError(f"{path} is a folder; name the .onnx file in it")
+        if path.exists() and not path.is_file():
+            raise ModelError(f"{path} is a device, a pipe or a socket, not a file; name an .onnx file")
+        content = path.read_bytes()
+    except (OSError, ValueError) as error:
+        raise ModelError(f"cannot read the model {path}: {quote(error)}") from error
+    if not content:
+        raise ModelError(f"{path} is empty; export the model again")
+    return content
+
+
+def parse(content: bytes, path: Path) -> onnx.ModelProto:
+    """Returns the protobuf in the bytes of a file; ModelError if it is none with a graph and outputs."""
+    proto = onnx.ModelProto()
+    try:
+        proto.ParseFromString(content)
+    except DecodeError as error:
+        raise ModelError(f"{path} is not an ONNX model, or is cut short: {error}") from error
+    if not proto.graph.node and not proto.graph.output:
+        raise ModelError(f"{path} is not an ONNX model: it holds no graph")
+    if not proto.graph.output:
+        raise ModelError(f"{path}: the graph has no outputs, so there is nothing to build")
+    return proto
+
+
+def digest(content: bytes, files: Sequence[Path]) -> str:
+    """Returns the SHA-256 of a model's file and of those of its external data, as hex."""
+    sha = hashlib.sha256(content)
+    for path in files:
+        with path.open("rb") as stream:
+            while block := stream.read(1 << 22):
+                sha.update(block)
+    return sha.hexdigest()
+
+
+def check(proto: onnx.ModelProto, content: bytes, path: Path) -> ir.Model:
+    """Returns the model of a file, after the checks of ONNX; ModelError if one fails.
+
+    Args:
+        proto: Of the file; some of it is tidied up.
+        content: The bytes of the file.
+        path: The file, for its external data.
+    """
+    external = list_external(proto)
+    for tensor in list_tensors(proto):
+        check_tensor(tensor, path)
+    for tensor, where in external:
+        _check_external(tensor, where, path)
+    try:
+        if tidy(proto, path) or has_shapeless_outputs(proto) or has_group_norm(proto):
+            onnx.checker.check_model(copy_for_checker(proto))
+        else:
+            onnx.checker.check_model(str(path) if external else content)
+        model = ir.from_proto(proto)
+    except TrtqError:
+        raise
+    except Exception as error:  # of the checker and of the reader, which have no list of them
+        raise ModelError(f"{path} is not a valid ONNX model: {quote(error.__cause__ or error)}") from error
+    ir.external_data.set_base_dir(model.graph, path.parent)
+    name_after_modules(model.graph)
+    return model
+
+
+def _check_external(tensor: onnx.TensorProto, where: Mapping[str, str], path: Path) -> None:
+    location = where.get("location", "")
+    data = path.parent / location
+    if PurePath(location).is_absolute() or ".." in PurePath(location).parts:
+        raise ModelError(
+            f"{path}: the weights of {tensor.name!r} lie in {location!r}, outside of the model's folder; "
+            f"save the model again, with its weights beside it"
+        )
+    if not is_file(data):
+        raise ModelError(
+            f"{path}: the weights of {tensor.name!r} lie in {location!r}, which is not beside the model; "
+            f"copy that file to {path.parent}"
+        )
+    whole = math.ceil(math.prod(tensor.dims) * ir.DataType(tensor.data_type).itemsize)
+    offset, length = where.get("offset", "0"), where.get("length", str(whole))
+    if not (_SIZE.fullmatch(offset) and _SIZE.fullmatch(length)):
+        raise ModelError(
+            f"{path}: the weights of {tensor.name!r} lie in {location!r} at byte {offset!r} with length "
+            f"{length!r}, which are no numbers; export the model again"
+        )
+    end = int(offset) + int(length)
+    if data.stat().st_size < end:
+        raise ModelError(
+            f"{path}: external data {location!r} has {data.stat().st_size} bytes, "
+            f"the weights of {tensor.name!r} end at byte {end}; copy the whole file"
+        )
+
+
+def list_external(proto: onnx.ModelProto) -> list[tuple[onnx.TensorProto, dict[str, str]]]:
+    """Returns the tensors that lie in other files, and what is said of where."""
+    tensors = (item for item in list_tensors(proto) if item.data_location == onnx.TensorProto.EXTERNAL)
+    return [(tensor, {entry.key: entry.value for entry in tensor.external_data}) for tensor in tensors]
