@@ -28,7 +28,7 @@ from trtq.pipeline.graph.pictures import tell_of_pictures
 from trtq.pipeline.graph.quantized import is_quantized
 from trtq.pipeline.graph.repair import repair_graph
 from trtq.pipeline.judge.evaluate import open_evaluation_data
-from trtq.pipeline.quantize.weights import refuse_nothing_stored, refuse_weights
+from trtq.pipeline.quantize.weights import refuse_weights
 from trtq.progress import Silent, Watcher
 
 _NO_DATA = "no data was given to quantize it; the model comes with Q/DQ in other layers"
@@ -107,7 +107,8 @@ def complete_job(job: Job, watcher: Watcher, *, random_data: bool) -> Job:
     elif job.target.requantize:
         raise UsageError(f"--requantize is for models with Q/DQ, and {job.graph.path} has none; leave it out")
     target, placement = job.target, place_job(job, watcher)
-    refuse_nothing_stored(job.graph, target, placement)
+    if target.weights is not None and not placement.weights_alone:
+        watcher.warn("no weight can be stored in fewer bits; the report tells why")
     if not (job.has_given or placement.layers) and target.precision == "int8" and target.weights is None:
         watcher.warn("no layer can be quantized; the report tells why")
     job = replace(job, graph=raise_opset(job.graph, placement.min_opset))

@@ -177,12 +177,19 @@ def test_quantize_takes_no_data_that_nothing_reads(model: Path) -> None:
     assert "--calib-data is for --weight-method gptq; nothing else here reads data" in result.stderr
 
 
-def test_a_quantized_model_is_refused(model: Path, tmp_path: Path) -> None:
+def test_a_model_whose_weights_are_all_quantized_is_refused(model: Path, tmp_path: Path) -> None:
     first = trtq("quantize", model, "--weights", "int8", "-o", tmp_path / "m.onnx", "-q")
     assert first.exit_code == 0
-    result = trtq("build", tmp_path / "m.onnx", "--weights", "int4", "--backend", "onnxruntime", "-q")
+    result = trtq("quantize", tmp_path / "m.onnx", "--weights", "int4", "-q")
     assert result.exit_code == 2
-    assert "m.onnx has no weight that can be stored as INT4" in result.stderr
+    assert (
+        "m.onnx has no weight that can be stored as INT4 (lm_head: its name is a sensitive one)"
+        in result.stderr
+    )
+    arguments = ("--weights", "int4", "--backend", "onnxruntime", "--opt-shapes", "ids:2x8")
+    built = trtq("build", tmp_path / "m.onnx", *arguments)
+    assert "no weight can be stored in fewer bits; the report tells why" in built.stderr
+    assert built.stdout.rstrip().splitlines()[-1].startswith("UNVERIFIED")
 
 
 def test_data_that_is_missing_is_told(tmp_path: Path) -> None:
