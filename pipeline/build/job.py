@@ -117,4 +117,7 @@ def place_job(job: Job, watcher: Watcher) -> Placement:
         placement = place_layers(graph, spec, target, watcher, job.kept, job.backend)
     if target.precision == "fp16":
         warn_of_unmatched(graph, spec.layers.keep_fp32, watcher)
-    return placement if target.weights is None else place_weights(graph, spec, target, placement, watcher)
+    if target.weights is None:
+        return placement
+    by_matrix = job.backend.takes_scales_by_matrix
+    return place_weights(graph, spec, target, placement, watcher, by_matrix=by_matrix)

@@ -15,7 +15,7 @@ from trtq.kept import KeptNode
 from trtq.models.tensors import FLOAT_TYPES
 from trtq.pipeline.formats import INT8, INT8_OF_7_BITS
 from trtq.pipeline.formats.encoding import Encoding, LayerScheme
-from trtq.pipeline.formats.granularity import Granularity, PerChannel, PerTensor, PerToken
+from trtq.pipeline.formats.granularity import Granularity, PerBlock, PerChannel, PerTensor, PerToken
 from trtq.pipeline.graph.given import explain_given, find_given, is_quantized_otherwise
 from trtq.pipeline.graph.operands import find_operand
 from trtq.pipeline.graph.worth import explain_float, explain_unequal_matrices
@@ -115,9 +115,9 @@ class Placement:
 
     @property
     def min_opset(self) -> int:
-        """The first opset that holds the scales of what gets Q/DQ: 21 where each matrix has its own."""
-        weights = (node.scheme.weight for node in self.quantized if node.activations)
-        is_split = any(weight and isinstance(weight.granularity, PerToken) for weight in weights)
+        """The first opset that holds the scales: 21 where those of a weight lie along several axes."""
+        weights = (node.scheme.weight for node in self.quantized)
+        is_split = any(weight and isinstance(weight.granularity, PerToken | PerBlock) for weight in weights)
         return 21 if is_split else 13
 
     def with_one_scale(self) -> Placement:

@@ -16,6 +16,7 @@ from trtq.pipeline.calibrate import load_to_quantize
 from trtq.pipeline.calibrate.data import find_shapes, open_calibration_data, place_layers
 from trtq.pipeline.engine.strategy import choose_rest
 from trtq.pipeline.engine.target import Target
+from trtq.pipeline.graph.load import raise_opset
 from trtq.pipeline.graph.pictures import tell_of_pictures
 from trtq.pipeline.graph.placement import Placement
 from trtq.pipeline.judge.witness import check_against_file
@@ -65,11 +66,13 @@ def quantize(
             watcher.warn(f"the ranges were calibrated for another file than {graph.path}")
         placement = place_layers(graph, spec, target, watcher)
     if target.weights is not None:
-        placement = place_weights(graph, spec, target, placement, watcher)
+        by_matrix = target.backend != "tensorrt"  # where nobody has measured it
+        placement = place_weights(graph, spec, target, placement, watcher, by_matrix=by_matrix)
         refuse_nothing_stored(graph, target, placement)
         encoding = WeightEncoding(target.weights.method, find_runtime(target.backend), batches)
     elif ranges is None:
         raise UsageError("there is nothing to quantize with: give ranges, or a weight format")
+    graph = raise_opset(graph, placement.min_opset)
     mixed = quantize_graph(
         graph, placement, ranges, rest=rest, keep_fp32=spec.layers.keep_fp32, weights=encoding
     )

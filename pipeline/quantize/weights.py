@@ -32,7 +32,13 @@ _OLDEST = (8, 0)
 
 
 def place_weights(
-    graph: Graph, spec: ModelSpec, target: Target, placement: Placement, watcher: Watcher
+    graph: Graph,
+    spec: ModelSpec,
+    target: Target,
+    placement: Placement,
+    watcher: Watcher,
+    *,
+    by_matrix: bool = True,
 ) -> Placement:
     """Returns the placement with weights that are stored in fewer bits beside Q/DQ.
 
@@ -41,7 +47,7 @@ def place_weights(
     weight cannot be stored in fewer bits stays with Q/DQ too.
 
     The placement is empty without INT8. The watcher is told of patterns that match nothing, and of weights
-    with smaller blocks.
+    with smaller blocks. For `by_matrix` see `choose_weights`.
     """
     assert target.weights is not None
     patterns = (*spec.layers.skip, *spec.layers.keep_fp32)
@@ -50,8 +56,9 @@ def place_weights(
         watcher.warn(f"{pattern!r} matches no node or weight{near}")
     small = {node.name for node in placement.quantized if _is_small(graph.model, node)}
     taken = {node.weight[1] for node in placement.quantized if node.weight and node.name not in small}
-    found = choose_weights(graph.model, target.weights, patterns, taken)
-    if smaller := describe_smaller_blocks(group_by_weight(graph.model, found), target.weights.block_size):
+    found = choose_weights(graph.model, target.weights, patterns, taken, by_matrix=by_matrix)
+    blocks = group_by_weight(graph.model, found) if target.weights.number_format.block_sizes else ()
+    if smaller := describe_smaller_blocks(blocks, target.weights.block_size):
         watcher.warn(smaller)
     moved = {node.name for node in found.quantized}
     quantized = (*(node for node in placement.quantized if node.name not in small & moved), *found.quantized)

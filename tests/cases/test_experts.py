@@ -11,6 +11,7 @@ import pytest
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
+from trtq.models.session import open_session
 from trtq.models.spec import CalibrationSpec, LayerSpec, ModelSpec, QuantizationSpec
 from trtq.pipeline.build import build
 from trtq.pipeline.deliver.html.layers import weight_sqnr_db
@@ -21,6 +22,7 @@ from trtq.pipeline.formats.granularity import PerChannel, PerToken
 from trtq.pipeline.formats.scheme import WeightScheme
 from trtq.pipeline.graph.load import Graph, load
 from trtq.pipeline.graph.placement import place
+from trtq.pipeline.quantize import quantize
 from trtq.pipeline.rewrite.qparams import choose_weight_qparams, choose_weight_qparams_mse
 from trtq.pipeline.rewrite.weights.choose import choose_weights
 
@@ -40,13 +42,29 @@ def _load(path: Path, sizes: tuple[float, ...]) -> Graph:
 @pytest.mark.parametrize("sizes", [(1, 0.1, 0.01, 0.001), (1, 1, 1, 1e-6)])
 def test_unequal_experts_stay_float(tmp_path: Path, sizes: tuple[float, ...]) -> None:
     model = _load(tmp_path / "m.onnx", sizes).model
-    for placement in (place(model), choose_weights(model, WeightScheme("int8"))):
+    for placement in (place(model), choose_weights(model, WeightScheme("int8"), by_matrix=False)):
         assert [(node.name, node.reason.partition(":")[0]) for node in placement.kept] == [
             ("moe", "unequal matrices")
         ]
         assert placement.quantized == ()
     assert "one scale for all, which would wipe out the small ones" in place(model).kept[0].reason
     assert [node.name for node in place(model, force=["moe"]).quantized] == ["moe"]
+
+
+def test_weights_alone_of_unequal_experts_have_scales_of_their_own(tmp_path: Path) -> None:
+    path = _write(tmp_path, (1, 0.1, 0.01, 0.001))
+    quantize(
+        path, None, tmp_path / "q.onnx", target=Target(precision="weights", weights=WeightScheme("int8"))
+    )
+    built = onnx.load(tmp_path / "q.onnx")
+    assert [list(item.dims) for item in built.graph.initializer if "scale" in item.name] == [[4, 1, 64]]
+    x = np.load(tmp_path / "x.npz")["x"][0]
+    ours, theirs = (
+        open_session(tmp_path / name, optimize=False).run(None, {"x": x})[0] for name in ("q.onnx", "m.onnx")
+    )
+    for expert in range(4):
+        error = np.linalg.norm(ours[expert] - theirs[expert]) / np.linalg.norm(theirs[expert])
+        assert error < 0.01
 
 
 @pytest.mark.parametrize("sizes", [(1, 0.9, 0.5, 0.3), (1, 1, 0, 1)])

@@ -28,6 +28,7 @@ SENSITIVE = r"(^|[/.:])(lm_head|proj_out|norm_out|classifier|score|head)(?![a-z0
 """The last layers of language models, diffusion transformers and classifiers: little memory, much harm."""
 _PLACES = {"MatMul": (0, 1), "Gemm": (1,), "Gather": (0,), "Conv": (1,)}
 """The inputs that are weights where they are constant."""
+_RANK_OF_EXPERTS = 3
 _FEWEST = 4096  # elements; below it the extra nodes cost more than they save
 
 
@@ -53,7 +54,12 @@ class ChosenWeight:
 
 
 def choose_weights(
-    model: ir.Model, scheme: WeightScheme, skip: Sequence[str] = (), taken: Collection[str] = ()
+    model: ir.Model,
+    scheme: WeightScheme,
+    skip: Sequence[str] = (),
+    taken: Collection[str] = (),
+    *,
+    by_matrix: bool = True,
 ) -> Placement:
     """Returns which weights of MatMul, Gemm and Gather, and in 8 bits of Conv, are stored in fewer bits.
 
@@ -66,6 +72,8 @@ def choose_weights(
         scheme: The format, and whether sensitive names are kept.
         skip: Regular expressions searched in the names of nodes and of weights.
         taken: Names of weights that are quantized in another way.
+        by_matrix: Whether weights in 8 bits of several unequal matrices, such as experts, have scales for
+            each matrix and output channel; else they are kept.
     """
     patterns = (*skip, *([SENSITIVE] if scheme.keep_sensitive else []))
     chosen: list[QuantizedNode] = []
@@ -73,7 +81,7 @@ def choose_weights(
     for value in _weights(model):
         if value.name in taken:
             continue
-        decision = _decide(value, scheme, patterns)
+        decision = _decide(value, scheme, patterns, by_matrix)
         if isinstance(decision, str):
             readers = (node for node in value.consumers() if node.op_type in _PLACES)
             kept += [KeptNode(str(node.name), node.op_type, decision) for node in readers]
@@ -106,7 +114,9 @@ def _weights(model: ir.Model) -> Iterator[ir.Value]:
             yield value
 
 
-def _decide(value: ir.Value, scheme: WeightScheme, patterns: Sequence[str]) -> Encoding | str:
+def _decide(
+    value: ir.Value, scheme: WeightScheme, patterns: Sequence[str], by_matrix: bool
+) -> Encoding | str:
     """Returns how a weight is stored, or why it is kept."""
     shape = _shape(value)
     if math.prod(shape) < _FEWEST:
@@ -118,14 +128,14 @@ def _decide(value: ir.Value, scheme: WeightScheme, patterns: Sequence[str]) -> E
             return what if found == names[0] or len(names) == 2 else f"{what} (shared with {found})"
     if value.is_graph_output():
         return "its weight is an output of the model as well"
-    wanted = {_granularity(value, use.node, use.idx, scheme) for use in value.uses()}
+    wanted = {_granularity(value, use.node, use.idx, scheme, by_matrix) for use in value.uses()}
     if reason := next((item for item in wanted if isinstance(item, str)), None):
         return reason if len(value.uses()) == 1 else f"its weight is shared, and of another reader {reason}"
     if len(wanted) > 1:
         return f"its weight is shared by {', '.join(names[1:])}, which would need different scales"
     granularity = wanted.pop()
     assert not isinstance(granularity, str)
-    if isinstance(granularity, PerBlock):
+    if isinstance(granularity, PerBlock) and scheme.number_format.block_sizes:
         size = choose_block_size(shape[granularity.axis], granularity.size)
         if size is None:
             return f"no block of 16 to {granularity.size} divides its {shape[granularity.axis]} inputs"
@@ -133,7 +143,9 @@ def _decide(value: ir.Value, scheme: WeightScheme, patterns: Sequence[str]) -> E
     return Encoding(scheme.number_format, granularity, has_coded_scales=scheme.double_quantization)
 
 
-def _granularity(value: ir.Value, node: ir.Node, place: int, scheme: WeightScheme) -> Granularity | str:
+def _granularity(
+    value: ir.Value, node: ir.Node, place: int, scheme: WeightScheme, by_matrix: bool
+) -> Granularity | str:
     """Returns how this reader wants the weight's scales, or why it cannot take the weight."""
     rank = len(value.shape or ())
     if place not in _PLACES.get(node.op_type, ()) or node.graph is not value.graph:
@@ -143,6 +155,9 @@ def _granularity(value: ir.Value, node: ir.Node, place: int, scheme: WeightSchem
     output = 0 if node.op_type == "Gather" else find_channel_axis(node, place, rank)
     if not scheme.number_format.block_sizes:
         unequal = explain_unequal_matrices(value) if output is None else ""
+        if unequal and by_matrix and node.op_type == "MatMul" and rank == _RANK_OF_EXPERTS:
+            summed = rank - 1 - place  # the last of a first operand
+            return PerBlock(summed, _shape(value)[summed])  # scales by matrix and output channel
         return unequal or choose_granularity(output)
     if node.op_type == "Conv":
         return "TensorRT has no INT4 or NF4 for convolutions"
