@@ -22,7 +22,7 @@ from trtq.pipeline.graph.load import read_runnable
 from trtq.pipeline.graph.opset import infer_shapes
 from trtq.pipeline.judge.change import OutputChange
 from trtq.pipeline.judge.exact import make_quantize_exact
-from trtq.pipeline.judge.halves import emulate_fp16
+from trtq.pipeline.judge.halves import emulate_halves
 from trtq.pipeline.judge.logits import LogitsMetrics, find_mask, find_tokens
 from trtq.pipeline.judge.metrics import OutputMetrics, holds_probabilities
 from trtq.pipeline.judge.score import Labels, Scores
@@ -74,7 +74,8 @@ def compare_models(
     """Returns how far the models are apart, run by Polygraphy's Comparator on ONNX Runtime.
 
     Graph optimizations are off, so that the arithmetic is that of the Q/DQ graph. What an engine holds in
-    FP16 is rounded to it (`emulate_fp16`), so that an overflow shows. One batch is in memory at a time.
+    FP16 or BF16 is rounded to it (`emulate_halves`), so that an overflow shows. One batch is in memory at a
+    time.
 
     Args:
         models: The files by the names that the result uses.
@@ -214,9 +215,7 @@ def _drop(arrays: Mapping[str, NDArray[Any]], names: Collection[str | None]) -> 
 
 def _open_session(path: Path) -> Session:
     model, is_changed = _read_typed(path)
-    if has_bf16(model):
-        return open_session(without_bf16(model), optimize=False)
-    rounded = emulate_fp16(model) or make_quantize_exact(model)
+    rounded = emulate_halves(model) or make_quantize_exact(model)
     if rounded is None and not is_changed:
         return open_reference(path)
     return open_session(rounded or model, optimize=False)

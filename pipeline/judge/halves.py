@@ -1,4 +1,4 @@
-"""FP16 models as an engine computes them: ONNX Runtime's CPU has few FP16 kernels and seldom rounds."""
+"""FP16 and BF16 as an engine computes in them: ONNX Runtime's CPU has few such kernels and seldom rounds."""
 
 from __future__ import annotations
 
@@ -6,16 +6,17 @@ import onnx_ir as ir
 
 from trtq.pipeline.graph.edit import GraphEditor, widen
 
-_FLOAT, _FLOAT16 = ir.DataType.FLOAT, ir.DataType.FLOAT16
+_FLOAT = ir.DataType.FLOAT
+_HALVES = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 _MOVES = ("Identity", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Expand", "Gather", "Slice")
 """What they make has been rounded already."""
 
 
-def emulate_fp16(model: ir.Model) -> ir.Model | None:
-    """Returns the model computing in FP32 with every tensor rounded that an engine holds in FP16.
+def emulate_halves(model: ir.Model) -> ir.Model | None:
+    """Returns the model computing in FP32 with every tensor rounded that an engine holds in FP16 or BF16.
 
-    A pair of casts rounds, overflows to infinity and underflows as FP16 does. A node sums up in FP32, as a
-    kernel of TensorRT does. None if nothing is FP16.
+    A pair of casts rounds, overflows to infinity and underflows as 16 bits do. A node sums up in FP32, as a
+    kernel of TensorRT does. None if nothing has 16 bits.
 
     Args:
         model: With the dtypes of its tensors; it is not changed.
@@ -26,22 +27,23 @@ def emulate_fp16(model: ir.Model) -> ir.Model | None:
         return None
     result = model.clone()
     edit = GraphEditor(result)
-    halves = [value for node in result.graph.all_nodes() for value in node.outputs if _is_half(value)]
-    given = [value for value in result.graph.inputs if _is_half(value)]
+    made = [value for node in result.graph.all_nodes() for value in node.outputs]
+    halves = {value: value.dtype for value in made if value.dtype in _HALVES}
+    given = {value: value.dtype for value in result.graph.inputs if value.dtype in _HALVES}
     outputs = {value for value in result.graph.outputs if _is_half(value)}
-    widen(result, (_FLOAT16,))
-    for value in halves:
+    widen(result, _HALVES)
+    for value, dtype in halves.items():
         node = value.producer()
         if node is not None and (node.op_type not in _MOVES or value in outputs):
-            _round(edit, value, is_output=value in outputs)
-    for value in given:
-        value.type = ir.TensorType(_FLOAT16)
+            _round(edit, value, dtype, is_output=value in outputs)
+    for value, dtype in given.items():
+        value.type = ir.TensorType(dtype)
         edit.replace(value, edit.cast(value, _FLOAT, output=f"{value.name}_wide", name=f"{value.name}_wide"))
     return result
 
 
 def _is_half(value: ir.Value) -> bool:
-    return value.dtype is _FLOAT16
+    return value.dtype in _HALVES
 
 
 def _values(graph: ir.Graph) -> list[ir.Value]:
@@ -49,9 +51,9 @@ def _values(graph: ir.Graph) -> list[ir.Value]:
     return [*graph.inputs, *graph.initializers.values(), *made]
 
 
-def _round(edit: GraphEditor, value: ir.Value, *, is_output: bool) -> None:
+def _round(edit: GraphEditor, value: ir.Value, dtype: ir.DataType, *, is_output: bool) -> None:
     name = str(value.name)
-    half = edit.cast(value, _FLOAT16, output=f"{name}_half", name=f"{name}_round")
+    half = edit.cast(value, dtype, output=f"{name}_half", name=f"{name}_round")
     wide = edit.cast(half, _FLOAT, output=f"{name}_rounded", name=f"{name}_widen")
     rounds = half.producer()
     assert rounds is not None
@@ -61,4 +63,4 @@ def _round(edit: GraphEditor, value: ir.Value, *, is_output: bool) -> None:
     if value.is_graph_output():  # of the model, or of a body, which goes on in FP32
         edit.replace(value, half if is_output else wide)
         rounds.replace_input_with(0, value)
-        half.type = ir.TensorType(_FLOAT16)
+        half.type = ir.TensorType(dtype)

@@ -1,9 +1,11 @@
-"""Tests of the emulation of FP16, against numpy's halves."""
+"""Tests of the emulation of FP16 and BF16, against numpy's numbers of 16 bits."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
+import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 import pytest
@@ -11,19 +13,20 @@ from numpy.typing import NDArray
 
 from trtq.models.session import open_session, run
 from trtq.pipeline.graph.load import Graph
-from trtq.pipeline.judge.halves import emulate_fp16
-from trtq.pipeline.rewrite.precision import to_fp16
+from trtq.pipeline.judge.halves import emulate_halves
+from trtq.pipeline.rewrite.precision import to_bf16, to_fp16
 
 _X = np.array([[70000, 300, -1, 1e-9], [0.1, -2, 1e-6, 65504]], np.float32)
 
 
-def _emulated(model: ir.Model, x: NDArray[np.float32]) -> NDArray[np.float32]:
-    emulated = emulate_fp16(to_fp16(model)[0])
+def _emulated(half: ir.Model, x: NDArray[np.float32]) -> NDArray[np.float32]:
+    emulated = emulate_halves(half)
     assert emulated is not None
     (y,) = run(open_session(emulated, optimize=False), ["y"], {"x": x})
     return np.asarray(y)
 
 
+@pytest.mark.parametrize(("convert", "dtype"), [(to_fp16, np.float16), (to_bf16, ml_dtypes.bfloat16)])
 @pytest.mark.parametrize(
     ("text", "compute"),
     [
@@ -34,13 +37,17 @@ def _emulated(model: ir.Model, x: NDArray[np.float32]) -> NDArray[np.float32]:
     ],
 )
 def test_every_tensor_is_rounded_as_numpy_rounds_it(
-    graph_of: Callable[..., Graph], text: str, compute: Callable[[NDArray[np.float16]], NDArray[np.float16]]
+    graph_of: Callable[..., Graph],
+    text: str,
+    compute: Callable[[NDArray[Any]], NDArray[Any]],
+    convert: Callable[[ir.Model], tuple[ir.Model, Any]],
+    dtype: Any,
 ) -> None:
     x = np.abs(_X)
     with np.errstate(over="ignore", invalid="ignore"):
-        wanted = compute(x.astype(np.float16)).astype(np.float32)
+        wanted = compute(x.astype(dtype)).astype(np.float32)
     model = graph_of(f"net (float[N, 4] x) => (float[N, 4] y) {{ {text} }}").model
-    np.testing.assert_array_equal(_emulated(model, x), wanted)
+    np.testing.assert_array_equal(_emulated(convert(model)[0], x), wanted)
 
 
 def test_a_model_that_is_fp16_from_end_to_end_keeps_its_inputs_and_outputs(
@@ -51,7 +58,7 @@ def test_a_model_that_is_fp16_from_end_to_end_keeps_its_inputs_and_outputs(
       y = Mul (x, two)
       z = Identity (y)
     }"""
-    model = emulate_fp16(graph_of(text).model)
+    model = emulate_halves(graph_of(text).model)
     assert model is not None
     x = np.array([[1, 2, 40000, -3]], np.float16)
     for output in run(open_session(model, optimize=False), ["y", "z"], {"x": x}):
@@ -60,7 +67,7 @@ def test_a_model_that_is_fp16_from_end_to_end_keeps_its_inputs_and_outputs(
 
 
 def test_a_float_model_is_left_as_it_is(graph_of: Callable[..., Graph]) -> None:
-    assert emulate_fp16(graph_of("net (float[2] x) => (float[2] y) { y = Neg (x) }").model) is None
+    assert emulate_halves(graph_of("net (float[2] x) => (float[2] y) { y = Neg (x) }").model) is None
 
 
 def test_halves_in_bodies_are_rounded_too(graph_of: Callable[..., Graph]) -> None:
@@ -70,7 +77,7 @@ def test_halves_in_bodies_are_rounded_too(graph_of: Callable[..., Graph]) -> Non
                     two = Constant <value = float16 {16384}> () s = Mul (a, two) t = Sqrt (s) },
                   else_branch = b () => (float16[2] e) { e = Neg (a) }>
     }"""
-    model = emulate_fp16(graph_of(text).model)
+    model = emulate_halves(graph_of(text).model)
     assert model is not None
     session = open_session(model, optimize=False)
     x = np.array([200, 3], np.float16)  # 2 * 200 * 200 overflows
