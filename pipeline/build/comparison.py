@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,11 @@ from trtq.pipeline.judge.evaluate import filter_by_profiles, find_labels
 from trtq.pipeline.judge.score import Labels
 from trtq.progress import Log
 from trtq.records import REFERENCES
+
+_NONE_FITS = (
+    "no sample of {} fits the engine's profiles, so nothing was compared that the engine takes; "
+    "see --min-shapes and --max-shapes"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,15 +52,21 @@ def compare_job(
     labels = labels or find_labels(job.spec.evaluation, job.spec.accuracy.metric)
     engine = _open_engine(job, files, plan)
     data, left_out = job.evaluation, list[int]()
-    if plan is not None and engine is not None:
-        dynamic = {item.name: plan.profiles[item.name] for item in job.graph.inputs if item.is_dynamic}
+    doubts: tuple[str, ...] = ()
+    dynamic = _find_profiles(job, plan)
+    if engine is not None and dynamic:
         data = filter_by_profiles(job.evaluation, dynamic, left_out)
         if next(iter(data), None) is None:
             log.warn("no sample of the evaluation data fits the engine's profiles, so the engine was not run")
-            data, engine = job.evaluation, None
+            engine = None
+    if engine is None and dynamic:
+        data = filter_by_profiles(job.evaluation, dynamic, left_out, any_batch=True)
+        num_fitting = sum(feed.num_samples for feed in data)
+        if not num_fitting:
+            data, doubts = job.evaluation, (_NONE_FITS.format(data.origin),)
             left_out.clear()
-    if known is not None and engine is None:
-        return known
+    if known is not None and engine is None and not left_out:
+        return replace(known, doubts=(*known.doubts, *doubts))
     names = (*files, *(("engine",) if engine is not None else ()))
     own = () if job.target.precision == "fp16" else (job.target.name,)
     truth = next(name for name in files if name in REFERENCES)
@@ -72,7 +83,14 @@ def compare_job(
             f"{sum(left_out)} samples of {data.origin} do not fit the engine's profiles and were not "
             f"compared; see --min-shapes and --max-shapes"
         )
-    return comparison
+    return replace(comparison, doubts=(*comparison.doubts, *doubts))
+
+
+def _find_profiles(job: Job, plan: EnginePlan | None) -> dict[str, InputSpec]:
+    """Returns the profiles of an engine's inputs with open shapes; none where the model itself is run."""
+    if plan is None or not plan.path.exists():
+        return {}
+    return {item.name: plan.profiles[item.name] for item in job.graph.inputs if item.is_dynamic}
 
 
 def _open_engine(job: Job, files: Mapping[str, Path], plan: EnginePlan | None) -> Any:

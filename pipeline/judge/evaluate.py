@@ -51,14 +51,20 @@ def open_evaluation_data(graph: Graph, spec: ModelSpec, calibration: Batches | N
     return batches.first(evaluation.samples or (None if evaluation.labels else _UNLABELLED_SAMPLES))
 
 
-def filter_by_profiles(batches: Batches, profiles: Mapping[str, InputSpec], left_out: list[int]) -> Batches:
+def filter_by_profiles(
+    batches: Batches, profiles: Mapping[str, InputSpec], left_out: list[int], *, any_batch: bool = False
+) -> Batches:
     """Returns the feeds that an engine with these profiles, of inputs with open shapes, takes.
 
-    `left_out` gets the number of samples of every other feed of the last pass.
+    Args:
+        batches: The data.
+        profiles: By input.
+        left_out: Gets the number of samples of every other feed of the last pass.
+        any_batch: Whether the samples of a feed may be shown to the engine one by one.
     """
 
     def fits(array: NDArray[Any], profile: InputSpec) -> bool:
-        triples = zip(profile.min, array.shape, profile.max, strict=True)
+        triples = [*zip(profile.min, array.shape, profile.max, strict=True)][int(any_batch) :]
         return all(smallest <= size <= largest for smallest, size, largest in triples)
 
     def keep(feeds: Iterator[Feed]) -> Iterator[Feed]:
