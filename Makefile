@@ -7,6 +7,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 DEMO ?= demo
+JOBS ?= 2
 INPUTS ?= 10000
 KILLS ?= 60
 DOCS_VENV ?= .venv-docs
@@ -18,7 +19,7 @@ demo: $(VENV)/.runtime
 	$(BIN)/trtq build $(DEMO)/model.onnx --int8
 
 test: $(VENV)/.dev lint
-	$(BIN)/pytest --cov
+	$(BIN)/pytest --cov --numprocesses $(JOBS)
 
 # Damaged and absurd files for everything that reads one: INPUTS a surface, new ones each time; hours.
 fuzz: $(VENV)/.dev
