@@ -9,6 +9,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import hypothesis
 import numpy as np
 import onnx
 import onnx.numpy_helper
@@ -30,8 +31,10 @@ _ROOT = Path(__file__).resolve().parent.parent
 
 
 def pytest_configure() -> None:
-    """Has the threads of PyTorch and scikit-learn sleep while they wait, here and in child processes."""
+    """Has libraries sleep while they wait, here and in child processes, and hypothesis wait for slow tests."""
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    hypothesis.settings.register_profile("trtq", deadline=None)  # a busy machine is no fault
+    hypothesis.settings.load_profile("trtq")
 
 
 def pytest_collection_modifyitems(items: Sequence[pytest.Item]) -> None:
