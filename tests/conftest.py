@@ -31,7 +31,7 @@ _ROOT = Path(__file__).resolve().parent.parent
 
 
 def pytest_configure() -> None:
-    """Has libraries sleep while they wait, here and in child processes, and hypothesis wait for slow tests."""
+    """Has libraries sleep while they wait, here and in child processes, and lets hypothesis take its time."""
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     hypothesis.settings.register_profile("trtq", deadline=None)  # a busy machine is no fault
     hypothesis.settings.load_profile("trtq")
