@@ -125,7 +125,8 @@ class _Observer:
         plan, control, (shard, num_shards) = self.plan, self.control, self.control.shard
         is_first = group == (self.plan.groups or ((),))[0]
         engine = SessionOptions(control.device, plan.threads_a_run, plan.keeps_memory, keeps_order=True)
-        taps = open_taps(self.model, group, self.guard.watched if is_first else (), engine)
+        watches = is_first or control.earlier is not None  # whose guard was another
+        taps = open_taps(self.model, group, self.guard.watched if watches else (), engine)
         start = self.seen.feeds[group[0]] if group else 0
         feeds = batches.every(shard - 1 + start * num_shards, num_shards)
 

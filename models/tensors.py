@@ -1,10 +1,12 @@
-"""Weights that lie in another file, read one at a time."""
+"""What tensors hold: weights that lie in another file, read one at a time, and codes."""
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 
@@ -50,3 +52,12 @@ def require_finite(values: NDArray[Any], name: str) -> None:
             f"weight {name!r} has {int(bad.sum())} values that are infinite or not a number, such as "
             f"{values[bad][0]}; a weight that is quantized must be finite: export the model again"
         )
+
+
+def find_largest_code(dtype: ir.DataType | None) -> float:
+    """Returns the largest magnitude of a code: 127 of int8, 448 of float8e4m3fn; infinite if not known."""
+    if dtype is None:
+        return math.inf
+    if dtype.is_floating_point():
+        return float(ml_dtypes.finfo(dtype.numpy()).max)  # type: ignore[no-untyped-call]
+    return float(2 ** (dtype.bitwidth - int(dtype.is_signed())) - 1)

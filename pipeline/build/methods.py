@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -63,9 +64,10 @@ def try_methods(
     holds = judge(comparison, job.spec.accuracy, candidate="int8").outcome != "fail"
     assert calibrated.ranges is not None
     method = calibrated.ranges.method.partition("(")[0]
-    if not holds and not after >= before + _CLEARLY_DB:
+    if not holds and not after - before >= _CLEARLY_DB:  # nor where both are broken
         log.note(
-            f"--auto: the ranges by {named} are not at fault: the best of all methods gives {after:.1f} dB"
+            f"--auto: other ranges than those by {named} gain too little: the best of all methods gives "
+            f"{after:.1f} dB, they give {before:.1f} dB"
         )
         return replace(start, models=write(job, start.calibrated))
     outcome = (
@@ -78,6 +80,6 @@ def try_methods(
 
 
 def _worst_db(comparison: Comparison) -> float:
-    """Returns the lowest SQNR of any output of the INT8 model."""
+    """Returns the lowest SQNR of any output of the INT8 model; -inf if one is broken."""
     pairs = (item for item in comparison.outputs if item.candidate == "int8" and item.reference in REFERENCES)
-    return min((item.sqnr_db for item in pairs), default=0.0)
+    return min((-math.inf if math.isnan(item.sqnr_db) else item.sqnr_db for item in pairs), default=0.0)

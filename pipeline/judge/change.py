@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,79 +13,178 @@ from trtq.pipeline.judge.steady import Mask, find_apart, split_by_sample
 
 _CLEAR = 0.01
 """Samples differ clearly if what changes has this share of the amplitude of the whole."""
+_ROUNDING = 1e-24
+"""Of the squares of all values: what the differences of equal ones may come to in float64."""
+_NAMES_BYTES = 4
+"""From this size on whole numbers are indices and classes; smaller ones are pictures and the like."""
+
+
+def holds_names(output: NDArray[Any]) -> bool:
+    """Whether the values are truths, classes or indices, and no amounts."""
+    return output.dtype == bool or (output.dtype.kind in "iu" and output.dtype.itemsize >= _NAMES_BYTES)
 
 
 @dataclass(slots=True)
-class FirstSample:
-    """The first sample of an output, and whether any other differs from it."""
+class Moments:
+    """Counts, means and squared deviations of each place of a sample.
 
-    output: NDArray[Any] | None = None
-    varies: bool = False
+    Batches are merged as in Chan, Golub and LeVeque ("Updating formulae and a pairwise algorithm for
+    computing sample variances", 1979). An axis that differs in size from feed to feed is summed up: its
+    places are then further samples of one place.
+    """
+
+    counts: NDArray[np.float64] | None = None
+    means: NDArray[np.float64] | None = None
+    deviations: NDArray[np.float64] | None = None
+    squares: float = 0.0
+    open_axes: tuple[int, ...] = ()
+    is_known: bool = True
+
+    def add(self, rows: NDArray[np.float64], counts: Mask) -> None:
+        """Takes in samples along the first axis; values that do not count are left out."""
+        if not self.is_known or not rows.size:
+            return
+        values = np.where(counts, rows, 0.0)
+        self.squares += float(np.vdot(values, values))
+        if self.counts is not None and not self._fit(rows.shape[1:]):
+            return
+        axes = (0, *(axis + 1 for axis in self.open_axes))
+        number = counts.sum(axis=axes, keepdims=True, dtype=np.float64)
+        base = values[:1].max(axis=axes, keepdims=True)  # of values that are equal, no digit is lost
+        mean = base + np.where(counts, values - base, 0.0).sum(axis=axes, keepdims=True) / np.maximum(
+            number, 1
+        )
+        deviation = np.where(counts, (values - mean) ** 2, 0.0).sum(axis=axes, keepdims=True)
+        self._merge(number[0], mean[0], deviation[0])
+
+    def _fit(self, shape: tuple[int, ...]) -> bool:
+        """Sums up the axes in which a sample differs from those before; returns whether it has as many."""
+        assert self.counts is not None
+        if len(shape) != self.counts.ndim:
+            self.is_known = False
+            return False
+        for axis, (here, before) in enumerate(zip(shape, self.counts.shape, strict=True)):
+            if axis not in self.open_axes and here != before:
+                self._open(axis)
+        return True
+
+    def _open(self, axis: int) -> None:
+        assert self.counts is not None
+        assert self.means is not None
+        assert self.deviations is not None
+        number = self.counts.sum(axis=axis, keepdims=True)
+        base = self.means.take([0], axis=axis)
+        mean = base + ((self.means - base) * self.counts).sum(axis=axis, keepdims=True) / np.maximum(
+            number, 1
+        )
+        between = ((self.means - mean) ** 2 * self.counts).sum(axis=axis, keepdims=True)
+        self.deviations = self.deviations.sum(axis=axis, keepdims=True) + between
+        self.counts, self.means = number, mean
+        self.open_axes = (*self.open_axes, axis)
+
+    def _merge(
+        self, number: NDArray[np.float64], mean: NDArray[np.float64], deviation: NDArray[np.float64]
+    ) -> None:
+        if self.counts is None or self.means is None or self.deviations is None:
+            self.counts, self.means, self.deviations = number, mean, deviation
+            return
+        total = np.maximum(self.counts + number, 1)
+        difference = np.where((self.counts > 0) & (number > 0), mean - self.means, 0.0)
+        self.deviations = self.deviations + deviation + difference**2 * self.counts * number / total
+        self.means = np.where(self.counts > 0, self.means + difference * number / total, mean)
+        self.counts = self.counts + number
+
+    @property
+    def spread(self) -> float | None:
+        """The squares of what differs from the mean of all samples; None where their shapes do not fit."""
+        if not self.is_known or self.deviations is None:
+            return None
+        found = float(self.deviations.sum())
+        if not np.isfinite(found):
+            return None
+        return found if found > _ROUNDING * self.squares else 0.0
+
+
+@dataclass(slots=True)
+class _Names:
+    """How many classes, indices or truths differ from one answer for all."""
+
+    first: NDArray[Any] | None = None
+    is_alike: bool = True
+    differing: int = 0
+    counts: Counter[Any] = field(default_factory=Counter)
 
     def add(self, rows: NDArray[Any]) -> None:
-        """Takes in outputs with their samples along the first axis."""
-        if self.varies or not rows.size:
-            return
-        if self.output is None:
-            self.output = rows[0].copy()
-        is_same = self.output.shape == rows.shape[1:] and np.array_equal(
-            np.broadcast_to(self.output, rows.shape), rows, equal_nan=rows.dtype.kind == "f"
-        )
-        self.varies = not is_same
+        """Takes in samples along the first axis."""
+        names, counts = np.unique(rows, return_counts=True)
+        self.counts.update(dict(zip(names.tolist(), counts.tolist(), strict=True)))
+        if self.first is None:
+            self.first = rows[0].copy()
+        if self.first.shape != rows.shape[1:]:
+            self.is_alike = False
+        elif self.is_alike:
+            self.differing += int((rows != self.first).sum())
+
+    @property
+    def spread(self) -> float:
+        """The least number of wrong ones: of the commonest name, or of what the first sample shows.
+
+        Where two samples are drawn alike, they differ from each other in twice as many places as from the
+        commonest names of each place.
+        """
+        commonest = sum(self.counts.values()) - max(self.counts.values(), default=0)
+        return min(commonest, self.differing / 2) if self.is_alike else commonest
 
 
 @dataclass(slots=True)
 class OutputChange:
-    """How much the samples of one output of a reference differ; values that are judged apart count nothing.
+    """How much the samples of one output differ; masked scores and what is not finite count nothing.
 
-    The sums are of the differences from the first sample, so that an offset that all share costs no digits.
+    Attributes:
+        judged: Of the values that are judged.
+        steady: Of those that hardly change, which count only where nothing else changes.
+        names: Of classes, indices and truths.
     """
 
-    first: FirstSample = field(default_factory=FirstSample)
-    base: NDArray[np.float64] | None = None
-    counts: Mask | None = None
-    sums: NDArray[np.float64] | None = None
-    squares: float = 0.0
-    signal: float = 0.0
-    num_rows: int = 0
-    is_known: bool = True
+    judged: Moments = field(default_factory=Moments)
+    steady: Moments = field(default_factory=Moments)
+    names: _Names = field(default_factory=_Names)
 
     def add(self, output: NDArray[Any], num_samples: int, steady: Mask | None = None) -> None:
         """Takes in one batch; for `steady` see `find_apart`."""
         rows = split_by_sample(output, num_samples)
-        self.first.add(rows)
-        if not rows.size or not self.is_known:
+        if not rows.size:
             return
-        counts = np.isfinite(rows) & ~find_apart(rows, steady)
-        values = np.where(counts, rows, 0).astype(np.float64)
-        if self.base is None or self.counts is None or self.sums is None:
-            self.base, self.counts, self.sums = values[0].copy(), counts[0].copy(), np.zeros_like(values[0])
-        if self.base.shape != values.shape[1:]:
-            self.is_known = False
+        if holds_names(rows):
+            self.names.add(rows)
             return
-        changes = np.where(counts & self.counts, values - self.base, 0.0)
-        with np.errstate(over="ignore"):
-            self.sums += changes.sum(axis=0)
-            self.squares += float(np.vdot(changes, changes))
-            self.signal += float(np.vdot(values, values))
-        self.num_rows += len(rows)
-
-    @property
-    def varies(self) -> bool:
-        """Whether any value differs between samples."""
-        return self.first.varies
+        fine, apart = np.isfinite(rows), find_apart(rows, steady)
+        values = rows.astype(np.float64)
+        with np.errstate(over="ignore", invalid="ignore"):
+            self.judged.add(values, fine & ~apart)
+            if steady is not None:
+                self.steady.add(values, fine & apart & ~find_apart(rows))
 
     @property
     def spread(self) -> float | None:
-        """The squares of what differs from the mean of all samples; None where their shapes differ."""
-        if not self.is_known or self.sums is None:
-            return None
-        with np.errstate(over="ignore", invalid="ignore"):
-            spread = self.squares - float(np.vdot(self.sums, self.sums)) / self.num_rows
-        return max(0.0, spread) if np.isfinite(spread) else None
+        """What differs from one answer for all: squares of amounts, or how many names; None: unknown."""
+        if self.names.counts:
+            return self.names.spread
+        return self.judged.spread or self.steady.spread or self.judged.spread
+
+    @property
+    def is_of_steady(self) -> bool:
+        """Whether only values change that hardly do."""
+        return not self.names.counts and not self.judged.spread and bool(self.steady.spread)
+
+    @property
+    def varies(self) -> bool:
+        """Whether any value differs between samples; so it is where that is not known."""
+        spread = self.spread
+        return spread is None or spread > 0
 
     @property
     def is_clear(self) -> bool:
-        """Whether the samples differ by more than rounding would make them."""
-        spread = self.spread
-        return spread is not None and spread > _CLEAR**2 * self.signal
+        """Whether amounts differ by more than rounding would make them."""
+        spread = self.judged.spread
+        return spread is not None and spread > _CLEAR**2 * self.judged.squares

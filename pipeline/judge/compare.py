@@ -50,6 +50,7 @@ class Comparison:
         metric: "top-1", "top-5", or `script.py:function`.
         top5: The share of answers among the best five; empty unless the metric is "top-1" of over 10 classes.
         doubts: Why what was measured proves nothing, if so.
+        scored: The outputs that the metric looks at.
     """
 
     outputs: tuple[OutputComparison, ...] = ()
@@ -60,6 +61,7 @@ class Comparison:
     metric: str = "top-1"
     top5: Mapping[str, float] = field(default_factory=dict)
     doubts: tuple[str, ...] = ()
+    scored: tuple[str, ...] = ()
 
 
 def compare_models(
@@ -143,6 +145,7 @@ def compare_models(
         labels.metric if labels is not None else "top-1",
         scores.top5() if scores is not None else {},
         scores.doubts() if scores is not None else (),
+        scores.outputs if scores is not None else (),
     )
 
 

@@ -59,12 +59,12 @@ def _doubt(comparison: Comparison, judged: Sequence[OutputComparison]) -> list[s
         ]
     reasons: dict[str, str] = {}
     for item in judged:
-        if reason := _doubt_output(item, bool(comparison.accuracy)):
+        if reason := _doubt_output(item, is_scored=item.output in comparison.scored):
             reasons.setdefault(item.name, reason)
     return list(reasons.values())
 
 
-def _doubt_output(item: OutputComparison, has_scores: bool) -> str:
+def _doubt_output(item: OutputComparison, *, is_scored: bool) -> str:
     """Returns why one output proves nothing; empty if it does."""
     name = f"{_name(item)} of {item.reference}"
     if item.known == 0:
@@ -73,10 +73,15 @@ def _doubt_output(item: OutputComparison, has_scores: bool) -> str:
         return f"{name} is NaN or infinite but for {item.known:.1%}; check the model and its data"
     if not item.varies and item.sqnr_db < _ROUNDED_DB:
         return f"{name} is the same for all samples, so it says nothing of the model; is that right?"
-    if not has_scores and item.change_db is not None and item.change_db <= 0:
+    if is_scored:
+        return ""
+    if not item.is_change_known and item.sqnr_db < math.inf:
+        return f"how much {name} differs between samples is not known; give labels, or samples of one shape"
+    if item.change_db is not None and item.change_db <= 0:
         return (
-            f"{name} changes less from sample to sample than {item.candidate} is off, so one answer for all "
-            f"would be as near ({item.change_db:.1f} dB); give samples that differ more, or labels"
+            f"the error of {item.candidate} on {_name(item)} is as large as what differs between samples "
+            f"({item.change_db:.1f} dB), so a constant would be as near; give samples that differ more, or "
+            f"labels"
         )
     return ""
 

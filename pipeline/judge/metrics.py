@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trtq.pipeline.judge.change import FirstSample, OutputChange
+from trtq.pipeline.judge.change import OutputChange, holds_names
 from trtq.pipeline.judge.steady import Mask, find_apart, split_by_sample
 from trtq.records import OutputComparison, WorstSample
 
@@ -20,8 +20,6 @@ _LOW_SHARE = 0.05
 """The low cosine is the one that this share of the samples lies below."""
 _SILENT_NOISE = 0.02
 """What a sample without signal may have in noise, of the power of the middle sample: that of cosine 0.99."""
-_NAMES_BYTES = 4
-"""From this size on whole numbers are indices and classes; smaller ones are pictures and the like."""
 
 
 @dataclass(slots=True)
@@ -68,7 +66,7 @@ class OutputMetrics:
     size: int = 0
     known: int = 0
     worst: list[tuple[float, int]] = field(default_factory=list)
-    answers: FirstSample = field(default_factory=FirstSample)
+    answers: OutputChange = field(default_factory=OutputChange)
     cosines: array[float] = field(default_factory=lambda: array("d"))
     powers: array[float] = field(default_factory=lambda: array("d"))
     silent: array[float] = field(default_factory=lambda: array("d"))
@@ -100,7 +98,7 @@ class OutputMetrics:
             self.rows += same.size
             self.rows_equal += int(same.sum())
         rows = split_by_sample(reference, num_samples)
-        self.answers.add(candidate.reshape(rows.shape))
+        self.answers.add(candidate.reshape(rows.shape), len(rows), steady)
         ours, theirs = candidate.reshape(rows.shape).astype(np.float64), rows.astype(np.float64)
         fine = np.isfinite(theirs)
         self.nonfinite += int((fine & ~np.isfinite(ours)).sum())
@@ -109,7 +107,7 @@ class OutputMetrics:
         with np.errstate(invalid="ignore", over="ignore"):
             error = np.abs(ours - theirs)
             self.absolute += float(error.sum())
-            self.are_names = _holds_names(reference)
+            self.are_names = holds_names(reference)
             if self.are_names:
                 ours, theirs, apart = *_as_vectors(ours == theirs), np.array(False)
             else:
@@ -156,7 +154,7 @@ class OutputMetrics:
         worst = tuple(WorstSample(-rank if rank <= 1 else math.nan, -place) for rank, place in self.worst)
         ordered = self._sort_cosines()
         change = change or OutputChange()
-        is_dead = change.is_clear and not self.answers.varies
+        is_dead = change.is_clear and not self.answers.varies and self.nonfinite == 0
         return OutputComparison(
             candidate,
             reference,
@@ -174,10 +172,17 @@ class OutputMetrics:
             apart_cosine=apart,
             varies=change.varies,
             is_dead=is_dead,
-            change_db=None if self.are_names else _compare_change(change.spread, self.judged.error_squares),
+            change_db=_compare_change(change.spread, self._find_noise(change)),
+            is_change_known=change.spread is not None,
             known=self.known / self.size if self.size else 0.0,
             part=part,
         )
+
+    def _find_noise(self, change: OutputChange) -> float:
+        """Returns the error of the values whose change is known, in the units of that."""
+        if self.are_names:  # a wrong one is two vectors at right angles
+            return self.judged.error_squares / 2
+        return (self.apart if change.is_of_steady else self.judged).error_squares
 
     def _sort_cosines(self) -> list[float]:
         """Returns the cosines of the samples in order; 0 for noise where nothing should be."""
@@ -188,11 +193,6 @@ class OutputMetrics:
 
 def _compare_change(spread: float | None, noise: float) -> float | None:
     return _to_decibels(spread, noise) if spread and noise > 0 and math.isfinite(noise) else None
-
-
-def _holds_names(output: NDArray[Any]) -> bool:
-    """Whether the values are truths, classes or indices, and no amounts."""
-    return output.dtype == bool or (output.dtype.kind in "iu" and output.dtype.itemsize >= _NAMES_BYTES)
 
 
 def _as_vectors(equal: Mask) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

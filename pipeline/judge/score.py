@@ -76,9 +76,13 @@ class Scores:
         self._models = models
         self._count = self._num_classes = 0
         self._doubts: tuple[str, ...] = ()
+        self._outputs: dict[str, None] = {}
 
     def add(self, results: Mapping[str, Outputs], feed: Feed) -> None:
         """Takes in the outputs of every model for one feed; DataError or UsageError if labels do not fit."""
+        names = next(iter(results.values()), {})
+        chosen = [self._labels.output] if self._own is None and self._labels.output else names
+        self._outputs |= dict.fromkeys(chosen)
         if self._own is not None:
             self._own.add(results, feed)
             return
@@ -90,6 +94,11 @@ class Scores:
             self._hits["top-5"][name] += int(is_right.sum())
             self._num_classes = scores.shape[1]
         self._count += feed.arrays[str(self._labels.array)].shape[0]
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """The outputs that are scored: a metric of the user's own may look at all."""
+        return tuple(self._outputs)
 
     def result(self) -> dict[str, float]:
         """Returns what the metric says of each model; DataError if it gives no number from 0 to 1."""

@@ -23,6 +23,27 @@ Key: TypeAlias = tuple[str, str]
 """An output and the tensor that is joined to it; an empty one stands for the whole."""
 _Place: TypeAlias = tuple[Any, ...]
 _WHOLE = ""
+_TYPES: Mapping[str, ir.DataType] = {
+    "tensor(float)": ir.DataType.FLOAT,
+    "tensor(float16)": ir.DataType.FLOAT16,
+    "tensor(double)": ir.DataType.DOUBLE,
+    "tensor(int64)": ir.DataType.INT64,
+    "tensor(int32)": ir.DataType.INT32,
+}
+"""By ONNX Runtime's words."""
+_FLOATS = ("tensor(float)", "tensor(float16)", "tensor(double)")
+_OPEN_SIZES = (
+    "Compress",
+    "NonMaxSuppression",
+    "NonZero",
+    "StringSplit",
+    "Unique",
+    "Loop",
+    "If",
+    "Range",
+    "Expand",
+)
+"""What they make may have another size for inputs of the same shapes."""
 _GIVEN = -1
 """Stands for values that no node computes."""
 
@@ -95,10 +116,7 @@ def _list_symbols(value: ir.Value) -> list[str | None]:
 
 
 def _has_parts(value: ir.Value) -> bool:
-    if not is_computed(value) or not is_joined(value):
-        return False
-    parts = list_parts(value)
-    return len(parts) > 1 and any(map(is_computed, chain(*parts)))
+    return is_computed(value) and is_joined(value) and len(list_parts(value)) > 1
 
 
 class PartLabels:
@@ -111,24 +129,37 @@ class PartLabels:
             model: It is not changed.
             outputs: Those of its outputs that are joined.
         """
-        groups = dict.fromkeys(group for value in outputs for group in list_parts(value))
-        tail = _Tail({*chain(*groups)})
+        groups = {str(value.name): list_parts(value) for value in outputs}
+        tail = _Tail({part for parts in groups.values() for part in chain(*parts)})
         ends = [tail.copy(value) for value in outputs]
-        constants, opsets = list(tail.constants.values()), model.opset_imports
-        joins = ir.Graph(
-            list(tail.inputs.values()), ends, nodes=tail.nodes, initializers=constants, opset_imports=opsets
-        )
-        self._outputs = [str(value.name) for value in outputs]
-        self._names = [" + ".join(str(value.name) for value in group) for group in groups]
-        self._numbers = {
-            str(value.name): number if is_computed(value) else _GIVEN
-            for number, group in enumerate(groups)
-            for value in group
-        }
-        self._joins = open_session(ir.Model(joins, ir_version=model.ir_version), optimize=False)
         self._probe = _open_probe(model, [name for name in tail.inputs if name not in tail.given])
+        made = {item.name for item in self._probe.get_outputs() if item.type in _FLOATS}
+        for item in self._probe.get_outputs():  # ONNX Runtime knows types that ONNX does not infer
+            if tail.inputs[item.name].type is None and item.type in _TYPES:
+                tail.inputs[item.name].type = ir.TensorType(_TYPES[item.type])
+        joins = ir.Graph(
+            list(tail.inputs.values()),
+            ends,
+            nodes=tail.nodes,
+            initializers=list(tail.constants.values()),
+            opset_imports=model.opset_imports,
+        )
+        self._joins = open_session(ir.Model(joins, ir_version=model.ir_version), optimize=False)
         self._given = tail.given
-        self._known: dict[tuple[str, tuple[int, ...]], dict[str, _Place]] = {}
+        self._names = {
+            output: tuple(" + ".join(str(value.name) for value in part) for part in parts)
+            for output, parts in groups.items()
+        }
+        self._numbers = {
+            output: {
+                str(value.name): number if value.name in made else _GIVEN
+                for number, part in enumerate(parts)
+                for value in part
+            }
+            for output, parts in groups.items()
+        }
+        self._is_fixed = not any(node.op_type in _OPEN_SIZES for node in model.graph.all_nodes())
+        self._known: dict[tuple[object, ...], dict[str, _Place]] = {}
 
     def find(
         self,
@@ -147,12 +178,16 @@ class PartLabels:
             inputs: A batch of which the model computes an output of this shape.
             num_samples: Of the batch.
         """
-        if output not in self._outputs:
+        if output not in self._names:
             return {}
-        key = output, rows.shape[1:]
-        if key not in self._known:
-            labels = np.moveaxis(self._join(output, inputs), axis, 0)
-            self._known[key] = self._locate(split_by_sample(labels, num_samples)[0])
+        shapes = tuple(sorted((name, array.shape) for name, array in inputs.items()))
+        key = output, rows.shape, shapes
+        if self._is_fixed and key in self._known:
+            return self._known[key]
+        labels = split_by_sample(np.moveaxis(self._join(output, inputs), axis, 0), num_samples)
+        if labels.shape != rows.shape:  # whoever compares will say so
+            return {}
+        self._known[key] = self._locate(output, labels[0])
         return self._known[key]
 
     def _join(self, output: str, inputs: Mapping[str, NDArray[Any]]) -> NDArray[Any]:
@@ -160,12 +195,13 @@ class PartLabels:
         seen = dict(zip(names, self._probe.run(names, inputs), strict=True))
         feed = {**self._given, **seen, **inputs}
         wanted = {item.name: feed[item.name] for item in self._joins.get_inputs()}
-        for name in wanted.keys() & self._numbers.keys():
-            wanted[name] = np.full_like(wanted[name], self._numbers[name])
+        parts = {part for numbers in self._numbers.values() for part in numbers}
+        for name in wanted.keys() & parts:
+            wanted[name] = np.full_like(wanted[name], self._numbers[output].get(name, _GIVEN))
         return self._joins.run([output], wanted)[0]
 
-    def _locate(self, labels: NDArray[Any]) -> dict[str, _Place]:
-        found = {name: labels == number for number, name in enumerate(self._names)}
+    def _locate(self, output: str, labels: NDArray[Any]) -> dict[str, _Place]:
+        found = {name: labels == number for number, name in enumerate(self._names[output])}
         return {name: _to_slices(mask) for name, mask in found.items() if mask.any()}
 
 

@@ -11,7 +11,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from trtq.calibrators.ranges import QMAX
-from trtq.models.tensors import read_values
+from trtq.models.tensors import find_largest_code, read_values
 from trtq.pipeline.formats.floats import FP16, FloatFormat
 from trtq.pipeline.graph.edit import list_bodies
 from trtq.pipeline.graph.operands import find_constant
@@ -122,11 +122,17 @@ def _find_in_scale(value: ir.Value) -> Iterator[str]:
     scale = None if producer is None or producer.op_type != "DequantizeLinear" else find_constant(producer, 1)
     if scale is None:
         return
-    step = scale.max(initial=0.0)
-    if step * QMAX > FP16.largest:
-        yield f"tensor {value.name!r} reaches {step * QMAX:.3g}, {_ENDS}"
+    step, reach = scale.max(initial=0.0), scale.max(initial=0.0) * _find_reach(producer)
+    if reach > FP16.largest:
+        yield f"tensor {value.name!r} reaches {reach:.3g}, {_ENDS}"
     if 0 < step < FP16.smallest_scale:
         yield f"tensor {value.name!r} has steps of {step:.3g}, FP16 begins at {FP16.smallest_scale:.3g}"
+
+
+def _find_reach(dequantize: ir.Node | None) -> float:
+    """Returns the largest code of what a DequantizeLinear reads; of codes of unknown type that of INT8."""
+    codes = None if dequantize is None else dequantize.inputs[0]
+    return QMAX if codes is None or codes.dtype is None else find_largest_code(codes.dtype)
 
 
 def _find_in_constant(node: ir.Node, value: ir.Value, tensor: ir.TensorProtocol) -> Iterator[str]:
@@ -134,8 +140,8 @@ def _find_in_constant(node: ir.Node, value: ir.Value, tensor: ir.TensorProtocol)
     largest = max((float(part.max(initial=0.0)) for part in _iterate_magnitudes(tensor)), default=0.0)
     if largest > FP16.largest:
         yield f"{told} has {largest:.3g}, {_ENDS}"
-    if node.op_type == "DequantizeLinear" and largest * QMAX > FP16.largest:
-        yield f"scale {value.name!r} gives values up to {largest * QMAX:.3g}, {_ENDS}"
+    if node.op_type == "DequantizeLinear" and (reach := largest * _find_reach(node)) > FP16.largest:
+        yield f"scale {value.name!r} gives values up to {reach:.3g}, {_ENDS}"
     is_scale = node.op_type in ("QuantizeLinear", "DequantizeLinear")
     is_divisor = node.op_type == "Div" and value is node.inputs[1]
     if is_scale or is_divisor or tensor.size <= _FEW_ELEMENTS:

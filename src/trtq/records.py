@@ -49,10 +49,12 @@ class OutputComparison:
         apart_cosine: The cosine of these.
         varies: Whether any value of the reference differs between samples.
         is_dead: Whether the candidate gives the same for all samples, where the reference clearly differs.
-        change_db: Like `sqnr_db`, but the signal is only what differs from the mean of all samples. At 0 dB
-            and below, one answer for all would be as near. None if it is not known or nothing is lost.
+        change_db: Like `sqnr_db`, but the signal is only what differs from the mean of all samples; of names,
+            what differs from the commonest. At 0 dB and below, one answer for all would be as near. None if
+            nothing is lost or changes, or the change is not known.
         known: The share of the reference's values that are finite, or that the candidate has too; 0 if it has
             no values.
+        is_change_known: Whether it is known how much the reference differs between samples.
         part: The tensor that is joined to others to give the output, such as boxes beside scores; empty: the
             whole output.
     """
@@ -76,6 +78,7 @@ class OutputComparison:
     change_db: float | None = None
     known: float = 1.0
     part: str = ""
+    is_change_known: bool = True
 
     def __post_init__(self) -> None:
         """Takes a ratio that is NaN beside a finite cosine, as a file has it, for the infinite one it was."""

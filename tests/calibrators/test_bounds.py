@@ -112,7 +112,31 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize("model", CASES)
+_CODES = ((2, 0.05), (3, 0.05), (4, 1e-4), (5, 1e-4), (17, 0.01), (19, 0.001), (21, 1.0), (22, 1.0))
+"""Types of codes, and scales with which they hold normal numbers."""
+_PAIR = "q = QuantizeLinear <output_dtype = {}> (x, s) y = DequantizeLinear (q, s)"
+_NORM = "c = Mul (x, x) m = ReduceMean <axes = [3]> (c) e = Add (m, eps) r = Sqrt (e) y = Div (x, r)"
+_SHARP = 'y = Resize <mode = "cubic", cubic_coeff_a = -1.0, exclude_outside = 1> (x, , s)'
+_WIDER = np.array([1, 1, 1.7, 1.7], np.float32)
+MORE = {
+    "Elu with a large alpha": model_of("y = Elu <alpha = 50.0> (x)"),
+    "Clip from a computed end": model_of(
+        "s = ReduceMax <keepdims = 0> (x) t = Mul (s, k) y = Clip (x, t)", k=np.float32(9)
+    ),
+    "MaxPool with holes": model_of("y = MaxPool <kernel_shape = [2, 2], dilations = [2, 2]> (x)"),
+    "MaxPool with padding": model_of("y = MaxPool <kernel_shape = [3, 3], pads = [1, 1, 1, 1]> (x)"),
+    "Dropout": model_of("y = Dropout (x)"),
+    "Pad before opset 11": model_of("y = Pad <pads = [0, 0, 1, 1, 0, 0, 1, 1], value = 50.0> (x)", opset=9),
+    "Resize with sharp edges": model_of(_SHARP, s=_WIDER),
+    "a norm": model_of(_NORM, opset=17, eps=np.float32(1e-5)),
+    **{
+        f"codes of type {code}": model_of(_PAIR.format(code), opset=21, s=np.float32(scale))
+        for code, scale in _CODES
+    },
+}
+
+
+@pytest.mark.parametrize("model", [*CASES, *(pytest.param(model, id=name) for name, model in MORE.items())])
 def test_nothing_is_larger_than_its_bound_and_bounds_are_finite(model: ir.Model) -> None:
     bounds, session = compile_bounds(model), open_session(model, optimize=False)
     shape = list(model.graph.inputs[0].shape.numpy()) if model.graph.inputs[0].shape is not None else []
@@ -143,10 +167,23 @@ def test_the_worst_input_reaches_the_bound_of_a_product() -> None:
         "y = Tan (x)",
         "y = LogSoftmax (x)",
         "m, y = LayerNormalization (x, w)",
+        "y = MaxPool <kernel_shape = [2, 2], dilations = [3, 3], pads = [1, 1, 1, 1]> (x)",
+        "y = Dropout (x, , yes)",
+        'y = Resize <mode = "cubic", cubic_coeff_a = -6.0> (x, , sizes)',
+        "c = Mul (x, x) m = ReduceMean (c) e = Sub (m, w) f = Add (m, minus) r = Sqrt (f) y = Div (x, r)",
+        "c = Mul (x, x) m = ReduceMean (c) e = Add (m, x) r = Sqrt (e) y = Div (x, r)",
+        "c = Mul (x, x) m = ReduceMean <keepdims = 0> (c) e = Add (m, w) r = Sqrt (e) y = Div (x, r)",
     ],
 )
 def test_of_what_has_no_bound_none_is_told(body: str) -> None:
-    model = model_of(body, w=np.ones(4, np.float32), minus=np.float32(-1))
+    sizes = np.array([1, 1, 2, 2], np.float32)
+    constants: dict[str, Any] = {
+        "w": np.ones(4, np.float32),
+        "minus": np.float32(-1),
+        "yes": np.array(True),
+        "sizes": sizes,
+    }
+    model = model_of(body, **constants)
     assert "y" in compile_bounds(model).find({"x": 1.0}, 1e30).unproven
 
 

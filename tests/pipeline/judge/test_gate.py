@@ -274,14 +274,30 @@ def test_noise_as_large_as_what_changes_is_no_evidence_without_labels() -> None:
     assert judge(both, _GATE, candidate="int8") == Verdict(
         "unverified",
         (
-            "output 'y' of fp32 changes less from sample to sample than int8 is off, so one answer for all "
-            "would be as near (-0.0 dB); give samples that differ more, or labels",
+            "the error of int8 on output 'y' is as large as what differs between samples (-0.0 dB), so a "
+            "constant would be as near; give samples that differ more, or labels",
         ),
     )
-    scored = replace(both, accuracy={"fp32": 0.9, "int8": 0.9})
+    scored = replace(both, accuracy={"fp32": 0.9, "int8": 0.9}, scored=("y",))
     assert judge(scored, _GATE, candidate="int8").outcome == "pass"
+    another = replace(scored, scored=("classes",))
+    assert judge(another, _GATE, candidate="int8").outcome == "unverified"
     near = _comparison(replace(lost, change_db=0.1))
     assert judge(near, _GATE, candidate="int8").outcome == "pass"
+
+
+def test_where_the_change_is_not_known_only_equal_outputs_pass() -> None:
+    unknown = replace(_pair("int8", "fp32", 0.999), is_change_known=False)
+    verdict = judge(_comparison(unknown), _GATE, candidate="int8")
+    assert verdict == Verdict(
+        "unverified",
+        (
+            "how much output 'y' of fp32 differs between samples is not known; give labels, or samples of "
+            "one shape",
+        ),
+    )
+    equal = replace(unknown, sqnr_db=math.inf)
+    assert judge(_comparison(equal), _GATE, candidate="int8").outcome == "pass"
 
 
 def test_a_reference_that_is_mostly_not_finite_is_no_evidence() -> None:

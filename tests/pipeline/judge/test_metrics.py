@@ -321,12 +321,67 @@ def test_the_noise_is_told_beside_what_changes_between_samples(split: int) -> No
     assert _compared(reference, reference, split=split).change_db is None
 
 
-def test_of_samples_of_several_shapes_no_change_is_known() -> None:
+@pytest.mark.parametrize("lengths", [(6, 6, 6), (6, 6, 4), (3, 9, 1)])
+def test_an_axis_of_several_sizes_holds_further_samples(lengths: tuple[int, ...]) -> None:
+    """Such as tokens: a batch that is smaller must not hide that one answer would be as near."""
+    rng, change, metrics = np.random.default_rng(1), OutputChange(), OutputMetrics()
+    feeds = [(np.array([500, -300, 100.0]) + rng.normal(size=(length, 3))) for length in lengths]
+    for feed in feeds:
+        change.add(feed, 2)
+        metrics.add(np.tile([500, -300, 100.0], (len(feed), 1)), feed, 2)
+    found = metrics.result("int8", "fp32", "y", change=change)
+    assert found.is_change_known
+    assert found.change_db is not None
+    assert found.change_db < 0.1
+    if len(set(lengths)) > 1:
+        rows = np.concatenate(feeds)
+        assert change.spread == pytest.approx(np.square(rows - rows.mean(axis=0)).sum())
+
+
+def test_of_samples_with_another_number_of_axes_no_change_is_known() -> None:
     change = OutputChange()
-    for length in (2, 3):
-        change.add(np.ones((1, length)), 1)
+    change.add(np.ones((1, 2)), 1)
+    change.add(np.ones((1, 2, 3)), 1)
     assert (change.varies, change.spread, change.is_clear) == (True, None, False)
     assert OutputChange().spread is None
+
+
+def test_a_candidate_that_is_constant_in_feeds_of_several_lengths_is_dead() -> None:
+    change, metrics = OutputChange(), OutputMetrics()
+    for length in (8, 8, 5):
+        reference = np.random.default_rng(length).normal(size=(length, 3))
+        change.add(reference, 4)
+        metrics.add(np.tile([0.1, 0.2, 0.3], (length, 1)), reference, 4)
+    assert metrics.result("int8", "fp32", "y", change=change).is_dead
+
+
+def test_a_change_of_values_that_hardly_change_counts_where_nothing_else_changes() -> None:
+    x = np.random.default_rng(0).normal(size=(16, 4))
+    reference = np.concatenate([np.linspace(100, 300, 4) + 0.1 * x, np.zeros((16, 2))], axis=1)
+    steady = np.array([True] * 4 + [False] * 2)
+    candidate = np.tile(reference.mean(axis=0), (16, 1))
+    change, metrics = OutputChange(), OutputMetrics()
+    change.add(reference, 16, steady)
+    metrics.add(candidate, reference, 16, steady=steady)
+    found = metrics.result("int8", "fp32", "y", change=change)
+    assert found.varies
+    assert found.change_db == pytest.approx(0.0, abs=1e-6)
+
+
+@pytest.mark.parametrize("split", [1, 5, 64])
+def test_a_rare_truth_that_is_always_missed_is_no_evidence(split: int) -> None:
+    rng = np.random.default_rng(0)
+    reference = rng.random((64, 100)) < 0.003
+    reference[0, 0] = True
+    found = _compared(np.roll(reference, 50, axis=1), reference, split=split)
+    assert found.cosine > 0.99
+    assert found.change_db is not None
+    assert found.change_db < 0
+    right = reference.copy()
+    right[0, 1] = ~right[0, 1]
+    better = _compared(right, reference, split=split).change_db
+    assert better is not None
+    assert better > 3
 
 
 def test_masked_values_are_no_change() -> None:

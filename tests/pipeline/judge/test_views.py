@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 from numpy.typing import NDArray
 
 from trtq.models.session import open_session
 from trtq.pipeline.graph.load import Graph
+from trtq.pipeline.graph.onnx_file import read_model
 from trtq.pipeline.judge.views import Key, create_views, find_sample_axes
 
 
@@ -84,6 +87,55 @@ def test_the_parts_of_a_batch_of_another_size_are_found(graph_of: Callable[..., 
         x = np.ones(shape, np.float32)
         found = views.see({"y": np.concatenate([np.tanh(x), x], axis=1)}, {"x": x}, len(x))
         assert np.array_equal(found["y", "b"], x)
+
+
+def test_parts_whose_sizes_differ_in_feeds_of_one_output_shape_are_kept_apart(
+    graph_of: Callable[..., Graph],
+) -> None:
+    graph = graph_of(
+        "net (float[N, A] x, float[N, B] z) => (float[N, 8] y)"
+        "{ a = Tanh (x) b = Relu (z) y = Concat <axis = 1> (a, b) }"
+    )
+    views = create_views(graph.model)
+    for size in (3, 5):
+        x, z = np.ones((2, size), np.float32), 7 * np.ones((2, 8 - size), np.float32)
+        found = views.see({"y": np.concatenate([np.tanh(x), z], axis=1)}, {"x": x, "z": z}, 2)
+        assert np.array_equal(found["y", "b"], z)
+
+
+def test_the_parts_of_one_output_are_not_those_of_another(graph_of: Callable[..., Graph]) -> None:
+    graph = graph_of("""
+        net (float[N, 3] x) => (float[N, 6] y, float[N, 12] z) {
+            a = Tanh (x) b = Relu (x) c = Neg (x) d = Abs (x)
+            y = Concat <axis = 1> (a, b)
+            ac = Concat <axis = 1> (a, c) bd = Concat <axis = 1> (b, d)
+            z = Concat <axis = 1> (ac, bd)
+        }
+    """)
+    seen = see(graph, np.ones((2, 3), np.float32))
+    assert [part for output, part in seen if output == "y"] == ["", "a", "b"]
+    assert [part for output, part in seen if output == "z"] == ["", "a + b", "c + d"]
+
+
+def test_a_part_whose_type_onnx_does_not_infer_is_one_too(path_of: Callable[..., Path]) -> None:
+    path = path_of("""
+        net (float[N, 3] x) => (float[N, 6] y)
+        { a = com.microsoft.Gelu (x) b = Relu (x) y = Concat <axis = 1> (a, b) }
+    """)
+    proto = onnx.load(path)
+    proto.opset_import.append(onnx.helper.make_opsetid("com.microsoft", 1))
+    onnx.save(proto, path)
+    x = np.ones((2, 3), np.float32)
+    found = create_views(read_model(path)).see({"y": np.ones((2, 6), np.float32)}, {"x": x}, 2)
+    assert [part for _, part in found] == ["", "a", "b"]
+
+
+def test_a_candidate_of_another_length_has_no_parts(graph_of: Callable[..., Graph]) -> None:
+    graph = graph_of(
+        "net (float[N, 3] x) => (float[N, 6] y) { a = Tanh (x) y = Concat <axis = 1> (a, a, x) }"
+    )
+    views, x = create_views(graph.model), np.ones((2, 3), np.float32)
+    assert list(views.see({"y": np.ones((2, 8), np.float32)}, {"x": x}, 2)) == [("y", "")]
 
 
 def test_outputs_that_are_not_joined_are_seen_as_they_are(graph_of: Callable[..., Graph]) -> None:
