@@ -154,6 +154,7 @@ def _open_build(folder: Path, spec: ModelSpec | None, watcher: Watcher) -> _Subj
         raise ArtifactError(
             f"{folder} is no INT8 build by Q/DQ alone, whose layers could be measured; give the model itself"
         )
+    target = replace(target, backend=report.backend.partition(" ")[0])  # which decides on encodings
     path = Path(report.model)
     graph, _ = load_to_quantize(path, spec, target, watcher)
     if graph.sha256 != manifest.inputs.get(report.model):
@@ -244,7 +245,8 @@ def _key(subject: _Subject, data: tuple[Batches | None, Batches]) -> str:
         subject.graph.sha256,
         digests,
         (describe(create_method(spec.calibration)), spec.calibration.method, spec.quantization),
-        [node.to_plain() for node in subject.placement.quantized],
+        [node.to_key() for node in subject.placement.quantized],
+        subject.target.requantize,
         spec.evaluation,
         spec.accuracy.metric,
         choose_rest(subject.target).name,

@@ -24,7 +24,7 @@ def make_keys(job: Job) -> dict[str, str]:
         (describe(job.method), job.spec.calibration.method, job.spec.quantization),
         job.tensors,
         job.target.requantize,
-        [node.to_plain() for node in job.placement.quantized if node.activations] if searches else (),
+        [node.to_key() for node in job.placement.quantized if node.activations] if searches else (),
     )
     judged = (
         _hash_data(job.evaluation),
@@ -39,8 +39,10 @@ def make_keys(job: Job) -> dict[str, str]:
         job.spec.inputs,
         job.target,
         (job.strategy.quantization, job.strategy.rest.name, job.strategy.is_typed),
+        [node.to_key() for node in job.placement.quantized],
         job.backend.name,
         job.backend.version(),
+        job.backend.overflows(),
         judged if job.target.auto else (),  # then they decide which layers are quantized
         find_compute_capability() if "compute_capabilities" in job.backend.lacks else "",
     )

@@ -68,14 +68,26 @@ class QuantizedNode:
             return None
         return QuantizedWeight(self.weight[1], self.scheme.weight)
 
+    def to_key(self) -> tuple[object, ...]:
+        """Returns all that a quantized model depends on, for a digest: the encodings too."""
+        inputs = tuple((place, _describe(encoding)) for place, encoding in self.scheme.inputs)
+        weight = None if self.scheme.weight is None else _describe(self.scheme.weight)
+        return self.name, self.scheme.rule, self.activations, inputs, self.weight, weight
+
     def to_plain(self) -> dict[str, Any]:
-        """Returns it as `inspect --json` shows it and as keys digest it."""
+        """Returns it as `inspect --json` shows it."""
         plain = {"name": self.name, "op_type": self.op_type, "rule": self.scheme.rule}
         weight = None
         if self.weight is not None and self.scheme.weight is not None:
             place, tensor = self.weight
             weight = (place, {"tensor": tensor, "axis": self.scheme.weight.channel_axis})
         return {**plain, "activations": self.activations, "weight": weight}
+
+
+def _describe(encoding: Encoding) -> tuple[object, ...]:
+    form = encoding.format
+    flags = encoding.is_dynamic, encoding.is_given, encoding.has_coded_scales
+    return form.name, form.lowest, form.largest, str(encoding.granularity), *flags
 
 
 @dataclass(frozen=True, slots=True)

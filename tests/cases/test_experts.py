@@ -25,6 +25,7 @@ from trtq.pipeline.graph.placement import place
 from trtq.pipeline.quantize import quantize
 from trtq.pipeline.rewrite.qparams import choose_weight_qparams, choose_weight_qparams_mse
 from trtq.pipeline.rewrite.weights.choose import choose_weights
+from trtq.pipeline.sensitivity import sensitivity
 
 _RNG = np.random.default_rng(4)
 
@@ -96,6 +97,19 @@ def _spec(folder: Path, **quantization: Any) -> ModelSpec:
     data = CalibrationSpec(data=f"{folder / 'feeds.py'}:feeds", method="mse")
     own = QuantizationSpec(repair=("none",), **quantization)
     return ModelSpec(calibration=data, quantization=own, layers=LayerSpec())
+
+
+@pytest.mark.slow
+def test_the_experts_of_a_build_are_measured_as_they_were_built(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though no builder was named, which decides on the scales."""
+    monkeypatch.chdir(tmp_path)
+    model = _write(tmp_path, (1, 0.1, 0.01, 0.001))
+    report = build(model, spec=_spec(tmp_path), target=Target(compute_capabilities=("8.9",)))
+    assert report.backend.startswith("tensorrt-rtx ")
+    found = sensitivity(report.output, spec=_spec(tmp_path))
+    assert [layer.name for layer in found.layers] == ["moe"]
 
 
 @pytest.mark.slow

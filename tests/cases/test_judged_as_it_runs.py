@@ -83,3 +83,18 @@ def test_without_the_fusions_every_node_is_computed_as_it_stands(
     (exact,) = open_session(path, optimize=False).run(None, {"x": x})
     basic = run(path, x, onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC)
     assert np.array_equal(basic, exact)
+
+
+def test_a_build_of_a_processor_that_overflows_is_none_of_another(
+    path_of: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A folder in a cache of CI is built again on another machine: the PASS of this one is not that one's."""
+    first, _ = build_layer(path_of, tmp_path)
+    monkeypatch.setitem(BACKENDS, "onnxruntime", Overflowing())
+    model = tmp_path / "model0.onnx"
+    spec = trtq.ModelSpec(calibration=trtq.CalibrationSpec(data=str(tmp_path / "x.npz")))
+    target = trtq.Target(backend="onnxruntime")
+    second = trtq.build(model, spec=spec, target=target, output=first.output)
+    assert "everything" not in second.reused
+    assert "engine" not in second.reused
+    assert any(note.startswith("weights get 7 bits") for note in second.notes)

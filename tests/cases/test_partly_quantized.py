@@ -303,3 +303,25 @@ def test_auto_keeps_new_layers_and_never_given_ones(write: Write) -> None:
     assert report.auto.int8_macs == pytest.approx(1 / 3)
     assert report.auto.int8_macs_before == pytest.approx(1)
     assert [item.name for item in report.given] == ["conv0"]
+
+
+def test_data_that_is_added_is_used(tmp_path: Path) -> None:
+    """Also where the new layer reads a tensor that has its range already."""
+    proto = onnx.parser.parse_model("""<ir_version: 10, opset_import: ["": 17]>
+        g (float[N,64] x) => (float[N,64] y) {
+            q = QuantizeLinear (x, s, z) d = DequantizeLinear (q, s, z) w = DequantizeLinear (codes, ws, z)
+            [first] a = MatMul (d, w) [second] b = MatMul (d, v) y = Add (a, b)
+        }""")
+    arrays = {**GIVEN, "codes": codes(weight(64, 64), 0.004), "v": weight(64, 64)}
+    proto.graph.initializer.extend(onnx.numpy_helper.from_array(item, name) for name, item in arrays.items())
+    onnx.save(proto, tmp_path / "m.onnx")
+    data = str(tmp_path / "x.npz")
+    np.savez(data, x=np.random.default_rng(0).standard_normal((32, 64)).astype(np.float32))
+    spec = ModelSpec(evaluation=EvaluationSpec(data=data), quantization=QuantizationSpec(repair=("none",)))
+    spec = replace(spec, calibration=CalibrationSpec(method="minmax"), layers=LayerSpec(force=(".",)))
+    first = build(tmp_path / "m.onnx", spec=spec, target=CHEAP)
+    assert [item.name for item in first.kept_float] == ["second"]
+    spec = replace(spec, calibration=CalibrationSpec(data=data, method="minmax"))
+    second = build(tmp_path / "m.onnx", spec=spec, target=CHEAP)
+    assert second.kept_float == ()
+    assert "everything" not in second.reused
