@@ -16,7 +16,7 @@ import pytest
 from trtq import temporary
 from trtq.errors import ArtifactError
 from trtq.files import check_output, write_atomically
-from trtq.temporary import is_held, open_temporary_file, open_temporary_folder
+from trtq.temporary import make_locked, open_temporary_file, open_temporary_folder, remove_if_dead
 
 _CHILD = """
 import os, signal, sys
@@ -88,7 +88,9 @@ def test_what_a_running_process_has_is_left_alone(output: Path) -> None:
     with process:
         with open_temporary_folder(), open_temporary_folder(output), open_temporary_file(output):
             assert all(path.exists() for path in theirs)
-            assert all(map(is_held, theirs))
+            for path in theirs:
+                remove_if_dead(path)
+            assert all(path.exists() for path in theirs)
         process.communicate("", timeout=60)
     assert list_all(output) == []
 
@@ -155,8 +157,23 @@ def test_without_locks_nothing_is_removed(output: Path, monkeypatch: pytest.Monk
     assert left.is_dir()
 
 
-def test_what_is_gone_is_not_held(tmp_path: Path) -> None:
-    assert not is_held(tmp_path / "gone")
+def test_what_is_gone_needs_no_removal(tmp_path: Path) -> None:
+    remove_if_dead(tmp_path / "gone")
+
+
+def test_what_is_taken_for_dead_before_it_is_locked_is_made_again(tmp_path: Path) -> None:
+    names = iter([tmp_path / "first", tmp_path / "second"])
+
+    def make(path: Path) -> None:
+        path.mkdir()
+        if path.name == "first":
+            remove_if_dead(path)  # as another run may, that sees it without a lock
+
+    made, lock = make_locked(lambda: next(names), make)
+    os.close(lock)
+    assert made == tmp_path / "second"
+    assert made.is_dir()
+    assert not (tmp_path / "first").exists()
 
 
 def test_a_place_that_cannot_be_written_is_told(output: Path, monkeypatch: pytest.MonkeyPatch) -> None:

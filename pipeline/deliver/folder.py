@@ -13,9 +13,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from trtq.errors import ArtifactError
-from trtq.files import lock_file, sync_folder
+from trtq.files import sync_folder
 from trtq.pipeline.deliver.manifest import NAME, SIGNATURE, read_manifest
-from trtq.temporary import is_held
+from trtq.temporary import make_locked, remove_if_dead
 
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
@@ -35,18 +35,20 @@ def stage_folder(target: Path) -> Iterator[Path]:
         _recover(target)
         _refuse_foreign(target)
         target.parent.mkdir(parents=True, exist_ok=True)
-        stage = target.parent / f"{_hidden(target)}{os.getpid()}.{secrets.token_hex(8)}.partial"
-        stage.mkdir(0o755)
+        stem = f"{_hidden(target)}{os.getpid()}."
+        stage, lock = make_locked(
+            lambda: target.parent / f"{stem}{secrets.token_hex(8)}.partial", lambda path: path.mkdir(0o755)
+        )
     except OSError as error:
         raise ArtifactError(f"cannot write to {target.parent}: {error.strerror or error}") from error
     try:
-        with lock_file(stage):
-            yield stage
-            _publish(stage, target)
+        yield stage
+        _publish(stage, target)
     except OSError as error:
         raise ArtifactError(f"cannot write {target}: {error.strerror or error}") from error
     finally:
         shutil.rmtree(stage, ignore_errors=True)
+        os.close(lock)
 
 
 def _refuse_foreign(target: Path) -> None:
@@ -123,8 +125,8 @@ def _recover(target: Path) -> None:
         for left in _list_leftovers(target, suffix):
             if suffix == ".old" and not target.exists():
                 left.rename(target)
-            elif not is_held(left):
-                shutil.rmtree(left, ignore_errors=True)
+            else:
+                remove_if_dead(left)
 
 
 def _list_leftovers(target: Path, suffix: str) -> list[Path]:

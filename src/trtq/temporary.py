@@ -35,7 +35,8 @@ def open_temporary_folder(beside: Path | None = None) -> Iterator[Path]:
     parent = Path(tempfile.gettempdir()) if beside is None else beside.parent
     try:
         stem = "trtq" if beside is None else f".{beside.name}"
-        folder, lock = _make_new(parent, stem, lambda path: path.mkdir(0o700))
+        _clear_once(parent.absolute(), stem)
+        folder, lock = make_locked(lambda: _name_new(parent, stem), lambda path: path.mkdir(0o700))
     except OSError as error:
         advice = "make room, or set TMPDIR to another folder" if beside is None else "make it writable"
         raise ArtifactError(f"cannot write to {parent}: {error.strerror}; {advice}") from error
@@ -54,7 +55,9 @@ def open_temporary_file(beside: Path) -> Iterator[Path]:
         OSError: It cannot be made.
     """
     # Not `tempfile`, whose files only their owner may read.
-    path, lock = _make_new(beside.parent, f".{beside.name}", lambda path: path.touch(exist_ok=False))
+    stem = f".{beside.name}"
+    _clear_once(beside.parent.absolute(), stem)
+    path, lock = make_locked(lambda: _name_new(beside.parent, stem), lambda path: path.touch(exist_ok=False))
     try:
         yield path
     finally:
@@ -63,11 +66,19 @@ def open_temporary_file(beside: Path) -> Iterator[Path]:
         os.close(lock)
 
 
-def _make_new(parent: Path, stem: str, make: Callable[[Path], None]) -> tuple[Path, int]:
-    """Returns what is made under a new name, and the descriptor that holds its lock."""
-    _clear_once(parent.absolute(), stem)
+def _name_new(parent: Path, stem: str) -> Path:
+    return parent / f"{stem}.{secrets.token_hex(4)}.tmp"
+
+
+def make_locked(name: Callable[[], Path], make: Callable[[Path], None]) -> tuple[Path, int]:
+    """Returns what is made under a new name, and the descriptor that holds its lock.
+
+    Args:
+        name: Returns another name each time: what is not locked yet may be taken for dead and removed.
+        make: Makes the file or folder.
+    """
     while True:
-        path = parent / f"{stem}.{secrets.token_hex(4)}.tmp"
+        path = name()
         make(path)
         if (lock := _lock(path)) is not None:
             return path, lock
@@ -104,20 +115,22 @@ def _remove_dead(left: Path) -> None:
         is_ours = found.st_uid == os.geteuid() and (
             stat.S_ISDIR(found.st_mode) or stat.S_ISREG(found.st_mode)
         )
-        if is_ours and not is_held(left):
-            shutil.rmtree(left) if stat.S_ISDIR(found.st_mode) else left.unlink()
+        if is_ours:
+            remove_if_dead(left)
 
 
-def is_held(path: Path) -> bool:
-    """Whether a process, in this container or another one, holds the lock of a file or folder."""
+def remove_if_dead(path: Path) -> None:
+    """Removes a file or folder unless a process, in this container or another one, holds its lock.
+
+    The lock is held until it is gone, so that nobody takes it for a new one of its own meanwhile.
+    """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-    except FileNotFoundError:
-        return False
+    except OSError:  # it is gone, or no concern of ours
+        return
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:  # also where a file system has no locks: nobody can tell
-        return True
+        with suppress(OSError):  # also where a file system has no locks: nobody can tell
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
     finally:
         os.close(descriptor)
-    return False
