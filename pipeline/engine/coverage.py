@@ -33,7 +33,10 @@ def measure_coverage(
             if own:
                 runs_as, reason = _runs_as(own), _guess_reason(layer, built, targets)
             elif built.kernels:
-                runs_as, reason = "none", "the builder removed it: nothing uses its result"
+                runs_as, reason = (
+                    "none",
+                    "no kernel bears its name: the builder removed it, or fused it under another",
+                )
             else:
                 runs_as, reason = "unknown", "the builder does not say what it runs"
             fallbacks.append(Fallback(layer.name, layer.op_type, runs_as, reason))

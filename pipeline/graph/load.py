@@ -53,6 +53,7 @@ class Graph:
         notes: What `load` changed, one sentence each.
         unseen: The nodes with weights inside If, Loop and Scan bodies: they stay as they are.
         is_rewritten: Whether nodes were rewritten to compute the same, of which the file is the witness.
+        is_inexact: Whether a repair has changed what the file computes, so that it is no witness.
     """
 
     model: ir.Model
@@ -61,6 +62,7 @@ class Graph:
     notes: tuple[str, ...] = ()
     unseen: tuple[KeptNode, ...] = ()
     is_rewritten: bool = False
+    is_inexact: bool = False
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
@@ -117,12 +119,14 @@ def load(path: Path, *, min_opset: int) -> Graph:
 
 
 def raise_opset(graph: Graph, opset: int) -> Graph:
-    """Returns a graph whose opset was kept, since it came quantized, in this one if it has a lower one.
+    """Returns a graph in this opset if it has a lower one, as one has that came quantized.
 
     Raises:
         ModelError: A node has no exact form there.
     """
-    return graph if graph.opset >= opset else replace(graph, model=convert_opset(graph.model, opset))
+    if graph.opset >= opset:
+        return graph
+    return replace(graph, model=convert_opset(graph.model, opset), is_rewritten=True)
 
 
 def _widen_bf16(model: ir.Model) -> Iterator[str]:

@@ -68,11 +68,14 @@ def quantize(
     if target.weights is not None:
         by_matrix = target.backend != "tensorrt"  # where nobody has measured it
         placement = place_weights(graph, spec, target, placement, watcher, by_matrix=by_matrix)
-        refuse_nothing_stored(graph, target, placement)
+        if ranges is None:
+            refuse_nothing_stored(graph, target, placement)
         encoding = WeightEncoding(target.weights.method, find_runtime(target.backend), batches)
     elif ranges is None:
         raise UsageError("there is nothing to quantize with: give ranges, or a weight format")
-    graph = raise_opset(graph, placement.min_opset)
+    if (raised := raise_opset(graph, placement.min_opset)) is not graph:
+        check_against_file(raised, batches, watcher, find_shapes(spec, target))
+        graph = raised
     mixed = quantize_graph(
         graph, placement, ranges, rest=rest, keep_fp32=spec.layers.keep_fp32, weights=encoding
     )

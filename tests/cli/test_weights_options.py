@@ -283,3 +283,13 @@ def write_deep(folder: Path, layers: int) -> Path:
         onnx.helper.make_model(graph, opset_imports=[opset], ir_version=10).SerializeToString()
     )
     return folder / "model.onnx"
+
+
+def test_a_build_of_which_no_weight_is_stored_does_not_pass(model: Path, tmp_path: Path) -> None:
+    data = ("--eval-data", model.parent / "data.npz", "--backend", "onnxruntime", "--skip", ".")
+    result = trtq("build", model, "--weights", "int8", *data, "-o", tmp_path / "out")
+    assert result.exit_code == 0
+    assert "no weight can be stored in fewer bits; the report tells why" in result.stderr
+    assert "UNVERIFIED: no weight is stored in fewer bits: what was compared is the float model" in " ".join(
+        result.stdout.split()
+    )

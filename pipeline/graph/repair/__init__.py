@@ -49,9 +49,12 @@ def repair_graph(graph: Graph, watcher: Watcher, *, requantize: bool, for_tensor
         (watcher.note if is_exact else watcher.warn)(sentence)
     if for_tensorrt:
         refuse(lint(repaired.model))
-    is_exact = all(change.is_exact for change in repaired.changes)
-    is_rewritten = is_exact and (graph.is_rewritten or bool(repaired.changes))
-    return replace(graph, model=repaired.model, is_rewritten=is_rewritten)
+    return replace(
+        graph,
+        model=repaired.model,
+        is_rewritten=graph.is_rewritten or bool(repaired.changes),
+        is_inexact=not all(change.is_exact for change in repaired.changes),
+    )
 
 
 def repair(model: ir.Model, *, requantize: bool = False) -> RepairedGraph:

@@ -62,7 +62,9 @@ def test_a_kernel_without_operands_is_unknown() -> None:
 
 def test_a_layer_that_is_in_no_kernel_was_removed() -> None:
     (fallback,) = measure_coverage([_CONV], BuiltEngine(b"", (_OTHER,))).fallbacks
-    assert fallback == Fallback("conv", "Conv", "none", "the builder removed it: nothing uses its result")
+    assert fallback == Fallback(
+        "conv", "Conv", "none", "no kernel bears its name: the builder removed it, or fused it under another"
+    )
 
 
 def test_nothing_is_claimed_of_an_engine_that_tells_no_kernels() -> None:

@@ -17,7 +17,7 @@ from made_up import random_array
 from numpy.typing import NDArray
 
 from trtq.errors import ModelError
-from trtq.pipeline.graph.load import Graph, load
+from trtq.pipeline.graph.load import Graph, load, raise_opset
 
 RELU = "g (float[N,3] x) => (float[N,3] y) { y = Relu(x) }"
 
@@ -357,3 +357,11 @@ def test_a_real_model_computes_what_its_file_does(
     feed = {graph.inputs[0].name: np.random.default_rng(0).uniform(-1, 1, size).astype(np.float32)}
     for want, have in zip(outputs_of(path, feed=feed), outputs_of(graph.model, feed=feed), strict=True):
         np.testing.assert_allclose(have, want, rtol=1e-4, atol=1e-4)
+
+
+def test_a_graph_that_is_raised_later_is_one_to_check(graph_of: Callable[..., Graph]) -> None:
+    graph = graph_of("net (float[2] x) => (float[2] y) { y = Relu (x) }", min_opset=13)
+    assert not graph.is_rewritten
+    assert raise_opset(graph, graph.opset) is graph
+    raised = raise_opset(graph, 21)
+    assert (raised.opset, raised.is_rewritten) == (21, True)
