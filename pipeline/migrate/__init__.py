@@ -17,7 +17,7 @@ from trtq.pipeline.build.prepare import complete_job, load_job, refuse_inputs_in
 from trtq.pipeline.deliver.names import CACHE, MIGRATION
 from trtq.pipeline.deliver.report import Report
 from trtq.pipeline.engine.target import Target
-from trtq.pipeline.formats import FP16, INT8
+from trtq.pipeline.formats import FP16
 from trtq.pipeline.graph.cache_ranges import (
     MappedTensor,
     Migration,
@@ -95,7 +95,8 @@ def migrate(
     the result is compared with the float model; without, the verdict is "unverified".
 
     The scales of activations are those of the cache, bit for bit, unless the target asks for FP16 where
-    nothing is quantized: then they are rounded up to FP16. Weights are quantized by channel, unless the
+    nothing is quantized: then they are rounded up to FP16. In FP8 the largest code stands for what 127 stood
+    for. Weights are quantized by channel, unless the
     settings say otherwise.
 
     Args:
@@ -182,9 +183,9 @@ def _prepare(
 
 def _refuse_other_targets(target: Target) -> None:
     """Refuses targets that a calibration cache says nothing of."""
-    if target.form is not INT8:
+    if target.form is None:
         raise UsageError(
-            f"a calibration cache makes an INT8 engine, no {target.precision} one: use `trtq build`"
+            f"a calibration cache makes an INT8 or FP8 engine, no {target.precision} one: use `trtq build`"
         )
     for is_asked, option in (
         (target.auto, "--auto"),
@@ -228,6 +229,8 @@ def _rounding(job: Job, migration: Migration) -> tuple[int, float]:
         dtype = dtypes[item.tensor]
         assert dtype is not None
         kind = "float16" if job.strategy.graph_float is FP16 else dtype.numpy().name
-        made = float(choose_activation_qparams(item.scale * QMAX, kind).scale)
-        rises += [made / item.scale - 1] if made != item.scale else []
+        amax, encoding = item.scale * QMAX, job.placement.encodings[item.tensor]
+        made = float(choose_activation_qparams(amax, kind, encoding).scale)
+        exact = float(choose_activation_qparams(amax, "float32", encoding).scale)
+        rises += [made / exact - 1] if made != exact else []
     return len(rises), max(rises, default=0.0)
