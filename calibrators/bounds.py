@@ -12,13 +12,14 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx_ir as ir
 
-from trtq.calibrators.operator_bounds import Step, find_step
+from trtq.calibrators.linear_bounds import Step
+from trtq.calibrators.operator_bounds import find_step, keeps_finite
 from trtq.models.tensors import read_values
 
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """The largest magnitude of each float32 tensor of a graph, and which of them cannot be trusted to FP16.
+    """The largest magnitude of each tensor of a graph, and which float32 ones cannot be trusted to FP16.
 
     Attributes:
         magnitudes: By name; infinite where nothing is known.
@@ -31,9 +32,13 @@ class Bounds:
 
 @dataclass(slots=True)
 class _Node:
+    """One node: its tensors by name, the largest magnitude that their types hold, and what bounds them."""
+
     inputs: tuple[str, ...]
-    outputs: tuple[str, ...]
+    outputs: Mapping[str, float]
+    floats: Collection[str]
     step: Step
+    keeps_finite: bool
 
 
 @dataclass(slots=True)
@@ -41,11 +46,13 @@ class MagnitudeBounds:
     """The bounds of one graph; its weights are read once.
 
     Attributes:
-        constants: The largest magnitudes of the constants.
+        constants: The largest finite magnitudes of the constants.
+        infinite: The constants that hold NaN or infinities.
         nodes: In graph order.
     """
 
     constants: dict[str, float] = field(default_factory=dict)
+    infinite: set[str] = field(default_factory=set)
     nodes: list[_Node] = field(default_factory=list)
 
     def find(
@@ -65,34 +72,51 @@ class MagnitudeBounds:
             with np.errstate(over="ignore", invalid="ignore"):
                 bound = node.step(given)
             bound = math.inf if math.isnan(bound) else bound
-            for name in node.outputs:
+            for name, most in node.outputs.items():
                 if name in known:
                     continue
-                if bound > limit:
+                found[name] = min(bound, most)
+                if name in node.floats and bound > limit:
                     unproven.append(name)
-                found[name] = min(bound, guesses.get(name, math.inf)) if guesses and bound > limit else bound
+                    found[name] = min(bound, guesses.get(name, math.inf)) if guesses else bound
         return Bounds(found, unproven)
+
+    def list_doubtful(self, finite: Collection[str], infinite: Collection[str] = ()) -> set[str]:
+        """Returns the float tensors that may hold NaN though the inputs are finite.
+
+        Args:
+            finite: Tensors that are known to be so.
+            infinite: Tensors that are known not to be.
+        """
+        found = {*self.infinite, *infinite}
+        for node in self.nodes:
+            if not node.keeps_finite or not found.isdisjoint(node.inputs):
+                found.update(name for name in node.floats if name not in finite)
+        return found
 
 
 def compile_bounds(model: ir.Model) -> MagnitudeBounds:
     """Returns the bounds of a graph; what is in bodies is not looked at."""
-    constants = {
-        str(value.name): _measure(value.const_value)
-        for value in model.graph.initializers.values()
-        if value.const_value is not None and value.dtype is not None and value.dtype.is_floating_point()
-    }
+    constants, infinite = dict[str, float](), set[str]()
+    for name, value in model.graph.initializers.items():
+        if value.const_value is None or value.dtype in (None, ir.DataType.STRING):
+            continue
+        magnitudes = np.abs(read_values(value.const_value))
+        finite = np.isfinite(magnitudes)  # FP16 has infinities
+        constants[name] = float(np.max(magnitudes, initial=0.0, where=finite))
+        if not finite.all():
+            infinite.add(name)
     nodes = []
     for node in model.graph:
-        outputs = tuple(
-            str(value.name) for value in node.outputs if value.name and value.dtype is ir.DataType.FLOAT
-        )
-        if outputs:
-            inputs = tuple("" if value is None else str(value.name) for value in node.inputs)
-            nodes.append(_Node(inputs, outputs, find_step(node)))
-    return MagnitudeBounds(constants, nodes)
+        outputs = {str(value.name): _find_most(value.dtype) for value in node.outputs if value.name}
+        floats = [str(value.name) for value in node.outputs if value.dtype is ir.DataType.FLOAT]
+        inputs = tuple("" if value is None else str(value.name) for value in node.inputs)
+        nodes.append(_Node(inputs, outputs, floats, find_step(node), keeps_finite(node)))
+    return MagnitudeBounds(constants, infinite, nodes)
 
 
-def _measure(tensor: ir.TensorProtocol) -> float:
-    """Returns the largest finite magnitude: FP16 has infinities."""
-    magnitudes = np.abs(read_values(tensor))
-    return float(np.max(magnitudes, initial=0.0, where=np.isfinite(magnitudes)))
+def _find_most(dtype: ir.DataType | None) -> float:
+    """Returns the largest magnitude of a type, also of integers that wrap around."""
+    if dtype is ir.DataType.BOOL:
+        return 1.0
+    return 2.0**dtype.bitwidth if dtype is not None and dtype.is_integer() else math.inf

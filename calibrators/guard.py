@@ -1,13 +1,15 @@
 """Which tensors have to be watched over all the data, so that none leaves the range of FP16 unseen.
 
-To reduce every tensor of a model in every run would cost more than what is observed anyway. Most need not be:
-what their inputs reach bounds them. Those that are not bounded so are watched; and where a batch goes beyond
-what was proven, all tensors are looked at on this batch.
+To reduce every tensor of a model in every run would cost more than what is observed anyway, and to run what
+comes after the last observed tensor costs more still. Most need not be watched: what their inputs reach
+bounds them. Those that are not bounded so are watched. Where a batch goes beyond what was proven, all tensors
+are looked at on this batch, and what follows is proven anew from there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from threading import Lock
 from typing import Any
 
@@ -17,8 +19,10 @@ from numpy.typing import NDArray
 
 from trtq.calibrators.bounds import MagnitudeBounds, compile_bounds
 from trtq.calibrators.ranges import FP16_LEAST, FP16_LIMIT
+from trtq.calibrators.survey import read_magnitude
+from trtq.models.sizes import infer_sizes
 
-_HEADROOM = 4.0
+_HEADROOM = 2.0
 """How much louder than the first sample others may be before anything has to be proven again."""
 _LINEAR = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 _NORMS = ("ReduceMean", "LayerNormalization")
@@ -27,49 +31,89 @@ _SQUARES = ("Pow", "Mul")
 """What they make is computed of that."""
 
 
+@dataclass(frozen=True, slots=True)
+class GuardedModel:
+    """A float graph and what is known of it.
+
+    Attributes:
+        model: The graph.
+        observed: The tensors that are known of every batch, and finite.
+        bounds: Of the tensors of batches of some sizes.
+        sizes: Of the inputs in those batches, without the first axis; None: any.
+    """
+
+    model: ir.Model
+    observed: Sequence[str]
+    bounds: MagnitudeBounds
+    sizes: Mapping[str, tuple[int, ...]] | None
+
+
+@dataclass(slots=True)
 class MagnitudeGuard:
     """Tells whether the magnitudes of some tensors prove that no other leaves the range of FP16.
 
     Attributes:
+        subject: The model.
         watched: The tensors whose magnitudes must be known of every batch, beside those that are observed.
+        doubtful: Those of them that may hold NaN.
+        proven: The magnitudes of what is known of every batch for which all else stays inside FP16.
     """
 
-    def __init__(self, bounds: MagnitudeBounds, watched: Sequence[str], proven: Mapping[str, float]) -> None:
-        """Takes what `create_guard` finds out.
+    subject: GuardedModel
+    watched: Sequence[str]
+    doubtful: Collection[str]
+    proven: Mapping[str, float]
+    _lock: Lock = field(default_factory=Lock)
 
-        Args:
-            bounds: Of the model.
-            watched: As the attribute.
-            proven: The magnitudes of what is known of every batch for which all else stays inside FP16.
-        """
-        self.watched = watched
-        self._bounds = bounds
-        self._proven = dict(proven)
-        self._lock = Lock()
-
-    def proves(self, magnitudes: Mapping[str, float]) -> bool:
+    def proves(self, magnitudes: Mapping[str, float], arrays: Mapping[str, NDArray[Any]]) -> bool:
         """Returns whether one batch stays inside FP16 where nobody looks.
 
         What is proven is remembered: a batch may be shown in passes, with other tensors each time.
 
         Args:
-            magnitudes: Of the float inputs, and of what is observed and watched in this pass.
+            magnitudes: Of the inputs, and of what is observed and watched in this pass.
+            arrays: The inputs.
         """
+        if self.subject.sizes not in (None, list_sizes(arrays)):
+            return False
         with self._lock:
-            known = self._proven
+            known = self.proven
             larger = {name: value for name, value in magnitudes.items() if value > known.get(name, 0.0)}
             if not larger:
                 return True
+            if np.inf in larger.values():  # NaN may follow, where nobody looks for it
+                return False
             for factor in (_HEADROOM, 1.0):
-                wider = known | {name: factor * value for name, value in larger.items()}
-                if not self._bounds.find(wider, FP16_LIMIT).unproven:
-                    self._proven = wider
+                wider = {**known, **{name: factor * value for name, value in larger.items()}}
+                if not self.subject.bounds.find(wider, FP16_LIMIT).unproven:
+                    self.proven = wider
                     return True
             return False
 
+    def widen(
+        self, arrays: Mapping[str, NDArray[Any]], inputs: Mapping[str, float], made: Mapping[str, float]
+    ) -> MagnitudeGuard:
+        """Returns a guard that proves more, after a batch of which this one did not; it watches no less.
+
+        Args:
+            arrays: The inputs of the batch.
+            inputs: Their magnitudes.
+            made: The largest magnitudes so far of what nodes make.
+        """
+        subject = self.subject
+        if subject.sizes not in (None, list_sizes(arrays)):
+            subject = _compile(subject.model, subject.observed, None)
+        inputs = {name: max(value, self.proven.get(name, 0.0) / _HEADROOM) for name, value in inputs.items()}
+        return _choose_watched(subject, inputs, made, self.watched)
+
 
 def create_guard(
-    model: ir.Model, observed: Sequence[str], inputs: Mapping[str, float], made: Mapping[str, float]
+    model: ir.Model,
+    observed: Sequence[str],
+    arrays: Mapping[str, NDArray[Any]],
+    made: Mapping[str, float],
+    *,
+    may_widen: bool,
 ) -> MagnitudeGuard:
     """Returns what has to be known of every batch.
 
@@ -78,30 +122,60 @@ def create_guard(
     Args:
         model: The float graph.
         observed: The tensors that are known of every batch anyway; if none, those that linear layers take.
-        inputs: The magnitudes of the float inputs in the first batch.
-        made: Those of all tensors that nodes make, in its first sample or more.
+        arrays: The inputs of the first batch.
+        made: The magnitudes of all tensors that nodes make, in its first sample or more.
+        may_widen: Whether another guard may follow after a batch of another kind.
     """
-    bounds = compile_bounds(model)
+    inputs = measure_inputs(arrays)
+    of_any = _choose_watched(_compile(model, observed, None), inputs, made)
+    if not may_widen or not of_any.watched:
+        return of_any
+    of_these = _choose_watched(_compile(model, observed, list_sizes(arrays)), inputs, made)
+    return of_these if len(of_these.watched) < len(of_any.watched) else of_any
+
+
+def _compile(
+    model: ir.Model, observed: Sequence[str], sizes: Mapping[str, tuple[int, ...]] | None
+) -> GuardedModel:
+    sized = model if sizes is None else infer_sizes(model, sizes)
+    return GuardedModel(model, observed, compile_bounds(sized), sizes)
+
+
+def _choose_watched(
+    subject: GuardedModel,
+    inputs: Mapping[str, float],
+    made: Mapping[str, float],
+    also: Sequence[str] = (),
+) -> MagnitudeGuard:
+    bounds, model, observed = subject.bounds, subject.model, subject.observed
     anchors = observed or _list_inputs(model, _LINEAR)
     small = [name for name, value in made.items() if value < FP16_LEAST]
     guesses = {name: _HEADROOM * value for name, value in {**made, **inputs}.items()}
     known = {name: guesses[name] for name in (*inputs, *anchors, *small) if name in guesses}
     unproven = bounds.find(known, FP16_LIMIT, guesses).unproven
     normed = {name: guesses[name] for name in _list_inputs(model, _NORMS, _SQUARES) if name in made}
-    inner = bounds.find(known | normed, FP16_LIMIT, guesses).unproven
+    inner = bounds.find({**known, **normed}, FP16_LIMIT, guesses).unproven
     if len(inner) < len(unproven):
         unproven = [*normed, *inner]
-    tensors = [name for name in dict.fromkeys((*anchors, *small, *unproven)) if name in made]
+    tensors = [name for name in dict.fromkeys((*also, *anchors, *small, *unproven)) if name in made]
     watched = [name for name in tensors if name not in observed]
-    return MagnitudeGuard(bounds, watched, {name: guesses[name] for name in (*inputs, *tensors)})
+    infinite = [name for name, value in guesses.items() if value == np.inf]
+    doubtful = bounds.list_doubtful(observed, infinite) & set(watched)
+    proven = {name: guesses[name] for name in (*inputs, *tensors)}
+    return MagnitudeGuard(subject, watched, doubtful, proven)
+
+
+def list_sizes(arrays: Mapping[str, NDArray[Any]]) -> dict[str, tuple[int, ...]]:
+    """Returns the sizes of the inputs along all axes but the first."""
+    return {name: array.shape[1:] for name, array in arrays.items()}
 
 
 def measure_inputs(arrays: Mapping[str, NDArray[Any]]) -> dict[str, float]:
-    """Returns the largest magnitude of each float input."""
+    """Returns the largest magnitude of each input that holds numbers; infinity where one is NaN."""
     return {
-        name: float(np.nanmax(np.abs(array), initial=0.0))
+        name: read_magnitude(float(max(array.max(), -float(array.min()))) if array.size else 0.0)
         for name, array in arrays.items()
-        if np.issubdtype(array.dtype, np.floating)
+        if np.issubdtype(array.dtype, np.number)
     }
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,7 +36,8 @@ def survey(model: ir.Model, tensors: Sequence[str], feed: Mapping[str, NDArray[A
     clone = model.clone()
     made = map_values_made(clone)
     clone.graph.outputs.clear()
-    magnitudes = add_magnitudes(clone, [name for name, value in made.items() if _is_float32_tensor(value)])
+    floats = [name for name, value in made.items() if _is_float32_tensor(value)]
+    magnitudes = add_magnitudes(clone, floats, floats)
     sizes = {_append(clone, made[name], _count, f"trtq_size_{name}", _INT64): name for name in tensors}
     if not magnitudes and not sizes:
         return Survey({}, {})
@@ -57,19 +59,33 @@ def map_values_made(model: ir.Model) -> dict[str, ir.Value]:
     return {str(value.name): value for node in model.graph for value in node.outputs if value.name}
 
 
-def add_magnitudes(model: ir.Model, tensors: Sequence[str]) -> dict[str, str]:
+def add_magnitudes(model: ir.Model, tensors: Sequence[str], doubtful: Collection[str]) -> dict[str, str]:
     """Makes the largest magnitude of each tensor an output; returns the tensors by output.
 
     It is reduced where the tensor is made, so that ONNX Runtime can let go of that as early as without. Its
     largest and its smallest value take no memory, as its magnitudes would.
+
+    Args:
+        model: It is changed.
+        tensors: Float32 tensors that nodes make.
+        doubtful: Those that may hold NaN. ONNX Runtime's maximum forgets what it saw before a NaN.
     """
     made = map_values_made(model)
-    return {_append(model, made[name], _reduce, f"trtq_largest_{name}", _FLOAT32): name for name in tensors}
+    return {
+        _append(
+            model,
+            made[name],
+            _reduce_doubtful if name in doubtful else _reduce,
+            f"trtq_largest_{name}",
+            _FLOAT32,
+        ): name
+        for name in tensors
+    }
 
 
 def read_magnitude(value: float) -> float:
-    """Returns the magnitude, 0 of an empty or a NaN tensor: neither says anything about FP16."""
-    return float(np.fmax(value, 0.0))
+    """Returns the magnitude: 0 of an empty tensor, infinity of one with NaN, of which nothing is known."""
+    return math.inf if math.isnan(value) else max(value, 0.0)
 
 
 def _count(value: ir.Value, name: str) -> list[ir.Node]:
@@ -84,6 +100,15 @@ def _reduce(value: ir.Value, name: str) -> list[ir.Node]:
     )
     negated = ir.node("Neg", [lowest.outputs[0]], name=f"{name}_Neg")
     return [highest, lowest, negated, ir.node("Max", [highest.outputs[0], negated.outputs[0]], name=name)]
+
+
+def _reduce_doubtful(value: ir.Value, name: str) -> list[ir.Node]:
+    """Returns the same as `_reduce`, but NaN if there is one: then so is the sum."""
+    total = ir.node("ReduceSum", [value], {"keepdims": 0}, name=f"{name}_ReduceSum")
+    nothing = ir.node("Sub", [total.outputs[0], total.outputs[0]], name=f"{name}_Sub")
+    largest = _reduce(value, f"{name}_all")
+    known = largest[-1].outputs[0]
+    return [total, nothing, *largest, ir.node("Add", [known, nothing.outputs[0]], name=name)]
 
 
 def _append(
