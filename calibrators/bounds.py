@@ -6,7 +6,7 @@ Interval arithmetic with intervals that are symmetric around 0; `operator_bounds
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -14,7 +14,11 @@ import onnx_ir as ir
 
 from trtq.calibrators.linear_bounds import Step
 from trtq.calibrators.operator_bounds import find_step, keeps_finite
+from trtq.calibrators.signs import find_mean
 from trtq.models.tensors import read_values
+
+_CERTAIN_LIMIT = 0.75 * 65504
+"""What holds for all data needs less room below FP16's largest number than what holds for some samples."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,11 +53,13 @@ class MagnitudeBounds:
         constants: The largest finite magnitudes of the constants.
         infinite: The constants that hold NaN or infinities.
         nodes: In graph order.
+        certain: The tensors that stay inside FP16 whatever the data is.
     """
 
     constants: dict[str, float] = field(default_factory=dict)
     infinite: set[str] = field(default_factory=set)
     nodes: list[_Node] = field(default_factory=list)
+    certain: set[str] = field(default_factory=set)
 
     def find(
         self, known: Mapping[str, float], limit: float, guesses: Mapping[str, float] | None = None
@@ -62,7 +68,7 @@ class MagnitudeBounds:
 
         Args:
             known: The largest magnitudes of some tensors. Of other inputs nothing is known.
-            limit: A tensor whose bound is above it is unproven.
+            limit: A tensor whose bound is above it is unproven, unless it is a certain one.
             guesses: What to go on with, after a tensor that is unproven.
         """
         found = dict(self.constants) | dict(known)
@@ -76,7 +82,7 @@ class MagnitudeBounds:
                 if name in known:
                     continue
                 found[name] = min(bound, most)
-                if name in node.floats and bound > limit:
+                if name in node.floats and bound > limit and name not in self.certain:
                     unproven.append(name)
                     found[name] = min(bound, guesses.get(name, math.inf)) if guesses else bound
         return Bounds(found, unproven)
@@ -111,8 +117,24 @@ def compile_bounds(model: ir.Model) -> MagnitudeBounds:
         outputs = {str(value.name): _find_most(value.dtype) for value in node.outputs if value.name}
         floats = [str(value.name) for value in node.outputs if value.dtype is ir.DataType.FLOAT]
         inputs = tuple("" if value is None else str(value.name) for value in node.inputs)
-        nodes.append(_Node(inputs, outputs, floats, find_step(node), keeps_finite(node)))
-    return MagnitudeBounds(constants, infinite, nodes)
+        step, keeps = find_step(node), keeps_finite(node)
+        if (mean := find_mean(node)) is not None:
+            inputs, step = (mean.value, *map(name_negative, mean.inputs)), _bound_mean
+        nodes.append(_Node(inputs, outputs, floats, step, keeps))
+    bounds = MagnitudeBounds(constants, infinite, nodes)
+    of_any = bounds.find({}, math.inf).magnitudes
+    bounds.certain = {name for name, magnitude in of_any.items() if magnitude <= _CERTAIN_LIMIT}
+    return bounds
+
+
+def name_negative(name: str) -> str:
+    """Returns the name under which is known how far an input reaches below zero."""
+    return f"below zero: {name}"
+
+
+def _bound_mean(given: Sequence[float]) -> float:
+    """Bounds a mean, of which the first bound is that of the values, and the others are of their weights."""
+    return math.inf if any(given[1:]) else given[0]
 
 
 def _find_most(dtype: ir.DataType | None) -> float:

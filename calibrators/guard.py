@@ -8,7 +8,7 @@ are looked at on this batch, and what follows is proven anew from there.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from threading import Lock
 from typing import Any
@@ -17,10 +17,10 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from trtq.calibrators.bounds import MagnitudeBounds, compile_bounds
+from trtq.calibrators.bounds import MagnitudeBounds, compile_bounds, name_negative
 from trtq.calibrators.ranges import FP16_LEAST, FP16_LIMIT
-from trtq.calibrators.survey import read_magnitude
-from trtq.models.sizes import infer_sizes
+from trtq.calibrators.survey import map_values_made, read_magnitude
+from trtq.models.sizes import has_open_sizes, infer_sizes
 
 _HEADROOM = 2.0
 """How much louder than the first sample others may be before anything has to be proven again."""
@@ -126,12 +126,9 @@ def create_guard(
         made: The magnitudes of all tensors that nodes make, in its first sample or more.
         may_widen: Whether another guard may follow after a batch of another kind.
     """
-    inputs = measure_inputs(arrays)
-    of_any = _choose_watched(_compile(model, observed, None), inputs, made)
-    if not may_widen or not of_any.watched:
-        return of_any
-    of_these = _choose_watched(_compile(model, observed, list_sizes(arrays)), inputs, made)
-    return of_these if len(of_these.watched) < len(of_any.watched) else of_any
+    are_known = not any(has_open_sizes(value) for value in model.graph.inputs)
+    sizes = list_sizes(arrays) if may_widen and not are_known else None
+    return _choose_watched(_compile(model, observed, sizes), measure_inputs(arrays), made)
 
 
 def _compile(
@@ -149,14 +146,17 @@ def _choose_watched(
 ) -> MagnitudeGuard:
     bounds, model, observed = subject.bounds, subject.model, subject.observed
     anchors = observed or _list_inputs(model, _LINEAR)
-    small = [name for name, value in made.items() if value < FP16_LEAST]
     guesses = {name: _HEADROOM * value for name, value in {**made, **inputs}.items()}
-    known = {name: guesses[name] for name in (*inputs, *anchors, *small) if name in guesses}
+    known = {name: guesses[name] for name in (*inputs, *anchors) if name in guesses}
+    reached = bounds.find(known, FP16_LIMIT, guesses).magnitudes  # what is always 0 is not too small
+    small = [name for name, value in made.items() if value < FP16_LEAST and reached.get(name)]
+    known |= {name: guesses[name] for name in small}
     unproven = bounds.find(known, FP16_LIMIT, guesses).unproven
     normed = {name: guesses[name] for name in _list_inputs(model, _NORMS, _SQUARES) if name in made}
     inner = bounds.find({**known, **normed}, FP16_LIMIT, guesses).unproven
     if len(inner) < len(unproven):
         unproven = [*normed, *inner]
+    unproven = _choose_early(subject, anchors, known, unproven, guesses)
     tensors = [name for name in dict.fromkeys((*also, *anchors, *small, *unproven)) if name in made]
     watched = [name for name in tensors if name not in observed]
     infinite = [name for name, value in guesses.items() if value == np.inf]
@@ -165,18 +165,81 @@ def _choose_watched(
     return MagnitudeGuard(subject, watched, doubtful, proven)
 
 
+def _choose_early(
+    subject: GuardedModel,
+    anchors: Sequence[str],
+    known: Mapping[str, float],
+    unproven: Collection[str],
+    guesses: Mapping[str, float],
+) -> list[str]:
+    """Returns what to watch so that all is proven: for what the anchors do not need, as early as may be.
+
+    The model is run up to the last tensor that is looked at, and no further.
+    """
+    made = map_values_made(subject.model)
+    needed = _list_before(made[name] for name in anchors if name in made)
+    chosen = [name for name in unproven if made[name] in needed]
+    now = {**known, **{name: guesses[name] for name in chosen if name in guesses}}
+    while left := [
+        name for name in subject.bounds.find(now, FP16_LIMIT, guesses).unproven if name in guesses
+    ]:
+        name = next(
+            (
+                early
+                for early in _list_ways(made[left[0]], needed)
+                if early in guesses and _proves(subject, {**now, early: guesses[early]}, left[0], guesses)
+            ),
+            left[0],
+        )
+        now[name] = guesses[name]
+        chosen.append(name)
+    return chosen
+
+
+def _proves(
+    subject: GuardedModel, known: Mapping[str, float], name: str, guesses: Mapping[str, float]
+) -> bool:
+    return name not in subject.bounds.find(known, FP16_LIMIT, guesses).unproven
+
+
+def _list_before(values: Iterable[ir.Value]) -> set[ir.Value]:
+    """Returns all that nodes make so that these can be made, and these."""
+    found, left = set[ir.Value](), list(values)
+    while left:
+        value = left.pop()
+        node = value.producer()
+        if node is not None and value not in found:
+            found.update(node.outputs)
+            left += [item for item in node.inputs if item is not None and item.producer() is not None]
+    return found
+
+
+def _list_ways(value: ir.Value, needed: Collection[ir.Value]) -> list[str]:
+    """Returns the float tensors on the way to one by first inputs, from what is needed anyway on."""
+    way = list[str]()
+    while value not in needed and (node := value.producer()) is not None:
+        way.append(str(value.name))
+        before = [item for item in node.inputs if item is not None and item.producer() is not None]
+        if not before:
+            break
+        value = next((item for item in before if item.dtype is ir.DataType.FLOAT), before[0])
+    return way[::-1]
+
+
 def list_sizes(arrays: Mapping[str, NDArray[Any]]) -> dict[str, tuple[int, ...]]:
     """Returns the sizes of the inputs along all axes but the first."""
     return {name: array.shape[1:] for name, array in arrays.items()}
 
 
 def measure_inputs(arrays: Mapping[str, NDArray[Any]]) -> dict[str, float]:
-    """Returns the largest magnitude of each input that holds numbers; infinity where one is NaN."""
-    return {
-        name: read_magnitude(float(max(array.max(), -float(array.min()))) if array.size else 0.0)
-        for name, array in arrays.items()
-        if np.issubdtype(array.dtype, np.number)
-    }
+    """Returns how far each input of numbers reaches from zero, and below it; infinity where one is NaN."""
+    found = {}
+    for name, array in arrays.items():
+        if array.dtype.kind in "iuf" and array.size:
+            low, high = float(array.min()), float(array.max())
+            found[name] = read_magnitude(max(high, -low))
+            found[name_negative(name)] = read_magnitude(-low)
+    return found
 
 
 def _list_inputs(model: ir.Model, op_types: Sequence[str], makers: Sequence[str] = ()) -> list[str]:

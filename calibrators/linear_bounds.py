@@ -11,16 +11,19 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
 from trtq.calibrators.node_facts import STANDARD, find_norm, list_dims, multiply, read_constant
+from trtq.calibrators.signs import list_deciding
+from trtq.models.tensors import read_values
 
 Step = Callable[[Sequence[float]], float]
 """From the bounds of the inputs of a node to that of its outputs."""
-Array = NDArray[np.float64]
+Array = NDArray[Any]
 _FURTHEST = 32
 """How many nodes may lie between a norm and a product."""
 
@@ -36,7 +39,7 @@ class _Sphere:
 
 def bound_linear(node: ir.Node) -> Step:
     """Bounds Conv, ConvTranspose and Gemm, with a bias."""
-    weight = read_constant(node, 1)
+    weight = _read_weight(node, 1)
     if weight is None:
         return lambda given: math.inf
     group = node.attributes.get_int("group", 1) or 1
@@ -52,13 +55,15 @@ def bound_linear(node: ir.Node) -> Step:
     beta = abs(node.attributes.get_float("beta", 1.0) or 0.0) if is_gemm else 1.0
     is_plain = group == 1 and not node.attributes.get_int("transA", 0)
     sphere = _find_sphere(node.inputs[0], 1, taps.shape[1]) if is_plain else None
-    gain, most = _measure(taps, list(_list_meeting(node, weight)), sphere)
+    gain, most = _measure(
+        taps, list(_list_meeting(node, weight)), sphere, list_deciding(node.inputs[0]) == set()
+    )
     return lambda given: min(gain * given[0], most) + (beta * given[2] if len(given) > 2 else 0.0)
 
 
 def bound_product(node: ir.Node, place: int) -> Step:
     """Bounds a MatMul with a constant in one place: 0 or 1."""
-    weight = read_constant(node, place)
+    weight = _read_weight(node, place)
     assert weight is not None
     weight = weight if place else np.swapaxes(weight, -1, -2) if weight.ndim > 1 else weight
     inner = max(weight.ndim - 2, 0)
@@ -67,24 +72,37 @@ def bound_product(node: ir.Node, place: int) -> Step:
     rank = len(list_dims(other) or ())
     axis = rank - 1 if place or rank < 2 else rank - 2
     sphere = _find_sphere(other, axis, taps.shape[1]) if rank and weight.ndim <= 2 else None
-    gain, most = _measure(taps, [[0]], sphere)
+    gain, most = _measure(taps, [[0]], sphere, list_deciding(other) == set())
     return lambda given: min(gain * given[1 - place], most)
 
 
-def _measure(taps: Array, meeting: Sequence[Sequence[int]], sphere: _Sphere | None) -> tuple[float, float]:
+def _read_weight(node: ir.Node, place: int) -> NDArray[np.float32] | None:
+    """Returns the values of a constant input, not copied if they are float32: weights are large."""
+    value = node.inputs[place]
+    if value is None or value.const_value is None:
+        return None
+    values: NDArray[Any] = read_values(value.const_value)
+    return values.astype(np.float32, copy=False)
+
+
+def _measure(
+    taps: Array, meeting: Sequence[Sequence[int]], sphere: _Sphere | None, is_positive: bool
+) -> tuple[float, float]:
     """Returns what an output is at most: times the largest input, and at all.
 
     Args:
         taps: The weights, of shape (places of the kernel, inputs, outputs).
         meeting: The places that meet in one output, for every kind of output.
         sphere: Where the vectors of the inputs lie, if that is known.
+        is_positive: Whether no input is negative; then weights of different signs do not add up.
     """
-    sums = np.abs(taps).sum(axis=1)
-    gain = max((float(sums[places].sum(axis=0).max(initial=0.0)) for places in meeting), default=0.0)
+    sums = [np.maximum(taps, 0).sum(axis=1) if is_positive else np.abs(taps).sum(axis=1)]
+    sums += [sums[0] - taps.sum(axis=1)] if is_positive else []
+    gain = max(float(part[places].sum(axis=0).max(initial=0.0)) for part in sums for places in meeting)
     if sphere is None:
         return gain, math.inf
-    lengths = sphere.radius * np.sqrt(np.einsum("i,tio,tio->to", np.square(sphere.scale), taps, taps))
-    lengths += np.abs(np.einsum("i,tio->to", sphere.shift, taps))
+    scale, shift = sphere.scale.astype(taps.dtype), sphere.shift.astype(taps.dtype)
+    lengths = sphere.radius * np.sqrt(np.square(scale[:, None] * taps).sum(axis=1)) + np.abs(shift @ taps)
     most = max((float(lengths[places].sum(axis=0).max(initial=0.0)) for places in meeting), default=0.0)
     return gain, most
 

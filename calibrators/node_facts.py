@@ -38,6 +38,12 @@ def read_constant(node: ir.Node, place: int) -> NDArray[np.float64] | None:
     return values.astype(np.float64)
 
 
+def is_constant(node: ir.Node, place: int) -> bool:
+    """Returns whether an input has the same values for all data."""
+    value = node.inputs[place] if place < len(node.inputs) else None
+    return value is not None and value.const_value is not None
+
+
 def list_dims(value: ir.Value | None) -> Sequence[int | None] | None:
     """Returns the sizes of a tensor, None for those that are open; None if not even their number is known."""
     if value is None or value.shape is None:

@@ -18,6 +18,7 @@ from trtq.calibrators.node_facts import (
     count_elements,
     find_axes,
     find_norm,
+    is_constant,
     list_dims,
     made_by,
     read_constant,
@@ -25,7 +26,7 @@ from trtq.calibrators.node_facts import (
 from trtq.models.tensors import find_largest_code
 
 _KEPT = (
-    "Abs", "AveragePool", "DepthToSpace", "Expand", "Flatten", "Gather",
+    "Abs", "AveragePool", "DepthToSpace", "Expand", "Flatten",
     "GatherElements", "GatherND", "Gelu", "GlobalAveragePool", "GlobalMaxPool", "HardSwish", "Identity",
     "Mish", "Neg", "ReduceMax", "ReduceMean", "ReduceMin", "Relu", "Reshape", "Slice",
     "SpaceToDepth", "Split", "Squeeze", "ThresholdedRelu", "Tile", "Transpose", "Trilu", "Unsqueeze",
@@ -39,6 +40,7 @@ _ONE = (
 """Nothing they make is larger than 1."""
 _LOG = 104.0
 """Of the smallest float32."""
+_RECURRENT = ("GRU", "LSTM", "RNN")
 _NOT_FINITE = (
     "GroupNormalization", "InstanceNormalization", "LayerNormalization", "Log", "RMSNormalization",
     "ReduceMean", "Sqrt",
@@ -49,7 +51,7 @@ _NOT_FINITE = (
 def find_step(node: ir.Node) -> Step:
     """Returns what bounds the outputs of a node; infinity for what is not known here."""
     kind = node.op_type if node.domain in STANDARD else ""
-    if kind != "Split" and sum(bool(value.name) for value in node.outputs) > 1:
+    if kind not in ("Split", *_RECURRENT) and sum(bool(value.name) for value in node.outputs) > 1:
         return lambda given: math.inf  # a norm may give the inverse of a deviation, too
     if kind in _KEPT:
         return lambda given: given[0]
@@ -108,7 +110,7 @@ _SIMPLE: Mapping[str, Step] = {
 def _matmul(node: ir.Node) -> Step:
     """Bounds a product of a constant and a tensor, or of two tensors of which the inner size is known."""
     for place in (1, 0):
-        if read_constant(node, place) is not None:
+        if is_constant(node, place):
             return bound_product(node, place)
     if (shares := made_by(node.inputs[0], "Softmax")) is not None and _is_over_last(shares):
         return lambda given: given[1]  # they sum to 1
@@ -262,6 +264,29 @@ def _cast(node: ir.Node) -> Step:
     return lambda given: given[0]
 
 
+def _gather(node: ir.Node) -> Step:
+    """Bounds a Gather; of the sizes of a tensor by those that are taken."""
+    shape, places = made_by(node.inputs[0], "Shape"), read_constant(node, 1)
+    dims = list_dims(shape.inputs[0]) if shape is not None and not shape.attributes else None
+    if dims is None or places is None or not (np.abs(places + 0.5) < len(dims)).all():
+        return lambda given: given[0]
+    sizes = [dims[int(place)] for place in places.reshape(-1)]
+    largest = max((math.inf if size is None else float(size) for size in sizes), default=0.0)
+    return lambda given: largest
+
+
+def _recur(node: ir.Node) -> Step:
+    """Bounds what gates and tanh make; the cells of an LSTM grow by 1 a step at most."""
+    dims = list_dims(node.inputs[0]) or ()
+    time = node.attributes.get_int("layout", 0)
+    steps = (dims[time : time + 1] or [None])[0]
+    shows_cells = node.op_type == "LSTM" and len(node.outputs) > 2 and bool(node.outputs[2].name)
+    grown = 0.0 if not shows_cells else math.inf if steps is None else float(steps)
+    if "activations" in node.attributes or any(item.dtype is None for item in node.outputs if item.name):
+        return lambda given: math.inf
+    return lambda given: max(1.0, *given[5:6]) + (grown + sum(given[6:7]) if grown else 0.0)
+
+
 def _fill(node: ir.Node) -> Step:
     value = node.attributes.get_tensor("value", None)
     magnitude = 0.0 if value is None else float(np.abs(value.numpy().astype(np.float64)).max(initial=0.0))
@@ -290,8 +315,11 @@ _MAKERS: Mapping[str, Callable[[ir.Node], Step]] = {
     "Dropout": _drop_out,
     "Elu": _elu,
     "Gemm": bound_linear,
+    "GRU": _recur,
+    "Gather": _gather,
     "GroupNormalization": _normalize,
     "InstanceNormalization": _normalize,
+    "LSTM": _recur,
     "LayerNormalization": _normalize,
     "LeakyRelu": _leak,
     "MatMul": _matmul,
@@ -300,6 +328,7 @@ _MAKERS: Mapping[str, Callable[[ir.Node], Step]] = {
     "Pad": _pad,
     "Pow": _power,
     "RMSNormalization": _normalize,
+    "RNN": _recur,
     "ReduceL1": _sum_over_axes,
     "ReduceL2": _sum_over_axes,
     "ReduceSum": _sum_over_axes,

@@ -105,10 +105,10 @@ def _reduce(value: ir.Value, name: str) -> list[ir.Node]:
 def _reduce_doubtful(value: ir.Value, name: str) -> list[ir.Node]:
     """Returns the same as `_reduce`, but NaN if there is one: then so is the sum."""
     total = ir.node("ReduceSum", [value], {"keepdims": 0}, name=f"{name}_ReduceSum")
-    nothing = ir.node("Sub", [total.outputs[0], total.outputs[0]], name=f"{name}_Sub")
+    is_nan = ir.node("IsNaN", [total.outputs[0]], name=f"{name}_IsNaN")
     largest = _reduce(value, f"{name}_all")
-    known = largest[-1].outputs[0]
-    return [total, nothing, *largest, ir.node("Add", [known, nothing.outputs[0]], name=name)]
+    choices = [is_nan.outputs[0], total.outputs[0], largest[-1].outputs[0]]
+    return [total, is_nan, *largest, ir.node("Where", choices, name=name)]
 
 
 def _append(

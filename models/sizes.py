@@ -27,3 +27,8 @@ def infer_sizes(model: ir.Model, sizes: Mapping[str, Sequence[int]]) -> ir.Model
         return ShapeInferencePass()(sized).model
     finally:
         logger.setLevel(level)
+
+
+def has_open_sizes(value: ir.Value) -> bool:
+    """Returns whether a size of a tensor is not known, other than along the first axis."""
+    return value.shape is None or not all(isinstance(size, int) for size in value.shape[1:])
