@@ -177,7 +177,8 @@ class _Observer:
 
         def watch(name: str, magnitude: float) -> None:
             found[name] = magnitude
-            self.seen.raise_magnitudes({name: magnitude})
+            if math.isfinite(magnitude):  # or else the survey tells
+                self.seen.raise_magnitudes({name: magnitude})
 
         taps.show(batch.arrays, count, watch)
         if not guard.proves(found, batch.arrays):

@@ -284,7 +284,7 @@ def _recur(node: ir.Node) -> Step:
     grown = 0.0 if not shows_cells else math.inf if steps is None else float(steps)
     if "activations" in node.attributes or any(item.dtype is None for item in node.outputs if item.name):
         return lambda given: math.inf
-    return lambda given: max(1.0, *given[5:6]) + (grown + sum(given[6:7]) if grown else 0.0)
+    return lambda given: max([1.0, *given[5:6]]) + (grown + sum(given[6:7]) if grown else 0.0)
 
 
 def _fill(node: ir.Node) -> Step:

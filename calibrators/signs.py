@@ -59,7 +59,8 @@ def list_deciding(value: ir.Value | None, depth: int = _DEEPEST) -> set[str] | N
     if node is None:
         return {str(value.name)} if value.is_graph_input() else None
     kind = node.op_type if node.domain in STANDARD else ""
-    if kind in _POSITIVE:
+    low = read_constant(node, 1) if kind == "Clip" else None
+    if kind in _POSITIVE or (low is not None and (low >= 0).all()):
         return set()
     is_moved = kind not in ("Cast", "ReduceSum", *_ALL)
     if value.dtype is None or not (is_moved or value.dtype.is_floating_point()):  # integers wrap around

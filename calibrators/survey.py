@@ -68,14 +68,14 @@ def add_magnitudes(model: ir.Model, tensors: Sequence[str], doubtful: Collection
     Args:
         model: It is changed.
         tensors: Float32 tensors that nodes make.
-        doubtful: Those that may hold NaN. ONNX Runtime's maximum forgets what it saw before a NaN.
+        doubtful: Those that may hold NaN, for which ONNX Runtime's maximum forgets what it saw before.
     """
     made = map_values_made(model)
     return {
         _append(
             model,
             made[name],
-            _reduce_doubtful if name in doubtful else _reduce,
+            _reduce_numbers if name in doubtful else _reduce,
             f"trtq_largest_{name}",
             _FLOAT32,
         ): name
@@ -84,7 +84,7 @@ def add_magnitudes(model: ir.Model, tensors: Sequence[str], doubtful: Collection
 
 
 def read_magnitude(value: float) -> float:
-    """Returns the magnitude: 0 of an empty tensor, infinity of one with NaN, of which nothing is known."""
+    """Returns the magnitude: 0 of an empty tensor, infinity where nothing is known."""
     return math.inf if math.isnan(value) else max(value, 0.0)
 
 
@@ -102,13 +102,13 @@ def _reduce(value: ir.Value, name: str) -> list[ir.Node]:
     return [highest, lowest, negated, ir.node("Max", [highest.outputs[0], negated.outputs[0]], name=name)]
 
 
-def _reduce_doubtful(value: ir.Value, name: str) -> list[ir.Node]:
-    """Returns the same as `_reduce`, but NaN if there is one: then so is the sum."""
-    total = ir.node("ReduceSum", [value], {"keepdims": 0}, name=f"{name}_ReduceSum")
-    is_nan = ir.node("IsNaN", [total.outputs[0]], name=f"{name}_IsNaN")
-    largest = _reduce(value, f"{name}_all")
-    choices = [is_nan.outputs[0], total.outputs[0], largest[-1].outputs[0]]
-    return [total, is_nan, *largest, ir.node("Where", choices, name=name)]
+def _reduce_numbers(value: ir.Value, name: str) -> list[ir.Node]:
+    """Returns the same as `_reduce`, with a zero in place of every NaN."""
+    zero = ir.node("Constant", [], {"value_float": 0.0}, name=f"{name}_zero")
+    is_nan = ir.node("IsNaN", [value], name=f"{name}_IsNaN")
+    choices = [is_nan.outputs[0], zero.outputs[0], value]
+    numbers = ir.node("Where", choices, name=f"{name}_numbers")
+    return [zero, is_nan, numbers, *_reduce(numbers.outputs[0], name)]
 
 
 def _append(
