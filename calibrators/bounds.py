@@ -13,8 +13,9 @@ import numpy as np
 import onnx_ir as ir
 
 from trtq.calibrators.linear_bounds import Step
-from trtq.calibrators.operator_bounds import find_step, keeps_finite
+from trtq.calibrators.operator_bounds import find_step
 from trtq.calibrators.signs import find_mean
+from trtq.calibrators.survey import name_negative
 from trtq.models.tensors import read_values
 
 _CERTAIN_LIMIT = 0.75 * 65504
@@ -42,7 +43,6 @@ class _Node:
     outputs: Mapping[str, float]
     floats: Collection[str]
     step: Step
-    keeps_finite: bool
 
 
 @dataclass(slots=True)
@@ -51,13 +51,11 @@ class MagnitudeBounds:
 
     Attributes:
         constants: The largest finite magnitudes of the constants.
-        infinite: The constants that hold NaN or infinities.
         nodes: In graph order.
         certain: The tensors that stay inside FP16 whatever the data is.
     """
 
     constants: dict[str, float] = field(default_factory=dict)
-    infinite: set[str] = field(default_factory=set)
     nodes: list[_Node] = field(default_factory=list)
     certain: set[str] = field(default_factory=set)
 
@@ -87,49 +85,28 @@ class MagnitudeBounds:
                     found[name] = min(bound, guesses.get(name, math.inf)) if guesses else bound
         return Bounds(found, unproven)
 
-    def list_doubtful(self, finite: Collection[str], infinite: Collection[str] = ()) -> set[str]:
-        """Returns the float tensors that may hold NaN though the inputs are finite.
-
-        Args:
-            finite: Tensors that are known to be so.
-            infinite: Tensors that are known not to be.
-        """
-        found = {*self.infinite, *infinite}
-        for node in self.nodes:
-            if not node.keeps_finite or not found.isdisjoint(node.inputs):
-                found.update(name for name in node.floats if name not in finite)
-        return found
-
 
 def compile_bounds(model: ir.Model) -> MagnitudeBounds:
     """Returns the bounds of a graph; what is in bodies is not looked at."""
-    constants, infinite = dict[str, float](), set[str]()
+    constants = {}
     for name, value in model.graph.initializers.items():
-        if value.const_value is None or value.dtype in (None, ir.DataType.STRING):
-            continue
-        magnitudes = np.abs(read_values(value.const_value))
-        finite = np.isfinite(magnitudes)  # FP16 has infinities
-        constants[name] = float(np.max(magnitudes, initial=0.0, where=finite))
-        if not finite.all():
-            infinite.add(name)
+        if value.const_value is not None and value.dtype not in (None, ir.DataType.STRING):
+            magnitudes = np.abs(read_values(value.const_value))
+            finite = np.isfinite(magnitudes)  # FP16 has infinities
+            constants[name] = float(np.max(magnitudes, initial=0.0, where=finite))
     nodes = []
     for node in model.graph:
         outputs = {str(value.name): _find_most(value.dtype) for value in node.outputs if value.name}
         floats = [str(value.name) for value in node.outputs if value.dtype is ir.DataType.FLOAT]
         inputs = tuple("" if value is None else str(value.name) for value in node.inputs)
-        step, keeps = find_step(node), keeps_finite(node)
+        step = find_step(node)
         if (mean := find_mean(node)) is not None:
             inputs, step = (mean.value, *map(name_negative, mean.inputs)), _bound_mean
-        nodes.append(_Node(inputs, outputs, floats, step, keeps))
-    bounds = MagnitudeBounds(constants, infinite, nodes)
+        nodes.append(_Node(inputs, outputs, floats, step))
+    bounds = MagnitudeBounds(constants, nodes)
     of_any = bounds.find({}, math.inf).magnitudes
     bounds.certain = {name for name, magnitude in of_any.items() if magnitude <= _CERTAIN_LIMIT}
     return bounds
-
-
-def name_negative(name: str) -> str:
-    """Returns the name under which is known how far an input reaches below zero."""
-    return f"below zero: {name}"
 
 
 def _bound_mean(given: Sequence[float]) -> float:

@@ -13,16 +13,16 @@ from dataclasses import dataclass, field
 from threading import Lock
 from typing import Any
 
-import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from trtq.calibrators.bounds import MagnitudeBounds, compile_bounds, name_negative
+from trtq.calibrators.bounds import MagnitudeBounds, compile_bounds
+from trtq.calibrators.finite import HUGE, list_doubtful
 from trtq.calibrators.ranges import FP16_LEAST, FP16_LIMIT
-from trtq.calibrators.survey import map_values_made, read_magnitude
+from trtq.calibrators.survey import map_values_made, measure_inputs
 from trtq.models.sizes import has_open_sizes, infer_sizes
 
-_HEADROOM = 2.0
+_HEADROOM = 4.0
 """How much louder than the first sample others may be before anything has to be proven again."""
 _LINEAR = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 _NORMS = ("ReduceMean", "LayerNormalization")
@@ -81,7 +81,7 @@ class MagnitudeGuard:
             larger = {name: value for name, value in magnitudes.items() if value > known.get(name, 0.0)}
             if not larger:
                 return True
-            if np.inf in larger.values():  # NaN may follow, where nobody looks for it
+            if max(larger.values()) > HUGE:  # NaN may follow, where nobody looks for it
                 return False
             for factor in (_HEADROOM, 1.0):
                 wider = {**known, **{name: factor * value for name, value in larger.items()}}
@@ -126,9 +126,15 @@ def create_guard(
         made: The magnitudes of all tensors that nodes make, in its first sample or more.
         may_widen: Whether another guard may follow after a batch of another kind.
     """
-    are_known = not any(has_open_sizes(value) for value in model.graph.inputs)
-    sizes = list_sizes(arrays) if may_widen and not are_known else None
-    return _choose_watched(_compile(model, observed, sizes), measure_inputs(arrays), made)
+    inputs, subject = measure_inputs(arrays), _compile(model, observed, None)
+    found = _choose_watched(subject, inputs, made)
+    if not may_widen or not any(has_open_sizes(value) for value in model.graph.inputs):
+        return found
+    known = {name: value for name, value in found.proven.items() if name not in found.watched}
+    reached = subject.bounds.find(known, FP16_LIMIT).magnitudes
+    if all(reached[name] < HUGE for name in found.watched):  # which sizes would bound hardly better
+        return found
+    return _choose_watched(_compile(model, observed, list_sizes(arrays)), inputs, made)
 
 
 def _compile(
@@ -159,8 +165,8 @@ def _choose_watched(
     unproven = _choose_early(subject, anchors, known, unproven, guesses)
     tensors = [name for name in dict.fromkeys((*also, *anchors, *small, *unproven)) if name in made]
     watched = [name for name in tensors if name not in observed]
-    infinite = [name for name, value in guesses.items() if value == np.inf]
-    doubtful = bounds.list_doubtful(observed, infinite) & set(watched)
+    huge = [name for name, value in guesses.items() if value > HUGE]
+    doubtful = list_doubtful(model, observed, huge) & set(watched)
     proven = {name: guesses[name] for name in (*inputs, *tensors)}
     return MagnitudeGuard(subject, watched, doubtful, proven)
 
@@ -229,17 +235,6 @@ def _list_ways(value: ir.Value, needed: Collection[ir.Value]) -> list[str]:
 def list_sizes(arrays: Mapping[str, NDArray[Any]]) -> dict[str, tuple[int, ...]]:
     """Returns the sizes of the inputs along all axes but the first."""
     return {name: array.shape[1:] for name, array in arrays.items()}
-
-
-def measure_inputs(arrays: Mapping[str, NDArray[Any]]) -> dict[str, float]:
-    """Returns how far each input of numbers reaches from zero, and below it; infinity where one is NaN."""
-    found = {}
-    for name, array in arrays.items():
-        if array.dtype.kind in "iuf" and array.size:
-            low, high = float(array.min()), float(array.max())
-            found[name] = read_magnitude(max(high, -low))
-            found[name_negative(name)] = read_magnitude(-low)
-    return found
 
 
 def _list_inputs(model: ir.Model, op_types: Sequence[str], makers: Sequence[str] = ()) -> list[str]:

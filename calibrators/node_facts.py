@@ -94,7 +94,7 @@ def find_norm(node: ir.Node) -> Norm | None:
         return None
     assert total is not None
     added = [read_constant(total, place) for place, item in enumerate(means) if item is not mean]
-    is_positive = all(epsilon is not None and epsilon.min(initial=0.0) >= 0 for epsilon in added)
+    is_positive = all(epsilon is not None and (epsilon > 0).all() for epsilon in added)
     if not is_positive or mean.attributes.get_int("keepdims", 1) != 1:
         return None
     is_square = square.inputs[1] is divided or (

@@ -21,10 +21,10 @@ from numpy.typing import NDArray
 
 from trtq.calibrators.accumulator import Accumulator
 from trtq.calibrators.batches import Batches, Feed
-from trtq.calibrators.guard import MagnitudeGuard, create_guard, measure_inputs
+from trtq.calibrators.guard import MagnitudeGuard, create_guard
 from trtq.calibrators.plan import PassPlan, plan_passes
 from trtq.calibrators.statistics import Statistics
-from trtq.calibrators.survey import Survey, refuse_unknown, survey
+from trtq.calibrators.survey import Survey, measure_inputs, refuse_unknown, survey
 from trtq.calibrators.taps import Taps, open_taps
 from trtq.errors import DataError, ModelError
 from trtq.models.session import SessionOptions
@@ -176,7 +176,7 @@ class _Observer:
                 raise _describe_nonfinite(name, values, taps, batch)
 
         def watch(name: str, magnitude: float) -> None:
-            found[name] = magnitude
+            found[name] = max(found.get(name, 0.0), magnitude)
             if math.isfinite(magnitude):  # or else the survey tells
                 self.seen.raise_magnitudes({name: magnitude})
 

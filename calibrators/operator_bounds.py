@@ -41,11 +41,6 @@ _ONE = (
 _LOG = 104.0
 """Of the smallest float32."""
 _RECURRENT = ("GRU", "LSTM", "RNN")
-_NOT_FINITE = (
-    "GroupNormalization", "InstanceNormalization", "LayerNormalization", "Log", "RMSNormalization",
-    "ReduceMean", "Sqrt",
-)  # fmt: skip
-"""What may be NaN though all that it is made of is finite: of negative numbers, of nothing, or 0 / 0."""
 
 
 def find_step(node: ir.Node) -> Step:
@@ -65,19 +60,6 @@ def find_step(node: ir.Node) -> Step:
         return _SIMPLE[kind]
     make = _MAKERS.get(kind)
     return make(node) if make is not None else lambda given: math.inf
-
-
-def keeps_finite(node: ir.Node) -> bool:
-    """Returns whether a node makes no NaN of finite numbers, unless something overflows on the way."""
-    kind = node.op_type
-    if node.domain not in STANDARD or kind in _NOT_FINITE:
-        return False
-    if kind in ("Pow", "Div"):
-        constant = read_constant(node, 1)
-        if constant is None:
-            return False
-        return bool((constant != 0).all() if kind == "Div" else (constant % 1 == 0).all())
-    return kind in (*_KEPT, *_LARGEST, *_ONE, *_SIMPLE, *_MAKERS)
 
 
 def _exponential(given: Sequence[float]) -> float:

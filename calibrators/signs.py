@@ -65,6 +65,10 @@ def list_deciding(value: ir.Value | None, depth: int = _DEEPEST) -> set[str] | N
     is_moved = kind not in ("Cast", "ReduceSum", *_ALL)
     if value.dtype is None or not (is_moved or value.dtype.is_floating_point()):  # integers wrap around
         return None
+    power = read_constant(node, 1) if kind == "Pow" and value.dtype.is_floating_point() else None
+    is_even = power is not None and bool((power % 2 == 0).all())
+    if is_even or (kind == "Mul" and node.inputs[0] is node.inputs[1]):
+        return set()
     if kind in _KEPT:
         return list_deciding(node.inputs[0], depth - 1)
     found = [list_deciding(item, depth - 1) for item in node.inputs] if kind in _ALL else [None]

@@ -23,7 +23,7 @@ class Taps:
         inputs: The inputs that the cut model still needs.
         given: The observed tensors that are inputs.
         computed: The observed tensors that nodes make.
-        watched: The tensors that only give their largest magnitude, by the output that gives it.
+        watched: The tensors that only give their largest and smallest value, by the outputs that give these.
         producers: What makes each computed tensor, for messages.
     """
 
@@ -48,7 +48,7 @@ class Taps:
 
         def use(name: str, array: NDArray[Any]) -> None:
             if name in self.watched:
-                magnitude(self.watched[name], read_magnitude(array.item()))
+                magnitude(self.watched[name], read_magnitude(name, array.item()))
             else:
                 tensor(name, array)
 

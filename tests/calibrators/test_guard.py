@@ -74,8 +74,9 @@ QUIET = {"x": [[1] * 8]}
 def test_nan_hides_nothing_that_is_too_large(place: int, loud: int) -> None:
     row = np.ones(8, np.float32)
     row[place], row[loud] = -1, 1e4
-    for feeds in itertools.permutations([QUIET, {"x": row[None]}, QUIET]):
-        assert beyond(HIDDEN, ["x"], *feeds) == {"h": 1e5, "z": 1e5}
+    feeds: Feeds = [QUIET, {"x": row[None]}, QUIET]
+    for order in itertools.permutations(feeds):
+        assert beyond(HIDDEN, ["x"], *order) == {"h": 1e5, "z": 1e5}
 
 
 def test_nan_itself_says_nothing_about_fp16() -> None:
@@ -160,7 +161,7 @@ CHAIN = model_of(
 
 
 def test_the_earliest_tensor_that_proves_the_rest_is_watched() -> None:
-    quiet, loud, louder = ({"x": [[value, 0, 0, 0]]} for value in (0.5, 1, 5))
+    quiet, loud, louder = ({"x": [[value, 0, 0, 0]]} for value in (0.25, 0.5, 5))
     assert list(guard_of(CHAIN, ["x"], quiet).watched) == ["a"]
     assert list(guard_of(CHAIN, ["x"], loud).watched) == ["c"]
     assert list(guard_of(CHAIN, ["c"], loud).watched) == []

@@ -13,8 +13,8 @@ import onnx_ir as ir
 import pytest
 
 from trtq.calibrators.bounds import compile_bounds
-from trtq.calibrators.guard import measure_inputs
 from trtq.calibrators.signs import list_deciding
+from trtq.calibrators.survey import measure_inputs
 from trtq.models.session import open_session
 
 
