@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx_ir as ir
 
+from trtq.calibrators.finite import measure
 from trtq.calibrators.linear_bounds import Step
 from trtq.calibrators.operator_bounds import find_step
 from trtq.calibrators.signs import find_mean
@@ -86,14 +87,17 @@ class MagnitudeBounds:
         return Bounds(found, unproven)
 
 
-def compile_bounds(model: ir.Model) -> MagnitudeBounds:
-    """Returns the bounds of a graph; what is in bodies is not looked at."""
-    constants = {}
-    for name, value in model.graph.initializers.items():
+def compile_bounds(model: ir.Model, measured: Mapping[str, float] | None = None) -> MagnitudeBounds:
+    """Returns the bounds of a graph; what is in bodies is not looked at.
+
+    Args:
+        model: The graph.
+        measured: Its `constants`, if they are known.
+    """
+    constants = dict(measured or {})
+    for name, value in model.graph.initializers.items() if measured is None else ():
         if value.const_value is not None and value.dtype not in (None, ir.DataType.STRING):
-            magnitudes = np.abs(read_values(value.const_value))
-            finite = np.isfinite(magnitudes)  # FP16 has infinities
-            constants[name] = float(np.max(magnitudes, initial=0.0, where=finite))
+            constants[name] = _measure_finite(value.const_value)
     nodes = []
     for node in model.graph:
         outputs = {str(value.name): _find_most(value.dtype) for value in node.outputs if value.name}
@@ -107,6 +111,15 @@ def compile_bounds(model: ir.Model) -> MagnitudeBounds:
     of_any = bounds.find({}, math.inf).magnitudes
     bounds.certain = {name for name, magnitude in of_any.items() if magnitude <= _CERTAIN_LIMIT}
     return bounds
+
+
+def _measure_finite(tensor: ir.TensorProtocol) -> float:
+    """Returns the largest finite magnitude: FP16 has infinities."""
+    largest = measure(tensor)
+    if largest < math.inf:
+        return largest
+    magnitudes = np.abs(read_values(tensor))
+    return float(np.max(magnitudes, initial=0.0, where=np.isfinite(magnitudes)))
 
 
 def _bound_mean(given: Sequence[float]) -> float:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import math
+from collections.abc import Collection, Mapping
 
-import numpy as np
 import onnx_ir as ir
 
 from trtq.calibrators.node_facts import STANDARD, count_elements, find_axes, find_norm, read_constant
@@ -28,33 +28,43 @@ _KEEPING = (
     "Transpose", "Trilu", "Unsqueeze", "Upsample", "Where",
 )  # fmt: skip
 """What makes no NaN of finite numbers."""
+_ADDING = (
+    *_NORMS, "AveragePool", "Conv", "ConvTranspose", "CumSum", "GRU", "Gemm", "GlobalAveragePool", "LSTM",
+    "MatMul", "RNN", "ReduceL1", "ReduceL2", "ReduceMean", "ReduceSum", "ReduceSumSquare", "Resize",
+    "Upsample",
+)  # fmt: skip
+"""What may overflow to both sides on the way and end as NaN, where others end as infinity, which is seen."""
 HUGE = 1e18
-"""From here on squares and sums overflow, and what is made of infinities may be NaN."""
+"""From here on the squares of numbers overflow."""
 
 
-def list_doubtful(model: ir.Model, finite: Collection[str], huge: Collection[str]) -> set[str]:
-    """Returns the float32 tensors that may hold NaN, unless something overflows that is known to be smaller.
+def list_doubtful(model: ir.Model, finite: Collection[str], magnitudes: Mapping[str, float]) -> set[str]:
+    """Returns the float32 tensors that may hold NaN, if these magnitudes are what the tensors reach.
 
     Args:
         model: The float graph.
         finite: The tensors that are known to hold none.
-        huge: The tensors that are known to hold infinities, or numbers that are nearly so large.
+        magnitudes: What is known of others, infinity included.
     """
-    found = {*huge}
+    found = {name for name, value in magnitudes.items() if value == math.inf and name not in finite}
     for name, value in model.graph.initializers.items():
-        is_float = value.dtype is not None and value.dtype.is_floating_point()
-        if (
-            value.const_value is not None
-            and is_float
-            and not np.isfinite(read_values(value.const_value)).all()
-        ):
+        tensor = value.const_value
+        if tensor is not None and tensor.dtype.is_floating_point() and measure(tensor) == math.inf:
             found.add(name)
     for node in model.graph:
-        given = (str(value.name) for value in node.inputs if value is not None)
-        if not found.isdisjoint(given) or not _keeps_finite(node):
+        given = [str(value.name) for value in node.inputs if value is not None]
+        overflows = node.op_type in _ADDING and any(magnitudes.get(name, 0.0) > HUGE for name in given)
+        if overflows or not found.isdisjoint(given) or not _keeps_finite(node):
             found.update(str(value.name) for value in node.outputs if value.name not in finite)
     made = (value for node in model.graph for value in node.outputs if value.dtype is ir.DataType.FLOAT)
     return {str(value.name) for value in made if value.name in found}
+
+
+def measure(tensor: ir.TensorProtocol) -> float:
+    """Returns the largest magnitude of a constant; infinity if it holds NaN or infinities."""
+    values = read_values(tensor)
+    largest = max(float(values.max()), -float(values.min())) if values.size else 0.0
+    return largest if math.isfinite(largest) else math.inf
 
 
 def _keeps_finite(node: ir.Node) -> bool:

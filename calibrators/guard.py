@@ -102,7 +102,7 @@ class MagnitudeGuard:
         """
         subject = self.subject
         if subject.sizes not in (None, list_sizes(arrays)):
-            subject = _compile(subject.model, subject.observed, None)
+            subject = _compile(subject.model, subject.observed, None, subject.bounds.constants)
         inputs = {name: max(value, self.proven.get(name, 0.0) / _HEADROOM) for name, value in inputs.items()}
         return _choose_watched(subject, inputs, made, self.watched)
 
@@ -134,14 +134,18 @@ def create_guard(
     reached = subject.bounds.find(known, FP16_LIMIT).magnitudes
     if all(reached[name] < HUGE for name in found.watched):  # which sizes would bound hardly better
         return found
-    return _choose_watched(_compile(model, observed, list_sizes(arrays)), inputs, made)
+    constants = subject.bounds.constants
+    return _choose_watched(_compile(model, observed, list_sizes(arrays), constants), inputs, made)
 
 
 def _compile(
-    model: ir.Model, observed: Sequence[str], sizes: Mapping[str, tuple[int, ...]] | None
+    model: ir.Model,
+    observed: Sequence[str],
+    sizes: Mapping[str, tuple[int, ...]] | None,
+    constants: Mapping[str, float] | None = None,
 ) -> GuardedModel:
     sized = model if sizes is None else infer_sizes(model, sizes)
-    return GuardedModel(model, observed, compile_bounds(sized), sizes)
+    return GuardedModel(model, observed, compile_bounds(sized, constants), sizes)
 
 
 def _choose_watched(
@@ -165,8 +169,7 @@ def _choose_watched(
     unproven = _choose_early(subject, anchors, known, unproven, guesses)
     tensors = [name for name in dict.fromkeys((*also, *anchors, *small, *unproven)) if name in made]
     watched = [name for name in tensors if name not in observed]
-    huge = [name for name, value in guesses.items() if value > HUGE]
-    doubtful = list_doubtful(model, observed, huge) & set(watched)
+    doubtful = list_doubtful(model, observed, guesses) & set(watched)
     proven = {name: guesses[name] for name in (*inputs, *tensors)}
     return MagnitudeGuard(subject, watched, doubtful, proven)
 

@@ -11,7 +11,7 @@ from typing import Any
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from trtq.calibrators.finite import HUGE, list_doubtful
+from trtq.calibrators.finite import list_doubtful
 from trtq.errors import ModelError
 from trtq.models.session import SessionOptions, open_session, visit_tensors
 
@@ -37,11 +37,12 @@ def survey(model: ir.Model, tensors: Sequence[str], feed: Mapping[str, NDArray[A
     """
     made = map_values_made(model)
     floats = [name for name, value in made.items() if _is_float32_tensor(value)]
-    huge = [name for name, value in measure_inputs(feed).items() if value > HUGE]
-    found = _survey(model, tensors, floats, list_doubtful(model, (), huge), feed, device)
-    if any(value > HUGE for value in found.magnitudes.values()):  # NaN may follow
-        return _survey(model, tensors, floats, floats, feed, device)
-    return found
+    known = measure_inputs(feed)
+    doubtful = list_doubtful(model, (), known)
+    found = _survey(model, tensors, floats, doubtful, feed, device)
+    if list_doubtful(model, (), {**known, **found.magnitudes}) <= doubtful:
+        return found
+    return _survey(model, tensors, floats, floats, feed, device)
 
 
 def _survey(
