@@ -155,10 +155,11 @@ class _Observer:
     def _split(self, feeds: Iterator[Feed], deadline: float) -> Iterator[_MicroBatch]:
         """Yields the feeds in micro-batches; ends after a whole feed when it is time to save."""
         for feed in feeds:
-            size = self.plan.part_samples or feed.num_samples
+            num_samples = max(1, feed.num_samples)  # one without samples is fed too, and finished
+            size = self.plan.part_samples or num_samples
             inputs = _select_inputs(self.model, feed.arrays)
-            for start in range(0, feed.num_samples, size):
-                is_last = start + size >= feed.num_samples
+            for start in range(0, num_samples, size):
+                is_last = start + size >= num_samples
                 arrays = inputs if start == 0 and is_last else _slice(inputs, start, start + size)
                 yield _MicroBatch(feed, start, arrays, is_last)
             if time.monotonic() >= deadline:
