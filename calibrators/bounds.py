@@ -13,7 +13,7 @@ import numpy as np
 import onnx_ir as ir
 
 from trtq.calibrators.finite import measure
-from trtq.calibrators.linear_bounds import Step
+from trtq.calibrators.linear_bounds import Channels, Step
 from trtq.calibrators.operator_bounds import find_step
 from trtq.calibrators.signs import find_mean
 from trtq.calibrators.survey import name_negative
@@ -98,12 +98,12 @@ def compile_bounds(model: ir.Model, measured: Mapping[str, float] | None = None)
     for name, value in model.graph.initializers.items() if measured is None else ():
         if value.const_value is not None and value.dtype not in (None, ir.DataType.STRING):
             constants[name] = _measure_finite(value.const_value)
-    nodes = []
+    nodes, channels = [], Channels()
     for node in model.graph:
         outputs = {str(value.name): _find_most(value.dtype) for value in node.outputs if value.name}
         floats = [str(value.name) for value in node.outputs if value.dtype is ir.DataType.FLOAT]
         inputs = tuple("" if value is None else str(value.name) for value in node.inputs)
-        step = find_step(node)
+        step = find_step(node, channels)
         if (mean := find_mean(node)) is not None:
             inputs, step = (mean.value, *map(name_negative, mean.inputs)), _bound_mean
         nodes.append(_Node(inputs, outputs, floats, step))

@@ -24,6 +24,8 @@ from trtq.models.sizes import has_open_sizes, infer_sizes
 
 _HEADROOM = 4.0
 """How much louder than the first sample others may be before anything has to be proven again."""
+_LATE_HEADROOM = 2.0
+"""The same of what the model would have to run further for."""
 _LINEAR = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 _NORMS = ("ReduceMean", "LayerNormalization")
 """What they take bounds all that a norm is computed of, which ONNX Runtime can then fuse."""
@@ -166,18 +168,19 @@ def _choose_watched(
     inner = bounds.find({**known, **normed}, FP16_LIMIT, guesses).unproven
     if len(inner) < len(unproven):
         unproven = [*normed, *inner]
-    unproven = _choose_early(subject, anchors, known, unproven, guesses)
+    late = {name: value * _LATE_HEADROOM / _HEADROOM for name, value in guesses.items()}
+    unproven = _choose_early(subject, anchors, known, unproven, late)
     tensors = [name for name in dict.fromkeys((*also, *anchors, *small, *unproven)) if name in made]
     watched = [name for name in tensors if name not in observed]
     doubtful = list_doubtful(model, observed, guesses) & set(watched)
-    proven = {name: guesses[name] for name in (*inputs, *tensors)}
+    proven = {name: late[name] for name in (*inputs, *tensors)}
     return MagnitudeGuard(subject, watched, doubtful, proven)
 
 
 def _choose_early(
     subject: GuardedModel,
     anchors: Sequence[str],
-    known: Mapping[str, float],
+    known: Iterable[str],
     unproven: Collection[str],
     guesses: Mapping[str, float],
 ) -> list[str]:
@@ -188,27 +191,20 @@ def _choose_early(
     made = map_values_made(subject.model)
     needed = _list_before(made[name] for name in anchors if name in made)
     chosen = [name for name in unproven if made[name] in needed]
-    now = {**known, **{name: guesses[name] for name in chosen if name in guesses}}
-    while left := [
-        name for name in subject.bounds.find(now, FP16_LIMIT, guesses).unproven if name in guesses
-    ]:
-        name = next(
-            (
-                early
-                for early in _list_ways(made[left[0]], needed)
-                if early in guesses and _proves(subject, {**now, early: guesses[early]}, left[0], guesses)
-            ),
-            left[0],
-        )
+    now = {name: guesses[name] for name in (*known, *chosen) if name in guesses}
+
+    def list_unproven(more: Sequence[str]) -> list[str]:
+        supposed = {**now, **{name: guesses[name] for name in more}}
+        return [
+            name for name in subject.bounds.find(supposed, FP16_LIMIT, guesses).unproven if name in guesses
+        ]
+
+    while left := list_unproven(()):
+        way = [name for name in _list_ways(made[left[0]], needed) if name in guesses]
+        name = next((early for early in way if left[0] not in list_unproven([early])), left[0])
         now[name] = guesses[name]
         chosen.append(name)
     return chosen
-
-
-def _proves(
-    subject: GuardedModel, known: Mapping[str, float], name: str, guesses: Mapping[str, float]
-) -> bool:
-    return name not in subject.bounds.find(known, FP16_LIMIT, guesses).unproven
 
 
 def _list_before(values: Iterable[ir.Value]) -> set[ir.Value]:

@@ -24,6 +24,8 @@ from trtq.models.tensors import read_values
 Step = Callable[[Sequence[float]], float]
 """From the bounds of the inputs of a node to that of its outputs."""
 Array = NDArray[Any]
+Channels = dict[tuple[str, int], Array]
+"""What the channels of a tensor are at most whatever the data is, by its name and axis."""
 _FURTHEST = 32
 """How many nodes may lie between a norm and a product."""
 
@@ -37,7 +39,7 @@ class _Sphere:
     shift: Array
 
 
-def bound_linear(node: ir.Node) -> Step:
+def bound_linear(node: ir.Node, channels: Channels) -> Step:
     """Bounds Conv, ConvTranspose and Gemm, with a bias."""
     weight = _read_weight(node, 1)
     if weight is None:
@@ -54,14 +56,18 @@ def bound_linear(node: ir.Node) -> Step:
     taps = taps * (abs(node.attributes.get_float("alpha", 1.0) or 0.0) if is_gemm else 1.0)
     beta = abs(node.attributes.get_float("beta", 1.0) or 0.0) if is_gemm else 1.0
     is_plain = group == 1 and not node.attributes.get_int("transA", 0)
-    sphere = _find_sphere(node.inputs[0], 1, taps.shape[1]) if is_plain else None
-    gain, most = _measure(
-        taps, list(_list_meeting(node, weight)), sphere, list_deciding(node.inputs[0]) == set()
-    )
-    return lambda given: min(gain * given[0], most) + (beta * given[2] if len(given) > 2 else 0.0)
+    given = _Operand.find(node.inputs[0], 1, taps.shape[1], channels if is_plain else None)
+    gain, most = _measure(taps, list(_list_meeting(node, weight)), given)
+    bias = read_constant(node, 2)
+    if most is not None and bias is not None and bias.ndim <= 1:
+        channels[str(node.outputs[0].name), 1] = most + beta * np.abs(bias)
+    elif most is not None and len(node.inputs) < 3:
+        channels[str(node.outputs[0].name), 1] = most
+    limit = math.inf if most is None else float(most.max(initial=0.0))
+    return lambda given: min(gain * given[0], limit) + (beta * given[2] if len(given) > 2 else 0.0)
 
 
-def bound_product(node: ir.Node, place: int) -> Step:
+def bound_product(node: ir.Node, place: int, channels: Channels) -> Step:
     """Bounds a MatMul with a constant in one place: 0 or 1."""
     weight = _read_weight(node, place)
     assert weight is not None
@@ -71,9 +77,33 @@ def bound_product(node: ir.Node, place: int) -> Step:
     other = node.inputs[1 - place]
     rank = len(list_dims(other) or ())
     axis = rank - 1 if place or rank < 2 else rank - 2
-    sphere = _find_sphere(other, axis, taps.shape[1]) if rank and weight.ndim <= 2 else None
-    gain, most = _measure(taps, [[0]], sphere, list_deciding(other) == set())
-    return lambda given: min(gain * given[1 - place], most)
+    is_plain = bool(rank) and weight.ndim <= 2
+    given = _Operand.find(other, axis, taps.shape[1], channels if is_plain else None)
+    gain, most = _measure(taps, [[0]], given)
+    if most is not None and weight.ndim == 2:
+        channels[str(node.outputs[0].name), axis] = most
+    limit = math.inf if most is None else float(most.max(initial=0.0))
+    return lambda given: min(gain * given[1 - place], limit)
+
+
+def carry_channels(node: ir.Node, channels: Channels) -> None:
+    """Notes the bounds of the channels that a node makes of others, by a Relu or constants by channel."""
+    for axis, size in enumerate(list_dims(node.outputs[0]) or ()):
+        if node.op_type in ("Identity", "Relu"):
+            known = channels.get((_name(node.inputs[0]), axis))
+            if known is not None:
+                channels[str(node.outputs[0].name), axis] = known
+        elif node.op_type in ("Add", "Mul", "Sub") and size:
+            found = _read_vector(node, axis, list_dims(node.outputs[0]) or ())
+            known = channels.get((_name(node.inputs[1 - found[0]]), axis)) if found else None
+            if found is not None and known is not None:
+                change = np.abs(found[1])
+                bounds = known * change if node.op_type == "Mul" else known + change
+                channels[str(node.outputs[0].name), axis] = bounds
+
+
+def _name(value: ir.Value | None) -> str:
+    return "" if value is None else str(value.name)
 
 
 def _read_weight(node: ir.Node, place: int) -> NDArray[np.float32] | None:
@@ -85,26 +115,30 @@ def _read_weight(node: ir.Node, place: int) -> NDArray[np.float32] | None:
     return values.astype(np.float32, copy=False)
 
 
-def _measure(
-    taps: Array, meeting: Sequence[Sequence[int]], sphere: _Sphere | None, is_positive: bool
-) -> tuple[float, float]:
-    """Returns what an output is at most: times the largest input, and at all.
+def _measure(taps: Array, meeting: Sequence[Sequence[int]], given: _Operand) -> tuple[float, Array | None]:
+    """Returns what an output is at most: times the largest input, and the channels of it at all.
 
     Args:
         taps: The weights, of shape (places of the kernel, inputs, outputs).
         meeting: The places that meet in one output, for every kind of output.
-        sphere: Where the vectors of the inputs lie, if that is known.
-        is_positive: Whether no input is negative; then weights of different signs do not add up.
+        given: What is known of the inputs.
     """
-    sums = [np.maximum(taps, 0).sum(axis=1) if is_positive else np.abs(taps).sum(axis=1)]
-    sums += [sums[0] - taps.sum(axis=1)] if is_positive else []
-    gain = max(float(part[places].sum(axis=0).max(initial=0.0)) for part in sums for places in meeting)
-    if sphere is None:
-        return gain, math.inf
-    scale, shift = sphere.scale.astype(taps.dtype), sphere.shift.astype(taps.dtype)
-    lengths = sphere.radius * np.sqrt(np.square(scale[:, None] * taps).sum(axis=1)) + np.abs(shift @ taps)
-    most = max((float(lengths[places].sum(axis=0).max(initial=0.0)) for places in meeting), default=0.0)
-    return gain, most
+    signs = (np.maximum(taps, 0), np.maximum(-taps, 0)) if given.is_positive else (np.abs(taps),)
+    sums = _meet([part.sum(axis=1) for part in signs], meeting)
+    gain, sphere = float(sums.max(initial=0.0)), given.sphere
+    if sphere is not None:
+        scale, shift = sphere.scale.astype(taps.dtype), sphere.shift.astype(taps.dtype)
+        lengths = sphere.radius * np.sqrt(np.square(scale[:, None] * taps).sum(axis=1))
+        return gain, _meet([lengths + np.abs(shift @ taps)], meeting)
+    if given.channels is not None:
+        return gain, _meet([given.channels.astype(taps.dtype) @ part for part in signs], meeting)
+    return gain, None
+
+
+def _meet(parts: Sequence[Array], meeting: Sequence[Sequence[int]]) -> Array:
+    """Returns the largest sums of the places that meet, by output."""
+    largest: Array = np.max([part[places].sum(axis=0) for part in parts for places in meeting], axis=0)
+    return largest
 
 
 def _list_meeting(node: ir.Node, weight: Array) -> Iterator[Sequence[int]]:
@@ -123,6 +157,29 @@ def _list_meeting(node: ir.Node, weight: Array) -> Iterator[Sequence[int]]:
     for phases in product(*map(range, strides)):
         chosen = [np.flatnonzero(offset == phase) for offset, phase in zip(offsets, phases, strict=True)]
         yield places[np.ix_(*chosen)].reshape(-1).tolist()
+
+
+@dataclass(frozen=True, slots=True)
+class _Operand:
+    """What is known of the vectors that weights are multiplied with, whatever the data is.
+
+    Attributes:
+        sphere: Where they lie, if a norm made them.
+        channels: What each of their values is at most.
+        is_positive: Whether none is negative; then weights of different signs do not add up.
+    """
+
+    sphere: _Sphere | None
+    channels: Array | None
+    is_positive: bool
+
+    @classmethod
+    def find(cls, value: ir.Value | None, axis: int, size: int, channels: Channels | None) -> _Operand:
+        """Returns what is known of a tensor along an axis; without channels only its sign."""
+        is_positive = list_deciding(value) == set()
+        if channels is None:
+            return cls(None, None, is_positive)
+        return cls(_find_sphere(value, axis, size), channels.get((_name(value), axis)), is_positive)
 
 
 def _find_sphere(value: ir.Value | None, axis: int, size: int) -> _Sphere | None:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 import onnx_ir as ir
 
-from trtq.calibrators.linear_bounds import Step, bound_linear, bound_product
+from trtq.calibrators.linear_bounds import Channels, Step, bound_linear, bound_product, carry_channels
 from trtq.calibrators.node_facts import (
     STANDARD,
     count_elements,
@@ -43,11 +43,21 @@ _LOG = 104.0
 _RECURRENT = ("GRU", "LSTM", "RNN")
 
 
-def find_step(node: ir.Node) -> Step:
-    """Returns what bounds the outputs of a node; infinity for what is not known here."""
+def find_step(node: ir.Node, channels: Channels) -> Step:
+    """Returns what bounds the outputs of a node; infinity for what is not known here.
+
+    Args:
+        node: Nodes come in graph order.
+        channels: What is known of those before; that of this one is added.
+    """
     kind = node.op_type if node.domain in STANDARD else ""
     if kind not in ("Split", *_RECURRENT) and sum(bool(value.name) for value in node.outputs) > 1:
         return lambda given: math.inf  # a norm may give the inverse of a deviation, too
+    carry_channels(node, channels)
+    if kind in ("Conv", "ConvTranspose", "Gemm"):
+        return bound_linear(node, channels)
+    if kind == "MatMul":
+        return _matmul(node, channels)
     if kind in _KEPT:
         return lambda given: given[0]
     if kind in _LARGEST:
@@ -89,11 +99,11 @@ _SIMPLE: Mapping[str, Step] = {
 }
 
 
-def _matmul(node: ir.Node) -> Step:
+def _matmul(node: ir.Node, channels: Channels) -> Step:
     """Bounds a product of a constant and a tensor, or of two tensors of which the inner size is known."""
     for place in (1, 0):
         if is_constant(node, place):
-            return bound_product(node, place)
+            return bound_product(node, place, channels)
     if (shares := made_by(node.inputs[0], "Softmax")) is not None and _is_over_last(shares):
         return lambda given: given[1]  # they sum to 1
     size = count_elements(node.inputs[0], (-1,)) or count_elements(node.inputs[1], (-2,))
@@ -289,14 +299,11 @@ _MAKERS: Mapping[str, Callable[[ir.Node], Step]] = {
     "CastLike": _cast,
     "Clip": _clip,
     "ConstantOfShape": _fill,
-    "Conv": bound_linear,
-    "ConvTranspose": bound_linear,
     "CumSum": _cumulate,
     "DequantizeLinear": _dequantize,
     "Div": _divide,
     "Dropout": _drop_out,
     "Elu": _elu,
-    "Gemm": bound_linear,
     "GRU": _recur,
     "Gather": _gather,
     "GroupNormalization": _normalize,
@@ -304,7 +311,6 @@ _MAKERS: Mapping[str, Callable[[ir.Node], Step]] = {
     "LSTM": _recur,
     "LayerNormalization": _normalize,
     "LeakyRelu": _leak,
-    "MatMul": _matmul,
     "MaxPool": _pool,
     "NonZero": _measure_shape,
     "Pad": _pad,

@@ -156,3 +156,19 @@ def test_weights_of_different_signs_do_not_add_up_where_the_input_is_positive() 
     assert bound_of(model, 2.0) == 2 * 4
     assert np.abs(run(model, np.array([[-1, 2, -1]]))).max() == 8
     assert bound_of(model_of("y = MatMul (x, w)", "1,3", w=w), 2.0) == 2 * 5.5
+
+
+def test_each_channel_behind_a_norm_has_a_bound_of_its_own() -> None:
+    body = """
+        n = RMSNormalization (x, g) t = Transpose <perm = [0, 2, 1]> (n) c = Conv (t, w, b) r = Relu (c)
+        s = Mul (r, k) y = Conv (s, v)
+    """
+    w, v = np.zeros((2, 4, 1), np.float32), np.zeros((3, 2, 1), np.float32)
+    w[0, 0], w[1, 1] = 100, 1
+    v[0, 0], v[1, 1], v[2] = 0.01, 1, [[0.01], [-1]]
+    constants = {"g": np.ones(4, np.float32), "w": w, "v": v, "b": np.array([0, 0.5], np.float32)}
+    model = model_of(body, "1,3,4", k=np.array([[1], [2]], np.float32), **constants)
+    bound = bound_of(model, 1e9)
+    assert bound == pytest.approx(2 * (math.sqrt(4) * 1 + 0.5), rel=1e-5)  # not 100 times as much
+    x = np.random.default_rng(0).standard_normal((1, 3, 4))
+    assert np.abs(run(model, x)).max() <= bound
