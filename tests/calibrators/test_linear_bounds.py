@@ -165,8 +165,13 @@ def test_each_channel_behind_a_norm_has_a_bound_of_its_own() -> None:
     """
     w, v = np.zeros((2, 4, 1), np.float32), np.zeros((3, 2, 1), np.float32)
     w[0, 0], w[1, 1] = 100, 1
-    v[0, 0], v[1, 1], v[2] = 0.01, 1, [[0.01], [-1]]
-    constants = {"g": np.ones(4, np.float32), "w": w, "v": v, "b": np.array([0, 0.5], np.float32)}
+    v[0, 0], v[1, 1], v[2, :, 0] = 0.01, 1, (0.01, -1)
+    constants: dict[str, Any] = {
+        "g": np.ones(4, np.float32),
+        "w": w,
+        "v": v,
+        "b": np.array([0, 0.5], np.float32),
+    }
     model = model_of(body, "1,3,4", k=np.array([[1], [2]], np.float32), **constants)
     bound = bound_of(model, 1e9)
     assert bound == pytest.approx(2 * (math.sqrt(4) * 1 + 0.5), rel=1e-5)  # not 100 times as much
