@@ -11,6 +11,7 @@ from trtq.errors import ArtifactError, ModelError, UsageError
 from trtq.files import hash_file
 from trtq.json import FileKind
 from trtq.models.spec import ModelSpec
+from trtq.numbers import format_count
 from trtq.pipeline.build import run_job
 from trtq.pipeline.build.job import Job
 from trtq.pipeline.build.prepare import complete_job, load_job, refuse_inputs_in
@@ -205,12 +206,14 @@ def _report_unmapped(migration: Migration, log: Log) -> None:
     if migration.unmapped:
         shown = ", ".join(repr(item.key) for item in migration.unmapped[:3])
         more = " ..." if len(migration.unmapped) > 3 else ""
-        log.note(f"{len(migration.unmapped)} keys of the cache are no tensors of the model: {shown}{more}")
+        keys = format_count(len(migration.unmapped), "key")
+        log.note(f"no tensor of the model for {keys} of the cache: {shown}{more}")
     if migration.uncovered:
         nodes = [node for item in migration.uncovered for node in item.nodes]
         first = migration.uncovered[0]
         log.warn(
-            f"{len(migration.uncovered)} tensors have no scale, so {len(nodes)} nodes stay as they are, "
+            f"no scale for {format_count(len(migration.uncovered), 'tensor')}, which leaves "
+            f"{format_count(len(nodes), 'node')} unquantized, "
             f"such as {first.nodes[0]!r}: {first.reason}"
             + ("; is the cache for another version of the model?" if _is_mostly_bare(migration) else "")
         )
