@@ -82,8 +82,13 @@ def describe(method: Method) -> str:
 
 
 def _amax(method: Method, histogram: Histogram, levels: Levels) -> float:
-    """Returns the amax as a float32 that is positive unless the tensor is dead."""
+    """Returns the amax as a float32 that is positive unless the tensor is dead.
+
+    Of a format with a scale for each block it is the largest value: to clip makes no step of others finer.
+    """
     if histogram.amax == 0:
         return 0.0
     smallest = float(np.finfo(np.float32).tiny)
-    return float(np.float32(max(method.amax(histogram, levels), smallest)))
+    return float(
+        np.float32(max(method.amax(histogram, levels) if levels.clips else histogram.amax, smallest))
+    )

@@ -23,8 +23,8 @@ class Target:
     """What is built.
 
     Attributes:
-        precision: "int8" or "fp8", "fp16" for the FP16 engine alone, or "weights" for float activations and
-            `weights`.
+        precision: "int8", "fp8" or "nvfp4", "fp16" for the FP16 engine alone, or "weights" for float
+            activations and `weights`.
         high_precision: Precision of what is not quantized; auto is fp16 for TensorRT. bf16 is for --weights
             alone.
         backend: The engine builder; auto takes tensorrt if it works here, else tensorrt-rtx.
@@ -97,7 +97,7 @@ class Target:
 
     @property
     def name(self) -> str:
-        """What the model is called in files and reports: "int8", "fp8", "fp16", "int4-weights"."""
+        """What the model is called in files and reports: "int8", "fp8", "nvfp4", "int4-weights"."""
         if self.precision == "weights" and self.weights is not None:
             return f"{self.weights.format}-weights"
         return self.precision

@@ -13,10 +13,17 @@ import onnx_ir as ir
 
 from trtq.kept import KeptNode
 from trtq.models.tensors import FLOAT_TYPES
-from trtq.pipeline.formats import INT8, INT8_OF_7_BITS
+from trtq.pipeline.formats import INT8, INT8_OF_7_BITS, NVFP4
 from trtq.pipeline.formats.codes import CodeFormat
 from trtq.pipeline.formats.encoding import Encoding, LayerScheme
-from trtq.pipeline.formats.granularity import Granularity, PerBlock, PerChannel, PerTensor, PerToken
+from trtq.pipeline.formats.granularity import Granularity, PerBlock, PerTensor, PerToken
+from trtq.pipeline.formats.nvfp4 import BLOCK
+from trtq.pipeline.graph.axes import (
+    choose_granularity,
+    explain_other,
+    find_summed_axis,
+)
+from trtq.pipeline.graph.axes import find_channel_axis as find_channel_axis
 from trtq.pipeline.graph.given import explain_given, find_given, is_quantized_otherwise
 from trtq.pipeline.graph.operands import find_operand
 from trtq.pipeline.graph.worth import explain_float, explain_unequal_matrices
@@ -135,14 +142,22 @@ class Placement:
     def min_opset(self) -> int:
         """The first opset that holds the formats; 21 where the scales of a weight lie along several axes."""
         weights = [node.scheme.weight for node in self.quantized if node.scheme.weight is not None]
-        if any(isinstance(weight.granularity, PerToken | PerBlock) for weight in weights):
-            return 21
+        has_axes = any(isinstance(weight.granularity, PerToken | PerBlock) for weight in weights)
         held = (*self.encodings.values(), *weights)
-        return max((encoding.format.first_opset for encoding in held), default=13)
+        return max(21 if has_axes else 13, *(encoding.format.first_opset for encoding in held), 13)
 
     def with_one_scale(self) -> Placement:
-        """Returns the same decisions with one scale for each weight, instead of one an output channel."""
-        return self._with_weights(lambda weight: replace(weight, granularity=PerTensor()))
+        """Returns the same decisions with one scale for each weight, instead of one an output channel.
+
+        Blocks stay: they are a part of their format.
+        """
+        return self._with_weights(
+            lambda weight: (
+                weight
+                if isinstance(weight.granularity, PerBlock)
+                else replace(weight, granularity=PerTensor())
+            )
+        )
 
     def with_weights_of_7_bits(self) -> Placement:
         """Returns the same decisions with codes from -63 to 63 for what is INT8 of weights."""
@@ -185,12 +200,14 @@ def place(
        pair stands between a Conv, its BatchNormalization and its activation. So what no such layer reads
        stays float: Softmax, LayerNormalization, Gelu and SiLU, embeddings, the arithmetic that decodes boxes
        and scores, and with it every output of the model. ConvTranspose, LSTM and GRU have no INT8 kernel.
+    7. Where the readers of a tensor would have it in two formats, all have the one of what stands back.
     11. given: a layer whose weight comes behind a DequantizeLinear stays as it is. Where a tensor has Q/DQ
         already, a new layer reads that, and gets no other.
 
     Args:
         model: The graph; its nodes have unique names.
-        form: The number format of the layers: INT8 or FP8.
+        form: The number format of the layers: INT8, FP8 or NVFP4. What a format is not for (`explain_other`)
+            gets the one that it names.
         skip: Regular expressions searched in node names; these nodes keep their precision.
         op_types: The types of nodes to quantize.
         force: Regular expressions of nodes that rule 4 does not hold back.
@@ -209,14 +226,22 @@ def place(
         if node in given:
             continue
         name = str(node.name)
-        decision = left[name] if name in left else _decide(node, form, op_types, force, by_matrix)
+        chosen = form.otherwise if form.otherwise is not None and explain_other(node) else form
+        decision = left[name] if name in left else _decide(node, chosen, op_types, force, by_matrix)
         if isinstance(decision, str):
             unquantized.append(KeptNode(name, node.op_type, decision))
         else:
             quantized.append(decision)
-    quantized += _residual_adds(model, form, {node.name for node in quantized}, left)
+    usual = form.otherwise or form
+    quantized += _residual_adds(model, usual, {node.name for node in quantized}, left)
     if SOFTMAX in op_types:
-        quantized += _softmax_inputs(model, form, left)
+        quantized += _softmax_inputs(model, usual, left)
+    both = _list_tensors(quantized, form) & _list_tensors(quantized, usual) if form is not usual else set()
+    nodes = {node.name: node for node in model.graph if both}
+    for index, placed in enumerate(quantized):
+        if both & {tensor for _, tensor in placed.activations}:
+            again = _decide(nodes[placed.name], usual, op_types, force, by_matrix)
+            quantized[index] = placed if isinstance(again, str) else again
     order = {name: index for index, name in enumerate(names)}
     return Placement(
         tuple(sorted(quantized, key=lambda node: order[node.name])),
@@ -282,6 +307,16 @@ def _decide(
     return _with_codes(node, form, "two-activations", 0, 1)
 
 
+def _list_tensors(quantized: Sequence[QuantizedNode], form: CodeFormat) -> set[str]:
+    """Returns the activations that layers read in a format."""
+    return {
+        tensor
+        for node in quantized
+        for place, tensor in node.activations
+        if dict(node.scheme.inputs)[place].format is form
+    }
+
+
 def _weighted_input(
     node: ir.Node, form: CodeFormat, place: int, force: Sequence[str], by_matrix: bool
 ) -> QuantizedNode | str:
@@ -307,6 +342,10 @@ def _weighted_input(
             return reason
     layer = _with_codes(node, form, "weighted-input", 1 - place)
     scheme = replace(layer.scheme, weight=Encoding(form, granularity))
+    if form is NVFP4:
+        rows = Encoding(form, PerBlock(len(activation.shape or ()) - 1, BLOCK), is_dynamic=True)
+        blocks = Encoding(form, PerBlock(find_summed_axis(node), BLOCK))
+        scheme = replace(scheme, inputs=((1 - place, rows),), weight=blocks)
     return replace(layer, scheme=scheme, weight=(place, str(weight.name)))
 
 
@@ -318,25 +357,6 @@ def _with_codes(node: ir.Node, form: CodeFormat, rule: str, *places: int) -> Qua
     )
     tensors = tuple((place, str(value.name)) for place, value in values)
     return QuantizedNode(str(node.name), node.op_type, LayerScheme(rule, tuple(inputs)), tensors)
-
-
-def choose_granularity(axis: int | None) -> PerChannel | PerTensor:
-    """Returns one scale for each output channel, or for all where they lie on no one axis."""
-    return PerTensor() if axis is None else PerChannel(axis)
-
-
-def find_channel_axis(node: ir.Node, place: int, rank: int) -> int | None:
-    """Returns the axis of a weight's output channels, on which TensorRT runs INT8 (others run in float).
-
-    None where one scale is for all: a batch of matrices, and a ConvTranspose with groups.
-    """
-    if node.op_type == "Conv":
-        return 0
-    if node.op_type == "ConvTranspose":
-        return 1 if node.attributes.get_int("group", 1) == 1 else None
-    if node.op_type == "Gemm":
-        return 0 if node.attributes.get_int("transB", 0) == 1 else 1
-    return place if rank == 2 else None
 
 
 def _residual_adds(

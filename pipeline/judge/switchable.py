@@ -14,6 +14,7 @@ from trtq import lazy
 from trtq.calibrators.ranges import Ranges
 from trtq.models.session import Session, SessionPort, open_session
 from trtq.pipeline.graph.edit import GraphEditor, map_values
+from trtq.pipeline.graph.fp4 import DYNAMIC_QUANTIZE, emulate_fp4
 from trtq.pipeline.graph.operands import DEQUANTIZE, QUANTIZE, read_constant
 from trtq.pipeline.graph.placement import Placement
 from trtq.pipeline.judge.exact import make_quantize_exact
@@ -22,7 +23,7 @@ from trtq.pipeline.rewrite.channels.rescale import rescale
 from trtq.pipeline.rewrite.qdq import quantize
 
 _SWITCH = "trtq_switch_"
-_PAIR = (QUANTIZE, DEQUANTIZE)
+_PAIR = (QUANTIZE, DEQUANTIZE, DYNAMIC_QUANTIZE)
 _ON, _OFF = np.array(True), np.array(False)
 
 
@@ -77,6 +78,7 @@ def open_switchable(
         ModelError: ONNX Runtime cannot load it.
     """
     made = build_switchable(model, placement, ranges, scale_dtype=scale_dtype)
+    made = emulate_fp4(made) or made
     session = open_session(make_quantize_exact(made) or made, optimize=False)
     return Switchable(session, tuple(node.name for node in placement.quantized), create_views(model))
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from trtq.calibrators.ranges import Ranges
 from trtq.models.tensors import require_finite
+from trtq.pipeline.formats import NVFP4
 from trtq.pipeline.formats.encoding import Encoding
 from trtq.pipeline.formats.floats import convert_scales
 from trtq.pipeline.graph.edit import GraphEditor, map_values
@@ -19,6 +20,7 @@ from trtq.pipeline.graph.opset import convert_opset, read_opset
 from trtq.pipeline.graph.placement import Placement, QuantizedWeight
 from trtq.pipeline.rewrite.channels.operands import add_to_bias, follow_output, has_input_channels
 from trtq.pipeline.rewrite.channels.rescale import rescale
+from trtq.pipeline.rewrite.fp4 import dequantize_blocks, quantize_rows, restore_axes
 from trtq.pipeline.rewrite.qparams import (
     QParams,
     choose_activation_qparams,
@@ -81,6 +83,8 @@ def quantize(
             node.replace_input_with(placed.weight[0], weights[weight].value)
         for index, tensor in placed.activations:
             node.replace_input_with(index, activations[tensor])
+            if placed.scheme.inputs[0][1].format is NVFP4:
+                restore_axes(edit, node, values[tensor])
     if given:
         result.graph.sort()  # a layer may stand before the pair that it now reads
     edit.drop_unused()
@@ -96,6 +100,8 @@ def _choose_qparams(ranges: Ranges, tensor: str, encoding: Encoding, dtype: str)
 def _quantize_activation(edit: GraphEditor, source: ir.Value, qparams: QParams) -> ir.Value:
     name, qparams = source.name, _in_dtype_of(source, qparams)
     scale = edit.add_constant(f"{name}_scale", qparams.scale)
+    if qparams.encoding.format is NVFP4:
+        return quantize_rows(edit, source, scale)
     zero = edit.add_constant(f"{name}_zero_point", qparams.zero_point)
     value = source
     for op_type, word, dtype in (
@@ -140,17 +146,24 @@ def _quantized_weight(
         codes = round_to(
             divide_by_scale(values, qparams), unpack(rounding, values.shape), weight.encoding.format
         )
-    inputs = [
-        edit.add_constant(f"{weight.tensor}_quantized", codes),
-        edit.add_constant(f"{weight.tensor}_scale", qparams.scale),
-        edit.add_constant(f"{weight.tensor}_zero_point", qparams.zero_point),
-    ]
+    held = edit.add_constant(f"{weight.tensor}_quantized", codes)
+    scale = edit.add_constant(f"{weight.tensor}_scale", qparams.scale)
     attributes = weight.encoding.granularity.attributes(values.shape)
     output, first = f"{weight.tensor}_dequantized", edit.graph[0]
+    if qparams.shared is not None:
+        shared, axis = edit.add_constant(f"{weight.tensor}_shared", qparams.shared), attributes["axis"]
+        result = dequantize_blocks(
+            edit, held, scale, shared, axis=axis, like=source, name=weight.tensor, before=first
+        )
+        return _Weight(result, values, codes, qparams)
+    inputs = [held, scale, edit.add_constant(f"{weight.tensor}_zero_point", qparams.zero_point)]
     result = edit.insert("DequantizeLinear", inputs, attributes, like=source, output=output, before=first)
     return _Weight(result, values, codes, qparams)
 
 
 def _in_dtype_of(source: ir.Value, qparams: QParams) -> QParams:
     assert source.dtype is not None
-    return replace(qparams, scale=convert_scales(qparams.scale, source.dtype.numpy().name))
+    dtype = source.dtype.numpy().name
+    if qparams.shared is not None:
+        return replace(qparams, shared=convert_scales(qparams.shared, dtype))
+    return replace(qparams, scale=convert_scales(qparams.scale, dtype))
