@@ -28,7 +28,7 @@ from trtq.pipeline.graph.pictures import tell_of_pictures
 from trtq.pipeline.graph.quantized import is_quantized
 from trtq.pipeline.graph.repair import repair_graph
 from trtq.pipeline.judge.evaluate import open_evaluation_data
-from trtq.pipeline.quantize.weights import refuse_older_gpus, refuse_weights
+from trtq.pipeline.quantize.weights import refuse_older_gpus, refuse_other_formats, refuse_weights
 from trtq.progress import Silent, Watcher
 
 _NO_DATA = "no data was given to quantize it; the model comes with Q/DQ in other layers"
@@ -107,6 +107,8 @@ def complete_job(job: Job, watcher: Watcher, *, random_data: bool) -> Job:
     elif job.target.requantize:
         raise UsageError(f"--requantize is for models with Q/DQ, and {job.graph.path} has none; leave it out")
     target, placement = job.target, place_job(job, watcher)
+    if not job.has_given:
+        refuse_other_formats(job.graph, target, placement)
     if target.weights is not None and not placement.weights_alone:
         watcher.warn("no weight can be stored in fewer bits; the report tells why")
     if not (job.has_given or placement.layers) and target.form is not None and target.weights is None:
@@ -139,6 +141,8 @@ def _with_data(job: Job, watcher: Watcher, *, random_data: bool) -> Job:
 def _refuse_combinations(spec: ModelSpec, target: Target, strategy: Strategy, backend: Backend) -> None:
     """Refuses settings that this way of building does not have."""
     refuse_weights(target, backend, strategy)
+    if reason := backend.lacks.get(target.precision):
+        raise UsageError(f"backend {backend.name} has no --{target.precision}: {reason}")
     if target.form is not None and backend.name == "tensorrt-rtx":
         refuse_older_gpus(target.form, target.compute_capabilities, f"--{target.form}", "--int8")
     by_tensor = spec.quantization.weight_granularity == "per-tensor"

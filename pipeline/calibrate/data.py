@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import onnx_ir as ir
+
 from trtq.calibrators.batches import Batches
 from trtq.calibrators.observe import PassControl, observe
 from trtq.calibrators.ranges import Ranges
@@ -23,11 +25,14 @@ from trtq.numbers import format_count
 from trtq.pipeline.engine.backend import Backend
 from trtq.pipeline.engine.target import Target
 from trtq.pipeline.formats import INT8
+from trtq.pipeline.formats.codes import CodeFormat
+from trtq.pipeline.graph.axes import explain_other
 from trtq.pipeline.graph.load import Graph
 from trtq.pipeline.graph.placement import Placement, QuantizedNode, find_unmatched, place
 from trtq.progress import Watcher
 
 _NUM_RANDOM_FEEDS = 16
+_MOST_NAMED = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,10 +189,29 @@ def place_layers(
         and backend.takes_scales_by_matrix,
     )
     placement = replace(placement, kept=(*placement.kept, *graph.unseen))
+    if target.form is not None and (others := describe_others(graph.model, placement, target.form)):
+        watcher.note(others)
     if placement.layers and backend is not None and backend.overflows():
         watcher.note(f"weights get 7 bits, since {backend.name} overflows with 8 on this processor")
         placement = placement.with_weights_of_7_bits()
     return placement if is_split else placement.with_one_scale()
+
+
+def describe_others(model: ir.Model, placement: Placement, form: CodeFormat) -> str:
+    """Returns what to say of layers that have another format than was asked for, and why; empty if none."""
+    others = {node.name for node in placement.layers if form not in node.scheme.formats}
+    nodes = {str(node.name): node for node in model.graph if node.name in others}
+    if not nodes:
+        return ""
+    reasons = [
+        f"{name!r} ({explain_other(node) or 'a layer that does not takes the same input'})"
+        for name, node in nodes.items()
+    ]
+    more = f" and {len(reasons) - _MOST_NAMED} more" if len(reasons) > _MOST_NAMED else ""
+    return (
+        f"{len(reasons)} of {len(placement.layers)} layers get {str(form.otherwise).upper()}: "
+        f"{', '.join(reasons[:_MOST_NAMED])}{more}"
+    )
 
 
 def describe_given(placement: Placement) -> str:

@@ -177,7 +177,7 @@ class Backend(ABC):
 
     @property
     def lacks(self) -> Mapping[str, str]:
-        """Fields of a build request that it cannot serve, and why: "timing_cache", "implicit", ..."""
+        """Fields of a build request that it cannot serve, and why: "timing_cache", "implicit", "nvfp4" ..."""
         return {}
 
     @abstractmethod

@@ -48,6 +48,12 @@ class LayerScheme:
     inputs: tuple[tuple[int, Encoding], ...] = ()
     weight: Encoding | None = None
 
+    @property
+    def formats(self) -> frozenset[CodeFormat]:
+        """The number formats of the activations and of the weight."""
+        weights = () if self.weight is None else (self.weight,)
+        return frozenset(item.format for item in (*(item for _, item in self.inputs), *weights))
+
     def __str__(self) -> str:
         """Names the formats: "int8 x int8", "float x int4"."""
         formats = [str(encoding.format) for _, encoding in self.inputs] or ["float"]

@@ -11,6 +11,7 @@ import onnx_ir as ir
 from trtq.errors import ModelError
 from trtq.models.session import SessionPort, open_session
 from trtq.pipeline.graph.edit import GraphEditor
+from trtq.pipeline.graph.fp4 import DYNAMIC_QUANTIZE
 from trtq.pipeline.graph.operands import DEQUANTIZE, QUANTIZE, find_code_dtype
 from trtq.pipeline.graph.opset import convert_opset, infer_shapes, read_opset
 
@@ -27,7 +28,7 @@ _SMALL_BYTES = 4096  # shapes, axes and the like, whose values decide a shape
 def refuse_foreign_operators(model: ir.Model) -> None:
     """Refuses what ONNX Runtime does not know, so that nothing could be compared with the model."""
     for node in model.graph.all_nodes():
-        is_known = node.domain == "trt" and node.op_type in _CODES
+        is_known = node.domain == "trt" and node.op_type in (*_CODES, DYNAMIC_QUANTIZE)
         if is_known or node.domain in ("", "ai.onnx", "com.microsoft"):
             continue
         what = (

@@ -25,8 +25,9 @@ _SMALLEST = np.float32(2.0**-126)
 def emulate_fp4(model: ir.Model) -> ir.Model | None:
     """Returns the model with NVFP4 in FP32 arithmetic that gives the same numbers; None if it has none.
 
-    An activation x with the scale g of its scales has in every block of 16 the scale s = g E4M3(amax / 6 / g),
-    and the values s E2M1(x / s), rounded half to even. Weights become the numbers that their codes mean.
+    An activation x with the scale g of its scales has in every block of 16 the scale
+    s = g E4M3(amax / 6 / g) and the values s E2M1(x / s), rounded half to even. Weights become the numbers
+    that their codes stand for.
 
     Args:
         model: It is not changed.

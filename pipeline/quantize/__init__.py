@@ -20,7 +20,12 @@ from trtq.pipeline.graph.load import raise_opset
 from trtq.pipeline.graph.pictures import tell_of_pictures
 from trtq.pipeline.graph.placement import Placement
 from trtq.pipeline.judge.witness import check_against_file
-from trtq.pipeline.quantize.weights import find_runtime, place_weights, refuse_nothing_stored
+from trtq.pipeline.quantize.weights import (
+    find_runtime,
+    place_weights,
+    refuse_nothing_stored,
+    refuse_other_formats,
+)
 from trtq.pipeline.rewrite.mixed import WeightEncoding, quantize_graph
 from trtq.progress import Silent, Watcher
 from trtq.temporary import open_temporary_folder
@@ -65,6 +70,7 @@ def quantize(
         if ranges.model_sha256 != graph.sha256:
             watcher.warn(f"the ranges were calibrated for another file than {graph.path}")
         placement = place_layers(graph, spec, target, watcher)
+        refuse_other_formats(graph, target, placement)
     if target.weights is not None:
         by_matrix = target.backend != "tensorrt"  # where nobody has measured it
         placement = place_weights(graph, spec, target, placement, watcher, by_matrix=by_matrix)
