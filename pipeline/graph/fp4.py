@@ -17,6 +17,8 @@ from trtq.pipeline.graph.operands import DEQUANTIZE, find_constant
 
 DOMAIN, DYNAMIC_QUANTIZE = "trt", "TRT_FP4DynamicQuantize"
 _FLOAT, _FP8, _FP4 = ir.DataType.FLOAT, ir.DataType.FLOAT8E4M3FN, ir.DataType.FLOAT4E2M1
+_IR = 10
+"""Of files that older versions of ONNX Runtime read."""
 _LARGEST = np.float32(6)
 _SMALLEST = np.float32(2.0**-126)
 """What is divided by instead of a scale of zero, whose block is zero as well."""
@@ -49,6 +51,7 @@ def emulate_fp4(model: ir.Model) -> ir.Model | None:
             edit.replace(node.outputs[0], numbers)
     edit.drop_unused()
     result.opset_imports.pop(DOMAIN, None)
+    result.ir_version = min(result.ir_version, _IR)
     return result
 
 

@@ -17,6 +17,8 @@ from trtq.pipeline.graph.edit import GraphEditor
 from trtq.pipeline.graph.fp4 import DOMAIN, DYNAMIC_QUANTIZE
 from trtq.pipeline.graph.operands import DEQUANTIZE
 
+_FIRST_IR = 11
+"""The first version of ONNX's file format with E2M1 numbers."""
 _MOST_AXES = 3
 _LAST = {"axis": -1, "block_size": BLOCK}
 
@@ -42,6 +44,7 @@ def quantize_rows(edit: GraphEditor, source: ir.Value, shared: ir.Value) -> ir.V
         name=f"{name}_{DYNAMIC_QUANTIZE}",
     )
     edit.model.opset_imports.setdefault(DOMAIN, 1)
+    edit.model.ir_version = max(edit.model.ir_version or 0, _FIRST_IR)
     node = codes.producer()
     assert node is not None
     node.resize_outputs(2)
