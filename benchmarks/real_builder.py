@@ -70,7 +70,7 @@ class Truth:
 
     def runs_int8(self, node: str) -> bool:
         """Returns whether a node's arithmetic is in INT8."""
-        return any(kernel.is_int8 for kernel in self.kernels if node in kernel.nodes)
+        return any(kernel.multiplies_in == "int8" for kernel in self.kernels if node in kernel.nodes)
 
 
 def build_all(models: Sequence[onnx.ModelProto]) -> list[Truth]:

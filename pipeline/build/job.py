@@ -21,7 +21,7 @@ from trtq.pipeline.engine.strategy import Strategy
 from trtq.pipeline.engine.target import Target
 from trtq.pipeline.graph.load import Graph
 from trtq.pipeline.graph.placement import Placement
-from trtq.pipeline.graph.quantized import is_quantized
+from trtq.pipeline.graph.quantized import find_quantized_layers, is_quantized, name_formats
 from trtq.pipeline.quantize.weights import place_weights
 from trtq.progress import Silent, Watcher
 
@@ -81,6 +81,14 @@ class Job:
     def is_as_given(self) -> bool:
         """Whether the model comes with Q/DQ and is built as it is, since no more of it is quantized."""
         return self.has_given and self.target.precision == "int8" and not self.placement.quantized
+
+    @cached_property
+    def name(self) -> str:
+        """What the model is called in files and reports: its format, "quantized" if it has several."""
+        if not self.has_given or self.target.precision != "int8":
+            return self.target.name
+        given = find_quantized_layers(self.graph.model)
+        return name_formats(given, *(() if self.is_as_given else (self.target.name,)))
 
     @property
     def method(self) -> Method:

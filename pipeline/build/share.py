@@ -1,4 +1,4 @@
-"""How much of a model's work its engine does in INT8."""
+"""How much of a model's work its engine does on codes of 8 bits or fewer."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from trtq.pipeline.graph.quantized import find_quantized_layers
 from trtq.pipeline.judge.macs import count_macs
 
 
-def measure_int8_share(job: Job, models: ModelFiles, engine: EngineReport) -> float | None:
-    """Returns the share of the multiply-accumulates that the engine does in INT8, 0 to 1.
+def measure_quantized_share(job: Job, models: ModelFiles, engine: EngineReport) -> float | None:
+    """Returns the share of the multiply-accumulates that the engine does on codes, 0 to 1.
 
     None where nothing tells: of other precisions, without data or layers, or if the builder does not say what
     it runs. Layers in the bodies of If, Loop and Scan are not counted.
@@ -28,5 +28,5 @@ def measure_int8_share(job: Job, models: ModelFiles, engine: EngineReport) -> fl
     layers = list_implicit_layers(job.placement) if job.is_implicit else find_quantized_layers(models.built)
     macs = count_macs(job.graph.model, feed)
     total = sum(macs.values())
-    in_int8 = {layer.name for layer in layers} - {item.node for item in engine.fallbacks}
-    return sum(macs.get(name, 0) for name in in_int8) / total if total else None
+    on_codes = {layer.name for layer in layers if layer.activation} - {item.node for item in engine.fallbacks}
+    return sum(macs.get(name, 0) for name in on_codes) / total if total else None
