@@ -19,6 +19,7 @@ from trtq.pipeline.engine.backend import Backend
 from trtq.pipeline.engine.implicit import find_tensorrt_algorithm, list_float_tensors
 from trtq.pipeline.engine.strategy import Strategy
 from trtq.pipeline.engine.target import Target
+from trtq.pipeline.graph.foreign_operators import explain_unrunnable
 from trtq.pipeline.graph.load import Graph
 from trtq.pipeline.graph.placement import Placement
 from trtq.pipeline.graph.quantized import find_quantized_layers, is_quantized, name_formats
@@ -76,6 +77,11 @@ class Job:
     def has_given(self) -> bool:
         """Whether the model comes with Q/DQ of its own, which is kept."""
         return is_quantized(self.graph.model)
+
+    @cached_property
+    def unrunnable(self) -> str:
+        """Why ONNX Runtime cannot run the model, so that nothing is compared; empty if it can."""
+        return explain_unrunnable(self.graph.model) if self.has_given else ""
 
     @property
     def is_as_given(self) -> bool:

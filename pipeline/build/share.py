@@ -13,15 +13,15 @@ from trtq.pipeline.judge.macs import count_macs
 def measure_quantized_share(job: Job, models: ModelFiles, engine: EngineReport) -> float | None:
     """Returns the share of the multiply-accumulates that the engine does on codes, 0 to 1.
 
-    None where nothing tells: of other precisions, without data or layers, or if the builder does not say what
-    it runs. Layers in the bodies of If, Loop and Scan are not counted.
+    None where nothing tells: of other precisions, without data or layers, where ONNX Runtime cannot run the
+    model, or if the builder does not say what it runs. Layers in the bodies of If, Loop and Scan are not counted.
 
     Raises:
         ModelError: ONNX Runtime cannot run the model.
     """
     data = job.evaluation if job.evaluation is not None else job.calibration
     feed = None if data is None else next(iter(data), None)
-    if job.target.precision != "int8" or feed is None:
+    if job.target.precision != "int8" or feed is None or job.unrunnable:
         return None
     if any(item.runs_as == "unknown" for item in engine.fallbacks):
         return None
