@@ -5,6 +5,7 @@ from __future__ import annotations
 import ml_dtypes
 import numpy as np
 import pytest
+from counted import counted
 
 from trtq.calibrators import METHODS
 from trtq.calibrators.estimate import estimate
@@ -74,7 +75,7 @@ def test_blocks_of_zeros_and_of_very_small_numbers_stay_finite() -> None:
 
 @pytest.mark.parametrize("name", [name for name in METHODS if name != "minmax"])
 def test_every_method_takes_the_largest_value_since_a_clip_makes_no_step_finer(name: str) -> None:
-    histogram = accumulate(np.random.default_rng(0).standard_t(3, 20000).astype(np.float32))
+    histogram = counted(np.random.default_rng(0).standard_t(3, 20000).astype(np.float32))
     statistics = Statistics({"x": histogram}, {}, {}, 1, StatisticsSource("", "", ""))
     plain = estimate(statistics, METHODS[name]()).amax("x")
     ranges = estimate(statistics, METHODS[name](), levels={"x": NVFP4})

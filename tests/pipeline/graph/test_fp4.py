@@ -21,7 +21,7 @@ from trtq.pipeline.graph.opset import infer_shapes
 E2M1, E4M3 = ml_dtypes.float4_e2m1fn, ml_dtypes.float8_e4m3fn
 
 
-def quantized_by_numpy(x: NDArray[Any], shared: np.float32) -> NDArray[np.float32]:
+def quantized_by_numpy(x: NDArray[Any], shared: np.float32) -> NDArray[Any]:
     """Returns what NVFP4 makes of an activation."""
     blocks = x.astype(np.float32).reshape(-1, 16)
     wanted = np.abs(blocks).max(axis=1, keepdims=True) / np.float32(6) / shared
@@ -164,7 +164,7 @@ def test_what_is_no_nvfp4_is_refused() -> None:
         ModelError, match=r"node 'widen' \(DequantizeLinear\) reads codes of FP4; what can be"
     ):
         emulate_fp4(float_scales)
-    wrong = np.ones((64, 2), E2M1), np.ones((2, 2), E4M3), np.float32(1)
+    wrong = np.ones((64, 2), E2M1), np.ones((2, 2), E4M3), np.ones((), np.float32)
     with pytest.raises(ModelError, match=r"node 'widen_weight' .* scales are FP8 behind a DequantizeLinear"):
         emulate_fp4(model_of_fp4(np.asarray(np.float32(1)), wrong))
     foreign = model_of_fp4(np.asarray(np.float32(1)))
