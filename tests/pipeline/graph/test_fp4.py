@@ -28,7 +28,7 @@ def quantized_by_numpy(x: NDArray[Any], shared: np.float32) -> NDArray[Any]:
     scales = np.minimum(wanted, np.float32(448)).astype(E4M3).astype(np.float32) * shared
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         steps = np.where(scales > 0, np.clip(blocks / scales, -6, 6), 0)
-    return (steps.astype(E2M1).astype(np.float32) * scales).reshape(x.shape)
+    return np.asarray((steps.astype(E2M1).astype(np.float32) * scales).reshape(x.shape))
 
 
 def model_of_fp4(

@@ -78,7 +78,8 @@ def blocks_by_numpy(x: NDArray[np.float32]) -> NDArray[Any]:
     amax = np.abs(blocks).max(axis=1, keepdims=True)
     scales = np.minimum(amax / np.float32(6) / shared, np.float32(448)).astype(E4M3).astype(np.float32)
     scales = scales * shared
-    return (np.clip(blocks / scales, -6, 6).astype(E2M1).astype(np.float32) * scales).reshape(x.shape)
+    steps = np.clip(blocks / scales, -6, 6).astype(E2M1).astype(np.float32)
+    return np.asarray((steps * scales).reshape(x.shape))
 
 
 @pytest.mark.parametrize("kind", LAYERS)
