@@ -37,6 +37,7 @@ DEFAULT_OP_TYPES = ("Conv", "Gemm", "MatMul")
 """TensorRT runs ConvTranspose in float whatever stands before it, so its Q/DQ would only cost accuracy."""
 _RANK_OF_EXPERTS = 3
 """TensorRT-RTX runs a batch of matrices with scales for each in INT8; with two batch axes it does not."""
+_ROWS = PerToken(-1)
 _NONE: Mapping[str, str] = MappingProxyType({})
 
 
@@ -63,6 +64,12 @@ class QuantizedNode:
     weight: tuple[int, str] | None = None
 
     @property
+    def encodings(self) -> tuple[tuple[str, Encoding], ...]:
+        """The activations, with how each is held."""
+        inputs = dict(self.scheme.inputs)
+        return tuple((tensor, inputs[place]) for place, tensor in self.activations)
+
+    @property
     def held_weight(self) -> QuantizedWeight | None:
         """The weight and its encoding."""
         if self.weight is None or self.scheme.weight is None:
@@ -87,7 +94,7 @@ class QuantizedNode:
 
 def _describe(encoding: Encoding) -> tuple[object, ...]:
     form = encoding.format
-    flags = encoding.is_dynamic, encoding.is_given, encoding.has_coded_scales
+    flags = encoding.is_dynamic, encoding.is_given, encoding.has_coded_scales, encoding.amax
     return form.name, form.lowest, form.largest, str(encoding.granularity), *flags
 
 
@@ -106,20 +113,19 @@ class Placement:
     given: tuple[KeptNode, ...] = ()
 
     @property
-    def encodings(self) -> dict[str, Encoding]:
-        """How each tensor is held that quantized nodes read, in graph order."""
-        layers = ((dict(node.scheme.inputs), node.activations) for node in self.quantized)
-        return {tensor: inputs[place] for inputs, tensors in layers for place, tensor in tensors}
+    def encodings(self) -> tuple[tuple[str, Encoding], ...]:
+        """The tensors that quantized nodes read, each with how they are held, in graph order."""
+        return tuple(dict.fromkeys(pair for node in self.quantized for pair in node.encodings))
 
     @property
     def activations(self) -> tuple[str, ...]:
-        """The tensors that get Q/DQ, and so need a range, in graph order."""
-        return tuple(name for name, encoding in self.encodings.items() if not encoding.is_given)
+        """The tensors that need a range, in graph order."""
+        return tuple(self.formats)
 
     @property
     def formats(self) -> dict[str, CodeFormat]:
-        """The number format of each tensor that gets Q/DQ."""
-        return {name: self.encodings[name].format for name in self.activations}
+        """The number format of each tensor that needs a range."""
+        return {name: encoding.format for name, encoding in self.encodings if encoding.needs_range}
 
     @property
     def layers(self) -> tuple[QuantizedNode, ...]:
@@ -137,7 +143,7 @@ class Placement:
         weights = [node.scheme.weight for node in self.quantized if node.scheme.weight is not None]
         if any(isinstance(weight.granularity, PerToken | PerBlock) for weight in weights):
             return 21
-        held = (*self.encodings.values(), *weights)
+        held = (*(encoding for _, encoding in self.encodings), *weights)
         return max((encoding.format.first_opset for encoding in held), default=13)
 
     def with_one_scale(self) -> Placement:
@@ -167,6 +173,7 @@ def place(
     force: Sequence[str] = (),
     kept: Mapping[str, str] = _NONE,
     by_matrix: bool = False,
+    per_token: bool = False,
 ) -> Placement:
     """Returns where Q/DQ pairs go, by TensorRT's rules for explicit quantization.
 
@@ -198,6 +205,8 @@ def place(
             `skip` names as well has this reason. Names that the graph lacks are passed over.
         by_matrix: Whether a weight of several matrices, such as experts, has scales for each matrix and
             output channel; else it has one scale, or stays float where that would wipe out a matrix.
+        per_token: Whether each row of what a MatMul or Gemm reads has a scale of its own, found in each run:
+            see `explain_one_scale` for those that have one scale all the same.
     """
     names = [str(node.name) for node in model.graph]
     skipped = {name: pattern for pattern in reversed(skip) for name in names if re.search(pattern, name)}
@@ -213,7 +222,7 @@ def place(
         if isinstance(decision, str):
             unquantized.append(KeptNode(name, node.op_type, decision))
         else:
-            quantized.append(decision)
+            quantized.append(_by_token(node, decision) if per_token else decision)
     quantized += _residual_adds(model, form, {node.name for node in quantized}, left)
     if SOFTMAX in op_types:
         quantized += _softmax_inputs(model, form, left)
@@ -318,6 +327,26 @@ def _with_codes(node: ir.Node, form: CodeFormat, rule: str, *places: int) -> Qua
     )
     tensors = tuple((place, str(value.name)) for place, value in values)
     return QuantizedNode(str(node.name), node.op_type, LayerScheme(rule, tuple(inputs)), tensors)
+
+
+def _by_token(node: ir.Node, layer: QuantizedNode) -> QuantizedNode:
+    """Returns a layer with a scale for each row of its activation, if it can have that."""
+    if explain_one_scale(node, layer):
+        return layer
+    inputs = tuple(
+        (place, encoding if encoding.is_given else replace(encoding, granularity=_ROWS, is_dynamic=True))
+        for place, encoding in layer.scheme.inputs
+    )
+    return replace(layer, scheme=replace(layer.scheme, inputs=inputs))
+
+
+def explain_one_scale(node: ir.Node, layer: QuantizedNode) -> str:
+    """Returns why the rows of a layer's activation cannot have scales of their own; empty if they can."""
+    if layer.weight is None or node.op_type not in ("Gemm", "MatMul"):
+        return "only MatMul and Gemm with constant weights have rows"
+    if layer.weight[0] == 0:
+        return "its constant is the first operand, so that it sums over columns"
+    return "transA: it sums over columns" if node.attributes.get_int("transA", 0) == 1 else ""
 
 
 def choose_granularity(axis: int | None) -> PerChannel | PerTensor:
