@@ -101,7 +101,8 @@ class QuantizationSpec:
             ("activations", self.activations, get_args(Activations)),
         ):
             if value not in choices:
-                raise UsageError(f"{name} must be {' or '.join(choices)}, got {value!r}")
+                wanted = " or ".join((", ".join(choices[:-1]), choices[-1]))
+                raise UsageError(f"{name} must be {wanted}, got {value!r}")
         words = (AUTO, "none", *REPAIRS, *SLOW_REPAIRS)
         if unknown := [word for word in self.repair if word not in words]:
             raise UsageError(f"there is no repair {unknown[0]!r}; take {', '.join(words)}")

@@ -27,10 +27,10 @@ from trtq.pipeline.graph.load import Graph
 from trtq.pipeline.graph.placement import (
     Placement,
     QuantizedNode,
-    explain_one_scale,
     find_unmatched,
     place,
 )
+from trtq.pipeline.graph.tokens import explain_one_scale
 from trtq.progress import Watcher
 
 _NUM_RANDOM_FEEDS = 16

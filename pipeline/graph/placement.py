@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
 from types import MappingProxyType
-from typing import Any
 
 import onnx_ir as ir
 
 from trtq.kept import KeptNode
 from trtq.models.tensors import FLOAT_TYPES
-from trtq.pipeline.formats import INT8, INT8_OF_7_BITS
+from trtq.pipeline.formats import INT8
 from trtq.pipeline.formats.codes import CodeFormat
 from trtq.pipeline.formats.encoding import Encoding, LayerScheme
-from trtq.pipeline.formats.granularity import Granularity, PerBlock, PerChannel, PerTensor, PerToken
+from trtq.pipeline.formats.granularity import Granularity, PerChannel, PerTensor, PerToken
 from trtq.pipeline.graph.given import explain_given, find_given, is_quantized_otherwise
 from trtq.pipeline.graph.operands import find_operand
+from trtq.pipeline.graph.placed import QUANTIZABLE as QUANTIZABLE
+from trtq.pipeline.graph.placed import Placement as Placement
+from trtq.pipeline.graph.placed import QuantizedNode as QuantizedNode
+from trtq.pipeline.graph.placed import QuantizedWeight as QuantizedWeight
+from trtq.pipeline.graph.tokens import by_token
 from trtq.pipeline.graph.worth import explain_float, explain_unequal_matrices
 
 WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul", "LSTM", "GRU", "RNN")
@@ -28,7 +32,6 @@ _FUSED = frozenset({
     "LongformerAttention", "MoE", "NhwcFusedConv", "PackedAttention", "TransposeMatMul",
 })  # fmt: skip
 """The layers of ONNX Runtime's own domain, with a weight among their inputs where it is constant."""
-QUANTIZABLE = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 ATTENTION = "Attention"
 """In a list of types: the MatMul of two activations."""
 SOFTMAX = "Softmax"
@@ -37,131 +40,7 @@ DEFAULT_OP_TYPES = ("Conv", "Gemm", "MatMul")
 """TensorRT runs ConvTranspose in float whatever stands before it, so its Q/DQ would only cost accuracy."""
 _RANK_OF_EXPERTS = 3
 """TensorRT-RTX runs a batch of matrices with scales for each in INT8; with two batch axes it does not."""
-_ROWS = PerToken(-1)
 _NONE: Mapping[str, str] = MappingProxyType({})
-
-
-@dataclass(frozen=True, slots=True)
-class QuantizedWeight:
-    """A constant weight, and how it is held."""
-
-    tensor: str
-    encoding: Encoding
-
-
-@dataclass(frozen=True, slots=True)
-class QuantizedNode:
-    """A node that takes codes, and how.
-
-    `activations` are place and name of the inputs behind Q/DQ, none where the weight alone is quantized;
-    `weight` is place and name of its constant weight.
-    """
-
-    name: str
-    op_type: str
-    scheme: LayerScheme
-    activations: tuple[tuple[int, str], ...] = ()
-    weight: tuple[int, str] | None = None
-
-    @property
-    def encodings(self) -> tuple[tuple[str, Encoding], ...]:
-        """The activations, with how each is held."""
-        inputs = dict(self.scheme.inputs)
-        return tuple((tensor, inputs[place]) for place, tensor in self.activations)
-
-    @property
-    def held_weight(self) -> QuantizedWeight | None:
-        """The weight and its encoding."""
-        if self.weight is None or self.scheme.weight is None:
-            return None
-        return QuantizedWeight(self.weight[1], self.scheme.weight)
-
-    def to_key(self) -> tuple[object, ...]:
-        """Returns all that a quantized model depends on, for a digest: the encodings too."""
-        inputs = tuple((place, _describe(encoding)) for place, encoding in self.scheme.inputs)
-        weight = None if self.scheme.weight is None else _describe(self.scheme.weight)
-        return self.name, self.scheme.rule, self.activations, inputs, self.weight, weight
-
-    def to_plain(self) -> dict[str, Any]:
-        """Returns it as `inspect --json` shows it."""
-        plain = {"name": self.name, "op_type": self.op_type, "rule": self.scheme.rule}
-        weight = None
-        if self.weight is not None and self.scheme.weight is not None:
-            place, tensor = self.weight
-            weight = (place, {"tensor": tensor, "axis": self.scheme.weight.channel_axis})
-        return {**plain, "activations": self.activations, "weight": weight}
-
-
-def _describe(encoding: Encoding) -> tuple[object, ...]:
-    form = encoding.format
-    flags = encoding.is_dynamic, encoding.is_given, encoding.has_coded_scales, encoding.amax
-    return form.name, form.lowest, form.largest, str(encoding.granularity), *flags
-
-
-@dataclass(frozen=True, slots=True)
-class Placement:
-    """For every node with weights, in graph order, what is done.
-
-    Attributes:
-        quantized: How each node is quantized.
-        kept: Why each other one is kept float.
-        given: Those that come quantized, which nothing is done to, and what of each does.
-    """
-
-    quantized: tuple[QuantizedNode, ...] = ()
-    kept: tuple[KeptNode, ...] = ()
-    given: tuple[KeptNode, ...] = ()
-
-    @property
-    def encodings(self) -> tuple[tuple[str, Encoding], ...]:
-        """The tensors that quantized nodes read, each with how they are held, in graph order."""
-        return tuple(dict.fromkeys(pair for node in self.quantized for pair in node.encodings))
-
-    @property
-    def activations(self) -> tuple[str, ...]:
-        """The tensors that need a range, in graph order."""
-        return tuple(self.formats)
-
-    @property
-    def formats(self) -> dict[str, CodeFormat]:
-        """The number format of each tensor that needs a range."""
-        return {name: encoding.format for name, encoding in self.encodings if encoding.needs_range}
-
-    @property
-    def layers(self) -> tuple[QuantizedNode, ...]:
-        """The nodes whose kernel works on codes, which counts as coverage: not Add and Softmax."""
-        return tuple(node for node in self.quantized if node.activations and node.op_type in QUANTIZABLE)
-
-    @property
-    def weights_alone(self) -> tuple[QuantizedNode, ...]:
-        """The nodes that take floats and a weight of few bits."""
-        return tuple(node for node in self.quantized if not node.activations)
-
-    @property
-    def min_opset(self) -> int:
-        """The first opset that holds the formats; 21 where the scales of a weight lie along several axes."""
-        weights = [node.scheme.weight for node in self.quantized if node.scheme.weight is not None]
-        if any(isinstance(weight.granularity, PerToken | PerBlock) for weight in weights):
-            return 21
-        held = (*(encoding for _, encoding in self.encodings), *weights)
-        return max((encoding.format.first_opset for encoding in held), default=13)
-
-    def with_one_scale(self) -> Placement:
-        """Returns the same decisions with one scale for each weight, instead of one an output channel."""
-        return self._with_weights(lambda weight: replace(weight, granularity=PerTensor()))
-
-    def with_weights_of_7_bits(self) -> Placement:
-        """Returns the same decisions with codes from -63 to 63 for what is INT8 of weights."""
-        return self._with_weights(
-            lambda weight: replace(weight, format=INT8_OF_7_BITS) if weight.format is INT8 else weight
-        )
-
-    def _with_weights(self, change: Callable[[Encoding], Encoding]) -> Placement:
-        def changed(node: QuantizedNode) -> QuantizedNode:
-            weight = node.scheme.weight and change(node.scheme.weight)
-            return replace(node, scheme=replace(node.scheme, weight=weight))
-
-        return replace(self, quantized=tuple(map(changed, self.quantized)))
 
 
 def place(
@@ -206,7 +85,7 @@ def place(
         by_matrix: Whether a weight of several matrices, such as experts, has scales for each matrix and
             output channel; else it has one scale, or stays float where that would wipe out a matrix.
         per_token: Whether each row of what a MatMul or Gemm reads has a scale of its own, found in each run:
-            see `explain_one_scale` for those that have one scale all the same.
+            see `tokens.explain_one_scale` for those that have one scale all the same.
     """
     names = [str(node.name) for node in model.graph]
     skipped = {name: pattern for pattern in reversed(skip) for name in names if re.search(pattern, name)}
@@ -222,7 +101,7 @@ def place(
         if isinstance(decision, str):
             unquantized.append(KeptNode(name, node.op_type, decision))
         else:
-            quantized.append(_by_token(node, decision) if per_token else decision)
+            quantized.append(by_token(node, decision) if per_token else decision)
     quantized += _residual_adds(model, form, {node.name for node in quantized}, left)
     if SOFTMAX in op_types:
         quantized += _softmax_inputs(model, form, left)
@@ -327,26 +206,6 @@ def _with_codes(node: ir.Node, form: CodeFormat, rule: str, *places: int) -> Qua
     )
     tensors = tuple((place, str(value.name)) for place, value in values)
     return QuantizedNode(str(node.name), node.op_type, LayerScheme(rule, tuple(inputs)), tensors)
-
-
-def _by_token(node: ir.Node, layer: QuantizedNode) -> QuantizedNode:
-    """Returns a layer with a scale for each row of its activation, if it can have that."""
-    if explain_one_scale(node, layer):
-        return layer
-    inputs = tuple(
-        (place, encoding if encoding.is_given else replace(encoding, granularity=_ROWS, is_dynamic=True))
-        for place, encoding in layer.scheme.inputs
-    )
-    return replace(layer, scheme=replace(layer.scheme, inputs=inputs))
-
-
-def explain_one_scale(node: ir.Node, layer: QuantizedNode) -> str:
-    """Returns why the rows of a layer's activation cannot have scales of their own; empty if they can."""
-    if layer.weight is None or node.op_type not in ("Gemm", "MatMul"):
-        return "only MatMul and Gemm with constant weights have rows"
-    if layer.weight[0] == 0:
-        return "its constant is the first operand, so that it sums over columns"
-    return "transA: it sums over columns" if node.attributes.get_int("transA", 0) == 1 else ""
 
 
 def choose_granularity(axis: int | None) -> PerChannel | PerTensor:

@@ -15,6 +15,7 @@ from trtq.calibrators.ranges import Ranges
 from trtq.calibrators.taps import open_taps
 from trtq.models.session import SessionOptions
 from trtq.pipeline.formats.encoding import Encoding
+from trtq.pipeline.formats.granularity import PerToken
 from trtq.pipeline.graph.operands import read_constant
 from trtq.pipeline.graph.placement import Placement, QuantizedNode, QuantizedWeight
 from trtq.pipeline.judge.columns import gather_columns
@@ -139,7 +140,7 @@ def _quantize_rows(
 ) -> NDArray[np.float64]:
     """Returns rows of a tensor, shape (..., inputs), as they are once it is quantized."""
     form = encoding.format
-    if encoding.is_dynamic:
+    if isinstance(encoding.granularity, PerToken):
         largest = np.abs(rows).max(axis=-1, keepdims=True, initial=0.0)
         scales = np.where(largest > 0, largest, 1.0) / form.largest
         return form.round_steps(rows / scales) * scales

@@ -13,6 +13,7 @@ from trtq.calibrators.ranges import Ranges
 from trtq.models.tensors import require_finite
 from trtq.pipeline.formats.encoding import Encoding
 from trtq.pipeline.formats.floats import convert_scales
+from trtq.pipeline.formats.granularity import PerToken
 from trtq.pipeline.graph.edit import GraphEditor, map_values
 from trtq.pipeline.graph.given import find_given
 from trtq.pipeline.graph.opset import convert_opset, read_opset
@@ -99,13 +100,11 @@ def _hold(edit: GraphEditor, source: ir.Value, encoding: Encoding, ranges: Range
         given = find_given(source, encoding.format)
         assert given is not None
         return _Held(given)
-    if encoding.is_dynamic:
+    qparams = _choose_qparams(ranges, str(source.name), encoding, dtype)
+    if isinstance(encoding.granularity, PerToken):
         rows = divide_rows(edit, source, dtype)
-        qparams = choose_activation_qparams(1.0, dtype, encoding)
         return _Held(_quantize_activation(edit, rows.value, qparams), rows.divisors)
-    return _Held(
-        _quantize_activation(edit, source, _choose_qparams(ranges, str(source.name), encoding, dtype))
-    )
+    return _Held(_quantize_activation(edit, source, qparams))
 
 
 def _choose_qparams(ranges: Ranges, tensor: str, encoding: Encoding, dtype: str) -> QParams:

@@ -46,7 +46,9 @@ def divide_rows(edit: GraphEditor, source: ir.Value, scale_dtype: str) -> Divide
     name, dtype = source.name, source.dtype.numpy()
     least = 2.0**-14 if FP16.array_dtype in (dtype, np.dtype(scale_dtype)) else float(_smallest(dtype))
     magnitudes = edit.insert("Abs", [source], like=source, output=f"{name}_magnitude")
-    like = ir.val(None, source.dtype, None if source.shape is None else ir.Shape([*source.shape.dims[:-1], 1]))
+    like = ir.val(
+        None, source.dtype, None if source.shape is None else ir.Shape([*source.shape.dims[:-1], 1])
+    )
     output = f"{name}_row_magnitude"
     if read_opset(edit.model) < _AXES_AS_INPUT:
         attributes = {"axes": [-1], "keepdims": 1}
