@@ -7,7 +7,7 @@ from pathlib import Path
 
 from trtq.errors import DataError, ModelError, UsageError
 from trtq.models.signature import require_same_inputs
-from trtq.models.spec import InputSpec, ModelSpec
+from trtq.models.spec import PER_TOKEN, InputSpec, ModelSpec
 from trtq.pipeline.build.job import Job, place_job
 from trtq.pipeline.build.keys import make_keys
 from trtq.pipeline.calibrate.data import (
@@ -22,7 +22,7 @@ from trtq.pipeline.engine.backends import choose_backend, refuse_unsupported
 from trtq.pipeline.engine.profiles import resolve_profiles
 from trtq.pipeline.engine.strategy import Strategy, choose_strategy
 from trtq.pipeline.engine.target import Target
-from trtq.pipeline.formats import FP16, INT8
+from trtq.pipeline.formats import FP16, INT8, NVFP4
 from trtq.pipeline.graph.foreign_operators import explain_unrunnable
 from trtq.pipeline.graph.load import Graph, load, raise_opset
 from trtq.pipeline.graph.pictures import tell_of_pictures
@@ -124,7 +124,7 @@ def _with_data(job: Job, watcher: Watcher, *, random_data: bool) -> Job:
     graph, spec, target = job.graph, job.spec, job.target
     if random_data:
         watcher.warn("calibrating with random numbers: the accuracy of this engine is meaningless")
-    needs = job.ranges is None and not job.is_as_given and target.needs_data
+    needs = job.ranges is None and not job.is_as_given and job.needs_data
     calibration = None
     compares = job.ranges is None or spec.evaluation.data is None
     if needs or random_data or (spec.calibration.data is not None and compares):
@@ -159,6 +159,16 @@ def _refuse_combinations(spec: ModelSpec, target: Target, strategy: Strategy, ba
         raise UsageError(
             f"--activations asymmetric is for --backend onnxruntime, not {backend.name}: TensorRT takes no "
             f"zero points other than 0"
+        )
+    if strategy.is_implicit and spec.quantization.activations == PER_TOKEN:
+        raise UsageError(
+            f"--activations {PER_TOKEN} is for Q/DQ: quantizing implicitly, TensorRT has one scale for each "
+            f"tensor; leave one of the two out"
+        )
+    if spec.quantization.activations == PER_TOKEN and target.form is NVFP4:
+        raise UsageError(
+            f"--activations {PER_TOKEN} is for INT8 and FP8: NVFP4 finds a scale for every 16 values in each "
+            f"run; leave it out"
         )
     if strategy.is_implicit and spec.quantization.repair not in (("auto",), ("none",)):
         raise UsageError(
@@ -195,7 +205,7 @@ def _take_given(job: Job, watcher: Watcher, *, has_data: bool) -> Job:
             raise UsageError(f"{path} is quantized already; --weights needs the float model")
         watcher.note("the model is quantized already: it is built as it is, without calibration")
         return replace(job, graph=graph, target=replace(target, precision="int8"))
-    if target.form is not None and target.weights is None and not has_data:
+    if target.form is not None and target.weights is None and placement.activations and not has_data:
         watcher.warn(
             f"the model comes with Q/DQ, and {len(placement.quantized)} more layers could be quantized, such "
             f"as {placement.quantized[0].name!r}; no data is there to do it with, so it is built as it is; "

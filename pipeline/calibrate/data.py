@@ -20,7 +20,7 @@ from trtq.errors import ArtifactError, DataError, UsageError
 from trtq.files import is_file, write_atomically
 from trtq.kept import KeptNode
 from trtq.models.option import setting
-from trtq.models.spec import CalibrationSpec, ModelSpec
+from trtq.models.spec import PER_TOKEN, CalibrationSpec, ModelSpec
 from trtq.numbers import format_count
 from trtq.pipeline.engine.backend import Backend
 from trtq.pipeline.engine.target import Target
@@ -28,7 +28,13 @@ from trtq.pipeline.formats import INT8
 from trtq.pipeline.formats.codes import CodeFormat
 from trtq.pipeline.graph.axes import explain_other
 from trtq.pipeline.graph.load import Graph
-from trtq.pipeline.graph.placement import Placement, QuantizedNode, find_unmatched, place
+from trtq.pipeline.graph.placement import (
+    Placement,
+    QuantizedNode,
+    find_unmatched,
+    place,
+)
+from trtq.pipeline.graph.tokens import explain_one_scale
 from trtq.progress import Watcher
 
 _NUM_RANDOM_FEEDS = 16
@@ -165,7 +171,8 @@ def place_layers(
         graph: The float model.
         spec: With the patterns of layers that are skipped, kept FP32 or forced.
         target: With the types of nodes to quantize, and the backend.
-        watcher: Hears of patterns that match nothing, and of weights of 7 bits.
+        watcher: Hears of patterns that match nothing, of weights of 7 bits, and of layers that have one scale
+            although each row was to have one.
         kept: Further layers that stay float, with the reason.
         backend: What builds the engine; None: the one that the target names, if it names one.
     """
@@ -175,6 +182,7 @@ def place_layers(
         from trtq.pipeline.engine.backends import BACKENDS  # late: who names no backend needs none
 
         backend = BACKENDS.get(target.backend)
+    is_per_token = spec.quantization.activations == PER_TOKEN
     is_split = spec.quantization.weight_granularity == "per-channel"
     placement = place(
         graph.model,
@@ -187,7 +195,10 @@ def place_layers(
         and target.form in (INT8, None)  # of others nobody has measured it
         and backend is not None
         and backend.takes_scales_by_matrix,
+        per_token=is_per_token,
     )
+    if is_per_token and target.form is not None:
+        _tell_of_one_scale(graph, placement, watcher)
     placement = replace(placement, kept=(*placement.kept, *graph.unseen))
     if target.form is not None and (others := describe_others(graph.model, placement, target.form)):
         watcher.note(others)
@@ -200,18 +211,32 @@ def place_layers(
 def describe_others(model: ir.Model, placement: Placement, form: CodeFormat) -> str:
     """Returns what to say of layers that have another format than was asked for, and why; empty if none."""
     others = {node.name for node in placement.layers if form not in node.scheme.formats}
-    nodes = {str(node.name): node for node in model.graph if node.name in others}
-    if not nodes:
+    if not others or form.otherwise is None:
         return ""
-    reasons = [
-        f"{name!r} ({explain_other(node) or 'a layer that does not takes the same input'})"
-        for name, node in nodes.items()
-    ]
+    reasons = [f"{node.name!r} ({explain_other(node)})" for node in model.graph if node.name in others]
     more = f" and {len(reasons) - _MOST_NAMED} more" if len(reasons) > _MOST_NAMED else ""
     return (
-        f"{len(reasons)} of {len(placement.layers)} layers get {str(form.otherwise).upper()}: "
+        f"{len(reasons)} of {len(placement.layers)} layers get {form.otherwise.name.upper()}: "
         f"{', '.join(reasons[:_MOST_NAMED])}{more}"
     )
+
+
+def _tell_of_one_scale(graph: Graph, placement: Placement, watcher: Watcher) -> None:
+    nodes = {str(node.name): node for node in graph.model.graph}
+    alike: dict[str, list[QuantizedNode]] = {}
+    for layer in placement.layers:
+        if reason := explain_one_scale(nodes[layer.name], layer):
+            alike.setdefault(reason, []).append(layer)
+    for reason, layers in alike.items():
+        named = name_layers(layers)
+        watcher.note(f"one scale for the whole activation, from calibration: {named} ({reason})")
+
+
+def need_no_ranges(graph: Graph, placement: Placement) -> Ranges | None:
+    """Returns empty ranges where layers are quantized and no activation needs a range; else None."""
+    if not placement.layers or placement.activations:
+        return None
+    return Ranges({}, "none", graph.sha256, "no data", 0, activations=PER_TOKEN)
 
 
 def describe_given(placement: Placement) -> str:

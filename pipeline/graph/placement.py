@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
 from types import MappingProxyType
-from typing import Any
 
 import onnx_ir as ir
 
 from trtq.kept import KeptNode
 from trtq.models.tensors import FLOAT_TYPES
-from trtq.pipeline.formats import INT8, INT8_OF_7_BITS, NVFP4
+from trtq.pipeline.formats import INT8, NVFP4
 from trtq.pipeline.formats.codes import CodeFormat
 from trtq.pipeline.formats.encoding import Encoding, LayerScheme
-from trtq.pipeline.formats.granularity import Granularity, PerBlock, PerTensor, PerToken
+from trtq.pipeline.formats.granularity import Granularity, PerBlock, PerToken
 from trtq.pipeline.formats.nvfp4 import BLOCK
 from trtq.pipeline.graph.axes import (
     choose_granularity,
@@ -26,6 +25,11 @@ from trtq.pipeline.graph.axes import (
 from trtq.pipeline.graph.axes import find_channel_axis as find_channel_axis
 from trtq.pipeline.graph.given import explain_given, find_given, is_quantized_otherwise
 from trtq.pipeline.graph.operands import find_operand
+from trtq.pipeline.graph.placed import QUANTIZABLE as QUANTIZABLE
+from trtq.pipeline.graph.placed import Placement as Placement
+from trtq.pipeline.graph.placed import QuantizedNode as QuantizedNode
+from trtq.pipeline.graph.placed import QuantizedWeight as QuantizedWeight
+from trtq.pipeline.graph.tokens import by_token
 from trtq.pipeline.graph.worth import explain_float, explain_unequal_matrices
 
 WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul", "LSTM", "GRU", "RNN")
@@ -35,7 +39,6 @@ _FUSED = frozenset({
     "LongformerAttention", "MoE", "NhwcFusedConv", "PackedAttention", "TransposeMatMul",
 })  # fmt: skip
 """The layers of ONNX Runtime's own domain, with a weight among their inputs where it is constant."""
-QUANTIZABLE = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 ATTENTION = "Attention"
 """In a list of types: the MatMul of two activations."""
 SOFTMAX = "Softmax"
@@ -47,132 +50,6 @@ _RANK_OF_EXPERTS = 3
 _NONE: Mapping[str, str] = MappingProxyType({})
 
 
-@dataclass(frozen=True, slots=True)
-class QuantizedWeight:
-    """A constant weight, and how it is held."""
-
-    tensor: str
-    encoding: Encoding
-
-
-@dataclass(frozen=True, slots=True)
-class QuantizedNode:
-    """A node that takes codes, and how.
-
-    `activations` are place and name of the inputs behind Q/DQ, none where the weight alone is quantized;
-    `weight` is place and name of its constant weight.
-    """
-
-    name: str
-    op_type: str
-    scheme: LayerScheme
-    activations: tuple[tuple[int, str], ...] = ()
-    weight: tuple[int, str] | None = None
-
-    @property
-    def held_weight(self) -> QuantizedWeight | None:
-        """The weight and its encoding."""
-        if self.weight is None or self.scheme.weight is None:
-            return None
-        return QuantizedWeight(self.weight[1], self.scheme.weight)
-
-    def to_key(self) -> tuple[object, ...]:
-        """Returns all that a quantized model depends on, for a digest: the encodings too."""
-        inputs = tuple((place, _describe(encoding)) for place, encoding in self.scheme.inputs)
-        weight = None if self.scheme.weight is None else _describe(self.scheme.weight)
-        return self.name, self.scheme.rule, self.activations, inputs, self.weight, weight
-
-    def to_plain(self) -> dict[str, Any]:
-        """Returns it as `inspect --json` shows it."""
-        plain = {"name": self.name, "op_type": self.op_type, "rule": self.scheme.rule}
-        weight = None
-        if self.weight is not None and self.scheme.weight is not None:
-            place, tensor = self.weight
-            weight = (place, {"tensor": tensor, "axis": self.scheme.weight.channel_axis})
-        return {**plain, "activations": self.activations, "weight": weight}
-
-
-def _describe(encoding: Encoding) -> tuple[object, ...]:
-    form = encoding.format
-    flags = encoding.is_dynamic, encoding.is_given, encoding.has_coded_scales
-    return form.name, form.lowest, form.largest, str(encoding.granularity), *flags
-
-
-@dataclass(frozen=True, slots=True)
-class Placement:
-    """For every node with weights, in graph order, what is done.
-
-    Attributes:
-        quantized: How each node is quantized.
-        kept: Why each other one is kept float.
-        given: Those that come quantized, which nothing is done to, and what of each does.
-    """
-
-    quantized: tuple[QuantizedNode, ...] = ()
-    kept: tuple[KeptNode, ...] = ()
-    given: tuple[KeptNode, ...] = ()
-
-    @property
-    def encodings(self) -> dict[str, Encoding]:
-        """How each tensor is held that quantized nodes read, in graph order."""
-        layers = ((dict(node.scheme.inputs), node.activations) for node in self.quantized)
-        return {tensor: inputs[place] for inputs, tensors in layers for place, tensor in tensors}
-
-    @property
-    def activations(self) -> tuple[str, ...]:
-        """The tensors that get Q/DQ, and so need a range, in graph order."""
-        return tuple(name for name, encoding in self.encodings.items() if not encoding.is_given)
-
-    @property
-    def formats(self) -> dict[str, CodeFormat]:
-        """The number format of each tensor that gets Q/DQ."""
-        return {name: self.encodings[name].format for name in self.activations}
-
-    @property
-    def layers(self) -> tuple[QuantizedNode, ...]:
-        """The nodes whose kernel works on codes, which counts as coverage: not Add and Softmax."""
-        return tuple(node for node in self.quantized if node.activations and node.op_type in QUANTIZABLE)
-
-    @property
-    def weights_alone(self) -> tuple[QuantizedNode, ...]:
-        """The nodes that take floats and a weight of few bits."""
-        return tuple(node for node in self.quantized if not node.activations)
-
-    @property
-    def min_opset(self) -> int:
-        """The first opset that holds the formats; 21 where the scales of a weight lie along several axes."""
-        weights = [node.scheme.weight for node in self.quantized if node.scheme.weight is not None]
-        has_axes = any(isinstance(weight.granularity, PerToken | PerBlock) for weight in weights)
-        held = (*self.encodings.values(), *weights)
-        return max(21 if has_axes else 13, *(encoding.format.first_opset for encoding in held), 13)
-
-    def with_one_scale(self) -> Placement:
-        """Returns the same decisions with one scale for each weight, instead of one an output channel.
-
-        Blocks stay: they are a part of their format.
-        """
-        return self._with_weights(
-            lambda weight: (
-                weight
-                if isinstance(weight.granularity, PerBlock)
-                else replace(weight, granularity=PerTensor())
-            )
-        )
-
-    def with_weights_of_7_bits(self) -> Placement:
-        """Returns the same decisions with codes from -63 to 63 for what is INT8 of weights."""
-        return self._with_weights(
-            lambda weight: replace(weight, format=INT8_OF_7_BITS) if weight.format is INT8 else weight
-        )
-
-    def _with_weights(self, change: Callable[[Encoding], Encoding]) -> Placement:
-        def changed(node: QuantizedNode) -> QuantizedNode:
-            weight = node.scheme.weight and change(node.scheme.weight)
-            return replace(node, scheme=replace(node.scheme, weight=weight))
-
-        return replace(self, quantized=tuple(map(changed, self.quantized)))
-
-
 def place(
     model: ir.Model,
     *,
@@ -182,6 +59,7 @@ def place(
     force: Sequence[str] = (),
     kept: Mapping[str, str] = _NONE,
     by_matrix: bool = False,
+    per_token: bool = False,
 ) -> Placement:
     """Returns where Q/DQ pairs go, by TensorRT's rules for explicit quantization.
 
@@ -200,7 +78,6 @@ def place(
        pair stands between a Conv, its BatchNormalization and its activation. So what no such layer reads
        stays float: Softmax, LayerNormalization, Gelu and SiLU, embeddings, the arithmetic that decodes boxes
        and scores, and with it every output of the model. ConvTranspose, LSTM and GRU have no INT8 kernel.
-    7. Where the readers of a tensor would have it in two formats, all have the one of what stands back.
     11. given: a layer whose weight comes behind a DequantizeLinear stays as it is. Where a tensor has Q/DQ
         already, a new layer reads that, and gets no other.
 
@@ -215,6 +92,8 @@ def place(
             `skip` names as well has this reason. Names that the graph lacks are passed over.
         by_matrix: Whether a weight of several matrices, such as experts, has scales for each matrix and
             output channel; else it has one scale, or stays float where that would wipe out a matrix.
+        per_token: Whether each row of what a MatMul or Gemm reads has a scale of its own, found in each run:
+            see `tokens.explain_one_scale` for those that have one scale all the same.
     """
     names = [str(node.name) for node in model.graph]
     skipped = {name: pattern for pattern in reversed(skip) for name in names if re.search(pattern, name)}
@@ -231,17 +110,11 @@ def place(
         if isinstance(decision, str):
             unquantized.append(KeptNode(name, node.op_type, decision))
         else:
-            quantized.append(decision)
+            quantized.append(by_token(node, decision) if per_token else decision)
     usual = form.otherwise or form
     quantized += _residual_adds(model, usual, {node.name for node in quantized}, left)
     if SOFTMAX in op_types:
         quantized += _softmax_inputs(model, usual, left)
-    both = _list_tensors(quantized, form) & _list_tensors(quantized, usual) if form is not usual else set()
-    nodes = {node.name: node for node in model.graph if both}
-    for index, placed in enumerate(quantized):
-        if both & {tensor for _, tensor in placed.activations}:
-            again = _decide(nodes[placed.name], usual, op_types, force, by_matrix)
-            quantized[index] = placed if isinstance(again, str) else again
     order = {name: index for index, name in enumerate(names)}
     return Placement(
         tuple(sorted(quantized, key=lambda node: order[node.name])),
@@ -305,16 +178,6 @@ def _decide(
     if any(value is None or value.dtype not in FLOAT_TYPES for value in node.inputs):
         return "its inputs are not float"
     return _with_codes(node, form, "two-activations", 0, 1)
-
-
-def _list_tensors(quantized: Sequence[QuantizedNode], form: CodeFormat) -> set[str]:
-    """Returns the activations that layers read in a format."""
-    return {
-        tensor
-        for node in quantized
-        for place, tensor in node.activations
-        if dict(node.scheme.inputs)[place].format is form
-    }
 
 
 def _weighted_input(

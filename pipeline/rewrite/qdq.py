@@ -14,6 +14,7 @@ from trtq.models.tensors import require_finite
 from trtq.pipeline.formats import NVFP4
 from trtq.pipeline.formats.encoding import Encoding
 from trtq.pipeline.formats.floats import convert_scales
+from trtq.pipeline.formats.granularity import PerToken
 from trtq.pipeline.graph.edit import GraphEditor, map_values
 from trtq.pipeline.graph.given import find_given
 from trtq.pipeline.graph.opset import convert_opset, read_opset
@@ -30,6 +31,7 @@ from trtq.pipeline.rewrite.qparams import (
     quantize_array,
 )
 from trtq.pipeline.rewrite.rounding import hash_weight, round_to, unpack
+from trtq.pipeline.rewrite.rows import divide_rows, multiply_rows
 
 
 def quantize(
@@ -43,7 +45,7 @@ def quantize(
     Args:
         model: The float graph; it is not changed.
         placement: Which inputs are quantized.
-        ranges: The range of every placed activation, and the repairs.
+        ranges: The range of every placed activation that needs one, and the repairs.
         scale_dtype: The dtype that the scales must survive: "float16" if the rest will be cast to FP16. The
             values are rounded up to it before the weights are quantized with them.
 
@@ -62,12 +64,7 @@ def quantize(
     placement, ranges = rescaled.placement, rescaled.ranges
     edit, values = GraphEditor(result), map_values(result.graph)
     nodes = {node.name: node for node in result.graph}
-    given = {name: find_given(values[name]) for name, item in placement.encodings.items() if item.is_given}
-    activations = {
-        name: given.get(name)
-        or _quantize_activation(edit, values[name], _choose_qparams(ranges, name, encoding, scale_dtype))
-        for name, encoding in placement.encodings.items()
-    }
+    held = {pair: _hold(edit, values[pair[0]], pair[1], ranges, scale_dtype) for pair in placement.encodings}
     weights: dict[QuantizedWeight, _Weight] = {}
     for placed in placement.quantized:
         node, weight = nodes[placed.name], placed.held_weight
@@ -81,17 +78,42 @@ def quantize(
                 lost = weights[weight].lost()
                 add_to_bias(edit, node, follow_output(lost, np.asarray(channels.mean), node))
             node.replace_input_with(placed.weight[0], weights[weight].value)
-        for index, tensor in placed.activations:
-            node.replace_input_with(index, activations[tensor])
-            if placed.scheme.inputs[0][1].format is NVFP4:
-                restore_axes(edit, node, values[tensor])
-    if given:
+        for (index, _), pair in zip(placed.activations, placed.encodings, strict=True):
+            node.replace_input_with(index, held[pair].value)
+            if pair[1].format is NVFP4:
+                restore_axes(edit, node, values[pair[0]])
+            if (divisors := held[pair].divisors) is not None:
+                multiply_rows(edit, node, divisors)
+    if any(encoding.is_given for _, encoding in held):
         result.graph.sort()  # a layer may stand before the pair that it now reads
     edit.drop_unused()
     return result
 
 
+@dataclass(frozen=True, slots=True)
+class _Held:
+    """An activation behind Q/DQ, and what its rows were divided by before, if they were."""
+
+    value: ir.Value
+    divisors: ir.Value | None = None
+
+
+def _hold(edit: GraphEditor, source: ir.Value, encoding: Encoding, ranges: Ranges, dtype: str) -> _Held:
+    """Returns an activation in its encoding: behind the Q/DQ that it has, or behind new ones."""
+    if encoding.is_given:
+        given = find_given(source, encoding.format)
+        assert given is not None
+        return _Held(given)
+    qparams = _choose_qparams(ranges, str(source.name), encoding, dtype)
+    if isinstance(encoding.granularity, PerToken):
+        rows = divide_rows(edit, source, dtype)
+        return _Held(_quantize_activation(edit, rows.value, qparams), rows.divisors)
+    return _Held(_quantize_activation(edit, source, qparams))
+
+
 def _choose_qparams(ranges: Ranges, tensor: str, encoding: Encoding, dtype: str) -> QParams:
+    if encoding.amax is not None:
+        return choose_activation_qparams(encoding.amax, dtype, encoding)
     if ranges.activations == "asymmetric":
         return choose_asymmetric_qparams(ranges.ends(tensor), dtype)
     return choose_activation_qparams(ranges.amax(tensor), dtype, encoding)
