@@ -1,7 +1,7 @@
 """Graphs of one layer in FP8, NVFP4, INT4 and their mixtures, written in all the ways that tools write them.
 
-A pattern says how; every field has the way that TensorRT wants first. `graph_of` makes the model: the node that
-counts is called "layer".
+A pattern says how; every field has the way that TensorRT wants first. `graph_of` makes the model: the node
+that counts is called "layer".
 """
 
 from __future__ import annotations
@@ -73,7 +73,9 @@ class Pattern:
 
     def __str__(self) -> str:
         """Names what is not as TensorRT wants it, and always the formats."""
-        told = (f"{name}={getattr(self, name)}" for name, ways in FIELDS.items() if getattr(self, name) != ways[0])
+        told = (
+            f"{name}={getattr(self, name)}" for name, ways in FIELDS.items() if getattr(self, name) != ways[0]
+        )
         return ", ".join([f"{self.activation} x {self.weight}", *told])
 
 
@@ -86,13 +88,13 @@ class _Graph:
         self.constants: list[onnx.TensorProto] = []
         self.rng = np.random.default_rng(5)
 
-    def add(self, op_type: str, *inputs: str, outputs: int = 1, name: str = "", **attributes: Any) -> str:
+    def add(self, op_type: str, *inputs: str, outputs: int = 1, **attributes: Any) -> str:
         """Returns the first output of a new node."""
         number = len(self.nodes)
         made = [f"v{number}_{index}" for index in range(outputs)]
         domain = "trt" if op_type.startswith("TRT_") else ""
-        named = name or f"{op_type}_{number}"
-        self.nodes.append(helper.make_node(op_type, inputs, made, name=named, domain=domain, **attributes))
+        named = {"name": f"{op_type}_{number}", **attributes}
+        self.nodes.append(helper.make_node(op_type, inputs, made, domain=domain, **named))
         return made[0]
 
     def put(self, array: NDArray[Any], dtype: int) -> str:
@@ -172,10 +174,14 @@ def _activation(graph: _Graph, value: str, shape: tuple[int, ...]) -> str:
         return _dynamic(graph, value, form)
     if form == "fp4":  # by ONNX's own operator
         blocks = graph.scales(np.full((*shape[:-1], shape[-1] // 16), 0.1))
-        codes = graph.add("QuantizeLinear", value, blocks, axis=-1, block_size=16, output_dtype=_CODES["fp4"][0])
+        codes = graph.add(
+            "QuantizeLinear", value, blocks, axis=-1, block_size=16, output_dtype=_CODES["fp4"][0]
+        )
         return graph.cast(graph.add("DequantizeLinear", codes, blocks, axis=-1, block_size=16))
     if form == "per token":
-        largest = graph.add("ReduceMax", graph.add("Abs", value), graph.put(np.array([-1]), TensorProto.INT64))
+        largest = graph.add(
+            "ReduceMax", graph.add("Abs", value), graph.put(np.array([-1]), TensorProto.INT64)
+        )
         return _pair(graph, graph.add("Div", value, largest), "fp8", ())
     counts = {"0-d": (), "[1]": (1,), "per channel": (shape[_channel_axis(graph.pattern, shape)],)}
     return _pair(graph, value, form, counts[graph.pattern.scale])
@@ -199,14 +205,31 @@ def _dynamic(graph: _Graph, value: str, form: str) -> str:
     """Returns a value behind TensorRT's own dynamic quantization in blocks."""
     if form == "mxfp8":
         codes = graph.add(
-            "TRT_MXFP8DynamicQuantize", value, outputs=2, axis=-1, block_size=32, output_dtype=TensorProto.FLOAT8E4M3FN
+            "TRT_MXFP8DynamicQuantize",
+            value,
+            outputs=2,
+            axis=-1,
+            block_size=32,
+            output_dtype=TensorProto.FLOAT8E4M3FN,
         )
-        return graph.add("TRT_MXFP8DequantizeLinear", codes, f"{codes[:-1]}1", axis=-1, block_size=32)
+        return _widened(graph, codes, -1)
     whole = graph.scales(0.01)
     options = {"axis": -1, "block_size": 16, "scale_type": _CODES["fp8"][0]}
     codes = graph.add("TRT_FP4DynamicQuantize", value, whole, outputs=2, **options)
     blocks = graph.add("DequantizeLinear", f"{codes[:-1]}1", whole)
     return graph.cast(graph.add("DequantizeLinear", codes, blocks, axis=-1, block_size=16))
+
+
+def _widened(graph: _Graph, codes: str, axis: int) -> str:
+    """Returns codes of MXFP8 dequantized, by the scales that were made with them."""
+    made = graph.add("TRT_MXFP8DequantizeLinear", codes, f"{codes[:-1]}1", axis=axis, block_size=32)
+    return _as_network(graph, made)
+
+
+def _as_network(graph: _Graph, value: str) -> str:
+    """Returns a float32 value in the type of the network."""
+    dtype = _DTYPES[graph.pattern.dtype][0]
+    return value if dtype == TensorProto.FLOAT else graph.add("Cast", value, to=dtype)
 
 
 def _between(graph: _Graph, value: str, shape: tuple[int, ...]) -> str:
@@ -252,7 +275,9 @@ def _blocks(graph: _Graph, shape: tuple[int, ...], axes: tuple[int, int]) -> str
         scales = graph.add("DequantizeLinear", inner, graph.scales(0.01))
     elif form == "mxfp8":
         inner = graph.put(np.full(counts, 1.0).astype(ml_dtypes.float8_e8m0fnu), TensorProto.FLOAT8E8M0)
-        return graph.add("TRT_MXFP8DequantizeLinear", codes, inner, axis=axis, block_size=32)
+        return _as_network(
+            graph, graph.add("TRT_MXFP8DequantizeLinear", codes, inner, axis=axis, block_size=32)
+        )
     else:
         scales = graph.scales(np.full(counts, 0.05))
     points = []
@@ -268,7 +293,9 @@ def _second(graph: _Graph, value: str, shape: tuple[int, ...], axis: int) -> str
     """Returns a weight of 4 bits behind a second pair, in the format of the activation."""
     form = "int8" if graph.pattern.activation == "int8" else "fp8"
     scale, zero = graph.floats(np.full(shape[axis], 0.002)), graph.zero(form, (shape[axis],))
-    return graph.add("DequantizeLinear", graph.add("QuantizeLinear", value, scale, zero, axis=axis), scale, zero, axis=axis)
+    return graph.add(
+        "DequantizeLinear", graph.add("QuantizeLinear", value, scale, zero, axis=axis), scale, zero, axis=axis
+    )
 
 
 def _layer(graph: _Graph, value: str, weight: str) -> str:
@@ -281,5 +308,7 @@ def _layer(graph: _Graph, value: str, weight: str) -> str:
         return graph.add("ConvTranspose", value, weight, name="layer")
     if op.startswith(("conv", "depth")):
         pads = [0] * 4 if op == "conv1x1" else [1] * 4
-        return graph.add("Conv", value, weight, name="layer", pads=pads, group=size if op == "depthwise" else 1)
+        return graph.add(
+            "Conv", value, weight, name="layer", pads=pads, group=size if op == "depthwise" else 1
+        )
     return graph.add("MatMul", value, weight, name="layer")

@@ -229,7 +229,9 @@ def _report(
 def _judge(job: Job, comparison: Comparison | None) -> Verdict:
     """Returns the verdict; a model that was compared with itself alone does not pass."""
     if job.unrunnable:
-        return Verdict("unverified", (f"{job.unrunnable}, which ONNX Runtime cannot run: nothing was compared",))
+        return Verdict(
+            "unverified", (f"{job.unrunnable}, which ONNX Runtime cannot run: nothing was compared",)
+        )
     name = name_to_judge(job, comparison)
     verdict = judge(comparison, job.spec.accuracy, candidate=name, is_random=job.is_random)
     if verdict.outcome == "pass" and job.target.precision == "weights" and not job.placement.weights_alone:

@@ -175,7 +175,9 @@ def _take_given(job: Job, watcher: Watcher, *, has_data: bool) -> Job:
     placement = place_layers(graph, job.spec, target, Silent(), job.kept, job.backend)
     if reason := explain_unrunnable(graph.model):
         if not for_tensorrt:
-            raise ModelError(f"{reason}, which ONNX Runtime cannot run; build {path} with --backend tensorrt-rtx")
+            raise ModelError(
+                f"{reason}, which ONNX Runtime cannot run; build {path} with --backend tensorrt-rtx"
+            )
         watcher.warn(f"{reason}, which ONNX Runtime cannot run: nothing of {path} is calibrated or compared")
         has_data = False
     if not placement.quantized:
