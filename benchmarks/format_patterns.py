@@ -6,7 +6,7 @@ that counts is called "layer".
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import ml_dtypes
@@ -136,6 +136,8 @@ class _Graph:
 def graph_of(pattern: Pattern) -> onnx.ModelProto:
     """Returns the model of a pattern."""
     graph = _Graph(pattern)
+    if "reshape" in pattern.between:  # to the shape that it has
+        pattern = replace(pattern, batch="fixed")
     shape, weight_shape, axes = _shapes(pattern)
     value = _between(graph, _activation(graph, "x", shape), shape)
     weight = _weight(graph, weight_shape, axes)
@@ -283,16 +285,14 @@ def _blocks(graph: _Graph, shape: tuple[int, ...], axes: tuple[int, int]) -> str
     points = []
     if pattern.zero != "none" and kind in ("int4", "uint4"):
         points = [graph.put(np.full(counts, int(pattern.zero)).astype(_CODES[kind][1]), _CODES[kind][0])]
-    found = graph.cast(graph.add("DequantizeLinear", codes, scales, *points, axis=axis, block_size=block))
-    if form != "w4a8":
-        return found
-    return _second(graph, found, shape, axes[0])
+    found = graph.add("DequantizeLinear", codes, scales, *points, axis=axis, block_size=block)
+    return graph.cast(_second(graph, found, shape, axes[0]) if form == "w4a8" else found)
 
 
 def _second(graph: _Graph, value: str, shape: tuple[int, ...], axis: int) -> str:
     """Returns a weight of 4 bits behind a second pair, in the format of the activation."""
     form = "int8" if graph.pattern.activation == "int8" else "fp8"
-    scale, zero = graph.floats(np.full(shape[axis], 0.002)), graph.zero(form, (shape[axis],))
+    scale, zero = graph.scales(np.full(shape[axis], 0.002)), graph.zero(form, (shape[axis],))
     return graph.add(
         "DequantizeLinear", graph.add("QuantizeLinear", value, scale, zero, axis=axis), scale, zero, axis=axis
     )

@@ -3,7 +3,7 @@
     .venv/bin/python benchmarks/lint_formats.py --output benchmarks/results/lint-formats-2026-11-28.json
 
 The graphs are every pair of formats that tools write, every other way of writing those that run, alone, and
-random mixes of two ways, for compute capabilities 8.6, 8.9 and 12.0. Only what the ONNX checker passes counts.
+random mixes of two ways, for compute capabilities 8.6, 8.9 and 12.0. Only what ONNX's checker passes counts.
 A prediction is right if it names all rightly: whether the model is refused, and the format that the layer
 runs in: that of both operands, or that of a weight which is read as it is stored beside float activations.
 The bound: 99 % of at least 300 graphs; every disagreement is listed.
@@ -142,7 +142,7 @@ def judge(graphs: Mapping[Pattern, onnx.ModelProto]) -> dict[str, Any]:
 def predict(
     model: onnx.ModelProto, target: str, path: Path
 ) -> tuple[str, list[str], tuple[QuantizedLayer, ...]]:
-    """Returns what lint says that the layer runs in, by which rules, and the layers that count as quantized."""
+    """Returns what lint says that the layer runs in, by which rules, and the quantized layers."""
     path.write_bytes(model.SerializeToString())
     read = load_as_it_is(path)
     findings = lint(read, (target,))

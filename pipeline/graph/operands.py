@@ -81,7 +81,8 @@ class Operand:
         So are weights of 4 bits beside activations of 8: DQ in blocks, Q by channel, DQ.
         """
         source = _find_source(self.codes, QUANTIZE)
-        stored = source.producer() if source is not None and source is not self.codes else None
+        quantized = source if source is not None and source is not self.codes else None
+        stored = None if quantized is None else (_find_source(quantized, "Cast") or quantized).producer()
         if stored is None or stored.op_type != DEQUANTIZE or stored.inputs[0] is None:
             return None
         return stored if stored.inputs[0].is_initializer() else None

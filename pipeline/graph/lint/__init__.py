@@ -14,6 +14,7 @@ _RULES = (
     codes.check_operator,
     codes.check_codes,
     codes.check_scale,
+    codes.check_scale_type,
     codes.check_constant,
     codes.check_bound,
     codes.check_pool,

@@ -143,6 +143,14 @@ def _check_blocks(node: ir.Node, block: int) -> Iterator[Finding]:
         yield report("blocks", "wrong", node, f"{told}; {taken}", advice)
 
 
+def check_scale_type(node: ir.Node) -> Iterator[Finding]:
+    """Scales that are powers of two in one byte (MXFP8) are no constants of TensorRT."""
+    for value in node.inputs:
+        if value is not None and value.is_initializer() and value.dtype is ir.DataType.FLOAT8E8M0:
+            reason = f"its scales {value.name!r} are float8 e8m0 (MXFP8), which TensorRT does not read"
+            yield report("codes-type", "refused", node, reason, "quantize to float8 e4m3, with float scales")
+
+
 def check_constant(node: ir.Node) -> Iterator[Finding]:
     """An int8 constant is read by DequantizeLinear and by nothing else."""
     if node.op_type in (QUANTIZE, DEQUANTIZE, *_WITH_BOUNDS) or node.op_type in OPERATOR_FORMAT:

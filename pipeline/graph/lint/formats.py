@@ -17,7 +17,7 @@ _INSTEAD = {
     ir.DataType.INT4: "quantize to int8",
 }
 _FP4 = ("fp4", "nvfp4")
-_DIMS, _BLOCK = 3, {"TRT_MXFP8DynamicQuantize": 32}
+_DIMS = 3
 _AFTER = "the layer runs in float, and converting costs time"
 
 
@@ -45,9 +45,13 @@ def _number(capability: str) -> tuple[int, ...]:
 
 def check_dynamic(node: ir.Node) -> Iterator[Finding]:
     """TensorRT quantizes two or three dims by blocks in each run, in whole blocks; no kernel takes MXFP8."""
+    if "MXFP8" in node.op_type and node.domain == "trt":
+        reason = "TensorRT-RTX has no kernel that multiplies MXFP8, and fails on most graphs with it"
+        yield report("no-kernel", "refused", node, reason, "quantize to float8 e4m3, with one scale a tensor")
+        return
     if node.op_type not in DYNAMIC or node.inputs[0] is None or (shape := node.inputs[0].shape) is None:
         return
-    block = node.attributes.get_int("block_size", _BLOCK.get(node.op_type, 16))
+    block = node.attributes.get_int("block_size", 16)
     if len(shape) > _DIMS:
         reason = f"it quantizes a tensor of {len(shape)} dims in blocks; TensorRT takes 2 or 3"
         yield report("blocks", "refused", node, reason, "put a Reshape to 2 dims before it, and one behind")
@@ -56,9 +60,6 @@ def check_dynamic(node: ir.Node) -> Iterator[Finding]:
         yield report(
             "blocks", "refused", node, reason, f"leave a layer float whose K is no multiple of {block}"
         )
-    elif node.op_type == "TRT_MXFP8DynamicQuantize":
-        reason = f"TensorRT-RTX has no kernel that multiplies MXFP8: {_AFTER}"
-        yield report("no-kernel", "float", node, reason, "quantize to float8 e4m3, with one scale a tensor")
 
 
 def check_mixture(node: ir.Node, activation: Operand, weight: Operand) -> Iterator[Finding]:
@@ -74,6 +75,17 @@ def check_mixture(node: ir.Node, activation: Operand, weight: Operand) -> Iterat
     else:
         reason = f"it multiplies {shown}, for which TensorRT has no kernel"
         yield report("mixed-types", "refused", node, reason, advice)
+
+
+def has_cast(weight: Operand) -> bool:
+    """Whether a Cast to another type stands between a weight and its layer."""
+    casts = (step for step in weight.path if step.op_type == "Cast" and step.inputs[0] is not None)
+    return any(step.inputs[0].dtype is not step.outputs[0].dtype for step in casts)  # type: ignore[union-attr]
+
+
+def _is_turned(node: ir.Node, weight: Operand) -> bool:
+    turns = [step for step in weight.path if step.op_type == "Transpose"]
+    return bool(turns) or node.attributes.get_int("transB", 0) == 1
 
 
 def check_weight_alone(node: ir.Node, weight: Operand) -> Iterator[Finding]:
@@ -97,7 +109,16 @@ def check_weight_alone(node: ir.Node, weight: Operand) -> Iterator[Finding]:
     elif form == "int4" and (scale is None or scale.ndim < 2 or min(scale.shape) < 2):
         reason = f"its INT4 weight has one scale for a whole row; {alone}"
         yield report("blocks", "float", node, reason, "quantize it in blocks of 16 to 128 along K")
-    elif form == "int4" and weight.num_casts:
+    elif (
+        form == "int8" and weight.num_casts and not weight.codes.is_initializer() and _is_turned(node, weight)
+    ):
+        reason = (
+            f"its weight is a float with a pair, a Cast and a transposition, which TensorRT folds: {_AFTER}"
+        )
+        yield report(
+            "half-quantized", "float", node, reason, "store the codes, and scales in the layer's type"
+        )
+    elif form == "int4" and has_cast(weight):
         reason = f"a Cast stands behind the DequantizeLinear of its INT4 weight; {alone}"
         yield report(
             "scale-type", "float", node, reason, "write scales in the type that the layer computes in"

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import onnx_ir as ir
 
 from trtq.pipeline.graph.lint.finding import Finding, report
-from trtq.pipeline.graph.lint.formats import check_mixture, check_weight_alone
+from trtq.pipeline.graph.lint.formats import check_mixture, check_weight_alone, has_cast
 from trtq.pipeline.graph.operands import Operand, find_operand, find_operands, find_scale_axes, read_axis
 from trtq.pipeline.graph.placement import QUANTIZABLE
 
@@ -115,7 +115,10 @@ def _check_blocks(node: ir.Node, activation: Operand, weight: Operand) -> Iterat
     if node.op_type == "Conv":
         reason = f"its weight is quantized in blocks, INT8 kernels want a scale for each channel: {_AFTER}"
         yield report("blocks", "float", node, reason, "quantize with one scale for each output channel")
-    elif weight.format == "int4" and weight.num_casts:
+    elif activation.scale is not None and activation.scale.size > 1:
+        reason = "its activation has a scale a channel beside a weight in blocks: TensorRT's builder fails"
+        yield report("blocks", "refused", node, reason, "write scales of activations as 0-d tensors")
+    elif weight.format == "int4" and has_cast(weight):
         reason = f"a Cast stands behind the DequantizeLinear of its INT4 weight: {_AFTER}"
         yield report(
             "scale-type", "float", node, reason, "write scales in the type that the layer computes in"
@@ -136,6 +139,11 @@ def _check_nvfp4(node: ir.Node, activation: Operand, weight: Operand) -> Iterato
             reason = f"it multiplies NVFP4 in blocks of {block}, kernels want {_FP4_BLOCK}: {_AFTER}"
             yield report("blocks", "float", node, reason, f"quantize in blocks of {_FP4_BLOCK}")
             return
+    turns = sum(step.op_type == "Transpose" for step in weight.path)
+    axis = weight.dequantize.attributes.get_int("axis", 1) % 2
+    if (axis if turns % 2 == 0 else 1 - axis) == find_output_axis(node, weight):
+        reason = f"the blocks of its weight lie along the output channels, NVFP4 wants them along K: {_AFTER}"
+        yield report("blocks", "float", node, reason, "quantize the weight in blocks along the summed axis")
 
 
 def _check_weight(node: ir.Node, operand: Operand) -> Iterator[Finding]:
