@@ -1,12 +1,12 @@
 """Graphs of one layer in FP8, NVFP4, INT4 and their mixtures, written in all the ways that tools write them.
 
-A pattern says how; every field has the way that TensorRT wants first. `graph_of` makes the model: the node that
-counts is called "layer".
+A pattern says how; every field has the way that TensorRT wants first. `graph_of` makes the model: the node
+that counts is called "layer".
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import ml_dtypes
@@ -88,13 +88,13 @@ class _Graph:
         self.constants: list[onnx.TensorProto] = []
         self.rng = np.random.default_rng(5)
 
-    def add(self, op_type: str, *inputs: str, outputs: int = 1, name: str = "", **attributes: Any) -> str:
+    def add(self, op_type: str, *inputs: str, outputs: int = 1, **attributes: Any) -> str:
         """Returns the first output of a new node."""
         number = len(self.nodes)
         made = [f"v{number}_{index}" for index in range(outputs)]
         domain = "trt" if op_type.startswith("TRT_") else ""
-        named = name or f"{op_type}_{number}"
-        self.nodes.append(helper.make_node(op_type, inputs, made, name=named, domain=domain, **attributes))
+        named = {"name": f"{op_type}_{number}", **attributes}
+        self.nodes.append(helper.make_node(op_type, inputs, made, domain=domain, **named))
         return made[0]
 
     def put(self, array: NDArray[Any], dtype: int) -> str:
@@ -136,6 +136,8 @@ class _Graph:
 def graph_of(pattern: Pattern) -> onnx.ModelProto:
     """Returns the model of a pattern."""
     graph = _Graph(pattern)
+    if "reshape" in pattern.between:  # to the shape that it has
+        pattern = replace(pattern, batch="fixed")
     shape, weight_shape, axes = _shapes(pattern)
     value = _between(graph, _activation(graph, "x", shape), shape)
     weight = _weight(graph, weight_shape, axes)
@@ -212,12 +214,24 @@ def _dynamic(graph: _Graph, value: str, form: str) -> str:
             block_size=32,
             output_dtype=TensorProto.FLOAT8E4M3FN,
         )
-        return graph.add("TRT_MXFP8DequantizeLinear", codes, f"{codes[:-1]}1", axis=-1, block_size=32)
+        return _widened(graph, codes, -1)
     whole = graph.scales(0.01)
     options = {"axis": -1, "block_size": 16, "scale_type": _CODES["fp8"][0]}
     codes = graph.add("TRT_FP4DynamicQuantize", value, whole, outputs=2, **options)
     blocks = graph.add("DequantizeLinear", f"{codes[:-1]}1", whole)
     return graph.cast(graph.add("DequantizeLinear", codes, blocks, axis=-1, block_size=16))
+
+
+def _widened(graph: _Graph, codes: str, axis: int) -> str:
+    """Returns codes of MXFP8 dequantized, by the scales that were made with them."""
+    made = graph.add("TRT_MXFP8DequantizeLinear", codes, f"{codes[:-1]}1", axis=axis, block_size=32)
+    return _as_network(graph, made)
+
+
+def _as_network(graph: _Graph, value: str) -> str:
+    """Returns a float32 value in the type of the network."""
+    dtype = _DTYPES[graph.pattern.dtype][0]
+    return value if dtype == TensorProto.FLOAT else graph.add("Cast", value, to=dtype)
 
 
 def _between(graph: _Graph, value: str, shape: tuple[int, ...]) -> str:
@@ -263,22 +277,22 @@ def _blocks(graph: _Graph, shape: tuple[int, ...], axes: tuple[int, int]) -> str
         scales = graph.add("DequantizeLinear", inner, graph.scales(0.01))
     elif form == "mxfp8":
         inner = graph.put(np.full(counts, 1.0).astype(ml_dtypes.float8_e8m0fnu), TensorProto.FLOAT8E8M0)
-        return graph.add("TRT_MXFP8DequantizeLinear", codes, inner, axis=axis, block_size=32)
+        return _as_network(
+            graph, graph.add("TRT_MXFP8DequantizeLinear", codes, inner, axis=axis, block_size=32)
+        )
     else:
         scales = graph.scales(np.full(counts, 0.05))
     points = []
     if pattern.zero != "none" and kind in ("int4", "uint4"):
         points = [graph.put(np.full(counts, int(pattern.zero)).astype(_CODES[kind][1]), _CODES[kind][0])]
-    found = graph.cast(graph.add("DequantizeLinear", codes, scales, *points, axis=axis, block_size=block))
-    if form != "w4a8":
-        return found
-    return _second(graph, found, shape, axes[0])
+    found = graph.add("DequantizeLinear", codes, scales, *points, axis=axis, block_size=block)
+    return graph.cast(_second(graph, found, shape, axes[0]) if form == "w4a8" else found)
 
 
 def _second(graph: _Graph, value: str, shape: tuple[int, ...], axis: int) -> str:
     """Returns a weight of 4 bits behind a second pair, in the format of the activation."""
     form = "int8" if graph.pattern.activation == "int8" else "fp8"
-    scale, zero = graph.floats(np.full(shape[axis], 0.002)), graph.zero(form, (shape[axis],))
+    scale, zero = graph.scales(np.full(shape[axis], 0.002)), graph.zero(form, (shape[axis],))
     return graph.add(
         "DequantizeLinear", graph.add("QuantizeLinear", value, scale, zero, axis=axis), scale, zero, axis=axis
     )

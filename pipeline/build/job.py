@@ -94,7 +94,7 @@ class Job:
     @cached_property
     def name(self) -> str:
         """What the model is called in files and reports: its format, "quantized" if it has several."""
-        if not self.has_given or self.target.precision != "int8":
+        if not self.has_given or self.target.form is None:
             return self.target.name
         given = find_quantized_layers(self.graph.model)
         return name_formats(given, *(() if self.is_as_given else (self.target.name,)))

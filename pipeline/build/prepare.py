@@ -189,7 +189,13 @@ def _take_given(job: Job, watcher: Watcher, *, has_data: bool) -> Job:
             f"model, or leave --quantization implicit out"
         )
     for_tensorrt = job.backend.name != "onnxruntime"
-    graph = repair_graph(job.graph, watcher, requantize=target.requantize, for_tensorrt=for_tensorrt)
+    graph = repair_graph(
+        job.graph,
+        watcher,
+        requantize=target.requantize,
+        for_tensorrt=for_tensorrt,
+        targets=target.compute_capabilities,
+    )
     placement = place_layers(graph, job.spec, target, Silent(), job.kept, job.backend)
     if reason := explain_unrunnable(graph.model):
         if not for_tensorrt:

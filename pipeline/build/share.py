@@ -14,7 +14,8 @@ def measure_quantized_share(job: Job, models: ModelFiles, engine: EngineReport) 
     """Returns the share of the multiply-accumulates that the engine does on codes, 0 to 1.
 
     None where nothing tells: of other precisions, without data or layers, where ONNX Runtime cannot run the
-    model, or if the builder does not say what it runs. Layers in the bodies of If, Loop and Scan are not counted.
+    model, or if the builder does not say what it runs. Layers in the bodies of If, Loop and Scan are not
+    counted.
 
     Raises:
         ModelError: ONNX Runtime cannot run the model.

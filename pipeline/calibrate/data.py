@@ -27,6 +27,7 @@ from trtq.pipeline.engine.target import Target
 from trtq.pipeline.formats import INT8
 from trtq.pipeline.formats.codes import CodeFormat
 from trtq.pipeline.graph.axes import explain_other
+from trtq.pipeline.graph.fp4 import without_fp4
 from trtq.pipeline.graph.load import Graph
 from trtq.pipeline.graph.placement import (
     Placement,
@@ -313,7 +314,7 @@ def observe_graph(
     watcher.stage("Calibrating", total)
     if earlier is not None:
         watcher.advance(earlier.num_samples)
-    seen = observe(graph.model, tensors, batches, watcher.advance, control)
+    seen = observe(without_fp4(graph.model), tensors, batches, watcher.advance, control)
     if how.shard[1] > 1 and not seen.num_samples:
         watcher.warn(
             f"part {_show(how.shard)} of the data is empty: the data has fewer feeds than parts; "

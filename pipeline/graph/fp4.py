@@ -55,6 +55,11 @@ def emulate_fp4(model: ir.Model) -> ir.Model | None:
     return result
 
 
+def without_fp4(model: ir.Model) -> ir.Model:
+    """Returns the model, or where it has NVFP4 what emulates it; ModelError as `emulate_fp4`."""
+    return emulate_fp4(model) or model
+
+
 def _reads_fp4(node: ir.Node) -> bool:
     codes = node.inputs[0] if node.op_type == DEQUANTIZE else None
     if codes is None:

@@ -33,7 +33,7 @@ CODE_FORMATS = {
     ir.DataType.UINT4: "int4",
     ir.DataType.FLOAT4E2M1: "nvfp4",
 }
-"""The formats that layers come in, by the dtype of their codes."""
+"""The formats that layers come in, by the dtype of their codes; FP4 with plain scales is "fp4"."""
 _HALVES = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 _MOVES = frozenset({
     "DepthToSpace", "Dropout", "Expand", "Flatten", "Gather", "Identity", "MaxPool", "Neg", "Pad",
@@ -81,7 +81,8 @@ class Operand:
         So are weights of 4 bits beside activations of 8: DQ in blocks, Q by channel, DQ.
         """
         source = _find_source(self.codes, QUANTIZE)
-        stored = source.producer() if source is not None and source is not self.codes else None
+        quantized = source if source is not None and source is not self.codes else None
+        stored = None if quantized is None else (_find_source(quantized, "Cast") or quantized).producer()
         if stored is None or stored.op_type != DEQUANTIZE or stored.inputs[0] is None:
             return None
         return stored if stored.inputs[0].is_initializer() else None
@@ -92,6 +93,8 @@ class Operand:
 
         Codes that cannot be told are taken for INT8.
         """
+        if self.dtype is ir.DataType.FLOAT4E2M1 and not _is_made(self.dequantize.inputs[1], DEQUANTIZE):
+            return "fp4"
         return "int8" if self.dtype is None else CODE_FORMATS.get(self.dtype)
 
     @property
@@ -115,6 +118,11 @@ class Operand:
     def num_casts(self) -> int:
         """How many Cast nodes lie between."""
         return sum(node.op_type == "Cast" for node in self.path)
+
+
+def _is_made(value: ir.Value | None, op_type: str) -> bool:
+    node = value.producer() if value is not None else None
+    return node is not None and node.op_type == op_type
 
 
 def _find_source(value: ir.Value, op_type: str) -> ir.Value | None:

@@ -16,6 +16,7 @@ from trtq.calibrators.taps import open_taps
 from trtq.models.session import SessionOptions
 from trtq.pipeline.formats.encoding import Encoding
 from trtq.pipeline.formats.granularity import PerToken
+from trtq.pipeline.graph.fp4 import without_fp4
 from trtq.pipeline.graph.operands import read_constant
 from trtq.pipeline.graph.placement import Placement, QuantizedNode, QuantizedWeight
 from trtq.pipeline.judge.columns import gather_columns
@@ -114,7 +115,7 @@ def _sum_grams(
     sums = [np.zeros((weight.shape[0], weight.shape[2], weight.shape[2])) for weight in weights]
     num_rows = [0] * len(weights)
     tensors = dict.fromkeys(layer.activations[0][1] for weight in weights for layer, _ in weight.layers)
-    taps = open_taps(model, list(tensors), (), SessionOptions())
+    taps = open_taps(without_fp4(model), list(tensors), (), SessionOptions())
 
     def add(tensor: str, array: NDArray[Any]) -> None:
         for index, weight in enumerate(weights):

@@ -14,7 +14,7 @@ from trtq import lazy
 from trtq.calibrators.ranges import Ranges
 from trtq.models.session import Session, SessionPort, open_session
 from trtq.pipeline.graph.edit import GraphEditor, map_values
-from trtq.pipeline.graph.fp4 import DYNAMIC_QUANTIZE, emulate_fp4
+from trtq.pipeline.graph.fp4 import DYNAMIC_QUANTIZE, without_fp4
 from trtq.pipeline.graph.operands import DEQUANTIZE, QUANTIZE
 from trtq.pipeline.graph.placement import Placement
 from trtq.pipeline.judge.exact import make_quantize_exact
@@ -79,8 +79,7 @@ def open_switchable(
         UsageError: The ranges lack a tensor.
         ModelError: ONNX Runtime cannot load it.
     """
-    made = build_switchable(model, placement, ranges, scale_dtype=scale_dtype)
-    made = emulate_fp4(made) or made
+    made = without_fp4(build_switchable(model, placement, ranges, scale_dtype=scale_dtype))
     session = open_session(make_quantize_exact(made) or made, optimize=False)
     return Switchable(session, tuple(node.name for node in placement.quantized), create_views(model))
 

@@ -18,7 +18,7 @@ from trtq.calibrators.sources import make_random_batches
 from trtq.errors import ModelError
 from trtq.models.session import Session, count_weight_bytes, open_session, run
 from trtq.pipeline.graph.fold import RANDOM
-from trtq.pipeline.graph.fp4 import emulate_fp4
+from trtq.pipeline.graph.fp4 import without_fp4
 from trtq.pipeline.graph.load import Graph, load, read_runnable
 from trtq.pipeline.graph.onnx_file import read_model
 from trtq.pipeline.graph.opset import FIRST_RUN, infer_shapes, read_opset
@@ -285,4 +285,4 @@ def _run_with(model: ir.Model, names: Sequence[str], feed: Arrays) -> Arrays:
 
 
 def _open(model: ir.Model) -> Session:
-    return open_session(emulate_fp4(model) or model, optimize=False)
+    return open_session(without_fp4(model), optimize=False)

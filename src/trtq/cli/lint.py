@@ -34,9 +34,16 @@ _MOST_NODES = 3
 
 @click.command("lint")
 @options.model_argument
+@click.option(
+    "--compute-capability",
+    "targets",
+    multiple=True,
+    metavar="X.Y",
+    help="Target GPU, such as 8.9 (repeatable), which may lack a format.",
+)
 @options.json_option
 @click.option("-v", "--verbose", is_flag=True, help="Name every node, not the first few of each rule.")
-def command(model: Path, as_json: bool, verbose: bool) -> None:
+def command(model: Path, targets: tuple[str, ...], as_json: bool, verbose: bool) -> None:
     """Show what TensorRT refuses in a Q/DQ model, reads differently, or silently runs in float.
 
     Builds nothing. Each finding has its rule, the node, the reason and the repair. The exit code is 2 if
@@ -45,7 +52,7 @@ def command(model: Path, as_json: bool, verbose: bool) -> None:
     \b
       trtq lint quantized.onnx
     """
-    linted = lint(model)
+    linted = lint(model, compute_capabilities=targets)
     if as_json:
         print_json(asdict(linted))
     else:
