@@ -39,7 +39,6 @@ from trtq.pipeline.graph.tokens import explain_one_scale
 from trtq.progress import Watcher
 
 _NUM_RANDOM_FEEDS = 16
-_MOST_NAMED = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,15 +210,15 @@ def place_layers(
 
 def describe_others(model: ir.Model, placement: Placement, form: CodeFormat) -> str:
     """Returns what to say of layers that have another format than was asked for, and why; empty if none."""
-    others = {node.name for node in placement.layers if form not in node.scheme.formats}
+    others = {node.name: node for node in placement.layers if form not in node.scheme.formats}
     if not others or form.otherwise is None:
         return ""
-    reasons = [f"{node.name!r} ({explain_other(node)})" for node in model.graph if node.name in others]
-    more = f" and {len(reasons) - _MOST_NAMED} more" if len(reasons) > _MOST_NAMED else ""
-    return (
-        f"{len(reasons)} of {len(placement.layers)} layers get {form.otherwise.name.upper()}: "
-        f"{', '.join(reasons[:_MOST_NAMED])}{more}"
-    )
+    alike: dict[str, list[QuantizedNode]] = {}
+    for node in model.graph:
+        if node.name in others:
+            alike.setdefault(explain_other(node), []).append(others[node.name])
+    reasons = "; ".join(f"{name_layers(layers)} ({reason})" for reason, layers in alike.items())
+    return f"{len(others)} of {len(placement.layers)} layers get {form.otherwise.name.upper()}: {reasons}"
 
 
 def _tell_of_one_scale(graph: Graph, placement: Placement, watcher: Watcher) -> None:
