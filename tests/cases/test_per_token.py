@@ -17,8 +17,9 @@ from trtq.errors import DataError
 from trtq.models.session import open_session, run
 from trtq.models.spec import CalibrationSpec, EvaluationSpec, ModelSpec, QuantizationSpec
 from trtq.pipeline.build import build
+from trtq.pipeline.engine.backend import Precision
 from trtq.pipeline.engine.profiles import GivenShapes
-from trtq.pipeline.engine.target import HighPrecision, Precision, Target
+from trtq.pipeline.engine.target import HighPrecision, Target
 
 needs_rtx = pytest.mark.skipif(
     importlib.util.find_spec("tensorrt_rtx") is None,
