@@ -99,6 +99,7 @@ def run_job(job: Job, log: Log, earlier: EarlierBuild | None = None) -> Report:
     with stage_folder(job.folder) as stage:
         calibrated = find_ranges(job, earlier, log)
         ranges = calibrated.ranges
+        job = replace(job, attention=() if ranges is None else ranges.attention)
         job = _keep_as_before(job, ranges, earlier)
         models = write_models(job, ranges, stage, log)
         auto = comparison = None
