@@ -4,8 +4,9 @@ softmax(q k / sqrt(d) + mask) v, with a product before and one behind the Softma
 recognizes it. What it takes was measured with the builder of TensorRT-RTX 1.7.1:
 
 - Q/DQ on q, k, v and on what the Softmax gives, there with the scale 1/127 (INT8) or 1/448 (FP8);
-- INT8 is fused only if what reads the result takes it in INT8 too; FP8 also writes floats;
-- FP8 is fused only where the lengths of the sequences are fixed.
+- INT8 only if what reads the result takes it in INT8 too, with heads of 16, 32 or 64 channels, and with 512
+  keys at most or an open number of them;
+- FP8 also with float results, with heads of any size, and with a fixed number of keys, 32 at least.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ from trtq.pipeline.graph.placed import Placement, QuantizedNode
 RULE = "attention"
 _BETWEEN = ("Add", "Div", "Mul")
 """What may stand between the first product and the Softmax: the scale, and the mask."""
+_FUSES = "attention: TensorRT fuses it in"
+_FEWEST_KEYS_FP8, _MOST_KEYS_INT8, _HEADS_INT8 = 32, 512, (16, 32, 64)
 _MOVES = ("Transpose", "Reshape", "Squeeze", "Unsqueeze", "Identity", "Flatten")
 """What may stand between the second product and the layer behind."""
 _NOT_TRIED = (
@@ -50,10 +53,18 @@ class Attention:
     behind: ir.Node | None
 
     @property
-    def has_fixed_lengths(self) -> bool:
-        """Whether the graph tells how many queries and keys there are."""
+    def lengths(self) -> tuple[int, int] | None:
+        """How many queries and keys there are; None if the graph does not tell."""
         shape = self.scores.outputs[0].shape
-        return shape is not None and all(isinstance(size, int) for size in shape[-2:])
+        queries, keys = (None, None) if shape is None else shape[-2:]
+        return (queries, keys) if isinstance(queries, int) and isinstance(keys, int) else None
+
+    @property
+    def head_size(self) -> int | None:
+        """How many channels each query has; None if the graph does not tell."""
+        queries = self.scores.inputs[0]
+        size = None if queries is None or queries.shape is None else queries.shape[-1]
+        return size if isinstance(size, int) else None
 
 
 def find_attentions(graph: ir.Graph) -> Iterator[Attention]:
@@ -144,14 +155,18 @@ def _explain_float(
         if any(value is not None and find_operand(value) is not None for value in node.inputs):
             return f"attention: {node.name!r} has Q/DQ already"
     if form is FP8:
-        if item.has_fixed_lengths:
+        if item.lengths is not None and item.lengths[1] >= _FEWEST_KEYS_FP8:
             return ""
-        return "attention: TensorRT fuses it in FP8 only where the lengths of the sequences are fixed"
+        return f"{_FUSES} FP8 only with a fixed number of keys, {_FEWEST_KEYS_FP8} or more"
     if form is not INT8:
-        return f"attention: TensorRT does not fuse it in {form.name.upper()}"
+        return f"{_FUSES} INT8 and FP8, not {form.name.upper()}"
+    if item.head_size not in _HEADS_INT8:
+        return f"{_FUSES} INT8 only with heads of {', '.join(map(str, _HEADS_INT8))} channels"
+    if item.lengths is not None and item.lengths[1] > _MOST_KEYS_INT8:
+        return f"{_FUSES} INT8 only with {_MOST_KEYS_INT8} keys or fewer"
     layer = None if item.behind is None else layers.get(str(item.behind.name))
     if layer is None or not all(encoding.needs_range for _, encoding in layer.encodings):
-        return "attention: TensorRT fuses it in INT8 only where the layer behind takes INT8 with one scale"
+        return f"{_FUSES} INT8 only where the layer behind takes INT8 with one scale"
     return ""
 
 
