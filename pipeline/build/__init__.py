@@ -171,7 +171,7 @@ def _build_where_kernels_are(
     job, models, comparison = work.job, work.models, work.comparison
     engine = build_engine(job, ranges, models, earlier, stage, log)
     for _ in range(_MOST_REBUILDS):
-        if ranges is None or not (reasons := find_layers_without_kernel(job, engine.report)):
+        if ranges is None or not (reasons := find_layers_without_kernel(job, engine)):
             break
         shown = ", ".join(list(reasons)[:4]) + (" ..." if len(reasons) > 4 else "")
         log.note(f"built in float, as the builder has no INT8 kernel for it: {shown}")
