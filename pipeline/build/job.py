@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -48,6 +48,8 @@ class Job:
         ranges: Given ones, instead of calibrating.
         extra_files: Further files for the folder, by name; they win over those that a build would write.
         sources: SHA-256 of further inputs by path, for the manifest.
+        attention: The products of activations that the ranges have found to lose next to nothing in INT8;
+            None: all for which it can be tried, before the ranges are found.
         reference_sha256: That of the model to compare with, where it is another one; else empty.
     """
 
@@ -64,6 +66,7 @@ class Job:
     ranges: Ranges | None = None
     extra_files: Mapping[str, bytes] = field(default_factory=dict)
     sources: Mapping[str, str] = field(default_factory=dict)
+    attention: Collection[str] | None = None
     reference_sha256: str = ""
 
     @property
@@ -140,7 +143,7 @@ def place_job(job: Job, watcher: Watcher) -> Placement:
     graph, spec, target = job.graph, job.spec, job.target
     placement = Placement()
     if target.form is not None:
-        placement = place_layers(graph, spec, target, watcher, job.kept, job.backend)
+        placement = place_layers(graph, spec, target, watcher, job.kept, job.backend, job.attention)
     if target.precision == "fp16":
         warn_of_unmatched(graph, spec.layers.keep_fp32, watcher)
     if target.weights is None:
