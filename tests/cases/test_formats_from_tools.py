@@ -1,0 +1,188 @@
+"""What other tools write in FP8 and INT4: linted, repaired where that is exact, built, and as before."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from trtq.models.session import open_session, run
+from trtq.models.spec import CalibrationSpec, EvaluationSpec, ModelSpec
+from trtq.pipeline.build import build
+from trtq.pipeline.engine.target import Target
+from trtq.pipeline.graph.load import load
+from trtq.pipeline.graph.repair import repair
+from trtq.pipeline.lint import lint
+
+needs_rtx = pytest.mark.skipif(
+    importlib.util.find_spec("tensorrt_rtx") is None, reason="tensorrt_rtx is not installed"
+)
+PathOf = Callable[..., Path]
+_RNG = np.random.default_rng(5)
+_FLOAT = """g (float[N,4,8,8] x) => (float[N,16] y) {
+    [conv] c = Conv <pads = [1,1,1,1]> (x, w0)
+    r = Relu (c)
+    f = Flatten (r)
+    [fc] y = Gemm (f, w1, b)
+}"""
+
+
+def _random(*shape: int) -> NDArray[np.float32]:
+    return (_RNG.standard_normal(shape) / 6).astype(np.float32)
+
+
+class _Reader:
+    """Random samples, as ONNX Runtime's calibration asks for them."""
+
+    def __init__(self, path: Path) -> None:
+        self._feeds: Iterator[dict[str, Any]] = iter([{"x": part} for part in np.load(path)["x"][:, None]])
+
+    def get_next(self) -> dict[str, Any] | None:
+        return next(self._feeds, None)
+
+
+@needs_rtx
+@pytest.mark.parametrize("per_channel", [False, True])
+def test_fp8_of_onnx_runtime_runs_in_fp8(per_channel: bool, path_of: PathOf, tmp_path: Path) -> None:
+    quantization = pytest.importorskip("onnxruntime.quantization")
+    path = path_of(_FLOAT, w0=_random(8, 4, 3, 3), w1=_random(512, 16), b=_random(16))
+    data, given = tmp_path / "x.npz", tmp_path / "fp8.onnx"
+    np.savez(data, x=_RNG.standard_normal((16, 4, 8, 8)).astype(np.float32))
+    quantization.quantize_static(
+        path,
+        given,
+        _Reader(data),
+        quant_format=quantization.QuantFormat.QDQ,
+        activation_type=quantization.QuantType.QFLOAT8E4M3FN,
+        weight_type=quantization.QuantType.QFLOAT8E4M3FN,
+        per_channel=per_channel,
+        calibrate_method=quantization.CalibrationMethod.Distribution,
+    )
+    assert lint(given).items == ()
+    spec = ModelSpec(
+        calibration=CalibrationSpec(data=str(data)), evaluation=EvaluationSpec(reference=str(path))
+    )
+    target = Target(backend="tensorrt-rtx", compute_capabilities=("8.9",))
+    report = build(given, spec=spec, target=target, output=tmp_path / "out")
+    assert (report.engine.layers_realized, report.engine.fallbacks) == ({"fp8": 2}, ())
+    assert report.precision == "fp8"
+    assert {(item.candidate, item.reference) for item in report.comparison} == {("fp8", "fp32")}
+
+
+_BLOCKS = """g (float16[N, 64] x) => (float16[N, 32] y) {{
+    d = DequantizeLinear <axis = 0, block_size = 32> ({inputs})
+    {cast}
+    [fc] y = MatMul (x, {weight})
+}}"""
+
+
+def _outputs(model: Any, **feed: Any) -> NDArray[Any]:
+    return run(open_session(model, optimize=False), ["y"], feed)[0]
+
+
+def _int4_with_cast(path_of: PathOf, scale: float) -> Path:
+    text = _BLOCKS.format(inputs="c, s", cast="w = Cast <to = 10> (d)", weight="w")
+    codes = _RNG.integers(-8, 8, (64, 32)).astype(ml_dtypes.int4)
+    return path_of(text, opset=21, ir_version=10, c=codes, s=np.full((2, 32), scale, np.float32))
+
+
+@pytest.mark.parametrize(("scale", "is_exact"), [(0.0625, True), (0.1, False)])
+def test_scales_of_int4_are_cast_instead_of_the_weight(scale: float, is_exact: bool, path_of: PathOf) -> None:
+    path = _int4_with_cast(path_of, scale)
+    (item,) = lint(path).items
+    assert (item.finding.rule, item.repair) == ("scale-type", "exact" if is_exact else "rounds")
+    before = load(path, min_opset=21).model
+    after = repair(before).model
+    assert "Cast" not in {node.op_type for node in after.graph}
+    x = _RNG.standard_normal((4, 64)).astype(np.float16)
+    ours, theirs = _outputs(after, x=x), _outputs(before, x=x)
+    assert np.array_equal(ours, theirs) if is_exact else np.allclose(ours, theirs, rtol=1e-2, atol=1e-2)
+
+
+def test_scales_that_the_type_does_not_hold_stay_as_they_are(path_of: PathOf) -> None:
+    (item,) = lint(_int4_with_cast(path_of, 1e-9)).items
+    assert (item.finding.rule, item.repair) == ("scale-type", "none")
+
+
+@needs_rtx
+def test_int4_with_a_cast_is_read_inside_the_product_once_repaired(path_of: PathOf, tmp_path: Path) -> None:
+    target = Target(backend="tensorrt-rtx", compute_capabilities=("8.9",))
+    data = tmp_path / "x.npz"
+    np.savez(data, x=_RNG.standard_normal((4, 64)).astype(np.float16))
+    spec = ModelSpec(calibration=CalibrationSpec(data=str(data)))
+    report = build(_int4_with_cast(path_of, 0.0625), spec=spec, target=target, output=tmp_path / "out")
+    assert report.engine.layers_realized == {"int4-weights": 1}
+    assert report.precision == "int4-weights"
+
+
+def test_uint4_around_8_becomes_int4(path_of: PathOf) -> None:
+    codes = _RNG.integers(0, 16, (64, 32))
+    text = _BLOCKS.format(inputs="c, s, z", cast="", weight="d")
+    arrays = {
+        "c": codes.astype(ml_dtypes.uint4),
+        "s": np.full((2, 32), 0.0625, np.float16),
+        "z": np.full((2, 32), 8, ml_dtypes.uint4),
+    }
+    path = path_of(text, opset=21, ir_version=10, **arrays)
+    linted = lint(path)
+    assert [(item.finding.rule, item.repair) for item in linted.items] == [("codes-type", "exact")]
+    after = repair(load(path, min_opset=21).model).model
+    (dequantize,) = (node for node in after.graph if node.op_type == "DequantizeLinear")
+    assert dequantize.inputs[0] is not None
+    assert str(dequantize.inputs[0].dtype) == "INT4"
+    x = _RNG.standard_normal((4, 64)).astype(np.float16)
+    assert np.array_equal(_outputs(after, x=x), _outputs(path, x=x))
+
+
+_FP8_ZERO = np.zeros(1, ml_dtypes.float8_e4m3fn)
+
+
+def test_an_fp8_scale_of_one_dim_becomes_0_d(path_of: PathOf) -> None:
+    path = path_of(
+        """g (float[1, 4, 8, 8] x) => (float[1, 8, 6, 6] y) {
+            [q] q = QuantizeLinear (x, s, z)
+            [d] d = DequantizeLinear (q, s, z)
+            w = DequantizeLinear (c, s, z)
+            [conv] y = Conv (d, w)
+        }""",
+        c=_random(8, 4, 3, 3).astype(ml_dtypes.float8_e4m3fn),
+        s=np.full(1, 0.5, np.float32),
+        z=_FP8_ZERO,
+    )
+    linted = lint(path)
+    assert [(item.finding.rule, item.finding.effect, item.repair) for item in linted.items] == [
+        ("activation-scale", "float", "exact")
+    ]
+    before = load(path, min_opset=19).model
+    after = repair(before).model
+    x = _random(1, 4, 8, 8)
+    assert np.array_equal(_outputs(after, x=x), _outputs(before, x=x))
+
+
+def test_an_fp8_weight_along_k_is_rounded_along_its_outputs(path_of: PathOf) -> None:
+    path = path_of(
+        """g (float[2, 32] x) => (float[2, 8] y) {
+            q = QuantizeLinear (x, s, z)
+            d = DequantizeLinear (q, s, z)
+            w = DequantizeLinear <axis = 0> (c, t, u)
+            [fc] y = MatMul (d, w)
+        }""",
+        c=(_random(32, 8) * 100).astype(ml_dtypes.float8_e4m3fn),
+        s=np.float32(0.02),
+        z=_FP8_ZERO.reshape(()),
+        t=np.linspace(0.1, 0.2, 32, dtype=np.float32),
+        u=np.zeros(32, ml_dtypes.float8_e4m3fn),
+    )
+    (item,) = lint(path).items
+    assert (item.finding.rule, item.repair) == ("weight-axis", "rounds")
+    before = load(path, min_opset=19).model
+    after = repair(before).model
+    x = _random(2, 32)
+    assert np.allclose(_outputs(after, x=x), _outputs(before, x=x), rtol=0.1, atol=0.5)
+    assert {node.outputs[0].name for node in after.graph} >= {"y"}
