@@ -9,9 +9,12 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
+import onnx
 import pytest
 from numpy.typing import NDArray
+from onnx import numpy_helper
 
+from trtq.errors import ModelError
 from trtq.models.session import open_session, run
 from trtq.models.spec import CalibrationSpec, EvaluationSpec, ModelSpec
 from trtq.pipeline.build import build
@@ -186,3 +189,113 @@ def test_an_fp8_weight_along_k_is_rounded_along_its_outputs(path_of: PathOf) -> 
     x = _random(2, 32)
     assert np.allclose(_outputs(after, x=x), _outputs(before, x=x), rtol=0.1, atol=0.5)
     assert {node.outputs[0].name for node in after.graph} >= {"y"}
+
+
+def _save_as_modelopt(path: Path, body: str, **arrays: Any) -> Path:
+    """Writes a graph in the form of modelopt's exporters: their weights are listed as inputs too."""
+    proto = onnx.parser.parse_model(f"""
+        <ir_version: 11, opset_import: ["": 23, "trt": 1]>
+        g (float16[N, 64] x) => (float16[N, 32] y) {{ {body} }}""")
+    for name, array in arrays.items():
+        tensor = numpy_helper.from_array(np.asarray(array), name)
+        proto.graph.initializer.append(tensor)
+        proto.graph.input.append(onnx.helper.make_tensor_value_info(name, tensor.data_type, tensor.dims))
+    path.write_bytes(proto.SerializeToString())
+    return path
+
+
+_NVFP4 = """
+    xf = Cast <to = 1> (x)
+    x4, xs8 = trt.TRT_FP4DynamicQuantize <axis = -1, block_size = 16, scale_type = 17> (xf, xg)
+    xs = DequantizeLinear (xs8, xg)
+    xd = DequantizeLinear <axis = -1, block_size = 16> (x4, xs)
+    xh = Cast <to = 10> (xd)
+    ws = DequantizeLinear (ws8, wg)
+    wd = DequantizeLinear <axis = -1, block_size = 16> (w4, ws)
+    wh = Cast <to = 10> (wd)
+    wt = Transpose <perm = [1, 0]> (wh)
+    [fc] y = MatMul (xh, wt)
+"""
+
+
+def _nvfp4(path: Path) -> Path:
+    return _save_as_modelopt(
+        path,
+        _NVFP4,
+        xg=np.float32(0.01),
+        ws8=np.full((32, 4), 2, ml_dtypes.float8_e4m3fn),
+        wg=np.float32(0.01),
+        w4=_RNG.integers(-4, 5, (32, 64)).astype(ml_dtypes.float4_e2m1fn),
+    )
+
+
+@needs_rtx
+def test_nvfp4_of_modelopt_runs_in_nvfp4_and_its_verdict_stays_open(tmp_path: Path) -> None:
+    path = _nvfp4(tmp_path / "m.onnx")
+    linted = lint(path, compute_capabilities=("12.0",))
+    assert (linted.items, linted.layers_realized) == ((), {"nvfp4": 1})
+    data = tmp_path / "x.npz"
+    np.savez(data, x=_RNG.standard_normal((4, 64)).astype(np.float16))
+    spec = ModelSpec(calibration=CalibrationSpec(data=str(data)))
+    target = Target(backend="tensorrt-rtx", compute_capabilities=("12.0",))
+    report = build(path, spec=spec, target=target, output=tmp_path / "out")
+    assert (report.engine.layers_realized, report.precision) == ({"nvfp4": 1}, "nvfp4")
+    assert (report.verdict, report.comparison, report.quantized_macs) == ("unverified", (), None)
+    (reason,) = report.reasons
+    assert reason.endswith("of TensorRT's own, which ONNX Runtime cannot run: nothing was compared")
+
+
+@pytest.mark.parametrize(
+    ("backend", "targets", "words"),
+    [
+        ("tensorrt-rtx", ("8.9",), "its codes are float4e2m1, which compute capability 8.9 does not have"),
+        ("onnxruntime", (), "which ONNX Runtime cannot run; build .* with --backend tensorrt-rtx"),
+    ],
+)
+def test_nvfp4_is_refused_where_nothing_runs_it(
+    backend: str, targets: tuple[str, ...], words: str, tmp_path: Path
+) -> None:
+    target = Target(backend=backend, compute_capabilities=targets)
+    with pytest.raises(ModelError, match=words):
+        build(_nvfp4(tmp_path / "m.onnx"), spec=ModelSpec(), target=target, output=tmp_path / "out")
+
+
+def test_mxfp8_of_modelopt_is_refused_with_what_to_take_instead(tmp_path: Path) -> None:
+    body = """x8, xs = trt.TRT_MXFP8DynamicQuantize <axis = -1, block_size = 32> (x)
+        xd = trt.TRT_MXFP8DequantizeLinear <axis = -1, block_size = 32> (x8, xs)
+        xh = Cast <to = 10> (xd)
+        wd = trt.TRT_MXFP8DequantizeLinear <axis = 0, block_size = 32> (w8, ws)
+        wh = Cast <to = 10> (wd)
+        y = MatMul (xh, wh)"""
+    path = _save_as_modelopt(
+        tmp_path / "m.onnx",
+        body,
+        w8=_random(64, 32).astype(ml_dtypes.float8_e4m3fn),
+        ws=np.full((2, 32), 127, np.uint8),
+    )
+    target = Target(backend="tensorrt-rtx", compute_capabilities=("8.9",))
+    with pytest.raises(ModelError, match=r"no kernel that multiplies MXFP8.*; quantize to float8 e4m3"):
+        build(path, spec=ModelSpec(), target=target, output=tmp_path / "out")
+
+
+@needs_rtx
+def test_fp8_of_modelopt_s_torch_export_runs_in_fp8(tmp_path: Path) -> None:
+    body = """xq = trt.TRT_FP8QuantizeLinear (x, s)
+        xd = trt.TRT_FP8DequantizeLinear (xq, s)
+        wd = DequantizeLinear (w8, t)
+        wt = Transpose <perm = [1, 0]> (wd)
+        [fc] y = MatMul (xd, wt)"""
+    path = _save_as_modelopt(
+        tmp_path / "m.onnx",
+        body,
+        s=np.float16(0.02),
+        w8=(_random(32, 64) * 100).astype(ml_dtypes.float8_e4m3fn),
+        t=np.float16(0.01),
+    )
+    data = tmp_path / "x.npz"
+    np.savez(data, x=_RNG.standard_normal((4, 64)).astype(np.float16))
+    spec = ModelSpec(calibration=CalibrationSpec(data=str(data)))
+    target = Target(backend="tensorrt-rtx", compute_capabilities=("8.9",))
+    report = build(path, spec=spec, target=target, output=tmp_path / "out")
+    assert (report.engine.layers_realized, report.precision) == ({"fp8": 1}, "fp8")
+    assert {(item.candidate, item.reference) for item in report.comparison} == {("fp8", "given")}
