@@ -14,7 +14,7 @@ import pytest
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
-from trtq.errors import ModelError
+from trtq.errors import ArtifactError, ModelError
 from trtq.models.session import open_session, run
 from trtq.models.spec import CalibrationSpec, EvaluationSpec, ModelSpec
 from trtq.pipeline.build import build
@@ -22,6 +22,7 @@ from trtq.pipeline.engine.target import Target
 from trtq.pipeline.graph.load import load
 from trtq.pipeline.graph.repair import repair
 from trtq.pipeline.lint import lint
+from trtq.pipeline.package import PackageSpec, package
 
 needs_rtx = pytest.mark.skipif(
     importlib.util.find_spec("tensorrt_rtx") is None, reason="tensorrt_rtx is not installed"
@@ -243,6 +244,8 @@ def test_nvfp4_of_modelopt_runs_in_nvfp4_and_its_verdict_stays_open(tmp_path: Pa
     assert (report.verdict, report.comparison, report.quantized_macs) == ("unverified", (), None)
     (reason,) = report.reasons
     assert reason.endswith("of TensorRT's own, which ONNX Runtime cannot run: nothing was compared")
+    with pytest.raises(ArtifactError, match=r"which ONNX Runtime cannot run; leave --fallback and --ab out"):
+        package(tmp_path / "out", tmp_path / "repository", PackageSpec(fallback=True))
 
 
 @pytest.mark.parametrize(
