@@ -191,8 +191,8 @@ def _refuse_useless(build: _Build, spec: PackageSpec, *, wants_onnx: bool) -> No
         )
     if wants_onnx and build.unrunnable:
         raise ArtifactError(
-            f"{build.folder / build.onnx}: {build.unrunnable}, which ONNX Runtime cannot run; leave --fallback "
-            f"and --ab out"
+            f"{build.folder / build.onnx}: {build.unrunnable}, which ONNX Runtime cannot run; "
+            f"leave --fallback and --ab out"
         )
     if wants_onnx and not build.has_plan:
         raise UsageError(f"{build.folder} is for ONNX Runtime as it is; leave --fallback and --ab out")
