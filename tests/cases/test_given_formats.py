@@ -18,6 +18,7 @@ from trtq.pipeline.build import build
 from trtq.pipeline.deliver.report import Report
 from trtq.pipeline.engine.backend import BuildRequest
 from trtq.pipeline.engine.coverage import measure_coverage
+from trtq.pipeline.engine.onnxruntime import OnnxRuntime
 from trtq.pipeline.engine.rtx import TensorRtRtx
 from trtq.pipeline.engine.target import Target
 from trtq.pipeline.graph.quantized import find_quantized_layers
@@ -120,3 +121,11 @@ def test_both_products_of_attention_run_as_asked_fused_or_not(
     covered = measure_coverage(find_quantized_layers(ir.load(path)), built)
     assert (covered.layers_realized, covered.fallbacks) == ({asked: 2}, ())
     assert any("_gemm_mha" in kernel.name for kernel in built.kernels) is is_fused
+
+
+def test_onnx_runtime_reads_a_weight_in_blocks_as_it_is_stored(path_of: PathOf) -> None:
+    body, weights = _WEIGHTS["int4-weights"]
+    text = f"g (float[N, 64] x) => (float[N, 64] y) {{ {body} }}"
+    path = path_of(text, opset=21, ir_version=10, **weights)
+    covered = measure_coverage(find_quantized_layers(ir.load(path)), OnnxRuntime().build(BuildRequest(path)))
+    assert covered.layers_realized == {"int4-weights": 1}
