@@ -43,7 +43,8 @@ def patterns(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
         ({"granularity": "input axis"}, "8.9", [
             ("weight-axis", "float", "quantize the weight along axis 1")]),
         ({"op": "conv_transpose"}, "8.9", [("no-kernel", "float", "leave it out of quantization")]),
-        ({"activation": "e5m2", "weight": "e5m2"}, "8.9", [("codes-type", "refused", "quantize again to float8 e4m3")]),
+        ({"activation": "e5m2", "weight": "e5m2"}, "8.9", [
+            ("codes-type", "refused", "quantize again to float8 e4m3")]),
         ({"activation": "mxfp8", "weight": "float"}, "8.9", [
             ("no-kernel", "refused", "quantize to float8 e4m3, with one scale a tensor")]),
         ({"activation": "none", "weight": "uint4"}, "8.9", [
