@@ -22,7 +22,7 @@ from trtq.pipeline.engine.strategy import Strategy
 from trtq.pipeline.engine.target import Target
 from trtq.pipeline.formats import INT8
 from trtq.pipeline.formats.codes import CodeFormat
-from trtq.pipeline.graph.foreign_operators import explain_unrunnable
+from trtq.pipeline.graph.foreign_operators import explain_incomparable
 from trtq.pipeline.graph.load import Graph
 from trtq.pipeline.graph.placement import Placement
 from trtq.pipeline.graph.quantized import find_quantized_layers, is_quantized, name_formats
@@ -86,8 +86,8 @@ class Job:
 
     @cached_property
     def unrunnable(self) -> str:
-        """Why ONNX Runtime cannot run the model, so that nothing is compared; empty if it can."""
-        return explain_unrunnable(self.graph.model) if self.has_given else ""
+        """Why ONNX Runtime cannot run the model, nor what emulates it: nothing is compared; empty if it can."""
+        return explain_incomparable(self.graph.model) if self.has_given else ""
 
     @property
     def is_as_given(self) -> bool:

@@ -23,7 +23,7 @@ from trtq.pipeline.engine.profiles import resolve_profiles
 from trtq.pipeline.engine.strategy import Strategy, choose_strategy
 from trtq.pipeline.engine.target import Target
 from trtq.pipeline.formats import FP16, INT8, NVFP4
-from trtq.pipeline.graph.foreign_operators import explain_unrunnable
+from trtq.pipeline.graph.foreign_operators import explain_incomparable, explain_unrunnable
 from trtq.pipeline.graph.load import Graph, load, raise_opset
 from trtq.pipeline.graph.pictures import tell_of_pictures
 from trtq.pipeline.graph.quantized import is_quantized
@@ -197,11 +197,9 @@ def _take_given(job: Job, watcher: Watcher, *, has_data: bool) -> Job:
         targets=target.compute_capabilities,
     )
     placement = place_layers(graph, job.spec, target, Silent(), job.kept, job.backend)
-    if reason := explain_unrunnable(graph.model):
-        if not for_tensorrt:
-            raise ModelError(
-                f"{reason}, which ONNX Runtime cannot run; build {path} with --backend tensorrt-rtx"
-            )
+    if not for_tensorrt and (reason := explain_unrunnable(graph.model)):
+        raise ModelError(f"{reason}, which ONNX Runtime cannot run; build {path} with --backend tensorrt-rtx")
+    if reason := explain_incomparable(graph.model):
         watcher.warn(f"{reason}, which ONNX Runtime cannot run: nothing of {path} is calibrated or compared")
         has_data = False
     if not placement.quantized:
