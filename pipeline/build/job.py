@@ -86,7 +86,7 @@ class Job:
 
     @cached_property
     def unrunnable(self) -> str:
-        """Why ONNX Runtime cannot run the model, nor what emulates it: nothing is compared; empty if it can."""
+        """Why ONNX Runtime runs neither the model nor what emulates it, so nothing is compared; or empty."""
         return explain_incomparable(self.graph.model) if self.has_given else ""
 
     @property
