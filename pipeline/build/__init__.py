@@ -174,7 +174,7 @@ def _build_where_kernels_are(
         if ranges is None or not (reasons := find_layers_without_kernel(job, engine)):
             break
         shown = ", ".join(list(reasons)[:4]) + (" ..." if len(reasons) > 4 else "")
-        log.note(f"built in float, as the builder has no INT8 kernel for it: {shown}")
+        log.note(f"built in float, as the builder has no {job.target.name.upper()} kernel for it: {shown}")
         job, comparison = keep_layers(job, ranges, reasons), None
         if not job.placement.layers:
             log.warn("no layer of this model has an INT8 kernel here: nothing runs in INT8")

@@ -10,7 +10,7 @@ from trtq.pipeline.graph.placement import Placement
 
 
 def find_unfused(attentions: Iterator[Attention], placement: Placement, built: BuiltEngine) -> dict[str, str]:
-    """Returns the products of attention in 8 bits that are no one kernel in these bits, and what runs instead.
+    """Returns the products of attention in 8 bits that are not fused in these bits, and what runs instead.
 
     Args:
         attentions: Of the float graph.

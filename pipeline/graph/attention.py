@@ -3,7 +3,8 @@
 softmax(q k / sqrt(d) + mask) v, with a product before and one behind the Softmax, is one kernel if TensorRT
 recognizes it. What it takes was measured with the builder of TensorRT-RTX 1.7.1:
 
-- Q/DQ on q, k, v and on what the Softmax gives, there with the scale 1/127 (INT8) or 1/448 (FP8);
+- Q/DQ on q, k, v and on what the Softmax gives, each with one scale of any size: the engine holds the source
+  of the kernel's call, and that scale is an argument there;
 - INT8 only if what reads the result takes it in INT8 too, with heads of 16, 32 or 64 channels, and with 512
   keys at most or an open number of them;
 - FP8 also with float results, with heads of any size, and with a fixed number of keys, 32 at least.
@@ -26,6 +27,8 @@ from trtq.pipeline.graph.operands import find_operand
 from trtq.pipeline.graph.placed import Placement, QuantizedNode
 
 RULE = "attention"
+MOST_COST_DB = 0.5
+"""What attention in INT8 may cost of the SQNR, since it gains speed and no accuracy."""
 _BETWEEN = ("Add", "Div", "Mul")
 """What may stand between the first product and the Softmax: the scale, and the mask."""
 _FUSES = "attention: TensorRT fuses it in"
@@ -33,8 +36,8 @@ _FEWEST_KEYS_FP8, _MOST_KEYS_INT8, _HEADS_INT8 = 32, 512, (16, 32, 64)
 _MOVES = ("Transpose", "Reshape", "Squeeze", "Unsqueeze", "Identity", "Flatten")
 """What may stand between the second product and the layer behind."""
 _NOT_TRIED = (
-    "attention: it stays float unless INT8 costs next to nothing on calibration data held back; "
-    "Attention in --op-types makes it INT8"
+    f"attention: it stays float unless INT8 costs at most {MOST_COST_DB:g} dB on calibration data held back; "
+    "INT8 with Attention in --op-types"
 )
 
 
@@ -85,8 +88,9 @@ def _is_over_keys(softmax: ir.Node) -> bool:
 
 
 def _only_reader(value: ir.Value) -> ir.Node | None:
-    readers = value.consumers()
-    return readers[0] if len(value.uses()) == 1 and not value.is_graph_output() else None
+    """Returns the one node that reads the numbers of a value, and not just its shape."""
+    readers = [node for node, _ in value.uses() if node.op_type != "Shape"]
+    return readers[0] if len(readers) == 1 and not value.is_graph_output() else None
 
 
 def _is_product(node: ir.Node) -> bool:
@@ -116,9 +120,14 @@ def _find_behind(node: ir.Node) -> ir.Node | None:
 
 
 def encode_operand(value: ir.Value, form: CodeFormat) -> Encoding:
-    """Returns how an operand of a product of activations is held: what a Softmax gives is at most 1."""
+    """Returns how an operand of a product of activations is held.
+
+    What a Softmax gives is at most 1. In FP8 this is its range, as small numbers have finer steps there; INT8
+    has 127 steps of one size, and data tells how to spend them.
+    """
     producer = value.producer()
-    largest = 1.0 if producer is not None and producer.op_type == "Softmax" else None
+    is_share = producer is not None and producer.op_type == "Softmax"
+    largest = 1.0 if is_share and form is not INT8 else None
     return Encoding(form, is_given=find_given(value, form) is not None, amax=largest)
 
 

@@ -169,7 +169,7 @@ def _reason_for_type(node: ir.Node, form: CodeFormat) -> str:
         return f"{op_type} stays float: TensorRT has no {form.name.upper()} kernel for it"
     if op_type == "MatMul" and not _constants(node):
         name = form.name.upper()
-        return f"two-activations: no attention that TensorRT would fuse; {name} with Attention in --op-types"
+        return f"two-activations: TensorRT fuses attention in float; {name} with Attention in --op-types"
     return f"{op_type} is not among the types to quantize"
 
 

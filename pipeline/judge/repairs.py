@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from trtq.calibrators.batches import Batches, take_samples
 from trtq.calibrators.ranges import Ranges
-from trtq.pipeline.graph.attention import choose_attention, list_tried
+from trtq.pipeline.graph.attention import MOST_COST_DB, choose_attention, list_tried
 from trtq.pipeline.graph.placement import Placement
 from trtq.pipeline.judge.proposals import METHOD, RESCALING, Evidence, Repair, list_repairs
 from trtq.pipeline.judge.trials import SampleScores, TrialJudge, open_trial_judge
@@ -19,8 +19,6 @@ from trtq.records import Repairs, Trial
 
 _NUM_FINALISTS = 3
 _ATTENTION = "INT8 attention"
-_ATTENTION_COST_DB = 0.5
-"""What attention in INT8 may cost, which gains speed and no accuracy."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +123,7 @@ class _Search:
         judge = replace(self.judge, placement=candidates)
         (scores,) = judge.score([self.judged], judge.feeds)
         gain = scores.db - self.scores.db
-        is_cheap = gain >= -_ATTENTION_COST_DB
+        is_cheap = gain >= -MOST_COST_DB
         self.tried.append(Trial(_ATTENTION, gain, judge.num_samples, applied=is_cheap))
         if is_cheap:
             self.scores, self.applied[_ATTENTION] = scores, _ATTENTION
