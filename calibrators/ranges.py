@@ -78,8 +78,10 @@ class Ranges:
         channels: The tensors whose channels are treated apart: the repairs.
         weight_scales: "max": scales of weights hold the largest; "mse": they clip where the error is least.
         roundings: What of a weight is not rounded to the nearest code, packed, by the float weight's digest.
+        attention: The products of activations that were found to lose next to nothing in INT8.
         formats: The number formats of tensors for which the ranges were chosen, where it is not INT8.
-        activations: "asymmetric": codes reach from the smallest value to the largest, with a zero point.
+        activations: "asymmetric": codes reach from the smallest value to the largest, with a zero point;
+            "per-token": tensors whose rows have scales of their own, found in each run, have no range.
     """
 
     tensors: Mapping[str, Range]
@@ -95,6 +97,7 @@ class Ranges:
     activations: Activations = "symmetric"
     roundings: Mapping[str, bytes] = field(default_factory=dict)
     formats: Mapping[str, str] = field(default_factory=dict)
+    attention: tuple[str, ...] = ()
 
     def amax(self, tensor: str) -> float:
         """Returns the amax to quantize with; 1.0 for a dead tensor, whose scale must still be positive.
@@ -120,7 +123,7 @@ class Ranges:
             UsageError: The tensor has no range.
         """
         amax, item = self.amax(tensor), self.tensors[tensor]
-        if self.activations == "symmetric" or item.minimum == item.maximum == 0:
+        if self.activations != "asymmetric" or item.minimum == item.maximum == 0:
             return -amax, amax
         return max(min(item.minimum, 0.0), -amax), min(max(item.maximum, 0.0), amax)
 
@@ -156,6 +159,7 @@ class _StoredRanges:
     activations: Activations = "symmetric"
     roundings: Mapping[str, bytes] = field(default_factory=dict)
     formats: Mapping[str, str] = field(default_factory=dict)
+    attention: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for amax in self.beyond_fp16.values():
@@ -171,6 +175,7 @@ _WRITTEN_IF_OTHER = {
     "activations": "symmetric",
     "roundings": {},
     "formats": {},
+    "attention": (),
 }
 
 

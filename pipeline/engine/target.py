@@ -23,8 +23,8 @@ class Target:
     """What is built.
 
     Attributes:
-        precision: "int8" or "fp8", "fp16" for the FP16 engine alone, or "weights" for float activations and
-            `weights`.
+        precision: "int8", "fp8" or "nvfp4", "fp16" for the FP16 engine alone, or "weights" for float
+            activations and `weights`.
         high_precision: Precision of what is not quantized; auto is fp16 for TensorRT. bf16 is for --weights
             alone.
         backend: The engine builder; auto takes tensorrt if it works here, else tensorrt-rtx.
@@ -32,7 +32,7 @@ class Target:
         workspace_bytes: Limit of scratch memory, such as 512M or 4G. None: the backend's.
         shapes: Given profile shapes.
         op_types: Types of nodes to quantize, separated by commas. Also possible: ConvTranspose, Attention
-            (the MatMul of two activations) and Softmax (its input).
+            (every MatMul of two activations, fused or not) and Softmax (its input).
         quantization: explicit: Q/DQ in the model, for any TensorRT. implicit: by TensorRT 8.6 to 10, with its
             own calibrator (entropy, minmax) or with trtq's ranges. auto: explicit.
         options: How the builder works.
@@ -97,7 +97,7 @@ class Target:
 
     @property
     def name(self) -> str:
-        """What the model is called in files and reports: "int8", "fp8", "fp16", "int4-weights"."""
+        """What the model is called in files and reports: "int8", "fp8", "nvfp4", "int4-weights"."""
         if self.precision == "weights" and self.weights is not None:
             return f"{self.weights.format}-weights"
         return self.precision

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,15 +14,18 @@ from trtq import lazy
 from trtq.calibrators.ranges import Ranges
 from trtq.models.session import Session, SessionPort, open_session
 from trtq.pipeline.graph.edit import GraphEditor, map_values
-from trtq.pipeline.graph.operands import DEQUANTIZE, QUANTIZE, read_constant
+from trtq.pipeline.graph.fp4 import DYNAMIC_QUANTIZE, without_fp4
+from trtq.pipeline.graph.operands import DEQUANTIZE, QUANTIZE
 from trtq.pipeline.graph.placement import Placement
 from trtq.pipeline.judge.exact import make_quantize_exact
 from trtq.pipeline.judge.views import OutputViews, create_views
 from trtq.pipeline.rewrite.channels.rescale import rescale
 from trtq.pipeline.rewrite.qdq import quantize
+from trtq.pipeline.rewrite.rows import BEHIND, CHAIN
 
 _SWITCH = "trtq_switch_"
-_PAIR = (QUANTIZE, DEQUANTIZE)
+_BEFORE = (QUANTIZE, DEQUANTIZE, DYNAMIC_QUANTIZE, *CHAIN)
+"""What `quantize` puts before a layer, beside rescaling, which the float layers share."""
 _ON, _OFF = np.array(True), np.array(False)
 
 
@@ -76,7 +79,7 @@ def open_switchable(
         UsageError: The ranges lack a tensor.
         ModelError: ONNX Runtime cannot load it.
     """
-    made = build_switchable(model, placement, ranges, scale_dtype=scale_dtype)
+    made = without_fp4(build_switchable(model, placement, ranges, scale_dtype=scale_dtype))
     session = open_session(make_quantize_exact(made) or made, optimize=False)
     return Switchable(session, tuple(node.name for node in placement.quantized), create_views(model))
 
@@ -86,7 +89,8 @@ def build_switchable(
 ) -> ir.Model:
     """Returns the Q/DQ model with an If around every quantized node, and a bool input for each.
 
-    The one branch holds the node with its Q/DQ pairs, the other the node as it was. So a layer costs what it
+    The one branch holds the node with all that quantizing put before and behind it, such as its Q/DQ pairs,
+    the other the node as it was. So a layer costs what it
     costs in a model that is quantized, or not, for good: measured, half of what it costs to select each
     operand with Where. All switched on, it computes what the Q/DQ model computes, bit for bit.
 
@@ -110,11 +114,23 @@ def build_switchable(
         switch = ir.val(f"{_SWITCH}{index}", ir.DataType.BOOL, ())
         result.graph.inputs.append(switch)
         node, original = nodes[placed.name], floats[placed.name]
-        _switch_correction(edit, node, floats, values, switch)
+        layer = [node, *_list_own_behind(node, floats.keys())]
+        _switch_correction(edit, layer[-1], floats, values, switch)
         plain = [None if value is None else values[str(value.name)] for value in original.inputs]
-        values.update(_put_in_if(edit, node, plain, switch, known=floats.keys()))
+        values.update(_put_in_if(edit, layer, original, plain, switch, known=floats.keys()))
     edit.drop_unused()
     return result
+
+
+def _list_own_behind(node: ir.Node, known: Collection[str | None]) -> list[ir.Node]:
+    """Returns the nodes behind a node, one after another, that only quantizing it has put there."""
+    output = node.outputs[0]
+    users = output.consumers()
+    if len(users) != 1 or users[0].name in known or users[0].op_type not in BEHIND:
+        return []
+    if users[0].inputs[0] is not output or output.is_graph_output():
+        return []
+    return [users[0], *_list_own_behind(users[0], known)]
 
 
 def _switch_correction(
@@ -124,7 +140,7 @@ def _switch_correction(
     values: Mapping[str, ir.Value],
     switch: ir.Value,
 ) -> None:
-    """Switches the bias correction of a layer that has no bias for it, such as a MatMul: an Add holds it."""
+    """Switches the bias correction that stands in an Add of the float graph behind a layer, as of MatMul."""
     users = [user for user, _ in node.outputs[0].uses()]
     if len(users) != 1 or users[0].op_type != "Add":
         return
@@ -133,13 +149,12 @@ def _switch_correction(
     if place is None:
         return
     corrected, original = add.inputs[place], floats.get(add.name)
+    if original is None:  # of another layer
+        return
+    before = original.inputs[place]
     assert corrected is not None
-    if original is None:  # it was put there for the correction
-        plain = edit.add_constant(f"{corrected.name}_plain", np.zeros_like(read_constant(corrected)))
-    else:
-        before = original.inputs[place]
-        assert before is not None
-        plain = values[str(before.name)]
+    assert before is not None
+    plain = values[str(before.name)]
     if plain is corrected:
         return
     name = f"{add.name}_chosen"
@@ -150,63 +165,68 @@ def _switch_correction(
 
 def _put_in_if(
     edit: GraphEditor,
-    node: ir.Node,
-    plain: list[ir.Value | None],
+    layer: Sequence[ir.Node],
+    original: ir.Node,
+    plain: Sequence[ir.Value | None],
     switch: ir.Value,
     known: Collection[str | None],
 ) -> dict[str, ir.Value]:
-    """Puts an If of its quantized and its plain form in the place of a node; returns what this makes."""
-    used = [value for value in node.outputs if value.uses() or value.is_graph_output()]
+    """Puts an If of its quantized and its plain form in the place of a layer; returns what this makes.
+
+    Args:
+        edit: Of the graph.
+        layer: The node and those behind it; each has one output, which the next one reads first.
+        original: The node in the float graph.
+        plain: What it reads there.
+        switch: The condition.
+        known: The names of the nodes of the float graph.
+    """
+    node, old = layer[0], layer[-1].outputs[0]
+    float_copy = _copy(edit, original, plain, "float")
     branches = {
-        "then_branch": _branch(edit, node, *_with_own_pairs(edit, node, known), used, "int8"),
-        "else_branch": _branch(edit, node, [], plain, used, "float"),
+        "then_branch": _branch(_copy_with_own(edit, layer, known), f"{node.name}_int8"),
+        "else_branch": _branch([float_copy], f"{node.name}_float"),
     }
-    choice = ir.node(
-        "If", [switch], branches, num_outputs=len(used), name=edit.name_node(f"{node.name}_switched")
-    )
-    node.prepend(choice)
-    for old, new in zip(used, choice.outputs, strict=True):
-        new.type, new.shape = old.type, old.shape
-        edit.replace(old, new, rename=f"{old.name}_unswitched")
-    edit.remove(node)
-    return {str(value.name): value for value in choice.outputs}
+    name = edit.name_node(f"{node.name}_switched")
+    choice = ir.node("If", [switch], branches, num_outputs=1, name=name)
+    layer[-1].prepend(choice)
+    new = choice.outputs[0]
+    new.type, new.shape = old.type, old.shape
+    edit.replace(old, new, rename=f"{old.name}_unswitched")
+    edit.remove([*layer])
+    return {str(new.name): new}
 
 
-def _with_own_pairs(
-    edit: GraphEditor, node: ir.Node, known: Collection[str | None]
-) -> tuple[list[ir.Node], list[ir.Value | None]]:
-    """Returns copies of the Q/DQ nodes before a node, which the float graph lacks, and its inputs then."""
+def _copy_with_own(
+    edit: GraphEditor, layer: Sequence[ir.Node], known: Collection[str | None]
+) -> list[ir.Node]:
+    """Returns copies of the nodes of a layer, and of those before it that the float graph lacks."""
     copies: list[ir.Node] = []
     made: dict[ir.Value, ir.Value] = {}
 
     def copied(value: ir.Value | None) -> ir.Value | None:
         producer = None if value is None else value.producer()
-        if value is None or producer is None or producer.op_type not in _PAIR or producer.name in known:
-            return value
-        if value not in made:
-            copy = _copy(edit, producer, [copied(item) for item in producer.inputs], f"for_{node.name}")
-            copies.append(copy)
-            made.update(zip(producer.outputs, copy.outputs, strict=True))
-        return made[value]
+        if value is None or producer is None or value in made:
+            return value if value is None else made.get(value, value)
+        if producer.op_type in _BEFORE and producer.name not in known:
+            copy_node(producer, f"for_{layer[0].name}")
+        return made.get(value, value)
 
-    inputs = [copied(value) for value in node.inputs]
-    return copies, inputs
+    def copy_node(node: ir.Node, suffix: str) -> None:
+        copy = _copy(edit, node, [copied(value) for value in node.inputs], suffix)
+        copies.append(copy)
+        made.update(zip(node.outputs, copy.outputs, strict=True))
 
-
-def _branch(
-    edit: GraphEditor,
-    node: ir.Node,
-    before: list[ir.Node],
-    inputs: list[ir.Value | None],
-    used: list[ir.Value],
-    suffix: str,
-) -> ir.Graph:
-    copy = _copy(edit, node, inputs, suffix)
-    outputs = [copy.outputs[value.index()] for value in used]  # type: ignore[index]
-    return ir.Graph([], outputs, nodes=[*before, copy], name=f"{node.name}_{suffix}")
+    for node in layer:
+        copy_node(node, "int8")
+    return copies
 
 
-def _copy(edit: GraphEditor, node: ir.Node, inputs: list[ir.Value | None], suffix: str) -> ir.Node:
+def _branch(nodes: Sequence[ir.Node], name: str) -> ir.Graph:
+    return ir.Graph([], [nodes[-1].outputs[0]], nodes=nodes, name=name)
+
+
+def _copy(edit: GraphEditor, node: ir.Node, inputs: Sequence[ir.Value | None], suffix: str) -> ir.Node:
     outputs = [
         ir.val(
             edit.name_value(f"{value.name}_{suffix}") if value.name else "",
