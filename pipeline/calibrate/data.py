@@ -22,7 +22,8 @@ from trtq.models.spec import CalibrationSpec, ModelSpec
 from trtq.numbers import format_count
 from trtq.pipeline.engine.backend import Backend
 from trtq.pipeline.engine.target import Target
-from trtq.pipeline.formats import FP8, INT8
+from trtq.pipeline.formats import INT8
+from trtq.pipeline.formats.codes import CodeFormat
 from trtq.pipeline.graph.load import Graph
 from trtq.pipeline.graph.placement import Placement, QuantizedNode, find_unmatched, place
 from trtq.progress import Watcher
@@ -153,6 +154,7 @@ def place_layers(
     watcher: Watcher,
     kept: Mapping[str, str] | None = None,
     backend: Backend | None = None,
+    forms: Mapping[str, CodeFormat] | None = None,
 ) -> Placement:
     """Returns what will be quantized, and why the rest is not.
 
@@ -163,6 +165,7 @@ def place_layers(
         watcher: Hears of patterns that match nothing, and of weights of 7 bits.
         kept: Further layers that stay float, with the reason.
         backend: What builds the engine; None: the one that the target names, if it names one.
+        forms: The number formats of layers that have another one than the target's.
     """
     patterns = (*spec.layers.skip, *spec.layers.keep_fp32)
     warn_of_unmatched(graph, (*patterns, *spec.layers.force), watcher)
@@ -174,14 +177,12 @@ def place_layers(
     placement = place(
         graph.model,
         form=target.form or INT8,
+        forms=forms or {},
         skip=patterns,
         op_types=target.op_types,
         force=spec.layers.force,
         kept=kept or {},
-        by_matrix=is_split
-        and target.form is not FP8  # where nobody has measured it
-        and backend is not None
-        and backend.takes_scales_by_matrix,
+        by_matrix=is_split and backend is not None and backend.takes_scales_by_matrix,
     )
     placement = replace(placement, kept=(*placement.kept, *graph.unseen))
     if placement.layers and backend is not None and backend.overflows():

@@ -31,6 +31,8 @@ _FUSED = frozenset({
 QUANTIZABLE = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 ATTENTION = "Attention"
 """In a list of types: the MatMul of two activations."""
+RESIDUAL_ADD = "residual-add"
+"""The rule of an Add behind a convolution: see `place`."""
 SOFTMAX = "Softmax"
 """In a list of types: the input of Softmax and LogSoftmax."""
 DEFAULT_OP_TYPES = ("Conv", "Gemm", "MatMul")
@@ -38,6 +40,7 @@ DEFAULT_OP_TYPES = ("Conv", "Gemm", "MatMul")
 _RANK_OF_EXPERTS = 3
 """TensorRT-RTX runs a batch of matrices with scales for each in INT8; with two batch axes it does not."""
 _NONE: Mapping[str, str] = MappingProxyType({})
+_NO_FORMS: Mapping[str, CodeFormat] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +64,12 @@ class QuantizedNode:
     scheme: LayerScheme
     activations: tuple[tuple[int, str], ...] = ()
     weight: tuple[int, str] | None = None
+
+    @property
+    def encodings(self) -> tuple[tuple[str, Encoding], ...]:
+        """The activations, with how each is held."""
+        inputs = dict(self.scheme.inputs)
+        return tuple((tensor, inputs[place]) for place, tensor in self.activations)
 
     @property
     def held_weight(self) -> QuantizedWeight | None:
@@ -106,20 +115,19 @@ class Placement:
     given: tuple[KeptNode, ...] = ()
 
     @property
-    def encodings(self) -> dict[str, Encoding]:
-        """How each tensor is held that quantized nodes read, in graph order."""
-        layers = ((dict(node.scheme.inputs), node.activations) for node in self.quantized)
-        return {tensor: inputs[place] for inputs, tensors in layers for place, tensor in tensors}
+    def encodings(self) -> tuple[tuple[str, Encoding], ...]:
+        """The tensors that quantized nodes read, each with how they are held, in graph order."""
+        return tuple(dict.fromkeys(pair for node in self.quantized for pair in node.encodings))
 
     @property
     def activations(self) -> tuple[str, ...]:
-        """The tensors that get Q/DQ, and so need a range, in graph order."""
-        return tuple(name for name, encoding in self.encodings.items() if not encoding.is_given)
+        """The tensors that need a range, in graph order."""
+        return tuple(self.formats)
 
     @property
     def formats(self) -> dict[str, CodeFormat]:
-        """The number format of each tensor that gets Q/DQ."""
-        return {name: self.encodings[name].format for name in self.activations}
+        """The number format of each tensor that needs a range."""
+        return {name: encoding.format for name, encoding in self.encodings if not encoding.is_given}
 
     @property
     def layers(self) -> tuple[QuantizedNode, ...]:
@@ -137,7 +145,7 @@ class Placement:
         weights = [node.scheme.weight for node in self.quantized if node.scheme.weight is not None]
         if any(isinstance(weight.granularity, PerToken | PerBlock) for weight in weights):
             return 21
-        held = (*self.encodings.values(), *weights)
+        held = (*(encoding for _, encoding in self.encodings), *weights)
         return max((encoding.format.first_opset for encoding in held), default=13)
 
     def with_one_scale(self) -> Placement:
@@ -162,6 +170,7 @@ def place(
     model: ir.Model,
     *,
     form: CodeFormat = INT8,
+    forms: Mapping[str, CodeFormat] = _NO_FORMS,
     skip: Sequence[str] = (),
     op_types: Sequence[str] = DEFAULT_OP_TYPES,
     force: Sequence[str] = (),
@@ -191,12 +200,13 @@ def place(
     Args:
         model: The graph; its nodes have unique names.
         form: The number format of the layers: INT8 or FP8.
+        forms: Names of layers that have another one. What rule 2 adds has that of its convolution.
         skip: Regular expressions searched in node names; these nodes keep their precision.
         op_types: The types of nodes to quantize.
         force: Regular expressions of nodes that rule 4 does not hold back.
         kept: Names of nodes that keep their precision, each with the reason, whoever decided it. A node that
             `skip` names as well has this reason. Names that the graph lacks are passed over.
-        by_matrix: Whether a weight of several matrices, such as experts, has scales for each matrix and
+        by_matrix: Whether an INT8 weight of several matrices, such as experts, has scales for each matrix and
             output channel; else it has one scale, or stays float where that would wipe out a matrix.
     """
     names = [str(node.name) for node in model.graph]
@@ -209,14 +219,16 @@ def place(
         if node in given:
             continue
         name = str(node.name)
-        decision = left[name] if name in left else _decide(node, form, op_types, force, by_matrix)
+        own = forms.get(name, form)
+        splits = by_matrix and own is INT8  # nobody has measured it in others
+        decision = left[name] if name in left else _decide(node, own, op_types, force, splits)
         if isinstance(decision, str):
             unquantized.append(KeptNode(name, node.op_type, decision))
         else:
             quantized.append(decision)
-    quantized += _residual_adds(model, form, {node.name for node in quantized}, left)
+    quantized += _residual_adds(model, {node.name: forms.get(node.name, form) for node in quantized}, left)
     if SOFTMAX in op_types:
-        quantized += _softmax_inputs(model, form, left)
+        quantized += _softmax_inputs(model, form, forms, left)
     order = {name: index for index, name in enumerate(names)}
     return Placement(
         tuple(sorted(quantized, key=lambda node: order[node.name])),
@@ -340,22 +352,24 @@ def find_channel_axis(node: ir.Node, place: int, rank: int) -> int | None:
 
 
 def _residual_adds(
-    model: ir.Model, form: CodeFormat, layers: set[str], skipped: Collection[str]
+    model: ir.Model, layers: Mapping[str, CodeFormat], skipped: Collection[str]
 ) -> Iterator[QuantizedNode]:
     for node in model.graph:
         if node.op_type != "Add" or node.name in skipped:
             continue
-        ends = [_ends_quantized_conv(value, layers) for value in node.inputs]
-        place = 1 if ends[0] else 0  # where both are convolutions, the second is the shortcut
-        if any(ends) and _same_shape(node) and _is_float_activation(node.inputs[place]):
-            yield _with_codes(node, form, "residual-add", place)
+        first, second = (_find_quantized_conv(value, layers) for value in node.inputs)
+        place = 1 if first else 0  # where both are convolutions, the second is the shortcut
+        if (conv := first or second) and _same_shape(node) and _is_float_activation(node.inputs[place]):
+            yield _with_codes(node, layers[conv], RESIDUAL_ADD, place)
 
 
-def _softmax_inputs(model: ir.Model, form: CodeFormat, skipped: Collection[str]) -> Iterator[QuantizedNode]:
+def _softmax_inputs(
+    model: ir.Model, form: CodeFormat, forms: Mapping[str, CodeFormat], skipped: Collection[str]
+) -> Iterator[QuantizedNode]:
     for node in model.graph:
         is_softmax = node.op_type in ("Softmax", "LogSoftmax") and node.name not in skipped
         if is_softmax and _is_float_activation(node.inputs[0]):
-            yield _with_codes(node, form, "softmax-input", 0)
+            yield _with_codes(node, forms.get(str(node.name), form), "softmax-input", 0)
 
 
 def _is_float_activation(value: ir.Value | None) -> bool:
@@ -363,11 +377,12 @@ def _is_float_activation(value: ir.Value | None) -> bool:
     return is_activation and find_operand(value) is None
 
 
-def _ends_quantized_conv(value: ir.Value | None, layers: set[str]) -> bool:
+def _find_quantized_conv(value: ir.Value | None, layers: Collection[str]) -> str:
+    """Returns the name of the quantized convolution that ends in this value alone; empty if none does."""
     producer = value.producer() if value is not None else None
     if value is None or producer is None or producer.op_type != "Conv" or producer.name not in layers:
-        return False
-    return len(value.uses()) == 1 and not value.is_graph_output()
+        return ""
+    return str(producer.name) if len(value.uses()) == 1 and not value.is_graph_output() else ""
 
 
 def _same_shape(node: ir.Node) -> bool:

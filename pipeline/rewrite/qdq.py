@@ -35,8 +35,8 @@ def quantize(
 ) -> ir.Model:
     """Returns the model with Q/DQ pairs at the placed inputs, and codes of weights behind DequantizeLinear.
 
-    A tensor with several quantized readers gets one pair, or the one that it has in the model already; its
-    other readers keep the float. Scales have the dtype of their tensor.
+    A tensor with several quantized readers gets one pair for each encoding that they take, or the one that
+    it has in the model already; its other readers keep the float. Scales have the dtype of their tensor.
 
     Args:
         model: The float graph; it is not changed.
@@ -60,11 +60,15 @@ def quantize(
     placement, ranges = rescaled.placement, rescaled.ranges
     edit, values = GraphEditor(result), map_values(result.graph)
     nodes = {node.name: node for node in result.graph}
-    given = {name: find_given(values[name]) for name, item in placement.encodings.items() if item.is_given}
+    given = {
+        (name, encoding): find_given(values[name], encoding.format)
+        for name, encoding in placement.encodings
+        if encoding.is_given
+    }
     activations = {
-        name: given.get(name)
+        (name, encoding): given.get((name, encoding))
         or _quantize_activation(edit, values[name], _choose_qparams(ranges, name, encoding, scale_dtype))
-        for name, encoding in placement.encodings.items()
+        for name, encoding in placement.encodings
     }
     weights: dict[QuantizedWeight, _Weight] = {}
     for placed in placement.quantized:
@@ -79,8 +83,9 @@ def quantize(
                 lost = weights[weight].lost()
                 add_to_bias(edit, node, follow_output(lost, np.asarray(channels.mean), node))
             node.replace_input_with(placed.weight[0], weights[weight].value)
+        held = dict(placed.scheme.inputs)
         for index, tensor in placed.activations:
-            node.replace_input_with(index, activations[tensor])
+            node.replace_input_with(index, activations[tensor, held[index]])
     if given:
         result.graph.sort()  # a layer may stand before the pair that it now reads
     edit.drop_unused()
@@ -90,7 +95,7 @@ def quantize(
 def _choose_qparams(ranges: Ranges, tensor: str, encoding: Encoding, dtype: str) -> QParams:
     if ranges.activations == "asymmetric":
         return choose_asymmetric_qparams(ranges.ends(tensor), dtype)
-    return choose_activation_qparams(ranges.amax(tensor), dtype, encoding)
+    return choose_activation_qparams(ranges.amax(tensor, encoding.format.name), dtype, encoding)
 
 
 def _quantize_activation(edit: GraphEditor, source: ir.Value, qparams: QParams) -> ir.Value:
@@ -133,7 +138,7 @@ def _quantized_weight(
     values = source.const_value.numpy()
     require_finite(values, weight.tensor)
     qparams = _in_dtype_of(source, find_qparams(values, weight.encoding, ranges, scale_dtype))
-    rounding = ranges.roundings.get(hash_weight(values)) if ranges.roundings else None
+    rounding = ranges.roundings.get(hash_weight(values, weight.encoding.format)) if ranges.roundings else None
     if rounding is None:
         codes = quantize_array(values, qparams)
     else:
