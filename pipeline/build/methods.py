@@ -12,7 +12,6 @@ from trtq.pipeline.build.job import Job
 from trtq.pipeline.build.keys import make_keys
 from trtq.pipeline.build.models import ModelFiles
 from trtq.pipeline.build.ranges import JobRanges, observe_job, search_ranges
-from trtq.pipeline.formats import LAYER_FORMATS
 from trtq.pipeline.judge.compare import Comparison
 from trtq.pipeline.judge.gate import judge
 from trtq.progress import Log
@@ -61,7 +60,7 @@ def try_methods(
         calibrated = search_ranges(other, start.calibrated.statistics or observe_job(job, log), log)
         models = write(other, calibrated)
         comparison = compare(other, models)
-    before, after = _worst_db(start.comparison), _worst_db(comparison)
+    before, after = _worst_db(start.comparison, job.target.name), _worst_db(comparison, job.target.name)
     holds = judge(comparison, job.spec.accuracy, candidate=job.target.name).outcome != "fail"
     assert calibrated.ranges is not None
     method = calibrated.ranges.method.partition("(")[0]
@@ -80,8 +79,8 @@ def try_methods(
     return RangedJob(replace(other, keys=keys), calibrated, models, comparison, outcome)
 
 
-def _worst_db(comparison: Comparison) -> float:
-    """Returns the lowest SQNR of any output of the INT8 model; -inf if one is broken."""
-    judged = [item for item in comparison.outputs if item.candidate in LAYER_FORMATS]
+def _worst_db(comparison: Comparison, name: str) -> float:
+    """Returns the lowest SQNR of any output of the model of this name; -inf if one is broken."""
+    judged = [item for item in comparison.outputs if item.candidate == name]
     pairs = (item for item in judged if item.reference in REFERENCES)
     return min((-math.inf if math.isnan(item.sqnr_db) else item.sqnr_db for item in pairs), default=0.0)

@@ -99,12 +99,18 @@ class AutoReport:
         outcome: In a sentence.
         kept: The layers that are kept out of INT8, most harmful for their cost first.
         skip: The patterns for `--skip` that reproduce it.
-        int8_macs: The share of all multiply-accumulates that is in INT8; those in the bodies of If, Loop and
-            Scan are not counted.
+        int8_macs: The share of all multiply-accumulates that is in INT8 or another format of 8 bits or fewer;
+            those in the bodies of If, Loop and Scan are not counted.
         int8_macs_before: The same without `--auto`.
         times_judged: How often a choice was judged on the data that was held back.
         evaluation_passes: What it cost, in runs of one model over the evaluation data.
         method: The calibration method that was taken instead of the one that was asked for; empty: none.
+        layers: The format of each quantized layer, where there are several.
+        formats: The share of all multiply-accumulates by format; "fp16" is what is not quantized.
+        cost: What the layers cost that could be chosen, as a share of the cost of all layers in FP16, by the
+            table of what a GPU multiplies and reads (`formats/throughput.py`); None if it is not known.
+        cost_before: The same with every layer in its cheapest format.
+        cost_float: The same with every layer in FP16.
     """
 
     outcome: str
@@ -115,6 +121,11 @@ class AutoReport:
     times_judged: int = 0
     evaluation_passes: float = 0.0
     method: str = ""
+    layers: Mapping[str, str] = field(default_factory=dict)
+    formats: Mapping[str, Measured] = field(default_factory=dict)
+    cost: float | None = None
+    cost_before: float | None = None
+    cost_float: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

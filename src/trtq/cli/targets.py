@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import click
 
-from trtq.cli.options import Decorator, Given, combine_options, create_option, take, take_one
+from trtq.cli.options import Decorator, Given, GivenSetting, combine_options, create_option, take, take_one
 from trtq.errors import UsageError
 from trtq.models.option import Kind, Option, setting
 from trtq.pipeline.engine.backend import BuilderOptions, Precision
@@ -81,18 +81,21 @@ def read_target(given: Given, usual: Target | None = None, *, is_int8: bool = Fa
     Raises:
         UsageError: There is no such target.
     """
+    given = replace(given, changes=[*map(_parse_change, given.changes)])
     formats = given.apply(Formats(int8=is_int8))
     for change in given.find(Target, "high_precision") if formats.fp16 else ():
         if change.value not in ("auto", "fp16"):
             raise UsageError(
                 f"--fp16 and --high-precision {change.value} contradict each other; give one of them"
             )
+    if given.find(Target, "formats") and (formats.int8 or formats.fp8 or formats.fp16):
+        one = next(name for name in ("int8", "fp8", "fp16") if getattr(formats, name))
+        raise UsageError(f"--{one} and --formats contradict each other; give one of them")
     precision, weights = _choose_precision(formats), _choose_weights(formats, given)
     target = given.apply(replace(usual or Target(), precision=precision, weights=weights))
     return replace(
         target,
         high_precision="fp16" if formats.weights and formats.fp16 else target.high_precision,
-        compute_capabilities=tuple(map(_parse_capability, target.compute_capabilities)),
         shapes=given.apply(GivenShapes()),
         options=given.apply(BuilderOptions()),
     )
@@ -124,6 +127,12 @@ def _choose_weights(formats: Formats, given: Given) -> WeightScheme | None:
         formats.double_quant,
         not formats.quantize_sensitive,
     )
+
+
+def _parse_change(change: GivenSetting) -> GivenSetting:
+    if (change.settings, change.field) != (Target, "compute_capabilities"):
+        return change
+    return replace(change, value=tuple(map(_parse_capability, change.value)))
 
 
 def _parse_capability(text: str) -> str:
