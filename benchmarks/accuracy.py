@@ -120,7 +120,7 @@ def engine(path: Path, folder: Path) -> Row:
     return {
         "builds": True,
         "layers_marked": built["layers_quantized"],
-        "layers_int8": built["layers_int8"],
+        "layers_int8": built["layers_realized"].get("int8", 0),
         "layers_weighted_int8": sum(precision == "Int8" for precision in layers.values()),
         "layers_weighted": len(layers),
     }

@@ -104,7 +104,7 @@ def build(folder: Path) -> dict[str, Any]:
             "samples": report["evaluated_samples"],
             "passes": auto.get("evaluation_passes"),
             "times_judged": auto.get("times_judged"),
-            "layers_int8": report["engine"]["layers_int8"],
+            "layers_realized": report["engine"]["layers_realized"],
             "layers_quantized": report["engine"]["layers_quantized"],
         }
 

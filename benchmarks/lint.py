@@ -177,7 +177,8 @@ def disagreement(name: str, prediction: Prediction, truth: Truth) -> dict[str, A
         "graph": name,
         "lint": REFUSED if prediction.refused else sorted(prediction.int8),
         "rules": prediction.rules,
-        "builder": truth.refused[:300] or sorted({n for k in truth.kernels if k.is_int8 for n in k.nodes}),
+        "builder": truth.refused[:300]
+        or sorted({n for k in truth.kernels if k.multiplies_in for n in k.nodes}),
     }
 
 

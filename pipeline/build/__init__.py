@@ -18,7 +18,7 @@ from trtq.pipeline.build.models import ModelFiles, report_job_weights, write_mod
 from trtq.pipeline.build.prepare import prepare
 from trtq.pipeline.build.ranges import JobRanges, find_ranges
 from trtq.pipeline.build.search import SearchResult, compare_written, search_layers
-from trtq.pipeline.build.share import measure_int8_share
+from trtq.pipeline.build.share import measure_quantized_share
 from trtq.pipeline.calibrate.data import find_shapes
 from trtq.pipeline.deliver.earlier import EarlierBuild, find_earlier
 from trtq.pipeline.deliver.folder import stage_folder
@@ -200,7 +200,7 @@ def _report(
         model=str(job.graph.path),
         output=str(job.folder),
         backend=f"{job.backend.name} {job.backend.version()}",
-        precision=job.target.name,
+        precision=job.name,
         high_precision="as it is" if job.is_as_given else job.strategy.rest.name,
         calibration=calibrated.report or work.engine.calibration,
         repairs=calibrated.repairs,
@@ -222,12 +222,16 @@ def _report(
         logits=seen.logits,
         sizes_bytes=measure_sizes(job, stage),
         given=job.placement.given,
-        int8_macs=measure_int8_share(job, work.models, work.engine.report),
+        quantized_macs=measure_quantized_share(job, work.models, work.engine.report),
     )
 
 
 def _judge(job: Job, comparison: Comparison | None) -> Verdict:
     """Returns the verdict; a model that was compared with itself alone does not pass."""
+    if job.unrunnable:
+        return Verdict(
+            "unverified", (f"{job.unrunnable}, which ONNX Runtime cannot run: nothing was compared",)
+        )
     name = name_to_judge(job, comparison)
     verdict = judge(comparison, job.spec.accuracy, candidate=name, is_random=job.is_random)
     if verdict.outcome == "pass" and job.target.precision == "weights" and not job.placement.weights_alone:

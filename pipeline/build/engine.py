@@ -66,7 +66,7 @@ def build_engine(
         quantization=job.strategy.quantization,
         quantization_reason=job.strategy.reason,
         layers_quantized=covered.layers_quantized,
-        layers_int8=covered.layers_int8,
+        layers_realized=covered.layers_realized,
         fallbacks=covered.fallbacks,
         profiles=request.profiles,
         targets=targets,

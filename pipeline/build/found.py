@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -107,13 +108,11 @@ def _sum_costs(costs: Costs, forms: Mapping[str, str]) -> float | None:
 
 
 def _share_macs(before: Job, job: Job, found: Found) -> dict[str, float]:
-    """Returns the share of the MACs by format; what came quantized stays, and counts as the target's own."""
-    forms: dict[str, str] = dict.fromkeys(
-        (layer.name for layer in find_quantized_layers(before.graph.model)), before.target.precision
-    )
-    forms |= {name: form for name, form in list_forms(job).items() if name not in forms}
+    """Returns the share of the MACs by format; what came quantized stays so."""
+    given = find_quantized_layers(before.graph.model)
+    forms = {**list_forms(job), **{layer.name: layer.activation or FLOAT for layer in given}}
     total = max(sum(found.macs.values()), 1)
-    counts = dict.fromkeys((*before.target.code_formats, FLOAT), 0)
+    counts = Counter(dict.fromkeys((*before.target.code_formats, FLOAT), 0))
     for name, macs in found.macs.items():
         counts[forms.get(name, FLOAT)] += macs
     return {form: count / total for form, count in counts.items()}
@@ -153,12 +152,11 @@ def warn_of_few(job: Job, auto: AutoReport, plain: Comparison) -> str:
     return (
         f"only {auto.int8_macs or 0.0:.1%} of the MACs are in {job.target.code_words}, "
         f"{auto.int8_macs_before or 0.0:.1%} without --auto; with every layer {describe_plain(job)} the "
-        f"outputs had an SQNR of {_sqnr_db(job, plain):.1f} dB; the worst layers are {named}; see whether "
+        f"outputs had an SQNR of {_sqnr_db(plain):.1f} dB; the worst layers are {named}; see whether "
         f"the gate is too strict, or `trtq sensitivity` for each layer"
     )
 
 
-def _sqnr_db(job: Job, comparison: Comparison) -> float:
-    name = job.target.name
-    pairs = [item for item in comparison.outputs if item.candidate == name and item.reference in REFERENCES]
+def _sqnr_db(comparison: Comparison) -> float:
+    pairs = [item for item in comparison.outputs if item.candidate != "fp16" and item.reference in REFERENCES]
     return to_effect(pairs).sqnr_db

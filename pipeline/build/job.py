@@ -21,9 +21,10 @@ from trtq.pipeline.engine.strategy import Strategy
 from trtq.pipeline.engine.target import Target
 from trtq.pipeline.formats import INT8
 from trtq.pipeline.formats.codes import CodeFormat
+from trtq.pipeline.graph.foreign_operators import explain_unrunnable
 from trtq.pipeline.graph.load import Graph
 from trtq.pipeline.graph.placement import Placement
-from trtq.pipeline.graph.quantized import is_quantized
+from trtq.pipeline.graph.quantized import find_quantized_layers, is_quantized, name_formats
 from trtq.pipeline.quantize.weights import place_weights
 from trtq.progress import Silent, Watcher
 
@@ -81,10 +82,23 @@ class Job:
         """Whether the model comes with Q/DQ of its own, which is kept."""
         return is_quantized(self.graph.model)
 
+    @cached_property
+    def unrunnable(self) -> str:
+        """Why ONNX Runtime cannot run the model, so that nothing is compared; empty if it can."""
+        return explain_unrunnable(self.graph.model) if self.has_given else ""
+
     @property
     def is_as_given(self) -> bool:
         """Whether the model comes with Q/DQ and is built as it is, since no more of it is quantized."""
         return self.has_given and self.target.form is not None and not self.placement.quantized
+
+    @cached_property
+    def name(self) -> str:
+        """What the model is called in files and reports: its format, "quantized" if it has several."""
+        if not self.has_given or self.target.form is None:
+            return self.target.name
+        given = find_quantized_layers(self.graph.model)
+        return name_formats(given, *(() if self.is_as_given else (self.target.name,)))
 
     @property
     def method(self) -> Method:

@@ -50,7 +50,7 @@ def try_methods(
         log: Is told of it.
     """
     job = start.job
-    fails = judge(start.comparison, job.spec.accuracy, candidate=job.target.name).outcome == "fail"
+    fails = judge(start.comparison, job.spec.accuracy, candidate=job.name).outcome == "fail"
     if not fails or not job.calibrates or isinstance(job.method, Auto):
         return start
     named = job.spec.calibration.method
@@ -60,8 +60,8 @@ def try_methods(
         calibrated = search_ranges(other, start.calibrated.statistics or observe_job(job, log), log)
         models = write(other, calibrated)
         comparison = compare(other, models)
-    before, after = _worst_db(start.comparison, job.target.name), _worst_db(comparison, job.target.name)
-    holds = judge(comparison, job.spec.accuracy, candidate=job.target.name).outcome != "fail"
+    before, after = _worst_db(start.comparison), _worst_db(comparison)
+    holds = judge(comparison, job.spec.accuracy, candidate=other.name).outcome != "fail"
     assert calibrated.ranges is not None
     method = calibrated.ranges.method.partition("(")[0]
     if not holds and not after - before >= _CLEARLY_DB:  # nor where both are broken
@@ -79,8 +79,7 @@ def try_methods(
     return RangedJob(replace(other, keys=keys), calibrated, models, comparison, outcome)
 
 
-def _worst_db(comparison: Comparison, name: str) -> float:
-    """Returns the lowest SQNR of any output of the model of this name; -inf if one is broken."""
-    judged = [item for item in comparison.outputs if item.candidate == name]
-    pairs = (item for item in judged if item.reference in REFERENCES)
+def _worst_db(comparison: Comparison) -> float:
+    """Returns the lowest SQNR of any output of the INT8 model; -inf if one is broken."""
+    pairs = (item for item in comparison.outputs if item.candidate != "fp16" and item.reference in REFERENCES)
     return min((-math.inf if math.isnan(item.sqnr_db) else item.sqnr_db for item in pairs), default=0.0)

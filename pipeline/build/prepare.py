@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from trtq.errors import DataError, UsageError
+from trtq.errors import DataError, ModelError, UsageError
 from trtq.models.signature import require_same_inputs
 from trtq.models.spec import InputSpec, ModelSpec
 from trtq.pipeline.build.job import Job, place_job
@@ -23,6 +23,7 @@ from trtq.pipeline.engine.profiles import resolve_profiles
 from trtq.pipeline.engine.strategy import Strategy, choose_strategy
 from trtq.pipeline.engine.target import Target
 from trtq.pipeline.formats import FP16, INT8, LAYER_FORMATS
+from trtq.pipeline.graph.foreign_operators import explain_unrunnable
 from trtq.pipeline.graph.load import Graph, load, raise_opset
 from trtq.pipeline.graph.pictures import tell_of_pictures
 from trtq.pipeline.graph.quantized import is_quantized
@@ -126,7 +127,7 @@ def _with_data(job: Job, watcher: Watcher, *, random_data: bool) -> Job:
     compares = job.ranges is None or spec.evaluation.data is None
     if needs or random_data or (spec.calibration.data is not None and compares):
         calibration = open_calibration_data(graph, spec, target, random_data=random_data)
-    evaluation = open_evaluation_data(graph, spec, calibration)
+    evaluation = None if job.unrunnable else open_evaluation_data(graph, spec, calibration)
     tell_of_pictures(graph.model, watcher, calibration, evaluation)
     if target.searches and (evaluation is None or evaluation.is_random):
         raise DataError(
@@ -179,8 +180,21 @@ def _take_given(job: Job, watcher: Watcher, *, has_data: bool) -> Job:
             f"model, or leave --quantization implicit out"
         )
     for_tensorrt = job.backend.name != "onnxruntime"
-    graph = repair_graph(job.graph, watcher, requantize=target.requantize, for_tensorrt=for_tensorrt)
+    graph = repair_graph(
+        job.graph,
+        watcher,
+        requantize=target.requantize,
+        for_tensorrt=for_tensorrt,
+        targets=target.compute_capabilities,
+    )
     placement = place_layers(graph, job.spec, target, Silent(), job.kept, job.backend)
+    if reason := explain_unrunnable(graph.model):
+        if not for_tensorrt:
+            raise ModelError(
+                f"{reason}, which ONNX Runtime cannot run; build {path} with --backend tensorrt-rtx"
+            )
+        watcher.warn(f"{reason}, which ONNX Runtime cannot run: nothing of {path} is calibrated or compared")
+        has_data = False
     if not placement.quantized:
         if target.searches:
             raise UsageError(

@@ -72,7 +72,7 @@ def search_layers(
         labels: Of the data, loaded.
         log: Is told of it all.
     """
-    verdict = judge(first, job.spec.accuracy, candidate=job.target.name)
+    verdict = judge(first, job.spec.accuracy, candidate=job.name)
     if verdict.outcome != "fail":
         outcome = f"not needed: {HOLDS[verdict.outcome]} with every layer {describe_plain(job)}"
         return SearchResult(job, models, AutoReport(outcome), first)
@@ -143,7 +143,7 @@ def _search(
         models = quantize(changed)
         comparison = compare_written(changed, models, start.labels, log)
         meter.samples_run += comparison.num_samples * len(models.files)
-        verdict = judge(comparison, job.spec.accuracy, candidate=job.target.name)
+        verdict = judge(comparison, job.spec.accuracy, candidate=changed.name)
         if verdict.outcome != "fail" or not choice.is_more_exact or attempts == _MOST_ATTEMPTS:
             break
         log.stage("Choosing further layers")

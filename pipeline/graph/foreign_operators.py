@@ -13,6 +13,7 @@ from trtq.models.session import SessionPort, open_session
 from trtq.pipeline.graph.edit import GraphEditor
 from trtq.pipeline.graph.operands import DEQUANTIZE, QUANTIZE, find_code_dtype
 from trtq.pipeline.graph.opset import convert_opset, infer_shapes, read_opset
+from trtq.pipeline.graph.opset.own import OWN_OPERATORS
 
 _STANDARD = ("", "ai.onnx")
 _CODES = {
@@ -21,21 +22,35 @@ _CODES = {
     for op_type in (QUANTIZE, DEQUANTIZE)
 }
 """Q and DQ of TensorRT's own, which its exporters write into models of older opsets."""
+_NOT_RUN = (ir.DataType.FLOAT4E2M1, ir.DataType.FLOAT8E8M0)
+"""Types that ONNX Runtime has no kernels for."""
 _SMALL_BYTES = 4096  # shapes, axes and the like, whose values decide a shape
 
 
 def refuse_foreign_operators(model: ir.Model) -> None:
-    """Refuses what ONNX Runtime does not know, so that nothing could be compared with the model."""
+    """Refuses what neither ONNX Runtime nor TensorRT's parser knows."""
     for node in model.graph.all_nodes():
-        is_known = node.domain == "trt" and node.op_type in _CODES
-        if is_known or node.domain in ("", "ai.onnx", "com.microsoft"):
-            continue
-        what = (
-            "an operator of TensorRT's own, which ONNX Runtime cannot run, so that nothing can be compared"
-            if node.domain == "trt" and node.op_type.startswith("TRT_")
-            else "no standard ONNX operator; TensorRT has it only as a plugin, which trtq does not load"
-        )
-        raise ModelError(f"node {node.name!r} is {node.domain}::{node.op_type}, which is {what}")
+        is_known = node.domain == "trt" and (node.op_type in _CODES or node.op_type in OWN_OPERATORS)
+        if not is_known and node.domain not in ("", "ai.onnx", "com.microsoft"):
+            raise ModelError(
+                f"node {node.name!r} is {node.domain}::{node.op_type}, which is no standard ONNX operator; "
+                f"TensorRT has it only as a plugin, which trtq does not load"
+            )
+
+
+def explain_unrunnable(model: ir.Model) -> str:
+    """Returns why ONNX Runtime cannot run a model that TensorRT takes; empty if it can.
+
+    Args:
+        model: With inferred dtypes.
+    """
+    for node in model.graph.all_nodes():
+        if node.domain == "trt":
+            return f"node {node.name!r} is {node.op_type}, an operator of TensorRT's own"
+        values = (value for value in (*node.inputs, *node.outputs) if value is not None)
+        if dtype := next((value.dtype for value in values if value.dtype in _NOT_RUN), None):
+            return f"node {node.name!r} ({node.op_type}) has {dtype.name.lower()}"
+    return ""
 
 
 def standardize(model: ir.Model) -> ir.Model:

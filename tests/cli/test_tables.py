@@ -36,7 +36,9 @@ def report(num_fallbacks: int) -> Report:
         schema_version=SCHEMA_VERSION, verdict="unverified", reasons=("no data", "no labels"),
         model="a/net.onnx", output="out", backend="tensorrt-rtx 1", precision="int8",
         high_precision="as it is", calibration=None,
-        engine=EngineReport("model.engine", 2048, 20, 20 - num_fallbacks, fallbacks, {}, ("8.6", "8.9"), ()),
+        engine=EngineReport(
+            "model.engine", 2048, 20, {"int8": 20 - num_fallbacks}, fallbacks, {}, ("8.6", "8.9"), ()
+        ),
         comparison=(), evaluated_samples=0, evaluation_data="", accuracy={}, kept_float=(), kept_fp32=(),
         notes=(), warnings=(),
     )  # fmt: skip
@@ -115,7 +117,7 @@ def test_repairs_say_what_they_gained_and_in_detail_what_was_tried() -> None:
     ],
 )
 def test_little_in_int8_is_no_plain_success(verdict: str, share: float | None, line: str, style: str) -> None:
-    text = format_verdict(replace(report(0), verdict=verdict, int8_macs=share))
+    text = format_verdict(replace(report(0), verdict=verdict, quantized_macs=share))
     assert text.plain == line
     styles = [str(span.style) for span in text.spans if span.start == 0] or [str(text.style)]
     assert styles == [style]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import onnx_ir as ir
@@ -32,7 +32,14 @@ class RepairedGraph:
     changes: tuple[Change, ...]
 
 
-def repair_graph(graph: Graph, watcher: Watcher, *, requantize: bool, for_tensorrt: bool = True) -> Graph:
+def repair_graph(
+    graph: Graph,
+    watcher: Watcher,
+    *,
+    requantize: bool,
+    for_tensorrt: bool = True,
+    targets: Sequence[str] = (),
+) -> Graph:
     """Returns a graph that comes with Q/DQ, with everything repaired that TensorRT would not take.
 
     Args:
@@ -40,6 +47,7 @@ def repair_graph(graph: Graph, watcher: Watcher, *, requantize: bool, for_tensor
         watcher: Hears of the repairs.
         requantize: As for `repair`.
         for_tensorrt: Whether what has no repair is refused, since TensorRT is to take it.
+        targets: The compute capabilities to build for; see `trtq.pipeline.graph.lint.lint`.
 
     Raises:
         ModelError: Something has no repair.
@@ -48,7 +56,7 @@ def repair_graph(graph: Graph, watcher: Watcher, *, requantize: bool, for_tensor
     for sentence, is_exact in summarize_changes(repaired.changes):
         (watcher.note if is_exact else watcher.warn)(sentence)
     if for_tensorrt:
-        refuse(lint(repaired.model))
+        refuse(lint(repaired.model, targets))
     return replace(
         graph,
         model=repaired.model,

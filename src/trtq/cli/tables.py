@@ -74,9 +74,9 @@ def print_report(console: Console, report: Report, *, verbose: bool, folder: Pat
 
 
 def format_verdict(report: Report) -> Text:
-    """Returns the verdict; if it is a pass, with how much of the work is in INT8: little is no plain one."""
-    if report.verdict == "pass" and report.int8_macs is not None:
-        share = f"{report.int8_macs:.1%} of the MACs run in INT8"
+    """Returns the verdict; if it is a pass, with how much of the work is on codes: little is no plain one."""
+    if report.verdict == "pass" and report.quantized_macs is not None:
+        share = f"{report.quantized_macs:.1%} of the MACs run {report.runs_in}"
         if report.is_mostly_float:
             return Text.assemble(("PASS", _STYLES["unverified"]), f", but only {share}")
         return Text.assemble(("PASS", _STYLES["pass"]), f"  {share}")
@@ -167,13 +167,14 @@ def _print_lines(console: Console, *lines: str, style: str = "dim") -> None:
 
 def _print_engine(console: Console, report: Report) -> None:
     engine = report.engine
-    implicitly = "implicitly " if engine.quantization == "implicit" else ""
-    covered = f"{engine.layers_int8} of {engine.layers_quantized} {implicitly}quantized layers run in INT8"
-    if not engine.layers_quantized:
+    covered = engine.coverage
+    if engine.quantization == "implicit":
+        covered = covered.replace("quantized", "implicitly quantized", 1)
+    if not covered and report.is_quantized:
         covered = "no layer is quantized"
     console.print(
         f"{engine.path}  {format_bytes(engine.bytes)}"
-        + (f"  {covered}" if report.precision == "int8" else "")
+        + (f"  {covered}" if covered else "")
         + (f"  for {', '.join(engine.targets)}" if engine.targets else "")
     )
     for name, profile in engine.profiles.items():

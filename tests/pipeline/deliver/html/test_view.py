@@ -83,8 +83,8 @@ def test_what_does_not_run_in_int8_is_grouped_by_reason(report: Report, manifest
         kept_fp32=(KeptFp32("exp", "too large"),),
     )
     (fallen, (one,)), (never, (gates, lstm)), (fp32, (exp,)) = list_kept(report, manifest)
-    assert (fallen, never, fp32) == ("Quantized, but not run in INT8", "Not quantized", "Kept in FP32")
-    assert (one.reason, one.nodes) == ("runs as FP16: no kernel", (("layer 1", "Conv"),))
+    assert (fallen, never, fp32) == ("Quantized, but not run as asked", "Not quantized", "Kept in FP32")
+    assert (one.reason, one.nodes) == ("asked in INT8, runs as FP16: no kernel", (("layer 1", "Conv"),))
     assert (gates.reason, gates.nodes) == ("gate", (("a", "Conv"), ("b", "Conv")))
     assert lstm.nodes == (("lstm", "LSTM, runs as FP32"),)
     assert (exp.reason, exp.nodes) == ("too large", (("exp", ""),))
@@ -92,10 +92,12 @@ def test_what_does_not_run_in_int8_is_grouped_by_reason(report: Report, manifest
 
 def test_layers_are_counted_by_what_became_of_them(report: Report, manifest: Manifest) -> None:
     assert [(item.text, item.name, item.length) for item in format_coverage(report)] == [
-        ("2", "run in INT8", 50.0), ("1", "quantized, but run in float", 25.0), ("1", "not quantized", 25.0),
-    ]  # fmt: skip
+        ("2", "run in INT8", 50.0),
+        ("1", "quantized, but not run as asked", 25.0),
+        ("1", "not quantized", 25.0),
+    ]
     assert list_kernels(manifest) == "1 INT8, 1 FP16, 1 FP32"
-    none = replace(report.engine, layers_quantized=0, layers_int8=0)
+    none = replace(report.engine, layers_quantized=0, layers_realized={})
     assert format_coverage(replace(report, engine=none, kept_float=())) == ()
 
 
@@ -154,7 +156,7 @@ def test_facts_are_those_that_there_are(report: Report) -> None:
         ("shapes of x", "1x3 / 2x3 / 4x3 (min / opt / max)"),
     ]  # fmt: skip
     assert "calibrated" not in dict(list_facts(replace(report, calibration=None)))
-    float_engine = replace(report.engine, layers_quantized=0, layers_int8=0)
+    float_engine = replace(report.engine, layers_quantized=0, layers_realized={})
     assert {"quantization", "the rest is"}.isdisjoint(
         dict(list_facts(replace(report, engine=float_engine, precision="fp16")))
     )
