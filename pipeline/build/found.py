@@ -50,10 +50,10 @@ def describe_plain(job: Job) -> str:
     return f"in {job.target.precision.upper()}"
 
 
-def explain_step(choice: LayerChoice, name: str) -> str:
-    """Returns why a layer is float."""
+def explain_step(option: str, choice: LayerChoice, name: str) -> str:
+    """Returns why a layer is float, by the option that asked for the search."""
     form = choice.start[name]
-    return f"kept by --auto: alone in {form.upper()} it leaves an SQNR of {_alone(choice, name):.1f} dB"
+    return f"kept by {option}: alone in {form.upper()} it leaves an SQNR of {_alone(choice, name):.1f} dB"
 
 
 def _alone(choice: LayerChoice, name: str) -> float:
@@ -98,6 +98,7 @@ def report_search(before: Job, after: Job, found: Found, verdict: Verdict) -> Au
         cost=_sum_costs(found.costs, final),
         cost_before=_sum_costs(found.costs, choice.start),
         cost_float=_sum_costs(found.costs, dict.fromkeys(final, FLOAT)),
+        option=before.target.search_option,
     )
 
 
@@ -151,8 +152,8 @@ def warn_of_few(job: Job, auto: AutoReport, plain: Comparison) -> str:
     named = ", ".join(f"{layer.name!r} ({layer.sqnr_db:.1f} dB alone)" for layer in worst)
     return (
         f"only {auto.int8_macs or 0.0:.1%} of the MACs are in {job.target.code_words}, "
-        f"{auto.int8_macs_before or 0.0:.1%} without --auto; with every layer {describe_plain(job)} the "
-        f"outputs had an SQNR of {_sqnr_db(plain):.1f} dB; the worst layers are {named}; see whether "
+        f"{auto.int8_macs_before or 0.0:.1%} without {auto.option}; with every layer {describe_plain(job)} "
+        f"the outputs had an SQNR of {_sqnr_db(plain):.1f} dB; the worst layers are {named}; see whether "
         f"the gate is too strict, or `trtq sensitivity` for each layer"
     )
 

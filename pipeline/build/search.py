@@ -75,12 +75,12 @@ def search_layers(
     verdict = judge(first, job.spec.accuracy, candidate=job.name)
     if verdict.outcome != "fail":
         outcome = f"not needed: {HOLDS[verdict.outcome]} with every layer {describe_plain(job)}"
-        return SearchResult(job, models, AutoReport(outcome), first)
+        return SearchResult(job, models, AutoReport(outcome, option=job.target.search_option), first)
     assert job.evaluation is not None
     sizes = [feed.num_samples for feed in job.evaluation]
     if hindrance := _hindrance(job, first, sizes):
         log.warn(f"{job.target.search_option} cannot help: {hindrance}")
-        return SearchResult(job, models, AutoReport(hindrance), first)
+        return SearchResult(job, models, AutoReport(hindrance, option=job.target.search_option), first)
     with log.timed("auto"):
         start = _Start(first, DataSize(len(sizes[::2]), sum(sizes[::2])), labels)
         return _search(job, ranges, quantize, start, log)
@@ -121,7 +121,7 @@ def _search(
     judged_on = replace(to_judge, origin=f"every second batch of {job.evaluation.origin}")
     works = count_work(job.graph.model, next(iter(job.evaluation)))
     if start.labels is not None:
-        _warn_of_few(start.size.num_samples, job.spec.accuracy.max_drop, log)
+        _warn_of_few(job, start.size.num_samples, log)
     log.stage("Choosing layers")
     others = [_place_in(job, form) for form in job.target.code_formats if form != job.target.precision]
     meter = EffectMeter(
@@ -138,7 +138,9 @@ def _search(
     attempts = 0
     while True:
         attempts += 1
-        changed = hold_layers(job, ranges, choice.forms(), partial(explain_step, choice))
+        changed = hold_layers(
+            job, ranges, choice.forms(), partial(explain_step, job.target.search_option, choice)
+        )
         changed = replace(changed, evaluation=judged_on)
         models = quantize(changed)
         comparison = compare_written(changed, models, start.labels, log)
@@ -172,11 +174,11 @@ def _list_allowed(job: Job, session: Switchable) -> dict[str, tuple[str, ...]]:
     }
 
 
-def _warn_of_few(num_samples: int, max_drop: float, log: Log) -> None:
-    if (each := 100 / num_samples) > max_drop:
+def _warn_of_few(job: Job, num_samples: int, log: Log) -> None:
+    if (each := 100 / num_samples) > (max_drop := job.spec.accuracy.max_drop):
         log.warn(
-            f"--auto has {num_samples} samples to choose on, so that one answer can be {each:.1f} points, "
-            f"and the gate allows {max_drop:g}: layers may be kept for the sake of one answer; give more "
+            f"{job.target.search_option} has {num_samples} samples to choose on, so that one answer can be "
+            f"{each:.1f} points, and the gate allows {max_drop:g}: layers may be kept for the sake of one answer; give more "
             f"evaluation data"
         )
 

@@ -125,9 +125,10 @@ class WeightsReport:
 
 @dataclass(frozen=True, slots=True)
 class KeptByAuto:
-    """A layer that `--auto` kept out of INT8.
+    """A layer that `--auto` kept float.
 
-    `macs` is its share of all multiply-accumulates, `sqnr_db` that of the outputs with it alone in INT8.
+    `macs` is its share of all multiply-accumulates, `sqnr_db` that of the outputs with it alone in its
+    cheapest format.
     """
 
     name: str
@@ -137,12 +138,12 @@ class KeptByAuto:
 
 @dataclass(frozen=True, slots=True)
 class AutoReport:
-    """What `--auto` found.
+    """What `--auto` or `--formats` found.
 
     Attributes:
         outcome: In a sentence.
-        kept: The layers that are kept out of INT8, most harmful for their cost first.
-        skip: The patterns for `--skip` that reproduce it.
+        kept: The layers that are kept float, most harmful for their cost first.
+        skip: The patterns for `--skip` that reproduce it, where no layer has another format.
         int8_macs: The share of all multiply-accumulates that is in INT8 or another format of 8 bits or fewer;
             those in the bodies of If, Loop and Scan are not counted.
         int8_macs_before: The same without `--auto`.
@@ -155,6 +156,7 @@ class AutoReport:
             table of what a GPU multiplies and reads (`formats/throughput.py`); None if it is not known.
         cost_before: The same with every layer in its cheapest format.
         cost_float: The same with every layer in FP16.
+        option: What asked for it.
     """
 
     outcome: str
@@ -170,6 +172,7 @@ class AutoReport:
     cost: float | None = None
     cost_before: float | None = None
     cost_float: float | None = None
+    option: str = "--auto"
 
 
 @dataclass(frozen=True, slots=True)
