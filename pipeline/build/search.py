@@ -175,11 +175,12 @@ def _list_allowed(job: Job, session: Switchable) -> dict[str, tuple[str, ...]]:
 
 
 def _warn_of_few(job: Job, num_samples: int, log: Log) -> None:
-    if (each := 100 / num_samples) > (max_drop := job.spec.accuracy.max_drop):
+    each, max_drop = 100 / num_samples, job.spec.accuracy.max_drop
+    if each > max_drop:
         log.warn(
             f"{job.target.search_option} has {num_samples} samples to choose on, so that one answer can be "
-            f"{each:.1f} points, and the gate allows {max_drop:g}: layers may be kept for the sake of one answer; give more "
-            f"evaluation data"
+            f"{each:.1f} points, and the gate allows {max_drop:g}: layers may be kept for the sake of one "
+            f"answer; give more evaluation data"
         )
 
 
