@@ -15,7 +15,7 @@ from trtq.pipeline.build.models import ModelFiles
 from trtq.pipeline.deliver.report import AutoReport
 from trtq.pipeline.engine.backend import Precision
 from trtq.pipeline.formats import FP16
-from trtq.pipeline.formats.throughput import find_machine
+from trtq.pipeline.formats.throughput import find_speed
 from trtq.pipeline.graph.placement import RESIDUAL_ADD, Placement
 from trtq.pipeline.judge.compare import Comparison
 from trtq.pipeline.judge.costs import FLOAT, price_layers
@@ -132,8 +132,8 @@ def _search(
         start.labels,
         log.advance,
     )
-    machine = find_machine(job.target.compute_capabilities)
-    costs = price_layers(works, _list_allowed(job, meter.session), machine)
+    speed = find_speed(job.target.compute_capabilities)
+    costs = price_layers(works, _list_allowed(job, meter.session), speed)
     choice = choose_layers(meter, costs, job.spec.accuracy, to_choose, start.size)
     attempts = 0
     while True:

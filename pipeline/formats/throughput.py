@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
-class Machine:
+class GpuSpeed:
     """What a GPU can do.
 
     Attributes:
@@ -31,28 +31,28 @@ class Machine:
 
 
 _8_BITS = {"fp16": 1.0, "int8": 2.0, "fp8": 2.0}
-MACHINES: Mapping[tuple[int, int], Machine] = {
-    (7, 5): Machine({"fp16": 1.0, "int8": 2.0}, 102.0),
-    (8, 0): Machine({"fp16": 1.0, "int8": 2.0}, 100.0),
-    (8, 6): Machine({"fp16": 1.0, "int8": 2.0}, 104.0),
-    (8, 9): Machine(_8_BITS, 209.0),
-    (9, 0): Machine(_8_BITS, 148.0),
-    (10, 0): Machine({**_8_BITS, "nvfp4": 4.0}, 141.0),
-    (10, 3): Machine({**_8_BITS, "int8": 0.15, "nvfp4": 6.0}, 141.0),
-    (12, 0): Machine({**_8_BITS, "nvfp4": 4.0}, 117.0),
+GPU_SPEEDS: Mapping[tuple[int, int], GpuSpeed] = {
+    (7, 5): GpuSpeed({"fp16": 1.0, "int8": 2.0}, 102.0),
+    (8, 0): GpuSpeed({"fp16": 1.0, "int8": 2.0}, 100.0),
+    (8, 6): GpuSpeed({"fp16": 1.0, "int8": 2.0}, 104.0),
+    (8, 9): GpuSpeed(_8_BITS, 209.0),
+    (9, 0): GpuSpeed(_8_BITS, 148.0),
+    (10, 0): GpuSpeed({**_8_BITS, "nvfp4": 4.0}, 141.0),
+    (10, 3): GpuSpeed({**_8_BITS, "int8": 0.15, "nvfp4": 6.0}, 141.0),
+    (12, 0): GpuSpeed({**_8_BITS, "nvfp4": 4.0}, 117.0),
 }
 """By compute capability; others are like the newest before them. T4 for 7.5 (FP16 65, INT8 130; 320 GB/s)."""
 _USUAL = "8.0"
 
 
-def find_machine(capabilities: Sequence[str]) -> Machine:
+def find_speed(capabilities: Sequence[str]) -> GpuSpeed:
     """Returns the oldest of the GPUs of these compute capabilities; of none, that of 8.0."""
     oldest = min(tuple(map(int, item.split("."))) for item in capabilities or (_USUAL,))
-    known = [item for item in MACHINES if item <= oldest]
-    return MACHINES[max(known, default=min(MACHINES))]
+    known = [item for item in GPU_SPEEDS if item <= oldest]
+    return GPU_SPEEDS[max(known, default=min(GPU_SPEEDS))]
 
 
 def choose_fastest(formats: Sequence[str], capabilities: Sequence[str]) -> str:
     """Returns the format that the GPU multiplies fastest in; of equal ones the first."""
-    throughput = find_machine(capabilities).throughput
+    throughput = find_speed(capabilities).throughput
     return max(formats, key=lambda name: throughput.get(name, 0.0))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from trtq.pipeline.formats import FORMATS, FP16, LAYER_FORMATS
-from trtq.pipeline.formats.throughput import Machine
+from trtq.pipeline.formats.throughput import GpuSpeed
 from trtq.pipeline.judge.macs import LayerWork
 
 FLOAT = FP16.name
@@ -15,7 +15,7 @@ Costs = Mapping[str, Mapping[str, float]]
 
 
 def price_layers(
-    works: Mapping[str, LayerWork], forms: Mapping[str, Sequence[str]], machine: Machine
+    works: Mapping[str, LayerWork], forms: Mapping[str, Sequence[str]], speed: GpuSpeed
 ) -> dict[str, dict[str, float]]:
     """Returns the cost of each layer in each of its formats, as a share of the cost of all layers in FP16.
 
@@ -26,17 +26,17 @@ def price_layers(
     Args:
         works: Of all layers of the model; others cost nothing.
         forms: The formats of the layers that are asked about.
-        machine: The GPU.
+        speed: That of the GPU.
     """
-    total = sum(_price(work, FLOAT, machine) for work in works.values()) or 1.0
+    total = sum(_price(work, FLOAT, speed) for work in works.values()) or 1.0
     nothing = LayerWork(0)
     return {
-        name: {form: _price(works.get(name, nothing), form, machine) / total for form in own}
+        name: {form: _price(works.get(name, nothing), form, speed) / total for form in own}
         for name, own in forms.items()
     }
 
 
-def _price(work: LayerWork, form: str, machine: Machine) -> float:
+def _price(work: LayerWork, form: str, speed: GpuSpeed) -> float:
     bits = {**FORMATS, **LAYER_FORMATS}[form].bits
     size = (work.operands * bits + work.results * FP16.bits) / 8
-    return max(work.macs / machine.throughput.get(form, 1.0), size * machine.macs_per_byte)
+    return max(work.macs / speed.throughput.get(form, 1.0), size * speed.macs_per_byte)
