@@ -81,7 +81,8 @@ class Ranges:
         weight_scales: "max": scales of weights hold the largest; "mse": they clip where the error is least.
         roundings: What of a weight is not rounded to the nearest code, packed, by the float weight's digest.
         formats: The number formats of tensors for which the ranges were chosen, where it is not INT8.
-        activations: "asymmetric": codes reach from the smallest value to the largest, with a zero point.
+        activations: "asymmetric": codes reach from the smallest value to the largest, with a zero point;
+            "per-token": tensors whose rows have scales of their own, found in each run, have no range.
     """
 
     tensors: Mapping[str, Range]
@@ -131,7 +132,7 @@ class Ranges:
             UsageError: The tensor has no range.
         """
         amax, item = self.amax(tensor), self.tensors[tensor]
-        if self.activations == "symmetric" or item.minimum == item.maximum == 0:
+        if self.activations != "asymmetric" or item.minimum == item.maximum == 0:
             return -amax, amax
         return max(min(item.minimum, 0.0), -amax), min(max(item.maximum, 0.0), amax)
 

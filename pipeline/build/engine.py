@@ -21,6 +21,7 @@ from trtq.pipeline.engine.coverage import list_precisions, measure_coverage
 from trtq.pipeline.engine.implicit import list_implicit_layers, plan_implicit
 from trtq.pipeline.engine.profiles import resolve_profiles
 from trtq.pipeline.engine.strategy import pin_precisions
+from trtq.pipeline.graph.fp4 import without_fp4
 from trtq.pipeline.graph.placement import holds_weights
 from trtq.pipeline.graph.quantized import find_quantized_layers
 from trtq.progress import Log
@@ -131,7 +132,7 @@ def _shapes_of_data(job: Job, ranges: Ranges | None) -> Mapping[str, Shapes]:
         return ranges.shapes
     if job.shape_data is None or not any(item.is_dynamic for item in job.graph.inputs):
         return {}
-    return observe(job.graph.model, (), job.shape_data).shapes
+    return observe(without_fp4(job.graph.model), (), job.shape_data).shapes
 
 
 def find_layers_without_kernel(job: Job, engine: EngineReport) -> dict[str, str]:

@@ -12,6 +12,7 @@ from trtq.calibrators.batches import Batches
 from trtq.calibrators.ranges import Ranges
 from trtq.models.spec import ModelSpec
 from trtq.pipeline.calibrate.data import (
+    need_no_ranges,
     place_layers,
     warn_of_unmatched,
 )
@@ -116,6 +117,13 @@ class Job:
         if self.is_implicit:
             return dict.fromkeys(list_float_tensors(self.graph), INT8)
         return self.placement.formats
+
+    @property
+    def needs_data(self) -> bool:
+        """Whether the model cannot be quantized without data, unless ranges are given."""
+        if self.target.form is None or need_no_ranges(self.graph, self.placement) is None or self.is_implicit:
+            return self.target.needs_data
+        return self.target.weights is not None and self.target.weights.method == "gptq"
 
     @property
     def calibrates(self) -> bool:

@@ -24,8 +24,8 @@ class Target:
     """What is built.
 
     Attributes:
-        precision: "int8" or "fp8", "fp16" for the FP16 engine alone, or "weights" for float activations and
-            `weights`. With `formats` it is the fastest of them, whatever is given.
+        precision: "int8", "fp8" or "nvfp4", "fp16" for the FP16 engine alone, or "weights" for float
+            activations and `weights`. With `formats` it is the fastest of them, whatever is given.
         high_precision: Precision of what is not quantized; auto is fp16 for TensorRT. bf16 is for --weights
             alone.
         backend: The engine builder; auto takes tensorrt if it works here, else tensorrt-rtx.

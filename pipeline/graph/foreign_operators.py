@@ -11,6 +11,7 @@ import onnx_ir as ir
 from trtq.errors import ModelError
 from trtq.models.session import SessionPort, open_session
 from trtq.pipeline.graph.edit import GraphEditor
+from trtq.pipeline.graph.fp4 import emulate_fp4
 from trtq.pipeline.graph.operands import DEQUANTIZE, QUANTIZE, find_code_dtype
 from trtq.pipeline.graph.opset import convert_opset, infer_shapes, read_opset
 from trtq.pipeline.graph.opset.own import OWN_OPERATORS
@@ -39,12 +40,16 @@ def refuse_foreign_operators(model: ir.Model) -> None:
 
 
 def explain_unrunnable(model: ir.Model) -> str:
-    """Returns why ONNX Runtime cannot run a model that TensorRT takes; empty if it can.
+    """Returns why ONNX Runtime cannot run a model that TensorRT takes; empty if it can, as with NVFP4.
 
     Args:
         model: With inferred dtypes.
     """
-    for node in model.graph.all_nodes():
+    try:
+        plain = emulate_fp4(model) or model
+    except ModelError as error:
+        return str(error)
+    for node in plain.graph.all_nodes():
         if node.domain == "trt":
             return f"node {node.name!r} is {node.op_type}, an operator of TensorRT's own"
         values = (value for value in (*node.inputs, *node.outputs) if value is not None)

@@ -10,6 +10,7 @@ import onnx_ir as ir
 
 from trtq.calibrators.batches import Feed
 from trtq.models.session import open_session, run
+from trtq.pipeline.graph.fp4 import without_fp4
 from trtq.pipeline.graph.placement import WEIGHTED
 
 Shape = tuple[int, ...]
@@ -81,7 +82,7 @@ def _measure_shapes(
         model.graph.append(node)
         model.graph.outputs.append(node.outputs[0])
     arrays = {str(value.name): feed.arrays[str(value.name)] for value in model.graph.inputs}
-    found = run(open_session(model, optimize=True), names, arrays)
+    found = run(open_session(without_fp4(model), optimize=True), names, arrays)
     return {value: tuple(shape.tolist()) for value, shape in zip(values, found, strict=True)}
 
 

@@ -14,16 +14,19 @@ from trtq import lazy
 from trtq.calibrators.ranges import Ranges
 from trtq.models.session import Session, SessionPort, open_session
 from trtq.pipeline.graph.edit import GraphEditor, map_values
-from trtq.pipeline.graph.operands import DEQUANTIZE, QUANTIZE, read_constant
+from trtq.pipeline.graph.fp4 import DYNAMIC_QUANTIZE, without_fp4
+from trtq.pipeline.graph.operands import DEQUANTIZE, QUANTIZE
 from trtq.pipeline.graph.opset import convert_opset, read_opset
 from trtq.pipeline.graph.placement import Placement, QuantizedNode
 from trtq.pipeline.judge.exact import make_quantize_exact
 from trtq.pipeline.judge.views import OutputViews, create_views
 from trtq.pipeline.rewrite.channels.rescale import rescale
 from trtq.pipeline.rewrite.qdq import quantize
+from trtq.pipeline.rewrite.rows import BEHIND, CHAIN
 
 _SWITCH = "trtq_switch_"
-_PAIR = (QUANTIZE, DEQUANTIZE)
+_BEFORE = (QUANTIZE, DEQUANTIZE, DYNAMIC_QUANTIZE, *CHAIN)
+"""What `quantize` puts before a layer, beside rescaling, which the float layers share."""
 _ON, _OFF = np.array(True), np.array(False)
 
 
@@ -93,6 +96,7 @@ def open_switchable(
         ModelError: ONNX Runtime cannot load it.
     """
     made = build_switchable(model, placement, ranges, scale_dtype=scale_dtype, others=others)
+    made = without_fp4(made)
     session = open_session(make_quantize_exact(made) or made, optimize=False)
     return Switchable(session, list_forms(placement, others), create_views(model))
 
@@ -135,10 +139,10 @@ def build_switchable(
 ) -> ir.Model:
     """Returns the Q/DQ model with an If around every quantized node, and a bool input for each format of it.
 
-    The one branch holds the node with its Q/DQ pairs, the other the node as it was, or an If again where
-    there are further formats. So a layer costs what it costs in a model that is quantized, or not, for good:
-    measured, half of what it costs to select each operand with Where. All switched on, it computes what the
-    Q/DQ model computes, bit for bit.
+    The one branch holds the node with all that quantizing put before and behind it, such as its Q/DQ pairs,
+    the other the node as it was, or an If again where there are further formats. So a layer costs what it
+    costs in a model that is quantized, or not, for good: measured, half of what it costs to select each
+    operand with Where. All switched on, it computes what the Q/DQ model computes, bit for bit.
 
     Args:
         model: The float graph; it is not changed.
@@ -174,11 +178,13 @@ def build_switchable(
                 continue
             switch = ir.val(_name_switch(index, own.scheme.form.name), ir.DataType.BOOL, ())
             result.graph.inputs.append(switch)
-            copies.append(_Copy(source.nodes[placed.name], switch, own.scheme.form.name, source.take))
-        node, original = copies[0].node, floats[placed.name]
+            node = source.nodes[placed.name]
+            layer = (node, *_list_own_behind(node, floats.keys()))
+            copies.append(_Copy(layer, switch, own.scheme.form.name, source.take))
+        original = floats[placed.name]
         _switch_correction(edit, copies, floats, values)
         plain = [None if value is None else values[str(value.name)] for value in original.inputs]
-        values.update(_put_in_if(edit, node, plain, copies, known=floats.keys()))
+        values.update(_put_in_if(edit, original, plain, copies, known=floats.keys()))
     edit.drop_unused()
     return result
 
@@ -200,9 +206,13 @@ class _Source:
 
 @dataclass(frozen=True, slots=True)
 class _Copy:
-    """A layer in one format: its node in the model that has it so, and what switches it on."""
+    """A layer in one format, and what switches it on.
 
-    node: ir.Node
+    `layer` is its node in the model that has it so, and those behind it that quantizing put there; each has
+    one output, which the next one reads first.
+    """
+
+    layer: Sequence[ir.Node]
     switch: ir.Value
     form: str
     take: Callable[[ir.Value], ir.Value]
@@ -226,29 +236,38 @@ class _Importer:
         return self._made[value]
 
 
+def _list_own_behind(node: ir.Node, known: Collection[str | None]) -> list[ir.Node]:
+    """Returns the nodes behind a node, one after another, that only quantizing it has put there."""
+    output = node.outputs[0]
+    users = output.consumers()
+    if len(users) != 1 or users[0].name in known or users[0].op_type not in BEHIND:
+        return []
+    if users[0].inputs[0] is not output or output.is_graph_output():
+        return []
+    return [users[0], *_list_own_behind(users[0], known)]
+
+
 def _switch_correction(
     edit: GraphEditor,
     copies: Sequence[_Copy],
     floats: Mapping[str | None, ir.Node],
     values: Mapping[str, ir.Value],
 ) -> None:
-    """Switches the bias correction of a layer that has no bias for it, such as a MatMul: an Add holds it."""
-    if (found := _find_correction(copies[0].node)) is None:
+    """Switches the bias correction that stands in an Add of the float graph behind a layer, as of MatMul."""
+    found = _find_correction(copies[0])
+    original = None if found is None else floats.get(found[0].name)
+    if found is None or original is None:  # of another layer
         return
     add, place = found
-    corrected, original = add.inputs[place], floats.get(add.name)
+    corrected, before = add.inputs[place], original.inputs[place]
     assert corrected is not None
-    if original is None:  # it was put there for the correction
-        plain = edit.add_constant(f"{corrected.name}_plain", np.zeros_like(read_constant(corrected)))
-    else:
-        before = original.inputs[place]
-        assert before is not None
-        plain = values[str(before.name)]
+    assert before is not None
+    plain = values[str(before.name)]
     if plain is corrected:
         return
     chosen = plain
     for copy in reversed(copies):
-        own = _find_correction(copy.node)
+        own = _find_correction(copy)
         held = None if own is None else own[0].inputs[own[1]]
         inputs = [copy.switch, plain if held is None else copy.take(held), chosen]
         name, output = f"{add.name}_chosen", f"{corrected.name}_chosen"
@@ -256,9 +275,9 @@ def _switch_correction(
     add.replace_input_with(place, chosen)
 
 
-def _find_correction(node: ir.Node) -> tuple[ir.Node, int] | None:
+def _find_correction(copy: _Copy) -> tuple[ir.Node, int] | None:
     """Returns the Add that alone reads a layer, and the place of its constant."""
-    users = [user for user, _ in node.outputs[0].uses()]
+    users = [user for user, _ in copy.layer[-1].outputs[0].uses()]
     if len(users) != 1 or users[0].op_type != "Add":
         return None
     places = (index for index, value in enumerate(users[0].inputs) if value and value.is_initializer())
@@ -267,73 +286,69 @@ def _find_correction(node: ir.Node) -> tuple[ir.Node, int] | None:
 
 def _put_in_if(
     edit: GraphEditor,
-    node: ir.Node,
-    plain: list[ir.Value | None],
+    original: ir.Node,
+    plain: Sequence[ir.Value | None],
     copies: Sequence[_Copy],
     known: Collection[str | None],
 ) -> dict[str, ir.Value]:
-    """Puts an If of its quantized forms and its plain one in the place of a node; returns what this makes."""
-    used = [value for value in node.outputs if value.uses() or value.is_graph_output()]
-    rest = _branch(edit, node, [], plain, used, "float")
+    """Puts an If of its quantized forms and its plain one in the place of a layer; returns what this makes.
+
+    Args:
+        edit: Of the graph.
+        original: The node in the float graph.
+        plain: What it reads there.
+        copies: The layer in each of its formats; the first is the one of the graph.
+        known: The names of the nodes of the float graph.
+    """
+    layer = copies[0].layer
+    name, old = layer[0].name, layer[-1].outputs[0]
+    rest = _branch([_copy(edit, original, plain, "float")], f"{name}_float")
     for copy in reversed(copies):
-        pairs, inputs = _with_own_pairs(edit, copy, known)
-        branches = {
-            "then_branch": _branch(edit, copy.node, pairs, inputs, used, copy.form),
-            "else_branch": rest,
-        }
-        name = edit.name_node(f"{node.name}_switched")
-        choice = ir.node("If", [copy.switch], branches, num_outputs=len(used), name=name)
-        for old, new in zip(used, choice.outputs, strict=True):
-            new.type, new.shape = old.type, old.shape
-            if copy is not copies[0]:
-                new.name = edit.name_value(f"{old.name}_or_{copy.form}")
+        own = _branch(_copy_with_own(edit, copy, known), f"{name}_{copy.form}")
+        branches = {"then_branch": own, "else_branch": rest}
+        choice = ir.node(
+            "If", [copy.switch], branches, num_outputs=1, name=edit.name_node(f"{name}_switched")
+        )
+        new = choice.outputs[0]
+        new.type, new.shape = old.type, old.shape
         if copy is not copies[0]:
-            rest = ir.Graph([], choice.outputs, nodes=[choice], name=f"{node.name}_or_{copy.form}")
-    node.prepend(choice)
-    for old, new in zip(used, choice.outputs, strict=True):
-        edit.replace(old, new, rename=f"{old.name}_unswitched")
-    edit.remove(node)
-    return {str(value.name): value for value in choice.outputs}
+            new.name = edit.name_value(f"{old.name}_or_{copy.form}")
+            rest = _branch([choice], f"{name}_or_{copy.form}")
+    layer[-1].prepend(choice)
+    edit.replace(old, new, rename=f"{old.name}_unswitched")
+    edit.remove([*layer])
+    return {str(new.name): new}
 
 
-def _with_own_pairs(
-    edit: GraphEditor, layer: _Copy, known: Collection[str | None]
-) -> tuple[list[ir.Node], list[ir.Value | None]]:
-    """Returns copies of the Q/DQ nodes before a node, which the float graph lacks, and its inputs then."""
+def _copy_with_own(edit: GraphEditor, layer: _Copy, known: Collection[str | None]) -> list[ir.Node]:
+    """Returns copies of the nodes of a layer, and of those before it that the float graph lacks."""
     copies: list[ir.Node] = []
     made: dict[ir.Value, ir.Value] = {}
 
     def copied(value: ir.Value | None) -> ir.Value | None:
-        producer = None if value is None else value.producer()
-        if value is None:
-            return None
-        if producer is None or producer.op_type not in _PAIR or producer.name in known:
+        if value is None or value in made:
+            return None if value is None else made[value]
+        producer = value.producer()
+        if producer is None or producer.op_type not in _BEFORE or producer.name in known:
             return layer.take(value)
-        if value not in made:
-            inputs = [copied(item) for item in producer.inputs]
-            copy = _copy(edit, producer, inputs, f"for_{layer.node.name}")
-            copies.append(copy)
-            made.update(zip(producer.outputs, copy.outputs, strict=True))
+        copy_node(producer, f"for_{layer.layer[0].name}")
         return made[value]
 
-    inputs = [copied(value) for value in layer.node.inputs]
-    return copies, inputs
+    def copy_node(node: ir.Node, suffix: str) -> None:
+        copy = _copy(edit, node, [copied(value) for value in node.inputs], suffix)
+        copies.append(copy)
+        made.update(zip(node.outputs, copy.outputs, strict=True))
+
+    for node in layer.layer:
+        copy_node(node, layer.form)
+    return copies
 
 
-def _branch(
-    edit: GraphEditor,
-    node: ir.Node,
-    before: list[ir.Node],
-    inputs: list[ir.Value | None],
-    used: list[ir.Value],
-    suffix: str,
-) -> ir.Graph:
-    copy = _copy(edit, node, inputs, suffix)
-    outputs = [copy.outputs[value.index()] for value in used]  # type: ignore[index]
-    return ir.Graph([], outputs, nodes=[*before, copy], name=f"{node.name}_{suffix}")
+def _branch(nodes: Sequence[ir.Node], name: str) -> ir.Graph:
+    return ir.Graph([], [nodes[-1].outputs[0]], nodes=nodes, name=name)
 
 
-def _copy(edit: GraphEditor, node: ir.Node, inputs: list[ir.Value | None], suffix: str) -> ir.Node:
+def _copy(edit: GraphEditor, node: ir.Node, inputs: Sequence[ir.Value | None], suffix: str) -> ir.Node:
     outputs = [
         ir.val(
             edit.name_value(f"{value.name}_{suffix}") if value.name else "",

@@ -18,6 +18,7 @@ from trtq.calibrators.sources import make_random_batches
 from trtq.errors import ModelError
 from trtq.models.session import Session, count_weight_bytes, open_session, run
 from trtq.pipeline.graph.fold import RANDOM
+from trtq.pipeline.graph.fp4 import without_fp4
 from trtq.pipeline.graph.load import Graph, load, read_runnable
 from trtq.pipeline.graph.onnx_file import read_model
 from trtq.pipeline.graph.opset import FIRST_RUN, infer_shapes, read_opset
@@ -76,7 +77,7 @@ def check_against_file(
         _tell(graph, watcher, str(error))
         return
     origin = "random numbers" if batches is None else batches.origin
-    ours = _run(open_session(graph.model, optimize=False), feed)
+    ours = _run(_open(graph.model), feed)
     lowest = _choose_lowest(graph)
     differing = [name for name in theirs if _is_other(theirs[name], ours.get(name), lowest)]
     if not differing:
@@ -280,4 +281,8 @@ def _run_with(model: ir.Model, names: Sequence[str], feed: Arrays) -> Arrays:
     made = {value.name: value for node in shown.graph for value in node.outputs}
     shown.graph.outputs.clear()
     shown.graph.outputs.extend(made[name] for name in names)
-    return _run(open_session(shown, optimize=False), feed)
+    return _run(_open(shown), feed)
+
+
+def _open(model: ir.Model) -> Session:
+    return open_session(without_fp4(model), optimize=False)

@@ -10,7 +10,7 @@ from trtq.calibrators.ranges import QMAX
 from trtq.errors import ArtifactError, ModelError, UsageError
 from trtq.files import hash_file
 from trtq.json import FileKind
-from trtq.models.spec import ModelSpec
+from trtq.models.spec import PER_TOKEN, ModelSpec
 from trtq.pipeline.build import run_job
 from trtq.pipeline.build.job import Job
 from trtq.pipeline.build.prepare import complete_job, load_job, refuse_inputs_in
@@ -157,6 +157,11 @@ def _prepare(
     if target.high_precision == "auto":
         target = replace(target, high_precision="fp32")  # so that the scales stay the cache's, bit for bit
     job = load_job(path, spec, target, folder, log)
+    if job.spec.quantization.activations == PER_TOKEN:
+        raise UsageError(
+            f"--activations {PER_TOKEN} finds scales in each run, and takes none from a calibration cache: "
+            f"use `trtq build`"
+        )
     if job.has_given:
         raise ModelError(f"{path} is quantized already; give the float model that the cache was made for")
     layers = job.spec.layers

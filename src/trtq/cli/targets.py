@@ -25,6 +25,8 @@ class Formats:
     Attributes:
         int8: Build an INT8 engine (the default without --weights).
         fp8: Build an FP8 engine (E4M3), for GPUs of compute capability 8.9 and newer.
+        nvfp4: Build an NVFP4 engine, for GPUs of compute capability 12.0 and newer: MatMul and Gemm in FP4
+            blocks of 16, other layers in FP8.
         fp16: Build the FP16 engine alone; with --int8 it changes nothing.
         weights: Store weights in fewer bits. Activations stay float, unless --int8 is given too: then
             convolutions and large products are INT8, and the other weights are stored in this format.
@@ -39,6 +41,7 @@ class Formats:
 
     int8: bool = setting(False)
     fp8: bool = setting(False)
+    nvfp4: bool = setting(False)
     fp16: bool = setting(False)
     weights: str | None = setting(None)
     weight_method: str | None = setting(None)
@@ -102,10 +105,14 @@ def read_target(given: Given, usual: Target | None = None, *, is_int8: bool = Fa
 
 
 def _choose_precision(formats: Formats) -> Precision:
-    if formats.int8 and formats.fp8:
-        raise UsageError("--int8 and --fp8 contradict each other; give one of them")
-    if formats.int8 or formats.fp8:
-        return "int8" if formats.int8 else "fp8"
+    layers: tuple[Precision, ...] = ("int8", "fp8", "nvfp4")
+    given = [name for name in layers if getattr(formats, name)]
+    if len(given) > 1:
+        raise UsageError(
+            f"{' and '.join(f'--{name}' for name in given)} contradict each other; give one of them"
+        )
+    if given:
+        return given[0]
     return "weights" if formats.weights else "fp16" if formats.fp16 else "int8"
 
 

@@ -169,6 +169,38 @@ def test_the_corrections_of_each_format_are_its_own(
             np.testing.assert_array_equal(ours, theirs)
 
 
+@pytest.mark.parametrize(
+    "body",
+    [
+        "[first] z = MatMul (x, w1) [act] r = Relu (z) [second] y = MatMul (r, w2)",
+        "[first] m = MatMul (x, w1) [bias] z = Add (m, b1) [second] y = MatMul (z, w2)",
+        "[f] f = Reshape (x, s) [first] g = Gemm <beta=0.5> (f, w1, b1) [second] h = Gemm (g, w2, g) "
+        "[y] y = Reshape (h, t) [z] z = Reshape (g, t)",
+    ],
+)
+@pytest.mark.parametrize("mean", [0.0, 5.0])
+def test_layers_whose_rows_have_scales_are_switched_as_a_whole(
+    graph_of: Callable[..., Graph], body: str, mean: float
+) -> None:
+    rng = np.random.default_rng(0)
+    weights = {name: rng.standard_normal((16, 16)).astype(np.float32) for name in ("w1", "w2")}
+    shapes = {"s": np.array([-1, 16]), "t": np.array([-1, 6, 16])} if "Reshape" in body else {}
+    net = f"net (float[N, 6, 16] x) => (float[N, 6, 16] y, float[N, 6, 16] z) {{ {body} }}"
+    graph = graph_of(net, **weights, **shapes, b1=rng.standard_normal(16).astype(np.float32))
+    placement = place(graph.model, force=["."], per_token=True)
+    assert (placement.activations, len(placement.layers)) == ((), 2)
+    read = {tensor for node in placement.layers for _, tensor in node.activations}
+    channels = {name: Channels(mean=(mean,) * 16) for name in read} if mean else {}
+    ranges = replace(ranges_of(placement), channels=channels)
+    session = open_switchable(graph.model, placement, ranges)
+    x = rng.standard_normal((2, 6, 16)).astype(np.float32)
+    for layers in ((), ("first",), ("second",), ("first", "second")):
+        part = Placement(tuple(node for node in placement.quantized if node.name in layers), ())
+        wanted = outputs_of(quantize(graph.model, part, ranges), x)
+        for ours, theirs in zip(switched(session, layers, x), wanted, strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+
+
 def test_every_layer_changes_something(graph: Graph, x: NDArray[np.float32]) -> None:
     placement = place(graph.model)
     session = open_switchable(graph.model, placement, ranges_of(placement))
