@@ -14,19 +14,16 @@ from trtq import lazy
 from trtq.calibrators.ranges import Ranges
 from trtq.models.session import Session, SessionPort, open_session
 from trtq.pipeline.graph.edit import GraphEditor, map_values
-from trtq.pipeline.graph.fp4 import DYNAMIC_QUANTIZE, without_fp4
-from trtq.pipeline.graph.operands import DEQUANTIZE, QUANTIZE
+from trtq.pipeline.graph.fp4 import without_fp4
 from trtq.pipeline.graph.opset import convert_opset, read_opset
 from trtq.pipeline.graph.placement import Placement, QuantizedNode
 from trtq.pipeline.judge.exact import make_quantize_exact
 from trtq.pipeline.judge.views import OutputViews, create_views
 from trtq.pipeline.rewrite.channels.rescale import rescale
 from trtq.pipeline.rewrite.qdq import quantize
-from trtq.pipeline.rewrite.rows import BEHIND, CHAIN
+from trtq.pipeline.rewrite.rows import BEHIND
 
 _SWITCH = "trtq_switch_"
-_BEFORE = (QUANTIZE, DEQUANTIZE, DYNAMIC_QUANTIZE, *CHAIN)
-"""What `quantize` puts before a layer, beside rescaling, which the float layers share."""
 _ON, _OFF = np.array(True), np.array(False)
 
 
@@ -156,7 +153,7 @@ def build_switchable(
     rescaled = rescale(model, placement, ranges)  # of which the float layers compute the same
     model = rescaled.model
     result = quantize(model, rescaled.placement, rescaled.ranges, scale_dtype=scale_dtype)
-    floats = {node.name: node for node in model.graph}
+    floats, known = {node.name: node for node in model.graph}, map_values(model.graph).keys()
     edit, values = GraphEditor(result), map_values(result.graph)
     for name, value in model.graph.initializers.items():
         if name not in values:  # a weight that the quantized model has as codes only
@@ -184,7 +181,7 @@ def build_switchable(
         original = floats[placed.name]
         _switch_correction(edit, copies, floats, values)
         plain = [None if value is None else values[str(value.name)] for value in original.inputs]
-        values.update(_put_in_if(edit, original, plain, copies, known=floats.keys()))
+        values.update(_put_in_if(edit, original, plain, copies, known=known))
     edit.drop_unused()
     return result
 
@@ -289,7 +286,7 @@ def _put_in_if(
     original: ir.Node,
     plain: Sequence[ir.Value | None],
     copies: Sequence[_Copy],
-    known: Collection[str | None],
+    known: Collection[str],
 ) -> dict[str, ir.Value]:
     """Puts an If of its quantized forms and its plain one in the place of a layer; returns what this makes.
 
@@ -298,7 +295,7 @@ def _put_in_if(
         original: The node in the float graph.
         plain: What it reads there.
         copies: The layer in each of its formats; the first is the one of the graph.
-        known: The names of the nodes of the float graph.
+        known: The names of the values of the float graph, which keep them where it is quantized.
     """
     layer = copies[0].layer
     name, old = layer[0].name, layer[-1].outputs[0]
@@ -320,7 +317,7 @@ def _put_in_if(
     return {str(new.name): new}
 
 
-def _copy_with_own(edit: GraphEditor, layer: _Copy, known: Collection[str | None]) -> list[ir.Node]:
+def _copy_with_own(edit: GraphEditor, layer: _Copy, known: Collection[str]) -> list[ir.Node]:
     """Returns copies of the nodes of a layer, and of those before it that the float graph lacks."""
     copies: list[ir.Node] = []
     made: dict[ir.Value, ir.Value] = {}
@@ -329,7 +326,7 @@ def _copy_with_own(edit: GraphEditor, layer: _Copy, known: Collection[str | None
         if value is None or value in made:
             return None if value is None else made[value]
         producer = value.producer()
-        if producer is None or producer.op_type not in _BEFORE or producer.name in known:
+        if producer is None or str(value.name) in known:
             return layer.take(value)
         copy_node(producer, f"for_{layer.layer[0].name}")
         return made[value]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,8 @@ from numpy.typing import NDArray
 from trtq.calibrators.ranges import Channels, Range, Ranges
 from trtq.models.session import open_session, run
 from trtq.models.spec import Activations
-from trtq.pipeline.formats import FP8
+from trtq.pipeline.formats import FP8, INT8, NVFP4
+from trtq.pipeline.graph.fp4 import without_fp4
 from trtq.pipeline.graph.load import Graph
 from trtq.pipeline.graph.placement import Placement, place
 from trtq.pipeline.judge.switchable import Switchable, build_switchable, open_switchable
@@ -198,6 +200,27 @@ def test_layers_whose_rows_have_scales_are_switched_as_a_whole(
         part = Placement(tuple(node for node in placement.quantized if node.name in layers), ())
         wanted = outputs_of(quantize(graph.model, part, ranges), x)
         for ours, theirs in zip(switched(session, layers, x), wanted, strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+
+
+def test_a_layer_may_have_int8_fp8_and_nvfp4(graph_of: Callable[..., Graph]) -> None:
+    """Each with what it puts before and behind the layer."""
+    rng = np.random.default_rng(0)
+    body = "[first] m = MatMul (x, w1) [bias] z = Add (m, b1) [second] y = MatMul (z, w2)"
+    weights = {name: rng.standard_normal((16, 16)).astype(np.float32) for name in ("w1", "w2")}
+    net = f"net (float[2, 3, 2, 16] x) => (float[2, 3, 2, 16] y, float[2, 3, 2, 16] z) {{ {body} }}"
+    graph = graph_of(net, **weights, b1=rng.standard_normal(16).astype(np.float32))
+    placement, *others = (place(graph.model, force=["."], form=form) for form in (INT8, FP8, NVFP4))
+    ranges = replace(ranges_of(placement), channels={name: Channels(mean=(5.0,) * 16) for name in "xz"})
+    session = open_switchable(graph.model, placement, ranges, others=others)
+    assert session.layers == dict.fromkeys(("first", "second"), ("int8", "fp8", "nvfp4"))
+    x = rng.standard_normal((2, 3, 2, 16)).astype(np.float32)
+    for forms in itertools.product((INT8, FP8, NVFP4), repeat=2):
+        chosen = dict(zip(("first", "second"), forms, strict=True))
+        mixed = place(graph.model, force=["."], forms=chosen)
+        wanted = outputs_of(without_fp4(quantize(graph.model, mixed, ranges)), x)
+        found = switched_as(session, {name: form.name for name, form in chosen.items()}, x)
+        for ours, theirs in zip(found, wanted, strict=True):
             np.testing.assert_array_equal(ours, theirs)
 
 
