@@ -322,3 +322,31 @@ def test_formats_that_the_gpu_or_the_model_lacks_are_refused(poisoned: Path) -> 
             )
     with pytest.raises(DataError, match="--formats chooses layers by what they cost on real data"):
         build(poisoned, spec=ModelSpec(), target=FORMATS, random_data=True)
+
+
+def test_layers_start_in_nvfp4_where_it_is_fastest_and_are_raised_to_fp8(
+    path_of: Callable[..., Path],
+) -> None:
+    pytest.importorskip("tensorrt_rtx")
+    rng = np.random.default_rng(0)
+    text = """net (float[N, 64] x) => (float[N, 64] y) {
+      [first] a = MatMul (x, w1) b = Relu (a)
+      [second] c = MatMul (b, w2) d = Relu (c)
+      [third] y = MatMul (d, w3)
+    }"""
+    made = {f"w{index}": rng.standard_normal((64, 64)).astype(np.float32) / 8 for index in (1, 2, 3)}
+    model = path_of(text, **made)
+    x = rng.standard_normal((64, 64)).astype(np.float32)
+    spec = replace(spec_for(model, x), accuracy=AccuracySpec(min_cosine=0.985))
+    target = Target(backend="tensorrt-rtx", formats=("fp8", "nvfp4", "fp16"), compute_capabilities=("12.0",))
+    report = build(model, spec=spec, target=target)
+    assert report.auto is not None
+    assert report.verdict == "pass", report.reasons
+    forms = [*report.auto.layers.values()]
+    assert {"nvfp4", "fp8"} == {*forms}
+    realized = {form: forms.count(form) for form in ("nvfp4", "fp8")}
+    assert (dict(report.engine.layers_realized), report.engine.fallbacks) == (realized, ())
+    costs = [report.auto.cost_before, report.auto.cost, report.auto.cost_float]
+    known = [cost for cost in costs if cost is not None]
+    assert known == sorted(set(known))
+    assert len(known) == 3
