@@ -54,7 +54,7 @@ class _Nvfp4(CodeFormat):
         scales = np.empty((view.shape[0], view.shape[2]), FP8.array_dtype)
         for part in iterate_pieces((view.shape[0], view.shape[1], view.shape[2])):
             blocks = view[part].astype(np.float32, copy=False)
-            scales[part[0], part[2]] = self._search(blocks / shared)
+            scales[part[0], part[2]] = self._search((blocks / shared).astype(np.float32, copy=False))
         return scales.reshape(granularity.scales_shape(values.shape))
 
     def _search(self, blocks: NDArray[np.float32]) -> NDArray[Any]:
@@ -66,7 +66,7 @@ class _Nvfp4(CodeFormat):
         for step in _STEPS:
             scales = np.clip(places + step, 1, last).astype(np.uint8).view(FP8.array_dtype)
             wide = scales.astype(np.float32)[:, None]
-            error = _round_magnitudes(magnitudes / wide)
+            error = _round_magnitudes(np.divide(magnitudes, wide, dtype=np.float32))
             error *= wide
             error -= magnitudes
             loss = np.einsum("obi,obi->oi", error, error)
@@ -99,7 +99,7 @@ def _round_magnitudes(values: NDArray[np.float32]) -> NDArray[np.float32]:
     found = values / steps
     np.rint(found, out=found)
     found *= steps
-    return np.minimum(found, np.float32(_LARGEST), out=found)
+    return np.asarray(np.minimum(found, np.float32(_LARGEST), out=found))
 
 
 NVFP4 = _Nvfp4(
