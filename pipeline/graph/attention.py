@@ -182,11 +182,8 @@ def _explain_float(
     if item.lengths is not None and item.lengths[1] > _MOST_KEYS_INT8:
         return f"{_FUSES} INT8 only with {_MOST_KEYS_INT8} keys or fewer"
     layer = None if item.behind is None else layers.get(str(item.behind.name))
-    if (
-        layer is None
-        or layer.scheme.form is not INT8
-        or not all(encoding.needs_range for _, encoding in layer.encodings)
-    ):
+    held = () if layer is None else layer.encodings
+    if not held or not all(item.needs_range and item.format is INT8 for _, item in held):
         return f"{_FUSES} INT8 only where the layer behind takes INT8 with one scale"
     return ""
 

@@ -12,7 +12,7 @@ import onnx_ir as ir
 
 from trtq.kept import KeptNode
 from trtq.models.tensors import FLOAT_TYPES
-from trtq.pipeline.formats import INT8, NVFP4
+from trtq.pipeline.formats import FP8, INT8, NVFP4
 from trtq.pipeline.formats.codes import CodeFormat
 from trtq.pipeline.formats.encoding import Encoding, LayerScheme
 from trtq.pipeline.formats.granularity import Granularity, PerBlock, PerToken
@@ -100,8 +100,8 @@ def place(
         force: Regular expressions of nodes that rule 4 does not hold back.
         kept: Names of nodes that keep their precision, each with the reason, whoever decided it. A node that
             `skip` names as well has this reason. Names that the graph lacks are passed over.
-        by_matrix: Whether an INT8 or FP8 weight of several matrices, such as experts, has scales for each matrix and
-            output channel; else it has one scale, or stays float where that would wipe out a matrix.
+        by_matrix: Whether an INT8 or FP8 weight of several matrices, such as experts, has scales for each
+            matrix and output channel; else it has one scale, or stays float where that would wipe out one.
         per_token: Whether each row of what a MatMul or Gemm reads has a scale of its own, found in each run:
             see `tokens.explain_one_scale` for those that have one scale all the same.
         attention: The names of the MatMuls that INT8 was found to cost next to nothing; None: all for which
