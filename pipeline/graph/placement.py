@@ -72,8 +72,9 @@ def place(
 
     1. weighted-input: Conv, Gemm and MatMul with a constant weight take activations and weights of 8 bits;
        one scale for the activation, one per output channel for the weight.
-    2. residual-add: where a quantized Conv ends in an Add, the Add's other input is INT8 too; else the fused
-       convolution has to write floats (TensorRT developer guide, "Q/DQ placement recommendations").
+    2. residual-add: where an INT8 Conv ends in an Add, the Add's other input is INT8 too; else the fused
+       convolution has to write floats (TensorRT developer guide, "Q/DQ placement recommendations"). Beside an
+       FP8 Conv it stays float: the builder makes the same kernels of both, and it would only cost accuracy.
     3. attention: both MatMuls of two activations around a Softmax take codes, or none, where TensorRT fuses
        them with it (`attention.place_attention`): in FP8 all such, in INT8 those that are named.
        two-activations: where "Attention" is among the types, every MatMul of two activations takes codes,
@@ -94,7 +95,7 @@ def place(
         model: The graph; its nodes have unique names.
         form: The number format of the layers: INT8, FP8 or NVFP4. What a format is not for (`explain_other`)
             gets the one that it names.
-        forms: Names of layers that have another one. What rule 2 adds has that of its convolution.
+        forms: Names of layers that have another one.
         skip: Regular expressions searched in node names; these nodes keep their precision.
         op_types: The types of nodes to quantize.
         force: Regular expressions of nodes that rule 4 does not hold back.
@@ -258,8 +259,9 @@ def _residual_adds(
             continue
         first, second = (_find_quantized_conv(value, layers) for value in node.inputs)
         place = 1 if first else 0  # where both are convolutions, the second is the shortcut
-        if (conv := first or second) and _same_shape(node) and _is_float_activation(node.inputs[place]):
-            yield _with_codes(node, layers[conv], RESIDUAL_ADD, place)
+        conv = first or second
+        if conv and layers[conv] is INT8 and _same_shape(node) and _is_float_activation(node.inputs[place]):
+            yield _with_codes(node, INT8, RESIDUAL_ADD, place)
 
 
 def _softmax_inputs(
