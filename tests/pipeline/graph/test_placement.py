@@ -13,7 +13,7 @@ from int8_encodings import int8_along, int8_scheme
 from made_up import random_array
 
 from trtq.kept import KeptNode
-from trtq.pipeline.formats import INT8_OF_7_BITS
+from trtq.pipeline.formats import FP8, INT8_OF_7_BITS
 from trtq.pipeline.graph.placement import Placement, QuantizedNode, QuantizedWeight, find_unmatched, place
 
 
@@ -254,6 +254,7 @@ def test_the_other_input_of_an_addition_after_a_convolution(
     )
     assert _adds(model) == [("add", (wanted,))]
     assert place(model).activations[0] == "r"
+    assert _adds(model, form=FP8) == []  # the builder makes the same kernels without
 
 
 @pytest.mark.parametrize(
