@@ -32,7 +32,7 @@ class Logger(trt.ILogger):
         elif severity <= trt.ILogger.Severity.ERROR:
             self.errors.append(" ".join(message.split()))
 
-def build(path, sizes):
+def build(path, sizes, target):
     logger.layers, logger.errors = "", []
     network = builder.create_network(0)
     parser = trt.OnnxParser(network, logger)
@@ -41,7 +41,7 @@ def build(path, sizes):
     config = builder.create_builder_config()
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
     config.num_compute_capabilities = 1
-    config.set_compute_capability(trt.ComputeCapability.SM89, 0)
+    config.set_compute_capability(getattr(trt.ComputeCapability, target), 0)
     profile = builder.create_optimization_profile()
     for name, (low, usual, high) in sizes.items():
         profile.set_shape(name, low, usual, high)
@@ -54,8 +54,8 @@ def build(path, sizes):
 logger = Logger()
 builder = trt.Builder(logger)
 for line in open(sys.argv[1]):
-    path, sizes = json.loads(line)
-    answer = build(path, sizes)
+    path, sizes, target = json.loads(line)
+    answer = build(path, sizes, target)
     with open(path + ".json", "w") as file:
         json.dump(answer, file)
 """
@@ -70,11 +70,17 @@ class Truth:
 
     def runs_int8(self, node: str) -> bool:
         """Returns whether a node's arithmetic is in INT8."""
-        return any(kernel.is_int8 for kernel in self.kernels if node in kernel.nodes)
+        return any(kernel.multiplies_in == "int8" for kernel in self.kernels if node in kernel.nodes)
 
 
-def build_all(models: Sequence[onnx.ModelProto]) -> list[Truth]:
-    """Returns what the builder makes of each model; open dims of the inputs get the sizes 1, 2 and 4."""
+def build_all(models: Sequence[onnx.ModelProto], targets: Sequence[str] = ()) -> list[Truth]:
+    """Returns what the builder makes of each model; open dims of the inputs get the sizes 1, 2 and 4.
+
+    Args:
+        models: The models.
+        targets: The compute capability to build each for; 8.9 for all without any.
+    """
+    names = [f"SM{target.replace('.', '')}" for target in targets or ["8.9"] * len(models)]
     truths: dict[int, Truth] = {}
     with tempfile.TemporaryDirectory(prefix="trtq-truth-") as folder:
         paths = [Path(folder) / f"{index}.onnx" for index in range(len(models))]
@@ -82,7 +88,7 @@ def build_all(models: Sequence[onnx.ModelProto]) -> list[Truth]:
             path.write_bytes(model.SerializeToString())
         while todo := [index for index in range(len(models)) if index not in truths]:
             work = Path(folder) / "work"
-            lines = [json.dumps([str(paths[index]), _sizes(models[index])]) for index in todo]
+            lines = [json.dumps([str(paths[index]), _sizes(models[index]), names[index]]) for index in todo]
             work.write_text("\n".join(lines))
             command = [sys.executable, "-c", _CHILD, str(work)]
             child = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -41,15 +43,16 @@ class LintReport:
 
     Attributes:
         is_quantized: Whether it holds Q/DQ at all.
-        layers_quantized: The layers with both operands behind Q/DQ.
-        layers_int8: Those of them that TensorRT runs in INT8 as the file is; 0 if it refuses it.
+        layers_quantized: The layers that are asked to run on codes, by what they are asked: see
+            `EngineReport.layers_realized`.
+        layers_realized: Those of them that TensorRT runs so as the file is; none if it refuses it.
         items: The findings, in graph order.
     """
 
     model: str
     is_quantized: bool
-    layers_quantized: int
-    layers_int8: int
+    layers_quantized: Mapping[str, int]
+    layers_realized: Mapping[str, int]
     items: tuple[LintItem, ...]
 
     @property
@@ -59,30 +62,37 @@ class LintReport:
         return tuple(item for item in stops if item.repair in ("requantize", "none"))
 
 
-def lint(model: Path | str) -> LintReport:
+def lint(model: Path | str, *, compute_capabilities: Sequence[str] = ()) -> LintReport:
     """Returns what TensorRT refuses in a Q/DQ model or silently runs in float, each with its repair.
+
+    Args:
+        model: The ONNX file.
+        compute_capabilities: Of the GPUs to build for, such as "8.9"; empty: those that have every format.
 
     Raises:
         ModelError: The file is missing or no valid ONNX model.
     """
     path = Path(model)
     as_it_is = load_as_it_is(path)
-    findings = rules.lint(as_it_is)
+    findings = rules.lint(as_it_is, compute_capabilities)
     layers = find_quantized_layers(as_it_is)
     in_float = {finding.node for finding in findings if finding.effect == "float"}
     refused = any(finding.effect == "refused" for finding in findings)
-    num_int8 = 0 if refused else sum(layer.name not in in_float for layer in layers)
+    asked = Counter(layer.asked for layer in layers)
+    lost = asked if refused else Counter(layer.asked for layer in layers if layer.name in in_float)
     items: list[LintItem] = []
     if findings:
         loaded = load(path, min_opset=1).model
-        items = _with_repairs(findings, repair(loaded), repair(loaded, requantize=True))
-    return LintReport(str(path), is_quantized(as_it_is), len(layers), num_int8, tuple(items))
+        graphs = (repair(loaded), repair(loaded, requantize=True))
+        items = _with_repairs(findings, *graphs, compute_capabilities)
+    return LintReport(str(path), is_quantized(as_it_is), dict(asked), dict(asked - lost), tuple(items))
 
 
 def _with_repairs(
-    findings: tuple[Finding, ...], plain: RepairedGraph, requantized: RepairedGraph
+    findings: tuple[Finding, ...], plain: RepairedGraph, requantized: RepairedGraph, targets: Sequence[str]
 ) -> list[LintItem]:
-    left, left_at_last = ({_key(item) for item in rules.lint(graph.model)} for graph in (plain, requantized))
+    graphs = (plain, requantized)
+    left, left_at_last = ({_key(item) for item in rules.lint(graph.model, targets)} for graph in graphs)
     items = []
     for finding in findings:
         if _key(finding) in left_at_last and _key(finding) in left:

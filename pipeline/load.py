@@ -56,7 +56,7 @@ class LoadedEngine:
         if found is None:
             raise ArtifactError(
                 f"{self.folder / ENGINE} is an engine of {self.backend.name}, which trtq does not run; "
-                f"take model.int8.onnx of the same folder"
+                f"take model.{self.report.precision}.onnx of the same folder"
             )
         return found
 

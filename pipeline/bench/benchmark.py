@@ -238,7 +238,7 @@ def _count_int8_layers(item: Runnable) -> Int8Layers | None:
     backend, path = OnnxRuntime(), item.request.path
     wanted = find_quantized_layers(load(path, min_opset=1).model)
     covered = measure_coverage(wanted, backend.build(BuildRequest(path)), ())
-    return Int8Layers(covered.layers_int8, covered.layers_quantized)
+    return Int8Layers(covered.layers_realized.get("int8", 0), covered.layers_quantized)
 
 
 def _notes(items: Sequence[Runnable], measured: Sequence[Timing], here: Machine) -> Iterator[str]:

@@ -18,7 +18,7 @@ from trtq.pipeline.build.models import ModelFiles, report_job_weights, write_mod
 from trtq.pipeline.build.prepare import prepare
 from trtq.pipeline.build.ranges import JobRanges, find_ranges
 from trtq.pipeline.build.search import SearchResult, compare_written, search_layers
-from trtq.pipeline.build.share import measure_int8_share
+from trtq.pipeline.build.share import measure_quantized_share
 from trtq.pipeline.calibrate.data import find_shapes
 from trtq.pipeline.deliver.earlier import EarlierBuild, find_earlier
 from trtq.pipeline.deliver.folder import stage_folder
@@ -99,10 +99,11 @@ def run_job(job: Job, log: Log, earlier: EarlierBuild | None = None) -> Report:
     with stage_folder(job.folder) as stage:
         calibrated = find_ranges(job, earlier, log)
         ranges = calibrated.ranges
+        job = replace(job, attention=() if ranges is None else ranges.attention)
         job = _keep_as_before(job, ranges, earlier)
         models = write_models(job, ranges, stage, log)
         auto = comparison = None
-        if job.target.auto and job.placement.quantized and ranges is not None:
+        if job.target.searches and job.placement.quantized and ranges is not None:
             calibrated, found = _search(job, calibrated, models, stage, log)
             ranges = calibrated.ranges
             job, models, auto, comparison = found.job, found.models, found.auto, found.comparison
@@ -170,10 +171,10 @@ def _build_where_kernels_are(
     job, models, comparison = work.job, work.models, work.comparison
     engine = build_engine(job, ranges, models, earlier, stage, log)
     for _ in range(_MOST_REBUILDS):
-        if ranges is None or not (reasons := find_layers_without_kernel(job, engine.report)):
+        if ranges is None or not (reasons := find_layers_without_kernel(job, engine)):
             break
         shown = ", ".join(list(reasons)[:4]) + (" ..." if len(reasons) > 4 else "")
-        log.note(f"built in float, as the builder has no INT8 kernel for it: {shown}")
+        log.note(f"built in float, as the builder has no {job.target.name.upper()} kernel for it: {shown}")
         job, comparison = keep_layers(job, ranges, reasons), None
         if not job.placement.layers:
             log.warn("no layer of this model has an INT8 kernel here: nothing runs in INT8")
@@ -200,7 +201,7 @@ def _report(
         model=str(job.graph.path),
         output=str(job.folder),
         backend=f"{job.backend.name} {job.backend.version()}",
-        precision=job.target.name,
+        precision=job.name,
         high_precision="as it is" if job.is_as_given else job.strategy.rest.name,
         calibration=calibrated.report or work.engine.calibration,
         repairs=calibrated.repairs,
@@ -222,12 +223,16 @@ def _report(
         logits=seen.logits,
         sizes_bytes=measure_sizes(job, stage),
         given=job.placement.given,
-        int8_macs=measure_int8_share(job, work.models, work.engine.report),
+        quantized_macs=measure_quantized_share(job, work.models, work.engine.report),
     )
 
 
 def _judge(job: Job, comparison: Comparison | None) -> Verdict:
     """Returns the verdict; a model that was compared with itself alone does not pass."""
+    if job.unrunnable:
+        return Verdict(
+            "unverified", (f"{job.unrunnable}, which ONNX Runtime cannot run: nothing was compared",)
+        )
     name = name_to_judge(job, comparison)
     inexact = job.graph.is_inexact
     verdict = judge(

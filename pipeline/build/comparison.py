@@ -68,7 +68,7 @@ def compare_job(
     if known is not None and engine is None and not left_out:
         return replace(known, doubts=(*known.doubts, *doubts))
     names = (*files, *(("engine",) if engine is not None else ()))
-    own = () if job.target.precision == "fp16" else (job.target.name,)
+    own = () if job.target.precision == "fp16" else (job.name,)
     truth = next(name for name in files if name in REFERENCES)
     wanted = [(name, other) for name in ("engine", *own) for other in (truth, "fp16")] + [("fp16", truth)]
     pairs = [pair for pair in wanted if set(pair) <= set(names)]
@@ -99,11 +99,11 @@ def _open_engine(job: Job, files: Mapping[str, Path], plan: EnginePlan | None) -
         return None
     if plan.path.exists():
         return job.backend.runner(plan.path.read_bytes(), "engine")
-    file = files.get(job.target.name)
+    file = files.get(job.name)
     return None if file is None else job.backend.model_runner(file, "engine")
 
 
 def name_to_judge(job: Job, comparison: Comparison | None) -> str:
     """Returns which of the compared models is judged: the engine itself where it could be run."""
     ran = comparison is not None and any(item.candidate == "engine" for item in comparison.outputs)
-    return "engine" if ran else job.target.name
+    return "engine" if ran else job.name

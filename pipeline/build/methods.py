@@ -12,7 +12,6 @@ from trtq.pipeline.build.job import Job
 from trtq.pipeline.build.keys import make_keys
 from trtq.pipeline.build.models import ModelFiles
 from trtq.pipeline.build.ranges import JobRanges, observe_job, search_ranges
-from trtq.pipeline.formats import LAYER_FORMATS
 from trtq.pipeline.judge.compare import Comparison
 from trtq.pipeline.judge.gate import judge
 from trtq.progress import Log
@@ -51,37 +50,38 @@ def try_methods(
         log: Is told of it.
     """
     job = start.job
-    fails = judge(start.comparison, job.spec.accuracy, candidate=job.target.name).outcome == "fail"
+    fails = judge(start.comparison, job.spec.accuracy, candidate=job.name).outcome == "fail"
     if not fails or not job.calibrates or isinstance(job.method, Auto):
         return start
     named = job.spec.calibration.method
     calibration = replace(job.spec.calibration, method=AUTO, parameters={})
-    other = replace(job, spec=replace(job.spec, calibration=calibration))
+    other = replace(job, spec=replace(job.spec, calibration=calibration), attention=None)
     with log.timed("auto"):
         calibrated = search_ranges(other, start.calibrated.statistics or observe_job(job, log), log)
+        assert calibrated.ranges is not None
+        other = replace(other, attention=calibrated.ranges.attention)
         models = write(other, calibrated)
         comparison = compare(other, models)
     before, after = _worst_db(start.comparison), _worst_db(comparison)
-    holds = judge(comparison, job.spec.accuracy, candidate=job.target.name).outcome != "fail"
-    assert calibrated.ranges is not None
+    holds = judge(comparison, job.spec.accuracy, candidate=other.name).outcome != "fail"
     method = calibrated.ranges.method.partition("(")[0]
+    option, form = job.target.search_option, job.target.precision.upper()
     if not holds and not after - before >= _CLEARLY_DB:  # nor where both are broken
         log.note(
-            f"--auto: other ranges than those by {named} gain too little: the best of all methods gives "
+            f"{option}: other ranges than those by {named} gain too little: the best of all methods gives "
             f"{after:.1f} dB, they give {before:.1f} dB"
         )
         return replace(start, models=write(job, start.calibrated))
     outcome = (
-        f"the ranges by {named} were at fault: with every layer in INT8 they gave {before:.1f} dB, those by "
-        f"{method} give {after:.1f} dB and are taken (--calib-method {AUTO})"
+        f"the ranges by {named} were at fault: with every layer in {form} they gave {before:.1f} dB, those "
+        f"by {method} give {after:.1f} dB and are taken (--calib-method {AUTO})"
     )
-    log.warn(f"--auto: {outcome}")
+    log.warn(f"{option}: {outcome}")
     keys = {**job.keys, "ranges": make_keys(other)["ranges"]}  # those of the folder are these from now on
     return RangedJob(replace(other, keys=keys), calibrated, models, comparison, outcome)
 
 
 def _worst_db(comparison: Comparison) -> float:
     """Returns the lowest SQNR of any output of the INT8 model; -inf if one is broken."""
-    judged = [item for item in comparison.outputs if item.candidate in LAYER_FORMATS]
-    pairs = (item for item in judged if item.reference in REFERENCES)
+    pairs = (item for item in comparison.outputs if item.candidate != "fp16" and item.reference in REFERENCES)
     return min((-math.inf if math.isnan(item.sqnr_db) else item.sqnr_db for item in pairs), default=0.0)

@@ -55,8 +55,8 @@ def write_models(job: Job, ranges: Ranges | None, stage: Path, log: Log) -> Mode
     log.stage("Quantizing")
     with log.timed("quantize"):
         if job.is_as_given:
-            path = _write(job.graph.model, stage / "model.int8.onnx")
-            return ModelFiles({**_find_reference(job), "int8": path}, path, job.graph.model, ())
+            path = _write(job.graph.model, stage / f"model.{job.name}.onnx")
+            return ModelFiles({**_find_reference(job), job.name: path}, path, job.graph.model, ())
         return _write_all(job, ranges, stage)
 
 
@@ -80,12 +80,12 @@ def _write_all(job: Job, ranges: Ranges | None, stage: Path) -> ModelFiles:
     if target.precision == "fp16":
         return ModelFiles(files, files["fp16"], baseline.model, kept_fp32)
     candidate = _quantize(job, ranges, baseline)
-    files[target.name] = _write(candidate.model, stage / f"model.{target.name}.onnx")
+    files[job.name] = _write(candidate.model, stage / f"model.{job.name}.onnx")
     if strategy.is_typed:
-        return ModelFiles(files, files[target.name], candidate.model, candidate.kept_fp32)
+        return ModelFiles(files, files[job.name], candidate.model, candidate.kept_fp32)
     layers = {node.name for node in job.placement.layers}
     unquantized = tuple(item for item in kept_fp32 if item.name not in layers)
-    return ModelFiles(files, files[target.name], candidate.model, unquantized)
+    return ModelFiles(files, files[job.name], candidate.model, unquantized)
 
 
 def _quantize(job: Job, ranges: Ranges | None, baseline: MixedModel) -> MixedModel:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from trtq.json import FileKind, Measured
 from trtq.kept import Fallback, KeptFp32, KeptNode
 from trtq.models.spec import InputSpec
-from trtq.pipeline.deliver.names import REPORT
+from trtq.pipeline.deliver.names import ENGINE, REPORT
 from trtq.records import LogitsComparison, OutputComparison, Repairs
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 LITTLE = 0.5
 """Below this share of the multiply-accumulates in INT8, a build is no plain success."""
 
@@ -34,22 +36,74 @@ class CalibrationReport:
 
 @dataclass(frozen=True, slots=True)
 class EngineReport:
-    """What was built. `path` is relative to the folder; `targets` is empty for the backend's default.
+    """What was built.
 
-    `quantization` is "explicit" (Q/DQ in the model) or "implicit" (by TensorRT itself), and
-    `quantization_reason` says why.
+    Attributes:
+        path: Relative to the folder.
+        bytes: Of that file.
+        layers_quantized: How many layers are asked to run on codes.
+        layers_realized: How many of them run as asked, by what they are asked: "int8", "fp8", "nvfp4",
+            "int4-weights" (float activations), "int8 x int4" (activation by weight).
+        fallbacks: The others.
+        targets: Compute capabilities; empty for the backend's default.
+        quantization: "explicit" (Q/DQ in the model) or "implicit" (by TensorRT itself).
+        quantization_reason: Why so.
     """
 
     path: str
     bytes: int
     layers_quantized: int
-    layers_int8: int
+    layers_realized: Mapping[str, int]
     fallbacks: tuple[Fallback, ...]
     profiles: Mapping[str, InputSpec]
     targets: tuple[str, ...]
     warnings: tuple[str, ...]
     quantization: str = "explicit"
     quantization_reason: str = ""
+
+    @property
+    def num_realized(self) -> int:
+        """How many layers run as asked."""
+        return sum(self.layers_realized.values())
+
+    @property
+    def discarded(self) -> tuple[Fallback, ...]:
+        """The layers that an engine computes in another format than asked, as its builder says.
+
+        Not those whose weights alone are in few bits: TensorRT stores them so, whatever it computes in.
+        """
+        told = (item for item in self.fallbacks if item.runs_as not in ("none", "unknown"))
+        is_engine = self.path == ENGINE
+        return tuple(item for item in told if is_engine and not item.asked.endswith("-weights"))
+
+    @property
+    def coverage(self) -> str:
+        """How many layers run as asked, in words: "5 of 6 quantized layers run in INT8"."""
+        return describe_coverage(self.layers_realized, Counter(item.asked for item in self.fallbacks))
+
+
+def describe_coverage(realized: Mapping[str, int], others: Mapping[str, int]) -> str:
+    """Returns how many layers run as asked, in words; empty if there are none.
+
+    Args:
+        realized: How many run as asked, by what they are asked.
+        others: How many do not.
+    """
+    asked = Counter(realized) + Counter(others)
+    parts = [
+        (f"{realized.get(name, 0)} of {count}", format_asked(name)) for name, count in asked.most_common()
+    ]
+    if not parts:
+        return ""
+    (share, name), *more = parts
+    return ", ".join([f"{share} quantized layers run {name}", *(" ".join(part) for part in more)])
+
+
+def format_asked(name: str) -> str:
+    """Returns what layers are asked for as people say it: "in INT8", "with INT4 weights"."""
+    form, is_weight, _ = name.partition("-weights")
+    words = " x ".join(part.upper() for part in form.split(" x "))
+    return f"with {words} weights" if is_weight else f"in {words}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,9 +135,10 @@ class WeightsReport:
 
 @dataclass(frozen=True, slots=True)
 class KeptByAuto:
-    """A layer that `--auto` kept out of INT8.
+    """A layer that `--auto` kept float.
 
-    `macs` is its share of all multiply-accumulates, `sqnr_db` that of the outputs with it alone in INT8.
+    `macs` is its share of all multiply-accumulates, `sqnr_db` that of the outputs with it alone in its
+    cheapest format.
     """
 
     name: str
@@ -93,18 +148,25 @@ class KeptByAuto:
 
 @dataclass(frozen=True, slots=True)
 class AutoReport:
-    """What `--auto` found.
+    """What `--auto` or `--formats` found.
 
     Attributes:
         outcome: In a sentence.
-        kept: The layers that are kept out of INT8, most harmful for their cost first.
-        skip: The patterns for `--skip` that reproduce it.
-        int8_macs: The share of all multiply-accumulates that is in INT8; those in the bodies of If, Loop and
-            Scan are not counted.
+        kept: The layers that are kept float, most harmful for their cost first.
+        skip: The patterns for `--skip` that reproduce it, where no layer has another format.
+        int8_macs: The share of all multiply-accumulates that is in INT8 or another format of 8 bits or fewer;
+            those in the bodies of If, Loop and Scan are not counted.
         int8_macs_before: The same without `--auto`.
         times_judged: How often a choice was judged on the data that was held back.
         evaluation_passes: What it cost, in runs of one model over the evaluation data.
         method: The calibration method that was taken instead of the one that was asked for; empty: none.
+        layers: The format of each quantized layer, where there are several.
+        formats: The share of all multiply-accumulates by format; "fp16" is what is not quantized.
+        cost: What the layers cost that could be chosen, as a share of the cost of all layers in FP16, by the
+            table of what a GPU multiplies and reads (`formats/throughput.py`); None if it is not known.
+        cost_before: The same with every layer in its cheapest format.
+        cost_float: The same with every layer in FP16.
+        option: What asked for it.
     """
 
     outcome: str
@@ -115,6 +177,12 @@ class AutoReport:
     times_judged: int = 0
     evaluation_passes: float = 0.0
     method: str = ""
+    layers: Mapping[str, str] = field(default_factory=dict)
+    formats: Mapping[str, Measured] = field(default_factory=dict)
+    cost: float | None = None
+    cost_before: float | None = None
+    cost_float: float | None = None
+    option: str = "--auto"
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +196,8 @@ class Report:
         model: The file that was built.
         output: The folder that holds the result.
         backend: With its version, such as `tensorrt-rtx 1.7.1`.
-        precision: "int8", "fp16" or, for float activations, such as "int4-weights".
+        precision: "int8", "fp16" or, for float activations, such as "int4-weights"; of a model that came
+            quantized what it came in, "fp8" or "quantized" for several formats.
         high_precision: What is not quantized computes in this.
         calibration: None if nothing was calibrated.
         engine: What was built.
@@ -152,8 +221,8 @@ class Report:
         sizes_bytes: Of the model that was given, as "model", and of the models and the engine by file name.
         repairs: What was tried so that quantizing costs less, and what it gained; None if nothing was.
         given: Layers that came quantized and were kept as they are, and what of each did.
-        int8_macs: The share of the multiply-accumulates that the engine does in INT8, 0 to 1; None if nothing
-            tells. Those in the bodies of If, Loop and Scan are not counted.
+        quantized_macs: The share of the multiply-accumulates that the engine does on codes of 8 bits or
+            fewer, 0 to 1; None if nothing tells. Those in the bodies of If, Loop and Scan are not counted.
     """
 
     schema_version: int
@@ -184,15 +253,38 @@ class Report:
     sizes_bytes: Mapping[str, int] = field(default_factory=dict)
     repairs: Repairs | None = None
     given: tuple[KeptNode, ...] = ()
-    int8_macs: float | None = None
+    quantized_macs: float | None = None
+
+    @property
+    def is_quantized(self) -> bool:
+        """Whether layers are asked to run on codes; not FP16, nor weights alone."""
+        return self.precision != "fp16" and not self.precision.endswith("-weights")
 
     @property
     def is_mostly_float(self) -> bool:
-        """Whether INT8 was asked for, and does less than half of the model's work."""
-        return self.int8_macs is not None and self.int8_macs < LITTLE
+        """Whether codes were asked for, and do less than half of the model's work."""
+        return self.quantized_macs is not None and self.quantized_macs < LITTLE
+
+    @property
+    def runs_in(self) -> str:
+        """What the quantized layers compute in, in words: "in INT8", "in FP8 and INT8"."""
+        realized = {name.partition(" x ")[0] for name in self.engine.layers_realized}
+        formats = sorted(name.upper() for name in realized if not name.endswith("-weights"))
+        asked = "8 bits or fewer" if self.precision == "quantized" else self.precision.upper()
+        return f"in {' and '.join(formats or [asked])}"
 
 
-FILE = FileKind(Report, "report", "trtq build", version=SCHEMA_VERSION, has_null=True)
+def _upgrade(document: dict[str, Any], version: int) -> dict[str, Any]:
+    """Returns a report of an older schema as one of today: the first knew INT8 alone."""
+    engine = document.get("engine")
+    if version > 1 or not isinstance(engine, dict) or "layers_int8" not in engine:
+        return document
+    count = engine["layers_int8"]
+    renamed = {"schema_version": SCHEMA_VERSION, "quantized_macs": document.get("int8_macs")}
+    return {**document, **renamed, "engine": {**engine, "layers_realized": {"int8": count} if count else {}}}
+
+
+FILE = FileKind(Report, "report", "trtq build", version=SCHEMA_VERSION, has_null=True, upgrade=_upgrade)
 
 
 def to_json(report: Report) -> bytes:

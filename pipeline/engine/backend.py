@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
 HardwareCompatibility = Literal["none", "ampere+", "same-compute-capability"]
-Precision = Literal["int8", "fp8", "fp16", "weights"]
+Precision = Literal["int8", "fp8", "nvfp4", "fp16", "weights"]
 """Of an engine; "weights": float activations, and weights of fewer bits."""
 Kept = Mapping[str, Literal["fp16", "fp32"]]
 
@@ -94,7 +94,11 @@ class BuildRequest:
 
 
 _DEQUANTIZING = ("kgen", "shape_call", "runtime_fusion")
-"""Kinds of generated kernels: what they read may be INT8, their arithmetic is not."""
+"""Kinds of generated kernels: what they read may be codes, their arithmetic is not."""
+_FUSED_ATTENTION = "_gemm_mha"
+"""In the name of the generated kernel that does both products of an attention and the Softmax between."""
+CODES: Mapping[str, str] = {"Int8": "int8", "FP8": "fp8", "FP4E2M1": "nvfp4"}
+"""The formats that kernels multiply, by the builder's word for the type of their codes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,15 +122,25 @@ class Kernel:
     def operands(self) -> tuple[str, ...]:
         """The dtypes of what it multiplies: its first input, and its first constant or second input.
 
-        Where it has both, one of them is a scale or is added; if one is INT8, the other is that one.
+        Where it has both, one of them is a scale or is added; if one is of codes, the other is that one.
         """
-        others = (*self.constants[:1], *self.inputs[1:2])
-        return (*self.inputs[:1], *(("Int8",) if "Int8" in others else others[:1]))
+        first, others = self.inputs[:1], (*self.constants[:1], *self.inputs[1:2])
+        other = [dtype for dtype in others if dtype in CODES]
+        return (*first, *(other or others)[:1])
 
     @property
-    def is_int8(self) -> bool:
-        """Whether it multiplies INT8 with INT8."""
-        return self.kind not in _DEQUANTIZING and self.operands == ("Int8", "Int8")
+    def multiplies_in(self) -> str:
+        """The format of the codes that it multiplies with each other: one of `CODES`; empty if of none."""
+        if self.kind in _DEQUANTIZING and _FUSED_ATTENTION not in self.name:
+            return ""
+        dtypes = set(self.operands)
+        return CODES.get(self.operands[0], "") if len(self.operands) == 2 and len(dtypes) == 1 else ""
+
+    @property
+    def reads(self) -> frozenset[str]:
+        """The dtypes of everything that a product reads; of what only converts or combines nothing."""
+        is_product = self.kind not in ("kgen", "shape_call") or _FUSED_ATTENTION in self.name
+        return frozenset((*self.inputs, *self.constants)) if is_product else frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +160,7 @@ class BuiltEngine:
     plan: bytes | None
     kernels: tuple[Kernel, ...]
     warnings: tuple[str, ...] = ()
-    usual_reason: str = "the builder found no INT8 kernel for this shape; --skip it to save the conversions"
+    usual_reason: str = "the builder found no kernel for it as asked; --skip it to save the conversions"
     targets: tuple[str, ...] = ()
     calibration_cache: bytes | None = None
     calibration_samples: int = 0
@@ -177,7 +191,7 @@ class Backend(ABC):
 
     @property
     def lacks(self) -> Mapping[str, str]:
-        """Fields of a build request that it cannot serve, and why: "timing_cache", "implicit", ..."""
+        """Fields of a build request that it cannot serve, and why: "timing_cache", "implicit", "nvfp4" ..."""
         return {}
 
     @abstractmethod

@@ -1,46 +1,63 @@
-"""Which of the quantized layers really run in INT8."""
+"""Which of the quantized layers really run in the formats that they are asked in."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from trtq.kept import Fallback
-from trtq.pipeline.engine.backend import BuiltEngine, Kernel
+from trtq.pipeline.engine.backend import CODES, BuiltEngine, Kernel
 from trtq.pipeline.graph.quantized import QuantizedLayer
 
 _GLUE = ("kgen", "shape_call")
 """Kinds of generated kernels that only convert or combine; a layer's arithmetic is elsewhere."""
+_WORDS = {"int8": "Int8", "fp8": "FP8", "int4": "Int4", "nvfp4": "FP4E2M1"}
+"""The builder's word for the type of a format's codes."""
 
 
 @dataclass(frozen=True, slots=True)
 class Coverage:
-    """How many quantized layers there are, how many run in INT8, and the others."""
+    """How many quantized layers there are, how many run as asked by what they are asked, and the others."""
 
     layers_quantized: int
-    layers_int8: int
+    layers_realized: Mapping[str, int]
     fallbacks: tuple[Fallback, ...]
+
+    @property
+    def num_realized(self) -> int:
+        """How many layers run as asked."""
+        return sum(self.layers_realized.values())
 
 
 def measure_coverage(
     layers: Sequence[QuantizedLayer], built: BuiltEngine, targets: Sequence[str] = ()
 ) -> Coverage:
-    """Returns what became of the layers whose operands are behind Q/DQ, in an engine for these targets."""
-    fallbacks = []
+    """Returns what became of the layers with operands behind Q/DQ, in an engine for these targets."""
+    realized, fallbacks = Counter[str](), []
     for layer in layers:
         own = [kernel for kernel in built.kernels if layer.name in kernel.nodes]
-        if not any(kernel.is_int8 for kernel in own):
-            if own:
-                runs_as, reason = _runs_as(own), _guess_reason(layer, built, targets)
-            elif built.kernels:
-                runs_as, reason = (
-                    "none",
-                    "no kernel bears its name: the builder removed it, or fused it under another",
-                )
-            else:
-                runs_as, reason = "unknown", "the builder does not say what it runs"
-            fallbacks.append(Fallback(layer.name, layer.op_type, runs_as, reason))
-    return Coverage(len(layers), len(layers) - len(fallbacks), tuple(fallbacks))
+        if any(_is_realized(layer, kernel) for kernel in own):
+            realized[layer.asked] += 1
+            continue
+        if own:
+            runs_as, reason = _runs_as(own), _guess_reason(layer, built, targets)
+        elif built.kernels:
+            runs_as, reason = (
+                "none",
+                "no kernel bears its name: the builder removed it, or fused it under another",
+            )
+        else:
+            runs_as, reason = "unknown", "the builder does not say what it runs"
+        fallbacks.append(Fallback(layer.name, layer.op_type, runs_as, reason, layer.asked))
+    return Coverage(len(layers), dict(realized.most_common()), tuple(fallbacks))
+
+
+def _is_realized(layer: QuantizedLayer, kernel: Kernel) -> bool:
+    """Whether a kernel multiplies the layer's codes; beside a float activation, whether it reads them."""
+    if layer.activation:
+        return kernel.multiplies_in == layer.activation
+    return _WORDS.get(layer.weight) in kernel.reads
 
 
 def list_precisions(nodes: Sequence[str], built: BuiltEngine) -> dict[str, str]:
@@ -49,27 +66,36 @@ def list_precisions(nodes: Sequence[str], built: BuiltEngine) -> dict[str, str]:
     for name in nodes:
         own = [kernel for kernel in built.kernels if name in kernel.nodes]
         if own:
-            found[name] = "Int8" if any(kernel.is_int8 for kernel in own) else _runs_as(own)
+            found[name] = next((kernel.inputs[0] for kernel in own if kernel.multiplies_in), _runs_as(own))
     return found
 
 
 def _runs_as(own: Sequence[Kernel]) -> str:
     """Returns the dtypes of the kernel that does the arithmetic."""
     kernel = next((kernel for kernel in own if kernel.kind not in _GLUE), own[0])
-    dequantizes = not kernel.is_int8 and set(kernel.operands) == {"Int8"}
+    if kernel.multiplies_in:
+        return kernel.inputs[0]
+    dequantizes = set(kernel.operands) <= CODES.keys()
     dtypes = (*kernel.inputs, *kernel.constants) if dequantizes else kernel.operands
     return "/".join(dict.fromkeys(dtypes)) or "unknown"
 
 
 def _guess_reason(layer: QuantizedLayer, built: BuiltEngine, targets: Sequence[str]) -> str:
     """Returns the likely reason, by what was measured for the patterns that silently run in float."""
+    form = (layer.activation or layer.weight).upper()
+    if not layer.activation:
+        return f"its {form} weight is dequantized by itself in each run: less memory, not less time"
     if layer.op_type == "ConvTranspose":
-        return "TensorRT has no INT8 kernel for ConvTranspose; leave it out of --op-types"
+        return f"TensorRT has no {form} kernel for ConvTranspose; leave it out of --op-types"
+    if layer.activation == "nvfp4" or layer.weight == "nvfp4":
+        if layer.activation != layer.weight:
+            return f"no kernel multiplies {layer.activation.upper()} with {layer.weight.upper()}"
+        return "NVFP4 runs in MatMul and Gemm alone, with blocks of 16 along the summed axis of both operands"
     if layer.scale_shape not in ((), None):
-        return f"its activation scale has shape {layer.scale_shape}; INT8 convolutions want a 0-d scale"
+        return f"its activation scale has shape {layer.scale_shape}; {form} kernels want a 0-d scale"
     if layer.weight_axis is not None and layer.weight_axis != layer.output_axis:
         wanted = "one scale for all of it" if layer.output_axis is None else f"axis {layer.output_axis}"
-        return f"its weight is quantized along axis {layer.weight_axis}, INT8 wants {wanted}"
+        return f"its weight is quantized along axis {layer.weight_axis}, {form} wants {wanted}"
     if "7.5" in targets:
         return "compute capability 7.5 (Turing) runs Q/DQ layers in float"
     return built.usual_reason

@@ -20,6 +20,7 @@ _BETWEEN_NAMES = re.compile(r" \+ | \|\| ")
 _DTYPES = (
     ("Int8", r"(?<!u)int8"),
     ("UInt8", r"uint8"),
+    ("FP4E2M1", r"fp4|e2m1"),
     ("FP8", r"fp8|e4m3"),
     ("Int4", r"int4"),
     ("BFloat16", r"bfloat16|bf16"),

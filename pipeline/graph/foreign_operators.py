@@ -11,8 +11,10 @@ import onnx_ir as ir
 from trtq.errors import ModelError
 from trtq.models.session import SessionPort, open_session
 from trtq.pipeline.graph.edit import GraphEditor
+from trtq.pipeline.graph.fp4 import without_fp4
 from trtq.pipeline.graph.operands import DEQUANTIZE, QUANTIZE, find_code_dtype
 from trtq.pipeline.graph.opset import convert_opset, infer_shapes, read_opset
+from trtq.pipeline.graph.opset.own import OWN_OPERATORS
 
 _STANDARD = ("", "ai.onnx")
 _CODES = {
@@ -21,21 +23,49 @@ _CODES = {
     for op_type in (QUANTIZE, DEQUANTIZE)
 }
 """Q and DQ of TensorRT's own, which its exporters write into models of older opsets."""
+_PLACEHOLDER = ("trt", "TRT_FP4QDQ")
+_NOT_RUN = (ir.DataType.FLOAT4E2M1, ir.DataType.FLOAT8E8M0)
+"""Types that ONNX Runtime has no kernels for."""
 _SMALL_BYTES = 4096  # shapes, axes and the like, whose values decide a shape
 
 
 def refuse_foreign_operators(model: ir.Model) -> None:
-    """Refuses what ONNX Runtime does not know, so that nothing could be compared with the model."""
+    """Refuses what neither ONNX Runtime nor TensorRT's parser knows."""
     for node in model.graph.all_nodes():
-        is_known = node.domain == "trt" and node.op_type in _CODES
-        if is_known or node.domain in ("", "ai.onnx", "com.microsoft"):
-            continue
-        what = (
-            "an operator of TensorRT's own, which ONNX Runtime cannot run, so that nothing can be compared"
-            if node.domain == "trt" and node.op_type.startswith("TRT_")
-            else "no standard ONNX operator; TensorRT has it only as a plugin, which trtq does not load"
-        )
-        raise ModelError(f"node {node.name!r} is {node.domain}::{node.op_type}, which is {what}")
+        is_known = node.domain == "trt" and (node.op_type in _CODES or node.op_type in OWN_OPERATORS)
+        if not is_known and node.domain not in ("", "ai.onnx", "com.microsoft"):
+            what = (
+                "a placeholder of modelopt for an NVFP4 weight; export the model by NVFP4QuantExporter"
+                if (node.domain, node.op_type) == _PLACEHOLDER
+                else "no standard ONNX operator; TensorRT has it only as a plugin, which trtq does not load"
+            )
+            raise ModelError(f"node {node.name!r} is {node.domain}::{node.op_type}, which is {what}")
+
+
+def explain_unrunnable(model: ir.Model) -> str:
+    """Returns why ONNX Runtime cannot run a model that TensorRT takes; empty if it can.
+
+    Args:
+        model: With inferred dtypes.
+    """
+    for node in model.graph.all_nodes():
+        if node.domain == "trt":
+            return f"node {node.name!r} is {node.op_type}, an operator of TensorRT's own"
+        values = (value for value in (*node.inputs, *node.outputs) if value is not None)
+        if dtype := next((value.dtype for value in values if value.dtype in _NOT_RUN), None):
+            return f"node {node.name!r} ({node.op_type}) has {dtype.name.lower()}"
+    return ""
+
+
+def explain_incomparable(model: ir.Model) -> str:
+    """Returns why nothing can be compared with a model: not even its emulation runs; empty if it can.
+
+    Args:
+        model: With inferred dtypes.
+    """
+    with suppress(ModelError):
+        return explain_unrunnable(without_fp4(model))
+    return explain_unrunnable(model)
 
 
 def standardize(model: ir.Model) -> ir.Model:

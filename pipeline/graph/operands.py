@@ -14,6 +14,8 @@ from trtq.pipeline.graph.edit import GraphEditor, widen
 from trtq.pipeline.graph.opset import read_opset
 
 QUANTIZE, DEQUANTIZE = "QuantizeLinear", "DequantizeLinear"
+DYNAMIC = ("TRT_DynamicQuantize", "TRT_FP4DynamicQuantize", "TRT_MXFP8DynamicQuantize")
+"""TensorRT's own, which find the scales of blocks in each run."""
 OPERATOR_FORMAT = frozenset({
     "QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger", "DynamicQuantizeLinear",
     "QLinearAdd", "QLinearMul", "QLinearConcat", "QLinearGlobalAveragePool", "QLinearAveragePool", "QGemm",
@@ -23,6 +25,15 @@ OPERATOR_FORMAT = frozenset({
 EIGHT_BITS = (ir.DataType.INT8, ir.DataType.UINT8)
 PER_CHANNEL_OPSET = 13
 """The first that has scales by channel."""
+CODE_FORMATS = {
+    ir.DataType.INT8: "int8",
+    ir.DataType.UINT8: "int8",
+    ir.DataType.FLOAT8E4M3FN: "fp8",
+    ir.DataType.INT4: "int4",
+    ir.DataType.UINT4: "int4",
+    ir.DataType.FLOAT4E2M1: "nvfp4",
+}
+"""The formats that layers come in, by the dtype of their codes; FP4 with plain scales is "fp4"."""
 _HALVES = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 _MOVES = frozenset({
     "DepthToSpace", "Dropout", "Expand", "Flatten", "Gather", "Identity", "MaxPool", "Neg", "Pad",
@@ -60,9 +71,43 @@ class Operand:
     @property
     def is_weight(self) -> bool:
         """Whether it is a constant: codes, or floats that are quantized and dequantized."""
-        quantize = self.codes.producer()
-        source = quantize.inputs[0] if quantize is not None and quantize.op_type == QUANTIZE else self.codes
-        return source is not None and source.is_initializer()
+        source = _find_source(self.codes, QUANTIZE)
+        return source is not None and (source.is_initializer() or self.stored is not None)
+
+    @property
+    def is_looked_up(self) -> bool:
+        """Whether it is rows of a table; TensorRT moves their codes on only if all have one scale."""
+        picks = (node.inputs[1] for node in self.path if node.op_type == "Gather")
+        return self.is_weight and any(index is not None and not index.is_initializer() for index in picks)
+
+    @property
+    def stored(self) -> ir.Node | None:
+        """The DequantizeLinear that reads the stored codes of a weight which is quantized a second time.
+
+        So are weights of 4 bits beside activations of 8: DQ in blocks, Q by channel, DQ.
+        """
+        source = _find_source(self.codes, QUANTIZE)
+        quantized = source if source is not None and source is not self.codes else None
+        stored = None if quantized is None else (_find_source(quantized, "Cast") or quantized).producer()
+        if stored is None or stored.op_type != DEQUANTIZE or stored.inputs[0] is None:
+            return None
+        return stored if stored.inputs[0].is_initializer() else None
+
+    @property
+    def format(self) -> str | None:
+        """The format of the codes that a layer multiplies; None if it is one that no layer runs in.
+
+        Codes that cannot be told are taken for INT8.
+        """
+        if self.dtype is ir.DataType.FLOAT4E2M1 and not _is_made(self.dequantize.inputs[1], DEQUANTIZE):
+            return "fp4"
+        return "int8" if self.dtype is None else CODE_FORMATS.get(self.dtype)
+
+    @property
+    def stored_format(self) -> str | None:
+        """The format that a weight is stored in: `format`, unless it is quantized a second time."""
+        dtype = find_code_dtype(self.stored) if self.stored is not None else None
+        return self.format if dtype is None else CODE_FORMATS.get(dtype)
 
     @property
     def scale(self) -> NDArray[np.generic] | None:
@@ -81,18 +126,23 @@ class Operand:
         return sum(node.op_type == "Cast" for node in self.path)
 
 
+def _is_made(value: ir.Value | None, op_type: str) -> bool:
+    node = value.producer() if value is not None else None
+    return node is not None and node.op_type == op_type
+
+
+def _find_source(value: ir.Value, op_type: str) -> ir.Value | None:
+    """Returns what a node of this type makes a value from; the value itself if another node makes it."""
+    node = value.producer()
+    return node.inputs[0] if node is not None and node.op_type == op_type else value
+
+
 def find_operand(value: ir.Value | None) -> Operand | None:
     """Returns the DequantizeLinear that a value comes from, through what only moves values; None if none."""
     operand = _walk_back(value)
     if operand is None or not all(_is_folded(node, operand) for node in operand.path):
         return None
-    return None if _is_looked_up(operand) and (operand.scale is None or operand.scale.size > 1) else operand
-
-
-def _is_looked_up(operand: Operand) -> bool:
-    """Whether it is rows of a table; TensorRT moves their codes on only if all have one scale."""
-    picks = (node.inputs[1] for node in operand.path if node.op_type == "Gather")
-    return operand.is_weight and any(index is not None and not index.is_initializer() for index in picks)
+    return None if operand.is_looked_up and (operand.scale is None or operand.scale.size > 1) else operand
 
 
 def find_operands(node: ir.Node) -> tuple[Operand | None, Operand | None]:

@@ -3,7 +3,7 @@
     import trtq
 
     report = trtq.build("model.onnx", spec=trtq.ModelSpec(calibration=trtq.CalibrationSpec(data="calib.npz")))
-    print(report.verdict, report.engine.layers_int8)
+    print(report.verdict, report.engine.num_realized)
 
 Names are imported when they are first used: `import trtq` itself loads nothing heavy.
 """

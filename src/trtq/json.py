@@ -10,7 +10,7 @@ import json
 import math
 import os
 from base64 import b64encode
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
@@ -40,6 +40,7 @@ class FileKind(Generic[T]):
         name: What it says under "kind"; empty: it has no such key.
         version: Its schema number, raised when a key changes its meaning; files with lower ones are read too.
         has_null: Whether numbers that are not finite are written as null; otherwise they are refused.
+        upgrade: Makes the content of an older file, with its schema number, one of today.
     """
 
     shape: type[T]
@@ -48,6 +49,7 @@ class FileKind(Generic[T]):
     name: str = ""
     version: int = 1
     has_null: bool = False
+    upgrade: Callable[[dict[str, Any], int], dict[str, Any]] | None = None
 
     def encode(self, value: object, *, compact: bool = False) -> bytes:
         """Returns the file for a value of this shape, or for a mapping with its keys.
@@ -108,7 +110,7 @@ class FileKind(Generic[T]):
                 f"{path} has schema version {version}, this trtq reads {self.version}; "
                 f"use the trtq that wrote it, or run `{self.writer}` again"
             )
-        return document
+        return document if self.upgrade is None else self.upgrade(document, version)
 
 
 def to_plain(value: object) -> Any:

@@ -24,9 +24,10 @@ class KeptFp32:
 
 @dataclass(frozen=True, slots=True)
 class Fallback:
-    """A layer that has Q/DQ and does not run in INT8."""
+    """A layer that comes with Q/DQ in the format `asked`, and does not run in it."""
 
     node: str
     op_type: str
     runs_as: str
     reason: str
+    asked: str = "int8"

@@ -94,7 +94,11 @@ def test_int4_of_tensorrt_is_that_of_onnx(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("operator", "words"),
     [
-        ("trt.TRT_MXFP8DynamicQuantize", "an operator of TensorRT's own, which ONNX Runtime cannot run"),
+        (
+            "trt.TRT_FP4QDQ",
+            "a placeholder of modelopt for an NVFP4 weight; export the model by NVFP4QuantExporter",
+        ),
+        ("trt.TRT_Mine", "no standard ONNX operator; TensorRT has it only as a plugin"),
         ("trt.Mine", "no standard ONNX operator; TensorRT has it only as a plugin"),
         ("mine.Relu", "no standard ONNX operator; TensorRT has it only as a plugin"),
     ],

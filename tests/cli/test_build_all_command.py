@@ -59,7 +59,7 @@ def folder(demo_folder: Path, torchless: str, tmp_path_factory: pytest.TempPathF
 
 def summary(folder: Path) -> list[dict[str, Any]]:
     document = json.loads((folder / "summary.json").read_bytes())
-    assert (document["schema_version"], document["kind"]) == (1, "trtq build-all")
+    assert (document["schema_version"], document["kind"]) == (2, "trtq build-all")
     builds: list[dict[str, Any]] = document["builds"]
     return builds
 

@@ -60,7 +60,7 @@ def test_an_explicit_engine_keeps_its_accuracy_and_runs_in_int8(demo: Path, tmp_
     report = build(demo, spec=_spec(demo), target=EXPLICIT, output=tmp_path / "out")
     _check_accuracy(report)
     assert report.engine.layers_quantized == NUM_LAYERS
-    assert report.engine.layers_int8 > 0
+    assert report.engine.num_realized > 0
     assert set(read_manifest(tmp_path / "out").layers) <= _weighted(demo)
 
 
@@ -79,7 +79,7 @@ def test_tensorrts_own_calibrator_keeps_the_accuracy(
 ) -> None:
     report = build(demo, spec=_spec(demo, method), target=IMPLICIT, output=tmp_path / "out")
     _check_accuracy(report)
-    assert report.engine.layers_int8 > 0
+    assert report.engine.num_realized > 0
     assert report.calibration is not None
     assert report.calibration.method == f"TensorRT's own {algorithm}"
     cache = read_cache(tmp_path / "out" / "calibration.cache")
@@ -91,7 +91,7 @@ def test_tensorrts_own_calibrator_keeps_the_accuracy(
 def test_percentile_ranges_are_taken_as_a_cache(demo: Path, tmp_path: Path) -> None:
     report = build(demo, spec=_spec(demo, "percentile"), target=IMPLICIT, output=tmp_path / "out")
     _check_accuracy(report)  # had TensorRT not taken the cache, the build would have failed
-    assert report.engine.layers_int8 > 0
+    assert report.engine.num_realized > 0
     ranges = read_ranges(tmp_path / "out" / "ranges.json")
     assert list(read_cache(tmp_path / "out" / "calibration.cache").scales) == list(ranges.tensors)
 

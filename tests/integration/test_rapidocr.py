@@ -90,7 +90,7 @@ def test_the_text_direction_classifier_keeps_its_answers(lines: Path) -> None:
         output=lines.parent / "classifier",
     )
     assert report.verdict == "pass"
-    assert report.engine.layers_int8 == report.engine.layers_quantized > 30
+    assert report.engine.num_realized == report.engine.layers_quantized > 30
     assert report.engine.fallbacks == ()
     assert {item.reason.partition(":")[0] for item in report.kept_float} == {"gate", "few-outputs"}
     agreement = {(item.candidate, item.reference): item.top1_agreement for item in report.comparison}
@@ -119,7 +119,7 @@ def test_the_text_detector_finds_the_same_text(pages: Path) -> None:
         output=pages.parent / "detector",
     )
     assert report.verdict == "pass"
-    assert report.engine.layers_int8 == report.engine.layers_quantized > 40
+    assert report.engine.num_realized == report.engine.layers_quantized > 40
     assert report.engine.fallbacks == ()
     others = {item.op_type for item in report.kept_float if not item.reason.startswith("gate: ")}
     assert others == {"ConvTranspose"}

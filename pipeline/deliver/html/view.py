@@ -14,11 +14,13 @@ from trtq.models.preprocess import Preprocess
 from trtq.numbers import format_bytes, format_seconds, format_shape
 from trtq.pipeline.deliver.html.numbers import MINUS, format_decibels
 from trtq.pipeline.deliver.manifest import Manifest
-from trtq.pipeline.deliver.report import Report
+from trtq.pipeline.deliver.report import AutoReport, Report, format_asked
 from trtq.pipeline.judge.score import format_score
 from trtq.records import GIVEN, REFERENCES, OutputComparison
 
-_DTYPES = {"Int8": "INT8", "Half": "FP16", "Float": "FP32", "BFloat16": "BF16"}
+_DTYPES = {
+    "Int8": "INT8", "Int4": "INT4", "FP4E2M1": "FP4", "Half": "FP16", "Float": "FP32", "BFloat16": "BF16",
+}  # fmt: skip
 _LONG_COMMAND = 90
 _TRUTHS = {"fp32": "the float model as it is", GIVEN: "the model as it was given, with its own Q/DQ"}
 _COMMANDS = {
@@ -38,7 +40,7 @@ class Tile:
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """Nodes that do not run in INT8 for the same reason: names with what they are."""
+    """Nodes that do not run as asked for the same reason: names with what they are."""
 
     reason: str
     nodes: tuple[tuple[str, str], ...]
@@ -117,18 +119,49 @@ def format_gate(report: Report, manifest: Manifest) -> str:
 
 
 def list_kept(report: Report, manifest: Manifest) -> tuple[tuple[str, tuple[Kept, ...]], ...]:
-    """Returns what does not run in INT8, or not in FP16, by the kind of decision and then by reason."""
+    """Returns what does not run as asked, or not in FP16, by the kind of decision and then by reason."""
     runs = manifest.layers
-    fallen = [(f"runs as {format_dtype(item.runs_as)}: {item.reason}", item.node, item.op_type)
-              for item in report.engine.fallbacks]  # fmt: skip
+    fallen = [
+        (
+            f"asked {format_asked(item.asked)}, runs as {format_dtype(item.runs_as)}: {item.reason}",
+            item.node,
+            item.op_type,
+        )
+        for item in report.engine.fallbacks
+    ]
     never = [(item.reason, item.name, _kind(item.op_type, runs.get(item.name))) for item in report.kept_float]
     fp32 = [(item.reason, item.name, "") for item in report.kept_fp32]
     titles = (
-        ("Quantized, but not run in INT8", fallen),
+        ("Quantized, but not run as asked", fallen),
         ("Not quantized", never),
         ("Kept in FP32", fp32),
     )
     return tuple((title, _by_reason(nodes)) for title, nodes in titles if nodes)
+
+
+def list_layers_by_format(report: Report) -> tuple[Kept, ...]:
+    """Returns the layers of each format that `--formats` chose; none where all have one."""
+    auto = report.auto
+    if auto is None or not auto.layers:
+        return ()
+    groups = [(form, share) for form, share in auto.formats.items() if form in {*auto.layers.values()}]
+    return tuple(
+        Kept(
+            f"in {form.upper()}, {share:.1%} of the multiply-accumulates",
+            tuple((name, "") for name, own in auto.layers.items() if own == form),
+        )
+        for form, share in groups
+    )
+
+
+def format_search(auto: AutoReport) -> str:
+    """Returns what the search for formats found, and what the layers then cost."""
+    if auto.cost is None or auto.cost_before is None:
+        return auto.outcome
+    return (
+        f"{auto.outcome}. By the data sheets of the GPU (not measured) the layers that could be chosen cost "
+        f"{auto.cost:.0%} of all layers in FP16; in their cheapest formats {auto.cost_before:.0%}."
+    )
 
 
 def _kind(op_type: str, runs_as: str | None) -> str:
@@ -150,11 +183,11 @@ def list_kernels(manifest: Manifest) -> str:
 
 
 def format_coverage(report: Report) -> tuple[Share, ...]:
-    """Returns how many layers with weights run in INT8, fell back, and were not quantized."""
+    """Returns how many layers with weights run as asked, fell back, and were not quantized."""
     engine = report.engine
     counts = {
-        "run in INT8": engine.layers_int8,
-        "quantized, but run in float": engine.layers_quantized - engine.layers_int8,
+        **{f"run {format_asked(name)}": count for name, count in engine.layers_realized.items()},
+        "quantized, but not run as asked": engine.layers_quantized - engine.num_realized,
         "not quantized": len(report.kept_float),
     }
     total = sum(counts.values())

@@ -2,28 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import onnx_ir as ir
 
 from trtq.errors import ModelError
-from trtq.pipeline.graph.lint import codes, layers
+from trtq.pipeline.graph.lint import codes, formats, layers
 from trtq.pipeline.graph.lint.finding import Finding
 
 _RULES = (
     codes.check_operator,
     codes.check_codes,
     codes.check_scale,
+    codes.check_scale_type,
     codes.check_constant,
     codes.check_bound,
     codes.check_pool,
+    formats.check_dynamic,
     layers.check_layer,
     layers.check_recurrent,
 )
 _MOST_NAMED = 4
 
 
-def lint(model: ir.Model) -> tuple[Finding, ...]:
+def lint(model: ir.Model, targets: Sequence[str] = ()) -> tuple[Finding, ...]:
     """Returns every rule that a node of the model breaks, also in the bodies of If, Loop and Scan, in order.
 
     The rules are those of TensorRT's ONNX parser and of the TensorRT-RTX builder, as measured; a float model
@@ -31,8 +33,15 @@ def lint(model: ir.Model) -> tuple[Finding, ...]:
 
     Args:
         model: With inferred shapes and dtypes.
+        targets: The compute capabilities to build for, such as "8.9"; empty: those that have every format.
     """
-    return tuple(finding for node in model.graph.all_nodes() for rule in _RULES for finding in rule(node))
+    return tuple(finding for node in model.graph.all_nodes() for finding in _check(node, targets))
+
+
+def _check(node: ir.Node, targets: Sequence[str]) -> Iterator[Finding]:
+    yield from formats.check_target(node, targets)
+    for rule in _RULES:
+        yield from rule(node)
 
 
 def refuse(findings: Sequence[Finding]) -> None:

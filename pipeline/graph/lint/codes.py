@@ -21,6 +21,10 @@ from trtq.pipeline.graph.operands import (
 _EIGHT_BITS = (ir.DataType.INT8, ir.DataType.UINT8)
 _SIGNED = (ir.DataType.INT8, ir.DataType.INT4)
 _TAKEN = (*_EIGHT_BITS, ir.DataType.INT4, ir.DataType.FLOAT8E4M3FN, ir.DataType.FLOAT4E2M1, None)
+_INSTEAD = {
+    ir.DataType.FLOAT8E5M2: "quantize again to float8 e4m3",
+    ir.DataType.UINT4: "quantize again to int4, symmetric",
+}
 _WITH_BOUNDS = ("Clip", "Pad")
 
 
@@ -42,7 +46,7 @@ def check_codes(node: ir.Node) -> Iterator[Finding]:
         yield report("int32", "refused", node, reason, advice)
     elif dtype not in _TAKEN:
         reason = f"its codes are {_name(dtype)}; TensorRT reads int8, int4, float8 e4m3 and float4 e2m1"
-        yield report("codes-type", "refused", node, reason, "quantize again to int8")
+        yield report("codes-type", "refused", node, reason, _INSTEAD.get(dtype, "quantize again to int8"))
     elif points is not None and np.any(points.astype(np.float32) != 0):
         point = points.astype(np.int64)[points.astype(np.float32) != 0][0]
         reason = f"it has the zero point {point}; TensorRT takes symmetric quantization only"
@@ -78,6 +82,8 @@ def check_scale(node: ir.Node) -> Iterator[Finding]:
     if node.op_type not in (QUANTIZE, DEQUANTIZE):
         return
     yield from _check_points(node)
+    if block := node.attributes.get_int("block_size", 0):
+        yield from _check_blocks(node, block)
     if (scale := find_constant(node, 1)) is None:
         return
     values = scale.astype(np.float64).reshape(-1)
@@ -117,6 +123,32 @@ def _check_count(node: ir.Node, count: int) -> Iterator[Finding]:
             f"its blocks of {block} lie in a tensor of rank {rank}; TensorRT takes blocks in matrices only"
         )
         yield report("blocks", "refused", node, reason, "quantize with one scale for each output channel")
+
+
+def _check_blocks(node: ir.Node, block: int) -> Iterator[Finding]:
+    """TensorRT parts an axis evenly into as many blocks as there are scales, whatever the block size says."""
+    shapes = [value.shape for value in node.inputs[:2] if value is not None and value.shape is not None]
+    if len(shapes) < 2 or len(shapes[0]) != len(shapes[1]):
+        return
+    axis = node.attributes.get_int("axis", 1) % len(shapes[0])
+    size, count = (shape[axis] for shape in shapes)
+    if not isinstance(size, int) or not isinstance(count, int) or count < 2 or size % block == 0:
+        return
+    told = f"its blocks of {block} leave a part of one in the {size} of axis {axis}"
+    advice = "choose a block size that divides the axis, or leave the layer float"
+    if size % count:
+        yield report("blocks", "refused", node, f"{told}; TensorRT takes whole blocks only", advice)
+    else:
+        taken = f"TensorRT takes {count} blocks of {size // count} instead"
+        yield report("blocks", "wrong", node, f"{told}; {taken}", advice)
+
+
+def check_scale_type(node: ir.Node) -> Iterator[Finding]:
+    """Scales that are powers of two in one byte (MXFP8) are no constants of TensorRT."""
+    for value in node.inputs:
+        if value is not None and value.is_initializer() and value.dtype is ir.DataType.FLOAT8E8M0:
+            reason = f"its scales {value.name!r} are float8 e8m0 (MXFP8), which TensorRT does not read"
+            yield report("codes-type", "refused", node, reason, "quantize to float8 e4m3, with float scales")
 
 
 def check_constant(node: ir.Node) -> Iterator[Finding]:

@@ -7,9 +7,11 @@ from collections.abc import Iterator
 import onnx_ir as ir
 
 from trtq.pipeline.graph.lint.finding import Finding, report
+from trtq.pipeline.graph.lint.formats import check_mixture, check_weight_alone, has_cast
 from trtq.pipeline.graph.operands import Operand, find_operand, find_operands, find_scale_axes, read_axis
 from trtq.pipeline.graph.placement import QUANTIZABLE
 
+_FP4_BLOCK = 16
 _RECURRENT = ("LSTM", "GRU", "RNN")
 _AFTER = "the layer runs in float, and converting costs time"
 
@@ -25,7 +27,14 @@ def check_layer(node: ir.Node) -> Iterator[Finding]:
         yield report("no-kernel", "refused", node, reason, "keep this layer float32 or float16")
         return
     if len(present) == 1:
-        yield from _check_half(node, present[0])
+        is_weight = present[0].is_weight and not present[0].is_looked_up
+        yield from check_weight_alone(node, present[0]) if is_weight else _check_half(node)
+    elif (
+        activation is not None
+        and weight is not None
+        and (found := [*check_mixture(node, activation, weight)])
+    ):
+        yield from found
     elif activation is not None and weight is not None and node.op_type == "ConvTranspose":
         reason = f"TensorRT has no INT8 kernel for ConvTranspose: {_AFTER}"
         yield report("no-kernel", "float", node, reason, "leave it out of quantization")
@@ -35,6 +44,9 @@ def check_layer(node: ir.Node) -> Iterator[Finding]:
 
 
 def _check_pair(node: ir.Node, activation: Operand, weight: Operand) -> Iterator[Finding]:
+    if activation.format == weight.format == "nvfp4":
+        yield from _check_nvfp4(node, activation, weight)
+        return
     if not (activation.scale is not None and weight.scale is not None):
         yield from _computed(node)
         return
@@ -51,12 +63,9 @@ def _check_pair(node: ir.Node, activation: Operand, weight: Operand) -> Iterator
         yield from _check_weight(node, weight)
 
 
-def _check_half(node: ir.Node, operand: Operand) -> Iterator[Finding]:
-    if operand.is_weight and operand.scale is not None and operand.scale.ndim > 1 and node.op_type != "Conv":
-        return  # in blocks, which the kernel takes beside a float activation
-    there, missing = ("weight", "activation") if operand.is_weight else ("activation", "other operand")
-    reason = f"its {there} has Q/DQ and its {missing} has none that reaches it: {_AFTER}"
-    advice = f"quantize its {missing} too, right before the layer, or leave both float"
+def _check_half(node: ir.Node) -> Iterator[Finding]:
+    reason = f"its activation has Q/DQ and its other operand has none that reaches it: {_AFTER}"
+    advice = "quantize its other operand too, right before the layer, or leave both float"
     yield report("half-quantized", "float", node, reason, advice)
 
 
@@ -66,7 +75,10 @@ def _check_types(node: ir.Node, *operands: Operand) -> Iterator[Finding]:
     if len(kinds) < 2 or (kinds == {"int8", "int4"} and node.op_type != "Conv"):
         return
     reason = f"it multiplies {' with '.join(dtypes)}, for which TensorRT has no kernel"
-    yield report("mixed-types", "refused", node, reason, "quantize both operands to the same type")
+    advice = "quantize both operands to the same type"
+    if "int4" in kinds:
+        advice = f"put Q/DQ of {dtypes[0]} by output channel behind the DequantizeLinear of the int4 weight"
+    yield report("mixed-types", "refused", node, reason, advice)
 
 
 def _check_casts(node: ir.Node, operands: tuple[Operand, ...]) -> Iterator[Finding]:
@@ -103,9 +115,35 @@ def _check_blocks(node: ir.Node, activation: Operand, weight: Operand) -> Iterat
     if node.op_type == "Conv":
         reason = f"its weight is quantized in blocks, INT8 kernels want a scale for each channel: {_AFTER}"
         yield report("blocks", "float", node, reason, "quantize with one scale for each output channel")
-    elif activation.rank != weight.rank or _reads_transposed(node, None):
+    elif activation.scale is not None and activation.scale.size > 1:
+        reason = "its activation has a scale a channel beside a weight in blocks: TensorRT's builder fails"
+        yield report("blocks", "refused", node, reason, "write scales of activations as 0-d tensors")
+    elif weight.format == "int4" and has_cast(weight):
+        reason = f"a Cast stands behind the DequantizeLinear of its INT4 weight: {_AFTER}"
+        yield report(
+            "scale-type", "float", node, reason, "write scales in the type that the layer computes in"
+        )
+    elif activation.rank != weight.rank or _reads_transposed(node, None) or _is_turned(weight):
         reason = "it multiplies int8 activations with a weight in blocks, on which TensorRT's builder fails"
         yield report("blocks", "refused", node, reason, "quantize with one scale for each output channel")
+
+
+def _is_turned(operand: Operand) -> bool:
+    return any(step.op_type == "Transpose" for step in operand.path)
+
+
+def _check_nvfp4(node: ir.Node, activation: Operand, weight: Operand) -> Iterator[Finding]:
+    for operand in (activation, weight):
+        block = operand.dequantize.attributes.get_int("block_size", 0)
+        if block != _FP4_BLOCK:
+            reason = f"it multiplies NVFP4 in blocks of {block}, kernels want {_FP4_BLOCK}: {_AFTER}"
+            yield report("blocks", "float", node, reason, f"quantize in blocks of {_FP4_BLOCK}")
+            return
+    turns = sum(step.op_type == "Transpose" for step in weight.path)
+    axis = weight.dequantize.attributes.get_int("axis", 1) % 2
+    if (axis if turns % 2 == 0 else 1 - axis) == find_output_axis(node, weight):
+        reason = f"the blocks of its weight lie along the output channels, NVFP4 wants them along K: {_AFTER}"
+        yield report("blocks", "float", node, reason, "quantize the weight in blocks along the summed axis")
 
 
 def _check_weight(node: ir.Node, operand: Operand) -> Iterator[Finding]:

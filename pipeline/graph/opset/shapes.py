@@ -8,6 +8,7 @@ import onnx
 import onnx_ir as ir
 
 from trtq.errors import ModelError
+from trtq.pipeline.graph.opset.own import OWN_OPERATORS, list_functions
 
 _BODIES = (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS)
 _LIKE_FIRST_INPUT = ("GroupNormalization", "MeanVarianceNormalization")
@@ -35,7 +36,9 @@ def infer_shapes(model: ir.Model) -> None:
 def _infer(proto: onnx.ModelProto) -> onnx.ModelProto:
     _forget_shapes(proto.graph)
     hidden = _hide_untyped(proto)
+    proto.functions.extend(list_functions(_all_nodes(proto.graph)))
     inferred = _infer_strictly(proto)
+    inferred.ClearField("functions")
     nodes = list(_all_nodes(inferred.graph)) if hidden else []
     for place, node in hidden:
         nodes[place].CopyFrom(node)
@@ -79,7 +82,8 @@ def _all_nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
 
 
 def _forget_shapes(graph: onnx.GraphProto) -> None:
-    made = {name for node in graph.node if node.domain in ("", "ai.onnx") for name in node.output}
+    typed = (node for node in graph.node if node.domain in ("", "ai.onnx") or node.op_type in OWN_OPERATORS)
+    made = {name for node in typed for name in node.output}
     for value in (*graph.value_info, *graph.output):
         if value.name in made and value.type.HasField("tensor_type"):
             value.type.tensor_type.ClearField("shape")

@@ -1,8 +1,8 @@
-"""From a Q/DQ model that another tool made to one that TensorRT takes and runs in INT8."""
+"""From a Q/DQ model that another tool made to one that TensorRT takes and runs as asked."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import onnx_ir as ir
@@ -20,6 +20,7 @@ from trtq.pipeline.graph.repair.constants import quantize_constants, repair_cons
 from trtq.pipeline.graph.repair.floats import repair_bounds, repair_recurrent, repair_tables
 from trtq.pipeline.graph.repair.operators import repair_operators
 from trtq.pipeline.graph.repair.pairs import repair_flows, requantize_flows
+from trtq.pipeline.graph.repair.scales import repair_scales
 from trtq.pipeline.graph.repair.weights import repair_weights
 from trtq.progress import Watcher
 
@@ -32,7 +33,14 @@ class RepairedGraph:
     changes: tuple[Change, ...]
 
 
-def repair_graph(graph: Graph, watcher: Watcher, *, requantize: bool, for_tensorrt: bool = True) -> Graph:
+def repair_graph(
+    graph: Graph,
+    watcher: Watcher,
+    *,
+    requantize: bool,
+    for_tensorrt: bool = True,
+    targets: Sequence[str] = (),
+) -> Graph:
     """Returns a graph that comes with Q/DQ, with everything repaired that TensorRT would not take.
 
     Args:
@@ -40,6 +48,7 @@ def repair_graph(graph: Graph, watcher: Watcher, *, requantize: bool, for_tensor
         watcher: Hears of the repairs.
         requantize: As for `repair`.
         for_tensorrt: Whether what has no repair is refused, since TensorRT is to take it.
+        targets: The compute capabilities to build for; see `trtq.pipeline.graph.lint.lint`.
 
     Raises:
         ModelError: Something has no repair.
@@ -48,7 +57,7 @@ def repair_graph(graph: Graph, watcher: Watcher, *, requantize: bool, for_tensor
     for sentence, is_exact in summarize_changes(repaired.changes):
         (watcher.note if is_exact else watcher.warn)(sentence)
     if for_tensorrt:
-        refuse(lint(repaired.model))
+        refuse(lint(repaired.model, targets))
     return replace(
         graph,
         model=repaired.model,
@@ -93,6 +102,7 @@ def _repair(model: ir.Model, requantize: bool, *, shapes: bool) -> RepairedGraph
         changes += requantize_flows(edit)
     infer_shapes(result)
     changes += repair_weights(edit)
+    changes += repair_scales(edit)
     changes += repair_recurrent(edit)
     list(fold_constants(result))
     edit.drop_unused()

@@ -44,9 +44,9 @@ class BuildResult:
         exit_code: Of its process; negative: killed by this signal; None while it is pending.
         reused: What was taken from an earlier build; "everything": nothing was to do.
         min_cosine: The smallest of any output of the judged model, against FP32; None without a comparison.
-        layers: Layers in INT8, and quantized ones; None without a report.
+        layers: Layers that run as asked, and quantized ones; None without a report.
         engine_bytes: Of the engine, or of the model that runs.
-        int8_macs: The share of the multiply-accumulates in INT8; None if nothing tells.
+        quantized_macs: The share of the MACs on codes of 8 bits or fewer; None if nothing tells.
         error: Why it failed; empty if it did not.
     """
 
@@ -62,7 +62,7 @@ class BuildResult:
     min_cosine: float | None = None
     layers: tuple[int, int] | None = None
     engine_bytes: int = 0
-    int8_macs: float | None = None
+    quantized_macs: float | None = None
     warnings: tuple[str, ...] = ()
     error: str = ""
 
@@ -74,7 +74,19 @@ class Summary:
     builds: tuple[BuildResult, ...]
 
 
-FILE = FileKind(Summary, "summary of trtq", "trtq build-all", "trtq build-all")
+def _upgrade(document: dict[str, Any], version: int) -> dict[str, Any]:
+    """Returns a summary of an older schema as one of today: the first knew INT8 alone."""
+    builds = document.get("builds")
+    if version > 1 or not isinstance(builds, list):
+        return document
+    renamed = [
+        {**item, "quantized_macs": item.get("int8_macs")} if isinstance(item, dict) else item
+        for item in builds
+    ]
+    return {**document, "builds": renamed}
+
+
+FILE = FileKind(Summary, "summary of trtq", "trtq build-all", "trtq build-all", version=2, upgrade=_upgrade)
 
 
 @click.command("build-all")
@@ -195,9 +207,9 @@ def _result(entry: BuildEntry, outcome: CommandOutcome) -> BuildResult:
         precision=report.precision,
         backend=report.backend,
         min_cosine=min((value for value in judged if not math.isnan(value)), default=None),
-        layers=(report.engine.layers_int8, report.engine.layers_quantized),
+        layers=(report.engine.num_realized, report.engine.layers_quantized),
         engine_bytes=report.engine.bytes,
-        int8_macs=report.int8_macs,
+        quantized_macs=report.quantized_macs,
         warnings=report.warnings,
         error=error,
     )
@@ -219,7 +231,7 @@ def _print(results: Sequence[BuildResult], *, quiet: bool) -> None:
         "build", "", "precision", "backend", "cosine", "INT8 layers", "MACs", "engine", "seconds", numbers=5
     )
     for item in results:
-        is_less = item.int8_macs is not None and item.int8_macs < LITTLE and item.state == "pass"
+        is_less = item.quantized_macs is not None and item.quantized_macs < LITTLE and item.state == "pass"
         state = Text(
             item.state.upper(), style=_STYLES.get("unverified" if is_less else item.state, "bold red")
         )
@@ -228,7 +240,7 @@ def _print(results: Sequence[BuildResult], *, quiet: bool) -> None:
         cosine = "" if item.min_cosine is None else f"{item.min_cosine:.5f}"
         layers = f"{item.layers[0]} of {item.layers[1]}" if item.layers else ""
         size = format_bytes(item.engine_bytes) if item.engine_bytes else ""
-        macs = "" if item.int8_macs is None else f"{item.int8_macs:.1%}"
+        macs = "" if item.quantized_macs is None else f"{item.quantized_macs:.1%}"
         numbers = (cosine, layers, macs, size, f"{item.seconds:.1f}")
         rows.add_row(item.name, state, item.precision, item.backend, *numbers)
     console.print(rows)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +14,7 @@ from trtq.cli import options
 from trtq.cli.console import open_console, print_json
 from trtq.errors import ModelError
 from trtq.numbers import format_count
+from trtq.pipeline.deliver.report import describe_coverage
 from trtq.pipeline.lint import lint
 
 if TYPE_CHECKING:
@@ -32,9 +34,16 @@ _MOST_NODES = 3
 
 @click.command("lint")
 @options.model_argument
+@click.option(
+    "--compute-capability",
+    "targets",
+    multiple=True,
+    metavar="X.Y",
+    help="Target GPU, such as 8.9 (repeatable), which may lack a format.",
+)
 @options.json_option
 @click.option("-v", "--verbose", is_flag=True, help="Name every node, not the first few of each rule.")
-def command(model: Path, as_json: bool, verbose: bool) -> None:
+def command(model: Path, targets: tuple[str, ...], as_json: bool, verbose: bool) -> None:
     """Show what TensorRT refuses in a Q/DQ model, reads differently, or silently runs in float.
 
     Builds nothing. Each finding has its rule, the node, the reason and the repair. The exit code is 2 if
@@ -43,7 +52,7 @@ def command(model: Path, as_json: bool, verbose: bool) -> None:
     \b
       trtq lint quantized.onnx
     """
-    linted = lint(model)
+    linted = lint(model, compute_capabilities=targets)
     if as_json:
         print_json(asdict(linted))
     else:
@@ -78,6 +87,6 @@ def _print(console: Console, linted: LintReport, *, verbose: bool) -> None:
         console.print(Text(f"  {text}", style="dim"), soft_wrap=True)
     counts = {effect: sum(item.finding.effect == effect for item in linted.items) for effect in _STYLES}
     shown = ", ".join(f"{count} {effect}" for effect, count in counts.items() if count) or "no findings"
-    console.print(
-        f"{linted.layers_int8} of {linted.layers_quantized} quantized layers run in INT8 as it is; {shown}"
-    )
+    lost = Counter(linted.layers_quantized) - Counter(linted.layers_realized)
+    covered = describe_coverage(linted.layers_realized, lost) or "no layer is quantized"
+    console.print(f"{covered} as it is; {shown}", soft_wrap=True)

@@ -49,7 +49,7 @@ def quick(demo: Path) -> ModelSpec:
 
 def test_the_demo_passes_the_gate_with_every_layer_in_int8(built: Report) -> None:
     assert (built.verdict, built.reasons) == ("pass", ())
-    assert (built.engine.layers_int8, built.engine.layers_quantized) == (NUM_LAYERS, NUM_LAYERS)
+    assert (built.engine.num_realized, built.engine.layers_quantized) == (NUM_LAYERS, NUM_LAYERS)
     assert built.engine.fallbacks == ()
     assert built.kept_float == ()
     assert all(item.cosine >= 0.99 for item in built.comparison)
@@ -82,7 +82,7 @@ def test_the_report_has_the_promised_keys(built: Report) -> None:
     document = json.loads((Path(built.output) / "report.json").read_bytes())
     promised: dict[str, set[str]] = {
         "calibration": {"method", "samples", "seconds", "peak_rss_bytes"},
-        "engine": {"path", "bytes", "layers_int8", "layers_quantized", "fallbacks"},
+        "engine": {"path", "bytes", "layers_realized", "layers_quantized", "fallbacks"},
         "accuracy": {"fp32", "fp16", "int8"},
     }
     for section, names in promised.items():
@@ -92,7 +92,7 @@ def test_the_report_has_the_promised_keys(built: Report) -> None:
     for item in document["comparison"]:
         assert {"output", "reference", "cosine", "sqnr_db", "max_abs", "top1_agreement"} <= set(item)
     assert set(document["timings_s"]) == {"calibrate", "repair", "quantize", "build", "compare"}
-    assert (document["schema_version"], document["verdict"], document["precision"]) == (1, "pass", "int8")
+    assert (document["schema_version"], document["verdict"], document["precision"]) == (2, "pass", "int8")
     assert document["backend"].startswith("tensorrt-rtx 1.")
     assert document["engine"]["fallbacks"] == []
     assert document["calibration"]["samples"] == 512
@@ -199,7 +199,7 @@ def test_an_fp32_rest_has_no_fp16_in_it(demo: Path, quick: ModelSpec, tmp_path: 
     target = Target(high_precision="fp32")
     report = build(demo / "model.onnx", spec=quick, target=target, output=tmp_path / "out")
     assert (report.verdict, report.high_precision) == ("pass", "fp32")
-    assert report.engine.layers_int8 == NUM_LAYERS
+    assert report.engine.num_realized == NUM_LAYERS
     graph = onnx.load(tmp_path / "out" / "model.int8.onnx").graph
     assert onnx.TensorProto.FLOAT16 not in {tensor.data_type for tensor in graph.initializer}
     assert "Cast" not in {node.op_type for node in graph.node}
@@ -222,7 +222,7 @@ def test_onnxruntime_runs_the_int8_model_itself(demo: Path, quick: ModelSpec, tm
     assert report.engine.bytes == (tmp_path / "out" / "model.int8.onnx").stat().st_size
     assert not (tmp_path / "out" / "model.engine").exists()
     assert report.engine.layers_quantized == NUM_LAYERS
-    assert len(report.engine.fallbacks) == NUM_LAYERS - report.engine.layers_int8
+    assert len(report.engine.fallbacks) == NUM_LAYERS - report.engine.num_realized
 
 
 def test_random_data_leaves_the_build_unverified(small: Path) -> None:
@@ -258,7 +258,7 @@ def test_skipped_layers_stay_float(demo: Path, quick: ModelSpec, tmp_path: Path)
         ("block1.second.conv/Conv", "skipped by '^block1'"),
         ("head/Gemm", "skipped by 'head'"),
     ]
-    assert report.engine.layers_int8 == report.engine.layers_quantized == NUM_LAYERS - 3
+    assert report.engine.num_realized == report.engine.layers_quantized == NUM_LAYERS - 3
     layers = read_manifest(tmp_path / "out").layers
     assert {layers[item.name] for item in report.kept_float} == {"Half"}
 
@@ -284,7 +284,7 @@ def test_a_model_without_quantizable_layers_is_built_in_float(tmp_path: Path) ->
     assert [(item.name, item.reason) for item in report.kept_float] == [
         ("product", "two-activations: TensorRT fuses attention in float; INT8 with Attention in --op-types")
     ]
-    assert (report.engine.layers_quantized, report.engine.layers_int8) == (0, 0)
+    assert (report.engine.layers_quantized, report.engine.num_realized) == (0, 0)
     assert (report.verdict, report.calibration) == ("pass", None)
     assert not (tmp_path / "m.trtq" / "calibration.cache").exists()
 
@@ -292,7 +292,7 @@ def test_a_model_without_quantizable_layers_is_built_in_float(tmp_path: Path) ->
 def test_tensorrt_rtx_runs_int8_with_one_scale_a_weight(small: Path) -> None:
     quantization = QuantizationSpec(("none",), "per-tensor")
     report = build(small, spec=replace(spec_of(small), quantization=quantization))
-    assert (report.engine.layers_int8, report.engine.layers_quantized, report.engine.fallbacks) == (2, 2, ())
+    assert (report.engine.num_realized, report.engine.layers_quantized, report.engine.fallbacks) == (2, 2, ())
     graph = onnx.load(Path(report.output) / "model.int8.onnx").graph
     scales = {node.input[1] for node in graph.node if node.op_type == "DequantizeLinear"}
     assert [tuple(item.dims) for item in graph.initializer if item.name in scales] == [()] * 4

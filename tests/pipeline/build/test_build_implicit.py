@@ -43,7 +43,7 @@ def test_an_implicit_build_is_calibrated_by_tensorrt(version: str, small: Path, 
     report = build(small, spec=spec_of(small), target=IMPLICIT)
     assert report.engine.quantization == "implicit"
     assert report.engine.quantization_reason == "as asked; TensorRT 11 has it no more"
-    assert (report.engine.layers_int8, report.engine.layers_quantized) == (2, 2)
+    assert (report.engine.num_realized, report.engine.layers_quantized) == (2, 2)
     assert "TensorRT's own EntropyCalibration2 runs over the data" in report.notes
     assert report.calibration is not None
     assert report.calibration.method == "TensorRT's own EntropyCalibration2"
@@ -206,7 +206,7 @@ def test_skipped_layers_become_constraints(small: Path, install: Install) -> Non
     plan = plan_of(report)
     assert plan["kept"] == {"act": ["FLOAT", ["FLOAT"]], "second": ["HALF", []]}
     assert plan["flags"] == ["INT8", "FP16", "OBEY_PRECISION_CONSTRAINTS"]
-    assert (report.engine.layers_int8, report.engine.layers_quantized) == (1, 1)
+    assert (report.engine.num_realized, report.engine.layers_quantized) == (1, 1)
     assert [item.name for item in report.kept_float] == ["second"]
     assert read_manifest(Path(report.output)).layers == {"first": "Int8", "second": "Half"}
 
@@ -228,3 +228,10 @@ def test_what_fp16_would_ruin_is_bound_to_fp32(small: Path, install: Install) ->
     report = build(small, spec=spec_of(small, "percentile"), target=IMPLICIT)
     assert {item.name for item in report.kept_fp32} == {"first", "act", "second"}
     assert plan_of(report)["kept"].keys() == {"first", "act", "second"}
+
+
+def test_scales_found_in_each_run_need_q_dq(small: Path, install: Install) -> None:
+    install(TEN)
+    spec = replace(spec_of(small), quantization=QuantizationSpec(activations="per-token"))
+    with pytest.raises(UsageError, match="--activations per-token is for Q/DQ: quantizing implicitly"):
+        build(small, spec=spec, target=IMPLICIT)

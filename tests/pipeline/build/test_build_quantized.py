@@ -57,7 +57,7 @@ def test_a_quantized_model_is_built_as_it_is(small: Path) -> None:
     report = build(model, spec=spec_of(small))
     assert "the model is quantized already: it is built as it is, without calibration" in report.notes
     assert (report.calibration, report.high_precision) == (None, "as it is")
-    assert (report.engine.layers_int8, report.engine.layers_quantized) == (2, 2)
+    assert (report.engine.num_realized, report.engine.layers_quantized) == (2, 2)
     assert report.verdict == "unverified"
     ours, theirs = (onnx.load(path) for path in (model.parent / "q.trtq" / "model.int8.onnx", model))
     pairs = [node.op_type for node in theirs.graph.node].count("DequantizeLinear")
@@ -136,7 +136,7 @@ def test_what_onnx_runtime_writes_otherwise_is_repaired_and_computes_the_same(
     model = quantize_elsewhere(small, **options)
     report = build(model, spec=spec_of(small))
     assert any(note.startswith(f"repaired ({rule})") for note in report.notes)
-    assert (report.engine.layers_int8, report.engine.layers_quantized) == (2, 2)
+    assert (report.engine.num_realized, report.engine.layers_quantized) == (2, 2)
     before, after = outputs_of(model), outputs_of(Path(report.output) / "model.int8.onnx")
     step = np.ptp(before[0]) / 255
     assert np.abs(before[0] - after[0]).max() <= 1.01 * step  # a tie may be rounded to the other side
@@ -150,7 +150,7 @@ def test_requantize_makes_the_rest_symmetric_and_says_so(
     model = quantize_elsewhere(small, **options)
     report = build(model, spec=spec_of(small), target=Target(requantize=True))
     assert any("quantized again" in warning for warning in report.warnings)
-    assert (report.engine.layers_int8, report.engine.layers_quantized) == (2, 2)
+    assert (report.engine.num_realized, report.engine.layers_quantized) == (2, 2)
     before, after = outputs_of(model), outputs_of(Path(report.output) / "model.int8.onnx")
     assert np.corrcoef(before[0].ravel(), after[0].ravel())[0, 1] > 0.999
 

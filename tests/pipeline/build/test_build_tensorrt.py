@@ -43,7 +43,7 @@ def test_an_explicit_build_is_typed_and_its_engine_is_judged(
     assert report.engine.quantization_reason == (
         "tensorrt takes Q/DQ models, as every version since TensorRT 8 does"
     )
-    assert (report.engine.layers_int8, report.engine.layers_quantized) == (2, 2)
+    assert (report.engine.num_realized, report.engine.layers_quantized) == (2, 2)
     assert (report.high_precision, report.engine.targets) == ("fp16", ("8.9",))
     assert [(item.candidate, item.reference) for item in report.comparison] == [
         ("engine", "fp32"), ("engine", "fp16"), ("int8", "fp32"), ("int8", "fp16"), ("fp16", "fp32"),

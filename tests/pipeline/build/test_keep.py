@@ -67,7 +67,7 @@ def marked(report: Report) -> set[str]:
 def test_what_has_qdq_runs_in_int8(packed: Path) -> None:
     report = build(packed, spec=spec_of(packed), target=RTX)
     assert report.engine.fallbacks == ()
-    assert report.engine.layers_int8 == report.engine.layers_quantized == len(marked(report))
+    assert report.engine.num_realized == report.engine.layers_quantized == len(marked(report))
     kept = {node.name: node.reason for node in report.kept_float}
     assert "packed" not in marked(report)
     assert re.fullmatch(r"no-kernel: the builder ran it as [\w/]+ behind Q/DQ", kept["packed"])

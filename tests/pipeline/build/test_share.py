@@ -40,7 +40,7 @@ def test_the_share_is_of_what_the_engine_runs(
 ) -> None:
     target = Target(compute_capabilities=("8.9",))
     report = build(model, spec=spec_of(model, *skip), target=target)
-    assert report.int8_macs == pytest.approx(share)
+    assert report.quantized_macs == pytest.approx(share)
     assert (report.verdict, report.is_mostly_float) == ("pass", is_mostly_float)
     page = (Path(report.output) / "report.html").read_text()
     assert ("Pass, mostly float" in page) == is_mostly_float
@@ -49,11 +49,11 @@ def test_the_share_is_of_what_the_engine_runs(
 
 def test_layers_behind_qdq_that_run_in_float_do_not_count(model: Path) -> None:
     report = build(model, spec=spec_of(model), target=Target(backend="onnxruntime"))
-    assert (report.engine.layers_int8, report.int8_macs) == (0, 0.0)
+    assert (report.engine.num_realized, report.quantized_macs) == (0, 0.0)
 
 
 def test_other_precisions_and_builds_without_data_have_no_share(model: Path) -> None:
     target = Target(backend="onnxruntime", precision="fp16")
-    assert build(model, spec=spec_of(model), target=target).int8_macs is None
+    assert build(model, spec=spec_of(model), target=target).quantized_macs is None
     target = replace(target, shapes=GivenShapes(opt={"x": (1, 16, 8, 8)}))
-    assert build(model, spec=ModelSpec(), target=target).int8_macs is None
+    assert build(model, spec=ModelSpec(), target=target).quantized_macs is None

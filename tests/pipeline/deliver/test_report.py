@@ -21,6 +21,7 @@ from trtq.pipeline.deliver.report import (
     CalibrationReport,
     EngineReport,
     Report,
+    describe_coverage,
     read_report,
     to_json,
 )
@@ -43,7 +44,7 @@ _REPORT = Report(
         "model.engine",
         1 << 20,
         11,
-        10,
+        {"int8": 10},
         (Fallback("up", "ConvTranspose", "Half", "no kernel"),),
         {"image": InputSpec((1, 3), (2, 3), (4, 3)), "scalar": InputSpec((), (), ())},
         ("8.9",),
@@ -142,3 +143,24 @@ def test_a_report_is_found_by_its_folder_or_file_as_text_too(tmp_path: Path) -> 
         assert read_report(path) == _REPORT
     with pytest.raises(ArtifactError, match=r"^cannot read the report .*none/report\.json: No such file"):
         read_report(tmp_path / "none" / "report.json")
+
+
+@pytest.mark.parametrize(
+    ("realized", "others", "told"),
+    [
+        ({}, {}, ""),
+        ({"fp8": 2}, {}, "2 of 2 quantized layers run in FP8"),
+        ({"int8": 3}, {"int8": 1, "fp8": 2}, "3 of 4 quantized layers run in INT8, 0 of 2 in FP8"),
+        ({"int4-weights": 1}, {}, "1 of 1 quantized layers run with INT4 weights"),
+        ({"int8 x int4": 1}, {}, "1 of 1 quantized layers run in INT8 x INT4"),
+    ],
+)
+def test_coverage_is_told_by_format(realized: dict[str, int], others: dict[str, int], told: str) -> None:
+    assert describe_coverage(realized, others) == told
+
+
+def test_a_report_of_the_first_schema_counts_int8() -> None:
+    kept = Path(__file__).parents[2] / "data" / "kept" / "report-1-rtx.json"
+    before, report = json.loads(kept.read_bytes()), read_report(kept)
+    assert report.engine.layers_realized == {"int8": before["engine"]["layers_int8"]}
+    assert (report.schema_version, report.quantized_macs) == (SCHEMA_VERSION, before["int8_macs"])

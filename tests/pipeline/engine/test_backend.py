@@ -25,7 +25,7 @@ _I, _F, _H = "Int8", "Float", "Half"
 )
 def test_int8_with_int8_is_int8(kind: str, inputs: tuple[str, ...], constants: tuple[str, ...]) -> None:
     kernel = Kernel("k", kind, ("node",), inputs, constants)
-    assert kernel.is_int8
+    assert kernel.multiplies_in == "int8"
     assert kernel.operands == (_I, _I)
 
 
@@ -45,17 +45,17 @@ def test_anything_else_is_not(
     kind: str, inputs: tuple[str, ...], constants: tuple[str, ...], operands: tuple[str, ...]
 ) -> None:
     kernel = Kernel("k", kind, ("node",), inputs, constants)
-    assert not kernel.is_int8
+    assert not kernel.multiplies_in
     assert kernel.operands == operands
 
 
 @pytest.mark.parametrize("kind", ["kgen", "runtime_fusion", "shape_call"])
 def test_a_generated_kernel_that_reads_int8_computes_in_float(kind: str) -> None:
-    assert not Kernel("k", kind, ("node",), (_I, _I), (_I,)).is_int8
+    assert not Kernel("k", kind, ("node",), (_I, _I), (_I,)).multiplies_in
 
 
 def test_an_engine_has_the_builder_s_usual_reason() -> None:
-    assert "no INT8 kernel for this shape" in BuiltEngine(b"plan", ()).usual_reason
+    assert "no kernel for it as asked" in BuiltEngine(b"plan", ()).usual_reason
 
 
 @pytest.mark.parametrize(
@@ -77,3 +77,29 @@ def test_options_that_no_builder_has_are_refused(options: dict[str, Any], told: 
 
 def test_a_timing_cache_may_be_new_and_in_the_current_folder() -> None:
     assert BuilderOptions(Path("new.cache")).timing_cache == Path("new.cache")
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "inputs", "constants", "found"),
+    [
+        ("layer_myl0_1", "gemm", ("FP8",), ("FP8", "Float", "Float"), "fp8"),
+        ("layer_myl0_2", "gemm", ("FP8", "FP8"), ("Float", "Float"), "fp8"),
+        ("layer_myl0_2", "gemm", ("FP4E2M1", "FP8"), ("FP4E2M1", "Float", "Float", "FP8"), "nvfp4"),
+        ("_gemm_mha_v2_myl0_3", "kgen", ("FP8", "FP8", "FP8"), (), "fp8"),
+        ("_gemm_mha_v2_myl0_3", "kgen", ("Int8", "Int8", "Int8"), (), "int8"),
+        ("_gemm_mha_v2_myl0_3", "kgen", ("Half", "Half", "Half"), (), ""),
+        ("__myl_CastMulFc_myl0_2", "runtime_fusion", ("FP8", "Half"), (), ""),
+        ("layer_myl0_1", "gemm", ("Half", "Half"), ("Float", "Float"), ""),
+    ],
+)
+def test_a_product_is_in_the_format_of_both_its_factors(
+    name: str, kind: str, inputs: tuple[str, ...], constants: tuple[str, ...], found: str
+) -> None:
+    """As TensorRT-RTX 1.7.1 told them of FP8, NVFP4 and attention."""
+    assert Kernel(name, kind, ("node",), inputs, constants).multiplies_in == found
+
+
+def test_only_what_multiplies_reads_a_weight() -> None:
+    fused = Kernel("CastMulCastFc", "runtime_fusion", ("node",), ("Half",), ("Int4", "Half"))
+    assert fused.reads == {"Half", "Int4"}
+    assert Kernel("CastMul", "kgen", ("node",), (), ("Half", "Int4")).reads == frozenset()

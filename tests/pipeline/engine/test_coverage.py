@@ -18,26 +18,26 @@ _OTHER = Kernel("other", "gemm", ("other",), ("Int8",), ("Int8",))
 
 def test_a_layer_with_an_int8_kernel_is_covered() -> None:
     result = measure_coverage([_CONV], BuiltEngine(b"", (_GLUE, _INT8, _OTHER)))
-    assert (result.layers_quantized, result.layers_int8, result.fallbacks) == (1, 1, ())
+    assert (result.layers_quantized, result.num_realized, result.fallbacks) == (1, 1, ())
 
 
 def test_several_layers_in_one_kernel_are_all_covered() -> None:
     merged = Kernel("q+k+v", "gemm", ("q", "k", "v"), ("Int8",), ("Int8",))
     layers = [QuantizedLayer(name, "MatMul", (), 1, 1) for name in "qkv"]
-    assert measure_coverage(layers, BuiltEngine(b"", (merged,))).layers_int8 == 3
+    assert measure_coverage(layers, BuiltEngine(b"", (merged,))).num_realized == 3
 
 
 def test_a_float_layer_is_a_fallback_with_the_dtypes_of_its_main_kernel() -> None:
     result = measure_coverage(
         [_CONV, QuantizedLayer("other", "Gemm", (), 0, 0)], BuiltEngine(b"", (_GLUE, _FLOAT, _OTHER))
     )
-    assert (result.layers_quantized, result.layers_int8) == (2, 1)
+    assert (result.layers_quantized, result.num_realized) == (2, 1)
     assert result.fallbacks == (
         Fallback(
             "conv",
             "Conv",
             "Float/Half",
-            "the builder found no INT8 kernel for this shape; --skip it to save the conversions",
+            "the builder found no kernel for it as asked; --skip it to save the conversions",
         ),
     )
 
@@ -83,7 +83,7 @@ def test_nothing_is_claimed_of_an_engine_that_tells_no_kernels() -> None:
         (
             QuantizedLayer("conv", "Conv", (1,), 1, 0),
             ("7.5",),
-            "its activation scale has shape (1,); INT8 convolutions want a 0-d scale",
+            "its activation scale has shape (1,); INT8 kernels want a 0-d scale",
         ),
         (
             QuantizedLayer("conv", "Conv", (), 1, 0),
@@ -113,3 +113,44 @@ def test_the_reason_is_the_first_that_is_known(
 def test_precisions_are_told_of_the_nodes_that_have_a_kernel() -> None:
     built = BuiltEngine(b"", (_GLUE, _INT8, _OTHER, Kernel("f", "gemm", ("f",), ("Half",), ("Half",))))
     assert list_precisions(["conv", "f", "removed"], built) == {"conv": "Int8", "f": "Half"}
+
+
+@pytest.mark.parametrize(
+    ("layer", "kernel", "realized"),
+    [
+        (("fp8", "fp8"), Kernel("k", "gemm", ("mm",), ("FP8",), ("FP8", "Float")), {"fp8": 1}),
+        (("fp8", "int4"), Kernel("k", "gemm", ("mm",), ("FP8", "FP8"), ("Float",)), {"fp8 x int4": 1}),
+        (
+            ("", "int4"),
+            Kernel("k", "runtime_fusion", ("mm",), ("Half",), ("Int4", "Half")),
+            {"int4-weights": 1},
+        ),
+        (("nvfp4", "nvfp4"), Kernel("k", "gemm", ("mm",), ("FP4E2M1",), ("FP4E2M1",)), {"nvfp4": 1}),
+        (("fp8", "fp8"), Kernel("k", "gemm", ("mm",), ("Int8",), ("Int8", "Float")), {}),
+        (("", "nvfp4"), Kernel("k", "gemm", ("mm",), ("Half", "Half"), ("Float",)), {}),
+    ],
+)
+def test_a_layer_is_covered_only_in_the_format_that_it_is_asked_in(
+    layer: tuple[str, str], kernel: Kernel, realized: dict[str, int]
+) -> None:
+    asked = QuantizedLayer("mm", "MatMul", (), 1, 1, *layer)
+    covered = measure_coverage([asked], BuiltEngine(b"", (kernel,)))
+    assert covered.layers_realized == realized
+    assert [item.asked for item in covered.fallbacks] == ([] if realized else [asked.asked])
+
+
+@pytest.mark.parametrize(
+    ("formats", "reason"),
+    [
+        (("", "int4"), "its INT4 weight is dequantized by itself in each run: less memory, not less time"),
+        (("fp8", "nvfp4"), "no kernel multiplies FP8 with NVFP4"),
+        (
+            ("nvfp4", "nvfp4"),
+            "NVFP4 runs in MatMul and Gemm alone, with blocks of 16 along the summed axis of both operands",
+        ),
+    ],
+)
+def test_the_reason_speaks_of_the_format(formats: tuple[str, str], reason: str) -> None:
+    built = BuiltEngine(b"", (Kernel("k", "gemm", ("mm",), ("Half", "Half"), ()),))
+    (fallback,) = measure_coverage([QuantizedLayer("mm", "MatMul", (), 1, 1, *formats)], built).fallbacks
+    assert (fallback.runs_as, fallback.reason) == ("Half", reason)

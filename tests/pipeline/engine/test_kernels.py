@@ -46,7 +46,7 @@ def test_kernels_are_read_with_any_name() -> None:
     )
     assert (conv.name, conv.kind) == ("block [0], a b/Conv: x_myl0_1", "correlation")
     assert conv.nodes == ("block [0], a b/Conv: x", "Metadata: [odd], Name: größe", "DequantizeLinear_1")
-    assert (conv.inputs, conv.constants, conv.is_int8) == (("Int8",), ("Int8", "Float"), True)
+    assert (conv.inputs, conv.constants, conv.multiplies_in) == (("Int8",), ("Int8", "Float"), "int8")
     assert (shape.kind, shape.nodes, shape.inputs, shape.constants) == ("shape_call", (), (), ())
 
 
@@ -87,14 +87,14 @@ _CONV = {
 def test_an_int8_convolution_is_read_by_its_formats_and_weights() -> None:
     (conv,) = _parsed({**_CONV, "Metadata": "[ONNX Layer: conv1]\x1f[ONNX Layer: relu1]"})
     assert conv == Kernel("conv1 + relu1", "CaskConvolution", ("conv1", "relu1"), ("Int8",), ("Int8",))
-    assert conv.is_int8
+    assert conv.multiplies_in == "int8"
 
 
 @pytest.mark.parametrize("weights", ["Half", "Float"])
 def test_weights_of_another_dtype_are_no_int8_whatever_the_input(weights: str) -> None:
     (conv,) = _parsed({**_CONV, "Weights": {"Type": weights, "Count": 36864}})
     assert conv.constants == (weights,)
-    assert not conv.is_int8
+    assert not conv.multiplies_in
 
 
 @pytest.mark.parametrize(
@@ -147,14 +147,14 @@ def test_where_no_weights_are_told_the_tactic_tells(
 ) -> None:
     layer = {"Name": "fc_myl0_3", "LayerType": "fusion", "Inputs": [_tensor("x", "Int8"), *residual]}
     (found,) = _parsed({**layer, "TacticName": tactic, "Metadata": "[ONNX Layer: fc]"})
-    assert found.is_int8 == is_int8
+    assert (found.multiplies_in == "int8") == is_int8
 
 
 def test_constants_of_a_fused_layer_are_read() -> None:
     layer = {"Name": "fc_myl0_3", "LayerType": "gemm", "Inputs": [_tensor("x", "Int8")]}
     (found,) = _parsed({**layer, "Constants": [_tensor("w", "Int8"), _tensor("b", "Float")]})
     assert found.constants == ("Int8", "Float")
-    assert found.is_int8
+    assert found.multiplies_in == "int8"
 
 
 @pytest.mark.parametrize("between", ["\x1f", "\x1e", "\x1f "])
@@ -207,4 +207,4 @@ def test_what_is_no_description_tells_nothing(text: str) -> None:
 def test_a_layer_that_tells_nothing_is_unknown() -> None:
     (layer,) = _parsed({"Name": "a", "Inputs": None, "Weights": "Int8", "Constants": {}})
     assert layer == Kernel("a", "", ("a",), (), ())
-    assert not layer.is_int8
+    assert not layer.multiplies_in

@@ -45,7 +45,7 @@ def test_a_layer_that_becomes_an_integer_kernel_runs_in_int8(
     built = OnnxRuntime().build(BuildRequest(path))
     assert built.plan is None
     assert [kernel.kind for kernel in built.kernels if "layer" in kernel.nodes] == [kind]
-    assert measure_coverage(find_quantized_layers(ir.load(path)), built).layers_int8 == 1
+    assert measure_coverage(find_quantized_layers(ir.load(path)), built).num_realized == 1
     assert list_precisions(["layer"], built) == {"layer": "Int8"}
 
 
@@ -59,7 +59,7 @@ def test_a_layer_with_a_float_output_runs_in_float_and_the_reason_is_told(
     )
     built = OnnxRuntime().build(BuildRequest(path))
     result = measure_coverage(find_quantized_layers(ir.load(path)), built)
-    assert (result.layers_quantized, result.layers_int8) == (1, 0)
+    assert (result.layers_quantized, result.num_realized) == (1, 0)
     (fallback,) = result.fallbacks
     assert (fallback.node, fallback.runs_as) == ("layer", "Float")
     assert "only where its output is quantized too" in fallback.reason

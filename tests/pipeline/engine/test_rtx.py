@@ -92,7 +92,7 @@ def test_a_quantized_model_is_built_and_all_of_it_runs_in_int8(path_of: PathOf) 
     built = _build(path, compute_capabilities=("8.9", "8.0"), workspace_bytes=1 << 28)
     assert built.plan is not None
     assert built.plan.startswith(b"vtrt")
-    assert _covered(path, built) == Coverage(2, 2, ())
+    assert _covered(path, built) == Coverage(2, {"int8": 2}, ())
     assert list_precisions(["conv", "gemm"], built) == {"conv": "Int8", "gemm": "Int8"}
     assert {kernel.kind for kernel in built.kernels} == {"correlation", "gemm", "kgen"}
 
@@ -101,9 +101,9 @@ def test_a_quantized_model_is_built_and_all_of_it_runs_in_int8(path_of: PathOf) 
 def test_a_float_model_has_float_kernels_and_nothing_to_cover(path_of: PathOf) -> None:
     path = path_of(_FLOAT, w=np.ones((8, 4, 3, 3), np.float32))
     built = _build(path)
-    assert _covered(path, built) == Coverage(0, 0, ())
+    assert _covered(path, built) == Coverage(0, {}, ())
     assert list_precisions(["conv"], built) == {"conv": "Float"}
-    assert not any(kernel.is_int8 for kernel in built.kernels)
+    assert not any(kernel.multiplies_in for kernel in built.kernels)
     assert {dtype for kernel in built.kernels for dtype in kernel.inputs} == {"Float"}
 
 
@@ -120,7 +120,7 @@ def test_two_activations_are_multiplied_in_int8(path_of: PathOf) -> None:
         s=_scale(0.05),
         z=np.asarray(0, np.int8),
     )
-    assert _covered(path, _build(path)) == Coverage(1, 1, ())
+    assert _covered(path, _build(path)) == Coverage(1, {"int8": 1}, ())
 
 
 @needs_rtx
@@ -139,21 +139,27 @@ def test_a_transposed_convolution_is_a_fallback(path_of: PathOf) -> None:
         zw=np.zeros(8, np.int8),
     )
     reason = "TensorRT has no INT8 kernel for ConvTranspose; leave it out of --op-types"
-    assert _covered(path, _build(path)) == Coverage(1, 0, (Fallback("up", "ConvTranspose", "Float", reason),))
+    assert _covered(path, _build(path)) == Coverage(
+        1, {}, (Fallback("up", "ConvTranspose", "Float", reason),)
+    )
 
 
 @needs_rtx
 def test_a_scale_of_shape_1_makes_a_convolution_silently_float(path_of: PathOf) -> None:
     path = _conv_gemm(path_of, s=np.full(1, 0.05, np.float32), z=np.zeros(1, np.int8))
-    reason = "its activation scale has shape (1,); INT8 convolutions want a 0-d scale"
-    assert _covered(path, _build(path)) == Coverage(2, 1, (Fallback("conv", "Conv", "Float", reason),))
+    reason = "its activation scale has shape (1,); INT8 kernels want a 0-d scale"
+    assert _covered(path, _build(path)) == Coverage(
+        2, {"int8": 1}, (Fallback("conv", "Conv", "Float", reason),)
+    )
 
 
 @needs_rtx
 def test_a_weight_scaled_along_the_wrong_axis_makes_a_convolution_silently_float(path_of: PathOf) -> None:
     path = _conv_gemm(path_of, axis=1, sw=np.full(4, 0.01, np.float32), zw=np.zeros(4, np.int8))
     reason = "its weight is quantized along axis 1, INT8 wants axis 0"
-    assert _covered(path, _build(path)) == Coverage(2, 1, (Fallback("conv", "Conv", "Float", reason),))
+    assert _covered(path, _build(path)) == Coverage(
+        2, {"int8": 1}, (Fallback("conv", "Conv", "Float", reason),)
+    )
 
 
 @needs_rtx
@@ -172,7 +178,7 @@ def test_a_matmul_scaled_along_the_summed_axis_dequantizes(path_of: PathOf) -> N
         zw=np.zeros(32, np.int8),
     )
     reason = "its weight is quantized along axis 0, INT8 wants axis 1"
-    assert _covered(path, _build(path)) == Coverage(1, 0, (Fallback("mm", "MatMul", "Int8/Float", reason),))
+    assert _covered(path, _build(path)) == Coverage(1, {}, (Fallback("mm", "MatMul", "Int8/Float", reason),))
 
 
 @needs_rtx
@@ -188,7 +194,7 @@ def test_turing_runs_a_quantized_convolution_in_float(path_of: PathOf) -> None:
     )
     reason = "compute capability 7.5 (Turing) runs Q/DQ layers in float"
     covered = _covered(path, _build(path, compute_capabilities=("7.5",)), "7.5")
-    assert covered == Coverage(1, 0, (Fallback("conv", "Conv", "Float", reason),))
+    assert covered == Coverage(1, {}, (Fallback("conv", "Conv", "Float", reason),))
 
 
 @needs_rtx
@@ -272,7 +278,7 @@ def test_an_unknown_target_is_refused_with_those_that_are_known(target: str, pat
 def test_a_profile_makes_a_dynamic_model_buildable(path_of: PathOf) -> None:
     path = _conv_gemm(path_of, batch="N")
     profile = InputSpec((1, 4, 8, 8), (2, 4, 8, 8), (4, 4, 8, 8))
-    assert _covered(path, _build(path, profiles={"x": profile})).layers_int8 == 2
+    assert _covered(path, _build(path, profiles={"x": profile})).num_realized == 2
 
 
 @needs_rtx

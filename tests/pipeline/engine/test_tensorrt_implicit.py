@@ -103,7 +103,7 @@ def test_tensorrts_own_calibrator_takes_every_batch(
     cache = parse_cache(built.calibration_cache)
     assert (cache.algorithm, list(cache.scales)) == (written, ["x", "h", "y"])
     assert built.calibration_samples == 6
-    assert {kernel.nodes[0]: kernel.is_int8 for kernel in built.kernels} == {"act": False, "mm": True}
+    assert {kernel.nodes[0]: kernel.multiplies_in for kernel in built.kernels} == {"act": "", "mm": "int8"}
     assert "free to run it in INT8 and found another precision faster" in built.usual_reason
     assert Memory.is_closed
 

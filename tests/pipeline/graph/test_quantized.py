@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 import pytest
@@ -14,11 +15,13 @@ from trtq.pipeline.graph.quantized import (
     QuantizedLayer,
     find_quantized_layers,
     is_quantized,
+    name_formats,
 )
 
 ModelOf = Callable[..., ir.Model]
 _SCALE, _ZERO = np.asarray(0.05, np.float32), np.asarray(0, np.int8)
 _SYMMETRIC: dict[str, NDArray[Any]] = {"s": _SCALE, "z": _ZERO}
+_FP8_ZERO = np.asarray(0, ml_dtypes.float8_e4m3fn)
 _PAIR = "[q] q = QuantizeLinear (x, s, z) [dq] y = DequantizeLinear (q, s, z)"
 
 
@@ -224,12 +227,10 @@ def test_two_activations_make_a_layer_without_axes(model_of: ModelOf) -> None:
     "body",
     [
         "y = MatMul (d, wf)",  # only the activation
-        "dw = DequantizeLinear (w, s, z) y = MatMul (x, dw)",  # only the weight
-        "r = Relu (d) dw = DequantizeLinear (w, s, z) y = MatMul (r, dw)",  # float arithmetic between
         "dw = DequantizeLinear (w, s, z) m = Add (dw, one) y = MatMul (d, m)",
     ],
 )
-def test_a_layer_with_a_float_operand_is_none(body: str, model_of: ModelOf) -> None:
+def test_a_layer_with_a_float_weight_is_none(body: str, model_of: ModelOf) -> None:
     weights: dict[str, NDArray[Any]] = {
         "w": _MATRIX,
         "wf": np.ones((4, 8), np.float32),
@@ -239,12 +240,10 @@ def test_a_layer_with_a_float_operand_is_none(body: str, model_of: ModelOf) -> N
 
 
 @pytest.mark.parametrize(
-    ("layer", "found"),
-    [("MatMul (d, dw)", ["layer"]), ("Conv (e, ew)", [])],
+    "layer",
+    ["MatMul (d, dw)", "Conv (e, ew)"],
 )
-def test_a_weight_of_four_bits_is_multiplied_in_int8_by_a_matmul(
-    layer: str, found: list[str], model_of: ModelOf
-) -> None:
+def test_a_weight_of_four_bits_beside_int8_is_told_as_that_mixture(layer: str, model_of: ModelOf) -> None:
     model = model_of(
         f"""g (float[2, 4] x) => (float[M, N] y) {{
             q = QuantizeLinear (x, s, z)
@@ -262,12 +261,14 @@ def test_a_weight_of_four_bits_is_multiplied_in_int8_by_a_matmul(
         last=np.array([2]),
         **_SYMMETRIC,
     )
-    assert [layer.name for layer in find_quantized_layers(model)] == found
+    assert [(layer.name, layer.asked) for layer in find_quantized_layers(model)] == [("layer", "int8 x int4")]
 
 
-@pytest.mark.parametrize(("factor", "count"), [(np.float32(0.5), 1), (np.full(4, 0.5, np.float32), 0)])
+@pytest.mark.parametrize(
+    ("factor", "asked"), [(np.float32(0.5), "int8"), (np.full(4, 0.5, np.float32), "int8-weights")]
+)
 def test_factors_one_behind_another_are_followed_once_each(
-    model_of: ModelOf, factor: NDArray[Any], count: int
+    model_of: ModelOf, factor: NDArray[Any], asked: str
 ) -> None:
     factors = " ".join(f"d{i + 1} = Mul (d{i}, f)" for i in range(40))
     body = f"d0 = DequantizeLinear (q, s, z) {factors} v = DequantizeLinear <axis = 1> (w, sw, zw)"
@@ -275,4 +276,68 @@ def test_factors_one_behind_another_are_followed_once_each(
     text = (
         f"g (float[2, 4] x) => (float[2, 8] y) {{ q = QuantizeLinear (x, s, z) {body} y = MatMul (d40, v) }}"
     )
-    assert len(find_quantized_layers(model_of(text, **_SYMMETRIC, **weights))) == count
+    (layer,) = find_quantized_layers(model_of(text, **_SYMMETRIC, **weights))
+    assert layer.asked == asked
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "dw = DequantizeLinear (w, s, z) [mm] y = MatMul (x, dw)",
+        "r = Relu (d) dw = DequantizeLinear (w, s, z) [mm] y = MatMul (r, dw)",  # float arithmetic between
+    ],
+)
+def test_a_weight_alone_is_asked_for_beside_floats(body: str, model_of: ModelOf) -> None:
+    (layer,) = _layers(model_of, _MATMUL, body, w=_MATRIX)
+    assert (layer.activation, layer.weight, layer.asked) == ("", "int8", "int8-weights")
+
+
+@pytest.mark.parametrize(
+    ("activation", "weight", "asked"),
+    [("fp8", "fp8", "fp8"), ("", "int4", "int4-weights"), ("int8", "int4", "int8 x int4")],
+)
+def test_a_layer_is_asked_for_in_the_formats_of_its_operands(
+    activation: str, weight: str, asked: str
+) -> None:
+    layer = QuantizedLayer("mm", "MatMul", (), 1, 1, activation, weight)
+    assert layer.asked == asked
+
+
+@pytest.mark.parametrize(("zero", "asked"), [(np.int8(0), "int8 x int4"), (_FP8_ZERO, "fp8 x int4")])
+def test_a_weight_that_is_quantized_a_second_time_is_stored_in_its_first_format(
+    zero: NDArray[Any], asked: str, model_of: ModelOf
+) -> None:
+    model = model_of(
+        """g (float[2, 32] x) => (float[2, 8] y) {
+            q = QuantizeLinear (x, s, z)
+            d = DequantizeLinear (q, s, z)
+            four = DequantizeLinear <axis = 0, block_size = 16> (w, blocks)
+            again = QuantizeLinear (four, s, z)
+            dw = DequantizeLinear (again, s, z)
+            [mm] y = MatMul (d, dw)
+        }""",
+        opset=21,
+        ir_version=10,
+        w=np.ones((32, 8), ml_dtypes.int4),
+        blocks=np.full((2, 8), 0.1, np.float32),
+        s=np.float32(0.05),
+        z=zero,
+    )
+    (layer,) = find_quantized_layers(model)
+    assert layer.asked == asked
+
+
+@pytest.mark.parametrize(
+    ("asked", "name"),
+    [
+        ((), "quantized"),
+        (("fp8", "fp8"), "fp8"),
+        (("int4-weights",), "int4-weights"),
+        (("int8", "int8-weights"), "int8"),
+        (("int8", "int4-weights"), "quantized"),
+        (("fp8", "int8"), "quantized"),
+        (("int8 x int4",), "quantized"),
+    ],
+)
+def test_a_model_is_called_by_the_one_format_that_it_has(asked: tuple[str, ...], name: str) -> None:
+    assert name_formats([], *asked) == name

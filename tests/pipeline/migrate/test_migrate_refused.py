@@ -21,9 +21,9 @@ ORT = Target(backend="onnxruntime", shapes=GivenShapes(opt={"image": (8, 1, 8, 8
 NO_DATA = ModelSpec()
 
 
-def test_only_int8_engines_come_of_a_cache(demo: Path, cache: Path) -> None:
+def test_only_engines_with_quantized_layers_come_of_a_cache(demo: Path, cache: Path) -> None:
     with pytest.raises(
-        UsageError, match=r"^a calibration cache makes an INT8 engine, no fp16 one: use `trtq build`$"
+        UsageError, match=r"^a calibration cache makes an INT8 or FP8 engine, no fp16 one: use `trtq build`$"
     ):
         migrate(demo, cache, target=Target(precision="fp16"))
 
@@ -46,6 +46,13 @@ def test_what_a_build_refuses_a_migration_refuses(demo: Path, cache: Path) -> No
     spec = ModelSpec(quantization=QuantizationSpec(activations="asymmetric"))
     with pytest.raises(UsageError, match=r"^--activations asymmetric is for --backend onnxruntime"):
         migrate(demo, cache, spec=spec, target=Target(backend="tensorrt-rtx"))
+
+
+def test_rows_take_no_scales_from_a_cache(demo: Path, cache: Path) -> None:
+    spec = ModelSpec(quantization=QuantizationSpec(activations="per-token"))
+    message = r"^--activations per-token finds scales in each run, and takes none from a calibration cache"
+    with pytest.raises(UsageError, match=message):
+        migrate(demo, cache, spec=spec, target=ORT)
 
 
 def test_a_quantized_model_has_its_scales(built: Report, cache: Path) -> None:

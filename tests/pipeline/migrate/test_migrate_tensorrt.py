@@ -63,7 +63,7 @@ def test_an_old_cache_becomes_an_engine_of_any_version(
     folder = Path(report.output)
     plan = json.loads((folder / "model.engine").read_bytes())
     assert (plan["flags"], plan["calibration"]) == (flags, None)
-    assert (report.engine.layers_int8, report.engine.layers_quantized) == (2, 2)
+    assert (report.engine.num_realized, report.engine.layers_quantized) == (2, 2)
     assert (report.engine.quantization, report.engine.quantization_reason) == (
         "explicit",
         "the cache becomes Q/DQ",

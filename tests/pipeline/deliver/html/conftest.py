@@ -39,7 +39,14 @@ def report() -> Report:
         high_precision="fp16",
         calibration=CalibrationReport("entropy()", "calibration.npz", 512, 1.25, 1 << 30, False),
         engine=EngineReport(
-            "model.engine", 1 << 20, 3, 2, (Fallback("layer 1", "Conv", "Half", "no kernel"),), {}, (), ()
+            "model.engine",
+            1 << 20,
+            3,
+            {"int8": 2},
+            (Fallback("layer 1", "Conv", "Half", "no kernel"),),
+            {},
+            (),
+            (),
         ),
         comparison=(compared, replace(compared, candidate="fp16", cosine=1.0, sqnr_db=70.0)),
         evaluated_samples=600,

@@ -88,13 +88,13 @@ def test_an_empty_report_makes_a_page(report: Report) -> None:
         warnings=(),
         sizes_bytes={},
         timings_s={},
-        engine=replace(report.engine, fallbacks=(), layers_quantized=0, layers_int8=0),
+        engine=replace(report.engine, fallbacks=(), layers_quantized=0, layers_realized={}),
     )
     parsed = Parsed(render_page(bare, Manifest({}, {}, {}, {}), PageData()))
     assert parsed.opened == []
     for text in (
         "Unverified",
-        "No layer of this build computes in INT8",
+        "No layer of this build computes in codes",
         "Nothing was compared",
         "quantized no layer of its own",
         "saw no tensor's values",

@@ -18,10 +18,12 @@ from trtq.pipeline.deliver.html.view import (
     fold_command,
     format_coverage,
     format_gate,
+    format_search,
     list_commands,
     list_facts,
     list_kept,
     list_kernels,
+    list_layers_by_format,
     list_preprocess,
     list_tiles,
     list_timings,
@@ -83,8 +85,8 @@ def test_what_does_not_run_in_int8_is_grouped_by_reason(report: Report, manifest
         kept_fp32=(KeptFp32("exp", "too large"),),
     )
     (fallen, (one,)), (never, (gates, lstm)), (fp32, (exp,)) = list_kept(report, manifest)
-    assert (fallen, never, fp32) == ("Quantized, but not run in INT8", "Not quantized", "Kept in FP32")
-    assert (one.reason, one.nodes) == ("runs as FP16: no kernel", (("layer 1", "Conv"),))
+    assert (fallen, never, fp32) == ("Quantized, but not run as asked", "Not quantized", "Kept in FP32")
+    assert (one.reason, one.nodes) == ("asked in INT8, runs as FP16: no kernel", (("layer 1", "Conv"),))
     assert (gates.reason, gates.nodes) == ("gate", (("a", "Conv"), ("b", "Conv")))
     assert lstm.nodes == (("lstm", "LSTM, runs as FP32"),)
     assert (exp.reason, exp.nodes) == ("too large", (("exp", ""),))
@@ -92,10 +94,12 @@ def test_what_does_not_run_in_int8_is_grouped_by_reason(report: Report, manifest
 
 def test_layers_are_counted_by_what_became_of_them(report: Report, manifest: Manifest) -> None:
     assert [(item.text, item.name, item.length) for item in format_coverage(report)] == [
-        ("2", "run in INT8", 50.0), ("1", "quantized, but run in float", 25.0), ("1", "not quantized", 25.0),
-    ]  # fmt: skip
+        ("2", "run in INT8", 50.0),
+        ("1", "quantized, but not run as asked", 25.0),
+        ("1", "not quantized", 25.0),
+    ]
     assert list_kernels(manifest) == "1 INT8, 1 FP16, 1 FP32"
-    none = replace(report.engine, layers_quantized=0, layers_int8=0)
+    none = replace(report.engine, layers_quantized=0, layers_realized={})
     assert format_coverage(replace(report, engine=none, kept_float=())) == ()
 
 
@@ -128,6 +132,25 @@ def test_the_command_comes_first_and_a_failed_gate_offers_help(report: Report, m
     assert len(list_commands(replace(report, auto=AutoReport("not needed")), manifest)) == 2
 
 
+def test_what_a_search_found_is_told_with_the_layers_of_each_format(report: Report) -> None:
+    assert list_layers_by_format(report) == ()
+    found = AutoReport(
+        "the gate holds",
+        layers={"a": "int8", "b": "fp8", "c": "int8"},
+        formats={"int8": 0.75, "fp8": 0.125, "fp16": 0.125},
+        cost=0.5,
+        cost_before=0.25,
+    )
+    groups = list_layers_by_format(replace(report, auto=found))
+    assert [(group.reason, [name for name, _ in group.nodes]) for group in groups] == [
+        ("in INT8, 75.0% of the multiply-accumulates", ["a", "c"]),
+        ("in FP8, 12.5% of the multiply-accumulates", ["b"]),
+    ]
+    assert format_search(found).startswith("the gate holds. By the data sheets of the GPU (not measured) ")
+    assert format_search(found).endswith("cost 50% of all layers in FP16; in their cheapest formats 25%.")
+    assert format_search(AutoReport("not needed")) == "not needed"
+
+
 def test_a_long_command_is_folded_and_stays_the_same() -> None:
     words = ["trtq", "build", "my model.onnx", "--int8", "--skip", "^/a b/", "--calib-data", "c" * 80]
     text = fold_command(shlex.join(words))
@@ -154,7 +177,7 @@ def test_facts_are_those_that_there_are(report: Report) -> None:
         ("shapes of x", "1x3 / 2x3 / 4x3 (min / opt / max)"),
     ]  # fmt: skip
     assert "calibrated" not in dict(list_facts(replace(report, calibration=None)))
-    float_engine = replace(report.engine, layers_quantized=0, layers_int8=0)
+    float_engine = replace(report.engine, layers_quantized=0, layers_realized={})
     assert {"quantization", "the rest is"}.isdisjoint(
         dict(list_facts(replace(report, engine=float_engine, precision="fp16")))
     )
