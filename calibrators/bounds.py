@@ -13,12 +13,13 @@ import numpy as np
 import onnx_ir as ir
 
 from trtq.calibrators.finite import measure
-from trtq.calibrators.linear_bounds import Channels, Step
+from trtq.calibrators.linear_bounds import ChannelBounds, Channels, Step
 from trtq.calibrators.operator_bounds import find_step
 from trtq.calibrators.signs import find_mean
 from trtq.calibrators.survey import name_negative
 from trtq.models.tensors import read_values
 
+_MOST_AXES = 8
 _CERTAIN_LIMIT = 0.75 * 65504
 """What holds for all data needs less room below FP16's largest number than what holds for some samples."""
 
@@ -106,6 +107,9 @@ def compile_bounds(model: ir.Model, measured: Mapping[str, float] | None = None)
         step = find_step(node, channels)
         if (mean := find_mean(node)) is not None:
             inputs, step = (mean.value, *map(name_negative, mean.inputs)), _bound_mean
+        known = (channels.get((name, axis)) for name in floats for axis in range(_MOST_AXES))
+        for item in filter(None, known):
+            inputs, step = (*inputs, item.origin), _bound_channels(step, item)
         nodes.append(_Node(inputs, outputs, floats, step))
     bounds = MagnitudeBounds(constants, nodes)
     of_any = bounds.find({}, math.inf).magnitudes
@@ -120,6 +124,11 @@ def _measure_finite(tensor: ir.TensorProtocol) -> float:
         return largest
     magnitudes = np.abs(read_values(tensor))
     return float(np.max(magnitudes, initial=0.0, where=np.isfinite(magnitudes)))
+
+
+def _bound_channels(step: Step, channels: ChannelBounds) -> Step:
+    """Returns a step that takes the magnitude of the origin as its last input."""
+    return lambda given: min(step(given[:-1]), channels.reach(given[-1]))
 
 
 def _bound_mean(given: Sequence[float]) -> float:

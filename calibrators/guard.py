@@ -24,7 +24,7 @@ from trtq.models.sizes import has_open_sizes, infer_sizes
 
 _HEADROOM = 4.0
 """How much louder than the first sample others may be before anything has to be proven again."""
-_LATE_HEADROOM = 2.0
+_LATE_HEADROOM = 1.5
 """The same of what the model would have to run further for."""
 _LINEAR = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 _NORMS = ("ReduceMean", "LayerNormalization")

@@ -17,17 +17,51 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from trtq.calibrators.node_facts import STANDARD, find_norm, list_dims, multiply, read_constant
+from trtq.calibrators.node_facts import (
+    STANDARD,
+    find_norm,
+    list_dims,
+    multiply,
+    read_batch_norm,
+    read_constant,
+)
 from trtq.calibrators.signs import list_deciding
 from trtq.models.tensors import read_values
 
 Step = Callable[[Sequence[float]], float]
 """From the bounds of the inputs of a node to that of its outputs."""
 Array = NDArray[Any]
-Channels = dict[tuple[str, int], Array]
-"""What the channels of a tensor are at most whatever the data is, by its name and axis."""
 _FURTHEST = 32
 """How many nodes may lie between a norm and a product."""
+
+
+@dataclass(frozen=True, slots=True)
+class ChannelBounds:
+    """What the channels of a tensor are at most: `slope` times the magnitude of another tensor, and `offset`.
+
+    Attributes:
+        origin: The other tensor; empty where the slope is 0, so that the bounds hold for all data.
+        slope: Of shape (n,).
+        offset: Of shape (n,).
+    """
+
+    origin: str
+    slope: Array
+    offset: Array
+
+    def reach(self, magnitude: float) -> float:
+        """Returns what the largest channel is at most, given the magnitude of the origin."""
+        if self.origin and math.isinf(magnitude):
+            return math.inf
+        return float((self.slope * (magnitude if self.origin else 0.0) + self.offset).max(initial=0.0))
+
+    def changed(self, factor: Array | float, more: Array | float) -> ChannelBounds:
+        """Returns the bounds times a factor, and something more."""
+        return ChannelBounds(self.origin, self.slope * factor, self.offset * factor + more)
+
+
+Channels = dict[tuple[str, int], ChannelBounds]
+"""By the tensor's name, and the axis of the channels."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,12 +93,11 @@ def bound_linear(node: ir.Node, channels: Channels) -> Step:
     given = _Operand.find(node.inputs[0], 1, taps.shape[1], channels if is_plain else None)
     gain, most = _measure(taps, list(_list_meeting(node, weight)), given)
     bias = read_constant(node, 2)
-    if most is not None and bias is not None and bias.ndim <= 1:
-        channels[str(node.outputs[0].name), 1] = most + beta * np.abs(bias)
-    elif most is not None and len(node.inputs) < 3:
+    if is_plain and (len(node.inputs) < 3 or node.inputs[2] is None):
         channels[str(node.outputs[0].name), 1] = most
-    limit = math.inf if most is None else float(most.max(initial=0.0))
-    return lambda given: min(gain * given[0], limit) + (beta * given[2] if len(given) > 2 else 0.0)
+    elif is_plain and bias is not None and bias.ndim <= 1:
+        channels[str(node.outputs[0].name), 1] = most.changed(1.0, beta * np.abs(bias))
+    return lambda given: gain * given[0] + (beta * given[2] if len(given) > 2 else 0.0)
 
 
 def bound_product(node: ir.Node, place: int, channels: Channels) -> Step:
@@ -80,26 +113,33 @@ def bound_product(node: ir.Node, place: int, channels: Channels) -> Step:
     is_plain = bool(rank) and weight.ndim <= 2
     given = _Operand.find(other, axis, taps.shape[1], channels if is_plain else None)
     gain, most = _measure(taps, [[0]], given)
-    if most is not None and weight.ndim == 2:
+    if is_plain and weight.ndim == 2:
         channels[str(node.outputs[0].name), axis] = most
-    limit = math.inf if most is None else float(most.max(initial=0.0))
-    return lambda given: min(gain * given[1 - place], limit)
+    return lambda given: gain * given[1 - place]
 
 
 def carry_channels(node: ir.Node, channels: Channels) -> None:
     """Notes the bounds of the channels that a node makes of others, by a Relu or constants by channel."""
-    for axis, size in enumerate(list_dims(node.outputs[0]) or ()):
+    name = str(node.outputs[0].name)
+    found = read_batch_norm(node) if node.op_type == "BatchNormalization" else None
+    known = channels.get((_name(node.inputs[0]), 1)) if found is not None else None
+    if found is not None and known is not None:
+        gain, mean, bias = found
+        channels[name, 1] = known.changed(gain, np.abs(mean) * gain + np.abs(bias))
+    dims = list_dims(node.outputs[0]) or ()
+    for axis, size in enumerate(dims):
         if node.op_type in ("Identity", "Relu"):
             known = channels.get((_name(node.inputs[0]), axis))
             if known is not None:
-                channels[str(node.outputs[0].name), axis] = known
+                channels[name, axis] = known
         elif node.op_type in ("Add", "Mul", "Sub") and size:
-            found = _read_vector(node, axis, list_dims(node.outputs[0]) or ())
-            known = channels.get((_name(node.inputs[1 - found[0]]), axis)) if found else None
-            if found is not None and known is not None:
-                change = np.abs(found[1])
-                bounds = known * change if node.op_type == "Mul" else known + change
-                channels[str(node.outputs[0].name), axis] = bounds
+            operand = _read_vector(node, axis, dims)
+            known = channels.get((_name(node.inputs[1 - operand[0]]), axis)) if operand else None
+            if operand is not None and known is not None:
+                change = np.abs(operand[1])
+                channels[name, axis] = (
+                    known.changed(change, 0.0) if node.op_type == "Mul" else known.changed(1.0, change)
+                )
 
 
 def _name(value: ir.Value | None) -> str:
@@ -115,8 +155,8 @@ def _read_weight(node: ir.Node, place: int) -> NDArray[np.float32] | None:
     return values.astype(np.float32, copy=False)
 
 
-def _measure(taps: Array, meeting: Sequence[Sequence[int]], given: _Operand) -> tuple[float, Array | None]:
-    """Returns what an output is at most: times the largest input, and the channels of it at all.
+def _measure(taps: Array, meeting: Sequence[Sequence[int]], given: _Operand) -> tuple[float, ChannelBounds]:
+    """Returns what an output is at most: times the largest input, and by channel.
 
     Args:
         taps: The weights, of shape (places of the kernel, inputs, outputs).
@@ -125,14 +165,23 @@ def _measure(taps: Array, meeting: Sequence[Sequence[int]], given: _Operand) -> 
     """
     signs = (np.maximum(taps, 0), np.maximum(-taps, 0)) if given.is_positive else (np.abs(taps),)
     sums = _meet([part.sum(axis=1) for part in signs], meeting)
-    gain, sphere = float(sums.max(initial=0.0)), given.sphere
+    gain, sphere, known, none = (
+        float(sums.max(initial=0.0)),
+        given.sphere,
+        given.channels,
+        np.zeros_like(sums),
+    )
     if sphere is not None:
         scale, shift = sphere.scale.astype(taps.dtype), sphere.shift.astype(taps.dtype)
         lengths = sphere.radius * np.sqrt(np.square(scale[:, None] * taps).sum(axis=1))
-        return gain, _meet([lengths + np.abs(shift @ taps)], meeting)
-    if given.channels is not None:
-        return gain, _meet([given.channels.astype(taps.dtype) @ part for part in signs], meeting)
-    return gain, None
+        return gain, ChannelBounds("", none, _meet([lengths + np.abs(shift @ taps)], meeting))
+    if known is not None:
+        slope, offset = (
+            _meet([side.astype(taps.dtype) @ part for part in signs], meeting)
+            for side in (known.slope, known.offset)
+        )
+        return gain, ChannelBounds(known.origin, slope, offset)
+    return gain, ChannelBounds(given.name, sums, none)
 
 
 def _meet(parts: Sequence[Array], meeting: Sequence[Sequence[int]]) -> Array:
@@ -161,16 +210,18 @@ def _list_meeting(node: ir.Node, weight: Array) -> Iterator[Sequence[int]]:
 
 @dataclass(frozen=True, slots=True)
 class _Operand:
-    """What is known of the vectors that weights are multiplied with, whatever the data is.
+    """What is known of the vectors that weights are multiplied with.
 
     Attributes:
+        name: Of the tensor.
         sphere: Where they lie, if a norm made them.
         channels: What each of their values is at most.
         is_positive: Whether none is negative; then weights of different signs do not add up.
     """
 
+    name: str
     sphere: _Sphere | None
-    channels: Array | None
+    channels: ChannelBounds | None
     is_positive: bool
 
     @classmethod
@@ -178,8 +229,11 @@ class _Operand:
         """Returns what is known of a tensor along an axis; without channels only its sign."""
         is_positive = list_deciding(value) == set()
         if channels is None:
-            return cls(None, None, is_positive)
-        return cls(_find_sphere(value, axis, size), channels.get((_name(value), axis)), is_positive)
+            return cls(_name(value), None, None, is_positive)
+        known = channels.get((_name(value), axis))
+        if known is not None and known.slope.size != size:
+            known = None
+        return cls(_name(value), _find_sphere(value, axis, size), known, is_positive)
 
 
 def _find_sphere(value: ir.Value | None, axis: int, size: int) -> _Sphere | None:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from trtq.models.tensors import read_values
 
+Vector = NDArray[np.float64]
 STANDARD = ("", "ai.onnx")
 
 
@@ -107,3 +108,15 @@ def find_norm(node: ir.Node) -> Norm | None:
     if not is_square or size is None or dims is None:
         return None
     return Norm(size, {axis % len(dims) for axis in (range(len(dims)) if axes is None else axes)})
+
+
+def read_batch_norm(
+    node: ir.Node,
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]] | None:
+    """Returns gain, mean and bias of a BatchNormalization, by channel; None if they are not constant."""
+    constants = [read_constant(node, place) for place in range(1, 5)]
+    if any(item is None for item in constants):
+        return None
+    scale, bias, mean, var = (np.asarray(item) for item in constants)
+    epsilon = node.attributes.get_float("epsilon", 1e-5) or 0.0
+    return np.abs(scale) / np.sqrt(np.maximum(var + epsilon, 1e-38)), mean, bias

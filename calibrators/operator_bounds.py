@@ -21,6 +21,7 @@ from trtq.calibrators.node_facts import (
     is_constant,
     list_dims,
     made_by,
+    read_batch_norm,
     read_constant,
 )
 from trtq.models.tensors import find_largest_code
@@ -220,12 +221,10 @@ def _cumulate(node: ir.Node) -> Step:
 
 
 def _batch_norm(node: ir.Node) -> Step:
-    constants = [read_constant(node, place) for place in range(1, 5)]
-    if any(item is None for item in constants):
+    found = read_batch_norm(node)
+    if found is None:
         return lambda given: math.inf
-    scale, bias, mean, var = (np.asarray(item) for item in constants)
-    epsilon = node.attributes.get_float("epsilon", 1e-5) or 0.0
-    gain = np.abs(scale) / np.sqrt(np.maximum(var + epsilon, 1e-38))
+    gain, mean, bias = found
     return lambda given: float(((given[0] + np.abs(mean)) * gain + np.abs(bias)).max(initial=0.0))
 
 

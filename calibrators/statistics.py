@@ -123,6 +123,10 @@ class Histogram:
         return self.bins[start:], self.counts[start:]
 
 
+MOST_SHARDS = 1_000_000
+"""In how many parts data may be observed."""
+
+
 @dataclass(frozen=True, slots=True)
 class StatisticsSource:
     """What statistics are made of; only those of the same can be merged.

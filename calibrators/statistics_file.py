@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trtq.calibrators.kernel import MANTISSA_BITS, NUM_BINS
-from trtq.calibrators.statistics import Histogram, Statistics, StatisticsSource, find_bins
+from trtq.calibrators.statistics import MOST_SHARDS, Histogram, Statistics, StatisticsSource, find_bins
 from trtq.errors import ArtifactError
 from trtq.files import refuse_damage
 from trtq.json import FileKind, Measured
@@ -37,6 +37,8 @@ class _Header:
     tensors: tuple[str, ...]
 
     def __post_init__(self) -> None:
+        if not 1 <= self.source.num_shards <= MOST_SHARDS:
+            raise ValueError(f"there are no {self.source.num_shards} parts of data")
         if not self.shards or not all(1 <= shard <= self.source.num_shards for shard in self.shards):
             raise ValueError(f"there are no parts {list(self.shards)} of {self.source.num_shards}")
         seen = (number for shapes in self.inputs.values() for _, number in shapes)

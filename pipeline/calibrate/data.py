@@ -14,7 +14,7 @@ from trtq.calibrators.observe import PassControl, observe
 from trtq.calibrators.ranges import Ranges
 from trtq.calibrators.settings import read_spec
 from trtq.calibrators.sources import ACCEPTED_DATA, make_random_batches, open_batches
-from trtq.calibrators.statistics import Histogram, Statistics, StatisticsSource
+from trtq.calibrators.statistics import MOST_SHARDS, Histogram, Statistics, StatisticsSource
 from trtq.calibrators.statistics_file import read_statistics, refuse_other, statistics_to_bytes
 from trtq.errors import ArtifactError, DataError, UsageError
 from trtq.files import is_file, write_atomically
@@ -67,6 +67,8 @@ class ObserveOptions:
             raise UsageError(f"the calibration device must be cpu or cuda, got {self.device!r}")
         if not 1 <= self.shard[0] <= self.shard[1]:
             raise UsageError(f"a shard is a part and their number, such as 3/8, got {_show(self.shard)}")
+        if self.shard[1] > MOST_SHARDS:
+            raise UsageError(f"data has at most {MOST_SHARDS:,} parts, got {_show(self.shard)}")
         if self.memory_bytes is not None and self.memory_bytes < 1:
             raise UsageError(f"the calibration memory must be at least 1 byte, got {self.memory_bytes}")
         if not 0 <= self.checkpoint_seconds < math.inf:

@@ -194,6 +194,8 @@ def test_the_content_that_is_damaged_below_is_whole(tmp_path: Path) -> None:
         ({"magnitudes": {"h": -1}}, "tensor 'h' has a magnitude of -1"),
         ({"shards": []}, r"there are no parts \[\] of 1"),
         ({"shards": [2]}, r"there are no parts \[2\] of 1"),
+        ({"source.num_shards": 2**31}, "there are no 2147483648 parts of data"),
+        ({"source.num_shards": 0}, "there are no 0 parts of data"),
         ({"source.num_shards": "1"}, "Expected `int`, got `str` - at `[$].source.num_shards`"),
         ({"source.data": None}, "Expected `str`, got `null` - at `[$].source.data`"),
         ({"bins": np.array([HALF, ONE, TWO, FOUR], np.float64)}, "the histograms are of float64, int64"),

@@ -224,6 +224,7 @@ def test_statistics_of_fewer_tensors_are_refused_and_of_more_are_taken(model: Pa
     [
         ({"device": "tpu"}, "the calibration device must be cpu or cuda, got 'tpu'"),
         ({"shard": (4, 3)}, "a shard is a part and their number, such as 3/8, got 4/3"),
+        ({"shard": (1, 10**40)}, f"data has at most 1,000,000 parts, got 1/{10**40}"),
         ({"shard": (0, 3)}, "a shard is a part and their number, such as 3/8, got 0/3"),
         ({"memory_bytes": 0}, "the calibration memory must be at least 1 byte, got 0"),
         ({"checkpoint_seconds": -1.0}, "the seconds between checkpoints must be a number, 0 or more, got -1"),
