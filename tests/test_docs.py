@@ -213,7 +213,13 @@ def test_every_rule_of_placement_has_its_row_and_what_force_overrules_is_named()
     first = rows.index("indices")
     assert {*rows[first:]} == overruled
     assert rows[-1] == "no-kernel"
-    assert {*rows[:first]} == {*_rules_in(placement), "weighted-input", "residual-add", "softmax-input"}
+    assert {*rows[:first]} == {
+        *_rules_in(placement),
+        "weighted-input",
+        "residual-add",
+        "softmax-input",
+        "attention",
+    }
     assert "overrules the rules from *indices* to *no-kernel*" in text
 
 

@@ -201,7 +201,7 @@ def place_layers(
         kept=kept or {},
         by_matrix=is_split and backend is not None and backend.takes_scales_by_matrix,
         per_token=is_per_token,
-        attention=attention,
+        attention=attention if backend is None or backend.fuses_attention else (),
     )
     if is_per_token and target.form is not None:
         _tell_of_one_scale(graph, placement, watcher)

@@ -190,6 +190,11 @@ class Backend(ABC):
         return False
 
     @property
+    def fuses_attention(self) -> bool:
+        """Whether it computes attention in 8 bits in one kernel."""
+        return True
+
+    @property
     def lacks(self) -> Mapping[str, str]:
         """Fields of a build request that it cannot serve, and why: "timing_cache", "implicit", "nvfp4" ..."""
         return {}

@@ -30,6 +30,7 @@ class OnnxRuntime(Backend):
 
     name = "onnxruntime"
     runs_fp16 = False
+    fuses_attention = False
     takes_scales_by_matrix = True
     lacks: Mapping[str, str] = {
         "implicit": "it takes Q/DQ models; for implicit quantization take TensorRT 8.6 to 10",

@@ -5,7 +5,7 @@
     ├── ModelError           2    the ONNX file cannot be used
     ├── DataError            2    calibration or evaluation data does not fit
     ├── ArtifactError        2    a file written by trtq is broken, foreign or in the way
-    ├── GateError            3    the model was built and is less accurate than was asked
+    ├── GateError            3    the model was built, and is less accurate than was asked
     ├── BuildError           4    TensorRT did not build the engine
     └── MissingDependency    5    something that the work needs is not installed
 

@@ -145,7 +145,7 @@ def test_quantize_writes_weights_without_ranges(model: Path, tmp_path: Path) -> 
             ["--weights", "nf4", "--weight-method", "mse"],
             "the weight method mse is for int4, nf4 weights have only rtn",
         ),
-        ("quantize", [], "give --ranges of `trtq calibrate`, or --weights"),
+        ("quantize", [], "give --ranges of `trtq calibrate`, --weights, or --activations per-token"),
     ],
 )
 def test_options_that_do_not_go_together_are_refused(
