@@ -46,7 +46,7 @@ def estimate(
     }
     # A method is numpy, which lets go of the GIL in what takes long.
     forms = {name: levels.get(name, INT8_LEVELS) for name in histograms}
-    amaxes = Threads().map(lambda name: _amax(method, histograms[name], forms[name]), histograms)
+    amaxes = Threads().map(lambda name: find_amax(method, histograms[name], forms[name]), histograms)
     ranges = {
         name: Range(
             amax,
@@ -81,9 +81,14 @@ def describe(method: Method) -> str:
     return f"{name_method(method)}({inside})"
 
 
-def _amax(method: Method, histogram: Histogram, levels: Levels) -> float:
-    """Returns the amax as a float32 that is positive unless the tensor is dead."""
+def find_amax(method: Method, histogram: Histogram, levels: Levels) -> float:
+    """Returns the amax as a float32 that is positive unless the tensor is dead.
+
+    Of a format with a scale for each block it is the largest value: to clip makes no step of others finer.
+    """
     if histogram.amax == 0:
         return 0.0
     smallest = float(np.finfo(np.float32).tiny)
-    return float(np.float32(max(method.amax(histogram, levels), smallest)))
+    return float(
+        np.float32(max(method.amax(histogram, levels) if levels.clips else histogram.amax, smallest))
+    )

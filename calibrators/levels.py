@@ -25,6 +25,10 @@ class Levels(Protocol):
         """The largest level."""
 
     @property
+    def clips(self) -> bool:
+        """Whether the steps are finer where the range does not hold the largest values."""
+
+    @property
     def magnitudes(self) -> NDArray[np.float64]:
         """The levels from 0 on, ascending."""
 
@@ -35,6 +39,7 @@ class Levels(Protocol):
 class _Int8Levels:
     name = "int8"
     largest = float(QMAX)
+    clips = True
 
     @cached_property
     def magnitudes(self) -> NDArray[np.float64]:

@@ -19,7 +19,8 @@ REPAIRS = ("equalize", "smooth", "shift", "bias", "weights")
 SLOW_REPAIRS = ("adaround",)
 """Repairs that "auto" leaves out: they take longer than all others together, and seldom pay."""
 WeightGranularity = Literal["per-channel", "per-tensor"]
-Activations = Literal["symmetric", "asymmetric"]
+Activations = Literal["symmetric", "asymmetric", "per-token"]
+PER_TOKEN: Activations = "per-token"
 Device = Literal["cpu", "cuda"]
 Shape = tuple[int, ...]
 
@@ -85,8 +86,9 @@ class QuantizationSpec:
             slow and must be named, as in auto,adaround.
         weight_granularity: Give an INT8 weight one scale for each output channel, or a single scale. A single
             scale costs accuracy; it is for tools that cannot read scales by channel.
-        activations: asymmetric uses zero points, which are finer if most values have the same sign. Only the
-            backend onnxruntime runs them: TensorRT takes no zero points other than 0.
+        activations: asymmetric uses zero points, which are finer if most values have the same sign; only the
+            backend onnxruntime runs them. per-token gives each row of what a MatMul or Gemm reads the scale
+            of its own largest value, in each run; these layers need no calibration.
     """
 
     repair: tuple[str, ...] = setting((AUTO,), metavar="NAMES")
@@ -99,7 +101,8 @@ class QuantizationSpec:
             ("activations", self.activations, get_args(Activations)),
         ):
             if value not in choices:
-                raise UsageError(f"{name} must be {' or '.join(choices)}, got {value!r}")
+                wanted = " or ".join((", ".join(choices[:-1]), choices[-1]))
+                raise UsageError(f"{name} must be {wanted}, got {value!r}")
         words = (AUTO, "none", *REPAIRS, *SLOW_REPAIRS)
         if unknown := [word for word in self.repair if word not in words]:
             raise UsageError(f"there is no repair {unknown[0]!r}; take {', '.join(words)}")

@@ -160,8 +160,9 @@ def _open_build(folder: Path, spec: ModelSpec | None, watcher: Watcher) -> _Subj
     if graph.sha256 != manifest.inputs.get(report.model):
         raise ArtifactError(f"{path} was changed since {folder} was built; build it again")
     kept = {item.name: item.reason for item in report.kept_float}
-    placement = place_layers(graph, replace(spec, quantization=own.quantization), target, watcher, kept)
     ranges = read_ranges(folder / RANGES)
+    spec_of_layers = replace(spec, quantization=own.quantization)
+    placement = place_layers(graph, spec_of_layers, target, watcher, kept, attention=ranges.attention)
     watcher.note(f"layers, ranges ({ranges.method}) and repairs are those of {folder}")
     return _Subject(graph, spec, target, placement, ranges)
 
@@ -178,15 +179,17 @@ class _Work:
 
 
 def _measure_rest(work: _Work, state: Sensitivity, path: Path, watcher: Watcher) -> Sensitivity:
-    every = {*work.session.layers}
+    every = {name: forms[0] for name, forms in work.session.layers.items()}
     op_types = {node.name: node.op_type for node in work.placement.quantized}
     done = {layer.name for layer in state.layers}
     rest = [name for name in work.session.layers if name not in done]
     num_samples = work.batches.num_samples
     watcher.stage("Measuring layers", None if num_samples is None else len(rest) * num_samples)
     for names in split_in_groups(rest, mixtures_each=2):
-        mixtures = {_ALONE + name: {name} for name in names}
-        mixtures |= {_WITHOUT + name: every - {name} for name in names}
+        mixtures = {_ALONE + name: {name: every[name]} for name in names}
+        mixtures |= {
+            _WITHOUT + name: {other: form for other, form in every.items() if other != name} for name in names
+        }
         if state.all_quantized is None:
             mixtures[_ALL] = every
         share = len(names)

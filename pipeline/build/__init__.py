@@ -99,10 +99,11 @@ def run_job(job: Job, log: Log, earlier: EarlierBuild | None = None) -> Report:
     with stage_folder(job.folder) as stage:
         calibrated = find_ranges(job, earlier, log)
         ranges = calibrated.ranges
+        job = replace(job, attention=() if ranges is None else ranges.attention)
         job = _keep_as_before(job, ranges, earlier)
         models = write_models(job, ranges, stage, log)
         auto = comparison = None
-        if job.target.auto and job.placement.quantized and ranges is not None:
+        if job.target.searches and job.placement.quantized and ranges is not None:
             calibrated, found = _search(job, calibrated, models, stage, log)
             ranges = calibrated.ranges
             job, models, auto, comparison = found.job, found.models, found.auto, found.comparison
@@ -170,10 +171,10 @@ def _build_where_kernels_are(
     job, models, comparison = work.job, work.models, work.comparison
     engine = build_engine(job, ranges, models, earlier, stage, log)
     for _ in range(_MOST_REBUILDS):
-        if ranges is None or not (reasons := find_layers_without_kernel(job, engine.report)):
+        if ranges is None or not (reasons := find_layers_without_kernel(job, engine)):
             break
         shown = ", ".join(list(reasons)[:4]) + (" ..." if len(reasons) > 4 else "")
-        log.note(f"built in float, as the builder has no INT8 kernel for it: {shown}")
+        log.note(f"built in float, as the builder has no {job.target.name.upper()} kernel for it: {shown}")
         job, comparison = keep_layers(job, ranges, reasons), None
         if not job.placement.layers:
             log.warn("no layer of this model has an INT8 kernel here: nothing runs in INT8")

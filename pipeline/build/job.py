@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -12,6 +12,7 @@ from trtq.calibrators.batches import Batches
 from trtq.calibrators.ranges import Ranges
 from trtq.models.spec import ModelSpec
 from trtq.pipeline.calibrate.data import (
+    need_no_ranges,
     place_layers,
     warn_of_unmatched,
 )
@@ -21,7 +22,7 @@ from trtq.pipeline.engine.strategy import Strategy
 from trtq.pipeline.engine.target import Target
 from trtq.pipeline.formats import INT8
 from trtq.pipeline.formats.codes import CodeFormat
-from trtq.pipeline.graph.foreign_operators import explain_unrunnable
+from trtq.pipeline.graph.foreign_operators import explain_incomparable
 from trtq.pipeline.graph.load import Graph
 from trtq.pipeline.graph.placement import Placement
 from trtq.pipeline.graph.quantized import find_quantized_layers, is_quantized, name_formats
@@ -41,12 +42,15 @@ class Job:
         folder: Where the result goes.
         strategy: How precisions get into the engine.
         kept: Layers that stay float, with the reason, beside those that the settings and the rules keep.
+        forms: The number formats of layers that have another one than the target's.
         calibration: The data for the ranges; None if there is none, and none is needed.
         evaluation: The data to compare on; None if there is none.
         keys: A digest for each stage of everything that its result depends on.
         ranges: Given ones, instead of calibrating.
         extra_files: Further files for the folder, by name; they win over those that a build would write.
         sources: SHA-256 of further inputs by path, for the manifest.
+        attention: The products of activations that the ranges have found to lose next to nothing in INT8;
+            None: all for which it can be tried, before the ranges are found.
         reference_sha256: That of the model to compare with, where it is another one; else empty.
     """
 
@@ -59,10 +63,12 @@ class Job:
     calibration: Batches | None
     evaluation: Batches | None
     kept: Mapping[str, str] = field(default_factory=dict)
+    forms: Mapping[str, CodeFormat] = field(default_factory=dict)
     keys: Mapping[str, str] = field(default_factory=dict)
     ranges: Ranges | None = None
     extra_files: Mapping[str, bytes] = field(default_factory=dict)
     sources: Mapping[str, str] = field(default_factory=dict)
+    attention: Collection[str] | None = None
     reference_sha256: str = ""
 
     @property
@@ -82,8 +88,8 @@ class Job:
 
     @cached_property
     def unrunnable(self) -> str:
-        """Why ONNX Runtime cannot run the model, so that nothing is compared; empty if it can."""
-        return explain_unrunnable(self.graph.model) if self.has_given else ""
+        """Why ONNX Runtime runs neither the model nor what emulates it, so nothing is compared; or empty."""
+        return explain_incomparable(self.graph.model) if self.has_given else ""
 
     @property
     def is_as_given(self) -> bool:
@@ -116,6 +122,13 @@ class Job:
         return self.placement.formats
 
     @property
+    def needs_data(self) -> bool:
+        """Whether the model cannot be quantized without data, unless ranges are given."""
+        if self.target.form is None or need_no_ranges(self.graph, self.placement) is None or self.is_implicit:
+            return self.target.needs_data
+        return self.target.weights is not None and self.target.weights.method == "gptq"
+
+    @property
     def calibrates(self) -> bool:
         """Whether ranges are estimated here, and are not given, needless or left to TensorRT."""
         needs = self.ranges is None and self.calibration is not None and not self.is_as_given
@@ -132,7 +145,9 @@ def place_job(job: Job, watcher: Watcher) -> Placement:
     graph, spec, target = job.graph, job.spec, job.target
     placement = Placement()
     if target.form is not None:
-        placement = place_layers(graph, spec, target, watcher, job.kept, job.backend)
+        placement = place_layers(
+            graph, spec, target, watcher, job.kept, job.backend, attention=job.attention, forms=job.forms
+        )
     if target.precision == "fp16":
         warn_of_unmatched(graph, spec.layers.keep_fp32, watcher)
     if target.weights is None:

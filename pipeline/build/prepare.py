@@ -7,7 +7,7 @@ from pathlib import Path
 
 from trtq.errors import DataError, ModelError, UsageError
 from trtq.models.signature import require_same_inputs
-from trtq.models.spec import InputSpec, ModelSpec
+from trtq.models.spec import PER_TOKEN, InputSpec, ModelSpec
 from trtq.pipeline.build.job import Job, place_job
 from trtq.pipeline.build.keys import make_keys
 from trtq.pipeline.calibrate.data import (
@@ -22,14 +22,14 @@ from trtq.pipeline.engine.backends import choose_backend, refuse_unsupported
 from trtq.pipeline.engine.profiles import resolve_profiles
 from trtq.pipeline.engine.strategy import Strategy, choose_strategy
 from trtq.pipeline.engine.target import Target
-from trtq.pipeline.formats import FP16, INT8
-from trtq.pipeline.graph.foreign_operators import explain_unrunnable
+from trtq.pipeline.formats import FP16, INT8, LAYER_FORMATS, NVFP4
+from trtq.pipeline.graph.foreign_operators import explain_incomparable, explain_unrunnable
 from trtq.pipeline.graph.load import Graph, load, raise_opset
 from trtq.pipeline.graph.pictures import tell_of_pictures
 from trtq.pipeline.graph.quantized import is_quantized
 from trtq.pipeline.graph.repair import repair_graph
 from trtq.pipeline.judge.evaluate import open_evaluation_data
-from trtq.pipeline.quantize.weights import refuse_older_gpus, refuse_weights
+from trtq.pipeline.quantize.weights import refuse_older_gpus, refuse_other_formats, refuse_weights
 from trtq.progress import Silent, Watcher
 
 _NO_DATA = "no data was given to quantize it; the model comes with Q/DQ in other layers"
@@ -108,6 +108,8 @@ def complete_job(job: Job, watcher: Watcher, *, random_data: bool) -> Job:
     elif job.target.requantize:
         raise UsageError(f"--requantize is for models with Q/DQ, and {job.graph.path} has none; leave it out")
     target, placement = job.target, place_job(job, watcher)
+    if not job.has_given:
+        refuse_other_formats(job.graph, target, placement)
     if target.weights is not None and not placement.weights_alone:
         watcher.warn("no weight can be stored in fewer bits; the report tells why")
     if not (job.has_given or placement.layers) and target.form is not None and target.weights is None:
@@ -122,17 +124,17 @@ def _with_data(job: Job, watcher: Watcher, *, random_data: bool) -> Job:
     graph, spec, target = job.graph, job.spec, job.target
     if random_data:
         watcher.warn("calibrating with random numbers: the accuracy of this engine is meaningless")
-    needs = job.ranges is None and not job.is_as_given and target.needs_data
+    needs = job.ranges is None and not job.is_as_given and job.needs_data
     calibration = None
     compares = job.ranges is None or spec.evaluation.data is None
     if needs or random_data or (spec.calibration.data is not None and compares):
         calibration = open_calibration_data(graph, spec, target, random_data=random_data)
     evaluation = None if job.unrunnable else open_evaluation_data(graph, spec, calibration)
     tell_of_pictures(graph.model, watcher, calibration, evaluation)
-    if target.auto and (evaluation is None or evaluation.is_random):
+    if target.searches and (evaluation is None or evaluation.is_random):
         raise DataError(
-            f"--auto chooses layers by what they cost on real data, and {graph.path} comes with "
-            f"{'none' if evaluation is None else evaluation.origin}; give --calib-data or --eval-data"
+            f"{target.search_option} chooses layers by what they cost on real data, and {graph.path} comes "
+            f"with {'none' if evaluation is None else evaluation.origin}; give --calib-data or --eval-data"
         )
     return replace(job, calibration=calibration if job.ranges is None else None, evaluation=evaluation)
 
@@ -140,8 +142,15 @@ def _with_data(job: Job, watcher: Watcher, *, random_data: bool) -> Job:
 def _refuse_combinations(spec: ModelSpec, target: Target, strategy: Strategy, backend: Backend) -> None:
     """Refuses settings that this way of building does not have."""
     refuse_weights(target, backend, strategy)
+    for name in dict.fromkeys((target.precision, *target.code_formats)):
+        if reason := backend.lacks.get(name):
+            raise UsageError(f"backend {backend.name} has no --{name}: {reason}")
     if target.form is not None and backend.name == "tensorrt-rtx":
-        refuse_older_gpus(target.form, target.compute_capabilities, f"--{target.form}", "--int8")
+        for name in target.code_formats:
+            asked, instead = f"--{name}", "--int8"
+            if target.formats:
+                asked, instead = f"{name} in --formats", f"--formats without {name}"
+            refuse_older_gpus(LAYER_FORMATS[name], target.compute_capabilities, asked, instead)
     by_tensor = spec.quantization.weight_granularity == "per-tensor"
     if by_tensor and (strategy.is_implicit or target.precision == "weights"):
         raise UsageError(
@@ -149,12 +158,23 @@ def _refuse_combinations(spec: ModelSpec, target: Target, strategy: Strategy, ba
             "scales of weights itself, and --weights alone has its own; leave one of the two out"
         )
     is_asymmetric = spec.quantization.activations == "asymmetric" and target.form is not None
-    if is_asymmetric and target.form is not INT8:
-        raise UsageError(f"--activations asymmetric is for INT8: {target.name} codes have no zero point")
+    others = [name for name in target.code_formats if name != INT8.name]
+    if is_asymmetric and others:
+        raise UsageError(f"--activations asymmetric is for INT8: {others[0]} codes have no zero point")
     if is_asymmetric and backend.name != "onnxruntime":
         raise UsageError(
             f"--activations asymmetric is for --backend onnxruntime, not {backend.name}: TensorRT takes no "
             f"zero points other than 0"
+        )
+    if strategy.is_implicit and spec.quantization.activations == PER_TOKEN:
+        raise UsageError(
+            f"--activations {PER_TOKEN} is for Q/DQ: quantizing implicitly, TensorRT has one scale for each "
+            f"tensor; leave one of the two out"
+        )
+    if spec.quantization.activations == PER_TOKEN and target.form is NVFP4:
+        raise UsageError(
+            f"--activations {PER_TOKEN} is for INT8 and FP8: NVFP4 finds a scale for every 16 values in each "
+            f"run; leave it out"
         )
     if strategy.is_implicit and spec.quantization.repair not in (("auto",), ("none",)):
         raise UsageError(
@@ -183,21 +203,21 @@ def _take_given(job: Job, watcher: Watcher, *, has_data: bool) -> Job:
         targets=target.compute_capabilities,
     )
     placement = place_layers(graph, job.spec, target, Silent(), job.kept, job.backend)
-    if reason := explain_unrunnable(graph.model):
-        if not for_tensorrt:
-            raise ModelError(
-                f"{reason}, which ONNX Runtime cannot run; build {path} with --backend tensorrt-rtx"
-            )
+    if not for_tensorrt and (reason := explain_unrunnable(graph.model)):
+        raise ModelError(f"{reason}, which ONNX Runtime cannot run; build {path} with --backend tensorrt-rtx")
+    if reason := explain_incomparable(graph.model):
         watcher.warn(f"{reason}, which ONNX Runtime cannot run: nothing of {path} is calibrated or compared")
         has_data = False
     if not placement.quantized:
-        if target.auto:
-            raise UsageError(f"{path} is quantized already, so --auto has no layers to choose among")
+        if target.searches:
+            raise UsageError(
+                f"{path} is quantized already, so {target.search_option} has no layers to choose among"
+            )
         if target.weights is not None:
             raise UsageError(f"{path} is quantized already; --weights needs the float model")
         watcher.note("the model is quantized already: it is built as it is, without calibration")
         return replace(job, graph=graph, target=replace(target, precision="int8"))
-    if target.form is not None and target.weights is None and not has_data:
+    if target.form is not None and target.weights is None and placement.activations and not has_data:
         watcher.warn(
             f"the model comes with Q/DQ, and {len(placement.quantized)} more layers could be quantized, such "
             f"as {placement.quantized[0].name!r}; no data is there to do it with, so it is built as it is; "

@@ -8,7 +8,7 @@ from trtq.calibrators.memory import find_peak_bytes
 from trtq.calibrators.ranges import Ranges, read_ranges
 from trtq.calibrators.statistics import Statistics
 from trtq.pipeline.build.job import Job
-from trtq.pipeline.calibrate.data import observe_graph, options_from_spec, warn_of_dead
+from trtq.pipeline.calibrate.data import need_no_ranges, observe_graph, options_from_spec, warn_of_dead
 from trtq.pipeline.calibrate.improve import improve_ranges, take_ranges
 from trtq.pipeline.deliver.earlier import EarlierBuild
 from trtq.pipeline.deliver.html.page_data import PageData
@@ -38,8 +38,10 @@ def find_ranges(job: Job, earlier: EarlierBuild | None, log: Log) -> JobRanges:
         DataError: The data does not fit the model.
         ModelError: ONNX Runtime cannot run the model.
     """
-    if job.ranges is not None or not job.calibrates:
+    if job.ranges is not None or job.is_as_given:
         return JobRanges(job.ranges)
+    if not job.calibrates:
+        return JobRanges(None if job.is_implicit else need_no_ranges(job.graph, job.placement))
     found = _reuse(earlier, log) or _calibrate(job, log)
     assert found.ranges is not None
     warn_of_dead(found.ranges, log)
@@ -83,7 +85,7 @@ def search_ranges(job: Job, statistics: Statistics, log: Log) -> JobRanges:
             found = improve_ranges(job.graph, job.placement, statistics, job.calibration, job.spec, log)
     ranges = found.ranges
     if not ranges.tensors:
-        return JobRanges(ranges)
+        return JobRanges(ranges, repairs=found.repairs)
     report = CalibrationReport(
         method=ranges.method,
         data=ranges.data,

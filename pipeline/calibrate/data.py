@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+
+import onnx_ir as ir
 
 from trtq.calibrators.batches import Batches
 from trtq.calibrators.observe import PassControl, observe
@@ -18,13 +20,22 @@ from trtq.errors import ArtifactError, DataError, UsageError
 from trtq.files import is_file, write_atomically
 from trtq.kept import KeptNode
 from trtq.models.option import setting
-from trtq.models.spec import CalibrationSpec, ModelSpec
+from trtq.models.spec import PER_TOKEN, CalibrationSpec, ModelSpec
 from trtq.numbers import format_count
 from trtq.pipeline.engine.backend import Backend
 from trtq.pipeline.engine.target import Target
 from trtq.pipeline.formats import INT8
+from trtq.pipeline.formats.codes import CodeFormat
+from trtq.pipeline.graph.axes import explain_other
+from trtq.pipeline.graph.fp4 import without_fp4
 from trtq.pipeline.graph.load import Graph
-from trtq.pipeline.graph.placement import Placement, QuantizedNode, find_unmatched, place
+from trtq.pipeline.graph.placement import (
+    Placement,
+    QuantizedNode,
+    find_unmatched,
+    place,
+)
+from trtq.pipeline.graph.tokens import explain_one_scale
 from trtq.progress import Watcher
 
 _NUM_RANDOM_FEEDS = 16
@@ -153,6 +164,8 @@ def place_layers(
     watcher: Watcher,
     kept: Mapping[str, str] | None = None,
     backend: Backend | None = None,
+    attention: Collection[str] | None = (),
+    forms: Mapping[str, CodeFormat] | None = None,
 ) -> Placement:
     """Returns what will be quantized, and why the rest is not.
 
@@ -160,9 +173,13 @@ def place_layers(
         graph: The float model.
         spec: With the patterns of layers that are skipped, kept FP32 or forced.
         target: With the types of nodes to quantize, and the backend.
-        watcher: Hears of patterns that match nothing, and of weights of 7 bits.
+        watcher: Hears of patterns that match nothing, of weights of 7 bits, and of layers that have one scale
+            although each row was to have one.
         kept: Further layers that stay float, with the reason.
         backend: What builds the engine; None: the one that the target names, if it names one.
+        attention: The products of activations that INT8 was found to cost next to nothing, of the ranges;
+            None: all for which it can be tried.
+        forms: The number formats of layers that have another one than the target's.
     """
     patterns = (*spec.layers.skip, *spec.layers.keep_fp32)
     warn_of_unmatched(graph, (*patterns, *spec.layers.force), watcher)
@@ -170,21 +187,60 @@ def place_layers(
         from trtq.pipeline.engine.backends import BACKENDS  # late: who names no backend needs none
 
         backend = BACKENDS.get(target.backend)
+    is_per_token = spec.quantization.activations == PER_TOKEN
     is_split = spec.quantization.weight_granularity == "per-channel"
     placement = place(
         graph.model,
         form=target.form or INT8,
+        forms=forms or {},
         skip=patterns,
         op_types=target.op_types,
         force=spec.layers.force,
         kept=kept or {},
         by_matrix=is_split and backend is not None and backend.takes_scales_by_matrix,
+        per_token=is_per_token,
+        attention=attention,
     )
+    if is_per_token and target.form is not None:
+        _tell_of_one_scale(graph, placement, watcher)
     placement = replace(placement, kept=(*placement.kept, *graph.unseen))
+    if target.form is not None and (others := describe_others(graph.model, placement, target.form)):
+        watcher.note(others)
     if placement.layers and backend is not None and backend.overflows():
         watcher.note(f"weights get 7 bits, since {backend.name} overflows with 8 on this processor")
         placement = placement.with_weights_of_7_bits()
     return placement if is_split else placement.with_one_scale()
+
+
+def describe_others(model: ir.Model, placement: Placement, form: CodeFormat) -> str:
+    """Returns what to say of layers that have another format than was asked for, and why; empty if none."""
+    others = {node.name: node for node in placement.layers if form not in node.scheme.formats}
+    if not others or form.otherwise is None:
+        return ""
+    alike: dict[str, list[QuantizedNode]] = {}
+    for node in model.graph:
+        if node.name in others:
+            alike.setdefault(explain_other(node), []).append(others[node.name])
+    reasons = "; ".join(f"{name_layers(layers)} ({reason})" for reason, layers in alike.items())
+    return f"{len(others)} of {len(placement.layers)} layers get {form.otherwise.name.upper()}: {reasons}"
+
+
+def _tell_of_one_scale(graph: Graph, placement: Placement, watcher: Watcher) -> None:
+    nodes = {str(node.name): node for node in graph.model.graph}
+    alike: dict[str, list[QuantizedNode]] = {}
+    for layer in placement.layers:
+        if reason := explain_one_scale(nodes[layer.name], layer):
+            alike.setdefault(reason, []).append(layer)
+    for reason, layers in alike.items():
+        named = name_layers(layers)
+        watcher.note(f"one scale for the whole activation, from calibration: {named} ({reason})")
+
+
+def need_no_ranges(graph: Graph, placement: Placement) -> Ranges | None:
+    """Returns empty ranges where layers are quantized and no activation needs a range; else None."""
+    if not placement.layers or placement.activations:
+        return None
+    return Ranges({}, "none", graph.sha256, "no data", 0, activations=PER_TOKEN)
 
 
 def describe_given(placement: Placement) -> str:
@@ -261,7 +317,7 @@ def observe_graph(
     watcher.stage("Calibrating", total)
     if earlier is not None:
         watcher.advance(earlier.num_samples)
-    seen = observe(graph.model, tensors, batches, watcher.advance, control)
+    seen = observe(without_fp4(graph.model), tensors, batches, watcher.advance, control)
     if how.shard[1] > 1 and not seen.num_samples:
         watcher.warn(
             f"part {_show(how.shard)} of the data is empty: the data has fewer feeds than parts; "

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
 HardwareCompatibility = Literal["none", "ampere+", "same-compute-capability"]
-Precision = Literal["int8", "fp8", "fp16", "weights"]
+Precision = Literal["int8", "fp8", "nvfp4", "fp16", "weights"]
 """Of an engine; "weights": float activations, and weights of fewer bits."""
 Kept = Mapping[str, Literal["fp16", "fp32"]]
 
@@ -191,7 +191,7 @@ class Backend(ABC):
 
     @property
     def lacks(self) -> Mapping[str, str]:
-        """Fields of a build request that it cannot serve, and why: "timing_cache", "implicit", ..."""
+        """Fields of a build request that it cannot serve, and why: "timing_cache", "implicit", "nvfp4" ..."""
         return {}
 
     @abstractmethod

@@ -33,6 +33,7 @@ class OnnxRuntime(Backend):
     takes_scales_by_matrix = True
     lacks: Mapping[str, str] = {
         "implicit": "it takes Q/DQ models; for implicit quantization take TensorRT 8.6 to 10",
+        "nvfp4": "it has no numbers of four bits in activations; take --int8 or --fp8",
         "timing_cache": "it builds nothing and times nothing",
         "optimization_level": "it builds nothing",
         "hardware_compatibility": "it runs the ONNX file on any CPU",

@@ -34,6 +34,7 @@ from trtq.pipeline.engine.trtexec import format_trtexec
 if TYPE_CHECKING:
     from types import ModuleType
 
+_FIRST_OF_FP4 = (10, 8)
 _IMPLICIT_REASON = (
     "TensorRT was free to run it in INT8 and found another precision faster; explicit quantization "
     "(--quantization explicit) does exactly what the graph says"
@@ -66,6 +67,10 @@ class TensorRt(Backend):
             lacks["implicit"] = (
                 f"TensorRT {trt.__version__} has no INT8 calibrators, they ended with TensorRT 10; "
                 f"take --quantization explicit"
+            )
+        if trt is not None and split_version(str(trt.__version__))[:2] < _FIRST_OF_FP4:
+            lacks["nvfp4"] = (
+                f"TensorRT {trt.__version__} has no FP4, which came with 10.8; take --int8 or --fp8"
             )
         return lacks
 

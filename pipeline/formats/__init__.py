@@ -1,6 +1,6 @@
 """Number formats: what is true of each everywhere, and how a tensor is held in one.
 
-A new format is one file here, one entry in `FORMATS`, and one test file.
+A new format is one file here, one entry in `FORMATS` or `LAYER_FORMATS`, and one test file.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from trtq.pipeline.formats.fp8 import FP8
 from trtq.pipeline.formats.int4 import INT4
 from trtq.pipeline.formats.int8 import INT8, INT8_OF_7_BITS
 from trtq.pipeline.formats.nf4 import NF4
+from trtq.pipeline.formats.nvfp4 import NVFP4
 
 __all__ = [
     "BF16",
@@ -27,17 +28,18 @@ __all__ = [
     "INT8_OF_7_BITS",
     "LAYER_FORMATS",
     "NF4",
+    "NVFP4",
     "WEIGHT_FORMATS",
     "WEIGHT_METHODS",
 ]  # fmt: skip
 
 FORMATS: Mapping[str, Format] = {item.name: item for item in (FP32, FP16, BF16, INT8, FP8, INT4, NF4)}
-"""By name, from the most exact to the smallest."""
+"""By name, from the most exact to the smallest; without NVFP4, which no weight is stored in alone."""
 WEIGHT_FORMATS: Mapping[str, CodeFormat] = {
     name: item for name, item in FORMATS.items() if isinstance(item, CodeFormat)
 }
 """Those that weights can be stored in."""
-LAYER_FORMATS: Mapping[str, CodeFormat] = {item.name: item for item in (INT8, FP8)}
+LAYER_FORMATS: Mapping[str, CodeFormat] = {item.name: item for item in (INT8, FP8, NVFP4)}
 """Those that Q/DQ gives to activations and weights of layers."""
 BLOCK_FORMATS = tuple(name for name, item in WEIGHT_FORMATS.items() if item.block_sizes)
 """The names of those with a scale for each block."""

@@ -33,11 +33,14 @@ class CodeFormat(Format):
         first_opset: The first opset that holds it, with a scale for each channel.
         block_sizes: How many weights may share a scale; empty: those of a whole channel do.
         methods: How weights can be encoded: "rtn" rounds to nearest, "mse" searches the clip of every block,
-            "gptq" makes up for each rounding in what is not rounded yet, and needs data.
+            "gptq" makes up for each rounding in what is not rounded yet, and needs data; empty: it is for
+            layers whose activations are in it too.
         compute_capability: The first that runs it.
         is_linear: Whether a code times its scale is the number, as DequantizeLinear has it.
         kernel_bytes: What an engine's kernel for such a weight takes: see `trtq.pipeline.plan`.
         gains: What weights in it are good for, by who runs them, where that is not the usual.
+        clips: Whether its steps are finer where the range does not hold the largest values.
+        otherwise: What layers get that it is not for; None: it is for all.
     """
 
     lowest: float
@@ -49,6 +52,8 @@ class CodeFormat(Format):
     is_linear: bool = True
     kernel_bytes: int
     gains: Mapping[str, str] = field(default_factory=dict)
+    clips: bool = True
+    otherwise: CodeFormat | None = None
 
     def describe_gain(self, runtime: str) -> str:
         """Returns what weights in it are good for on "tensorrt" or "onnxruntime"."""

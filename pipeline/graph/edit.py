@@ -118,6 +118,14 @@ class GraphEditor:
         else:
             self.graph.append(node)
 
+    def put_behind(self, value: ir.Value, other: ir.Value) -> None:
+        """Moves the node that makes a value behind the one that makes another, which it reads too."""
+        node, maker = value.producer(), other.producer()
+        assert node is not None
+        assert maker is not None
+        self.graph.remove(node)
+        maker.append(node)
+
     def replace(self, old: ir.Value, new: ir.Value, *, rename: str | None = None) -> None:
         """Puts a value wherever another is read, also in bodies and as an output of its graph.
 

@@ -11,6 +11,7 @@ import onnx_ir as ir
 from trtq.errors import ModelError
 from trtq.models.session import SessionPort, open_session
 from trtq.pipeline.graph.edit import GraphEditor
+from trtq.pipeline.graph.fp4 import without_fp4
 from trtq.pipeline.graph.operands import DEQUANTIZE, QUANTIZE, find_code_dtype
 from trtq.pipeline.graph.opset import convert_opset, infer_shapes, read_opset
 from trtq.pipeline.graph.opset.own import OWN_OPERATORS
@@ -54,6 +55,17 @@ def explain_unrunnable(model: ir.Model) -> str:
         if dtype := next((value.dtype for value in values if value.dtype in _NOT_RUN), None):
             return f"node {node.name!r} ({node.op_type}) has {dtype.name.lower()}"
     return ""
+
+
+def explain_incomparable(model: ir.Model) -> str:
+    """Returns why nothing can be compared with a model: not even its emulation runs; empty if it can.
+
+    Args:
+        model: With inferred dtypes.
+    """
+    with suppress(ModelError):
+        return explain_unrunnable(without_fp4(model))
+    return explain_unrunnable(model)
 
 
 def standardize(model: ir.Model) -> ir.Model:

@@ -21,6 +21,7 @@ from trtq.pipeline.graph.edit import widen
 from trtq.pipeline.graph.einsum import turn_einsum_into_matmul
 from trtq.pipeline.graph.fold import drop_identities, fold_batch_norm, fold_bias, fold_constants
 from trtq.pipeline.graph.foreign_operators import find_least_opset, refuse_foreign_operators, standardize
+from trtq.pipeline.graph.fp4 import emulate_fp4
 from trtq.pipeline.graph.onnx_file import check, digest, list_external, parse, read_content, read_model
 from trtq.pipeline.graph.opset import FIRST_RUN, convert_opset, infer_shapes, read_opset
 from trtq.pipeline.graph.placement import holds_weights
@@ -198,10 +199,12 @@ def load_as_it_is(path: Path) -> ir.Model:
 def read_runnable(path: Path) -> tuple[ir.Model, bool]:
     """Returns the model of a file as ONNX Runtime takes it, and whether that is another than the file's.
 
-    Nodes that share a name get names of their own, and Q and DQ of TensorRT's own are the standard ones.
+    Nodes that share a name get names of their own, Q and DQ of TensorRT's own are the standard ones, and
+    NVFP4 is emulated (`emulate_fp4`).
 
     Raises:
-        ModelError: As `read_model`; or the opset cannot be raised to one that has them.
+        ModelError: As `read_model`; or the opset cannot be raised to one that has them, or NVFP4 that is no
+            such.
     """
     model = read_model(path)
     names = [node.name for node in model.graph.all_nodes() if node.name]
@@ -210,6 +213,8 @@ def read_runnable(path: Path) -> tuple[ir.Model, bool]:
         passes.NameFixPass(_Names())(model)
     if find_least_opset(model) > 1:
         model, is_changed = standardize(model), True
+    if (plain := emulate_fp4(model)) is not None:
+        return plain, True
     return model, is_changed
 
 

@@ -4,21 +4,33 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
 from types import MappingProxyType
-from typing import Any
 
 import onnx_ir as ir
 
 from trtq.kept import KeptNode
 from trtq.models.tensors import FLOAT_TYPES
-from trtq.pipeline.formats import INT8, INT8_OF_7_BITS
+from trtq.pipeline.formats import FP8, INT8, NVFP4
 from trtq.pipeline.formats.codes import CodeFormat
 from trtq.pipeline.formats.encoding import Encoding, LayerScheme
-from trtq.pipeline.formats.granularity import Granularity, PerBlock, PerChannel, PerTensor, PerToken
+from trtq.pipeline.formats.granularity import Granularity, PerBlock, PerToken
+from trtq.pipeline.formats.nvfp4 import BLOCK
+from trtq.pipeline.graph.attention import choose_attention, encode_operand, place_attention
+from trtq.pipeline.graph.axes import (
+    choose_granularity,
+    explain_other,
+    find_summed_axis,
+)
+from trtq.pipeline.graph.axes import find_channel_axis as find_channel_axis
 from trtq.pipeline.graph.given import explain_given, find_given, is_quantized_otherwise
 from trtq.pipeline.graph.operands import find_operand
+from trtq.pipeline.graph.placed import QUANTIZABLE as QUANTIZABLE
+from trtq.pipeline.graph.placed import Placement as Placement
+from trtq.pipeline.graph.placed import QuantizedNode as QuantizedNode
+from trtq.pipeline.graph.placed import QuantizedWeight as QuantizedWeight
+from trtq.pipeline.graph.tokens import by_token
 from trtq.pipeline.graph.worth import explain_float, explain_unequal_matrices
 
 WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul", "LSTM", "GRU", "RNN")
@@ -28,145 +40,33 @@ _FUSED = frozenset({
     "LongformerAttention", "MoE", "NhwcFusedConv", "PackedAttention", "TransposeMatMul",
 })  # fmt: skip
 """The layers of ONNX Runtime's own domain, with a weight among their inputs where it is constant."""
-QUANTIZABLE = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 ATTENTION = "Attention"
 """In a list of types: the MatMul of two activations."""
+RESIDUAL_ADD = "residual-add"
+"""The rule of an Add behind a convolution: see `place`."""
 SOFTMAX = "Softmax"
 """In a list of types: the input of Softmax and LogSoftmax."""
 DEFAULT_OP_TYPES = ("Conv", "Gemm", "MatMul")
 """TensorRT runs ConvTranspose in float whatever stands before it, so its Q/DQ would only cost accuracy."""
 _RANK_OF_EXPERTS = 3
 """TensorRT-RTX runs a batch of matrices with scales for each in INT8; with two batch axes it does not."""
+_TWO_ACTIVATIONS = "two-activations"
 _NONE: Mapping[str, str] = MappingProxyType({})
-
-
-@dataclass(frozen=True, slots=True)
-class QuantizedWeight:
-    """A constant weight, and how it is held."""
-
-    tensor: str
-    encoding: Encoding
-
-
-@dataclass(frozen=True, slots=True)
-class QuantizedNode:
-    """A node that takes codes, and how.
-
-    `activations` are place and name of the inputs behind Q/DQ, none where the weight alone is quantized;
-    `weight` is place and name of its constant weight.
-    """
-
-    name: str
-    op_type: str
-    scheme: LayerScheme
-    activations: tuple[tuple[int, str], ...] = ()
-    weight: tuple[int, str] | None = None
-
-    @property
-    def held_weight(self) -> QuantizedWeight | None:
-        """The weight and its encoding."""
-        if self.weight is None or self.scheme.weight is None:
-            return None
-        return QuantizedWeight(self.weight[1], self.scheme.weight)
-
-    def to_key(self) -> tuple[object, ...]:
-        """Returns all that a quantized model depends on, for a digest: the encodings too."""
-        inputs = tuple((place, _describe(encoding)) for place, encoding in self.scheme.inputs)
-        weight = None if self.scheme.weight is None else _describe(self.scheme.weight)
-        return self.name, self.scheme.rule, self.activations, inputs, self.weight, weight
-
-    def to_plain(self) -> dict[str, Any]:
-        """Returns it as `inspect --json` shows it."""
-        plain = {"name": self.name, "op_type": self.op_type, "rule": self.scheme.rule}
-        weight = None
-        if self.weight is not None and self.scheme.weight is not None:
-            place, tensor = self.weight
-            weight = (place, {"tensor": tensor, "axis": self.scheme.weight.channel_axis})
-        return {**plain, "activations": self.activations, "weight": weight}
-
-
-def _describe(encoding: Encoding) -> tuple[object, ...]:
-    form = encoding.format
-    flags = encoding.is_dynamic, encoding.is_given, encoding.has_coded_scales
-    return form.name, form.lowest, form.largest, str(encoding.granularity), *flags
-
-
-@dataclass(frozen=True, slots=True)
-class Placement:
-    """For every node with weights, in graph order, what is done.
-
-    Attributes:
-        quantized: How each node is quantized.
-        kept: Why each other one is kept float.
-        given: Those that come quantized, which nothing is done to, and what of each does.
-    """
-
-    quantized: tuple[QuantizedNode, ...] = ()
-    kept: tuple[KeptNode, ...] = ()
-    given: tuple[KeptNode, ...] = ()
-
-    @property
-    def encodings(self) -> dict[str, Encoding]:
-        """How each tensor is held that quantized nodes read, in graph order."""
-        layers = ((dict(node.scheme.inputs), node.activations) for node in self.quantized)
-        return {tensor: inputs[place] for inputs, tensors in layers for place, tensor in tensors}
-
-    @property
-    def activations(self) -> tuple[str, ...]:
-        """The tensors that get Q/DQ, and so need a range, in graph order."""
-        return tuple(name for name, encoding in self.encodings.items() if not encoding.is_given)
-
-    @property
-    def formats(self) -> dict[str, CodeFormat]:
-        """The number format of each tensor that gets Q/DQ."""
-        return {name: self.encodings[name].format for name in self.activations}
-
-    @property
-    def layers(self) -> tuple[QuantizedNode, ...]:
-        """The nodes whose kernel works on codes, which counts as coverage: not Add and Softmax."""
-        return tuple(node for node in self.quantized if node.activations and node.op_type in QUANTIZABLE)
-
-    @property
-    def weights_alone(self) -> tuple[QuantizedNode, ...]:
-        """The nodes that take floats and a weight of few bits."""
-        return tuple(node for node in self.quantized if not node.activations)
-
-    @property
-    def min_opset(self) -> int:
-        """The first opset that holds the formats; 21 where the scales of a weight lie along several axes."""
-        weights = [node.scheme.weight for node in self.quantized if node.scheme.weight is not None]
-        if any(isinstance(weight.granularity, PerToken | PerBlock) for weight in weights):
-            return 21
-        held = (*self.encodings.values(), *weights)
-        return max((encoding.format.first_opset for encoding in held), default=13)
-
-    def with_one_scale(self) -> Placement:
-        """Returns the same decisions with one scale for each weight, instead of one an output channel."""
-        return self._with_weights(lambda weight: replace(weight, granularity=PerTensor()))
-
-    def with_weights_of_7_bits(self) -> Placement:
-        """Returns the same decisions with codes from -63 to 63 for what is INT8 of weights."""
-        return self._with_weights(
-            lambda weight: replace(weight, format=INT8_OF_7_BITS) if weight.format is INT8 else weight
-        )
-
-    def _with_weights(self, change: Callable[[Encoding], Encoding]) -> Placement:
-        def changed(node: QuantizedNode) -> QuantizedNode:
-            weight = node.scheme.weight and change(node.scheme.weight)
-            return replace(node, scheme=replace(node.scheme, weight=weight))
-
-        return replace(self, quantized=tuple(map(changed, self.quantized)))
+_NO_FORMS: Mapping[str, CodeFormat] = MappingProxyType({})
 
 
 def place(
     model: ir.Model,
     *,
     form: CodeFormat = INT8,
+    forms: Mapping[str, CodeFormat] = _NO_FORMS,
     skip: Sequence[str] = (),
     op_types: Sequence[str] = DEFAULT_OP_TYPES,
     force: Sequence[str] = (),
     kept: Mapping[str, str] = _NONE,
     by_matrix: bool = False,
+    per_token: bool = False,
+    attention: Collection[str] | None = (),
 ) -> Placement:
     """Returns where Q/DQ pairs go, by TensorRT's rules for explicit quantization.
 
@@ -174,8 +74,10 @@ def place(
        one scale for the activation, one per output channel for the weight.
     2. residual-add: where a quantized Conv ends in an Add, the Add's other input is INT8 too; else the fused
        convolution has to write floats (TensorRT developer guide, "Q/DQ placement recommendations").
-    3. two-activations: a MatMul of two activations, as in attention, is INT8 on both sides where "Attention"
-       is among the types; else float, where TensorRT fuses attention as a whole.
+    3. attention: both MatMuls of two activations around a Softmax take codes, or none, where TensorRT fuses
+       them with it (`attention.place_attention`): in FP8 all such, in INT8 those that are named.
+       two-activations: where "Attention" is among the types, every MatMul of two activations takes codes,
+       whatever becomes of it; else all others stay float.
     4. indices, filled, filter-bank, few-outputs, head, gate (`explain_float`) and unequal matrices
        (`explain_unequal_matrices`): layers where INT8 wins nothing or loses much stay float.
     5. softmax-input: what Softmax and LogSoftmax get is INT8 where "Softmax" is among the types; they compute
@@ -190,14 +92,20 @@ def place(
 
     Args:
         model: The graph; its nodes have unique names.
-        form: The number format of the layers: INT8 or FP8.
+        form: The number format of the layers: INT8, FP8 or NVFP4. What a format is not for (`explain_other`)
+            gets the one that it names.
+        forms: Names of layers that have another one. What rule 2 adds has that of its convolution.
         skip: Regular expressions searched in node names; these nodes keep their precision.
         op_types: The types of nodes to quantize.
         force: Regular expressions of nodes that rule 4 does not hold back.
         kept: Names of nodes that keep their precision, each with the reason, whoever decided it. A node that
             `skip` names as well has this reason. Names that the graph lacks are passed over.
-        by_matrix: Whether a weight of several matrices, such as experts, has scales for each matrix and
-            output channel; else it has one scale, or stays float where that would wipe out a matrix.
+        by_matrix: Whether an INT8 or FP8 weight of several matrices, such as experts, has scales for each
+            matrix and output channel; else it has one scale, or stays float where that would wipe out one.
+        per_token: Whether each row of what a MatMul or Gemm reads has a scale of its own, found in each run:
+            see `tokens.explain_one_scale` for those that have one scale all the same.
+        attention: The names of the MatMuls that INT8 was found to cost next to nothing; None: all for which
+            it can be tried.
     """
     names = [str(node.name) for node in model.graph]
     skipped = {name: pattern for pattern in reversed(skip) for name in names if re.search(pattern, name)}
@@ -209,20 +117,34 @@ def place(
         if node in given:
             continue
         name = str(node.name)
-        decision = left[name] if name in left else _decide(node, form, op_types, force, by_matrix)
+        own = forms.get(name, form)
+        chosen = own.otherwise if own.otherwise is not None and explain_other(node) else own
+        splits = by_matrix and chosen in (INT8, FP8)  # nobody has measured it in others
+        decision = left[name] if name in left else _decide(node, chosen, op_types, force, splits)
         if isinstance(decision, str):
             unquantized.append(KeptNode(name, node.op_type, decision))
         else:
-            quantized.append(decision)
-    quantized += _residual_adds(model, form, {node.name for node in quantized}, left)
+            quantized.append(by_token(node, decision) if per_token else decision)
+    layers = {node.name: node for node in quantized}
+    if ATTENTION not in op_types and "MatMul" in op_types:
+        products, reasons = place_attention(model.graph, form.otherwise or form, forms, layers, left)
+        quantized += products
+        taken = {node.name for node in products}
+        unquantized = [
+            item if item.name in left else replace(item, reason=reasons.get(item.name, item.reason))
+            for item in unquantized
+            if item.name not in taken
+        ]
+    quantized += _residual_adds(model, {name: node.scheme.form for name, node in layers.items()}, left)
     if SOFTMAX in op_types:
-        quantized += _softmax_inputs(model, form, left)
+        quantized += _softmax_inputs(model, form, forms, left)
     order = {name: index for index, name in enumerate(names)}
-    return Placement(
+    placement = Placement(
         tuple(sorted(quantized, key=lambda node: order[node.name])),
         tuple(unquantized),
         tuple(KeptNode(str(node.name), node.op_type, reason) for node, reason in given.items()),
     )
+    return placement if attention is None else choose_attention(placement, attention)
 
 
 def find_unmatched(
@@ -279,7 +201,7 @@ def _decide(
         return "its weight is not a constant"
     if any(value is None or value.dtype not in FLOAT_TYPES for value in node.inputs):
         return "its inputs are not float"
-    return _with_codes(node, form, "two-activations", 0, 1)
+    return _with_codes(node, form, _TWO_ACTIVATIONS, 0, 1)
 
 
 def _weighted_input(
@@ -307,55 +229,47 @@ def _weighted_input(
             return reason
     layer = _with_codes(node, form, "weighted-input", 1 - place)
     scheme = replace(layer.scheme, weight=Encoding(form, granularity))
+    if form is NVFP4:
+        rows = Encoding(form, PerBlock(len(activation.shape or ()) - 1, BLOCK), is_dynamic=True)
+        blocks = Encoding(form, PerBlock(find_summed_axis(node), BLOCK))
+        scheme = replace(scheme, inputs=((1 - place, rows),), weight=blocks)
     return replace(layer, scheme=scheme, weight=(place, str(weight.name)))
 
 
 def _with_codes(node: ir.Node, form: CodeFormat, rule: str, *places: int) -> QuantizedNode:
     """Returns a node with codes at the places, with one scale for each activation."""
     values = [(place, value) for place in places if (value := node.inputs[place]) is not None]
-    inputs = (
-        (place, Encoding(form, is_given=find_given(value, form) is not None)) for place, value in values
-    )
+    inputs = ((place, _encode(value, form, rule)) for place, value in values)
     tensors = tuple((place, str(value.name)) for place, value in values)
     return QuantizedNode(str(node.name), node.op_type, LayerScheme(rule, tuple(inputs)), tensors)
 
 
-def choose_granularity(axis: int | None) -> PerChannel | PerTensor:
-    """Returns one scale for each output channel, or for all where they lie on no one axis."""
-    return PerTensor() if axis is None else PerChannel(axis)
-
-
-def find_channel_axis(node: ir.Node, place: int, rank: int) -> int | None:
-    """Returns the axis of a weight's output channels, on which TensorRT runs INT8 (others run in float).
-
-    None where one scale is for all: a batch of matrices, and a ConvTranspose with groups.
-    """
-    if node.op_type == "Conv":
-        return 0
-    if node.op_type == "ConvTranspose":
-        return 1 if node.attributes.get_int("group", 1) == 1 else None
-    if node.op_type == "Gemm":
-        return 0 if node.attributes.get_int("transB", 0) == 1 else 1
-    return place if rank == 2 else None
+def _encode(value: ir.Value, form: CodeFormat, rule: str) -> Encoding:
+    if rule == _TWO_ACTIVATIONS:
+        return encode_operand(value, form)
+    return Encoding(form, is_given=find_given(value, form) is not None)
 
 
 def _residual_adds(
-    model: ir.Model, form: CodeFormat, layers: set[str], skipped: Collection[str]
+    model: ir.Model, layers: Mapping[str, CodeFormat], skipped: Collection[str]
 ) -> Iterator[QuantizedNode]:
     for node in model.graph:
         if node.op_type != "Add" or node.name in skipped:
             continue
-        ends = [_ends_quantized_conv(value, layers) for value in node.inputs]
-        place = 1 if ends[0] else 0  # where both are convolutions, the second is the shortcut
-        if any(ends) and _same_shape(node) and _is_float_activation(node.inputs[place]):
-            yield _with_codes(node, form, "residual-add", place)
+        first, second = (_find_quantized_conv(value, layers) for value in node.inputs)
+        place = 1 if first else 0  # where both are convolutions, the second is the shortcut
+        if (conv := first or second) and _same_shape(node) and _is_float_activation(node.inputs[place]):
+            yield _with_codes(node, layers[conv], RESIDUAL_ADD, place)
 
 
-def _softmax_inputs(model: ir.Model, form: CodeFormat, skipped: Collection[str]) -> Iterator[QuantizedNode]:
+def _softmax_inputs(
+    model: ir.Model, form: CodeFormat, forms: Mapping[str, CodeFormat], skipped: Collection[str]
+) -> Iterator[QuantizedNode]:
     for node in model.graph:
         is_softmax = node.op_type in ("Softmax", "LogSoftmax") and node.name not in skipped
         if is_softmax and _is_float_activation(node.inputs[0]):
-            yield _with_codes(node, form, "softmax-input", 0)
+            own = forms.get(str(node.name), form)
+            yield _with_codes(node, own.otherwise or own, "softmax-input", 0)
 
 
 def _is_float_activation(value: ir.Value | None) -> bool:
@@ -363,11 +277,12 @@ def _is_float_activation(value: ir.Value | None) -> bool:
     return is_activation and find_operand(value) is None
 
 
-def _ends_quantized_conv(value: ir.Value | None, layers: set[str]) -> bool:
+def _find_quantized_conv(value: ir.Value | None, layers: Collection[str]) -> str:
+    """Returns the name of the quantized convolution that ends in this value alone; empty if none does."""
     producer = value.producer() if value is not None else None
     if value is None or producer is None or producer.op_type != "Conv" or producer.name not in layers:
-        return False
-    return len(value.uses()) == 1 and not value.is_graph_output()
+        return ""
+    return str(producer.name) if len(value.uses()) == 1 and not value.is_graph_output() else ""
 
 
 def _same_shape(node: ir.Node) -> bool:

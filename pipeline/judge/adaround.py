@@ -14,6 +14,9 @@ from trtq.calibrators.batches import Batches, Feed, take_samples
 from trtq.calibrators.ranges import Ranges
 from trtq.calibrators.taps import open_taps
 from trtq.models.session import SessionOptions
+from trtq.pipeline.formats.encoding import Encoding
+from trtq.pipeline.formats.granularity import PerToken
+from trtq.pipeline.graph.fp4 import without_fp4
 from trtq.pipeline.graph.operands import read_constant
 from trtq.pipeline.graph.placement import Placement, QuantizedNode, QuantizedWeight
 from trtq.pipeline.judge.columns import gather_columns
@@ -80,7 +83,9 @@ def find_roundings(
         for weight, gram in zip(part, _sum_grams(rescaled.model, part, rescaled.ranges, feeds), strict=True):
             qparams = find_qparams(weight.values, weight.placed.encoding, rescaled.ranges)
             steps = divide_by_scale(weight.values, qparams)
-            found[hash_weight(weight.values)] = pack(_round(weight, steps, gram))
+            found[hash_weight(weight.values, weight.placed.encoding.format)] = pack(
+                _round(weight, steps, gram)
+            )
     return found
 
 
@@ -112,18 +117,15 @@ def _sum_grams(
     sums = [np.zeros((weight.shape[0], weight.shape[2], weight.shape[2])) for weight in weights]
     num_rows = [0] * len(weights)
     tensors = dict.fromkeys(layer.activations[0][1] for weight in weights for layer, _ in weight.layers)
-    taps = open_taps(model, list(tensors), (), SessionOptions())
+    taps = open_taps(without_fp4(model), list(tensors), (), SessionOptions())
 
     def add(tensor: str, array: NDArray[Any]) -> None:
-        low, high = ranges.ends(tensor)
         for index, weight in enumerate(weights):
             for layer, node in weight.layers:
                 if layer.activations[0][1] == tensor:
                     most = max(1, _NUM_ROWS // (len(feeds) * len(weight.layers)))
-                    rows = gather_columns(array, node, weight.values, most)
-                    form = layer.scheme.inputs[0][1].format
-                    scale = (high - low) / (2 * form.largest)
-                    rows = np.clip(form.round_steps(rows.astype(np.float64) / scale) * scale, low, high)
+                    given = gather_columns(array, node, weight.values, most).astype(np.float64)
+                    rows = _quantize_rows(given, layer.scheme.inputs[0][1], ranges, tensor)
                     sums[index] += rows.transpose(0, 2, 1) @ rows
                     num_rows[index] += rows.shape[1]
 
@@ -134,6 +136,20 @@ def _sum_grams(
         diagonal = np.einsum("gii->gi", total)  # a view
         diagonal += share * diagonal.mean(axis=1, keepdims=True)
     return sums
+
+
+def _quantize_rows(
+    rows: NDArray[np.float64], encoding: Encoding, ranges: Ranges, tensor: str
+) -> NDArray[np.float64]:
+    """Returns rows of a tensor, shape (..., inputs), as they are once it is quantized."""
+    form = encoding.format
+    if isinstance(encoding.granularity, PerToken):
+        largest = np.abs(rows).max(axis=-1, keepdims=True, initial=0.0)
+        scales = np.where(largest > 0, largest, 1.0) / form.largest
+        return form.round_steps(rows / scales) * scales
+    low, high = ranges.ends(tensor)
+    scale = (high - low) / (2 * form.largest)
+    return np.clip(form.round_steps(rows / scale) * scale, low, high)
 
 
 def _round(weight: _Weight, steps: NDArray[np.float64], gram: NDArray[np.float64]) -> NDArray[np.bool_]:

@@ -15,6 +15,7 @@ from trtq.calibrators.batches import Batches, Feed
 from trtq.calibrators.ranges import Ranges
 from trtq.calibrators.survey import map_values_made
 from trtq.models.session import Session, SessionOptions, open_session, run
+from trtq.pipeline.graph.fp4 import without_fp4
 from trtq.pipeline.graph.placement import Placement
 from trtq.pipeline.judge.parts import list_judged_outputs
 from trtq.pipeline.judge.steady import split_by_sample
@@ -136,7 +137,7 @@ def _open_session(model: ir.Model, outputs: Sequence[str], engine: SessionOption
     values = map_values_made(model)
     model.graph.outputs.clear()
     model.graph.outputs.extend(values[name] for name in outputs)
-    return open_session(model, optimize=False, engine=engine)
+    return open_session(without_fp4(model), optimize=False, engine=engine)
 
 
 def _run(session: Session, outputs: Sequence[str], feed: Feed) -> Iterator[NDArray[Any]]:

@@ -18,6 +18,7 @@ from trtq.calibrators.sources import make_random_batches
 from trtq.errors import ModelError
 from trtq.models.session import Session, count_weight_bytes, open_session, open_session_of, run
 from trtq.pipeline.graph.fold import RANDOM
+from trtq.pipeline.graph.fp4 import without_fp4
 from trtq.pipeline.graph.load import Graph, load, read_runnable
 from trtq.pipeline.graph.onnx_file import read_model
 from trtq.pipeline.graph.opset import FIRST_RUN, infer_shapes, read_opset
@@ -76,7 +77,7 @@ def check_against_file(
         _tell(graph, watcher, str(error))
         return
     origin = "random numbers" if batches is None else batches.origin
-    ours = _run(open_session(graph.model, optimize=False), feed)
+    ours = _run(_open(graph.model), feed)
     lowest = _choose_lowest(graph)
     differing = [name for name in theirs if _is_other(theirs[name], ours.get(name), lowest)]
     if not differing:
@@ -240,7 +241,9 @@ def _find_place(graph: Graph, feed: Arrays, lowest: float | None) -> str | None:
         for value in node.outputs
         if value.is_graph_output() or (value.name in shared and _read_names(value) <= shared)
     ]
-    theirs, ours = (_run(open_session_of(model, looked_at), feed) for model in (file, graph.model))
+    theirs, ours = (
+        _run(open_session_of(without_fp4(model), looked_at), feed) for model in (file, graph.model)
+    )
     for node in file.graph:
         given = [str(value.name) for value in node.inputs if value is not None and value.name in theirs]
         made = [str(value.name) for value in node.outputs if value.name in theirs]
@@ -272,3 +275,7 @@ def _read_names(value: ir.Value) -> set[str]:
 
 def _is_numpy(value: ir.Value) -> bool:
     return value.dtype not in (None, ir.DataType.STRING)
+
+
+def _open(model: ir.Model) -> Session:
+    return open_session(without_fp4(model), optimize=False)

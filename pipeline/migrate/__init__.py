@@ -10,7 +10,7 @@ from trtq.calibrators.ranges import QMAX
 from trtq.errors import ArtifactError, ModelError, UsageError
 from trtq.files import hash_file
 from trtq.json import FileKind
-from trtq.models.spec import ModelSpec
+from trtq.models.spec import PER_TOKEN, ModelSpec
 from trtq.numbers import format_count
 from trtq.pipeline.build import run_job
 from trtq.pipeline.build.job import Job
@@ -159,6 +159,11 @@ def _prepare(
     if target.high_precision == "auto":
         target = replace(target, high_precision="fp32")  # so that the scales stay the cache's, bit for bit
     job = load_job(path, spec, target, folder, log)
+    if job.spec.quantization.activations == PER_TOKEN:
+        raise UsageError(
+            f"--activations {PER_TOKEN} finds scales in each run, and takes none from a calibration cache: "
+            f"use `trtq build`"
+        )
     if job.has_given:
         raise ModelError(f"{path} is quantized already; give the float model that the cache was made for")
     layers = job.spec.layers
@@ -171,7 +176,7 @@ def _prepare(
         force=layers.force,
     )
     kept = {node: item.reason for item in migration.uncovered for node in item.nodes}
-    job = complete_job(replace(job, ranges=ranges, kept=kept), log, random_data=False)
+    job = complete_job(replace(job, ranges=ranges, kept=kept, attention=()), log, random_data=False)
     _report_unmapped(migration, log)
     job = replace(
         job,
@@ -189,7 +194,7 @@ def _refuse_other_targets(target: Target) -> None:
             f"a calibration cache makes an INT8 or FP8 engine, no {target.precision} one: use `trtq build`"
         )
     for is_asked, option in (
-        (target.auto, "--auto"),
+        (target.searches, target.search_option),
         (target.weights is not None, "--weights"),
         (target.quantization == "implicit", "--quantization implicit"),
     ):
@@ -227,12 +232,12 @@ def _rounding(job: Job, migration: Migration) -> tuple[int, float]:
     """Returns how many scales were rounded up to the dtype that they have in the model, and by how much."""
     dtypes = {value.name: value.dtype for value in job.graph.model.graph.inputs}
     dtypes |= {value.name: value.dtype for node in job.graph.model.graph for value in node.outputs}
-    rises = []
+    rises, encodings = [], dict(job.placement.encodings)
     for item in migration.mapped:
         dtype = dtypes[item.tensor]
         assert dtype is not None
         kind = "float16" if job.strategy.graph_float is FP16 else dtype.numpy().name
-        amax, encoding = item.scale * QMAX, job.placement.encodings[item.tensor]
+        amax, encoding = item.scale * QMAX, encodings[item.tensor]
         made = float(choose_activation_qparams(amax, kind, encoding).scale)
         exact = float(choose_activation_qparams(amax, "float32", encoding).scale)
         rises += [made / exact - 1] if made != exact else []

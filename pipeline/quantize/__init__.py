@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import onnx_ir as ir
@@ -11,9 +12,14 @@ import onnx_ir as ir
 from trtq.calibrators.ranges import Ranges
 from trtq.errors import ArtifactError, UsageError
 from trtq.models.session import save
-from trtq.models.spec import ModelSpec
+from trtq.models.spec import PER_TOKEN, ModelSpec
 from trtq.pipeline.calibrate import load_to_quantize
-from trtq.pipeline.calibrate.data import find_shapes, open_calibration_data, place_layers
+from trtq.pipeline.calibrate.data import (
+    find_shapes,
+    need_no_ranges,
+    open_calibration_data,
+    place_layers,
+)
 from trtq.pipeline.engine.strategy import choose_rest
 from trtq.pipeline.engine.target import Target
 from trtq.pipeline.formats import INT8
@@ -21,7 +27,12 @@ from trtq.pipeline.graph.load import raise_opset
 from trtq.pipeline.graph.pictures import tell_of_pictures
 from trtq.pipeline.graph.placement import Placement
 from trtq.pipeline.judge.witness import check_against_file
-from trtq.pipeline.quantize.weights import find_runtime, place_weights, refuse_nothing_stored
+from trtq.pipeline.quantize.weights import (
+    find_runtime,
+    place_weights,
+    refuse_nothing_stored,
+    refuse_other_formats,
+)
 from trtq.pipeline.rewrite.mixed import WeightEncoding, quantize_graph
 from trtq.progress import Silent, Watcher
 from trtq.temporary import open_temporary_folder
@@ -42,7 +53,8 @@ def quantize(
 
     Args:
         model: The float ONNX file.
-        ranges: Of `calibrate`; None for weights alone.
+        ranges: Of `calibrate`; None for weights alone, and where no activation needs one: each row has its
+            own scale with `per-token` activations.
         output: The file to write; the weights of a large model go to `<name>.data` beside it.
         spec: What is known of the model; None: read from beside it.
         target: Which types of nodes are quantized, and the precision of the rest: if that is "auto", FP32 for
@@ -65,8 +77,16 @@ def quantize(
     if ranges is not None:
         if ranges.model_sha256 != graph.sha256:
             watcher.warn(f"the ranges were calibrated for another file than {graph.path}")
-        placement = place_layers(graph, spec, target, watcher)
-        _warn_of_formats(ranges, placement, watcher)
+        if ranges.activations == PER_TOKEN:
+            spec = replace(spec, quantization=replace(spec.quantization, activations=PER_TOKEN))
+    if ranges is not None or (target.weights is None and target.form is not None):
+        chosen = ranges.attention if ranges is not None else ()
+        placement = place_layers(graph, spec, target, watcher, attention=chosen)
+        refuse_other_formats(graph, target, placement)
+        if ranges is None:
+            ranges = need_no_ranges(graph, placement)
+        else:
+            _warn_of_formats(ranges, placement, watcher)
     if target.weights is not None:
         by_matrix = target.backend != "tensorrt"  # where nobody has measured it
         placement = place_weights(graph, spec, target, placement, watcher, by_matrix=by_matrix)
@@ -74,7 +94,8 @@ def quantize(
             refuse_nothing_stored(graph, target, placement)
         encoding = WeightEncoding(target.weights.method, find_runtime(target.backend), batches)
     elif ranges is None:
-        raise UsageError("there is nothing to quantize with: give ranges, or a weight format")
+        needy = f"; {placement.activations[0]!r} needs one" if placement.activations else ""
+        raise UsageError(f"there is nothing to quantize with: give ranges, or a weight format{needy}")
     if (raised := raise_opset(graph, placement.min_opset)) is not graph:
         check_against_file(raised, batches, watcher, find_shapes(spec, target))
         graph = raised

@@ -16,6 +16,7 @@ from trtq.pipeline.engine.target import Target
 from trtq.pipeline.formats.codes import CodeFormat
 from trtq.pipeline.formats.floats import FloatFormat
 from trtq.pipeline.formats.granularity import PerBlock
+from trtq.pipeline.graph.axes import explain_other
 from trtq.pipeline.graph.load import Graph
 from trtq.pipeline.graph.placement import Placement, QuantizedNode, find_unmatched
 from trtq.pipeline.rewrite.weights.apply import Runtime
@@ -85,6 +86,26 @@ def refuse_nothing_stored(graph: Graph, target: Target, placement: Placement) ->
         f"{graph.path} has no weight that can be stored as {target.weights.format.upper()}"
         + (f" ({kept})" if kept else "")
         + "; leave --weights out, or --skip and --keep-fp32"
+    )
+
+
+def refuse_other_formats(graph: Graph, target: Target, placement: Placement) -> None:
+    """Refuses a model without a layer that gets the format which was asked for, instead of another one.
+
+    Raises:
+        ModelError: So it is; the reasons of some layers are named.
+    """
+    form = target.form
+    if form is None or form.otherwise is None:
+        return
+    if any(form in node.scheme.formats for node in placement.layers):
+        return
+    others = {node.name for node in placement.layers}
+    reasons = [f"{node.name}: {explain_other(node)}" for node in graph.model.graph if node.name in others]
+    reasons += [f"{node.name}: {node.reason}" for node in placement.kept]
+    shown = f" ({'; '.join(reasons[:_MOST_KEPT])})" if reasons else ""
+    raise ModelError(
+        f"{graph.path} has no layer that can be {form.name.upper()}{shown}; take --{form.otherwise}"
     )
 
 

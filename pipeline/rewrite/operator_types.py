@@ -9,6 +9,8 @@ from functools import cache
 import onnx
 import onnx_ir as ir
 
+from trtq.pipeline.graph.fp4 import DOMAIN, DYNAMIC_QUANTIZE
+
 _FLOAT = ir.DataType.FLOAT
 _LITERAL_FLOAT = "tensor(float)"
 
@@ -41,8 +43,19 @@ class OperatorTypes:
         return _at(self.outputs if is_output else self.inputs, index) == _LITERAL_FLOAT
 
 
+_FP4_QUANTIZE = OperatorTypes(
+    ("T", "T"),
+    ("tensor(float4e2m1)", "tensor(float8e4m3fn)"),
+    {"T": frozenset({"tensor(float)", "tensor(float16)", "tensor(bfloat16)"})},
+    makes_numbers=False,
+)
+"""Measured: TensorRT takes it in every float type."""
+
+
 def find_types(node: ir.Node, opset: int) -> OperatorTypes | None:
-    """Returns the types of the operator of a node; None if it is not one of ONNX's in this opset."""
+    """Returns the types of the operator of a node; None if it is not known in this opset."""
+    if (node.domain, node.op_type) == (DOMAIN, DYNAMIC_QUANTIZE):
+        return _FP4_QUANTIZE
     return _read_types(node.op_type, opset) if node.domain in ("", "ai.onnx") else None
 
 

@@ -11,14 +11,17 @@ from numpy.typing import NDArray
 
 from trtq.calibrators.ranges import Ranges
 from trtq.models.tensors import require_finite
+from trtq.pipeline.formats import NVFP4
 from trtq.pipeline.formats.encoding import Encoding
 from trtq.pipeline.formats.floats import convert_scales
+from trtq.pipeline.formats.granularity import PerToken
 from trtq.pipeline.graph.edit import GraphEditor, map_values
 from trtq.pipeline.graph.given import find_given
 from trtq.pipeline.graph.opset import convert_opset, read_opset
 from trtq.pipeline.graph.placement import Placement, QuantizedWeight
 from trtq.pipeline.rewrite.channels.operands import add_to_bias, follow_output, has_input_channels
 from trtq.pipeline.rewrite.channels.rescale import rescale
+from trtq.pipeline.rewrite.fp4 import dequantize_blocks, quantize_rows, restore_axes
 from trtq.pipeline.rewrite.qparams import (
     QParams,
     choose_activation_qparams,
@@ -28,6 +31,7 @@ from trtq.pipeline.rewrite.qparams import (
     quantize_array,
 )
 from trtq.pipeline.rewrite.rounding import hash_weight, round_to, unpack
+from trtq.pipeline.rewrite.rows import divide_rows, multiply_rows
 
 
 def quantize(
@@ -41,7 +45,7 @@ def quantize(
     Args:
         model: The float graph; it is not changed.
         placement: Which inputs are quantized.
-        ranges: The range of every placed activation, and the repairs.
+        ranges: The range of every placed activation that needs one, and the repairs.
         scale_dtype: The dtype that the scales must survive: "float16" if the rest will be cast to FP16. The
             values are rounded up to it before the weights are quantized with them.
 
@@ -60,12 +64,7 @@ def quantize(
     placement, ranges = rescaled.placement, rescaled.ranges
     edit, values = GraphEditor(result), map_values(result.graph)
     nodes = {node.name: node for node in result.graph}
-    given = {name: find_given(values[name]) for name, item in placement.encodings.items() if item.is_given}
-    activations = {
-        name: given.get(name)
-        or _quantize_activation(edit, values[name], _choose_qparams(ranges, name, encoding, scale_dtype))
-        for name, encoding in placement.encodings.items()
-    }
+    held = {pair: _hold(edit, values[pair[0]], pair[1], ranges, scale_dtype) for pair in placement.encodings}
     weights: dict[QuantizedWeight, _Weight] = {}
     for placed in placement.quantized:
         node, weight = nodes[placed.name], placed.held_weight
@@ -79,23 +78,52 @@ def quantize(
                 lost = weights[weight].lost()
                 add_to_bias(edit, node, follow_output(lost, np.asarray(channels.mean), node))
             node.replace_input_with(placed.weight[0], weights[weight].value)
-        for index, tensor in placed.activations:
-            node.replace_input_with(index, activations[tensor])
-    if given:
+        for (index, _), pair in zip(placed.activations, placed.encodings, strict=True):
+            node.replace_input_with(index, held[pair].value)
+            if pair[1].format is NVFP4:
+                restore_axes(edit, node, values[pair[0]])
+            if (divisors := held[pair].divisors) is not None:
+                multiply_rows(edit, node, divisors)
+    if any(encoding.is_given for _, encoding in held):
         result.graph.sort()  # a layer may stand before the pair that it now reads
     edit.drop_unused()
     return result
 
 
+@dataclass(frozen=True, slots=True)
+class _Held:
+    """An activation behind Q/DQ, and what its rows were divided by before, if they were."""
+
+    value: ir.Value
+    divisors: ir.Value | None = None
+
+
+def _hold(edit: GraphEditor, source: ir.Value, encoding: Encoding, ranges: Ranges, dtype: str) -> _Held:
+    """Returns an activation in its encoding: behind the Q/DQ that it has, or behind new ones."""
+    if encoding.is_given:
+        given = find_given(source, encoding.format)
+        assert given is not None
+        return _Held(given)
+    qparams = _choose_qparams(ranges, str(source.name), encoding, dtype)
+    if isinstance(encoding.granularity, PerToken):
+        rows = divide_rows(edit, source, dtype)
+        return _Held(_quantize_activation(edit, rows.value, qparams), rows.divisors)
+    return _Held(_quantize_activation(edit, source, qparams))
+
+
 def _choose_qparams(ranges: Ranges, tensor: str, encoding: Encoding, dtype: str) -> QParams:
+    if encoding.amax is not None:
+        return choose_activation_qparams(encoding.amax, dtype, encoding)
     if ranges.activations == "asymmetric":
         return choose_asymmetric_qparams(ranges.ends(tensor), dtype)
-    return choose_activation_qparams(ranges.amax(tensor), dtype, encoding)
+    return choose_activation_qparams(ranges.amax(tensor, encoding.format.name), dtype, encoding)
 
 
 def _quantize_activation(edit: GraphEditor, source: ir.Value, qparams: QParams) -> ir.Value:
     name, qparams = source.name, _in_dtype_of(source, qparams)
     scale = edit.add_constant(f"{name}_scale", qparams.scale)
+    if qparams.encoding.format is NVFP4:
+        return quantize_rows(edit, source, scale)
     zero = edit.add_constant(f"{name}_zero_point", qparams.zero_point)
     value = source
     for op_type, word, dtype in (
@@ -133,24 +161,31 @@ def _quantized_weight(
     values = source.const_value.numpy()
     require_finite(values, weight.tensor)
     qparams = _in_dtype_of(source, find_qparams(values, weight.encoding, ranges, scale_dtype))
-    rounding = ranges.roundings.get(hash_weight(values)) if ranges.roundings else None
+    rounding = ranges.roundings.get(hash_weight(values, weight.encoding.format)) if ranges.roundings else None
     if rounding is None:
         codes = quantize_array(values, qparams)
     else:
         codes = round_to(
             divide_by_scale(values, qparams), unpack(rounding, values.shape), weight.encoding.format
         )
-    inputs = [
-        edit.add_constant(f"{weight.tensor}_quantized", codes),
-        edit.add_constant(f"{weight.tensor}_scale", qparams.scale),
-        edit.add_constant(f"{weight.tensor}_zero_point", qparams.zero_point),
-    ]
+    held = edit.add_constant(f"{weight.tensor}_quantized", codes)
+    scale = edit.add_constant(f"{weight.tensor}_scale", qparams.scale)
     attributes = weight.encoding.granularity.attributes(values.shape)
     output, first = f"{weight.tensor}_dequantized", edit.graph[0]
+    if qparams.shared is not None:
+        shared, axis = edit.add_constant(f"{weight.tensor}_shared", qparams.shared), attributes["axis"]
+        result = dequantize_blocks(
+            edit, held, scale, shared, axis=axis, like=source, name=weight.tensor, before=first
+        )
+        return _Weight(result, values, codes, qparams)
+    inputs = [held, scale, edit.add_constant(f"{weight.tensor}_zero_point", qparams.zero_point)]
     result = edit.insert("DequantizeLinear", inputs, attributes, like=source, output=output, before=first)
     return _Weight(result, values, codes, qparams)
 
 
 def _in_dtype_of(source: ir.Value, qparams: QParams) -> QParams:
     assert source.dtype is not None
-    return replace(qparams, scale=convert_scales(qparams.scale, source.dtype.numpy().name))
+    dtype = source.dtype.numpy().name
+    if qparams.shared is not None:
+        return replace(qparams, shared=convert_scales(qparams.shared, dtype))
+    return replace(qparams, scale=convert_scales(qparams.scale, dtype))

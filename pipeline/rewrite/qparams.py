@@ -9,10 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trtq.calibrators.ranges import Ranges
-from trtq.pipeline.formats import INT8
+from trtq.pipeline.formats import INT8, NVFP4
 from trtq.pipeline.formats.encoding import Encoding
 from trtq.pipeline.formats.floats import convert_scales
-from trtq.pipeline.formats.granularity import PerToken
+from trtq.pipeline.formats.granularity import PerBlock, PerToken
 
 _PLAIN = Encoding(INT8)
 _CLIPS = tuple(np.linspace(1.0, 0.5, 26).tolist())
@@ -27,11 +27,20 @@ class QParams:
         scale: Of the dtype that the dequantized values have, in the shape that the encoding wants.
         encoding: The format, and which values share a scale.
         zero: The code of 0.0; that of weights is 0.
+        shared: What the scales are multiplied with, where they are E4M3 numbers themselves, in the dtype that
+            the dequantized values have.
     """
 
     scale: NDArray[Any]
     encoding: Encoding = _PLAIN
     zero: int = 0
+    shared: NDArray[Any] | None = None
+
+    @property
+    def steps(self) -> NDArray[np.float64]:
+        """What a code of 1 stands for, in the shape of the scale."""
+        shared = 1.0 if self.shared is None else self.shared.astype(np.float64)
+        return np.asarray(self.scale.astype(np.float64) * shared)
 
     @property
     def zero_point(self) -> NDArray[Any]:
@@ -40,8 +49,7 @@ class QParams:
 
     def decode(self, codes: NDArray[Any]) -> NDArray[np.float64]:
         """Returns the values that symmetric codes stand for."""
-        scale = self.scale.astype(np.float64)
-        return self.encoding.format.decode(codes, scale, self.encoding.granularity)
+        return self.encoding.format.decode(codes, self.steps, self.encoding.granularity)
 
 
 def choose_activation_qparams(amax: float, dtype: str, encoding: Encoding = _PLAIN) -> QParams:
@@ -88,16 +96,27 @@ def choose_weight_qparams_mse(weight: NDArray[Any], encoding: Encoding, dtype: s
     return QParams(np.asarray(best, widest.scale.dtype), encoding)
 
 
+def choose_block_qparams(weight: NDArray[Any], encoding: Encoding, dtype: str) -> QParams:
+    """Returns E4M3 scales of the blocks of a weight, and what they share in the dtype."""
+    assert isinstance(encoding.granularity, PerBlock)
+    amax = np.abs(weight).max(initial=0.0).astype(np.float64)
+    shared = convert_scales(amax / NVFP4.largest, dtype)
+    scales = NVFP4.scales_of_blocks(weight, encoding.granularity, shared.astype(np.float32))
+    return QParams(scales, encoding, shared=shared)
+
+
 def find_qparams(weight: NDArray[Any], encoding: Encoding, ranges: Ranges, dtype: str = "float32") -> QParams:
-    """Returns the scales of a weight as the ranges ask for them."""
+    """Returns the scales of a weight as the ranges ask for them; those of blocks err least in any case."""
+    if encoding.format is NVFP4:
+        return choose_block_qparams(weight, encoding, dtype)
     find = choose_weight_qparams_mse if ranges.weight_scales == "mse" else choose_weight_qparams
     return find(weight, encoding, dtype)
 
 
 def divide_by_scale(values: NDArray[Any], qparams: QParams) -> NDArray[np.float64]:
     """Returns the values divided by their scales: codes before they are rounded."""
-    scale = qparams.scale.astype(np.float64)
-    return np.asarray(values.astype(np.float64) / qparams.encoding.granularity.spread(scale, values.shape))
+    steps = qparams.encoding.granularity.spread(qparams.steps, values.shape)
+    return np.asarray(values.astype(np.float64) / steps)
 
 
 def quantize_array(values: NDArray[Any], qparams: QParams) -> NDArray[Any]:

@@ -9,8 +9,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from trtq.pipeline.deliver.html.page_data import LayerSummary
-from trtq.pipeline.formats.granularity import PerChannel, PerToken
-from trtq.pipeline.rewrite.qparams import choose_weight_qparams, quantize_array
+from trtq.pipeline.formats.granularity import PerBlock, PerChannel, PerToken
+from trtq.pipeline.rewrite.qparams import (
+    QParams,
+    choose_block_qparams,
+    choose_weight_qparams,
+    quantize_array,
+)
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -42,6 +47,8 @@ def summarize_layers(model: ir.Model, placement: Placement) -> tuple[LayerSummar
 def weight_sqnr_db(weight: NDArray[Any], encoding: Encoding) -> float | None:
     """Returns 10 log10(sum w^2 / sum (w - q(w))^2) of a weight with FP32 scales; None if it is exact."""
     axis, granularity = encoding.channel_axis, encoding.granularity
+    if isinstance(granularity, PerBlock):
+        return _sqnr_db(*_measure(weight, choose_block_qparams(weight, encoding, "float32")))
     if isinstance(granularity, PerToken):
         rows = np.moveaxis(weight, granularity.axis, -1).reshape(-1, weight.shape[granularity.axis])
     else:
@@ -52,9 +59,17 @@ def weight_sqnr_db(weight: NDArray[Any], encoding: Encoding) -> float | None:
     signal = noise = 0.0
     for start in range(0, rows.shape[0], step):
         part = rows[start : start + step]
-        qparams = choose_weight_qparams(part, by_row, "float32")
-        values = part.astype(np.float64)
-        error = values - qparams.decode(quantize_array(part, qparams))
-        signal += float((values**2).sum())
-        noise += float((error**2).sum())
+        power, lost = _measure(part, choose_weight_qparams(part, by_row, "float32"))
+        signal, noise = signal + power, noise + lost
+    return _sqnr_db(signal, noise)
+
+
+def _measure(weight: NDArray[Any], qparams: QParams) -> tuple[float, float]:
+    """Returns the sums of the squares of a weight and of its error."""
+    values = weight.astype(np.float64)
+    error = values - qparams.decode(quantize_array(weight, qparams))
+    return float((values**2).sum()), float((error**2).sum())
+
+
+def _sqnr_db(signal: float, noise: float) -> float | None:
     return 10 * math.log10(signal / noise) if signal > 0 and noise > 0 else None

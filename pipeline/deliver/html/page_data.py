@@ -19,7 +19,8 @@ class Clip:
         amax: The magnitude that the code 127 stands for.
         clipped: The share of the values that lie beyond it, 0 to 1.
         sqnr_db: Signal to quantization noise of the tensor in INT8, of all the values that were seen:
-            10 log10(sum x^2 / sum (x - q(x))^2) in dB; None if there is no error, or no signal.
+            10 log10(sum x^2 / sum (x - q(x))^2) in dB; None if there is no error, or no signal, or if it
+            hangs on which values lie in a block.
     """
 
     amax: float

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from trtq.calibrators import METHODS, Method, name_method
-from trtq.calibrators.estimate import describe
+from trtq.calibrators.estimate import describe, find_amax
 from trtq.calibrators.mse import measure_squared_error
 from trtq.pipeline.deliver.html.page_data import Clip, PageData, TensorSummary
 from trtq.pipeline.formats import INT8, LAYER_FORMATS
@@ -52,7 +52,7 @@ def _seen(name: str, histogram: Histogram, ranges: Ranges, methods: Mapping[str,
         counts=tuple(round(count) for count in counts) if histogram.amax else (),
         width=width,
         used=clip(ranges.amax(name)),
-        methods={key: clip(method.amax(histogram, form)) for key, method in methods.items()},
+        methods={key: clip(find_amax(method, histogram, form)) for key, method in methods.items()},
     )
 
 
@@ -64,8 +64,10 @@ def _clipping(histogram: Histogram, form: CodeFormat) -> Callable[[float], Clip]
     def clip(amax: float) -> Clip:
         if not values.size or amax <= 0:
             return Clip(amax, 0.0, None)
-        noise = measure_squared_error(values, weights, amax, form)
         beyond = float(weights[values > amax].sum()) / total
+        if not form.clips:  # each block has a scale of its own, and a histogram tells of none
+            return Clip(amax, beyond, None)
+        noise = measure_squared_error(values, weights, amax, form)
         return Clip(amax, beyond, 10 * math.log10(signal / noise) if noise > 0 else None)
 
     return clip

@@ -12,6 +12,7 @@ from trtq.calibrators.batches import Batches
 from trtq.calibrators.estimate import describe, estimate
 from trtq.calibrators.observe import PassControl, observe
 from trtq.calibrators.ranges import Ranges
+from trtq.pipeline.graph.fp4 import without_fp4
 from trtq.pipeline.graph.placement import Placement
 from trtq.pipeline.rewrite.channels.rescale import rescale
 
@@ -50,12 +51,16 @@ class Reobserver:
             ModelError: ONNX Runtime cannot run the model.
         """
         made = rescale(model, placement, ranges)
-        seen = observe(made.model, list(made.names.values()), batches, control=self.control)
+        seen = observe(without_fp4(made.model), list(made.names.values()), batches, control=self.control)
         found = []
         for method in self.methods:
             tensors = estimate(seen, method, levels=made.placement.formats).tensors
             channels = {
-                name: replace(ranges.channels[name], amax=tensors[renamed].amax)
+                name: replace(
+                    ranges.channels[name],
+                    amax=tensors[renamed].amax,
+                    largest=max(-tensors[renamed].minimum, tensors[renamed].maximum),
+                )
                 for name, renamed in made.names.items()
                 if tensors[renamed].amax > 0
             }

@@ -13,6 +13,7 @@ from trtq.calibrators.batches import Batches
 from trtq.calibrators.observe import Progress
 from trtq.models.session import open_session, run
 from trtq.pipeline.graph.edit import GraphEditor, map_values
+from trtq.pipeline.graph.fp4 import without_fp4
 from trtq.pipeline.graph.operands import read_constant
 from trtq.pipeline.graph.opset import read_opset
 from trtq.pipeline.graph.placement import Placement, QuantizedNode
@@ -94,7 +95,7 @@ def observe_channels(
     """
     readers = find_channel_readers(model, placement)
     tapped, outputs = _tapped(model, {name: found[0][1] for name, found in readers.items()})
-    session = open_session(tapped, optimize=True)
+    session = open_session(without_fp4(tapped), optimize=True)
     wanted = [name for group in outputs.values() for name in group]
     halves: tuple[dict[str, ChannelStats], dict[str, ChannelStats]] = ({}, {})
     inputs = [str(value.name) for value in model.graph.inputs]

@@ -15,13 +15,8 @@ from trtq.pipeline.formats.blocks import choose_block_size
 from trtq.pipeline.formats.encoding import Encoding, LayerScheme
 from trtq.pipeline.formats.granularity import Granularity, PerBlock
 from trtq.pipeline.formats.scheme import WeightScheme
-from trtq.pipeline.graph.placement import (
-    Placement,
-    QuantizedNode,
-    QuantizedWeight,
-    choose_granularity,
-    find_channel_axis,
-)
+from trtq.pipeline.graph.axes import choose_granularity, find_channel_axis
+from trtq.pipeline.graph.placement import Placement, QuantizedNode, QuantizedWeight
 from trtq.pipeline.graph.worth import explain_unequal_matrices
 
 SENSITIVE = r"(^|[/.:])(lm_head|proj_out|norm_out|classifier|score|head)(?![a-z0-9])"

@@ -21,7 +21,7 @@ from trtq.pipeline.engine.target import Target
 
 @click.command("build")
 @options.model_argument
-@options.take(Formats, "int8", "fp8", "fp16")
+@options.take(Formats, "int8", "fp8", "nvfp4", "fp16")
 @options.take(Target, "requantize")
 @options.spec_option
 @options.take_calibration()
@@ -34,7 +34,7 @@ from trtq.pipeline.engine.target import Target
 @builders.builder_options
 @options.take(EvaluationSpec)
 @options.take(AccuracySpec)
-@options.take(Target, "auto")
+@options.take(Target, "auto", "formats")
 @options.take_output("Folder.  [default: MODEL.trtq]")
 @click.option(
     "--sign-key",

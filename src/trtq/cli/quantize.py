@@ -10,9 +10,10 @@ from trtq.calibrators.ranges import Ranges, read_ranges
 from trtq.cli import options, targets
 from trtq.cli.console import ConsoleWatcher, open_console, print_json
 from trtq.cli.options import Given
+from trtq.cli.targets import Formats
 from trtq.errors import UsageError
 from trtq.files import check_output
-from trtq.models.spec import CalibrationSpec, LayerSpec, QuantizationSpec
+from trtq.models.spec import PER_TOKEN, CalibrationSpec, LayerSpec, QuantizationSpec
 from trtq.numbers import format_bytes
 from trtq.pipeline.engine.backend import Precision
 from trtq.pipeline.engine.target import Target
@@ -22,10 +23,12 @@ from trtq.pipeline.quantize import quantize
 
 @click.command("quantize")
 @options.model_argument
-@options.take_path("--ranges", text="The ranges file of `trtq calibrate`. --weights alone does not need it.")
+@options.take_path(
+    "--ranges", text="The ranges file of `trtq calibrate`. --weights and --activations per-token need none."
+)
 @options.take_output("The file to write.  [default: MODEL.int8.onnx, MODEL.fp8.onnx, ...]")
 @options.spec_option
-@options.take(QuantizationSpec, "weight_granularity")
+@options.take(QuantizationSpec, "weight_granularity", "activations")
 @options.take(LayerSpec)
 @options.take(Target, "op_types")
 @targets.fp8_option
@@ -48,18 +51,21 @@ def command(
     \b
       trtq quantize model.onnx --ranges ranges.json --output model.int8.onnx
       trtq quantize model.onnx --ranges ranges.json --fp8
+      trtq quantize model.onnx --activations per-token
       trtq quantize model.onnx --weights int4
       trtq quantize model.onnx --weights int4 --weight-method gptq --calib-data calib.npz
     """
+    spec = given.read_spec(model)
+    is_alone = given.find(Formats, "weights")
+    is_per_token = spec.quantization.activations == PER_TOKEN and not is_alone
     found = read_ranges(ranges) if ranges is not None else None
-    target = targets.read_target(given, precision=_find_precision(found))
-    if ranges is None and target.weights is None:
-        raise UsageError("give --ranges of `trtq calibrate`, or --weights")
+    target = targets.read_target(given, precision="int8" if is_per_token else _find_precision(found))
+    if ranges is None and target.weights is None and not is_per_token:
+        raise UsageError("give --ranges of `trtq calibrate`, --weights, or --activations per-token")
     reads_data = target.weights is not None and target.weights.method == "gptq"
     if not reads_data and given.find(CalibrationSpec, "data"):
         raise UsageError("--calib-data is for --weight-method gptq; nothing else here reads data")
     output = output or model.parent / f"{model.stem}.{target.name}.onnx"
-    spec = given.read_spec(model)
     check_output(output, model, ranges, *spec.sources)
     with ConsoleWatcher(quiet=quiet) as watcher:
         written = quantize(

@@ -10,8 +10,11 @@ import pytest
 from int8_encodings import int8_along
 
 from trtq.pipeline.deliver.html.layers import summarize_layers, weight_sqnr_db
+from trtq.pipeline.formats import NVFP4
+from trtq.pipeline.formats.encoding import Encoding
+from trtq.pipeline.formats.granularity import PerBlock
 from trtq.pipeline.graph.placement import place
-from trtq.pipeline.rewrite.qparams import choose_weight_qparams, quantize_array
+from trtq.pipeline.rewrite.qparams import choose_block_qparams, choose_weight_qparams, quantize_array
 
 
 @pytest.mark.parametrize("axis", [0, 1, 2, None])
@@ -21,6 +24,17 @@ def test_the_ratio_of_a_weight_is_that_of_its_codes(axis: int | None) -> None:
     again = qparams.decode(quantize_array(weight, qparams))
     wanted = 10 * np.log10((weight.astype(np.float64) ** 2).sum() / ((weight - again) ** 2).sum())
     assert weight_sqnr_db(weight, int8_along(axis)) == pytest.approx(wanted, rel=1e-9)
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_the_ratio_of_a_weight_in_blocks_is_that_of_its_codes(axis: int) -> None:
+    weight = np.random.default_rng(0).standard_normal((32, 48)).astype(np.float32)
+    encoding = Encoding(NVFP4, PerBlock(axis, 16))
+    qparams = choose_block_qparams(weight, encoding, "float32")
+    error = weight - qparams.decode(quantize_array(weight, qparams))
+    wanted = 10 * np.log10((weight.astype(np.float64) ** 2).sum() / (error**2).sum())
+    assert 20 < wanted < 24
+    assert weight_sqnr_db(weight, encoding) == pytest.approx(wanted, rel=1e-9)
 
 
 def test_a_large_weight_is_taken_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
