@@ -103,7 +103,7 @@ def run_job(job: Job, log: Log, earlier: EarlierBuild | None = None) -> Report:
         job = _keep_as_before(job, ranges, earlier)
         models = write_models(job, ranges, stage, log)
         auto = comparison = None
-        if job.target.auto and job.placement.quantized and ranges is not None:
+        if job.target.searches and job.placement.quantized and ranges is not None:
             calibrated, found = _search(job, calibrated, models, stage, log)
             ranges = calibrated.ranges
             job, models, auto, comparison = found.job, found.models, found.auto, found.comparison
@@ -234,7 +234,10 @@ def _judge(job: Job, comparison: Comparison | None) -> Verdict:
             "unverified", (f"{job.unrunnable}, which ONNX Runtime cannot run: nothing was compared",)
         )
     name = name_to_judge(job, comparison)
-    verdict = judge(comparison, job.spec.accuracy, candidate=name, is_random=job.is_random)
+    inexact = job.graph.is_inexact
+    verdict = judge(
+        comparison, job.spec.accuracy, candidate=name, is_random=job.is_random, is_inexact=inexact
+    )
     if verdict.outcome == "pass" and job.target.precision == "weights" and not job.placement.weights_alone:
         return Verdict(
             "unverified", ("no weight is stored in fewer bits: what was compared is the float model",)

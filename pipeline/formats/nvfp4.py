@@ -54,7 +54,7 @@ class _Nvfp4(CodeFormat):
         scales = np.empty((view.shape[0], view.shape[2]), FP8.array_dtype)
         for part in iterate_pieces((view.shape[0], view.shape[1], view.shape[2])):
             blocks = view[part].astype(np.float32, copy=False)
-            scales[part[0], part[2]] = self._search((blocks / shared).astype(np.float32, copy=False))
+            scales[part[0], part[2]] = self._search(blocks / shared)
         return scales.reshape(granularity.scales_shape(values.shape))
 
     def _search(self, blocks: NDArray[np.float32]) -> NDArray[Any]:
@@ -66,7 +66,7 @@ class _Nvfp4(CodeFormat):
         for step in _STEPS:
             scales = np.clip(places + step, 1, last).astype(np.uint8).view(FP8.array_dtype)
             wide = scales.astype(np.float32)[:, None]
-            error = _round_magnitudes(np.divide(magnitudes, wide, dtype=np.float32))
+            error = _round_magnitudes(magnitudes / wide)
             error *= wide
             error -= magnitudes
             loss = np.einsum("obi,obi->oi", error, error)
@@ -87,7 +87,7 @@ class _Nvfp4(CodeFormat):
         return np.unique(numbers[:, None] * FP8.magnitudes)
 
 
-def _round_magnitudes(values: NDArray[np.float32]) -> NDArray[np.float32]:
+def _round_magnitudes(values: NDArray[Any]) -> NDArray[np.float32]:
     """Returns the nearest E2M1 numbers: steps are half of the power of two below, and 0.5 below 2.
 
     With ml_dtypes, to and from E2M1, the search takes five times as long.
@@ -96,10 +96,11 @@ def _round_magnitudes(values: NDArray[np.float32]) -> NDArray[np.float32]:
     powers &= _EXPONENT
     steps = powers.view(np.float32)
     steps *= np.float32(0.5)
-    found = values / steps
+    found: NDArray[np.float32] = values / steps
     np.rint(found, out=found)
     found *= steps
-    return np.asarray(np.minimum(found, np.float32(_LARGEST), out=found))
+    np.minimum(found, np.float32(_LARGEST), out=found)
+    return found
 
 
 NVFP4 = _Nvfp4(
