@@ -270,8 +270,6 @@ def test_nvfp4_is_calibrated_quantized_and_compared_stage_by_stage(tmp_path: Pat
     assert 15 < found.sqnr_db < 25
     spec = replace(spec, calibration=CalibrationSpec(data=str(tmp_path / "40.npz")))
     other = calibrate(tmp_path / "40.onnx", spec=spec, target=target)
-    with pytest.raises(
-        ModelError, match=r"no layer that can be NVFP4 \(MatMul: .* multiples of 16 inputs"
-    ):
+    with pytest.raises(ModelError, match=r"no layer that can be NVFP4 \(MatMul: .* multiples of 16 inputs"):
         quantize(tmp_path / "40.onnx", other, tmp_path / "none.onnx", spec=spec, target=target)
     assert not (tmp_path / "none.onnx").exists()
