@@ -11,6 +11,7 @@ import onnx
 import onnx.numpy_helper
 import onnx.parser
 import pytest
+from opset_23 import needs_opset_23
 from recording_watcher import RecordingWatcher
 
 from trtq.calibrators.ranges import Ranges, ranges_to_json, read_ranges
@@ -241,3 +242,34 @@ def test_compared_models_have_names_that_tell_them_apart(
     reference: str, candidate: str, names: tuple[str, str]
 ) -> None:
     assert name_compared(Path(reference), Path(candidate)) == names
+
+
+@needs_opset_23
+def test_nvfp4_is_calibrated_quantized_and_compared_stage_by_stage(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    header = '<ir_version: 9, opset_import: ["" : 19]>'
+    for width in (64, 40):
+        model = onnx.parser.parse_model(
+            f"{header} g (float[N, {width}] x) => (float[N, 32] y) {{ h = MatMul (x, w) y = Relu (h) }}"
+        )
+        weight = rng.standard_normal((width, 32)).astype(np.float32)
+        model.graph.initializer.append(onnx.numpy_helper.from_array(weight, "w"))
+        onnx.save(model, tmp_path / f"{width}.onnx")
+        np.savez(tmp_path / f"{width}.npz", x=rng.standard_normal((16, width)).astype(np.float32))
+    spec = ModelSpec(
+        calibration=CalibrationSpec(data=str(tmp_path / "64.npz"), method="percentile"),
+        quantization=QuantizationSpec(repair=("none",)),
+    )
+    target = Target(precision="nvfp4", high_precision="fp32")
+    ranges = calibrate(tmp_path / "64.onnx", spec=spec, target=target)
+    with np.load(tmp_path / "64.npz") as data:
+        assert ranges.amax("x") == np.abs(data["x"]).max()  # which the method would clip
+    made = quantize(tmp_path / "64.onnx", ranges, tmp_path / "q.onnx", spec=spec, target=target)
+    assert [node.op_type for node in onnx.load(made).graph.node if node.domain] == ["TRT_FP4DynamicQuantize"]
+    (found,) = compare(tmp_path / "64.onnx", made, spec=spec).outputs
+    assert 15 < found.sqnr_db < 25
+    spec = replace(spec, calibration=CalibrationSpec(data=str(tmp_path / "40.npz")))
+    other = calibrate(tmp_path / "40.onnx", spec=spec, target=target)
+    with pytest.raises(ModelError, match=r"no layer that can be NVFP4 \(MatMul: .* multiples of 16 inputs"):
+        quantize(tmp_path / "40.onnx", other, tmp_path / "none.onnx", spec=spec, target=target)
+    assert not (tmp_path / "none.onnx").exists()
