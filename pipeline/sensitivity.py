@@ -31,7 +31,7 @@ from trtq.pipeline.deliver.report import read_report
 from trtq.pipeline.deliver.settings import read_settings
 from trtq.pipeline.engine.strategy import choose_rest
 from trtq.pipeline.engine.target import Target
-from trtq.pipeline.formats import FP16
+from trtq.pipeline.formats import FP16, LAYER_FORMATS
 from trtq.pipeline.graph.load import Graph
 from trtq.pipeline.graph.pictures import tell_of_pictures
 from trtq.pipeline.graph.placement import Placement
@@ -150,9 +150,9 @@ def _open_build(folder: Path, spec: ModelSpec | None, watcher: Watcher) -> _Subj
         spec = own
         refuse_scripts(spec, spec.scripts)
     is_explicit = report.engine.quantization == "explicit" and report.weights is None
-    if RANGES not in manifest.outputs or report.precision != "int8" or not is_explicit:
+    if RANGES not in manifest.outputs or target.form is None or not is_explicit:
         raise ArtifactError(
-            f"{folder} is no INT8 build by Q/DQ alone, whose layers could be measured; give the model itself"
+            f"{folder} is no build by Q/DQ alone, whose layers could be measured; give the model itself"
         )
     target = replace(target, backend=report.backend.partition(" ")[0])  # which decides on encodings
     path = Path(report.model)
@@ -162,7 +162,11 @@ def _open_build(folder: Path, spec: ModelSpec | None, watcher: Watcher) -> _Subj
     kept = {item.name: item.reason for item in report.kept_float}
     ranges = read_ranges(folder / RANGES)
     spec_of_layers = replace(spec, quantization=own.quantization)
-    placement = place_layers(graph, spec_of_layers, target, watcher, kept, attention=ranges.attention)
+    found = report.auto.layers if report.auto is not None else {}
+    forms = {name: LAYER_FORMATS[form] for name, form in found.items() if form in LAYER_FORMATS}
+    placement = place_layers(
+        graph, spec_of_layers, target, watcher, kept, attention=ranges.attention, forms=forms
+    )
     watcher.note(f"layers, ranges ({ranges.method}) and repairs are those of {folder}")
     return _Subject(graph, spec, target, placement, ranges)
 

@@ -217,7 +217,8 @@ def _take_given(job: Job, watcher: Watcher, *, has_data: bool) -> Job:
             raise UsageError(f"{path} is quantized already; --weights needs the float model")
         watcher.note("the model is quantized already: it is built as it is, without calibration")
         return replace(job, graph=graph, target=replace(target, precision="int8"))
-    if target.form is not None and target.weights is None and placement.activations and not has_data:
+    needs_data = any(not encoding.is_dynamic for _, encoding in placement.encodings)
+    if target.form is not None and target.weights is None and needs_data and not has_data:
         watcher.warn(
             f"the model comes with Q/DQ, and {len(placement.quantized)} more layers could be quantized, such "
             f"as {placement.quantized[0].name!r}; no data is there to do it with, so it is built as it is; "

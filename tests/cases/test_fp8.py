@@ -197,3 +197,11 @@ def test_weights_are_rounded_by_their_products_in_fp8_too(folder: Path) -> None:
     better = build(folder / "m.onnx", spec=_spec(folder, "adaround"), target=target, output=folder / "a")
     found = [report.comparison[0].sqnr_db for report in (plain, better)]
     assert found[1] > found[0]
+
+
+def test_the_layers_of_a_build_are_measured_in_its_format(folder: Path) -> None:
+    target = Target(precision="fp8", compute_capabilities=("8.9",), high_precision="fp32")
+    report = build(folder / "m.onnx", spec=_spec(folder), target=target, output=folder / "o")
+    assert _trtq("sensitivity", folder / "o", "--output", folder / "s.json")[0] == 0
+    whole = json.loads((folder / "s.json").read_bytes())["all_quantized"]["outputs"]["y"]
+    assert -10 * np.log10(whole["noise"]) == pytest.approx(report.comparison[0].sqnr_db, abs=0.5)
