@@ -102,7 +102,7 @@ class Target:
     @property
     def needs_data(self) -> bool:
         """Whether a float model is quantized with the help of data."""
-        return self.precision == "int8" or (self.weights is not None and self.weights.method == "gptq")
+        return self.precision == "int8" or (self.weights is not None and self.weights.needs_data)
 
     @property
     def min_opset(self) -> int:

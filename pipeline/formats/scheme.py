@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from trtq.errors import UsageError
 from trtq.pipeline.formats import WEIGHT_FORMATS, WEIGHT_METHODS
 from trtq.pipeline.formats.blocks import BLOCK_SIZES
-from trtq.pipeline.formats.codes import CodeFormat
+from trtq.pipeline.formats.codes import DATA_METHODS, CodeFormat
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +46,11 @@ class WeightScheme:
         if self.double_quantization and self.number_format.is_linear:
             able = " and ".join(name for name, item in WEIGHT_FORMATS.items() if not item.is_linear)
             raise UsageError(f"double quantization is for {able}, not for {self.format}")
+
+    @property
+    def needs_data(self) -> bool:
+        """Whether the method looks at what the weights are multiplied with."""
+        return self.method in DATA_METHODS
 
     @property
     def number_format(self) -> CodeFormat:

@@ -56,7 +56,7 @@ def quantize(
     target = target or Target()
     graph, spec = load_to_quantize(Path(model), spec, target, watcher)
     rest = choose_rest(target)
-    needs_data = target.weights is not None and target.weights.method == "gptq"
+    needs_data = target.weights is not None and target.weights.needs_data
     batches = open_calibration_data(graph, spec, target, random_data=False) if needs_data else None
     tell_of_pictures(graph.model, watcher, batches)
     check_against_file(graph, batches, watcher, find_shapes(spec, target))

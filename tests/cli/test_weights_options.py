@@ -85,9 +85,9 @@ def test_a_build_with_weights_alone(
     assert f"logits  perplexity {ours['perplexity']:.4g} ({name})" in text
 
 
-def test_gptq_is_nearer_than_rounding(model: Path, tmp_path: Path) -> None:
+def test_what_looks_at_data_is_nearer_than_rounding(model: Path, tmp_path: Path) -> None:
     cosines = {}
-    for method in ("rtn", "mse", "gptq"):
+    for method in ("rtn", "mse", "gptq", "awq"):
         arguments = ("--weights", "int4", "--weight-method", method, "--backend", "onnxruntime", "--json")
         data = model.parent / "data.npz"
         result = trtq("build", model, *arguments, "--calib-data", data, "-o", tmp_path / method)
@@ -96,6 +96,7 @@ def test_gptq_is_nearer_than_rounding(model: Path, tmp_path: Path) -> None:
         cosines[method] = next(item["cosine"] for item in comparison if item["reference"] == "fp32")
     assert cosines["rtn"] < cosines["mse"]
     assert cosines["rtn"] < cosines["gptq"]
+    assert cosines["mse"] < cosines["awq"]
 
 
 def test_beside_int8_the_small_products_and_embeddings_are_in_few_bits(tmp_path: Path) -> None:
@@ -155,17 +156,19 @@ def test_options_that_do_not_go_together_are_refused(
     assert (result.exit_code, result.stderr.splitlines()[-1]) == (2, f"error: {message}")
 
 
-def test_gptq_without_data_is_refused(model: Path, tmp_path: Path) -> None:
-    arguments = ("--weights", "int4", "--weight-method", "gptq", "-q")
+@pytest.mark.parametrize("method", ["gptq", "awq"])
+def test_what_looks_at_data_is_refused_without(model: Path, tmp_path: Path, method: str) -> None:
+    arguments = ("--weights", "int4", "--weight-method", method, "-q")
     result = trtq("quantize", model, *arguments, "-o", tmp_path / "m.onnx")
     assert result.exit_code == 2
     assert "cannot be calibrated without data" in result.stderr
     assert not (tmp_path / "m.onnx").exists()
 
 
-def test_quantize_takes_the_data_that_gptq_needs(model: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("method", ["gptq", "awq"])
+def test_quantize_takes_the_data_that_a_method_needs(model: Path, tmp_path: Path, method: str) -> None:
     data = ("--calib-data", model.parent / "data.npz", "--calib-samples", "4", "--calib-batch-size", "2")
-    arguments = ("--weights", "int4", "--weight-method", "gptq", *data, "-o", tmp_path / "m.onnx", "-q")
+    arguments = ("--weights", "int4", "--weight-method", method, *data, "-o", tmp_path / "m.onnx", "-q")
     result = trtq("quantize", model, *arguments)
     assert (result.exit_code, result.stderr) == (0, "")
     assert ops_of(tmp_path / "m.onnx").count("DequantizeLinear") == 3
@@ -174,7 +177,7 @@ def test_quantize_takes_the_data_that_gptq_needs(model: Path, tmp_path: Path) ->
 def test_quantize_takes_no_data_that_nothing_reads(model: Path) -> None:
     result = trtq("quantize", model, "--weights", "int4", "--calib-data", model.parent / "data.npz")
     assert result.exit_code == 2
-    assert "--calib-data is for --weight-method gptq; nothing else here reads data" in result.stderr
+    assert "--calib-data is for --weight-method gptq and awq; nothing else here reads data" in result.stderr
 
 
 def test_a_model_whose_weights_are_all_quantized_is_refused(model: Path, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from trtq.files import check_output
 from trtq.models.spec import CalibrationSpec, LayerSpec, QuantizationSpec
 from trtq.numbers import format_bytes
 from trtq.pipeline.engine.target import Target
+from trtq.pipeline.formats.codes import DATA_METHODS
 from trtq.pipeline.quantize import quantize
 
 
@@ -45,14 +46,16 @@ def command(
     \b
       trtq quantize model.onnx --ranges ranges.json --output model.int8.onnx
       trtq quantize model.onnx --weights int4
-      trtq quantize model.onnx --weights int4 --weight-method gptq --calib-data calib.npz
+      trtq quantize model.onnx --weights int4 --weight-method awq --calib-data calib.npz
     """
     target = targets.read_target(given, is_int8=ranges is not None)
     if ranges is None and target.weights is None:
         raise UsageError("give --ranges of `trtq calibrate`, or --weights")
-    reads_data = target.weights is not None and target.weights.method == "gptq"
+    reads_data = target.weights is not None and target.weights.needs_data
     if not reads_data and given.find(CalibrationSpec, "data"):
-        raise UsageError("--calib-data is for --weight-method gptq; nothing else here reads data")
+        raise UsageError(
+            f"--calib-data is for --weight-method {' and '.join(DATA_METHODS)}; nothing else here reads data"
+        )
     output = output or model.parent / f"{model.stem}.{target.name}.onnx"
     spec = given.read_spec(model)
     check_output(output, model, ranges, *spec.sources)

@@ -27,8 +27,8 @@ class Formats:
         fp16: Build the FP16 engine alone; with --int8 it changes nothing.
         weights: Store weights in fewer bits. Activations stay float, unless --int8 is given too: then
             convolutions and large products are INT8, and the other weights are stored in this format.
-        weight_method: For int4: round to nearest, clip for the least error, or GPTQ, which needs data. None:
-            mse.
+        weight_method: For int4: round to nearest, clip for the least error, GPTQ or AWQ, which need data.
+            None: mse.
         block_size: For int4 and nf4: elements for each scale. A weight that it does not divide gets a half, a
             quarter and so on, down to 16. None: 64.
         double_quant: For nf4: store the scales in 8 bits.
