@@ -51,7 +51,7 @@ def _find(value: ir.Value, readers: set[ir.Node], width: int, taken: Collection[
         return _of_normalization(node, value)
     if node.op_type in ("MatMul", "Gemm"):
         return _of_product(node, taken)
-    if node.op_type in (*KEEP_SCALE, "Identity"):
+    if node.op_type in KEEP_SCALE:
         return _through(node, 0, width, taken)
     if is_constant_clip(node):
         found = _through(node, 0, width, taken)
@@ -97,7 +97,9 @@ def _of_factors(node: ir.Node, width: int, taken: Collection[str]) -> Producer |
     for place in (0, 1):
         if _is_constant(node.inputs[place]):
             return Producer((Divided(node, place, is_divisor=node.op_type == "Div" and place == 1),))
-    places = (0, 1) if node.op_type == "Mul" and node.inputs[0] is not node.inputs[1] else (0,)
+    if node.inputs[0] is node.inputs[1]:
+        return None
+    places = (0, 1) if node.op_type == "Mul" else (0,)
     found = (_through(node, place, width, taken) for place in places)
     return next((producer for producer in found if producer is not None), None)
 
