@@ -7,25 +7,27 @@ from typing import TYPE_CHECKING, Protocol
 
 from trtq.calibrators.cosine import Cosine
 from trtq.calibrators.entropy import Auto, Entropy, EntropyWithRows
+from trtq.calibrators.levels import INT8_LEVELS
 from trtq.calibrators.minmax import MinMax
 from trtq.calibrators.mse import Mse
 from trtq.calibrators.percentile import Percentile
 from trtq.errors import UsageError
 
 if TYPE_CHECKING:
+    from trtq.calibrators.levels import Levels
     from trtq.calibrators.statistics import Histogram
     from trtq.models.spec import CalibrationSpec
 
 
 class Method(Protocol):
-    """Maps what was seen of a tensor to the magnitude that the largest INT8 code stands for.
+    """Maps what was seen of a tensor to the magnitude that the largest code stands for.
 
     It is a frozen dataclass; its fields are the parameters of the method, made with `models.option.setting`:
     keys of `[calibration]` in a model.toml, and options of the command line.
     """
 
-    def amax(self, histogram: Histogram) -> float:
-        """Returns the amax; 0 for a tensor without any value but zero."""
+    def amax(self, histogram: Histogram, levels: Levels = INT8_LEVELS) -> float:
+        """Returns the amax for a number format; 0 for a tensor without any value but zero."""
         ...
 
 

@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from trtq.calibrators.grid import check_grid
-from trtq.calibrators.ranges import QMAX
+from trtq.calibrators.levels import INT8_LEVELS
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+    from trtq.calibrators.levels import Levels
 
 _NO_WEIGHT_NATS = 32.0
 """What lies so far below the largest value of its row gets no weight from a softmax: a mask, mostly."""
@@ -20,7 +22,7 @@ _LEAST_GAIN = 1e-9
 
 @dataclass(frozen=True, slots=True)
 class CrossEntropy:
-    """The amax, of a grid, with the least cross-entropy between softmax(V) and softmax of its INT8 copy.
+    """The amax, of a grid, with the least cross-entropy between softmax(V) and that of its quantized copy.
 
     After Nagel et al., "A White Paper on Neural Network Quantization" (arXiv 2106.08295, section 3.1): a
     softmax asks for the order of the largest values of a row and for how far they are apart; how near all
@@ -37,12 +39,13 @@ class CrossEntropy:
     def __post_init__(self) -> None:
         check_grid("cross-entropy", self.num_candidates, self.smallest)
 
-    def amax(self, rows: NDArray[np.float64]) -> float:
+    def amax(self, rows: NDArray[np.float64], levels: Levels = INT8_LEVELS) -> float:
         """Returns the best candidate, the largest of equals; 0 if no row tells anything.
 
         Args:
             rows: What a softmax gets, shape (rows, classes); those with NaN or without a finite largest value
                 are left out.
+            levels: Of the number format.
         """
         largest = rows.max(axis=1, keepdims=True, initial=-np.inf)
         known = np.isfinite(largest[:, 0])
@@ -54,22 +57,25 @@ class CrossEntropy:
         wanted /= wanted.sum(axis=1, keepdims=True)
         best, least = magnitude, np.inf
         for amax in magnitude * np.geomspace(1.0, self.smallest, self.num_candidates):
-            loss = cross_entropy(values, wanted, float(amax))
+            loss = cross_entropy(values, wanted, float(amax), levels)
             if loss < least - _LEAST_GAIN:
                 best, least = float(amax), loss
         return best
 
 
-def cross_entropy(values: NDArray[np.float64], wanted: NDArray[np.float64], amax: float) -> float:
-    """Returns the mean cross-entropy of the rows, in nats, if they are quantized to symmetric INT8.
+def cross_entropy(
+    values: NDArray[np.float64], wanted: NDArray[np.float64], amax: float, levels: Levels = INT8_LEVELS
+) -> float:
+    """Returns the mean cross-entropy of the rows, in nats, if they are quantized symmetrically.
 
     Args:
         values: Shape (rows, classes), finite.
         wanted: Their softmax, of the same shape.
-        amax: What the code 127 stands for.
+        amax: What the largest level stands for.
+        levels: Of the number format.
     """
-    scale = amax / QMAX
-    found = np.clip(np.rint(values / scale), -QMAX, QMAX) * scale
+    scale = amax / levels.largest
+    found = levels.round_steps(values / scale) * scale
     largest = found.max(axis=1, keepdims=True)
     norm = largest[:, 0] + np.log(np.exp(found - largest).sum(axis=1))
     return float(np.mean(norm - (wanted * found).sum(axis=1)))

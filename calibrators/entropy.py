@@ -7,15 +7,19 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from trtq.calibrators.levels import INT8_LEVELS
 from trtq.errors import UsageError
 from trtq.models.option import setting
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from trtq.calibrators.levels import Levels
     from trtq.calibrators.statistics import Histogram
 
 _MOST_BINS = 1 << 20
+_ROUNDING = 1e-9
+"""Whole numbers of bins stay whole when they are multiplied by edges that are no binary fractions."""
 _SMOOTHING = 1e-4
 """The count that stands for an empty bin of Q into which values were clipped (as MXNet smooths)."""
 
@@ -36,7 +40,7 @@ class Entropy:
 
     Attributes:
         num_bins: The largest number of bins of its histogram.
-        num_levels: Levels of the quantized distribution.
+        num_levels: Levels of the quantized distribution where they are equally far apart; FP8 has its own.
         max_clipped: The largest share of the values that it may clip.
     """
 
@@ -51,7 +55,7 @@ class Entropy:
                 f"got {self.num_levels}, {self.num_bins} and {self.max_clipped:g}"
             )
 
-    def amax(self, histogram: Histogram) -> float:
+    def amax(self, histogram: Histogram, levels: Levels = INT8_LEVELS) -> float:
         """Returns the best clip; the largest magnitude where there is nothing to choose."""
         counts, width = histogram.exact(self.num_bins)
         if not counts.any() or counts.size <= self.num_levels:
@@ -60,7 +64,8 @@ class Entropy:
         allowed = kept >= (1 - self.max_clipped) * counts.sum()
         allowed[-1] = True
         first = self.num_levels + int(np.argmax(allowed))  # all that are wider are allowed too
-        best = first + int(np.argmin(measure_divergences(counts, self.num_levels, first)))
+        edges = find_edges(levels, self.num_levels)
+        best = first + int(np.argmin(measure_divergences(counts, edges, first)))
         return min((best + 0.5) * width, histogram.amax)
 
 
@@ -74,19 +79,31 @@ class EntropyWithRows(Entropy):
     """Entropy, and for what a softmax gets the least cross-entropy of sampled rows (`CrossEntropy`)."""
 
 
+def find_edges(levels: Levels, num_levels: int) -> NDArray[np.float64]:
+    """Returns where the levels of a format meet, from 0 to 1, the largest level: float64, ascending.
+
+    Where they are equally far apart, `num_levels` of them are taken.
+    """
+    magnitudes = levels.magnitudes
+    if np.ptp(np.diff(magnitudes)) == 0:
+        return np.arange(num_levels + 1) / num_levels
+    middles = (magnitudes[1:] + magnitudes[:-1]) / 2
+    return np.concatenate([[0.0], middles / levels.largest, [1.0]])
+
+
 def measure_divergences(
-    counts: NDArray[np.float64], num_levels: int, first: int | None = None
+    counts: NDArray[np.float64], edges: NDArray[np.float64], first: int
 ) -> NDArray[np.float64]:
     """Returns the divergence for every clip after `first` bins and more.
 
-    With P the first i bins plus the rest in the last of them, and Q the same bins merged to `num_levels` and
-    spread again over those that are not empty, the sum over bins of P log(P/Q) needs only the sums over the
-    merged groups, so that all clips are computed at once from running totals.
+    With P the first i bins plus the rest in the last of them, and Q the same bins merged between the edges
+    and spread again over those that are not empty, the sum over bins of P log(P/Q) needs only the sums over
+    the merged groups, so that all clips are computed at once from running totals.
 
     Args:
         counts: float64, shape (bins,), not all zero.
-        num_levels: How many levels the quantized distribution has.
-        first: The bins of the narrowest clip, `num_levels` or more; None: `num_levels`.
+        edges: Of `find_edges`.
+        first: The bins of the narrowest clip.
 
     Returns:
         float64, shape (bins - first + 1,); infinite where a clip leaves nothing.
@@ -95,8 +112,8 @@ def measure_divergences(
     sums = np.concatenate([[0.0], np.cumsum(counts)])
     filled = np.concatenate([[0], np.cumsum(counts > 0)])
     logs = np.concatenate([[0.0], np.cumsum(_x_log_x(counts))])
-    clips = np.arange(first or num_levels, counts.size + 1)
-    borders = clips[:, None] * np.arange(num_levels + 1) // num_levels
+    clips = np.arange(first, counts.size + 1)
+    borders = np.floor(clips[:, None] * edges + _ROUNDING).astype(np.int64)
     clipped = total - sums[clips]
     last = counts[clips - 1]
 

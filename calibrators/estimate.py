@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from trtq.calibrators import list_parameters, name_method
+from trtq.calibrators.levels import INT8_LEVELS
 from trtq.calibrators.ranges import FP16_LEAST, FP16_LIMIT, Range, Ranges
 from trtq.workers import Threads
 
 if TYPE_CHECKING:
     from trtq.calibrators import Method
+    from trtq.calibrators.levels import Levels
     from trtq.calibrators.statistics import Histogram, Statistics
     from trtq.models.spec import Activations
 
+_ALL_INT8: Mapping[str, Levels] = MappingProxyType({})
 _LARGEST_FLOAT32 = float(np.finfo(np.float32).max)
 
 
@@ -24,6 +28,7 @@ def estimate(
     method: Method,
     tensors: Collection[str] | None = None,
     activations: Activations = "symmetric",
+    levels: Mapping[str, Levels] = _ALL_INT8,
 ) -> Ranges:
     """Returns the ranges of the observed tensors.
 
@@ -32,6 +37,7 @@ def estimate(
         method: Maps a histogram to an amax.
         tensors: Those that are wanted; None: all.
         activations: How they will be quantized.
+        levels: Those of the number format that each tensor will be held in; of those not named, INT8's.
     """
     histograms = {
         name: histogram
@@ -39,7 +45,8 @@ def estimate(
         if tensors is None or name in tensors
     }
     # A method is numpy, which lets go of the GIL in what takes long.
-    amaxes = Threads().map(lambda histogram: _amax(method, histogram), histograms.values())
+    forms = {name: levels.get(name, INT8_LEVELS) for name in histograms}
+    amaxes = Threads().map(lambda name: _amax(method, histograms[name], forms[name]), histograms)
     ranges = {
         name: Range(
             amax,
@@ -64,6 +71,7 @@ def estimate(
         statistics.shapes,
         beyond,
         activations=activations,
+        formats={name: item.name for name, item in forms.items() if item.name != INT8_LEVELS.name},
     )
 
 
@@ -73,9 +81,9 @@ def describe(method: Method) -> str:
     return f"{name_method(method)}({inside})"
 
 
-def _amax(method: Method, histogram: Histogram) -> float:
+def _amax(method: Method, histogram: Histogram, levels: Levels) -> float:
     """Returns the amax as a float32 that is positive unless the tensor is dead."""
     if histogram.amax == 0:
         return 0.0
     smallest = float(np.finfo(np.float32).tiny)
-    return float(np.float32(max(method.amax(histogram), smallest)))
+    return float(np.float32(max(method.amax(histogram, levels), smallest)))

@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from trtq.calibrators.levels import INT8_LEVELS
 from trtq.errors import UsageError
 from trtq.models.option import setting
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from trtq.calibrators.levels import Levels
     from trtq.calibrators.statistics import Histogram
 
 _POINTS_PER_OCTAVE = 512
@@ -35,23 +37,26 @@ class GridMethod(ABC):
     def __post_init__(self) -> None:
         check_grid(type(self).__name__.lower(), self.num_candidates, self.smallest)
 
-    def amax(self, histogram: Histogram) -> float:
+    def amax(self, histogram: Histogram, levels: Levels = INT8_LEVELS) -> float:
         """Returns the best candidate, the largest of equals; 0 for a dead tensor."""
         values, weights = histogram.points(_POINTS_PER_OCTAVE)
         if not values.size:
             return histogram.amax
         candidates = histogram.amax * np.geomspace(1.0, self.smallest, self.num_candidates)
-        scores = [self.score(values, weights, float(candidate)) for candidate in candidates]
+        scores = [self.score(values, weights, float(candidate), levels) for candidate in candidates]
         return float(candidates[int(np.argmax(scores))])
 
     @abstractmethod
-    def score(self, values: NDArray[np.float64], weights: NDArray[np.float64], amax: float) -> float:
+    def score(
+        self, values: NDArray[np.float64], weights: NDArray[np.float64], amax: float, levels: Levels
+    ) -> float:
         """Returns how good a clip is.
 
         Args:
             values: Magnitudes, shape (n,).
             weights: How often each occurs, shape (n,).
-            amax: What the code 127 stands for.
+            amax: What the largest level stands for.
+            levels: Of the number format.
         """
 
 

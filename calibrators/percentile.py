@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from trtq.calibrators.levels import INT8_LEVELS
 from trtq.errors import UsageError
 from trtq.models.option import setting
 
 if TYPE_CHECKING:
+    from trtq.calibrators.levels import Levels
     from trtq.calibrators.statistics import Histogram
 
 
@@ -26,6 +28,6 @@ class Percentile:
         if not 0 < self.percentile <= 100:
             raise UsageError(f"percentile must be above 0 and at most 100, got {self.percentile}")
 
-    def amax(self, histogram: Histogram) -> float:
+    def amax(self, histogram: Histogram, levels: Levels = INT8_LEVELS) -> float:
         """Returns the percentile; the largest magnitude where the percentile falls among zeros."""
         return histogram.quantile(self.percentile / 100) or histogram.amax

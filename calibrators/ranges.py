@@ -1,4 +1,4 @@
-"""Which magnitude the largest INT8 code of each tensor stands for, and where that was learned."""
+"""Which magnitude the largest code of each tensor stands for, and where that was learned."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Channels:
         mean: Their means, with which the biases of the layers behind are corrected.
         scale: What each is divided by before the tensor is quantized; the weights behind take it up.
         shift: What is taken away from each before that; the biases behind take it up.
-        amax: The magnitude that the code 127 stands for after that; 0 without scales.
+        amax: The magnitude that the largest code stands for after that; 0 without scales.
     """
 
     mean: tuple[float, ...] = ()
@@ -78,6 +78,7 @@ class Ranges:
         channels: The tensors whose channels are treated apart: the repairs.
         weight_scales: "max": scales of weights hold the largest; "mse": they clip where the error is least.
         roundings: What of a weight is not rounded to the nearest code, packed, by the float weight's digest.
+        formats: The number formats of tensors for which the ranges were chosen, where it is not INT8.
         activations: "asymmetric": codes reach from the smallest value to the largest, with a zero point.
     """
 
@@ -93,6 +94,7 @@ class Ranges:
     weight_scales: Literal["max", "mse"] = "max"
     activations: Activations = "symmetric"
     roundings: Mapping[str, bytes] = field(default_factory=dict)
+    formats: Mapping[str, str] = field(default_factory=dict)
 
     def amax(self, tensor: str) -> float:
         """Returns the amax to quantize with; 1.0 for a dead tensor, whose scale must still be positive.
@@ -153,6 +155,7 @@ class _StoredRanges:
     weight_scales: Literal["max", "mse"] = "max"
     activations: Activations = "symmetric"
     roundings: Mapping[str, bytes] = field(default_factory=dict)
+    formats: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for amax in self.beyond_fp16.values():
@@ -162,7 +165,13 @@ class _StoredRanges:
 
 
 FILE = FileKind(_StoredRanges, "ranges file", "trtq calibrate", "ranges")
-_WRITTEN_IF_OTHER = {"channels": {}, "weight_scales": "max", "activations": "symmetric", "roundings": {}}
+_WRITTEN_IF_OTHER = {
+    "channels": {},
+    "weight_scales": "max",
+    "activations": "symmetric",
+    "roundings": {},
+    "formats": {},
+}
 
 
 def ranges_to_json(ranges: Ranges) -> bytes:

@@ -19,6 +19,8 @@ from trtq.pipeline.engine.backend import Backend
 from trtq.pipeline.engine.implicit import find_tensorrt_algorithm, list_float_tensors
 from trtq.pipeline.engine.strategy import Strategy
 from trtq.pipeline.engine.target import Target
+from trtq.pipeline.formats import INT8
+from trtq.pipeline.formats.codes import CodeFormat
 from trtq.pipeline.graph.load import Graph
 from trtq.pipeline.graph.placement import Placement
 from trtq.pipeline.graph.quantized import is_quantized
@@ -80,7 +82,7 @@ class Job:
     @property
     def is_as_given(self) -> bool:
         """Whether the model comes with Q/DQ and is built as it is, since no more of it is quantized."""
-        return self.has_given and self.target.precision == "int8" and not self.placement.quantized
+        return self.has_given and self.target.form is not None and not self.placement.quantized
 
     @property
     def method(self) -> Method:
@@ -93,9 +95,11 @@ class Job:
         return place_job(self, Silent())
 
     @property
-    def tensors(self) -> tuple[str, ...]:
-        """The tensors that need a range."""
-        return list_float_tensors(self.graph) if self.is_implicit else self.placement.activations
+    def tensors(self) -> Mapping[str, CodeFormat]:
+        """The tensors that need a range, and the number formats that they will be held in."""
+        if self.is_implicit:
+            return dict.fromkeys(list_float_tensors(self.graph), INT8)
+        return self.placement.formats
 
     @property
     def calibrates(self) -> bool:
@@ -113,7 +117,7 @@ def place_job(job: Job, watcher: Watcher) -> Placement:
     """Returns what is quantized; tells the watcher of patterns that match nothing."""
     graph, spec, target = job.graph, job.spec, job.target
     placement = Placement()
-    if target.precision == "int8":
+    if target.form is not None:
         placement = place_layers(graph, spec, target, watcher, job.kept, job.backend)
     if target.precision == "fp16":
         warn_of_unmatched(graph, spec.layers.keep_fp32, watcher)

@@ -22,7 +22,7 @@ def make_keys(job: Job) -> dict[str, str]:
         job.graph.sha256,
         _hash_data(job.shape_data),
         (describe(job.method), job.spec.calibration.method, job.spec.quantization),
-        job.tensors,
+        {name: form.name for name, form in job.tensors.items()},
         job.target.requantize,
         [node.to_key() for node in job.placement.quantized if node.activations] if searches else (),
     )

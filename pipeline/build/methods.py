@@ -12,6 +12,7 @@ from trtq.pipeline.build.job import Job
 from trtq.pipeline.build.keys import make_keys
 from trtq.pipeline.build.models import ModelFiles
 from trtq.pipeline.build.ranges import JobRanges, observe_job, search_ranges
+from trtq.pipeline.formats import LAYER_FORMATS
 from trtq.pipeline.judge.compare import Comparison
 from trtq.pipeline.judge.gate import judge
 from trtq.progress import Log
@@ -50,7 +51,7 @@ def try_methods(
         log: Is told of it.
     """
     job = start.job
-    fails = judge(start.comparison, job.spec.accuracy, candidate="int8").outcome == "fail"
+    fails = judge(start.comparison, job.spec.accuracy, candidate=job.target.name).outcome == "fail"
     if not fails or not job.calibrates or isinstance(job.method, Auto):
         return start
     named = job.spec.calibration.method
@@ -61,7 +62,7 @@ def try_methods(
         models = write(other, calibrated)
         comparison = compare(other, models)
     before, after = _worst_db(start.comparison), _worst_db(comparison)
-    holds = judge(comparison, job.spec.accuracy, candidate="int8").outcome != "fail"
+    holds = judge(comparison, job.spec.accuracy, candidate=job.target.name).outcome != "fail"
     assert calibrated.ranges is not None
     method = calibrated.ranges.method.partition("(")[0]
     if not holds and not after - before >= _CLEARLY_DB:  # nor where both are broken
@@ -81,5 +82,6 @@ def try_methods(
 
 def _worst_db(comparison: Comparison) -> float:
     """Returns the lowest SQNR of any output of the INT8 model; -inf if one is broken."""
-    pairs = (item for item in comparison.outputs if item.candidate == "int8" and item.reference in REFERENCES)
+    judged = [item for item in comparison.outputs if item.candidate in LAYER_FORMATS]
+    pairs = (item for item in judged if item.reference in REFERENCES)
     return min((-math.inf if math.isnan(item.sqnr_db) else item.sqnr_db for item in pairs), default=0.0)

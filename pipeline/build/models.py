@@ -72,7 +72,7 @@ def _write_all(job: Job, ranges: Ranges | None, stage: Path) -> ModelFiles:
     kept_fp32 = baseline.kept_fp32 if strategy.rest is FP16 else ()
     files = _find_reference(job)
     is_alone = not job.has_given or GIVEN in files  # else FP16 differs by the model's own Q/DQ too
-    is_wanted = target.precision == "int8" or job.evaluation is not None
+    is_wanted = target.form is not None or job.evaluation is not None
     if target.precision == "fp16" or (is_wanted and is_alone):
         files["fp16"] = _write(baseline.model, stage / "model.fp16.onnx")
     if job.is_implicit or (target.precision == "fp16" and not strategy.is_typed):

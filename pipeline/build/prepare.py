@@ -22,13 +22,13 @@ from trtq.pipeline.engine.backends import choose_backend, refuse_unsupported
 from trtq.pipeline.engine.profiles import resolve_profiles
 from trtq.pipeline.engine.strategy import Strategy, choose_strategy
 from trtq.pipeline.engine.target import Target
-from trtq.pipeline.formats import FP16
+from trtq.pipeline.formats import FP16, INT8
 from trtq.pipeline.graph.load import Graph, load, raise_opset
 from trtq.pipeline.graph.pictures import tell_of_pictures
 from trtq.pipeline.graph.quantized import is_quantized
 from trtq.pipeline.graph.repair import repair_graph
 from trtq.pipeline.judge.evaluate import open_evaluation_data
-from trtq.pipeline.quantize.weights import refuse_weights
+from trtq.pipeline.quantize.weights import refuse_older_gpus, refuse_weights
 from trtq.progress import Silent, Watcher
 
 _NO_DATA = "no data was given to quantize it; the model comes with Q/DQ in other layers"
@@ -109,7 +109,7 @@ def complete_job(job: Job, watcher: Watcher, *, random_data: bool) -> Job:
     target, placement = job.target, place_job(job, watcher)
     if target.weights is not None and not placement.weights_alone:
         watcher.warn("no weight can be stored in fewer bits; the report tells why")
-    if not (job.has_given or placement.layers) and target.precision == "int8" and target.weights is None:
+    if not (job.has_given or placement.layers) and target.form is not None and target.weights is None:
         watcher.warn("no layer can be quantized; the report tells why")
     job = replace(job, graph=raise_opset(job.graph, placement.min_opset))
     job = _with_reference(_with_data(job, watcher, random_data=random_data))
@@ -139,13 +139,17 @@ def _with_data(job: Job, watcher: Watcher, *, random_data: bool) -> Job:
 def _refuse_combinations(spec: ModelSpec, target: Target, strategy: Strategy, backend: Backend) -> None:
     """Refuses settings that this way of building does not have."""
     refuse_weights(target, backend, strategy)
+    if target.form is not None and backend.name == "tensorrt-rtx":
+        refuse_older_gpus(target.form, target.compute_capabilities, f"--{target.form}", "--int8")
     by_tensor = spec.quantization.weight_granularity == "per-tensor"
     if by_tensor and (strategy.is_implicit or target.precision == "weights"):
         raise UsageError(
             "--weight-granularity per-tensor is for INT8 by Q/DQ: quantizing implicitly, TensorRT picks the "
             "scales of weights itself, and --weights alone has its own; leave one of the two out"
         )
-    is_asymmetric = spec.quantization.activations == "asymmetric" and target.precision == "int8"
+    is_asymmetric = spec.quantization.activations == "asymmetric" and target.form is not None
+    if is_asymmetric and target.form is not INT8:
+        raise UsageError(f"--activations asymmetric is for INT8: {target.name} codes have no zero point")
     if is_asymmetric and backend.name != "onnxruntime":
         raise UsageError(
             f"--activations asymmetric is for --backend onnxruntime, not {backend.name}: TensorRT takes no "
@@ -179,7 +183,7 @@ def _take_given(job: Job, watcher: Watcher, *, has_data: bool) -> Job:
             raise UsageError(f"{path} is quantized already; --weights needs the float model")
         watcher.note("the model is quantized already: it is built as it is, without calibration")
         return replace(job, graph=graph, target=replace(target, precision="int8"))
-    if target.precision == "int8" and target.weights is None and not has_data:
+    if target.form is not None and target.weights is None and not has_data:
         watcher.warn(
             f"the model comes with Q/DQ, and {len(placement.quantized)} more layers could be quantized, such "
             f"as {placement.quantized[0].name!r}; no data is there to do it with, so it is built as it is; "
@@ -187,7 +191,7 @@ def _take_given(job: Job, watcher: Watcher, *, has_data: bool) -> Job:
         )
         names = (node.name for node in placement.quantized)
         return replace(job, graph=graph, kept={**job.kept, **dict.fromkeys(names, _NO_DATA)})
-    if target.precision == "int8":
+    if target.form is not None:
         watcher.note(describe_given(placement))
     return replace(job, graph=raise_opset(graph, find_opset(target, job.strategy)))
 

@@ -70,7 +70,7 @@ def observe_job(job: Job, log: Log) -> Statistics:
     with log.timed("calibrate"):
         how = options_from_spec(job.spec.calibration)
         how = replace(how, watches_all=job.strategy.rest is FP16)
-        return observe_graph(job.graph, job.tensors, job.calibration, how, log)
+        return observe_graph(job.graph, tuple(job.tensors), job.calibration, how, log)
 
 
 def search_ranges(job: Job, statistics: Statistics, log: Log) -> JobRanges:

@@ -12,7 +12,7 @@ from trtq.pipeline.build.job import Job
 from trtq.pipeline.build.keep import keep_layers
 from trtq.pipeline.build.models import ModelFiles
 from trtq.pipeline.deliver.report import AutoReport, KeptByAuto
-from trtq.pipeline.formats import FP16
+from trtq.pipeline.formats import FP16, LAYER_FORMATS
 from trtq.pipeline.graph.quantized import find_quantized_layers
 from trtq.pipeline.judge.compare import Comparison
 from trtq.pipeline.judge.gate import Verdict, judge
@@ -79,7 +79,7 @@ def search_layers(
         labels: Of the data, loaded.
         log: Is told of it all.
     """
-    verdict = judge(first, job.spec.accuracy, candidate="int8")
+    verdict = judge(first, job.spec.accuracy, candidate=job.target.name)
     if verdict.outcome != "fail":
         outcome = f"not needed: {_HOLDS[verdict.outcome]} with every layer in INT8"
         return SearchResult(job, models, AutoReport(outcome), first)
@@ -145,7 +145,7 @@ def _search(
         models = quantize(changed)
         comparison = compare_written(changed, models, start.labels, log)
         meter.samples_run += comparison.num_samples * len(models.files)
-        verdict = judge(comparison, job.spec.accuracy, candidate="int8")
+        verdict = judge(comparison, job.spec.accuracy, candidate=job.target.name)
         if verdict.outcome != "fail" or count == len(choice.order) or attempts == _MOST_ATTEMPTS:
             break
         log.stage("Choosing further layers")
@@ -189,7 +189,11 @@ def _few_in_int8(auto: AutoReport, plain: Comparison) -> str:
 
 
 def _effect(comparison: Comparison) -> Effect:
-    pairs = [item for item in comparison.outputs if item.candidate == "int8" and item.reference in REFERENCES]
+    pairs = [
+        item
+        for item in comparison.outputs
+        if item.candidate in LAYER_FORMATS and item.reference in REFERENCES
+    ]
     return to_effect(pairs)
 
 

@@ -21,7 +21,7 @@ def measure_int8_share(job: Job, models: ModelFiles, engine: EngineReport) -> fl
     """
     data = job.evaluation if job.evaluation is not None else job.calibration
     feed = None if data is None else next(iter(data), None)
-    if job.target.precision != "int8" or feed is None:
+    if job.target.form is None or feed is None:
         return None
     if any(item.runs_as == "unknown" for item in engine.fallbacks):
         return None

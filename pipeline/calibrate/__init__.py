@@ -276,6 +276,6 @@ def load_to_quantize(
         if not placement.quantized:
             raise ModelError(f"{path} is quantized already; give the float model, or build it as it is")
         graph = raise_opset(graph, opset)
-        if target.precision == "int8":
+        if target.form is not None:
             watcher.note(describe_given(placement))
     return graph, spec

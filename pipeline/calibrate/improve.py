@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -10,6 +10,7 @@ from trtq.calibrators import METHODS, Method, create_method
 from trtq.calibrators.batches import Batches
 from trtq.calibrators.entropy import Auto, EntropyWithRows
 from trtq.calibrators.estimate import describe, estimate
+from trtq.calibrators.levels import Levels
 from trtq.calibrators.observe import PassControl
 from trtq.calibrators.ranges import Ranges
 from trtq.calibrators.statistics import Statistics
@@ -69,7 +70,7 @@ def improve_ranges(
     first = create_method(spec.calibration)
     by_trial, allowed = isinstance(first, Auto), spec.quantization.repairs
     if batches.is_random or not placement.layers or not (by_trial or allowed):
-        return take_ranges(graph, placement.activations, statistics, batches, spec, watcher)
+        return take_ranges(graph, placement.formats, statistics, batches, spec, watcher)
     # Late: where nothing is tried, it is not needed.
     from trtq.pipeline.judge.proposals import FEWEST_SAMPLES, RESCALING
     from trtq.pipeline.judge.repairs import find_repairs
@@ -78,12 +79,18 @@ def improve_ranges(
     methods = {describe(method): method for method in (first, *others)}
     candidates = _drop_repeats(
         [
-            estimate(statistics, method, placement.activations, spec.quantization.activations)
+            estimate(
+                statistics,
+                method,
+                placement.activations,
+                spec.quantization.activations,
+                placement.formats,
+            )
             for method in methods.values()
         ]
     )
     if isinstance(first, Auto | EntropyWithRows):
-        amaxes = _row_amaxes(graph, placement.activations, batches, first, watcher)
+        amaxes = _row_amaxes(graph, placement.formats, batches, first, watcher)
         candidates = add_row_variants(candidates, amaxes, only=not by_trial)
     watcher.stage("Trying repairs" if allowed else "Trying methods")
     budget = _plan_budget(graph, batches, statistics.num_samples)
@@ -108,7 +115,7 @@ def improve_ranges(
 
 def take_ranges(
     graph: Graph,
-    tensors: Collection[str],
+    tensors: Mapping[str, Levels],
     statistics: Statistics,
     batches: Batches,
     spec: ModelSpec,
@@ -116,10 +123,11 @@ def take_ranges(
 ) -> RangeSearch:
     """Returns the ranges of these tensors by the method of `spec`, without trials; see `improve_ranges`.
 
-    For "auto" it is the method that trials start from. A note says where the method does not apply.
+    The tensors come with the levels of the formats that they will be held in. For "auto" it is the method
+    that trials start from. A note says where the method does not apply.
     """
     first = create_method(spec.calibration)
-    ranges = estimate(statistics, first, tensors, spec.quantization.activations)
+    ranges = estimate(statistics, first, tensors, spec.quantization.activations, tensors)
     if isinstance(first, EntropyWithRows):
         amaxes = _row_amaxes(graph, tensors, batches, first, watcher)
         ranges, *_ = add_row_variants([ranges], amaxes, only=True)
@@ -127,7 +135,7 @@ def take_ranges(
 
 
 def _row_amaxes(
-    graph: Graph, tensors: Collection[str], batches: Batches, method: Method, watcher: Watcher
+    graph: Graph, tensors: Mapping[str, Levels], batches: Batches, method: Method, watcher: Watcher
 ) -> dict[str, float]:
     found = measure_row_amaxes(graph.model, tensors, batches)
     if not found and isinstance(method, EntropyWithRows):

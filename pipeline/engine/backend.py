@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
 HardwareCompatibility = Literal["none", "ampere+", "same-compute-capability"]
-Precision = Literal["int8", "fp16", "weights"]
+Precision = Literal["int8", "fp8", "fp16", "weights"]
 """Of an engine; "weights": float activations, and weights of fewer bits."""
 Kept = Mapping[str, Literal["fp16", "fp32"]]
 

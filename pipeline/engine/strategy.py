@@ -16,7 +16,7 @@ from trtq.models.spec import LayerSpec
 from trtq.pipeline.engine.backend import Backend, Precision
 from trtq.pipeline.engine.backends import BACKENDS
 from trtq.pipeline.engine.target import Target
-from trtq.pipeline.formats import BF16, FP16, FP32
+from trtq.pipeline.formats import BF16, FP16, FP32, INT8
 from trtq.pipeline.formats.floats import FloatFormat
 from trtq.pipeline.graph.load import Graph
 from trtq.pipeline.graph.placement import Placement
@@ -77,7 +77,7 @@ def choose_strategy(target: Target, backend: Backend) -> Strategy:
             else f"{backend.name} takes Q/DQ models, as every version since TensorRT 8 does"
         )
         return Strategy("explicit", asked, rest, backend.takes_types())
-    if target.precision != "int8":
+    if target.form is not INT8:
         raise UsageError(f"--quantization implicit makes INT8 engines, no {target.precision} one")
     if reason := backend.lacks.get("implicit"):
         raise UsageError(f"backend {backend.name} has no implicit quantization: {reason}")

@@ -9,6 +9,8 @@ from trtq.errors import UsageError
 from trtq.models.option import setting
 from trtq.pipeline.engine.backend import BuilderOptions, Precision
 from trtq.pipeline.engine.profiles import GivenShapes
+from trtq.pipeline.formats import LAYER_FORMATS
+from trtq.pipeline.formats.codes import CodeFormat
 from trtq.pipeline.formats.scheme import WeightScheme
 from trtq.pipeline.graph.placement import ATTENTION, DEFAULT_OP_TYPES, QUANTIZABLE, SOFTMAX
 
@@ -21,7 +23,8 @@ class Target:
     """What is built.
 
     Attributes:
-        precision: "int8", "fp16" for the FP16 engine alone, or "weights" for float activations and `weights`.
+        precision: "int8" or "fp8", "fp16" for the FP16 engine alone, or "weights" for float activations and
+            `weights`.
         high_precision: Precision of what is not quantized; auto is fp16 for TensorRT. bf16 is for --weights
             alone.
         backend: The engine builder; auto takes tensorrt if it works here, else tensorrt-rtx.
@@ -73,16 +76,16 @@ class Target:
             )
         if self.high_precision == "bf16" and self.precision != "weights":
             raise UsageError(
-                "bf16 is for weights of fewer bits; INT8 and FP16 engines compute the rest in fp16 or fp32"
+                "bf16 is for weights of fewer bits; other engines compute the rest in fp16 or fp32"
             )
         if self.weights is not None and self.quantization == "implicit":
             raise UsageError(
                 "weights of fewer bits stand in the graph, which --quantization implicit does not read"
             )
-        if self.auto and (self.precision != "int8" or self.quantization == "implicit"):
+        if self.auto and (self.form is None or self.quantization == "implicit"):
             raise UsageError(
                 f"--auto chooses which layers get Q/DQ, of which there are none with "
-                f"{self.precision if self.precision != 'int8' else '--quantization implicit'}; leave it out"
+                f"{self.precision if self.form is None else '--quantization implicit'}; leave it out"
             )
         if self.auto and self.weights is not None:
             raise UsageError(
@@ -94,17 +97,23 @@ class Target:
 
     @property
     def name(self) -> str:
-        """What the model is called in files and reports: "int8", "fp16", "int4-weights"."""
+        """What the model is called in files and reports: "int8", "fp8", "fp16", "int4-weights"."""
         if self.precision == "weights" and self.weights is not None:
             return f"{self.weights.format}-weights"
         return self.precision
 
     @property
+    def form(self) -> CodeFormat | None:
+        """The number format of layers with Q/DQ; None where there are none."""
+        return LAYER_FORMATS.get(self.precision)
+
+    @property
     def needs_data(self) -> bool:
         """Whether a float model is quantized with the help of data."""
-        return self.precision == "int8" or (self.weights is not None and self.weights.needs_data)
+        return self.form is not None or (self.weights is not None and self.weights.needs_data)
 
     @property
     def min_opset(self) -> int:
         """The first opset that holds what is built."""
-        return 13 if self.weights is None else self.weights.number_format.min_opset
+        layers = 13 if self.form is None else self.form.first_opset
+        return layers if self.weights is None else max(layers, self.weights.number_format.min_opset)

@@ -25,6 +25,7 @@ __all__ = [
     "INT4",
     "INT8",
     "INT8_OF_7_BITS",
+    "LAYER_FORMATS",
     "NF4",
     "WEIGHT_FORMATS",
     "WEIGHT_METHODS",
@@ -36,6 +37,8 @@ WEIGHT_FORMATS: Mapping[str, CodeFormat] = {
     name: item for name, item in FORMATS.items() if isinstance(item, CodeFormat)
 }
 """Those that weights can be stored in."""
+LAYER_FORMATS: Mapping[str, CodeFormat] = {item.name: item for item in (INT8, FP8)}
+"""Those that Q/DQ gives to activations and weights of layers."""
 BLOCK_FORMATS = tuple(name for name, item in WEIGHT_FORMATS.items() if item.block_sizes)
 """The names of those with a scale for each block."""
 WEIGHT_METHODS = tuple(dict.fromkeys(method for item in WEIGHT_FORMATS.values() for method in item.methods))

@@ -32,6 +32,7 @@ class CodeFormat(Format):
     Attributes:
         lowest: The lowest code.
         min_opset: The first opset that holds it for TensorRT, beside FP16 scales.
+        first_opset: The first opset that holds it, with a scale for each channel.
         block_sizes: How many weights may share a scale; empty: those of a whole channel do.
         methods: How weights can be encoded: "rtn" rounds to nearest, "mse" searches the clip of every block,
             "gptq" makes up for each rounding in what is not rounded yet, "awq" enlarges what large inputs
@@ -44,6 +45,7 @@ class CodeFormat(Format):
 
     lowest: float
     min_opset: int
+    first_opset: int
     block_sizes: tuple[int, ...] = ()
     methods: tuple[str, ...] = ("rtn",)
     compute_capability: tuple[int, int] = (7, 5)
@@ -112,3 +114,16 @@ class CodeFormat(Format):
     def levels_of(self, codes: NDArray[Any]) -> NDArray[Any]:
         """Returns the numbers that the codes are where the scale is 1."""
         return codes
+
+    @property
+    def magnitudes(self) -> NDArray[np.float64]:
+        """The levels from 0 on, ascending: see `calibrators.levels`."""
+        return np.arange(self.largest + 1, dtype=np.float64)
+
+    def round_steps(self, steps: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Returns the nearest levels of values divided by their scale, half to even, clipped."""
+        return np.asarray(np.clip(np.rint(steps), self.lowest, self.largest))
+
+    def round_away(self, steps: NDArray[np.float64], nearest: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Returns the levels on the other side of the values; the nearest where there is none."""
+        return np.asarray(np.clip(nearest + np.sign(steps - nearest), self.lowest, self.largest))

@@ -69,6 +69,7 @@ INT4 = _Int4(
     dtype=ir.DataType.INT4,
     array_dtype=np.dtype(np.int8),
     min_opset=21,
+    first_opset=21,
     block_sizes=BLOCK_SIZES,
     methods=("rtn", "mse", "gptq", "awq"),
     kernel_bytes=200_000,

@@ -17,6 +17,7 @@ INT8 = CodeFormat(
     dtype=ir.DataType.INT8,
     array_dtype=np.dtype(np.int8),
     min_opset=19,
+    first_opset=13,
     kernel_bytes=120_000,
     advice="FP16 does not fit; INT8 weights cost the least accuracy of those that do",
 )

@@ -60,6 +60,7 @@ NF4 = _Nf4(
     dtype=ir.DataType.INT4,
     array_dtype=np.dtype(np.uint8),
     min_opset=21,
+    first_opset=21,
     block_sizes=BLOCK_SIZES,
     is_linear=False,
     kernel_bytes=40_000,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
+from trtq.pipeline.formats import INT8
+from trtq.pipeline.formats.codes import CodeFormat
 from trtq.pipeline.graph.operands import (
     DEQUANTIZE,
     EIGHT_BITS,
@@ -35,32 +37,33 @@ def explain_given(node: ir.Node) -> str:
     return "its weight comes quantized" if found[0].is_weight else "one of its inputs comes quantized"
 
 
-def find_given(value: ir.Value) -> ir.Value | None:
+def find_given(value: ir.Value, form: CodeFormat = INT8) -> ir.Value | None:
     """Returns what a layer reads of a tensor that has a pair of its own with one scale; None if it has none.
 
     That is the tensor itself behind a DequantizeLinear, or the DequantizeLinear of another reader of it.
     """
     operand = find_operand(value)
     if operand is not None:
-        return value if _has_one_scale(operand.dequantize) else None
+        return value if _has_one_scale(operand.dequantize, form) else None
     for quantize in value.consumers():
-        if quantize.op_type == QUANTIZE and quantize.inputs[0] is value and _has_one_scale(quantize):
+        if quantize.op_type == QUANTIZE and quantize.inputs[0] is value and _has_one_scale(quantize, form):
             for dequantize in quantize.outputs[0].consumers():
                 if dequantize.op_type == DEQUANTIZE and _is_inverse(quantize, dequantize):
                     return dequantize.outputs[0]
     return None
 
 
-def is_quantized_otherwise(value: ir.Value) -> bool:
-    """Returns whether an activation comes quantized in a way that INT8 layers do not take: FP8, 16 bits."""
+def is_quantized_otherwise(value: ir.Value, form: CodeFormat = INT8) -> bool:
+    """Returns whether an activation comes quantized in a way that layers of this format do not take."""
     operand = find_operand(value)
-    return operand is not None and not operand.is_weight and not _has_one_scale(operand.dequantize)
+    return operand is not None and not operand.is_weight and not _has_one_scale(operand.dequantize, form)
 
 
-def _has_one_scale(node: ir.Node) -> bool:
-    """Whether a Q or DQ node works with 8-bit integers and one constant scale."""
-    scale = find_constant(node, 1)
-    return scale is not None and scale.size == 1 and find_code_dtype(node) in EIGHT_BITS
+def _has_one_scale(node: ir.Node, form: CodeFormat) -> bool:
+    """Whether a Q or DQ node works with codes of the format, or UINT8 for INT8, and one constant scale."""
+    scale, codes = find_constant(node, 1), find_code_dtype(node)
+    is_right = codes in EIGHT_BITS if form is INT8 else codes is form.dtype
+    return scale is not None and scale.size == 1 and is_right
 
 
 def _is_inverse(quantize: ir.Node, dequantize: ir.Node) -> bool:

@@ -14,6 +14,7 @@ import onnx_ir as ir
 from trtq.kept import KeptNode
 from trtq.models.tensors import FLOAT_TYPES
 from trtq.pipeline.formats import INT8, INT8_OF_7_BITS
+from trtq.pipeline.formats.codes import CodeFormat
 from trtq.pipeline.formats.encoding import Encoding, LayerScheme
 from trtq.pipeline.formats.granularity import Granularity, PerBlock, PerChannel, PerTensor, PerToken
 from trtq.pipeline.graph.given import explain_given, find_given, is_quantized_otherwise
@@ -116,6 +117,11 @@ class Placement:
         return tuple(name for name, encoding in self.encodings.items() if not encoding.is_given)
 
     @property
+    def formats(self) -> dict[str, CodeFormat]:
+        """The number format of each tensor that gets Q/DQ."""
+        return {name: self.encodings[name].format for name in self.activations}
+
+    @property
     def layers(self) -> tuple[QuantizedNode, ...]:
         """The nodes whose kernel works on codes, which counts as coverage: not Add and Softmax."""
         return tuple(node for node in self.quantized if node.activations and node.op_type in QUANTIZABLE)
@@ -127,10 +133,12 @@ class Placement:
 
     @property
     def min_opset(self) -> int:
-        """The first opset that holds the scales: 21 where those of a weight lie along several axes."""
-        weights = (node.scheme.weight for node in self.quantized)
-        is_split = any(weight and isinstance(weight.granularity, PerToken | PerBlock) for weight in weights)
-        return 21 if is_split else 13
+        """The first opset that holds the formats; 21 where the scales of a weight lie along several axes."""
+        weights = [node.scheme.weight for node in self.quantized if node.scheme.weight is not None]
+        if any(isinstance(weight.granularity, PerToken | PerBlock) for weight in weights):
+            return 21
+        held = (*self.encodings.values(), *weights)
+        return max((encoding.format.first_opset for encoding in held), default=13)
 
     def with_one_scale(self) -> Placement:
         """Returns the same decisions with one scale for each weight, instead of one an output channel."""
@@ -153,6 +161,7 @@ class Placement:
 def place(
     model: ir.Model,
     *,
+    form: CodeFormat = INT8,
     skip: Sequence[str] = (),
     op_types: Sequence[str] = DEFAULT_OP_TYPES,
     force: Sequence[str] = (),
@@ -161,7 +170,7 @@ def place(
 ) -> Placement:
     """Returns where Q/DQ pairs go, by TensorRT's rules for explicit quantization.
 
-    1. weighted-input: Conv, Gemm and MatMul with a constant weight take INT8 activations and INT8 weights;
+    1. weighted-input: Conv, Gemm and MatMul with a constant weight take activations and weights of 8 bits;
        one scale for the activation, one per output channel for the weight.
     2. residual-add: where a quantized Conv ends in an Add, the Add's other input is INT8 too; else the fused
        convolution has to write floats (TensorRT developer guide, "Q/DQ placement recommendations").
@@ -181,6 +190,7 @@ def place(
 
     Args:
         model: The graph; its nodes have unique names.
+        form: The number format of the layers: INT8 or FP8.
         skip: Regular expressions searched in node names; these nodes keep their precision.
         op_types: The types of nodes to quantize.
         force: Regular expressions of nodes that rule 4 does not hold back.
@@ -199,14 +209,14 @@ def place(
         if node in given:
             continue
         name = str(node.name)
-        decision = left[name] if name in left else _decide(node, op_types, force, by_matrix)
+        decision = left[name] if name in left else _decide(node, form, op_types, force, by_matrix)
         if isinstance(decision, str):
             unquantized.append(KeptNode(name, node.op_type, decision))
         else:
             quantized.append(decision)
-    quantized += _residual_adds(model, {node.name for node in quantized}, left)
+    quantized += _residual_adds(model, form, {node.name for node in quantized}, left)
     if SOFTMAX in op_types:
-        quantized += _softmax_inputs(model, left)
+        quantized += _softmax_inputs(model, form, left)
     order = {name: index for index, name in enumerate(names)}
     return Placement(
         tuple(sorted(quantized, key=lambda node: order[node.name])),
@@ -235,14 +245,15 @@ def holds_weights(node: ir.Node) -> bool:
     return any(len(value.shape or ()) > 1 and value.dtype in FLOAT_TYPES for value in constants)
 
 
-def _reason_for_type(node: ir.Node) -> str:
+def _reason_for_type(node: ir.Node, form: CodeFormat) -> str:
     op_type = node.op_type
     if op_type == "ConvTranspose":
         return "TensorRT runs ConvTranspose in float"
     if op_type not in QUANTIZABLE:
-        return f"{op_type} stays float: TensorRT has no INT8 kernel for it"
+        return f"{op_type} stays float: TensorRT has no {form.name.upper()} kernel for it"
     if op_type == "MatMul" and not _constants(node):
-        return "two-activations: TensorRT fuses attention in float; INT8 with Attention in --op-types"
+        name = form.name.upper()
+        return f"two-activations: TensorRT fuses attention in float; {name} with Attention in --op-types"
     return f"{op_type} is not among the types to quantize"
 
 
@@ -257,21 +268,23 @@ def _constants(node: ir.Node) -> list[int]:
 
 
 def _decide(
-    node: ir.Node, op_types: Sequence[str], force: Sequence[str], by_matrix: bool
+    node: ir.Node, form: CodeFormat, op_types: Sequence[str], force: Sequence[str], by_matrix: bool
 ) -> QuantizedNode | str:
     """Returns how a layer is quantized, or why it stays float."""
     if not _is_wanted(node, op_types):
-        return _reason_for_type(node)
+        return _reason_for_type(node, form)
     if constants := _constants(node):
-        return _weighted_input(node, 0 if constants == [0] else 1, force, by_matrix)
+        return _weighted_input(node, form, 0 if constants == [0] else 1, force, by_matrix)
     if node.op_type != "MatMul":
         return "its weight is not a constant"
     if any(value is None or value.dtype not in FLOAT_TYPES for value in node.inputs):
         return "its inputs are not float"
-    return _in_int8(node, "two-activations", 0, 1)
+    return _with_codes(node, form, "two-activations", 0, 1)
 
 
-def _weighted_input(node: ir.Node, place: int, force: Sequence[str], by_matrix: bool) -> QuantizedNode | str:
+def _weighted_input(
+    node: ir.Node, form: CodeFormat, place: int, force: Sequence[str], by_matrix: bool
+) -> QuantizedNode | str:
     weight, activation = node.inputs[place], node.inputs[1 - place]
     if weight is None or activation is None or activation.is_initializer():
         return "it has no activation to quantize"
@@ -279,8 +292,8 @@ def _weighted_input(node: ir.Node, place: int, force: Sequence[str], by_matrix: 
         return f"its inputs are {activation.dtype} and {weight.dtype}, not float"
     if place == 0 and node.op_type != "MatMul":
         return "its first input is the constant one"
-    if is_quantized_otherwise(activation):
-        return "given: its input comes quantized, and not in INT8 with one scale"
+    if is_quantized_otherwise(activation, form):
+        return f"given: its input comes quantized, and not in {form.name.upper()} with one scale"
     axis = find_channel_axis(node, place, len(weight.shape or ()))
     is_forced = any(re.search(pattern, str(node.name)) for pattern in force)
     if not is_forced and (reason := explain_float(node, weight, activation, axis)):
@@ -292,15 +305,17 @@ def _weighted_input(node: ir.Node, place: int, force: Sequence[str], by_matrix: 
             granularity = PerToken(rank - 1 - place)  # the summed axis: the last of a first operand
         elif not is_forced and (reason := explain_unequal_matrices(weight)):
             return reason
-    layer = _in_int8(node, "weighted-input", 1 - place)
-    scheme = replace(layer.scheme, weight=Encoding(INT8, granularity))
+    layer = _with_codes(node, form, "weighted-input", 1 - place)
+    scheme = replace(layer.scheme, weight=Encoding(form, granularity))
     return replace(layer, scheme=scheme, weight=(place, str(weight.name)))
 
 
-def _in_int8(node: ir.Node, rule: str, *places: int) -> QuantizedNode:
-    """Returns a node with INT8 at the places, with one scale for each activation."""
+def _with_codes(node: ir.Node, form: CodeFormat, rule: str, *places: int) -> QuantizedNode:
+    """Returns a node with codes at the places, with one scale for each activation."""
     values = [(place, value) for place in places if (value := node.inputs[place]) is not None]
-    inputs = ((place, Encoding(INT8, is_given=find_given(value) is not None)) for place, value in values)
+    inputs = (
+        (place, Encoding(form, is_given=find_given(value, form) is not None)) for place, value in values
+    )
     tensors = tuple((place, str(value.name)) for place, value in values)
     return QuantizedNode(str(node.name), node.op_type, LayerScheme(rule, tuple(inputs)), tensors)
 
@@ -324,21 +339,23 @@ def find_channel_axis(node: ir.Node, place: int, rank: int) -> int | None:
     return place if rank == 2 else None
 
 
-def _residual_adds(model: ir.Model, layers: set[str], skipped: Collection[str]) -> Iterator[QuantizedNode]:
+def _residual_adds(
+    model: ir.Model, form: CodeFormat, layers: set[str], skipped: Collection[str]
+) -> Iterator[QuantizedNode]:
     for node in model.graph:
         if node.op_type != "Add" or node.name in skipped:
             continue
         ends = [_ends_quantized_conv(value, layers) for value in node.inputs]
         place = 1 if ends[0] else 0  # where both are convolutions, the second is the shortcut
         if any(ends) and _same_shape(node) and _is_float_activation(node.inputs[place]):
-            yield _in_int8(node, "residual-add", place)
+            yield _with_codes(node, form, "residual-add", place)
 
 
-def _softmax_inputs(model: ir.Model, skipped: Collection[str]) -> Iterator[QuantizedNode]:
+def _softmax_inputs(model: ir.Model, form: CodeFormat, skipped: Collection[str]) -> Iterator[QuantizedNode]:
     for node in model.graph:
         is_softmax = node.op_type in ("Softmax", "LogSoftmax") and node.name not in skipped
         if is_softmax and _is_float_activation(node.inputs[0]):
-            yield _in_int8(node, "softmax-input", 0)
+            yield _with_codes(node, form, "softmax-input", 0)
 
 
 def _is_float_activation(value: ir.Value | None) -> bool:

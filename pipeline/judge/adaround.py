@@ -11,7 +11,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from trtq.calibrators.batches import Batches, Feed, take_samples
-from trtq.calibrators.ranges import QMAX, Ranges
+from trtq.calibrators.ranges import Ranges
 from trtq.calibrators.taps import open_taps
 from trtq.models.session import SessionOptions
 from trtq.pipeline.graph.operands import read_constant
@@ -116,13 +116,14 @@ def _sum_grams(
 
     def add(tensor: str, array: NDArray[Any]) -> None:
         low, high = ranges.ends(tensor)
-        scale = (high - low) / (2 * QMAX)
         for index, weight in enumerate(weights):
             for layer, node in weight.layers:
                 if layer.activations[0][1] == tensor:
                     most = max(1, _NUM_ROWS // (len(feeds) * len(weight.layers)))
                     rows = gather_columns(array, node, weight.values, most)
-                    rows = np.clip(np.rint(rows / scale) * scale, low, high)
+                    form = layer.scheme.inputs[0][1].format
+                    scale = (high - low) / (2 * form.largest)
+                    rows = np.clip(form.round_steps(rows.astype(np.float64) / scale) * scale, low, high)
                     sums[index] += rows.transpose(0, 2, 1) @ rows
                     num_rows[index] += rows.shape[1]
 
@@ -137,9 +138,8 @@ def _sum_grams(
 
 def _round(weight: _Weight, steps: NDArray[np.float64], gram: NDArray[np.float64]) -> NDArray[np.bool_]:
     """Returns which values are not rounded to the nearest, in the shape of the weight."""
-    if (
-        weight.placed.encoding.channel_axis == 1
-    ):  # a matrix that is not transposed: its outputs lie on the last axis
-        return np.asarray(choose_roundings(steps.T[None], gram, _NUM_SWEEPS)[0].T)
-    moved = choose_roundings(steps.reshape(weight.shape), gram, _NUM_SWEEPS)
+    form = weight.placed.encoding.format
+    if weight.placed.encoding.channel_axis == 1:  # not transposed: its outputs lie on the last axis
+        return np.asarray(choose_roundings(steps.T[None], gram, _NUM_SWEEPS, form)[0].T)
+    moved = choose_roundings(steps.reshape(weight.shape), gram, _NUM_SWEEPS, form)
     return np.asarray(moved.reshape(weight.values.shape))

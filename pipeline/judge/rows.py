@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from trtq.calibrators.batches import Batches
 from trtq.calibrators.cross_entropy import CrossEntropy
+from trtq.calibrators.levels import Levels
 from trtq.calibrators.ranges import Ranges
 from trtq.calibrators.taps import open_taps
 from trtq.models.session import SessionOptions
@@ -140,8 +141,13 @@ def _sample_rows(array: NDArray[Any], logits: Logits, num_feeds: int) -> NDArray
     return rows[places].astype(np.float64)
 
 
-def measure_row_amaxes(model: ir.Model, tensors: Collection[str], batches: Batches) -> dict[str, float]:
+def measure_row_amaxes(model: ir.Model, tensors: Mapping[str, Levels], batches: Batches) -> dict[str, float]:
     """Returns the amax by cross-entropy of each of the tensors that a softmax gets; of no others.
+
+    Args:
+        model: The float graph.
+        tensors: With the levels of the formats that they will be held in.
+        batches: The calibration data.
 
     Raises:
         DataError: The data does not fit.
@@ -151,12 +157,14 @@ def measure_row_amaxes(model: ir.Model, tensors: Collection[str], batches: Batch
     if not logits:
         return {}
     method = CrossEntropy()
-    amaxes = {source: method.amax(rows) for source, rows in sample_rows(model, logits, batches).items()}
-    return {
-        name: amaxes[item.source] / item.factor
+    rows = sample_rows(model, logits, batches)
+    forms = {(item.source, tensors[name].name): tensors[name] for name, item in logits.items()}
+    amaxes = {key: method.amax(rows[key[0]], form) for key, form in forms.items() if key[0] in rows}
+    found = {
+        name: amaxes.get((item.source, tensors[name].name), 0.0) / item.factor
         for name, item in logits.items()
-        if amaxes.get(item.source, 0.0) > 0
     }
+    return {name: amax for name, amax in found.items() if amax > 0}
 
 
 def with_row_amaxes(ranges: Ranges, amaxes: Mapping[str, float]) -> Ranges:

@@ -17,7 +17,7 @@ from trtq.pipeline.build.prepare import complete_job, load_job, refuse_inputs_in
 from trtq.pipeline.deliver.names import CACHE, MIGRATION
 from trtq.pipeline.deliver.report import Report
 from trtq.pipeline.engine.target import Target
-from trtq.pipeline.formats import FP16
+from trtq.pipeline.formats import FP16, INT8
 from trtq.pipeline.graph.cache_ranges import (
     MappedTensor,
     Migration,
@@ -182,7 +182,7 @@ def _prepare(
 
 def _refuse_other_targets(target: Target) -> None:
     """Refuses targets that a calibration cache says nothing of."""
-    if target.precision != "int8":
+    if target.form is not INT8:
         raise UsageError(
             f"a calibration cache makes an INT8 engine, no {target.precision} one: use `trtq build`"
         )

@@ -102,7 +102,8 @@ def refuse_weights(target: Target, backend: Backend, strategy: Strategy) -> None
             f"backend {backend.name} of version {backend.version()} picks them itself"
         )
     if target.weights is not None and backend.name == "tensorrt-rtx":
-        _refuse_older_gpus(target.weights.number_format, target.compute_capabilities)
+        form = target.weights.number_format
+        refuse_older_gpus(form, target.compute_capabilities, f"--weights {form}", "--weights int8")
 
 
 def find_runtime(backend: str) -> Runtime:
@@ -160,12 +161,23 @@ def _is_small(model: ir.Model, node: QuantizedNode) -> bool:
     return tensor.size < _BIG
 
 
-def _refuse_older_gpus(form: CodeFormat, given: Sequence[str]) -> None:
+def refuse_older_gpus(form: CodeFormat, given: Sequence[str], asked: str, instead: str) -> None:
+    """Refuses target GPUs that do not have a number format.
+
+    Args:
+        form: The format.
+        given: The compute capabilities of the GPUs; empty: the builder's own, from 8.0 on.
+        asked: The option that asks for the format.
+        instead: The option that runs on all.
+
+    Raises:
+        UsageError: A GPU lacks it.
+    """
     first = ".".join(map(str, form.compute_capability))
     without = [item for item in given if tuple(map(int, item.split("."))) < form.compute_capability]
     if without or (not given and form.compute_capability > _OLDEST):
         raise UsageError(
-            f"--weights {form} needs GPUs of compute capability {first} or newer, and the engine is for "
+            f"{asked} needs GPUs of compute capability {first} or newer, and the engine is for "
             f"{', '.join(without) or '8.0 and newer'}; give --compute-capability {first}, or take "
-            f"--weights int8"
+            f"{instead}"
         )

@@ -137,7 +137,9 @@ def _quantized_weight(
     if rounding is None:
         codes = quantize_array(values, qparams)
     else:
-        codes = round_to(divide_by_scale(values, qparams), unpack(rounding, values.shape))
+        codes = round_to(
+            divide_by_scale(values, qparams), unpack(rounding, values.shape), weight.encoding.format
+        )
     inputs = [
         edit.add_constant(f"{weight.tensor}_quantized", codes),
         edit.add_constant(f"{weight.tensor}_scale", qparams.scale),

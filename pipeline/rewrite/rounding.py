@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trtq.calibrators.ranges import QMAX
 from trtq.errors import ArtifactError
+from trtq.pipeline.formats import INT8
+from trtq.pipeline.formats.codes import CodeFormat
 
 
 def hash_weight(weight: NDArray[Any]) -> str:
@@ -44,20 +45,20 @@ def unpack(rounding: bytes, shape: tuple[int, ...]) -> NDArray[np.bool_]:
     return np.unpackbits(bits, count=size).astype(np.bool_).reshape(shape)
 
 
-def round_to(steps: NDArray[np.float64], moved: NDArray[np.bool_]) -> NDArray[np.int8]:
+def round_to(steps: NDArray[np.float64], moved: NDArray[np.bool_], form: CodeFormat = INT8) -> NDArray[Any]:
     """Returns the nearest codes, and where `moved` says so the ones on the other side of the value.
 
     Args:
         steps: The weight divided by its scales, any shape.
         moved: The same shape.
+        form: Of the codes.
     """
-    nearest = np.clip(np.rint(steps), -QMAX, QMAX)
-    other = np.clip(nearest + np.sign(steps - nearest), -QMAX, QMAX)
-    return np.where(moved, other, nearest).astype(np.int8)
+    nearest = form.round_steps(steps)
+    return np.where(moved, form.round_away(steps, nearest), nearest).astype(form.array_dtype)
 
 
 def choose_roundings(
-    steps: NDArray[np.float64], gram: NDArray[np.float64], most_sweeps: int
+    steps: NDArray[np.float64], gram: NDArray[np.float64], most_sweeps: int, form: CodeFormat = INT8
 ) -> NDArray[np.bool_]:
     """Returns which weights to round to the farther code, so that the products with the data change least.
 
@@ -70,16 +71,17 @@ def choose_roundings(
         steps: The weight divided by its scales, shape (groups, rows, inputs).
         gram: X^T X of the data, damped, shape (groups, inputs, inputs).
         most_sweeps: How often each weight is looked at.
+        form: Of the codes.
     """
-    nearest = np.clip(np.rint(steps), -QMAX, QMAX)
-    codes, other = nearest.copy(), nearest + np.sign(steps - nearest)
+    nearest = form.round_steps(steps)
+    codes, other = nearest.copy(), form.round_away(steps, nearest)
     slope = (codes - steps) @ gram
     for _ in range(most_sweeps):
         any_changed = False
         for place in range(steps.shape[-1]):
             change = other[..., place] - codes[..., place]
             gain = change * (2 * slope[..., place] + change * gram[:, None, place, place])
-            groups, rows = np.nonzero((gain < 0) & (np.abs(other[..., place]) <= QMAX))
+            groups, rows = np.nonzero(gain < 0)
             if not len(groups):
                 continue
             any_changed = True

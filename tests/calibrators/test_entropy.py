@@ -16,6 +16,10 @@ from trtq.calibrators.statistics import Histogram
 from trtq.errors import UsageError
 
 
+def _even(num_levels: int) -> NDArray[np.float64]:
+    return np.arange(num_levels + 1) / num_levels
+
+
 def _seen(values: object) -> Histogram:
     return counted(np.asarray(values, np.float32))
 
@@ -46,7 +50,7 @@ def test_the_example_of_the_slides() -> None:
     counts = np.array([1.0, 0, 2, 3, 5, 3, 1, 7])  # to 2 levels: 6 and 16, spread as 2 0 2 2 | 4 4 4 4
     logs = [math.log(ratio) for ratio in (1 / 2, 1.0, 3 / 2, 5 / 4, 3 / 4, 1 / 4, 7 / 4)]
     wanted = sum(count * log for count, log in zip([1, 2, 3, 5, 3, 1, 7], logs, strict=True)) / 22
-    assert measure_divergences(counts, 2)[-1] == pytest.approx(wanted, abs=1e-12)
+    assert measure_divergences(counts, _even(2), 2)[-1] == pytest.approx(wanted, abs=1e-12)
 
 
 @settings(max_examples=60, deadline=None)
@@ -57,7 +61,7 @@ def test_the_example_of_the_slides() -> None:
 def test_divergences_are_those_of_the_published_loop(counts: list[int], num_levels: int) -> None:
     values = np.array(counts, np.float64)
     wanted = [_published(values, num_levels, size) for size in range(num_levels, len(counts) + 1)]
-    np.testing.assert_allclose(measure_divergences(values, num_levels), wanted, atol=1e-9)
+    np.testing.assert_allclose(measure_divergences(values, _even(num_levels), num_levels), wanted, atol=1e-9)
 
 
 @pytest.mark.parametrize("name", ["normal", "one-sided", "gaps", "spike"])
@@ -71,22 +75,22 @@ def test_divergences_of_the_real_size_are_those_of_the_published_loop(name: str)
     elif name == "spike":
         values[:4000] = 6.0
     counts = _seen(values).linear(2048)
-    found = measure_divergences(counts, 128)
+    found = measure_divergences(counts, _even(128), 128)
     assert found.shape == (1921,)
     every = slice(0, None, 320)  # the loop is slow; this has the first and the last
     wanted = [_published(counts, 128, size) for size in range(128, 2049)[every]]
     np.testing.assert_allclose(found[every], wanted, atol=1e-9)
-    np.testing.assert_array_equal(measure_divergences(counts, 128, 2000), found[2000 - 128 :])
+    np.testing.assert_array_equal(measure_divergences(counts, _even(128), 2000), found[2000 - 128 :])
 
 
 def test_no_clip_loses_nothing_when_every_level_has_one_bin() -> None:
     counts = np.array([3.0, 1, 4, 1, 5])
-    assert measure_divergences(counts, 5).tolist() == pytest.approx([0.0], abs=1e-12)
+    assert measure_divergences(counts, _even(5), 5).tolist() == pytest.approx([0.0], abs=1e-12)
 
 
 def test_a_clip_that_leaves_nothing_is_never_the_best() -> None:
     counts = np.array([0.0, 0, 0, 0, 5, 9])
-    assert measure_divergences(counts, 2)[:3].tolist() == [math.inf] * 3
+    assert measure_divergences(counts, _even(2), 2)[:3].tolist() == [math.inf] * 3
     histogram = _seen(np.linspace(5.5, 6.0, 1000))
     assert Entropy(max_clipped=1.0).amax(histogram) >= 5.5
 

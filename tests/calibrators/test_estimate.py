@@ -14,6 +14,7 @@ from trtq.calibrators import METHODS, Method
 from trtq.calibrators.cosine import Cosine
 from trtq.calibrators.entropy import Entropy
 from trtq.calibrators.estimate import describe, estimate
+from trtq.calibrators.levels import INT8_LEVELS, Levels
 from trtq.calibrators.minmax import MinMax
 from trtq.calibrators.mse import Mse
 from trtq.calibrators.percentile import Percentile
@@ -30,7 +31,7 @@ class Constant:
 
     value: ClassVar[float] = 1 / 3
 
-    def amax(self, histogram: Histogram) -> float:
+    def amax(self, histogram: Histogram, levels: Levels = INT8_LEVELS) -> float:
         return self.value
 
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from trtq.calibrators.entropy import Entropy, measure_divergences
+from trtq.calibrators.entropy import Entropy, find_edges, measure_divergences
+from trtq.calibrators.levels import INT8_LEVELS
 from trtq.calibrators.observe import observe
 from trtq.calibrators.sources import open_batches
 from trtq.calibrators.statistics import Statistics
@@ -72,6 +73,8 @@ def test_entropy_chooses_the_bin_that_it_chooses_of_the_values(seen: tuple[Stati
         assert np.abs(counts - wanted).sum() <= 1e-4 * wanted.sum(), name
         kept = np.cumsum(wanted)[method.num_levels - 1 :] >= (1 - method.max_clipped) * wanted.sum()
         kept[-1] = True
-        best = int(np.argmin(np.where(kept, measure_divergences(wanted, method.num_levels), np.inf)))
+        edges = find_edges(INT8_LEVELS, method.num_levels)
+        found = measure_divergences(wanted, edges, method.num_levels)
+        best = int(np.argmin(np.where(kept, found, np.inf)))
         amax = min((best + method.num_levels + 0.5) * width, histogram.amax)
         assert method.amax(histogram) == amax, name

@@ -13,6 +13,7 @@ from click.testing import CliRunner
 
 from trtq.calibrators import METHODS, create_method
 from trtq.calibrators.estimate import describe
+from trtq.calibrators.levels import INT8_LEVELS
 from trtq.calibrators.settings import read_spec
 from trtq.cli import options
 from trtq.models.option import setting
@@ -22,6 +23,7 @@ from trtq.pipeline.build.command import format_command
 from trtq.pipeline.engine.target import Target
 
 if TYPE_CHECKING:
+    from trtq.calibrators.levels import Levels
     from trtq.calibrators.statistics import Histogram
     from trtq.pipeline.build.job import Job
 
@@ -38,7 +40,7 @@ class Share:
     share: float = setting(0.5)
     rounds: int = setting(3, is_hidden=True)
 
-    def amax(self, histogram: Histogram) -> float:
+    def amax(self, histogram: Histogram, levels: Levels = INT8_LEVELS) -> float:
         """Returns the share."""
         return self.share * histogram.amax
 

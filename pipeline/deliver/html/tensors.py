@@ -10,6 +10,8 @@ from trtq.calibrators import METHODS, Method, name_method
 from trtq.calibrators.estimate import describe
 from trtq.calibrators.mse import measure_squared_error
 from trtq.pipeline.deliver.html.page_data import Clip, PageData, TensorSummary
+from trtq.pipeline.formats import INT8, LAYER_FORMATS
+from trtq.pipeline.formats.codes import CodeFormat
 from trtq.workers import Threads
 
 if TYPE_CHECKING:
@@ -32,13 +34,14 @@ def summarize_tensors(statistics: Statistics, ranges: Ranges, own: Method) -> Pa
     methods = {**{name: method() for name, method in METHODS.items()}, asked: own}
     named = [(name, item) for name, item in statistics.histograms.items() if name in ranges.tensors]
     # A method is numpy, which lets go of the GIL in what takes long.
-    tensors = Threads().map(lambda one: _seen(*one, ranges.amax(one[0]), methods), named)
+    tensors = Threads().map(lambda one: _seen(*one, ranges, methods), named)
     return PageData(tuple(tensors), {name: describe(method) for name, method in methods.items()}, asked)
 
 
-def _seen(name: str, histogram: Histogram, used: float, methods: Mapping[str, Method]) -> TensorSummary:
+def _seen(name: str, histogram: Histogram, ranges: Ranges, methods: Mapping[str, Method]) -> TensorSummary:
     counts, width = histogram.exact(_MOST_BINS)
-    clip = _clipping(histogram)
+    form = LAYER_FORMATS[ranges.formats.get(name, INT8.name)]
+    clip = _clipping(histogram, form)
     has_values = bool(histogram.total)
     return TensorSummary(
         name=name,
@@ -48,12 +51,12 @@ def _seen(name: str, histogram: Histogram, used: float, methods: Mapping[str, Me
         zeros=histogram.zeros,
         counts=tuple(round(count) for count in counts) if histogram.amax else (),
         width=width,
-        used=clip(used),
-        methods={key: clip(method.amax(histogram)) for key, method in methods.items()},
+        used=clip(ranges.amax(name)),
+        methods={key: clip(method.amax(histogram, form)) for key, method in methods.items()},
     )
 
 
-def _clipping(histogram: Histogram) -> Callable[[float], Clip]:
+def _clipping(histogram: Histogram, form: CodeFormat) -> Callable[[float], Clip]:
     """Returns what tells of an amax what it costs."""
     values, weights = histogram.points(_POINTS_PER_OCTAVE)
     signal, total = float(weights @ values**2), histogram.total
@@ -61,7 +64,7 @@ def _clipping(histogram: Histogram) -> Callable[[float], Clip]:
     def clip(amax: float) -> Clip:
         if not values.size or amax <= 0:
             return Clip(amax, 0.0, None)
-        noise = measure_squared_error(values, weights, amax)
+        noise = measure_squared_error(values, weights, amax, form)
         beyond = float(weights[values > amax].sum()) / total
         return Clip(amax, beyond, 10 * math.log10(signal / noise) if noise > 0 else None)
 

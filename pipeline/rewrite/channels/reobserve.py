@@ -53,7 +53,7 @@ class Reobserver:
         seen = observe(made.model, list(made.names.values()), batches, control=self.control)
         found = []
         for method in self.methods:
-            tensors = estimate(seen, method).tensors
+            tensors = estimate(seen, method, levels=made.placement.formats).tensors
             channels = {
                 name: replace(ranges.channels[name], amax=tensors[renamed].amax)
                 for name, renamed in made.names.items()

@@ -21,7 +21,7 @@ from trtq.pipeline.engine.target import Target
 
 @click.command("build")
 @options.model_argument
-@options.take(Formats, "int8", "fp16")
+@options.take(Formats, "int8", "fp8", "fp16")
 @options.take(Target, "requantize")
 @options.spec_option
 @options.take_calibration()

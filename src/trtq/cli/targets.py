@@ -24,6 +24,7 @@ class Formats:
 
     Attributes:
         int8: Build an INT8 engine (the default without --weights).
+        fp8: Build an FP8 engine (E4M3), for GPUs of compute capability 8.9 and newer.
         fp16: Build the FP16 engine alone; with --int8 it changes nothing.
         weights: Store weights in fewer bits. Activations stay float, unless --int8 is given too: then
             convolutions and large products are INT8, and the other weights are stored in this format.
@@ -37,6 +38,7 @@ class Formats:
     """
 
     int8: bool = setting(False)
+    fp8: bool = setting(False)
     fp16: bool = setting(False)
     weights: str | None = setting(None)
     weight_method: str | None = setting(None)
@@ -97,8 +99,10 @@ def read_target(given: Given, usual: Target | None = None, *, is_int8: bool = Fa
 
 
 def _choose_precision(formats: Formats) -> Precision:
-    if formats.int8:
-        return "int8"
+    if formats.int8 and formats.fp8:
+        raise UsageError("--int8 and --fp8 contradict each other; give one of them")
+    if formats.int8 or formats.fp8:
+        return "int8" if formats.int8 else "fp8"
     return "weights" if formats.weights else "fp16" if formats.fp16 else "int8"
 
 

@@ -24,7 +24,7 @@ def test_a_workspace_may_be_any_number_of_bytes(workspace_bytes: int | None) -> 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"precision": "INT8"}, "precision must be one of int8, fp16, weights, got 'INT8'"),
+        ({"precision": "INT8"}, "precision must be one of int8, fp8, fp16, weights, got 'INT8'"),
         ({"high_precision": "fp8"}, "high_precision must be one of auto, fp16, bf16, fp32, got 'fp8'"),
         ({"quantization": "Q/DQ"}, "quantization must be one of auto, explicit, implicit, got 'Q/DQ'"),
         ({"op_types": ("Conv", "Relu")}, "'Relu' cannot be quantized; the types to quantize are Conv, Conv"),

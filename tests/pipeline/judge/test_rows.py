@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from trtq.calibrators.batches import Batches, Feed
 from trtq.calibrators.cross_entropy import CrossEntropy
 from trtq.calibrators.ranges import Range, Ranges
+from trtq.pipeline.formats import INT8
 from trtq.pipeline.judge.rows import (
     Logits,
     add_row_variants,
@@ -123,16 +124,16 @@ def test_a_multiple_gets_the_range_of_what_the_softmax_gets_divided(model_of: Mo
         x=rng.standard_normal((8, 4, 8)).astype(np.float32),
         m=np.where(rng.random((8, 1, 4)) < 0.3, np.float32(-3e38), np.float32(0)),
     )
-    amaxes = measure_row_amaxes(model, ["x", "b"], data)
+    amaxes = measure_row_amaxes(model, dict.fromkeys(["x", "b"], INT8), data)
     assert 0 < amaxes["b"] < 60
     rows = sample_rows(model, find_logits(model, ["x"]), data)["logits"]
     assert amaxes["x"] == pytest.approx(CrossEntropy().amax(rows) / 0.5)
-    assert measure_row_amaxes(model, ["a"], data) == {}
+    assert measure_row_amaxes(model, dict.fromkeys(["a"], INT8), data) == {}
 
 
 def test_a_dead_tensor_keeps_its_range(model_of: ModelOf) -> None:
     model = model_of("net (float[N, 4] x) => (float[N, 4] y) { y = Softmax (x) }")
-    assert measure_row_amaxes(model, ["x"], _batches(x=np.zeros((4, 4), np.float32))) == {}
+    assert measure_row_amaxes(model, {"x": INT8}, _batches(x=np.zeros((4, 4), np.float32))) == {}
 
 
 def test_the_variants_of_ranges_say_so() -> None:
