@@ -74,6 +74,8 @@ class Target:
             raise UsageError(
                 'the precision is "weights" if a weight scheme is given without INT8, and only then'
             )
+        if self.weights is not None and self.weights.in_products and self.form is None:
+            raise UsageError("W4A8 has activations of 8 bits; give --int8 or --fp8 with --w4a8")
         if self.high_precision == "bf16" and self.precision != "weights":
             raise UsageError(
                 "bf16 is for weights of fewer bits; other engines compute the rest in fp16 or fp32"

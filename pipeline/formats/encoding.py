@@ -20,6 +20,8 @@ class Encoding:
         is_dynamic: Whether the scales are found in each run; else they are constants.
         has_coded_scales: Whether the scales are held in 8 bits themselves (QLoRA, section 3).
         is_given: Whether the model brings the Q/DQ and its scale along.
+        stored: How a weight lies in the engine, which turns it into these codes in each run (W4A8); None: as
+            these codes.
     """
 
     format: CodeFormat
@@ -27,6 +29,7 @@ class Encoding:
     is_dynamic: bool = False
     has_coded_scales: bool = False
     is_given: bool = False
+    stored: Encoding | None = None
 
     @property
     def channel_axis(self) -> int | None:
@@ -49,6 +52,7 @@ class LayerScheme:
     weight: Encoding | None = None
 
     def __str__(self) -> str:
-        """Names the formats: "int8 x int8", "float x int4"."""
+        """Names the formats: "int8 x int8", "float x int4", "int8 x int4" where INT4 is turned into INT8."""
         formats = [str(encoding.format) for _, encoding in self.inputs] or ["float"]
-        return " x ".join([*formats, *([str(self.weight.format)] if self.weight is not None else [])])
+        weight = self.weight and (self.weight.stored or self.weight)
+        return " x ".join([*formats, *([str(weight.format)] if weight is not None else [])])

@@ -20,6 +20,8 @@ class WeightScheme:
         method: One of the format's methods: see `CodeFormat`.
         block_size: Elements to a scale, where the format has blocks.
         double_quantization: Whether NF4's block scales are held in 8 bits (QLoRA, section 3).
+        in_products: Whether products with quantized activations store their weight so too, and turn it into
+            the format of the activation in each run (W4A8).
         keep_sensitive: Whether layers with the usual sensitive names keep their precision: see `SENSITIVE`.
     """
 
@@ -27,6 +29,7 @@ class WeightScheme:
     method: str = "rtn"
     block_size: int = 64
     double_quantization: bool = False
+    in_products: bool = False
     keep_sensitive: bool = True
 
     def __post_init__(self) -> None:
@@ -46,6 +49,12 @@ class WeightScheme:
         if self.double_quantization and self.number_format.is_linear:
             able = " and ".join(name for name, item in WEIGHT_FORMATS.items() if not item.is_linear)
             raise UsageError(f"double quantization is for {able}, not for {self.format}")
+
+        if self.in_products and (self.format, self.method) != ("int4", "mse"):
+            raise UsageError(
+                f"W4A8 stores weights as int4, with clips by mse, not as {self.format} by {self.method}; "
+                f"leave --weights and --weight-method out, or --w4a8"
+            )
 
     @property
     def needs_data(self) -> bool:

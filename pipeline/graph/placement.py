@@ -87,7 +87,8 @@ class QuantizedNode:
 
 def _describe(encoding: Encoding) -> tuple[object, ...]:
     form = encoding.format
-    flags = encoding.is_dynamic, encoding.is_given, encoding.has_coded_scales
+    stored = None if encoding.stored is None else _describe(encoding.stored)
+    flags = encoding.is_dynamic, encoding.is_given, encoding.has_coded_scales, stored
     return form.name, form.lowest, form.largest, str(encoding.granularity), *flags
 
 
@@ -132,10 +133,16 @@ class Placement:
         return tuple(node for node in self.quantized if not node.activations)
 
     @property
+    def has_few_bits(self) -> bool:
+        """Whether a weight is stored in fewer bits than it is computed with."""
+        weights = (node.scheme.weight for node in self.quantized)
+        return bool(self.weights_alone) or any(weight and weight.stored for weight in weights)
+
+    @property
     def min_opset(self) -> int:
         """The first opset that holds the formats; 21 where the scales of a weight lie along several axes."""
         weights = [node.scheme.weight for node in self.quantized if node.scheme.weight is not None]
-        if any(isinstance(weight.granularity, PerToken | PerBlock) for weight in weights):
+        if any(weight.stored or isinstance(weight.granularity, PerToken | PerBlock) for weight in weights):
             return 21
         held = (*self.encodings.values(), *weights)
         return max((encoding.format.first_opset for encoding in held), default=13)

@@ -65,6 +65,8 @@ def quantize(
         if ranges.model_sha256 != graph.sha256:
             watcher.warn(f"the ranges were calibrated for another file than {graph.path}")
         placement = place_layers(graph, spec, target, watcher)
+    elif target.weights is not None and target.weights.in_products:
+        raise UsageError("W4A8 has activations of 8 bits; give --ranges of `trtq calibrate` with --w4a8")
     if target.weights is not None:
         by_matrix = target.backend != "tensorrt"  # where nobody has measured it
         placement = place_weights(graph, spec, target, placement, watcher, by_matrix=by_matrix)

@@ -28,6 +28,7 @@ from trtq.pipeline.rewrite.qparams import (
     quantize_array,
 )
 from trtq.pipeline.rewrite.rounding import hash_weight, round_to, unpack
+from trtq.pipeline.rewrite.weights.stored import add_stored, store
 
 
 def quantize(
@@ -132,22 +133,31 @@ def _quantized_weight(
     assert source.const_value is not None
     values = source.const_value.numpy()
     require_finite(values, weight.tensor)
-    qparams = _in_dtype_of(source, find_qparams(values, weight.encoding, ranges, scale_dtype))
-    rounding = ranges.roundings.get(hash_weight(values)) if ranges.roundings else None
+    stored = weight.encoding.stored and store(values, weight.encoding.stored, scale_dtype)
+    floats = stored.values if stored else values
+    qparams = _in_dtype_of(source, find_qparams(floats, weight.encoding, ranges, scale_dtype))
+    rounding = ranges.roundings.get(hash_weight(values)) if ranges.roundings and not stored else None
     if rounding is None:
-        codes = quantize_array(values, qparams)
+        codes = quantize_array(floats, qparams)
     else:
         codes = round_to(
             divide_by_scale(values, qparams), unpack(rounding, values.shape), weight.encoding.format
         )
-    inputs = [
-        edit.add_constant(f"{weight.tensor}_quantized", codes),
-        edit.add_constant(f"{weight.tensor}_scale", qparams.scale),
-        edit.add_constant(f"{weight.tensor}_zero_point", qparams.zero_point),
-    ]
+    scale = edit.add_constant(f"{weight.tensor}_scale", qparams.scale)
+    zero = edit.add_constant(f"{weight.tensor}_zero_point", qparams.zero_point)
     attributes = weight.encoding.granularity.attributes(values.shape)
-    output, first = f"{weight.tensor}_dequantized", edit.graph[0]
-    result = edit.insert("DequantizeLinear", inputs, attributes, like=source, output=output, before=first)
+    first, output = edit.graph[0], f"{weight.tensor}_quantized"
+    if stored:
+        inputs, dtype = [add_stored(edit, source, stored), scale, zero], weight.encoding.format.dtype
+        held = edit.insert(
+            "QuantizeLinear", inputs, attributes, like=source, dtype=dtype, output=output, before=first
+        )
+    else:
+        held = edit.add_constant(output, codes)
+    output = f"{weight.tensor}_dequantized"
+    result = edit.insert(
+        "DequantizeLinear", [held, scale, zero], attributes, like=source, output=output, before=first
+    )
     return _Weight(result, values, codes, qparams)
 
 

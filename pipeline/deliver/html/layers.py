@@ -11,6 +11,7 @@ import numpy as np
 from trtq.pipeline.deliver.html.page_data import LayerSummary
 from trtq.pipeline.formats.granularity import PerChannel, PerToken
 from trtq.pipeline.rewrite.qparams import choose_weight_qparams, quantize_array
+from trtq.pipeline.rewrite.weights.stored import store
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -41,20 +42,25 @@ def summarize_layers(model: ir.Model, placement: Placement) -> tuple[LayerSummar
 
 def weight_sqnr_db(weight: NDArray[Any], encoding: Encoding) -> float | None:
     """Returns 10 log10(sum w^2 / sum (w - q(w))^2) of a weight with FP32 scales; None if it is exact."""
-    axis, granularity = encoding.channel_axis, encoding.granularity
-    if isinstance(granularity, PerToken):
-        rows = np.moveaxis(weight, granularity.axis, -1).reshape(-1, weight.shape[granularity.axis])
-    else:
-        rows = weight.reshape(1, -1) if axis is None else np.moveaxis(weight, axis, 0)
-        rows = rows.reshape(rows.shape[0], -1)
-    by_row = replace(encoding, granularity=PerChannel(0))
+    held = weight if encoding.stored is None else store(weight, encoding.stored, "float32").values
+    rows, held = _in_rows(weight, encoding), _in_rows(held, encoding)
+    by_row = replace(encoding, granularity=PerChannel(0), stored=None)
     step = max(1, _ELEMENTS_AT_ONCE // max(rows.shape[1], 1))
     signal = noise = 0.0
     for start in range(0, rows.shape[0], step):
-        part = rows[start : start + step]
+        part = held[start : start + step]
         qparams = choose_weight_qparams(part, by_row, "float32")
-        values = part.astype(np.float64)
+        values = rows[start : start + step].astype(np.float64)
         error = values - qparams.decode(quantize_array(part, qparams))
         signal += float((values**2).sum())
         noise += float((error**2).sum())
     return 10 * math.log10(signal / noise) if signal > 0 and noise > 0 else None
+
+
+def _in_rows(weight: NDArray[Any], encoding: Encoding) -> NDArray[Any]:
+    """Returns the values that share a scale as rows."""
+    axis, granularity = encoding.channel_axis, encoding.granularity
+    if isinstance(granularity, PerToken):
+        return np.moveaxis(weight, granularity.axis, -1).reshape(-1, weight.shape[granularity.axis])
+    rows = weight.reshape(1, -1) if axis is None else np.moveaxis(weight, axis, 0)
+    return rows.reshape(rows.shape[0], -1)

@@ -30,6 +30,8 @@ class Formats:
             convolutions and large products are INT8, and the other weights are stored in this format.
         weight_method: For int4: round to nearest, clip for the least error, GPTQ or AWQ, which need data.
             None: mse.
+        w4a8: Store the weights of MatMul and Gemm as INT4 blocks and compute with INT8 activations (with
+            --fp8: FP8): each run turns the weights into 8 bits. Convolutions are INT8.
         block_size: For int4 and nf4: elements for each scale. A weight that it does not divide gets a half, a
             quarter and so on, down to 16. None: 64.
         double_quant: For nf4: store the scales in 8 bits.
@@ -42,6 +44,7 @@ class Formats:
     fp16: bool = setting(False)
     weights: str | None = setting(None)
     weight_method: str | None = setting(None)
+    w4a8: bool = setting(False)
     block_size: str = setting("")
     double_quant: bool = setting(False)
     quantize_sensitive: bool = setting(False)
@@ -66,7 +69,7 @@ weight_options = combine_options(
     take_one(Formats, "weights", kind=click.Choice(list(WEIGHT_FORMATS))),
     take_one(Formats, "weight_method", kind=click.Choice(WEIGHT_METHODS)),
     take_one(Formats, "block_size", kind=click.Choice([str(size) for size in BLOCK_SIZES])),
-    take(Formats, "double_quant", "quantize_sensitive"),
+    take(Formats, "w4a8", "double_quant", "quantize_sensitive"),
 )
 
 
@@ -82,6 +85,8 @@ def read_target(given: Given, usual: Target | None = None, *, is_int8: bool = Fa
         UsageError: There is no such target.
     """
     formats = given.apply(Formats(int8=is_int8))
+    if formats.w4a8:
+        formats = replace(formats, weights=formats.weights or "int4", int8=not formats.fp8)
     for change in given.find(Target, "high_precision") if formats.fp16 else ():
         if change.value not in ("auto", "fp16"):
             raise UsageError(
@@ -122,6 +127,7 @@ def _choose_weights(formats: Formats, given: Given) -> WeightScheme | None:
         formats.weight_method or ("mse" if "mse" in WEIGHT_FORMATS[form].methods else "rtn"),
         int(formats.block_size or 64),
         formats.double_quant,
+        formats.w4a8,
         not formats.quantize_sensitive,
     )
 

@@ -15,7 +15,10 @@ from trtq.pipeline.formats.scheme import WeightScheme
     ("arguments", "message"),
     [
         ({"format": "int3"}, "the weight format must be one of int8, fp8, int4, nf4, got 'int3'"),
-        ({"format": "int4", "method": "nope"}, "the weight method must be one of rtn, mse, gptq, awq, got 'nope'"),
+        (
+            {"format": "int4", "method": "nope"},
+            "the weight method must be one of rtn, mse, gptq, awq, got 'nope'",
+        ),
         ({"format": "int4", "block_size": 48}, "the block size must be one of 16, 32, 64, 128, 256, got 48"),
         ({"format": "int4", "block_size": 0}, "the block size must be one of 16, 32, 64, 128, 256, got 0"),
         (

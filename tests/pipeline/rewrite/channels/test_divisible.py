@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import onnx
@@ -51,11 +52,10 @@ KEEPS = {
 }
 
 
-def constants() -> dict[str, NDArray[np.generic]]:
+def constants() -> dict[str, Any]:
     weights = {name: random_array(16, 16) + np.float32(index) for index, name in enumerate("uv")}
     vectors = {name: np.abs(random_array(16)) + np.float32(0.5) for name in VECTORS}
-    numbers = {"two": np.float32(2), "zero": np.float32(0), "six": np.float32(6)}
-    axes = {"last": np.array([-1])}
+    numbers = {"two": np.float32(2), "zero": np.float32(0), "six": np.float32(6), "last": np.array([-1])}
     return {**weights, **vectors, **numbers, "g2": random_array(5, 16), "w": random_array(16, 8)}
 
 
