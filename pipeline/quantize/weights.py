@@ -176,7 +176,7 @@ def report_weights(
 
 def _count_channel_bytes(weight: ChosenWeight, rest: FloatFormat) -> int:
     """Returns the size of the scales of the codes that a stored weight is turned into; 0 where it is not."""
-    codes = weight.readers[0].scheme.weight
+    codes = next((reader.scheme.weight for reader in weight.readers), None)
     if codes is None or codes.stored is None:
         return 0
     return math.prod(codes.granularity.scales_shape(weight.shape)) * rest.dtype.bitwidth // 8

@@ -86,7 +86,7 @@ def read_target(given: Given, usual: Target | None = None, *, is_int8: bool = Fa
     """
     formats = given.apply(Formats(int8=is_int8))
     if formats.w4a8:
-        formats = replace(formats, weights=formats.weights or "int4", int8=not formats.fp8)
+        formats = replace(formats, weights=formats.weights or "int4", int8=formats.int8 or not formats.fp8)
     for change in given.find(Target, "high_precision") if formats.fp16 else ():
         if change.value not in ("auto", "fp16"):
             raise UsageError(

@@ -29,6 +29,11 @@ from trtq.pipeline.formats.scheme import WeightScheme
             {"format": "int8", "method": "mse"},
             "the weight method mse is for int4, int8 weights have only rtn",
         ),
+        (
+            {"format": "int4", "method": "rtn", "in_products": True},
+            "W4A8 stores weights as int4, with clips by mse, not as int4 by rtn; leave --weights and "
+            "--weight-method out, or --w4a8",
+        ),
         ({"format": "int4", "double_quantization": True}, "double quantization is for nf4, not for int4"),
     ],
 )
