@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -16,12 +16,12 @@ _STEPS = 20
 """Exponents that are tried, from 0 on, as in the paper."""
 _SMALLEST = 1e-4
 """Inputs smaller than this share of the largest count as so large."""
-_MOST_COLUMNS = 512
+_MOST_COLUMNS = 256
 """Of a weight, that the search looks at: one is like another, and each costs the square of the inputs."""
 
 
 def search_scales(
-    weights: Sequence[tuple[NDArray[Any], int]],
+    weights: Iterable[tuple[NDArray[Any], int]],
     products: NDArray[np.float64],
     magnitudes: NDArray[np.float64],
     dtype: str,
@@ -34,7 +34,8 @@ def search_scales(
     no layer is run.
 
     Args:
-        weights: Each of shape (K, N), the axis that is summed over first, with its block size.
+        weights: Each of shape (K, N), the axis that is summed over first, with its block size; they are read
+            one after another.
         products: The Gram matrix of the inputs, damped so that few samples do not decide alone.
         magnitudes: The mean magnitude of each input, shape (K,).
         dtype: Which the scales of the blocks must survive: "float32", "float16" or "bfloat16".

@@ -70,8 +70,8 @@ def rescale_inputs(model: ir.Model, placement: Placement, batches: Batches, dtyp
         counts = np.diag(products).copy()
         value = values[source]
         if value.producer() is not None:
-            values_of = [_read(model, weight) for weight in weights]
-            found = search_scales(values_of, products, gram.magnitudes, dtype)
+            read = (_read(model, weight) for weight in weights)
+            found = search_scales(read, products, gram.magnitudes, dtype)
             if found is not None:
                 names[source] = _divide(edit, value, _readers(value, weights, taken), found, taken)
                 counts /= found**2

@@ -295,6 +295,9 @@ def test_tensorrt_computes_an_inserted_factor_within_its_neighbours(
     graph_of: GraphOf, build_rtx: Callable[..., dict[str, set[str]]]
 ) -> None:
     graph = attention(graph_of)
-    model = quantized(graph, data(8, 6, 64), "awq", FP16)
-    kernels = build_rtx(model, N=2)
-    assert sum("Int4" in dtypes for dtypes in kernels.values()) >= 4
+    plain, scaled = (
+        build_rtx(quantized(graph, data(8, 6, 64), method, FP16), N=2) for method in ("mse", "awq")
+    )
+    assert "Mul" in op_types(quantized(graph, data(8, 6, 64), "awq", FP16))
+    assert sum("Int4" in dtypes for dtypes in scaled.values()) >= 4
+    assert len(scaled) == len(plain)
