@@ -59,9 +59,12 @@ class Operand:
 
     @property
     def is_weight(self) -> bool:
-        """Whether it is a constant: codes, or floats that are quantized and dequantized."""
-        quantize = self.codes.producer()
-        source = quantize.inputs[0] if quantize is not None and quantize.op_type == QUANTIZE else self.codes
+        """Whether it is a constant: codes, or what is quantized and dequantized, perhaps twice (W4A8)."""
+        source: ir.Value | None = self.codes
+        while source is not None and (node := source.producer()) is not None:
+            if node.op_type not in (QUANTIZE, DEQUANTIZE):
+                return False
+            source = node.inputs[0]
         return source is not None and source.is_initializer()
 
     @property

@@ -19,8 +19,10 @@ from trtq.pipeline.formats.codes import CodeFormat
 from trtq.pipeline.formats.encoding import Encoding
 from trtq.pipeline.formats.granularity import PerBlock, PerChannel
 from trtq.pipeline.formats.scheme import WeightScheme
+from trtq.pipeline.graph.lint import lint
 from trtq.pipeline.graph.load import Graph
 from trtq.pipeline.graph.placement import Placement, place
+from trtq.pipeline.graph.quantized import find_quantized_layers
 from trtq.pipeline.judge.adaround import find_roundings
 from trtq.pipeline.judge.switchable import build_switchable
 from trtq.pipeline.rewrite.mixed import convert_floats
@@ -156,6 +158,19 @@ def test_all_layers_switched_on_compute_what_the_model_computes(
         f"trtq_switch_{index}": np.array(True) for index in (0, 1)
     }
     np.testing.assert_array_equal(outputs_of(switchable, feed=feed)[0], wanted)
+
+
+def test_such_a_model_is_taken_as_it_is(graph_of: GraphOf) -> None:
+    graph = network(graph_of)
+    model = quantize(graph.model, placed(graph), ranges())
+    assert lint(model) == ()
+    layers = find_quantized_layers(model)
+    assert [(layer.name, layer.weight_axis == layer.output_axis) for layer in layers] == [
+        ("first", True),
+        ("second", True),
+    ]
+    given = place(model)
+    assert (given.quantized, [node.reason for node in given.given]) == ((), ["it comes quantized"] * 2)
 
 
 def test_the_page_tells_how_near_the_stored_weight_is() -> None:
