@@ -14,6 +14,8 @@ from trtq.pipeline.formats.int4 import INT4
 
 _STEPS = 20
 """Exponents that are tried, from 0 on, as in the paper."""
+_LEAST_GAIN = 0.02
+"""The share of the error that scales must save: less may be none on other data, and is not worth a Mul."""
 _SMALLEST = 1e-4
 """Inputs smaller than this share of the largest count as so large."""
 _MOST_COLUMNS = 256
@@ -52,7 +54,7 @@ def search_scales(
     start = lose(np.ones(len(products)))
     found = [(lose(scale), index, scale) for index, scale in enumerate(_list_scales(magnitudes))]
     best, _, scale = min(found, default=(start, 0, np.ones(0)))
-    return scale if best < start else None
+    return scale if best < (1 - _LEAST_GAIN) * start else None
 
 
 def encode_by_importance(
