@@ -30,9 +30,9 @@ from trtq.pipeline.rewrite.weights.choose import choose_weights, group_by_weight
 from trtq.pipeline.rewrite.weights.rescaled import rescale_inputs
 
 WORK = Path(__file__).resolve().parent / ".work" / "models"
-MODELS = ("minilm_l3", "vit_s_focus", "ppocr_rec")
+MODELS = ("minilm_l3", "ppocr_rec", "vit_s_focus")
 METHODS = ("rtn", "mse", "gptq", "awq")
-NUM_SAMPLES, AT_A_TIME = 64, 8
+NUM_SAMPLES, AT_A_TIME = 32, 8
 Arrays = Mapping[str, NDArray[Any]]
 
 
@@ -51,8 +51,8 @@ def main() -> None:
     for name in given.only:
         result["models"][name] = measure(given.models / name)
         print(name, json.dumps(result["models"][name]), flush=True)
-    if given.output:
-        given.output.write_text(json.dumps(result, indent=1) + "\n")
+        if given.output:
+            given.output.write_text(json.dumps(result, indent=1) + "\n")
 
 
 def measure(folder: Path) -> dict[str, Any]:
