@@ -20,17 +20,17 @@ class WeightScheme:
         method: One of the format's methods: see `CodeFormat`.
         block_size: Elements to a scale, where the format has blocks.
         double_quantization: Whether NF4's block scales are held in 8 bits (QLoRA, section 3).
+        keep_sensitive: Whether layers with the usual sensitive names keep their precision: see `SENSITIVE`.
         in_products: Whether products with quantized activations store their weight so too, and turn it into
             the format of the activation in each run (W4A8).
-        keep_sensitive: Whether layers with the usual sensitive names keep their precision: see `SENSITIVE`.
     """
 
     format: str
     method: str = "rtn"
     block_size: int = 64
     double_quantization: bool = False
-    in_products: bool = False
     keep_sensitive: bool = True
+    in_products: bool = False
 
     def __post_init__(self) -> None:
         for name, value, choices in (

@@ -127,8 +127,8 @@ def _choose_weights(formats: Formats, given: Given) -> WeightScheme | None:
         formats.weight_method or ("mse" if "mse" in WEIGHT_FORMATS[form].methods else "rtn"),
         int(formats.block_size or 64),
         formats.double_quant,
-        formats.w4a8,
         not formats.quantize_sensitive,
+        formats.w4a8,
     )
 
 
