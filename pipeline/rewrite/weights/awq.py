@@ -18,7 +18,7 @@ _LEAST_GAIN = 0.02
 """The share of the error that scales must save: less may be none on other data, and is not worth a Mul."""
 _SMALLEST = 1e-4
 """Inputs smaller than this share of the largest count as so large."""
-_MOST_COLUMNS = 256
+_MOST_COLUMNS = 128
 """Of a weight, that the search looks at: one is like another, and each costs the square of the inputs."""
 
 
