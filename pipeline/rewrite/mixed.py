@@ -74,7 +74,8 @@ def quantize_graph(
         DataError: The data does not fit.
     """
     importance: Mapping[str, NDArray[np.float64]] = {}
-    if weights.method == "awq" and weights.batches is not None:
+    if weights.method == "awq":
+        assert weights.batches is not None
         found = rescale_inputs(graph.model, placement, weights.batches, rest.array_dtype.name)
         graph, placement, importance = replace(graph, model=found.model), found.placement, found.importance
         ranges, floats = ranges and found.rename_ranges(ranges), None

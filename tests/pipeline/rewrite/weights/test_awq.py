@@ -233,7 +233,7 @@ def test_weights_of_another_file_are_scaled_when_they_are_written(
     late = Graph(ir.load(tmp_path / "large.onnx"), tmp_path / "large.onnx", "")
     made = rescaled(late, data(64, 64))
     kinds = [type(value.const_value) for value in made.model.graph.initializers.values()]
-    assert kinds.count(ir.LazyTensor) >= 4
+    assert kinds.count(ir.LazyTensor) >= 3
     feed = {"x": random(16, 64, seed=7)}
     for rest in (FP32, FP16):
         save(quantized(late, data(64, 64), "awq", rest), tmp_path / "small.onnx")
