@@ -15,6 +15,7 @@ from trtq.pipeline.formats.blocks import choose_block_size
 from trtq.pipeline.formats.encoding import Encoding, LayerScheme
 from trtq.pipeline.formats.granularity import Granularity, PerBlock
 from trtq.pipeline.formats.scheme import WeightScheme
+from trtq.pipeline.graph.operands import find_operand
 from trtq.pipeline.graph.placement import (
     Placement,
     QuantizedNode,
@@ -212,6 +213,8 @@ def _granularity(
         return unequal or choose_granularity(output)
     if node.op_type == "Conv":
         return "TensorRT has no INT4 or NF4 for convolutions"
+    if node.op_type in _PRODUCTS and find_operand(node.inputs[1 - place]) is not None:
+        return "its activation comes quantized, beside which TensorRT computes blocks wrongly"
     if rank != 2 or output is None:
         return f"its weight has {rank} axes, blocks need 2"
     return PerBlock(1 - output, scheme.block_size)

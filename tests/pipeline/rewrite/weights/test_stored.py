@@ -27,7 +27,7 @@ from trtq.pipeline.judge.adaround import find_roundings
 from trtq.pipeline.judge.switchable import build_switchable
 from trtq.pipeline.rewrite.mixed import convert_floats
 from trtq.pipeline.rewrite.qdq import quantize
-from trtq.pipeline.rewrite.weights.choose import choose_stored, group_stored
+from trtq.pipeline.rewrite.weights.choose import choose_stored, choose_weights, group_stored
 from trtq.pipeline.rewrite.weights.stored import store
 
 GraphOf = Callable[..., Graph]
@@ -171,6 +171,19 @@ def test_such_a_model_is_taken_as_it_is(graph_of: GraphOf) -> None:
     ]
     given = place(model)
     assert (given.quantized, [node.reason for node in given.given]) == ((), ["it comes quantized"] * 2)
+
+
+def test_blocks_do_not_stand_beside_an_activation_that_comes_quantized(graph_of: GraphOf) -> None:
+    text = """g (float[N, 64] x) => (float[N, 96] y) {
+      q = QuantizeLinear (x, s, z)
+      d = DequantizeLinear (q, s, z)
+      [fc] y = MatMul (d, w)
+    }"""
+    graph = graph_of(text, opset=21, s=np.float32(0.1), z=np.int8(0), w=random_array(64, 96))
+    found = choose_weights(graph.model, WeightScheme("int4"))
+    reason = "its activation comes quantized, beside which TensorRT computes blocks wrongly"
+    assert [(node.name, node.reason) for node in found.kept] == [("fc", reason)]
+    assert choose_weights(graph.model, WeightScheme("int8")).quantized
 
 
 def test_the_page_tells_how_near_the_stored_weight_is() -> None:
