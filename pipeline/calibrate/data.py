@@ -22,7 +22,7 @@ from trtq.models.spec import CalibrationSpec, ModelSpec
 from trtq.numbers import format_count
 from trtq.pipeline.engine.backend import Backend
 from trtq.pipeline.engine.target import Target
-from trtq.pipeline.formats import FP8, INT8
+from trtq.pipeline.formats import INT8
 from trtq.pipeline.graph.load import Graph
 from trtq.pipeline.graph.placement import Placement, QuantizedNode, find_unmatched, place
 from trtq.progress import Watcher
@@ -178,10 +178,7 @@ def place_layers(
         op_types=target.op_types,
         force=spec.layers.force,
         kept=kept or {},
-        by_matrix=is_split
-        and target.form is not FP8  # where nobody has measured it
-        and backend is not None
-        and backend.takes_scales_by_matrix,
+        by_matrix=is_split and backend is not None and backend.takes_scales_by_matrix,
     )
     placement = replace(placement, kept=(*placement.kept, *graph.unseen))
     if placement.layers and backend is not None and backend.overflows():

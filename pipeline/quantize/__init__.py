@@ -16,6 +16,7 @@ from trtq.pipeline.calibrate import load_to_quantize
 from trtq.pipeline.calibrate.data import find_shapes, open_calibration_data, place_layers
 from trtq.pipeline.engine.strategy import choose_rest
 from trtq.pipeline.engine.target import Target
+from trtq.pipeline.formats import INT8
 from trtq.pipeline.graph.load import raise_opset
 from trtq.pipeline.graph.pictures import tell_of_pictures
 from trtq.pipeline.graph.placement import Placement
@@ -65,6 +66,7 @@ def quantize(
         if ranges.model_sha256 != graph.sha256:
             watcher.warn(f"the ranges were calibrated for another file than {graph.path}")
         placement = place_layers(graph, spec, target, watcher)
+        _warn_of_formats(ranges, placement, watcher)
     elif target.weights is not None and target.weights.in_products:
         raise UsageError("W4A8 has activations of 8 bits; give --ranges of `trtq calibrate` with --w4a8")
     if target.weights is not None:
@@ -82,6 +84,17 @@ def quantize(
         graph, placement, ranges, rest=rest, keep_fp32=spec.layers.keep_fp32, weights=encoding
     )
     return _save_whole(mixed.model, Path(output))
+
+
+def _warn_of_formats(ranges: Ranges, placement: Placement, watcher: Watcher) -> None:
+    """Tells of a tensor that was calibrated for another number format than it now gets."""
+    for tensor, form in placement.formats.items():
+        if tensor in ranges.tensors and (found := ranges.formats.get(tensor, INT8.name)) != form.name:
+            watcher.warn(
+                f"the range of {tensor!r} was calibrated for {found.upper()}, and it is quantized to "
+                f"{form.name.upper()}; calibrate with --{form.name} to lose less"
+            )
+            return
 
 
 def _save_whole(model: ir.Model, output: Path) -> Path:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from trtq.calibrators.ranges import read_ranges
+from trtq.calibrators.ranges import Ranges, read_ranges
 from trtq.cli import options, targets
 from trtq.cli.console import ConsoleWatcher, open_console, print_json
 from trtq.cli.options import Given
@@ -14,7 +14,9 @@ from trtq.errors import UsageError
 from trtq.files import check_output
 from trtq.models.spec import CalibrationSpec, LayerSpec, QuantizationSpec
 from trtq.numbers import format_bytes
+from trtq.pipeline.engine.backend import Precision
 from trtq.pipeline.engine.target import Target
+from trtq.pipeline.formats import FP8
 from trtq.pipeline.formats.codes import DATA_METHODS
 from trtq.pipeline.quantize import quantize
 
@@ -22,11 +24,12 @@ from trtq.pipeline.quantize import quantize
 @click.command("quantize")
 @options.model_argument
 @options.take_path("--ranges", text="The ranges file of `trtq calibrate`. --weights alone does not need it.")
-@options.take_output("The file to write.  [default: MODEL.int8.onnx, MODEL.int4-weights.onnx]")
+@options.take_output("The file to write.  [default: MODEL.int8.onnx, MODEL.fp8.onnx, ...]")
 @options.spec_option
 @options.take(QuantizationSpec, "weight_granularity")
 @options.take(LayerSpec)
 @options.take(Target, "op_types")
+@targets.fp8_option
 @targets.high_precision_option
 @targets.weight_options
 @options.take(CalibrationSpec, "data", "batch_size", "samples")
@@ -45,10 +48,12 @@ def command(
 
     \b
       trtq quantize model.onnx --ranges ranges.json --output model.int8.onnx
+      trtq quantize model.onnx --ranges ranges.json --fp8
       trtq quantize model.onnx --weights int4
       trtq quantize model.onnx --weights int4 --weight-method awq --calib-data calib.npz
     """
-    target = targets.read_target(given, is_int8=ranges is not None)
+    found = read_ranges(ranges) if ranges is not None else None
+    target = targets.read_target(given, precision=_find_precision(found))
     if ranges is None and target.weights is None:
         raise UsageError("give --ranges of `trtq calibrate`, or --weights")
     reads_data = target.weights is not None and target.weights.needs_data
@@ -62,7 +67,7 @@ def command(
     with ConsoleWatcher(quiet=quiet) as watcher:
         written = quantize(
             model,
-            read_ranges(ranges) if ranges is not None else None,
+            found,
             output,
             spec=spec,
             target=target,
@@ -72,3 +77,10 @@ def command(
         print_json({"path": str(written), "bytes": written.stat().st_size})
     elif not quiet:
         open_console().print(f"written to {written}  {format_bytes(written.stat().st_size)}", soft_wrap=True)
+
+
+def _find_precision(ranges: Ranges | None) -> Precision | None:
+    """Returns the precision that ranges were calibrated for; None without ranges."""
+    if ranges is None:
+        return None
+    return "fp8" if FP8.name in ranges.formats.values() else "int8"

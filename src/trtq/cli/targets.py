@@ -64,6 +64,9 @@ def take_shapes(kind: str, word: str) -> Decorator:
     )
 
 
+fp8_option = take_one(
+    Formats, "fp8", text="FP8 (E4M3) instead of INT8, for GPUs of compute capability 8.9 and newer."
+)
 high_precision_option = take_one(Target, "high_precision", "--high-precision", "--compute-dtype")
 weight_options = combine_options(
     take_one(Formats, "weights", kind=click.Choice(list(WEIGHT_FORMATS))),
@@ -73,26 +76,28 @@ weight_options = combine_options(
 )
 
 
-def read_target(given: Given, usual: Target | None = None, *, is_int8: bool = False) -> Target:
+def read_target(given: Given, usual: Target | None = None, *, precision: Precision | None = None) -> Target:
     """Returns the target that is asked for.
 
     Args:
         given: What the options say.
         usual: What holds where they say nothing.
-        is_int8: Whether it is INT8 without the option --int8.
+        precision: That of the layers where no option says it; None: INT8, or float with --weights.
 
     Raises:
         UsageError: There is no such target.
     """
-    formats = given.apply(Formats(int8=is_int8))
+    formats = given.apply(Formats())
     if formats.w4a8:
-        formats = replace(formats, weights=formats.weights or "int4", int8=formats.int8 or not formats.fp8)
+        formats = replace(formats, weights=formats.weights or "int4")
     for change in given.find(Target, "high_precision") if formats.fp16 else ():
         if change.value not in ("auto", "fp16"):
             raise UsageError(
                 f"--fp16 and --high-precision {change.value} contradict each other; give one of them"
             )
-    precision, weights = _choose_precision(formats), _choose_weights(formats, given)
+    is_float = formats.weights is not None and not formats.w4a8
+    precision = _choose_precision(formats) or precision or ("weights" if is_float else "int8")
+    weights = _choose_weights(formats, given)
     target = given.apply(replace(usual or Target(), precision=precision, weights=weights))
     return replace(
         target,
@@ -103,12 +108,13 @@ def read_target(given: Given, usual: Target | None = None, *, is_int8: bool = Fa
     )
 
 
-def _choose_precision(formats: Formats) -> Precision:
+def _choose_precision(formats: Formats) -> Precision | None:
+    """Returns the precision that an option names."""
     if formats.int8 and formats.fp8:
         raise UsageError("--int8 and --fp8 contradict each other; give one of them")
     if formats.int8 or formats.fp8:
         return "int8" if formats.int8 else "fp8"
-    return "weights" if formats.weights else "fp16" if formats.fp16 else "int8"
+    return "fp16" if formats.fp16 and not formats.weights else None
 
 
 def _choose_weights(formats: Formats, given: Given) -> WeightScheme | None:
