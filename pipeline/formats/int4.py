@@ -36,8 +36,8 @@ class _Int4(CodeFormat):
             blocks: Shape (outer, block, inner).
             dtype: Which the scales must survive.
             method: "rtn" or another.
-            importance: What the products of two errors in a block count: positive definite matrices, shape
-                (outer, block, block); None: squares alone count, and all the same.
+            importance: What the squared error of each weight counts, shape (outer, block, 1), none negative;
+                None: all count the same.
         """
         if method == "rtn":
             return super().block_scales(blocks, dtype, method)
@@ -50,12 +50,12 @@ class _Int4(CodeFormat):
             np.multiply(steps, np.float32(1) / clip, out=codes)
             np.rint(codes, out=codes)
             np.clip(codes, self.lowest, self.largest, out=codes)
-            counted = codes if importance is None else importance @ codes
+            counted = codes if importance is None else codes * importance
             product = np.einsum("obi,obi->oi", counted, steps)
             square = np.maximum(np.einsum("obi,obi->oi", counted, codes), _LEAST)
             ratio = product / square
             explained = ratio * product
-            better = (explained > most) & (product >= 0)
+            better = explained > most
             np.copyto(most, explained, where=better)
             np.copyto(best, ratio, where=better)
         return round_scales_up(best * widest, dtype)

@@ -51,7 +51,7 @@ def quantize_weights(
         method: How they are encoded: one of the format's.
         runtime: For ONNX Runtime, NF4 products are MatMulBnb4.
         known: Codes that were found already (GPTQ), by the weight's name.
-        importance: How the inputs of a weight's blocks depend on each other (AWQ), by the weight's name.
+        importance: What an error in each input of a weight counts (AWQ), by the weight's name.
     """
     result = model.clone()
     result.ir_version = max(result.ir_version, 10)  # the first with INT4

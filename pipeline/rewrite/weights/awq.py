@@ -45,11 +45,11 @@ def search_scales(
     Returns:
         float64, shape (K,), positive; the product of the largest and the smallest is 1.
     """
-    single = products.astype(np.float32)
+    importance, single = np.diag(products), products.astype(np.float32)
     samples = [(_sample_columns(weight), size) for weight, size in weights]
 
     def lose(scale: NDArray[np.float64]) -> float:
-        return sum(_lose(weight, scale, single, size, dtype) for weight, size in samples)
+        return sum(_lose(weight, scale, single, importance, size, dtype) for weight, size in samples)
 
     start = lose(np.ones(len(products)))
     found = [(lose(scale), index, scale) for index, scale in enumerate(_list_scales(magnitudes))]
@@ -64,39 +64,20 @@ def encode_by_importance(
 
     Args:
         weight: Any float dtype, shape (K, N): the axis that is summed over first.
-        importance: Of `take_blocks`: a clip is judged by the product of its block with the data, as AWQ does
-            (section 4).
+        importance: What a squared error in each row counts, shape (K,), positive: the diagonal of the Gram
+            matrix, with which AWQ searches its clips too (section 4).
         block_size: Rows to a scale; divides K. The scales have the shape (K / block_size, N).
         dtype: Which the scales must survive.
     """
     length, width = weight.shape
     blocks = weight.reshape(length // block_size, block_size, width)
-    counts = (importance / np.einsum("oii->oi", importance).mean()).astype(np.float32)
+    counts = (importance / importance.mean()).astype(np.float32).reshape(-1, block_size, 1)
     codes, scales = np.empty(blocks.shape, np.int8), np.empty((len(blocks), width), np.float32)
     for part in iterate_pieces((len(blocks), block_size, width)):
         values = blocks[part].astype(np.float32, copy=False)
         found = scales[part[0], part[2]] = INT4.block_scales(values, dtype, "awq", counts[part[0]])
         codes[part] = INT4.codes_of(values, found[:, None])
     return codes.reshape(weight.shape), scales
-
-
-def take_blocks(
-    products: NDArray[np.float64], block_size: int, scale: NDArray[np.float64] | None = None
-) -> NDArray[np.float64]:
-    """Returns how the inputs of each block depend on each other: shape (blocks, block_size, block_size).
-
-    Args:
-        products: The Gram matrix, shape (K, K).
-        block_size: Divides K.
-        scale: By what the inputs are divided, shape (K,); None: by nothing.
-    """
-    number = len(products) // block_size
-    index = np.arange(number)
-    blocks = products.reshape(number, block_size, number, block_size)[index, :, index]
-    if scale is None:
-        return blocks
-    parts = scale.reshape(number, block_size)
-    return np.asarray(blocks / (parts[:, :, None] * parts[:, None, :]))
 
 
 def _list_scales(magnitudes: NDArray[np.float64]) -> Iterator[NDArray[np.float64]]:
@@ -114,13 +95,13 @@ def _lose(
     weight: NDArray[np.float32],
     scale: NDArray[np.float64],
     products: NDArray[np.float32],
+    importance: NDArray[np.float64],
     block_size: int,
     dtype: str,
 ) -> float:
     """Returns the squared error of the outputs."""
     column = scale.astype(np.float32)[:, None]
-    importance = take_blocks(products.astype(np.float64, copy=False), block_size, scale)
-    codes, scales = encode_by_importance(weight * column, importance, block_size, dtype)
+    codes, scales = encode_by_importance(weight * column, importance / scale**2, block_size, dtype)
     error = codes * np.repeat(scales, block_size, 0) / column - weight
     return float(np.vdot(error, products @ error))
 

@@ -15,7 +15,7 @@ from trtq.pipeline.graph.edit import GraphEditor, map_values
 from trtq.pipeline.graph.placement import Placement
 from trtq.pipeline.rewrite.channels.divisible import find_divisible
 from trtq.pipeline.rewrite.channels.rescale import rename, rescale_tensor
-from trtq.pipeline.rewrite.weights.awq import search_scales, take_blocks
+from trtq.pipeline.rewrite.weights.awq import search_scales
 from trtq.pipeline.rewrite.weights.choose import ChosenWeight, group_by_weight
 from trtq.pipeline.rewrite.weights.gram import iterate_inputs, read_weight
 
@@ -27,7 +27,7 @@ class RescaledInputs:
     Attributes:
         model: The graph.
         placement: Of the graph.
-        importance: How the inputs of each block depend on each other (`take_blocks`), by the weight's name.
+        importance: What a squared error in each input of a weight counts, by the weight's name: shape (K,).
         names: Of the rescaled activations, by what each was called before.
     """
 
@@ -67,14 +67,15 @@ def rescale_inputs(model: ir.Model, placement: Placement, batches: Batches, dtyp
     names: dict[str, str] = {}
     for source, weights, gram in iterate_inputs(model, group_by_weight(model, placement), batches):
         products = gram.damped()
-        scale, value = None, values[source]
+        counts = np.diag(products).copy()
+        value = values[source]
         if value.producer() is not None:
             read = (_read(model, weight) for weight in weights)
-            scale = search_scales(read, products, gram.magnitudes, dtype)
-            if scale is not None:
-                names[source] = _divide(edit, value, _readers(value, weights, taken), scale, taken)
-        counts = take_blocks(products, weights[0].blocks.size, scale)
-        for weight in weights:  # of as many inputs, and so in blocks of one size
+            found = search_scales(read, products, gram.magnitudes, dtype)
+            if found is not None:
+                names[source] = _divide(edit, value, _readers(value, weights, taken), found, taken)
+                counts /= found**2
+        for weight in weights:
             node = nodes[weight.readers[0].name]
             importance[str(node.inputs[1].name)] = counts  # type: ignore[union-attr]
     edit.drop_unused()
