@@ -13,6 +13,8 @@ import onnx_ir as ir
 from trtq.errors import ModelError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from numpy.typing import NDArray
 
 FLOAT_TYPES = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
@@ -38,6 +40,33 @@ def read_values(tensor: ir.TensorProtocol) -> NDArray[Any]:
     if raw.size != tensor.nbytes:
         raise ModelError(f"the weights of {tensor.name!r} end early in {tensor.path}; it has been changed")
     return raw.view(tensor.dtype.numpy()).reshape(tensor.shape.numpy())
+
+
+def is_read_late(tensor: ir.TensorProtocol | None) -> bool:
+    """Returns whether a constant is not in memory: it lies in another file, or is made when it is read."""
+    return isinstance(tensor, ir.ExternalTensor | ir.LazyTensor)
+
+
+def map_tensor(
+    tensor: ir.TensorProtocol,
+    change: Callable[[NDArray[Any]], NDArray[Any]],
+    dtype: ir.DataType | None = None,
+) -> ir.TensorProtocol:
+    """Returns a constant of the same shape with changed values, made when it is read if the old one is.
+
+    Args:
+        tensor: The constant.
+        change: From its values to those of the new one.
+        dtype: Of the new one; None: that of the old one. The values are cast to it.
+    """
+    kind = dtype or tensor.dtype
+
+    def make() -> ir.TensorProtocol:
+        return ir.tensor(np.asarray(change(read_values(tensor))).astype(kind.numpy()), name=tensor.name)
+
+    if is_read_late(tensor):
+        return ir.LazyTensor(make, kind, ir.Shape(tensor.shape.numpy()), name=tensor.name)
+    return make()
 
 
 def require_finite(values: NDArray[Any], name: str) -> None:

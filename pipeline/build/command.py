@@ -64,6 +64,7 @@ def _list_weights(scheme: WeightScheme | None) -> Iterator[str]:
     if scheme.number_format.block_sizes:
         yield from ("--block-size", str(scheme.block_size))
     yield from ("--double-quant",) if scheme.double_quantization else ()
+    yield from ("--w4a8",) if scheme.in_products else ()
     yield from () if scheme.keep_sensitive else ("--quantize-sensitive",)
 
 

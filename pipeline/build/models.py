@@ -18,7 +18,7 @@ from trtq.pipeline.deliver.report import WeightsReport
 from trtq.pipeline.formats import FP16
 from trtq.pipeline.quantize.weights import find_runtime, report_weights
 from trtq.pipeline.rewrite.mixed import MixedModel, WeightEncoding, convert_floats, quantize_graph
-from trtq.pipeline.rewrite.weights.choose import group_by_weight
+from trtq.pipeline.rewrite.weights.choose import group_stored
 from trtq.progress import Log
 from trtq.records import GIVEN
 
@@ -107,7 +107,7 @@ def _quantize(job: Job, ranges: Ranges | None, baseline: MixedModel) -> MixedMod
 
 def report_job_weights(job: Job) -> WeightsReport | None:
     """Returns what the report says of weights in few bits; None if there are none."""
-    chosen = group_by_weight(job.graph.model, job.placement)
+    chosen = group_stored(job.graph.model, job.placement)
     if not chosen:
         return None
     return report_weights(chosen, job.target, backend=job.backend.name, rest=job.strategy.graph_float)

@@ -110,7 +110,7 @@ def complete_job(job: Job, watcher: Watcher, *, random_data: bool) -> Job:
     target, placement = job.target, place_job(job, watcher)
     if not job.has_given:
         refuse_other_formats(job.graph, target, placement)
-    if target.weights is not None and not placement.weights_alone:
+    if target.weights is not None and not placement.has_few_bits:
         watcher.warn("no weight can be stored in fewer bits; the report tells why")
     if not (job.has_given or placement.layers) and target.form is not None and target.weights is None:
         watcher.warn("no layer can be quantized; the report tells why")

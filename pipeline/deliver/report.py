@@ -112,7 +112,7 @@ class WeightsReport:
 
     Attributes:
         format: "int8", "fp8", "int4" or "nf4".
-        method: "rtn", "mse" or "gptq".
+        method: "rtn", "mse", "gptq" or "awq".
         block_size: Elements to a scale, the largest that a weight has; None for INT8.
         num_weights: How many weights are stored in fewer bits.
         bytes_float: Their size before, in FP32.

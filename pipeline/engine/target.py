@@ -83,6 +83,8 @@ class Target:
             raise UsageError(
                 'the precision is "weights" if a weight scheme is given without INT8, and only then'
             )
+        if self.weights is not None and self.weights.in_products and self.form is None:
+            raise UsageError("W4A8 has activations of 8 bits; give --int8 or --fp8 with --w4a8")
         if self.high_precision == "bf16" and self.precision != "weights":
             raise UsageError(
                 "bf16 is for weights of fewer bits; other engines compute the rest in fp16 or fp32"
@@ -153,7 +155,7 @@ class Target:
     @property
     def needs_data(self) -> bool:
         """Whether a float model is quantized with the help of data."""
-        return self.form is not None or (self.weights is not None and self.weights.method == "gptq")
+        return self.form is not None or (self.weights is not None and self.weights.needs_data)
 
     @property
     def min_opset(self) -> int:

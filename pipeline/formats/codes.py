@@ -16,6 +16,8 @@ from trtq.pipeline.formats.granularity import Granularity, PerBlock, PerChannel
 
 Codes = tuple[NDArray[Any], NDArray[np.float32]]
 """Codes of a tensor's shape, and scales of its granularity's."""
+DATA_METHODS = ("gptq", "awq")
+"""The methods that look at what the weights are multiplied with."""
 _GAINS = {
     "tensorrt": "TensorRT keeps {} weights and dequantizes them inside the product: less memory, and faster "
     "where reading the weights takes the time (small batches)",
@@ -33,8 +35,8 @@ class CodeFormat(Format):
         first_opset: The first opset that holds it, with a scale for each channel.
         block_sizes: How many weights may share a scale; empty: those of a whole channel do.
         methods: How weights can be encoded: "rtn" rounds to nearest, "mse" searches the clip of every block,
-            "gptq" makes up for each rounding in what is not rounded yet, and needs data; empty: it is for
-            layers whose activations are in it too.
+            "gptq" makes up for each rounding in what is not rounded yet, "awq" enlarges what large inputs
+            are multiplied with; both need data. Empty: it is for layers whose activations are in it too.
         compute_capability: The first that runs it.
         is_linear: Whether a code times its scale is the number, as DequantizeLinear has it.
         kernel_bytes: What an engine's kernel for such a weight takes: see `trtq.pipeline.plan`.
@@ -68,7 +70,7 @@ class CodeFormat(Format):
             values: Any float dtype; whole blocks along the axis of a `PerBlock`.
             granularity: Which of them share a scale.
             dtype: Which the scales must survive: "float32", "float16" or "bfloat16".
-            method: One of `methods`, but not "gptq", which takes data: then as "mse".
+            method: One of `methods`; those that take data are "mse" here.
         """
         if isinstance(granularity, PerBlock):
             return self._encode_blocks(values, granularity, dtype, method)

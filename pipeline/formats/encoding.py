@@ -21,6 +21,8 @@ class Encoding:
         has_coded_scales: Whether the scales are held in 8 bits themselves (QLoRA, section 3).
         is_given: Whether the model brings the Q/DQ and its scale along.
         amax: The largest magnitude of what is quantized, where that is known without any data.
+        stored: How a weight lies in the engine, which turns it into these codes in each run (W4A8); None: as
+            these codes.
     """
 
     format: CodeFormat
@@ -29,6 +31,7 @@ class Encoding:
     has_coded_scales: bool = False
     is_given: bool = False
     amax: float | None = None
+    stored: Encoding | None = None
 
     @property
     def needs_range(self) -> bool:
@@ -62,9 +65,10 @@ class LayerScheme:
         return frozenset(item.format for item in (*(item for _, item in self.inputs), *weights))
 
     def __str__(self) -> str:
-        """Names the formats: "int8 x int8", "float x int4"."""
+        """Names the formats: "int8 x int8", "float x int4", "int8 x int4" where INT4 is turned into INT8."""
         formats = [str(encoding.format) for _, encoding in self.inputs] or ["float"]
-        return " x ".join([*formats, *([str(self.weight.format)] if self.weight is not None else [])])
+        weight = self.weight and (self.weight.stored or self.weight)
+        return " x ".join([*formats, *([str(weight.format)] if weight is not None else [])])
 
     @property
     def form(self) -> CodeFormat:

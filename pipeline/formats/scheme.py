@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from trtq.errors import UsageError
 from trtq.pipeline.formats import WEIGHT_FORMATS, WEIGHT_METHODS
 from trtq.pipeline.formats.blocks import BLOCK_SIZES
-from trtq.pipeline.formats.codes import CodeFormat
+from trtq.pipeline.formats.codes import DATA_METHODS, CodeFormat
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +21,8 @@ class WeightScheme:
         block_size: Elements to a scale, where the format has blocks.
         double_quantization: Whether NF4's block scales are held in 8 bits (QLoRA, section 3).
         keep_sensitive: Whether layers with the usual sensitive names keep their precision: see `SENSITIVE`.
+        in_products: Whether products with quantized activations store their weight so too, and turn it into
+            the format of the activation in each run (W4A8).
     """
 
     format: str
@@ -28,6 +30,7 @@ class WeightScheme:
     block_size: int = 64
     double_quantization: bool = False
     keep_sensitive: bool = True
+    in_products: bool = False
 
     def __post_init__(self) -> None:
         for name, value, choices in (
@@ -46,6 +49,17 @@ class WeightScheme:
         if self.double_quantization and self.number_format.is_linear:
             able = " and ".join(name for name, item in WEIGHT_FORMATS.items() if not item.is_linear)
             raise UsageError(f"double quantization is for {able}, not for {self.format}")
+
+        if self.in_products and (self.format, self.method) != ("int4", "mse"):
+            raise UsageError(
+                f"W4A8 stores weights as int4, with clips by mse, not as {self.format} by {self.method}; "
+                f"leave --weights and --weight-method out, or --w4a8"
+            )
+
+    @property
+    def needs_data(self) -> bool:
+        """Whether the method looks at what the weights are multiplied with."""
+        return self.method in DATA_METHODS
 
     @property
     def number_format(self) -> CodeFormat:

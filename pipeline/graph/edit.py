@@ -11,7 +11,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from trtq.models.tensors import read_values
+from trtq.models.tensors import map_tensor
 
 _DTYPES = frozenset({"to", "output_dtype", "dtype", "output_datatype", "stash_type", "softmax_precision"})
 """The attributes that name a dtype."""
@@ -221,9 +221,4 @@ def _widen_attributes(node: ir.Node, narrow: Collection[ir.DataType]) -> None:
 
 
 def _widened(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
-    def read() -> ir.TensorProtocol:
-        return ir.tensor(read_values(tensor).astype(np.float32), name=tensor.name)
-
-    if isinstance(tensor, ir.ExternalTensor):
-        return ir.LazyTensor(read, ir.DataType.FLOAT, ir.Shape(tensor.shape.numpy()), name=tensor.name)
-    return read()
+    return map_tensor(tensor, lambda values: values, ir.DataType.FLOAT)

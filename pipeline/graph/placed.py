@@ -68,8 +68,9 @@ class QuantizedNode:
 
 def _describe(encoding: Encoding) -> tuple[object, ...]:
     form = encoding.format
+    stored = None if encoding.stored is None else _describe(encoding.stored)
     flags = encoding.is_dynamic, encoding.is_given, encoding.has_coded_scales, encoding.amax
-    return form.name, form.lowest, form.largest, str(encoding.granularity), *flags
+    return form.name, form.lowest, form.largest, str(encoding.granularity), *flags, stored
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,10 +117,18 @@ class Placement:
         return tuple(node for node in self.quantized if not node.activations)
 
     @property
+    def has_few_bits(self) -> bool:
+        """Whether a weight is stored in fewer bits than it is computed with."""
+        weights = (node.scheme.weight for node in self.quantized)
+        return bool(self.weights_alone) or any(weight and weight.stored for weight in weights)
+
+    @property
     def min_opset(self) -> int:
         """The first opset that holds the formats; 21 where the scales of a weight lie along several axes."""
         weights = [node.scheme.weight for node in self.quantized if node.scheme.weight is not None]
-        has_axes = any(isinstance(weight.granularity, PerToken | PerBlock) for weight in weights)
+        has_axes = any(
+            weight.stored or isinstance(weight.granularity, PerToken | PerBlock) for weight in weights
+        )
         held = (*(encoding for _, encoding in self.encodings), *weights)
         return max(21 if has_axes else 13, 13, *(encoding.format.first_opset for encoding in held))
 

@@ -94,7 +94,12 @@ def _list_affordable(model: ir.Model, placement: Placement) -> Iterator[_Weight]
     layers: dict[QuantizedWeight, list[tuple[QuantizedNode, ir.Node]]] = {}
     for layer in placement.layers:
         node, held = nodes[layer.name], layer.held_weight
-        if held is None or held.encoding.channel_axis is None or layer.scheme.inputs[0][1].is_given:
+        if (
+            held is None
+            or held.encoding.channel_axis is None
+            or held.encoding.stored
+            or layer.scheme.inputs[0][1].is_given
+        ):
             continue
         if has_input_channels(layer, node):
             layers.setdefault(held, []).append((layer, node))

@@ -69,7 +69,7 @@ def quantize(
     target = target or Target()
     graph, spec = load_to_quantize(Path(model), spec, target, watcher)
     rest = choose_rest(target)
-    needs_data = target.weights is not None and target.weights.method == "gptq"
+    needs_data = target.weights is not None and target.weights.needs_data
     batches = open_calibration_data(graph, spec, target, random_data=False) if needs_data else None
     tell_of_pictures(graph.model, watcher, batches)
     check_against_file(graph, batches, watcher, find_shapes(spec, target))
@@ -79,6 +79,8 @@ def quantize(
             watcher.warn(f"the ranges were calibrated for another file than {graph.path}")
         if ranges.activations == PER_TOKEN:
             spec = replace(spec, quantization=replace(spec.quantization, activations=PER_TOKEN))
+    elif target.weights is not None and target.weights.in_products:
+        raise UsageError("W4A8 has activations of 8 bits; give --ranges of `trtq calibrate` with --w4a8")
     if ranges is not None or (target.weights is None and target.form is not None):
         chosen = ranges.attention if ranges is not None else ()
         placement = place_layers(graph, spec, target, watcher, attention=chosen)

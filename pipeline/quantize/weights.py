@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -16,11 +17,17 @@ from trtq.pipeline.engine.target import Target
 from trtq.pipeline.formats.codes import CodeFormat
 from trtq.pipeline.formats.floats import FloatFormat
 from trtq.pipeline.formats.granularity import PerBlock
+from trtq.pipeline.formats.scheme import WeightScheme
 from trtq.pipeline.graph.axes import explain_other
 from trtq.pipeline.graph.load import Graph
 from trtq.pipeline.graph.placement import Placement, QuantizedNode, find_unmatched
 from trtq.pipeline.rewrite.weights.apply import Runtime
-from trtq.pipeline.rewrite.weights.choose import ChosenWeight, choose_weights, group_by_weight
+from trtq.pipeline.rewrite.weights.choose import (
+    ChosenWeight,
+    choose_stored,
+    choose_weights,
+    group_stored,
+)
 from trtq.pipeline.rewrite.weights.layout import count_stored_bytes
 from trtq.progress import Watcher
 
@@ -28,6 +35,10 @@ _BIG = 1 << 18
 """Elements of a MatMul's weight from which INT8 activations pay in a mixed build: 512 x 512."""
 _MOST_KEPT = 3
 """That are named where nothing is stored."""
+_W4A8_GAIN = (
+    "each run turns INT4 weights into 8 bits, and multiplies these: a smaller file and engine, and not less "
+    "time than weights of 8 bits"
+)
 _OLDEST = (8, 0)
 """The compute capability from which TensorRT-RTX builds where none is named."""
 
@@ -47,30 +58,58 @@ def place_weights(
     products, of embeddings and of what is not quantized otherwise are chosen here. A small product whose
     weight cannot be stored in fewer bits stays with Q/DQ too.
 
+    With W4A8 the weights of all products are stored in fewer bits and stay with Q/DQ.
+
     The placement is empty without INT8. The watcher is told of patterns that match nothing, and of weights
     with smaller blocks. For `by_matrix` see `choose_weights`.
+
+    Raises:
+        ModelError: No product can store its weight for W4A8.
     """
     assert target.weights is not None
     patterns = (*spec.layers.skip, *spec.layers.keep_fp32)
     for pattern, nearest in find_unmatched(graph.model, patterns, in_weights=True):
         near = f"; the nearest names are {', '.join(nearest)}" if nearest else ""
         watcher.warn(f"{pattern!r} matches no node or weight{near}")
-    small = {node.name for node in placement.quantized if _is_small(graph.model, node)}
+    if target.weights.in_products:
+        placement = _store_products(graph, target.weights, placement, patterns, watcher)
+    small = {
+        node.name
+        for node in placement.quantized
+        if not target.weights.in_products and _is_small(graph.model, node)
+    }
     taken = {node.weight[1] for node in placement.quantized if node.weight and node.name not in small}
     found = choose_weights(graph.model, target.weights, patterns, taken, by_matrix=by_matrix)
-    blocks = group_by_weight(graph.model, found) if target.weights.number_format.block_sizes else ()
-    if smaller := describe_smaller_blocks(blocks, target.weights.block_size):
-        watcher.warn(smaller)
     moved = {node.name for node in found.quantized}
     quantized = (*(node for node in placement.quantized if node.name not in small & moved), *found.quantized)
     done = {node.name for node in quantized}
     kept = {node.name: node for node in (*placement.kept, *found.kept, *graph.unseen)}
     order = {node.name: index for index, node in enumerate(graph.model.graph)}
-    return replace(
+    result = replace(
         placement,
         quantized=tuple(sorted(quantized, key=lambda node: order[node.name])),
         kept=tuple(node for node in kept.values() if node.name not in done),
     )
+    stored = group_stored(graph.model, result) if target.weights.number_format.block_sizes else ()
+    if smaller := describe_smaller_blocks(stored, target.weights.block_size):
+        watcher.warn(smaller)
+    return result
+
+
+def _store_products(
+    graph: Graph, scheme: WeightScheme, placement: Placement, patterns: Sequence[str], watcher: Watcher
+) -> Placement:
+    """Returns the placement with W4A8; the watcher is told of what keeps its weight in 8 bits."""
+    found = choose_stored(graph.model, placement, scheme, patterns)
+    shown = "; ".join(f"{node.name}: {node.reason}" for node in found.kept[:_MOST_KEPT])
+    if not found.has_few_bits:
+        raise ModelError(
+            f"{graph.path} has no quantized MatMul or Gemm whose weight can be stored as "
+            f"{scheme.format.upper()}" + (f" ({shown})" if shown else "") + "; leave --w4a8 out"
+        )
+    if found.kept:
+        watcher.warn(f"{len(found.kept)} products keep their weight in 8 bits ({shown})")
+    return replace(placement, quantized=found.quantized)
 
 
 def refuse_nothing_stored(graph: Graph, target: Target, placement: Placement) -> None:
@@ -79,7 +118,7 @@ def refuse_nothing_stored(graph: Graph, target: Target, placement: Placement) ->
     Raises:
         ModelError: So it is; some reasons are named.
     """
-    if target.weights is None or placement.weights_alone:
+    if target.weights is None or placement.has_few_bits:
         return
     kept = "; ".join(f"{node.name}: {node.reason}" for node in placement.kept[:_MOST_KEPT])
     raise ModelError(
@@ -138,7 +177,9 @@ def report_weights(
     """Returns what the report says of weights that are quantized alone, with scales in the format `rest`."""
     scheme = target.weights
     assert scheme is not None
-    size = sum(count_stored_bytes(weight, rest.dtype) for weight in chosen)
+    size = sum(
+        count_stored_bytes(weight, rest.dtype) + _count_channel_bytes(weight, rest) for weight in chosen
+    )
     count = sum(weight.num_elements for weight in chosen)
     blocks = _list_block_sizes(chosen) or ([scheme.block_size] if scheme.number_format.block_sizes else [])
     return WeightsReport(
@@ -149,9 +190,17 @@ def report_weights(
         bytes_float=4 * count,
         bytes_quantized=size,
         bits_per_weight=round(8 * size / count, 3) if count else 0.0,
-        gain=scheme.number_format.describe_gain(find_runtime(backend)),
+        gain=_W4A8_GAIN if scheme.in_products else scheme.number_format.describe_gain(find_runtime(backend)),
         smallest_block=min(blocks, default=None),
     )
+
+
+def _count_channel_bytes(weight: ChosenWeight, rest: FloatFormat) -> int:
+    """Returns the size of the scales of the codes that a stored weight is turned into; 0 where it is not."""
+    codes = next((reader.scheme.weight for reader in weight.readers), None)
+    if codes is None or codes.stored is None:
+        return 0
+    return math.prod(codes.granularity.scales_shape(weight.shape)) * rest.dtype.bitwidth // 8
 
 
 def _list_block_sizes(chosen: Sequence[ChosenWeight]) -> list[int]:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
+import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from trtq.calibrators.batches import Batches
 from trtq.calibrators.ranges import Ranges
@@ -18,6 +21,7 @@ from trtq.pipeline.rewrite.qdq import quantize
 from trtq.pipeline.rewrite.weights.apply import Runtime, quantize_weights
 from trtq.pipeline.rewrite.weights.choose import ChosenWeight, group_by_weight
 from trtq.pipeline.rewrite.weights.gram import quantize_by_gptq
+from trtq.pipeline.rewrite.weights.rescaled import rescale_inputs
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +39,7 @@ class WeightEncoding:
     Attributes:
         method: One of their format's methods.
         runtime: Who runs the result.
-        batches: The data, checked against the model; GPTQ needs it.
+        batches: The data, checked against the model; GPTQ and AWQ need it.
     """
 
     method: str = "rtn"
@@ -69,6 +73,12 @@ def quantize_graph(
         ModelError: A weight is not finite.
         DataError: The data does not fit.
     """
+    importance: Mapping[str, NDArray[np.float64]] = {}
+    if weights.method == "awq":
+        assert weights.batches is not None
+        found = rescale_inputs(graph.model, placement, weights.batches, rest.array_dtype.name)
+        graph, placement, importance = replace(graph, model=found.model), found.placement, found.importance
+        ranges, floats = ranges and found.rename_ranges(ranges), None
     if floats is None or placement.encodings:
         model = graph.model
         if placement.encodings and ranges is not None:
@@ -76,7 +86,7 @@ def quantize_graph(
             model = quantize(model, placement, ranges, scale_dtype=dtype)
         floats = convert_floats(model, rest, ranges, keep_fp32=keep_fp32)
     chosen = group_by_weight(graph.model, placement)
-    return _with_few_bits(floats, graph.model, chosen, weights) if chosen else floats
+    return _with_few_bits(floats, graph.model, chosen, weights, importance) if chosen else floats
 
 
 def convert_floats(
@@ -90,7 +100,11 @@ def convert_floats(
 
 
 def _with_few_bits(
-    floats: MixedModel, source: ir.Model, chosen: tuple[ChosenWeight, ...], how: WeightEncoding
+    floats: MixedModel,
+    source: ir.Model,
+    chosen: tuple[ChosenWeight, ...],
+    how: WeightEncoding,
+    importance: Mapping[str, NDArray[np.float64]],
 ) -> MixedModel:
     known = {}
     if how.method == "gptq":
@@ -99,6 +113,12 @@ def _with_few_bits(
         rest = next((form for form in (FP16, BF16) if form.dtype in dtypes), FP32)
         known = quantize_by_gptq(source, chosen, how.batches, rest.array_dtype.name)
     model = quantize_weights(
-        floats.model, source, chosen, method=how.method, runtime=how.runtime, known=known
+        floats.model,
+        source,
+        chosen,
+        method=how.method,
+        runtime=how.runtime,
+        known=known,
+        importance=importance,
     )
     return MixedModel(model, floats.kept_fp32)

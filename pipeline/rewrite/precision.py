@@ -10,7 +10,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from trtq.kept import KeptFp32
-from trtq.models.tensors import read_values
+from trtq.models.tensors import map_tensor
 from trtq.pipeline.formats.floats import BF16, FP16, FP32, FloatFormat
 from trtq.pipeline.graph.edit import GraphEditor, list_bodies
 from trtq.pipeline.graph.opset import read_opset
@@ -159,13 +159,7 @@ class _Casts:
 
 def _cast_tensor(tensor: ir.TensorProtocol, form: FloatFormat) -> ir.TensorProtocol:
     """Returns a constant in another format; one in another file is cast when it is read, so one at a time."""
-
-    def cast() -> ir.TensorProtocol:
-        return ir.tensor(_clipped(read_values(tensor), form).astype(form.array_dtype))
-
-    if isinstance(tensor, ir.ExternalTensor):
-        return ir.LazyTensor(cast, form.dtype, ir.Shape(tensor.shape.numpy()))
-    return cast()
+    return map_tensor(tensor, lambda values: _clipped(values, form), form.dtype)
 
 
 def _clipped(array: NDArray[Any], form: FloatFormat) -> NDArray[Any]:

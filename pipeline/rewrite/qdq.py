@@ -32,6 +32,7 @@ from trtq.pipeline.rewrite.qparams import (
 )
 from trtq.pipeline.rewrite.rounding import hash_weight, round_to, unpack
 from trtq.pipeline.rewrite.rows import divide_rows, multiply_rows
+from trtq.pipeline.rewrite.weights.stored import add_stored, store
 
 
 def quantize(
@@ -160,26 +161,39 @@ def _quantized_weight(
     assert source.const_value is not None
     values = source.const_value.numpy()
     require_finite(values, weight.tensor)
-    qparams = _in_dtype_of(source, find_qparams(values, weight.encoding, ranges, scale_dtype))
-    rounding = ranges.roundings.get(hash_weight(values, weight.encoding.format)) if ranges.roundings else None
+    stored = weight.encoding.stored and store(values, weight.encoding.stored, scale_dtype)
+    floats = stored.values if stored else values
+    form = weight.encoding.format
+    qparams = _in_dtype_of(source, find_qparams(floats, weight.encoding, ranges, scale_dtype))
+    rounding = ranges.roundings.get(hash_weight(values, form)) if ranges.roundings and not stored else None
     if rounding is None:
-        codes = quantize_array(values, qparams)
+        codes = quantize_array(floats, qparams)
     else:
         codes = round_to(
             divide_by_scale(values, qparams), unpack(rounding, values.shape), weight.encoding.format
         )
-    held = edit.add_constant(f"{weight.tensor}_quantized", codes)
     scale = edit.add_constant(f"{weight.tensor}_scale", qparams.scale)
     attributes = weight.encoding.granularity.attributes(values.shape)
-    output, first = f"{weight.tensor}_dequantized", edit.graph[0]
+    first, output = edit.graph[0], f"{weight.tensor}_quantized"
     if qparams.shared is not None:
+        held = edit.add_constant(output, codes)
         shared, axis = edit.add_constant(f"{weight.tensor}_shared", qparams.shared), attributes["axis"]
         result = dequantize_blocks(
             edit, held, scale, shared, axis=axis, like=source, name=weight.tensor, before=first
         )
         return _Weight(result, values, codes, qparams)
-    inputs = [held, scale, edit.add_constant(f"{weight.tensor}_zero_point", qparams.zero_point)]
-    result = edit.insert("DequantizeLinear", inputs, attributes, like=source, output=output, before=first)
+    zero = edit.add_constant(f"{weight.tensor}_zero_point", qparams.zero_point)
+    if stored:
+        inputs = [add_stored(edit, source, stored), scale, zero]
+        held = edit.insert(
+            "QuantizeLinear", inputs, attributes, like=source, dtype=form.dtype, output=output, before=first
+        )
+    else:
+        held = edit.add_constant(output, codes)
+    output = f"{weight.tensor}_dequantized"
+    result = edit.insert(
+        "DequantizeLinear", [held, scale, zero], attributes, like=source, output=output, before=first
+    )
     return _Weight(result, values, codes, qparams)
 
 

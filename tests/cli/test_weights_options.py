@@ -85,9 +85,9 @@ def test_a_build_with_weights_alone(
     assert f"logits  perplexity {ours['perplexity']:.4g} ({name})" in text
 
 
-def test_gptq_is_nearer_than_rounding(model: Path, tmp_path: Path) -> None:
+def test_what_looks_at_data_is_nearer_than_rounding(model: Path, tmp_path: Path) -> None:
     cosines = {}
-    for method in ("rtn", "mse", "gptq"):
+    for method in ("rtn", "mse", "gptq", "awq"):
         arguments = ("--weights", "int4", "--weight-method", method, "--backend", "onnxruntime", "--json")
         data = model.parent / "data.npz"
         result = trtq("build", model, *arguments, "--calib-data", data, "-o", tmp_path / method)
@@ -96,6 +96,7 @@ def test_gptq_is_nearer_than_rounding(model: Path, tmp_path: Path) -> None:
         cosines[method] = next(item["cosine"] for item in comparison if item["reference"] == "fp32")
     assert cosines["rtn"] < cosines["mse"]
     assert cosines["rtn"] < cosines["gptq"]
+    assert cosines["mse"] < cosines["awq"]
 
 
 def test_beside_int8_the_small_products_and_embeddings_are_in_few_bits(tmp_path: Path) -> None:
@@ -116,6 +117,38 @@ def test_beside_int8_the_small_products_and_embeddings_are_in_few_bits(tmp_path:
     }
     assert kinds == {"INT8", "INT4"}
     assert {item["name"] for item in report["kept_float"]} == {"down"}
+
+
+def test_w4a8_stores_products_in_four_bits_behind_eight(tmp_path: Path) -> None:
+    path = write(tmp_path)
+    quick = ("--repair", "none", "--calib-method", "minmax", "--calib-data", tmp_path / "data.npz")
+    result = trtq(
+        "build", path, "--w4a8", "--backend", "onnxruntime", *quick, "-o", tmp_path / "out", "--json"
+    )
+    assert result.exit_code in (0, 3), result.stderr
+    report = json.loads(result.stdout)
+    assert (report["precision"], report["weights"]["num_weights"]) == ("int8", 3)  # up, down, the table
+    assert report["weights"]["gain"].startswith("each run turns INT4 weights into 8 bits")
+    nodes = list(ir.load(tmp_path / "out" / "model.int8.onnx").graph)
+    stored = [node for node in nodes if node.op_type == "QuantizeLinear" and "axis" in node.attributes]
+    kinds = [node.inputs[0].producer().inputs[0].dtype for node in stored]  # type: ignore[union-attr]
+    assert kinds == [ir.DataType.INT4] * 2
+    command = json.loads((tmp_path / "out" / "manifest.json").read_text())["commands"]["trtq"]
+    assert "--int8 --weights int4 --weight-method mse --block-size 64 --w4a8" in command
+    assert trtq("calibrate", path, *quick[2:], "-o", tmp_path / "ranges.json").exit_code == 0
+    arguments = ("--ranges", tmp_path / "ranges.json", "--w4a8", "-q", "-o", tmp_path / "m.onnx")
+    assert trtq("quantize", path, *arguments).exit_code == 0
+    assert ops_of(tmp_path / "m.onnx").count("QuantizeLinear") >= 4
+
+
+def test_w4a8_of_a_model_without_such_products_is_refused(tmp_path: Path) -> None:
+    data = ("--calib-data", tmp_path / "data.npz", "--skip", "up", "--skip", "down")
+    result = trtq(
+        "build", write(tmp_path), "--w4a8", "--backend", "onnxruntime", *data, "-o", tmp_path / "out"
+    )
+    assert result.exit_code == 2
+    assert "has no quantized MatMul or Gemm whose weight can be stored as INT4" in result.stderr
+    assert "leave --w4a8 out" in result.stderr
 
 
 def test_quantize_writes_weights_without_ranges(model: Path, tmp_path: Path) -> None:
@@ -145,6 +178,24 @@ def test_quantize_writes_weights_without_ranges(model: Path, tmp_path: Path) -> 
             ["--weights", "nf4", "--weight-method", "mse"],
             "the weight method mse is for int4, nf4 weights have only rtn",
         ),
+        (
+            "build",
+            ["--w4a8", "--weights", "nf4"],
+            "W4A8 stores weights as int4, with clips by mse, not as nf4 by rtn; leave --weights and "
+            "--weight-method out, or --w4a8",
+        ),
+        (
+            "build",
+            ["--w4a8", "--weight-method", "awq"],
+            "W4A8 stores weights as int4, with clips by mse, not as int4 by awq; leave --weights and "
+            "--weight-method out, or --w4a8",
+        ),
+        ("build", ["--w4a8", "--int8", "--fp8"], "--int8 and --fp8 contradict each other; give one of them"),
+        (
+            "quantize",
+            ["--w4a8"],
+            "W4A8 has activations of 8 bits; give --ranges of `trtq calibrate` with --w4a8",
+        ),
         ("quantize", [], "give --ranges of `trtq calibrate`, --weights, or --activations per-token"),
     ],
 )
@@ -155,17 +206,19 @@ def test_options_that_do_not_go_together_are_refused(
     assert (result.exit_code, result.stderr.splitlines()[-1]) == (2, f"error: {message}")
 
 
-def test_gptq_without_data_is_refused(model: Path, tmp_path: Path) -> None:
-    arguments = ("--weights", "int4", "--weight-method", "gptq", "-q")
+@pytest.mark.parametrize("method", ["gptq", "awq"])
+def test_what_looks_at_data_is_refused_without(model: Path, tmp_path: Path, method: str) -> None:
+    arguments = ("--weights", "int4", "--weight-method", method, "-q")
     result = trtq("quantize", model, *arguments, "-o", tmp_path / "m.onnx")
     assert result.exit_code == 2
     assert "cannot be calibrated without data" in result.stderr
     assert not (tmp_path / "m.onnx").exists()
 
 
-def test_quantize_takes_the_data_that_gptq_needs(model: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("method", ["gptq", "awq"])
+def test_quantize_takes_the_data_that_a_method_needs(model: Path, tmp_path: Path, method: str) -> None:
     data = ("--calib-data", model.parent / "data.npz", "--calib-samples", "4", "--calib-batch-size", "2")
-    arguments = ("--weights", "int4", "--weight-method", "gptq", *data, "-o", tmp_path / "m.onnx", "-q")
+    arguments = ("--weights", "int4", "--weight-method", method, *data, "-o", tmp_path / "m.onnx", "-q")
     result = trtq("quantize", model, *arguments)
     assert (result.exit_code, result.stderr) == (0, "")
     assert ops_of(tmp_path / "m.onnx").count("DequantizeLinear") == 3
@@ -174,7 +227,7 @@ def test_quantize_takes_the_data_that_gptq_needs(model: Path, tmp_path: Path) ->
 def test_quantize_takes_no_data_that_nothing_reads(model: Path) -> None:
     result = trtq("quantize", model, "--weights", "int4", "--calib-data", model.parent / "data.npz")
     assert result.exit_code == 2
-    assert "--calib-data is for --weight-method gptq; nothing else here reads data" in result.stderr
+    assert "--calib-data is for --weight-method gptq and awq; nothing else here reads data" in result.stderr
 
 
 def test_a_model_whose_weights_are_all_quantized_is_refused(model: Path, tmp_path: Path) -> None:

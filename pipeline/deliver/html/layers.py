@@ -16,6 +16,7 @@ from trtq.pipeline.rewrite.qparams import (
     choose_weight_qparams,
     quantize_array,
 )
+from trtq.pipeline.rewrite.weights.stored import store
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -46,30 +47,36 @@ def summarize_layers(model: ir.Model, placement: Placement) -> tuple[LayerSummar
 
 def weight_sqnr_db(weight: NDArray[Any], encoding: Encoding) -> float | None:
     """Returns 10 log10(sum w^2 / sum (w - q(w))^2) of a weight with FP32 scales; None if it is exact."""
-    axis, granularity = encoding.channel_axis, encoding.granularity
-    if isinstance(granularity, PerBlock):
-        return _sqnr_db(*_measure(weight, choose_block_qparams(weight, encoding, "float32")))
-    if isinstance(granularity, PerToken):
-        rows = np.moveaxis(weight, granularity.axis, -1).reshape(-1, weight.shape[granularity.axis])
-    else:
-        rows = weight.reshape(1, -1) if axis is None else np.moveaxis(weight, axis, 0)
-        rows = rows.reshape(rows.shape[0], -1)
-    by_row = replace(encoding, granularity=PerChannel(0))
+    held = weight if encoding.stored is None else store(weight, encoding.stored, "float32").values
+    if isinstance(encoding.granularity, PerBlock):
+        return _sqnr_db(*_measure(weight, held, choose_block_qparams(held, encoding, "float32")))
+    rows, held = _in_rows(weight, encoding), _in_rows(held, encoding)
+    by_row = replace(encoding, granularity=PerChannel(0), stored=None)
     step = max(1, _ELEMENTS_AT_ONCE // max(rows.shape[1], 1))
     signal = noise = 0.0
     for start in range(0, rows.shape[0], step):
-        part = rows[start : start + step]
-        power, lost = _measure(part, choose_weight_qparams(part, by_row, "float32"))
+        part = held[start : start + step]
+        qparams = choose_weight_qparams(part, by_row, "float32")
+        power, lost = _measure(rows[start : start + step], part, qparams)
         signal, noise = signal + power, noise + lost
     return _sqnr_db(signal, noise)
 
 
-def _measure(weight: NDArray[Any], qparams: QParams) -> tuple[float, float]:
-    """Returns the sums of the squares of a weight and of its error."""
+def _measure(weight: NDArray[Any], held: NDArray[Any], qparams: QParams) -> tuple[float, float]:
+    """Returns the sums of the squares of a weight and of its error, if what is held of it is quantized."""
     values = weight.astype(np.float64)
-    error = values - qparams.decode(quantize_array(weight, qparams))
+    error = values - qparams.decode(quantize_array(held, qparams))
     return float((values**2).sum()), float((error**2).sum())
 
 
 def _sqnr_db(signal: float, noise: float) -> float | None:
     return 10 * math.log10(signal / noise) if signal > 0 and noise > 0 else None
+
+
+def _in_rows(weight: NDArray[Any], encoding: Encoding) -> NDArray[Any]:
+    """Returns the values that share a scale as rows."""
+    axis, granularity = encoding.channel_axis, encoding.granularity
+    if isinstance(granularity, PerToken):
+        return np.moveaxis(weight, granularity.axis, -1).reshape(-1, weight.shape[granularity.axis])
+    rows = weight.reshape(1, -1) if axis is None else np.moveaxis(weight, axis, 0)
+    return rows.reshape(rows.shape[0], -1)

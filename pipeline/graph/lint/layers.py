@@ -126,6 +126,13 @@ def _check_blocks(node: ir.Node, activation: Operand, weight: Operand) -> Iterat
     elif activation.rank != weight.rank or _reads_transposed(node, None) or _is_turned(weight):
         reason = "it multiplies int8 activations with a weight in blocks, on which TensorRT's builder fails"
         yield report("blocks", "refused", node, reason, "quantize with one scale for each output channel")
+    elif weight.scale is not None and weight.scale.shape[weight.dequantize.attributes.get_int("axis", 1)] > 1:
+        reason = (
+            "it multiplies 8-bit activations with a weight in several blocks; TensorRT-RTX applies their "
+            "scales to the finished product, and its numbers are wrong"
+        )
+        advice = "quantize the weight again behind its blocks, with one scale for each output channel (W4A8)"
+        yield report("blocks", "wrong", node, reason, advice)
 
 
 def _is_turned(operand: Operand) -> bool:

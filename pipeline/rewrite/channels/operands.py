@@ -9,6 +9,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from trtq.models.tensors import map_tensor, read_values
 from trtq.pipeline.graph.edit import GraphEditor
 from trtq.pipeline.graph.operands import read_constant
 from trtq.pipeline.graph.placement import QuantizedNode
@@ -31,15 +32,13 @@ def has_input_channels(layer: QuantizedNode, node: ir.Node) -> bool:
         return True
     place, _ = layer.weight
     is_plain = node.attributes.get_int("transA", 0) != 1 and node.attributes.get_float("alpha", 1.0) == 1.0
-    return place == 1 and is_plain and read_constant(node.inputs[1]).ndim == 2
+    return place == 1 and is_plain and len(_weight_shape(node)) == 2
 
 
 def num_input_channels(node: ir.Node) -> int:
     """Returns how many channels the activation of a layer with input channels has."""
-    weight = read_constant(node.inputs[1])
-    if node.op_type == "Conv":
-        return int(weight.shape[1]) * _groups(node)
-    return int(weight.shape[_input_axis(node)])
+    shape = _weight_shape(node)
+    return shape[1] * _groups(node) if node.op_type == "Conv" else shape[_input_axis(node)]
 
 
 def by_input(vector: NDArray[Any], node: ir.Node) -> NDArray[Any]:
@@ -49,13 +48,34 @@ def by_input(vector: NDArray[Any], node: ir.Node) -> NDArray[Any]:
         vector: float64, shape (input channels,).
         node: A layer with input channels.
     """
-    weight = read_constant(node.inputs[1])
     if node.op_type != "Conv":
         return vector[None, :] if _input_axis(node) == 1 else vector[:, None]
-    groups = _groups(node)
-    of_group = vector.reshape(groups, weight.shape[1])
-    rows = np.repeat(of_group, weight.shape[0] // groups, axis=0)
-    return rows.reshape(*rows.shape, *(1,) * (weight.ndim - 2))
+    shape, groups = _weight_shape(node), _groups(node)
+    of_group = vector.reshape(groups, shape[1])
+    rows = np.repeat(of_group, shape[0] // groups, axis=0)
+    return rows.reshape(*rows.shape, *(1,) * (len(shape) - 2))
+
+
+def scale_tensor(tensor: ir.TensorProtocol, factor: NDArray[np.float64]) -> ir.TensorProtocol:
+    """Returns a constant times a factor of a shape that multiplies it, worked out in float64.
+
+    It is made when it is read if the constant is, so that one weight is in memory at a time.
+    """
+
+    def multiply(values: NDArray[Any]) -> NDArray[Any]:
+        return np.asarray(values.astype(np.float64) * factor)
+
+    shape = tuple(tensor.shape.numpy())
+    if np.broadcast_shapes(shape, factor.shape) == shape:
+        return map_tensor(tensor, multiply)
+    return ir.tensor(multiply(read_values(tensor)).astype(tensor.dtype.numpy()))
+
+
+def _weight_shape(node: ir.Node) -> tuple[int, ...]:
+    weight = node.inputs[1]
+    assert weight is not None
+    assert weight.const_value is not None
+    return tuple(weight.const_value.shape.numpy())
 
 
 def follow_output(weight: NDArray[Any], vector: NDArray[Any], node: ir.Node) -> NDArray[np.float64]:

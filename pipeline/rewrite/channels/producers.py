@@ -11,22 +11,41 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from trtq.pipeline.graph.edit import GraphEditor
-from trtq.pipeline.graph.operands import find_constant, read_constant
+from trtq.pipeline.graph.operands import find_constant
+from trtq.pipeline.rewrite.channels.operands import scale_tensor
 
-_KEEP_SCALE = ("Relu", "LeakyRelu", "PRelu")
+KEEP_SCALE = ("Relu", "LeakyRelu", "PRelu")
 """Activations f with f(s x) = s f(x) for s > 0."""
 
 
 @dataclass(frozen=True, slots=True)
-class Producer:
-    """A layer that can divide the channels of a tensor.
+class Divided:
+    """A constant input of a node that takes the division of the channels of a tensor.
 
     Attributes:
-        layer: The Conv or Gemm.
-        clips: The Clip nodes between it and the tensor, from the tensor back; their ends are constants.
+        node: The node.
+        place: Of the constant among its inputs.
+        axis: Of the channels in the constant.
+        is_divisor: Whether the node divides by it, so that it is multiplied.
     """
 
-    layer: ir.Node
+    node: ir.Node
+    place: int
+    axis: int = -1
+    is_divisor: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Producer:
+    """What can divide the channels of a tensor.
+
+    Attributes:
+        constants: Those that are divided, of a Conv or Gemm the weight and the bias; the first has an axis
+            of the channels.
+        clips: The Clip nodes between them and the tensor, from the tensor back; their ends are constants.
+    """
+
+    constants: tuple[Divided, ...]
     clips: tuple[ir.Node, ...] = ()
 
 
@@ -42,7 +61,7 @@ def find_producer(source: ir.Value, readers: Sequence[ir.Node], layers: Collecti
     if source.is_graph_output() or not users <= set(readers):
         return None
     node, clips = source.producer(), []
-    while node is not None and (node.op_type in _KEEP_SCALE or is_constant_clip(node)):
+    while node is not None and (node.op_type in KEEP_SCALE or is_constant_clip(node)):
         if node.op_type == "Clip":
             clips.append(node)
         before = node.inputs[0]
@@ -53,7 +72,7 @@ def find_producer(source: ir.Value, readers: Sequence[ir.Node], layers: Collecti
     if node is None or node.name not in layers:
         return None
     same_kind = (node.op_type == "Conv") == (readers[0].op_type == "Conv")
-    return Producer(node, tuple(clips)) if same_kind and _can_divide(node) else None
+    return Producer(divide_layer(node), tuple(clips)) if same_kind and _can_divide(node) else None
 
 
 def _can_divide(node: ir.Node) -> bool:
@@ -63,6 +82,14 @@ def _can_divide(node: ir.Node) -> bool:
     is_plain = all(node.attributes.get_float(name, 1.0) == 1.0 for name in ("alpha", "beta"))
     constants = [value for value in node.inputs[1:] if value is not None]
     return is_plain and all(value.is_initializer() and len(value.uses()) == 1 for value in constants)
+
+
+def divide_layer(node: ir.Node) -> tuple[Divided, ...]:
+    """Returns the weight of a Conv, Gemm or MatMul, by its output channels, and the bias."""
+    has_rows = node.op_type == "Conv" or node.attributes.get_int("transB", 0) == 1
+    weight = Divided(node, 1, 0 if has_rows else -1)
+    has_bias = len(node.inputs) > 2 and node.inputs[2] is not None
+    return (weight, Divided(node, 2)) if has_bias else (weight,)
 
 
 def is_constant_clip(node: ir.Node) -> bool:
@@ -92,20 +119,29 @@ def divide_outputs(edit: GraphEditor, producer: Producer, scale: NDArray[np.floa
     Args:
         edit: Of the graph of the nodes, which is changed.
         producer: Of the tensor that is divided.
-        scale: Shape (output channels,), positive.
+        scale: Shape (channels,), positive.
     """
-    node = producer.layer
-    weight, name = read_constant(node.inputs[1]), node.inputs[1].name  # type: ignore[union-attr]
-    has_rows = node.op_type == "Conv" or node.attributes.get_int("transB", 0) == 1
-    shape = (-1, *(1,) * (weight.ndim - 1)) if has_rows else (1, -1)
-    divided = (weight.astype(np.float64) / scale.reshape(shape)).astype(weight.dtype)
-    edit.set_constant(node, 1, f"{name}_divided", divided)
-    if (bias := find_constant(node, 2)) is not None:
-        divided = (bias.astype(np.float64) / scale).astype(bias.dtype)
-        edit.set_constant(node, 2, f"{node.name}_bias_divided", divided)
-    of_channels = scale.reshape(-1, *(1,) * (weight.ndim - 2)) if node.op_type == "Conv" else scale
+    first = producer.constants[0]
+    constant = first.node.inputs[first.place]
+    assert constant is not None
+    assert constant.dtype is not None
+    is_map = first.node.op_type == "Conv"
+    of_channels = scale.reshape(-1, *(1,) * (len(constant.shape or ()) - 2)) if is_map else scale
+    for item in producer.constants:
+        _divide(edit, item, scale)
     for clip in producer.clips:
-        _divide_clip(edit, clip, of_channels, weight.dtype)
+        _divide_clip(edit, clip, of_channels, constant.dtype.numpy())
+
+
+def _divide(edit: GraphEditor, item: Divided, scale: NDArray[np.float64]) -> None:
+    value = item.node.inputs[item.place]
+    assert value is not None
+    assert value.const_value is not None
+    rank = len(value.const_value.shape)
+    shape = (-1, *(1,) * (rank - 1 - item.axis)) if item.axis >= 0 else (-1,)
+    factor = (scale if item.is_divisor else 1 / scale).reshape(shape)
+    name = f"{item.node.name}_bias" if item.place == 2 else value.name
+    edit.set_constant(item.node, item.place, f"{name}_divided", scale_tensor(value.const_value, factor))
 
 
 def _divide_clip(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -13,11 +13,15 @@ from trtq.calibrators.ranges import Channels, Range, Ranges
 from trtq.pipeline.graph.edit import GraphEditor
 from trtq.pipeline.graph.operands import read_constant
 from trtq.pipeline.graph.placement import Placement, QuantizedNode
-from trtq.pipeline.rewrite.channels.operands import add_to_bias, by_input, find_input, follow_output
-from trtq.pipeline.rewrite.channels.producers import divide_outputs, find_producer
+from trtq.pipeline.rewrite.channels.operands import (
+    add_to_bias,
+    by_input,
+    find_input,
+    follow_output,
+    scale_tensor,
+)
+from trtq.pipeline.rewrite.channels.producers import Producer, divide_outputs, find_producer
 from trtq.pipeline.rewrite.channels.statistics import find_channel_readers
-
-Reader = tuple[QuantizedNode, ir.Node]
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +70,11 @@ def rescale(model: ir.Model, placement: Placement, ranges: Ranges) -> Rescaled:
         del channels[tensor]
         if tensor not in readers:
             continue
-        made = str(_rescale_tensor(edit, tensor, item, readers[tensor], layers).name)
+        nodes = [node for _, node in readers[tensor]]
+        shift = np.asarray(item.shift, np.float64) if any(item.shift) else None
+        producer = find_producer(find_input(nodes, tensor), nodes, layers) if shift is None else None
+        scale = np.asarray(item.scale, np.float64)
+        made = str(rescale_tensor(edit, tensor, nodes, scale, shift, producer).name)
         renamed[tensor] = made
         if tensor in beyond:
             beyond[made] = beyond[tensor]
@@ -76,11 +84,9 @@ def rescale(model: ir.Model, placement: Placement, ranges: Ranges) -> Rescaled:
             formats[made] = formats[tensor]
         channels[made] = Channels(mean=_mean_after(item))
     edit.drop_unused()
-    nodes = {node.name: node for node in result.graph}
-    quantized = tuple(_renamed(layer, nodes[layer.name], renamed) for layer in placement.quantized)
     return Rescaled(
         result,
-        replace(placement, quantized=quantized),
+        rename(placement, result, renamed),
         replace(ranges, tensors=tensors, channels=channels, beyond_fp16=beyond, formats=formats),
         renamed,
     )
@@ -99,6 +105,13 @@ def _mean_after(item: Channels) -> tuple[float, ...]:
     return tuple(float(value) for value in (means - shift) / np.asarray(item.scale))
 
 
+def rename(placement: Placement, model: ir.Model, names: Mapping[str, str]) -> Placement:
+    """Returns a placement for another graph of the same nodes: the names of weights there, and of tensors."""
+    nodes = {node.name: node for node in model.graph}
+    quantized = tuple(_renamed(layer, nodes[layer.name], names) for layer in placement.quantized)
+    return replace(placement, quantized=quantized)
+
+
 def _renamed(layer: QuantizedNode, node: ir.Node, names: Mapping[str, str]) -> QuantizedNode:
     activations = tuple((index, names.get(name, name)) for index, name in layer.activations)
     if layer.weight is None:
@@ -107,32 +120,42 @@ def _renamed(layer: QuantizedNode, node: ir.Node, names: Mapping[str, str]) -> Q
     return replace(layer, activations=activations, weight=(place, str(_given(node, place).name)))
 
 
-def _rescale_tensor(
-    edit: GraphEditor, tensor: str, item: Channels, readers: Sequence[Reader], layers: Collection[str]
+def rescale_tensor(
+    edit: GraphEditor,
+    tensor: str,
+    readers: Sequence[ir.Node],
+    scale: NDArray[np.float64],
+    shift: NDArray[np.float64] | None = None,
+    producer: Producer | None = None,
 ) -> ir.Value:
-    nodes = [node for _, node in readers]
-    source = find_input(nodes, tensor)
-    scale = np.asarray(item.scale, np.float64)
-    shift = np.asarray(item.shift, np.float64) if any(item.shift) else None
-    producer = None if shift is not None else find_producer(source, nodes, layers)
+    """Returns a tensor with its channels shifted and divided, with which its readers compute the same.
+
+    Args:
+        edit: Of the graph, which is changed.
+        tensor: The name of the tensor.
+        readers: Layers with input channels that read it; their weights are multiplied.
+        scale: Shape (channels,), positive.
+        shift: Likewise; None: there is none.
+        producer: What takes the division, where nothing else reads the tensor; None: it stands in the graph.
+    """
+    source = find_input(readers, tensor)
     if producer is not None:
         divide_outputs(edit, producer, scale)
-        (place, _), *_ = readers[0][0].activations
-        result = _given(nodes[0], place)
+        result = _given(readers[0], 0)  # another value, if a Clip was replaced
         result.name = edit.name_value(f"{tensor}_rescaled")
     else:
-        result = _insert(edit, source, nodes[0], scale, shift)
+        result = _insert(edit, source, readers[0], scale, shift)
     weights: dict[str, ir.Value] = {}
-    for layer, node in readers:
+    for node in readers:
         old = _given(node, 1)
-        values = read_constant(old).astype(np.float64)
         if shift is not None:
-            add_to_bias(edit, node, follow_output(values, shift, node))
+            add_to_bias(edit, node, follow_output(read_constant(old).astype(np.float64), shift, node))
         key = f"{old.name} {_shape_of(node)}"
         if key not in weights:
-            scaled = (values * by_input(scale, node)).astype(read_constant(old).dtype)
+            assert old.const_value is not None
+            scaled = scale_tensor(old.const_value, by_input(scale, node))
             weights[key] = edit.add_constant(f"{old.name}_rescaled", scaled)
-        node.replace_input_with(layer.activations[0][0], result)
+        node.replace_input_with(0, result)
         node.replace_input_with(1, weights[key])
     return result
 
@@ -157,12 +180,14 @@ def _insert(
     shift: NDArray[np.float64] | None,
 ) -> ir.Value:
     """Returns (source - shift) / scale, computed by nodes behind the tensor's producer."""
-    weight = read_constant(reader.inputs[1])
-    shape = (-1, *(1,) * (weight.ndim - 2)) if reader.op_type == "Conv" else (-1,)
+    weight = _given(reader, 1)
+    assert weight.const_value is not None
+    kind, rank = weight.const_value.dtype.numpy(), len(weight.const_value.shape)
+    shape = (-1, *(1,) * (rank - 2)) if reader.op_type == "Conv" else (-1,)
     steps = [] if shift is None else [("Sub", shift, "shift", "shifted")]
     value = source
     for op_type, numbers, word, output in (*steps, ("Mul", 1.0 / scale, "factor", "rescaled")):
-        given = edit.add_constant(f"{source.name}_{word}", numbers.reshape(shape).astype(weight.dtype))
+        given = edit.add_constant(f"{source.name}_{word}", numbers.reshape(shape).astype(kind))
         names = (f"{source.name}_{output}", f"{source.name}_{op_type}")
         value = edit.insert(op_type, [value, given], like=source, output=names[0], name=names[1])
     return value

@@ -6,11 +6,14 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Literal
 
+import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
-from trtq.models.tensors import read_values, require_finite
+from trtq.models.tensors import is_read_late, read_values, require_finite
 from trtq.pipeline.formats.codes import Codes
 from trtq.pipeline.graph.edit import GraphEditor
+from trtq.pipeline.rewrite.weights.awq import encode_by_importance
 from trtq.pipeline.rewrite.weights.choose import ChosenWeight
 from trtq.pipeline.rewrite.weights.forms import (
     Chain,
@@ -34,6 +37,7 @@ def quantize_weights(
     method: str = "rtn",
     runtime: Runtime = "tensorrt",
     known: Mapping[str, Codes] | None = None,
+    importance: Mapping[str, NDArray[np.float64]] | None = None,
 ) -> ir.Model:
     """Returns the model with the chosen weights in few bits; activations are untouched.
 
@@ -47,6 +51,7 @@ def quantize_weights(
         method: How they are encoded: one of the format's.
         runtime: For ONNX Runtime, NF4 products are MatMulBnb4.
         known: Codes that were found already (GPTQ), by the weight's name.
+        importance: What an error in each input of a weight counts (AWQ), by the weight's name.
     """
     result = model.clone()
     result.ir_version = max(result.ir_version, 10)  # the first with INT4
@@ -59,9 +64,10 @@ def quantize_weights(
             bnb4 = runtime == "onnxruntime" and dtype is ir.DataType.FLOAT and _takes_bnb4(readers)
             form = choose_form(weight.encoding, bnb4=bnb4)
             parts = plan_parts(weight, dtype, form)
-            make = partial(_make, tensor, weight, codes, dtype, method, parts, form)
-            is_delayed = codes is None and isinstance(tensor, ir.ExternalTensor)
-            tensors = _delay(make, parts) if is_delayed else make()
+            counts = (importance or {}).get(weight.tensor)
+            encode = partial(encode_weight, tensor, weight, dtype.numpy().name, method, counts)
+            make = partial(_make, codes, encode, weight, parts, form)
+            tensors = _delay(make, parts) if codes is None and is_read_late(tensor) else make()
             named = dict(zip((part.name for part in parts), tensors, strict=True))
             _replace(edit, weight, readers, dtype, named, form)
     edit.drop_unused()
@@ -69,27 +75,31 @@ def quantize_weights(
 
 
 def _make(
-    tensor: ir.TensorProtocol,
-    weight: ChosenWeight,
-    codes: Codes | None,
-    dtype: ir.DataType,
-    method: str,
-    parts: Sequence[Part],
-    form: Form,
+    known: Codes | None, encode: Callable[[], Codes], weight: ChosenWeight, parts: Sequence[Part], form: Form
 ) -> Tensors:
-    found = codes if codes is not None else encode_weight(tensor, weight, dtype.numpy().name, method)
-    return fill_parts(found, weight, parts, form)
+    return fill_parts(encode() if known is None else known, weight, parts, form)
 
 
-def encode_weight(values: ir.TensorProtocol, weight: ChosenWeight, dtype: str, method: str = "rtn") -> Codes:
-    """Returns the codes and scales of a weight; see `CodeFormat.encode`.
+def encode_weight(
+    values: ir.TensorProtocol,
+    weight: ChosenWeight,
+    dtype: str,
+    method: str = "rtn",
+    importance: NDArray[np.float64] | None = None,
+) -> Codes:
+    """Returns the codes and scales of a weight; see `CodeFormat.encode` and `encode_by_importance`.
 
     Raises:
         ModelError: The weight is not finite.
     """
     array, encoding = read_values(values), weight.encoding
     require_finite(array, weight.tensor)
-    return encoding.format.encode(array, encoding.granularity, dtype, method)
+    if importance is None:
+        return encoding.format.encode(array, encoding.granularity, dtype, method)
+    if weight.blocks.axis == 0:
+        return encode_by_importance(array, importance, weight.blocks.size, dtype)
+    codes, scales = encode_by_importance(array.T, importance, weight.blocks.size, dtype)
+    return codes.T, scales.T
 
 
 def _by_dtype(

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import onnx_ir as ir
 
@@ -16,6 +16,7 @@ from trtq.pipeline.formats.encoding import Encoding, LayerScheme
 from trtq.pipeline.formats.granularity import Granularity, PerBlock
 from trtq.pipeline.formats.scheme import WeightScheme
 from trtq.pipeline.graph.axes import choose_granularity, find_channel_axis
+from trtq.pipeline.graph.operands import find_operand
 from trtq.pipeline.graph.placement import Placement, QuantizedNode, QuantizedWeight
 from trtq.pipeline.graph.worth import explain_unequal_matrices
 
@@ -23,6 +24,7 @@ SENSITIVE = r"(^|[/.:])(lm_head|proj_out|norm_out|classifier|score|head)(?![a-z0
 """The last layers of language models, diffusion transformers and classifiers: little memory, much harm."""
 _PLACES = {"MatMul": (0, 1), "Gemm": (1,), "Gather": (0,), "Conv": (1,)}
 """The inputs that are weights where they are constant."""
+_PRODUCTS = ("Gemm", "MatMul")
 _RANK_OF_EXPERTS = 3
 _FEWEST = 4096  # elements; below it the extra nodes cost more than they save
 
@@ -89,15 +91,65 @@ def choose_weights(
     return Placement(tuple(chosen), tuple(kept))
 
 
+def choose_stored(
+    model: ir.Model, placement: Placement, scheme: WeightScheme, skip: Sequence[str] = ()
+) -> Placement:
+    """Returns the placement with the weights of products stored in fewer bits where they can be (W4A8).
+
+    Why others are not is told of them as kept, though their layers are quantized.
+
+    Args:
+        model: The float graph.
+        placement: Of 8 bits.
+        scheme: A format with blocks.
+        skip: As for `choose_weights`.
+    """
+    patterns = (*skip, *([SENSITIVE] if scheme.keep_sensitive else []))
+    quantized: list[QuantizedNode] = []
+    kept: list[KeptNode] = []
+    for node in placement.quantized:
+        weight = node.held_weight
+        if weight is None or not node.activations or node.op_type not in _PRODUCTS:
+            quantized.append(node)
+            continue
+        decision = _decide(model.graph.initializers[weight.tensor], scheme, patterns, by_matrix=False)
+        if isinstance(decision, str):
+            kept.append(KeptNode(node.name, node.op_type, decision))
+            quantized.append(node)
+        else:
+            held = replace(weight.encoding, stored=decision)
+            quantized.append(replace(node, scheme=replace(node.scheme, weight=held)))
+    return Placement(tuple(quantized), tuple(kept))
+
+
 def group_by_weight(model: ir.Model, placement: Placement) -> tuple[ChosenWeight, ...]:
     """Returns the weights of the float graph that a placement stores in fewer bits, each with its readers."""
+    return _group(model, ((node, node.held_weight) for node in placement.weights_alone))
+
+
+def group_stored(model: ir.Model, placement: Placement) -> tuple[ChosenWeight, ...]:
+    """Returns the same, and the weights that are stored in fewer bits than they are computed with."""
+
+    def find(node: QuantizedNode) -> QuantizedWeight | None:
+        weight = node.held_weight
+        if weight is None or not node.activations:
+            return weight
+        stored = weight.encoding.stored
+        return None if stored is None else QuantizedWeight(weight.tensor, stored)
+
+    return _group(model, ((node, find(node)) for node in placement.quantized))
+
+
+def _group(
+    model: ir.Model, nodes: Iterable[tuple[QuantizedNode, QuantizedWeight | None]]
+) -> tuple[ChosenWeight, ...]:
     readers: dict[QuantizedWeight, list[QuantizedNode]] = {}
-    for node in placement.weights_alone:
-        assert node.held_weight is not None
-        readers.setdefault(node.held_weight, []).append(node)
+    for node, weight in nodes:
+        if weight is not None:
+            readers.setdefault(weight, []).append(node)
     return tuple(
-        ChosenWeight(held.tensor, _shape(model.graph.initializers[held.tensor]), held.encoding, tuple(nodes))
-        for held, nodes in readers.items()
+        ChosenWeight(held.tensor, _shape(model.graph.initializers[held.tensor]), held.encoding, tuple(users))
+        for held, users in readers.items()
     )
 
 
@@ -156,6 +208,8 @@ def _granularity(
         return unequal or choose_granularity(output)
     if node.op_type == "Conv":
         return "TensorRT has no INT4 or NF4 for convolutions"
+    if node.op_type in _PRODUCTS and find_operand(node.inputs[1 - place]) is not None:
+        return "its activation comes quantized, beside which TensorRT computes blocks wrongly"
     if rank != 2 or output is None:
         return f"its weight has {rank} axes, blocks need 2"
     return PerBlock(1 - output, scheme.block_size)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -23,10 +23,25 @@ class Gram:
     Attributes:
         products: X^T X of the data, shape (K, K), float32 or float64.
         num_rows: Of X.
+        magnitudes: The mean of |X| by column, shape (K,), float64; only AWQ reads it.
     """
 
     products: NDArray[Any]
     num_rows: int
+    magnitudes: NDArray[np.float64] = field(default_factory=lambda: np.empty(0))
+
+    def damped(self) -> NDArray[np.float64]:
+        """Returns the products with more on the diagonal: the more, the less data there is for each input.
+
+        What a few samples alone say of the inputs makes the product worse on others than rounding does. An
+        input that is always zero gets a one: nothing depends on how its weights are rounded.
+        """
+        damped = self.products.astype(np.float64)
+        share = _DAMPING * _ROWS_PER_INPUT * len(damped) / max(self.num_rows, 1)
+        diagonal = np.einsum("ii->i", damped)  # a view
+        diagonal[diagonal == 0] = 1
+        diagonal += min(max(share, _DAMPING), _MOST_DAMPING) * diagonal.mean()
+        return damped
 
 
 def quantize_gptq(
@@ -36,8 +51,7 @@ def quantize_gptq(
 
     GPTQ (arXiv 2210.17323), algorithm 1, with the rows in their own order. The scales of a block are found
     when its first row is reached, on the weight as it is corrected so far, by the clip of least error.
-    With less data than in the paper the damping is larger: what a few samples alone say of the inputs makes
-    the product worse on others than rounding does.
+    With less data than in the paper the damping is larger: see `Gram.damped`.
 
     Args:
         weight: Any float dtype, shape (K, N): the axis that is summed over first.
@@ -47,7 +61,7 @@ def quantize_gptq(
     """
     rest = weight.astype(np.float32)
     length, width = rest.shape
-    inverse = _inverse_root(gram)
+    inverse = np.linalg.cholesky(np.linalg.inv(gram.damped())).T.astype(np.float32)
     codes = np.empty(rest.shape, np.int8)
     scales = np.empty((length // block_size, width), np.float32)
     lazy = max(_LAZY, block_size)  # whole blocks: the others see errors only afterwards
@@ -64,16 +78,3 @@ def quantize_gptq(
             rest[row + 1 : stop] -= np.outer(inverse[row, row + 1 : stop], error)
         rest[stop:] -= inverse[start:stop, stop:].T @ errors
     return codes, scales
-
-
-def _inverse_root(gram: Gram) -> NDArray[np.float32]:
-    """Returns the upper Cholesky factor of the inverse of the damped Gram matrix.
-
-    An input that is always zero gets a one on the diagonal: nothing depends on how its weights are rounded.
-    """
-    damped = gram.products.astype(np.float64)
-    share = _DAMPING * _ROWS_PER_INPUT * len(damped) / max(gram.num_rows, 1)
-    diagonal = np.einsum("ii->i", damped)  # a view
-    diagonal[diagonal == 0] = 1
-    diagonal += min(max(share, _DAMPING), _MOST_DAMPING) * diagonal.mean()
-    return np.linalg.cholesky(np.linalg.inv(damped)).T.astype(np.float32)

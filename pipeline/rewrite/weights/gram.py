@@ -1,4 +1,4 @@
-"""What GPTQ needs of the data: how the inputs of a product depend on each other."""
+"""What GPTQ and AWQ need of the data: how the inputs of a product depend on each other."""
 
 from __future__ import annotations
 
@@ -34,22 +34,51 @@ def quantize_by_gptq(
         ModelError: ONNX Runtime cannot run the model, or a weight is not finite.
     """
     found: dict[str, Codes] = {}
-    inputs = {weight.tensor: source for weight in chosen if (source := _input_of(model, weight)) is not None}
-    for group in _groups([weight for weight in chosen if weight.tensor in inputs], inputs):
-        grams = measure_grams(model, [inputs[weight.tensor] for weight in group], batches)
-        for weight in group:
-            tensor = model.graph.initializers[weight.tensor].const_value
-            assert tensor is not None
-            values, gram = read_values(tensor), grams[inputs[weight.tensor]]
-            require_finite(values, weight.tensor)
+    for _, weights, gram in iterate_inputs(model, chosen, batches):
+        for weight in weights:
             is_first = weight.blocks.axis == 0
+            values = read_weight(model, weight)
             codes, scales = quantize_gptq(values if is_first else values.T, gram, weight.blocks.size, dtype)
             found[weight.tensor] = (codes, scales) if is_first else (codes.T, scales.T)
     return found
 
 
+def read_weight(model: ir.Model, weight: ChosenWeight) -> NDArray[Any]:
+    """Returns the values of a weight.
+
+    Raises:
+        ModelError: It is not finite.
+    """
+    tensor = model.graph.initializers[weight.tensor].const_value
+    assert tensor is not None
+    values = read_values(tensor)
+    require_finite(values, weight.tensor)
+    return values
+
+
+def iterate_inputs(
+    model: ir.Model, chosen: Sequence[ChosenWeight], batches: Batches
+) -> Iterator[tuple[str, list[ChosenWeight], Gram]]:
+    """Yields each activation that chosen weights are multiplied with, with these and its Gram matrix.
+
+    The model is run over the data as often as the matrices of so many activations fit into memory.
+
+    Raises:
+        DataError: The data does not fit.
+        ModelError: ONNX Runtime cannot run the model.
+    """
+    readers: dict[str, list[ChosenWeight]] = {}
+    for weight in chosen:
+        if (source := _input_of(model, weight)) is not None:
+            readers.setdefault(source, []).append(weight)
+    for sources in _groups({name: _gram_bytes(weights[0]) for name, weights in readers.items()}):
+        grams = dict(measure_grams(model, sources, batches))
+        for source in sources:
+            yield source, readers[source], grams.pop(source)
+
+
 def measure_grams(model: ir.Model, tensors: Sequence[str], batches: Batches) -> Mapping[str, Gram]:
-    """Returns X^T X of each tensor over all the data, taken as rows of its last axis; float32.
+    """Returns X^T X, float32, of each tensor over all the data, taken as rows of its last axis.
 
     Raises:
         DataError: A product of two values is not finite.
@@ -62,6 +91,7 @@ def measure_grams(model: ir.Model, tensors: Sequence[str], batches: Batches) -> 
     session = open_session(tapped, optimize=True)
     names = [str(value.name) for value in model.graph.inputs]
     grams: dict[str, NDArray[Any]] = {}
+    magnitudes: dict[str, NDArray[Any]] = {}
     counts = dict.fromkeys(wanted, 0)
     for feed in batches:
         arrays = {name: feed.arrays[name] for name in names}
@@ -72,14 +102,18 @@ def measure_grams(model: ir.Model, tensors: Sequence[str], batches: Batches) -> 
             rows = values[name].reshape(-1, values[name].shape[-1]).astype(np.float32, copy=False)
             with np.errstate(over="ignore", invalid="ignore"):
                 grams[name] = grams.get(name, np.float32(0)) + rows.T @ rows
+                magnitudes[name] = magnitudes.get(name, 0.0) + np.abs(rows).sum(axis=0, dtype=np.float64)
             counts[name] += len(rows)
             if not np.isfinite(grams[name]).all():
                 raise DataError(
                     f"tensor {name!r} has values in {feed.source} that are not finite, or so large that "
-                    f"their products are not; GPTQ needs finite products: look at the data, or take "
+                    f"their products are not; GPTQ and AWQ need finite products: look at the data, or take "
                     f"--weight-method mse"
                 )
-    return {name: Gram(products, counts[name]) for name, products in grams.items()}
+    return {
+        name: Gram(products, counts[name], magnitudes[name] / max(counts[name], 1))
+        for name, products in grams.items()
+    }
 
 
 def _input_of(model: ir.Model, weight: ChosenWeight) -> str | None:
@@ -95,16 +129,19 @@ def _input_of(model: ir.Model, weight: ChosenWeight) -> str | None:
     return next(iter(sources)) if len(sources) == 1 else None
 
 
-def _groups(weights: Sequence[ChosenWeight], inputs: Mapping[str, str]) -> Iterator[list[ChosenWeight]]:
-    """Yields the weights in groups whose Gram matrices fit into memory together."""
-    group: list[ChosenWeight] = []
-    sizes: dict[str, int] = {}
-    for weight in weights:
-        size = 4 * weight.shape[weight.blocks.axis] ** 2
-        if group and inputs[weight.tensor] not in sizes and sum(sizes.values()) + size > _MOST_BYTES:
+def _gram_bytes(weight: ChosenWeight) -> int:
+    return 4 * int(weight.shape[weight.blocks.axis]) ** 2
+
+
+def _groups(sizes: Mapping[str, int]) -> Iterator[list[str]]:
+    """Yields the tensors in groups whose Gram matrices fit into memory together."""
+    group: list[str] = []
+    total = 0
+    for name, size in sizes.items():
+        if group and total + size > _MOST_BYTES:
             yield group
-            group, sizes = [], {}
-        group.append(weight)
-        sizes[inputs[weight.tensor]] = size
+            group, total = [], 0
+        group.append(name)
+        total += size
     if group:
         yield group

@@ -18,6 +18,7 @@ from trtq.numbers import format_bytes
 from trtq.pipeline.engine.backend import Precision
 from trtq.pipeline.engine.target import Target
 from trtq.pipeline.formats import FP8
+from trtq.pipeline.formats.codes import DATA_METHODS
 from trtq.pipeline.quantize import quantize
 
 
@@ -53,7 +54,7 @@ def command(
       trtq quantize model.onnx --ranges ranges.json --fp8
       trtq quantize model.onnx --activations per-token
       trtq quantize model.onnx --weights int4
-      trtq quantize model.onnx --weights int4 --weight-method gptq --calib-data calib.npz
+      trtq quantize model.onnx --weights int4 --weight-method awq --calib-data calib.npz
     """
     spec = given.read_spec(model)
     is_alone = given.find(Formats, "weights")
@@ -62,9 +63,11 @@ def command(
     target = targets.read_target(given, precision="int8" if is_per_token else _find_precision(found))
     if ranges is None and target.weights is None and not is_per_token:
         raise UsageError("give --ranges of `trtq calibrate`, --weights, or --activations per-token")
-    reads_data = target.weights is not None and target.weights.method == "gptq"
+    reads_data = target.weights is not None and target.weights.needs_data
     if not reads_data and given.find(CalibrationSpec, "data"):
-        raise UsageError("--calib-data is for --weight-method gptq; nothing else here reads data")
+        raise UsageError(
+            f"--calib-data is for --weight-method {' and '.join(DATA_METHODS)}; nothing else here reads data"
+        )
     output = output or model.parent / f"{model.stem}.{target.name}.onnx"
     check_output(output, model, ranges, *spec.sources)
     with ConsoleWatcher(quiet=quiet) as watcher:

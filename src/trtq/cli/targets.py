@@ -30,8 +30,10 @@ class Formats:
         fp16: Build the FP16 engine alone; with --int8 it changes nothing.
         weights: Store weights in fewer bits. Activations stay float, unless --int8 is given too: then
             convolutions and large products are INT8, and the other weights are stored in this format.
-        weight_method: For int4: round to nearest, clip for the least error, or GPTQ, which needs data. None:
-            mse.
+        weight_method: For int4: round to nearest, clip for the least error, GPTQ or AWQ, which need data.
+            None: mse.
+        w4a8: Store the weights of MatMul and Gemm as INT4 blocks and compute with INT8 activations (with
+            --fp8: FP8): each run turns the weights into 8 bits. Convolutions are INT8.
         block_size: For int4 and nf4: elements for each scale. A weight that it does not divide gets a half, a
             quarter and so on, down to 16. None: 64.
         double_quant: For nf4: store the scales in 8 bits.
@@ -45,6 +47,7 @@ class Formats:
     fp16: bool = setting(False)
     weights: str | None = setting(None)
     weight_method: str | None = setting(None)
+    w4a8: bool = setting(False)
     block_size: str = setting("")
     double_quant: bool = setting(False)
     quantize_sensitive: bool = setting(False)
@@ -72,7 +75,7 @@ weight_options = combine_options(
     take_one(Formats, "weights", kind=click.Choice(list(WEIGHT_FORMATS))),
     take_one(Formats, "weight_method", kind=click.Choice(WEIGHT_METHODS)),
     take_one(Formats, "block_size", kind=click.Choice([str(size) for size in BLOCK_SIZES])),
-    take(Formats, "double_quant", "quantize_sensitive"),
+    take(Formats, "w4a8", "double_quant", "quantize_sensitive"),
 )
 
 
@@ -89,6 +92,8 @@ def read_target(given: Given, usual: Target | None = None, *, precision: Precisi
     """
     given = replace(given, changes=[*map(_parse_change, given.changes)])
     formats = given.apply(Formats())
+    if formats.w4a8:
+        formats = replace(formats, weights=formats.weights or "int4")
     for change in given.find(Target, "high_precision") if formats.fp16 else ():
         if change.value not in ("auto", "fp16"):
             raise UsageError(
@@ -96,7 +101,8 @@ def read_target(given: Given, usual: Target | None = None, *, precision: Precisi
             )
     if given.find(Target, "formats") and (named := _list_named(formats)):
         raise UsageError(f"--{named[0]} and --formats contradict each other; give one of them")
-    precision = _choose_precision(formats) or precision or ("weights" if formats.weights else "int8")
+    is_float = formats.weights is not None and not formats.w4a8
+    precision = _choose_precision(formats) or precision or ("weights" if is_float else "int8")
     weights = _choose_weights(formats, given)
     target = given.apply(replace(usual or Target(), precision=precision, weights=weights))
     return replace(
@@ -142,6 +148,7 @@ def _choose_weights(formats: Formats, given: Given) -> WeightScheme | None:
         int(formats.block_size or 64),
         formats.double_quant,
         not formats.quantize_sensitive,
+        formats.w4a8,
     )
 
 

@@ -15,7 +15,7 @@ from trtq.pipeline.formats.granularity import PerBlock, PerChannel
 def test_formats_are_found_by_name_from_the_most_exact_to_the_smallest() -> None:
     assert list(FORMATS) == ["fp32", "fp16", "bf16", "int8", "fp8", "int4", "nf4"]
     assert list(WEIGHT_FORMATS) == ["int8", "fp8", "int4", "nf4"]
-    assert WEIGHT_METHODS == ("rtn", "mse", "gptq")
+    assert WEIGHT_METHODS == ("rtn", "mse", "gptq", "awq")
     assert [str(item) for item in FORMATS.values()] == list(FORMATS)
 
 

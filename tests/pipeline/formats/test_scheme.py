@@ -15,7 +15,10 @@ from trtq.pipeline.formats.scheme import WeightScheme
     ("arguments", "message"),
     [
         ({"format": "int3"}, "the weight format must be one of int8, fp8, int4, nf4, got 'int3'"),
-        ({"format": "int4", "method": "awq"}, "the weight method must be one of rtn, mse, gptq, got 'awq'"),
+        (
+            {"format": "int4", "method": "nope"},
+            "the weight method must be one of rtn, mse, gptq, awq, got 'nope'",
+        ),
         ({"format": "int4", "block_size": 48}, "the block size must be one of 16, 32, 64, 128, 256, got 48"),
         ({"format": "int4", "block_size": 0}, "the block size must be one of 16, 32, 64, 128, 256, got 0"),
         (
@@ -25,6 +28,11 @@ from trtq.pipeline.formats.scheme import WeightScheme
         (
             {"format": "int8", "method": "mse"},
             "the weight method mse is for int4, int8 weights have only rtn",
+        ),
+        (
+            {"format": "int4", "method": "rtn", "in_products": True},
+            "W4A8 stores weights as int4, with clips by mse, not as int4 by rtn; leave --weights and "
+            "--weight-method out, or --w4a8",
         ),
         ({"format": "int4", "double_quantization": True}, "double quantization is for nf4, not for int4"),
     ],

@@ -52,6 +52,10 @@ def _int4(block_size: int) -> Encoding:
     [
         ({"precision": "weights"}, 'the precision is "weights" if a weight scheme is given without INT8'),
         ({"precision": "fp16", "weights": WeightScheme("int8")}, 'the precision is "weights" if'),
+        (
+            {"precision": "weights", "weights": WeightScheme("int4", "mse", in_products=True)},
+            "W4A8 has activations of 8 bits; give --int8 or --fp8 with --w4a8",
+        ),
         ({"high_precision": "bf16"}, "bf16 is for weights of fewer bits"),
         (
             {"weights": WeightScheme("int8"), "quantization": "implicit"},

@@ -61,3 +61,20 @@ def test_a_table_and_a_weight_in_blocks_are_taken(
     model = model_of(text, opset=21, ir_version=10, t=table, ts=_scales(200, 2), w=weight, ws=_scales(2, 96))
     assert lint(model) == ()
     assert build_rtx(model)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize(("size", "found"), [(64, []), (32, [("blocks", "wrong", "fc")])])
+def test_several_blocks_beside_8_bits_are_computed_wrongly(
+    model_of: Callable[..., ir.Model], bits: int, size: int, found: list[tuple[str, str, str]]
+) -> None:
+    """The builder takes it: a gemm of the bare codes, and one Mul of the product with the scales of all."""
+    text = f"""g (float[N,64] x) => (float[N,96] y) {{
+      q = QuantizeLinear (x, s, z)
+      d = DequantizeLinear (q, s, z)
+      wd = DequantizeLinear <axis = 0, block_size = {size}> (w, ws)
+      [fc] y = MatMul (d, wd)
+    }}"""
+    weights = {"w": _codes(64, 96, bits=bits), "ws": _scales(64 // size, 96)}
+    model = model_of(text, opset=21, ir_version=10, s=np.float32(0.1), z=np.int8(0), **weights)
+    assert [(item.rule, item.effect, item.node) for item in lint(model)] == found
