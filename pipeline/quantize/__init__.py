@@ -84,7 +84,8 @@ def quantize(
         placement = place_layers(graph, spec, target, watcher, attention=chosen)
         refuse_other_formats(graph, target, placement)
         ranges = ranges or need_no_ranges(graph, placement)
-        _warn_of_formats(ranges, placement, watcher)
+        if ranges is not None:
+            _warn_of_formats(ranges, placement, watcher)
     if target.weights is not None:
         by_matrix = target.backend != "tensorrt"  # where nobody has measured it
         placement = place_weights(graph, spec, target, placement, watcher, by_matrix=by_matrix)
