@@ -6,6 +6,9 @@ r"""What `trtq build --auto` brings back of the task's score where plain INT8 lo
         --only ddddocr_yolox nudenet_yolo
     .venv/bin/python benchmarks/automatic.py --folder benchmarks/.work/large \
         --output benchmarks/results/automatic-2026-11-21.json
+    .venv/bin/python benchmarks/automatic.py --folder benchmarks/.work/large \
+        --models nudenet_yolo vit_s_focus --formats int8,fp8,fp16 --compute-capability 8.9 \
+        --output benchmarks/results/automatic-2026-11-28.json
 
 For each model the right answers are the labels where they are known, else the float model's own outputs on
 the evaluation data, and the gate is one point of its task's metric alone. Half of the data chooses the
@@ -58,17 +61,24 @@ def main() -> None:
     parser.add_argument("--models", nargs="*", default=DEFAULT_MODELS)
     parser.add_argument("--folder", type=Path, default=MODELS, help="where models.py wrote them")
     parser.add_argument("--output", type=Path)
+    parser.add_argument("--formats", help="as `trtq build` takes them  [--int8 --auto]")
+    parser.add_argument("--compute-capability", help="the GPU to build for")
+    parser.add_argument("--op-types", help="the types of nodes to quantize")
     given = parser.parse_args()
-    result: dict[str, Any] = {**circumstances(["trtq"]), "models": {}}
+    asked = ["--formats", given.formats] if given.formats else ["--int8", "--auto"]
+    for option in ("compute_capability", "op_types"):
+        value = getattr(given, option)
+        asked += [f"--{option.replace('_', '-')}", value] if value else []
+    result: dict[str, Any] = {**circumstances(["trtq"]), "asked": " ".join(asked), "models": {}}
     for name, folder in models(given.models, given.folder).items():
-        result["models"][name] = made = build(folder)
+        result["models"][name] = made = build(folder, asked)
         print(name, json.dumps(made), flush=True)
         if given.output is not None:
             given.output.write_text(json.dumps(result, indent=1) + "\n")
 
 
-def build(folder: Path) -> dict[str, Any]:
-    """Returns the verdict, the scores of both halves and the share of MACs in INT8."""
+def build(folder: Path, asked: list[str]) -> dict[str, Any]:
+    """Returns the verdict, the scores of both halves and the share of MACs by format."""
     truth = truth_of(folder)
     with tempfile.TemporaryDirectory(prefix="bench-auto-") as place:
         labels, script = Path(place) / "labels.npy", Path(place) / "script.py"
@@ -79,7 +89,7 @@ def build(folder: Path) -> dict[str, Any]:
         benchmarks = str(Path(__file__).resolve().parent)
         script.write_text(_SCRIPT.format(benchmarks=benchmarks, task=json.dumps(truth.task)))
         command = [
-            sys.executable, "-m", "trtq", "build", str(folder / "model.onnx"), "--int8", "--auto",
+            sys.executable, "-m", "trtq", "build", str(folder / "model.onnx"), *asked,
             "--calib-data", str(part_of(folder, "calibration")),
             "--eval-data", str(part_of(folder, "evaluation")),
             "--labels", str(labels), "--eval-output", truth.task["output"],
@@ -100,6 +110,9 @@ def build(folder: Path) -> dict[str, Any]:
             "outcome": auto.get("outcome"),
             "int8_macs": auto.get("int8_macs"),
             "int8_macs_before": auto.get("int8_macs_before"),
+            "formats": auto.get("formats"),
+            "layers": auto.get("layers"),
+            "costs": [auto.get(key) for key in ("cost_before", "cost", "cost_float")],
             "kept": [layer["name"] for layer in auto.get("kept", ())],
             "samples": report["evaluated_samples"],
             "passes": auto.get("evaluation_passes"),

@@ -53,12 +53,14 @@ class Channels:
         scale: What each is divided by before the tensor is quantized; the weights behind take it up.
         shift: What is taken away from each before that; the biases behind take it up.
         amax: The magnitude that the largest code stands for after that; 0 without scales.
+        largest: The largest magnitude that was seen after that; 0 if the amax holds everything.
     """
 
     mean: tuple[float, ...] = ()
     scale: tuple[float, ...] = ()
     shift: tuple[float, ...] = ()
     amax: float = 0.0
+    largest: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,8 +101,15 @@ class Ranges:
     formats: Mapping[str, str] = field(default_factory=dict)
     attention: tuple[str, ...] = ()
 
-    def amax(self, tensor: str) -> float:
+    def amax(self, tensor: str, form: str = "") -> float:
         """Returns the amax to quantize with; 1.0 for a dead tensor, whose scale must still be positive.
+
+        In another format than the range was chosen for, it is the largest magnitude that was seen: the
+        formats that layers are given beside INT8 are floats, which lose little by it.
+
+        Args:
+            tensor: Its name.
+            form: The number format that it is held in; empty: the one that its range was chosen for.
 
         Raises:
             UsageError: The tensor has no range.
@@ -112,7 +121,9 @@ class Ranges:
                 f"the ranges hold nothing for tensor {tensor!r}; they were calibrated for another model or "
                 f"with other skipped layers: calibrate again"
             ) from None
-        return found.amax or _SCALE_OF_DEAD
+        if form in ("", self.formats.get(tensor, "int8")):
+            return found.amax or _SCALE_OF_DEAD
+        return max(found.amax, -found.minimum, found.maximum) or _SCALE_OF_DEAD
 
     def ends(self, tensor: str) -> tuple[float, float]:
         """Returns what the smallest and the largest code stand for; 0 lies between them.
@@ -214,3 +225,4 @@ def _refuse_channels(item: Channels) -> None:
     if len(shift) not in (0, len(scale)) or (mean and scale and len(mean) != len(scale)):
         raise ValueError("the scales of channels must be as many as the shifts and as many as the means")
     _refuse_magnitude(item.amax)
+    _refuse_magnitude(item.largest)

@@ -179,15 +179,17 @@ class _Work:
 
 
 def _measure_rest(work: _Work, state: Sensitivity, path: Path, watcher: Watcher) -> Sensitivity:
-    every = {*work.session.layers}
+    every = {name: forms[0] for name, forms in work.session.layers.items()}
     op_types = {node.name: node.op_type for node in work.placement.quantized}
     done = {layer.name for layer in state.layers}
     rest = [name for name in work.session.layers if name not in done]
     num_samples = work.batches.num_samples
     watcher.stage("Measuring layers", None if num_samples is None else len(rest) * num_samples)
     for names in split_in_groups(rest, mixtures_each=2):
-        mixtures = {_ALONE + name: {name} for name in names}
-        mixtures |= {_WITHOUT + name: every - {name} for name in names}
+        mixtures = {_ALONE + name: {name: every[name]} for name in names}
+        mixtures |= {
+            _WITHOUT + name: {other: form for other, form in every.items() if other != name} for name in names
+        }
         if state.all_quantized is None:
             mixtures[_ALL] = every
         share = len(names)

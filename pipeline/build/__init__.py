@@ -103,7 +103,7 @@ def run_job(job: Job, log: Log, earlier: EarlierBuild | None = None) -> Report:
         job = _keep_as_before(job, ranges, earlier)
         models = write_models(job, ranges, stage, log)
         auto = comparison = None
-        if job.target.auto and job.placement.quantized and ranges is not None:
+        if job.target.searches and job.placement.quantized and ranges is not None:
             calibrated, found = _search(job, calibrated, models, stage, log)
             ranges = calibrated.ranges
             job, models, auto, comparison = found.job, found.models, found.auto, found.comparison

@@ -22,7 +22,8 @@ def format_command(job: Job) -> str:
     spec, migrates = job.spec, job.ranges is not None
     words = ["trtq", "migrate" if migrates else "build", str(job.graph.path), *job.sources]
     if not migrates:
-        words += [f"--{job.target.precision}"] if job.target.precision != "weights" else []
+        is_named = job.target.precision == "weights" or job.target.formats
+        words += [] if is_named else [f"--{job.target.precision}"]
         words += _list_weights(job.target.weights)
     words += _list_settings(job.target)
     words += _list_settings(job.target.options)

@@ -42,6 +42,7 @@ class Job:
         folder: Where the result goes.
         strategy: How precisions get into the engine.
         kept: Layers that stay float, with the reason, beside those that the settings and the rules keep.
+        forms: The number formats of layers that have another one than the target's.
         calibration: The data for the ranges; None if there is none, and none is needed.
         evaluation: The data to compare on; None if there is none.
         keys: A digest for each stage of everything that its result depends on.
@@ -62,6 +63,7 @@ class Job:
     calibration: Batches | None
     evaluation: Batches | None
     kept: Mapping[str, str] = field(default_factory=dict)
+    forms: Mapping[str, CodeFormat] = field(default_factory=dict)
     keys: Mapping[str, str] = field(default_factory=dict)
     ranges: Ranges | None = None
     extra_files: Mapping[str, bytes] = field(default_factory=dict)
@@ -143,7 +145,9 @@ def place_job(job: Job, watcher: Watcher) -> Placement:
     graph, spec, target = job.graph, job.spec, job.target
     placement = Placement()
     if target.form is not None:
-        placement = place_layers(graph, spec, target, watcher, job.kept, job.backend, job.attention)
+        placement = place_layers(
+            graph, spec, target, watcher, job.kept, job.backend, attention=job.attention, forms=job.forms
+        )
     if target.precision == "fp16":
         warn_of_unmatched(graph, spec.layers.keep_fp32, watcher)
     if target.weights is None:

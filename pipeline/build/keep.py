@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from trtq.calibrators.ranges import Ranges
 from trtq.kept import Fallback
 from trtq.pipeline.build.job import Job
+from trtq.pipeline.formats import LAYER_FORMATS
 from trtq.pipeline.graph.placement import DEFAULT_OP_TYPES
 
 NO_KERNEL = "no-kernel: "
@@ -37,6 +38,26 @@ def keep_layers(job: Job, ranges: Ranges, reasons: Mapping[str, str]) -> Job:
         }
         if not reasons:
             return job
+
+
+def hold_layers(job: Job, ranges: Ranges, forms: Mapping[str, str], explain: Callable[[str], str]) -> Job:
+    """Returns the job with layers in these formats, and those float whose format is none of layers.
+
+    Args:
+        job: A build with Q/DQ.
+        ranges: Of its tensors.
+        forms: The name of the format by layer.
+        explain: Why a layer is float, by its name.
+    """
+    found = {name: LAYER_FORMATS[form] for name, form in forms.items() if form in LAYER_FORMATS}
+    others = {name: form for name, form in found.items() if form is not job.target.form}
+    floats = [name for name in forms if name not in found]
+    return keep_layers(replace(job, forms=others), ranges, {name: explain(name) for name in floats})
+
+
+def list_forms(job: Job) -> dict[str, str]:
+    """Returns the name of the format of each quantized node."""
+    return {node.name: node.scheme.form.name for node in job.placement.quantized}
 
 
 def find_float_fallbacks(job: Job, fallbacks: Sequence[Fallback]) -> dict[str, str]:

@@ -43,7 +43,7 @@ def make_keys(job: Job) -> dict[str, str]:
         job.backend.name,
         job.backend.version(),
         job.backend.overflows(),
-        judged if job.target.auto else (),  # then they decide which layers are quantized
+        judged if job.target.searches else (),  # then they decide which layers are quantized
         find_compute_capability() if "compute_capabilities" in job.backend.lacks else "",
     )
     return {"ranges": ranges, "engine": engine, "everything": make_key(engine, *judged)}

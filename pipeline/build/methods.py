@@ -65,17 +65,18 @@ def try_methods(
     before, after = _worst_db(start.comparison), _worst_db(comparison)
     holds = judge(comparison, job.spec.accuracy, candidate=other.name).outcome != "fail"
     method = calibrated.ranges.method.partition("(")[0]
+    option, form = job.target.search_option, job.target.precision.upper()
     if not holds and not after - before >= _CLEARLY_DB:  # nor where both are broken
         log.note(
-            f"--auto: other ranges than those by {named} gain too little: the best of all methods gives "
+            f"{option}: other ranges than those by {named} gain too little: the best of all methods gives "
             f"{after:.1f} dB, they give {before:.1f} dB"
         )
         return replace(start, models=write(job, start.calibrated))
     outcome = (
-        f"the ranges by {named} were at fault: with every layer in INT8 they gave {before:.1f} dB, those by "
-        f"{method} give {after:.1f} dB and are taken (--calib-method {AUTO})"
+        f"the ranges by {named} were at fault: with every layer in {form} they gave {before:.1f} dB, those "
+        f"by {method} give {after:.1f} dB and are taken (--calib-method {AUTO})"
     )
-    log.warn(f"--auto: {outcome}")
+    log.warn(f"{option}: {outcome}")
     keys = {**job.keys, "ranges": make_keys(other)["ranges"]}  # those of the folder are these from now on
     return RangedJob(replace(other, keys=keys), calibrated, models, comparison, outcome)
 

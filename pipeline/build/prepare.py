@@ -22,7 +22,7 @@ from trtq.pipeline.engine.backends import choose_backend, refuse_unsupported
 from trtq.pipeline.engine.profiles import resolve_profiles
 from trtq.pipeline.engine.strategy import Strategy, choose_strategy
 from trtq.pipeline.engine.target import Target
-from trtq.pipeline.formats import FP16, INT8, NVFP4
+from trtq.pipeline.formats import FP16, INT8, LAYER_FORMATS, NVFP4
 from trtq.pipeline.graph.foreign_operators import explain_incomparable, explain_unrunnable
 from trtq.pipeline.graph.load import Graph, load, raise_opset
 from trtq.pipeline.graph.pictures import tell_of_pictures
@@ -131,10 +131,10 @@ def _with_data(job: Job, watcher: Watcher, *, random_data: bool) -> Job:
         calibration = open_calibration_data(graph, spec, target, random_data=random_data)
     evaluation = None if job.unrunnable else open_evaluation_data(graph, spec, calibration)
     tell_of_pictures(graph.model, watcher, calibration, evaluation)
-    if target.auto and (evaluation is None or evaluation.is_random):
+    if target.searches and (evaluation is None or evaluation.is_random):
         raise DataError(
-            f"--auto chooses layers by what they cost on real data, and {graph.path} comes with "
-            f"{'none' if evaluation is None else evaluation.origin}; give --calib-data or --eval-data"
+            f"{target.search_option} chooses layers by what they cost on real data, and {graph.path} comes "
+            f"with {'none' if evaluation is None else evaluation.origin}; give --calib-data or --eval-data"
         )
     return replace(job, calibration=calibration if job.ranges is None else None, evaluation=evaluation)
 
@@ -142,10 +142,15 @@ def _with_data(job: Job, watcher: Watcher, *, random_data: bool) -> Job:
 def _refuse_combinations(spec: ModelSpec, target: Target, strategy: Strategy, backend: Backend) -> None:
     """Refuses settings that this way of building does not have."""
     refuse_weights(target, backend, strategy)
-    if reason := backend.lacks.get(target.precision):
-        raise UsageError(f"backend {backend.name} has no --{target.precision}: {reason}")
+    for name in dict.fromkeys((target.precision, *target.code_formats)):
+        if reason := backend.lacks.get(name):
+            raise UsageError(f"backend {backend.name} has no --{name}: {reason}")
     if target.form is not None and backend.name == "tensorrt-rtx":
-        refuse_older_gpus(target.form, target.compute_capabilities, f"--{target.form}", "--int8")
+        for name in target.code_formats:
+            asked, instead = f"--{name}", "--int8"
+            if target.formats:
+                asked, instead = f"{name} in --formats", f"--formats without {name}"
+            refuse_older_gpus(LAYER_FORMATS[name], target.compute_capabilities, asked, instead)
     by_tensor = spec.quantization.weight_granularity == "per-tensor"
     if by_tensor and (strategy.is_implicit or target.precision == "weights"):
         raise UsageError(
@@ -153,8 +158,9 @@ def _refuse_combinations(spec: ModelSpec, target: Target, strategy: Strategy, ba
             "scales of weights itself, and --weights alone has its own; leave one of the two out"
         )
     is_asymmetric = spec.quantization.activations == "asymmetric" and target.form is not None
-    if is_asymmetric and target.form is not INT8:
-        raise UsageError(f"--activations asymmetric is for INT8: {target.name} codes have no zero point")
+    others = [name for name in target.code_formats if name != INT8.name]
+    if is_asymmetric and others:
+        raise UsageError(f"--activations asymmetric is for INT8: {others[0]} codes have no zero point")
     if is_asymmetric and backend.name != "onnxruntime":
         raise UsageError(
             f"--activations asymmetric is for --backend onnxruntime, not {backend.name}: TensorRT takes no "
@@ -203,8 +209,10 @@ def _take_given(job: Job, watcher: Watcher, *, has_data: bool) -> Job:
         watcher.warn(f"{reason}, which ONNX Runtime cannot run: nothing of {path} is calibrated or compared")
         has_data = False
     if not placement.quantized:
-        if target.auto:
-            raise UsageError(f"{path} is quantized already, so --auto has no layers to choose among")
+        if target.searches:
+            raise UsageError(
+                f"{path} is quantized already, so {target.search_option} has no layers to choose among"
+            )
         if target.weights is not None:
             raise UsageError(f"{path} is quantized already; --weights needs the float model")
         watcher.note("the model is quantized already: it is built as it is, without calibration")

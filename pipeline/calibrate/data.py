@@ -24,7 +24,7 @@ from trtq.models.spec import PER_TOKEN, CalibrationSpec, ModelSpec
 from trtq.numbers import format_count
 from trtq.pipeline.engine.backend import Backend
 from trtq.pipeline.engine.target import Target
-from trtq.pipeline.formats import FP8, INT8
+from trtq.pipeline.formats import INT8
 from trtq.pipeline.formats.codes import CodeFormat
 from trtq.pipeline.graph.axes import explain_other
 from trtq.pipeline.graph.fp4 import without_fp4
@@ -165,6 +165,7 @@ def place_layers(
     kept: Mapping[str, str] | None = None,
     backend: Backend | None = None,
     attention: Collection[str] | None = (),
+    forms: Mapping[str, CodeFormat] | None = None,
 ) -> Placement:
     """Returns what will be quantized, and why the rest is not.
 
@@ -178,6 +179,7 @@ def place_layers(
         backend: What builds the engine; None: the one that the target names, if it names one.
         attention: The products of activations that INT8 was found to cost next to nothing, of the ranges;
             None: all for which it can be tried.
+        forms: The number formats of layers that have another one than the target's.
     """
     patterns = (*spec.layers.skip, *spec.layers.keep_fp32)
     warn_of_unmatched(graph, (*patterns, *spec.layers.force), watcher)
@@ -190,14 +192,12 @@ def place_layers(
     placement = place(
         graph.model,
         form=target.form or INT8,
+        forms=forms or {},
         skip=patterns,
         op_types=target.op_types,
         force=spec.layers.force,
         kept=kept or {},
-        by_matrix=is_split
-        and target.form in (INT8, FP8, None)  # of others nobody has measured it
-        and backend is not None
-        and backend.takes_scales_by_matrix,
+        by_matrix=is_split and backend is not None and backend.takes_scales_by_matrix,
         per_token=is_per_token,
         attention=attention,
     )

@@ -135,9 +135,10 @@ class WeightsReport:
 
 @dataclass(frozen=True, slots=True)
 class KeptByAuto:
-    """A layer that `--auto` kept out of INT8.
+    """A layer that `--auto` kept float.
 
-    `macs` is its share of all multiply-accumulates, `sqnr_db` that of the outputs with it alone in INT8.
+    `macs` is its share of all multiply-accumulates, `sqnr_db` that of the outputs with it alone in its
+    cheapest format.
     """
 
     name: str
@@ -147,18 +148,25 @@ class KeptByAuto:
 
 @dataclass(frozen=True, slots=True)
 class AutoReport:
-    """What `--auto` found.
+    """What `--auto` or `--formats` found.
 
     Attributes:
         outcome: In a sentence.
-        kept: The layers that are kept out of INT8, most harmful for their cost first.
-        skip: The patterns for `--skip` that reproduce it.
-        int8_macs: The share of all multiply-accumulates that is in INT8; those in the bodies of If, Loop and
-            Scan are not counted.
+        kept: The layers that are kept float, most harmful for their cost first.
+        skip: The patterns for `--skip` that reproduce it, where no layer has another format.
+        int8_macs: The share of all multiply-accumulates that is in INT8 or another format of 8 bits or fewer;
+            those in the bodies of If, Loop and Scan are not counted.
         int8_macs_before: The same without `--auto`.
         times_judged: How often a choice was judged on the data that was held back.
         evaluation_passes: What it cost, in runs of one model over the evaluation data.
         method: The calibration method that was taken instead of the one that was asked for; empty: none.
+        layers: The format of each quantized layer, where there are several.
+        formats: The share of all multiply-accumulates by format; "fp16" is what is not quantized.
+        cost: What the layers cost that could be chosen, as a share of the cost of all layers in FP16, by the
+            table of what a GPU multiplies and reads (`formats/throughput.py`); None if it is not known.
+        cost_before: The same with every layer in its cheapest format.
+        cost_float: The same with every layer in FP16.
+        option: What asked for it.
     """
 
     outcome: str
@@ -169,6 +177,12 @@ class AutoReport:
     times_judged: int = 0
     evaluation_passes: float = 0.0
     method: str = ""
+    layers: Mapping[str, str] = field(default_factory=dict)
+    formats: Mapping[str, Measured] = field(default_factory=dict)
+    cost: float | None = None
+    cost_before: float | None = None
+    cost_float: float | None = None
+    option: str = "--auto"
 
 
 @dataclass(frozen=True, slots=True)

@@ -77,7 +77,7 @@ def choose_strategy(target: Target, backend: Backend) -> Strategy:
             else f"{backend.name} takes Q/DQ models, as every version since TensorRT 8 does"
         )
         return Strategy("explicit", asked, rest, backend.takes_types())
-    if target.form is not INT8:
+    if target.form is not INT8 or len(target.code_formats) > 1:
         raise UsageError(f"--quantization implicit makes INT8 engines, no {target.precision} one")
     if reason := backend.lacks.get("implicit"):
         raise UsageError(f"backend {backend.name} has no implicit quantization: {reason}")

@@ -9,9 +9,10 @@ from trtq.errors import UsageError
 from trtq.models.option import setting
 from trtq.pipeline.engine.backend import BuilderOptions, Precision
 from trtq.pipeline.engine.profiles import GivenShapes
-from trtq.pipeline.formats import LAYER_FORMATS
+from trtq.pipeline.formats import FP16, LAYER_FORMATS
 from trtq.pipeline.formats.codes import CodeFormat
 from trtq.pipeline.formats.scheme import WeightScheme
+from trtq.pipeline.formats.throughput import choose_fastest
 from trtq.pipeline.graph.placement import ATTENTION, DEFAULT_OP_TYPES, QUANTIZABLE, SOFTMAX
 
 HighPrecision = Literal["auto", "fp16", "bf16", "fp32"]
@@ -24,7 +25,7 @@ class Target:
 
     Attributes:
         precision: "int8", "fp8" or "nvfp4", "fp16" for the FP16 engine alone, or "weights" for float
-            activations and `weights`.
+            activations and `weights`. With `formats` it is the fastest of them, whatever is given.
         high_precision: Precision of what is not quantized; auto is fp16 for TensorRT. bf16 is for --weights
             alone.
         backend: The engine builder; auto takes tensorrt if it works here, else tensorrt-rtx.
@@ -39,6 +40,9 @@ class Target:
         weights: How weights are stored that Q/DQ does not quantize; None: as they are.
         auto: If the gate fails, keep out of INT8 the cheapest layers that make it pass. They are chosen on
             every other batch of the evaluation data and judged on the rest.
+        formats: Number formats that layers may have, separated by commas: int8, fp8, and fp16 for what is not
+            quantized. Every layer starts in the fastest; if the gate fails, layers get more exact ones, as
+            with --auto, which is --formats int8,fp16.
         requantize: For a model with Q/DQ: convert to symmetric INT8 what has no exact repair.
     """
 
@@ -53,6 +57,7 @@ class Target:
     options: BuilderOptions = field(default_factory=BuilderOptions)
     weights: WeightScheme | None = None
     auto: bool = setting(False)
+    formats: tuple[str, ...] = setting((), metavar="FORMATS")
     requantize: bool = setting(False)
 
     def __post_init__(self) -> None:
@@ -63,6 +68,10 @@ class Target:
         ):
             if value not in choices:
                 raise UsageError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
+        if self.formats:
+            self._check_formats()
+            fastest = choose_fastest(self.code_formats, self.compute_capabilities)
+            object.__setattr__(self, "precision", fastest)
         known = (*QUANTIZABLE, ATTENTION, SOFTMAX)
         if unknown := [name for name in self.op_types if name not in known]:
             raise UsageError(
@@ -82,25 +91,59 @@ class Target:
             raise UsageError(
                 "weights of fewer bits stand in the graph, which --quantization implicit does not read"
             )
-        if self.auto and (self.form is None or self.quantization == "implicit"):
+        if (self.auto or self.formats) and (self.form is None or self.quantization == "implicit"):
             raise UsageError(
-                f"--auto chooses which layers get Q/DQ, of which there are none with "
+                f"{self.search_option} chooses which layers get Q/DQ, of which there are none with "
                 f"{self.precision if self.form is None else '--quantization implicit'}; leave it out"
             )
-        if self.auto and self.weights is not None:
+        if (self.auto or self.formats) and self.weights is not None:
             raise UsageError(
-                "--auto keeps layers as they are, and the weights of these would be stored in fewer bits; "
-                "leave one of the two out"
+                f"{self.search_option} keeps layers as they are, and the weights of these would be stored in "
+                f"fewer bits; leave one of the two out"
             )
         if self.workspace_bytes is not None and not 1 <= self.workspace_bytes < 1 << 63:
             raise UsageError(f"the workspace must have 1 to 2^63 - 1 bytes, got {self.workspace_bytes}")
 
+    def _check_formats(self) -> None:
+        known = (*LAYER_FORMATS, FP16.name)
+        if unknown := [name for name in self.formats if name not in known]:
+            raise UsageError(
+                f"{unknown[0]!r} is no format that layers can be given; --formats takes {', '.join(known)}"
+            )
+        if not self.code_formats:
+            raise UsageError("--formats fp16 quantizes nothing; take --fp16, or name int8 or fp8 too")
+
     @property
     def name(self) -> str:
-        """What the model is called in files and reports: "int8", "fp8", "nvfp4", "int4-weights"."""
+        """What the model is called in files and reports: "int8", "fp8", "fp16", "int4-weights" ..."""
         if self.precision == "weights" and self.weights is not None:
             return f"{self.weights.format}-weights"
-        return self.precision
+        return self.precision if len(self.code_formats) < 2 else "quantized"
+
+    @property
+    def allowed(self) -> tuple[str, ...]:
+        """The formats that each layer may have, "fp16" for what is not quantized."""
+        return self.formats or ((self.precision, FP16.name) if self.auto else (self.precision,))
+
+    @property
+    def code_formats(self) -> tuple[Precision, ...]:
+        """Those of codes, INT8 first."""
+        return tuple(name for name in get_args(Precision) if name in LAYER_FORMATS and name in self.allowed)
+
+    @property
+    def code_words(self) -> str:
+        """The same as people say it: "INT8", "INT8 and FP8"."""
+        return " and ".join(name.upper() for name in self.code_formats)
+
+    @property
+    def searches(self) -> bool:
+        """Whether formats of layers are chosen if the gate fails."""
+        return len({*self.allowed}) > 1
+
+    @property
+    def search_option(self) -> str:
+        """What asked for it."""
+        return "--formats" if self.formats else "--auto"
 
     @property
     def form(self) -> CodeFormat | None:
@@ -115,5 +158,5 @@ class Target:
     @property
     def min_opset(self) -> int:
         """The first opset that holds what is built."""
-        layers = 13 if self.form is None else self.form.first_opset
+        layers = max((LAYER_FORMATS[name].first_opset for name in self.code_formats), default=13)
         return layers if self.weights is None else max(layers, self.weights.number_format.min_opset)

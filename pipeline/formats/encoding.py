@@ -65,3 +65,9 @@ class LayerScheme:
         """Names the formats: "int8 x int8", "float x int4"."""
         formats = [str(encoding.format) for _, encoding in self.inputs] or ["float"]
         return " x ".join([*formats, *([str(self.weight.format)] if self.weight is not None else [])])
+
+    @property
+    def form(self) -> CodeFormat:
+        """The number format of the activations, or of the weight where they stay float."""
+        held = (*(encoding for _, encoding in self.inputs), self.weight)
+        return next(encoding.format for encoding in held if encoding is not None)

@@ -132,13 +132,18 @@ def encode_operand(value: ir.Value, form: CodeFormat) -> Encoding:
 
 
 def place_attention(
-    graph: ir.Graph, form: CodeFormat, layers: Mapping[str, QuantizedNode], left: Collection[str]
+    graph: ir.Graph,
+    form: CodeFormat,
+    forms: Mapping[str, CodeFormat],
+    layers: Mapping[str, QuantizedNode],
+    left: Collection[str],
 ) -> tuple[list[QuantizedNode], dict[str, str]]:
     """Returns the products that take codes, both of an attention or none, and why others do not.
 
     Args:
         graph: With shapes.
         form: INT8 or FP8.
+        forms: Names of products that have another format.
         layers: The layers with weights that take codes, by name.
         left: The names of nodes that keep their precision.
     """
@@ -146,11 +151,14 @@ def place_attention(
     reasons: dict[str, str] = {}
     for item in find_attentions(graph):
         both = (item.scores, item.context)
-        reason = _explain_float(item, form, layers, left)
+        own, other = (forms.get(str(node.name), form) for node in both)
+        reason = _explain_float(item, own, layers, left)
+        if own is not other:
+            reason = f"attention: both of its products in one format, not {own} and {other}"
         if reason:
             reasons |= {str(node.name): reason for node in both}
         else:
-            placed += [_with_codes(node, form) for node in both]
+            placed += [_with_codes(node, own) for node in both]
     return placed, reasons
 
 
@@ -174,7 +182,8 @@ def _explain_float(
     if item.lengths is not None and item.lengths[1] > _MOST_KEYS_INT8:
         return f"{_FUSES} INT8 only with {_MOST_KEYS_INT8} keys or fewer"
     layer = None if item.behind is None else layers.get(str(item.behind.name))
-    if layer is None or not all(encoding.needs_range for _, encoding in layer.encodings):
+    held = () if layer is None else layer.encodings
+    if not held or not all(item.needs_range and item.format is INT8 for _, item in held):
         return f"{_FUSES} INT8 only where the layer behind takes INT8 with one scale"
     return ""
 

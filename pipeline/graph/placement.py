@@ -12,7 +12,7 @@ import onnx_ir as ir
 
 from trtq.kept import KeptNode
 from trtq.models.tensors import FLOAT_TYPES
-from trtq.pipeline.formats import INT8, NVFP4
+from trtq.pipeline.formats import FP8, INT8, NVFP4
 from trtq.pipeline.formats.codes import CodeFormat
 from trtq.pipeline.formats.encoding import Encoding, LayerScheme
 from trtq.pipeline.formats.granularity import Granularity, PerBlock, PerToken
@@ -42,6 +42,8 @@ _FUSED = frozenset({
 """The layers of ONNX Runtime's own domain, with a weight among their inputs where it is constant."""
 ATTENTION = "Attention"
 """In a list of types: the MatMul of two activations."""
+RESIDUAL_ADD = "residual-add"
+"""The rule of an Add behind a convolution: see `place`."""
 SOFTMAX = "Softmax"
 """In a list of types: the input of Softmax and LogSoftmax."""
 DEFAULT_OP_TYPES = ("Conv", "Gemm", "MatMul")
@@ -50,12 +52,14 @@ _RANK_OF_EXPERTS = 3
 """TensorRT-RTX runs a batch of matrices with scales for each in INT8; with two batch axes it does not."""
 _TWO_ACTIVATIONS = "two-activations"
 _NONE: Mapping[str, str] = MappingProxyType({})
+_NO_FORMS: Mapping[str, CodeFormat] = MappingProxyType({})
 
 
 def place(
     model: ir.Model,
     *,
     form: CodeFormat = INT8,
+    forms: Mapping[str, CodeFormat] = _NO_FORMS,
     skip: Sequence[str] = (),
     op_types: Sequence[str] = DEFAULT_OP_TYPES,
     force: Sequence[str] = (),
@@ -90,13 +94,14 @@ def place(
         model: The graph; its nodes have unique names.
         form: The number format of the layers: INT8, FP8 or NVFP4. What a format is not for (`explain_other`)
             gets the one that it names.
+        forms: Names of layers that have another one. What rule 2 adds has that of its convolution.
         skip: Regular expressions searched in node names; these nodes keep their precision.
         op_types: The types of nodes to quantize.
         force: Regular expressions of nodes that rule 4 does not hold back.
         kept: Names of nodes that keep their precision, each with the reason, whoever decided it. A node that
             `skip` names as well has this reason. Names that the graph lacks are passed over.
-        by_matrix: Whether a weight of several matrices, such as experts, has scales for each matrix and
-            output channel; else it has one scale, or stays float where that would wipe out a matrix.
+        by_matrix: Whether an INT8 or FP8 weight of several matrices, such as experts, has scales for each
+            matrix and output channel; else it has one scale, or stays float where that would wipe out one.
         per_token: Whether each row of what a MatMul or Gemm reads has a scale of its own, found in each run:
             see `tokens.explain_one_scale` for those that have one scale all the same.
         attention: The names of the MatMuls that INT8 was found to cost next to nothing; None: all for which
@@ -112,16 +117,17 @@ def place(
         if node in given:
             continue
         name = str(node.name)
-        chosen = form.otherwise if form.otherwise is not None and explain_other(node) else form
-        decision = left[name] if name in left else _decide(node, chosen, op_types, force, by_matrix)
+        own = forms.get(name, form)
+        chosen = own.otherwise if own.otherwise is not None and explain_other(node) else own
+        splits = by_matrix and chosen in (INT8, FP8)  # nobody has measured it in others
+        decision = left[name] if name in left else _decide(node, chosen, op_types, force, splits)
         if isinstance(decision, str):
             unquantized.append(KeptNode(name, node.op_type, decision))
         else:
             quantized.append(by_token(node, decision) if per_token else decision)
-    usual = form.otherwise or form
     layers = {node.name: node for node in quantized}
     if ATTENTION not in op_types and "MatMul" in op_types:
-        products, reasons = place_attention(model.graph, usual, layers, left)
+        products, reasons = place_attention(model.graph, form.otherwise or form, forms, layers, left)
         quantized += products
         taken = {node.name for node in products}
         unquantized = [
@@ -129,9 +135,9 @@ def place(
             for item in unquantized
             if item.name not in taken
         ]
-    quantized += _residual_adds(model, usual, layers.keys(), left)
+    quantized += _residual_adds(model, {name: node.scheme.form for name, node in layers.items()}, left)
     if SOFTMAX in op_types:
-        quantized += _softmax_inputs(model, usual, left)
+        quantized += _softmax_inputs(model, form, forms, left)
     order = {name: index for index, name in enumerate(names)}
     placement = Placement(
         tuple(sorted(quantized, key=lambda node: order[node.name])),
@@ -245,22 +251,25 @@ def _encode(value: ir.Value, form: CodeFormat, rule: str) -> Encoding:
 
 
 def _residual_adds(
-    model: ir.Model, form: CodeFormat, layers: Collection[str], skipped: Collection[str]
+    model: ir.Model, layers: Mapping[str, CodeFormat], skipped: Collection[str]
 ) -> Iterator[QuantizedNode]:
     for node in model.graph:
         if node.op_type != "Add" or node.name in skipped:
             continue
-        ends = [_ends_quantized_conv(value, layers) for value in node.inputs]
-        place = 1 if ends[0] else 0  # where both are convolutions, the second is the shortcut
-        if any(ends) and _same_shape(node) and _is_float_activation(node.inputs[place]):
-            yield _with_codes(node, form, "residual-add", place)
+        first, second = (_find_quantized_conv(value, layers) for value in node.inputs)
+        place = 1 if first else 0  # where both are convolutions, the second is the shortcut
+        if (conv := first or second) and _same_shape(node) and _is_float_activation(node.inputs[place]):
+            yield _with_codes(node, layers[conv], RESIDUAL_ADD, place)
 
 
-def _softmax_inputs(model: ir.Model, form: CodeFormat, skipped: Collection[str]) -> Iterator[QuantizedNode]:
+def _softmax_inputs(
+    model: ir.Model, form: CodeFormat, forms: Mapping[str, CodeFormat], skipped: Collection[str]
+) -> Iterator[QuantizedNode]:
     for node in model.graph:
         is_softmax = node.op_type in ("Softmax", "LogSoftmax") and node.name not in skipped
         if is_softmax and _is_float_activation(node.inputs[0]):
-            yield _with_codes(node, form, "softmax-input", 0)
+            own = forms.get(str(node.name), form)
+            yield _with_codes(node, own.otherwise or own, "softmax-input", 0)
 
 
 def _is_float_activation(value: ir.Value | None) -> bool:
@@ -268,11 +277,12 @@ def _is_float_activation(value: ir.Value | None) -> bool:
     return is_activation and find_operand(value) is None
 
 
-def _ends_quantized_conv(value: ir.Value | None, layers: Collection[str]) -> bool:
+def _find_quantized_conv(value: ir.Value | None, layers: Collection[str]) -> str:
+    """Returns the name of the quantized convolution that ends in this value alone; empty if none does."""
     producer = value.producer() if value is not None else None
     if value is None or producer is None or producer.op_type != "Conv" or producer.name not in layers:
-        return False
-    return len(value.uses()) == 1 and not value.is_graph_output()
+        return ""
+    return str(producer.name) if len(value.uses()) == 1 and not value.is_graph_output() else ""
 
 
 def _same_shape(node: ir.Node) -> bool:

@@ -83,7 +83,9 @@ def find_roundings(
         for weight, gram in zip(part, _sum_grams(rescaled.model, part, rescaled.ranges, feeds), strict=True):
             qparams = find_qparams(weight.values, weight.placed.encoding, rescaled.ranges)
             steps = divide_by_scale(weight.values, qparams)
-            found[hash_weight(weight.values)] = pack(_round(weight, steps, gram))
+            found[hash_weight(weight.values, weight.placed.encoding.format)] = pack(
+                _round(weight, steps, gram)
+            )
     return found
 
 

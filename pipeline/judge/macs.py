@@ -1,9 +1,10 @@
-"""How many multiplications each layer does: what keeping it out of INT8 costs."""
+"""How many multiplications each layer does, and how many numbers it reads and writes."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 
 import onnx_ir as ir
 
@@ -18,8 +19,32 @@ _NUM_INPUTS = 3
 """Of a recurrent layer: the sequence, the weights of the input, those of the state."""
 
 
+@dataclass(frozen=True, slots=True)
+class LayerWork:
+    """What a layer does.
+
+    Attributes:
+        macs: Its multiply-accumulates a sample.
+        operands: The numbers that it multiplies: those of its inputs a sample, and of its weight.
+        results: Those that it writes, a sample.
+    """
+
+    macs: int
+    operands: int = 0
+    results: int = 0
+
+
 def count_macs(model: ir.Model, feed: Feed) -> dict[str, int]:
-    """Returns the multiply-accumulates a sample by the name of each node with weights, and each MatMul.
+    """Returns the multiply-accumulates a sample by the name of each layer: see `count_work`.
+
+    Raises:
+        ModelError: ONNX Runtime cannot run the model.
+    """
+    return {name: work.macs for name, work in count_work(model, feed).items()}
+
+
+def count_work(model: ir.Model, feed: Feed) -> dict[str, LayerWork]:
+    """Returns the work of a sample by the name of each node with weights, and each MatMul.
 
     Shapes are those that the feed gives in ONNX Runtime: shape inference does not know all of them. Nodes in
     the bodies of If, Loop and Scan are not counted. The float graph is not changed.
@@ -31,15 +56,18 @@ def count_macs(model: ir.Model, feed: Feed) -> dict[str, int]:
     nodes = [node for node in tapped.graph if node.op_type in WEIGHTED]
     values = (value for node in nodes for value in (*node.inputs[:_NUM_INPUTS], *node.outputs[:1]))
     shapes = _measure_shapes(tapped, dict.fromkeys(value for value in values if value and value.name), feed)
-    return {
-        str(node.name): _macs(
-            node,
-            [shapes.get(value, ()) for value in node.inputs[:_NUM_INPUTS]],
-            shapes.get(node.outputs[0], ()),
+    count = max(feed.num_samples, 1)
+    found = {}
+    for node in nodes:
+        inputs = [shapes.get(value, ()) for value in node.inputs[:_NUM_INPUTS]]
+        output = shapes.get(node.outputs[0], ())
+        operands = sum(
+            math.prod(shape) // (1 if value is not None and value.is_initializer() else count)
+            for value, shape in zip(node.inputs[:2], inputs, strict=False)
         )
-        // max(feed.num_samples, 1)
-        for node in nodes
-    }
+        macs = _macs(node, inputs, output) // count
+        found[str(node.name)] = LayerWork(macs, operands, math.prod(output) // count)
+    return found
 
 
 def _measure_shapes(

@@ -1,15 +1,17 @@
-"""Which layers to keep out of INT8 so that the gate holds, at the least cost in multiplications."""
+"""In which format each layer is held so that the gate holds, at the least cost."""
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from trtq.calibrators.batches import Batches
 from trtq.calibrators.observe import Progress
 from trtq.models.spec import AccuracySpec
+from trtq.pipeline.judge.costs import FLOAT, Costs
 from trtq.pipeline.judge.score import Labels
 from trtq.pipeline.judge.sensitivity import Effect, measure, split_in_groups
 from trtq.pipeline.judge.switchable import Switchable
@@ -18,52 +20,65 @@ _MARGIN = 0.9
 """Of the error that the gate allows, and of the points, so much may be used up on the data that the choice is
 made on: other data asks for more, and so does FP16, which the search does not compute in."""
 _OVERHEADS = (0.0, 0.002)
-"""What a kept layer costs besides its own MACs, as shares of all MACs: conversions before and behind it."""
+"""What a raised layer costs besides its own cost, as shares of that of the whole model in FP16: conversions
+before and behind it."""
 _SENSITIVITY_PASSES = 8
 _NUM_GUESSES = 2
 _MOST_PASSES = 15
 _FEWEST_ROUNDS = 5
-"""Of measuring in the search; further ones, and giving layers back, are for what the passes allow."""
+"""Of measuring in the search; further ones, and taking steps back, are for what the passes allow."""
 _COUNTS_EACH = 5
-"""So many counts are measured at a time where more layers must be kept."""
+"""So many counts are measured at a time where more steps must be taken."""
 _MOST_RETURNED = 4
 _WORTH_RETURNING = 0.01
+
+Forms = Mapping[str, str]
+"""The name of the format of each layer; `FLOAT` where it is not quantized."""
+
+
+class Step(NamedTuple):
+    """A layer that is raised to a more exact format."""
+
+    layer: str
+    form: str
 
 
 @dataclass(slots=True)
 class EffectMeter:
-    """Measures mixtures of kept and quantized layers, and counts what that costs.
+    """Measures mixtures of layers in several formats, and counts what that costs.
 
     Attributes:
-        session: The model, of which every layer can be switched to float.
-        quantized: Maps the layers that are kept to those that are quantized then: an Add after a kept
-            convolution may not be.
+        session: The model, of which every layer can be switched.
+        quantized: Maps what is wanted of each layer to the formats of those that are quantized then: an Add
+            after a float convolution may not be.
         labels: Where the labels are, and how answers are scored.
         progress: Called after every batch.
         samples_run: How often a sample went through the model.
     """
 
     session: Switchable
-    quantized: Callable[[Collection[str]], Collection[str]]
+    quantized: Callable[[Forms], Forms]
     labels: Labels | None = None
     progress: Progress = lambda _: None
     samples_run: int = 0
 
-    def measure_alone(self, batches: Batches) -> dict[str, Effect]:
-        """Returns the effect of quantizing each layer alone."""
-        found: dict[str, Effect] = {}
-        for names in split_in_groups(self.session.layers, mixtures_each=1):
-            found |= self._measure({name: {name} for name in names}, batches)[0]
+    def measure_alone(self, pairs: Sequence[Step], batches: Batches) -> dict[Step, Effect]:
+        """Returns the effect of each of these layers alone in this format, and all others in float."""
+        found: dict[Step, Effect] = {}
+        for part in split_in_groups(pairs, mixtures_each=1):
+            mixtures = {str(index): {pair.layer: pair.form} for index, pair in enumerate(part)}
+            effects, _ = self._measure(mixtures, batches)
+            found |= {pair: effects[str(index)] for index, pair in enumerate(part)}
         return found
 
-    def measure_kept(
-        self, mixtures: Mapping[str, Sequence[str]], batches: Batches
+    def measure_forms(
+        self, mixtures: Mapping[str, Forms], batches: Batches
     ) -> tuple[Mapping[str, Effect], float | None]:
-        """Returns the effect of quantizing all but these layers, by mixture, and the float model's score."""
-        return self._measure({name: self.quantized(layers) for name, layers in mixtures.items()}, batches)
+        """Returns the effect of each mixture, by its name, and the float model's score."""
+        return self._measure({name: self.quantized(forms) for name, forms in mixtures.items()}, batches)
 
     def _measure(
-        self, mixtures: Mapping[str, Collection[str]], batches: Batches
+        self, mixtures: Mapping[str, Forms], batches: Batches
     ) -> tuple[Mapping[str, Effect], float | None]:
         found = measure(self.session, mixtures, batches, self.labels, self.progress, for_gate=True)
         self.samples_run += found.num_samples * (len(mixtures) + 1)
@@ -72,17 +87,33 @@ class EffectMeter:
 
 @dataclass(frozen=True, slots=True)
 class LayerChoice:
-    """The layers to keep.
+    """The formats that are chosen.
 
     Attributes:
-        kept: Their names.
-        order: All layers, in the order in which further ones would be kept; begins with `kept`.
-        alone: The effect of quantizing each layer alone.
+        start: The cheapest format of each layer.
+        order: All steps away from there, in the order in which further ones would be taken.
+        count: How many of them are taken.
+        alone: The effect of each layer alone in each of its formats.
     """
 
-    kept: tuple[str, ...]
-    order: tuple[str, ...]
-    alone: Mapping[str, Effect]
+    start: Forms
+    order: tuple[Step, ...]
+    count: int
+    alone: Mapping[Step, Effect]
+
+    def forms(self, count: int | None = None) -> dict[str, str]:
+        """Returns the format of each layer after so many steps; None: those that are taken."""
+        return {**self.start, **dict(self.order[: self.count if count is None else count])}
+
+    def kept(self, count: int | None = None) -> tuple[str, ...]:
+        """Returns the layers that are float after so many steps, in the order of the steps."""
+        steps = self.order[: self.count if count is None else count]
+        return tuple(step.layer for step in steps if step.form == FLOAT)
+
+    @property
+    def is_more_exact(self) -> bool:
+        """Whether there are steps that are not taken."""
+        return self.count < len(self.order)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,59 +125,72 @@ class DataSize:
 
 
 def choose_layers(
-    meter: EffectMeter, macs: Mapping[str, int], gate: AccuracySpec, batches: Batches, size: DataSize
+    meter: EffectMeter, costs: Costs, gate: AccuracySpec, batches: Batches, size: DataSize
 ) -> LayerChoice:
-    """Returns the cheapest layers to keep for which the gate holds on this data, whose size bounds the cost.
+    """Returns the cheapest formats for which the gate holds on this data, whose size bounds the search.
 
-    1. Every layer is quantized alone, on a part of the data. Rounding errors of different layers are nearly
-       independent, so the power of the error at the output is nearly the sum of their powers (the additive
-       model of Zhou et al., "Adaptive Quantization for Deep Neural Network", AAAI 2018, section 3).
-    2. The layers are ordered by the error that keeping one saves for each multiplication that it costs, in
-       two ways: by the MACs alone, and with an overhead for each layer. Here the parts that an output is
-       joined of count alike.
+    1. Every layer is quantized alone in each of its formats, on a part of the data. Rounding errors of
+       different layers are nearly independent, so the power of the error at the output is nearly the sum of
+       their powers (the additive model of Zhou et al., "Adaptive Quantization for Deep Neural Network", AAAI
+       2018, section 3).
+    2. Every layer starts in its cheapest format. The steps to more exact ones are ordered by the error that
+       each saves for what it costs, in two ways: by the cost alone, and with an overhead for each step. Here
+       the parts that an output is joined of count alike.
     3. The shortest beginning of each order that holds the gate is found by measuring: first where the model
        of 1, scaled to what was measured, puts it, then by bisection. The cheaper one is taken.
-    4. The dearest of its layers that the gate holds without is given back.
+    4. The dearest of its steps that the gate holds without is taken back.
+
+    Args:
+        meter: Measures them.
+        costs: Of each layer in each format that it may have, the first of equal ones preferred. Without
+            `FLOAT` among them a layer stays quantized, and all steps together may not hold the gate.
+        gate: What must hold.
+        batches: The data.
+        size: That of the data.
     """
-    layers = meter.session.layers
-    most = max(1, round(2 * _SENSITIVITY_PASSES * size.num_feeds / len(layers)))
-    alone = meter.measure_alone(batches.take_every(0, math.ceil(size.num_feeds / most)))
-    errors = {name: _sum_part_errors(effect, gate) for name, effect in alone.items()}
-    total = max(sum(macs.values()), 1)
-    shares = {name: macs.get(name, 0) / total for name in layers}
-    orders = (_order(errors, shares, overhead) for overhead in _OVERHEADS)
-    searches = {str(index): _PrefixSearch(order, errors) for index, order in enumerate(orders)}
+    pairs = [Step(layer, form) for layer, own in costs.items() for form in own if form != FLOAT]
+    most = max(1, round(2 * _SENSITIVITY_PASSES * size.num_feeds / max(len(pairs), 1)))
+    alone = meter.measure_alone(pairs, batches.take_every(0, math.ceil(size.num_feeds / most)))
+    errors = {layer: dict.fromkeys(own, 0.0) for layer, own in costs.items()}
+    for pair, effect in alone.items():
+        errors[pair.layer][pair.form] = _sum_part_errors(effect, gate)
+    start = {layer: min(own, key=lambda form: own[form]) for layer, own in costs.items()}
+    orders = (_order(start, errors, costs, overhead) for overhead in _OVERHEADS)
+    searches = {
+        str(index): _PrefixSearch(LayerChoice(start, order, 0, alone), _predict(start, order, errors))
+        for index, order in enumerate(orders)
+    }
     most_samples = _MOST_PASSES * 2 * size.num_samples
     for number in itertools.count():
         tried = {key: item.propose() for key, item in searches.items() if not item.is_done}
         if not tried or (number >= _FEWEST_ROUNDS and meter.samples_run > most_samples):
             break
-        effects, score = meter.measure_kept(tried, batches)
-        for key, layers in tried.items():
+        mixtures = {key: searches[key].choice.forms(count) for key, count in tried.items()}
+        effects, score = meter.measure_forms(mixtures, batches)
+        for key, count in tried.items():
             strain = _measure_strain(effects[key], score, gate)
-            searches[key].learn(len(layers), strain, holds=_holds(effects[key], score, gate))
-    cheapest = min(searches.values(), key=lambda item: _cost(item.order[: item.enough], shares))
-    kept = cheapest.order[: cheapest.enough]
+            searches[key].learn(count, strain, holds=_holds(effects[key], score, gate))
+    found = [LayerChoice(start, item.choice.order, item.enough, alone) for item in searches.values()]
+    cheapest = min(found, key=lambda item: _sum_costs(item, costs))
     if meter.samples_run <= most_samples:
-        kept = _give_one_back(meter, kept, shares, gate, batches)
-    rest = tuple(name for name in cheapest.order if name not in kept)
-    return LayerChoice(kept, (*kept, *rest), alone)
+        return _take_one_back(meter, cheapest, costs, gate, batches)
+    return cheapest
 
 
 def count_needed(
-    meter: EffectMeter, order: Sequence[str], too_few: int, gate: AccuracySpec, batches: Batches, times: int
+    meter: EffectMeter, choice: LayerChoice, gate: AccuracySpec, batches: Batches, times: int
 ) -> int:
-    """Returns the lowest measured count of layers of the order that holds the gate on this data.
+    """Returns the lowest measured count of steps that holds the gate on this data, where fewer do not.
 
     Five counts are measured so many times: they spread from the one that is too low, ever further apart; then
     again, up to the lowest that holds. Each time costs three passes, as the float model runs beside them.
     """
-    enough = len(order)
+    too_few, enough = choice.count, len(choice.order)
     for _ in range(times):
         counts = _spread_counts(too_few, enough)
         if not counts:
             break
-        effects, score = meter.measure_kept({str(count): order[:count] for count in counts}, batches)
+        effects, score = meter.measure_forms({str(count): choice.forms(count) for count in counts}, batches)
         holding = [count for count in counts if _holds(effects[str(count)], score, gate)]
         enough = min(holding, default=enough)
         too_few = max((count for count in counts if count < enough), default=too_few)
@@ -160,13 +204,49 @@ def _spread_counts(low: int, high: int) -> list[int]:
     return sorted(count for count in found if low < count < high)
 
 
-def _order(errors: Mapping[str, float], shares: Mapping[str, float], overhead: float) -> tuple[str, ...]:
-    cost = {name: share + overhead + 1e-9 for name, share in shares.items()}
-    return tuple(sorted(shares, key=lambda name: -errors[name] / cost[name]))
+def _order(
+    start: Forms, errors: Mapping[str, Mapping[str, float]], costs: Costs, overhead: float
+) -> tuple[Step, ...]:
+    """Returns the steps of all layers; those of one layer in their own order, as each is worth less."""
+    worth: dict[Step, float] = {}
+    for layer, form in start.items():
+        worth |= _list_steps(layer, form, errors[layer], costs[layer], overhead)
+    return tuple(sorted(worth, key=lambda step: -worth[step]))
 
 
-def _cost(kept: Sequence[str], shares: Mapping[str, float]) -> float:
-    return sum(shares[name] for name in kept) + _OVERHEADS[-1] * len(kept)
+def _list_steps(
+    layer: str, form: str, errors: Mapping[str, float], costs: Mapping[str, float], overhead: float
+) -> Iterator[tuple[Step, float]]:
+    """Yields the steps of one layer, each with the error that it saves for its cost: the best next one."""
+    place, least = form, math.inf
+    while True:
+        better = {other: errors[place] - errors[other] for other in errors if errors[other] < errors[place]}
+        if FLOAT in errors and place != FLOAT:
+            better.setdefault(FLOAT, 0.0)  # saves nothing where there is no error, and is the last of all
+        if not better:
+            return
+        worth = {
+            other: gain / (max(costs[other] - costs[place], 0.0) + overhead + 1e-9)
+            for other, gain in better.items()
+        }
+        place = max(worth, key=lambda other: worth[other])
+        least = min(least, worth[place])
+        yield Step(layer, place), least
+
+
+def _predict(start: Forms, order: Sequence[Step], errors: Mapping[str, Mapping[str, float]]) -> list[float]:
+    """Returns the sum of the errors of all layers after each count of steps."""
+    forms, found = dict(start), []
+    for step in (None, *order):
+        if step is not None:
+            forms[step.layer] = step.form
+        found.append(sum(errors[layer][form] for layer, form in forms.items()))
+    return found
+
+
+def _sum_costs(choice: LayerChoice, costs: Costs) -> float:
+    own = sum(costs[layer][form] for layer, form in choice.forms().items())
+    return own + _OVERHEADS[-1] * choice.count
 
 
 def _sum_errors(effect: Effect, gate: AccuracySpec) -> float:
@@ -215,61 +295,71 @@ def _measure_strain(effect: Effect, float_score: float | None, gate: AccuracySpe
     return max(sum(noises) / _allowed_noise(gate), lost)
 
 
-def _give_one_back(
-    meter: EffectMeter, kept: Sequence[str], shares: Mapping[str, float], gate: AccuracySpec, batches: Batches
-) -> tuple[str, ...]:
-    """Returns the layers without the dearest one that the gate holds without."""
-    dear = [name for name in kept[:-1] if shares[name] > _WORTH_RETURNING]
+def _take_one_back(
+    meter: EffectMeter, choice: LayerChoice, costs: Costs, gate: AccuracySpec, batches: Batches
+) -> LayerChoice:
+    """Returns the choice without the dearest step that the gate holds without."""
+    steps, forms = choice.order[: choice.count], choice.forms()
+    before: dict[str, str] = dict(choice.start)
+    prices: dict[Step, float] = {}
+    for step in steps:
+        if forms[step.layer] == step.form:  # the last of its layer
+            prices[step] = costs[step.layer][step.form] - costs[step.layer][before[step.layer]]
+        before[step.layer] = step.form
+    dear = [step for step in steps[:-1] if prices.get(step, 0.0) > _WORTH_RETURNING]
     if not dear:
-        return tuple(kept)
-    dear = sorted(dear, key=lambda name: -shares[name])[:_MOST_RETURNED]
-    tried = {name: [item for item in kept if item != name] for name in dear}
-    effects, score = meter.measure_kept(tried, batches)
-    needless = next((name for name in tried if _holds(effects[name], score, gate)), None)
-    return tuple(name for name in kept if name != needless)
+        return choice
+    dear = sorted(dear, key=lambda step: -prices[step])[:_MOST_RETURNED]
+    shorter = {str(step): _without(choice, step) for step in dear}
+    effects, score = meter.measure_forms({key: item.forms() for key, item in shorter.items()}, batches)
+    return next((item for key, item in shorter.items() if _holds(effects[key], score, gate)), choice)
+
+
+def _without(choice: LayerChoice, step: Step) -> LayerChoice:
+    """Returns the choice without a step, which comes first of what would be taken then."""
+    taken = tuple(item for item in choice.order[: choice.count] if item != step)
+    order = (*taken, step, *choice.order[choice.count :])
+    return LayerChoice(choice.start, order, choice.count - 1, choice.alone)
 
 
 @dataclass(slots=True)
 class _PrefixSearch:
-    """The search for the shortest beginning of an order that holds the gate; all of it does."""
+    """The search for the shortest beginning of an order that holds the gate; all of it does.
 
-    order: tuple[str, ...]
-    errors: Mapping[str, float]
+    `predicted` is the error after each count of steps.
+    """
+
+    choice: LayerChoice
+    predicted: Sequence[float]
     too_few: int = -1
     enough: int = field(init=False)
     scale: float = 1.0
     rounds: int = 0
 
     def __post_init__(self) -> None:
-        self.enough = len(self.order)
+        self.enough = len(self.choice.order)
 
     @property
     def is_done(self) -> bool:
         """Whether the shortest is found."""
         return self.enough - self.too_few <= 1
 
-    def propose(self) -> tuple[str, ...]:
-        """Returns the layers to keep in the next measurement."""
+    def propose(self) -> int:
+        """Returns how many steps to take in the next measurement."""
         self.rounds += 1
-        count = 0
+        if self.rounds == 1:
+            return 0
         if self.rounds - 1 > _NUM_GUESSES:
-            count = (self.too_few + self.enough) // 2
-        elif self.rounds > 1:
-            counts = range(len(self.order) + 1)
-            guess = next(count for count in counts if self._predict(count) * self.scale <= _MARGIN)
-            count = min(max(guess, self.too_few + 1), self.enough - 1)
-        return self.order[:count]
+            return (self.too_few + self.enough) // 2
+        fits = (count for count, error in enumerate(self.predicted) if error * self.scale <= _MARGIN)
+        return min(max(next(fits, self.enough), self.too_few + 1), self.enough - 1)
 
     def learn(self, count: int, error: float, *, holds: bool) -> None:
-        """Takes in what was measured with so many layers kept."""
-        left = self._predict(count)
+        """Takes in what was measured after so many steps."""
+        left = self.predicted[count]
         if 0 < left < math.inf and math.isfinite(error):
             self.scale = error / left
         if holds:
             self.enough = count
         else:
             self.too_few = count
-
-    def _predict(self, count: int) -> float:
-        """Returns the sum of the errors of all layers but the first of the order."""
-        return sum(self.errors[name] for name in self.order[count:])

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 from trtq.calibrators.batches import Batches
 from trtq.calibrators.observe import Progress
@@ -18,6 +19,7 @@ from trtq.records import OutputComparison
 _AT_ONCE = 8
 """Mixtures that share one run of the float model, and one pass over the data; their outputs are in memory."""
 _FLOAT = "float"
+_Name = TypeVar("_Name")
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +131,7 @@ class MixtureEffects:
 
 def measure(
     session: Switchable,
-    mixtures: Mapping[str, Collection[str]],
+    mixtures: Mapping[str, Mapping[str, str]],
     batches: Batches,
     labels: Labels | None = None,
     progress: Progress = lambda _: None,
@@ -140,7 +142,7 @@ def measure(
 
     Args:
         session: The model.
-        mixtures: The names of the quantized layers by a name of the mixture.
+        mixtures: The format of each quantized layer, by a name of the mixture.
         batches: The data.
         labels: Where the labels are, and how answers are scored.
         progress: Told of every batch.
@@ -156,7 +158,7 @@ def measure(
         batches,
         labels,
         progress,
-        [session.runner(_FLOAT, ()), *runners],
+        [session.runner(_FLOAT, {}), *runners],
         session.views,
     )
     effects = {
@@ -191,11 +193,11 @@ def to_effect(
     return Effect(wholes, score, parts)
 
 
-def split_in_groups(names: Sequence[str], *, mixtures_each: int) -> Iterator[Sequence[str]]:
+def split_in_groups(names: Iterable[_Name], *, mixtures_each: int) -> Iterator[Sequence[_Name]]:
     """Yields as many names at a time as are measured in one pass over the data."""
-    size = _AT_ONCE // mixtures_each
-    for start in range(0, len(names), size):
-        yield names[start : start + size]
+    size, found = _AT_ONCE // mixtures_each, list(names)
+    for start in range(0, len(found), size):
+        yield found[start : start + size]
 
 
 FILE = FileKind(Sensitivity, "file of sensitivities", "trtq sensitivity", "sensitivity", has_null=True)

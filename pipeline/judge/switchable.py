@@ -1,9 +1,9 @@
-"""A Q/DQ model of which every quantized layer can be switched to float at run time: one session for all."""
+"""A Q/DQ model of which every layer can be switched to another format, or to float, at run time."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -14,18 +14,16 @@ from trtq import lazy
 from trtq.calibrators.ranges import Ranges
 from trtq.models.session import Session, SessionPort, open_session
 from trtq.pipeline.graph.edit import GraphEditor, map_values
-from trtq.pipeline.graph.fp4 import DYNAMIC_QUANTIZE, without_fp4
-from trtq.pipeline.graph.operands import DEQUANTIZE, QUANTIZE
-from trtq.pipeline.graph.placement import Placement
+from trtq.pipeline.graph.fp4 import without_fp4
+from trtq.pipeline.graph.opset import convert_opset, read_opset
+from trtq.pipeline.graph.placement import Placement, QuantizedNode
 from trtq.pipeline.judge.exact import make_quantize_exact
 from trtq.pipeline.judge.views import OutputViews, create_views
 from trtq.pipeline.rewrite.channels.rescale import rescale
 from trtq.pipeline.rewrite.qdq import quantize
-from trtq.pipeline.rewrite.rows import BEHIND, CHAIN
+from trtq.pipeline.rewrite.rows import BEHIND
 
 _SWITCH = "trtq_switch_"
-_BEFORE = (QUANTIZE, DEQUANTIZE, DYNAMIC_QUANTIZE, *CHAIN)
-"""What `quantize` puts before a layer, beside rescaling, which the float layers share."""
 _ON, _OFF = np.array(True), np.array(False)
 
 
@@ -35,22 +33,32 @@ class Switchable:
 
     Attributes:
         session: The ONNX Runtime session.
-        layers: The names of the nodes that can be switched, in graph order; switch i is that of layers[i].
+        layers: The nodes that can be switched, in graph order, each with the names of its formats.
         views: How its outputs are looked at.
     """
 
     session: Session
-    layers: tuple[str, ...]
+    layers: Mapping[str, tuple[str, ...]]
     views: OutputViews
 
-    def runner(self, name: str, quantized: Collection[str]) -> Any:
-        """Returns a Polygraphy runner of this name that quantizes these layers and no others."""
+    def runner(self, name: str, quantized: Mapping[str, str]) -> Any:
+        """Returns a Polygraphy runner of this name that quantizes these layers so, and no others.
+
+        Args:
+            name: The runner's.
+            quantized: The name of the format by layer.
+        """
         switches = {
-            f"{_SWITCH}{index}": _ON if layer in quantized else _OFF
-            for index, layer in enumerate(self.layers)
+            _name_switch(index, form): _ON if quantized.get(layer) == form else _OFF
+            for index, (layer, forms) in enumerate(self.layers.items())
+            for form in forms
         }
         runner = lazy.require("polygraphy.backend.onnxrt", None, "comparing models").OnnxrtRunner
         return runner(_Mixture(self.session, switches), name=name)
+
+
+def _name_switch(index: int, form: str) -> str:
+    return f"{_SWITCH}{index}_{form}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +79,12 @@ class _Mixture:
 
 
 def open_switchable(
-    model: ir.Model, placement: Placement, ranges: Ranges, *, scale_dtype: str = "float32"
+    model: ir.Model,
+    placement: Placement,
+    ranges: Ranges,
+    *,
+    scale_dtype: str = "float32",
+    others: Sequence[Placement] = (),
 ) -> Switchable:
     """Returns the session of `build_switchable`; graph optimizations are off, as in the comparison.
 
@@ -79,18 +92,52 @@ def open_switchable(
         UsageError: The ranges lack a tensor.
         ModelError: ONNX Runtime cannot load it.
     """
-    made = without_fp4(build_switchable(model, placement, ranges, scale_dtype=scale_dtype))
+    made = build_switchable(model, placement, ranges, scale_dtype=scale_dtype, others=others)
+    made = without_fp4(made)
     session = open_session(make_quantize_exact(made) or made, optimize=False)
-    return Switchable(session, tuple(node.name for node in placement.quantized), create_views(model))
+    return Switchable(session, list_forms(placement, others), create_views(model))
+
+
+def list_forms(placement: Placement, others: Sequence[Placement] = ()) -> dict[str, tuple[str, ...]]:
+    """Returns the names of the formats that each layer of the first placement has in one of them."""
+    parts = [placement, *(_list_alternatives(placement, others))]
+    forms: dict[str, tuple[str, ...]] = {}
+    for part in parts:
+        for node in part.quantized:
+            forms[node.name] = (*forms.get(node.name, ()), node.scheme.form.name)
+    return forms
+
+
+def _list_alternatives(placement: Placement, others: Sequence[Placement]) -> list[Placement]:
+    """Returns of each other placement the layers that read the same in a format not seen before."""
+    before = {node.name: node for node in placement.quantized}
+    seen = {(node.name, node.scheme.form.name) for node in placement.quantized}
+    found = []
+    for other in others:
+        nodes = tuple(
+            node
+            for node in other.quantized
+            if node.name in before
+            and (node.name, node.scheme.form.name) not in seen
+            and (node.activations, node.weight) == (before[node.name].activations, before[node.name].weight)
+        )
+        seen |= {(node.name, node.scheme.form.name) for node in nodes}
+        found.append(Placement(nodes))
+    return found
 
 
 def build_switchable(
-    model: ir.Model, placement: Placement, ranges: Ranges, *, scale_dtype: str = "float32"
+    model: ir.Model,
+    placement: Placement,
+    ranges: Ranges,
+    *,
+    scale_dtype: str = "float32",
+    others: Sequence[Placement] = (),
 ) -> ir.Model:
-    """Returns the Q/DQ model with an If around every quantized node, and a bool input for each.
+    """Returns the Q/DQ model with an If around every quantized node, and a bool input for each format of it.
 
     The one branch holds the node with all that quantizing put before and behind it, such as its Q/DQ pairs,
-    the other the node as it was. So a layer costs what it
+    the other the node as it was, or an If again where there are further formats. So a layer costs what it
     costs in a model that is quantized, or not, for good: measured, half of what it costs to select each
     operand with Where. All switched on, it computes what the Q/DQ model computes, bit for bit.
 
@@ -99,27 +146,91 @@ def build_switchable(
         placement: Which nodes are quantized.
         ranges: The amax of every placed activation.
         scale_dtype: As for `quantize`.
+        others: The same nodes in other formats; the first of two of one format counts.
     """
-    rescaled = rescale(model, placement, ranges)
-    model, placement = rescaled.model, rescaled.placement  # of which the float layers compute the same
-    result = quantize(model, placement, rescaled.ranges, scale_dtype=scale_dtype)
-    floats = {node.name: node for node in model.graph}
+    if read_opset(model) < (opset := max(item.min_opset for item in (placement, *others))):
+        model = convert_opset(model, opset)
+    rescaled = rescale(model, placement, ranges)  # of which the float layers compute the same
+    model = rescaled.model
+    result = quantize(model, rescaled.placement, rescaled.ranges, scale_dtype=scale_dtype)
+    floats, known = {node.name: node for node in model.graph}, map_values(model.graph).keys()
     edit, values = GraphEditor(result), map_values(result.graph)
     for name, value in model.graph.initializers.items():
         if name not in values:  # a weight that the quantized model has as codes only
             kept = ir.Value(name=name, type=value.type, shape=value.shape, const_value=value.const_value)
             result.graph.initializers[name] = values[name] = kept
-    nodes = {node.name: node for node in result.graph}
-    for index, placed in enumerate(placement.quantized):
-        switch = ir.val(f"{_SWITCH}{index}", ir.DataType.BOOL, ())
-        result.graph.inputs.append(switch)
-        node, original = nodes[placed.name], floats[placed.name]
-        layer = [node, *_list_own_behind(node, floats.keys())]
-        _switch_correction(edit, layer[-1], floats, values, switch)
+    renamed = {node.name: node for node in rescaled.placement.quantized}
+    sources = [_Source({node.name: node for node in result.graph}, lambda value: value)]
+    for other in _list_alternatives(placement, others):
+        nodes = tuple(replace(renamed[node.name], scheme=node.scheme) for node in other.quantized)
+        made = quantize(model, Placement(nodes), rescaled.ranges, scale_dtype=scale_dtype)
+        importer = _Importer(edit, values, frozenset(model.graph.initializers))
+        by_name = {node.name: node for node in made.graph}
+        sources.append(_Source(by_name, importer.take, {node.name: node for node in nodes}))
+    for index, placed in enumerate(rescaled.placement.quantized):
+        copies = []
+        for source in sources:
+            own = placed if source.placed is None else source.placed.get(placed.name)
+            if own is None:
+                continue
+            switch = ir.val(_name_switch(index, own.scheme.form.name), ir.DataType.BOOL, ())
+            result.graph.inputs.append(switch)
+            node = source.nodes[placed.name]
+            layer = (node, *_list_own_behind(node, floats.keys()))
+            copies.append(_Copy(layer, switch, own.scheme.form.name, source.take))
+        original = floats[placed.name]
+        _switch_correction(edit, copies, floats, values)
         plain = [None if value is None else values[str(value.name)] for value in original.inputs]
-        values.update(_put_in_if(edit, layer, original, plain, switch, known=floats.keys()))
+        values.update(_put_in_if(edit, original, plain, copies, known=known))
     edit.drop_unused()
     return result
+
+
+@dataclass(frozen=True, slots=True)
+class _Source:
+    """A quantized model that layers are taken from.
+
+    Attributes:
+        nodes: By name.
+        take: Returns what stands for one of its values in the switchable model.
+        placed: Its layers by name; None: all.
+    """
+
+    nodes: Mapping[str | None, ir.Node]
+    take: Callable[[ir.Value], ir.Value]
+    placed: Mapping[str, QuantizedNode] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Copy:
+    """A layer in one format, and what switches it on.
+
+    `layer` is its node in the model that has it so, and those behind it that quantizing put there; each has
+    one output, which the next one reads first.
+    """
+
+    layer: Sequence[ir.Node]
+    switch: ir.Value
+    form: str
+    take: Callable[[ir.Value], ir.Value]
+
+
+class _Importer:
+    """Brings the constants of another quantized model of the same float graph over; the rest is there."""
+
+    def __init__(self, edit: GraphEditor, values: Mapping[str, ir.Value], known: Collection[str]) -> None:
+        self._edit, self._values, self._known = edit, values, known
+        self._made: dict[ir.Value, ir.Value] = {}
+
+    def take(self, value: ir.Value) -> ir.Value:
+        """Returns the value of the switchable model that holds the same."""
+        name = str(value.name)
+        if not value.is_initializer() or name in self._known:
+            return self._values[name]
+        if value not in self._made:
+            assert value.const_value is not None
+            self._made[value] = self._edit.add_constant(name, value.const_value.numpy())
+        return self._made[value]
 
 
 def _list_own_behind(node: ir.Node, known: Collection[str | None]) -> list[ir.Node]:
@@ -135,90 +246,98 @@ def _list_own_behind(node: ir.Node, known: Collection[str | None]) -> list[ir.No
 
 def _switch_correction(
     edit: GraphEditor,
-    node: ir.Node,
+    copies: Sequence[_Copy],
     floats: Mapping[str | None, ir.Node],
     values: Mapping[str, ir.Value],
-    switch: ir.Value,
 ) -> None:
     """Switches the bias correction that stands in an Add of the float graph behind a layer, as of MatMul."""
-    users = [user for user, _ in node.outputs[0].uses()]
-    if len(users) != 1 or users[0].op_type != "Add":
+    found = _find_correction(copies[0])
+    original = None if found is None else floats.get(found[0].name)
+    if found is None or original is None:  # of another layer
         return
-    add = users[0]
-    place = next((index for index, value in enumerate(add.inputs) if value and value.is_initializer()), None)
-    if place is None:
-        return
-    corrected, original = add.inputs[place], floats.get(add.name)
-    if original is None:  # of another layer
-        return
-    before = original.inputs[place]
+    add, place = found
+    corrected, before = add.inputs[place], original.inputs[place]
     assert corrected is not None
     assert before is not None
     plain = values[str(before.name)]
     if plain is corrected:
         return
-    name = f"{add.name}_chosen"
-    inputs, output = [switch, corrected, plain], f"{corrected.name}_chosen"
-    chosen = edit.insert("Where", inputs, like=corrected, output=output, name=name, before=add)
+    chosen = plain
+    for copy in reversed(copies):
+        own = _find_correction(copy)
+        held = None if own is None else own[0].inputs[own[1]]
+        inputs = [copy.switch, plain if held is None else copy.take(held), chosen]
+        name, output = f"{add.name}_chosen", f"{corrected.name}_chosen"
+        chosen = edit.insert("Where", inputs, like=corrected, output=output, name=name, before=add)
     add.replace_input_with(place, chosen)
+
+
+def _find_correction(copy: _Copy) -> tuple[ir.Node, int] | None:
+    """Returns the Add that alone reads a layer, and the place of its constant."""
+    users = [user for user, _ in copy.layer[-1].outputs[0].uses()]
+    if len(users) != 1 or users[0].op_type != "Add":
+        return None
+    places = (index for index, value in enumerate(users[0].inputs) if value and value.is_initializer())
+    return next(((users[0], place) for place in places), None)
 
 
 def _put_in_if(
     edit: GraphEditor,
-    layer: Sequence[ir.Node],
     original: ir.Node,
     plain: Sequence[ir.Value | None],
-    switch: ir.Value,
-    known: Collection[str | None],
+    copies: Sequence[_Copy],
+    known: Collection[str],
 ) -> dict[str, ir.Value]:
-    """Puts an If of its quantized and its plain form in the place of a layer; returns what this makes.
+    """Puts an If of its quantized forms and its plain one in the place of a layer; returns what this makes.
 
     Args:
         edit: Of the graph.
-        layer: The node and those behind it; each has one output, which the next one reads first.
         original: The node in the float graph.
         plain: What it reads there.
-        switch: The condition.
-        known: The names of the nodes of the float graph.
+        copies: The layer in each of its formats; the first is the one of the graph.
+        known: The names of the values of the float graph, which keep them where it is quantized.
     """
-    node, old = layer[0], layer[-1].outputs[0]
-    float_copy = _copy(edit, original, plain, "float")
-    branches = {
-        "then_branch": _branch(_copy_with_own(edit, layer, known), f"{node.name}_int8"),
-        "else_branch": _branch([float_copy], f"{node.name}_float"),
-    }
-    name = edit.name_node(f"{node.name}_switched")
-    choice = ir.node("If", [switch], branches, num_outputs=1, name=name)
+    layer = copies[0].layer
+    name, old = layer[0].name, layer[-1].outputs[0]
+    rest = _branch([_copy(edit, original, plain, "float")], f"{name}_float")
+    for copy in reversed(copies):
+        own = _branch(_copy_with_own(edit, copy, known), f"{name}_{copy.form}")
+        branches = {"then_branch": own, "else_branch": rest}
+        choice = ir.node(
+            "If", [copy.switch], branches, num_outputs=1, name=edit.name_node(f"{name}_switched")
+        )
+        new = choice.outputs[0]
+        new.type, new.shape = old.type, old.shape
+        if copy is not copies[0]:
+            new.name = edit.name_value(f"{old.name}_or_{copy.form}")
+            rest = _branch([choice], f"{name}_or_{copy.form}")
     layer[-1].prepend(choice)
-    new = choice.outputs[0]
-    new.type, new.shape = old.type, old.shape
     edit.replace(old, new, rename=f"{old.name}_unswitched")
     edit.remove([*layer])
     return {str(new.name): new}
 
 
-def _copy_with_own(
-    edit: GraphEditor, layer: Sequence[ir.Node], known: Collection[str | None]
-) -> list[ir.Node]:
+def _copy_with_own(edit: GraphEditor, layer: _Copy, known: Collection[str]) -> list[ir.Node]:
     """Returns copies of the nodes of a layer, and of those before it that the float graph lacks."""
     copies: list[ir.Node] = []
     made: dict[ir.Value, ir.Value] = {}
 
     def copied(value: ir.Value | None) -> ir.Value | None:
-        producer = None if value is None else value.producer()
-        if value is None or producer is None or value in made:
-            return value if value is None else made.get(value, value)
-        if producer.op_type in _BEFORE and producer.name not in known:
-            copy_node(producer, f"for_{layer[0].name}")
-        return made.get(value, value)
+        if value is None or value in made:
+            return None if value is None else made[value]
+        producer = value.producer()
+        if producer is None or str(value.name) in known:
+            return layer.take(value)
+        copy_node(producer, f"for_{layer.layer[0].name}")
+        return made[value]
 
     def copy_node(node: ir.Node, suffix: str) -> None:
         copy = _copy(edit, node, [copied(value) for value in node.inputs], suffix)
         copies.append(copy)
         made.update(zip(node.outputs, copy.outputs, strict=True))
 
-    for node in layer:
-        copy_node(node, "int8")
+    for node in layer.layer:
+        copy_node(node, layer.form)
     return copies
 
 

@@ -194,7 +194,7 @@ def _refuse_other_targets(target: Target) -> None:
             f"a calibration cache makes an INT8 or FP8 engine, no {target.precision} one: use `trtq build`"
         )
     for is_asked, option in (
-        (target.auto, "--auto"),
+        (target.searches, target.search_option),
         (target.weights is not None, "--weights"),
         (target.quantization == "implicit", "--quantization implicit"),
     ):

@@ -83,8 +83,9 @@ def quantize(
         chosen = ranges.attention if ranges is not None else ()
         placement = place_layers(graph, spec, target, watcher, attention=chosen)
         refuse_other_formats(graph, target, placement)
-        ranges = ranges or need_no_ranges(graph, placement)
-        if ranges is not None:
+        if ranges is None:
+            ranges = need_no_ranges(graph, placement)
+        else:
             _warn_of_formats(ranges, placement, watcher)
     if target.weights is not None:
         by_matrix = target.backend != "tensorrt"  # where nobody has measured it

@@ -116,7 +116,7 @@ def _choose_qparams(ranges: Ranges, tensor: str, encoding: Encoding, dtype: str)
         return choose_activation_qparams(encoding.amax, dtype, encoding)
     if ranges.activations == "asymmetric":
         return choose_asymmetric_qparams(ranges.ends(tensor), dtype)
-    return choose_activation_qparams(ranges.amax(tensor), dtype, encoding)
+    return choose_activation_qparams(ranges.amax(tensor, encoding.format.name), dtype, encoding)
 
 
 def _quantize_activation(edit: GraphEditor, source: ir.Value, qparams: QParams) -> ir.Value:
@@ -161,7 +161,7 @@ def _quantized_weight(
     values = source.const_value.numpy()
     require_finite(values, weight.tensor)
     qparams = _in_dtype_of(source, find_qparams(values, weight.encoding, ranges, scale_dtype))
-    rounding = ranges.roundings.get(hash_weight(values)) if ranges.roundings else None
+    rounding = ranges.roundings.get(hash_weight(values, weight.encoding.format)) if ranges.roundings else None
     if rounding is None:
         codes = quantize_array(values, qparams)
     else:

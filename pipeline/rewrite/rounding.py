@@ -14,9 +14,13 @@ from trtq.pipeline.formats import INT8
 from trtq.pipeline.formats.codes import CodeFormat
 
 
-def hash_weight(weight: NDArray[Any]) -> str:
-    """Returns what tells for which weight a rounding was found: the SHA-256 of its kind, shape and values."""
-    found = hashlib.sha256(f"{weight.dtype} {weight.shape}".encode())
+def hash_weight(weight: NDArray[Any], form: CodeFormat = INT8) -> str:
+    """Returns what tells for which weight a rounding was found: the SHA-256 of its kind, shape and values.
+
+    The name of the format counts too, where it is not INT8.
+    """
+    kind = f"{weight.dtype} {weight.shape}" + (f" {form.name}" if form.name != INT8.name else "")
+    found = hashlib.sha256(kind.encode())
     found.update(np.ascontiguousarray(weight).tobytes())
     return found.hexdigest()
 

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from trtq.cli.tables import create_comparison_table, format_verdict, print_report
 from trtq.kept import Fallback
-from trtq.pipeline.deliver.report import SCHEMA_VERSION, EngineReport, Report, WeightsReport
+from trtq.pipeline.deliver.report import SCHEMA_VERSION, AutoReport, EngineReport, Report, WeightsReport
 from trtq.records import OutputComparison, Repairs, Trial
 
 
@@ -121,3 +121,28 @@ def test_little_in_int8_is_no_plain_success(verdict: str, share: float | None, l
     assert text.plain == line
     styles = [str(span.style) for span in text.spans if span.start == 0] or [str(text.style)]
     assert styles == [style]
+
+
+def test_a_search_tells_the_formats_and_what_they_cost() -> None:
+    found = AutoReport(
+        "the gate holds",
+        skip=("^d$",),
+        layers={"a": "int8", "b": "fp8", "c": "int8"},
+        formats={"int8": 0.75, "fp8": 0.125, "fp16": 0.125},
+        cost=0.5,
+        cost_before=0.25,
+        option="--formats",
+    )
+    lines = printed(replace(report(0), auto=found), verbose=True)
+    start = lines.index("--formats: the gate holds")
+    assert lines[start + 1 : start + 7] == [
+        "INT8: 2 layers, 75.0% of the MACs",
+        "a",
+        "c",
+        "FP8: 1 layer, 12.5% of the MACs",
+        "b",
+        "estimated cost 50% of all layers in FP16, 25% with every layer in its cheapest format; not measured",
+    ]
+    assert not [line for line in lines if "--skip" in line]  # the patterns alone do not reproduce it
+    plain = printed(replace(report(0), auto=AutoReport("the gate holds", skip=("^d$",))))
+    assert "the same without it: --skip '^d$'" in plain

@@ -56,7 +56,11 @@ class Reobserver:
         for method in self.methods:
             tensors = estimate(seen, method, levels=made.placement.formats).tensors
             channels = {
-                name: replace(ranges.channels[name], amax=tensors[renamed].amax)
+                name: replace(
+                    ranges.channels[name],
+                    amax=tensors[renamed].amax,
+                    largest=max(-tensors[renamed].minimum, tensors[renamed].maximum),
+                )
                 for name, renamed in made.names.items()
                 if tensors[renamed].amax > 0
             }

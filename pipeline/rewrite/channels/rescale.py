@@ -61,7 +61,7 @@ def rescale(model: ir.Model, placement: Placement, ranges: Ranges) -> Rescaled:
     layers = {layer.name for layer in placement.layers}
     renamed: dict[str, str] = {}
     tensors, channels = dict(ranges.tensors), dict(ranges.channels)
-    beyond = dict(ranges.beyond_fp16)
+    beyond, formats = dict(ranges.beyond_fp16), dict(ranges.formats)
     for tensor, item in wanted.items():
         del channels[tensor]
         if tensor not in readers:
@@ -70,7 +70,10 @@ def rescale(model: ir.Model, placement: Placement, ranges: Ranges) -> Rescaled:
         renamed[tensor] = made
         if tensor in beyond:
             beyond[made] = beyond[tensor]
-        tensors[made] = Range(item.amax, -item.amax, item.amax)
+        largest = max(item.amax, item.largest)
+        tensors[made] = Range(item.amax, -largest, largest)
+        if tensor in formats:
+            formats[made] = formats[tensor]
         channels[made] = Channels(mean=_mean_after(item))
     edit.drop_unused()
     nodes = {node.name: node for node in result.graph}
@@ -78,7 +81,7 @@ def rescale(model: ir.Model, placement: Placement, ranges: Ranges) -> Rescaled:
     return Rescaled(
         result,
         replace(placement, quantized=quantized),
-        replace(ranges, tensors=tensors, channels=channels, beyond_fp16=beyond),
+        replace(ranges, tensors=tensors, channels=channels, beyond_fp16=beyond, formats=formats),
         renamed,
     )
 

@@ -34,7 +34,7 @@ from trtq.pipeline.engine.target import Target
 @builders.builder_options
 @options.take(EvaluationSpec)
 @options.take(AccuracySpec)
-@options.take(Target, "auto")
+@options.take(Target, "auto", "formats")
 @options.take_output("Folder.  [default: MODEL.trtq]")
 @click.option(
     "--sign-key",

@@ -19,7 +19,7 @@ from trtq.pipeline.calibrate.data import find_spec, refuse_scripts
 
 T = TypeVar("T")
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
-_WITH_COMMAS = ("NAMES", "TYPES")
+_WITH_COMMAS = ("FORMATS", "NAMES", "TYPES")
 """What stands for the value of an option that takes several, separated by commas too."""
 
 _SCRIPT_FIELDS: Mapping[str, tuple[type, str]] = {

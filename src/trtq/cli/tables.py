@@ -60,7 +60,7 @@ def print_report(console: Console, report: Report, *, verbose: bool, folder: Pat
     if report.repairs is not None:
         print_repairs(console, report.repairs, verbose=verbose)
     _print_kept(console, report, verbose)
-    _print_auto(console, report)
+    _print_auto(console, report, verbose=verbose)
     if verbose:
         way = f"{report.engine.quantization} quantization: {report.engine.quantization_reason}"
         _print_lines(console, way, *report.notes, *report.engine.warnings)
@@ -251,14 +251,28 @@ def _print_kept(console: Console, report: Report, verbose: bool) -> None:
         _print_lines(console, *(f"{item.name}: {item.reason}" for item in nodes if verbose))
 
 
-def _print_auto(console: Console, report: Report) -> None:
-    if report.auto is None:
+def _print_auto(console: Console, report: Report, *, verbose: bool) -> None:
+    auto = report.auto
+    if auto is None:
         return
-    console.print(Text(f"--auto: {report.auto.outcome}"), soft_wrap=True)
-    options = [f"--calib-method {report.auto.method}"] if report.auto.method else []
-    options += [f"--skip {shlex.quote(pattern)}" for pattern in report.auto.skip]
-    if options:
+    console.print(Text(f"{auto.option}: {auto.outcome}"), soft_wrap=True)
+    options = [f"--calib-method {auto.method}"] if auto.method else []
+    options += [f"--skip {shlex.quote(pattern)}" for pattern in auto.skip]
+    if options and not auto.layers:
         _print_lines(console, f"the same without it: {' '.join(options)}")
+    for form, share in auto.formats.items() if auto.layers else ():
+        names = [name for name, own in auto.layers.items() if own == form]
+        if form != "fp16" and names:
+            _print_lines(
+                console, f"{form.upper()}: {format_count(len(names), 'layer')}, {share:.1%} of the MACs"
+            )
+            _print_lines(console, *(f"  {name}" for name in names if verbose))
+    if auto.cost is not None and auto.cost_before is not None:
+        _print_lines(
+            console,
+            f"estimated cost {auto.cost:.0%} of all layers in FP16, {auto.cost_before:.0%} with every layer "
+            f"in its cheapest format; not measured",
+        )
 
 
 def _number(value: float, form: str) -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import click
 
-from trtq.cli.options import Decorator, Given, combine_options, create_option, take, take_one
+from trtq.cli.options import Decorator, Given, GivenSetting, combine_options, create_option, take, take_one
 from trtq.errors import UsageError
 from trtq.models.option import Kind, Option, setting
 from trtq.pipeline.engine.backend import BuilderOptions, Precision
@@ -87,28 +87,35 @@ def read_target(given: Given, usual: Target | None = None, *, precision: Precisi
     Raises:
         UsageError: There is no such target.
     """
+    given = replace(given, changes=[*map(_parse_change, given.changes)])
     formats = given.apply(Formats())
     for change in given.find(Target, "high_precision") if formats.fp16 else ():
         if change.value not in ("auto", "fp16"):
             raise UsageError(
                 f"--fp16 and --high-precision {change.value} contradict each other; give one of them"
             )
+    if given.find(Target, "formats") and (named := _list_named(formats)):
+        raise UsageError(f"--{named[0]} and --formats contradict each other; give one of them")
     precision = _choose_precision(formats) or precision or ("weights" if formats.weights else "int8")
     weights = _choose_weights(formats, given)
     target = given.apply(replace(usual or Target(), precision=precision, weights=weights))
     return replace(
         target,
         high_precision="fp16" if formats.weights and formats.fp16 else target.high_precision,
-        compute_capabilities=tuple(map(_parse_capability, target.compute_capabilities)),
         shapes=given.apply(GivenShapes()),
         options=given.apply(BuilderOptions()),
     )
 
 
+def _list_named(formats: Formats) -> list[Precision]:
+    """Returns the precisions that options name."""
+    names: tuple[Precision, ...] = ("int8", "fp8", "nvfp4", "fp16")
+    return [name for name in names if getattr(formats, name)]
+
+
 def _choose_precision(formats: Formats) -> Precision | None:
     """Returns the precision that an option names."""
-    layers: tuple[Precision, ...] = ("int8", "fp8", "nvfp4")
-    given = [name for name in layers if getattr(formats, name)]
+    given = [name for name in _list_named(formats) if name != "fp16"]
     if len(given) > 1:
         raise UsageError(
             f"{' and '.join(f'--{name}' for name in given)} contradict each other; give one of them"
@@ -136,6 +143,12 @@ def _choose_weights(formats: Formats, given: Given) -> WeightScheme | None:
         formats.double_quant,
         not formats.quantize_sensitive,
     )
+
+
+def _parse_change(change: GivenSetting) -> GivenSetting:
+    if (change.settings, change.field) != (Target, "compute_capabilities"):
+        return change
+    return replace(change, value=tuple(map(_parse_capability, change.value)))
 
 
 def _parse_capability(text: str) -> str:

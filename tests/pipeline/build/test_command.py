@@ -84,6 +84,7 @@ TARGETS = [
         requantize=True,
     ),
     Target(auto=True, quantization="explicit"),
+    Target(formats=("int8", "fp8", "fp16"), compute_capabilities=("8.9",)),
     Target(precision="weights", weights=WeightScheme("int4", "gptq", 32, keep_sensitive=False)),
     Target(precision="weights", weights=WeightScheme("nf4", double_quantization=True)),
     Target(weights=WeightScheme("int8")),

@@ -9,7 +9,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from trtq.calibrators.batches import Feed
-from trtq.pipeline.judge.macs import count_macs
+from trtq.pipeline.judge.macs import LayerWork, count_macs, count_work
 
 
 def zeros(*shape: int) -> NDArray[np.float32]:
@@ -30,7 +30,11 @@ def test_layers_are_counted_for_one_sample(model_of: Callable[..., ir.Model]) ->
         w=zeros(6, 2, 3, 3), u=zeros(6, 3, 2, 2), v=zeros(6, 96), k=zeros(3, 3), q=zeros(3, 5),
         s=np.array([-1, 2, 3], np.int64),
     )  # fmt: skip
-    found = count_macs(model, Feed({"x": zeros(2, 4, 8, 8)}, "a feed", 2))
+    feed = Feed({"x": zeros(2, 4, 8, 8)}, "a feed", 2)
+    works = count_work(model, feed)
+    assert works["conv"] == LayerWork(6 * 4 * 4 * (2 * 3 * 3), 4 * 8 * 8 + 6 * 2 * 3 * 3, 6 * 4 * 4)
+    assert works["gemm"] == LayerWork(96 * 6, 96 + 6 * 96, 6)
+    found = count_macs(model, feed)
     assert found == {
         "conv": 6 * 4 * 4 * (2 * 3 * 3),
         "up": 6 * 4 * 4 * (3 * 2 * 2),

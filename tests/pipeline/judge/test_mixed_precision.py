@@ -16,9 +16,13 @@ from hypothesis import strategies as st
 
 from trtq.calibrators.batches import Batches
 from trtq.models.spec import AccuracySpec
+from trtq.pipeline.judge.costs import Costs
 from trtq.pipeline.judge.mixed_precision import (
     DataSize,
     EffectMeter,
+    Forms,
+    LayerChoice,
+    Step,
     choose_layers,
     count_needed,
 )
@@ -44,28 +48,56 @@ def effect_of(error: float, score: float | None = None) -> Effect:
 class Additive(EffectMeter):
     """A model whose error is the sum of those of its quantized layers."""
 
-    errors: Mapping[str, float] = field(default_factory=dict)
+    errors: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     scores: Mapping[str, float] = field(default_factory=dict)
-    asked: list[tuple[str, ...]] = field(default_factory=list)
+    asked: list[Forms] = field(default_factory=list)
 
-    def measure_alone(self, batches: Batches) -> dict[str, Effect]:
-        return {name: effect_of(error) for name, error in self.errors.items()}
+    def measure_alone(self, pairs: Sequence[Step], batches: Batches) -> dict[Step, Effect]:
+        return {pair: effect_of(self.errors[pair.layer][pair.form]) for pair in pairs}
 
-    def measure_kept(
-        self, mixtures: Mapping[str, Sequence[str]], batches: Batches
+    def measure_forms(
+        self, mixtures: Mapping[str, Forms], batches: Batches
     ) -> tuple[Mapping[str, Effect], float | None]:
-        self.asked += [tuple(kept) for kept in mixtures.values()]
-        return {name: self.effect(kept) for name, kept in mixtures.items()}, 0.9 if self.scores else None
+        self.asked += list(mixtures.values())
+        return {name: self.effect(forms) for name, forms in mixtures.items()}, 0.9 if self.scores else None
 
-    def effect(self, kept: Collection[str]) -> Effect:
-        left = [name for name in self.errors if name not in kept]
+    def effect(self, forms: Forms) -> Effect:
+        left = [name for name in self.errors if forms[name] != "fp16"]
         score = 0.9 - sum(self.scores[name] for name in left) if self.scores else None
-        return effect_of(sum(self.errors[name] for name in left), score)
+        return effect_of(sum(self.errors[name][forms[name]] for name in left), score)
+
+    @property
+    def asked_kept(self) -> list[tuple[str, ...]]:
+        """The layers that were float in each mixture."""
+        return [tuple(name for name, form in forms.items() if form == "fp16") for forms in self.asked]
 
 
 def additive(errors: Mapping[str, float], scores: Mapping[str, float] | None = None) -> Additive:
-    session = Switchable(NO_SESSION, tuple(errors), OutputViews())
-    return Additive(session, lambda kept: set(errors) - set(kept), errors=errors, scores=scores or {})
+    return of_formats({name: {"int8": error} for name, error in errors.items()}, scores)
+
+
+def of_formats(
+    errors: Mapping[str, Mapping[str, float]],
+    scores: Mapping[str, float] | None = None,
+    kind: type[Additive] = Additive,
+) -> Additive:
+    session = Switchable(NO_SESSION, {name: tuple(own) for name, own in errors.items()}, OutputViews())
+    return kind(session, lambda forms: forms, errors=errors, scores=scores or {})
+
+
+def costs_of(macs: Mapping[str, int]) -> Costs:
+    """What each layer costs more in float than in INT8."""
+    total = max(sum(macs.values()), 1)
+    return {name: {"int8": 0.0, "fp16": count / total} for name, count in macs.items()}
+
+
+def layers_of(choice: LayerChoice) -> tuple[str, ...]:
+    return tuple(step.layer for step in choice.order)
+
+
+def all_to_float(errors: Mapping[str, object], count: int) -> LayerChoice:
+    start = dict.fromkeys(errors, "int8")
+    return LayerChoice(start, tuple(Step(name, "fp16") for name in errors), count, {})
 
 
 def count_up(count: int) -> Batches:
@@ -75,45 +107,51 @@ def count_up(count: int) -> Batches:
 def test_the_layer_that_saves_most_for_its_price_is_kept() -> None:
     meter = additive({"cheap": 2.0, "dear": 3.0, "good": 0.1, "other": 0.2})
     choice = choose_layers(
-        meter, {"cheap": 10, "dear": 400, "good": 500, "other": 90}, _GATE, count_up(4), DataSize(4, 4)
+        meter,
+        costs_of({"cheap": 10, "dear": 400, "good": 500, "other": 90}),
+        _GATE,
+        count_up(4),
+        DataSize(4, 4),
     )
-    assert choice.kept == ("cheap", "dear")
-    assert choice.order == ("cheap", "dear", "other", "good")
+    assert choice.kept() == ("cheap", "dear")
+    assert layers_of(choice) == ("cheap", "dear", "other", "good")
 
 
 def test_nothing_is_kept_where_nothing_must_be() -> None:
     meter = additive({"a": 0.1, "b": 0.2})
-    assert choose_layers(meter, {"a": 1, "b": 1}, _GATE, count_up(4), DataSize(4, 4)).kept == ()
+    assert choose_layers(meter, costs_of({"a": 1, "b": 1}), _GATE, count_up(4), DataSize(4, 4)).kept() == ()
 
 
 def test_a_layer_that_turns_out_needless_is_given_back() -> None:
     # "small" is the better bargain, but where "large" must be kept the gate holds without it
     meter = additive({"small": 0.5, "large": 3.0, "rest": 0.35})
-    choice = choose_layers(meter, {"small": 5, "large": 60, "rest": 35}, _GATE, count_up(4), DataSize(4, 4))
-    assert ("small", "large") in meter.asked
-    assert choice.kept == ("large",)
-    assert choice.order == ("large", "small", "rest")
+    choice = choose_layers(
+        meter, costs_of({"small": 5, "large": 60, "rest": 35}), _GATE, count_up(4), DataSize(4, 4)
+    )
+    assert ("small", "large") in meter.asked_kept
+    assert choice.kept() == ("large",)
+    assert layers_of(choice) == ("large", "small", "rest")
 
 
 def test_a_part_that_others_drown_out_counts_as_much_as_they_do() -> None:
     """A layer before the scores of a detector changes nothing of its output but these."""
 
     class Detector(Additive):
-        def measure_alone(self, batches: Batches) -> dict[str, Effect]:
+        def measure_alone(self, pairs: Sequence[Step], batches: Batches) -> dict[Step, Effect]:
+            found = super().measure_alone(pairs, batches)
             return {
-                name: replace(
+                pair: replace(
                     effect, parts={"y": {"boxes": Distance(1.0, 40.0), "scores": Distance(1.0, db)}}
                 )
-                for (name, effect), db in zip(
-                    super().measure_alone(batches).items(), (10.0, 50.0), strict=True
-                )
+                for (pair, effect), db in zip(found.items(), (10.0, 50.0), strict=True)
             }
 
     errors = {"scores": 0.001, "boxes": 0.3}
-    session = Switchable(NO_SESSION, tuple(errors), OutputViews())
-    meter = Detector(session, lambda kept: set(errors) - set(kept), errors=errors)
+    meter = of_formats({name: {"int8": error} for name, error in errors.items()}, kind=Detector)
     assert (
-        choose_layers(meter, {"scores": 1, "boxes": 1}, _GATE, count_up(4), DataSize(4, 4)).order[0]
+        choose_layers(meter, costs_of({"scores": 1, "boxes": 1}), _GATE, count_up(4), DataSize(4, 4))
+        .order[0]
+        .layer
         == "scores"
     )
 
@@ -124,33 +162,31 @@ def test_a_silent_part_and_a_broken_output() -> None:
     errors = {"silent": 0.1, "loud": 0.3, "broken": 0.2}
 
     class Detector(Additive):
-        def measure_alone(self, batches: Batches) -> dict[str, Effect]:
-            found = super().measure_alone(batches)
-            found["silent"] = replace(found["silent"], parts={"y": {"a": silent}})
+        def measure_alone(self, pairs: Sequence[Step], batches: Batches) -> dict[Step, Effect]:
+            found = super().measure_alone(pairs, batches)
+            quiet, loudest = Step("silent", "int8"), Step("broken", "int8")
+            found[quiet] = replace(found[quiet], parts={"y": {"a": silent}})
             broken = {"y": Distance(math.nan, math.nan)}
-            found["broken"] = replace(
-                found["broken"], outputs=broken, parts={"y": {"a": Distance(1.0, 90.0)}}
-            )
+            found[loudest] = replace(found[loudest], outputs=broken, parts={"y": {"a": Distance(1.0, 90.0)}})
             return found
 
-    session = Switchable(NO_SESSION, tuple(errors), OutputViews())
-    meter = Detector(session, lambda kept: set(errors) - set(kept), errors=errors)
-    order = choose_layers(meter, dict.fromkeys(errors, 1), _GATE, count_up(4), DataSize(4, 4)).order
-    assert order == ("broken", "loud", "silent")
+    meter = of_formats({name: {"int8": error} for name, error in errors.items()}, kind=Detector)
+    order = choose_layers(meter, costs_of(dict.fromkeys(errors, 1)), _GATE, count_up(4), DataSize(4, 4)).order
+    assert tuple(step.layer for step in order) == ("broken", "loud", "silent")
 
 
 def test_a_score_that_falls_asks_for_more_layers_than_the_error_does() -> None:
     meter = additive({"a": 0.3, "b": 0.2, "c": 0.1}, {"a": 0.0, "b": 0.03, "c": 0.001})
-    assert set(choose_layers(meter, {"a": 1, "b": 1, "c": 1}, _GATE, count_up(4), DataSize(4, 4)).kept) >= {
-        "b"
-    }
+    assert set(
+        choose_layers(meter, costs_of({"a": 1, "b": 1, "c": 1}), _GATE, count_up(4), DataSize(4, 4)).kept()
+    ) >= {"b"}
 
 
 def test_a_broken_layer_is_kept_whatever_it_costs() -> None:
     meter = additive({"a": 0.3, "broken": math.inf, "c": 0.1})
-    assert choose_layers(meter, {"a": 1, "broken": 98, "c": 1}, _GATE, count_up(4), DataSize(4, 4)).kept == (
-        "broken",
-    )
+    assert choose_layers(
+        meter, costs_of({"a": 1, "broken": 98, "c": 1}), _GATE, count_up(4), DataSize(4, 4)
+    ).kept() == ("broken",)
 
 
 _ERRORS = st.lists(st.tuples(st.floats(0.001, 3.0), st.integers(0, 1000)), min_size=1, max_size=9)
@@ -163,7 +199,7 @@ def test_what_is_chosen_holds_the_gate_and_costs_little_more_than_the_best(
     errors = {f"l{index}": error for index, (error, _) in enumerate(layers)}
     macs = {f"l{index}": count for index, (_, count) in enumerate(layers)}
     meter = additive(errors)
-    kept = choose_layers(meter, macs, _GATE, count_up(4), DataSize(4, 4)).kept
+    kept = choose_layers(meter, costs_of(macs), _GATE, count_up(4), DataSize(4, 4)).kept()
     assert sum(error for name, error in errors.items() if name not in kept) <= 1.0
     total = max(sum(macs.values()), 1)
 
@@ -179,17 +215,60 @@ def test_what_is_chosen_holds_the_gate_and_costs_little_more_than_the_best(
     assert cost(kept) <= best + 2 * dearest + 0.02
 
 
+def test_a_layer_gets_another_format_before_it_gets_none() -> None:
+    """Which costs nothing here; where the layer is better as it is, it stays so."""
+    errors = {
+        "outliers": {"int8": 3.0, "fp8": 0.2},
+        "smooth": {"int8": 0.1, "fp8": 0.5},
+        "broken": {"int8": 2.0, "fp8": 2.0},
+    }
+    costs = {name: {"int8": 0.1, "fp8": 0.1, "fp16": 0.3} for name in errors}
+    choice = choose_layers(of_formats(errors), costs, _GATE, count_up(4), DataSize(4, 4))
+    assert choice.start == dict.fromkeys(errors, "int8")
+    assert choice.forms() == {"outliers": "fp8", "smooth": "int8", "broken": "fp16"}
+    assert choice.forms(len(choice.order)) == dict.fromkeys(errors, "fp16")
+    steps = {name: [step.form for step in choice.order if step.layer == name] for name in errors}
+    assert steps == {"outliers": ["fp8", "fp16"], "smooth": ["fp16"], "broken": ["fp16"]}
+
+
+def test_the_cheapest_format_is_the_start_and_each_step_is_worth_less_than_the_one_before() -> None:
+    errors = {"a": {"nvfp4": 4.0, "int8": 1.5, "fp8": 0.3}, "b": {"nvfp4": 0.2, "int8": 0.1, "fp8": 0.1}}
+    costs = {name: {"nvfp4": 0.05, "int8": 0.1, "fp8": 0.1, "fp16": 0.2} for name in errors}
+    choice = choose_layers(of_formats(errors), costs, _GATE, count_up(4), DataSize(4, 4))
+    assert choice.start == dict.fromkeys(errors, "nvfp4")
+    assert choice.forms() == {"a": "fp8", "b": "nvfp4"}
+
+
+def test_without_float_the_most_exact_formats_are_the_end() -> None:
+    errors = {"a": {"int8": 4.0, "fp8": 3.0}, "b": {"int8": 0.2, "fp8": 0.3}}
+    costs = {name: dict.fromkeys(own, 0.1) for name, own in errors.items()}
+    choice = choose_layers(of_formats(errors), costs, _GATE, count_up(4), DataSize(4, 4))
+    assert choice.forms() == {"a": "fp8", "b": "int8"}
+    assert not choice.is_more_exact
+
+
+def test_a_dear_step_is_taken_back_as_a_whole() -> None:
+    errors = {"small": {"int8": 0.5}, "large": {"int8": 3.0, "fp8": 0.3}, "rest": {"int8": 0.25}}
+    costs = {
+        "small": {"int8": 0.0, "fp16": 0.03},
+        "large": {"int8": 0.0, "fp8": 0.2, "fp16": 0.6},
+        "rest": {"int8": 0.0, "fp16": 0.35},
+    }
+    choice = choose_layers(of_formats(errors), costs, _GATE, count_up(4), DataSize(4, 4))
+    assert choice.forms() == {"small": "fp16", "large": "fp8", "rest": "int8"}
+
+
 def test_the_search_is_short() -> None:
     rng = np.random.default_rng(0)
     errors = {f"l{index}": float(error) for index, error in enumerate(rng.exponential(0.2, 60))}
     meter = additive(errors)
-    choose_layers(meter, dict.fromkeys(errors, 10), _GATE, count_up(4), DataSize(4, 4))
+    choose_layers(meter, costs_of(dict.fromkeys(errors, 10)), _GATE, count_up(4), DataSize(4, 4))
     assert len(meter.asked) <= 2 * (3 + 6) + 4
     dear = additive(errors)
     dear.samples_run = 10**6
-    choice = choose_layers(dear, dict.fromkeys(errors, 10), _GATE, count_up(4), DataSize(4, 4))
+    choice = choose_layers(dear, costs_of(dict.fromkeys(errors, 10)), _GATE, count_up(4), DataSize(4, 4))
     assert len(dear.asked) <= 2 * 5
-    assert sum(errors[name] for name in errors if name not in choice.kept) <= 1.0
+    assert sum(errors[name] for name in errors if name not in choice.kept()) <= 1.0
 
 
 @pytest.mark.parametrize("needed", [1, 2, 5, 17, 39, 60])
@@ -197,38 +276,40 @@ def test_other_data_that_shows_more_error_is_measured_for_how_many_layers_are_en
     """The gate holds with so many kept and with no fewer: each layer that is left costs the same."""
     errors = {f"l{index:02}": 0.9 / (60 - needed + 0.5) for index in range(60)}
     meter = additive(errors)
-    found = count_needed(meter, tuple(errors), 0, _GATE, count_up(4), 2)
+    found = count_needed(meter, all_to_float(errors, 0), _GATE, count_up(4), 2)
     assert needed <= found <= 1.25 * needed + 1
     assert len(meter.asked) <= 2 * 5
-    assert found in (60, *map(len, meter.asked))
+    assert found in (60, *map(len, meter.asked_kept))
 
 
 def test_all_layers_are_kept_where_nothing_less_is_enough() -> None:
     meter = additive(dict.fromkeys("abcd", math.nan))
-    assert count_needed(meter, tuple("abcd"), 1, _GATE, count_up(4), 2) == 4
+    assert count_needed(meter, all_to_float(meter.errors, 1), _GATE, count_up(4), 2) == 4
     asked = additive(dict.fromkeys("abcd", 0.1))
-    assert (count_needed(asked, tuple("abcd"), 3, _GATE, count_up(4), 2), asked.asked) == (4, [])
+    assert (count_needed(asked, all_to_float(asked.errors, 3), _GATE, count_up(4), 2), asked.asked) == (4, [])
 
 
 def test_a_score_decides_how_many_are_enough_as_the_cosine_does() -> None:
     meter = additive(dict.fromkeys("abcdef", 0.01), dict.fromkeys("abcdef", 0.004))
-    assert count_needed(meter, tuple("abcdef"), 1, _GATE, count_up(4), 2) == 4  # 0.8 points for the two left
+    assert (
+        count_needed(meter, all_to_float(meter.errors, 1), _GATE, count_up(4), 2) == 4
+    )  # 0.8 points for the two left
 
 
 def test_a_score_leaves_a_part_of_the_points_for_other_data_and_fp16() -> None:
     meter = additive({"a": 0.01, "b": 0.01}, {"a": 0.0092, "b": 0.0005})
-    choice = choose_layers(meter, {"a": 1, "b": 1}, _GATE, count_up(4), DataSize(4, 4))
-    assert choice.kept == ("a",)  # of 0.97 points, which the gate would allow
+    choice = choose_layers(meter, costs_of({"a": 1, "b": 1}), _GATE, count_up(4), DataSize(4, 4))
+    assert choice.kept() == ("a",)  # of 0.97 points, which the gate would allow
     exact = additive({"a": 0.01}, {"a": 0.0})
     strict = AccuracySpec(min_cosine=0.99, max_drop=0.0)
-    assert choose_layers(exact, {"a": 1}, strict, count_up(4), DataSize(4, 4)).kept == ()
+    assert choose_layers(exact, costs_of({"a": 1}), strict, count_up(4), DataSize(4, 4)).kept() == ()
 
 
 def test_the_score_tells_how_many_to_measure_next_where_the_error_says_nothing() -> None:
     errors = {f"l{index:02}": 0.0001 for index in range(60)}  # all allowed by the cosine
     meter = additive(errors, dict.fromkeys(errors, 0.001))  # 6 points: nine layers lose 0.9
-    choose_layers(meter, dict.fromkeys(errors, 10), _GATE, count_up(4), DataSize(4, 4))
-    assert [len(kept) for kept in meter.asked[:4]] == [0, 0, 51, 51]
+    choose_layers(meter, costs_of(dict.fromkeys(errors, 10)), _GATE, count_up(4), DataSize(4, 4))
+    assert [len(kept) for kept in meter.asked_kept[:4]] == [0, 0, 51, 51]
 
 
 def test_every_other_feed_and_no_other_is_read() -> None:

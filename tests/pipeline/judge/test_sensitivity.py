@@ -60,7 +60,8 @@ def test_a_measurement_is_that_of_the_quantized_model(graph_of: Callable[..., Gr
     ranges = Ranges({name: Range(9.0, -9.0, 9.0) for name in placement.activations}, "made", "0", "none", 1)
     session = open_switchable(graph.model, placement, ranges)
     counted: list[int] = []
-    found = measure(session, {"all": {"one", "two"}}, batches, Labels("labels"), counted.append)
+    both = dict.fromkeys(("one", "two"), "int8")
+    found = measure(session, {"all": both}, batches, Labels("labels"), counted.append)
     save(quantize(graph.model, placement, ranges), tmp_path / "q.onnx")
     files = {"fp32": graph.path, "q": tmp_path / "q.onnx"}
     wanted = compare_models(files, [("q", "fp32")], batches, Labels("labels"))
@@ -90,7 +91,8 @@ def test_what_an_output_is_joined_of_is_measured_and_no_metric_gets_it(
     session = open_switchable(graph.model, placement, ranges)
     x = rng.standard_normal((6, 4)).astype(np.float32)
     batches = Batches(lambda: iter([Feed({"x": x}, "feed", 6)]), "made", 6)
-    found = measure(session, {"s": {"classes"}}, batches, Labels(None, metric=f"{tmp_path / 'm.py'}:f"))
+    labels = Labels(None, metric=f"{tmp_path / 'm.py'}:f")
+    found = measure(session, {"s": {"classes": "int8"}}, batches, labels)
     effect = found.effects["s"]
     assert (effect.score, found.float_score) == (1.0, 1.0)
     assert list(effect.outputs) == ["y"]

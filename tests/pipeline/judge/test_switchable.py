@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+import itertools
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
@@ -15,6 +16,8 @@ from numpy.typing import NDArray
 from trtq.calibrators.ranges import Channels, Range, Ranges
 from trtq.models.session import open_session, run
 from trtq.models.spec import Activations
+from trtq.pipeline.formats import FP8, INT8, NVFP4
+from trtq.pipeline.graph.fp4 import without_fp4
 from trtq.pipeline.graph.load import Graph
 from trtq.pipeline.graph.placement import Placement, place
 from trtq.pipeline.judge.switchable import Switchable, build_switchable, open_switchable
@@ -52,7 +55,11 @@ def outputs_of(model: ir.Model, x: NDArray[Any]) -> list[NDArray[Any]]:
     return run(open_session(model, optimize=False), ["y", "z"], {"x": x})
 
 
-def switched(session: Switchable, quantized: Collection[str], x: NDArray[Any]) -> list[NDArray[Any]]:
+def switched(session: Switchable, quantized: Iterable[str], x: NDArray[Any]) -> list[NDArray[Any]]:
+    return switched_as(session, dict.fromkeys(quantized, "int8"), x)
+
+
+def switched_as(session: Switchable, quantized: Mapping[str, str], x: NDArray[Any]) -> list[NDArray[Any]]:
     with session.runner("a name", quantized) as runner:
         assert runner.name == "a name"
         assert list(runner.get_input_metadata(use_numpy_dtypes=False)) == ["x"]
@@ -123,6 +130,47 @@ def test_the_bias_correction_of_a_matmul_is_switched_with_it(
             np.testing.assert_array_equal(ours, theirs)
 
 
+def test_a_layer_in_another_format_computes_what_the_model_with_it_so_does(
+    graph: Graph, x: NDArray[np.float32]
+) -> None:
+    forms = {"stem": FP8, "right": FP8, "tail": FP8}
+    placement, other = place(graph.model), place(graph.model, form=FP8)
+    ranges = ranges_of(placement)
+    session = open_switchable(graph.model, placement, ranges, others=[other, placement])
+    assert session.layers == dict.fromkeys(("stem", "left", "right", "join", "tail"), ("int8", "fp8"))
+    mixed = place(graph.model, forms=forms)
+    wanted = outputs_of(quantize(graph.model, mixed, ranges), x)
+    chosen = {node.name: node.scheme.form.name for node in mixed.quantized}
+    assert {*chosen.values()} == {"int8", "fp8"}
+    for ours, theirs in zip(switched_as(session, chosen, x), wanted, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    for ours, theirs in zip(switched(session, (), x), outputs_of(graph.model, x), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_the_corrections_of_each_format_are_its_own(
+    graph_of: Callable[..., Graph],
+) -> None:
+    """Those of the biases, of the Adds behind a MatMul and of the rescaled tensors."""
+    rng = np.random.default_rng(0)
+    body = "[first] m = MatMul (x, w1) [bias] z = Add (m, b1) [second] y = MatMul (z, w2)"
+    weights = {name: rng.standard_normal((16, 16)).astype(np.float32) for name in ("w1", "w2")}
+    net = f"net (float[N, 6, 16] x) => (float[N, 6, 16] y, float[N, 6, 16] z) {{ {body} }}"
+    graph = graph_of(net, **weights, b1=rng.standard_normal(16).astype(np.float32))
+    placement, other = place(graph.model, force=["."]), place(graph.model, force=["."], form=FP8)
+    scale = tuple(np.geomspace(0.5, 2, 16).tolist())
+    channels = {"x": Channels(mean=(5.0,) * 16), "z": Channels(mean=(5.0,) * 16, scale=scale, amax=40.0)}
+    ranges = replace(ranges_of(placement), channels=channels)
+    session = open_switchable(graph.model, placement, ranges, others=[other])
+    x = rng.standard_normal((2, 6, 16)).astype(np.float32)
+    for forms in ({}, {"first": FP8}, {"second": FP8}, {"first": FP8, "second": FP8}):
+        mixed = place(graph.model, force=["."], forms=forms)
+        wanted = outputs_of(quantize(graph.model, mixed, ranges), x)
+        chosen = {node.name: node.scheme.form.name for node in mixed.quantized}
+        for ours, theirs in zip(switched_as(session, chosen, x), wanted, strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+
+
 @pytest.mark.parametrize(
     "body",
     [
@@ -155,12 +203,33 @@ def test_layers_whose_rows_have_scales_are_switched_as_a_whole(
             np.testing.assert_array_equal(ours, theirs)
 
 
+def test_a_layer_may_have_int8_fp8_and_nvfp4(graph_of: Callable[..., Graph]) -> None:
+    """Each with what it puts before and behind the layer."""
+    rng = np.random.default_rng(0)
+    body = "[first] m = MatMul (x, w1) [bias] z = Add (m, b1) [second] y = MatMul (z, w2)"
+    weights = {name: rng.standard_normal((16, 16)).astype(np.float32) for name in ("w1", "w2")}
+    net = f"net (float[2, 3, 2, 16] x) => (float[2, 3, 2, 16] y, float[2, 3, 2, 16] z) {{ {body} }}"
+    graph = graph_of(net, **weights, b1=rng.standard_normal(16).astype(np.float32))
+    placement, *others = (place(graph.model, force=["."], form=form) for form in (INT8, FP8, NVFP4))
+    ranges = replace(ranges_of(placement), channels={name: Channels(mean=(5.0,) * 16) for name in "xz"})
+    session = open_switchable(graph.model, placement, ranges, others=others)
+    assert session.layers == dict.fromkeys(("first", "second"), ("int8", "fp8", "nvfp4"))
+    x = rng.standard_normal((2, 3, 2, 16)).astype(np.float32)
+    for forms in itertools.product((INT8, FP8, NVFP4), repeat=2):
+        chosen = dict(zip(("first", "second"), forms, strict=True))
+        mixed = place(graph.model, force=["."], forms=chosen)
+        wanted = outputs_of(without_fp4(quantize(graph.model, mixed, ranges)), x)
+        found = switched_as(session, {name: form.name for name, form in chosen.items()}, x)
+        for ours, theirs in zip(found, wanted, strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+
+
 def test_every_layer_changes_something(graph: Graph, x: NDArray[np.float32]) -> None:
     placement = place(graph.model)
     session = open_switchable(graph.model, placement, ranges_of(placement))
     plain = switched(session, (), x)
     for layer in session.layers:
-        assert any((a != b).any() for a, b in zip(switched(session, {layer}, x), plain, strict=True))
+        assert any((a != b).any() for a, b in zip(switched(session, [layer], x), plain, strict=True))
 
 
 def test_scales_have_the_dtype_that_is_asked_for(graph: Graph, x: NDArray[np.float32]) -> None:

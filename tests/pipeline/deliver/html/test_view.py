@@ -18,10 +18,12 @@ from trtq.pipeline.deliver.html.view import (
     fold_command,
     format_coverage,
     format_gate,
+    format_search,
     list_commands,
     list_facts,
     list_kept,
     list_kernels,
+    list_layers_by_format,
     list_preprocess,
     list_tiles,
     list_timings,
@@ -128,6 +130,25 @@ def test_the_command_comes_first_and_a_failed_gate_offers_help(report: Report, m
     assert offer.text == "trtq build model.onnx --int8 --auto"
     assert len(list_commands(replace(report, verdict="pass"), manifest)) == 2
     assert len(list_commands(replace(report, auto=AutoReport("not needed")), manifest)) == 2
+
+
+def test_what_a_search_found_is_told_with_the_layers_of_each_format(report: Report) -> None:
+    assert list_layers_by_format(report) == ()
+    found = AutoReport(
+        "the gate holds",
+        layers={"a": "int8", "b": "fp8", "c": "int8"},
+        formats={"int8": 0.75, "fp8": 0.125, "fp16": 0.125},
+        cost=0.5,
+        cost_before=0.25,
+    )
+    groups = list_layers_by_format(replace(report, auto=found))
+    assert [(group.reason, [name for name, _ in group.nodes]) for group in groups] == [
+        ("in INT8, 75.0% of the multiply-accumulates", ["a", "c"]),
+        ("in FP8, 12.5% of the multiply-accumulates", ["b"]),
+    ]
+    assert format_search(found).startswith("the gate holds. By the data sheets of the GPU (not measured) ")
+    assert format_search(found).endswith("cost 50% of all layers in FP16; in their cheapest formats 25%.")
+    assert format_search(AutoReport("not needed")) == "not needed"
 
 
 def test_a_long_command_is_folded_and_stays_the_same() -> None:
