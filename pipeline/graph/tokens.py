@@ -31,7 +31,10 @@ def explain_one_scale(node: ir.Node, layer: QuantizedNode) -> str:
 
 
 def _by_row(encoding: Encoding) -> Encoding:
-    """Returns an encoding of what is left when each row is divided by its largest magnitude: at most 1."""
-    if encoding.is_given:
+    """Returns an encoding of what is left when each row is divided by its largest magnitude: at most 1.
+
+    What has scales of its own already, or one for each block, keeps them.
+    """
+    if encoding.is_given or encoding.is_dynamic:
         return encoding
     return replace(encoding, granularity=_ROWS, is_dynamic=True, amax=1.0)

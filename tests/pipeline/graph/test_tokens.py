@@ -8,6 +8,7 @@ import onnx_ir as ir
 import pytest
 from made_up import random_array
 
+from trtq.pipeline.formats import NVFP4
 from trtq.pipeline.graph.placement import place
 from trtq.pipeline.graph.tokens import explain_one_scale
 
@@ -37,4 +38,11 @@ def test_a_convolution_keeps_one_scale(model_of: Callable[..., ir.Model]) -> Non
     text = "g (float[N,8,8,8] x) => (float[N,8,8,8] y) { [c] c = Conv(x, w1) [fc] y = MatMul(c, w2) }"
     placement = place(model_of(text, w1=random_array(8, 8, 1, 1), w2=random_array(8, 8)), per_token=True)
     assert [node.name for node in placement.layers] == ["c", "fc"]
+    assert placement.activations == ("x",)
+
+
+def test_scales_of_blocks_are_finer_than_those_of_rows_and_stay(model_of: Callable[..., ir.Model]) -> None:
+    model = model_of("g (float[N,32] x) => (float[N,32] y) { [fc] y = MatMul(x, w) }", w=random_array(32, 32))
+    placement = place(model, form=NVFP4, per_token=True)
+    assert placement == place(model, form=NVFP4)
     assert placement.activations == ("x",)
