@@ -156,7 +156,7 @@ def predict(model: onnx.ModelProto, folder: Path) -> Prediction:
     read = load_as_it_is(path)
     findings = lint(read)
     in_float = {finding.node for finding in findings if finding.effect == "float"}
-    int8 = {layer.name for layer in find_quantized_layers(read)} - in_float
+    int8 = {layer.name for layer in find_quantized_layers(read) if layer.activation == "int8"} - in_float
     refused = any(finding.effect == REFUSED for finding in findings)
     return Prediction(
         refused, frozenset(() if refused else int8), tuple(finding.rule for finding in findings)

@@ -80,6 +80,7 @@ class Ranges:
         channels: The tensors whose channels are treated apart: the repairs.
         weight_scales: "max": scales of weights hold the largest; "mse": they clip where the error is least.
         roundings: What of a weight is not rounded to the nearest code, packed, by the float weight's digest.
+        attention: The products of activations that were found to lose next to nothing in INT8.
         formats: The number formats of tensors for which the ranges were chosen, where it is not INT8.
         activations: "asymmetric": codes reach from the smallest value to the largest, with a zero point;
             "per-token": tensors whose rows have scales of their own, found in each run, have no range.
@@ -98,6 +99,7 @@ class Ranges:
     activations: Activations = "symmetric"
     roundings: Mapping[str, bytes] = field(default_factory=dict)
     formats: Mapping[str, str] = field(default_factory=dict)
+    attention: tuple[str, ...] = ()
 
     def amax(self, tensor: str, form: str = "") -> float:
         """Returns the amax to quantize with; 1.0 for a dead tensor, whose scale must still be positive.
@@ -168,6 +170,7 @@ class _StoredRanges:
     activations: Activations = "symmetric"
     roundings: Mapping[str, bytes] = field(default_factory=dict)
     formats: Mapping[str, str] = field(default_factory=dict)
+    attention: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for amax in self.beyond_fp16.values():
@@ -183,6 +186,7 @@ _WRITTEN_IF_OTHER = {
     "activations": "symmetric",
     "roundings": {},
     "formats": {},
+    "attention": (),
 }
 
 

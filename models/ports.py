@@ -21,7 +21,7 @@ def with_plain_ports(model: ir.Model) -> ir.Model:
     if not has_foreign_ports(model):
         return model
     model = model.clone()
-    inputs = [value for value in model.graph.inputs if _is_foreign(value)]
+    inputs = list(filter(_is_foreign, _list_fed(model)))
     outputs = [value for value in model.graph.outputs if _is_foreign(value) and value not in inputs]
     for value in inputs:
         narrow = ir.Value(name=f"{value.name}_narrow", type=value.type, shape=value.shape)
@@ -41,7 +41,7 @@ def with_plain_ports(model: ir.Model) -> ir.Model:
 
 def has_foreign_ports(model: ir.Model) -> bool:
     """Returns whether an input or an output has a type that NumPy has not."""
-    return any(map(_is_foreign, (*model.graph.inputs, *model.graph.outputs)))
+    return any(map(_is_foreign, (*_list_fed(model), *model.graph.outputs)))
 
 
 def to_plain(arrays: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
@@ -50,6 +50,11 @@ def to_plain(arrays: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         name: array if array.dtype.isbuiltin == 1 else array.astype(np.float32)
         for name, array in arrays.items()
     }
+
+
+def _list_fed(model: ir.Model) -> list[ir.Value]:
+    """Returns the inputs without the weights that some files list among them."""
+    return [value for value in model.graph.inputs if not value.is_initializer()]
 
 
 def _is_foreign(value: ir.Value) -> bool:

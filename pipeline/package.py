@@ -33,6 +33,7 @@ from trtq.pipeline.deliver.triton.repository import (
 )
 from trtq.pipeline.deliver.triton.router import SCRIPT, write_router
 from trtq.pipeline.deliver.triton.warmup import Warmup, make_warmup
+from trtq.pipeline.graph.foreign_operators import explain_unrunnable
 
 _INT64_SINCE = 10
 """The first TensorRT that has INT64; before, its parser makes INT32 of it, in inputs and outputs too."""
@@ -89,6 +90,7 @@ class _Build:
     onnx: str
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+    unrunnable: str = ""
 
     @property
     def has_plan(self) -> bool:
@@ -176,7 +178,8 @@ def _read(folder: Path, key: Path | str | None) -> _Build:
             raise ArtifactError(f"{folder} has no {name} by its {NAME}; build again")
     with refuse_damage(ArtifactError, f"{folder / onnx} is not a whole model; build again"):
         model = ir.load(folder / onnx)
-    return _Build(folder, manifest, report, onnx, read_inputs(model), outputs_of(model))
+    ports = read_inputs(model), outputs_of(model)
+    return _Build(folder, manifest, report, onnx, *ports, explain_unrunnable(model))
 
 
 def _refuse_useless(build: _Build, spec: PackageSpec, *, wants_onnx: bool) -> None:
@@ -185,6 +188,11 @@ def _refuse_useless(build: _Build, spec: PackageSpec, *, wants_onnx: bool) -> No
             f"{build.folder / ENGINE} {_RTX}; build it with --backend tensorrt on a machine like the "
             f"server's, or package its Q/DQ model for Triton's ONNX Runtime backend, with "
             f"--fallback onnxruntime"
+        )
+    if wants_onnx and build.unrunnable:
+        raise ArtifactError(
+            f"{build.folder / build.onnx}: {build.unrunnable}, which ONNX Runtime cannot run; "
+            f"leave --fallback and --ab out"
         )
     if wants_onnx and not build.has_plan:
         raise UsageError(f"{build.folder} is for ONNX Runtime as it is; leave --fallback and --ab out")

@@ -160,8 +160,9 @@ def _open_build(folder: Path, spec: ModelSpec | None, watcher: Watcher) -> _Subj
     if graph.sha256 != manifest.inputs.get(report.model):
         raise ArtifactError(f"{path} was changed since {folder} was built; build it again")
     kept = {item.name: item.reason for item in report.kept_float}
-    placement = place_layers(graph, replace(spec, quantization=own.quantization), target, watcher, kept)
     ranges = read_ranges(folder / RANGES)
+    spec_of_layers = replace(spec, quantization=own.quantization)
+    placement = place_layers(graph, spec_of_layers, target, watcher, kept, attention=ranges.attention)
     watcher.note(f"layers, ranges ({ranges.method}) and repairs are those of {folder}")
     return _Subject(graph, spec, target, placement, ranges)
 

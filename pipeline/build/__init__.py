@@ -12,7 +12,7 @@ from trtq.pipeline.build.comparison import EnginePlan, compare_job, name_to_judg
 from trtq.pipeline.build.engine import EngineBuild, build_engine, find_layers_without_kernel
 from trtq.pipeline.build.folder import measure_sizes, write_folder
 from trtq.pipeline.build.job import Job
-from trtq.pipeline.build.keep import NO_KERNEL, keep_layers
+from trtq.pipeline.build.keep import NO_KERNEL, add_other_formats, keep_layers
 from trtq.pipeline.build.methods import RangedJob, try_methods
 from trtq.pipeline.build.models import ModelFiles, report_job_weights, write_models
 from trtq.pipeline.build.prepare import prepare
@@ -99,6 +99,7 @@ def run_job(job: Job, log: Log, earlier: EarlierBuild | None = None) -> Report:
     with stage_folder(job.folder) as stage:
         calibrated = find_ranges(job, earlier, log)
         ranges = calibrated.ranges
+        job = add_other_formats(replace(job, attention=() if ranges is None else ranges.attention))
         job = _keep_as_before(job, ranges, earlier)
         models = write_models(job, ranges, stage, log)
         auto = comparison = None
@@ -170,10 +171,10 @@ def _build_where_kernels_are(
     job, models, comparison = work.job, work.models, work.comparison
     engine = build_engine(job, ranges, models, earlier, stage, log)
     for _ in range(_MOST_REBUILDS):
-        if ranges is None or not (reasons := find_layers_without_kernel(job, engine.report)):
+        if ranges is None or not (reasons := find_layers_without_kernel(job, engine)):
             break
         shown = ", ".join(list(reasons)[:4]) + (" ..." if len(reasons) > 4 else "")
-        log.note(f"built in float, as the builder has no INT8 kernel for it: {shown}")
+        log.note(f"built in float, as the builder has no {job.target.name.upper()} kernel for it: {shown}")
         job, comparison = keep_layers(job, ranges, reasons), None
         if not job.placement.layers:
             log.warn("no layer of this model has an INT8 kernel here: nothing runs in INT8")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from trtq.calibrators.cache import ALGORITHMS, parse_cache
@@ -11,16 +11,18 @@ from trtq.calibrators.memory import find_peak_bytes
 from trtq.calibrators.observe import observe
 from trtq.calibrators.ranges import Ranges, Shapes
 from trtq.pipeline.build.job import Job
-from trtq.pipeline.build.keep import find_float_fallbacks
+from trtq.pipeline.build.keep import NO_KERNEL, find_float_fallbacks
 from trtq.pipeline.build.models import ModelFiles
 from trtq.pipeline.deliver.earlier import EarlierBuild
 from trtq.pipeline.deliver.names import CACHE, ENGINE
 from trtq.pipeline.deliver.report import CalibrationReport, EngineReport
 from trtq.pipeline.engine.backend import BuildRequest, BuiltEngine
 from trtq.pipeline.engine.coverage import list_precisions, measure_coverage
+from trtq.pipeline.engine.fused import find_unfused
 from trtq.pipeline.engine.implicit import list_implicit_layers, plan_implicit
 from trtq.pipeline.engine.profiles import resolve_profiles
 from trtq.pipeline.engine.strategy import pin_precisions
+from trtq.pipeline.graph.attention import find_attentions
 from trtq.pipeline.graph.fp4 import without_fp4
 from trtq.pipeline.graph.placement import holds_weights
 from trtq.pipeline.graph.quantized import find_quantized_layers
@@ -29,12 +31,16 @@ from trtq.progress import Log
 
 @dataclass(frozen=True, slots=True)
 class EngineBuild:
-    """The engine: what the report says of it, what each layer runs as, and how to build it without trtq."""
+    """The engine: what the report says of it, what each layer runs as, and how to build it without trtq.
+
+    `unfused` are the products of attention in 8 bits that the builder did not fuse, and what runs instead.
+    """
 
     report: EngineReport
     layers: dict[str, str]
     commands: dict[str, str]
     calibration: CalibrationReport | None = None
+    unfused: Mapping[str, str] = field(default_factory=dict)
 
 
 def build_engine(
@@ -80,6 +86,7 @@ def build_engine(
         list_precisions(weighted, built),
         {"engine": command} if command else {},
         _calibrated_by_builder(job, built),
+        find_unfused(find_attentions(job.graph.model.graph), job.placement, built),
     )
 
 
@@ -135,8 +142,10 @@ def _shapes_of_data(job: Job, ranges: Ranges | None) -> Mapping[str, Shapes]:
     return observe(without_fp4(job.graph.model), (), job.shape_data).shapes
 
 
-def find_layers_without_kernel(job: Job, engine: EngineReport) -> dict[str, str]:
+def find_layers_without_kernel(job: Job, engine: EngineBuild) -> dict[str, str]:
     """Returns the layers to build again in float, and why; none where a target runs all Q/DQ in float."""
-    if engine.path != ENGINE or job.is_implicit or "7.5" in engine.targets:
+    report = engine.report
+    if report.path != ENGINE or job.is_implicit or "7.5" in report.targets:
         return {}
-    return find_float_fallbacks(job, engine.fallbacks)
+    unfused = {name: f"{NO_KERNEL}{reason}" for name, reason in engine.unfused.items()}
+    return {**find_float_fallbacks(job, report.fallbacks), **unfused}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -22,7 +22,7 @@ from trtq.pipeline.engine.strategy import Strategy
 from trtq.pipeline.engine.target import Target
 from trtq.pipeline.formats import INT8
 from trtq.pipeline.formats.codes import CodeFormat
-from trtq.pipeline.graph.foreign_operators import explain_unrunnable
+from trtq.pipeline.graph.foreign_operators import explain_incomparable
 from trtq.pipeline.graph.load import Graph
 from trtq.pipeline.graph.placement import Placement
 from trtq.pipeline.graph.quantized import find_quantized_layers, is_quantized, name_formats
@@ -49,6 +49,8 @@ class Job:
         ranges: Given ones, instead of calibrating.
         extra_files: Further files for the folder, by name; they win over those that a build would write.
         sources: SHA-256 of further inputs by path, for the manifest.
+        attention: The products of activations that the ranges have found to lose next to nothing in INT8;
+            None: all for which it can be tried, before the ranges are found.
         reference_sha256: That of the model to compare with, where it is another one; else empty.
     """
 
@@ -66,6 +68,7 @@ class Job:
     ranges: Ranges | None = None
     extra_files: Mapping[str, bytes] = field(default_factory=dict)
     sources: Mapping[str, str] = field(default_factory=dict)
+    attention: Collection[str] | None = None
     reference_sha256: str = ""
 
     @property
@@ -85,8 +88,8 @@ class Job:
 
     @cached_property
     def unrunnable(self) -> str:
-        """Why ONNX Runtime cannot run the model, so that nothing is compared; empty if it can."""
-        return explain_unrunnable(self.graph.model) if self.has_given else ""
+        """Why ONNX Runtime runs neither the model nor what emulates it, so nothing is compared; or empty."""
+        return explain_incomparable(self.graph.model) if self.has_given else ""
 
     @property
     def is_as_given(self) -> bool:
@@ -142,7 +145,9 @@ def place_job(job: Job, watcher: Watcher) -> Placement:
     graph, spec, target = job.graph, job.spec, job.target
     placement = Placement()
     if target.form is not None:
-        placement = place_layers(graph, spec, target, watcher, job.kept, job.backend, job.forms)
+        placement = place_layers(
+            graph, spec, target, watcher, job.kept, job.backend, job.attention, job.forms
+        )
     if target.precision == "fp16":
         warn_of_unmatched(graph, spec.layers.keep_fp32, watcher)
     if target.weights is None:

@@ -55,14 +55,15 @@ def try_methods(
         return start
     named = job.spec.calibration.method
     calibration = replace(job.spec.calibration, method=AUTO, parameters={})
-    other = replace(job, spec=replace(job.spec, calibration=calibration))
+    other = replace(job, spec=replace(job.spec, calibration=calibration), attention=None)
     with log.timed("auto"):
         calibrated = search_ranges(other, start.calibrated.statistics or observe_job(job, log), log)
+        assert calibrated.ranges is not None
+        other = replace(other, attention=calibrated.ranges.attention)
         models = write(other, calibrated)
         comparison = compare(other, models)
     before, after = _worst_db(start.comparison), _worst_db(comparison)
     holds = judge(comparison, job.spec.accuracy, candidate=other.name).outcome != "fail"
-    assert calibrated.ranges is not None
     method = calibrated.ranges.method.partition("(")[0]
     option, form = job.target.search_option, job.target.precision.upper()
     if not holds and not after - before >= _CLEARLY_DB:  # nor where both are broken

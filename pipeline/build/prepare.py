@@ -9,6 +9,7 @@ from trtq.errors import DataError, ModelError, UsageError
 from trtq.models.signature import require_same_inputs
 from trtq.models.spec import PER_TOKEN, InputSpec, ModelSpec
 from trtq.pipeline.build.job import Job, place_job
+from trtq.pipeline.build.keep import add_other_formats
 from trtq.pipeline.build.keys import make_keys
 from trtq.pipeline.calibrate.data import (
     describe_given,
@@ -23,7 +24,7 @@ from trtq.pipeline.engine.profiles import resolve_profiles
 from trtq.pipeline.engine.strategy import Strategy, choose_strategy
 from trtq.pipeline.engine.target import Target
 from trtq.pipeline.formats import FP16, INT8, LAYER_FORMATS, NVFP4
-from trtq.pipeline.graph.foreign_operators import explain_unrunnable
+from trtq.pipeline.graph.foreign_operators import explain_incomparable, explain_unrunnable
 from trtq.pipeline.graph.load import Graph, load, raise_opset
 from trtq.pipeline.graph.pictures import tell_of_pictures
 from trtq.pipeline.graph.quantized import is_quantized
@@ -114,7 +115,7 @@ def complete_job(job: Job, watcher: Watcher, *, random_data: bool) -> Job:
         watcher.warn("no weight can be stored in fewer bits; the report tells why")
     if not (job.has_given or placement.layers) and target.form is not None and target.weights is None:
         watcher.warn("no layer can be quantized; the report tells why")
-    job = replace(job, graph=raise_opset(job.graph, placement.min_opset))
+    job = add_other_formats(replace(job, graph=raise_opset(job.graph, placement.min_opset)))
     job = _with_reference(_with_data(job, watcher, random_data=random_data))
     return job if job.ranges is not None else replace(job, keys=make_keys(job))
 
@@ -203,11 +204,9 @@ def _take_given(job: Job, watcher: Watcher, *, has_data: bool) -> Job:
         targets=target.compute_capabilities,
     )
     placement = place_layers(graph, job.spec, target, Silent(), job.kept, job.backend)
-    if reason := explain_unrunnable(graph.model):
-        if not for_tensorrt:
-            raise ModelError(
-                f"{reason}, which ONNX Runtime cannot run; build {path} with --backend tensorrt-rtx"
-            )
+    if not for_tensorrt and (reason := explain_unrunnable(graph.model)):
+        raise ModelError(f"{reason}, which ONNX Runtime cannot run; build {path} with --backend tensorrt-rtx")
+    if reason := explain_incomparable(graph.model):
         watcher.warn(f"{reason}, which ONNX Runtime cannot run: nothing of {path} is calibrated or compared")
         has_data = False
     if not placement.quantized:

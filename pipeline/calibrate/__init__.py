@@ -103,7 +103,7 @@ def open_calibration(
     spec = spec if spec is not None else find_spec(Path(model))
     create_method(spec.calibration)  # told now, not when the data is read
     graph, spec = load_to_quantize(Path(model), spec, target, watcher)
-    placement = place_layers(graph, spec, target, watcher)
+    placement = place_layers(graph, spec, target, watcher, attention=None)
     batches = open_calibration_data(graph, spec, target, random_data=random_data)
     tell_of_pictures(graph.model, watcher, batches)
     check_against_file(graph, batches, watcher)

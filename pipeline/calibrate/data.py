@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -164,6 +164,7 @@ def place_layers(
     watcher: Watcher,
     kept: Mapping[str, str] | None = None,
     backend: Backend | None = None,
+    attention: Collection[str] | None = (),
     forms: Mapping[str, CodeFormat] | None = None,
 ) -> Placement:
     """Returns what will be quantized, and why the rest is not.
@@ -176,6 +177,8 @@ def place_layers(
             although each row was to have one.
         kept: Further layers that stay float, with the reason.
         backend: What builds the engine; None: the one that the target names, if it names one.
+        attention: The products of activations that INT8 was found to cost next to nothing, of the ranges;
+            None: all for which it can be tried.
         forms: The number formats of layers that have another one than the target's.
     """
     patterns = (*spec.layers.skip, *spec.layers.keep_fp32)
@@ -196,6 +199,7 @@ def place_layers(
         kept=kept or {},
         by_matrix=is_split and backend is not None and backend.takes_scales_by_matrix,
         per_token=is_per_token,
+        attention=attention,
     )
     if is_per_token and target.form is not None:
         _tell_of_one_scale(graph, placement, watcher)

@@ -11,7 +11,7 @@ from typing import Any
 from trtq.json import FileKind, Measured
 from trtq.kept import Fallback, KeptFp32, KeptNode
 from trtq.models.spec import InputSpec
-from trtq.pipeline.deliver.names import REPORT
+from trtq.pipeline.deliver.names import ENGINE, REPORT
 from trtq.records import LogitsComparison, OutputComparison, Repairs
 
 SCHEMA_VERSION = 2
@@ -65,6 +65,16 @@ class EngineReport:
     def num_realized(self) -> int:
         """How many layers run as asked."""
         return sum(self.layers_realized.values())
+
+    @property
+    def discarded(self) -> tuple[Fallback, ...]:
+        """The layers that an engine computes in another format than asked, as its builder says.
+
+        Not those whose weights alone are in few bits: TensorRT stores them so, whatever it computes in.
+        """
+        told = (item for item in self.fallbacks if item.runs_as not in ("none", "unknown"))
+        is_engine = self.path == ENGINE
+        return tuple(item for item in told if is_engine and not item.asked.endswith("-weights"))
 
     @property
     def coverage(self) -> str:

@@ -17,7 +17,7 @@ from trtq.pipeline.engine.backend import Backend, BuildRequest, BuiltEngine, Ker
 from trtq.temporary import open_temporary_folder
 
 _REASON = (
-    "ONNX Runtime runs a layer in INT8 only where its output is quantized too; "
+    "ONNX Runtime has kernels for INT8 alone, and only where the output of the layer is quantized too; "
     "these Q/DQ pairs are placed for TensorRT, where that costs speed"
 )
 _QUANTIZED = ("QLinear", "QGemm", "MatMulInteger", "DynamicQuantizeMatMul", "ConvInteger", "QAttention")
@@ -95,5 +95,7 @@ def _overflows() -> bool:
 
 def _kernel(node: ir.Node) -> Kernel:
     name = str(node.name)
-    dtype = "Int8" if node.op_type.startswith(_QUANTIZED) else "Float"
-    return Kernel(name, node.op_type, (name,), (dtype,), (dtype,))
+    dtype = weight = "Int8" if node.op_type.startswith(_QUANTIZED) else "Float"
+    if node.op_type == "MatMulNBits":  # it multiplies floats with the weight as it is stored
+        weight = f"Int{node.attributes.get_int('bits', 4)}"
+    return Kernel(name, node.op_type, (name,), (dtype,), (weight,))

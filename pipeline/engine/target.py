@@ -33,7 +33,7 @@ class Target:
         workspace_bytes: Limit of scratch memory, such as 512M or 4G. None: the backend's.
         shapes: Given profile shapes.
         op_types: Types of nodes to quantize, separated by commas. Also possible: ConvTranspose, Attention
-            (the MatMul of two activations) and Softmax (its input).
+            (every MatMul of two activations, fused or not) and Softmax (its input).
         quantization: explicit: Q/DQ in the model, for any TensorRT. implicit: by TensorRT 8.6 to 10, with its
             own calibrator (entropy, minmax) or with trtq's ranges. auto: explicit.
         options: How the builder works.

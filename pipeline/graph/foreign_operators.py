@@ -11,7 +11,7 @@ import onnx_ir as ir
 from trtq.errors import ModelError
 from trtq.models.session import SessionPort, open_session
 from trtq.pipeline.graph.edit import GraphEditor
-from trtq.pipeline.graph.fp4 import emulate_fp4
+from trtq.pipeline.graph.fp4 import without_fp4
 from trtq.pipeline.graph.operands import DEQUANTIZE, QUANTIZE, find_code_dtype
 from trtq.pipeline.graph.opset import convert_opset, infer_shapes, read_opset
 from trtq.pipeline.graph.opset.own import OWN_OPERATORS
@@ -40,22 +40,29 @@ def refuse_foreign_operators(model: ir.Model) -> None:
 
 
 def explain_unrunnable(model: ir.Model) -> str:
-    """Returns why ONNX Runtime cannot run a model that TensorRT takes; empty if it can, as with NVFP4.
+    """Returns why ONNX Runtime cannot run a model that TensorRT takes; empty if it can.
 
     Args:
         model: With inferred dtypes.
     """
-    try:
-        plain = emulate_fp4(model) or model
-    except ModelError as error:
-        return str(error)
-    for node in plain.graph.all_nodes():
+    for node in model.graph.all_nodes():
         if node.domain == "trt":
             return f"node {node.name!r} is {node.op_type}, an operator of TensorRT's own"
         values = (value for value in (*node.inputs, *node.outputs) if value is not None)
         if dtype := next((value.dtype for value in values if value.dtype in _NOT_RUN), None):
             return f"node {node.name!r} ({node.op_type}) has {dtype.name.lower()}"
     return ""
+
+
+def explain_incomparable(model: ir.Model) -> str:
+    """Returns why nothing can be compared with a model: not even its emulation runs; empty if it can.
+
+    Args:
+        model: With inferred dtypes.
+    """
+    with suppress(ModelError):
+        return explain_unrunnable(without_fp4(model))
+    return explain_unrunnable(model)
 
 
 def standardize(model: ir.Model) -> ir.Model:

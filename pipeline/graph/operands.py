@@ -75,6 +75,12 @@ class Operand:
         return source is not None and (source.is_initializer() or self.stored is not None)
 
     @property
+    def is_looked_up(self) -> bool:
+        """Whether it is rows of a table; TensorRT moves their codes on only if all have one scale."""
+        picks = (node.inputs[1] for node in self.path if node.op_type == "Gather")
+        return self.is_weight and any(index is not None and not index.is_initializer() for index in picks)
+
+    @property
     def stored(self) -> ir.Node | None:
         """The DequantizeLinear that reads the stored codes of a weight which is quantized a second time.
 
@@ -136,13 +142,7 @@ def find_operand(value: ir.Value | None) -> Operand | None:
     operand = _walk_back(value)
     if operand is None or not all(_is_folded(node, operand) for node in operand.path):
         return None
-    return None if _is_looked_up(operand) and (operand.scale is None or operand.scale.size > 1) else operand
-
-
-def _is_looked_up(operand: Operand) -> bool:
-    """Whether it is rows of a table; TensorRT moves their codes on only if all have one scale."""
-    picks = (node.inputs[1] for node in operand.path if node.op_type == "Gather")
-    return operand.is_weight and any(index is not None and not index.is_initializer() for index in picks)
+    return None if operand.is_looked_up and (operand.scale is None or operand.scale.size > 1) else operand
 
 
 def find_operands(node: ir.Node) -> tuple[Operand | None, Operand | None]:

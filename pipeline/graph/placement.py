@@ -17,6 +17,7 @@ from trtq.pipeline.formats.codes import CodeFormat
 from trtq.pipeline.formats.encoding import Encoding, LayerScheme
 from trtq.pipeline.formats.granularity import Granularity, PerBlock, PerToken
 from trtq.pipeline.formats.nvfp4 import BLOCK
+from trtq.pipeline.graph.attention import choose_attention, encode_operand, place_attention
 from trtq.pipeline.graph.axes import (
     choose_granularity,
     explain_other,
@@ -49,6 +50,7 @@ DEFAULT_OP_TYPES = ("Conv", "Gemm", "MatMul")
 """TensorRT runs ConvTranspose in float whatever stands before it, so its Q/DQ would only cost accuracy."""
 _RANK_OF_EXPERTS = 3
 """TensorRT-RTX runs a batch of matrices with scales for each in INT8; with two batch axes it does not."""
+_TWO_ACTIVATIONS = "two-activations"
 _NONE: Mapping[str, str] = MappingProxyType({})
 _NO_FORMS: Mapping[str, CodeFormat] = MappingProxyType({})
 
@@ -64,6 +66,7 @@ def place(
     kept: Mapping[str, str] = _NONE,
     by_matrix: bool = False,
     per_token: bool = False,
+    attention: Collection[str] | None = (),
 ) -> Placement:
     """Returns where Q/DQ pairs go, by TensorRT's rules for explicit quantization.
 
@@ -71,8 +74,10 @@ def place(
        one scale for the activation, one per output channel for the weight.
     2. residual-add: where a quantized Conv ends in an Add, the Add's other input is INT8 too; else the fused
        convolution has to write floats (TensorRT developer guide, "Q/DQ placement recommendations").
-    3. two-activations: a MatMul of two activations, as in attention, is INT8 on both sides where "Attention"
-       is among the types; else float, where TensorRT fuses attention as a whole.
+    3. attention: both MatMuls of two activations around a Softmax take codes, or none, where TensorRT fuses
+       them with it (`attention.place_attention`): in FP8 all such, in INT8 those that are named.
+       two-activations: where "Attention" is among the types, every MatMul of two activations takes codes,
+       whatever becomes of it; else all others stay float.
     4. indices, filled, filter-bank, few-outputs, head, gate (`explain_float`) and unequal matrices
        (`explain_unequal_matrices`): layers where INT8 wins nothing or loses much stay float.
     5. softmax-input: what Softmax and LogSoftmax get is INT8 where "Softmax" is among the types; they compute
@@ -89,7 +94,8 @@ def place(
         model: The graph; its nodes have unique names.
         form: The number format of the layers: INT8, FP8 or NVFP4. What a format is not for (`explain_other`)
             gets the one that it names.
-        forms: Names of layers that have another one. What rule 2 adds has that of its convolution.
+        forms: Names of layers that have another one. What rule 2 adds has that of its convolution, and both
+            products of an attention have that of the first.
         skip: Regular expressions searched in node names; these nodes keep their precision.
         op_types: The types of nodes to quantize.
         force: Regular expressions of nodes that rule 4 does not hold back.
@@ -99,6 +105,8 @@ def place(
             output channel; else it has one scale, or stays float where that would wipe out a matrix.
         per_token: Whether each row of what a MatMul or Gemm reads has a scale of its own, found in each run:
             see `tokens.explain_one_scale` for those that have one scale all the same.
+        attention: The names of the MatMuls that INT8 was found to cost next to nothing; None: all for which
+            it can be tried.
     """
     names = [str(node.name) for node in model.graph]
     skipped = {name: pattern for pattern in reversed(skip) for name in names if re.search(pattern, name)}
@@ -118,15 +126,26 @@ def place(
             unquantized.append(KeptNode(name, node.op_type, decision))
         else:
             quantized.append(by_token(node, decision) if per_token else decision)
-    quantized += _residual_adds(model, {node.name: node.scheme.form for node in quantized}, left)
+    layers = {node.name: node for node in quantized}
+    if ATTENTION not in op_types and "MatMul" in op_types:
+        products, reasons = place_attention(model.graph, form, forms, layers, left)
+        quantized += products
+        taken = {node.name for node in products}
+        unquantized = [
+            item if item.name in left else replace(item, reason=reasons.get(item.name, item.reason))
+            for item in unquantized
+            if item.name not in taken
+        ]
+    quantized += _residual_adds(model, {name: node.scheme.form for name, node in layers.items()}, left)
     if SOFTMAX in op_types:
         quantized += _softmax_inputs(model, form, forms, left)
     order = {name: index for index, name in enumerate(names)}
-    return Placement(
+    placement = Placement(
         tuple(sorted(quantized, key=lambda node: order[node.name])),
         tuple(unquantized),
         tuple(KeptNode(str(node.name), node.op_type, reason) for node, reason in given.items()),
     )
+    return placement if attention is None else choose_attention(placement, attention)
 
 
 def find_unmatched(
@@ -183,7 +202,7 @@ def _decide(
         return "its weight is not a constant"
     if any(value is None or value.dtype not in FLOAT_TYPES for value in node.inputs):
         return "its inputs are not float"
-    return _with_codes(node, form, "two-activations", 0, 1)
+    return _with_codes(node, form, _TWO_ACTIVATIONS, 0, 1)
 
 
 def _weighted_input(
@@ -221,11 +240,15 @@ def _weighted_input(
 def _with_codes(node: ir.Node, form: CodeFormat, rule: str, *places: int) -> QuantizedNode:
     """Returns a node with codes at the places, with one scale for each activation."""
     values = [(place, value) for place in places if (value := node.inputs[place]) is not None]
-    inputs = (
-        (place, Encoding(form, is_given=find_given(value, form) is not None)) for place, value in values
-    )
+    inputs = ((place, _encode(value, form, rule)) for place, value in values)
     tensors = tuple((place, str(value.name)) for place, value in values)
     return QuantizedNode(str(node.name), node.op_type, LayerScheme(rule, tuple(inputs)), tensors)
+
+
+def _encode(value: ir.Value, form: CodeFormat, rule: str) -> Encoding:
+    if rule == _TWO_ACTIVATIONS:
+        return encode_operand(value, form)
+    return Encoding(form, is_given=find_given(value, form) is not None)
 
 
 def _residual_adds(

@@ -65,7 +65,7 @@ def _layer(node: ir.Node) -> QuantizedLayer | None:
     activation, weight = find_operands(node)
     if weight is None or weight.format is None or weight.stored_format is None:
         return None
-    if activation is None and not weight.is_weight:
+    if activation is None and (not weight.is_weight or weight.is_looked_up):
         return None
     if activation is not None and activation.format is None:
         return None
@@ -83,7 +83,8 @@ def _layer(node: ir.Node) -> QuantizedLayer | None:
 
 def name_formats(layers: Iterable[QuantizedLayer], *more: str) -> str:
     """Returns what a model of these layers is called: the one format that they have, else "quantized"."""
-    formats = {layer.asked for layer in layers} | set(more)
+    asked = {layer.asked for layer in layers} | set(more)
+    formats = {name for name in asked if name.removesuffix("-weights") not in asked - {name}}
     (name, *others) = formats or {"quantized"}
     return "quantized" if others or " " in name else name
 

@@ -29,7 +29,8 @@ def emulate_halves(model: ir.Model) -> ir.Model | None:
     edit = GraphEditor(result)
     made = [value for node in result.graph.all_nodes() for value in node.outputs]
     halves = {value: value.dtype for value in made if value.dtype in _HALVES}
-    given = {value: value.dtype for value in result.graph.inputs if value.dtype in _HALVES}
+    inputs = (item for item in result.graph.inputs if not item.is_initializer())  # weights may be listed
+    given = {value: value.dtype for value in inputs if value.dtype in _HALVES}
     outputs = {value for value in result.graph.outputs if _is_half(value)}
     widen(result, _HALVES)
     for value, dtype in halves.items():

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import onnx_ir as ir
 
 from trtq.calibrators.batches import Batches, take_samples
 from trtq.calibrators.ranges import Ranges
+from trtq.pipeline.graph.attention import MOST_COST_DB, choose_attention, list_tried
 from trtq.pipeline.graph.placement import Placement
 from trtq.pipeline.judge.proposals import METHOD, RESCALING, Evidence, Repair, list_repairs
 from trtq.pipeline.judge.trials import SampleScores, TrialJudge, open_trial_judge
@@ -17,6 +18,7 @@ from trtq.pipeline.rewrite.channels.statistics import observe_channels
 from trtq.records import Repairs, Trial
 
 _NUM_FINALISTS = 3
+_ATTENTION = "INT8 attention"
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +47,8 @@ def find_repairs(
 
     Args:
         model: The float graph; it is not changed.
-        placement: Which inputs are quantized.
+        placement: Which inputs are quantized; of these, attention in INT8 only if it costs next to nothing,
+            which is tried last (`Ranges.attention`).
         ranges: Of the same tensors by one or several methods; the first is taken unless another is better.
         batches: The calibration data.
         allowed: The repairs that may be made, of `trtq.models.spec.REPAIRS`.
@@ -57,6 +60,7 @@ def find_repairs(
         ModelError: ONNX Runtime cannot run the model.
     """
     budget = budget or SampleBudget()
+    candidates, placement = placement, choose_attention(placement, ())
     judge = open_trial_judge(model, placement, batches, budget.second)
     if judge is None:
         return None
@@ -69,6 +73,7 @@ def find_repairs(
     search = _Search(judge, budget, half, whole, ranges[0], ranges[0], scores)
     for repair in list_repairs(ranges, allowed, judge.num_samples):
         search.run(repair)
+    search.try_attention(candidates)
     applied = tuple(name for kind, name in search.applied.items() if kind != METHOD)
     method, after, tried = search.final.method, search.scores.db, tuple(search.tried)
     return search.final, Repairs(method, applied, scores.db, after, judge.num_samples, tried)
@@ -110,6 +115,19 @@ class _Search:
         if best is not None:
             self.judged, self.scores, self.applied[repair.kind] = proposed[best], found[best], best
             self.final = repair.propose(self.before[1], self.whole)[best]
+
+    def try_attention(self, candidates: Placement) -> None:
+        """Puts attention into INT8, all that can be, where that costs next to nothing."""
+        if not (names := list_tried(candidates)):
+            return
+        judge = replace(self.judge, placement=candidates)
+        (scores,) = judge.score([self.judged], judge.feeds)
+        gain = scores.db - self.scores.db
+        is_cheap = gain >= -MOST_COST_DB
+        self.tried.append(Trial(_ATTENTION, gain, judge.num_samples, applied=is_cheap))
+        if is_cheap:
+            self.scores, self.applied[_ATTENTION] = scores, _ATTENTION
+            self.final = replace(self.final, attention=names)
 
     def _choose_finalists(self, proposed: Mapping[str, Ranges]) -> Mapping[str, Ranges]:
         """Returns the proposals that are best on the first few samples; all of them if there are few."""

@@ -174,7 +174,7 @@ def _prepare(
         force=layers.force,
     )
     kept = {node: item.reason for item in migration.uncovered for node in item.nodes}
-    job = complete_job(replace(job, ranges=ranges, kept=kept), log, random_data=False)
+    job = complete_job(replace(job, ranges=ranges, kept=kept, attention=()), log, random_data=False)
     _report_unmapped(migration, log)
     job = replace(
         job,

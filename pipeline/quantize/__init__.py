@@ -79,7 +79,8 @@ def quantize(
         if ranges.activations == PER_TOKEN:
             spec = replace(spec, quantization=replace(spec.quantization, activations=PER_TOKEN))
     if ranges is not None or (target.weights is None and target.form is not None):
-        placement = place_layers(graph, spec, target, watcher)
+        chosen = ranges.attention if ranges is not None else ()
+        placement = place_layers(graph, spec, target, watcher, attention=chosen)
         refuse_other_formats(graph, target, placement)
         ranges = ranges or need_no_ranges(graph, placement)
     if target.weights is not None:

@@ -61,7 +61,7 @@ class ArtifactError(TrtqError):
 
 
 class GateError(TrtqError):
-    """The model was built and is less accurate than was asked."""
+    """The model was built, and is less accurate than was asked or runs in other formats."""
 
     exit_code = 3
 

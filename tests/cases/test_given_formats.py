@@ -9,13 +9,20 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
+import onnx_ir as ir
 import pytest
 from numpy.typing import NDArray
 
 from trtq.models.spec import CalibrationSpec, ModelSpec
 from trtq.pipeline.build import build
 from trtq.pipeline.deliver.report import Report
+from trtq.pipeline.engine.backend import BuildRequest
+from trtq.pipeline.engine.coverage import measure_coverage
+from trtq.pipeline.engine.onnxruntime import OnnxRuntime
+from trtq.pipeline.engine.rtx import TensorRtRtx
 from trtq.pipeline.engine.target import Target
+from trtq.pipeline.graph.quantized import find_quantized_layers
+from trtq.pipeline.lint import lint
 
 needs_rtx = pytest.mark.skipif(
     importlib.util.find_spec("tensorrt_rtx") is None, reason="tensorrt_rtx is not installed"
@@ -74,3 +81,51 @@ def test_a_model_from_elsewhere_is_named_for_its_format_and_runs_in_it(
     assert (report.precision, report.verdict) == (name, "unverified")
     assert {path.name for path in (tmp_path / "out").glob("*.onnx")} == {f"model.{name}.onnx"}
     assert {item.candidate for item in report.comparison} == {name}
+
+
+_ATTENTION = """g (float16[1,4,128,64] q, float16[1,4,128,64] k, float16[1,4,128,64] v)
+        => (float16[1,4,128,64] y) {{
+    q0 = QuantizeLinear (q, s, z)
+    q1 = DequantizeLinear (q0, s, z)
+    k0 = QuantizeLinear (k, s, z)
+    k1 = DequantizeLinear (k0, s, z)
+    kt = Transpose <perm = [0, 1, 3, 2]> (k1)
+    v0 = QuantizeLinear (v, s, z)
+    v1 = DequantizeLinear (v0, s, z)
+    [qk] a = MatMul (q1, kt)
+    p = Softmax <axis = -1> (a)
+    p0 = QuantizeLinear (p, {softmax}, z)
+    p1 = DequantizeLinear (p0, {softmax}, z)
+    [pv] y = MatMul (p1, v1)
+}}"""
+
+
+@needs_rtx
+@pytest.mark.parametrize(
+    ("zero", "softmax", "asked", "is_fused"),
+    [(_FP8_ZERO, 1 / 448, "fp8", True), (np.asarray(0, np.int8), 1 / 127, "int8", False)],
+)
+def test_both_products_of_attention_run_as_asked_fused_or_not(
+    zero: NDArray[Any], softmax: float, asked: str, is_fused: bool, path_of: PathOf
+) -> None:
+    path = path_of(
+        _ATTENTION.format(softmax="t"),
+        opset=21,
+        ir_version=10,
+        s=np.asarray(0.02, np.float16),
+        t=np.asarray(softmax, np.float16),
+        z=zero,
+    )
+    assert lint(path).layers_realized == {asked: 2}
+    built = TensorRtRtx().build(BuildRequest(path, compute_capabilities=("8.9",)))
+    covered = measure_coverage(find_quantized_layers(ir.load(path)), built)
+    assert (covered.layers_realized, covered.fallbacks) == ({asked: 2}, ())
+    assert any("_gemm_mha" in kernel.name for kernel in built.kernels) is is_fused
+
+
+def test_onnx_runtime_reads_a_weight_in_blocks_as_it_is_stored(path_of: PathOf) -> None:
+    body, weights = _WEIGHTS["int4-weights"]
+    text = f"g (float[N, 64] x) => (float[N, 64] y) {{ {body} }}"
+    path = path_of(text, opset=21, ir_version=10, **weights)
+    covered = measure_coverage(find_quantized_layers(ir.load(path)), OnnxRuntime().build(BuildRequest(path)))
+    assert covered.layers_realized == {"int4-weights": 1}

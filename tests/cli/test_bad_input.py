@@ -289,4 +289,4 @@ def test_a_model_that_is_quantized_already_is_built_as_it_is_and_that_is_said(
     assert result.stderr == (
         "note: the model is quantized already: it is built as it is, without calibration\n"
     )
-    assert "bad.onnx  INT8  tensorrt-rtx " in result.stdout
+    assert "bad.onnx  QUANTIZED  tensorrt-rtx " in result.stdout

@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 import pytest
 from click.testing import CliRunner
+from opset_23 import needs_opset_23
 
 from trtq.cli import main
 from trtq.pipeline.engine.tensorrt import TensorRt
@@ -84,6 +85,7 @@ def test_a_model_without_a_layer_for_it_is_refused_with_the_reasons(tmp_path: Pa
 
 
 @pytest.mark.slow
+@needs_opset_23
 @pytest.mark.skipif(importlib.util.find_spec("tensorrt_rtx") is None, reason="tensorrt_rtx is not installed")
 def test_a_build_is_judged_by_the_emulation_and_so_is_its_model(tmp_path: Path) -> None:
     model = _write(tmp_path, PRODUCTS)

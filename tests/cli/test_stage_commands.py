@@ -6,6 +6,7 @@ import json
 import platform
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,8 @@ from click.testing import Result
 from command_line import METHOD, trtq
 
 from trtq.calibrators.ranges import read_ranges
+from trtq.kept import Fallback
+from trtq.pipeline.deliver.report import read_report, to_json
 from trtq.pipeline.engine.backends import BACKENDS
 
 FEW = ("--samples", "64")
@@ -208,7 +211,7 @@ def test_inspect_tells_what_loading_changes_and_why_layers_stay_float(
 
 def test_inspect_shows_a_quantized_model(built: Path) -> None:
     lines = trtq("inspect", built / "model.int8.onnx").stdout.splitlines()
-    assert lines[-1] == "quantized already: 11 layers behind Q/DQ"
+    assert lines[-1] == "quantized already: 11 layers behind Q/DQ: 11 in INT8"
 
 
 def test_inspect_shows_a_build_folder_and_its_damage(
@@ -280,3 +283,17 @@ def test_doctor_prints_one_document_as_json() -> None:
     document = json.loads(trtq("doctor", "--json").stdout)
     assert [item["name"] for item in document["backends"]] == list(BACKENDS)
     assert document["packages"]["numpy"] == np.__version__
+
+
+def test_inspect_of_an_engine_that_discarded_a_type_is_exit_3(built: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(built, tmp_path / "out")
+    report = read_report(folder)
+    fallen = Fallback("fc", "MatMul", "Half", "no kernel", "fp8")
+    weights = Fallback("conv", "Conv", "Half", "dequantized", "int4-weights")
+    for fallbacks, exit_code in (((fallen, weights), 3), ((weights,), 0)):
+        engine = replace(report.engine, fallbacks=fallbacks)
+        (folder / "report.json").write_bytes(to_json(replace(report, engine=engine)))
+        result = trtq("inspect", folder)
+        assert result.exit_code == exit_code
+        told = f"{folder} has 1 layer in another format than asked: 'fc' was asked in FP8 and runs as Half"
+        assert (told in result.stderr) is bool(exit_code)

@@ -27,7 +27,7 @@ def check_layer(node: ir.Node) -> Iterator[Finding]:
         yield report("no-kernel", "refused", node, reason, "keep this layer float32 or float16")
         return
     if len(present) == 1:
-        is_weight = present[0].is_weight
+        is_weight = present[0].is_weight and not present[0].is_looked_up
         yield from check_weight_alone(node, present[0]) if is_weight else _check_half(node)
     elif (
         activation is not None

@@ -1,4 +1,4 @@
-"""From a Q/DQ model that another tool made to one that TensorRT takes and runs in INT8."""
+"""From a Q/DQ model that another tool made to one that TensorRT takes and runs as asked."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from trtq.pipeline.graph.repair.constants import quantize_constants, repair_cons
 from trtq.pipeline.graph.repair.floats import repair_bounds, repair_recurrent, repair_tables
 from trtq.pipeline.graph.repair.operators import repair_operators
 from trtq.pipeline.graph.repair.pairs import repair_flows, requantize_flows
+from trtq.pipeline.graph.repair.scales import repair_scales
 from trtq.pipeline.graph.repair.weights import repair_weights
 from trtq.progress import Watcher
 
@@ -101,6 +102,7 @@ def _repair(model: ir.Model, requantize: bool, *, shapes: bool) -> RepairedGraph
         changes += requantize_flows(edit)
     infer_shapes(result)
     changes += repair_weights(edit)
+    changes += repair_scales(edit)
     changes += repair_recurrent(edit)
     list(fold_constants(result))
     edit.drop_unused()

@@ -31,22 +31,32 @@ class Change:
     detail: str = ""
 
 
-def set_scale(edit: GraphEditor, node: ir.Node, scale: NDArray[Any]) -> None:
-    """Gives a Q or DQ node a scale of its own, and as many int8 zero points of 0."""
+def set_scale(
+    edit: GraphEditor, node: ir.Node, scale: NDArray[Any], dtype: ir.DataType = ir.DataType.INT8
+) -> None:
+    """Gives a Q or DQ node a scale of its own, and as many zero points of 0 in the dtype of the codes."""
     edit.set_constant(node, 1, f"{node.name}_scale", scale)
-    edit.set_constant(node, 2, f"{node.name}_zero_point", np.zeros(scale.shape, np.int8))
+    zeros = ir.tensor(np.zeros(scale.shape, dtype.numpy()), dtype)
+    edit.set_constant(node, 2, f"{node.name}_zero_point", zeros)
 
 
-def set_params(edit: GraphEditor, node: ir.Node, scale: NDArray[Any], axis: int | None) -> None:
-    """Makes a Q or DQ node symmetric int8 with these scales; its codes are the caller's business.
+def set_params(
+    edit: GraphEditor,
+    node: ir.Node,
+    scale: NDArray[Any],
+    axis: int | None,
+    dtype: ir.DataType = ir.DataType.INT8,
+) -> None:
+    """Makes a Q or DQ node symmetric with these scales; its codes are the caller's business.
 
     Args:
         edit: Of the graph of the node.
         node: A QuantizeLinear or DequantizeLinear.
         scale: Shape () if axis is None, else (C,).
         axis: The axis of the scales.
+        dtype: Of the codes.
     """
-    set_scale(edit, node, scale)
+    set_scale(edit, node, scale, dtype)
     for name in ("axis", "block_size", "output_dtype"):
         node.attributes.pop(name, None)
     if axis is not None:

@@ -23,6 +23,7 @@ from trtq.pipeline.graph.operands import (
 from trtq.pipeline.graph.repair.change import Change, name_rule, set_scale
 
 _SIGNED = (ir.DataType.INT8, ir.DataType.INT4)
+_FOUR_BITS = (ir.DataType.INT4, ir.DataType.UINT4)
 
 
 def quantize_constants(edit: GraphEditor) -> Iterator[Change]:
@@ -51,7 +52,8 @@ def repair_constants(edit: GraphEditor) -> Iterator[Change]:
     """Repairs dequantized constants without changing a value.
 
     1. int32 codes (a bias) become float: codes * scale, as DequantizeLinear computes it.
-    2. Codes less their zero point that fit into int8 take the zero point 0.
+    2. Codes less their zero point that fit into int8 take the zero point 0; codes of 4 bits in blocks, which
+       TensorRT reads in blocks as they are, become int4 where they fit.
     3. Channels with the scale 0 hold zeros: they get the scale 1 and codes of 0.
     """
     for node, codes, scale, dtype in _dequantized_constants(edit.graph):
@@ -69,11 +71,12 @@ def repair_constants(edit: GraphEditor) -> Iterator[Change]:
             continue
         moved = codes.astype(np.int64) - points
         if dtype not in _SIGNED or points.any():
+            is_int4 = _fits_int4(node, moved, dtype)
             if moved.min() < -128 or moved.max() > QMAX:
                 continue
-            text = "the same values as int8 codes with zero point 0"
+            text = f"the same values as {'int4' if is_int4 else 'int8'} codes with zero point 0"
             yield Change(name_rule(dtype, points), str(node.name), text)
-            _set_codes(edit, node, moved, scale)
+            _set_codes(edit, node, moved, scale, ir.DataType.INT4 if is_int4 else ir.DataType.INT8)
         if not scale.all() and "block_size" not in node.attributes:
             yield Change("scale", str(node.name), "zeros with the scale 1, where the scale was 0")
             zero = broadcast_along(scale == 0, read_axis(node), codes.ndim)
@@ -142,6 +145,18 @@ def _spread(array: NDArray[Any], node: ir.Node, shape: tuple[int, ...]) -> NDArr
     return broadcast_along(array, read_axis(node), len(shape))
 
 
-def _set_codes(edit: GraphEditor, node: ir.Node, codes: NDArray[Any], scale: NDArray[Any]) -> None:
-    edit.set_constant(node, 0, f"{node.name}_codes", codes.astype(np.int8))
-    set_scale(edit, node, scale)
+def _fits_int4(node: ir.Node, codes: NDArray[np.int64], dtype: ir.DataType) -> bool:
+    """Whether codes less their zero points go on in 4 bits: in blocks, and an even number of them."""
+    is_packed = dtype in _FOUR_BITS and "block_size" in node.attributes and codes.size % 2 == 0
+    return bool(is_packed and codes.min() >= ir.DataType.INT4.min and codes.max() <= ir.DataType.INT4.max)
+
+
+def _set_codes(
+    edit: GraphEditor,
+    node: ir.Node,
+    codes: NDArray[Any],
+    scale: NDArray[Any],
+    dtype: ir.DataType = ir.DataType.INT8,
+) -> None:
+    edit.set_constant(node, 0, f"{node.name}_codes", ir.tensor(codes.astype(dtype.numpy()), dtype))
+    set_scale(edit, node, scale, dtype)

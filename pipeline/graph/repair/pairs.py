@@ -27,6 +27,7 @@ _MOVES = frozenset({
     "SpaceToDepth", "Split", "Squeeze", "Transpose", "Unsqueeze",
 })  # fmt: skip
 """Operators on codes that commute with adding a constant to all of them."""
+_SYMMETRIC = (ir.DataType.INT8, ir.DataType.FLOAT8E4M3FN)
 _ROUNDED = 2.0**-10
 """By how much of itself a scale may be smaller or larger for its dtype."""
 _TEXTS = {
@@ -71,8 +72,8 @@ class Flow:
 
     @property
     def is_symmetric(self) -> bool:
-        """Whether its codes are int8 without a zero point other than 0."""
-        return self.dtype is ir.DataType.INT8 and not any(point.any() for point in self.points)
+        """Whether its codes are int8 or float8 e4m3 without a zero point other than 0."""
+        return self.dtype in _SYMMETRIC and not any(point.any() for point in self.points)
 
 
 def list_flows(graph: ir.Graph) -> Iterator[Flow]:
@@ -141,12 +142,14 @@ def repair_flows(edit: GraphEditor, *, shapes: bool = True) -> Iterator[Change]:
             continue
         text = _TEXTS[rule]
         broken = "zero-point" if rule == "uint8" else rule or "activation-scale"
+        dtype = flow.dtype if flow.dtype in _SYMMETRIC else ir.DataType.INT8
+        assert dtype is not None
         for node, scale in zip(flow.nodes, flow.scales, strict=True):
-            given = (scale.reshape(-1)[0].reshape(()), None) if one else (scale, read_axis(node))
-            set_params(edit, node, *given)
+            taken = scale.reshape(-1)[0].reshape(()) if one else scale
+            set_params(edit, node, taken, None if one else read_axis(node), dtype)
             yield Change(broken, str(node.name), text, is_exact=rule != "missing-zero-point")
         for value in flow.codes:
-            value.type = ir.TensorType(ir.DataType.INT8)
+            value.type = ir.TensorType(dtype)
 
 
 def _rule(flow: Flow) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 import click
@@ -13,8 +14,10 @@ from trtq.calibrators.ranges import Ranges
 from trtq.cli import options
 from trtq.cli.console import open_console, print_json
 from trtq.cli.tables import create_table, print_report
+from trtq.errors import GateError
 from trtq.numbers import format_bytes, format_count
-from trtq.pipeline.inspect import FolderSummary, ModelSummary, inspect
+from trtq.pipeline.deliver.report import format_asked
+from trtq.pipeline.inspect import FolderSummary, ModelSummary, Summary, inspect
 
 
 @click.command("inspect")
@@ -22,11 +25,24 @@ from trtq.pipeline.inspect import FolderSummary, ModelSummary, inspect
 @click.option("--placement", is_flag=True, help="Of a model: every layer, whether it is quantized, and why.")
 @options.json_option
 def command(path: Path, placement: bool, as_json: bool) -> None:
-    """Show what a model, ranges, calibration cache or build folder holds."""
+    """Show what a model, ranges, calibration cache or build folder holds.
+
+    The exit code is 3 if layers of an engine run in another format than they were asked in.
+    """
     summary = inspect(path)
     if as_json:
         print_json(summary)
-        return
+    else:
+        _print(path, summary, placement)
+    if isinstance(summary, FolderSummary) and (discarded := summary.report.engine.discarded):
+        first, count = discarded[0], format_count(len(discarded), "layer")
+        raise GateError(
+            f"{path} has {count} in another format than asked: {first.node!r} was asked "
+            f"{format_asked(first.asked)} and runs as {first.runs_as}"
+        )
+
+
+def _print(path: Path, summary: Summary, placement: bool) -> None:
     console = open_console()
     if isinstance(summary, ModelSummary):
         _print_model(console, summary, placement)
@@ -55,7 +71,10 @@ def _print_model(console: Console, summary: ModelSummary, placement: bool) -> No
     layers, kept, given = summary.placement.layers, summary.placement.kept, summary.placement.given
     if given or summary.quantized_layers:
         count = format_count(len(summary.quantized_layers), "layer")
-        console.print(f"quantized already: {count} behind Q/DQ")
+        asked = Counter(format_asked(layer.asked) for layer in summary.quantized_layers)
+        formats = ", ".join(f"{number} {form}" for form, number in asked.most_common())
+        told = f": {formats}" if formats else ""
+        console.print(f"quantized already: {count} behind Q/DQ{told}", soft_wrap=True)
     if layers or not given:
         count = format_count(len(layers), "layer")
         console.print(f"a build quantizes {count} and keeps {len(kept)} with weights in float")

@@ -228,3 +228,10 @@ def test_what_fp16_would_ruin_is_bound_to_fp32(small: Path, install: Install) ->
     report = build(small, spec=spec_of(small, "percentile"), target=IMPLICIT)
     assert {item.name for item in report.kept_fp32} == {"first", "act", "second"}
     assert plan_of(report)["kept"].keys() == {"first", "act", "second"}
+
+
+def test_scales_found_in_each_run_need_q_dq(small: Path, install: Install) -> None:
+    install(TEN)
+    spec = replace(spec_of(small), quantization=QuantizationSpec(activations="per-token"))
+    with pytest.raises(UsageError, match="--activations per-token is for Q/DQ: quantizing implicitly"):
+        build(small, spec=spec, target=IMPLICIT)

@@ -10,6 +10,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 from numpy.typing import NDArray
+from opset_23 import needs_opset_23
 
 from trtq.errors import ModelError
 from trtq.models.session import open_session, run
@@ -18,6 +19,7 @@ from trtq.pipeline.graph.fp4 import emulate_fp4
 from trtq.pipeline.graph.load import read_runnable
 from trtq.pipeline.graph.opset import infer_shapes
 
+pytestmark = needs_opset_23
 E2M1, E4M3 = ml_dtypes.float4_e2m1fn, ml_dtypes.float8_e4m3fn
 
 

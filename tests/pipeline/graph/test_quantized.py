@@ -333,6 +333,8 @@ def test_a_weight_that_is_quantized_a_second_time_is_stored_in_its_first_format(
         ((), "quantized"),
         (("fp8", "fp8"), "fp8"),
         (("int4-weights",), "int4-weights"),
+        (("int8", "int8-weights"), "int8"),
+        (("int8", "int4-weights"), "quantized"),
         (("fp8", "int8"), "quantized"),
         (("int8 x int4",), "quantized"),
     ],

@@ -187,7 +187,7 @@ def test_attention_is_quantized_on_demand(model_of: ModelOf) -> None:
         [mix] y = MatMul (p, x)
     }"""
     model = model_of(text)
-    assert _kept(model) == {"scores": "two-activations", "mix": "two-activations"}
+    assert _kept(model) == {"scores": "attention", "mix": "attention"}
     placement = place(model, op_types=(*DEFAULT_OP_TYPES, ATTENTION))
     assert [(node.name, node.scheme.rule, node.activations) for node in placement.quantized] == [
         ("scores", "two-activations", ((0, "x"), (1, "x"))),

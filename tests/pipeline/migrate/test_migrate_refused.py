@@ -48,6 +48,13 @@ def test_what_a_build_refuses_a_migration_refuses(demo: Path, cache: Path) -> No
         migrate(demo, cache, spec=spec, target=Target(backend="tensorrt-rtx"))
 
 
+def test_rows_take_no_scales_from_a_cache(demo: Path, cache: Path) -> None:
+    spec = ModelSpec(quantization=QuantizationSpec(activations="per-token"))
+    message = r"^--activations per-token finds scales in each run, and takes none from a calibration cache"
+    with pytest.raises(UsageError, match=message):
+        migrate(demo, cache, spec=spec, target=ORT)
+
+
 def test_a_quantized_model_has_its_scales(built: Report, cache: Path) -> None:
     path = Path(built.output) / "model.int8.onnx"
     with pytest.raises(

@@ -15,6 +15,7 @@ import pytest
 from checked_qdq import ranges_to
 from made_up import random_array
 from numpy.typing import NDArray
+from opset_23 import needs_opset_23
 
 from trtq.calibrators.ranges import Channels, Range, Ranges
 from trtq.models.session import open_session, run
@@ -34,6 +35,7 @@ from trtq.pipeline.rewrite.mixed import quantize_graph
 from trtq.pipeline.rewrite.qdq import quantize
 from trtq.pipeline.rewrite.qparams import choose_block_qparams, quantize_array
 
+pytestmark = needs_opset_23
 E2M1, E4M3 = ml_dtypes.float4_e2m1fn, ml_dtypes.float8_e4m3fn
 AMAX = 4.0
 LAYERS = {

@@ -13,6 +13,7 @@ from trtq.calibrators.percentile import Percentile
 from trtq.calibrators.statistics import Histogram, Statistics, find_bins
 from trtq.pipeline.deliver.html.page_data import TensorSummary
 from trtq.pipeline.deliver.html.tensors import summarize_tensors
+from trtq.pipeline.formats import NVFP4
 
 
 def histogram_of(values: NDArray[np.float32]) -> Histogram:
@@ -46,6 +47,17 @@ def test_ratios_and_shares_are_those_of_the_values(values: NDArray[np.float32]) 
     for clip in (tensor.used, *tensor.methods.values()):
         assert clip.sqnr_db == pytest.approx(sqnr_of(values, clip.amax), abs=0.05)
         assert clip.clipped == pytest.approx(float((np.abs(values) > clip.amax).mean()), abs=2e-4)
+
+
+def test_of_blocks_with_own_scales_a_histogram_tells_no_ratio_and_no_method_clips(
+    values: NDArray[np.float32],
+) -> None:
+    statistics = Statistics({"x": histogram_of(values)}, {}, {}, 1)
+    ranges = estimate(statistics, Percentile(99.0), levels={"x": NVFP4})
+    (tensor,) = summarize_tensors(statistics, ranges, Percentile(99.0)).tensors
+    largest = np.abs(values).max()
+    for clip in (tensor.used, *tensor.methods.values()):
+        assert (clip.amax, clip.clipped, clip.sqnr_db) == (largest, 0.0, None)
 
 
 def test_the_method_that_was_used_has_its_own_parameters(values: NDArray[np.float32]) -> None:

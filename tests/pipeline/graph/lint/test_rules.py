@@ -105,8 +105,6 @@ def test_pooling_codes_in_three_dimensions_is_refused(rules_of: Callable[..., An
     ("body", "weights", "rule"),
     [
         (f"{PAIR} [layer] y = MatMul (d, f)", {"f": np.ones((16, 32), np.float32)}, "half-quantized"),
-        (f"{WEIGHT} [layer] y = MatMul (x, dw)", {}, "half-quantized"),
-        (f"{PAIR} r = Relu (d) {WEIGHT} [layer] y = MatMul (r, dw)", {}, "half-quantized"),
         (f"{PAIR} {WEIGHT.replace('= 1', '= 0')} [layer] y = MatMul (d, dw)",
          {"sw": np.full(16, 0.01, np.float32), "zw": np.zeros(16, np.int8)}, "weight-axis"),
         (f"{PAIR} {WEIGHT} a = Cast <to = 10> (d) b = Cast <to = 1> (a) [layer] y = MatMul (b, dw)",
