@@ -1,10 +1,13 @@
-"""How accurate INT8 models are: trtq's and its peers', of the same models and data.
+"""How accurate INT8 and FP8 models are: trtq's and its peers', of the same models and data.
 
     .venv/bin/python benchmarks/accuracy.py --output benchmarks/results/accuracy-2026-11-21.json
+    .venv/bin/python benchmarks/accuracy.py --format fp8 \
+        --output benchmarks/results/accuracy-fp8-2026-11-28.json
 
 Every tool calibrates with the same 128 samples and writes a Q/DQ model whose rest is FP32; evaluate.py
 compares it with the float model on 64 samples of other photos, sentences or files. TensorRT-RTX then builds
-each, and says how many of the layers that are marked INT8 run so. `make bench-peers` sets up what is needed.
+each, and says how many of the layers that are marked run in the format. `make bench-peers` sets up what is
+needed.
 """
 
 from __future__ import annotations
@@ -23,7 +26,11 @@ from process import run
 from tools import ENVIRONMENT, TOOLS, WORK, Tool, batch_size, circumstances, models, trtq_command
 
 Row = dict[str, Any]
-DEFAULT_TOOLS = [tool for tool in TOOLS if tool != "floor" and not tool.endswith("-all")]
+DEFAULT_TOOLS = {
+    "int8": [tool for tool in TOOLS if tool != "floor" and not tool.endswith(("-all", "-fp8"))],
+    "fp8": [tool for tool in TOOLS if tool.endswith("-fp8")],
+}
+CAPABILITIES = {"int8": (), "fp8": ("--compute-capability", "8.9")}
 SAMPLES = (128, 32, 8)
 """To calibrate with: the first that the tool's memory allows."""
 
@@ -32,7 +39,8 @@ def main() -> None:
     """Quantizes, evaluates, builds; the table is printed and all of it written as it is found."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--models", nargs="*", help="default: all that models.py has made")
-    parser.add_argument("--tools", nargs="*", choices=TOOLS, default=DEFAULT_TOOLS)
+    parser.add_argument("--format", choices=DEFAULT_TOOLS, default="int8")
+    parser.add_argument("--tools", nargs="*", choices=TOOLS, help="default: all of the format")
     parser.add_argument(
         "--quantized", type=Path, default=WORK / "quantized", help="where the models are left"
     )
@@ -44,23 +52,24 @@ def main() -> None:
     parser.add_argument("--output", type=Path)
     given = parser.parse_args()
     quantized: Path = given.quantized.resolve()
-    result: dict[str, Any] = {**circumstances(given.tools), "memory_limit_gb": given.memory, "models": {}}
+    tools = given.tools or DEFAULT_TOOLS[given.format]
+    result: dict[str, Any] = {**circumstances(tools), "memory_limit_gb": given.memory, "models": {}}
     for name, folder in models(given.models).items():
         truth = truth_of(folder)
         rows: dict[str, Row] = {}
         result["models"][name] = {"kind": truth.task["kind"], "metric": truth.task["metric"], "tools": rows}
         result["models"][name] |= {"answers": truth.task["answers"] is not None, "score_fp32": truth.score}
-        for tool in given.tools:
+        for tool in tools:
             path = quantized / name / f"{tool}.onnx"
             told = path.with_suffix(".json")  # what it took, for a later run with --keep
-            if given.keep and tool != "trtq" and told.exists():
+            if given.keep and TOOLS[tool].home and told.exists():
                 row = json.loads(told.read_text())
             else:
                 row = quantize(TOOLS[tool], folder, path, given.memory)
                 told.write_text(json.dumps(row))
             if "error" not in row:
                 row |= _compared(truth, path)
-                row |= {} if given.no_engine or "error" in row else engine(path, folder)
+                row |= {} if given.no_engine or "error" in row else engine(path, folder, given.format)
             rows[tool] = row
             print(f"{name:20} {tool:18} {_line(row)}", flush=True)
             if given.output is not None:
@@ -99,16 +108,16 @@ def _compared(truth: Any, path: Path) -> Row:
         return {"error": "evaluation: " + " ".join(str(error).split())[:300]}
 
 
-def engine(path: Path, folder: Path) -> Row:
-    """Returns whether TensorRT-RTX builds a quantized model, and how many of its layers run in INT8."""
+def engine(path: Path, folder: Path, form: str) -> Row:
+    """Returns whether TensorRT-RTX builds a quantized model, and how many of its layers run in the format."""
     with tempfile.TemporaryDirectory(prefix="bench-engine-") as place:
         output = Path(place) / "engine.trtq"
         command = trtq_command(
-            "build", path, "--int8", "--backend", "tensorrt-rtx", "--output", output, "--quiet"
+            "build", path, f"--{form}", "--backend", "tensorrt-rtx", "--output", output, "--quiet"
         )
         size = ("--calib-samples", "1", "--calib-batch-size", "1")
         cost = run(
-            [*command, "--calib-data", part_of(folder, "calibration"), *size],
+            [*command, *CAPABILITIES[form], "--calib-data", part_of(folder, "calibration"), *size],
             ENVIRONMENT,
             memory_mb=16000,
             seconds=1200,
@@ -136,7 +145,7 @@ def summary(result: Mapping[str, Any]) -> Row:
     ahead = {}
     for name, model in result["models"].items():
         sqnr = {tool: row["sqnr_db"] for tool, row in model["tools"].items() if "sqnr_db" in row}
-        own = sqnr.pop("trtq", None)
+        own = sqnr.pop("trtq", None) or sqnr.pop("trtq-fp8", None)
         if own is not None and sqnr:
             best = max(sqnr, key=lambda tool: sqnr[tool])
             ahead[name] = {"ahead_db": round(own - sqnr[best], 2), "best_peer": best}

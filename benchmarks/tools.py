@@ -48,6 +48,7 @@ class Tool:
 TOOLS: Mapping[str, Tool] = {
     "floor": Tool("onnxruntime", "peers.floor", "plain"),
     "trtq": Tool("", "peers.trtq_itself", "default"),
+    "trtq-fp8": Tool("", "peers.trtq_itself", "fp8"),
     "ort-minmax": Tool("onnxruntime", "peers.ort", "minmax"),
     "ort-entropy": Tool("onnxruntime", "peers.ort", "entropy"),
     "ort-percentile": Tool("onnxruntime", "peers.ort", "percentile"),
@@ -57,6 +58,7 @@ TOOLS: Mapping[str, Tool] = {
     "ort-percentile-all": Tool("onnxruntime", "peers.ort", "percentile-all"),
     "modelopt-max": Tool("modelopt", "peers.modelopt", "max"),
     "modelopt-entropy": Tool("modelopt", "peers.modelopt", "entropy"),
+    "modelopt-fp8": Tool("modelopt", "peers.modelopt", "fp8"),
     "quark-percentile": Tool("quark", "peers.quark", "percentile"),
     "quark-minmax": Tool("quark", "peers.quark", "minmax"),
 }

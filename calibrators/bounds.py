@@ -6,19 +6,26 @@ Interval arithmetic with intervals that are symmetric around 0; `operator_bounds
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import onnx_ir as ir
 
-from trtq.calibrators.operator_bounds import Step, find_step
+from trtq.calibrators.finite import measure
+from trtq.calibrators.linear_bounds import Channels, Step
+from trtq.calibrators.operator_bounds import find_step
+from trtq.calibrators.signs import find_mean
+from trtq.calibrators.survey import name_negative
 from trtq.models.tensors import read_values
+
+_CERTAIN_LIMIT = 0.75 * 65504
+"""What holds for all data needs less room below FP16's largest number than what holds for some samples."""
 
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """The largest magnitude of each float32 tensor of a graph, and which of them cannot be trusted to FP16.
+    """The largest magnitude of each tensor of a graph, and which float32 ones cannot be trusted to FP16.
 
     Attributes:
         magnitudes: By name; infinite where nothing is known.
@@ -31,8 +38,11 @@ class Bounds:
 
 @dataclass(slots=True)
 class _Node:
+    """One node: its tensors by name, the largest magnitude that their types hold, and what bounds them."""
+
     inputs: tuple[str, ...]
-    outputs: tuple[str, ...]
+    outputs: Mapping[str, float]
+    floats: Collection[str]
     step: Step
 
 
@@ -41,12 +51,14 @@ class MagnitudeBounds:
     """The bounds of one graph; its weights are read once.
 
     Attributes:
-        constants: The largest magnitudes of the constants.
+        constants: The largest finite magnitudes of the constants.
         nodes: In graph order.
+        certain: The tensors that stay inside FP16 whatever the data is.
     """
 
     constants: dict[str, float] = field(default_factory=dict)
     nodes: list[_Node] = field(default_factory=list)
+    certain: set[str] = field(default_factory=set)
 
     def find(
         self, known: Mapping[str, float], limit: float, guesses: Mapping[str, float] | None = None
@@ -55,7 +67,7 @@ class MagnitudeBounds:
 
         Args:
             known: The largest magnitudes of some tensors. Of other inputs nothing is known.
-            limit: A tensor whose bound is above it is unproven.
+            limit: A tensor whose bound is above it is unproven, unless it is a certain one.
             guesses: What to go on with, after a tensor that is unproven.
         """
         found = dict(self.constants) | dict(known)
@@ -65,34 +77,58 @@ class MagnitudeBounds:
             with np.errstate(over="ignore", invalid="ignore"):
                 bound = node.step(given)
             bound = math.inf if math.isnan(bound) else bound
-            for name in node.outputs:
+            for name, most in node.outputs.items():
                 if name in known:
                     continue
-                if bound > limit:
+                found[name] = min(bound, most)
+                if name in node.floats and bound > limit and name not in self.certain:
                     unproven.append(name)
-                found[name] = min(bound, guesses.get(name, math.inf)) if guesses and bound > limit else bound
+                    found[name] = min(bound, guesses.get(name, math.inf)) if guesses else bound
         return Bounds(found, unproven)
 
 
-def compile_bounds(model: ir.Model) -> MagnitudeBounds:
-    """Returns the bounds of a graph; what is in bodies is not looked at."""
-    constants = {
-        str(value.name): _measure(value.const_value)
-        for value in model.graph.initializers.values()
-        if value.const_value is not None and value.dtype is not None and value.dtype.is_floating_point()
-    }
-    nodes = []
+def compile_bounds(model: ir.Model, measured: Mapping[str, float] | None = None) -> MagnitudeBounds:
+    """Returns the bounds of a graph; what is in bodies is not looked at.
+
+    Args:
+        model: The graph.
+        measured: Its `constants`, if they are known.
+    """
+    constants = dict(measured or {})
+    for name, value in model.graph.initializers.items() if measured is None else ():
+        if value.const_value is not None and value.dtype not in (None, ir.DataType.STRING):
+            constants[name] = _measure_finite(value.const_value)
+    nodes, channels = [], Channels()
     for node in model.graph:
-        outputs = tuple(
-            str(value.name) for value in node.outputs if value.name and value.dtype is ir.DataType.FLOAT
-        )
-        if outputs:
-            inputs = tuple("" if value is None else str(value.name) for value in node.inputs)
-            nodes.append(_Node(inputs, outputs, find_step(node)))
-    return MagnitudeBounds(constants, nodes)
+        outputs = {str(value.name): _find_most(value.dtype) for value in node.outputs if value.name}
+        floats = [str(value.name) for value in node.outputs if value.dtype is ir.DataType.FLOAT]
+        inputs = tuple("" if value is None else str(value.name) for value in node.inputs)
+        step = find_step(node, channels)
+        if (mean := find_mean(node)) is not None:
+            inputs, step = (mean.value, *map(name_negative, mean.inputs)), _bound_mean
+        nodes.append(_Node(inputs, outputs, floats, step))
+    bounds = MagnitudeBounds(constants, nodes)
+    of_any = bounds.find({}, math.inf).magnitudes
+    bounds.certain = {name for name, magnitude in of_any.items() if magnitude <= _CERTAIN_LIMIT}
+    return bounds
 
 
-def _measure(tensor: ir.TensorProtocol) -> float:
+def _measure_finite(tensor: ir.TensorProtocol) -> float:
     """Returns the largest finite magnitude: FP16 has infinities."""
+    largest = measure(tensor)
+    if largest < math.inf:
+        return largest
     magnitudes = np.abs(read_values(tensor))
     return float(np.max(magnitudes, initial=0.0, where=np.isfinite(magnitudes)))
+
+
+def _bound_mean(given: Sequence[float]) -> float:
+    """Bounds a mean, of which the first bound is that of the values, and the others are of their weights."""
+    return math.inf if any(given[1:]) else given[0]
+
+
+def _find_most(dtype: ir.DataType | None) -> float:
+    """Returns the largest magnitude of a type, also of integers that wrap around."""
+    if dtype is ir.DataType.BOOL:
+        return 1.0
+    return 2.0**dtype.bitwidth if dtype is not None and dtype.is_integer() else math.inf

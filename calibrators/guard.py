@@ -1,25 +1,31 @@
 """Which tensors have to be watched over all the data, so that none leaves the range of FP16 unseen.
 
-To reduce every tensor of a model in every run would cost more than what is observed anyway. Most need not be:
-what their inputs reach bounds them. Those that are not bounded so are watched; and where a batch goes beyond
-what was proven, all tensors are looked at on this batch.
+To reduce every tensor of a model in every run would cost more than what is observed anyway, and to run what
+comes after the last observed tensor costs more still. Most need not be watched: what their inputs reach
+bounds them. Those that are not bounded so are watched. Where a batch goes beyond what was proven, all tensors
+are looked at on this batch, and what follows is proven anew from there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from threading import Lock
 from typing import Any
 
-import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
 from trtq.calibrators.bounds import MagnitudeBounds, compile_bounds
+from trtq.calibrators.finite import HUGE, list_doubtful
 from trtq.calibrators.ranges import FP16_LEAST, FP16_LIMIT
+from trtq.calibrators.survey import map_values_made, measure_inputs
+from trtq.models.sizes import has_open_sizes, infer_sizes
 
 _HEADROOM = 4.0
 """How much louder than the first sample others may be before anything has to be proven again."""
+_LATE_HEADROOM = 2.0
+"""The same of what the model would have to run further for."""
 _LINEAR = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 _NORMS = ("ReduceMean", "LayerNormalization")
 """What they take bounds all that a norm is computed of, which ONNX Runtime can then fuse."""
@@ -27,49 +33,89 @@ _SQUARES = ("Pow", "Mul")
 """What they make is computed of that."""
 
 
+@dataclass(frozen=True, slots=True)
+class GuardedModel:
+    """A float graph and what is known of it.
+
+    Attributes:
+        model: The graph.
+        observed: The tensors that are known of every batch, and finite.
+        bounds: Of the tensors of batches of some sizes.
+        sizes: Of the inputs in those batches, without the first axis; None: any.
+    """
+
+    model: ir.Model
+    observed: Sequence[str]
+    bounds: MagnitudeBounds
+    sizes: Mapping[str, tuple[int, ...]] | None
+
+
+@dataclass(slots=True)
 class MagnitudeGuard:
     """Tells whether the magnitudes of some tensors prove that no other leaves the range of FP16.
 
     Attributes:
+        subject: The model.
         watched: The tensors whose magnitudes must be known of every batch, beside those that are observed.
+        doubtful: Those of them that may hold NaN.
+        proven: The magnitudes of what is known of every batch for which all else stays inside FP16.
     """
 
-    def __init__(self, bounds: MagnitudeBounds, watched: Sequence[str], proven: Mapping[str, float]) -> None:
-        """Takes what `create_guard` finds out.
+    subject: GuardedModel
+    watched: Sequence[str]
+    doubtful: Collection[str]
+    proven: Mapping[str, float]
+    _lock: Lock = field(default_factory=Lock)
 
-        Args:
-            bounds: Of the model.
-            watched: As the attribute.
-            proven: The magnitudes of what is known of every batch for which all else stays inside FP16.
-        """
-        self.watched = watched
-        self._bounds = bounds
-        self._proven = dict(proven)
-        self._lock = Lock()
-
-    def proves(self, magnitudes: Mapping[str, float]) -> bool:
+    def proves(self, magnitudes: Mapping[str, float], arrays: Mapping[str, NDArray[Any]]) -> bool:
         """Returns whether one batch stays inside FP16 where nobody looks.
 
         What is proven is remembered: a batch may be shown in passes, with other tensors each time.
 
         Args:
-            magnitudes: Of the float inputs, and of what is observed and watched in this pass.
+            magnitudes: Of the inputs, and of what is observed and watched in this pass.
+            arrays: The inputs.
         """
+        if self.subject.sizes not in (None, list_sizes(arrays)):
+            return False
         with self._lock:
-            known = self._proven
+            known = self.proven
             larger = {name: value for name, value in magnitudes.items() if value > known.get(name, 0.0)}
             if not larger:
                 return True
+            if max(larger.values()) > HUGE:  # NaN may follow, where nobody looks for it
+                return False
             for factor in (_HEADROOM, 1.0):
-                wider = known | {name: factor * value for name, value in larger.items()}
-                if not self._bounds.find(wider, FP16_LIMIT).unproven:
-                    self._proven = wider
+                wider = {**known, **{name: factor * value for name, value in larger.items()}}
+                if not self.subject.bounds.find(wider, FP16_LIMIT).unproven:
+                    self.proven = wider
                     return True
             return False
 
+    def widen(
+        self, arrays: Mapping[str, NDArray[Any]], inputs: Mapping[str, float], made: Mapping[str, float]
+    ) -> MagnitudeGuard:
+        """Returns a guard that proves more, after a batch of which this one did not; it watches no less.
+
+        Args:
+            arrays: The inputs of the batch.
+            inputs: Their magnitudes.
+            made: The largest magnitudes so far of what nodes make.
+        """
+        subject = self.subject
+        if subject.sizes not in (None, list_sizes(arrays)):
+            subject = _compile(subject.model, subject.observed, None, subject.bounds.constants)
+        inputs = {name: max(value, self.proven.get(name, 0.0) / _HEADROOM) for name, value in inputs.items()}
+        return _choose_watched(subject, inputs, made, self.watched)
+
 
 def create_guard(
-    model: ir.Model, observed: Sequence[str], inputs: Mapping[str, float], made: Mapping[str, float]
+    model: ir.Model,
+    observed: Sequence[str],
+    arrays: Mapping[str, NDArray[Any]],
+    made: Mapping[str, float],
+    *,
+    may_widen: bool,
 ) -> MagnitudeGuard:
     """Returns what has to be known of every batch.
 
@@ -78,31 +124,116 @@ def create_guard(
     Args:
         model: The float graph.
         observed: The tensors that are known of every batch anyway; if none, those that linear layers take.
-        inputs: The magnitudes of the float inputs in the first batch.
-        made: Those of all tensors that nodes make, in its first sample or more.
+        arrays: The inputs of the first batch.
+        made: The magnitudes of all tensors that nodes make, in its first sample or more.
+        may_widen: Whether another guard may follow after a batch of another kind.
     """
-    bounds = compile_bounds(model)
+    inputs, subject = measure_inputs(arrays), _compile(model, observed, None)
+    found = _choose_watched(subject, inputs, made)
+    if not may_widen or not any(has_open_sizes(value) for value in model.graph.inputs):
+        return found
+    known = {name: value for name, value in found.proven.items() if name not in found.watched}
+    reached = subject.bounds.find(known, FP16_LIMIT).magnitudes
+    if all(reached[name] < HUGE for name in found.watched):  # which sizes would bound hardly better
+        return found
+    constants = subject.bounds.constants
+    return _choose_watched(_compile(model, observed, list_sizes(arrays), constants), inputs, made)
+
+
+def _compile(
+    model: ir.Model,
+    observed: Sequence[str],
+    sizes: Mapping[str, tuple[int, ...]] | None,
+    constants: Mapping[str, float] | None = None,
+) -> GuardedModel:
+    sized = model if sizes is None else infer_sizes(model, sizes)
+    return GuardedModel(model, observed, compile_bounds(sized, constants), sizes)
+
+
+def _choose_watched(
+    subject: GuardedModel,
+    inputs: Mapping[str, float],
+    made: Mapping[str, float],
+    also: Sequence[str] = (),
+) -> MagnitudeGuard:
+    bounds, model, observed = subject.bounds, subject.model, subject.observed
     anchors = observed or _list_inputs(model, _LINEAR)
-    small = [name for name, value in made.items() if value < FP16_LEAST]
     guesses = {name: _HEADROOM * value for name, value in {**made, **inputs}.items()}
-    known = {name: guesses[name] for name in (*inputs, *anchors, *small) if name in guesses}
+    known = {name: guesses[name] for name in (*inputs, *anchors) if name in guesses}
+    reached = bounds.find(known, FP16_LIMIT, guesses).magnitudes  # what is always 0 is not too small
+    small = [name for name, value in made.items() if value < FP16_LEAST and reached.get(name)]
+    known |= {name: guesses[name] for name in small}
     unproven = bounds.find(known, FP16_LIMIT, guesses).unproven
     normed = {name: guesses[name] for name in _list_inputs(model, _NORMS, _SQUARES) if name in made}
-    inner = bounds.find(known | normed, FP16_LIMIT, guesses).unproven
+    inner = bounds.find({**known, **normed}, FP16_LIMIT, guesses).unproven
     if len(inner) < len(unproven):
         unproven = [*normed, *inner]
-    tensors = [name for name in dict.fromkeys((*anchors, *small, *unproven)) if name in made]
+    late = {name: value * _LATE_HEADROOM / _HEADROOM for name, value in guesses.items()}
+    unproven = _choose_early(subject, anchors, known, unproven, late)
+    tensors = [name for name in dict.fromkeys((*also, *anchors, *small, *unproven)) if name in made]
     watched = [name for name in tensors if name not in observed]
-    return MagnitudeGuard(bounds, watched, {name: guesses[name] for name in (*inputs, *tensors)})
+    doubtful = list_doubtful(model, observed, guesses) & set(watched)
+    proven = {name: late[name] for name in (*inputs, *tensors)}
+    return MagnitudeGuard(subject, watched, doubtful, proven)
 
 
-def measure_inputs(arrays: Mapping[str, NDArray[Any]]) -> dict[str, float]:
-    """Returns the largest magnitude of each float input."""
-    return {
-        name: float(np.nanmax(np.abs(array), initial=0.0))
-        for name, array in arrays.items()
-        if np.issubdtype(array.dtype, np.floating)
-    }
+def _choose_early(
+    subject: GuardedModel,
+    anchors: Sequence[str],
+    known: Iterable[str],
+    unproven: Collection[str],
+    guesses: Mapping[str, float],
+) -> list[str]:
+    """Returns what to watch so that all is proven: for what the anchors do not need, as early as may be.
+
+    The model is run up to the last tensor that is looked at, and no further.
+    """
+    made = map_values_made(subject.model)
+    needed = _list_before(made[name] for name in anchors if name in made)
+    chosen = [name for name in unproven if made[name] in needed]
+    now = {name: guesses[name] for name in (*known, *chosen) if name in guesses}
+
+    def list_unproven(more: Sequence[str]) -> list[str]:
+        supposed = {**now, **{name: guesses[name] for name in more}}
+        return [
+            name for name in subject.bounds.find(supposed, FP16_LIMIT, guesses).unproven if name in guesses
+        ]
+
+    while left := list_unproven(()):
+        way = [name for name in _list_ways(made[left[0]], needed) if name in guesses]
+        name = next((early for early in way if left[0] not in list_unproven([early])), left[0])
+        now[name] = guesses[name]
+        chosen.append(name)
+    return chosen
+
+
+def _list_before(values: Iterable[ir.Value]) -> set[ir.Value]:
+    """Returns all that nodes make so that these can be made, and these."""
+    found, left = set[ir.Value](), list(values)
+    while left:
+        value = left.pop()
+        node = value.producer()
+        if node is not None and value not in found:
+            found.update(node.outputs)
+            left += [item for item in node.inputs if item is not None and item.producer() is not None]
+    return found
+
+
+def _list_ways(value: ir.Value, needed: Collection[ir.Value]) -> list[str]:
+    """Returns the float tensors on the way to one by first inputs, from what is needed anyway on."""
+    way = list[str]()
+    while value not in needed and (node := value.producer()) is not None:
+        way.append(str(value.name))
+        before = [item for item in node.inputs if item is not None and item.producer() is not None]
+        if not before:
+            break
+        value = next((item for item in before if item.dtype is ir.DataType.FLOAT), before[0])
+    return way[::-1]
+
+
+def list_sizes(arrays: Mapping[str, NDArray[Any]]) -> dict[str, tuple[int, ...]]:
+    """Returns the sizes of the inputs along all axes but the first."""
+    return {name: array.shape[1:] for name, array in arrays.items()}
 
 
 def _list_inputs(model: ir.Model, op_types: Sequence[str], makers: Sequence[str] = ()) -> list[str]:

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -20,10 +21,10 @@ from numpy.typing import NDArray
 
 from trtq.calibrators.accumulator import Accumulator
 from trtq.calibrators.batches import Batches, Feed
-from trtq.calibrators.guard import MagnitudeGuard, create_guard, measure_inputs
+from trtq.calibrators.guard import MagnitudeGuard, create_guard
 from trtq.calibrators.plan import PassPlan, plan_passes
 from trtq.calibrators.statistics import Statistics
-from trtq.calibrators.survey import Survey, refuse_unknown, survey
+from trtq.calibrators.survey import Survey, measure_inputs, refuse_unknown, survey
 from trtq.calibrators.taps import Taps, open_taps
 from trtq.errors import DataError, ModelError
 from trtq.models.session import SessionOptions
@@ -94,8 +95,8 @@ def observe(
         plan = plan_passes(sizes, seen.feeds, may_split, control.memory_bytes)
         if plan.note:
             control.note(plan.note)
-        inputs = measure_inputs(_select_inputs(model, first.arrays))
-        guard = create_guard(model, tensors, inputs, seen.magnitudes)
+        inputs = _select_inputs(model, first.arrays)
+        guard = create_guard(model, tensors, inputs, seen.magnitudes, may_widen=len(plan.groups) < 2)
         observer = _Observer(model, guard, plan, seen, control)
         for group in plan.groups or ((),):
             observer.observe(group, batches, progress)
@@ -126,7 +127,12 @@ class _Observer:
         is_first = group == (self.plan.groups or ((),))[0]
         engine = SessionOptions(control.device, plan.threads_a_run, plan.keeps_memory, keeps_order=True)
         watches = is_first or control.earlier is not None  # whose guard was another
-        taps = open_taps(self.model, group, self.guard.watched if watches else (), engine)
+
+        def open_guarded(guard: MagnitudeGuard) -> Taps:
+            watched = guard.watched if watches else ()
+            return open_taps(self.model, group, watched, engine, guard.doubtful)
+
+        taps = _GuardedTaps(open_guarded, self.guard, may_widen=len(plan.groups) < 2)
         start = self.seen.feeds[group[0]] if group else 0
         feeds = batches.every(shard - 1 + start * num_shards, num_shards)
 
@@ -149,18 +155,21 @@ class _Observer:
     def _split(self, feeds: Iterator[Feed], deadline: float) -> Iterator[_MicroBatch]:
         """Yields the feeds in micro-batches; ends after a whole feed when it is time to save."""
         for feed in feeds:
-            size = self.plan.part_samples or feed.num_samples
+            num_samples = max(1, feed.num_samples)  # one without samples is fed too, and finished
+            size = self.plan.part_samples or num_samples
             inputs = _select_inputs(self.model, feed.arrays)
-            for start in range(0, feed.num_samples, size):
-                is_last = start + size >= feed.num_samples
+            for start in range(0, num_samples, size):
+                is_last = start + size >= num_samples
                 arrays = inputs if start == 0 and is_last else _slice(inputs, start, start + size)
                 yield _MicroBatch(feed, start, arrays, is_last)
             if time.monotonic() >= deadline:
                 return
 
-    def _count(self, taps: Taps, batch: _MicroBatch) -> None:
+    def _count(self, guarded: _GuardedTaps, batch: _MicroBatch) -> None:
         """Counts the values of every tensor, and looks at all where they may leave the range of FP16."""
-        found = measure_inputs(batch.arrays)
+        inputs = measure_inputs(batch.arrays)
+        found = dict(inputs)
+        guard, taps = guarded.current
 
         def count(name: str, values: NDArray[Any]) -> None:
             found[name] = self.seen.add(name, values)
@@ -168,13 +177,47 @@ class _Observer:
                 raise _describe_nonfinite(name, values, taps, batch)
 
         def watch(name: str, magnitude: float) -> None:
-            found[name] = magnitude
-            self.seen.raise_magnitudes({name: magnitude})
+            found[name] = max(found.get(name, 0.0), magnitude)
+            if math.isfinite(magnitude):  # or else the survey tells
+                self.seen.raise_magnitudes({name: magnitude})
 
         taps.show(batch.arrays, count, watch)
-        if not self.guard.proves(found):
+        if not guard.proves(found, batch.arrays):
             seen = survey(self.model, (), batch.arrays, self.control.device)
             self.seen.raise_magnitudes(seen.magnitudes)
+            guarded.widen(guard, batch.arrays, inputs, self.seen.magnitudes)
+
+
+class _GuardedTaps:
+    """The session that shows a group of tensors, and the guard that tells what it watches.
+
+    Attributes:
+        current: Both; a batch that was begun with them is judged with them.
+    """
+
+    def __init__(
+        self, opened: Callable[[MagnitudeGuard], Taps], guard: MagnitudeGuard, *, may_widen: bool
+    ) -> None:
+        self.current = guard, opened(guard)
+        self._open = opened
+        self._may_widen = may_widen
+        self._lock = Lock()
+
+    def widen(
+        self,
+        used: MagnitudeGuard,
+        arrays: Mapping[str, NDArray[Any]],
+        inputs: Mapping[str, float],
+        made: Mapping[str, float],
+    ) -> None:
+        """Watches more after a batch of which the guard that was used proved too little."""
+        with self._lock:
+            guard, taps = self.current
+            if not self._may_widen or used is not guard:
+                return
+            wider = used.widen(arrays, inputs, made)
+            is_same = (wider.watched, wider.doubtful) == (guard.watched, guard.doubtful)
+            self.current = wider, taps if is_same else self._open(wider)
 
 
 def _may_split(model: ir.Model, batches: Batches) -> bool:

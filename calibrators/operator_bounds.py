@@ -11,15 +11,22 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
-from numpy.typing import NDArray
 
-from trtq.models.tensors import find_largest_code, read_values
-
-Step = Callable[[Sequence[float]], float]
-"""From the bounds of the inputs of a node to that of its outputs."""
+from trtq.calibrators.linear_bounds import Channels, Step, bound_linear, bound_product, carry_channels
+from trtq.calibrators.node_facts import (
+    STANDARD,
+    count_elements,
+    find_axes,
+    find_norm,
+    is_constant,
+    list_dims,
+    made_by,
+    read_constant,
+)
+from trtq.models.tensors import find_largest_code
 
 _KEPT = (
-    "Abs", "AveragePool", "Cast", "CastLike", "DepthToSpace", "Expand", "Flatten", "Gather",
+    "Abs", "AveragePool", "DepthToSpace", "Expand", "Flatten",
     "GatherElements", "GatherND", "Gelu", "GlobalAveragePool", "GlobalMaxPool", "HardSwish", "Identity",
     "Mish", "Neg", "ReduceMax", "ReduceMean", "ReduceMin", "Relu", "Reshape", "Slice",
     "SpaceToDepth", "Split", "Squeeze", "ThresholdedRelu", "Tile", "Transpose", "Trilu", "Unsqueeze",
@@ -31,16 +38,26 @@ _ONE = (
     "Cos", "Erf", "HardSigmoid", "Hardmax", "Sigmoid", "Sign", "Sin", "Softmax", "Softsign", "Tanh",
 )  # fmt: skip
 """Nothing they make is larger than 1."""
-_STANDARD = ("", "ai.onnx")
 _LOG = 104.0
 """Of the smallest float32."""
+_RECURRENT = ("GRU", "LSTM", "RNN")
 
 
-def find_step(node: ir.Node) -> Step:
-    """Returns what bounds the outputs of a node; infinity for what is not known here."""
-    kind = node.op_type if node.domain in _STANDARD else ""
-    if kind != "Split" and sum(bool(value.name) for value in node.outputs) > 1:
+def find_step(node: ir.Node, channels: Channels) -> Step:
+    """Returns what bounds the outputs of a node; infinity for what is not known here.
+
+    Args:
+        node: Nodes come in graph order.
+        channels: What is known of those before; that of this one is added.
+    """
+    kind = node.op_type if node.domain in STANDARD else ""
+    if kind not in ("Split", *_RECURRENT) and sum(bool(value.name) for value in node.outputs) > 1:
         return lambda given: math.inf  # a norm may give the inverse of a deviation, too
+    carry_channels(node, channels)
+    if kind in ("Conv", "ConvTranspose", "Gemm"):
+        return bound_linear(node, channels)
+    if kind == "MatMul":
+        return _matmul(node, channels)
     if kind in _KEPT:
         return lambda given: given[0]
     if kind in _LARGEST:
@@ -76,51 +93,20 @@ _SIMPLE: Mapping[str, Step] = {
     "Floor": lambda given: given[0] + 1,
     "Round": lambda given: given[0] + 0.5,
     "PRelu": lambda given: given[0] * max(given[1], 1.0),
+    "Mod": lambda given: given[1],
+    "OneHot": lambda given: given[2],
+    "Range": lambda given: max(given[0], given[1]),
 }
 
 
-def _constant(node: ir.Node, place: int) -> NDArray[np.float64] | None:
-    value = node.inputs[place] if place < len(node.inputs) else None
-    if value is None or value.const_value is None:
-        return None
-    return read_values(value.const_value).astype(np.float64)
-
-
-def _sum_magnitudes(weight: NDArray[np.float64], axes: tuple[int, ...]) -> float:
-    return float(np.abs(weight).sum(axis=axes).max(initial=0.0))
-
-
-def _linear(node: ir.Node) -> Step:
-    """Bounds a product with a constant weight, and a bias."""
-    weight = _constant(node, 1)
-    if weight is None:
-        return lambda given: math.inf
-    if node.op_type == "Conv":
-        axes = tuple(range(1, weight.ndim))
-    elif node.op_type == "ConvTranspose":
-        group = node.attributes.get_int("group", 1) or 1
-        weight = weight.reshape(group, weight.shape[0] // group, *weight.shape[1:])
-        axes = (1, *range(3, weight.ndim))
-    else:
-        axes = (1 if node.attributes.get_int("transB", 0) else 0,)
-    scale = 1.0 if node.op_type != "Gemm" else abs(node.attributes.get_float("alpha", 1.0) or 0.0)
-    beta = 1.0 if node.op_type != "Gemm" else abs(node.attributes.get_float("beta", 1.0) or 0.0)
-    gain = scale * _sum_magnitudes(weight, axes)
-    return lambda given: gain * given[0] + (beta * given[2] if len(given) > 2 else 0.0)
-
-
-def _matmul(node: ir.Node) -> Step:
+def _matmul(node: ir.Node, channels: Channels) -> Step:
     """Bounds a product of a constant and a tensor, or of two tensors of which the inner size is known."""
-    left, right = _constant(node, 0), _constant(node, 1)
-    if right is not None:
-        gain = _sum_magnitudes(right, (max(right.ndim - 2, 0),))
-        return lambda given: gain * given[0]
-    if left is not None:
-        gain = _sum_magnitudes(left, (left.ndim - 1,))
-        return lambda given: gain * given[1]
-    if (shares := _made_by(node.inputs[0], "Softmax")) is not None and _is_over_last(shares):
+    for place in (1, 0):
+        if is_constant(node, place):
+            return bound_product(node, place, channels)
+    if (shares := made_by(node.inputs[0], "Softmax")) is not None and _is_over_last(shares):
         return lambda given: given[1]  # they sum to 1
-    size = _size(node.inputs[0], (-1,)) or _size(node.inputs[1], (-2,))
+    size = count_elements(node.inputs[0], (-1,)) or count_elements(node.inputs[1], (-2,))
     return lambda given: given[0] * given[1] * (size or math.inf)
 
 
@@ -130,57 +116,17 @@ def _is_over_last(softmax: ir.Node) -> bool:
     return softmax.attributes.get_int("axis", -1) in (-1, rank - 1)
 
 
-def _size(value: ir.Value | None, axes: Sequence[int] | None) -> int | None:
-    """Returns the number of elements along some axes, or all; None if it is open."""
-    if value is None or value.shape is None:
-        return None
-    chosen = range(len(value.shape)) if axes is None else axes
-    if any(not -len(value.shape) <= axis < len(value.shape) for axis in chosen):
-        return None
-    sizes = [size for axis in chosen if isinstance(size := value.shape[axis], int)]
-    return math.prod(sizes) if len(sizes) == len(chosen) else None
-
-
 def _divide(node: ir.Node) -> Step:
-    divisor = _constant(node, 1)
+    divisor = read_constant(node, 1)
     if divisor is None:
-        size = _find_norm_size(node)
-        return lambda given: math.inf if size is None else math.sqrt(size)
+        norm = find_norm(node)
+        return lambda given: math.inf if norm is None else math.sqrt(norm.size)
     least = float(np.abs(divisor).min(initial=math.inf))
     return lambda given: given[0] / least if least > 0 else math.inf
 
 
-def _find_norm_size(node: ir.Node) -> int | None:
-    """Returns over how many values c / sqrt(mean(c * c) + epsilon) takes the mean; None for other quotients.
-
-    None of n values is larger than the root of the sum of their squares.
-    """
-    divided, root = node.inputs[0], _made_by(node.inputs[1], "Sqrt")
-    total = root and _made_by(root.inputs[0], "Add")
-    means = [_made_by(value, "ReduceMean") for value in total.inputs] if total else []
-    mean = next((item for item in means if item is not None), None)
-    square = mean and (_made_by(mean.inputs[0], "Pow") or _made_by(mean.inputs[0], "Mul"))
-    if mean is None or square is None or square.inputs[0] is not divided:
-        return None
-    assert total is not None
-    added = [_constant(total, place) for place, item in enumerate(means) if item is not mean]
-    is_positive = all(epsilon is not None and epsilon.min(initial=0.0) >= 0 for epsilon in added)
-    if not is_positive or mean.attributes.get_int("keepdims", 1) != 1:
-        return None
-    is_square = square.inputs[1] is divided or (
-        square.op_type == "Pow" and (exponent := _constant(square, 1)) is not None and (exponent == 2).all()
-    )
-    return _size(mean.inputs[0], _find_axes(mean)) if is_square else None
-
-
-def _made_by(value: ir.Value | None, op_type: str) -> ir.Node | None:
-    node = None if value is None else value.producer()
-    is_standard = node is not None and node.domain in _STANDARD
-    return node if node is not None and is_standard and node.op_type == op_type else None
-
-
 def _power(node: ir.Node) -> Step:
-    exponent = _constant(node, 1)
+    exponent = read_constant(node, 1)
     if exponent is None or not exponent.size or exponent.min() < 0:
         return lambda given: math.inf
     low, high = float(exponent.min()), float(exponent.max())
@@ -203,7 +149,7 @@ def _clip(node: ir.Node) -> Step:
 
 
 def _find_end(node: ir.Node, place: int, name: str) -> float | None:
-    constant = _constant(node, place)
+    constant = read_constant(node, place)
     return node.attributes.get_float(name) if constant is None else float(constant.reshape(-1)[0])
 
 
@@ -256,16 +202,8 @@ def _resize(node: ir.Node) -> Step:
     return lambda given: max(factor * given[0], outside)
 
 
-def _find_axes(node: ir.Node) -> Sequence[int] | None:
-    """Returns the axes of a reduction; None for all, which bounds those that are computed, too."""
-    axes = _constant(node, 1)
-    if axes is not None and axes.size:
-        return [int(axis) for axis in axes.reshape(-1)]
-    return node.attributes.get_ints("axes") or None
-
-
 def _sum_over_axes(node: ir.Node) -> Step:
-    size = _size(node.inputs[0], _find_axes(node))
+    size = count_elements(node.inputs[0], find_axes(node))
     count = math.inf if size is None else float(size)
     powers: Mapping[str, Step] = {
         "ReduceSum": lambda given: given[0] * count,
@@ -277,12 +215,12 @@ def _sum_over_axes(node: ir.Node) -> Step:
 
 
 def _cumulate(node: ir.Node) -> Step:
-    count = _size(node.inputs[0], None)
+    count = count_elements(node.inputs[0], None)
     return lambda given: given[0] * (math.inf if count is None else count)
 
 
 def _batch_norm(node: ir.Node) -> Step:
-    constants = [_constant(node, place) for place in range(1, 5)]
+    constants = [read_constant(node, place) for place in range(1, 5)]
     if any(item is None for item in constants):
         return lambda given: math.inf
     scale, bias, mean, var = (np.asarray(item) for item in constants)
@@ -296,36 +234,96 @@ def _normalize(node: ir.Node) -> Step:
     value = node.inputs[0]
     rank = len(value.shape) if value is not None and value.shape is not None else 0
     first = node.attributes.get_int("axis", -1) if node.op_type in _WITH_AXIS else 1
-    size = _size(value, range(rank)[first:]) if rank and first is not None else None
+    size = count_elements(value, range(rank)[first:]) if rank and first is not None else None
     count = math.inf if size is None else math.sqrt(size)
     return lambda given: count * (given[1] if len(given) > 1 else 1.0) + (given[2] if len(given) > 2 else 0.0)
 
 
+def _measure_shape(node: ir.Node) -> Step:
+    """Bounds sizes of a tensor, and places in it."""
+    dims = list_dims(node.inputs[0]) or (None,)
+    largest = max(math.inf if size is None else float(size) for size in dims)
+    return lambda given: largest
+
+
+def _cast(node: ir.Node) -> Step:
+    """Bounds a Cast; whatever may be NaN or too large for an integer becomes any integer."""
+    given, made = (item.dtype if item is not None else None for item in (node.inputs[0], node.outputs[0]))
+    if given in (None, ir.DataType.STRING) or made is None:
+        return lambda given: math.inf
+    if given.is_floating_point() and not made.is_floating_point():
+        return lambda given: math.inf
+    return lambda given: given[0]
+
+
+def _gather(node: ir.Node) -> Step:
+    """Bounds a Gather; of the sizes of a tensor by those that are taken."""
+    shape, places = made_by(node.inputs[0], "Shape"), read_constant(node, 1)
+    dims = list_dims(shape.inputs[0]) if shape is not None and not shape.attributes else None
+    if dims is None or places is None or not (np.abs(places + 0.5) < len(dims)).all():
+        return lambda given: given[0]
+    sizes = [dims[int(place)] for place in places.reshape(-1)]
+    largest = max((math.inf if size is None else float(size) for size in sizes), default=0.0)
+    return lambda given: largest
+
+
+def _recur(node: ir.Node) -> Step:
+    """Bounds what gates and tanh make; the cells of an LSTM grow by 1 a step at most."""
+    dims = list_dims(node.inputs[0]) or ()
+    time = node.attributes.get_int("layout", 0)
+    steps = (dims[time : time + 1] or [None])[0]
+    shows_cells = node.op_type == "LSTM" and len(node.outputs) > 2 and bool(node.outputs[2].name)
+    grown = 0.0 if not shows_cells else math.inf if steps is None else float(steps)
+    if "activations" in node.attributes or any(item.dtype is None for item in node.outputs if item.name):
+        return lambda given: math.inf
+    return lambda given: max([1.0, *given[5:6]]) + (grown + sum(given[6:7]) if grown else 0.0)
+
+
+def _fill(node: ir.Node) -> Step:
+    value = node.attributes.get_tensor("value", None)
+    magnitude = 0.0 if value is None else float(np.abs(value.numpy().astype(np.float64)).max(initial=0.0))
+    return lambda given: magnitude
+
+
+def _scatter(node: ir.Node) -> Step:
+    is_plain = node.attributes.get_string("reduction", "none") == "none"
+    return lambda given: max(given[0], given[2]) if is_plain else math.inf
+
+
 _WITH_AXIS = ("LayerNormalization", "RMSNormalization")
 _MAKERS: Mapping[str, Callable[[ir.Node], Step]] = {
+    "ArgMax": _measure_shape,
+    "ArgMin": _measure_shape,
     "BatchNormalization": _batch_norm,
+    "Cast": _cast,
+    "CastLike": _cast,
     "Clip": _clip,
-    "Conv": _linear,
-    "ConvTranspose": _linear,
+    "ConstantOfShape": _fill,
     "CumSum": _cumulate,
     "DequantizeLinear": _dequantize,
     "Div": _divide,
     "Dropout": _drop_out,
     "Elu": _elu,
-    "Gemm": _linear,
+    "GRU": _recur,
+    "Gather": _gather,
     "GroupNormalization": _normalize,
     "InstanceNormalization": _normalize,
+    "LSTM": _recur,
     "LayerNormalization": _normalize,
     "LeakyRelu": _leak,
-    "MatMul": _matmul,
     "MaxPool": _pool,
+    "NonZero": _measure_shape,
     "Pad": _pad,
     "Pow": _power,
     "RMSNormalization": _normalize,
+    "RNN": _recur,
     "ReduceL1": _sum_over_axes,
     "ReduceL2": _sum_over_axes,
     "ReduceSum": _sum_over_axes,
     "ReduceSumSquare": _sum_over_axes,
     "Resize": _resize,
+    "ScatterElements": _scatter,
+    "ScatterND": _scatter,
+    "Shape": _measure_shape,
     "Upsample": _resize,
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Mapping
 from dataclasses import replace
@@ -19,6 +20,11 @@ if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
+
+_MOST_PARTS = 200
+_PART = r"""(?:[\w-]+|"[^"\n]*"|'[^'\n]*')"""
+_LONG_KEY = re.compile(rf"""(?<![\w"'.-])(?:{_PART}[ \t]*\.[ \t]*){{{_MOST_PARTS}}}""", re.ASCII)
+"""A key of so many parts that Python's parser, whose time grows with their square, may take minutes."""
 
 
 def read_spec(path: Path | str) -> ModelSpec:
@@ -43,14 +49,17 @@ def read_toml(path: Path, what: str) -> dict[str, Any]:
         what: What it holds, for the message: "settings".
 
     Raises:
-        UsageError: There is no such file, or it is no TOML.
+        UsageError: There is no such file, it is no TOML, or it has a key of hundreds of parts.
     """
     try:
         content = path.read_bytes()
     except OSError as error:
         raise UsageError(f"cannot read the {what} {path}: {error.strerror}") from error
     with refuse_damage(UsageError, f"{path} is not valid TOML"):
-        return tomllib.loads(content.decode())
+        text = content.decode()
+        if _LONG_KEY.search(text):
+            raise UsageError(f"{path} has a key of more than {_MOST_PARTS} parts; take it out")
+        return tomllib.loads(text)
 
 
 def _read_sections(table: Mapping[str, Any]) -> ModelSpec:

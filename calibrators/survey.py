@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
-import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from trtq.calibrators.finite import list_doubtful
 from trtq.errors import ModelError
 from trtq.models.session import SessionOptions, open_session, visit_tensors
 
 _FLOAT32, _INT64 = ir.DataType.FLOAT, ir.DataType.INT64
+_HIGHEST, _LOWEST = "trtq_highest_", "trtq_lowest_"
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,23 +35,41 @@ def survey(model: ir.Model, tensors: Sequence[str], feed: Mapping[str, NDArray[A
     Raises:
         ModelError: ONNX Runtime cannot run the model.
     """
+    made = map_values_made(model)
+    floats = [name for name, value in made.items() if _is_float32_tensor(value)]
+    known = measure_inputs(feed)
+    doubtful = list_doubtful(model, (), known)
+    found = _survey(model, tensors, floats, doubtful, feed, device)
+    if list_doubtful(model, (), {**known, **found.magnitudes}) <= doubtful:
+        return found
+    return _survey(model, tensors, floats, floats, feed, device)
+
+
+def _survey(
+    model: ir.Model,
+    tensors: Sequence[str],
+    floats: Sequence[str],
+    doubtful: Collection[str],
+    feed: Mapping[str, NDArray[Any]],
+    device: str,
+) -> Survey:
     clone = model.clone()
     made = map_values_made(clone)
     clone.graph.outputs.clear()
-    magnitudes = add_magnitudes(clone, [name for name, value in made.items() if _is_float32_tensor(value)])
+    magnitudes = add_magnitudes(clone, floats, doubtful)
     sizes = {_append(clone, made[name], _count, f"trtq_size_{name}", _INT64): name for name in tensors}
     if not magnitudes and not sizes:
         return Survey({}, {})
-    found: dict[str, float] = {}
+    seen: dict[str, float] = {}
     # Without optimizations the session opens sooner than it gains by them on one feed.
     engine = SessionOptions(device, keeps_memory=False, keeps_order=True)
     session = open_session(clone, optimize=False, engine=engine)
-    visit_tensors(
-        session, [*magnitudes, *sizes], feed, lambda name, array: found.update({name: array.item()})
-    )
+    visit_tensors(session, [*magnitudes, *sizes], feed, lambda name, array: seen.update({name: array.item()}))
+    largest = dict.fromkeys(magnitudes.values(), 0.0)
+    for output, name in magnitudes.items():
+        largest[name] = max(largest[name], read_magnitude(output, seen[output]))
     return Survey(
-        {name: int(found[output]) * _itemsize(made[name]) for output, name in sizes.items()},
-        {name: read_magnitude(found[output]) for output, name in magnitudes.items()},
+        {name: int(seen[output]) * _itemsize(made[name]) for output, name in sizes.items()}, largest
     )
 
 
@@ -57,53 +78,92 @@ def map_values_made(model: ir.Model) -> dict[str, ir.Value]:
     return {str(value.name): value for node in model.graph for value in node.outputs if value.name}
 
 
-def add_magnitudes(model: ir.Model, tensors: Sequence[str]) -> dict[str, str]:
-    """Makes the largest magnitude of each tensor an output; returns the tensors by output.
+def add_magnitudes(model: ir.Model, tensors: Sequence[str], doubtful: Collection[str]) -> dict[str, str]:
+    """Makes the largest and the smallest value of each tensor an output; returns the tensors by output.
 
-    It is reduced where the tensor is made, so that ONNX Runtime can let go of that as early as without. Its
-    largest and its smallest value take no memory, as its magnitudes would.
+    They are reduced where the tensor is made, so that ONNX Runtime can let go of that as early as without,
+    and take no memory, as the magnitudes would. `read_magnitude` reads the outputs.
+
+    Args:
+        model: It is changed.
+        tensors: Float32 tensors that nodes make.
+        doubtful: Those that may hold NaN, which is taken for a zero.
     """
-    made = map_values_made(model)
-    return {_append(model, made[name], _reduce, f"trtq_largest_{name}", _FLOAT32): name for name in tensors}
+    made, outputs = map_values_made(model), {}
+    for name in tensors:
+        value = _replace_nan(model, made[name]) if name in doubtful else made[name]
+        for prefix, op_type in ((_HIGHEST, "ReduceMax"), (_LOWEST, "ReduceMin")):
+            make = partial(_reduce, op_type)
+            outputs[_append(model, value, make, f"{prefix}{name}", _FLOAT32)] = name
+    return outputs
 
 
-def read_magnitude(value: float) -> float:
-    """Returns the magnitude, 0 of an empty or a NaN tensor: neither says anything about FP16."""
-    return float(np.fmax(value, 0.0))
+def read_magnitude(output: str, value: float) -> float:
+    """Returns how far a tensor reaches from zero to one side: 0 if it is empty, infinity for NaN."""
+    return to_magnitude(value if output.startswith(_HIGHEST) else -value)
 
 
-def _count(value: ir.Value, name: str) -> list[ir.Node]:
-    return [ir.node("Size", [value], name=f"{name}_Size")]
+def to_magnitude(value: float) -> float:
+    """Returns a number as a magnitude: 0 of one below zero, infinity where nothing is known."""
+    return math.inf if math.isnan(value) else max(value, 0.0)
 
 
-def _reduce(value: ir.Value, name: str) -> list[ir.Node]:
-    """Returns the nodes that compute the largest magnitude, the last one last."""
-    highest, lowest = (
-        ir.node(op_type, [value], {"keepdims": 0}, name=f"{name}_{op_type}")
-        for op_type in ("ReduceMax", "ReduceMin")
-    )
-    negated = ir.node("Neg", [lowest.outputs[0]], name=f"{name}_Neg")
-    return [highest, lowest, negated, ir.node("Max", [highest.outputs[0], negated.outputs[0]], name=name)]
+def measure_inputs(arrays: Mapping[str, NDArray[Any]]) -> dict[str, float]:
+    """Returns how far each input of numbers reaches from zero, and below it; infinity where one is NaN."""
+    found = {}
+    for name, array in arrays.items():
+        if array.dtype.kind in "iuf" and array.size:
+            low, high = float(array.min()), float(array.max())
+            found[name] = to_magnitude(max(high, -low))
+            found[name_negative(name)] = to_magnitude(-low)
+    return found
+
+
+def name_negative(name: str) -> str:
+    """Returns the name under which is known how far an input reaches below zero."""
+    return f"below zero: {name}"
+
+
+def _count(value: ir.Value, name: str) -> ir.Node:
+    return ir.node("Size", [value], name=name)
+
+
+def _reduce(op_type: str, value: ir.Value, name: str) -> ir.Node:
+    return ir.node(op_type, [value], {"keepdims": 0}, name=name)
+
+
+def _replace_nan(model: ir.Model, value: ir.Value) -> ir.Value:
+    """Puts zeros in place of NaN right behind a value; returns the result."""
+    stem = f"trtq_numbers_{value.name}"
+    zero = ir.node("Constant", [], {"value_float": 0.0}, name=f"{stem}_zero")
+    is_nan = ir.node("IsNaN", [value], name=f"{stem}_IsNaN")
+    numbers = ir.node("Where", [is_nan.outputs[0], zero.outputs[0], value], name=stem)
+    for node in (zero, is_nan, numbers):
+        node.outputs[0].name = f"{node.name}_of"
+    _insert_behind(model, value, [zero, is_nan, numbers])
+    return numbers.outputs[0]
 
 
 def _append(
     model: ir.Model,
     value: ir.Value,
-    make: Callable[[ir.Value, str], list[ir.Node]],
+    make: Callable[[ir.Value, str], ir.Node],
     name: str,
     dtype: ir.DataType,
 ) -> str:
     """Computes a scalar of a value right behind it, as an output of this name; returns the name."""
-    producer = value.producer()
-    assert producer is not None
-    nodes = make(value, name)
-    for node in nodes:
-        node.outputs[0].name = f"{node.name}_of"
-    model.graph.insert_after(producer, nodes)
-    output = nodes[-1].outputs[0]
+    node = make(value, name)
+    _insert_behind(model, value, [node])
+    output = node.outputs[0]
     output.name, output.type = name, ir.TensorType(dtype)
     model.graph.outputs.append(output)
     return name
+
+
+def _insert_behind(model: ir.Model, value: ir.Value, nodes: Sequence[ir.Node]) -> None:
+    producer = value.producer()
+    assert producer is not None
+    model.graph.insert_after(producer, nodes)
 
 
 def refuse_unknown(model: ir.Model, tensors: Sequence[str]) -> None:
@@ -119,4 +179,4 @@ def _is_float32_tensor(value: ir.Value) -> bool:
 
 
 def _itemsize(value: ir.Value) -> int:
-    return int(value.dtype.itemsize) if value.dtype is not None else np.dtype(np.float32).itemsize
+    return int((value.dtype or _FLOAT32).itemsize)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +23,7 @@ class Taps:
         inputs: The inputs that the cut model still needs.
         given: The observed tensors that are inputs.
         computed: The observed tensors that nodes make.
-        watched: The tensors that only give their largest magnitude, by the output that gives it.
+        watched: The tensors that only give their largest and smallest value, by the outputs that give these.
         producers: What makes each computed tensor, for messages.
     """
 
@@ -48,7 +48,7 @@ class Taps:
 
         def use(name: str, array: NDArray[Any]) -> None:
             if name in self.watched:
-                magnitude(self.watched[name], read_magnitude(array.item()))
+                magnitude(self.watched[name], read_magnitude(name, array.item()))
             else:
                 tensor(name, array)
 
@@ -57,12 +57,23 @@ class Taps:
 
 
 def open_taps(
-    model: ir.Model, tensors: Sequence[str], watched: Sequence[str], engine: SessionOptions
+    model: ir.Model,
+    tensors: Sequence[str],
+    watched: Sequence[str],
+    engine: SessionOptions,
+    doubtful: Collection[str] = (),
 ) -> Taps:
     """Returns a session that shows the named tensors, and the largest magnitudes of watched ones, no more.
 
     Without the model's own outputs ONNX Runtime fuses what it fuses anyway, and skips what comes after the
     last tensor. The float graph is not changed.
+
+    Args:
+        model: The float graph.
+        tensors: What is shown.
+        watched: What is measured.
+        engine: How it is run.
+        doubtful: What of that may hold NaN.
 
     Raises:
         ModelError: ONNX Runtime cannot load the model.
@@ -76,7 +87,7 @@ def open_taps(
     made = map_values_made(cut)
     cut.graph.outputs.clear()
     cut.graph.outputs.extend(made[name] for name in computed)
-    outputs = add_magnitudes(cut, watched)
+    outputs = add_magnitudes(cut, watched, doubtful)
     RemoveUnusedNodesPass()(cut)
     session = open_session(cut, optimize=True, engine=engine)
     needed = tuple(item.name for item in session.get_inputs())

@@ -20,7 +20,7 @@ from trtq.models.ports import to_plain, with_plain_ports
 from trtq.temporary import open_temporary_folder
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -197,6 +197,19 @@ def open_session(
         with open_temporary_folder() as place:
             save(model, place / "model.onnx")
             return open_session(place / "model.onnx", optimize=optimize, engine=engine)
+
+
+def open_session_of(model: ir.Model, names: Iterable[str]) -> Session:
+    """Returns a session that gives those of these tensors that nodes make, as `open_session` does otherwise.
+
+    Args:
+        model: It is not changed.
+        names: In the order of the session's outputs; others are left out.
+    """
+    shown = model.clone()
+    made = {value.name: value for node in shown.graph for value in node.outputs}
+    shown.graph.outputs[:] = [made[name] for name in names if name in made]
+    return open_session(shown, optimize=False)
 
 
 def _parse(content: bytes) -> ir.Model:

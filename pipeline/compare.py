@@ -60,8 +60,8 @@ def compare(
     tell_of_pictures(graph.model, watcher, batches)
     names = name_compared(Path(reference), Path(candidate))
     watcher.stage("Comparing", batches.num_samples)
-    files = {names[0]: graph.path, **({names[1]: file} if file is not None else {})}
-    engines = (engine.runner(names[1]),) if engine is not None and file is None else ()
+    files = {names[0]: graph.path, **({names[1]: Path(candidate)} if engine is None else {})}
+    engines = () if engine is None else (engine.runner(names[1]),)
     pair = (names[1], names[0])
     labels = find_labels(spec.evaluation, spec.accuracy.metric)
     return compare_models(files, [pair], batches, labels, watcher.advance, engines)

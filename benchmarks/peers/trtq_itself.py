@@ -11,16 +11,17 @@ from trtq.cli import main as trtq
 
 def main() -> None:
     """Does what the command line asks; what is not quantized stays FP32, so that quantization is compared."""
-    asked = given(["default", "entropy", "mse", "percentile", "minmax"])
+    asked = given(["default", "fp8", "entropy", "mse", "percentile", "minmax"])
     with tempfile.TemporaryDirectory(prefix="bench-trtq-") as folder:
         ranges = Path(folder) / "ranges.json"
         name = asked.method
         if name == "default" and asked.output is None:
             name = "entropy"  # the pass over the data is measured, as that of the peers
-        method = [] if name == "default" else ["--calib-method", name, "--repair", "none"]
+        form = ["--fp8"] if name == "fp8" else []
+        method = [] if name in ("default", "fp8") else ["--calib-method", name, "--repair", "none"]
         data = ["--calib-data", str(asked.data)]
         with timed():
-            _run(["calibrate", str(asked.model), *data, *method, "--output", str(ranges), "--quiet"])
+            _run(["calibrate", str(asked.model), *form, *data, *method, "--output", str(ranges), "--quiet"])
         if asked.output is not None:
             _run(
                 ["quantize", str(asked.model), "--ranges", str(ranges), "--output", str(asked.output),

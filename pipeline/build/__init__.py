@@ -234,7 +234,10 @@ def _judge(job: Job, comparison: Comparison | None) -> Verdict:
             "unverified", (f"{job.unrunnable}, which ONNX Runtime cannot run: nothing was compared",)
         )
     name = name_to_judge(job, comparison)
-    verdict = judge(comparison, job.spec.accuracy, candidate=name, is_random=job.is_random)
+    inexact = job.graph.is_inexact
+    verdict = judge(
+        comparison, job.spec.accuracy, candidate=name, is_random=job.is_random, is_inexact=inexact
+    )
     if verdict.outcome == "pass" and job.target.precision == "weights" and not job.placement.weights_alone:
         return Verdict(
             "unverified", ("no weight is stored in fewer bits: what was compared is the float model",)

@@ -42,6 +42,8 @@ def write_folder(
 ) -> None:
     """Writes ranges, cache, report, page and, last, the manifest with the digests of all files.
 
+    A cache of TensorRT's calibrators is for INT8 alone.
+
     Args:
         stage: The folder, with the models and the engine.
         job: What was built.
@@ -52,7 +54,7 @@ def write_folder(
     """
     if ranges is not None:
         (stage / RANGES).write_bytes(ranges_to_json(ranges))
-    if ranges is not None and ranges.tensors and not job.is_implicit:
+    if ranges is not None and ranges.tensors and not (ranges.formats or job.is_implicit):
         (stage / CACHE).write_bytes(format_cache(rename_as_in_file(to_cache(ranges), job.graph)))
     for name, content in job.extra_files.items():
         (stage / name).write_bytes(content)

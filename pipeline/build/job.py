@@ -146,7 +146,7 @@ def place_job(job: Job, watcher: Watcher) -> Placement:
     placement = Placement()
     if target.form is not None:
         placement = place_layers(
-            graph, spec, target, watcher, job.kept, job.backend, job.attention, job.forms
+            graph, spec, target, watcher, job.kept, job.backend, attention=job.attention, forms=job.forms
         )
     if target.precision == "fp16":
         warn_of_unmatched(graph, spec.layers.keep_fp32, watcher)

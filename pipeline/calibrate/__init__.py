@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +10,7 @@ from trtq.calibrators import create_method
 from trtq.calibrators.batches import Batches
 from trtq.calibrators.entropy import EntropyWithRows
 from trtq.calibrators.estimate import estimate
+from trtq.calibrators.levels import Levels
 from trtq.calibrators.ranges import Ranges
 from trtq.calibrators.statistics import Statistics
 from trtq.errors import ArtifactError, ModelError, UsageError
@@ -26,6 +27,7 @@ from trtq.pipeline.calibrate.data import (
 )
 from trtq.pipeline.calibrate.improve import RangeSearch, improve_ranges
 from trtq.pipeline.engine.target import Target
+from trtq.pipeline.formats.codes import CodeFormat
 from trtq.pipeline.graph.load import Graph, load, raise_opset
 from trtq.pipeline.graph.pictures import tell_of_pictures
 from trtq.pipeline.graph.placement import Placement
@@ -174,7 +176,7 @@ def estimate_ranges(
     statistics: Statistics,
     *,
     spec: ModelSpec,
-    tensors: Collection[str] | None = None,
+    tensors: Mapping[str, Levels] | None = None,
     watcher: Watcher | None = None,
 ) -> Ranges:
     """Returns the ranges that a method takes from statistics, without any data and so without repairs.
@@ -182,7 +184,8 @@ def estimate_ranges(
     Args:
         statistics: Of all the data: of `observe`, `read_statistics` or `merge_statistics`.
         spec: With the method, one of histograms; "auto" is entropy.
-        tensors: Those that are wanted; None: all.
+        tensors: Those that are wanted, with the number formats that they will be held in, as
+            `list_placed_tensors` has them; None: all, in INT8.
         watcher: Is told of tensors that were always zero.
 
     Raises:
@@ -196,7 +199,7 @@ def estimate_ranges(
             "the calibration method cross-entropy needs the data: statistics hold no rows; "
             "give --calib-data instead of --statistics, or take another method"
         )
-    ranges = estimate(statistics, method, tensors, spec.quantization.activations)
+    ranges = estimate(statistics, method, tensors, spec.quantization.activations, tensors or {})
     warn_of_dead(ranges, watcher or Silent())
     return ranges
 
@@ -221,8 +224,8 @@ def list_placed_tensors(
     spec: ModelSpec | None = None,
     target: Target | None = None,
     watcher: Watcher | None = None,
-) -> tuple[str, ...]:
-    """Returns the tensors that `build` would quantize, all of which the statistics hold.
+) -> dict[str, CodeFormat]:
+    """Returns the tensors that `build` would quantize, with their number formats; the statistics hold all.
 
     Args:
         statistics: Of this model.
@@ -248,7 +251,7 @@ def list_placed_tensors(
             f"the statistics hold nothing of tensor {missing[0]!r}: they were made with other --skip or "
             f"--op-types; calibrate again"
         )
-    return placement.activations
+    return placement.formats
 
 
 def load_to_quantize(

@@ -87,7 +87,7 @@ class _Nvfp4(CodeFormat):
         return np.unique(numbers[:, None] * FP8.magnitudes)
 
 
-def _round_magnitudes(values: NDArray[np.float32]) -> NDArray[np.float32]:
+def _round_magnitudes(values: NDArray[Any]) -> NDArray[np.float32]:
     """Returns the nearest E2M1 numbers: steps are half of the power of two below, and 0.5 below 2.
 
     With ml_dtypes, to and from E2M1, the search takes five times as long.
@@ -96,10 +96,11 @@ def _round_magnitudes(values: NDArray[np.float32]) -> NDArray[np.float32]:
     powers &= _EXPONENT
     steps = powers.view(np.float32)
     steps *= np.float32(0.5)
-    found = values / steps
+    found: NDArray[np.float32] = values / steps
     np.rint(found, out=found)
     found *= steps
-    return np.minimum(found, np.float32(_LARGEST), out=found)
+    np.minimum(found, np.float32(_LARGEST), out=found)
+    return found
 
 
 NVFP4 = _Nvfp4(

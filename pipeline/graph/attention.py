@@ -142,8 +142,8 @@ def place_attention(
 
     Args:
         graph: With shapes.
-        form: INT8, FP8 or NVFP4, which has another one for them.
-        forms: That of an attention where it is another one, by the name of its first product.
+        form: INT8 or FP8.
+        forms: Names of products that have another format.
         layers: The layers with weights that take codes, by name.
         left: The names of nodes that keep their precision.
     """
@@ -151,9 +151,10 @@ def place_attention(
     reasons: dict[str, str] = {}
     for item in find_attentions(graph):
         both = (item.scores, item.context)
-        own = forms.get(str(item.scores.name), form)
-        own = own.otherwise or own
+        own, other = (forms.get(str(node.name), form) for node in both)
         reason = _explain_float(item, own, layers, left)
+        if own is not other:
+            reason = f"attention: both of its products in one format, not {own} and {other}"
         if reason:
             reasons |= {str(node.name): reason for node in both}
         else:
@@ -181,8 +182,8 @@ def _explain_float(
     if item.lengths is not None and item.lengths[1] > _MOST_KEYS_INT8:
         return f"{_FUSES} INT8 only with {_MOST_KEYS_INT8} keys or fewer"
     layer = None if item.behind is None else layers.get(str(item.behind.name))
-    takes_int8 = layer is not None and layer.scheme.form is INT8
-    if layer is None or not (takes_int8 and all(encoding.needs_range for _, encoding in layer.encodings)):
+    held = () if layer is None else layer.encodings
+    if not held or not all(item.needs_range and item.format is INT8 for _, item in held):
         return f"{_FUSES} INT8 only where the layer behind takes INT8 with one scale"
     return ""
 

@@ -23,6 +23,7 @@ _CODES = {
     for op_type in (QUANTIZE, DEQUANTIZE)
 }
 """Q and DQ of TensorRT's own, which its exporters write into models of older opsets."""
+_PLACEHOLDER = ("trt", "TRT_FP4QDQ")
 _NOT_RUN = (ir.DataType.FLOAT4E2M1, ir.DataType.FLOAT8E8M0)
 """Types that ONNX Runtime has no kernels for."""
 _SMALL_BYTES = 4096  # shapes, axes and the like, whose values decide a shape
@@ -33,10 +34,12 @@ def refuse_foreign_operators(model: ir.Model) -> None:
     for node in model.graph.all_nodes():
         is_known = node.domain == "trt" and (node.op_type in _CODES or node.op_type in OWN_OPERATORS)
         if not is_known and node.domain not in ("", "ai.onnx", "com.microsoft"):
-            raise ModelError(
-                f"node {node.name!r} is {node.domain}::{node.op_type}, which is no standard ONNX operator; "
-                f"TensorRT has it only as a plugin, which trtq does not load"
+            what = (
+                "a placeholder of modelopt for an NVFP4 weight; export the model by NVFP4QuantExporter"
+                if (node.domain, node.op_type) == _PLACEHOLDER
+                else "no standard ONNX operator; TensorRT has it only as a plugin, which trtq does not load"
             )
+            raise ModelError(f"node {node.name!r} is {node.domain}::{node.op_type}, which is {what}")
 
 
 def explain_unrunnable(model: ir.Model) -> str:

@@ -133,6 +133,11 @@ def _check_external(tensor: onnx.TensorProto, where: Mapping[str, str], path: Pa
             f"{path}: the weights of {tensor.name!r} lie in {location!r} at byte {offset!r} with length "
             f"{length!r}, which are no numbers; export the model again"
         )
+    if int(length) < whole:
+        raise ModelError(
+            f"{path}: the weights of {tensor.name!r} lie in {location!r} with length {length}, but their "
+            f"shape takes {whole} bytes; export the model again"
+        )
     end = int(offset) + int(length)
     if data.stat().st_size < end:
         raise ModelError(

@@ -12,7 +12,7 @@ import onnx_ir as ir
 
 from trtq.kept import KeptNode
 from trtq.models.tensors import FLOAT_TYPES
-from trtq.pipeline.formats import INT8, NVFP4
+from trtq.pipeline.formats import FP8, INT8, NVFP4
 from trtq.pipeline.formats.codes import CodeFormat
 from trtq.pipeline.formats.encoding import Encoding, LayerScheme
 from trtq.pipeline.formats.granularity import Granularity, PerBlock, PerToken
@@ -94,15 +94,14 @@ def place(
         model: The graph; its nodes have unique names.
         form: The number format of the layers: INT8, FP8 or NVFP4. What a format is not for (`explain_other`)
             gets the one that it names.
-        forms: Names of layers that have another one. What rule 2 adds has that of its convolution, and both
-            products of an attention have that of the first.
+        forms: Names of layers that have another one. What rule 2 adds has that of its convolution.
         skip: Regular expressions searched in node names; these nodes keep their precision.
         op_types: The types of nodes to quantize.
         force: Regular expressions of nodes that rule 4 does not hold back.
         kept: Names of nodes that keep their precision, each with the reason, whoever decided it. A node that
             `skip` names as well has this reason. Names that the graph lacks are passed over.
-        by_matrix: Whether an INT8 weight of several matrices, such as experts, has scales for each matrix and
-            output channel; else it has one scale, or stays float where that would wipe out a matrix.
+        by_matrix: Whether an INT8 or FP8 weight of several matrices, such as experts, has scales for each
+            matrix and output channel; else it has one scale, or stays float where that would wipe out one.
         per_token: Whether each row of what a MatMul or Gemm reads has a scale of its own, found in each run:
             see `tokens.explain_one_scale` for those that have one scale all the same.
         attention: The names of the MatMuls that INT8 was found to cost next to nothing; None: all for which
@@ -120,7 +119,7 @@ def place(
         name = str(node.name)
         own = forms.get(name, form)
         chosen = own.otherwise if own.otherwise is not None and explain_other(node) else own
-        splits = by_matrix and chosen is INT8  # nobody has measured it in others
+        splits = by_matrix and chosen in (INT8, FP8)  # nobody has measured it in others
         decision = left[name] if name in left else _decide(node, chosen, op_types, force, splits)
         if isinstance(decision, str):
             unquantized.append(KeptNode(name, node.op_type, decision))
@@ -128,7 +127,7 @@ def place(
             quantized.append(by_token(node, decision) if per_token else decision)
     layers = {node.name: node for node in quantized}
     if ATTENTION not in op_types and "MatMul" in op_types:
-        products, reasons = place_attention(model.graph, form, forms, layers, left)
+        products, reasons = place_attention(model.graph, form.otherwise or form, forms, layers, left)
         quantized += products
         taken = {node.name for node in products}
         unquantized = [

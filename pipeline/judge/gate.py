@@ -87,12 +87,24 @@ def _doubt_output(item: OutputComparison, *, is_scored: bool) -> str:
 
 
 def judge(
-    comparison: Comparison | None, gate: AccuracySpec, *, candidate: str, is_random: bool = False
+    comparison: Comparison | None,
+    gate: AccuracySpec,
+    *,
+    candidate: str,
+    is_random: bool = False,
+    is_inexact: bool = False,
 ) -> Verdict:
     """Returns the verdict on the candidate: "engine", or where that cannot be run, "int8" or "fp16".
 
     The truth is FP32, or the model as it was given if that has Q/DQ. FP16 is a second reference where it
     holds the gate itself. Nothing can be said without a comparison, nor of random data.
+
+    Args:
+        comparison: What was measured, if anything.
+        gate: What is wanted.
+        candidate: The name of the candidate.
+        is_random: Whether the data was made up.
+        is_inexact: Whether repairs have changed what the model as it was given computes, in FP16 too.
     """
     if comparison is None:
         return Verdict("unverified", ("there was no float model or no data to compare with",))
@@ -107,7 +119,7 @@ def judge(
     for truth in REFERENCES:
         reasons += _drop_reasons(comparison, candidate, truth, gate)
     if reasons and candidate != "fp16" and bad_fp16 and _is_as_bad(bad_fp16[0], ours):
-        reasons.append(_blame_fp16(bad_fp16[0]))
+        reasons.append((_blame_repairs if is_inexact else _blame_fp16)(bad_fp16[0]))
     return _decide(comparison, ours, reasons)
 
 
@@ -182,6 +194,13 @@ def _blame_fp16(item: OutputComparison) -> str:
     return (
         f"FP16 alone has cosine {item.cosine:.4f} to {item.reference} on {_name(item)}: quantization is not "
         f"the cause; keep layers in FP32 with --keep-fp32, or the whole rest with --high-precision fp32"
+    )
+
+
+def _blame_repairs(item: OutputComparison) -> str:
+    return (
+        f"the repaired model has cosine {item.cosine:.4f} to {item.reference} on {_name(item)} with the rest "
+        f"in FP16 too: the repairs that round anew may be the cause; export the model so that it needs none"
     )
 
 

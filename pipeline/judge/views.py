@@ -15,7 +15,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from trtq.models.session import Session, open_session
+from trtq.models.session import open_session, open_session_of
 from trtq.pipeline.judge.parts import is_computed, is_joined, list_parts
 from trtq.pipeline.judge.steady import split_by_sample
 
@@ -132,7 +132,7 @@ class PartLabels:
         groups = {str(value.name): list_parts(value) for value in outputs}
         tail = _Tail({part for parts in groups.values() for part in chain(*parts)})
         ends = [tail.copy(value) for value in outputs]
-        self._probe = _open_probe(model, [name for name in tail.inputs if name not in tail.given])
+        self._probe = open_session_of(model, [name for name in tail.inputs if name not in tail.given])
         made = {item.name for item in self._probe.get_outputs() if item.type in _FLOATS}
         for item in self._probe.get_outputs():  # ONNX Runtime knows types that ONNX does not infer
             if tail.inputs[item.name].type is None and item.type in _TYPES:
@@ -255,11 +255,3 @@ class _Tail:
             return self._add_input(value)
         copy = ir.val(str(value.name), type=value.type, const_value=value.const_value)
         return self.constants.setdefault(str(value.name), copy)
-
-
-def _open_probe(model: ir.Model, wanted: Sequence[str]) -> Session:
-    """Returns a session of the model that gives those of these values that its nodes compute."""
-    probe = model.clone()
-    made = {value.name: value for node in probe.graph for value in node.outputs}
-    probe.graph.outputs[:] = [made[name] for name in wanted if name in made]
-    return open_session(probe, optimize=False)

@@ -16,7 +16,7 @@ from trtq.calibrators.batches import Batches
 from trtq.calibrators.memory import find_free_bytes
 from trtq.calibrators.sources import make_random_batches
 from trtq.errors import ModelError
-from trtq.models.session import Session, count_weight_bytes, open_session, run
+from trtq.models.session import Session, count_weight_bytes, open_session, open_session_of, run
 from trtq.pipeline.graph.fold import RANDOM
 from trtq.pipeline.graph.fp4 import without_fp4
 from trtq.pipeline.graph.load import Graph, load, read_runnable
@@ -241,7 +241,9 @@ def _find_place(graph: Graph, feed: Arrays, lowest: float | None) -> str | None:
         for value in node.outputs
         if value.is_graph_output() or (value.name in shared and _read_names(value) <= shared)
     ]
-    theirs, ours = (_run_with(model, looked_at, feed) for model in (file, graph.model))
+    theirs, ours = (
+        _run(open_session_of(without_fp4(model), looked_at), feed) for model in (file, graph.model)
+    )
     for node in file.graph:
         given = [str(value.name) for value in node.inputs if value is not None and value.name in theirs]
         made = [str(value.name) for value in node.outputs if value.name in theirs]
@@ -273,15 +275,6 @@ def _read_names(value: ir.Value) -> set[str]:
 
 def _is_numpy(value: ir.Value) -> bool:
     return value.dtype not in (None, ir.DataType.STRING)
-
-
-def _run_with(model: ir.Model, names: Sequence[str], feed: Arrays) -> Arrays:
-    """Returns these tensors of a model, flat."""
-    shown = model.clone()
-    made = {value.name: value for node in shown.graph for value in node.outputs}
-    shown.graph.outputs.clear()
-    shown.graph.outputs.extend(made[name] for name in names)
-    return _run(_open(shown), feed)
 
 
 def _open(model: ir.Model) -> Session:

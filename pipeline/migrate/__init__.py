@@ -11,13 +11,14 @@ from trtq.errors import ArtifactError, ModelError, UsageError
 from trtq.files import hash_file
 from trtq.json import FileKind
 from trtq.models.spec import PER_TOKEN, ModelSpec
+from trtq.numbers import format_count
 from trtq.pipeline.build import run_job
 from trtq.pipeline.build.job import Job
 from trtq.pipeline.build.prepare import complete_job, load_job, refuse_inputs_in
 from trtq.pipeline.deliver.names import CACHE, MIGRATION
 from trtq.pipeline.deliver.report import Report
 from trtq.pipeline.engine.target import Target
-from trtq.pipeline.formats import FP16, INT8
+from trtq.pipeline.formats import FP16
 from trtq.pipeline.graph.cache_ranges import (
     MappedTensor,
     Migration,
@@ -95,7 +96,8 @@ def migrate(
     the result is compared with the float model; without, the verdict is "unverified".
 
     The scales of activations are those of the cache, bit for bit, unless the target asks for FP16 where
-    nothing is quantized: then they are rounded up to FP16. Weights are quantized by channel, unless the
+    nothing is quantized: then they are rounded up to FP16. In FP8 the largest code stands for what 127 stood
+    for. Weights are quantized by channel, unless the
     settings say otherwise.
 
     Args:
@@ -187,9 +189,9 @@ def _prepare(
 
 def _refuse_other_targets(target: Target) -> None:
     """Refuses targets that a calibration cache says nothing of."""
-    if target.form is not INT8:
+    if target.form is None:
         raise UsageError(
-            f"a calibration cache makes an INT8 engine, no {target.precision} one: use `trtq build`"
+            f"a calibration cache makes an INT8 or FP8 engine, no {target.precision} one: use `trtq build`"
         )
     for is_asked, option in (
         (target.searches, target.search_option),
@@ -209,12 +211,14 @@ def _report_unmapped(migration: Migration, log: Log) -> None:
     if migration.unmapped:
         shown = ", ".join(repr(item.key) for item in migration.unmapped[:3])
         more = " ..." if len(migration.unmapped) > 3 else ""
-        log.note(f"{len(migration.unmapped)} keys of the cache are no tensors of the model: {shown}{more}")
+        keys = format_count(len(migration.unmapped), "key")
+        log.note(f"no tensor of the model for {keys} of the cache: {shown}{more}")
     if migration.uncovered:
         nodes = [node for item in migration.uncovered for node in item.nodes]
         first = migration.uncovered[0]
         log.warn(
-            f"{len(migration.uncovered)} tensors have no scale, so {len(nodes)} nodes stay as they are, "
+            f"no scale for {format_count(len(migration.uncovered), 'tensor')}, which leaves "
+            f"{format_count(len(nodes), 'node')} unquantized, "
             f"such as {first.nodes[0]!r}: {first.reason}"
             + ("; is the cache for another version of the model?" if _is_mostly_bare(migration) else "")
         )
@@ -228,11 +232,13 @@ def _rounding(job: Job, migration: Migration) -> tuple[int, float]:
     """Returns how many scales were rounded up to the dtype that they have in the model, and by how much."""
     dtypes = {value.name: value.dtype for value in job.graph.model.graph.inputs}
     dtypes |= {value.name: value.dtype for node in job.graph.model.graph for value in node.outputs}
-    rises = []
+    rises, encodings = [], dict(job.placement.encodings)
     for item in migration.mapped:
         dtype = dtypes[item.tensor]
         assert dtype is not None
         kind = "float16" if job.strategy.graph_float is FP16 else dtype.numpy().name
-        made = float(choose_activation_qparams(item.scale * QMAX, kind).scale)
-        rises += [made / item.scale - 1] if made != item.scale else []
+        amax, encoding = item.scale * QMAX, encodings[item.tensor]
+        made = float(choose_activation_qparams(amax, kind, encoding).scale)
+        exact = float(choose_activation_qparams(amax, "float32", encoding).scale)
+        rises += [made / exact - 1] if made != exact else []
     return len(rises), max(rises, default=0.0)

@@ -22,6 +22,7 @@ from trtq.pipeline.calibrate.data import (
 )
 from trtq.pipeline.engine.strategy import choose_rest
 from trtq.pipeline.engine.target import Target
+from trtq.pipeline.formats import INT8
 from trtq.pipeline.graph.load import raise_opset
 from trtq.pipeline.graph.pictures import tell_of_pictures
 from trtq.pipeline.graph.placement import Placement
@@ -82,7 +83,10 @@ def quantize(
         chosen = ranges.attention if ranges is not None else ()
         placement = place_layers(graph, spec, target, watcher, attention=chosen)
         refuse_other_formats(graph, target, placement)
-        ranges = ranges or need_no_ranges(graph, placement)
+        if ranges is None:
+            ranges = need_no_ranges(graph, placement)
+        else:
+            _warn_of_formats(ranges, placement, watcher)
     if target.weights is not None:
         by_matrix = target.backend != "tensorrt"  # where nobody has measured it
         placement = place_weights(graph, spec, target, placement, watcher, by_matrix=by_matrix)
@@ -99,6 +103,17 @@ def quantize(
         graph, placement, ranges, rest=rest, keep_fp32=spec.layers.keep_fp32, weights=encoding
     )
     return _save_whole(mixed.model, Path(output))
+
+
+def _warn_of_formats(ranges: Ranges, placement: Placement, watcher: Watcher) -> None:
+    """Tells of a tensor that was calibrated for another number format than it now gets."""
+    for tensor, form in placement.formats.items():
+        if tensor in ranges.tensors and (found := ranges.formats.get(tensor, INT8.name)) != form.name:
+            watcher.warn(
+                f"the range of {tensor!r} was calibrated for {found.upper()}, and it is quantized to "
+                f"{form.name.upper()}; calibrate with --{form.name} to lose less"
+            )
+            return
 
 
 def _save_whole(model: ir.Model, output: Path) -> Path:

@@ -129,6 +129,38 @@ MORE = {
     "Pad before opset 11": model_of("y = Pad <pads = [0, 0, 1, 1, 0, 0, 1, 1], value = 50.0> (x)", opset=9),
     "Resize with sharp edges": model_of(_SHARP, s=_WIDER),
     "a norm": model_of(_NORM, opset=17, eps=np.float32(1e-5)),
+    "Range": model_of(
+        "n = Shape (x) k = Gather (n, two) f = Cast <to = 1> (k) r = Range (zero, f, one) y = Mul (r, x)",
+        two=np.int64(2),
+        zero=np.float32(0),
+        one=np.float32(1),
+    ),
+    "ConstantOfShape": model_of("n = Shape (x) y = ConstantOfShape <value = float[1] {-3.5}> (n)"),
+    "Cast of a condition": model_of("p = Greater (x, w) y = Cast <to = 1> (p)", w=weight(4)),
+    "Cast of integers": model_of("i = ArgMax <axis = 3> (x) y = Cast <to = 1> (i)"),
+    "places that are not zero": model_of("i = NonZero (x) y = Cast <to = 1> (i)"),
+    "Mod": model_of("y = Mod <fmod = 1> (x, w)", w=weight(4)),
+    "OneHot": model_of(
+        "i = ArgMax <axis = 3> (x) y = OneHot (i, four, v)", four=np.int64(4), v=np.array([-3, 2], np.float32)
+    ),
+    "ScatterND": model_of("y = ScatterND (x, i, w)", i=np.array([[1]]), w=9 * weight(1, 3, 4, 4)),
+    "LSTM": model_of(
+        "y = LSTM <hidden_size = 2> (x, w, r)", "5,1,3", w=9 * weight(1, 8, 3), r=9 * weight(1, 8, 2)
+    ),
+    "the cells of an LSTM": model_of(
+        "a, h, y = LSTM <hidden_size = 2> (x, w, r, , , , s)",
+        "5,1,3",
+        w=9 * weight(1, 8, 3),
+        r=9 * weight(1, 8, 2),
+        s=9 * weight(1, 1, 2),
+    ),
+    "GRU": model_of(
+        "y = GRU <hidden_size = 2> (x, w, r, , , s)",
+        "5,1,3",
+        w=weight(1, 6, 3),
+        r=weight(1, 6, 2),
+        s=9 * weight(1, 1, 2),
+    ),
     **{
         f"codes of type {code}": model_of(_PAIR.format(code), opset=21, s=np.float32(scale))
         for code, scale in _CODES
@@ -172,6 +204,8 @@ def test_the_worst_input_reaches_the_bound_of_a_product() -> None:
         'y = Resize <mode = "cubic", cubic_coeff_a = -6.0> (x, , sizes)',
         "c = Mul (x, x) m = ReduceMean (c) e = Sub (m, w) f = Add (m, minus) r = Sqrt (f) y = Div (x, r)",
         "c = Mul (x, x) m = ReduceMean (c) e = Add (m, x) r = Sqrt (e) y = Div (x, r)",
+        'y = ScatterND <reduction = "mul"> (x, i, u)',
+        'y, h, c = LSTM <hidden_size = 2, activations = ["Sigmoid", "Relu", "Relu"]> (z, lw, lr)',
         "c = Mul (x, x) m = ReduceMean <keepdims = 0> (c) e = Add (m, w) r = Sqrt (e) y = Div (x, r)",
     ],
 )
@@ -182,6 +216,11 @@ def test_of_what_has_no_bound_none_is_told(body: str) -> None:
         "minus": np.float32(-1),
         "yes": np.array(True),
         "sizes": sizes,
+        "i": np.array([[1]]),
+        "u": np.ones((1, 3, 4, 4), np.float32),
+        "z": np.ones((5, 1, 3), np.float32),
+        "lw": np.ones((1, 8, 3), np.float32),
+        "lr": np.ones((1, 8, 2), np.float32),
     }
     model = model_of(body, **constants)
     assert "y" in compile_bounds(model).find({"x": 1.0}, 1e30).unproven

@@ -280,3 +280,12 @@ def test_a_model_that_runs_at_its_batch_size_only_is_observed() -> None:
     batches = replace(_batches({"x": samples[:8]}, {"x": samples[8:]}), feed_samples=8)
     seen = observe(model, ["x", "h", "y"], batches)
     assert set(_extremes(seen).values()) == {(0.0, 255.0, 256)}
+
+
+@pytest.mark.parametrize("sizes", [(2, 0, 2), (0, 2, 2), (2, 2, 0)])
+@pytest.mark.parametrize("feed_samples", [None, 2])
+def test_a_feed_without_samples_is_passed_over(sizes: Sequence[int], feed_samples: int | None) -> None:
+    feeds = [{"x": np.full((size, 2), index, np.float32)} for index, size in enumerate(sizes, 1)]
+    seen = observe(_model(SMALL), ["h"], replace(_batches(*feeds), feed_samples=feed_samples))
+    assert (seen.num_samples, seen.histograms["h"].total) == (4, 8)
+    assert seen.histograms["h"].maximum == 2 * max(index for index, size in enumerate(sizes, 1) if size)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -127,6 +128,22 @@ def test_settings_that_are_no_toml_are_told(tmp_path: Path, content: bytes) -> N
     (tmp_path / "model.toml").write_bytes(content)
     with pytest.raises(UsageError, match=r"model.toml is not valid TOML: \S"):
         read_spec(tmp_path / "model.toml")
+
+
+@pytest.mark.parametrize("start", ["[inputs", "inputs", "a = {inputs", "[[inputs"])
+@pytest.mark.parametrize("part", [".x", ' . "x"', ".'x y'"])
+def test_a_key_whose_parts_would_take_minutes_to_read_is_refused(
+    tmp_path: Path, start: str, part: str
+) -> None:
+    (tmp_path / "model.toml").write_text("[layers]\n" + start + part * 100_000)
+    with pytest.raises(UsageError, match=r"model.toml has a key of more than 200 parts; take it out$"):
+        read_spec(tmp_path / "model.toml")
+
+
+def test_names_with_many_dots_are_no_keys(tmp_path: Path) -> None:
+    names = [f"model.layers.{number}.mlp.down_proj/MatMul" for number in range(2000)]
+    (tmp_path / "model.toml").write_text(f"[layers]\nskip = {json.dumps(names)}\n")
+    assert read_spec(tmp_path / "model.toml").layers.skip == tuple(names)
 
 
 @pytest.mark.parametrize(

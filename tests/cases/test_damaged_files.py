@@ -67,6 +67,7 @@ def test_names_from_files_neither_break_nor_lengthen_a_message() -> None:
     ("key", "value", "words"),
     [
         ("length", _LONG, "which are no numbers; export the model again"),
+        ("length", "3", "with length 3, but their shape takes"),
         ("offset", "²", "which are no numbers; export the model again"),
         ("location", "x" * 300, "which is not beside the model; copy that file"),
         ("location", "a\0b", "which is not beside the model; copy that file"),
@@ -160,6 +161,12 @@ def test_inputs_of_polygraphy_that_are_none_are_refused(
 def test_a_number_in_settings_that_nobody_can_read_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "m.toml").write_text(text)
     with pytest.raises(UsageError, match=r"m\.toml is not valid TOML: "):
+        trtq.read_spec(tmp_path / "m.toml")
+
+
+def test_a_key_of_settings_that_would_take_minutes_to_read_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "m.toml").write_text(f"[inputs{'.x' * 400_000}]")
+    with pytest.raises(UsageError, match=r"m\.toml has a key of more than 200 parts; take it out$"):
         trtq.read_spec(tmp_path / "m.toml")
 
 

@@ -94,6 +94,10 @@ def test_int4_of_tensorrt_is_that_of_onnx(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("operator", "words"),
     [
+        (
+            "trt.TRT_FP4QDQ",
+            "a placeholder of modelopt for an NVFP4 weight; export the model by NVFP4QuantExporter",
+        ),
         ("trt.TRT_Mine", "no standard ONNX operator; TensorRT has it only as a plugin"),
         ("trt.Mine", "no standard ONNX operator; TensorRT has it only as a plugin"),
         ("mine.Relu", "no standard ONNX operator; TensorRT has it only as a plugin"),

@@ -49,7 +49,7 @@ def test_a_cache_is_migrated(model: Path, old: Path, tmp_path: Path) -> None:
     ]
     assert lines[-2:] == [f"written to {tmp_path / 'out'}", "PASS, but only 0.0% of the MACs run in INT8"]
     assert (
-        "note: 2 keys of the cache are no tensors of the model: '(Unnamed Layer* 8) [Constant]_output', "
+        "note: no tensor of the model for 2 keys of the cache: '(Unnamed Layer* 8) [Constant]_output', "
         "'head.weight'\n"
     ) in result.stderr
 

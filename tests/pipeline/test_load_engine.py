@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -339,7 +340,7 @@ def test_a_backend_of_another_trtq_is_refused(
         load(folder)
 
 
-def test_the_model_of_onnx_runtime_is_compared_as_a_file(model: Path, spec: ModelSpec) -> None:
+def test_the_model_of_onnx_runtime_is_compared_by_running_it(model: Path, spec: ModelSpec) -> None:
     report = build(model, spec=spec, target=Target(backend="onnxruntime"))
     engine = load(report.output)
     assert engine.onnx == Path(report.output) / "model.int8.onnx"
@@ -348,6 +349,20 @@ def test_the_model_of_onnx_runtime_is_compared_as_a_file(model: Path, spec: Mode
     assert output.candidate == Path(report.output).name
     with engine.runner("engine") as runner:
         assert runner.infer({"x": np.ones((2, 4), np.float32)})["y"].shape == (2, 3)
+
+
+def test_a_model_that_is_exchanged_after_it_was_checked_is_not_compared(
+    model: Path, spec: ModelSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    report = build(model, spec=spec, target=Target(backend="onnxruntime"))
+    folder = Path(report.output)
+
+    def exchange(*_: object) -> None:
+        shutil.copy(model, folder / "model.int8.onnx")
+
+    monkeypatch.setattr("trtq.pipeline.compare.require_same_inputs", exchange)
+    with pytest.raises(ArtifactError, match=r"model\.int8\.onnx was changed since it was loaded; load"):
+        compare(model, folder, spec=spec)
 
 
 def test_an_engine_that_trtq_does_not_run_is_told(model: Path, spec: ModelSpec, backend: Builder) -> None:

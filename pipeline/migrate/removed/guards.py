@@ -15,6 +15,7 @@ Bounds = tuple[int, int]
 """Below which major version code runs where a test holds, and where it fails."""
 
 _MIRRORED = {ast.Lt: ast.Gt, ast.Gt: ast.Lt, ast.LtE: ast.GtE, ast.GtE: ast.LtE}
+_NUMBERS = re.compile(r"\d{1,9}(\.\d{1,9})*")
 
 
 class VersionTests:
@@ -96,6 +97,8 @@ def _version(node: ast.expr) -> list[int] | None:
             numbers = [item.value for item in items if isinstance(item, ast.Constant)]
             whole = [number for number in numbers if isinstance(number, int)]
             return whole if len(whole) == len(items) else None
-        case ast.Constant() if re.fullmatch(r"\d+(\.\d+)*", str(node.value)):
-            return [int(number) for number in str(node.value).split(".")]
+        case ast.Constant(value=int() as number) if not isinstance(number, bool):
+            return [number]  # it may have more digits than Python writes
+        case ast.Constant(value=str() | float() as value) if _NUMBERS.fullmatch(str(value)):
+            return [int(number) for number in str(value).split(".")]
     return None

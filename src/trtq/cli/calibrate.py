@@ -40,6 +40,7 @@ from trtq.pipeline.engine.target import Target
 @options.take(QuantizationSpec)
 @options.take(LayerSpec, "skip", "force")
 @options.take(Target, "op_types")
+@targets.fp8_option
 @options.take_path("--statistics", text="Estimate the ranges from this statistics file; no data is read.")
 @options.take_path(
     "--save-statistics",

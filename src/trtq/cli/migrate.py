@@ -37,6 +37,7 @@ from trtq.pipeline.migrate.removed.scripts import check_scripts
 @options.take(QuantizationSpec, "weight_granularity")
 @options.take(LayerSpec)
 @options.take(Target, "op_types")
+@targets.fp8_option
 @options.take_one(
     Target,
     "high_precision",

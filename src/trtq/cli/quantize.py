@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from trtq.calibrators.ranges import read_ranges
+from trtq.calibrators.ranges import Ranges, read_ranges
 from trtq.cli import options, targets
 from trtq.cli.console import ConsoleWatcher, open_console, print_json
 from trtq.cli.options import Given
@@ -15,7 +15,9 @@ from trtq.errors import UsageError
 from trtq.files import check_output
 from trtq.models.spec import PER_TOKEN, CalibrationSpec, LayerSpec, QuantizationSpec
 from trtq.numbers import format_bytes
+from trtq.pipeline.engine.backend import Precision
 from trtq.pipeline.engine.target import Target
+from trtq.pipeline.formats import FP8
 from trtq.pipeline.quantize import quantize
 
 
@@ -24,11 +26,12 @@ from trtq.pipeline.quantize import quantize
 @options.take_path(
     "--ranges", text="The ranges file of `trtq calibrate`. --weights and --activations per-token need none."
 )
-@options.take_output("The file to write.  [default: MODEL.int8.onnx, MODEL.int4-weights.onnx]")
+@options.take_output("The file to write.  [default: MODEL.int8.onnx, MODEL.fp8.onnx, ...]")
 @options.spec_option
 @options.take(QuantizationSpec, "weight_granularity", "activations")
 @options.take(LayerSpec)
 @options.take(Target, "op_types")
+@targets.fp8_option
 @targets.high_precision_option
 @targets.weight_options
 @options.take(CalibrationSpec, "data", "batch_size", "samples")
@@ -47,6 +50,7 @@ def command(
 
     \b
       trtq quantize model.onnx --ranges ranges.json --output model.int8.onnx
+      trtq quantize model.onnx --ranges ranges.json --fp8
       trtq quantize model.onnx --activations per-token
       trtq quantize model.onnx --weights int4
       trtq quantize model.onnx --weights int4 --weight-method gptq --calib-data calib.npz
@@ -54,7 +58,8 @@ def command(
     spec = given.read_spec(model)
     is_alone = given.find(Formats, "weights")
     is_per_token = spec.quantization.activations == PER_TOKEN and not is_alone
-    target = targets.read_target(given, is_int8=ranges is not None or is_per_token)
+    found = read_ranges(ranges) if ranges is not None else None
+    target = targets.read_target(given, precision="int8" if is_per_token else _find_precision(found))
     if ranges is None and target.weights is None and not is_per_token:
         raise UsageError("give --ranges of `trtq calibrate`, --weights, or --activations per-token")
     reads_data = target.weights is not None and target.weights.method == "gptq"
@@ -65,7 +70,7 @@ def command(
     with ConsoleWatcher(quiet=quiet) as watcher:
         written = quantize(
             model,
-            read_ranges(ranges) if ranges is not None else None,
+            found,
             output,
             spec=spec,
             target=target,
@@ -75,3 +80,10 @@ def command(
         print_json({"path": str(written), "bytes": written.stat().st_size})
     elif not quiet:
         open_console().print(f"written to {written}  {format_bytes(written.stat().st_size)}", soft_wrap=True)
+
+
+def _find_precision(ranges: Ranges | None) -> Precision | None:
+    """Returns the precision that ranges were calibrated for; None without ranges."""
+    if ranges is None:
+        return None
+    return "fp8" if FP8.name in ranges.formats.values() else "int8"

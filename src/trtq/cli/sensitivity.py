@@ -41,6 +41,7 @@ _RANKS = (*_WITHOUT_LABELS, "accuracy")
 @options.take(QuantizationSpec)
 @options.take(LayerSpec, "skip", "force")
 @options.take(Target, "op_types")
+@targets.fp8_option
 @options.take_one(
     Target,
     "high_precision",

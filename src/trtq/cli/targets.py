@@ -64,6 +64,9 @@ def take_shapes(kind: str, word: str) -> Decorator:
     )
 
 
+fp8_option = take_one(
+    Formats, "fp8", text="FP8 (E4M3) instead of INT8, for GPUs of compute capability 8.9 and newer."
+)
 high_precision_option = take_one(Target, "high_precision", "--high-precision", "--compute-dtype")
 weight_options = combine_options(
     take_one(Formats, "weights", kind=click.Choice(list(WEIGHT_FORMATS))),
@@ -73,28 +76,28 @@ weight_options = combine_options(
 )
 
 
-def read_target(given: Given, usual: Target | None = None, *, is_int8: bool = False) -> Target:
+def read_target(given: Given, usual: Target | None = None, *, precision: Precision | None = None) -> Target:
     """Returns the target that is asked for.
 
     Args:
         given: What the options say.
         usual: What holds where they say nothing.
-        is_int8: Whether it is INT8 without the option --int8.
+        precision: That of the layers where no option says it; None: INT8, or float with --weights.
 
     Raises:
         UsageError: There is no such target.
     """
     given = replace(given, changes=[*map(_parse_change, given.changes)])
-    formats = given.apply(Formats(int8=is_int8))
+    formats = given.apply(Formats())
     for change in given.find(Target, "high_precision") if formats.fp16 else ():
         if change.value not in ("auto", "fp16"):
             raise UsageError(
                 f"--fp16 and --high-precision {change.value} contradict each other; give one of them"
             )
-    if given.find(Target, "formats") and (formats.int8 or formats.fp8 or formats.fp16):
-        one = next(name for name in ("int8", "fp8", "fp16") if getattr(formats, name))
-        raise UsageError(f"--{one} and --formats contradict each other; give one of them")
-    precision, weights = _choose_precision(formats), _choose_weights(formats, given)
+    if given.find(Target, "formats") and (named := _list_named(formats)):
+        raise UsageError(f"--{named[0]} and --formats contradict each other; give one of them")
+    precision = _choose_precision(formats) or precision or ("weights" if formats.weights else "int8")
+    weights = _choose_weights(formats, given)
     target = given.apply(replace(usual or Target(), precision=precision, weights=weights))
     return replace(
         target,
@@ -104,16 +107,22 @@ def read_target(given: Given, usual: Target | None = None, *, is_int8: bool = Fa
     )
 
 
-def _choose_precision(formats: Formats) -> Precision:
-    layers: tuple[Precision, ...] = ("int8", "fp8", "nvfp4")
-    given = [name for name in layers if getattr(formats, name)]
+def _list_named(formats: Formats) -> list[Precision]:
+    """Returns the precisions that options name."""
+    names: tuple[Precision, ...] = ("int8", "fp8", "nvfp4", "fp16")
+    return [name for name in names if getattr(formats, name)]
+
+
+def _choose_precision(formats: Formats) -> Precision | None:
+    """Returns the precision that an option names."""
+    given = [name for name in _list_named(formats) if name != "fp16"]
     if len(given) > 1:
         raise UsageError(
             f"{' and '.join(f'--{name}' for name in given)} contradict each other; give one of them"
         )
     if given:
         return given[0]
-    return "weights" if formats.weights else "fp16" if formats.fp16 else "int8"
+    return "fp16" if formats.fp16 and not formats.weights else None
 
 
 def _choose_weights(formats: Formats, given: Given) -> WeightScheme | None:

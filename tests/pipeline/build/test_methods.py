@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 from recording_watcher import RecordingWatcher
 
@@ -25,14 +24,9 @@ net (float[N, 3, 8, 8] x) => (float[N, 8, 8, 8] y) {
 
 
 @pytest.fixture
-def model(path_of: Callable[..., Path]) -> Path:
+def model(random_model: Callable[..., Path]) -> Path:
     """Three layers of random weights, with 32 samples beside them."""
-    rng = np.random.default_rng(0)
-    shapes = {"w1": (8, 3, 3, 3), "w2": (8, 8, 1, 1), "w3": (8, 8, 1, 1)}
-    weights = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
-    path = path_of(_NET, **weights)
-    np.savez(path.parent / "x.npz", x=rng.standard_normal((32, 3, 8, 8)).astype(np.float32))
-    return path
+    return random_model(_NET, (32, 3, 8, 8), w1=(8, 3, 3, 3), w2=(8, 8, 1, 1), w3=(8, 8, 1, 1))
 
 
 def spec_of(model: Path, method: str, **parameters: float) -> ModelSpec:

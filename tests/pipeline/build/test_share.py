@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from trtq.models.spec import CalibrationSpec, LayerSpec, ModelSpec, QuantizationSpec
@@ -23,14 +22,9 @@ net (float[N, 16, 8, 8] x) => (float[N, 16, 8, 8] y) {
 
 
 @pytest.fixture
-def model(path_of: Callable[..., Path]) -> Path:
+def model(random_model: Callable[..., Path]) -> Path:
     """Three layers, of which the second does nine elevenths of the work, with 16 samples beside them."""
-    rng = np.random.default_rng(0)
-    shapes = {"w1": (16, 16, 1, 1), "w2": (16, 16, 3, 3), "w3": (16, 16, 1, 1)}
-    weights = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
-    path = path_of(_NET, **weights)
-    np.savez(path.parent / "x.npz", x=rng.standard_normal((16, 16, 8, 8)).astype(np.float32))
-    return path
+    return random_model(_NET, (16, 16, 8, 8), w1=(16, 16, 1, 1), w2=(16, 16, 3, 3), w3=(16, 16, 1, 1))
 
 
 def spec_of(model: Path, *skip: str) -> ModelSpec:

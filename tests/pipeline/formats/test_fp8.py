@@ -42,3 +42,26 @@ def test_zeros_and_the_largest_stay_finite() -> None:
         codes, scales = FP8.encode(weight, PerChannel(0), dtype)
         assert np.isfinite(codes.astype(np.float32)).all()
         assert (scales > 0).all()
+
+
+def test_values_are_rounded_to_the_nearest_level() -> None:
+    steps = np.random.default_rng(1).normal(size=20_000) * 200
+    wanted = np.clip(steps, -448, 448).astype(ml_dtypes.float8_e4m3fn).astype(np.float64)
+    np.testing.assert_array_equal(FP8.round_steps(steps), wanted)
+    assert FP8.magnitudes.tolist() == sorted({*np.abs(NUMBERS[np.isfinite(NUMBERS)]).tolist()})
+
+
+def test_the_other_level_lies_on_the_other_side() -> None:
+    steps = np.array([17.0, 16.5, -17.0, 0.0004, -0.0004, 450.0, 448.0, 0.0, -2.0])
+    nearest = FP8.round_steps(steps)
+    wanted = [18.0, 18.0, -18.0, 2**-9, -(2**-9), 448.0, 448.0, 0.0, -2.0]
+    assert FP8.round_away(steps, nearest).tolist() == wanted
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_every_value_lies_between_its_two_levels(seed: int) -> None:
+    steps = np.clip(np.random.default_rng(seed).standard_t(2, 5000) * 100, -448, 448)
+    nearest = FP8.round_steps(steps)
+    other = FP8.round_away(steps, nearest)
+    assert ((np.minimum(nearest, other) <= steps) & (steps <= np.maximum(nearest, other))).all()
+    assert (np.abs(steps - nearest) <= np.abs(steps - other)).all()

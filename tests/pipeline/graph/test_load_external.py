@@ -101,6 +101,20 @@ def test_external_data_at_a_place_that_is_no_number(
         load(path, min_opset=13)
 
 
+def test_external_data_that_is_shorter_than_its_shape(path_of: Callable[..., Path], tmp_path: Path) -> None:
+    _, path = _external(path_of, tmp_path)
+    proto = onnx.load(path, load_external_data=False)
+    for entry in proto.graph.initializer[0].external_data:
+        if entry.key == "length":
+            entry.value = "3"
+    onnx.save(proto, path)
+    match = (
+        r"'w' lie in 'weights.bin' with length 3, but their shape takes \d+ bytes; export the model again$"
+    )
+    with pytest.raises(ModelError, match=match):
+        load(path, min_opset=13)
+
+
 def test_external_data_outside_the_folder_is_refused(path_of: Callable[..., Path], tmp_path: Path) -> None:
     _, path = _external(path_of, tmp_path)
     (path.parent / "weights.bin").rename(tmp_path / "weights.bin")

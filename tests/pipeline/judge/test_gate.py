@@ -73,6 +73,14 @@ def test_a_bad_fp16_is_blamed_for_a_bad_int8(fp16: float) -> None:
     )
 
 
+def test_fp16_is_not_blamed_for_what_an_inexact_repair_did_to_it_too() -> None:
+    verdict = judge(_all(0.91, 0.9, 0.999), _GATE, candidate="int8", is_inexact=True)
+    assert verdict.reasons[1:] == (
+        "the repaired model has cosine 0.9000 to fp32 on output 'y' with the rest in FP16 too: the repairs "
+        "that round anew may be the cause; export the model so that it needs none",
+    )
+
+
 def test_a_bad_fp16_that_is_judged_itself_is_not_blamed_twice() -> None:
     comparison = _comparison(_pair("fp16", "fp32", 0.9))
     verdict = judge(comparison, _GATE, candidate="fp16")

@@ -217,9 +217,9 @@ def test_what_has_no_scale_is_told_and_stays_float(demo: Path, cache: Path, tmp_
     migrated = migrate(demo, partial, target=ORT, output=tmp_path / "out", watcher=heard)
     reason = "the cache has no scale for 'flatten/Reshape_output_0'"
     assert heard.warnings == [
-        f"1 tensors have no scale, so 1 nodes stay as they are, such as 'head/Gemm': {reason}"
+        f"no scale for 1 tensor, which leaves 1 node unquantized, such as 'head/Gemm': {reason}"
     ]
-    assert "1 keys of the cache are no tensors of the model: 'old_name'" in heard.notes
+    assert "no tensor of the model for 1 key of the cache: 'old_name'" in heard.notes
     assert migrated.outcome.migration.uncovered == (
         UncoveredTensor("flatten/Reshape_output_0", reason, ("head/Gemm",)),
     )
@@ -234,7 +234,7 @@ def test_a_cache_that_covers_little_is_suspected(demo: Path, tmp_path: Path) -> 
     few.write_bytes(format_cache(CalibrationCache({"image": 1 / 128, "pool/MaxPool_output_0": 0.125})))
     heard = RecordingWatcher()
     migrate(demo, few, spec=NO_DATA, target=ORT, output=tmp_path / "out", watcher=heard)
-    assert heard.warnings[0].startswith("8 tensors have no scale, so 10 nodes stay as they are, such as ")
+    assert heard.warnings[0].startswith("no scale for 8 tensors, which leaves 10 nodes unquantized, such as ")
     assert heard.warnings[0].endswith("; is the cache for another version of the model?")
 
 

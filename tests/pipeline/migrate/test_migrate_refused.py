@@ -21,9 +21,9 @@ ORT = Target(backend="onnxruntime", shapes=GivenShapes(opt={"image": (8, 1, 8, 8
 NO_DATA = ModelSpec()
 
 
-def test_only_int8_engines_come_of_a_cache(demo: Path, cache: Path) -> None:
+def test_only_engines_with_quantized_layers_come_of_a_cache(demo: Path, cache: Path) -> None:
     with pytest.raises(
-        UsageError, match=r"^a calibration cache makes an INT8 engine, no fp16 one: use `trtq build`$"
+        UsageError, match=r"^a calibration cache makes an INT8 or FP8 engine, no fp16 one: use `trtq build`$"
     ):
         migrate(demo, cache, target=Target(precision="fp16"))
 

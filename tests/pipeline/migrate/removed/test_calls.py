@@ -222,6 +222,8 @@ def test_code_that_asks_first_is_guarded(source: str) -> None:
         "if 8 < trt.__version__ < 11:\n    trt.BuilderFlag.INT8",
         "if int8 in names:\n    trt.BuilderFlag.INT8",
         "if '11' is trt.__version__:\n    trt.BuilderFlag.INT8",
+        pytest.param(f"if trt.__version__ < '{'1' * 5001}':\n    trt.BuilderFlag.INT8", id="a long string"),
+        pytest.param(f"if trt.__version__ < 0x{'1' * 5001}:\n    trt.BuilderFlag.INT8", id="a long number"),
         "try:\n    trt.BuilderFlag.INT8\nexcept ValueError:\n    pass",
         "try:\n    trt.BuilderFlag.INT8\nexcept Exception as error:\n    print(error)",
         "try:\n    pass\nexcept AttributeError:\n    trt.BuilderFlag.INT8",
