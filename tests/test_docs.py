@@ -35,7 +35,7 @@ from trtq.models.preprocess import Preprocess
 from trtq.models.spec import AccuracySpec, CalibrationSpec, EvaluationSpec, LayerSpec, QuantizationSpec
 from trtq.pipeline.build.keep import NO_KERNEL
 from trtq.pipeline.engine.backends import BACKENDS
-from trtq.pipeline.graph import placement, worth
+from trtq.pipeline.graph import attention, placement, worth
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -213,7 +213,8 @@ def test_every_rule_of_placement_has_its_row_and_what_force_overrules_is_named()
     first = rows.index("indices")
     assert {*rows[first:]} == overruled
     assert rows[-1] == "no-kernel"
-    assert {*rows[:first]} == {*_rules_in(placement), "weighted-input", "residual-add", "softmax-input"}
+    named = {*_rules_in(placement), *_rules_in(attention), "weighted-input", "residual-add", "softmax-input"}
+    assert {*rows[:first]} == named
     assert "overrules the rules from *indices* to *no-kernel*" in text
 
 
