@@ -12,7 +12,7 @@ from trtq.pipeline.build.comparison import EnginePlan, compare_job, name_to_judg
 from trtq.pipeline.build.engine import EngineBuild, build_engine, find_layers_without_kernel
 from trtq.pipeline.build.folder import measure_sizes, write_folder
 from trtq.pipeline.build.job import Job
-from trtq.pipeline.build.keep import NO_KERNEL, keep_layers
+from trtq.pipeline.build.keep import NO_KERNEL, add_other_formats, keep_layers
 from trtq.pipeline.build.methods import RangedJob, try_methods
 from trtq.pipeline.build.models import ModelFiles, report_job_weights, write_models
 from trtq.pipeline.build.prepare import prepare
@@ -99,7 +99,7 @@ def run_job(job: Job, log: Log, earlier: EarlierBuild | None = None) -> Report:
     with stage_folder(job.folder) as stage:
         calibrated = find_ranges(job, earlier, log)
         ranges = calibrated.ranges
-        job = replace(job, attention=() if ranges is None else ranges.attention)
+        job = add_other_formats(replace(job, attention=() if ranges is None else ranges.attention))
         job = _keep_as_before(job, ranges, earlier)
         models = write_models(job, ranges, stage, log)
         auto = comparison = None

@@ -47,13 +47,15 @@ class Found:
 
 def describe_plain(job: Job) -> str:
     """Returns what every layer of the cheapest model is in, in words."""
-    return f"in {job.target.precision.upper()}"
+    more = sorted({form.name.upper() for form in job.forms.values()})
+    return f"in {' and '.join([job.target.precision.upper(), *more])}"
 
 
-def explain_step(option: str, choice: LayerChoice, name: str) -> str:
+def explain_step(option: str, choice: LayerChoice, followers: Mapping[str, str], name: str) -> str:
     """Returns why a layer is float, by the option that asked for the search."""
-    form = choice.start[name]
-    return f"kept by {option}: alone in {form.upper()} it leaves an SQNR of {_alone(choice, name):.1f} dB"
+    leader = followers.get(name, name)
+    form, alone = choice.start[leader], _alone(choice, leader)
+    return f"kept by {option}: alone in {form.upper()} it leaves an SQNR of {alone:.1f} dB"
 
 
 def _alone(choice: LayerChoice, name: str) -> float:

@@ -55,6 +55,20 @@ def hold_layers(job: Job, ranges: Ranges, forms: Mapping[str, str], explain: Cal
     return keep_layers(replace(job, forms=others), ranges, {name: explain(name) for name in floats})
 
 
+def add_other_formats(job: Job) -> Job:
+    """Returns the job with the layers too that only another of the formats of its target takes, in that."""
+    target, found = job.target, dict(job.forms)
+    if len(target.code_formats) < 2:
+        return job
+    placed = {node.name for node in job.placement.quantized}
+    for name in target.code_formats:
+        other = replace(job, target=replace(target, precision=name, formats=()))
+        for node in other.placement.quantized:
+            if node.name not in placed:
+                found.setdefault(node.name, node.scheme.form)
+    return replace(job, forms=found)
+
+
 def list_forms(job: Job) -> dict[str, str]:
     """Returns the name of the format of each quantized node."""
     return {node.name: node.scheme.form.name for node in job.placement.quantized}

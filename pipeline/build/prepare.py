@@ -9,6 +9,7 @@ from trtq.errors import DataError, ModelError, UsageError
 from trtq.models.signature import require_same_inputs
 from trtq.models.spec import PER_TOKEN, InputSpec, ModelSpec
 from trtq.pipeline.build.job import Job, place_job
+from trtq.pipeline.build.keep import add_other_formats
 from trtq.pipeline.build.keys import make_keys
 from trtq.pipeline.calibrate.data import (
     describe_given,
@@ -114,7 +115,7 @@ def complete_job(job: Job, watcher: Watcher, *, random_data: bool) -> Job:
         watcher.warn("no weight can be stored in fewer bits; the report tells why")
     if not (job.has_given or placement.layers) and target.form is not None and target.weights is None:
         watcher.warn("no layer can be quantized; the report tells why")
-    job = replace(job, graph=raise_opset(job.graph, placement.min_opset))
+    job = add_other_formats(replace(job, graph=raise_opset(job.graph, placement.min_opset)))
     job = _with_reference(_with_data(job, watcher, random_data=random_data))
     return job if job.ranges is not None else replace(job, keys=make_keys(job))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -16,6 +16,7 @@ from trtq.pipeline.deliver.report import AutoReport
 from trtq.pipeline.engine.backend import Precision
 from trtq.pipeline.formats import FP16
 from trtq.pipeline.formats.throughput import find_speed
+from trtq.pipeline.graph.attention import find_attentions
 from trtq.pipeline.graph.placement import RESIDUAL_ADD, Placement
 from trtq.pipeline.judge.compare import Comparison
 from trtq.pipeline.judge.costs import FLOAT, price_layers
@@ -124,22 +125,35 @@ def _search(
         _warn_of_few(job, start.size.num_samples, log)
     log.stage("Choosing layers")
     others = [_place_in(job, form) for form in job.target.code_formats if form != job.target.precision]
+    session = open_switchable(
+        job.graph.model, job.placement, ranges, scale_dtype=job.strategy.scale_dtype, others=others
+    )
+    followers = _find_followers(job, session)
+
+    def spread(forms: Mapping[str, str]) -> dict[str, str]:
+        return {**forms, **{name: forms[leader] for name, leader in followers.items()}}
+
     meter = EffectMeter(
-        open_switchable(
-            job.graph.model, job.placement, ranges, scale_dtype=job.strategy.scale_dtype, others=others
-        ),
-        lambda forms: list_forms(hold_layers(job, ranges, forms, lambda _: "")),
+        session,
+        lambda forms: list_forms(hold_layers(job, ranges, spread(forms), lambda _: "")),
+        followers,
         start.labels,
         log.advance,
     )
     speed = find_speed(job.target.compute_capabilities)
-    costs = price_layers(works, _list_allowed(job, meter.session), speed)
+    costs = price_layers(works, _list_allowed(job, session), speed)
+    for name, leader in followers.items():
+        behind = costs.pop(name)
+        costs[leader] = {form: cost + behind[form] for form, cost in costs[leader].items() if form in behind}
     choice = choose_layers(meter, costs, job.spec.accuracy, to_choose, start.size)
     attempts = 0
     while True:
         attempts += 1
         changed = hold_layers(
-            job, ranges, choice.forms(), partial(explain_step, job.target.search_option, choice)
+            job,
+            ranges,
+            spread(choice.forms()),
+            partial(explain_step, job.target.search_option, choice, followers),
         )
         changed = replace(changed, evaluation=judged_on)
         models = quantize(changed)
@@ -162,7 +176,15 @@ def _search(
 
 
 def _place_in(job: Job, form: Precision) -> Placement:
-    return replace(job, target=replace(job.target, precision=form, formats=())).placement
+    return replace(job, forms={}, target=replace(job.target, precision=form, formats=())).placement
+
+
+def _find_followers(job: Job, session: Switchable) -> dict[str, str]:
+    """Returns the second products of attention, with the first ones: a kernel takes both in one format."""
+    pairs = (
+        (str(item.scores.name), str(item.context.name)) for item in find_attentions(job.graph.model.graph)
+    )
+    return {second: first for first, second in pairs if {first, second} <= session.layers.keys()}
 
 
 def _list_allowed(job: Job, session: Switchable) -> dict[str, tuple[str, ...]]:

@@ -51,6 +51,7 @@ class EffectMeter:
         session: The model, of which every layer can be switched.
         quantized: Maps what is wanted of each layer to the formats of those that are quantized then: an Add
             after a float convolution may not be.
+        followers: Layers that have the format of another one, by their names.
         labels: Where the labels are, and how answers are scored.
         progress: Called after every batch.
         samples_run: How often a sample went through the model.
@@ -58,6 +59,7 @@ class EffectMeter:
 
     session: Switchable
     quantized: Callable[[Forms], Forms]
+    followers: Mapping[str, str] = field(default_factory=dict)
     labels: Labels | None = None
     progress: Progress = lambda _: None
     samples_run: int = 0
@@ -66,10 +68,14 @@ class EffectMeter:
         """Returns the effect of each of these layers alone in this format, and all others in float."""
         found: dict[Step, Effect] = {}
         for part in split_in_groups(pairs, mixtures_each=1):
-            mixtures = {str(index): {pair.layer: pair.form} for index, pair in enumerate(part)}
+            mixtures = {str(index): self._spread(pair) for index, pair in enumerate(part)}
             effects, _ = self._measure(mixtures, batches)
             found |= {pair: effects[str(index)] for index, pair in enumerate(part)}
         return found
+
+    def _spread(self, pair: Step) -> dict[str, str]:
+        behind = [name for name, leader in self.followers.items() if leader == pair.layer]
+        return dict.fromkeys((pair.layer, *behind), pair.form)
 
     def measure_forms(
         self, mixtures: Mapping[str, Forms], batches: Batches

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import onnx
 import pytest
 
 from trtq.calibrators.ranges import read_ranges
-from trtq.models.spec import CalibrationSpec, ModelSpec, QuantizationSpec
+from trtq.models.spec import AccuracySpec, CalibrationSpec, ModelSpec, QuantizationSpec
 from trtq.pipeline.build import build
 from trtq.pipeline.calibrate import calibrate
 from trtq.pipeline.deliver.report import Report
@@ -133,3 +134,31 @@ def test_what_calibration_has_tried_is_quantized(block: Callable[..., tuple[Path
 def test_nothing_is_tried_without_data_held_back(block: Callable[..., tuple[Path, ModelSpec]]) -> None:
     model, spec = block(share=0.01)
     assert calibrate(model, spec=spec, random_data=True).attention == ()
+
+
+@needs_rtx
+@pytest.mark.parametrize("min_cosine", [0.9999, 0.99995])
+def test_a_search_gives_both_products_of_attention_one_format(
+    block: Callable[..., tuple[Path, ModelSpec]], min_cosine: float
+) -> None:
+    """INT8 is tried and dropped here; FP8 fuses, so that the products start in it and are raised together."""
+    model, spec = block(share=1.0)
+    spec = replace(spec, accuracy=AccuracySpec(min_cosine=min_cosine))
+    shapes = GivenShapes(*({"x": (batch, 32, 64)} for batch in (1, 8, 8)))
+    formats = ("int8", "fp8", "fp16")
+    target = Target(
+        backend="tensorrt-rtx",
+        compute_capabilities=("8.9",),
+        shapes=shapes,
+        formats=formats,
+        high_precision="fp32",
+    )
+    report = build(model, spec=spec, target=target, output=model.parent / "mixed.trtq")
+    assert report.auto is not None
+    assert report.auto.layers, report.auto.outcome
+    chosen = {report.auto.layers.get(name, "fp16") for name in BOTH}
+    assert len(chosen) == 1
+    assert report.engine.fallbacks == ()
+    assert report.engine.num_realized == len(report.auto.layers)
+    if chosen == {"fp16"}:
+        assert {*BOTH} <= {item.name for item in report.kept_float}
