@@ -35,7 +35,7 @@ from trtq.pipeline.sign import sign
 from trtq.progress import Log, Silent, Watcher
 
 _MOST_REBUILDS = 2
-"""Where layers turn out to have no INT8 kernel."""
+"""Where layers turn out to have no kernel for the format that they were asked in."""
 
 
 def build(
@@ -167,7 +167,7 @@ def _keep_as_before(job: Job, ranges: Ranges | None, earlier: EarlierBuild | Non
 def _build_where_kernels_are(
     work: _Work, ranges: Ranges | None, earlier: EarlierBuild | None, stage: Path, log: Log
 ) -> _BuiltWork:
-    """Builds the engine, and builds it again with those layers float that have no INT8 kernel."""
+    """Builds the engine, and builds it again with those layers float that have no kernel."""
     job, models, comparison = work.job, work.models, work.comparison
     engine = build_engine(job, ranges, models, earlier, stage, log)
     for _ in range(_MOST_REBUILDS):
@@ -177,7 +177,8 @@ def _build_where_kernels_are(
         log.note(f"built in float, as the builder has no {job.target.name.upper()} kernel for it: {shown}")
         job, comparison = keep_layers(job, ranges, reasons), None
         if not job.placement.layers:
-            log.warn("no layer of this model has an INT8 kernel here: nothing runs in INT8")
+            name = job.target.name.upper()
+            log.warn(f"no layer of this model has an {name} kernel here: nothing runs in {name}")
         models = write_models(job, ranges, stage, log)
         engine = build_engine(job, ranges, models, None, stage, log)
     return _BuiltWork(job, models, comparison, engine)

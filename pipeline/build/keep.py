@@ -75,13 +75,13 @@ def list_forms(job: Job) -> dict[str, str]:
 
 
 def find_float_fallbacks(job: Job, fallbacks: Sequence[Fallback]) -> dict[str, str]:
-    """Returns the layers that are better built in float, with the reason: INT8 only costs accuracy there.
+    """Returns the layers that are better built in float, with the reason: codes only cost accuracy there.
 
     What the user asked for by name or type stays, and so does what the builder removed or does not tell of.
 
     Args:
         job: Whose Q/DQ model was built.
-        fallbacks: The layers that have Q/DQ and do not run in INT8.
+        fallbacks: The layers that have Q/DQ and do not run in what they were asked in.
     """
     forced = [re.compile(pattern) for pattern in job.spec.layers.force]
     quantized = {node.name for node in job.placement.layers}
