@@ -177,3 +177,17 @@ def test_each_channel_behind_a_norm_has_a_bound_of_its_own() -> None:
     assert bound == pytest.approx(2 * (math.sqrt(4) * 1 + 0.5), rel=1e-5)  # not 100 times as much
     x = np.random.default_rng(0).standard_normal((1, 3, 4))
     assert np.abs(run(model, x)).max() <= bound
+
+
+def test_a_batch_norm_scales_the_bounds_of_its_channels_one_by_one() -> None:
+    constants: dict[str, Any] = {
+        "w": np.array([[[4]], [[1]]], np.float32), "s": np.array([1, 8], np.float32),
+        "b": np.array([0, 1], np.float32), "m": np.array([0, -1], np.float32), "q": np.ones(2, np.float32),
+        "v": np.ones((1, 2, 1), np.float32),
+    }  # fmt: skip
+    norm = "n = BatchNormalization <epsilon = 0.0> (c, s, b, m, q)"
+    model = model_of(f"c = Conv (x, w) {norm} y = Conv (n, v)", "1,1,5", **constants)
+    for x in (1.0, 10.0):
+        assert bound_of(model, x) == pytest.approx(4 * x + 8 * (x + 1) + 1)
+        largest = max(float(np.abs(run(model, np.full((1, 1, 5), sign * x))).max()) for sign in (-1, 1))
+        assert largest == pytest.approx(bound_of(model, x))
