@@ -126,6 +126,8 @@ def _check_blocks(node: ir.Node, activation: Operand, weight: Operand) -> Iterat
     elif activation.rank != weight.rank or _reads_transposed(node, None) or _is_turned(weight):
         reason = "it multiplies int8 activations with a weight in blocks, on which TensorRT's builder fails"
         yield report("blocks", "refused", node, reason, "quantize with one scale for each output channel")
+    elif any(_check_types(node, activation, weight)):
+        return  # it is refused for that
     elif weight.scale is not None and weight.scale.shape[weight.dequantize.attributes.get_int("axis", 1)] > 1:
         reason = (
             "it multiplies 8-bit activations with a weight in several blocks; TensorRT-RTX applies their "

@@ -155,7 +155,7 @@ def test_all_layers_switched_on_compute_what_the_model_computes(
     (wanted,) = outputs_of(quantize(graph.model, placement, ranges()), feed={"x": x})
     switchable = build_switchable(graph.model, placement, ranges())
     feed: Mapping[str, NDArray[np.generic]] = {"x": x} | {
-        f"trtq_switch_{index}": np.array(True) for index in (0, 1)
+        f"trtq_switch_{index}_int8": np.array(True) for index in (0, 1)
     }
     np.testing.assert_array_equal(outputs_of(switchable, feed=feed)[0], wanted)
 
