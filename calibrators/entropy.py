@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from trtq.calibrators.levels import INT8_LEVELS
+from trtq.calibrators.levels import INT8_LEVELS, are_even
 from trtq.errors import UsageError
 from trtq.models.option import setting
 
@@ -84,10 +84,9 @@ def find_edges(levels: Levels, num_levels: int) -> NDArray[np.float64]:
 
     Where they are equally far apart, `num_levels` of them are taken.
     """
-    magnitudes = levels.magnitudes
-    if np.ptp(np.diff(magnitudes)) == 0:
+    if are_even(levels):
         return np.arange(num_levels + 1) / num_levels
-    middles = (magnitudes[1:] + magnitudes[:-1]) / 2
+    middles = (levels.magnitudes[1:] + levels.magnitudes[:-1]) / 2
     return np.concatenate([[0.0], middles / levels.largest, [1.0]])
 
 

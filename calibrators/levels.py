@@ -49,5 +49,10 @@ class _Int8Levels:
         return np.asarray(np.clip(np.rint(steps), -QMAX, QMAX))
 
 
+def are_even(levels: Levels) -> bool:
+    """Returns whether levels are equally far apart, as integers are and floats are not."""
+    return bool(np.ptp(np.diff(levels.magnitudes)) == 0)
+
+
 INT8_LEVELS: Levels = _Int8Levels()
 """Those of INT8: every integer from -127 to 127."""

@@ -10,7 +10,8 @@ from trtq.calibrators import METHODS, Method, create_method
 from trtq.calibrators.batches import Batches
 from trtq.calibrators.entropy import Auto, EntropyWithRows
 from trtq.calibrators.estimate import describe, estimate
-from trtq.calibrators.levels import Levels
+from trtq.calibrators.levels import Levels, are_even
+from trtq.calibrators.minmax import RoomyMinMax
 from trtq.calibrators.observe import PassControl
 from trtq.calibrators.ranges import Ranges
 from trtq.calibrators.statistics import Statistics
@@ -67,8 +68,8 @@ def improve_ranges(
         DataError: The data does not fit the model.
         ModelError: ONNX Runtime cannot run the model.
     """
-    first = create_method(spec.calibration)
-    by_trial, allowed = isinstance(first, Auto), spec.quantization.repairs
+    by_trial = isinstance(create_method(spec.calibration), Auto)
+    first, allowed = choose_first(spec, placement.formats), spec.quantization.repairs
     if batches.is_random or not placement.layers or not (by_trial or allowed):
         return take_ranges(graph, placement.formats, statistics, batches, spec, watcher)
     # Late: where nothing is tried, it is not needed.
@@ -89,7 +90,7 @@ def improve_ranges(
             for method in methods.values()
         ]
     )
-    if isinstance(first, Auto | EntropyWithRows):
+    if by_trial or isinstance(first, EntropyWithRows):
         amaxes = _row_amaxes(graph, placement.formats, batches, first, watcher)
         candidates = add_row_variants(candidates, amaxes, only=not by_trial)
     watcher.stage("Trying repairs" if allowed else "Trying methods")
@@ -126,12 +127,19 @@ def take_ranges(
     The tensors come with the levels of the formats that they will be held in. For "auto" it is the method
     that trials start from. A note says where the method does not apply.
     """
-    first = create_method(spec.calibration)
+    first = choose_first(spec, tensors)
     ranges = estimate(statistics, first, tensors, spec.quantization.activations, tensors)
     if isinstance(first, EntropyWithRows):
         amaxes = _row_amaxes(graph, tensors, batches, first, watcher)
         ranges, *_ = add_row_variants([ranges], amaxes, only=True)
     return RangeSearch(ranges, first)
+
+
+def choose_first(spec: ModelSpec, tensors: Mapping[str, Levels]) -> Method:
+    """Returns the method of `spec`; for "auto" the one that trials start from, by the formats of tensors."""
+    method = create_method(spec.calibration)
+    is_float = tensors and not any(map(are_even, tensors.values()))
+    return RoomyMinMax() if is_float and isinstance(method, Auto) else method
 
 
 def _row_amaxes(

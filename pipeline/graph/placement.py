@@ -31,7 +31,7 @@ from trtq.pipeline.graph.placed import Placement as Placement
 from trtq.pipeline.graph.placed import QuantizedNode as QuantizedNode
 from trtq.pipeline.graph.placed import QuantizedWeight as QuantizedWeight
 from trtq.pipeline.graph.tokens import by_token
-from trtq.pipeline.graph.worth import explain_float, explain_unequal_matrices
+from trtq.pipeline.graph.worth import explain_float, explain_narrow, explain_unequal_matrices
 
 WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul", "LSTM", "GRU", "RNN")
 _WEIGHTED_IF_CONSTANT = ("Einsum", "DeformConv")
@@ -79,8 +79,9 @@ def place(
        them with it (`attention.place_attention`): in FP8 all such, in INT8 those that are named.
        two-activations: where "Attention" is among the types, every MatMul of two activations takes codes,
        whatever becomes of it; else all others stay float.
-    4. indices, filled, filter-bank, few-outputs, head, gate (`explain_float`) and unequal matrices
-       (`explain_unequal_matrices`): layers where INT8 wins nothing or loses much stay float.
+    4. indices, filled, filter-bank, few-outputs, head, gate (`explain_float`), unequal matrices
+       (`explain_unequal_matrices`) and in FP8 narrow (`explain_narrow`): layers where codes win nothing or
+       lose much stay float.
     5. softmax-input: what Softmax and LogSoftmax get is INT8 where "Softmax" is among the types; they compute
        in float all the same, and TensorRT fuses attention no more.
     6. Nothing else. Biases stay float. The reader of a tensor quantizes it: TensorRT moves that pair back
@@ -220,6 +221,8 @@ def _weighted_input(
     axis = find_channel_axis(node, place, len(weight.shape or ()))
     is_forced = any(re.search(pattern, str(node.name)) for pattern in force)
     if not is_forced and (reason := explain_float(node, weight, activation, axis)):
+        return reason
+    if not is_forced and form is FP8 and (reason := explain_narrow(node, weight)):
         return reason
     rank = len(weight.shape or ())
     granularity: Granularity = choose_granularity(axis)

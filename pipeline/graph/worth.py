@@ -20,6 +20,7 @@ _WEIGHTED = frozenset({
 _MOST_UNEQUAL = 4.0
 """Between matrices that share a scale: the smallest has 5 bits left and an error of 4 %."""
 _LONG_FILTER = 32
+_CHANNELS_OF_FP8 = 16
 _ELEMENTWISE = frozenset({
     "Add", "Cast", "Clip", "Div", "HardSigmoid", "HardSwish", "Identity", "LeakyRelu", "Mul", "PRelu", "Relu",
     "Sigmoid", "Sub", "Tanh",
@@ -57,6 +58,21 @@ def explain_float(node: ir.Node, weight: ir.Value, activation: ir.Value, axis: i
     if node.op_type == "Conv" and _is_gate(node):
         return "gate: squeeze-and-excitation works on one position, where INT8 saves nothing"
     return ""
+
+
+def explain_narrow(node: ir.Node, weight: ir.Value) -> str:
+    """Returns why a convolution stays float rather than FP8; empty if it need not.
+
+    Model Optimizer leaves the same in FP16: so few channels fill no FP8 instruction, and a depthwise one has
+    a single channel a group.
+    """
+    shape, groups = _sizes(weight), node.attributes.get_int("group", 1)
+    if node.op_type != "Conv" or not shape:
+        return ""
+    least = min(shape[0] // groups, shape[1])
+    if least >= _CHANNELS_OF_FP8:
+        return ""
+    return f"narrow: FP8 kernels multiply {_CHANNELS_OF_FP8} channels at once, and a group of it has {least}"
 
 
 def explain_unequal_matrices(weight: ir.Value) -> str:

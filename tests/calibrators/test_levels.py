@@ -15,8 +15,8 @@ from trtq.calibrators.cosine import Cosine, measure_cosine
 from trtq.calibrators.cross_entropy import CrossEntropy, cross_entropy
 from trtq.calibrators.entropy import Entropy, find_edges, measure_divergences
 from trtq.calibrators.estimate import estimate
-from trtq.calibrators.levels import INT8_LEVELS
-from trtq.calibrators.minmax import MinMax
+from trtq.calibrators.levels import INT8_LEVELS, are_even
+from trtq.calibrators.minmax import MinMax, RoomyMinMax
 from trtq.calibrators.mse import Mse, measure_squared_error
 from trtq.calibrators.statistics import Statistics, StatisticsSource
 from trtq.pipeline.formats import FP8, INT8
@@ -107,3 +107,16 @@ def test_ranges_say_for_which_formats_they_were_chosen() -> None:
     assert found.tensors["a"].amax == pytest.approx(Mse().amax(histograms["a"]))
     assert found.tensors["b"].amax == pytest.approx(Mse().amax(histograms["b"], FP8))
     assert estimate(statistics, MinMax()).formats == {}
+
+
+def test_headroom_of_a_power_of_two_costs_fp8_nothing() -> None:
+    values = np.abs(np.random.default_rng(6).normal(size=2000)) + 0.01
+    amax, weights = float(values.max()), np.ones(2000)
+    histogram = counted(values.astype(np.float32))
+    roomy = RoomyMinMax().amax(histogram, FP8)
+    assert roomy == 2 * histogram.amax
+    found = [measure_squared_error(values, weights, item, FP8) for item in (amax, 2 * amax)]
+    assert found[1] == pytest.approx(found[0], rel=1e-6)
+    assert RoomyMinMax().amax(counted(np.array([3e38], np.float32)), FP8) == float(np.finfo(np.float32).max)
+    assert are_even(INT8)
+    assert not are_even(FP8)

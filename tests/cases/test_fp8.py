@@ -20,7 +20,7 @@ from trtq.errors import UsageError
 from trtq.models.spec import CalibrationSpec, ModelSpec, QuantizationSpec
 from trtq.pipeline.build import build
 from trtq.pipeline.engine.target import Target
-from trtq.pipeline.sensitivity import read_sensitivity
+from trtq.pipeline.judge.sensitivity import read_sensitivity
 
 _NET = """<ir_version: 9, opset_import: ["": 17]>
     net (float[N,16,8,8] x) => (float[N,8] y) {

@@ -11,6 +11,7 @@ import pytest
 from made_up import random_array
 from numpy.typing import NDArray
 
+from trtq.pipeline.formats import FP8
 from trtq.pipeline.graph.opset import infer_shapes
 from trtq.pipeline.graph.placement import ATTENTION, DEFAULT_OP_TYPES, place
 
@@ -199,3 +200,25 @@ def test_attention_is_quantized_on_demand(model_of: ModelOf) -> None:
 def test_attention_of_doubles_is_not(model_of: ModelOf) -> None:
     model = model_of("g (double[8,8] x) => (double[8,8] y) { [scores] y = MatMul (x, x) }")
     assert _kept(model, op_types=(ATTENTION,)) == {"scores": "its inputs are not float"}
+
+
+@pytest.mark.parametrize(
+    ("channels", "outputs", "group", "reason"),
+    [
+        (32, 32, 1, ""),
+        (3, 32, 1, "narrow: FP8 kernels multiply 16 channels at once, and a group of it has 3"),
+        (32, 8, 1, "narrow: FP8 kernels multiply 16 channels at once, and a group of it has 8"),
+        (32, 32, 32, "narrow: FP8 kernels multiply 16 channels at once, and a group of it has 1"),
+        (64, 64, 4, ""),
+    ],
+)
+def test_a_narrow_convolution_stays_float_in_fp8(
+    model_of: Callable[..., ir.Model], channels: int, outputs: int, group: int, reason: str
+) -> None:
+    text = f"""g (float[N,{channels},8,8] x) => (float[N,{outputs},8,8] y) {{
+        [conv] c = Conv<group = {group}>(x, w) y = Relu(c) }}"""
+    model = model_of(text, w=random_array(outputs, channels // group, 1, 1))
+    assert [node.name for node in place(model, force=["."], form=FP8).quantized] == ["conv"]
+    kept = place(model, form=FP8).kept
+    assert [node.reason for node in kept if node.reason.startswith("narrow")] == ([reason] if reason else [])
+    assert not any(node.reason.startswith("narrow") for node in place(model).kept)
