@@ -74,6 +74,7 @@ bench-calibration: bench-peers
 
 bench-accuracy: bench-peers
 	$(BIN)/python benchmarks/accuracy.py --output benchmarks/results/accuracy-$(TODAY).json
+	$(BIN)/python benchmarks/accuracy.py --format fp8 --output benchmarks/results/accuracy-fp8-$(TODAY).json
 
 $(BENCH)/%/.ready: benchmarks/peers/%.txt
 	$(PYTHON) -m venv $(@D)
