@@ -129,8 +129,8 @@ def engine(path: Path, folder: Path, form: str) -> Row:
     return {
         "builds": True,
         "layers_marked": built["layers_quantized"],
-        "layers_int8": built["layers_realized"].get("int8", 0),
-        "layers_weighted_int8": sum(precision == "Int8" for precision in layers.values()),
+        "layers_realized": built["layers_realized"].get(form, 0),
+        "layers_weighted_realized": sum(precision.lower() == form for precision in layers.values()),
         "layers_weighted": len(layers),
     }
 
@@ -166,7 +166,7 @@ def _line(row: Row) -> str:
     if "builds" not in row:
         return line
     return f"{line}  " + (
-        f"int8 {row['layers_int8']}/{row['layers_marked']}" if row["builds"] else "not built"
+        f"realized {row['layers_realized']}/{row['layers_marked']}" if row["builds"] else "not built"
     )
 
 

@@ -217,7 +217,8 @@ def _take_given(job: Job, watcher: Watcher, *, has_data: bool) -> Job:
         if target.weights is not None:
             raise UsageError(f"{path} is quantized already; --weights needs the float model")
         watcher.note("the model is quantized already: it is built as it is, without calibration")
-        return replace(job, graph=graph, target=replace(target, precision="int8"))
+        as_it_is = target if target.form is not None else replace(target, precision="int8")
+        return replace(job, graph=graph, target=as_it_is)
     needs_data = any(not encoding.is_dynamic for _, encoding in placement.encodings)
     if target.form is not None and target.weights is None and needs_data and not has_data:
         watcher.warn(

@@ -207,3 +207,22 @@ def test_the_layers_of_a_build_are_measured_in_its_format(folder: Path) -> None:
     whole = read_sensitivity(folder / "s.json").all_quantized
     assert whole is not None
     assert whole.sqnr_db == pytest.approx(report.comparison[0].sqnr_db, abs=0.5)
+
+
+def test_what_fp8_leaves_float_stays_float_when_the_model_is_built_again(folder: Path) -> None:
+    """The narrow convolution has a place in INT8, which nobody asked for."""
+    proto = onnx.parser.parse_model("""<ir_version: 9, opset_import: ["": 17]>
+        net (float[N,3,8,8] x) => (float[N,32,8,8] y) {
+            [stem] c = Conv(x, w) r = Relu(c) [body] y = Conv(r, v) }""")
+    rng = np.random.default_rng(0)
+    for name, shape in (("w", (32, 3, 1, 1)), ("v", (32, 32, 1, 1))):
+        values = (rng.standard_normal(shape) / 4).astype(np.float32)
+        proto.graph.initializer.append(numpy_helper.from_array(values, name))
+    onnx.save(proto, folder / "m.onnx")
+    np.savez(folder / "x.npz", x=rng.standard_normal((32, 3, 8, 8)).astype(np.float32))
+    target = Target(precision="fp8", compute_capabilities=("8.9",))
+    first = build(folder / "m.onnx", spec=_spec(folder), target=target, output=folder / "o")
+    again = build(folder / "o" / "model.fp8.onnx", spec=_spec(folder), target=target, output=folder / "p")
+    for report in (first, again):
+        assert report.engine.layers_realized == {"fp8": 1}
+    assert [(node.name, node.reason.partition(":")[0]) for node in first.kept_float] == [("stem", "narrow")]
