@@ -134,12 +134,12 @@ def test_a_layer_in_another_format_computes_what_the_model_with_it_so_does(
     graph: Graph, x: NDArray[np.float32]
 ) -> None:
     forms = {"stem": FP8, "right": FP8, "tail": FP8}
-    placement, other = place(graph.model), place(graph.model, form=FP8)
+    placement, other = place(graph.model), place(graph.model, form=FP8, force=["stem"])
     ranges = ranges_of(placement)
     session = open_switchable(graph.model, placement, ranges, others=[other, placement])
     layers = dict.fromkeys(("stem", "left", "right", "tail"), ("int8", "fp8"))
     assert session.layers == {**layers, "join": ("int8",)}
-    mixed = place(graph.model, forms=forms)
+    mixed = place(graph.model, forms=forms, force=["stem"])
     wanted = outputs_of(quantize(graph.model, mixed, ranges), x)
     chosen = {node.name: node.scheme.form.name for node in mixed.quantized}
     assert {*chosen.values()} == {"int8", "fp8"}
