@@ -19,7 +19,7 @@ demo: $(VENV)/.runtime
 	$(BIN)/trtq build $(DEMO)/model.onnx --int8
 
 test: $(VENV)/.dev lint
-	$(BIN)/pytest --cov --numprocesses $(JOBS)
+	$(BIN)/pytest --cov --numprocesses $(JOBS) --dist worksteal
 
 # Damaged and absurd files for everything that reads one: INPUTS a surface, new ones each time; hours.
 fuzz: $(VENV)/.dev

@@ -123,7 +123,7 @@ class Ranges:
             ) from None
         if form in ("", self.formats.get(tensor, "int8")):
             return found.amax or _SCALE_OF_DEAD
-        return max(found.amax, -found.minimum, found.maximum) or _SCALE_OF_DEAD
+        return max(-found.minimum, found.maximum) or found.amax or _SCALE_OF_DEAD
 
     def ends(self, tensor: str) -> tuple[float, float]:
         """Returns what the smallest and the largest code stand for; 0 lies between them.

@@ -12,7 +12,7 @@ from trtq.pipeline.build.comparison import EnginePlan, compare_job, name_to_judg
 from trtq.pipeline.build.engine import EngineBuild, build_engine, find_layers_without_kernel
 from trtq.pipeline.build.folder import measure_sizes, write_folder
 from trtq.pipeline.build.job import Job
-from trtq.pipeline.build.keep import NO_KERNEL, add_other_formats, keep_layers
+from trtq.pipeline.build.keep import NO_KERNEL, add_other_formats, keep_layers, list_forms
 from trtq.pipeline.build.methods import RangedJob, try_methods
 from trtq.pipeline.build.models import ModelFiles, report_job_weights, write_models
 from trtq.pipeline.build.prepare import prepare
@@ -108,6 +108,9 @@ def run_job(job: Job, log: Log, earlier: EarlierBuild | None = None) -> Report:
             ranges = calibrated.ranges
             job, models, auto, comparison = found.job, found.models, found.auto, found.comparison
         built = _build_where_kernels_are(_Work(job, models, comparison), ranges, earlier, stage, log)
+        if auto is not None and auto.layers and built.job is not job:
+            outcome = f"{auto.outcome}; then layers without a kernel were built in float"
+            auto = replace(auto, layers=list_forms(built.job), outcome=outcome)
         plan = EnginePlan(stage / ENGINE, built.engine.report.profiles)
         comparison = compare_job(built.job, built.models.files, log, plan, built.comparison)
         result = _report(built, calibrated, auto, comparison, stage, log)
@@ -176,7 +179,7 @@ def _build_where_kernels_are(
         shown = ", ".join(list(reasons)[:4]) + (" ..." if len(reasons) > 4 else "")
         log.note(f"built in float, as the builder has no {job.target.name.upper()} kernel for it: {shown}")
         job, comparison = keep_layers(job, ranges, reasons), None
-        if not job.placement.layers:
+        if not any(layer.scheme.form is job.target.form for layer in job.placement.layers):
             name = job.target.name.upper()
             log.warn(f"no layer of this model has an {name} kernel here: nothing runs in {name}")
         models = write_models(job, ranges, stage, log)

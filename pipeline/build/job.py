@@ -126,7 +126,7 @@ class Job:
         """Whether the model cannot be quantized without data, unless ranges are given."""
         if self.target.form is None or need_no_ranges(self.graph, self.placement) is None or self.is_implicit:
             return self.target.needs_data
-        return self.target.weights is not None and self.target.weights.method == "gptq"
+        return self.target.weights is not None and self.target.weights.needs_data
 
     @property
     def calibrates(self) -> bool:

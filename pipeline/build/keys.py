@@ -24,6 +24,7 @@ def make_keys(job: Job) -> dict[str, str]:
         (describe(job.method), job.spec.calibration.method, job.spec.quantization),
         {name: form.name for name, form in job.tensors.items()},
         job.target.requantize,
+        job.strategy.rest.name,  # with FP16 the magnitudes of all tensors are watched
         [node.to_key() for node in job.placement.quantized if node.activations] if searches else (),
     )
     judged = (

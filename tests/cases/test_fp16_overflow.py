@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 
 import trtq
@@ -51,3 +52,28 @@ def test_what_overflows_in_one_sample_stays_fp32(
     )
     report = trtq.build(model, spec=spec, target=target, output=tmp_path / "out")
     assert {"pow", "var"} <= {node.name for node in report.kept_fp32}
+
+
+def test_ranges_of_an_fp32_build_are_not_those_of_an_fp16_one(tmp_path: Path) -> None:
+    """Where no tensor needs a range, an FP32 build looks at none; its ranges would let the overflow pass."""
+    proto = onnx.parser.parse_model("""<ir_version: 9, opset_import: ["": 19]>
+        g (float[N,64] x) => (float[N,64] y) {
+            [one] a = MatMul(x, w) [big] b = Mul(a, up) [small] c = Mul(b, down)
+            r = Relu(c) [two] y = MatMul(r, v)
+        }""")
+    rng = np.random.default_rng(0)
+    weights = {name: (rng.standard_normal((64, 64)) / 8).astype(np.float32) for name in ("w", "v")}
+    for name, values in {**weights, "up": np.float32(12000), "down": np.float32(1 / 12000)}.items():
+        proto.graph.initializer.append(onnx.numpy_helper.from_array(np.asarray(values), name))
+    onnx.save(proto, tmp_path / "m.onnx")
+    np.savez(tmp_path / "x.npz", x=rng.standard_normal((32, 64)).astype(np.float32))
+    spec = trtq.ModelSpec(
+        calibration=trtq.CalibrationSpec(data=str(tmp_path / "x.npz")),
+        quantization=trtq.QuantizationSpec(activations="per-token"),
+        layers=trtq.LayerSpec(force=(".",)),
+    )
+    for rest in ("fp32", "fp16"):
+        target = trtq.Target(backend="onnxruntime", high_precision=rest)
+        report = trtq.build(tmp_path / "m.onnx", spec=spec, target=target, output=tmp_path / "o")
+        assert "ranges" not in report.reused
+    assert {"big", "small"} <= {node.name for node in report.kept_fp32}

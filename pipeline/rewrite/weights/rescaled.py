@@ -37,9 +37,10 @@ class RescaledInputs:
     names: Mapping[str, str]
 
     def rename_ranges(self, ranges: Ranges) -> Ranges:
-        """Returns ranges of the float graph for this one."""
-        beyond = {self.names.get(name, name): amax for name, amax in ranges.beyond_fp16.items()}
-        return replace(ranges, beyond_fp16=beyond)
+        """Returns ranges of the float graph for this one; what is divided has other readers, perhaps."""
+        beyond = ranges.beyond_fp16
+        renamed = {self.names[name]: amax for name, amax in beyond.items() if name in self.names}
+        return replace(ranges, beyond_fp16={**beyond, **renamed})
 
 
 def rescale_inputs(model: ir.Model, placement: Placement, batches: Batches, dtype: str) -> RescaledInputs:

@@ -257,7 +257,7 @@ def test_a_layer_with_int8_activations_keeps_its_weight_and_its_ranges_fit(
     found = rescale_inputs(graph.model, placement, batches, "float32")
     down = next(node for node in found.placement.quantized if node.name == "down")
     assert (down.activations, down.weight) == (((0, "h"),), (1, "wd"))
-    assert found.rename_ranges(ranges).beyond_fp16 == {found.names["n"]: 1e6}
+    assert found.rename_ranges(ranges).beyond_fp16 == {"n": 1e6, found.names["n"]: 1e6}
     (wanted,) = outputs_of(graph.model, feed=feed)
     reached = {}
     for method in ("mse", "awq"):
