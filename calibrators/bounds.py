@@ -15,13 +15,12 @@ import onnx_ir as ir
 from trtq.calibrators.finite import measure
 from trtq.calibrators.linear_bounds import ChannelBounds, Channels, Step
 from trtq.calibrators.operator_bounds import find_step
+from trtq.calibrators.ranges import FP16_LIMIT
 from trtq.calibrators.signs import find_mean
 from trtq.calibrators.survey import name_negative
 from trtq.models.tensors import read_values
 
 _MOST_AXES = 8
-_CERTAIN_LIMIT = 0.75 * 65504
-"""What holds for all data needs less room below FP16's largest number than what holds for some samples."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +68,7 @@ class MagnitudeBounds:
         Args:
             known: The largest magnitudes of some tensors. Of other inputs nothing is known.
             limit: A tensor whose bound is above it is unproven, unless it is a certain one.
-            guesses: What to go on with, after a tensor that is unproven.
+            guesses: Magnitudes that are assumed behind unproven tensors, so that the search goes on.
         """
         found = dict(self.constants) | dict(known)
         unproven = []
@@ -113,7 +112,7 @@ def compile_bounds(model: ir.Model, measured: Mapping[str, float] | None = None)
         nodes.append(_Node(inputs, outputs, floats, step))
     bounds = MagnitudeBounds(constants, nodes)
     of_any = bounds.find({}, math.inf).magnitudes
-    bounds.certain = {name for name, magnitude in of_any.items() if magnitude <= _CERTAIN_LIMIT}
+    bounds.certain = {name for name, magnitude in of_any.items() if magnitude <= FP16_LIMIT}
     return bounds
 
 

@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 
 from trtq.models.tensors import read_values
 
-Vector = NDArray[np.float64]
 STANDARD = ("", "ai.onnx")
 
 
@@ -98,7 +97,7 @@ def find_norm(node: ir.Node) -> Norm | None:
     is_positive = all(epsilon is not None and (epsilon > 0).all() for epsilon in added)
     if not is_positive or mean.attributes.get_int("keepdims", 1) != 1:
         return None
-    is_square = square.inputs[1] is divided or (
+    is_square = (square.op_type == "Mul" and square.inputs[1] is divided) or (
         square.op_type == "Pow"
         and (exponent := read_constant(square, 1)) is not None
         and (exponent == 2).all()
@@ -106,6 +105,8 @@ def find_norm(node: ir.Node) -> Norm | None:
     axes, dims = find_axes(mean), list_dims(mean.inputs[0])
     size = count_elements(mean.inputs[0], axes)
     if not is_square or size is None or dims is None:
+        return None
+    if any(epsilon is None or epsilon.ndim > len(dims) for epsilon in added):  # which would move the axes
         return None
     return Norm(size, {axis % len(dims) for axis in (range(len(dims)) if axes is None else axes)})
 
@@ -115,7 +116,7 @@ def read_batch_norm(
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]] | None:
     """Returns gain, mean and bias of a BatchNormalization, by channel; None if they are not constant."""
     constants = [read_constant(node, place) for place in range(1, 5)]
-    if any(item is None for item in constants):
+    if any(item is None for item in constants) or node.attributes.get_int("training_mode", 0) != 0:
         return None
     scale, bias, mean, var = (np.asarray(item) for item in constants)
     epsilon = node.attributes.get_float("epsilon", 1e-5) or 0.0

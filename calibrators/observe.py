@@ -1,8 +1,8 @@
 """One pass over the data that fills the statistics of every tensor that will be quantized.
 
 The model runs in as many threads as there are cores, each with a part of a feed at a time, and counts the
-values where they are, so that nothing is copied or kept. Counts do not depend on the order: the result is the
-same for any number of threads.
+values where they are, so that nothing is copied or kept. Counts do not depend on the order: histograms are
+the same for any number of threads.
 """
 
 from __future__ import annotations

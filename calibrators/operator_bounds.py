@@ -54,7 +54,8 @@ def find_step(node: ir.Node, channels: Channels) -> Step:
     kind = node.op_type if node.domain in STANDARD else ""
     if kind not in ("Split", *_RECURRENT) and sum(bool(value.name) for value in node.outputs) > 1:
         return lambda given: math.inf  # a norm may give the inverse of a deviation, too
-    carry_channels(node, channels)
+    if kind:
+        carry_channels(node, channels)
     if kind in ("Conv", "ConvTranspose", "Gemm"):
         return bound_linear(node, channels)
     if kind == "MatMul":
@@ -94,7 +95,7 @@ _SIMPLE: Mapping[str, Step] = {
     "Floor": lambda given: given[0] + 1,
     "Round": lambda given: given[0] + 0.5,
     "PRelu": lambda given: given[0] * max(given[1], 1.0),
-    "Mod": lambda given: given[1],
+    "Mod": lambda given: max(given[0], given[1]),
     "OneHot": lambda given: given[2],
     "Range": lambda given: max(given[0], given[1]),
 }
@@ -145,8 +146,8 @@ def _clip(node: ir.Node) -> Step:
     low, high = _find_end(node, 1, "min"), _find_end(node, 2, "max")
     if low is None or high is None:  # an end may be computed
         return lambda given: max(*given, abs(low or 0.0), abs(high or 0.0))
-    widest, outside = max(abs(low), abs(high)), max(low, -high, 0.0)
-    return lambda given: min(max(given[0], outside), widest)
+    widest = max(abs(low), abs(high))
+    return lambda given: widest  # also of infinities, which count nothing before
 
 
 def _find_end(node: ir.Node, place: int, name: str) -> float | None:
@@ -250,9 +251,8 @@ def _cast(node: ir.Node) -> Step:
     given, made = (item.dtype if item is not None else None for item in (node.inputs[0], node.outputs[0]))
     if given in (None, ir.DataType.STRING) or made is None:
         return lambda given: math.inf
-    if given.is_floating_point() and not made.is_floating_point():
-        return lambda given: math.inf
-    return lambda given: given[0]
+    wraps = not made.is_floating_point() and (given.is_floating_point() or not made.is_signed())
+    return lambda bounds: math.inf if wraps else bounds[0]
 
 
 def _gather(node: ir.Node) -> Step:

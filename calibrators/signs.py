@@ -14,7 +14,9 @@ _POSITIVE = (
     "Abs", "Exp", "HardSigmoid", "Hardmax", "ReduceL1", "ReduceL2", "ReduceSumSquare", "Relu", "Sigmoid",
     "Softmax", "Softplus", "Sqrt",
 )  # fmt: skip
-"""What they make is never negative."""
+"""What they make of floats is never negative."""
+_POSITIVE_INTEGERS = ("Hardmax", "Relu")
+"""Sums and squares of integers wrap around."""
 _KEPT = (
     "AveragePool", "Cast", "DepthToSpace", "Expand", "Flatten", "Gather", "GlobalAveragePool", "Identity",
     "ReduceMean", "ReduceSum", "Reshape", "Slice", "SpaceToDepth", "Split", "Squeeze", "Tile", "Transpose",
@@ -46,8 +48,7 @@ class WeightedMean:
 def list_deciding(value: ir.Value | None, depth: int = _DEEPEST) -> set[str] | None:
     """Returns the inputs of the model that decide whether a tensor holds negative numbers.
 
-    It does not where they do not; of some tensors that is known without: they have none. None: nothing is
-    known.
+    If none of these does, neither does the tensor. An empty set: it never does. None: nothing is known.
     """
     if value is None or not depth:
         return None
@@ -60,12 +61,13 @@ def list_deciding(value: ir.Value | None, depth: int = _DEEPEST) -> set[str] | N
         return {str(value.name)} if value.is_graph_input() else None
     kind = node.op_type if node.domain in STANDARD else ""
     low = read_constant(node, 1) if kind == "Clip" else None
-    if kind in _POSITIVE or (low is not None and (low >= 0).all()):
+    is_float = value.dtype is not None and value.dtype.is_floating_point()
+    if kind in (_POSITIVE if is_float else _POSITIVE_INTEGERS) or (low is not None and (low >= 0).all()):
         return set()
     is_moved = kind not in ("Cast", "ReduceSum", *_ALL)
-    if value.dtype is None or not (is_moved or value.dtype.is_floating_point()):  # integers wrap around
+    if value.dtype is None or not (is_moved or is_float):  # integers wrap around
         return None
-    power = read_constant(node, 1) if kind == "Pow" and value.dtype.is_floating_point() else None
+    power = read_constant(node, 1) if kind == "Pow" and is_float else None
     is_even = power is not None and bool((power % 2 == 0).all())
     if is_even or (kind == "Mul" and node.inputs[0] is node.inputs[1]):
         return set()
@@ -91,7 +93,10 @@ def find_mean(node: ir.Node) -> WeightedMean | None:
         for name, other in (("keepdims", 1), ("noop_with_empty_axes", 0))
     )
     inputs = list_deciding(weights.inputs[0])
+    is_open = len(clip.inputs) < 3 or clip.inputs[2] is None  # else the weights may add up to more
     if least is None or not (least > 0).all() or shared.count(True) != 1 or not alike or inputs is None:
+        return None
+    if not is_open:
         return None
     other = product.inputs[shared.index(False)]
     ours, theirs, axes = list_dims(other), list_dims(weights.inputs[0]), find_axes(total)

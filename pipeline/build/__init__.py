@@ -11,8 +11,9 @@ from trtq.models.spec import ModelSpec
 from trtq.pipeline.build.comparison import EnginePlan, compare_job, name_to_judge
 from trtq.pipeline.build.engine import EngineBuild, build_engine, find_layers_without_kernel
 from trtq.pipeline.build.folder import measure_sizes, write_folder
+from trtq.pipeline.build.found import revise
 from trtq.pipeline.build.job import Job
-from trtq.pipeline.build.keep import NO_KERNEL, add_other_formats, keep_layers, list_forms
+from trtq.pipeline.build.keep import NO_KERNEL, add_other_formats, keep_layers
 from trtq.pipeline.build.methods import RangedJob, try_methods
 from trtq.pipeline.build.models import ModelFiles, report_job_weights, write_models
 from trtq.pipeline.build.prepare import prepare
@@ -108,9 +109,8 @@ def run_job(job: Job, log: Log, earlier: EarlierBuild | None = None) -> Report:
             ranges = calibrated.ranges
             job, models, auto, comparison = found.job, found.models, found.auto, found.comparison
         built = _build_where_kernels_are(_Work(job, models, comparison), ranges, earlier, stage, log)
-        if auto is not None and auto.layers and built.job is not job:
-            outcome = f"{auto.outcome}; then layers without a kernel were built in float"
-            auto = replace(auto, layers=list_forms(built.job), outcome=outcome)
+        if auto is not None and built.job is not job:
+            auto = revise(auto, built.job)
         plan = EnginePlan(stage / ENGINE, built.engine.report.profiles)
         comparison = compare_job(built.job, built.models.files, log, plan, built.comparison)
         result = _report(built, calibrated, auto, comparison, stage, log)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from trtq.pipeline.build.job import Job
 from trtq.pipeline.build.keep import list_forms
@@ -34,7 +34,6 @@ class Found:
         passes: Runs of one model over the evaluation data.
         macs: Of every layer of the model.
         costs: Of every layer that could be chosen in every format.
-        plain: The comparison of the cheapest.
     """
 
     choice: LayerChoice
@@ -42,7 +41,6 @@ class Found:
     passes: float
     macs: Mapping[str, int]
     costs: Costs
-    plain: Comparison
 
 
 def describe_plain(job: Job) -> str:
@@ -87,8 +85,8 @@ def report_search(before: Job, after: Job, found: Found, verdict: Verdict) -> Au
             if name in choice.start
         ),
         skip=tuple(f"^{re.escape(name)}$" for name in kept),
-        int8_macs=sum(share for form, share in formats.items() if form != FLOAT),
-        int8_macs_before=sum(share for form, share in plain.items() if form != FLOAT),
+        quantized_macs=sum(share for form, share in formats.items() if form != FLOAT),
+        quantized_macs_before=sum(share for form, share in plain.items() if form != FLOAT),
         times_judged=found.attempts,
         evaluation_passes=round(found.passes, 1),
         layers={
@@ -101,6 +99,22 @@ def report_search(before: Job, after: Job, found: Found, verdict: Verdict) -> Au
         cost_before=_sum_costs(found.costs, choice.start),
         cost_float=_sum_costs(found.costs, dict.fromkeys(final, FLOAT)),
         option=before.target.search_option,
+    )
+
+
+def revise(auto: AutoReport, built: Job) -> AutoReport:
+    """Returns what the report says of a search after layers without a kernel were built in float.
+
+    The shares and costs were those of the chosen formats, and are left out.
+    """
+    forms = list_forms(built)
+    return replace(
+        auto,
+        outcome=f"{auto.outcome}; layers without a kernel were built in float after that",
+        layers={name: forms[name] for name in auto.layers if name in forms},
+        quantized_macs=None,
+        formats={},
+        cost=None,
     )
 
 
@@ -148,13 +162,14 @@ def _describe(
 
 def warn_of_few(job: Job, auto: AutoReport, plain: Comparison) -> str:
     """Returns what to say where little is left of what could be quantized; empty where enough is."""
-    if (auto.int8_macs or 0.0) >= _FEW_MACS * (auto.int8_macs_before or 0.0):
+    if (auto.quantized_macs or 0.0) >= _FEW_MACS * (auto.quantized_macs_before or 0.0):
         return ""
+    before = auto.quantized_macs_before or 0.0
     worst = sorted(auto.kept, key=lambda layer: layer.sqnr_db)[:_MOST_NAMED]
     named = ", ".join(f"{layer.name!r} ({layer.sqnr_db:.1f} dB alone)" for layer in worst)
     return (
-        f"only {auto.int8_macs or 0.0:.1%} of the MACs are in {job.target.code_words}, "
-        f"{auto.int8_macs_before or 0.0:.1%} without {auto.option}; with every layer {describe_plain(job)} "
+        f"only {auto.quantized_macs or 0.0:.1%} of the MACs are in {job.target.code_words}, "
+        f"{before:.1%} without {auto.option}; with every layer {describe_plain(job)} "
         f"the outputs had an SQNR of {_sqnr_db(plain):.1f} dB; the worst layers are {named}; see whether "
         f"the gate is too strict, or `trtq sensitivity` for each layer"
     )

@@ -9,8 +9,9 @@ from dataclasses import replace
 from trtq.calibrators.ranges import Ranges
 from trtq.kept import Fallback
 from trtq.pipeline.build.job import Job
+from trtq.pipeline.engine.backend import Precision
 from trtq.pipeline.formats import LAYER_FORMATS
-from trtq.pipeline.graph.placement import DEFAULT_OP_TYPES
+from trtq.pipeline.graph.placement import DEFAULT_OP_TYPES, Placement
 
 NO_KERNEL = "no-kernel: "
 """Begins the reason of a layer that was quantized first, and that the builder ran in float all the same."""
@@ -62,11 +63,15 @@ def add_other_formats(job: Job) -> Job:
         return job
     placed = {node.name for node in job.placement.quantized}
     for name in target.code_formats:
-        other = replace(job, target=replace(target, precision=name, formats=()))
-        for node in other.placement.quantized:
+        for node in place_in(job, name).quantized:
             if node.name not in placed:
                 found.setdefault(node.name, node.scheme.form)
     return replace(job, forms=found)
+
+
+def place_in(job: Job, form: Precision) -> Placement:
+    """Returns what the job quantizes with all layers in one format."""
+    return replace(job, forms={}, target=replace(job.target, precision=form, formats=())).placement
 
 
 def list_forms(job: Job) -> dict[str, str]:

@@ -30,7 +30,12 @@ from trtq.pipeline.graph.pictures import tell_of_pictures
 from trtq.pipeline.graph.quantized import is_quantized
 from trtq.pipeline.graph.repair import repair_graph
 from trtq.pipeline.judge.evaluate import open_evaluation_data
-from trtq.pipeline.quantize.weights import refuse_older_gpus, refuse_other_formats, refuse_weights
+from trtq.pipeline.quantize.weights import (
+    refuse_nothing_in_products,
+    refuse_older_gpus,
+    refuse_other_formats,
+    refuse_weights,
+)
 from trtq.progress import Silent, Watcher
 
 _NO_DATA = "no data was given to quantize it; the model comes with Q/DQ in other layers"
@@ -111,6 +116,7 @@ def complete_job(job: Job, watcher: Watcher, *, random_data: bool) -> Job:
     target, placement = job.target, place_job(job, watcher)
     if not job.has_given:
         refuse_other_formats(job.graph, target, placement)
+    refuse_nothing_in_products(job.graph, job.spec, target, placement)
     if target.weights is not None and not placement.has_few_bits:
         watcher.warn("no weight can be stored in fewer bits; the report tells why")
     if not (job.has_given or placement.layers) and target.form is not None and target.weights is None:

@@ -10,14 +10,13 @@ from trtq.calibrators.ranges import Ranges
 from trtq.pipeline.build.comparison import compare_job
 from trtq.pipeline.build.found import HOLDS, Found, describe_plain, explain_step, report_search, warn_of_few
 from trtq.pipeline.build.job import Job
-from trtq.pipeline.build.keep import hold_layers, list_forms
+from trtq.pipeline.build.keep import hold_layers, list_forms, place_in
 from trtq.pipeline.build.models import ModelFiles
 from trtq.pipeline.deliver.report import AutoReport
-from trtq.pipeline.engine.backend import Precision
 from trtq.pipeline.formats import FP16
 from trtq.pipeline.formats.throughput import find_speed
 from trtq.pipeline.graph.attention import find_attentions
-from trtq.pipeline.graph.placement import RESIDUAL_ADD, Placement
+from trtq.pipeline.graph.placement import RESIDUAL_ADD
 from trtq.pipeline.judge.compare import Comparison
 from trtq.pipeline.judge.costs import FLOAT, price_layers
 from trtq.pipeline.judge.gate import judge
@@ -124,7 +123,7 @@ def _search(
     if start.labels is not None:
         _warn_of_few(job, start.size.num_samples, log)
     log.stage("Choosing layers")
-    others = [_place_in(job, form) for form in job.target.code_formats if form != job.target.precision]
+    others = [place_in(job, form) for form in job.target.code_formats if form != job.target.precision]
     session = open_switchable(
         job.graph.model, job.placement, ranges, scale_dtype=job.strategy.scale_dtype, others=others
     )
@@ -167,16 +166,12 @@ def _search(
         choice = replace(choice, count=count_needed(meter, choice, job.spec.accuracy, to_judge, times))
     passes = meter.samples_run / max(2 * comparison.num_samples, 1)
     macs = {name: work.macs for name, work in works.items()}
-    found = Found(choice, attempts, passes, macs, costs, start.plain)
+    found = Found(choice, attempts, passes, macs, costs)
     auto = report_search(job, changed, found, verdict)
     (log.warn if verdict.outcome == "fail" else log.note)(auto.outcome)
     if few := warn_of_few(job, auto, start.plain):
         log.warn(few)
     return SearchResult(changed, models, auto, comparison)
-
-
-def _place_in(job: Job, form: Precision) -> Placement:
-    return replace(job, forms={}, target=replace(job.target, precision=form, formats=())).placement
 
 
 def _find_followers(job: Job, session: Switchable) -> dict[str, str]:

@@ -154,9 +154,9 @@ class AutoReport:
         outcome: In a sentence.
         kept: The layers that are kept float, most harmful for their cost first.
         skip: The patterns for `--skip` that reproduce it, where no layer has another format.
-        int8_macs: The share of all multiply-accumulates that is in INT8 or another format of 8 bits or fewer;
-            those in the bodies of If, Loop and Scan are not counted.
-        int8_macs_before: The same without `--auto`.
+        quantized_macs: The share of all multiply-accumulates that is in formats of 8 bits or fewer; those in
+            the bodies of If, Loop and Scan are not counted.
+        quantized_macs_before: The same without `--auto`.
         times_judged: How often a choice was judged on the data that was held back.
         evaluation_passes: What it cost, in runs of one model over the evaluation data.
         method: The calibration method that was taken instead of the one that was asked for; empty: none.
@@ -172,8 +172,8 @@ class AutoReport:
     outcome: str
     kept: tuple[KeptByAuto, ...] = ()
     skip: tuple[str, ...] = ()
-    int8_macs: float | None = None
-    int8_macs_before: float | None = None
+    quantized_macs: float | None = None
+    quantized_macs_before: float | None = None
     times_judged: int = 0
     evaluation_passes: float = 0.0
     method: str = ""
@@ -279,8 +279,11 @@ def _upgrade(document: dict[str, Any], version: int) -> dict[str, Any]:
     engine = document.get("engine")
     if version > 1 or not isinstance(engine, dict) or "layers_int8" not in engine:
         return document
-    count = engine["layers_int8"]
+    count, auto = engine["layers_int8"], document.get("auto")
     renamed = {"schema_version": SCHEMA_VERSION, "quantized_macs": document.get("int8_macs")}
+    if isinstance(auto, dict):
+        shares = {f"quantized_macs{when}": auto.get(f"int8_macs{when}") for when in ("", "_before")}
+        renamed["auto"] = {**auto, **shares}
     return {**document, **renamed, "engine": {**engine, "layers_realized": {"int8": count} if count else {}}}
 
 

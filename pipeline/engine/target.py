@@ -38,7 +38,7 @@ class Target:
             own calibrator (entropy, minmax) or with trtq's ranges. auto: explicit.
         options: How the builder works.
         weights: How weights are stored that Q/DQ does not quantize; None: as they are.
-        auto: If the gate fails, keep out of INT8 the cheapest layers that make it pass. They are chosen on
+        auto: If the gate fails, keep float the cheapest layers that make it pass. They are chosen on
             every other batch of the evaluation data and judged on the rest.
         formats: Number formats that layers may have, separated by commas: int8, fp8, and fp16 for what is not
             quantized. Every layer starts in the fastest; if the gate fails, layers get more exact ones, as

@@ -68,6 +68,11 @@ class TensorRt(Backend):
                 f"TensorRT {trt.__version__} has no INT8 calibrators, they ended with TensorRT 10; "
                 f"take --quantization explicit"
             )
+        if trt is not None and not self.takes_types():
+            lacks["fp8"] = (
+                f"TensorRT {trt.__version__} does not go by the types of the graph, as 9 and later do; "
+                f"take --int8"
+            )
         if trt is not None and split_version(str(trt.__version__))[:2] < _FIRST_OF_FP4:
             lacks["nvfp4"] = (
                 f"TensorRT {trt.__version__} has no FP4, which came with 10.8; take --int8 or --fp8"

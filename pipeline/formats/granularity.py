@@ -80,7 +80,8 @@ class PerToken:
 
     def scales_shape(self, shape: Shape) -> Shape:
         """Returns the shape of the scales of a tensor."""
-        return (*shape[: self.axis], 1, *shape[self.axis + 1 :])
+        axis = self.axis % len(shape)  # -1 is the last
+        return (*shape[:axis], 1, *shape[axis + 1 :])
 
     def spread(self, scales: NDArray[Any], shape: Shape) -> NDArray[Any]:
         """Returns the scales in a shape that divides a tensor."""

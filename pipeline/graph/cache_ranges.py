@@ -123,7 +123,7 @@ def place_from_cache(
     placement, uncovered = _covered(graph, found, skip, op_types, force)
     if uncovered and not placement.activations:
         raise ArtifactError(
-            f"{source} has no scale for any tensor of {graph.path} that INT8 layers read: "
+            f"{source} has no scale for any tensor of {graph.path} that quantized layers read: "
             f"{_some(item.tensor for item in uncovered)}; is it for another model?"
         )
     mapped = tuple(item for name in placement.activations if isinstance(item := found[name], MappedTensor))

@@ -140,6 +140,10 @@ def _widen(edit: GraphEditor, node: ir.Node, blocks: _Blocks) -> ir.Value:
         raise _refuse_scales(node)
     steps = _Steps(edit, node)
     factors = steps.add("Mul", blocks.scales, _one(shared))
+    if dtype is not _FLOAT:  # which DequantizeLinear rounds them to
+        rounded = steps.add("Cast", factors, to=int(dtype))
+        rounded.type = ir.TensorType(dtype)
+        factors = steps.add("Cast", rounded, to=int(_FLOAT))
     sizes = steps.add("Shape", blocks.source)
     sizes.type = ir.TensorType(ir.DataType.INT64)
     result = steps.add("Reshape", steps.add("Mul", blocks.numbers, factors), sizes)
@@ -158,7 +162,7 @@ def _read_weight(edit: GraphEditor, node: ir.Node) -> ir.Value:
     granularity = PerBlock(node.attributes.get_int("axis", 1) % codes.ndim, size)
     if scales.shape != granularity.scales_shape(codes.shape):
         raise _refuse_scales(node)
-    factors = scales.astype(np.float32) * _one(shared)
+    factors = (scales.astype(np.float32) * _one(shared)).astype(dtype.numpy()).astype(np.float32)
     values = codes.astype(np.float32) * granularity.spread(factors, codes.shape)
     return edit.add_constant(f"{node.name}_values", values.astype(dtype.numpy()))
 

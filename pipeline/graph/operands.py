@@ -23,6 +23,7 @@ OPERATOR_FORMAT = frozenset({
     "MatMulIntegerToFloat", "DynamicQuantizeMatMul", "DynamicQuantizeLSTM", "MatMulNBits", "QMoE",
 })  # fmt: skip
 EIGHT_BITS = (ir.DataType.INT8, ir.DataType.UINT8)
+SIGNED = (ir.DataType.INT8, ir.DataType.INT4)
 PER_CHANNEL_OPSET = 13
 """The first that has scales by channel."""
 CODE_FORMATS = {

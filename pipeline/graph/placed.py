@@ -119,8 +119,13 @@ class Placement:
     @property
     def has_few_bits(self) -> bool:
         """Whether a weight is stored in fewer bits than it is computed with."""
+        return bool(self.weights_alone) or self.has_stored
+
+    @property
+    def has_stored(self) -> bool:
+        """Whether a weight beside a quantized activation is (W4A8)."""
         weights = (node.scheme.weight for node in self.quantized)
-        return bool(self.weights_alone) or any(weight and weight.stored for weight in weights)
+        return any(weight is not None and weight.stored is not None for weight in weights)
 
     @property
     def min_opset(self) -> int:

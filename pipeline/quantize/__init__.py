@@ -30,6 +30,7 @@ from trtq.pipeline.judge.witness import check_against_file
 from trtq.pipeline.quantize.weights import (
     find_runtime,
     place_weights,
+    refuse_nothing_in_products,
     refuse_nothing_stored,
     refuse_other_formats,
 )
@@ -92,6 +93,7 @@ def quantize(
     if target.weights is not None:
         by_matrix = target.backend != "tensorrt"  # where nobody has measured it
         placement = place_weights(graph, spec, target, placement, watcher, by_matrix=by_matrix)
+        refuse_nothing_in_products(graph, spec, target, placement)
         if ranges is None:
             refuse_nothing_stored(graph, target, placement)
         encoding = WeightEncoding(target.weights.method, find_runtime(target.backend), batches)

@@ -54,17 +54,14 @@ def place_weights(
 ) -> Placement:
     """Returns the placement with weights that are stored in fewer bits beside Q/DQ.
 
-    Beside INT8 (a mixed build) the weights of convolutions and of big products stay with Q/DQ; those of small
+    Beside Q/DQ (a mixed build) the weights of convolutions and of big products stay with Q/DQ; those of small
     products, of embeddings and of what is not quantized otherwise are chosen here. A small product whose
     weight cannot be stored in fewer bits stays with Q/DQ too.
 
     With W4A8 the weights of all products are stored in fewer bits and stay with Q/DQ.
 
-    The placement is empty without INT8. The watcher is told of patterns that match nothing, and of weights
-    with smaller blocks. For `by_matrix` see `choose_weights`.
-
-    Raises:
-        ModelError: No product can store its weight for W4A8.
+    The placement is empty where no layer has Q/DQ. The watcher is told of patterns that match nothing, and of
+    weights with smaller blocks. For `by_matrix` see `choose_weights`.
     """
     assert target.weights is not None
     patterns = (*spec.layers.skip, *spec.layers.keep_fp32)
@@ -101,15 +98,30 @@ def _store_products(
 ) -> Placement:
     """Returns the placement with W4A8; the watcher is told of what keeps its weight in 8 bits."""
     found = choose_stored(graph.model, placement, scheme, patterns)
-    shown = "; ".join(f"{node.name}: {node.reason}" for node in found.kept[:_MOST_KEPT])
-    if not found.has_few_bits:
-        raise ModelError(
-            f"{graph.path} has no quantized MatMul or Gemm whose weight can be stored as "
-            f"{scheme.format.upper()}" + (f" ({shown})" if shown else "") + "; leave --w4a8 out"
-        )
-    if found.kept:
-        watcher.warn(f"{len(found.kept)} products keep their weight in 8 bits ({shown})")
+    if found.kept and found.has_few_bits:
+        watcher.warn(f"{len(found.kept)} products keep their weight in 8 bits ({_name_kept(found)})")
     return replace(placement, quantized=found.quantized)
+
+
+def refuse_nothing_in_products(graph: Graph, spec: ModelSpec, target: Target, placement: Placement) -> None:
+    """Refuses a model of which no product can store its weight for W4A8.
+
+    Raises:
+        ModelError: So it is; some reasons are named.
+    """
+    scheme = target.weights
+    if scheme is None or not scheme.in_products or placement.has_stored:
+        return
+    found = choose_stored(graph.model, placement, scheme, (*spec.layers.skip, *spec.layers.keep_fp32))
+    shown = f" ({_name_kept(found)})" if found.kept else ""
+    raise ModelError(
+        f"{graph.path} has no quantized MatMul or Gemm whose weight can be stored as "
+        f"{scheme.format.upper()}{shown}; leave --w4a8 out"
+    )
+
+
+def _name_kept(placement: Placement) -> str:
+    return "; ".join(f"{node.name}: {node.reason}" for node in placement.kept[:_MOST_KEPT])
 
 
 def refuse_nothing_stored(graph: Graph, target: Target, placement: Placement) -> None:
@@ -120,7 +132,7 @@ def refuse_nothing_stored(graph: Graph, target: Target, placement: Placement) ->
     """
     if target.weights is None or placement.has_few_bits:
         return
-    kept = "; ".join(f"{node.name}: {node.reason}" for node in placement.kept[:_MOST_KEPT])
+    kept = _name_kept(placement)
     raise ModelError(
         f"{graph.path} has no weight that can be stored as {target.weights.format.upper()}"
         + (f" ({kept})" if kept else "")
@@ -181,7 +193,8 @@ def report_weights(
         count_stored_bytes(weight, rest.dtype) + _count_channel_bytes(weight, rest) for weight in chosen
     )
     count = sum(weight.num_elements for weight in chosen)
-    blocks = _list_block_sizes(chosen) or ([scheme.block_size] if scheme.number_format.block_sizes else [])
+    has_blocks = scheme.number_format.block_sizes
+    blocks = (_list_block_sizes(chosen) or [scheme.block_size]) if has_blocks else []
     return WeightsReport(
         format=scheme.format,
         method=scheme.method,
@@ -223,7 +236,7 @@ def describe_smaller_blocks(chosen: Sequence[ChosenWeight], wanted: int) -> str:
 
 
 def _is_small(model: ir.Model, node: QuantizedNode) -> bool:
-    """Whether a product is so small that turning its activations into INT8 costs more than it saves."""
+    """Whether a product is so small that turning its activations into codes costs more than it saves."""
     if node.weight is None or node.op_type == "Conv":
         return False
     tensor = model.graph.initializers[node.weight[1]].const_value

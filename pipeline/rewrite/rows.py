@@ -19,8 +19,6 @@ from trtq.pipeline.graph.edit import GraphEditor
 from trtq.pipeline.graph.operands import read_constant
 from trtq.pipeline.graph.opset import read_opset
 
-CHAIN = ("Abs", "ReduceMax", "Max", "Div")
-"""The operators before Q/DQ."""
 BEHIND = ("Reshape", "Mul", "Add")
 """The operators behind the layer."""
 _AXES_AS_INPUT = 18

@@ -300,8 +300,8 @@ def test_auto_keeps_new_layers_and_never_given_ones(write: Write) -> None:
     report = build(model, spec=spec, target=replace(CHEAP, auto=True))
     assert report.auto is not None
     assert {item.name for item in report.auto.kept} == {"conv1", "conv2"}
-    assert report.auto.int8_macs == pytest.approx(1 / 3)
-    assert report.auto.int8_macs_before == pytest.approx(1)
+    assert report.auto.quantized_macs == pytest.approx(1 / 3)
+    assert report.auto.quantized_macs_before == pytest.approx(1)
     assert [item.name for item in report.given] == ["conv0"]
 
 

@@ -1,4 +1,4 @@
-"""What the page shows of each quantized layer: what it reads, and how near its INT8 weight is."""
+"""What the page shows of each quantized layer: what it reads, and how near its quantized weight is."""
 
 from __future__ import annotations
 

@@ -16,9 +16,9 @@ class Clip:
     """A range of one tensor, and what it costs.
 
     Attributes:
-        amax: The magnitude that the code 127 stands for.
+        amax: The magnitude that the largest code stands for.
         clipped: The share of the values that lie beyond it, 0 to 1.
-        sqnr_db: Signal to quantization noise of the tensor in INT8, of all the values that were seen:
+        sqnr_db: Signal to quantization noise of the quantized tensor, of all the values that were seen:
             10 log10(sum x^2 / sum (x - q(x))^2) in dB; None if there is no error, or no signal, or if it
             hangs on which values lie in a block.
     """
@@ -64,8 +64,8 @@ class LayerSummary:
         op_type: Its type.
         rule: By which it was placed.
         tensors: The quantized activations that it reads.
-        weight_sqnr_db: Signal to quantization noise of its INT8 weight, in dB; None if it has none, or if the
-            weight is the same in INT8.
+        weight_sqnr_db: Signal to quantization noise of its quantized weight, in dB; None if it has none, or
+            if the weight is the same in its format.
     """
 
     name: str

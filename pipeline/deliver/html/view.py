@@ -15,6 +15,7 @@ from trtq.numbers import format_bytes, format_seconds, format_shape
 from trtq.pipeline.deliver.html.numbers import MINUS, format_decibels
 from trtq.pipeline.deliver.manifest import Manifest
 from trtq.pipeline.deliver.report import AutoReport, Report, format_asked
+from trtq.pipeline.formats import LAYER_FORMATS
 from trtq.pipeline.judge.score import format_score
 from trtq.records import GIVEN, REFERENCES, OutputComparison
 
@@ -227,11 +228,10 @@ def list_commands(report: Report, manifest: Manifest) -> tuple[Command, ...]:
     own = manifest.commands
     names = sorted(own, key=lambda name: name != "trtq")
     commands = [Command(_COMMANDS.get(name, name), fold_command(str(own[name]))) for name in names]
-    if report.verdict == "fail" and report.precision == "int8" and "trtq" in own and report.auto is None:
+    is_quantized = report.precision in LAYER_FORMATS
+    if report.verdict == "fail" and is_quantized and "trtq" in own and report.auto is None:
         commands.append(
-            Command(
-                "The same, with the costliest layers kept out of INT8", fold_command(f"{own['trtq']} --auto")
-            )
+            Command("The same, with the costliest layers kept float", fold_command(f"{own['trtq']} --auto"))
         )
     return tuple(commands)
 

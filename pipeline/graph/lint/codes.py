@@ -11,16 +11,16 @@ import onnx_ir as ir
 from trtq.pipeline.graph.lint.finding import Finding, report
 from trtq.pipeline.graph.operands import (
     DEQUANTIZE,
+    EIGHT_BITS,
     OPERATOR_FORMAT,
     QUANTIZE,
+    SIGNED,
     find_code_dtype,
     find_constant,
     read_axis,
 )
 
-_EIGHT_BITS = (ir.DataType.INT8, ir.DataType.UINT8)
-_SIGNED = (ir.DataType.INT8, ir.DataType.INT4)
-_TAKEN = (*_EIGHT_BITS, ir.DataType.INT4, ir.DataType.FLOAT8E4M3FN, ir.DataType.FLOAT4E2M1, None)
+_TAKEN = (*EIGHT_BITS, ir.DataType.INT4, ir.DataType.FLOAT8E4M3FN, ir.DataType.FLOAT4E2M1, None)
 _INSTEAD = {
     ir.DataType.FLOAT8E5M2: "quantize again to float8 e4m3",
     ir.DataType.UINT4: "quantize again to int4, symmetric",
@@ -156,7 +156,7 @@ def check_constant(node: ir.Node) -> Iterator[Finding]:
     if node.op_type in (QUANTIZE, DEQUANTIZE, *_WITH_BOUNDS) or node.op_type in OPERATOR_FORMAT:
         return
     for value in node.inputs:
-        if value is not None and value.is_initializer() and value.dtype in _SIGNED:
+        if value is not None and value.is_initializer() and value.dtype in SIGNED:
             reason = (
                 f"it reads the {_name(value.dtype)} constant {value.name!r}, "
                 f"which TensorRT allows to DequantizeLinear only"

@@ -6,12 +6,12 @@ from collections.abc import Iterator
 
 import onnx_ir as ir
 
+from trtq.pipeline.formats.nvfp4 import BLOCK
 from trtq.pipeline.graph.lint.finding import Finding, report
 from trtq.pipeline.graph.lint.formats import check_mixture, check_weight_alone, has_cast
 from trtq.pipeline.graph.operands import Operand, find_operand, find_operands, find_scale_axes, read_axis
 from trtq.pipeline.graph.placement import QUANTIZABLE
 
-_FP4_BLOCK = 16
 _RECURRENT = ("LSTM", "GRU", "RNN")
 _AFTER = "the layer runs in float, and converting costs time"
 
@@ -36,7 +36,7 @@ def check_layer(node: ir.Node) -> Iterator[Finding]:
     ):
         yield from found
     elif activation is not None and weight is not None and node.op_type == "ConvTranspose":
-        reason = f"TensorRT has no INT8 kernel for ConvTranspose: {_AFTER}"
+        reason = f"TensorRT has no kernel on codes for ConvTranspose: {_AFTER}"
         yield report("no-kernel", "float", node, reason, "leave it out of quantization")
     elif activation is not None and weight is not None:
         findings = list(_check_pair(node, activation, weight))
@@ -98,7 +98,7 @@ def _check_activation(node: ir.Node, operand: Operand, other: Operand) -> Iterat
     if node.op_type != "Conv" and own and operand.rank == other.rank:
         return  # one scale for each row of the product, which TensorRT applies after it
     wanted = "one 0-d scale" if scale.shape == (1,) else "one scale for the whole activation"
-    reason = f"its activation scale has shape {scale.shape}, INT8 kernels want {wanted}: {_AFTER}"
+    reason = f"its activation scale has shape {scale.shape}, kernels want {wanted}: {_AFTER}"
     yield report("activation-scale", "float", node, reason, "write scales of activations as 0-d tensors")
 
 
@@ -113,7 +113,7 @@ def _computed(node: ir.Node) -> Iterator[Finding]:
 
 def _check_blocks(node: ir.Node, activation: Operand, weight: Operand) -> Iterator[Finding]:
     if node.op_type == "Conv":
-        reason = f"its weight is quantized in blocks, INT8 kernels want a scale for each channel: {_AFTER}"
+        reason = f"its weight is quantized in blocks, kernels want a scale for each channel: {_AFTER}"
         yield report("blocks", "float", node, reason, "quantize with one scale for each output channel")
     elif activation.scale is not None and activation.scale.size > 1:
         reason = "its activation has a scale a channel beside a weight in blocks: TensorRT's builder fails"
@@ -144,9 +144,9 @@ def _is_turned(operand: Operand) -> bool:
 def _check_nvfp4(node: ir.Node, activation: Operand, weight: Operand) -> Iterator[Finding]:
     for operand in (activation, weight):
         block = operand.dequantize.attributes.get_int("block_size", 0)
-        if block != _FP4_BLOCK:
-            reason = f"it multiplies NVFP4 in blocks of {block}, kernels want {_FP4_BLOCK}: {_AFTER}"
-            yield report("blocks", "float", node, reason, f"quantize in blocks of {_FP4_BLOCK}")
+        if block != BLOCK:
+            reason = f"it multiplies NVFP4 in blocks of {block}, kernels want {BLOCK}: {_AFTER}"
+            yield report("blocks", "float", node, reason, f"quantize in blocks of {BLOCK}")
             return
     turns = sum(step.op_type == "Transpose" for step in weight.path)
     axis = weight.dequantize.attributes.get_int("axis", 1) % 2
@@ -160,7 +160,7 @@ def _check_weight(node: ir.Node, operand: Operand) -> Iterator[Finding]:
     if axes <= {wanted}:
         return
     found = " and ".join(f"axis {axis}" for axis in sorted(axes))
-    reason = f"its weight is quantized along {found}, INT8 kernels want it along axis {wanted}: {_AFTER}"
+    reason = f"its weight is quantized along {found}, kernels want it along axis {wanted}: {_AFTER}"
     yield report("weight-axis", "float", node, reason, f"quantize the weight along axis {wanted}")
 
 

@@ -15,6 +15,7 @@ from trtq.pipeline.graph.lint.codes import check_scale
 from trtq.pipeline.graph.operands import (
     DEQUANTIZE,
     QUANTIZE,
+    SIGNED,
     find_code_dtype,
     find_constant,
     read_axis,
@@ -22,7 +23,6 @@ from trtq.pipeline.graph.operands import (
 )
 from trtq.pipeline.graph.repair.change import Change, name_rule, set_scale
 
-_SIGNED = (ir.DataType.INT8, ir.DataType.INT4)
 _FOUR_BITS = (ir.DataType.INT4, ir.DataType.UINT4)
 
 
@@ -70,7 +70,7 @@ def repair_constants(edit: GraphEditor) -> Iterator[Change]:
         if points is None:
             continue
         moved = codes.astype(np.int64) - points
-        if dtype not in _SIGNED or points.any():
+        if dtype not in SIGNED or points.any():
             is_int4 = _fits_int4(node, moved, dtype)
             if moved.min() < -128 or moved.max() > QMAX:
                 continue
@@ -91,7 +91,7 @@ def requantize_constants(edit: GraphEditor) -> Iterator[Change]:
     """
     for node, codes, scale, dtype in _dequantized_constants(edit.graph):
         points = _points(node, codes)
-        if points is None or (dtype in _SIGNED and not points.any()) or "block_size" in node.attributes:
+        if points is None or (dtype in SIGNED and not points.any()) or "block_size" in node.attributes:
             continue
         axis, rank = read_axis(node), codes.ndim
         steps = broadcast_along(scale.astype(np.float64), axis, rank)

@@ -17,6 +17,7 @@ from trtq.models.spec import AccuracySpec, EvaluationSpec, LayerSpec, Quantizati
 from trtq.pipeline.build import build
 from trtq.pipeline.deliver.report import Report, to_json
 from trtq.pipeline.engine.target import Target
+from trtq.pipeline.formats import LAYER_FORMATS
 
 
 @click.command("build")
@@ -88,10 +89,10 @@ def command(
 
 
 def _offer(report: Report) -> str:
-    """Returns what may help: --auto, where INT8 is judged and quantization may be the cause."""
-    if report.auto is not None or report.calibration is None or report.precision != "int8":
+    """Returns what may help: --auto, where layers are quantized and that may be the cause."""
+    if report.auto is not None or report.calibration is None or report.precision not in LAYER_FORMATS:
         return ""
     if any("quantization is not the cause" in reason for reason in report.reasons):
         return ""
     measure = shlex.join(["trtq", "sensitivity", report.output])
-    return f"; --auto finds the cheapest layers to keep out of INT8, `{measure}` shows what each costs"
+    return f"; --auto finds the cheapest layers to keep float, `{measure}` shows what each costs"

@@ -17,7 +17,7 @@ from trtq.models.spec import PER_TOKEN, CalibrationSpec, LayerSpec, Quantization
 from trtq.numbers import format_bytes
 from trtq.pipeline.engine.backend import Precision
 from trtq.pipeline.engine.target import Target
-from trtq.pipeline.formats import FP8
+from trtq.pipeline.formats import FP8, NVFP4
 from trtq.pipeline.formats.codes import DATA_METHODS
 from trtq.pipeline.quantize import quantize
 
@@ -89,4 +89,5 @@ def _find_precision(ranges: Ranges | None) -> Precision | None:
     """Returns the precision that ranges were calibrated for; None without ranges."""
     if ranges is None:
         return None
-    return "fp8" if FP8.name in ranges.formats.values() else "int8"
+    found = {*ranges.formats.values()}
+    return "nvfp4" if NVFP4.name in found else "fp8" if FP8.name in found else "int8"

@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from trtq.numbers import format_bytes, format_count, format_seconds, format_shape
+from trtq.pipeline.formats import LAYER_FORMATS
 from trtq.pipeline.judge.score import format_score, name_metric
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ def create_table(*headers: str, numbers: int = 0) -> Table:
 def print_report(console: Console, report: Report, *, verbose: bool, folder: Path | None = None) -> None:
     """Prints a build's report; where its folder is given and all is to be told, with its layers."""
     rest = {"fp16": " + FP16", "fp32": " + FP32"}.get(report.high_precision, "")
-    title = report.precision.upper() + (rest if report.precision == "int8" else "")
+    title = report.precision.upper() + (rest if report.precision in LAYER_FORMATS else "")
     console.print(Text.assemble((Path(report.model).name, "bold"), f"  {title}  {report.backend}"))
     if report.accuracy:
         print_accuracy(console, report.accuracy, report.evaluated_samples, report.metric)

@@ -88,8 +88,8 @@ def test_the_layer_that_spoils_it_is_kept_and_the_patterns_reproduce_the_model(p
     assert report.auto.skip == ("^second$",)
     first, second, third = 8 * 27, 8 * 8, 4 * 8
     assert report.auto.kept[0].macs == pytest.approx(second / (first + second + third))
-    assert report.auto.int8_macs == pytest.approx((first + third) / (first + second + third))
-    assert report.auto.int8_macs_before == 1.0
+    assert report.auto.quantized_macs == pytest.approx((first + third) / (first + second + third))
+    assert report.auto.quantized_macs_before == 1.0
     assert report.auto.outcome.startswith("the gate holds: 1 of 3 layers are kept out of INT8, 79.5% of the")
     (kept,) = report.kept_float
     assert (kept.name, kept.reason[:40]) == ("second", "kept by --auto: alone in INT8 it leaves ")
@@ -234,7 +234,7 @@ def test_a_gate_that_no_int8_layer_holds_leaves_none(poisoned: Path) -> None:
     assert report.verdict == "pass"
     assert report.auto is not None
     assert report.auto.outcome.startswith("the gate holds, but with no layer in INT8: 3 of 3 layers are kept")
-    assert (report.auto.int8_macs, report.engine.layers_quantized) == (0.0, 0)
+    assert (report.auto.quantized_macs, report.engine.layers_quantized) == (0.0, 0)
     (warning,) = (
         item for item in report.warnings if item.startswith("only 0.0% of the MACs are in INT8, 100.0%")
     )
@@ -260,7 +260,7 @@ def test_a_layer_that_int8_spoils_is_fp8_where_that_is_allowed(poisoned: Path) -
     first, second, third = 8 * 27, 8 * 8, 4 * 8
     total = first + second + third
     assert report.auto.formats == {"int8": (first + third) / total, "fp8": second / total, "fp16": 0.0}
-    assert (report.auto.kept, report.auto.int8_macs, report.kept_float) == ((), 1.0, ())
+    assert (report.auto.kept, report.auto.quantized_macs, report.kept_float) == ((), 1.0, ())
     assert report.auto.outcome.startswith(
         "the gate holds: 0 of 3 layers are kept out of INT8 and FP8, 79.5% of the MACs are in INT8, 20.5% "
     )

@@ -126,7 +126,7 @@ def test_a_version_that_is_too_old_is_told(version: str, tensorrt_module: Module
 @pytest.mark.parametrize(
     ("version", "takes_types", "lacks"),
     [
-        (OLD, False, {"compute_capabilities", "nvfp4"}),
+        (OLD, False, {"compute_capabilities", "fp8", "nvfp4"}),
         (TEN, True, {"compute_capabilities"}),
         (ELEVEN, True, {"compute_capabilities", "implicit"}),
     ],

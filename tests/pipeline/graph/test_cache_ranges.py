@@ -308,6 +308,6 @@ def test_a_cache_without_a_tensor_that_is_quantized_may_be_for_another(graph_of:
     with pytest.raises(ArtifactError) as caught:
         _migrate(graph, {"c": 1.0})
     assert str(caught.value) == (
-        f"old.cache has no scale for any tensor of {graph.path} that INT8 layers read: 'x', 'r'; "
+        f"old.cache has no scale for any tensor of {graph.path} that quantized layers read: 'x', 'r'; "
         f"is it for another model?"
     )

@@ -23,14 +23,15 @@ pytestmark = needs_opset_23
 E2M1, E4M3 = ml_dtypes.float4_e2m1fn, ml_dtypes.float8_e4m3fn
 
 
-def quantized_by_numpy(x: NDArray[Any], shared: np.float32) -> NDArray[Any]:
-    """Returns what NVFP4 makes of an activation."""
+def quantized_by_numpy(x: NDArray[Any], shared: np.float32, dtype: type = np.float32) -> NDArray[Any]:
+    """Returns what NVFP4 makes of an activation, with scales that a DequantizeLinear makes in the dtype."""
     blocks = x.astype(np.float32).reshape(-1, 16)
     wanted = np.abs(blocks).max(axis=1, keepdims=True) / np.float32(6) / shared
     scales = np.minimum(wanted, np.float32(448)).astype(E4M3).astype(np.float32) * shared
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         steps = np.where(scales > 0, np.clip(blocks / scales, -6, 6), 0)
-    return np.asarray((steps.astype(E2M1).astype(np.float32) * scales).reshape(x.shape))
+    factors = scales.astype(dtype).astype(np.float32)
+    return np.asarray((steps.astype(E2M1).astype(np.float32) * factors).reshape(x.shape))
 
 
 def model_of_fp4(
@@ -116,7 +117,7 @@ def test_it_equals_numpy_in_fp16_too() -> None:
     rng = np.random.default_rng(1)
     x = rng.standard_normal((100, 64)).astype(np.float16)
     shared = np.float16(0.0021)
-    wanted = quantized_by_numpy(x, np.float32(shared)).astype(np.float16)
+    wanted = quantized_by_numpy(x, np.float32(shared), np.float16).astype(np.float16)
     found = run_emulated(model_of_fp4(np.asarray(shared)), x)
     assert found.dtype == np.float16
     np.testing.assert_array_equal(found, wanted)
