@@ -8,7 +8,7 @@ r"""What `trtq build --auto` brings back of the task's score where plain INT8 lo
         --output benchmarks/results/automatic-2026-11-21.json
     .venv/bin/python benchmarks/automatic.py --folder benchmarks/.work/large \
         --models nudenet_yolo vit_s_focus --formats int8,fp8,fp16 --compute-capability 8.9 \
-        --output benchmarks/results/automatic-2026-11-28.json
+        --output automatic-formats.json
 
 For each model the right answers are the labels where they are known, else the float model's own outputs on
 the evaluation data, and the gate is one point of its task's metric alone. Half of the data chooses the

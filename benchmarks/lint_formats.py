@@ -1,6 +1,7 @@
 """How often `trtq lint` is right about FP8, FP4 and INT4: generated graphs, judged by the real builder.
 
-    .venv/bin/python benchmarks/lint_formats.py --output benchmarks/results/lint-formats-2026-11-28.json
+    .venv/bin/python benchmarks/lint_formats.py --singles 300 --mixes 400 --pairs 160 \
+        --output benchmarks/results/lint-formats-2026-11-28.json
 
 The graphs are every pair of formats that tools write, every other way of writing those that run, alone, and
 random mixes of two ways, for compute capabilities 8.6, 8.9 and 12.0. Only what ONNX's checker passes counts.

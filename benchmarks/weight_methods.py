@@ -44,6 +44,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path)
     given = parser.parse_args()
     result: dict[str, Any] = {
+        "command": "python benchmarks/weight_methods.py",
         "versions": {name: version(name) for name in ("trtq", "numpy", "onnxruntime")},
         "samples": NUM_SAMPLES,
         "models": {},

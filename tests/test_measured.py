@@ -105,7 +105,7 @@ def test_what_is_said_of_linear_time_is_what_was_measured() -> None:
     assert found["holds"]
     assert f"takes {ratios['trtq quantize']:.2f} times as long as one of 250" in text
     assert f"and {ratios['to_fp16']:.2f} times in the FP16 conversion" in text
-    assert f"now it takes {found['fp16_seconds_of_1000']:.1f} s" in text
+    assert f"2,000 nodes takes {found['fp16_seconds_of_1000']:.1f} s" in text
     assert max(ratios, key=ratios.__getitem__) == "repair"
     later = stages["repair"]["2000"] / stages["repair"]["1000"]
     assert f"`repair`: {ratios['repair']:.2f} times, and {later:.2f} times from 1,000 to 2,000" in text

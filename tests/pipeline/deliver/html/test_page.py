@@ -107,7 +107,7 @@ def test_what_was_measured_of_layers_is_shown(report: Report, manifest: Manifest
     layers = tuple(LayerSensitivity(layer.name, "Conv", 1, effect, effect) for layer in seen.layers)
     measured = Sensitivity("model.onnx", "data", 77, 3, layers=layers)
     text = Parsed(render_page(report, manifest, seen, measured)).text
-    assert "with this layer alone in INT8, on 77 samples" in text
+    assert "with this layer alone in its format, on 77 samples" in text
     assert text.count("33.2") == 3
     assert "trtq sensitivity" not in text
 
