@@ -73,23 +73,13 @@ def multiply_rows(edit: GraphEditor, node: ir.Node, divisors: ir.Value) -> None:
     """
     output = node.outputs[0]
     bias = _take_bias(edit, node)
-    result = edit.insert(
-        "Mul",
-        [output, divisors],
-        like=output,
-        output=f"{output.name}_of_rows",
-        name=f"{node.name}_rows_Mul",
-    )
-    edit.replace(output, result, rename=f"{output.name}_of_divided")
-    if bias is not None:
-        total = edit.insert(
-            "Add",
-            [result, bias],
-            like=result,
-            output=f"{result.name}_with_bias",
-            name=f"{node.name}_rows_Add",
-        )
-        edit.replace(result, total, rename=f"{result.name}_without_bias")
+    steps = [("Mul", divisors, "divided"), *([] if bias is None else [("Add", bias, "without_bias")])]
+    for op_type, operand, before in steps:
+        name = f"{node.name}_rows_{op_type}"
+        made = f"{output.name}_{op_type}"
+        result = edit.insert(op_type, [output, operand], like=output, output=made, name=name)
+        edit.replace(output, result, rename=f"{output.name}_{before}")
+        output = result
 
 
 def _take_bias(edit: GraphEditor, node: ir.Node) -> ir.Value | None:

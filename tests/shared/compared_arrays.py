@@ -1,0 +1,25 @@
+"""The comparison of two arrays, fed in parts."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from trtq.pipeline.judge.change import OutputChange
+from trtq.pipeline.judge.metrics import OutputMetrics
+from trtq.records import OutputComparison
+
+
+def compare_arrays(
+    candidate: ArrayLike, reference: ArrayLike, *, split: int | None = None
+) -> OutputComparison:
+    """Compares float32 arrays with a leading sample axis, `split` samples at a time."""
+    ours, theirs = np.asarray(candidate), np.asarray(reference)
+    ours, theirs = (a.astype(np.float32) if a.dtype == np.float64 else a for a in (ours, theirs))
+    metrics, change = OutputMetrics(), OutputChange()
+    size = split or len(theirs)
+    for start in range(0, len(theirs), size):
+        part = slice(start, start + size)
+        metrics.add(ours[part], theirs[part], len(theirs[part]))
+        change.add(theirs[part], len(theirs[part]))
+    return metrics.result("int8", "fp32", "y", change=change)
