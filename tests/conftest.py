@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _ROOT = Path(__file__).resolve().parent.parent
+_WHOLE = tuple(_ROOT / "tests" / name for name in ("bindings", "cases", "fuzz", "integration", "kill"))
+"""Tests of whole commands: they run without the tracing of coverage, which would double their time."""
 
 
 def pytest_configure() -> None:
@@ -38,11 +40,12 @@ def pytest_configure() -> None:
 
 
 def pytest_collection_modifyitems(items: Sequence[pytest.Item]) -> None:
-    """Marks what hypothesis runs; has slow tests run without the tracing of coverage, which doubles them."""
+    """Marks what hypothesis runs; has slow tests and those of whole commands run without coverage."""
     for item in items:
         if getattr(getattr(item, "obj", None), "is_hypothesis_test", False):
             item.add_marker("property")
-        if item.get_closest_marker("slow"):
+        is_whole = any(item.path.is_relative_to(folder) for folder in _WHOLE)
+        if is_whole or item.get_closest_marker("slow"):
             item.add_marker("no_cover")
 
 

@@ -12,6 +12,7 @@ import onnx_ir as ir
 
 from trtq import lazy
 from trtq.errors import BuildError
+from trtq.models.runner import create_runner
 from trtq.models.session import SessionOptions, list_runtime_errors, open_session
 from trtq.pipeline.engine.backend import Backend, BuildRequest, BuiltEngine, Kernel
 from trtq.temporary import open_temporary_folder
@@ -70,8 +71,7 @@ class OnnxRuntime(Backend):
 
     def model_runner(self, model: ir.Model | Path | bytes, name: str) -> Any:
         """Returns a runner with all optimizations, as an ordinary session has them."""
-        onnxrt = lazy.require("polygraphy.backend.onnxrt", None, "running the model")
-        return onnxrt.OnnxrtRunner(open_session(model, optimize=True, engine=_AS_USERS), name=name)
+        return create_runner(open_session(model, optimize=True, engine=_AS_USERS), name)
 
 
 @cache

@@ -17,6 +17,7 @@ from trtq.calibrators.batches import Batches, Feed
 from trtq.calibrators.observe import Progress
 from trtq.errors import ModelError
 from trtq.models.ports import to_plain
+from trtq.models.runner import create_runner
 from trtq.models.session import Session, list_runtime_errors, open_session
 from trtq.pipeline.graph.load import read_runnable
 from trtq.pipeline.graph.opset import infer_shapes
@@ -150,8 +151,7 @@ def compare_models(
 
 
 def _open_runners(models: Mapping[str, Path]) -> list[Any]:
-    runner = lazy.require("polygraphy.backend.onnxrt", None, _WORK).OnnxrtRunner
-    return [runner(_open_session(path), name=name) for name, path in models.items()]
+    return [create_runner(_open_session(path), name) for name, path in models.items()]
 
 
 def _find_truth(pairs: Sequence[tuple[str, str]]) -> str:

@@ -10,8 +10,8 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from trtq import lazy
 from trtq.calibrators.ranges import Ranges
+from trtq.models.runner import create_runner
 from trtq.models.session import Session, SessionPort, open_session
 from trtq.pipeline.graph.edit import GraphEditor, map_values
 from trtq.pipeline.graph.fp4 import without_fp4
@@ -53,8 +53,7 @@ class Switchable:
             for index, (layer, forms) in enumerate(self.layers.items())
             for form in forms
         }
-        runner = lazy.require("polygraphy.backend.onnxrt", None, "comparing models").OnnxrtRunner
-        return runner(_Mixture(self.session, switches), name=name)
+        return create_runner(_Mixture(self.session, switches), name)
 
 
 def _name_switch(index: int, form: str) -> str:

@@ -70,7 +70,8 @@ def test_a_failed_process_says_its_error(scripts: dict[str, Any]) -> None:
 
 
 def test_a_finished_process_says_what_it_cost(scripts: dict[str, Any]) -> None:
-    cost = scripts["process"].run([sys.executable, "-c", "b = bytearray(200 << 20); print('x')"], {}, 1000)
+    program = "import time; b = bytearray(200 << 20); print('x'); time.sleep(0.5)"  # so that it is looked at
+    cost = scripts["process"].run([sys.executable, "-c", program], {}, 1000)
     assert (cost.status, cost.words, cost.printed) == ("done", "", "x\n")
     assert cost.peak_mb > 200
 

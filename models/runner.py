@@ -1,0 +1,73 @@
+"""ONNX Runtime sessions as runners of Polygraphy."""
+
+from __future__ import annotations
+
+import time
+from functools import cache
+from typing import TYPE_CHECKING, Any, Protocol
+
+from trtq import lazy
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+    from trtq.models.session import SessionPort
+
+_WORK = "comparing models"
+
+
+class PlainSession(Protocol):
+    """What a runner needs of a session."""
+
+    def get_inputs(self) -> Sequence[SessionPort]:
+        """Returns the inputs in the model's order."""
+
+    def get_outputs(self) -> Sequence[SessionPort]:
+        """Returns the outputs in the model's order."""
+
+    def run(self, outputs: None, feed: Mapping[str, NDArray[Any]], /) -> list[NDArray[Any]]:
+        """Returns all outputs for one feed."""
+
+
+def create_runner(session: PlainSession, name: str) -> Any:
+    """Returns a Polygraphy runner of a session.
+
+    Polygraphy's own asks of every array whether it is PyTorch's, and imports PyTorch to know, wherever it is
+    installed: seconds and hundreds of megabytes for nothing.
+
+    Args:
+        session: It takes and gives arrays of NumPy.
+        name: The runner's.
+    """
+    return _define_runner()(session, name)
+
+
+@cache
+def _define_runner() -> Any:
+    base = lazy.require("polygraphy.backend.base", None, _WORK).BaseRunner
+    metadata = lazy.require("polygraphy.common", None, _WORK).TensorMetadata
+    dtypes = lazy.require("polygraphy.datatype", None, _WORK).DataType
+
+    class SessionRunner(base):  # type: ignore[misc, valid-type]  # Polygraphy has no types
+        """Runs one session."""
+
+        def __init__(self, session: PlainSession, name: str) -> None:
+            super().__init__(name=name)
+            self._session = session
+
+        def get_input_metadata_impl(self) -> Any:
+            found = metadata()
+            for item in self._session.get_inputs():
+                found.add(item.name, dtypes.from_dtype(item.type, "onnxruntime"), item.shape)
+            return found
+
+        def infer_impl(self, feed_dict: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+            start = time.perf_counter()
+            outputs = self._session.run(None, feed_dict)
+            self.inference_time = time.perf_counter() - start
+            names = (item.name for item in self._session.get_outputs())
+            return dict(zip(names, outputs, strict=True))
+
+    return SessionRunner
