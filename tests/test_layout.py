@@ -14,6 +14,7 @@ import sysconfig
 import zipfile
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Set
+from fnmatch import fnmatch
 from functools import cache
 from pathlib import Path
 
@@ -244,6 +245,14 @@ def test_no_file_is_long() -> None:
 def test_no_file_is_called_after_nothing_in_particular() -> None:
     vague = re.compile(r"(^|_)(utils?|helpers?|base|common|misc|manager)($|_)")
     assert [name for name in modules() if vague.search(name.rpartition(".")[2])] == []
+
+
+def test_no_folder_of_tests_is_left_out(pytestconfig: pytest.Config) -> None:
+    """As pytest leaves out folders called "build", "dist" and more, unless it is told what to leave out."""
+    folders = {path.parent for path in (ROOT / "tests").rglob("test_*.py")}
+    names = {name for folder in folders for name in folder.relative_to(ROOT).parts}
+    patterns = pytestconfig.getini("norecursedirs")
+    assert [name for name in sorted(names) for pattern in patterns if fnmatch(name, pattern)] == []
 
 
 def test_no_helper_of_tests_is_written_twice() -> None:

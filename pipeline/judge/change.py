@@ -44,18 +44,23 @@ class Moments:
         """Takes in samples along the first axis; values that do not count are left out."""
         if not self.is_known or not rows.size:
             return
-        values = np.where(counts, rows, 0.0)
+        is_whole = bool(counts.all())
+        values = rows if is_whole else np.where(counts, rows, 0.0)
         self.squares += float(np.vdot(values, values))
         if self.counts is not None and not self._fit(rows.shape[1:]):
             return
         axes = (0, *(axis + 1 for axis in self.open_axes))
         number = counts.sum(axis=axes, keepdims=True, dtype=np.float64)
         base = values[:1].max(axis=axes, keepdims=True)  # of values that are equal, no digit is lost
-        mean = base + np.where(counts, values - base, 0.0).sum(axis=axes, keepdims=True) / np.maximum(
-            number, 1
-        )
-        deviation = np.where(counts, (values - mean) ** 2, 0.0).sum(axis=axes, keepdims=True)
-        self._merge(number[0], mean[0], deviation[0])
+        apart = values - base
+        if not is_whole:
+            apart[~counts] = 0.0
+        shift = apart.sum(axis=axes, keepdims=True) / np.maximum(number, 1)
+        apart -= shift
+        if not is_whole:
+            apart[~counts] = 0.0
+        apart *= apart
+        self._merge(number[0], (base + shift)[0], apart.sum(axis=axes, keepdims=True)[0])
 
     def _fit(self, shape: tuple[int, ...]) -> bool:
         """Sums up the axes in which a sample differs from those before; returns whether it has as many."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
-from contextlib import closing, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from trtq.calibrators.batches import Batches, Feed
 from trtq.calibrators.observe import Progress
 from trtq.errors import ModelError
 from trtq.models.ports import to_plain
-from trtq.models.runner import create_runner
+from trtq.models.runner import PlainSession, create_runner
 from trtq.models.session import Session, list_runtime_errors, open_session
 from trtq.pipeline.graph.load import read_runnable
 from trtq.pipeline.graph.opset import infer_shapes
@@ -26,6 +26,7 @@ from trtq.pipeline.judge.exact import make_quantize_exact
 from trtq.pipeline.judge.halves import emulate_halves
 from trtq.pipeline.judge.logits import LogitsMetrics, find_mask, find_tokens
 from trtq.pipeline.judge.metrics import OutputMetrics, holds_probabilities
+from trtq.pipeline.judge.recall import RecallingSession
 from trtq.pipeline.judge.score import Labels, Scores
 from trtq.pipeline.judge.steady import Mask, find_steady
 from trtq.pipeline.judge.views import Key, OutputViews, create_views
@@ -34,6 +35,8 @@ from trtq.pipeline.judge.witness import open_reference
 from trtq.records import LogitsComparison, OutputComparison
 
 _WORK = "comparing models"
+_EXACT = (ir.DataType.FLOAT, ir.DataType.DOUBLE)
+_NEVER_SWAPPED_MB = 1 << 30
 _SCORES = ("logit", "score", "prob", "softmax", "class")
 """In the names of outputs that hold scores of classes."""
 
@@ -76,9 +79,9 @@ def compare_models(
 ) -> Comparison:
     """Returns how far the models are apart, run by Polygraphy's Comparator on ONNX Runtime.
 
-    Graph optimizations are off, so that the arithmetic is that of the Q/DQ graph. What an engine holds in
-    FP16 or BF16 is rounded to it (`emulate_halves`), so that an overflow shows. One batch is in memory at a
-    time.
+    Graph optimizations are off where anything is rounded, so that the arithmetic is that of the Q/DQ graph.
+    What an engine holds in FP16 or BF16 is rounded to it (`emulate_halves`), so that an overflow shows. One
+    batch is in memory at a time, and of the reference the outputs of those before if they are small.
 
     Args:
         models: The files by the names that the result uses.
@@ -99,21 +102,27 @@ def compare_models(
     names = (*models, *(runner.name for runner in engines))
     scores = Scores(labels, names) if labels is not None else None
     changes: dict[tuple[str, Key], OutputChange] = defaultdict(OutputChange)
-    references = {reference for _, reference in pairs}
+    compared = list(dict.fromkeys(name for pair in pairs for name in pair))
     token_inputs: dict[str, str | None] = {}  # by output; found in the first batch
     holds_scores: dict[Key, bool] = {}
     num_samples = 0
-    runners = [*_open_runners(models), *engines]
+    sessions: dict[str, PlainSession] = {name: _open_session(path) for name, path in models.items()}
     truth = _find_truth(pairs)
+    recalled = RecallingSession(sessions[truth]) if truth in models else None
+    if recalled is not None:
+        sessions[truth] = recalled
+    runners = [*(create_runner(session, name) for name, session in sessions.items()), *engines]
     if views is None:
         views = _open_views(models[truth]) if truth in models else OutputViews()
     steady = _find_steady([item for item in runners if item.name == truth], views, batches, labels)
+    if recalled is not None:
+        recalled.rewind()
     for feed, results in _run(runners, batches, labels):
         inputs = _drop(feed.arrays, [labels.array] if labels is not None else [])
         seen = {name: views.see(outputs, inputs, feed.num_samples) for name, outputs in results.items()}
-        for reference in references:
-            for key, theirs in seen[reference].items():
-                changes[reference, key].add(theirs, feed.num_samples, steady.get(key))
+        for model in compared:
+            for key, values in seen[model].items():
+                changes[model, key].add(values, feed.num_samples, steady.get(key))
         for candidate, reference in pairs:
             for key in seen[reference]:
                 ours, theirs = _select_output(seen, candidate, reference, key)
@@ -136,7 +145,7 @@ def compare_models(
         progress(feed.num_samples)
     return Comparison(
         tuple(
-            item.result(candidate, reference, *key, changes[reference, key])
+            item.result(candidate, reference, *key, changes[reference, key], changes[candidate, key])
             for (candidate, reference, key), item in metrics.items()
         ),
         scores.result() if scores is not None else {},
@@ -148,10 +157,6 @@ def compare_models(
         scores.doubts() if scores is not None else (),
         scores.outputs if scores is not None else (),
     )
-
-
-def _open_runners(models: Mapping[str, Path]) -> list[Any]:
-    return [create_runner(_open_session(path), name) for name, path in models.items()]
 
 
 def _find_truth(pairs: Sequence[tuple[str, str]]) -> str:
@@ -202,7 +207,7 @@ def _run(
             current[:] = [feed]
             yield to_plain(_drop(feed.arrays, [labels.array] if labels is not None else []))
 
-    with logger.verbosity(logger.CRITICAL + 1):  # what it prints when it raises is in our message
+    with logger.verbosity(logger.CRITICAL + 1), _without_torch():  # what it prints is in our message
         try:
             for results in comparator.run(runners, data_loader=feeds(), streaming=True):
                 yield current[0], {name: dict(iterations[0].items()) for name, iterations in results}
@@ -210,6 +215,21 @@ def _run(
             source = current[0].source if current else batches.origin
             text = " ".join(str(error).split())[:400]
             raise ModelError(f"running the models on {source} failed: {text}") from error
+
+
+@contextmanager
+def _without_torch() -> Iterator[None]:
+    """Has Polygraphy not add up the bytes of outputs, for which it imports PyTorch where it is installed.
+
+    It does so to advise swapping them to the disk, which a threshold that none reaches says is done.
+    """
+    config: Any = lazy.require("polygraphy.config", None, _WORK)
+    before = config.ARRAY_SWAP_THRESHOLD_MB
+    config.ARRAY_SWAP_THRESHOLD_MB = _NEVER_SWAPPED_MB if before < 0 else before
+    try:
+        yield
+    finally:
+        config.ARRAY_SWAP_THRESHOLD_MB = before
 
 
 def _drop(arrays: Mapping[str, NDArray[Any]], names: Collection[str | None]) -> dict[str, NDArray[Any]]:
@@ -220,8 +240,17 @@ def _open_session(path: Path) -> Session:
     model, is_changed = _read_typed(path)
     rounded = emulate_halves(model) or make_quantize_exact(model)
     if rounded is None and not is_changed:
-        return open_reference(path)
+        return open_reference(path, optimize=_computes_in_float32(model))
     return open_session(rounded or model, optimize=False)
+
+
+def _computes_in_float32(model: ir.Model) -> bool:
+    """Whether rounding plays no part in a model, so that its fastest kernels compute the same."""
+    nodes = [*model.graph.all_nodes()]
+    dtypes = {value.dtype for node in nodes for value in node.outputs if value.dtype is not None}
+    if any(dtype.is_floating_point() and dtype not in _EXACT for dtype in dtypes):
+        return False
+    return not any(node.domain or "Quantize" in node.op_type or "Integer" in node.op_type for node in nodes)
 
 
 def _read_typed(path: Path) -> tuple[ir.Model, bool]:

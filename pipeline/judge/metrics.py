@@ -66,7 +66,6 @@ class OutputMetrics:
     size: int = 0
     known: int = 0
     worst: list[tuple[float, int]] = field(default_factory=list)
-    answers: OutputChange = field(default_factory=OutputChange)
     cosines: array[float] = field(default_factory=lambda: array("d"))
     powers: array[float] = field(default_factory=lambda: array("d"))
     silent: array[float] = field(default_factory=lambda: array("d"))
@@ -98,7 +97,6 @@ class OutputMetrics:
             self.rows += same.size
             self.rows_equal += int(same.sum())
         rows = split_by_sample(reference, num_samples)
-        self.answers.add(candidate.reshape(rows.shape), len(rows), steady)
         ours, theirs = candidate.reshape(rows.shape).astype(np.float64), rows.astype(np.float64)
         fine = np.isfinite(theirs)
         self.nonfinite += int((fine & ~np.isfinite(ours)).sum())
@@ -138,9 +136,24 @@ class OutputMetrics:
                 self.silent.append(float(mine))
 
     def result(
-        self, candidate: str, reference: str, output: str, part: str = "", change: OutputChange | None = None
+        self,
+        candidate: str,
+        reference: str,
+        output: str,
+        part: str = "",
+        change: OutputChange | None = None,
+        answers: OutputChange | None = None,
     ) -> OutputComparison:
-        """Returns the comparison of all that was taken in; `change` is that of the reference."""
+        """Returns the comparison of all that was taken in.
+
+        Args:
+            candidate: The name of what is judged.
+            reference: The name of what it is judged by.
+            output: The output's name.
+            part: That of the tensor joined to it; empty: the whole.
+            change: How much the reference changes from sample to sample.
+            answers: How much the candidate does.
+        """
         cosine, sqnr_db, largest, mean = (
             self.judged.cosine,
             _to_decibels(self.judged.reference_squares, self.judged.error_squares),
@@ -154,7 +167,7 @@ class OutputMetrics:
         worst = tuple(WorstSample(-rank if rank <= 1 else math.nan, -place) for rank, place in self.worst)
         ordered = self._sort_cosines()
         change = change or OutputChange()
-        is_dead = change.is_clear and not self.answers.varies and self.nonfinite == 0
+        is_dead = change.is_clear and answers is not None and not answers.varies and self.nonfinite == 0
         return OutputComparison(
             candidate,
             reference,

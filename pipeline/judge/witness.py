@@ -114,12 +114,19 @@ def _tell(graph: Graph, watcher: Watcher, reason: str) -> None:
     watcher.warn(f"the loaded model is not compared with {graph.path} itself{told}: {reason}")
 
 
-def open_reference(path: Path) -> Session:
+def open_reference(path: Path, *, optimize: bool = False) -> Session:
     """Returns a session that runs a file as it is, or raised where ONNX Runtime does not know its opset.
+
+    Args:
+        path: The file.
+        optimize: Whether ONNX Runtime may rewrite the graph.
 
     Raises:
         ModelError: ONNX Runtime cannot load it.
     """
+    if optimize:
+        with suppress(ModelError):
+            return open_session(path, optimize=True)
     try:
         return _open_file(path)
     except ModelError:

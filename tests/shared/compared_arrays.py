@@ -16,10 +16,11 @@ def compare_arrays(
     """Compares float32 arrays with a leading sample axis, `split` samples at a time."""
     ours, theirs = np.asarray(candidate), np.asarray(reference)
     ours, theirs = (a.astype(np.float32) if a.dtype == np.float64 else a for a in (ours, theirs))
-    metrics, change = OutputMetrics(), OutputChange()
+    metrics, change, answers = OutputMetrics(), OutputChange(), OutputChange()
     size = split or len(theirs)
     for start in range(0, len(theirs), size):
         part = slice(start, start + size)
         metrics.add(ours[part], theirs[part], len(theirs[part]))
         change.add(theirs[part], len(theirs[part]))
-    return metrics.result("int8", "fp32", "y", change=change)
+        answers.add(ours[part], len(theirs[part]))
+    return metrics.result("int8", "fp32", "y", change=change, answers=answers)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -274,9 +276,21 @@ def test_an_engine_is_compared_and_counted_by_its_runner(demo: Path, digits: Bat
     model = demo / "model.onnx"
     from polygraphy.backend import onnxrt as polygraphy
 
-    engine = polygraphy.OnnxrtRunner(open_session(model, optimize=False), name="engine")
+    engine = polygraphy.OnnxrtRunner(open_session(model, optimize=True), name="engine")
     pairs = [("engine", "fp32")]
     labels = Labels("labels")
     found = compare_models({"fp32": model}, pairs, digits, labels, engines=(engine,))
     assert [(item.candidate, item.max_abs) for item in found.outputs] == [("engine", 0.0)]
     assert found.accuracy["engine"] == found.accuracy["fp32"] > 0.9
+
+
+def test_comparing_needs_no_pytorch(two_outputs: Path, tmp_path: Path) -> None:
+    np.savez(tmp_path / "data.npz", x=np.random.default_rng(0).normal(size=(4, 4)).astype(np.float32))
+    program = f"""
+import sys, trtq
+trtq.compare({str(two_outputs)!r}, {str(two_outputs)!r}, spec=trtq.ModelSpec(
+    evaluation=trtq.EvaluationSpec(data={str(tmp_path / "data.npz")!r})))
+print("polygraphy" in sys.modules, "torch" in sys.modules)
+"""
+    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert (found.stdout.strip(), found.stderr) == ("True False", "")

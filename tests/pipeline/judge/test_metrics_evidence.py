@@ -121,12 +121,14 @@ def test_of_samples_with_another_number_of_axes_no_change_is_known() -> None:
 
 
 def test_a_candidate_that_is_constant_in_feeds_of_several_lengths_is_dead() -> None:
-    change, metrics = OutputChange(), OutputMetrics()
+    change, answers, metrics = OutputChange(), OutputChange(), OutputMetrics()
     for length in (8, 8, 5):
         reference = np.random.default_rng(length).normal(size=(length, 3))
+        candidate = np.tile([0.1, 0.2, 0.3], (length, 1))
         change.add(reference, 4)
-        metrics.add(np.tile([0.1, 0.2, 0.3], (length, 1)), reference, 4)
-    assert metrics.result("int8", "fp32", "y", change=change).is_dead
+        answers.add(candidate, 4)
+        metrics.add(candidate, reference, 4)
+    assert metrics.result("int8", "fp32", "y", change=change, answers=answers).is_dead
 
 
 def test_a_change_of_values_that_hardly_change_counts_where_nothing_else_changes() -> None:
