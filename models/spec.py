@@ -21,6 +21,7 @@ SLOW_REPAIRS = ("adaround",)
 WeightGranularity = Literal["per-channel", "per-tensor"]
 Activations = Literal["symmetric", "asymmetric", "per-token"]
 PER_TOKEN: Activations = "per-token"
+Effort = Literal["quick", "balanced", "thorough"]
 Device = Literal["cpu", "cuda"]
 Shape = tuple[int, ...]
 
@@ -89,14 +90,19 @@ class QuantizationSpec:
         activations: asymmetric uses zero points, which are finer if most values have the same sign; only the
             backend onnxruntime runs them. per-token gives each row of what a MatMul or Gemm reads the scale
             of its own largest value, in each run; these layers need no calibration.
+        effort: What finding the ranges and repairs may cost. quick tries nothing; balanced tries the methods
+            and repairs on a few samples held back, which takes a few passes over the data; thorough tries
+            them on up to 64, which takes several times as long.
     """
 
     repair: tuple[str, ...] = setting((AUTO,), metavar="NAMES")
     weight_granularity: WeightGranularity = setting("per-channel")
     activations: Activations = setting("symmetric")
+    effort: Effort = setting("balanced")
 
     def __post_init__(self) -> None:
         for name, value, choices in (
+            ("effort", self.effort, get_args(Effort)),
             ("weight_granularity", self.weight_granularity, get_args(WeightGranularity)),
             ("activations", self.activations, get_args(Activations)),
         ):

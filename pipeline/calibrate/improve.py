@@ -15,7 +15,7 @@ from trtq.calibrators.minmax import RoomyMinMax
 from trtq.calibrators.observe import PassControl
 from trtq.calibrators.ranges import Ranges
 from trtq.calibrators.statistics import Statistics
-from trtq.models.spec import ModelSpec
+from trtq.models.spec import Effort, ModelSpec
 from trtq.pipeline.graph.load import Graph
 from trtq.pipeline.graph.placement import DEFAULT_OP_TYPES, SOFTMAX, Placement
 from trtq.pipeline.judge.macs import count_macs
@@ -30,10 +30,12 @@ if TYPE_CHECKING:
 _NUM_RUNS = 750
 """Runs of one sample that a search takes about with its full budget; two thirds more where rescaling gains
 and is tried without headroom and with other ranges."""
+
+
 _CHEAP_MACS = 4e11
 """What every search may cost: some twenty to thirty seconds on two cores."""
-_MOST_PASSES = 2
-"""A search may also cost as much as so many passes over the calibration data."""
+_MOST_PASSES: Mapping[Effort, int] = {"balanced": 3, "thorough": 6}
+"""A search may also cost as much as so many passes over the calibration data; quick searches for nothing."""
 _SMALLEST_BUDGET = (4, 16)
 
 
@@ -70,7 +72,8 @@ def improve_ranges(
     """
     by_trial = isinstance(create_method(spec.calibration), Auto)
     first, allowed = choose_first(spec, placement.formats), spec.quantization.repairs
-    if batches.is_random or not placement.layers or not (by_trial or allowed):
+    is_quick = spec.quantization.effort == "quick"
+    if is_quick or batches.is_random or not placement.layers or not (by_trial or allowed):
         return take_ranges(graph, placement.formats, statistics, batches, spec, watcher)
     # Late: where nothing is tried, it is not needed.
     from trtq.pipeline.judge.proposals import FEWEST_SAMPLES, RESCALING
@@ -94,7 +97,7 @@ def improve_ranges(
         amaxes = _row_amaxes(graph, placement.formats, batches, first, watcher)
         candidates = add_row_variants(candidates, amaxes, only=not by_trial)
     watcher.stage("Trying repairs" if allowed else "Trying methods")
-    budget = _plan_budget(graph, batches, statistics.num_samples)
+    budget = _plan_budget(graph, batches, statistics.num_samples, spec.quantization.effort)
     reobserver = Reobserver(
         [*methods.values()], PassControl(spec.calibration.device, spec.calibration.memory_bytes)
     )
@@ -160,7 +163,7 @@ def _drop_repeats(candidates: Sequence[Ranges]) -> list[Ranges]:
     return [item for index, item in enumerate(candidates) if item.tensors not in tensors[:index]]
 
 
-def _plan_budget(graph: Graph, batches: Batches, num_samples: int) -> SampleBudget:
+def _plan_budget(graph: Graph, batches: Batches, num_samples: int, effort: Effort) -> SampleBudget:
     """Returns how many samples candidates are scored on: fewer where the model is large.
 
     It counts multiplications, not time, so that the same data gives the same result.
@@ -169,6 +172,7 @@ def _plan_budget(graph: Graph, batches: Batches, num_samples: int) -> SampleBudg
 
     wanted = SampleBudget()
     macs = sum(count_macs(graph.model, next(iter(batches))).values())
-    share = min(1.0, max(_CHEAP_MACS / max(macs, 1), _MOST_PASSES * num_samples) / _NUM_RUNS)
+    share = min(1.0, max(_CHEAP_MACS / max(macs, 1), _MOST_PASSES[effort] * num_samples) / _NUM_RUNS)
     first, second = round(wanted.first * share), round(wanted.second * share)
-    return SampleBudget(max(_SMALLEST_BUDGET[0], first), max(_SMALLEST_BUDGET[1], second))
+    least, most = _SMALLEST_BUDGET
+    return SampleBudget(max(least, first), max(most, second), races=effort != "thorough")

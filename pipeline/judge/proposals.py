@@ -22,6 +22,7 @@ FEWEST_SAMPLES = 16
 """Held back. With fewer, the extremes of single channels are not known well enough: nothing is rescaled."""
 RESCALING = ("equalize", "smooth", "shift")
 METHOD = "method"
+_NO_HEADROOM = "no headroom"
 _HEADROOM_WORTH_DB = 0.5
 """What a proposal without headroom must gain: data held back is like the data that the ranges come from."""
 
@@ -57,11 +58,14 @@ class Repair:
         kind: A repair replaces the one before it if both are of the same kind.
         propose: Makes its proposals of the ranges.
         least_gain_db: What a proposal must gain to be applied.
+        varies: By this suffix its proposals are named otherwise than those of the repair before, of which it
+            varies the best; empty: it has its own.
     """
 
     kind: str
     propose: Callable[[Ranges, Evidence], Proposals]
     least_gain_db: float = LEAST_GAIN_DB
+    varies: str = ""
 
 
 def list_repairs(ranges: Sequence[Ranges], allowed: Collection[str], num_samples: int) -> Iterator[Repair]:
@@ -70,7 +74,7 @@ def list_repairs(ranges: Sequence[Ranges], allowed: Collection[str], num_samples
     yield Repair(METHOD, lambda _ranges, _evidence: methods)
     if {*allowed} & {*RESCALING} and num_samples >= FEWEST_SAMPLES:
         yield Repair("rescaling", partial(_rescale, allowed, HEADROOM))
-        yield Repair("rescaling", partial(_rescale, allowed, 0.0), _HEADROOM_WORTH_DB)
+        yield Repair("rescaling", partial(_rescale, allowed, 0.0), _HEADROOM_WORTH_DB, f" + {_NO_HEADROOM}")
         yield Repair("reobservation", _reobserve)
     last = Repair("bias", _correct_biases), Repair("weights", _clip_weights), Repair("adaround", _Rounding())
     yield from (repair for repair in last if repair.kind in allowed)
@@ -104,7 +108,7 @@ def _describe(strength: Strength) -> Iterator[str]:
     if strength.shift:
         yield "shift"
     if not strength.headroom:
-        yield "no headroom"
+        yield _NO_HEADROOM
 
 
 def _reobserve(ranges: Ranges, evidence: Evidence) -> Proposals:

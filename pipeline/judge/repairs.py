@@ -7,26 +7,35 @@ from dataclasses import dataclass, field, replace
 
 import onnx_ir as ir
 
-from trtq.calibrators.batches import Batches, take_samples
+from trtq.calibrators.batches import Batches
 from trtq.calibrators.ranges import Ranges
 from trtq.pipeline.graph.attention import MOST_COST_DB, choose_attention, list_tried
 from trtq.pipeline.graph.placement import Placement
 from trtq.pipeline.judge.proposals import METHOD, RESCALING, Evidence, Repair, list_repairs
-from trtq.pipeline.judge.trials import SampleScores, TrialJudge, open_trial_judge
+from trtq.pipeline.judge.trials import Candidate, TrialJudge, open_trial_judge
 from trtq.pipeline.rewrite.channels.reobserve import Reobserver
 from trtq.pipeline.rewrite.channels.statistics import observe_channels
 from trtq.records import Repairs, Trial
 
 _NUM_FINALISTS = 3
+_GROWTH = 4
+"""So many times the samples of a round has the next: on 16, what gains in the end may look like a loss."""
 _ATTENTION = "INT8 attention"
 
 
 @dataclass(frozen=True, slots=True)
 class SampleBudget:
-    """On how many of the samples held back candidates are scored: `first` for all, `second` for the best."""
+    """On how many of the samples held back candidates are scored.
+
+    Attributes:
+        first: For all candidates of a kind.
+        second: For the best of them.
+        races: Whether the best are looked at again on the way, and those left out that can hardly win.
+    """
 
     first: int = 8
     second: int = 64
+    races: bool = True
 
 
 def find_repairs(
@@ -42,8 +51,8 @@ def find_repairs(
 
     The search is greedy, one kind of repair after another. Channel statistics come from the even batches.
     Candidates are scored on the odd ones by SQNR and applied only if they clearly win; what is returned is
-    made again, from all batches. All candidates of a kind are scored on a few samples and the best on more
-    (successive halving, Jamieson and Talwalkar, arXiv 1502.07943). The same data gives the same result.
+    made again, from all batches. All candidates of a kind are scored on a few samples and ever fewer on ever
+    more (successive halving, Jamieson and Talwalkar, arXiv 1502.07943). The same data gives the same result.
 
     Args:
         model: The float graph; it is not changed.
@@ -69,14 +78,15 @@ def find_repairs(
     both = {name: seen.merged(odd[name]) for name, seen in even.items() if name in odd}
     half = Evidence(model, placement, batches, even, reobserver and reobserver.on_even_feeds())
     whole = Evidence(model, placement, batches, both, reobserver)
-    (scores,) = judge.score(ranges[:1], judge.feeds)
-    search = _Search(judge, budget, half, whole, ranges[0], ranges[0], scores)
+    start = Candidate(ranges[0])
+    judge.advance([start], len(judge.feeds))
+    search = _Search(judge, budget, half, whole, start, ranges[0])
     for repair in list_repairs(ranges, allowed, judge.num_samples):
         search.run(repair)
     search.try_attention(candidates)
     applied = tuple(name for kind, name in search.applied.items() if kind != METHOD)
-    method, after, tried = search.final.method, search.scores.db, tuple(search.tried)
-    return search.final, Repairs(method, applied, scores.db, after, judge.num_samples, tried)
+    method, before, after = search.final.method, start.scores().db, search.judged.scores().db
+    return search.final, Repairs(method, applied, before, after, judge.num_samples, tuple(search.tried))
 
 
 @dataclass(slots=True)
@@ -90,58 +100,80 @@ class _Search:
     budget: SampleBudget
     half: Evidence
     whole: Evidence
-    judged: Ranges
+    judged: Candidate
     final: Ranges
-    scores: SampleScores
     applied: dict[str, str] = field(default_factory=dict)
     tried: list[Trial] = field(default_factory=list)
     kind: str = ""
     before: tuple[Ranges, Ranges] = field(init=False)
+    finalists: tuple[str, ...] = ()
 
     def run(self, repair: Repair) -> None:
         """Scores what the repair proposes, and applies the best if it clearly wins."""
         if repair.kind != self.kind:
-            self.kind, self.before = repair.kind, (self.judged, self.final)
+            self.kind, self.before = repair.kind, (self.judged.ranges, self.final)
         proposed = _without_repeats(self.before[0], repair.propose(self.before[0], self.half))
-        finalists = self._choose_finalists(proposed)
-        found = dict(zip(finalists, self.judge.score([*finalists.values()], self.judge.feeds), strict=True))
-        best = max(found, key=lambda name: found[name].db, default=None)
-        if best is not None and not found[best].is_clearly_above(self.scores, repair.least_gain_db):
-            best = None
-        self.tried += [
-            Trial(name, scores.db - self.scores.db, self.judge.num_samples, applied=name == best)
-            for name, scores in found.items()
-        ]
+        if repair.varies:
+            near = {f"{name}{repair.varies}" for name in self.finalists}
+            proposed = {name: item for name, item in proposed.items() if name in near}
+        candidates = {name: Candidate(item) for name, item in proposed.items()}
+        for own in (self.judged, *candidates.values()):
+            own.close()
+        best = self._race(candidates, repair.least_gain_db)
+        for name, item in candidates.items():
+            gain = item.scores().db - self.judged.scores(len(item.marks)).db
+            num_samples = sum(feed.num_samples for feed in self.judge.feeds[: len(item.marks)])
+            self.tried.append(Trial(name, gain, num_samples, applied=name == best))
         if best is not None:
-            self.judged, self.scores, self.applied[repair.kind] = proposed[best], found[best], best
+            self.judged, self.applied[repair.kind] = candidates[best], best
             self.final = repair.propose(self.before[1], self.whole)[best]
+
+    def _race(self, candidates: Mapping[str, Candidate], least_gain_db: float) -> str | None:
+        """Returns which of the candidates clearly wins, if any does; those that fall behind stop early."""
+        left = list(candidates)
+        self.finalists = ()
+        for index, num_feeds in enumerate(self._list_rounds()):
+            if not left:
+                return None
+            self.judge.advance([candidates[name] for name in left], num_feeds)
+            ranked = sorted(left, key=lambda name: -candidates[name].scores().db)
+            self.finalists = self.finalists or (*ranked[:_NUM_FINALISTS],)
+            if num_feeds == len(self.judge.feeds):
+                best = candidates[ranked[0]].scores()
+                return ranked[0] if best.is_clearly_above(self.judged.scores(), least_gain_db) else None
+            left = ranked[:_NUM_FINALISTS]
+            if self.budget.races and index > 0:  # the first few samples are too few to give up on all
+                own, leader = self.judged.scores(num_feeds), candidates[ranked[0]].scores()
+                found = {name: candidates[name].scores() for name in left}
+                left = [
+                    name
+                    for name, scores in found.items()
+                    if scores.may_be_above(own, least_gain_db) and scores.may_be_above(leader, 0.0)
+                ]
+        return None
+
+    def _list_rounds(self) -> list[int]:
+        """Returns how many feeds candidates are scored on in each round."""
+        rounds, wanted, seen = [], self.budget.first, 0
+        for index, feed in enumerate(self.judge.feeds, 1):
+            seen += feed.num_samples
+            if seen >= wanted and index < len(self.judge.feeds):
+                rounds.append(index)
+                wanted = _GROWTH * seen if self.budget.races else self.judge.num_samples
+        return [*rounds, len(self.judge.feeds)]
 
     def try_attention(self, candidates: Placement) -> None:
         """Puts attention into INT8, all that can be, where that costs next to nothing."""
         if not (names := list_tried(candidates)):
             return
-        judge = replace(self.judge, placement=candidates)
-        (scores,) = judge.score([self.judged], judge.feeds)
-        gain = scores.db - self.scores.db
+        judge, item = replace(self.judge, placement=candidates), Candidate(self.judged.ranges)
+        judge.advance([item], len(judge.feeds))
+        gain = item.scores().db - self.judged.scores().db
         is_cheap = gain >= -MOST_COST_DB
         self.tried.append(Trial(_ATTENTION, gain, judge.num_samples, applied=is_cheap))
         if is_cheap:
-            self.scores, self.applied[_ATTENTION] = scores, _ATTENTION
+            self.judged, self.applied[_ATTENTION] = item, _ATTENTION
             self.final = replace(self.final, attention=names)
-
-    def _choose_finalists(self, proposed: Mapping[str, Ranges]) -> Mapping[str, Ranges]:
-        """Returns the proposals that are best on the first few samples; all of them if there are few."""
-        if len(proposed) <= _NUM_FINALISTS or self.judge.num_samples <= self.budget.first:
-            return proposed
-        feeds = list(take_samples(self.judge.feeds, self.budget.first))
-        num_samples = sum(feed.num_samples for feed in feeds)
-        own, *others = (item.db for item in self.judge.score([self.judged, *proposed.values()], feeds))
-        gains = {name: db - own for name, db in zip(proposed, others, strict=True)}
-        best = sorted(gains, key=lambda name: -gains[name])[:_NUM_FINALISTS]
-        self.tried += [
-            Trial(name, gain, num_samples, applied=False) for name, gain in gains.items() if name not in best
-        ]
-        return {name: item for name, item in proposed.items() if name in best}
 
 
 def _without_repeats(start: Ranges, proposed: Mapping[str, Ranges]) -> dict[str, Ranges]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -26,6 +26,9 @@ _EXACT_DB = 80.0
 LEAST_GAIN_DB = 0.2
 """What a candidate must gain at least to be applied."""
 _MOST_AT_A_TIME = 4
+_FLOAT32_BYTES = 4
+_TINY = 1e-30
+"""Sums of squares below it may have lost some in float32."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +55,52 @@ class SampleScores:
         least = max(least_db, 2 * float(error))
         return bool(gains.mean() >= least) and self.db - other.db >= least_db
 
+    def may_be_above(self, other: SampleScores, least_db: float = LEAST_GAIN_DB) -> bool:
+        """Whether these may be better by so much on all samples, by twice the standard error of the mean."""
+        gains = self.samples - other.samples
+        error = gains.std(ddof=1) / math.sqrt(gains.size) if gains.size > 1 else math.inf
+        return bool(gains.mean() + 2 * error >= least_db) or self.db - other.db >= least_db
+
+
+@dataclass(frozen=True, slots=True)
+class FeedMarks:
+    """What one feed says of a model.
+
+    Attributes:
+        samples: The SQNR of each sample in dB, the mean over the outputs: float64, shape (samples,).
+        signal: The power of each output of the float model: float64, shape (outputs,).
+        noise: The power of what differs from it: float64, shape (outputs,).
+    """
+
+    samples: NDArray[np.float64]
+    signal: NDArray[np.float64]
+    noise: NDArray[np.float64]
+
+
+@dataclass(slots=True)
+class Candidate:
+    """Ranges with what the first feeds say of the model that they make.
+
+    Attributes:
+        ranges: What is judged.
+        marks: One for each feed so far, in their order.
+    """
+
+    ranges: Ranges
+    marks: list[FeedMarks] = field(default_factory=list)
+    _session: tuple[SessionOptions, Session] | None = None
+
+    def scores(self, num_feeds: int | None = None) -> SampleScores:
+        """Returns the scores on the first of the feeds, or on all so far."""
+        marks = self.marks[:num_feeds]
+        signal, noise = sum(item.signal for item in marks), sum(item.noise for item in marks)
+        samples = np.concatenate([item.samples for item in marks])
+        return SampleScores(samples, _to_decibels(np.asarray(signal), np.asarray(noise)))
+
+    def close(self) -> None:
+        """Gives its session back; it can still go on with another."""
+        self._session = None
+
 
 @dataclass(frozen=True, slots=True)
 class TrialJudge:
@@ -76,26 +125,30 @@ class TrialJudge:
         """How many samples are held back."""
         return sum(feed.num_samples for feed in self.feeds)
 
-    def score(self, candidates: Sequence[Ranges], feeds: Sequence[Feed]) -> list[SampleScores]:
-        """Returns the scores of the model that each of the ranges makes, on the first of the feeds."""
-        count = max(1, min(count_cores(), len(candidates), _MOST_AT_A_TIME))
-        engine = SessionOptions(num_threads=max(1, count_cores() // count))
-        return list(Threads(count).map(lambda ranges: self._score(ranges, feeds, engine), candidates))
+    def advance(self, candidates: Sequence[Candidate], num_feeds: int) -> None:
+        """Marks the candidates on the first of the feeds, beginning behind those that they know.
 
-    def _score(self, ranges: Ranges, feeds: Sequence[Feed], engine: SessionOptions) -> SampleScores:
-        session = _open_session(quantize(self.model, self.placement, ranges), self.outputs, engine)
-        samples: list[float] = []
-        signal, noise = np.zeros(len(self.outputs)), np.zeros(len(self.outputs))
-        for feed, wanted in zip(feeds, self.reference, strict=False):
-            found = []
-            pairs = zip(_run(session, self.outputs, feed), wanted, strict=True)
-            for index, (ours, theirs) in enumerate(pairs):
-                powers, lost = _measure_powers(ours, theirs, feed.num_samples)
-                found.append(np.broadcast_to(_to_decibels(powers, lost), feed.num_samples))
-                signal[index] += powers.sum()
-                noise[index] += lost.sum()
-            samples += _nanmean(np.array(found)).tolist()
-        return SampleScores(np.array(samples), _to_decibels(signal, noise))
+        A few of them keep their sessions, to go on.
+        """
+        waiting = [item for item in candidates if len(item.marks) < num_feeds]
+        count = max(1, min(count_cores(), len(waiting), _MOST_AT_A_TIME))
+        engine = SessionOptions(num_threads=max(1, count_cores() // count))
+        list(Threads(count).map(lambda item: self._advance(item, num_feeds, engine), waiting))
+        if len(candidates) > _MOST_AT_A_TIME:
+            for item in candidates:
+                item.close()
+
+    def _advance(self, candidate: Candidate, num_feeds: int, engine: SessionOptions) -> None:
+        held = candidate._session
+        if held is not None and held[0] == engine:
+            session = held[1]
+        else:
+            quantized = quantize(self.model, self.placement, candidate.ranges)
+            session = _open_session(quantized, self.outputs, engine)
+            candidate._session = engine, session
+        first = len(candidate.marks)
+        for feed, wanted in zip(self.feeds[first:num_feeds], self.reference[first:num_feeds], strict=True):
+            candidate.marks.append(_mark(_run(session, self.outputs, feed), wanted, feed.num_samples))
 
 
 def open_trial_judge(
@@ -146,15 +199,36 @@ def _run(session: Session, outputs: Sequence[str], feed: Feed) -> Iterator[NDArr
     return (np.asarray(array) for array in found)
 
 
+def _mark(found: Iterable[NDArray[Any]], wanted: Sequence[NDArray[Any]], num_samples: int) -> FeedMarks:
+    signal, noise = np.zeros(len(wanted)), np.zeros(len(wanted))
+    samples = []
+    for index, (ours, theirs) in enumerate(zip(found, wanted, strict=True)):
+        powers, lost = _measure_powers(ours, theirs, num_samples)
+        samples.append(np.broadcast_to(_to_decibels(powers, lost), num_samples))
+        signal[index], noise[index] = powers.sum(), lost.sum()
+    return FeedMarks(_nanmean(np.array(samples)), signal, noise)
+
+
 def _measure_powers(
     ours: NDArray[Any], theirs: NDArray[Any], num_samples: int
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Returns the power of the signal and of the noise of each sample, or of all where they lie otherwise."""
     parts = len(split_by_sample(theirs, num_samples))
-    wanted = theirs.astype(np.float64).reshape(parts, -1)
+    wanted, ours = theirs.reshape(parts, -1), ours.reshape(parts, -1)
+    if wanted.dtype.itemsize < _FLOAT32_BYTES:
+        wanted, ours = wanted.astype(np.float32), ours.astype(np.float32)
     with np.errstate(invalid="ignore", over="ignore"):
-        noise = np.square(ours.astype(np.float64).reshape(parts, -1) - wanted).sum(axis=1)
-    return np.square(wanted).sum(axis=1), np.nan_to_num(noise, nan=np.inf, posinf=np.inf)
+        noise = _sum_squares(ours - wanted)
+    return _sum_squares(wanted), np.nan_to_num(noise, nan=np.inf, posinf=np.inf)
+
+
+def _sum_squares(rows: NDArray[Any]) -> NDArray[np.float64]:
+    """Returns the sum of the squares of each row; in float64 where float32 has no room for it."""
+    with np.errstate(invalid="ignore", over="ignore"):
+        found = np.array([np.dot(row, row) for row in rows], np.float64)
+        if rows.dtype == np.float64 or ((found > _TINY) & np.isfinite(found)).all():
+            return found
+        return np.asarray(np.square(rows.astype(np.float64)).sum(axis=1))
 
 
 def _to_decibels(signal: NDArray[np.float64], noise: NDArray[np.float64]) -> NDArray[np.float64]:

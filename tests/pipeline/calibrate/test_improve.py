@@ -11,7 +11,7 @@ import pytest
 from trtq.calibrators.batches import Batches
 from trtq.calibrators.ranges import read_ranges
 from trtq.calibrators.statistics import Statistics
-from trtq.models.spec import CalibrationSpec, ModelSpec, QuantizationSpec
+from trtq.models.spec import CalibrationSpec, Effort, ModelSpec, QuantizationSpec
 from trtq.pipeline.build import build
 from trtq.pipeline.build.prepare import prepare
 from trtq.pipeline.calibrate import calibrate, estimate_ranges, improve, observe
@@ -126,6 +126,16 @@ def test_too_few_samples_to_rescale_channels_are_told_of(
     assert quiet.notes == []
 
 
+def test_a_quick_search_tries_nothing(
+    seen: tuple[Graph, Placement, Statistics, Batches], spec: ModelSpec
+) -> None:
+    quick = replace(spec, quantization=QuantizationSpec(effort="quick"))
+    found = _improved(seen, quick)
+    assert found.repairs is None
+    assert found.ranges.method.startswith("entropy(")
+    assert not found.ranges.channels
+
+
 def test_one_batch_repairs_nothing_and_says_so(
     seen: tuple[Graph, Placement, Statistics, Batches], spec: ModelSpec
 ) -> None:
@@ -140,13 +150,14 @@ def test_one_batch_repairs_nothing_and_says_so(
 
 
 @pytest.mark.parametrize(
-    ("macs", "num_samples", "budget"),
+    ("macs", "num_samples", "effort", "budget"),
     [
-        (1e6, 128, SampleBudget(8, 64)),
-        (1e9, 128, SampleBudget(4, 34)),  # as cheap as 400 runs
-        (1e9, 1000, SampleBudget(8, 64)),  # two passes over the data are more
-        (1e10, 128, SampleBudget(4, 22)),
-        (1e12, 8, SampleBudget(4, 16)),  # never fewer
+        (1e6, 128, "balanced", SampleBudget(8, 64)),
+        (1e9, 100, "balanced", SampleBudget(4, 34)),  # as cheap as 400 runs
+        (1e9, 1000, "balanced", SampleBudget(8, 64)),  # three passes over the data are more
+        (1e10, 128, "balanced", SampleBudget(4, 33)),
+        (1e10, 128, "thorough", SampleBudget(8, 64, races=False)),
+        (1e12, 8, "balanced", SampleBudget(4, 16)),  # never fewer
     ],
 )
 def test_large_models_are_judged_on_fewer_samples(
@@ -154,10 +165,11 @@ def test_large_models_are_judged_on_fewer_samples(
     monkeypatch: pytest.MonkeyPatch,
     macs: float,
     num_samples: int,
+    effort: Effort,
     budget: SampleBudget,
 ) -> None:
     monkeypatch.setattr(improve, "count_macs", lambda *_: {"a": int(macs / 2), "b": int(macs / 2)})
-    assert improve._plan_budget(seen[0], seen[3], num_samples) == budget
+    assert improve._plan_budget(seen[0], seen[3], num_samples, effort) == budget
 
 
 # The other stages

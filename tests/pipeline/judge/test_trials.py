@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from trtq.calibrators.ranges import Range, Ranges
 from trtq.pipeline.graph.load import Graph
 from trtq.pipeline.graph.placement import place
-from trtq.pipeline.judge.trials import SampleScores, TrialJudge, open_trial_judge
+from trtq.pipeline.judge.trials import Candidate, SampleScores, TrialJudge, _measure_powers, open_trial_judge
 
 _NET = """
 net (float[N, 2] x) => (float[N, 2] y, float[N, 2] p) {
@@ -42,6 +42,12 @@ def _judge(graph: Graph, arrays: list[NDArray[np.float32]], num_samples: int = 6
     return judge
 
 
+def scores_of(judge: TrialJudge, *amaxes: float) -> list[SampleScores]:
+    candidates = [Candidate(ranges_of(amax)) for amax in amaxes]
+    judge.advance(candidates, len(judge.feeds))
+    return [item.scores() for item in candidates]
+
+
 # Scores
 
 
@@ -49,7 +55,7 @@ def test_scores_are_by_sample_and_by_output(graph: Graph) -> None:
     arrays = [np.ones((2, 2), np.float32), np.array([[0, 1], [0, 100]], np.float32)]
     judge = replace(_judge(graph, arrays), outputs=("y",))
     judge = replace(judge, reference=tuple((feed[0],) for feed in judge.reference))
-    (found,) = judge.score([ranges_of(50.0)], judge.feeds)
+    (found,) = scores_of(judge, 50.0)
     step = 50 / 127  # 1 becomes 3 steps, and 100 is clipped to 50
     lost = [1 - 3 * step, 50.0]
     assert found.samples == pytest.approx([20 * math.log10(1 / abs(lost[0])), 20 * math.log10(2)], abs=1e-3)
@@ -62,7 +68,7 @@ def test_exact_wrong_and_silent_outputs_have_finite_scores(graph: Graph) -> None
     arrays = [np.ones((2, 2), np.float32), np.array([[0, 127], [0, 0]], np.float32)]
     judge = replace(_judge(graph, arrays), outputs=("y",))
     judge = replace(judge, reference=tuple((feed[0],) for feed in judge.reference))
-    exact, wrong = judge.score([ranges_of(127.0), ranges_of(1e-30)], judge.feeds)
+    exact, wrong = scores_of(judge, 127.0, 1e-30)
     assert exact.samples.tolist() == [80.0, 0.0]  # the other sample has no signal
     assert exact.outputs.tolist() == [80.0]
     assert wrong.samples[0] == pytest.approx(0, abs=0.1)
@@ -84,6 +90,47 @@ def _scores(*samples: float, whole: float | None = None) -> SampleScores:
 )
 def test_better_is_better_by_more_than_chance(scores: SampleScores, clearly: bool) -> None:
     assert scores.is_clearly_above(_scores(10, 10, 10, 10)) == clearly
+
+
+@pytest.mark.parametrize(
+    ("scores", "may"),
+    [
+        (_scores(9, 9.1, 8.9, 9), False),
+        (_scores(10, 10, 10, 10), False),
+        (_scores(5, 12, 4, 13), True),  # by chance
+        (_scores(9, 9.1, 8.9, 9, whole=12), True),  # what the worst samples gain is worth more
+        (_scores(10.3, 10.3, 10.3, 10.3), True),
+    ],
+)
+def test_what_can_hardly_win_is_told_from_what_may(scores: SampleScores, may: bool) -> None:
+    assert scores.may_be_above(_scores(10, 10, 10, 10)) == may
+
+
+def test_of_one_sample_anything_may_come() -> None:
+    assert _scores(1).may_be_above(_scores(10))
+
+
+@pytest.mark.parametrize("scale", [1e-25, 1.0, 1e25])
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_powers_hold_whatever_the_size_of_the_values(scale: float, dtype: type) -> None:
+    scale = min(max(scale, 1e-3), 1e3) if dtype is np.float16 else scale
+    theirs = np.array([[3, 4], [0, 2.0]]) * scale
+    ours = theirs + np.array([[0.5, 0], [0, 0]]) * scale
+    signal, noise = _measure_powers(ours.astype(dtype), theirs.astype(dtype), 2)
+    assert signal / scale**2 == pytest.approx([25, 4], rel=1e-2)
+    assert noise / scale**2 == pytest.approx([0.25, 0], rel=1e-2)
+
+
+def test_candidates_go_on_where_they_stopped(graph: Graph) -> None:
+    judge = _judge(graph, [np.full((2, 2), index, np.float32) for index in range(8)])
+    whole, parts = Candidate(ranges_of(50.0)), Candidate(ranges_of(50.0))
+    judge.advance([whole], 4)
+    judge.advance([parts], 1)
+    assert parts.scores().samples.size == 2
+    parts.close()
+    judge.advance([parts, whole], 4)
+    assert parts.scores().samples.tolist() == whole.scores().samples.tolist()
+    assert whole.scores(1).samples.tolist() == whole.scores().samples[:2].tolist()
 
 
 def test_one_sample_proves_nothing() -> None:
