@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import onnx
@@ -155,3 +156,23 @@ def test_the_axis_of_the_samples_is_known_by_its_name(graph_of: Callable[..., Gr
 def test_without_a_name_the_first_axis_is_that_of_the_samples(graph_of: Callable[..., Graph]) -> None:
     graph = graph_of("net (float[2, 5, 3] x) => (float[5, 2, 3] y) { y = Transpose <perm = [1, 0, 2]> (x) }")
     assert find_sample_axes(graph.model) == {}
+
+
+def test_the_parts_of_open_sizes_are_found_once_a_feed(
+    graph_of: Callable[..., Graph], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    graph = graph_of("""
+        net (float[N, 3, 4] x) => (float y) <int64[3] shape = {1, 3, 4}> {
+          wide = Expand (x, shape)
+          boxes = Relu (wide) scores = Sigmoid (wide) y = Concat <axis = 1> (boxes, scores)
+        }
+    """)
+    views = create_views(graph.model)
+    assert views.labels is not None
+    compute = Mock(wraps=views.labels._compute)
+    monkeypatch.setattr(views.labels, "_compute", compute)
+    other = _INPUT + 1
+    for x in (_INPUT, _INPUT, other, other, _INPUT):
+        seen = views.see({"y": np.concatenate([x, x], axis=1)}, {"x": x}, len(x))
+        assert {key[1] for key in seen} == {"", "boxes", "scores"}
+    assert compute.call_count == 3
