@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 HOME = Path(__file__).parents[2] / "benchmarks"
-_SCRIPTS = ("feeds", "process", "tasks", "tools", "calibration")
+_SCRIPTS = ("feeds", "process", "tasks", "tools", "calibration", "evaluate", "build")
 
 
 @pytest.fixture(scope="module")
@@ -153,3 +153,24 @@ def test_ratios_are_to_the_floor_of_the_same_round(scripts: dict[str, Any]) -> N
     assert "wall_s" not in rows["ort-entropy"]
     table = scripts["calibration"].markdown(list(rows.values()), 8, "wall")
     assert table.splitlines()[-1] == "| m | 5.50 s, 0.55 GB | 2.5x, 1.60 GB | killed |"
+
+
+def test_a_build_is_counted_in_passes_of_the_same_round(scripts: dict[str, Any]) -> None:
+    floors = [{"work_s": seconds, "wall_s": 9.0, "words": ""} for seconds in (1.0, 2.0, 4.0)]
+    builds = [{"wall_s": seconds, "words": ""} for seconds in (12.0, 20.0, 60.0)]
+    build = scripts["build"]
+    row = build.medians(builds, floors)
+    assert row == {"wall_s": 20.0, "passes": 12.0}
+    quick = {"floor": build.medians(floors, floors) | {"work_s": 0.5}, "trtq-balanced": {"passes": 99.0}}
+    result = {"models": {"a": {"floor": build.medians(floors, floors), "trtq-balanced": row}, "b": quick}}
+    assert build.summary(result) == {"models": 1, "trtq-balanced": {"median": 12.0, "most": 12.0}}
+    assert build.markdown(result).splitlines()[2] == "| a | 2.00 s | 12.0x |"
+
+
+def test_a_tool_that_failed_is_in_no_median(scripts: dict[str, Any]) -> None:
+    floor = {"work_s": 2.0, "wall_s": 3.0, "words": ""}
+    row = scripts["build"].medians([{"wall_s": 1.0, "words": "it died"}], [floor])
+    assert row["words"] == "it died"
+    result = {"models": {"a": {"floor": floor, "peer": row}}}
+    assert scripts["build"].summary(result) == {"models": 1}
+    assert scripts["build"].markdown(result).splitlines()[2] == "| a | 2.00 s | it died |"
