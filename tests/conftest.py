@@ -28,7 +28,13 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _ROOT = Path(__file__).resolve().parent.parent
-_WHOLE = tuple(_ROOT / "tests" / name for name in ("bindings", "cases", "fuzz", "integration", "kill"))
+_WHOLE = tuple(
+    _ROOT / "tests" / name
+    for name in (
+        "bindings", "cases", "fuzz", "integration", "kill", "pipeline/build", "pipeline/calibrate",
+        "pipeline/engine",
+    )
+)  # fmt: skip
 """Tests of whole commands: they run without the tracing of coverage, which would double their time."""
 
 
