@@ -85,9 +85,12 @@ def run_tool(name: str, folder: Path, data: Path, place: Path, memory_mb: float)
     written = place / f"{name}.onnx"
     if name.startswith("trtq-"):
         return build(name.removeprefix("trtq-"), folder, data, written, memory_mb)
-    what, *output = ("calibrate",) if name == FLOOR else ("quantize", written)
     command = TOOLS[name].command(
-        str(what), folder / "model.onnx", data, batch_size(folder), *map(Path, output)
+        "calibrate" if name == FLOOR else "quantize",
+        folder / "model.onnx",
+        data,
+        batch_size(folder),
+        *([] if name == FLOOR else [written]),
     )
     cost = run(command, ENVIRONMENT, memory_mb)
     work = re.findall(r"^work_s ([\d.]+)$", cost.printed, re.MULTILINE)

@@ -170,7 +170,7 @@ def open_session(
     options.enable_cpu_mem_arena = engine.keeps_memory
     if engine.keeps_order:
         options.execution_order = onnxruntime.ExecutionOrder.PRIORITY_BASED
-    if not engine.fuses_qdq:
+    if not engine.fuses_qdq:  # threads that spin while they wait take the cores from sessions beside them
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = 4  # errors come as exceptions; warnings are about other people's graphs
     level = "ORT_ENABLE_ALL" if optimize else "ORT_DISABLE_ALL"

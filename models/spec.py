@@ -90,9 +90,9 @@ class QuantizationSpec:
         activations: asymmetric uses zero points, which are finer if most values have the same sign; only the
             backend onnxruntime runs them. per-token gives each row of what a MatMul or Gemm reads the scale
             of its own largest value, in each run; these layers need no calibration.
-        effort: What finding the ranges and repairs may cost. quick tries nothing; balanced tries the methods
-            and repairs on a few samples held back, which takes a few passes over the data; thorough tries
-            them on up to 64, which takes several times as long.
+        effort: How far methods and repairs are tried on data held back. quick tries none. balanced tries all
+            on a few samples and the best on up to 64, and drops what can hardly win; thorough drops nothing
+            and takes up to twice as long.
     """
 
     repair: tuple[str, ...] = setting((AUTO,), metavar="NAMES")

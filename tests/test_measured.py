@@ -117,3 +117,18 @@ def test_the_runs_of_auto_are_those_that_were_measured() -> None:
     said = f"On four nets of 42 to 74 quantized layers `--auto` took the time of {min(passes):.0f} to "
     assert len(passes) == 4
     assert f"{said}{max(passes):.0f} runs" in (ROOT / "docs" / "gate.md").read_text("utf-8")
+
+
+def test_the_table_of_builds_is_that_of_the_results() -> None:
+    found = json.loads((ROOT / "benchmarks" / "results" / "build-2026-11-28.json").read_bytes())
+    wanted = [
+        [f"{name} ({tools['floor']['work_s']:.1f} s)"]
+        + [
+            f"{tools[tool]['passes']:.1f}x, {tools[tool]['sqnr_db']:.1f} dB"
+            for tool in ("trtq-quick", "trtq-balanced", "modelopt-entropy")
+        ]
+        for name, tools in found["models"].items()
+    ]
+    section = MEASURED.partition("## Time of a whole build")[2].partition("\n## ")[0]
+    assert rows(section)[1:] == wanted
+    assert found["rounds"] == 1

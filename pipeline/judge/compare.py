@@ -81,7 +81,7 @@ def compare_models(
 
     Graph optimizations are off where anything is rounded, so that the arithmetic is that of the Q/DQ graph.
     What an engine holds in FP16 or BF16 is rounded to it (`emulate_halves`), so that an overflow shows. One
-    batch is in memory at a time, and of the reference the outputs of those before if they are small.
+    batch is in memory at a time, and the reference's outputs for all of them if they are small.
 
     Args:
         models: The files by the names that the result uses.
@@ -108,7 +108,8 @@ def compare_models(
     num_samples = 0
     sessions: dict[str, PlainSession] = {name: _open_session(path) for name, path in models.items()}
     truth = _find_truth(pairs)
-    recalled = RecallingSession(sessions[truth]) if truth in models else None
+    is_stable = batches.content is not None  # a script may yield other data the second time
+    recalled = RecallingSession(sessions[truth]) if truth in models and is_stable else None
     if recalled is not None:
         sessions[truth] = recalled
     runners = [*(create_runner(session, name) for name, session in sessions.items()), *engines]
@@ -245,10 +246,10 @@ def _open_session(path: Path) -> Session:
 
 
 def _computes_in_float32(model: ir.Model) -> bool:
-    """Whether rounding plays no part in a model, so that its fastest kernels compute the same."""
+    """Whether a model is known to round to no smaller type, so that the fastest kernels compute the same."""
     nodes = [*model.graph.all_nodes()]
-    dtypes = {value.dtype for node in nodes for value in node.outputs if value.dtype is not None}
-    if any(dtype.is_floating_point() and dtype not in _EXACT for dtype in dtypes):
+    dtypes = {value.dtype for node in nodes for value in node.outputs if value.name}
+    if any(dtype is None or (dtype.is_floating_point() and dtype not in _EXACT) for dtype in dtypes):
         return False
     return not any(node.domain or "Quantize" in node.op_type or "Integer" in node.op_type for node in nodes)
 

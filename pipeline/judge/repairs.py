@@ -19,7 +19,7 @@ from trtq.records import Repairs, Trial
 
 _NUM_FINALISTS = 3
 _GROWTH = 4
-"""So many times the samples of a round has the next: on 16, what gains in the end may look like a loss."""
+"""Each round has so many times the samples of the one before: on 16, a gain may still look like a loss."""
 _ATTENTION = "INT8 attention"
 
 
@@ -30,7 +30,7 @@ class SampleBudget:
     Attributes:
         first: For all candidates of a kind.
         second: For the best of them.
-        races: Whether the best are looked at again on the way, and those left out that can hardly win.
+        races: Whether the best are judged once more on the way, and dropped if they can hardly win.
     """
 
     first: int = 8
@@ -117,8 +117,7 @@ class _Search:
             near = {f"{name}{repair.varies}" for name in self.finalists}
             proposed = {name: item for name, item in proposed.items() if name in near}
         candidates = {name: Candidate(item) for name, item in proposed.items()}
-        for own in (self.judged, *candidates.values()):
-            own.close()
+        self.judged.close()
         best = self._race(candidates, repair.least_gain_db)
         for name, item in candidates.items():
             gain = item.scores().db - self.judged.scores(len(item.marks)).db

@@ -84,11 +84,12 @@ class Candidate:
     Attributes:
         ranges: What is judged.
         marks: One for each feed so far, in their order.
+        session: Of its model, with how it was opened; None: it is not open.
     """
 
     ranges: Ranges
     marks: list[FeedMarks] = field(default_factory=list)
-    _session: tuple[SessionOptions, Session] | None = None
+    session: tuple[SessionOptions, Session] | None = None
 
     def scores(self, num_feeds: int | None = None) -> SampleScores:
         """Returns the scores on the first of the feeds, or on all so far."""
@@ -98,8 +99,8 @@ class Candidate:
         return SampleScores(samples, _to_decibels(np.asarray(signal), np.asarray(noise)))
 
     def close(self) -> None:
-        """Gives its session back; it can still go on with another."""
-        self._session = None
+        """Gives up its session; if it goes on, another is opened."""
+        self.session = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,13 +140,10 @@ class TrialJudge:
                 item.close()
 
     def _advance(self, candidate: Candidate, num_feeds: int, engine: SessionOptions) -> None:
-        held = candidate._session
-        if held is not None and held[0] == engine:
-            session = held[1]
-        else:
+        if candidate.session is None or candidate.session[0] != engine:
             quantized = quantize(self.model, self.placement, candidate.ranges)
-            session = _open_session(quantized, self.outputs, engine)
-            candidate._session = engine, session
+            candidate.session = engine, _open_session(quantized, self.outputs, engine)
+        _, session = candidate.session
         first = len(candidate.marks)
         for feed, wanted in zip(self.feeds[first:num_feeds], self.reference[first:num_feeds], strict=True):
             candidate.marks.append(_mark(_run(session, self.outputs, feed), wanted, feed.num_samples))

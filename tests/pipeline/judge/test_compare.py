@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from trtq.calibrators.batches import Batches, Feed
 from trtq.errors import DataError, ModelError, UsageError
 from trtq.models.session import open_session
-from trtq.pipeline.judge.compare import Comparison, compare_models
+from trtq.pipeline.judge.compare import Comparison, _computes_in_float32, _read_typed, compare_models
 from trtq.pipeline.judge.score import Labels
 
 _PAIR = [("int8", "fp32")]
@@ -294,3 +294,49 @@ print("polygraphy" in sys.modules, "torch" in sys.modules)
 """
     found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert (found.stdout.strip(), found.stderr) == ("True False", "")
+
+
+def test_data_that_is_other_at_every_pass_is_compared_with_itself(demo: Path) -> None:
+    rng = np.random.default_rng(0)
+
+    def read() -> Iterator[Feed]:
+        for _ in range(3):
+            yield Feed({"image": rng.random((4, 1, 8, 8), np.float32)}, "made up", 4)
+
+    found = compare_models(
+        {"fp32": demo / "model.onnx", "int8": demo / "model.onnx"},
+        _PAIR,
+        Batches(read, "script.py:make", None),
+    )
+    assert [item.max_abs for item in found.outputs] == [0.0]
+
+
+@pytest.mark.parametrize(
+    ("body", "is_exact"),
+    [
+        ("y = Relu (x)", True),
+        ("i = Cast <to = 7> (x) y = Cast <to = 1> (i)", True),
+        ("h = Cast <to = 10> (x) y = Cast <to = 1> (h)", False),
+        ("b = Cast <to = 16> (x) y = Cast <to = 1> (b)", False),
+        ("q = QuantizeLinear (x, one) y = DequantizeLinear (q, one)", False),
+        ("q, s, z = DynamicQuantizeLinear (x) y = DequantizeLinear (q, s, z)", False),
+        ("y = If (yes) <then_branch = a () => (p) { h = Cast <to = 10> (x) p = Cast <to = 1> (h) }, "
+         "else_branch = b () => (r) { r = Relu (x) }>", False),
+    ],
+)  # fmt: skip
+def test_only_what_rounds_to_no_smaller_type_runs_on_fast_kernels(
+    path_of: Callable[..., Path], body: str, is_exact: bool
+) -> None:
+    path = path_of(f"g (float[N, 4] x) => (float[N, 4] y) <float one = {{1}}, bool yes = {{1}}> {{ {body} }}")
+    assert _computes_in_float32(_read_typed(path)[0]) == is_exact
+
+
+@pytest.mark.parametrize("unknown", ["type", "domain"])
+def test_what_is_not_known_runs_as_it_is_written(path_of: Callable[..., Path], unknown: str) -> None:
+    model, _ = _read_typed(path_of("g (float[N, 4] x) => (float[N, 4] y) { h = Neg (x) y = Relu (h) }"))
+    assert _computes_in_float32(model)
+    if unknown == "type":
+        model.graph[0].outputs[0].type = None
+    else:
+        model.graph[0].domain = "com.microsoft"
+    assert not _computes_in_float32(model)
