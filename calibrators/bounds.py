@@ -72,18 +72,18 @@ class MagnitudeBounds:
         """
         found = dict(self.constants) | dict(known)
         unproven = []
-        for node in self.nodes:
-            given = [found.get(name, math.inf) if name else 0.0 for name in node.inputs]
-            with np.errstate(over="ignore", invalid="ignore"):
+        with np.errstate(over="ignore", invalid="ignore"):
+            for node in self.nodes:
+                given = [found.get(name, math.inf) if name else 0.0 for name in node.inputs]
                 bound = node.step(given)
-            bound = math.inf if math.isnan(bound) else bound
-            for name, most in node.outputs.items():
-                if name in known:
-                    continue
-                found[name] = min(bound, most)
-                if name in node.floats and bound > limit and name not in self.certain:
-                    unproven.append(name)
-                    found[name] = min(bound, guesses.get(name, math.inf)) if guesses else bound
+                bound = math.inf if math.isnan(bound) else bound
+                for name, most in node.outputs.items():
+                    if name in known:
+                        continue
+                    found[name] = min(bound, most)
+                    if name in node.floats and bound > limit and name not in self.certain:
+                        unproven.append(name)
+                        found[name] = min(bound, guesses.get(name, math.inf)) if guesses else bound
         return Bounds(found, unproven)
 
 
