@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from trtq.calibrators.grid import GridMethod
-from trtq.calibrators.levels import INT8_LEVELS
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from trtq.calibrators.levels import Levels
+    from trtq.calibrators.grid import RoundedSums
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,19 +23,12 @@ class Cosine(GridMethod):
     the outputs of layers; here it is that of the tensor itself, so that a histogram is enough.
     """
 
-    def score(
-        self, values: NDArray[np.float64], weights: NDArray[np.float64], amax: float, levels: Levels
-    ) -> float:
-        """Returns the cosine."""
-        return measure_cosine(values, weights, amax, levels)
+    def score(self, sums: RoundedSums) -> NDArray[np.float64]:
+        """Returns the cosines."""
+        return find_cosines(sums)
 
 
-def measure_cosine(
-    values: NDArray[np.float64], weights: NDArray[np.float64], amax: float, levels: Levels = INT8_LEVELS
-) -> float:
-    """Returns the cosine of values with their quantized copies, 0 if these are 0; see `GridMethod.score`."""
-    codes = levels.round_steps(values / (amax / levels.largest))
-    length = float(np.dot(weights, codes**2))
-    if length == 0:
-        return 0.0
-    return float(np.dot(weights, values * codes) / np.sqrt(length * np.dot(weights, values**2)))
+def find_cosines(sums: RoundedSums) -> NDArray[np.float64]:
+    """Returns the cosine of values with their quantized copies, for each clip; 0 where these are 0."""
+    lengths = np.sqrt(sums.squares * sums.power)
+    return np.divide(sums.products, lengths, out=np.zeros_like(lengths), where=lengths > 0)

@@ -7,13 +7,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from trtq.calibrators.grid import GridMethod
-from trtq.calibrators.levels import INT8_LEVELS
+from trtq.calibrators.grid import EXACT, GridMethod
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from trtq.calibrators.levels import Levels
+    from trtq.calibrators.grid import RoundedSums
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,16 +23,12 @@ class Mse(GridMethod):
     distribution.
     """
 
-    def score(
-        self, values: NDArray[np.float64], weights: NDArray[np.float64], amax: float, levels: Levels
-    ) -> float:
-        """Returns the negative of the squared error."""
-        return -measure_squared_error(values, weights, amax, levels)
+    def score(self, sums: RoundedSums) -> NDArray[np.float64]:
+        """Returns the negatives of the squared errors, as shares of the power."""
+        return -find_squared_errors(sums) / sums.power
 
 
-def measure_squared_error(
-    values: NDArray[np.float64], weights: NDArray[np.float64], amax: float, levels: Levels = INT8_LEVELS
-) -> float:
-    """Returns the weighted sum of squared errors of symmetric codes; see `GridMethod.score`."""
-    scale = amax / levels.largest
-    return float(np.dot(weights, (values - levels.round_steps(values / scale) * scale) ** 2))
+def find_squared_errors(sums: RoundedSums) -> NDArray[np.float64]:
+    """Returns the squared error of each clip: float64, shape (clips,); 0 where there may be none."""
+    errors = sums.power - 2 * sums.products + sums.squares
+    return np.where(errors > EXACT * sums.power, errors, 0.0)

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trtq.pipeline.judge.steady import Mask, find_apart, split_by_sample
+from trtq.sums import sum_products
 
 _CLEAR = 0.01
 """Samples differ clearly if what changes has this share of the amplitude of the whole."""
@@ -46,11 +47,11 @@ class Moments:
             return
         is_whole = bool(counts.all())
         values = rows if is_whole else np.where(counts, rows, 0.0)
-        self.squares += float(np.vdot(values, values))
+        self.squares += sum_products(values.reshape(-1), values.reshape(-1))
         if self.counts is not None and not self._fit(rows.shape[1:]):
             return
         axes = (0, *(axis + 1 for axis in self.open_axes))
-        number = counts.sum(axis=axes, keepdims=True, dtype=np.float64)
+        number = np.asarray(counts.sum(axis=axes, keepdims=True, dtype=np.intp), np.float64)
         base = values[:1].max(axis=axes, keepdims=True)  # of values that are equal, no digit is lost
         apart = values - base
         if not is_whole:

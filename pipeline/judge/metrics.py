@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from trtq.pipeline.judge.change import OutputChange, holds_names
 from trtq.pipeline.judge.steady import Mask, find_apart, split_by_sample
 from trtq.records import OutputComparison, WorstSample
+from trtq.sums import sum_products
 
 _NUM_WORST = 5
 _LOW_SHARE = 0.05
@@ -32,19 +33,26 @@ class Sums:
     error_squares: float = 0.0
     count: int = 0
 
-    def add(self, ours: NDArray[np.float64], theirs: NDArray[np.float64]) -> None:
-        """Takes in values, flat."""
-        self.dot += float(ours @ theirs)
-        self.candidate_squares += float(ours @ ours)
-        self.reference_squares += float(theirs @ theirs)
-        error = ours - theirs
-        self.error_squares += float(error @ error)
-        self.count += ours.size
+    def add(self, other: Sums) -> None:
+        """Takes in the sums of other values."""
+        self.dot += other.dot
+        self.candidate_squares += other.candidate_squares
+        self.reference_squares += other.reference_squares
+        self.error_squares += other.error_squares
+        self.count += other.count
 
     @property
     def cosine(self) -> float:
         """The cosine of all that was taken in."""
         return _cosine(self.dot, self.candidate_squares, self.reference_squares)
+
+
+def _sum(ours: NDArray[np.float64], theirs: NDArray[np.float64]) -> Sums:
+    """Returns the sums of flat values."""
+    error = ours - theirs
+    pairs = ((ours, theirs), (ours, ours), (theirs, theirs), (error, error))
+    products, mine, other, errors = (sum_products(*pair) for pair in pairs)
+    return Sums(products, mine, other, errors, ours.size)
 
 
 @dataclass(slots=True)
@@ -97,43 +105,41 @@ class OutputMetrics:
             self.rows += same.size
             self.rows_equal += int(same.sum())
         rows = split_by_sample(reference, num_samples)
-        ours, theirs = candidate.reshape(rows.shape).astype(np.float64), rows.astype(np.float64)
-        fine = np.isfinite(theirs)
-        self.nonfinite += int((fine & ~np.isfinite(ours)).sum())
-        self.known += int((fine | (ours == theirs)).sum())
-        ours, theirs = np.where(fine, ours, 0.0), np.where(fine, theirs, 0.0)
+        self.are_names = holds_names(reference)
+        apart = np.zeros(rows.shape, bool) if self.are_names else find_apart(rows, steady)
         with np.errstate(invalid="ignore", over="ignore"):
-            error = np.abs(ours - theirs)
-            self.absolute += float(error.sum())
-            self.are_names = holds_names(reference)
-            if self.are_names:
-                ours, theirs, apart = *_as_vectors(ours == theirs), np.array(False)
-            else:
-                apart = find_apart(rows, steady)
-            self._add_samples(ours, theirs, apart)
-        self.largest = float(np.fmax(self.largest, error.max(initial=0.0)))
+            for index, (ours, theirs) in enumerate(zip(candidate.reshape(rows.shape), rows, strict=True)):
+                self._add_sample(ours.reshape(-1), theirs.reshape(-1), apart[index].reshape(-1), index)
         self.samples += num_samples
-        self.count += int(fine.sum())
-        self.size += fine.size
 
-    def _add_samples(self, ours: NDArray[np.float64], theirs: NDArray[np.float64], apart: Mask) -> None:
-        if apart.any():
-            self.apart.add(ours[apart], theirs[apart])
-            ours, theirs = np.where(apart, 0.0, ours), np.where(apart, 0.0, theirs)
-        ours, theirs = ours.reshape(len(ours), -1), theirs.reshape(len(theirs), -1)
-        self.judged.add(ours.reshape(-1), theirs.reshape(-1))
-        dots = (ours * theirs).sum(axis=1)
-        ours_squares, theirs_squares = (ours**2).sum(axis=1), (theirs**2).sum(axis=1)
-        for index, (dot, mine, other) in enumerate(zip(dots, ours_squares, theirs_squares, strict=True)):
-            cosine = _cosine(float(dot), float(mine), float(other))
-            rank = -cosine if math.isfinite(cosine) else 2.0  # not finite is worse than opposite
-            entry = (rank, -self.samples - index)  # of equals, the first stay
-            self.worst = heapq.nlargest(_NUM_WORST, [*self.worst, entry])
-            if other > 0:
-                self.cosines.append(cosine if math.isfinite(cosine) else -1.0)
-                self.powers.append(float(other))
-            else:
-                self.silent.append(float(mine))
+    def _add_sample(self, candidate: NDArray[Any], reference: NDArray[Any], apart: Mask, index: int) -> None:
+        """Takes in one sample, flat: what it takes fits the cache of a processor."""
+        ours, theirs = candidate.astype(np.float64), reference.astype(np.float64)
+        known = fine = ours.size
+        if not math.isfinite(sum_products(ours, ours) + sum_products(theirs, theirs)):
+            is_fine = np.isfinite(theirs)
+            self.nonfinite += int((is_fine & ~np.isfinite(ours)).sum())
+            known, fine = int((is_fine | (ours == theirs)).sum()), int(is_fine.sum())
+            ours, theirs = np.where(is_fine, ours, 0.0), np.where(is_fine, theirs, 0.0)
+        self.size, self.known, self.count = self.size + ours.size, self.known + known, self.count + fine
+        error = np.abs(ours - theirs)
+        self.absolute += float(error.sum())
+        self.largest = float(np.fmax(self.largest, error.max(initial=0.0)))
+        if self.are_names:
+            ours, theirs = _as_vectors(ours == theirs)
+        elif apart.any():
+            self.apart.add(_sum(ours[apart], theirs[apart]))
+            ours, theirs = ours[~apart], theirs[~apart]
+        sums = _sum(ours, theirs)
+        self.judged.add(sums)
+        rank = -sums.cosine if math.isfinite(sums.cosine) else 2.0  # not finite is worse than opposite
+        entry = (rank, -self.samples - index)  # of equals, the first stay
+        self.worst = heapq.nlargest(_NUM_WORST, [*self.worst, entry])
+        if sums.reference_squares > 0:
+            self.cosines.append(sums.cosine if math.isfinite(sums.cosine) else -1.0)
+            self.powers.append(sums.reference_squares)
+        else:
+            self.silent.append(sums.candidate_squares)
 
     def result(
         self,
@@ -209,10 +215,10 @@ def _compare_change(spread: float | None, noise: float) -> float | None:
 
 
 def _as_vectors(equal: Mask) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Returns a vector for each value of the candidate and of the reference: the same, or at right angles."""
+    """Returns vectors of two, flat, for all values: the same where these are equal, else at right angles."""
     ours = np.stack([equal, ~equal], axis=-1).astype(np.float64)
     theirs = np.stack([np.ones_like(equal), np.zeros_like(equal)], axis=-1).astype(np.float64)
-    return ours, theirs
+    return ours.reshape(-1), theirs.reshape(-1)
 
 
 def holds_probabilities(output: NDArray[Any]) -> bool:

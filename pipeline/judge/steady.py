@@ -107,6 +107,8 @@ def find_apart(rows: NDArray[Any], steady: Mask | None = None) -> Mask:
         rows: An output of the reference, as of `split_by_sample`.
         steady: Which values hardly change between samples; of the shape of a sample or of its last axis.
     """
+    if steady is None and (not rows.size or rows.min() > _MASKED):  # not so of NaN
+        return np.zeros(rows.shape, bool)
     fine = np.isfinite(rows)
     found = _find_masked(rows.reshape(len(rows), -1), fine.reshape(len(rows), -1)).reshape(rows.shape)
     if steady is not None and rows.shape[-steady.ndim :] == steady.shape:

@@ -20,6 +20,7 @@ from trtq.pipeline.graph.placement import Placement
 from trtq.pipeline.judge.parts import list_judged_outputs
 from trtq.pipeline.judge.steady import split_by_sample
 from trtq.pipeline.rewrite.qdq import quantize
+from trtq.sums import sum_products
 from trtq.workers import Threads, count_cores
 
 _EXACT_DB = 80.0
@@ -27,8 +28,6 @@ LEAST_GAIN_DB = 0.2
 """What a candidate must gain at least to be applied."""
 _MOST_AT_A_TIME = 4
 _FLOAT32_BYTES = 4
-_TINY = 1e-30
-"""Sums of squares below it may have lost some in float32."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,12 +220,9 @@ def _measure_powers(
 
 
 def _sum_squares(rows: NDArray[Any]) -> NDArray[np.float64]:
-    """Returns the sum of the squares of each row; in float64 where float32 has no room for it."""
+    """Returns the sum of the squares of each row."""
     with np.errstate(invalid="ignore", over="ignore"):
-        found = np.array([np.dot(row, row) for row in rows], np.float64)
-        if rows.dtype == np.float64 or ((found > _TINY) & np.isfinite(found)).all():
-            return found
-        return np.asarray(np.square(rows.astype(np.float64)).sum(axis=1))
+        return np.array([sum_products(row, row) for row in rows])
 
 
 def _to_decibels(signal: NDArray[np.float64], noise: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -11,15 +11,20 @@ from counted import counted
 from numpy.typing import NDArray
 
 from trtq.calibrators import METHODS
-from trtq.calibrators.cosine import Cosine, measure_cosine
+from trtq.calibrators.cosine import Cosine, find_cosines
 from trtq.calibrators.cross_entropy import CrossEntropy, cross_entropy
 from trtq.calibrators.entropy import Entropy, find_edges, measure_divergences
 from trtq.calibrators.estimate import estimate
+from trtq.calibrators.grid import RoundedSums, sum_rounded
 from trtq.calibrators.levels import INT8_LEVELS, are_even
 from trtq.calibrators.minmax import MinMax, RoomyMinMax
-from trtq.calibrators.mse import Mse, measure_squared_error
+from trtq.calibrators.mse import Mse, find_squared_errors
 from trtq.calibrators.statistics import Statistics, StatisticsSource
 from trtq.pipeline.formats import FP8, INT8
+
+
+def _sum(values: NDArray[np.float64], amax: float) -> RoundedSums:
+    return sum_rounded(np.sort(values), np.ones(values.size), np.array([amax]), FP8)
 
 
 def _in_fp8(values: NDArray[np.float64], amax: float) -> NDArray[np.float64]:
@@ -37,12 +42,12 @@ def test_the_levels_of_int8_are_those_of_its_format() -> None:
 
 @pytest.mark.parametrize("amax", [0.4, 1.0, 3.3])
 def test_errors_and_cosines_in_fp8_are_those_of_brute_force(amax: float) -> None:
-    values, weights = np.abs(np.random.default_rng(0).standard_t(4, 500)), np.ones(500)
+    values = np.abs(np.random.default_rng(0).standard_t(4, 500))
     copies = _in_fp8(values, amax)
-    error = measure_squared_error(values, weights, amax, FP8)
-    assert error == pytest.approx(np.square(values - copies).sum(), rel=1e-9)
+    sums = _sum(values, amax)
+    assert find_squared_errors(sums)[0] == pytest.approx(np.square(values - copies).sum(), rel=1e-9)
     cosine = values @ copies / np.linalg.norm(values) / np.linalg.norm(copies)
-    assert measure_cosine(values, weights, amax, FP8) == pytest.approx(cosine, rel=1e-12)
+    assert find_cosines(sums)[0] == pytest.approx(cosine, rel=1e-12)
 
 
 def test_the_loss_of_a_softmax_in_fp8_is_that_of_brute_force() -> None:
@@ -111,11 +116,11 @@ def test_ranges_say_for_which_formats_they_were_chosen() -> None:
 
 def test_headroom_of_a_power_of_two_costs_fp8_nothing() -> None:
     values = np.abs(np.random.default_rng(6).normal(size=2000)) + 0.01
-    amax, weights = float(values.max()), np.ones(2000)
+    amax = float(values.max())
     histogram = counted(values.astype(np.float32))
     roomy = RoomyMinMax().amax(histogram, FP8)
     assert roomy == 2 * histogram.amax
-    found = [measure_squared_error(values, weights, item, FP8) for item in (amax, 2 * amax)]
+    found = [find_squared_errors(_sum(values, item))[0] for item in (amax, 2 * amax)]
     assert found[1] == pytest.approx(found[0], rel=1e-6)
     assert RoomyMinMax().amax(counted(np.array([3e38], np.float32)), FP8) == float(np.finfo(np.float32).max)
     assert are_even(INT8)

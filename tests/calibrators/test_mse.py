@@ -7,13 +7,21 @@ import pytest
 from counted import counted
 from numpy.typing import NDArray
 
-from trtq.calibrators.mse import Mse, measure_squared_error
+from trtq.calibrators.grid import sum_rounded
+from trtq.calibrators.mse import Mse, find_squared_errors
 from trtq.calibrators.statistics import Histogram
 from trtq.errors import UsageError
 
 
 def _seen(values: object) -> Histogram:
     return counted(np.asarray(values, np.float32))
+
+
+def _measure_error(values: NDArray[np.float64], weights: NDArray[np.float64], amax: float) -> float:
+    """Returns that of one clip."""
+    order = np.argsort(values)
+    (found,) = find_squared_errors(sum_rounded(values[order], weights[order], np.array([amax])))
+    return float(found)
 
 
 def _brute_force(values: NDArray[np.float64], amax: float) -> float:
@@ -28,14 +36,20 @@ def _brute_force(values: NDArray[np.float64], amax: float) -> float:
 def test_the_error_by_hand() -> None:
     values, weights = np.array([1.0, 126.75, 130.0]), np.array([1.0, 2.0, 3.0])
     # 1.0 is a code; 126.75 becomes 127; 130 is clipped to 127.
-    assert measure_squared_error(values, weights, 127.0) == 2 * 0.25**2 + 3 * 3.0**2
+    assert _measure_error(values, weights, 127.0) == pytest.approx(2 * 0.25**2 + 3 * 3.0**2, rel=1e-9)
 
 
 def test_the_error_is_that_of_brute_force() -> None:
     values = np.abs(np.random.default_rng(0).normal(size=500))
     for amax in (0.3, 1.0, 2.7, 4.0):
-        ours = measure_squared_error(values, np.ones(500), amax)
+        ours = _measure_error(values, np.ones(500), amax)
         assert ours == pytest.approx(_brute_force(values, amax), rel=1e-9)
+
+
+def test_values_that_are_levels_have_no_error() -> None:
+    values = np.arange(1.0, 128.0)
+    assert _measure_error(values, np.full(127, 1e6), 127.0) == 0.0
+    assert _measure_error(values * 0.1, np.ones(127), 12.7) == 0.0
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -6,12 +6,16 @@ import math
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from trtq.calibrators import METHODS, Method, name_method
 from trtq.calibrators.estimate import describe, find_amax
-from trtq.calibrators.mse import measure_squared_error
+from trtq.calibrators.grid import sum_rounded
+from trtq.calibrators.mse import find_squared_errors
 from trtq.pipeline.deliver.html.page_data import Clip, PageData, TensorSummary
 from trtq.pipeline.formats import INT8, LAYER_FORMATS
 from trtq.pipeline.formats.codes import CodeFormat
+from trtq.sums import sum_products
 from trtq.workers import Threads
 
 if TYPE_CHECKING:
@@ -59,7 +63,7 @@ def _seen(name: str, histogram: Histogram, ranges: Ranges, methods: Mapping[str,
 def _clipping(histogram: Histogram, form: CodeFormat) -> Callable[[float], Clip]:
     """Returns what tells of an amax what it costs."""
     values, weights = histogram.points(_POINTS_PER_OCTAVE)
-    signal, total = float(weights @ values**2), histogram.total
+    signal, total = sum_products(weights, values**2), histogram.total
 
     def clip(amax: float) -> Clip:
         if not values.size or amax <= 0:
@@ -67,7 +71,7 @@ def _clipping(histogram: Histogram, form: CodeFormat) -> Callable[[float], Clip]
         beyond = float(weights[values > amax].sum()) / total
         if not form.clips:  # each block has a scale of its own, and a histogram tells of none
             return Clip(amax, beyond, None)
-        noise = measure_squared_error(values, weights, amax, form)
+        (noise,) = find_squared_errors(sum_rounded(values, weights, np.array([amax]), form))
         return Clip(amax, beyond, 10 * math.log10(signal / noise) if noise > 0 else None)
 
     return clip
