@@ -36,6 +36,7 @@ GROUND = {
         "kept",
         "lazy",
         "numbers",
+        "sums",
         "progress",
         "records",
         "temporary",
