@@ -25,6 +25,21 @@ def test_statistics_give_the_same_ranges_without_the_data(model: Path, tmp_path:
     assert second.read_bytes() == first.read_bytes()
 
 
+@pytest.mark.parametrize(
+    ("arguments", "searches"),
+    [((), True), (("--calib-method", "mse"), False), (("--calib-method", "mse", "--repair", "bias"), True)],
+)
+def test_a_named_method_gives_ranges_and_repairs_are_searched_for_if_asked(
+    demo_folder: Path, tmp_path: Path, arguments: tuple[str, ...], searches: bool
+) -> None:
+    output = tmp_path / "r.json"
+    result = trtq("calibrate", demo_folder / "model.onnx", "--calib-samples", "32", "-o", output, *arguments)
+    assert result.exit_code == 0, result.stderr
+    assert ("repairs:" in result.stdout) == searches
+    if not searches:
+        assert json.loads(output.read_text())["method"].startswith("mse(")
+
+
 def test_parts_are_joined_by_merge_statistics(model: Path, tmp_path: Path) -> None:
     parts = [tmp_path / f"{index}.npz" for index in (1, 2)]
     whole, merged = tmp_path / "whole.npz", tmp_path / "merged.npz"

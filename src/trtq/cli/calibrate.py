@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -17,7 +18,7 @@ from trtq.cli.options import Given
 from trtq.errors import UsageError
 from trtq.files import check_outputs, write_atomically
 from trtq.models.option import Kind, Option
-from trtq.models.spec import CalibrationSpec, LayerSpec, QuantizationSpec
+from trtq.models.spec import AUTO, CalibrationSpec, LayerSpec, ModelSpec, QuantizationSpec
 from trtq.numbers import format_count
 from trtq.pipeline.calibrate import estimate_ranges, list_placed_tensors, open_calibration
 from trtq.pipeline.calibrate.data import ObserveOptions, options_from_spec
@@ -62,12 +63,15 @@ def command(
 ) -> None:
     """Estimate the ranges of a model's tensors from data.
 
+    Without a method, the best one and the repairs that gain are searched for, as by `trtq build`. With
+    --calib-method, that method gives the ranges, and repairs are searched for if --repair is given too.
+
     \b
       trtq calibrate model.onnx --calib-data calib.npz --calib-method mse --output ranges.json
       trtq calibrate model.onnx --calib-data calib.npz --save-statistics s.npz
       trtq calibrate model.onnx --statistics s.npz --calib-method percentile
     """
-    spec = given.read_spec(model)
+    spec = _search_if_asked(given, given.read_spec(model))
     how = given.apply(options_from_spec(spec.calibration))
     is_part = how.shard[1] > 1
     if is_part:
@@ -105,6 +109,14 @@ def command(
         _print_part(seen, save_statistics, as_json=as_json)
     if how.checkpoint is not None:  # not before all is written, which may fail
         how.checkpoint.unlink(missing_ok=True)
+
+
+def _search_if_asked(given: Given, spec: ModelSpec) -> ModelSpec:
+    """Returns the settings without repairs where a method is named and no repair is."""
+    is_named = spec.calibration.method != AUTO and spec.quantization.repair == (AUTO,)
+    if not is_named or given.find(QuantizationSpec, "repair"):
+        return spec
+    return replace(spec, quantization=replace(spec.quantization, repair=("none",)))
 
 
 def _parse_shard(text: str) -> tuple[int, int]:
