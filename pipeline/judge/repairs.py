@@ -18,8 +18,10 @@ from trtq.pipeline.rewrite.channels.statistics import observe_channels
 from trtq.records import Repairs, Trial
 
 _NUM_FINALISTS = 3
-_GROWTH = 4
-"""Each round has so many times the samples of the one before: on 16, a gain may still look like a loss."""
+_NUM_LATER = 2
+"""How many go on from the second round; the third of the first few samples is sometimes the best of all."""
+_GROWTH = 2
+"""Each round has so many times the samples of the one before."""
 _ATTENTION = "INT8 attention"
 
 
@@ -30,7 +32,7 @@ class SampleBudget:
     Attributes:
         first: For all candidates of a kind.
         second: For the best of them.
-        races: Whether the best are judged once more on the way, and dropped if they can hardly win.
+        races: Whether the best are judged on the way too, and dropped if they can hardly win.
     """
 
     first: int = 8
@@ -140,7 +142,7 @@ class _Search:
             if num_feeds == len(self.judge.feeds):
                 best = candidates[ranked[0]].scores()
                 return ranked[0] if best.is_clearly_above(self.judged.scores(), least_gain_db) else None
-            left = ranked[:_NUM_FINALISTS]
+            left = ranked[: _NUM_LATER if self.budget.races and index > 0 else _NUM_FINALISTS]
             if self.budget.races and index > 0:  # the first few samples are too few to give up on all
                 own, leader = self.judged.scores(num_feeds), candidates[ranked[0]].scores()
                 found = {name: candidates[name].scores() for name in left}
