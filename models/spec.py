@@ -16,8 +16,10 @@ METRICS = ("top-1", "top-5")
 AUTO = "auto"
 REPAIRS = ("equalize", "smooth", "shift", "bias", "weights")
 """What can be done to a model so that quantizing costs it less; see `trtq.pipeline.judge.repairs`."""
+INSERTING_REPAIRS = ("smooth", "shift")
+"""Repairs that put operators into the graph."""
 SLOW_REPAIRS = ("adaround",)
-"""Repairs that "auto" leaves out: they take longer than all others together, and seldom pay."""
+"""Repairs that "auto" leaves out in INT8: they take longer than all others together, and seldom pay."""
 WeightGranularity = Literal["per-channel", "per-tensor"]
 Activations = Literal["symmetric", "asymmetric", "per-token"]
 PER_TOKEN: Activations = "per-token"
@@ -84,11 +86,12 @@ class QuantizationSpec:
     Attributes:
         repair: Which repairs may be made to the model if they help on calibration data held back: auto (all),
             none, or equalize, smooth, shift, bias, weights (repeatable, or separated by commas). adaround is
-            slow and must be named, as in auto,adaround.
+            slow; in INT8 it must be named, as in auto,adaround, and in FP8 it is one of auto.
         weight_granularity: Give an INT8 weight one scale for each output channel, or a single scale. A single
             scale costs accuracy; it is for tools that cannot read scales by channel.
         activations: asymmetric uses zero points, which are finer if most values have the same sign; only the
-            backend onnxruntime runs them. per-token gives each row of what a MatMul or Gemm reads the scale
+            backend onnxruntime runs them, and runs INT8 fast with them alone. auto is asymmetric for it, and
+            else symmetric. per-token gives each row of what a MatMul or Gemm reads the scale
             of its own largest value, in each run; these layers need no calibration.
         effort: How far methods and repairs are tried on data held back. quick tries none. balanced tries all
             on a few samples and the best on up to 64, and drops what can hardly win; thorough drops nothing
@@ -97,14 +100,14 @@ class QuantizationSpec:
 
     repair: tuple[str, ...] = setting((AUTO,), metavar="NAMES")
     weight_granularity: WeightGranularity = setting("per-channel")
-    activations: Activations = setting("symmetric")
+    activations: Activations | Literal["auto"] = setting(AUTO)
     effort: Effort = setting("balanced")
 
     def __post_init__(self) -> None:
         for name, value, choices in (
             ("effort", self.effort, get_args(Effort)),
             ("weight_granularity", self.weight_granularity, get_args(WeightGranularity)),
-            ("activations", self.activations, get_args(Activations)),
+            ("activations", self.activations, (AUTO, *get_args(Activations))),
         ):
             if value not in choices:
                 wanted = " or ".join((", ".join(choices[:-1]), choices[-1]))
@@ -120,6 +123,11 @@ class QuantizationSpec:
                 f"{', '.join(SLOW_REPAIRS)} may stand beside {AUTO} or these; "
                 f"got {', '.join(self.repair) or 'nothing'}"
             )
+
+    @property
+    def kind_of_ranges(self) -> Activations:
+        """How activations are quantized; where nobody chose, as every backend takes it."""
+        return "symmetric" if self.activations == "auto" else self.activations
 
     @property
     def repairs(self) -> tuple[str, ...]:

@@ -132,3 +132,20 @@ def test_the_table_of_builds_is_that_of_the_results() -> None:
     section = MEASURED.partition("## Time of a whole build")[2].partition("\n## ")[0]
     assert rows(section)[1:] == wanted
     assert found["rounds"] == 1
+
+
+def test_the_table_of_int8_on_the_cpu_is_that_of_the_results() -> None:
+    found = json.loads((ROOT / "benchmarks" / "results" / "cpu-2026-11-29.json").read_bytes())
+    wanted = [
+        [name]
+        + [
+            f"{row['speed']:.2f}x, {row['layers']}, {min(row['sqnr_db']):.1f} dB"
+            for row in (tools["trtq"], tools["quantize_static"])
+        ]
+        for name, tools in found["models"].items()
+    ]
+    section = MEASURED.partition("## INT8 on the CPU")[2].partition("\n## ")[0]
+    assert rows(section)[1:] == wanted
+    speeds = [tools["trtq"]["speed"] for tools in found["models"].values()]
+    said = f"at {min(speeds):.2f} to {max(speeds):.2f} times the speed of FP32"
+    assert said in (ROOT / "CHANGELOG.md").read_text("utf-8")

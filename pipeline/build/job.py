@@ -20,8 +20,9 @@ from trtq.pipeline.engine.backend import Backend
 from trtq.pipeline.engine.implicit import find_tensorrt_algorithm, list_float_tensors
 from trtq.pipeline.engine.strategy import Strategy
 from trtq.pipeline.engine.target import Target
-from trtq.pipeline.formats import INT8
+from trtq.pipeline.formats import FP32, INT8
 from trtq.pipeline.formats.codes import CodeFormat
+from trtq.pipeline.graph.closed import close_outputs
 from trtq.pipeline.graph.foreign_operators import explain_incomparable
 from trtq.pipeline.graph.load import Graph
 from trtq.pipeline.graph.placement import Placement
@@ -140,6 +141,17 @@ class Job:
         return self.calibration if self.calibration is not None else self.evaluation
 
 
+def close_job(job: Job, placement: Placement) -> Placement:
+    """Returns the placement with codes behind layers too, where the backend needs them and ranges allow."""
+    kind = job.spec.quantization.activations if job.ranges is None else job.ranges.activations
+    is_meant = job.backend.needs_coded_outputs and kind == "asymmetric"
+    if not is_meant or job.has_given or job.strategy.graph_float is not FP32:
+        return placement
+    closed = close_outputs(job.graph.model, placement, job.kept)
+    is_known = job.ranges is None or {*closed.activations} <= job.ranges.tensors.keys()
+    return closed if is_known else placement
+
+
 def place_job(job: Job, watcher: Watcher) -> Placement:
     """Returns what is quantized; tells the watcher of patterns that match nothing."""
     graph, spec, target = job.graph, job.spec, job.target
@@ -148,6 +160,7 @@ def place_job(job: Job, watcher: Watcher) -> Placement:
         placement = place_layers(
             graph, spec, target, watcher, job.kept, job.backend, attention=job.attention, forms=job.forms
         )
+        placement = close_job(job, placement)
     if target.precision == "fp16":
         warn_of_unmatched(graph, spec.layers.keep_fp32, watcher)
     if target.weights is None:

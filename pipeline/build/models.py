@@ -17,6 +17,7 @@ from trtq.pipeline.deliver.names import FLOAT
 from trtq.pipeline.deliver.report import WeightsReport
 from trtq.pipeline.formats import FP16
 from trtq.pipeline.quantize.weights import find_runtime, report_weights
+from trtq.pipeline.rewrite.biases import quantize_biases
 from trtq.pipeline.rewrite.mixed import MixedModel, WeightEncoding, convert_floats, quantize_graph
 from trtq.pipeline.rewrite.weights.choose import group_stored
 from trtq.progress import Log
@@ -80,6 +81,8 @@ def _write_all(job: Job, ranges: Ranges | None, stage: Path) -> ModelFiles:
     if target.precision == "fp16":
         return ModelFiles(files, files["fp16"], baseline.model, kept_fp32)
     candidate = _quantize(job, ranges, baseline)
+    if job.backend.needs_coded_outputs:
+        quantize_biases(candidate.model)
     files[job.name] = _write(candidate.model, stage / f"model.{job.name}.onnx")
     if strategy.is_typed:
         return ModelFiles(files, files[job.name], candidate.model, candidate.kept_fp32)

@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import onnx_ir as ir
+
 from trtq.errors import DataError, ModelError, UsageError
 from trtq.models.signature import require_same_inputs
-from trtq.models.spec import PER_TOKEN, InputSpec, ModelSpec
+from trtq.models.spec import AUTO, INSERTING_REPAIRS, PER_TOKEN, REPAIRS, InputSpec, ModelSpec
 from trtq.pipeline.build.job import Job, place_job
 from trtq.pipeline.build.keep import add_other_formats
 from trtq.pipeline.build.keys import make_keys
@@ -23,7 +25,8 @@ from trtq.pipeline.engine.backends import choose_backend, refuse_unsupported
 from trtq.pipeline.engine.profiles import resolve_profiles
 from trtq.pipeline.engine.strategy import Strategy, choose_strategy
 from trtq.pipeline.engine.target import Target
-from trtq.pipeline.formats import FP16, INT8, LAYER_FORMATS, NVFP4
+from trtq.pipeline.formats import FP16, FP32, INT8, LAYER_FORMATS, NVFP4
+from trtq.pipeline.formats.format import Format
 from trtq.pipeline.graph.foreign_operators import explain_incomparable, explain_unrunnable
 from trtq.pipeline.graph.load import Graph, load, raise_opset
 from trtq.pipeline.graph.pictures import tell_of_pictures
@@ -39,6 +42,7 @@ from trtq.pipeline.quantize.weights import (
 from trtq.progress import Silent, Watcher
 
 _NO_DATA = "no data was given to quantize it; the model comes with Q/DQ in other layers"
+_HALF = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 
 
 def prepare(
@@ -80,6 +84,7 @@ def load_job(
     graph = load(path, min_opset=find_opset(target, strategy))
     for note in graph.notes:
         watcher.note(note)
+    spec = _choose_activations(spec, target, backend, graph, strategy.graph_float)
     folder = Path(output or path.with_suffix(".trtq")).absolute()
     refuse_inputs_in(
         folder,
@@ -100,6 +105,25 @@ def load_job(
         calibration=None,
         evaluation=None,
     )
+
+
+def _choose_activations(
+    spec: ModelSpec, target: Target, backend: Backend, graph: Graph, rest: Format
+) -> ModelSpec:
+    """Returns the settings with the kind of ranges that suits the backend, where nobody chose one.
+
+    ONNX Runtime's integer kernels take scales in FP32 alone, and nothing may stand between a layer and the
+    codes behind it, so that no repair puts an operator there unless it is named.
+    """
+    if spec.quantization.activations != AUTO:
+        return spec
+    dtypes = {value.dtype for node in graph.model.graph for value in node.outputs}
+    is_plain = rest is FP32 and dtypes.isdisjoint(_HALF) and not is_quantized(graph.model)
+    has_zeros = backend.needs_coded_outputs and target.code_formats == (INT8.name,) and is_plain
+    own = replace(spec.quantization, activations="asymmetric" if has_zeros else "symmetric")
+    if has_zeros and own.repair == (AUTO,):
+        own = replace(own, repair=tuple(name for name in REPAIRS if name not in INSERTING_REPAIRS))
+    return replace(spec, quantization=own)
 
 
 def find_opset(target: Target, strategy: Strategy) -> int:

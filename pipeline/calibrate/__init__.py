@@ -199,7 +199,7 @@ def estimate_ranges(
             "the calibration method cross-entropy needs the data: statistics hold no rows; "
             "give --calib-data instead of --statistics, or take another method"
         )
-    ranges = estimate(statistics, method, tensors, spec.quantization.activations, tensors or {})
+    ranges = estimate(statistics, method, tensors, spec.quantization.kind_of_ranges, tensors or {})
     warn_of_dead(ranges, watcher or Silent())
     return ranges
 

@@ -15,7 +15,7 @@ from trtq.calibrators.minmax import RoomyMinMax
 from trtq.calibrators.observe import PassControl
 from trtq.calibrators.ranges import Ranges
 from trtq.calibrators.statistics import Statistics
-from trtq.models.spec import Effort, ModelSpec
+from trtq.models.spec import AUTO, SLOW_REPAIRS, Effort, ModelSpec
 from trtq.pipeline.graph.load import Graph
 from trtq.pipeline.graph.placement import DEFAULT_OP_TYPES, SOFTMAX, Placement
 from trtq.pipeline.judge.macs import count_macs
@@ -71,7 +71,7 @@ def improve_ranges(
         ModelError: ONNX Runtime cannot run the model.
     """
     by_trial = isinstance(create_method(spec.calibration), Auto)
-    first, allowed = choose_first(spec, placement.formats), spec.quantization.repairs
+    first, allowed = choose_first(spec, placement.formats), _choose_repairs(spec, placement.formats)
     is_quick = spec.quantization.effort == "quick"
     if is_quick or batches.is_random or not placement.layers or not (by_trial or allowed):
         return take_ranges(graph, placement.formats, statistics, batches, spec, watcher)
@@ -87,7 +87,7 @@ def improve_ranges(
                 statistics,
                 method,
                 placement.activations,
-                spec.quantization.activations,
+                spec.quantization.kind_of_ranges,
                 placement.formats,
             )
             for method in methods.values()
@@ -131,7 +131,7 @@ def take_ranges(
     that trials start from. A note says where the method does not apply.
     """
     first = choose_first(spec, tensors)
-    ranges = estimate(statistics, first, tensors, spec.quantization.activations, tensors)
+    ranges = estimate(statistics, first, tensors, spec.quantization.kind_of_ranges, tensors)
     if isinstance(first, EntropyWithRows):
         amaxes = _row_amaxes(graph, tensors, batches, first, watcher)
         ranges, *_ = add_row_variants([ranges], amaxes, only=True)
@@ -141,8 +141,18 @@ def take_ranges(
 def choose_first(spec: ModelSpec, tensors: Mapping[str, Levels]) -> Method:
     """Returns the method of `spec`; for "auto" the one that trials start from, by the formats of tensors."""
     method = create_method(spec.calibration)
-    is_float = tensors and not any(map(are_even, tensors.values()))
-    return RoomyMinMax() if is_float and isinstance(method, Auto) else method
+    return RoomyMinMax() if _are_floats(tensors) and isinstance(method, Auto) else method
+
+
+def _choose_repairs(spec: ModelSpec, tensors: Mapping[str, Levels]) -> tuple[str, ...]:
+    """Returns the repairs to try: in FP8, where ranges win little, "auto" rounds weights too."""
+    named = spec.quantization.repairs
+    is_auto = spec.quantization.repair == (AUTO,)
+    return (*named, *SLOW_REPAIRS) if is_auto and _are_floats(tensors) else named
+
+
+def _are_floats(tensors: Mapping[str, Levels]) -> bool:
+    return bool(tensors) and not any(map(are_even, tensors.values()))
 
 
 def _row_amaxes(

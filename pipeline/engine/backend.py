@@ -190,6 +190,11 @@ class Backend(ABC):
         return False
 
     @property
+    def needs_coded_outputs(self) -> bool:
+        """Whether it runs a convolution in INT8 only if its output has codes with a zero point too."""
+        return False
+
+    @property
     def fuses_attention(self) -> bool:
         """Whether it computes attention in 8 bits in one kernel."""
         return True

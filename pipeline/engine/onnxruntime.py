@@ -33,6 +33,7 @@ class OnnxRuntime(Backend):
     runs_fp16 = False
     fuses_attention = False
     takes_scales_by_matrix = True
+    needs_coded_outputs = True
     lacks: Mapping[str, str] = {
         "implicit": "it takes Q/DQ models; for implicit quantization take TensorRT 8.6 to 10",
         "nvfp4": "it has no numbers of four bits in activations; take --int8 or --fp8",

@@ -22,5 +22,7 @@ INT8 = CodeFormat(
     advice="FP16 does not fit; INT8 weights cost the least accuracy of those that do",
 )
 
+UINT8 = replace(INT8, lowest=0, largest=255, dtype=ir.DataType.UINT8, array_dtype=np.dtype(np.uint8))
+"""For activations with a zero point."""
 INT8_OF_7_BITS = replace(INT8, lowest=-63, largest=63)
 """For weights where a kernel adds two products of 8 bits in 16: 2 * 255 * 63 fits, 2 * 255 * 127 does not."""

@@ -13,6 +13,8 @@ from trtq.pipeline.formats.encoding import Encoding, LayerScheme
 from trtq.pipeline.formats.granularity import PerBlock, PerTensor, PerToken
 
 QUANTIZABLE = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+CLOSED = "closed"
+"""The rule of a node that takes codes only because the layer before it writes them: see `closed`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +111,13 @@ class Placement:
     @property
     def layers(self) -> tuple[QuantizedNode, ...]:
         """The nodes whose kernel works on codes, which counts as coverage: not Add and Softmax."""
-        return tuple(node for node in self.quantized if node.activations and node.op_type in QUANTIZABLE)
+        placed = (node for node in self.quantized if node.activations and node.op_type in QUANTIZABLE)
+        return tuple(node for node in placed if node.scheme.rule != CLOSED)
+
+    @property
+    def open(self) -> Placement:
+        """The same without what takes codes only because the layer before it writes them."""
+        return replace(self, quantized=tuple(node for node in self.quantized if node.scheme.rule != CLOSED))
 
     @property
     def weights_alone(self) -> tuple[QuantizedNode, ...]:

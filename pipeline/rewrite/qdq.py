@@ -15,6 +15,7 @@ from trtq.pipeline.formats import NVFP4
 from trtq.pipeline.formats.encoding import Encoding
 from trtq.pipeline.formats.floats import convert_scales
 from trtq.pipeline.formats.granularity import PerToken
+from trtq.pipeline.graph.closed import tie_ranges
 from trtq.pipeline.graph.edit import GraphEditor, map_values
 from trtq.pipeline.graph.given import find_given
 from trtq.pipeline.graph.opset import convert_opset, read_opset
@@ -62,7 +63,7 @@ def quantize(
         model = convert_opset(model, placement.min_opset)
     rescaled = rescale(model, placement, ranges)
     result = rescaled.model if rescaled.model is not model else model.clone()
-    placement, ranges = rescaled.placement, rescaled.ranges
+    placement, ranges = rescaled.placement, tie_ranges(result, rescaled.placement, rescaled.ranges)
     edit, values = GraphEditor(result), map_values(result.graph)
     nodes = {node.name: node for node in result.graph}
     held = {pair: _hold(edit, values[pair[0]], pair[1], ranges, scale_dtype) for pair in placement.encodings}

@@ -13,8 +13,9 @@ from trtq.pipeline.formats import INT8, NVFP4
 from trtq.pipeline.formats.encoding import Encoding
 from trtq.pipeline.formats.floats import convert_scales
 from trtq.pipeline.formats.granularity import PerBlock, PerToken
+from trtq.pipeline.formats.int8 import UINT8
 
-_PLAIN = Encoding(INT8)
+_PLAIN, _UNSIGNED = Encoding(INT8), Encoding(UINT8)
 _CLIPS = tuple(np.linspace(1.0, 0.5, 26).tolist())
 """Shares of the largest weight that are tried as the ends of the codes."""
 
@@ -61,15 +62,15 @@ def choose_activation_qparams(amax: float, dtype: str, encoding: Encoding = _PLA
 
 
 def choose_asymmetric_qparams(ends: tuple[float, float], dtype: str) -> QParams:
-    """Returns the scale and the zero point with which the codes -128 and 127 stand for the ends.
+    """Returns the scale and the zero point with which the codes 0 and 255 stand for the ends.
 
     ONNX and Jacob et al. (arXiv 1712.05877, section 2.1): the zero point is rounded, so that 0.0 is exact. It
-    lies between the ends, which differ.
+    lies between the ends, which differ. Codes are unsigned, as the fast kernels of ONNX Runtime want them.
     """
     low, high = ends
     scale = convert_scales((np.float64(high) - np.float64(low)) / 255, dtype)
-    zero = int(np.clip(np.rint(-128 - low / float(scale)), -128, 127))
-    return QParams(scale, _PLAIN, zero)
+    zero = int(np.clip(np.rint(-low / float(scale)), 0, 255))
+    return QParams(scale, _UNSIGNED, zero)
 
 
 def choose_weight_qparams(weight: NDArray[Any], encoding: Encoding, dtype: str) -> QParams:

@@ -115,7 +115,7 @@ def test_beside_int8_the_small_products_and_embeddings_are_in_few_bits(tmp_path:
         for node in ir.load(tmp_path / "out" / "model.int8.onnx").graph
         if node.op_type == "DequantizeLinear"
     }
-    assert kinds == {"INT8", "INT4"}
+    assert kinds == {"INT8", "UINT8", "INT4"}
     assert {item["name"] for item in report["kept_float"]} == {"down"}
 
 

@@ -41,7 +41,9 @@ def model(tmp_path: Path) -> Path:
     """A model of opset 18 with one convolution, and data beside it."""
     proto = onnx.parser.parse_model("""
         <ir_version: 9, opset_import: ["" : 18]>
-        small (float[N,3,4,4] x) => (float[N,3,4,4] y) { [only] y = Conv <kernel_shape = [1,1]> (x, w) }
+        small (float[N,3,4,4] x) => (float[N,3,4,4] y) {
+            [only] h = Conv <kernel_shape = [1,1]> (x, w) y = Sigmoid (h)
+        }
     """)
     weight = np.eye(3, dtype=np.float32)[..., None, None]
     proto.graph.initializer.append(onnx.numpy_helper.from_array(weight, "w"))

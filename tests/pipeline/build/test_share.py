@@ -49,6 +49,11 @@ def test_the_share_is_of_what_the_engine_runs(
 
 def test_layers_behind_qdq_that_run_in_float_do_not_count(model: Path) -> None:
     report = build(model, spec=spec_of(model), target=Target(backend="onnxruntime"))
+    assert [item.name for item in report.kept_float] == ["last"]
+    assert report.engine.num_realized == 2
+    assert report.quantized_macs == pytest.approx(10 / 11)
+    spec = replace(spec_of(model), quantization=QuantizationSpec(repair=("none",), activations="symmetric"))
+    report = build(model, spec=spec, target=Target(backend="onnxruntime"))
     assert (report.engine.num_realized, report.quantized_macs) == (0, 0.0)
 
 

@@ -73,6 +73,20 @@ def test_the_demo_gains_by_repairs(
     assert {"minmax", "percentile", "mse", "bias", "weights"} < tried
 
 
+def test_in_fp8_roundings_of_weights_are_tried_too(
+    seen: tuple[Graph, Placement, Statistics, Batches], spec: ModelSpec
+) -> None:
+    graph, _, _, batches = seen
+    placement = place_layers(graph, spec, Target(precision="fp8"), Silent())
+    statistics = observe_graph(graph, placement.activations, batches, ObserveOptions(), Silent())
+    found = improve_ranges(graph, placement, statistics, batches, spec, Log(Silent()))
+    assert found.repairs is not None
+    assert "adaround" in {item.name for item in found.repairs.tried}
+    named = improve_ranges(graph, placement, statistics, batches, _with(spec, repair="bias"), Log(Silent()))
+    assert named.repairs is not None
+    assert "adaround" not in {item.name for item in named.repairs.tried}
+
+
 def test_a_method_and_no_repair_are_taken_without_a_trial(
     seen: tuple[Graph, Placement, Statistics, Batches], spec: ModelSpec
 ) -> None:

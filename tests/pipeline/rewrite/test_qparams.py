@@ -75,17 +75,17 @@ def test_codes_are_those_of_a_slow_reference(seed: int, axis: int | None, size: 
 @pytest.mark.parametrize(
     ("ends", "scale", "zero"),
     [
-        ((0.0, 25.5), 0.1, -128),
-        ((-25.5, 0.0), 0.1, 127),
-        ((-12.8, 12.7), 0.1, 0),
-        ((-0.375, 5.0), 5.375 / 255, -110),  # -128 + 17.79: HardSwish
+        ((0.0, 25.5), 0.1, 0),
+        ((-25.5, 0.0), 0.1, 255),
+        ((-12.8, 12.7), 0.1, 128),
+        ((-0.375, 5.0), 5.375 / 255, 18),  # 17.79: HardSwish
     ],
 )
 def test_zero_points_by_hand(ends: tuple[float, float], scale: float, zero: int) -> None:
     found = choose_asymmetric_qparams(ends, "float32")
     assert float(found.scale) == pytest.approx(scale, rel=1e-6)
     assert found.zero == zero
-    assert found.zero_point.dtype == np.int8
+    assert found.zero_point.dtype == np.uint8
     assert (found.zero_point.shape, int(found.zero_point)) == ((), zero)
 
 
@@ -95,9 +95,9 @@ def test_asymmetric_codes_reach_both_ends(below: float, above: float, dtype: str
     found = choose_asymmetric_qparams((-below, above), dtype)
     scale = float(found.scale)
     assert 0 < scale < math.inf
-    assert -128 <= found.zero <= 127
-    assert (-128 - found.zero - 0.5) * scale <= -below * (1 - 1e-9)
-    assert (127 - found.zero + 0.5) * scale >= above * (1 - 1e-9)
+    assert 0 <= found.zero <= 255
+    assert (-found.zero - 0.5) * scale <= -below * (1 - 1e-9)
+    assert (255 - found.zero + 0.5) * scale >= above * (1 - 1e-9)
 
 
 @settings(max_examples=200, deadline=None)
