@@ -127,10 +127,22 @@ def test_build_names_what_is_kept_and_what_the_builder_said_when_verbose(
 
 
 @pytest.mark.slow
-def test_build_without_a_builder_names_the_layers_that_do_not_run_in_int8(
+def test_build_for_onnx_runtime_runs_every_quantized_layer_in_int8(
     model: Path, tmp_path: Path, plain: Callable[[str], str]
 ) -> None:
     result = trtq("build", model, "--backend", "onnxruntime", *QUICK, "-o", tmp_path / "out")
+    assert result.exit_code == 0
+    found = re.search(r"(\d+) of (\d+) quantized layers run in INT8\n", plain(result.stdout))
+    assert found is not None
+    assert found[1] == found[2] != "0"
+
+
+@pytest.mark.slow
+def test_build_without_a_builder_names_the_layers_that_do_not_run_in_int8(
+    model: Path, tmp_path: Path, plain: Callable[[str], str]
+) -> None:
+    symmetric = ("--activations", "symmetric")  # for which ONNX Runtime has few kernels
+    result = trtq("build", model, "--backend", "onnxruntime", *symmetric, *QUICK, "-o", tmp_path / "out")
     shown = plain(result.stdout)
     assert result.exit_code == 0
     assert shown.startswith("model.onnx INT8 + FP32 onnxruntime #\n")
