@@ -149,3 +149,19 @@ def test_the_table_of_int8_on_the_cpu_is_that_of_the_results() -> None:
     speeds = [tools["trtq"]["speed"] for tools in found["models"].values()]
     said = f"at {min(speeds):.2f} to {max(speeds):.2f} times the speed of FP32"
     assert said in (ROOT / "CHANGELOG.md").read_text("utf-8")
+
+
+def test_what_is_said_of_fp8_is_that_of_the_results() -> None:
+    folder = ROOT / "benchmarks" / "results"
+    files = ("accuracy-fp8-larger-2026-11-28.json", "accuracy-fp8-2026-11-29.json")
+    models = {
+        name: item
+        for file in files
+        for name, item in json.loads((folder / file).read_bytes())["models"].items()
+    }
+    tools = [model["tools"] for model in models.values()]
+    ahead = [item["trtq-fp8"]["sqnr_db"] - item["modelopt-fp8"]["sqnr_db"] for item in tools]
+    text = " ".join((ROOT / "docs" / "placement.md").read_text("utf-8").split())
+    assert f"On {len(ahead)} models its worst output is {statistics.median(ahead):.1f} dB nearer" in text
+    assert f"from {-min(ahead):.1f} dB behind to {max(ahead):.1f} dB ahead" in text
+    assert f"behind on {sum(item < 0 for item in ahead)} (" in text
