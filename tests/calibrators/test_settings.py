@@ -275,7 +275,7 @@ def test_repairs_are_named_in_the_settings(tmp_path: Path, text: str, repairs: t
 def test_zero_points_are_asked_for_in_the_settings(tmp_path: Path) -> None:
     found = _read(tmp_path, '[quantization]\nactivations = "asymmetric"\n')
     assert found.quantization.activations == "asymmetric"
-    wanted = "symmetric, asymmetric or per-token"
+    wanted = "auto, symmetric, asymmetric or per-token"
     with pytest.raises(UsageError, match=f"activations must be {wanted}, got 'uint8'"):
         _read(tmp_path, '[quantization]\nactivations = "uint8"\n')
 
