@@ -77,7 +77,7 @@ def tie_ranges(model: ir.Model, placement: Placement, ranges: Ranges) -> Ranges:
     tensors = dict(ranges.tensors)
     for node in model.graph:
         source = node.inputs[0] if node.inputs else None
-        if node.name in closed and node.op_type in _KEEPING and source is not None:
+        if node.name in closed and node.op_type in _KEEPING and _passes(node) and source is not None:
             found = tensors.get(str(source.name))
             tied = {str(value.name) for value in node.outputs} & tensors.keys()
             tensors |= dict.fromkeys(tied, found) if found is not None else {}
@@ -109,7 +109,7 @@ def _writes_codes(node: ir.Node, layers: set[str], coded: dict[str, set[int]], u
     else:
         floats = _list_floats(node)
         gets_codes = bool(floats) and all(place in coded.get(str(node.name), ()) for place in floats)
-        is_writer = node.op_type in _PASSING and gets_codes and any(item in useful for item in node.outputs)
+        is_writer = _passes(node) and gets_codes and any(item in useful for item in node.outputs)
     return is_writer and _may_write_codes(node)
 
 
@@ -117,15 +117,22 @@ def _list_useful(model: ir.Model, layers: set[str]) -> set[ir.Value]:
     """Returns the values that a quantized layer reads, or that become such by what passes codes on."""
     found = set[ir.Value]()
     for node in reversed(model.graph):
-        passes = node.op_type in (*_PASSING, *_ABSORBED) and any(value in found for value in node.outputs)
-        if node.name in layers or passes:
+        is_on_way = _passes(node) or node.op_type in _ABSORBED
+        if node.name in layers or (is_on_way and any(value in found for value in node.outputs)):
             found.update(value for value in node.inputs if value is not None)
     return found
 
 
+def _passes(node: ir.Node) -> bool:
+    """Returns whether an operator can work on codes. Cubic interpolation leaves the range of its input."""
+    mode = node.attributes.get("mode") if node.op_type == "Resize" else None
+    overshoots = mode is not None and mode.as_string() == "cubic"
+    return node.op_type in _PASSING and not overshoots
+
+
 def _list_floats(node: ir.Node) -> list[int]:
     """Returns the places of the inputs that are numbers to compute with, and no sizes or bounds."""
-    values = enumerate(node.inputs)
+    values = enumerate(node.inputs[:1] if node.op_type == "Resize" else node.inputs)
     return [place for place, value in values if value is not None and value.dtype is ir.DataType.FLOAT]
 
 

@@ -135,6 +135,24 @@ def test_what_passes_values_on_has_the_range_of_its_input(model_of: ModelOf, tmp
     assert "QLinearAdd" in _kernels(_quantized(model, placement), tmp_path)
 
 
+@pytest.mark.parametrize(("mode", "passes"), [("nearest", True), ("linear", True), ("cubic", False)])
+def test_resize_passes_codes_on_unless_it_overshoots(
+    model_of: ModelOf, tmp_path: Path, mode: str, passes: bool
+) -> None:
+    model = model_of(
+        f"""g (float[N,16,8,8] x) => (float[N,16,M,M] y) <float[4] scales = {{1.0, 1.0, 2.0, 2.0}}> {{
+            a = Conv(x, w1) s = Resize<mode = "{mode}">(a, , scales) b = Conv(s, w2) y = Softmax(b)
+        }}""",
+        w1=_weights(16, 16, 1, 1), w2=_weights(16, 16, 1, 1),
+    )  # fmt: skip
+    placement = _closed(model)
+    ranges = Ranges(
+        {name: Range(float(len(name)), -1.0, 1.0) for name in placement.activations}, "", "", "", 1
+    )
+    wider = Ranges({**ranges.tensors, "s": Range(9.0, -9.0, 9.0)}, "", "", "", 1)
+    assert (tie_ranges(model, placement, wider).tensors["s"] == wider.tensors["a"]) == passes
+
+
 def test_half_precision_is_left_alone(model_of: ModelOf) -> None:
     text = "g (float16[N,16,8,8] x) => (float16[N,16,8,8] y) { a = Conv(x, w1) y = Relu(a) }"
     model = model_of(text, w1=_weights(16, 16, 1, 1).astype(np.float16))
