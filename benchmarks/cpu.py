@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import tempfile
 import time
@@ -63,12 +64,13 @@ def main() -> None:
     parser.add_argument("--models", nargs="*", default=DEFAULT_MODELS)
     parser.add_argument("--output", type=Path)
     given = parser.parse_args()
+    output = given.output.resolve() if given.output is not None else None
     result: Row = {**circumstances(["trtq"]), "samples": SAMPLES, "models": {}}
     for name, folder in models(given.models).items():
         result["models"][name] = rows = measure(folder)
         print(f"{name:18} {json.dumps(rows)}", flush=True)
-        if given.output is not None:
-            given.output.write_text(json.dumps(result, indent=1) + "\n")
+        if output is not None:
+            output.write_text(json.dumps(result, indent=1) + "\n")
 
 
 def measure(folder: Path) -> dict[str, Row]:
@@ -76,6 +78,7 @@ def measure(folder: Path) -> dict[str, Row]:
     size = batch_size(folder)
     with tempfile.TemporaryDirectory(prefix="bench-cpu-") as made:
         place = Path(made)
+        os.chdir(place)  # where quantize_static leaves what it leaves
         data = write_samples(part_of(folder, "calibration"), SAMPLES, place)
         feeds = list(read_feeds(data, size))
         rows = {"trtq": _build(folder, data, place), "quantize_static": _quantize(folder, feeds, place)}

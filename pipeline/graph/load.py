@@ -11,7 +11,7 @@ import onnx_ir as ir
 from onnx_ir.passes import common as passes
 
 from trtq.errors import ModelError
-from trtq.files import refuse_damage
+from trtq.files import is_file, refuse_damage
 from trtq.kept import KeptNode
 from trtq.models.session import count_weight_bytes
 from trtq.models.signature import TensorSpec, outputs_of, read_inputs
@@ -22,7 +22,15 @@ from trtq.pipeline.graph.einsum import turn_einsum_into_matmul
 from trtq.pipeline.graph.fold import drop_identities, fold_batch_norm, fold_bias, fold_constants
 from trtq.pipeline.graph.foreign_operators import find_least_opset, refuse_foreign_operators, standardize
 from trtq.pipeline.graph.fp4 import emulate_fp4
-from trtq.pipeline.graph.onnx_file import check, digest, list_external, parse, read_content, read_model
+from trtq.pipeline.graph.onnx_file import (
+    check,
+    digest,
+    is_beside,
+    list_external,
+    parse,
+    read_content,
+    read_model,
+)
 from trtq.pipeline.graph.opset import FIRST_RUN, convert_opset, infer_shapes, read_opset
 from trtq.pipeline.graph.placement import holds_weights
 from trtq.pipeline.graph.quantized import is_quantized
@@ -97,7 +105,8 @@ def load(path: Path, *, min_opset: int) -> Graph:
     content = read_content(path)
     proto = parse(content, path)
     files = sorted({str(where.get("location")) for _, where in list_external(proto)})
-    paths = [path.parent / name for name in files]
+    # What `check` refuses is not read: a device never ends.
+    paths = [place for name in files if is_beside(name) and is_file(place := path.parent / name)]
     sha256 = start_in_background(partial(digest, content, paths))  # which lets go of the GIL
     model = check(proto, content, path)
     notes = list(_normalize(model))

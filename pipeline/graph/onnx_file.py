@@ -116,7 +116,7 @@ def check(proto: onnx.ModelProto, content: bytes, path: Path) -> ir.Model:
 def _check_external(tensor: onnx.TensorProto, where: Mapping[str, str], path: Path) -> None:
     location = where.get("location", "")
     data = path.parent / location
-    if PurePath(location).is_absolute() or ".." in PurePath(location).parts:
+    if not is_beside(location):
         raise ModelError(
             f"{path}: the weights of {tensor.name!r} lie in {location!r}, outside of the model's folder; "
             f"save the model again, with its weights beside it"
@@ -144,6 +144,11 @@ def _check_external(tensor: onnx.TensorProto, where: Mapping[str, str], path: Pa
             f"{path}: external data {location!r} has {data.stat().st_size} bytes, "
             f"the weights of {tensor.name!r} end at byte {end}; copy the whole file"
         )
+
+
+def is_beside(location: str) -> bool:
+    """Returns whether a location of external data stays in the folder of the model."""
+    return not PurePath(location).is_absolute() and ".." not in PurePath(location).parts
 
 
 def list_external(proto: onnx.ModelProto) -> list[tuple[onnx.TensorProto, dict[str, str]]]:

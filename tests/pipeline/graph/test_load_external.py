@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -145,3 +146,22 @@ def test_the_digest_is_of_the_file_and_its_external_data(
 def test_the_protobuf_comes_without_its_external_data(path_of: Callable[..., Path], tmp_path: Path) -> None:
     _, split = _external(path_of, tmp_path)
     assert not read_proto(split).graph.initializer[0].raw_data
+
+
+@pytest.mark.parametrize("location", ["/dev/zero", "link"])
+def test_a_device_is_refused_and_not_read_in_the_background(
+    path_of: Callable[..., Path], tmp_path: Path, location: str
+) -> None:
+    _, path = _external(path_of, tmp_path)
+    (path.parent / "link").symlink_to("/dev/zero")
+    proto = read_proto(path)
+    for tensor in proto.graph.initializer:
+        tensor.external_data[0].value = location
+    path.write_bytes(proto.SerializeToString())
+    before = {*threading.enumerate()}
+    with pytest.raises(ModelError, match=r"outside of the model's folder|is not beside the model"):
+        load(path, min_opset=13)
+    left = {*threading.enumerate()} - before
+    for thread in left:
+        thread.join(timeout=20)
+    assert not [thread for thread in left if thread.is_alive()]
