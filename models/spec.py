@@ -94,8 +94,8 @@ class QuantizationSpec:
             else symmetric. per-token gives each row of what a MatMul or Gemm reads the scale
             of its own largest value, in each run; these layers need no calibration.
         effort: How far methods and repairs are tried on data held back. quick tries none. balanced tries all
-            on a few samples and the best on up to 64, and drops what can hardly win; thorough drops nothing
-            and takes up to twice as long.
+            on a few samples and the best on up to 64, and drops what can hardly win; thorough drops none of
+            the best three and takes up to twice as long.
     """
 
     repair: tuple[str, ...] = setting((AUTO,), metavar="NAMES")

@@ -76,7 +76,7 @@ def place_in(job: Job, form: Precision) -> Placement:
 
 def list_forms(job: Job) -> dict[str, str]:
     """Returns the name of the format of each quantized node."""
-    return {node.name: node.scheme.form.name for node in job.placement.open.quantized}
+    return {node.name: node.scheme.form.name for node in job.placement.without_closed.quantized}
 
 
 def find_float_fallbacks(job: Job, fallbacks: Sequence[Fallback]) -> dict[str, str]:

@@ -84,7 +84,7 @@ def load_job(
     graph = load(path, min_opset=find_opset(target, strategy))
     for note in graph.notes:
         watcher.note(note)
-    spec = _choose_activations(spec, target, backend, graph, strategy.graph_float)
+    spec = _suit_backend(spec, target, backend, graph, strategy.graph_float)
     folder = Path(output or path.with_suffix(".trtq")).absolute()
     refuse_inputs_in(
         folder,
@@ -107,10 +107,8 @@ def load_job(
     )
 
 
-def _choose_activations(
-    spec: ModelSpec, target: Target, backend: Backend, graph: Graph, rest: Format
-) -> ModelSpec:
-    """Returns the settings with the kind of ranges that suits the backend, where nobody chose one.
+def _suit_backend(spec: ModelSpec, target: Target, backend: Backend, graph: Graph, rest: Format) -> ModelSpec:
+    """Returns the settings with ranges and repairs that suit the backend, where nobody chose.
 
     ONNX Runtime's integer kernels take scales in FP32 alone, and nothing may stand between a layer and the
     codes behind it, so that no repair puts an operator there unless it is named.

@@ -125,7 +125,11 @@ def _search(
     log.stage("Choosing layers")
     others = [place_in(job, form) for form in job.target.code_formats if form != job.target.precision]
     session = open_switchable(
-        job.graph.model, job.placement.open, ranges, scale_dtype=job.strategy.scale_dtype, others=others
+        job.graph.model,
+        job.placement.without_closed,
+        ranges,
+        scale_dtype=job.strategy.scale_dtype,
+        others=others,
     )
     followers = _find_followers(job, session)
 

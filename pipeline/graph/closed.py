@@ -10,9 +10,8 @@ import onnx_ir as ir
 from trtq.calibrators.ranges import Ranges
 from trtq.kept import KeptNode
 from trtq.pipeline.formats import INT8
-from trtq.pipeline.formats.encoding import Encoding, LayerScheme
-from trtq.pipeline.graph.given import find_given
 from trtq.pipeline.graph.placed import CLOSED, QUANTIZABLE, Placement, QuantizedNode
+from trtq.pipeline.graph.placement import with_codes
 
 _LAST = "it makes an output of the model, which is no codes, and ONNX Runtime's INT8 convolution writes codes"
 _WRITERS = ("Conv",)
@@ -146,12 +145,8 @@ def _find_end(value: ir.Value) -> ir.Value:
 
 def _extend(known: QuantizedNode | None, node: ir.Node, places: list[int]) -> QuantizedNode:
     """Returns a node that takes codes at these places too."""
-    values = [(place, value) for place in places if (value := node.inputs[place]) is not None]
-    inputs = tuple(
-        (place, Encoding(INT8, is_given=find_given(value, INT8) is not None)) for place, value in values
-    )
-    tensors = tuple((place, str(value.name)) for place, value in values)
+    added = with_codes(node, INT8, CLOSED, *places)
     if known is None:
-        return QuantizedNode(str(node.name), node.op_type, LayerScheme(CLOSED, inputs), tensors)
-    scheme = replace(known.scheme, inputs=(*known.scheme.inputs, *inputs))
-    return replace(known, scheme=scheme, activations=(*known.activations, *tensors))
+        return added
+    scheme = replace(known.scheme, inputs=(*known.scheme.inputs, *added.scheme.inputs))
+    return replace(known, scheme=scheme, activations=(*known.activations, *added.activations))

@@ -115,7 +115,7 @@ class Placement:
         return tuple(node for node in placed if node.scheme.rule != CLOSED)
 
     @property
-    def open(self) -> Placement:
+    def without_closed(self) -> Placement:
         """The same without what takes codes only because the layer before it writes them."""
         return replace(self, quantized=tuple(node for node in self.quantized if node.scheme.rule != CLOSED))
 

@@ -203,7 +203,7 @@ def _decide(
         return "its weight is not a constant"
     if any(value is None or value.dtype not in FLOAT_TYPES for value in node.inputs):
         return "its inputs are not float"
-    return _with_codes(node, form, _TWO_ACTIVATIONS, 0, 1)
+    return with_codes(node, form, _TWO_ACTIVATIONS, 0, 1)
 
 
 def _weighted_input(
@@ -231,7 +231,7 @@ def _weighted_input(
             granularity = PerToken(rank - 1 - place)  # the summed axis: the last of a first operand
         elif not is_forced and (reason := explain_unequal_matrices(weight)):
             return reason
-    layer = _with_codes(node, form, "weighted-input", 1 - place)
+    layer = with_codes(node, form, "weighted-input", 1 - place)
     scheme = replace(layer.scheme, weight=Encoding(form, granularity))
     if form is NVFP4:
         rows = Encoding(form, PerBlock(len(activation.shape or ()) - 1, BLOCK), is_dynamic=True)
@@ -240,7 +240,7 @@ def _weighted_input(
     return replace(layer, scheme=scheme, weight=(place, str(weight.name)))
 
 
-def _with_codes(node: ir.Node, form: CodeFormat, rule: str, *places: int) -> QuantizedNode:
+def with_codes(node: ir.Node, form: CodeFormat, rule: str, *places: int) -> QuantizedNode:
     """Returns a node with codes at the places, with one scale for each activation."""
     values = [(place, value) for place in places if (value := node.inputs[place]) is not None]
     inputs = ((place, _encode(value, form, rule)) for place, value in values)
@@ -264,7 +264,7 @@ def _residual_adds(
         place = 1 if first else 0  # where both are convolutions, the second is the shortcut
         conv = first or second
         if conv and layers[conv] is INT8 and _same_shape(node) and _is_float_activation(node.inputs[place]):
-            yield _with_codes(node, INT8, RESIDUAL_ADD, place)
+            yield with_codes(node, INT8, RESIDUAL_ADD, place)
 
 
 def _softmax_inputs(
@@ -274,7 +274,7 @@ def _softmax_inputs(
         is_softmax = node.op_type in ("Softmax", "LogSoftmax") and node.name not in skipped
         if is_softmax and _is_float_activation(node.inputs[0]):
             own = forms.get(str(node.name), form)
-            yield _with_codes(node, own.otherwise or own, "softmax-input", 0)
+            yield with_codes(node, own.otherwise or own, "softmax-input", 0)
 
 
 def _is_float_activation(value: ir.Value | None) -> bool:

@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 from trtq.pipeline.graph.edit import GraphEditor
 from trtq.pipeline.graph.operands import find_constant
 
-_LARGEST = 2.0**31 - 1
+_LARGEST = 2.0**30
+"""Half of what 32 bits hold: the products are added to it."""
 _BIAS_PLACE = 2
 
 
@@ -18,7 +19,7 @@ def quantize_biases(model: ir.Model) -> None:
 
     A Gemm with a float bias runs in float, its weight dequantized in each run. In INT32, with the scale of
     the activation times that of the weight (Jacob et al., arXiv 1712.05877, section 2.4), the bias loses
-    nothing that counts. One that 32 bits do not hold stays float.
+    nothing that counts. One that 32 bits may not hold with the products stays float.
     """
     edit = GraphEditor(model)
     for node in list(model.graph):
@@ -46,12 +47,13 @@ def quantize_biases(model: ir.Model) -> None:
 def _read_bias(node: ir.Node) -> NDArray[np.float32] | None:
     bias = find_constant(node, _BIAS_PLACE)
     is_plain = bias is not None and bias.ndim == 1 and bias.dtype == np.float32
-    return bias.astype(np.float32) if bias is not None and is_plain and _has_plain_bias(node) else None
+    return bias.astype(np.float32) if bias is not None and is_plain and _adds_plainly(node) else None
 
 
-def _has_plain_bias(node: ir.Node) -> bool:
-    beta = node.attributes.get("beta")
-    return beta is None or beta.as_float() == 1.0
+def _adds_plainly(node: ir.Node) -> bool:
+    """Returns whether the bias is in steps of the products: not where either of them is multiplied."""
+    factors = (node.attributes.get(name) for name in ("alpha", "beta"))
+    return all(factor is None or factor.as_float() == 1.0 for factor in factors)
 
 
 def _find_scale(node: ir.Node) -> NDArray[np.float64] | None:
