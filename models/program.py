@@ -38,6 +38,7 @@ _PLAIN = (
 )  # fmt: skip
 _LOWER = {"floor", "ceiling", "sqrt", "log", "exp", "max", "min", "abs", "int", "float", "true", "false"}
 _WHY = "loading it may run code in it; add --trust if you know where it comes from"
+_ADVICE = "save it with torch.export.save"
 
 
 def load_program(path: Path, *, trust: bool) -> Any:
@@ -52,8 +53,7 @@ def load_program(path: Path, *, trust: bool) -> Any:
     """
     import torch
 
-    advice = "save it with torch.export.save"
-    with explain_failures(f"{path} is not an exported program", advice), silence():
+    with explain_failures(f"{path} is not an exported program", _ADVICE), silence():
         if trust:
             return torch.export.load(path)
         _refuse_code(path)
@@ -65,9 +65,14 @@ def load_program(path: Path, *, trust: bool) -> Any:
 
 
 def open_module(program: Any) -> torch.nn.Module:
-    """Returns the module of an exported program, without the guards, which are kept as text and compiled."""
+    """Returns the module of an exported program, without the guards, which are kept as text and compiled.
+
+    Raises:
+        ModelError: The program contradicts itself.
+    """
     takes_guards = "check_guards" in inspect.signature(program.module).parameters
-    module: torch.nn.Module = program.module(check_guards=False) if takes_guards else program.module()
+    with explain_failures("the exported program makes no module", _ADVICE):
+        module: torch.nn.Module = program.module(check_guards=False) if takes_guards else program.module()
     return module
 
 

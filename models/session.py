@@ -16,8 +16,10 @@ import onnx_ir as ir
 
 from trtq import lazy
 from trtq.errors import MissingDependency, ModelError
+from trtq.models.packed import pack
 from trtq.models.ports import to_plain, with_plain_ports
 from trtq.temporary import open_temporary_folder
+from trtq.workers import find_core_limit
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -35,10 +37,6 @@ _DTYPES: Mapping[str, np.dtype[Any]] = {
 
 INLINE_LIMIT_BYTES = 1 << 30
 """Protobuf holds at most 2 GiB; models above half of it keep their weights in a second file."""
-_SMALL_BYTES = 4096
-"""What is smaller may be a shape or an axis, which ONNX Runtime wants to see in the model."""
-_IN_MEMORY = "in-memory"
-"""Named as the file of a weight that is handed over beside the model."""
 _EXTERNAL_FOLDER = "session.model_external_initializers_file_folder_path"
 """ONNX Runtime 1.21 and newer; without it, a model in memory has its data in the working folder."""
 
@@ -52,26 +50,9 @@ def count_weight_bytes(model: ir.Model) -> int:
     return sum(tensor.nbytes for tensor in _list_weights(model))
 
 
-def _parted(model: ir.Model) -> tuple[bytes, dict[str, NDArray[Any]]]:
-    """Returns the model as ONNX without its larger weights, and these by name.
-
-    Weights that ONNX Runtime takes out of our memory are not copied into protobuf and out of it again.
-    """
-    skeleton = model.clone()
-    weights = {}
-    for name, value in skeleton.graph.initializers.items():
-        tensor = value.const_value
-        if tensor is None or isinstance(tensor, ir.ExternalTensor) or tensor.nbytes < _SMALL_BYTES:
-            continue
-        if not value.uses():  # which ONNX Runtime throws away, and then misses
-            continue
-        if tensor.dtype is ir.DataType.STRING or tensor.dtype.numpy().isbuiltin != 1:
-            continue  # the Python of ONNX Runtime knows no such arrays
-        weights[name] = np.ascontiguousarray(tensor.numpy())
-        value.const_value = ir.ExternalTensor(
-            _IN_MEMORY, 0, tensor.nbytes, tensor.dtype, shape=ir.Shape(tensor.shape.numpy()), name=name
-        )
-    return ir.to_proto(skeleton).SerializeToString(), weights
+def _stays_inside(value: ir.Value) -> bool:
+    """Whether ONNX Runtime is to find a weight in the model: it throws unused ones away, and misses them."""
+    return isinstance(value.const_value, ir.ExternalTensor) or not value.uses()
 
 
 def save(model: ir.Model, path: Path, data: str | None = None) -> None:
@@ -166,7 +147,7 @@ def open_session(
     providers = list_providers(engine.device)
     create: Callable[..., Session] = onnxruntime.InferenceSession
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = engine.num_threads
+    options.intra_op_num_threads = engine.num_threads or find_core_limit()
     options.enable_cpu_mem_arena = engine.keeps_memory
     if engine.keeps_order:
         options.execution_order = onnxruntime.ExecutionOrder.PRIORITY_BASED
@@ -192,10 +173,10 @@ def open_session(
         if num_inside <= INLINE_LIMIT_BYTES and len(folders) <= 1:
             for folder in folders:
                 options.add_session_config_entry(_EXTERNAL_FOLDER, str(Path(folder).resolve()))
-            proto, weights = _parted(model)
-            arrays = [onnxruntime.OrtValue.ortvalue_from_numpy(array) for array in weights.values()]
-            options.add_external_initializers(list(weights), arrays)
-            return create(proto, options, providers=providers)
+            packed = pack(model, _stays_inside)
+            arrays = [onnxruntime.OrtValue.ortvalue_from_numpy(array) for array in packed.weights.values()]
+            options.add_external_initializers(list(packed.weights), arrays)
+            return create(packed.proto, options, providers=providers)
         with open_temporary_folder() as place:
             save(model, place / "model.onnx")
             return open_session(place / "model.onnx", optimize=optimize, engine=engine)
@@ -287,8 +268,12 @@ def list_runtime_errors() -> tuple[type[Exception], ...]:
         "Fail", "InvalidArgument", "InvalidGraph", "InvalidProtobuf", "NoSuchFile", "NotImplemented",
         "RuntimeException", "EPFail",
     )  # fmt: skip
-    # RuntimeError is what a run with bound outputs raises.
-    return (RuntimeError, *(getattr(state, name) for name in names if hasattr(state, name)))
+    # RuntimeError is what a run with bound outputs raises, UnicodeDecodeError a message that is no text.
+    return (
+        RuntimeError,
+        UnicodeDecodeError,
+        *(getattr(state, name) for name in names if hasattr(state, name)),
+    )
 
 
 @contextmanager

@@ -114,10 +114,10 @@ def examine_folder(folder: Path, content: bytes, *, is_checked: bool) -> Integri
         ArtifactError: The manifest is broken, or a file cannot be read.
     """
     manifest = parse_manifest(content, folder / NAME)
-    missing = [name for name in manifest.outputs if not (folder / name).exists()]
-    found = [name for name in manifest.outputs if name not in missing]
     is_signed = (folder / SIGNATURE).is_file()
     try:
+        missing = [name for name in manifest.outputs if not (folder / name).exists()]
+        found = [name for name in manifest.outputs if name not in missing]
         changed = _changed(folder, manifest, found)
         num_bytes = len(content) + sum((folder / name).stat().st_size for name in found)
     except OSError as error:

@@ -16,6 +16,7 @@ from trtq.errors import ModelError, TrtqError, quote
 from trtq.files import is_file
 from trtq.models.modules import name_after_modules
 from trtq.pipeline.graph.tidy import (
+    check_attributes,
     check_tensor,
     copy_for_checker,
     has_group_norm,
@@ -94,6 +95,8 @@ def check(proto: onnx.ModelProto, content: bytes, path: Path) -> ir.Model:
         path: The file, for its external data.
     """
     external = list_external(proto)
+    _refuse_newer_opset(proto, path)
+    check_attributes(proto, path)
     for tensor in list_tensors(proto):
         check_tensor(tensor, path)
     for tensor, where in external:
@@ -111,6 +114,17 @@ def check(proto: onnx.ModelProto, content: bytes, path: Path) -> ir.Model:
     ir.external_data.set_base_dir(model.graph, path.parent)
     name_after_modules(model.graph)
     return model
+
+
+def _refuse_newer_opset(proto: onnx.ModelProto, path: Path) -> None:
+    """Refuses an opset whose operators nobody here knows."""
+    newest = onnx.defs.onnx_opset_version()
+    for item in proto.opset_import:
+        if item.domain in ("", "ai.onnx") and item.version > newest:
+            raise ModelError(
+                f"{path} is in opset {item.version}, and the newest that onnx {onnx.__version__} knows is "
+                f"{newest}; export the model with that opset or an older one, or install a newer onnx"
+            )
 
 
 def _check_external(tensor: onnx.TensorProto, where: Mapping[str, str], path: Path) -> None:

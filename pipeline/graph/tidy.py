@@ -110,6 +110,36 @@ def list_tensors(proto: onnx.ModelProto) -> Iterator[TensorProto]:
             yield from attribute.tensors
 
 
+def check_attributes(proto: onnx.ModelProto, path: Path) -> None:
+    """Refuses attributes that have no value where they stand, and texts of ONNX's operators that are none.
+
+    Raises:
+        ModelError: There is one.
+    """
+    for graph in [proto.graph, *_inner(proto.graph.node)]:
+        for node in graph.node:
+            for attribute in node.attribute:
+                if flaw := _find_flaw(node, attribute):
+                    raise ModelError(
+                        f"{path}: node {node.name!r} ({node.op_type}): its attribute {attribute.name!r} "
+                        f"{flaw}; export the model again"
+                    )
+
+
+def _find_flaw(node: onnx.NodeProto, attribute: onnx.AttributeProto) -> str:
+    """Returns what is wrong with an attribute; empty: nothing."""
+    if attribute.ref_attr_name:
+        return f"stands for the attribute {attribute.ref_attr_name!r} of a function, and is in none"
+    if node.domain not in ("", "ai.onnx"):
+        return ""
+    try:
+        for text in (attribute.s, *attribute.strings):
+            text.decode()
+    except UnicodeDecodeError:
+        return f"is no text in UTF-8: {text[:40]!r}"
+    return ""
+
+
 def check_tensor(tensor: TensorProto, path: Path) -> None:
     """Refuses a weight with an unknown type, a negative dim, or more or fewer values than its dims say.
 

@@ -21,6 +21,8 @@ import trtq
 from trtq.cli.build_file import read_builds
 from trtq.errors import ArtifactError, DataError, ModelError, TrtqError, UsageError, quote
 from trtq.files import refuse_damage
+from trtq.models import session
+from trtq.models.program import open_module
 
 _LONG = "9" * 5000
 
@@ -213,3 +215,103 @@ def test_a_build_with_a_damaged_model_is_not_packaged(
     (build / "manifest.json").write_bytes(rest.replace(b"{\n", f'{{\n "sha256": "{own}",\n'.encode(), 1))
     with pytest.raises(ArtifactError, match=r"model\.int8\.onnx is not a whole model; build again: "):
         trtq.package(build, tmp_path / "repository")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (
+            lambda node: setattr(node.attribute[0], "ref_attr_name", "m"),
+            r"its attribute 'mode' stands for the attribute 'm' of a function, and is in none; export the",
+        ),
+        (
+            lambda node: setattr(node.attribute[0], "s", b"nea\xf2est"),
+            r"its attribute 'mode' is no text in UTF-8: b'nea\\xf2est'; export the model again",
+        ),
+    ],
+)
+def test_an_attribute_without_a_value_is_refused(
+    tmp_path: Path, change: Callable[[onnx.NodeProto], None], words: str
+) -> None:
+    model = onnx.parser.parse_model(
+        '<ir_version: 8, opset_import: ["": 18]> g (float[1,2] x, float[1] s) => (float[N,M] y) '
+        '{ y = Pad <mode = "reflect"> (x, p) }'
+    )
+    model.graph.initializer.append(onnx.helper.make_tensor("p", onnx.TensorProto.INT64, [4], [0, 0, 0, 1]))
+    change(model.graph.node[0])
+    (tmp_path / "m.onnx").write_bytes(model.SerializeToString())
+    with pytest.raises(ModelError, match=words):
+        trtq.inspect(tmp_path / "m.onnx")
+
+
+def test_a_model_of_an_opset_that_nobody_knows_is_refused(
+    tmp_path: Path, small_model: Callable[[Path], None]
+) -> None:
+    small_model(tmp_path)
+    model = onnx.load(tmp_path / "m.onnx")
+    model.opset_import[0].version = 2**31 - 1
+    onnx.save(model, tmp_path / "m.onnx")
+    with pytest.raises(ModelError, match=r"is in opset 2147483647, and the newest that onnx .* knows is "):
+        trtq.inspect(tmp_path / "m.onnx")
+
+
+def _change_build(build: Path, name: str, change: Callable[[dict[str, object]], object]) -> None:
+    """Changes a JSON of a build, and the digests that tell of it."""
+    path, manifest = build / name, build / "manifest.json"
+    document = json.loads(manifest.read_bytes())
+    if path != manifest:
+        found = json.loads(path.read_bytes())
+        change(found)
+        path.write_text(json.dumps(found))
+        document["outputs"][name] = hashlib.sha256(path.read_bytes()).hexdigest()
+    else:
+        change(document)
+    del document["sha256"]
+    rest = json.dumps(document, indent=1).encode() + b"\n"
+    own = hashlib.sha256(rest).hexdigest()
+    manifest.write_bytes(rest.replace(b"{\n", f'{{\n "sha256": "{own}",\n'.encode(), 1))
+
+
+def test_a_gate_that_is_no_number_is_left_out_of_the_page(
+    tmp_path: Path, small_model: Callable[[Path], None]
+) -> None:
+    small_model(tmp_path)
+    build = Path(_build(tmp_path).output)
+    accuracy = {"min_cosine": ["0.99"], "max_drop": 1.0}
+    _change_build(build, "manifest.json", lambda found: found["settings"]["model"].update(accuracy=accuracy))  # type: ignore[index]
+    assert b"The gate:" not in trtq.report(build)
+
+
+def test_counts_that_no_data_has_are_refused(tmp_path: Path, small_model: Callable[[Path], None]) -> None:
+    small_model(tmp_path)
+    build = Path(_build(tmp_path).output)
+    _change_build(build, "tensors.json", lambda found: found["tensors"][0].update(counts=[10**400]))  # type: ignore[index]
+    with pytest.raises(ArtifactError, match=r"1000\d* is no number of values"):
+        trtq.report(build)
+
+
+def test_a_name_in_a_manifest_that_no_system_takes_is_refused(
+    tmp_path: Path, small_model: Callable[[Path], None]
+) -> None:
+    small_model(tmp_path)
+    build = Path(_build(tmp_path).output)
+    _change_build(build, "manifest.json", lambda found: found["outputs"].update({"y" * 300: "0" * 64}))  # type: ignore[attr-defined]
+    with pytest.raises(ArtifactError, match=r"cannot read .*yyy: File name too long"):
+        trtq.verify(build)
+
+
+def test_words_of_onnx_runtime_that_are_no_text_are_an_error_of_ours() -> None:
+    words = r"^ONNX Runtime cannot load the model: 'utf-8' codec can't decode"
+    with pytest.raises(ModelError, match=words), session._explain("load"):
+        b"\xe5".decode()
+
+
+def test_an_exported_program_that_contradicts_itself_is_refused() -> None:
+    class Program:
+        def module(self) -> None:
+            raise IndexError("list index out of range")
+
+    with pytest.raises(
+        ModelError, match=r"^the exported program makes no module: IndexError: list index .*export.save$"
+    ):
+        open_module(Program())

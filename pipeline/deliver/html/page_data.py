@@ -9,6 +9,8 @@ from pathlib import Path
 from trtq.json import FileKind
 
 NAME = "tensors.json"
+_MOST = 2**63 - 1
+"""As many values as an int64 counts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +55,11 @@ class TensorSummary:
     width: float
     used: Clip
     methods: Mapping[str, Clip]
+
+    def __post_init__(self) -> None:
+        """Refuses counts that no data has."""
+        if wrong := [count for count in (self.total, self.zeros, *self.counts) if not 0 <= count <= _MOST]:
+            raise ValueError(f"{str(wrong[0])[:40]} is no number of values")
 
 
 @dataclass(frozen=True, slots=True)

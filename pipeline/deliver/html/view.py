@@ -111,12 +111,13 @@ def _against(report: Report, name: str) -> str:
 def format_gate(report: Report, manifest: Manifest) -> str:
     """Returns what the gate asks for, in a sentence; empty if the settings do not say."""
     accuracy = _section(manifest, "accuracy")
-    if not {"min_cosine", "max_drop"} <= accuracy.keys():
+    least, most = accuracy.get("min_cosine"), accuracy.get("max_drop")
+    if not (isinstance(least, int | float) and isinstance(most, int | float)):
         return ""
-    cosine = f"every output has a cosine of at least {accuracy['min_cosine']:g}"
+    cosine = f"every output has a cosine of at least {least:g}"
     if not report.accuracy:
         return f"The gate: {cosine}."
-    return f"The gate: {cosine}, and the metric falls by at most {accuracy['max_drop']:g} of 100 points."
+    return f"The gate: {cosine}, and the metric falls by at most {most:g} of 100 points."
 
 
 def list_kept(report: Report, manifest: Manifest) -> tuple[tuple[str, tuple[Kept, ...]], ...]:
