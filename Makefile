@@ -12,7 +12,7 @@ INPUTS ?= 10000
 KILLS ?= 60
 DOCS_VENV ?= .venv-docs
 
-.PHONY: demo test fuzz kill conformance lint docs docker-cpu clean bench-peers bench-calibration bench-accuracy
+.PHONY: demo test test-ray fuzz kill conformance lint docs docker-cpu clean bench-peers bench-calibration bench-accuracy
 
 demo: $(VENV)/.runtime
 	$(BIN)/trtq demo $(DEMO)
@@ -20,6 +20,11 @@ demo: $(VENV)/.runtime
 
 test: $(VENV)/.dev lint
 	$(BIN)/pytest --cov --numprocesses $(JOBS) --dist worksteal
+
+# On a real Ray cluster of several nodes, which the tests start on this machine and end.
+test-ray: $(VENV)/.dev
+	$(BIN)/python -m pip install --quiet --editable ".[ray]"
+	$(BIN)/pytest tests/cluster
 
 # Damaged and absurd files for everything that reads one: INPUTS a surface, new ones each time; hours.
 fuzz: $(VENV)/.dev

@@ -51,6 +51,8 @@ class Batches:
             of every array and may be run in smaller feeds; None if they may not.
         part: Starts a pass over every n-th feed from one on (start, step), without reading the others; None
             if that is not possible.
+        reopen: Opens the same stream in another process, on another machine; it pickles. None if that is not
+            possible.
     """
 
     read: Callable[[], Iterator[Feed]]
@@ -63,6 +65,20 @@ class Batches:
     feed_samples: int | None = None
     part: Callable[[int, int], Iterator[Feed]] | None = None
     script_digest: str | None = None
+    reopen: Callable[[], Batches] | None = None
+
+    def __reduce__(self) -> tuple[Callable[[Callable[[], Batches]], Batches], tuple[Callable[[], Batches]]]:
+        """Pickles how the stream is opened, not what it holds.
+
+        Raises:
+            DataError: Only this process has the data.
+        """
+        if self.reopen is None:
+            raise DataError(
+                f"{self.origin} is known to this process alone, so that no other can read it; give the path "
+                f"of data, or leave out --workers"
+            )
+        return _open_again, (self.reopen,)
 
     @property
     def digest(self) -> str | None:
@@ -83,13 +99,16 @@ class Batches:
         """Returns the stream of these feeds alone, as `every` reads them."""
         digest = self.digest and f"{self.digest}/{start}::{step}"
         read = partial(self.every, start, step)
-        return replace(self, read=read, part=None, num_samples=None, content=digest)
+        return replace(self, read=read, part=None, num_samples=None, content=digest, reopen=None)
 
     def changed(self, change: Callable[[Iterator[Feed]], Iterator[Feed]]) -> Batches:
         """Returns the stream with `change` around every pass; it must treat each feed alone."""
         read, part = self.read, self.part
         return replace(
-            self, read=lambda: change(read()), part=part and (lambda start, step: change(part(start, step)))
+            self,
+            read=lambda: change(read()),
+            part=part and (lambda start, step: change(part(start, step))),
+            reopen=None,
         )
 
     def first(self, num_samples: int | None) -> Batches:
@@ -97,8 +116,10 @@ class Batches:
 
         All of a stream whose length nobody knows may be without end. That is refused while reading.
         """
+        again = self.reopen and partial(_open_first, self.reopen, num_samples)
         if num_samples is None and self.num_samples is None:
-            return self.changed(lambda feeds: refuse_endless(feeds, self.origin))
+            limited = self.changed(lambda feeds: refuse_endless(feeds, self.origin))
+            return replace(limited, reopen=again)
         if num_samples is None or (self.num_samples is not None and self.num_samples <= num_samples):
             return self
         part = self.part
@@ -116,7 +137,16 @@ class Batches:
             content=(lambda: known() + suffix) if callable(known) else known and known + suffix,
             part=part,
             script_digest=self.script_digest and self.script_digest + suffix,
+            reopen=again,
         )
+
+
+def _open_again(reopen: Callable[[], Batches]) -> Batches:
+    return replace(reopen(), reopen=reopen)
+
+
+def _open_first(reopen: Callable[[], Batches], num_samples: int | None) -> Batches:
+    return reopen().first(num_samples)
 
 
 def take_samples(feeds: Iterable[Feed], num_samples: int) -> Iterator[Feed]:
@@ -166,7 +196,7 @@ def check_batches(batches: Batches, inputs: Sequence[TensorSpec], extra: Sequenc
             )
 
     checked = batches.changed(check)
-    return replace(checked, read=read)
+    return replace(checked, read=read, reopen=batches.reopen)
 
 
 def check_feed(feed: Feed, inputs: Sequence[TensorSpec], extra: Sequence[str] = ()) -> None:

@@ -11,7 +11,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from threading import Lock
 from typing import Any
 
@@ -28,6 +28,7 @@ from trtq.calibrators.survey import Survey, measure_inputs, refuse_unknown, surv
 from trtq.calibrators.taps import Taps, open_taps
 from trtq.errors import DataError, ModelError
 from trtq.models.session import SessionOptions
+from trtq.progress import Silent
 from trtq.workers import Threads
 
 Progress = Callable[[int], None]
@@ -54,7 +55,7 @@ class PassControl:
     earlier: Statistics | None = None
     save: Callable[[Statistics], None] | None = None
     save_seconds: float = 60.0
-    note: Callable[[str], None] = field(default=lambda _: None)
+    note: Callable[[str], None] = Silent().note
     watches_all: bool = False
 
 

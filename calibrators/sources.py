@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,19 @@ def open_batches(
     Raises:
         DataError: There is no such data, or it is of no known kind. While it is read: see `check_batches`.
     """
+    found = _open(source, inputs, batch_size, preprocess, extra)
+    place = str(Path(source).absolute())  # another process may have another working folder
+    again = partial(open_batches, place, inputs, batch_size, preprocess=preprocess, extra=extra)
+    return replace(found, reopen=again)
+
+
+def _open(
+    source: str,
+    inputs: Sequence[TensorSpec],
+    batch_size: int,
+    preprocess: Preprocess | None,
+    extra: Sequence[str],
+) -> Batches:
     size, fixed = _find_batch_size(inputs, batch_size)
     names = [spec.name for spec in inputs]
     script, separator, function = source.rpartition(":")
@@ -115,7 +129,8 @@ def make_random_batches(
 
     num_samples = max((size[0] for size in sizes.values() if size), default=1) or 1
     digest = f"random/{count}/{sorted(sizes.items())}"
-    return Batches(read, "random numbers", count * num_samples, digest, is_random=True)
+    again = partial(make_random_batches, inputs, shapes, count)
+    return Batches(read, "random numbers", count * num_samples, digest, is_random=True, reopen=again)
 
 
 def _find_batch_size(inputs: Sequence[TensorSpec], wanted: int) -> tuple[int, bool]:

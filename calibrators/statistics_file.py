@@ -63,7 +63,7 @@ def statistics_to_bytes(statistics: Statistics) -> bytes:
         statistics.source,
         tuple(sorted(statistics.shards)),
         statistics.num_samples,
-        statistics.magnitudes,
+        dict(sorted(statistics.magnitudes.items())),
         {name: tuple(seen.items()) for name, seen in statistics.inputs.items()},
         statistics.feeds,
         tuple(statistics.histograms),

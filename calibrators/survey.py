@@ -62,7 +62,9 @@ def _survey(
         return Survey({}, {})
     seen: dict[str, float] = {}
     # Without optimizations the session opens sooner than it gains by them on one feed.
-    engine = SessionOptions(device, keeps_memory=False, keeps_order=True)
+    engine = SessionOptions(
+        device, num_threads=1, keeps_memory=False, keeps_order=True
+    )  # as every machine can
     session = open_session(clone, optimize=False, engine=engine)
     visit_tensors(session, [*magnitudes, *sizes], feed, lambda name, array: seen.update({name: array.item()}))
     largest = dict.fromkeys(magnitudes.values(), 0.0)

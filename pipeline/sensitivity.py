@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from trtq.calibrators import create_method
@@ -40,6 +41,7 @@ from trtq.pipeline.judge.macs import count_macs
 from trtq.pipeline.judge.score import Labels, load_labels
 from trtq.pipeline.judge.sensitivity import (
     LayerSensitivity,
+    MixtureEffects,
     Sensitivity,
     measure,
     read_sensitivity,
@@ -49,6 +51,7 @@ from trtq.pipeline.judge.sensitivity import (
 from trtq.pipeline.judge.switchable import Switchable, open_switchable
 from trtq.pipeline.judge.witness import check_against_file
 from trtq.progress import Silent, Watcher
+from trtq.workers import Shared, Workers
 
 _ALL, _ALONE, _WITHOUT = "all quantized", "alone: ", "without: "
 
@@ -61,6 +64,7 @@ def sensitivity(
     output: Path | str | None = None,
     random_data: bool = False,
     watcher: Watcher | None = None,
+    workers: Workers | None = None,
 ) -> Sensitivity:
     """Returns what each layer that `build` would quantize costs: alone, and with all the others.
 
@@ -77,6 +81,8 @@ def sensitivity(
         output: The file to write; None: `<name>.sensitivity.json` beside the model or the folder.
         random_data: Take random numbers, to try it.
         watcher: Is told of the progress.
+        workers: Who share the layers: `trtq.Processes` or `trtq.Ray`; None: this process measures all. A
+            metric of the user's own is computed here in any case.
 
     Raises:
         ModelError, DataError, UsageError: Something that was given cannot be used, or no layer is quantized.
@@ -115,9 +121,9 @@ def sensitivity(
         ranges = subject.ranges
         if ranges is None:
             assert calibration is not None
-            how = options_from_spec(spec.calibration)
+            how = replace(options_from_spec(spec.calibration), workers=workers)
             seen = observe_graph(graph, placement.activations, calibration, how, watcher)
-            ranges = improve_ranges(graph, placement, seen, calibration, spec, watcher).ranges
+            ranges = improve_ranges(graph, placement, seen, calibration, spec, watcher, workers).ranges
             warn_of_dead(ranges, watcher)
         scale_dtype = "float16" if choose_rest(target) is FP16 else "float32"
         work = _Work(
@@ -127,7 +133,8 @@ def sensitivity(
             batches,
             labels,
         )
-        state = _measure_rest(work, state, path, watcher)
+        is_own = labels is not None and labels.function is not None
+        state = _measure_rest(work, None if is_own else workers, state, path, watcher)
     return state
 
 
@@ -182,28 +189,63 @@ class _Work:
     labels: Labels | None
 
 
-def _measure_rest(work: _Work, state: Sensitivity, path: Path, watcher: Watcher) -> Sensitivity:
+@dataclass(frozen=True, slots=True)
+class _Group:
+    """Some layers, and the mixtures that tell what each costs."""
+
+    names: Sequence[str]
+    mixtures: Mapping[str, Mapping[str, str]]
+
+
+def _list_groups(every: Mapping[str, str], rest: Sequence[str], *, with_all: bool) -> Iterator[_Group]:
+    """Yields the groups that are measured in one pass each; with the first all layers together, if asked."""
+    for names in split_in_groups(rest, mixtures_each=2):
+        mixtures = {_ALONE + name: {name: every[name]} for name in names}
+        mixtures |= {
+            _WITHOUT + name: {other: form for other, form in every.items() if other != name} for name in names
+        }
+        yield _Group(names, {**mixtures, _ALL: every} if with_all else mixtures)
+        with_all = False
+
+
+def _measure_on_worker(shared: Shared[_Work], group: _Group) -> MixtureEffects:
+    """Returns what the mixtures of a group cost; this runs on a worker."""
+    work = shared()
+    return measure(work.session, group.mixtures, work.batches, work.labels)
+
+
+def _measure_groups(
+    work: _Work, workers: Workers | None, groups: Sequence[_Group], watcher: Watcher
+) -> Iterator[MixtureEffects]:
+    """Yields what the mixtures of each group cost, in order."""
+    if workers is None:
+        for group in groups:
+            progress = _by_layers(watcher.advance, len(group.names))
+            yield measure(work.session, group.mixtures, work.batches, work.labels, progress)
+        return
+    found = workers.map(partial(_measure_on_worker, workers.share(work)), groups)
+    for group, effects in zip(groups, found, strict=True):
+        watcher.advance(effects.num_samples * len(group.names))
+        yield effects
+
+
+def _measure_rest(
+    work: _Work, workers: Workers | None, state: Sensitivity, path: Path, watcher: Watcher
+) -> Sensitivity:
     every = {name: forms[0] for name, forms in work.session.layers.items()}
     op_types = {node.name: node.op_type for node in work.placement.quantized}
     done = {layer.name for layer in state.layers}
     rest = [name for name in work.session.layers if name not in done]
     num_samples = work.batches.num_samples
     watcher.stage("Measuring layers", None if num_samples is None else len(rest) * num_samples)
-    for names in split_in_groups(rest, mixtures_each=2):
-        mixtures = {_ALONE + name: {name: every[name]} for name in names}
-        mixtures |= {
-            _WITHOUT + name: {other: form for other, form in every.items() if other != name} for name in names
-        }
-        if state.all_quantized is None:
-            mixtures[_ALL] = every
-        share = len(names)
-        found = measure(work.session, mixtures, work.batches, work.labels, _by_layers(watcher.advance, share))
+    groups = [*_list_groups(every, rest, with_all=state.all_quantized is None)]
+    for group, found in zip(groups, _measure_groups(work, workers, groups, watcher), strict=True):
         effects = found.effects
         layers = (
             LayerSensitivity(
                 name, op_types[name], work.macs.get(name, 0), effects[_ALONE + name], effects[_WITHOUT + name]
             )
-            for name in names
+            for name in group.names
         )
         state = replace(
             state,

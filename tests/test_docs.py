@@ -127,6 +127,7 @@ def stock(tmp_path_factory: pytest.TempPathFactory, keys: Callable[[str], Path])
 def folder(stock: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy of it, current."""
     monkeypatch.chdir(shutil.copytree(stock, tmp_path / "current"))
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:9")  # where nobody listens
     return Path.cwd()
 
 
@@ -161,6 +162,8 @@ def _expected_exit(command: str, comment: str) -> int:
     if re.search(r"--backend tensorrt(\s|$)", command) and BACKENDS["tensorrt"].why_not():
         return 5
     if (library := re.search(r"trtq export (torchvision|timm|hf):", command)) and not find_spec(library[1]):
+        return 5
+    if "--workers ray" in command:  # of no cluster that is there
         return 5
     exit_code = re.search(r"exit (\d)", comment)
     return int(exit_code[1]) if exit_code else 0

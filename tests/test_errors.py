@@ -17,6 +17,7 @@ from trtq.errors import (
     ModelError,
     TrtqError,
     UsageError,
+    WorkerError,
 )
 
 
@@ -38,6 +39,7 @@ def classes() -> dict[str, type[TrtqError]]:
         (GateError, 3),
         (BuildError, 4),
         (MissingDependency, 5),
+        (WorkerError, 5),
     ],
 )
 def test_every_error_has_its_exit_code(kind: type[TrtqError], exit_code: int) -> None:

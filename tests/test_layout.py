@@ -30,6 +30,7 @@ LINKS = ("calibrators", "models", "pipeline")
 GROUND = {
     f"trtq.{name}"
     for name in (
+        "cluster",
         "errors",
         "files",
         "json",

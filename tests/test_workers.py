@@ -9,11 +9,11 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import pytest
 
+from trtq.errors import WorkerError
 from trtq.workers import Processes, Threads, Workers, count_cores, start_in_background
 
 
@@ -124,7 +124,7 @@ def test_processes_are_not_this_one() -> None:
 
 
 def test_a_process_that_dies_is_told() -> None:
-    with pytest.raises(BrokenProcessPool, match="terminated abruptly"):
+    with pytest.raises(WorkerError, match=r"has died, perhaps for lack of memory; take fewer with --workers"):
         list(Processes(1).map(os._exit, [3]))
 
 

@@ -34,6 +34,7 @@ from trtq.pipeline.judge.score import load_labels
 from trtq.pipeline.judge.witness import check_against_file
 from trtq.pipeline.sign import sign
 from trtq.progress import Log, Silent, Watcher
+from trtq.workers import Workers
 
 _MOST_REBUILDS = 2
 """Where layers turn out to have no kernel for the format that they were asked in."""
@@ -48,6 +49,7 @@ def build(
     random_data: bool = False,
     sign_key: Path | str | None = None,
     watcher: Watcher | None = None,
+    workers: Workers | None = None,
 ) -> Report:
     """Builds an engine, compares it with the float model, and returns the report.
 
@@ -64,16 +66,20 @@ def build(
         sign_key: A private Ed25519 key in PEM that signs the folder, unless the gate fails. Of an earlier
             build, only what this key has signed is used again.
         watcher: Hears of the progress.
+        workers: Who share the calibration and the trials: `trtq.Processes` or `trtq.Ray`; None: threads of
+            this process. The ranges are the same.
 
     Raises:
         ModelError, DataError, UsageError: Something that was given cannot be used.
         ArtifactError: The output folder cannot be written, or is not trtq's.
         BuildError: The engine was not built.
         MissingDependency: The engine builder, or what signs, is not installed.
+        WorkerError: The workers cannot be reached, or died.
     """
     private = read_private_key(Path(sign_key)) if sign_key is not None else None
     log = Log(watcher or Silent())
     job = prepare(Path(model), spec, target or Target(), output, random_data, log)
+    job = replace(job, workers=workers)
     earlier = find_earlier(job.folder, job.keys, private)
     if earlier is not None and "everything" in earlier.same:
         log.note(f"nothing has changed since {job.folder} was built")

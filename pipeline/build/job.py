@@ -29,6 +29,7 @@ from trtq.pipeline.graph.placement import Placement
 from trtq.pipeline.graph.quantized import find_quantized_layers, is_quantized, name_formats
 from trtq.pipeline.quantize.weights import place_weights
 from trtq.progress import Silent, Watcher
+from trtq.workers import Workers
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,7 @@ class Job:
         sources: SHA-256 of further inputs by path, for the manifest.
         attention: The products of activations that the ranges have found to lose next to nothing in INT8;
             None: all for which it can be tried, before the ranges are found.
+        workers: Who share the work; None: threads of this process.
         reference_sha256: That of the model to compare with, where it is another one; else empty.
     """
 
@@ -70,6 +72,7 @@ class Job:
     extra_files: Mapping[str, bytes] = field(default_factory=dict)
     sources: Mapping[str, str] = field(default_factory=dict)
     attention: Collection[str] | None = None
+    workers: Workers | None = None
     reference_sha256: str = ""
 
     @property

@@ -71,7 +71,7 @@ def observe_job(job: Job, log: Log) -> Statistics:
     assert job.calibration is not None
     with log.timed("calibrate"):
         how = options_from_spec(job.spec.calibration)
-        how = replace(how, watches_all=job.strategy.rest is FP16)
+        how = replace(how, watches_all=job.strategy.rest is FP16, workers=job.workers)
         return observe_graph(job.graph, tuple(job.tensors), job.calibration, how, log)
 
 
@@ -82,7 +82,9 @@ def search_ranges(job: Job, statistics: Statistics, log: Log) -> JobRanges:
         found = take_ranges(job.graph, job.tensors, statistics, job.calibration, job.spec, log)
     else:
         with log.timed("repair"):
-            found = improve_ranges(job.graph, job.placement, statistics, job.calibration, job.spec, log)
+            found = improve_ranges(
+                job.graph, job.placement, statistics, job.calibration, job.spec, log, job.workers
+            )
     ranges = found.ranges
     if not ranges.tensors:
         return JobRanges(ranges, repairs=found.repairs)

@@ -35,6 +35,7 @@ from trtq.pipeline.graph.quantized import is_quantized
 from trtq.pipeline.graph.repair import repair_graph
 from trtq.pipeline.judge.witness import check_against_file
 from trtq.progress import Silent, Watcher
+from trtq.workers import Workers
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,19 +64,24 @@ class CalibrationSetup:
         """
         return observe_graph(self.graph, self.placement.activations, self.batches, how, watcher)
 
-    def improve(self, statistics: Statistics, watcher: Watcher) -> RangeSearch:
+    def improve(
+        self, statistics: Statistics, watcher: Watcher, workers: Workers | None = None
+    ) -> RangeSearch:
         """Returns the ranges and the repairs with which the model loses least on data held back.
 
         Args:
             statistics: Of `observe`, of all the data.
             watcher: Is told of the progress.
+            workers: Who try what there is to try; None: threads of this process.
 
         Raises:
             ModelError, DataError: The model cannot be run, or goes wrong on the data.
             ArtifactError: The statistics miss a part of the data.
         """
         _refuse_parts(statistics)
-        found = improve_ranges(self.graph, self.placement, statistics, self.batches, self.spec, watcher)
+        found = improve_ranges(
+            self.graph, self.placement, statistics, self.batches, self.spec, watcher, workers
+        )
         warn_of_dead(found.ranges, watcher)
         return found
 
@@ -138,7 +144,8 @@ def calibrate(
     """
     watcher = watcher or Silent()
     subject = open_calibration(model, spec=spec, target=target, random_data=random_data, watcher=watcher)
-    return subject.improve(subject.observe(how or ObserveOptions(), watcher), watcher).ranges
+    how = how or ObserveOptions()
+    return subject.improve(subject.observe(how, watcher), watcher, how.workers).ranges
 
 
 def observe(

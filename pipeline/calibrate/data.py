@@ -20,8 +20,16 @@ from trtq.errors import ArtifactError, DataError, UsageError
 from trtq.files import is_file, write_atomically
 from trtq.kept import KeptNode
 from trtq.models.option import setting
+from trtq.models.packed import pack
 from trtq.models.spec import PER_TOKEN, CalibrationSpec, ModelSpec
 from trtq.numbers import format_count
+from trtq.pipeline.calibrate.parts import (
+    Checkpoint,
+    SharedPass,
+    choose_num_parts,
+    describe_source,
+    observe_parts,
+)
 from trtq.pipeline.engine.backend import Backend
 from trtq.pipeline.engine.target import Target
 from trtq.pipeline.formats import INT8
@@ -37,6 +45,7 @@ from trtq.pipeline.graph.placement import (
 )
 from trtq.pipeline.graph.tokens import explain_one_scale
 from trtq.progress import Watcher
+from trtq.workers import Workers
 
 _NUM_RANDOM_FEEDS = 16
 
@@ -53,6 +62,7 @@ class ObserveOptions:
             the end it holds the whole pass; delete it when you have the result.
         checkpoint_seconds: How often the checkpoint is written.
         watches_all: Whether the magnitudes of all tensors are wanted although none is observed.
+        workers: Who observes the parts of the data; None: this process observes all of it.
     """
 
     device: str = "cpu"
@@ -61,6 +71,7 @@ class ObserveOptions:
     checkpoint: Path | None = setting(None)
     checkpoint_seconds: float = setting(60.0)
     watches_all: bool = False
+    workers: Workers | None = None
 
     def __post_init__(self) -> None:
         if self.device not in ("cpu", "cuda"):
@@ -69,6 +80,11 @@ class ObserveOptions:
             raise UsageError(f"a shard is a part and their number, such as 3/8, got {_show(self.shard)}")
         if self.shard[1] > MOST_SHARDS:
             raise UsageError(f"data has at most {MOST_SHARDS:,} parts, got {_show(self.shard)}")
+        if self.workers is not None and self.shard[1] > 1:
+            raise UsageError(
+                f"shard {_show(self.shard)} is one part of the data, and --workers share all parts; give one "
+                f"of them"
+            )
         if self.memory_bytes is not None and self.memory_bytes < 1:
             raise UsageError(f"the calibration memory must be at least 1 byte, got {self.memory_bytes}")
         if not 0 <= self.checkpoint_seconds < math.inf:
@@ -292,6 +308,16 @@ def observe_graph(
             f"{batches.origin} must yield the same feeds every time; "
             f"only that the script is unchanged is checked"
         )
+    if how.workers is not None:
+        work = SharedPass(
+            pack(without_fp4(graph.model)),
+            graph.sha256,
+            tuple(tensors),
+            batches,
+            PassControl(how.device, how.memory_bytes, watches_all=how.watches_all),
+            choose_num_parts(how.workers, batches),
+        )
+        return observe_parts(work, how.workers, Checkpoint(how.checkpoint, how.checkpoint_seconds), watcher)
     earlier = None
     if how.checkpoint is not None and how.checkpoint.exists():
         earlier = _earlier(how.checkpoint, _source(graph, batches, how), tensors, how.shard[0])
@@ -332,8 +358,7 @@ def observe_graph(
 
 def _source(graph: Graph, batches: Batches, how: ObserveOptions) -> StatisticsSource:
     """Returns what is observed; it waits for the digest of the data, which is computed beside other work."""
-    digest = batches.digest or batches.script_digest or f"unread: {batches.origin}"
-    return StatisticsSource(graph.sha256, batches.origin, digest, batches.is_random, how.shard[1])
+    return describe_source(graph.sha256, batches, how.shard[1])
 
 
 def _earlier(path: Path, source: StatisticsSource, tensors: Sequence[str], part: int) -> Statistics:

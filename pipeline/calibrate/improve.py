@@ -22,6 +22,7 @@ from trtq.pipeline.judge.macs import count_macs
 from trtq.pipeline.judge.rows import SUFFIX, add_row_variants, measure_row_amaxes
 from trtq.pipeline.rewrite.channels.reobserve import Reobserver
 from trtq.progress import Watcher
+from trtq.workers import Workers
 
 if TYPE_CHECKING:
     from trtq.pipeline.judge.repairs import SampleBudget
@@ -55,6 +56,7 @@ def improve_ranges(
     batches: Batches,
     spec: ModelSpec,
     watcher: Watcher,
+    workers: Workers | None = None,
 ) -> RangeSearch:
     """Returns the ranges of the placed activations, with the repairs that gain on data held back.
 
@@ -65,6 +67,7 @@ def improve_ranges(
         batches: The same data.
         spec: The method, "auto" for the best of all, and the repairs that may be made.
         watcher: Gets the progress and notes on what was chosen.
+        workers: Who try what there is to try; None: threads of this process.
 
     Raises:
         DataError: The data does not fit the model.
@@ -101,7 +104,7 @@ def improve_ranges(
     reobserver = Reobserver(
         [*methods.values()], PassControl(spec.calibration.device, spec.calibration.memory_bytes)
     )
-    found = find_repairs(graph.model, placement, candidates, batches, allowed, budget, reobserver)
+    found = find_repairs(graph.model, placement, candidates, batches, allowed, budget, reobserver, workers)
     if found is None:
         watcher.note(
             "no repair is tried: the calibration data is one batch, so that nothing can be held back; "

@@ -16,6 +16,7 @@ from trtq.pipeline.judge.trials import Candidate, TrialJudge, open_trial_judge
 from trtq.pipeline.rewrite.channels.reobserve import Reobserver
 from trtq.pipeline.rewrite.channels.statistics import observe_channels
 from trtq.records import Repairs, Trial
+from trtq.workers import Workers
 
 _NUM_FINALISTS = 3
 _NUM_LATER = 2
@@ -48,6 +49,7 @@ def find_repairs(
     allowed: Collection[str],
     budget: SampleBudget | None = None,
     reobserver: Reobserver | None = None,
+    workers: Workers | None = None,
 ) -> tuple[Ranges, Repairs] | None:
     """Returns the best of the ranges with the repairs that gain; None if no data can be held back.
 
@@ -65,6 +67,7 @@ def find_repairs(
         allowed: The repairs that may be made, of `trtq.models.spec.REPAIRS`.
         budget: On how many samples candidates are scored.
         reobserver: Observes rescaled tensors; None: their ranges hold every value seen.
+        workers: Who run the candidates; None: threads of this process.
 
     Raises:
         DataError: The data does not fit.
@@ -72,7 +75,7 @@ def find_repairs(
     """
     budget = budget or SampleBudget()
     candidates, placement = placement, choose_attention(placement, ())
-    judge = open_trial_judge(model, placement, batches, budget.second)
+    judge = open_trial_judge(model, placement, batches, budget.second, workers)
     if judge is None:
         return None
     needs_channels = {*allowed} & {*RESCALING, "bias"}

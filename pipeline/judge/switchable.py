@@ -11,6 +11,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from trtq.calibrators.ranges import Ranges
+from trtq.models.packed import PackedModel, pack
 from trtq.models.runner import create_runner
 from trtq.models.session import Session, SessionPort, open_session
 from trtq.pipeline.graph.edit import GraphEditor, map_values
@@ -35,11 +36,17 @@ class Switchable:
         session: The ONNX Runtime session.
         layers: The nodes that can be switched, in graph order, each with the names of its formats.
         views: How its outputs are looked at.
+        models: What the session runs, and the float model.
     """
 
     session: Session
     layers: Mapping[str, tuple[str, ...]]
     views: OutputViews
+    models: tuple[ir.Model, ir.Model]
+
+    def __reduce__(self) -> tuple[Callable[..., Switchable], tuple[Any, ...]]:
+        """Pickles the models: another process opens a session of its own."""
+        return _open_packed, (*map(pack, self.models), self.layers)
 
     def runner(self, name: str, quantized: Mapping[str, str]) -> Any:
         """Returns a Polygraphy runner of this name that quantizes these layers so, and no others.
@@ -93,8 +100,15 @@ def open_switchable(
     """
     made = build_switchable(model, placement, ranges, scale_dtype=scale_dtype, others=others)
     made = without_fp4(made)
-    session = open_session(make_quantize_exact(made) or made, optimize=False)
-    return Switchable(session, list_forms(placement, others), create_views(model))
+    return _open(make_quantize_exact(made) or made, model, list_forms(placement, others))
+
+
+def _open(made: ir.Model, model: ir.Model, layers: Mapping[str, tuple[str, ...]]) -> Switchable:
+    return Switchable(open_session(made, optimize=False), layers, create_views(model), (made, model))
+
+
+def _open_packed(made: PackedModel, model: PackedModel, layers: Mapping[str, tuple[str, ...]]) -> Switchable:
+    return _open(made.unpack(), model.unpack(), layers)
 
 
 def list_forms(placement: Placement, others: Sequence[Placement] = ()) -> dict[str, tuple[str, ...]]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 from trtq.calibrators.batches import Batches, Feed
 from trtq.calibrators.ranges import Ranges
 from trtq.calibrators.survey import map_values_made
+from trtq.models.packed import PackedModel, pack
 from trtq.models.session import Session, SessionOptions, open_session, run
 from trtq.pipeline.graph.fp4 import without_fp4
 from trtq.pipeline.graph.placement import Placement
@@ -21,7 +23,7 @@ from trtq.pipeline.judge.parts import list_judged_outputs
 from trtq.pipeline.judge.steady import split_by_sample
 from trtq.pipeline.rewrite.qdq import quantize
 from trtq.sums import sum_products
-from trtq.workers import Threads, count_cores
+from trtq.workers import Shared, Threads, Workers, count_cores
 
 _EXACT_DB = 80.0
 LEAST_GAIN_DB = 0.2
@@ -112,6 +114,8 @@ class TrialJudge:
         outputs: The tensors to judge by.
         feeds: The data held back; the first few are spread over all of it.
         reference: The float model's outputs for every feed.
+        workers: Who run the candidates; None: threads of this process.
+        shared: This judge where the workers can take it.
     """
 
     model: ir.Model
@@ -119,6 +123,13 @@ class TrialJudge:
     outputs: tuple[str, ...]
     feeds: tuple[Feed, ...]
     reference: tuple[tuple[NDArray[Any], ...], ...]
+    workers: Workers | None = None
+    shared: Shared[TrialJudge] | None = None
+
+    def __reduce__(self) -> tuple[Callable[..., TrialJudge], tuple[Any, ...]]:
+        """Pickles what a worker needs to run candidates."""
+        packed = pack(self.model)
+        return _open_packed, (packed, self.placement, self.outputs, self.feeds, self.reference)
 
     @property
     def num_samples(self) -> int:
@@ -131,6 +142,12 @@ class TrialJudge:
         A few of them keep their sessions, to go on.
         """
         waiting = [item for item in candidates if len(item.marks) < num_feeds]
+        if self.workers is not None and self.shared is not None:
+            parts = [(item.ranges, len(item.marks), num_feeds) for item in waiting]
+            task = partial(_mark_on_worker, self.shared)
+            for item, marks in zip(waiting, self.workers.map(task, parts), strict=True):
+                item.marks.extend(marks)
+            return
         count = max(1, min(count_cores(), len(waiting), _MOST_AT_A_TIME))
         engine = SessionOptions(num_threads=max(1, count_cores() // count))
         list(Threads(count).map(lambda item: self._advance(item, num_feeds, engine), waiting))
@@ -140,20 +157,41 @@ class TrialJudge:
 
     def _advance(self, candidate: Candidate, num_feeds: int, engine: SessionOptions) -> None:
         if candidate.session is None or candidate.session[0] != engine:
-            quantized = quantize(self.model, self.placement, candidate.ranges)
-            candidate.session = engine, _open_session(quantized, self.outputs, engine)
+            candidate.session = engine, self.open(candidate.ranges, engine)
         _, session = candidate.session
-        first = len(candidate.marks)
-        for feed, wanted in zip(self.feeds[first:num_feeds], self.reference[first:num_feeds], strict=True):
-            candidate.marks.append(_mark(_run(session, self.outputs, feed), wanted, feed.num_samples))
+        candidate.marks.extend(self.mark(session, len(candidate.marks), num_feeds))
+
+    def mark(self, session: Session, first: int, stop: int) -> Iterator[FeedMarks]:
+        """Yields what some of the feeds say of the model of a session."""
+        for feed, wanted in zip(self.feeds[first:stop], self.reference[first:stop], strict=True):
+            yield _mark(_run(session, self.outputs, feed), wanted, feed.num_samples)
+
+    def open(self, ranges: Ranges, engine: SessionOptions) -> Session:
+        """Returns a session of the model that these ranges make."""
+        return _open_session(quantize(self.model, self.placement, ranges), self.outputs, engine)
+
+
+def _open_packed(packed: PackedModel, *fields: Any) -> TrialJudge:
+    return TrialJudge(packed.unpack(), *fields)
+
+
+def _mark_on_worker(shared: Shared[TrialJudge], part: tuple[Ranges, int, int]) -> list[FeedMarks]:
+    """Returns what some of the feeds say of the model that ranges make; this runs on a worker."""
+    judge, (ranges, first, stop) = shared(), part
+    return list(judge.mark(judge.open(ranges, SessionOptions()), first, stop))
 
 
 def open_trial_judge(
-    model: ir.Model, placement: Placement, batches: Batches, num_samples: int
+    model: ir.Model,
+    placement: Placement,
+    batches: Batches,
+    num_samples: int,
+    workers: Workers | None = None,
 ) -> TrialJudge | None:
     """Returns a judge that holds back some of the odd feeds; None if there is no data or output to judge by.
 
-    At most `num_samples` are held back, rounded to whole feeds. The float graph is not changed.
+    At most `num_samples` are held back, rounded to whole feeds. The float graph is not changed. Without
+    workers, candidates run in threads of this process.
 
     Raises:
         DataError: The data does not fit.
@@ -165,7 +203,8 @@ def open_trial_judge(
         return None
     session = _open_session(model.clone(), outputs, SessionOptions())
     reference = tuple(tuple(_run(session, outputs, feed)) for feed in feeds)
-    return TrialJudge(model, placement, outputs, feeds, reference)
+    judge = TrialJudge(model, placement, outputs, feeds, reference)
+    return judge if workers is None else replace(judge, workers=workers, shared=workers.share(judge))
 
 
 def _hold_back(batches: Batches, num_samples: int) -> tuple[Feed, ...]:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from trtq.calibrators.statistics import Statistics as Statistics
     from trtq.calibrators.statistics_file import merge_statistics as merge_statistics
     from trtq.calibrators.statistics_file import read_statistics as read_statistics
+    from trtq.cluster import Ray as Ray
     from trtq.errors import ArtifactError as ArtifactError
     from trtq.errors import BuildError as BuildError
     from trtq.errors import DataError as DataError
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from trtq.errors import ModelError as ModelError
     from trtq.errors import TrtqError as TrtqError
     from trtq.errors import UsageError as UsageError
+    from trtq.errors import WorkerError as WorkerError
     from trtq.models.demo import write_demo as write_demo
     from trtq.models.preprocess import Preprocess as Preprocess
     from trtq.models.spec import AccuracySpec as AccuracySpec

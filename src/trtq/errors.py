@@ -7,7 +7,8 @@
     ├── ArtifactError        2    a file written by trtq is broken, foreign or in the way
     ├── GateError            3    the model was built, and is less accurate than was asked
     ├── BuildError           4    TensorRT did not build the engine
-    └── MissingDependency    5    something that the work needs is not installed
+    ├── MissingDependency    5    something that the work needs is not installed
+    └── WorkerError          5    the processes or machines that share the work cannot be reached, or died
 
 A message says what is wrong with the name and the value, what was expected, and what to do.
 """
@@ -74,6 +75,12 @@ class BuildError(TrtqError):
 
 class MissingDependency(TrtqError):  # noqa: N818 - reads as what it is
     """Something that the work needs is not installed."""
+
+    exit_code = 5
+
+
+class WorkerError(TrtqError):
+    """The processes or machines that share the work cannot be reached, or died."""
 
     exit_code = 5
 

@@ -1,23 +1,48 @@
-"""Work that is split over items: one protocol, `map(task, items)`, in threads or in new processes."""
+"""Work that is split over items: one protocol, `map(task, items)`, in threads, processes or on a cluster."""
 
 from __future__ import annotations
 
+import atexit
+import functools
 import math
 import os
+import pickle
 import threading
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from concurrent.futures import BrokenExecutor, Executor, Future, ThreadPoolExecutor, wait
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
+
+from trtq.errors import WorkerError
+from trtq.temporary import open_temporary_folder
 
 T = TypeVar("T")
 R = TypeVar("R")
+Shown = TypeVar("Shown", covariant=True)
+
+
+class Shared(Protocol[Shown]):
+    """A value that every task can take, wherever it runs; it pickles with the task."""
+
+    def __call__(self) -> Shown:
+        """Returns the value; it is not to be changed."""
+        ...
 
 
 class Workers(Protocol):
     """Whatever runs one task on many items: threads, processes, other machines."""
+
+    def share(self, value: T) -> Shared[T]:
+        """Returns what stands for a large value in tasks, so that it travels once to each machine."""
+        ...
+
+    def count(self) -> int:
+        """Returns how many tasks can run at a time."""
+        ...
 
     def map(self, task: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
         """Yields the result of each item, in the order of the items.
@@ -34,31 +59,95 @@ class Workers(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Threads:
-    """Threads of this process, `count` or as many as it has cores: for tasks that release the GIL."""
+class Held(Generic[T]):
+    """A shared value that is at hand, or is pickled with each task."""
 
-    count: int | None = None
+    value: T
+
+    def __call__(self) -> T:
+        """See `Shared`."""
+        return self.value
+
+
+@dataclass(frozen=True)
+class _Filed(Generic[T]):
+    """A shared value in a temporary file, which is there as long as this object is where it was made."""
+
+    path: Path
+
+    def __call__(self) -> T:
+        """See `Shared`."""
+        value: T = _read_once(self.path)
+        return value
+
+
+@functools.lru_cache(maxsize=2)
+def _read_once(path: Path) -> Any:
+    return pickle.loads(path.read_bytes())
+
+
+def _file(value: T) -> Shared[T]:
+    stack = ExitStack()
+    path = stack.enter_context(open_temporary_folder()) / "shared"
+    path.write_bytes(pickle.dumps(value))
+    filed: _Filed[T] = _Filed(path)
+    weakref.finalize(filed, stack.close)
+    return filed
+
+
+@dataclass(frozen=True, slots=True)
+class Threads:
+    """Threads of this process, `number` or as many as it has cores: for tasks that release the GIL."""
+
+    number: int | None = None
+
+    def share(self, value: T) -> Shared[T]:
+        """See `Workers.share`."""
+        return Held(value)
+
+    def count(self) -> int:
+        """See `Workers.count`."""
+        return self.number or count_cores()
 
     def map(self, task: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
         """See `Workers.map`."""
-        count = self.count or count_cores()
-        return _map_ordered(lambda: ThreadPoolExecutor(count, "trtq"), task, items, count)
+        count = self.count()
+        with ThreadPoolExecutor(count, "trtq") as pool:
+            yield from _map_ordered(pool, task, items, count)
 
 
 @dataclass(frozen=True, slots=True)
 class Processes:
-    """New processes of this machine, `count` or one a core: for tasks that hold the GIL."""
+    """New processes of this machine, `number` or one a core: for tasks that hold the GIL.
 
-    count: int | None = None
+    ONNX Runtime gets its share of the cores in each.
+    """
+
+    number: int | None = None
+
+    def share(self, value: T) -> Shared[T]:
+        """See `Workers.share`."""
+        return _file(value)
+
+    def count(self) -> int:
+        """See `Workers.count`."""
+        return self.number or count_cores()
 
     def map(self, task: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
-        """See `Workers.map`. A process that dies raises `concurrent.futures.process.BrokenProcessPool`."""
-        import multiprocessing
-        from concurrent.futures import ProcessPoolExecutor
+        """See `Workers.map`.
 
-        count = self.count or count_cores()
-        context = multiprocessing.get_context("spawn")  # a fork copies locks that other threads hold
-        return _map_ordered(lambda: ProcessPoolExecutor(count, context), task, items, count)
+        Raises:
+            WorkerError: A process has died.
+        """
+        count = self.count()
+        try:
+            yield from _map_ordered(_open_processes(count), task, items, count)
+        except BrokenExecutor as error:
+            _open_processes.cache_clear()
+            raise WorkerError(
+                "a process of this machine that did a part of the work has died, perhaps for lack of memory; "
+                "take fewer with --workers processes:N"
+            ) from error
 
 
 def start_in_background(call: Callable[[], R]) -> Callable[[], R]:
@@ -78,8 +167,24 @@ def start_in_background(call: Callable[[], R]) -> Callable[[], R]:
     return result.result
 
 
+_limit: int | None = None
+
+
+def limit_cores(number: int | None) -> None:
+    """Has this process, which does a part of the work, take no more cores than these; None: all it may."""
+    global _limit
+    _limit = number
+
+
+def find_core_limit() -> int:
+    """Returns how many cores this process may take of those that there are; 0: all."""
+    return _limit or 0
+
+
 def count_cores(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
     """Returns how many cores this process may use, within the quota of its container (cgroup version 2)."""
+    if _limit is not None:
+        return _limit
     allowed = len(os.sched_getaffinity(0))
     try:
         quota, period = (cgroup / "cpu.max").read_text().split()
@@ -88,11 +193,20 @@ def count_cores(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
     return allowed if quota == "max" else max(1, min(allowed, math.ceil(int(quota) / int(period))))
 
 
-def _map_ordered(
-    start: Callable[[], Executor], task: Callable[[T], R], items: Iterable[T], count: int
-) -> Iterator[R]:
+@functools.lru_cache(maxsize=1)
+def _open_processes(count: int) -> Executor:
+    """Returns processes that stay until this one ends: to start them takes seconds, for what they import."""
+    import multiprocessing
+    from concurrent.futures import ProcessPoolExecutor
+
+    context = multiprocessing.get_context("spawn")  # a fork copies locks that other threads hold
+    pool = ProcessPoolExecutor(count, context, limit_cores, (max(1, count_cores() // count),))
+    atexit.register(pool.shutdown)
+    return pool
+
+
+def _map_ordered(pool: Executor, task: Callable[[T], R], items: Iterable[T], count: int) -> Iterator[R]:
     waiting: deque[Future[R]] = deque()
-    pool = start()
     try:
         for item in items:
             waiting.append(pool.submit(task, item))
@@ -101,4 +215,4 @@ def _map_ordered(
         while waiting:
             yield waiting.popleft().result()
     finally:
-        pool.shutdown(cancel_futures=True)
+        wait([future for future in waiting if not future.cancel()])

@@ -12,6 +12,7 @@ import pytest
 
 from trtq.errors import ModelError
 from trtq.models import session
+from trtq.models.packed import pack
 from trtq.models.session import count_weight_bytes, open_session, run, save
 
 SCALE = """<ir_version: 8, opset_import: ["" : 17]> scale (float[N,2] x) => (float[N,2] y, float[N,2] z)
@@ -71,10 +72,10 @@ def test_weights_are_handed_over_and_live_as_long_as_the_session(
 
 
 def test_only_weights_that_numpy_knows_and_a_node_reads_are_handed_over() -> None:
-    proto, weights = session._parted(_weighted(ir.DataType.FLOAT16)[0])
-    assert list(weights) == ["w"]
-    assert len(proto) < 2 * 64 * 64 * 2  # which holds one of the two
-    assert not session._parted(_weighted(ir.DataType.BFLOAT16)[0])[1]
+    packed = pack(_weighted(ir.DataType.FLOAT16)[0], session._stays_inside)
+    assert list(packed.weights) == ["w"]
+    assert len(packed.proto) < 2 * 64 * 64 * 2  # which holds one of the two
+    assert not pack(_weighted(ir.DataType.BFLOAT16)[0], session._stays_inside).weights
 
 
 def test_opening_a_session_leaves_the_model_as_it_is() -> None:

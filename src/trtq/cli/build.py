@@ -10,6 +10,7 @@ import click
 from trtq.cli import builders, options, targets
 from trtq.cli.console import ConsoleWatcher, open_console, print_answer
 from trtq.cli.options import Given
+from trtq.cli.sharing import find_workers, workers_options
 from trtq.cli.tables import print_report
 from trtq.cli.targets import Formats
 from trtq.errors import GateError
@@ -43,6 +44,7 @@ from trtq.pipeline.formats import LAYER_FORMATS
     help="Sign the folder with this private key unless the gate fails; see trtq sign. An earlier build is "
     "used again only if this key signed it.",
 )
+@workers_options
 @options.json_option
 @options.talk_options
 @options.pass_given
@@ -51,6 +53,8 @@ def command(
     model: Path,
     output: Path | None,
     sign_key: Path | None,
+    workers: str,
+    worker_cpus: int,
     as_json: bool,
     quiet: bool,
     verbose: bool,
@@ -79,6 +83,7 @@ def command(
             random_data=given.random_data,
             sign_key=sign_key,
             watcher=watcher,
+            workers=find_workers(workers, worker_cpus),
         )
     if as_json:
         print_answer(to_json(report).decode())

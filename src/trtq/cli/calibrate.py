@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +14,8 @@ from trtq.calibrators.statistics_file import read_statistics, statistics_to_byte
 from trtq.cli import options, targets
 from trtq.cli.console import ConsoleWatcher, open_console, print_answer, print_json
 from trtq.cli.options import Given
+from trtq.cli.shards import SCHEDULERS, parse_shard
+from trtq.cli.sharing import find_workers, workers_options
 from trtq.errors import UsageError
 from trtq.files import check_outputs, write_atomically
 from trtq.models.option import Kind, Option
@@ -33,11 +34,17 @@ from trtq.pipeline.engine.target import Target
 @options.create_option(
     ObserveOptions,
     "shard",
-    Option("--shard", "I/N", help="Observe the I-th of N parts of the data; needs --save-statistics."),
+    Option(
+        "--shard",
+        "I/N|auto",
+        help="Observe the I-th of N parts of the data; needs --save-statistics. auto: as the scheduler of a "
+        f"SLURM array, an indexed Kubernetes job or torchrun says ({SCHEDULERS}).",
+    ),
     Kind(str),
-    convert=lambda text: _parse_shard(text),
+    convert=parse_shard,
 )
 @options.take(ObserveOptions)
+@workers_options
 @options.take(QuantizationSpec)
 @options.take(LayerSpec, "skip", "force")
 @options.take(Target, "op_types")
@@ -56,6 +63,8 @@ def command(
     model: Path,
     statistics: Path | None,
     save_statistics: Path | None,
+    workers: str,
+    worker_cpus: int,
     output: Path | None,
     as_json: bool,
     quiet: bool,
@@ -73,6 +82,7 @@ def command(
     """
     spec = _search_if_asked(given, given.read_spec(model))
     how = given.apply(options_from_spec(spec.calibration))
+    how = replace(how, workers=find_workers(workers, worker_cpus))
     is_part = how.shard[1] > 1
     if is_part:
         _check_part(output, save_statistics)
@@ -97,7 +107,7 @@ def command(
             seen = setup.observe(how, watcher)
             if save_statistics is not None:
                 write_atomically(save_statistics, statistics_to_bytes(seen))
-            found = setup.improve(seen, watcher) if not is_part else None
+            found = setup.improve(seen, watcher, how.workers) if not is_part else None
     if output is not None and found is not None:
         content = ranges_to_json(found.ranges)
         write_atomically(output, content)
@@ -117,13 +127,6 @@ def _search_if_asked(given: Given, spec: ModelSpec) -> ModelSpec:
     if not is_named or given.find(QuantizationSpec, "repair"):
         return spec
     return replace(spec, quantization=replace(spec.quantization, repair=("none",)))
-
-
-def _parse_shard(text: str) -> tuple[int, int]:
-    found = re.fullmatch(r"(\d+)/(\d+)", text.strip())
-    if found is None:
-        raise UsageError(f"{text!r} is no shard; write a part and their number, such as 3/8")
-    return int(found[1]), int(found[2])
 
 
 def _check_part(output: Path | None, save_statistics: Path | None) -> None:

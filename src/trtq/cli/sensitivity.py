@@ -15,6 +15,7 @@ from trtq.cli import options, targets
 from trtq.cli.chart import Bar, draw_bars
 from trtq.cli.console import ConsoleWatcher, open_console, print_answer
 from trtq.cli.options import Given
+from trtq.cli.sharing import find_workers, workers_options
 from trtq.cli.tables import create_table
 from trtq.errors import UsageError
 from trtq.files import check_outputs, write_atomically
@@ -59,6 +60,7 @@ _RANKS = (*_WITHOUT_LABELS, "accuracy")
 )
 @options.take_path("--chart", text="Write a bar chart of all layers to this .svg file.")
 @options.take_output("JSON file.  [default: MODEL.sensitivity.json]")
+@workers_options
 @options.json_option
 @options.talk_options
 @options.pass_given
@@ -68,6 +70,8 @@ def command(
     metric: str,
     chart: Path | None,
     output: Path | None,
+    workers: str,
+    worker_cpus: int,
     as_json: bool,
     quiet: bool,
     verbose: bool,
@@ -99,6 +103,7 @@ def command(
             output=output,
             random_data=given.random_data,
             watcher=watcher,
+            workers=find_workers(workers, worker_cpus),
         )
     loss = _loss_by(metric, result)
     if chart is not None:

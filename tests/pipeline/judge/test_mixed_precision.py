@@ -10,6 +10,7 @@ from typing import Any, cast
 
 import made_up
 import numpy as np
+import onnx_ir as ir
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -81,7 +82,9 @@ def of_formats(
     scores: Mapping[str, float] | None = None,
     kind: type[Additive] = Additive,
 ) -> Additive:
-    session = Switchable(NO_SESSION, {name: tuple(own) for name, own in errors.items()}, OutputViews())
+    layers = {name: tuple(own) for name, own in errors.items()}
+    none = ir.Model(ir.Graph([], [], nodes=[]), ir_version=8)
+    session = Switchable(NO_SESSION, layers, OutputViews(), (none, none))
     return kind(session, lambda forms: forms, errors=errors, scores=scores or {})
 
 

@@ -1,0 +1,172 @@
+"""Tests of a pass whose parts several workers observe: it is that of one process, to the last bit."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import trtq
+from trtq.calibrators.ranges import ranges_to_json
+from trtq.calibrators.sources import make_random_batches, open_batches
+from trtq.calibrators.statistics_file import statistics_to_bytes
+from trtq.errors import ArtifactError, DataError, UsageError
+from trtq.models.signature import TensorSpec
+from trtq.pipeline.calibrate import calibrate, observe
+from trtq.pipeline.calibrate.data import ObserveOptions
+from trtq.pipeline.sensitivity import sensitivity
+from trtq.workers import Held, Processes, Shared
+
+
+@dataclass
+class Pickled:
+    """Workers that get what they do, and give what comes of it, through pickle; one may be lost."""
+
+    most: int | None = None
+    done: list[Any] = field(default_factory=list)
+
+    def share(self, value: Any) -> Shared[Any]:
+        return Held(pickle.loads(pickle.dumps(value)))
+
+    def count(self) -> int:
+        return 2
+
+    def map(self, task: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
+        for item in items:
+            if self.most is not None and len(self.done) >= self.most:
+                raise KeyboardInterrupt
+            task, item = pickle.loads(pickle.dumps((task, item)))
+            self.done.append(item)
+            yield pickle.loads(pickle.dumps(task(item)))
+
+
+@pytest.fixture
+def spec(demo_folder: Path) -> trtq.ModelSpec:
+    return trtq.ModelSpec(
+        calibration=trtq.CalibrationSpec(data=str(demo_folder / "calibration.npz"), samples=96),
+        evaluation=trtq.EvaluationSpec(data=str(demo_folder / "evaluation.npz"), labels="labels", samples=16),
+    )
+
+
+def test_parts_add_up_to_the_pass_of_one_process(demo_folder: Path, spec: trtq.ModelSpec) -> None:
+    workers = Pickled()
+    seen = observe(demo_folder / "model.onnx", spec=spec, how=ObserveOptions(workers=workers))
+    assert workers.done == [1, 2, 3, 4, 5, 6, 7, 8]
+    assert statistics_to_bytes(seen) == statistics_to_bytes(observe(demo_folder / "model.onnx", spec=spec))
+
+
+def test_there_are_no_more_parts_than_feeds(demo_folder: Path, spec: trtq.ModelSpec) -> None:
+    workers = Pickled()
+    spec = replace(spec, calibration=replace(spec.calibration, samples=24))
+    observe(demo_folder / "model.onnx", spec=spec, how=ObserveOptions(workers=workers))
+    assert workers.done == [1, 2, 3]
+
+
+def test_choices_are_those_of_one_process(demo_folder: Path, spec: trtq.ModelSpec) -> None:
+    workers = Pickled()
+    found = calibrate(demo_folder / "model.onnx", spec=spec, how=ObserveOptions(workers=workers))
+    assert ranges_to_json(found) == ranges_to_json(calibrate(demo_folder / "model.onnx", spec=spec))
+    assert len(workers.done) > 8  # trials too
+
+
+def test_layers_are_measured_by_workers(demo_folder: Path, tmp_path: Path, spec: trtq.ModelSpec) -> None:
+    spec = replace(spec, quantization=trtq.QuantizationSpec(effort="quick"))
+    model, workers = demo_folder / "model.onnx", Pickled()
+    found = sensitivity(model, spec=spec, output=tmp_path / "a.json", workers=workers)
+    assert found == sensitivity(model, spec=spec, output=tmp_path / "b.json")
+    assert sum(len(getattr(item, "names", ())) for item in workers.done) == found.num_layers
+
+
+def test_a_metric_of_the_users_own_is_computed_here(
+    demo_folder: Path, tmp_path: Path, spec: trtq.ModelSpec
+) -> None:
+    (tmp_path / "metric.py").write_text("def score(outputs, labels): return 0.5\n")
+    own = trtq.AccuracySpec(metric=f"{tmp_path / 'metric.py'}:score")
+    spec = replace(spec, accuracy=own, quantization=trtq.QuantizationSpec(effort="quick"))
+    workers = Pickled()
+    found = sensitivity(demo_folder / "model.onnx", spec=spec, output=tmp_path / "a.json", workers=workers)
+    assert found.float_score == 0.5
+    assert not any(hasattr(item, "names") for item in workers.done)
+
+
+def test_an_interrupted_pass_goes_on_with_the_parts_that_are_missing(
+    demo_folder: Path, tmp_path: Path, spec: trtq.ModelSpec
+) -> None:
+    model, path = demo_folder / "model.onnx", tmp_path / "c.npz"
+    how = ObserveOptions(checkpoint=path, checkpoint_seconds=0)
+    with pytest.raises(KeyboardInterrupt):
+        observe(model, spec=spec, how=replace(how, workers=Pickled(most=3)))
+    workers = Pickled()
+    seen = observe(model, spec=spec, how=replace(how, workers=workers))
+    assert workers.done == [4, 5, 6, 7, 8]
+    assert statistics_to_bytes(seen) == statistics_to_bytes(observe(model, spec=spec))
+
+
+def test_a_checkpoint_of_one_process_is_refused(
+    demo_folder: Path, tmp_path: Path, spec: trtq.ModelSpec
+) -> None:
+    path = tmp_path / "c.npz"
+    seen = observe(demo_folder / "model.onnx", spec=spec)
+    path.write_bytes(statistics_to_bytes(replace(seen, feeds=dict.fromkeys(seen.histograms, 3))))
+    words = (
+        r"c\.npz is of a pass by one process, which was interrupted; let the same command finish it without"
+    )
+    with pytest.raises(ArtifactError, match=words):
+        observe(demo_folder / "model.onnx", spec=spec, how=ObserveOptions(checkpoint=path, workers=Pickled()))
+
+
+def test_a_worker_that_sees_other_data_is_refused(
+    demo_folder: Path, tmp_path: Path, spec: trtq.ModelSpec
+) -> None:
+    path = tmp_path / "data.npz"
+    image = np.load(demo_folder / "calibration.npz")["image"][:32]
+    np.savez(path, image=image)
+
+    @dataclass
+    class Elsewhere(Pickled):
+        def share(self, value: Any) -> Shared[Any]:
+            _ = value.batches.digest
+            np.savez(path, image=image[::-1])
+            return super().share(value)
+
+    spec = replace(spec, calibration=trtq.CalibrationSpec(data=str(path)))
+    words = (
+        r"^part 1 as its worker reads it is of another data than the data as it is read here: .*data\.npz \("
+    )
+    with pytest.raises(ArtifactError, match=words):
+        observe(demo_folder / "model.onnx", spec=spec, how=ObserveOptions(workers=Elsewhere()))
+
+
+def test_one_part_is_not_shared(demo_folder: Path, spec: trtq.ModelSpec) -> None:
+    with pytest.raises(
+        UsageError, match=r"^shard 1/2 is one part of the data, and --workers share all parts"
+    ):
+        ObserveOptions(shard=(1, 2), workers=Processes(2))
+
+
+def test_data_is_opened_again_by_those_who_share_it(tmp_path: Path) -> None:
+    inputs = [TensorSpec("x", "float32", ("N", 2))]
+    np.savez(tmp_path / "d.npz", x=np.arange(12, dtype=np.float32).reshape(6, 2))
+    batches = open_batches(str(tmp_path / "d.npz"), inputs, 2).first(4)
+    again = pickle.loads(pickle.dumps(batches))
+    assert [feed.arrays["x"].tolist() for feed in again] == [feed.arrays["x"].tolist() for feed in batches]
+    assert (again.digest, again.num_samples) == (batches.digest, 4)
+    assert pickle.loads(pickle.dumps(again)).digest == batches.digest
+    made_up = make_random_batches(inputs, {"x": (3, 2)}, 2)
+    first, second = (next(iter(item)).arrays["x"] for item in (made_up, pickle.loads(pickle.dumps(made_up))))
+    np.testing.assert_array_equal(first, second)
+
+
+def test_data_that_only_this_process_has_is_not_shared(tmp_path: Path) -> None:
+    inputs = [TensorSpec("x", "float32", ("N", 2))]
+    np.savez(tmp_path / "d.npz", x=np.ones((4, 2), np.float32))
+    batches = open_batches(str(tmp_path / "d.npz"), inputs, 2).changed(lambda feeds: feeds)
+    with pytest.raises(
+        DataError, match=r"d\.npz is known to this process alone, so that no other can read it"
+    ):
+        pickle.dumps(batches)
