@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 from trtq.json import FileKind, Measured
 from trtq.kept import Fallback, KeptFp32, KeptNode
 from trtq.models.spec import InputSpec
-from trtq.pipeline.deliver.names import ENGINE, REPORT
+from trtq.pipeline.deliver.names import ENGINE, FLOAT, REPORT
 from trtq.records import LogitsComparison, OutputComparison, Repairs
 
 SCHEMA_VERSION = 2
@@ -306,3 +306,16 @@ def read_report(path: Path | str) -> Report:
     """
     path = Path(path)
     return FILE.read(path / REPORT if path.is_dir() else path)
+
+
+def find_model(report: Report, names: Collection[str]) -> str:
+    """Returns the name of the ONNX file of a build that has the inputs and outputs of its engine.
+
+    Args:
+        report: Of the build.
+        names: The files of the folder.
+    """
+    if report.engine.path != ENGINE:
+        return report.engine.path
+    known = (f"model.{report.precision}.onnx", FLOAT, "model.fp16.onnx")
+    return next((name for name in known if name in names), "model.onnx")

@@ -91,6 +91,8 @@ if TYPE_CHECKING:
     from trtq.pipeline.plan import plan_params as plan_params
     from trtq.pipeline.quantize import quantize as quantize
     from trtq.pipeline.report import report as report
+    from trtq.pipeline.run import RunOutcome as RunOutcome
+    from trtq.pipeline.run import run as run
     from trtq.pipeline.sensitivity import sensitivity as sensitivity
     from trtq.pipeline.sign import sign as sign
     from trtq.pipeline.verify import verify as verify

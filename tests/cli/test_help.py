@@ -18,7 +18,7 @@ from trtq.models.demo import write_demo
 
 COMMANDS = [
     "export", "plan", "build", "build-all", "calibrate", "merge-statistics", "quantize", "sensitivity",
-    "compare", "report", "bench", "package", "lint", "cache", "migrate", "verify", "sign", "inspect",
+    "compare", "run", "report", "bench", "package", "lint", "cache", "migrate", "verify", "sign", "inspect",
     "doctor", "demo",
 ]  # fmt: skip
 HEAVY = {"numpy", "onnx", "onnx_ir", "onnxruntime", "polygraphy", "tensorrt_rtx", "torch", "rich", "PIL"}
@@ -58,6 +58,7 @@ def test_help_is_short_and_whole(option: str) -> None:
         "  quantize          Write a model with Q/DQ from a float model and its ranges.\n"
         "  sensitivity       Measure what each quantized layer costs in accuracy.\n"
         "  compare           Compare the outputs of two ONNX models on the same data.\n"
+        "  run               Run what was built on data, and write its outputs.\n"
         "  report            Write the page of a build again, with the measured cost of\n"
         "                    each layer.\n"
         "  bench             Measure how fast models and engines are, side by side.\n"
@@ -112,7 +113,19 @@ def test_only_parameters_of_calibration_methods_are_hidden() -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["export", "plan", "build", "build-all", "calibrate", "quantize", "compare", "package", "lint", "demo"],
+    [
+        "export",
+        "plan",
+        "build",
+        "build-all",
+        "calibrate",
+        "quantize",
+        "compare",
+        "run",
+        "package",
+        "lint",
+        "demo",
+    ],
 )
 def test_the_help_of_a_command_has_an_example_that_can_be_copied(name: str) -> None:
     lines = trtq(name, "--help").stdout.splitlines()

@@ -28,6 +28,7 @@ _COMMANDS = {
     "quantize": "Write a model with Q/DQ from a float model and its ranges.",
     "sensitivity": "Measure what each quantized layer costs in accuracy.",
     "compare": "Compare the outputs of two ONNX models on the same data.",
+    "run": "Run what was built on data, and write its outputs.",
     "report": "Write the page of a build again, with the measured cost of each layer.",
     "bench": "Measure how fast models and engines are, side by side.",
     "package": "Add a build to a model repository of the Triton Inference Server.",
