@@ -10,12 +10,16 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from types import ModuleType
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
 from trtq.cli.console import echo
+from trtq.cli.help import GuessingGroup, complete_names
 from trtq.errors import BuildError, TrtqError
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
 
 _AS_JSON = "trtq.json"
 _COMMANDS = {
@@ -40,6 +44,7 @@ _COMMANDS = {
     "inspect": "Show what a model, ranges, cache or build folder holds.",
     "doctor": "Show what is installed and which backends work here.",
     "demo": "Write a small trained model with data, to try trtq with.",
+    "completion": "Print what completes commands and options in bash, zsh or fish.",
 }
 
 
@@ -120,7 +125,7 @@ def _keep_stdout(*, is_json: bool) -> AbstractContextManager[None]:
     return keep_stdout()
 
 
-class _LazyGroup(click.Group):
+class _LazyGroup(GuessingGroup):
     """Imports a command when it is run: `trtq --help` loads click alone."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -138,6 +143,10 @@ class _LazyGroup(click.Group):
         """Writes the list of commands without importing them."""
         with formatter.section("Commands"):
             formatter.write_dl(list(_COMMANDS.items()))
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """Returns the commands and options that begin so."""
+        return complete_names(self, ctx, incomplete, _COMMANDS)
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Notes whether the answer is to be JSON, before any code of a command runs."""
@@ -162,7 +171,7 @@ class _LazyGroup(click.Group):
 @click.group(
     cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
 )
-@click.version_option(package_name="trtq", prog_name="trtq")
+@click.version_option(None, "-V", "--version", package_name="trtq", prog_name="trtq")
 def main() -> None:
     """From a float ONNX model to a verified INT8 TensorRT engine, with or without a GPU.
 

@@ -9,6 +9,7 @@ import click
 
 from trtq.cli import builders, options, targets
 from trtq.cli.console import ConsoleWatcher, open_console, print_answer
+from trtq.cli.help import GroupedCommand
 from trtq.cli.options import Given
 from trtq.cli.tables import print_report
 from trtq.cli.targets import Formats
@@ -20,7 +21,7 @@ from trtq.pipeline.engine.target import Target
 from trtq.pipeline.formats import LAYER_FORMATS
 
 
-@click.command("build")
+@click.command("build", cls=GroupedCommand)
 @options.model_argument
 @options.take(Formats, "int8", "fp8", "nvfp4", "fp16")
 @options.take(Target, "requantize")

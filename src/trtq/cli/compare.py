@@ -8,6 +8,7 @@ import click
 
 from trtq.cli import options
 from trtq.cli.console import ConsoleWatcher, open_console, print_json
+from trtq.cli.help import GroupedCommand
 from trtq.cli.options import Given
 from trtq.cli.tables import create_comparison_table, print_accuracy, print_logits
 from trtq.errors import GateError
@@ -18,7 +19,7 @@ from trtq.pipeline.compare import compare
 from trtq.pipeline.judge.gate import judge_pair
 
 
-@click.command("compare")
+@click.command("compare", cls=GroupedCommand)
 @click.argument("reference", type=click.Path(path_type=Path))
 @click.argument("candidate", type=click.Path(path_type=Path))
 @options.spec_option

@@ -12,6 +12,7 @@ from rich.text import Text
 
 from trtq.cli import builders, options, targets
 from trtq.cli.console import ConsoleWatcher, open_console, print_json
+from trtq.cli.help import GroupedCommand
 from trtq.cli.options import Given
 from trtq.cli.tables import create_table, print_report
 from trtq.errors import GateError, UsageError
@@ -22,7 +23,7 @@ from trtq.pipeline.migrate import CacheOutcome, migrate, migration_to_json
 from trtq.pipeline.migrate.removed.scripts import check_scripts
 
 
-@click.command("migrate")
+@click.command("migrate", cls=GroupedCommand)
 @click.argument("model", type=click.Path(path_type=Path), required=False)
 @click.argument("cache", type=click.Path(path_type=Path), required=False)
 @click.option(

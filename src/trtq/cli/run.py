@@ -8,16 +8,18 @@ import click
 
 from trtq.cli import options
 from trtq.cli.console import ConsoleWatcher, open_console, print_json
+from trtq.cli.help import GroupedCommand
 from trtq.cli.tables import create_table
 from trtq.models.signature import show_shape
 from trtq.numbers import format_count
 from trtq.pipeline.run import RunOutcome, run
 
 
-@click.command("run")
+@click.command("run", cls=GroupedCommand)
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.option(
     "--data",
+    type=click.Path(readable=False),
     metavar="DATA",
     required=True,
     help="What to run on, in every form of `trtq build --calib-data`: an .npz or .npy file, a folder of .npz "
