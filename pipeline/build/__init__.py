@@ -9,6 +9,7 @@ from pathlib import Path
 from trtq.calibrators.ranges import Ranges
 from trtq.models.spec import ModelSpec
 from trtq.pipeline.build.comparison import EnginePlan, compare_job, name_to_judge
+from trtq.pipeline.build.delivery import choose_places
 from trtq.pipeline.build.engine import EngineBuild, build_engine, find_layers_without_kernel
 from trtq.pipeline.build.folder import measure_sizes, write_folder
 from trtq.pipeline.build.found import revise
@@ -59,7 +60,8 @@ def build(
         model: The ONNX file.
         spec: The model's settings; None: read from `<name>.toml` or `model.toml` beside it.
         target: What is built; None: INT8 with the first engine builder that works here.
-        output: The folder; None: `<name>.trtq` beside the model.
+        output: The folder; None: `<name>.trtq` beside the model. A file that ends in .engine, .plan or .trt
+            gets a copy of the engine unless the gate fails; the folder then lies beside it.
         random_data: Calibrate with random numbers, to try a build; the verdict is then "unverified".
         sign_key: A private Ed25519 key in PEM that signs the folder, unless the gate fails. Of an earlier
             build, only what this key has signed is used again.
@@ -67,20 +69,25 @@ def build(
 
     Raises:
         ModelError, DataError, UsageError: Something that was given cannot be used.
-        ArtifactError: The output folder cannot be written, or is not trtq's.
+        ArtifactError: The output cannot be written, or its folder is not trtq's.
         BuildError: The engine was not built.
         MissingDependency: The engine builder, or what signs, is not installed.
     """
     private = read_private_key(Path(sign_key)) if sign_key is not None else None
     log = Log(watcher or Silent())
-    job = prepare(Path(model), spec, target or Target(), output, random_data, log)
+    places = choose_places(output)
+    job = prepare(Path(model), spec, target or Target(), places.folder, random_data, log)
+    places.check(job)
     earlier = find_earlier(job.folder, job.keys, private)
     if earlier is not None and "everything" in earlier.same:
         log.note(f"nothing has changed since {job.folder} was built")
-        return replace(
+        known = replace(
             earlier.report, model=str(job.graph.path), output=str(job.folder), reused=("everything",)
         )
+        places.deliver(known)
+        return known
     result = run_job(job, log, earlier)
+    places.deliver(result)
     if sign_key is not None and result.verdict != "fail":
         sign(job.folder, sign_key)
     return result

@@ -51,6 +51,9 @@ if TYPE_CHECKING:
     from trtq.pipeline.bench.runnables import RunOptions as RunOptions
     from trtq.pipeline.bench.turns import Schedule as Schedule
     from trtq.pipeline.build import build as build
+    from trtq.pipeline.build.dry import BuildPlan as BuildPlan
+    from trtq.pipeline.build.dry import PlannedData as PlannedData
+    from trtq.pipeline.build.dry import plan_build as plan_build
     from trtq.pipeline.cache import export_cache as export_cache
     from trtq.pipeline.calibrate import calibrate as calibrate
     from trtq.pipeline.calibrate import estimate_ranges as estimate_ranges

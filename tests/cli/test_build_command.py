@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import Result
-from command_line import METHOD, trtq
+from command_line import METHOD, lines_of, trtq
 
 QUICK = (
     "--repair", "none", "--calib-method", "minmax", "--calib-samples", "64", "--eval-samples", "64",
@@ -95,6 +95,45 @@ def test_build_says_when_nothing_has_changed(model: Path, plain: Callable[[str],
         "PASS # of the MACs run in INT8\n"
     )
     assert plain(result.stderr) == UNCHANGED
+
+
+def test_a_dry_run_shows_the_plan_and_writes_nothing(demo_folder: Path) -> None:
+    before = sorted(demo_folder.rglob("*"))
+    arguments = (
+        "build",
+        demo_folder / "model.onnx",
+        "--dry-run",
+        "--skip",
+        "^head",
+        "-o",
+        demo_folder / "e.engine",
+    )
+    result = trtq(*arguments)
+    assert result.exit_code == 0
+    output, lines = demo_folder / "e.trtq", lines_of(result.stdout)
+    assert lines[0] == f"model {demo_folder / 'model.onnx'}"
+    assert lines[2].startswith("engine INT8 + FP16 by tensorrt-rtx ")
+    assert lines[3:6] == [
+        f"calibration {demo_folder / 'calibration.npz'} (512 samples)",
+        "ranges by auto; repairs: equalize, smooth, shift, bias, weights",
+        f"evaluation {demo_folder / 'evaluation.npz'} (600 samples)",
+    ]
+    assert lines[6] == (
+        "gate cosine of every output at least 0.99; top-1 at most 1 points lower, where there are labels"
+    )
+    assert lines[7].startswith("quantized ")
+    assert "stays 1 layer: skipped by '^head'" in lines
+    assert "profile image: from the data" in lines
+    assert (
+        f"writes {output}: model.engine, model.fp16.onnx, model.int8.onnx, ranges.json"
+        in result.stdout.replace("  ", "")
+    )
+    assert f"{demo_folder / 'e.engine'}, unless the gate fails" in lines
+    assert lines[-1] == "nothing was written: --dry-run"
+    document = json.loads(trtq(*arguments, "--json", "-q").stdout)
+    assert document["calibration"] == {"origin": str(demo_folder / "calibration.npz"), "num_samples": 512}
+    assert trtq(*arguments, "-q").output == ""
+    assert sorted(demo_folder.rglob("*")) == before
 
 
 def test_build_prints_nothing_when_quiet(model: Path) -> None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import click
 
 from trtq.cli import builders, options, targets
-from trtq.cli.console import ConsoleWatcher, open_console, print_answer
+from trtq.cli.build_plan import print_plan
+from trtq.cli.console import ConsoleWatcher, open_console, print_answer, print_json
 from trtq.cli.help import GroupedCommand
 from trtq.cli.options import Given
 from trtq.cli.tables import print_report
@@ -16,6 +19,8 @@ from trtq.cli.targets import Formats
 from trtq.errors import GateError
 from trtq.models.spec import AccuracySpec, EvaluationSpec, LayerSpec, QuantizationSpec
 from trtq.pipeline.build import build
+from trtq.pipeline.build.delivery import choose_places
+from trtq.pipeline.build.dry import plan_build
 from trtq.pipeline.deliver.report import Report, to_json
 from trtq.pipeline.engine.target import Target
 from trtq.pipeline.formats import LAYER_FORMATS
@@ -37,7 +42,11 @@ from trtq.pipeline.formats import LAYER_FORMATS
 @options.take(EvaluationSpec)
 @options.take(AccuracySpec)
 @options.take(Target, "auto", "formats")
-@options.take_output("Folder.  [default: MODEL.trtq]")
+@options.take_output(
+    "Folder. A file that ends in .engine, .plan or .trt gets a copy of the engine unless the gate fails, and "
+    "the folder lies beside it.  [default: MODEL.trtq]"
+)
+@click.option("--dry-run", is_flag=True, help="Show what would be done, run no model, and write nothing.")
 @click.option(
     "--sign-key",
     type=click.Path(path_type=Path, dir_okay=False),
@@ -51,6 +60,7 @@ def command(
     given: Given,
     model: Path,
     output: Path | None,
+    dry_run: bool,
     sign_key: Path | None,
     as_json: bool,
     quiet: bool,
@@ -70,23 +80,36 @@ def command(
       trtq build model.onnx --int8 --min-shapes x:1x3x224x224 --opt-shapes x:8x3x224x224 \\
           --max-shapes x:32x3x224x224
       trtq build model.onnx --weights int4 --calib-data calib.npz
+      trtq build model.onnx --int8 --calib-data calib.npz --dry-run
     """
+    wanted: dict[str, Any] = {
+        "spec": given.read_spec(model),
+        "target": targets.read_target(given),
+        "output": output,
+        "random_data": given.random_data,
+    }
+    if dry_run:
+        _show_plan(model, wanted, as_json=as_json, quiet=quiet)
+        return
     with ConsoleWatcher(quiet=quiet) as watcher:
-        report = build(
-            model,
-            spec=given.read_spec(model),
-            target=targets.read_target(given),
-            output=output,
-            random_data=given.random_data,
-            sign_key=sign_key,
-            watcher=watcher,
-        )
+        report = build(model, **wanted, sign_key=sign_key, watcher=watcher)
     if as_json:
         print_answer(to_json(report).decode())
     elif not quiet:
-        print_report(open_console(), report, verbose=verbose, folder=Path(report.output))
+        engine = choose_places(output).engine
+        print_report(open_console(), report, verbose=verbose, folder=Path(report.output), engine=engine)
     if report.verdict == "fail":
         raise GateError("the accuracy gate failed: " + "; ".join(report.reasons) + _offer(report))
+
+
+def _show_plan(model: Path, wanted: Mapping[str, Any], *, as_json: bool, quiet: bool) -> None:
+    """Prints what a build would do."""
+    with ConsoleWatcher(quiet=quiet) as watcher:
+        plan = plan_build(model, **wanted, watcher=watcher)
+    if as_json:
+        print_json(plan)
+    elif not quiet:
+        print_plan(open_console(), plan)
 
 
 def _offer(report: Report) -> str:

@@ -38,8 +38,23 @@ def create_table(*headers: str, numbers: int = 0) -> Table:
     return result
 
 
-def print_report(console: Console, report: Report, *, verbose: bool, folder: Path | None = None) -> None:
-    """Prints a build's report; where its folder is given and all is to be told, with its layers."""
+def print_report(
+    console: Console,
+    report: Report,
+    *,
+    verbose: bool,
+    folder: Path | None = None,
+    engine: Path | None = None,
+) -> None:
+    """Prints a build's report.
+
+    Args:
+        console: Where to.
+        report: Of the build.
+        verbose: Whether all is to be told.
+        folder: Of the build: then with its layers, if all is told.
+        engine: A file that has a copy of the engine, unless the gate failed.
+    """
     rest = {"fp16": " + FP16", "fp32": " + FP32"}.get(report.high_precision, "")
     title = report.precision.upper() + (rest if report.precision in LAYER_FORMATS else "")
     console.print(Text.assemble((Path(report.model).name, "bold"), f"  {title}  {report.backend}"))
@@ -71,6 +86,8 @@ def print_report(console: Console, report: Report, *, verbose: bool, folder: Pat
     if report.reused:
         console.print(f"used again from the earlier build: {', '.join(report.reused)}")
     console.print(f"written to {report.output}", soft_wrap=True)
+    if engine is not None and report.verdict != "fail":
+        console.print(f"engine written to {engine}", soft_wrap=True)
     console.print(format_verdict(report))
 
 
