@@ -16,12 +16,12 @@ import click
 
 from trtq.cli.console import echo
 from trtq.cli.help import GuessingGroup, complete_names
-from trtq.errors import BuildError, TrtqError
+from trtq.errors import BuildError, GateError, TrtqError
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
-_AS_JSON = "trtq.json"
+_AS_JSON, _WORDS = "trtq.json", "trtq.words"
 _COMMANDS = {
     "export": "Export a PyTorch module to an ONNX file that computes the same.",
     "plan": "Show how much GPU memory a model needs in each precision, and what fits.",
@@ -82,10 +82,10 @@ def _explain(error: OSError | MemoryError) -> str:
 
 @contextmanager
 def _one_line(ctx: click.Context) -> Iterator[None]:
-    """Ends the command with one line for an expected failure; the builder's own lines follow its own one."""
+    """Ends the command with one line for an expected failure, and what a builder says or helps below it."""
     try:
         yield
-    except BuildError as error:
+    except (BuildError, GateError) as error:
         line, *more = str(error).split("\n")
         _end(ctx, line, error.exit_code, more)
     except TrtqError as error:
@@ -149,8 +149,8 @@ class _LazyGroup(GuessingGroup):
         return complete_names(self, ctx, incomplete, _COMMANDS)
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Notes whether the answer is to be JSON, before any code of a command runs."""
-        ctx.meta[_AS_JSON] = "--json" in args
+        """Notes the words, and whether the answer is to be JSON, before any code of a command runs."""
+        ctx.meta[_AS_JSON], ctx.meta[_WORDS] = "--json" in args, tuple(args)
         with _one_line(ctx):
             return super().parse_args(ctx, args)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,17 +12,16 @@ from trtq.cli import builders, options, targets
 from trtq.cli.build_plan import print_plan
 from trtq.cli.console import ConsoleWatcher, open_console, print_answer, print_json
 from trtq.cli.help import GroupedCommand
+from trtq.cli.next_steps import list_next, print_next, refuse_failed
 from trtq.cli.options import Given
 from trtq.cli.tables import print_report
 from trtq.cli.targets import Formats
-from trtq.errors import GateError
 from trtq.models.spec import AccuracySpec, EvaluationSpec, LayerSpec, QuantizationSpec
 from trtq.pipeline.build import build
 from trtq.pipeline.build.delivery import choose_places
 from trtq.pipeline.build.dry import plan_build
-from trtq.pipeline.deliver.report import Report, to_json
+from trtq.pipeline.deliver.report import to_json
 from trtq.pipeline.engine.target import Target
-from trtq.pipeline.formats import LAYER_FORMATS
 
 
 @click.command("build", cls=GroupedCommand)
@@ -93,13 +91,14 @@ def command(
         return
     with ConsoleWatcher(quiet=quiet) as watcher:
         report = build(model, **wanted, sign_key=sign_key, watcher=watcher)
+    lines = [] if as_json or quiet else list_next(report)
     if as_json:
         print_answer(to_json(report).decode())
     elif not quiet:
-        engine = choose_places(output).engine
-        print_report(open_console(), report, verbose=verbose, folder=Path(report.output), engine=engine)
-    if report.verdict == "fail":
-        raise GateError("the accuracy gate failed: " + "; ".join(report.reasons) + _offer(report))
+        console, engine = open_console(), choose_places(output).engine
+        print_report(console, report, verbose=verbose, folder=Path(report.output), engine=engine)
+        print_next(console, report, lines)
+    refuse_failed(report, lines)
 
 
 def _show_plan(model: Path, wanted: Mapping[str, Any], *, as_json: bool, quiet: bool) -> None:
@@ -110,13 +109,3 @@ def _show_plan(model: Path, wanted: Mapping[str, Any], *, as_json: bool, quiet: 
         print_json(plan)
     elif not quiet:
         print_plan(open_console(), plan)
-
-
-def _offer(report: Report) -> str:
-    """Returns what may help: --auto, where layers are quantized and that may be the cause."""
-    if report.auto is not None or report.calibration is None or report.precision not in LAYER_FORMATS:
-        return ""
-    if any("quantization is not the cause" in reason for reason in report.reasons):
-        return ""
-    measure = shlex.join(["trtq", "sensitivity", report.output])
-    return f"; --auto finds the cheapest layers to keep float, `{measure}` shows what each costs"

@@ -16,6 +16,7 @@ from trtq.json import to_plain
 from trtq.models.spec import AccuracySpec, CalibrationSpec, EvaluationSpec
 from trtq.numbers import format_count
 from trtq.pipeline.compare import compare
+from trtq.pipeline.deliver.advice import group_reasons
 from trtq.pipeline.judge.gate import judge_pair
 
 
@@ -66,4 +67,4 @@ def command(given: Given, reference: Path, candidate: Path, as_json: bool, quiet
             f"on {format_count(comparison.num_samples, 'sample')} of {comparison.data}", soft_wrap=True
         )
     if verdict.outcome == "fail":
-        raise GateError("the accuracy gate failed: " + "; ".join(verdict.reasons))
+        raise GateError("the accuracy gate failed: " + "; ".join(group_reasons(verdict.reasons)))

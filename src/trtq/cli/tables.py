@@ -14,13 +14,14 @@ from rich.table import Table
 from rich.text import Text
 
 from trtq.numbers import format_bytes, format_count, format_seconds, format_shape
+from trtq.pipeline.deliver.advice import group_reasons
 from trtq.pipeline.formats import LAYER_FORMATS
 from trtq.pipeline.judge.score import format_score, name_metric
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from trtq.kept import Fallback
+    from trtq.kept import Fallback, KeptFp32, KeptNode
     from trtq.pipeline.deliver.report import CalibrationReport, Report, WeightsReport
     from trtq.records import LogitsComparison, OutputComparison, Repairs
 
@@ -100,7 +101,7 @@ def format_verdict(report: Report) -> Text:
         return Text.assemble(("PASS", _STYLES["pass"]), f"  {share}")
     verdict = Text(report.verdict.upper(), style=_STYLES[report.verdict])
     if report.verdict == "unverified":
-        verdict.append(f": {'; '.join(report.reasons)}", style="not bold")
+        verdict.append(f": {'; '.join(group_reasons(report.reasons))}", style="not bold")
     return verdict
 
 
@@ -266,7 +267,20 @@ def _print_kept(console: Console, report: Report, verbose: bool) -> None:
         console.print(
             f"{title}: {format_count(len(nodes), 'node')}" + ("" if verbose else " (-v names them)")
         )
-        _print_lines(console, *(f"{item.name}: {item.reason}" for item in nodes if verbose))
+        _print_lines(console, *(_group_by_reason(nodes) if verbose else ()))
+
+
+def _group_by_reason(nodes: Sequence[KeptNode] | Sequence[KeptFp32]) -> list[str]:
+    """Returns a line for each reason, with all nodes that have it."""
+    groups: dict[str, list[str]] = {}
+    for item in nodes:
+        groups.setdefault(item.reason, []).append(item.name)
+    return [
+        f"{', '.join(names)}: {reason}"
+        if len(names) == 1
+        else f"{len(names)} nodes, {', '.join(names)}: {reason}"
+        for reason, names in groups.items()
+    ]
 
 
 def _print_auto(console: Console, report: Report, *, verbose: bool) -> None:
