@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import io
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from trtq.calibrators.arrays import pack_arrays
 from trtq.calibrators.batches import Batches
 from trtq.calibrators.sources import open_batches
 from trtq.errors import DataError, UsageError
@@ -84,7 +83,7 @@ def run(
         watcher.stage("Running", batches.num_samples)
         outputs, count = _collect(engine, batches, watcher)
     if output is not None:
-        write_atomically(Path(output), _pack(outputs))
+        write_atomically(Path(output), pack_arrays(outputs))
     return RunOutcome(
         str(folder),
         "model.engine" if engine.onnx is None else engine.onnx.name,
@@ -146,13 +145,3 @@ def _join(name: str, arrays: list[NDArray[Any]], counts: list[int]) -> NDArray[A
             f"joined; run the feeds one by one in Python, with trtq.load(...).run(...)"
         )
     return np.concatenate(arrays)
-
-
-def _pack(outputs: Mapping[str, NDArray[Any]]) -> bytes:
-    """Returns the content of an `.npz` file; of types that NumPy has not, there are none here."""
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:  # np.savez takes no output named "file"
-        for name, array in outputs.items():
-            with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
-                np.lib.format.write_array(member, np.asanyarray(array), allow_pickle=False)
-    return buffer.getvalue()

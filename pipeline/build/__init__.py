@@ -5,9 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
+
+import onnx
+import onnx_ir as ir
 
 from trtq.calibrators.ranges import Ranges
 from trtq.models.spec import ModelSpec
+from trtq.pipeline.build.arguments import gather_arguments
 from trtq.pipeline.build.comparison import EnginePlan, compare_job, name_to_judge
 from trtq.pipeline.build.delivery import choose_places
 from trtq.pipeline.build.engine import EngineBuild, build_engine, find_layers_without_kernel
@@ -41,7 +46,8 @@ _MOST_REBUILDS = 2
 
 
 def build(
-    model: Path | str,
+    model: Path | str | onnx.ModelProto | ir.Model,
+    data: Any = None,
     *,
     spec: ModelSpec | None = None,
     target: Target | None = None,
@@ -49,6 +55,7 @@ def build(
     random_data: bool = False,
     sign_key: Path | str | None = None,
     watcher: Watcher | None = None,
+    **options: Any,
 ) -> Report:
     """Builds an engine, compares it with the float model, and returns the report.
 
@@ -57,7 +64,9 @@ def build(
     used again where their inputs are the same. The verdict of the report says whether the gate holds.
 
     Args:
-        model: The ONNX file.
+        model: The ONNX file; or the model itself, which is saved beside the output.
+        data: What calibrates it: what `--calib-data` takes; or an array, a dict of arrays or an iterable of
+            dicts, which are saved beside the output. None: what the settings name.
         spec: The model's settings; None: read from `<name>.toml` or `model.toml` beside it.
         target: What is built; None: INT8 with the first engine builder that works here.
         output: The folder; None: `<name>.trtq` beside the model. A file that ends in .engine, .plan or .trt
@@ -66,6 +75,8 @@ def build(
         sign_key: A private Ed25519 key in PEM that signs the folder, unless the gate fails. Of an earlier
             build, only what this key has signed is used again.
         watcher: Hears of the progress.
+        **options: Every option of `trtq build`, with underscores for its dashes, in place of what `spec` and
+            `target` say: int8=True, skip=["^head"], min_cosine=0.999, backend="onnxruntime".
 
     Raises:
         ModelError, DataError, UsageError: Something that was given cannot be used.
@@ -75,8 +86,9 @@ def build(
     """
     private = read_private_key(Path(sign_key)) if sign_key is not None else None
     log = Log(watcher or Silent())
+    given = gather_arguments(model, data, output, spec, target, options)
     places = choose_places(output)
-    job = prepare(Path(model), spec, target or Target(), places.folder, random_data, log)
+    job = prepare(given.model, given.spec, given.target, places.folder, random_data, log)
     places.check(job)
     earlier = find_earlier(job.folder, job.keys, private)
     if earlier is not None and "everything" in earlier.same:

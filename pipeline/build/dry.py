@@ -6,9 +6,15 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import onnx
+import onnx_ir as ir
 
 from trtq.calibrators.batches import Batches
+from trtq.json import to_plain
 from trtq.models.spec import AccuracySpec, InputSpec, ModelSpec
+from trtq.pipeline.build.arguments import gather_arguments
 from trtq.pipeline.build.command import format_command
 from trtq.pipeline.build.delivery import choose_places
 from trtq.pipeline.build.job import Job
@@ -20,6 +26,7 @@ from trtq.pipeline.deliver.html.page import NAME as PAGE
 from trtq.pipeline.deliver.html.page_data import NAME as TENSORS
 from trtq.pipeline.deliver.manifest import NAME as MANIFEST
 from trtq.pipeline.deliver.names import CACHE, ENGINE, RANGES, REPORT
+from trtq.pipeline.deliver.notebook import table_to_html
 from trtq.pipeline.engine.profiles import resolve_profiles
 from trtq.pipeline.engine.target import Target
 from trtq.pipeline.formats import INT8
@@ -81,25 +88,44 @@ class BuildPlan:
     engine_file: str = ""
     reused: tuple[str, ...] = ()
 
+    def __repr__(self) -> str:
+        """Returns what would be built, in one line."""
+        layers = (
+            ", ".join(f"{count} in {name}" for name, count in self.layers.items()) or "no layer quantized"
+        )
+        return f"<BuildPlan {self.model} in {self.precision.upper()} by {self.backend}: {layers}>"
+
+    def _repr_html_(self) -> str:
+        """Returns what a notebook shows."""
+        rows = [
+            (name, str(value)) for name, value in to_plain(self).items() if value not in (None, "", [], {})
+        ]
+        return table_to_html(("", "plan"), rows)
+
 
 def plan_build(
-    model: Path | str,
+    model: Path | str | onnx.ModelProto | ir.Model,
+    data: Any = None,
     *,
     spec: ModelSpec | None = None,
     target: Target | None = None,
     output: Path | str | None = None,
     random_data: bool = False,
     watcher: Watcher | None = None,
+    **options: Any,
 ) -> BuildPlan:
-    """Returns what `build` would do with the same arguments; runs no model and writes nothing.
+    """Returns what `build` would do with the same arguments; runs no model.
+
+    Nothing is written but a model and data that are in memory alone, as `build` does too.
 
     Raises:
         ModelError, DataError, UsageError: As of `build`: what is wrong with the arguments is found here too.
         ArtifactError: The engine file cannot be written.
         MissingDependency: The engine builder is not installed.
     """
+    given = gather_arguments(model, data, output, spec, target, options)
     places = choose_places(output)
-    job = prepare(Path(model), spec, target or Target(), places.folder, random_data, watcher or Silent())
+    job = prepare(given.model, given.spec, given.target, places.folder, random_data, watcher or Silent())
     places.check(job)
     earlier = find_earlier(job.folder, job.keys)
     same = () if earlier is None else tuple(name for name in job.keys if name in earlier.same)

@@ -12,6 +12,7 @@ from trtq.json import FileKind, Measured
 from trtq.kept import Fallback, KeptFp32, KeptNode
 from trtq.models.spec import InputSpec
 from trtq.pipeline.deliver.names import ENGINE, FLOAT, REPORT
+from trtq.pipeline.deliver.notebook import verdict_to_html
 from trtq.records import LogitsComparison, OutputComparison, Repairs
 
 SCHEMA_VERSION = 2
@@ -254,6 +255,18 @@ class Report:
     repairs: Repairs | None = None
     given: tuple[KeptNode, ...] = ()
     quantized_macs: float | None = None
+
+    def __repr__(self) -> str:
+        """Returns the verdict and what was built, in one line."""
+        return f"<Report {self.verdict.upper()}: {self._describe()}>"
+
+    def _repr_html_(self) -> str:
+        """Returns what a notebook shows."""
+        return verdict_to_html(self.verdict, self._describe(), self.reasons, self.comparison)
+
+    def _describe(self) -> str:
+        covered = f", {self.engine.coverage}" if self.engine.coverage else ""
+        return f"{self.model} in {self.precision.upper()} by {self.backend}{covered}: {self.output}"
 
     @property
     def is_quantized(self) -> bool:

@@ -2,8 +2,8 @@
 
     import trtq
 
-    report = trtq.build("model.onnx", spec=trtq.ModelSpec(calibration=trtq.CalibrationSpec(data="calib.npz")))
-    print(report.verdict, report.engine.num_realized)
+    report = trtq.build("model.onnx", "calibration.npz", int8=True, min_cosine=0.99)
+    outputs = trtq.load(report.output).run({"x": array})
 
 Names are imported when they are first used: `import trtq` itself loads nothing heavy.
 """

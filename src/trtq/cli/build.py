@@ -15,12 +15,12 @@ from trtq.cli.help import GroupedCommand
 from trtq.cli.next_steps import list_next, print_next, refuse_failed
 from trtq.cli.options import Given
 from trtq.cli.tables import print_report
-from trtq.cli.targets import Formats
 from trtq.models.spec import AccuracySpec, EvaluationSpec, LayerSpec, QuantizationSpec
 from trtq.pipeline.build import build
 from trtq.pipeline.build.delivery import choose_places
 from trtq.pipeline.build.dry import plan_build
 from trtq.pipeline.deliver.report import to_json
+from trtq.pipeline.engine.asked import Formats
 from trtq.pipeline.engine.target import Target
 
 

@@ -11,11 +11,11 @@ from trtq.cli import options, targets
 from trtq.cli.console import ConsoleWatcher, open_console, print_json
 from trtq.cli.help import GroupedCommand
 from trtq.cli.options import Given
-from trtq.cli.targets import Formats
 from trtq.errors import UsageError
 from trtq.files import check_output
 from trtq.models.spec import PER_TOKEN, CalibrationSpec, LayerSpec, QuantizationSpec
 from trtq.numbers import format_bytes
+from trtq.pipeline.engine.asked import Formats
 from trtq.pipeline.engine.backend import Precision
 from trtq.pipeline.engine.target import Target
 from trtq.pipeline.formats import FP8, NVFP4
