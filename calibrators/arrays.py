@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import math
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -95,6 +96,16 @@ def open_feed_folder(folder: Path) -> Batches:
     num_samples = sum(map(_count_samples_of_file, paths))
     digest = start_in_background(lambda: hash_folder(paths))
     return Batches(read, f"{folder} ({format_count(len(paths), 'feed')})", num_samples, digest)
+
+
+def pack_arrays(arrays: Mapping[str, NDArray[Any]]) -> bytes:
+    """Returns the content of an `.npz` file; the same arrays give the same bytes."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:  # np.savez takes no array named "file"
+        for name, array in arrays.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                np.lib.format.write_array(member, np.asanyarray(array), allow_pickle=False)
+    return buffer.getvalue()
 
 
 def count_samples(arrays: Mapping[str, NDArray[Any]]) -> int:

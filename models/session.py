@@ -77,9 +77,17 @@ _FOREIGN = re.compile(r"tensor\((bfloat16|float[48]\w+|u?int[24])\)")
 class SessionPort(Protocol):
     """An input or output of a session; its shape has names where it is open."""
 
-    name: str
-    shape: Sequence[int | str | None]
-    type: str
+    @property
+    def name(self) -> str:
+        """What it is called."""
+
+    @property
+    def shape(self) -> Sequence[int | str | None]:
+        """Its dims."""
+
+    @property
+    def type(self) -> str:
+        """Such as "tensor(float)"."""
 
 
 class Session(Protocol):

@@ -3,29 +3,41 @@
 from __future__ import annotations
 
 import hashlib
+import weakref
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import onnx
 import onnx_ir as ir
+from numpy.typing import NDArray
 
-from trtq.errors import ArtifactError, MissingDependency
+from trtq.errors import ArtifactError, MissingDependency, UsageError
+from trtq.files import refuse_damage
+from trtq.models.runner import create_runner
+from trtq.models.session import open_session
+from trtq.models.signature import TensorSpec, outputs_of, read_inputs
 from trtq.pipeline.deliver.integrity import read_whole_manifest, refuse_changed
+from trtq.pipeline.deliver.manifest import Manifest
 from trtq.pipeline.deliver.names import ENGINE, REPORT
-from trtq.pipeline.deliver.report import Report, read_report
+from trtq.pipeline.deliver.report import Report, find_model, read_report
 from trtq.pipeline.engine.backend import Backend, split_version
 from trtq.pipeline.engine.backends import BACKENDS
+from trtq.pipeline.engine.feeds import Signature, infer_in_batches, take_feed
 from trtq.pipeline.engine.gpu import find_compute_capability
 from trtq.pipeline.graph.tidy import list_tensors
 
 _AMPERE = 8
+_ANYWHERE = "onnxruntime"
+"""The backend that runs the ONNX file of any build."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class LoadedEngine:
-    """A build folder whose engine fits this machine.
+    """A build folder whose engine fits this machine. As a context manager it gives memory back at the end.
 
     Attributes:
         folder: Where it is.
@@ -33,7 +45,9 @@ class LoadedEngine:
         report: Of the build.
         onnx: The file to run, where the backend runs ONNX itself; None where there is a plan.
         sha256: Of the plan or the ONNX file.
-        weights: SHA-256 of the files with the weights of a large ONNX file, by name.
+        model: The name of the ONNX file with the inputs and outputs of the engine.
+        manifest: Of the folder.
+        is_exact: Whether an ONNX file that was made for another backend is run, each node as it stands.
     """
 
     folder: Path
@@ -41,7 +55,71 @@ class LoadedEngine:
     report: Report
     onnx: Path | None
     sha256: str
-    weights: Mapping[str, str] = field(default_factory=dict)
+    model: str
+    manifest: Manifest
+    is_exact: bool = False
+
+    def __repr__(self) -> str:
+        """Returns what is run, and by whom, in one line."""
+        file = ENGINE if self.onnx is None else self.onnx.name
+        return f"LoadedEngine({str(self.folder)!r}, {self.backend.name} runs {file})"
+
+    def __enter__(self) -> LoadedEngine:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def run(self, inputs: Mapping[str, Any] | Any) -> dict[str, NDArray[Any]]:
+        """Returns the outputs by name for any number of samples along the first axis of the inputs.
+
+        More samples than the engine takes at once are split, fewer are filled up and the outputs cut. The
+        engine is opened by the first call and stays; calls from several threads wait for each other.
+
+        Args:
+            inputs: Arrays by the names of the inputs; or the array itself where there is one input.
+
+        Raises:
+            DataError: A name, a dtype or a shape is not the engine's; or samples must be split or filled up,
+                and an output has no axis of samples.
+            ArtifactError: A file was changed since it was loaded, or the engine does not run.
+            ModelError: ONNX Runtime cannot run the model.
+        """
+        feed = take_feed(self.signature, inputs)
+        with self._running.lock:
+            return infer_in_batches(self.signature, feed, self._running.open(self).infer)
+
+    def close(self) -> None:
+        """Ends what `run` has opened and gives its memory back; a later `run` opens it again."""
+        with self._running.lock:
+            self._running.close()
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        """The inputs: names, dtypes and shapes; an open dim has a name or is None."""
+        return self.signature.inputs
+
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        """The outputs, likewise."""
+        return self.signature.outputs
+
+    @cached_property
+    def signature(self) -> Signature:
+        """What the engine takes and gives, and how many samples at once.
+
+        Raises:
+            ArtifactError: The ONNX file that says so is not there, or was changed.
+        """
+        content = self._read(self.model, self.manifest.outputs.get(self.model, ""))
+        with refuse_damage(ArtifactError, f"{self.folder / self.model} is not a whole model; build again"):
+            model = ir.from_proto(onnx.load_model_from_string(content))
+        profiles = self.report.engine.profiles
+        return Signature(read_inputs(model), outputs_of(model), profiles, is_bound=self.onnx is None)
+
+    @cached_property
+    def _running(self) -> _Running:
+        return _Running()
 
     def runner(self, name: str) -> Any:
         """Returns a Polygraphy runner of the engine; what is run is what was hashed.
@@ -50,13 +128,15 @@ class LoadedEngine:
             ArtifactError: The file was changed since it was loaded, or engines of this backend are not run.
         """
         if self.onnx is not None:
-            content = self._read(self.onnx.name, self.sha256)
-            return self.backend.model_runner(self._put_weights(content) if self.weights else content, name)
-        found = self.backend.runner(self.plan(), name)
+            model = self._put_weights(self._read(self.onnx.name, self.sha256))
+            if self.is_exact:
+                return create_runner(open_session(model, optimize=False), name)
+            return self.backend.model_runner(model, name)
+        found = self.backend.engine_runner(self.plan(), name)
         if found is None:
             raise ArtifactError(
                 f"{self.folder / ENGINE} is an engine of {self.backend.name}, which trtq does not run; "
-                f"take model.{self.report.precision}.onnx of the same folder"
+                f"take {self.model} of the same folder"
             )
         return found
 
@@ -79,13 +159,14 @@ class LoadedEngine:
             raise ArtifactError(f"{path} was changed since it was loaded; load the folder again")
         return content
 
-    def _put_weights(self, content: bytes) -> ir.Model:
-        """Returns the model of an ONNX file with the weights of other files in it, which are read once."""
-        files = {name: self._read(name, sha256) for name, sha256 in self.weights.items()}
+    def _put_weights(self, content: bytes) -> ir.Model | bytes:
+        """Returns an ONNX file, or its model with the weights of another file in it, which is read once."""
+        assert self.onnx is not None
+        digests = self.manifest.outputs
+        files = {name: self._read(name, digests[name]) for name in _name_weights(self.onnx, digests)}
         model = onnx.load_model_from_string(content)
-        for tensor in list_tensors(model):
-            if tensor.data_location != onnx.TensorProto.EXTERNAL:
-                continue
+        outside = [item for item in list_tensors(model) if item.data_location == onnx.TensorProto.EXTERNAL]
+        for tensor in outside:
             where = {entry.key: entry.value for entry in tensor.external_data}
             if where.get("location") not in files:
                 raise ArtifactError(
@@ -96,22 +177,48 @@ class LoadedEngine:
             tensor.raw_data = data[start : start + int(where.get("length", len(data)))]
             tensor.data_location = onnx.TensorProto.DEFAULT
             del tensor.external_data[:]
-        return ir.from_proto(model)
+        return ir.from_proto(model) if outside else content
 
 
-def load(folder: Path | str, *, key: Path | str | None = None) -> LoadedEngine:
+class _Running:
+    """The open engine of a `LoadedEngine`, and the lock of who uses it."""
+
+    def __init__(self) -> None:
+        self.lock = Lock()
+        self._end: weakref.finalize[..., Any] | None = None
+        self._runner: Any = None
+
+    def open(self, engine: LoadedEngine) -> Any:
+        """Returns a runner at work, the same one until it is closed, which the end of the engine does too."""
+        if self._end is None or not self._end.alive:
+            self._runner = engine.runner("engine")
+            self._runner.activate()
+            self._end = weakref.finalize(engine, self._runner.deactivate)
+        return self._runner
+
+    def close(self) -> None:
+        """Ends the runner, if there is one."""
+        if self._end is not None:
+            self._end()
+        self._runner = None
+
+
+def load(folder: Path | str, *, key: Path | str | None = None, backend: str | None = None) -> LoadedEngine:
     """Returns the engine of a build folder.
 
     Args:
         folder: Of a build.
         key: A public Ed25519 key in PEM that must have signed the folder; None: signatures are not checked.
+        backend: Who runs it; None: what it was built for. "onnxruntime" runs the Q/DQ model of any build on
+            the CPU, each node as it stands.
 
     Raises:
         ArtifactError: The folder is not a build, a file that is needed was changed since or lies outside, the
-            key is given and has not signed it, or the engine was built by another version or for another GPU
-            than those here: both are named.
-        UsageError: The key cannot be used.
-        MissingDependency: Its backend does not work here, or a key is given without `cryptography`.
+            key is given and has not signed it, the engine was built by another version or for another GPU
+            than those here (both are named), or the folder has no model for ONNX Runtime.
+        UsageError: The key cannot be used, or the folder cannot be run by this backend.
+        MissingDependency: Its engine does not run here (what does is named), or a key is given without
+            `cryptography`.
     """
     folder = Path(folder)
     manifest = read_whole_manifest(folder, key=key)
@@ -120,26 +227,59 @@ def load(folder: Path | str, *, key: Path | str | None = None) -> LoadedEngine:
     name, _, built_by = report.backend.partition(" ")
     if name not in BACKENDS:
         raise ArtifactError(f"{folder} was built by {name!r}, which this trtq does not know")
-    backend = BACKENDS[name]
+    if backend not in (None, name, _ANYWHERE):
+        others = "" if name == _ANYWHERE else f", or {_ANYWHERE} for its ONNX model"
+        raise UsageError(
+            f"{folder} was built for {name}, it cannot be run by {backend!r}; take {name}{others}"
+        )
     path = folder / report.engine.path
     if path.name != report.engine.path or path.name in ("", ".."):
         raise ArtifactError(
             f"{folder / REPORT} names the engine {report.engine.path!r}, which is not a file of the folder; "
             f"build again"
         )
-    beside = {f"{path.name}.data"} & set(manifest.outputs)
-    refuse_changed(folder, manifest, path.name, *beside)
-    if reason := backend.why_not():
-        raise MissingDependency(f"backend {name}, for {folder}: {reason}")
+    model = find_model(report, manifest.outputs)
+    is_exact = backend == _ANYWHERE != name
+    if is_exact:
+        path = folder / _find_runnable(folder, report, manifest.outputs)
+    refuse_changed(folder, manifest, path.name, *_name_weights(path, manifest.outputs))
+    chosen = BACKENDS[_ANYWHERE if is_exact else name]
+    if reason := chosen.why_not_run():
+        raise MissingDependency(
+            f"backend {chosen.name}, for {folder}: {reason}{_offer(report, manifest.outputs)}"
+        )
     is_plan = path.name == ENGINE
     if is_plan:
         options = manifest.find_setting("target", "options")
-        _refuse_misfit(
-            path, report, built_by, backend.version(), options if isinstance(options, dict) else {}
+        _refuse_misfit(path, report, built_by, chosen.version(), options if isinstance(options, dict) else {})
+    sha256, onnx_file = manifest.outputs[path.name], None if is_plan else path
+    return LoadedEngine(folder, chosen, report, onnx_file, sha256, model, manifest, is_exact)
+
+
+def _name_weights(path: Path, digests: Mapping[str, str]) -> list[str]:
+    """Returns the file with the weights of a large ONNX file, if it has one."""
+    return [name for name in (f"{path.name}.data",) if name in digests]
+
+
+def _find_runnable(folder: Path, report: Report, digests: Mapping[str, str]) -> str:
+    """Returns the name of the ONNX file that computes what the engine does."""
+    name = find_model(report, digests)
+    if name != f"model.{report.precision}.onnx":
+        raise ArtifactError(
+            f"{folder} holds no model.{report.precision}.onnx that {_ANYWHERE} could run: TensorRT quantized "
+            f"the float model itself; build with --quantization explicit"
         )
-    weights = {name: manifest.outputs[name] for name in beside}
-    return LoadedEngine(
-        folder, backend, report, None if is_plan else path, manifest.outputs[path.name], weights
+    return name
+
+
+def _offer(report: Report, digests: Mapping[str, str]) -> str:
+    """Returns what can be run here in place of an engine."""
+    name = find_model(report, digests)
+    if report.engine.path != ENGINE or name != f"model.{report.precision}.onnx" or name not in digests:
+        return ""
+    return (
+        f'; {name} of the same folder runs on the CPU, with load(..., backend="{_ANYWHERE}") or '
+        f"trtq run --backend {_ANYWHERE}"
     )
 
 

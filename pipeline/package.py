@@ -21,8 +21,8 @@ from trtq.models.toml import read_table
 from trtq.numbers import format_shape
 from trtq.pipeline.deliver.integrity import read_intact_manifest
 from trtq.pipeline.deliver.manifest import NAME, Manifest
-from trtq.pipeline.deliver.names import ENGINE, FLOAT
-from trtq.pipeline.deliver.report import Report, read_report
+from trtq.pipeline.deliver.names import ENGINE
+from trtq.pipeline.deliver.report import Report, find_model, read_report
 from trtq.pipeline.deliver.triton.config import ModelConfig, Serving, find_largest_batch, list_ports
 from trtq.pipeline.deliver.triton.repository import (
     InstalledModel,
@@ -169,10 +169,7 @@ def _read(folder: Path, key: Path | str | None) -> _Build:
     """Returns the build; one that is not as it was built, and signed if there is a key, is refused."""
     manifest = read_intact_manifest(folder, key=key)
     report = read_report(folder)
-    onnx = report.engine.path
-    if onnx == ENGINE:
-        names = (f"model.{report.precision}.onnx", FLOAT, "model.fp16.onnx")
-        onnx = next((name for name in names if name in manifest.outputs), "model.onnx")
+    onnx = find_model(report, manifest.outputs)
     for name in (report.engine.path, onnx):
         if name not in manifest.outputs:
             raise ArtifactError(f"{folder} has no {name} by its {NAME}; build again")

@@ -13,7 +13,13 @@ import trtq
 import trtq.errors
 from trtq.cli import main
 
-NAMES = {"build-all": None, "cache": "export_cache", "demo": "write_demo", "plan": "plan_model"}
+NAMES = {
+    "build-all": None,
+    "cache": "export_cache",
+    "completion": None,
+    "demo": "write_demo",
+    "plan": "plan_model",
+}
 """Commands whose function has another name; several builds are several calls."""
 
 

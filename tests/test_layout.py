@@ -50,10 +50,14 @@ STAGES = ("formats", "graph", "rewrite", "engine", "judge", "deliver")
 """The folders of the pipeline in the order of the work; each may import from itself and those before it."""
 COMMANDS = {
     "bench", "build", "build_all", "cache", "calibrate", "compare", "doctor", "export", "inspect", "lint",
-    "load", "migrate", "package", "plan", "quantize", "report", "sensitivity", "sign", "verify",
+    "load", "migrate", "package", "plan", "quantize", "report", "run", "sensitivity", "sign", "verify",
 }  # fmt: skip
 """What lies in the pipeline beside the stages: one file or folder a command, and `load`, which has none."""
-ELSEWHERE = {"demo": "models/demo.py", "merge-statistics": "calibrators/statistics_file.py"}
+ELSEWHERE = {
+    "demo": "models/demo.py",
+    "merge-statistics": "calibrators/statistics_file.py",
+    "completion": "src/trtq/cli/completion.py",
+}
 """Commands that need nothing of the pipeline."""
 UNNAMED = {"build_all", "cache", "plan"}
 """Commands whose functions have other names, or which have none."""

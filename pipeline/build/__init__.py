@@ -5,10 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
+
+import onnx
+import onnx_ir as ir
 
 from trtq.calibrators.ranges import Ranges
 from trtq.models.spec import ModelSpec
+from trtq.pipeline.build.arguments import gather_arguments
 from trtq.pipeline.build.comparison import EnginePlan, compare_job, name_to_judge
+from trtq.pipeline.build.delivery import choose_places
 from trtq.pipeline.build.engine import EngineBuild, build_engine, find_layers_without_kernel
 from trtq.pipeline.build.folder import measure_sizes, write_folder
 from trtq.pipeline.build.found import revise
@@ -41,7 +47,8 @@ _MOST_REBUILDS = 2
 
 
 def build(
-    model: Path | str,
+    model: Path | str | onnx.ModelProto | ir.Model,
+    data: Any = None,
     *,
     spec: ModelSpec | None = None,
     target: Target | None = None,
@@ -50,6 +57,7 @@ def build(
     sign_key: Path | str | None = None,
     watcher: Watcher | None = None,
     workers: Workers | None = None,
+    **options: Any,
 ) -> Report:
     """Builds an engine, compares it with the float model, and returns the report.
 
@@ -58,35 +66,46 @@ def build(
     used again where their inputs are the same. The verdict of the report says whether the gate holds.
 
     Args:
-        model: The ONNX file.
+        model: The ONNX file; or the model itself, which is saved beside the output.
+        data: What calibrates it: what `--calib-data` takes; or an array, a dict of arrays or an iterable of
+            dicts, which are saved beside the output. None: what the settings name.
         spec: The model's settings; None: read from `<name>.toml` or `model.toml` beside it.
         target: What is built; None: INT8 with the first engine builder that works here.
-        output: The folder; None: `<name>.trtq` beside the model.
+        output: The folder; None: `<name>.trtq` beside the model. A file that ends in .engine, .plan or .trt
+            gets a copy of the engine unless the gate fails; the folder then lies beside it.
         random_data: Calibrate with random numbers, to try a build; the verdict is then "unverified".
         sign_key: A private Ed25519 key in PEM that signs the folder, unless the gate fails. Of an earlier
             build, only what this key has signed is used again.
         watcher: Hears of the progress.
         workers: Who share the calibration and the trials: `trtq.Processes` or `trtq.Ray`; None: threads of
             this process. The ranges are the same.
+        **options: Every option of `trtq build`, with underscores for its dashes, in place of what `spec` and
+            `target` say: int8=True, skip=["^head"], min_cosine=0.999, backend="onnxruntime".
 
     Raises:
         ModelError, DataError, UsageError: Something that was given cannot be used.
-        ArtifactError: The output folder cannot be written, or is not trtq's.
+        ArtifactError: The output cannot be written, or its folder is not trtq's.
         BuildError: The engine was not built.
         MissingDependency: The engine builder, or what signs, is not installed.
         WorkerError: The workers cannot be reached, or died.
     """
     private = read_private_key(Path(sign_key)) if sign_key is not None else None
     log = Log(watcher or Silent())
-    job = prepare(Path(model), spec, target or Target(), output, random_data, log)
+    given = gather_arguments(model, data, output, spec, target, options)
+    places = choose_places(output)
+    job = prepare(given.model, given.spec, given.target, places.folder, random_data, log)
+    places.check(job)
     job = replace(job, workers=workers)
     earlier = find_earlier(job.folder, job.keys, private)
     if earlier is not None and "everything" in earlier.same:
         log.note(f"nothing has changed since {job.folder} was built")
-        return replace(
+        known = replace(
             earlier.report, model=str(job.graph.path), output=str(job.folder), reused=("everything",)
         )
+        places.deliver(known)
+        return known
     result = run_job(job, log, earlier)
+    places.deliver(result)
     if sign_key is not None and result.verdict != "fail":
         sign(job.folder, sign_key)
     return result

@@ -67,14 +67,30 @@ def _find_reference(job: Job) -> dict[str, Path]:
     return {GIVEN if reference is None and job.has_given else "fp32": Path(reference or job.graph.path)}
 
 
+def name_models(job: Job) -> tuple[str, ...]:
+    """Returns the names of the files that `write_models` writes."""
+    own = f"model.{job.name}.onnx"
+    if job.is_as_given:
+        return (own,)
+    is_fp16 = job.target.precision == "fp16"
+    half = ("model.fp16.onnx",) if is_fp16 or _has_baseline(job) else ()
+    if job.is_implicit or (is_fp16 and not job.strategy.is_typed):
+        return (*half, FLOAT)
+    return half if is_fp16 else (*half, own)
+
+
+def _has_baseline(job: Job) -> bool:
+    """Returns whether the model is compared with its FP16 form too."""
+    is_alone = not job.has_given or GIVEN in _find_reference(job)  # else it differs by the model's own Q/DQ
+    return is_alone and (job.target.form is not None or job.evaluation is not None)
+
+
 def _write_all(job: Job, ranges: Ranges | None, stage: Path) -> ModelFiles:
     target, strategy = job.target, job.strategy
     baseline = convert_floats(job.graph.model, FP16, ranges, keep_fp32=job.spec.layers.keep_fp32)
     kept_fp32 = baseline.kept_fp32 if strategy.rest is FP16 else ()
     files = _find_reference(job)
-    is_alone = not job.has_given or GIVEN in files  # else FP16 differs by the model's own Q/DQ too
-    is_wanted = target.form is not None or job.evaluation is not None
-    if target.precision == "fp16" or (is_wanted and is_alone):
+    if target.precision == "fp16" or _has_baseline(job):
         files["fp16"] = _write(baseline.model, stage / "model.fp16.onnx")
     if job.is_implicit or (target.precision == "fp16" and not strategy.is_typed):
         return ModelFiles(files, _write(job.graph.model, stage / FLOAT), job.graph.model, kept_fp32)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,8 @@ from typing import Any
 from trtq.json import FileKind, Measured
 from trtq.kept import Fallback, KeptFp32, KeptNode
 from trtq.models.spec import InputSpec
-from trtq.pipeline.deliver.names import ENGINE, REPORT
+from trtq.pipeline.deliver.names import ENGINE, FLOAT, REPORT
+from trtq.pipeline.deliver.notebook import verdict_to_html
 from trtq.records import LogitsComparison, OutputComparison, Repairs
 
 SCHEMA_VERSION = 2
@@ -255,6 +256,18 @@ class Report:
     given: tuple[KeptNode, ...] = ()
     quantized_macs: float | None = None
 
+    def __repr__(self) -> str:
+        """Returns the verdict and what was built, in one line."""
+        return f"<Report {self.verdict.upper()}: {self._describe()}>"
+
+    def _repr_html_(self) -> str:
+        """Returns what a notebook shows."""
+        return verdict_to_html(self.verdict, self._describe(), self.reasons, self.comparison)
+
+    def _describe(self) -> str:
+        covered = f", {self.engine.coverage}" if self.engine.coverage else ""
+        return f"{self.model} in {self.precision.upper()} by {self.backend}{covered}: {self.output}"
+
     @property
     def is_quantized(self) -> bool:
         """Whether layers are asked to run on codes; not FP16, nor weights alone."""
@@ -306,3 +319,16 @@ def read_report(path: Path | str) -> Report:
     """
     path = Path(path)
     return FILE.read(path / REPORT if path.is_dir() else path)
+
+
+def find_model(report: Report, names: Collection[str]) -> str:
+    """Returns the name of the ONNX file of a build that has the inputs and outputs of its engine.
+
+    Args:
+        report: Of the build.
+        names: The files of the folder.
+    """
+    if report.engine.path != ENGINE:
+        return report.engine.path
+    known = (f"model.{report.precision}.onnx", FLOAT, "model.fp16.onnx")
+    return next((name for name in known if name in names), "model.onnx")

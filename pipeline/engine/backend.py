@@ -212,6 +212,10 @@ class Backend(ABC):
         """Returns why the backend cannot build here and what to do; empty if it can."""
         return ""
 
+    def why_not_run(self) -> str:
+        """Returns why engines of this backend do not run here; empty if they do."""
+        return self.why_not()
+
     def takes_types(self) -> bool:
         """Returns whether it computes in the types of the graph, so that FP16 must stand in the graph."""
         return True
@@ -237,8 +241,12 @@ class Backend(ABC):
         return False
 
     def runner(self, plan: bytes, name: str) -> Any:
-        """Returns a Polygraphy runner of an engine, named so; None if engines are not run here."""
+        """Returns a Polygraphy runner of an engine, named so; None if a build is not judged by running it."""
         return None
+
+    def engine_runner(self, plan: bytes, name: str) -> Any:
+        """Returns a Polygraphy runner of an engine, named so, for who uses it."""
+        return self.runner(plan, name)
 
     def model_runner(self, model: ir.Model | Path | bytes, name: str) -> Any:
         """Returns a Polygraphy runner of the model, named so, where that is the engine; else None."""

@@ -1,4 +1,4 @@
-"""The few calls of CUDA's driver that timing an engine needs: memory, a stream, events, graphs.
+"""The few calls of CUDA's driver that running and timing an engine needs: memory, a stream, events, graphs.
 
 The driver is on every machine that has a GPU, whatever Python packages are there. Names and signatures are
 those of CUDA's driver API reference; `_v2` marks its current version of a call.
@@ -40,7 +40,8 @@ class Cuda:
             self._call("cuInit", c_uint(0))
             self._call("cuDeviceGet", byref(device), c_int(0))
             self._call("cuDevicePrimaryCtxRetain", byref(context), device)
-            self._call("cuCtxSetCurrent", context)
+            self._context = context
+            self.enter()
             self._call("cuStreamCreate", byref(stream), c_uint(1))  # one that waits for no other
         except ArtifactError as error:
             raise MissingDependency(
@@ -49,8 +50,12 @@ class Cuda:
         self.stream = int(stream.value or 0)
         self._events = [self._event() for _ in range(2 * MOST_RUNS)]
 
+    def enter(self) -> None:
+        """Has the calls of this thread go to the GPU; those of the thread that took hold of it do already."""
+        self._call("cuCtxSetCurrent", self._context)
+
     def allocate(self, num_bytes: int) -> int:
-        """Returns the address of memory on the GPU, which lives as long as this process."""
+        """Returns the address of memory on the GPU, which lives until it is freed or this process ends."""
         pointer = c_void_p()
         self._call("cuMemAlloc_v2", byref(pointer), c_size_t(max(1, num_bytes)))
         return int(pointer.value or 0)
@@ -61,6 +66,16 @@ class Cuda:
         source, size = c_void_p(flat.ctypes.data), c_size_t(flat.nbytes)
         self._call("cuMemcpyHtoDAsync_v2", c_void_p(pointer), source, size, c_void_p(self.stream))
         self.synchronize()
+
+    def download(self, pointer: int, array: NDArray[Any]) -> None:
+        """Fills an array, which lies in C order, from memory on the GPU; it is filled when this returns."""
+        target, size = c_void_p(array.ctypes.data), c_size_t(array.nbytes)
+        self._call("cuMemcpyDtoHAsync_v2", target, c_void_p(pointer), size, c_void_p(self.stream))
+        self.synchronize()
+
+    def free(self, pointer: int) -> None:
+        """Gives memory on the GPU back."""
+        self._call("cuMemFree_v2", c_void_p(pointer))
 
     def used_bytes(self) -> int:
         """Returns how much memory of the GPU is in use, by all processes."""

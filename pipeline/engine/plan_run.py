@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from trtq.errors import ArtifactError
 from trtq.pipeline.engine.cuda import MOST_RUNS, Cuda
+from trtq.pipeline.engine.plan import OpenedPlan
 
 MODULES: Mapping[str, str] = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 """By backend: the Python module that runs its plans."""
@@ -45,17 +46,9 @@ class PlanRun:
         """
         used = cuda.used_bytes()
         self._cuda = cuda
-        self._logger = _logger(trt)
-        self._runtime = trt.Runtime(self._logger)
-        self._runtime.engine_host_code_allowed = True  # a version-compatible engine brings its runtime
-        self._engine = self._runtime.deserialize_cuda_engine(plan)
-        if self._engine is None:
-            raise ArtifactError(f"{trt.__name__} {trt.__version__} does not load it: {self._words()}")
-        self._context = _context(trt, self._engine)
-        if self._context is None:
-            raise ArtifactError(f"{trt.__name__} {trt.__version__} gives it no context: {self._words()}")
+        self._plan = OpenedPlan(trt, plan)
         self._kept = list[NDArray[Any]]()  # what lies on the host is read while the engine runs
-        inputs = feed if feed is not None else _ones(trt, self._engine)
+        inputs = feed if feed is not None else _ones(trt, self._plan)
         self.shapes = {name: array.shape for name, array in inputs.items()}
         self._bind(trt, inputs)
         self._enqueue = self._run
@@ -79,35 +72,26 @@ class PlanRun:
         return times, passed
 
     def _bind(self, trt: ModuleType, inputs: Mapping[str, NDArray[Any]]) -> None:
-        engine, context = self._engine, self._context
-        names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
-        wanted = [name for name in names if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT]
-        if sorted(wanted) != sorted(inputs):
-            raise ArtifactError(f"the engine takes {', '.join(wanted)}, it was given {', '.join(inputs)}")
+        plan = self._plan
+        plan.take_shapes(inputs)
         for name, array in inputs.items():
-            if not context.set_input_shape(name, tuple(array.shape)):
-                raise ArtifactError(f"the engine has no profile for {name} {array.shape}: {self._words()}")
-            self._place(trt, name, _typed(trt, engine.get_tensor_dtype(name), array))
-        if missing := context.infer_shapes():
-            raise ArtifactError(
-                f"the engine's shapes do not follow from the inputs without {', '.join(missing)}"
-            )
-        for name in set(names) - set(inputs):
-            self._place(trt, name, np.zeros(max(1, context.get_max_output_size(name)), np.uint8))
+            self._place(name, _typed(trt, plan.engine.get_tensor_dtype(name), array))
+        plan.require_shapes()
+        for name in plan.outputs:
+            self._place(name, np.zeros(max(1, plan.context.get_max_output_size(name)), np.uint8))
 
-    def _place(self, trt: ModuleType, name: str, array: NDArray[Any]) -> None:
+    def _place(self, name: str, array: NDArray[Any]) -> None:
         """Puts an input, or room for an output, where the engine looks for it."""
-        if self._engine.get_tensor_location(name) == trt.TensorLocation.HOST:
+        if self._plan.is_on_host(name):
             self._kept.append(np.ascontiguousarray(array))
             pointer = self._kept[-1].ctypes.data
         else:
             pointer = self._cuda.allocate(array.nbytes)
             self._cuda.upload(pointer, array)
-        self._context.set_tensor_address(name, pointer)
+        self._plan.context.set_tensor_address(name, pointer)
 
     def _run(self) -> None:
-        if not self._context.execute_async_v3(self._cuda.stream):
-            raise ArtifactError(f"the engine does not run: {self._words()}")
+        self._plan.enqueue(self._cuda.stream)
 
     def _capture(self) -> str:
         """Has runs launched as one CUDA graph; returns "yes", or why they are not."""
@@ -116,19 +100,6 @@ class PlanRun:
         except ArtifactError as error:
             return f"no: {error}"
         return "yes"
-
-    def _words(self) -> str:
-        return "; ".join(self._logger.lines[-4:]) or "it gave no reason"
-
-
-def _context(trt: ModuleType, engine: Any) -> Any:
-    """Returns a context; TensorRT-RTX compiles kernels for the shapes at once, not beside the first runs."""
-    strategies = getattr(trt, "DynamicShapesKernelSpecializationStrategy", None)
-    if strategies is None:
-        return engine.create_execution_context()
-    config = engine.create_runtime_config()
-    config.dynamic_shapes_kernel_specialization_strategy = strategies.EAGER
-    return engine.create_execution_context(config)
 
 
 def _typed(trt: ModuleType, dtype: Any, array: NDArray[Any]) -> NDArray[Any]:
@@ -139,11 +110,9 @@ def _typed(trt: ModuleType, dtype: Any, array: NDArray[Any]) -> NDArray[Any]:
         return array
 
 
-def _ones(trt: ModuleType, engine: Any) -> dict[str, NDArray[Any]]:
-    feed = {}
-    for name in (engine.get_tensor_name(index) for index in range(engine.num_io_tensors)):
-        if engine.get_tensor_mode(name) != trt.TensorIOMode.INPUT:
-            continue
+def _ones(trt: ModuleType, plan: OpenedPlan) -> dict[str, NDArray[Any]]:
+    feed, engine = {}, plan.engine
+    for name in plan.inputs:
         shape = tuple(engine.get_tensor_shape(name))
         if min(shape, default=0) < 0:
             shape = tuple(engine.get_tensor_profile_shape(name, 0)[1])
@@ -154,18 +123,3 @@ def _ones(trt: ModuleType, engine: Any) -> dict[str, NDArray[Any]]:
                 f"input {name} of the engine cannot be made up: {error}; give its model too"
             ) from error
     return feed
-
-
-def _logger(trt: ModuleType) -> Any:
-    """Returns a logger that keeps errors and warnings."""
-
-    class Logger(trt.ILogger):  # type: ignore[misc, name-defined]
-        def __init__(self) -> None:
-            trt.ILogger.__init__(self)
-            self.lines = list[str]()
-
-        def log(self, severity: Any, message: str) -> None:
-            if severity <= trt.ILogger.Severity.WARNING:
-                self.lines.append(" ".join(message.split()))
-
-    return Logger()

@@ -1,14 +1,20 @@
-"""TensorRT-RTX: builds engines without a GPU, takes precision from the graph only."""
+"""TensorRT-RTX: builds engines without a GPU and runs them on one, takes precision from the graph only."""
 
 from __future__ import annotations
 
+import importlib
 import importlib.metadata
 import importlib.util
 from collections.abc import Mapping
+from typing import Any
 
 from trtq.errors import MissingDependency
+from trtq.models.runner import create_runner
 from trtq.pipeline.engine.backend import Backend, BuildRequest, BuiltEngine
+from trtq.pipeline.engine.cuda import Cuda
+from trtq.pipeline.engine.gpu import explain_missing_gpu
 from trtq.pipeline.engine.kernels import parse_log
+from trtq.pipeline.engine.plan_session import PlanSession
 from trtq.pipeline.engine.process import Flavour, run, run_in_child
 
 _FLAVOUR = Flavour("tensorrt_rtx", "TensorRT-RTX", inspects=False)
@@ -41,9 +47,18 @@ class TensorRtRtx(Backend):
             return "tensorrt_rtx is not installed; pip install 'trtq[rtx]' (builds without a GPU)"
         return ""
 
+    def why_not_run(self) -> str:
+        """Returns why engines do not run here: without a GPU they are only built."""
+        missing = explain_missing_gpu()
+        return self.why_not() or (missing and f"its engines run on an NVIDIA GPU, and {missing} here")
+
     def build(self, request: BuildRequest) -> BuiltEngine:
         """Returns the engine; see `Backend.build`."""
         if reason := self.why_not():
             raise MissingDependency(f"backend {self.name}: {reason}")
         outcome = run(_FLAVOUR, request, run_in_child(_FLAVOUR))
         return BuiltEngine(outcome.plan, tuple(parse_log(outcome.answer["layers"])), outcome.warnings)
+
+    def engine_runner(self, plan: bytes, name: str) -> Any:
+        """Returns a Polygraphy runner of an engine, over the bindings of the wheel."""
+        return create_runner(PlanSession(importlib.import_module("tensorrt_rtx"), plan, Cuda()), name)

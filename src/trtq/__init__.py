@@ -2,8 +2,8 @@
 
     import trtq
 
-    report = trtq.build("model.onnx", spec=trtq.ModelSpec(calibration=trtq.CalibrationSpec(data="calib.npz")))
-    print(report.verdict, report.engine.num_realized)
+    report = trtq.build("model.onnx", "calibration.npz", int8=True, min_cosine=0.99)
+    outputs = trtq.load(report.output).run({"x": array})
 
 Names are imported when they are first used: `import trtq` itself loads nothing heavy.
 """
@@ -53,6 +53,9 @@ if TYPE_CHECKING:
     from trtq.pipeline.bench.runnables import RunOptions as RunOptions
     from trtq.pipeline.bench.turns import Schedule as Schedule
     from trtq.pipeline.build import build as build
+    from trtq.pipeline.build.dry import BuildPlan as BuildPlan
+    from trtq.pipeline.build.dry import PlannedData as PlannedData
+    from trtq.pipeline.build.dry import plan_build as plan_build
     from trtq.pipeline.cache import export_cache as export_cache
     from trtq.pipeline.calibrate import calibrate as calibrate
     from trtq.pipeline.calibrate import estimate_ranges as estimate_ranges
@@ -93,6 +96,8 @@ if TYPE_CHECKING:
     from trtq.pipeline.plan import plan_params as plan_params
     from trtq.pipeline.quantize import quantize as quantize
     from trtq.pipeline.report import report as report
+    from trtq.pipeline.run import RunOutcome as RunOutcome
+    from trtq.pipeline.run import run as run
     from trtq.pipeline.sensitivity import sensitivity as sensitivity
     from trtq.pipeline.sign import sign as sign
     from trtq.pipeline.verify import verify as verify

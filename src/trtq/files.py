@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import hashlib
 import os
+import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -57,6 +58,25 @@ def write_atomically(path: Path, data: bytes) -> None:
         raise ArtifactError(
             f"cannot write {path}: {error.strerror or error}; "
             f"its folder must exist, be writable and have room for {len(data)} bytes"
+        ) from error
+
+
+def copy_atomically(source: Path, path: Path) -> None:
+    """Copies a file whole, or leaves what was there as it was, as `write_atomically` does.
+
+    Raises:
+        ArtifactError: The file cannot be read or written.
+    """
+    try:
+        with open_temporary_file(path) as temporary:
+            shutil.copyfile(source, temporary)
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
+            temporary.replace(path)
+    except OSError as error:
+        raise ArtifactError(
+            f"cannot copy {source} to {path}: {error.strerror or error}; its folder must exist, be "
+            f"writable and have room for it"
         ) from error
 
 

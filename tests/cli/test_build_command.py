@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 from click.testing import Result
-from command_line import METHOD, trtq
+from command_line import METHOD, lines_of, trtq
+
+from trtq.pipeline.engine.gpu import explain_missing_gpu
 
 QUICK = (
     "--repair", "none", "--calib-method", "minmax", "--calib-samples", "64", "--eval-samples", "64",
@@ -20,6 +22,11 @@ note: settings are read from DIR/model.toml
 note: raised the opset from 18 to 19
 note: input 'image' is dynamic: profile from the data, min 1x1x8x8, opt 8x1x8x8, max 8x1x8x8; others with \
 --min-shapes, --opt-shapes, --max-shapes
+"""
+ON_CPU = " --backend onnxruntime" if explain_missing_gpu() else ""
+NEXT = f"""\
+page DIR/model.trtq/report.html
+run trtq run DIR/model.trtq --data DIR/evaluation.npz -o outputs.npz{ON_CPU}
 """
 UNCHANGED = (
     "note: settings are read from DIR/model.toml\nnote: raised the opset from 18 to 19\n"
@@ -83,7 +90,7 @@ def test_demo_does_not_overwrite_other_files(tmp_path: Path) -> None:
 
 def test_build_prints_the_report(first: Result, plain: Callable[[str], str]) -> None:
     assert first.exit_code == 0
-    assert plain(first.stdout) == f"{REPORT}written to DIR/model.trtq\nPASS # of the MACs run in INT8\n"
+    assert plain(first.stdout) == f"{REPORT}written to DIR/model.trtq\nPASS # of the MACs run in INT8\n{NEXT}"
     assert plain(first.stderr) == NOTES
 
 
@@ -92,9 +99,48 @@ def test_build_says_when_nothing_has_changed(model: Path, plain: Callable[[str],
     assert result.exit_code == 0
     assert plain(result.stdout) == (
         f"{REPORT}used again from the earlier build: everything\nwritten to DIR/model.trtq\n"
-        "PASS # of the MACs run in INT8\n"
+        f"PASS # of the MACs run in INT8\n{NEXT}"
     )
     assert plain(result.stderr) == UNCHANGED
+
+
+def test_a_dry_run_shows_the_plan_and_writes_nothing(demo_folder: Path) -> None:
+    before = sorted(demo_folder.rglob("*"))
+    arguments = (
+        "build",
+        demo_folder / "model.onnx",
+        "--dry-run",
+        "--skip",
+        "^head",
+        "-o",
+        demo_folder / "e.engine",
+    )
+    result = trtq(*arguments)
+    assert result.exit_code == 0
+    output, lines = demo_folder / "e.trtq", lines_of(result.stdout)
+    assert lines[0] == f"model {demo_folder / 'model.onnx'}"
+    assert lines[2].startswith("engine INT8 + FP16 by tensorrt-rtx ")
+    assert lines[3:6] == [
+        f"calibration {demo_folder / 'calibration.npz'} (512 samples)",
+        "ranges by auto; repairs: equalize, smooth, shift, bias, weights",
+        f"evaluation {demo_folder / 'evaluation.npz'} (600 samples)",
+    ]
+    assert lines[6] == (
+        "gate cosine of every output at least 0.99; top-1 at most 1 points lower, where there are labels"
+    )
+    assert lines[7].startswith("quantized ")
+    assert "stays 1 layer: skipped by '^head'" in lines
+    assert "profile image: from the data" in lines
+    assert (
+        f"writes {output}: model.engine, model.fp16.onnx, model.int8.onnx, ranges.json"
+        in result.stdout.replace("  ", "")
+    )
+    assert f"{demo_folder / 'e.engine'}, unless the gate fails" in lines
+    assert lines[-1] == "nothing was written: --dry-run"
+    document = json.loads(trtq(*arguments, "--json", "-q").stdout)
+    assert document["calibration"] == {"origin": str(demo_folder / "calibration.npz"), "num_samples": 512}
+    assert trtq(*arguments, "-q").output == ""
+    assert sorted(demo_folder.rglob("*")) == before
 
 
 def test_build_prints_nothing_when_quiet(model: Path) -> None:
@@ -151,7 +197,11 @@ def test_build_without_a_builder_names_the_layers_that_do_not_run_in_int8(
     (fallen,) = re.findall(r"^(\S+ \(.*\).*) run as Float: ONNX Runtime has kernels", shown, re.MULTILINE)
     more = re.search(r" and (\d+) more$", fallen)
     assert fallen.count(" (") + int(more[1] if more else 0) == 11 - int(covered[1]) > 0
-    assert shown.endswith("\nPASS, but only # of the MACs run in INT8\n")
+    verdict, page, advice, run = shown.splitlines()[-4:]
+    assert verdict == "PASS, but only # of the MACs run in INT8"
+    assert page == f"page {tmp_path / 'out' / 'report.html'}"
+    assert advice == "try trtq inspect DIR/model.onnx --placement # why layers stay float"
+    assert run == f"run trtq run {tmp_path / 'out'} --data DIR/evaluation.npz -o outputs.npz"
 
 
 @pytest.mark.slow
@@ -171,7 +221,7 @@ def test_build_of_fp16_alone_compares_fp16_alone(
         "sizes model.onnx # kB model.fp16.onnx # kB model.engine # kB\n"
         "times calibrate # s quantize # s build # s compare # s\n"
         "written to PLACE/half\n"
-        "PASS\n"
+        "PASS\n" + NEXT.replace("DIR/model.trtq", "PLACE/half")
     )
 
 
@@ -188,7 +238,7 @@ def test_build_with_random_data_warns_and_is_unverified(
     )
     shown = plain(result.stdout)
     assert f"calibrated on 16 samples by {METHOD} in # s RANDOM DATA\n" in shown
-    assert shown.endswith("UNVERIFIED: the data was random, so its accuracy means nothing\n")
+    assert shown.splitlines()[-3] == "UNVERIFIED: the data was random, so its accuracy means nothing"
     assert json.loads(trtq(*arguments, "--json").stdout)["verdict"] == "unverified"
 
 
@@ -231,17 +281,24 @@ def test_a_failed_gate_is_exit_3_with_the_report_before_and_again_when_nothing_h
     result = trtq("build", model, *arguments)
     assert result.exit_code == 3
     assert result.stdout.endswith("FAIL\n")
-    last = result.stderr.splitlines()[-1]
+    error, page, advice = result.stderr.splitlines()[-3:]
     assert re.fullmatch(
         r"error: the accuracy gate failed: output 'logits' has cosine \d\.\d+ to fp32, the gate wants 1; "
         r"worst samples: \d+ \(\d\.\d+\).*",
-        last,
+        error,
+    )
+    assert page == f"  page  {tmp_path / 'out' / 'report.html'}"
+    assert advice == (
+        f"  try   trtq build {model} --backend onnxruntime --calib-method minmax --calib-samples 64 "
+        f"--eval-samples 64 -o {tmp_path / 'out'} --min-cosine 1 --repair auto --effort balanced  "
+        f"# no repair and no other range was tried"
     )
     again = trtq("build", model, *arguments, "--json", "-q")  # nothing has changed
     assert again.exit_code == 3
     assert json.loads(again.stdout)["verdict"] == "fail"
     assert json.loads(again.stdout)["reused"] == ["everything"]
     assert again.stderr.startswith("error: the accuracy gate failed: ")
+    assert again.stderr.count("\n") == 1
 
 
 @pytest.mark.slow

@@ -14,12 +14,13 @@ import pytest
 from command_line import trtq
 
 from trtq.cli import main
+from trtq.cli.help import _GROUPS
 from trtq.models.demo import write_demo
 
 COMMANDS = [
     "export", "plan", "build", "build-all", "calibrate", "merge-statistics", "quantize", "sensitivity",
-    "compare", "report", "bench", "package", "lint", "cache", "migrate", "verify", "sign", "inspect",
-    "doctor", "demo",
+    "compare", "run", "report", "bench", "package", "lint", "cache", "migrate", "verify", "sign", "inspect",
+    "doctor", "demo", "completion",
 ]  # fmt: skip
 HEAVY = {"numpy", "onnx", "onnx_ir", "onnxruntime", "polygraphy", "tensorrt_rtx", "torch", "rich", "PIL"}
 
@@ -42,8 +43,8 @@ def test_help_is_short_and_whole(option: str) -> None:
         "  needed is not installed.\n"
         "\n"
         "Options:\n"
-        "  --version   Show the version and exit.\n"
-        "  -h, --help  Show this message and exit.\n"
+        "  -V, --version  Show the version and exit.\n"
+        "  -h, --help     Show this message and exit.\n"
         "\n"
         "Commands:\n"
         "  export            Export a PyTorch module to an ONNX file that computes the\n"
@@ -58,6 +59,7 @@ def test_help_is_short_and_whole(option: str) -> None:
         "  quantize          Write a model with Q/DQ from a float model and its ranges.\n"
         "  sensitivity       Measure what each quantized layer costs in accuracy.\n"
         "  compare           Compare the outputs of two ONNX models on the same data.\n"
+        "  run               Run what was built on data, and write its outputs.\n"
         "  report            Write the page of a build again, with the measured cost of\n"
         "                    each layer.\n"
         "  bench             Measure how fast models and engines are, side by side.\n"
@@ -74,11 +76,13 @@ def test_help_is_short_and_whole(option: str) -> None:
         "  inspect           Show what a model, ranges, cache or build folder holds.\n"
         "  doctor            Show what is installed and which backends work here.\n"
         "  demo              Write a small trained model with data, to try trtq with.\n"
+        "  completion        Print what completes commands and options in bash, zsh or\n"
+        "                    fish.\n"
     )
 
 
 def test_the_version_is_that_of_the_package() -> None:
-    assert trtq("--version").stdout == f"trtq, version {version('trtq')}\n"
+    assert trtq("--version").stdout == trtq("-V").stdout == f"trtq, version {version('trtq')}\n"
 
 
 def command_of(name: str) -> click.Command:
@@ -104,6 +108,49 @@ def test_the_help_of_a_command_shows_every_option(name: str) -> None:
     assert "\b" not in result.stdout
 
 
+def groups_of(name: str) -> list[str]:
+    """Returns the headings in the help of a command."""
+    return re.findall(r"^(\w+):$", trtq(name, "--help").stdout, re.MULTILINE)
+
+
+def test_many_options_are_shown_in_groups_in_the_order_of_the_work() -> None:
+    wanted = ["Data", "Ranges", "Repairs", "Precision", "Layers", "Engine", "Gate", "Settings", "Workers"]
+    assert groups_of("build") == [*wanted, "Output"]
+    own = ("Data", "Repairs", "Workers")
+    assert groups_of("migrate") == [name for name in (*wanted, "Output") if name not in own]
+    assert groups_of("bench") == ["Data", "Engine", "Time", "Output"]
+    assert groups_of("package") == ["Server", "Settings", "Output"]
+    assert groups_of("run") == groups_of("lint") == ["Options"]
+
+
+def test_no_option_stands_in_two_groups() -> None:
+    names = [name for group in _GROUPS.values() for name in group]
+    assert len(names) == len({*names})
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_is_printed_for_a_shell_and_completes(shell: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    script = trtq("completion", shell)
+    assert (script.exit_code, script.stderr) == (0, "")
+    assert f"_TRTQ_COMPLETE={shell}_complete" in script.stdout
+    assert f"trtq completion {shell}" in trtq("completion", "--help").stdout
+    monkeypatch.setenv("_TRTQ_COMPLETE", f"{shell}_complete")
+    for words, count, wanted in (("trtq buil", 1, "build-all"), ("trtq build --calib-da", 2, "--calib-data")):
+        monkeypatch.setenv("COMP_WORDS", words)
+        monkeypatch.setenv("COMP_CWORD", words.split()[-1] if shell == "fish" else str(count))
+        assert wanted in trtq().stdout
+
+
+def test_completing_a_command_loads_nothing_heavier_than_click(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("_TRTQ_COMPLETE", "bash_complete"), ("COMP_WORDS", "trtq b"), ("COMP_CWORD", "1")):
+        monkeypatch.setenv(name, value)
+    code = "import sys; from trtq.cli import main; main(prog_name='trtq', standalone_mode=False)"
+    command = [sys.executable, "-X", "importtime", "-c", f"try: exec({code!r})\nexcept SystemExit: pass"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "build-all" in done.stdout
+    assert not {name for name in HEAVY if re.search(rf"\| +{name}$", done.stderr, re.MULTILINE)}
+
+
 def test_only_parameters_of_calibration_methods_are_hidden() -> None:
     parameters = command_of("build").params
     hidden = {item.name for item in parameters if isinstance(item, click.Option) and item.hidden}
@@ -112,7 +159,19 @@ def test_only_parameters_of_calibration_methods_are_hidden() -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["export", "plan", "build", "build-all", "calibrate", "quantize", "compare", "package", "lint", "demo"],
+    [
+        "export",
+        "plan",
+        "build",
+        "build-all",
+        "calibrate",
+        "quantize",
+        "compare",
+        "run",
+        "package",
+        "lint",
+        "demo",
+    ],
 )
 def test_the_help_of_a_command_has_an_example_that_can_be_copied(name: str) -> None:
     lines = trtq(name, "--help").stdout.splitlines()
@@ -127,7 +186,10 @@ def test_an_unknown_command_is_a_usage_error() -> None:
     result = trtq("biuld")
     assert result.exit_code == 2
     assert result.stdout == ""
-    assert "No such command 'biuld'" in result.stderr
+    assert result.stderr.startswith("error: No such command 'biuld'. (Did you mean 'build'?); `trtq --help`")
+    assert "No such command 'shwo'. (Did you mean 'show'?)" in trtq("cache", "shwo").stderr
+    assert "No such command 'x'; `trtq" in trtq("x").stderr
+    assert "(Did you mean one of: '--calib-data'" in trtq("build", "--calib-dta").stderr
 
 
 def loaded_by(code: str, *arguments: str) -> set[str]:

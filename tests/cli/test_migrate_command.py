@@ -47,7 +47,12 @@ def test_a_cache_is_migrated(model: Path, old: Path, tmp_path: Path) -> None:
         "keys that are not tensors of the model: 2 (-v names them)",
         f"model.onnx INT8 + FP32 {read_report(tmp_path / 'out' / 'report.json').backend}",
     ]
-    assert lines[-2:] == [f"written to {tmp_path / 'out'}", "PASS, but only 0.0% of the MACs run in INT8"]
+    assert lines[-4:-1] == [
+        f"written to {tmp_path / 'out'}",
+        "PASS, but only 0.0% of the MACs run in INT8",
+        f"page {tmp_path / 'out' / 'report.html'}",
+    ]
+    assert lines[-1].startswith(f"run trtq run {tmp_path / 'out'} --data ")
     assert (
         "note: no tensor of the model for 2 keys of the cache: '(Unnamed Layer* 8) [Constant]_output', "
         "'head.weight'\n"

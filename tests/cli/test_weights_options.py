@@ -242,7 +242,11 @@ def test_a_model_whose_weights_are_all_quantized_is_refused(model: Path, tmp_pat
     arguments = ("--weights", "int4", "--backend", "onnxruntime", "--opt-shapes", "ids:2x8")
     built = trtq("build", tmp_path / "m.onnx", *arguments)
     assert "no weight can be stored in fewer bits; the report tells why" in built.stderr
-    assert built.stdout.rstrip().splitlines()[-1].startswith("UNVERIFIED")
+    verdict, page, advice, run = built.stdout.rstrip().splitlines()[-4:]
+    assert verdict.startswith("UNVERIFIED")
+    assert page == f"page  {tmp_path / 'm.trtq' / 'report.html'}"
+    assert advice.endswith(" --eval-data DATA  # samples to compare on")
+    assert run == f"run   trtq run {tmp_path / 'm.trtq'} --data DATA -o outputs.npz"
 
 
 def test_data_that_is_missing_is_told(tmp_path: Path) -> None:

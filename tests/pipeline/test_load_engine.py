@@ -267,7 +267,8 @@ def test_what_is_run_is_what_was_checked_even_if_the_files_are_swapped_meanwhile
     monkeypatch.setattr("trtq.models.session.INLINE_LIMIT_BYTES", limit)
     engine = load(build(wide, spec=spec, target=Target(backend="onnxruntime")).output)
     monkeypatch.undo()
-    assert list(engine.weights) == (["model.int8.onnx.data"] if limit == 1 else [])
+    weights = [name for name in engine.manifest.outputs if name.endswith(".int8.onnx.data")]
+    assert weights == (["model.int8.onnx.data"] if limit == 1 else [])
     assert engine.onnx is not None
     if limit == 1:
         assert (engine.folder / "model.int8.onnx.data").stat().st_size >= 1200
@@ -276,7 +277,7 @@ def test_what_is_run_is_what_was_checked_even_if_the_files_are_swapped_meanwhile
     (wanted,) = open_session(engine.onnx, optimize=True, engine=as_users).run(None, feed)
 
     def swap(found: Any, **options: Any) -> Any:
-        for path in (engine.folder / name for name in (*engine.weights, "model.int8.onnx")):
+        for path in (engine.folder / name for name in (*weights, "model.int8.onnx")):
             path.write_bytes(b"another")
         return open_session(found, **options)
 
@@ -292,10 +293,11 @@ def test_weights_that_change_or_lie_outside_after_they_were_loaded_are_not_run(
 ) -> None:
     monkeypatch.setattr("trtq.models.session.INLINE_LIMIT_BYTES", 1)
     engine = load(build(wide, spec=spec, target=Target(backend="onnxruntime")).output)
+    without = replace(engine, manifest=replace(engine.manifest, outputs={"model.int8.onnx": engine.sha256}))
     with pytest.raises(
         ArtifactError, match=r"has weights in 'model\.int8\.onnx\.data', which is not a file of the build"
     ):
-        replace(engine, weights={"model.int8.onnx": engine.sha256}).runner("engine")
+        without.runner("engine")
     (engine.folder / "model.int8.onnx.data").write_bytes(b"another")
     with pytest.raises(ArtifactError, match=r"model\.int8\.onnx\.data was changed since it was loaded"):
         engine.runner("engine")
@@ -327,7 +329,11 @@ def test_settings_that_are_none_have_no_options(model: Path, spec: ModelSpec, ba
 def test_a_backend_that_does_not_work_here_is_told(model: Path, spec: ModelSpec, backend: Builder) -> None:
     folder = _built(model, spec, backend)
     backend.reason = "there is no NVIDIA driver"
-    with pytest.raises(MissingDependency, match=r"^backend tensorrt, for .*: there is no NVIDIA driver$"):
+    with pytest.raises(
+        MissingDependency,
+        match=r"^backend tensorrt, for .*: there is no NVIDIA driver; model\.int8\.onnx of the same folder "
+        r'runs on the CPU, with load\(\.\.\., backend="onnxruntime"\) or trtq run --backend onnxruntime$',
+    ):
         load(folder)
 
 

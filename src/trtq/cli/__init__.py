@@ -10,14 +10,18 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from types import ModuleType
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
 from trtq.cli.console import echo
-from trtq.errors import BuildError, TrtqError
+from trtq.cli.help import GuessingGroup, complete_names
+from trtq.errors import BuildError, GateError, TrtqError
 
-_AS_JSON = "trtq.json"
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
+
+_AS_JSON, _WORDS = "trtq.json", "trtq.words"
 _COMMANDS = {
     "export": "Export a PyTorch module to an ONNX file that computes the same.",
     "plan": "Show how much GPU memory a model needs in each precision, and what fits.",
@@ -28,6 +32,7 @@ _COMMANDS = {
     "quantize": "Write a model with Q/DQ from a float model and its ranges.",
     "sensitivity": "Measure what each quantized layer costs in accuracy.",
     "compare": "Compare the outputs of two ONNX models on the same data.",
+    "run": "Run what was built on data, and write its outputs.",
     "report": "Write the page of a build again, with the measured cost of each layer.",
     "bench": "Measure how fast models and engines are, side by side.",
     "package": "Add a build to a model repository of the Triton Inference Server.",
@@ -39,6 +44,7 @@ _COMMANDS = {
     "inspect": "Show what a model, ranges, cache or build folder holds.",
     "doctor": "Show what is installed and which backends work here.",
     "demo": "Write a small trained model with data, to try trtq with.",
+    "completion": "Print what completes commands and options in bash, zsh or fish.",
 }
 
 
@@ -76,10 +82,10 @@ def _explain(error: OSError | MemoryError) -> str:
 
 @contextmanager
 def _one_line(ctx: click.Context) -> Iterator[None]:
-    """Ends the command with one line for an expected failure; the builder's own lines follow its own one."""
+    """Ends the command with one line for an expected failure, and what a builder says or helps below it."""
     try:
         yield
-    except BuildError as error:
+    except (BuildError, GateError) as error:
         line, *more = str(error).split("\n")
         _end(ctx, line, error.exit_code, more)
     except TrtqError as error:
@@ -119,7 +125,7 @@ def _keep_stdout(*, is_json: bool) -> AbstractContextManager[None]:
     return keep_stdout()
 
 
-class _LazyGroup(click.Group):
+class _LazyGroup(GuessingGroup):
     """Imports a command when it is run: `trtq --help` loads click alone."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -138,9 +144,13 @@ class _LazyGroup(click.Group):
         with formatter.section("Commands"):
             formatter.write_dl(list(_COMMANDS.items()))
 
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """Returns the commands and options that begin so."""
+        return complete_names(self, ctx, incomplete, _COMMANDS)
+
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Notes whether the answer is to be JSON, before any code of a command runs."""
-        ctx.meta[_AS_JSON] = "--json" in args
+        """Notes the words, and whether the answer is to be JSON, before any code of a command runs."""
+        ctx.meta[_AS_JSON], ctx.meta[_WORDS] = "--json" in args, tuple(args)
         with _one_line(ctx):
             return super().parse_args(ctx, args)
 
@@ -161,7 +171,7 @@ class _LazyGroup(click.Group):
 @click.group(
     cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
 )
-@click.version_option(package_name="trtq", prog_name="trtq")
+@click.version_option(None, "-V", "--version", package_name="trtq", prog_name="trtq")
 def main() -> None:
     """From a float ONNX model to a verified INT8 TensorRT engine, with or without a GPU.
 

@@ -10,6 +10,7 @@ from rich.text import Text
 
 from trtq.cli import options
 from trtq.cli.console import ConsoleWatcher, echo, open_console, print_answer
+from trtq.cli.help import GroupedCommand
 from trtq.cli.tables import create_table
 from trtq.errors import UsageError
 from trtq.files import check_output, write_atomically
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from trtq.pipeline.bench.machine import Conditions, Machine
 
 
-@click.command("bench")
+@click.command("bench", cls=GroupedCommand)
 @click.argument("targets", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option(
     "--batch", type=int, help="Size of the open first axes.  [default: the engine's usual one, or 1]"

@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
-import shlex
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import click
 
 from trtq.cli import builders, options, targets
-from trtq.cli.console import ConsoleWatcher, open_console, print_answer
+from trtq.cli.build_plan import print_plan
+from trtq.cli.console import ConsoleWatcher, open_console, print_answer, print_json
+from trtq.cli.help import GroupedCommand
+from trtq.cli.next_steps import list_next, print_next, refuse_failed
 from trtq.cli.options import Given
 from trtq.cli.sharing import find_workers, workers_options
 from trtq.cli.tables import print_report
-from trtq.cli.targets import Formats
-from trtq.errors import GateError
 from trtq.models.spec import AccuracySpec, EvaluationSpec, LayerSpec, QuantizationSpec
 from trtq.pipeline.build import build
-from trtq.pipeline.deliver.report import Report, to_json
+from trtq.pipeline.build.delivery import choose_places
+from trtq.pipeline.build.dry import plan_build
+from trtq.pipeline.deliver.report import to_json
+from trtq.pipeline.engine.asked import Formats
 from trtq.pipeline.engine.target import Target
-from trtq.pipeline.formats import LAYER_FORMATS
 
 
-@click.command("build")
+@click.command("build", cls=GroupedCommand)
 @options.model_argument
 @options.take(Formats, "int8", "fp8", "nvfp4", "fp16")
 @options.take(Target, "requantize")
@@ -37,7 +41,11 @@ from trtq.pipeline.formats import LAYER_FORMATS
 @options.take(EvaluationSpec)
 @options.take(AccuracySpec)
 @options.take(Target, "auto", "formats")
-@options.take_output("Folder.  [default: MODEL.trtq]")
+@options.take_output(
+    "Folder. A file that ends in .engine, .plan or .trt gets a copy of the engine unless the gate fails, and "
+    "the folder lies beside it.  [default: MODEL.trtq]"
+)
+@click.option("--dry-run", is_flag=True, help="Show what would be done, run no model, and write nothing.")
 @click.option(
     "--sign-key",
     type=click.Path(path_type=Path, dir_okay=False),
@@ -52,6 +60,7 @@ def command(
     given: Given,
     model: Path,
     output: Path | None,
+    dry_run: bool,
     sign_key: Path | None,
     workers: str,
     worker_cpus: int,
@@ -73,31 +82,35 @@ def command(
       trtq build model.onnx --int8 --min-shapes x:1x3x224x224 --opt-shapes x:8x3x224x224 \\
           --max-shapes x:32x3x224x224
       trtq build model.onnx --weights int4 --calib-data calib.npz
+      trtq build model.onnx --int8 --calib-data calib.npz --dry-run
     """
+    wanted: dict[str, Any] = {
+        "spec": given.read_spec(model),
+        "target": targets.read_target(given),
+        "output": output,
+        "random_data": given.random_data,
+    }
+    if dry_run:
+        _show_plan(model, wanted, as_json=as_json, quiet=quiet)
+        return
     with ConsoleWatcher(quiet=quiet) as watcher:
-        report = build(
-            model,
-            spec=given.read_spec(model),
-            target=targets.read_target(given),
-            output=output,
-            random_data=given.random_data,
-            sign_key=sign_key,
-            watcher=watcher,
-            workers=find_workers(workers, worker_cpus),
-        )
+        shared = find_workers(workers, worker_cpus)
+        report = build(model, **wanted, sign_key=sign_key, watcher=watcher, workers=shared)
+    lines = [] if as_json or quiet else list_next(report)
     if as_json:
         print_answer(to_json(report).decode())
     elif not quiet:
-        print_report(open_console(), report, verbose=verbose, folder=Path(report.output))
-    if report.verdict == "fail":
-        raise GateError("the accuracy gate failed: " + "; ".join(report.reasons) + _offer(report))
+        console, engine = open_console(), choose_places(output).engine
+        print_report(console, report, verbose=verbose, folder=Path(report.output), engine=engine)
+        print_next(console, report, lines)
+    refuse_failed(report, lines)
 
 
-def _offer(report: Report) -> str:
-    """Returns what may help: --auto, where layers are quantized and that may be the cause."""
-    if report.auto is not None or report.calibration is None or report.precision not in LAYER_FORMATS:
-        return ""
-    if any("quantization is not the cause" in reason for reason in report.reasons):
-        return ""
-    measure = shlex.join(["trtq", "sensitivity", report.output])
-    return f"; --auto finds the cheapest layers to keep float, `{measure}` shows what each costs"
+def _show_plan(model: Path, wanted: Mapping[str, Any], *, as_json: bool, quiet: bool) -> None:
+    """Prints what a build would do."""
+    with ConsoleWatcher(quiet=quiet) as watcher:
+        plan = plan_build(model, **wanted, watcher=watcher)
+    if as_json:
+        print_json(plan)
+    elif not quiet:
+        print_plan(open_console(), plan)

@@ -18,6 +18,7 @@ from trtq.cli.options import Given
 from trtq.cli.sizes import parse_bytes
 from trtq.errors import TrtqError, UsageError, quote
 from trtq.files import is_file
+from trtq.pipeline.build.delivery import choose_places
 from trtq.pipeline.build_all import CommandJob
 from trtq.pipeline.engine.backends import BACKENDS
 
@@ -25,7 +26,7 @@ _OURS = ("model", "name", "memory")
 """Keys of a build that are not options of `trtq build`."""
 _ITS_OWN = ("model", "name", "output")
 """Keys that no two builds can share."""
-_NOT_HERE = ("json", "quiet", "verbose", "help")
+_NOT_HERE = ("json", "quiet", "verbose", "help", "dry-run")
 _SEPARATOR = " | "
 """Between the things that are wrong with a file, which are told at once and in one line."""
 _BASE_BYTES, _CALIBRATION_BYTES, _PER_WEIGHT_BYTE = 500 << 20, 1 << 30, 8
@@ -123,7 +124,7 @@ def _entry(folder: Path, number: int, table: Mapping[str, Any], own: Mapping[str
         problems.append(str(error))
     if problems:
         raise UsageError(_SEPARATOR.join(problems))
-    output = Path(ctx.params["output"] or model.with_suffix(".trtq")).absolute()
+    output = (choose_places(ctx.params["output"]).folder or model.with_suffix(".trtq")).absolute()
     name = str(table.get("name", output.stem))
     is_auto = target.backend == "auto"
     needs_gpu = target.backend == "tensorrt" or (is_auto and not BACKENDS["tensorrt"].why_not())

@@ -26,6 +26,7 @@ from trtq.calibrators.cache import (
 from trtq.calibrators.ranges import QMAX, read_ranges
 from trtq.cli import options
 from trtq.cli.console import open_console, print_json
+from trtq.cli.help import GuessingGroup
 from trtq.cli.tables import create_table
 from trtq.errors import UsageError
 from trtq.files import check_output, write_atomically
@@ -39,7 +40,7 @@ _to_option = click.option(
 )
 
 
-@click.group("cache")
+@click.group("cache", cls=GuessingGroup)
 def command() -> None:
     """Show, convert, compare and write TensorRT's calibration caches.
 

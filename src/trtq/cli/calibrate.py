@@ -13,6 +13,7 @@ from trtq.calibrators.statistics import Statistics
 from trtq.calibrators.statistics_file import read_statistics, statistics_to_bytes
 from trtq.cli import options, targets
 from trtq.cli.console import ConsoleWatcher, open_console, print_answer, print_json
+from trtq.cli.help import GroupedCommand
 from trtq.cli.options import Given
 from trtq.cli.shards import SCHEDULERS, parse_shard
 from trtq.cli.sharing import find_workers, workers_options
@@ -27,7 +28,7 @@ from trtq.pipeline.calibrate.improve import RangeSearch
 from trtq.pipeline.engine.target import Target
 
 
-@click.command("calibrate")
+@click.command("calibrate", cls=GroupedCommand)
 @options.model_argument
 @options.spec_option
 @options.take_calibration()

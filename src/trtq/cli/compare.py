@@ -8,6 +8,7 @@ import click
 
 from trtq.cli import options
 from trtq.cli.console import ConsoleWatcher, open_console, print_json
+from trtq.cli.help import GroupedCommand
 from trtq.cli.options import Given
 from trtq.cli.tables import create_comparison_table, print_accuracy, print_logits
 from trtq.errors import GateError
@@ -15,10 +16,11 @@ from trtq.json import to_plain
 from trtq.models.spec import AccuracySpec, CalibrationSpec, EvaluationSpec
 from trtq.numbers import format_count
 from trtq.pipeline.compare import compare
+from trtq.pipeline.deliver.advice import group_reasons
 from trtq.pipeline.judge.gate import judge_pair
 
 
-@click.command("compare")
+@click.command("compare", cls=GroupedCommand)
 @click.argument("reference", type=click.Path(path_type=Path))
 @click.argument("candidate", type=click.Path(path_type=Path))
 @options.spec_option
@@ -65,4 +67,4 @@ def command(given: Given, reference: Path, candidate: Path, as_json: bool, quiet
             f"on {format_count(comparison.num_samples, 'sample')} of {comparison.data}", soft_wrap=True
         )
     if verdict.outcome == "fail":
-        raise GateError("the accuracy gate failed: " + "; ".join(verdict.reasons))
+        raise GateError("the accuracy gate failed: " + "; ".join(group_reasons(verdict.reasons)))

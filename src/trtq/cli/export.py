@@ -9,6 +9,7 @@ import click
 
 from trtq.cli import options
 from trtq.cli.console import ConsoleWatcher, open_console, print_json
+from trtq.cli.help import GroupedCommand
 from trtq.files import check_output
 from trtq.models.families import FAMILIES
 from trtq.models.inputs import parse_input, parse_sizes
@@ -16,7 +17,7 @@ from trtq.numbers import format_bytes, format_count
 from trtq.pipeline.export import DEFAULT_OPSET, ExportedFile, ExportOptions, export
 
 
-@click.command("export")
+@click.command("export", cls=GroupedCommand)
 @click.argument("target")
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path), required=True, help="The ONNX file to write."

@@ -12,9 +12,11 @@ from rich.text import Text
 
 from trtq.cli import builders, options, targets
 from trtq.cli.console import ConsoleWatcher, open_console, print_json
+from trtq.cli.help import GroupedCommand
+from trtq.cli.next_steps import list_next, print_next, refuse_failed
 from trtq.cli.options import Given
 from trtq.cli.tables import create_table, print_report
-from trtq.errors import GateError, UsageError
+from trtq.errors import UsageError
 from trtq.models.spec import AccuracySpec, EvaluationSpec, LayerSpec, QuantizationSpec
 from trtq.numbers import format_count
 from trtq.pipeline.engine.target import Target
@@ -22,7 +24,7 @@ from trtq.pipeline.migrate import CacheOutcome, migrate, migration_to_json
 from trtq.pipeline.migrate.removed.scripts import check_scripts
 
 
-@click.command("migrate")
+@click.command("migrate", cls=GroupedCommand)
 @click.argument("model", type=click.Path(path_type=Path), required=False)
 @click.argument("cache", type=click.Path(path_type=Path), required=False)
 @click.option(
@@ -90,14 +92,15 @@ def command(
             watcher=watcher,
         )
     report = migrated.report
+    lines = [] if as_json or quiet else list_next(report, advises=False)
     if as_json:
         print_json({"report": report, "migration": json.loads(migration_to_json(migrated.outcome))})
     elif not quiet:
         console = open_console()
         _print_outcome(console, migrated.outcome, verbose=verbose)
         print_report(console, report, verbose=verbose)
-    if report.verdict == "fail":
-        raise GateError("the accuracy gate failed: " + "; ".join(report.reasons))
+        print_next(console, report, lines)
+    refuse_failed(report, lines)
 
 
 def _check(scripts: Path, *, as_json: bool, quiet: bool, verbose: bool) -> None:

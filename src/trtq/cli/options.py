@@ -211,6 +211,8 @@ def create_option(
 def _find_type(option: Option, kind: Kind) -> Any:
     if kind.choices:
         return click.Choice(kind.choices)
+    if option.metavar == "DATA":  # a path for shells to complete, or a script with its function
+        return click.Path(readable=False)
     if kind.type is Path:
         return click.Path(path_type=Path, dir_okay=False)
     return parse_bytes if option.metavar == "SIZE" else kind.type

@@ -11,13 +11,14 @@ from rich.text import Text
 
 from trtq.cli import options
 from trtq.cli.console import open_console, print_json
+from trtq.cli.help import GroupedCommand
 from trtq.cli.tables import create_table
 from trtq.errors import UsageError
 from trtq.pipeline.deliver.triton.config import Serving
 from trtq.pipeline.package import Package, PackageSpec, package
 
 
-@click.command("package")
+@click.command("package", cls=GroupedCommand)
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.option(
     "--triton",

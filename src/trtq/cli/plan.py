@@ -9,6 +9,7 @@ import click
 
 from trtq.cli import options
 from trtq.cli.console import open_console, print_json
+from trtq.cli.help import GroupedCommand
 from trtq.cli.sizes import parse_decimal_bytes
 from trtq.cli.tables import create_table
 from trtq.errors import UsageError
@@ -18,7 +19,7 @@ from trtq.pipeline.formats.blocks import BLOCK_SIZES
 from trtq.pipeline.plan import MemoryPlan, Sizes, parse_count, plan_model, plan_params
 
 
-@click.command("plan")
+@click.command("plan", cls=GroupedCommand)
 @click.argument("model", type=click.Path(path_type=Path), required=False)
 @click.option("--params", metavar="COUNT", help="Number of parameters instead of a model, such as 10B.")
 @click.option(

@@ -9,12 +9,13 @@ import click
 from trtq.calibrators.ranges import Ranges, read_ranges
 from trtq.cli import options, targets
 from trtq.cli.console import ConsoleWatcher, open_console, print_json
+from trtq.cli.help import GroupedCommand
 from trtq.cli.options import Given
-from trtq.cli.targets import Formats
 from trtq.errors import UsageError
 from trtq.files import check_output
 from trtq.models.spec import PER_TOKEN, CalibrationSpec, LayerSpec, QuantizationSpec
 from trtq.numbers import format_bytes
+from trtq.pipeline.engine.asked import Formats
 from trtq.pipeline.engine.backend import Precision
 from trtq.pipeline.engine.target import Target
 from trtq.pipeline.formats import FP8, NVFP4
@@ -22,7 +23,7 @@ from trtq.pipeline.formats.codes import DATA_METHODS
 from trtq.pipeline.quantize import quantize
 
 
-@click.command("quantize")
+@click.command("quantize", cls=GroupedCommand)
 @options.model_argument
 @options.take_path(
     "--ranges", text="The ranges file of `trtq calibrate`. --weights and --activations per-token need none."

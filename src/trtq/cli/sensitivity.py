@@ -14,6 +14,7 @@ from trtq.calibrators import Method
 from trtq.cli import options, targets
 from trtq.cli.chart import Bar, draw_bars
 from trtq.cli.console import ConsoleWatcher, open_console, print_answer
+from trtq.cli.help import GroupedCommand
 from trtq.cli.options import Given
 from trtq.cli.sharing import find_workers, workers_options
 from trtq.cli.tables import create_table
@@ -35,7 +36,7 @@ _WITHOUT_LABELS = ("sqnr", "cosine")
 _RANKS = (*_WITHOUT_LABELS, "accuracy")
 
 
-@click.command("sensitivity")
+@click.command("sensitivity", cls=GroupedCommand)
 @options.model_argument
 @options.spec_option
 @options.take_calibration()

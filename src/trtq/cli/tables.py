@@ -14,13 +14,14 @@ from rich.table import Table
 from rich.text import Text
 
 from trtq.numbers import format_bytes, format_count, format_seconds, format_shape
+from trtq.pipeline.deliver.advice import group_reasons
 from trtq.pipeline.formats import LAYER_FORMATS
 from trtq.pipeline.judge.score import format_score, name_metric
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from trtq.kept import Fallback
+    from trtq.kept import Fallback, KeptFp32, KeptNode
     from trtq.pipeline.deliver.report import CalibrationReport, Report, WeightsReport
     from trtq.records import LogitsComparison, OutputComparison, Repairs
 
@@ -38,8 +39,23 @@ def create_table(*headers: str, numbers: int = 0) -> Table:
     return result
 
 
-def print_report(console: Console, report: Report, *, verbose: bool, folder: Path | None = None) -> None:
-    """Prints a build's report; where its folder is given and all is to be told, with its layers."""
+def print_report(
+    console: Console,
+    report: Report,
+    *,
+    verbose: bool,
+    folder: Path | None = None,
+    engine: Path | None = None,
+) -> None:
+    """Prints a build's report.
+
+    Args:
+        console: Where to.
+        report: Of the build.
+        verbose: Whether all is to be told.
+        folder: Of the build: then with its layers, if all is told.
+        engine: A file that has a copy of the engine, unless the gate failed.
+    """
     rest = {"fp16": " + FP16", "fp32": " + FP32"}.get(report.high_precision, "")
     title = report.precision.upper() + (rest if report.precision in LAYER_FORMATS else "")
     console.print(Text.assemble((Path(report.model).name, "bold"), f"  {title}  {report.backend}"))
@@ -71,6 +87,8 @@ def print_report(console: Console, report: Report, *, verbose: bool, folder: Pat
     if report.reused:
         console.print(f"used again from the earlier build: {', '.join(report.reused)}")
     console.print(f"written to {report.output}", soft_wrap=True)
+    if engine is not None and report.verdict != "fail":
+        console.print(f"engine written to {engine}", soft_wrap=True)
     console.print(format_verdict(report))
 
 
@@ -83,7 +101,7 @@ def format_verdict(report: Report) -> Text:
         return Text.assemble(("PASS", _STYLES["pass"]), f"  {share}")
     verdict = Text(report.verdict.upper(), style=_STYLES[report.verdict])
     if report.verdict == "unverified":
-        verdict.append(f": {'; '.join(report.reasons)}", style="not bold")
+        verdict.append(f": {'; '.join(group_reasons(report.reasons))}", style="not bold")
     return verdict
 
 
@@ -249,7 +267,20 @@ def _print_kept(console: Console, report: Report, verbose: bool) -> None:
         console.print(
             f"{title}: {format_count(len(nodes), 'node')}" + ("" if verbose else " (-v names them)")
         )
-        _print_lines(console, *(f"{item.name}: {item.reason}" for item in nodes if verbose))
+        _print_lines(console, *(_group_by_reason(nodes) if verbose else ()))
+
+
+def _group_by_reason(nodes: Sequence[KeptNode] | Sequence[KeptFp32]) -> list[str]:
+    """Returns a line for each reason, with all nodes that have it."""
+    groups: dict[str, list[str]] = {}
+    for item in nodes:
+        groups.setdefault(item.reason, []).append(item.name)
+    return [
+        f"{', '.join(names)}: {reason}"
+        if len(names) == 1
+        else f"{len(names)} nodes, {', '.join(names)}: {reason}"
+        for reason, names in groups.items()
+    ]
 
 
 def _print_auto(console: Console, report: Report, *, verbose: bool) -> None:

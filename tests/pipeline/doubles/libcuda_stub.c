@@ -5,7 +5,7 @@
 #include <time.h>
 
 char failing[64];
-int capturing, launches, records;
+int capturing, launches, records, freed;
 
 static int answer(const char *name) { return strcmp(name, failing) ? 0 : 999; }
 
@@ -19,6 +19,11 @@ int cuMemcpyHtoDAsync_v2(void *to, const void *from, size_t size, void *stream) 
   memcpy(to, from, size);
   return stream == &launches ? answer("cuMemcpyHtoDAsync_v2") : 1;
 }
+int cuMemcpyDtoHAsync_v2(void *to, const void *from, size_t size, void *stream) {
+  memcpy(to, from, size);
+  return stream == &launches ? answer("cuMemcpyDtoHAsync_v2") : 1;
+}
+int cuMemFree_v2(void *memory) { free(memory); freed++; return answer("cuMemFree_v2"); }
 int cuMemGetInfo_v2(size_t *free, size_t *total) { *free = 3000000 - 100 * records; *total = 10000000; return 0; }
 int cuStreamSynchronize(void *stream) { return answer("cuStreamSynchronize"); }
 

@@ -17,7 +17,7 @@ import numpy as np
 __version__ = "10.3.0"
 TensorIOMode = IntEnum("TensorIOMode", ["NONE", "INPUT", "OUTPUT"], start=0)
 TensorLocation = IntEnum("TensorLocation", ["DEVICE", "HOST"], start=0)
-DataType = IntEnum("DataType", ["FLOAT", "BF16"], start=0)
+DataType = IntEnum("DataType", ["FLOAT", "BF16", "FP8"], start=0)
 
 
 class ILogger:
@@ -28,7 +28,7 @@ class ILogger:
 
 
 def nptype(dtype: DataType) -> Any:
-    if dtype is DataType.BF16:
+    if dtype is not DataType.FLOAT:
         raise TypeError("Could not resolve TensorRT datatype to an equivalent numpy datatype.")
     return np.float32
 
@@ -62,10 +62,11 @@ class ICudaEngine:
         return TensorIOMode.INPUT if name in self.record["inputs"] else TensorIOMode.OUTPUT
 
     def get_tensor_shape(self, name: str) -> Sequence[int]:
-        return tuple(self.record["inputs"][name])
+        return tuple({**self.record["inputs"], **self.record["outputs"]}[name])
 
     def get_tensor_dtype(self, name: str) -> DataType:
-        return DataType.BF16 if name in self.record.get("bf16", ()) else DataType.FLOAT
+        kinds = {"bf16": DataType.BF16, "fp8": DataType.FP8}
+        return next((kinds[key] for key in kinds if name in self.record.get(key, ())), DataType.FLOAT)
 
     def get_tensor_location(self, name: str) -> TensorLocation:
         return TensorLocation.HOST if name in self.record.get("host", ()) else TensorLocation.DEVICE
@@ -103,6 +104,10 @@ class IExecutionContext:
     def get_max_output_size(self, name: str) -> int:
         assert name in self._engine.record["outputs"]
         return 4 * max(int(np.prod(shape)) for shape in self.shapes.values())
+
+    def get_tensor_shape(self, name: str) -> Sequence[int]:
+        fails = self._engine.record.get("fails") == "size"
+        return (-1,) if fails else self.shapes.get(name, next(iter(self.shapes.values())))
 
     def set_tensor_address(self, name: str, memory: int) -> bool:
         self.addresses[name] = memory

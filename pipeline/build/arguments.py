@@ -1,0 +1,263 @@
+"""What a caller in Python gives for a build, as the model's file, its settings and the target."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from difflib import get_close_matches
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from trtq.calibrators import METHODS
+from trtq.calibrators.arrays import pack_arrays
+from trtq.errors import DataError, UsageError
+from trtq.files import write_atomically
+from trtq.models.option import Kind, list_kinds, list_options
+from trtq.models.session import save
+from trtq.models.spec import (
+    AccuracySpec,
+    CalibrationSpec,
+    EvaluationSpec,
+    LayerSpec,
+    ModelSpec,
+    QuantizationSpec,
+    Shape,
+)
+from trtq.pipeline.build.delivery import choose_places
+from trtq.pipeline.calibrate.data import find_spec
+from trtq.pipeline.engine.asked import Formats
+from trtq.pipeline.engine.backend import BuilderOptions
+from trtq.pipeline.engine.profiles import parse_shapes
+from trtq.pipeline.engine.target import Target
+
+_SECTIONS: Mapping[type, str] = {
+    CalibrationSpec: "calibration",
+    QuantizationSpec: "quantization",
+    EvaluationSpec: "evaluation",
+    AccuracySpec: "accuracy",
+    LayerSpec: "layers",
+}
+"""The settings that are sections of a model's, by the fields of `ModelSpec`."""
+_OTHERS = (Formats, Target, BuilderOptions)
+_SHAPES = {"min_shapes": "min", "opt_shapes": "opt", "max_shapes": "max"}
+_Changes = dict[type, dict[str, Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class BuildArguments:
+    """A model's file, its settings (None: those beside it), and the target."""
+
+    model: Path
+    spec: ModelSpec | None
+    target: Target
+
+
+def gather_arguments(
+    model: Path | str | onnx.ModelProto | ir.Model,
+    data: Any,
+    output: Path | str | None,
+    spec: ModelSpec | None,
+    target: Target | None,
+    options: Mapping[str, Any],
+) -> BuildArguments:
+    """Returns what a build is made of.
+
+    A model or data that is in memory alone is saved beside the output, as `NAME.given.onnx` and
+    `NAME.given.npz`, so that the build can be repeated and judged from the shell.
+
+    Args:
+        model: The file, or the model itself.
+        data: What calibrates it; None: what the settings name.
+        output: As of `build`.
+        spec: The settings; None: those beside the model.
+        target: What is built; None: INT8.
+        options: The options of `trtq build`, their dashes as underscores.
+
+    Raises:
+        UsageError: There is no such option, its value is none, or a model in memory has no output.
+        DataError: The data is of no kind that is taken here.
+    """
+    changes, shapes = _sort_options(options)
+    is_path = isinstance(model, Path | str)
+    path = Path(model) if isinstance(model, Path | str) else _save_model(model, output)
+    if data is not None:
+        given = _save_data(data, path if is_path else None, output)
+        changes.setdefault(CalibrationSpec, {})["data"] = given
+    if spec is None and (not is_path or any(section in changes for section in _SECTIONS)):
+        spec = find_spec(path) if is_path else ModelSpec()
+    if spec is not None:
+        spec = _change_spec(spec, changes)
+    return BuildArguments(path, spec, _change_target(target or Target(), changes, shapes))
+
+
+@cache
+def _list_keywords() -> dict[str, tuple[type, str, Kind]]:
+    """Returns the class, the field and the kind of each keyword."""
+    found = {}
+    for settings in (*_SECTIONS, *_OTHERS):
+        kinds = list_kinds(settings)
+        for name, option in list_options(settings).items():
+            found[option.name[2:].replace("-", "_")] = (settings, name, kinds[name])
+    return found
+
+
+def _list_parameters() -> dict[str, list[str]]:
+    """Returns the methods that have each parameter."""
+    owners: dict[str, list[str]] = {}
+    for method, kind in METHODS.items():
+        for name in list_options(kind):
+            owners.setdefault(name, []).append(method)
+    return owners
+
+
+def _sort_options(options: Mapping[str, Any]) -> tuple[_Changes, dict[str, Any]]:
+    """Returns the values of fields by their classes, and the shapes of profiles."""
+    changes, shapes, known, parameters = _Changes(), dict[str, Any](), _list_keywords(), _list_parameters()
+    for name, value in options.items():
+        if name in _SHAPES:
+            shapes[_SHAPES[name]] = _read_shapes(value)
+        elif name in parameters:
+            changes.setdefault(CalibrationSpec, {}).setdefault("parameters", {})[name] = value
+            if "calib_method" not in options:
+                changes[CalibrationSpec]["method"] = parameters[name][0]
+        elif name in known:
+            settings, field, kind = known[name]
+            splits = isinstance(value, str) and settings is not LayerSpec  # whose patterns may hold commas
+            changes.setdefault(settings, {})[field] = _convert(name, value, kind, splits=splits)
+        else:
+            near = get_close_matches(name, [*known, *_SHAPES, *parameters], 3)
+            meant = f"did you mean {' or '.join(near)}?" if near else "take those of `trtq build --help`"
+            raise UsageError(f"build has no option {name!r}; {meant}")
+    return changes, shapes
+
+
+def _read_shapes(value: str | Mapping[str, Sequence[int]]) -> dict[str, Shape]:
+    if isinstance(value, str):
+        return dict(parse_shapes(value))
+    return {name: tuple(int(size) for size in shape) for name, shape in value.items()}
+
+
+def _convert(name: str, value: Any, kind: Kind, *, splits: bool) -> Any:
+    """Returns the value of a field: a tuple where it takes several, for which one text will do."""
+    if kind.is_list:
+        texts = value.split(",") if splits else [value]
+        return tuple(texts) if isinstance(value, str) else tuple(value)
+    numbers = (int, float) if kind.type is float else (kind.type,)
+    wanted = (str, Path, int) if kind.type in (str, Path) else numbers
+    if value is None:
+        return None
+    if not isinstance(value, wanted) or (isinstance(value, bool) and kind.type is not bool):
+        raise UsageError(f"{name} takes {kind.type.__name__}, got {value!r}")
+    if kind.choices and value not in kind.choices:
+        raise UsageError(f"{name} takes {', '.join(kind.choices)}, got {value!r}")
+    if kind.type is Path:
+        return Path(str(value))
+    return str(value) if kind.type is str else value
+
+
+def _change_spec(spec: ModelSpec, changes: _Changes) -> ModelSpec:
+    """Returns the settings with what is given in their places; patterns of layers are added."""
+    sections = {}
+    for settings, name in _SECTIONS.items():
+        given, own = dict(changes.get(settings, {})), getattr(spec, name)
+        if settings is LayerSpec:
+            given = {field: (*getattr(own, field), *patterns) for field, patterns in given.items()}
+        if "parameters" in given:
+            given["parameters"] = {**own.parameters, **given["parameters"]}
+        sections[name] = replace(own, **given)
+    return replace(spec, **sections)
+
+
+def _change_target(target: Target, changes: _Changes, shapes: Mapping[str, Any]) -> Target:
+    """Returns the target with what is given in its places."""
+    formats = Formats(**changes.get(Formats, {}))
+    if Formats in changes:
+        weights = formats.choose_weights()
+        target = replace(target, precision=formats.choose_precision(), weights=weights)
+        if weights is not None and formats.fp16:
+            target = replace(target, high_precision="fp16")
+    return replace(
+        target,
+        **changes.get(Target, {}),
+        options=replace(target.options, **changes.get(BuilderOptions, {})),
+        shapes=replace(target.shapes, **shapes) if shapes else target.shapes,
+    )
+
+
+def _save_model(model: onnx.ModelProto | ir.Model, output: Path | str | None) -> Path:
+    """Returns the file of a model that is in memory, which is written."""
+    if not isinstance(model, onnx.ModelProto | ir.Model):
+        raise UsageError(
+            f"a model is the path of an ONNX file, an onnx.ModelProto or an onnx_ir.Model, got "
+            f"{type(model).__name__}"
+        )
+    if output is None:
+        raise UsageError(
+            "a model in memory needs an output, such as output='model.trtq': it is saved beside that as "
+            "model.given.onnx"
+        )
+    path = _place(output, ".given.onnx")
+    if isinstance(model, ir.Model):
+        save(model, path)
+    else:
+        write_atomically(path, model.SerializeToString(deterministic=True))
+    return path
+
+
+def _place(beside: Path | str, suffix: str) -> Path:
+    """Returns the file beside an output or a model that keeps what was in memory alone."""
+    folder = choose_places(beside).folder
+    assert folder is not None
+    return folder.with_name(f"{folder.stem}{suffix}")
+
+
+def _save_data(data: Any, model: Path | None, output: Path | str | None) -> str:
+    """Returns the source of data; arrays are written to a file."""
+    if isinstance(data, str | Path):
+        return str(data)
+    beside = output if output is not None else model
+    assert beside is not None
+    path = _place(beside, ".given.npz")
+    arrays = _join(data)
+    if isinstance(arrays, np.ndarray):
+        path, buffer = path.with_suffix(".npy"), io.BytesIO()
+        np.save(buffer, arrays)
+        write_atomically(path, buffer.getvalue())
+    else:
+        write_atomically(path, pack_arrays(arrays))
+    return str(path)
+
+
+def _join(data: Any) -> NDArray[Any] | dict[str, NDArray[Any]]:
+    """Returns the arrays of all samples: one without a name, or by input."""
+    if isinstance(data, Mapping):
+        return {str(name): np.ascontiguousarray(array) for name, array in data.items()}
+    if hasattr(data, "__array__"):
+        return np.ascontiguousarray(data)
+    if not isinstance(data, Iterable):
+        raise DataError(
+            f"data is a path, an array, a dict of arrays or an iterable of dicts, got {type(data).__name__}"
+        )
+    feeds = list(data)
+    if not feeds or not all(isinstance(feed, Mapping) and feed.keys() == feeds[0].keys() for feed in feeds):
+        raise DataError(
+            "an iterable of data must yield dicts of arrays, all with the same names, at least one"
+        )
+    return {str(name): _concatenate(str(name), [feed[name] for feed in feeds]) for name in feeds[0]}
+
+
+def _concatenate(name: str, arrays: list[Any]) -> NDArray[Any]:
+    try:
+        return np.concatenate([np.asarray(array) for array in arrays])
+    except ValueError as error:
+        raise DataError(
+            f"the arrays {name!r} of the data cannot be joined along their first axis ({error}); save each "
+            f"feed as an .npz, and give the folder"
+        ) from error

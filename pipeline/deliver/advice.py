@@ -1,0 +1,102 @@
+"""What helps most after a verdict, by what the report shows."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from trtq.numbers import format_count
+from trtq.pipeline.deliver.report import Report
+
+_FEW_SAMPLES = 16
+"""On fewer, the largest values of a tensor are mostly not seen yet."""
+_NAME_OR_NUMBER = re.compile(r"'[^']*'|-?\d+(?:\.\d+)?(?:e[-+]?\d+)?")
+
+
+@dataclass(frozen=True, slots=True)
+class Advice:
+    """One thing to do next.
+
+    Attributes:
+        text: Why, in a few words.
+        options: That are added to the command of the build, in the place of those of the same names.
+        drops: Options of the command that must go, each with its value.
+        command: Another command; empty: that of the build.
+    """
+
+    text: str
+    options: tuple[str, ...] = ()
+    drops: tuple[str, ...] = ()
+    command: tuple[str, ...] = ()
+
+
+def advise(report: Report) -> Advice | None:
+    """Returns what helps most; None if nothing is to be done, or trtq knows of nothing."""
+    if report.verdict == "fail":
+        return _find_cause(report) or _advise_search(report)
+    if report.verdict == "unverified":
+        return _advise_proof(report)
+    if report.is_mostly_float:
+        return Advice("why layers stay float", command=("trtq", "inspect", report.model, "--placement"))
+    return None
+
+
+def group_reasons(reasons: Sequence[str]) -> list[str]:
+    """Returns the first of reasons that differ in names and numbers alone, with how many more there are."""
+    alike: dict[str, list[str]] = {}
+    for reason in reasons:
+        alike.setdefault(_NAME_OR_NUMBER.sub("#", reason).partition("; worst samples")[0], []).append(reason)
+    return [
+        first if not others else f"{first} (and {len(others)} more like it)"
+        for first, *others in alike.values()
+    ]
+
+
+def _find_cause(report: Report) -> Advice | None:
+    """Returns what to do about a cause that the report names, or that the layers are not."""
+    told = " ".join(report.reasons)
+    if "quantization is not the cause" in told:
+        return Advice("FP16 alone is as far off", ("--high-precision", "fp32"))
+    if "the repairs that round anew" in told:
+        return Advice("how the file itself differs", command=("trtq", "lint", report.model))
+    if report.precision == "fp16":
+        return Advice("keeps the layers in FP32 where FP16 loses too much", ("--keep-fp32", "REGEX"))
+    if report.weights is not None and not report.is_quantized:
+        return _advise_weights(report.weights.format, report.weights.method)
+    if report.engine.quantization == "implicit":
+        return Advice("repairs and --auto need Q/DQ in the model", ("--quantization", "explicit"))
+    return None
+
+
+def _advise_weights(form: str, method: str) -> Advice | None:
+    if form == "int4" and method not in ("gptq", "awq"):
+        return Advice("rounds by what the data shows, given with --calib-data", ("--weight-method", "gptq"))
+    return Advice("more bits a weight", ("--weights", "int8")) if form in ("int4", "nf4") else None
+
+
+def _advise_search(report: Report) -> Advice | None:
+    """Returns the next step in finding ranges, repairs and layers; None where nothing was calibrated."""
+    seen = report.calibration
+    if seen is None or not report.is_quantized:
+        return None
+    if seen.samples < _FEW_SAMPLES:
+        found = f"the ranges come from {format_count(seen.samples, 'sample')}; a few hundred show more"
+        return Advice(found, ("--calib-data", "MORE_DATA"), drops=("--calib-samples",))
+    if report.repairs is None:
+        return Advice("no repair and no other range was tried", ("--repair", "auto", "--effort", "balanced"))
+    if report.auto is None:
+        return Advice("keeps the cheapest layers float until the gate holds", ("--auto",))
+    return Advice("what each layer costs", command=("trtq", "sensitivity", report.output))
+
+
+def _advise_proof(report: Report) -> Advice | None:
+    """Returns what would make a verdict of what nothing proves."""
+    told = " ".join(report.reasons)
+    if "compared with itself" in told:
+        return Advice("compares with the float model", ("--reference", "FLOAT.onnx"))
+    if report.calibration is not None and report.calibration.random:
+        return None  # the reason says it, and an option more would contradict --random-data
+    if report.evaluated_samples <= 1 and "cannot run" not in told:
+        return Advice("samples to compare on", ("--eval-data", "DATA"))
+    return None

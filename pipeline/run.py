@@ -1,0 +1,147 @@
+"""The engine of a build folder on the data of a user."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trtq.calibrators.arrays import pack_arrays
+from trtq.calibrators.batches import Batches
+from trtq.calibrators.sources import open_batches
+from trtq.errors import DataError, UsageError
+from trtq.files import check_output, write_atomically
+from trtq.models.preprocess import Preprocess
+from trtq.models.signature import TensorSpec, show_shape
+from trtq.models.toml import read_table
+from trtq.pipeline.load import LoadedEngine, load
+from trtq.progress import Silent, Watcher
+
+_USUAL_BATCH = 8
+
+
+@dataclass(frozen=True)
+class RunOutcome:
+    """What an engine gave for some data.
+
+    Attributes:
+        folder: Of the build.
+        file: Of the folder, that was run: the engine, or an ONNX model.
+        backend: That ran it, with its version.
+        data: What was run on.
+        num_samples: How many there were.
+        output: The `.npz` file with the outputs; empty: none was written.
+        outputs: The arrays by name, samples along the first axis.
+    """
+
+    folder: str
+    file: str
+    backend: str
+    data: str
+    num_samples: int
+    output: str
+    outputs: Mapping[str, NDArray[Any]] = field(repr=False)
+
+
+def run(
+    folder: Path | str,
+    data: str,
+    *,
+    output: Path | str | None = None,
+    samples: int | None = None,
+    backend: str | None = None,
+    key: Path | str | None = None,
+    watcher: Watcher | None = None,
+) -> RunOutcome:
+    """Returns what the engine of a build gives for data, and writes it to a file if one is named.
+
+    Args:
+        folder: Of the build.
+        data: In any form that calibration data has. Pictures are prepared as for the build.
+        output: The `.npz` file to write, one array an output; it appears whole or not at all.
+        samples: Use only this many, rounded up to whole batches; None: all.
+        backend: Who runs it, as of `load`.
+        key: A public key that must have signed the folder, as of `load`.
+        watcher: Hears of the progress.
+
+    Raises:
+        DataError: The data does not fit, or an output cannot be joined over the runs.
+        UsageError, ArtifactError, MissingDependency: As of `load`; or the output cannot be written.
+    """
+    watcher = watcher or Silent()
+    if samples is not None and samples < 1:
+        raise UsageError(f"samples must be at least 1, got {samples}")
+    if output is not None:
+        _check_output(Path(output), Path(folder), data)
+    watcher.stage("Loading")
+    with load(folder, key=key, backend=backend) as engine:
+        batches = _open_data(engine, data).first(samples)
+        watcher.stage("Running", batches.num_samples)
+        outputs, count = _collect(engine, batches, watcher)
+    if output is not None:
+        write_atomically(Path(output), pack_arrays(outputs))
+    return RunOutcome(
+        str(folder),
+        "model.engine" if engine.onnx is None else engine.onnx.name,
+        f"{engine.backend.name} {engine.backend.version()}",
+        batches.origin,
+        count,
+        "" if output is None else str(output),
+        outputs,
+    )
+
+
+def _check_output(output: Path, folder: Path, data: str) -> None:
+    if output.suffix != ".npz":
+        raise UsageError(f"outputs are written as .npz, got {output}; name a file that ends so")
+    check_output(output, folder, data)
+
+
+def _open_data(engine: LoadedEngine, data: str) -> Batches:
+    """Returns the data in batches as the engine usually takes them; it may have labels beside the inputs."""
+    labels = engine.manifest.find_setting("model", "evaluation", "labels")
+    preprocess = engine.manifest.find_setting("model", "preprocess")
+    return open_batches(
+        data,
+        [_without_batch(spec, engine) for spec in engine.inputs],
+        engine.signature.batch[1] or _USUAL_BATCH,
+        preprocess=read_table(Preprocess, preprocess or {}, "[preprocess]"),
+        extra=(labels,) if isinstance(labels, str) and labels else (),
+    )
+
+
+def _without_batch(spec: TensorSpec, engine: LoadedEngine) -> TensorSpec:
+    """Returns an input that takes any number of samples, since `LoadedEngine.run` splits and fills up."""
+    is_batched = spec.name in engine.signature.batched
+    return replace(spec, shape=(None, *spec.shape[1:])) if is_batched else spec
+
+
+def _collect(engine: LoadedEngine, batches: Batches, watcher: Watcher) -> tuple[dict[str, NDArray[Any]], int]:
+    """Returns the outputs for all samples, and how many there were."""
+    names, counts = [spec.name for spec in engine.inputs], list[int]()
+    found: dict[str, list[NDArray[Any]]] = {}
+    for feed in batches:
+        for name, array in engine.run({name: feed.arrays[name] for name in names}).items():
+            found.setdefault(name, []).append(array)
+        counts.append(feed.num_samples)
+        watcher.advance(feed.num_samples)
+    return {name: _join(name, arrays, counts) for name, arrays in found.items()}, sum(counts)
+
+
+def _join(name: str, arrays: list[NDArray[Any]], counts: list[int]) -> NDArray[Any]:
+    """Returns an output for all feeds; each must have its samples along the first axis, alike in shape."""
+    if len(arrays) == 1:
+        return arrays[0]
+    fits = all(array.shape[:1] == (count,) for array, count in zip(arrays, counts, strict=True))
+    if not fits or len({array.shape[1:] for array in arrays}) > 1:
+        shapes = {show_shape(array.shape): count for array, count in zip(arrays, counts, strict=True)}
+        listed = " and ".join(f"{shape} for {count}" for shape, count in list(shapes.items())[:2])
+        raise DataError(
+            f"output {name!r} has shape {listed} samples, so the outputs of different feeds cannot be "
+            f"joined; run the feeds one by one in Python, with trtq.load(...).run(...)"
+        )
+    return np.concatenate(arrays)
