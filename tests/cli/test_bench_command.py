@@ -17,6 +17,7 @@ from trtq.pipeline.bench.machine import Conditions, Machine
 from trtq.pipeline.bench.process import Costs
 from trtq.pipeline.bench.runnables import Skipped
 from trtq.pipeline.bench.turns import Latency, Schedule
+from trtq.pipeline.judge.speed import judge_speed
 
 QUICK = ("--rounds", "2", "--seconds", "0.02", "--warmup", "0", "--threads", "1")
 LATENCY = Latency(0.1234, 0.25, 17.8, 1234.5, 0.1)
@@ -61,6 +62,30 @@ def test_a_result_is_a_table_and_what_it_depends_on(monkeypatch: pytest.MonkeyPa
         "a note",
     ]
     assert result.stderr == "warning: a warning\n"
+
+
+def test_the_speed_gate_decides_the_exit_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[object] = []
+
+    def judge(ratios: list[float]) -> Any:
+        found = replace(RESULT, speed=(judge_speed(ratios, 1.05, "int8", "fp32"),))
+
+        def measure(*targets: Path, min_speedup: float, **rest: object) -> Benchmark:
+            asked.append(min_speedup)
+            return found
+
+        monkeypatch.setattr(module, "bench", measure)
+        return trtq("bench", "m.trtq", "--min-speedup", "1.05")
+
+    good, open_, bad = judge([1.2] * 10), judge([1.2] * 3), judge([0.8] * 10)
+    assert [result.exit_code for result in (good, open_, bad)] == [0, 0, 3]
+    measured = "0.80 times as fast as fp32 (0.80 to 0.80 with 95% confidence, 10 rounds)"
+    told = f"int8 is {measured}, the gate wants 1.05"
+    assert f"speed: FAIL: {told}" in bad.stdout
+    assert bad.stderr == f"warning: a warning\nerror: the speed gate failed: {told}\n"
+    assert "speed: PASS: int8 is 1.20 times as fast as fp32 (1.20 to 1.20 with 95%" in good.stdout
+    assert "speed: UNVERIFIED: int8 is 1.20 times as fast as fp32 (3 rounds, too few" in open_.stdout
+    assert asked == [1.05] * 3
 
 
 def test_a_speed_says_beside_what_where_there_are_several(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -129,6 +154,11 @@ def test_there_must_be_a_target() -> None:
     [
         (("MODEL", "MODEL"), 2, "error: a target is given twice; give each once\n"),
         (("MODEL", "--rounds", "0"), 2, "error: bench takes at least one round, got 0\n"),
+        (
+            ("MODEL", "--min-speedup", "0"),
+            2,
+            "error: min_speedup is a ratio above 0 and at most 1000, such as",
+        ),
         (("MODEL", "--shapes", "x"), 2, "error: 'x' gives no shapes; write name:1x3x224x224"),
         (("MODEL", "--device", "cuda"), 5, "error: running the model on CUDA needs ONNX Runtime's CUDA"),
         (("MODEL", "-o", "absent/b.json"), 2, "error: cannot write absent/b.json: there is no folder"),

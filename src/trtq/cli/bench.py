@@ -10,8 +10,8 @@ from rich.text import Text
 
 from trtq.cli import options
 from trtq.cli.console import ConsoleWatcher, echo, open_console, print_answer
-from trtq.cli.tables import create_table
-from trtq.errors import UsageError
+from trtq.cli.tables import create_table, print_speed
+from trtq.errors import GateError, UsageError
 from trtq.files import check_output, write_atomically
 from trtq.numbers import format_bytes, format_count, format_shape
 from trtq.pipeline.bench.benchmark import Benchmark, bench, to_json
@@ -69,6 +69,12 @@ if TYPE_CHECKING:
     help="Seconds that each model runs before it is measured.",
 )
 @click.option(
+    "--min-speedup",
+    type=float,
+    help="Exit with code 3 unless what was built is so many times as fast as the float model or engine "
+    "beside it, beyond the noise of the measurement.",
+)
+@click.option(
     "-o", "--output", type=click.Path(path_type=Path, dir_okay=False), help="Write the result here as JSON."
 )
 @options.json_option
@@ -85,6 +91,7 @@ def command(targets: tuple[Path, ...], **given: Any) -> None:
       trtq bench model.trtq
       trtq bench model.onnx other.onnx --batch 8 --threads 1 -o bench.json
       trtq bench model.fp16.trtq model.trtq --no-cuda-graph
+      trtq bench model.trtq --min-speedup 1.05
     """
     output: Path | None = given["output"]
     if output is not None:
@@ -101,7 +108,9 @@ def command(targets: tuple[Path, ...], **given: Any) -> None:
     )
     schedule = Schedule(given["rounds"], given["seconds"], given["warmup"])
     with ConsoleWatcher(quiet=given["quiet"]) as watcher:
-        result = bench(*targets, options=chosen, schedule=schedule, watcher=watcher)
+        result = bench(
+            *targets, options=chosen, schedule=schedule, min_speedup=given["min_speedup"], watcher=watcher
+        )
         for warning in result.warnings:
             watcher.warn(warning)
     if output is not None:
@@ -112,6 +121,8 @@ def command(targets: tuple[Path, ...], **given: Any) -> None:
         _print(open_console(), result)
         if output is not None:
             echo(f"written to {output}")
+    if failed := [reason for item in result.speed if item.verdict == "fail" for reason in item.reasons]:
+        raise GateError("the speed gate failed: " + "; ".join(failed))
 
 
 def _print(console: Console, result: Benchmark) -> None:
@@ -141,6 +152,8 @@ def _print(console: Console, result: Benchmark) -> None:
         console.print(line, soft_wrap=True)
     for skipped in result.skipped:
         console.print(Text(f"not measured: {skipped.name}: {skipped.reason}", style="yellow"), soft_wrap=True)
+    for verdict in result.speed:
+        print_speed(console, verdict)
     for note in result.notes:
         console.print(Text(f"  {note}", style="dim"), soft_wrap=True)
 

@@ -85,12 +85,14 @@ def command(
     elif not quiet:
         print_report(open_console(), report, verbose=verbose, folder=Path(report.output))
     if report.verdict == "fail":
-        raise GateError("the accuracy gate failed: " + "; ".join(report.reasons) + _offer(report))
+        raise GateError(f"the {report.failed_gates} gate failed: {'; '.join(report.reasons)}{_offer(report)}")
 
 
 def _offer(report: Report) -> str:
     """Returns what may help: --auto, where layers are quantized and that may be the cause."""
     if report.auto is not None or report.calibration is None or report.precision not in LAYER_FORMATS:
+        return ""
+    if "accuracy" not in report.failed_gates:
         return ""
     if any("quantization is not the cause" in reason for reason in report.reasons):
         return ""

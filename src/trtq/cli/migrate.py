@@ -97,7 +97,7 @@ def command(
         _print_outcome(console, migrated.outcome, verbose=verbose)
         print_report(console, report, verbose=verbose)
     if report.verdict == "fail":
-        raise GateError("the accuracy gate failed: " + "; ".join(report.reasons))
+        raise GateError(f"the {report.failed_gates} gate failed: {'; '.join(report.reasons)}")
 
 
 def _check(scripts: Path, *, as_json: bool, quiet: bool, verbose: bool) -> None:
