@@ -10,6 +10,7 @@ from pathlib import Path
 from trtq.errors import TrtqError, UsageError
 from trtq.json import FileKind
 from trtq.models.spec import AccuracySpec
+from trtq.pipeline.bench.layers import LayerTable
 from trtq.pipeline.bench.machine import (
     Conditions,
     Machine,
@@ -21,7 +22,10 @@ from trtq.pipeline.bench.machine import (
 from trtq.pipeline.bench.process import Costs, TimedProcess
 from trtq.pipeline.bench.runnables import Inputs, Runnable, RunOptions, Skipped, list_runnables
 from trtq.pipeline.bench.speed import (
+    Pair,
     Turns,
+    blame_all,
+    compare_pairs,
     find_pairs,
     judge_pairs,
     judge_skipped,
@@ -106,6 +110,7 @@ class Benchmark:
         notes: What the figures mean.
         warnings: Why they may not be trusted.
         speed: What the speed gate says of what was built; empty if it was not asked.
+        layers: The times by layers; empty if they were not asked, and nothing is too slow.
     """
 
     machine: Machine
@@ -120,6 +125,7 @@ class Benchmark:
     notes: tuple[str, ...]
     warnings: tuple[str, ...]
     speed: tuple[SpeedVerdict, ...] = ()
+    layers: tuple[LayerTable, ...] = ()
 
 
 FILE = FileKind(Benchmark, "benchmark", "trtq bench", "bench")
@@ -130,6 +136,7 @@ def bench(
     options: RunOptions | None = None,
     schedule: Schedule | None = None,
     min_speedup: float | None = None,
+    layers: bool = False,
     watcher: Watcher | None = None,
 ) -> Benchmark:
     """Returns how fast models and engines are, measured in turns in one run, each in a process of its own.
@@ -141,6 +148,8 @@ def bench(
         schedule: How long; None: ten rounds of half a second each.
         min_speedup: How many times as fast as the float one what was built has to be; it is measured up to
             four times as long until that is decided. None: nothing is judged.
+        layers: Whether what was built and the float one are run again with their kernels timed. That is also
+            done with what is too slow.
         watcher: Gets the progress.
 
     Raises:
@@ -159,7 +168,9 @@ def bench(
         if not running:
             raise next(iter(failed.values()))
         items = [item for item in runnables if item.name in running]
-        judge = _create_judge(items, skipped, min_speedup, running, here)
+        pairs = _find_pairs(items, skipped, is_judged=min_speedup is not None, has_layers=layers)
+        unknown = judge_skipped(items, skipped, min_speedup or 1.0)
+        judge = _create_judge(pairs, unknown, min_speedup, running, here)
         pids = [candidate.pid for candidate in running.values()]
         before = sample_machine(pids)
         turns = take_decisive_turns(
@@ -170,6 +181,10 @@ def bench(
         )
         during = compare_samples(before, sample_machine(pids))
         costs = {name: candidate.finish() for name, candidate in running.items()}
+    speed = judge(turns)
+    shown = [item.candidate for item in speed if item.verdict == "fail"]
+    shown += [pair.candidate.name for pair in pairs] if layers else []
+    tables = compare_pairs(pairs, shown, inputs, schedule, watcher)
     shapes = running[items[0].name].shapes
     num_samples = inputs.num_samples if inputs.feed is not None else _first_axis(shapes)
     measured = tuple(
@@ -188,13 +203,36 @@ def bench(
         skipped,
         tuple(_notes(items, measured, here)),
         tuple(_warnings(measured, during)),
-        judge(turns),
+        blame_all(speed, tables),
+        tables,
     )
 
 
+def _find_pairs(
+    items: Sequence[Runnable], skipped: Sequence[Skipped], *, is_judged: bool, has_layers: bool
+) -> tuple[Pair, ...]:
+    """Returns what is judged or shown by layers, and what it is measured against.
+
+    Raises:
+        UsageError: It is asked for, and there is nothing.
+    """
+    pairs = find_pairs(items, skipped if is_judged else ())
+    if is_judged and not (pairs or judge_skipped(items, skipped, 1.0)):
+        raise UsageError(
+            "--min-speedup judges quantized and FP16 models and engines, and there is none among what was "
+            "given; give a build folder"
+        )
+    if has_layers and all(pair.reference in (None, pair.candidate) for pair in pairs):
+        raise UsageError(
+            "--layers puts a quantized or FP16 model or engine beside a float one that runs in the same way, "
+            "and there are no such two among what was given; give a build folder, or both"
+        )
+    return pairs
+
+
 def _create_judge(
-    items: Sequence[Runnable],
-    skipped: Sequence[Skipped],
+    pairs: Sequence[Pair],
+    unknown: Sequence[SpeedVerdict],
     wanted: float | None,
     running: Mapping[str, TimedProcess],
     here: Machine,
@@ -202,12 +240,6 @@ def _create_judge(
     """Returns what makes the verdicts of turns; none if no speed is wanted."""
     if wanted is None:
         return lambda turns: ()
-    pairs, unknown = find_pairs(items, skipped), judge_skipped(items, skipped, wanted)
-    if not (pairs or unknown):
-        raise UsageError(
-            "--min-speedup judges quantized and FP16 models and engines, and there is none among what was "
-            "given; give a build folder"
-        )
     runtimes = {name: candidate.runtime for name, candidate in running.items()}
     return lambda turns: (*judge_pairs(pairs, turns, wanted, runtimes, here), *unknown)
 

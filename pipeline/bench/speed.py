@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
+from trtq.pipeline.bench.layers import LayerTable, compare_layers, rename_nodes
 from trtq.pipeline.bench.machine import (
     Machine,
     compare_samples,
@@ -13,10 +14,11 @@ from trtq.pipeline.bench.machine import (
     list_disturbances,
     sample_machine,
 )
+from trtq.pipeline.bench.owners import match_nodes
 from trtq.pipeline.bench.process import TimedProcess
 from trtq.pipeline.bench.runnables import ENGINE_OF_UNKNOWN, Inputs, Runnable, Skipped
 from trtq.pipeline.bench.turns import Schedule, Turn, find_ratios, take_turns
-from trtq.pipeline.judge.speed import LOOKS, SpeedVerdict, judge_speed, refuse_to_judge
+from trtq.pipeline.judge.speed import LOOKS, SpeedVerdict, blame_layers, judge_speed, refuse_to_judge
 from trtq.progress import Watcher
 
 Turns = Mapping[str, tuple[Turn, ...]]
@@ -124,7 +126,10 @@ def measure_speed(
         )
         for reason in list_disturbances(compare_samples(before, sample_machine(pids))):
             watcher.warn(f"speed: {reason}")
-        return judge(turns)
+        found = judge(turns)
+    if found.verdict != "fail" or (table := compare_pair(pair, inputs, schedule, watcher)) is None:
+        return found
+    return blame_layers(found, table.rows)
 
 
 def _judge(pair: Pair, turns: Turns, wanted: float, runtime: str, here: Machine) -> SpeedVerdict:
@@ -149,3 +154,42 @@ def _find_reference(item: Runnable, others: Sequence[Runnable]) -> Runnable | No
 
 def _as_long_as(schedule: Schedule, times: int) -> Schedule:
     return replace(schedule, rounds=times * schedule.rounds, seconds=times * schedule.seconds)
+
+
+def compare_pair(pair: Pair, inputs: Inputs, schedule: Schedule, watcher: Watcher) -> LayerTable | None:
+    """Returns the times of a pair by layers, both run anew with their kernels timed; None without a pair.
+
+    Raises:
+        TrtqError: One of them does not run here.
+    """
+    if pair.reference is None or pair.reference is pair.candidate:
+        return None
+    items = (pair.reference, pair.candidate)
+    with ExitStack() as stack:
+        requests = [replace(item.request, profile=True) for item in items]
+        running = [stack.enter_context(TimedProcess(request, inputs.feed)) for request in requests]
+        watcher.stage("Timing layers", schedule.rounds * len(items))
+        turns = {item.name: process.turn for item, process in zip(items, running, strict=True)}
+        take_turns(turns, schedule, lambda name: watcher.advance(1))
+        floats, others = (process.list_kernels() for process in running)
+    names = match_nodes(*(item.request.path for item in items))
+    rows = compare_layers(floats, [*rename_nodes(others, names)])
+    return LayerTable(pair.candidate.name, pair.reference.name, rows)
+
+
+def compare_pairs(
+    pairs: Sequence[Pair], names: Collection[str], inputs: Inputs, schedule: Schedule, watcher: Watcher
+) -> tuple[LayerTable, ...]:
+    """Returns the times by layers of the pairs with these candidates."""
+    wanted = [pair for pair in pairs if pair.candidate.name in names]
+    tables = [compare_pair(pair, inputs, schedule, watcher) for pair in wanted]
+    return tuple(table for table in tables if table is not None)
+
+
+def blame_all(verdicts: Sequence[SpeedVerdict], tables: Sequence[LayerTable]) -> tuple[SpeedVerdict, ...]:
+    """Returns the verdicts, those that fail with the layers that cost most."""
+    rows = {table.candidate: table.rows for table in tables}
+    return tuple(
+        blame_layers(item, rows.get(item.candidate, ())) if item.verdict == "fail" else item
+        for item in verdicts
+    )

@@ -13,7 +13,36 @@ LOOKS = 3
 """How often the ratios are looked at: if they decide nothing, more rounds are measured."""
 CONFIDENCE = 0.95
 """That the interval of each look holds the ratio, for all looks together."""
+_MOST_BLAMED = 3
 _ERROR = (1 - CONFIDENCE) / LOOKS  # Bonferroni: who looks again may err again
+
+
+@dataclass(frozen=True, slots=True)
+class LayerTime:
+    """What a layer takes in one run, float and quantized, in milliseconds.
+
+    Attributes:
+        name: The node of the float model, or "conversions" for what belongs to no layer.
+        fused: Further nodes that one of the two computes in the same kernel.
+        float_ms: In the float model or engine, with its own conversions of layouts.
+        quantized_ms: In the quantized one, with its conversions.
+        conversions_ms: What of that only converts, between formats or layouts.
+        float_kernels: The operators of the kernels in the float one.
+        quantized_kernels: The same in the quantized one.
+    """
+
+    name: str
+    fused: tuple[str, ...]
+    float_ms: float
+    quantized_ms: float
+    conversions_ms: float
+    float_kernels: tuple[str, ...]
+    quantized_kernels: tuple[str, ...]
+
+    @property
+    def costs_ms(self) -> float:
+        """How much more the quantized one takes."""
+        return self.quantized_ms - self.float_ms
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +63,7 @@ class SpeedVerdict:
         rounds: How many rounds were measured.
         runtime: What ran it, with its version.
         machine: The processor or GPU that it ran on.
+        costliest: The layers that quantization slows down most, if it is too slow.
     """
 
     verdict: Outcome
@@ -48,6 +78,7 @@ class SpeedVerdict:
     rounds: int = 0
     runtime: str = ""
     machine: str = ""
+    costliest: tuple[LayerTime, ...] = ()
 
 
 def judge_speed(ratios: Sequence[float], wanted: float, candidate: str, against: str) -> SpeedVerdict:
@@ -66,6 +97,18 @@ def refuse_to_judge(reason: str, wanted: float, candidate: str) -> SpeedVerdict:
     return SpeedVerdict(
         "unverified", (f"the speed of {candidate} is not known: {reason}",), wanted, candidate
     )
+
+
+def blame_layers(item: SpeedVerdict, layers: Sequence[LayerTime]) -> SpeedVerdict:
+    """Returns a verdict that fails with the layers that cost most, of all in the order of what they cost."""
+    costliest = tuple(layer for layer in layers if layer.costs_ms > 0)[:_MOST_BLAMED]
+    if not costliest:
+        return item
+    told = ", ".join(
+        f"{layer.name} ({layer.float_ms:.3g} ms, quantized {layer.quantized_ms:.3g})" for layer in costliest
+    )
+    reasons = (*item.reasons[:-1], f"{item.reasons[-1]}; it loses most in {told}")
+    return replace(item, reasons=reasons, costliest=costliest)
 
 
 def bound_median(ratios: Sequence[float], error: float) -> tuple[float, float] | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,12 @@ from command_line import lines_of, trtq
 
 from trtq.cli import bench as module
 from trtq.pipeline.bench.benchmark import Benchmark, Timing
+from trtq.pipeline.bench.layers import LayerTable
 from trtq.pipeline.bench.machine import Conditions, Machine
 from trtq.pipeline.bench.process import Costs
 from trtq.pipeline.bench.runnables import Skipped
 from trtq.pipeline.bench.turns import Latency, Schedule
-from trtq.pipeline.judge.speed import judge_speed
+from trtq.pipeline.judge.speed import LayerTime, judge_speed
 
 QUICK = ("--rounds", "2", "--seconds", "0.02", "--warmup", "0", "--threads", "1")
 LATENCY = Latency(0.1234, 0.25, 17.8, 1234.5, 0.1)
@@ -86,6 +88,41 @@ def test_the_speed_gate_decides_the_exit_code(monkeypatch: pytest.MonkeyPatch) -
     assert "speed: PASS: int8 is 1.20 times as fast as fp32 (1.20 to 1.20 with 95%" in good.stdout
     assert "speed: UNVERIFIED: int8 is 1.20 times as fast as fp32 (3 rounds, too few" in open_.stdout
     assert asked == [1.05] * 3
+
+
+def test_layers_are_a_table_with_both_ends_of_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [
+        LayerTime("[conv]", ("relu",), 1.0, 1.5, 0.25, ("Conv",), ("QLinearConv", "QuantizeLinear")),
+        LayerTime("conversions", (), 0.0, 0.125, 0.125, (), ("Mul",)),
+        LayerTime("pool", (), 2.0, 1.0, 0.0, ("MaxPool",), ("MaxPool",)),
+    ]
+    asked: list[bool] = []
+
+    def show(rows: Sequence[LayerTime]) -> list[str]:
+        table = LayerTable("int8", "fp32", tuple(rows))
+
+        def measure(*targets: Path, layers: bool, **rest: object) -> Benchmark:
+            asked.append(layers)
+            return replace(RESULT, layers=(table,))
+
+        monkeypatch.setattr(module, "bench", measure)
+        return lines_of(trtq("bench", "m.trtq", "--dumpProfile").stdout)
+
+    shown = show(rows)
+    start = shown.index("layer fp32 kernels int8 kernels fp32 ms int8 ms of it converts costs ms") + 1
+    assert shown[start : start + 4] == [
+        "[conv] +1 Conv QLinearConv, QuantizeLinear 1 1.5 0.250 +0.500",
+        "conversions Mul 0.000 0.125 0.125 +0.125",
+        "pool MaxPool MaxPool 2 1 0.000 -1.000",
+        "all layers 3 2.62 0.375 -0.375",
+    ]
+    many = [LayerTime(f"n{index}", (), 1.0, 1.0, 0.0, (), ()) for index in range(40)]
+    names = [line.split()[0] for line in show(many)]
+    assert [name for name in names if re.fullmatch(r"n\d+", name)] == [
+        *(f"n{index}" for index in range(20)), *(f"n{index}" for index in range(30, 40)),
+    ]  # fmt: skip
+    assert any(line.startswith("... 10 layers between (--json has all) 10 10") for line in show(many))
+    assert asked == [True] * 3
 
 
 def test_a_speed_says_beside_what_where_there_are_several(monkeypatch: pytest.MonkeyPatch) -> None:

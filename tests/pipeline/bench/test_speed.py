@@ -179,3 +179,25 @@ def test_bench_judges_what_was_built(path_of: Callable[..., Path], model: Path) 
     assert (speed.verdict, speed.rounds, found.schedule.rounds) == ("pass", 8, 8)
     assert (speed.candidate, speed.against) == (half.name, model.name)
     assert [item.verdict for item in bench(half, schedule=QUICK, min_speedup=1.0).speed] == ["unverified"]
+
+
+def test_the_layers_of_a_pair_stand_beside_each_other(path_of: Callable[..., Path], model: Path) -> None:
+    weights = np.random.default_rng(1).normal(size=(4, 4)).astype(np.float16)
+    nodes = "c = Cast <to = 10> (x) [mm] m = MatMul (c, w) y = Cast <to = 1> (m)"
+    half = path_of(f"g (float[N, 4] x) => (float[N, 4] y) {{ {nodes} }}", w=weights)
+    found = bench(
+        model, half, options=RunOptions(device="cpu"), schedule=QUICK, min_speedup=1000, layers=True
+    )
+    (table,), (speed,) = found.layers, found.speed
+    assert (table.candidate, table.against) == (half.name, model.name)
+    assert table.rows[0].name == "mm"
+    assert table.rows[0].float_ms > 0
+    assert speed.verdict == "fail"
+    assert {row.name for row in speed.costliest} <= {row.name for row in table.rows}
+
+
+def test_layers_need_a_float_one_beside(model: Path) -> None:
+    with pytest.raises(
+        UsageError, match=r"^--layers puts a quantized or FP16 model or engine beside a float"
+    ):
+        bench(model, options=RunOptions(device="cpu"), schedule=QUICK, layers=True)
