@@ -40,6 +40,9 @@ INLINE_LIMIT_BYTES = 1 << 30
 _EXTERNAL_FOLDER = "session.model_external_initializers_file_folder_path"
 """ONNX Runtime 1.21 and newer; without it, a model in memory has its data in the working folder."""
 
+_OPTIMIZED_WEIGHTS = "session.optimized_model_external_initializers_file_name"
+"""A graph that is written back, which its file does not hold if it is large, needs one for its weights."""
+
 
 def _list_weights(model: ir.Model) -> list[ir.TensorProtocol]:
     return [value.const_value for value in model.graph.initializers.values() if value.const_value is not None]
@@ -108,6 +111,9 @@ class Session(Protocol):
     def run_with_iobinding(self, binding: Any, /) -> None:
         """Runs the model on what is bound."""
 
+    def end_profiling(self) -> str:
+        """Returns the path of the file with the times of all kernels, which is then complete."""
+
     def get_session_options(self) -> Any:
         """Returns its `onnxruntime.SessionOptions`."""
 
@@ -124,6 +130,8 @@ class SessionOptions:
             the last node needs, and holds every tensor of which something else is wanted until then.
         fuses_qdq: Whether an optimized graph may run layers behind Q/DQ as integer kernels, as the session of
             a user does. On processors without VNNI these saturate, so nothing is observed with them.
+        profile: A folder for the times of all kernels, which `end_profiling` writes, and the graph that is
+            run, `optimized.onnx`; None: neither.
     """
 
     device: str = "cpu"
@@ -131,6 +139,7 @@ class SessionOptions:
     keeps_memory: bool = True
     keeps_order: bool = False
     fuses_qdq: bool = False
+    profile: Path | None = None
 
 
 def open_session(
@@ -166,6 +175,8 @@ def open_session(
     options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, level)
     if optimize and not engine.fuses_qdq:
         options.add_session_config_entry("session.disable_quant_qdq", "1")
+    if engine.profile is not None:
+        _profile(options, engine.profile)
     with _explain("load"):
         if isinstance(model, Path | bytes):
             given = str(model) if isinstance(model, Path) else model
@@ -188,6 +199,14 @@ def open_session(
         with open_temporary_folder() as place:
             save(model, place / "model.onnx")
             return open_session(place / "model.onnx", optimize=optimize, engine=engine)
+
+
+def _profile(options: Any, folder: Path) -> None:
+    """Has a session write what it runs and how long that takes."""
+    options.enable_profiling = True
+    options.profile_file_prefix = str(folder / "kernels")
+    options.optimized_model_filepath = str(folder / "optimized.onnx")
+    options.add_session_config_entry(_OPTIMIZED_WEIGHTS, "weights")
 
 
 def open_session_of(model: ir.Model, names: Iterable[str]) -> Session:

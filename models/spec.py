@@ -25,6 +25,7 @@ Activations = Literal["symmetric", "asymmetric", "per-token"]
 PER_TOKEN: Activations = "per-token"
 Effort = Literal["quick", "balanced", "thorough"]
 Device = Literal["cpu", "cuda"]
+MOST_SPEEDUP = 1000.0
 Shape = tuple[int, ...]
 
 
@@ -170,17 +171,25 @@ class AccuracySpec:
         metric: Gate: top-1, top-5, or script.py:function. The function is called once with (outputs, labels)
             of all samples, joined along their first axis, the labels None if there are none, and returns 0 to
             1, the higher the better.
+        min_speedup: Gate: how many times as fast as the float model or engine the built one must be here,
+            such as 1.05, beyond the noise of the measurement. None: speed is not judged.
     """
 
     min_cosine: float = setting(0.99)
     max_drop: float = setting(1.0)
     metric: str = setting("top-1", metavar="NAME|SCRIPT:FUNCTION")
+    min_speedup: float | None = setting(None)
 
     def __post_init__(self) -> None:
         if not -1 <= self.min_cosine <= 1:
             raise UsageError(f"min_cosine must be between -1 and 1, got {self.min_cosine}")
         if not 0 <= self.max_drop <= 100:
             raise UsageError(f"max_drop must be between 0 and 100 points, got {self.max_drop}")
+        if self.min_speedup is not None and not 0 < self.min_speedup <= MOST_SPEEDUP:
+            raise UsageError(
+                f"min_speedup is a ratio above 0 and at most {MOST_SPEEDUP:g}, such as 1.05, got "
+                f"{self.min_speedup}"
+            )
         if self.metric not in METRICS and self.script is None:
             raise UsageError(
                 f"metric must be {', '.join(METRICS)} or script.py:function, got {self.metric!r}"

@@ -78,7 +78,7 @@ def test_the_settings_of_the_pages_are_read_and_every_key_is_listed(tmp_path: Pa
         (tmp_path / "model.toml").write_text(text)
         spec = read_spec(tmp_path / "model.toml")
     assert spec.preprocess == Preprocess()  # the last page says that these are the defaults
-    assert (spec.accuracy, spec.evaluation.samples) == (AccuracySpec(), 1000)
+    assert (spec.accuracy, spec.evaluation.samples) == (AccuracySpec(min_speedup=1.05), 1000)
     sections = (CalibrationSpec, QuantizationSpec, EvaluationSpec, AccuracySpec, LayerSpec, Preprocess)
     keys = {field.name for section in sections for field in fields(section)} - {"parameters"}
     keys |= {name for method in METHODS.values() for name in list_options(method)}

@@ -2,16 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from trtq.errors import TrtqError
+from trtq.errors import TrtqError, UsageError
 from trtq.json import FileKind
-from trtq.pipeline.bench.machine import Conditions, Machine, compare_samples, describe_machine, sample_machine
+from trtq.models.spec import AccuracySpec
+from trtq.pipeline.bench.layers import LayerTable
+from trtq.pipeline.bench.machine import (
+    Conditions,
+    Machine,
+    compare_samples,
+    describe_machine,
+    list_disturbances,
+    sample_machine,
+)
 from trtq.pipeline.bench.process import Costs, TimedProcess
 from trtq.pipeline.bench.runnables import Inputs, Runnable, RunOptions, Skipped, list_runnables
+from trtq.pipeline.bench.speed import (
+    Pair,
+    Turns,
+    blame_all,
+    compare_pairs,
+    find_pairs,
+    judge_pairs,
+    judge_skipped,
+    take_decisive_turns,
+)
 from trtq.pipeline.bench.turns import (
     Latency,
     Schedule,
@@ -21,17 +40,15 @@ from trtq.pipeline.bench.turns import (
     measure_spread,
     measure_throughput,
     summarize_latency,
-    take_turns,
 )
 from trtq.pipeline.engine.backend import BuildRequest
 from trtq.pipeline.engine.coverage import measure_coverage
 from trtq.pipeline.engine.onnxruntime import OnnxRuntime
 from trtq.pipeline.graph.load import load
 from trtq.pipeline.graph.quantized import find_quantized_layers
+from trtq.pipeline.judge.speed import SpeedVerdict
 from trtq.progress import Silent, Watcher
 
-_BUSY = 0.1
-_STOLEN = 0.02
 _SPREAD = 0.05
 _FEW_RUNS = 100
 
@@ -92,6 +109,8 @@ class Benchmark:
         skipped: What could not be measured, and why.
         notes: What the figures mean.
         warnings: Why they may not be trusted.
+        speed: What the speed gate says of what was built; empty if it was not asked.
+        layers: The times by layers; empty if they were not asked, and nothing is too slow.
     """
 
     machine: Machine
@@ -105,6 +124,8 @@ class Benchmark:
     skipped: tuple[Skipped, ...]
     notes: tuple[str, ...]
     warnings: tuple[str, ...]
+    speed: tuple[SpeedVerdict, ...] = ()
+    layers: tuple[LayerTable, ...] = ()
 
 
 FILE = FileKind(Benchmark, "benchmark", "trtq bench", "bench")
@@ -114,6 +135,8 @@ def bench(
     *targets: Path | str,
     options: RunOptions | None = None,
     schedule: Schedule | None = None,
+    min_speedup: float | None = None,
+    layers: bool = False,
     watcher: Watcher | None = None,
 ) -> Benchmark:
     """Returns how fast models and engines are, measured in turns in one run, each in a process of its own.
@@ -123,6 +146,10 @@ def bench(
             `.onnx` and `.engine` files; they take the same inputs. An engine needs its GPU.
         options: How they are run; None: all that works here, on the calibration data or random numbers.
         schedule: How long; None: ten rounds of half a second each.
+        min_speedup: How many times as fast as the float one what was built has to be; it is measured up to
+            four times as long until that is decided. None: nothing is judged.
+        layers: Whether what was built and the float one are run again with their kernels timed. That is also
+            done with what is too slow.
         watcher: Gets the progress.
 
     Raises:
@@ -131,25 +158,33 @@ def bench(
         MissingDependency: Nothing that was given can be run here.
     """
     options, schedule, watcher = options or RunOptions(), schedule or Schedule(), watcher or Silent()
+    AccuracySpec(min_speedup=min_speedup)  # which says what is wrong with it
     watcher.stage("Loading")
     runnables, skipped, inputs = list_runnables([Path(target) for target in targets], options, watcher)
     here = describe_machine()
     with ExitStack() as stack:
         running, failed = _start(runnables, inputs, schedule, stack)
-        skipped = (*skipped, *(Skipped(name, str(error)) for name, error in failed.items()))
+        skipped = (*skipped, *_list_failed(runnables, failed))
         if not running:
             raise next(iter(failed.values()))
-        watcher.stage("Measuring", schedule.rounds * len(running))
+        items = [item for item in runnables if item.name in running]
+        pairs = _find_pairs(items, skipped, is_judged=min_speedup is not None, has_layers=layers)
+        unknown = judge_skipped(items, skipped, min_speedup or 1.0)
+        judge = _create_judge(pairs, unknown, min_speedup, running, here)
         pids = [candidate.pid for candidate in running.values()]
         before = sample_machine(pids)
-        turns = take_turns(
+        turns = take_decisive_turns(
             {name: candidate.turn for name, candidate in running.items()},
             schedule,
-            lambda name: watcher.advance(1),
+            lambda turns: all(item.verdict != "unverified" or not item.against for item in judge(turns)),
+            watcher,
         )
         during = compare_samples(before, sample_machine(pids))
         costs = {name: candidate.finish() for name, candidate in running.items()}
-    items = [item for item in runnables if item.name in running]
+    speed = judge(turns)
+    shown = [item.candidate for item in speed if item.verdict == "fail"]
+    shown += [pair.candidate.name for pair in pairs] if layers else []
+    tables = compare_pairs(pairs, shown, inputs, schedule, watcher)
     shapes = running[items[0].name].shapes
     num_samples = inputs.num_samples if inputs.feed is not None else _first_axis(shapes)
     measured = tuple(
@@ -159,7 +194,7 @@ def bench(
     return Benchmark(
         here,
         during,
-        schedule,
+        _find_taken(schedule, turns),
         options.num_threads,
         inputs.origin,
         shapes,
@@ -168,7 +203,58 @@ def bench(
         skipped,
         tuple(_notes(items, measured, here)),
         tuple(_warnings(measured, during)),
+        blame_all(speed, tables),
+        tables,
     )
+
+
+def _find_pairs(
+    items: Sequence[Runnable], skipped: Sequence[Skipped], *, is_judged: bool, has_layers: bool
+) -> tuple[Pair, ...]:
+    """Returns what is judged or shown by layers, and what it is measured against.
+
+    Raises:
+        UsageError: It is asked for, and there is nothing.
+    """
+    pairs = find_pairs(items, skipped if is_judged else ())
+    if is_judged and not (pairs or judge_skipped(items, skipped, 1.0)):
+        raise UsageError(
+            "--min-speedup judges quantized and FP16 models and engines, and there is none among what was "
+            "given; give a build folder"
+        )
+    if has_layers and all(pair.reference in (None, pair.candidate) for pair in pairs):
+        raise UsageError(
+            "--layers puts a quantized or FP16 model or engine beside a float one that runs in the same way, "
+            "and there are no such two among what was given; give a build folder, or both"
+        )
+    return pairs
+
+
+def _create_judge(
+    pairs: Sequence[Pair],
+    unknown: Sequence[SpeedVerdict],
+    wanted: float | None,
+    running: Mapping[str, TimedProcess],
+    here: Machine,
+) -> Callable[[Turns], tuple[SpeedVerdict, ...]]:
+    """Returns what makes the verdicts of turns; none if no speed is wanted."""
+    if wanted is None:
+        return lambda turns: ()
+    runtimes = {name: candidate.runtime for name, candidate in running.items()}
+    return lambda turns: (*judge_pairs(pairs, turns, wanted, runtimes, here), *unknown)
+
+
+def _find_taken(schedule: Schedule, turns: Turns) -> Schedule:
+    """Returns how long was measured in fact."""
+    rounds = len(next(iter(turns.values())))
+    return replace(schedule, rounds=rounds, seconds=schedule.seconds * rounds / schedule.rounds)
+
+
+def _list_failed(runnables: Sequence[Runnable], failed: Mapping[str, TrtqError]) -> Iterator[Skipped]:
+    for item in runnables:
+        if item.name in failed:
+            is_engine = item.request.kind == "plan"
+            yield Skipped(item.name, str(failed[item.name]), item.precision, is_engine=is_engine)
 
 
 def _start(
@@ -274,13 +360,7 @@ def _notes(items: Sequence[Runnable], measured: Sequence[Timing], here: Machine)
 
 def _warnings(measured: Sequence[Timing], during: Conditions) -> Iterator[str]:
     """Yields why the figures may not be trusted."""
-    if (during.others_share or 0) > _BUSY:
-        share = f"{during.others_share:.0%}"
-        yield f"other processes used {share} of the processor meanwhile; stop them and measure again"
-    if (during.stolen_share or 0) > _STOLEN:
-        yield f"other virtual machines took {during.stolen_share:.0%} of the processor meanwhile"
-    for reason in during.throttled:
-        yield f"throttled: {reason}"
+    yield from list_disturbances(during)
     for result in measured:
         if result.spread > _SPREAD:
             yield f"{result.name}: its rounds differ by {result.spread:.0%}; the machine is not at rest"

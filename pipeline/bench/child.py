@@ -1,7 +1,8 @@
 """One candidate in a process of its own: its memory is its own, and its faults end it alone.
 
 It reads `request.json` and `feed.npz`, and answers line by line in JSON: how it was loaded, then a turn for
-each line that asks for so many seconds, and at the end, when no more lines come, what it took.
+each line that asks for so many seconds, and at the end, when no more lines come, what it took, and what its
+kernels took if they were timed.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import os
 import sys
 import time
 from collections.abc import Iterable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any
 
@@ -22,8 +24,11 @@ from numpy.typing import NDArray
 from trtq import lazy
 from trtq.calibrators.memory import find_peak_bytes
 from trtq.errors import ArtifactError, MissingDependency, TrtqError
+from trtq.pipeline.bench.profiled import ProfiledRun
 from trtq.pipeline.bench.session import SessionRun
 from trtq.pipeline.engine.cuda import Cuda
+from trtq.pipeline.engine.kernel_times import Profiled
+from trtq.pipeline.engine.plan_profile import ProfiledPlan
 from trtq.pipeline.engine.plan_run import PlanRun
 
 
@@ -45,27 +50,31 @@ def serve(place: Path, asked: Iterable[str], answers: IO[str]) -> None:
         base = find_peak_bytes()
         start = time.perf_counter()
         request = json.loads((place / "request.json").read_text())
-        candidate, facts = _open(request, _feed(place / "feed.npz", request["inputs"]))
+        feed = _feed(place / "feed.npz", request["inputs"])
+        candidate, facts = _open(request, feed, place)
         shapes = {name: list(shape) for name, shape in candidate.shapes.items()}
         answer(ready=True, load_s=time.perf_counter() - start, base_rss_bytes=base, shapes=shapes, **facts)
         for line in asked:
             times_ms, wall_s = candidate.measure(float(line))
             answer(times_ms=times_ms, wall_s=wall_s)
-        answer(peak_rss_bytes=find_peak_bytes(), gpu_bytes=candidate.gpu_bytes)
+        timed = [] if isinstance(candidate, SessionRun | PlanRun) else candidate.list_kernels()
+        kernels = [asdict(kernel) for kernel in timed]
+        answer(peak_rss_bytes=find_peak_bytes(), gpu_bytes=candidate.gpu_bytes, kernels=kernels)
     except TrtqError as error:
         answer(error=type(error).__name__, text=str(error))
 
 
 def _open(
-    request: Mapping[str, Any], feed: Mapping[str, NDArray[Any]] | None
-) -> tuple[SessionRun | PlanRun, dict[str, str]]:
-    """Returns the candidate, and what runs it how."""
+    request: Mapping[str, Any], feed: Mapping[str, NDArray[Any]] | None, place: Path
+) -> tuple[SessionRun | PlanRun | Profiled, dict[str, str]]:
+    """Returns the candidate, and what runs it how; what is noted of its kernels goes to `place`."""
     path = Path(request["path"])
     if request["kind"] == "onnx":
         assert feed is not None
         onnxruntime = lazy.require("onnxruntime", None, "running the model")
-        session = SessionRun(path, feed, request["device"], request["num_threads"])
-        return session, {"runtime": f"ONNX Runtime {onnxruntime.__version__}", "graph": ""}
+        facts = {"runtime": f"ONNX Runtime {onnxruntime.__version__}", "graph": ""}
+        how = (path, feed, request["device"], request["num_threads"])
+        return ProfiledRun(*how, place) if request["profile"] else SessionRun(*how), facts
     plan = path.read_bytes()
     if request["sha256"] and hashlib.sha256(plan).hexdigest() != request["sha256"]:
         raise ArtifactError(f"{path} was changed while it was loaded")
@@ -74,7 +83,10 @@ def _open(
     for module in request["modules"]:
         try:
             trt = importlib.import_module(module)
-            engine = PlanRun(trt, plan, feed, cuda, graph=request["graph"])
+            if request["profile"]:
+                engine: PlanRun | ProfiledPlan = ProfiledPlan(trt, plan, feed, cuda)
+            else:
+                engine = PlanRun(trt, plan, feed, cuda, graph=request["graph"])
             return engine, {"runtime": f"{module} {trt.__version__}", "graph": engine.graph}
         except (ImportError, OSError) as error:
             reasons.append(f"{module} cannot be imported ({error})")

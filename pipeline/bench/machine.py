@@ -7,7 +7,7 @@ import platform
 import shutil
 import subprocess
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +25,8 @@ _QUERY = "name,driver_version,clocks.sm,clocks.max.sm,temperature.gpu,clocks_thr
 _IDLE_REASONS = 0x1 | 0x2 | 0x100
 """Of NVML's clock event reasons: idle, set by the user, set for a display; none of them is throttling."""
 _QUERY_SECONDS = 10
+_BUSY = 0.1
+_STOLEN = 0.02
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,6 +164,17 @@ def compare_samples(before: MachineSample, after: MachineSample, num_cores: int 
         gpu_celsius=tuple(gpu.celsius for gpu in gpus),
         throttled=tuple(_throttled(before, after, gpus)),
     )
+
+
+def list_disturbances(during: Conditions) -> Iterator[str]:
+    """Yields what went on that makes a measurement doubtful."""
+    if (during.others_share or 0) > _BUSY:
+        share = f"{during.others_share:.0%}"
+        yield f"other processes used {share} of the processor meanwhile; stop them and measure again"
+    if (during.stolen_share or 0) > _STOLEN:
+        yield f"other virtual machines took {during.stolen_share:.0%} of the processor meanwhile"
+    for reason in during.throttled:
+        yield f"throttled: {reason}"
 
 
 def _throttled(before: MachineSample, after: MachineSample, gpus: Sequence[_Gpu]) -> Iterable[str]:

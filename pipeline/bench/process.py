@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from trtq.errors import ArtifactError
 from trtq.pipeline.bench.turns import Turn
+from trtq.pipeline.engine.kernel_times import KernelTime
 from trtq.pipeline.engine.process import child_command, describe_exit, raise_error
 from trtq.temporary import open_temporary_folder
 
@@ -29,6 +30,7 @@ class Request:
         modules: For a plan: the Python modules to try, `tensorrt` and `tensorrt_rtx`.
         graph: For a plan: whether it is launched as a CUDA graph, where that is possible.
         sha256: That the plan must have; empty: any.
+        profile: Whether each kernel is timed, which takes longer.
     """
 
     kind: Literal["onnx", "plan"]
@@ -38,6 +40,7 @@ class Request:
     modules: tuple[str, ...] = ()
     graph: bool = True
     sha256: str = ""
+    profile: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,9 +110,18 @@ class TimedProcess:
 
     def finish(self) -> Costs:
         """Returns what it took, and ends the process."""
-        self._input.close()
-        answer = self._read_answer()
+        answer = self._end()
         return Costs(answer["peak_rss_bytes"], self._base, answer["gpu_bytes"])
+
+    def list_kernels(self) -> list[KernelTime]:
+        """Returns what its kernels took, if they were timed, and ends the process."""
+        return [
+            KernelTime(**{**kernel, "nodes": tuple(kernel["nodes"])}) for kernel in self._end()["kernels"]
+        ]
+
+    def _end(self) -> dict[str, Any]:
+        self._input.close()
+        return self._read_answer()
 
     @property
     def _input(self) -> IO[str]:

@@ -36,6 +36,8 @@ from trtq.pipeline.load import load as load_engine
 from trtq.progress import Silent, Watcher
 
 Device = Literal["auto", "cpu", "cuda"]
+ENGINE_OF_UNKNOWN = "engine"
+"""The precision of an engine without its build."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,10 +84,12 @@ class Runnable:
 
 @dataclass(frozen=True, slots=True)
 class Skipped:
-    """What is not measured, and why."""
+    """What is not measured, and why; its precision, "engine" for an engine of none that is known."""
 
     name: str
     reason: str
+    precision: str = ""
+    is_engine: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,8 +120,7 @@ def list_runnables(
     if not collector.runnables:
         none = UsageError(f"{targets[0]} holds nothing to measure")
         raise next(iter(collector.errors), none)
-    skipped = tuple(Skipped(name, reason) for name, reason in collector.skipped)
-    return _named(collector.runnables), skipped, collector.inputs(watcher or Silent())
+    return _named(collector.runnables), tuple(collector.skipped), collector.inputs(watcher or Silent())
 
 
 class _Collector:
@@ -125,7 +128,7 @@ class _Collector:
 
     def __init__(self, options: RunOptions) -> None:
         self.runnables: list[Runnable] = []
-        self.skipped: list[tuple[str, str]] = []
+        self.skipped: list[Skipped] = []
         self.errors: list[TrtqError] = []
         self._options = options
         self._graph: Graph | None = None
@@ -182,7 +185,7 @@ class _Collector:
             high = report.high_precision if precision not in ("fp32", "fp16") else ""
             self._add_model(f"{prefix}{precision}", precision, path, high)
         if ENGINE in manifest.outputs:
-            self._add_built(folder, f"{prefix}{report.precision} engine")
+            self._add_built(folder, f"{prefix}{report.precision} engine", report.precision)
 
     def _models_of(
         self, folder: Path, prefix: str, manifest: Manifest, report: Report
@@ -197,7 +200,7 @@ class _Collector:
             yield "fp32", source
         else:
             reason = f"{source} is gone or was changed since the build; give it as a target too"
-            self.skipped.append((f"{prefix}fp32", reason))
+            self.skipped.append(Skipped(f"{prefix}fp32", reason))
         for name in dict.fromkeys(("fp16", report.precision)):
             if f"model.{name}.onnx" in manifest.outputs:
                 yield name, folder / f"model.{name}.onnx"
@@ -205,21 +208,21 @@ class _Collector:
     def _add_engine(self, path: Path, name: str) -> None:
         """Adds an engine by its file: as its build says, if it lies in one; else as whatever loads it."""
         if path.name == ENGINE and (path.parent / NAME).is_file():
-            self._add_built(path.parent, name)
-        elif self._can_run(path, name):
+            self._add_built(path.parent, name, ENGINE_OF_UNKNOWN)
+        elif self._can_run(path, name, ENGINE_OF_UNKNOWN):
             modules = tuple(MODULES.values())
             request = Request("plan", path.resolve(), "cuda", 0, modules, self._options.graph)
-            self._add(Runnable(name, "engine", "cuda", request))
+            self._add(Runnable(name, ENGINE_OF_UNKNOWN, "cuda", request))
 
-    def _add_built(self, folder: Path, name: str) -> None:
+    def _add_built(self, folder: Path, name: str, precision: str) -> None:
         """Adds the engine of a build folder, if it fits this machine and is the one that was built."""
         path = folder / ENGINE
-        if not self._can_run(path, name):
+        if not self._can_run(path, name, precision):
             return
         try:
             engine = load_engine(folder)
         except (ArtifactError, MissingDependency) as error:
-            self._skip(name, error)
+            self._skip(Skipped(name, str(error), precision, is_engine=True), error)
             return
         modules, report = (MODULES[engine.backend.name],), engine.report
         request = Request("plan", path.resolve(), "cuda", 0, modules, self._options.graph, engine.sha256)
@@ -235,14 +238,15 @@ class _Collector:
         if item.request not in [other.request for other in self.runnables]:
             self.runnables.append(item)
 
-    def _skip(self, name: str, error: TrtqError) -> None:
-        self.skipped.append((name, str(error)))
+    def _skip(self, item: Skipped, error: TrtqError) -> None:
+        self.skipped.append(item)
         self.errors.append(error)
 
-    def _can_run(self, path: Path, name: str) -> bool:
+    def _can_run(self, path: Path, name: str, precision: str) -> bool:
         """Returns whether there is a GPU for an engine; skips the engine if not."""
         if missing := explain_missing_gpu():
-            self._skip(name, MissingDependency(f"{path} needs an NVIDIA GPU to run, and {missing} here"))
+            error = MissingDependency(f"{path} needs an NVIDIA GPU to run, and {missing} here")
+            self._skip(Skipped(name, str(error), precision, is_engine=True), error)
         return not missing
 
     def _take_graph(self, path: Path, spec: ModelSpec) -> Graph:

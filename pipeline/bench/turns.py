@@ -91,8 +91,13 @@ def find_median_ms(turns: Sequence[Turn]) -> float:
 
 def compare_speed(turns: Sequence[Turn], reference: Sequence[Turn]) -> float:
     """Returns how many times faster than the reference in the same rounds: the median of the ratios."""
+    return statistics.median(find_ratios(turns, reference))
+
+
+def find_ratios(turns: Sequence[Turn], reference: Sequence[Turn]) -> list[float]:
+    """Returns how many times faster than the reference each round was, by the medians of its runs."""
     pairs = zip(_medians(reference), _medians(turns), strict=True)
-    return statistics.median(theirs / ours for theirs, ours in pairs)
+    return [theirs / ours for theirs, ours in pairs]
 
 
 def measure_spread(turns: Sequence[Turn]) -> float:

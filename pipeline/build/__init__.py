@@ -26,6 +26,7 @@ from trtq.pipeline.build.prepare import prepare
 from trtq.pipeline.build.ranges import JobRanges, find_ranges
 from trtq.pipeline.build.search import SearchResult, compare_written, search_layers
 from trtq.pipeline.build.share import measure_quantized_share
+from trtq.pipeline.build.speed import judge_job_speed
 from trtq.pipeline.calibrate.data import find_shapes
 from trtq.pipeline.deliver.earlier import EarlierBuild, find_earlier
 from trtq.pipeline.deliver.folder import stage_folder
@@ -35,8 +36,9 @@ from trtq.pipeline.deliver.signature import read_private_key
 from trtq.pipeline.engine.target import Target
 from trtq.pipeline.judge.compare import Comparison
 from trtq.pipeline.judge.evaluate import find_labels
-from trtq.pipeline.judge.gate import Verdict, judge
+from trtq.pipeline.judge.gate import Outcome, Verdict, judge
 from trtq.pipeline.judge.score import load_labels
+from trtq.pipeline.judge.speed import SpeedVerdict
 from trtq.pipeline.judge.witness import check_against_file
 from trtq.pipeline.sign import sign
 from trtq.progress import Log, Silent, Watcher
@@ -44,6 +46,7 @@ from trtq.workers import Workers
 
 _MOST_REBUILDS = 2
 """Where layers turn out to have no kernel for the format that they were asked in."""
+_WORST_FIRST: tuple[Outcome, ...] = ("fail", "unverified", "pass")
 
 
 def build(
@@ -138,7 +141,8 @@ def run_job(job: Job, log: Log, earlier: EarlierBuild | None = None) -> Report:
             auto = revise(auto, built.job)
         plan = EnginePlan(stage / ENGINE, built.engine.report.profiles)
         comparison = compare_job(built.job, built.models.files, log, plan, built.comparison)
-        result = _report(built, calibrated, auto, comparison, stage, log)
+        speed = judge_job_speed(built.job, built.models, built.engine, stage, log)
+        result = _report(built, calibrated, auto, comparison, speed, stage, log)
         write_folder(stage, built.job, ranges, result, built.engine, calibrated.tensors)
         return result
 
@@ -217,11 +221,12 @@ def _report(
     calibrated: JobRanges,
     auto: AutoReport | None,
     comparison: Comparison | None,
+    speed: SpeedVerdict | None,
     stage: Path,
     log: Log,
 ) -> Report:
     job = work.job
-    verdict = _judge(job, comparison)
+    verdict = _join(_judge(job, comparison), speed)
     seen = comparison if comparison is not None else Comparison()
     return Report(
         schema_version=SCHEMA_VERSION,
@@ -253,7 +258,15 @@ def _report(
         sizes_bytes=measure_sizes(job, stage),
         given=job.placement.given,
         quantized_macs=measure_quantized_share(job, work.models, work.engine.report),
+        speed=speed,
     )
+
+
+def _join(accuracy: Verdict, speed: SpeedVerdict | None) -> Verdict:
+    """Returns the worse of the two verdicts, with the reasons of both if they are the same."""
+    verdicts = [accuracy, *(() if speed is None else (Verdict(speed.verdict, speed.reasons),))]
+    worst = next(name for name in _WORST_FIRST if name in [item.outcome for item in verdicts])
+    return Verdict(worst, tuple(text for item in verdicts if item.outcome == worst for text in item.reasons))
 
 
 def _judge(job: Job, comparison: Comparison | None) -> Verdict:

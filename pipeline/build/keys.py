@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 
 from trtq.calibrators.batches import Batches
 from trtq.calibrators.entropy import Auto
 from trtq.calibrators.estimate import describe
 from trtq.models.script import load_function
 from trtq.models.spec import ModelSpec
+from trtq.pipeline.bench.machine import describe_machine
 from trtq.pipeline.build.job import Job
 from trtq.pipeline.deliver.manifest import collect_versions, make_key
 from trtq.pipeline.engine.gpu import find_compute_capability
@@ -31,7 +33,7 @@ def make_keys(job: Job) -> dict[str, str]:
         _hash_data(job.evaluation),
         job.spec.evaluation,
         job.reference_sha256,
-        job.spec.accuracy,
+        replace(job.spec.accuracy, min_speedup=None),
         _hash_metric(job.spec),
     )
     engine = make_key(
@@ -47,7 +49,17 @@ def make_keys(job: Job) -> dict[str, str]:
         judged if job.target.searches else (),  # then they decide which layers are quantized
         find_compute_capability() if "compute_capabilities" in job.backend.lacks else "",
     )
-    return {"ranges": ranges, "engine": engine, "everything": make_key(engine, *judged)}
+    return {
+        "ranges": ranges,
+        "engine": engine,
+        "everything": make_key(engine, *judged, *_list_speed(job.spec)),
+    }
+
+
+def _list_speed(spec: ModelSpec) -> tuple[object, ...]:
+    """Returns what the speed gate depends on; a verdict holds on this machine alone."""
+    wanted = spec.accuracy.min_speedup
+    return () if wanted is None else (wanted, describe_machine())
 
 
 def _hash_metric(spec: ModelSpec) -> str:

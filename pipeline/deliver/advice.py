@@ -56,6 +56,8 @@ def group_reasons(reasons: Sequence[str]) -> list[str]:
 def _find_cause(report: Report) -> Advice | None:
     """Returns what to do about a cause that the report names, or that the layers are not."""
     told = " ".join(report.reasons)
+    if "accuracy" not in report.failed_gates:
+        return Advice("what each layer costs in time", command=("trtq", "bench", report.output, "--layers"))
     if "quantization is not the cause" in told:
         return Advice("FP16 alone is as far off", ("--high-precision", "fp32"))
     if "the repairs that round anew" in told:

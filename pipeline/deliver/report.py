@@ -13,6 +13,7 @@ from trtq.kept import Fallback, KeptFp32, KeptNode
 from trtq.models.spec import InputSpec
 from trtq.pipeline.deliver.names import ENGINE, FLOAT, REPORT
 from trtq.pipeline.deliver.notebook import verdict_to_html
+from trtq.pipeline.judge.speed import SpeedVerdict
 from trtq.records import LogitsComparison, OutputComparison, Repairs
 
 SCHEMA_VERSION = 2
@@ -224,6 +225,7 @@ class Report:
         given: Layers that came quantized and were kept as they are, and what of each did.
         quantized_macs: The share of the multiply-accumulates that the engine does on codes of 8 bits or
             fewer, 0 to 1; None if nothing tells. Those in the bodies of If, Loop and Scan are not counted.
+        speed: What the speed gate says; None if it was not asked (`--min-speedup`).
     """
 
     schema_version: int
@@ -255,6 +257,14 @@ class Report:
     repairs: Repairs | None = None
     given: tuple[KeptNode, ...] = ()
     quantized_macs: float | None = None
+    speed: SpeedVerdict | None = None
+
+    @property
+    def failed_gates(self) -> str:
+        """Which gates failed: "accuracy", "speed", "accuracy and speed"; empty if none did."""
+        speed = self.speed.reasons if self.speed is not None and self.speed.verdict == "fail" else ()
+        is_inexact = self.verdict == "fail" and len(self.reasons) > len(speed)
+        return " and ".join((*(["accuracy"] if is_inexact else []), *(["speed"] if speed else [])))
 
     def __repr__(self) -> str:
         """Returns the verdict and what was built, in one line."""

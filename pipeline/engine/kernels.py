@@ -40,6 +40,11 @@ def list_nodes(metadata: str) -> Iterator[str]:
             yield node[1]
 
 
+def split_names(name: str) -> tuple[str, ...]:
+    """Returns the names of the nodes in that of a layer: `conv1 + relu1`."""
+    return tuple(_BETWEEN_NAMES.split(name))
+
+
 def parse_log(layers: str) -> Iterator[Kernel]:
     """Yields the kernels of the builder's `Layers:` message (detailed profiling verbosity)."""
     for line in layers.split("\n"):  # splitlines would also split at rarer characters in names
@@ -74,7 +79,7 @@ def _read_kernel(layer: Mapping[str, Any]) -> Kernel:
     constants = tuple(map(_dtype, [weights] if isinstance(weights, dict) else _items(layer, "Constants")))
     if not constants and _INT8_TACTIC.search(str(layer.get("TacticName", ""))):
         constants = ("Int8",)
-    nodes = tuple(list_nodes(str(layer.get("Metadata", "")))) or tuple(_BETWEEN_NAMES.split(name))
+    nodes = tuple(list_nodes(str(layer.get("Metadata", "")))) or split_names(name)
     return Kernel(name, str(layer.get("LayerType", "")), nodes, inputs, constants)
 
 

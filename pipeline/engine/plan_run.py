@@ -71,6 +71,15 @@ class PlanRun:
             count = min(MOST_RUNS, max(1, int((seconds - passed) / each / 2)))
         return times, passed
 
+    def attach_profiler(self, profiler: Any) -> None:
+        """Has a `tensorrt.IProfiler` told the time of each layer of each run; then no run is a CUDA graph."""
+        self._plan.context.profiler = profiler
+
+    def inspect(self, trt: ModuleType) -> str:
+        """Returns what the engine says of its layers, as JSON."""
+        inspector = self._plan.engine.create_engine_inspector()
+        return str(inspector.get_engine_information(trt.LayerInformationFormat.JSON))
+
     def _bind(self, trt: ModuleType, inputs: Mapping[str, NDArray[Any]]) -> None:
         plan = self._plan
         plan.take_shapes(inputs)

@@ -79,6 +79,7 @@ if TYPE_CHECKING:
     from trtq.pipeline.inspect import inspect as inspect
     from trtq.pipeline.judge.compare import Comparison as Comparison
     from trtq.pipeline.judge.sensitivity import Sensitivity as Sensitivity
+    from trtq.pipeline.judge.speed import SpeedVerdict as SpeedVerdict
     from trtq.pipeline.lint import LintItem as LintItem
     from trtq.pipeline.lint import LintReport as LintReport
     from trtq.pipeline.lint import lint as lint

@@ -5,7 +5,7 @@
     ├── ModelError           2    the ONNX file cannot be used
     ├── DataError            2    calibration or evaluation data does not fit
     ├── ArtifactError        2    a file written by trtq is broken, foreign or in the way
-    ├── GateError            3    the model was built, and is less accurate than was asked
+    ├── GateError            3    the model was built, and is less accurate or slower than was asked
     ├── BuildError           4    TensorRT did not build the engine
     ├── MissingDependency    5    something that the work needs is not installed
     └── WorkerError          5    the processes or machines that share the work cannot be reached, or died
@@ -62,7 +62,7 @@ class ArtifactError(TrtqError):
 
 
 class GateError(TrtqError):
-    """The model was built, and is less accurate than was asked or runs in other formats."""
+    """The model was built, and is less accurate or slower than was asked or runs in other formats."""
 
     exit_code = 3
 

@@ -202,6 +202,10 @@ def test_names_with_many_dots_are_no_keys(tmp_path: Path) -> None:
         ),
         ("[accuracy]\nmax_drop = 101.5", "[accuracy]: max_drop must be between 0 and 100 points, got 101.5"),
         (
+            "[accuracy]\nmin_speedup = 0",
+            "[accuracy]: min_speedup is a ratio above 0 and at most 1000, such as 1.05, got 0",
+        ),
+        (
             "[layers]\nkeep_fp32 = ['(']",
             "[layers]: '(' is not a regular expression: missing ), unterminated subpattern at position 0",
         ),

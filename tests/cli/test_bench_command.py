@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,12 @@ from command_line import lines_of, trtq
 
 from trtq.cli import bench as module
 from trtq.pipeline.bench.benchmark import Benchmark, Timing
+from trtq.pipeline.bench.layers import LayerTable
 from trtq.pipeline.bench.machine import Conditions, Machine
 from trtq.pipeline.bench.process import Costs
 from trtq.pipeline.bench.runnables import Skipped
 from trtq.pipeline.bench.turns import Latency, Schedule
+from trtq.pipeline.judge.speed import LayerTime, judge_speed
 
 QUICK = ("--rounds", "2", "--seconds", "0.02", "--warmup", "0", "--threads", "1")
 LATENCY = Latency(0.1234, 0.25, 17.8, 1234.5, 0.1)
@@ -61,6 +64,65 @@ def test_a_result_is_a_table_and_what_it_depends_on(monkeypatch: pytest.MonkeyPa
         "a note",
     ]
     assert result.stderr == "warning: a warning\n"
+
+
+def test_the_speed_gate_decides_the_exit_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[object] = []
+
+    def judge(ratios: list[float]) -> Any:
+        found = replace(RESULT, speed=(judge_speed(ratios, 1.05, "int8", "fp32"),))
+
+        def measure(*targets: Path, min_speedup: float, **rest: object) -> Benchmark:
+            asked.append(min_speedup)
+            return found
+
+        monkeypatch.setattr(module, "bench", measure)
+        return trtq("bench", "m.trtq", "--min-speedup", "1.05")
+
+    good, open_, bad = judge([1.2] * 10), judge([1.2] * 3), judge([0.8] * 10)
+    assert [result.exit_code for result in (good, open_, bad)] == [0, 0, 3]
+    measured = "0.80 times as fast as fp32 (0.80 to 0.80 with 95% confidence, 10 rounds)"
+    told = f"int8 is {measured}, the gate wants 1.05"
+    assert f"speed: FAIL: {told}" in bad.stdout
+    assert bad.stderr == f"warning: a warning\nerror: the speed gate failed: {told}\n"
+    assert "speed: PASS: int8 is 1.20 times as fast as fp32 (1.20 to 1.20 with 95%" in good.stdout
+    assert "speed: UNVERIFIED: int8 is 1.20 times as fast as fp32 (3 rounds, too few" in open_.stdout
+    assert asked == [1.05] * 3
+
+
+def test_layers_are_a_table_with_both_ends_of_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [
+        LayerTime("[conv]", ("relu",), 1.0, 1.5, 0.25, ("Conv",), ("QLinearConv", "QuantizeLinear")),
+        LayerTime("conversions", (), 0.0, 0.125, 0.125, (), ("Mul",)),
+        LayerTime("pool", (), 2.0, 1.0, 0.0, ("MaxPool",), ("MaxPool",)),
+    ]
+    asked: list[bool] = []
+
+    def show(rows: Sequence[LayerTime]) -> list[str]:
+        table = LayerTable("int8", "fp32", tuple(rows))
+
+        def measure(*targets: Path, layers: bool, **rest: object) -> Benchmark:
+            asked.append(layers)
+            return replace(RESULT, layers=(table,))
+
+        monkeypatch.setattr(module, "bench", measure)
+        return lines_of(trtq("bench", "m.trtq", "--dumpProfile").stdout)
+
+    shown = show(rows)
+    start = shown.index("layer fp32 kernels int8 kernels fp32 ms int8 ms of it converts costs ms") + 1
+    assert shown[start : start + 4] == [
+        "[conv] +1 Conv QLinearConv, QuantizeLinear 1 1.5 0.250 +0.500",
+        "conversions Mul 0.000 0.125 0.125 +0.125",
+        "pool MaxPool MaxPool 2 1 0.000 -1.000",
+        "all layers 3 2.62 0.375 -0.375",
+    ]
+    many = [LayerTime(f"n{index}", (), 1.0, 1.0, 0.0, (), ()) for index in range(40)]
+    names = [line.split()[0] for line in show(many)]
+    assert [name for name in names if re.fullmatch(r"n\d+", name)] == [
+        *(f"n{index}" for index in range(20)), *(f"n{index}" for index in range(30, 40)),
+    ]  # fmt: skip
+    assert any(line.startswith("... 10 layers between (--json has all) 10 10") for line in show(many))
+    assert asked == [True] * 3
 
 
 def test_a_speed_says_beside_what_where_there_are_several(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -129,6 +191,11 @@ def test_there_must_be_a_target() -> None:
     [
         (("MODEL", "MODEL"), 2, "error: a target is given twice; give each once\n"),
         (("MODEL", "--rounds", "0"), 2, "error: bench takes at least one round, got 0\n"),
+        (
+            ("MODEL", "--min-speedup", "0"),
+            2,
+            "error: min_speedup is a ratio above 0 and at most 1000, such as",
+        ),
         (("MODEL", "--shapes", "x"), 2, "error: 'x' gives no shapes; write name:1x3x224x224"),
         (("MODEL", "--device", "cuda"), 5, "error: running the model on CUDA needs ONNX Runtime's CUDA"),
         (("MODEL", "-o", "absent/b.json"), 2, "error: cannot write absent/b.json: there is no folder"),

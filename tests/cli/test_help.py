@@ -39,8 +39,8 @@ def test_help_is_short_and_whole(option: str) -> None:
         "    trtq build model.onnx --int8 --calib-data calib.npz\n"
         "\n"
         "  Exit codes: 0 done, and no gate failed; 2 bad input or usage; 3 the accuracy\n"
-        "  gate failed, or an export differs from PyTorch; 4 a build failed; 5 something\n"
-        "  needed is not installed.\n"
+        "  or speed gate failed, or an export differs from PyTorch; 4 a build failed; 5\n"
+        "  something needed is not installed.\n"
         "\n"
         "Options:\n"
         "  -V, --version  Show the version and exit.\n"
@@ -118,7 +118,7 @@ def test_many_options_are_shown_in_groups_in_the_order_of_the_work() -> None:
     assert groups_of("build") == [*wanted, "Output"]
     own = ("Data", "Repairs", "Workers")
     assert groups_of("migrate") == [name for name in (*wanted, "Output") if name not in own]
-    assert groups_of("bench") == ["Data", "Engine", "Time", "Output"]
+    assert groups_of("bench") == ["Data", "Engine", "Gate", "Time", "Output"]
     assert groups_of("package") == ["Server", "Settings", "Output"]
     assert groups_of("run") == groups_of("lint") == ["Options"]
 

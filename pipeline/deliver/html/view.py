@@ -17,6 +17,7 @@ from trtq.pipeline.deliver.manifest import Manifest
 from trtq.pipeline.deliver.report import AutoReport, Report, format_asked
 from trtq.pipeline.formats import LAYER_FORMATS
 from trtq.pipeline.judge.score import format_score
+from trtq.pipeline.judge.speed import format_speed
 from trtq.records import GIVEN, REFERENCES, OutputComparison
 
 _DTYPES = {
@@ -230,7 +231,7 @@ def list_commands(report: Report, manifest: Manifest) -> tuple[Command, ...]:
     names = sorted(own, key=lambda name: name != "trtq")
     commands = [Command(_COMMANDS.get(name, name), fold_command(str(own[name]))) for name in names]
     is_quantized = report.precision in LAYER_FORMATS
-    if report.verdict == "fail" and is_quantized and "trtq" in own and report.auto is None:
+    if "accuracy" in report.failed_gates and is_quantized and "trtq" in own and report.auto is None:
         commands.append(
             Command("The same, with the costliest layers kept float", fold_command(f"{own['trtq']} --auto"))
         )
@@ -274,6 +275,8 @@ def list_facts(report: Report) -> Iterator[tuple[str, str]]:
         yield "the rest is", report.high_precision.upper().replace("AS IT IS", "as it is")
     if (calibration := report.calibration) is not None:
         yield "calibrated", f"{calibration.samples} samples, {calibration.method}"
+    if (speed := report.speed) is not None and speed.ratio is not None:
+        yield "speed", format_speed(speed)
     for name, profile in report.engine.profiles.items():
         shapes = " / ".join(map(format_shape, (profile.min, profile.opt, profile.max)))
         yield f"shapes of {name}", f"{shapes} (min / opt / max)"

@@ -178,6 +178,6 @@ def main() -> None:
     \b
       trtq build model.onnx --int8 --calib-data calib.npz
 
-    Exit codes: 0 done, and no gate failed; 2 bad input or usage; 3 the accuracy gate failed, or an export
-    differs from PyTorch; 4 a build failed; 5 something needed is not installed.
+    Exit codes: 0 done, and no gate failed; 2 bad input or usage; 3 the accuracy or speed gate failed, or an
+    export differs from PyTorch; 4 a build failed; 5 something needed is not installed.
     """

@@ -11,8 +11,8 @@ from rich.text import Text
 from trtq.cli import options
 from trtq.cli.console import ConsoleWatcher, echo, open_console, print_answer
 from trtq.cli.help import GroupedCommand
-from trtq.cli.tables import create_table
-from trtq.errors import UsageError
+from trtq.cli.tables import create_table, print_speed
+from trtq.errors import GateError, UsageError
 from trtq.files import check_output, write_atomically
 from trtq.numbers import format_bytes, format_count, format_shape
 from trtq.pipeline.bench.benchmark import Benchmark, bench, to_json
@@ -21,9 +21,17 @@ from trtq.pipeline.bench.turns import Schedule
 from trtq.pipeline.engine.profiles import parse_shapes
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from collections.abc import Sequence
 
+    from rich.console import Console
+    from rich.table import Table
+
+    from trtq.pipeline.bench.layers import LayerTable
     from trtq.pipeline.bench.machine import Conditions, Machine
+    from trtq.pipeline.judge.speed import LayerTime
+
+_MOST_COSTLY, _MOST_GAINING = 20, 10
+_TIMES = ("float_ms", "quantized_ms", "conversions_ms")
 
 
 @click.command("bench", cls=GroupedCommand)
@@ -70,6 +78,20 @@ if TYPE_CHECKING:
     help="Seconds that each model runs before it is measured.",
 )
 @click.option(
+    "--layers",
+    "--dumpProfile",
+    "layers",
+    is_flag=True,
+    help="Also show what each layer of the float model takes, float and quantized, what quantization costs "
+    "most first.",
+)
+@click.option(
+    "--min-speedup",
+    type=float,
+    help="Exit with code 3 unless what was built is so many times as fast as the float model or engine "
+    "beside it, beyond the noise of the measurement.",
+)
+@click.option(
     "-o", "--output", type=click.Path(path_type=Path, dir_okay=False), help="Write the result here as JSON."
 )
 @options.json_option
@@ -86,6 +108,8 @@ def command(targets: tuple[Path, ...], **given: Any) -> None:
       trtq bench model.trtq
       trtq bench model.onnx other.onnx --batch 8 --threads 1 -o bench.json
       trtq bench model.fp16.trtq model.trtq --no-cuda-graph
+      trtq bench model.trtq --layers
+      trtq bench model.trtq --min-speedup 1.05
     """
     output: Path | None = given["output"]
     if output is not None:
@@ -102,7 +126,14 @@ def command(targets: tuple[Path, ...], **given: Any) -> None:
     )
     schedule = Schedule(given["rounds"], given["seconds"], given["warmup"])
     with ConsoleWatcher(quiet=given["quiet"]) as watcher:
-        result = bench(*targets, options=chosen, schedule=schedule, watcher=watcher)
+        result = bench(
+            *targets,
+            options=chosen,
+            schedule=schedule,
+            min_speedup=given["min_speedup"],
+            layers=given["layers"],
+            watcher=watcher,
+        )
         for warning in result.warnings:
             watcher.warn(warning)
     if output is not None:
@@ -113,6 +144,8 @@ def command(targets: tuple[Path, ...], **given: Any) -> None:
         _print(open_console(), result)
         if output is not None:
             echo(f"written to {output}")
+    if failed := [reason for item in result.speed if item.verdict == "fail" for reason in item.reasons]:
+        raise GateError("the speed gate failed: " + "; ".join(failed))
 
 
 def _print(console: Console, result: Benchmark) -> None:
@@ -142,8 +175,41 @@ def _print(console: Console, result: Benchmark) -> None:
         console.print(line, soft_wrap=True)
     for skipped in result.skipped:
         console.print(Text(f"not measured: {skipped.name}: {skipped.reason}", style="yellow"), soft_wrap=True)
+    for table in result.layers:
+        console.print(_create_layer_table(table))
+    for verdict in result.speed:
+        print_speed(console, verdict)
     for note in result.notes:
         console.print(Text(f"  {note}", style="dim"), soft_wrap=True)
+
+
+def _create_layer_table(table: LayerTable) -> Table:
+    """Returns the times by layers, what quantization costs most first; of many layers both ends alone."""
+    names = (table.against, table.candidate)
+    headers = ("layer", *(f"{name} kernels" for name in names), *(f"{name} ms" for name in names))
+    result = create_table(*headers, "of it converts", "costs ms", numbers=4)
+    is_long = len(table.rows) > _MOST_COSTLY + _MOST_GAINING
+    most, least = (_MOST_COSTLY, _MOST_GAINING) if is_long else (len(table.rows), 0)
+    between = table.rows[most : len(table.rows) - least]
+    for row in table.rows[:most]:
+        _add_layers(result, [row], f"{row.name} +{len(row.fused)}" if row.fused else row.name)
+    if between:
+        _add_layers(result, between, f"... {format_count(len(between), 'layer')} between (--json has all)")
+    for row in table.rows[len(table.rows) - least :]:
+        _add_layers(result, [row], f"{row.name} +{len(row.fused)}" if row.fused else row.name)
+    result.add_section()
+    _add_layers(result, table.rows, "all layers")
+    return result
+
+
+def _add_layers(table: Table, rows: Sequence[LayerTime], name: str) -> None:
+    """Adds a row for a layer, or the sums of several."""
+    kernels = ("", "")
+    if len(rows) == 1:
+        kernels = (", ".join(rows[0].float_kernels), ", ".join(rows[0].quantized_kernels))
+    times = (sum(getattr(row, field) for row in rows) for field in _TIMES)
+    costs = sum(row.costs_ms for row in rows)
+    table.add_row(Text(name), *kernels, *map(_number, times), f"{costs:+.3f}")
 
 
 def _machine(here: Machine, during: Conditions) -> list[str]:

@@ -33,7 +33,7 @@ _GROUPS: Mapping[str, tuple[str, ...]] = {
     ),
     "Gate": (
         "--eval-data", "--labels", "--eval-output", "--eval-samples", "--reference", "--min-cosine",
-        "--max-drop", "--metric",
+        "--max-drop", "--metric", "--min-speedup",
     ),
     "Server": (
         "--triton", "--name", "--fallback", "--ab", "--max-batch", "--max-queue-delay", "--instances",
@@ -41,7 +41,7 @@ _GROUPS: Mapping[str, tuple[str, ...]] = {
     ),
     "Settings": ("--spec", "--trust", "--key", "--ignore-gate", "--check"),
     "Workers": ("--workers", "--worker-cpus"),
-    "Time": ("--rounds", "--seconds", "--warmup"),
+    "Time": ("--rounds", "--seconds", "--warmup", "--layers"),
     "Output": ("-o", "--dry-run", "--sign-key", "--chart", "--json", "-q", "-v", "--help"),
 }  # fmt: skip
 """The options of all commands by group, in the order in which a help shows them."""

@@ -55,7 +55,7 @@ def refuse_failed(report: Report, lines: Sequence[str] = ()) -> None:
         GateError: The verdict is a failure.
     """
     if report.verdict == "fail":
-        failed = "the accuracy gate failed: " + "; ".join(group_reasons(report.reasons))
+        failed = f"the {report.failed_gates} gate failed: {'; '.join(group_reasons(report.reasons))}"
         raise GateError("\n  ".join((failed, *lines)))
 
 

@@ -17,12 +17,14 @@ from trtq.numbers import format_bytes, format_count, format_seconds, format_shap
 from trtq.pipeline.deliver.advice import group_reasons
 from trtq.pipeline.formats import LAYER_FORMATS
 from trtq.pipeline.judge.score import format_score, name_metric
+from trtq.pipeline.judge.speed import describe_speed
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from trtq.kept import Fallback, KeptFp32, KeptNode
     from trtq.pipeline.deliver.report import CalibrationReport, Report, WeightsReport
+    from trtq.pipeline.judge.speed import SpeedVerdict
     from trtq.records import LogitsComparison, OutputComparison, Repairs
 
 _STYLES = {"pass": "bold green", "fail": "bold red", "unverified": "bold yellow"}
@@ -84,6 +86,8 @@ def print_report(
         if folder is not None:
             _print_layers(console, folder)
     _print_cost(console, report)
+    if report.speed is not None:
+        print_speed(console, report.speed)
     if report.reused:
         console.print(f"used again from the earlier build: {', '.join(report.reused)}")
     console.print(f"written to {report.output}", soft_wrap=True)
@@ -239,6 +243,13 @@ def _print_cost(console: Console, report: Report) -> None:
     for title, items in (("sizes", shown_sizes), ("times", times)):
         if items:
             console.print(f"{title}  {'  '.join(items)}", soft_wrap=True)
+
+
+def print_speed(console: Console, item: SpeedVerdict) -> None:
+    """Prints what the speed gate says, in a line."""
+    verdict = (item.verdict.upper(), _STYLES[item.verdict])
+    told = item.reasons[0] if item.reasons else describe_speed(item)
+    console.print(Text.assemble("speed: ", verdict, f": {told}"), soft_wrap=True)
 
 
 def print_repairs(console: Console, repairs: Repairs, *, verbose: bool) -> None:

@@ -29,7 +29,14 @@ def model(path_of: Callable[..., Path]) -> Path:
 
 def ask(place: Path, request: dict[str, Any], *lines: str, **feed: Any) -> list[dict[str, Any]]:
     place.mkdir(exist_ok=True)
-    defaults = {"device": "cpu", "num_threads": 1, "modules": [], "graph": False, "sha256": ""}
+    defaults = {
+        "device": "cpu",
+        "num_threads": 1,
+        "modules": [],
+        "graph": False,
+        "sha256": "",
+        "profile": False,
+    }
     (place / "request.json").write_text(json.dumps({**defaults, **request, "inputs": list(feed) or None}))
     np.savez(place / "feed.npz", *feed.values())
     answers = io.StringIO()
@@ -72,6 +79,37 @@ def test_a_plan_is_run_by_the_first_module_that_loads_it(
     (answer,) = ask(tmp_path / "p", request, x=X)
     assert answer["error"] == "MissingDependency"
     assert "model.engine does not run here: no_tensorrt cannot be imported (" in answer["text"]
+
+
+LAYERS = {
+    "Reformatting CopyNode for Input Tensor 0 to conv + relu": 0.25,
+    "conv + relu": 1.5,
+    "__myl_Fused": 0.5,
+}
+INSPECTOR = [
+    {"Name": "__myl_Fused", "LayerType": "kgen", "Metadata": "[ONNX Layer: soft]\x1e[ONNX Layer: mul]"}
+]
+
+
+def test_the_layers_of_a_plan_are_timed_by_the_profiler(
+    driver_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _use(driver_file, monkeypatch)
+    plan = {**json.loads(PLAN), "layers": LAYERS, "inspector": INSPECTOR}
+    (tmp_path / "model.engine").write_text(json.dumps(plan))
+    path, modules = str(tmp_path / "model.engine"), ["running_tensorrt"]
+    request = {"kind": "plan", "path": path, "modules": modules, "profile": True}
+    ready, turn, end = ask(tmp_path / "p", request, "0\n", x=X)
+    assert ready["graph"] == "no: its layers are timed one by one"
+    assert len(turn["times_ms"]) == 1
+    assert end["kernels"] == [
+        {
+            "name": "Reformatting CopyNode for Input Tensor 0 to conv + relu", "op_type": "Reformat",
+            "nodes": ["conv", "relu"], "ms": 0.25, "converts": True,
+        },
+        {"name": "conv + relu", "op_type": "", "nodes": ["conv", "relu"], "ms": 1.5, "converts": False},
+        {"name": "__myl_Fused", "op_type": "kgen", "nodes": ["soft", "mul"], "ms": 0.5, "converts": False},
+    ]  # fmt: skip
 
 
 def test_a_plan_that_no_module_loads_is_told(

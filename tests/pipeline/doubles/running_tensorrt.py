@@ -1,7 +1,8 @@
 """A TensorRT whose engines run: each doubles its input. Memory and stream are those of libcuda_stub.c.
 
 A plan is JSON: `inputs` and `outputs` with their shapes, `profile` with three shapes an input, `host` with
-the names of tensors that are read on the host, `fails` with what goes wrong.
+the names of tensors that are read on the host, `fails` with what goes wrong, `layers` with what a profiler is
+told, and `inspector` with what the inspector says of them.
 """
 
 from __future__ import annotations
@@ -18,6 +19,14 @@ __version__ = "10.3.0"
 TensorIOMode = IntEnum("TensorIOMode", ["NONE", "INPUT", "OUTPUT"], start=0)
 TensorLocation = IntEnum("TensorLocation", ["DEVICE", "HOST"], start=0)
 DataType = IntEnum("DataType", ["FLOAT", "BF16", "FP8"], start=0)
+
+
+LayerInformationFormat = IntEnum("LayerInformationFormat", ["ONELINE", "JSON"], start=0)
+
+
+class IProfiler:
+    def __init__(self) -> None:
+        self.is_made = True
 
 
 class ILogger:
@@ -49,6 +58,15 @@ class Runtime:
             return None
 
 
+class EngineInspector:
+    def __init__(self, layers: list[dict[str, Any]]) -> None:
+        self._layers = layers
+
+    def get_engine_information(self, layout: LayerInformationFormat) -> str:
+        assert layout is LayerInformationFormat.JSON
+        return json.dumps({"Layers": self._layers})
+
+
 class ICudaEngine:
     def __init__(self, record: dict[str, Any], logger: Any) -> None:
         self.record, self.logger = record, logger
@@ -75,6 +93,9 @@ class ICudaEngine:
         assert profile_index == 0
         return [tuple(shape) for shape in self.record["profile"][name]]
 
+    def create_engine_inspector(self) -> EngineInspector:
+        return EngineInspector(self.record.get("inspector", []))
+
     def create_execution_context(self, *config: Any) -> IExecutionContext | None:
         return None if self.record.get("fails") == "context" else IExecutionContext(self, *config)
 
@@ -87,6 +108,7 @@ class IExecutionContext:
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.addresses: dict[str, int] = {}
         self.runs = 0
+        self.profiler: Any = None
         self.made[:] = [self]
 
     def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
@@ -119,6 +141,9 @@ class IExecutionContext:
         if self._engine.record.get("fails") == "run":
             self._engine.logger.log(ILogger.Severity.ERROR, "out of memory")
             return False
+        for name, ms in self._engine.record.get("layers", {}).items() if self.profiler is not None else ():
+            assert self.profiler.is_made
+            self.profiler.report_layer_time(name, ms)
         for name in self._engine.record["inputs"]:
             assert (name in self._engine.record.get("host", ())) or self.addresses[name]
         first = next(iter(self._engine.record["inputs"]))

@@ -93,11 +93,22 @@ def test_kernels_of_tensorrt_rtx_are_compiled_before_they_are_timed(
     assert config.dynamic_shapes_kernel_specialization_strategy == "eager"
 
 
+OURS = (
+    running_tensorrt.Runtime,
+    running_tensorrt.ICudaEngine,
+    running_tensorrt.EngineInspector,
+    running_tensorrt.IProfiler,
+    IExecutionContext,
+)
+
+
 def test_the_names_of_tensorrt_rtx_are_those_of_its_bindings() -> None:
     trt: ModuleType = pytest.importorskip("tensorrt_rtx")
     assert trt.DynamicShapesKernelSpecializationStrategy.EAGER
+    assert trt.IProfiler.report_layer_time
+    assert trt.LayerInformationFormat.JSON
     assert hasattr(trt.IRuntimeConfig, "dynamic_shapes_kernel_specialization_strategy")
-    for ours in (running_tensorrt.Runtime, running_tensorrt.ICudaEngine, IExecutionContext):
+    for ours in OURS:
         names = {name for name in vars(ours) if not name.startswith("_")} - {"made"}
         assert {name for name in names if not hasattr(getattr(trt, ours.__name__), name)} == set()
     assert hasattr(trt.ICudaEngine, "create_runtime_config")

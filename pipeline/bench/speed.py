@@ -1,0 +1,195 @@
+"""The speed gate: what was built, in turns with what it must beat, until the ratio is known well enough."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+
+from trtq.pipeline.bench.layers import LayerTable, compare_layers, rename_nodes
+from trtq.pipeline.bench.machine import (
+    Machine,
+    compare_samples,
+    describe_machine,
+    list_disturbances,
+    sample_machine,
+)
+from trtq.pipeline.bench.owners import match_nodes
+from trtq.pipeline.bench.process import TimedProcess
+from trtq.pipeline.bench.runnables import ENGINE_OF_UNKNOWN, Inputs, Runnable, Skipped
+from trtq.pipeline.bench.turns import Schedule, Turn, find_ratios, take_turns
+from trtq.pipeline.judge.speed import LOOKS, SpeedVerdict, blame_layers, judge_speed, refuse_to_judge
+from trtq.progress import Watcher
+
+Turns = Mapping[str, tuple[Turn, ...]]
+_FLOATS = ("fp16", "fp32")
+_NO_ENGINE = "no float engine was measured beside it; give the build of --fp16 as a target too"
+_NO_MODEL = "no float model was measured beside it on the same device; give it as a target too"
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """What is judged, and what it is measured against; None if there is nothing."""
+
+    candidate: Runnable
+    reference: Runnable | None
+
+
+def find_pairs(items: Sequence[Runnable], skipped: Sequence[Skipped] = ()) -> tuple[Pair, ...]:
+    """Returns what the speed gate judges, each with what it is measured against.
+
+    What was built is judged: engines if there are any, also if they could not be run here, else the quantized
+    models, else those in FP16. An engine is measured against the FP16 engine, else FP32; a
+    model against the FP32 model on the same device. Of engines without their builds,
+    whose precisions are not known, the first is what the others are measured against.
+
+    Args:
+        items: What was measured.
+        skipped: What was not.
+    """
+    has_engines, names = _find_kind(items, skipped)
+    kind = [item for item in items if (item.request.kind == "plan") is has_engines]
+    own = [item for item in kind if item.precision in names]
+    pairs = [Pair(item, _find_reference(item, kind)) for item in own]
+    used = [pair.reference for pair in pairs if pair.reference is not pair.candidate]
+    return tuple(pair for pair in pairs if pair.candidate not in used)
+
+
+def _find_kind(items: Sequence[Runnable], skipped: Sequence[Skipped]) -> tuple[bool, set[str]]:
+    """Returns whether engines are judged, else models, and which precisions of them."""
+    known = [(item.request.kind == "plan", item.precision) for item in items]
+    known += [(item.is_engine, item.precision) for item in skipped if item.precision]
+    has_engines = any(is_engine for is_engine, _ in known)
+    names = {name for is_engine, name in known if is_engine is has_engines} - {"fp32"}
+    return has_engines, names - {"fp16"} or names
+
+
+def take_decisive_turns(
+    candidates: Mapping[str, Callable[[float], Turn]],
+    schedule: Schedule,
+    is_decided: Callable[[Turns], bool],
+    watcher: Watcher,
+) -> dict[str, tuple[Turn, ...]]:
+    """Returns the turns of each candidate: as many rounds again, and once more, while nothing is decided."""
+    turns: dict[str, tuple[Turn, ...]] = dict.fromkeys(candidates, ())
+    for look in range(LOOKS):
+        more = schedule if look == 0 else _as_long_as(schedule, 2 ** (look - 1))
+        watcher.stage("Measuring", more.rounds * len(candidates))
+        taken = take_turns(candidates, more, lambda name: watcher.advance(1))
+        turns = {name: own + taken[name] for name, own in turns.items()}
+        if is_decided(turns):
+            break
+    return turns
+
+
+def judge_pairs(
+    pairs: Sequence[Pair], turns: Turns, wanted: float, runtimes: Mapping[str, str], here: Machine
+) -> tuple[SpeedVerdict, ...]:
+    """Returns the verdicts on what was measured."""
+    return tuple(_judge(pair, turns, wanted, runtimes[pair.candidate.name], here) for pair in pairs)
+
+
+def judge_skipped(
+    items: Sequence[Runnable], skipped: Sequence[Skipped], wanted: float
+) -> tuple[SpeedVerdict, ...]:
+    """Returns the verdicts on what would be judged if it could be measured."""
+    has_engines, names = _find_kind(items, skipped)
+    own = [item for item in skipped if item.is_engine is has_engines and item.precision in names]
+    return tuple(refuse_to_judge(item.reason, wanted, item.name) for item in own)
+
+
+def measure_speed(
+    pair: Pair, inputs: Inputs, schedule: Schedule, wanted: float, watcher: Watcher
+) -> SpeedVerdict:
+    """Returns the verdict on a pair, which is run now, each in a process of its own.
+
+    Raises:
+        TrtqError: One of them does not run here.
+    """
+    here, items = describe_machine(), [item for item in (pair.reference, pair.candidate) if item is not None]
+    with ExitStack() as stack:
+        running = {item.name: stack.enter_context(TimedProcess(item.request, inputs.feed)) for item in items}
+        for process in running.values():
+            process.turn(schedule.warmup_s)
+        runtimes = {name: process.runtime for name, process in running.items()}
+
+        def judge(turns: Turns) -> SpeedVerdict:
+            return judge_pairs([pair], turns, wanted, runtimes, here)[0]
+
+        pids = [process.pid for process in running.values()]
+        before = sample_machine(pids)
+        turns = take_decisive_turns(
+            {name: process.turn for name, process in running.items()},
+            schedule,
+            lambda turns: judge(turns).verdict != "unverified",
+            watcher,
+        )
+        for reason in list_disturbances(compare_samples(before, sample_machine(pids))):
+            watcher.warn(f"speed: {reason}")
+        found = judge(turns)
+    if found.verdict != "fail" or (table := compare_pair(pair, inputs, schedule, watcher)) is None:
+        return found
+    return blame_layers(found, table.rows)
+
+
+def _judge(pair: Pair, turns: Turns, wanted: float, runtime: str, here: Machine) -> SpeedVerdict:
+    item, reference = pair.candidate, pair.reference
+    if reference is None or reference is item:
+        reason = _NO_ENGINE if item.request.kind == "plan" else _NO_MODEL
+        found = refuse_to_judge(reason, wanted, item.name)
+    else:
+        ratios = find_ratios(turns[item.name], turns[reference.name])
+        found = judge_speed(ratios, wanted, item.name, reference.name)
+    return replace(found, runtime=runtime, machine=here.gpu if item.device == "cuda" else here.cpu)
+
+
+def _find_reference(item: Runnable, others: Sequence[Runnable]) -> Runnable | None:
+    """Returns what an item is measured against, among others of its kind: engines or models."""
+    beside = [other for other in others if other.device == item.device]
+    floats = ("fp32",) if item.precision == "fp16" or item.request.kind == "onnx" else _FLOATS
+    known = [other for name in floats for other in beside if other.precision == name]
+    unknown = [other for other in beside if other.precision == ENGINE_OF_UNKNOWN]
+    return next(iter((*known, *unknown)), None)
+
+
+def _as_long_as(schedule: Schedule, times: int) -> Schedule:
+    return replace(schedule, rounds=times * schedule.rounds, seconds=times * schedule.seconds)
+
+
+def compare_pair(pair: Pair, inputs: Inputs, schedule: Schedule, watcher: Watcher) -> LayerTable | None:
+    """Returns the times of a pair by layers, both run anew with their kernels timed; None without a pair.
+
+    Raises:
+        TrtqError: One of them does not run here.
+    """
+    if pair.reference is None or pair.reference is pair.candidate:
+        return None
+    items = (pair.reference, pair.candidate)
+    with ExitStack() as stack:
+        requests = [replace(item.request, profile=True) for item in items]
+        running = [stack.enter_context(TimedProcess(request, inputs.feed)) for request in requests]
+        watcher.stage("Timing layers", schedule.rounds * len(items))
+        turns = {item.name: process.turn for item, process in zip(items, running, strict=True)}
+        take_turns(turns, schedule, lambda name: watcher.advance(1))
+        floats, others = (process.list_kernels() for process in running)
+    names = match_nodes(*(item.request.path for item in items))
+    rows = compare_layers(floats, [*rename_nodes(others, names)])
+    return LayerTable(pair.candidate.name, pair.reference.name, rows)
+
+
+def compare_pairs(
+    pairs: Sequence[Pair], names: Collection[str], inputs: Inputs, schedule: Schedule, watcher: Watcher
+) -> tuple[LayerTable, ...]:
+    """Returns the times by layers of the pairs with these candidates."""
+    wanted = [pair for pair in pairs if pair.candidate.name in names]
+    tables = [compare_pair(pair, inputs, schedule, watcher) for pair in wanted]
+    return tuple(table for table in tables if table is not None)
+
+
+def blame_all(verdicts: Sequence[SpeedVerdict], tables: Sequence[LayerTable]) -> tuple[SpeedVerdict, ...]:
+    """Returns the verdicts, those that fail with the layers that cost most."""
+    rows = {table.candidate: table.rows for table in tables}
+    return tuple(
+        blame_layers(item, rows.get(item.candidate, ())) if item.verdict == "fail" else item
+        for item in verdicts
+    )
