@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import weakref
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from threading import Lock
@@ -35,6 +35,29 @@ _ANYWHERE = "onnxruntime"
 """The backend that runs the ONNX file of any build."""
 
 
+class _Running:
+    """The open engine of a `LoadedEngine`, and the lock of who uses it."""
+
+    def __init__(self) -> None:
+        self.lock = Lock()
+        self._end: weakref.finalize[..., Any] | None = None
+        self._runner: Any = None
+
+    def open(self, engine: LoadedEngine) -> Any:
+        """Returns a runner at work, the same one until it is closed, which the end of the engine does too."""
+        if self._end is None or not self._end.alive:
+            self._runner = engine.runner("engine")
+            self._runner.activate()
+            self._end = weakref.finalize(engine, self._runner.deactivate)
+        return self._runner
+
+    def close(self) -> None:
+        """Ends the runner, if there is one."""
+        if self._end is not None:
+            self._end()
+        self._runner = None
+
+
 @dataclass(frozen=True)
 class LoadedEngine:
     """A build folder whose engine fits this machine. As a context manager it gives memory back at the end.
@@ -58,6 +81,7 @@ class LoadedEngine:
     model: str
     manifest: Manifest
     is_exact: bool = False
+    _running: _Running = field(default_factory=_Running, init=False, compare=False)
 
     def __repr__(self) -> str:
         """Returns what is run, and by whom, in one line."""
@@ -117,10 +141,6 @@ class LoadedEngine:
         profiles = self.report.engine.profiles
         return Signature(read_inputs(model), outputs_of(model), profiles, is_bound=self.onnx is None)
 
-    @cached_property
-    def _running(self) -> _Running:
-        return _Running()
-
     def runner(self, name: str) -> Any:
         """Returns a Polygraphy runner of the engine; what is run is what was hashed.
 
@@ -178,29 +198,6 @@ class LoadedEngine:
             tensor.data_location = onnx.TensorProto.DEFAULT
             del tensor.external_data[:]
         return ir.from_proto(model) if outside else content
-
-
-class _Running:
-    """The open engine of a `LoadedEngine`, and the lock of who uses it."""
-
-    def __init__(self) -> None:
-        self.lock = Lock()
-        self._end: weakref.finalize[..., Any] | None = None
-        self._runner: Any = None
-
-    def open(self, engine: LoadedEngine) -> Any:
-        """Returns a runner at work, the same one until it is closed, which the end of the engine does too."""
-        if self._end is None or not self._end.alive:
-            self._runner = engine.runner("engine")
-            self._runner.activate()
-            self._end = weakref.finalize(engine, self._runner.deactivate)
-        return self._runner
-
-    def close(self) -> None:
-        """Ends the runner, if there is one."""
-        if self._end is not None:
-            self._end()
-        self._runner = None
 
 
 def load(folder: Path | str, *, key: Path | str | None = None, backend: str | None = None) -> LoadedEngine:

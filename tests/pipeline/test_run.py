@@ -130,6 +130,14 @@ def test_data_is_run_and_the_outputs_are_written(folder: Path, tmp_path: Path) -
     assert run(folder, str(folder.parent / "data.npz"), samples=3).outputs["y"].shape == (8, 3)
 
 
+def test_a_build_whose_gate_failed_runs_with_a_warning(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    failed = replace(load(folder).report, verdict="fail")
+    monkeypatch.setattr("trtq.pipeline.load.read_report", lambda path: failed)
+    log = Log(Silent())
+    assert run(folder, str(folder.parent / "data.npz"), watcher=log).num_samples == 20
+    assert log.warnings == [f"the accuracy gate of {folder} failed; see its report.html"]
+
+
 def test_feeds_are_run_one_by_one_and_joined(folder: Path, tmp_path: Path) -> None:
     x = data_of(folder)
     for index, count in enumerate((1, 11)):
