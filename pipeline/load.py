@@ -26,7 +26,7 @@ from trtq.pipeline.deliver.names import ENGINE, REPORT
 from trtq.pipeline.deliver.report import Report, find_model, read_report
 from trtq.pipeline.engine.backend import Backend, split_version
 from trtq.pipeline.engine.backends import BACKENDS
-from trtq.pipeline.engine.feeds import Signature, infer_in_batches, take_feed
+from trtq.pipeline.engine.feeds import Signature, infer_in_batches, settle, take_feed
 from trtq.pipeline.engine.gpu import find_compute_capability
 from trtq.pipeline.graph.tidy import list_tensors
 
@@ -109,9 +109,10 @@ class LoadedEngine:
             ArtifactError: A file was changed since it was loaded, or the engine does not run.
             ModelError: ONNX Runtime cannot run the model.
         """
-        feed = take_feed(self.signature, inputs)
+        signature = settle(self.signature, inputs)
+        feed = take_feed(signature, inputs)
         with self._running.lock:
-            return infer_in_batches(self.signature, feed, self._running.open(self).infer)
+            return infer_in_batches(signature, feed, self._running.open(self).infer)
 
     def close(self) -> None:
         """Ends what `run` has opened and gives its memory back; a later `run` opens it again."""
