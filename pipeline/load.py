@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import weakref
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -137,7 +138,7 @@ class LoadedEngine:
             ArtifactError: The ONNX file that says so is not there, or was changed.
         """
         content = self._read(self.model, self.manifest.outputs.get(self.model, ""))
-        with refuse_damage(ArtifactError, f"{self.folder / self.model} is not a whole model; build again"):
+        with self._refuse_damage(self.model):
             model = ir.from_proto(onnx.load_model_from_string(content))
         profiles = self.report.engine.profiles
         return Signature(read_inputs(model), outputs_of(model), profiles, is_bound=self.onnx is None)
@@ -180,12 +181,16 @@ class LoadedEngine:
             raise ArtifactError(f"{path} was changed since it was loaded; load the folder again")
         return content
 
+    def _refuse_damage(self, name: str) -> AbstractContextManager[None]:
+        return refuse_damage(ArtifactError, f"{self.folder / name} is not a whole model; build again")
+
     def _put_weights(self, content: bytes) -> ir.Model | bytes:
         """Returns an ONNX file, or its model with the weights of another file in it, which is read once."""
         assert self.onnx is not None
         digests = self.manifest.outputs
         files = {name: self._read(name, digests[name]) for name in _name_weights(self.onnx, digests)}
-        model = onnx.load_model_from_string(content)
+        with self._refuse_damage(self.onnx.name):
+            model = onnx.load_model_from_string(content)
         outside = [item for item in list_tensors(model) if item.data_location == onnx.TensorProto.EXTERNAL]
         for tensor in outside:
             where = {entry.key: entry.value for entry in tensor.external_data}

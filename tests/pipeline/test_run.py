@@ -16,6 +16,7 @@ import onnx
 import pytest
 
 from trtq.errors import ArtifactError, DataError, MissingDependency, UsageError
+from trtq.files import hash_file
 from trtq.models.session import open_session
 from trtq.models.signature import TensorSpec
 from trtq.models.spec import CalibrationSpec, ModelSpec, QuantizationSpec
@@ -114,6 +115,20 @@ def test_a_folder_without_its_model_still_loads_and_says_what_it_lacks(
     (tmp_path / "model.int8.onnx").write_bytes(b"no model")
     with pytest.raises(ArtifactError, match=r"model\.int8\.onnx was changed since it was loaded"):
         lonely.run(data_of(engine.folder))
+
+
+def test_a_file_that_is_no_model_is_told_even_where_the_manifest_fits_it(
+    engine: LoadedEngine, tmp_path: Path
+) -> None:
+    (tmp_path / "model.int8.onnx").write_bytes(b"\xff")
+    sha256 = hash_file(tmp_path / "model.int8.onnx")
+    manifest = replace(engine.manifest, outputs={"model.int8.onnx": sha256})
+    path = tmp_path / "model.int8.onnx"
+    damaged = replace(engine, folder=tmp_path, onnx=path, sha256=sha256, manifest=manifest)
+    with pytest.raises(ArtifactError, match=r"model\.int8\.onnx is not a whole model; build again: "):
+        _ = damaged.outputs
+    with pytest.raises(ArtifactError, match=r"model\.int8\.onnx is not a whole model; build again: "):
+        damaged.runner("engine")
 
 
 def test_data_is_run_and_the_outputs_are_written(folder: Path, tmp_path: Path) -> None:
