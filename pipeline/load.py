@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import weakref
 from collections.abc import Mapping
-from dataclasses import dataclass
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from threading import Lock
@@ -26,13 +27,36 @@ from trtq.pipeline.deliver.names import ENGINE, REPORT
 from trtq.pipeline.deliver.report import Report, find_model, read_report
 from trtq.pipeline.engine.backend import Backend, split_version
 from trtq.pipeline.engine.backends import BACKENDS
-from trtq.pipeline.engine.feeds import Signature, infer_in_batches, take_feed
+from trtq.pipeline.engine.feeds import Signature, infer_in_batches, settle, take_feed
 from trtq.pipeline.engine.gpu import find_compute_capability
 from trtq.pipeline.graph.tidy import list_tensors
 
 _AMPERE = 8
 _ANYWHERE = "onnxruntime"
 """The backend that runs the ONNX file of any build."""
+
+
+class _Running:
+    """The open engine of a `LoadedEngine`, and the lock of who uses it."""
+
+    def __init__(self) -> None:
+        self.lock = Lock()
+        self._end: weakref.finalize[..., Any] | None = None
+        self._runner: Any = None
+
+    def open(self, engine: LoadedEngine) -> Any:
+        """Returns a runner at work, the same one until it is closed, which the end of the engine does too."""
+        if self._end is None or not self._end.alive:
+            self._runner = engine.runner("engine")
+            self._runner.activate()
+            self._end = weakref.finalize(engine, self._runner.deactivate)
+        return self._runner
+
+    def close(self) -> None:
+        """Ends the runner, if there is one."""
+        if self._end is not None:
+            self._end()
+        self._runner = None
 
 
 @dataclass(frozen=True)
@@ -58,6 +82,7 @@ class LoadedEngine:
     model: str
     manifest: Manifest
     is_exact: bool = False
+    _running: _Running = field(default_factory=_Running, init=False, compare=False)
 
     def __repr__(self) -> str:
         """Returns what is run, and by whom, in one line."""
@@ -85,9 +110,10 @@ class LoadedEngine:
             ArtifactError: A file was changed since it was loaded, or the engine does not run.
             ModelError: ONNX Runtime cannot run the model.
         """
-        feed = take_feed(self.signature, inputs)
+        signature = settle(self.signature, inputs)
+        feed = take_feed(signature, inputs)
         with self._running.lock:
-            return infer_in_batches(self.signature, feed, self._running.open(self).infer)
+            return infer_in_batches(signature, feed, self._running.open(self).infer)
 
     def close(self) -> None:
         """Ends what `run` has opened and gives its memory back; a later `run` opens it again."""
@@ -112,14 +138,10 @@ class LoadedEngine:
             ArtifactError: The ONNX file that says so is not there, or was changed.
         """
         content = self._read(self.model, self.manifest.outputs.get(self.model, ""))
-        with refuse_damage(ArtifactError, f"{self.folder / self.model} is not a whole model; build again"):
+        with self._refuse_damage(self.model):
             model = ir.from_proto(onnx.load_model_from_string(content))
         profiles = self.report.engine.profiles
         return Signature(read_inputs(model), outputs_of(model), profiles, is_bound=self.onnx is None)
-
-    @cached_property
-    def _running(self) -> _Running:
-        return _Running()
 
     def runner(self, name: str) -> Any:
         """Returns a Polygraphy runner of the engine; what is run is what was hashed.
@@ -159,12 +181,16 @@ class LoadedEngine:
             raise ArtifactError(f"{path} was changed since it was loaded; load the folder again")
         return content
 
+    def _refuse_damage(self, name: str) -> AbstractContextManager[None]:
+        return refuse_damage(ArtifactError, f"{self.folder / name} is not a whole model; build again")
+
     def _put_weights(self, content: bytes) -> ir.Model | bytes:
         """Returns an ONNX file, or its model with the weights of another file in it, which is read once."""
         assert self.onnx is not None
         digests = self.manifest.outputs
         files = {name: self._read(name, digests[name]) for name in _name_weights(self.onnx, digests)}
-        model = onnx.load_model_from_string(content)
+        with self._refuse_damage(self.onnx.name):
+            model = onnx.load_model_from_string(content)
         outside = [item for item in list_tensors(model) if item.data_location == onnx.TensorProto.EXTERNAL]
         for tensor in outside:
             where = {entry.key: entry.value for entry in tensor.external_data}
@@ -178,29 +204,6 @@ class LoadedEngine:
             tensor.data_location = onnx.TensorProto.DEFAULT
             del tensor.external_data[:]
         return ir.from_proto(model) if outside else content
-
-
-class _Running:
-    """The open engine of a `LoadedEngine`, and the lock of who uses it."""
-
-    def __init__(self) -> None:
-        self.lock = Lock()
-        self._end: weakref.finalize[..., Any] | None = None
-        self._runner: Any = None
-
-    def open(self, engine: LoadedEngine) -> Any:
-        """Returns a runner at work, the same one until it is closed, which the end of the engine does too."""
-        if self._end is None or not self._end.alive:
-            self._runner = engine.runner("engine")
-            self._runner.activate()
-            self._end = weakref.finalize(engine, self._runner.deactivate)
-        return self._runner
-
-    def close(self) -> None:
-        """Ends the runner, if there is one."""
-        if self._end is not None:
-            self._end()
-        self._runner = None
 
 
 def load(folder: Path | str, *, key: Path | str | None = None, backend: str | None = None) -> LoadedEngine:

@@ -79,6 +79,8 @@ def run(
         _check_output(Path(output), Path(folder), data)
     watcher.stage("Loading")
     with load(folder, key=key, backend=backend) as engine:
+        if engine.report.verdict == "fail":
+            watcher.warn(f"the accuracy gate of {folder} failed; see its report.html")
         batches = _open_data(engine, data).first(samples)
         watcher.stage("Running", batches.num_samples)
         outputs, count = _collect(engine, batches, watcher)

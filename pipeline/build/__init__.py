@@ -108,9 +108,9 @@ def build(
         places.deliver(known)
         return known
     result = run_job(job, log, earlier)
-    places.deliver(result)
     if sign_key is not None and result.verdict != "fail":
         sign(job.folder, sign_key)
+    places.deliver(result)
     return result
 
 

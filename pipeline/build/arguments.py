@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from trtq.calibrators import METHODS
 from trtq.calibrators.arrays import pack_arrays
 from trtq.errors import DataError, UsageError
-from trtq.files import write_atomically
+from trtq.files import refuse_damage, write_atomically
 from trtq.models.option import Kind, list_kinds, list_options
 from trtq.models.session import save
 from trtq.models.spec import (
@@ -36,6 +36,7 @@ from trtq.pipeline.engine.asked import Formats
 from trtq.pipeline.engine.backend import BuilderOptions
 from trtq.pipeline.engine.profiles import parse_shapes
 from trtq.pipeline.engine.target import Target
+from trtq.temporary import open_temporary_folder
 
 _SECTIONS: Mapping[type, str] = {
     CalibrationSpec: "calibration",
@@ -141,14 +142,19 @@ def _sort_options(options: Mapping[str, Any]) -> tuple[_Changes, dict[str, Any]]
 def _read_shapes(value: str | Mapping[str, Sequence[int]]) -> dict[str, Shape]:
     if isinstance(value, str):
         return dict(parse_shapes(value))
-    return {name: tuple(int(size) for size in shape) for name, shape in value.items()}
+    with refuse_damage(
+        UsageError, f"shapes are a dict of sizes by input, or name:1x3x224x224, got {value!r}"
+    ):
+        return {name: tuple(int(size) for size in shape) for name, shape in value.items()}
 
 
 def _convert(name: str, value: Any, kind: Kind, *, splits: bool) -> Any:
     """Returns the value of a field: a tuple where it takes several, for which one text will do."""
     if kind.is_list:
-        texts = value.split(",") if splits else [value]
-        return tuple(texts) if isinstance(value, str) else tuple(value)
+        texts = value.split(",") if splits else [value] if isinstance(value, str) else value
+        if not isinstance(texts, Iterable) or not all(isinstance(text, str) for text in texts):
+            raise UsageError(f"{name} takes texts, or one, got {value!r}")
+        return tuple(texts)
     numbers = (int, float) if kind.type is float else (kind.type,)
     wanted = (str, Path, int) if kind.type in (str, Path) else numbers
     if value is None:
@@ -204,10 +210,15 @@ def _save_model(model: onnx.ModelProto | ir.Model, output: Path | str | None) ->
             "model.given.onnx"
         )
     path = _place(output, ".given.onnx")
-    if isinstance(model, ir.Model):
-        save(model, path)
-    else:
-        write_atomically(path, model.SerializeToString(deterministic=True))
+    if isinstance(model, onnx.ModelProto):
+        with refuse_damage(UsageError, "the model cannot be written as one file; save it, and give its path"):
+            content = model.SerializeToString(deterministic=True)
+        write_atomically(path, content)
+        return path
+    with open_temporary_folder(path) as stage:  # weights of a large model get a second file
+        save(model, stage / path.name)
+        for made in sorted(stage.iterdir(), reverse=True):
+            made.replace(path.with_name(made.name))
     return path
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -21,25 +21,39 @@ Infer = Callable[[Arrays], Mapping[str, NDArray[Any]]]
 class Signature:
     """What an engine takes and gives.
 
-    The first axis of an input is that of the samples where it is open, with one name in all such inputs.
-    Where none is open, it is if all inputs and outputs have the same size there, then the only batch.
+    The first axis of an input is that of the samples where it is open, with one name in all such inputs that
+    have one; a name that loading made up is none. Where no axis is open, it is if all inputs and outputs have
+    the same size there, then the only batch.
 
     Attributes:
         profiles: The shapes for which it was built, of inputs with open dims.
         is_bound: Whether it takes no other shapes; else a profile only says how many samples run at once.
+        is_single: Whether nothing is split, whatever the names say.
     """
 
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     profiles: Mapping[str, InputSpec] = field(default_factory=dict)
     is_bound: bool = False
+    is_single: bool = False
+
+    @property
+    def opened(self) -> Mapping[str, str | None]:
+        """The inputs whose first axis is open, with its name; None where it has none of its own."""
+        firsts = {spec.name: spec.shape[0] for spec in self.inputs if spec.shape}
+        return {
+            name: None if dim == f"{name}_dim0" else dim
+            for name, dim in firsts.items()
+            if not isinstance(dim, int)
+        }
 
     @property
     def batched(self) -> tuple[str, ...]:
         """The inputs whose first axis is that of the samples; none where there is no such axis."""
-        opened = [spec for spec in self.inputs if spec.shape and not isinstance(spec.shape[0], int)]
-        if opened:
-            return tuple(spec.name for spec in opened) if len({spec.shape[0] for spec in opened}) == 1 else ()
+        if self.is_single:
+            return ()
+        if opened := self.opened:
+            return tuple(opened) if len({*opened.values()} - {None}) <= 1 else ()
         firsts = {spec.shape[:1] for spec in (*self.inputs, *self.outputs)}
         return tuple(spec.name for spec in self.inputs) if len(firsts) == 1 and () not in firsts else ()
 
@@ -71,6 +85,14 @@ class Signature:
         return bool(output.shape) and (
             not isinstance(output.shape[0], int) or fewest == output.shape[0] == most
         )
+
+
+def settle(signature: Signature, given: Mapping[str, Any] | Any) -> Signature:
+    """Returns the signature for what is given: nothing is split where axes without names differ in length."""
+    if not isinstance(given, Mapping) or None not in signature.opened.values():
+        return signature
+    lengths = {np.shape(given[name])[:1] for name in signature.batched if name in given}
+    return replace(signature, is_single=True) if len(lengths) > 1 else signature
 
 
 def take_feed(signature: Signature, given: Mapping[str, Any] | Any) -> Arrays:

@@ -189,7 +189,9 @@ def test_an_unknown_command_is_a_usage_error() -> None:
     assert result.stderr.startswith("error: No such command 'biuld'. (Did you mean 'build'?); `trtq --help`")
     assert "No such command 'shwo'. (Did you mean 'show'?)" in trtq("cache", "shwo").stderr
     assert "No such command 'x'; `trtq" in trtq("x").stderr
-    assert "(Did you mean one of: '--calib-data'" in trtq("build", "--calib-dta").stderr
+    told = "error: Missing argument 'SHELL'. Choose from: bash, zsh, fish; `trtq completion --help` lists"
+    assert trtq("completion").stderr.startswith(told)
+    assert "--calib-data" in trtq("build", "--calib-dta").stderr
 
 
 def loaded_by(code: str, *arguments: str) -> set[str]:

@@ -16,6 +16,7 @@ import onnx
 import pytest
 
 from trtq.errors import ArtifactError, DataError, MissingDependency, UsageError
+from trtq.files import hash_file
 from trtq.models.session import open_session
 from trtq.models.signature import TensorSpec
 from trtq.models.spec import CalibrationSpec, ModelSpec, QuantizationSpec
@@ -116,6 +117,20 @@ def test_a_folder_without_its_model_still_loads_and_says_what_it_lacks(
         lonely.run(data_of(engine.folder))
 
 
+def test_a_file_that_is_no_model_is_told_even_where_the_manifest_fits_it(
+    engine: LoadedEngine, tmp_path: Path
+) -> None:
+    (tmp_path / "model.int8.onnx").write_bytes(b"\xff")
+    sha256 = hash_file(tmp_path / "model.int8.onnx")
+    manifest = replace(engine.manifest, outputs={"model.int8.onnx": sha256})
+    path = tmp_path / "model.int8.onnx"
+    damaged = replace(engine, folder=tmp_path, onnx=path, sha256=sha256, manifest=manifest)
+    with pytest.raises(ArtifactError, match=r"model\.int8\.onnx is not a whole model; build again: "):
+        _ = damaged.outputs
+    with pytest.raises(ArtifactError, match=r"model\.int8\.onnx is not a whole model; build again: "):
+        damaged.runner("engine")
+
+
 def test_data_is_run_and_the_outputs_are_written(folder: Path, tmp_path: Path) -> None:
     log = Log(Silent())
     outcome = run(folder, str(folder.parent / "data.npz"), output=tmp_path / "out.npz", watcher=log)
@@ -128,6 +143,14 @@ def test_data_is_run_and_the_outputs_are_written(folder: Path, tmp_path: Path) -
             np.testing.assert_array_equal(written[name], array)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out.npz"]
     assert run(folder, str(folder.parent / "data.npz"), samples=3).outputs["y"].shape == (8, 3)
+
+
+def test_a_build_whose_gate_failed_runs_with_a_warning(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    failed = replace(load(folder).report, verdict="fail")
+    monkeypatch.setattr("trtq.pipeline.load.read_report", lambda path: failed)
+    log = Log(Silent())
+    assert run(folder, str(folder.parent / "data.npz"), watcher=log).num_samples == 20
+    assert log.warnings == [f"the accuracy gate of {folder} failed; see its report.html"]
 
 
 def test_feeds_are_run_one_by_one_and_joined(folder: Path, tmp_path: Path) -> None:

@@ -94,7 +94,8 @@ def _one_line(ctx: click.Context) -> Iterator[None]:
         if type(error).__name__ == "NoArgsIsHelpError":  # of click 8.2, which shows the help by it
             raise
         advice = f"`{_name(error.ctx or ctx)} --help` lists what there is"
-        _end(ctx, f"{error.format_message().rstrip('.')}; {advice}", error.exit_code)
+        told = error.format_message().replace("\n\t", " ")  # click lists choices so
+        _end(ctx, f"{told.rstrip('.')}; {advice}", error.exit_code)
     except click.ClickException as error:
         _end(ctx, error.format_message(), error.exit_code)
     except BrokenPipeError:

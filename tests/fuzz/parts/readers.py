@@ -133,6 +133,10 @@ def load_build(folder: Path) -> None:
         pass
 
 
+def run_build(folder: Path) -> None:
+    trtq.run(folder / BUILD, str(folder / "data.npz"), samples=8, backend="onnxruntime")
+
+
 def report_build(folder: Path) -> None:
     trtq.report(folder / BUILD)
 

@@ -78,7 +78,7 @@ def list_surfaces(home: Path) -> dict[str, Surface]:
             (readers.read_calibration_cache, readers.inspect_cache), _in("calibration.cache", damage(CACHES))
         ),
         "keys": Surface((readers.verify_signature, readers.sign_build), _keys(home)),
-        "folder": Surface((*of_build, readers.build_again), _folder(home)),
+        "folder": Surface((*of_build, readers.run_build, readers.build_again), _folder(home)),
         "sensitivity": Surface(
             (readers.report_sensitivity,), _in("sensitivity.json", odd_json(list_sensitivities()))
         ),

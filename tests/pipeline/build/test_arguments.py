@@ -81,6 +81,9 @@ def test_keywords_stand_in_place_of_what_the_settings_say(small: Path) -> None:
         ({"skp": "a"}, r"^build has no option 'skp'; did you mean skip\?$"),
         ({"zzz": 1}, r"^build has no option 'zzz'; take those of `trtq build --help`$"),
         ({"min_cosine": "high"}, r"^min_cosine takes float, got 'high'$"),
+        ({"skip": 3}, r"^skip takes texts, or one, got 3$"),
+        ({"op_types": ["Conv", 1]}, r"^op_types takes texts, or one, got \['Conv', 1\]$"),
+        ({"min_shapes": {"x": "1xa"}}, r"^shapes are a dict of sizes by input, or name:1x3x224x224, got"),
         ({"int8": 1}, r"^int8 takes bool, got 1$"),
         ({"calib_samples": True}, r"^calib_samples takes int, got True$"),
         ({"calib_device": "tpu"}, r"^calib_device takes cpu, cuda, got 'tpu'$"),
@@ -145,3 +148,15 @@ def test_data_may_be_arrays_by_name_or_feeds(shape: Any, small: Path) -> None:
 def test_what_cannot_be_a_model_or_data_is_told(model: Any, data: Any, error: Any, told: str) -> None:
     with pytest.raises(error, match=told):
         gather_arguments(model, data, None, ModelSpec(), None, {})
+
+
+def test_a_model_in_memory_that_is_too_large_for_one_file_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(self: object, **_: object) -> bytes:
+        raise ValueError("exceeds 2 GiB")
+
+    monkeypatch.setattr(onnx.ModelProto, "SerializeToString", refuse)
+    with pytest.raises(UsageError, match=r"^the model cannot be written as one file; save it, and give"):
+        gather_arguments(onnx.ModelProto(), None, tmp_path / "m.trtq", None, None, {})
+    assert list(tmp_path.iterdir()) == []

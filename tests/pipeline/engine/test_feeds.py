@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from trtq.errors import DataError
 from trtq.models.signature import TensorSpec
 from trtq.models.spec import InputSpec
-from trtq.pipeline.engine.feeds import Infer, Signature, infer_in_batches, take_feed
+from trtq.pipeline.engine.feeds import Infer, Signature, infer_in_batches, settle, take_feed
 
 OPEN = (TensorSpec("x", "float32", ("N", 2)),), (TensorSpec("y", "float32", ("N", 2)),)
 PROFILE = {"x": InputSpec((2, 2), (4, 2), (4, 2))}
@@ -87,6 +87,22 @@ def test_axes_of_different_names_are_not_one_batch() -> None:
     boxes = np.zeros((7, 4), np.float32)
     feed = take_feed(signature, {"image": samples(3), "boxes": boxes})
     assert infer_in_batches(signature, feed, lambda feed: {"y": feed["image"]})["y"].shape == (3, 2)
+
+
+@pytest.mark.parametrize(("image", "boxes"), [("image_dim0", "boxes_dim0"), ("N", None)])
+def test_axes_without_names_are_one_batch_if_the_arrays_agree(image: str, boxes: str | None) -> None:
+    ports = (TensorSpec("image", "float32", (image, 2)), TensorSpec("boxes", "float32", (boxes, 4)))
+    signature = Signature(ports, OPEN[1], {"image": InputSpec((1, 2), (4, 2), (4, 2))})
+    for count, runs in ((9, [4, 4, 1]), (7, [9])):
+        given = {"image": samples(9), "boxes": np.zeros((count, 4), np.float32)}
+        own, seen = settle(signature, given), list[int]()
+
+        def infer(feed: Mapping[str, NDArray[Any]], seen: list[int] = seen) -> dict[str, NDArray[Any]]:
+            seen.append(len(feed["image"]))
+            return {"y": feed["image"]}
+
+        assert infer_in_batches(own, take_feed(own, given), infer)["y"].shape == (9, 2)
+        assert seen == runs
 
 
 def test_one_input_needs_no_name_and_lists_are_arrays() -> None:
