@@ -29,8 +29,8 @@ from trtq.calibrators.data.pictures import VIDEO_SUFFIXES, open_pictures, read_f
 from trtq.calibrators.data.python import open_iterable
 from trtq.calibrators.data.remote import RemoteFolder, open_remote
 from trtq.calibrators.data.samples import SampleFiles, Wanted, batch_files
-from trtq.calibrators.data.table import PARQUET_SUFFIXES, find_dataset_files, open_table
-from trtq.calibrators.data.tar import is_tar, read_tar
+from trtq.calibrators.data.table import PARQUET_SUFFIXES, find_dataset_files, open_table, table_has_pictures
+from trtq.calibrators.data.tar import is_tar, read_tar, tar_has_pictures
 from trtq.errors import DataError, TrtqError
 from trtq.files import refuse_damage
 from trtq.models.address import is_address, show_address, strip_local
@@ -43,9 +43,8 @@ _MOST_RANDOM = 1 << 30
 _Place: TypeAlias = StoredFile | LocalFolder | RemoteFolder | Listed
 ACCEPTED_DATA = (
     "an .npz or .npy whose arrays have a leading sample axis, a folder of .npz files (each one feed with its "
-    "batch axis), a folder of images, tar shards of samples, Parquet files, a folder of Hugging Face's "
-    "datasets, videos, a .json of inputs saved by Polygraphy, or script.py:function that yields dicts of "
-    "arrays; all but the script also by a URL, such as s3://bucket/calibration.npz"
+    "batch axis), a folder of images, tar shards, Parquet files, videos, a .json of inputs saved by "
+    "Polygraphy, script.py:function that yields dicts of arrays, or the URL of one of these but the script"
 )
 
 
@@ -134,7 +133,10 @@ def _open_folder(folder: StoredFolder, request: _Request) -> Batches:
     images = [file for file, kind in kinds if kind == "images"]
     if files := images or [file for file, kind in kinds if kind in _IN_FOLDERS]:
         return _open_files(files, folder.name, request)
-    raise DataError(f"{folder.name} holds neither .npz files nor images ({', '.join(SUFFIXES)})")
+    raise DataError(
+        f"{folder.name} holds neither .npz files nor images ({', '.join(SUFFIXES)}), tar archives, Parquet "
+        f"files or videos; give {ACCEPTED_DATA}"
+    )
 
 
 def _find_kind(file: StoredFile) -> str:
@@ -166,12 +168,15 @@ def _open_images(files: Sequence[StoredFile], name: str, request: _Request) -> B
 
 
 def _open_table(files: Sequence[StoredFile], name: str, request: _Request) -> Batches:
-    return _batch(open_table(files, name, request.wanted, request.steps), request)
+    batches = _batch(open_table(files, name, request.wanted, request.steps), request)
+    has_pictures = table_has_pictures(files[0], request.wanted)
+    return replace(batches, preprocess=request.steps if has_pictures else None)
 
 
 def _open_tar(files: Sequence[StoredFile], name: str, request: _Request) -> Batches:
     read = partial(read_tar, wanted=request.wanted, steps=request.steps)
-    return _batch(SampleFiles(name, files, read, settings=str(request.steps)), request)
+    batches = _batch(SampleFiles(name, files, read, settings=str(request.steps)), request)
+    return replace(batches, preprocess=request.steps if tar_has_pictures(files[0]) else None)
 
 
 def _open_videos(files: Sequence[StoredFile], name: str, request: _Request) -> Batches:
@@ -247,12 +252,24 @@ def _keep_full_batches(batches: Batches, request: _Request) -> Batches:
         return batches
     if total is not None and total < size:
         raise DataError(f"{batches.origin} holds {total} samples, the model takes batches of exactly {size}")
+    if total is None:
+        batches = replace(batches, read=partial(_refuse_none_full, batches.read, size, batches.origin))
     batches = batches.changed(lambda feeds: (feed for feed in feeds if feed.num_samples == size))
     if total is None or total % size == 0:
         return batches
     left_out = f"without the last {total % size} of {total} samples, which fill no batch of {size}"
     origin = f"{batches.origin} ({left_out})"
     return replace(batches, origin=origin, num_samples=total - total % size, left_out=total % size)
+
+
+def _refuse_none_full(read: Callable[[], Iterator[Feed]], size: int, origin: str) -> Iterator[Feed]:
+    """Yields the feeds of a whole pass; DataError at its end if none had the size of a batch."""
+    num_samples, is_full = 0, False
+    for feed in read():
+        yield feed
+        num_samples, is_full = num_samples + feed.num_samples, is_full or feed.num_samples == size
+    if num_samples and not is_full:
+        raise DataError(f"{origin} holds {num_samples} samples, the model takes batches of exactly {size}")
 
 
 def _from_polygraphy(file: StoredFile) -> Batches:

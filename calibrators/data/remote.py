@@ -48,8 +48,8 @@ def open_remote(source: str) -> StoredFile | RemoteFolder | Listed:
         if info.get("type") == "directory":
             return RemoteFolder(store, store.path)
         return store.make_file(store.path, info)
-    parts = [part for name in expand_braces(store.path) for part in store.expand(name)]
-    files = [store.make_file(path, store.find(path, store.show(path))) for path in parts]
+    found = [item for name in expand_braces(store.path) for item in store.expand(name)]
+    files = [store.make_file(path, info) for path, info in found]
     if not files:
         raise DataError(f"there is nothing at {show_address(source)}; make the pattern fit")
     return Listed(show_address(source), files)
@@ -75,13 +75,20 @@ class _Store:
 
         return persist(ask, name)
 
-    def expand(self, path: str) -> Sequence[str]:
-        """Returns what a pattern names, in order; a path that is none names itself."""
+    def expand(self, path: str) -> Sequence[tuple[str, Mapping[str, Any]]]:
+        """Returns what a pattern names, in order, and what is told of it; a path names itself."""
         if "*" not in path and (self.is_web or not is_pattern(path)):
-            return [path]
-        return persist(lambda: sorted(self.system.glob(path)), self.show(path))
+            return [(path, {})]
+
+        def ask() -> Mapping[str, Mapping[str, Any]]:
+            found: Mapping[str, Mapping[str, Any]] = self.system.glob(path, detail=True)
+            return found
+
+        return sorted(persist(ask, self.show(path)).items())
 
     def make_file(self, path: str, info: Mapping[str, Any]) -> RemoteFile:
+        """Returns a file; a listing may tell nothing of it, as a page of links does."""
+        info = info if info.get("size") is not None else self.find(path, self.show(path))
         return RemoteFile(self, path, self.show(path), info)
 
 
@@ -125,14 +132,8 @@ class RemoteFolder:
             return found
 
         found = persist(ask, self.name)
-        return [
-            self._make_file(path, found[path]) for path in sorted(found, key=lambda path: path.split("/"))
-        ]
-
-    def _make_file(self, path: str, info: Mapping[str, Any]) -> RemoteFile:
-        """Returns a file of the folder; a page of links tells of none how large it is."""
-        whole = info if info.get("size") is not None else self.store.find(path, self.store.show(path))
-        return self.store.make_file(path, whole)
+        paths = sorted(found, key=lambda path: path.split("/"))
+        return [self.store.make_file(path, found[path]) for path in paths]
 
 
 @dataclass(frozen=True, eq=False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import IO, Any
 
@@ -24,6 +25,8 @@ PARQUET_SUFFIXES = (".parquet", ".pq")
 STATE = "state.json"
 SPLITS = "dataset_dict.json"
 _ROWS = 64
+_BUFFER_BYTES = 1 << 20
+"""Of each column; without it, whole chunks of columns are held."""
 _WORK = "reading Parquet and Arrow files"
 
 
@@ -34,6 +37,22 @@ def open_table(files: Sequence[StoredFile], name: str, wanted: Wanted, steps: Pr
     only other column.
     """
     return SampleFiles(name, files, partial(_read_rows, wanted=wanted, steps=steps), _count_rows, str(steps))
+
+
+def table_has_pictures(file: StoredFile, wanted: Wanted) -> bool:
+    """Returns whether an input is read out of a column of bytes; a file that is damaged has none."""
+    types = lazy.require("pyarrow.types", "data", _WORK)
+    with suppress(DataError), _refuse_damaged(file), file.open() as stream:
+        is_parquet = find_suffix(file) in PARQUET_SUFFIXES
+        schema = _open_parquet(stream).schema_arrow if is_parquet else _open_arrow(stream).schema
+        columns = _match_columns(file.name, schema.names, wanted).items()
+        kinds = [schema.field(column).type for name, column in columns if wanted.find(name) is not None]
+        return any(types.is_struct(kind) or _is_binary(kind, types) for kind in kinds)
+    return False
+
+
+def _is_binary(kind: Any, types: Any) -> bool:
+    return bool(types.is_binary(kind) or types.is_large_binary(kind))
 
 
 def find_dataset_files(name: str, files: Sequence[StoredFile]) -> Sequence[StoredFile]:
@@ -50,7 +69,7 @@ def find_dataset_files(name: str, files: Sequence[StoredFile]) -> Sequence[Store
     if SPLITS in held:
         splits = ", ".join(_read_json(held[SPLITS]).get("splits", ()))
         raise DataError(f"{name} holds several splits ({splits}); name the folder of one of them")
-    if STATE not in held:
+    if STATE not in held or not any(find_suffix(file) == ".arrow" for file in files):
         return ()
     state = _read_json(held[STATE])
     if state.get("_indices_files") or state.get("_indices_data_files"):
@@ -83,7 +102,7 @@ def _refuse_damaged(file: StoredFile) -> Any:
 
 
 def _open_parquet(stream: IO[bytes]) -> Any:
-    return lazy.require("pyarrow.parquet", "data", _WORK).ParquetFile(stream)
+    return lazy.require("pyarrow.parquet", "data", _WORK).ParquetFile(stream, buffer_size=_BUFFER_BYTES)
 
 
 def _open_arrow(stream: IO[bytes]) -> Any:
@@ -125,6 +144,7 @@ def _read_batches(
 ) -> Iterator[Sample]:
     start = 0
     for batch in batches:
+        batch.validate(full=True)  # Arrow ends the process where offsets lead out of a damaged file
 
         def read(row: int, batch: Any = batch, start: int = start) -> Sample:
             where = f"{source}, row {start + row}"
@@ -144,7 +164,7 @@ def _read_cell(cell: Any, name: str, where: str, wanted: Wanted, steps: Preproce
     if hasattr(cell, "storage"):  # an extension type, such as a tensor
         flat = _to_array(cell.storage, where, types)[0]
         return wanted.fit(name, flat.reshape(getattr(cell.type, "shape", None) or flat.shape))
-    if types.is_struct(cell.type) or types.is_binary(cell.type) or types.is_large_binary(cell.type):
+    if types.is_struct(cell.type) or _is_binary(cell.type, types):
         return _read_picture(cell, where, _require_picture(name, where, wanted, steps))
     return wanted.fit(name, _to_array(cell, where, types)[0])
 

@@ -6,6 +6,7 @@ import io
 import json
 import tarfile
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import PurePosixPath
@@ -49,6 +50,17 @@ def read_tar(shard: StoredFile, wanted: Wanted, steps: Preprocess) -> Iterator[S
             groups = groupby(_read_members(archive, shard.name), lambda member: member.key)
             found = ((f"{shard.name}, {key}", [*members]) for key, members in groups)
             yield from Threads().map(lambda item: _make_sample(*item, wanted, steps), found)
+
+
+def tar_has_pictures(shard: StoredFile) -> bool:
+    """Returns whether the first sample of an archive holds a picture; an archive that is damaged has none."""
+    with suppress(DataError):
+        broken = refuse_damage(DataError, f"{shard.name} cannot be read as a tar archive")
+        with broken, shard.open() as stream, tarfile.open(fileobj=stream, mode="r|*") as archive:
+            found = groupby(_read_members(archive, shard.name), lambda member: member.key)
+            first = next(found, ("", iter(())))[1]
+            return any(f".{member.rest.lower()}".endswith(SUFFIXES) for member in first)
+    return False
 
 
 @dataclass(frozen=True, slots=True)

@@ -86,6 +86,17 @@ def test_encoded_pictures_are_decoded_and_prepared(tmp_path: Path, *, is_struct:
     assert feed.arrays["pixels"][:, :, 0, 0].tolist() == [[1, 2, 3], [4, 5, 6]]
 
 
+def test_pictures_are_prepared_and_numbers_are_not(tmp_path: Path) -> None:
+    assert read(write(tmp_path / "a.parquet", image=[png((1, 2, 3))]), PICTURES).preprocess == PLAIN
+    assert read(write(tmp_path / "b.parquet", x=X.tolist())).preprocess is None
+
+
+def test_a_folder_with_another_state_is_one_of_pictures(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(png((1, 2, 3)))
+    (tmp_path / "state.json").write_text("[]")
+    assert sizes_of(read(tmp_path, PICTURES)) == [1]
+
+
 def test_a_folder_of_parquet_files_is_read_by_file(tmp_path: Path) -> None:
     (tmp_path / "b").mkdir()
     write(tmp_path / "a.parquet", x=X[:5].tolist())
@@ -184,11 +195,11 @@ def test_folders_of_datasets_that_are_not_whole_are_told(tmp_path: Path) -> None
         DataError, match=r"selected is a selection of rows; save it after flatten_indices\(\)$"
     ):
         read(folder)
-    folder = save_dataset(tmp_path / "partial", table)
-    (folder / "data-00000-of-00001.arrow").unlink()
+    folder = save_dataset(tmp_path / "partial", table, table)
+    (folder / "data-00000-of-00002.arrow").unlink()
     with pytest.raises(
         DataError,
-        match=r"partial has no file data-00000-of-00001.arrow, which its state.json names; copy it whole$",
+        match=r"partial has no file data-00000-of-00002.arrow, which its state.json names; copy it whole$",
     ):
         read(folder)
     (folder / "state.json").write_text("[]")

@@ -147,6 +147,19 @@ def test_arrays_of_npz_and_numbers_of_json_are_inputs_and_labels(tmp_path: Path)
     assert found.keys() == {"x"}
 
 
+def test_whether_there_are_pictures_is_seen_in_the_first_sample(tmp_path: Path) -> None:
+    for members, steps in (({"1.png": png((1, 2, 3))}, PLAIN), ({"1.x.npy": npy(X[0]), "2.png": b""}, None)):
+        (tmp_path / "a.tar").write_bytes(tar(members))
+        assert read(tmp_path / "a.tar", [PICTURE]).preprocess == steps
+
+
+def test_too_few_samples_for_a_fixed_batch_are_told(tmp_path: Path) -> None:
+    with pytest.raises(
+        DataError, match=r"\(2 files\) holds 3 samples, the model takes batches of exactly 4$"
+    ):
+        list(read(shards(tmp_path, 2, 1), FIXED))
+
+
 def test_a_picture_may_name_its_input(tmp_path: Path) -> None:
     pair = [PICTURE, TensorSpec("mask", "float32", ("N", 3, 4, 4))]
     members = {"1.image.png": png((1, 2, 3)), "1.mask.png": png((4, 5, 6))}
