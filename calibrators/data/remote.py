@@ -20,10 +20,10 @@ from trtq import lazy
 from trtq.calibrators.data.files import Listed, StoredFile, expand_braces, is_pattern
 from trtq.calibrators.data.tries import NoPartsError, describe_change, persist
 from trtq.errors import DataError, MissingDependency, quote
-from trtq.models.address import find_scheme, hide_secrets, show_address
+from trtq.models.address import find_scheme, show_address
 
-_BLOCK_BYTES = 1 << 20
-_BLOCKS_KEPT = 32
+_BLOCK_BYTES = 1 << 22
+_BLOCKS_KEPT = 16
 """Of an open file: the arrays of an .npz are read in turns, each at its own place."""
 _SILENCE_S = 60
 _CHECKSUMS = (
@@ -101,13 +101,15 @@ def _open_store(source: str) -> _Store:
         aiohttp = lazy.require("aiohttp", "data", work)
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=_SILENCE_S, sock_read=_SILENCE_S)
         options["client_kwargs"] = {"timeout": timeout}
-    try:
-        system, path = fsspec.core.url_to_fs(source, **options)
-    except ImportError as error:
-        raise MissingDependency(f"{work} needs a package that is not here: {quote(error)}") from error
-    except Exception as error:
-        raise DataError(f"{shown} is no address that fsspec knows: {hide_secrets(quote(error))}") from error
-    return _Store(system, path, is_web)
+
+    def ask() -> tuple[Any, str]:
+        try:
+            system, path = fsspec.core.url_to_fs(source, **options)
+        except ImportError as error:
+            raise MissingDependency(f"{work} needs a package that is not here: {quote(error)}") from error
+        return system, path
+
+    return _Store(*persist(ask, shown), is_web)
 
 
 @dataclass(frozen=True, slots=True)

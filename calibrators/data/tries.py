@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
-from trtq.errors import DataError, quote
+from trtq.errors import DataError, TrtqError, quote
 from trtq.models.address import hide_secrets
 
 T = TypeVar("T")
@@ -30,7 +30,7 @@ def persist(call: Callable[[], T], name: str) -> T:
     for attempt in range(_TRIES):
         try:
             return call()
-        except (NoPartsError, DataError):
+        except (NoPartsError, TrtqError):
             raise
         except Exception as error:
             told = _describe(error, name)

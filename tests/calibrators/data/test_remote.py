@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from made_up import join, sizes_of
 from web_site import Site
 
 from trtq.calibrators.batches import Batches
+from trtq.calibrators.data import remote
 from trtq.calibrators.sources import open_batches
 from trtq.errors import DataError, MissingDependency
 from trtq.models.preprocess import Preprocess
@@ -47,7 +50,9 @@ def test_arrays_come_from_s3_as_from_this_machine(s3: Any, tmp_path: Path, name:
     assert (far.origin, far.num_samples) == (f"s3://data/arrays/{name}", 10)
 
 
-def test_arrays_of_several_blocks_come_whole(s3: Any) -> None:
+def test_arrays_of_more_blocks_than_are_kept_come_whole(s3: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote, "_BLOCK_BYTES", 1 << 18)
+    monkeypatch.setattr(remote, "_BLOCKS_KEPT", 3)
     large = np.random.default_rng(0).standard_normal((40, 3 << 12)).astype(np.float32)  # 2 MB
     source = put(s3, "large", {"a.npz": npz(x=large, y=large[::-1])})
     inputs = [TensorSpec(name, "float32", ("N", 3 << 12)) for name in "xy"]
@@ -247,9 +252,19 @@ def test_a_package_that_is_missing_is_named() -> None:
 
 def test_an_address_that_nobody_knows_is_told() -> None:
     with pytest.raises(
-        DataError, match=r"^foo://b/a.npz is no address that fsspec knows: Protocol not known: foo$"
+        DataError, match=r"^cannot read foo://b/a.npz: Protocol not known: foo; check the address$"
     ):
         read("foo://b/a.npz")
+
+
+def test_a_file_in_an_archive_elsewhere_is_read(site: Site) -> None:
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as archive:
+        archive.writestr("a.npy", npy(X))
+    site.files["/a.zip"] = packed.getvalue()
+    batches = read(f"zip://a.npy::{site.address}/a.zip?X-Signature=hush")
+    assert np.array_equal(join(batches), X)
+    assert "hush" not in batches.origin
 
 
 def test_a_script_is_not_run_from_elsewhere() -> None:
