@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import math
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from trtq.calibrators.batches import Batches, Feed
+from trtq.calibrators.data.files import StoredFile, find_suffix, hash_files
 from trtq.errors import DataError
-from trtq.files import hash_file, refuse_damage
+from trtq.files import refuse_damage
 from trtq.numbers import format_count
 from trtq.workers import start_in_background
 
 
-def open_array_file(path: Path, names: Sequence[str], batch_size: int) -> Batches:
+def open_array_file(file: StoredFile, names: Sequence[str], batch_size: int) -> Batches:
     """Returns the samples of one .npz, or .npy for a model with one input, in batches; the last may be small.
 
     `names` are the model's inputs; an .npy, which has no names, is the first.
@@ -29,73 +28,66 @@ def open_array_file(path: Path, names: Sequence[str], batch_size: int) -> Batche
     Raises:
         DataError: It is no such file, or its arrays have no leading sample axis of the same length.
     """
-    num_samples = _check_sample_axis(path, names)
+    num_samples = _check_sample_axis(file, names)
 
     def read() -> Iterator[Feed]:
-        with _open_readers(path, names) as readers:
+        with _open_readers(file, names) as readers:
             for start in range(0, num_samples, batch_size):
                 stop = min(start + batch_size, num_samples)
-                with refuse_damage(DataError, f"{path} is damaged near sample {start}"):
+                with refuse_damage(DataError, f"{file.name} is damaged near sample {start}"):
                     arrays = {name: reader.read_rows(stop - start) for name, reader in readers.items()}
-                yield Feed(arrays, f"{path}, samples {start} to {stop - 1}", stop - start)
+                yield Feed(arrays, f"{file.name}, samples {start} to {stop - 1}", stop - start)
 
-    digest = start_in_background(lambda: f"{hash_array_file(path)}/{batch_size}")
-    return Batches(read, str(path), num_samples, digest, feed_samples=batch_size)
+    digest = start_in_background(lambda: f"{file.hash()}/{batch_size}")
+    return Batches(read, file.name, num_samples, digest, feed_samples=batch_size)
 
 
-def _check_sample_axis(path: Path, names: Sequence[str]) -> int:
+def _check_sample_axis(file: StoredFile, names: Sequence[str]) -> int:
     """Returns the number of samples that all arrays of a file have along their first axis."""
-    with _open_readers(path, names) as readers:
+    with _open_readers(file, names) as readers:
         for name, reader in readers.items():
             if not reader.shape:
                 raise DataError(
-                    f"array {name!r} of {path} has no sample axis; for inputs without one give a folder of "
-                    f".npz files, each one feed as the model takes it"
+                    f"array {name!r} of {file.name} has no sample axis; for inputs without one give a folder "
+                    f"of .npz files, each one feed as the model takes it"
                 )
             if reader.is_fortran_order:
                 raise DataError(
-                    f"array {name!r} of {path} is in Fortran order, in which a sample cannot be read alone; "
-                    f"save it with numpy.ascontiguousarray"
+                    f"array {name!r} of {file.name} is in Fortran order, in which a sample cannot be read "
+                    f"alone; save it with numpy.ascontiguousarray"
                 )
         counts = {name: reader.shape[0] for name, reader in readers.items()}
     if len(set(counts.values())) > 1:
-        raise DataError(f"the arrays of {path} have different numbers of samples: {counts}")
+        raise DataError(f"the arrays of {file.name} have different numbers of samples: {counts}")
     num_samples = next(iter(counts.values()), 0)
     if not num_samples:
-        raise DataError(f"{path} holds no samples; give at least one")
+        raise DataError(f"{file.name} holds no samples; give at least one")
     return num_samples
 
 
-def refuse_devices(paths: Iterable[Path]) -> None:
-    """Refuses devices, pipes and sockets, also behind links: reading one may never end.
+def open_feed_files(files: Sequence[StoredFile], name: str) -> Batches:
+    """Returns .npz files, each one feed with its batch axis; those far away are counted while they are read.
+
+    Args:
+        files: In their order.
+        name: Of what holds them.
 
     Raises:
-        DataError: There is one.
+        DataError: One cannot be read.
     """
-    for path in paths:
-        if path.exists() and not (path.is_file() or path.is_dir()):
-            raise DataError(f"{path} is a device, a pipe or a socket, not a file; leave it out")
 
-
-def open_feed_folder(folder: Path) -> Batches:
-    """Returns the .npz files of a folder in the order of their names, each one feed with its batch axis.
-
-    Raises:
-        DataError: One is no file, or cannot be read.
-    """
-    paths = sorted(folder.glob("*.npz"))
-    refuse_devices(paths)
-
-    def read() -> Iterator[Feed]:
-        for path in paths:
-            broken = refuse_damage(DataError, f"{path} cannot be read as .npz")
-            with broken, np.load(path, allow_pickle=False) as archive:
+    def part(start: int, step: int) -> Iterator[Feed]:
+        for file in files[start::step]:
+            broken = refuse_damage(DataError, f"{file.name} cannot be read as .npz")
+            with broken, file.open() as stream, np.load(stream, allow_pickle=False) as archive:
                 arrays = dict(archive.items())
-            yield Feed(arrays, str(path), count_samples(arrays))
+            yield Feed(arrays, file.name, count_samples(arrays))
 
-    num_samples = sum(map(_count_samples_of_file, paths))
-    digest = start_in_background(lambda: hash_folder(paths))
-    return Batches(read, f"{folder} ({format_count(len(paths), 'feed')})", num_samples, digest)
+    is_near = all(file.is_local for file in files)
+    num_samples = sum(map(_count_samples_of_file, files)) if is_near else None
+    digest = start_in_background(lambda: hash_files(files))
+    origin = f"{name} ({format_count(len(files), 'feed')})"
+    return Batches(lambda: part(0, 1), origin, num_samples, digest, part=part)
 
 
 def pack_arrays(arrays: Mapping[str, NDArray[Any]]) -> bytes:
@@ -113,28 +105,14 @@ def count_samples(arrays: Mapping[str, NDArray[Any]]) -> int:
     return _find_leading_axis(array.shape for array in arrays.values())
 
 
-def _count_samples_of_file(path: Path) -> int:
-    with _open_readers(path, ()) as readers:
+def _count_samples_of_file(file: StoredFile) -> int:
+    with _open_readers(file, ()) as readers:
         return _find_leading_axis(reader.shape for reader in readers.values())
 
 
 def _find_leading_axis(shapes: Iterable[tuple[int, ...]]) -> int:
     lengths = {shape[0] for shape in shapes if shape}
     return lengths.pop() or 1 if len(lengths) == 1 else 1
-
-
-def hash_array_file(path: Path) -> str:
-    """Returns the SHA-256 of a file, as hex; DataError if it cannot be read."""
-    try:
-        return hash_file(path)
-    except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror}; make it readable or leave it out") from error
-
-
-def hash_folder(paths: Sequence[Path]) -> str:
-    """Returns a digest of the names and contents of files, as hex."""
-    lines = (f"{path.name}\0{hash_array_file(path)}\n".encode() for path in paths)
-    return hashlib.sha256(b"".join(lines)).hexdigest()
 
 
 class _RowReader:
@@ -165,25 +143,28 @@ class _RowReader:
 
 
 @contextmanager
-def _open_readers(path: Path, names: Sequence[str]) -> Iterator[dict[str, _RowReader]]:
+def _open_readers(file: StoredFile, names: Sequence[str]) -> Iterator[dict[str, _RowReader]]:
     with ExitStack() as stack:
-        with refuse_damage(DataError, f"{path} cannot be read as {path.suffix}"):
-            readers = {name: _RowReader(*opened) for name, opened in _open_streams(path, names, stack)}
+        with refuse_damage(DataError, f"{file.name} cannot be read as {find_suffix(file)}"):
+            readers = {name: _RowReader(*opened) for name, opened in _open_streams(file, names, stack)}
         yield readers
 
 
 def _open_streams(
-    path: Path, names: Sequence[str], stack: ExitStack
+    file: StoredFile, names: Sequence[str], stack: ExitStack
 ) -> Iterator[tuple[str, tuple[IO[bytes], str]]]:
     """Yields the name of each array, with the stream of its bytes and where that is, for messages."""
-    if path.suffix == ".npy":
+    if find_suffix(file) == ".npy":
         if len(names) != 1:
             raise DataError(
-                f"{path} holds one array without a name and the model has {len(names)} inputs "
+                f"{file.name} holds one array without a name and the model has {len(names)} inputs "
                 f"({', '.join(names)}); save an .npz with these names"
             )
-        yield names[0], (stack.enter_context(path.open("rb")), str(path))
+        yield names[0], (stack.enter_context(file.open()), file.name)
         return
-    archive = stack.enter_context(zipfile.ZipFile(path))
+    archive = stack.enter_context(zipfile.ZipFile(stack.enter_context(file.open())))
     for member in archive.namelist():
-        yield member.removesuffix(".npy"), (stack.enter_context(archive.open(member)), f"{path}:{member}")
+        yield (
+            member.removesuffix(".npy"),
+            (stack.enter_context(archive.open(member)), f"{file.name}:{member}"),
+        )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import islice
+from itertools import chain, islice
 from typing import Any
 
 import numpy as np
@@ -47,10 +47,12 @@ class Batches:
         is_random: Whether these are made-up numbers.
         preprocess: How these pictures were prepared for the model; None: they are no pictures.
         left_out: How many samples at the end fill no batch of the model's fixed size and are left out.
-        feed_samples: How many samples every feed but the last one holds, where they lie along the first axis
-            of every array and may be run in smaller feeds; None if they may not.
+        feed_samples: How many samples a feed holds at most, where they lie along the first axis of every
+            array and may be run in smaller feeds; None if they may not. With `part`, all but the last hold so
+            many.
         part: Starts a pass over every n-th feed from one on (start, step), without reading the others; None
             if that is not possible.
+        files: Start a pass over the feeds of one file each, which make up the whole; empty: not known.
         reopen: Opens the same stream in another process, on another machine; it pickles. None if that is not
             possible.
     """
@@ -65,6 +67,7 @@ class Batches:
     feed_samples: int | None = None
     part: Callable[[int, int], Iterator[Feed]] | None = None
     script_digest: str | None = None
+    files: tuple[Callable[[], Iterator[Feed]], ...] = ()
     reopen: Callable[[], Batches] | None = None
 
     def __reduce__(self) -> tuple[Callable[[Callable[[], Batches]], Batches], tuple[Callable[[], Batches]]]:
@@ -95,36 +98,56 @@ class Batches:
             return self.part(start, step)
         return islice(self.read(), start, None, step)
 
+    def shard(self, index: int, count: int, skip: int = 0) -> Iterator[Feed]:
+        """Returns a pass over part `index`, from 1, of `count` that make up the whole.
+
+        Where there are as many files as parts, a part is every n-th file, and no other is read; else it is
+        every n-th feed.
+
+        Args:
+            index: Which part.
+            count: How many there are.
+            skip: How many feeds of the part are left out at its beginning.
+        """
+        if 1 < count <= len(self.files):
+            return islice(chain.from_iterable(read() for read in self.files[index - 1 :: count]), skip, None)
+        return self.every(index - 1 + skip * count, count)
+
     def take_every(self, start: int, step: int) -> Batches:
         """Returns the stream of these feeds alone, as `every` reads them."""
         digest = self.digest and f"{self.digest}/{start}::{step}"
         read = partial(self.every, start, step)
-        return replace(self, read=read, part=None, num_samples=None, content=digest, reopen=None)
+        return replace(self, read=read, part=None, files=(), num_samples=None, content=digest, reopen=None)
 
     def changed(self, change: Callable[[Iterator[Feed]], Iterator[Feed]]) -> Batches:
         """Returns the stream with `change` around every pass; it must treat each feed alone."""
         read, part = self.read, self.part
+
+        def change_file(file: Callable[[], Iterator[Feed]]) -> Callable[[], Iterator[Feed]]:
+            return lambda: change(file())
+
         return replace(
             self,
             read=lambda: change(read()),
             part=part and (lambda start, step: change(part(start, step))),
+            files=tuple(map(change_file, self.files)),
             reopen=None,
         )
 
     def first(self, num_samples: int | None) -> Batches:
         """Returns the stream cut after this many samples, at the end of a feed; None: all of it.
 
-        All of a stream whose length nobody knows may be without end. That is refused while reading.
+        All that code makes, whose length nobody knows, may be without end. That is refused while reading.
         """
         again = self.reopen and partial(_open_first, self.reopen, num_samples)
-        if num_samples is None and self.num_samples is None:
+        if num_samples is None and self.num_samples is None and self.content is None:
             limited = self.changed(lambda feeds: refuse_endless(feeds, self.origin))
             return replace(limited, reopen=again)
         if num_samples is None or (self.num_samples is not None and self.num_samples <= num_samples):
             return self
-        part = self.part
-        if part is not None and self.feed_samples is not None:
-            whole, num_feeds = part, -(-num_samples // self.feed_samples)
+        part: Callable[[int, int], Iterator[Feed]] | None = None
+        if self.part is not None and self.feed_samples is not None:
+            whole, num_feeds = self.part, -(-num_samples // self.feed_samples)
 
             def part(start: int, step: int) -> Iterator[Feed]:
                 return islice(whole(start, step), max(0, -(-(num_feeds - start) // step)))
@@ -136,6 +159,7 @@ class Batches:
             num_samples=None if self.num_samples is None else min(self.num_samples, num_samples),
             content=(lambda: known() + suffix) if callable(known) else known and known + suffix,
             part=part,
+            files=(),
             script_digest=self.script_digest and self.script_digest + suffix,
             reopen=again,
         )

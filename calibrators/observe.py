@@ -135,7 +135,7 @@ class _Observer:
 
         taps = _GuardedTaps(open_guarded, self.guard, may_widen=len(plan.groups) < 2)
         start = self.seen.feeds[group[0]] if group else 0
-        feeds = batches.every(shard - 1 + start * num_shards, num_shards)
+        feeds = batches.shard(shard, num_shards, start)
 
         def count(batch: _MicroBatch) -> _MicroBatch:
             self._count(taps, batch)

@@ -12,6 +12,7 @@ from typing import Any, get_type_hints
 from trtq.calibrators import list_choices
 from trtq.errors import UsageError
 from trtq.files import refuse_damage
+from trtq.models.address import resolve_address
 from trtq.models.option import list_kinds
 from trtq.models.spec import CalibrationSpec, InputSpec, ModelSpec
 from trtq.models.toml import check_table, create_settings, read_table
@@ -97,10 +98,10 @@ def _read_calibration(table: Mapping[str, Any]) -> CalibrationSpec:
 def _make_absolute(spec: ModelSpec, folder: Path) -> ModelSpec:
     """Returns the settings with their paths made independent of the current folder."""
     calibration, evaluation, accuracy = spec.calibration, spec.evaluation, spec.accuracy
-    if calibration.data is not None:
-        calibration = replace(calibration, data=str(folder / calibration.data))
-    if evaluation.data is not None:
-        evaluation = replace(evaluation, data=str(folder / evaluation.data))
+    if isinstance(calibration.data, str):
+        calibration = replace(calibration, data=resolve_address(calibration.data, folder))
+    if isinstance(evaluation.data, str):
+        evaluation = replace(evaluation, data=resolve_address(evaluation.data, folder))
     if evaluation.reference is not None:
         evaluation = replace(evaluation, reference=str(folder / evaluation.reference))
     if evaluation.labels is not None and evaluation.labels.endswith(".npy"):

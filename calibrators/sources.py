@@ -3,43 +3,70 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from trtq import lazy
-from trtq.calibrators.arrays import (
-    count_samples,
-    hash_array_file,
-    hash_folder,
-    open_array_file,
-    open_feed_folder,
+from trtq.calibrators.arrays import count_samples, open_array_file, open_feed_files
+from trtq.calibrators.batches import Batches, Feed, check_batches
+from trtq.calibrators.data.files import (
+    Listed,
+    LocalFile,
+    LocalFolder,
+    StoredFile,
+    StoredFolder,
+    find_local,
+    find_suffix,
     refuse_devices,
 )
-from trtq.calibrators.batches import Batches, Feed, check_batches
+from trtq.calibrators.data.pictures import VIDEO_SUFFIXES, open_pictures, read_frames, require_picture_input
+from trtq.calibrators.data.python import open_iterable
+from trtq.calibrators.data.remote import RemoteFolder, open_remote
+from trtq.calibrators.data.samples import SampleFiles, Wanted, batch_files
+from trtq.calibrators.data.table import PARQUET_SUFFIXES, find_dataset_files, open_table, table_has_pictures
+from trtq.calibrators.data.tar import is_tar, read_tar, tar_has_pictures
 from trtq.errors import DataError, TrtqError
 from trtq.files import refuse_damage
-from trtq.models.preprocess import SUFFIXES, Preprocess, read_image
+from trtq.models.address import is_address, show_address, strip_local
+from trtq.models.preprocess import SUFFIXES, Preprocess
 from trtq.models.script import iterate_in_place, load_function, run_in_place
 from trtq.models.signature import TensorSpec, show_shape
-from trtq.numbers import format_count
-from trtq.workers import Threads
+from trtq.models.spec import Data, names_script
 
 _MOST_RANDOM = 1 << 30
+_Place: TypeAlias = StoredFile | LocalFolder | RemoteFolder | Listed
 ACCEPTED_DATA = (
     "an .npz or .npy whose arrays have a leading sample axis, a folder of .npz files (each one feed with its "
-    "batch axis), a folder of images, script.py:function that yields dicts of arrays, or a .json of inputs "
-    "saved by Polygraphy"
+    "batch axis), a folder of images, tar shards, Parquet files, videos, a .json of inputs saved by "
+    "Polygraphy, script.py:function that yields dicts of arrays, or the URL of one of these but the script"
 )
+
+
+@dataclass(frozen=True, slots=True)
+class _Request:
+    """How data is to be read.
+
+    Attributes:
+        wanted: The arrays.
+        size: Samples a batch.
+        is_fixed: Whether the model fixes that.
+        steps: How pictures are prepared.
+    """
+
+    wanted: Wanted
+    size: int
+    is_fixed: bool
+    steps: Preprocess
 
 
 def open_batches(
-    source: str,
+    source: Data,
     inputs: Sequence[TensorSpec],
     batch_size: int,
     *,
@@ -49,7 +76,8 @@ def open_batches(
     """Returns the checked stream of the data that `source` names.
 
     Args:
-        source: A path, or `script.py:function`; see `ACCEPTED_DATA`.
+        source: A path, a URL, or `script.py:function`; see `ACCEPTED_DATA`. Or what yields items in Python;
+            see `open_iterable`.
         inputs: What the model takes. Where its batch axis has a fixed size, that is the batch size, and
             samples that do not fill a last batch are left out.
         batch_size: Samples a batch for data with a sample axis.
@@ -58,40 +86,134 @@ def open_batches(
 
     Raises:
         DataError: There is no such data, or it is of no known kind. While it is read: see `check_batches`.
+        MissingDependency: What reads it is not installed.
     """
-    found = _open(source, inputs, batch_size, preprocess, extra)
-    place = str(Path(source).absolute())  # another process may have another working folder
+    found = check_batches(_open(source, inputs, batch_size, preprocess, extra), inputs, extra)
+    if not isinstance(source, str):
+        return found
+    place = source if is_address(source) else str(Path(strip_local(source)).absolute())
     again = partial(open_batches, place, inputs, batch_size, preprocess=preprocess, extra=extra)
-    return replace(found, reopen=again)
+    return replace(found, reopen=again)  # by a process that may have another working folder
 
 
 def _open(
-    source: str,
+    source: Data,
     inputs: Sequence[TensorSpec],
     batch_size: int,
     preprocess: Preprocess | None,
     extra: Sequence[str],
 ) -> Batches:
-    size, fixed = _find_batch_size(inputs, batch_size)
-    names = [spec.name for spec in inputs]
+    size, is_fixed = _find_batch_size(inputs, batch_size)
+    request = _Request(Wanted(inputs, extra), size, is_fixed, preprocess or Preprocess())
+    if not isinstance(source, str):
+        return open_iterable(source, request.wanted)
+    if is_address(source) and names_script(source):
+        raise DataError(f"the script {show_address(source)} is not run from there; copy it to this machine")
     script, separator, function = source.rpartition(":")
     if separator and script.endswith(".py"):
-        return check_batches(_from_script(Path(script), function), inputs, extra)
-    path = Path(source)
-    if not path.exists():
-        raise DataError(f"there is no calibration data {path}; give {ACCEPTED_DATA}")
-    refuse_devices([path])
-    if path.suffix == ".json" and path.is_file():
-        return check_batches(_from_polygraphy(path), inputs, extra)
-    if path.is_dir() and any(path.glob("*.npz")):
-        return check_batches(open_feed_folder(path), inputs, extra)
-    if path.is_dir():
-        batches = _from_image_folder(path, inputs, size, preprocess or Preprocess())
-    elif path.suffix in (".npz", ".npy"):
-        batches = open_array_file(path, names, size)
-    else:
-        raise DataError(f"{path} is no kind of data that trtq reads; give {ACCEPTED_DATA}")
-    return check_batches(_keep_full_batches(batches, size) if fixed else batches, inputs, extra)
+        return _from_script(Path(script), function)
+    return _open_place(_find_place(source), request)
+
+
+def _find_place(source: str) -> _Place:
+    """Returns the file, or what holds several."""
+    if is_address(source):
+        return open_remote(source)
+    path = strip_local(source)
+    if (place := find_local(path)) is None:
+        raise DataError(f"there is no calibration data {Path(path)}; give {ACCEPTED_DATA}")
+    return place
+
+
+def _open_place(place: _Place, request: _Request) -> Batches:
+    if isinstance(place, LocalFolder | RemoteFolder):
+        return _open_folder(place, request)
+    if isinstance(place, Listed):
+        return _open_files(place.files, place.name, request)
+    if find_suffix(place) == ".json":
+        return _from_polygraphy(place)
+    if find_suffix(place) in (".npz", ".npy"):
+        names = [spec.name for spec in request.wanted.inputs]
+        return _keep_full_batches(open_array_file(place, names, request.size), request)
+    return _open_files([place], place.name, request)
+
+
+def _open_folder(folder: StoredFolder, request: _Request) -> Batches:
+    near = folder.list()
+    if dataset := find_dataset_files(folder.name, near):
+        return _open_table(dataset, folder.name, request)
+    if feeds := [file for file in near if find_suffix(file) == ".npz"]:
+        return _open_files(feeds, folder.name, request)
+    kinds = [(file, _find_kind(file)) for file in folder.list(deep=True)]
+    images = [file for file, kind in kinds if kind == "images"]
+    if files := images or [file for file, kind in kinds if kind in _IN_FOLDERS]:
+        return _open_files(files, folder.name, request)
+    raise DataError(
+        f"{folder.name} holds neither .npz files nor images ({', '.join(SUFFIXES)}), tar archives, Parquet "
+        f"files or videos; give {ACCEPTED_DATA}"
+    )
+
+
+def _find_kind(file: StoredFile) -> str:
+    """Returns what a file holds by its name; empty if that is not known."""
+    if is_tar(file):
+        return "tar archives"
+    return next((kind for kind, suffixes in _KINDS.items() if find_suffix(file) in suffixes), "")
+
+
+def _open_files(files: Sequence[StoredFile], name: str, request: _Request) -> Batches:
+    """Returns the samples of files of one kind."""
+    refuse_devices(file for file in files if isinstance(file, LocalFile))
+    kinds = sorted({_find_kind(file) for file in files})
+    if len(kinds) > 1:
+        raise DataError(f"{name} holds {' and '.join(filter(None, kinds))}; give files of one kind alone")
+    open_kind = _OPENERS.get(kinds[0])
+    if open_kind is None:
+        raise DataError(f"{name} is no kind of data that trtq reads; give {ACCEPTED_DATA}")
+    return open_kind(files, name, request)
+
+
+def _open_feeds(files: Sequence[StoredFile], name: str, request: _Request) -> Batches:
+    return open_feed_files(files, name)
+
+
+def _open_images(files: Sequence[StoredFile], name: str, request: _Request) -> Batches:
+    batches = open_pictures(files, name, request.wanted.inputs, request.size, request.steps)
+    return _keep_full_batches(batches, request)
+
+
+def _open_table(files: Sequence[StoredFile], name: str, request: _Request) -> Batches:
+    batches = _batch(open_table(files, name, request.wanted, request.steps), request)
+    has_pictures = table_has_pictures(files[0], request.wanted)
+    return replace(batches, preprocess=request.steps if has_pictures else None)
+
+
+def _open_tar(files: Sequence[StoredFile], name: str, request: _Request) -> Batches:
+    read = partial(read_tar, wanted=request.wanted, steps=request.steps)
+    batches = _batch(SampleFiles(name, files, read, settings=str(request.steps)), request)
+    return replace(batches, preprocess=request.steps if tar_has_pictures(files[0]) else None)
+
+
+def _open_videos(files: Sequence[StoredFile], name: str, request: _Request) -> Batches:
+    taken = require_picture_input(request.wanted.inputs, request.steps, "a video")
+    taken.refuse_open_size(request.size)
+    source = SampleFiles(name, files, partial(read_frames, taken=taken), settings=str(request.steps))
+    return replace(_batch(source, request), preprocess=request.steps)
+
+
+def _batch(source: SampleFiles, request: _Request) -> Batches:
+    return _keep_full_batches(batch_files(source, request.size, is_fixed=request.is_fixed), request)
+
+
+_IN_FOLDERS = ("tables", "tar archives", "videos")
+_KINDS = {"feeds": (".npz",), "images": SUFFIXES, "tables": PARQUET_SUFFIXES, "videos": VIDEO_SUFFIXES}
+_OPENERS: Mapping[str, Callable[[Sequence[StoredFile], str, _Request], Batches]] = {
+    "feeds": _open_feeds,
+    "images": _open_images,
+    "tables": _open_table,
+    "tar archives": _open_tar,
+    "videos": _open_videos,
+}
 
 
 def make_random_batches(
@@ -139,10 +261,15 @@ def _find_batch_size(inputs: Sequence[TensorSpec], wanted: int) -> tuple[int, bo
     return (int(fixed[0]), True) if fixed else (wanted, False)
 
 
-def _keep_full_batches(batches: Batches, size: int) -> Batches:
-    total = batches.num_samples
+def _keep_full_batches(batches: Batches, request: _Request) -> Batches:
+    """Returns the batches that a model with a fixed size takes; all for another one."""
+    total, size = batches.num_samples, request.size
+    if not request.is_fixed:
+        return batches
     if total is not None and total < size:
         raise DataError(f"{batches.origin} holds {total} samples, the model takes batches of exactly {size}")
+    if total is None:
+        batches = replace(batches, read=partial(_refuse_none_full, batches.read, size, batches.origin))
     batches = batches.changed(lambda feeds: (feed for feed in feeds if feed.num_samples == size))
     if total is None or total % size == 0:
         return batches
@@ -151,80 +278,33 @@ def _keep_full_batches(batches: Batches, size: int) -> Batches:
     return replace(batches, origin=origin, num_samples=total - total % size, left_out=total % size)
 
 
-def _from_image_folder(
-    folder: Path, inputs: Sequence[TensorSpec], size: int, preprocess: Preprocess
-) -> Batches:
-    found = (path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
-    images = sorted(path for path in found if not path.is_dir())
-    refuse_devices(images)
-    if not images:
-        raise DataError(f"{folder} holds neither .npz files nor images ({', '.join(SUFFIXES)})")
-    if len(inputs) != 1 or len(inputs[0].shape) != 4:
-        wanted = ", ".join(str(spec) for spec in inputs)
-        raise DataError(
-            f"an image folder feeds one input of rank 4, the model takes {wanted}; give .npz files"
-        )
-    spec = inputs[0]
-    height, width = spec.shape[2:] if preprocess.layout == "NCHW" else spec.shape[1:3]
-    target = (height, width) if isinstance(height, int) and isinstance(width, int) else None
-    if target is None and not preprocess.resize and not preprocess.crop and size > 1:
-        raise DataError(
-            f"the model leaves the size of {spec.name!r} {show_shape(spec.shape)} open; set `resize` in "
-            f"[preprocess] of model.toml so that pictures fit into batches, or use a batch size of 1"
-        )
-
-    def read_batch(start: int) -> Feed:
-        group = images[start : start + size]
-        samples = [read_image(path, preprocess, target) for path in group]
-        for path, sample in zip(group, samples, strict=True):
-            _check_sample(sample, samples[0], spec.dtype, path)
-        array = np.stack(samples).astype(spec.dtype)
-        return Feed({spec.name: array}, f"{group[0]} to {group[-1].name}", len(group))
-
-    def part(start: int, step: int) -> Iterator[Feed]:
-        return Threads().map(read_batch, range(start * size, len(images), step * size))
-
-    digest = f"{hash_folder(images)}/{size}/{preprocess}"
-    return Batches(
-        lambda: part(0, 1),
-        f"{folder} ({format_count(len(images), 'image')})",
-        len(images),
-        digest,
-        preprocess=preprocess,
-        feed_samples=size,
-        part=part,
-    )
+def _refuse_none_full(read: Callable[[], Iterator[Feed]], size: int, origin: str) -> Iterator[Feed]:
+    """Yields the feeds of a whole pass; DataError at its end if none had the size of a batch."""
+    num_samples, is_full = 0, False
+    for feed in read():
+        yield feed
+        num_samples, is_full = num_samples + feed.num_samples, is_full or feed.num_samples == size
+    if num_samples and not is_full:
+        raise DataError(f"{origin} holds {num_samples} samples, the model takes batches of exactly {size}")
 
 
-def _check_sample(sample: NDArray[Any], first: NDArray[Any], dtype: str, path: Path) -> None:
-    if sample.shape != first.shape:
-        raise DataError(
-            f"{path} becomes an array of shape {show_shape(sample.shape)}, others in its batch have "
-            f"{show_shape(first.shape)}; set `crop`, or another `resize_mode`, in [preprocess] of model.toml"
-        )
-    if np.issubdtype(np.dtype(dtype), np.integer):
-        limits = np.iinfo(dtype)
-        if sample.min() < limits.min or sample.max() > limits.max or (sample != np.rint(sample)).any():
-            raise DataError(
-                f"{path} becomes numbers from {sample.min():g} to {sample.max():g}, the model takes {dtype}; "
-                f"set `scale = 1.0`, `mean = [0.0]` and `std = [1.0]` in [preprocess] of model.toml"
-            )
-
-
-def _from_polygraphy(path: Path) -> Batches:
-    work = "reading inputs saved by Polygraphy"
-    reader = lazy.require("polygraphy.json", None, work)
-    with refuse_damage(DataError, f"{path} is not a file of inputs saved by Polygraphy"):
-        loaded = reader.load_json(str(path))
+def _from_polygraphy(file: StoredFile) -> Batches:
+    """Reads the file as a whole: its format allows nothing else."""
+    reader = lazy.require("polygraphy.json", None, "reading inputs saved by Polygraphy")
+    with refuse_damage(DataError, f"{file.name} is not a file of inputs saved by Polygraphy"):
+        with file.open() as stream:
+            loaded = reader.from_json(stream.read().decode())
         if not isinstance(loaded, list) or not all(isinstance(feed, Mapping) for feed in loaded):
-            raise DataError(f"{path} holds no list of feeds; save one with `polygraphy run --save-inputs`")
+            raise DataError(
+                f"{file.name} holds no list of feeds; save one with `polygraphy run --save-inputs`"
+            )
         feeds = [{name: np.asarray(value) for name, value in feed.items()} for feed in loaded]
 
     def read() -> Iterator[Feed]:
         for index, arrays in enumerate(feeds):
-            yield Feed(arrays, f"{path}, feed {index}", count_samples(arrays))
+            yield Feed(arrays, f"{file.name}, feed {index}", count_samples(arrays))
 
-    return Batches(read, str(path), sum(map(count_samples, feeds)), hash_array_file(path))
+    return Batches(read, file.name, sum(map(count_samples, feeds)), file.hash())
 
 
 def _from_script(script: Path, function: str) -> Batches:
@@ -248,5 +328,5 @@ def _from_script(script: Path, function: str) -> Batches:
         except (Exception, SystemExit) as error:
             raise DataError(f"{script}:{function} failed: {type(error).__name__}: {error}") from error
 
-    digest = f"{hash_array_file(script)}/{function}"
+    digest = f"{LocalFile(script).hash()}/{function}"
     return Batches(read, f"{script}:{function}", None, None, script_digest=digest)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from trtq import lazy
 from trtq.errors import DataError, UsageError
@@ -37,6 +37,7 @@ class Preprocess:
         std: Divided by, one number a channel or one for all.
         layout: "NCHW" or "NHWC".
         exif: First of all, turn the picture as its EXIF orientation says, as viewers do.
+        frame_step: Of a video, take every n-th frame.
     """
 
     resize: tuple[int, ...] = ()
@@ -48,6 +49,7 @@ class Preprocess:
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
     layout: str = "NCHW"
     exif: bool = False
+    frame_step: int = 1
 
     def __post_init__(self) -> None:
         for name, size in (("resize", self.resize), ("crop", self.crop)):
@@ -60,6 +62,8 @@ class Preprocess:
         ):
             if value not in choices:
                 raise UsageError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
+        if self.frame_step < 1:
+            raise UsageError(f"frame_step must be at least 1, got {self.frame_step}")
         if not self.mean or not self.std:
             raise UsageError(
                 f"mean and std must hold one number, or one a channel, "
@@ -86,6 +90,7 @@ def describe(steps: Preprocess) -> str:
         f"mean {list(steps.mean)}",
         f"std {list(steps.std)}",
         steps.layout,
+        *([f"one frame in {steps.frame_step}"] if steps.frame_step > 1 else []),
     ]
     low, high = find_reach(steps)
     return f"{', '.join(filter(None, words))}; values from {low:.3g} to {high:.3g}"
@@ -99,28 +104,41 @@ def find_reach(steps: Preprocess) -> tuple[float, float]:
     return min(ends), max(ends)
 
 
-def read_image(path: Path, steps: Preprocess, size: tuple[int, int] | None) -> NDArray[Any]:
+def read_image(
+    source: Path | IO[bytes], steps: Preprocess, size: tuple[int, int] | None, name: str = ""
+) -> NDArray[Any]:
     """Returns one sample: float32, shape (C, H, W) or (H, W, C) by the layout.
 
     Args:
-        path: The picture.
+        source: The picture: a file, or what its bytes are read from.
         steps: What is done to it.
         size: Height and width that the model wants; used when `steps` names neither resize nor crop.
+        name: For messages; empty: the path.
 
     Raises:
-        DataError: The file is not a picture, or mean and std have another number of channels.
+        DataError: It is no picture, or mean and std have another number of channels.
         MissingDependency: Pillow is not installed.
     """
+    name = name or str(source)
+    pillow = lazy.require("PIL.Image", "images", "reading images")
+    with refuse_damage(DataError, f"{name} cannot be read as an image"), pillow.open(source) as opened:
+        image = _decode(_turn(opened) if steps.exif else opened, steps.channels)
+    return _to_sample(image, steps, size, name)
+
+
+def prepare_image(image: Any, steps: Preprocess, size: tuple[int, int] | None, name: str) -> NDArray[Any]:
+    """Returns the sample that a picture of Pillow's becomes; see `read_image`."""
+    return _to_sample(_decode(image, steps.channels), steps, size, name)
+
+
+def _to_sample(image: Any, steps: Preprocess, size: tuple[int, int] | None, name: str) -> NDArray[Any]:
     import numpy as np
 
-    pillow = lazy.require("PIL.Image", "images", "reading images")
-    with refuse_damage(DataError, f"{path} cannot be read as an image"), pillow.open(path) as opened:
-        image = _decode(_turn(opened) if steps.exif else opened, steps.channels)
     target = _pair(steps.resize) or (None if steps.crop else size)
     if target is not None:
         image = _resize(image, target, steps.resize_mode)
     if (crop := _pair(steps.crop)) is not None:
-        image = _crop(image, crop, path)
+        image = _crop(image, crop, name)
     pixels = np.asarray(image, np.float32)
     if pixels.ndim == 2:
         pixels = np.repeat(pixels[..., None], 1 if steps.channels == "L" else 3, axis=-1)
@@ -169,11 +187,11 @@ def _resize(image: Any, size: tuple[int, int], mode: str) -> Any:
     return canvas
 
 
-def _crop(image: Any, size: tuple[int, int], path: Path) -> Any:
+def _crop(image: Any, size: tuple[int, int], name: str) -> Any:
     height, width = size
     if height > image.height or width > image.width:
         raise DataError(
-            f"{path} is {image.height}x{image.width} after resizing, smaller than the crop {height}x{width}; "
+            f"{name} is {image.height}x{image.width} after resizing, smaller than the crop {height}x{width}; "
             f"set `resize` in [preprocess] to at least the crop"
         )
     top, left = (image.height - height) // 2, (image.width - width) // 2

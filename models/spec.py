@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 from trtq.errors import UsageError
+from trtq.models.address import is_address, show_address, strip_local
 from trtq.models.option import setting
 from trtq.models.preprocess import Preprocess
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
 
 METRICS = ("top-1", "top-5")
 AUTO = "auto"
@@ -27,6 +31,11 @@ Effort = Literal["quick", "balanced", "thorough"]
 Device = Literal["cpu", "cuda"]
 MOST_SPEEDUP = 1000.0
 Shape = tuple[int, ...]
+if TYPE_CHECKING:
+    Data: TypeAlias = str | Iterable[Any] | Callable[[], Iterable[Any]]
+else:
+    Data = str  # in files and on the command line
+"""Data by its path or URL; in Python also what yields it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +63,9 @@ class CalibrationSpec:
 
     Attributes:
         data: An .npz or .npy file whose arrays have a leading sample axis, a folder of .npz files (one feed
-            each), a folder of images, script.py:function, or a .json file of inputs saved by Polygraphy.
+            each), a folder of images, tar shards, Parquet files, a folder of Hugging Face's datasets, videos,
+            script.py:function, or a .json file of inputs saved by Polygraphy; by a path, or by a URL such as
+            s3://bucket/calibration.npz.
         method: How ranges are estimated. auto tries every method on calibration data held back and takes the
             best; cross-entropy is for the inputs of a Softmax, with entropy for the other tensors.
         parameters: Of the method, by the fields of its class; what is not given has its default.
@@ -65,7 +76,7 @@ class CalibrationSpec:
             reads the data several times. None: half of what is free.
     """
 
-    data: str | None = setting(None, "--calib-data", metavar="DATA")
+    data: Data | None = setting(None, "--calib-data", metavar="DATA")
     method: str = setting(AUTO, "--calib-method")
     parameters: Mapping[str, float] = field(default_factory=dict)
     samples: int | None = setting(None, "--calib-samples")
@@ -150,7 +161,7 @@ class EvaluationSpec:
             itself, as it was given.
     """
 
-    data: str | None = setting(None, "--eval-data", metavar="DATA")
+    data: Data | None = setting(None, "--eval-data", metavar="DATA")
     labels: str | None = setting(None, metavar="NAME|FILE.npy")
     output: str | None = setting(None, "--eval-output", metavar="NAME")
     samples: int | None = setting(None, "--eval-samples")
@@ -257,15 +268,42 @@ class ModelSpec:
             "[evaluation] data": self.evaluation.data,
             "[accuracy] metric": self.accuracy.metric,
         }
-        return {key: text for key, text in named.items() if text is not None and names_script(text)}
+        return {key: text for key, text in named.items() if isinstance(text, str) and names_script(text)}
 
     @property
     def sources(self) -> tuple[str | None, ...]:
-        """What is read for these settings: their file, the data, labels in a file, and the metric."""
+        """What is read here for these settings: their file, the data, labels in a file, and the metric."""
         labels = self.evaluation.labels
         is_file = labels is not None and labels.endswith(".npy")
-        files = (self.file, self.calibration.data, self.evaluation.data, labels if is_file else None)
+        data = map(find_path, (self.calibration.data, self.evaluation.data))
+        files = (self.file, *data, labels if is_file else None)
         return (*files, self.accuracy.metric if self.accuracy.script is not None else None)
+
+    @property
+    def shown(self) -> ModelSpec:
+        """The settings as they may be written: no credentials, and data of Python as the name of its type."""
+        calibration, evaluation = self.calibration, self.evaluation
+        return replace(
+            self,
+            calibration=replace(calibration, data=_show_data(calibration.data)),
+            evaluation=replace(evaluation, data=_show_data(evaluation.data)),
+        )
+
+
+def find_path(data: Data | None) -> str | None:
+    """Returns the path of data on this machine; None of data elsewhere, or in Python."""
+    return strip_local(data) if isinstance(data, str) and not is_address(data) else None
+
+
+def _show_data(data: Data | None) -> str | None:
+    if data is None or isinstance(data, str):
+        return data and show_address(data)
+    return f"{name_object(data)} in Python"
+
+
+def name_object(value: object) -> str:
+    """Returns the name of a function, or of a value's type."""
+    return str(getattr(value, "__name__", "") if callable(value) else "") or type(value).__name__
 
 
 def names_script(text: str) -> bool:

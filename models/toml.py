@@ -74,6 +74,7 @@ def _name(kind: Kind) -> str:
 
 def format_spec(spec: ModelSpec) -> str:
     """Returns the text that `read_spec` reads as these settings; what is the default is left out."""
+    spec = spec.shown
     sections = {f"inputs.{_quote(name)}": _values(item) for name, item in spec.inputs.items()}
     for item in fields(ModelSpec):
         if item.name not in ("inputs", "file"):

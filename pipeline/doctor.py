@@ -17,8 +17,8 @@ from trtq.pipeline.engine.gpu import count_gpus, explain_missing_gpu
 from trtq.temporary import open_temporary_folder
 
 _PACKAGES = (
-    "trtq", "numpy", "onnx", "onnx-ir", "onnxruntime", "polygraphy", "click", "rich", "pillow", "torch",
-    "tensorrt", "tensorrt-rtx-cu12", "pycuda",
+    "trtq", "numpy", "onnx", "onnx-ir", "onnxruntime", "polygraphy", "click", "rich", "pillow", "fsspec",
+    "pyarrow", "av", "torch", "tensorrt", "tensorrt-rtx-cu12", "pycuda",
 )  # fmt: skip
 _NO_KERNEL = "numpy, some seven times slower: install a C compiler, then trtq again"
 _TINY = """

@@ -16,6 +16,8 @@ import onnx.numpy_helper
 import onnx.parser
 import pytest
 from click.testing import CliRunner, Result
+from stores import s3 as s3
+from stores import site as site
 
 from trtq.cli import main
 from trtq.models.demo import write_demo

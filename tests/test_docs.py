@@ -10,18 +10,23 @@ from __future__ import annotations
 import ast
 import importlib
 import inspect
+import io
 import re
 import shlex
 import shutil
+import tarfile
 from collections.abc import Callable, Iterator
 from dataclasses import fields
 from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import click
 import numpy as np
+import pyarrow
+import pyarrow.parquet
 import pytest
 from click.testing import CliRunner
 
@@ -94,8 +99,30 @@ def commands(page: Path) -> Iterator[tuple[str, str]]:
                 yield command.strip(), comment
 
 
+def write_other_formats(place: Path, s3: Any) -> None:
+    """Writes the calibration data in tar shards and in Parquet, and to a bucket."""
+    with np.load(place / "evaluation.npz") as data:
+        images, labels = data["image"], data["labels"]
+    pyarrow.parquet.write_table(
+        pyarrow.table({"image": [image.tolist() for image in images], "labels": labels}),
+        place / "rows.parquet",
+    )
+    (place / "shards").mkdir()
+    for index, part in enumerate(np.split(images, 2)):
+        with tarfile.open(place / "shards" / f"shard-{index:03}.tar", "w") as archive:
+            for number, image in enumerate(part):
+                content = io.BytesIO()
+                np.save(content, image)
+                member = tarfile.TarInfo(f"{number:04}.npy")
+                member.size = content.tell()
+                archive.addfile(member, io.BytesIO(content.getvalue()))
+    s3.mkdir("bucket")
+    s3.put(str(place / "calibration.npz"), "bucket/calibration.npz")
+    s3.put(str(place / "shards"), "bucket/shards", recursive=True)
+
+
 @pytest.fixture(scope="module")
-def stock(tmp_path_factory: pytest.TempPathFactory, keys: Callable[[str], Path]) -> Path:
+def stock(tmp_path_factory: pytest.TempPathFactory, keys: Callable[[str], Path], s3: Any) -> Path:
     """A folder with everything that the pages speak of."""
     place = tmp_path_factory.mktemp("stock")
     write_demo(place)
@@ -103,6 +130,7 @@ def stock(tmp_path_factory: pytest.TempPathFactory, keys: Callable[[str], Path])
         with np.load(place / name) as data:
             few = {key: data[key][:NUM_SAMPLES] for key in data.files}
         np.savez(place / name, **few)
+    write_other_formats(place, s3)
     for name in ("private", "public"):
         shutil.copy(keys(name), place / f"{name}.pem")
     (place / "old_script.py").write_text(OLD_SCRIPT)

@@ -17,7 +17,7 @@ from trtq.errors import ArtifactError, MissingDependency, TrtqError, UsageError
 from trtq.files import hash_file
 from trtq.models.session import list_providers
 from trtq.models.signature import TensorSpec, require_same_inputs, show_shape
-from trtq.models.spec import ModelSpec
+from trtq.models.spec import Data, ModelSpec, find_path
 from trtq.numbers import format_count
 from trtq.pipeline.bench.process import Request
 from trtq.pipeline.calibrate.data import find_spec, open_calibration_data
@@ -157,7 +157,7 @@ class _Collector:
         data = options.data or self._spec.calibration.data
         if options.data is not None and options.shapes:
             raise UsageError("--data has its own shapes; leave --shapes out")
-        if data is not None and not options.shapes and (options.data is not None or Path(data).exists()):
+        if data is not None and not options.shapes and (options.data is not None or _is_here(data)):
             first = next((self._opt[item.name][0] for item in graph.inputs if self._opt.get(item.name)), 1)
             calibration = replace(self._spec.calibration, data=data, batch_size=options.batch or first or 1)
             spec = replace(self._spec, calibration=calibration)
@@ -308,6 +308,12 @@ def _precision(model: ir.Model) -> str:
         if value.const_value is not None:
             sizes[value.const_value.dtype] += value.const_value.size
     return "fp16" if sizes[ir.DataType.FLOAT16] > sizes[ir.DataType.FLOAT] else "fp32"
+
+
+def _is_here(data: Data) -> bool:
+    """Returns whether data is read although nobody asked for it: from this machine."""
+    path = find_path(data)
+    return path is not None and Path(path).exists()
 
 
 def _spec_of(report: Report, manifest: Manifest) -> ModelSpec:

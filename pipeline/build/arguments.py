@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from functools import cache
@@ -89,7 +89,7 @@ def gather_arguments(
     is_path = isinstance(model, Path | str)
     path = Path(model) if isinstance(model, Path | str) else _save_model(model, output)
     if data is not None:
-        given = _save_data(data, path if is_path else None, output)
+        given = data if _is_read_again(data) else _save_data(data, path if is_path else None, output)
         changes.setdefault(CalibrationSpec, {})["data"] = given
     if spec is None and (not is_path or any(section in changes for section in _SECTIONS)):
         spec = find_spec(path) if is_path else ModelSpec()
@@ -227,6 +227,12 @@ def _place(beside: Path | str, suffix: str) -> Path:
     folder = choose_places(beside).folder
     assert folder is not None
     return folder.with_name(f"{folder.stem}{suffix}")
+
+
+def _is_read_again(data: Any) -> bool:
+    """Whether data is code that yields the samples at every pass, as a DataLoader does."""
+    is_held = isinstance(data, str | Path | Mapping | list | tuple | Iterator) or hasattr(data, "__array__")
+    return callable(data) or (isinstance(data, Iterable) and not is_held)
 
 
 def _save_data(data: Any, model: Path | None, output: Path | str | None) -> str:

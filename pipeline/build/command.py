@@ -19,7 +19,7 @@ def format_command(job: Job) -> str:
 
     What only model.toml can say, the preparation of pictures, is not in it.
     """
-    spec, migrates = job.spec, job.ranges is not None
+    spec, migrates = job.spec.shown, job.ranges is not None
     words = ["trtq", "migrate" if migrates else "build", str(job.graph.path), *job.sources]
     if not migrates:
         is_named = job.target.precision == "weights" or job.target.formats

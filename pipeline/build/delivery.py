@@ -40,7 +40,8 @@ class Places:
                 f"--output {self.engine} asks for an engine file, and the backend onnxruntime makes none: it "
                 f"runs the ONNX model; name a folder, such as {self.engine.with_suffix('.trtq')}"
             )
-        check_output(self.engine, job.graph.path, job.spec.calibration.data, job.spec.evaluation.data)
+        named = (job.spec.calibration.data, job.spec.evaluation.data)
+        check_output(self.engine, job.graph.path, *(item for item in named if isinstance(item, str)))
 
     def deliver(self, report: Report) -> None:
         """Copies the engine to its file, whole or not at all; one whose gate failed stays in the folder."""

@@ -78,7 +78,7 @@ def _create_manifest(job: Job, engine: EngineBuild) -> Manifest:
         },
         outputs={},
         versions={**manifest.collect_versions(), job.backend.name: job.backend.version()},
-        settings={"model": asdict(job.spec), "target": asdict(job.target)},
+        settings={"model": asdict(job.spec.shown), "target": asdict(job.target)},
         layers=engine.layers,
         commands={**engine.commands, "trtq": format_command(job)},
         keys=job.keys,

@@ -31,7 +31,7 @@ def make_keys(job: Job) -> dict[str, str]:
     )
     judged = (
         _hash_data(job.evaluation),
-        job.spec.evaluation,
+        job.spec.shown.evaluation,
         job.reference_sha256,
         replace(job.spec.accuracy, min_speedup=None),
         _hash_metric(job.spec),

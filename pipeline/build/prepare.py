@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from trtq.errors import DataError, ModelError, UsageError
 from trtq.models.signature import require_same_inputs
-from trtq.models.spec import AUTO, INSERTING_REPAIRS, PER_TOKEN, REPAIRS, InputSpec, ModelSpec
+from trtq.models.spec import AUTO, INSERTING_REPAIRS, PER_TOKEN, REPAIRS, InputSpec, ModelSpec, find_path
 from trtq.pipeline.build.job import Job, place_job
 from trtq.pipeline.build.keep import add_other_formats
 from trtq.pipeline.build.keys import make_keys
@@ -89,8 +89,8 @@ def load_job(
     refuse_inputs_in(
         folder,
         graph.path,
-        spec.calibration.data,
-        spec.evaluation.data,
+        find_path(spec.calibration.data),
+        find_path(spec.evaluation.data),
         spec.evaluation.reference,
         target.options.timing_cache,
     )

@@ -115,4 +115,4 @@ def with_labels(batches: Batches, path: Path, *, any_rank: bool = False) -> Batc
             start = stop
 
     digest = batches.digest and f"{batches.digest}/{hash_file(path)}"
-    return replace(batches, read=read, part=None, content=digest)  # a part does not know its labels
+    return replace(batches, read=read, part=None, files=(), content=digest)  # a part does not know its labels

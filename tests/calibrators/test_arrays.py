@@ -17,7 +17,9 @@ from hypothesis import strategies as st
 from made_up import sizes_of
 from numpy.typing import NDArray
 
-from trtq.calibrators.arrays import hash_array_file, hash_folder, open_array_file, open_feed_folder
+from trtq.calibrators.arrays import open_array_file, open_feed_files
+from trtq.calibrators.batches import Batches
+from trtq.calibrators.data.files import LocalFile, LocalFolder, hash_files
 from trtq.errors import DataError
 
 X = np.arange(60, dtype=np.float32).reshape(10, 2, 3)
@@ -28,6 +30,11 @@ def _npz(arrays: dict[str, NDArray[Any]], *, compressed: bool = False) -> bytes:
     save: Callable[..., None] = np.savez_compressed if compressed else np.savez
     save(buffer, **arrays)
     return buffer.getvalue()
+
+
+def open_feed_folder(folder: Path) -> Batches:
+    found = [file for file in LocalFolder(folder).list() if file.path.suffix == ".npz"]
+    return open_feed_files(found, str(folder))
 
 
 def _npy(array: NDArray[Any], version: tuple[int, int] | None = None) -> bytes:
@@ -44,7 +51,7 @@ def test_an_npz_comes_in_batches_of_all_its_arrays(
     path = tmp_path / "calib.npz"
     labels = np.arange(10)
     path.write_bytes(_npz({"x": X, "labels": labels}, compressed=compressed))
-    batches = open_array_file(path, ["x"], batch_size)
+    batches = open_array_file(LocalFile(path), ["x"], batch_size)
     for _ in range(2):
         feeds = list(batches)
         assert np.array_equal(np.concatenate([feed.arrays["x"] for feed in feeds]), X)
@@ -56,7 +63,7 @@ def test_an_npz_comes_in_batches_of_all_its_arrays(
 def test_a_batch_tells_its_samples(tmp_path: Path) -> None:
     path = tmp_path / "calib.npz"
     path.write_bytes(_npz({"x": X}))
-    assert [feed.source for feed in open_array_file(path, ["x"], 4)] == [
+    assert [feed.source for feed in open_array_file(LocalFile(path), ["x"], 4)] == [
         f"{path}, samples 0 to 3",
         f"{path}, samples 4 to 7",
         f"{path}, samples 8 to 9",
@@ -66,21 +73,21 @@ def test_a_batch_tells_its_samples(tmp_path: Path) -> None:
 def test_an_npy_is_the_only_input(tmp_path: Path) -> None:
     path = tmp_path / "calib.npy"
     path.write_bytes(_npy(X))
-    feeds = list(open_array_file(path, ["image"], 8))
+    feeds = list(open_array_file(LocalFile(path), ["image"], 8))
     assert np.array_equal(np.concatenate([feed.arrays["image"] for feed in feeds]), X)
 
 
 def test_an_npy_with_a_long_header_is_read(tmp_path: Path) -> None:
     path = tmp_path / "calib.npy"
     path.write_bytes(_npy(X, (2, 0)))
-    assert sizes_of(open_array_file(path, ["image"], 8)) == [8, 2]
+    assert sizes_of(open_array_file(LocalFile(path), ["image"], 8)) == [8, 2]
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float64", "uint8", "int64", "bool", ">f4"])
 def test_dtypes_are_kept(tmp_path: Path, dtype: str) -> None:
     path = tmp_path / "calib.npz"
     path.write_bytes(_npz({"x": X.astype(dtype)}, compressed=True))
-    (feed,) = open_array_file(path, ["x"], 10)
+    (feed,) = open_array_file(LocalFile(path), ["x"], 10)
     assert feed.arrays["x"].dtype == np.dtype(dtype)
     assert np.array_equal(feed.arrays["x"], X.astype(dtype))
 
@@ -88,7 +95,7 @@ def test_dtypes_are_kept(tmp_path: Path, dtype: str) -> None:
 def test_reading_holds_one_batch(tmp_path: Path) -> None:
     path = tmp_path / "big.npz"
     path.write_bytes(_npz({"x": np.zeros((4096, 1024), np.float32)}, compressed=True))  # 16 MiB unpacked
-    batches = open_array_file(path, ["x"], 16)  # 64 KiB
+    batches = open_array_file(LocalFile(path), ["x"], 16)  # 64 KiB
     tracemalloc.start()
     try:
         assert sum(sizes_of(batches)) == 4096
@@ -100,7 +107,7 @@ def test_reading_holds_one_batch(tmp_path: Path) -> None:
 def test_rows_without_values_are_read(tmp_path: Path) -> None:
     path = tmp_path / "calib.npz"
     path.write_bytes(_npz({"x": np.zeros((3, 0), np.float32)}))
-    (feed,) = open_array_file(path, ["x"], 8)
+    (feed,) = open_array_file(LocalFile(path), ["x"], 8)
     assert feed.arrays["x"].shape == (3, 0)
 
 
@@ -112,7 +119,7 @@ def test_an_npy_for_several_inputs_is_refused(tmp_path: Path) -> None:
         match=r"calib.npy holds one array without a name and the model has 2 inputs \(a, b\); "
         r"save an .npz with these names$",
     ):
-        open_array_file(path, ["a", "b"], 8)
+        open_array_file(LocalFile(path), ["a", "b"], 8)
 
 
 def test_an_array_without_samples_axis_is_refused(tmp_path: Path) -> None:
@@ -123,7 +130,7 @@ def test_an_array_without_samples_axis_is_refused(tmp_path: Path) -> None:
         match=r"^array 'gain' of .*calib.npz has no sample axis; for inputs without one give a folder of "
         r".npz files, each one feed as the model takes it$",
     ):
-        open_array_file(path, ["x", "gain"], 8)
+        open_array_file(LocalFile(path), ["x", "gain"], 8)
 
 
 def test_arrays_of_different_lengths_are_refused(tmp_path: Path) -> None:
@@ -133,7 +140,7 @@ def test_arrays_of_different_lengths_are_refused(tmp_path: Path) -> None:
         DataError,
         match=r"^the arrays of .*calib.npz have different numbers of samples: {'x': 10, 'mask': 7}$",
     ):
-        open_array_file(path, ["x", "mask"], 8)
+        open_array_file(LocalFile(path), ["x", "mask"], 8)
 
 
 @pytest.mark.parametrize("arrays", [{}, {"x": X[:0]}])
@@ -141,7 +148,7 @@ def test_no_samples_are_refused(tmp_path: Path, arrays: dict[str, NDArray[Any]])
     path = tmp_path / "calib.npz"
     path.write_bytes(_npz(arrays))
     with pytest.raises(DataError, match=r"calib.npz holds no samples; give at least one$"):
-        open_array_file(path, ["x"], 8)
+        open_array_file(LocalFile(path), ["x"], 8)
 
 
 def test_python_objects_are_refused(tmp_path: Path) -> None:
@@ -150,7 +157,7 @@ def test_python_objects_are_refused(tmp_path: Path) -> None:
     with pytest.raises(
         DataError, match=r"calib.npz:x.npy holds Python objects, not numbers; save plain arrays$"
     ):
-        open_array_file(path, ["x"], 8)
+        open_array_file(LocalFile(path), ["x"], 8)
 
 
 def test_fortran_order_is_refused_only_where_it_matters(tmp_path: Path) -> None:
@@ -161,7 +168,7 @@ def test_fortran_order_is_refused_only_where_it_matters(tmp_path: Path) -> None:
         match=r"^array 'w' of .*calib.npz is in Fortran order, in which a sample cannot be read alone; "
         r"save it with numpy.ascontiguousarray$",
     ):
-        open_array_file(path, ["x", "w"], 8)
+        open_array_file(LocalFile(path), ["x", "w"], 8)
     (feed,) = open_feed_folder(tmp_path)
     assert np.array_equal(feed.arrays["w"], X[:, 0])
 
@@ -170,25 +177,25 @@ def test_a_file_of_another_kind_is_refused(tmp_path: Path) -> None:
     for name in ("calib.npz", "calib.npy"):
         (tmp_path / name).write_bytes(b"not an array")
         with pytest.raises(DataError, match=rf"{name} cannot be read as {name[-4:]}: "):
-            open_array_file(tmp_path / name, ["x"], 8)
+            open_array_file(LocalFile(tmp_path / name), ["x"], 8)
 
 
 def test_a_file_that_is_not_there_is_told(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"gone.npz cannot be read as .npz: .*No such file"):
-        open_array_file(tmp_path / "gone.npz", ["x"], 8)
+        open_array_file(LocalFile(tmp_path / "gone.npz"), ["x"], 8)
 
 
 def test_a_newer_npy_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "calib.npy"
     path.write_bytes(_npy(X, (3, 0)))
     with pytest.raises(DataError, match=r"calib.npy cannot be read as .npy: unknown .npy version \(3, 0\)$"):
-        open_array_file(path, ["x"], 8)
+        open_array_file(LocalFile(path), ["x"], 8)
 
 
 def test_a_file_cut_short_is_told_with_the_sample(tmp_path: Path) -> None:
     path = tmp_path / "calib.npy"
     path.write_bytes(_npy(X)[:-30])  # a sample has 24 bytes
-    stream = iter(open_array_file(path, ["x"], 4))
+    stream = iter(open_array_file(LocalFile(path), ["x"], 4))
     assert [next(stream).num_samples, next(stream).num_samples] == [4, 4]
     with pytest.raises(DataError, match=r"calib.npy is damaged near sample 8: cut short: 18 of 48 bytes$"):
         next(stream)
@@ -200,7 +207,7 @@ def test_a_header_that_promises_too_much_is_told(tmp_path: Path) -> None:
     assert header != _npy(X)
     path.write_bytes(header)
     with pytest.raises(DataError, match=r"calib.npy is damaged near sample 0: "):
-        list(open_array_file(path, ["x"], 4))
+        list(open_array_file(LocalFile(path), ["x"], 4))
 
 
 def test_damaged_compressed_data_is_told(tmp_path: Path) -> None:
@@ -208,7 +215,7 @@ def test_damaged_compressed_data_is_told(tmp_path: Path) -> None:
     content[5000:5100] = bytes(100)
     (tmp_path / "calib.npz").write_bytes(content)
     with pytest.raises(DataError, match=r"calib.npz is damaged near sample \d+: "):
-        list(open_array_file(tmp_path / "calib.npz", ["x"], 4))
+        list(open_array_file(LocalFile(tmp_path / "calib.npz"), ["x"], 4))
     with pytest.raises(DataError, match=r"calib.npz cannot be read as .npz: "):
         list(open_feed_folder(tmp_path))
 
@@ -224,7 +231,7 @@ def test_no_damage_escapes_as_a_foreign_error(tmp_path: Path, data: st.DataObjec
     path = tmp_path / f"damaged.{kind[:3] if kind == 'npy' else 'npz'}"
     path.write_bytes(content[: data.draw(places)] if data.draw(st.booleans()) else content)
     with suppress(DataError):
-        for feed in open_array_file(path, ["x"], 4):
+        for feed in open_array_file(LocalFile(path), ["x"], 4):
             assert feed.num_samples > 0
 
 
@@ -270,34 +277,34 @@ def test_an_encrypted_archive_is_told(tmp_path: Path) -> None:
     encrypted[central + 8] |= 1
     (tmp_path / "calib.npz").write_bytes(encrypted)
     with pytest.raises(DataError, match=r"cannot be read as .npz: File 'x.npy' is encrypted"):
-        open_array_file(tmp_path / "calib.npz", ["x"], 4)
+        open_array_file(LocalFile(tmp_path / "calib.npz"), ["x"], 4)
 
 
 def test_an_archive_with_something_else_in_it_is_told(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "calib.npz", "w") as archive:
         archive.writestr("README", "hello")
     with pytest.raises(DataError, match=r"calib.npz cannot be read as .npz: "):
-        open_array_file(tmp_path / "calib.npz", ["x"], 4)
+        open_array_file(LocalFile(tmp_path / "calib.npz"), ["x"], 4)
 
 
 def test_digests_tell_content_names_and_batch_size(tmp_path: Path) -> None:
     first, second = tmp_path / "a.npz", tmp_path / "b.npz"
     first.write_bytes(_npz({"x": X}))
     second.write_bytes(_npz({"x": X}))
-    digest = open_array_file(first, ["x"], 4).digest
-    assert digest == open_array_file(second, ["x"], 4).digest
-    assert digest != open_array_file(first, ["x"], 5).digest
+    digest = open_array_file(LocalFile(first), ["x"], 4).digest
+    assert digest == open_array_file(LocalFile(second), ["x"], 4).digest
+    assert digest != open_array_file(LocalFile(first), ["x"], 5).digest
     folder = open_feed_folder(tmp_path).digest
     second.write_bytes(_npz({"x": X + 1}))
-    assert digest != open_array_file(second, ["x"], 4).digest
+    assert digest != open_array_file(LocalFile(second), ["x"], 4).digest
     assert folder != open_feed_folder(tmp_path).digest
     renamed = second.rename(tmp_path / "c.npz")
-    assert hash_folder([first, renamed]) != hash_folder([renamed, first])
+    assert hash_files(map(LocalFile, [first, renamed])) != hash_files(map(LocalFile, [renamed, first]))
 
 
 def test_the_digest_is_sha256(tmp_path: Path) -> None:
     (tmp_path / "abc").write_bytes(b"abc")
-    assert hash_array_file(tmp_path / "abc") == (
+    assert LocalFile(tmp_path / "abc").hash() == (
         "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
     )
 
@@ -306,4 +313,4 @@ def test_a_file_without_digest_is_told(tmp_path: Path) -> None:
     with pytest.raises(
         DataError, match=r"^cannot read .*gone: No such file or directory; make it readable or leave it out$"
     ):
-        hash_array_file(tmp_path / "gone")
+        LocalFile(tmp_path / "gone").hash()

@@ -306,6 +306,17 @@ def test_repairs_that_there_are_not_are_refused(repair: tuple[str, ...], message
         QuantizationSpec(repair)
 
 
+def test_data_is_relative_to_the_file_that_names_it_unless_it_is_a_url(tmp_path: Path) -> None:
+    (tmp_path / "model.toml").write_text(
+        '[calibration]\ndata = "shard-{0..3}.tar"\n[evaluation]\ndata = "s3://b/a.npz"\n'
+    )
+    spec = read_spec(tmp_path / "model.toml")
+    assert (spec.calibration.data, spec.evaluation.data) == (
+        str(tmp_path / "shard-{0..3}.tar"),
+        "s3://b/a.npz",
+    )
+
+
 def test_the_reference_is_relative_to_the_file_that_names_it(tmp_path: Path) -> None:
     (tmp_path / "model.toml").write_text('[evaluation]\nreference = "float.onnx"\n')
     assert read_spec(tmp_path / "model.toml").evaluation.reference == str(tmp_path / "float.onnx")

@@ -169,7 +169,8 @@ def test_a_picture_that_leads_nowhere_is_named(tmp_path: Path) -> None:
 def test_a_folder_with_nothing_in_it_is_told(tmp_path: Path) -> None:
     with pytest.raises(
         DataError,
-        match=r"holds neither .npz files nor images \(.bmp, .jpeg, .jpg, .png, .webp\)$",
+        match=r"holds neither .npz files nor images \(.bmp, .jpeg, .jpg, .png, .webp\), tar archives, "
+        r"Parquet files or videos; give an .npz or .npy ",
     ):
         open_batches(str(tmp_path), [PICTURE], 1)
 

@@ -36,6 +36,11 @@ def problems(folder: Path, text: str) -> list[str]:
     return [line.strip().replace(str(folder), "DIR") for line in rest.split(" | ")]
 
 
+def test_data_behind_a_url_stays_where_it_is(folder: Path) -> None:
+    (entry,) = read(folder, '[[build]]\nmodel = "a.onnx"\ncalib-data = "s3://b/a.npz"\n')
+    assert "--calib-data=s3://b/a.npz" in entry.job.arguments
+
+
 def test_keys_are_options_and_defaults_hold_for_all(folder: Path) -> None:
     first, second = read(
         folder,

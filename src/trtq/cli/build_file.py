@@ -18,6 +18,7 @@ from trtq.cli.options import Given
 from trtq.cli.sizes import parse_bytes
 from trtq.errors import TrtqError, UsageError, quote
 from trtq.files import is_file
+from trtq.models.address import resolve_address
 from trtq.pipeline.build.delivery import choose_places
 from trtq.pipeline.build_all import CommandJob
 from trtq.pipeline.engine.backends import BACKENDS
@@ -148,7 +149,9 @@ def _arguments(folder: Path, key: str, option: click.Option, value: object) -> l
 
 
 def _absolute(folder: Path, key: str, option: click.Option, text: str) -> str:
-    is_path = isinstance(option.type, click.Path) or key in ("calib-data", "eval-data")
+    if key in ("calib-data", "eval-data"):
+        return resolve_address(text, folder.absolute())
+    is_path = isinstance(option.type, click.Path)
     is_path = is_path or (key == "labels" and text.endswith(".npy"))
     is_path = is_path or (key == "metric" and ".py:" in text)
     return str(folder.absolute() / text) if is_path else text

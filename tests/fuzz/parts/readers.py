@@ -65,6 +65,10 @@ observe_npz = functools.partial(observe_data, name="data.npz")
 observe_npy = functools.partial(observe_data, name="data.npy")
 observe_feeds = functools.partial(observe_data, name="feeds")
 observe_images = functools.partial(observe_data, name="images")
+observe_tar = functools.partial(observe_data, name="data.tar")
+observe_parquet = functools.partial(observe_data, name="data.parquet")
+observe_dataset = functools.partial(observe_data, name="saved")
+observe_video = functools.partial(observe_data, name="data.avi")
 observe_polygraphy = functools.partial(observe_data, name="data.json")
 
 

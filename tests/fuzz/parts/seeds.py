@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import tarfile
 from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
@@ -12,6 +13,7 @@ import numpy as np
 import onnx
 import onnx.numpy_helper
 import onnx.parser
+from numpy.typing import NDArray
 
 import trtq
 
@@ -97,6 +99,7 @@ def write_home(home: Path) -> None:
     np.savez(home / "feeds" / "0.npz", x=samples)
     (home / "images").mkdir()
     (home / "images" / "a.png").write_bytes(list_images()[0])
+    _write_samples(home, samples)
     _write_polygraphy(home / "data.json", samples)
     (home / "settings").mkdir()
     (home / "settings" / "model.toml").write_bytes(SETTINGS[0])
@@ -121,6 +124,35 @@ def write_home(home: Path) -> None:
     trtq.package(home / "net.trtq", home / "repository")
     _write_keys(home)
     _write_torch(home)
+
+
+def _write_samples(home: Path, samples: NDArray[np.float32]) -> None:
+    """Writes samples in a tar archive, in Parquet, as `datasets` does, and a video."""
+    import av
+    import pyarrow
+    import pyarrow.parquet
+
+    with tarfile.open(home / "data.tar", "w") as archive:
+        for index, sample in enumerate(samples):
+            for name, content in ((f"{index}.x.npy", _save(sample)), (f"{index}.cls", b"1")):
+                info = tarfile.TarInfo(name)
+                info.size = len(content)
+                archive.addfile(info, BytesIO(content))
+    table = pyarrow.table({"x": samples.tolist(), "label": [0] * len(samples)})
+    pyarrow.parquet.write_table(table, home / "data.parquet")
+    (home / "saved").mkdir()
+    name = "data-00000-of-00001.arrow"
+    with pyarrow.ipc.new_stream(home / "saved" / name, table.schema) as writer:
+        writer.write_table(table)
+    (home / "saved" / "state.json").write_text(json.dumps({"_data_files": [{"filename": name}]}))
+    with av.open(str(home / "data.avi"), "w") as container:
+        stream = container.add_stream("mjpeg", rate=10)
+        stream.width = stream.height = 16
+        stream.pix_fmt = "yuvj420p"
+        for level in range(3):
+            frame = np.full((16, 16, 3), level * 80, np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame)))
+        container.mux(stream.encode())
 
 
 def _write_torch(home: Path) -> None:

@@ -67,6 +67,12 @@ def list_surfaces(home: Path) -> dict[str, Surface]:
         "labels": Surface((readers.compare_with_labels,), _in("labels.npy", damage(arrays))),
         "feeds": Surface((readers.observe_feeds,), _in("feeds/0.npz", packed)),
         "images": Surface((readers.observe_images,), _in("images/a.png", damage(list_images()))),
+        "tar": Surface((readers.observe_tar,), _in("data.tar", damage([_read(home, "data.tar")]))),
+        "parquet": Surface(
+            (readers.observe_parquet,), _in("data.parquet", damage([_read(home, "data.parquet")]))
+        ),
+        "dataset": Surface((readers.observe_dataset,), _dataset(home)),
+        "video": Surface((readers.observe_video,), _in("data.avi", damage([_read(home, "data.avi")]))),
         "polygraphy": Surface((readers.observe_polygraphy,), _in("data.json", polygraphy)),
         "settings": Surface((readers.read_settings,), _in("settings/model.toml", odd_toml(SETTINGS))),
         "builds": Surface((readers.read_builds,), _in("trtq.toml", odd_toml(BUILDS))),
@@ -195,6 +201,11 @@ def _folder(draw: st.DrawFn, home: Path) -> Files:
         **files,
         f"{readers.BUILD}/manifest.json": rest.replace(b"{\n", b'{\n "sha256": "%s",\n' % own, 1),
     }
+
+
+def _dataset(home: Path) -> st.SearchStrategy[Files]:
+    arrow, state = "saved/data-00000-of-00001.arrow", "saved/state.json"
+    return _in(arrow, damage([_read(home, arrow)])) | _in(state, odd_json([_read(home, state)]))
 
 
 @st.composite

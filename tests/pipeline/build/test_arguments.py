@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
+from numpy.typing import NDArray
 from small_builds import spec_of
 
 from trtq.cli import main
@@ -132,6 +133,17 @@ def test_data_may_be_arrays_by_name_or_feeds(shape: Any, small: Path) -> None:
     assert path == str(small.with_name("small.given.npz"))
     with np.load(path) as saved:
         np.testing.assert_array_equal(saved["x"], x)
+
+
+def test_a_loader_is_read_at_every_pass_and_not_saved(small: Path) -> None:
+    class Loader:
+        def __iter__(self) -> Iterator[NDArray[np.float32]]:
+            yield np.ones((2, 3, 8, 8), np.float32)
+
+    loader = Loader()
+    assert gathered(small, loader).spec.calibration.data is loader
+    assert gathered(small, loader.__iter__).spec.calibration.data == loader.__iter__
+    assert not list(small.parent.glob("*.given.*"))
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from trtq.calibrators import METHODS, arrays
+from trtq.calibrators import METHODS
+from trtq.calibrators.data.files import LocalFile
 from trtq.calibrators.ranges import ranges_to_json, read_ranges
 from trtq.calibrators.statistics_file import merge_statistics, read_statistics, statistics_to_bytes
 from trtq.errors import ArtifactError, MissingDependency, UsageError
@@ -264,17 +265,17 @@ def test_the_model_and_the_data_are_opened_once(
     model: Path, spec: ModelSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     opened: list[Path] = []
-    digest = arrays.hash_array_file
+    digest = LocalFile.hash
 
     def count_load(path: Path, *, min_opset: int) -> Graph:
         opened.append(path)
         return load(path, min_opset=min_opset)
 
-    def count_digest(path: Path) -> str:
-        opened.append(path)
-        return digest(path)
+    def count_digest(file: LocalFile) -> str:
+        opened.append(file.path)
+        return digest(file)
 
     monkeypatch.setattr(ranges, "load", count_load)
-    monkeypatch.setattr(arrays, "hash_array_file", count_digest)
+    monkeypatch.setattr(LocalFile, "hash", count_digest)
     calibrate(model, spec=spec)
     assert sorted(opened) == sorted([model, Path(str(spec.calibration.data))])

@@ -1,0 +1,194 @@
+"""Files of data, wherever they lie, and those of this machine."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from glob import glob, has_magic
+from itertools import product
+from pathlib import Path
+from typing import IO, Protocol
+
+from trtq.errors import DataError
+from trtq.files import hash_file
+
+_BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}|\{([^{}]*,[^{}]*)\}")
+_MOST_NAMES = 100_000
+
+
+class StoredFile(Protocol):
+    """A file that a format reads; where it lies is not the format's business."""
+
+    @property
+    def name(self) -> str:
+        """Its full name for messages, without credentials."""
+        ...
+
+    @property
+    def base(self) -> str:
+        """The last part of its name."""
+        ...
+
+    @property
+    def is_local(self) -> bool:
+        """Whether looking into it costs no request to another machine."""
+        ...
+
+    def open(self) -> AbstractContextManager[IO[bytes]]:
+        """Opens it for reading and seeking; DataError at the end if it has changed since it was found."""
+        ...
+
+    def hash(self) -> str:
+        """Returns what tells its content from any other: a SHA-256, as hex."""
+        ...
+
+
+class StoredFolder(Protocol):
+    """What holds several files."""
+
+    @property
+    def name(self) -> str:
+        """Its full name for messages, without credentials."""
+        ...
+
+    def list(self, *, deep: bool = False) -> Sequence[StoredFile]:
+        """Returns its files in the order of their names; `deep`: those of folders in it too."""
+        ...
+
+
+def find_suffix(file: StoredFile) -> str:
+    """Returns the last suffix of a file's name in lower case, such as `.npz`; empty if it has none."""
+    return Path(file.base).suffix.lower()
+
+
+@dataclass(frozen=True, slots=True)
+class LocalFile:
+    """A file of this machine."""
+
+    path: Path
+
+    @property
+    def name(self) -> str:
+        """See `StoredFile`."""
+        return str(self.path)
+
+    @property
+    def base(self) -> str:
+        """See `StoredFile`."""
+        return self.path.name
+
+    @property
+    def is_local(self) -> bool:
+        """See `StoredFile`."""
+        return True
+
+    def open(self) -> IO[bytes]:
+        """See `StoredFile`."""
+        return self.path.open("rb")
+
+    def hash(self) -> str:
+        """See `StoredFile`; DataError if it cannot be read."""
+        try:
+            return hash_file(self.path)
+        except OSError as error:
+            raise DataError(
+                f"cannot read {self.path}: {error.strerror}; make it readable or leave it out"
+            ) from error
+
+
+@dataclass(frozen=True, slots=True)
+class LocalFolder:
+    """A folder of this machine."""
+
+    path: Path
+
+    @property
+    def name(self) -> str:
+        """See `StoredFolder`."""
+        return str(self.path)
+
+    def list(self, *, deep: bool = False) -> Sequence[LocalFile]:
+        """See `StoredFolder`; devices, pipes and sockets are among the files."""
+        found = self.path.rglob("*") if deep else self.path.glob("*")
+        return [LocalFile(path) for path in sorted(path for path in found if not path.is_dir())]
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """The files that a pattern names."""
+
+    name: str
+    files: Sequence[StoredFile]
+
+    def list(self, *, deep: bool = False) -> Sequence[StoredFile]:
+        """See `StoredFolder`."""
+        return self.files
+
+
+def find_local(source: str) -> LocalFile | LocalFolder | Listed | None:
+    """Returns the file, the folder, or the files of a pattern; None if there is no such thing.
+
+    Raises:
+        DataError: Something in the pattern is missing, or is no file.
+    """
+    path = Path(source)
+    if path.exists():
+        refuse_devices([LocalFile(path)])
+        return LocalFolder(path) if path.is_dir() else LocalFile(path)
+    if not is_pattern(source):
+        return None
+    names = [name for part in expand_braces(source) for name in (sorted(glob(part)) or [part])]  # noqa: PTH207 - of any root
+    files = [LocalFile(Path(name)) for name in names]
+    for file in files:
+        if not file.path.is_file() and not has_magic(file.name):
+            raise DataError(f"there is no file {file.path}, which {source} names; make the pattern fit")
+    files = [file for file in files if file.path.is_file()]
+    return Listed(source, files) if files else None
+
+
+def is_pattern(source: str) -> bool:
+    """Returns whether a name stands for several: `shard-{000..012}.tar`, `shard-*.tar`."""
+    return has_magic(source) or _BRACES.search(source) is not None
+
+
+def expand_braces(source: str) -> Iterator[str]:
+    """Yields the names that `{000..012}` and `{a,b}` stand for.
+
+    Raises:
+        DataError: There are too many.
+    """
+    parts = _BRACES.split(source)  # text, first, last, words; text, ...
+    choices = [_list_choices(*parts[index : index + 3]) for index in range(1, len(parts), 4)]
+    if math.prod(map(len, choices)) > _MOST_NAMES:
+        raise DataError(f"{source} stands for more than {_MOST_NAMES:,} names; take fewer at a time")
+    for chosen in product(*choices):
+        yield "".join(text + choice for text, choice in zip(parts[::4], (*chosen, ""), strict=True))
+
+
+def _list_choices(first: str | None, last: str | None, words: str | None) -> Sequence[str]:
+    if first is None or last is None:
+        return (words or "").split(",")
+    numbers = range(int(first), int(last) + 1)[: _MOST_NAMES + 1]
+    return [f"{number:0{len(first)}}" for number in numbers]
+
+
+def refuse_devices(files: Iterable[LocalFile]) -> None:
+    """Refuses devices, pipes and sockets, also behind links: reading one may never end.
+
+    Raises:
+        DataError: There is one.
+    """
+    for file in files:
+        path = file.path
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            raise DataError(f"{path} is a device, a pipe or a socket, not a file; leave it out")
+
+
+def hash_files(files: Iterable[StoredFile]) -> str:
+    """Returns a digest of the names and contents of files, as hex."""
+    lines = (f"{file.base}\0{file.hash()}\n".encode() for file in files)
+    return hashlib.sha256(b"".join(lines)).hexdigest()

@@ -1,0 +1,98 @@
+"""Data that a program of the user's makes: what may be iterated, such as a DataLoader of PyTorch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trtq.calibrators.arrays import count_samples
+from trtq.calibrators.batches import Batches, Feed
+from trtq.calibrators.data.samples import Wanted
+from trtq.errors import DataError, TrtqError
+from trtq.models.spec import Data, name_object
+
+
+def open_iterable(data: Data, wanted: Wanted) -> Batches:
+    """Returns the feeds of an iterable, or of a function that returns one.
+
+    An item is a dict of arrays by name; or an array, for a model with one input; or a tuple or list with the
+    inputs in their order, and the labels after them. An array is whatever numpy takes, such as a tensor on
+    the CPU. It is copied before the next item is asked for, as a program may use its memory again.
+
+    Raises:
+        DataError: It can be read only once. While it is read: an item is something else, or the code fails.
+    """
+    name = f"{name_object(data)} in Python"
+    if isinstance(data, Iterator):
+        raise DataError(
+            f"{name} can be read only once, and trtq reads data several times; give a list, a DataLoader, or "
+            f"a function that returns a new iterator"
+        )
+
+    def read() -> Iterator[Feed]:
+        items = iter(_call(name, data if callable(data) and not isinstance(data, Iterable) else lambda: data))
+        for index in range(1 << 62):
+            where = f"{name}, item {index}"
+            try:
+                item = _call(where, lambda: next(items))
+            except StopIteration:
+                return
+            arrays = {key: _copy(value, f"{key!r} of {where}") for key, value in _name(item, where, wanted)}
+            yield Feed(arrays, where, count_samples(arrays))
+
+    return Batches(read, name, None, None)
+
+
+def _call(where: str, call: Callable[[], Any]) -> Any:
+    """Returns what the user's code returns.
+
+    Raises:
+        DataError: It fails.
+        StopIteration: It has come to its end.
+    """
+    try:
+        return call()
+    except (TrtqError, StopIteration):
+        raise
+    except Exception as error:
+        raise DataError(f"{where} failed: {type(error).__name__}: {error}") from error
+
+
+def _name(item: object, where: str, wanted: Wanted) -> Sequence[tuple[str, Any]]:
+    """Returns the arrays of an item with their names; labels that nobody asked for are left out.
+
+    Raises:
+        DataError: It is nothing of what `open_iterable` takes.
+    """
+    if isinstance(item, Mapping):
+        return [*item.items()]
+    names = [spec.name for spec in wanted.inputs]
+    if not isinstance(item, tuple | list):
+        if len(names) == 1:
+            return [(names[0], item)]
+        raise DataError(
+            f"{where} is one {type(item).__name__}, the model takes {', '.join(names)}; yield dicts"
+        )
+    if not len(names) <= len(item) <= len(names) + max(1, len(wanted.extra)):
+        raise DataError(
+            f"{where} has {len(item)} arrays, the model takes {', '.join(names)}, and the labels may stand "
+            f"after them; yield dicts"
+        )
+    return [*zip((*names, *wanted.extra), item, strict=False)]
+
+
+def _copy(value: Any, where: str) -> NDArray[Any]:
+    """Returns an array of its own memory.
+
+    Raises:
+        DataError: It is no array.
+    """
+    detached = value.detach() if hasattr(value, "detach") else value
+    near = detached.cpu() if hasattr(detached, "cpu") else detached
+    array: NDArray[Any] = _call(where, lambda: np.array(near.numpy() if hasattr(near, "numpy") else near))
+    if array.dtype.hasobject or array.dtype.kind in "US":
+        raise DataError(f"{where} is {type(value).__name__}, no array of numbers; convert it with numpy")
+    return array

@@ -1,0 +1,129 @@
+"""Tar archives of samples as WebDataset writes them, read from front to back."""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import PurePosixPath
+from typing import IO, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trtq.calibrators.data.files import StoredFile, find_suffix
+from trtq.calibrators.data.pictures import find_picture_input
+from trtq.calibrators.data.samples import Sample, Wanted, refuse_missing
+from trtq.errors import DataError
+from trtq.files import refuse_damage
+from trtq.models.preprocess import SUFFIXES, Preprocess
+from trtq.workers import Threads
+
+TAR_SUFFIXES = (".tar", ".tgz")
+_END_BYTES = 1024
+_MOST_BYTES = 1 << 30
+_CLASS = "cls"
+
+
+def is_tar(file: StoredFile) -> bool:
+    """Returns whether a file is called like a tar archive, compressed or not."""
+    return find_suffix(file) in TAR_SUFFIXES or file.base.lower().endswith(".tar.gz")
+
+
+def read_tar(shard: StoredFile, wanted: Wanted, steps: Preprocess) -> Iterator[Sample]:
+    """Yields the samples of an archive: the members that follow each other with the same key.
+
+    The key is a member's path up to the first dot of its name; what follows says what it holds. Nothing is
+    written to the disk, and what no input and no label is called is passed over.
+
+    Raises:
+        DataError: It is no tar archive, is cut short, or a sample does not fit.
+    """
+    with refuse_damage(DataError, f"{shard.name} cannot be read as a tar archive"), shard.open() as stream:
+        if find_suffix(shard) == ".tar":
+            _refuse_cut(stream)
+        with tarfile.open(fileobj=stream, mode="r|*") as archive:
+            groups = groupby(_read_members(archive, shard.name), lambda member: member.key)
+            found = ((f"{shard.name}, {key}", [*members]) for key, members in groups)
+            yield from Threads().map(lambda item: _make_sample(*item, wanted, steps), found)
+
+
+def tar_has_pictures(shard: StoredFile) -> bool:
+    """Returns whether the first sample of an archive holds a picture; an archive that is damaged has none."""
+    with suppress(DataError):
+        broken = refuse_damage(DataError, f"{shard.name} cannot be read as a tar archive")
+        with broken, shard.open() as stream, tarfile.open(fileobj=stream, mode="r|*") as archive:
+            found = groupby(_read_members(archive, shard.name), lambda member: member.key)
+            first = next(found, ("", iter(())))[1]
+            return any(f".{member.rest.lower()}".endswith(SUFFIXES) for member in first)
+    return False
+
+
+@dataclass(frozen=True, slots=True)
+class _Member:
+    """A file of an archive: its key, what stands behind it, and the bytes."""
+
+    key: str
+    rest: str
+    content: bytes
+
+
+def _refuse_cut(stream: IO[bytes]) -> None:
+    """Refuses an archive without its end, which Python's reader would take for the end of the samples."""
+    size = stream.seek(0, io.SEEK_END)
+    stream.seek(max(0, size - _END_BYTES))
+    if stream.read(_END_BYTES).strip(b"\0"):
+        raise EOFError("it ends without the empty blocks of an archive's end: it is cut short")
+    stream.seek(0)
+
+
+def _read_members(archive: tarfile.TarFile, name: str) -> Iterator[_Member]:
+    for info in archive:
+        path = PurePosixPath(info.name)
+        key, dot, rest = path.name.partition(".")
+        if not info.isreg() or not dot or not key:
+            continue
+        if info.size > _MOST_BYTES:
+            raise DataError(f"{name}, {info.name} has {info.size:,} bytes; a member may have {_MOST_BYTES:,}")
+        member = archive.extractfile(info)
+        assert member is not None
+        yield _Member(str(path.with_name(key)), rest, member.read())
+
+
+def _make_sample(source: str, members: Iterable[_Member], wanted: Wanted, steps: Preprocess) -> Sample:
+    arrays: dict[str, NDArray[Any]] = {}
+    held = []
+    for member in members:
+        where = f"{source}.{member.rest}"
+        with refuse_damage(DataError, f"{where} cannot be read"):
+            found = _decode(member, where, wanted, steps)
+        arrays |= {name: array for name, array in found.items() if name in wanted.names}
+        held.append(f".{member.rest}")
+    ordered = {name: arrays[name] for name in wanted.names if name in arrays}
+    advice = "name members <key>.<input>.npy, or put all inputs into <key>.npz"
+    return refuse_missing(Sample(ordered, source), wanted, held, advice)
+
+
+def _decode(member: _Member, where: str, wanted: Wanted, steps: Preprocess) -> Mapping[str, NDArray[Any]]:
+    """Returns the arrays in a member; none where it is of another kind."""
+    own, _, suffix = member.rest.lower().rpartition(".")
+    named = member.rest[: len(own)]
+    stream = io.BytesIO(member.content)
+    if suffix == "npz":
+        with np.load(stream, allow_pickle=False) as archive:
+            return dict(archive.items())
+    if suffix == "npy":
+        only = wanted.inputs[0].name if len(wanted.inputs) == 1 else ""
+        return {named or only: np.lib.format.read_array(stream, allow_pickle=False)}
+    if f".{suffix}" in SUFFIXES:
+        taken = find_picture_input(wanted.inputs, steps, named)
+        return {taken.spec.name: taken.read(stream, where)} if taken is not None else {}
+    if suffix == "json":
+        values = json.loads(member.content)
+        held = values if isinstance(values, Mapping) else {named: values}
+        return {name: wanted.fit(name, value) for name, value in held.items() if name in wanted.names}
+    return {_CLASS: np.array(int(member.content))} if suffix == _CLASS else {}
