@@ -106,7 +106,7 @@ def _versions(python: Path) -> dict[str, str]:
     )
     kept = (
         "trtq", "onnxruntime", "onnxruntime-gpu", "nvidia-modelopt", "amd-quark", "onnx", "numpy", "torch",
-        "tensorrt_rtx_cu12", "numba",
+        "tensorrt_rtx_cu12", "numba", "ray",
     )  # fmt: skip
     return {item["name"]: item["version"] for item in json.loads(listed.stdout) if item["name"] in kept}
 

@@ -1,0 +1,135 @@
+r"""What sharing work over a Ray cluster costs a task, and how far it scales: measured, then simulated.
+
+    pip install -e '.[ray]'
+    .venv/bin/python benchmarks/scale.py model.onnx calibration.npz --output benchmarks/results/scale.json
+
+A cluster of one node with one core is started here for the measurement, and ended. One pass over the data by
+this process, one by a worker of the cluster, and empty tasks give: what a worker needs longer than this
+process, what the driver does for each part of the data (handing it out, taking and adding its counts), and
+what a part costs beside its samples (opening a session and looking at the first feed).
+
+Then a pass of an hour on one core is simulated for 1 to 256 workers: parts are handed out in order, each to
+the first worker that is free; the driver does one thing at a time. Where the driver saturates is the number
+of workers at which it works all the time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import heapq
+import json
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from tools import circumstances
+
+import trtq
+from trtq.calibrators.statistics_file import merge_statistics
+from trtq.cluster import Ray
+from trtq.pipeline.calibrate.data import ObserveOptions
+from trtq.workers import limit_cores
+
+WORKERS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+_PASS_SECONDS = 3600.0
+_PARTS_EACH = 4
+_ROUNDS = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Costs:
+    """Seconds: of the driver for a part, and of a worker for a part beside its samples."""
+
+    driver_s: float
+    part_s: float
+
+
+def main() -> None:
+    """Measures, simulates and writes."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("model", type=Path)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--output", type=Path, required=True)
+    arguments = parser.parse_args()
+    measured = measure(arguments.model, arguments.data)
+    costs = Costs(measured["driver_s"], measured["part_s"])
+    simulated = [simulate(costs, count) for count in WORKERS]
+    result = {
+        "circumstances": circumstances(("trtq",)),
+        "measured": measured,
+        "saturates_at_workers": (_PASS_SECONDS / _PARTS_EACH) / costs.driver_s,
+        "simulated": simulated,
+    }
+    arguments.output.write_text(json.dumps(result, indent=1) + "\n")
+    for row in simulated:
+        print(f"{row['workers']:4} workers: {row['seconds']:8.1f} s, {row['speedup']:6.1f}x")
+
+
+def simulate(costs: Costs, count: int) -> dict[str, Any]:
+    """Returns how long a pass takes with so many workers, and how many times faster than with one process."""
+    parts = _PARTS_EACH * count
+    each = _PASS_SECONDS / parts + costs.part_s
+    free, driver, ends = [0.0] * count, 0.0, list[float]()
+    for _ in range(parts):
+        driver += costs.driver_s / 2  # handing out
+        start = max(driver, heapq.heappop(free))
+        heapq.heappush(free, start + each)
+        ends.append(start + each)
+    finished = driver
+    for end in ends:  # in order, as results are taken
+        finished = max(finished, end) + costs.driver_s / 2
+    return {"workers": count, "seconds": finished, "speedup": _PASS_SECONDS / finished}
+
+
+def measure(model: Path, data: Path) -> dict[str, Any]:
+    """Returns what was measured on a cluster of one core."""
+    import ray
+    from ray.cluster_utils import Cluster
+
+    head = {"num_cpus": 1, "node_ip_address": "127.0.0.2", "include_dashboard": False}
+    cluster: Any = Cluster(initialize_head=True, head_node_args=head)
+    try:
+        workers = Ray(str(cluster.address))
+        list(workers.map(abs, range(4)))  # the worker starts, and imports trtq
+        empty = _median(lambda: list(workers.map(abs, range(64)))) / 64
+        spec = trtq.ModelSpec(calibration=trtq.CalibrationSpec(data=str(data)))
+        limit_cores(1)
+        observe = partial(trtq.observe, model, spec=spec)
+        parts = [observe(how=ObserveOptions(shard=(index, 2))) for index in (1, 2)]
+        merge = _median(lambda: merge_statistics(parts, ["one", "two"]))
+        here, there = [], []
+        for _ in range(_ROUNDS):
+            here.append(_time(observe))
+            there.append(_time(lambda: observe(how=ObserveOptions(workers=workers))))
+        sixteenth = _median(lambda: observe(how=ObserveOptions(shard=(1, 16))))
+        whole = statistics.median(here)
+        return {
+            "pass_here_s": here,
+            "pass_by_worker_s": there,
+            "worker_to_here": statistics.median(b / a for a, b in zip(here, there, strict=True)),
+            "empty_task_s": empty,
+            "merge_s": merge,
+            "driver_s": empty + merge,
+            "part_s": max(0.0, (16 * sixteenth - whole) / 15),
+        }
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
+
+
+def _time(work: Callable[[], Any]) -> float:
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def _median(work: Callable[[], Any]) -> float:
+    return statistics.median(_time(work) for _ in range(_ROUNDS))
+
+
+if __name__ == "__main__":
+    main()
