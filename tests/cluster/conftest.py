@@ -59,8 +59,8 @@ def nodes() -> Iterator[ThreeNodes]:
 
 @pytest.fixture
 def slow_data(tmp_path: Path) -> str:
-    """Data that takes two seconds to read, whatever part of it is wanted."""
-    (tmp_path / "data.py").write_text(SLOW_DATA.format(seconds=0.08))
+    """Data that takes four seconds to read, whatever part of it is wanted."""
+    (tmp_path / "data.py").write_text(SLOW_DATA.format(seconds=0.15))
     return f"{tmp_path / 'data.py'}:batches"
 
 
