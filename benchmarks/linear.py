@@ -5,6 +5,12 @@
 The bounds: a layer of 1,000 takes at most 1.5 times as long as one of 250 in the stages of `trtq quantize`
 together, and one FP16 conversion of 2,000 nodes (1,000 layers) takes less than 0.6 s. The other stages are
 shown. Processor time of this process, the least of several runs.
+
+    .venv/bin/python benchmarks/linear.py --layers --nodes 2500 5000 10000 20000 --output ...
+
+runs whole commands on graphs of so many nodes: small Conv, MatMul, Add and Relu with residuals. A command is
+a process of its own; processor time, less that of the same command on 104 nodes. Beside them stands what ONNX
+Runtime alone takes to open the INT8 model of the build, as often as the build opens it.
 """
 
 from __future__ import annotations
@@ -20,10 +26,13 @@ from collections.abc import Callable
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
+from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
+from process import run
 
 from trtq.calibrators.ranges import Channels, Range, Ranges
 from trtq.models.session import save
@@ -42,13 +51,24 @@ from trtq.pipeline.rewrite.weights.choose import choose_weights, group_by_weight
 WIDTH = 64
 QUANTIZE = ("load", "place", "choose_weights", "quantize", "quantize_weights", "to_fp16", "save")
 """What `trtq quantize` is made of."""
+_SMALLEST = 104
+_OPEN = """
+import sys, onnxruntime
+for level in ("ORT_ENABLE_EXTENDED", "ORT_ENABLE_ALL", "ORT_DISABLE_ALL"):
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, level)
+    options.log_severity_level = 4
+    onnxruntime.InferenceSession(sys.argv[1], options, providers=["CPUExecutionProvider"])
+"""
+"""How a build opens its INT8 model: to see the kernels, to compare it as it will run, and as it is."""
 LARGEST_RATIO, LARGEST_FP16_SECONDS = 1.5, 0.6
 
 
 def main() -> None:
     """Measures, prints and, if asked, writes the result as JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--layers", type=int, nargs="+", default=[250, 1000, 2000])
+    parser.add_argument("--layers", type=int, nargs="*", default=[250, 1000, 2000])
+    parser.add_argument("--nodes", type=int, nargs="+", default=[])
     parser.add_argument("--times", type=int, default=3)
     parser.add_argument("--output", type=Path)
     given = parser.parse_args()
@@ -57,18 +77,96 @@ def main() -> None:
         "command": " ".join(["python", *sys.argv]),
         "trtq": version("trtq"),
         "cores": os.cpu_count(),
-        "ms_per_layer": {
-            stage: {count: round(1e3 * found[stage] / count, 4) for count, found in seconds.items()}
-            for stage in seconds[given.layers[0]]
-        },
-        "largest_ratio": LARGEST_RATIO,
-        "largest_fp16_seconds": LARGEST_FP16_SECONDS,
-        **judge(seconds),
+        **(describe_layers(seconds) if seconds else {}),
+        **(measure_commands(given.nodes) if given.nodes else {}),
     }
     text = json.dumps(document, indent=1) + "\n"
     sys.stdout.write(text)
     if given.output is not None:
         given.output.write_text(text)
+
+
+def describe_layers(seconds: dict[int, dict[str, float]]) -> dict[str, object]:
+    """Returns the time of each stage for a layer, by the number of layers."""
+    first = next(iter(seconds.values()))
+    return {
+        "ms_per_layer": {
+            stage: {count: round(1e3 * found[stage] / count, 4) for count, found in seconds.items()}
+            for stage in first
+        },
+        "largest_ratio": LARGEST_RATIO,
+        "largest_fp16_seconds": LARGEST_FP16_SECONDS,
+        **judge(seconds),
+    }
+
+
+def measure_commands(sizes: list[int]) -> dict[str, object]:
+    """Returns what whole commands take for a node of graphs of these sizes, and the most memory they hold."""
+    found = {count: run_commands(count) for count in (_SMALLEST, *sizes)}
+    least = found.pop(_SMALLEST)
+    return {
+        "ms_per_node": {
+            name: {
+                count: round(1e3 * (costs[name][0] - least[name][0]) / count, 3)
+                for count, costs in found.items()
+            }
+            for name in least
+        },
+        "peak_mb": {name: {count: round(costs[name][1]) for count, costs in found.items()} for name in least},
+    }
+
+
+def run_commands(count: int) -> dict[str, tuple[float, float]]:
+    """Returns the processor seconds and the peak megabytes of each command for so many nodes."""
+    with tempfile.TemporaryDirectory() as folder:
+        place_ = Path(folder)
+        model, data, ranges = write_residuals(count, place_ / "g.onnx"), place_ / "d.npz", place_ / "r.json"
+        samples = np.random.default_rng(1).standard_normal((16, 8, 4, 4)).astype(np.float32)
+        np.savez(data, x=samples)
+        how = ("--calib-data", data, "--calib-method", "minmax", "--repair", "none")
+        commands: dict[str, tuple[str | Path, ...]] = {
+            "inspect": (model,),
+            "calibrate": (model, *how, "-o", ranges),
+            "quantize": (model, "--ranges", ranges, "-o", place_ / "q.onnx"),
+            "lint": (place_ / "q.onnx",),
+            "build": (model, *how, "--backend", "onnxruntime", "-o", place_ / "b.trtq"),
+        }
+        found = {}
+        for name, arguments in commands.items():
+            command: list[str | Path] = [sys.executable, "-m", "trtq", name, *arguments]
+            cost = run(command, {}, memory_mb=16_000)
+            assert cost.status == "done", f"{name} of {count} nodes: {cost.words}"
+            found[name] = (cost.cpu_s, cost.peak_mb)
+        opening: list[str | Path] = [sys.executable, "-c", _OPEN, place_ / "b.trtq" / "model.int8.onnx"]
+        cost = run(opening, {}, memory_mb=16_000)
+        return {**found, "ONNX Runtime alone": (cost.cpu_s, cost.peak_mb)}
+
+
+def write_residuals(count: int, path: Path) -> Path:
+    """Writes blocks of eight small nodes with two residuals; values stay near 1 however many there are."""
+    rng, source = np.random.default_rng(0), "x"
+    nodes, weights = list[onnx.NodeProto](), list[onnx.TensorProto]()
+    eye = np.eye(8).reshape(8, 8, 1, 1)
+
+    def add(op_type: str, *inputs: str) -> str:
+        name = f"{op_type}{len(nodes)}"
+        nodes.append(helper.make_node(op_type, inputs, [name], name=f"node/{name}"))
+        return name
+
+    def draw(middle: NDArray[Any] | float, *shape: int, spread: float = 0.05) -> str:
+        array = (middle + spread * rng.standard_normal(shape)).astype(np.float32)
+        weights.append(numpy_helper.from_array(array, f"w{len(weights)}"))
+        return f"w{len(weights) - 1}"
+
+    while len(nodes) + 8 <= count:
+        first = add("Relu", add("Conv", source, draw(eye, 8, 8, 1, 1)))
+        second = add("Conv", first, draw(-0.5 * eye, 8, 8, 1, 1), draw(0.5, 8, spread=0.1))
+        middle = add("Relu", add("Add", source, second))
+        source = add("Add", middle, add("Relu", add("MatMul", middle, draw(0.0, 4, 4))))
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", 8, 4, 4]) for name in ("x", source)]
+    graph = helper.make_graph(nodes, "residuals", ends[:1], ends[1:], weights)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=10), path)
+    return path
 
 
 def judge(seconds: dict[int, dict[str, float]]) -> dict[str, object]:

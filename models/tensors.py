@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 FLOAT_TYPES = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 """The dtypes that networks compute in on a GPU."""
 
+PIECE = 1 << 20
+"""So many elements of a large tensor are looked at at a time."""
+
 
 def read_values(tensor: ir.TensorProtocol) -> NDArray[Any]:
     """Returns values of whole bytes; those of a tensor in another file are a copy, freed with its last use.
@@ -62,7 +65,9 @@ def map_tensor(
     kind = dtype or tensor.dtype
 
     def make() -> ir.TensorProtocol:
-        return ir.tensor(np.asarray(change(read_values(tensor))).astype(kind.numpy()), name=tensor.name)
+        return ir.tensor(
+            np.asarray(change(read_values(tensor))).astype(kind.numpy(), copy=False), name=tensor.name
+        )
 
     if is_read_late(tensor):
         return ir.LazyTensor(make, kind, ir.Shape(tensor.shape.numpy()), name=tensor.name)
@@ -75,8 +80,9 @@ def require_finite(values: NDArray[Any], name: str) -> None:
     Raises:
         ModelError: One of the values is infinite or not a number.
     """
-    bad = ~np.isfinite(values)
-    if bad.any():
+    flat = np.ravel(values, order="K")
+    if not all(np.isfinite(flat[start : start + PIECE]).all() for start in range(0, flat.size, PIECE)):
+        bad = ~np.isfinite(values)
         raise ModelError(
             f"weight {name!r} has {int(bad.sum())} values that are infinite or not a number, such as "
             f"{values[bad][0]}; a weight that is quantized must be finite: export the model again"

@@ -35,8 +35,9 @@ def measure_coverage(
 ) -> Coverage:
     """Returns what became of the layers with operands behind Q/DQ, in an engine for these targets."""
     realized, fallbacks = Counter[str](), []
+    kernels = _group_by_node(built.kernels)
     for layer in layers:
-        own = [kernel for kernel in built.kernels if layer.name in kernel.nodes]
+        own = kernels.get(layer.name, [])
         if any(_is_realized(layer, kernel) for kernel in own):
             realized[layer.asked] += 1
             continue
@@ -53,6 +54,15 @@ def measure_coverage(
     return Coverage(len(layers), dict(realized.most_common()), tuple(fallbacks))
 
 
+def _group_by_node(kernels: Sequence[Kernel]) -> dict[str, list[Kernel]]:
+    """Returns the kernels that compute each node, by its name, in their order."""
+    found: dict[str, list[Kernel]] = {}
+    for kernel in kernels:
+        for name in dict.fromkeys(kernel.nodes):
+            found.setdefault(name, []).append(kernel)
+    return found
+
+
 def _is_realized(layer: QuantizedLayer, kernel: Kernel) -> bool:
     """Whether a kernel multiplies the layer's codes; beside a float activation, whether it reads them."""
     if layer.activation:
@@ -62,10 +72,9 @@ def _is_realized(layer: QuantizedLayer, kernel: Kernel) -> bool:
 
 def list_precisions(nodes: Sequence[str], built: BuiltEngine) -> dict[str, str]:
     """Returns what each of the named nodes runs as, such as "Int8" or "Half"; unknown ones are left out."""
-    found = {}
+    found, kernels = {}, _group_by_node(built.kernels)
     for name in nodes:
-        own = [kernel for kernel in built.kernels if name in kernel.nodes]
-        if own:
+        if own := kernels.get(name):
             found[name] = next((kernel.inputs[0] for kernel in own if kernel.multiplies_in), _runs_as(own))
     return found
 

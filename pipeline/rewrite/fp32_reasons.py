@@ -173,9 +173,11 @@ def _is_lost(tensor: ir.TensorProtocol, largest: float) -> bool:
     """
     if largest * _MAX_ERROR > 2.0**-25 * tensor.size**0.5:
         return False
-    parts = [part.astype(np.float64) for part in _iterate_magnitudes(tensor)]
-    lost = sum(float(np.square(_round_to_fp16(part) - part).sum()) for part in parts)
-    return lost > _MAX_ERROR**2 * sum(float(np.square(part).sum()) for part in parts)
+    lost = whole = 0.0
+    for part in (part.astype(np.float64) for part in _iterate_magnitudes(tensor)):
+        lost += float(np.square(_round_to_fp16(part) - part).sum())
+        whole += float(np.square(part).sum())
+    return lost > _MAX_ERROR**2 * whole
 
 
 def _round_to_fp16(values: NDArray[Any]) -> NDArray[np.float64]:

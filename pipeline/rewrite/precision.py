@@ -10,7 +10,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from trtq.kept import KeptFp32
-from trtq.models.tensors import map_tensor
+from trtq.models.tensors import PIECE, map_tensor
 from trtq.pipeline.formats.floats import BF16, FP16, FP32, FloatFormat
 from trtq.pipeline.graph.edit import GraphEditor, list_bodies
 from trtq.pipeline.graph.opset import read_opset
@@ -163,5 +163,11 @@ def _cast_tensor(tensor: ir.TensorProtocol, form: FloatFormat) -> ir.TensorProto
 
 
 def _clipped(array: NDArray[Any], form: FloatFormat) -> NDArray[Any]:
-    """Returns the array with finite values inside the format's range; infinities stay."""
-    return np.where(np.isfinite(array), np.clip(array, -form.largest, form.largest), array)
+    """Returns the array in a format, piece by piece, with finite values inside its range; infinities stay."""
+    result = np.empty(array.shape, form.dtype.numpy())
+    values, made = array.reshape(-1), result.reshape(-1)
+    for start in range(0, values.size, PIECE):
+        part = values[start : start + PIECE]
+        clipped = np.where(np.isfinite(part), np.clip(part, -form.largest, form.largest), part)
+        made[start : start + PIECE] = clipped.astype(result.dtype)
+    return result

@@ -13,7 +13,7 @@ import pytest
 from numpy.typing import NDArray
 
 from trtq.errors import ModelError
-from trtq.models.tensors import read_values
+from trtq.models.tensors import PIECE, read_values, require_finite
 
 
 def external(folder: Path, array: NDArray[Any], *, offset: int) -> ir.ExternalTensor:
@@ -48,3 +48,14 @@ def test_a_file_that_has_gone_or_shrunk_is_told(tmp_path: Path) -> None:
     message = f"cannot read the weights of 'w' from {tmp_path / 'w.data'}: No such file or directory"
     with pytest.raises(ModelError, match=re.escape(message)):
         read_values(tensor)
+
+
+def test_a_value_that_is_not_finite_is_found_behind_the_first_piece() -> None:
+    values = np.zeros((2, PIECE), np.float32)
+    require_finite(values, "w")
+    require_finite(values.T, "w")
+    values[1, 5] = np.inf
+    with pytest.raises(
+        ModelError, match=r"^weight 'w' has 1 values that are infinite or not a number, such as"
+    ):
+        require_finite(values, "w")

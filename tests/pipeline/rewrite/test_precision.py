@@ -12,6 +12,10 @@ from checked_fp16 import cast, casts_of, types_of
 from made_up import random_array
 from numpy.typing import NDArray
 
+from trtq.models.tensors import PIECE
+from trtq.pipeline.formats import FP16
+from trtq.pipeline.rewrite.precision import _cast_tensor
+
 F32, F16 = ir.DataType.FLOAT, ir.DataType.FLOAT16
 Near = Callable[..., None]
 
@@ -287,3 +291,13 @@ def test_an_fp16_resize_keeps_its_float_scales(model_of: Callable[..., ir.Model]
     assert reasons == {}
     assert set(result.graph.initializers) == {"scales"}
     assert_near(model, result)
+
+
+def test_a_large_constant_is_cast_in_pieces_as_if_in_one() -> None:
+    weight = np.random.default_rng(0).standard_normal((2, PIECE)).astype(np.float32)
+    weight[1, 7], weight[1, 9] = 1e6, -np.inf
+    found = _cast_tensor(ir.tensor(weight), FP16).numpy()
+    assert found.dtype == np.float16
+    assert (found[1, 7], found[1, 9]) == (65504.0, -np.inf)
+    weight[1, 7] = 65504.0
+    np.testing.assert_array_equal(found, weight.astype(np.float16))
