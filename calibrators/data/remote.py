@@ -30,7 +30,17 @@ _CHECKSUMS = (
     "ETag", "etag", "sha256", "md5", "md5Hash", "crc32c", "content_md5", "Content-MD5", "Digest", "blob_id",
     "sha", "generation", "version_id", "VersionId",
 )  # fmt: skip
-_TIMES = ("LastModified", "last_modified", "Last-Modified", "mtime", "modified", "updated", "modify")
+_TIMES = (
+    "LastModified",
+    "last_modified",
+    "Last-Modified",
+    "mtime",
+    "modified",
+    "updated",
+    "modify",
+    "modificationTime",
+    "created",
+)
 
 
 def open_remote(source: str) -> StoredFile | RemoteFolder | Listed:
@@ -41,7 +51,7 @@ def open_remote(source: str) -> StoredFile | RemoteFolder | Listed:
         MissingDependency: The package that reaches this store is not installed.
     """
     store = _open_store(source)
-    if not is_pattern(store.path) or (store.is_web and "*" not in store.path and "{" not in store.path):
+    if not store.is_pattern(store.path):
         if store.is_web and store.path.endswith("/"):
             return RemoteFolder(store, store.path)
         info = store.find(store.path, show_address(source))
@@ -66,6 +76,10 @@ class _Store:
     def show(self, path: str) -> str:
         return show_address(self.system.unstrip_protocol(path))
 
+    def is_pattern(self, path: str) -> bool:
+        """Returns whether a path stands for several; `?` and `[` mean something else on the web."""
+        return is_pattern(path) and (not self.is_web or "*" in path or "{" in path)
+
     def find(self, path: str, name: str) -> Mapping[str, Any]:
         """Returns what the store tells of a path."""
 
@@ -77,7 +91,7 @@ class _Store:
 
     def expand(self, path: str) -> Sequence[tuple[str, Mapping[str, Any]]]:
         """Returns what a pattern names, in order, and what is told of it; a path names itself."""
-        if "*" not in path and (self.is_web or not is_pattern(path)):
+        if not self.is_pattern(path):
             return [(path, {})]
 
         def ask() -> Mapping[str, Mapping[str, Any]]:
@@ -212,8 +226,11 @@ class RemoteFile:
         now = self.store.find(self.path, self.name)
         for keys in (("size",), _CHECKSUMS, _TIMES):
             before, after = _pick(self.info, keys), _pick(now, keys)
-            if any(after.get(key, value) != value for key, value in before.items()):
+            common = before.keys() & after.keys()
+            if any(before[key] != after[key] for key in common):
                 raise describe_change(self.name)
+            if common and keys is _CHECKSUMS:
+                return  # a listing may tell times more exactly than a file's own answer
 
 
 def _pick(info: Mapping[str, Any], keys: Sequence[str]) -> dict[str, str]:

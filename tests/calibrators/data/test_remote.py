@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import zipfile
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +107,14 @@ def test_a_file_that_has_changed_since_it_was_found_is_refused(s3: Any, changed:
         r"to it, or give a copy$",
     ):
         list(batches)
+
+
+def test_a_time_that_is_told_in_two_ways_is_no_change(s3: Any) -> None:
+    put(s3, "times", {"a.npz": npz(x=X)})
+    found = remote.open_remote("s3://data/times/a.npz")
+    assert isinstance(found, remote.RemoteFile)
+    with replace(found, info={**found.info, "LastModified": "2026-11-29T07:00:00.123Z"}).open() as stream:
+        assert stream.read(2) == b"PK"
 
 
 def test_a_file_that_is_not_on_s3_is_told(s3: Any) -> None:
