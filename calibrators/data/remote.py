@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import re
 import tempfile
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,6 +27,8 @@ _BLOCK_BYTES = 1 << 22
 _BLOCKS_KEPT = 16
 """Of an open file: the arrays of an .npz are read in turns, each at its own place."""
 _SILENCE_S = 60
+_MAKES_TEXT = re.compile(r"(?:^|::)reference(?:::|://)", re.IGNORECASE)
+"""What fills templates out of a file, in older versions of fsspec without a sandbox."""
 _CHECKSUMS = (
     "ETag", "etag", "sha256", "md5", "md5Hash", "crc32c", "content_md5", "Content-MD5", "Digest", "blob_id",
     "sha", "generation", "version_id", "VersionId",
@@ -108,6 +111,8 @@ class _Store:
 
 def _open_store(source: str) -> _Store:
     work, shown = f"reading {show_address(source)}", show_address(source)
+    if _MAKES_TEXT.search(source):
+        raise DataError(f"{shown} is not read: a file of references may hold code; give what it refers to")
     fsspec = lazy.require("fsspec", "data", work)
     is_web = find_scheme(source) in ("http", "https")
     options: dict[str, Any] = {"use_listings_cache": False, "skip_instance_cache": True}

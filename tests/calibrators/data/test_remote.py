@@ -276,6 +276,16 @@ def test_a_file_in_an_archive_elsewhere_is_read(site: Site) -> None:
     assert "hush" not in batches.origin
 
 
+@pytest.mark.parametrize(
+    "source", ["reference://a.npz::https://h/r.json", "filecache::reference::https://h/r", "Reference://a"]
+)
+def test_a_file_of_references_is_not_read(source: str) -> None:
+    with pytest.raises(
+        DataError, match=r" is not read: a file of references may hold code; give what it refers to$"
+    ):
+        read(source)
+
+
 def test_a_script_is_not_run_from_elsewhere() -> None:
     with pytest.raises(
         DataError,
