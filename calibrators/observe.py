@@ -42,7 +42,8 @@ class PassControl:
     Attributes:
         device: Where the model runs: `cpu` or `cuda`.
         memory_bytes: What the observed tensors may take beside the model; None: half of what is free.
-        shard: Which part of the data is observed, and of how many: (3, 8) is every 8th feed from the third.
+        shard: Which part of the data is observed, and of how many: (3, 8) is every 8th feed from the third,
+            or every 8th of the files if there are as many.
         earlier: The statistics of an interrupted pass, to go on with.
         save: Gets the statistics every `save_seconds`, to go on from.
         note: Gets what the user may want to know.

@@ -34,7 +34,13 @@ def resolve_address(source: str, folder: Path) -> str:
 
 def show_address(source: str) -> str:
     """Returns a URL without what is secret: name and password, and the query, which may be a signature."""
-    return hide_secrets(source) if is_address(source) else source
+    return "::".join(map(_show_part, source.split("::"))) if is_address(source) else source
+
+
+def _show_part(part: str) -> str:
+    """Returns one URL of a chain without what is secret, whatever letters that has."""
+    shown = re.sub(r"(?<=://)[^/]*@", "", part)
+    return re.split("[?#]", shown, maxsplit=1)[0] if shown.lower().startswith("http") else shown
 
 
 def hide_secrets(text: str) -> str:

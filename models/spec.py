@@ -13,9 +13,6 @@ from trtq.models.address import is_address, show_address, strip_local
 from trtq.models.option import setting
 from trtq.models.preprocess import Preprocess
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
-
 METRICS = ("top-1", "top-5")
 AUTO = "auto"
 REPAIRS = ("equalize", "smooth", "shift", "bias", "weights")
@@ -32,6 +29,8 @@ Device = Literal["cpu", "cuda"]
 MOST_SPEEDUP = 1000.0
 Shape = tuple[int, ...]
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
     Data: TypeAlias = str | Iterable[Any] | Callable[[], Iterable[Any]]
 else:
     Data = str  # in files and on the command line

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import IO, Protocol
 
 from trtq.errors import DataError
-from trtq.files import hash_file
+from trtq.files import hash_file, is_there
 
-_BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}|\{([^{}]*,[^{}]*)\}")
+_BRACES = re.compile(r"\{(\d{1,9})\.\.(\d{1,9})\}|\{([^{}]*,[^{}]*)\}")
 _MOST_NAMES = 100_000
 
 
@@ -124,10 +124,6 @@ class Listed:
     name: str
     files: Sequence[StoredFile]
 
-    def list(self, *, deep: bool = False) -> Sequence[StoredFile]:
-        """See `StoredFolder`."""
-        return self.files
-
 
 def find_local(source: str) -> LocalFile | LocalFolder | Listed | None:
     """Returns the file, the folder, or the files of a pattern; None if there is no such thing.
@@ -136,7 +132,7 @@ def find_local(source: str) -> LocalFile | LocalFolder | Listed | None:
         DataError: Something in the pattern is missing, or is no file.
     """
     path = Path(source)
-    if path.exists():
+    if is_there(path):
         refuse_devices([LocalFile(path)])
         return LocalFolder(path) if path.is_dir() else LocalFile(path)
     if not is_pattern(source):

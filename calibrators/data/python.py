@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -34,7 +35,7 @@ def open_iterable(data: Data, wanted: Wanted) -> Batches:
 
     def read() -> Iterator[Feed]:
         items = iter(_call(name, data if callable(data) and not isinstance(data, Iterable) else lambda: data))
-        for index in range(1 << 62):
+        for index in count():
             where = f"{name}, item {index}"
             try:
                 item = _call(where, lambda: next(items))

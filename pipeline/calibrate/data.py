@@ -57,7 +57,8 @@ class ObserveOptions:
     Attributes:
         device: Where the model runs: `cpu` or `cuda`.
         memory_bytes: What the observed tensors may take beside the model; None: half of what is free.
-        shard: Which part of the data is observed, and of how many: (3, 8) is every 8th feed from the third.
+        shard: Which part of the data is observed, and of how many: (3, 8) is every 8th feed from the third,
+            or every 8th of the files if there are as many.
         checkpoint: Save progress in this file; after an interruption the same command continues from it. At
             the end it holds the whole pass; delete it when you have the result.
         checkpoint_seconds: How often the checkpoint is written.

@@ -113,6 +113,14 @@ def is_file(path: Path) -> bool:
         return False
 
 
+def is_there(path: Path) -> bool:
+    """Returns whether there is a file, a folder or something else; a name that no system takes is nothing."""
+    try:
+        return path.exists()
+    except (OSError, ValueError):
+        return False
+
+
 def hash_file(path: Path) -> str:
     """Returns the SHA-256 of a file's content, as hex."""
     sha, buffer = hashlib.sha256(), bytearray(_BLOCK_BYTES)
@@ -177,10 +185,12 @@ def _refuse_source(output: Path, source: Path | str, option: str) -> None:
     """Refuses to write over something that is read, or into a folder that is."""
     script, _, function = str(source).rpartition(":")
     path = Path(script if script.endswith(".py") and function else source)
+    if not is_there(path):
+        return
     if path.is_dir() and path.resolve() in output.resolve().parents:
         raise ArtifactError(
             f"{output} would lie in {source}, which is read by this command; choose another file with "
             f"{option}"
         )
-    if path.exists() and output.exists() and output.samefile(path):
+    if output.exists() and output.samefile(path):
         raise ArtifactError(f"{output} is read by this command; choose another file with {option}")

@@ -45,3 +45,8 @@ def test_a_path_is_taken_from_its_folder() -> None:
 def test_a_url_is_shown_without_what_is_secret(source: str, shown: str) -> None:
     assert show_address(source) == shown
     assert hide_secrets(f"403, url='{source}', again") == f"403, url='{shown}', again"
+
+
+@pytest.mark.parametrize("secret", ["pa ss", "'", '"', ")>"])
+def test_secrets_of_odd_letters_are_not_shown(secret: str) -> None:
+    assert show_address(f"https://me:{secret}@host/a.npz?sig={secret}") == "https://host/a.npz"

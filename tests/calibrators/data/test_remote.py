@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import zipfile
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +107,14 @@ def test_a_file_that_has_changed_since_it_was_found_is_refused(s3: Any, changed:
         r"to it, or give a copy$",
     ):
         list(batches)
+
+
+def test_a_time_that_is_told_in_two_ways_is_no_change(s3: Any) -> None:
+    put(s3, "times", {"a.npz": npz(x=X)})
+    found = remote.open_remote("s3://data/times/a.npz")
+    assert isinstance(found, remote.RemoteFile)
+    with replace(found, info={**found.info, "LastModified": "2026-11-29T07:00:00.123Z"}).open() as stream:
+        assert stream.read(2) == b"PK"
 
 
 def test_a_file_that_is_not_on_s3_is_told(s3: Any) -> None:
@@ -265,6 +274,16 @@ def test_a_file_in_an_archive_elsewhere_is_read(site: Site) -> None:
     batches = read(f"zip://a.npy::{site.address}/a.zip?X-Signature=hush")
     assert np.array_equal(join(batches), X)
     assert "hush" not in batches.origin
+
+
+@pytest.mark.parametrize(
+    "source", ["reference://a.npz::https://h/r.json", "filecache::reference::https://h/r", "Reference://a"]
+)
+def test_a_file_of_references_is_not_read(source: str) -> None:
+    with pytest.raises(
+        DataError, match=r" is not read: a file of references may hold code; give what it refers to$"
+    ):
+        read(source)
 
 
 def test_a_script_is_not_run_from_elsewhere() -> None:

@@ -245,6 +245,12 @@ def test_a_pattern_that_names_a_file_that_is_missing_is_told(tmp_path: Path) -> 
         read(tmp_path / "other-*.tar")
 
 
+def test_a_pattern_may_be_longer_than_a_name(tmp_path: Path) -> None:
+    shards(tmp_path, 2, 1)
+    words = ",".join(["000"] * 99 + ["001"])
+    assert sum(sizes_of(read(tmp_path / f"shard-{{{words}}}.tar"))) == 199
+
+
 def test_a_pattern_of_too_many_names_is_told() -> None:
     with pytest.raises(
         DataError, match=r"^a\{0..9999999\}.tar stands for more than 100,000 names; take fewer at a time$"
