@@ -115,9 +115,16 @@ class Batches:
 
     def take_every(self, start: int, step: int) -> Batches:
         """Returns the stream of these feeds alone, as `every` reads them."""
-        digest = self.digest and f"{self.digest}/{start}::{step}"
-        read = partial(self.every, start, step)
-        return replace(self, read=read, part=None, files=(), num_samples=None, content=digest, reopen=None)
+        known, suffix = self.content, f"/{start}::{step}"
+        return replace(
+            self,
+            read=partial(self.every, start, step),
+            part=None,
+            files=(),
+            num_samples=None,
+            content=(lambda: known() + suffix) if callable(known) else known and known + suffix,
+            reopen=self.reopen and partial(_open_every, self.reopen, start, step),
+        )
 
     def changed(self, change: Callable[[Iterator[Feed]], Iterator[Feed]]) -> Batches:
         """Returns the stream with `change` around every pass; it must treat each feed alone."""
@@ -167,6 +174,10 @@ class Batches:
 
 def _open_again(reopen: Callable[[], Batches]) -> Batches:
     return replace(reopen(), reopen=reopen)
+
+
+def _open_every(reopen: Callable[[], Batches], start: int, step: int) -> Batches:
+    return reopen().take_every(start, step)
 
 
 def _open_first(reopen: Callable[[], Batches], num_samples: int | None) -> Batches:

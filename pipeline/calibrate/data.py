@@ -11,6 +11,13 @@ import onnx_ir as ir
 
 from trtq.calibrators.batches import Batches
 from trtq.calibrators.observe import PassControl, observe
+from trtq.calibrators.parts import (
+    Checkpoint,
+    SharedPass,
+    choose_num_parts,
+    describe_source,
+    observe_parts,
+)
 from trtq.calibrators.ranges import Ranges
 from trtq.calibrators.settings import read_spec
 from trtq.calibrators.sources import ACCEPTED_DATA, make_random_batches, open_batches
@@ -23,13 +30,6 @@ from trtq.models.option import setting
 from trtq.models.packed import pack
 from trtq.models.spec import PER_TOKEN, CalibrationSpec, ModelSpec
 from trtq.numbers import format_count
-from trtq.pipeline.calibrate.parts import (
-    Checkpoint,
-    SharedPass,
-    choose_num_parts,
-    describe_source,
-    observe_parts,
-)
 from trtq.pipeline.engine.backend import Backend
 from trtq.pipeline.engine.target import Target
 from trtq.pipeline.formats import INT8

@@ -102,7 +102,7 @@ def improve_ranges(
     watcher.stage("Trying repairs" if allowed else "Trying methods")
     budget = _plan_budget(graph, batches, statistics.num_samples, spec.quantization.effort)
     reobserver = Reobserver(
-        [*methods.values()], PassControl(spec.calibration.device, spec.calibration.memory_bytes)
+        [*methods.values()], PassControl(spec.calibration.device, spec.calibration.memory_bytes), workers
     )
     found = find_repairs(graph.model, placement, candidates, batches, allowed, budget, reobserver, workers)
     if found is None:

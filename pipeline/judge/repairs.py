@@ -79,7 +79,7 @@ def find_repairs(
     if judge is None:
         return None
     needs_channels = {*allowed} & {*RESCALING, "bias"}
-    even, odd = observe_channels(model, placement, batches) if needs_channels else ({}, {})
+    even, odd = observe_channels(model, placement, batches, workers) if needs_channels else ({}, {})
     both = {name: seen.merged(odd[name]) for name, seen in even.items() if name in odd}
     half = Evidence(model, placement, batches, even, reobserver and reobserver.on_even_feeds())
     whole = Evidence(model, placement, batches, both, reobserver)

@@ -10,11 +10,13 @@ import onnx_ir as ir
 
 from trtq.calibrators.batches import Batches
 from trtq.calibrators.estimate import describe, estimate
-from trtq.calibrators.observe import PassControl, observe
+from trtq.calibrators.observe import PassControl
+from trtq.calibrators.parts import observe_by
 from trtq.calibrators.ranges import Ranges
 from trtq.pipeline.graph.fp4 import without_fp4
 from trtq.pipeline.graph.placement import Placement
 from trtq.pipeline.rewrite.channels.rescale import rescale
+from trtq.workers import Workers
 
 if TYPE_CHECKING:
     from trtq.calibrators import Method
@@ -27,10 +29,14 @@ class Reobserver:
     Attributes:
         methods: Each gives ranges of its own.
         control: How the pass is made.
+        workers: Who make it; None: this process.
+        step: They are observed in every so many-th feed, from the first on.
     """
 
     methods: Sequence[Method]
     control: PassControl
+    workers: Workers | None = None
+    step: int = 1
 
     def observe_again(
         self, model: ir.Model, placement: Placement, ranges: Ranges, batches: Batches
@@ -51,25 +57,27 @@ class Reobserver:
             ModelError: ONNX Runtime cannot run the model.
         """
         made = rescale(model, placement, ranges)
-        seen = observe(without_fp4(made.model), list(made.names.values()), batches, control=self.control)
+        feeds = batches if self.step == 1 else batches.take_every(0, self.step)
+        tensors = list(made.names.values())
+        seen = observe_by(self.workers, without_fp4(made.model), tensors, feeds, self.control)
         found = []
         for method in self.methods:
-            tensors = estimate(seen, method, levels=made.placement.formats).tensors
+            estimated = estimate(seen, method, levels=made.placement.formats).tensors
             channels = {
                 name: replace(
                     ranges.channels[name],
-                    amax=tensors[renamed].amax,
-                    largest=max(-tensors[renamed].minimum, tensors[renamed].maximum),
+                    amax=estimated[renamed].amax,
+                    largest=max(-estimated[renamed].minimum, estimated[renamed].maximum),
                 )
                 for name, renamed in made.names.items()
-                if tensors[renamed].amax > 0
+                if estimated[renamed].amax > 0
             }
             found.append(replace(ranges, channels={**ranges.channels, **channels}))
         return found
 
     def on_even_feeds(self) -> Reobserver:
         """Returns the same over the first, third, fifth ... feed."""
-        return replace(self, control=replace(self.control, shard=(1, 2)))
+        return replace(self, step=2)
 
     def by(self, index: int) -> Reobserver:
         """Returns the same with one of the methods alone."""

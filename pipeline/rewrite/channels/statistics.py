@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from trtq.calibrators.batches import Batches
-from trtq.calibrators.observe import Progress
-from trtq.models.session import open_session, run
+from trtq.calibrators.batches import Batches, Feed
+from trtq.models.packed import PackedModel, pack
+from trtq.models.session import Session, open_session, run
 from trtq.pipeline.graph.edit import GraphEditor, map_values
 from trtq.pipeline.graph.fp4 import without_fp4
 from trtq.pipeline.graph.operands import read_constant
 from trtq.pipeline.graph.opset import read_opset
 from trtq.pipeline.graph.placement import Placement, QuantizedNode
 from trtq.pipeline.rewrite.channels.operands import has_input_channels, num_input_channels
+from trtq.workers import Shared, Workers
 
 _FLOAT32 = ir.DataType.FLOAT
 _REDUCTIONS = ("ReduceMin", "ReduceMax", "ReduceMean")
 _AXES_AS_INPUT = 18
+_NUM_PARTS = 8
+"""Even, so that a part holds even feeds alone, or odd ones."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,22 +35,22 @@ class ChannelStats:
     Attributes:
         minimum: float64, shape (channels,).
         maximum: float64, shape (channels,).
-        mean: float64, shape (channels,); of the means of the feeds.
-        num_feeds: How many feeds they are of.
+        mean: float64, shape (channels,); of the means of the feeds, by how many samples each has.
+        num_samples: How many samples they are of.
     """
 
     minimum: NDArray[np.float64]
     maximum: NDArray[np.float64]
     mean: NDArray[np.float64]
-    num_feeds: int = 1
+    num_samples: int = 1
 
     def merged(self, other: ChannelStats) -> ChannelStats:
         """Returns the statistics of both."""
-        total = self.num_feeds + other.num_feeds
+        total = self.num_samples + other.num_samples
         return ChannelStats(
             np.minimum(self.minimum, other.minimum),
             np.maximum(self.maximum, other.maximum),
-            (self.mean * self.num_feeds + other.mean * other.num_feeds) / total,
+            (self.mean * self.num_samples + other.mean * other.num_samples) / total,
             total,
         )
 
@@ -83,11 +87,18 @@ def _is_own(weight: ir.Value | None, tensor: str) -> bool:
 
 
 def observe_channels(
-    model: ir.Model, placement: Placement, batches: Batches, progress: Progress = lambda _: None
+    model: ir.Model, placement: Placement, batches: Batches, workers: Workers | None = None
 ) -> tuple[Mapping[str, ChannelStats], Mapping[str, ChannelStats]]:
     """Returns the statistics of the channels over the even and over the odd feeds, by tensor.
 
-    The reductions run inside the session: no tensor leaves it.
+    The reductions run inside the session: no tensor leaves it. The sums are made in the same order, whoever
+    makes them: those of every eighth feed first, then those of the parts.
+
+    Args:
+        model: The float graph; it is not changed.
+        placement: Which inputs are quantized.
+        batches: The data.
+        workers: Who share it; None: this process does all in one pass.
 
     Raises:
         DataError: The data does not fit.
@@ -95,20 +106,56 @@ def observe_channels(
     """
     readers = find_channel_readers(model, placement)
     tapped, outputs = _tapped(model, {name: found[0][1] for name, found in readers.items()})
-    session = open_session(without_fp4(tapped), optimize=True)
-    wanted = [name for group in outputs.values() for name in group]
-    halves: tuple[dict[str, ChannelStats], dict[str, ChannelStats]] = ({}, {})
-    inputs = [str(value.name) for value in model.graph.inputs]
-    for index, feed in enumerate(batches):
-        arrays = {name: feed.arrays[name] for name in inputs}
-        found = dict(zip(wanted, run(session, wanted, arrays), strict=True)) if wanted else {}
-        half = halves[index % 2]
-        for name, group in outputs.items():
+    tapped = without_fp4(tapped)
+    if workers is None:
+        work = _ChannelPass(open_session(tapped, optimize=True), outputs)
+        parts: list[dict[str, ChannelStats]] = [{} for _ in range(_NUM_PARTS)]
+        for index, feed in enumerate(batches):
+            work.add(parts[index % _NUM_PARTS], feed)
+    else:
+        shared = workers.share((pack(tapped), outputs, batches))
+        parts = list(workers.map(partial(_observe_part, shared), range(_NUM_PARTS)))
+    return _merge(parts[0::2]), _merge(parts[1::2])
+
+
+@dataclass(frozen=True, slots=True)
+class _ChannelPass:
+    """A session with the reductions of each tensor as its outputs."""
+
+    session: Session
+    outputs: Mapping[str, tuple[str, ...]]
+
+    def add(self, stats: dict[str, ChannelStats], feed: Feed) -> None:
+        """Adds what a feed shows."""
+        wanted = [name for group in self.outputs.values() for name in group]
+        arrays = {port.name: feed.arrays[port.name] for port in self.session.get_inputs()}
+        found = dict(zip(wanted, run(self.session, wanted, arrays), strict=True)) if wanted else {}
+        for name, group in self.outputs.items():
             low, high, mean = (found[output].astype(np.float64).reshape(-1) for output in group)
-            seen = ChannelStats(low, high, mean)
-            half[name] = half[name].merged(seen) if name in half else seen
-        progress(feed.num_samples)
-    return halves
+            seen = ChannelStats(low, high, mean, feed.num_samples)
+            stats[name] = stats[name].merged(seen) if name in stats else seen
+
+
+def _observe_part(
+    shared: Shared[tuple[PackedModel, Mapping[str, tuple[str, ...]], Batches]], part: int
+) -> dict[str, ChannelStats]:
+    """Returns what every eighth feed shows; this runs on a worker."""
+    model, outputs, batches = shared()
+    work, stats = (
+        _ChannelPass(open_session(model.unpack(), optimize=True), outputs),
+        dict[str, ChannelStats](),
+    )
+    for feed in batches.every(part, _NUM_PARTS):
+        work.add(stats, feed)
+    return stats
+
+
+def _merge(parts: Sequence[Mapping[str, ChannelStats]]) -> dict[str, ChannelStats]:
+    merged: dict[str, ChannelStats] = {}
+    for part in parts:
+        for name, seen in part.items():
+            merged[name] = merged[name].merged(seen) if name in merged else seen
+    return merged
 
 
 def _tapped(model: ir.Model, readers: Mapping[str, ir.Node]) -> tuple[ir.Model, dict[str, tuple[str, ...]]]:

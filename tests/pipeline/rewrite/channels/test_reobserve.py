@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -64,6 +65,17 @@ def test_of_the_even_feeds_nothing_else_is_seen(graph: Graph, placement: Placeme
     again = Reobserver([METHODS["minmax"]()], PassControl()).on_even_feeds()
     (found,) = again.observe_again(graph.model, placement, _ranges(placement, 0.5, 0.25, 1.0, 1.0), _data())
     assert found.channels["r"].amax == pytest.approx(8.0)  # 3 / 0.5, 2 / 0.25, 0, 5
+
+
+def test_even_feeds_are_not_every_second_file(graph: Graph, placement: Placement) -> None:
+    data = _data()
+    feeds = list(data)
+    files = tuple((lambda part=part: iter(part)) for part in (feeds[:2], feeds[2:]))
+    again = Reobserver([METHODS["minmax"]()], PassControl()).on_even_feeds()
+    given = _ranges(placement, 0.5, 0.25, 1.0, 1.0)
+    assert again.observe_again(graph.model, placement, given, replace(data, files=files)) == (
+        again.observe_again(graph.model, placement, given, data)
+    )
 
 
 def test_each_method_gives_its_own(graph: Graph, placement: Placement) -> None:

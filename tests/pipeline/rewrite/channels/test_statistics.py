@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
 from made_up import batches_of, random_array
 
+from trtq.calibrators.sources import open_batches
 from trtq.pipeline.graph.load import Graph
 from trtq.pipeline.graph.placement import place
 from trtq.pipeline.rewrite.channels.statistics import ChannelStats, find_channel_readers, observe_channels
+from trtq.workers import Processes
 
 _NET = """
 net (float[N, 4, 6, 6] x) => (float[N, 16, 6, 6] y, float[N, 4] z) {
@@ -28,10 +31,8 @@ def graph(request: pytest.FixtureRequest, graph_of: Callable[..., Graph]) -> Gra
 
 
 def test_the_extremes_and_means_are_those_of_numpy_for_each_half(graph: Graph) -> None:
-    arrays = [random_array(2, 4, 6, 6) * (index + 1) for index in range(5)]
-    samples: list[int] = []
-    even, odd = observe_channels(graph.model, place(graph.model), batches_of(arrays), samples.append)
-    assert samples == [2] * 5
+    arrays = [random_array(size, 4, 6, 6) * size for size in (2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 1)]
+    even, odd = observe_channels(graph.model, place(graph.model), batches_of(arrays))
     assert set(even) == set(odd) == {"x", "a", "m"}
     for half, feeds in ((even, arrays[::2]), (odd, arrays[1::2])):
         whole = np.concatenate(feeds)
@@ -40,7 +41,7 @@ def test_the_extremes_and_means_are_those_of_numpy_for_each_half(graph: Graph) -
         np.testing.assert_allclose(seen.maximum, whole.max((0, 2, 3)), rtol=1e-6)
         np.testing.assert_allclose(seen.mean, whole.mean((0, 2, 3)), rtol=1e-4, atol=1e-6)
         np.testing.assert_allclose(half["m"].maximum, whole.mean((2, 3)).max(0), rtol=1e-5)
-        assert (seen.num_feeds, half["a"].mean.shape) == (len(feeds), (16,))
+        assert (seen.num_samples, half["a"].mean.shape) == (len(whole), (16,))
 
 
 def test_one_feed_leaves_the_other_half_empty(graph: Graph) -> None:
@@ -48,14 +49,28 @@ def test_one_feed_leaves_the_other_half_empty(graph: Graph) -> None:
     assert (set(even), odd) == ({"x", "a", "m"}, {})
 
 
-def test_statistics_merge_by_the_number_of_feeds() -> None:
+def test_workers_find_the_same_sums(graph: Graph, tmp_path: Path) -> None:
+    x = np.concatenate([random_array(8, 4, 6, 6) for _ in range(5)])
+    np.savez(tmp_path / "x.npz", x=x)
+    data = open_batches(str(tmp_path / "x.npz"), graph.inputs, 3)
+    one, many = (
+        observe_channels(graph.model, place(graph.model), data, workers) for workers in (None, Processes(1))
+    )
+    for ours, theirs in zip(one, many, strict=True):
+        assert list(ours) == list(theirs) == ["x", "a", "m"]
+        for name in ours:
+            np.testing.assert_allclose(ours[name].mean, theirs[name].mean, rtol=1e-5)
+        np.testing.assert_array_equal(ours["x"].mean, theirs["x"].mean)
+
+
+def test_statistics_merge_by_the_number_of_samples() -> None:
     one = ChannelStats(np.array([-1.0, 0]), np.array([2.0, 3]), np.array([1.0, 1.0]), 3)
     two = ChannelStats(np.array([-4.0, 1]), np.array([1.0, 9]), np.array([5.0, 1.0]), 1)
     both = one.merged(two)
     assert both.minimum.tolist() == [-4.0, 0.0]
     assert both.maximum.tolist() == [2.0, 9.0]
     assert both.mean.tolist() == [2.0, 1.0]
-    assert both.num_feeds == 4
+    assert both.num_samples == 4
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,8 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
+import onnx_ir as ir
+
 from trtq.calibrators.batches import Batches
 from trtq.calibrators.observe import PassControl, observe
 from trtq.calibrators.statistics import Histogram, Statistics, StatisticsSource
@@ -20,8 +22,8 @@ from trtq.calibrators.statistics_file import (
 )
 from trtq.errors import ArtifactError
 from trtq.files import write_atomically
-from trtq.models.packed import PackedModel
-from trtq.progress import Watcher
+from trtq.models.packed import PackedModel, pack
+from trtq.progress import Silent, Watcher
 from trtq.workers import Shared, Workers
 
 _PARTS_EACH = 4
@@ -69,6 +71,20 @@ def choose_num_parts(workers: Workers, batches: Batches) -> int:
     if batches.num_samples is None or not batches.feed_samples:
         return wanted
     return max(1, min(wanted, math.ceil(batches.num_samples / batches.feed_samples)))
+
+
+def observe_by(
+    workers: Workers | None,
+    model: ir.Model,
+    tensors: Sequence[str],
+    batches: Batches,
+    control: PassControl,
+) -> Statistics:
+    """Returns what `observe` does, by these workers; None: by this process."""
+    if workers is None:
+        return observe(model, tensors, batches, control=control)
+    work = SharedPass(pack(model), "", tuple(tensors), batches, control, choose_num_parts(workers, batches))
+    return observe_parts(work, workers, Checkpoint(), Silent())
 
 
 def observe_parts(work: SharedPass, workers: Workers, checkpoint: Checkpoint, watcher: Watcher) -> Statistics:
