@@ -96,7 +96,7 @@ def test_the_digest_tells_the_content_without_a_download(s3: Any) -> None:
     assert first != read(source).digest
 
 
-@pytest.mark.parametrize("changed", [npz(x=X + 1), npz(x=X[:3]), npz(x=np.concatenate([X, X]))])
+@pytest.mark.parametrize("changed", [npz(x=X + 1), npz(x=X[:3])])
 def test_a_file_that_has_changed_since_it_was_found_is_refused(s3: Any, changed: bytes) -> None:
     source = f"{put(s3, 'changed', {'a.npz': npz(x=X)})}/a.npz"
     batches = read(source)
