@@ -38,10 +38,10 @@ class Pair:
 def find_pairs(items: Sequence[Runnable], skipped: Sequence[Skipped] = ()) -> tuple[Pair, ...]:
     """Returns what the speed gate judges, each with what it is measured against.
 
-    What was built is judged: engines if there are any, also if they could not be run here, else the quantized
-    models, else those in FP16. An engine is measured against the FP16 engine, else FP32; a
-    model against the FP32 model on the same device. Of engines without their builds,
-    whose precisions are not known, the first is what the others are measured against.
+    What was built is judged: engines if there are any, also if they could not be run here, else models; of
+    these the quantized ones, else those in FP16. An engine is measured against the FP16 engine, else FP32; a
+    model against the FP32 model on the same device. Of engines without their builds, whose precisions are not
+    known, the first is what the others are measured against.
 
     Args:
         items: What was measured.
