@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
+from trtq.errors import TrtqError
 from trtq.pipeline.bench.layers import LayerTable, compare_layers, rename_nodes
 from trtq.pipeline.bench.machine import (
     Machine,
@@ -38,10 +39,10 @@ class Pair:
 def find_pairs(items: Sequence[Runnable], skipped: Sequence[Skipped] = ()) -> tuple[Pair, ...]:
     """Returns what the speed gate judges, each with what it is measured against.
 
-    What was built is judged: engines if there are any, also if they could not be run here, else the quantized
-    models, else those in FP16. An engine is measured against the FP16 engine, else FP32; a
-    model against the FP32 model on the same device. Of engines without their builds,
-    whose precisions are not known, the first is what the others are measured against.
+    What was built is judged: engines if there are any, also if they could not be run here, else models; of
+    these the quantized ones, else those in FP16. An engine is measured against the FP16 engine, else FP32; a
+    model against the FP32 model on the same device. Of engines without their builds, whose precisions are not
+    known, the first is what the others are measured against.
 
     Args:
         items: What was measured.
@@ -127,9 +128,8 @@ def measure_speed(
         for reason in list_disturbances(compare_samples(before, sample_machine(pids))):
             watcher.warn(f"speed: {reason}")
         found = judge(turns)
-    if found.verdict != "fail" or (table := compare_pair(pair, inputs, schedule, watcher)) is None:
-        return found
-    return blame_layers(found, table.rows)
+    slow = [found.candidate] if found.verdict == "fail" else []
+    return blame_all([found], compare_pairs([pair], slow, inputs, schedule, watcher))[0]
 
 
 def _judge(pair: Pair, turns: Turns, wanted: float, runtime: str, here: Machine) -> SpeedVerdict:
@@ -180,10 +180,16 @@ def compare_pair(pair: Pair, inputs: Inputs, schedule: Schedule, watcher: Watche
 def compare_pairs(
     pairs: Sequence[Pair], names: Collection[str], inputs: Inputs, schedule: Schedule, watcher: Watcher
 ) -> tuple[LayerTable, ...]:
-    """Returns the times by layers of the pairs with these candidates."""
-    wanted = [pair for pair in pairs if pair.candidate.name in names]
-    tables = [compare_pair(pair, inputs, schedule, watcher) for pair in wanted]
-    return tuple(table for table in tables if table is not None)
+    """Returns the times by layers of the pairs with these candidates; warns of what cannot be timed so."""
+    tables = []
+    for pair in pairs:
+        try:
+            table = compare_pair(pair, inputs, schedule, watcher) if pair.candidate.name in names else None
+        except TrtqError as error:
+            watcher.warn(f"{pair.candidate.name}: its layers could not be timed: {error}")
+            continue
+        tables += [] if table is None else [table]
+    return tuple(tables)
 
 
 def blame_all(verdicts: Sequence[SpeedVerdict], tables: Sequence[LayerTable]) -> tuple[SpeedVerdict, ...]:

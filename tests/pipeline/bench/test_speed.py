@@ -16,6 +16,7 @@ from trtq.pipeline.bench.process import Request
 from trtq.pipeline.bench.runnables import Inputs, Runnable, RunOptions, Skipped
 from trtq.pipeline.bench.speed import (
     Pair,
+    compare_pairs,
     find_pairs,
     judge_pairs,
     judge_skipped,
@@ -201,3 +202,12 @@ def test_layers_need_a_float_one_beside(model: Path) -> None:
         UsageError, match=r"^--layers puts a quantized or FP16 model or engine beside a float"
     ):
         bench(model, options=RunOptions(device="cpu"), schedule=QUICK, layers=True)
+
+
+def test_a_verdict_stands_where_its_layers_cannot_be_timed(pair: Pair) -> None:
+    told = RecordingWatcher()
+    inputs = Inputs({"x": np.ones((3, 3), np.float32)}, "ones", 1)
+    assert compare_pairs([pair], ["int8"], inputs, QUICK, told) == ()
+    assert compare_pairs([pair], [], inputs, QUICK, told) == ()
+    (warning,) = told.warnings
+    assert warning.startswith("int8: its layers could not be timed: ONNX Runtime cannot run the model: ")
