@@ -206,7 +206,19 @@ def read_ranges(path: Path | str) -> Ranges:
         ArtifactError: The file is missing, broken, of another kind or of a newer schema, or a number in it is
             not finite or negative where it must not be.
     """
-    stored = FILE.read(path)
+    return _to_ranges(FILE.read(path))
+
+
+def parse_ranges(content: bytes, origin: str) -> Ranges:
+    """Returns the ranges of the bytes of such a file; `origin` is for messages.
+
+    Raises:
+        ArtifactError: As of `read_ranges`.
+    """
+    return _to_ranges(FILE.decode(content, origin))
+
+
+def _to_ranges(stored: _StoredRanges) -> Ranges:
     tensors = {name: Range(item.amax, item.min, item.max) for name, item in stored.tensors.items()}
     return Ranges(**{item.name: getattr(stored, item.name) for item in fields(stored)} | {"tensors": tensors})
 

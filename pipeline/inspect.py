@@ -1,4 +1,4 @@
-"""What a file is, for people: an ONNX model, ranges, a calibration cache, a build folder."""
+"""What a file is, for people: an ONNX model, ranges, a calibration cache, a build folder or an index."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from trtq.errors import ArtifactError, UsageError
 from trtq.models.session import count_weight_bytes
 from trtq.models.signature import TensorSpec
 from trtq.pipeline.calibrate.data import find_spec, place_layers
+from trtq.pipeline.deliver.index import Index, is_index, read_index
 from trtq.pipeline.deliver.manifest import NAME, Manifest, read_manifest
 from trtq.pipeline.deliver.names import REPORT
 from trtq.pipeline.deliver.report import Report, read_report
@@ -66,7 +67,7 @@ class FolderSummary:
     problems: str = ""
 
 
-Summary = ModelSummary | FolderSummary | Ranges | CalibrationCache
+Summary = ModelSummary | FolderSummary | Ranges | CalibrationCache | Index
 
 
 def inspect(path: Path | str) -> Summary:
@@ -88,15 +89,15 @@ def inspect(path: Path | str) -> Summary:
     if path.name in (NAME, REPORT):
         return inspect(path.parent)
     if path.suffix == ".json":
-        return read_ranges(path)
+        return read_index(path) if is_index(path) else read_ranges(path)
     try:
         return parse_cache(path.read_bytes())
     except OSError as error:
         raise ArtifactError(f"cannot read {path}: {error.strerror}") from error
     except ArtifactError as error:
         raise UsageError(
-            f"{path} is none of the files that trtq knows: an .onnx model, a ranges .json, a calibration "
-            f"cache, a build folder ({error})"
+            f"{path} is none of the files that trtq knows: an .onnx model, a ranges or index .json, a "
+            f"calibration cache, a build folder ({error})"
         ) from error
 
 

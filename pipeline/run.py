@@ -53,6 +53,7 @@ def run(
     *,
     output: Path | str | None = None,
     samples: int | None = None,
+    name: str | None = None,
     backend: str | None = None,
     key: Path | str | None = None,
     watcher: Watcher | None = None,
@@ -60,12 +61,13 @@ def run(
     """Returns what the engine of a build gives for data, and writes it to a file if one is named.
 
     Args:
-        folder: Of the build.
+        folder: Of the build; or the index of several.
         data: In any form that calibration data has. Pictures are prepared as for the build.
         output: The `.npz` file to write, one array an output; it appears whole or not at all.
         samples: Use only this many, rounded up to whole batches; None: all.
+        name: Of the build in an index, as of `load`.
         backend: Who runs it, as of `load`.
-        key: A public key that must have signed the folder, as of `load`.
+        key: A public key that must have signed the folder or index, as of `load`.
         watcher: Hears of the progress.
 
     Raises:
@@ -78,7 +80,7 @@ def run(
     if output is not None:
         _check_output(Path(output), Path(folder), data)
     watcher.stage("Loading")
-    with load(folder, key=key, backend=backend) as engine:
+    with load(folder, name=name, key=key, backend=backend) as engine:
         if engine.report.verdict == "fail":
             watcher.warn(f"the accuracy gate of {folder} failed; see its report.html")
         batches = _open_data(engine, data).first(samples)
@@ -87,7 +89,7 @@ def run(
     if output is not None:
         write_atomically(Path(output), pack_arrays(outputs))
     return RunOutcome(
-        str(folder),
+        str(engine.folder),
         "model.engine" if engine.onnx is None else engine.onnx.name,
         f"{engine.backend.name} {engine.backend.version()}",
         batches.origin,

@@ -18,11 +18,11 @@ import numpy as np
 import pytest
 
 from trtq.calibrators import ranges, statistics_file
-from trtq.cli import build_all
+from trtq.cli import build_summary
 from trtq.json import FileKind
 from trtq.pipeline import migrate
 from trtq.pipeline.bench import benchmark
-from trtq.pipeline.deliver import manifest, report
+from trtq.pipeline.deliver import index, manifest, report
 from trtq.pipeline.deliver.html import page_data
 from trtq.pipeline.judge import sensitivity
 
@@ -30,13 +30,14 @@ DATA = Path(__file__).parent / "data"
 KEPT = DATA / "kept"
 KINDS: Mapping[str, FileKind[Any]] = {
     "bench": benchmark.FILE,
+    "index": index.FILE,
     "manifest": manifest.FILE,
     "migration": migrate.FILE,
     "ranges": ranges.FILE,
     "report": report.FILE,
     "sensitivity": sensitivity.FILE,
     "statistics": statistics_file.FILE,
-    "summary": build_all.FILE,
+    "summary": build_summary.FILE,
     "tensors": page_data.FILE,
 }
 
@@ -71,12 +72,13 @@ def test_a_file_of_every_schema_number_is_read(kind: str) -> None:
 
 REWRITE: Mapping[str, Callable[[Path], bytes]] = {
     "bench": lambda path: benchmark.to_json(benchmark.FILE.read(path)),
+    "index": lambda path: index.FILE.encode(index.FILE.read(path)),
     "manifest": lambda path: manifest.to_json(manifest.FILE.read(path)),
     "migration": lambda path: migrate.FILE.encode(migrate.FILE.read(path)),
     "ranges": lambda path: ranges.ranges_to_json(ranges.read_ranges(path)),
     "report": lambda path: report.to_json(report.read_report(path)),
     "sensitivity": lambda path: sensitivity.to_json(sensitivity.read_sensitivity(path)),
-    "summary": lambda path: build_all.FILE.encode(build_all.FILE.read(path)),
+    "summary": lambda path: build_summary.FILE.encode(build_summary.FILE.read(path)),
     "tensors": lambda path: page_data.FILE.encode(page_data.FILE.read(path), compact=True),
 }
 

@@ -26,6 +26,7 @@ from trtq.pipeline.build.prepare import prepare
 from trtq.pipeline.build.ranges import JobRanges, find_ranges
 from trtq.pipeline.build.search import SearchResult, compare_written, search_layers
 from trtq.pipeline.build.share import measure_quantized_share
+from trtq.pipeline.build.shared import SharedRanges, take_shared
 from trtq.pipeline.build.speed import judge_job_speed
 from trtq.pipeline.calibrate.data import find_shapes
 from trtq.pipeline.deliver.earlier import EarlierBuild, find_earlier
@@ -60,6 +61,7 @@ def build(
     sign_key: Path | str | None = None,
     watcher: Watcher | None = None,
     workers: Workers | None = None,
+    shared: SharedRanges | None = None,
     **options: Any,
 ) -> Report:
     """Builds an engine, compares it with the float model, and returns the report.
@@ -82,6 +84,8 @@ def build(
         watcher: Hears of the progress.
         workers: Who share the calibration and the trials: `trtq.Processes` or `trtq.Ray`; None: threads of
             this process. The ranges are the same.
+        shared: Ranges that were made from the same arguments for builds on several kinds of machines; see
+            `trtq build-all`. None: they are made here.
         **options: Every option of `trtq build`, with underscores for its dashes, in place of what `spec` and
             `target` say: int8=True, skip=["^head"], min_cosine=0.999, backend="onnxruntime".
 
@@ -107,26 +111,30 @@ def build(
         )
         places.deliver(known)
         return known
-    result = run_job(job, log, earlier)
+    result = run_job(job, log, earlier, shared)
     if sign_key is not None and result.verdict != "fail":
         sign(job.folder, sign_key)
     places.deliver(result)
     return result
 
 
-def run_job(job: Job, log: Log, earlier: EarlierBuild | None = None) -> Report:
+def run_job(
+    job: Job, log: Log, earlier: EarlierBuild | None = None, shared: SharedRanges | None = None
+) -> Report:
     """Runs a prepared build and returns its report; `build` says what is written and raised.
 
     Args:
         job: What `prepare` decided.
         log: What was said so far; what is said from here on is added.
         earlier: A build in the same folder whose stages may be used again.
+        shared: Ranges that were made for this build and others.
     """
-    if earlier is None or "ranges" not in earlier.same:  # else the same file and data were checked then
+    given = take_shared(job, shared, log)
+    if given is None and (earlier is None or "ranges" not in earlier.same):  # else they were checked then
         data = job.calibration or job.evaluation
         check_against_file(job.graph, data, log, find_shapes(job.spec, job.target))
     with stage_folder(job.folder) as stage:
-        calibrated = find_ranges(job, earlier, log)
+        calibrated = given or find_ranges(job, earlier, log)
         ranges = calibrated.ranges
         job = add_other_formats(replace(job, attention=() if ranges is None else ranges.attention))
         job = _keep_as_before(job, ranges, earlier)

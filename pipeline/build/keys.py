@@ -18,17 +18,7 @@ from trtq.pipeline.engine.gpu import find_compute_capability
 
 def make_keys(job: Job) -> dict[str, str]:
     """Returns the digests of "ranges", of "engine", and of "everything"."""
-    searches = isinstance(job.method, Auto) or job.spec.quantization.repairs
-    ranges = make_key(
-        collect_versions(),
-        job.graph.sha256,
-        _hash_data(job.shape_data),
-        (describe(job.method), job.spec.calibration.method, job.spec.quantization),
-        {name: form.name for name, form in job.tensors.items()},
-        job.target.requantize,
-        job.strategy.rest.name,  # with FP16 the magnitudes of all tensors are watched
-        [node.to_key() for node in job.placement.quantized if node.activations] if searches else (),
-    )
+    ranges = make_key(collect_versions(), job.graph.sha256, _hash_data(job.shape_data), *_list_ranged(job))
     judged = (
         _hash_data(job.evaluation),
         job.spec.shown.evaluation,
@@ -54,6 +44,27 @@ def make_keys(job: Job) -> dict[str, str]:
         "engine": engine,
         "everything": make_key(engine, *judged, *_list_speed(job.spec)),
     }
+
+
+def make_shared_key(job: Job) -> str:
+    """Returns the digest of "ranges" for builds of one moment on several machines with the same libraries.
+
+    Data that a script makes counts as the same: it is made once for all of them.
+    """
+    data = job.shape_data.digest if job.shape_data is not None else None
+    return make_key(job.graph.sha256, data, *_list_ranged(job))
+
+
+def _list_ranged(job: Job) -> tuple[object, ...]:
+    """Returns what the ranges depend on beside versions, model and data."""
+    searches = isinstance(job.method, Auto) or job.spec.quantization.repairs
+    return (
+        (describe(job.method), job.spec.calibration.method, job.spec.quantization),
+        {name: form.name for name, form in job.tensors.items()},
+        job.target.requantize,
+        job.strategy.rest.name,  # with FP16 the magnitudes of all tensors are watched
+        [node.to_key() for node in job.placement.quantized if node.activations] if searches else (),
+    )
 
 
 def _list_speed(spec: ModelSpec) -> tuple[object, ...]:

@@ -1,6 +1,7 @@
 """Who made a build folder: an Ed25519 signature of its manifest, which holds the digest of everything else.
 
-The signature (RFC 8032) is the 64 bytes alone, so that OpenSSL can check it without trtq:
+An index of builds, which holds the digests of their manifests, is signed likewise. The signature (RFC 8032)
+is the 64 bytes alone, so that OpenSSL can check it without trtq:
 `openssl pkeyutl -verify -pubin -inkey public.pem -rawin -in manifest.json -sigfile manifest.sig`.
 """
 
@@ -70,28 +71,46 @@ def check_signature(folder: Path, content: bytes, key: Path) -> None:
         UsageError: The key cannot be used.
         MissingDependency: `cryptography` is not installed.
     """
-    if not _is_good(folder, content, read_public_key(key)):
+    if not _is_good(folder, content, read_public_key(key), folder / SIGNATURE):
         raise ArtifactError(
             f"the signature of {folder} is not that of {key}: {NAME} was changed since, or another key signed"
+        )
+
+
+def check_file_signature(path: Path, content: bytes, key: Path) -> None:
+    """Refuses a file that stands alone and whose content the owner of a public key has not signed.
+
+    The signature lies beside it, with the suffix `.sig`.
+
+    Raises:
+        ArtifactError, UsageError, MissingDependency: As of `check_signature`.
+    """
+    signature, maker = path.with_suffix(".sig"), "trtq build-all --sign-key"
+    if not _is_good(path, content, read_public_key(key), signature, maker):
+        raise ArtifactError(
+            f"the signature of {path} is not that of {key}: it was changed since, or another key signed"
         )
 
 
 def is_signed(folder: Path, content: bytes, private: Ed25519PrivateKey) -> bool:
     """Returns whether a build folder, whose manifest has this content, is signed with a key."""
     try:
-        return _is_good(folder, content, private.public_key())
+        return _is_good(folder, content, private.public_key(), folder / SIGNATURE)
     except ArtifactError:
         return False
 
 
-def _is_good(folder: Path, content: bytes, public: Ed25519PublicKey) -> bool:
-    path = folder / SIGNATURE
+def _is_good(
+    signed: Path, content: bytes, public: Ed25519PublicKey, signature: Path, maker: str = "trtq sign"
+) -> bool:
     try:
-        public.verify(path.read_bytes(), content)
+        public.verify(signature.read_bytes(), content)
     except FileNotFoundError as error:
-        raise ArtifactError(f"{folder} is not signed: it has no {SIGNATURE}; trtq sign makes one") from error
+        raise ArtifactError(
+            f"{signed} is not signed: it has no {signature.name}; {maker} makes one"
+        ) from error
     except OSError as error:
-        raise ArtifactError(f"cannot read {path}: {error.strerror}") from error
+        raise ArtifactError(f"cannot read {signature}: {error.strerror}") from error
     except _exceptions().InvalidSignature:
         return False
     return True

@@ -62,6 +62,8 @@ if TYPE_CHECKING:
     from trtq.pipeline.calibrate import observe as observe
     from trtq.pipeline.calibrate.data import ObserveOptions as ObserveOptions
     from trtq.pipeline.compare import compare as compare
+    from trtq.pipeline.deliver.index import Index as Index
+    from trtq.pipeline.deliver.index import IndexIntegrity as IndexIntegrity
     from trtq.pipeline.deliver.integrity import Integrity as Integrity
     from trtq.pipeline.deliver.report import Report as Report
     from trtq.pipeline.deliver.report import read_report as read_report
@@ -102,6 +104,7 @@ if TYPE_CHECKING:
     from trtq.pipeline.sensitivity import sensitivity as sensitivity
     from trtq.pipeline.sign import sign as sign
     from trtq.pipeline.verify import verify as verify
+    from trtq.pipeline.verify import verify_index as verify_index
     from trtq.progress import Watcher as Watcher
 
     __version__: str

@@ -8,7 +8,7 @@ import os
 import platform
 import socket
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, TypeVar
@@ -22,11 +22,19 @@ R = TypeVar("R")
 Versions = tuple[tuple[str, str], ...]
 
 _WORK = "sharing work over a cluster"
-_RETRIES = 5
+RETRIES = 5
 """How often a task is begun again when its worker or its machine is gone."""
 _PATIENCE_SECONDS = 10.0
 _DECIDING = ("trtq", "numpy", "onnxruntime")
 """Packages of which another version may compute something else."""
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """A machine of a cluster, and all that it has of Ray's resources: "CPU", "memory" in bytes, its own."""
+
+    address: str
+    resources: Mapping[str, float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +65,7 @@ class Ray:
         Raises:
             MissingDependency, WorkerError: See `map`.
         """
-        return _Stored(self._join().put(value))
+        return _Stored(self.join().put(value))
 
     def count(self) -> int:
         """See `Workers.count`; of a cluster that grows, how many it can run now.
@@ -65,7 +73,7 @@ class Ray:
         Raises:
             MissingDependency, WorkerError: See `map`.
         """
-        return max(1, int(self._join().cluster_resources().get("CPU", 0)) // self.cpus)
+        return max(1, int(self.join().cluster_resources().get("CPU", 0)) // self.cpus)
 
     def map(self, task: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
         """See `Workers.map`; the task is a function that can be imported on the workers.
@@ -75,9 +83,9 @@ class Ray:
             WorkerError: There is no such cluster, a machine of it has other versions than this one, or a task
                 was lost too often.
         """
-        ray = self._join()
+        ray = self.join()
         run = ray.remote(_run).options(
-            num_cpus=self.cpus, memory=self.memory_bytes or None, max_retries=_RETRIES
+            num_cpus=self.cpus, memory=self.memory_bytes or None, max_retries=RETRIES
         )
         here, most, waiting = find_versions(), 2 * self.count(), deque[Any]()
         try:
@@ -93,7 +101,21 @@ class Ray:
             for reference in waiting:
                 ray.cancel(reference, force=True)  # a task in a library hears of nothing else
 
-    def _join(self) -> Any:
+    def list_nodes(self) -> tuple[Node, ...]:
+        """Returns the machines that are alive now.
+
+        Raises:
+            MissingDependency, WorkerError: See `map`.
+        """
+        alive = [node for node in self.join().nodes() if node["Alive"]]
+        return tuple(Node(str(node["NodeManagerAddress"]), node["Resources"]) for node in alive)
+
+    def join(self) -> Any:
+        """Returns the module `ray`, whose calls go to the cluster.
+
+        Raises:
+            MissingDependency, WorkerError: See `map`.
+        """
         ray = lazy.require("ray", "ray", _WORK)
         if not ray.is_initialized():
             _join(ray, self.address or os.environ.get("RAY_ADDRESS") or "auto")
@@ -144,9 +166,14 @@ def refuse_other_versions(here: Versions, there: Versions, machine: str) -> None
             )
 
 
+def find_machine() -> str:
+    """Returns the address of the machine of the cluster that does this part of the work."""
+    return str(lazy.require("ray", "ray", _WORK).util.get_node_ip_address())
+
+
 def _run(task: Callable[[Any], Any], item: Any, cpus: int, wanted: Versions) -> _Answer:
     """Does one part of the work; this runs on a worker."""
-    machine = str(lazy.require("ray", "ray", _WORK).util.get_node_ip_address())
+    machine = find_machine()
     limit_cores(cpus)
     try:
         refuse_other_versions(wanted, find_versions(), machine)

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from command_line import trtq
 
-from trtq.cli.build_all import worst
+from trtq.cli.build_summary import find_worst
 from trtq.errors import ArtifactError
 from trtq.pipeline.build_all import CommandJob, CommandOutcome, Limits
 from trtq.pipeline.deliver.manifest import read_manifest
@@ -84,7 +84,7 @@ def test_the_table_has_a_line_for_each(folder: Path) -> None:
     assert any(line.startswith("strict GATE FAILED int8 onnxruntime") for line in lines)
     assert any(line.startswith("broken BAD INPUT") for line in lines)
     assert any(line.startswith("strict: the accuracy gate failed") for line in lines)
-    assert lines[-1] == f"written to {folder / 'summary.json'}"
+    assert lines[-1] == f"written to {folder / 'summary.json'} and {folder / 'index.json'}"
     told = (folder / "stderr.txt").read_text()
     assert "note: model has begun\n" in told
     assert "note: strict: gate failed after" in told
@@ -133,7 +133,7 @@ def test_a_summary_that_cannot_be_written_stops_no_build(
         for number in range(len(jobs)):
             ended(number, CommandOutcome(2, "", "error: it is bad\n", 0.1))
 
-    monkeypatch.setattr("trtq.cli.build_all.write_atomically", refuse)
+    monkeypatch.setattr("trtq.cli.build_run.write_atomically", refuse)
     monkeypatch.setattr("trtq.cli.build_all.run_jobs", fail)
     (folder / "two.toml").write_text('[[build]]\nmodel = "broken.onnx"\n' * 2 + 'output = "second.trtq"\n')
     result = trtq("build-all", folder / "two.toml", "--summary", folder / "two.json")
@@ -154,7 +154,7 @@ def test_no_memory_is_no_budget(folder: Path) -> None:
     ("codes", "code"), [([0, 0], 0), ([0, 3], 3), ([3, 2], 2), ([2, 5], 5), ([5, 4, 0], 4), ([4, -9, 0], 1)]
 )
 def test_the_worst_exit_code_wins(codes: list[int], code: int) -> None:
-    assert worst(codes) == code
+    assert find_worst(codes) == code
 
 
 def test_a_crash_is_told_with_its_last_words(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -129,7 +129,7 @@ def test_everything_that_is_wrong_is_told_at_once(folder: Path) -> None:
         model = "../models/a.onnx"
         """,
     ) == [
-        "unknown section 'default'; the sections are [defaults] and [[build]]",
+        "unknown section 'default'; the sections are [defaults], [kind.NAME] and [[build]]",
         "[defaults]: output belongs into a [[build]]",
         "build 1 (?): unknown key 'modle'; is it model?",
         "build 1 (?): model is missing; give the path of an ONNX file",

@@ -151,10 +151,11 @@ def test_completing_a_command_loads_nothing_heavier_than_click(monkeypatch: pyte
     assert not {name for name in HEAVY if re.search(rf"\| +{name}$", done.stderr, re.MULTILINE)}
 
 
-def test_only_parameters_of_calibration_methods_are_hidden() -> None:
+def test_only_parameters_of_methods_and_what_build_all_adds_are_hidden() -> None:
     parameters = command_of("build").params
     hidden = {item.name for item in parameters if isinstance(item, click.Option) and item.hidden}
-    assert hidden == {"num_bins", "num_levels", "max_clipped", "num_candidates", "smallest"}
+    of_methods = {"num_bins", "num_levels", "max_clipped", "num_candidates", "smallest"}
+    assert hidden == {*of_methods, "share_ranges", "earlier", "take_shared"}
 
 
 @pytest.mark.parametrize(

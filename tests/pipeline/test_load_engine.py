@@ -67,7 +67,7 @@ def backend(monkeypatch: pytest.MonkeyPatch) -> Builder:
     builder = Builder()
     monkeypatch.setattr("trtq.pipeline.engine.backends.BACKENDS", {**BACKENDS, "tensorrt": builder})
     monkeypatch.setattr(module, "BACKENDS", {**BACKENDS, "tensorrt": builder})
-    monkeypatch.setattr(module, "find_compute_capability", lambda: "8.6")
+    monkeypatch.setattr("trtq.pipeline.load.fit.find_compute_capability", lambda: "8.6")
     return builder
 
 
@@ -142,14 +142,14 @@ def test_all_that_does_not_fit_is_said_at_once(
 ) -> None:
     folder = _built(model, spec, backend)
     backend.number = "10.16.1"
-    monkeypatch.setattr(module, "find_compute_capability", lambda: "8.9")
+    monkeypatch.setattr("trtq.pipeline.load.fit.find_compute_capability", lambda: "8.9")
     with pytest.raises(
         ArtifactError,
         match=r"was built by tensorrt 10\.3\.0 for compute capability 8\.6; here is tensorrt 10\.16\.1 on "
         r"compute capability 8\.9; build it again here, or with --version-compatible .* and --hardware-comp",
     ):
         load(folder)
-    monkeypatch.setattr(module, "find_compute_capability", lambda: "")
+    monkeypatch.setattr("trtq.pipeline.load.fit.find_compute_capability", lambda: "")
     with pytest.raises(
         ArtifactError, match=r"8\.6; here is tensorrt 10\.16\.1; build it again here, or with "
     ):
@@ -161,7 +161,7 @@ def test_a_gpu_that_was_built_for_is_taken(
     here: str, level: str, model: Path, spec: ModelSpec, backend: Builder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = _built(model, spec, backend, hardware_compatibility=level)
-    monkeypatch.setattr(module, "find_compute_capability", lambda: here)
+    monkeypatch.setattr("trtq.pipeline.load.fit.find_compute_capability", lambda: here)
     assert load(folder).onnx is None
 
 
@@ -170,7 +170,7 @@ def test_an_engine_for_another_gpu_is_refused_and_both_are_named(
     here: str, level: str, model: Path, spec: ModelSpec, backend: Builder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = _built(model, spec, backend, hardware_compatibility=level)
-    monkeypatch.setattr(module, "find_compute_capability", lambda: here)
+    monkeypatch.setattr("trtq.pipeline.load.fit.find_compute_capability", lambda: here)
     with pytest.raises(
         ArtifactError,
         match=r"was built by tensorrt 10\.3\.0 for compute capability 8\.6; here is tensorrt 10\.3\.0 on "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,10 @@ from trtq.cli.options import Given
 from trtq.cli.sharing import find_workers, workers_options
 from trtq.cli.tables import print_report
 from trtq.models.spec import AccuracySpec, EvaluationSpec, LayerSpec, QuantizationSpec
-from trtq.pipeline.build import build
+from trtq.pipeline.build import build, shared
 from trtq.pipeline.build.delivery import choose_places
 from trtq.pipeline.build.dry import plan_build
+from trtq.pipeline.build.shared import PIPED
 from trtq.pipeline.deliver.report import to_json
 from trtq.pipeline.engine.asked import Formats
 from trtq.pipeline.engine.target import Target
@@ -53,6 +55,15 @@ from trtq.pipeline.engine.target import Target
     "used again only if this key signed it.",
 )
 @workers_options
+@click.option("--share-ranges", is_flag=True, hidden=True, help="Make the ranges alone; for build-all.")
+@click.option(
+    "--earlier",
+    type=click.Path(path_type=Path),
+    multiple=True,
+    hidden=True,
+    help="A folder whose ranges --share-ranges takes if they are the same.",
+)
+@click.option("--take-shared", is_flag=True, hidden=True, help="Take the ranges of --share-ranges on stdin.")
 @options.json_option
 @options.talk_options
 @options.pass_given
@@ -64,6 +75,9 @@ def command(
     sign_key: Path | None,
     workers: str,
     worker_cpus: int,
+    share_ranges: bool,
+    earlier: tuple[Path, ...],
+    take_shared: bool,
     as_json: bool,
     quiet: bool,
     verbose: bool,
@@ -94,8 +108,12 @@ def command(
         _show_plan(model, wanted, as_json=as_json, quiet=quiet)
         return
     with ConsoleWatcher(quiet=quiet) as watcher:
-        shared = find_workers(workers, worker_cpus)
-        report = build(model, **wanted, sign_key=sign_key, watcher=watcher, workers=shared)
+        wanted |= {"sign_key": sign_key, "watcher": watcher, "workers": find_workers(workers, worker_cpus)}
+        if share_ranges:
+            print_answer(PIPED.encode(shared.share_ranges(model, **wanted, earlier=earlier)).decode())
+            return
+        given_ranges = PIPED.decode(sys.stdin.buffer.read(), "stdin") if take_shared else None
+        report = build(model, **wanted, shared=given_ranges)
     lines = [] if as_json or quiet else list_next(report)
     if as_json:
         print_answer(to_json(report).decode())

@@ -3,98 +3,38 @@
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import click
-from rich.text import Text
 
 from trtq.calibrators.memory import find_free_bytes
 from trtq.cli import options
-from trtq.cli.build_file import BuildEntry, read_builds
-from trtq.cli.console import ConsoleWatcher, echo, open_console, print_answer
+from trtq.cli.build_file import read_builds
+from trtq.cli.build_jobs import choose_entries, plan_jobs
+from trtq.cli.build_run import Run, RunFiles
+from trtq.cli.build_summary import encode_summary, find_worst, print_results
+from trtq.cli.console import ConsoleWatcher, open_console, print_answer
+from trtq.cli.help import GroupedCommand
+from trtq.cli.sharing import find_workers
 from trtq.cli.sizes import parse_bytes
-from trtq.cli.tables import create_table
-from trtq.errors import ArtifactError, UsageError
-from trtq.files import check_output, write_atomically
-from trtq.json import FileKind
-from trtq.numbers import format_bytes, format_count, format_seconds
-from trtq.pipeline.build_all import CommandOutcome, Limits, run_jobs
-from trtq.pipeline.deliver.report import FILE as REPORT_FILE
-from trtq.pipeline.deliver.report import LITTLE
-from trtq.records import REFERENCES
-from trtq.workers import count_cores
-
-_SEVERITY = (0, 3, 2, 5, 4)
-"""Exit codes from the best to the worst; any other is worse: a crash."""
-_WORDS = {2: "bad input", 3: "gate failed", 4: "not built", 5: "not installed"}
-_STYLES = {"pass": "green", "unverified": "yellow", "pending": "dim"}
+from trtq.cluster import Ray
+from trtq.errors import UsageError
+from trtq.numbers import format_bytes
+from trtq.pipeline.bench.machine import describe_machine
+from trtq.pipeline.build_all import Limits, run_jobs
+from trtq.pipeline.build_all.farm import Farm, run_on_farm
+from trtq.workers import Processes, count_cores
 
 
-@dataclass(frozen=True, slots=True)
-class BuildResult:
-    """How one build went, as in the summary.
-
-    Attributes:
-        state: "pass", "unverified", "gate failed", "bad input", "not built", "not installed", "crashed" or,
-            while others run, "pending".
-        exit_code: Of its process; negative: killed by this signal; None while it is pending.
-        reused: What was taken from an earlier build; "everything": nothing was to do.
-        min_cosine: The smallest of any output of the judged model, against FP32; None without a comparison.
-        layers: Layers that run as asked, and quantized ones; None without a report.
-        engine_bytes: Of the engine, or of the model that runs.
-        quantized_macs: The share of the MACs on codes of 8 bits or fewer; None if nothing tells.
-        error: Why it failed; empty if it did not.
-    """
-
-    name: str
-    model: str
-    output: str
-    state: str = "pending"
-    exit_code: int | None = None
-    seconds: float = 0.0
-    reused: tuple[str, ...] = ()
-    precision: str = ""
-    backend: str = ""
-    min_cosine: float | None = None
-    layers: tuple[int, int] | None = None
-    engine_bytes: int = 0
-    quantized_macs: float | None = None
-    warnings: tuple[str, ...] = ()
-    error: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Summary:
-    """How all builds went."""
-
-    builds: tuple[BuildResult, ...]
-
-
-def _upgrade(document: dict[str, Any], version: int) -> dict[str, Any]:
-    """Returns a summary of an older schema as one of today: the first knew INT8 alone."""
-    builds = document.get("builds")
-    if version > 1 or not isinstance(builds, list):
-        return document
-    renamed = [
-        {**item, "quantized_macs": item.get("int8_macs")} if isinstance(item, dict) else item
-        for item in builds
-    ]
-    return {**document, "builds": renamed}
-
-
-FILE = FileKind(Summary, "summary of trtq", "trtq build-all", "trtq build-all", version=2, upgrade=_upgrade)
-
-
-@click.command("build-all")
+@click.command("build-all", cls=GroupedCommand)
 @click.argument("file", type=click.Path(path_type=Path, dir_okay=False), default=Path("trtq.toml"))
 @click.option(
     "--jobs",
     type=click.IntRange(1),
-    help="How many builds run at a time.  [default: half of the cores, 2 at least]",
+    help="How many builds run at a time on this machine.  [default: half of the cores, 2 at least]",
 )
 @click.option(
     "--memory",
@@ -103,9 +43,47 @@ FILE = FileKind(Summary, "summary of trtq", "trtq build-all", "trtq build-all", 
     "left.  [default: nine tenths of what is free]",
 )
 @click.option(
+    "--workers",
+    metavar="WORKERS",
+    default="processes",
+    show_default=True,
+    help="Where the builds run: processes of this machine, ray (the cluster of RAY_ADDRESS, or that this "
+    "machine belongs to) or ray://host:port.",
+)
+@click.option(
+    "--worker-cpus",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    help="Cores for each build on a cluster.",
+)
+@click.option(
+    "--autoscaling",
+    is_flag=True,
+    help="The cluster starts machines when they are asked for: wait for kinds that it has none of yet.",
+)
+@click.option(
+    "--on",
+    "kinds",
+    multiple=True,
+    metavar="KIND",
+    help="Build only what is for this kind of machine, or for any (repeatable). Without a cluster, this "
+    "machine is of this kind.",
+)
+@click.option(
     "--summary",
     type=click.Path(path_type=Path, dir_okay=False),
     help="Where the summary is written.  [default: summary.json beside FILE]",
+)
+@click.option(
+    "--index",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Where the list of the engines is written, for trtq.load.  [default: index.json beside FILE]",
+)
+@click.option(
+    "--sign-key",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Sign every folder with this private key unless its gate fails, and the index; see trtq sign.",
 )
 @options.json_option
 @click.option("-q", "--quiet", is_flag=True, help="Print what failed, and nothing else.")
@@ -118,135 +96,84 @@ def command(ctx: click.Context, /, file: Path, **given: Any) -> None:
     and fails by itself. The exit code is the worst of all: 4, else 5, else 2, else 3. What is unchanged
     since it was built is not built again, so the same command continues after an interruption.
 
+    On a Ray cluster, a build that says on = ["nvidia-l4", "nvidia-h100"] is made once for each, on a node
+    with this custom resource. index.json lists the engines; trtq.load takes the one for its machine.
+
     \b
       trtq build-all trtq.toml --jobs 2 --memory 8G
+      trtq build-all farm.toml --workers ray --sign-key private.pem
     """
-    entries = read_builds(file)
-    path = given["summary"] or file.parent / "summary.json"
-    _refuse_foreign(path)
+    farm = _find_farm(file, given)
+    everything = read_builds(
+        file if farm is None else file.absolute(), given["sign_key"], is_elsewhere=farm is not None
+    )
+    entries = choose_entries(everything, given["kinds"], is_farm=farm is not None)
+    plan, beside = plan_jobs(entries, everything), file.parent
+    places = RunFiles(given["summary"] or beside / "summary.json", given["index"] or beside / "index.json")
+    places.check()
+    run = Run(plan, everything, places)
+    with ConsoleWatcher(quiet=given["quiet"] or given["as_json"]) as watcher:
+        watcher.stage("Building", len(entries))
+        for entry in everything:
+            if entry not in entries:
+                watcher.note(f"{entry.title} is left out: --on names other kinds of machines")
+        if farm is None:
+            _run_here(run, given, watcher)
+        else:
+            run_on_farm(plan.jobs, farm, run.begin(watcher), run.end(watcher), watcher.note)
+    if given["as_json"]:
+        print_answer(encode_summary(run.results).decode())
+    else:
+        print_results(run.results, quiet=given["quiet"])
+    if run.unwritten:
+        raise run.unwritten[0]
+    if not (given["as_json"] or given["quiet"]):
+        open_console().print(f"written to {places.summary} and {places.index}", soft_wrap=True)
+    ctx.exit(find_worst([item.exit_code or 0 for item in run.results]))
+
+
+def _find_farm(file: Path, given: Mapping[str, Any]) -> Farm | None:
+    """Returns the cluster to build on; None: this machine.
+
+    Raises:
+        UsageError: There are no such workers, or an option is for the others.
+    """
+    workers = find_workers(given["workers"], given["worker_cpus"])
+    if isinstance(workers, Ray):
+        if given["jobs"] or given["memory"]:
+            name = "--jobs" if given["jobs"] else "--memory"
+            raise UsageError(
+                f"{name} is for the processes of this machine; a cluster starts what its machines have room "
+                f"for; leave it out, or leave --workers out"
+            )
+        return Farm(workers, file, grows=given["autoscaling"])
+    if workers != Processes():
+        raise UsageError(
+            f"--workers {given['workers']} builds nothing; take processes (and --jobs N), ray or "
+            f"ray://host:port"
+        )
+    if given["autoscaling"]:
+        raise UsageError("--autoscaling is for a cluster; add --workers ray, or leave it out")
+    return None
+
+
+def _run_here(run: Run, given: Mapping[str, Any], watcher: ConsoleWatcher) -> None:
+    """Runs the builds in processes of this machine."""
     memory = parse_bytes(given["memory"]) if given["memory"] else find_free_bytes() * 9 // 10
     if memory < 1:
         raise UsageError(f"--memory must be at least 1 byte, got {given['memory']}")
+    for job in run.plan.jobs:
+        if job.memory_bytes > memory and job.result is not None:
+            watcher.warn(
+                f"{job.name} may need {format_bytes(job.memory_bytes)}, more than the "
+                f"{format_bytes(memory)} available: it runs alone"
+            )
     limits = Limits(given["jobs"] or max(2, math.ceil(count_cores() / 2)), memory)
-    unwritten: list[ArtifactError] = []
-    results = [BuildResult(entry.name, str(entry.model), str(entry.output)) for entry in entries]
-    with ConsoleWatcher(quiet=given["quiet"] or given["as_json"]) as watcher:
-        watcher.stage("Building", len(entries))
-        for entry in entries:
-            if entry.job.memory_bytes > memory:
-                watcher.warn(
-                    f"{entry.name} may need {format_bytes(entry.job.memory_bytes)}, more than the "
-                    f"{format_bytes(memory)} available: it runs alone"
-                )
-
-        def started(number: int) -> None:
-            watcher.note(f"{entries[number].name} has begun")
-
-        def ended(number: int, outcome: CommandOutcome) -> None:
-            results[number] = _result(entries[number], outcome)
-            watcher.advance(1)
-            state, seconds = results[number].state, format_seconds(outcome.seconds)
-            watcher.note(f"{entries[number].name}: {state} after {seconds}")
-            unwritten.clear()
-            try:
-                write_atomically(path, _summary(results))
-            except ArtifactError as error:  # the other builds go on
-                unwritten.append(error)
-
-        run_jobs([entry.job for entry in entries], limits, started, ended)
-    if given["as_json"]:
-        print_answer(_summary(results).decode())
-    else:
-        _print(results, quiet=given["quiet"])
-    if unwritten:
-        raise unwritten[0]
-    if not (given["as_json"] or given["quiet"]):
-        open_console().print(f"written to {path}", soft_wrap=True)
-    ctx.exit(worst([item.exit_code or 0 for item in results]))
-
-
-def worst(codes: Sequence[int]) -> int:
-    """Returns the exit code for all: that of the worst; 1 for a crash."""
-    order = {code: rank for rank, code in enumerate(_SEVERITY)}
-    code = max(codes, key=lambda item: order.get(item, len(order)))
-    return code if code in order else 1
-
-
-def _refuse_foreign(path: Path) -> None:
-    """Refuses to write the summary over something else, before any work."""
-    check_output(path, option="--summary")
-    if not path.exists():
-        return
-    try:
-        FILE.read(path)
-    except ArtifactError as error:
-        raise ArtifactError(f"{path} is not a summary of trtq; choose another file with --summary") from error
-
-
-def _result(entry: BuildEntry, outcome: CommandOutcome) -> BuildResult:
-    """Returns how a build went, from what its process left."""
-    try:
-        report = REPORT_FILE.decode(outcome.stdout.encode(errors="replace"), entry.name)
-    except ArtifactError:
-        report = None
-    words = outcome.stderr.strip() or "it said nothing"
-    error = re.split(r"^error: ", words, flags=re.MULTILINE)[-1] if outcome.exit_code else ""
-    ours, seconds = (entry.name, str(entry.model), str(entry.output)), round(outcome.seconds, 1)
-    if outcome.exit_code not in _SEVERITY or (outcome.exit_code == 0 and report is None):
-        return BuildResult(*ours, "crashed", outcome.exit_code or 1, seconds, error=words[-2000:])
-    if report is None:
-        return BuildResult(*ours, _WORDS[outcome.exit_code], outcome.exit_code, seconds, error=error)
-    candidates = [item for item in report.comparison if item.reference in REFERENCES]
-    judged = [item.cosine for item in candidates if item.candidate == candidates[0].candidate]
-    return BuildResult(
-        *ours,
-        state=_WORDS.get(outcome.exit_code, report.verdict),
-        exit_code=outcome.exit_code,
-        seconds=seconds,
-        reused=report.reused,
-        precision=report.precision,
-        backend=report.backend,
-        min_cosine=min((value for value in judged if not math.isnan(value)), default=None),
-        layers=(report.engine.num_realized, report.engine.layers_quantized),
-        engine_bytes=report.engine.bytes,
-        quantized_macs=report.quantized_macs,
-        warnings=report.warnings,
-        error=error,
+    begin, gpu = run.begin(watcher), describe_machine().gpu
+    end = run.end(watcher)
+    run_jobs(
+        run.plan.jobs,
+        limits,
+        lambda number: begin(number, ""),
+        lambda number, outcome: end(number, replace(outcome, gpu=gpu)),
     )
-
-
-def _summary(results: Sequence[BuildResult]) -> bytes:
-    return FILE.encode(Summary(tuple(results)))
-
-
-def _print(results: Sequence[BuildResult], *, quiet: bool) -> None:
-    """Prints the table, and why builds failed."""
-    if quiet:
-        for item in results:
-            if item.error:
-                echo(f"{item.name}: {item.state}: {item.error}", err=True)
-        return
-    console = open_console()
-    rows = create_table(
-        "build", "", "precision", "backend", "cosine", "INT8 layers", "MACs", "engine", "seconds", numbers=5
-    )
-    for item in results:
-        is_less = item.quantized_macs is not None and item.quantized_macs < LITTLE and item.state == "pass"
-        state = Text(
-            item.state.upper(), style=_STYLES.get("unverified" if is_less else item.state, "bold red")
-        )
-        if "everything" in item.reused:
-            state.append(", unchanged", style="not bold")
-        cosine = "" if item.min_cosine is None else f"{item.min_cosine:.5f}"
-        layers = f"{item.layers[0]} of {item.layers[1]}" if item.layers else ""
-        size = format_bytes(item.engine_bytes) if item.engine_bytes else ""
-        macs = "" if item.quantized_macs is None else f"{item.quantized_macs:.1%}"
-        numbers = (cosine, layers, macs, size, f"{item.seconds:.1f}")
-        rows.add_row(item.name, state, item.precision, item.backend, *numbers)
-    console.print(rows)
-    for item in results:
-        if item.error:
-            console.print(Text(f"{item.name}: {item.error}", style="red"), soft_wrap=True)
-        elif item.warnings:
-            text = f"{item.name}: {format_count(len(item.warnings), 'warning')}, {item.warnings[0]}"
-            console.print(Text(text), soft_wrap=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import glob
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import click
 from trtq.calibrators.settings import read_toml
 from trtq.cli import targets
 from trtq.cli.build import command as build_command
+from trtq.cli.build_kinds import KEY, MachineKind, find_kinds, name_output, read_kinds
 from trtq.cli.options import Given
 from trtq.cli.sizes import parse_bytes
 from trtq.errors import TrtqError, UsageError, quote
@@ -21,13 +22,14 @@ from trtq.files import is_file
 from trtq.models.address import resolve_address
 from trtq.pipeline.build.delivery import choose_places
 from trtq.pipeline.build_all import CommandJob
+from trtq.pipeline.deliver.manifest import NAME as MANIFEST
 from trtq.pipeline.engine.backends import BACKENDS
 
-_OURS = ("model", "name", "memory")
+_OURS = ("model", "name", "memory", KEY)
 """Keys of a build that are not options of `trtq build`."""
 _ITS_OWN = ("model", "name", "output")
 """Keys that no two builds can share."""
-_NOT_HERE = ("json", "quiet", "verbose", "help", "dry-run")
+_NOT_HERE = ("json", "quiet", "verbose", "help", "dry-run", "share-ranges", "earlier", "take-shared")
 _SEPARATOR = " | "
 """Between the things that are wrong with a file, which are told at once and in one line."""
 _BASE_BYTES, _CALIBRATION_BYTES, _PER_WEIGHT_BYTE = 500 << 20, 1 << 30, 8
@@ -37,20 +39,47 @@ Measured on eight models of 0.6 to 97 MB: 0.44 to 1.63 GB, every one less than t
 
 @dataclass(frozen=True, slots=True)
 class BuildEntry:
-    """A build of the file: its place there, from 1 on, a name to show, the model, the folder, the command."""
+    """A build of the file, on one kind of machine.
+
+    Attributes:
+        number: Its place in the file, from 1 on.
+        name: To show.
+        model: The ONNX file.
+        output: The folder.
+        job: The command.
+        kind: Of machine; empty: any.
+        is_one_of_several: Whether the build is for other kinds too.
+        sign_key: The private key that signs the folder.
+    """
 
     number: int
     name: str
     model: Path
     output: Path
     job: CommandJob
+    kind: str = ""
+    is_one_of_several: bool = False
+    sign_key: Path | None = None
+
+    @property
+    def title(self) -> str:
+        """The name, and the kind if it has one."""
+        return f"{self.name} on {self.kind}" if self.kind else self.name
 
 
-def read_builds(path: Path) -> tuple[BuildEntry, ...]:
+def read_builds(
+    path: Path, sign_key: Path | None = None, *, is_elsewhere: bool = False
+) -> tuple[BuildEntry, ...]:
     """Returns the builds that a file names, checked as far as they can be without loading a model.
 
     Paths are relative to the file's folder. What stands in `[defaults]` holds for every build that does not
-    say otherwise.
+    say otherwise, and what stands in `[kind.NAME]` for every build on machines of this kind. A build for
+    several kinds is as many builds here.
+
+    Args:
+        path: The file.
+        sign_key: Signs every folder, whatever the file says.
+        is_elsewhere: Whether they run on other machines, of which it is not known which builders they have.
 
     Raises:
         UsageError: No such file, no TOML, no build, or anything in it that cannot be: all of it is told.
@@ -58,23 +87,29 @@ def read_builds(path: Path) -> tuple[BuildEntry, ...]:
     table = read_toml(path, "builds")
     defaults, builds = table.get("defaults", {}), table.get("build", [])
     problems = [
-        f"unknown section {name!r}; the sections are [defaults] and [[build]]"
+        f"unknown section {name!r}; the sections are [defaults], [kind.NAME] and [[build]]"
         for name in table
-        if name not in ("defaults", "build")
+        if name not in ("defaults", "build", "kind")
     ]
-    tables = isinstance(builds, list) and all(isinstance(build, dict) for build in builds)
-    if not tables or not isinstance(defaults, dict):
+    kinds, wrong = read_kinds(table.get("kind", {}))
+    problems += wrong
+    are_tables = isinstance(builds, list) and all(isinstance(build, dict) for build in builds)
+    if not are_tables or not isinstance(defaults, dict):
         problems.append("[defaults] is a section, and every [[build]] is one, with two brackets")
         defaults, builds = {}, []
     elif not builds:
         problems.append("there is no [[build]]")
-    misplaced = (f"{key} belongs into a [[build]]" for key in _ITS_OWN if key in defaults)
-    problems += [f"[defaults]: {text}" for text in (*_find_unknown(defaults), *misplaced)]
+    for place, options in {"[defaults]": defaults, **_name_sections(kinds)}.items():
+        misplaced = (f"{key} belongs into a [[build]]" for key in _ITS_OWN if key in options)
+        problems += [f"{place}: {text}" for text in (*_find_unknown(options), *misplaced)]
     shared = {key: value for key, value in defaults.items() if key not in _ITS_OWN}
+    always = {} if sign_key is None else {"sign-key": str(sign_key.absolute())}
     entries: list[BuildEntry] = []
     for number, build in enumerate(builds, 1):
         try:
-            entries.append(_entry(path.parent, number, {**shared, **build}, build))
+            problems_of_own = list(_find_unknown(build))
+            tables = _Tables(shared, build, always, kinds, is_elsewhere)
+            entries += _list_entries(path.parent, number, tables, problems_of_own)
         except UsageError as error:
             place = f"build {number} ({build.get('model', '?')})"
             problems += [f"{place}: {line}" for line in str(error).split(_SEPARATOR)]
@@ -82,6 +117,39 @@ def read_builds(path: Path) -> tuple[BuildEntry, ...]:
     if problems:
         raise UsageError(f"{path} cannot be built: {_SEPARATOR.join(problems)}")
     return tuple(entries)
+
+
+@dataclass(frozen=True, slots=True)
+class _Tables:
+    """What says how one build is made, the later winning: defaults, its kind, itself, the command line."""
+
+    defaults: Mapping[str, Any]
+    own: Mapping[str, Any]
+    always: Mapping[str, Any]
+    kinds: Mapping[str, MachineKind]
+    is_elsewhere: bool
+
+    def join(self, kind: MachineKind | None) -> dict[str, Any]:
+        """Returns all of it for one kind of machine."""
+        options = {} if kind is None else kind.options
+        return {**self.defaults, **options, **self.own, **self.always}
+
+
+def _name_sections(kinds: Mapping[str, MachineKind]) -> dict[str, Mapping[str, Any]]:
+    return {f"[kind.{name}]": kind.options for name, kind in kinds.items()}
+
+
+def _list_entries(folder: Path, number: int, tables: _Tables, problems: Sequence[str]) -> list[BuildEntry]:
+    """Returns a build, once for each kind of machine; raises UsageError with everything that is wrong."""
+    asked = tables.join(None).get(KEY)
+    if asked is None:
+        return [_entry(folder, number, tables, None, problems)]
+    try:
+        kinds = find_kinds(asked, tables.kinds)
+    except UsageError as error:
+        raise UsageError(_SEPARATOR.join([*problems, str(error)])) from error
+    several = len(kinds) > 1
+    return [_entry(folder, number, tables, kind, problems, is_one_of_several=several) for kind in kinds]
 
 
 def _options() -> dict[str, click.Option]:
@@ -101,9 +169,17 @@ def _find_unknown(table: Mapping[str, Any]) -> Iterator[str]:
             yield f"unknown key {key!r}{hint}"
 
 
-def _entry(folder: Path, number: int, table: Mapping[str, Any], own: Mapping[str, Any]) -> BuildEntry:
-    """Returns a build, or raises UsageError with everything that is wrong."""
-    problems = list(_find_unknown(own))
+def _entry(
+    folder: Path,
+    number: int,
+    tables: _Tables,
+    kind: MachineKind | None,
+    known_problems: Sequence[str],
+    *,
+    is_one_of_several: bool = False,
+) -> BuildEntry:
+    """Returns a build on one kind of machine, or raises UsageError with everything that is wrong."""
+    problems, table = list(known_problems), tables.join(kind)
     model = folder / str(table.get("model", ""))
     if "model" not in table:
         problems.append("model is missing; give the path of an ONNX file")
@@ -125,12 +201,25 @@ def _entry(folder: Path, number: int, table: Mapping[str, Any], own: Mapping[str
         problems.append(str(error))
     if problems:
         raise UsageError(_SEPARATOR.join(problems))
-    output = (choose_places(ctx.params["output"]).folder or model.with_suffix(".trtq")).absolute()
-    name = str(table.get("name", output.stem))
-    is_auto = target.backend == "auto"
-    needs_gpu = target.backend == "tensorrt" or (is_auto and not BACKENDS["tensorrt"].why_not())
-    job = CommandJob(("build", *arguments, "--json", "--quiet"), memory, needs_gpu)
-    return BuildEntry(number, name, model, output, job)
+    output: Path = ctx.params["output"] or model.with_suffix(".trtq")
+    stem = output.stem
+    if is_one_of_several and kind is not None:
+        output = name_output(output, kind.name)
+        arguments = [word for word in arguments if not word.startswith("--output=")]
+        arguments.append(f"--output={output}")
+    place = (choose_places(output).folder or output).absolute()
+    may_be_tensorrt = tables.is_elsewhere or not BACKENDS["tensorrt"].why_not()
+    job = CommandJob(
+        ("build", *arguments, "--json", "--quiet"),
+        memory,
+        needs_gpu=target.backend == "tensorrt" or (target.backend == "auto" and may_be_tensorrt),
+        uses_gpu=target.backend != "onnxruntime",
+        resources=() if kind is None else kind.resources,
+        result=place / MANIFEST,
+    )
+    name, kind_name = str(table.get("name", stem)), "" if kind is None else kind.name
+    entry = BuildEntry(number, name, model, place, job, kind_name, is_one_of_several, ctx.params["sign_key"])
+    return replace(entry, job=replace(job, name=entry.title))
 
 
 def _arguments(folder: Path, key: str, option: click.Option, value: object) -> list[str]:

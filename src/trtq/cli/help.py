@@ -40,9 +40,11 @@ _GROUPS: Mapping[str, tuple[str, ...]] = {
         "--serve-versions", "--warmup-data",
     ),
     "Settings": ("--spec", "--trust", "--key", "--ignore-gate", "--check"),
-    "Workers": ("--workers", "--worker-cpus"),
+    "Workers": ("--workers", "--worker-cpus", "--autoscaling", "--on", "--jobs", "--memory"),
     "Time": ("--rounds", "--seconds", "--warmup", "--layers"),
-    "Output": ("-o", "--dry-run", "--sign-key", "--chart", "--json", "-q", "-v", "--help"),
+    "Output": (
+        "-o", "--summary", "--index", "--dry-run", "--sign-key", "--chart", "--json", "-q", "-v", "--help",
+    ),
 }  # fmt: skip
 """The options of all commands by group, in the order in which a help shows them."""
 

@@ -16,6 +16,7 @@ from trtq.cli.console import open_console, print_json
 from trtq.cli.tables import create_table, print_report
 from trtq.errors import GateError
 from trtq.numbers import format_bytes, format_count
+from trtq.pipeline.deliver.index import Index
 from trtq.pipeline.deliver.report import format_asked
 from trtq.pipeline.inspect import FolderSummary, ModelSummary, Summary, inspect
 
@@ -25,7 +26,7 @@ from trtq.pipeline.inspect import FolderSummary, ModelSummary, Summary, inspect
 @click.option("--placement", is_flag=True, help="Of a model: every layer, whether it is quantized, and why.")
 @options.json_option
 def command(path: Path, placement: bool, as_json: bool) -> None:
-    """Show what a model, ranges, calibration cache or build folder holds.
+    """Show what a model, ranges, calibration cache, build folder or index of builds holds.
 
     The exit code is 3 if layers of an engine run in another format than they were asked in.
     """
@@ -54,6 +55,8 @@ def _print(path: Path, summary: Summary, placement: bool) -> None:
         console.print(Text.assemble("files: ", state, told), soft_wrap=True)
     elif isinstance(summary, Ranges):
         _print_ranges(console, summary)
+    elif isinstance(summary, Index):
+        _print_index(console, summary)
     else:
         _print_cache(console, summary)
 
@@ -99,6 +102,18 @@ def _print_ranges(console: Console, ranges: Ranges) -> None:
     rows = create_table("tensor", "amax", "min", "max", numbers=3)
     for name, item in ranges.tensors.items():
         rows.add_row(name, f"{item.amax:.6g}", f"{item.minimum:.6g}", f"{item.maximum:.6g}")
+    console.print(rows)
+
+
+def _print_index(console: Console, index: Index) -> None:
+    builds = format_count(len(index.names), "build")
+    console.print(f"{format_count(len(index.engines), 'engine')} of {builds}")
+    rows = create_table("build", "on", "", "backend", "GPU", "for", "folder")
+    for item in index.engines:
+        style = "green" if item.verdict == "pass" else "bold red" if item.verdict == "fail" else "yellow"
+        verdict, built_for = Text(item.verdict.upper(), style), ", ".join(item.compute_capabilities)
+        made = f"{item.backend} {item.version}"
+        rows.add_row(item.name, item.kind, verdict, made, item.gpu, built_for, item.folder)
     console.print(rows)
 
 

@@ -29,6 +29,7 @@ from trtq.pipeline.run import RunOutcome, run
 @click.option(
     "--samples", type=int, help="Run only this many samples, rounded up to batches.  [default: all]"
 )
+@click.option("--name", help="Of the build, where FOLDER is an index.  [default: it has one alone]")
 @click.option(
     "--backend",
     type=click.Choice(["tensorrt", "tensorrt-rtx", "onnxruntime"]),
@@ -47,6 +48,7 @@ def command(
     data: str,
     output: Path | None,
     samples: int | None,
+    name: str | None,
     backend: str | None,
     key: Path | None,
     as_json: bool,
@@ -55,14 +57,25 @@ def command(
     """Run what was built on data, and write its outputs.
 
     More samples than the engine takes at once are split, and a last batch that is too small for it is filled
-    up. Pictures are prepared as for the build. The file that is run is checked against the manifest.
+    up. Pictures are prepared as for the build. The file that is run is checked against the manifest. Of an
+    index that build-all wrote, the engine for this machine is taken.
 
     \b
       trtq run model.trtq --data photos/ -o outputs.npz
       trtq run model.trtq --data x.npz -o outputs.npz --backend onnxruntime
+      trtq run index.json --name detector --data x.npz -o outputs.npz
     """
     with ConsoleWatcher(quiet=quiet) as watcher:
-        outcome = run(folder, data, output=output, samples=samples, backend=backend, key=key, watcher=watcher)
+        outcome = run(
+            folder,
+            data,
+            output=output,
+            samples=samples,
+            name=name,
+            backend=backend,
+            key=key,
+            watcher=watcher,
+        )
     if as_json:
         print_json(_to_plain(outcome))
     elif not quiet:

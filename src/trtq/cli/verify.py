@@ -12,8 +12,9 @@ from trtq.cli import options
 from trtq.cli.console import open_console, print_json
 from trtq.errors import ArtifactError
 from trtq.numbers import format_bytes
+from trtq.pipeline.deliver.index import IndexIntegrity
 from trtq.pipeline.deliver.integrity import Integrity
-from trtq.pipeline.verify import verify
+from trtq.pipeline.verify import verify, verify_index
 
 _SIGNATURES = {
     "good": "signed by the owner of the key",
@@ -35,27 +36,41 @@ def command(folder: Path, key: Path | None, as_json: bool, quiet: bool) -> None:
     """Check every file of a build folder, and its signature.
 
     Hashes manifest.json and every file that it names again. The exit code is 2 if a file has changed, is
-    missing or is not part of the build. An engine is executable input: where others can write, only a
+    missing or is not part of the build. Of an index that build-all wrote, all its folders are checked; its
+    own signature vouches for them. An engine is executable input: where others can write, only a
     signature proves that it is yours.
 
     \b
       trtq verify model.trtq
       trtq verify model.trtq --key public.pem
+      trtq verify index.json --key public.pem
     """
-    found = verify(folder, key=key)
+    is_index = folder.suffix == ".json" and folder.is_file()
+    found = verify_index(folder, key=key) if is_index else verify(folder, key=key)
     if as_json:
         print_json({**asdict(found), "intact": found.is_intact})
     elif not quiet:
-        _print(found)
+        _print_index(found) if isinstance(found, IndexIntegrity) else _print(found)
     if not found.is_intact:
         raise ArtifactError(f"{folder} is not what was built: {found.problems}")
 
 
-def _print(found: Integrity) -> None:
+def _print_index(found: IndexIntegrity) -> None:
+    console = open_console()
+    for path, item in found.folders.items():
+        _print(item, path)
+    for path, reason in found.others.items():
+        state = ("NOT AS BUILT", "bold red")
+        console.print(Text.assemble(f"{path}  ", state, f"  {reason}"), soft_wrap=True)
+    console.print(Text(f"{found.index}  {_SIGNATURES[found.signature]}"), soft_wrap=True)
+
+
+def _print(found: Integrity, path: str = "") -> None:
     console = open_console()
     for style, names in (("changed", found.changed), ("missing", found.missing), ("unknown", found.unknown)):
         for name in names:
             console.print(Text.assemble((f"{style:8}", "bold red"), name), soft_wrap=True)
     state = ("as built", "bold green") if found.is_intact else ("NOT AS BUILT", "bold red")
-    facts = f"  {found.num_files} files, {format_bytes(found.num_bytes)}  {_SIGNATURES[found.signature]}"
-    console.print(Text.assemble(state, facts), soft_wrap=True)
+    facts = f"  {found.num_files} files, {format_bytes(found.num_bytes)}"
+    signed = "" if path else f"  {_SIGNATURES[found.signature]}"
+    console.print(Text.assemble(f"{path}  " if path else "", state, facts, signed), soft_wrap=True)

@@ -25,15 +25,12 @@ from trtq.pipeline.deliver.integrity import read_whole_manifest, refuse_changed
 from trtq.pipeline.deliver.manifest import Manifest
 from trtq.pipeline.deliver.names import ENGINE, REPORT
 from trtq.pipeline.deliver.report import Report, find_model, read_report
-from trtq.pipeline.engine.backend import Backend, split_version
+from trtq.pipeline.engine.backend import Backend
 from trtq.pipeline.engine.backends import BACKENDS
 from trtq.pipeline.engine.feeds import Signature, infer_in_batches, settle, take_feed
-from trtq.pipeline.engine.gpu import find_compute_capability
 from trtq.pipeline.graph.tidy import list_tensors
-
-_AMPERE = 8
-_ANYWHERE = "onnxruntime"
-"""The backend that runs the ONNX file of any build."""
+from trtq.pipeline.load.fit import ANYWHERE, find_misfit
+from trtq.pipeline.load.index import choose_engine
 
 
 class _Running:
@@ -206,32 +203,50 @@ class LoadedEngine:
         return ir.from_proto(model) if outside else content
 
 
-def load(folder: Path | str, *, key: Path | str | None = None, backend: str | None = None) -> LoadedEngine:
-    """Returns the engine of a build folder.
+def load(
+    folder: Path | str,
+    *,
+    name: str | None = None,
+    key: Path | str | None = None,
+    backend: str | None = None,
+) -> LoadedEngine:
+    """Returns the engine of a build folder, or the one for this machine of an index of several.
 
     Args:
-        folder: Of a build.
-        key: A public Ed25519 key in PEM that must have signed the folder; None: signatures are not checked.
+        folder: Of a build; or the index that `trtq build-all` wrote.
+        name: Of the build in an index; None: it has one alone.
+        key: A public Ed25519 key in PEM that must have signed the folder, or the index; None: signatures are
+            not checked.
         backend: Who runs it; None: what it was built for. "onnxruntime" runs the Q/DQ model of any build on
             the CPU, each node as it stands.
 
     Raises:
         ArtifactError: The folder is not a build, a file that is needed was changed since or lies outside, the
             key is given and has not signed it, the engine was built by another version or for another GPU
-            than those here (both are named), or the folder has no model for ONNX Runtime.
-        UsageError: The key cannot be used, or the folder cannot be run by this backend.
+            than those here (both are named), or the folder has no model for ONNX Runtime; or an index has no
+            engine for this machine (those that there are are named).
+        UsageError: The key cannot be used, the folder cannot be run by this backend, or an index has no build
+            of this name.
         MissingDependency: Its engine does not run here (what does is named), or a key is given without
             `cryptography`.
     """
-    folder = Path(folder)
-    manifest = read_whole_manifest(folder, key=key)
+    path = Path(folder)
+    if path.suffix == ".json" and path.is_file():
+        return _open(*choose_engine(path, name, key, backend), backend)
+    if name is not None:
+        raise UsageError(f"{path} is a build folder, in which nothing is called {name!r}; leave the name out")
+    return _open(path, read_whole_manifest(path, key=key), backend)
+
+
+def _open(folder: Path, manifest: Manifest, backend: str | None) -> LoadedEngine:
+    """Returns the engine of a folder with this manifest; see `load`."""
     refuse_changed(folder, manifest, REPORT)
     report = read_report(folder / REPORT)
-    name, _, built_by = report.backend.partition(" ")
+    name = report.backend.partition(" ")[0]
     if name not in BACKENDS:
         raise ArtifactError(f"{folder} was built by {name!r}, which this trtq does not know")
-    if backend not in (None, name, _ANYWHERE):
-        others = "" if name == _ANYWHERE else f", or {_ANYWHERE} for its ONNX model"
+    if backend not in (None, name, ANYWHERE):
+        others = "" if name == ANYWHERE else f", or {ANYWHERE} for its ONNX model"
         raise UsageError(
             f"{folder} was built for {name}, it cannot be run by {backend!r}; take {name}{others}"
         )
@@ -242,19 +257,18 @@ def load(folder: Path | str, *, key: Path | str | None = None, backend: str | No
             f"build again"
         )
     model = find_model(report, manifest.outputs)
-    is_exact = backend == _ANYWHERE != name
+    is_exact = backend == ANYWHERE != name
     if is_exact:
         path = folder / _find_runnable(folder, report, manifest.outputs)
     refuse_changed(folder, manifest, path.name, *_name_weights(path, manifest.outputs))
-    chosen = BACKENDS[_ANYWHERE if is_exact else name]
+    chosen = BACKENDS[ANYWHERE if is_exact else name]
     if reason := chosen.why_not_run():
         raise MissingDependency(
             f"backend {chosen.name}, for {folder}: {reason}{_offer(report, manifest.outputs)}"
         )
     is_plan = path.name == ENGINE
-    if is_plan:
-        options = manifest.find_setting("target", "options")
-        _refuse_misfit(path, report, built_by, chosen.version(), options if isinstance(options, dict) else {})
+    if is_plan and (misfit := find_misfit(report, manifest, chosen)):
+        raise ArtifactError(f"{path} was {misfit}; build it again here, or with {misfit.advice}")
     sha256, onnx_file = manifest.outputs[path.name], None if is_plan else path
     return LoadedEngine(folder, chosen, report, onnx_file, sha256, model, manifest, is_exact)
 
@@ -269,7 +283,7 @@ def _find_runnable(folder: Path, report: Report, digests: Mapping[str, str]) -> 
     name = find_model(report, digests)
     if name != f"model.{report.precision}.onnx":
         raise ArtifactError(
-            f"{folder} holds no model.{report.precision}.onnx that {_ANYWHERE} could run: TensorRT quantized "
+            f"{folder} holds no model.{report.precision}.onnx that {ANYWHERE} could run: TensorRT quantized "
             f"the float model itself; build with --quantization explicit"
         )
     return name
@@ -281,29 +295,6 @@ def _offer(report: Report, digests: Mapping[str, str]) -> str:
     if report.engine.path != ENGINE or name != f"model.{report.precision}.onnx" or name not in digests:
         return ""
     return (
-        f'; {name} of the same folder runs on the CPU, with load(..., backend="{_ANYWHERE}") or '
-        f"trtq run --backend {_ANYWHERE}"
-    )
-
-
-def _refuse_misfit(path: Path, report: Report, there: str, here: str, options: Mapping[str, Any]) -> None:
-    """Refuses an engine of another version or for another GPU; says what was built, and what is here."""
-    built, found = split_version(there), split_version(here)
-    fits_version = there == here or bool(
-        options.get("version_compatible") and built[:1] == found[:1] and found >= built
-    )
-    gpu, targets = find_compute_capability(), report.engine.targets
-    fits_gpu = not gpu or not targets or gpu in targets
-    if options.get("hardware_compatibility") == "ampere+":
-        fits_gpu = fits_gpu or int(gpu.split(".")[0]) >= _AMPERE
-    if fits_version and fits_gpu:
-        return
-    name = report.backend.partition(" ")[0]
-    built_for = f" for compute capability {', '.join(targets)}" if targets else ""
-    runs_on = f" on compute capability {gpu}" if gpu else ""
-    advice = [] if fits_version else ["--version-compatible for later versions of the same major one"]
-    advice += [] if fits_gpu else ["--hardware-compatibility for other GPUs"]
-    raise ArtifactError(
-        f"{path} was built by {name} {there}{built_for}; here is {name} {here}{runs_on}; "
-        f"build it again here, or with {' and '.join(advice)}"
+        f'; {name} of the same folder runs on the CPU, with load(..., backend="{ANYWHERE}") or '
+        f"trtq run --backend {ANYWHERE}"
     )

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
@@ -20,6 +20,8 @@ import json, sys
 sys.path[:] = json.loads(sys.argv.pop(1))
 from trtq.pipeline.build_all import end_with
 end_with(int(sys.argv.pop(1)))
+from trtq.workers import limit_cores
+limit_cores(int(sys.argv.pop(1)) or None)
 from trtq.cli import main
 main(prog_name="trtq")
 """
@@ -36,11 +38,21 @@ class CommandJob:
         arguments: What stands after `trtq`.
         memory_bytes: An estimate of what it needs.
         needs_gpu: Whether it measures kernels on the GPU, where only one can do so undisturbed.
+        uses_gpu: Whether it runs engines on a GPU where there is one, beside others.
+        after: The number of the job whose answer it reads on stdin; it does not begin if that one fails.
+        name: What people call it.
+        resources: Custom resources of Ray that a machine of a cluster must have for it.
+        result: A file that is there when it has succeeded; None: it writes nothing.
     """
 
     arguments: tuple[str, ...]
     memory_bytes: int
     needs_gpu: bool = False
+    uses_gpu: bool = False
+    after: int | None = None
+    name: str = ""
+    resources: tuple[str, ...] = ()
+    result: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,12 +65,24 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class CommandOutcome:
-    """How a job ended: its exit code (negative: killed by this signal), its output and how long it took."""
+    """How a job ended.
+
+    Attributes:
+        exit_code: Negative: killed by this signal.
+        stdout: What it answered; `stderr` is what it said.
+        seconds: How long it took.
+        machine: Of a cluster, where it ran; empty: this one.
+        gpu: The first GPU of that machine; empty: none, or it is not known.
+        result_sha256: The digest of its result as that machine has it; empty: there is none, or nobody asked.
+    """
 
     exit_code: int
     stdout: str
     stderr: str
     seconds: float
+    machine: str = ""
+    gpu: str = ""
+    result_sha256: str = ""
 
 
 @dataclass(slots=True)
@@ -84,8 +108,9 @@ def run_jobs(
 ) -> None:
     """Runs every job, whatever becomes of the others.
 
-    Jobs begin in their order, but one that does not fit yet lets smaller ones pass. They end with this
-    process: when it is interrupted it interrupts each, and waits until it has cleared up behind itself.
+    Jobs begin in their order, but one that does not fit yet lets smaller ones pass. One that comes after
+    another waits for its answer, and ends as that one did if it failed. They end with this process: when it
+    is interrupted it interrupts each, and waits until it has cleared up behind itself.
 
     Args:
         jobs: The commands.
@@ -94,21 +119,65 @@ def run_jobs(
         ended: Gets the number of a job that has ended, and how.
     """
     waiting, running = list(range(len(jobs))), list[_Running]()
+    done = dict[int, CommandOutcome]()
     try:
         while waiting or running:
-            while (number := _next(jobs, limits, waiting, [item.number for item in running])) is not None:
+            for number in list_lost(jobs, waiting, done):
                 waiting.remove(number)
-                running.append(_start(number, jobs[number]))
-                started(number)
+                ended(number, find_forerunner(jobs[number], done))
+            ready = list_ready(jobs, waiting, done)
+            while (begins := _next(jobs, limits, ready, [item.number for item in running])) is not None:
+                waiting.remove(begins)
+                ready.remove(begins)
+                running.append(_start(begins, jobs[begins], find_answer(jobs[begins], done)))
+                started(begins)
             time.sleep(_POLL_SECONDS)
             for item in [item for item in running if item.process.poll() is not None]:
                 running.remove(item)
-                ended(item.number, item.outcome())
+                done[item.number] = item.outcome()
+                ended(item.number, done[item.number])
     finally:
         _stop([item.process for item in running])
         for item in running:
             item.stdout.close()
             item.stderr.close()
+
+
+def run_alone(job: CommandJob, answer: str, cores: int) -> CommandOutcome:
+    """Runs one job to its end, within some of the cores of this machine; `answer` is of the one before it."""
+    running = _start(0, job, answer, cores)
+    running.process.wait()
+    return running.outcome()
+
+
+def list_ready(
+    jobs: Sequence[CommandJob], waiting: Sequence[int], done: Mapping[int, CommandOutcome]
+) -> list[int]:
+    """Returns the jobs that may begin: they come after none, or after one that has succeeded."""
+    return [
+        number
+        for number in waiting
+        if (after := jobs[number].after) is None or (after in done and done[after].exit_code == 0)
+    ]
+
+
+def list_lost(
+    jobs: Sequence[CommandJob], waiting: Sequence[int], done: Mapping[int, CommandOutcome]
+) -> list[int]:
+    """Returns the jobs that never begin, since the one before them has failed."""
+    ready = list_ready(jobs, waiting, done)
+    return [number for number in waiting if jobs[number].after in done and number not in ready]
+
+
+def find_forerunner(job: CommandJob, done: Mapping[int, CommandOutcome]) -> CommandOutcome:
+    """Returns how the job before one ended."""
+    assert job.after is not None
+    return done[job.after]
+
+
+def find_answer(job: CommandJob, done: Mapping[int, CommandOutcome]) -> str:
+    """Returns what a job reads on stdin: the answer of the one before it."""
+    return "" if job.after is None else done[job.after].stdout
 
 
 def _read(file: IO[bytes]) -> str:
@@ -132,17 +201,20 @@ def _next(
     return None
 
 
-def _start(number: int, job: CommandJob) -> _Running:
+def _start(number: int, job: CommandJob, answer: str, cores: int = 0) -> _Running:
     """Returns the process that runs a command with this process's own import path.
 
     It has a session of its own, so that Ctrl-C reaches it once, through this process.
     """
     path = json.dumps([str(Path(entry).absolute()) for entry in sys.path])
-    command = [sys.executable, "-c", _START, path, str(os.getpid()), *job.arguments]
+    command = [sys.executable, "-c", _START, path, str(os.getpid()), str(cores), *job.arguments]
     files = [tempfile.TemporaryFile() for _ in range(2)]  # noqa: SIM115 - they are closed when it has ended
-    process = subprocess.Popen(
-        command, stdin=subprocess.DEVNULL, stdout=files[0], stderr=files[1], start_new_session=True
-    )
+    with tempfile.TemporaryFile() as stdin:
+        stdin.write(answer.encode())
+        stdin.seek(0)
+        process = subprocess.Popen(
+            command, stdin=stdin, stdout=files[0], stderr=files[1], start_new_session=True
+        )
     return _Running(number, process, files[0], files[1])
 
 
