@@ -75,8 +75,9 @@ def require_finite(values: NDArray[Any], name: str) -> None:
     Raises:
         ModelError: One of the values is infinite or not a number.
     """
-    bad = ~np.isfinite(values)
-    if bad.any():
+    finite = np.isfinite(values)
+    if not finite.all():
+        bad = ~finite
         raise ModelError(
             f"weight {name!r} has {int(bad.sum())} values that are infinite or not a number, such as "
             f"{values[bad][0]}; a weight that is quantized must be finite: export the model again"
