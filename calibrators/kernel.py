@@ -120,14 +120,22 @@ def _to_float(ordered: int) -> float:
     return number
 
 
-@cache
-def _load_compiled() -> Count | None:
-    """Returns the compiled kernel; None if the installation had no compiler, or it cannot be loaded."""
+def load_function(name: str) -> Any:
+    """Returns a function of kernel.c that returns nothing; None if there is no compiled library with it."""
     try:
-        function = ctypes.CDLL(str(Path(__file__).with_name("kernel_c.so"))).trtq_count
+        function = getattr(ctypes.CDLL(str(Path(__file__).with_name("kernel_c.so"))), name)
     except (OSError, AttributeError):
         return None
     function.restype = None
+    return function
+
+
+@cache
+def _load_compiled() -> Count | None:
+    """Returns the compiled kernel; None if the installation had no compiler, or it cannot be loaded."""
+    function = load_function("trtq_count")
+    if function is None:
+        return None
     pointer, integer = ctypes.c_void_p, ctypes.c_int32
     function.argtypes = [pointer, ctypes.c_size_t, pointer, pointer, integer, integer, integer]
 

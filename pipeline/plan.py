@@ -135,6 +135,7 @@ def plan_model(
     workspace_bytes: int = 0,
     block_size: int = 64,
     skip: Sequence[str] = (),
+    quantize_sensitive: bool = False,
 ) -> MemoryPlan:
     """Returns the plan for a model.
 
@@ -145,6 +146,7 @@ def plan_model(
         workspace_bytes: Scratch memory that is granted to the engine.
         block_size: Of int4 and nf4.
         skip: Patterns of what keeps its precision.
+        quantize_sensitive: Whether weights with the usual sensitive names are stored in fewer bits too.
 
     Raises:
         ModelError, UsageError: The model cannot be used, or an open dim has no size.
@@ -159,7 +161,7 @@ def plan_model(
     schemes = []
     for name, form in FORMATS.items():
         width = (FP16 if isinstance(form, CodeFormat) else form).bits // 8
-        chosen = _choose(graph.model, name, block_size, skip)
+        chosen = _choose(graph.model, name, block_size, skip, quantize_sensitive)
         size = count_weight_bytes(graph.model, width, chosen)
         schemes.append(
             SchemePlan(
@@ -176,10 +178,13 @@ def plan_model(
     return _judge(MemoryPlan(graph.path.name, floats, tuple(schemes), notes=notes), gpu_memory_bytes)
 
 
-def _choose(model: ir.Model, name: str, block_size: int, skip: Sequence[str]) -> tuple[ChosenWeight, ...]:
+def _choose(
+    model: ir.Model, name: str, block_size: int, skip: Sequence[str], quantize_sensitive: bool
+) -> tuple[ChosenWeight, ...]:
     if name not in WEIGHT_FORMATS:
         return ()
-    return group_by_weight(model, choose_weights(model, WeightScheme(name, block_size=block_size), skip))
+    scheme = WeightScheme(name, block_size=block_size, keep_sensitive=not quantize_sensitive)
+    return group_by_weight(model, choose_weights(model, scheme, skip))
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,15 +7,9 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from trtq.pipeline.formats.blocks import BLOCK_SIZES
+from trtq.pipeline.formats.clips import choose_search, search_with_numpy
 from trtq.pipeline.formats.codes import CodeFormat
 from trtq.pipeline.formats.floats import round_scales_up
-
-_CLIPS = np.linspace(1.0, 0.6, 12, dtype=np.float32)
-"""Shares of amax / 7 that are tried; those near 7/8 use the code -8 where the largest value is negative."""
-
-
-_LEAST = np.float32(1e-30)
-"""Instead of zero, where all codes are."""
 
 
 class _Int4(CodeFormat):
@@ -29,8 +23,7 @@ class _Int4(CodeFormat):
         """Returns the scales of least squared error, found from 12 clips, unless the method is "rtn".
 
         Clipping a few large values leaves finer steps for all others (as in OMSE, arXiv 1902.06822, section
-        3.2, here for each block). For the codes q that a clip gives the values x, the best scale is qx / qq,
-        which explains (qx)^2 / qq of their squares: 12 clips so refined err less than 26 as they are.
+        3.2, here for each block). 12 clips that are refined err less than 26 as they are.
 
         Args:
             blocks: Shape (outer, block, inner).
@@ -43,21 +36,7 @@ class _Int4(CodeFormat):
             return super().block_scales(blocks, dtype, method)
         widest = super().block_scales(blocks, "float32", "rtn")
         steps = blocks * (np.float32(1) / widest)[:, None]
-        best = np.ones_like(widest)
-        most = np.full_like(widest, -1)
-        codes = np.empty_like(steps)
-        for clip in _CLIPS:
-            np.multiply(steps, np.float32(1) / clip, out=codes)
-            np.rint(codes, out=codes)
-            np.clip(codes, self.lowest, self.largest, out=codes)
-            counted = codes if importance is None else codes * importance
-            product = np.einsum("obi,obi->oi", counted, steps)
-            square = np.maximum(np.einsum("obi,obi->oi", counted, codes), _LEAST)
-            ratio = product / square
-            explained = ratio * product
-            better = explained > most
-            np.copyto(most, explained, where=better)
-            np.copyto(best, ratio, where=better)
+        best = choose_search()(steps) if importance is None else search_with_numpy(steps, importance)
         return round_scales_up(best * widest, dtype)
 
 

@@ -16,7 +16,8 @@ from trtq.calibrators.batches import Batches
 from trtq.calibrators.memory import find_free_bytes
 from trtq.calibrators.sources import make_random_batches
 from trtq.errors import ModelError
-from trtq.models.session import Session, count_weight_bytes, open_session, open_session_of, run
+from trtq.models.session import Session, open_session, open_session_of, run
+from trtq.numbers import format_bytes
 from trtq.pipeline.graph.fold import RANDOM
 from trtq.pipeline.graph.fp4 import without_fp4
 from trtq.pipeline.graph.load import Graph, load, read_runnable
@@ -46,6 +47,8 @@ def check_against_file(
     batches: Batches | None,
     watcher: Watcher,
     shapes: Mapping[str, Sequence[int]] = MappingProxyType({}),
+    *,
+    most_bytes: int | None = None,
 ) -> None:
     """Compares a loaded model with its file, as ONNX Runtime runs it, on a few samples.
 
@@ -56,6 +59,7 @@ def check_against_file(
         batches: The data of which the first samples are taken; None: made-up numbers.
         watcher: Hears of the progress.
         shapes: Of made-up inputs, by name, where they are known.
+        most_bytes: Memory that this may take; None: what is free.
 
     Raises:
         ModelError: They differ by more than rounding; the node where that begins is named.
@@ -67,8 +71,12 @@ def check_against_file(
     if random is not None:
         _tell(graph, watcher, f"node {random.name!r} ({random.op_type}) draws random numbers")
         return
-    if 2 * count_weight_bytes(graph.model) > find_free_bytes():
+    needed = _count_run_bytes(graph.model)
+    if needed > find_free_bytes():
         _tell(graph, watcher, "there is too little memory")
+        return
+    if most_bytes is not None and needed > most_bytes:
+        _tell(graph, watcher, f"running both would take {format_bytes(needed)} of memory")
         return
     watcher.stage("Checking the model")
     try:
@@ -96,6 +104,14 @@ def check_against_file(
         f"export the model with opset {graph.opset} or newer, without what trtq rewrites: "
         f"{'; '.join(graph.notes)}"
     )
+
+
+def _count_run_bytes(model: ir.Model) -> int:
+    """Returns what the weights of both take; ONNX Runtime has FP16 in FP32 beside on the CPU."""
+    weights = (value.const_value for value in model.graph.initializers.values())
+    held = [tensor for tensor in weights if tensor is not None]
+    halves = sum(2 * item.nbytes for item in held if item.dtype is ir.DataType.FLOAT16)
+    return 2 * sum(item.nbytes for item in held) + halves
 
 
 def _choose_lowest(graph: Graph) -> float | None:

@@ -38,6 +38,9 @@ from trtq.pipeline.rewrite.mixed import WeightEncoding, quantize_graph
 from trtq.progress import Silent, Watcher
 from trtq.temporary import open_temporary_folder
 
+_MOST_RUN = 1 << 31
+"""Bytes that running a model may take here, where a large one is read weight by weight."""
+
 
 def quantize(
     model: Path | str,
@@ -73,7 +76,7 @@ def quantize(
     needs_data = target.weights is not None and target.weights.needs_data
     batches = open_calibration_data(graph, spec, target, random_data=False) if needs_data else None
     tell_of_pictures(graph.model, watcher, batches)
-    check_against_file(graph, batches, watcher, find_shapes(spec, target))
+    check_against_file(graph, batches, watcher, find_shapes(spec, target), most_bytes=_MOST_RUN)
     placement, encoding = Placement(), WeightEncoding()
     if ranges is not None:
         if ranges.model_sha256 != graph.sha256:
@@ -101,7 +104,7 @@ def quantize(
         needy = f"; {placement.activations[0]!r} needs one" if placement.activations else ""
         raise UsageError(f"there is nothing to quantize with: give ranges, or a weight format{needy}")
     if (raised := raise_opset(graph, placement.min_opset)) is not graph:
-        check_against_file(raised, batches, watcher, find_shapes(spec, target))
+        check_against_file(raised, batches, watcher, find_shapes(spec, target), most_bytes=_MOST_RUN)
         graph = raised
     mixed = quantize_graph(
         graph, placement, ranges, rest=rest, keep_fp32=spec.layers.keep_fp32, weights=encoding

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime
 import pytest
 
 HOME = Path(__file__).parents[2] / "benchmarks"
-_SCRIPTS = ("feeds", "process", "tasks", "tools", "calibration", "evaluate", "build")
+_SCRIPTS = ("feeds", "process", "tasks", "tools", "calibration", "evaluate", "build", "decoder", "large")
 
 
 @pytest.fixture(scope="module")
@@ -174,3 +175,31 @@ def test_a_tool_that_failed_is_in_no_median(scripts: dict[str, Any]) -> None:
     result = {"models": {"a": {"floor": floor, "peer": row}}}
     assert scripts["build"].summary(result) == {"models": 1}
     assert scripts["build"].markdown(result).splitlines()[2] == "| a | 2.00 s | it died |"
+
+
+def test_a_written_decoder_looks_at_no_token_ahead(scripts: dict[str, Any], tmp_path: Path) -> None:
+    decoder = scripts["decoder"]
+    num_weights = decoder.write_decoder(decoder.SHAPES["tiny"], tmp_path / "model.onnx")
+    assert 2 * num_weights > (tmp_path / "weights-00000.data").stat().st_size > 4_000_000
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
+    ids = np.arange(10).reshape(2, 5)
+    feed = {"input_ids": ids, "position_ids": np.tile(np.arange(5), (2, 1))}
+    (logits,) = session.run(None, feed)
+    (other,) = session.run(None, {**feed, "input_ids": np.where(np.arange(5) < 3, ids, 99)})
+    assert np.isfinite(logits).all()
+    np.testing.assert_array_equal(logits[:, :3], other[:, :3])
+    assert np.abs(logits[:, 3:] - other[:, 3:]).max() > 0.1
+
+
+def test_bounds_that_are_not_kept_are_named(scripts: dict[str, Any]) -> None:
+    killed = {"half_written": [], "there_at_the_end": ["model.onnx", "model.onnx.data"]}
+    good = {"peak_mb": 2000.0, "mb_per_s_and_core": 400.0, "off_plan": -0.01}
+    bad = {"peak_mb": 3100.0, "mb_per_s_and_core": 299.0, "off_plan": 0.03}
+    find_missed = scripts["large"].find_missed
+    assert find_missed({"formats": {"int8": good}, "killed": killed}) == []
+    assert find_missed({"formats": {"int8": bad}, "killed": {**killed, "half_written": ["x"]}}) == [
+        "int8 takes 3100.0 MB of memory",
+        "int8 does 299.0 MB a second",
+        "int8 is 3.0% off the plan",
+        "a killed command left something",
+    ]

@@ -68,6 +68,17 @@ def test_shapes_and_block_size_are_options(product: Path) -> None:
     assert trtq("plan", product, "--shapes", "x:8x256").stdout.startswith("product.onnx  32,768 weights\n")
 
 
+def test_sensitive_weights_are_counted_in_fewer_bits_if_asked(product: Path) -> None:
+    model = onnx.load(product)
+    model.graph.node[0].name = "lm_head/MatMul"
+    onnx.save(model, product)
+    sizes = {}
+    for given in ([], ["--quantize-sensitive"]):
+        document = json.loads(trtq("plan", product, *given, "--json").stdout)
+        sizes[len(given)] = {item["name"]: item["weights_bytes"] for item in document["schemes"]}
+    assert (sizes[0]["int8"], sizes[1]["int8"]) == (2 * 256 * 128, 256 * 128 + 2 * 128)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -49,6 +49,11 @@ from trtq.pipeline.plan import MemoryPlan, Sizes, parse_count, plan_model, plan_
     metavar="REGEX",
     help="Nodes that keep their precision (repeatable).",
 )
+@click.option(
+    "--quantize-sensitive",
+    is_flag=True,
+    help="Count lm_head, proj_out, ... in fewer bits too, as build does.",
+)
 @options.json_option
 def command(
     model: Path | None,
@@ -60,6 +65,7 @@ def command(
     workspace: int | None,
     block_size: str,
     skip: tuple[str, ...],
+    quantize_sensitive: bool,
     as_json: bool,
 ) -> None:
     """Show how much GPU memory a model needs in each precision, and what fits.
@@ -78,9 +84,11 @@ def command(
             workspace_bytes=workspace or 0,
             block_size=int(block_size),
             skip=skip,
+            quantize_sensitive=quantize_sensitive,
         )
     elif params is not None and model is None:
         sizing = {"batch": batch, "seq": seq, "shapes": shapes, "workspace": workspace, "skip": skip}
+        sizing["quantize-sensitive"] = quantize_sensitive or None
         if unused := next((name for name, value in sizing.items() if value not in (None, ())), None):
             raise UsageError(f"--{unused} is for a model, which --params is not")
         plan = plan_params(parse_count(params), gpu_memory_bytes=gpu_memory, block_size=int(block_size))

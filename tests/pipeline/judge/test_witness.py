@@ -222,3 +222,11 @@ def test_another_file_that_cannot_be_run_is_refused(path_of: Callable[..., Path]
     path = path_of("g (double[N] x) => (double[N] y) { y = Celu(x) }", opset=12)
     with pytest.raises(ModelError, match="ONNX Runtime cannot load the model"):
         open_reference(path)
+
+
+def test_a_model_that_would_take_more_memory_than_it_may_is_not_run(
+    loaded: Graph, recording_watcher: RecordingWatcher
+) -> None:
+    check_against_file(loaded, None, recording_watcher, most_bytes=100)
+    (told,) = recording_watcher.warnings
+    assert told.endswith("itself: running both would take 896 bytes of memory")

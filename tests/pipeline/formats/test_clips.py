@@ -1,0 +1,37 @@
+"""The search for the clips of INT4: the compiled one and the one in numpy find the same, bit for bit."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from trtq.calibrators.kernel import load_function
+from trtq.pipeline.formats.clips import choose_search, search_with_numpy
+
+
+def _steps_of(*shape: int) -> NDArray[np.float32]:
+    values = np.random.default_rng(sum(shape)).standard_t(3, shape).astype(np.float32)
+    values[0, :, 0] = 0
+    largest = np.abs(values).max(axis=1, keepdims=True)
+    return (values / np.where(largest > 0, largest, 1) * 7).astype(np.float32)
+
+
+@pytest.mark.skipif(
+    load_function("trtq_search_clips") is None, reason="the installation found no compiler, or is older"
+)
+@pytest.mark.parametrize("shape", [(3, 64, 130), (200, 32, 1), (1, 256, 7), (1, 16, 1), (2, 512, 3)])
+def test_both_searches_find_the_same_bit_for_bit(shape: tuple[int, ...]) -> None:
+    steps = _steps_of(*shape)
+    np.testing.assert_array_equal(choose_search()(steps), search_with_numpy(steps))
+
+
+def test_a_block_of_zeros_has_no_scale_and_one_of_whole_steps_has_its_own() -> None:
+    steps = np.zeros((1, 16, 2), np.float32)
+    steps[0, :8, 1] = np.arange(8)
+    for search in (choose_search(), search_with_numpy):
+        assert search(steps).tolist() == [[0, 1]]
+
+
+def test_a_library_without_the_function_is_none() -> None:
+    assert load_function("trtq_nothing") is None
