@@ -139,7 +139,9 @@ def run_commands(count: int) -> dict[str, tuple[float, float]]:
             found[name] = (cost.cpu_s, cost.peak_mb)
         opening: list[str | Path] = [sys.executable, "-c", _OPEN, place_ / "b.trtq" / "model.int8.onnx"]
         cost = run(opening, {}, memory_mb=16_000)
-        return {**found, "ONNX Runtime alone": (cost.cpu_s, cost.peak_mb)}
+        found["ONNX Runtime alone"] = (cost.cpu_s, cost.peak_mb)
+        sys.stderr.write(f"{count} nodes: {found}\n")
+        return found
 
 
 def write_residuals(count: int, path: Path) -> Path:
