@@ -173,11 +173,10 @@ class _Work:
             self._hand_out(number)
         found = [(number, find_forerunner(self.jobs[number], self.done)) for number in lost]
         self.waiting = [number for number in self.waiting if number not in lost]
-        ready = self._wait()
+        answers = [(self.running.pop(item), item) for item in self._wait()]
+        outcomes = [(number, self._collect(number, item)) for number, item in answers]
         for number, machine in self._read_board():
             started(number, machine)
-        answers = [(self.running.pop(item), item) for item in ready]
-        outcomes = [(number, self._collect(number, item)) for number, item in answers]
         ended = [(number, outcome) for number, outcome in outcomes if outcome is not None]
         return [*found, *ended, *self._give_up_homeless()]
 

@@ -14,7 +14,15 @@ from plan_builder import Builder
 from trtq.errors import ArtifactError, UsageError
 from trtq.models.spec import CalibrationSpec, ModelSpec, QuantizationSpec
 from trtq.pipeline.build import build
-from trtq.pipeline.deliver.index import FILE, Index, IndexedEngine, index_folder, read_index, write_index
+from trtq.pipeline.deliver.index import (
+    FILE,
+    Index,
+    IndexedEngine,
+    index_folder,
+    read_index,
+    read_indexed,
+    write_index,
+)
 from trtq.pipeline.deliver.manifest import NAME
 from trtq.pipeline.deliver.signature import read_private_key
 from trtq.pipeline.engine.backends import BACKENDS
@@ -160,6 +168,9 @@ def test_names_must_be_there_and_tell_builds_apart(index: Path) -> None:
 
 
 def test_another_folder_in_the_place_of_one_is_not_taken(index: Path, machine: Machine) -> None:
+    engines = read_index(index).engines
+    with pytest.raises(ArtifactError, match=r"index\.json names the folder 'a\\x00b': embedded null byte$"):
+        read_indexed(index, replace(engines[1], folder="a\0b"))
     shutil.rmtree(index.parent / "model.h100.trtq")
     shutil.copytree(index.parent / "model.bad.trtq", index.parent / "model.h100.trtq")
     assert load(index).folder.name == "model.cpu.trtq"
