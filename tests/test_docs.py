@@ -131,6 +131,8 @@ def stock(tmp_path_factory: pytest.TempPathFactory, keys: Callable[[str], Path],
             few = {key: data[key][:NUM_SAMPLES] for key in data.files}
         np.savez(place / name, **few)
     write_other_formats(place, s3)
+    _, farm = (block for block in blocks(ROOT / "docs" / "build-all.md", "toml") if "[[build]]" in block)
+    (place / "farm.toml").write_text(farm)
     for name in ("private", "public"):
         shutil.copy(keys(name), place / f"{name}.pem")
     (place / "old_script.py").write_text(OLD_SCRIPT)

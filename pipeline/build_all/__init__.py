@@ -74,6 +74,7 @@ class CommandOutcome:
         machine: Of a cluster, where it ran; empty: this one.
         gpu: The first GPU of that machine; empty: none, or it is not known.
         result_sha256: The digest of its result as that machine has it; empty: there is none, or nobody asked.
+        is_lost: Whether no machine of the cluster did it.
     """
 
     exit_code: int
@@ -83,6 +84,7 @@ class CommandOutcome:
     machine: str = ""
     gpu: str = ""
     result_sha256: str = ""
+    is_lost: bool = False
 
 
 @dataclass(slots=True)
@@ -144,9 +146,16 @@ def run_jobs(
 
 
 def run_alone(job: CommandJob, answer: str, cores: int) -> CommandOutcome:
-    """Runs one job to its end, within some of the cores of this machine; `answer` is of the one before it."""
+    """Runs one job to its end, within some of the cores of this machine; `answer` is of the one before it.
+
+    When this process is interrupted, the job is too, and clears up behind itself.
+    """
     running = _start(0, job, answer, cores)
-    running.process.wait()
+    try:
+        while running.process.poll() is None:  # Ray interrupts Python alone, and no system call
+            time.sleep(_POLL_SECONDS)
+    finally:
+        _stop([running.process])
     return running.outcome()
 
 

@@ -173,18 +173,22 @@ class _Work:
             self._hand_out(number)
         found = [(number, find_forerunner(self.jobs[number], self.done)) for number in lost]
         self.waiting = [number for number in self.waiting if number not in lost]
-        ready = self._wait()
+        answers = [(self.running.pop(item), item) for item in self._wait()]
+        outcomes = [(number, self._collect(number, item)) for number, item in answers]
         for number, machine in self._read_board():
             started(number, machine)
-        answers = [(self.running.pop(item), item) for item in ready]
-        outcomes = [(number, self._collect(number, item)) for number, item in answers]
         ended = [(number, outcome) for number, outcome in outcomes if outcome is not None]
         return [*found, *ended, *self._give_up_homeless()]
 
     def cancel(self) -> None:
-        """Ends what is under way."""
-        for reference in self.running:
-            self.farm.cluster.join().cancel(reference, force=True)
+        """Ends what is under way, and lets it clear up behind itself."""
+        ray, left = self.farm.cluster.join(), list(self.running)
+        for reference in left:
+            ray.cancel(reference, force=False)
+        if left:
+            _, left = ray.wait(left, num_returns=len(left), timeout=_PATIENCE_SECONDS)
+        for reference in left:
+            ray.cancel(reference, force=True)
 
     def _hand_out(self, number: int) -> None:
         ray, job = self.farm.cluster.join(), self.jobs[number]
@@ -245,7 +249,11 @@ class _Work:
 
 
 def _fail(words: str) -> CommandOutcome:
-    return CommandOutcome(WorkerError.exit_code, "", f"error: {words}", 0.0)
+    return CommandOutcome(WorkerError.exit_code, "", f"error: {words}", 0.0, is_lost=True)
+
+
+def _refuse(error: TrtqError, machine: str) -> CommandOutcome:
+    return CommandOutcome(error.exit_code, "", f"error: {error}", 0.0, machine)
 
 
 def _check_result(job: CommandJob, outcome: CommandOutcome) -> CommandOutcome:
@@ -255,11 +263,11 @@ def _check_result(job: CommandJob, outcome: CommandOutcome) -> CommandOutcome:
         if is_file(job.result) and hash_file(job.result) == outcome.result_sha256:
             break
         if time.monotonic() > until:
-            words = (
+            error = ArtifactError(
                 f"the machine {outcome.machine} of the cluster wrote {job.result.parent}, which is not seen "
                 f"here; name an output on a file system that all machines see"
             )
-            return replace(_fail(words), exit_code=ArtifactError.exit_code, machine=outcome.machine)
+            return _refuse(error, outcome.machine)
         time.sleep(_POLL_SECONDS)  # network file systems need a moment
     return outcome
 
@@ -308,7 +316,7 @@ def _do_job(task: _Task, board: Any) -> CommandOutcome:
         refuse_other_versions(task.versions, find_versions(), machine)
         refuse_unseen(task.seen.path, task.seen.sha256, machine)
     except TrtqError as error:
-        return replace(_fail(str(error)), exit_code=error.exit_code, machine=machine)
+        return _refuse(error, machine)
     outcome = run_alone(task.job, task.answer, task.cpus)
     result = task.job.result
     digest = hash_file(result) if result is not None and result.is_file() else ""

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from trtq.errors import ArtifactError
+from trtq.errors import ArtifactError, quote
 from trtq.files import write_atomically
 from trtq.json import FileKind
 from trtq.pipeline.deliver.integrity import Integrity, examine_folder
@@ -161,7 +161,10 @@ def read_indexed(index: Path, engine: IndexedEngine) -> bytes:
         ArtifactError: There is no such folder, or it is another build than the one that was indexed.
     """
     folder = index.parent / engine.folder
-    content = read_content(folder)
+    try:
+        content = read_content(folder)
+    except ValueError as error:  # of a name that no system takes
+        raise ArtifactError(f"{index} names the folder {engine.folder!r}: {quote(error)}") from error
     if hashlib.sha256(content).hexdigest() != engine.manifest_sha256:
         raise ArtifactError(
             f"{folder} is another build than the one that {index} names: the SHA-256 of its {NAME} differs; "

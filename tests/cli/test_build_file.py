@@ -79,6 +79,91 @@ def test_keys_are_options_and_defaults_hold_for_all(folder: Path) -> None:
     assert (second.name, second.output) == ("small", folder / "out" / "b")
 
 
+KINDS = """
+    [defaults]
+    on = ["l4", "h100"]
+    calib-samples = 16
+    [kind.h100]
+    resources = ["nvidia-h100", "tensorrt-10.9"]
+    compute-capability = ["9.0"]
+    calib-samples = 8
+    [[build]]
+    model = "a.onnx"
+    backend = "tensorrt-rtx"
+    [[build]]
+    model = "b.onnx"
+    output = "out/b.engine"
+    on = "h100"
+    calib-samples = 4
+    [[build]]
+    model = "b.onnx"
+    output = "out/c.engine"
+    name = "c"
+"""
+
+
+def test_a_build_for_several_kinds_is_as_many_builds(folder: Path) -> None:
+    found = read(folder, KINDS)
+    assert [(item.number, item.title, item.output.name) for item in found] == [
+        (1, "a on l4", "a.l4.trtq"), (1, "a on h100", "a.h100.trtq"), (2, "b on h100", "b.trtq"),
+        (3, "c on l4", "c.l4.trtq"), (3, "c on h100", "c.h100.trtq"),
+    ]  # fmt: skip
+    assert [item.is_one_of_several for item in found] == [True, True, False, True, True]
+    assert [item.job.resources for item in found[:2]] == [("l4",), ("nvidia-h100", "tensorrt-10.9")]
+    assert found[1].job.arguments == (
+        "build", f"{folder}/a.onnx", "--calib-samples=8", "--compute-capability=9.0",
+        "--backend=tensorrt-rtx", f"--output={folder}/a.h100.trtq", "--json", "--quiet",
+    )  # fmt: skip
+    assert f"--output={folder}/out/c.l4.engine" in found[3].job.arguments
+    assert {"--calib-samples=4", f"--output={folder}/out/b.engine"} < {*found[2].job.arguments}
+    assert found[1].job.result == folder / "a.h100.trtq" / "manifest.json"
+
+
+def test_elsewhere_tensorrt_may_be_what_builds_and_one_key_signs_all(folder: Path) -> None:
+    (folder / "trtq.toml").write_text(KINDS)
+    found = read_builds(folder / "trtq.toml", Path("private.pem"), is_elsewhere=True)
+    assert [item.job.needs_gpu for item in found] == [False, False, True, True, True]
+    assert {item.sign_key for item in found} == {Path.cwd() / "private.pem"}
+    assert f"--sign-key={Path.cwd() / 'private.pem'}" in found[0].job.arguments
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("kind = 1", "a kind is a section [kind.NAME], with a name for `on`"),
+        (
+            '[kind."a b"]',
+            "[kind.a b]: its name becomes a part of folders' names; take letters, digits, '.', '_' and '-'",
+        ),
+        (
+            "[kind.a]\nresources = []",
+            "[kind.a]: resources must be a list of names of Ray's custom resources, got []",
+        ),
+        ("[kind.a]\nint9 = true", "[kind.a]: unknown key 'int9'; is it int8?"),
+        ('[kind.a]\noutput = "x"', "[kind.a]: output belongs into a [[build]]"),
+    ],
+)
+def test_a_wrong_kind_is_told(text: str, line: str, folder: Path) -> None:
+    assert problems(folder, f'{text}\n[[build]]\nmodel = "a.onnx"\n') == [line]
+
+
+@pytest.mark.parametrize(
+    ("value", "line"),
+    [
+        ("[]", 'on must be names of kinds of machines, such as ["nvidia-l4"], got []'),
+        ("[1]", 'on must be names of kinds of machines, such as ["nvidia-l4"], got [1]'),
+        ('["a", "b", "a"]', "on names a kind twice: a, b, a"),
+        (
+            '["a & b"]',
+            "on: 'a & b' is no name of a kind; take letters, digits, '.', '_' and '-', and name other "
+            "resources in a section [kind.NAME]",
+        ),
+    ],
+)
+def test_a_build_on_what_is_no_kind_is_told(value: str, line: str, folder: Path) -> None:
+    assert problems(folder, f'[[build]]\nmodel = "a.onnx"\non = {value}\n') == [f"build 1 (a.onnx): {line}"]
+
+
 def test_a_build_is_thought_to_need_memory_by_its_size_unless_it_says(folder: Path) -> None:
     (folder / "a.onnx.data").write_bytes(bytes(1000))
     one, other, last = read(
@@ -175,13 +260,14 @@ def test_a_file_that_cannot_be_built_is_told(text: str, line: str, folder: Path)
 def test_the_example_of_the_docs_is_read(tmp_path: Path) -> None:
     page = Path(__file__).resolve().parents[2] / "docs" / "build-all.md"
     blocks = re.findall(r"^```toml\n(.*?)^```", page.read_text("utf-8"), re.MULTILINE | re.DOTALL)
-    (text,) = (block for block in blocks if "[[build]]" in block)
-    for name in ("detector", "encoder"):
+    text, farm = (block for block in blocks if "[[build]]" in block)
+    for name in ("detector", "encoder", "model"):
         (tmp_path / f"{name}.onnx").touch()
     detector, encoder = read(tmp_path, text)
     assert "--compute-capability=8.9" in detector.job.arguments
     assert "--weights=int4" in encoder.job.arguments
     assert "--int8" not in encoder.job.arguments
+    assert [item.title for item in read(tmp_path, farm)] == ["detector on l4", "detector on nvidia-h100"]
 
 
 def test_no_file_and_no_toml_are_told(folder: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,9 +32,9 @@ class ThreeNodes:
     cluster: Any
     address: str
 
-    def add(self) -> Any:
-        """Returns one more node."""
-        return self.cluster.add_node(num_cpus=1, object_store_memory=_STORE_BYTES)
+    def add(self, **resources: float) -> Any:
+        """Returns one more node, with custom resources."""
+        return self.cluster.add_node(num_cpus=1, object_store_memory=_STORE_BYTES, resources=resources)
 
     def kill(self, node: Any) -> None:
         """Ends a node as a power cut does."""
@@ -44,14 +44,24 @@ class ThreeNodes:
 @pytest.fixture(scope="module")
 def nodes() -> Iterator[ThreeNodes]:
     """The cluster, and this process joined to it."""
+    yield from _open_cluster({}, {})
+
+
+@pytest.fixture(scope="module")
+def kinds() -> Iterator[ThreeNodes]:
+    """A cluster of a head and of one node each of two kinds."""
+    yield from _open_cluster({"ada": 1}, {"blackwell": 1, "tensorrt-10.9": 1})
+
+
+def _open_cluster(*resources: Mapping[str, float]) -> Iterator[ThreeNodes]:
     ray = pytest.importorskip("ray", reason="needs Ray: make test-ray")
     from ray.cluster_utils import Cluster
 
     head = {"num_cpus": 1, "node_ip_address": "127.0.0.2", "include_dashboard": False}
     cluster = Cluster(initialize_head=True, head_node_args={**head, "object_store_memory": _STORE_BYTES})
     found = ThreeNodes(cluster, str(cluster.address))
-    for _ in range(2):
-        found.add()
+    for own in resources:
+        found.add(**own)
     yield found
     ray.shutdown()
     found.cluster.shutdown()

@@ -23,8 +23,8 @@ _FEW = 15
 _FAULTS = Path(__file__).parents[2] / ".fuzz"
 SURFACES = (
     "model", "built model", "external data", "npz", "npy", "labels", "feeds", "images", "tar", "parquet",
-    "dataset", "video", "polygraphy", "settings", "builds", "ranges", "statistics", "cache", "keys", "folder",
-    "sensitivity", "pbtxt", "scripts", "checkpoint", "program", "bench-1.json", "manifest-1.json",
+    "dataset", "video", "polygraphy", "settings", "builds", "ranges", "statistics", "cache", "keys", "index",
+    "folder", "sensitivity", "pbtxt", "scripts", "checkpoint", "program", "bench-1.json", "manifest-1.json",
     "migration-1.json", "report-1.json", "sensitivity-1.json", "tensors-1.json",
 )  # fmt: skip
 

@@ -6,12 +6,13 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from plan_builder import Builder
 
 from trtq.errors import ArtifactError, MissingDependency
 from trtq.files import hash_file
@@ -21,45 +22,12 @@ from trtq.pipeline import load as module
 from trtq.pipeline.build import build
 from trtq.pipeline.compare import compare
 from trtq.pipeline.deliver.manifest import read_manifest, to_json
-from trtq.pipeline.engine.backend import Backend, BuilderOptions, BuildRequest, BuiltEngine
+from trtq.pipeline.engine.backend import BuilderOptions
 from trtq.pipeline.engine.backends import BACKENDS
 from trtq.pipeline.engine.onnxruntime import OnnxRuntime
 from trtq.pipeline.engine.target import Target
 from trtq.pipeline.load import load
 from trtq.pipeline.sign import sign
-
-
-@dataclass
-class Builder(Backend):
-    """A backend with a plan; it runs an engine by running the model that it was built from."""
-
-    number: str = "10.3.0"
-    reason: str = ""
-    model: Path | None = None
-    runs: bool = True
-    name = "tensorrt"
-    runs_fp16 = False
-
-    def version(self) -> str:
-        return self.number
-
-    def why_not(self) -> str:
-        return self.reason
-
-    def build(self, request: BuildRequest) -> BuiltEngine:
-        self.model = self.model or request.model.rename(request.model.with_suffix(".kept"))
-        return BuiltEngine(self.model.read_bytes(), (), targets=("8.6",))
-
-    def command(self, request: BuildRequest) -> str:
-        return "trtexec"
-
-    def runner(self, plan: bytes, name: str) -> Any:
-        if not self.runs:
-            return None
-        from polygraphy.backend import onnxrt as polygraphy
-
-        assert self.model is not None
-        return polygraphy.OnnxrtRunner(lambda: open_session(self.model, optimize=False), name=name)
 
 
 @pytest.fixture

@@ -32,8 +32,8 @@ class BuildResult:
     """How one build went, as in the summary.
 
     Attributes:
-        state: "pass", "unverified", "gate failed", "bad input", "not built", "not installed", "crashed" or,
-            while others run, "pending".
+        state: "pass", "unverified", "gate failed", "bad input", "not built", "not installed", "lost" (no
+            machine of the cluster did it), "crashed" or, while others run, "pending".
         exit_code: Of its process; negative: killed by this signal; None while it is pending.
         reused: What was taken from an earlier build; "everything": nothing was to do.
         min_cosine: The smallest of any output of the judged model, against FP32; None without a comparison.
@@ -117,7 +117,7 @@ def describe_outcome(entry: BuildEntry, outcome: CommandOutcome) -> BuildResult:
     if outcome.exit_code not in _SEVERITY or (outcome.exit_code == 0 and report is None):
         return replace(base, state="crashed", exit_code=outcome.exit_code or 1)
     if report is None:
-        return replace(base, state=_WORDS[outcome.exit_code])
+        return replace(base, state="lost" if outcome.is_lost else _WORDS[outcome.exit_code])
     candidates = [item for item in report.comparison if item.reference in REFERENCES]
     judged = [item.cosine for item in candidates if item.candidate == candidates[0].candidate]
     return replace(

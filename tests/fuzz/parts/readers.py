@@ -128,6 +128,13 @@ def sign_build(folder: Path) -> None:
     trtq.sign(folder / BUILD, folder / "private.pem")
 
 
+def use_index(folder: Path) -> None:
+    path = folder / "index.json"
+    trtq.inspect(path)
+    trtq.verify_index(path)
+    trtq.load(path, name="cpu", backend="onnxruntime")
+
+
 def inspect_build(folder: Path) -> None:
     trtq.inspect(folder / BUILD)
 

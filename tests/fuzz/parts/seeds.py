@@ -16,6 +16,7 @@ import onnx.parser
 from numpy.typing import NDArray
 
 import trtq
+from trtq.pipeline.deliver.index import index_folder, write_index
 
 KEPT = Path(__file__).parents[2] / "data" / "kept"
 _HEAD = '<ir_version: 9, opset_import: ["" : %d]>'
@@ -116,6 +117,9 @@ def write_home(home: Path) -> None:
     )
     target = trtq.Target(backend="onnxruntime")
     trtq.build(home / "model.onnx", spec=spec, target=target, output=home / "net.trtq")
+    indexed = index_folder(home / "index.json", "cpu", "", home / "net.trtq")
+    assert indexed is not None
+    write_index(home / "index.json", [indexed], None)
     shutil.copy(home / "net.trtq" / "ranges.json", home / "ranges.json")
     how = trtq.ObserveOptions(checkpoint=home / "statistics.npz")
     trtq.observe(home / "model.onnx", spec=spec, how=how)
@@ -292,6 +296,16 @@ model = "model.onnx"
 output = "two.trtq"
 fp16 = true
 opt-shapes = "x:1x3x8x8"
+""",
+    b"""[defaults]
+backend = "onnxruntime"
+on = "one"
+[kind.two]
+resources = ["two", "tensorrt-10.9"]
+calib-samples = 8
+[[build]]
+model = "model.onnx"
+on = ["one", "two"]
 """,
 )
 SCRIPTS = (

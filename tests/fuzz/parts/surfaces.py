@@ -84,6 +84,7 @@ def list_surfaces(home: Path) -> dict[str, Surface]:
             (readers.read_calibration_cache, readers.inspect_cache), _in("calibration.cache", damage(CACHES))
         ),
         "keys": Surface((readers.verify_signature, readers.sign_build), _keys(home)),
+        "index": Surface((readers.use_index,), _in("index.json", odd_json([_read(home, "index.json")]))),
         "folder": Surface((*of_build, readers.run_build, readers.build_again), _folder(home)),
         "sensitivity": Surface(
             (readers.report_sensitivity,), _in("sensitivity.json", odd_json(list_sensitivities()))
