@@ -22,6 +22,7 @@ from trtq.pipeline.graph.einsum import turn_einsum_into_matmul
 from trtq.pipeline.graph.fold import drop_identities, fold_batch_norm, fold_bias, fold_constants
 from trtq.pipeline.graph.foreign_operators import find_least_opset, refuse_foreign_operators, standardize
 from trtq.pipeline.graph.fp4 import emulate_fp4
+from trtq.pipeline.graph.norms import standardize_norms
 from trtq.pipeline.graph.onnx_file import (
     check,
     digest,
@@ -113,8 +114,10 @@ def load(path: Path, *, min_opset: int) -> Graph:
     del content, proto
     refuse_foreign_operators(model)
     notes += _part_anonymous_dims(model)
-    model, changed = _with_opset(model, min_opset)
+    changed = list(standardize_norms(model))
+    model, raised = _with_opset(model, min_opset)
     model = standardize(model)
+    changed += raised
     changed += _widen_bf16(model)
     changed += _fold(model)
     notes += changed

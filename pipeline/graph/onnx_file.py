@@ -19,7 +19,7 @@ from trtq.pipeline.graph.tidy import (
     check_attributes,
     check_tensor,
     copy_for_checker,
-    has_group_norm,
+    has_refused_norm,
     has_shapeless_outputs,
     list_tensors,
     tidy,
@@ -102,7 +102,7 @@ def check(proto: onnx.ModelProto, content: bytes, path: Path) -> ir.Model:
     for tensor, where in external:
         _check_external(tensor, where, path)
     try:
-        if tidy(proto, path) or has_shapeless_outputs(proto) or has_group_norm(proto):
+        if tidy(proto, path) or has_shapeless_outputs(proto) or has_refused_norm(proto):
             onnx.checker.check_model(copy_for_checker(proto))
         else:
             onnx.checker.check_model(str(path) if external else content)

@@ -16,6 +16,8 @@ from trtq.errors import ModelError
 
 _BODIES = (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS)
 _MOST_DENSE_BYTES = 1 << 31
+_REFUSED_NORMS = ("GroupNormalization", "SimplifiedLayerNormalization")
+_UNCHECKED = "unchecked"
 _VALUE_FIELDS = ("float_data", "int32_data", "int64_data", "double_data", "uint64_data")
 
 
@@ -61,19 +63,19 @@ def _bodies(node: onnx.NodeProto) -> list[onnx.GraphProto]:
 def copy_for_checker(proto: onnx.ModelProto) -> onnx.ModelProto:
     """Returns a copy for ONNX's checker: outputs without a shape are scalars, outer weights are empty.
 
-    GroupNormalization, which ONNX calls deprecated before opset 21, is Identity.
+    GroupNormalization, which ONNX calls deprecated before opset 21, and ONNX Runtime's RMS normalization,
+    which ONNX does not know, are in another domain.
     """
     copy = onnx.ModelProto()
     copy.CopyFrom(proto)
+    copy.opset_import.add(domain=_UNCHECKED, version=1)
     for graph in list_graphs(copy):
         for output in graph.output:
             if output.type.HasField("tensor_type"):
                 output.type.tensor_type.shape.SetInParent()
         for node in graph.node:
-            if _is_group_norm(node):
-                node.op_type = "Identity"
-                node.ClearField("attribute")
-                del node.input[1:]
+            if _is_refused_norm(node):
+                node.domain = _UNCHECKED
     for tensor in list_tensors(copy):
         if tensor.data_location == TensorProto.EXTERNAL:
             tensor.ClearField("data_location")
@@ -88,13 +90,13 @@ def has_shapeless_outputs(proto: onnx.ModelProto) -> bool:
     return any(item.HasField("tensor_type") and not item.tensor_type.HasField("shape") for item in types)
 
 
-def has_group_norm(proto: onnx.ModelProto) -> bool:
-    """Returns whether a node is a GroupNormalization."""
-    return any(_is_group_norm(node) for graph in list_graphs(proto) for node in graph.node)
+def has_refused_norm(proto: onnx.ModelProto) -> bool:
+    """Returns whether a node is a normalization that ONNX's checker refuses."""
+    return any(_is_refused_norm(node) for graph in list_graphs(proto) for node in graph.node)
 
 
-def _is_group_norm(node: onnx.NodeProto) -> bool:
-    return node.op_type == "GroupNormalization" and node.domain in ("", "ai.onnx")
+def _is_refused_norm(node: onnx.NodeProto) -> bool:
+    return node.op_type in _REFUSED_NORMS and node.domain in ("", "ai.onnx")
 
 
 def list_tensors(proto: onnx.ModelProto) -> Iterator[TensorProto]:
