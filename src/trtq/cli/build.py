@@ -10,12 +10,15 @@ import click
 
 from trtq.cli import builders, options, targets
 from trtq.cli.build_plan import print_plan
+from trtq.cli.ci import CiFiles, ci_options
 from trtq.cli.console import ConsoleWatcher, open_console, print_answer, print_json
 from trtq.cli.help import GroupedCommand
+from trtq.cli.markdown import write_report
 from trtq.cli.next_steps import list_next, print_next, refuse_failed
 from trtq.cli.options import Given
 from trtq.cli.sharing import find_workers, workers_options
 from trtq.cli.tables import print_report
+from trtq.cli.verdicts import list_build_cases
 from trtq.models.spec import AccuracySpec, EvaluationSpec, LayerSpec, QuantizationSpec
 from trtq.pipeline.build import build
 from trtq.pipeline.build.delivery import choose_places
@@ -53,6 +56,7 @@ from trtq.pipeline.engine.target import Target
     "used again only if this key signed it.",
 )
 @workers_options
+@ci_options
 @options.json_option
 @options.talk_options
 @options.pass_given
@@ -64,6 +68,8 @@ def command(
     sign_key: Path | None,
     workers: str,
     worker_cpus: int,
+    summary: Path | None,
+    junit: Path | None,
     as_json: bool,
     quiet: bool,
     verbose: bool,
@@ -93,9 +99,13 @@ def command(
     if dry_run:
         _show_plan(model, wanted, as_json=as_json, quiet=quiet)
         return
-    with ConsoleWatcher(quiet=quiet) as watcher:
+    files = CiFiles(f"trtq build {model}", summary, junit)
+    files.check(model, *wanted["spec"].sources)
+    with files.tell_errors(), ConsoleWatcher(quiet=quiet) as watcher:
         shared = find_workers(workers, worker_cpus)
         report = build(model, **wanted, sign_key=sign_key, watcher=watcher, workers=shared)
+    cases = list_build_cases(report, wanted["spec"].accuracy)
+    files.write(write_report(report, cases), cases)
     lines = [] if as_json or quiet else list_next(report)
     if as_json:
         print_answer(to_json(report).decode())

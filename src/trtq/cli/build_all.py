@@ -15,11 +15,14 @@ from rich.text import Text
 from trtq.calibrators.memory import find_free_bytes
 from trtq.cli import options
 from trtq.cli.build_file import BuildEntry, read_builds
+from trtq.cli.ci import ci_options, take_ci_files
 from trtq.cli.console import ConsoleWatcher, echo, open_console, print_answer
+from trtq.cli.junit import Case
+from trtq.cli.markdown import write_table, write_title
 from trtq.cli.sizes import parse_bytes
 from trtq.cli.tables import create_table
 from trtq.errors import ArtifactError, UsageError
-from trtq.files import check_output, write_atomically
+from trtq.files import write_atomically
 from trtq.json import FileKind
 from trtq.numbers import format_bytes, format_count, format_seconds
 from trtq.pipeline.build_all import CommandOutcome, Limits, run_jobs
@@ -31,6 +34,10 @@ from trtq.workers import count_cores
 _SEVERITY = (0, 3, 2, 5, 4)
 """Exit codes from the best to the worst; any other is worse: a crash."""
 _WORDS = {2: "bad input", 3: "gate failed", 4: "not built", 5: "not installed"}
+_OUTCOMES = {"pass": "pass", "unverified": "unverified", "gate failed": "fail"}
+"""What a test case is called for a build in each state; any other is an error."""
+_WORST_FIRST = ("error", "fail", "unverified", "pass")
+_HEADERS = ("build", "", "precision", "backend", "cosine", "INT8 layers", "MACs", "engine", "seconds")
 _STYLES = {"pass": "green", "unverified": "yellow", "pending": "dim"}
 
 
@@ -102,11 +109,8 @@ FILE = FileKind(Summary, "summary of trtq", "trtq build-all", "trtq build-all", 
     help="Memory for all running builds together, such as 8G: a build starts when what it may need is "
     "left.  [default: nine tenths of what is free]",
 )
-@click.option(
-    "--summary",
-    type=click.Path(path_type=Path, dir_okay=False),
-    help="Where the summary is written.  [default: summary.json beside FILE]",
-)
+@options.take_output("Where the summary is written as JSON.  [default: summary.json beside FILE]")
+@ci_options
 @options.json_option
 @click.option("-q", "--quiet", is_flag=True, help="Print what failed, and nothing else.")
 @click.pass_context
@@ -122,7 +126,9 @@ def command(ctx: click.Context, /, file: Path, **given: Any) -> None:
       trtq build-all trtq.toml --jobs 2 --memory 8G
     """
     entries = read_builds(file)
-    path = given["summary"] or file.parent / "summary.json"
+    path = given["output"] or file.parent / "summary.json"
+    files = take_ci_files(("build-all", file), given)
+    files.check(file, output=path)
     _refuse_foreign(path)
     memory = parse_bytes(given["memory"]) if given["memory"] else find_free_bytes() * 9 // 10
     if memory < 1:
@@ -154,6 +160,7 @@ def command(ctx: click.Context, /, file: Path, **given: Any) -> None:
                 unwritten.append(error)
 
         run_jobs([entry.job for entry in entries], limits, started, ended)
+    files.write(*_tell_ci(files.title, results))
     if given["as_json"]:
         print_answer(_summary(results).decode())
     else:
@@ -174,13 +181,12 @@ def worst(codes: Sequence[int]) -> int:
 
 def _refuse_foreign(path: Path) -> None:
     """Refuses to write the summary over something else, before any work."""
-    check_output(path, option="--summary")
     if not path.exists():
         return
     try:
         FILE.read(path)
     except ArtifactError as error:
-        raise ArtifactError(f"{path} is not a summary of trtq; choose another file with --summary") from error
+        raise ArtifactError(f"{path} is not a summary of trtq; choose another file with --output") from error
 
 
 def _result(entry: BuildEntry, outcome: CommandOutcome) -> BuildResult:
@@ -219,6 +225,33 @@ def _summary(results: Sequence[BuildResult]) -> bytes:
     return FILE.encode(Summary(tuple(results)))
 
 
+def _tell_ci(title: str, results: Sequence[BuildResult]) -> tuple[str, list[Case]]:
+    """Returns the builds as Markdown, and each as a test case."""
+    cases = [
+        Case(item.name, _OUTCOMES.get(item.state, "error"), item.error or "; ".join(item.warnings))
+        for item in results
+    ]
+    worst_outcome = next(word for word in _WORST_FIRST if word in {case.outcome for case in cases})
+    return write_title(worst_outcome, title) + write_table(
+        _HEADERS, list(map(_list_cells, results)), 5
+    ), cases
+
+
+def _list_cells(item: BuildResult) -> tuple[str, ...]:
+    """Returns what the table of builds says of one."""
+    return (
+        item.name,
+        item.state.upper() + (", unchanged" if "everything" in item.reused else ""),
+        item.precision,
+        item.backend,
+        "" if item.min_cosine is None else f"{item.min_cosine:.5f}",
+        f"{item.layers[0]} of {item.layers[1]}" if item.layers else "",
+        "" if item.quantized_macs is None else f"{item.quantized_macs:.1%}",
+        format_bytes(item.engine_bytes) if item.engine_bytes else "",
+        f"{item.seconds:.1f}",
+    )
+
+
 def _print(results: Sequence[BuildResult], *, quiet: bool) -> None:
     """Prints the table, and why builds failed."""
     if quiet:
@@ -227,22 +260,13 @@ def _print(results: Sequence[BuildResult], *, quiet: bool) -> None:
                 echo(f"{item.name}: {item.state}: {item.error}", err=True)
         return
     console = open_console()
-    rows = create_table(
-        "build", "", "precision", "backend", "cosine", "INT8 layers", "MACs", "engine", "seconds", numbers=5
-    )
+    rows = create_table(*_HEADERS, numbers=5)
     for item in results:
         is_less = item.quantized_macs is not None and item.quantized_macs < LITTLE and item.state == "pass"
-        state = Text(
-            item.state.upper(), style=_STYLES.get("unverified" if is_less else item.state, "bold red")
-        )
-        if "everything" in item.reused:
-            state.append(", unchanged", style="not bold")
-        cosine = "" if item.min_cosine is None else f"{item.min_cosine:.5f}"
-        layers = f"{item.layers[0]} of {item.layers[1]}" if item.layers else ""
-        size = format_bytes(item.engine_bytes) if item.engine_bytes else ""
-        macs = "" if item.quantized_macs is None else f"{item.quantized_macs:.1%}"
-        numbers = (cosine, layers, macs, size, f"{item.seconds:.1f}")
-        rows.add_row(item.name, state, item.precision, item.backend, *numbers)
+        style = _STYLES.get("unverified" if is_less else item.state, "bold red")
+        name, state, *cells = _list_cells(item)
+        word, comma, rest = state.partition(",")
+        rows.add_row(name, Text.assemble((word, style), comma, rest), *cells)
     console.print(rows)
     for item in results:
         if item.error:

@@ -42,7 +42,9 @@ _GROUPS: Mapping[str, tuple[str, ...]] = {
     "Settings": ("--spec", "--trust", "--key", "--ignore-gate", "--check"),
     "Workers": ("--workers", "--worker-cpus"),
     "Time": ("--rounds", "--seconds", "--warmup", "--layers"),
-    "Output": ("-o", "--dry-run", "--sign-key", "--chart", "--json", "-q", "-v", "--help"),
+    "Output": (
+        "-o", "--dry-run", "--sign-key", "--chart", "--summary", "--junit", "--json", "-q", "-v", "--help",
+    ),
 }  # fmt: skip
 """The options of all commands by group, in the order in which a help shows them."""
 
