@@ -20,6 +20,7 @@ from trtq.calibrators.arrays import pack_arrays
 from trtq.errors import DataError, UsageError
 from trtq.files import write_atomically
 from trtq.models.option import Kind, list_kinds, list_options
+from trtq.models.preprocess import Preprocess
 from trtq.models.session import save
 from trtq.models.spec import (
     AccuracySpec,
@@ -38,6 +39,7 @@ from trtq.pipeline.engine.profiles import parse_shapes
 from trtq.pipeline.engine.target import Target
 
 _SECTIONS: Mapping[type, str] = {
+    Preprocess: "preprocess",
     CalibrationSpec: "calibration",
     QuantizationSpec: "quantization",
     EvaluationSpec: "evaluation",
@@ -147,8 +149,11 @@ def _read_shapes(value: str | Mapping[str, Sequence[int]]) -> dict[str, Shape]:
 def _convert(name: str, value: Any, kind: Kind, *, splits: bool) -> Any:
     """Returns the value of a field: a tuple where it takes several, for which one text will do."""
     if kind.is_list:
-        texts = value.split(",") if splits else [value]
-        return tuple(texts) if isinstance(value, str) else tuple(value)
+        if isinstance(value, str):
+            value = value.split(",") if splits else [value]
+        elif not isinstance(value, Iterable):
+            value = [value]
+        return _to_numbers(name, value, kind) if kind.type is not str else tuple(value)
     numbers = (int, float) if kind.type is float else (kind.type,)
     wanted = (str, Path, int) if kind.type in (str, Path) else numbers
     if value is None:
@@ -160,6 +165,13 @@ def _convert(name: str, value: Any, kind: Kind, *, splits: bool) -> Any:
     if kind.type is Path:
         return Path(str(value))
     return str(value) if kind.type is str else value
+
+
+def _to_numbers(name: str, values: Iterable[Any], kind: Kind) -> tuple[Any, ...]:
+    try:
+        return tuple(map(kind.type, values))
+    except (TypeError, ValueError):
+        raise UsageError(f"{name} takes numbers, got {values!r}") from None
 
 
 def _change_spec(spec: ModelSpec, changes: _Changes) -> ModelSpec:

@@ -74,6 +74,9 @@ if TYPE_CHECKING:
     from trtq.pipeline.export import ExportOptions as ExportOptions
     from trtq.pipeline.export import export as export
     from trtq.pipeline.formats.scheme import WeightScheme as WeightScheme
+    from trtq.pipeline.init import Clues as Clues
+    from trtq.pipeline.init import InitialSettings as InitialSettings
+    from trtq.pipeline.init import init as init
     from trtq.pipeline.inspect import FolderSummary as FolderSummary
     from trtq.pipeline.inspect import ModelSummary as ModelSummary
     from trtq.pipeline.inspect import inspect as inspect

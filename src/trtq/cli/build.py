@@ -34,6 +34,7 @@ from trtq.pipeline.engine.target import Target
 @options.take(Target, "requantize")
 @options.spec_option
 @options.take_calibration()
+@options.take_pictures()
 @options.take(QuantizationSpec)
 @options.take(LayerSpec)
 @options.take(Target, "op_types")

@@ -32,6 +32,7 @@ from trtq.pipeline.engine.target import Target
 @options.model_argument
 @options.spec_option
 @options.take_calibration()
+@options.take_pictures()
 @options.create_option(
     ObserveOptions,
     "shard",

@@ -38,6 +38,7 @@ from trtq.pipeline.judge.gate import judge_pair
 @options.take(EvaluationSpec, "output")
 @options.take_one(EvaluationSpec, "samples", "--samples")
 @options.take_one(CalibrationSpec, "batch_size", "--batch-size", text="Samples in a batch.  [default: 8]")
+@options.take_pictures()
 @options.take(AccuracySpec, "min_cosine", "max_drop", "metric")
 @ci_options
 @options.json_option

@@ -19,6 +19,10 @@ _GROUPS: Mapping[str, tuple[str, ...]] = {
         "--calib-memory", "--data", "--samples", "--batch-size", "--shapes", "--batch", "--shard",
         "--checkpoint", "--checkpoint-seconds", "--statistics", "--save-statistics",
     ),
+    "Pictures": (
+        "--resize", "--resize-mode", "--crop", "--channels", "--scale", "--mean", "--std", "--layout",
+        "--exif",
+    ),
     "Ranges": ("--ranges", "--calib-method", "--percentile", "--activations", "--weight-granularity"),
     "Repairs": ("--repair", "--effort", "--requantize"),
     "Precision": (
@@ -39,11 +43,12 @@ _GROUPS: Mapping[str, tuple[str, ...]] = {
         "--triton", "--name", "--fallback", "--ab", "--max-batch", "--max-queue-delay", "--instances",
         "--serve-versions", "--warmup-data",
     ),
-    "Settings": ("--spec", "--trust", "--key", "--ignore-gate", "--check"),
+    "Settings": ("--preset", "--spec", "--trust", "--key", "--ignore-gate", "--check"),
     "Workers": ("--workers", "--worker-cpus"),
     "Time": ("--rounds", "--seconds", "--warmup", "--layers"),
     "Output": (
-        "-o", "--dry-run", "--sign-key", "--chart", "--summary", "--junit", "--json", "-q", "-v", "--help",
+        "-o", "--yes", "--dry-run", "--sign-key", "--chart", "--summary", "--junit", "--json", "-q", "-v",
+        "--help",
     ),
 }  # fmt: skip
 """The options of all commands by group, in the order in which a help shows them."""

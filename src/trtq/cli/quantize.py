@@ -37,6 +37,7 @@ from trtq.pipeline.quantize import quantize
 @targets.high_precision_option
 @targets.weight_options
 @options.take(CalibrationSpec, "data", "batch_size", "samples")
+@options.take_pictures()
 @options.json_option
 @options.quiet_option
 @options.pass_given

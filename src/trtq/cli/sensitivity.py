@@ -40,6 +40,7 @@ _RANKS = (*_WITHOUT_LABELS, "accuracy")
 @options.model_argument
 @options.spec_option
 @options.take_calibration()
+@options.take_pictures()
 @options.take(QuantizationSpec)
 @options.take(LayerSpec, "skip", "force")
 @options.take(Target, "op_types")

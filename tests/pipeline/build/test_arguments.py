@@ -145,3 +145,14 @@ def test_data_may_be_arrays_by_name_or_feeds(shape: Any, small: Path) -> None:
 def test_what_cannot_be_a_model_or_data_is_told(model: Any, data: Any, error: Any, told: str) -> None:
     with pytest.raises(error, match=told):
         gather_arguments(model, data, None, ModelSpec(), None, {})
+
+
+def test_numbers_of_pictures_are_a_text_a_list_or_one(small: Path) -> None:
+    spec = gathered(small, mean="0.5,0.25", std=[1, 2], resize=8, channels="BGR").spec
+    assert (spec.preprocess.mean, spec.preprocess.std, spec.preprocess.resize) == (
+        (0.5, 0.25),
+        (1.0, 2.0),
+        (8,),
+    )
+    with pytest.raises(UsageError, match=r"^mean takes numbers, got \['a'\]$"):
+        gathered(small, mean="a")
