@@ -28,6 +28,7 @@ from trtq.models.spec import (
     EvaluationSpec,
     LayerSpec,
     ModelSpec,
+    OperatorSpec,
     QuantizationSpec,
     Shape,
 )
@@ -45,6 +46,7 @@ _SECTIONS: Mapping[type, str] = {
     EvaluationSpec: "evaluation",
     AccuracySpec: "accuracy",
     LayerSpec: "layers",
+    OperatorSpec: "operators",
 }
 """The settings that are sections of a model's, by the fields of `ModelSpec`."""
 _OTHERS = (Formats, Target, BuilderOptions)

@@ -31,7 +31,7 @@ def format_command(job: Job) -> str:
         words += _list_settings(spec.preprocess)
     names = ("weight_granularity",) if migrates else ()
     words += _list_settings(spec.quantization, *names)
-    for settings in (spec.evaluation, spec.accuracy, spec.layers):
+    for settings in (spec.evaluation, spec.accuracy, spec.layers, spec.operators):
         words += _list_settings(settings)
     for kind in ("min", "opt", "max"):
         known = {name: getattr(item, kind) for name, item in spec.inputs.items()}

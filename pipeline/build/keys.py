@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from trtq.calibrators.batches import Batches
 from trtq.calibrators.entropy import Auto
 from trtq.calibrators.estimate import describe
+from trtq.files import hash_file
 from trtq.models.script import load_function
 from trtq.models.spec import ModelSpec
 from trtq.pipeline.bench.machine import describe_machine
@@ -22,6 +25,7 @@ def make_keys(job: Job) -> dict[str, str]:
     ranges = make_key(
         collect_versions(),
         job.graph.sha256,
+        _hash_libraries(job.spec.operators.ort_custom_ops),
         _hash_data(job.shape_data),
         (describe(job.method), job.spec.calibration.method, job.spec.quantization),
         {name: form.name for name, form in job.tensors.items()},
@@ -46,6 +50,7 @@ def make_keys(job: Job) -> dict[str, str]:
         job.backend.name,
         job.backend.version(),
         job.backend.overflows(),
+        _hash_libraries(job.spec.operators.plugins),
         judged if job.target.searches else (),  # then they decide which layers are quantized
         find_compute_capability() if "compute_capabilities" in job.backend.lacks else "",
     )
@@ -77,6 +82,10 @@ def _hash_data(batches: Batches | None) -> str:
     if batches is None:
         return "no data"
     return batches.digest or _never_the_same()
+
+
+def _hash_libraries(paths: Sequence[str]) -> tuple[str, ...]:
+    return tuple(hash_file(Path(path)) for path in paths)
 
 
 def _never_the_same() -> str:

@@ -13,10 +13,13 @@ from trtq.cli.ci import ci_options, take_ci_files
 from trtq.cli.console import ConsoleWatcher, echo, open_console, print_answer
 from trtq.cli.help import GroupedCommand
 from trtq.cli.markdown import write_benchmark
+from trtq.cli.options import Given
 from trtq.cli.tables import create_table, print_speed
 from trtq.cli.verdicts import list_speed_cases
 from trtq.errors import GateError, UsageError
 from trtq.files import write_atomically
+from trtq.models.operators import use_operators
+from trtq.models.spec import OperatorSpec
 from trtq.numbers import format_bytes, format_count, format_shape
 from trtq.pipeline.bench.benchmark import Benchmark, bench, to_json
 from trtq.pipeline.bench.runnables import RunOptions
@@ -97,10 +100,12 @@ _TIMES = ("float_ms", "quantized_ms", "conversions_ms")
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path, dir_okay=False), help="Write the result here as JSON."
 )
+@options.take(OperatorSpec)
 @ci_options
 @options.json_option
 @click.option("-q", "--quiet", is_flag=True, help="Print warnings and errors only.")
-def command(targets: tuple[Path, ...], **given: Any) -> None:
+@options.pass_given
+def command(settings: Given, /, targets: tuple[Path, ...], **given: Any) -> None:
     """Measure how fast models and engines are, side by side.
 
     A target is a build folder, an .onnx or an .engine file. From a folder, everything that can run here is
@@ -118,6 +123,7 @@ def command(targets: tuple[Path, ...], **given: Any) -> None:
     output: Path | None = given["output"]
     files = take_ci_files(("bench", *targets), given)
     files.check(*targets, given["data"], output=output)
+    use_operators(settings.apply(OperatorSpec()))
     if len(set(targets)) != len(targets):
         raise UsageError("a target is given twice; give each once")
     chosen = RunOptions(

@@ -19,7 +19,7 @@ from trtq.cli.options import Given
 from trtq.cli.sharing import find_workers, workers_options
 from trtq.cli.tables import print_report
 from trtq.cli.verdicts import list_build_cases
-from trtq.models.spec import AccuracySpec, EvaluationSpec, LayerSpec, QuantizationSpec
+from trtq.models.spec import AccuracySpec, EvaluationSpec, LayerSpec, OperatorSpec, QuantizationSpec
 from trtq.pipeline.build import build
 from trtq.pipeline.build.delivery import choose_places
 from trtq.pipeline.build.dry import plan_build
@@ -42,6 +42,7 @@ from trtq.pipeline.engine.target import Target
 @options.take(Target, "quantization")
 @targets.weight_options
 @builders.builder_options
+@options.take(OperatorSpec)
 @options.take(EvaluationSpec)
 @options.take(AccuracySpec)
 @options.take(Target, "auto", "formats")

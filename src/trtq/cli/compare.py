@@ -16,7 +16,7 @@ from trtq.cli.tables import create_comparison_table, print_accuracy, print_logit
 from trtq.cli.verdicts import list_pair_cases
 from trtq.errors import GateError
 from trtq.json import to_plain
-from trtq.models.spec import AccuracySpec, CalibrationSpec, EvaluationSpec
+from trtq.models.spec import AccuracySpec, CalibrationSpec, EvaluationSpec, OperatorSpec
 from trtq.numbers import format_count
 from trtq.pipeline.compare import compare
 from trtq.pipeline.deliver.advice import group_reasons
@@ -39,6 +39,7 @@ from trtq.pipeline.judge.gate import judge_pair
 @options.take_one(EvaluationSpec, "samples", "--samples")
 @options.take_one(CalibrationSpec, "batch_size", "--batch-size", text="Samples in a batch.  [default: 8]")
 @options.take_pictures()
+@options.take(OperatorSpec)
 @options.take(AccuracySpec, "min_cosine", "max_drop", "metric")
 @ci_options
 @options.json_option

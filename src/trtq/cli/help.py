@@ -33,7 +33,8 @@ _GROUPS: Mapping[str, tuple[str, ...]] = {
     "Engine": (
         "--backend", "--compute-capability", "--min-shapes", "--opt-shapes", "--max-shapes", "--workspace",
         "--timing-cache", "--builder-optimization-level", "--hardware-compatibility",
-        "--version-compatible", "--device", "--threads", "--cuda-graph",
+        "--version-compatible", "--plugins", "--ort-custom-ops", "--device", "--threads",
+        "--cuda-graph",
     ),
     "Gate": (
         "--eval-data", "--labels", "--eval-output", "--eval-samples", "--reference", "--min-cosine",

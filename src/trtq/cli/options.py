@@ -15,7 +15,7 @@ from trtq.cli.sizes import parse_bytes
 from trtq.errors import UsageError
 from trtq.models.option import Kind, Option, list_kinds, list_options
 from trtq.models.preprocess import CHANNELS, LAYOUTS, RESIZE_MODES, Preprocess
-from trtq.models.spec import AccuracySpec, CalibrationSpec, EvaluationSpec, LayerSpec, ModelSpec
+from trtq.models.spec import AccuracySpec, CalibrationSpec, EvaluationSpec, LayerSpec, ModelSpec, OperatorSpec
 from trtq.pipeline.calibrate.data import find_spec, refuse_scripts
 
 T = TypeVar("T")
@@ -27,6 +27,8 @@ _SCRIPT_FIELDS: Mapping[str, tuple[type, str]] = {
     "[calibration] data": (CalibrationSpec, "data"),
     "[evaluation] data": (EvaluationSpec, "data"),
     "[accuracy] metric": (AccuracySpec, "metric"),
+    "[operators] plugins": (OperatorSpec, "plugins"),
+    "[operators] ort_custom_ops": (OperatorSpec, "ort_custom_ops"),
 }
 """The fields that may name scripts, by their keys in a settings file; see `ModelSpec.scripts`."""
 
@@ -88,6 +90,7 @@ class Given:
             quantization=self.apply(spec.quantization),
             evaluation=self.apply(evaluation),
             accuracy=self.apply(spec.accuracy),
+            operators=self.apply(spec.operators),
             layers=LayerSpec(
                 (*layers.skip, *more.skip),
                 (*layers.keep_fp32, *more.keep_fp32),
@@ -239,7 +242,7 @@ def _find_type(option: Option, kind: Kind) -> Any:
         return click.Choice(kind.choices)
     if option.metavar in _WITH_COMMAS:
         return str
-    if option.metavar == "DATA":  # a path for shells to complete, or a script with its function
+    if option.metavar in ("DATA", "LIB.so"):  # a path for shells to complete, or a script with its function
         return click.Path(readable=False)
     if kind.type is Path:
         return click.Path(path_type=Path, dir_okay=False)
