@@ -108,4 +108,11 @@ def _make_absolute(spec: ModelSpec, folder: Path) -> ModelSpec:
         evaluation = replace(evaluation, labels=str(folder / evaluation.labels))
     if accuracy.script is not None:
         accuracy = replace(accuracy, metric=str(folder / accuracy.metric))
-    return replace(spec, calibration=calibration, evaluation=evaluation, accuracy=accuracy)
+    plugins, custom_ops = (
+        tuple(str(folder / path) for path in paths)
+        for paths in (spec.operators.plugins, spec.operators.ort_custom_ops)
+    )
+    operators = replace(spec.operators, plugins=plugins, ort_custom_ops=custom_ops)
+    return replace(
+        spec, calibration=calibration, evaluation=evaluation, accuracy=accuracy, operators=operators
+    )

@@ -2,12 +2,13 @@
 
 The numbers are those of the families' own training code: torchvision's and timm's presets come from these
 libraries, the YOLO ones from the detectors' published inference code (letterbox, RGB, 0-1), the encoders'
-from their configuration.
+from their configuration, CLIP's and ViT's from their published preprocessors.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from trtq.models.inputs import ModuleInput
@@ -15,6 +16,7 @@ from trtq.models.preprocess import Preprocess
 from trtq.models.spec import AccuracySpec, InputSpec, LayerSpec, ModelSpec
 
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+_CLIP_MEAN, _CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 _BATCHES = (1, 8, 32)
 _CONVNEXT_CROPS_BELOW = 384
 Size = tuple[int, int]
@@ -71,10 +73,43 @@ def describe_encoder(
     return ModelSpec(inputs=dict.fromkeys(names, shape))
 
 
+def describe_clip(size: Size = (224, 224), *, name: str = "pixel_values") -> ModelSpec:
+    """Returns the settings of the picture encoder of CLIP and its kin, with OpenAI's mean and deviation."""
+    return describe_imagenet(size, min(size), _CLIP_MEAN, _CLIP_STD, name=name)
+
+
+def describe_vit(size: Size = (224, 224), *, name: str = "pixel_values") -> ModelSpec:
+    """Returns the settings of a vision transformer as Google trains them: stretched, values in -1..1."""
+    steps = Preprocess(resize=_short(size), mean=(0.5,), std=(0.5,))
+    return ModelSpec(inputs={name: list_batches((3, *size))}, preprocess=steps)
+
+
+def describe_unit(size: Size | None = None, *, name: str = "image") -> ModelSpec:
+    """Returns the settings of a model that takes values in 0..1, and may normalize them itself."""
+    inputs = {} if size is None else {name: list_batches((3, *size))}
+    return ModelSpec(inputs=inputs, preprocess=Preprocess(mean=(0.0,), std=(1.0,)))
+
+
+def describe_pixels(size: Size | None = None, *, name: str = "image") -> ModelSpec:
+    """Returns the settings of a model that takes the pixels as they are, 0..255."""
+    spec = describe_unit(size, name=name)
+    return replace(spec, preprocess=replace(spec.preprocess, scale=1.0))
+
+
 FAMILIES: Mapping[str, Callable[[], ModelSpec]] = {
     "imagenet": describe_imagenet,
     "yolo": describe_yolo,
     "encoder": describe_encoder,
+    "bert": describe_encoder,
+    "clip": describe_clip,
+    "vit": describe_vit,
+    "unit": describe_unit,
+    "pixels": describe_pixels,
+}
+"""The families by name; bert is an encoder."""
+TEXT_FAMILIES = ("encoder", "bert")
+_PICTURES: Mapping[str, Callable[..., ModelSpec]] = {
+    name: make for name, make in FAMILIES.items() if name not in TEXT_FAMILIES
 }
 
 
@@ -86,12 +121,16 @@ def describe_family(name: str, inputs: Sequence[ModuleInput]) -> ModelSpec:
         inputs: The first with four dims is the picture, (N, C, H, W).
     """
     for item in inputs:
-        if name != "encoder" and len(item.dims) == 4:
+        if name in _PICTURES and len(item.dims) == 4:
             height, width = item.dims[2:]
             if isinstance(height, int) and isinstance(width, int):
-                make = describe_yolo if name == "yolo" else describe_imagenet
-                return make((height, width), name=item.name)
+                return _PICTURES[name]((height, width), name=item.name)
     return FAMILIES[name]()
+
+
+def describe_processor(settings: Mapping[str, Any]) -> Preprocess:
+    """Returns how pictures are prepared, as the `preprocessor_config.json` of a model says it."""
+    return _of_image_processor(settings)[0]
 
 
 def describe_transformer(

@@ -77,7 +77,7 @@ def _add_default(text: str, default: object) -> str:
     """Returns the text with the default as click shows it; for none, the text says what holds then."""
     text, _, usual = text.partition(" None: ")
     if not usual and default not in (None, (), False, ""):
-        usual = ",".join(default) if isinstance(default, tuple) else str(default)
+        usual = ",".join(map(str, default)) if isinstance(default, tuple) else str(default)
     return f"{text}  [default: {usual.removesuffix('.')}]" if usual else text
 
 

@@ -10,13 +10,16 @@ from typing import IO, TYPE_CHECKING, Any
 from trtq import lazy
 from trtq.errors import DataError, UsageError
 from trtq.files import refuse_damage
+from trtq.models.option import setting
 from trtq.numbers import format_shape
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".webp")
-_RESIZE_MODES = ("stretch", "short-side", "letterbox")
+RESIZE_MODES = ("stretch", "short-side", "letterbox")
+CHANNELS = ("RGB", "BGR", "L")
+LAYOUTS = ("NCHW", "NHWC")
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,38 +30,39 @@ class Preprocess:
     come from the model when it has fixed ones.
 
     Attributes:
-        resize: Height and width in pixels; one number for both. Empty: as the model wants it.
-        resize_mode: "stretch" to the size; "short-side" keeps the proportions so that the size is covered;
-            "letterbox" keeps them so that all fits, and pads with grey (114).
-        crop: Height and width of the middle part that is kept; empty: no crop.
-        channels: "RGB", "BGR" or "L" (grey).
+        resize: Height and width of pictures in pixels, such as 256 or 480x640. None: as the model wants it.
+        resize_mode: stretch to the size; short-side keeps the proportions so that the size is covered;
+            letterbox keeps them so that all fits, and pads with grey (114).
+        crop: Height and width of the middle part that is kept, such as 224. None: no crop.
+        channels: Order of the colors; L is grey.
         scale: Factor on the 0-255 values, before mean and std; 16 bits are brought there by 255 / 65535.
+            None: 1/255.
         mean: Subtracted, one number a channel or one for all.
         std: Divided by, one number a channel or one for all.
-        layout: "NCHW" or "NHWC".
-        exif: First of all, turn the picture as its EXIF orientation says, as viewers do.
+        layout: Order of the axes of the input.
+        exif: First of all, turn each picture as its EXIF orientation says, as viewers do.
         frame_step: Of a video, take every n-th frame.
     """
 
-    resize: tuple[int, ...] = ()
-    resize_mode: str = "stretch"
-    crop: tuple[int, ...] = ()
-    channels: str = "RGB"
-    scale: float = 1 / 255
-    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
-    std: tuple[float, ...] = (0.229, 0.224, 0.225)
-    layout: str = "NCHW"
-    exif: bool = False
-    frame_step: int = 1
+    resize: tuple[int, ...] = setting((), metavar="SIZES")
+    resize_mode: str = setting("stretch")
+    crop: tuple[int, ...] = setting((), metavar="SIZES")
+    channels: str = setting("RGB")
+    scale: float = setting(1 / 255)
+    mean: tuple[float, ...] = setting((0.485, 0.456, 0.406), metavar="NUMBERS")
+    std: tuple[float, ...] = setting((0.229, 0.224, 0.225), metavar="NUMBERS")
+    layout: str = setting("NCHW")
+    exif: bool = setting(False)
+    frame_step: int = setting(1)
 
     def __post_init__(self) -> None:
         for name, size in (("resize", self.resize), ("crop", self.crop)):
             if len(size) > 2 or any(value < 1 for value in size):
                 raise UsageError(f"{name} must be one or two positive sizes in pixels, got {list(size)}")
         for name, value, choices in (
-            ("resize_mode", self.resize_mode, _RESIZE_MODES),
-            ("channels", self.channels, ("RGB", "BGR", "L")),
-            ("layout", self.layout, ("NCHW", "NHWC")),
+            ("resize_mode", self.resize_mode, RESIZE_MODES),
+            ("channels", self.channels, CHANNELS),
+            ("layout", self.layout, LAYOUTS),
         ):
             if value not in choices:
                 raise UsageError(f"{name} must be one of {', '.join(choices)}, got {value!r}")

@@ -15,7 +15,8 @@ import numpy as np
 import onnx_ir as ir
 
 from trtq import lazy
-from trtq.errors import MissingDependency, ModelError
+from trtq.errors import MissingDependency, ModelError, UsageError
+from trtq.models.operators import list_custom_ops
 from trtq.models.packed import pack
 from trtq.models.ports import to_plain, with_plain_ports
 from trtq.temporary import open_temporary_folder
@@ -73,6 +74,7 @@ def save(model: ir.Model, path: Path, data: str | None = None) -> None:
     ir.save(model, path, external_data=(data or f"{path.name}.data") if is_large else None)
 
 
+_UNREGISTERED = "is not a registered function/op"
 _FOREIGN = re.compile(r"tensor\((bfloat16|float[48]\w+|u?int[24])\)")
 """Types of inputs and outputs that NumPy has not, as ONNX Runtime calls them."""
 
@@ -177,6 +179,7 @@ def open_session(
         options.add_session_config_entry("session.disable_quant_qdq", "1")
     if engine.profile is not None:
         _profile(options, engine.profile)
+    register_custom_ops(options)
     with _explain("load"):
         if isinstance(model, Path | bytes):
             given = str(model) if isinstance(model, Path) else model
@@ -199,6 +202,26 @@ def open_session(
         with open_temporary_folder() as place:
             save(model, place / "model.onnx")
             return open_session(place / "model.onnx", optimize=optimize, engine=engine)
+
+
+def register_custom_ops(options: Any) -> None:
+    """Has a session know the operators of the libraries that the user names.
+
+    Args:
+        options: `onnxruntime.SessionOptions`.
+
+    Raises:
+        UsageError: ONNX Runtime cannot load a library.
+    """
+    for path in list_custom_ops():
+        try:
+            options.register_custom_ops_library(path)
+        except list_runtime_errors() as error:
+            words = " ".join((str(error).partition(" : ")[2] or str(error)).split())
+            raise UsageError(
+                f"ONNX Runtime cannot load the custom operators of {path}: {words[:300]}; the library needs "
+                f"the function RegisterCustomOps, of this ONNX Runtime's version or an older one"
+            ) from error
 
 
 def _profile(options: Any, folder: Path) -> None:
@@ -310,4 +333,5 @@ def _explain(verb: str) -> Iterator[None]:
         yield
     except list_runtime_errors() as error:
         words = " ".join((str(error).partition(" : ")[2] or str(error)).split())
-        raise ModelError(f"ONNX Runtime cannot {verb} the model: {words[:600]}") from error
+        hint = "; --ort-custom-ops names a library that has it" if _UNREGISTERED in words else ""
+        raise ModelError(f"ONNX Runtime cannot {verb} the model: {words[:600]}{hint}") from error

@@ -236,6 +236,20 @@ class LayerSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class OperatorSpec:
+    """Libraries with operators that neither ONNX nor TensorRT has. Their code runs when they are loaded.
+
+    Attributes:
+        plugins: A library of TensorRT plugins, which the builder and the engine load (repeatable).
+        ort_custom_ops: A library of ONNX Runtime custom operators, to calibrate and compare with
+            (repeatable).
+    """
+
+    plugins: tuple[str, ...] = setting((), metavar="LIB.so")
+    ort_custom_ops: tuple[str, ...] = setting((), metavar="LIB.so")
+
+
+@dataclass(frozen=True, slots=True)
 class ModelSpec:
     """What is known of a model: profiles, preprocessing, data, kept layers, tolerances.
 
@@ -247,6 +261,7 @@ class ModelSpec:
         evaluation: What the result is compared on.
         accuracy: The gate.
         layers: Which layers keep a higher precision, or do not.
+        operators: Libraries with operators that the model needs.
         file: The settings file that was read; None: no file.
     """
 
@@ -257,17 +272,23 @@ class ModelSpec:
     evaluation: EvaluationSpec = field(default_factory=EvaluationSpec)
     accuracy: AccuracySpec = field(default_factory=AccuracySpec)
     layers: LayerSpec = field(default_factory=LayerSpec)
+    operators: OperatorSpec = field(default_factory=OperatorSpec)
     file: str | None = field(default=None, compare=False)
 
     @property
     def scripts(self) -> Mapping[str, str]:
-        """The scripts that are run for these settings, by the key that names each: `[accuracy] metric`."""
+        """The code that is run for these settings, by the key that names it: `[accuracy] metric`."""
         named = {
             "[calibration] data": self.calibration.data,
             "[evaluation] data": self.evaluation.data,
             "[accuracy] metric": self.accuracy.metric,
         }
-        return {key: text for key, text in named.items() if isinstance(text, str) and names_script(text)}
+        libraries = {
+            "[operators] plugins": ", ".join(self.operators.plugins),
+            "[operators] ort_custom_ops": ", ".join(self.operators.ort_custom_ops),
+        }
+        scripts = {key: text for key, text in named.items() if isinstance(text, str) and names_script(text)}
+        return scripts | {key: text for key, text in libraries.items() if text}
 
     @property
     def sources(self) -> tuple[str | None, ...]:

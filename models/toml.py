@@ -6,13 +6,15 @@ import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import fields
+from textwrap import wrap
 from typing import Any, TypeVar
 
 from trtq.errors import UsageError
-from trtq.models.option import Kind, list_kinds
+from trtq.models.option import Kind, list_kinds, list_options
 from trtq.models.spec import ModelSpec
 
 T = TypeVar("T")
+_WIDTH = 108
 _TYPES: Mapping[type, tuple[type, ...]] = {str: (str,), int: (int,), float: (int, float), bool: (bool,)}
 _WORDS = {str: "string", int: "whole number", float: "number", bool: "boolean"}
 
@@ -83,6 +85,41 @@ def format_spec(spec: ModelSpec) -> str:
             values = {key: value for key, value in _values(settings).items() if value != usual.get(key)}
             sections |= {item.name: values} if values else {}
     return "\n".join(text for name, values in sections.items() for text in _lines(name, values))
+
+
+def format_commented(spec: ModelSpec, sections: Mapping[str, str], *head: str) -> str:
+    """Returns the text of some sections with every key explained; those with their default are comments.
+
+    Args:
+        spec: The settings.
+        sections: By the fields of `ModelSpec`, what is said above each; "inputs" is always among the text.
+        head: The lines above all, without their marks.
+    """
+    spec, lines = spec.shown, [f"# {line}" for line in head]
+    for name, item in spec.inputs.items():
+        lines += [
+            "",
+            "# The sizes of this input: the least, the usual and the most.",
+            f"[inputs.{_quote(name)}]",
+        ]
+        lines += list(_lines("", _values(item)))[1:-1]
+    for name, text in sections.items():
+        lines += ["", *(f"# {line}" for line in wrap(text, _WIDTH)), f"[{name}]"]
+        lines += _explain(getattr(spec, name))
+    return "\n".join(lines) + "\n"
+
+
+def _explain(settings: Any) -> Iterator[str]:
+    """Yields each key of a section with what it means."""
+    usual = _values(type(settings)())
+    for name, option in list_options(type(settings)).items():
+        value = getattr(settings, name)
+        is_given = value != usual[name]
+        yield from (f"# {line}" for line in wrap(f"{name}: {option.help}", _WIDTH))
+        if is_given:
+            yield f"{name} = {json.dumps(value, ensure_ascii=False)}"
+        elif value is not None:
+            yield f"# {name} = {json.dumps(value, ensure_ascii=False)}"
 
 
 def _values(settings: Any) -> dict[str, Any]:

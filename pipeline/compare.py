@@ -8,7 +8,7 @@ from trtq.calibrators.sources import ACCEPTED_DATA
 from trtq.errors import DataError
 from trtq.models.signature import require_same_inputs
 from trtq.models.spec import ModelSpec
-from trtq.pipeline.calibrate.data import find_spec, open_calibration_data, tell_of_settings
+from trtq.pipeline.calibrate.data import find_spec, open_calibration_data, take_settings
 from trtq.pipeline.engine.target import Target
 from trtq.pipeline.graph.load import load
 from trtq.pipeline.graph.pictures import tell_of_pictures
@@ -41,7 +41,7 @@ def compare(
     """
     watcher = watcher or Silent()
     spec = spec if spec is not None else find_spec(Path(reference))
-    tell_of_settings(spec, watcher)
+    take_settings(spec, watcher)
     engine = load_engine(candidate) if Path(candidate).is_dir() else None
     graph = load(Path(reference), min_opset=1)
     file = Path(candidate) if engine is None else engine.onnx

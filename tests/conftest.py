@@ -21,6 +21,8 @@ from stores import site as site
 
 from trtq.cli import main
 from trtq.models.demo import write_demo
+from trtq.models.operators import use_operators
+from trtq.models.spec import OperatorSpec
 from trtq.pipeline.build import build
 from trtq.pipeline.engine.target import Target
 
@@ -121,6 +123,13 @@ def demo_onnxruntime(tmp_path_factory: pytest.TempPathFactory, quick_demo: Path)
     folder = shutil.copytree(quick_demo, tmp_path_factory.mktemp("onnxruntime") / "demo")
     build(folder / "model.onnx", target=Target(backend="onnxruntime"))
     return folder
+
+
+@pytest.fixture
+def no_libraries() -> Iterator[None]:
+    """Has nothing know of the libraries of operators that the test named."""
+    yield
+    use_operators(OperatorSpec())
 
 
 @pytest.fixture(scope="session")

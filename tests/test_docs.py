@@ -37,7 +37,14 @@ from trtq.cli import main
 from trtq.models.demo import write_demo
 from trtq.models.option import list_options
 from trtq.models.preprocess import Preprocess
-from trtq.models.spec import AccuracySpec, CalibrationSpec, EvaluationSpec, LayerSpec, QuantizationSpec
+from trtq.models.spec import (
+    AccuracySpec,
+    CalibrationSpec,
+    EvaluationSpec,
+    LayerSpec,
+    OperatorSpec,
+    QuantizationSpec,
+)
 from trtq.pipeline.build.keep import NO_KERNEL
 from trtq.pipeline.engine.backends import BACKENDS
 from trtq.pipeline.graph import attention, placement, worth
@@ -85,7 +92,7 @@ def test_the_settings_of_the_pages_are_read_and_every_key_is_listed(tmp_path: Pa
     assert spec.preprocess == Preprocess()  # the last page says that these are the defaults
     assert (spec.accuracy, spec.evaluation.samples) == (AccuracySpec(min_speedup=1.05), 1000)
     sections = (CalibrationSpec, QuantizationSpec, EvaluationSpec, AccuracySpec, LayerSpec, Preprocess)
-    keys = {field.name for section in sections for field in fields(section)} - {"parameters"}
+    keys = {field.name for section in (*sections, OperatorSpec) for field in fields(section)} - {"parameters"}
     keys |= {name for method in METHODS.values() for name in list_options(method)}
     assert {key for key in keys if not re.search(rf"\b{key}\b", pages["settings.md"])} == set()
 

@@ -49,8 +49,9 @@ ROOMS = ("models", "calibrators", "pipeline", "cli")
 STAGES = ("formats", "graph", "rewrite", "engine", "judge", "deliver")
 """The folders of the pipeline in the order of the work; each may import from itself and those before it."""
 COMMANDS = {
-    "bench", "build", "build_all", "cache", "calibrate", "compare", "doctor", "export", "inspect", "lint",
-    "load", "migrate", "package", "plan", "quantize", "report", "run", "sensitivity", "sign", "verify",
+    "bench", "build", "build_all", "cache", "calibrate", "compare", "doctor", "export", "init", "inspect",
+    "lint", "load", "migrate", "package", "plan", "quantize", "report", "run", "sensitivity", "sign",
+    "verify",
 }  # fmt: skip
 """What lies in the pipeline beside the stages: one file or folder a command, and `load`, which has none."""
 ELSEWHERE = {

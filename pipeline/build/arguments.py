@@ -20,6 +20,7 @@ from trtq.calibrators.arrays import pack_arrays
 from trtq.errors import DataError, UsageError
 from trtq.files import refuse_damage, write_atomically
 from trtq.models.option import Kind, list_kinds, list_options
+from trtq.models.preprocess import Preprocess
 from trtq.models.session import save
 from trtq.models.spec import (
     AccuracySpec,
@@ -27,6 +28,7 @@ from trtq.models.spec import (
     EvaluationSpec,
     LayerSpec,
     ModelSpec,
+    OperatorSpec,
     QuantizationSpec,
     Shape,
 )
@@ -39,11 +41,13 @@ from trtq.pipeline.engine.target import Target
 from trtq.temporary import open_temporary_folder
 
 _SECTIONS: Mapping[type, str] = {
+    Preprocess: "preprocess",
     CalibrationSpec: "calibration",
     QuantizationSpec: "quantization",
     EvaluationSpec: "evaluation",
     AccuracySpec: "accuracy",
     LayerSpec: "layers",
+    OperatorSpec: "operators",
 }
 """The settings that are sections of a model's, by the fields of `ModelSpec`."""
 _OTHERS = (Formats, Target, BuilderOptions)
@@ -130,7 +134,7 @@ def _sort_options(options: Mapping[str, Any]) -> tuple[_Changes, dict[str, Any]]
                 changes[CalibrationSpec]["method"] = parameters[name][0]
         elif name in known:
             settings, field, kind = known[name]
-            splits = isinstance(value, str) and settings is not LayerSpec  # whose patterns may hold commas
+            splits = isinstance(value, str) and settings not in (LayerSpec, OperatorSpec)  # may hold commas
             changes.setdefault(settings, {})[field] = _convert(name, value, kind, splits=splits)
         else:
             near = get_close_matches(name, [*known, *_SHAPES, *parameters], 3)
@@ -151,10 +155,7 @@ def _read_shapes(value: str | Mapping[str, Sequence[int]]) -> dict[str, Shape]:
 def _convert(name: str, value: Any, kind: Kind, *, splits: bool) -> Any:
     """Returns the value of a field: a tuple where it takes several, for which one text will do."""
     if kind.is_list:
-        texts = value.split(",") if splits else [value] if isinstance(value, str) else value
-        if not isinstance(texts, Iterable) or not all(isinstance(text, str) for text in texts):
-            raise UsageError(f"{name} takes texts, or one, got {value!r}")
-        return tuple(texts)
+        return _convert_list(name, value, kind, splits=splits)
     numbers = (int, float) if kind.type is float else (kind.type,)
     wanted = (str, Path, int) if kind.type in (str, Path) else numbers
     if value is None:
@@ -166,6 +167,19 @@ def _convert(name: str, value: Any, kind: Kind, *, splits: bool) -> Any:
     if kind.type is Path:
         return Path(str(value))
     return str(value) if kind.type is str else value
+
+
+def _convert_list(name: str, value: Any, kind: Kind, *, splits: bool) -> tuple[Any, ...]:
+    is_several = isinstance(value, Iterable) and not isinstance(value, str)
+    values = value.split(",") if splits else list(value) if is_several else [value]
+    if kind.type is str:
+        if not all(isinstance(text, str | Path) for text in values):
+            raise UsageError(f"{name} takes texts, or one, got {value!r}")
+        return tuple(map(str, values))
+    try:
+        return tuple(map(kind.type, values))
+    except (TypeError, ValueError):
+        raise UsageError(f"{name} takes numbers, got {values!r}") from None
 
 
 def _change_spec(spec: ModelSpec, changes: _Changes) -> ModelSpec:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from trtq.calibrators import create_method
-from trtq.models.option import list_options
+from trtq.models.option import list_kinds, list_options
 
 if TYPE_CHECKING:
     from trtq.pipeline.build.job import Job
@@ -15,10 +15,7 @@ if TYPE_CHECKING:
 
 
 def format_command(job: Job) -> str:
-    """Returns the `trtq` command that does this build, quoted for a shell.
-
-    What only model.toml can say, the preparation of pictures, is not in it.
-    """
+    """Returns the `trtq` command that does this build, quoted for a shell."""
     spec, migrates = job.spec.shown, job.ranges is not None
     words = ["trtq", "migrate" if migrates else "build", str(job.graph.path), *job.sources]
     if not migrates:
@@ -31,9 +28,10 @@ def format_command(job: Job) -> str:
         words += _list_settings(spec.calibration)
         words += _list_settings(create_method(spec.calibration))
         words += ["--random-data"] if job.is_random else []
+        words += _list_settings(spec.preprocess)
     names = ("weight_granularity",) if migrates else ()
     words += _list_settings(spec.quantization, *names)
-    for settings in (spec.evaluation, spec.accuracy, spec.layers):
+    for settings in (spec.evaluation, spec.accuracy, spec.layers, spec.operators):
         words += _list_settings(settings)
     for kind in ("min", "opt", "max"):
         known = {name: getattr(item, kind) for name, item in spec.inputs.items()}
@@ -50,6 +48,8 @@ def _list_settings(settings: Any, *names: str) -> Iterator[str]:
             continue
         if value is True:
             yield option.name
+        elif list_kinds(type(settings))[name].type in (int, float) and isinstance(value, tuple):
+            yield from (option.name, ",".join(map(str, value)))
         else:
             for item in value if isinstance(value, tuple) else (value,):
                 yield from (option.name, str(item))

@@ -18,7 +18,7 @@ from trtq.pipeline.calibrate.data import (
     find_spec,
     open_calibration_data,
     place_layers,
-    tell_of_settings,
+    take_settings,
 )
 from trtq.pipeline.engine.backend import Backend
 from trtq.pipeline.engine.backends import choose_backend, refuse_unsupported
@@ -27,7 +27,11 @@ from trtq.pipeline.engine.strategy import Strategy, choose_strategy
 from trtq.pipeline.engine.target import Target
 from trtq.pipeline.formats import FP16, FP32, INT8, LAYER_FORMATS, NVFP4
 from trtq.pipeline.formats.format import Format
-from trtq.pipeline.graph.foreign_operators import explain_incomparable, explain_unrunnable
+from trtq.pipeline.graph.foreign_operators import (
+    explain_incomparable,
+    explain_unrunnable,
+    refuse_half_known,
+)
 from trtq.pipeline.graph.load import Graph, load, raise_opset
 from trtq.pipeline.graph.pictures import tell_of_pictures
 from trtq.pipeline.graph.quantized import is_quantized
@@ -78,10 +82,11 @@ def load_job(
     backend = choose_backend(target.backend)
     refuse_unsupported(backend, target.options, target.compute_capabilities)
     watcher.stage("Loading")
-    tell_of_settings(spec, watcher)
+    take_settings(spec, watcher)
     strategy = choose_strategy(target, backend)
     _refuse_combinations(spec, target, strategy, backend)
     graph = load(path, min_opset=find_opset(target, strategy))
+    refuse_half_known(graph.model, for_tensorrt=backend.name != "onnxruntime")
     for note in graph.notes:
         watcher.note(note)
     spec = _suit_backend(spec, target, backend, graph, strategy.graph_float)

@@ -22,7 +22,7 @@ from trtq.pipeline.calibrate.data import (
     observe_graph,
     open_calibration_data,
     place_layers,
-    tell_of_settings,
+    take_settings,
     warn_of_dead,
 )
 from trtq.pipeline.calibrate.improve import RangeSearch, improve_ranges
@@ -274,7 +274,7 @@ def load_to_quantize(
     """
     watcher.stage("Loading")
     spec = spec if spec is not None else find_spec(path)
-    tell_of_settings(spec, watcher)
+    take_settings(spec, watcher)
     opset = max(19, target.min_opset)
     graph = load(path, min_opset=opset)
     for note in graph.notes:

@@ -26,6 +26,7 @@ from trtq.calibrators.statistics_file import read_statistics, refuse_other, stat
 from trtq.errors import ArtifactError, DataError, UsageError
 from trtq.files import is_file, write_atomically
 from trtq.kept import KeptNode
+from trtq.models.operators import use_operators
 from trtq.models.option import setting
 from trtq.models.packed import pack
 from trtq.models.spec import PER_TOKEN, CalibrationSpec, ModelSpec
@@ -120,8 +121,13 @@ def find_spec(model: Path | str, *, trust: bool = False) -> ModelSpec:
     return spec
 
 
-def tell_of_settings(spec: ModelSpec, watcher: Watcher) -> None:
-    """Says which settings file was read, if one was."""
+def take_settings(spec: ModelSpec, watcher: Watcher) -> None:
+    """Says which settings file was read, and has the libraries loaded that the settings name.
+
+    Raises:
+        UsageError: There is no such library.
+    """
+    use_operators(spec.operators)
     if spec.file is not None:
         watcher.note(f"settings are read from {spec.file}")
 

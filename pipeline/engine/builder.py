@@ -18,6 +18,7 @@ from typing import IO, TYPE_CHECKING, Any
 from trtq.errors import ArtifactError, BuildError, ModelError, TrtqError, UsageError
 from trtq.files import lock_file, write_atomically
 from trtq.pipeline.engine.kernels import list_nodes
+from trtq.pipeline.engine.plugins import load_plugins
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -78,6 +79,7 @@ def _build(
     trt: ModuleType, request: Mapping[str, Any], place: Path, log: IO[str], calibrator: Any
 ) -> dict[str, str]:
     logger, layers = _logger(trt, log)
+    load_plugins(trt, logger, request["plugins"])
     product = request["product"]
     try:
         builder = trt.Builder(logger)

@@ -13,7 +13,7 @@ import onnx_ir as ir
 from trtq import lazy
 from trtq.errors import BuildError
 from trtq.models.runner import create_runner
-from trtq.models.session import SessionOptions, list_runtime_errors, open_session
+from trtq.models.session import SessionOptions, list_runtime_errors, open_session, register_custom_ops
 from trtq.pipeline.engine.backend import Backend, BuildRequest, BuiltEngine, Kernel
 from trtq.temporary import open_temporary_folder
 
@@ -56,6 +56,7 @@ class OnnxRuntime(Backend):
         with open_temporary_folder() as folder:
             optimized = folder / "optimized.onnx"
             options.optimized_model_filepath = str(optimized)
+            register_custom_ops(options)
             try:
                 onnxruntime.InferenceSession(str(request.model), options, providers=["CPUExecutionProvider"])
             except list_runtime_errors() as error:

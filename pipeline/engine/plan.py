@@ -9,6 +9,8 @@ from typing import Any
 from numpy.typing import NDArray
 
 from trtq.errors import ArtifactError
+from trtq.models.operators import list_plugins
+from trtq.pipeline.engine.plugins import load_plugins
 
 
 class OpenedPlan:
@@ -25,9 +27,11 @@ class OpenedPlan:
 
         Raises:
             ArtifactError: The library does not load it.
+            UsageError: A library of plugins cannot be loaded.
         """
         self._trt = trt
         self._logger = _logger(trt)
+        load_plugins(trt, self._logger, list_plugins())
         self._runtime = trt.Runtime(self._logger)
         self._runtime.engine_host_code_allowed = True  # a version-compatible engine brings its runtime
         self.engine = self._runtime.deserialize_cuda_engine(plan)

@@ -13,6 +13,7 @@ from typing import Any
 
 from trtq import errors
 from trtq.errors import BuildError, TrtqError
+from trtq.models.operators import list_plugins
 from trtq.pipeline.engine.backend import BuildRequest
 from trtq.temporary import open_temporary_folder
 
@@ -112,6 +113,7 @@ def to_json(flavour: Flavour, request: BuildRequest) -> dict[str, Any]:
         "workspace_bytes": request.workspace_bytes,
         "precisions": list(request.precisions),
         "kept": dict(request.kept),
+        "plugins": list(list_plugins()),
         "calibration_shapes": {},
     }
 

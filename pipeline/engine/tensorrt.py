@@ -18,6 +18,7 @@ from trtq import lazy
 from trtq.calibrators.device import CudaMemory, DeviceMemory
 from trtq.calibrators.tensorrt import AnyCalibrator, make_batch_calibrator, make_scale_calibrator
 from trtq.errors import MissingDependency, TrtqError
+from trtq.models.operators import list_plugins
 from trtq.pipeline.engine.backend import (
     Backend,
     BuildRequest,
@@ -28,6 +29,7 @@ from trtq.pipeline.engine.backend import (
 from trtq.pipeline.engine.builder import build as build_here
 from trtq.pipeline.engine.gpu import explain_missing_gpu, find_compute_capability
 from trtq.pipeline.engine.kernels import parse_inspector
+from trtq.pipeline.engine.plugins import load_plugins
 from trtq.pipeline.engine.process import Flavour, ProcessOutcome, run, run_in_child
 from trtq.pipeline.engine.trtexec import format_trtexec
 
@@ -145,6 +147,7 @@ class TensorRt(Backend):
         """Returns a Polygraphy `TrtRunner` of the engine."""
         trt = importlib.import_module(self.module)
         polygraphy = lazy.require("polygraphy.backend.trt", None, "running the engine")
+        load_plugins(trt, polygraphy.get_trt_logger(), list_plugins())
         runtime = trt.Runtime(polygraphy.get_trt_logger())
         runtime.engine_host_code_allowed = True  # a version-compatible engine brings its runtime
         return polygraphy.TrtRunner(polygraphy.EngineFromBytes(plan, runtime=runtime), name=name)

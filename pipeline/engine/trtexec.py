@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterator, Mapping
 
+from trtq.models.operators import list_plugins
 from trtq.models.spec import InputSpec
 from trtq.numbers import format_shape
 from trtq.pipeline.engine.backend import BuildRequest
@@ -41,6 +42,7 @@ def _words(request: BuildRequest, *, has_typed_flag: bool) -> Iterator[str]:
         pairs = ",".join(f"{_quoted(name)}:{precision}" for name, precision in request.kept.items())
         yield f"--layerPrecisions={pairs}"
         yield f"--layerOutputTypes={pairs}"
+    yield from (f"--staticPlugins={path}" for path in list_plugins())
     for kind in ("min", "opt", "max"):
         if request.profiles:
             yield f"--{kind}Shapes={_shapes(request.profiles, kind)}"

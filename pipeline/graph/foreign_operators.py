@@ -9,6 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from trtq.errors import ModelError
+from trtq.models.operators import find_foreign, list_custom_ops, list_plugins
 from trtq.models.session import SessionPort, open_session
 from trtq.pipeline.graph.edit import GraphEditor
 from trtq.pipeline.graph.fp4 import without_fp4
@@ -30,16 +31,45 @@ _SMALL_BYTES = 4096  # shapes, axes and the like, whose values decide a shape
 
 
 def refuse_foreign_operators(model: ir.Model) -> None:
-    """Refuses what neither ONNX Runtime nor TensorRT's parser knows."""
+    """Refuses what neither ONNX Runtime nor TensorRT knows, unless libraries of operators are named."""
+    if list_custom_ops() or list_plugins():
+        return
     for node in model.graph.all_nodes():
         is_known = node.domain == "trt" and (node.op_type in _CODES or node.op_type in OWN_OPERATORS)
         if not is_known and node.domain not in ("", "ai.onnx", "com.microsoft"):
             what = (
                 "a placeholder of modelopt for an NVFP4 weight; export the model by NVFP4QuantExporter"
                 if (node.domain, node.op_type) == _PLACEHOLDER
-                else "no standard ONNX operator; TensorRT has it only as a plugin, which trtq does not load"
+                else "no standard ONNX operator; TensorRT has it only as a plugin: "
+                "--plugins names its library, and --ort-custom-ops that for ONNX Runtime"
             )
             raise ModelError(f"node {node.name!r} is {node.domain}::{node.op_type}, which is {what}")
+
+
+def refuse_half_known(model: ir.Model, *, for_tensorrt: bool) -> None:
+    """Refuses operators that are known to only one of the two that a build needs.
+
+    Args:
+        model: What is built.
+        for_tensorrt: Whether TensorRT runs the result.
+
+    Raises:
+        ModelError: TensorRT has no plugin for a node, or nothing here can run it to calibrate and compare.
+    """
+    node = find_foreign(model)
+    if node is None:
+        return
+    named = f"node {node.name!r} is {node.domain}::{node.op_type}"
+    if not list_custom_ops():
+        raise ModelError(
+            f"{named}: TensorRT has its plugin by --plugins, but nothing here runs it to calibrate and "
+            f"compare; name a library that has it for ONNX Runtime with --ort-custom-ops"
+        )
+    if for_tensorrt and not list_plugins():
+        raise ModelError(
+            f"{named}: ONNX Runtime has it by --ort-custom-ops, but TensorRT does not know it; name the "
+            f"library of its plugin with --plugins, or take --backend onnxruntime"
+        )
 
 
 def explain_unrunnable(model: ir.Model) -> str:
@@ -155,4 +185,4 @@ def _take_type(value: ir.Value, port: SessionPort) -> None:
     if name in ir.DataType.__members__:
         value.type = ir.TensorType(ir.DataType[name])
         sizes = [None if isinstance(size, str) and size.startswith("unk__") else size for size in port.shape]
-        value.shape = ir.Shape(sizes)
+        value.shape = ir.Shape(sizes) if sizes else None  # what is not known looks like a scalar's

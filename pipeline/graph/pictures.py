@@ -68,12 +68,18 @@ def tell_of_pictures(model: ir.Model, watcher: Watcher, *streams: Batches | None
     if steps == Preprocess():
         watcher.warn(
             f"{said}; no settings say so, and this is what ImageNet classifiers want: if this model wants "
-            f"something else, say so in [preprocess] of model.toml"
+            f"something else, say so in [preprocess] of model.toml (trtq init writes one), or with "
+            f"--mean, --std and --resize"
         )
     else:
         watcher.note(said)
     if contradiction := find_contradiction(model, steps):
         watcher.warn(contradiction)
+
+
+def find_top(model: ir.Model) -> float | None:
+    """Returns 255 or 1, the most that a model seems to take by its own normalization; None: it has none."""
+    return _read_opening(model.graph.inputs[0]).top if model.graph.inputs else None
 
 
 def find_contradiction(model: ir.Model, steps: Preprocess) -> str:

@@ -29,6 +29,21 @@ class Verdict:
     reasons: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One thing that a gate looks at.
+
+    Attributes:
+        name: Such as "cosine of output 'logits' to fp32".
+        outcome: What the gate says of it alone.
+        found: What was measured and what is wanted; of what fails, why.
+    """
+
+    name: str
+    outcome: Outcome
+    found: str
+
+
 def judge_pair(comparison: Comparison, gate: AccuracySpec) -> Verdict:
     """Returns the verdict on a comparison of one candidate with one reference."""
     reasons = _cosine_reasons(comparison.outputs, gate)
@@ -113,14 +128,61 @@ def judge(
     ours = [item for item in comparison.outputs if item.candidate == candidate]
     if not ours:
         return Verdict("unverified", (f"{candidate} was not run, so nothing is known of its accuracy",))
-    bad_fp16 = [item for item in comparison.outputs if item.candidate == "fp16" and not _holds(item, gate)]
-    references = REFERENCES if bad_fp16 else (*REFERENCES, "fp16")
-    reasons = _cosine_reasons([item for item in ours if item.reference in references], gate)
+    bad_fp16 = _list_bad_fp16(comparison, gate)
+    reasons = _cosine_reasons(_list_judged(comparison, candidate, gate), gate)
     for truth in REFERENCES:
         reasons += _drop_reasons(comparison, candidate, truth, gate)
     if reasons and candidate != "fp16" and bad_fp16 and _is_as_bad(bad_fp16[0], ours):
         reasons.append((_blame_repairs if is_inexact else _blame_fp16)(bad_fp16[0]))
     return _decide(comparison, ours, reasons)
+
+
+def list_checks(comparison: Comparison, gate: AccuracySpec, candidate: str | None = None) -> list[Check]:
+    """Returns what a verdict goes by: every output against every reference, and the metric.
+
+    Args:
+        comparison: What was measured.
+        gate: What is wanted.
+        candidate: What is judged, as for `judge`; None: the one of a pair, as for `judge_pair`.
+    """
+    pair = comparison.outputs[:1]
+    judged = comparison.outputs if candidate is None else _list_judged(comparison, candidate, gate)
+    checks = [_check_output(item, gate) for item in judged]
+    name = candidate or next((item.candidate for item in pair), "")
+    for truth in (item.reference for item in pair) if candidate is None else REFERENCES:
+        checks += _check_metric(comparison, name, truth, gate)
+    return checks
+
+
+def _check_output(item: OutputComparison, gate: AccuracySpec) -> Check:
+    """Returns what the gate says of one output against one reference."""
+    name = f"cosine of {_name(item)} to {item.reference}"
+    if _holds(item, gate):
+        return Check(name, "pass", f"{item.judged_cosine:.5f}, the gate wants {gate.min_cosine:g}")
+    return Check(name, "fail", _explain_cosine(item, gate))
+
+
+def _check_metric(comparison: Comparison, candidate: str, reference: str, gate: AccuracySpec) -> list[Check]:
+    """Returns what the gate says of the lost points of accuracy; nothing without labels."""
+    ours, theirs = comparison.accuracy.get(candidate), comparison.accuracy.get(reference)
+    if ours is None or theirs is None:
+        return []
+    name = f"{name_metric(comparison.metric)} beside {reference}"
+    if reasons := _drop_reasons(comparison, candidate, reference, gate):
+        return [Check(name, "fail", reasons[0])]
+    before, after = (format_score(score, comparison.metric) for score in (theirs, ours))
+    return [Check(name, "pass", f"{after} beside {before}, the gate allows to lose {gate.max_drop:g} points")]
+
+
+def _list_bad_fp16(comparison: Comparison, gate: AccuracySpec) -> list[OutputComparison]:
+    return [item for item in comparison.outputs if item.candidate == "fp16" and not _holds(item, gate)]
+
+
+def _list_judged(comparison: Comparison, candidate: str, gate: AccuracySpec) -> list[OutputComparison]:
+    """Returns the comparisons that decide: with FP16 too, where that holds the gate itself."""
+    references = REFERENCES if _list_bad_fp16(comparison, gate) else (*REFERENCES, "fp16")
+    ours = [item for item in comparison.outputs if item.candidate == candidate]
+    return [item for item in ours if item.reference in references]
 
 
 def _drop_reasons(comparison: Comparison, candidate: str, reference: str, gate: AccuracySpec) -> list[str]:

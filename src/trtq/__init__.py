@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from trtq.errors import UsageError as UsageError
     from trtq.errors import WorkerError as WorkerError
     from trtq.models.demo import write_demo as write_demo
+    from trtq.models.operators import use_operators as use_operators
     from trtq.models.preprocess import Preprocess as Preprocess
     from trtq.models.spec import AccuracySpec as AccuracySpec
     from trtq.models.spec import CalibrationSpec as CalibrationSpec
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
     from trtq.models.spec import InputSpec as InputSpec
     from trtq.models.spec import LayerSpec as LayerSpec
     from trtq.models.spec import ModelSpec as ModelSpec
+    from trtq.models.spec import OperatorSpec as OperatorSpec
     from trtq.models.spec import QuantizationSpec as QuantizationSpec
     from trtq.models.toml import format_spec as format_spec
     from trtq.pipeline.bench.benchmark import Benchmark as Benchmark
@@ -76,6 +78,9 @@ if TYPE_CHECKING:
     from trtq.pipeline.export import ExportOptions as ExportOptions
     from trtq.pipeline.export import export as export
     from trtq.pipeline.formats.scheme import WeightScheme as WeightScheme
+    from trtq.pipeline.init import Clues as Clues
+    from trtq.pipeline.init import InitialSettings as InitialSettings
+    from trtq.pipeline.init import init as init
     from trtq.pipeline.inspect import FolderSummary as FolderSummary
     from trtq.pipeline.inspect import ModelSummary as ModelSummary
     from trtq.pipeline.inspect import inspect as inspect

@@ -152,7 +152,7 @@ def test_names_with_many_dots_are_no_keys(tmp_path: Path) -> None:
         (
             "[calibrate]",
             "unknown section 'calibrate'; the sections are [inputs], [preprocess], [calibration], "
-            "[quantization], [evaluation], [accuracy], [layers]",
+            "[quantization], [evaluation], [accuracy], [layers], [operators]",
         ),
         ("calibration = 3", "[calibration] must be a section, got 3"),
         ("[[layers]]", "[layers] must be a section, got [{}]"),

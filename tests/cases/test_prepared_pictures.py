@@ -91,6 +91,9 @@ def test_every_command_that_reads_pictures_says_how_they_are_prepared(folder: Pa
     said = run(*_COMMANDS[name]).stderr
     assert "note: pictures are prepared so: turned by EXIF, RGB, size of the model, / 255, mean " in said
     assert said.count("are prepared so") == 1
+    if name != "bench":
+        told = run(*_COMMANDS[name], "--channels", "BGR", "--mean", "0", "--std", "0.5,1,2").stderr
+        assert "turned by EXIF, BGR, size of the model, / 255, mean [0.0], std [0.5, 1.0, 2.0], " in told
 
 
 def test_a_package_says_how_the_pictures_of_its_warm_up_are_prepared(folder: Path) -> None:

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 from command_line import trtq
@@ -50,7 +51,8 @@ def folder(demo_folder: Path, torchless: str, tmp_path_factory: pytest.TempPathF
     (folder / "trtq.toml").write_text(THREE)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", torchless)
-        result = trtq("build-all", folder / "trtq.toml", "--jobs", "2")
+        files = ("--summary", folder / "ci.md", "--junit", folder / "ci.xml")
+        result = trtq("build-all", folder / "trtq.toml", "--jobs", "2", *files)
     assert result.exit_code == 2
     (folder / "stdout.txt").write_text(result.stdout)
     (folder / "stderr.txt").write_text(result.stderr)
@@ -90,9 +92,21 @@ def test_the_table_has_a_line_for_each(folder: Path) -> None:
     assert "note: strict: gate failed after" in told
 
 
+def test_a_job_of_ci_gets_the_table_and_a_test_case_for_each(folder: Path) -> None:
+    lines = (folder / "ci.md").read_text().splitlines()
+    assert lines[0] == f"### ERROR: trtq build-all {folder}/trtq.toml".replace("_", "\\_")
+    assert [line.split(" | ")[:3] for line in lines[4:]][:2] == [
+        ["| model", "PASS", "int8"], ["| strict", "GATE FAILED", "int8"]
+    ]  # fmt: skip
+    cases = list(ElementTree.parse(folder / "ci.xml").iter("testcase"))
+    told = [(case.attrib["name"], case[0].tag) for case in cases]
+    assert told == [("model", "system-out"), ("strict", "failure"), ("broken", "error")]
+    assert "is not an ONNX model" in (cases[2][0].text or "")
+
+
 def test_quiet_tells_failures_only_and_a_build_that_is_too_large_is_warned_of(folder: Path) -> None:
     (folder / "one.toml").write_text('[[build]]\nmodel = "broken.onnx"\n')
-    arguments = ("--summary", folder / "one.json", "--memory", "1M", "-q")
+    arguments = ("--output", folder / "one.json", "--memory", "1M", "-q")
     result = trtq("build-all", folder / "one.toml", *arguments)
     assert (result.exit_code, result.stdout) == (2, "")
     assert "warning: broken may need 1.6 GB, more than the 1.0 MB available" in result.stderr
@@ -115,9 +129,9 @@ def test_a_wrong_file_is_told_before_any_work(tmp_path: Path) -> None:
 @pytest.mark.parametrize("content", ["{}", "[]", "not JSON"])
 def test_a_summary_of_something_else_is_not_written_over(content: str, folder: Path, tmp_path: Path) -> None:
     (tmp_path / "mine.json").write_text(content)
-    result = trtq("build-all", folder / "trtq.toml", "--summary", tmp_path / "mine.json")
+    result = trtq("build-all", folder / "trtq.toml", "--output", tmp_path / "mine.json")
     assert result.exit_code == 2
-    assert "mine.json is not a summary of trtq; choose another file with --summary" in result.stderr
+    assert "mine.json is not a summary of trtq; choose another file with --output" in result.stderr
     assert (tmp_path / "mine.json").read_text() == content
 
 
@@ -136,7 +150,7 @@ def test_a_summary_that_cannot_be_written_stops_no_build(
     monkeypatch.setattr("trtq.cli.build_run.write_atomically", refuse)
     monkeypatch.setattr("trtq.cli.build_all.run_jobs", fail)
     (folder / "two.toml").write_text('[[build]]\nmodel = "broken.onnx"\n' * 2 + 'output = "second.trtq"\n')
-    result = trtq("build-all", folder / "two.toml", "--summary", folder / "two.json")
+    result = trtq("build-all", folder / "two.toml", "--output", folder / "two.json")
     assert result.exit_code == 2
     lines = [" ".join(line.split()) for line in result.stdout.splitlines()]
     assert [line[:16] for line in lines if "BAD INPUT" in line] == ["broken BAD INPUT", "second BAD INPUT"]
@@ -160,7 +174,7 @@ def test_the_worst_exit_code_wins(codes: list[int], code: int) -> None:
 def test_a_crash_is_told_with_its_last_words(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     start = 'import os, sys; sys.stderr.write("last words"); sys.stderr.flush(); os.abort()'
     monkeypatch.setattr("trtq.pipeline.build_all._START", start)
-    result = trtq("build-all", folder / "trtq.toml", "--summary", folder / "crash.json", "--json")
+    result = trtq("build-all", folder / "trtq.toml", "--output", folder / "crash.json", "--json")
     assert result.exit_code == 1
     assert [
         (item["state"], item["exit_code"], item["error"]) for item in json.loads(result.stdout)["builds"]

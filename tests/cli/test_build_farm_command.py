@@ -142,7 +142,7 @@ def test_a_kind_that_fails_to_calibrate_fails_on_every_kind(
             ("--on", "small", "--index", "FOREIGN"),
             "foreign.json is not an index of trtq; choose another",
         ),
-        (("--on", "small", "--index", "SAME", "--summary", "SAME"), "is given as --summary and as --index"),
+        (("--on", "small", "--index", "SAME", "--output", "SAME"), "is given as --output and as --index"),
     ],
 )
 def test_what_cannot_be_is_told_before_any_work(

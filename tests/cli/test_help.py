@@ -18,9 +18,9 @@ from trtq.cli.help import _GROUPS
 from trtq.models.demo import write_demo
 
 COMMANDS = [
-    "export", "plan", "build", "build-all", "calibrate", "merge-statistics", "quantize", "sensitivity",
-    "compare", "run", "report", "bench", "package", "lint", "cache", "migrate", "verify", "sign", "inspect",
-    "doctor", "demo", "completion",
+    "init", "export", "plan", "build", "build-all", "calibrate", "merge-statistics", "quantize",
+    "sensitivity", "compare", "run", "report", "bench", "package", "lint", "cache", "migrate", "verify",
+    "sign", "inspect", "doctor", "demo", "completion",
 ]  # fmt: skip
 HEAVY = {"numpy", "onnx", "onnx_ir", "onnxruntime", "polygraphy", "tensorrt_rtx", "torch", "rich", "PIL"}
 
@@ -47,6 +47,7 @@ def test_help_is_short_and_whole(option: str) -> None:
         "  -h, --help     Show this message and exit.\n"
         "\n"
         "Commands:\n"
+        "  init              Write the settings of a model to begin with.\n"
         "  export            Export a PyTorch module to an ONNX file that computes the\n"
         "                    same.\n"
         "  plan              Show how much GPU memory a model needs in each precision,\n"
@@ -114,9 +115,12 @@ def groups_of(name: str) -> list[str]:
 
 
 def test_many_options_are_shown_in_groups_in_the_order_of_the_work() -> None:
-    wanted = ["Data", "Ranges", "Repairs", "Precision", "Layers", "Engine", "Gate", "Settings", "Workers"]
+    wanted = [
+        "Data", "Pictures", "Ranges", "Repairs", "Precision", "Layers", "Engine", "Gate", "Settings",
+        "Workers",
+    ]  # fmt: skip
     assert groups_of("build") == [*wanted, "Output"]
-    own = ("Data", "Repairs", "Workers")
+    own = ("Data", "Pictures", "Repairs", "Workers")
     assert groups_of("migrate") == [name for name in (*wanted, "Output") if name not in own]
     assert groups_of("bench") == ["Data", "Engine", "Gate", "Time", "Output"]
     assert groups_of("package") == ["Server", "Settings", "Output"]
@@ -161,6 +165,7 @@ def test_only_parameters_of_methods_and_what_build_all_adds_are_hidden() -> None
 @pytest.mark.parametrize(
     "name",
     [
+        "init",
         "export",
         "plan",
         "build",

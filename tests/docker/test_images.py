@@ -48,6 +48,7 @@ def test_dockerfiles_pass_the_linter(dockerfile: str) -> None:
         ("github-issue-forms", ".github/ISSUE_TEMPLATE/feature.yml"),
         ("github-issue-config", ".github/ISSUE_TEMPLATE/config.yml"),
         ("dependabot", ".github/dependabot.yml"),
+        ("github-actions", "action.yml"),
         ("gitlab-ci", "docs/ci/gitlab-ci.yml"),
         ("compose-spec", "docker/compose.yaml"),
     ],
@@ -60,7 +61,8 @@ def test_actions_are_pinned_by_the_digest_of_a_named_version() -> None:
     workflows = [*(ROOT / ".github" / "workflows").iterdir(), ROOT / "docs" / "ci" / "github-actions.yml"]
     uses = re.findall(r"uses: *(.*)", "".join(path.read_text(encoding="utf-8") for path in workflows))
     assert len(uses) > 5
-    assert [use for use in uses if not re.fullmatch(r"[\w./-]+@[0-9a-f]{40}  # v[\d.]+", use)] == []
+    foreign = [use for use in uses if use != "./.trtq"]  # this repository, at the tag that was checked out
+    assert [use for use in foreign if not re.fullmatch(r"[\w./-]+@[0-9a-f]{40}  # v[\d.]+", use)] == []
 
 
 def test_the_lowest_dependencies_are_the_bounds_of_the_project() -> None:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 _AS_JSON, _WORDS = "trtq.json", "trtq.words"
 _COMMANDS = {
+    "init": "Write the settings of a model to begin with.",
     "export": "Export a PyTorch module to an ONNX file that computes the same.",
     "plan": "Show how much GPU memory a model needs in each precision, and what fits.",
     "build": "Build a verified INT8 (or FP16) engine from a float ONNX model.",

@@ -9,11 +9,17 @@ import click
 from rich.text import Text
 
 from trtq.cli import options
+from trtq.cli.ci import ci_options, take_ci_files
 from trtq.cli.console import ConsoleWatcher, echo, open_console, print_answer
 from trtq.cli.help import GroupedCommand
+from trtq.cli.markdown import write_benchmark
+from trtq.cli.options import Given
 from trtq.cli.tables import create_table, print_speed
+from trtq.cli.verdicts import list_speed_cases
 from trtq.errors import GateError, UsageError
-from trtq.files import check_output, write_atomically
+from trtq.files import write_atomically
+from trtq.models.operators import use_operators
+from trtq.models.spec import OperatorSpec
 from trtq.numbers import format_bytes, format_count, format_shape
 from trtq.pipeline.bench.benchmark import Benchmark, bench, to_json
 from trtq.pipeline.bench.runnables import RunOptions
@@ -94,9 +100,12 @@ _TIMES = ("float_ms", "quantized_ms", "conversions_ms")
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path, dir_okay=False), help="Write the result here as JSON."
 )
+@options.take(OperatorSpec)
+@ci_options
 @options.json_option
 @click.option("-q", "--quiet", is_flag=True, help="Print warnings and errors only.")
-def command(targets: tuple[Path, ...], **given: Any) -> None:
+@options.pass_given
+def command(settings: Given, /, targets: tuple[Path, ...], **given: Any) -> None:
     """Measure how fast models and engines are, side by side.
 
     A target is a build folder, an .onnx or an .engine file. From a folder, everything that can run here is
@@ -112,8 +121,9 @@ def command(targets: tuple[Path, ...], **given: Any) -> None:
       trtq bench model.trtq --min-speedup 1.05
     """
     output: Path | None = given["output"]
-    if output is not None:
-        check_output(output, *targets, given["data"])
+    files = take_ci_files(("bench", *targets), given)
+    files.check(*targets, given["data"], output=output)
+    use_operators(settings.apply(OperatorSpec()))
     if len(set(targets)) != len(targets):
         raise UsageError("a target is given twice; give each once")
     chosen = RunOptions(
@@ -125,7 +135,7 @@ def command(targets: tuple[Path, ...], **given: Any) -> None:
         data=given["data"],
     )
     schedule = Schedule(given["rounds"], given["seconds"], given["warmup"])
-    with ConsoleWatcher(quiet=given["quiet"]) as watcher:
+    with files.tell_errors(), ConsoleWatcher(quiet=given["quiet"]) as watcher:
         result = bench(
             *targets,
             options=chosen,
@@ -136,6 +146,8 @@ def command(targets: tuple[Path, ...], **given: Any) -> None:
         )
         for warning in result.warnings:
             watcher.warn(warning)
+    cases = list_speed_cases(result.speed)
+    files.write(write_benchmark(files.title, result, cases), cases)
     if output is not None:
         write_atomically(output, to_json(result))
     if given["as_json"]:

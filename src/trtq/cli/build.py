@@ -11,13 +11,16 @@ import click
 
 from trtq.cli import builders, options, targets
 from trtq.cli.build_plan import print_plan
+from trtq.cli.ci import CiFiles, ci_options
 from trtq.cli.console import ConsoleWatcher, open_console, print_answer, print_json
 from trtq.cli.help import GroupedCommand
+from trtq.cli.markdown import write_report
 from trtq.cli.next_steps import list_next, print_next, refuse_failed
 from trtq.cli.options import Given
 from trtq.cli.sharing import find_workers, workers_options
 from trtq.cli.tables import print_report
-from trtq.models.spec import AccuracySpec, EvaluationSpec, LayerSpec, QuantizationSpec
+from trtq.cli.verdicts import list_build_cases
+from trtq.models.spec import AccuracySpec, EvaluationSpec, LayerSpec, OperatorSpec, QuantizationSpec
 from trtq.pipeline.build import build, shared
 from trtq.pipeline.build.delivery import choose_places
 from trtq.pipeline.build.dry import plan_build
@@ -33,6 +36,7 @@ from trtq.pipeline.engine.target import Target
 @options.take(Target, "requantize")
 @options.spec_option
 @options.take_calibration()
+@options.take_pictures()
 @options.take(QuantizationSpec)
 @options.take(LayerSpec)
 @options.take(Target, "op_types")
@@ -40,6 +44,7 @@ from trtq.pipeline.engine.target import Target
 @options.take(Target, "quantization")
 @targets.weight_options
 @builders.builder_options
+@options.take(OperatorSpec)
 @options.take(EvaluationSpec)
 @options.take(AccuracySpec)
 @options.take(Target, "auto", "formats")
@@ -64,6 +69,7 @@ from trtq.pipeline.engine.target import Target
     help="A folder whose ranges --share-ranges takes if they are the same.",
 )
 @click.option("--take-shared", is_flag=True, hidden=True, help="Take the ranges of --share-ranges on stdin.")
+@ci_options
 @options.json_option
 @options.talk_options
 @options.pass_given
@@ -78,6 +84,8 @@ def command(
     share_ranges: bool,
     earlier: tuple[Path, ...],
     take_shared: bool,
+    summary: Path | None,
+    junit: Path | None,
     as_json: bool,
     quiet: bool,
     verbose: bool,
@@ -107,13 +115,17 @@ def command(
     if dry_run:
         _show_plan(model, wanted, as_json=as_json, quiet=quiet)
         return
-    with ConsoleWatcher(quiet=quiet) as watcher:
+    files = CiFiles(f"trtq build {model}", summary, junit)
+    files.check(model, *wanted["spec"].sources)
+    with files.tell_errors(), ConsoleWatcher(quiet=quiet) as watcher:
         wanted |= {"sign_key": sign_key, "watcher": watcher, "workers": find_workers(workers, worker_cpus)}
         if share_ranges:
             print_answer(PIPED.encode(shared.share_ranges(model, **wanted, earlier=earlier)).decode())
             return
         given_ranges = PIPED.decode(sys.stdin.buffer.read(), "stdin") if take_shared else None
         report = build(model, **wanted, shared=given_ranges)
+    cases = list_build_cases(report, wanted["spec"].accuracy)
+    files.write(write_report(report, cases), cases)
     lines = [] if as_json or quiet else list_next(report)
     if as_json:
         print_answer(to_json(report).decode())

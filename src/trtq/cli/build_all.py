@@ -15,7 +15,8 @@ from trtq.cli import options
 from trtq.cli.build_file import read_builds
 from trtq.cli.build_jobs import choose_entries, plan_jobs
 from trtq.cli.build_run import Run, RunFiles
-from trtq.cli.build_summary import encode_summary, find_worst, print_results
+from trtq.cli.build_summary import encode_summary, find_worst, list_cases, print_results, write_builds
+from trtq.cli.ci import ci_options, take_ci_files
 from trtq.cli.console import ConsoleWatcher, open_console, print_answer
 from trtq.cli.help import GroupedCommand
 from trtq.cli.sharing import find_workers
@@ -70,11 +71,7 @@ from trtq.workers import Processes, count_cores
     help="Build only what is for this kind of machine, or for any (repeatable). Without a cluster, this "
     "machine is of this kind.",
 )
-@click.option(
-    "--summary",
-    type=click.Path(path_type=Path, dir_okay=False),
-    help="Where the summary is written.  [default: summary.json beside FILE]",
-)
+@options.take_output("Where the summary is written as JSON.  [default: summary.json beside FILE]")
 @click.option(
     "--index",
     type=click.Path(path_type=Path, dir_okay=False),
@@ -85,6 +82,7 @@ from trtq.workers import Processes, count_cores
     type=click.Path(path_type=Path, dir_okay=False),
     help="Sign every folder with this private key unless its gate fails, and the index; see trtq sign.",
 )
+@ci_options
 @options.json_option
 @click.option("-q", "--quiet", is_flag=True, help="Print what failed, and nothing else.")
 @click.pass_context
@@ -109,7 +107,9 @@ def command(ctx: click.Context, /, file: Path, **given: Any) -> None:
     )
     entries = choose_entries(everything, given["kinds"], is_farm=farm is not None)
     plan, beside = plan_jobs(entries, everything), file.parent
-    places = RunFiles(given["summary"] or beside / "summary.json", given["index"] or beside / "index.json")
+    places = RunFiles(given["output"] or beside / "summary.json", given["index"] or beside / "index.json")
+    files = take_ci_files(("build-all", file), given)
+    files.check(file, output=places.summary, index=places.index)
     places.check()
     run = Run(plan, everything, places)
     with ConsoleWatcher(quiet=given["quiet"] or given["as_json"]) as watcher:
@@ -121,6 +121,7 @@ def command(ctx: click.Context, /, file: Path, **given: Any) -> None:
             _run_here(run, given, watcher)
         else:
             run_on_farm(plan.jobs, farm, run.begin(watcher), run.end(watcher), watcher.note)
+    files.write(write_builds(files.title, run.results), list_cases(run.results))
     if given["as_json"]:
         print_answer(encode_summary(run.results).decode())
     else:

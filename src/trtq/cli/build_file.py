@@ -29,7 +29,10 @@ _OURS = ("model", "name", "memory", KEY)
 """Keys of a build that are not options of `trtq build`."""
 _ITS_OWN = ("model", "name", "output")
 """Keys that no two builds can share."""
-_NOT_HERE = ("json", "quiet", "verbose", "help", "dry-run", "share-ranges", "earlier", "take-shared")
+_NOT_HERE = (
+    "json", "quiet", "verbose", "help", "dry-run", "summary", "junit", "share-ranges", "earlier",
+    "take-shared",
+)  # fmt: skip
 _SEPARATOR = " | "
 """Between the things that are wrong with a file, which are told at once and in one line."""
 _BASE_BYTES, _CALIBRATION_BYTES, _PER_WEIGHT_BYTE = 500 << 20, 1 << 30, 8

@@ -12,7 +12,7 @@ from trtq.cli.build_file import BuildEntry
 from trtq.cli.build_jobs import Plan
 from trtq.cli.build_summary import FILE, BuildResult, describe_outcome, encode_summary
 from trtq.errors import ArtifactError
-from trtq.files import check_outputs, write_atomically
+from trtq.files import write_atomically
 from trtq.json import FileKind
 from trtq.numbers import format_seconds
 from trtq.pipeline.build_all import CommandOutcome
@@ -39,11 +39,9 @@ class RunFiles:
         """Refuses to write over something else, before any work.
 
         Raises:
-            ArtifactError: A file cannot be written, or another one is there.
-            UsageError: Both are the same file.
+            ArtifactError: Another file is there.
         """
-        check_outputs({"--summary": self.summary, "--index": self.index})
-        _refuse_foreign(self.summary, FILE, "a summary of trtq", "--summary")
+        _refuse_foreign(self.summary, FILE, "a summary of trtq", "--output")
         _refuse_foreign(self.index, INDEX_FILE, "an index of trtq", "--index")
 
 

@@ -1,4 +1,4 @@
-"""How the builds of `trtq build-all` went: the summary, as a file and as a table."""
+"""How the builds of `trtq build-all` went: the summary, as a file, as a table and for CI."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from rich.text import Text
 
 from trtq.cli.build_file import BuildEntry
 from trtq.cli.console import echo, open_console
+from trtq.cli.junit import Case
+from trtq.cli.markdown import write_table, write_title
 from trtq.cli.tables import create_table
 from trtq.errors import ArtifactError
 from trtq.json import FileKind
@@ -24,6 +26,12 @@ from trtq.records import REFERENCES
 _SEVERITY = (0, 3, 2, 5, 4)
 """Exit codes from the best to the worst; any other is worse: a crash."""
 _WORDS = {2: "bad input", 3: "gate failed", 4: "not built", 5: "not installed"}
+_OUTCOMES = {"pass": "pass", "unverified": "unverified", "gate failed": "fail"}
+"""What a test case is called for a build in each state; any other is an error."""
+_WORST_FIRST = ("error", "fail", "unverified", "pass")
+_HEADERS = ("", "precision", "backend", "cosine", "INT8 layers", "MACs", "engine", "seconds")
+_NUM_NUMBERS = 5
+"""How many of the last columns are numbers."""
 _STYLES = {"pass": "green", "unverified": "yellow", "pending": "dim"}
 
 
@@ -152,6 +160,23 @@ def encode_summary(results: Sequence[BuildResult]) -> bytes:
     return FILE.encode(Summary(tuple(results)))
 
 
+def list_cases(results: Sequence[BuildResult]) -> list[Case]:
+    """Returns a test case for each build."""
+    return [
+        Case(item.title, _OUTCOMES.get(item.state, "error"), item.error or "; ".join(item.warnings))
+        for item in results
+    ]
+
+
+def write_builds(title: str, results: Sequence[BuildResult]) -> str:
+    """Returns the builds as Markdown."""
+    outcomes = {case.outcome for case in list_cases(results)}
+    worst = next(word for word in _WORST_FIRST if word in outcomes)
+    first = _name_first(results)
+    rows = [(*(item.name, item.kind)[: len(first)], *_list_cells(item)) for item in results]
+    return write_title(worst, title) + write_table((*first, *_HEADERS), rows, _NUM_NUMBERS)
+
+
 def print_results(results: Sequence[BuildResult], *, quiet: bool) -> None:
     """Prints the table, and why builds failed."""
     if quiet:
@@ -159,24 +184,11 @@ def print_results(results: Sequence[BuildResult], *, quiet: bool) -> None:
             if item.error:
                 echo(f"{item.title}: {item.state}: {item.error}", err=True)
         return
-    console = open_console()
-    first = ("build", "on") if any(item.kind for item in results) else ("build",)
-    rows = create_table(
-        *first, "", "precision", "backend", "cosine", "INT8 layers", "MACs", "engine", "seconds", numbers=5
-    )
+    console, first = open_console(), _name_first(results)
+    rows = create_table(*first, *_HEADERS, numbers=_NUM_NUMBERS)
     for item in results:
-        is_less = item.quantized_macs is not None and item.quantized_macs < LITTLE and item.state == "pass"
-        state = Text(
-            item.state.upper(), style=_STYLES.get("unverified" if is_less else item.state, "bold red")
-        )
-        if "everything" in item.reused:
-            state.append(", unchanged", style="not bold")
-        cosine = "" if item.min_cosine is None else f"{item.min_cosine:.5f}"
-        layers = f"{item.layers[0]} of {item.layers[1]}" if item.layers else ""
-        size = format_bytes(item.engine_bytes) if item.engine_bytes else ""
-        macs = "" if item.quantized_macs is None else f"{item.quantized_macs:.1%}"
-        numbers = (cosine, layers, macs, size, f"{item.seconds:.1f}")
-        rows.add_row(*(item.name, item.kind)[: len(first)], state, item.precision, item.backend, *numbers)
+        state, *cells = _list_cells(item)
+        rows.add_row(*(item.name, item.kind)[: len(first)], _color(item, state), *cells)
     console.print(rows)
     for item in results:
         if item.error:
@@ -184,3 +196,30 @@ def print_results(results: Sequence[BuildResult], *, quiet: bool) -> None:
         elif item.warnings:
             text = f"{item.title}: {format_count(len(item.warnings), 'warning')}, {item.warnings[0]}"
             console.print(Text(text), soft_wrap=True)
+
+
+def _name_first(results: Sequence[BuildResult]) -> tuple[str, ...]:
+    """Returns the headers of the first columns; kinds have one if there are any."""
+    return ("build", "on") if any(item.kind for item in results) else ("build",)
+
+
+def _list_cells(item: BuildResult) -> tuple[str, ...]:
+    """Returns what the table says of a build, from its state on."""
+    return (
+        item.state.upper() + (", unchanged" if "everything" in item.reused else ""),
+        item.precision,
+        item.backend,
+        "" if item.min_cosine is None else f"{item.min_cosine:.5f}",
+        f"{item.layers[0]} of {item.layers[1]}" if item.layers else "",
+        "" if item.quantized_macs is None else f"{item.quantized_macs:.1%}",
+        format_bytes(item.engine_bytes) if item.engine_bytes else "",
+        f"{item.seconds:.1f}",
+    )
+
+
+def _color(item: BuildResult, state: str) -> Text:
+    """Returns the state in its color, and without it what stands behind a comma."""
+    is_less = item.quantized_macs is not None and item.quantized_macs < LITTLE and item.state == "pass"
+    style = _STYLES.get("unverified" if is_less else item.state, "bold red")
+    word, comma, rest = state.partition(",")
+    return Text.assemble((word, style), comma, rest)

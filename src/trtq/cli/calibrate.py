@@ -20,7 +20,7 @@ from trtq.cli.sharing import find_workers, workers_options
 from trtq.errors import UsageError
 from trtq.files import check_outputs, write_atomically
 from trtq.models.option import Kind, Option
-from trtq.models.spec import AUTO, CalibrationSpec, LayerSpec, ModelSpec, QuantizationSpec
+from trtq.models.spec import AUTO, CalibrationSpec, LayerSpec, ModelSpec, OperatorSpec, QuantizationSpec
 from trtq.numbers import format_count
 from trtq.pipeline.calibrate import estimate_ranges, list_placed_tensors, open_calibration
 from trtq.pipeline.calibrate.data import ObserveOptions, options_from_spec
@@ -32,6 +32,8 @@ from trtq.pipeline.engine.target import Target
 @options.model_argument
 @options.spec_option
 @options.take_calibration()
+@options.take_pictures()
+@options.take(OperatorSpec)
 @options.create_option(
     ObserveOptions,
     "shard",

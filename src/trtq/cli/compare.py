@@ -7,13 +7,16 @@ from pathlib import Path
 import click
 
 from trtq.cli import options
+from trtq.cli.ci import CiFiles, ci_options
 from trtq.cli.console import ConsoleWatcher, open_console, print_json
 from trtq.cli.help import GroupedCommand
+from trtq.cli.markdown import write_comparison
 from trtq.cli.options import Given
 from trtq.cli.tables import create_comparison_table, print_accuracy, print_logits
+from trtq.cli.verdicts import list_pair_cases
 from trtq.errors import GateError
 from trtq.json import to_plain
-from trtq.models.spec import AccuracySpec, CalibrationSpec, EvaluationSpec
+from trtq.models.spec import AccuracySpec, CalibrationSpec, EvaluationSpec, OperatorSpec
 from trtq.numbers import format_count
 from trtq.pipeline.compare import compare
 from trtq.pipeline.deliver.advice import group_reasons
@@ -35,11 +38,22 @@ from trtq.pipeline.judge.gate import judge_pair
 @options.take(EvaluationSpec, "output")
 @options.take_one(EvaluationSpec, "samples", "--samples")
 @options.take_one(CalibrationSpec, "batch_size", "--batch-size", text="Samples in a batch.  [default: 8]")
+@options.take_pictures()
+@options.take(OperatorSpec)
 @options.take(AccuracySpec, "min_cosine", "max_drop", "metric")
+@ci_options
 @options.json_option
 @options.quiet_option
 @options.pass_given
-def command(given: Given, reference: Path, candidate: Path, as_json: bool, quiet: bool) -> None:
+def command(
+    given: Given,
+    reference: Path,
+    candidate: Path,
+    summary: Path | None,
+    junit: Path | None,
+    as_json: bool,
+    quiet: bool,
+) -> None:
     """Compare the outputs of two ONNX models on the same data; the first model is the reference.
 
     The second may be a build folder. Its engine is run then, which needs the TensorRT and the GPU that it was
@@ -50,9 +64,13 @@ def command(given: Given, reference: Path, candidate: Path, as_json: bool, quiet
       trtq compare model.onnx model.trtq --data eval.npz
     """
     spec = given.read_spec(reference)
-    with ConsoleWatcher(quiet=quiet) as watcher:
+    files = CiFiles(f"trtq compare {reference} {candidate}", summary, junit)
+    files.check(reference, candidate, *spec.sources)
+    with files.tell_errors(), ConsoleWatcher(quiet=quiet) as watcher:
         comparison = compare(reference, candidate, spec=spec, watcher=watcher)
     verdict = judge_pair(comparison, spec.accuracy)
+    cases = list_pair_cases(comparison, verdict, spec.accuracy)
+    files.write(write_comparison(files.title, verdict.outcome, comparison, cases), cases)
     if as_json:
         print_json({"verdict": verdict.outcome, "reasons": verdict.reasons, **to_plain(comparison)})
     elif not quiet:

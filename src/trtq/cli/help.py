@@ -19,6 +19,10 @@ _GROUPS: Mapping[str, tuple[str, ...]] = {
         "--calib-memory", "--data", "--samples", "--batch-size", "--shapes", "--batch", "--shard",
         "--checkpoint", "--checkpoint-seconds", "--statistics", "--save-statistics",
     ),
+    "Pictures": (
+        "--resize", "--resize-mode", "--crop", "--channels", "--scale", "--mean", "--std", "--layout",
+        "--exif", "--frame-step",
+    ),
     "Ranges": ("--ranges", "--calib-method", "--percentile", "--activations", "--weight-granularity"),
     "Repairs": ("--repair", "--effort", "--requantize"),
     "Precision": (
@@ -29,7 +33,8 @@ _GROUPS: Mapping[str, tuple[str, ...]] = {
     "Engine": (
         "--backend", "--compute-capability", "--min-shapes", "--opt-shapes", "--max-shapes", "--workspace",
         "--timing-cache", "--builder-optimization-level", "--hardware-compatibility",
-        "--version-compatible", "--device", "--threads", "--cuda-graph",
+        "--version-compatible", "--plugins", "--ort-custom-ops", "--device", "--threads",
+        "--cuda-graph",
     ),
     "Gate": (
         "--eval-data", "--labels", "--eval-output", "--eval-samples", "--reference", "--min-cosine",
@@ -39,11 +44,12 @@ _GROUPS: Mapping[str, tuple[str, ...]] = {
         "--triton", "--name", "--fallback", "--ab", "--max-batch", "--max-queue-delay", "--instances",
         "--serve-versions", "--warmup-data",
     ),
-    "Settings": ("--spec", "--trust", "--key", "--ignore-gate", "--check"),
+    "Settings": ("--preset", "--spec", "--trust", "--key", "--ignore-gate", "--check"),
     "Workers": ("--workers", "--worker-cpus", "--autoscaling", "--on", "--jobs", "--memory"),
     "Time": ("--rounds", "--seconds", "--warmup", "--layers"),
     "Output": (
-        "-o", "--summary", "--index", "--dry-run", "--sign-key", "--chart", "--json", "-q", "-v", "--help",
+        "-o", "--index", "--yes", "--dry-run", "--sign-key", "--chart", "--summary", "--junit", "--json",
+        "-q", "-v", "--help",
     ),
 }  # fmt: skip
 """The options of all commands by group, in the order in which a help shows them."""

@@ -12,7 +12,9 @@ from rich.text import Text
 
 from trtq.cli import options
 from trtq.cli.console import open_console, print_json
+from trtq.cli.sarif import describe_repair, to_sarif
 from trtq.errors import ModelError
+from trtq.files import check_output, write_atomically
 from trtq.numbers import format_count
 from trtq.pipeline.deliver.report import describe_coverage
 from trtq.pipeline.lint import lint
@@ -23,12 +25,6 @@ if TYPE_CHECKING:
     from trtq.pipeline.lint import LintItem, LintReport
 
 _STYLES = {"refused": "bold red", "wrong": "bold red", "float": "yellow"}
-_REPAIRS = {
-    "exact": "trtq build repairs it exactly: {what}",
-    "rounds": "trtq build repairs it: {what}",
-    "requantize": "trtq build --requantize: {what}",
-    "none": "no repair: {advice}",
-}
 _MOST_NODES = 3
 
 
@@ -41,9 +37,14 @@ _MOST_NODES = 3
     metavar="X.Y",
     help="Target GPU, such as 8.9 (repeatable), which may lack a format.",
 )
+@click.option(
+    "--sarif",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Write the findings to this file as SARIF 2.1.0, which code scanning of GitHub and others shows.",
+)
 @options.json_option
 @click.option("-v", "--verbose", is_flag=True, help="Name every node, not the first few of each rule.")
-def command(model: Path, targets: tuple[str, ...], as_json: bool, verbose: bool) -> None:
+def command(model: Path, targets: tuple[str, ...], sarif: Path | None, as_json: bool, verbose: bool) -> None:
     """Show what TensorRT refuses in a Q/DQ model, reads differently, or silently runs in float.
 
     Builds nothing. Each finding has its rule, the node, the reason and the repair. The exit code is 2 if
@@ -51,8 +52,13 @@ def command(model: Path, targets: tuple[str, ...], as_json: bool, verbose: bool)
 
     \b
       trtq lint quantized.onnx
+      trtq lint quantized.onnx --sarif lint.sarif
     """
+    if sarif is not None:
+        check_output(sarif, model, option="--sarif")
     linted = lint(model, compute_capabilities=targets)
+    if sarif is not None:
+        write_atomically(sarif, to_sarif(linted))
     if as_json:
         print_json(asdict(linted))
     else:
@@ -73,7 +79,7 @@ def _print(console: Console, linted: LintReport, *, verbose: bool) -> None:
     groups: dict[tuple[str, str, str, str], list[LintItem]] = {}
     for item in linted.items:
         groups.setdefault((item.finding.rule, item.finding.effect, item.repair, item.what), []).append(item)
-    for (rule, effect, repair, what), items in groups.items():
+    for (rule, effect, _, _), items in groups.items():
         count = format_count(len(items), "node")
         console.print(Text.assemble((effect, _STYLES[effect]), "  ", (rule, "bold"), f"  {count}"))
         for item in items if verbose else items[:_MOST_NODES]:
@@ -82,8 +88,7 @@ def _print(console: Console, linted: LintReport, *, verbose: bool) -> None:
         if not verbose and len(items) > _MOST_NODES:
             console.print(f"  and {len(items) - _MOST_NODES} more (-v names them)")
         details = {item.detail for item in items}
-        told = what + (details.pop() if len(details) == 1 else "")
-        text = _REPAIRS[repair].format(what=told, advice=items[0].finding.advice)
+        text = describe_repair(items[0], details.pop() if len(details) == 1 else "")
         console.print(Text(f"  {text}", style="dim"), soft_wrap=True)
     counts = {effect: sum(item.finding.effect == effect for item in linted.items) for effect in _STYLES}
     shown = ", ".join(f"{count} {effect}" for effect, count in counts.items() if count) or "no findings"

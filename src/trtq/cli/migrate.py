@@ -17,7 +17,7 @@ from trtq.cli.next_steps import list_next, print_next, refuse_failed
 from trtq.cli.options import Given
 from trtq.cli.tables import create_table, print_report
 from trtq.errors import UsageError
-from trtq.models.spec import AccuracySpec, EvaluationSpec, LayerSpec, QuantizationSpec
+from trtq.models.spec import AccuracySpec, EvaluationSpec, LayerSpec, OperatorSpec, QuantizationSpec
 from trtq.numbers import format_count
 from trtq.pipeline.engine.target import Target
 from trtq.pipeline.migrate import CacheOutcome, migrate, migration_to_json
@@ -36,6 +36,7 @@ from trtq.pipeline.migrate.removed.scripts import check_scripts
 )
 @options.take_output("Folder.  [default: MODEL.migrated.trtq]")
 @options.spec_option
+@options.take(OperatorSpec)
 @options.take(QuantizationSpec, "weight_granularity")
 @options.take(LayerSpec)
 @options.take(Target, "op_types")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,18 +14,21 @@ from trtq.calibrators.settings import read_spec
 from trtq.cli.sizes import parse_bytes
 from trtq.errors import UsageError
 from trtq.models.option import Kind, Option, list_kinds, list_options
-from trtq.models.spec import AccuracySpec, CalibrationSpec, EvaluationSpec, LayerSpec, ModelSpec
+from trtq.models.preprocess import CHANNELS, LAYOUTS, RESIZE_MODES, Preprocess
+from trtq.models.spec import AccuracySpec, CalibrationSpec, EvaluationSpec, LayerSpec, ModelSpec, OperatorSpec
 from trtq.pipeline.calibrate.data import find_spec, refuse_scripts
 
 T = TypeVar("T")
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
-_WITH_COMMAS = ("FORMATS", "NAMES", "TYPES")
+_WITH_COMMAS = ("FORMATS", "NAMES", "NUMBERS", "SIZES", "TYPES")
 """What stands for the value of an option that takes several, separated by commas too."""
 
 _SCRIPT_FIELDS: Mapping[str, tuple[type, str]] = {
     "[calibration] data": (CalibrationSpec, "data"),
     "[evaluation] data": (EvaluationSpec, "data"),
     "[accuracy] metric": (AccuracySpec, "metric"),
+    "[operators] plugins": (OperatorSpec, "plugins"),
+    "[operators] ort_custom_ops": (OperatorSpec, "ort_custom_ops"),
 }
 """The fields that may name scripts, by their keys in a settings file; see `ModelSpec.scripts`."""
 
@@ -82,10 +85,12 @@ class Given:
             evaluation = replace(evaluation, labels=None)  # one for each sample of the data that is replaced
         return replace(
             spec,
+            preprocess=self.apply(spec.preprocess),
             calibration=self._change_calibration(spec.calibration),
             quantization=self.apply(spec.quantization),
             evaluation=self.apply(evaluation),
             accuracy=self.apply(spec.accuracy),
+            operators=self.apply(spec.operators),
             layers=LayerSpec(
                 (*layers.skip, *more.skip),
                 (*layers.keep_fp32, *more.keep_fp32),
@@ -161,6 +166,17 @@ def take_calibration() -> Decorator:
     )
 
 
+def take_pictures() -> Decorator:
+    """Returns the options that say how pictures are prepared."""
+    choices = {"resize_mode": RESIZE_MODES, "channels": CHANNELS, "layout": LAYOUTS}
+    return combine_options(
+        *(
+            take_one(Preprocess, name, kind=click.Choice(choices[name]) if name in choices else None)
+            for name in list_options(Preprocess)
+        )
+    )
+
+
 def _take_parameters() -> list[Decorator]:
     """Returns an option for each parameter of a calibration method."""
     owners: dict[str, list[str]] = {}
@@ -191,7 +207,7 @@ def create_option(
     def keep(ctx: click.Context, _: click.Parameter, value: Any) -> None:
         if value is not None and value is not False and value != ():
             if option.metavar in _WITH_COMMAS:
-                value = tuple(word.strip() for text in value for word in text.split(","))
+                value = _split(names[0], value, option, kind)
             value = convert(value) if convert is not None else value
             ctx.ensure_object(Given).changes.append(GivenSetting(settings, name, names[0], value))
 
@@ -208,10 +224,25 @@ def create_option(
     )
 
 
+def _split(name: str, texts: Sequence[str], option: Option, kind: Kind) -> tuple[Any, ...]:
+    """Returns the values that stand between commas, of sizes also between x: `480x640`."""
+    separated = [text.replace("x", ",") if option.metavar == "SIZES" else text for text in texts]
+    words = [word.strip() for text in separated for word in text.split(",")]
+    try:
+        return tuple(map(kind.type, words))
+    except ValueError:
+        wanted = (
+            "sizes in pixels, such as 224 or 480x640" if kind.type is int else "numbers, such as 0.5,0.5,0.5"
+        )
+        raise UsageError(f"{name} takes {wanted}, got {','.join(texts)!r}") from None
+
+
 def _find_type(option: Option, kind: Kind) -> Any:
     if kind.choices:
         return click.Choice(kind.choices)
-    if option.metavar == "DATA":  # a path for shells to complete, or a script with its function
+    if option.metavar in _WITH_COMMAS:
+        return str
+    if option.metavar in ("DATA", "LIB.so"):  # a path for shells to complete, or a script with its function
         return click.Path(readable=False)
     if kind.type is Path:
         return click.Path(path_type=Path, dir_okay=False)

@@ -13,7 +13,7 @@ from trtq.cli.help import GroupedCommand
 from trtq.cli.options import Given
 from trtq.errors import UsageError
 from trtq.files import check_output
-from trtq.models.spec import PER_TOKEN, CalibrationSpec, LayerSpec, QuantizationSpec
+from trtq.models.spec import PER_TOKEN, CalibrationSpec, LayerSpec, OperatorSpec, QuantizationSpec
 from trtq.numbers import format_bytes
 from trtq.pipeline.engine.asked import Formats
 from trtq.pipeline.engine.backend import Precision
@@ -37,6 +37,8 @@ from trtq.pipeline.quantize import quantize
 @targets.high_precision_option
 @targets.weight_options
 @options.take(CalibrationSpec, "data", "batch_size", "samples")
+@options.take_pictures()
+@options.take(OperatorSpec)
 @options.json_option
 @options.quiet_option
 @options.pass_given

@@ -6,13 +6,19 @@ from pathlib import Path
 
 import click
 
+from trtq.cli import ci
+from trtq.cli.ci import CiFiles
 from trtq.cli.console import open_console
+from trtq.cli.markdown import write_pair
+from trtq.cli.tables import create_table
 from trtq.files import check_output, write_atomically
-from trtq.pipeline.report import report
+from trtq.pipeline.deliver.side_by_side import name_builds
+from trtq.pipeline.report import compare_builds, report
 
 
 @click.command("report")
 @click.argument("folder", type=click.Path(path_type=Path))
+@click.argument("other", required=False, type=click.Path(path_type=Path))
 @click.option(
     "--sensitivity",
     type=click.Path(path_type=Path),
@@ -21,20 +27,47 @@ from trtq.pipeline.report import report
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path), help="HTML file.  [default: FOLDER.html beside it]"
 )
+@ci.summary_option
 @click.option("-q", "--quiet", is_flag=True, help="Print errors only.")
-def command(folder: Path, sensitivity: Path | None, output: Path | None, quiet: bool) -> None:
-    """Write the page of a build again, from what is in its folder.
+def command(
+    folder: Path,
+    other: Path | None,
+    sensitivity: Path | None,
+    output: Path | None,
+    summary: Path | None,
+    quiet: bool,
+) -> None:
+    """Write the page of a build again, from what is in its folder, or show two builds side by side.
 
     `trtq build` has already written report.html to the folder. This page can also show what `trtq
-    sensitivity` measured for each layer. It is one file that loads nothing else.
+    sensitivity` measured for each layer. It is one file that loads nothing else. With a second folder, what
+    differs between the two is shown instead, the first one being what the second is measured by.
 
     \b
       trtq report model.trtq
       trtq report model.trtq --sensitivity model.sensitivity.json -o report.html
+      trtq report before.trtq model.trtq
     """
+    if other is not None:
+        files = CiFiles(f"trtq report {folder} {other}", summary)
+        _show_pair(folder, other, files, quiet=quiet)
+        return
     output = output or folder.absolute().with_suffix(f"{folder.suffix}.html")
     check_output(output, folder, sensitivity)
     page = report(folder, sensitivity)
     write_atomically(output, page)
     if not quiet:
         open_console().print(f"written to {output}", soft_wrap=True)
+
+
+def _show_pair(first: Path, second: Path, files: CiFiles, *, quiet: bool) -> None:
+    """Shows two builds side by side."""
+    files.check(first, second)
+    rows = compare_builds(first, second)
+    names = name_builds(first, second)
+    files.write(write_pair(names, rows), ())
+    if not quiet:
+        table = create_table("", *names, "change", numbers=1)
+        for row in rows:
+            table.add_row(row.name, row.first, row.second, row.change)
+        open_console().print(table)

@@ -9,8 +9,11 @@ import click
 from trtq.cli import options
 from trtq.cli.console import ConsoleWatcher, open_console, print_json
 from trtq.cli.help import GroupedCommand
+from trtq.cli.options import Given
 from trtq.cli.tables import create_table
+from trtq.models.operators import use_operators
 from trtq.models.signature import show_shape
+from trtq.models.spec import OperatorSpec
 from trtq.numbers import format_count
 from trtq.pipeline.run import RunOutcome, run
 
@@ -41,9 +44,12 @@ from trtq.pipeline.run import RunOutcome, run
     type=click.Path(path_type=Path, dir_okay=False),
     help="A public Ed25519 key in PEM: the build must be signed by its owner.",
 )
+@options.take(OperatorSpec)
 @options.json_option
 @options.quiet_option
+@options.pass_given
 def command(
+    given: Given,
     folder: Path,
     data: str,
     output: Path | None,
@@ -65,6 +71,7 @@ def command(
       trtq run model.trtq --data x.npz -o outputs.npz --backend onnxruntime
       trtq run index.json --name detector --data x.npz -o outputs.npz
     """
+    use_operators(given.apply(OperatorSpec()))
     with ConsoleWatcher(quiet=quiet) as watcher:
         outcome = run(
             folder,

@@ -20,7 +20,14 @@ from trtq.cli.sharing import find_workers, workers_options
 from trtq.cli.tables import create_table
 from trtq.errors import UsageError
 from trtq.files import check_outputs, write_atomically
-from trtq.models.spec import CalibrationSpec, EvaluationSpec, LayerSpec, ModelSpec, QuantizationSpec
+from trtq.models.spec import (
+    CalibrationSpec,
+    EvaluationSpec,
+    LayerSpec,
+    ModelSpec,
+    OperatorSpec,
+    QuantizationSpec,
+)
 from trtq.numbers import format_count
 from trtq.pipeline.deliver.integrity import read_intact_manifest
 from trtq.pipeline.deliver.settings import read_settings
@@ -40,6 +47,8 @@ _RANKS = (*_WITHOUT_LABELS, "accuracy")
 @options.model_argument
 @options.spec_option
 @options.take_calibration()
+@options.take_pictures()
+@options.take(OperatorSpec)
 @options.take(QuantizationSpec)
 @options.take(LayerSpec, "skip", "force")
 @options.take(Target, "op_types")

@@ -39,8 +39,9 @@ def test_every_option_of_the_command_is_a_keyword() -> None:
     assert command is not None
     options = [item for item in command.params if isinstance(item, click.Option)]
     names = {next(opt for opt in item.opts if opt.startswith("--"))[2:].replace("-", "_") for item in options}
-    others = {"output", "random_data", "sign_key"}  # parameters of their own
+    others = {"output", "random_data", "sign_key", "summary", "junit"}  # parameters of their own
     others |= {"spec", "trust", "dry_run", "json", "quiet", "verbose", "workers", "worker_cpus"}
+    others |= {"share_ranges", "earlier", "take_shared"}  # of build-all
     assert names - others == {*_list_keywords(), *_SHAPES, *_list_parameters()}
 
 
@@ -172,3 +173,14 @@ def test_a_model_in_memory_that_is_too_large_for_one_file_is_told(
     with pytest.raises(UsageError, match=r"^the model cannot be written as one file; save it, and give"):
         gather_arguments(onnx.ModelProto(), None, tmp_path / "m.trtq", None, None, {})
     assert list(tmp_path.iterdir()) == []
+
+
+def test_numbers_of_pictures_are_a_text_a_list_or_one(small: Path) -> None:
+    spec = gathered(small, mean="0.5,0.25", std=[1, 2], resize=8, channels="BGR").spec
+    assert (spec.preprocess.mean, spec.preprocess.std, spec.preprocess.resize) == (
+        (0.5, 0.25),
+        (1.0, 2.0),
+        (8,),
+    )
+    with pytest.raises(UsageError, match=r"^mean takes numbers, got \['a'\]$"):
+        gathered(small, mean="a")

@@ -17,6 +17,7 @@ from trtq.cli import build as build_command
 from trtq.cli.options import Given
 from trtq.cli.targets import read_target
 from trtq.models.option import list_options
+from trtq.models.preprocess import Preprocess
 from trtq.models.spec import (
     AccuracySpec,
     CalibrationSpec,
@@ -24,6 +25,7 @@ from trtq.models.spec import (
     InputSpec,
     LayerSpec,
     ModelSpec,
+    OperatorSpec,
     QuantizationSpec,
 )
 from trtq.pipeline.build.command import format_command
@@ -68,6 +70,10 @@ SPECS = [
         calibration=CalibrationSpec(parameters={"num_bins": 512, "num_levels": 64, "max_clipped": 0.01})
     ),
     ModelSpec(quantization=QuantizationSpec(("bias", "weights"), "per-tensor", "asymmetric")),
+    ModelSpec(
+        preprocess=Preprocess((480, 640), mean=(0.5,), layout="NHWC", exif=True, frame_step=5),
+        operators=OperatorSpec(("a,b.so",), ("c.so", "d.so")),
+    ),
 ]
 TARGETS = [
     Target(),

@@ -215,6 +215,7 @@ def _record(network: INetworkDefinition, config: Any, calibration: Calibration |
     level = config.hardware_compatibility_level
     return {
         "model": network.model,
+        "plugins": list(_plugins),
         "network_flags": network.flags,
         "flags": config.flags,
         "pools": config.pools,
@@ -262,6 +263,23 @@ def _described(
     }
 
 
+_plugins: list[str] = []
+"""What this process was asked to register, in order."""
+
+
+class IPluginRegistry:
+    def load_library(self, path: str) -> object:
+        _plugins.append(f"creators of {path}")
+        return path
+
+
+def init_libnvinfer_plugins(logger: Any, namespace: str) -> bool:
+    assert logger.is_made
+    assert namespace == ""
+    _plugins.append("TensorRT's own")
+    return True
+
+
 class Runtime:
     def __init__(self, logger: Any) -> None:
         assert logger.is_made
@@ -300,6 +318,8 @@ def names_of(version: str) -> dict[str, Any]:
     )  # fmt: skip
     return {
         "__version__": version,
+        "init_libnvinfer_plugins": init_libnvinfer_plugins,
+        "get_plugin_registry": IPluginRegistry,
         **{item.__name__: item for item in (*new, *old)},
         "Builder": type("Builder", (Builder,), {"version": version, **classes}),
         "BuilderFlag": IntEnum("BuilderFlag", builder_flags if has_old else builder_flags[:2], start=0),

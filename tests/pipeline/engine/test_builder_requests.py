@@ -94,6 +94,7 @@ def test_a_plain_request_sets_nothing_but_the_verbosity(ask: Ask, model: Path) -
         "calibration": None,
         "calibration_profile": None,
         "kept": {},
+        "plugins": [],
     }
 
 

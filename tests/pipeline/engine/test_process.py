@@ -148,6 +148,7 @@ def test_the_request_reaches_the_child_whole(run_with: Callable[[str], Run], tmp
         "timing_cache": str(tmp_path / "größe.cache"),
         "precisions": ["int8", "fp16"],
         "kept": {"mm": "fp32"},
+        "plugins": [],
         "calibration_shapes": {},
     }
     assert (outcome.answer, outcome.warnings) == ({"inspector": ""}, ())

@@ -1,0 +1,64 @@
+"""Libraries of operators that neither ONNX nor TensorRT has: for ONNX Runtime, and plugins for TensorRT.
+
+Every session and builder of this process and of those that it starts needs them, as it needs the libraries
+that it is linked with. So they stand where these stand, in the environment, and a user may name them there.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import onnx_ir as ir
+
+from trtq.errors import UsageError
+from trtq.files import is_file
+from trtq.models.spec import OperatorSpec
+
+CUSTOM_OPS, PLUGINS = "TRTQ_ORT_CUSTOM_OPS", "TRTQ_PLUGINS"
+_GIVEN = {name: os.environ.get(name, "") for name in (CUSTOM_OPS, PLUGINS)}
+"""What the user named in the environment."""
+_KNOWN_DOMAINS = ("", "ai.onnx", "com.microsoft", "trt")
+
+
+def use_operators(spec: OperatorSpec) -> None:
+    """Has every session and builder from now on load these libraries, in place of those of the last call.
+
+    Where none are named, those that the user named in the environment hold.
+
+    Raises:
+        UsageError: There is no such file.
+    """
+    chosen = {CUSTOM_OPS: ("--ort-custom-ops", spec.ort_custom_ops), PLUGINS: ("--plugins", spec.plugins)}
+    for variable, (option, paths) in chosen.items():
+        _require(option, paths)
+        text = os.pathsep.join(str(Path(path).absolute()) for path in paths) or _GIVEN[variable]
+        os.environ.pop(variable, None)
+        if text:
+            os.environ[variable] = text
+
+
+def list_custom_ops() -> tuple[str, ...]:
+    """Returns the libraries of operators that ONNX Runtime loads."""
+    return _read(CUSTOM_OPS)
+
+
+def list_plugins() -> tuple[str, ...]:
+    """Returns the libraries of plugins that TensorRT loads."""
+    return _read(PLUGINS)
+
+
+def find_foreign(model: ir.Model) -> ir.Node | None:
+    """Returns the first node of a domain that only a library can know; None if there is none."""
+    return next((node for node in model.graph.all_nodes() if node.domain not in _KNOWN_DOMAINS), None)
+
+
+def _read(variable: str) -> tuple[str, ...]:
+    return tuple(filter(None, os.environ.get(variable, "").split(os.pathsep)))
+
+
+def _require(option: str, paths: Sequence[str]) -> None:
+    for path in paths:
+        if not is_file(Path(path)):
+            raise UsageError(f"there is no library {path}; {option} takes the path of a shared library")

@@ -1,0 +1,107 @@
+"""`trtq init`."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import click
+
+from trtq.cli import options
+from trtq.cli.console import echo, open_console
+from trtq.cli.help import GroupedCommand
+from trtq.cli.options import Given
+from trtq.errors import UsageError
+from trtq.files import check_output, write_atomically
+from trtq.models.preprocess import describe
+from trtq.models.spec import CalibrationSpec, EvaluationSpec, ModelSpec
+from trtq.pipeline.init import PRESETS, Clues, InitialSettings, find_clues, init
+
+
+@click.command("init", cls=GroupedCommand)
+@options.model_argument
+@click.option(
+    "--preset",
+    type=click.Choice(PRESETS),
+    help="What the model takes: pictures as one of these families, texts (encoder, bert), or arrays.  "
+    "[default: what the model seems to take]",
+)
+@options.take_one(CalibrationSpec, "data")
+@options.take(EvaluationSpec, "data", "labels")
+@options.take_pictures()
+@options.take_output("The settings file.  [default: MODEL.toml beside the model, where trtq build finds it]")
+@click.option("--force", is_flag=True, help="Write over a file that is there.")
+@click.option("-y", "--yes", "is_sure", is_flag=True, help="Ask nothing: take what is guessed.")
+@options.quiet_option
+@options.pass_given
+def command(
+    given: Given,
+    model: Path,
+    preset: str | None,
+    output: Path | None,
+    force: bool,
+    is_sure: bool,
+    quiet: bool,
+) -> None:
+    """Write the settings of a model to begin with: a model.toml in which every key is explained.
+
+    What the inputs are, how pictures are prepared and where data lies is guessed from the model, a
+    preprocessor_config.json and the data beside it. In a terminal it is asked for, with the guess as the
+    answer to Enter.
+
+    \b
+      trtq init model.onnx
+      trtq init model.onnx --preset yolo --calib-data street/
+    """
+    path = output or model.with_suffix(".toml")
+    check_output(path, model)
+    if path.exists() and not force:
+        raise UsageError(f"{path} is there already; --force writes over it, -o names another file")
+    clues = find_clues(model)
+    asks = sys.stdin.isatty() and not (is_sure or quiet)
+    if asks:
+        preset, clues = _ask(clues, preset, given)
+    known = replace(
+        ModelSpec(),
+        preprocess=given.apply(ModelSpec().preprocess),
+        calibration=given.apply(ModelSpec().calibration),
+        evaluation=given.apply(ModelSpec().evaluation),
+    )
+    found = init(model, preset=preset, spec=known, clues=clues, folder=path.parent)
+    write_atomically(path, found.text.encode())
+    if not quiet:
+        _print(path, model, found)
+
+
+def _ask(clues: Clues, preset: str | None, given: Given) -> tuple[str, Clues]:
+    """Returns what a person answers, the guesses standing for Enter."""
+    for item in clues.graph.inputs:
+        echo(f"input {item}", err=True)
+    if preset is None:
+        echo(f"it seems to be {clues.preset}: {clues.reason}", err=True)
+        preset = click.prompt("preset", default=clues.preset, type=click.Choice(PRESETS), err=True)
+    if not given.find(CalibrationSpec, "data"):
+        clues = replace(clues, calibration=_ask_for_data("calibration", clues.calibration))
+    if not given.find(EvaluationSpec, "data"):
+        clues = clues.with_evaluation(_ask_for_data("evaluation", clues.evaluation))
+    return str(preset), clues
+
+
+def _ask_for_data(purpose: str, guess: str | None) -> str | None:
+    text: str = click.prompt(f"{purpose} data, a file or folder", default=guess or "", err=True)
+    return text.strip() or None
+
+
+def _print(path: Path, model: Path, found: InitialSettings) -> None:
+    """Prints what was written, what to look at, and what comes next."""
+    console = open_console()
+    console.print(f"written to {path}: {found.preset}, {found.reason}", soft_wrap=True)
+    if found.has_pictures:
+        console.print(f"pictures: {describe(found.spec.preprocess)}", soft_wrap=True)
+    if found.spec.calibration.data is None:
+        console.print(
+            "no data was found: name it as data in [calibration], or give --calib-data", soft_wrap=True
+        )
+    console.print(f"next: {shlex.join(('trtq', 'build', str(model), '--int8'))}", soft_wrap=True)
