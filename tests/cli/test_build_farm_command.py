@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 from click.testing import Result
@@ -120,11 +121,20 @@ def test_a_kind_that_fails_to_calibrate_fails_on_every_kind(
     monkeypatch.setenv("PYTHONPATH", torchless)
     (tmp_path / "broken.onnx").write_bytes(b"no model")
     (tmp_path / "farm.toml").write_text('[[build]]\nmodel = "broken.onnx"\non = ["a", "b"]\n')
-    result = trtq("build-all", tmp_path / "farm.toml", "--on", "a", "--on", "b", "-q")
+    files = ("--summary", tmp_path / "ci.md", "--junit", tmp_path / "ci.xml")
+    result = trtq("build-all", tmp_path / "farm.toml", "--on", "a", "--on", "b", "-q", *files)
     assert result.exit_code == 2
     told = [line.partition(": bad input")[0] for line in result.stderr.splitlines()]
     assert told[-2:] == ["broken on a", "broken on b"]
     assert json.loads((tmp_path / "index.json").read_bytes())["engines"] == []
+    lines = (tmp_path / "ci.md").read_text().splitlines()
+    assert lines[2].startswith("| build | on |  | precision |")
+    assert [line[:27] for line in lines[4:6]] == [
+        "| broken | a | BAD INPUT | ",
+        "| broken | b | BAD INPUT | ",
+    ]
+    cases = ElementTree.parse(tmp_path / "ci.xml").iter("testcase")
+    assert [case.attrib["name"] for case in cases] == ["broken on a", "broken on b"]
 
 
 @pytest.mark.parametrize(
