@@ -214,7 +214,7 @@ def test_the_builds_of_a_killed_run_end_too_and_the_next_one_goes_on(
     (tmp_path / "trtq.toml").write_text(f'{two}calib-data = "slow.py:feeds"\n')
     command = [sys.executable, "-m", "trtq", "build-all", str(tmp_path / "trtq.toml"), "--jobs", "2"]
     with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
-        while not (tmp_path / "summary.json").exists():
+        while not (tmp_path / "index.json").exists():  # the last that is written after a build
             assert process.poll() is None
             time.sleep(0.05)
         (child,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
