@@ -80,13 +80,17 @@ def _list_hidden(folder: Path) -> list[str]:
     return [path.name for path in folder.iterdir() if path.name.startswith(".")]
 
 
+def _is_building(folder: Path) -> bool:
+    return any(name.startswith(".slow.trtq.") for name in _list_hidden(folder))
+
+
 def test_an_engine_is_built_on_each_kind_and_a_machine_that_dies_costs_none(
     kinds: Any, folder: Path, wait_until: Callable[[Callable[[], bool]], None]
 ) -> None:
     doomed = kinds.add(spare=1)
     (folder / "farm.toml").write_text(FARM + SLOW)
     run = _start(folder, kinds)
-    wait_until(lambda: any(name.startswith(".slow.trtq.") for name in _list_hidden(folder)))
+    wait_until(lambda: _is_building(folder))
     kinds.add(spare=1)
     kinds.kill(doomed)
     (folder / "hold").unlink()
@@ -119,7 +123,7 @@ def test_an_interruption_ends_the_builds_and_leaves_nothing_half(
 ) -> None:
     (folder / "farm.toml").write_text(SLOW.replace("spare", "ada"))
     run = _start(folder, kinds)
-    wait_until(lambda: bool(_list_hidden(folder)))
+    wait_until(lambda: _is_building(folder))
     run.send_signal(signal.SIGINT)
     run.communicate()
     assert run.returncode == 1

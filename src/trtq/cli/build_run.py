@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from trtq.cli.build_file import BuildEntry
 from trtq.cli.build_jobs import Plan
 from trtq.cli.build_summary import FILE, BuildResult, describe_outcome, encode_summary
-from trtq.errors import ArtifactError
+from trtq.errors import ArtifactError, UsageError
 from trtq.files import check_outputs, write_atomically
 from trtq.json import FileKind
 from trtq.numbers import format_seconds
@@ -40,8 +40,10 @@ class RunFiles:
 
         Raises:
             ArtifactError: A file cannot be written, or another one is there.
-            UsageError: Both are the same file.
+            UsageError: Both are the same file, or the index would not be known again.
         """
+        if self.index.suffix != ".json":
+            raise UsageError(f"--index {self.index} must end in .json, by which trtq.load knows an index")
         check_outputs({"--summary": self.summary, "--index": self.index})
         _refuse_foreign(self.summary, FILE, "a summary of trtq", "--summary")
         _refuse_foreign(self.index, INDEX_FILE, "an index of trtq", "--index")
