@@ -142,6 +142,7 @@ def test_a_kind_that_fails_to_calibrate_fails_on_every_kind(
             ("--on", "small", "--index", "FOREIGN"),
             "foreign.json is not an index of trtq; choose another",
         ),
+        (("--on", "small", "--index", "x.txt"), "--index x.txt must end in .json, by which trtq.load knows"),
         (("--on", "small", "--index", "SAME", "--summary", "SAME"), "is given as --summary and as --index"),
     ],
 )
