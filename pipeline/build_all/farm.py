@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from trtq.pipeline.build_all import (
     list_ready,
     run_alone,
 )
+from trtq.temporary import open_temporary_file
 
 _SHARE = 0.001
 """Of a custom resource, and of a GPU that others may use too: Ray takes steps of 0.0001."""
@@ -37,12 +39,12 @@ class Farm:
 
     Attributes:
         cluster: Its machines; a job takes as many cores as `cluster.cpus` says.
-        witness: A file that every machine must see as this one does.
+        shared: A file in a folder that every machine must see; a probe is put beside it meanwhile.
         grows: Whether it starts machines when they are asked for: then a job may wait for one.
     """
 
     cluster: Ray
-    witness: Path
+    shared: Path
     grows: bool = False
 
 
@@ -67,20 +69,36 @@ def run_on_farm(
 
     Raises:
         UsageError: A job can run on no machine of the cluster, which does not grow.
+        ArtifactError: The folder of the shared file cannot be written to.
         MissingDependency, WorkerError: See `Ray.map`.
     """
     nodes = farm.cluster.list_nodes()
     if not farm.grows:
         for job in jobs:
             refuse_homeless(job, nodes, farm.cluster.cpus)
-    work = _Work(jobs, farm, note)
-    try:
-        while work.waiting or work.running:
-            for number, outcome in work.step(started):
-                work.done[number] = outcome
-                ended(number, outcome)
-    finally:
-        work.cancel()
+    with _open_probe(farm.shared) as probe:
+        work = _Work(jobs, farm, probe, note)
+        try:
+            while work.waiting or work.running:
+                for number, outcome in work.step(started):
+                    work.done[number] = outcome
+                    ended(number, outcome)
+        finally:
+            work.cancel()
+
+
+@contextmanager
+def _open_probe(shared: Path) -> Iterator[Path]:
+    """Yields a new file beside one: who sees it sees the same folder, and no copy of it."""
+    with ExitStack() as stack:
+        try:
+            probe = stack.enter_context(open_temporary_file(shared))
+        except OSError as error:
+            raise ArtifactError(
+                f"cannot write to {shared.parent}: {quote(error)}; the machines of a cluster are asked "
+                f"whether they see a file there"
+            ) from error
+        yield probe.absolute()
 
 
 def refuse_homeless(job: CommandJob, nodes: Sequence[Node], cpus: int) -> None:
@@ -156,6 +174,7 @@ class _Work:
 
     jobs: Sequence[CommandJob]
     farm: Farm
+    probe: Path
     note: Callable[[str], None]
     waiting: list[int] = field(init=False)
     running: dict[Any, int] = field(default_factory=dict)
@@ -196,9 +215,8 @@ class _Work:
             self.board = ray.remote(_Board).options(num_cpus=0).remote()
         taken = _take_resources(job, self.farm.cluster.list_nodes())
         run = ray.remote(_do_job).options(num_cpus=self.farm.cluster.cpus, max_retries=0, **taken)
-        seen = _Seen(self.farm.witness.absolute(), hash_file(self.farm.witness))
-        answer = find_answer(job, self.done)
-        task = _Task(number, job, answer, seen, self.farm.cluster.cpus, find_versions())
+        answer, cpus = find_answer(job, self.done), self.farm.cluster.cpus
+        task = _Task(number, job, answer, self.probe, cpus, find_versions())
         self.running[run.remote(task, self.board)] = number
         self.tries[number] += 1
         self.waiting = [item for item in self.waiting if item != number]
@@ -289,21 +307,13 @@ class _Board:
 
 
 @dataclass(frozen=True, slots=True)
-class _Seen:
-    """A file, and the digest that it has here."""
-
-    path: Path
-    sha256: str
-
-
-@dataclass(frozen=True, slots=True)
 class _Task:
     """What a worker is given."""
 
     number: int
     job: CommandJob
     answer: str
-    seen: _Seen
+    probe: Path
     cpus: int
     versions: Versions
 
@@ -314,7 +324,7 @@ def _do_job(task: _Task, board: Any) -> CommandOutcome:
     board.tell.remote(task.number, machine)
     try:
         refuse_other_versions(task.versions, find_versions(), machine)
-        refuse_unseen(task.seen.path, task.seen.sha256, machine)
+        refuse_unseen(task.probe, machine)
     except TrtqError as error:
         return _refuse(error, machine)
     outcome = run_alone(task.job, task.answer, task.cpus)
@@ -323,14 +333,15 @@ def _do_job(task: _Task, board: Any) -> CommandOutcome:
     return replace(outcome, machine=machine, gpu=describe_machine().gpu, result_sha256=digest)
 
 
-def refuse_unseen(path: Path, sha256: str, machine: str) -> None:
-    """Refuses a machine that does not see a file as it is where the work was begun.
+def refuse_unseen(probe: Path, machine: str) -> None:
+    """Refuses a machine that does not see a file that was just put where the work was begun.
 
     Raises:
-        ArtifactError: The file is not there, or another one is.
+        ArtifactError: The file is not there.
     """
-    if not is_file(path) or hash_file(path) != sha256:
+    if not is_file(probe):
         raise ArtifactError(
-            f"the machine {machine} of the cluster does not see {path} as it is here; the file, the models, "
-            f"the data and the outputs must lie on a file system that all machines see, by the same paths"
+            f"the machine {machine} of the cluster does not see the folder {probe.parent} as it is here; the "
+            f"file, the models, the data and the outputs must lie on a file system that all machines see, by "
+            f"the same paths"
         )

@@ -106,7 +106,10 @@ def write_index(path: Path, engines: Sequence[IndexedEngine], private: Ed25519Pr
         ArtifactError: It cannot be written.
     """
     content, signature = FILE.encode(Index(tuple(engines))), path.with_suffix(".sig")
-    signature.unlink(missing_ok=True)  # that of the older one: a reader finds none rather than a wrong one
+    try:
+        signature.unlink(missing_ok=True)  # of the older one: a reader finds none rather than a wrong one
+    except OSError as error:
+        raise ArtifactError(f"cannot remove {signature}: {error.strerror}") from error
     write_atomically(path, content)
     if private is not None:
         write_atomically(signature, private.sign(content))

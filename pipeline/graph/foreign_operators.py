@@ -110,6 +110,16 @@ def standardize(model: ir.Model) -> ir.Model:
     return model
 
 
+def infer_foreign_shapes(model: ir.Model) -> ir.Model:
+    """Returns the model with shapes inferred anew, also behind what ONNX has no rules for."""
+    for node in model.graph:
+        for value in node.outputs if node.domain not in _STANDARD else ():
+            value.type = value.shape = None
+    infer_shapes(model)
+    _type_foreign_values(model)
+    return model
+
+
 def standardize_codes(model: ir.Model) -> None:
     """Makes Q and DQ of ONNX Runtime's and TensorRT's own domains standard ones; TensorRT takes all alike.
 

@@ -6,11 +6,13 @@ import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import onnx_ir as ir
 
 from trtq.pipeline.graph.edit import list_bodies
 from trtq.pipeline.graph.fold import fold_constants
+from trtq.pipeline.graph.foreign_operators import infer_foreign_shapes
 from trtq.pipeline.graph.opset import infer_shapes
 
 _VIEWS = frozenset({"Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity"})
@@ -55,13 +57,15 @@ def fix_shapes(model: ir.Model, shapes: Mapping[str, tuple[int, ...]]) -> ir.Mod
             value.shape = ir.Shape(shape)
     for value in result.graph.outputs:
         value.shape = None if value.producer() is not None else value.shape
-    infer_shapes(result)
+    result = infer_foreign_shapes(result)
     while any(True for _ in fold_constants(result)):  # what computes shapes is constant now
         infer_shapes(result)
     return result
 
 
-def find_peak_memory(model: ir.Model, float_bytes: int) -> Peak:
+def find_peak_memory(
+    model: ir.Model, float_bytes: int, given: Mapping[ir.Value, int] = MappingProxyType({})
+) -> Peak:
     """Returns the peak over the nodes in their order; an engine fuses nodes, and takes scratch memory beside.
 
     A tensor lives from the node that makes it to its last reader. Inputs and outputs of the model live to the
@@ -70,9 +74,10 @@ def find_peak_memory(model: ir.Model, float_bytes: int) -> Peak:
     Args:
         model: With static shapes.
         float_bytes: Of an element of the float tensors: 4, or 2.
+        given: The sizes of tensors that are held in another format.
     """
     roots, last = _lifetimes(model.graph)
-    sizes = {root: count_bytes(root, float_bytes) for root in set(roots.values())}
+    sizes = {root: given.get(root, count_bytes(root, float_bytes)) for root in set(roots.values())}
     ending: dict[int, list[ir.Value]] = defaultdict(list)
     for root, end in last.items():
         ending[end].append(root)

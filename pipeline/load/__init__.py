@@ -231,7 +231,7 @@ def load(
             `cryptography`.
     """
     path = Path(folder)
-    if path.suffix == ".json" and path.is_file():
+    if path.suffix == ".json" and not path.is_dir():
         return _open(*choose_engine(path, name, key, backend), backend)
     if name is not None:
         raise UsageError(f"{path} is a build folder, in which nothing is called {name!r}; leave the name out")

@@ -22,10 +22,6 @@ eval-samples = 16
 name = "detector"
 model = "model.onnx"
 on = ["small", "large"]
-
-[[build]]
-model = "model.onnx"
-output = "plain.trtq"
 """
 Keys = Callable[[str], Path]
 
@@ -49,7 +45,6 @@ def test_every_kind_gets_the_same_model_by_ranges_that_were_made_once(farm: tupl
     folder, result = farm
     files = [(folder / f"model.{kind}.trtq" / "model.int8.onnx").read_bytes() for kind in ("small", "large")]
     assert files[0] == files[1]
-    assert files[0] == (folder / "plain.trtq" / "model.int8.onnx").read_bytes()
     notes = result.stderr.splitlines()
     assert "note: the calibration of detector has begun" in notes
     assert notes.index("note: detector on large has begun") > notes.index(
@@ -66,39 +61,39 @@ def test_the_table_and_the_summary_have_a_line_for_each_kind(farm: tuple[Path, R
     folder, result = farm
     lines = lines_of(result.stdout)
     assert lines[0].startswith("build on precision backend")
-    assert [line.split()[:3] for line in lines[1:4]] == [
-        ["detector", "small", "PASS"], ["detector", "large", "PASS"], ["plain", "PASS", "int8"],
+    assert [line.split()[:3] for line in lines[1:3]] == [
+        ["detector", "small", "PASS"], ["detector", "large", "PASS"],
     ]  # fmt: skip
     builds = json.loads((folder / "summary.json").read_bytes())["builds"]
-    assert [item["kind"] for item in builds] == ["small", "large", ""]
+    assert [item["kind"] for item in builds] == ["small", "large"]
 
 
 def test_the_index_is_verified_shown_and_run(farm: tuple[Path, Result], keys: Keys) -> None:
     folder, index = farm[0], farm[0] / "index.json"
     checked = trtq("verify", index, "--key", keys("public"))
-    assert (checked.exit_code, checked.stdout.count("as built")) == (0, 3)
+    assert (checked.exit_code, checked.stdout.count("as built")) == (0, 2)
     assert checked.stdout.endswith(f"{index}  signed by the owner of the key\n")
     document = json.loads(trtq("verify", index, "--json").stdout)
     assert (document["intact"], document["signature"]) == (True, "unchecked")
     shown = lines_of(trtq("inspect", index).stdout)
-    assert shown[0] == "3 engines of 2 builds"
+    assert shown[0] == "2 engines of 1 build"
     assert shown[2].startswith("detector small PASS onnxruntime ")
     data = ("--data", folder / "evaluation.npz", "--samples", 8)
     ran = trtq("run", index, *data, "--name", "detector", "--key", keys("public"), "--json")
     assert json.loads(ran.stdout)["folder"] == str(folder / "model.small.trtq")
-    unnamed = trtq("run", index, *data)
-    assert (unnamed.exit_code, "has 2 builds: detector, plain; name one" in unnamed.stderr) == (2, True)
+    unknown = trtq("run", index, *data, "--name", "other")
+    assert (unknown.exit_code, "has no build 'other'; it has: detector" in unknown.stderr) == (2, True)
 
 
 def test_a_folder_of_the_index_that_has_changed_is_told(farm: tuple[Path, Result], tmp_path: Path) -> None:
     folder = Path(shutil.copytree(farm[0], tmp_path / "copy"))
-    (folder / "plain.trtq" / "ranges.json").write_text("{}")
+    (folder / "model.large.trtq" / "ranges.json").write_text("{}")
     shutil.rmtree(folder / "model.small.trtq")
     result = trtq("verify", folder / "index.json")
     assert result.exit_code == 2
-    assert f"{folder / 'plain.trtq'}  NOT AS BUILT" in result.stdout
+    assert f"{folder / 'model.large.trtq'}  NOT AS BUILT" in result.stdout
     assert "model.small.trtq  NOT AS BUILT" in result.stdout
-    assert "plain.trtq: changed: ranges.json" in result.stderr
+    assert "model.large.trtq: changed: ranges.json" in result.stderr
 
 
 def test_one_kind_is_built_alone_and_the_others_stay_in_the_index(
@@ -106,7 +101,6 @@ def test_one_kind_is_built_alone_and_the_others_stay_in_the_index(
 ) -> None:
     monkeypatch.setenv("PYTHONPATH", torchless)
     folder = Path(shutil.copytree(farm[0], tmp_path / "copy"))
-    (folder / "farm.toml").write_text(FARM.rpartition("[[build]]")[0])
     result = trtq("build-all", folder / "farm.toml", "--on", "small")
     assert result.exit_code == 0, result.stderr
     assert "note: detector on large is left out: --on names other kinds of machines" in result.stderr
@@ -152,6 +146,7 @@ def test_a_kind_that_fails_to_calibrate_fails_on_every_kind(
             ("--on", "small", "--index", "FOREIGN"),
             "foreign.json is not an index of trtq; choose another",
         ),
+        (("--on", "small", "--index", "x.txt"), "--index x.txt must end in .json, by which trtq.load knows"),
         (("--on", "small", "--index", "SAME", "--output", "SAME"), "is given as --output and as --index"),
     ],
 )

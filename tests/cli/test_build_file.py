@@ -140,6 +140,7 @@ def test_elsewhere_tensorrt_may_be_what_builds_and_one_key_signs_all(folder: Pat
             "[kind.a]: resources must be a list of names of Ray's custom resources, got []",
         ),
         ("[kind.a]\nint9 = true", "[kind.a]: unknown key 'int9'; is it int8?"),
+        ('[kind.a]\non = "b"', "[kind.a]: on belongs into a [[build]]"),
         ('[kind.a]\noutput = "x"', "[kind.a]: output belongs into a [[build]]"),
     ],
 )

@@ -98,6 +98,8 @@ def test_sensitive_weights_are_counted_in_fewer_bits_if_asked(product: Path) -> 
         ),
         (["--params", "1B", "--gpu-memory", "0"], "the GPU's memory must have at least 1 byte, got 0"),
         (["--params", "1B", "--seq", "4"], "--seq is for a model, which --params is not"),
+        (["--params", "1B", "--past", "4"], "--past is for a model, which --params is not"),
+        (["--params", "1B", "--kv-cache", "int8"], "--kv-cache is for a model, which --params is not"),
     ],
 )
 def test_nonsense_is_a_usage_error(arguments: list[str], message: str) -> None:

@@ -37,20 +37,34 @@ model = "model.onnx"
 backend = "tensorrt-rtx"
 on = ["ada", "blackwell"]
 """
+DATA = """
+import pathlib, time
+import numpy as np
+
+def batches():
+    while pathlib.Path(__file__).with_name("hold").exists():
+        time.sleep(0.05)
+    rng = np.random.default_rng(7)
+    for _ in range(4):
+        yield {"image": rng.normal(size=(4, 1, 8, 8)).astype("float32")}
+"""
+"""Data that comes when nothing holds it back any more."""
 SLOW = """
 [[build]]
 model = "model.onnx"
 output = "slow.trtq"
 backend = "onnxruntime"
-calib-data = "{}"
+calib-data = "held.py:batches"
 on = "spare"
 """
 
 
 @pytest.fixture
 def folder(demo_folder: Path, tmp_path: Path) -> Path:
-    shutil.copytree(demo_folder, tmp_path / "files")
-    return tmp_path / "files"
+    folder = Path(shutil.copytree(demo_folder, tmp_path / "files"))
+    (folder / "held.py").write_text(DATA)
+    (folder / "hold").touch()
+    return folder
 
 
 def _start(folder: Path, nodes: Any) -> subprocess.Popen[str]:
@@ -66,15 +80,20 @@ def _list_hidden(folder: Path) -> list[str]:
     return [path.name for path in folder.iterdir() if path.name.startswith(".")]
 
 
+def _is_building(folder: Path) -> bool:
+    return any(name.startswith(".slow.trtq.") for name in _list_hidden(folder))
+
+
 def test_an_engine_is_built_on_each_kind_and_a_machine_that_dies_costs_none(
-    kinds: Any, folder: Path, slow_data: str, wait_until: Callable[[Callable[[], bool]], None]
+    kinds: Any, folder: Path, wait_until: Callable[[Callable[[], bool]], None]
 ) -> None:
     doomed = kinds.add(spare=1)
-    (folder / "farm.toml").write_text(FARM + SLOW.format(slow_data))
+    (folder / "farm.toml").write_text(FARM + SLOW)
     run = _start(folder, kinds)
-    wait_until(lambda: any(name.startswith(".slow.trtq.") for name in _list_hidden(folder)))
+    wait_until(lambda: _is_building(folder))
     kinds.add(spare=1)
     kinds.kill(doomed)
+    (folder / "hold").unlink()
     _, told = run.communicate()
     assert run.returncode == 0, told
     assert "note: slow on spare: its worker or machine is gone; it is begun again elsewhere" in told
@@ -100,11 +119,11 @@ def test_a_kind_that_the_cluster_has_not_is_refused(kinds: Any, folder: Path) ->
 
 
 def test_an_interruption_ends_the_builds_and_leaves_nothing_half(
-    kinds: Any, folder: Path, slow_data: str, wait_until: Callable[[Callable[[], bool]], None]
+    kinds: Any, folder: Path, wait_until: Callable[[Callable[[], bool]], None]
 ) -> None:
-    (folder / "farm.toml").write_text(SLOW.format(slow_data).replace("spare", "ada"))
+    (folder / "farm.toml").write_text(SLOW.replace("spare", "ada"))
     run = _start(folder, kinds)
-    wait_until(lambda: bool(_list_hidden(folder)))
+    wait_until(lambda: _is_building(folder))
     run.send_signal(signal.SIGINT)
     run.communicate()
     assert run.returncode == 1

@@ -122,7 +122,7 @@ def join(monkeypatch: pytest.MonkeyPatch) -> Callable[..., StandIn]:
 
 
 @pytest.fixture
-def witness(tmp_path: Path) -> Path:
+def shared(tmp_path: Path) -> Path:
     (tmp_path / "farm.toml").write_text("[[build]]")
     return tmp_path / "farm.toml"
 
@@ -143,14 +143,14 @@ def _run(jobs: Sequence[CommandJob], where: Farm) -> tuple[dict[int, CommandOutc
 
 
 def test_each_job_asks_for_its_kind_its_memory_and_a_gpu_where_there_are_any(
-    join: Callable[..., StandIn], witness: Path
+    join: Callable[..., StandIn], shared: Path
 ) -> None:
     ray = join({"l4": 1.0, "GPU": 1.0}, {"rtx": 1.0}, {})
     jobs = [
         _job("a", "l4", needs_gpu=True), _job("b", "l4", uses_gpu=True), _job("c", "rtx", uses_gpu=True),
         _job("d"),
     ]  # fmt: skip
-    outcomes, begun, _ = _run(jobs, Farm(Ray(cpus=2), witness))
+    outcomes, begun, _ = _run(jobs, Farm(Ray(cpus=2), shared))
     usual = {"num_cpus": 2, "max_retries": 0, "memory": 1000}
     share = pytest.approx(0.001)
     assert ray.asked[1:] == [
@@ -166,12 +166,12 @@ def test_each_job_asks_for_its_kind_its_memory_and_a_gpu_where_there_are_any(
 
 @pytest.mark.parametrize("is_farm", [True, False])
 def test_a_job_after_another_gets_its_answer_or_ends_with_it(
-    is_farm: bool, join: Callable[..., StandIn], witness: Path
+    is_farm: bool, join: Callable[..., StandIn], shared: Path
 ) -> None:
     join({})
     jobs = [_job("first"), _job("bad"), _job("second", after=0), _job("third", after=1)]
     if is_farm:
-        outcomes, begun, _ = _run(jobs, Farm(Ray(), witness))
+        outcomes, begun, _ = _run(jobs, Farm(Ray(), shared))
     else:
         outcomes, begun = {}, []
         run_jobs(jobs, Limits(2, 10_000), begun.append, lambda *given: outcomes.update([given]))
@@ -181,38 +181,38 @@ def test_a_job_after_another_gets_its_answer_or_ends_with_it(
 
 
 def test_a_job_whose_worker_dies_is_begun_again_and_given_up_at_last(
-    join: Callable[..., StandIn], witness: Path
+    join: Callable[..., StandIn], shared: Path
 ) -> None:
     ray = join({})
     ray.faults = [RayError("the node died")]
-    outcomes, _, notes = _run([_job("a")], Farm(Ray(), witness))
+    outcomes, _, notes = _run([_job("a")], Farm(Ray(), shared))
     assert (outcomes[0].stdout, notes) == (
         "a",
         ["a: its worker or machine is gone; it is begun again elsewhere"],
     )
     ray.faults = [RayError("the node died")] * 6
-    outcomes, _, notes = _run([_job("a")], Farm(Ray(), witness))
+    outcomes, _, notes = _run([_job("a")], Farm(Ray(), shared))
     assert len(notes) == 5
     assert outcomes[0].stderr == "error: the cluster has lost a for good: the node died; see `ray status`"
     assert (outcomes[0].exit_code, outcomes[0].is_lost) == (5, True)
     ray.faults = [RayTaskError("No module named 'trtq'")]
-    outcomes, _, _ = _run([_job("a")], Farm(Ray(), witness))
+    outcomes, _, _ = _run([_job("a")], Farm(Ray(), shared))
     assert outcomes[0].stderr.startswith("error: a could not begin on a machine of the cluster: No module na")
 
 
 def test_a_kind_that_no_machine_is_of_is_refused_before_any_work(
-    join: Callable[..., StandIn], witness: Path
+    join: Callable[..., StandIn], shared: Path
 ) -> None:
     ray = join({"l4": 1.0, "trt-10.9": 1.0}, {"l4": 1.0})
     with pytest.raises(UsageError) as caught:
-        _run([_job("a"), _job("b", "h100", "trt-10.9")], Farm(Ray(), witness))
+        _run([_job("a"), _job("b", "h100", "trt-10.9")], Farm(Ray(), shared))
     assert str(caught.value) == (
         "b is for a machine with h100 and trt-10.9, which no machine of the cluster has; there are: l4 (2), "
         'trt-10.9 (1); start one with ray start --resources=\'{"h100": 1, "trt-10.9": 1}\', or, if the '
         "cluster starts machines when they are asked for, add --autoscaling"
     )
     assert not ray.tasks
-    outcomes, _, _ = _run([_job("b", "h100")], Farm(Ray(), witness, grows=True))
+    outcomes, _, _ = _run([_job("b", "h100")], Farm(Ray(), shared, grows=True))
     assert outcomes[0].exit_code == 0
 
 
@@ -232,7 +232,7 @@ def test_a_job_that_is_too_large_for_every_machine_is_refused() -> None:
 
 
 def test_a_job_whose_last_machine_leaves_does_not_wait_for_ever(
-    join: Callable[..., StandIn], witness: Path
+    join: Callable[..., StandIn], shared: Path
 ) -> None:
     ray = join({"l4": 1.0})
 
@@ -241,13 +241,13 @@ def test_a_job_whose_last_machine_leaves_does_not_wait_for_ever(
         return [], []
 
     ray.wait = leave  # type: ignore[method-assign]
-    outcomes, _, _ = _run([_job("a", "l4")], Farm(Ray(), witness))
+    outcomes, _, _ = _run([_job("a", "l4")], Farm(Ray(), shared))
     assert outcomes[0].stderr == "error: the last machine with l4 has left the cluster"
     assert (outcomes[0].is_lost, ray.cancelled) == (True, [True])
 
 
 def test_an_interruption_ends_the_tasks_gently_and_then_by_force(
-    join: Callable[..., StandIn], witness: Path
+    join: Callable[..., StandIn], shared: Path
 ) -> None:
     ray = join({})
     ray.is_busy = True
@@ -261,22 +261,24 @@ def test_an_interruption_ends_the_tasks_gently_and_then_by_force(
 
     ray.nodes = interrupt  # type: ignore[method-assign]
     with pytest.raises(KeyboardInterrupt):
-        _run([_job("a")], Farm(Ray(), witness))
+        _run([_job("a")], Farm(Ray(), shared))
     assert ray.cancelled == [False, True]
 
 
-def test_a_machine_that_does_not_see_the_file_or_has_other_versions_does_not_begin(
-    join: Callable[..., StandIn], witness: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_machine_that_does_not_see_the_folder_or_has_other_versions_does_not_begin(
+    join: Callable[..., StandIn], shared: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     join({})
-    words = r"^the machine 10\.0\.0\.7 of the cluster does not see .*\.toml as it is here; the file, the mod"
-    refuse_unseen(witness, hashlib.sha256(b"[[build]]").hexdigest(), "10.0.0.7")
-    for path in (witness, witness.parent / "none.toml"):
-        with pytest.raises(ArtifactError, match=words):
-            refuse_unseen(path, "0" * 64, "10.0.0.7")
+    refuse_unseen(shared, "10.0.0.7")
+    words = r"^the machine 10\.0\.0\.7 of the cluster does not see the folder .* as it is here; the file, t"
+    with pytest.raises(ArtifactError, match=words):
+        refuse_unseen(shared.parent / "none.toml", "10.0.0.7")
+    assert [path.name for path in shared.parent.iterdir()] == ["farm.toml"]
+    with pytest.raises(ArtifactError, match=r"^cannot write to .*nowhere: No such file or directory; the ma"):
+        _run([_job("a")], Farm(Ray(), shared.parent / "nowhere" / "farm.toml"))
     versions = iter([(("trtq", "1"),), (("trtq", "2"),)])
     monkeypatch.setattr(farm, "find_versions", lambda: next(versions))
-    outcomes, _, _ = _run([_job("a")], Farm(Ray(), witness))
+    outcomes, _, _ = _run([_job("a")], Farm(Ray(), shared))
     assert outcomes[0].stderr.startswith(
         "error: the machine 10.0.0.7 of the cluster has trtq 2, this one has 1"
     )
@@ -284,7 +286,7 @@ def test_a_machine_that_does_not_see_the_file_or_has_other_versions_does_not_beg
 
 
 def test_a_result_that_is_not_seen_here_is_no_success(
-    join: Callable[..., StandIn], witness: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    join: Callable[..., StandIn], shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     join({})
     monkeypatch.setattr(farm, "_PATIENCE_SECONDS", 0.0)
@@ -293,11 +295,11 @@ def test_a_result_that_is_not_seen_here_is_no_success(
     result.parent.mkdir()
     result.write_text("{}")
     job = replace(_job("a"), result=result)
-    outcomes, _, _ = _run([job], Farm(Ray(), witness))
+    outcomes, _, _ = _run([job], Farm(Ray(), shared))
     assert (outcomes[0].exit_code, outcomes[0].result_sha256) == (0, hashlib.sha256(b"{}").hexdigest())
     digests = iter(["0" * 64])
-    monkeypatch.setattr(farm, "hash_file", lambda path: next(digests, "1" * 64) if path == result else "same")
-    outcomes, _, _ = _run([job], Farm(Ray(), witness))
+    monkeypatch.setattr(farm, "hash_file", lambda path: next(digests, "1" * 64))
+    outcomes, _, _ = _run([job], Farm(Ray(), shared))
     assert outcomes[0].exit_code == 2
     assert outcomes[0].stderr == (
         f"error: the machine 10.0.0.7 of the cluster wrote {result.parent}, which is not seen here; name an "

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import pytest
 
@@ -181,9 +182,75 @@ def test_nonsense_is_refused(block: Path) -> None:
     for sizes, message in (
         (Sizes(0), "--batch must be at least 1, got 0"),
         (Sizes(1, -1), "--seq must be at least 1, got -1"),
-        (Sizes(), "input 'x' is (N, S, 512); give --seq for its open dims, or --shapes x:..."),
+        (Sizes(), "input 'x' is (N, S, 512); give --past and --new for its open dims, or --shapes x:..."),
         (Sizes(shapes={"q": (1,)}), "shapes are given for 'q', but the model's inputs are x, past_k"),
         (Sizes(1, 4, {"x": (1, 2, 3)}), "shape (1, 2, 3) does not fit input 'x', which is (N, S, 512)"),
     ):
         with pytest.raises(UsageError, match=re.escape(message)):
             plan_model(block, sizes=sizes)
+
+
+@pytest.fixture
+def cached(tmp_path: Path) -> Path:
+    """A step of a decoder: 2 heads of 16, with a mask over what came before and what is new."""
+    model = onnx.parser.parse_model(
+        """<ir_version: 10, opset_import: ["" : 21]>
+        g (int64[N, S] input_ids, int64[N, T] attention_mask, float[N, 2, P, 16] past_0_key)
+        => (float[N, S, 32] logits, float[N, 2, Q, 16] present_0_key) {
+            x = Gather (w, input_ids) four = Reshape (x, heads) k = Transpose <perm = [0, 2, 1, 3]> (four)
+            present_0_key = Concat <axis = 2> (past_0_key, k)
+            m = Cast <to = 1> (attention_mask) two = Unsqueeze (m, axes)
+            masked = Mul (present_0_key, two) t = ReduceSum <keepdims = 0> (masked, all)
+            u = Unsqueeze (t, ones) logits = Add (x, u)
+        }"""
+    )
+    arrays = {"heads": [0, 0, 2, 16], "axes": [1, 3], "all": [1, 2, 3], "ones": [1, 2]}
+    for name, values in arrays.items():
+        model.graph.initializer.append(onnx.numpy_helper.from_array(np.array(values), name))
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.ones((64, 32), np.float32), "w"))
+    onnx.save(model, tmp_path / "cached.onnx")
+    return tmp_path / "cached.onnx"
+
+
+@pytest.mark.parametrize(
+    ("sizes", "past", "new"),
+    [(Sizes(3, past=40, new=1), 40, 1), (Sizes(3, seq=8), 8, 8), (Sizes(3, seq=8, past=0), 0, 8)],
+)
+def test_a_mask_covers_the_past_and_what_is_new(cached: Path, sizes: Sizes, past: int, new: int) -> None:
+    plan = plan_model(cached, sizes=sizes)
+    assert plan.notes[0] == (
+        f"for input_ids 3x{new}, attention_mask 3x{past + new}, past_0_key 3x2x{past}x16"
+    )
+    assert plan.schemes[1].state_bytes == 2 * 3 * 2 * 16 * (past + past + new)
+
+
+def test_a_cache_in_8_bits_takes_half(cached: Path) -> None:
+    sizes = Sizes(3, past=4000, new=1)
+    plain, small = (plan_model(cached, sizes=sizes, kv_cache=name).schemes[1] for name in ("fp16", "fp8"))
+    assert 2 * small.state_bytes == plain.state_bytes
+    assert plain.activations_bytes - small.activations_bytes == small.state_bytes
+    told = "the state is counted in FP8, with one scale a tensor; no engine of trtq holds it so"
+    assert any(note.startswith(told) for note in plan_model(cached, sizes=sizes, kv_cache="fp8").notes)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        (Sizes(past=-1), "--past must be at least 0, got -1"),
+        (Sizes(new=0), "--new must be at least 1, got 0"),
+        (
+            Sizes(),
+            "input 'input_ids' is (N, S); give --past and --new for its open dims, or --shapes input_ids:",
+        ),
+    ],
+)
+def test_a_cache_wants_its_sizes(cached: Path, sizes: Sizes, message: str) -> None:
+    with pytest.raises(UsageError, match=re.escape(message)):
+        plan_model(cached, sizes=sizes)
+
+
+def test_a_model_without_a_cache_has_no_past(tmp_path: Path) -> None:
+    text = '<ir_version: 9, opset_import: ["" : 19]>g (float[N] x) => (float[N] y) { y = Relu (x) }'
+    onnx.save(onnx.parser.parse_model(text), tmp_path / "m.onnx")
+    with pytest.raises(UsageError, match=r"--past is for a model with a cache, and the inputs are x"):
+        plan_model(tmp_path / "m.onnx", sizes=Sizes(past=4))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import glob
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +67,7 @@ class BuildEntry:
     @property
     def title(self) -> str:
         """The name, and the kind if it has one."""
-        return f"{self.name} on {self.kind}" if self.kind else self.name
+        return self.job.name
 
 
 def read_builds(
@@ -102,9 +102,9 @@ def read_builds(
         defaults, builds = {}, []
     elif not builds:
         problems.append("there is no [[build]]")
-    for place, options in {"[defaults]": defaults, **_name_sections(kinds)}.items():
-        misplaced = (f"{key} belongs into a [[build]]" for key in _ITS_OWN if key in options)
-        problems += [f"{place}: {text}" for text in (*_find_unknown(options), *misplaced)]
+    problems += [f"[defaults]: {text}" for text in _find_misplaced(defaults, *_ITS_OWN)]
+    for name, kind in kinds.items():
+        problems += [f"[kind.{name}]: {text}" for text in _find_misplaced(kind.options, *_ITS_OWN, KEY)]
     shared = {key: value for key, value in defaults.items() if key not in _ITS_OWN}
     always = {} if sign_key is None else {"sign-key": str(sign_key.absolute())}
     entries: list[BuildEntry] = []
@@ -138,10 +138,6 @@ class _Tables:
         return {**self.defaults, **options, **self.own, **self.always}
 
 
-def _name_sections(kinds: Mapping[str, MachineKind]) -> dict[str, Mapping[str, Any]]:
-    return {f"[kind.{name}]": kind.options for name, kind in kinds.items()}
-
-
 def _list_entries(folder: Path, number: int, tables: _Tables, problems: Sequence[str]) -> list[BuildEntry]:
     """Returns a build, once for each kind of machine; raises UsageError with everything that is wrong."""
     asked = tables.join(None).get(KEY)
@@ -170,6 +166,12 @@ def _find_unknown(table: Mapping[str, Any]) -> Iterator[str]:
             near = difflib.get_close_matches(key, known, 1)
             hint = f"; is it {near[0]}?" if near else "; the keys are the options of trtq build, without --"
             yield f"unknown key {key!r}{hint}"
+
+
+def _find_misplaced(table: Mapping[str, Any], *own: str) -> Iterator[str]:
+    """Yields a sentence for each key that is unknown, or is one of a build's own."""
+    yield from _find_unknown(table)
+    yield from (f"{key} belongs into a [[build]]" for key in own if key in table)
 
 
 def _entry(
@@ -211,18 +213,18 @@ def _entry(
         arguments = [word for word in arguments if not word.startswith("--output=")]
         arguments.append(f"--output={output}")
     place = (choose_places(output).folder or output).absolute()
+    name, kind_name = str(table.get("name", stem)), "" if kind is None else kind.name
     may_be_tensorrt = tables.is_elsewhere or not BACKENDS["tensorrt"].why_not()
     job = CommandJob(
         ("build", *arguments, "--json", "--quiet"),
         memory,
         needs_gpu=target.backend == "tensorrt" or (target.backend == "auto" and may_be_tensorrt),
         uses_gpu=target.backend != "onnxruntime",
+        name=f"{name} on {kind_name}" if kind_name else name,
         resources=() if kind is None else kind.resources,
         result=place / MANIFEST,
     )
-    name, kind_name = str(table.get("name", stem)), "" if kind is None else kind.name
-    entry = BuildEntry(number, name, model, place, job, kind_name, is_one_of_several, ctx.params["sign_key"])
-    return replace(entry, job=replace(job, name=entry.title))
+    return BuildEntry(number, name, model, place, job, kind_name, is_one_of_several, ctx.params["sign_key"])
 
 
 def _arguments(folder: Path, key: str, option: click.Option, value: object) -> list[str]:

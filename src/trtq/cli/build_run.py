@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from trtq.cli.build_file import BuildEntry
 from trtq.cli.build_jobs import Plan
 from trtq.cli.build_summary import FILE, BuildResult, describe_outcome, encode_summary
-from trtq.errors import ArtifactError
+from trtq.errors import ArtifactError, UsageError
 from trtq.files import write_atomically
 from trtq.json import FileKind
 from trtq.numbers import format_seconds
@@ -40,7 +40,10 @@ class RunFiles:
 
         Raises:
             ArtifactError: Another file is there.
+            UsageError: The index would not be known again.
         """
+        if self.index.suffix != ".json":
+            raise UsageError(f"--index {self.index} must end in .json, by which trtq.load knows an index")
         _refuse_foreign(self.summary, FILE, "a summary of trtq", "--output")
         _refuse_foreign(self.index, INDEX_FILE, "an index of trtq", "--index")
 
@@ -69,10 +72,11 @@ class Run:
             BuildResult(entry.name, str(entry.model), str(entry.output), kind=entry.kind)
             for entry in plan.entries
         ]
-        self._everything, self._places = everything, places
-        self._outcomes: dict[Path, CommandOutcome] = {}
-        self._private = _read_key(everything)
-        self._gpus = _read_gpus(places.index)
+        self._places, self._private = places, _read_key(everything)
+        gpus = _read_gpus(places.index)
+        self._engines = {
+            entry.output: self._index(entry, gpus.get(entry.output.resolve(), "")) for entry in everything
+        }
 
     def begin(self, watcher: Watcher) -> Callable[[int, str], None]:
         """Returns what tells that a job has begun, on which machine."""
@@ -95,7 +99,8 @@ class Run:
                 return
             entry = self.plan.entries[row]
             self.results[row] = describe_outcome(entry, outcome)
-            self._outcomes[entry.output] = outcome
+            has_folder = outcome.exit_code in _HAS_FOLDER
+            self._engines[entry.output] = self._index(entry, outcome.gpu) if has_folder else None
             watcher.advance(1)
             watcher.note(f"{name}: {self.results[row].state} after {seconds}")
             self._write()
@@ -106,22 +111,15 @@ class Run:
         self.unwritten.clear()
         try:
             write_atomically(self._places.summary, encode_summary(self.results))
-            write_index(self._places.index, self._list_engines(), self._private)
+            engines = [item for item in self._engines.values() if item is not None]
+            write_index(self._places.index, engines, self._private)
         except ArtifactError as error:
             self.unwritten.append(error)
 
-    def _list_engines(self) -> list[IndexedEngine]:
-        """Returns what is built: in this run, or before where this run does not come to it or has not yet."""
-        found = (self._index(entry) for entry in self._everything)
-        return [item for item in found if item is not None]
-
-    def _index(self, entry: BuildEntry) -> IndexedEngine | None:
-        outcome = self._outcomes.get(entry.output)
-        if outcome is not None and outcome.exit_code not in _HAS_FOLDER:
-            return None
-        path, folder = self._places.index, entry.output
-        gpu = self._gpus.get(folder.resolve(), "") if outcome is None else outcome.gpu
+    def _index(self, entry: BuildEntry, gpu: str) -> IndexedEngine | None:
+        """Returns what the index says of a build, of this run or an earlier one; None if it is not there."""
         known = gpu if entry.job.uses_gpu else ""
+        path, folder = self._places.index, entry.output
         return index_folder(path, entry.name, entry.kind, folder, gpu=known, private=self._private)
 
 

@@ -14,9 +14,11 @@ if TYPE_CHECKING:
 _FEW = 12
 """Options that are listed without groups."""
 _GROUPS: Mapping[str, tuple[str, ...]] = {
+    "Memory": ("--params", "--gpu-memory"),
     "Data": (
         "--calib-data", "--calib-samples", "--calib-batch-size", "--random-data", "--calib-device",
-        "--calib-memory", "--data", "--samples", "--batch-size", "--shapes", "--batch", "--shard",
+        "--calib-memory", "--data", "--samples", "--batch-size", "--shapes", "--batch", "--seq", "--past",
+        "--new", "--kv-cache", "--shard",
         "--checkpoint", "--checkpoint-seconds", "--statistics", "--save-statistics",
     ),
     "Pictures": (

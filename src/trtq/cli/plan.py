@@ -15,8 +15,9 @@ from trtq.cli.tables import create_table
 from trtq.errors import UsageError
 from trtq.numbers import format_bytes
 from trtq.pipeline.engine.profiles import parse_shapes
+from trtq.pipeline.formats import FP16
 from trtq.pipeline.formats.blocks import BLOCK_SIZES
-from trtq.pipeline.plan import MemoryPlan, Sizes, parse_count, plan_model, plan_params
+from trtq.pipeline.plan import KV_CACHES, MemoryPlan, Sizes, parse_count, plan_model, plan_params
 
 
 @click.command("plan", cls=GroupedCommand)
@@ -30,6 +31,15 @@ from trtq.pipeline.plan import MemoryPlan, Sizes, parse_count, plan_model, plan_
 )
 @click.option("--batch", type=int, help="Size of the first axis of inputs where it is open.  [default: 1]")
 @click.option("--seq", type=int, help="Size of all other open axes.")
+@click.option("--past", type=int, help="Positions in the cache of a decoder (past_key_values).")
+@click.option("--new", type=int, help="Positions that a run adds; a mask covers both.  [default: --seq]")
+@click.option(
+    "--kv-cache",
+    type=click.Choice(KV_CACHES),
+    default=FP16.name,
+    show_default=True,
+    help="Count the cache of a decoder in this format.",
+)
 @click.option(
     "--shapes", multiple=True, metavar="NAME:DIMS", help="Whole shapes of inputs: name:1x3x224x224."
 )
@@ -61,6 +71,9 @@ def command(
     gpu_memory: int | None,
     batch: int | None,
     seq: int | None,
+    past: int | None,
+    new: int | None,
+    kv_cache: str,
     shapes: tuple[str, ...],
     workspace: int | None,
     block_size: str,
@@ -74,12 +87,20 @@ def command(
 
     \b
       trtq plan model.onnx --gpu-memory 8GB --batch 1 --seq 512
+      trtq plan decoder.onnx --gpu-memory 8GB --past 4096 --new 1
       trtq plan --params 10B --gpu-memory 8GB
     """
     if model is not None and params is None:
         plan = plan_model(
             model,
-            sizes=Sizes(1 if batch is None else batch, seq, parse_shapes(",".join(shapes)) if shapes else {}),
+            sizes=Sizes(
+                batch=1 if batch is None else batch,
+                seq=seq,
+                shapes=parse_shapes(",".join(shapes)) if shapes else {},
+                past=past,
+                new=new,
+            ),
+            kv_cache=kv_cache,
             gpu_memory_bytes=gpu_memory,
             workspace_bytes=workspace or 0,
             block_size=int(block_size),
@@ -87,8 +108,15 @@ def command(
             quantize_sensitive=quantize_sensitive,
         )
     elif params is not None and model is None:
-        sizing = {"batch": batch, "seq": seq, "shapes": shapes, "workspace": workspace, "skip": skip}
-        sizing["quantize-sensitive"] = quantize_sensitive or None
+        sizing: dict[str, object] = {
+            "batch": batch,
+            "seq": seq,
+            "shapes": shapes,
+            "workspace": workspace,
+            "skip": skip,
+        }
+        sizing |= {"past": past, "new": new, "quantize-sensitive": quantize_sensitive or None}
+        sizing |= {"kv-cache": kv_cache if kv_cache != FP16.name else None}
         if unused := next((name for name, value in sizing.items() if value not in (None, ())), None):
             raise UsageError(f"--{unused} is for a model, which --params is not")
         plan = plan_params(parse_count(params), gpu_memory_bytes=gpu_memory, block_size=int(block_size))

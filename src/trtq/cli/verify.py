@@ -45,7 +45,7 @@ def command(folder: Path, key: Path | None, as_json: bool, quiet: bool) -> None:
       trtq verify model.trtq --key public.pem
       trtq verify index.json --key public.pem
     """
-    is_index = folder.suffix == ".json" and folder.is_file()
+    is_index = folder.suffix == ".json" and not folder.is_dir()
     found = verify_index(folder, key=key) if is_index else verify(folder, key=key)
     if as_json:
         print_json({**asdict(found), "intact": found.is_intact})

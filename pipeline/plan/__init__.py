@@ -5,21 +5,21 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import onnx_ir as ir
 
 from trtq.errors import UsageError
-from trtq.models.signature import TensorSpec, show_shape
 from trtq.models.spec import LayerSpec
 from trtq.models.tensors import FLOAT_TYPES
 from trtq.numbers import format_bytes, format_shape, shorten
-from trtq.pipeline.formats import BLOCK_FORMATS, FORMATS, FP16, WEIGHT_FORMATS
+from trtq.pipeline.formats import BLOCK_FORMATS, FORMATS, FP8, FP16, INT8, WEIGHT_FORMATS
 from trtq.pipeline.formats.codes import CodeFormat
 from trtq.pipeline.formats.scheme import WeightScheme
 from trtq.pipeline.graph.liveness import Peak, count_bytes, find_peak_memory, fix_shapes
 from trtq.pipeline.graph.load import Graph, load
+from trtq.pipeline.plan.sizes import Sizes as Sizes
 from trtq.pipeline.rewrite.weights.choose import ChosenWeight, choose_weights, group_by_weight
 from trtq.pipeline.rewrite.weights.layout import count_stored_bytes
 
@@ -47,6 +47,9 @@ _BUILT_BY = (
     "bf16 are for comparison"
 )
 _STATE = re.compile(r"past_key_values|past|present|new|^in(?=_)|^out(?=_)")
+_KV_CACHES = {item.name: item for item in (FP16, INT8, FP8)}
+KV_CACHES = tuple(_KV_CACHES)
+"""What a cache can be counted in."""
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
 _MOST_PARAMS = 10**18
 
@@ -136,6 +139,7 @@ def plan_model(
     block_size: int = 64,
     skip: Sequence[str] = (),
     quantize_sensitive: bool = False,
+    kv_cache: str = FP16.name,
 ) -> MemoryPlan:
     """Returns the plan for a model.
 
@@ -147,6 +151,8 @@ def plan_model(
         block_size: Of int4 and nf4.
         skip: Patterns of what keeps its precision.
         quantize_sensitive: Whether weights with the usual sensitive names are stored in fewer bits too.
+        kv_cache: The format of inputs and outputs that carry state: "fp16" is that of all activations, "int8"
+            and "fp8" take half of it.
 
     Raises:
         ModelError, UsageError: The model cannot be used, or an open dim has no size.
@@ -155,8 +161,9 @@ def plan_model(
     graph = load(Path(path), min_opset=13)
     shapes = (sizes or Sizes()).shapes_of(graph.inputs)
     fixed = fix_shapes(graph.model, shapes)
-    peaks = {width: find_peak_memory(fixed, width) for width in (4, 2)}
-    states = {width: count_state_bytes(fixed, width) for width in (4, 2)}
+    held = None if kv_cache == FP16.name else _KV_CACHES[kv_cache].bits // 8
+    states = {width: count_state_bytes(fixed, held or width) for width in (4, 2)}
+    peaks = {width: find_peak_memory(fixed, width, states[width]) for width in (4, 2)}
     floats = _count_floats(graph.model)
     schemes = []
     for name, form in FORMATS.items():
@@ -169,12 +176,12 @@ def plan_model(
                 weights_bytes=size,
                 engine_bytes=size + count_code_bytes(fixed, chosen),
                 activations_bytes=peaks[width].nbytes + _count_scratch_bytes(chosen),
-                state_bytes=states[width],
+                state_bytes=sum(states[width].values()),
                 reserve_bytes=_RESERVE_BYTES + workspace_bytes,
                 bits_per_weight=round(8 * size / floats, 3) if floats else 0.0,
             )
         )
-    notes = _notes(graph, shapes, peaks[2], states[2])
+    notes = _notes(graph, shapes, peaks[2], kv_cache if states[2] else None)
     return _judge(MemoryPlan(graph.path.name, floats, tuple(schemes), notes=notes), gpu_memory_bytes)
 
 
@@ -185,49 +192,6 @@ def _choose(
         return ()
     scheme = WeightScheme(name, block_size=block_size, keep_sensitive=not quantize_sensitive)
     return group_by_weight(model, choose_weights(model, scheme, skip))
-
-
-@dataclass(frozen=True, slots=True)
-class Sizes:
-    """Sizes of open dims: `batch` of the first axis, `seq` of the others; the whole shapes of inputs win."""
-
-    batch: int = 1
-    seq: int | None = None
-    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
-
-    def shapes_of(self, inputs: Sequence[TensorSpec]) -> dict[str, tuple[int, ...]]:
-        """Returns the shape of every input.
-
-        Raises:
-            UsageError: A size is not positive, a shape does not fit, or an open dim has no size.
-        """
-        for name, size in (("--batch", self.batch), ("--seq", self.seq)):
-            if size is not None and size < 1:
-                raise UsageError(f"{name} must be at least 1, got {size}")
-        names = [item.name for item in inputs]
-        if unknown := [name for name in self.shapes if name not in names]:
-            raise UsageError(
-                f"shapes are given for {unknown[0]!r}, but the model's inputs are {', '.join(names)}"
-            )
-        return {item.name: self._shape_of(item) for item in inputs}
-
-    def _shape_of(self, item: TensorSpec) -> tuple[int, ...]:
-        given, shown = self.shapes.get(item.name), show_shape(item.shape)
-        if given is not None:
-            if not item.fits(given):
-                raise UsageError(
-                    f"shape {show_shape(given)} does not fit input {item.name!r}, which is {shown}"
-                )
-            return given
-        sizes = [
-            dim if isinstance(dim, int) else self.batch if axis == 0 else self.seq
-            for axis, dim in enumerate(item.shape)
-        ]
-        if None in sizes:
-            raise UsageError(
-                f"input {item.name!r} is {shown}; give --seq for its open dims, or --shapes {item.name}:..."
-            )
-        return tuple(size for size in sizes if size is not None)
 
 
 def count_weight_bytes(model: ir.Model, float_bytes: int, chosen: Sequence[ChosenWeight] = ()) -> int:
@@ -251,15 +215,19 @@ def count_code_bytes(model: ir.Model, chosen: Sequence[ChosenWeight] = ()) -> in
     return size + form.kernel_bytes * count
 
 
-def count_state_bytes(model: ir.Model, float_bytes: int) -> int:
-    """Returns the size of float inputs and outputs that go together, as `past.0.key` and `present.0.key`."""
+def count_state_bytes(model: ir.Model, float_bytes: int) -> dict[ir.Value, int]:
+    """Returns the sizes of float inputs and outputs that go together, as `past.0.key` and `present.0.key`.
+
+    An output of unknown size is counted as its input, into which most attention operators write.
+    """
     outputs = {_bare(str(value.name)): value for value in model.graph.outputs if value.dtype in FLOAT_TYPES}
-    total = 0
+    found: dict[ir.Value, int] = {}
     for value in model.graph.inputs:
         partner = outputs.get(_bare(str(value.name)))
         if value.dtype in FLOAT_TYPES and partner is not None and _STATE.search(str(value.name)):
-            total += (count_bytes(value, float_bytes) or 0) + (count_bytes(partner, float_bytes) or 0)
-    return total
+            found[value] = count_bytes(value, float_bytes) or 0
+            found[partner] = count_bytes(partner, float_bytes) or found[value]
+    return found
 
 
 def parse_count(text: str) -> int:
@@ -314,7 +282,9 @@ def _judge(plan: MemoryPlan, memory: int | None) -> MemoryPlan:
     return replace(plan, schemes=schemes, recommended=advised, reason=reason, gpu_memory_bytes=memory)
 
 
-def _notes(graph: Graph, shapes: Mapping[str, tuple[int, ...]], peak: Peak, state: int) -> tuple[str, ...]:
+def _notes(
+    graph: Graph, shapes: Mapping[str, tuple[int, ...]], peak: Peak, kv_cache: str | None
+) -> tuple[str, ...]:
     shown = ", ".join(f"{name} {format_shape(shape)}" for name, shape in shapes.items())
     notes = [
         f"for {shown}",
@@ -327,6 +297,11 @@ def _notes(graph: Graph, shapes: Mapping[str, tuple[int, ...]], peak: Peak, stat
         notes.append(f"the peak is at {peak.node!r}")
     if peak.unknown:
         notes.append(f"{peak.unknown} tensors have no known size and are not counted")
-    if state:
+    if kv_cache is not None:
         notes.append("inputs and outputs carry state from run to run; both are counted")
+    if kv_cache not in (None, FP16.name):
+        notes.append(
+            f"the state is counted in {kv_cache.upper()}, with one scale a tensor; no engine of trtq holds "
+            f"it so: their inputs and outputs are those of the model"
+        )
     return (*notes, *(f"{node.name} is not seen: {node.reason}" for node in graph.unseen[:3]))
