@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from trtq.models.spec import LayerSpec as LayerSpec
     from trtq.models.spec import ModelSpec as ModelSpec
     from trtq.models.spec import OperatorSpec as OperatorSpec
+    from trtq.models.spec import ProfileSpec as ProfileSpec
     from trtq.models.spec import QuantizationSpec as QuantizationSpec
     from trtq.models.toml import format_spec as format_spec
     from trtq.pipeline.bench.benchmark import Benchmark as Benchmark

@@ -31,7 +31,8 @@ _GROUPS: Mapping[str, tuple[str, ...]] = {
     ),
     "Layers": ("--skip", "--keep-fp32", "--force", "--op-types", "--auto", "--formats"),
     "Engine": (
-        "--backend", "--compute-capability", "--min-shapes", "--opt-shapes", "--max-shapes", "--workspace",
+        "--backend", "--compute-capability", "--min-shapes", "--opt-shapes", "--max-shapes", "--profile",
+        "--workspace",
         "--timing-cache", "--builder-optimization-level", "--hardware-compatibility",
         "--version-compatible", "--plugins", "--ort-custom-ops", "--device", "--threads",
         "--cuda-graph",
