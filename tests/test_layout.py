@@ -73,6 +73,7 @@ OPTIONAL = (
     "sklearn",
     "cv2",
     "cryptography",
+    "mlflow",
 )
 
 

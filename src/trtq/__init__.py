@@ -68,6 +68,8 @@ if TYPE_CHECKING:
     from trtq.pipeline.deliver.integrity import Integrity as Integrity
     from trtq.pipeline.deliver.report import Report as Report
     from trtq.pipeline.deliver.report import read_report as read_report
+    from trtq.pipeline.deliver.tracking import TrackedRun as TrackedRun
+    from trtq.pipeline.deliver.tracking import log_build as log_build
     from trtq.pipeline.doctor import Health as Health
     from trtq.pipeline.doctor import doctor as doctor
     from trtq.pipeline.engine.backend import BuilderOptions as BuilderOptions

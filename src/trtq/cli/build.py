@@ -24,6 +24,7 @@ from trtq.pipeline.build import build
 from trtq.pipeline.build.delivery import choose_places
 from trtq.pipeline.build.dry import plan_build
 from trtq.pipeline.deliver.report import to_json
+from trtq.pipeline.deliver.tracking import log_build, require_mlflow
 from trtq.pipeline.engine.asked import Formats
 from trtq.pipeline.engine.target import Target
 
@@ -57,6 +58,12 @@ from trtq.pipeline.engine.target import Target
     help="Sign the folder with this private key unless the gate fails; see trtq sign. An earlier build is "
     "used again only if this key signed it.",
 )
+@click.option(
+    "--mlflow",
+    metavar="NAME",
+    help="Log the build to MLflow (MLFLOW_TRACKING_URI), and register it as the next version of the model "
+    "NAME unless the gate fails.",
+)
 @workers_options
 @ci_options
 @options.json_option
@@ -70,6 +77,7 @@ def command(
     sign_key: Path | None,
     workers: str,
     worker_cpus: int,
+    mlflow: str | None,
     summary: Path | None,
     junit: Path | None,
     as_json: bool,
@@ -103,17 +111,23 @@ def command(
         return
     files = CiFiles(f"trtq build {model}", summary, junit)
     files.check(model, *wanted["spec"].sources)
+    if mlflow is not None:
+        require_mlflow(mlflow)
     with files.tell_errors(), ConsoleWatcher(quiet=quiet) as watcher:
         shared = find_workers(workers, worker_cpus)
         report = build(model, **wanted, sign_key=sign_key, watcher=watcher, workers=shared)
     cases = list_build_cases(report, wanted["spec"].accuracy)
     files.write(write_report(report, cases), cases)
+    tracked = log_build(report, mlflow) if mlflow is not None else None
     lines = [] if as_json or quiet else list_next(report)
     if as_json:
         print_answer(to_json(report).decode())
     elif not quiet:
         console, engine = open_console(), choose_places(output).engine
         print_report(console, report, verbose=verbose, folder=Path(report.output), engine=engine)
+        if tracked is not None:
+            version = f", version {tracked.version} of {mlflow}" if tracked.version else ""
+            console.print(f"logged to {tracked.server}: run {tracked.run_id}{version}", soft_wrap=True)
         print_next(console, report, lines)
     refuse_failed(report, lines)
 

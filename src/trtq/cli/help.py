@@ -49,8 +49,8 @@ _GROUPS: Mapping[str, tuple[str, ...]] = {
     "Workers": ("--workers", "--worker-cpus"),
     "Time": ("--rounds", "--seconds", "--warmup", "--layers"),
     "Output": (
-        "-o", "--yes", "--dry-run", "--sign-key", "--chart", "--summary", "--junit", "--json", "-q", "-v",
-        "--help",
+        "-o", "--yes", "--dry-run", "--sign-key", "--chart", "--mlflow", "--summary", "--junit", "--json",
+        "-q", "-v", "--help",
     ),
 }  # fmt: skip
 """The options of all commands by group, in the order in which a help shows them."""
