@@ -179,7 +179,8 @@ def _from_image_folder(
         for path, sample in zip(group, samples, strict=True):
             _check_sample(sample, samples[0], spec.dtype, path)
         array = np.stack(samples).astype(spec.dtype)
-        return Feed({spec.name: array}, f"{group[0]} to {group[-1].name}", len(group))
+        names = tuple(str(path.relative_to(folder)) for path in group)
+        return Feed({spec.name: array}, f"{group[0]} to {group[-1].name}", len(group), names)
 
     def part(start: int, step: int) -> Iterator[Feed]:
         return Threads().map(read_batch, range(start * size, len(images), step * size))

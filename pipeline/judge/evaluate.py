@@ -113,7 +113,7 @@ def with_labels(batches: Batches, path: Path, *, any_rank: bool = False) -> Batc
         start = 0
         for feed in batches:
             stop = start + feed.num_samples
-            yield Feed({**feed.arrays, _FROM_FILE: labels[start:stop]}, feed.source, feed.num_samples)
+            yield replace(feed, arrays={**feed.arrays, _FROM_FILE: labels[start:stop]})
             start = stop
 
     digest = batches.digest and f"{batches.digest}/{hash_file(path)}"

@@ -104,6 +104,9 @@ if TYPE_CHECKING:
     from trtq.pipeline.plan import plan_model as plan_model
     from trtq.pipeline.plan import plan_params as plan_params
     from trtq.pipeline.quantize import quantize as quantize
+    from trtq.pipeline.report import BuildPair as BuildPair
+    from trtq.pipeline.report import compare_builds as compare_builds
+    from trtq.pipeline.report import list_layers as list_layers
     from trtq.pipeline.report import report as report
     from trtq.pipeline.run import RunOutcome as RunOutcome
     from trtq.pipeline.run import run as run
