@@ -27,11 +27,13 @@ class Feed:
         arrays: The inputs by name, and further arrays that were asked for (labels).
         source: Where it comes from, for messages: `calib/0007.npz` or `calib.npz, samples 8 to 15`.
         num_samples: How many samples it holds.
+        names: Of the samples, such as files of pictures; empty if they have none.
     """
 
     arrays: Mapping[str, NDArray[Any]]
     source: str
     num_samples: int
+    names: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from trtq.errors import UsageError
 from trtq.files import refuse_damage
 from trtq.models.address import resolve_address
 from trtq.models.option import list_kinds
-from trtq.models.spec import CalibrationSpec, InputSpec, ModelSpec
+from trtq.models.spec import CalibrationSpec, InputSpec, ModelSpec, ProfileSpec
 from trtq.models.toml import check_table, create_settings, read_table
 
 if sys.version_info >= (3, 11):
@@ -73,13 +73,27 @@ def _read_sections(table: Mapping[str, Any]) -> ModelSpec:
         if not isinstance(content, dict):
             raise UsageError(f"[{name}] must be a section, got {content!r}")
         if name == "inputs":
-            inputs = content.items()
-            sections[name] = {key: read_table(InputSpec, item, f"[inputs.{key}]") for key, item in inputs}
+            sections[name] = {key: _read_input(item, f"inputs.{key}") for key, item in content.items()}
         elif name == "calibration":
             sections[name] = _read_calibration(content)
         else:
             sections[name] = read_table(kinds[name], content, f"[{name}]")
     return ModelSpec(**sections)
+
+
+def _read_input(table: object, where: str) -> InputSpec:
+    """Returns the shapes of an input; without min, opt and max the first of its profiles is the first."""
+    tables: Any = ()
+    own = table
+    if isinstance(table, dict):
+        tables = table.get("profiles", ())
+        own = {key: value for key, value in table.items() if key != "profiles"}
+    tables = tables if isinstance(tables, list | tuple) else [tables]
+    profiles = tuple(read_table(ProfileSpec, item, f"[[{where}.profiles]]") for item in tables)
+    first, rest = (profiles[0], profiles[1:]) if profiles and not own else (None, profiles)
+    first = first or read_table(ProfileSpec, own, f"[{where}]")
+    shapes = {"min": first.min, "opt": first.opt, "max": first.max}
+    return create_settings(InputSpec, {**shapes, "profiles": rest}, f"[{where}]")
 
 
 def _read_calibration(table: Mapping[str, Any]) -> CalibrationSpec:

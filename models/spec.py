@@ -38,8 +38,8 @@ else:
 
 
 @dataclass(frozen=True, slots=True)
-class InputSpec:
-    """The shapes of one input for which the engine is built: one optimization profile."""
+class ProfileSpec:
+    """The shapes of one input in one optimization profile."""
 
     min: Shape
     opt: Shape
@@ -54,6 +54,46 @@ class InputSpec:
                 f"dimension; "
                 f"got min {self.min}, opt {self.opt}, max {self.max}"
             )
+
+
+@dataclass(frozen=True, slots=True)
+class InputSpec:
+    """The shapes of one input for which the engine is built.
+
+    Attributes:
+        min: The smallest of the first optimization profile.
+        opt: The usual one of it, for which kernels are chosen.
+        max: The largest of it.
+        profiles: The shapes in further optimization profiles.
+    """
+
+    min: Shape
+    opt: Shape
+    max: Shape
+    profiles: tuple[ProfileSpec, ...] = field(default=(), kw_only=True)
+
+    def __post_init__(self) -> None:
+        self.first  # noqa: B018 - which checks the shapes
+        if any(len(item.min) != len(self.min) for item in self.profiles):
+            ranks = ", ".join(str(len(item.min)) for item in self.all)
+            raise UsageError(f"the profiles of an input must have the same rank; got {ranks}")
+
+    @property
+    def first(self) -> ProfileSpec:
+        """The first profile."""
+        return ProfileSpec(self.min, self.opt, self.max)
+
+    @property
+    def all(self) -> tuple[ProfileSpec, ...]:
+        """All profiles, the first first."""
+        return (self.first, *self.profiles)
+
+    @property
+    def hull(self) -> InputSpec:
+        """The smallest and the largest sizes of any profile, axis by axis."""
+        axes = range(len(self.min))
+        low = tuple(min(item.min[axis] for item in self.all) for axis in axes)
+        return InputSpec(low, self.opt, tuple(max(item.max[axis] for item in self.all) for axis in axes))
 
 
 @dataclass(frozen=True, slots=True)

@@ -77,14 +77,19 @@ def _name(kind: Kind) -> str:
 def format_spec(spec: ModelSpec) -> str:
     """Returns the text that `read_spec` reads as these settings; what is the default is left out."""
     spec = spec.shown
-    sections = {f"inputs.{_quote(name)}": _values(item) for name, item in spec.inputs.items()}
+    sections = {f"inputs.{_quote(name)}": _values(item.first) for name, item in spec.inputs.items()}
     for item in fields(ModelSpec):
         if item.name not in ("inputs", "file"):
             settings = getattr(spec, item.name)
             usual = _values(type(settings)())
             values = {key: value for key, value in _values(settings).items() if value != usual.get(key)}
             sections |= {item.name: values} if values else {}
-    return "\n".join(text for name, values in sections.items() for text in _lines(name, values))
+    further = {f"[inputs.{_quote(name)}.profiles]": item.profiles for name, item in spec.inputs.items()}
+    tables = [
+        *sections.items(),
+        *((name, _values(item)) for name, items in further.items() for item in items),
+    ]
+    return "\n".join(text for name, values in tables for text in _lines(name, values))
 
 
 def format_commented(spec: ModelSpec, sections: Mapping[str, str], *head: str) -> str:
@@ -102,7 +107,7 @@ def format_commented(spec: ModelSpec, sections: Mapping[str, str], *head: str) -
             "# The sizes of this input: the least, the usual and the most.",
             f"[inputs.{_quote(name)}]",
         ]
-        lines += list(_lines("", _values(item)))[1:-1]
+        lines += list(_lines("", _values(item.first)))[1:-1]
     for name, text in sections.items():
         lines += ["", *(f"# {line}" for line in wrap(text, _WIDTH)), f"[{name}]"]
         lines += _explain(getattr(spec, name))

@@ -33,6 +33,7 @@ from trtq.pipeline.deliver.triton.repository import (
 )
 from trtq.pipeline.deliver.triton.router import SCRIPT, write_router
 from trtq.pipeline.deliver.triton.warmup import Warmup, make_warmup
+from trtq.pipeline.engine.profiles import list_profiles
 from trtq.pipeline.graph.foreign_operators import explain_unrunnable
 
 _INT64_SINCE = 10
@@ -102,7 +103,7 @@ class _Build:
 
     @property
     def profiles(self) -> Mapping[str, InputSpec]:
-        return self.report.engine.profiles
+        return {name: item.hull for name, item in self.report.engine.profiles.items()}
 
     @property
     def usual_batch(self) -> int:
@@ -220,6 +221,7 @@ def _entry(
         spec.serving,
         warmup.messages,
         comments=_shapes(build),
+        num_profiles=max(1, len(list_profiles(build.report.engine.profiles))),
         is_exact=backend == "onnxruntime" and build.has_plan,  # the gate saw it with each node as it stands
     )
     return RepositoryEntry(config, _files(build, backend), warmup.files)
@@ -244,11 +246,12 @@ def _files(build: _Build, backend: str) -> dict[str, PackageSource | bytes]:
 
 
 def _shapes(build: _Build) -> tuple[str, ...]:
-    """Returns the engine's only optimization profile, in words."""
+    """Returns the engine's optimization profiles, in words."""
     cross = format_shape
     return tuple(
-        f"profile 0, {name}: min {cross(item.min)}, opt {cross(item.opt)}, max {cross(item.max)}"
-        for name, item in build.profiles.items()
+        f"profile {number}, {name}: min {cross(item.min)}, opt {cross(item.opt)}, max {cross(item.max)}"
+        for number, profile in enumerate(list_profiles(build.report.engine.profiles))
+        for name, item in profile.items()
     )
 
 

@@ -76,6 +76,7 @@ OPTIONAL = (
     "sklearn",
     "cv2",
     "cryptography",
+    "mlflow",
 )
 
 

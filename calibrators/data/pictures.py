@@ -123,7 +123,8 @@ def open_pictures(
         samples = [read(image) for image in group]
         for image, sample in zip(group, samples, strict=True):
             _refuse_other_size(image, sample, samples[0])
-        return Feed({taken.spec.name: np.stack(samples)}, f"{group[0].name} to {group[-1].base}", len(group))
+        where = f"{group[0].name} to {group[-1].base}"
+        return Feed({taken.spec.name: np.stack(samples)}, where, len(group), _shorten(group, name))
 
     def part(start: int, step: int) -> Iterator[Feed]:
         return Threads().map(read_batch, range(start * size, len(images), step * size))
@@ -139,6 +140,11 @@ def open_pictures(
         feed_samples=size,
         part=part,
     )
+
+
+def _shorten(images: Sequence[StoredFile], folder: str) -> tuple[str, ...]:
+    """Returns the names of pictures without that of the folder which holds them."""
+    return tuple(image.name.removeprefix(f"{folder}/") for image in images)
 
 
 def _refuse_other_size(image: StoredFile, sample: NDArray[Any], first: NDArray[Any]) -> None:

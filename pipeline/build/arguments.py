@@ -29,6 +29,7 @@ from trtq.models.spec import (
     LayerSpec,
     ModelSpec,
     OperatorSpec,
+    ProfileSpec,
     QuantizationSpec,
     Shape,
 )
@@ -36,7 +37,7 @@ from trtq.pipeline.build.delivery import choose_places
 from trtq.pipeline.calibrate.data import find_spec
 from trtq.pipeline.engine.asked import Formats
 from trtq.pipeline.engine.backend import BuilderOptions
-from trtq.pipeline.engine.profiles import parse_shapes
+from trtq.pipeline.engine.profiles import parse_profile, parse_shapes
 from trtq.pipeline.engine.target import Target
 from trtq.temporary import open_temporary_folder
 
@@ -51,7 +52,7 @@ _SECTIONS: Mapping[type, str] = {
 }
 """The settings that are sections of a model's, by the fields of `ModelSpec`."""
 _OTHERS = (Formats, Target, BuilderOptions)
-_SHAPES = {"min_shapes": "min", "opt_shapes": "opt", "max_shapes": "max"}
+_SHAPES = {"min_shapes": "min", "opt_shapes": "opt", "max_shapes": "max", "profile": "profiles"}
 _Changes = dict[type, dict[str, Any]]
 
 
@@ -127,7 +128,7 @@ def _sort_options(options: Mapping[str, Any]) -> tuple[_Changes, dict[str, Any]]
     changes, shapes, known, parameters = _Changes(), dict[str, Any](), _list_keywords(), _list_parameters()
     for name, value in options.items():
         if name in _SHAPES:
-            shapes[_SHAPES[name]] = _read_shapes(value)
+            shapes[_SHAPES[name]] = _read_shapes(value) if name != "profile" else _read_profiles(value)
         elif name in parameters:
             changes.setdefault(CalibrationSpec, {}).setdefault("parameters", {})[name] = value
             if "calib_method" not in options:
@@ -150,6 +151,10 @@ def _read_shapes(value: str | Mapping[str, Sequence[int]]) -> dict[str, Shape]:
         UsageError, f"shapes are a dict of sizes by input, or name:1x3x224x224, got {value!r}"
     ):
         return {name: tuple(int(size) for size in shape) for name, shape in value.items()}
+
+
+def _read_profiles(value: str | Sequence[str]) -> tuple[dict[str, ProfileSpec], ...]:
+    return tuple(map(parse_profile, [value] if isinstance(value, str) else value))
 
 
 def _convert(name: str, value: Any, kind: Kind, *, splits: bool) -> Any:

@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from trtq.calibrators import create_method
 from trtq.models.option import list_kinds, list_options
+from trtq.models.spec import InputSpec, ProfileSpec
+from trtq.numbers import format_shape
+from trtq.pipeline.engine.profiles import list_profiles
 
 if TYPE_CHECKING:
     from trtq.pipeline.build.job import Job
@@ -36,6 +39,8 @@ def format_command(job: Job) -> str:
     for kind in ("min", "opt", "max"):
         known = {name: getattr(item, kind) for name, item in spec.inputs.items()}
         words += _list_shapes(f"--{kind}-shapes", {**known, **getattr(job.target.shapes, kind)})
+    for profile in (*_list_further(spec.inputs), *job.target.shapes.profiles):
+        words += ["--profile", ",".join(f"{_quote(name)}:{_cross(item)}" for name, item in profile.items())]
     return shlex.join([*words, "--output", str(job.folder)])
 
 
@@ -68,7 +73,20 @@ def _list_weights(scheme: WeightScheme | None) -> Iterator[str]:
     yield from () if scheme.keep_sensitive else ("--quantize-sensitive",)
 
 
+def _list_further(inputs: Mapping[str, InputSpec]) -> list[dict[str, ProfileSpec]]:
+    """Returns the profiles of the settings after the first."""
+    return list_profiles(inputs)[1:] if len({len(item.all) for item in inputs.values()}) == 1 else []
+
+
+def _cross(item: ProfileSpec) -> str:
+    return ":".join(map(format_shape, (item.min, item.opt, item.max)))
+
+
+def _quote(name: str) -> str:
+    quote = '"' if "'" in name else "'"
+    return f"{quote}{name}{quote}"
+
+
 def _list_shapes(option: str, shapes: Mapping[str, tuple[int, ...]]) -> Iterator[str]:
     for name, shape in shapes.items():
-        quote = '"' if "'" in name else "'"
-        yield from (option, f"{quote}{name}{quote}:[{','.join(map(str, shape))}]")
+        yield from (option, f"{_quote(name)}:[{','.join(map(str, shape))}]")

@@ -7,8 +7,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from trtq.calibrators.batches import Batches
 from trtq.models.spec import InputSpec
+from trtq.numbers import format_shape
 from trtq.pipeline.build.job import Job
+from trtq.pipeline.engine.profiles import list_profiles
 from trtq.pipeline.judge.compare import Comparison, compare_models
 from trtq.pipeline.judge.evaluate import filter_by_profiles, find_labels
 from trtq.pipeline.judge.score import Labels
@@ -65,6 +68,7 @@ def compare_job(
         if not num_fitting:
             data, doubts = job.evaluation, (_NONE_FITS.format(data.origin),)
             left_out.clear()
+    _tell_of_profiles(data, dynamic, log, any_batch=engine is None)
     if known is not None and engine is None and not left_out:
         return replace(known, doubts=(*known.doubts, *doubts))
     names = (*files, *(("engine",) if engine is not None else ()))
@@ -84,6 +88,19 @@ def compare_job(
             f"compared; see --min-shapes and --max-shapes"
         )
     return replace(comparison, doubts=(*comparison.doubts, *doubts))
+
+
+def _tell_of_profiles(data: Batches, dynamic: Mapping[str, InputSpec], log: Log, *, any_batch: bool) -> None:
+    """Warns of optimization profiles, where there are several, that no sample fits: they are not compared."""
+    profiles = list_profiles(dynamic)
+    for number, profile in enumerate(profiles if len(profiles) > 1 else ()):
+        alone = {name: InputSpec(item.min, item.opt, item.max) for name, item in profile.items()}
+        if next(iter(filter_by_profiles(data, alone, [], any_batch=any_batch)), None) is None:
+            shapes = ", ".join(f"{name} {format_shape(item.opt)}" for name, item in profile.items())
+            log.warn(
+                f"no sample of {data.origin} fits optimization profile {number} ({shapes}), so it was not "
+                f"compared; give --eval-data of its shapes too"
+            )
 
 
 def _find_profiles(job: Job, plan: EnginePlan | None) -> dict[str, InputSpec]:

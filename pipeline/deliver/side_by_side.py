@@ -47,13 +47,26 @@ def compare_reports(first: Report, second: Report) -> list[PairRow]:
     ]
 
 
+def compare_layers(first: Report, second: Report) -> list[tuple[str, list[str]]]:
+    """Returns which layers only one of two builds keeps float, or does not run as asked, by a title each."""
+    kept = [{node.name for node in item.kept_float} for item in (first, second)]
+    others = [{node.node for node in item.engine.fallbacks} for item in (first, second)]
+    found = []
+    for what, (before, after) in (("stays float", kept), ("does not run as asked", others)):
+        found += [
+            (f"What {what} now", sorted(after - before)),
+            (f"What {what} no more", sorted(before - after)),
+        ]
+    return [(title, names) for title, names in found if names]
+
+
 def _compare_scores(first: Report, second: Report) -> Iterator[PairRow]:
     """Yields what the metric says of each model that both or one of them have."""
     for model in dict.fromkeys((*first.accuracy, *second.accuracy)):
         before, after = first.accuracy.get(model), second.accuracy.get(model)
         shown, change = _show(before, after, lambda score: format_score(score, second.metric)), ""
         if before is not None and after is not None and first.metric == second.metric:
-            change = f"{100 * (after - before):+.2f} points"
+            change = f"{100 * (after - before):+.2f} points" if after != before else ""
         yield PairRow(f"{name_metric(second.metric)} of {model}", *shown, change)
 
 

@@ -194,9 +194,9 @@ def _add_profiles(
         Whether TensorRT takes them: else it would calibrate with other shapes.
     """
     inputs = {network.get_input(i).name: network.get_input(i) for i in range(network.num_inputs)}
-    if request["profiles"]:
+    for wanted in request["profiles"]:
         profile = builder.create_optimization_profile()
-        for name, shapes in request["profiles"].items():
+        for name, shapes in wanted.items():
             is_shape = name in inputs and inputs[name].is_shape_tensor
             set_shape = profile.set_shape_input if is_shape else profile.set_shape
             set_shape(name, *(tuple(shapes[kind]) for kind in ("min", "opt", "max")))

@@ -55,9 +55,26 @@ class OpenedPlan:
             raise ArtifactError(
                 f"the engine takes {', '.join(self.inputs)}, it was given {', '.join(inputs)}"
             )
+        self._choose_profile(inputs)
         for name, array in inputs.items():
             if not self.context.set_input_shape(name, tuple(array.shape)):
                 raise ArtifactError(f"the engine has no profile for {name} {array.shape}: {self.words()}")
+
+    def _choose_profile(self, inputs: Mapping[str, NDArray[Any]]) -> None:
+        """Has the context use the first of several optimization profiles that takes these shapes."""
+        count = int(getattr(self.engine, "num_optimization_profiles", 1))
+        for number in range(count) if count > 1 else ():
+            if all(self._takes(name, array.shape, number) for name, array in inputs.items()):
+                if number != self.context.active_optimization_profile:
+                    self.context.set_optimization_profile_async(number, 0)
+                return
+
+    def _takes(self, name: str, shape: tuple[int, ...], number: int) -> bool:
+        """Returns whether a profile takes a shape of an input; one without open dims has none."""
+        if min(self.engine.get_tensor_shape(name), default=0) >= 0:
+            return True
+        low, _, high = self.engine.get_tensor_profile_shape(name, number)
+        return len(low) == len(shape) and all(a <= b <= c for a, b, c in zip(low, shape, high, strict=True))
 
     def require_shapes(self) -> None:
         """Refuses to go on where the shapes of the outputs do not follow from the inputs, which are in place.

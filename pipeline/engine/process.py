@@ -15,6 +15,7 @@ from trtq import errors
 from trtq.errors import BuildError, TrtqError
 from trtq.models.operators import list_plugins
 from trtq.pipeline.engine.backend import BuildRequest
+from trtq.pipeline.engine.profiles import list_profiles
 from trtq.temporary import open_temporary_folder
 
 _START = "import sys; sys.path[:] = sys.argv[2:]; from {module} import main; main(sys.argv[1])"
@@ -108,7 +109,10 @@ def to_json(flavour: Flavour, request: BuildRequest) -> dict[str, Any]:
         **asdict(request.options),
         "timing_cache": str(timing_cache.absolute()) if timing_cache else None,
         "model": str(request.model.resolve()),
-        "profiles": {name: asdict(profile) for name, profile in request.profiles.items()},
+        "profiles": [
+            {name: asdict(profile) for name, profile in profiles.items()}
+            for profiles in list_profiles(request.profiles)
+        ],
         "compute_capabilities": list(request.compute_capabilities),
         "workspace_bytes": request.workspace_bytes,
         "precisions": list(request.precisions),

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from trtq.calibrators.ranges import Shapes
 from trtq.errors import UsageError
 from trtq.models.signature import TensorSpec, show_shape
-from trtq.models.spec import InputSpec
+from trtq.models.spec import InputSpec, ProfileSpec
 from trtq.numbers import format_shape
 
 Shape = tuple[int, ...]
+_PROFILE = r"""(?: '(?P<single>[^']+)' | "(?P<double>[^"]+)" | (?P<plain>[^'":\s]+) )
+    :(?P<min>\d+(?:[xX]\d+)*) :(?P<opt>\d+(?:[xX]\d+)*) :(?P<max>\d+(?:[xX]\d+)*)"""
 _ITEM = re.compile(
     r"""(?: '(?P<single>[^']+)' | "(?P<double>[^"]+)" | (?P<plain>[^'",\s]+?) ) \s* : \s*
         (?: \[ \s* (?P<list> (?: \d+ \s* (?: , \s* \d+ \s* )* )? ) \] | (?P<cross> \d+ (?: [xX] \d+ )* ) )
@@ -23,11 +25,18 @@ _ITEM = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class GivenShapes:
-    """The shapes that the user gave, by input name."""
+    """The shapes that the user gave, by input name.
+
+    Attributes:
+        min: The smallest, as `opt` and `max` of the first optimization profile.
+        profiles: Whole optimization profiles, which follow the first; without shapes of it, the first of them
+            is that.
+    """
 
     min: Mapping[str, Shape] = field(default_factory=dict)
     opt: Mapping[str, Shape] = field(default_factory=dict)
     max: Mapping[str, Shape] = field(default_factory=dict)
+    profiles: tuple[Mapping[str, ProfileSpec], ...] = field(default=(), kw_only=True)
 
 
 def parse_shapes(text: str) -> dict[str, Shape]:
@@ -59,6 +68,37 @@ def parse_shapes(text: str) -> dict[str, Shape]:
     return shapes
 
 
+def list_profiles(profiles: Mapping[str, InputSpec]) -> list[dict[str, ProfileSpec]]:
+    """Returns the optimization profiles of an engine, each by input; none if no input has open dims."""
+    count = max((len(item.all) for item in profiles.values()), default=0)
+    return [{name: item.all[number] for name, item in profiles.items()} for number in range(count)]
+
+
+def parse_profile(text: str) -> dict[str, ProfileSpec]:
+    """Returns one optimization profile: `name:1x3x8x8:4x3x8x8:8x3x8x8`, several inputs with commas between.
+
+    Raises:
+        UsageError: The text is none.
+    """
+    found: dict[str, ProfileSpec] = {}
+    for item in re.findall(r"(?:'[^']*'|\"[^\"]*\"|\[[^\]]*\]|[^,])+", text):
+        parts = re.fullmatch(_PROFILE, item.strip(), re.VERBOSE)
+        if parts is None:
+            raise UsageError(
+                f"{item!r} is no profile; write name:MIN:OPT:MAX, such as x:1x3x8x8:4x3x8x8:8x3x8x8, "
+                f"with commas between several inputs"
+            )
+        name = parts["single"] or parts["double"] or parts["plain"]
+        shapes = [tuple(map(int, re.split("[xX]", parts[kind]))) for kind in ("min", "opt", "max")]
+        try:
+            found[name] = ProfileSpec(*shapes)
+        except UsageError as error:
+            raise UsageError(f"input {name!r}: {error}") from error
+    if not found:
+        raise UsageError("an empty text is no profile; write name:MIN:OPT:MAX")
+    return found
+
+
 def resolve_profiles(
     inputs: Sequence[TensorSpec],
     given: GivenShapes,
@@ -80,13 +120,14 @@ def resolve_profiles(
         UsageError: Shapes for an unknown input, or that do not fit the model, or none to be had.
     """
     names = [item.name for item in inputs]
-    for name in {**spec, **given.min, **given.opt, **given.max}:
+    whole = {name: shapes for profile in given.profiles for name, shapes in profile.items()}
+    for name in {**spec, **given.min, **given.opt, **given.max, **whole}:
         if name not in names:
             raise UsageError(f"shapes are given for {name!r}, but the model's inputs are {', '.join(names)}")
     profiles: dict[str, InputSpec] = {}
     notes: list[str] = []
     for item in inputs:
-        profile = _given(item.name, given) or spec.get(item.name)
+        profile = _add_profiles(item.name, _given(item.name, given) or spec.get(item.name), given)
         if profile is None and item.is_dynamic:
             profile = _derived(item, seen)
             lowest, usual, largest = map(format_shape, (profile.min, profile.opt, profile.max))
@@ -97,7 +138,7 @@ def resolve_profiles(
             )
         if profile is None:
             continue
-        for shape in (profile.min, profile.opt, profile.max):
+        for shape in (shape for each in profile.all for shape in (each.min, each.opt, each.max)):
             if not item.fits(shape):
                 raise UsageError(
                     f"shape {format_shape(shape)} does not fit input {item.name!r}, "
@@ -105,7 +146,28 @@ def resolve_profiles(
                 )
         if item.is_dynamic:
             profiles[item.name] = profile
-    return profiles, notes
+    return _pad(profiles), notes
+
+
+def _pad(profiles: Mapping[str, InputSpec]) -> dict[str, InputSpec]:
+    """Returns as many profiles of each input: what one has not is as in its first."""
+    most = max((len(item.profiles) for item in profiles.values()), default=0)
+    return {
+        name: replace(item, profiles=(*item.profiles, *[item.first] * (most - len(item.profiles))))
+        for name, item in profiles.items()
+    }
+
+
+def _add_profiles(name: str, first: InputSpec | None, given: GivenShapes) -> InputSpec | None:
+    """Returns the shapes of an input with the profiles given whole, of which one may be the first."""
+    whole = [profile.get(name) for profile in given.profiles]
+    known = [item for item in whole if item is not None]
+    if not known:
+        return first
+    if first is None:
+        usual, *rest = known
+        return InputSpec(usual.min, usual.opt, usual.max, profiles=tuple(rest))
+    return replace(first, profiles=(*first.profiles, *(item or first.first for item in whole)))
 
 
 def _given(name: str, given: GivenShapes) -> InputSpec | None:

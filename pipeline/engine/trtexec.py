@@ -6,9 +6,10 @@ import shlex
 from collections.abc import Iterator, Mapping
 
 from trtq.models.operators import list_plugins
-from trtq.models.spec import InputSpec
+from trtq.models.spec import ProfileSpec
 from trtq.numbers import format_shape
 from trtq.pipeline.engine.backend import BuildRequest
+from trtq.pipeline.engine.profiles import list_profiles
 
 _HARDWARE = {"ampere+": "ampere+", "same-compute-capability": "sameComputeCapability"}
 _CACHE, _ENTROPY2_CACHE = "calibration.cache", "calibration.entropy2.cache"
@@ -43,9 +44,11 @@ def _words(request: BuildRequest, *, has_typed_flag: bool) -> Iterator[str]:
         yield f"--layerPrecisions={pairs}"
         yield f"--layerOutputTypes={pairs}"
     yield from (f"--staticPlugins={path}" for path in list_plugins())
-    for kind in ("min", "opt", "max"):
-        if request.profiles:
-            yield f"--{kind}Shapes={_shapes(request.profiles, kind)}"
+    profiles = list_profiles(request.profiles)
+    for number, profile in enumerate(profiles):
+        if len(profiles) > 1:
+            yield f"--profile={number}"
+        yield from (f"--{kind}Shapes={_shapes(profile, kind)}" for kind in ("min", "opt", "max"))
     if request.workspace_bytes is not None:
         yield f"--memPoolSize=workspace:{request.workspace_bytes}B"
     if options.optimization_level is not None:
@@ -60,7 +63,7 @@ def _words(request: BuildRequest, *, has_typed_flag: bool) -> Iterator[str]:
     yield "--skipInference"
 
 
-def _shapes(profiles: Mapping[str, InputSpec], kind: str) -> str:
+def _shapes(profiles: Mapping[str, ProfileSpec], kind: str) -> str:
     shapes = {name: format_shape(getattr(profile, kind)) for name, profile in profiles.items()}
     return ",".join(f"{_quoted(name)}:{shape}" for name, shape in shapes.items())
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -105,7 +105,7 @@ def compare_models(
     compared = list(dict.fromkeys(name for pair in pairs for name in pair))
     token_inputs: dict[str, str | None] = {}  # by output; found in the first batch
     holds_scores: dict[Key, bool] = {}
-    num_samples = 0
+    num_samples, sample_names = 0, list[str]()
     sessions: dict[str, PlainSession] = {name: _open_session(path) for name, path in models.items()}
     truth = _find_truth(pairs)
     is_stable = batches.content is not None  # a script may yield other data the second time
@@ -143,10 +143,14 @@ def compare_models(
         if scores is not None:
             scores.add(results, feed)
         num_samples += feed.num_samples
+        sample_names += feed.names or [""] * feed.num_samples
         progress(feed.num_samples)
     return Comparison(
         tuple(
-            item.result(candidate, reference, *key, changes[reference, key], changes[candidate, key])
+            _name_samples(
+                item.result(candidate, reference, *key, changes[reference, key], changes[candidate, key]),
+                sample_names,
+            )
             for (candidate, reference, key), item in metrics.items()
         ),
         scores.result() if scores is not None else {},
@@ -158,6 +162,11 @@ def compare_models(
         scores.doubts() if scores is not None else (),
         scores.outputs if scores is not None else (),
     )
+
+
+def _name_samples(found: OutputComparison, names: Sequence[str]) -> OutputComparison:
+    """Returns a comparison whose worst samples have their names."""
+    return replace(found, worst=tuple(replace(item, name=names[item.sample]) for item in found.worst))
 
 
 def _find_truth(pairs: Sequence[tuple[str, str]]) -> str:

@@ -14,7 +14,8 @@ from trtq.calibrators.batches import Batches, Feed
 from trtq.calibrators.sources import open_batches
 from trtq.errors import DataError
 from trtq.files import hash_file, refuse_damage
-from trtq.models.spec import METRICS, EvaluationSpec, InputSpec, ModelSpec
+from trtq.models.spec import METRICS, EvaluationSpec, InputSpec, ModelSpec, ProfileSpec
+from trtq.pipeline.engine.profiles import list_profiles
 from trtq.pipeline.graph.load import Graph
 from trtq.pipeline.judge.score import Labels
 
@@ -58,19 +59,20 @@ def filter_by_profiles(
 
     Args:
         batches: The data.
-        profiles: By input.
+        profiles: By input; a feed has to fit one of an engine's optimization profiles.
         left_out: Gets the number of samples of every other feed of the last pass.
         any_batch: Whether the samples of a feed may be shown to the engine one by one.
     """
+    wanted = list_profiles(profiles) or [{}]
 
-    def fits(array: NDArray[Any], profile: InputSpec) -> bool:
+    def fits(array: NDArray[Any], profile: ProfileSpec) -> bool:
         triples = [*zip(profile.min, array.shape, profile.max, strict=True)][int(any_batch) :]
         return all(smallest <= size <= largest for smallest, size, largest in triples)
 
     def keep(feeds: Iterator[Feed]) -> Iterator[Feed]:
         left_out.clear()
         for feed in feeds:
-            if all(fits(feed.arrays[name], profile) for name, profile in profiles.items()):
+            if any(all(fits(feed.arrays[name], item) for name, item in one.items()) for one in wanted):
                 yield feed
             else:
                 left_out.append(feed.num_samples)
@@ -111,7 +113,7 @@ def with_labels(batches: Batches, path: Path, *, any_rank: bool = False) -> Batc
         start = 0
         for feed in batches:
             stop = start + feed.num_samples
-            yield Feed({**feed.arrays, _FROM_FILE: labels[start:stop]}, feed.source, feed.num_samples)
+            yield replace(feed, arrays={**feed.arrays, _FROM_FILE: labels[start:stop]})
             start = stop
 
     digest = batches.digest and f"{batches.digest}/{hash_file(path)}"

@@ -211,7 +211,7 @@ def _name(item: OutputComparison) -> str:
 
 
 def _explain_cosine(item: OutputComparison, gate: AccuracySpec) -> str:
-    worst = ", ".join(f"{worst.sample} ({worst.cosine:.4f})" for worst in item.worst[:3])
+    worst = ", ".join(map(str, item.worst[:3]))
     if item.nonfinite:
         return (
             f"{_name(item)} has {item.nonfinite} values that are NaN or infinite where "

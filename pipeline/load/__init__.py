@@ -137,7 +137,7 @@ class LoadedEngine:
         content = self._read(self.model, self.manifest.outputs.get(self.model, ""))
         with self._refuse_damage(self.model):
             model = ir.from_proto(onnx.load_model_from_string(content))
-        profiles = self.report.engine.profiles
+        profiles = {name: item.hull for name, item in self.report.engine.profiles.items()}
         return Signature(read_inputs(model), outputs_of(model), profiles, is_bound=self.onnx is None)
 
     def runner(self, name: str) -> Any:

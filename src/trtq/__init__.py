@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from trtq.models.spec import LayerSpec as LayerSpec
     from trtq.models.spec import ModelSpec as ModelSpec
     from trtq.models.spec import OperatorSpec as OperatorSpec
+    from trtq.models.spec import ProfileSpec as ProfileSpec
     from trtq.models.spec import QuantizationSpec as QuantizationSpec
     from trtq.models.toml import format_spec as format_spec
     from trtq.pipeline.bench.benchmark import Benchmark as Benchmark
@@ -69,6 +70,8 @@ if TYPE_CHECKING:
     from trtq.pipeline.deliver.integrity import Integrity as Integrity
     from trtq.pipeline.deliver.report import Report as Report
     from trtq.pipeline.deliver.report import read_report as read_report
+    from trtq.pipeline.deliver.tracking import TrackedRun as TrackedRun
+    from trtq.pipeline.deliver.tracking import log_build as log_build
     from trtq.pipeline.doctor import Health as Health
     from trtq.pipeline.doctor import doctor as doctor
     from trtq.pipeline.engine.backend import BuilderOptions as BuilderOptions
@@ -103,6 +106,9 @@ if TYPE_CHECKING:
     from trtq.pipeline.plan import plan_model as plan_model
     from trtq.pipeline.plan import plan_params as plan_params
     from trtq.pipeline.quantize import quantize as quantize
+    from trtq.pipeline.report import BuildPair as BuildPair
+    from trtq.pipeline.report import compare_builds as compare_builds
+    from trtq.pipeline.report import list_layers as list_layers
     from trtq.pipeline.report import report as report
     from trtq.pipeline.run import RunOutcome as RunOutcome
     from trtq.pipeline.run import run as run

@@ -16,10 +16,15 @@ LOW_FACTOR = 4
 
 @dataclass(frozen=True, slots=True, order=True)
 class WorstSample:
-    """A sample, by its place in the data, and how near its output is."""
+    """A sample, by its place in the data and its name if it has one, and how near its output is."""
 
     cosine: Measured
     sample: int
+    name: str = ""
+
+    def __str__(self) -> str:
+        """Returns it as a person reads it: `7 cats/3.png (0.9123)`."""
+        return f"{' '.join(filter(None, (str(self.sample), self.name)))} ({self.cosine:.4f})"
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ from PIL import Image
 
 from trtq.cli import main
 from trtq.models.preprocess import Preprocess, describe, find_reach
+from trtq.pipeline.deliver.report import read_report
 from trtq.pipeline.graph.load import load
 from trtq.pipeline.graph.pictures import find_contradiction
 
@@ -94,6 +95,16 @@ def test_every_command_that_reads_pictures_says_how_they_are_prepared(folder: Pa
     if name != "bench":
         told = run(*_COMMANDS[name], "--channels", "BGR", "--mean", "0", "--std", "0.5,1,2").stderr
         assert "turned by EXIF, BGR, size of the model, / 255, mean [0.0], std [0.5, 1.0, 2.0], " in told
+
+
+def test_the_worst_pictures_are_told_by_their_names(folder: Path) -> None:
+    result = CliRunner().invoke(main, [*_COMMANDS["build"], "--min-cosine", "1"])
+    assert result.exit_code == 3
+    report = read_report(folder / "m.trtq")
+    (worst, *_) = report.comparison[0].worst
+    assert worst.name == f"{worst.sample}.png"
+    assert f"worst samples: {worst}" in result.stderr
+    assert f'<span class="name">{worst.name}</span>' in (folder / "m.trtq" / "report.html").read_text()
 
 
 def test_a_package_says_how_the_pictures_of_its_warm_up_are_prepared(folder: Path) -> None:

@@ -27,9 +27,12 @@ def test_data_outside_of_the_profiles_makes_no_pass(
         quantization=trtq.QuantizationSpec(repair=("none",)),
         layers=trtq.LayerSpec(force=(".",)),
     )
-    shapes = {name: {"x": (1, 3, size, size)} for name, size in (("min", 8), ("opt", side), ("max", side))}
+    small, large = {"x": (1, 3, 8, 8)}, {"x": (1, 3, side, side)}
     target = trtq.Target(
-        backend="tensorrt-rtx", compute_capabilities=("8.9",), shapes=GivenShapes(**shapes), auto=auto
+        backend="tensorrt-rtx",
+        compute_capabilities=("8.9",),
+        shapes=GivenShapes(small, large, large),
+        auto=auto,
     )
     report = trtq.build(model, spec=spec, target=target, output=tmp_path / "out")
     assert report.verdict == verdict

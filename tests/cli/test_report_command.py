@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import shutil
 from pathlib import Path
 
@@ -66,3 +67,38 @@ def test_layers_are_listed_with_v_and_by_inspect(folder: Path) -> None:
     assert "SQNR of what the layer reads, predicted" in shown
     for text in ("sizes  model.onnx ", "times  calibrate "):
         assert text in shown
+
+
+def test_layers_are_a_table_for_other_programs(folder: Path, tmp_path: Path) -> None:
+    table = tmp_path / "layers.csv"
+    assert trtq("report", folder, "-o", tmp_path / "r.html", "--csv", table, "-q").exit_code == 0
+    rows = list(csv.DictReader(table.read_text().splitlines()))
+    assert [*rows[0]] == ["layer", "type", "runs_as", "input_db", "weight_db", "tensor", "amax", "reason"]
+    stem = next(row for row in rows if row["layer"] == "stem.conv/Conv")
+    assert (stem["type"], stem["runs_as"], stem["tensor"], stem["reason"]) == ("Conv", "INT8", "image", "")
+    levels = [float(row["input_db"]) for row in rows if row["input_db"]]
+    assert len(levels) == 11
+    assert float(stem["weight_db"]) > 20
+    result = trtq("report", folder, "--csv", folder / "layers.csv")
+    assert "which is read by this command; choose another file with --csv" in result.stderr
+
+
+def test_two_builds_stand_side_by_side(folder: Path, tmp_path: Path) -> None:
+    files = ("-o", tmp_path / "both.html", "--summary", tmp_path / "s.md")
+    result = trtq("report", folder, folder, *files)
+    assert result.exit_code == 0
+    lines = [" ".join(line.split()) for line in result.stdout.splitlines()]
+    assert "verdict pass pass" in lines
+    assert lines[-1] == f"written to {tmp_path / 'both.html'}"
+    assert "Side by side" in (tmp_path / "both.html").read_text()
+    assert (tmp_path / "s.md").read_text().startswith("### PASS: ")
+    for arguments, told in (
+        ((folder, folder, "--csv", tmp_path / "x.csv"), "--sensitivity and --csv are of one build; give one"),
+        (
+            (folder, "--summary", tmp_path / "s.md"),
+            "--summary shows two builds side by side; give two folders",
+        ),
+        ((folder, tmp_path), "is no build folder"),
+    ):
+        result = trtq("report", *arguments)
+        assert (result.exit_code, told in result.stderr) == (2, True)

@@ -17,9 +17,12 @@ from trtq.pipeline.deliver.report import Report
 from trtq.pipeline.judge.score import name_metric
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import jinja2
 
     from trtq.pipeline.deliver.html.page_data import PageData
+    from trtq.pipeline.deliver.side_by_side import PairRow
     from trtq.pipeline.judge.sensitivity import Sensitivity
 
 NAME = "report.html"
@@ -61,6 +64,22 @@ def render_page(
         low_db=rows.LOW_DB,
     )
     return text.encode(errors="backslashreplace")  # names of files may hold bytes that are no UTF-8
+
+
+def render_pair(
+    names: tuple[str, str], rows: Sequence[PairRow], layers: Sequence[tuple[str, Sequence[str]]] = ()
+) -> bytes:
+    """Returns the page of two builds side by side, which loads nothing and runs nothing.
+
+    Args:
+        names: Of the builds, the one that the other is measured by first.
+        rows: Of `compare_reports`.
+        layers: Titles, and the names of the layers that differ in this way.
+    """
+    style = (_FOLDER / "page.css").read_text(encoding="utf-8")
+    template = _environment().get_template("pair.html.jinja")
+    text = template.render(names=names, rows=rows, layers=layers, style=style, policy=_policy(style, ""))
+    return text.encode(errors="backslashreplace")
 
 
 def _policy(style: str, script: str) -> str:

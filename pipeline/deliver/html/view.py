@@ -15,6 +15,7 @@ from trtq.numbers import format_bytes, format_seconds, format_shape
 from trtq.pipeline.deliver.html.numbers import MINUS, format_decibels
 from trtq.pipeline.deliver.manifest import Manifest
 from trtq.pipeline.deliver.report import AutoReport, Report, format_asked
+from trtq.pipeline.engine.profiles import list_profiles
 from trtq.pipeline.formats import LAYER_FORMATS
 from trtq.pipeline.judge.score import format_score
 from trtq.pipeline.judge.speed import format_speed
@@ -277,6 +278,8 @@ def list_facts(report: Report) -> Iterator[tuple[str, str]]:
         yield "calibrated", f"{calibration.samples} samples, {calibration.method}"
     if (speed := report.speed) is not None and speed.ratio is not None:
         yield "speed", format_speed(speed)
-    for name, profile in report.engine.profiles.items():
-        shapes = " / ".join(map(format_shape, (profile.min, profile.opt, profile.max)))
-        yield f"shapes of {name}", f"{shapes} (min / opt / max)"
+    for number, profiles in enumerate(every := list_profiles(report.engine.profiles)):
+        for name, profile in profiles.items():
+            shapes = " / ".join(map(format_shape, (profile.min, profile.opt, profile.max)))
+            which = f", profile {number}" if len(every) > 1 else ""
+            yield f"shapes of {name}{which}", f"{shapes} (min / opt / max)"

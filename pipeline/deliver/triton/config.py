@@ -85,6 +85,7 @@ class ModelConfig:
         comments: Lines for people.
         is_exact: Whether ONNX Runtime is to compute each node as it stands. Else it fuses Q/DQ into kernels
             that overflow on older x86 processors.
+        num_profiles: How many optimization profiles the engine has; Triton takes the one that fits.
     """
 
     name: str
@@ -98,6 +99,7 @@ class ModelConfig:
     parameters: Mapping[str, str] = field(default_factory=dict)
     comments: tuple[str, ...] = ()
     is_exact: bool = False
+    num_profiles: int = 1
 
     def text(self) -> str:
         """Returns `config.pbtxt`; its first line tells whether someone has edited it since."""
@@ -135,7 +137,11 @@ class ModelConfig:
 
     def _instances(self) -> Message:
         kind = {"tensorrt": "KIND_GPU", "onnxruntime": "KIND_AUTO"}.get(self.backend, "KIND_CPU")
-        profile = {"profile": ["0"]} if self.backend == "tensorrt" else {}
+        profile = (
+            {"profile": [str(number) for number in range(self.num_profiles)]}
+            if self.backend == "tensorrt"
+            else {}
+        )
         return {"count": self.serving.instances, "kind": kind, **profile}
 
 

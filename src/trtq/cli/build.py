@@ -26,6 +26,7 @@ from trtq.pipeline.build.delivery import choose_places
 from trtq.pipeline.build.dry import plan_build
 from trtq.pipeline.build.shared import PIPED
 from trtq.pipeline.deliver.report import to_json
+from trtq.pipeline.deliver.tracking import log_build, require_mlflow
 from trtq.pipeline.engine.asked import Formats
 from trtq.pipeline.engine.target import Target
 
@@ -59,6 +60,12 @@ from trtq.pipeline.engine.target import Target
     help="Sign the folder with this private key unless the gate fails; see trtq sign. An earlier build is "
     "used again only if this key signed it.",
 )
+@click.option(
+    "--mlflow",
+    metavar="NAME",
+    help="Log the build to MLflow (MLFLOW_TRACKING_URI), and register it as the next version of the model "
+    "NAME unless the gate fails.",
+)
 @workers_options
 @click.option("--share-ranges", is_flag=True, hidden=True, help="Make the ranges alone; for build-all.")
 @click.option(
@@ -84,6 +91,7 @@ def command(
     share_ranges: bool,
     earlier: tuple[Path, ...],
     take_shared: bool,
+    mlflow: str | None,
     summary: Path | None,
     junit: Path | None,
     as_json: bool,
@@ -117,6 +125,8 @@ def command(
         return
     files = CiFiles(f"trtq build {model}", summary, junit)
     files.check(model, *wanted["spec"].sources)
+    if mlflow is not None:
+        require_mlflow(mlflow)
     with files.tell_errors(), ConsoleWatcher(quiet=quiet) as watcher:
         wanted |= {"sign_key": sign_key, "watcher": watcher, "workers": find_workers(workers, worker_cpus)}
         if share_ranges:
@@ -126,12 +136,16 @@ def command(
         report = build(model, **wanted, shared=given_ranges)
     cases = list_build_cases(report, wanted["spec"].accuracy)
     files.write(write_report(report, cases), cases)
+    tracked = log_build(report, mlflow) if mlflow is not None else None
     lines = [] if as_json or quiet else list_next(report)
     if as_json:
         print_answer(to_json(report).decode())
     elif not quiet:
         console, engine = open_console(), choose_places(output).engine
         print_report(console, report, verbose=verbose, folder=Path(report.output), engine=engine)
+        if tracked is not None:
+            version = f", version {tracked.version} of {mlflow}" if tracked.version else ""
+            console.print(f"logged to {tracked.server}: run {tracked.run_id}{version}", soft_wrap=True)
         print_next(console, report, lines)
     refuse_failed(report, lines)
 

@@ -75,4 +75,7 @@ def _count(layers: Mapping[str, int]) -> str:
 def _tell_profile(profile: InputSpec | None) -> str:
     if profile is None:
         return "from the data"
-    return "  ".join(f"{kind} {format_shape(getattr(profile, kind))}" for kind in ("min", "opt", "max"))
+    return "; ".join(
+        "  ".join(f"{kind} {format_shape(getattr(each, kind))}" for kind in ("min", "opt", "max"))
+        for each in profile.all
+    )

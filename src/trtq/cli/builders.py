@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from trtq.cli.options import combine_options, take, take_one
-from trtq.cli.targets import take_shapes
+from trtq.cli.targets import profile_option, take_shapes
 from trtq.pipeline.engine.backend import BuilderOptions
 from trtq.pipeline.engine.backends import BACKENDS
 from trtq.pipeline.engine.target import Target
@@ -19,4 +19,5 @@ builder_options = combine_options(
     take_shapes("min", "smallest"),
     take_shapes("opt", "usual"),
     take_shapes("max", "largest"),
+    profile_option,
 )

@@ -33,7 +33,8 @@ _GROUPS: Mapping[str, tuple[str, ...]] = {
     ),
     "Layers": ("--skip", "--keep-fp32", "--force", "--op-types", "--auto", "--formats"),
     "Engine": (
-        "--backend", "--compute-capability", "--min-shapes", "--opt-shapes", "--max-shapes", "--workspace",
+        "--backend", "--compute-capability", "--min-shapes", "--opt-shapes", "--max-shapes", "--profile",
+        "--workspace",
         "--timing-cache", "--builder-optimization-level", "--hardware-compatibility",
         "--version-compatible", "--plugins", "--ort-custom-ops", "--device", "--threads",
         "--cuda-graph",
@@ -50,8 +51,8 @@ _GROUPS: Mapping[str, tuple[str, ...]] = {
     "Workers": ("--workers", "--worker-cpus", "--autoscaling", "--on", "--jobs", "--memory"),
     "Time": ("--rounds", "--seconds", "--warmup", "--layers"),
     "Output": (
-        "-o", "--index", "--yes", "--dry-run", "--sign-key", "--chart", "--summary", "--junit", "--json",
-        "-q", "-v", "--help",
+        "-o", "--index", "--yes", "--dry-run", "--sign-key", "--chart", "--mlflow", "--summary", "--junit",
+        "--json", "-q", "-v", "--help",
     ),
 }  # fmt: skip
 """The options of all commands by group, in the order in which a help shows them."""

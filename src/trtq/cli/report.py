@@ -11,9 +11,10 @@ from trtq.cli.ci import CiFiles
 from trtq.cli.console import open_console
 from trtq.cli.markdown import write_pair
 from trtq.cli.tables import create_table
+from trtq.errors import UsageError
 from trtq.files import check_output, write_atomically
 from trtq.pipeline.deliver.side_by_side import name_builds
-from trtq.pipeline.report import compare_builds, report
+from trtq.pipeline.report import compare_builds, list_layers, report
 
 
 @click.command("report")
@@ -25,7 +26,16 @@ from trtq.pipeline.report import compare_builds, report
     help="The file of `trtq sensitivity` for the same model: the page then shows what each layer costs.",
 )
 @click.option(
-    "-o", "--output", type=click.Path(path_type=Path), help="HTML file.  [default: FOLDER.html beside it]"
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    help="HTML file.  [default: FOLDER.html beside it; of two folders none]",
+)
+@click.option(
+    "--csv",
+    "table",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Also write the layers to this file, a line each: what they run as, their SQNR in dB, their range.",
 )
 @ci.summary_option
 @click.option("-q", "--quiet", is_flag=True, help="Print errors only.")
@@ -34,6 +44,7 @@ def command(
     other: Path | None,
     sensitivity: Path | None,
     output: Path | None,
+    table: Path | None,
     summary: Path | None,
     quiet: bool,
 ) -> None:
@@ -46,12 +57,20 @@ def command(
     \b
       trtq report model.trtq
       trtq report model.trtq --sensitivity model.sensitivity.json -o report.html
-      trtq report before.trtq model.trtq
+      trtq report model.trtq --csv layers.csv
+      trtq report before.trtq model.trtq -o both.html
     """
     if other is not None:
         files = CiFiles(f"trtq report {folder} {other}", summary)
-        _show_pair(folder, other, files, quiet=quiet)
+        if sensitivity is not None or table is not None:
+            raise UsageError("--sensitivity and --csv are of one build; give one folder with them")
+        _show_pair(folder, other, output, files, quiet=quiet)
         return
+    if summary is not None:
+        raise UsageError("--summary shows two builds side by side; give two folders")
+    if table is not None:
+        check_output(table, folder, sensitivity, option="--csv")
+        write_atomically(table, list_layers(folder, sensitivity))
     output = output or folder.absolute().with_suffix(f"{folder.suffix}.html")
     check_output(output, folder, sensitivity)
     page = report(folder, sensitivity)
@@ -60,14 +79,19 @@ def command(
         open_console().print(f"written to {output}", soft_wrap=True)
 
 
-def _show_pair(first: Path, second: Path, files: CiFiles, *, quiet: bool) -> None:
-    """Shows two builds side by side."""
-    files.check(first, second)
-    rows = compare_builds(first, second)
-    names = name_builds(first, second)
+def _show_pair(first: Path, second: Path, output: Path | None, files: CiFiles, *, quiet: bool) -> None:
+    """Shows two builds side by side, and writes the page of both if it is named."""
+    files.check(first, second, output=output)
+    found = compare_builds(first, second)
+    names, rows = name_builds(first, second), found.rows
     files.write(write_pair(names, rows), ())
+    if output is not None:
+        write_atomically(output, found.page)
     if not quiet:
-        table = create_table("", *names, "change", numbers=1)
+        shown = create_table("", *names, "change", numbers=1)
         for row in rows:
-            table.add_row(row.name, row.first, row.second, row.change)
-        open_console().print(table)
+            shown.add_row(row.name, row.first, row.second, row.change)
+        console = open_console()
+        console.print(shown)
+        if output is not None:
+            console.print(f"written to {output}", soft_wrap=True)

@@ -15,6 +15,7 @@ from rich.text import Text
 
 from trtq.numbers import format_bytes, format_count, format_seconds, format_shape
 from trtq.pipeline.deliver.advice import group_reasons
+from trtq.pipeline.engine.profiles import list_profiles
 from trtq.pipeline.formats import LAYER_FORMATS
 from trtq.pipeline.judge.score import format_score, name_metric
 from trtq.pipeline.judge.speed import describe_speed
@@ -200,9 +201,11 @@ def _print_engine(console: Console, report: Report) -> None:
         + (f"  {covered}" if covered else "")
         + (f"  for {', '.join(engine.targets)}" if engine.targets else "")
     )
-    for name, profile in engine.profiles.items():
-        shapes = (f"{kind} {format_shape(getattr(profile, kind))}" for kind in ("min", "opt", "max"))
-        console.print(f"  profile of {name}: {'  '.join(shapes)}")
+    for number, profiles in enumerate(every := list_profiles(engine.profiles)):
+        which = f" {number}" if len(every) > 1 else ""
+        for name, profile in profiles.items():
+            shapes = (f"{kind} {format_shape(getattr(profile, kind))}" for kind in ("min", "opt", "max"))
+            console.print(f"  profile{which} of {name}: {'  '.join(shapes)}")
     _print_lines(console, *_list_fallbacks(engine.fallbacks), style="yellow")
 
 

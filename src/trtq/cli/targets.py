@@ -12,7 +12,7 @@ from trtq.errors import UsageError
 from trtq.models.option import Kind, Option
 from trtq.pipeline.engine.asked import Formats
 from trtq.pipeline.engine.backend import BuilderOptions, Precision
-from trtq.pipeline.engine.profiles import GivenShapes, parse_shapes
+from trtq.pipeline.engine.profiles import GivenShapes, parse_profile, parse_shapes
 from trtq.pipeline.engine.target import Target
 from trtq.pipeline.formats import WEIGHT_FORMATS, WEIGHT_METHODS
 from trtq.pipeline.formats.blocks import BLOCK_SIZES
@@ -32,6 +32,18 @@ def take_shapes(kind: str, word: str) -> Decorator:
     )
 
 
+profile_option = create_option(
+    GivenShapes,
+    "profiles",
+    Option(
+        "--profile",
+        "NAME:MIN:OPT:MAX",
+        help="A further optimization profile, such as x:1x3x224x224:1x3x224x224:1x3x224x224 (repeatable); "
+        "without other shapes the first of them is the first.",
+    ),
+    Kind(str, is_list=True),
+    convert=lambda texts: tuple(map(parse_profile, texts)),
+)
 fp8_option = take_one(
     Formats, "fp8", text="FP8 (E4M3) instead of INT8, for GPUs of compute capability 8.9 and newer."
 )

@@ -39,7 +39,7 @@ def test_every_option_of_the_command_is_a_keyword() -> None:
     assert command is not None
     options = [item for item in command.params if isinstance(item, click.Option)]
     names = {next(opt for opt in item.opts if opt.startswith("--"))[2:].replace("-", "_") for item in options}
-    others = {"output", "random_data", "sign_key", "summary", "junit"}  # parameters of their own
+    others = {"output", "random_data", "sign_key", "summary", "junit", "mlflow"}  # parameters of their own
     others |= {"spec", "trust", "dry_run", "json", "quiet", "verbose", "workers", "worker_cpus"}
     others |= {"share_ranges", "earlier", "take_shared"}  # of build-all
     assert names - others == {*_list_keywords(), *_SHAPES, *_list_parameters()}

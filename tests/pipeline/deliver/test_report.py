@@ -94,7 +94,7 @@ def test_nan_survives_as_null(tmp_path: Path) -> None:
     assert repr(read) == repr(broken)
     document = json.loads((tmp_path / "report.json").read_bytes())
     assert document["comparison"][0]["cosine"] is None
-    assert document["comparison"][0]["worst"] == [{"cosine": None, "sample": 2}]
+    assert document["comparison"][0]["worst"] == [{"cosine": None, "sample": 2, "name": ""}]
 
 
 @pytest.mark.parametrize(

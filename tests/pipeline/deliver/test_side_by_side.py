@@ -6,8 +6,9 @@ import math
 from dataclasses import replace
 from pathlib import Path
 
+from trtq.kept import Fallback, KeptNode
 from trtq.pipeline.deliver.report import read_report
-from trtq.pipeline.deliver.side_by_side import compare_reports, name_builds
+from trtq.pipeline.deliver.side_by_side import compare_layers, compare_reports, name_builds
 from trtq.pipeline.judge.speed import judge_speed
 
 KEPT = Path(__file__).resolve().parents[2] / "data" / "kept" / "report-2.json"
@@ -16,7 +17,7 @@ KEPT = Path(__file__).resolve().parents[2] / "data" / "kept" / "report-2.json"
 def test_what_is_the_same_has_no_change_and_what_differs_has_a_sign() -> None:
     first = read_report(KEPT)
     same = {row.name: row for row in compare_reports(first, first)}
-    assert {row.change for row in same.values()} <= {"", "+0.00 points"}
+    assert {row.change for row in same.values()} == {""}
     assert all(row.first == row.second for row in same.values())
     worse = replace(first.comparison[0], cosine=first.comparison[0].cosine - 0.25)
     second = replace(
@@ -51,3 +52,14 @@ def test_what_one_build_does_not_have_is_missing_there() -> None:
 def test_folders_of_one_name_are_told_apart_by_their_paths() -> None:
     assert name_builds(Path("a/m.trtq"), Path("b/n.trtq")) == ("m.trtq", "n.trtq")
     assert name_builds(Path("a/m.trtq"), Path("b/m.trtq")) == ("a/m.trtq", "b/m.trtq")
+
+
+def test_layers_that_only_one_build_keeps_float_are_named() -> None:
+    first = read_report(KEPT)
+    kept, lost = KeptNode("new", "Conv", "why"), Fallback("late", "int8", "fp16", "why")
+    engine = replace(first.engine, fallbacks=(*first.engine.fallbacks, lost))
+    second = replace(first, kept_float=(kept,), engine=engine)
+    old = sorted(node.name for node in first.kept_float)
+    wanted = [("What stays float now", ["new"]), *([("What stays float no more", old)] if old else [])]
+    assert compare_layers(first, second) == [*wanted, ("What does not run as asked now", ["late"])]
+    assert compare_layers(first, first) == []

@@ -47,7 +47,7 @@ def _profile(smallest: int, usual: int, largest: int) -> dict[str, Any]:
 
 
 def test_a_request_leaves_the_plan_and_the_kernels(ask: Ask, tmp_path: Path) -> None:
-    answer = ask(profiles=_profile(1, 2, 4), compute_capabilities=["8.9", "8.9"], workspace_bytes=1 << 28)
+    answer = ask(profiles=[_profile(1, 2, 4)], compute_capabilities=["8.9", "8.9"], workspace_bytes=1 << 28)
     assert list(answer) == ["layers"]
     assert answer["layers"].lstrip().startswith("Layers:")
     assert "[ONNX Layer: mm]" in answer["layers"]
@@ -56,7 +56,7 @@ def test_a_request_leaves_the_plan_and_the_kernels(ask: Ask, tmp_path: Path) -> 
 
 
 def test_a_profile_out_of_order_fails(ask: Ask, tmp_path: Path) -> None:
-    assert ask(profiles=_profile(4, 2, 1)) == FAILED
+    assert ask(profiles=[_profile(4, 2, 1)]) == FAILED
     assert "Invalid optimization profiles" in (tmp_path / "build.log").read_text()
     assert not (tmp_path / "plan").exists()
 
@@ -96,11 +96,11 @@ def test_the_words_before_a_crash_survive_it(tmp_path: Path, monkeypatch: pytest
 def test_a_shape_input_gets_values(ask: Ask, path_of: Callable[..., Path]) -> None:
     path = path_of("g (float[2, 6] x, int64[2] shape) => (float[A, B] y) { y = Reshape (x, shape) }")
     profile = {"shape": {"min": [1, 3], "opt": [2, 6], "max": [4, 12]}}
-    assert "layers" in ask(path, profiles=profile)
+    assert "layers" in ask(path, profiles=[profile])
 
 
 def test_an_unknown_target_is_answered_with_the_known_ones(ask: Ask) -> None:
-    answer = ask(profiles=_profile(1, 1, 1), compute_capabilities=["8.9", "9.0"])
+    answer = ask(profiles=[_profile(1, 1, 1)], compute_capabilities=["8.9", "9.0"])
     assert answer["error"] == "UsageError"
     assert answer["text"].startswith(
         "TensorRT-RTX cannot build for compute capability 9.0; it has 7.5, 8.0, "
@@ -124,11 +124,11 @@ def test_a_file_without_a_network_is_answered(ask: Ask, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("level", [0, 5])
 def test_an_optimization_level_is_taken(level: int, ask: Ask) -> None:
-    assert "layers" in ask(profiles=_profile(1, 2, 4), optimization_level=level)
+    assert "layers" in ask(profiles=[_profile(1, 2, 4)], optimization_level=level)
 
 
 def test_an_engine_that_cannot_be_loaded_here_tells_nothing(ask: Ask, tmp_path: Path) -> None:
-    answer = ask(profiles=_profile(1, 2, 4), inspects=True)
+    answer = ask(profiles=[_profile(1, 2, 4)], inspects=True)
     assert (tmp_path / "plan").read_bytes().startswith(b"vtrt")
     if answer["inspector"]:
         pytest.skip("there is a GPU that loads it")

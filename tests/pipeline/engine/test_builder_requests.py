@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from trtq.errors import ArtifactError, BuildError, ModelError, UsageError
-from trtq.models.spec import InputSpec
+from trtq.models.spec import InputSpec, ProfileSpec
 from trtq.pipeline.engine.backend import BuilderOptions, BuildRequest, Precision
 from trtq.pipeline.engine.builder import build, combine_network_flags
 from trtq.pipeline.engine.process import Flavour, to_json
@@ -186,10 +186,18 @@ def test_profiles_take_shapes_and_values_of_shape_inputs(ask: Ask, path_of: Call
     assert record["shape_inputs"] == [{"size": [[1, 6], [2, 6], [4, 6]]}]
 
 
+def test_several_profiles_are_added_in_their_order(ask: Ask, path_of: Callable[..., Path]) -> None:
+    path = path_of("g (float[N,6] x) => (float[N,6] y) { y = Relu (x) }")
+    further = (ProfileSpec((8, 6), (8, 6), (8, 6)),)
+    profiles = {"x": InputSpec((1, 6), (2, 6), (4, 6), profiles=further)}
+    record = ask(TEN, BuildRequest(path, profiles))["plan"]
+    assert record["profiles"] == [{"x": [[1, 6], [2, 6], [4, 6]]}, {"x": [[8, 6], [8, 6], [8, 6]]}]
+
+
 def test_profiles_that_tensorrt_refuses_fail(ask: Ask) -> None:
     wrong = {"x": {"min": [4, 3, 8, 8], "opt": [2, 3, 8, 8], "max": [8, 3, 8, 8]}}
     with pytest.raises(BuildError, match="could not build"):
-        ask(TEN, profiles=wrong)
+        ask(TEN, profiles=[wrong])
 
 
 # Layers that are bound to a precision

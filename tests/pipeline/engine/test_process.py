@@ -139,7 +139,7 @@ def test_the_request_reaches_the_child_whole(run_with: Callable[[str], Run], tmp
         "product": "TensorRT 10.16.1",
         "inspects": True,
         "model": str(tmp_path / "model.onnx"),
-        "profiles": {"x": {"min": [1, 3], "opt": [2, 3], "max": [4, 3]}},
+        "profiles": [{"x": {"min": [1, 3], "opt": [2, 3], "max": [4, 3]}}],
         "compute_capabilities": ["8.9"],
         "workspace_bytes": 1 << 40,
         "optimization_level": 5,

@@ -11,10 +11,11 @@ import pytest
 from chromium import Chromium
 
 from trtq.kept import KeptNode
-from trtq.pipeline.deliver.html.page import render_page
+from trtq.pipeline.deliver.html.page import render_page, render_pair
 from trtq.pipeline.deliver.html.page_data import PageData
 from trtq.pipeline.deliver.manifest import Manifest
 from trtq.pipeline.deliver.report import Report
+from trtq.pipeline.deliver.side_by_side import PairRow
 
 Write = Callable[[bytes], str]
 Observe = Callable[[list[str]], PageData]
@@ -150,3 +151,38 @@ _CONTRASTS = """(() => {
         return [`${item.tagName}.${item.className.baseVal ?? item.className}`, (one + 0.05) / (two + 0.05)];
     });
 })()"""
+
+
+_SORT = """(column) => {
+  const heads = [...document.querySelectorAll("#layers table:first-of-type [data-sort]")];
+  heads[column].querySelector("button").click();
+  return [[...document.querySelectorAll("#layers tbody tr")].map((row) => row.dataset.layer),
+          heads[column].getAttribute("aria-sort")];
+}"""
+
+
+def test_layers_are_sorted_by_a_click_on_a_column(chromium: Chromium, page: bytes, write: Write) -> None:
+    chromium.open(write(page), width=390)
+    before = chromium.evaluate(
+        "[...document.querySelectorAll('#layers tbody tr')].map(row => row.dataset.layer)"
+    )
+    up, down = (chromium.evaluate(f"({_SORT})(0)") for _ in range(2))
+    assert up == [sorted(before, key=str.lower), "ascending"]
+    assert down == [up[0][::-1], "descending"]
+    names, order = chromium.evaluate(f"({_SORT})(4)")
+    numbers = chromium.evaluate(
+        "[...document.querySelectorAll('#layers tbody tr')].map(row => row.cells[5].textContent)"
+    )
+    known = [float(text.replace("\N{MINUS SIGN}", "-")) for text in numbers if any(map(str.isdigit, text))]
+    assert (known, order) == (sorted(known), "ascending")
+    assert sorted(names) == sorted(before)
+    assert chromium.problems == []
+
+
+def test_two_builds_fit_a_phone(chromium: Chromium, write: Write) -> None:
+    rows = [PairRow("verdict", "pass", "fail"), *(PairRow(name, name, name, "+0.00002") for name in EVIL)]
+    address = write(render_pair((EVIL[0], EVIL[3]), rows, [(EVIL[1], EVIL)]))
+    chromium.open(address, width=390)
+    assert (chromium.problems, chromium.requests) == ([], [address])
+    assert chromium.evaluate("document.documentElement.scrollWidth") == 390
+    assert chromium.evaluate("[document.scripts.length, document.images.length]") == [0, 0]
