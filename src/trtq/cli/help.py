@@ -25,7 +25,8 @@ _GROUPS: Mapping[str, tuple[str, ...]] = {
     "Repairs": ("--repair", "--effort", "--requantize"),
     "Precision": (
         "--int8", "--fp8", "--nvfp4", "--fp16", "--high-precision", "--weights", "--weight-method",
-        "--block-size", "--w4a8", "--double-quant", "--quantize-sensitive", "--quantization",
+        "--block-size", "--w4a8", "--double-quant", "--quantize-sensitive", "--weights-for",
+        "--quantization",
     ),
     "Layers": ("--skip", "--keep-fp32", "--force", "--op-types", "--auto", "--formats"),
     "Engine": (
