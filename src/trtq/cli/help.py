@@ -36,7 +36,7 @@ _GROUPS: Mapping[str, tuple[str, ...]] = {
     ),
     "Gate": (
         "--eval-data", "--labels", "--eval-output", "--eval-samples", "--reference", "--min-cosine",
-        "--max-drop", "--metric", "--min-speedup",
+        "--max-drop", "--metric", "--min-speedup", "--generate", "--prompt-ids",
     ),
     "Server": (
         "--triton", "--name", "--fallback", "--ab", "--max-batch", "--max-queue-delay", "--instances",
