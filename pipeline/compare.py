@@ -14,6 +14,7 @@ from trtq.pipeline.graph.load import load
 from trtq.pipeline.graph.pictures import tell_of_pictures
 from trtq.pipeline.judge.compare import Comparison, compare_models
 from trtq.pipeline.judge.evaluate import find_labels, open_evaluation_data
+from trtq.pipeline.judge.generate import Generated, compare_generated, read_prompts
 from trtq.pipeline.load import load as load_engine
 from trtq.progress import Silent, Watcher
 
@@ -65,6 +66,28 @@ def compare(
     pair = (names[1], names[0])
     labels = find_labels(spec.evaluation, spec.accuracy.metric)
     return compare_models(files, [pair], batches, labels, watcher.advance, engines)
+
+
+def compare_writing(
+    reference: Path | str, candidate: Path | str, prompts: Path | str, count: int
+) -> list[Generated]:
+    """Returns the greedy tokens of a language model and of another one, behind each prompt of a file.
+
+    Args:
+        reference: The ONNX file that is right.
+        candidate: The ONNX file that is judged, or a build folder, whose ONNX model is run.
+        prompts: Ids of tokens, one prompt a line, or the rows of a .npy file.
+        count: How many tokens are written.
+
+    Raises:
+        ModelError, DataError: Something that was given cannot be used.
+        ArtifactError: The folder was changed.
+    """
+    file: Path | None = Path(candidate)
+    if Path(candidate).is_dir():
+        file = load_engine(candidate, backend="onnxruntime").onnx
+    assert file is not None
+    return compare_generated(Path(reference), file, read_prompts(Path(prompts)), count)
 
 
 def name_compared(reference: Path, candidate: Path) -> tuple[str, str]:

@@ -66,11 +66,13 @@ def _list_weights(scheme: WeightScheme | None) -> Iterator[str]:
     yield from ("--weights", scheme.format)
     if len(scheme.number_format.methods) > 1:
         yield from ("--weight-method", scheme.method)
-    if scheme.number_format.block_sizes:
+    if scheme.has_blocks:
         yield from ("--block-size", str(scheme.block_size))
     yield from ("--double-quant",) if scheme.double_quantization else ()
     yield from ("--w4a8",) if scheme.in_products else ()
     yield from () if scheme.keep_sensitive else ("--quantize-sensitive",)
+    for pattern, form in scheme.others:
+        yield from ("--weights-for", f"{pattern}={form}")
 
 
 def _list_further(inputs: Mapping[str, InputSpec]) -> list[dict[str, ProfileSpec]]:

@@ -122,6 +122,7 @@ class WeightsReport:
         bits_per_weight: The same for one element.
         gain: What that is good for on the backend.
         smallest_block: The smallest block of a weight; None for INT8.
+        also: The other formats of weights that have one of their own.
     """
 
     format: str
@@ -133,6 +134,12 @@ class WeightsReport:
     bits_per_weight: float
     gain: str
     smallest_block: int | None = None
+    also: tuple[str, ...] = ()
+
+    @property
+    def formats(self) -> str:
+        """All formats: "int4", "int4, int8"."""
+        return ", ".join([self.format, *self.also])
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,6 +32,8 @@ class Formats:
         double_quant: For nf4: store the scales in 8 bits.
         quantize_sensitive: Also store the weights of lm_head, proj_out, norm_out and classifier heads in
             fewer bits.
+        weights_for: Store the weights that match, by their names or those of nodes, in another format than
+            that of --weights (repeatable; the first that matches holds).
     """
 
     int8: bool = setting(False)
@@ -44,6 +46,7 @@ class Formats:
     block_size: str = setting("")
     double_quant: bool = setting(False)
     quantize_sensitive: bool = setting(False)
+    weights_for: tuple[str, ...] = setting((), metavar="REGEX=FORMAT")
 
     @property
     def precisions(self) -> tuple[Precision, ...]:
@@ -86,18 +89,20 @@ class Formats:
         if form is None:
             self._refuse_alone()
             return None
-        if self.block_size and not WEIGHT_FORMATS[form].block_sizes:
-            raise UsageError(
-                f"--block-size is for int4 and nf4; {form.upper()} weights have one scale for each channel"
-            )
-        return WeightScheme(
+        scheme = WeightScheme(
             form,
             self.weight_method or ("mse" if "mse" in WEIGHT_FORMATS[form].methods else "rtn"),
             int(self.block_size or 64),
             self.double_quant,
             not self.quantize_sensitive,
             self.w4a8,
+            tuple(map(_parse_other, self.weights_for)),
         )
+        if self.block_size and not scheme.has_blocks:
+            raise UsageError(
+                f"--block-size is for int4 and nf4; {form.upper()} weights have one scale for each channel"
+            )
+        return scheme
 
     def _refuse_alone(self) -> None:
         options = list_options(Formats)
@@ -106,3 +111,8 @@ class Formats:
                 raise UsageError(
                     f"{options[item.name].name} is for weights of fewer bits; give --weights too"
                 )
+
+
+def _parse_other(text: str) -> tuple[str, str]:
+    pattern, _, form = text.rpartition("=")
+    return pattern, form

@@ -161,4 +161,5 @@ class Target:
     def min_opset(self) -> int:
         """The first opset that holds what is built."""
         layers = max((LAYER_FORMATS[name].first_opset for name in self.code_formats), default=13)
-        return layers if self.weights is None else max(layers, self.weights.number_format.min_opset)
+        weights = () if self.weights is None else self.weights.number_formats
+        return max([layers, *(form.min_opset for form in weights)])

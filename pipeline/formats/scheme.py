@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from trtq.errors import UsageError
@@ -23,6 +25,8 @@ class WeightScheme:
         keep_sensitive: Whether layers with the usual sensitive names keep their precision: see `SENSITIVE`.
         in_products: Whether products with quantized activations store their weight so too, and turn it into
             the format of the activation in each run (W4A8).
+        others: Regular expressions and formats: a weight is stored in the format of the first that is found
+            in its name or that of a node which reads it. The usual sensitive names do not hold for it.
     """
 
     format: str
@@ -31,6 +35,7 @@ class WeightScheme:
     double_quantization: bool = False
     keep_sensitive: bool = True
     in_products: bool = False
+    others: tuple[tuple[str, str], ...] = ()
 
     def __post_init__(self) -> None:
         for name, value, choices in (
@@ -46,6 +51,8 @@ class WeightScheme:
                 f"the weight method {self.method} is for {able}, {self.format} weights have only "
                 f"{', '.join(self.number_format.methods)}"
             )
+        for pattern, form in self.others:
+            self._check_other(pattern, form)
         if self.double_quantization and self.number_format.is_linear:
             able = " and ".join(name for name, item in WEIGHT_FORMATS.items() if not item.is_linear)
             raise UsageError(f"double quantization is for {able}, not for {self.format}")
@@ -55,6 +62,39 @@ class WeightScheme:
                 f"W4A8 stores weights as int4, with clips by mse, not as {self.format} by {self.method}; "
                 f"leave --weights and --weight-method out, or --w4a8"
             )
+
+    def _check_other(self, pattern: str, form: str) -> None:
+        if form not in WEIGHT_FORMATS:
+            given = f"{pattern}={form}"
+            raise UsageError(
+                f"{given!r} is no REGEX=FORMAT; the format is one of {', '.join(WEIGHT_FORMATS)}"
+            )
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise UsageError(f"{pattern!r} is not a regular expression: {error}") from error
+        if self.needs_data or self.in_products:
+            what = "--w4a8" if self.in_products else f"--weight-method {self.method}"
+            raise UsageError(f"--weights-for and {what} contradict each other; leave one of them out")
+
+    def choose(self, names: Iterable[str]) -> WeightScheme:
+        """Returns the scheme of a weight with this name and those of its readers."""
+        held = [*names]
+        for pattern, form in self.others:
+            if any(re.search(pattern, name) for name in held):
+                is_double = self.double_quantization and not WEIGHT_FORMATS[form].is_linear
+                return WeightScheme(form, "rtn", self.block_size, is_double, keep_sensitive=False)
+        return self
+
+    @property
+    def number_formats(self) -> tuple[CodeFormat, ...]:
+        """The format, and those of `others`."""
+        return tuple(dict.fromkeys([self.number_format, *(WEIGHT_FORMATS[form] for _, form in self.others)]))
+
+    @property
+    def has_blocks(self) -> bool:
+        """Whether a format has a scale for each block."""
+        return any(form.block_sizes for form in self.number_formats)
 
     @property
     def needs_data(self) -> bool:

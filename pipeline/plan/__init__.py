@@ -19,6 +19,8 @@ from trtq.pipeline.formats.codes import CodeFormat
 from trtq.pipeline.formats.scheme import WeightScheme
 from trtq.pipeline.graph.liveness import Peak, count_bytes, find_peak_memory, fix_shapes
 from trtq.pipeline.graph.load import Graph, load
+from trtq.pipeline.plan.mixture import Mixture, list_mixtures
+from trtq.pipeline.plan.scheme import SchemePlan
 from trtq.pipeline.plan.sizes import Sizes as Sizes
 from trtq.pipeline.rewrite.weights.choose import ChosenWeight, choose_weights, group_by_weight
 from trtq.pipeline.rewrite.weights.layout import count_stored_bytes
@@ -55,36 +57,6 @@ _MOST_PARAMS = 10**18
 
 
 @dataclass(frozen=True, slots=True)
-class SchemePlan:
-    """One precision: floats alone, or weights in fewer bits and the rest in FP16.
-
-    Attributes:
-        name: Of the format.
-        weights_bytes: All constants, with scales.
-        engine_bytes: The file: weights, and the code of the kernels.
-        activations_bytes: Alive at one time, with inputs and outputs; 0 if not known.
-        state_bytes: Of these, inputs and outputs that carry state from run to run, such as a KV cache.
-        reserve_bytes: CUDA's own, and the workspace if one is given.
-        bits_per_weight: The mean over all float constants.
-        fits: Whether the total fits into the GPU's memory; None if that is not given.
-    """
-
-    name: str
-    weights_bytes: int
-    engine_bytes: int
-    activations_bytes: int
-    state_bytes: int
-    reserve_bytes: int
-    bits_per_weight: float
-    fits: bool | None = None
-
-    @property
-    def total_bytes(self) -> int:
-        """All of it."""
-        return self.engine_bytes + self.activations_bytes + self.reserve_bytes
-
-
-@dataclass(frozen=True, slots=True)
 class MemoryPlan:
     """What fits.
 
@@ -96,6 +68,7 @@ class MemoryPlan:
         reason: Why, for people.
         notes: What the numbers rest on.
         gpu_memory_bytes: As given.
+        mixture: The most exact mixture of formats that fits; None where FP16 does, or no mixture.
     """
 
     subject: str
@@ -105,6 +78,7 @@ class MemoryPlan:
     reason: str = "no --gpu-memory is given, so nothing is judged"
     notes: tuple[str, ...] = ()
     gpu_memory_bytes: int | None = None
+    mixture: Mixture | None = None
 
 
 def plan_params(num_params: int, *, gpu_memory_bytes: int | None = None, block_size: int = 64) -> MemoryPlan:
@@ -165,32 +139,45 @@ def plan_model(
     states = {width: count_state_bytes(fixed, held or width) for width in (4, 2)}
     peaks = {width: find_peak_memory(fixed, width, states[width]) for width in (4, 2)}
     floats = _count_floats(graph.model)
+
+    def measure(name: str, scheme: WeightScheme | None, skip: Sequence[str], width: int = 2) -> SchemePlan:
+        chosen = () if scheme is None else _choose(graph.model, scheme, skip)
+        size = count_weight_bytes(graph.model, width, chosen)
+        return SchemePlan(
+            name=name,
+            weights_bytes=size,
+            engine_bytes=size + count_code_bytes(fixed, chosen),
+            activations_bytes=peaks[width].nbytes + _count_scratch_bytes(chosen),
+            state_bytes=sum(states[width].values()),
+            reserve_bytes=_RESERVE_BYTES + workspace_bytes,
+            bits_per_weight=round(8 * size / floats, 3) if floats else 0.0,
+        )
+
     schemes = []
     for name, form in FORMATS.items():
         width = (FP16 if isinstance(form, CodeFormat) else form).bits // 8
-        chosen = _choose(graph.model, name, block_size, skip, quantize_sensitive)
-        size = count_weight_bytes(graph.model, width, chosen)
-        schemes.append(
-            SchemePlan(
-                name=name,
-                weights_bytes=size,
-                engine_bytes=size + count_code_bytes(fixed, chosen),
-                activations_bytes=peaks[width].nbytes + _count_scratch_bytes(chosen),
-                state_bytes=sum(states[width].values()),
-                reserve_bytes=_RESERVE_BYTES + workspace_bytes,
-                bits_per_weight=round(8 * size / floats, 3) if floats else 0.0,
-            )
-        )
+        scheme = _scheme(name, block_size, quantize_sensitive)
+        schemes.append(measure(name, scheme, skip, width))
     notes = _notes(graph, shapes, peaks[2], kv_cache if states[2] else None)
-    return _judge(MemoryPlan(graph.path.name, floats, tuple(schemes), notes=notes), gpu_memory_bytes)
+    plan = _judge(MemoryPlan(graph.path.name, floats, tuple(schemes), notes=notes), gpu_memory_bytes)
+    if gpu_memory_bytes is None or plan.recommended == FP16.name:
+        return plan
+    mixtures = list_mixtures(graph.model, block_size, skip)
+    found = ((item, measure("mixture", item.scheme, item.skip)) for item in mixtures)
+    fitting = next((pair for pair in found if pair[1].total_bytes <= gpu_memory_bytes), None)
+    if fitting is None or fitting[0].is_uniform:
+        return plan
+    memory = replace(fitting[1], fits=True)
+    return replace(plan, mixture=replace(fitting[0], memory=memory, model=str(graph.path)))
 
 
-def _choose(
-    model: ir.Model, name: str, block_size: int, skip: Sequence[str], quantize_sensitive: bool
-) -> tuple[ChosenWeight, ...]:
+def _scheme(name: str, block_size: int, quantize_sensitive: bool) -> WeightScheme | None:
     if name not in WEIGHT_FORMATS:
-        return ()
-    scheme = WeightScheme(name, block_size=block_size, keep_sensitive=not quantize_sensitive)
+        return None
+    return WeightScheme(name, block_size=block_size, keep_sensitive=not quantize_sensitive)
+
+
+def _choose(model: ir.Model, scheme: WeightScheme, skip: Sequence[str]) -> tuple[ChosenWeight, ...]:
     return group_by_weight(model, choose_weights(model, scheme, skip))
 
 
@@ -204,15 +191,15 @@ def count_weight_bytes(model: ir.Model, float_bytes: int, chosen: Sequence[Chose
 
 
 def count_code_bytes(model: ir.Model, chosen: Sequence[ChosenWeight] = ()) -> int:
-    """Returns an estimate of what an engine's kernels take; the chosen weights are all in one format."""
+    """Returns an estimate of what an engine's kernels take."""
     generated = [node.op_type for node in model.graph if node.op_type not in _NO_CODE]
     size = _CODE_BYTES + sum(_CODE_PER_NODE + _CODE_PER_OP.get(op_type, 0) for op_type in generated)
-    if not chosen:
-        return size
-    form = chosen[0].encoding.format
-    kinds = {(weight.shape, weight.encoding, weight.readers[0].op_type) for weight in chosen}
-    count = len(kinds) if form.is_linear else sum(len(weight.readers) for weight in chosen)
-    return size + form.kernel_bytes * count
+    for form in {weight.encoding.format for weight in chosen}:
+        own = [weight for weight in chosen if weight.encoding.format is form]
+        kinds = {(weight.shape, weight.encoding, weight.readers[0].op_type) for weight in own}
+        count = len(kinds) if form.is_linear else sum(len(weight.readers) for weight in own)
+        size += form.kernel_bytes * count
+    return size
 
 
 def count_state_bytes(model: ir.Model, float_bytes: int) -> dict[ir.Value, int]:

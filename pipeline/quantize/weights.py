@@ -65,7 +65,8 @@ def place_weights(
     """
     assert target.weights is not None
     patterns = (*spec.layers.skip, *spec.layers.keep_fp32)
-    for pattern, nearest in find_unmatched(graph.model, patterns, in_weights=True):
+    named = (*patterns, *(pattern for pattern, _ in target.weights.others))
+    for pattern, nearest in find_unmatched(graph.model, named, in_weights=True):
         near = f"; the nearest names are {', '.join(nearest)}" if nearest else ""
         watcher.warn(f"{pattern!r} matches no node or weight{near}")
     if target.weights.in_products:
@@ -87,7 +88,7 @@ def place_weights(
         quantized=tuple(sorted(quantized, key=lambda node: order[node.name])),
         kept=tuple(node for node in kept.values() if node.name not in done),
     )
-    stored = group_stored(graph.model, result) if target.weights.number_format.block_sizes else ()
+    stored = group_stored(graph.model, result)
     if smaller := describe_smaller_blocks(stored, target.weights.block_size):
         watcher.warn(smaller)
     return result
@@ -174,8 +175,8 @@ def refuse_weights(target: Target, backend: Backend, strategy: Strategy) -> None
             f"backend {backend.name} of version {backend.version()} picks them itself"
         )
     if target.weights is not None and backend.name == "tensorrt-rtx":
-        form = target.weights.number_format
-        refuse_older_gpus(form, target.compute_capabilities, f"--weights {form}", "--weights int8")
+        for form in target.weights.number_formats:
+            refuse_older_gpus(form, target.compute_capabilities, f"--weights {form}", "--weights int8")
 
 
 def find_runtime(backend: str) -> Runtime:
@@ -194,7 +195,7 @@ def report_weights(
     )
     count = sum(weight.num_elements for weight in chosen)
     has_blocks = scheme.number_format.block_sizes
-    blocks = (_list_block_sizes(chosen) or [scheme.block_size]) if has_blocks else []
+    blocks = _list_block_sizes(chosen) or ([scheme.block_size] if has_blocks else [])
     return WeightsReport(
         format=scheme.format,
         method=scheme.method,
@@ -205,6 +206,7 @@ def report_weights(
         bits_per_weight=round(8 * size / count, 3) if count else 0.0,
         gain=_W4A8_GAIN if scheme.in_products else scheme.number_format.describe_gain(find_runtime(backend)),
         smallest_block=min(blocks, default=None),
+        also=tuple(form.name for form in scheme.number_formats[1:]),
     )
 
 
@@ -217,7 +219,7 @@ def _count_channel_bytes(weight: ChosenWeight, rest: FloatFormat) -> int:
 
 
 def _list_block_sizes(chosen: Sequence[ChosenWeight]) -> list[int]:
-    found = (weight.encoding.granularity for weight in chosen)
+    found = (weight.encoding.granularity for weight in chosen if weight.encoding.format.block_sizes)
     return [granularity.size for granularity in found if isinstance(granularity, PerBlock)]
 
 

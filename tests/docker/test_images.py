@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -69,8 +70,9 @@ def test_the_lowest_dependencies_are_the_bounds_of_the_project() -> None:
     lines = (ROOT / "tests" / "lowest.txt").read_text(encoding="utf-8").splitlines()
     lowest = dict(line.split("==") for line in lines if not line.startswith("#"))
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    bounds = [*project["dependencies"], *project["optional-dependencies"]["images"]]
-    named = dict(bound.split(";")[0].split(">=") for bound in bounds)
+    extras = [project["optional-dependencies"][extra] for extra in ("images", "data", "video")]
+    bounds = [*project["dependencies"], *chain.from_iterable(extras)]
+    named = dict(re.sub(r"\[\w+\]", "", bound).split(";")[0].split(">=") for bound in bounds)
     assert {name: _numbers(version) for name, version in lowest.items()} == {
         name: _numbers(version) for name, version in named.items()
     }

@@ -72,13 +72,14 @@ def choose_weights(
         by_matrix: Whether weights in 8 bits of several unequal matrices, such as experts, have scales for
             each matrix and output channel; else they are kept.
     """
-    patterns = (*skip, *([SENSITIVE] if scheme.keep_sensitive else []))
     chosen: list[QuantizedNode] = []
     kept: list[KeptNode] = []
     for value in _weights(model):
         if value.name in taken:
             continue
-        decision = _decide(value, scheme, patterns, by_matrix)
+        own = scheme.choose((str(value.name), *(str(node.name) for node in value.consumers())))
+        patterns = (*skip, *([SENSITIVE] if own.keep_sensitive else []))
+        decision = _decide(value, own, patterns, by_matrix)
         if isinstance(decision, str):
             readers = (node for node in value.consumers() if node.op_type in _PLACES)
             kept += [KeptNode(str(node.name), node.op_type, decision) for node in readers]

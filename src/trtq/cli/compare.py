@@ -14,11 +14,11 @@ from trtq.cli.markdown import write_comparison
 from trtq.cli.options import Given
 from trtq.cli.tables import create_comparison_table, print_accuracy, print_logits
 from trtq.cli.verdicts import list_pair_cases
-from trtq.errors import GateError
+from trtq.errors import GateError, UsageError
 from trtq.json import to_plain
 from trtq.models.spec import AccuracySpec, CalibrationSpec, EvaluationSpec, OperatorSpec
 from trtq.numbers import format_count
-from trtq.pipeline.compare import compare
+from trtq.pipeline.compare import compare, compare_writing, name_compared
 from trtq.pipeline.deliver.advice import group_reasons
 from trtq.pipeline.judge.gate import judge_pair
 
@@ -41,6 +41,12 @@ from trtq.pipeline.judge.gate import judge_pair
 @options.take_pictures()
 @options.take(OperatorSpec)
 @options.take(AccuracySpec, "min_cosine", "max_drop", "metric")
+@click.option(
+    "--generate", type=click.IntRange(1, 4096), metavar="COUNT", help="Compare so many greedy tokens instead."
+)
+@options.take_path(
+    "--prompt-ids", text="Prompts for --generate: ids of tokens, one prompt a line, or a .npy file."
+)
 @ci_options
 @options.json_option
 @options.quiet_option
@@ -49,6 +55,8 @@ def command(
     given: Given,
     reference: Path,
     candidate: Path,
+    generate: int | None,
+    prompt_ids: Path | None,
     summary: Path | None,
     junit: Path | None,
     as_json: bool,
@@ -62,7 +70,13 @@ def command(
     \b
       trtq compare model.onnx model.int8.onnx --data eval.npz --labels labels
       trtq compare model.onnx model.trtq --data eval.npz
+      trtq compare decoder.onnx decoder.int4.onnx --generate 32 --prompt-ids prompts.txt
     """
+    if generate is not None and prompt_ids is not None:
+        _compare_writing(reference, candidate, prompt_ids, generate, as_json)
+        return
+    if generate is not None or prompt_ids is not None:
+        raise UsageError("--generate and --prompt-ids go together; give both, or neither")
     spec = given.read_spec(reference)
     files = CiFiles(f"trtq compare {reference} {candidate}", summary, junit)
     files.check(reference, candidate, *spec.sources)
@@ -86,3 +100,20 @@ def command(
         )
     if verdict.outcome == "fail":
         raise GateError("the accuracy gate failed: " + "; ".join(group_reasons(verdict.reasons)))
+
+
+def _compare_writing(reference: Path, candidate: Path, prompts: Path, count: int, as_json: bool) -> None:
+    """Prints what both models write, and where they part; what differs is no failure."""
+    found = compare_writing(reference, candidate, prompts, count)
+    if as_json:
+        print_json([{**to_plain(item), "diverges_at": item.diverges_at} for item in found])
+        return
+    console, names = open_console(), name_compared(reference, candidate)
+    for number, item in enumerate(found, 1):
+        place = item.diverges_at
+        parted = f"the same {count} tokens" if place is None else f"parts at token {place + 1} of {count}"
+        console.print(f"prompt {number}, {format_count(len(item.prompt), 'token')}: {parted}")
+        for name, tokens in zip(names, (item.reference, item.candidate), strict=True):
+            console.print(f"  {name}  {' '.join(map(str, tokens))}", soft_wrap=True)
+    same = [count if item.diverges_at is None else item.diverges_at for item in found]
+    console.print(f"the first {sum(same) / len(same):.1f} of {count} tokens are the same, in the mean")

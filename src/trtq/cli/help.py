@@ -29,7 +29,8 @@ _GROUPS: Mapping[str, tuple[str, ...]] = {
     "Repairs": ("--repair", "--effort", "--requantize"),
     "Precision": (
         "--int8", "--fp8", "--nvfp4", "--fp16", "--high-precision", "--weights", "--weight-method",
-        "--block-size", "--w4a8", "--double-quant", "--quantize-sensitive", "--quantization",
+        "--block-size", "--w4a8", "--double-quant", "--quantize-sensitive", "--weights-for",
+        "--quantization",
     ),
     "Layers": ("--skip", "--keep-fp32", "--force", "--op-types", "--auto", "--formats"),
     "Engine": (
@@ -41,7 +42,7 @@ _GROUPS: Mapping[str, tuple[str, ...]] = {
     ),
     "Gate": (
         "--eval-data", "--labels", "--eval-output", "--eval-samples", "--reference", "--min-cosine",
-        "--max-drop", "--metric", "--min-speedup",
+        "--max-drop", "--metric", "--min-speedup", "--generate", "--prompt-ids",
     ),
     "Server": (
         "--triton", "--name", "--fallback", "--ab", "--max-batch", "--max-queue-delay", "--instances",

@@ -124,7 +124,8 @@ def command(
         raise UsageError("give a model, or --params with a number of parameters, such as 10B")
     if as_json:
         schemes = [{**asdict(item), "total_bytes": item.total_bytes} for item in plan.schemes]
-        print_json({**asdict(plan), "schemes": schemes})
+        mixture = plan.mixture and {**asdict(plan.mixture), "command": plan.mixture.command}
+        print_json({**asdict(plan), "schemes": schemes, "mixture": mixture})
     else:
         _print(plan)
 
@@ -152,3 +153,7 @@ def _print(plan: MemoryPlan) -> None:
     if plan.gpu_memory_bytes is not None:
         chosen = f"{plan.recommended.upper() if plan.recommended else 'none'}: {plan.reason}"
         console.print(f"recommended for {format_bytes(plan.gpu_memory_bytes)}: {chosen}", soft_wrap=True)
+    if plan.mixture is not None and plan.mixture.memory is not None:
+        total = format_bytes(plan.mixture.memory.total_bytes)
+        console.print(f"or a mixture, {total} in all: {plan.mixture}", soft_wrap=True)
+        console.print(f"  {plan.mixture.command}", soft_wrap=True)

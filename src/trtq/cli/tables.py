@@ -228,7 +228,7 @@ def _print_weights(console: Console, weights: WeightsReport, verbose: bool) -> N
     if weights.smallest_block != weights.block_size and weights.smallest_block is not None:
         blocks = f", blocks of {weights.smallest_block} to {weights.block_size}"
     console.print(
-        f"{format_count(weights.num_weights, 'weight')} in {weights.format.upper()} "
+        f"{format_count(weights.num_weights, 'weight')} in {weights.formats.upper()} "
         f"({weights.method}{blocks}): "
         f"{format_bytes(weights.bytes_float)} in FP32, now {format_bytes(weights.bytes_quantized)}, "
         f"{weights.bits_per_weight:.2f} bits a weight"

@@ -52,7 +52,7 @@ weight_options = combine_options(
     take_one(Formats, "weights", kind=click.Choice(list(WEIGHT_FORMATS))),
     take_one(Formats, "weight_method", kind=click.Choice(WEIGHT_METHODS)),
     take_one(Formats, "block_size", kind=click.Choice([str(size) for size in BLOCK_SIZES])),
-    take(Formats, "w4a8", "double_quant", "quantize_sensitive"),
+    take(Formats, "w4a8", "double_quant", "quantize_sensitive", "weights_for"),
 )
 
 

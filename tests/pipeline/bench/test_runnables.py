@@ -23,6 +23,7 @@ from trtq.pipeline.engine.backend import Backend, BuildRequest, BuiltEngine
 from trtq.pipeline.engine.backends import BACKENDS
 from trtq.pipeline.engine.profiles import GivenShapes
 from trtq.pipeline.engine.target import Target
+from trtq.pipeline.load import fit
 
 PLAN = {"inputs": {"x": [-1, 4]}, "outputs": {"y": [-1, 4]}, "profile": {"x": [[1, 4], [2, 4], [8, 4]]}}
 
@@ -45,7 +46,7 @@ def one_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     backends = {**BACKENDS, "tensorrt": Builder()}
     monkeypatch.setattr("trtq.pipeline.engine.backends.BACKENDS", backends)
     monkeypatch.setattr(loading, "BACKENDS", backends)
-    monkeypatch.setattr(loading, "find_compute_capability", lambda: "8.6")
+    monkeypatch.setattr(fit, "find_compute_capability", lambda: "8.6")
     monkeypatch.setattr(module, "count_gpus", lambda: 1)
     monkeypatch.setattr(module, "explain_missing_gpu", lambda: "")
 
@@ -129,7 +130,7 @@ def test_an_engine_that_does_not_fit_is_left_out(
     model: Path, data: Path, one_gpu: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = built(model, data, backend="tensorrt")
-    monkeypatch.setattr(loading, "find_compute_capability", lambda: "8.9")
+    monkeypatch.setattr(fit, "find_compute_capability", lambda: "8.9")
     _, (skipped,), _ = list_runnables([folder], RunOptions())
     assert "for compute capability 8.6; here is tensorrt 10.3.0 on compute capability 8.9" in skipped.reason
 

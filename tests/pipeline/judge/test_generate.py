@@ -1,0 +1,130 @@
+"""What two language models write: greedy, with a cache and without."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from command_line import trtq
+
+from trtq.errors import DataError, ModelError
+from trtq.pipeline.compare import compare_writing
+from trtq.pipeline.judge.generate import compare_generated, read_prompts
+
+_VOCABULARY = 16
+_PLAIN = """<ir_version: 10, opset_import: ["" : 21]>
+g (int64[N, {length}] input_ids, int64[N, {length}] attention_mask) => (float[N, {length}, 16] logits) {{
+    m = Cast <to = 7> (attention_mask) kept = Mul (input_ids, m)
+    sums = CumSum (kept, one) logits = Gather (table, sums)
+}}"""
+_CACHED = """<ir_version: 10, opset_import: ["" : 21]>
+g (int64[N, S] input_ids, int64[N, T] attention_mask, float[N, 1, P, 1] past_0)
+=> (float[N, S, 16] logits, float[N, 1, Q, 1] present_0) {
+    new = Cast <to = 1> (input_ids) four = Unsqueeze (new, axes)
+    present_0 = Concat <axis = 2> (past_0, four) before = ReduceSum <keepdims = 0> (past_0, all)
+    sums = CumSum (new, one) b = Unsqueeze (before, one1) total = Add (sums, b)
+    places = Cast <to = 7> (total) logits = Gather (table, places)
+}"""
+
+
+def _write(path: Path, text: str, *, changed: int | None = None) -> Path:
+    """Writes a model whose next token is the sum of all tokens plus 1, modulo 16; or 3 for one sum."""
+    model = onnx.parser.parse_model(text)
+    table = np.eye(_VOCABULARY, dtype=np.float32)[(np.arange(4096) + 1) % _VOCABULARY]
+    if changed is not None:
+        table[changed] = np.eye(_VOCABULARY, dtype=np.float32)[3]
+    arrays = {"one": np.array(1), "one1": np.array([1]), "axes": np.array([1, 3]), "all": np.array([1, 2, 3])}
+    read = {name for node in model.graph.node for name in node.input}
+    for name, values in {**arrays, "table": table}.items():
+        if name in read:
+            model.graph.initializer.append(onnx.numpy_helper.from_array(values, name))
+    onnx.save(model, path)
+    return path
+
+
+def _write_slowly(prompt: list[int], count: int) -> tuple[int, ...]:
+    tokens = [*prompt]
+    for _ in range(count):
+        tokens.append((sum(tokens) + 1) % _VOCABULARY)
+    return tuple(tokens[len(prompt) :])
+
+
+@pytest.mark.parametrize("text", [_PLAIN.format(length="S"), _PLAIN.format(length=12), _CACHED])
+def test_tokens_are_written_one_behind_the_other(tmp_path: Path, text: str) -> None:
+    model, prompts = _write(tmp_path / "m.onnx", text), [[1, 2, 3], [5]]
+    for found, prompt in zip(compare_generated(model, model, prompts, 6), prompts, strict=True):
+        assert found.prompt == tuple(prompt)
+        assert found.reference == found.candidate == _write_slowly(prompt, 6)
+        assert found.diverges_at is None
+
+
+def test_the_first_token_that_differs_is_told(tmp_path: Path) -> None:
+    reference = _write(tmp_path / "a.onnx", _CACHED)
+    candidate = _write(tmp_path / "b.onnx", _PLAIN.format(length="S"), changed=1 + 2 + 4)
+    (tmp_path / "prompts.txt").write_text("1, 2\n\n3 3\n")
+    first, second = compare_writing(reference, candidate, tmp_path / "prompts.txt", 4)
+    assert (first.reference, first.candidate[:2]) == ((4, 8, 0, 0), (4, 3))
+    assert (first.diverges_at, second.diverges_at) == (1, None)
+    arguments = ("compare", reference, candidate, "--generate", 4, "--prompt-ids", tmp_path / "prompts.txt")
+    lines = trtq(*arguments).stdout.splitlines()
+    assert lines[0] == "prompt 1, 2 tokens: parts at token 2 of 4"
+    assert lines[1] == "  a.onnx  4 8 0 0"
+    assert lines[3] == "prompt 2, 2 tokens: the same 4 tokens"
+    assert lines[-1] == "the first 2.5 of 4 tokens are the same, in the mean"
+    assert [item["diverges_at"] for item in json.loads(trtq(*arguments, "--json").stdout)] == [1, None]
+
+
+def test_prompts_are_lines_of_numbers_or_rows_of_an_array(tmp_path: Path) -> None:
+    np.save(tmp_path / "p.npy", np.array([[1, 2], [3, 4]]))
+    (tmp_path / "p.txt").write_text("1 2\n3,4\n")
+    assert read_prompts(tmp_path / "p.npy") == read_prompts(tmp_path / "p.txt") == [[1, 2], [3, 4]]
+
+
+@pytest.mark.parametrize("content", ["", "\n\n", "-1 2", "1 2.5", "one two"])
+def test_what_is_no_prompt_is_refused(tmp_path: Path, content: str) -> None:
+    (tmp_path / "p.txt").write_text(content)
+    with pytest.raises(DataError, match=r"p.txt (holds no prompts; write|cannot be read as)"):
+        read_prompts(tmp_path / "p.txt")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "g (int64[N, S] input_ids, float[N, S] noise) => (float[N, S, 1] logits) "
+            "{ a = Cast <to = 1> (input_ids) b = Add (a, noise) logits = Unsqueeze (b, two) }",
+            "input 'noise' is neither tokens, positions, a mask nor a cache of known type",
+        ),
+        (
+            "g (int64[N, S] input_ids) => (float[N, S] y) { y = Cast <to = 1> (input_ids) }",
+            "output 'y' has 2 axes; logits have 3: batch, sequence, vocabulary",
+        ),
+        (
+            "g (int64[N, 3] input_ids) => (float[N, 3, 1] y) "
+            "{ a = Cast <to = 1> (input_ids) y = Unsqueeze (a, two) }",
+            "input 'input_ids' has 3 places, and 4 tokens are too many; take shorter prompts",
+        ),
+        (
+            "g (int64[N, S] input_ids, float[N, P, 2] past) => (float[N, S, 1] y) "
+            "{ a = Cast <to = 1> (input_ids) s = ReduceSum <keepdims = 0> (past) b = Add (a, s) "
+            "y = Unsqueeze (b, two) }",
+            "has a cache 'past' as input, and none of that name as output",
+        ),
+    ],
+)
+def test_what_writes_no_tokens_is_refused(tmp_path: Path, text: str, message: str) -> None:
+    model = onnx.parser.parse_model(f'<ir_version: 10, opset_import: ["" : 21]> {text}')
+    if "two" in text:
+        model.graph.initializer.append(onnx.numpy_helper.from_array(np.array([2]), "two"))
+    onnx.save(model, tmp_path / "m.onnx")
+    with pytest.raises(ModelError, match=message):
+        compare_generated(tmp_path / "m.onnx", tmp_path / "m.onnx", [[0, 0, 0]], 3)
+
+
+def test_prompts_and_a_count_go_together(tmp_path: Path) -> None:
+    result = trtq("compare", "a.onnx", "b.onnx", "--generate", 4)
+    assert result.exit_code == 2
+    assert result.stderr == "error: --generate and --prompt-ids go together; give both, or neither\n"
