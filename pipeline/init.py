@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -99,6 +100,7 @@ def init(
     *,
     preset: str | None = None,
     spec: ModelSpec | None = None,
+    preprocess: Mapping[str, Any] | None = None,
     clues: Clues | None = None,
     folder: Path | str | None = None,
 ) -> InitialSettings:
@@ -109,6 +111,7 @@ def init(
         preset: The family: imagenet, yolo, encoder (bert), clip, vit, unit (0..1), pixels (0..255) or arrays.
             None: what the model seems to be.
         spec: What is known already, in the place of what is guessed.
+        preprocess: Fields of `Preprocess`, in the place of those of the preset.
         clues: What the model and its folder show; None: that is looked for.
         folder: Where the file will lie, to which its paths are relative; None: beside the model.
 
@@ -121,11 +124,11 @@ def init(
         raise UsageError(f"there is no preset {preset!r}; take {', '.join(PRESETS)}")
     name, known = preset or clues.preset, spec or ModelSpec()
     found = _describe(clues, name)
-    preprocess = known.preprocess if known.preprocess != ModelSpec().preprocess else found.preprocess
+    steps = known.preprocess if known.preprocess != ModelSpec().preprocess else found.preprocess
     merged = replace(
         known,
         inputs={**found.inputs, **known.inputs},
-        preprocess=preprocess,
+        preprocess=replace(steps, **(preprocess or {})),
         calibration=_add_data(known.calibration, clues),
         evaluation=_add_labels(known.evaluation, clues),
         layers=known.layers if known.layers != ModelSpec().layers else found.layers,

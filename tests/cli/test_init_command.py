@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from command_line import trtq
 
 import trtq as package
 from trtq.calibrators.settings import read_spec
-from trtq.models.families import FAMILIES
+from trtq.models.families import FAMILIES, describe_imagenet
 from trtq.models.preprocess import Preprocess
 from trtq.models.spec import InputSpec
 from trtq.pipeline.init import PRESETS, find_clues
@@ -123,9 +124,8 @@ def test_given_options_stand_in_the_place_of_guesses(model: Path) -> None:
     numbers = ("--mean", "0.5,0.25,1", "--std", "2", "--resize", "32x64", "--channels", "BGR", "--scale", "1")
     trtq("init", model, *numbers, "--eval-data", "e.npz", "--labels", "l.npy", "-o", "sub.toml", "-q")
     spec = read_spec("sub.toml")
-    assert spec.preprocess == Preprocess(
-        resize=(32, 64), channels="BGR", scale=1.0, mean=(0.5, 0.25, 1.0), std=(2.0,)
-    )
+    usual = replace(describe_imagenet((64, 48)).preprocess, resize=(32, 64), channels="BGR", scale=1.0)
+    assert spec.preprocess == replace(usual, mean=(0.5, 0.25, 1.0), std=(2.0,))  # the rest is the preset's
     assert (spec.evaluation.data, spec.evaluation.labels) == ("e.npz", "l.npy")
     Path("elsewhere").mkdir()
     trtq("init", model, "--calib-data", "s3://data/c.npz", "-o", "elsewhere/t.toml", "-q")

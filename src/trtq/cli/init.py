@@ -15,7 +15,7 @@ from trtq.cli.help import GroupedCommand
 from trtq.cli.options import Given
 from trtq.errors import UsageError
 from trtq.files import check_output, write_atomically
-from trtq.models.preprocess import describe
+from trtq.models.preprocess import Preprocess, describe
 from trtq.models.spec import CalibrationSpec, EvaluationSpec, ModelSpec
 from trtq.pipeline.init import PRESETS, Clues, InitialSettings, find_clues, init
 
@@ -65,11 +65,11 @@ def command(
         preset, clues = _ask(clues, preset, given)
     known = replace(
         ModelSpec(),
-        preprocess=given.apply(ModelSpec().preprocess),
         calibration=given.apply(ModelSpec().calibration),
         evaluation=given.apply(ModelSpec().evaluation),
     )
-    found = init(model, preset=preset, spec=known, clues=clues, folder=path.parent)
+    changes = {change.field: change.value for change in given.find(Preprocess)}
+    found = init(model, preset=preset, spec=known, preprocess=changes, clues=clues, folder=path.parent)
     write_atomically(path, found.text.encode())
     if not quiet:
         _print(path, model, found)

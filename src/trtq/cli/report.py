@@ -12,7 +12,7 @@ from trtq.cli.console import open_console
 from trtq.cli.markdown import write_pair
 from trtq.cli.tables import create_table
 from trtq.errors import UsageError
-from trtq.files import check_output, write_atomically
+from trtq.files import check_outputs, write_atomically
 from trtq.pipeline.deliver.side_by_side import name_builds
 from trtq.pipeline.report import compare_builds, list_layers, report
 
@@ -68,15 +68,13 @@ def command(
         return
     if summary is not None:
         raise UsageError("--summary shows two builds side by side; give two folders")
-    if table is not None:
-        check_output(table, folder, sensitivity, option="--csv")
-        write_atomically(table, list_layers(folder, sensitivity))
     output = output or folder.absolute().with_suffix(f"{folder.suffix}.html")
-    check_output(output, folder, sensitivity)
-    page = report(folder, sensitivity)
-    write_atomically(output, page)
+    check_outputs({"--output": output, "--csv": table}, folder, sensitivity)
+    write_atomically(output, report(folder, sensitivity))
+    if table is not None:
+        write_atomically(table, list_layers(folder, sensitivity))
     if not quiet:
-        open_console().print(f"written to {output}", soft_wrap=True)
+        open_console().print(f"written to {output}{f' and {table}' if table else ''}", soft_wrap=True)
 
 
 def _show_pair(first: Path, second: Path, output: Path | None, files: CiFiles, *, quiet: bool) -> None:
