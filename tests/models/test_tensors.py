@@ -13,7 +13,7 @@ import pytest
 from numpy.typing import NDArray
 
 from trtq.errors import ModelError
-from trtq.models.tensors import read_values
+from trtq.models.tensors import read_values, require_finite
 
 
 def external(folder: Path, array: NDArray[Any], *, offset: int) -> ir.ExternalTensor:
@@ -48,3 +48,13 @@ def test_a_file_that_has_gone_or_shrunk_is_told(tmp_path: Path) -> None:
     message = f"cannot read the weights of 'w' from {tmp_path / 'w.data'}: No such file or directory"
     with pytest.raises(ModelError, match=re.escape(message)):
         read_values(tensor)
+
+
+@pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan])
+def test_a_half_that_is_not_finite_is_found(value: float) -> None:
+    halves = np.full((600, 600), 65504, np.float16)
+    require_finite(halves.T, "w")
+    require_finite(halves[:0], "w")
+    halves[599, 598] = value
+    with pytest.raises(ModelError, match="has 1 values that are infinite or not a number"):
+        require_finite(halves, "w")
