@@ -80,7 +80,7 @@ class CodeFormat(Format):
         parts = [(a, c, b) for a, b, c in iterate_pieces((view.shape[0], view.shape[2], channels))]
         amax = np.zeros(channels, np.float32)
         for part in parts:
-            magnitudes = np.abs(view[part].astype(np.float32, copy=False)).max(axis=(0, 2), initial=0.0)
+            magnitudes = _find_largest(view[part])
             amax[part[1]] = np.maximum(amax[part[1]], magnitudes)
         scales = self.scales_of(amax, dtype)
         codes = np.empty(view.shape, self.array_dtype)
@@ -112,8 +112,9 @@ class CodeFormat(Format):
 
     def codes_of(self, values: NDArray[Any], scales: NDArray[Any]) -> NDArray[Any]:
         """Returns the nearest codes of values, by scales in a shape that divides them."""
-        nearest: NDArray[Any] = np.clip(np.rint(values / scales), self.lowest, self.largest)
-        return nearest.astype(self.array_dtype)
+        steps = np.asarray(values / scales)
+        np.rint(steps, out=steps)
+        return np.clip(steps, self.lowest, self.largest, out=steps).astype(self.array_dtype)
 
     def levels_of(self, codes: NDArray[Any]) -> NDArray[Any]:
         """Returns the numbers that the codes are where the scale is 1."""
@@ -131,3 +132,14 @@ class CodeFormat(Format):
     def round_away(self, steps: NDArray[np.float64], nearest: NDArray[np.float64]) -> NDArray[np.float64]:
         """Returns the levels on the other side of the values; the nearest where there is none."""
         return np.asarray(np.clip(nearest + np.sign(steps - nearest), self.lowest, self.largest))
+
+
+def _find_largest(values: NDArray[Any]) -> NDArray[np.float32]:
+    """Returns the largest magnitudes along the middle axis of three: float32.
+
+    Those of FP16 are in the order of their bits without the sign, which are compared several times as fast.
+    """
+    if values.dtype == np.float16:
+        bits = values.view(np.uint16) & np.uint16(0x7FFF)
+        return np.asarray(bits.max(axis=(0, 2), initial=0).view(np.float16).astype(np.float32))
+    return np.asarray(np.abs(values.astype(np.float32, copy=False)).max(axis=(0, 2), initial=0.0))

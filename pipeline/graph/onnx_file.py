@@ -13,7 +13,7 @@ import onnx_ir as ir
 from google.protobuf.message import DecodeError
 
 from trtq.errors import ModelError, TrtqError, quote
-from trtq.files import is_file
+from trtq.files import is_file, update_hash
 from trtq.models.modules import name_after_modules
 from trtq.pipeline.graph.tidy import (
     check_attributes,
@@ -80,9 +80,7 @@ def digest(content: bytes, files: Sequence[Path]) -> str:
     """Returns the SHA-256 of a model's file and of those of its external data, as hex."""
     sha = hashlib.sha256(content)
     for path in files:
-        with path.open("rb") as stream:
-            while block := stream.read(1 << 22):
-                sha.update(block)
+        update_hash(sha, path)
     return sha.hexdigest()
 
 

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from trtq.records import LogitsComparison
+from trtq.records import LogitsComparison, LogitsSpan
 
 _VOCABULARY = 8192
 """An output of so many entries is one of logits whatever its name; hidden states are smaller."""
+_TOP = 5
 _NO_TOKENS = ("position", "type", "segment", "mask", "label", "cache")
 """In the names of inputs that hold whole numbers of the same shape."""
 
@@ -27,6 +28,8 @@ class LogitsMetrics:
     surprise: float = 0.0
     reference_surprise: float = 0.0
     tokens: int = 0
+    places: NDArray[np.float64] = field(default_factory=lambda: np.zeros((0, 4)))
+    """By place in the sequence, sums of: 1, the divergence, and the agreement of the top 1 and top 5."""
 
     def add(
         self,
@@ -48,18 +51,47 @@ class LogitsMetrics:
             mine, other = _log_softmax(ours), _log_softmax(theirs)
             with np.errstate(invalid="ignore"):
                 terms = np.exp(other) * (other - mine)
-            self.divergence += float(np.where(np.isneginf(other), 0.0, terms)[kept].sum())
+            divergence = np.where(np.isneginf(other), 0.0, terms).sum(axis=-1)
+            self.divergence += float(divergence[kept].sum())
+            self._add_places(divergence, *_agree(mine, other), kept)
             self.rows += int(kept.sum())
             places = np.flatnonzero(kept[:-1] & kept[1:])
             self.surprise -= float(mine[places, tokens[places + 1]].sum())
             self.reference_surprise -= float(other[places, tokens[places + 1]].sum())
             self.tokens += len(places)
 
+    def _add_places(
+        self,
+        divergence: NDArray[np.float64],
+        top1: NDArray[np.float64],
+        top5: NDArray[np.float64],
+        kept: NDArray[np.bool_],
+    ) -> None:
+        """Takes in one sequence; all of shape (T,)."""
+        sums = np.stack([np.ones_like(top1), divergence, top1, top5], axis=1)[kept]
+        grown = np.zeros((max(len(self.places), len(sums)), 4))
+        grown[: len(self.places)] = self.places
+        grown[: len(sums)] += sums
+        self.places = grown
+
+    def _list_spans(self) -> Iterator[LogitsSpan]:
+        """Yields the means of the places 0, 1, 2 to 3, 4 to 7 and so on; padding has no place."""
+        first = 0
+        while first < len(self.places):
+            last = min(max(2 * first, 1), len(self.places)) - 1
+            count, *sums = self.places[first : last + 1].sum(axis=0).tolist()
+            yield LogitsSpan(first, last, *(total / count for total in sums))
+            first = last + 1
+
     def result(self, candidate: str, reference: str, output: str) -> LogitsComparison:
         """Returns the comparison of all that was taken in."""
         divergence = self.divergence / self.rows if self.rows else math.nan
-        perplexities = (_perplexity(item, self.tokens) for item in (self.surprise, self.reference_surprise))
-        return LogitsComparison(candidate, reference, output, divergence, *perplexities)
+        ours, theirs = (_perplexity(item, self.tokens) for item in (self.surprise, self.reference_surprise))
+        _, _, top1, top5 = self.places.sum(axis=0) / (self.rows or math.nan)
+        spans = tuple(self._list_spans())
+        return LogitsComparison(
+            candidate, reference, output, divergence, ours, theirs, float(top1), float(top5), spans
+        )
 
 
 def find_tokens(output: str, logits: NDArray[Any], inputs: Mapping[str, NDArray[Any]]) -> str | None:
@@ -97,6 +129,16 @@ def _may_be_tokens(name: str, array: NDArray[Any], logits: NDArray[Any]) -> bool
         return False
     is_whole = np.issubdtype(array.dtype, np.integer) and array.shape == logits.shape[:2]
     return bool(is_whole and array.size and array.min() >= 0 and 1 < array.max() < logits.shape[-1])
+
+
+def _agree(
+    candidate: NDArray[np.float64], reference: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Returns for rows of logits, shape (T, V), whether the largest is the same, and the share of 5."""
+    top1 = (candidate.argmax(axis=-1) == reference.argmax(axis=-1)).astype(np.float64)
+    count = min(_TOP, candidate.shape[-1])
+    ours, theirs = (np.argpartition(item, -count, axis=-1)[:, -count:] for item in (candidate, reference))
+    return top1, (ours[:, :, None] == theirs[:, None]).any(axis=1).mean(axis=-1)
 
 
 def _log_softmax(logits: NDArray[Any]) -> NDArray[np.float64]:

@@ -123,12 +123,18 @@ def is_there(path: Path) -> bool:
 
 def hash_file(path: Path) -> str:
     """Returns the SHA-256 of a file's content, as hex."""
-    sha, buffer = hashlib.sha256(), bytearray(_BLOCK_BYTES)
+    sha = hashlib.sha256()
+    update_hash(sha, path)
+    return sha.hexdigest()
+
+
+def update_hash(sha: hashlib._Hash, path: Path) -> None:
+    """Adds the content of a file to what is hashed."""
+    buffer = bytearray(_BLOCK_BYTES)
     view = memoryview(buffer)  # read into the same memory again and again: no allocation, no copy
     with path.open("rb", buffering=0) as stream:
         while count := stream.readinto(buffer):
             sha.update(view[:count])
-    return sha.hexdigest()
 
 
 def check_outputs(outputs: Mapping[str, Path | None], *sources: Path | str | None) -> None:

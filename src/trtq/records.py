@@ -107,6 +107,25 @@ class OutputComparison:
 
 
 @dataclass(frozen=True, slots=True)
+class LogitsSpan:
+    """The logits at some places in a sequence, from `first` to `last`, both from 0.
+
+    Attributes:
+        first: The first place.
+        last: The last place.
+        kl_nats: The mean divergence there.
+        top1: The share of places where the most likely token is the same.
+        top5: The mean share of the reference's 5 most likely tokens that are among the candidate's.
+    """
+
+    first: int
+    last: int
+    kl_nats: Measured
+    top1: Measured
+    top5: Measured
+
+
+@dataclass(frozen=True, slots=True)
 class LogitsComparison:
     """The logits of a candidate against those of a reference, over all the data.
 
@@ -117,6 +136,9 @@ class LogitsComparison:
         kl_nats: Mean Kullback-Leibler divergence of the candidate's distribution from the reference's.
         perplexity: Of the candidate, on the next token; NaN if the data has only one token a sample.
         reference_perplexity: Of the reference.
+        top1: The share of tokens for which the most likely next one is the same.
+        top5: The mean share of the reference's 5 most likely tokens that are among the candidate's.
+        spans: The same by the place in the sequence: 0, 1, 2 to 3, 4 to 7 and so on.
     """
 
     candidate: str
@@ -125,6 +147,9 @@ class LogitsComparison:
     kl_nats: Measured
     perplexity: Measured
     reference_perplexity: Measured
+    top1: Measured = math.nan
+    top5: Measured = math.nan
+    spans: tuple[LogitsSpan, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

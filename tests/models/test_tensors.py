@@ -59,3 +59,13 @@ def test_a_value_that_is_not_finite_is_found_behind_the_first_piece() -> None:
         ModelError, match=r"^weight 'w' has 1 values that are infinite or not a number, such as"
     ):
         require_finite(values, "w")
+
+
+@pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan])
+def test_a_half_that_is_not_finite_is_found(value: float) -> None:
+    halves = np.full((600, 600), 65504, np.float16)
+    require_finite(halves.T, "w")
+    require_finite(halves[:0], "w")
+    halves[599, 598] = value
+    with pytest.raises(ModelError, match="has 1 values that are infinite or not a number"):
+        require_finite(halves, "w")

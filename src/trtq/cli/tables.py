@@ -160,12 +160,14 @@ def _print_layers(console: Console, folder: Path) -> None:
 
 
 def print_logits(console: Console, logits: Sequence[LogitsComparison]) -> None:
-    """Prints perplexity and divergence of each pair in one line."""
+    """Prints perplexity, divergence and agreement of each pair in one line."""
     for item in logits:
+        agreement = f"  top 1 agrees {item.top1:.2%}, top 5 {item.top5:.2%}" if item.spans else ""
         console.print(
             f"{item.output}  perplexity {_number(item.perplexity, '{:.4g}')} ({item.candidate}), "
             f"{_number(item.reference_perplexity, '{:.4g}')} ({item.reference})  "
-            f"KL divergence {item.kl_nats:.3g} nats"
+            f"KL divergence {item.kl_nats:.3g} nats{agreement}",
+            soft_wrap=True,
         )
 
 

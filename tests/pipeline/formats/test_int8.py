@@ -41,3 +41,13 @@ def test_a_large_weight_of_low_precision_is_worked_on_in_pieces() -> None:
     wanted = np.abs(weight.astype(np.float32)).max(axis=0) / np.float32(127)
     np.testing.assert_array_equal(scales, wanted)
     np.testing.assert_array_equal(codes, np.rint(weight.astype(np.float32) / wanted))
+
+
+def test_halves_get_the_scales_of_the_same_floats() -> None:
+    halves = np.random.default_rng(0).standard_normal((40, 24)).astype(np.float16)
+    halves[0] = -0.0
+    for axis in (0, 1):
+        codes, scales = INT8.encode(halves, PerChannel(axis), "float16")
+        other, wanted = INT8.encode(halves.astype(np.float32), PerChannel(axis), "float16")
+        np.testing.assert_array_equal(scales, wanted)
+        np.testing.assert_array_equal(codes, other)

@@ -122,3 +122,33 @@ def test_numbers_outside_the_vocabulary_are_no_tokens() -> None:
     found = metrics.result("a", "b", "y")
     assert math.isnan(found.kl_nats)
     assert math.isnan(found.perplexity)
+
+
+def test_agreement_is_told_by_the_place_in_the_sequence() -> None:
+    rng = np.random.default_rng(0)
+    reference = rng.standard_normal((3, 6, 40))
+    candidate = reference.copy()
+    candidate[0, 3] = -candidate[0, 3]
+    candidate[:, 5] += rng.standard_normal((3, 40))
+    mask = np.ones((3, 6), bool)
+    mask[2, 5] = False
+    metrics = LogitsMetrics()
+    for index in range(3):  # one at a time, the first shorter than the others
+        length = 4 if index == 0 else 6
+        part = (slice(index, index + 1), slice(length))
+        metrics.add(candidate[part], reference[part], np.ones((1, length), int), mask[part])
+    found = metrics.result("a", "b", "y")
+    spans = {(item.first, item.last): item for item in found.spans}
+    assert [*spans] == [(0, 0), (1, 1), (2, 3), (4, 5)]
+    assert (spans[0, 0].kl_nats, spans[0, 0].top1, spans[0, 0].top5) == (0, 1, 1)
+    assert spans[2, 3].top1 == pytest.approx(5 / 6)
+    assert 5 / 6 <= spans[2, 3].top5 < 1
+    five = [
+        len({*np.argsort(a)[-5:]} & {*np.argsort(b)[-5:]}) / 5
+        for a, b in zip(candidate[1:2, 5], reference[1:2, 5], strict=True)
+    ]
+    assert spans[4, 5].top5 == pytest.approx((1 + 1 + five[0]) / 3)
+    counts = [3, 3, 6, 3]
+    for name in ("kl_nats", "top1", "top5"):
+        mean = np.average([getattr(item, name) for item in found.spans], weights=counts)
+        assert getattr(found, name) == pytest.approx(mean)
