@@ -164,7 +164,8 @@ class LoadedEngine:
         assert self.onnx is not None
         digests = self.manifest.outputs
         files = {name: self._read(name, digests[name]) for name in _name_weights(self.onnx, digests)}
-        model = onnx.load_model_from_string(content)
+        with refuse_damage(ArtifactError, f"{self.onnx} is not a whole model; build again"):
+            model = onnx.load_model_from_string(content)
         outside = [item for item in list_tensors(model) if item.data_location == onnx.TensorProto.EXTERNAL]
         for tensor in outside:
             where = {entry.key: entry.value for entry in tensor.external_data}
