@@ -18,12 +18,12 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _INFINITE = np.uint16(0x7C00)
-"""Elements that fit the processor's cache; the exponent that infinities and NaN of FP16 have."""
+"""The exponent that infinities and NaN of FP16 have."""
 FLOAT_TYPES = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 """The dtypes that networks compute in on a GPU."""
 
-PIECE = 1 << 20
-"""So many elements of a large tensor are looked at at a time."""
+PIECE = 1 << 18
+"""So many elements of a large tensor are looked at at a time: they fit the cache of a processor."""
 
 
 def read_values(tensor: ir.TensorProtocol) -> NDArray[Any]:

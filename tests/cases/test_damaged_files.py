@@ -205,6 +205,25 @@ def test_a_build_with_a_damaged_model_is_not_packaged(
     model = onnx.load(build / "model.int8.onnx")
     model.graph.initializer[0].data_type = 99
     onnx.save(model, build / "model.int8.onnx")
+    _seal_again(build)
+    with pytest.raises(ArtifactError, match=r"model\.int8\.onnx is not a whole model; build again: "):
+        trtq.package(build, tmp_path / "repository")
+
+
+def test_a_build_whose_model_is_none_is_not_run(tmp_path: Path, small_model: Callable[[Path], None]) -> None:
+    small_model(tmp_path)
+    build = Path(_build(tmp_path).output)
+    (build / "model.int8.onnx").write_bytes(b"no model at all")
+    _seal_again(build)
+    with (
+        pytest.raises(ArtifactError, match=r"model\.int8\.onnx is not a whole model; build again: "),
+        trtq.load(build, backend="onnxruntime") as engine,
+    ):
+        engine.runner("x")
+
+
+def _seal_again(build: Path) -> None:
+    """Has the manifest of a build know its model as it is now."""
     document = json.loads((build / "manifest.json").read_bytes())
     document["outputs"]["model.int8.onnx"] = hashlib.sha256(
         (build / "model.int8.onnx").read_bytes()
@@ -213,8 +232,6 @@ def test_a_build_with_a_damaged_model_is_not_packaged(
     rest = json.dumps(document, indent=1).encode() + b"\n"
     own = hashlib.sha256(rest).hexdigest()
     (build / "manifest.json").write_bytes(rest.replace(b"{\n", f'{{\n "sha256": "{own}",\n'.encode(), 1))
-    with pytest.raises(ArtifactError, match=r"model\.int8\.onnx is not a whole model; build again: "):
-        trtq.package(build, tmp_path / "repository")
 
 
 @pytest.mark.parametrize(

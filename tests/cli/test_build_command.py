@@ -263,7 +263,7 @@ def test_build_takes_trtexecs_spellings(model: Path, tmp_path: Path) -> None:
     assert (result.exit_code, result.stdout, result.stderr) == (0, "", "")
     report = json.loads((tmp_path / "shapes" / "report.json").read_bytes())
     assert report["engine"]["profiles"] == {
-        "image": {"min": [1, 1, 8, 8], "opt": [4, 1, 8, 8], "max": [16, 1, 8, 8]}
+        "image": {"min": [1, 1, 8, 8], "opt": [4, 1, 8, 8], "max": [16, 1, 8, 8], "profiles": []}
     }
     assert report["engine"]["targets"] == ["8.9"]
     assert report["calibration"]["method"] == "percentile(percentile=99.9)"
