@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import sys
 from collections.abc import Callable, Iterator
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 
 from trtq.cli.sharing import find_workers
-from trtq.cluster import Ray, find_versions, refuse_other_versions
+from trtq.cluster import Ray, find_surroundings, find_versions, refuse_other_versions, take_surroundings
 from trtq.errors import DataError, MissingDependency, UsageError, WorkerError
 from trtq.workers import Processes, limit_cores
 
@@ -162,6 +163,15 @@ def test_a_machine_with_another_version_is_refused() -> None:
         WorkerError, match=r"^the machine 10\.0\.0\.7 of the cluster has trtq 0\.1, this one has "
     ):
         refuse_other_versions(here, there, "10.0.0.7")
+
+
+def test_a_worker_has_the_variables_of_the_driver(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRTQ_ORT_CUSTOM_OPS", "/lib/ops.so")
+    wanted = find_surroundings()
+    monkeypatch.delenv("TRTQ_ORT_CUSTOM_OPS")
+    monkeypatch.setenv("TRTQ_PLUGINS", "/lib/of_an_earlier_task.so")
+    take_surroundings(wanted, "10.0.0.7")
+    assert (os.environ["TRTQ_ORT_CUSTOM_OPS"], "TRTQ_PLUGINS" in os.environ) == ("/lib/ops.so", False)
 
 
 def test_workers_are_named_in_words() -> None:

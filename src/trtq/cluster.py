@@ -25,6 +25,7 @@ _WORK = "sharing work over a cluster"
 RETRIES = 5
 """How often a task is begun again when its worker or its machine is gone."""
 _PATIENCE_SECONDS = 10.0
+_PREFIX = "TRTQ_"
 _DECIDING = ("trtq", "numpy", "onnxruntime")
 """Packages of which another version may compute something else."""
 
@@ -87,7 +88,7 @@ class Ray:
         run = ray.remote(_run).options(
             num_cpus=self.cpus, memory=self.memory_bytes or None, max_retries=RETRIES
         )
-        here, most, waiting = find_versions(), 2 * self.count(), deque[Any]()
+        here, most, waiting = find_surroundings(), 2 * self.count(), deque[Any]()
         try:
             for item in items:
                 waiting.append(run.remote(task, item, self.cpus, here))
@@ -146,6 +147,32 @@ class _Answer:
     machine: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What a task needs to find on its worker: the same versions, and what trtq reads in the environment."""
+
+    versions: Versions
+    variables: tuple[tuple[str, str], ...] = ()
+
+
+def find_surroundings() -> Surroundings:
+    """Returns the surroundings of this process."""
+    ours = ((name, text) for name, text in os.environ.items() if name.startswith(_PREFIX))
+    return Surroundings(find_versions(), tuple(ours))
+
+
+def take_surroundings(wanted: Surroundings, machine: str) -> None:
+    """Gives this process the variables that the driver has, such as those that name libraries of operators.
+
+    Raises:
+        WorkerError: The versions differ.
+    """
+    refuse_other_versions(wanted.versions, find_versions(), machine)
+    for name in [name for name in os.environ if name.startswith(_PREFIX)]:
+        del os.environ[name]
+    os.environ.update(wanted.variables)
+
+
 def find_versions() -> Versions:
     """Returns the versions of Python and of the packages that the numbers depend on."""
     found = ((name, importlib.metadata.version(name)) for name in _DECIDING)
@@ -171,12 +198,12 @@ def find_machine() -> str:
     return str(lazy.require("ray", "ray", _WORK).util.get_node_ip_address())
 
 
-def _run(task: Callable[[Any], Any], item: Any, cpus: int, wanted: Versions) -> _Answer:
+def _run(task: Callable[[Any], Any], item: Any, cpus: int, wanted: Surroundings) -> _Answer:
     """Does one part of the work; this runs on a worker."""
     machine = find_machine()
     limit_cores(cpus)
     try:
-        refuse_other_versions(wanted, find_versions(), machine)
+        take_surroundings(wanted, machine)
         return _Answer(task(item))
     except Exception as error:  # noqa: BLE001 - it is raised where the result is wanted
         return _Answer(error=error, machine=machine)
