@@ -23,6 +23,8 @@ from trtq.errors import ArtifactError, DataError, ModelError, TrtqError, UsageEr
 from trtq.files import refuse_damage
 from trtq.models import session
 from trtq.models.program import open_module
+from trtq.pipeline.graph.load import read_runnable
+from trtq.pipeline.graph.opset import infer_shapes
 
 _LONG = "9" * 5000
 
@@ -332,3 +334,14 @@ def test_an_exported_program_that_contradicts_itself_is_refused() -> None:
         ModelError, match=r"^the exported program makes no module: IndexError: list index .*export.save$"
     ):
         open_module(Program())
+
+
+def test_a_nameless_last_output_needs_no_shape(tmp_path: Path) -> None:
+    model = onnx.parser.parse_model(
+        '<ir_version: 8, opset_import: ["": 18]> g (float[1,2] x) => (float[1,2] y) { y = Dropout (x) }'
+    )
+    model.graph.node[0].output.append("")
+    (tmp_path / "m.onnx").write_bytes(model.SerializeToString())
+    read, _ = read_runnable(tmp_path / "m.onnx")
+    infer_shapes(read)
+    assert read.graph.outputs[0].shape == (1, 2)

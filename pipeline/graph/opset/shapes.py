@@ -28,7 +28,7 @@ def infer_shapes(model: ir.Model) -> None:
     """
     inferred = ir.from_proto(_infer(_write_without_weights(model)))
     for node, twin in zip(model.graph.all_nodes(), inferred.graph.all_nodes(), strict=True):
-        for value, found in zip(node.outputs, twin.outputs, strict=True):
+        for value, found in zip(node.outputs, twin.outputs, strict=False):  # nameless last ones are gone
             value.type = value.type if found.type is None else found.type
             value.shape = _filled(found.shape, value.shape) if value.is_graph_output() else found.shape
 
