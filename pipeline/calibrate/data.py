@@ -310,7 +310,8 @@ def observe_graph(
         MissingDependency: The device is not there.
         ArtifactError: The checkpoint cannot be read or written, or is of something else.
     """
-    if batches.content is None and (how.checkpoint is not None or how.shard[1] > 1):
+    is_read_apart = how.checkpoint is not None or how.shard[1] > 1 or how.workers is not None
+    if batches.content is None and is_read_apart:
         watcher.warn(
             f"{batches.origin} must yield the same feeds every time; "
             f"only that the script is unchanged is checked"

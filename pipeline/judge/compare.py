@@ -106,7 +106,7 @@ def compare_models(
     token_inputs: dict[str, str | None] = {}  # by output; found in the first batch
     holds_scores: dict[Key, bool] = {}
     num_samples, sample_names = 0, list[str]()
-    sessions: dict[str, PlainSession] = {name: _open_session(path) for name, path in models.items()}
+    sessions: dict[str, PlainSession] = {name: open_compared(path) for name, path in models.items()}
     truth = _find_truth(pairs)
     is_stable = batches.content is not None  # a script may yield other data the second time
     recalled = RecallingSession(sessions[truth]) if truth in models and is_stable else None
@@ -246,7 +246,12 @@ def _drop(arrays: Mapping[str, NDArray[Any]], names: Collection[str | None]) -> 
     return {name: array for name, array in arrays.items() if name not in names}
 
 
-def _open_session(path: Path) -> Session:
+def open_compared(path: Path) -> Session:
+    """Returns the session in which a file is compared: with its roundings, and unoptimized where it rounds.
+
+    Raises:
+        ModelError: ONNX Runtime cannot load it.
+    """
     model, is_changed = _read_typed(path)
     rounded = emulate_halves(model) or make_quantize_exact(model)
     if rounded is None and not is_changed:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from trtq.errors import DataError, ModelError
 from trtq.files import refuse_damage
 from trtq.models.session import Session, SessionPort, run
-from trtq.pipeline.judge.witness import open_reference
+from trtq.pipeline.judge.compare import open_compared
 
 _PAST = re.compile(r"past|cache", re.IGNORECASE)
 _STATE = re.compile(r"past_key_values|past|present|cache|new|in_|out_", re.IGNORECASE)
@@ -70,14 +70,16 @@ def compare_generated(
 ) -> list[Generated]:
     """Returns what two ONNX models write behind each prompt, so many tokens.
 
-    A model with a cache is given one token at a time, and else all that was written.
+    A model with a cache is given one token at a time, and else all that was written. What an engine holds in
+    FP16 or BF16 is rounded to it, as in a comparison on data.
 
     Raises:
-        ModelError: One is no language model with inputs for tokens, positions, masks or a cache alone.
+        ModelError: One is no language model with inputs for tokens, positions, masks or a cache alone, or its
+            logits are not finite.
     """
     written = []
     for path in (reference, candidate):
-        decoder = _Decoder(path, open_reference(path))
+        decoder = _Decoder(path, open_compared(path))
         written.append([decoder.write(prompt, count) for prompt in prompts])
     return [Generated(tuple(prompt), *pair) for prompt, *pair in zip(prompts, *written, strict=True)]
 
@@ -113,7 +115,13 @@ class _Decoder:
                     f"{self._path}: output {self._logits!r} has {logits.ndim} axes; logits have 3: batch, "
                     f"sequence, vocabulary"
                 )
-            tokens.append(int(logits[0, len(new) - 1].argmax()))
+            scores = logits[0, len(new) - 1]
+            if not np.isfinite(scores.max()):
+                raise ModelError(
+                    f"{self._path}: the logits of token {len(tokens) + 1} are not finite, so none is the "
+                    f"most likely; compare the models on data to see how far they are apart"
+                )
+            tokens.append(int(scores.argmax()))
             if self._caches:
                 state, known = dict(zip(self._presents, presents, strict=True)), known + len(new)
         return tuple(tokens[len(prompt) :])

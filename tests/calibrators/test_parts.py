@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from recording_watcher import RecordingWatcher
 
 import trtq
 from trtq.calibrators.ranges import ranges_to_json
@@ -140,6 +141,20 @@ def test_a_worker_that_sees_other_data_is_refused(
     )
     with pytest.raises(ArtifactError, match=words):
         observe(demo_folder / "model.onnx", spec=spec, how=ObserveOptions(workers=Elsewhere()))
+
+
+def test_a_script_that_is_read_by_many_is_warned_of(demo_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "data.py").write_text(
+        "import numpy as np\n"
+        "def feeds():\n"
+        "    for _ in range(3):\n"
+        "        yield {'image': np.ones((4, 1, 8, 8), 'float32')}\n"
+    )
+    spec = trtq.ModelSpec(calibration=trtq.CalibrationSpec(data=f"{tmp_path / 'data.py'}:feeds"))
+    log = RecordingWatcher()
+    how = ObserveOptions(workers=Pickled())
+    assert observe(demo_folder / "model.onnx", spec=spec, how=how, watcher=log).num_samples == 12
+    assert any("must yield the same feeds every time" in text for text in log.warnings)
 
 
 def test_one_part_is_not_shared(demo_folder: Path, spec: trtq.ModelSpec) -> None:

@@ -72,11 +72,12 @@ def command(
       trtq compare model.onnx model.trtq --data eval.npz
       trtq compare decoder.onnx decoder.int4.onnx --generate 32 --prompt-ids prompts.txt
     """
+    if (generate is None) != (prompt_ids is None):
+        raise UsageError("--generate and --prompt-ids go together; give both, or neither")
     if generate is not None and prompt_ids is not None:
+        _refuse_unused(given, summary=summary, junit=junit)
         _compare_writing(reference, candidate, prompt_ids, generate, as_json)
         return
-    if generate is not None or prompt_ids is not None:
-        raise UsageError("--generate and --prompt-ids go together; give both, or neither")
     spec = given.read_spec(reference)
     files = CiFiles(f"trtq compare {reference} {candidate}", summary, junit)
     files.check(reference, candidate, *spec.sources)
@@ -100,6 +101,19 @@ def command(
         )
     if verdict.outcome == "fail":
         raise GateError("the accuracy gate failed: " + "; ".join(group_reasons(verdict.reasons)))
+
+
+def _refuse_unused(given: Given, **files: Path | None) -> None:
+    """Refuses what is of no use with --generate, which reads no data and has no gate.
+
+    Raises:
+        UsageError: There is such an option.
+    """
+    unused = [change.option for change in given.changes]
+    unused += ["--spec"] if given.settings is not None else []
+    unused += [f"--{name}" for name, path in files.items() if path is not None]
+    if unused:
+        raise UsageError(f"{unused[0]} is of no use with --generate: tokens are shown, not judged on data")
 
 
 def _compare_writing(reference: Path, candidate: Path, prompts: Path, count: int, as_json: bool) -> None:

@@ -128,3 +128,23 @@ def test_prompts_and_a_count_go_together(tmp_path: Path) -> None:
     result = trtq("compare", "a.onnx", "b.onnx", "--generate", 4)
     assert result.exit_code == 2
     assert result.stderr == "error: --generate and --prompt-ids go together; give both, or neither\n"
+
+
+def test_logits_that_are_not_finite_choose_no_token(tmp_path: Path) -> None:
+    reference = _write(tmp_path / "a.onnx", _PLAIN.format(length="S"))
+    broken = onnx.load(_write(tmp_path / "b.onnx", _PLAIN.format(length="S")))
+    table = next(item for item in broken.graph.initializer if item.name == "table")
+    table.CopyFrom(onnx.numpy_helper.from_array(np.full((4096, _VOCABULARY), np.nan, np.float32), "table"))
+    onnx.save(broken, tmp_path / "b.onnx")
+    with pytest.raises(ModelError, match=r"b\.onnx: the logits of token 3 are not finite, so none is"):
+        compare_generated(reference, tmp_path / "b.onnx", [[1, 2]], 4)
+
+
+def test_what_reads_data_or_judges_is_refused_with_generated_tokens(tmp_path: Path) -> None:
+    model = _write(tmp_path / "m.onnx", _CACHED)
+    (tmp_path / "p.txt").write_text("1 2")
+    command = ("compare", str(model), str(model), "--generate", "2", "--prompt-ids", str(tmp_path / "p.txt"))
+    for option, value in (("--data", "x.npz"), ("--min-cosine", "0.5"), ("--junit", "j.xml")):
+        result = trtq(*command, option, value)
+        assert result.exit_code == 2
+        assert f"{option} is of no use with --generate: tokens are shown, not judged" in result.stderr
