@@ -81,7 +81,7 @@ def build(
         random_data: Calibrate with random numbers, to try a build; the verdict is then "unverified".
         sign_key: A private Ed25519 key in PEM that signs the folder, unless the gate fails. Of an earlier
             build, only what this key has signed is used again.
-        watcher: Hears of the progress; None: a bar in a notebook draws it.
+        watcher: Hears of the progress; None: it is logged, and drawn in a notebook.
         workers: Who share the calibration and the trials: `trtq.Processes` or `trtq.Ray`; None: threads of
             this process. The ranges are the same.
         shared: Ranges that were made from the same arguments for builds on several kinds of machines; see

@@ -16,7 +16,7 @@ _REDRAW_S = 0.1
 class Watcher(Protocol):
     """Gets the progress of a build; what a subclass does not want to know, it need not define.
 
-    A function that is given none draws a bar in a notebook.
+    A function that is given none logs to the logger "trtq", and draws a bar in a notebook.
     """
 
     def stage(self, text: str, total: int | None = None) -> None:
@@ -40,7 +40,33 @@ class Silent(Watcher):
     """Says nothing."""
 
 
-class NotebookBar(Watcher):
+class LogWatcher(Watcher):
+    """Logs to the logger "trtq": stages and notes at INFO, warnings at WARNING.
+
+    Nothing is printed by a program that has not set logging up.
+    """
+
+    def __init__(self) -> None:
+        import logging
+
+        self._logger = logging.getLogger("trtq")
+        if not self._logger.handlers:
+            self._logger.addHandler(logging.NullHandler())
+
+    def stage(self, text: str, total: int | None = None) -> None:
+        """Logs it."""
+        self._logger.info("%s", text)
+
+    def note(self, text: str) -> None:
+        """Logs it."""
+        self._logger.info("%s", text)
+
+    def warn(self, text: str) -> None:
+        """Logs it."""
+        self._logger.warning("%s", text)
+
+
+class NotebookBar(LogWatcher):
     """Draws a bar below the running cell of a notebook until the cell ends, and warnings, which stay.
 
     Args:
@@ -48,6 +74,7 @@ class NotebookBar(Watcher):
     """
 
     def __init__(self, shell: Any) -> None:
+        super().__init__()
         self._shell, self._handle = shell, sys.modules["IPython"].display.DisplayHandle()
         self._text, self._done, self._drawn = "", 0, 0.0
         self._total: int | None = None
@@ -56,6 +83,7 @@ class NotebookBar(Watcher):
 
     def stage(self, text: str, total: int | None = None) -> None:
         """Starts a new bar in place of the last."""
+        super().stage(text, total)
         self._text, self._total, self._done = text, total, 0
         self._draw()
 
@@ -67,6 +95,7 @@ class NotebookBar(Watcher):
 
     def warn(self, text: str) -> None:
         """Writes a warning below the bar."""
+        super().warn(text)
         self._warnings.append(f"warning: {text}")
         self._draw()
 
@@ -89,12 +118,12 @@ class NotebookBar(Watcher):
 
 
 def choose_watcher(watcher: Watcher | None) -> Watcher:
-    """Returns the watcher that was given; without one a bar in a notebook, and elsewhere who says nothing."""
+    """Returns the watcher that was given; without one a bar in a notebook, and elsewhere who logs alone."""
     if watcher is not None:
         return watcher
     ipython = sys.modules.get("IPython")
     shell = ipython.get_ipython() if ipython else None
-    return Silent() if getattr(shell, "kernel", None) is None else NotebookBar(shell)
+    return LogWatcher() if getattr(shell, "kernel", None) is None else NotebookBar(shell)
 
 
 @dataclass(slots=True)
