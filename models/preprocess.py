@@ -135,6 +135,25 @@ def prepare_image(image: Any, steps: Preprocess, size: tuple[int, int] | None, n
     return _to_sample(_decode(image, steps.channels), steps, size, name)
 
 
+def restore_image(sample: NDArray[Any], steps: Preprocess) -> Any:
+    """Returns a sample as a picture of Pillow's, RGB or grey: what the model sees, in the picture's colors.
+
+    Args:
+        sample: As `read_image` returns it.
+        steps: What was done to the picture.
+    """
+    import numpy as np
+
+    pixels = np.asarray(sample, np.float32)
+    pixels = pixels.transpose(1, 2, 0) if steps.layout == "NCHW" else pixels
+    mean, std = _by_channel(steps.mean, pixels.shape[-1]), _by_channel(steps.std, pixels.shape[-1])
+    pixels = (pixels * np.asarray(std, np.float32) + np.asarray(mean, np.float32)) / (steps.scale or 1.0)
+    pixels = pixels[..., ::-1] if steps.channels == "BGR" else pixels
+    whole = np.clip(np.rint(pixels), 0, 255).astype(np.uint8)
+    pillow = lazy.require("PIL.Image", "images", "drawing images")
+    return pillow.fromarray(whole[..., 0] if whole.shape[-1] == 1 else np.ascontiguousarray(whole))
+
+
 def _to_sample(image: Any, steps: Preprocess, size: tuple[int, int] | None, name: str) -> NDArray[Any]:
     import numpy as np
 

@@ -16,7 +16,7 @@ from trtq.pipeline.judge.compare import Comparison, compare_models
 from trtq.pipeline.judge.evaluate import find_labels, open_evaluation_data
 from trtq.pipeline.judge.generate import Generated, compare_generated, read_prompts
 from trtq.pipeline.load import load as load_engine
-from trtq.progress import Silent, Watcher
+from trtq.progress import Watcher, choose_watcher
 
 
 def compare(
@@ -40,7 +40,7 @@ def compare(
         ArtifactError: The engine was changed, or is for another version or GPU.
         MissingDependency: What runs the engine is not here.
     """
-    watcher = watcher or Silent()
+    watcher = choose_watcher(watcher)
     spec = spec if spec is not None else find_spec(Path(reference))
     take_settings(spec, watcher)
     engine = load_engine(candidate) if Path(candidate).is_dir() else None

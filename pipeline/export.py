@@ -22,7 +22,7 @@ from trtq.models.target import LoadedModule, import_from_here, load_module, sort
 from trtq.models.toml import format_spec
 from trtq.models.wrapped import to_float32
 from trtq.pipeline.graph.load import Graph, load
-from trtq.progress import Silent, Watcher
+from trtq.progress import Watcher, choose_watcher
 from trtq.temporary import open_temporary_folder
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ def export(
         ArtifactError: A file cannot be written.
         MissingDependency: PyTorch, or the library that the target names, is not installed.
     """
-    options, watcher, output = options or ExportOptions(), watcher or Silent(), Path(output)
+    options, watcher, output = options or ExportOptions(), choose_watcher(watcher), Path(output)
     check_output(output)
     with import_from_here():
         watcher.stage("Loading")

@@ -19,7 +19,7 @@ from trtq.models.preprocess import Preprocess
 from trtq.models.signature import TensorSpec, show_shape
 from trtq.models.toml import read_table
 from trtq.pipeline.load import LoadedEngine, load
-from trtq.progress import Silent, Watcher
+from trtq.progress import Watcher, choose_watcher
 
 _USUAL_BATCH = 8
 
@@ -74,7 +74,7 @@ def run(
         DataError: The data does not fit, or an output cannot be joined over the runs.
         UsageError, ArtifactError, MissingDependency: As of `load`; or the output cannot be written.
     """
-    watcher = watcher or Silent()
+    watcher = choose_watcher(watcher)
     if samples is not None and samples < 1:
         raise UsageError(f"samples must be at least 1, got {samples}")
     if output is not None:

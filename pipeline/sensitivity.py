@@ -50,7 +50,7 @@ from trtq.pipeline.judge.sensitivity import (
 )
 from trtq.pipeline.judge.switchable import Switchable, open_switchable
 from trtq.pipeline.judge.witness import check_against_file
-from trtq.progress import Silent, Watcher
+from trtq.progress import Watcher, choose_watcher
 from trtq.workers import Shared, Workers
 
 _ALL, _ALONE, _WITHOUT = "all quantized", "alone: ", "without: "
@@ -89,7 +89,7 @@ def sensitivity(
         ArtifactError: The file cannot be written, or is something else; the build was changed, or is not one
             of INT8 with Q/DQ.
     """
-    watcher, model = watcher or Silent(), Path(model)
+    watcher, model = choose_watcher(watcher), Path(model)
     if model.is_dir():
         subject = _open_build(model, spec, watcher)
     else:

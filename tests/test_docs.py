@@ -29,6 +29,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 from click.testing import CliRunner
+from kinds_of_models import save_kinds
 
 import trtq
 from trtq.calibrators import METHODS, list_choices
@@ -138,6 +139,7 @@ def stock(tmp_path_factory: pytest.TempPathFactory, keys: Callable[[str], Path],
             few = {key: data[key][:NUM_SAMPLES] for key in data.files}
         np.savez(place / name, **few)
     write_other_formats(place, s3)
+    save_kinds(place)
     _, farm = (block for block in blocks(ROOT / "docs" / "build-all.md", "toml") if "[[build]]" in block)
     (place / "farm.toml").write_text(farm)
     for name in ("private", "public"):

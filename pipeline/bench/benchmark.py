@@ -47,7 +47,7 @@ from trtq.pipeline.engine.onnxruntime import OnnxRuntime
 from trtq.pipeline.graph.load import load
 from trtq.pipeline.graph.quantized import find_quantized_layers
 from trtq.pipeline.judge.speed import SpeedVerdict
-from trtq.progress import Silent, Watcher
+from trtq.progress import Watcher, choose_watcher
 
 _SPREAD = 0.05
 _FEW_RUNS = 100
@@ -157,7 +157,7 @@ def bench(
         ArtifactError: A build folder is not what was built, or an engine does not fit.
         MissingDependency: Nothing that was given can be run here.
     """
-    options, schedule, watcher = options or RunOptions(), schedule or Schedule(), watcher or Silent()
+    options, schedule, watcher = options or RunOptions(), schedule or Schedule(), choose_watcher(watcher)
     AccuracySpec(min_speedup=min_speedup)  # which says what is wrong with it
     watcher.stage("Loading")
     runnables, skipped, inputs = list_runnables([Path(target) for target in targets], options, watcher)

@@ -33,7 +33,7 @@ from trtq.pipeline.graph.load import Graph, load
 from trtq.pipeline.graph.pictures import tell_of_pictures
 from trtq.pipeline.graph.quantized import is_quantized
 from trtq.pipeline.load import load as load_engine
-from trtq.progress import Silent, Watcher
+from trtq.progress import Watcher, choose_watcher
 
 Device = Literal["auto", "cpu", "cuda"]
 ENGINE_OF_UNKNOWN = "engine"
@@ -120,7 +120,7 @@ def list_runnables(
     if not collector.runnables:
         none = UsageError(f"{targets[0]} holds nothing to measure")
         raise next(iter(collector.errors), none)
-    return _named(collector.runnables), tuple(collector.skipped), collector.inputs(watcher or Silent())
+    return _named(collector.runnables), tuple(collector.skipped), collector.inputs(choose_watcher(watcher))
 
 
 class _Collector:

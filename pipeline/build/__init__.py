@@ -42,7 +42,7 @@ from trtq.pipeline.judge.score import load_labels
 from trtq.pipeline.judge.speed import SpeedVerdict
 from trtq.pipeline.judge.witness import check_against_file
 from trtq.pipeline.sign import sign
-from trtq.progress import Log, Silent, Watcher
+from trtq.progress import Log, Watcher, choose_watcher
 from trtq.workers import Workers
 
 _MOST_REBUILDS = 2
@@ -81,7 +81,7 @@ def build(
         random_data: Calibrate with random numbers, to try a build; the verdict is then "unverified".
         sign_key: A private Ed25519 key in PEM that signs the folder, unless the gate fails. Of an earlier
             build, only what this key has signed is used again.
-        watcher: Hears of the progress.
+        watcher: Hears of the progress; None: it is logged, and drawn in a notebook.
         workers: Who share the calibration and the trials: `trtq.Processes` or `trtq.Ray`; None: threads of
             this process. The ranges are the same.
         shared: Ranges that were made from the same arguments for builds on several kinds of machines; see
@@ -97,7 +97,7 @@ def build(
         WorkerError: The workers cannot be reached, or died.
     """
     private = read_private_key(Path(sign_key)) if sign_key is not None else None
-    log = Log(watcher or Silent())
+    log = Log(choose_watcher(watcher))
     given = gather_arguments(model, data, output, spec, target, options)
     places = choose_places(output)
     job = prepare(given.model, given.spec, given.target, places.folder, random_data, log)

@@ -31,7 +31,7 @@ from trtq.pipeline.engine.profiles import resolve_profiles
 from trtq.pipeline.engine.target import Target
 from trtq.pipeline.formats import INT8
 from trtq.pipeline.graph.placement import QuantizedNode
-from trtq.progress import Silent, Watcher
+from trtq.progress import Watcher, choose_watcher
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +125,7 @@ def plan_build(
     """
     given = gather_arguments(model, data, output, spec, target, options)
     places = choose_places(output)
-    job = prepare(given.model, given.spec, given.target, places.folder, random_data, watcher or Silent())
+    job = prepare(given.model, given.spec, given.target, places.folder, random_data, choose_watcher(watcher))
     places.check(job)
     earlier = find_earlier(job.folder, job.keys)
     same = () if earlier is None else tuple(name for name in job.keys if name in earlier.same)

@@ -21,6 +21,7 @@ from trtq.pipeline.deliver.html.page import NAME as PAGE
 from trtq.pipeline.deliver.html.page import render_page
 from trtq.pipeline.deliver.html.page_data import NAME as TENSORS
 from trtq.pipeline.deliver.html.page_data import PageData, to_json
+from trtq.pipeline.deliver.html.thumbnails import draw_thumbnails
 from trtq.pipeline.deliver.manifest import Manifest
 from trtq.pipeline.deliver.names import CACHE, RANGES, REPORT
 from trtq.pipeline.deliver.report import Report
@@ -59,7 +60,11 @@ def write_folder(
     for name, content in job.extra_files.items():
         (stage / name).write_bytes(content)
     (stage / REPORT).write_bytes(report_to_json(report))
-    data = replace(tensors, layers=summarize_layers(job.graph.model, job.placement))
+    data = replace(
+        tensors,
+        layers=summarize_layers(job.graph.model, job.placement),
+        thumbnails=draw_thumbnails(job.evaluation, report.comparison),
+    )
     if data != PageData():
         (stage / TENSORS).write_bytes(to_json(data))
     contract = _create_manifest(job, engine)

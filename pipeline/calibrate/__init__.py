@@ -34,7 +34,7 @@ from trtq.pipeline.graph.placement import Placement
 from trtq.pipeline.graph.quantized import is_quantized
 from trtq.pipeline.graph.repair import repair_graph
 from trtq.pipeline.judge.witness import check_against_file
-from trtq.progress import Silent, Watcher
+from trtq.progress import Silent, Watcher, choose_watcher
 from trtq.workers import Workers
 
 
@@ -107,7 +107,7 @@ def open_calibration(
     Raises:
         ModelError, DataError, UsageError: Something that was given cannot be used.
     """
-    watcher, target = watcher or Silent(), target or Target()
+    watcher, target = choose_watcher(watcher), target or Target()
     spec = spec if spec is not None else find_spec(Path(model))
     create_method(spec.calibration)  # told now, not when the data is read
     graph, spec = load_to_quantize(Path(model), spec, target, watcher)
@@ -142,7 +142,7 @@ def calibrate(
         MissingDependency: The device is not there.
         ArtifactError: The checkpoint cannot be read or written, or is of something else.
     """
-    watcher = watcher or Silent()
+    watcher = choose_watcher(watcher)
     subject = open_calibration(model, spec=spec, target=target, random_data=random_data, watcher=watcher)
     how = how or ObserveOptions()
     return subject.improve(subject.observe(how, watcher), watcher, how.workers).ranges
@@ -174,7 +174,7 @@ def observe(
         MissingDependency: The device is not there.
         ArtifactError: The checkpoint cannot be read or written, or is of something else.
     """
-    watcher = watcher or Silent()
+    watcher = choose_watcher(watcher)
     subject = open_calibration(model, spec=spec, target=target, random_data=random_data, watcher=watcher)
     return subject.observe(how or ObserveOptions(), watcher)
 
@@ -207,7 +207,7 @@ def estimate_ranges(
             "give --calib-data instead of --statistics, or take another method"
         )
     ranges = estimate(statistics, method, tensors, spec.quantization.kind_of_ranges, tensors or {})
-    warn_of_dead(ranges, watcher or Silent())
+    warn_of_dead(ranges, choose_watcher(watcher))
     return ranges
 
 
@@ -245,7 +245,7 @@ def list_placed_tensors(
         ModelError, UsageError: Something that was given cannot be used.
         ArtifactError: The statistics are of another model, or miss a tensor.
     """
-    watcher, target = watcher or Silent(), target or Target()
+    watcher, target = choose_watcher(watcher), target or Target()
     graph, spec = load_to_quantize(Path(model), spec, target, watcher)
     if (found := statistics.source.model_sha256) != graph.sha256:
         raise ArtifactError(

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from trtq.numbers import format_count
-from trtq.pipeline.deliver.report import Report
+from trtq.pipeline.deliver.report import Report, WeightsReport
 
 _FEW_SAMPLES = 16
 """On fewer, the largest values of a tensor are mostly not seen yet."""
@@ -65,16 +65,18 @@ def _find_cause(report: Report) -> Advice | None:
     if report.precision == "fp16":
         return Advice("keeps the layers in FP32 where FP16 loses too much", ("--keep-fp32", "REGEX"))
     if report.weights is not None and not report.is_quantized:
-        return _advise_weights(report.weights.format, report.weights.method)
+        return _advise_weights(report.weights)
     if report.engine.quantization == "implicit":
         return Advice("repairs and --auto need Q/DQ in the model", ("--quantization", "explicit"))
     return None
 
 
-def _advise_weights(form: str, method: str) -> Advice | None:
-    if form == "int4" and method not in ("gptq", "awq"):
+def _advise_weights(weights: WeightsReport) -> Advice | None:
+    if weights.format == "int4" and weights.method not in ("gptq", "awq") and not weights.also:
         return Advice("rounds by what the data shows, given with --calib-data", ("--weight-method", "gptq"))
-    return Advice("more bits a weight", ("--weights", "int8")) if form in ("int4", "nf4") else None
+    if weights.format not in ("int4", "nf4"):
+        return None
+    return Advice("more bits a weight", ("--weights", "int8"), drops=("--weight-method", "--weights-for"))
 
 
 def _advise_search(report: Report) -> Advice | None:

@@ -27,7 +27,7 @@ from trtq.pipeline.graph.cache_ranges import (
     place_from_cache,
 )
 from trtq.pipeline.rewrite.qparams import choose_activation_qparams
-from trtq.progress import Log, Silent, Watcher
+from trtq.progress import Log, Watcher, choose_watcher
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +114,7 @@ def migrate(
         BuildError: The engine was not built.
         MissingDependency: The engine builder is not installed.
     """
-    log = Log(watcher or Silent())
+    log = Log(choose_watcher(watcher))
     target = target or Target()
     job, given, migration = _prepare(Path(model), Path(cache), spec, target, output, log)
     num_rounded, largest_rise = _rounding(job, migration)

@@ -35,7 +35,7 @@ from trtq.pipeline.quantize.weights import (
     refuse_other_formats,
 )
 from trtq.pipeline.rewrite.mixed import WeightEncoding, quantize_graph
-from trtq.progress import Silent, Watcher
+from trtq.progress import Watcher, choose_watcher
 from trtq.temporary import open_temporary_folder
 
 _MOST_RUN = 1 << 31
@@ -69,7 +69,7 @@ def quantize(
         ModelError, DataError, UsageError: Something that was given cannot be used; the ranges lack a tensor.
         ArtifactError: The file cannot be written.
     """
-    watcher = watcher or Silent()
+    watcher = choose_watcher(watcher)
     target = target or Target()
     graph, spec = load_to_quantize(Path(model), spec, target, watcher)
     rest = choose_rest(target)

@@ -12,8 +12,10 @@ import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
 
+import trtq
 from trtq.cli import main
 from trtq.models.preprocess import Preprocess, describe, find_reach
+from trtq.pipeline.deliver.html.page_data import read_page_data
 from trtq.pipeline.deliver.report import read_report
 from trtq.pipeline.graph.load import load
 from trtq.pipeline.graph.pictures import find_contradiction
@@ -104,7 +106,12 @@ def test_the_worst_pictures_are_told_by_their_names(folder: Path) -> None:
     (worst, *_) = report.comparison[0].worst
     assert worst.name == f"{worst.sample}.png"
     assert f"worst samples: {worst}" in result.stderr
-    assert f'<span class="name">{worst.name}</span>' in (folder / "m.trtq" / "report.html").read_text()
+    page = (folder / "m.trtq" / "report.html").read_bytes()
+    assert f'<span class="name">{worst.name}</span>'.encode() in page
+    thumbnails = read_page_data(folder / "m.trtq").thumbnails
+    assert {*thumbnails} == {one.name for item in report.comparison for one in item.worst[:3]}
+    assert page.count(b'<img src="data:image/jpeg;base64,') == len(thumbnails)
+    assert trtq.report(folder / "m.trtq") == page
 
 
 def test_a_package_says_how_the_pictures_of_its_warm_up_are_prepared(folder: Path) -> None:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from trtq.errors import DataError, UsageError
-from trtq.models.preprocess import Preprocess, read_image
+from trtq.models.preprocess import Preprocess, read_image, restore_image
 
 
 def _steps(**changes: Any) -> Preprocess:
@@ -50,6 +50,21 @@ def test_channels_may_be_swapped_or_grey(tmp_path: Path) -> None:
     grey = read_image(path, _steps(channels="L"), None)
     assert grey.shape == (1, 1, 1)
     assert grey[0, 0, 0] == round(0.299 * 10 + 0.587 * 20 + 0.114 * 30)  # ITU-R 601, as Pillow says
+
+
+@pytest.mark.parametrize(
+    "steps",
+    [
+        Preprocess(),
+        Preprocess(channels="BGR", layout="NHWC", scale=0.5, mean=(3.0, 1.0, 2.0), std=(7.0, 9.0, 2.0)),
+        Preprocess(channels="L", mean=(0.5,), std=(0.25,)),
+    ],
+)
+def test_a_sample_becomes_the_picture_that_it_was(tmp_path: Path, steps: Preprocess) -> None:
+    path = _written(tmp_path, _numbered(3, 5))
+    wanted = Image.open(path).convert("L" if steps.channels == "L" else "RGB")
+    found = restore_image(read_image(path, steps, None), steps)
+    assert np.array_equal(np.asarray(found), np.asarray(wanted))
 
 
 def test_a_grey_picture_has_three_equal_channels(tmp_path: Path) -> None:

@@ -1,16 +1,20 @@
 "use strict";
-// What needs a script: finding a layer or tensor by its name, sorting layers, and opening the part that a link leads to.
+// What needs a script: finding layers by name, type and format, and tensors by name; sorting layers; and opening the part that a link leads to.
 for (const line of document.querySelectorAll(".filter")) {
   line.hidden = false;
-  const input = line.querySelector("input");
-  const kind = input.dataset.filter;
-  input.addEventListener("input", () => {
-    const wanted = input.value.toLowerCase();
-    for (const item of document.querySelectorAll(`[data-${kind}]`)) {
-      item.hidden = !item.dataset[kind].toLowerCase().includes(wanted);
-    }
-    if (wanted) line.parentElement.querySelectorAll("details.more").forEach((more) => { more.open = true; });
-  });
+  const controls = [...line.querySelectorAll("[data-filter]")];
+  const items = [...document.querySelectorAll(`[data-${controls[0].dataset.filter}]`)];
+  const fits = (item, control) => {
+    const value = item.dataset[control.dataset.filter];
+    return control.tagName === "SELECT" ? value === control.value : value.toLowerCase().includes(control.value.toLowerCase());
+  };
+  const filter = () => {
+    const set = controls.filter((control) => control.value);
+    for (const item of items) item.hidden = !set.every((control) => fits(item, control));
+    line.querySelector("output").value = set.length ? `${items.filter((item) => !item.hidden).length} of ${items.length}` : "";
+    if (set.length) line.parentElement.querySelectorAll("details.more").forEach((more) => { more.open = true; });
+  };
+  controls.forEach((control) => control.addEventListener("input", filter));
 }
 // Layers by a column, over both tables: numbers worst first, names by the alphabet; again the other way round.
 const heads = [...document.querySelectorAll("#layers [data-sort]")];

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from trtq import lazy
 from trtq.numbers import format_bytes, format_seconds
 from trtq.pipeline.deliver.html import charts, numbers, rows, view
+from trtq.pipeline.deliver.html.thumbnails import NUM_WORST
 from trtq.pipeline.deliver.manifest import Manifest
 from trtq.pipeline.deliver.report import Report
 from trtq.pipeline.judge.score import name_metric
@@ -58,6 +59,7 @@ def render_page(
         layers=rows.list_layer_rows(seen, manifest, measured),
         cards=rows.list_cards(seen),
         num_shown=_NUM_SHOWN,
+        num_worst=NUM_WORST,
         view=view,
         chart=charts,
         most_db=rows.MOST_DB,

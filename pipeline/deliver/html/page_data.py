@@ -91,12 +91,14 @@ class PageData:
         methods: With their parameters, by name.
         method: The name of the one that was asked for; empty if it is none of them.
         layers: All quantized nodes, in graph order.
+        thumbnails: JPEGs in base64 of the pictures among the worst samples, by their names.
     """
 
     tensors: tuple[TensorSummary, ...] = ()
     methods: Mapping[str, str] = field(default_factory=dict)
     method: str = ""
     layers: tuple[LayerSummary, ...] = ()
+    thumbnails: Mapping[str, str] = field(default_factory=dict)
 
 
 FILE = FileKind(PageData, "file of tensors", "trtq build", "tensors")

@@ -42,6 +42,7 @@ def report(verdict: str = "fail", reasons: tuple[str, ...] = COSINE, **given: An
         ({"precision": "fp16", "calibration": None}, ("--keep-fp32", "REGEX")),
         ({"precision": "int4-weights", "weights": INT4}, ("--weight-method", "gptq")),
         ({"precision": "int4-weights", "weights": replace(INT4, method="gptq")}, ("--weights", "int8")),
+        ({"precision": "int4-weights", "weights": replace(INT4, also=("int8",))}, ("--weights", "int8")),
         ({"engine": replace(ENGINE, quantization="implicit")}, ("--quantization", "explicit")),
         (
             {"verdict": "unverified", "reasons": ("the model ... was compared with itself",)},
@@ -60,6 +61,12 @@ def test_what_helps_most_is_an_option_of_the_same_command(
     assert advice is not None
     assert (advice.options, advice.command) == (options, ())
     assert advice.text
+
+
+def test_what_eight_bits_do_not_take_is_dropped() -> None:
+    advice = advise(report(precision="int4-weights", weights=replace(INT4, method="gptq")))
+    assert advice is not None
+    assert advice.drops == ("--weight-method", "--weights-for")
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 from collections.abc import Callable
 from dataclasses import replace
@@ -9,6 +10,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from chromium import Chromium
+from PIL import Image
 
 from trtq.kept import KeptNode
 from trtq.pipeline.deliver.html.page import render_page, render_pair
@@ -104,6 +106,53 @@ def test_a_name_is_found_in_what_is_folded_away(
     assert chromium.evaluate(f"{shown}.map(card => card.dataset.card)") == ["tensor_17"]
 
 
+_PICK = """(key, value) => {
+    const control = document.querySelector(`[data-filter=${key}]`);
+    control.value = value;
+    control.dispatchEvent(new Event('input'));
+    return [[...document.querySelectorAll('#layers tbody tr')].filter(row => row.checkVisibility())
+        .map(row => row.dataset.layer), document.querySelector('#layers output').value];
+}"""
+
+
+def test_layers_are_found_by_type_format_and_name(
+    chromium: Chromium, report: Report, manifest: Manifest, observe: Observe, write: Write
+) -> None:
+    seen = observe([f"tensor_{number}" for number in range(30)])
+    layers = tuple(
+        replace(layer, op_type="Gemm" if place % 10 else "Conv") for place, layer in enumerate(seen.layers)
+    )
+    runs = {layer.name: "Half" if place < 20 else "Int8" for place, layer in enumerate(layers)}
+    chromium.open(
+        write(render_page(report, replace(manifest, layers=runs), replace(seen, layers=layers))), width=390
+    )
+    assert chromium.evaluate("document.documentElement.scrollWidth") == 390
+    names, count = chromium.evaluate(f"({_PICK})('type', 'Conv')")
+    assert (sorted(names), count) == (["layer 0", "layer 10", "layer 20"], "3 of 30")
+    names, count = chromium.evaluate(f"({_PICK})('runs', 'FP16')")
+    assert (sorted(names), count) == (["layer 0", "layer 10"], "2 of 30")
+    assert chromium.evaluate(f"({_PICK})('layer', 'R 10')") == [["layer 10"], "1 of 30"]
+    assert (
+        chromium.evaluate(f"(({_PICK})('layer', ''), ({_PICK})('type', ''), ({_PICK})('runs', ''))[1]") == ""
+    )
+
+
+def test_thumbnails_are_drawn_and_nothing_is_loaded(
+    chromium: Chromium, report: Report, manifest: Manifest, seen: PageData, write: Write
+) -> None:
+    stream = io.BytesIO()
+    Image.new("RGB", (96, 64), (200, 20, 20)).save(stream, "JPEG")
+    picture = base64.b64encode(stream.getvalue()).decode()
+    address = write(render_page(report, manifest, replace(seen, thumbnails=dict.fromkeys(EVIL, picture))))
+    chromium.open(address, width=390)
+    assert chromium.problems == []
+    assert {one for one in chromium.requests if not one.startswith("data:")} == {address}
+    sizes = chromium.evaluate("[...document.images].map(image => [image.naturalWidth, image.naturalHeight])")
+    assert sizes == [[96, 64]] * len(EVIL)
+    assert chromium.evaluate("document.title").endswith("· trtq")
+    assert chromium.evaluate("document.documentElement.scrollWidth") == 390
+
+
 def test_a_link_to_a_tensor_opens_what_it_is_folded_into(
     chromium: Chromium, report: Report, manifest: Manifest, observe: Observe, write: Write
 ) -> None:
@@ -126,8 +175,6 @@ def picture_of(
     chromium: Chromium, address: str, *, dark: bool
 ) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
     """Returns the whole page as pixels: uint8, shape (height, width, 3)."""
-    from PIL import Image
-
     chromium.open(address, dark=dark)
     return np.asarray(Image.open(io.BytesIO(chromium.screenshot(whole=True))).convert("RGB"))
 

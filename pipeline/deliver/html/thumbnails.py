@@ -1,0 +1,51 @@
+"""Small copies of the pictures that the worst samples are."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Sequence
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+from trtq.models.preprocess import restore_image
+
+if TYPE_CHECKING:
+    from trtq.calibrators.batches import Batches
+    from trtq.records import OutputComparison
+
+NUM_WORST = 3
+"""Of each comparison."""
+_MOST = 12
+_PIXELS = 96
+_QUALITY = 75
+
+
+def draw_thumbnails(data: Batches | None, compared: Sequence[OutputComparison]) -> dict[str, str]:
+    """Returns JPEGs of the pictures among the worst samples, as the model sees them, in base64 by name.
+
+    They have at most 96 pixels a side, and are at most 12; none are drawn of data that is not files of
+    pictures.
+
+    Args:
+        data: What was compared.
+        compared: What names the worst samples.
+    """
+    if data is None or not (data.preprocess and data.part and data.feed_samples and data.num_samples):
+        return {}
+    worst = {one.name: one.sample for item in compared for one in item.worst[:NUM_WORST] if one.name}
+    found = {}
+    for name, sample in islice(worst.items(), _MOST):
+        place, inside = divmod(sample, data.feed_samples)
+        for feed in data.part(place, data.num_samples):  # the one that holds it
+            if feed.names[inside : inside + 1] == (name,):  # else the engine did not take all before it
+                pictures = next(array for array in feed.arrays.values() if array.ndim == 4)
+                found[name] = _encode(restore_image(pictures[inside], data.preprocess))
+    return found
+
+
+def _encode(image: Any) -> str:
+    image.thumbnail((_PIXELS, _PIXELS))
+    stream = io.BytesIO()
+    image.save(stream, "JPEG", quality=_QUALITY)
+    return base64.b64encode(stream.getvalue()).decode()
