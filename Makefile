@@ -23,7 +23,7 @@ test: $(VENV)/.dev lint
 
 # On a real Ray cluster of several nodes, which the tests start on this machine and end.
 test-ray: $(VENV)/.dev
-	$(BIN)/python -m pip install --quiet --editable ".[ray]"
+	$(PIP_INSTALL) --editable ".[ray]"
 	$(BIN)/pytest tests/cluster
 
 # Damaged and absurd files for everything that reads one: INPUTS a surface, new ones each time; hours.
@@ -46,12 +46,16 @@ lint: $(VENV)/.dev
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/.runtime: $(BIN)/python pyproject.toml setup.py calibrators/kernel.c
-	$(BIN)/python -m pip install --quiet --editable ".[rtx]"
+# Python compiles what is imported, when it is: compiling all that is installed takes longer than it saves.
+PIP_INSTALL := $(BIN)/python -m pip install --quiet --no-compile
+SOURCES := $(BIN)/python pyproject.toml setup.py calibrators/kernel.c
+
+$(VENV)/.runtime: $(SOURCES)
+	$(PIP_INSTALL) --editable ".[rtx]"
 	touch $@
 
-$(VENV)/.dev: $(VENV)/.runtime
-	$(BIN)/python -m pip install --quiet --editable ".[rtx,images,dev]"
+$(VENV)/.dev: $(SOURCES)
+	$(PIP_INSTALL) --editable ".[rtx,images,dev]"
 	touch $@
 
 # In an environment of its own; the API reference is read from the source.
@@ -61,7 +65,7 @@ docs: $(DOCS_VENV)/.ready
 
 $(DOCS_VENV)/.ready: pyproject.toml
 	$(PYTHON) -m venv $(DOCS_VENV)
-	$(DOCS_VENV)/bin/python -m pip install --quiet --editable ".[docs]"
+	$(DOCS_VENV)/bin/python -m pip install --quiet --no-compile --editable ".[docs]"
 	touch $@
 
 # The image for machines without a GPU, and the demo in it; needs Docker, or root with buildah and debootstrap.
@@ -83,7 +87,7 @@ bench-accuracy: bench-peers
 
 $(BENCH)/%/.ready: benchmarks/peers/%.txt
 	$(PYTHON) -m venv $(@D)
-	$(@D)/bin/python -m pip install --quiet --requirement $<
+	$(@D)/bin/python -m pip install --quiet --no-compile --requirement $<
 	touch $@
 
 $(BENCH)/models/.ready: $(BENCH)/bench/.ready benchmarks/models.txt benchmarks/models.py benchmarks/media.py

@@ -12,6 +12,7 @@ from trtq.calibrators.batches import Batches
 from trtq.errors import UsageError
 from trtq.models.option import setting
 from trtq.models.spec import InputSpec
+from trtq.pipeline.engine.kernels import Kernel
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -93,54 +94,8 @@ class BuildRequest:
     kept: Kept = field(default_factory=dict)
 
 
-_DEQUANTIZING = ("kgen", "shape_call", "runtime_fusion")
 """Kinds of generated kernels: what they read may be codes, their arithmetic is not."""
-_FUSED_ATTENTION = "_gemm_mha"
 """In the name of the generated kernel that does both products of an attention and the Softmax between."""
-CODES: Mapping[str, str] = {"Int8": "int8", "FP8": "fp8", "FP4E2M1": "nvfp4"}
-"""The formats that kernels multiply, by the builder's word for the type of their codes."""
-
-
-@dataclass(frozen=True, slots=True)
-class Kernel:
-    """One step of an engine, as the builder names it.
-
-    Attributes:
-        kind: The builder's word for it, such as `correlation` (a convolution) or `gemm`.
-        nodes: The ONNX nodes that it computes.
-        inputs: The dtypes of its inputs.
-        constants: The dtypes of its constants.
-    """
-
-    name: str
-    kind: str
-    nodes: tuple[str, ...]
-    inputs: tuple[str, ...]
-    constants: tuple[str, ...]
-
-    @property
-    def operands(self) -> tuple[str, ...]:
-        """The dtypes of what it multiplies: its first input, and its first constant or second input.
-
-        Where it has both, one of them is a scale or is added; if one is of codes, the other is that one.
-        """
-        first, others = self.inputs[:1], (*self.constants[:1], *self.inputs[1:2])
-        other = [dtype for dtype in others if dtype in CODES]
-        return (*first, *(other or others)[:1])
-
-    @property
-    def multiplies_in(self) -> str:
-        """The format of the codes that it multiplies with each other: one of `CODES`; empty if of none."""
-        if self.kind in _DEQUANTIZING and _FUSED_ATTENTION not in self.name:
-            return ""
-        dtypes = set(self.operands)
-        return CODES.get(self.operands[0], "") if len(self.operands) == 2 and len(dtypes) == 1 else ""
-
-    @property
-    def reads(self) -> frozenset[str]:
-        """The dtypes of everything that a product reads; of what only converts or combines nothing."""
-        is_product = self.kind not in ("kgen", "shape_call") or _FUSED_ATTENTION in self.name
-        return frozenset((*self.inputs, *self.constants)) if is_product else frozenset()
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from trtq.kept import Fallback
-from trtq.pipeline.engine.backend import CODES, BuiltEngine, Kernel
+from trtq.pipeline.engine.backend import BuiltEngine
+from trtq.pipeline.engine.kernels import CODES, Kernel
 from trtq.pipeline.graph.quantized import QuantizedLayer
 
 _GLUE = ("kgen", "shape_call")

@@ -14,7 +14,8 @@ from trtq import lazy
 from trtq.errors import BuildError
 from trtq.models.runner import create_runner
 from trtq.models.session import SessionOptions, list_runtime_errors, open_session, register_custom_ops
-from trtq.pipeline.engine.backend import Backend, BuildRequest, BuiltEngine, Kernel
+from trtq.pipeline.engine.backend import Backend, BuildRequest, BuiltEngine
+from trtq.pipeline.engine.kernels import Kernel
 from trtq.temporary import open_temporary_folder
 
 _REASON = (

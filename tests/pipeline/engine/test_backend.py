@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from trtq.errors import UsageError
-from trtq.pipeline.engine.backend import BuilderOptions, BuiltEngine, Kernel
+from trtq.pipeline.engine.backend import BuilderOptions, BuiltEngine
+from trtq.pipeline.engine.kernels import Kernel
 
 _I, _F, _H = "Int8", "Float", "Half"
 

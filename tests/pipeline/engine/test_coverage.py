@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 from trtq.kept import Fallback
-from trtq.pipeline.engine.backend import BuiltEngine, Kernel
+from trtq.pipeline.engine.backend import BuiltEngine
 from trtq.pipeline.engine.coverage import list_precisions, measure_coverage
+from trtq.pipeline.engine.kernels import Kernel
 from trtq.pipeline.graph.quantized import QuantizedLayer
 
 _CONV = QuantizedLayer("conv", "Conv", (), 0, 0)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import onnx_ir as ir
 import pytest
 
-from trtq.pipeline.engine.backend import BuiltEngine, Kernel
+from trtq.pipeline.engine.backend import BuiltEngine
 from trtq.pipeline.engine.fused import find_unfused
+from trtq.pipeline.engine.kernels import Kernel
 from trtq.pipeline.formats import FP8
 from trtq.pipeline.formats.encoding import Encoding, LayerScheme
 from trtq.pipeline.graph.attention import Attention

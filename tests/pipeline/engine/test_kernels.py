@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 
-from trtq.pipeline.engine.backend import Kernel
-from trtq.pipeline.engine.kernels import list_nodes, parse_inspector, parse_log
+from trtq.pipeline.engine.kernels import Kernel, list_nodes, parse_inspector, parse_log
 
 # From TensorRT-RTX 1.7.1, shortened; the node names were chosen to be hard to read.
 _TENSOR = (

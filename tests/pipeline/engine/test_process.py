@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -70,6 +71,12 @@ def test_the_child_has_the_import_path_of_its_parent(tmp_path: Path, monkeypatch
     monkeypatch.syspath_prepend(tmp_path)
     assert run_child("told", tmp_path).returncode == 0
     assert json.loads((tmp_path / "path.json").read_text()) == sys.path
+
+
+def test_the_builder_imports_nothing_large() -> None:
+    program = f"import sys, {process._BUILDER}; print(sys.modules.keys() & {{'numpy', 'onnx_ir', 'sympy'}})"
+    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "set()"
 
 
 def test_a_crash_is_told_with_the_signal_and_the_last_words(run_with: Callable[[str], Run]) -> None:
