@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
 import tarfile
@@ -192,13 +193,68 @@ def test_samples_that_do_not_fit_are_told(tmp_path: Path, members: Mapping[str, 
         read_one(tmp_path, members)
 
 
+@pytest.mark.parametrize("suffix", [".tar", ".tar.gz"])
 @pytest.mark.parametrize("kept", [-512, -1024, -5000, 700, 0])
-def test_an_archive_that_is_cut_short_is_told(tmp_path: Path, kept: int) -> None:
+def test_an_archive_that_is_cut_short_is_told(tmp_path: Path, kept: int, suffix: str) -> None:
     content = tar({f"{index}.x.npy": npy(X[index]) for index in range(10)}).rstrip(b"\0")
     content += bytes(-len(content) % 512)
-    (tmp_path / "a.tar").write_bytes(content[: kept or None])
-    with pytest.raises(DataError, match=r"a.tar cannot be read as a tar archive: .*cut short$"):
+    cut = content[: kept or None]
+    (tmp_path / f"a{suffix}").write_bytes(cut if suffix == ".tar" else gzip.compress(cut))
+    with pytest.raises(
+        DataError,
+        match=rf"a{suffix} cannot be read as a tar archive: (.*cut short|unexpected end of data)$",
+    ):
+        list(read(tmp_path / f"a{suffix}"))
+
+
+@pytest.mark.parametrize("kept", [-1, -8, -20, -400, 300])
+def test_a_compressed_archive_that_is_cut_short_is_told(tmp_path: Path, kept: int) -> None:
+    content = gzip.compress(tar({f"{index}.x.npy": npy(X[index]) for index in range(10)}))
+    (tmp_path / "a.tgz").write_bytes(content[:kept])
+    with pytest.raises(
+        DataError, match=r"a.tgz cannot be read as a tar archive: (Comp.* ended before|.*cut short$)"
+    ):
+        list(read(tmp_path / "a.tgz"))
+
+
+def test_a_compressed_archive_of_another_checksum_is_told(tmp_path: Path) -> None:
+    content = bytearray(gzip.compress(tar({"1.x.npy": npy(X[1])}), 0))
+    content[content.index(npy(X[1])) + len(npy(X[1])) - 1] ^= 1
+    (tmp_path / "a.tar.gz").write_bytes(content)
+    with pytest.raises(DataError, match=r"a.tar.gz cannot be read as a tar archive: CRC check failed"):
+        list(read(tmp_path / "a.tar.gz"))
+
+
+def test_a_header_that_is_damaged_is_no_end(tmp_path: Path) -> None:
+    content = bytearray(tar({f"{index}.x.npy": npy(X[index]) for index in range(3)}))
+    content[content.index(b"1.x.npy")] ^= 1
+    (tmp_path / "a.tar").write_bytes(content)
+    with pytest.raises(
+        DataError, match=r"a.tar cannot be read as a tar archive: a member's header is damaged: bad checksum$"
+    ):
         list(read(tmp_path / "a.tar"))
+
+
+def test_archives_that_are_joined_are_told(tmp_path: Path) -> None:
+    (tmp_path / "a.tar").write_bytes(tar({"1.x.npy": npy(X[1])}) + tar({"2.x.npy": npy(X[2])}))
+    with pytest.raises(
+        DataError, match=r"a.tar holds more behind the end of the archive; give each archive alone$"
+    ):
+        list(read(tmp_path / "a.tar"))
+
+
+@pytest.mark.parametrize(
+    ("members", "words"),
+    [
+        ({"1.x.npy": npy(X[0]), "1.npy": npy(X[1])}, r"'x' twice, in \.x\.npy and in \.npy"),
+        ({"1.npz": npz(x=X[0]), "1.json": b'{"x": [1, 2]}'}, r"'x' twice, in \.npz and in \.json"),
+    ],
+)
+def test_an_array_that_a_sample_has_twice_is_told(
+    tmp_path: Path, members: Mapping[str, bytes], words: str
+) -> None:
+    with pytest.raises(DataError, match=rf"a\.tar, 1 has array {words}; leave one out$"):
+        read_one(tmp_path, members)
 
 
 @pytest.mark.parametrize("content", [b"no archive" * 200 + bytes(2000), b"", bytes(100)])
@@ -218,19 +274,23 @@ def test_a_member_that_says_that_it_is_huge_is_refused(tmp_path: Path) -> None:
         list(read(tmp_path / "a.tar"))
 
 
-def test_links_and_paths_that_lead_away_are_not_followed(tmp_path: Path) -> None:
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w") as archive:
-        link = tarfile.TarInfo("0.x.npy")
-        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
-        archive.addfile(link)
-        away = tarfile.TarInfo("../../1.x.npy")
-        away.size = len(npy(X[1]))
-        archive.addfile(away, io.BytesIO(npy(X[1])))
+def test_a_path_that_leads_away_is_not_followed(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
-    (tmp_path / "in" / "a.tar").write_bytes(buffer.getvalue())
+    (tmp_path / "in" / "a.tar").write_bytes(tar({"../../1.x.npy": npy(X[1])}))
     assert np.array_equal(join(read(tmp_path / "in" / "a.tar")), X[1:2])
     assert [path.name for path in tmp_path.rglob("*")] == ["in", "a.tar"]
+
+
+@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE])
+def test_a_sample_that_is_a_link_is_told(tmp_path: Path, kind: bytes) -> None:
+    link = tarfile.TarInfo("0.x.npy")
+    link.type, link.linkname = kind, "/etc/passwd"
+    (tmp_path / "a.tar").write_bytes(link.tobuf() + tar({"1.x.npy": npy(X[1])}))
+    with pytest.raises(
+        DataError,
+        match=r"a.tar, 0.x.npy is a link; pack what it leads to, with tar --dereference --hard-dereference$",
+    ):
+        list(read(tmp_path / "a.tar"))
 
 
 def test_a_pattern_that_names_a_file_that_is_missing_is_told(tmp_path: Path) -> None:
