@@ -139,14 +139,9 @@ def _open_place(place: _Place, request: _Request) -> Batches:
 
 
 def _open_folder(folder: StoredFolder, request: _Request) -> Batches:
-    near = folder.list()
-    if dataset := find_dataset_files(folder.name, near):
+    if dataset := find_dataset_files(folder.name, folder.list()):
         return _open_table(dataset, folder.name, request)
-    if feeds := [file for file in near if find_suffix(file) == ".npz"]:
-        return _open_files(feeds, folder.name, request)
-    kinds = [(file, _find_kind(file)) for file in folder.list(deep=True)]
-    images = [file for file, kind in kinds if kind == "images"]
-    if files := images or [file for file, kind in kinds if kind in _IN_FOLDERS]:
+    if files := [file for file in folder.list(deep=True) if _find_kind(file)]:
         return _open_files(files, folder.name, request)
     raise DataError(
         f"{folder.name} holds neither .npz files nor images ({', '.join(SUFFIXES)}), tar archives, Parquet "
@@ -205,7 +200,6 @@ def _batch(source: SampleFiles, request: _Request) -> Batches:
     return _keep_full_batches(batch_files(source, request.size, is_fixed=request.is_fixed), request)
 
 
-_IN_FOLDERS = ("tables", "tar archives", "videos")
 _KINDS = {"feeds": (".npz",), "images": SUFFIXES, "tables": PARQUET_SUFFIXES, "videos": VIDEO_SUFFIXES}
 _OPENERS: Mapping[str, Callable[[Sequence[StoredFile], str, _Request], Batches]] = {
     "feeds": _open_feeds,

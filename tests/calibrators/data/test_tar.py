@@ -71,7 +71,10 @@ def test_shards_are_one_stream_in_batches_of_each_file(tmp_path: Path) -> None:
     assert first.source == f"{tmp_path}/shard-000.tar, 0000 to {tmp_path}/shard-000.tar, 0003"
 
 
-@pytest.mark.parametrize("pattern", ["shard-*.tar", "", "shard-{000,001,002}.tar"])
+@pytest.mark.parametrize(
+    "pattern",
+    ["shard-*.tar", "", "shard-{000,001,002}.tar", "**/*.tar", "{shard-000,shard-*,shard-001}.tar"],
+)
 def test_shards_are_named_by_patterns_and_by_their_folder(tmp_path: Path, pattern: str) -> None:
     shards(tmp_path, 5, 1, 4)
     assert np.array_equal(join(read(tmp_path / pattern)), X)
@@ -301,14 +304,27 @@ def test_a_pattern_that_names_a_file_that_is_missing_is_told(tmp_path: Path) -> 
         r"pattern fit$",
     ):
         read(tmp_path / "shard-{000..002}.tar")
+    with pytest.raises(
+        DataError, match=r"^there is no file .*/other-\*.tar, which .*/\{shard,other\}-\*.tar n"
+    ):
+        read(tmp_path / "{shard,other}-*.tar")
     with pytest.raises(DataError, match=r"^there is no calibration data .*/other-\*.tar; give "):
         read(tmp_path / "other-*.tar")
 
 
+def test_a_link_that_leads_nowhere_is_told(tmp_path: Path) -> None:
+    shards(tmp_path, 5, 5)
+    (tmp_path / "shard-002.tar").symlink_to("gone")
+    with pytest.raises(
+        DataError, match=r"^there is no file .*/shard-002.tar, which .*/shard-\*.tar names; mak"
+    ):
+        read(tmp_path / "shard-*.tar")
+
+
 def test_a_pattern_may_be_longer_than_a_name(tmp_path: Path) -> None:
-    shards(tmp_path, 2, 1)
-    words = ",".join(["000"] * 99 + ["001"])
-    assert sum(sizes_of(read(tmp_path / f"shard-{{{words}}}.tar"))) == 199
+    shards(tmp_path, *[1] * 10)
+    words = ",".join(f"{number % 10:03}" for number in range(200))
+    assert sizes_of(read(tmp_path / f"shard-{{{words}}}.tar")) == [1] * 10
 
 
 def test_a_pattern_of_too_many_names_is_told() -> None:
@@ -323,6 +339,8 @@ def test_files_of_several_kinds_are_told(tmp_path: Path) -> None:
     np.savez(tmp_path / "b.npz", x=X)
     with pytest.raises(DataError, match=r"/\* holds feeds and tar archives; give files of one kind alone$"):
         read(tmp_path / "*")
+    with pytest.raises(DataError, match=r" holds feeds and tar archives; give files of one kind alone$"):
+        read(tmp_path)
 
 
 def test_the_digest_tells_content_batch_size_and_preparation(tmp_path: Path) -> None:
