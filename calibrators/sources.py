@@ -26,7 +26,7 @@ from trtq.calibrators.data.files import (
     refuse_devices,
 )
 from trtq.calibrators.data.pictures import VIDEO_SUFFIXES, open_pictures, read_frames, require_picture_input
-from trtq.calibrators.data.python import open_iterable
+from trtq.calibrators.data.python import Passes, open_iterable
 from trtq.calibrators.data.remote import RemoteFolder, open_remote
 from trtq.calibrators.data.samples import SampleFiles, Wanted, batch_files
 from trtq.calibrators.data.table import PARQUET_SUFFIXES, find_dataset_files, open_table, table_has_pictures
@@ -153,6 +153,8 @@ def _find_kind(file: StoredFile) -> str:
     """Returns what a file holds by its name; empty if that is not known."""
     if is_tar(file):
         return "tar archives"
+    if file.base.lower().endswith((".tar.bz2", ".tar.xz", ".tar.zst")):
+        return "archives that are not read"
     return next((kind for kind, suffixes in _KINDS.items() if find_suffix(file) in suffixes), "")
 
 
@@ -200,7 +202,13 @@ def _batch(source: SampleFiles, request: _Request) -> Batches:
     return _keep_full_batches(batch_files(source, request.size, is_fixed=request.is_fixed), request)
 
 
-_KINDS = {"feeds": (".npz",), "images": SUFFIXES, "tables": PARQUET_SUFFIXES, "videos": VIDEO_SUFFIXES}
+_KINDS = {
+    "feeds": (".npz",),
+    "images": SUFFIXES,
+    "tables": PARQUET_SUFFIXES,
+    "videos": VIDEO_SUFFIXES,
+    "pictures that are not read": (".avif", ".gif", ".heic", ".jfif", ".jp2", ".ppm", ".tif", ".tiff"),
+}
 _OPENERS: Mapping[str, Callable[[Sequence[StoredFile], str, _Request], Batches]] = {
     "feeds": _open_feeds,
     "images": _open_images,
@@ -303,12 +311,12 @@ def _from_polygraphy(file: StoredFile) -> Batches:
 
 def _from_script(script: Path, function: str) -> Batches:
     """Runs the user's own code: its errors pass through with the script named."""
-    call = load_function(script, function)
+    call, passes = load_function(script, function), Passes(f"{script}:{function}")
 
     def read() -> Iterator[Feed]:
         try:
             with run_in_place(script):
-                items = call()
+                items = passes.start(call())
             for index, arrays in enumerate(iterate_in_place(script, items)):
                 if not isinstance(arrays, Mapping):
                     raise DataError(

@@ -165,7 +165,20 @@ def read_frames(video: StoredFile, taken: PictureInput) -> Iterator[Sample]:
     av = lazy.require("av", "video", "reading videos")
     broken = refuse_damage(DataError, f"{video.name} cannot be read as a video")
     with broken, video.open() as stream, av.open(stream) as container:
-        for index, frame in enumerate(container.decode(video=0)):
+        for index, frame in enumerate(_decode(container)):
             if index % taken.steps.frame_step == 0:
                 name = f"{video.name}, frame {index}"
                 yield Sample({taken.spec.name: taken.prepare(frame.to_image(), name)}, name)
+
+
+def _decode(container: Any) -> Iterator[Any]:
+    """Yields the frames of a video; FFmpeg would go on with what it makes of damaged ones.
+
+    Raises:
+        ValueError: A part is damaged, or is the last of a file that is cut short.
+    """
+    for packet in container.demux(video=0):
+        frames = packet.decode()
+        if packet.is_corrupt or any(frame.is_corrupt for frame in frames):
+            raise ValueError("a part of it is damaged, or it is cut short")
+        yield from frames

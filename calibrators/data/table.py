@@ -27,6 +27,7 @@ SPLITS = "dataset_dict.json"
 _ROWS = 64
 _BUFFER_BYTES = 1 << 20
 """Of each column; without it, whole chunks of columns are held."""
+_ARROW_END = b"\xff\xff\xff\xff\0\0\0\0"
 _WORK = "reading Parquet and Arrow files"
 
 
@@ -106,6 +107,12 @@ def _open_parquet(stream: IO[bytes]) -> Any:
 
 
 def _open_arrow(stream: IO[bytes]) -> Any:
+    """Opens a stream; Arrow would take the end of a file that was cut between two batches for its own."""
+    size = stream.seek(0, io.SEEK_END)
+    stream.seek(max(0, size - len(_ARROW_END)))
+    if stream.read() != _ARROW_END:
+        raise EOFError("it ends without the mark of an Arrow stream's end: it is cut short")
+    stream.seek(0)
     return lazy.require("pyarrow.ipc", "data", _WORK).open_stream(stream)
 
 
@@ -163,7 +170,9 @@ def _read_cell(cell: Any, name: str, where: str, wanted: Wanted, steps: Preproce
         raise DataError(f"column {name!r} of {where} is empty; leave such rows out")
     if hasattr(cell, "storage"):  # an extension type, such as a tensor
         flat = _to_array(cell.storage, where, types)[0]
-        return wanted.fit(name, flat.reshape(getattr(cell.type, "shape", None) or flat.shape))
+        array = flat.reshape(getattr(cell.type, "shape", None) or flat.shape)
+        order = getattr(cell.type, "permutation", None)
+        return wanted.fit(name, array.transpose(order) if order else array)
     if types.is_struct(cell.type) or _is_binary(cell.type, types):
         return _read_picture(cell, where, _require_picture(name, where, wanted, steps))
     return wanted.fit(name, _to_array(cell, where, types)[0])

@@ -16,6 +16,7 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from trtq.calibrators.arrays import refuse_doubles, refuse_more
 from trtq.calibrators.data.files import StoredFile, find_suffix
 from trtq.calibrators.data.pictures import find_picture_input
 from trtq.calibrators.data.samples import Sample, Wanted, refuse_missing
@@ -104,15 +105,13 @@ def _read_members(archive: tarfile.TarFile, content: IO[bytes], name: str) -> It
     for info in archive:
         path = PurePosixPath(info.name)
         key, dot, rest = path.name.partition(".")
-        if not dot or not key:
+        if not dot or not key or info.isdir():
             continue
-        if info.issym() or info.islnk():
-            raise DataError(
-                f"{name}, {info.name} is a link; pack what it leads to, with tar --dereference "
-                f"--hard-dereference"
-            )
         if not info.isreg():
-            continue
+            raise DataError(
+                f"{name}, {info.name} is a link or no file; pack what a link leads to, with tar "
+                f"--dereference --hard-dereference"
+            )
         if info.size > _MOST_BYTES:
             raise DataError(f"{name}, {info.name} has {info.size:,} bytes; a member may have {_MOST_BYTES:,}")
         member = archive.extractfile(info)
@@ -151,10 +150,13 @@ def _decode(member: _Member, where: str, wanted: Wanted, steps: Preprocess) -> M
     stream = io.BytesIO(member.content)
     if suffix == "npz":
         with np.load(stream, allow_pickle=False) as archive:
+            refuse_doubles(archive.files)
             return dict(archive.items())
     if suffix == "npy":
         only = wanted.inputs[0].name if len(wanted.inputs) == 1 else ""
-        return {named or only: np.lib.format.read_array(stream, allow_pickle=False)}
+        array = np.lib.format.read_array(stream, allow_pickle=False)
+        refuse_more(stream)
+        return {named or only: array}
     if f".{suffix}" in SUFFIXES:
         taken = find_picture_input(wanted.inputs, steps, named)
         return {taken.spec.name: taken.read(stream, where)} if taken is not None else {}

@@ -167,7 +167,7 @@ def test_a_picture_that_leads_nowhere_is_named(tmp_path: Path) -> None:
         open_batches(str(tmp_path), [PICTURE], 1)
 
 
-@pytest.mark.parametrize("other", ["a.tar", "deep/a.parquet", "a.npz", "deep/a.mp4"])
+@pytest.mark.parametrize("other", ["a.tar", "deep/a.parquet", "a.npz", "deep/a.mp4", "a.TIFF", "a.tar.xz"])
 def test_a_folder_with_files_of_another_kind_is_told(tmp_path: Path, other: str) -> None:
     _picture(tmp_path / "deep" / "a.png")
     (tmp_path / other).touch()

@@ -188,6 +188,11 @@ def test_a_picture_may_name_its_input(tmp_path: Path) -> None:
             r"^array 'x' of .*a.tar, 2 has shape \(1\), others in its batch have \(2\); give samples of one "
             r"shape, or use a batch size of 1$",
         ),
+        (
+            {"1.x.npy": npy(X[0]), "2.x.npy": npy(X[0].astype(np.uint8))},
+            r"^array 'x' of .*a.tar, 2 is uint8, that of .*a.tar, 1 is float32; give all samples the same$",
+        ),
+        ({"1.x.npy": npy(X[0]) * 2}, r"a.tar, 1.x.npy cannot be read: there is more behind the array; save"),
         ({"README": b"no sample"}, r"a.tar yields no samples; "),
     ],
 )
@@ -284,14 +289,14 @@ def test_a_path_that_leads_away_is_not_followed(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.rglob("*")] == ["in", "a.tar"]
 
 
-@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE])
-def test_a_sample_that_is_a_link_is_told(tmp_path: Path, kind: bytes) -> None:
+@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE, b"M"])
+def test_a_sample_that_is_no_file_is_told(tmp_path: Path, kind: bytes) -> None:
     link = tarfile.TarInfo("0.x.npy")
     link.type, link.linkname = kind, "/etc/passwd"
     (tmp_path / "a.tar").write_bytes(link.tobuf() + tar({"1.x.npy": npy(X[1])}))
     with pytest.raises(
         DataError,
-        match=r"a.tar, 0.x.npy is a link; pack what it leads to, with tar --dereference --hard-dereference$",
+        match=r"a.tar, 0.x.npy is a link or no file; pack what a link leads to, with tar --deref",
     ):
         list(read(tmp_path / "a.tar"))
 
