@@ -84,7 +84,7 @@ def open_feed_files(files: Sequence[StoredFile], name: str) -> Batches:
         for file in files[start::step]:
             broken = refuse_damage(DataError, f"{file.name} cannot be read as .npz")
             with broken, file.open() as stream, np.load(stream, allow_pickle=False) as archive:
-                refuse_doubles(archive.files)
+                check_archive(archive.zip)
                 arrays = dict(archive.items())
             yield Feed(arrays, file.name, count_samples(arrays))
 
@@ -105,15 +105,17 @@ def pack_arrays(arrays: Mapping[str, NDArray[Any]]) -> bytes:
     return buffer.getvalue()
 
 
-def refuse_doubles(names: Sequence[str]) -> None:
-    """Refuses an .npz file that has an array twice, of which numpy takes the last one.
+def check_archive(archive: zipfile.ZipFile) -> None:
+    """Refuses an .npz file of which numpy would read only a part.
 
     Raises:
-        ValueError: It does.
+        ValueError: It has an array twice, or something before its beginning, such as another archive.
     """
-    counts = Counter(name.removesuffix(".npy") for name in names)
+    counts = Counter(name.removesuffix(".npy") for name in archive.namelist())
     if doubles := [name for name, count in counts.items() if count > 1]:
         raise ValueError(f"it has the array {doubles[0]!r} twice; leave one out")
+    if min((info.header_offset for info in archive.infolist()), default=0):
+        raise ValueError("there is more before the archive; give each archive alone")
 
 
 def count_samples(arrays: Mapping[str, NDArray[Any]]) -> int:
@@ -197,7 +199,7 @@ def _open_streams(
         yield names[0], (stack.enter_context(file.open()), file.name)
         return
     archive = stack.enter_context(zipfile.ZipFile(stack.enter_context(file.open())))
-    refuse_doubles(archive.namelist())
+    check_archive(archive)
     for member in archive.namelist():
         yield (
             member.removesuffix(".npy"),

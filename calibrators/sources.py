@@ -25,12 +25,13 @@ from trtq.calibrators.data.files import (
     find_suffix,
     refuse_devices,
 )
-from trtq.calibrators.data.pictures import VIDEO_SUFFIXES, open_pictures, read_frames, require_picture_input
+from trtq.calibrators.data.pictures import open_pictures, require_picture_input
 from trtq.calibrators.data.python import Passes, open_iterable
 from trtq.calibrators.data.remote import RemoteFolder, open_remote
 from trtq.calibrators.data.samples import SampleFiles, Wanted, batch_files
 from trtq.calibrators.data.table import PARQUET_SUFFIXES, find_dataset_files, open_table, table_has_pictures
 from trtq.calibrators.data.tar import is_tar, read_tar, tar_has_pictures
+from trtq.calibrators.data.video import VIDEO_SUFFIXES, read_frames
 from trtq.errors import DataError, TrtqError
 from trtq.files import refuse_damage
 from trtq.models.address import is_address, show_address, strip_local

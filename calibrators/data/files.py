@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -159,7 +160,7 @@ def find_local(source: str) -> LocalFile | LocalFolder | Listed | None:
         return LocalFolder(path) if path.is_dir() else LocalFile(path)
     if not is_pattern(source):
         return None
-    files = [LocalFile(path) for path in find_all(source, _find_paths)]
+    files = [LocalFile(path) for path in find_all(source, _find_paths).values()]
     for file in files:
         if not is_there(file.path):
             raise DataError(f"there is no file {file.path}, which {source} names; make the pattern fit")
@@ -167,10 +168,17 @@ def find_local(source: str) -> LocalFile | LocalFolder | Listed | None:
     return Listed(source, files) if files else None
 
 
-def _find_paths(pattern: str) -> Mapping[Path, None]:
-    """Returns the files that a pattern without braces names; links that lead nowhere are among them."""
+def _find_paths(pattern: str) -> Mapping[str, Path]:
+    """Returns the files that a pattern without braces names, by where they lie: links may lead to one again.
+
+    Links that lead nowhere are among them.
+    """
     found = sorted(glob(pattern, recursive=True)) or [pattern] * is_there(Path(pattern))  # noqa: PTH207 - of any root
-    return {Path(name): None for name in found if not Path(name).is_dir()}
+    files: dict[str, Path] = {}
+    for name in found:
+        if not Path(name).is_dir():
+            files.setdefault(os.path.realpath(name), Path(name))
+    return files
 
 
 def find_all(

@@ -126,6 +126,8 @@ def _read_rows(file: StoredFile, wanted: Wanted, steps: Preprocess) -> Iterator[
             batches = _open_arrow(stream)
             columns = _match_columns(file.name, batches.schema.names, wanted)
         yield from _read_batches(file.name, batches, columns, wanted, steps)
+        if find_suffix(file) not in PARQUET_SUFFIXES and stream.read(1):
+            raise ValueError("there is more behind the stream; save each stream alone")
 
 
 def _match_columns(source: str, held: Sequence[str], wanted: Wanted) -> Mapping[str, str]:
@@ -201,6 +203,8 @@ def _to_array(cells: Any, where: str, types: Any) -> NDArray[Any]:
     kind = cells.type
     if hasattr(cells, "storage"):
         return _to_array(cells.storage, where, types)
+    if cells.null_count:
+        raise DataError(f"{where} has an empty element in a list; leave such rows out")
     if types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind):
         inner = _to_array(cells.flatten(), where, types)
         length, rest = divmod(len(inner), max(1, len(cells)))
@@ -210,6 +214,4 @@ def _to_array(cells: Any, where: str, types: Any) -> NDArray[Any]:
                 f"{where} has lists of {', '.join(map(str, sorted(lengths)))} elements in one array"
             )
         return inner.reshape(len(cells), length, *inner.shape[1:])
-    if cells.null_count:
-        raise DataError(f"{where} has an empty element in a list; leave such rows out")
     return np.asarray(cells.to_numpy(zero_copy_only=False))

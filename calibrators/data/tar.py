@@ -16,7 +16,7 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trtq.calibrators.arrays import refuse_doubles, refuse_more
+from trtq.calibrators.arrays import check_archive, refuse_more
 from trtq.calibrators.data.files import StoredFile, find_suffix
 from trtq.calibrators.data.pictures import find_picture_input
 from trtq.calibrators.data.samples import Sample, Wanted, refuse_missing
@@ -150,7 +150,7 @@ def _decode(member: _Member, where: str, wanted: Wanted, steps: Preprocess) -> M
     stream = io.BytesIO(member.content)
     if suffix == "npz":
         with np.load(stream, allow_pickle=False) as archive:
-            refuse_doubles(archive.files)
+            check_archive(archive.zip)
             return dict(archive.items())
     if suffix == "npy":
         only = wanted.inputs[0].name if len(wanted.inputs) == 1 else ""

@@ -306,6 +306,13 @@ def test_an_array_that_is_there_twice_is_told(tmp_path: Path) -> None:
         list(open_feed_folder(tmp_path))
 
 
+def test_archives_that_are_joined_are_told(tmp_path: Path) -> None:
+    (tmp_path / "a.npz").write_bytes(_npz({"x": X}) * 2)
+    words = r"a\.npz cannot be read as \.npz: there is more before the archive; give each archive alone$"
+    with pytest.raises(DataError, match=words):
+        open_array_file(LocalFile(tmp_path / "a.npz"), ["x"], 4)
+
+
 def test_digests_tell_content_names_and_batch_size(tmp_path: Path) -> None:
     first, second = tmp_path / "a.npz", tmp_path / "b.npz"
     first.write_bytes(_npz({"x": X}))

@@ -142,6 +142,7 @@ def test_a_folder_of_datasets_comes_from_s3(s3: Any, tmp_path: Path) -> None:
     [
         ([[1.0, 2.0], None], r"^column 'x' of .*a.parquet, row 1 is empty; leave such rows out$"),
         ([[1.0, None]], r"a.parquet, row 0 has an empty element in a list; leave such rows out$"),
+        ([[[1.0], None]], r"a.parquet, row 0 has an empty element in a list; leave such rows out$"),
         ([[[1.0], [1.0, 2.0]]], r"a.parquet, row 0 has lists of 1, 2 elements in one array$"),
         ([b"picture"], r"^column 'x' of .*a.parquet, row 0 holds bytes, and 'x' is no input of rank 4$"),
         (["text"], r"input 'x' of .*a.parquet, row 0 is .*, the model wants float32"),
@@ -195,10 +196,14 @@ def test_a_file_that_is_cut_short_is_told(tmp_path: Path, name: str) -> None:
         list(read(folder if name.endswith("arrow") else path))
 
 
-def test_a_file_that_is_cut_between_two_batches_is_told(tmp_path: Path) -> None:
+def test_a_stream_that_is_cut_between_two_batches_or_joined_is_told(tmp_path: Path) -> None:
     folder = save_dataset(tmp_path / "saved", pa.table({"x": X.tolist()}))
     path = folder / "data-00000-of-00001.arrow"
-    path.write_bytes(path.read_bytes()[:-8])
+    content = path.read_bytes()
+    path.write_bytes(content * 2)
+    with pytest.raises(DataError, match=r"there is more behind the stream; save each stream alone$"):
+        list(read(folder))
+    path.write_bytes(content[:-8])
     with pytest.raises(
         DataError, match=r"it ends without the mark of an Arrow stream's end: it is cut short$"
     ):

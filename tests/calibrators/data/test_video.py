@@ -99,6 +99,16 @@ def test_a_video_that_is_cut_short_is_told(tmp_path: Path) -> None:
         list(read(tmp_path / "a.mp4", 1))
 
 
+def test_a_matroska_file_that_is_cut_short_is_told(video: Path) -> None:
+    content = video.read_bytes()
+    video.write_bytes(content[:-100])
+    words = (
+        rf"a.mkv cannot be read as a video: it is cut short: {len(content) - 100} of {len(content)} bytes$"
+    )
+    with pytest.raises(DataError, match=words):
+        list(read(video, 1))
+
+
 def test_a_video_for_another_kind_of_model_is_refused(video: Path) -> None:
     with pytest.raises(
         DataError, match=r"^a video feeds one input of rank 4, the model takes x float32 \(N, 2\)"
