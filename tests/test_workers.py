@@ -141,6 +141,19 @@ def test_processes_have_the_variables_of_now_and_end_when_others_are_in_their_pl
     assert not replaced.is_alive()
 
 
+def test_processes_end_in_silence_also_where_a_library_holds_their_modules() -> None:
+    code = """
+import concurrent.futures.process, ctypes
+from trtq import workers
+list(workers.Processes(1).map(abs, [1]))
+for module in (workers, concurrent.futures.process):
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(module))
+"""
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    assert done.stderr == ""
+
+
 def test_a_process_that_dies_is_told() -> None:
     with pytest.raises(WorkerError, match=r"has died, perhaps for lack of memory; take fewer with --workers"):
         list(Processes(1).map(os._exit, [3]))

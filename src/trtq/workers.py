@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import functools
 import math
 import os
@@ -224,6 +225,9 @@ def _open_processes(count: int) -> Executor:
 
     context = multiprocessing.get_context("spawn")  # a fork copies locks that other threads hold
     return ProcessPoolExecutor(count, context, limit_cores, (max(1, count_cores() // count),))
+
+
+atexit.register(_open_processes.cache_clear)  # while what ends them is still there
 
 
 def _map_ordered(pool: Executor, task: Callable[[T], R], items: Iterable[T], count: int) -> Iterator[R]:
