@@ -143,9 +143,10 @@ def test_processes_have_the_variables_of_now_and_end_when_others_are_in_their_pl
 
 def test_processes_end_in_silence_also_where_a_library_holds_their_modules() -> None:
     code = """
-import concurrent.futures.process, ctypes
+import ctypes
 from trtq import workers
 list(workers.Processes(1).map(abs, [1]))
+import concurrent.futures.process  # late: the modules are cleared in the reversed order
 for module in (workers, concurrent.futures.process):
     ctypes.pythonapi.Py_IncRef(ctypes.py_object(module))
 """
