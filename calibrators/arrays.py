@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 import zipfile
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import IO, Any
@@ -37,6 +38,9 @@ def open_array_file(file: StoredFile, names: Sequence[str], batch_size: int) -> 
                 with refuse_damage(DataError, f"{file.name} is damaged near sample {start}"):
                     arrays = {name: reader.read_rows(stop - start) for name, reader in readers.items()}
                 yield Feed(arrays, f"{file.name}, samples {start} to {stop - 1}", stop - start)
+            with refuse_damage(DataError, f"{file.name} is damaged at its end"):
+                for reader in readers.values():
+                    reader.refuse_more()
 
     digest = start_in_background(lambda: f"{file.hash()}/{batch_size}")
     return Batches(read, file.name, num_samples, digest, feed_samples=batch_size)
@@ -80,6 +84,7 @@ def open_feed_files(files: Sequence[StoredFile], name: str) -> Batches:
         for file in files[start::step]:
             broken = refuse_damage(DataError, f"{file.name} cannot be read as .npz")
             with broken, file.open() as stream, np.load(stream, allow_pickle=False) as archive:
+                check_archive(archive.zip)
                 arrays = dict(archive.items())
             yield Feed(arrays, file.name, count_samples(arrays))
 
@@ -98,6 +103,19 @@ def pack_arrays(arrays: Mapping[str, NDArray[Any]]) -> bytes:
             with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
                 np.lib.format.write_array(member, np.asanyarray(array), allow_pickle=False)
     return buffer.getvalue()
+
+
+def check_archive(archive: zipfile.ZipFile) -> None:
+    """Refuses an .npz file of which numpy would read only a part.
+
+    Raises:
+        ValueError: It has an array twice, or something before its beginning, such as another archive.
+    """
+    counts = Counter(name.removesuffix(".npy") for name in archive.namelist())
+    if doubles := [name for name, count in counts.items() if count > 1]:
+        raise ValueError(f"it has the array {doubles[0]!r} twice; leave one out")
+    if min((info.header_offset for info in archive.infolist()), default=0):
+        raise ValueError("there is more before the archive; give each archive alone")
 
 
 def count_samples(arrays: Mapping[str, NDArray[Any]]) -> int:
@@ -141,6 +159,24 @@ class _RowReader:
             raise ValueError(f"cut short: {len(content)} of {wanted} bytes")
         return np.frombuffer(content, self._dtype).reshape(shape)
 
+    def refuse_more(self) -> None:
+        """Refuses what stands behind the last row, such as a second array.
+
+        Raises:
+            ValueError: There is something.
+        """
+        refuse_more(self._stream)
+
+
+def refuse_more(stream: IO[bytes]) -> None:
+    """Refuses what stands behind an array of .npy format, such as a second array.
+
+    Raises:
+        ValueError: There is something.
+    """
+    if stream.read(1):
+        raise ValueError("there is more behind the array; save each array alone")
+
 
 @contextmanager
 def _open_readers(file: StoredFile, names: Sequence[str]) -> Iterator[dict[str, _RowReader]]:
@@ -163,6 +199,7 @@ def _open_streams(
         yield names[0], (stack.enter_context(file.open()), file.name)
         return
     archive = stack.enter_context(zipfile.ZipFile(stack.enter_context(file.open())))
+    check_archive(archive)
     for member in archive.namelist():
         yield (
             member.removesuffix(".npy"),

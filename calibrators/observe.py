@@ -85,10 +85,10 @@ def observe(
     refuse_unknown(model, tensors)
     seen = Accumulator(tensors, [str(value.name) for value in model.graph.inputs], control.earlier)
     if not tensors and not control.watches_all:
-        for feed in batches:
+        for feed in batches.shard(*control.shard):
             seen.finish(feed, ())
             progress(feed.num_samples)
-        return seen.statistics(1, is_whole=True)
+        return seen.statistics(control.shard[0], is_whole=True)
     if (first := next(iter(batches), None)) is not None:
         computed = [name for name in tensors if name not in first.arrays]
         found, may_split = _survey_feed(model, computed, first, control.device, _may_split(model, batches))

@@ -66,8 +66,13 @@ def describe_source(model_sha256: str, batches: Batches, num_parts: int) -> Stat
 
 
 def choose_num_parts(workers: Workers, batches: Batches) -> int:
-    """Returns in how many parts data is observed: no more than there are feeds, if that is known."""
-    wanted = _PARTS_EACH * workers.count()
+    """Returns in how many parts data is observed: no more than there are feeds, if that is known.
+
+    Where there are as many files as workers, no more than files: a part then reads its own files alone.
+    """
+    wanted, num_files = _PARTS_EACH * workers.count(), len(batches.files)
+    if num_files >= workers.count():
+        return min(wanted, num_files)
     if batches.num_samples is None or not batches.feed_samples:
         return wanted
     return max(1, min(wanted, math.ceil(batches.num_samples / batches.feed_samples)))

@@ -25,12 +25,13 @@ from trtq.calibrators.data.files import (
     find_suffix,
     refuse_devices,
 )
-from trtq.calibrators.data.pictures import VIDEO_SUFFIXES, open_pictures, read_frames, require_picture_input
-from trtq.calibrators.data.python import open_iterable
+from trtq.calibrators.data.pictures import open_pictures, require_picture_input
+from trtq.calibrators.data.python import Passes, open_iterable
 from trtq.calibrators.data.remote import RemoteFolder, open_remote
 from trtq.calibrators.data.samples import SampleFiles, Wanted, batch_files
 from trtq.calibrators.data.table import PARQUET_SUFFIXES, find_dataset_files, open_table, table_has_pictures
 from trtq.calibrators.data.tar import is_tar, read_tar, tar_has_pictures
+from trtq.calibrators.data.video import VIDEO_SUFFIXES, read_frames
 from trtq.errors import DataError, TrtqError
 from trtq.files import refuse_damage
 from trtq.models.address import is_address, show_address, strip_local
@@ -139,14 +140,9 @@ def _open_place(place: _Place, request: _Request) -> Batches:
 
 
 def _open_folder(folder: StoredFolder, request: _Request) -> Batches:
-    near = folder.list()
-    if dataset := find_dataset_files(folder.name, near):
+    if dataset := find_dataset_files(folder.name, folder.list()):
         return _open_table(dataset, folder.name, request)
-    if feeds := [file for file in near if find_suffix(file) == ".npz"]:
-        return _open_files(feeds, folder.name, request)
-    kinds = [(file, _find_kind(file)) for file in folder.list(deep=True)]
-    images = [file for file, kind in kinds if kind == "images"]
-    if files := images or [file for file, kind in kinds if kind in _IN_FOLDERS]:
+    if files := [file for file in folder.list(deep=True) if _find_kind(file)]:
         return _open_files(files, folder.name, request)
     raise DataError(
         f"{folder.name} holds neither .npz files nor images ({', '.join(SUFFIXES)}), tar archives, Parquet "
@@ -158,6 +154,8 @@ def _find_kind(file: StoredFile) -> str:
     """Returns what a file holds by its name; empty if that is not known."""
     if is_tar(file):
         return "tar archives"
+    if file.base.lower().endswith((".tar.bz2", ".tar.xz", ".tar.zst")):
+        return "archives that are not read"
     return next((kind for kind, suffixes in _KINDS.items() if find_suffix(file) in suffixes), "")
 
 
@@ -205,8 +203,13 @@ def _batch(source: SampleFiles, request: _Request) -> Batches:
     return _keep_full_batches(batch_files(source, request.size, is_fixed=request.is_fixed), request)
 
 
-_IN_FOLDERS = ("tables", "tar archives", "videos")
-_KINDS = {"feeds": (".npz",), "images": SUFFIXES, "tables": PARQUET_SUFFIXES, "videos": VIDEO_SUFFIXES}
+_KINDS = {
+    "feeds": (".npz",),
+    "images": SUFFIXES,
+    "tables": PARQUET_SUFFIXES,
+    "videos": VIDEO_SUFFIXES,
+    "pictures that are not read": (".avif", ".gif", ".heic", ".jfif", ".jp2", ".ppm", ".tif", ".tiff"),
+}
 _OPENERS: Mapping[str, Callable[[Sequence[StoredFile], str, _Request], Batches]] = {
     "feeds": _open_feeds,
     "images": _open_images,
@@ -309,12 +312,12 @@ def _from_polygraphy(file: StoredFile) -> Batches:
 
 def _from_script(script: Path, function: str) -> Batches:
     """Runs the user's own code: its errors pass through with the script named."""
-    call = load_function(script, function)
+    call, passes = load_function(script, function), Passes(f"{script}:{function}")
 
     def read() -> Iterator[Feed]:
         try:
             with run_in_place(script):
-                items = call()
+                items = passes.start(call())
             for index, arrays in enumerate(iterate_in_place(script, items)):
                 if not isinstance(arrays, Mapping):
                     raise DataError(

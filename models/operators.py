@@ -33,7 +33,7 @@ def use_operators(spec: OperatorSpec) -> None:
     chosen = {CUSTOM_OPS: ("--ort-custom-ops", spec.ort_custom_ops), PLUGINS: ("--plugins", spec.plugins)}
     for variable, (option, paths) in chosen.items():
         _require(option, paths)
-        text = os.pathsep.join(str(Path(path).absolute()) for path in paths) or _GIVEN[variable]
+        text = os.pathsep.join(map(_make_absolute, paths or _split(_GIVEN[variable])))
         os.environ.pop(variable, None)
         if text:
             os.environ[variable] = text
@@ -55,7 +55,16 @@ def find_foreign(model: ir.Model) -> ir.Node | None:
 
 
 def _read(variable: str) -> tuple[str, ...]:
-    return tuple(filter(None, os.environ.get(variable, "").split(os.pathsep)))
+    return _split(os.environ.get(variable, ""))
+
+
+def _split(text: str) -> tuple[str, ...]:
+    return tuple(filter(None, text.split(os.pathsep)))
+
+
+def _make_absolute(path: str) -> str:
+    """Returns a path that another process finds too; a name that only the linker knows stays as it is."""
+    return str(Path(path).absolute()) if is_file(Path(path)) else path
 
 
 def _require(option: str, paths: Sequence[str]) -> None:

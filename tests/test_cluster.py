@@ -40,8 +40,15 @@ class StandIn(ModuleType):
             raise ConnectionError("no ray instance")
         self.joined = address
 
-    def cluster_resources(self) -> dict[str, float]:
-        return {"CPU": 5.0}
+    def nodes(self) -> list[dict[str, Any]]:
+        return [
+            {
+                "Alive": cores != 9,
+                "NodeManagerAddress": "10.0.0.7",
+                "Resources": {"CPU": cores, "memory": 4e9},
+            }
+            for cores in (2.0, 3.0, 0.0, 9.0)
+        ]
 
     def put(self, value: Any) -> Any:
         return lambda: value
@@ -87,6 +94,21 @@ def test_results_come_in_order_and_shared_values_reach_the_tasks(join: Callable[
     assert list(workers.map(abs, iter([-3, 2, -1]))) == [3, 2, 1]
     assert workers.share("large")() == "large"
     assert ray.joined == "auto"
+
+
+def test_a_task_for_which_no_machine_has_the_room_is_refused(join: Callable[..., StandIn]) -> None:
+    join()
+    assert [Ray(cpus=cpus).count() for cpus in (1, 2, 3)] == [5, 2, 1]
+    assert Ray(memory_bytes=2_000_000_000).count() == 4
+    with pytest.raises(
+        UsageError,
+        match=r"^a part of the work needs 4 cores, and the machines for it have at most 3; give fewer --wo",
+    ):
+        next(Ray(cpus=4).map(abs, [1]))
+    with pytest.raises(
+        UsageError, match=r"^a part of the work needs 5\.0 GB and 1 core, .* 4\.0 GB and 3; give"
+    ):
+        Ray(memory_bytes=5_000_000_000).count()
 
 
 def test_the_cluster_is_the_one_that_is_named(
@@ -180,10 +202,14 @@ def test_workers_are_named_in_words() -> None:
     assert find_workers("processes:3") == Processes(3)
     assert find_workers("ray", 4) == Ray(cpus=4)
     assert find_workers("ray://head:10001") == Ray("ray://head:10001")
-    for text in ("processes:0", "processes:x", "threads:2", "dask"):
+    for text in ("processes:0", "processes:x", "processes:\N{SUPERSCRIPT TWO}", "threads:2", "dask"):
         with pytest.raises(
             UsageError, match=rf"^'{text}' are no workers; take threads, processes, processes:N,"
         ):
             find_workers(text)
+    with pytest.raises(
+        UsageError, match=r"^--worker-cpus is for a cluster; add --workers ray, or leave it out$"
+    ):
+        find_workers("processes:2", 1)
     with pytest.raises(UsageError, match=r"^a task on a cluster takes at least one core, got 0$"):
         Ray(cpus=0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -121,6 +122,37 @@ def test_tasks_that_have_not_started_are_cancelled_when_the_iterator_is_closed()
 def test_processes_are_not_this_one() -> None:
     texts = Processes(2).map(Path.read_text, [Path("/proc/self/stat")] * 4)
     assert os.getpid() not in {int(text.split()[0]) for text in texts}
+
+
+def test_processes_have_the_variables_of_now_and_end_when_others_are_in_their_place(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("TRTQ_PLUGINS", "/lib/of_an_earlier_task.so")
+    assert list(Processes(1).map(os.getenv, ["TRTQ_PLUGINS"])) == ["/lib/of_an_earlier_task.so"]
+    monkeypatch.delenv("TRTQ_PLUGINS")
+    monkeypatch.setenv("TRTQ_ORT_CUSTOM_OPS", "/lib/ops.so")
+    names = ["TRTQ_PLUGINS", "TRTQ_ORT_CUSTOM_OPS"]
+    assert list(Processes(1).map(os.getenv, names)) == [None, "/lib/ops.so"]
+    (stat,) = Processes(1).map(Path.read_text, [Path("/proc/self/stat")])
+    (replaced,) = (item for item in multiprocessing.active_children() if item.pid == int(stat.split()[0]))
+    begun = Processes(1).map(abs, range(9))
+    assert [next(begun), *Processes(2).map(abs, [-1]), *begun] == [0, 1, *range(1, 9)]
+    replaced.join(30)
+    assert not replaced.is_alive()
+
+
+def test_processes_end_in_silence_also_where_a_library_holds_their_modules() -> None:
+    code = """
+import ctypes
+from trtq import workers
+list(workers.Processes(1).map(abs, [1]))
+import concurrent.futures.process  # late: the modules are cleared in the reversed order
+for module in (workers, concurrent.futures.process):
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(module))
+"""
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    assert done.stderr == ""
 
 
 def test_a_process_that_dies_is_told() -> None:

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from glob import glob, has_magic
 from itertools import product
 from pathlib import Path
-from typing import IO, Protocol
+from typing import IO, Protocol, TypeVar
 
 from trtq.errors import DataError
-from trtq.files import hash_file, is_there
+from trtq.files import hash_file, is_there, refuse_damage
 
+K = TypeVar("K")
+V = TypeVar("V")
 _BRACES = re.compile(r"\{(\d{1,9})\.\.(\d{1,9})\}|\{([^{}]*,[^{}]*)\}")
 _MOST_NAMES = 100_000
 
@@ -39,7 +42,12 @@ class StoredFile(Protocol):
         ...
 
     def open(self) -> AbstractContextManager[IO[bytes]]:
-        """Opens it for reading and seeking; DataError at the end if it has changed since it was found."""
+        """Opens it for reading and seeking.
+
+        Raises:
+            OSError: It lies on this machine and cannot be read.
+            DataError: It lies elsewhere and cannot be read, or at the end has changed since it was found.
+        """
         ...
 
     def hash(self) -> str:
@@ -112,9 +120,24 @@ class LocalFolder:
         return str(self.path)
 
     def list(self, *, deep: bool = False) -> Sequence[LocalFile]:
-        """See `StoredFolder`; devices, pipes and sockets are among the files."""
-        found = self.path.rglob("*") if deep else self.path.glob("*")
-        return [LocalFile(path) for path in sorted(path for path in found if not path.is_dir())]
+        """See `StoredFolder`; devices, pipes and sockets are among the files. Links to folders are followed.
+
+        Raises:
+            DataError: A folder cannot be read.
+        """
+        return [LocalFile(path) for path in sorted(_walk(self.path, frozenset(), deep=deep))]
+
+
+def _walk(folder: Path, above: frozenset[Path], *, deep: bool) -> Iterator[Path]:
+    """Yields the files in a folder; `above` are the folders that it lies in, to which links may lead back."""
+    with refuse_damage(DataError, f"cannot read the folder {folder}"):
+        found = [*folder.iterdir()]
+    here = above | {folder.resolve()}
+    for path in found:
+        if not path.is_dir():
+            yield path
+        elif deep and path.resolve() not in here:
+            yield from _walk(path, here, deep=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,13 +160,49 @@ def find_local(source: str) -> LocalFile | LocalFolder | Listed | None:
         return LocalFolder(path) if path.is_dir() else LocalFile(path)
     if not is_pattern(source):
         return None
-    names = [name for part in expand_braces(source) for name in (sorted(glob(part)) or [part])]  # noqa: PTH207 - of any root
-    files = [LocalFile(Path(name)) for name in names]
+    files = [LocalFile(path) for path in find_all(source, _find_paths).values()]
     for file in files:
-        if not file.path.is_file() and not has_magic(file.name):
+        if not is_there(file.path):
             raise DataError(f"there is no file {file.path}, which {source} names; make the pattern fit")
-    files = [file for file in files if file.path.is_file()]
+    refuse_devices(files)
     return Listed(source, files) if files else None
+
+
+def _find_paths(pattern: str) -> Mapping[str, Path]:
+    """Returns the files that a pattern without braces names, by where they lie: links may lead to one again.
+
+    Links that lead nowhere are among them.
+    """
+    found = sorted(glob(pattern, recursive=True)) or [pattern] * is_there(Path(pattern))  # noqa: PTH207 - of any root
+    files: dict[str, Path] = {}
+    for name in found:
+        if not Path(name).is_dir():
+            files.setdefault(os.path.realpath(name), Path(name))
+    return files
+
+
+def find_all(
+    pattern: str, find: Callable[[str], Mapping[K, V]], show: Callable[[str], str] = str
+) -> Mapping[K, V]:
+    """Returns what a pattern names, in the order of its braces, each once.
+
+    Args:
+        pattern: With braces or without.
+        find: Returns what a pattern without braces names, and what is known of each.
+        show: Returns a pattern as it may be shown.
+
+    Raises:
+        DataError: What braces stand for is not there. A pattern without braces may name nothing.
+    """
+    found: dict[K, V] = {}
+    for name in expand_braces(pattern):
+        files = find(name)
+        if not files and name != pattern:
+            raise DataError(
+                f"there is no file {show(name)}, which {show(pattern)} names; make the pattern fit"
+            )
+        found |= {key: value for key, value in files.items() if key not in found}
+    return found
 
 
 def is_pattern(source: str) -> bool:

@@ -1,4 +1,4 @@
-"""Pictures and the frames of videos as samples."""
+"""Pictures as samples."""
 
 from __future__ import annotations
 
@@ -9,18 +9,13 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trtq import lazy
 from trtq.calibrators.batches import Batches, Feed
 from trtq.calibrators.data.files import StoredFile, hash_files
-from trtq.calibrators.data.samples import Sample
 from trtq.errors import DataError
-from trtq.files import refuse_damage
 from trtq.models.preprocess import Preprocess, prepare_image, read_image
 from trtq.models.signature import TensorSpec, show_shape
 from trtq.numbers import format_count
 from trtq.workers import Threads
-
-VIDEO_SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm")
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,19 +148,3 @@ def _refuse_other_size(image: StoredFile, sample: NDArray[Any], first: NDArray[A
             f"{image.name} becomes an array of shape {show_shape(sample.shape)}, others in its batch have "
             f"{show_shape(first.shape)}; set `crop`, or another `resize_mode`, in [preprocess] of model.toml"
         )
-
-
-def read_frames(video: StoredFile, taken: PictureInput) -> Iterator[Sample]:
-    """Yields every n-th frame of a video, from the first one on; n is `frame_step` of the settings.
-
-    Raises:
-        DataError: It is no video, or is damaged.
-        MissingDependency: PyAV is not installed.
-    """
-    av = lazy.require("av", "video", "reading videos")
-    broken = refuse_damage(DataError, f"{video.name} cannot be read as a video")
-    with broken, video.open() as stream, av.open(stream) as container:
-        for index, frame in enumerate(container.decode(video=0)):
-            if index % taken.steps.frame_step == 0:
-                name = f"{video.name}, frame {index}"
-                yield Sample({taken.spec.name: taken.prepare(frame.to_image(), name)}, name)

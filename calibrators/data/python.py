@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import count
 from typing import Any
@@ -33,8 +34,11 @@ def open_iterable(data: Data, wanted: Wanted) -> Batches:
             f"a function that returns a new iterator"
         )
 
+    passes = Passes(name)
+
     def read() -> Iterator[Feed]:
-        items = iter(_call(name, data if callable(data) and not isinstance(data, Iterable) else lambda: data))
+        made = _call(name, data if callable(data) and not isinstance(data, Iterable) else lambda: data)
+        items = passes.start(made)
         for index in count():
             where = f"{name}, item {index}"
             try:
@@ -45,6 +49,31 @@ def open_iterable(data: Data, wanted: Wanted) -> Batches:
             yield Feed(arrays, where, count_samples(arrays))
 
     return Batches(read, name, None, None)
+
+
+class Passes:
+    """The passes over what code returns: each needs an iterator of its own, or begins where one has ended."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._last: Callable[[], object] = lambda: None
+
+    def start(self, items: Iterable[Any]) -> Iterator[Any]:
+        """Returns an iterator over the items.
+
+        Raises:
+            DataError: It is that of the last pass.
+        """
+        iterator = iter(items)
+        if iterator is self._last():
+            raise DataError(
+                f"{self._name} returns the iterator of an earlier pass again; return a new one each time"
+            )
+        try:
+            self._last = weakref.ref(iterator)  # it may hold processes
+        except TypeError:  # of one in C
+            self._last = lambda: iterator
+        return iterator
 
 
 def _call(where: str, call: Callable[[], Any]) -> Any:

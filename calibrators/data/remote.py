@@ -18,7 +18,7 @@ from threading import Lock
 from typing import IO, Any
 
 from trtq import lazy
-from trtq.calibrators.data.files import Listed, StoredFile, expand_braces, is_pattern
+from trtq.calibrators.data.files import Listed, StoredFile, find_all, is_pattern
 from trtq.calibrators.data.tries import NoPartsError, describe_change, persist
 from trtq.errors import DataError, MissingDependency, quote
 from trtq.models.address import find_scheme, show_address
@@ -61,8 +61,8 @@ def open_remote(source: str) -> StoredFile | RemoteFolder | Listed:
         if info.get("type") == "directory":
             return RemoteFolder(store, store.path)
         return store.make_file(store.path, info)
-    found = [item for name in expand_braces(store.path) for item in store.expand(name)]
-    files = [store.make_file(path, info) for path, info in found]
+    found = find_all(store.path, store.expand, store.show)
+    files = [store.make_file(path, info) for path, info in found.items()]
     if not files:
         raise DataError(f"there is nothing at {show_address(source)}; make the pattern fit")
     return Listed(show_address(source), files)
@@ -92,16 +92,17 @@ class _Store:
 
         return persist(ask, name)
 
-    def expand(self, path: str) -> Sequence[tuple[str, Mapping[str, Any]]]:
-        """Returns what a pattern names, in order, and what is told of it; a path names itself."""
+    def expand(self, path: str) -> Mapping[str, Mapping[str, Any]]:
+        """Returns the files that a pattern names, in order, and what is told of them; a path names itself."""
         if not self.is_pattern(path):
-            return [(path, {})]
+            return {path: {}}
 
         def ask() -> Mapping[str, Mapping[str, Any]]:
             found: Mapping[str, Mapping[str, Any]] = self.system.glob(path, detail=True)
             return found
 
-        return sorted(persist(ask, self.show(path)).items())
+        found = persist(ask, self.show(path))
+        return {name: info for name, info in sorted(found.items()) if info.get("type") != "directory"}
 
     def make_file(self, path: str, info: Mapping[str, Any]) -> RemoteFile:
         """Returns a file; a listing may tell nothing of it, as a page of links does."""

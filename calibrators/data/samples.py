@@ -132,7 +132,7 @@ def batch_samples(samples: Iterable[Sample], batch_size: int) -> Iterator[Feed]:
     """Yields feeds of so many samples; the last may be small.
 
     Raises:
-        DataError: Samples have other names or shapes than the first one of their batch.
+        DataError: Samples have other names, dtypes or shapes than the first one of their batch.
     """
     iterator = iter(samples)
     while group := [*islice(iterator, batch_size)]:
@@ -150,6 +150,12 @@ def _refuse_other(sample: Sample, first: Sample) -> None:
             f"{sample.source} has the arrays {', '.join(shapes)}, {first.source} has {', '.join(others)}; "
             f"give all samples the same"
         )
+    for name, array in sample.arrays.items():
+        if array.dtype != first.arrays[name].dtype:  # numpy would find one that holds both
+            raise DataError(
+                f"array {name!r} of {sample.source} is {array.dtype.name}, that of {first.source} is "
+                f"{first.arrays[name].dtype.name}; give all samples the same"
+            )
     for name, shape in shapes.items():
         if shape != others[name]:
             raise DataError(

@@ -27,6 +27,7 @@ SPLITS = "dataset_dict.json"
 _ROWS = 64
 _BUFFER_BYTES = 1 << 20
 """Of each column; without it, whole chunks of columns are held."""
+_ARROW_END = b"\xff\xff\xff\xff\0\0\0\0"
 _WORK = "reading Parquet and Arrow files"
 
 
@@ -106,6 +107,12 @@ def _open_parquet(stream: IO[bytes]) -> Any:
 
 
 def _open_arrow(stream: IO[bytes]) -> Any:
+    """Opens a stream; Arrow would take the end of a file that was cut between two batches for its own."""
+    size = stream.seek(0, io.SEEK_END)
+    stream.seek(max(0, size - len(_ARROW_END)))
+    if stream.read() != _ARROW_END:
+        raise EOFError("it ends without the mark of an Arrow stream's end: it is cut short")
+    stream.seek(0)
     return lazy.require("pyarrow.ipc", "data", _WORK).open_stream(stream)
 
 
@@ -119,6 +126,8 @@ def _read_rows(file: StoredFile, wanted: Wanted, steps: Preprocess) -> Iterator[
             batches = _open_arrow(stream)
             columns = _match_columns(file.name, batches.schema.names, wanted)
         yield from _read_batches(file.name, batches, columns, wanted, steps)
+        if find_suffix(file) not in PARQUET_SUFFIXES and stream.read(1):
+            raise ValueError("there is more behind the stream; save each stream alone")
 
 
 def _match_columns(source: str, held: Sequence[str], wanted: Wanted) -> Mapping[str, str]:
@@ -163,7 +172,9 @@ def _read_cell(cell: Any, name: str, where: str, wanted: Wanted, steps: Preproce
         raise DataError(f"column {name!r} of {where} is empty; leave such rows out")
     if hasattr(cell, "storage"):  # an extension type, such as a tensor
         flat = _to_array(cell.storage, where, types)[0]
-        return wanted.fit(name, flat.reshape(getattr(cell.type, "shape", None) or flat.shape))
+        array = flat.reshape(getattr(cell.type, "shape", None) or flat.shape)
+        order = getattr(cell.type, "permutation", None)
+        return wanted.fit(name, array.transpose(order) if order else array)
     if types.is_struct(cell.type) or _is_binary(cell.type, types):
         return _read_picture(cell, where, _require_picture(name, where, wanted, steps))
     return wanted.fit(name, _to_array(cell, where, types)[0])
@@ -192,6 +203,8 @@ def _to_array(cells: Any, where: str, types: Any) -> NDArray[Any]:
     kind = cells.type
     if hasattr(cells, "storage"):
         return _to_array(cells.storage, where, types)
+    if cells.null_count:
+        raise DataError(f"{where} has an empty element in a list; leave such rows out")
     if types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind):
         inner = _to_array(cells.flatten(), where, types)
         length, rest = divmod(len(inner), max(1, len(cells)))
@@ -201,6 +214,4 @@ def _to_array(cells: Any, where: str, types: Any) -> NDArray[Any]:
                 f"{where} has lists of {', '.join(map(str, sorted(lengths)))} elements in one array"
             )
         return inner.reshape(len(cells), length, *inner.shape[1:])
-    if cells.null_count:
-        raise DataError(f"{where} has an empty element in a list; leave such rows out")
     return np.asarray(cells.to_numpy(zero_copy_only=False))

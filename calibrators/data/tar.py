@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
 import tarfile
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import PurePosixPath
@@ -15,6 +16,7 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from trtq.calibrators.arrays import check_archive, refuse_more
 from trtq.calibrators.data.files import StoredFile, find_suffix
 from trtq.calibrators.data.pictures import find_picture_input
 from trtq.calibrators.data.samples import Sample, Wanted, refuse_missing
@@ -24,7 +26,8 @@ from trtq.models.preprocess import SUFFIXES, Preprocess
 from trtq.workers import Threads
 
 TAR_SUFFIXES = (".tar", ".tgz")
-_END_BYTES = 1024
+_GZIP = b"\x1f\x8b"
+_BLOCK_BYTES = 1 << 20
 _MOST_BYTES = 1 << 30
 _CLASS = "cls"
 
@@ -41,25 +44,19 @@ def read_tar(shard: StoredFile, wanted: Wanted, steps: Preprocess) -> Iterator[S
     written to the disk, and what no input and no label is called is passed over.
 
     Raises:
-        DataError: It is no tar archive, is cut short, or a sample does not fit.
+        DataError: It is no tar archive, is cut short or damaged, holds a link, or a sample does not fit.
     """
-    with refuse_damage(DataError, f"{shard.name} cannot be read as a tar archive"), shard.open() as stream:
-        if find_suffix(shard) == ".tar":
-            _refuse_cut(stream)
-        with tarfile.open(fileobj=stream, mode="r|*") as archive:
-            groups = groupby(_read_members(archive, shard.name), lambda member: member.key)
-            found = ((f"{shard.name}, {key}", [*members]) for key, members in groups)
-            yield from Threads().map(lambda item: _make_sample(*item, wanted, steps), found)
+    with _open_members(shard) as members:
+        groups = groupby(members, lambda member: member.key)
+        found = ((f"{shard.name}, {key}", [*group]) for key, group in groups)
+        yield from Threads().map(lambda item: _make_sample(*item, wanted, steps), found)
 
 
 def tar_has_pictures(shard: StoredFile) -> bool:
     """Returns whether the first sample of an archive holds a picture; an archive that is damaged has none."""
-    with suppress(DataError):
-        broken = refuse_damage(DataError, f"{shard.name} cannot be read as a tar archive")
-        with broken, shard.open() as stream, tarfile.open(fileobj=stream, mode="r|*") as archive:
-            found = groupby(_read_members(archive, shard.name), lambda member: member.key)
-            first = next(found, ("", iter(())))[1]
-            return any(f".{member.rest.lower()}".endswith(SUFFIXES) for member in first)
+    with suppress(DataError), _open_members(shard) as members:
+        first = next(groupby(members, lambda member: member.key), ("", iter(())))[1]
+        return any(f".{member.rest.lower()}".endswith(SUFFIXES) for member in first)
     return False
 
 
@@ -72,40 +69,78 @@ class _Member:
     content: bytes
 
 
-def _refuse_cut(stream: IO[bytes]) -> None:
-    """Refuses an archive without its end, which Python's reader would take for the end of the samples."""
-    size = stream.seek(0, io.SEEK_END)
-    stream.seek(max(0, size - _END_BYTES))
-    if stream.read(_END_BYTES).strip(b"\0"):
-        raise EOFError("it ends without the empty blocks of an archive's end: it is cut short")
-    stream.seek(0)
+class _Header(tarfile.TarInfo):
+    """The header of a member; a damaged one is no end of the archive, for which Python's reader takes it."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> _Header:
+        """Returns a header.
+
+        Raises:
+            HeaderError: This is the empty block of an archive's end.
+            ReadError: It is damaged, or the file ends here.
+        """
+        try:
+            return super().frombuf(buf, encoding, errors)
+        except tarfile.HeaderError as error:
+            if len(buf) < tarfile.BLOCKSIZE:
+                raise tarfile.ReadError("it ends without an empty block: it is cut short") from error
+            if any(buf):
+                raise tarfile.ReadError(f"a member's header is damaged: {error}") from error
+            raise
 
 
-def _read_members(archive: tarfile.TarFile, name: str) -> Iterator[_Member]:
+@contextmanager
+def _open_members(shard: StoredFile) -> Iterator[Iterator[_Member]]:
+    """Opens an archive, compressed or not, and gives its members from front to back."""
+    with refuse_damage(DataError, f"{shard.name} cannot be read as a tar archive"), shard.open() as stream:
+        is_compressed = stream.read(len(_GZIP)) == _GZIP
+        stream.seek(0)
+        content: Any = gzip.GzipFile(fileobj=stream) if is_compressed else stream
+        with tarfile.open(fileobj=content, mode="r:", tarinfo=_Header) as archive:
+            yield _read_members(archive, content, shard.name)
+
+
+def _read_members(archive: tarfile.TarFile, content: IO[bytes], name: str) -> Iterator[_Member]:
     for info in archive:
         path = PurePosixPath(info.name)
         key, dot, rest = path.name.partition(".")
-        if not info.isreg() or not dot or not key:
+        if not dot or not key or info.isdir():
             continue
+        if not info.isreg():
+            raise DataError(
+                f"{name}, {info.name} is a link or no file; pack what a link leads to, with tar "
+                f"--dereference --hard-dereference"
+            )
         if info.size > _MOST_BYTES:
             raise DataError(f"{name}, {info.name} has {info.size:,} bytes; a member may have {_MOST_BYTES:,}")
         member = archive.extractfile(info)
         assert member is not None
         yield _Member(str(path.with_name(key)), rest, member.read())
+    while block := content.read(_BLOCK_BYTES):  # to the end, where the checksum of what is compressed stands
+        if block.strip(b"\0"):
+            raise DataError(f"{name} holds more behind the end of the archive; give each archive alone")
 
 
 def _make_sample(source: str, members: Iterable[_Member], wanted: Wanted, steps: Preprocess) -> Sample:
     arrays: dict[str, NDArray[Any]] = {}
-    held = []
+    held: dict[str, str] = {}
+    rests = []
     for member in members:
         where = f"{source}.{member.rest}"
         with refuse_damage(DataError, f"{where} cannot be read"):
             found = _decode(member, where, wanted, steps)
-        arrays |= {name: array for name, array in found.items() if name in wanted.names}
-        held.append(f".{member.rest}")
+        for name in found.keys() & {*wanted.names}:
+            if name in held:
+                raise DataError(
+                    f"{source} has array {name!r} twice, in .{held[name]} and in .{member.rest}; leave one "
+                    f"out"
+                )
+            arrays[name], held[name] = found[name], member.rest
+        rests.append(f".{member.rest}")
     ordered = {name: arrays[name] for name in wanted.names if name in arrays}
     advice = "name members <key>.<input>.npy, or put all inputs into <key>.npz"
-    return refuse_missing(Sample(ordered, source), wanted, held, advice)
+    return refuse_missing(Sample(ordered, source), wanted, rests, advice)
 
 
 def _decode(member: _Member, where: str, wanted: Wanted, steps: Preprocess) -> Mapping[str, NDArray[Any]]:
@@ -115,10 +150,13 @@ def _decode(member: _Member, where: str, wanted: Wanted, steps: Preprocess) -> M
     stream = io.BytesIO(member.content)
     if suffix == "npz":
         with np.load(stream, allow_pickle=False) as archive:
+            check_archive(archive.zip)
             return dict(archive.items())
     if suffix == "npy":
         only = wanted.inputs[0].name if len(wanted.inputs) == 1 else ""
-        return {named or only: np.lib.format.read_array(stream, allow_pickle=False)}
+        array = np.lib.format.read_array(stream, allow_pickle=False)
+        refuse_more(stream)
+        return {named or only: array}
     if f".{suffix}" in SUFFIXES:
         taken = find_picture_input(wanted.inputs, steps, named)
         return {taken.spec.name: taken.read(stream, where)} if taken is not None else {}

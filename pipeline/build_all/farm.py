@@ -10,10 +10,18 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from trtq.cluster import RETRIES, Node, Ray, Versions, find_machine, find_versions, refuse_other_versions
+from trtq.cluster import (
+    RETRIES,
+    Node,
+    Ray,
+    Surroundings,
+    find_machine,
+    find_surroundings,
+    refuse_too_large,
+    take_surroundings,
+)
 from trtq.errors import ArtifactError, TrtqError, UsageError, WorkerError, quote
 from trtq.files import hash_file, is_file
-from trtq.numbers import format_bytes, format_count
 from trtq.pipeline.bench.machine import describe_machine
 from trtq.pipeline.build_all import (
     CommandJob,
@@ -116,23 +124,12 @@ def refuse_homeless(job: CommandJob, nodes: Sequence[Node], cpus: int) -> None:
             f"{_list_kinds(nodes)}; start one with ray start --resources='{{{asked}}}', or, if the cluster "
             f"starts machines when they are asked for, add --autoscaling"
         )
-    if not any(_has_room(node, job, cpus) for node in ours):
-        memory = max(node.resources.get("memory", 0) for node in ours)
-        cores = max(node.resources.get("CPU", 0) for node in ours)
-        raise UsageError(
-            f"{job.name} needs {format_bytes(job.memory_bytes)} and {format_count(cpus, 'core')}, and the "
-            f"machines for it have at most {format_bytes(int(memory))} and {cores:g}; give memory = in the "
-            f"file if that is too high an estimate, or fewer --worker-cpus"
-        )
+    advice = "memory = in the file if that is too high an estimate, or fewer --worker-cpus"
+    refuse_too_large(job.name, ours, cpus, job.memory_bytes, advice)
 
 
 def _is_of_kind(node: Node, job: CommandJob) -> bool:
     return all(node.resources.get(name, 0) > 0 for name in job.resources)
-
-
-def _has_room(node: Node, job: CommandJob, cpus: int) -> bool:
-    found = node.resources
-    return found.get("CPU", 0) >= cpus and found.get("memory", 0) >= job.memory_bytes
 
 
 def _list_kinds(nodes: Sequence[Node]) -> str:
@@ -216,7 +213,7 @@ class _Work:
         taken = _take_resources(job, self.farm.cluster.list_nodes())
         run = ray.remote(_do_job).options(num_cpus=self.farm.cluster.cpus, max_retries=0, **taken)
         answer, cpus = find_answer(job, self.done), self.farm.cluster.cpus
-        task = _Task(number, job, answer, self.probe, cpus, find_versions())
+        task = _Task(number, job, answer, self.probe, cpus, find_surroundings())
         self.running[run.remote(task, self.board)] = number
         self.tries[number] += 1
         self.waiting = [item for item in self.waiting if item != number]
@@ -315,7 +312,7 @@ class _Task:
     answer: str
     probe: Path
     cpus: int
-    versions: Versions
+    surroundings: Surroundings
 
 
 def _do_job(task: _Task, board: Any) -> CommandOutcome:
@@ -323,7 +320,7 @@ def _do_job(task: _Task, board: Any) -> CommandOutcome:
     machine = find_machine()
     board.tell.remote(task.number, machine)
     try:
-        refuse_other_versions(task.versions, find_versions(), machine)
+        take_surroundings(task.surroundings, machine)
         refuse_unseen(task.probe, machine)
     except TrtqError as error:
         return _refuse(error, machine)

@@ -309,13 +309,18 @@ def observe_graph(
         ModelError: ONNX Runtime cannot run the model.
         MissingDependency: The device is not there.
         ArtifactError: The checkpoint cannot be read or written, or is of something else.
+        UsageError: A checkpoint is wanted of data that nothing tells from other data.
     """
+    is_unknown = batches.content is None and batches.script_digest is None
+    if is_unknown and how.checkpoint is not None:
+        raise UsageError(
+            f"a checkpoint of {batches.origin} could not be told from one of other data; leave it out, "
+            f"or give the data as files or as script.py:function"
+        )
     is_read_apart = how.checkpoint is not None or how.shard[1] > 1 or how.workers is not None
     if batches.content is None and is_read_apart:
-        watcher.warn(
-            f"{batches.origin} must yield the same feeds every time; "
-            f"only that the script is unchanged is checked"
-        )
+        checked = "nothing of it" if is_unknown else "only that the script is unchanged"
+        watcher.warn(f"{batches.origin} must yield the same feeds every time; {checked} is checked")
     if how.workers is not None:
         work = SharedPass(
             pack(without_fp4(graph.model)),

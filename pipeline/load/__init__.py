@@ -30,7 +30,7 @@ from trtq.pipeline.engine.backends import BACKENDS
 from trtq.pipeline.engine.feeds import Signature, infer_in_batches, settle, take_feed
 from trtq.pipeline.graph.tidy import list_tensors
 from trtq.pipeline.load.fit import ANYWHERE, find_misfit
-from trtq.pipeline.load.index import choose_engine
+from trtq.pipeline.load.index import open_best
 
 
 class _Running:
@@ -232,7 +232,7 @@ def load(
     """
     path = Path(folder)
     if path.suffix == ".json" and not path.is_dir():
-        return _open(*choose_engine(path, name, key, backend), backend)
+        return open_best(path, name, key, backend, _open)
     if name is not None:
         raise UsageError(f"{path} is a build folder, in which nothing is called {name!r}; leave the name out")
     return _open(path, read_whole_manifest(path, key=key), backend)

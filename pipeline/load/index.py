@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
-from trtq.errors import ArtifactError, UsageError
-from trtq.pipeline.deliver.index import IndexedEngine, explain_other_folder, read_index, read_indexed
+from trtq.errors import ArtifactError, TrtqError, UsageError
+from trtq.pipeline.deliver.index import Index, IndexedEngine, read_index, read_indexed
 from trtq.pipeline.deliver.integrity import refuse_changed
 from trtq.pipeline.deliver.manifest import NAME, Manifest, parse_manifest
 from trtq.pipeline.deliver.names import ENGINE, REPORT
@@ -14,11 +16,17 @@ from trtq.pipeline.engine.backends import BACKENDS
 from trtq.pipeline.engine.gpu import find_compute_capability
 from trtq.pipeline.load.fit import ANYWHERE, find_misfit
 
+T = TypeVar("T")
 
-def choose_engine(
-    index: Path, name: str | None, key: Path | str | None, backend: str | None
-) -> tuple[Path, Manifest]:
-    """Returns the folder, and its manifest, of the engine of an index that fits this machine best.
+
+def open_best(
+    index: Path,
+    name: str | None,
+    key: Path | str | None,
+    backend: str | None,
+    open_folder: Callable[[Path, Manifest, str | None], T],
+) -> T:
+    """Returns the engine of an index that fits this machine best, of those that can be opened.
 
     An engine for exactly this GPU comes before others, then one of exactly this version, then the order of
     the index. One whose gate failed is never taken.
@@ -28,6 +36,7 @@ def choose_engine(
         name: Of the build; None: the index has one alone.
         key: A public key that must have signed the index.
         backend: Who runs it; None: what it was built for.
+        open_folder: Opens a folder with this manifest for this backend.
 
     Raises:
         ArtifactError: The index cannot be read or is not signed by the key, or no engine of it fits: each is
@@ -35,20 +44,22 @@ def choose_engine(
         UsageError: There is no such name, or it is not given and there are several.
         MissingDependency: A key is given and `cryptography` is not installed.
     """
-    engines = _find_named(index, name, read_index(index, key).engines)
-    reasons = [_explain(index, item, backend) for item in engines]
-    fitting = [item for item, reason in zip(engines, reasons, strict=True) if not reason]
-    if not fitting:
-        known = "; ".join(f"{item.title}: {reason}" for item, reason in zip(engines, reasons, strict=True))
-        raise ArtifactError(
-            f"{index} has no engine of {engines[0].name!r} that runs here: {known}; build it for a machine "
-            f'like this one, or run its Q/DQ model on the CPU: backend="{ANYWHERE}", --backend {ANYWHERE}'
-        )
-    return _read(index, min(fitting, key=_rank))
+    engines = _find_named(index, name, read_index(index, key))
+    reasons = {item: _explain(index, item, backend) for item in engines}
+    for engine in sorted((item for item in engines if not reasons[item]), key=_rank):
+        try:
+            return open_folder(*_read(index, engine), backend)
+        except TrtqError as error:
+            reasons[engine] = str(error)
+    known = "; ".join(f"{item.title}: {reason}" for item, reason in reasons.items())
+    raise ArtifactError(
+        f"{index} has no engine of {engines[0].name!r} that runs here: {known}; build it for a machine "
+        f'like this one, or run its Q/DQ model on the CPU: backend="{ANYWHERE}", --backend {ANYWHERE}'
+    )
 
 
-def _find_named(index: Path, name: str | None, engines: tuple[IndexedEngine, ...]) -> list[IndexedEngine]:
-    names = list(dict.fromkeys(item.name for item in engines))
+def _find_named(index: Path, name: str | None, content: Index) -> list[IndexedEngine]:
+    names, engines = content.names, content.engines
     listed = ", ".join(names) or "none"
     if name is None and len(names) != 1:
         raise UsageError(f"{index} has {len(names)} builds: {listed}; name one: name=... or --name")
@@ -72,17 +83,17 @@ def _explain(index: Path, engine: IndexedEngine, backend: str | None) -> str:
         return f"it was built for {engine.backend}"
     if engine.verdict == "fail":
         return "its gate failed"
-    if reason := explain_other_folder(index, engine):
-        return reason
     chosen = BACKENDS[backend or engine.backend]
     if reason := chosen.why_not_run():
         return reason
-    if engine.engine != ENGINE or backend == ANYWHERE:
-        return ""
-    folder, manifest = _read(index, engine)
-    refuse_changed(folder, manifest, REPORT)
-    misfit = find_misfit(read_report(folder / REPORT), manifest, chosen)
-    return str(misfit or "")
+    try:
+        folder, manifest = _read(index, engine)
+        if engine.engine != ENGINE or backend == ANYWHERE:
+            return ""
+        refuse_changed(folder, manifest, REPORT)
+        return str(find_misfit(read_report(folder / REPORT), manifest, chosen) or "")
+    except ArtifactError as error:
+        return str(error)
 
 
 def _rank(engine: IndexedEngine) -> tuple[bool, bool]:

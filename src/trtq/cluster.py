@@ -8,14 +8,15 @@ import os
 import platform
 import socket
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, TypeVar
 
 from trtq import lazy
 from trtq.errors import TrtqError, UsageError, WorkerError, quote
-from trtq.workers import Shared, limit_cores
+from trtq.numbers import format_bytes, format_count
+from trtq.workers import Shared, Variables, find_variables, limit_cores, take_variables
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -25,7 +26,6 @@ _WORK = "sharing work over a cluster"
 RETRIES = 5
 """How often a task is begun again when its worker or its machine is gone."""
 _PATIENCE_SECONDS = 10.0
-_PREFIX = "TRTQ_"
 _DECIDING = ("trtq", "numpy", "onnxruntime")
 """Packages of which another version may compute something else."""
 
@@ -36,6 +36,38 @@ class Node:
 
     address: str
     resources: Mapping[str, float]
+
+    def count_tasks(self, cpus: int, memory_bytes: int) -> int:
+        """Returns how many tasks of this size it has room for at a time; 0: not even for one."""
+        cores, memory = self.resources.get("CPU", 0), self.resources.get("memory", 0)
+        return min(int(cores) // cpus, int(memory) // memory_bytes if memory_bytes else int(cores))
+
+
+def refuse_too_large(
+    what: str, nodes: Sequence[Node], cpus: int, memory_bytes: int = 0, advice: str = "fewer --worker-cpus"
+) -> None:
+    """Refuses a task that no machine has the room for: it would wait for ever.
+
+    Args:
+        what: The task, for the message.
+        nodes: The machines that may do it.
+        cpus: Of its cores.
+        memory_bytes: That it asks for; 0: none.
+        advice: What to give.
+
+    Raises:
+        UsageError: Each has too little memory or too few cores.
+    """
+    if any(node.count_tasks(cpus, memory_bytes) for node in nodes):
+        return
+    memory = max((node.resources.get("memory", 0) for node in nodes), default=0)
+    cores = max((node.resources.get("CPU", 0) for node in nodes), default=0)
+    wanted = [f"{format_bytes(memory_bytes)} and "] * bool(memory_bytes)
+    there = [f"{format_bytes(memory)} and "] * bool(memory_bytes)
+    raise UsageError(
+        f"{what} needs {''.join(wanted)}{format_count(cpus, 'core')}, and the machines for it have at most "
+        f"{''.join(there)}{cores:g}; give {advice}"
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,14 +104,17 @@ class Ray:
         """See `Workers.count`; of a cluster that grows, how many it can run now.
 
         Raises:
-            MissingDependency, WorkerError: See `map`.
+            UsageError, MissingDependency, WorkerError: See `map`.
         """
-        return max(1, int(self.join().cluster_resources().get("CPU", 0)) // self.cpus)
+        nodes = self.list_nodes()
+        refuse_too_large("a part of the work", nodes, self.cpus, self.memory_bytes)
+        return sum(node.count_tasks(self.cpus, self.memory_bytes) for node in nodes)
 
     def map(self, task: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
         """See `Workers.map`; the task is a function that can be imported on the workers.
 
         Raises:
+            UsageError: No machine has as many cores as a task takes.
             MissingDependency: Ray is not installed.
             WorkerError: There is no such cluster, a machine of it has other versions than this one, or a task
                 was lost too often.
@@ -152,13 +187,12 @@ class Surroundings:
     """What a task needs to find on its worker: the same versions, and what trtq reads in the environment."""
 
     versions: Versions
-    variables: tuple[tuple[str, str], ...] = ()
+    variables: Variables = ()
 
 
 def find_surroundings() -> Surroundings:
     """Returns the surroundings of this process."""
-    ours = ((name, text) for name, text in os.environ.items() if name.startswith(_PREFIX))
-    return Surroundings(find_versions(), tuple(ours))
+    return Surroundings(find_versions(), find_variables())
 
 
 def take_surroundings(wanted: Surroundings, machine: str) -> None:
@@ -168,9 +202,7 @@ def take_surroundings(wanted: Surroundings, machine: str) -> None:
         WorkerError: The versions differ.
     """
     refuse_other_versions(wanted.versions, find_versions(), machine)
-    for name in [name for name in os.environ if name.startswith(_PREFIX)]:
-        del os.environ[name]
-    os.environ.update(wanted.variables)
+    take_variables(wanted.variables)
 
 
 def find_versions() -> Versions:
@@ -229,7 +261,7 @@ def _join(ray: ModuleType, address: str) -> None:
 def _knock(address: str) -> None:
     """Raises OSError where nobody listens, for which Ray itself would wait for minutes."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
-    if host and port.isdigit():
+    if host and port.isdecimal():
         socket.create_connection((host.strip("[]"), int(port)), _PATIENCE_SECONDS).close()
 
 

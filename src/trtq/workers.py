@@ -22,6 +22,8 @@ from trtq.temporary import open_temporary_folder
 
 T = TypeVar("T")
 R = TypeVar("R")
+Variables = tuple[tuple[str, str], ...]
+_PREFIX = "TRTQ_"
 Shown = TypeVar("Shown", covariant=True)
 
 
@@ -141,13 +143,32 @@ class Processes:
         """
         count = self.count()
         try:
-            yield from _map_ordered(_open_processes(count), task, items, count)
+            run = functools.partial(_run, task, find_variables())
+            yield from _map_ordered(_open_processes(count), run, items, count)
         except BrokenExecutor as error:
             _open_processes.cache_clear()
             raise WorkerError(
                 "a process of this machine that did a part of the work has died, perhaps for lack of memory; "
                 "take fewer with --workers processes:N"
             ) from error
+
+
+def find_variables() -> Variables:
+    """Returns what trtq reads in the environment, such as the names of libraries of operators."""
+    return tuple((name, text) for name, text in os.environ.items() if name.startswith(_PREFIX))
+
+
+def take_variables(wanted: Variables) -> None:
+    """Gives this process, which does a part of the work, the variables of the one that shares it."""
+    for name, _ in find_variables():
+        del os.environ[name]
+    os.environ.update(wanted)
+
+
+def _run(task: Callable[[T], R], variables: Variables, item: T) -> R:
+    """Does one part of the work; this runs in a process of its own, which may be older than the variables."""
+    take_variables(variables)
+    return task(item)
 
 
 def start_in_background(call: Callable[[], R]) -> Callable[[], R]:
@@ -195,14 +216,18 @@ def count_cores(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
 
 @functools.lru_cache(maxsize=1)
 def _open_processes(count: int) -> Executor:
-    """Returns processes that stay until this one ends: to start them takes seconds, for what they import."""
+    """Returns processes that stay, since to start them takes seconds, for what they import.
+
+    They end with this process, and when others are in their place and nobody uses them any more.
+    """
     import multiprocessing
     from concurrent.futures import ProcessPoolExecutor
 
     context = multiprocessing.get_context("spawn")  # a fork copies locks that other threads hold
-    pool = ProcessPoolExecutor(count, context, limit_cores, (max(1, count_cores() // count),))
-    atexit.register(pool.shutdown)
-    return pool
+    return ProcessPoolExecutor(count, context, limit_cores, (max(1, count_cores() // count),))
+
+
+atexit.register(_open_processes.cache_clear)  # while what ends them is still there
 
 
 def _map_ordered(pool: Executor, task: Callable[[T], R], items: Iterable[T], count: int) -> Iterator[R]:

@@ -287,6 +287,32 @@ def test_an_archive_with_something_else_in_it_is_told(tmp_path: Path) -> None:
         open_array_file(LocalFile(tmp_path / "calib.npz"), ["x"], 4)
 
 
+def test_what_stands_behind_an_array_is_told(tmp_path: Path) -> None:
+    (tmp_path / "a.npy").write_bytes(_npy(X) + _npy(X))
+    with pytest.raises(
+        DataError, match=r"a\.npy is damaged at its end: there is more behind the array; save eac"
+    ):
+        list(open_array_file(LocalFile(tmp_path / "a.npy"), ["x"], 4))
+
+
+def test_an_array_that_is_there_twice_is_told(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
+        archive.writestr("x.npy", _npy(X))
+        archive.writestr("x", _npy(X))
+    words = r"a\.npz cannot be read as \.npz: it has the array 'x' twice; leave one out$"
+    with pytest.raises(DataError, match=words):
+        open_array_file(LocalFile(tmp_path / "a.npz"), ["x"], 4)
+    with pytest.raises(DataError, match=words):
+        list(open_feed_folder(tmp_path))
+
+
+def test_archives_that_are_joined_are_told(tmp_path: Path) -> None:
+    (tmp_path / "a.npz").write_bytes(_npz({"x": X}) * 2)
+    words = r"a\.npz cannot be read as \.npz: there is more before the archive; give each archive alone$"
+    with pytest.raises(DataError, match=words):
+        open_array_file(LocalFile(tmp_path / "a.npz"), ["x"], 4)
+
+
 def test_digests_tell_content_names_and_batch_size(tmp_path: Path) -> None:
     first, second = tmp_path / "a.npz", tmp_path / "b.npz"
     first.write_bytes(_npz({"x": X}))

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from trtq.calibrators import METHODS, plan
 from trtq.calibrators.batches import Batches, Feed
 from trtq.calibrators.estimate import estimate
-from trtq.calibrators.observe import observe
+from trtq.calibrators.observe import PassControl, observe
 from trtq.calibrators.ranges import FP16_LIMIT, Shapes
 from trtq.calibrators.statistics import Statistics
 from trtq.errors import DataError, ModelError
@@ -243,6 +243,10 @@ def test_without_tensors_only_the_shapes_are_seen() -> None:
     seen = observe(_model(SMALL), (), _batches({"x": [[1, 2]] * 3}, {"x": [[1, 2]]}), told.append)
     assert (seen.num_samples, told, dict(seen.histograms)) == (4, [3, 1], {})
     assert seen.shapes == {"x": Shapes((1, 2), (3, 2), (3, 2))}
+    part = observe(
+        _model(SMALL), (), _batches({"x": [[1, 2]] * 3}, {"x": [[1, 2]]}), control=PassControl(shard=(2, 2))
+    )
+    assert (part.num_samples, part.shards) == (1, frozenset({2}))
 
 
 def test_no_data_is_nothing_seen() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ import pytest
 from recording_watcher import RecordingWatcher
 
 import trtq
+from trtq.calibrators.batches import Batches, Feed
+from trtq.calibrators.parts import choose_num_parts
 from trtq.calibrators.ranges import ranges_to_json
 from trtq.calibrators.sources import make_random_batches, open_batches
 from trtq.calibrators.statistics_file import statistics_to_bytes
@@ -66,6 +69,13 @@ def test_there_are_no_more_parts_than_feeds(demo_folder: Path, spec: trtq.ModelS
     spec = replace(spec, calibration=replace(spec.calibration, samples=24))
     observe(demo_folder / "model.onnx", spec=spec, how=ObserveOptions(workers=workers))
     assert workers.done == [1, 2, 3]
+
+
+@pytest.mark.parametrize(("num_files", "parts"), [(0, 8), (1, 8), (2, 2), (5, 5), (9, 8)])
+def test_a_part_has_files_of_its_own_where_there_are_as_many_as_workers(num_files: int, parts: int) -> None:
+    files = tuple(partial(iter, [Feed({}, f"file {index}", 1)]) for index in range(num_files))
+    batches = Batches(partial(iter, []), "shards", None, feed_samples=1, files=files)
+    assert choose_num_parts(Pickled(), batches) == parts
 
 
 def test_choices_are_those_of_one_process(demo_folder: Path, spec: trtq.ModelSpec) -> None:

@@ -12,6 +12,7 @@ from made_up import join, sizes_of
 from numpy.typing import NDArray
 from PIL import Image
 
+from trtq.calibrators.data.files import LocalFolder
 from trtq.calibrators.sources import ACCEPTED_DATA, make_random_batches, open_batches
 from trtq.errors import DataError
 from trtq.models.preprocess import Preprocess
@@ -164,6 +165,28 @@ def test_a_picture_that_leads_nowhere_is_named(tmp_path: Path) -> None:
     (tmp_path / "b.png").symlink_to(tmp_path / "gone.png")
     with pytest.raises(DataError, match=r"^cannot read .*b.png: No such file or directory; "):
         open_batches(str(tmp_path), [PICTURE], 1)
+
+
+@pytest.mark.parametrize("other", ["a.tar", "deep/a.parquet", "a.npz", "deep/a.mp4", "a.TIFF", "a.tar.xz"])
+def test_a_folder_with_files_of_another_kind_is_told(tmp_path: Path, other: str) -> None:
+    _picture(tmp_path / "deep" / "a.png")
+    (tmp_path / other).touch()
+    with pytest.raises(DataError, match=r" holds .* and .*; give files of one kind alone$"):
+        open_batches(str(tmp_path), [PICTURE], 4)
+
+
+def test_links_to_folders_are_followed_once(tmp_path: Path) -> None:
+    _picture(tmp_path / "elsewhere" / "b.png")
+    _picture(tmp_path / "data" / "a.png")
+    (tmp_path / "data" / "link").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "data" / "round").symlink_to(tmp_path / "data")
+    (feed,) = open_batches(str(tmp_path / "data"), [PICTURE], 4)
+    assert feed.names == ("a.png", "link/b.png")
+
+
+def test_a_folder_that_cannot_be_read_is_told(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"^cannot read the folder .*/gone: No such file or directory$"):
+        LocalFolder(tmp_path / "gone").list()
 
 
 def test_a_folder_with_nothing_in_it_is_told(tmp_path: Path) -> None:

@@ -144,3 +144,16 @@ def test_a_script_that_yields_nothing_is_told(tmp_path: Path) -> None:
         DataError, match=r"calib.py:feeds yields no samples; give at least one, and from a script a"
     ):
         list(open_batches(source, OPEN, 8))
+
+
+def test_a_script_that_returns_one_iterator_is_told(tmp_path: Path) -> None:
+    source = _script(
+        tmp_path / "calib.py",
+        "made = iter([{'x': np.ones((1, 2), np.float32)}] * 3)\ndef feeds():\n    return made\n",
+    )
+    batches = open_batches(source, OPEN, 8)
+    next(iter(batches))
+    with pytest.raises(
+        DataError, match=r"calib\.py:feeds returns the iterator of an earlier pass again; return"
+    ):
+        list(batches)

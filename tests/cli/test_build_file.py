@@ -64,6 +64,7 @@ def test_keys_are_options_and_defaults_hold_for_all(folder: Path) -> None:
         metric = "score.py:score"
         eval-data = "eval.npz"
         labels = "labels.npy"
+        reference = "float.onnx"
         """,
     )
     assert first.job.arguments == (
@@ -74,7 +75,8 @@ def test_keys_are_options_and_defaults_hold_for_all(folder: Path) -> None:
     assert second.job.arguments == (
         "build", f"{folder}/b.onnx", f"--calib-data={folder}/feeds.py:feeds", f"--output={folder}/out/b",
         "--weights=int4", "--block-size=32", "--max-drop=0.5", f"--metric={folder}/score.py:score",
-        f"--eval-data={folder}/eval.npz", f"--labels={folder}/labels.npy", "--json", "--quiet",
+        f"--eval-data={folder}/eval.npz", f"--labels={folder}/labels.npy",
+        f"--reference={folder}/float.onnx", "--json", "--quiet",
     )  # fmt: skip
     assert (second.name, second.output) == ("small", folder / "out" / "b")
 

@@ -42,6 +42,15 @@ def test_a_scheduler_says_which_part_it_is(environment: Mapping[str, str], shard
             r"is '3', and JOB_COMPLETIONS, the number of parts, is not set; set it",
         ),
         ({"RANK": "x", "WORLD_SIZE": "2"}, r"RANK is 'x', which is no number of a part$"),
+        (
+            {
+                "SLURM_ARRAY_TASK_ID": "13",
+                "SLURM_ARRAY_TASK_COUNT": "3",
+                "SLURM_ARRAY_TASK_MIN": "10",
+                "SLURM_ARRAY_TASK_STEP": "2",
+            },
+            r"SLURM_ARRAY_TASK_ID is 13 and SLURM_ARRAY_TASK_COUNT is 3: there is no such part$",
+        ),
         ({"RANK": "2", "WORLD_SIZE": "2"}, r"RANK is 2 and WORLD_SIZE is 2: there is no such part$"),
     ],
 )

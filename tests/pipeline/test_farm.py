@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from trtq import cluster
 from trtq.cluster import Node, Ray
 from trtq.errors import ArtifactError, UsageError
 from trtq.pipeline import build_all
@@ -277,12 +278,29 @@ def test_a_machine_that_does_not_see_the_folder_or_has_other_versions_does_not_b
     with pytest.raises(ArtifactError, match=r"^cannot write to .*nowhere: No such file or directory; the ma"):
         _run([_job("a")], Farm(Ray(), shared.parent / "nowhere" / "farm.toml"))
     versions = iter([(("trtq", "1"),), (("trtq", "2"),)])
-    monkeypatch.setattr(farm, "find_versions", lambda: next(versions))
+    monkeypatch.setattr(cluster, "find_versions", lambda: next(versions))
     outcomes, _, _ = _run([_job("a")], Farm(Ray(), shared))
     assert outcomes[0].stderr.startswith(
         "error: the machine 10.0.0.7 of the cluster has trtq 2, this one has 1"
     )
     assert (outcomes[0].exit_code, outcomes[0].machine, outcomes[0].is_lost) == (5, "10.0.0.7", False)
+
+
+def test_a_job_has_the_variables_of_the_driver(
+    join: Callable[..., StandIn], shared: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ray = join({})
+    monkeypatch.setattr(build_all, "_START", "import os; print(os.getenv('TRTQ_PLUGINS'), end='')")
+    monkeypatch.setenv("TRTQ_PLUGINS", "/lib/driver.so")
+    wait = ray.wait
+
+    def leave(*given: Any, **named: Any) -> tuple[list[Any], list[Any]]:
+        monkeypatch.setenv("TRTQ_PLUGINS", "/lib/of_an_earlier_job.so")
+        return wait(*given, **named)
+
+    ray.wait = leave  # type: ignore[method-assign]
+    outcomes, _, _ = _run([_job("a")], Farm(Ray(), shared))
+    assert outcomes[0].stdout == "/lib/driver.so"
 
 
 def test_a_result_that_is_not_seen_here_is_no_success(

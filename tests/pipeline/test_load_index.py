@@ -180,6 +180,25 @@ def test_another_folder_in_the_place_of_one_is_not_taken(index: Path, machine: M
     assert "names: the SHA-256 of its manifest.json differs; run trtq build-all again" in found.problems
 
 
+@pytest.mark.parametrize("name", ["report.json", "model.engine"])
+def test_a_folder_that_is_damaged_leaves_the_others(index: Path, name: str) -> None:
+    assert load(index).folder.name == "model.h100.trtq"
+    (index.parent / "model.h100.trtq" / name).write_bytes(b"damaged")
+    assert load(index).folder.name == "model.cpu.trtq"
+    write_index(index, read_index(index).engines[:3], None)
+    with pytest.raises(
+        ArtifactError,
+        match=rf"model on h100: .*model\.h100\.trtq.*{name} is not the file that was built: .*; build it fo",
+    ):
+        load(index)
+
+
+def test_onnx_runtime_takes_a_folder_that_has_a_model_for_it(index: Path) -> None:
+    assert load(index, backend="onnxruntime").folder.name == "model.h100.trtq"
+    (index.parent / "model.h100.trtq" / "model.int8.onnx").unlink()
+    assert load(index, backend="onnxruntime").folder.name == "model.l4.trtq"
+
+
 def test_the_signature_of_the_index_vouches_for_all_folders(index: Path, keys: Keys) -> None:
     found = verify_index(index, key=keys("public"))
     assert (found.is_intact, found.signature, len(found.folders)) == (True, "good", 4)

@@ -87,7 +87,7 @@ def command(
     dry_run: bool,
     sign_key: Path | None,
     workers: str,
-    worker_cpus: int,
+    worker_cpus: int | None,
     share_ranges: bool,
     earlier: tuple[Path, ...],
     take_shared: bool,

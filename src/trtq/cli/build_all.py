@@ -23,6 +23,8 @@ from trtq.cli.sharing import find_workers
 from trtq.cli.sizes import parse_bytes
 from trtq.cluster import Ray
 from trtq.errors import UsageError
+from trtq.models.operators import use_operators
+from trtq.models.spec import OperatorSpec
 from trtq.numbers import format_bytes
 from trtq.pipeline.bench.machine import describe_machine
 from trtq.pipeline.build_all import Limits, run_jobs
@@ -54,9 +56,7 @@ from trtq.workers import Processes, count_cores
 @click.option(
     "--worker-cpus",
     type=click.IntRange(1),
-    default=1,
-    show_default=True,
-    help="Cores for each build on a cluster.",
+    help="Cores for each build on a cluster.  [default: 1]",
 )
 @click.option(
     "--autoscaling",
@@ -147,6 +147,7 @@ def _find_farm(file: Path, given: Mapping[str, Any]) -> Farm | None:
                 f"{name} is for the processes of this machine; a cluster starts what its machines have room "
                 f"for; leave it out, or leave --workers out"
             )
+        use_operators(OperatorSpec())  # the libraries that the environment names, by whole paths
         return Farm(workers, file, grows=given["autoscaling"])
     if workers != Processes():
         raise UsageError(

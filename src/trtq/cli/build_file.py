@@ -245,7 +245,7 @@ def _arguments(folder: Path, key: str, option: click.Option, value: object) -> l
 def _absolute(folder: Path, key: str, option: click.Option, text: str) -> str:
     if key in ("calib-data", "eval-data"):
         return resolve_address(text, folder.absolute())
-    is_path = isinstance(option.type, click.Path)
+    is_path = isinstance(option.type, click.Path) or key == "reference"
     is_path = is_path or (key == "labels" and text.endswith(".npy"))
     is_path = is_path or (key == "metric" and ".py:" in text)
     return str(folder.absolute() / text) if is_path else text

@@ -67,7 +67,7 @@ def command(
     statistics: Path | None,
     save_statistics: Path | None,
     workers: str,
-    worker_cpus: int,
+    worker_cpus: int | None,
     output: Path | None,
     as_json: bool,
     quiet: bool,

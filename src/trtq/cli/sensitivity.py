@@ -81,7 +81,7 @@ def command(
     chart: Path | None,
     output: Path | None,
     workers: str,
-    worker_cpus: int,
+    worker_cpus: int | None,
     as_json: bool,
     quiet: bool,
     verbose: bool,

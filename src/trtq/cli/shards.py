@@ -63,7 +63,8 @@ def _read(environment: Mapping[str, str], index: str, count: str) -> tuple[int, 
         raise UsageError(f"--shard auto: {wrong[0]} is {texts[wrong[0]]!r}, which is no number of a part")
     number, total, *rest = map(int, texts.values())
     first, step = rest or (0, 1)
-    part = (number - first) // max(1, step) + 1
-    if not 1 <= part <= total:
+    part, left = divmod(number - first, max(1, step))
+    part += 1
+    if left or not 1 <= part <= total:
         raise UsageError(f"--shard auto: {index} is {number} and {count} is {total}: there is no such part")
     return part, total

@@ -22,27 +22,32 @@ workers_options = combine_options(
     click.option(
         "--worker-cpus",
         type=click.IntRange(1),
-        default=1,
-        show_default=True,
-        help="Cores for each part of the work on a cluster.",
+        help="Cores for each part of the work on a cluster.  [default: 1]",
     ),
 )
 
 
-def find_workers(text: str, cpus: int = 1) -> Workers | None:
+def find_workers(text: str, cpus: int | None = None) -> Workers | None:
     """Returns the workers that a user names; None for the threads of this process.
 
     Args:
         text: "threads", "processes", "processes:N", "ray" or the address of a cluster, "ray://host:port".
-        cpus: Cores for each task on a cluster.
+        cpus: Cores for each task on a cluster; None: 1.
 
     Raises:
-        UsageError: There are no such workers.
+        UsageError: There are no such workers, or they are no cluster and the cores are given.
     """
+    workers = _parse(text, cpus or 1)
+    if cpus is not None and not isinstance(workers, Ray):
+        raise UsageError("--worker-cpus is for a cluster; add --workers ray, or leave it out")
+    return workers
+
+
+def _parse(text: str, cpus: int) -> Workers | None:
     kind, _, number = text.partition(":")
     if text == "threads":
         return None
-    if kind == "processes" and (not number or (number.isdigit() and int(number))):
+    if kind == "processes" and (not number or (number.isdecimal() and int(number))):
         return Processes(int(number) if number else None)
     if text == "ray" or text.startswith("ray://"):
         return Ray(None if text == "ray" else text, cpus)

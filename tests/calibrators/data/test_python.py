@@ -101,6 +101,17 @@ def test_what_can_be_read_only_once_is_refused() -> None:
         open_batches((X for _ in range(2)), ONE, 4)
 
 
+@pytest.mark.parametrize("items", [iter([X, X]), (X for _ in range(2))], ids=["list", "generator"])
+def test_an_iterator_that_was_used_is_told(items: Iterator[Any]) -> None:
+    batches = open_batches(lambda: items, ONE, 4)
+    next(iter(batches))
+    with pytest.raises(
+        DataError,
+        match=r"^<lambda> in Python returns the iterator of an earlier pass again; return a new one each",
+    ):
+        list(batches)
+
+
 def test_a_failure_of_the_users_code_is_told() -> None:
     def fails() -> Iterator[Any]:
         yield X

@@ -72,6 +72,8 @@ def test_a_folder_of_feeds_is_read_from_s3_and_a_part_of_it_alone(s3: Any) -> No
     assert (batches.origin, batches.num_samples) == (f"{source} (3 feeds)", None)
     assert [feed.source for feed in read(f"{source}/[bc].npz")] == [f"{source}/{name}.npz" for name in "bc"]
     assert sizes_of(read(f"{source}/{{c,a}}.npz")) == [2, 3]
+    assert sizes_of(read(f"{source}/{{c,[bc]}}.npz")) == [2, 1]
+    assert sizes_of(read("s3://data/**/[bc].npz")) == [1, 2]
 
 
 def test_a_folder_of_pictures_is_read_from_s3(s3: Any) -> None:
@@ -122,6 +124,12 @@ def test_a_file_that_is_not_on_s3_is_told(s3: Any) -> None:
         read("s3://data/gone.npz")
     with pytest.raises(DataError, match=r"^there is no s3://data/gone/1.npz; check the address$"):
         read("s3://data/gone/{1..2}.npz")
+    source = put(s3, "part", {"a1.npz": npz(x=X)})
+    with pytest.raises(
+        DataError,
+        match=r"^there is no file s3://data/part/b\*.npz, which s3://data/part/\{a,b\}\*.npz names; make the",
+    ):
+        read(f"{source}/{{a,b}}*.npz")
     with pytest.raises(DataError, match=r"^there is nothing at s3://data/gone/\*.npz; make the pattern fit$"):
         read("s3://data/gone/*.npz")
 

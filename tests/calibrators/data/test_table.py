@@ -69,6 +69,13 @@ def test_nested_lists_tensors_and_flat_lists_have_the_shape_of_the_input(tmp_pat
         assert np.array_equal(join(read(write(tmp_path / f"{index}.parquet", x=column), CUBES)), CUBE)
 
 
+def test_a_tensor_has_its_axes_in_their_order(tmp_path: Path) -> None:
+    kind = pa.fixed_shape_tensor(pa.float32(), [4, 2, 3], permutation=[1, 2, 0])
+    stored = pa.array(CUBE.transpose(0, 3, 1, 2).reshape(10, -1).tolist(), kind.storage_type)
+    column = pa.ExtensionArray.from_storage(kind, stored)
+    assert np.array_equal(join(read(write(tmp_path / "a.parquet", x=column), CUBES)), CUBE)
+
+
 def test_whole_numbers_and_labels_are_columns_too(tmp_path: Path) -> None:
     ids = [TensorSpec("ids", "int64", ("N",))]
     path = write(tmp_path / "a.parquet", ids=pa.array(range(5), pa.int32()), label=[4, 3, 2, 1, 0])
@@ -135,6 +142,7 @@ def test_a_folder_of_datasets_comes_from_s3(s3: Any, tmp_path: Path) -> None:
     [
         ([[1.0, 2.0], None], r"^column 'x' of .*a.parquet, row 1 is empty; leave such rows out$"),
         ([[1.0, None]], r"a.parquet, row 0 has an empty element in a list; leave such rows out$"),
+        ([[[1.0], None]], r"a.parquet, row 0 has an empty element in a list; leave such rows out$"),
         ([[[1.0], [1.0, 2.0]]], r"a.parquet, row 0 has lists of 1, 2 elements in one array$"),
         ([b"picture"], r"^column 'x' of .*a.parquet, row 0 holds bytes, and 'x' is no input of rank 4$"),
         (["text"], r"input 'x' of .*a.parquet, row 0 is .*, the model wants float32"),
@@ -186,6 +194,20 @@ def test_a_file_that_is_cut_short_is_told(tmp_path: Path, name: str) -> None:
     kind = "an Arrow stream" if name.endswith("arrow") else "Parquet"
     with pytest.raises(DataError, match=rf"{name} cannot be read as {kind}: "):
         list(read(folder if name.endswith("arrow") else path))
+
+
+def test_a_stream_that_is_cut_between_two_batches_or_joined_is_told(tmp_path: Path) -> None:
+    folder = save_dataset(tmp_path / "saved", pa.table({"x": X.tolist()}))
+    path = folder / "data-00000-of-00001.arrow"
+    content = path.read_bytes()
+    path.write_bytes(content * 2)
+    with pytest.raises(DataError, match=r"there is more behind the stream; save each stream alone$"):
+        list(read(folder))
+    path.write_bytes(content[:-8])
+    with pytest.raises(
+        DataError, match=r"it ends without the mark of an Arrow stream's end: it is cut short$"
+    ):
+        list(read(folder))
 
 
 def test_folders_of_datasets_that_are_not_whole_are_told(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
 import tarfile
@@ -70,9 +71,13 @@ def test_shards_are_one_stream_in_batches_of_each_file(tmp_path: Path) -> None:
     assert first.source == f"{tmp_path}/shard-000.tar, 0000 to {tmp_path}/shard-000.tar, 0003"
 
 
-@pytest.mark.parametrize("pattern", ["shard-*.tar", "", "shard-{000,001,002}.tar"])
+@pytest.mark.parametrize(
+    "pattern",
+    ["shard-*.tar", "", "shard-{000,001,002}.tar", "**/*.tar", "{shard-000,shard-*,shard-001}.tar"],
+)
 def test_shards_are_named_by_patterns_and_by_their_folder(tmp_path: Path, pattern: str) -> None:
     shards(tmp_path, 5, 1, 4)
+    (tmp_path / "round").symlink_to(tmp_path)
     assert np.array_equal(join(read(tmp_path / pattern)), X)
 
 
@@ -184,6 +189,11 @@ def test_a_picture_may_name_its_input(tmp_path: Path) -> None:
             r"^array 'x' of .*a.tar, 2 has shape \(1\), others in its batch have \(2\); give samples of one "
             r"shape, or use a batch size of 1$",
         ),
+        (
+            {"1.x.npy": npy(X[0]), "2.x.npy": npy(X[0].astype(np.uint8))},
+            r"^array 'x' of .*a.tar, 2 is uint8, that of .*a.tar, 1 is float32; give all samples the same$",
+        ),
+        ({"1.x.npy": npy(X[0]) * 2}, r"a.tar, 1.x.npy cannot be read: there is more behind the array; save"),
         ({"README": b"no sample"}, r"a.tar yields no samples; "),
     ],
 )
@@ -192,13 +202,68 @@ def test_samples_that_do_not_fit_are_told(tmp_path: Path, members: Mapping[str, 
         read_one(tmp_path, members)
 
 
+@pytest.mark.parametrize("suffix", [".tar", ".tar.gz"])
 @pytest.mark.parametrize("kept", [-512, -1024, -5000, 700, 0])
-def test_an_archive_that_is_cut_short_is_told(tmp_path: Path, kept: int) -> None:
+def test_an_archive_that_is_cut_short_is_told(tmp_path: Path, kept: int, suffix: str) -> None:
     content = tar({f"{index}.x.npy": npy(X[index]) for index in range(10)}).rstrip(b"\0")
     content += bytes(-len(content) % 512)
-    (tmp_path / "a.tar").write_bytes(content[: kept or None])
-    with pytest.raises(DataError, match=r"a.tar cannot be read as a tar archive: .*cut short$"):
+    cut = content[: kept or None]
+    (tmp_path / f"a{suffix}").write_bytes(cut if suffix == ".tar" else gzip.compress(cut))
+    with pytest.raises(
+        DataError,
+        match=rf"a{suffix} cannot be read as a tar archive: (.*cut short|unexpected end of data)$",
+    ):
+        list(read(tmp_path / f"a{suffix}"))
+
+
+@pytest.mark.parametrize("kept", [-1, -8, -20, -400, 300])
+def test_a_compressed_archive_that_is_cut_short_is_told(tmp_path: Path, kept: int) -> None:
+    content = gzip.compress(tar({f"{index}.x.npy": npy(X[index]) for index in range(10)}))
+    (tmp_path / "a.tgz").write_bytes(content[:kept])
+    with pytest.raises(
+        DataError, match=r"a.tgz cannot be read as a tar archive: (Comp.* ended before|.*cut short$)"
+    ):
+        list(read(tmp_path / "a.tgz"))
+
+
+def test_a_compressed_archive_of_another_checksum_is_told(tmp_path: Path) -> None:
+    content = bytearray(gzip.compress(tar({"1.x.npy": npy(X[1])}), 0))
+    content[content.index(npy(X[1])) + len(npy(X[1])) - 1] ^= 1
+    (tmp_path / "a.tar.gz").write_bytes(content)
+    with pytest.raises(DataError, match=r"a.tar.gz cannot be read as a tar archive: CRC check failed"):
+        list(read(tmp_path / "a.tar.gz"))
+
+
+def test_a_header_that_is_damaged_is_no_end(tmp_path: Path) -> None:
+    content = bytearray(tar({f"{index}.x.npy": npy(X[index]) for index in range(3)}))
+    content[content.index(b"1.x.npy")] ^= 1
+    (tmp_path / "a.tar").write_bytes(content)
+    with pytest.raises(
+        DataError, match=r"a.tar cannot be read as a tar archive: a member's header is damaged: bad checksum$"
+    ):
         list(read(tmp_path / "a.tar"))
+
+
+def test_archives_that_are_joined_are_told(tmp_path: Path) -> None:
+    (tmp_path / "a.tar").write_bytes(tar({"1.x.npy": npy(X[1])}) + tar({"2.x.npy": npy(X[2])}))
+    with pytest.raises(
+        DataError, match=r"a.tar holds more behind the end of the archive; give each archive alone$"
+    ):
+        list(read(tmp_path / "a.tar"))
+
+
+@pytest.mark.parametrize(
+    ("members", "words"),
+    [
+        ({"1.x.npy": npy(X[0]), "1.npy": npy(X[1])}, r"'x' twice, in \.x\.npy and in \.npy"),
+        ({"1.npz": npz(x=X[0]), "1.json": b'{"x": [1, 2]}'}, r"'x' twice, in \.npz and in \.json"),
+    ],
+)
+def test_an_array_that_a_sample_has_twice_is_told(
+    tmp_path: Path, members: Mapping[str, bytes], words: str
+) -> None:
+    with pytest.raises(DataError, match=rf"a\.tar, 1 has array {words}; leave one out$"):
+        read_one(tmp_path, members)
 
 
 @pytest.mark.parametrize("content", [b"no archive" * 200 + bytes(2000), b"", bytes(100)])
@@ -218,19 +283,23 @@ def test_a_member_that_says_that_it_is_huge_is_refused(tmp_path: Path) -> None:
         list(read(tmp_path / "a.tar"))
 
 
-def test_links_and_paths_that_lead_away_are_not_followed(tmp_path: Path) -> None:
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w") as archive:
-        link = tarfile.TarInfo("0.x.npy")
-        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
-        archive.addfile(link)
-        away = tarfile.TarInfo("../../1.x.npy")
-        away.size = len(npy(X[1]))
-        archive.addfile(away, io.BytesIO(npy(X[1])))
+def test_a_path_that_leads_away_is_not_followed(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
-    (tmp_path / "in" / "a.tar").write_bytes(buffer.getvalue())
+    (tmp_path / "in" / "a.tar").write_bytes(tar({"../../1.x.npy": npy(X[1])}))
     assert np.array_equal(join(read(tmp_path / "in" / "a.tar")), X[1:2])
     assert [path.name for path in tmp_path.rglob("*")] == ["in", "a.tar"]
+
+
+@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE, b"M"])
+def test_a_sample_that_is_no_file_is_told(tmp_path: Path, kind: bytes) -> None:
+    link = tarfile.TarInfo("0.x.npy")
+    link.type, link.linkname = kind, "/etc/passwd"
+    (tmp_path / "a.tar").write_bytes(link.tobuf() + tar({"1.x.npy": npy(X[1])}))
+    with pytest.raises(
+        DataError,
+        match=r"a.tar, 0.x.npy is a link or no file; pack what a link leads to, with tar --deref",
+    ):
+        list(read(tmp_path / "a.tar"))
 
 
 def test_a_pattern_that_names_a_file_that_is_missing_is_told(tmp_path: Path) -> None:
@@ -241,14 +310,27 @@ def test_a_pattern_that_names_a_file_that_is_missing_is_told(tmp_path: Path) -> 
         r"pattern fit$",
     ):
         read(tmp_path / "shard-{000..002}.tar")
+    with pytest.raises(
+        DataError, match=r"^there is no file .*/other-\*.tar, which .*/\{shard,other\}-\*.tar n"
+    ):
+        read(tmp_path / "{shard,other}-*.tar")
     with pytest.raises(DataError, match=r"^there is no calibration data .*/other-\*.tar; give "):
         read(tmp_path / "other-*.tar")
 
 
+def test_a_link_that_leads_nowhere_is_told(tmp_path: Path) -> None:
+    shards(tmp_path, 5, 5)
+    (tmp_path / "shard-002.tar").symlink_to("gone")
+    with pytest.raises(
+        DataError, match=r"^there is no file .*/shard-002.tar, which .*/shard-\*.tar names; mak"
+    ):
+        read(tmp_path / "shard-*.tar")
+
+
 def test_a_pattern_may_be_longer_than_a_name(tmp_path: Path) -> None:
-    shards(tmp_path, 2, 1)
-    words = ",".join(["000"] * 99 + ["001"])
-    assert sum(sizes_of(read(tmp_path / f"shard-{{{words}}}.tar"))) == 199
+    shards(tmp_path, *[1] * 10)
+    words = ",".join(f"{number % 10:03}" for number in range(200))
+    assert sizes_of(read(tmp_path / f"shard-{{{words}}}.tar")) == [1] * 10
 
 
 def test_a_pattern_of_too_many_names_is_told() -> None:
@@ -263,6 +345,8 @@ def test_files_of_several_kinds_are_told(tmp_path: Path) -> None:
     np.savez(tmp_path / "b.npz", x=X)
     with pytest.raises(DataError, match=r"/\* holds feeds and tar archives; give files of one kind alone$"):
         read(tmp_path / "*")
+    with pytest.raises(DataError, match=r" holds feeds and tar archives; give files of one kind alone$"):
+        read(tmp_path)
 
 
 def test_the_digest_tells_content_batch_size_and_preparation(tmp_path: Path) -> None:

@@ -83,6 +83,32 @@ def test_what_is_no_video_is_told(tmp_path: Path) -> None:
         list(read(tmp_path / "a.mp4", 1))
 
 
+def test_a_video_that_is_cut_short_is_told(tmp_path: Path) -> None:
+    with av.open(str(tmp_path / "a.mp4"), "w", options={"movflags": "faststart"}) as container:
+        stream = container.add_stream("mpeg4", rate=10)
+        stream.width = stream.height = 16
+        for _ in range(10):
+            container.mux(stream.encode(av.VideoFrame.from_image(Image.effect_noise((16, 16), 99))))
+        container.mux(stream.encode())
+    assert sum(sizes_of(read(tmp_path / "a.mp4", 1))) == 10
+    content = (tmp_path / "a.mp4").read_bytes()
+    (tmp_path / "a.mp4").write_bytes(content[: len(content) * 9 // 10])
+    with pytest.raises(
+        DataError, match=r"a.mp4 cannot be read as a video: a part of it is damaged, or it is cut"
+    ):
+        list(read(tmp_path / "a.mp4", 1))
+
+
+def test_a_matroska_file_that_is_cut_short_is_told(video: Path) -> None:
+    content = video.read_bytes()
+    video.write_bytes(content[:-100])
+    words = (
+        rf"a.mkv cannot be read as a video: it is cut short: {len(content) - 100} of {len(content)} bytes$"
+    )
+    with pytest.raises(DataError, match=words):
+        list(read(video, 1))
+
+
 def test_a_video_for_another_kind_of_model_is_refused(video: Path) -> None:
     with pytest.raises(
         DataError, match=r"^a video feeds one input of rank 4, the model takes x float32 \(N, 2\)"

@@ -161,6 +161,21 @@ def test_a_script_that_was_edited_is_other_data(model: Path, spec: ModelSpec, tm
         observe(model, spec=run, how=how)
 
 
+def test_data_that_nothing_tells_from_other_data_has_no_checkpoint(
+    model: Path, spec: ModelSpec, tmp_path: Path
+) -> None:
+    feeds = [np.ones((4, 1, 8, 8), np.float32)] * 2
+    run, log = replace(spec, calibration=replace(spec.calibration, data=feeds)), Log(Silent())
+    with pytest.raises(
+        UsageError,
+        match=r"^a checkpoint of list in Python could not be told from one of other data; leave it out, or "
+        r"give the data as files or as script\.py:function$",
+    ):
+        observe(model, spec=run, how=ObserveOptions(checkpoint=tmp_path / "c.npz"))
+    assert observe(model, spec=run, how=ObserveOptions(shard=(1, 2)), watcher=log).num_samples == 4
+    assert log.warnings == ["list in Python must yield the same feeds every time; nothing of it is checked"]
+
+
 def test_a_checkpoint_goes_on_at_another_path_of_the_data(
     model: Path, spec: ModelSpec, tmp_path: Path
 ) -> None:
