@@ -19,6 +19,7 @@ from trtq.pipeline.formats.codes import CodeFormat
 from trtq.pipeline.formats.scheme import WeightScheme
 from trtq.pipeline.graph.liveness import Peak, count_bytes, find_peak_memory, fix_shapes
 from trtq.pipeline.graph.load import Graph, load
+from trtq.pipeline.graph.state import pair_states
 from trtq.pipeline.plan.mixture import Mixture, list_mixtures
 from trtq.pipeline.plan.scheme import SchemePlan
 from trtq.pipeline.plan.sizes import Sizes as Sizes
@@ -48,7 +49,6 @@ _BUILT_BY = (
     f"trtq build makes them with --fp16 and --weights {', '.join(_NAMES[:-1])} or {_NAMES[-1]}; fp32 and "
     "bf16 are for comparison"
 )
-_STATE = re.compile(r"past_key_values|past|present|new|^in(?=_)|^out(?=_)")
 _KV_CACHES = {item.name: item for item in (FP16, INT8, FP8)}
 KV_CACHES = tuple(_KV_CACHES)
 """What a cache can be counted in."""
@@ -129,14 +129,21 @@ def plan_model(
             and "fp8" take half of it.
 
     Raises:
-        ModelError, UsageError: The model cannot be used, or an open dim has no size.
+        ModelError, UsageError: The model cannot be used, an open dim has no size, or there is no such cache.
     """
+    if kv_cache not in _KV_CACHES:
+        raise UsageError(f"kv_cache is {', '.join(KV_CACHES[:-1])} or {KV_CACHES[-1]}, not {kv_cache!r}")
     skip = LayerSpec(skip=tuple(skip)).skip  # refuses what is no regular expression
     graph = load(Path(path), min_opset=13)
     shapes = (sizes or Sizes()).shapes_of(graph.inputs)
     fixed = fix_shapes(graph.model, shapes)
     held = None if kv_cache == FP16.name else _KV_CACHES[kv_cache].bits // 8
     states = {width: count_state_bytes(fixed, held or width) for width in (4, 2)}
+    if held is not None and not states[2]:
+        names = ", ".join(item.name for item in graph.inputs)
+        raise UsageError(
+            f"--kv-cache is for a model with a cache, and no output continues one of the inputs {names}"
+        )
     peaks = {width: find_peak_memory(fixed, width, states[width]) for width in (4, 2)}
     floats = _count_floats(graph.model)
 
@@ -207,13 +214,15 @@ def count_state_bytes(model: ir.Model, float_bytes: int) -> dict[ir.Value, int]:
 
     An output of unknown size is counted as its input, into which most attention operators write.
     """
-    outputs = {_bare(str(value.name)): value for value in model.graph.outputs if value.dtype in FLOAT_TYPES}
+    inputs, outputs = (
+        {str(value.name): value for value in values if value.dtype in FLOAT_TYPES}
+        for values in (model.graph.inputs, model.graph.outputs)
+    )
     found: dict[ir.Value, int] = {}
-    for value in model.graph.inputs:
-        partner = outputs.get(_bare(str(value.name)))
-        if value.dtype in FLOAT_TYPES and partner is not None and _STATE.search(str(value.name)):
-            found[value] = count_bytes(value, float_bytes) or 0
-            found[partner] = count_bytes(partner, float_bytes) or found[value]
+    for past, present in pair_states(inputs, outputs).items():
+        value, partner = inputs[past], outputs[present]
+        found[value] = count_bytes(value, float_bytes) or 0
+        found[partner] = count_bytes(partner, float_bytes) or found[value]
     return found
 
 
@@ -232,10 +241,6 @@ def parse_count(text: str) -> int:
             f"{shorten(text)!r} is more parameters than any model has; write 10B, 350M or 125000000"
         )
     return round(count)
-
-
-def _bare(name: str) -> str:
-    return re.sub(r"[^a-z0-9]+", ".", _STATE.sub("", name.lower())).strip(".")
 
 
 def _count_floats(model: ir.Model) -> int:
