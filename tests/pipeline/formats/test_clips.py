@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -24,6 +26,12 @@ def _steps_of(*shape: int) -> NDArray[np.float32]:
 def test_both_searches_find_the_same_bit_for_bit(shape: tuple[int, ...]) -> None:
     steps = _steps_of(*shape)
     np.testing.assert_array_equal(choose_search()(steps), search_with_numpy(steps))
+
+
+def test_steps_in_float64_find_the_same() -> None:
+    steps = _steps_of(2, 32, 3)
+    wide: NDArray[Any] = steps.astype(np.float64)
+    np.testing.assert_array_equal(choose_search()(wide), search_with_numpy(steps))
 
 
 def test_a_block_of_zeros_has_no_scale_and_one_of_whole_steps_has_its_own() -> None:
