@@ -308,3 +308,20 @@ def test_the_format_of_a_cache_is_for_models_with_one(tmp_path: Path) -> None:
         plan_model(tmp_path / "m.onnx", kv_cache="int8")
     with pytest.raises(UsageError, match="kv_cache is fp16, int8 or fp8, not 'int4'"):
         plan_model(tmp_path / "m.onnx", kv_cache="int4")
+
+
+def test_weights_in_bodies_and_codes_are_counted(tmp_path: Path) -> None:
+    model = onnx.parser.parse_model("""<ir_version: 10, opset_import: ["": 21]>
+        g (float[N, 64] x, bool c) => (float[N, 64] y) {
+            v = DequantizeLinear (q, s) z = MatMul (x, v)
+            y = If (c) <then_branch = a () => (float[N, 64] t) { t = MatMul (z, w) },
+                        else_branch = b () => (float[N, 64] u) { u = Neg (z) }> }""")
+    w, q, s = np.ones((64, 64), np.float32), np.ones((64, 64), np.int8), np.array(0.1, np.float32)
+    model.graph.node[2].attribute[0].g.initializer.append(onnx.numpy_helper.from_array(w, "w"))
+    model.graph.initializer.extend(
+        [onnx.numpy_helper.from_array(q, "q"), onnx.numpy_helper.from_array(s, "s")]
+    )
+    onnx.save(model, tmp_path / "m.onnx")
+    plan = plan_model(tmp_path / "m.onnx")
+    assert (plan.num_params, plan.schemes[0].weights_bytes) == (2 * 64 * 64 + 1, 5 * 64 * 64 + 4)
+    assert plan.schemes[0].bits_per_weight == pytest.approx(20, abs=0.01)
