@@ -7,7 +7,7 @@ that it is linked with. So they stand where these stand, in the environment, and
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import onnx_ir as ir
@@ -17,8 +17,10 @@ from trtq.files import is_file
 from trtq.models.spec import OperatorSpec
 
 CUSTOM_OPS, PLUGINS = "TRTQ_ORT_CUSTOM_OPS", "TRTQ_PLUGINS"
-_GIVEN = {name: os.environ.get(name, "") for name in (CUSTOM_OPS, PLUGINS)}
-"""What the user named in the environment."""
+_given = dict.fromkeys((CUSTOM_OPS, PLUGINS), "")
+"""What the user named in the environment, or on a worker of a cluster, what was named where work is given."""
+_put = dict(_given)
+"""What the last call of `use_operators` put there."""
 _KNOWN_DOMAINS = ("", "ai.onnx", "com.microsoft", "trt")
 
 
@@ -33,8 +35,11 @@ def use_operators(spec: OperatorSpec) -> None:
     chosen = {CUSTOM_OPS: ("--ort-custom-ops", spec.ort_custom_ops), PLUGINS: ("--plugins", spec.plugins)}
     for variable, (option, paths) in chosen.items():
         _require(option, paths)
-        text = os.pathsep.join(map(_make_absolute, paths or _split(_GIVEN[variable])))
-        os.environ.pop(variable, None)
+        found = os.environ.pop(variable, "")
+        if found != _put[variable]:
+            _given[variable] = found
+        text = os.pathsep.join(map(_make_absolute, paths or _split(_given[variable])))
+        _put[variable] = text
         if text:
             os.environ[variable] = text
 
@@ -49,9 +54,10 @@ def list_plugins() -> tuple[str, ...]:
     return _read(PLUGINS)
 
 
-def find_foreign(model: ir.Model) -> ir.Node | None:
-    """Returns the first node of a domain that only a library can know; None if there is none."""
-    return next((node for node in model.graph.all_nodes() if node.domain not in _KNOWN_DOMAINS), None)
+def find_foreign(model: ir.Model, is_meant: Callable[[str], bool] = lambda _: True) -> ir.Node | None:
+    """Returns the first node of a domain that only a library can know, and of a type that is meant."""
+    foreign = (node for node in model.graph.all_nodes() if node.domain not in _KNOWN_DOMAINS)
+    return next((node for node in foreign if is_meant(node.op_type)), None)
 
 
 def _read(variable: str) -> tuple[str, ...]:

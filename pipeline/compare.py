@@ -69,7 +69,13 @@ def compare(
 
 
 def compare_writing(
-    reference: Path | str, candidate: Path | str, prompts: Path | str, count: int
+    reference: Path | str,
+    candidate: Path | str,
+    prompts: Path | str,
+    count: int,
+    *,
+    spec: ModelSpec | None = None,
+    watcher: Watcher | None = None,
 ) -> list[Generated]:
     """Returns the greedy tokens of a language model and of another one, behind each prompt of a file.
 
@@ -78,16 +84,20 @@ def compare_writing(
         candidate: The ONNX file that is judged, or a build folder, whose ONNX model is run.
         prompts: Ids of tokens, one prompt a line, or the rows of a .npy file.
         count: How many tokens are written.
+        spec: With the libraries of operators; None: read from beside the reference.
+        watcher: Gets the progress.
 
     Raises:
-        ModelError, DataError: Something that was given cannot be used.
+        ModelError, DataError, UsageError: Something that was given cannot be used.
         ArtifactError: The folder was changed.
     """
-    file: Path | None = Path(candidate)
-    if Path(candidate).is_dir():
-        file = load_engine(candidate, backend="onnxruntime").onnx
-    assert file is not None
-    return compare_generated(Path(reference), file, read_prompts(Path(prompts)), count)
+    watcher = watcher or Silent()
+    take_settings(spec if spec is not None else find_spec(Path(reference)), watcher)
+    rows, file = read_prompts(Path(prompts)), Path(candidate)
+    if file.is_dir():
+        file = load_engine(candidate, backend="onnxruntime").onnx or file
+    watcher.stage("Writing", 2 * len(rows))
+    return compare_generated(Path(reference), file, rows, count, watcher.advance)
 
 
 def name_compared(reference: Path, candidate: Path) -> tuple[str, str]:

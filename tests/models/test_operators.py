@@ -1,4 +1,4 @@
-"""Tests of the libraries of operators that the environment names."""
+"""Which libraries of operators hold: those of a call, or else those of the environment."""
 
 from __future__ import annotations
 
@@ -7,17 +7,36 @@ from pathlib import Path
 
 import pytest
 
-from trtq.models import operators
-from trtq.models.operators import list_plugins, use_operators
+from trtq.models.operators import list_custom_ops, list_plugins, use_operators
 from trtq.models.spec import OperatorSpec
 
+pytestmark = pytest.mark.usefixtures("no_libraries")
 
-@pytest.mark.usefixtures("no_libraries")
+
 def test_libraries_of_the_environment_are_named_by_whole_paths(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    use_operators(OperatorSpec())
     monkeypatch.chdir(tmp_path)
     (tmp_path / "here.so").touch()
-    monkeypatch.setitem(operators._GIVEN, operators.PLUGINS, os.pathsep.join(["here.so", "libelsewhere.so"]))
+    monkeypatch.setenv("TRTQ_PLUGINS", os.pathsep.join(["here.so", "libelsewhere.so"]))
     use_operators(OperatorSpec())
     assert list_plugins() == (str(tmp_path / "here.so"), "libelsewhere.so")
+    monkeypatch.delenv("TRTQ_PLUGINS")
+
+
+def test_what_the_environment_names_holds_again_after_a_call_that_named_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use_operators(OperatorSpec())
+    monkeypatch.setenv("TRTQ_ORT_CUSTOM_OPS", "/lib/first.so")  # as a worker gets it, long after the import
+    use_operators(OperatorSpec())
+    assert list_custom_ops() == ("/lib/first.so",)
+    (tmp_path / "own.so").touch()
+    use_operators(OperatorSpec(ort_custom_ops=(str(tmp_path / "own.so"),)))
+    assert list_custom_ops() == (str(tmp_path / "own.so"),)
+    use_operators(OperatorSpec())
+    assert list_custom_ops() == ("/lib/first.so",)
+    monkeypatch.delenv("TRTQ_ORT_CUSTOM_OPS")
+    use_operators(OperatorSpec())
+    assert list_custom_ops() == ()
