@@ -72,7 +72,8 @@ class Timing:
         latency: Of all runs.
         samples_per_s: The median of the rounds.
         speedup: How many times faster than `against`; None for that one itself.
-        against: The FP32 model on the same device, else on the CPU, else the first.
+        against: The FP32 model that it was built from on the same device, else on the CPU; else another FP32
+            model, else the first.
         spread: Of the rounds' medians, as a share of their median.
         load_s: Loading and the first run.
         graph: Of an engine: "yes" if it ran as a CUDA graph, else why not; empty for a model.
@@ -283,9 +284,11 @@ def _first_axis(shapes: Mapping[str, tuple[int, ...]]) -> int:
 
 
 def _reference(item: Runnable, items: Sequence[Runnable]) -> Runnable:
-    """Returns what it is compared with: FP32 on the same device, else anywhere, else the first."""
+    """Returns what it is compared with: FP32, if possible of its model and on its device; else the first."""
     floats = [other for other in items if other.precision == "fp32"]
-    return next((other for other in floats if other.device == item.device), (*floats, *items)[0])
+    return min(
+        floats or items[:1], key=lambda other: (other.source != item.source, other.device != item.device)
+    )
 
 
 def _summarize(

@@ -72,7 +72,8 @@ class Runnable:
     """A model or engine on a device, "cpu" or "cuda".
 
     Its precision is "fp32", "fp16", "int8", "int4-weights" and so on; what is not quantized computes in
-    `high_precision`, where that is known.
+    `high_precision`, where that is known. `source` is the SHA-256 of the model that it was built from, or of itself
+    if it is float; empty where that is not known.
     """
 
     name: str
@@ -80,6 +81,7 @@ class Runnable:
     device: str
     request: Request
     high_precision: str = ""
+    source: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +147,7 @@ class _Collector:
             self._add_engine(target, f"{prefix}engine")
         elif target.suffix == ".onnx":
             precision = _precision(self._take_graph(target, find_spec(target, trust=True)).model)
-            self._add_model(target.name, precision, target)
+            self._add_model(target.name, precision, target, source=_find_source(target, precision))
         else:
             raise UsageError(f"{target} is not a build folder, an .engine or an .onnx file")
 
@@ -183,7 +185,7 @@ class _Collector:
         self._opt.update({name: profile.opt for name, profile in report.engine.profiles.items()})
         for precision, path in models:
             high = report.high_precision if precision not in ("fp32", "fp16") else ""
-            self._add_model(f"{prefix}{precision}", precision, path, high)
+            self._add_model(f"{prefix}{precision}", precision, path, high, _source_of(report, manifest))
         if ENGINE in manifest.outputs:
             self._add_built(folder, f"{prefix}{report.precision} engine", report.precision)
 
@@ -226,12 +228,15 @@ class _Collector:
             return
         modules, report = (MODULES[engine.backend.name],), engine.report
         request = Request("plan", path.resolve(), "cuda", 0, modules, self._options.graph, engine.sha256)
-        self._add(Runnable(name, report.precision, "cuda", request, report.high_precision))
+        source = _source_of(report, engine.manifest)
+        self._add(Runnable(name, report.precision, "cuda", request, report.high_precision, source))
 
-    def _add_model(self, name: str, precision: str, path: Path, high_precision: str = "") -> None:
+    def _add_model(
+        self, name: str, precision: str, path: Path, high_precision: str = "", source: str = ""
+    ) -> None:
         for device in _devices(self._options.device):
             request = Request("onnx", path.resolve(), device, self._options.num_threads)
-            self._add(Runnable(name, precision, device, request, high_precision))
+            self._add(Runnable(name, precision, device, request, high_precision, source))
 
     def _add(self, item: Runnable) -> None:
         """Adds it, unless its file, such as the float model of two builds, is there already."""
@@ -308,6 +313,18 @@ def _precision(model: ir.Model) -> str:
         if value.const_value is not None:
             sizes[value.const_value.dtype] += value.const_value.size
     return "fp16" if sizes[ir.DataType.FLOAT16] > sizes[ir.DataType.FLOAT] else "fp32"
+
+
+def _find_source(path: Path, precision: str) -> str:
+    """Returns the SHA-256 of the model behind a file: as its build says, if it lies in one."""
+    if (path.parent / NAME).is_file():
+        return _source_of(read_report(path.parent / REPORT), read_intact_manifest(path.parent))
+    return hash_file(path) if precision == "fp32" else ""
+
+
+def _source_of(report: Report, manifest: Manifest) -> str:
+    """Returns the SHA-256 of the float model of a build; empty if it was quantized when it came."""
+    return "" if report.high_precision == "as it is" else manifest.inputs.get(report.model, "")
 
 
 def _is_here(data: Data) -> bool:

@@ -24,8 +24,8 @@ from trtq.progress import Watcher
 
 Turns = Mapping[str, tuple[Turn, ...]]
 _FLOATS = ("fp16", "fp32")
-_NO_ENGINE = "no float engine was measured beside it; give the build of --fp16 as a target too"
-_NO_MODEL = "no float model was measured beside it on the same device; give it as a target too"
+_NO_ENGINE = "no float engine of its model was measured beside it; give that of --fp16 as a target too"
+_NO_MODEL = "its float model was not measured beside it on the same device; give that as a target too"
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +41,9 @@ def find_pairs(items: Sequence[Runnable], skipped: Sequence[Skipped] = ()) -> tu
 
     What was built is judged: engines if there are any, also if they could not be run here, else models; of
     these the quantized ones, else those in FP16. An engine is measured against the FP16 engine, else FP32; a
-    model against the FP32 model on the same device. Of engines without their builds, whose precisions are not
-    known, the first is what the others are measured against.
+    model against the FP32 model on the same device, in both cases of the model that it was built from. Where
+    nobody knows that, it is the only float one that is not of another that is judged. Of engines without
+    their builds, whose precisions are not known, the first is what the others are measured against.
 
     Args:
         items: What was measured.
@@ -51,7 +52,9 @@ def find_pairs(items: Sequence[Runnable], skipped: Sequence[Skipped] = ()) -> tu
     has_engines, names = _find_kind(items, skipped)
     kind = [item for item in items if (item.request.kind == "plan") is has_engines]
     own = [item for item in kind if item.precision in names]
-    pairs = [Pair(item, _find_reference(item, kind)) for item in own]
+    taken = {item.source for item in own}
+    free = [item for item in kind if item.source not in taken or not item.source]
+    pairs = [Pair(item, _find_reference(item, kind if item.source else free)) for item in own]
     used = [pair.reference for pair in pairs if pair.reference is not pair.candidate]
     return tuple(pair for pair in pairs if pair.candidate not in used)
 
@@ -144,12 +147,20 @@ def _judge(pair: Pair, turns: Turns, wanted: float, runtime: str, here: Machine)
 
 
 def _find_reference(item: Runnable, others: Sequence[Runnable]) -> Runnable | None:
-    """Returns what an item is measured against, among others of its kind: engines or models."""
+    """Returns what an item is measured against, among others of its kind: engines or models.
+
+    That is of its own model; of none if there are several models, and its own is not known.
+    """
     beside = [other for other in others if other.device == item.device]
     floats = ("fp32",) if item.precision == "fp16" or item.request.kind == "onnx" else _FLOATS
     known = [other for name in floats for other in beside if other.precision == name]
+    if item.source:
+        return next((other for other in known if other.source == item.source), None)
+    if known:
+        models = {other.source or str(other.request.path) for other in known}
+        return known[0] if len(models) == 1 else None
     unknown = [other for other in beside if other.precision == ENGINE_OF_UNKNOWN]
-    return next(iter((*known, *unknown)), None)
+    return next(iter(unknown), None) if item.precision == ENGINE_OF_UNKNOWN else None
 
 
 def _as_long_as(schedule: Schedule, times: int) -> Schedule:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from trtq.errors import ArtifactError, DataError, MissingDependency, ModelError, TrtqError, UsageError
+from trtq.files import hash_file
 from trtq.models.spec import CalibrationSpec, ModelSpec
 from trtq.pipeline import load as loading
 from trtq.pipeline.bench import runnables as module
@@ -203,6 +204,15 @@ def test_of_a_model_the_precision_is_that_of_its_weights(model: Path, data: Path
         ("model.fp16.onnx", "fp16"),
         ("model.int8.onnx", "quantized"),
     ]
+
+
+def test_a_file_has_the_source_of_its_build_else_its_own_if_it_is_float(model: Path, data: Path) -> None:
+    folder = built(model, data, backend="onnxruntime")
+    alone = Path(shutil.copy(folder / "model.int8.onnx", model.parent / "alone.onnx"))
+    found, _, _ = list_runnables([folder, folder / "model.fp16.onnx", alone], RunOptions())
+    assert [item.source for item in found] == [hash_file(model)] * 3 + [""]
+    found, _, _ = list_runnables([folder / "model.int8.onnx", model], RunOptions())
+    assert [item.source for item in found] == [hash_file(model)] * 2
 
 
 def test_an_engine_alone_makes_its_inputs_up(tmp_path: Path, one_gpu: None) -> None:
