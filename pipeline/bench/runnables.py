@@ -72,8 +72,8 @@ class Runnable:
     """A model or engine on a device, "cpu" or "cuda".
 
     Its precision is "fp32", "fp16", "int8", "int4-weights" and so on; what is not quantized computes in
-    `high_precision`, where that is known. `source` is the SHA-256 of the model that it was built from, or of itself
-    if it is float; empty where that is not known.
+    `high_precision`, where that is known. `source` is the SHA-256 of the model that it was built from, or of
+    itself if it is float; empty where that is not known.
     """
 
     name: str

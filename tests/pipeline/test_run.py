@@ -179,11 +179,27 @@ def test_outputs_that_cannot_be_joined_are_told(
     monkeypatch.setattr(LoadedEngine, "run", lambda self, feed: {"y": np.zeros((7, len(feed["x"])))})
     with pytest.raises(
         DataError,
-        match=r"^output 'y' has shape \(7, 8\) for 8 and \(7, 4\) for 4 samples, so the outputs of different "
-        r"feeds cannot be joined; run the feeds one by one in Python",
+        match=r"^output y float32 \(N, 3\) has shape \(7, 8\) for 8 samples, and nothing says .* cannot be "
+        r"cut or joined; run the feeds one by one in Python, with trtq\.load\(\.\.\.\)\.run\(\.\.\.\)$",
     ):
         run(folder, str(folder.parent / "data.npz"), output=tmp_path / "out.npz")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_output_without_samples_is_not_joined_over_the_data(
+    path_of: Callable[..., Path], tmp_path: Path
+) -> None:
+    weights = np.random.default_rng(1).normal(size=(4, 3)).astype(np.float32)
+    nodes = "y = MatMul (x, w) c = Relu (k)"
+    model = path_of(f"g (float[N, 4] x) => (float[N, 3] y, float[8, 4] c) {{ {nodes} }}", w=weights,
+                    k=np.ones((8, 4), np.float32))  # fmt: skip
+    data = str(tmp_path / "c.npz")
+    np.savez(data, x=np.random.default_rng(0).normal(size=(16, 4)).astype(np.float32))
+    spec = ModelSpec(calibration=CalibrationSpec(data=data, method="minmax"), quantization=QUICK)
+    built = build(model, spec=spec, target=Target(backend="onnxruntime")).output
+    with pytest.raises(DataError, match=r"^output c float32 \(8, 4\) has shape \(8, 4\) for 8 samples, and"):
+        run(built, data)
+    assert run(built, data, samples=8).outputs["c"].shape == (8, 4)
 
 
 @pytest.mark.parametrize(
