@@ -97,7 +97,7 @@ def _hash_data(batches: Batches | None) -> str:
 
 
 def _hash_libraries(paths: Sequence[str]) -> tuple[str, ...]:
-    """Returns the digests of libraries; of one that is named without its path nobody knows which is loaded."""
+    """Returns the digests of libraries; of one named without its path nobody knows which is loaded."""
     return tuple(hash_file(Path(path)) if is_file(Path(path)) else _never_the_same() for path in paths)
 
 
