@@ -125,7 +125,7 @@ def resolve_profiles(
     for name in {**spec, **given.min, **given.opt, **given.max, **whole}:
         if name not in names:
             raise UsageError(f"shapes are given for {name!r}, but the model's inputs are {', '.join(names)}")
-    firsts = {item.name: _given(item.name, given) or spec.get(item.name) for item in inputs}
+    firsts = {item.name: _find_first(item.name, given, spec) for item in inputs}
     further = [*given.profiles]
     if further and not any(firsts[item.name] for item in inputs if item.is_dynamic):
         firsts |= {name: InputSpec(each.min, each.opt, each.max) for name, each in further.pop(0).items()}
@@ -163,6 +163,12 @@ def _add_profiles(item: InputSpec, most: int, further: Sequence[ProfileSpec | No
     """
     missing = (None,) * (most - len(item.profiles))
     return replace(item, profiles=tuple(each or item.first for each in (*item.profiles, *missing, *further)))
+
+
+def _find_first(name: str, given: GivenShapes, spec: Mapping[str, InputSpec]) -> InputSpec | None:
+    """Returns the first shapes of an input, with what further profiles of the settings say of it."""
+    first, own = _given(name, given), spec.get(name)
+    return own if first is None else replace(first, profiles=() if own is None else own.profiles)
 
 
 def _given(name: str, given: GivenShapes) -> InputSpec | None:
