@@ -155,6 +155,7 @@ class _Collector:
         """Returns the first samples of the data; random numbers without data, or where shapes are given."""
         options, graph = self._options, self._graph
         if graph is None:
+            self._refuse_unused()
             return Inputs(None, "ones", 1)
         data = options.data or self._spec.calibration.data
         if options.data is not None and options.shapes:
@@ -175,6 +176,19 @@ class _Collector:
             raise UsageError(f"shapes are given for {unknown[0]!r}, but the inputs are {', '.join(shapes)}")
         feed = next(iter(make_random_batches(graph.inputs, shapes, 1)))
         return Inputs(feed.arrays, "random numbers", feed.num_samples)
+
+    def _refuse_unused(self) -> None:
+        """Refuses inputs that are asked for where no model says what they are."""
+        given = {
+            "--batch": self._options.batch,
+            "--shapes": self._options.shapes,
+            "--data": self._options.data,
+        }
+        if unused := [name for name, value in given.items() if value]:
+            raise UsageError(
+                f"{unused[0]} is of no use with engines alone, which run at the usual shapes of their profiles; "
+                f"give the build folder, or an .onnx file too"
+            )
 
     def _add_folder(self, folder: Path, prefix: str) -> None:
         manifest = read_intact_manifest(folder)

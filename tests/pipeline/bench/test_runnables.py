@@ -223,6 +223,21 @@ def test_an_engine_alone_makes_its_inputs_up(tmp_path: Path, one_gpu: None) -> N
     assert (skipped, inputs.feed) == ((), None)
 
 
+@pytest.mark.parametrize(
+    ("runs", "option"),
+    [({"batch": 4}, "--batch"), ({"shapes": {"x": (1, 4)}}, "--shapes"), ({"data": "d"}, "--data")],
+)
+def test_inputs_of_engines_alone_cannot_be_asked_for(
+    runs: dict[str, Any], option: str, tmp_path: Path, one_gpu: None
+) -> None:
+    (tmp_path / "a.plan").write_bytes(b"plan")
+    with pytest.raises(
+        UsageError,
+        match=rf"^{option} is of no use with engines alone, .*; give the build folder, or an \.onnx",
+    ):
+        list_runnables([tmp_path / "a.plan"], RunOptions(**runs))
+
+
 # inputs
 
 
