@@ -186,8 +186,8 @@ class _Collector:
         }
         if unused := [name for name, value in given.items() if value]:
             raise UsageError(
-                f"{unused[0]} is of no use with engines alone, which run at the usual shapes of their profiles; "
-                f"give the build folder, or an .onnx file too"
+                f"{unused[0]} is of no use with engines alone, which run at the usual shapes of their "
+                f"profiles; give the build folder, or an .onnx file too"
             )
 
     def _add_folder(self, folder: Path, prefix: str) -> None:
