@@ -10,6 +10,7 @@ from pathlib import Path
 from trtq.errors import TrtqError, UsageError
 from trtq.json import FileKind
 from trtq.models.spec import AccuracySpec
+from trtq.numbers import format_shape
 from trtq.pipeline.bench.layers import LayerTable
 from trtq.pipeline.bench.machine import (
     Conditions,
@@ -168,6 +169,7 @@ def bench(
         skipped = (*skipped, *_list_failed(runnables, failed))
         if not running:
             raise next(iter(failed.values()))
+        _refuse_other_shapes({name: candidate.shapes for name, candidate in running.items()})
         items = [item for item in runnables if item.name in running]
         pairs = _find_pairs(items, skipped, is_judged=min_speedup is not None, has_layers=layers)
         unknown = judge_skipped(items, skipped, min_speedup or 1.0)
@@ -207,6 +209,25 @@ def bench(
         blame_all(speed, tables),
         tables,
     )
+
+
+def _refuse_other_shapes(shapes: Mapping[str, Mapping[str, tuple[int, ...]]]) -> None:
+    """Refuses engines alone whose profiles have other usual shapes: their times are not of the same work.
+
+    Raises:
+        UsageError: There are such.
+    """
+    (first, wanted), *others = shapes.items()
+    for name, found in others:
+        if found != wanted:
+            ours, theirs = (
+                ", ".join(f"{key} {format_shape(shape)}" for key, shape in each.items())
+                for each in (wanted, found)
+            )
+            raise UsageError(
+                f"{first} runs on {ours}, {name} on {theirs}: their times are not of the same work; give a "
+                f"build folder or an .onnx file too, and --batch or --shapes for all"
+            )
 
 
 def _find_pairs(

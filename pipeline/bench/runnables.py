@@ -158,6 +158,7 @@ class _Collector:
             self._refuse_unused()
             return Inputs(None, "ones", 1)
         data = options.data or self._spec.calibration.data
+        self._refuse_fixed(graph.inputs)
         if options.data is not None and options.shapes:
             raise UsageError("--data has its own shapes; leave --shapes out")
         if data is not None and not options.shapes and (options.data is not None or _is_here(data)):
@@ -176,6 +177,15 @@ class _Collector:
             raise UsageError(f"shapes are given for {unknown[0]!r}, but the inputs are {', '.join(shapes)}")
         feed = next(iter(make_random_batches(graph.inputs, shapes, 1)))
         return Inputs(feed.arrays, "random numbers", feed.num_samples)
+
+    def _refuse_fixed(self, inputs: Sequence[TensorSpec]) -> None:
+        """Refuses a batch of another size than that of a model in which it is fixed."""
+        batch = self._options.batch
+        fixed = [item for item in inputs if item.shape and isinstance(item.shape[0], int)]
+        is_open = any(item.shape and not isinstance(item.shape[0], int) for item in inputs)
+        if batch is not None and not is_open and batch not in [item.shape[0] for item in fixed]:
+            listed = ", ".join(f"{item.name!r} is {show_shape(item.shape)}" for item in fixed)
+            raise UsageError(f"--batch {batch} cannot be: no first axis is open; {listed or 'there is none'}")
 
     def _refuse_unused(self) -> None:
         """Refuses inputs that are asked for where no model says what they are."""

@@ -13,6 +13,7 @@ from trtq.pipeline.build.delivery import Places, choose_places
 from trtq.pipeline.build.job import Job
 from trtq.pipeline.build.prepare import prepare
 from trtq.pipeline.deliver.earlier import EarlierBuild, find_earlier
+from trtq.pipeline.deliver.folder import refuse_foreign
 from trtq.pipeline.deliver.names import ENGINE
 from trtq.pipeline.deliver.signature import read_private_key
 from trtq.pipeline.engine.gpu import explain_missing_gpu
@@ -56,7 +57,10 @@ def begin_build(
     places = choose_places(output)
     job = prepare(given.model, given.spec, given.target, places.folder, random_data, watcher)
     places.check(job)
-    return BuildStart(job, places, find_earlier(job.folder, job.keys, private))
+    start = BuildStart(job, places, find_earlier(job.folder, job.keys, private))
+    if start.reused != ("everything",):
+        refuse_foreign(job.folder)
+    return start
 
 
 def _is_open(earlier: EarlierBuild) -> bool:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from recording_watcher import RecordingWatcher
 
-from trtq.errors import ModelError
+from trtq.errors import ModelError, UsageError
 from trtq.models.spec import CalibrationSpec, ModelSpec
 from trtq.pipeline.bench import benchmark as module
 from trtq.pipeline.bench.benchmark import Int8Layers, Timing, bench, to_json
@@ -119,6 +119,14 @@ def test_the_reference_is_of_the_same_model_where_that_is_there() -> None:
     big, small = (contender(name, "fp32", "cpu", source=name) for name in ("r50", "r18"))
     int8, engine = (contender(f"r18 {kind}", "int8", "cuda", kind, "", "r18") for kind in ("onnx", "plan"))
     assert [module._reference(item, [big, small, int8, engine]) for item in (int8, engine)] == [small] * 2
+
+
+def test_engines_that_run_on_other_shapes_are_not_compared() -> None:
+    module._refuse_other_shapes({"a": {"x": (1, 4)}, "b": {"x": (1, 4)}})
+    with pytest.raises(
+        UsageError, match=r"^a runs on x 1x4, b on x 8x4: their times are not of the same work; g"
+    ):
+        module._refuse_other_shapes({"a": {"x": (1, 4)}, "b": {"x": (8, 4)}})
 
 
 # what the figures mean

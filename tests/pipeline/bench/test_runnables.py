@@ -273,6 +273,13 @@ def test_data_that_is_named_must_be_there(model: Path, data: Path) -> None:
         feed_of(model, data=str(data), shapes={"x": (1, 4)})
 
 
+def test_a_batch_of_a_model_with_a_fixed_one_is_refused(path_of: Callable[..., Path]) -> None:
+    fixed = path_of("g (float[8, 4] x) => (float[8, 4] y) { y = Relu (x) }")
+    assert feed_of(fixed, batch=8)[0] == {"x": (8, 4)}
+    with pytest.raises(UsageError, match=r"^--batch 4 cannot be: no first axis is open; 'x' is \(8, 4\)$"):
+        feed_of(fixed, batch=4)
+
+
 def test_open_axes_that_nothing_tells_are_asked_for(path_of: Callable[..., Path]) -> None:
     open_model = path_of("g (float[N, C, 8] x, float s) => (float[N, C, 8] y) { y = Mul (x, s) }")
     with pytest.raises(
