@@ -89,11 +89,12 @@ class Signature:
         return [(0, None), *sizes[1:]] if spec.name in self.batched else sizes
 
     def joins(self, output: TensorSpec) -> bool:
-        """Returns whether the first axis of an output may be that of the samples."""
-        if not self.batched or not output.shape:
+        """Returns whether the first axis of an output, and no other one, may be that of the samples."""
+        own = {spec.shape[0] for spec in self.inputs if spec.name in self.batched}
+        first, *others = output.shape or (None,)
+        if not own or not output.shape or any(dim in own for dim in others if isinstance(dim, str)):
             return False
         fewest, most = self.batch
-        first = output.shape[0]
         if isinstance(first, int):
             return fewest == first == most
         named = names_samples(first)
@@ -152,7 +153,7 @@ def take_feed(signature: Signature, given: Mapping[str, Any] | Any) -> Arrays:
 
 def _take_array(signature: Signature, spec: TensorSpec, given: Any) -> NDArray[Any]:
     """Returns an input as an array of its dtype; of a type that NumPy has not, FP32 will do."""
-    array = np.asarray(given)
+    array = _to_array(spec.name, given)
     own = np.dtype(spec.dtype)
     if array.dtype.name not in (spec.dtype, *(() if own.isbuiltin == 1 else ("float32",))):
         raise DataError(
@@ -170,6 +171,17 @@ def _take_array(signature: Signature, spec: TensorSpec, given: Any) -> NDArray[A
             f"{_show_limits(spec, limits)}"
         )
     return array.astype(array.dtype.newbyteorder("="), copy=False)
+
+
+def _to_array(name: str, given: Any) -> NDArray[Any]:
+    if isinstance(given, np.ma.MaskedArray):
+        raise DataError(
+            f"input {name!r} is a masked array, which an engine cannot take; fill it with .filled()"
+        )
+    try:
+        return np.asarray(given)
+    except (TypeError, ValueError, RuntimeError) as error:  # as of ragged lists, or tensors of a GPU
+        raise DataError(f"input {name!r} is no array: {' '.join(str(error).split())}") from error
 
 
 def _show_limits(spec: TensorSpec, limits: list[tuple[int, int | None]]) -> str:

@@ -187,7 +187,7 @@ def find_largest_batch(
     why = ""
     if fixed:
         why = f"{fixed[0].name!r} is {show_shape(fixed[0].shape)}: its first axis is no open batch"
-    elif asked is None and (len(names) > 1 or names_samples(names[0]) is False):
+    elif asked is None and not _is_one_batch(names, (*inputs, *outputs)):
         why = f"the first axes are {', '.join(names)}: not one batch; --max-batch says that they are"
     most = min((profiles[spec.name].max[0] for spec in inputs if spec.name in profiles), default=1)
     if asked is None or asked == 0:
@@ -195,6 +195,12 @@ def find_largest_batch(
     if why or asked > most:
         raise UsageError(f"--max-batch {asked} cannot be: {why or f'the profile ends at {most}'}")
     return asked, ""
+
+
+def _is_one_batch(names: Sequence[str], specs: Iterable[TensorSpec]) -> bool:
+    """Returns whether the first axes have one name, that of samples, and no other axis bears it."""
+    is_elsewhere = any(name in spec.shape[1:] for name in names for spec in specs)
+    return len(names) == 1 and names_samples(names[0]) is not False and not is_elsewhere
 
 
 def is_edited(text: str) -> bool:

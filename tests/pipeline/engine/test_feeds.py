@@ -164,6 +164,14 @@ def test_an_output_is_joined_if_its_axis_may_be_that_of_the_samples(
             join_runs(signature, runs, "stop")
 
 
+def test_similarities_of_all_samples_of_a_run_are_not_joined() -> None:
+    both = tuple(TensorSpec(name, "float32", ("N", 2)) for name in "xy")
+    for given, first in ((both, "N"), ((TensorSpec("x", "float32", ("x_dim0", 2)),), "x_dim0")):
+        signature = Signature(given, (TensorSpec("y", "float32", (first, first)),))
+        with pytest.raises(DataError, match="nothing says that its first axis is theirs"):
+            join_runs(signature, [BatchRun({"y": np.zeros((8, 8))}, 8, 8)] * 2, "stop")
+
+
 def test_one_input_needs_no_name_and_lists_are_arrays() -> None:
     assert take_feed(Signature(*OPEN), samples(2))["x"].shape == (2, 2)
     whole = (TensorSpec("ids", "int64", ("N",)),), OPEN[1]
@@ -189,6 +197,8 @@ def test_one_input_needs_no_name_and_lists_are_arrays() -> None:
         (OPEN, np.zeros((2, 3), np.float32), r"^input 'x' has shape \(2, 3\), the engine takes \(N, 2\)$"),
         (OPEN, np.zeros(2, np.float32), r"^input 'x' has shape \(2\), the engine takes \(N, 2\)$"),
         (OPEN, samples(0), r"^there are no samples: x of length 0$"),
+        (OPEN, [[1, 2], [3]], r"^input 'x' is no array: setting an array element with a sequence"),
+        (OPEN, np.ma.masked_array(samples(1), True), r"^input 'x' is a masked array, which an engine cannot"),
     ],
 )
 def test_what_does_not_fit_is_told(ports: Any, given: Any, told: str) -> None:
