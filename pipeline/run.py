@@ -17,6 +17,7 @@ from trtq.files import check_output, write_atomically
 from trtq.models.preprocess import Preprocess
 from trtq.models.signature import TensorSpec
 from trtq.models.toml import read_table
+from trtq.numbers import format_count
 from trtq.pipeline.engine.feeds import BatchRun, join_runs, settle
 from trtq.pipeline.load import LoadedEngine, load
 from trtq.progress import Silent, Watcher
@@ -84,6 +85,11 @@ def run(
         if engine.report.verdict == "fail":
             watcher.warn(f"the accuracy gate of {folder} failed; see its report.html")
         batches = _open_data(engine, data).first(samples)
+        if batches.left_out and samples is None:
+            watcher.warn(
+                f"the last {format_count(batches.left_out, 'sample')} of {data} fill no batch of the model's "
+                f"fixed size and are not run"
+            )
         watcher.stage("Running", batches.num_samples)
         outputs, count = _collect(engine, batches, watcher)
     if output is not None:

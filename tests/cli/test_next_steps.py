@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import shlex
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import click
 import pytest
@@ -12,7 +14,9 @@ from trtq.cli import build, main
 from trtq.cli.next_steps import _change_given, _shorten
 from trtq.cli.options import Given
 from trtq.cli.targets import read_target
-from trtq.pipeline.deliver.advice import Advice, _advise_weights
+from trtq.pipeline.deliver.advice import Advice, _advise_weights, advise
+from trtq.pipeline.deliver.report import AutoReport, read_report
+from trtq.pipeline.judge.speed import SpeedVerdict
 
 
 def change(given: str, advice: Advice) -> str:
@@ -52,6 +56,28 @@ def test_the_advised_command_is_the_given_one_with_the_change(
     given: str, advice: Advice, wanted: str
 ) -> None:
     assert change(given, advice) == wanted
+
+
+@pytest.mark.parametrize(
+    ("changes", "name"),
+    [
+        (
+            {"verdict": "fail", "speed": SpeedVerdict("fail", ("slow",), 1.0, "int8"), "reasons": ("slow",)},
+            "bench",
+        ),
+        ({"verdict": "fail", "reasons": ("the repairs that round anew may be the cause",)}, "lint"),
+        ({"verdict": "fail", "reasons": ("bad",), "auto": AutoReport("found")}, "sensitivity"),
+        ({"verdict": "pass", "quantized_macs": 0.1}, "inspect"),
+    ],
+)
+def test_other_commands_that_are_advised_are_taken(changes: dict[str, Any], name: str) -> None:
+    kept = read_report(Path(__file__).parents[1] / "data" / "kept" / "report-2.json")
+    advice = advise(replace(kept, **changes))
+    assert advice is not None
+    assert advice.command[:2] == ("trtq", name)
+    command = main.get_command(click.Context(main), name)
+    assert command is not None
+    command.make_context(name, [*advice.command[2:]])
 
 
 def test_only_paths_that_are_there_are_shortened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

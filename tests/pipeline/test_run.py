@@ -173,6 +173,20 @@ def test_a_model_of_a_fixed_batch_takes_what_does_not_fill_one(
     assert run(built, data).outputs["y"].shape == (11, 3)
 
 
+def test_samples_that_fill_no_batch_are_told_where_nothing_is_filled_up(
+    path_of: Callable[..., Path], tmp_path: Path
+) -> None:
+    model = path_of("g (float[4, 4] x) => (float[1, 4] y) { y = ReduceMean (x, axes) }", axes=np.array([0]))
+    data = str(tmp_path / "c.npz")
+    np.savez(data, x=np.random.default_rng(0).normal(size=(6, 4)).astype(np.float32))
+    built = build(model, target=Target(backend="onnxruntime", precision="fp16")).output
+    log = Log(Silent())
+    assert run(built, data, watcher=log).num_samples == 4
+    assert log.warnings == [
+        f"the last 2 samples of {data} fill no batch of the model's fixed size and are not run"
+    ]
+
+
 def test_outputs_that_cannot_be_joined_are_told(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
