@@ -290,17 +290,23 @@ class _Collector:
     def _shape(self, item: TensorSpec) -> Shape:
         """Returns the shape of an input: as given, else as usual, else as the model has it."""
         shape, usual = self._options.shapes.get(item.name), self._opt.get(item.name)
-        wanted = show_shape(item.shape)
+        wanted, batch = show_shape(item.shape), self._options.batch
+        is_open = bool(item.shape) and not isinstance(item.shape[0], int)
         if shape is None:
             known = usual if usual is not None and len(usual) == len(item.shape) else item.shape
-            if item.shape and not isinstance(item.shape[0], int):
-                known = (self._options.batch or (usual[0] if usual else 1), *known[1:])
+            if is_open:
+                known = (batch or (usual[0] if usual else 1), *known[1:])
             shape = tuple(dim for dim in known if isinstance(dim, int))
             if len(shape) < len(known):
                 raise UsageError(
                     f"input {item.name!r} is dynamic, {wanted}; give --shapes {item.name}:..., or --data "
                     f"with samples for it"
                 )
+        if is_open and batch is not None and shape[:1] != (batch,):
+            raise UsageError(
+                f"--batch {batch} and the shape {show_shape(shape)} of {item.name!r} contradict each other; "
+                f"give one of them"
+            )
         if not item.fits(shape):
             raise UsageError(f"shape {show_shape(shape)} does not fit input {item.name!r}, which is {wanted}")
         return shape

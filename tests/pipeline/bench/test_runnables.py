@@ -317,6 +317,12 @@ def test_open_axes_that_nothing_tells_are_asked_for(path_of: Callable[..., Path]
         (["MODEL"], {"batch": 0}, UsageError, r"^--batch is at least 1, got 0$"),
         (
             ["MODEL"],
+            {"batch": 2, "shapes": {"x": (3, 4)}},
+            UsageError,
+            r"^--batch 2 and the shape \(3, 4\) of 'x' contradict each other; give one of them$",
+        ),
+        (
+            ["MODEL"],
             {"num_threads": -1},
             UsageError,
             r"^--threads is a number of threads, 0 for all cores, got",
