@@ -276,7 +276,8 @@ def _list_failed(runnables: Sequence[Runnable], failed: Mapping[str, TrtqError])
     for item in runnables:
         if item.name in failed:
             is_engine = item.request.kind == "plan"
-            yield Skipped(item.name, str(failed[item.name]), item.precision, is_engine=is_engine)
+            reason = str(failed[item.name])
+            yield Skipped(item.name, reason, item.precision, is_engine=is_engine, source=item.source)
 
 
 def _start(

@@ -86,12 +86,16 @@ class Runnable:
 
 @dataclass(frozen=True, slots=True)
 class Skipped:
-    """What is not measured, and why; its precision, "engine" for an engine of none that is known."""
+    """What is not measured, and why; its precision, "engine" for an engine of none that is known.
+
+    `source` is as of `Runnable`.
+    """
 
     name: str
     reason: str
     precision: str = ""
     is_engine: bool = False
+    source: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,7 +215,8 @@ class _Collector:
             high = report.high_precision if precision not in ("fp32", "fp16") else ""
             self._add_model(f"{prefix}{precision}", precision, path, high, _source_of(report, manifest))
         if ENGINE in manifest.outputs:
-            self._add_built(folder, f"{prefix}{report.precision} engine", report.precision)
+            source = _source_of(report, manifest)
+            self._add_built(folder, f"{prefix}{report.precision} engine", report.precision, source)
 
     def _models_of(
         self, folder: Path, prefix: str, manifest: Manifest, report: Report
@@ -234,21 +239,21 @@ class _Collector:
     def _add_engine(self, path: Path, name: str) -> None:
         """Adds an engine by its file: as its build says, if it lies in one; else as whatever loads it."""
         if path.name == ENGINE and (path.parent / NAME).is_file():
-            self._add_built(path.parent, name, ENGINE_OF_UNKNOWN)
+            self._add_built(path.parent, name, ENGINE_OF_UNKNOWN, "")
         elif self._can_run(path, name, ENGINE_OF_UNKNOWN):
             modules = tuple(MODULES.values())
             request = Request("plan", path.resolve(), "cuda", 0, modules, self._options.graph)
             self._add(Runnable(name, ENGINE_OF_UNKNOWN, "cuda", request))
 
-    def _add_built(self, folder: Path, name: str, precision: str) -> None:
+    def _add_built(self, folder: Path, name: str, precision: str, source: str) -> None:
         """Adds the engine of a build folder, if it fits this machine and is the one that was built."""
         path = folder / ENGINE
-        if not self._can_run(path, name, precision):
+        if not self._can_run(path, name, precision, source):
             return
         try:
             engine = load_engine(folder)
         except (ArtifactError, MissingDependency) as error:
-            self._skip(Skipped(name, str(error), precision, is_engine=True), error)
+            self._skip(Skipped(name, str(error), precision, is_engine=True, source=source), error)
             return
         modules, report = (MODULES[engine.backend.name],), engine.report
         request = Request("plan", path.resolve(), "cuda", 0, modules, self._options.graph, engine.sha256)
@@ -271,11 +276,11 @@ class _Collector:
         self.skipped.append(item)
         self.errors.append(error)
 
-    def _can_run(self, path: Path, name: str, precision: str) -> bool:
+    def _can_run(self, path: Path, name: str, precision: str, source: str = "") -> bool:
         """Returns whether there is a GPU for an engine; skips the engine if not."""
         if missing := explain_missing_gpu():
             error = MissingDependency(f"{path} needs an NVIDIA GPU to run, and {missing} here")
-            self._skip(Skipped(name, str(error), precision, is_engine=True), error)
+            self._skip(Skipped(name, str(error), precision, is_engine=True, source=source), error)
         return not missing
 
     def _take_graph(self, path: Path, spec: ModelSpec) -> Graph:

@@ -79,6 +79,19 @@ def test_of_engines_whose_precision_is_not_known_the_first_is_the_reference() ->
     assert names([first, second]) == [("b.engine", "a.engine")]
 
 
+def test_of_each_model_what_was_built_is_judged() -> None:
+    big, codes = contender("r50 fp32", "fp32", source="r50"), contender("r50 int8", "int8", source="r50")
+    half = contender("r18 fp16 engine", "fp16", "plan", "cuda", "r18")
+    plan = contender("r18 int8 engine", "int8", "plan", "cuda", "r18")
+    assert names([big, codes, half, plan]) == [
+        ("r50 int8", "r50 fp32"),
+        ("r18 int8 engine", "r18 fp16 engine"),
+    ]
+    skipped = Skipped("r18 int8 engine", "no GPU", "int8", is_engine=True, source="r18")
+    assert names([big, codes], [skipped]) == [("r50 int8", "r50 fp32")]
+    assert [item.candidate for item in judge_skipped([big, codes], [skipped], 1.0)] == ["r18 int8 engine"]
+
+
 def test_only_the_float_one_of_the_same_model_is_a_reference() -> None:
     big, small = (contender(f"{name} fp32", "fp32", source=name) for name in ("r50", "r18"))
     codes = [contender(f"{name} int8", "int8", source=name) for name in ("r50", "r18")]
