@@ -24,7 +24,7 @@ from trtq.pipeline.deliver.html.page_data import NAME as TENSORS
 from trtq.pipeline.deliver.manifest import NAME as MANIFEST
 from trtq.pipeline.deliver.names import CACHE, ENGINE, RANGES, REPORT
 from trtq.pipeline.deliver.notebook import table_to_html
-from trtq.pipeline.engine.profiles import resolve_profiles
+from trtq.pipeline.engine.profiles import check_profiles, resolve_profiles
 from trtq.pipeline.engine.target import Target
 from trtq.pipeline.formats import INT8
 from trtq.pipeline.graph.placement import QuantizedNode
@@ -169,11 +169,7 @@ def _find_profiles(job: Job) -> dict[str, InputSpec | None]:
     shapes = job.target.shapes
     if job.shape_data is None:  # then all must be given
         return {**resolve_profiles(job.graph.inputs, shapes, job.spec.inputs, {})[0]}
-    known = {*job.spec.inputs, *shapes.min, *shapes.opt, *shapes.max}
-    given = [item for item in job.graph.inputs if item.name in known]
-    profiles, _ = resolve_profiles(given, shapes, job.spec.inputs, {})
-    open_names = (item.name for item in job.graph.inputs if item.is_dynamic)
-    return {**dict.fromkeys(open_names), **profiles}
+    return check_profiles(job.graph.inputs, shapes, job.spec.inputs)
 
 
 def _name_files(job: Job) -> Iterator[str]:

@@ -125,10 +125,7 @@ def resolve_profiles(
     for name in {**spec, **given.min, **given.opt, **given.max, **whole}:
         if name not in names:
             raise UsageError(f"shapes are given for {name!r}, but the model's inputs are {', '.join(names)}")
-    firsts = {item.name: _find_first(item.name, given, spec) for item in inputs}
-    further = [*given.profiles]
-    if further and not any(firsts[item.name] for item in inputs if item.is_dynamic):
-        firsts |= {name: InputSpec(each.min, each.opt, each.max) for name, each in further.pop(0).items()}
+    firsts, further = _split(inputs, given, spec)
     most = max((len(first.profiles) for first in firsts.values() if first is not None), default=0)
     profiles: dict[str, InputSpec] = {}
     notes: list[str] = []
@@ -154,6 +151,31 @@ def resolve_profiles(
         if item.is_dynamic:
             profiles[item.name] = profile
     return profiles, notes
+
+
+def check_profiles(
+    inputs: Sequence[TensorSpec], given: GivenShapes, spec: Mapping[str, InputSpec]
+) -> dict[str, InputSpec | None]:
+    """Returns the profile of every dynamic input without any data; None where its first is to be of the data.
+
+    Raises:
+        UsageError: Shapes for an unknown input, or that do not fit the model.
+    """
+    ones = [tuple(dim if isinstance(dim, int) else 1 for dim in item.shape) for item in inputs]
+    seen = {item.name: InputSpec(one, one, one) for item, one in zip(inputs, ones, strict=True)}
+    found, _ = resolve_profiles(inputs, given, spec, seen)
+    firsts, _ = _split(inputs, given, spec)
+    return {name: None if firsts[name] is None else profile for name, profile in found.items()}
+
+
+def _split(
+    inputs: Sequence[TensorSpec], given: GivenShapes, spec: Mapping[str, InputSpec]
+) -> tuple[dict[str, InputSpec | None], list[Mapping[str, ProfileSpec]]]:
+    """Returns the first shapes of each input, None where nobody gives them, and the profiles behind it."""
+    firsts, further = {item.name: _find_first(item.name, given, spec) for item in inputs}, [*given.profiles]
+    if further and not any(firsts[item.name] for item in inputs if item.is_dynamic):
+        firsts |= {name: InputSpec(each.min, each.opt, each.max) for name, each in further.pop(0).items()}
+    return firsts, further
 
 
 def _add_profiles(item: InputSpec, most: int, further: Sequence[ProfileSpec | None]) -> InputSpec:

@@ -12,7 +12,13 @@ from trtq.calibrators.ranges import Shapes
 from trtq.errors import UsageError
 from trtq.models.signature import TensorSpec
 from trtq.models.spec import InputSpec, ProfileSpec
-from trtq.pipeline.engine.profiles import GivenShapes, list_profiles, parse_shapes, resolve_profiles
+from trtq.pipeline.engine.profiles import (
+    GivenShapes,
+    check_profiles,
+    list_profiles,
+    parse_shapes,
+    resolve_profiles,
+)
 
 _IMAGE = TensorSpec("image", "float32", ("N", 3, "H", "W"))
 _FIXED = TensorSpec("fixed", "float32", (1, 3))
@@ -153,6 +159,13 @@ def test_the_shapes_of_a_profile_stay_together(
     seen = {name: Shapes((9,), (9,), (9,)) for name in "ab"}
     found, _ = _resolve(given_shapes, spec, seen, *inputs)
     assert [(each["a"].opt[0], each["b"].opt[0]) for each in list_profiles(found)] == wanted
+
+
+def test_without_data_the_profiles_that_it_will_tell_are_not_known() -> None:
+    inputs = [TensorSpec(name, "float32", (name.upper(),)) for name in "ab"]
+    whole = GivenShapes(profiles=({"a": _span(1)}, {"a": _span(3), "b": _span(4)}))
+    assert check_profiles(inputs, whole, {}) == {"a": _spec(1, 3), "b": None}
+    assert check_profiles(inputs, GivenShapes(opt={"b": (2,)}), {}) == {"a": None, "b": _spec(2)}
 
 
 def test_given_shapes_go_before_the_settings_and_these_before_the_data() -> None:
