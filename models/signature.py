@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,13 @@ from trtq.errors import ModelError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+_OF_SAMPLES = re.compile(
+    r"(?!.*(seq|len|tok|step|frame|time))[a-z0-9_]*batch[a-z0-9_]*|n|b|bs|((num|n)_)?samples?", re.IGNORECASE
+)
+_NO_NAME = re.compile(
+    r"|\?|-1|none|[su]\d+|unk__\d+|(.*_)?dim_?\d+|.*dynamic_axes_\d+|dynamicdimension\.\d+", re.IGNORECASE
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +47,16 @@ def fits_dims(shape: Sequence[int], dims: Sequence[int | str | None]) -> bool:
     return len(shape) == len(dims) and all(
         not isinstance(want, int) or want == have for want, have in zip(dims, shape, strict=True)
     )
+
+
+def names_samples(dim: str | None) -> bool | None:
+    """Returns whether the name of an open axis says that samples lie along it, such as "batch_size" or "N".
+
+    None if it is no name, or one that exporters and loading make up, such as "s0" or "x_dim0".
+    """
+    if dim is None or _NO_NAME.fullmatch(dim):
+        return None
+    return _OF_SAMPLES.fullmatch(dim) is not None
 
 
 def show_shape(shape: Sequence[int | str | None]) -> str:

@@ -7,17 +7,18 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from trtq.calibrators.arrays import pack_arrays
 from trtq.calibrators.batches import Batches
 from trtq.calibrators.sources import open_batches
-from trtq.errors import DataError, UsageError
+from trtq.errors import UsageError
 from trtq.files import check_output, write_atomically
 from trtq.models.preprocess import Preprocess
-from trtq.models.signature import TensorSpec, show_shape
+from trtq.models.signature import TensorSpec
 from trtq.models.toml import read_table
+from trtq.numbers import format_count
+from trtq.pipeline.engine.feeds import BatchRun, join_runs, settle
 from trtq.pipeline.load import LoadedEngine, load
 from trtq.progress import Watcher, choose_watcher
 
@@ -84,6 +85,11 @@ def run(
         if engine.report.verdict == "fail":
             watcher.warn(f"the accuracy gate of {folder} failed; see its report.html")
         batches = _open_data(engine, data).first(samples)
+        if batches.left_out and samples is None:
+            watcher.warn(
+                f"the last {format_count(batches.left_out, 'sample')} of {data} fill no batch of the model's "
+                f"fixed size and are not run"
+            )
         watcher.stage("Running", batches.num_samples)
         outputs, count = _collect(engine, batches, watcher)
     if output is not None:
@@ -126,26 +132,13 @@ def _without_batch(spec: TensorSpec, engine: LoadedEngine) -> TensorSpec:
 
 def _collect(engine: LoadedEngine, batches: Batches, watcher: Watcher) -> tuple[dict[str, NDArray[Any]], int]:
     """Returns the outputs for all samples, and how many there were."""
-    names, counts = [spec.name for spec in engine.inputs], list[int]()
-    found: dict[str, list[NDArray[Any]]] = {}
+    signature, runs = engine.signature, list[BatchRun]()
     for feed in batches:
-        for name, array in engine.run({name: feed.arrays[name] for name in names}).items():
-            found.setdefault(name, []).append(array)
-        counts.append(feed.num_samples)
+        given = {spec.name: feed.arrays[spec.name] for spec in engine.inputs}
+        signature = settle(signature, given)
+        runs.append(BatchRun(engine.run(given), feed.num_samples, feed.num_samples))
         watcher.advance(feed.num_samples)
-    return {name: _join(name, arrays, counts) for name, arrays in found.items()}, sum(counts)
-
-
-def _join(name: str, arrays: list[NDArray[Any]], counts: list[int]) -> NDArray[Any]:
-    """Returns an output for all feeds; each must have its samples along the first axis, alike in shape."""
-    if len(arrays) == 1:
-        return arrays[0]
-    fits = all(array.shape[:1] == (count,) for array, count in zip(arrays, counts, strict=True))
-    if not fits or len({array.shape[1:] for array in arrays}) > 1:
-        shapes = {show_shape(array.shape): count for array, count in zip(arrays, counts, strict=True)}
-        listed = " and ".join(f"{shape} for {count}" for shape, count in list(shapes.items())[:2])
-        raise DataError(
-            f"output {name!r} has shape {listed} samples, so the outputs of different feeds cannot be "
-            f"joined; run the feeds one by one in Python, with trtq.load(...).run(...)"
-        )
-    return np.concatenate(arrays)
+    if len(runs) == 1:
+        return dict(runs[0].outputs), runs[0].count
+    outputs = join_runs(signature, runs, "run the feeds one by one in Python, with trtq.load(...).run(...)")
+    return outputs, sum(run.count for run in runs)

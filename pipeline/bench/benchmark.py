@@ -10,6 +10,7 @@ from pathlib import Path
 from trtq.errors import TrtqError, UsageError
 from trtq.json import FileKind
 from trtq.models.spec import AccuracySpec
+from trtq.numbers import format_shape
 from trtq.pipeline.bench.layers import LayerTable
 from trtq.pipeline.bench.machine import (
     Conditions,
@@ -72,7 +73,8 @@ class Timing:
         latency: Of all runs.
         samples_per_s: The median of the rounds.
         speedup: How many times faster than `against`; None for that one itself.
-        against: The FP32 model on the same device, else on the CPU, else the first.
+        against: The FP32 model that it was built from on the same device, else on the CPU; else another FP32
+            model, else the first.
         spread: Of the rounds' medians, as a share of their median.
         load_s: Loading and the first run.
         graph: Of an engine: "yes" if it ran as a CUDA graph, else why not; empty for a model.
@@ -167,6 +169,7 @@ def bench(
         skipped = (*skipped, *_list_failed(runnables, failed))
         if not running:
             raise next(iter(failed.values()))
+        _refuse_other_shapes({name: candidate.shapes for name, candidate in running.items()})
         items = [item for item in runnables if item.name in running]
         pairs = _find_pairs(items, skipped, is_judged=min_speedup is not None, has_layers=layers)
         unknown = judge_skipped(items, skipped, min_speedup or 1.0)
@@ -206,6 +209,25 @@ def bench(
         blame_all(speed, tables),
         tables,
     )
+
+
+def _refuse_other_shapes(shapes: Mapping[str, Mapping[str, tuple[int, ...]]]) -> None:
+    """Refuses engines alone whose profiles have other usual shapes: their times are not of the same work.
+
+    Raises:
+        UsageError: There are such.
+    """
+    (first, wanted), *others = shapes.items()
+    for name, found in others:
+        if found != wanted:
+            ours, theirs = (
+                ", ".join(f"{key} {format_shape(shape)}" for key, shape in each.items())
+                for each in (wanted, found)
+            )
+            raise UsageError(
+                f"{first} runs on {ours}, {name} on {theirs}: their times are not of the same work; give a "
+                f"build folder or an .onnx file too, and --batch or --shapes for all"
+            )
 
 
 def _find_pairs(
@@ -254,7 +276,8 @@ def _list_failed(runnables: Sequence[Runnable], failed: Mapping[str, TrtqError])
     for item in runnables:
         if item.name in failed:
             is_engine = item.request.kind == "plan"
-            yield Skipped(item.name, str(failed[item.name]), item.precision, is_engine=is_engine)
+            reason = str(failed[item.name])
+            yield Skipped(item.name, reason, item.precision, is_engine=is_engine, source=item.source)
 
 
 def _start(
@@ -283,9 +306,11 @@ def _first_axis(shapes: Mapping[str, tuple[int, ...]]) -> int:
 
 
 def _reference(item: Runnable, items: Sequence[Runnable]) -> Runnable:
-    """Returns what it is compared with: FP32 on the same device, else anywhere, else the first."""
+    """Returns what it is compared with: FP32, if possible of its model and on its device; else the first."""
     floats = [other for other in items if other.precision == "fp32"]
-    return next((other for other in floats if other.device == item.device), (*floats, *items)[0])
+    return min(
+        floats or items[:1], key=lambda other: (other.source != item.source, other.device != item.device)
+    )
 
 
 def _summarize(

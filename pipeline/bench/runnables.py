@@ -72,7 +72,8 @@ class Runnable:
     """A model or engine on a device, "cpu" or "cuda".
 
     Its precision is "fp32", "fp16", "int8", "int4-weights" and so on; what is not quantized computes in
-    `high_precision`, where that is known.
+    `high_precision`, where that is known. `source` is the SHA-256 of the model that it was built from, or of
+    itself if it is float; empty where that is not known.
     """
 
     name: str
@@ -80,16 +81,21 @@ class Runnable:
     device: str
     request: Request
     high_precision: str = ""
+    source: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Skipped:
-    """What is not measured, and why; its precision, "engine" for an engine of none that is known."""
+    """What is not measured, and why; its precision, "engine" for an engine of none that is known.
+
+    `source` is as of `Runnable`.
+    """
 
     name: str
     reason: str
     precision: str = ""
     is_engine: bool = False
+    source: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +151,7 @@ class _Collector:
             self._add_engine(target, f"{prefix}engine")
         elif target.suffix == ".onnx":
             precision = _precision(self._take_graph(target, find_spec(target, trust=True)).model)
-            self._add_model(target.name, precision, target)
+            self._add_model(target.name, precision, target, source=_find_source(target, precision))
         else:
             raise UsageError(f"{target} is not a build folder, an .engine or an .onnx file")
 
@@ -153,8 +159,10 @@ class _Collector:
         """Returns the first samples of the data; random numbers without data, or where shapes are given."""
         options, graph = self._options, self._graph
         if graph is None:
+            self._refuse_unused()
             return Inputs(None, "ones", 1)
         data = options.data or self._spec.calibration.data
+        self._refuse_fixed(graph.inputs)
         if options.data is not None and options.shapes:
             raise UsageError("--data has its own shapes; leave --shapes out")
         if data is not None and not options.shapes and (options.data is not None or _is_here(data)):
@@ -174,6 +182,28 @@ class _Collector:
         feed = next(iter(make_random_batches(graph.inputs, shapes, 1)))
         return Inputs(feed.arrays, "random numbers", feed.num_samples)
 
+    def _refuse_fixed(self, inputs: Sequence[TensorSpec]) -> None:
+        """Refuses a batch of another size than that of a model in which it is fixed."""
+        batch = self._options.batch
+        fixed = [item for item in inputs if item.shape and isinstance(item.shape[0], int)]
+        is_open = any(item.shape and not isinstance(item.shape[0], int) for item in inputs)
+        if batch is not None and not is_open and batch not in [item.shape[0] for item in fixed]:
+            listed = ", ".join(f"{item.name!r} is {show_shape(item.shape)}" for item in fixed)
+            raise UsageError(f"--batch {batch} cannot be: no first axis is open; {listed or 'there is none'}")
+
+    def _refuse_unused(self) -> None:
+        """Refuses inputs that are asked for where no model says what they are."""
+        given = {
+            "--batch": self._options.batch,
+            "--shapes": self._options.shapes,
+            "--data": self._options.data,
+        }
+        if unused := [name for name, value in given.items() if value]:
+            raise UsageError(
+                f"{unused[0]} is of no use with engines alone, which run at the usual shapes of their "
+                f"profiles; give the build folder, or an .onnx file too"
+            )
+
     def _add_folder(self, folder: Path, prefix: str) -> None:
         manifest = read_intact_manifest(folder)
         report = read_report(folder / REPORT)
@@ -183,9 +213,10 @@ class _Collector:
         self._opt.update({name: profile.opt for name, profile in report.engine.profiles.items()})
         for precision, path in models:
             high = report.high_precision if precision not in ("fp32", "fp16") else ""
-            self._add_model(f"{prefix}{precision}", precision, path, high)
+            self._add_model(f"{prefix}{precision}", precision, path, high, _source_of(report, manifest))
         if ENGINE in manifest.outputs:
-            self._add_built(folder, f"{prefix}{report.precision} engine", report.precision)
+            source = _source_of(report, manifest)
+            self._add_built(folder, f"{prefix}{report.precision} engine", report.precision, source)
 
     def _models_of(
         self, folder: Path, prefix: str, manifest: Manifest, report: Report
@@ -208,30 +239,33 @@ class _Collector:
     def _add_engine(self, path: Path, name: str) -> None:
         """Adds an engine by its file: as its build says, if it lies in one; else as whatever loads it."""
         if path.name == ENGINE and (path.parent / NAME).is_file():
-            self._add_built(path.parent, name, ENGINE_OF_UNKNOWN)
+            self._add_built(path.parent, name, ENGINE_OF_UNKNOWN, "")
         elif self._can_run(path, name, ENGINE_OF_UNKNOWN):
             modules = tuple(MODULES.values())
             request = Request("plan", path.resolve(), "cuda", 0, modules, self._options.graph)
             self._add(Runnable(name, ENGINE_OF_UNKNOWN, "cuda", request))
 
-    def _add_built(self, folder: Path, name: str, precision: str) -> None:
+    def _add_built(self, folder: Path, name: str, precision: str, source: str) -> None:
         """Adds the engine of a build folder, if it fits this machine and is the one that was built."""
         path = folder / ENGINE
-        if not self._can_run(path, name, precision):
+        if not self._can_run(path, name, precision, source):
             return
         try:
             engine = load_engine(folder)
         except (ArtifactError, MissingDependency) as error:
-            self._skip(Skipped(name, str(error), precision, is_engine=True), error)
+            self._skip(Skipped(name, str(error), precision, is_engine=True, source=source), error)
             return
         modules, report = (MODULES[engine.backend.name],), engine.report
         request = Request("plan", path.resolve(), "cuda", 0, modules, self._options.graph, engine.sha256)
-        self._add(Runnable(name, report.precision, "cuda", request, report.high_precision))
+        source = _source_of(report, engine.manifest)
+        self._add(Runnable(name, report.precision, "cuda", request, report.high_precision, source))
 
-    def _add_model(self, name: str, precision: str, path: Path, high_precision: str = "") -> None:
+    def _add_model(
+        self, name: str, precision: str, path: Path, high_precision: str = "", source: str = ""
+    ) -> None:
         for device in _devices(self._options.device):
             request = Request("onnx", path.resolve(), device, self._options.num_threads)
-            self._add(Runnable(name, precision, device, request, high_precision))
+            self._add(Runnable(name, precision, device, request, high_precision, source))
 
     def _add(self, item: Runnable) -> None:
         """Adds it, unless its file, such as the float model of two builds, is there already."""
@@ -242,11 +276,11 @@ class _Collector:
         self.skipped.append(item)
         self.errors.append(error)
 
-    def _can_run(self, path: Path, name: str, precision: str) -> bool:
+    def _can_run(self, path: Path, name: str, precision: str, source: str = "") -> bool:
         """Returns whether there is a GPU for an engine; skips the engine if not."""
         if missing := explain_missing_gpu():
             error = MissingDependency(f"{path} needs an NVIDIA GPU to run, and {missing} here")
-            self._skip(Skipped(name, str(error), precision, is_engine=True), error)
+            self._skip(Skipped(name, str(error), precision, is_engine=True, source=source), error)
         return not missing
 
     def _take_graph(self, path: Path, spec: ModelSpec) -> Graph:
@@ -261,17 +295,23 @@ class _Collector:
     def _shape(self, item: TensorSpec) -> Shape:
         """Returns the shape of an input: as given, else as usual, else as the model has it."""
         shape, usual = self._options.shapes.get(item.name), self._opt.get(item.name)
-        wanted = show_shape(item.shape)
+        wanted, batch = show_shape(item.shape), self._options.batch
+        is_open = bool(item.shape) and not isinstance(item.shape[0], int)
         if shape is None:
             known = usual if usual is not None and len(usual) == len(item.shape) else item.shape
-            if item.shape and not isinstance(item.shape[0], int):
-                known = (self._options.batch or (usual[0] if usual else 1), *known[1:])
+            if is_open:
+                known = (batch or (usual[0] if usual else 1), *known[1:])
             shape = tuple(dim for dim in known if isinstance(dim, int))
             if len(shape) < len(known):
                 raise UsageError(
                     f"input {item.name!r} is dynamic, {wanted}; give --shapes {item.name}:..., or --data "
                     f"with samples for it"
                 )
+        if is_open and batch is not None and shape[:1] != (batch,):
+            raise UsageError(
+                f"--batch {batch} and the shape {show_shape(shape)} of {item.name!r} contradict each other; "
+                f"give one of them"
+            )
         if not item.fits(shape):
             raise UsageError(f"shape {show_shape(shape)} does not fit input {item.name!r}, which is {wanted}")
         return shape
@@ -308,6 +348,18 @@ def _precision(model: ir.Model) -> str:
         if value.const_value is not None:
             sizes[value.const_value.dtype] += value.const_value.size
     return "fp16" if sizes[ir.DataType.FLOAT16] > sizes[ir.DataType.FLOAT] else "fp32"
+
+
+def _find_source(path: Path, precision: str) -> str:
+    """Returns the SHA-256 of the model behind a file: as its build says, if it lies in one."""
+    if (path.parent / NAME).is_file():
+        return _source_of(read_report(path.parent / REPORT), read_intact_manifest(path.parent))
+    return hash_file(path) if precision == "fp32" else ""
+
+
+def _source_of(report: Report, manifest: Manifest) -> str:
+    """Returns the SHA-256 of the float model of a build; empty if it was quantized when it came."""
+    return "" if report.high_precision == "as it is" else manifest.inputs.get(report.model, "")
 
 
 def _is_here(data: Data) -> bool:

@@ -24,8 +24,8 @@ from trtq.progress import Watcher
 
 Turns = Mapping[str, tuple[Turn, ...]]
 _FLOATS = ("fp16", "fp32")
-_NO_ENGINE = "no float engine was measured beside it; give the build of --fp16 as a target too"
-_NO_MODEL = "no float model was measured beside it on the same device; give it as a target too"
+_NO_ENGINE = "no float engine of its model was measured beside it; give that of --fp16 as a target too"
+_NO_MODEL = "its float model was not measured beside it on the same device; give that as a target too"
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,30 +39,34 @@ class Pair:
 def find_pairs(items: Sequence[Runnable], skipped: Sequence[Skipped] = ()) -> tuple[Pair, ...]:
     """Returns what the speed gate judges, each with what it is measured against.
 
-    What was built is judged: engines if there are any, also if they could not be run here, else models; of
-    these the quantized ones, else those in FP16. An engine is measured against the FP16 engine, else FP32; a
-    model against the FP32 model on the same device. Of engines without their builds, whose precisions are not
-    known, the first is what the others are measured against.
+    What was built from each model is judged: engines if there are any, also if they could not be run here,
+    else models; of these the quantized ones, else those in FP16. An engine is measured against the FP16
+    engine, else FP32; a model against the FP32 model on the same device, in both cases of the model that it
+    was built from. Where nobody knows that, it is the only float one that is not of another that is judged.
+    Of engines without their builds, whose precisions are not known, the first is what the others are measured
+    against.
 
     Args:
         items: What was measured.
         skipped: What was not.
     """
-    has_engines, names = _find_kind(items, skipped)
-    kind = [item for item in items if (item.request.kind == "plan") is has_engines]
-    own = [item for item in kind if item.precision in names]
-    pairs = [Pair(item, _find_reference(item, kind)) for item in own]
+    judged = _find_judged(items, skipped)
+    own = [item for item in items if (item.source, item.request.kind == "plan", item.precision) in judged]
+    taken = {item.source for item in own}
+    free = [item for item in items if item.source not in taken or not item.source]
+    pairs = [Pair(item, _find_reference(item, items if item.source else free)) for item in own]
     used = [pair.reference for pair in pairs if pair.reference is not pair.candidate]
     return tuple(pair for pair in pairs if pair.candidate not in used)
 
 
-def _find_kind(items: Sequence[Runnable], skipped: Sequence[Skipped]) -> tuple[bool, set[str]]:
-    """Returns whether engines are judged, else models, and which precisions of them."""
-    known = [(item.request.kind == "plan", item.precision) for item in items]
-    known += [(item.is_engine, item.precision) for item in skipped if item.precision]
-    has_engines = any(is_engine for is_engine, _ in known)
-    names = {name for is_engine, name in known if is_engine is has_engines} - {"fp32"}
-    return has_engines, names - {"fp16"} or names
+def _find_judged(items: Sequence[Runnable], skipped: Sequence[Skipped]) -> set[tuple[str, bool, str]]:
+    """Returns what is judged: the source, whether it is an engine, and the precision."""
+    known = {(item.source, item.request.kind == "plan", item.precision) for item in items}
+    known |= {(item.source, item.is_engine, item.precision) for item in skipped if item.precision}
+    engines = {source for source, is_engine, _ in known if is_engine}
+    built = {item for item in known if item[1] is (item[0] in engines) and item[2] != "fp32"}
+    quantized = {source for source, _, precision in built if precision != "fp16"}
+    return {item for item in built if item[2] != "fp16" or item[0] not in quantized}
 
 
 def take_decisive_turns(
@@ -94,8 +98,8 @@ def judge_skipped(
     items: Sequence[Runnable], skipped: Sequence[Skipped], wanted: float
 ) -> tuple[SpeedVerdict, ...]:
     """Returns the verdicts on what would be judged if it could be measured."""
-    has_engines, names = _find_kind(items, skipped)
-    own = [item for item in skipped if item.is_engine is has_engines and item.precision in names]
+    judged = _find_judged(items, skipped)
+    own = [item for item in skipped if (item.source, item.is_engine, item.precision) in judged]
     return tuple(refuse_to_judge(item.reason, wanted, item.name) for item in own)
 
 
@@ -144,12 +148,21 @@ def _judge(pair: Pair, turns: Turns, wanted: float, runtime: str, here: Machine)
 
 
 def _find_reference(item: Runnable, others: Sequence[Runnable]) -> Runnable | None:
-    """Returns what an item is measured against, among others of its kind: engines or models."""
-    beside = [other for other in others if other.device == item.device]
+    """Returns what an item is measured against, among the others of its kind: engines or models.
+
+    That is of its own model; of none if there are several models, and its own is not known.
+    """
+    kind = [other for other in others if other.request.kind == item.request.kind]
+    beside = [other for other in kind if other.device == item.device]
     floats = ("fp32",) if item.precision == "fp16" or item.request.kind == "onnx" else _FLOATS
     known = [other for name in floats for other in beside if other.precision == name]
+    if item.source:
+        return next((other for other in known if other.source == item.source), None)
+    if known:
+        models = {other.source or str(other.request.path) for other in known}
+        return known[0] if len(models) == 1 else None
     unknown = [other for other in beside if other.precision == ENGINE_OF_UNKNOWN]
-    return next(iter((*known, *unknown)), None)
+    return next(iter(unknown), None) if item.precision == ENGINE_OF_UNKNOWN else None
 
 
 def _as_long_as(schedule: Schedule, times: int) -> Schedule:

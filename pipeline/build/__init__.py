@@ -12,9 +12,8 @@ import onnx_ir as ir
 
 from trtq.calibrators.ranges import Ranges
 from trtq.models.spec import ModelSpec
-from trtq.pipeline.build.arguments import gather_arguments
+from trtq.pipeline.build.begin import begin_build
 from trtq.pipeline.build.comparison import EnginePlan, compare_job, name_to_judge
-from trtq.pipeline.build.delivery import choose_places
 from trtq.pipeline.build.engine import EngineBuild, build_engine, find_layers_without_kernel
 from trtq.pipeline.build.folder import measure_sizes, write_folder
 from trtq.pipeline.build.found import revise
@@ -22,18 +21,16 @@ from trtq.pipeline.build.job import Job
 from trtq.pipeline.build.keep import NO_KERNEL, add_other_formats, keep_layers
 from trtq.pipeline.build.methods import RangedJob, try_methods
 from trtq.pipeline.build.models import ModelFiles, report_job_weights, write_models
-from trtq.pipeline.build.prepare import prepare
 from trtq.pipeline.build.ranges import JobRanges, find_ranges
 from trtq.pipeline.build.search import SearchResult, compare_written, search_layers
 from trtq.pipeline.build.share import measure_quantized_share
 from trtq.pipeline.build.shared import SharedRanges, take_shared
 from trtq.pipeline.build.speed import judge_job_speed
 from trtq.pipeline.calibrate.data import find_shapes
-from trtq.pipeline.deliver.earlier import EarlierBuild, find_earlier
+from trtq.pipeline.deliver.earlier import EarlierBuild
 from trtq.pipeline.deliver.folder import stage_folder
 from trtq.pipeline.deliver.names import ENGINE
 from trtq.pipeline.deliver.report import SCHEMA_VERSION, AutoReport, Report
-from trtq.pipeline.deliver.signature import read_private_key
 from trtq.pipeline.engine.target import Target
 from trtq.pipeline.judge.compare import Comparison
 from trtq.pipeline.judge.evaluate import find_labels
@@ -68,7 +65,8 @@ def build(
 
     Writes to `output` the engine, the INT8 and FP16 models, the ranges, the calibration cache, the manifest
     and the report; the folder appears whole or not at all. Stages of an earlier build in that folder are
-    used again where their inputs are the same. The verdict of the report says whether the gate holds.
+    used again where their inputs are the same; a speed that was not decided is measured again. The verdict
+    of the report says whether the gate holds.
 
     Args:
         model: The ONNX file; or the model itself, which is saved beside the output.
@@ -96,15 +94,13 @@ def build(
         MissingDependency: The engine builder, or what signs, is not installed.
         WorkerError: The workers cannot be reached, or died.
     """
-    private = read_private_key(Path(sign_key)) if sign_key is not None else None
     log = Log(choose_watcher(watcher))
-    given = gather_arguments(model, data, output, spec, target, options)
-    places = choose_places(output)
-    job = prepare(given.model, given.spec, given.target, places.folder, random_data, log)
-    places.check(job)
-    job = replace(job, workers=workers)
-    earlier = find_earlier(job.folder, job.keys, private)
-    if earlier is not None and "everything" in earlier.same:
+    start = begin_build(
+        model, data, spec=spec, target=target, output=output, random_data=random_data, sign_key=sign_key,
+        options=options, watcher=log,
+    )  # fmt: skip
+    job, places, earlier = replace(start.job, workers=workers), start.places, start.earlier
+    if earlier is not None and "everything" in start.reused:
         log.note(f"nothing has changed since {job.folder} was built")
         known = replace(
             earlier.report, model=str(job.graph.path), output=str(job.folder), reused=("everything",)

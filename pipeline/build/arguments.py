@@ -245,7 +245,8 @@ def _place(beside: Path | str, suffix: str) -> Path:
     """Returns the file beside an output or a model that keeps what was in memory alone."""
     folder = choose_places(beside).folder
     assert folder is not None
-    return folder.with_name(f"{folder.stem}{suffix}")
+    name = folder.stem if folder.suffix in (".trtq", ".onnx") else folder.name
+    return folder.with_name(f"{name}{suffix}")
 
 
 def _is_read_again(data: Any) -> bool:

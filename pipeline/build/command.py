@@ -10,7 +10,6 @@ from trtq.calibrators import create_method
 from trtq.models.option import list_kinds, list_options
 from trtq.models.spec import InputSpec, ProfileSpec
 from trtq.numbers import format_shape
-from trtq.pipeline.engine.profiles import list_profiles
 
 if TYPE_CHECKING:
     from trtq.pipeline.build.job import Job
@@ -36,10 +35,12 @@ def format_command(job: Job) -> str:
     words += _list_settings(spec.quantization, *names)
     for settings in (spec.evaluation, spec.accuracy, spec.layers, spec.operators):
         words += _list_settings(settings)
+    shapes = job.target.shapes
     for kind in ("min", "opt", "max"):
-        known = {name: getattr(item, kind) for name, item in spec.inputs.items()}
-        words += _list_shapes(f"--{kind}-shapes", {**known, **getattr(job.target.shapes, kind)})
-    for profile in (*_list_further(spec.inputs), *job.target.shapes.profiles):
+        given = {*shapes.min, *shapes.opt, *shapes.max}
+        known = {name: getattr(item, kind) for name, item in spec.inputs.items() if name not in given}
+        words += _list_shapes(f"--{kind}-shapes", {**known, **getattr(shapes, kind)})
+    for profile in (*_list_further(spec.inputs), *shapes.profiles):
         words += ["--profile", ",".join(f"{_quote(name)}:{_cross(item)}" for name, item in profile.items())]
     return shlex.join([*words, "--output", str(job.folder)])
 
@@ -76,8 +77,12 @@ def _list_weights(scheme: WeightScheme | None) -> Iterator[str]:
 
 
 def _list_further(inputs: Mapping[str, InputSpec]) -> list[dict[str, ProfileSpec]]:
-    """Returns the profiles of the settings after the first."""
-    return list_profiles(inputs)[1:] if len({len(item.all) for item in inputs.values()}) == 1 else []
+    """Returns the profiles of the settings after the first, each of the inputs that have one in its place."""
+    most = max((len(item.profiles) for item in inputs.values()), default=0)
+    return [
+        {name: item.profiles[number] for name, item in inputs.items() if number < len(item.profiles)}
+        for number in range(most)
+    ]
 
 
 def _cross(item: ProfileSpec) -> str:

@@ -14,20 +14,17 @@ import onnx_ir as ir
 from trtq.calibrators.batches import Batches
 from trtq.json import to_plain
 from trtq.models.spec import AccuracySpec, InputSpec, ModelSpec
-from trtq.pipeline.build.arguments import gather_arguments
+from trtq.pipeline.build.begin import begin_build
 from trtq.pipeline.build.command import format_command
-from trtq.pipeline.build.delivery import choose_places
 from trtq.pipeline.build.job import Job
 from trtq.pipeline.build.models import name_models
-from trtq.pipeline.build.prepare import prepare
 from trtq.pipeline.calibrate.data import need_no_ranges
-from trtq.pipeline.deliver.earlier import find_earlier
 from trtq.pipeline.deliver.html.page import NAME as PAGE
 from trtq.pipeline.deliver.html.page_data import NAME as TENSORS
 from trtq.pipeline.deliver.manifest import NAME as MANIFEST
 from trtq.pipeline.deliver.names import CACHE, ENGINE, RANGES, REPORT
 from trtq.pipeline.deliver.notebook import table_to_html
-from trtq.pipeline.engine.profiles import resolve_profiles
+from trtq.pipeline.engine.profiles import check_profiles, resolve_profiles
 from trtq.pipeline.engine.target import Target
 from trtq.pipeline.formats import INT8
 from trtq.pipeline.graph.placement import QuantizedNode
@@ -111,6 +108,7 @@ def plan_build(
     target: Target | None = None,
     output: Path | str | None = None,
     random_data: bool = False,
+    sign_key: Path | str | None = None,
     watcher: Watcher | None = None,
     **options: Any,
 ) -> BuildPlan:
@@ -121,14 +119,13 @@ def plan_build(
     Raises:
         ModelError, DataError, UsageError: As of `build`: what is wrong with the arguments is found here too.
         ArtifactError: The engine file cannot be written.
-        MissingDependency: The engine builder is not installed.
+        MissingDependency: The engine builder, or what signs, is not installed.
     """
-    given = gather_arguments(model, data, output, spec, target, options)
-    places = choose_places(output)
-    job = prepare(given.model, given.spec, given.target, places.folder, random_data, choose_watcher(watcher))
-    places.check(job)
-    earlier = find_earlier(job.folder, job.keys)
-    same = () if earlier is None else tuple(name for name in job.keys if name in earlier.same)
+    start = begin_build(
+        model, data, spec=spec, target=target, output=output, random_data=random_data, sign_key=sign_key,
+        options=options, watcher=choose_watcher(watcher),
+    )  # fmt: skip
+    job, engine = start.job, start.places.engine
     rest = "as it is" if job.is_as_given else job.strategy.rest.name
     placement = job.placement
     return BuildPlan(
@@ -150,8 +147,8 @@ def plan_build(
         profiles=_find_profiles(job),
         output=str(job.folder),
         files=tuple(_name_files(job)),
-        engine_file="" if places.engine is None else str(places.engine),
-        reused=("everything",) if "everything" in same else same,
+        engine_file="" if engine is None else str(engine),
+        reused=start.reused,
     )
 
 
@@ -172,11 +169,7 @@ def _find_profiles(job: Job) -> dict[str, InputSpec | None]:
     shapes = job.target.shapes
     if job.shape_data is None:  # then all must be given
         return {**resolve_profiles(job.graph.inputs, shapes, job.spec.inputs, {})[0]}
-    known = {*job.spec.inputs, *shapes.min, *shapes.opt, *shapes.max}
-    given = [item for item in job.graph.inputs if item.name in known]
-    profiles, _ = resolve_profiles(given, shapes, job.spec.inputs, {})
-    open_names = (item.name for item in job.graph.inputs if item.is_dynamic)
-    return {**dict.fromkeys(open_names), **profiles}
+    return check_profiles(job.graph.inputs, shapes, job.spec.inputs)
 
 
 def _name_files(job: Job) -> Iterator[str]:

@@ -10,7 +10,8 @@ from pathlib import Path
 from trtq.calibrators.batches import Batches
 from trtq.calibrators.entropy import Auto
 from trtq.calibrators.estimate import describe
-from trtq.files import hash_file
+from trtq.files import hash_file, is_file
+from trtq.models.operators import list_custom_ops, list_plugins
 from trtq.models.script import load_function
 from trtq.models.spec import ModelSpec
 from trtq.pipeline.bench.machine import describe_machine
@@ -39,7 +40,7 @@ def make_keys(job: Job) -> dict[str, str]:
         job.backend.name,
         job.backend.version(),
         job.backend.overflows(),
-        _hash_libraries(job.spec.operators.plugins),
+        _hash_libraries(list_plugins()),
         judged if job.target.searches else (),  # then they decide which layers are quantized
         find_compute_capability() if "compute_capabilities" in job.backend.lacks else "",
     )
@@ -63,7 +64,7 @@ def _list_ranged(job: Job) -> tuple[object, ...]:
     """Returns what the ranges depend on beside versions, model and data."""
     searches = isinstance(job.method, Auto) or job.spec.quantization.repairs
     return (
-        _hash_libraries(job.spec.operators.ort_custom_ops),
+        _hash_libraries(list_custom_ops()),
         (describe(job.method), job.spec.calibration.method, job.spec.quantization),
         {name: form.name for name, form in job.tensors.items()},
         job.target.requantize,
@@ -96,7 +97,8 @@ def _hash_data(batches: Batches | None) -> str:
 
 
 def _hash_libraries(paths: Sequence[str]) -> tuple[str, ...]:
-    return tuple(hash_file(Path(path)) for path in paths)
+    """Returns the digests of libraries; of one named without its path nobody knows which is loaded."""
+    return tuple(hash_file(Path(path)) if is_file(Path(path)) else _never_the_same() for path in paths)
 
 
 def _never_the_same() -> str:

@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from trtq.errors import DataError, ModelError, UsageError
 from trtq.models.signature import require_same_inputs
-from trtq.models.spec import AUTO, INSERTING_REPAIRS, PER_TOKEN, REPAIRS, InputSpec, ModelSpec, find_path
+from trtq.models.spec import AUTO, INSERTING_REPAIRS, PER_TOKEN, REPAIRS, ModelSpec, find_path
 from trtq.pipeline.build.job import Job, place_job
 from trtq.pipeline.build.keep import add_other_formats
 from trtq.pipeline.build.keys import make_keys
@@ -22,7 +22,7 @@ from trtq.pipeline.calibrate.data import (
 )
 from trtq.pipeline.engine.backend import Backend
 from trtq.pipeline.engine.backends import choose_backend, refuse_unsupported
-from trtq.pipeline.engine.profiles import resolve_profiles
+from trtq.pipeline.engine.profiles import check_profiles
 from trtq.pipeline.engine.strategy import Strategy, choose_strategy
 from trtq.pipeline.engine.target import Target
 from trtq.pipeline.formats import FP16, FP32, INT8, LAYER_FORMATS, NVFP4
@@ -99,7 +99,7 @@ def load_job(
         spec.evaluation.reference,
         target.options.timing_cache,
     )
-    _check_shapes(graph, spec, target)
+    check_profiles(graph.inputs, target.shapes, spec.inputs)
     return Job(
         graph=graph,
         spec=spec,
@@ -294,10 +294,3 @@ def refuse_inputs_in(folder: Path, *sources: Path | str | None) -> None:
                 f"{source} lies in the output folder {folder}, which is replaced as a whole; "
                 f"choose another folder with --output"
             )
-
-
-def _check_shapes(graph: Graph, spec: ModelSpec, target: Target) -> None:
-    """Checks the given shapes before any work; shapes that only the data knows count as 1."""
-    ones = [tuple(dim if isinstance(dim, int) else 1 for dim in item.shape) for item in graph.inputs]
-    seen = {item.name: InputSpec(one, one, one) for item, one in zip(graph.inputs, ones, strict=True)}
-    resolve_profiles(graph.inputs, target.shapes, spec.inputs, seen)

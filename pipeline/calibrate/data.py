@@ -175,8 +175,11 @@ def open_calibration_data(graph: Graph, spec: ModelSpec, target: Target, *, rand
 
 def find_shapes(spec: ModelSpec, target: Target) -> dict[str, Sequence[int]]:
     """Returns the usual shapes of inputs, where the settings or the target tell them."""
+    whole = (item for profile in reversed(target.shapes.profiles) for item in profile.items())
     return {
+        **{name: profile.opt for name, profile in whole},
         **{name: item.opt for name, item in spec.inputs.items()},
+        **target.shapes.min,
         **target.shapes.max,
         **target.shapes.opt,
     }

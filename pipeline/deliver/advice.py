@@ -12,6 +12,8 @@ from trtq.pipeline.deliver.report import Report, WeightsReport
 _FEW_SAMPLES = 16
 """On fewer, the largest values of a tensor are mostly not seen yet."""
 _NAME_OR_NUMBER = re.compile(r"'[^']*'|-?\d+(?:\.\d+)?(?:e[-+]?\d+)?")
+_OF_FOUR_BITS = ("--weight-method", "--block-size", "--double-quant", "--quantize-sensitive", "--weights-for")
+"""Options that weights of 8 bits do not have."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,8 +22,9 @@ class Advice:
 
     Attributes:
         text: Why, in a few words.
-        options: That are added to the command of the build, in the place of those of the same names.
-        drops: Options of the command that must go, each with its value.
+        options: That are added to the command of the build, in the place of those of the same names, but for
+            those that may be repeated.
+        drops: Options of the command that must go, each with its values.
         command: Another command; empty: that of the build.
     """
 
@@ -59,7 +62,7 @@ def _find_cause(report: Report) -> Advice | None:
     if "accuracy" not in report.failed_gates:
         return Advice("what each layer costs in time", command=("trtq", "bench", report.output, "--layers"))
     if "quantization is not the cause" in told:
-        return Advice("FP16 alone is as far off", ("--high-precision", "fp32"))
+        return Advice("FP16 alone is as far off", ("--high-precision", "fp32"), drops=("--fp16",))
     if "the repairs that round anew" in told:
         return Advice("how the file itself differs", command=("trtq", "lint", report.model))
     if report.precision == "fp16":
@@ -76,7 +79,7 @@ def _advise_weights(weights: WeightsReport) -> Advice | None:
         return Advice("rounds by what the data shows, given with --calib-data", ("--weight-method", "gptq"))
     if weights.format not in ("int4", "nf4"):
         return None
-    return Advice("more bits a weight", ("--weights", "int8"), drops=("--weight-method", "--weights-for"))
+    return Advice("more bits a weight", ("--weights", "int8"), drops=_OF_FOUR_BITS)
 
 
 def _advise_search(report: Report) -> Advice | None:
@@ -88,7 +91,8 @@ def _advise_search(report: Report) -> Advice | None:
         found = f"the ranges come from {format_count(seen.samples, 'sample')}; a few hundred show more"
         return Advice(found, ("--calib-data", "MORE_DATA"), drops=("--calib-samples",))
     if report.repairs is None:
-        return Advice("no repair and no other range was tried", ("--repair", "auto", "--effort", "balanced"))
+        tried = ("--repair", "auto", "--effort", "balanced")
+        return Advice("no repair and no other range was tried", tried, drops=("--repair",))
     if report.auto is None:
         return Advice("keeps the cheapest layers float until the gate holds", ("--auto",))
     return Advice("what each layer costs", command=("trtq", "sensitivity", report.output))

@@ -33,7 +33,7 @@ def stage_folder(target: Path) -> Iterator[Path]:
     try:
         target = target.resolve()  # the folder that a link stands for, not the link
         _recover(target)
-        _refuse_foreign(target)
+        refuse_foreign(target)
         target.parent.mkdir(parents=True, exist_ok=True)
         stem = f"{_hidden(target)}{os.getpid()}."
         stage, lock = make_locked(
@@ -51,8 +51,12 @@ def stage_folder(target: Path) -> Iterator[Path]:
         os.close(lock)
 
 
-def _refuse_foreign(target: Path) -> None:
-    """Refuses to replace what trtq did not write, be it the folder or a file in it."""
+def refuse_foreign(target: Path) -> None:
+    """Refuses to replace what trtq did not write, be it the folder or a file in it.
+
+    Raises:
+        ArtifactError: It is there.
+    """
     if target.is_dir() and any(target.iterdir()):
         if not (target / NAME).is_file():
             raise ArtifactError(

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-from trtq.numbers import format_bytes, format_seconds
+from trtq.numbers import format_bytes, format_count, format_seconds
 from trtq.pipeline.deliver.report import Report
 from trtq.pipeline.judge.score import format_score, name_metric
 from trtq.records import OutputComparison
@@ -37,6 +38,7 @@ def compare_reports(first: Report, second: Report) -> list[PairRow]:
         PairRow("verdict", first.verdict, second.verdict),
         PairRow("precision", first.precision, second.precision),
         PairRow("backend", first.backend, second.backend),
+        PairRow("compared on", _tell_data(first), _tell_data(second)),
         *_compare_scores(first, second),
         *_compare_outputs(first.comparison, second.comparison),
         PairRow("quantized layers", first.engine.coverage or "none", second.engine.coverage or "none"),
@@ -61,29 +63,36 @@ def compare_layers(first: Report, second: Report) -> list[tuple[str, list[str]]]
 
 
 def _compare_scores(first: Report, second: Report) -> Iterator[PairRow]:
-    """Yields what the metric says of each model that both or one of them have."""
-    for model in dict.fromkeys((*first.accuracy, *second.accuracy)):
-        before, after = first.accuracy.get(model), second.accuracy.get(model)
-        shown, change = _show(before, after, lambda score: format_score(score, second.metric)), ""
-        if before is not None and after is not None and first.metric == second.metric:
-            change = f"{100 * (after - before):+.2f} points" if after != before else ""
-        yield PairRow(f"{name_metric(second.metric)} of {model}", *shown, change)
+    """Yields what each metric says of each model that both or one of them have."""
+    for metric in dict.fromkeys((first.metric, second.metric)):
+        ours = [item.accuracy if item.metric == metric else {} for item in (first, second)]
+        for model in dict.fromkeys((*ours[0], *ours[1])):
+            before, after = (scores.get(model) for scores in ours)
+            shown, change = _show(before, after, partial(format_score, metric=metric)), ""
+            if before is not None and after is not None and after != before:
+                change = f"{100 * (after - before):+.2f} points"
+            yield PairRow(f"{name_metric(metric)} of {model}", *shown, change)
 
 
 def _compare_outputs(
     first: Sequence[OutputComparison], second: Sequence[OutputComparison]
 ) -> Iterator[PairRow]:
-    """Yields the cosine of each output of what was built, against the first reference."""
-    tables = [_list_cosines(outputs) for outputs in (first, second)]
+    """Yields the cosine of each output of what was built, against the first reference of both."""
+    has_one = len({item.reference for items in (first, second) for item in items[:1]}) <= 1
+    tables = [_list_cosines(outputs, names_reference=not has_one) for outputs in (first, second)]
     for name in dict.fromkeys((*tables[0], *tables[1])):
         before, after = (table.get(name) for table in tables)
         shown = _show(before, after, "{:.5f}".format)
         yield PairRow(f"cosine of {name}", *shown, _format_change(before, after, "{:+.5f}"))
 
 
-def _list_cosines(outputs: Sequence[OutputComparison]) -> dict[str, float]:
+def _list_cosines(outputs: Sequence[OutputComparison], *, names_reference: bool) -> dict[str, float]:
     pair = {(item.candidate, item.reference) for item in outputs[:1]}
-    return {item.name: item.cosine for item in outputs if (item.candidate, item.reference) in pair}
+    return {
+        f"{item.name} to {item.reference}" if names_reference else item.name: item.cosine
+        for item in outputs
+        if (item.candidate, item.reference) in pair
+    }
 
 
 def _compare_macs(first: float | None, second: float | None) -> Iterator[PairRow]:
@@ -104,6 +113,12 @@ def _compare_speed(first: Report, second: Report) -> Iterator[PairRow]:
     if before is not None or after is not None:
         shown = _show(before, after, "{:.2f}x".format)
         yield PairRow("speed beside the float one", *shown, _format_change(before, after, "{:+.2f}"))
+
+
+def _tell_data(report: Report) -> str:
+    if not report.evaluated_samples:
+        return _MISSING
+    return f"{format_count(report.evaluated_samples, 'sample')} of {report.evaluation_data}"
 
 
 def _format_time(report: Report) -> str:

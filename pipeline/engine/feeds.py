@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trtq.errors import DataError
-from trtq.models.signature import TensorSpec, show_shape
+from trtq.models.signature import TensorSpec, names_samples, show_shape
 from trtq.models.spec import InputSpec
 
 Arrays = dict[str, NDArray[Any]]
@@ -21,9 +21,10 @@ Infer = Callable[[Arrays], Mapping[str, NDArray[Any]]]
 class Signature:
     """What an engine takes and gives.
 
-    The first axis of an input is that of the samples where it is open, with one name in all such inputs that
-    have one; a name that loading made up is none. Where no axis is open, it is if all inputs and outputs have
-    the same size there, then the only batch.
+    The first axis of an input is that of the samples where it is open and its name says so, as of
+    `names_samples`: one name in all such inputs that have one. Without any name it is if it is open in all
+    inputs. Where no axis is open, it is if all inputs and outputs have the same size there, then the only
+    batch.
 
     Attributes:
         profiles: The shapes for which it was built, of inputs with open dims.
@@ -42,10 +43,15 @@ class Signature:
         """The inputs whose first axis is open, with its name; None where it has none of its own."""
         firsts = {spec.name: spec.shape[0] for spec in self.inputs if spec.shape}
         return {
-            name: None if dim == f"{name}_dim0" else dim
+            name: None if names_samples(dim) is None else dim
             for name, dim in firsts.items()
             if not isinstance(dim, int)
         }
+
+    @property
+    def names(self) -> set[str]:
+        """The names of the open first axes."""
+        return {dim for dim in self.opened.values() if dim is not None}
 
     @property
     def batched(self) -> tuple[str, ...]:
@@ -53,7 +59,10 @@ class Signature:
         if self.is_single:
             return ()
         if opened := self.opened:
-            return tuple(opened) if len({*opened.values()} - {None}) <= 1 else ()
+            others = {dim for spec in self.inputs for dim in spec.shape[1:]}
+            is_one = len(self.names) <= 1 and all(map(names_samples, self.names)) and not self.names & others
+            is_known = bool(self.names) or all(spec.name in opened for spec in self.inputs if spec.shape)
+            return tuple(opened) if is_one and is_known else ()
         firsts = {spec.shape[:1] for spec in (*self.inputs, *self.outputs)}
         return tuple(spec.name for spec in self.inputs) if len(firsts) == 1 and () not in firsts else ()
 
@@ -80,11 +89,25 @@ class Signature:
         return [(0, None), *sizes[1:]] if spec.name in self.batched else sizes
 
     def joins(self, output: TensorSpec) -> bool:
-        """Returns whether the first axis of an output may be that of the samples."""
+        """Returns whether the first axis of an output, and no other one, may be that of the samples."""
+        own = {spec.shape[0] for spec in self.inputs if spec.name in self.batched}
+        first, *others = output.shape or (None,)
+        if not own or not output.shape or any(dim in own for dim in others if isinstance(dim, str)):
+            return False
         fewest, most = self.batch
-        return bool(output.shape) and (
-            not isinstance(output.shape[0], int) or fewest == output.shape[0] == most
-        )
+        if isinstance(first, int):
+            return fewest == first == most
+        named = names_samples(first)
+        return named is None or (first in self.names if self.names else named)
+
+
+@dataclass(frozen=True, slots=True)
+class BatchRun:
+    """The outputs of a run by name, for `size` samples, of which `count` were given, others filled up."""
+
+    outputs: Mapping[str, NDArray[Any]]
+    size: int
+    count: int
 
 
 def settle(signature: Signature, given: Mapping[str, Any] | Any) -> Signature:
@@ -130,7 +153,7 @@ def take_feed(signature: Signature, given: Mapping[str, Any] | Any) -> Arrays:
 
 def _take_array(signature: Signature, spec: TensorSpec, given: Any) -> NDArray[Any]:
     """Returns an input as an array of its dtype; of a type that NumPy has not, FP32 will do."""
-    array = np.asarray(given)
+    array = _to_array(spec.name, given)
     own = np.dtype(spec.dtype)
     if array.dtype.name not in (spec.dtype, *(() if own.isbuiltin == 1 else ("float32",))):
         raise DataError(
@@ -148,6 +171,17 @@ def _take_array(signature: Signature, spec: TensorSpec, given: Any) -> NDArray[A
             f"{_show_limits(spec, limits)}"
         )
     return array.astype(array.dtype.newbyteorder("="), copy=False)
+
+
+def _to_array(name: str, given: Any) -> NDArray[Any]:
+    if isinstance(given, np.ma.MaskedArray):
+        raise DataError(
+            f"input {name!r} is a masked array, which an engine cannot take; fill it with .filled()"
+        )
+    try:
+        return np.asarray(given)
+    except (TypeError, ValueError, RuntimeError) as error:  # as of ragged lists, or tensors of a GPU
+        raise DataError(f"input {name!r} is no array: {' '.join(str(error).split())}") from error
 
 
 def _show_limits(spec: TensorSpec, limits: list[tuple[int, int | None]]) -> str:
@@ -178,11 +212,33 @@ def infer_in_batches(signature: Signature, feed: Arrays, infer: Infer) -> Arrays
     total = feed[signature.batched[0]].shape[0] if signature.batched else fewest
     if fewest <= total and (most is None or total <= most):
         return {name: np.array(array) for name, array in infer(feed).items()}
+    allowed = f"exactly {most}" if fewest == most else f"{fewest} to {most or 'any number of'}"
+    runs = (
+        BatchRun(infer(part), _count(signature, part), count) for part, count in _cut(signature, feed, total)
+    )
+    return join_runs(signature, runs, f"give {allowed} samples at once")
+
+
+def join_runs(signature: Signature, runs: Iterable[BatchRun], advice: str) -> Arrays:
+    """Returns the outputs of several runs, one behind the other, without what was filled up.
+
+    Args:
+        signature: Of the engine.
+        runs: In the order of the samples; what one gives may be overwritten by the next.
+        advice: What the caller can do where that is not possible.
+
+    Raises:
+        DataError: An output has no axis of samples, or runs give it different shapes.
+    """
     found: dict[str, list[NDArray[Any]]] = {}
-    for part, count in _cut(signature, feed, total):
-        for name, array in infer(part).items():
-            found.setdefault(name, []).append(_cut_output(signature, name, array, part, count))
+    for run in runs:
+        for name, array in run.outputs.items():
+            found.setdefault(name, []).append(_cut_output(signature, name, array, run, advice))
     return {name: _join(name, arrays) for name, arrays in found.items()}
+
+
+def _count(signature: Signature, feed: Arrays) -> int:
+    return int(feed[signature.batched[0]].shape[0])
 
 
 def _cut(signature: Signature, feed: Arrays, total: int) -> Iterator[tuple[Arrays, int]]:
@@ -197,19 +253,16 @@ def _cut(signature: Signature, feed: Arrays, total: int) -> Iterator[tuple[Array
 
 
 def _cut_output(
-    signature: Signature, name: str, array: NDArray[Any], part: Arrays, count: int
+    signature: Signature, name: str, array: NDArray[Any], run: BatchRun, advice: str
 ) -> NDArray[Any]:
     """Returns what an output says of the samples that were given."""
-    size = part[signature.batched[0]].shape[0]
-    spec = next((item for item in signature.outputs if item.name == name), None)
-    if array.shape[:1] != (size,) or (spec is not None and not signature.joins(spec)):
-        fewest, most = signature.batch
-        allowed = f"exactly {most}" if fewest == most else f"{fewest} to {most or 'any number of'}"
+    spec = next(item for item in signature.outputs if item.name == name)
+    if array.shape[:1] != (run.size,) or not signature.joins(spec):
         raise DataError(
-            f"output {name!r} has shape {show_shape(array.shape)} for {size} samples, so its first axis is "
-            f"not that of the samples, and runs cannot be cut or joined; give {allowed} samples at once"
+            f"output {spec} has shape {show_shape(array.shape)} for {run.size} samples, and nothing says "
+            f"that its first axis is theirs, so runs cannot be cut or joined; {advice}"
         )
-    return np.array(array[:count])
+    return np.array(array[: run.count])
 
 
 def _join(name: str, arrays: list[NDArray[Any]]) -> NDArray[Any]:

@@ -29,8 +29,8 @@ class GivenShapes:
 
     Attributes:
         min: The smallest, as `opt` and `max` of the first optimization profile.
-        profiles: Whole optimization profiles, which follow the first; without shapes of it, the first of them
-            is that.
+        profiles: Whole optimization profiles, which follow the first; where no input has shapes of that, the
+            first of them is it.
     """
 
     min: Mapping[str, Shape] = field(default_factory=dict)
@@ -108,7 +108,8 @@ def resolve_profiles(
     """Returns the profile of every dynamic input, and a sentence for each that was derived from the data.
 
     An input's shapes are those given (one of them stands for those that were not), else those of the settings
-    file, else those of the data, with a batch of 1 as the smallest.
+    file, else those of the data, with a batch of 1 as the smallest. In a further profile without it an input
+    is as in its first.
 
     Args:
         inputs: Of the model.
@@ -124,10 +125,12 @@ def resolve_profiles(
     for name in {**spec, **given.min, **given.opt, **given.max, **whole}:
         if name not in names:
             raise UsageError(f"shapes are given for {name!r}, but the model's inputs are {', '.join(names)}")
+    firsts, further = _split(inputs, given, spec)
+    most = max((len(first.profiles) for first in firsts.values() if first is not None), default=0)
     profiles: dict[str, InputSpec] = {}
     notes: list[str] = []
     for item in inputs:
-        profile = _add_profiles(item.name, _given(item.name, given) or spec.get(item.name), given)
+        profile = firsts[item.name]
         if profile is None and item.is_dynamic:
             profile = _derived(item, seen)
             lowest, usual, largest = map(format_shape, (profile.min, profile.opt, profile.max))
@@ -138,6 +141,7 @@ def resolve_profiles(
             )
         if profile is None:
             continue
+        profile = _add_profiles(profile, most, [each.get(item.name) for each in further])
         for shape in (shape for each in profile.all for shape in (each.min, each.opt, each.max)):
             if not item.fits(shape):
                 raise UsageError(
@@ -146,28 +150,47 @@ def resolve_profiles(
                 )
         if item.is_dynamic:
             profiles[item.name] = profile
-    return _pad(profiles), notes
+    return profiles, notes
 
 
-def _pad(profiles: Mapping[str, InputSpec]) -> dict[str, InputSpec]:
-    """Returns as many profiles of each input: what one has not is as in its first."""
-    most = max((len(item.profiles) for item in profiles.values()), default=0)
-    return {
-        name: replace(item, profiles=(*item.profiles, *[item.first] * (most - len(item.profiles))))
-        for name, item in profiles.items()
-    }
+def check_profiles(
+    inputs: Sequence[TensorSpec], given: GivenShapes, spec: Mapping[str, InputSpec]
+) -> dict[str, InputSpec | None]:
+    """Returns the profile of every dynamic input without any data; None where its first is to be of the data.
+
+    Raises:
+        UsageError: Shapes for an unknown input, or that do not fit the model.
+    """
+    ones = [tuple(dim if isinstance(dim, int) else 1 for dim in item.shape) for item in inputs]
+    seen = {item.name: InputSpec(one, one, one) for item, one in zip(inputs, ones, strict=True)}
+    found, _ = resolve_profiles(inputs, given, spec, seen)
+    firsts, _ = _split(inputs, given, spec)
+    return {name: None if firsts[name] is None else profile for name, profile in found.items()}
 
 
-def _add_profiles(name: str, first: InputSpec | None, given: GivenShapes) -> InputSpec | None:
-    """Returns the shapes of an input with the profiles given whole, of which one may be the first."""
-    whole = [profile.get(name) for profile in given.profiles]
-    known = [item for item in whole if item is not None]
-    if not known:
-        return first
-    if first is None:
-        usual, *rest = known
-        return InputSpec(usual.min, usual.opt, usual.max, profiles=tuple(rest))
-    return replace(first, profiles=(*first.profiles, *(item or first.first for item in whole)))
+def _split(
+    inputs: Sequence[TensorSpec], given: GivenShapes, spec: Mapping[str, InputSpec]
+) -> tuple[dict[str, InputSpec | None], list[Mapping[str, ProfileSpec]]]:
+    """Returns the first shapes of each input, None where nobody gives them, and the profiles behind it."""
+    firsts, further = {item.name: _find_first(item.name, given, spec) for item in inputs}, [*given.profiles]
+    if further and not any(firsts[item.name] for item in inputs if item.is_dynamic):
+        firsts |= {name: InputSpec(each.min, each.opt, each.max) for name, each in further.pop(0).items()}
+    return firsts, further
+
+
+def _add_profiles(item: InputSpec, most: int, further: Sequence[ProfileSpec | None]) -> InputSpec:
+    """Returns the shapes of an input with its part of further profiles, behind `most` of the settings.
+
+    All inputs so have as many, and what belongs together has the same place.
+    """
+    missing = (None,) * (most - len(item.profiles))
+    return replace(item, profiles=tuple(each or item.first for each in (*item.profiles, *missing, *further)))
+
+
+def _find_first(name: str, given: GivenShapes, spec: Mapping[str, InputSpec]) -> InputSpec | None:
+    """Returns the first shapes of an input, with what further profiles of the settings say of it."""
+    first, own = _given(name, given), spec.get(name)
+    return own if first is None else replace(first, profiles=() if own is None else own.profiles)
 
 
 def _given(name: str, given: GivenShapes) -> InputSpec | None:

@@ -149,5 +149,5 @@ def _decide(interval: tuple[float, float] | None, wanted: float) -> Outcome:
 
 
 def _explain(item: SpeedVerdict) -> str:
-    undecided = ", which that does not decide; measure longer, on a machine at rest"
+    undecided = ", which that does not decide; measure again, at rest, or longer with trtq bench --seconds"
     return f"{describe_speed(item)}{undecided if item.verdict == 'unverified' else ''}"

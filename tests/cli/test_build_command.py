@@ -112,6 +112,8 @@ def test_a_dry_run_shows_the_plan_and_writes_nothing(demo_folder: Path) -> None:
         "--dry-run",
         "--skip",
         "^head",
+        "--min-speedup",
+        "1.05",
         "-o",
         demo_folder / "e.engine",
     )
@@ -126,7 +128,8 @@ def test_a_dry_run_shows_the_plan_and_writes_nothing(demo_folder: Path) -> None:
         f"evaluation {demo_folder / 'evaluation.npz'} (600 samples)",
     ]
     assert lines[6] == (
-        "gate cosine of every output at least 0.99; top-1 at most 1 points lower, where there are labels"
+        "gate cosine of every output at least 0.99; top-1 at most 1 points lower, where there are labels; "
+        "at least 1.05 times as fast as float"
     )
     assert lines[7].startswith("quantized ")
     assert "stays 1 layer: skipped by '^head'" in lines
@@ -141,6 +144,17 @@ def test_a_dry_run_shows_the_plan_and_writes_nothing(demo_folder: Path) -> None:
     assert document["calibration"] == {"origin": str(demo_folder / "calibration.npz"), "num_samples": 512}
     assert trtq(*arguments, "-q").output == ""
     assert sorted(demo_folder.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    "option",
+    [("--summary", "s.md"), ("--junit", "j.xml"), ("--mlflow", "n"), ("--workers", "processes")],
+)
+def test_what_is_of_no_use_with_a_dry_run_is_refused(option: tuple[str, str], tmp_path: Path) -> None:
+    result = trtq("build", tmp_path / "model.onnx", "--dry-run", *option)
+    assert result.exit_code == 2
+    wanted = f"error: {option[0]} is of no use with --dry-run: no model is run and nothing is written\n"
+    assert result.stderr == wanted
 
 
 def test_build_prints_nothing_when_quiet(model: Path) -> None:

@@ -173,17 +173,47 @@ def test_a_model_of_a_fixed_batch_takes_what_does_not_fill_one(
     assert run(built, data).outputs["y"].shape == (11, 3)
 
 
+def test_samples_that_fill_no_batch_are_told_where_nothing_is_filled_up(
+    path_of: Callable[..., Path], tmp_path: Path
+) -> None:
+    model = path_of("g (float[4, 4] x) => (float[1, 4] y) { y = ReduceMean (x, axes) }", axes=np.array([0]))
+    data = str(tmp_path / "c.npz")
+    np.savez(data, x=np.random.default_rng(0).normal(size=(6, 4)).astype(np.float32))
+    built = build(model, target=Target(backend="onnxruntime", precision="fp16")).output
+    log = Log(Silent())
+    assert run(built, data, watcher=log).num_samples == 4
+    assert log.warnings == [
+        f"the last 2 samples of {data} fill no batch of the model's fixed size and are not run"
+    ]
+
+
 def test_outputs_that_cannot_be_joined_are_told(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(LoadedEngine, "run", lambda self, feed: {"y": np.zeros((7, len(feed["x"])))})
     with pytest.raises(
         DataError,
-        match=r"^output 'y' has shape \(7, 8\) for 8 and \(7, 4\) for 4 samples, so the outputs of different "
-        r"feeds cannot be joined; run the feeds one by one in Python",
+        match=r"^output y float32 \(N, 3\) has shape \(7, 8\) for 8 samples, and nothing says .* cannot be "
+        r"cut or joined; run the feeds one by one in Python, with trtq\.load\(\.\.\.\)\.run\(\.\.\.\)$",
     ):
         run(folder, str(folder.parent / "data.npz"), output=tmp_path / "out.npz")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_output_without_samples_is_not_joined_over_the_data(
+    path_of: Callable[..., Path], tmp_path: Path
+) -> None:
+    weights = np.random.default_rng(1).normal(size=(4, 3)).astype(np.float32)
+    nodes = "y = MatMul (x, w) c = Relu (k)"
+    model = path_of(f"g (float[N, 4] x) => (float[N, 3] y, float[8, 4] c) {{ {nodes} }}", w=weights,
+                    k=np.ones((8, 4), np.float32))  # fmt: skip
+    data = str(tmp_path / "c.npz")
+    np.savez(data, x=np.random.default_rng(0).normal(size=(16, 4)).astype(np.float32))
+    spec = ModelSpec(calibration=CalibrationSpec(data=data, method="minmax"), quantization=QUICK)
+    built = build(model, spec=spec, target=Target(backend="onnxruntime")).output
+    with pytest.raises(DataError, match=r"^output c float32 \(8, 4\) has shape \(8, 4\) for 8 samples, and"):
+        run(built, data)
+    assert run(built, data, samples=8).outputs["c"].shape == (8, 4)
 
 
 @pytest.mark.parametrize(

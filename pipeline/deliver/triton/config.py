@@ -15,7 +15,7 @@ from typing import Any
 
 from trtq import lazy
 from trtq.errors import ArtifactError, UsageError
-from trtq.models.signature import TensorSpec, show_shape
+from trtq.models.signature import TensorSpec, names_samples, show_shape
 from trtq.models.spec import InputSpec
 from trtq.pipeline.deliver.triton.pbtxt import DATA_TYPES, Message, name_data_type, to_text
 
@@ -176,7 +176,8 @@ def find_largest_batch(
     """Returns Triton's `max_batch_size`, and why it is 0 where it is.
 
     Triton joins requests along the first axis, so that must be the batch in every input and output: open
-    everywhere, under one name. A batch that is asked for is taken where the axis is open, whatever its names.
+    everywhere, under one name, that of samples, as of `names_samples`. A batch that is asked for is taken
+    where the axis is open, whatever its names.
 
     Raises:
         UsageError: A larger batch is asked for than the profile has, or any of a model that has none.
@@ -186,7 +187,7 @@ def find_largest_batch(
     why = ""
     if fixed:
         why = f"{fixed[0].name!r} is {show_shape(fixed[0].shape)}: its first axis is no open batch"
-    elif asked is None and len(names) > 1:
+    elif asked is None and not _is_one_batch(names, (*inputs, *outputs)):
         why = f"the first axes are {', '.join(names)}: not one batch; --max-batch says that they are"
     most = min((profiles[spec.name].max[0] for spec in inputs if spec.name in profiles), default=1)
     if asked is None or asked == 0:
@@ -194,6 +195,12 @@ def find_largest_batch(
     if why or asked > most:
         raise UsageError(f"--max-batch {asked} cannot be: {why or f'the profile ends at {most}'}")
     return asked, ""
+
+
+def _is_one_batch(names: Sequence[str], specs: Iterable[TensorSpec]) -> bool:
+    """Returns whether the first axes have one name, that of samples, and no other axis bears it."""
+    is_elsewhere = any(name in spec.shape[1:] for name in names for spec in specs)
+    return len(names) == 1 and names_samples(names[0]) is not False and not is_elsewhere
 
 
 def is_edited(text: str) -> bool:

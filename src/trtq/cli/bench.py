@@ -94,8 +94,8 @@ _TIMES = ("float_ms", "quantized_ms", "conversions_ms")
 @click.option(
     "--min-speedup",
     type=float,
-    help="Exit with code 3 unless what was built is so many times as fast as the float model or engine "
-    "beside it, beyond the noise of the measurement.",
+    help="Exit with code 3 if what was built is, beyond the noise of the measurement, less than so many "
+    "times as fast as the float model or engine beside it. What is not decided is unverified, with code 0.",
 )
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path, dir_okay=False), help="Write the result here as JSON."

@@ -20,6 +20,7 @@ from trtq.cli.options import Given
 from trtq.cli.sharing import find_workers, workers_options
 from trtq.cli.tables import print_report
 from trtq.cli.verdicts import list_build_cases
+from trtq.errors import UsageError
 from trtq.models.spec import AccuracySpec, EvaluationSpec, LayerSpec, OperatorSpec, QuantizationSpec
 from trtq.pipeline.build import build, shared
 from trtq.pipeline.build.delivery import choose_places
@@ -121,7 +122,9 @@ def command(
         "random_data": given.random_data,
     }
     if dry_run:
-        _show_plan(model, wanted, as_json=as_json, quiet=quiet)
+        shares = {"--workers": workers != "threads", "--worker-cpus": worker_cpus != 1}
+        _refuse_unused({"--summary": summary, "--junit": junit, "--mlflow": mlflow, **shares})
+        _show_plan(model, {**wanted, "sign_key": sign_key}, as_json=as_json, quiet=quiet)
         return
     files = CiFiles(f"trtq build {model}", summary, junit)
     files.check(model, *wanted["spec"].sources)
@@ -148,6 +151,16 @@ def command(
             console.print(f"logged to {tracked.server}: run {tracked.run_id}{version}", soft_wrap=True)
         print_next(console, report, lines)
     refuse_failed(report, lines)
+
+
+def _refuse_unused(options: Mapping[str, Any]) -> None:
+    """Refuses what is of no use with --dry-run, which runs nothing that could be told or shared.
+
+    Raises:
+        UsageError: There is such an option.
+    """
+    if unused := [name for name, value in options.items() if value]:
+        raise UsageError(f"{unused[0]} is of no use with --dry-run: no model is run and nothing is written")
 
 
 def _show_plan(model: Path, wanted: Mapping[str, Any], *, as_json: bool, quiet: bool) -> None:

@@ -67,7 +67,9 @@ def write_report(report: Report, cases: Sequence[Case]) -> str:
         *(("warning", text) for text in report.warnings),
     ]
     tables = (write_cases(cases), write_table(("", ""), rows))
-    return write_title(report.verdict, title, report.reasons) + "".join(tables)
+    is_less = report.verdict == "pass" and report.is_mostly_float
+    outcome = "pass, mostly float" if is_less else report.verdict
+    return write_title(outcome, title, report.reasons) + "".join(tables)
 
 
 def write_comparison(title: str, verdict: str, comparison: Comparison, cases: Sequence[Case]) -> str:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 import shlex
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from trtq.errors import GateError
+from trtq.cli.options import Given
+from trtq.cli.targets import read_target
+from trtq.errors import GateError, UsageError
 from trtq.pipeline.deliver.advice import advise, group_reasons
 from trtq.pipeline.deliver.html.page import NAME as PAGE
 from trtq.pipeline.deliver.names import ENGINE
@@ -35,8 +38,9 @@ def list_next(report: Report, *, advises: bool = True) -> list[str]:
     """
     folder = _shorten(report.output)
     lines = [f"page  {Path(folder, PAGE)}"]
-    if advises and (advice := advise(report)) is not None:
-        lines.append(f"try   {_format_advice(advice)}")
+    advice = advise(report) if advises else None
+    if advice is not None and (words := advice.command or _change_given(advice)):
+        lines.append(f"try   {shlex.join(map(_shorten, words))}  # {advice.text}")
     if report.verdict != "fail":
         lines.append(f"run   {shlex.join(_list_run(report, folder))}")
     return lines
@@ -59,21 +63,41 @@ def refuse_failed(report: Report, lines: Sequence[str] = ()) -> None:
         raise GateError("\n  ".join((failed, *lines)))
 
 
-def _format_advice(advice: Advice) -> str:
-    """Returns a command that can be copied, with the reason as a comment of the shell."""
-    words = advice.command or ("trtq", *_list_given(advice), *advice.options)
-    return f"{shlex.join(map(_shorten, words))}  # {advice.text}"
+def _change_given(advice: Advice) -> tuple[str, ...]:
+    """Returns this command as the advice changes it; empty where that contradicts what else was given."""
+    ctx = click.get_current_context()
+    words = (*_list_given(ctx, advice), *advice.options)
+    try:
+        changed = ctx.command.make_context(ctx.info_name, [*words])
+        given = changed.ensure_object(Given)
+        read_target(given)
+        given.read_spec(changed.params["model"])
+    except (click.UsageError, UsageError):
+        return ()
+    return ("trtq", str(ctx.info_name), *words)
 
 
-def _list_given(advice: Advice) -> Iterator[str]:
-    """Yields the words of this command without options, and their values, that the advice changes."""
-    gone = {*advice.drops, *(word for word in advice.options if word.startswith("--"))}
-    is_value = False
-    for word in click.get_current_context().find_root().meta[WORDS]:
-        name, equals, _ = word.partition("=")
-        if not is_value and name not in gone:
-            yield word
-        is_value = not is_value and name in gone and not equals
+def _list_given(ctx: click.Context, advice: Advice) -> Iterator[str]:
+    """Yields the model and the options without what the advice drops, or gives another value."""
+    _, *words = ctx.find_root().meta[WORDS]
+    values, _, order = ctx.command.make_parser(ctx).parse_args([*words])
+    yield from (values[str(item.name)] for item in order if isinstance(item, click.Argument))
+    seen = Counter[str]()
+    for parameter in (item for item in order if isinstance(item, click.Option)):
+        value, name = values[str(parameter.name)], parameter.opts[0]
+        seen[name] += 1
+        if {*parameter.opts} & {*advice.drops, *(() if parameter.multiple else advice.options)}:
+            continue
+        if parameter.is_flag:
+            yield from (name,) if seen[name] == 1 else ()
+        elif parameter.multiple:
+            yield from _join(name, value[seen[name] - 1])
+        elif seen[name] == 1:
+            yield from _join(name, value)
+
+
+def _join(name: str, value: str) -> tuple[str, ...]:
+    return (f"{name}={value}",) if value.startswith("-") else (name, value)
 
 
 def _list_run(report: Report, folder: str) -> Iterator[str]:
@@ -86,5 +110,6 @@ def _list_run(report: Report, folder: str) -> Iterator[str]:
 
 def _shorten(path: str) -> str:
     """Returns a path as it is written from here, if it lies in this folder."""
-    relative = os.path.relpath(path) if Path(path).is_absolute() else path
+    is_known = Path(path).is_absolute() and Path(path).exists()
+    relative = os.path.relpath(path) if is_known else path
     return path if relative.startswith(os.pardir) else relative

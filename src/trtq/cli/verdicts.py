@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from trtq.cli.junit import Case
@@ -13,7 +13,7 @@ from trtq.pipeline.judge.speed import describe_speed
 if TYPE_CHECKING:
     from trtq.models.spec import AccuracySpec
     from trtq.pipeline.deliver.report import Report
-    from trtq.pipeline.judge.gate import Verdict
+    from trtq.pipeline.judge.gate import Check, Verdict
     from trtq.pipeline.judge.speed import SpeedVerdict
 
 
@@ -21,15 +21,15 @@ def list_build_cases(report: Report, gate: AccuracySpec) -> list[Case]:
     """Returns a case for each output and reference, the metric and the speed of a build, and the verdict."""
     judged = report.comparison[0].candidate if report.comparison else report.precision
     seen = Comparison(report.comparison, report.accuracy, metric=report.metric)
-    cases = [Case(item.name, item.outcome, item.found) for item in list_checks(seen, gate, judged)]
+    cases = _list_cases(list_checks(seen, gate, judged), _find_accuracy_verdict(report))
     cases += list_speed_cases([report.speed] if report.speed is not None else [])
-    return [*_doubt(cases, report.verdict), Case("verdict", report.verdict, "; ".join(report.reasons))]
+    return [*cases, Case("verdict", report.verdict, "; ".join(report.reasons))]
 
 
 def list_pair_cases(comparison: Comparison, verdict: Verdict, gate: AccuracySpec) -> list[Case]:
     """Returns a case for each output and the metric of a comparison, and the verdict."""
-    cases = [Case(item.name, item.outcome, item.found) for item in list_checks(comparison, gate)]
-    return [*_doubt(cases, verdict.outcome), Case("verdict", verdict.outcome, "; ".join(verdict.reasons))]
+    cases = _list_cases(list_checks(comparison, gate), verdict.outcome)
+    return [*cases, Case("verdict", verdict.outcome, "; ".join(verdict.reasons))]
 
 
 def list_speed_cases(verdicts: Iterable[SpeedVerdict]) -> list[Case]:
@@ -44,8 +44,16 @@ def list_speed_cases(verdicts: Iterable[SpeedVerdict]) -> list[Case]:
     ]
 
 
-def _doubt(cases: Iterable[Case], verdict: str) -> Iterator[Case]:
-    """Yields the cases; where nothing is proved, as with random data, nothing is refuted either."""
-    for case in cases:
-        is_open = verdict == "unverified" and case.outcome == "fail"
-        yield Case(case.name, "unverified", case.text) if is_open else case
+def _list_cases(checks: Iterable[Check], verdict: str) -> list[Case]:
+    """Returns the cases of accuracy; an unverified verdict, as with random data, proves and refutes none."""
+    is_open = verdict == "unverified"
+    return [Case(item.name, verdict if is_open else item.outcome, item.found) for item in checks]
+
+
+def _find_accuracy_verdict(report: Report) -> str:
+    """Returns what is known of the verdict on accuracy alone: that of a report is the worse, with speed."""
+    if report.speed is None or report.speed.verdict != report.verdict:
+        return report.verdict
+    if {*report.reasons} - {*report.speed.reasons}:
+        return report.verdict
+    return "unverified" if report.verdict == "fail" else "pass"

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from recording_watcher import RecordingWatcher
 
-from trtq.errors import ModelError
+from trtq.errors import ModelError, UsageError
 from trtq.models.spec import CalibrationSpec, ModelSpec
 from trtq.pipeline.bench import benchmark as module
 from trtq.pipeline.bench.benchmark import Int8Layers, Timing, bench, to_json
@@ -100,8 +100,10 @@ def test_an_engine_alone_tells_its_own_shapes(
 # what is compared with what
 
 
-def contender(name: str, precision: str, device: str, kind: str = "onnx", high: str = "") -> Runnable:
-    return Runnable(name, precision, device, Request(kind, Path(name), device), high)  # type: ignore[arg-type]
+def contender(
+    name: str, precision: str, device: str, kind: str = "onnx", high: str = "", source: str = ""
+) -> Runnable:
+    return Runnable(name, precision, device, Request(kind, Path(name), device), high, source)  # type: ignore[arg-type]
 
 
 def test_the_reference_is_fp32_on_the_same_device_else_anywhere_else_the_first() -> None:
@@ -111,6 +113,20 @@ def test_the_reference_is_fp32_on_the_same_device_else_anywhere_else_the_first()
     assert module._reference(int8, [on_cpu, on_gpu, engine, int8]) is on_cpu
     assert module._reference(engine, [int8, on_cpu, engine]) is on_cpu
     assert module._reference(engine, [int8, engine]) is int8
+
+
+def test_the_reference_is_of_the_same_model_where_that_is_there() -> None:
+    big, small = (contender(name, "fp32", "cpu", source=name) for name in ("r50", "r18"))
+    int8, engine = (contender(f"r18 {kind}", "int8", "cuda", kind, "", "r18") for kind in ("onnx", "plan"))
+    assert [module._reference(item, [big, small, int8, engine]) for item in (int8, engine)] == [small] * 2
+
+
+def test_engines_that_run_on_other_shapes_are_not_compared() -> None:
+    module._refuse_other_shapes({"a": {"x": (1, 4)}, "b": {"x": (1, 4)}})
+    with pytest.raises(
+        UsageError, match=r"^a runs on x 1x4, b on x 8x4: their times are not of the same work; g"
+    ):
+        module._refuse_other_shapes({"a": {"x": (1, 4)}, "b": {"x": (8, 4)}})
 
 
 # what the figures mean

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from trtq.errors import ArtifactError, DataError, MissingDependency, ModelError, TrtqError, UsageError
+from trtq.files import hash_file
 from trtq.models.spec import CalibrationSpec, ModelSpec
 from trtq.pipeline import load as loading
 from trtq.pipeline.bench import runnables as module
@@ -205,12 +206,36 @@ def test_of_a_model_the_precision_is_that_of_its_weights(model: Path, data: Path
     ]
 
 
+def test_a_file_has_the_source_of_its_build_else_its_own_if_it_is_float(model: Path, data: Path) -> None:
+    folder = built(model, data, backend="onnxruntime")
+    alone = Path(shutil.copy(folder / "model.int8.onnx", model.parent / "alone.onnx"))
+    found, _, _ = list_runnables([folder, folder / "model.fp16.onnx", alone], RunOptions())
+    assert [item.source for item in found] == [hash_file(model)] * 3 + [""]
+    found, _, _ = list_runnables([folder / "model.int8.onnx", model], RunOptions())
+    assert [item.source for item in found] == [hash_file(model)] * 2
+
+
 def test_an_engine_alone_makes_its_inputs_up(tmp_path: Path, one_gpu: None) -> None:
     (tmp_path / "a.plan").write_bytes(b"plan")
     (item,), skipped, inputs = list_runnables([tmp_path / "a.plan"], RunOptions())
     assert (item.name, item.precision, item.device) == ("engine", "engine", "cuda")
     assert item.request.modules == ("tensorrt", "tensorrt_rtx")
     assert (skipped, inputs.feed) == ((), None)
+
+
+@pytest.mark.parametrize(
+    ("runs", "option"),
+    [({"batch": 4}, "--batch"), ({"shapes": {"x": (1, 4)}}, "--shapes"), ({"data": "d"}, "--data")],
+)
+def test_inputs_of_engines_alone_cannot_be_asked_for(
+    runs: dict[str, Any], option: str, tmp_path: Path, one_gpu: None
+) -> None:
+    (tmp_path / "a.plan").write_bytes(b"plan")
+    with pytest.raises(
+        UsageError,
+        match=rf"^{option} is of no use with engines alone, .*; give the build folder, or an \.onnx",
+    ):
+        list_runnables([tmp_path / "a.plan"], RunOptions(**runs))
 
 
 # inputs
@@ -248,6 +273,13 @@ def test_data_that_is_named_must_be_there(model: Path, data: Path) -> None:
         feed_of(model, data=str(data), shapes={"x": (1, 4)})
 
 
+def test_a_batch_of_a_model_with_a_fixed_one_is_refused(path_of: Callable[..., Path]) -> None:
+    fixed = path_of("g (float[8, 4] x) => (float[8, 4] y) { y = Relu (x) }")
+    assert feed_of(fixed, batch=8)[0] == {"x": (8, 4)}
+    with pytest.raises(UsageError, match=r"^--batch 4 cannot be: no first axis is open; 'x' is \(8, 4\)$"):
+        feed_of(fixed, batch=4)
+
+
 def test_open_axes_that_nothing_tells_are_asked_for(path_of: Callable[..., Path]) -> None:
     open_model = path_of("g (float[N, C, 8] x, float s) => (float[N, C, 8] y) { y = Mul (x, s) }")
     with pytest.raises(
@@ -283,6 +315,12 @@ def test_open_axes_that_nothing_tells_are_asked_for(path_of: Callable[..., Path]
             r"^shape \(1, 5\) does not fit input 'x', which is",
         ),
         (["MODEL"], {"batch": 0}, UsageError, r"^--batch is at least 1, got 0$"),
+        (
+            ["MODEL"],
+            {"batch": 2, "shapes": {"x": (3, 4)}},
+            UsageError,
+            r"^--batch 2 and the shape \(3, 4\) of 'x' contradict each other; give one of them$",
+        ),
         (
             ["MODEL"],
             {"num_threads": -1},

@@ -29,8 +29,10 @@ HERE = Machine("CPU", 2, (), "", "GPU", "", "Linux")
 QUICK = Schedule(rounds=2, seconds=0.004, warmup_s=0.0)
 
 
-def contender(name: str, precision: str, kind: str = "onnx", device: str = "cpu") -> Runnable:
-    return Runnable(name, precision, device, Request(kind, Path(name), device))  # type: ignore[arg-type]
+def contender(
+    name: str, precision: str, kind: str = "onnx", device: str = "cpu", source: str = ""
+) -> Runnable:
+    return Runnable(name, precision, device, Request(kind, Path(name), device), "", source)  # type: ignore[arg-type]
 
 
 FP32, FP16, INT8 = (contender(name, name) for name in ("fp32", "fp16", "int8"))
@@ -77,19 +79,53 @@ def test_of_engines_whose_precision_is_not_known_the_first_is_the_reference() ->
     assert names([first, second]) == [("b.engine", "a.engine")]
 
 
+def test_of_each_model_what_was_built_is_judged() -> None:
+    big, codes = contender("r50 fp32", "fp32", source="r50"), contender("r50 int8", "int8", source="r50")
+    half = contender("r18 fp16 engine", "fp16", "plan", "cuda", "r18")
+    plan = contender("r18 int8 engine", "int8", "plan", "cuda", "r18")
+    assert names([big, codes, half, plan]) == [
+        ("r50 int8", "r50 fp32"),
+        ("r18 int8 engine", "r18 fp16 engine"),
+    ]
+    skipped = Skipped("r18 int8 engine", "no GPU", "int8", is_engine=True, source="r18")
+    assert names([big, codes], [skipped]) == [("r50 int8", "r50 fp32")]
+    assert [item.candidate for item in judge_skipped([big, codes], [skipped], 1.0)] == ["r18 int8 engine"]
+
+
+def test_only_the_float_one_of_the_same_model_is_a_reference() -> None:
+    big, small = (contender(f"{name} fp32", "fp32", source=name) for name in ("r50", "r18"))
+    codes = [contender(f"{name} int8", "int8", source=name) for name in ("r50", "r18")]
+    assert names([big, codes[0], small, codes[1]]) == [("r50 int8", "r50 fp32"), ("r18 int8", "r18 fp32")]
+    assert names([big, *codes]) == [("r50 int8", "r50 fp32"), ("r18 int8", None)]
+    assert names([small, codes[0]]) == [("r50 int8", None)]
+    half = contender("r18 fp16 engine", "fp16", "plan", "cuda", "r18")
+    plans = [contender(f"{name} int8 engine", "int8", "plan", "cuda", name) for name in ("r50", "r18")]
+    assert names([half, *plans]) == [("r50 int8 engine", None), ("r18 int8 engine", "r18 fp16 engine")]
+    alone = contender("x.engine", "engine", "plan", "cuda")
+    assert names([alone, plans[0]])[1:] == [("r50 int8 engine", None)]
+
+
+def test_what_has_no_build_is_measured_against_the_only_float_one_that_is_not_of_another() -> None:
+    big, small = (contender(f"{name} fp32", "fp32", source=name) for name in ("r50", "r18"))
+    alone, other = contender("q.onnx", "quantized"), contender("r18 int8", "int8", source="r18")
+    assert names([big, alone]) == [("q.onnx", "r50 fp32")]
+    assert names([big, small, alone]) == [("q.onnx", None)]
+    assert names([small, other, alone]) == [("r18 int8", "r18 fp32"), ("q.onnx", None)]
+
+
 def test_without_a_float_one_nothing_is_decided() -> None:
     turns = {"int8 engine": (Turn((1.0,), 1.0),), "int8": (Turn((1.0,), 1.0),)}
     runtimes = {"int8 engine": "tensorrt 10", "int8": "ONNX Runtime 1"}
     (engine,) = judge_pairs(find_pairs([FP32, INT8, CODES]), turns, 1.05, runtimes, HERE)
     assert (engine.verdict, engine.machine, engine.runtime) == ("unverified", "GPU", "tensorrt 10")
     assert engine.reasons == (
-        "the speed of int8 engine is not known: no float engine was measured beside it; give the build of "
-        "--fp16 as a target too",
+        "the speed of int8 engine is not known: no float engine of its model was measured beside it; give "
+        "that of --fp16 as a target too",
     )
     (model,) = judge_pairs(find_pairs([INT8]), turns, 1.05, runtimes, HERE)
     assert model.reasons == (
-        "the speed of int8 is not known: no float model was measured beside it on the same device; give it "
-        "as a target too",
+        "the speed of int8 is not known: its float model was not measured beside it on the same device; give "
+        "that as a target too",
     )
 
 

@@ -19,7 +19,7 @@ from trtq.cli import main
 from trtq.errors import DataError, UsageError
 from trtq.models.spec import LayerSpec, ModelSpec
 from trtq.pipeline.build import build
-from trtq.pipeline.build.arguments import _SHAPES, _list_keywords, _list_parameters, gather_arguments
+from trtq.pipeline.build.arguments import _SHAPES, _list_keywords, _list_parameters, _place, gather_arguments
 from trtq.pipeline.build.dry import plan_build
 from trtq.pipeline.engine.profiles import GivenShapes
 from trtq.pipeline.engine.target import Target
@@ -134,6 +134,12 @@ def test_data_may_be_arrays_by_name_or_feeds(shape: Any, small: Path) -> None:
     assert path == str(small.with_name("small.given.npz"))
     with np.load(path) as saved:
         np.testing.assert_array_equal(saved["x"], x)
+
+
+def test_what_is_saved_beside_outputs_of_two_versions_has_two_names(tmp_path: Path) -> None:
+    names = ("net.v1", "net.v2", "net.v2.trtq", "net.v1.engine")
+    found = [_place(tmp_path / name, ".given.onnx").name for name in names]
+    assert found == [f"net.{version}.given.onnx" for version in ("v1", "v2", "v2", "v1")]
 
 
 def test_a_loader_is_read_at_every_pass_and_not_saved(small: Path) -> None:

@@ -6,6 +6,8 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from recording_watcher import RecordingWatcher
@@ -17,8 +19,9 @@ from trtq.pipeline import build as package
 from trtq.pipeline.bench.runnables import Inputs
 from trtq.pipeline.bench.speed import Pair
 from trtq.pipeline.bench.turns import Schedule
-from trtq.pipeline.build import build
+from trtq.pipeline.build import begin, build
 from trtq.pipeline.build import speed as module
+from trtq.pipeline.build.delivery import Places
 from trtq.pipeline.deliver.report import read_report
 from trtq.pipeline.engine.target import Target
 from trtq.pipeline.judge.gate import Verdict
@@ -59,6 +62,27 @@ def test_a_model_is_measured_against_the_float_one(small: Path) -> None:
     assert slow.speed is not None
     assert slow.reasons == slow.speed.reasons
     assert "the gate wants 1000" in slow.reasons[0]
+
+
+@pytest.mark.parametrize(
+    ("verdict", "engine", "reused"),
+    [
+        ("pass", "model.int8.onnx", ("everything",)),
+        ("unverified", "model.int8.onnx", ("ranges", "engine")),
+        ("unverified", "model.engine", ("everything",)),  # it cannot be measured here
+    ],
+)
+def test_a_speed_that_was_not_decided_is_measured_again(
+    verdict: str, engine: str, reused: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(begin, "explain_missing_gpu", lambda: "there is no NVIDIA driver")
+    kept = read_report(Path(__file__).parents[2] / "data" / "kept" / "report-2.json")
+    speed = SpeedVerdict(verdict, (), 1.05, "int8", "fp32", 1.0)  # type: ignore[arg-type]
+    report = replace(kept, speed=speed, engine=replace(kept.engine, path=engine))
+    stages = ("ranges", "engine", "everything")
+    earlier: Any = SimpleNamespace(report=report, same=frozenset(stages))
+    job: Any = SimpleNamespace(keys=dict.fromkeys(stages, ""))
+    assert begin.BuildStart(job, Places(None), earlier).reused == reused
 
 
 def test_both_gates_may_fail(small: Path) -> None:

@@ -18,6 +18,7 @@ from trtq.cli.options import Given
 from trtq.cli.targets import read_target
 from trtq.models.option import list_options
 from trtq.models.preprocess import Preprocess
+from trtq.models.signature import TensorSpec
 from trtq.models.spec import (
     AccuracySpec,
     CalibrationSpec,
@@ -26,12 +27,13 @@ from trtq.models.spec import (
     LayerSpec,
     ModelSpec,
     OperatorSpec,
+    ProfileSpec,
     QuantizationSpec,
 )
 from trtq.pipeline.build.command import format_command
 from trtq.pipeline.build.job import Job
 from trtq.pipeline.engine.backend import BuilderOptions
-from trtq.pipeline.engine.profiles import GivenShapes
+from trtq.pipeline.engine.profiles import GivenShapes, resolve_profiles
 from trtq.pipeline.engine.target import Target
 from trtq.pipeline.formats.scheme import WeightScheme
 
@@ -133,7 +135,24 @@ def test_profiles_of_the_settings_become_options_and_given_ones_win() -> None:
     spec = ModelSpec(inputs={"x": InputSpec((1,), (2,), (3,)), "y": InputSpec((4,), (4,), (4,))})
     target = Target(shapes=GivenShapes(max={"x": (9,)}))
     shapes = read(format_command(job_of(spec, target)))[1].shapes
-    assert shapes == GivenShapes({"x": (1,), "y": (4,)}, {"x": (2,), "y": (4,)}, {"x": (9,), "y": (4,)})
+    assert shapes == GivenShapes({"y": (4,)}, {"y": (4,)}, {"y": (4,), "x": (9,)})
+
+
+def test_the_command_asks_for_the_same_profiles() -> None:
+    further = tuple(ProfileSpec((size,), (size,), (size,)) for size in (5, 6))
+    inputs = {
+        "x": InputSpec((1,), (2,), (3,), profiles=further),
+        "y": InputSpec((4,), (4,), (4,), profiles=further[1:]),
+    }
+    ports = [TensorSpec(name, "float32", ("N",)) for name in inputs]
+    for given_shapes in (
+        GivenShapes(),
+        GivenShapes(opt={"x": (9,)}),
+        GivenShapes(profiles=({"y": further[0]},)),
+    ):
+        wanted = resolve_profiles(ports, given_shapes, inputs, {})
+        command = format_command(job_of(ModelSpec(inputs=inputs), Target(shapes=given_shapes)))
+        assert resolve_profiles(ports, read(command)[1].shapes, {}, {}) == wanted
 
 
 def test_a_migration_names_its_cache() -> None:

@@ -136,6 +136,16 @@ def test_an_engine_file_that_cannot_be_is_refused_before_any_work(
     assert not list(tmp_path.glob("out*"))
 
 
+@pytest.mark.parametrize("start", [build, plan_build])
+def test_a_folder_of_someone_else_is_refused_before_any_work(
+    start: Callable[..., Any], small: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").touch()
+    with pytest.raises(ArtifactError, match=r"mine is not empty and was not written by trtq; choose another"):
+        start(small, spec=spec_of(small, "minmax"), target=CPU, output=tmp_path / "mine")
+
+
 def test_a_copy_is_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "a").write_bytes(b"new")
     (tmp_path / "b").write_bytes(b"old")

@@ -27,9 +27,11 @@ from trtq.models.spec import (
     InputSpec,
     LayerSpec,
     ModelSpec,
+    ProfileSpec,
 )
 from trtq.pipeline.calibrate.data import (
     ObserveOptions,
+    find_shapes,
     find_spec,
     observe_graph,
     open_calibration_data,
@@ -279,3 +281,17 @@ def test_the_settings_say_how_the_pass_is_made(graph: Graph, tmp_path: Path) -> 
 def test_a_pass_that_cannot_be_made_is_refused(settings: CalibrationSpec, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         options_from_spec(settings)
+
+
+@pytest.mark.parametrize(
+    ("shapes", "wanted"),
+    [
+        (GivenShapes(opt={"x": (2,)}, max={"x": (3,)}), (2,)),
+        (GivenShapes(min={"x": (1,)}), (1,)),  # one stands for those that are not given
+        (GivenShapes(profiles=tuple({"x": ProfileSpec((n,), (n,), (n,))} for n in (4, 5))), (4,)),
+    ],
+)
+def test_the_usual_shapes_are_those_of_the_first_profile(
+    shapes: GivenShapes, wanted: tuple[int, ...]
+) -> None:
+    assert find_shapes(ModelSpec(), Target(shapes=shapes)) == {"x": wanted}

@@ -49,6 +49,25 @@ def test_what_one_build_does_not_have_is_missing_there() -> None:
     assert next(row.second for row in shown if row.name.startswith("cosine")) == "nan"
 
 
+def test_what_was_judged_by_something_else_stands_in_a_row_of_its_own() -> None:
+    first = read_report(KEPT)
+    other = replace(first.comparison[0], reference="given")
+    second = replace(
+        first,
+        metric="top-5",
+        accuracy={"int8": 0.5},
+        comparison=(other,),
+        evaluation_data="b",
+        evaluated_samples=1,
+    )
+    rows = {row.name: row for row in compare_reports(replace(first, accuracy={"int8": 0.25}), second)}
+    assert (rows["accuracy of int8"].first, rows["accuracy of int8"].second) == ("25.00%", "-")
+    assert (rows["top-5 accuracy of int8"].first, rows["top-5 accuracy of int8"].second) == ("-", "50.00%")
+    assert rows[f"cosine of {other.name} to given"].first == "-"
+    assert rows[f"cosine of {other.name} to {first.comparison[0].reference}"].second == "-"
+    assert rows["compared on"].second == "1 sample of b"
+
+
 def test_folders_of_one_name_are_told_apart_by_their_paths() -> None:
     assert name_builds(Path("a/m.trtq"), Path("b/n.trtq")) == ("m.trtq", "n.trtq")
     assert name_builds(Path("a/m.trtq"), Path("b/m.trtq")) == ("a/m.trtq", "b/m.trtq")

@@ -12,7 +12,15 @@ from numpy.typing import NDArray
 from trtq.errors import DataError
 from trtq.models.signature import TensorSpec
 from trtq.models.spec import InputSpec
-from trtq.pipeline.engine.feeds import Infer, Signature, infer_in_batches, settle, take_feed
+from trtq.pipeline.engine.feeds import (
+    BatchRun,
+    Infer,
+    Signature,
+    infer_in_batches,
+    join_runs,
+    settle,
+    take_feed,
+)
 
 OPEN = (TensorSpec("x", "float32", ("N", 2)),), (TensorSpec("y", "float32", ("N", 2)),)
 PROFILE = {"x": InputSpec((2, 2), (4, 2), (4, 2))}
@@ -105,6 +113,65 @@ def test_axes_without_names_are_one_batch_if_the_arrays_agree(image: str, boxes:
         assert seen == runs
 
 
+@pytest.mark.parametrize(
+    ("shapes", "is_split"),
+    [
+        ([("batch_size", 2)], True),
+        ([("N", 2), (1,)], True),
+        ([(None, 2), ("s0", 2)], True),
+        ([("sequence", 2)], False),
+        ([("T", 2), ("T", 2)], False),
+        ([("batch_sequence_length", 2)], False),
+        ([("N", "N")], False),
+        ([(None, 2), (2, 3)], False),  # a sequence and the state of a cell
+    ],
+)
+def test_what_is_split_is_told_by_the_names_of_the_axes(shapes: list[Any], is_split: bool) -> None:
+    inputs = tuple(TensorSpec(f"x{number}", "float32", shape) for number, shape in enumerate(shapes))
+    profile = {"x0": InputSpec((1, 2), (4, 2), (4, 2))}
+    signature = Signature(inputs, OPEN[1], profile, is_bound=True)
+    assert bool(signature.batched) is is_split
+    if not is_split and len(inputs) == 1:
+        with pytest.raises(
+            DataError, match=r"^input 'x0' has shape \(9, 2\), the engine takes \(1\.\.4, 2\)$"
+        ):
+            take_feed(signature, samples(9))
+
+
+@pytest.mark.parametrize(
+    ("given", "got", "is_joined"),
+    [
+        ("batch", "batch", True),
+        ("batch", None, True),
+        (None, "N", True),
+        ("batch", "N", False),
+        (None, "boxes", False),
+        ("sequence", "sequence", False),
+        ("batch", 8, False),
+    ],
+)
+def test_an_output_is_joined_if_its_axis_may_be_that_of_the_samples(
+    given: str | None, got: int | str | None, is_joined: bool
+) -> None:
+    signature = Signature((TensorSpec("x", "float32", (given, 2)),), (TensorSpec("y", "float32", (got, 4)),))
+    runs = [BatchRun({"y": np.full((8, 4), number)}, 8, 8 - number) for number in range(2)]
+    if is_joined:
+        assert join_runs(signature, runs, "stop")["y"][:, 0].tolist() == [0] * 8 + [1] * 7
+    else:
+        with pytest.raises(
+            DataError, match=r"says that its first axis is theirs, so runs cannot be .*; stop$"
+        ):
+            join_runs(signature, runs, "stop")
+
+
+def test_similarities_of_all_samples_of_a_run_are_not_joined() -> None:
+    both = tuple(TensorSpec(name, "float32", ("N", 2)) for name in "xy")
+    for given, first in ((both, "N"), ((TensorSpec("x", "float32", ("x_dim0", 2)),), "x_dim0")):
+        signature = Signature(given, (TensorSpec("y", "float32", (first, first)),))
+        with pytest.raises(DataError, match="nothing says that its first axis is theirs"):
+            join_runs(signature, [BatchRun({"y": np.zeros((8, 8))}, 8, 8)] * 2, "stop")
+
+
 def test_one_input_needs_no_name_and_lists_are_arrays() -> None:
     assert take_feed(Signature(*OPEN), samples(2))["x"].shape == (2, 2)
     whole = (TensorSpec("ids", "int64", ("N",)),), OPEN[1]
@@ -130,6 +197,8 @@ def test_one_input_needs_no_name_and_lists_are_arrays() -> None:
         (OPEN, np.zeros((2, 3), np.float32), r"^input 'x' has shape \(2, 3\), the engine takes \(N, 2\)$"),
         (OPEN, np.zeros(2, np.float32), r"^input 'x' has shape \(2\), the engine takes \(N, 2\)$"),
         (OPEN, samples(0), r"^there are no samples: x of length 0$"),
+        (OPEN, [[1, 2], [3]], r"^input 'x' is no array: setting an array element with a sequence"),
+        (OPEN, np.ma.masked_array(samples(1), True), r"^input 'x' is a masked array, which an engine cannot"),
     ],
 )
 def test_what_does_not_fit_is_told(ports: Any, given: Any, told: str) -> None:
@@ -154,13 +223,12 @@ def test_inputs_with_different_numbers_of_samples_are_refused() -> None:
 @pytest.mark.parametrize("shape", [(4, 3), ("K", 3)])
 def test_an_output_without_samples_is_neither_cut_nor_joined(shape: tuple[Any, ...]) -> None:
     signature = Signature(OPEN[0], (TensorSpec("y", "float32", shape),), PROFILE, is_bound=True)
-    of = 4 if shape[0] == 4 else 3
     with pytest.raises(
         DataError,
-        match=rf"^output 'y' has shape \({of}, 3\) for 4 samples, so its first axis is not that of the "
-        r"samples, and runs cannot be cut or joined; give 2 to 4 samples at once$",
+        match=rf"^output y float32 \({shape[0]}, 3\) has shape \(4, 3\) for 4 samples, and nothing says that "
+        r"its first axis is theirs, so runs cannot be cut or joined; give 2 to 4 samples at once$",
     ):
-        infer_in_batches(signature, {"x": samples(6)}, lambda _: {"y": np.zeros((of, 3), np.float32)})
+        infer_in_batches(signature, {"x": samples(6)}, lambda _: {"y": np.zeros((4, 3), np.float32)})
     with pytest.raises(DataError, match=r"give exactly 4 samples at once$"):
         infer_in_batches(Signature(*FIXED), {"x": samples(6)}, lambda _: {"y": np.zeros(3, np.float32)})
 

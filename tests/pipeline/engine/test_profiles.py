@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -9,8 +11,14 @@ from hypothesis import strategies as st
 from trtq.calibrators.ranges import Shapes
 from trtq.errors import UsageError
 from trtq.models.signature import TensorSpec
-from trtq.models.spec import InputSpec
-from trtq.pipeline.engine.profiles import GivenShapes, parse_shapes, resolve_profiles
+from trtq.models.spec import InputSpec, ProfileSpec
+from trtq.pipeline.engine.profiles import (
+    GivenShapes,
+    check_profiles,
+    list_profiles,
+    parse_shapes,
+    resolve_profiles,
+)
 
 _IMAGE = TensorSpec("image", "float32", ("N", 3, "H", "W"))
 _FIXED = TensorSpec("fixed", "float32", (1, 3))
@@ -120,6 +128,44 @@ def test_a_given_shape_stands_for_those_that_are_not(
     given_shapes: GivenShapes, profile: tuple[tuple[int, ...], ...]
 ) -> None:
     assert _resolve(given_shapes) == ({"image": InputSpec(*profile)}, [])
+
+
+def _span(size: int) -> ProfileSpec:
+    return ProfileSpec((size,), (size,), (size,))
+
+
+def _spec(*sizes: int) -> InputSpec:
+    first, *rest = map(_span, sizes)
+    return InputSpec(first.min, first.opt, first.max, profiles=tuple(rest))
+
+
+@pytest.mark.parametrize(
+    ("whole", "spec", "opt", "wanted"),
+    [
+        ([{"a": 1, "b": 2}, {"a": 3, "b": 4}], {}, {}, [(1, 2), (3, 4)]),
+        ([{"a": 1}, {"a": 3, "b": 4}], {}, {}, [(1, 9), (3, 4)]),  # 9 is of the data
+        ([{"a": 1, "b": 2}], {}, {"a": 5}, [(5, 9), (1, 2)]),
+        ([{"a": 1, "b": 2}], {"a": _spec(5, 6, 7), "b": _spec(8, 3)}, {}, [(5, 8), (6, 3), (7, 8), (1, 2)]),
+        ([{"b": 2}], {"a": _spec(5, 6)}, {}, [(5, 9), (6, 9), (5, 2)]),
+        ([], {"a": _spec(5, 6), "b": _spec(8, 3)}, {"a": 7}, [(7, 8), (6, 3)]),
+    ],
+)
+def test_the_shapes_of_a_profile_stay_together(
+    whole: list[dict[str, int]], spec: dict[str, InputSpec], opt: dict[str, int], wanted: Sequence[object]
+) -> None:
+    profiles = tuple({name: _span(size) for name, size in each.items()} for each in whole)
+    given_shapes = GivenShapes(opt={name: (size,) for name, size in opt.items()}, profiles=profiles)
+    inputs = [TensorSpec(name, "float32", (name.upper(),)) for name in "ab"]
+    seen = {name: Shapes((9,), (9,), (9,)) for name in "ab"}
+    found, _ = _resolve(given_shapes, spec, seen, *inputs)
+    assert [(each["a"].opt[0], each["b"].opt[0]) for each in list_profiles(found)] == wanted
+
+
+def test_without_data_the_profiles_that_it_will_tell_are_not_known() -> None:
+    inputs = [TensorSpec(name, "float32", (name.upper(),)) for name in "ab"]
+    whole = GivenShapes(profiles=({"a": _span(1)}, {"a": _span(3), "b": _span(4)}))
+    assert check_profiles(inputs, whole, {}) == {"a": _spec(1, 3), "b": None}
+    assert check_profiles(inputs, GivenShapes(opt={"b": (2,)}), {}) == {"a": None, "b": _spec(2)}
 
 
 def test_given_shapes_go_before_the_settings_and_these_before_the_data() -> None:

@@ -51,7 +51,8 @@ def test_the_interval_holds_the_median_as_often_as_it_says() -> None:
         (
             1.11,
             "unverified",
-            f"{FOUND} 1.11, which that does not decide; measure longer, on a machine at rest",
+            f"{FOUND} 1.11, which that does not decide; measure again, at rest, or longer with trtq bench "
+            "--seconds",
         ),
         (1.3, "unverified", "the gate wants 1.3, which that does not decide"),
         (1.31, "fail", f"{FOUND} 1.31"),
@@ -70,7 +71,7 @@ def test_too_few_rounds_decide_nothing() -> None:
     assert (found.verdict, found.ratio, found.low, found.high) == ("unverified", 2.0, None, None)
     assert found.reasons == (
         "int8 is 2.00 times as fast as fp32 (3 rounds, too few for an interval), the gate wants 1.05, which "
-        "that does not decide; measure longer, on a machine at rest",
+        "that does not decide; measure again, at rest, or longer with trtq bench --seconds",
     )
 
 

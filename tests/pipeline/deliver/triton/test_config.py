@@ -123,6 +123,10 @@ def test_what_triton_cannot_take_is_refused(spec: TensorSpec, batches: bool, wor
         ([IMAGE], [TensorSpec("y", "float32", ("M", 2))], None, 0,
          "the first axes are M, N: not one batch; --max-batch says that they are"),
         ([IMAGE], [TensorSpec("y", "float32", ("M", 2))], 16, 16, ""),
+        ([TensorSpec("x", "float32", ("T", 2))], [TensorSpec("y", "float32", ("T", 2))], None, 0,
+         "the first axes are T: not one batch; --max-batch says that they are"),
+        ([IMAGE], [TensorSpec("y", "float32", ("N", "N"))], None, 0,
+         "the first axes are N: not one batch; --max-batch says that they are"),
     ],
 )  # fmt: skip
 def test_requests_are_joined_along_a_batch_that_is_open_everywhere(
