@@ -186,9 +186,7 @@ def plan_model(
     return replace(plan, mixture=replace(fitting[0], memory=memory, model=str(graph.path)))
 
 
-def _scheme(
-    name: str, block_size: int, double_quant: bool, quantize_sensitive: bool
-) -> WeightScheme | None:
+def _scheme(name: str, block_size: int, double_quant: bool, quantize_sensitive: bool) -> WeightScheme | None:
     if name not in WEIGHT_FORMATS:
         return None
     return WeightScheme(

@@ -18,7 +18,7 @@ from trtq.errors import GateError, UsageError
 from trtq.json import to_plain
 from trtq.models.spec import AccuracySpec, CalibrationSpec, EvaluationSpec, OperatorSpec
 from trtq.numbers import format_count
-from trtq.pipeline.compare import compare, compare_writing, name_compared
+from trtq.pipeline.compare import compare, compare_reading, compare_writing, name_compared
 from trtq.pipeline.deliver.advice import group_reasons
 from trtq.pipeline.judge.gate import judge_pair
 
@@ -47,6 +47,21 @@ from trtq.pipeline.judge.gate import judge_pair
 @options.take_path(
     "--prompt-ids", text="Prompts for --generate: ids of tokens, one prompt a line, or a .npy file."
 )
+@options.take_path(
+    "--token-ids", text="Compare logits on texts instead: ids of tokens, one text a line, or a .npy file."
+)
+@click.option(
+    "--window",
+    type=click.IntRange(2),
+    metavar="COUNT",
+    help="Read so many of the tokens at a time.  [default: 512]",
+)
+@click.option(
+    "--stride",
+    type=click.IntRange(1),
+    metavar="COUNT",
+    help="Move the window by so many tokens, and give a cache so many at a time.  [default: half a window]",
+)
 @ci_options
 @options.json_option
 @options.quiet_option
@@ -57,6 +72,9 @@ def command(
     candidate: Path,
     generate: int | None,
     prompt_ids: Path | None,
+    token_ids: Path | None,
+    window: int | None,
+    stride: int | None,
     summary: Path | None,
     junit: Path | None,
     as_json: bool,
@@ -71,12 +89,26 @@ def command(
       trtq compare model.onnx model.int8.onnx --data eval.npz --labels labels
       trtq compare model.onnx model.trtq --data eval.npz
       trtq compare decoder.onnx decoder.int4.onnx --generate 32 --prompt-ids prompts.txt
+      trtq compare decoder.onnx decoder.int4.onnx --token-ids text.npy --window 1024
     """
     if (generate is None) != (prompt_ids is None):
         raise UsageError("--generate and --prompt-ids go together; give both, or neither")
+    if token_ids is None and (window, stride) != (None, None):
+        raise UsageError("--window and --stride are for --token-ids; give it, or leave them out")
     if generate is not None and prompt_ids is not None:
-        _refuse_unused(given, summary=summary, junit=junit)
+        _refuse_unused("--generate", given, summary=summary, junit=junit, **{"token-ids": token_ids})
         _compare_writing(reference, candidate, prompt_ids, generate, as_json)
+        return
+    if token_ids is not None:
+        _refuse_unused("--token-ids", given, summary=summary, junit=junit)
+        with ConsoleWatcher(quiet=quiet) as watcher:
+            found = compare_reading(
+                reference, candidate, token_ids, window=window or 512, stride=stride, watcher=watcher
+            )
+        if as_json:
+            print_json(to_plain(found))
+        else:
+            print_logits(open_console(), [found])
         return
     spec = given.read_spec(reference)
     files = CiFiles(f"trtq compare {reference} {candidate}", summary, junit)
@@ -103,8 +135,8 @@ def command(
         raise GateError("the accuracy gate failed: " + "; ".join(group_reasons(verdict.reasons)))
 
 
-def _refuse_unused(given: Given, **files: Path | None) -> None:
-    """Refuses what is of no use with --generate, which reads no data and has no gate.
+def _refuse_unused(mode: str, given: Given, **files: Path | None) -> None:
+    """Refuses what is of no use with --generate or --token-ids, which read no other data and have no gate.
 
     Raises:
         UsageError: There is such an option.
@@ -113,7 +145,7 @@ def _refuse_unused(given: Given, **files: Path | None) -> None:
     unused += ["--spec"] if given.settings is not None else []
     unused += [f"--{name}" for name, path in files.items() if path is not None]
     if unused:
-        raise UsageError(f"{unused[0]} is of no use with --generate: tokens are shown, not judged on data")
+        raise UsageError(f"{unused[0]} is of no use with {mode}: tokens are shown, not judged on data")
 
 
 def _compare_writing(reference: Path, candidate: Path, prompts: Path, count: int, as_json: bool) -> None:

@@ -31,7 +31,7 @@ MAGNITUDE_CODES = (
     "05e2bf2c08e6c32f0ce9c63310edca3613f0cd3a17f4d13d1af7d4461efbd85721ffdca12502dfb22805e3c02c09e6c32f0c"
 )
 """What bitsandbytes 0.50.2 (CPU, torch 2.13) makes of MAGNITUDES with `compress_statistics`: the codes of
-`quantize_blockwise(magnitudes - magnitudes.mean(), blocksize=256)`, which are those of its reference kernel."""
+`quantize_blockwise(magnitudes - magnitudes.mean(), blocksize=256)`, as its reference kernel has them."""
 MAGNITUDE_SCALES, MAGNITUDE_OFFSET = (0.4931184649467468, 0.4940950274467468), 0.7353971600532532
 DEQUANTIZED = "4fd405d29acbfaaac3b41bb355af6e6c492267660f8ff416764984776e4f6545"
 """The SHA-256 of the float32 magnitudes that its `dequantize_blockwise`, plus the mean, makes of these."""
