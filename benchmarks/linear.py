@@ -6,7 +6,7 @@ The bounds: a layer of 1,000 takes at most 1.5 times as long as one of 250 in th
 together, and one FP16 conversion of 2,000 nodes (1,000 layers) takes less than 0.6 s. The other stages are
 shown. Processor time of this process, the least of several runs.
 
-    .venv/bin/python benchmarks/linear.py --layers --nodes 2500 5000 10000 20000 --output ...
+    .venv/bin/python benchmarks/linear.py --layers --nodes 2500 5000 10000 20000
 
 runs whole commands on graphs of so many nodes: small Conv, MatMul, Add and Relu with residuals. A command is
 a process of its own; processor time, less that of the same command on 104 nodes. Beside them stands what ONNX

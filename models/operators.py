@@ -7,7 +7,7 @@ that it is linked with. So they stand where these stand, in the environment, and
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import onnx_ir as ir
@@ -49,9 +49,10 @@ def list_plugins() -> tuple[str, ...]:
     return _read(PLUGINS)
 
 
-def find_foreign(model: ir.Model) -> ir.Node | None:
-    """Returns the first node of a domain that only a library can know; None if there is none."""
-    return next((node for node in model.graph.all_nodes() if node.domain not in _KNOWN_DOMAINS), None)
+def find_foreign(model: ir.Model, is_meant: Callable[[str], bool] = lambda _: True) -> ir.Node | None:
+    """Returns the first node of a domain that only a library can know, and of a type that is meant."""
+    foreign = (node for node in model.graph.all_nodes() if node.domain not in _KNOWN_DOMAINS)
+    return next((node for node in foreign if is_meant(node.op_type)), None)
 
 
 def _read(variable: str) -> tuple[str, ...]:

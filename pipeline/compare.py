@@ -71,7 +71,13 @@ def compare(
 
 
 def compare_writing(
-    reference: Path | str, candidate: Path | str, prompts: Path | str, count: int
+    reference: Path | str,
+    candidate: Path | str,
+    prompts: Path | str,
+    count: int,
+    *,
+    spec: ModelSpec | None = None,
+    watcher: Watcher | None = None,
 ) -> list[Generated]:
     """Returns the greedy tokens of a language model and of another one, behind each prompt of a file.
 
@@ -80,12 +86,18 @@ def compare_writing(
         candidate: The ONNX file that is judged, or a build folder, whose ONNX model is run.
         prompts: Ids of tokens, one prompt a line, or the rows of a .npy file.
         count: How many tokens are written.
+        spec: With the libraries of operators; None: read from beside the reference.
+        watcher: Gets the progress.
 
     Raises:
-        ModelError, DataError: Something that was given cannot be used.
+        ModelError, DataError, UsageError: Something that was given cannot be used.
         ArtifactError: The folder was changed.
     """
-    return compare_generated(Path(reference), _find_onnx(candidate), read_prompts(Path(prompts)), count)
+    watcher = watcher or Silent()
+    take_settings(spec if spec is not None else find_spec(Path(reference)), watcher)
+    rows, file = read_prompts(Path(prompts)), _find_onnx(candidate)
+    watcher.stage("Writing", 2 * len(rows))
+    return compare_generated(Path(reference), file, rows, count, watcher.advance)
 
 
 def compare_reading(
@@ -95,6 +107,7 @@ def compare_reading(
     *,
     window: int = 512,
     stride: int | None = None,
+    spec: ModelSpec | None = None,
     watcher: Watcher | None = None,
 ) -> LogitsComparison:
     """Returns the perplexity of two language models on texts, and how far their logits are apart by place.
@@ -105,6 +118,7 @@ def compare_reading(
         tokens: Ids of tokens, one text a line, or the rows of a .npy file.
         window: How many tokens a model reads at a time.
         stride: By how many tokens the window is moved; None: by half of it.
+        spec: With the libraries of operators; None: read from beside the reference.
         watcher: Gets the progress.
 
     Raises:
@@ -112,6 +126,7 @@ def compare_reading(
         ArtifactError: The folder was changed.
     """
     watcher, stride = watcher or Silent(), window // 2 if stride is None else stride
+    take_settings(spec if spec is not None else find_spec(Path(reference)), watcher)
     windows = slide(read_prompts(Path(tokens)), window, stride)
     names = name_compared(Path(reference), Path(candidate))
     watcher.stage("Comparing", len(windows))

@@ -113,7 +113,7 @@ class WeightsReport:
     """What weight-only quantization did.
 
     Attributes:
-        format: "int8", "fp8", "int4" or "nf4".
+        format: "int8", "fp8", "int4" or "nf4": what was asked for, where a weight is stored so.
         method: "rtn", "mse", "gptq" or "awq".
         block_size: Elements to a scale, the largest that a weight has; None for INT8.
         num_weights: How many weights are stored in fewer bits.
@@ -122,7 +122,7 @@ class WeightsReport:
         bits_per_weight: The same for one element.
         gain: What that is good for on the backend.
         smallest_block: The smallest block of a weight; None for INT8.
-        also: The other formats of weights that have one of their own.
+        also: The other formats that weights are stored in.
     """
 
     format: str

@@ -72,7 +72,7 @@ def _load_compiled() -> Search | None:
         outer, length, inner = steps.shape
         if length > _LARGEST_BLOCK:
             return search_with_numpy(steps)
-        steps, best = np.ascontiguousarray(steps), np.ones((outer, inner), np.float32)
+        steps, best = np.ascontiguousarray(steps, np.float32), np.ones((outer, inner), np.float32)
         how = (inverses.ctypes.data, inverses.size)
         if inner == 1:
             function(steps.ctypes.data, outer, length, 1, *how, best.ctypes.data)

@@ -77,14 +77,18 @@ class WeightScheme:
             what = "--w4a8" if self.in_products else f"--weight-method {self.method}"
             raise UsageError(f"--weights-for and {what} contradict each other; leave one of them out")
 
+    def find_other(self, names: Iterable[str]) -> tuple[str, str] | None:
+        """Returns the pattern and the format that hold for a weight with these names; None if none does."""
+        held = [*names]
+        return next((item for item in self.others if any(re.search(item[0], name) for name in held)), None)
+
     def choose(self, names: Iterable[str]) -> WeightScheme:
         """Returns the scheme of a weight with this name and those of its readers."""
-        held = [*names]
-        for pattern, form in self.others:
-            if any(re.search(pattern, name) for name in held):
-                is_double = self.double_quantization and not WEIGHT_FORMATS[form].is_linear
-                return WeightScheme(form, "rtn", self.block_size, is_double, keep_sensitive=False)
-        return self
+        other = self.find_other(names)
+        if other is None:
+            return self
+        is_double = self.double_quantization and not WEIGHT_FORMATS[other[1]].is_linear
+        return WeightScheme(other[1], "rtn", self.block_size, is_double, keep_sensitive=False)
 
     @property
     def number_formats(self) -> tuple[CodeFormat, ...]:

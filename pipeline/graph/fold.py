@@ -27,7 +27,8 @@ _NOT_FOLDED = frozenset({"QuantizeLinear", "DequantizeLinear", *RANDOM})  # Q/DQ
 def drop_identities(model: ir.Model) -> None:
     """Removes Identity nodes, except where an output of the model has no other node to come from."""
     edit = GraphEditor(model)
-    for node in [node for node in model.graph if node.op_type == "Identity"]:
+    identities = [node for node in model.graph if node.op_type == "Identity" and node.domain in _STANDARD]
+    for node in identities:
         source, result = node.inputs[0], node.outputs[0]
         if source is None:
             continue

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 
 from trtq.errors import ModelError
@@ -31,8 +32,21 @@ _SMALL_BYTES = 4096  # shapes, axes and the like, whose values decide a shape
 
 
 def refuse_foreign_operators(model: ir.Model) -> None:
-    """Refuses what neither ONNX Runtime nor TensorRT knows, unless libraries of operators are named."""
+    """Refuses what neither ONNX Runtime nor TensorRT knows, unless libraries of operators are named.
+
+    What a library has by the name of an operator of ONNX is refused too: names decide what is quantized, and
+    what TensorRT's parser takes a node for.
+
+    Raises:
+        ModelError: There is such a node.
+    """
     if list_custom_ops() or list_plugins():
+        node = find_foreign(model, onnx.defs.has)
+        if node is not None:
+            raise ModelError(
+                f"node {node.name!r} is {node.domain}::{node.op_type}, which TensorRT takes for ONNX's "
+                f"{node.op_type}; give the operator a name that ONNX does not have"
+            )
         return
     for node in model.graph.all_nodes():
         is_known = node.domain == "trt" and (node.op_type in _CODES or node.op_type in OWN_OPERATORS)

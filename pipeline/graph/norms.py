@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import NoReturn
 
 import numpy as np
 import onnx_ir as ir
@@ -10,10 +11,11 @@ import onnx_ir as ir
 from trtq.errors import ModelError
 from trtq.numbers import format_count
 from trtq.pipeline.graph.edit import GraphEditor
-from trtq.pipeline.graph.opset import read_opset
+from trtq.pipeline.graph.opset import infer_shapes, read_opset
 
 RMS_NORM, SKIP_RMS_NORM = "SimplifiedLayerNormalization", "SkipSimplifiedLayerNormalization"
 _EPSILON = {RMS_NORM: 1e-5, SKIP_RMS_NORM: 1e-12}
+_DOMAINS = ("", "com.microsoft")
 _AXES_AS_INPUT = 18
 _FLOAT = ir.DataType.FLOAT
 
@@ -28,9 +30,10 @@ def standardize_norms(model: ir.Model) -> Iterator[str]:
         model: Nodes have names; it is changed in place.
 
     Raises:
-        ModelError: A normalization has no constant scale, or an output that cannot be given.
+        ModelError: A normalization has a scale of unknown type, an output that cannot be given, or an axis
+            that its input does not have.
     """
-    nodes = [node for node in model.graph if node.op_type in _EPSILON]
+    nodes = [node for node in model.graph if node.op_type in _EPSILON and node.domain in _DOMAINS]
     edit = GraphEditor(model)
     for node in nodes:
         _standardize(edit, node, read_opset(model))
@@ -43,22 +46,49 @@ def _standardize(edit: GraphEditor, node: ir.Node, opset: int) -> None:
     is_skip = node.op_type == SKIP_RMS_NORM
     scale = node.inputs[2 if is_skip else 1]
     dtype = None if scale is None else scale.dtype
-    extra = [index for index, value in enumerate(node.outputs) if index and value.uses()]
-    if scale is None or scale.shape is None or dtype is None or set(extra) - ({3} if is_skip else set()):
-        what = f"output {extra[0]}" if extra else "a scale that is computed"
-        raise ModelError(
-            f"node {node.name!r} ({node.op_type}) has {what}, which no standard form has; export the model "
-            f"without it"
-        )
+    used = [index for index, value in enumerate(node.outputs) if value.uses() or value.is_graph_output()]
+    extra = {*used} - ({0, 3} if is_skip else {0})
+    if scale is None or dtype is None or extra:
+        _refuse(node, f"output {min(extra)}" if extra else "a scale that is computed")
+    axes = _find_axes(edit.model, node, scale)
     value = _add_residual(edit, node) if is_skip else node.inputs[0]
     assert value is not None
-    normed = _normalize(edit, node, value, len(scale.shape), dtype, opset)
-    result = _insert(edit, node, "Mul", [normed, scale], "scaled")
-    if len(node.outputs) > 3:
+    result = _insert(edit, node, "Mul", [_normalize(edit, node, value, axes, dtype, opset), scale], "scaled")
+    if 3 in used:
         edit.replace(node.outputs[3], value, rename="")
     edit.replace(node.outputs[0], result, rename="")
     edit.remove(node)
     result.producer().name = node.name  # type: ignore[union-attr]
+
+
+def _refuse(node: ir.Node, what: str) -> NoReturn:
+    raise ModelError(
+        f"node {node.name!r} ({node.op_type}) has {what}, which no standard form has; export the model "
+        f"without it"
+    )
+
+
+def _find_axes(model: ir.Model, node: ir.Node, scale: ir.Value) -> list[int]:
+    """Returns the axes that are reduced, negative: from the node's axis on, and the last with a residual.
+
+    The scale is broadcast to the input, and says nothing of them.
+    """
+    axis = node.attributes.get_int("axis", -1) if node.op_type == RMS_NORM else -1
+    dims = 1 if scale.shape is None else len(scale.shape)
+    if node.op_type == SKIP_RMS_NORM and dims != 1:
+        _refuse(node, f"a scale of {dims} dims")
+    if axis == -1 and dims < 2:
+        return [-1]
+    value = node.inputs[0]
+    assert value is not None
+    if value.shape is None:
+        infer_shapes(model)
+    rank = None if value.shape is None else len(value.shape)
+    if rank is None:
+        _refuse(node, f"axis {axis} and an input of unknown rank")
+    if not -rank <= axis < rank or dims > rank:
+        _refuse(node, f"axis {axis} and a scale of {dims} dims for an input of {rank}")
+    return [*range(axis if axis < 0 else axis - rank, 0)]
 
 
 def _add_residual(edit: GraphEditor, node: ir.Node) -> ir.Value:
@@ -69,13 +99,12 @@ def _add_residual(edit: GraphEditor, node: ir.Node) -> ir.Value:
 
 
 def _normalize(
-    edit: GraphEditor, node: ir.Node, value: ir.Value, rank: int, dtype: ir.DataType, opset: int
+    edit: GraphEditor, node: ir.Node, value: ir.Value, axes: list[int], dtype: ir.DataType, opset: int
 ) -> ir.Value:
-    """Returns the value divided by the root of the mean of its squares over the last axes, in its dtype."""
+    """Returns the value divided by the root of the mean of its squares over the axes, in its dtype."""
     if dtype is not _FLOAT:
         value = _insert(edit, node, "Cast", [value], "wide", {"to": int(_FLOAT)})
     squares = _insert(edit, node, "Mul", [value, value], "squares")
-    axes = [*range(-rank, 0)]
     if opset < _AXES_AS_INPUT:
         mean = _insert(edit, node, "ReduceMean", [squares], "mean", {"axes": axes})
     else:

@@ -5,16 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from trtq.calibrators.observe import Progress
-from trtq.errors import DataError, ModelError, UsageError
-from trtq.models.session import run
+from trtq.errors import DataError, UsageError
 from trtq.pipeline.judge.compare import open_compared
-from trtq.pipeline.judge.generate import _Decoder, _make_empty
+from trtq.pipeline.judge.decoder import Decoder
 from trtq.pipeline.judge.logits import LogitsMetrics
 from trtq.records import LogitsComparison
 
@@ -79,58 +77,19 @@ def compare_texts(
         progress: Called after every window.
 
     Raises:
-        ModelError: One is no language model with inputs for tokens, positions, masks or a cache alone, or
-            their logits differ in shape.
-        UsageError: A window is longer than what one takes.
+        ModelError: One is no language model with inputs for tokens, positions, masks or a cache alone, or has
+            another vocabulary, or no room for a window.
+        DataError: A text has tokens that the vocabulary does not have.
     """
-    readers = [_Reader(path, open_compared(path)) for _, path in (candidate, reference)]
+    theirs, ours = (Decoder(path, open_compared(path)) for _, path in (reference, candidate))
+    for model in (theirs, ours):
+        texts = [[item.tokens.max()] for item in windows]
+        model.require_vocabulary(reference[1], theirs.count_vocabulary(), texts, "window")
     metrics = LogitsMetrics()
     for window in windows:
-        ours, theirs = (reader.read(window.tokens.tolist(), stride)[None] for reader in readers)
-        if ours.shape != theirs.shape:
-            raise ModelError(
-                f"the logits have {ours.shape[-1]} entries in {candidate[0]} and {theirs.shape[-1]} in "
-                f"{reference[0]}; both need the same vocabulary"
-            )
+        logits, wanted = (model.read(window.tokens.tolist(), stride)[None] for model in (ours, theirs))
         counted = np.arange(len(window.tokens)) >= window.first
         counted[-1] = False
-        metrics.add(ours, theirs, window.tokens[None], counted=counted[None])
+        metrics.add(logits, wanted, window.tokens[None], counted=counted[None])
         progress(1)
-    return metrics.result(candidate[0], reference[0], readers[0].output)
-
-
-class _Reader(_Decoder):
-    """A language model that reads windows."""
-
-    @property
-    def output(self) -> str:
-        """The name of the logits."""
-        return self._logits
-
-    @property
-    def _places(self) -> int | None:
-        """How many tokens an input of fixed length takes."""
-        lengths = [port.shape[1] for port in self._plain.values() if len(port.shape) == 2]
-        return min((length for length in lengths if isinstance(length, int)), default=None)
-
-    def read(self, tokens: Sequence[int], piece: int) -> NDArray[Any]:
-        """Returns the logits of a window, shape (T, V)."""
-        step = self._places or piece if self._caches else len(tokens)
-        if not self._caches and self._places is not None and step > self._places:
-            raise UsageError(
-                f"{self._path} takes {self._places} tokens at a time; give --window of at most {self._places}"
-            )
-        state = {name: _make_empty(port) for name, port in self._caches.items()}
-        found: list[NDArray[Any]] = []
-        for known in range(0, len(tokens), step):
-            new = tokens[known : known + step]
-            feed = {name: self._fill(port, new, known) for name, port in self._plain.items()} | state
-            logits, *presents = run(self._session, [self._logits, *self._presents.values()], feed)
-            if logits.ndim != 3:
-                raise ModelError(
-                    f"{self._path}: output {self._logits!r} has {logits.ndim} axes; logits have 3: batch, "
-                    f"sequence, vocabulary"
-                )
-            found.append(logits[0, : len(new)])
-            state = dict(zip(self._presents, presents, strict=True))
-        return np.concatenate(found)
+    return metrics.result(candidate[0], reference[0], theirs.logits)

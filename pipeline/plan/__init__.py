@@ -21,6 +21,8 @@ from trtq.pipeline.formats.format import Format
 from trtq.pipeline.formats.scheme import WeightScheme
 from trtq.pipeline.graph.liveness import Peak, count_bytes, find_peak_memory, fix_shapes
 from trtq.pipeline.graph.load import Graph, load
+from trtq.pipeline.graph.operands import DEQUANTIZE
+from trtq.pipeline.graph.state import pair_states
 from trtq.pipeline.plan.mixture import Mixture, list_mixtures
 from trtq.pipeline.plan.scheme import SchemePlan
 from trtq.pipeline.plan.sizes import Sizes as Sizes
@@ -50,7 +52,6 @@ _BUILT_BY = (
     f"trtq build makes them with --fp16 and --weights {', '.join(_NAMES[:-1])} or {_NAMES[-1]}; fp32 and "
     "bf16 are for comparison"
 )
-_STATE = re.compile(r"past_key_values|past|present|new|^in(?=_)|^out(?=_)")
 _KV_CACHES = {item.name: item for item in (FP16, INT8, FP8)}
 KV_CACHES = tuple(_KV_CACHES)
 """What a cache can be counted in."""
@@ -64,7 +65,7 @@ class MemoryPlan:
 
     Attributes:
         subject: The model, or the number of parameters.
-        num_params: Elements of float constants.
+        num_params: Elements of float constants, and of codes that are dequantized.
         schemes: From the most exact to the smallest.
         recommended: The first that fits; None if none does or no memory is given.
         reason: Why, for people.
@@ -141,16 +142,23 @@ def plan_model(
             and "fp8" take half of it.
 
     Raises:
-        ModelError, UsageError: The model cannot be used, or an open dim has no size.
+        ModelError, UsageError: The model cannot be used, an open dim has no size, or there is no such cache.
     """
+    if kv_cache not in _KV_CACHES:
+        raise UsageError(f"kv_cache is {', '.join(KV_CACHES[:-1])} or {KV_CACHES[-1]}, not {kv_cache!r}")
     skip = LayerSpec(skip=tuple(skip)).skip  # refuses what is no regular expression
     graph = load(Path(path), min_opset=13)
     shapes = (sizes or Sizes()).shapes_of(graph.inputs)
     fixed = fix_shapes(graph.model, shapes)
     held = None if kv_cache == FP16.name else _KV_CACHES[kv_cache].bits // 8
     states = {width: count_state_bytes(fixed, held or width) for width in (4, 2)}
+    if held is not None and not states[2]:
+        names = ", ".join(item.name for item in graph.inputs)
+        raise UsageError(
+            f"--kv-cache is for a model with a cache, and no output continues one of the inputs {names}"
+        )
     peaks = {width: find_peak_memory(fixed, width, states[width]) for width in (4, 2)}
-    floats = _count_floats(graph.model)
+    count = _count_weights(graph.model)
 
     def measure(name: str, scheme: WeightScheme | None, skip: Sequence[str], width: int = 2) -> SchemePlan:
         chosen = () if scheme is None else _choose(graph.model, scheme, skip)
@@ -162,7 +170,7 @@ def plan_model(
             activations_bytes=peaks[width].nbytes + _count_scratch_bytes(chosen),
             state_bytes=sum(states[width].values()),
             reserve_bytes=_RESERVE_BYTES + workspace_bytes,
-            bits_per_weight=round(8 * size / floats, 3) if floats else 0.0,
+            bits_per_weight=round(8 * size / count, 3) if count else 0.0,
         )
 
     schemes = []
@@ -174,7 +182,7 @@ def plan_model(
         *_notes(graph, shapes, peaks[2], kv_cache if states[2] else None),
         *_note_double(double_quant),
     )
-    plan = _judge(MemoryPlan(graph.path.name, floats, tuple(schemes), notes=notes), gpu_memory_bytes)
+    plan = _judge(MemoryPlan(graph.path.name, count, tuple(schemes), notes=notes), gpu_memory_bytes)
     if gpu_memory_bytes is None or plan.recommended == FP16.name:
         return plan
     mixtures = list_mixtures(graph.model, block_size, skip)
@@ -214,10 +222,11 @@ def _choose(model: ir.Model, scheme: WeightScheme, skip: Sequence[str]) -> tuple
 
 def count_weight_bytes(model: ir.Model, float_bytes: int, chosen: Sequence[ChosenWeight] = ()) -> int:
     """Returns the size of all constants, with those that are chosen in few bits and their scales in FP16."""
-    quantized = {weight.tensor: count_stored_bytes(weight, FP16.dtype) for weight in chosen}
+    initializers = model.graph.initializers
+    quantized = {initializers[weight.tensor]: count_stored_bytes(weight, FP16.dtype) for weight in chosen}
     return sum(
-        quantized[key] if key in quantized else count_bytes(value, float_bytes) or 0
-        for key, value in model.graph.initializers.items()
+        quantized[value] if value in quantized else count_bytes(value, float_bytes) or 0
+        for value in _list_constants(model)
     )
 
 
@@ -238,13 +247,15 @@ def count_state_bytes(model: ir.Model, float_bytes: int) -> dict[ir.Value, int]:
 
     An output of unknown size is counted as its input, into which most attention operators write.
     """
-    outputs = {_bare(str(value.name)): value for value in model.graph.outputs if value.dtype in FLOAT_TYPES}
+    inputs, outputs = (
+        {str(value.name): value for value in values if value.dtype in FLOAT_TYPES}
+        for values in (model.graph.inputs, model.graph.outputs)
+    )
     found: dict[ir.Value, int] = {}
-    for value in model.graph.inputs:
-        partner = outputs.get(_bare(str(value.name)))
-        if value.dtype in FLOAT_TYPES and partner is not None and _STATE.search(str(value.name)):
-            found[value] = count_bytes(value, float_bytes) or 0
-            found[partner] = count_bytes(partner, float_bytes) or found[value]
+    for past, present in pair_states(inputs, outputs).items():
+        value, partner = inputs[past], outputs[present]
+        found[value] = count_bytes(value, float_bytes) or 0
+        found[partner] = count_bytes(partner, float_bytes) or found[value]
     return found
 
 
@@ -265,13 +276,20 @@ def parse_count(text: str) -> int:
     return round(count)
 
 
-def _bare(name: str) -> str:
-    return re.sub(r"[^a-z0-9]+", ".", _STATE.sub("", name.lower())).strip(".")
+def _list_constants(model: ir.Model) -> list[ir.Value]:
+    """Returns the constants of a model, also those in bodies."""
+    graphs = (model.graph, *model.graph.subgraphs())
+    return [value for graph in graphs for value in graph.initializers.values()]
 
 
-def _count_floats(model: ir.Model) -> int:
-    shapes = (value.shape for value in model.graph.initializers.values() if value.dtype in FLOAT_TYPES)
-    return sum(math.prod(shape.numpy()) for shape in shapes if shape is not None)
+def _count_weights(model: ir.Model) -> int:
+    codes = {node.inputs[0] for node in model.graph.all_nodes() if node.op_type == DEQUANTIZE}
+    return sum(
+        math.prod(value.shape.numpy())
+        for value in _list_constants(model)
+        if value.shape is not None and value.dtype is not None
+        if value.dtype.is_floating_point() or value in codes
+    )
 
 
 def _count_scratch_bytes(chosen: Sequence[ChosenWeight]) -> int:

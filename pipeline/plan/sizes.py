@@ -5,14 +5,23 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from trtq.errors import UsageError
 from trtq.models.signature import TensorSpec, show_shape
+from trtq.pipeline.graph.state import CacheAxes, Dim, find_batches, find_cache_axes, is_cache
 
-_PAST = re.compile(r"(^|[._/])(past|cache)|past_key|past_value|(key|value)_cache", re.IGNORECASE)
-"""In the names of inputs that hold what came before; `past_key_values.0.key`, `cache_k`."""
 _BOTH = re.compile(r"total|\+|kv_len|all_len|full", re.IGNORECASE)
 """In the names of dims that count what came before and what is new; `past_sequence_length + 1`."""
+
+
+class _Dims(NamedTuple):
+    """The open dims of inputs that count sequences, what came before, and what is new."""
+
+    batch: Collection[Dim]
+    past: Collection[Dim]
+    new: Collection[Dim]
+    has_cache: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +29,7 @@ class Sizes:
     """Sizes of open dims; the whole shapes of inputs win.
 
     Attributes:
-        batch: Of the first axis.
+        batch: Of the first axis; in a cache, of that which counts sequences.
         seq: Of all others where neither `past` nor `new` is given.
         shapes: Of inputs, by name.
         past: Of the positions in a cache, such as `past_key_values`; None: `seq`.
@@ -49,15 +58,59 @@ class Sizes:
             raise UsageError(
                 f"shapes are given for {unknown[0]!r}, but the model's inputs are {', '.join(names)}"
             )
-        caches = [item for item in inputs if _PAST.search(item.name)]
+        caches = [item for item in inputs if is_cache(item.name, item.shape)]
         if self.past is not None and not caches:
             raise UsageError(f"--past is for a model with a cache, and the inputs are {', '.join(names)}")
-        tokens = {dim for item in inputs if "mask" not in item.name for dim in item.shape[1:]}
-        return {item.name: self._shape_of(item, tokens, bool(caches)) for item in inputs}
+        others = [item for item in inputs if item not in caches]
+        batches = find_batches(item.shape for item in others)
+        axes = {item.name: find_cache_axes(item.name, item.shape, batches) for item in caches}
+        past = {item.shape[place] for item in caches if (place := axes[item.name].positions) is not None}
+        new = {dim for item in others if "mask" not in item.name for dim in item.shape[1:]} - batches
+        dims = _Dims(batches - {None}, past - {None}, new, has_cache=bool(caches))
+        sizes = {
+            item.name: [self._size(item, axis, dims) for axis in range(len(item.shape))] for item in others
+        }
+        sizes |= {item.name: self._size_cache(item, axes[item.name]) for item in caches}
+        return {item.name: self._require(item, sizes[item.name], has_cache=bool(caches)) for item in inputs}
 
-    def _shape_of(
-        self, item: TensorSpec, tokens: Collection[int | str | None], has_cache: bool
-    ) -> tuple[int, ...]:
+    def _size_cache(self, item: TensorSpec, axes: CacheAxes) -> list[int | None]:
+        if axes.others and item.name not in self.shapes:
+            raise UsageError(
+                f"input {item.name!r} is {show_shape(item.shape)}, which does not tell the sizes of all its "
+                f"open dims; give --shapes {item.name}:..."
+            )
+        sizes = {axes.batch: self.batch, axes.positions: self._past}
+        return [dim if isinstance(dim, int) else sizes.get(axis) for axis, dim in enumerate(item.shape)]
+
+    def _size(self, item: TensorSpec, axis: int, dims: _Dims) -> int | None:
+        """Returns the size of an axis of an input that is no cache; what is unknown in a mask covers both."""
+        dim = item.shape[axis]
+        if isinstance(dim, int):
+            return dim
+        is_list = len(item.shape) == 1 and dim in {*dims.past, *dims.new}
+        if dim in dims.batch or (axis == 0 and not is_list):
+            return self.batch
+        if dim in dims.past:
+            return self._past
+        is_both = bool(_BOTH.search(dim or "")) or ("mask" in item.name.lower() and dim not in dims.new)
+        if not dims.has_cache or not is_both:
+            return self._new
+        return None if self._past is None or self._new is None else self._past + self._new
+
+    @property
+    def _past(self) -> int | None:
+        return self.seq if self.past is None else self.past
+
+    @property
+    def _new(self) -> int | None:
+        return self.seq if self.new is None else self.new
+
+    def _require(self, item: TensorSpec, sizes: Sequence[int | None], *, has_cache: bool) -> tuple[int, ...]:
+        """Returns the shape that is given, or else these sizes.
+
+        Raises:
+            UsageError: The shape does not fit, or a size is missing.
+        """
         given, shown = self.shapes.get(item.name), show_shape(item.shape)
         if given is not None:
             if not item.fits(given):
@@ -65,11 +118,6 @@ class Sizes:
                     f"shape {show_shape(given)} does not fit input {item.name!r}, which is {shown}"
                 )
             return given
-        sizes = [
-            dim if isinstance(dim, int) else self._size_of(item, dim, tokens, has_cache) for dim in item.shape
-        ]
-        if item.shape and not isinstance(item.shape[0], int):
-            sizes[0] = self.batch
         if None in sizes:
             wanted = "--past and --new" if has_cache else "--seq"
             raise UsageError(
@@ -77,16 +125,3 @@ class Sizes:
                 f"or --shapes {item.name}:..."
             )
         return tuple(size for size in sizes if size is not None)
-
-    def _size_of(
-        self, item: TensorSpec, dim: str | None, tokens: Collection[int | str | None], has_cache: bool
-    ) -> int | None:
-        """Returns the size of one open dim: of what came before, of what is new, or of both."""
-        past = self.seq if self.past is None else self.past
-        new = self.seq if self.new is None else self.new
-        if _PAST.search(item.name):
-            return past
-        is_both = bool(_BOTH.search(dim or "")) or ("mask" in item.name.lower() and dim not in tokens)
-        if not has_cache or not is_both:
-            return new
-        return None if past is None or new is None else past + new

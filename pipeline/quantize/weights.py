@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -60,13 +61,14 @@ def place_weights(
 
     With W4A8 the weights of all products are stored in fewer bits and stay with Q/DQ.
 
-    The placement is empty where no layer has Q/DQ. The watcher is told of patterns that match nothing, and of
-    weights with smaller blocks. For `by_matrix` see `choose_weights`.
+    The placement is empty where no layer has Q/DQ. The watcher is told of patterns that match nothing or
+    store no weight, and of weights with smaller blocks. For `by_matrix` see `choose_weights`.
     """
     assert target.weights is not None
     patterns = (*spec.layers.skip, *spec.layers.keep_fp32)
     named = (*patterns, *(pattern for pattern, _ in target.weights.others))
-    for pattern, nearest in find_unmatched(graph.model, named, in_weights=True):
+    unmatched = dict(find_unmatched(graph.model, named, in_weights=True))
+    for pattern, nearest in unmatched.items():
         near = f"; the nearest names are {', '.join(nearest)}" if nearest else ""
         watcher.warn(f"{pattern!r} matches no node or weight{near}")
     if target.weights.in_products:
@@ -91,6 +93,15 @@ def place_weights(
     stored = group_stored(graph.model, result)
     if smaller := describe_smaller_blocks(stored, target.weights.block_size):
         watcher.warn(smaller)
+    used = {
+        target.weights.find_other((weight.tensor, *(node.name for node in weight.readers)))
+        for weight in stored
+    }
+    for pattern, form in target.weights.others:
+        if pattern not in unmatched and (pattern, form) not in used:
+            reasons = [f"{node.name}: {node.reason}" for node in found.kept if re.search(pattern, node.name)]
+            shown = f" ({'; '.join(reasons[:_MOST_KEPT])})" if reasons else ""
+            watcher.warn(f"{pattern!r} stores no weight as {form.upper()}{shown}")
     return result
 
 
@@ -194,19 +205,20 @@ def report_weights(
         count_stored_bytes(weight, rest.dtype) + _count_channel_bytes(weight, rest) for weight in chosen
     )
     count = sum(weight.num_elements for weight in chosen)
-    has_blocks = scheme.number_format.block_sizes
-    blocks = _list_block_sizes(chosen) or ([scheme.block_size] if has_blocks else [])
+    held = {weight.encoding.format for weight in chosen}
+    main, *others = [form for form in scheme.number_formats if form in held] or [scheme.number_format]
+    blocks = _list_block_sizes(chosen) or ([scheme.block_size] if main.block_sizes else [])
     return WeightsReport(
-        format=scheme.format,
-        method=scheme.method,
+        format=main.name,
+        method=scheme.method if main is scheme.number_format else "rtn",
         block_size=max(blocks, default=None),
         num_weights=len(chosen),
         bytes_float=4 * count,
         bytes_quantized=size,
         bits_per_weight=round(8 * size / count, 3) if count else 0.0,
-        gain=_W4A8_GAIN if scheme.in_products else scheme.number_format.describe_gain(find_runtime(backend)),
+        gain=_W4A8_GAIN if scheme.in_products else main.describe_gain(find_runtime(backend)),
         smallest_block=min(blocks, default=None),
-        also=tuple(form.name for form in scheme.number_formats[1:]),
+        also=tuple(form.name for form in others),
     )
 
 

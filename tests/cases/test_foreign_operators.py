@@ -52,6 +52,16 @@ def test_what_stands_behind_an_operator_of_onnx_runtime_is_quantized(tmp_path: P
     ]
 
 
+@pytest.mark.parametrize("op_type", ["MatMul", "Identity"])
+def test_an_operator_of_the_users_own_has_no_name_of_onnx(
+    tmp_path: Path, op_type: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRTQ_ORT_CUSTOM_OPS", "ops.so")
+    path = _save(tmp_path / "m.onnx", f"[own] a = mine.{op_type}(x, w) y = Relu(a)", w=_random(32, 16))
+    with pytest.raises(ModelError, match=f"^node 'own' is mine::{op_type}, which TensorRT takes for ONNX's"):
+        load(path, min_opset=19)
+
+
 def test_an_operator_that_nothing_knows_stays_untyped(tmp_path: Path) -> None:
     path = _save(tmp_path / "m.onnx", "a = com.microsoft.Nothing(x) y = MatMul(a, w)", w=_random(32, 16))
     assert load(path, min_opset=19).model.graph[0].outputs[0].dtype is None

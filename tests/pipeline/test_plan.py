@@ -13,6 +13,7 @@ import onnx_ir as ir
 import pytest
 
 from trtq.errors import UsageError
+from trtq.models.signature import TensorSpec
 from trtq.models.spec import ModelSpec
 from trtq.pipeline.build import build
 from trtq.pipeline.engine.profiles import GivenShapes
@@ -257,3 +258,73 @@ def test_a_model_without_a_cache_has_no_past(tmp_path: Path) -> None:
     onnx.save(onnx.parser.parse_model(text), tmp_path / "m.onnx")
     with pytest.raises(UsageError, match=r"--past is for a model with a cache, and the inputs are x"):
         plan_model(tmp_path / "m.onnx", sizes=Sizes(past=4))
+
+
+def test_the_batch_of_a_cache_need_not_be_its_first_axis(tmp_path: Path) -> None:
+    model = onnx.parser.parse_model("""<ir_version: 10, opset_import: ["": 21]>
+        g (float[batch, seq, 4] x, float[2, batch, 3, past_seq, 8] past_0, float[past_seq, batch, 8] past_1)
+        => (float[batch, seq, 4] y, float[2, batch, 3, past_seq, 8] present_0) {
+            y = Relu (x) present_0 = Identity (past_0) }""")
+    onnx.save(model, tmp_path / "m.onnx")
+    plan = plan_model(tmp_path / "m.onnx", sizes=Sizes(5, past=7, new=1))
+    assert plan.notes[0] == "for x 5x1x4, past_0 2x5x3x7x8, past_1 7x5x8"
+    assert plan.schemes[1].state_bytes == 2 * 2 * (2 * 5 * 3 * 7 * 8)
+
+
+def test_dims_of_one_name_have_one_size() -> None:
+    inputs = [
+        TensorSpec("input_ids", "int64", ("batch", "seq")),
+        TensorSpec("cache_position", "int64", ("seq",)),
+        TensorSpec("position_ids", "int64", (3, "batch", "seq")),
+        TensorSpec("past_mask", "int64", ("batch", "past_len")),
+        TensorSpec("attention_mask", "int64", ("batch", "total")),
+        TensorSpec("past_key", "float32", (2, "batch", "past_len", 8)),
+    ]
+    assert Sizes(3, past=40, new=2).shapes_of(inputs) == {
+        "input_ids": (3, 2), "cache_position": (2,), "position_ids": (3, 3, 2), "past_mask": (3, 40),
+        "attention_mask": (3, 42), "past_key": (2, 3, 40, 8),
+    }  # fmt: skip
+
+
+def test_a_cache_whose_axes_are_not_known_wants_its_shape(tmp_path: Path) -> None:
+    model = onnx.parser.parse_model("""<ir_version: 10, opset_import: ["": 21]>
+        g (float[N, S] x, float[N, heads, past_len, 8] past) => (float[N, S] y) { y = Relu (x) }""")
+    onnx.save(model, tmp_path / "m.onnx")
+    message = (
+        r"input 'past' is \(N, heads, past_len, 8\), which does not tell the sizes of all its open dims;"
+    )
+    with pytest.raises(UsageError, match=message):
+        plan_model(tmp_path / "m.onnx", sizes=Sizes(past=4, new=1))
+    given = Sizes(past=4, new=1, shapes={"past": (1, 2, 4, 8)})
+    assert plan_model(tmp_path / "m.onnx", sizes=given).notes[0] == "for x 1x1, past 1x2x4x8"
+
+
+def test_the_format_of_a_cache_is_for_models_with_one(tmp_path: Path) -> None:
+    onnx.save(
+        onnx.parser.parse_model(
+            "<ir_version: 10, opset_import: ['': 21]> g (float[1] x) => (float[1] y) "
+            "{ y = Relu (x) }".replace("'", '"')
+        ),
+        tmp_path / "m.onnx",
+    )
+    with pytest.raises(UsageError, match="--kv-cache is for a model with a cache, and no output continues"):
+        plan_model(tmp_path / "m.onnx", kv_cache="int8")
+    with pytest.raises(UsageError, match="kv_cache is fp16, int8 or fp8, not 'int4'"):
+        plan_model(tmp_path / "m.onnx", kv_cache="int4")
+
+
+def test_weights_in_bodies_and_codes_are_counted(tmp_path: Path) -> None:
+    model = onnx.parser.parse_model("""<ir_version: 10, opset_import: ["": 21]>
+        g (float[N, 64] x, bool c) => (float[N, 64] y) {
+            v = DequantizeLinear (q, s) z = MatMul (x, v)
+            y = If (c) <then_branch = a () => (float[N, 64] t) { t = MatMul (z, w) },
+                        else_branch = b () => (float[N, 64] u) { u = Neg (z) }> }""")
+    w, q, s = np.ones((64, 64), np.float32), np.ones((64, 64), np.int8), np.array(0.1, np.float32)
+    model.graph.node[2].attribute[0].g.initializer.append(onnx.numpy_helper.from_array(w, "w"))
+    model.graph.initializer.extend(
+        [onnx.numpy_helper.from_array(q, "q"), onnx.numpy_helper.from_array(s, "s")]
+    )
+    onnx.save(model, tmp_path / "m.onnx")
+    plan = plan_model(tmp_path / "m.onnx")
+    assert (plan.num_params, plan.schemes[0].weights_bytes) == (2 * 64 * 64 + 1, 5 * 64 * 64 + 4)
+    assert plan.schemes[0].bits_per_weight == pytest.approx(20, abs=0.01)

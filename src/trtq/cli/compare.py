@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
@@ -16,11 +17,13 @@ from trtq.cli.tables import create_comparison_table, print_accuracy, print_logit
 from trtq.cli.verdicts import list_pair_cases
 from trtq.errors import GateError, UsageError
 from trtq.json import to_plain
-from trtq.models.spec import AccuracySpec, CalibrationSpec, EvaluationSpec, OperatorSpec
+from trtq.models.spec import AccuracySpec, CalibrationSpec, EvaluationSpec, ModelSpec, OperatorSpec
 from trtq.numbers import format_count
+from trtq.pipeline.calibrate.data import find_spec
 from trtq.pipeline.compare import compare, compare_reading, compare_writing, name_compared
 from trtq.pipeline.deliver.advice import group_reasons
 from trtq.pipeline.judge.gate import judge_pair
+from trtq.pipeline.judge.generate import Generated
 
 
 @click.command("compare", cls=GroupedCommand)
@@ -95,20 +98,34 @@ def command(
         raise UsageError("--generate and --prompt-ids go together; give both, or neither")
     if token_ids is None and (window, stride) != (None, None):
         raise UsageError("--window and --stride are for --token-ids; give it, or leave them out")
-    if generate is not None and prompt_ids is not None:
-        _refuse_unused("--generate", given, summary=summary, junit=junit, **{"token-ids": token_ids})
-        _compare_writing(reference, candidate, prompt_ids, generate, as_json)
-        return
-    if token_ids is not None:
-        _refuse_unused("--token-ids", given, summary=summary, junit=junit)
+    if prompt_ids is not None or token_ids is not None:
+        mode, other = ("--generate", token_ids) if prompt_ids else ("--token-ids", None)
+        _refuse_unused(mode, given, summary=summary, junit=junit, **{"token-ids": other})
+        spec = _read_operators(given, reference)
+        if token_ids is not None:
+            with ConsoleWatcher(quiet=quiet) as watcher:
+                read = compare_reading(
+                    reference,
+                    candidate,
+                    token_ids,
+                    window=window or 512,
+                    stride=stride,
+                    spec=spec,
+                    watcher=watcher,
+                )
+            if as_json:
+                print_json(to_plain(read))
+            elif not quiet:
+                print_logits(open_console(), [read])
+            return
+        assert prompt_ids is not None
+        assert generate is not None
         with ConsoleWatcher(quiet=quiet) as watcher:
-            found = compare_reading(
-                reference, candidate, token_ids, window=window or 512, stride=stride, watcher=watcher
-            )
+            written = compare_writing(reference, candidate, prompt_ids, generate, spec=spec, watcher=watcher)
         if as_json:
-            print_json(to_plain(found))
-        else:
-            print_logits(open_console(), [found])
+            print_json([{**to_plain(item), "diverges_at": item.diverges_at} for item in written])
+        elif not quiet:
+            _print_written(name_compared(reference, candidate), written, generate)
         return
     spec = given.read_spec(reference)
     files = CiFiles(f"trtq compare {reference} {candidate}", summary, junit)
@@ -135,26 +152,27 @@ def command(
         raise GateError("the accuracy gate failed: " + "; ".join(group_reasons(verdict.reasons)))
 
 
+def _read_operators(given: Given, reference: Path) -> ModelSpec:
+    """Returns the settings without those of the file that are not `[operators]`."""
+    found = find_spec(reference, trust=True)
+    return given.read_spec(reference, ModelSpec(operators=found.operators, file=found.file))
+
+
 def _refuse_unused(mode: str, given: Given, **files: Path | None) -> None:
-    """Refuses what is of no use with --generate or --token-ids, which read no other data and have no gate.
+    """Refuses what is of no use in a mode that reads no data, has no gate and needs only operators.
 
     Raises:
         UsageError: There is such an option.
     """
-    unused = [change.option for change in given.changes]
-    unused += ["--spec"] if given.settings is not None else []
+    unused = [change.option for change in given.changes if change.settings is not OperatorSpec]
     unused += [f"--{name}" for name, path in files.items() if path is not None]
     if unused:
         raise UsageError(f"{unused[0]} is of no use with {mode}: tokens are shown, not judged on data")
 
 
-def _compare_writing(reference: Path, candidate: Path, prompts: Path, count: int, as_json: bool) -> None:
+def _print_written(names: tuple[str, str], found: Sequence[Generated], count: int) -> None:
     """Prints what both models write, and where they part; what differs is no failure."""
-    found = compare_writing(reference, candidate, prompts, count)
-    if as_json:
-        print_json([{**to_plain(item), "diverges_at": item.diverges_at} for item in found])
-        return
-    console, names = open_console(), name_compared(reference, candidate)
+    console = open_console()
     for number, item in enumerate(found, 1):
         place = item.diverges_at
         parted = f"the same {count} tokens" if place is None else f"parts at token {place + 1} of {count}"

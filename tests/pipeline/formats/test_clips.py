@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
 from trtq.calibrators.kernel import load_function
-from trtq.pipeline.formats.clips import choose_search, search_with_numpy
+from trtq.pipeline.formats.clips import CLIPS, choose_search, search_with_numpy
 
 
 def _steps_of(*shape: int) -> NDArray[np.float32]:
@@ -24,6 +26,30 @@ def _steps_of(*shape: int) -> NDArray[np.float32]:
 def test_both_searches_find_the_same_bit_for_bit(shape: tuple[int, ...]) -> None:
     steps = _steps_of(*shape)
     np.testing.assert_array_equal(choose_search()(steps), search_with_numpy(steps))
+
+
+def test_whole_numbers_lose_no_more_than_exact_sums() -> None:
+    steps = _steps_of(1, 64, 4000)[0]
+    explained, exact = np.zeros(4000), np.zeros(4000)
+    for clip in CLIPS:
+        codes = np.clip(np.rint(steps * (np.float32(1) / clip)), -8, 7).astype(np.float64)
+        product, square = (steps * codes).sum(axis=0), np.maximum((codes * codes).sum(axis=0), 1)
+        better = product**2 / square > explained
+        exact = np.where(better, product / square, exact)
+        explained = np.where(better, product**2 / square, explained)
+    found = search_with_numpy(steps[None])[0].astype(np.float64)
+    errors = [
+        np.square(steps - np.clip(np.rint(steps / np.maximum(scale, 1e-9)), -8, 7) * scale).sum()
+        for scale in (found, exact)
+    ]
+    assert np.median(np.abs(found - exact)) < 2e-5
+    assert errors[0] == pytest.approx(errors[1], rel=1e-4)
+
+
+def test_steps_in_float64_find_the_same() -> None:
+    steps = _steps_of(2, 32, 3)
+    wide: NDArray[Any] = steps.astype(np.float64)
+    np.testing.assert_array_equal(choose_search()(wide), search_with_numpy(steps))
 
 
 def test_a_block_of_zeros_has_no_scale_and_one_of_whole_steps_has_its_own() -> None:

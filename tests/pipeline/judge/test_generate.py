@@ -15,6 +15,19 @@ from trtq.pipeline.compare import compare_writing
 from trtq.pipeline.judge.generate import compare_generated, read_prompts
 
 _VOCABULARY = 16
+_LAST = """<ir_version: 10, opset_import: ["" : 21]>
+g (int64[N, S] input_ids, int64[N, S] token_type_ids) => (float[N, 1, V] logits) {
+    kinds = ReduceSum <keepdims = 0> (token_type_ids, one1) sums = ReduceSum (input_ids, one1)
+    k = Unsqueeze (kinds, one1) total = Add (sums, k) logits = Gather (table, total)
+}"""
+_LATE_BATCH = """<ir_version: 10, opset_import: ["" : 21]>
+g (int64[N, {length}] input_ids, float[2, N, P, 1] past_0)
+=> (float[N, {length}, 16] logits, float[2, N, Q, 1] present_0) {{
+    new = Cast <to = 1> (input_ids) four = Unsqueeze (new, sides) both = Concat <axis = 0> (four, four)
+    present_0 = Concat <axis = 2> (past_0, both) before = ReduceMean <keepdims = 0> (past_0, zero1)
+    b = ReduceSum <keepdims = 0> (before, ends) sums = CumSum (new, one) c = Unsqueeze (b, one1)
+    total = Add (sums, c) places = Cast <to = 7> (total) logits = Gather (table, places)
+}}"""
 _PLAIN = """<ir_version: 10, opset_import: ["" : 21]>
 g (int64[N, {length}] input_ids, int64[N, {length}] attention_mask) => (float[N, {length}, 16] logits) {{
     m = Cast <to = 7> (attention_mask) kept = Mul (input_ids, m)
@@ -36,7 +49,15 @@ def _write(path: Path, text: str, *, changed: int | None = None) -> Path:
     table = np.eye(_VOCABULARY, dtype=np.float32)[(np.arange(4096) + 1) % _VOCABULARY]
     if changed is not None:
         table[changed] = np.eye(_VOCABULARY, dtype=np.float32)[3]
-    arrays = {"one": np.array(1), "one1": np.array([1]), "axes": np.array([1, 3]), "all": np.array([1, 2, 3])}
+    arrays = {
+        "sides": np.array([0, 3]),
+        "ends": np.array([1, 2]),
+        "zero1": np.array([0]),
+        "one": np.array(1),
+        "one1": np.array([1]),
+        "axes": np.array([1, 3]),
+        "all": np.array([1, 2, 3]),
+    }
     read = {name for node in model.graph.node for name in node.input}
     for name, values in {**arrays, "table": table}.items():
         if name in read:
@@ -52,7 +73,17 @@ def _write_slowly(prompt: list[int], count: int) -> tuple[int, ...]:
     return tuple(tokens[len(prompt) :])
 
 
-@pytest.mark.parametrize("text", [_PLAIN.format(length="S"), _PLAIN.format(length=12), _CACHED])
+@pytest.mark.parametrize(
+    "text",
+    [
+        _PLAIN.format(length="S"),
+        _PLAIN.format(length=12),
+        _CACHED,
+        _LAST,
+        _LATE_BATCH.format(length="S"),
+        _LATE_BATCH.format(length=1),
+    ],
+)
 def test_tokens_are_written_one_behind_the_other(tmp_path: Path, text: str) -> None:
     model, prompts = _write(tmp_path / "m.onnx", text), [[1, 2, 3], [5]]
     for found, prompt in zip(compare_generated(model, model, prompts, 6), prompts, strict=True):
@@ -96,15 +127,15 @@ def test_what_is_no_prompt_is_refused(tmp_path: Path, content: str) -> None:
         (
             "g (int64[N, S] input_ids, float[N, S] noise) => (float[N, S, 1] logits) "
             "{ a = Cast <to = 1> (input_ids) b = Add (a, noise) logits = Unsqueeze (b, two) }",
-            "input 'noise' is neither tokens, positions, a mask nor a cache of known type",
+            "input 'noise' is neither tokens, their positions or types, a mask nor a cache;",
         ),
         (
-            "g (int64[N, S] input_ids) => (float[N, S] y) { y = Cast <to = 1> (input_ids) }",
-            "output 'y' has 2 axes; logits have 3: batch, sequence, vocabulary",
+            "g (int64[N, S] input_ids) => (float[N, S] logits) { logits = Cast <to = 1> (input_ids) }",
+            "output 'logits' has 2 axes; logits have 3: batch, sequence, vocabulary",
         ),
         (
-            "g (int64[N, 3] input_ids) => (float[N, 3, 1] y) "
-            "{ a = Cast <to = 1> (input_ids) y = Unsqueeze (a, two) }",
+            "g (int64[N, 3] input_ids) => (float[N, 3, 1] logits) "
+            "{ a = Cast <to = 1> (input_ids) logits = Unsqueeze (a, two) }",
             "input 'input_ids' has 3 places, and 4 tokens are too many; take shorter prompts",
         ),
         (
@@ -113,12 +144,46 @@ def test_what_is_no_prompt_is_refused(tmp_path: Path, content: str) -> None:
             "y = Unsqueeze (b, two) }",
             "has a cache 'past' as input, and none of that name as output",
         ),
+        (
+            "g (int64[N, S] input_ids) => (float[N, S, 1] y, float[1] z) "
+            "{ a = Cast <to = 1> (input_ids) y = Unsqueeze (a, two) z = Cast <to = 1> (two) }",
+            "a language model has logits, and here nothing of y, z is called so",
+        ),
+        (
+            "g (int64[N, S] input_ids, int64[N, S] decoder_input_ids) => (float[N, S, 1] logits) "
+            "{ b = Add (input_ids, decoder_input_ids) a = Cast <to = 1> (b) logits = Unsqueeze (a, two) }",
+            "has tokens as input, and here input_ids and decoder_input_ids of input_ids, ",
+        ),
+        (
+            "g (int64[N, S] input_ids, float[N, 4, 2] past) => (float[N, S, 1] logits, "
+            "float[N, 4, 2] present) { a = Cast <to = 1> (input_ids) "
+            "logits = Unsqueeze (a, two) present = Identity (past) }",
+            r"cache 'past' is \(N, 4, 2\), and needs one open axis for positions, and no further one than",
+        ),
+        (
+            "g (int64[N, S] input_ids, float[N, P, 1] past) => (float[N, S, 1] logits, "
+            "float[N, S, 1] present) { a = Cast <to = 1> (input_ids) "
+            "logits = Unsqueeze (a, two) present = Identity (logits) }",
+            "output 'present' holds 1 positions behind 4 tokens; tokens are written with caches that",
+        ),
+        (
+            "g (int64[N, 4] input_ids, float[N, P, 1] past) => (float[N, 4, 1] logits, "
+            "float[N, Q, 1] present) { a = Cast <to = 1> (input_ids) "
+            "logits = Unsqueeze (a, two) present = Concat <axis = 1> (past, logits) }",
+            "input 'input_ids' has 4 places, and what fills them up would stay in the cache",
+        ),
+        (
+            "g (int64[N, 4] input_ids) => (float[N, 1, 1] logits) "
+            "{ b = ReduceMax (input_ids, one1) a = Cast <to = 1> (b) logits = Unsqueeze (a, two) }",
+            "output 'logits' has 1 places for 4 tokens; logits are of all, or of the last one where none is",
+        ),
     ],
 )
 def test_what_writes_no_tokens_is_refused(tmp_path: Path, text: str, message: str) -> None:
     model = onnx.parser.parse_model(f'<ir_version: 10, opset_import: ["" : 21]> {text}')
-    if "two" in text:
-        model.graph.initializer.append(onnx.numpy_helper.from_array(np.array([2]), "two"))
+    for name, number in {"two": 2, "one1": 1}.items():
+        if name in text:
+            model.graph.initializer.append(onnx.numpy_helper.from_array(np.array([number]), name))
     onnx.save(model, tmp_path / "m.onnx")
     with pytest.raises(ModelError, match=message):
         compare_generated(tmp_path / "m.onnx", tmp_path / "m.onnx", [[0, 0, 0]], 3)
@@ -148,3 +213,41 @@ def test_what_reads_data_or_judges_is_refused_with_generated_tokens(tmp_path: Pa
         result = trtq(*command, option, value)
         assert result.exit_code == 2
         assert f"{option} is of no use with --generate: tokens are shown, not judged" in result.stderr
+
+
+def test_vocabularies_of_several_sizes_are_refused(tmp_path: Path) -> None:
+    reference = _write(tmp_path / "a.onnx", _LAST)
+    model = onnx.load(reference)
+    table = next(item for item in model.graph.initializer if item.name == "table")
+    wider = np.pad(onnx.numpy_helper.to_array(table), ((0, 0), (0, 4)))
+    table.CopyFrom(onnx.numpy_helper.from_array(wider, "table"))
+    onnx.save(model, tmp_path / "b.onnx")
+    with pytest.raises(
+        ModelError, match=r"b\.onnx has a vocabulary of 20 tokens, and .*a\.onnx one of 16: the"
+    ):
+        compare_generated(reference, tmp_path / "b.onnx", [[1]], 2)
+
+
+def test_a_token_beyond_the_vocabulary_is_refused(tmp_path: Path) -> None:
+    model = _write(tmp_path / "m.onnx", _CACHED)
+    with pytest.raises(
+        DataError, match=r"prompt 2 has the token 16, and the vocabulary of .*m\.onnx ends at 15"
+    ):
+        compare_generated(model, model, [[15], [3, 16]], 2)
+
+
+def test_settings_name_libraries_of_operators_and_quiet_says_nothing(tmp_path: Path) -> None:
+    model = _write(tmp_path / "m.onnx", _CACHED)
+    (tmp_path / "p.txt").write_text("1 2")
+    command = ("compare", str(model), str(model), "--generate", "2", "--prompt-ids", str(tmp_path / "p.txt"))
+    assert trtq(*command, "-q").output == ""
+    missing = trtq(*command, "--ort-custom-ops", "none.so")
+    assert (missing.exit_code, missing.stderr) == (
+        2, "error: there is no library none.so; --ort-custom-ops takes the path of a shared library\n"
+    )  # fmt: skip
+    settings = tmp_path / "m.toml"
+    settings.write_text('[operators]\nort_custom_ops = ["none.so"]\n[evaluation]\ndata = "a.py:load"\n')
+    assert "names the script" in (found := trtq(*command)).stderr
+    assert "none.so as [operators] ort_custom_ops, and is not trusted" in found.stderr
+    for named in (("--trust",), ("--spec", str(settings))):
+        assert "there is no library" in trtq(*command, *named).stderr

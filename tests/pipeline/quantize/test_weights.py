@@ -175,6 +175,24 @@ def test_what_is_skipped_or_matches_nothing_is_told(graph: Graph) -> None:
         refuse_nothing_stored(graph, INT4, placement)
 
 
+def test_a_format_of_which_no_weight_is_stored_is_told(graph: Graph) -> None:
+    log, others = Log(Silent()), (("big", "nf4"), ("bi|x$", "int8"), ("smal", "int8"), ("big", "int4"))
+    spec = ModelSpec(layers=LayerSpec(skip=("^small$",)))
+    scheme = WeightScheme("int4", others=others)
+    target = replace(INT4, weights=scheme)
+    placement = place_weights(graph, spec, target, Placement(), log)
+    assert log.warnings == [
+        "'bi|x$' stores no weight as INT8",
+        "'smal' stores no weight as INT8 (small: skipped by '^small$')",
+        "'big' stores no weight as INT4",
+    ]
+    chosen = group_by_weight(graph.model, placement)
+    found = report_weights(chosen, target, backend="onnxruntime", rest=FP16)
+    assert (found.formats, found.method) == ("nf4", "rtn")
+    nothing = report_weights((), target, backend="onnxruntime", rest=FP16)
+    assert (nothing.formats, nothing.block_size) == ("int4", 64)
+
+
 def test_the_report_counts_scales_in_the_precision_of_the_graph(graph: Graph) -> None:
     placement = place_weights(graph, ModelSpec(), INT4, Placement(), Silent())
     chosen = group_by_weight(graph.model, placement)
