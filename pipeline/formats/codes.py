@@ -104,7 +104,7 @@ class CodeFormat(Format):
 
     def scales_of(self, amax: NDArray[np.float32], dtype: str) -> NDArray[np.float32]:
         """Returns the scales with which the largest magnitudes get the largest code, rounded up."""
-        return round_scales_up(amax / np.float32(self.largest), dtype)
+        return round_scales_up(amax / np.float32(self.largest), dtype, self.largest)
 
     def block_scales(self, blocks: NDArray[np.float32], dtype: str, method: str) -> NDArray[np.float32]:
         """Returns the scales (outer, inner) of blocks (outer, block, inner)."""

@@ -55,13 +55,21 @@ BF16 = FloatFormat(
 BY_DTYPE = {item.array_dtype.name: item for item in (FP32, FP16, BF16)}
 
 
-def round_scales_up(scales: NDArray[np.float32], dtype: str) -> NDArray[np.float32]:
+def round_scales_up(
+    scales: NDArray[np.float32], dtype: str, largest: float | NDArray[Any]
+) -> NDArray[np.float32]:
     """Returns scales that the dtype holds exactly, rounded up so that nothing is clipped, still as float32.
 
-    The dtype is "float32", "float16" or "bfloat16"; its largest number takes the place of larger ones.
+    None is larger than one with which the largest code is a number of the dtype.
+
+    Args:
+        scales: Positive.
+        dtype: "float32", "float16" or "bfloat16".
+        largest: The largest magnitude of the codes, of all scales or of each.
     """
     form = BY_DTYPE[dtype]
-    wanted = np.clip(scales, np.float32(form.smallest_scale), np.float32(form.largest))
+    most = -form.round_up(np.asarray(-form.largest / largest)).astype(np.float32)  # rounded down
+    wanted = np.clip(scales, np.float32(form.smallest_scale), most)
     return form.round_up(wanted).astype(np.float32)
 
 

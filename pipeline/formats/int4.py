@@ -37,7 +37,9 @@ class _Int4(CodeFormat):
         widest = super().block_scales(blocks, "float32", "rtn")
         steps = blocks * (np.float32(1) / widest)[:, None]
         best = choose_search()(steps) if importance is None else search_with_numpy(steps, importance)
-        return round_scales_up(best * widest, dtype)
+        scales = best * widest
+        reached = np.where(blocks.min(axis=1) / (self.lowest + 0.5) > scales, -self.lowest, self.largest)
+        return round_scales_up(scales, dtype, reached)
 
 
 INT4 = _Int4(

@@ -121,6 +121,12 @@ def test_what_is_no_prompt_is_refused(tmp_path: Path, content: str) -> None:
         read_prompts(tmp_path / "p.txt")
 
 
+def test_a_mask_is_no_prompt(tmp_path: Path) -> None:
+    np.save(tmp_path / "p.npy", np.array([[True, False]]))
+    with pytest.raises(DataError, match=r"p.npy holds no prompts; write"):
+        read_prompts(tmp_path / "p.npy")
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
