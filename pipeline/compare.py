@@ -15,8 +15,10 @@ from trtq.pipeline.graph.pictures import tell_of_pictures
 from trtq.pipeline.judge.compare import Comparison, compare_models
 from trtq.pipeline.judge.evaluate import find_labels, open_evaluation_data
 from trtq.pipeline.judge.generate import Generated, compare_generated, read_prompts
+from trtq.pipeline.judge.windows import compare_texts, slide
 from trtq.pipeline.load import load as load_engine
 from trtq.progress import Watcher, choose_watcher
+from trtq.records import LogitsComparison
 
 
 def compare(
@@ -91,13 +93,54 @@ def compare_writing(
         ModelError, DataError, UsageError: Something that was given cannot be used.
         ArtifactError: The folder was changed.
     """
-    watcher = watcher or Silent()
+    watcher = choose_watcher(watcher)
     take_settings(spec if spec is not None else find_spec(Path(reference)), watcher)
-    rows, file = read_prompts(Path(prompts)), Path(candidate)
-    if file.is_dir():
-        file = load_engine(candidate, backend="onnxruntime").onnx or file
+    rows, file = read_prompts(Path(prompts)), _find_onnx(candidate)
     watcher.stage("Writing", 2 * len(rows))
     return compare_generated(Path(reference), file, rows, count, watcher.advance)
+
+
+def compare_reading(
+    reference: Path | str,
+    candidate: Path | str,
+    tokens: Path | str,
+    *,
+    window: int = 512,
+    stride: int | None = None,
+    spec: ModelSpec | None = None,
+    watcher: Watcher | None = None,
+) -> LogitsComparison:
+    """Returns the perplexity of two language models on texts, and how far their logits are apart by place.
+
+    Args:
+        reference: The ONNX file that is right.
+        candidate: The ONNX file that is judged, or a build folder, whose ONNX model is run.
+        tokens: Ids of tokens, one text a line, or the rows of a .npy file.
+        window: How many tokens a model reads at a time.
+        stride: By how many tokens the window is moved; None: by half of it.
+        spec: With the libraries of operators; None: read from beside the reference.
+        watcher: Gets the progress.
+
+    Raises:
+        ModelError, DataError, UsageError: Something that was given cannot be used.
+        ArtifactError: The folder was changed.
+    """
+    watcher, stride = choose_watcher(watcher), window // 2 if stride is None else stride
+    take_settings(spec if spec is not None else find_spec(Path(reference)), watcher)
+    windows = slide(read_prompts(Path(tokens)), window, stride)
+    names = name_compared(Path(reference), Path(candidate))
+    watcher.stage("Comparing", len(windows))
+    pair = (names[0], Path(reference)), (names[1], _find_onnx(candidate))
+    return compare_texts(*pair, windows, stride, watcher.advance)
+
+
+def _find_onnx(candidate: Path | str) -> Path:
+    """Returns an ONNX file: the one given, or that of a build folder."""
+    if not Path(candidate).is_dir():
+        return Path(candidate)
+    file = load_engine(candidate, backend="onnxruntime").onnx
+    assert file is not None
+    return file
 
 
 def name_compared(reference: Path, candidate: Path) -> tuple[str, str]:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from trtq.pipeline.formats.blocks import BLOCK_SIZES
 from trtq.pipeline.formats.codes import CodeFormat
+from trtq.pipeline.formats.double import SMALLEST_ABSMAX
 
 CODEBOOK = np.array(
     [
@@ -26,7 +27,6 @@ CODEBOOK = np.array(
 )  # fmt: skip
 """Appendix E of the paper; code 7 is exactly zero."""
 _BOUNDS = (CODEBOOK[:-1] + CODEBOOK[1:]) / np.float32(2)
-_SMALLEST_ABSMAX = np.float32(1e-38)  # bitsandbytes' own guard of a block of zeros, whose codes are 7
 
 
 class _Nf4(CodeFormat):
@@ -40,7 +40,7 @@ class _Nf4(CodeFormat):
 
         Fifteen comparisons of whole vectors are three times as fast as a binary search of each value.
         """
-        scaled = values * (np.float32(1) / np.maximum(scales, _SMALLEST_ABSMAX))
+        scaled = values * (np.float32(1) / np.maximum(scales, SMALLEST_ABSMAX))
         codes = np.zeros(scaled.shape, np.uint8)
         above = np.empty(scaled.shape, np.bool_)
         for bound in _BOUNDS:

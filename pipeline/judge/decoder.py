@@ -1,4 +1,4 @@
-"""A language model that is run for one sequence: what its inputs take, and the tokens that it writes."""
+"""A language model that is run for one sequence: what its inputs take, what it reads, and what it writes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from trtq.errors import ModelError
+from trtq.errors import DataError, ModelError
 from trtq.models.session import Session, SessionPort, run
 from trtq.models.signature import show_shape
 from trtq.pipeline.graph.state import find_batches, find_cache_axes, is_cache, pair_states
@@ -70,7 +70,58 @@ class Decoder:
             ModelError: The model does not run.
         """
         size = next(iter(self._vocabulary), None)
-        return size if isinstance(size, int) else self._run([0], 0, self._start())[0].size
+        return size if isinstance(size, int) else self._run([0], 0, self._start())[0].shape[-1]
+
+    def require_vocabulary(
+        self, reference: Path, size: int, texts: Sequence[Sequence[int]], what: str
+    ) -> None:
+        """Checks that tokens are the same as those of the reference, and those of texts are among them.
+
+        Raises:
+            ModelError: The model has another number of tokens, or does not run.
+            DataError: A text has others; texts are called `what`.
+        """
+        if (own := self.count_vocabulary()) != size:
+            raise ModelError(
+                f"{self._path} has a vocabulary of {own} tokens, and {reference} one of {size}: the same id "
+                f"is another token; give models with one tokenizer"
+            )
+        for number, text in enumerate(texts, 1):
+            if max(text) >= size:
+                raise DataError(
+                    f"{what} {number} has the token {max(text)}, and the vocabulary of {self._path} ends at "
+                    f"{size - 1}"
+                )
+
+    def read(self, tokens: Sequence[int], piece: int) -> NDArray[Any]:
+        """Returns the logits behind each token of a text, shape (T, vocabulary).
+
+        Args:
+            tokens: The text.
+            piece: How many of them a model with a cache is given at a time, if it takes more than one.
+
+        Raises:
+            ModelError: The model does not run, there is no room for so many tokens, or it has the logits of
+                the last one alone.
+        """
+        size, state, found = len(tokens), self._start(), list[NDArray[Any]]()
+        if self._caches:
+            size = self._length or piece
+        for known in range(0, len(tokens), size):
+            new = tokens[known : known + size]
+            logits, state = self._run(new, known, state)
+            if len(logits) != len(new):
+                raise ModelError(
+                    f"{self._path}: output {self._logits!r} has the logits of the last token alone; export "
+                    f"the model with those of all tokens"
+                )
+            found.append(logits)
+        return np.concatenate(found)
+
+    @property
+    def logits(self) -> str:
+        """The name of the output."""
+        return self._logits
 
     def write(self, prompt: Sequence[int], count: int) -> tuple[int, ...]:
         """Returns the most likely tokens, each behind those before.
@@ -83,12 +134,12 @@ class Decoder:
             for end in self._list_ends(known, len(tokens)):
                 scores, state = self._run(tokens[known:end], known, state)
                 known = end if self._caches else 0
-            if not np.isfinite(scores.max()):
+            if not np.isfinite(scores[-1].max()):
                 raise ModelError(
                     f"{self._path}: the logits of token {len(tokens) + 1} are not finite, so none is the "
                     f"most likely; compare the models on data to see how far they are apart"
                 )
-            tokens.append(int(scores.argmax()))
+            tokens.append(int(scores[-1].argmax()))
         return tuple(tokens[len(prompt) :])
 
     def _list_ends(self, known: int, total: int) -> Sequence[int]:
@@ -96,7 +147,7 @@ class Decoder:
         return range(known + 1, total + 1) if self._caches and self._length else [total]
 
     def _run(self, new: Sequence[int], known: int, state: Arrays) -> tuple[NDArray[Any], Arrays]:
-        """Returns the logits behind the last new token, shape (vocabulary,), and the caches with it."""
+        """Returns the logits behind the new tokens, or the last, shape (T, vocabulary), and the caches."""
         feed = {name: self._fill(port, new, known) for name, port in self._plain.items()} | state
         logits, *presents = run(self._session, [self._logits, *self._presents.values()], feed)
         if logits.ndim != 3:
@@ -116,7 +167,7 @@ class Decoder:
                     f"{self._path}: output {self._presents[name]!r} holds {size} positions behind "
                     f"{known + len(new)} tokens; tokens are written with caches that hold all of them"
                 )
-        return logits[0, min(len(new), places) - 1], dict(zip(self._caches, presents, strict=True))
+        return logits[0, : len(new)], dict(zip(self._caches, presents, strict=True))
 
     def _start(self) -> Arrays:
         """Returns caches of one sequence without positions."""
@@ -175,6 +226,6 @@ class Decoder:
         if len(filled) > length:
             raise ModelError(
                 f"{self._path}: input {port.name!r} has {length} places, and {len(filled)} tokens are too "
-                f"many; take shorter prompts, or --generate fewer"
+                f"many; take shorter prompts, or a smaller --generate or --window"
             )
         return np.array([[*filled, *[0] * (length - len(filled))]], _DTYPES[port.type])

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from trtq.calibrators.observe import Progress
-from trtq.errors import DataError, ModelError
+from trtq.errors import DataError
 from trtq.files import refuse_damage
 from trtq.pipeline.judge.compare import open_compared
 from trtq.pipeline.judge.decoder import Decoder
@@ -73,21 +73,11 @@ def compare_generated(
             logits are not finite; or their vocabularies are not of one size.
         DataError: A prompt has tokens that the vocabulary does not have.
     """
-    written, sizes = list[list[tuple[int, ...]]](), list[int]()
+    written, size = list[list[tuple[int, ...]]](), 0
     for path in (reference, candidate):
         decoder = Decoder(path, open_compared(path))
-        sizes.append(decoder.count_vocabulary())
-        if sizes[-1] != sizes[0]:
-            raise ModelError(
-                f"{path} has a vocabulary of {sizes[-1]} tokens, and {reference} one of {sizes[0]}: the same "
-                f"id is another token; give models with one tokenizer"
-            )
-        for number, prompt in enumerate(prompts, 1):
-            if max(prompt) >= sizes[0]:
-                raise DataError(
-                    f"prompt {number} has the token {max(prompt)}, and the vocabulary of {path} ends at "
-                    f"{sizes[0] - 1}"
-                )
+        size = size or decoder.count_vocabulary()
+        decoder.require_vocabulary(reference, size, prompts, "prompt")
         tokens = []
         for prompt in prompts:
             tokens.append(decoder.write(prompt, count))

@@ -37,6 +37,7 @@ class LogitsMetrics:
         reference: NDArray[Any],
         ids: NDArray[Any],
         mask: NDArray[np.bool_] | None = None,
+        counted: NDArray[np.bool_] | None = None,
     ) -> None:
         """Takes in one batch.
 
@@ -45,34 +46,37 @@ class LogitsMetrics:
             reference: The same.
             ids: The tokens that went in, shape (N, T); one that is not in 0 to V - 1 is no token.
             mask: Which of them are tokens and no padding, shape (N, T); None: all.
+            counted: Of which of these the logits count, shape (N, T); None: of all.
         """
         real = (ids >= 0) & (ids < reference.shape[-1]) & (True if mask is None else mask)
-        for ours, theirs, tokens, kept in zip(candidate, reference, ids, real, strict=True):
-            mine, other = _log_softmax(ours), _log_softmax(theirs)
+        chosen = real if counted is None else real & counted
+        for ours, theirs, tokens, kept, rows in zip(candidate, reference, ids, real, chosen, strict=True):
+            mine, other = _log_softmax(ours[rows]), _log_softmax(theirs[rows])
             with np.errstate(invalid="ignore"):
                 terms = np.exp(other) * (other - mine)
             divergence = np.where(np.isneginf(other), 0.0, terms).sum(axis=-1)
-            self.divergence += float(divergence[kept].sum())
-            self._add_places(divergence, *_agree(mine, other), kept)
-            self.rows += int(kept.sum())
-            places = np.flatnonzero(kept[:-1] & kept[1:])
-            self.surprise -= float(mine[places, tokens[places + 1]].sum())
-            self.reference_surprise -= float(other[places, tokens[places + 1]].sum())
-            self.tokens += len(places)
+            self.divergence += float(divergence.sum())
+            self._add_places(np.cumsum(kept)[rows] - 1, divergence, *_agree(mine, other))
+            self.rows += len(divergence)
+            is_followed = np.append(kept[1:], False)[rows]
+            following = np.flatnonzero(is_followed), np.roll(tokens, -1)[rows][is_followed]
+            self.surprise -= float(mine[following].sum())
+            self.reference_surprise -= float(other[following].sum())
+            self.tokens += int(is_followed.sum())
 
     def _add_places(
         self,
+        places: NDArray[np.int64],
         divergence: NDArray[np.float64],
         top1: NDArray[np.float64],
         top5: NDArray[np.float64],
-        kept: NDArray[np.bool_],
     ) -> None:
-        """Takes in one sequence; all of shape (T,)."""
-        sums = np.stack([np.ones_like(top1), divergence, top1, top5], axis=1)[kept]
-        grown = np.zeros((max(len(self.places), len(sums)), 4))
-        grown[: len(self.places)] = self.places
-        grown[: len(sums)] += sums
-        self.places = grown
+        """Takes in one sequence; all of shape (T,), the places ascending."""
+        if places.size:
+            grown = np.zeros((max(len(self.places), int(places[-1]) + 1), 4))
+            grown[: len(self.places)] = self.places
+            grown[places] += np.stack([np.ones_like(top1), divergence, top1, top5], axis=1)
+            self.places = grown
 
     def _list_spans(self) -> Iterator[LogitsSpan]:
         """Yields the means of the places 0, 1, 2 to 3, 4 to 7 and so on; padding has no place."""

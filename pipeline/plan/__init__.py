@@ -14,8 +14,10 @@ from trtq.errors import UsageError
 from trtq.models.spec import LayerSpec
 from trtq.models.tensors import FLOAT_TYPES
 from trtq.numbers import format_bytes, format_shape, shorten
-from trtq.pipeline.formats import BLOCK_FORMATS, FORMATS, FP8, FP16, INT8, WEIGHT_FORMATS
+from trtq.pipeline.formats import BLOCK_FORMATS, FORMATS, FP8, FP16, FP32, INT8, WEIGHT_FORMATS
 from trtq.pipeline.formats.codes import CodeFormat
+from trtq.pipeline.formats.double import GROUP
+from trtq.pipeline.formats.format import Format
 from trtq.pipeline.formats.scheme import WeightScheme
 from trtq.pipeline.graph.liveness import Peak, count_bytes, find_peak_memory, fix_shapes
 from trtq.pipeline.graph.load import Graph, load
@@ -82,7 +84,13 @@ class MemoryPlan:
     mixture: Mixture | None = None
 
 
-def plan_params(num_params: int, *, gpu_memory_bytes: int | None = None, block_size: int = 64) -> MemoryPlan:
+def plan_params(
+    num_params: int,
+    *,
+    gpu_memory_bytes: int | None = None,
+    block_size: int = 64,
+    double_quant: bool = False,
+) -> MemoryPlan:
     """Returns the plan for a number of parameters alone, all of them weights that can be in few bits.
 
     Raises:
@@ -92,13 +100,15 @@ def plan_params(num_params: int, *, gpu_memory_bytes: int | None = None, block_s
         raise UsageError(f"a model has at least one parameter, got {num_params}")
     schemes = []
     for name, form in FORMATS.items():
-        width = form.bits + (FP16.bits / block_size if name in BLOCK_FORMATS else 0.0)
+        scale = INT8.bits + FP32.bits / GROUP if double_quant and _has_coded_scales(form) else FP16.bits
+        width = form.bits + (scale / block_size if name in BLOCK_FORMATS else 0.0)
         size = math.ceil(num_params * width / 8)
         schemes.append(SchemePlan(name, size, size + _CODE_BYTES, 0, 0, _RESERVE_BYTES, width))
     notes = (
         "activations and state are not known without a model; give one, with --batch and --seq",
         f"{' and '.join(BLOCK_FORMATS)} have one FP16 scale for {block_size} weights; without scales they "
         "are 4 bits",
+        *_note_double(double_quant),
         _BUILT_BY,
     )
     plan = MemoryPlan(f"{num_params:,} parameters", num_params, tuple(schemes), notes=notes)
@@ -112,6 +122,7 @@ def plan_model(
     gpu_memory_bytes: int | None = None,
     workspace_bytes: int = 0,
     block_size: int = 64,
+    double_quant: bool = False,
     skip: Sequence[str] = (),
     quantize_sensitive: bool = False,
     kv_cache: str = FP16.name,
@@ -124,6 +135,7 @@ def plan_model(
         gpu_memory_bytes: What there is; None: nothing is judged.
         workspace_bytes: Scratch memory that is granted to the engine.
         block_size: Of int4 and nf4.
+        double_quant: Whether nf4 holds its scales in 8 bits.
         skip: Patterns of what keeps its precision.
         quantize_sensitive: Whether weights with the usual sensitive names are stored in fewer bits too.
         kv_cache: The format of inputs and outputs that carry state: "fp16" is that of all activations, "int8"
@@ -164,9 +176,12 @@ def plan_model(
     schemes = []
     for name, form in FORMATS.items():
         width = (FP16 if isinstance(form, CodeFormat) else form).bits // 8
-        scheme = _scheme(name, block_size, quantize_sensitive)
+        scheme = _scheme(name, block_size, double_quant, quantize_sensitive)
         schemes.append(measure(name, scheme, skip, width))
-    notes = _notes(graph, shapes, peaks[2], kv_cache if states[2] else None)
+    notes = (
+        *_notes(graph, shapes, peaks[2], kv_cache if states[2] else None),
+        *_note_double(double_quant),
+    )
     plan = _judge(MemoryPlan(graph.path.name, count, tuple(schemes), notes=notes), gpu_memory_bytes)
     if gpu_memory_bytes is None or plan.recommended == FP16.name:
         return plan
@@ -179,10 +194,26 @@ def plan_model(
     return replace(plan, mixture=replace(fitting[0], memory=memory, model=str(graph.path)))
 
 
-def _scheme(name: str, block_size: int, quantize_sensitive: bool) -> WeightScheme | None:
+def _scheme(name: str, block_size: int, double_quant: bool, quantize_sensitive: bool) -> WeightScheme | None:
     if name not in WEIGHT_FORMATS:
         return None
-    return WeightScheme(name, block_size=block_size, keep_sensitive=not quantize_sensitive)
+    return WeightScheme(
+        name,
+        block_size=block_size,
+        double_quantization=double_quant and _has_coded_scales(WEIGHT_FORMATS[name]),
+        keep_sensitive=not quantize_sensitive,
+    )
+
+
+def _has_coded_scales(form: Format) -> bool:
+    """Whether double quantization is for the format."""
+    return isinstance(form, CodeFormat) and not form.is_linear
+
+
+def _note_double(double_quant: bool) -> tuple[str, ...]:
+    if not double_quant:
+        return ()
+    return (f"with --double-quant, the scales of nf4 are in 8 bits, with one FP32 scale for {GROUP} of them",)
 
 
 def _choose(model: ir.Model, scheme: WeightScheme, skip: Sequence[str]) -> tuple[ChosenWeight, ...]:

@@ -68,6 +68,14 @@ def test_shapes_and_block_size_are_options(product: Path) -> None:
     assert trtq("plan", product, "--shapes", "x:8x256").stdout.startswith("product.onnx  32,768 weights\n")
 
 
+def test_scales_are_counted_in_8_bits_if_asked(product: Path) -> None:
+    for given in (["--params", "10B"], [str(product), "--quantize-sensitive"]):
+        document = json.loads(trtq("plan", *given, "--double-quant", "--json").stdout)
+        nf4 = next(item for item in document["schemes"] if item["name"] == "nf4")
+        assert nf4["bits_per_weight"] == pytest.approx(4 + 8 / 64 + 32 / 64 / 256, abs=2e-3)
+        assert any("the scales of nf4 are in 8 bits" in note for note in document["notes"])
+
+
 def test_sensitive_weights_are_counted_in_fewer_bits_if_asked(product: Path) -> None:
     model = onnx.load(product)
     model.graph.node[0].name = "lm_head/MatMul"

@@ -89,6 +89,9 @@ def test_weights_are_counted_with_their_scales(block: Path) -> None:
         "int4": count // 2 + 2 * count // 64,
         "nf4": count // 2 + 2 * count // 64,
     }
+    assert by_name(block, double_quant=True) == by_name(block) | {
+        "nf4": count // 2 + count // 64 + 4 * count // 64 // 256 + 2 * 4  # and an offset for each of the two
+    }
     assert by_name(block, block_size=32)["int4"] == count // 2 + 2 * count // 32
     assert by_name(block, skip=["down"])["int8"] == count // 2 + 2 * 2048 + count
 

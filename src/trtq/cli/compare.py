@@ -20,7 +20,7 @@ from trtq.json import to_plain
 from trtq.models.spec import AccuracySpec, CalibrationSpec, EvaluationSpec, ModelSpec, OperatorSpec
 from trtq.numbers import format_count
 from trtq.pipeline.calibrate.data import find_spec
-from trtq.pipeline.compare import compare, compare_writing, name_compared
+from trtq.pipeline.compare import compare, compare_reading, compare_writing, name_compared
 from trtq.pipeline.deliver.advice import group_reasons
 from trtq.pipeline.judge.gate import judge_pair
 from trtq.pipeline.judge.generate import Generated
@@ -50,6 +50,21 @@ from trtq.pipeline.judge.generate import Generated
 @options.take_path(
     "--prompt-ids", text="Prompts for --generate: ids of tokens, one prompt a line, or a .npy file."
 )
+@options.take_path(
+    "--token-ids", text="Compare logits on texts instead: ids of tokens, one text a line, or a .npy file."
+)
+@click.option(
+    "--window",
+    type=click.IntRange(2),
+    metavar="COUNT",
+    help="Read so many of the tokens at a time.  [default: 512]",
+)
+@click.option(
+    "--stride",
+    type=click.IntRange(1),
+    metavar="COUNT",
+    help="Move the window by so many tokens, and give a cache so many at a time.  [default: half a window]",
+)
 @ci_options
 @options.json_option
 @options.quiet_option
@@ -60,6 +75,9 @@ def command(
     candidate: Path,
     generate: int | None,
     prompt_ids: Path | None,
+    token_ids: Path | None,
+    window: int | None,
+    stride: int | None,
     summary: Path | None,
     junit: Path | None,
     as_json: bool,
@@ -74,23 +92,36 @@ def command(
       trtq compare model.onnx model.int8.onnx --data eval.npz --labels labels
       trtq compare model.onnx model.trtq --data eval.npz
       trtq compare decoder.onnx decoder.int4.onnx --generate 32 --prompt-ids prompts.txt
+      trtq compare decoder.onnx decoder.int4.onnx --token-ids text.npy --window 1024
     """
     if (generate is None) != (prompt_ids is None):
         raise UsageError("--generate and --prompt-ids go together; give both, or neither")
-    if generate is not None and prompt_ids is not None:
-        _refuse_unused(given, summary=summary, junit=junit)
-        operators = ModelSpec(
-            operators=(found := find_spec(reference, trust=True)).operators, file=found.file
-        )
+    if token_ids is None and (window, stride) != (None, None):
+        raise UsageError("--window and --stride are for --token-ids; give it, or leave them out")
+    if prompt_ids is not None or token_ids is not None:
+        mode, other = ("--generate", token_ids) if prompt_ids else ("--token-ids", None)
+        _refuse_unused(mode, given, summary=summary, junit=junit, **{"token-ids": other})
+        spec = _read_operators(given, reference)
+        if token_ids is not None:
+            with ConsoleWatcher(quiet=quiet) as watcher:
+                read = compare_reading(
+                    reference,
+                    candidate,
+                    token_ids,
+                    window=window or 512,
+                    stride=stride,
+                    spec=spec,
+                    watcher=watcher,
+                )
+            if as_json:
+                print_json(to_plain(read))
+            elif not quiet:
+                print_logits(open_console(), [read])
+            return
+        assert prompt_ids is not None
+        assert generate is not None
         with ConsoleWatcher(quiet=quiet) as watcher:
-            written = compare_writing(
-                reference,
-                candidate,
-                prompt_ids,
-                generate,
-                spec=given.read_spec(reference, operators),
-                watcher=watcher,
-            )
+            written = compare_writing(reference, candidate, prompt_ids, generate, spec=spec, watcher=watcher)
         if as_json:
             print_json([{**to_plain(item), "diverges_at": item.diverges_at} for item in written])
         elif not quiet:
@@ -121,8 +152,14 @@ def command(
         raise GateError("the accuracy gate failed: " + "; ".join(group_reasons(verdict.reasons)))
 
 
-def _refuse_unused(given: Given, **files: Path | None) -> None:
-    """Refuses what is of no use with --generate, which reads no data, has no gate and needs only operators.
+def _read_operators(given: Given, reference: Path) -> ModelSpec:
+    """Returns the settings without those of the file that are not `[operators]`."""
+    found = find_spec(reference, trust=True)
+    return given.read_spec(reference, ModelSpec(operators=found.operators, file=found.file))
+
+
+def _refuse_unused(mode: str, given: Given, **files: Path | None) -> None:
+    """Refuses what is of no use in a mode that reads no data, has no gate and needs only operators.
 
     Raises:
         UsageError: There is such an option.
@@ -130,7 +167,7 @@ def _refuse_unused(given: Given, **files: Path | None) -> None:
     unused = [change.option for change in given.changes if change.settings is not OperatorSpec]
     unused += [f"--{name}" for name, path in files.items() if path is not None]
     if unused:
-        raise UsageError(f"{unused[0]} is of no use with --generate: tokens are shown, not judged on data")
+        raise UsageError(f"{unused[0]} is of no use with {mode}: tokens are shown, not judged on data")
 
 
 def _print_written(names: tuple[str, str], found: Sequence[Generated], count: int) -> None:

@@ -42,7 +42,8 @@ _GROUPS: Mapping[str, tuple[str, ...]] = {
     ),
     "Gate": (
         "--eval-data", "--labels", "--eval-output", "--eval-samples", "--reference", "--min-cosine",
-        "--max-drop", "--metric", "--min-speedup", "--generate", "--prompt-ids",
+        "--max-drop", "--metric", "--min-speedup", "--generate", "--prompt-ids", "--token-ids",
+        "--window", "--stride",
     ),
     "Server": (
         "--triton", "--name", "--fallback", "--ab", "--max-batch", "--max-queue-delay", "--instances",

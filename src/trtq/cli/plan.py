@@ -53,6 +53,7 @@ from trtq.pipeline.plan import KV_CACHES, MemoryPlan, Sizes, parse_count, plan_m
     show_default=True,
     help="Elements for each scale, for int4 and nf4.",
 )
+@click.option("--double-quant", is_flag=True, help="Count the scales of nf4 in 8 bits.")
 @click.option(
     "--skip",
     multiple=True,
@@ -77,6 +78,7 @@ def command(
     shapes: tuple[str, ...],
     workspace: int | None,
     block_size: str,
+    double_quant: bool,
     skip: tuple[str, ...],
     quantize_sensitive: bool,
     as_json: bool,
@@ -104,6 +106,7 @@ def command(
             gpu_memory_bytes=gpu_memory,
             workspace_bytes=workspace or 0,
             block_size=int(block_size),
+            double_quant=double_quant,
             skip=skip,
             quantize_sensitive=quantize_sensitive,
         )
@@ -119,7 +122,12 @@ def command(
         sizing |= {"kv-cache": kv_cache if kv_cache != FP16.name else None}
         if unused := next((name for name, value in sizing.items() if value not in (None, ())), None):
             raise UsageError(f"--{unused} is for a model, which --params is not")
-        plan = plan_params(parse_count(params), gpu_memory_bytes=gpu_memory, block_size=int(block_size))
+        plan = plan_params(
+            parse_count(params),
+            gpu_memory_bytes=gpu_memory,
+            block_size=int(block_size),
+            double_quant=double_quant,
+        )
     else:
         raise UsageError("give a model, or --params with a number of parameters, such as 10B")
     if as_json:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 
 import ml_dtypes
@@ -19,6 +20,21 @@ from trtq.pipeline.formats.nf4 import CODEBOOK
 BLOCK = np.sin(np.arange(64) * 0.7).astype(np.float32) * np.float32(0.3)
 BITSANDBYTES = "7effb30017efeb30017efeb30028efea30028efea30028efea30028efea30028"
 """What bitsandbytes 0.50 (CPU) makes of BLOCK: packed codes, the first in the high half."""
+
+MAGNITUDES = ((np.arange(300) * 7919) % 1021 + 256).astype(np.float32) / np.float32(1024)
+MAGNITUDE_CODES = (
+    "01dead2704e2be2b08e5c22e0be9c6320fecc93512f0cd3916f3d03c19f7d4411dfad75320fedb942401deae2704e2bf2b08"
+    "e5c22e0be9c6320fecc93512f0cd3916f3d03c19f7d4421dfad75420fedb972401deaf2704e2bf2b08e5c22f0be9c6320fec"
+    "c93612f0cd3916f4d03d1af7d4431dfbd75421fedb9b2401dfaf2805e2bf2b08e6c32f0ce9c6320fedca3613f0cd3916f4d1"
+    "3d1af7d4431dfbd85521fedb9e2401dfb02805e2bf2b08e6c32f0ce9c6320fedca3613f0cd3916f4d13d1af7d4441dfbd856"
+    "21ffdb9f2401dfb12805e2bf2b08e6c32f0ce9c6320fedca3613f0cd3a16f4d13d1af7d4451dfbd85621ffdba02501dfb128"
+    "05e2bf2c08e6c32f0ce9c63310edca3613f0cd3a17f4d13d1af7d4461efbd85721ffdca12502dfb22805e3c02c09e6c32f0c"
+)
+"""What bitsandbytes 0.50.2 (CPU, torch 2.13) makes of MAGNITUDES with `compress_statistics`: the codes of
+`quantize_blockwise(magnitudes - magnitudes.mean(), blocksize=256)`, as its reference kernel has them."""
+MAGNITUDE_SCALES, MAGNITUDE_OFFSET = (0.4931184649467468, 0.4940950274467468), 0.7353971600532532
+DEQUANTIZED = "4fd405d29acbfaaac3b41bb355af6e6c492267660f8ff416764984776e4f6545"
+"""The SHA-256 of the float32 magnitudes that its `dequantize_blockwise`, plus the mean, makes of these."""
 
 
 def test_the_levels_themselves_are_kept() -> None:
@@ -109,6 +125,14 @@ def test_magnitudes_in_8_bits_are_near(size: int) -> None:
     assert again.offset == pytest.approx(absmax.mean(), rel=1e-6)
     found = dequantize_absmax(again)
     assert np.abs(found - absmax).max() <= 0.008 * np.abs(absmax - again.offset).max() + 1e-6
+
+
+def test_magnitudes_in_8_bits_are_those_that_bitsandbytes_gave() -> None:
+    found = quantize_absmax(MAGNITUDES)
+    assert found.codes.tobytes().hex() == MAGNITUDE_CODES
+    assert found.scales.tolist() == list(MAGNITUDE_SCALES)
+    assert float(found.offset) == MAGNITUDE_OFFSET
+    assert hashlib.sha256(dequantize_absmax(found).tobytes()).hexdigest() == DEQUANTIZED
 
 
 def test_equal_magnitudes_in_8_bits_are_their_mean() -> None:
