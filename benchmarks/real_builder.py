@@ -15,8 +15,7 @@ from pathlib import Path
 
 import onnx
 
-from trtq.pipeline.engine.backend import Kernel
-from trtq.pipeline.engine.kernels import parse_log
+from trtq.pipeline.engine.kernels import Kernel, parse_log
 
 _CHILD = r"""
 import json, sys

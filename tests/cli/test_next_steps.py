@@ -15,7 +15,7 @@ from trtq.cli.next_steps import _change_given, _shorten
 from trtq.cli.options import Given
 from trtq.cli.targets import read_target
 from trtq.pipeline.deliver.advice import Advice, _advise_weights, advise
-from trtq.pipeline.deliver.report import AutoReport, read_report
+from trtq.pipeline.deliver.report import AutoReport, WeightsReport, read_report
 from trtq.pipeline.judge.speed import SpeedVerdict
 
 
@@ -47,7 +47,7 @@ FP32 = Advice("", ("--high-precision", "fp32"), ("--fp16",))
         ("-q m.onnx -oout --calib-data x", DATA, "m.onnx -q -o out --calib-data MORE"),
         ("--repair none m.onnx", Advice("", ("--repair", "auto"), ("--repair",)), "m.onnx --repair auto"),
         ("m.onnx --weights int4 --weight-method gptq --block-size 32",
-         _advise_weights("int4", "gptq"), "m.onnx --weights int8"),
+         _advise_weights(WeightsReport("int4", "gptq", 32, 1, 4, 1, 4.0, "")), "m.onnx --weights int8"),
         ("m.onnx --fp16", AUTO, ""),  # there is nothing to choose
         ("m.onnx --random-data", DATA, ""),
     ],

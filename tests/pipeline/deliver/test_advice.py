@@ -66,7 +66,7 @@ def test_what_helps_most_is_an_option_of_the_same_command(
 def test_what_eight_bits_do_not_take_is_dropped() -> None:
     advice = advise(report(precision="int4-weights", weights=replace(INT4, method="gptq")))
     assert advice is not None
-    assert advice.drops == ("--weight-method", "--weights-for")
+    assert {"--weight-method", "--double-quant", "--weights-for"} < set(advice.drops)
 
 
 @pytest.mark.parametrize(
