@@ -17,8 +17,10 @@ from trtq.files import is_file
 from trtq.models.spec import OperatorSpec
 
 CUSTOM_OPS, PLUGINS = "TRTQ_ORT_CUSTOM_OPS", "TRTQ_PLUGINS"
-_GIVEN = {name: os.environ.get(name, "") for name in (CUSTOM_OPS, PLUGINS)}
-"""What the user named in the environment."""
+_given = dict.fromkeys((CUSTOM_OPS, PLUGINS), "")
+"""What the user named in the environment, or on a worker of a cluster, what was named where work is given."""
+_put = dict(_given)
+"""What the last call of `use_operators` put there."""
 _KNOWN_DOMAINS = ("", "ai.onnx", "com.microsoft", "trt")
 
 
@@ -33,8 +35,11 @@ def use_operators(spec: OperatorSpec) -> None:
     chosen = {CUSTOM_OPS: ("--ort-custom-ops", spec.ort_custom_ops), PLUGINS: ("--plugins", spec.plugins)}
     for variable, (option, paths) in chosen.items():
         _require(option, paths)
-        text = os.pathsep.join(str(Path(path).absolute()) for path in paths) or _GIVEN[variable]
-        os.environ.pop(variable, None)
+        found = os.environ.pop(variable, "")
+        if found != _put[variable]:
+            _given[variable] = found
+        text = os.pathsep.join(str(Path(path).absolute()) for path in paths) or _given[variable]
+        _put[variable] = text
         if text:
             os.environ[variable] = text
 

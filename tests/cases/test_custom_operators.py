@@ -76,6 +76,25 @@ def test_a_build_for_onnx_runtime_calibrates_compares_and_runs_with_them(folder:
     assert (without.exit_code, "--ort-custom-ops names a library that has it" in without.stderr) == (2, True)
 
 
+def test_a_language_model_writes_with_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    model = onnx.parser.parse_model("""<ir_version: 9, opset_import: ["" : 19, "ai.onnx.contrib" : 1]>
+        g (int64[N,S] input_ids) => (float[N,S,8] logits) {
+            a = Cast <to = 1> (input_ids) p, n = ai.onnx.contrib.NegPos (a) s = Add (p, n)
+            places = Cast <to = 7> (s) logits = Gather (table, places) }""")
+    table = np.roll(np.eye(8, dtype=np.float32), 1, axis=1)
+    model.graph.initializer.append(onnx.numpy_helper.from_array(table, "table"))
+    onnx.save(model, "m.onnx")
+    Path("p.txt").write_text("1 2")
+    Path("named.toml").write_text(f'[operators]\nort_custom_ops = ["{LIBRARY}"]\n')
+    command = ("compare", "m.onnx", "m.onnx", "--generate", "3", "--prompt-ids", "p.txt")
+    for named in (("--ort-custom-ops", LIBRARY), ("--spec", "named.toml")):
+        use_operators(OperatorSpec())
+        result = trtq(*command, *named)
+        assert "m.onnx again  3 4 5" in result.stdout, result.output
+    assert trtq(*command).exit_code == 2
+
+
 def test_where_only_one_of_the_two_has_an_operator_the_other_option_is_named(folder: Path) -> None:
     result = trtq(*BUILD, "--backend", "onnxruntime")
     assert (
