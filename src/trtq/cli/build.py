@@ -122,7 +122,7 @@ def command(
         "random_data": given.random_data,
     }
     if dry_run:
-        shares = {"--workers": workers != "threads", "--worker-cpus": worker_cpus != 1}
+        shares = {"--workers": workers != "threads", "--worker-cpus": worker_cpus is not None}
         _refuse_unused({"--summary": summary, "--junit": junit, "--mlflow": mlflow, **shares})
         _show_plan(model, {**wanted, "sign_key": sign_key}, as_json=as_json, quiet=quiet)
         return
