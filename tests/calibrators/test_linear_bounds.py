@@ -194,5 +194,7 @@ def test_a_batch_norm_scales_the_bounds_of_its_channels_one_by_one() -> None:
 
 
 def test_what_reads_nothing_has_no_bound() -> None:
-    model = model_of("r = RandomNormal <shape = [4, 8], seed = 1.0> () y = MatMul (r, w)", "4", w=weight(8, 3))
+    model = model_of(
+        "r = RandomNormal <shape = [4, 8], seed = 1.0> () y = MatMul (r, w)", "4", w=weight(8, 3)
+    )
     assert bound_of(model, 1.0) == math.inf
