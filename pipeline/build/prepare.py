@@ -89,6 +89,8 @@ def load_job(
     _refuse_combinations(spec, target, strategy, backend)
     graph = load(path, min_opset=find_opset(target, strategy))
     refuse_half_known(graph.model, for_tensorrt=backend.name != "onnxruntime")
+    if backend.name != "onnxruntime":
+        _refuse_passed_inputs(graph)
     for note in graph.notes:
         watcher.note(note)
     spec = _suit_backend(spec, target, backend, graph, strategy.graph_float)
@@ -112,6 +114,16 @@ def load_job(
         calibration=None,
         evaluation=None,
     )
+
+
+def _refuse_passed_inputs(graph: Graph) -> None:
+    """Refuses an input that is an output too: TensorRT would call the engine's input otherwise."""
+    for value in graph.model.graph.outputs:
+        if value.is_graph_input():
+            raise ModelError(
+                f"output {value.name!r} is an input of the model too, and the tensors of an engine have names "
+                f"of their own; take it off the outputs, or export it with an Identity behind the input"
+            )
 
 
 def _suit_backend(spec: ModelSpec, target: Target, backend: Backend, graph: Graph, rest: Format) -> ModelSpec:
