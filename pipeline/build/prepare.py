@@ -121,8 +121,8 @@ def _refuse_passed_inputs(graph: Graph) -> None:
     for value in graph.model.graph.outputs:
         if value.is_graph_input():
             raise ModelError(
-                f"output {value.name!r} is an input of the model too, and the tensors of an engine have names "
-                f"of their own; take it off the outputs, or export it with an Identity behind the input"
+                f"output {value.name!r} is an input of the model too, and the tensors of an engine have "
+                f"names of their own; take it off the outputs, or export it with an Identity behind the input"
             )
 
 
