@@ -292,6 +292,7 @@ def _select_output(
     if ours.shape != theirs.shape:
         raise ModelError(
             f"output {key[0]!r} has shape {ours.shape} in {candidate} and {theirs.shape} in {reference}; "
-            f"data-dependent shapes cannot be compared"
+            f"shapes must be equal; if this one depends on the data, as behind NonMaxSuppression, cut the "
+            f"model before that"
         )
     return ours, theirs

@@ -17,7 +17,7 @@ from trtq.files import hash_file, refuse_damage
 from trtq.models.spec import METRICS, EvaluationSpec, InputSpec, ModelSpec, ProfileSpec
 from trtq.pipeline.engine.profiles import list_profiles
 from trtq.pipeline.graph.load import Graph
-from trtq.pipeline.judge.score import Labels
+from trtq.pipeline.judge.score import Labels, refuse_unknown_output
 
 _UNLABELLED_SAMPLES = 128
 _FROM_FILE = "labels"
@@ -30,8 +30,10 @@ def open_evaluation_data(graph: Graph, spec: ModelSpec, calibration: Batches | N
 
     Raises:
         DataError: The data does not fit.
+        UsageError: The settings name an output that the model does not have.
     """
     evaluation = spec.evaluation
+    refuse_unknown_output(evaluation.output, [item.name for item in graph.outputs])
     if evaluation.data is None:
         if evaluation.labels is not None:
             raise DataError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -118,6 +118,12 @@ class Scores:
                 f"{name_metric(self._labels.metric)} is 0 for every model, so none can lose any; see whether "
                 f"the labels belong to the data",
             )
+        if self._own is not None and not self._doubts and self._own.nonsense > min(found.values()):
+            self._doubts += (
+                f"the metric {self._labels.metric} says {self._own.nonsense:g} of outputs that are all zero "
+                f"or of the other sign, and less of a model, {min(found.values()):g}; it must return "
+                f"more the better they are, and the labels must belong to the data",
+            )
         return found
 
     def doubts(self) -> tuple[str, ...]:
@@ -142,8 +148,7 @@ def _select_scores(
                 f"`output` in [evaluation] of model.toml"
             )
         name = next(iter(outputs))
-    if name not in outputs:
-        raise UsageError(f"the model has no output {name!r}; its outputs are {', '.join(outputs)}")
+    refuse_unknown_output(name, outputs)
     scores, wanted = outputs[name], _select_labels(feed, str(labels.array))
     if scores.ndim != 2 or wanted.shape != scores.shape[:1] or not np.issubdtype(wanted.dtype, np.integer):
         raise DataError(
@@ -157,6 +162,12 @@ def _select_scores(
             f"output {name!r}, which has the classes 0 to {scores.shape[1] - 1}"
         )
     return scores, wanted
+
+
+def refuse_unknown_output(name: str | None, outputs: Iterable[str]) -> None:
+    """Raises UsageError if the output with the class scores is named, and is none of the model's."""
+    if name is not None and name not in outputs:
+        raise UsageError(f"the model has no output {name!r}; its outputs are {', '.join(outputs)}")
 
 
 def _select_labels(feed: Feed, array: str) -> NDArray[Any]:
@@ -177,6 +188,8 @@ class _OwnMetric:
     labels: list[NDArray[Any]] = field(default_factory=list)
     is_blind: bool = False
     """After `result`: whether the function says the same of every model, and of nonsense."""
+    nonsense: float = 0.0
+    """After `result`: the most that it says of nonsense; 0 where each model is worse than the first."""
 
     def add(self, results: Mapping[str, Outputs], feed: Feed) -> None:
         for model, outputs in results.items():
@@ -209,15 +222,19 @@ class _OwnMetric:
                     f"{score:g} and then {second:g}; it must not draw random numbers nor keep anything"
                 )
             found[model] = score
-        if len(set(found.values())) == 1:  # of the last model's outputs
-            self.is_blind = all(self._says(wrong, labels, score) for wrong in _spoil(outputs))
+        first, *others = found.values()
+        if not others or max(others) >= first:  # of the last model's outputs
+            answers = [self._ask(wrong, labels) for wrong in _spoil(outputs)]
+            self.is_blind = {*answers, *others} == {first}
+            self.nonsense = max(answer or 0.0 for answer in answers)
         return found
 
-    def _says(self, outputs: Outputs, labels: NDArray[Any] | None, score: float) -> bool:
+    def _ask(self, outputs: Outputs, labels: NDArray[Any] | None) -> float | None:
+        """Returns what the function says of nonsense; None: that something is wrong."""
         try:
-            return self._call(outputs, labels, "no model") == score
-        except DataError:  # it saw that something is wrong
-            return False
+            return self._call(outputs, labels, "no model")
+        except DataError:
+            return None
 
     def _call(self, outputs: Outputs, labels: NDArray[Any] | None, model: str) -> float:
         try:

@@ -197,3 +197,10 @@ def test_bounds_of_channels_that_no_float_holds_are_warned_of_by_nobody() -> Non
     layers = " ".join(f"m{index + 1} = MatMul (m{index}, w)" for index in range(20))
     model = model_of(f"m0 = Relu (x) {layers} y = Relu (m20)", "N, 8", w=np.full((8, 8), 1e3, np.float32))
     assert bound_of(model, 1.0) > 1e39
+
+
+def test_what_reads_nothing_has_no_bound() -> None:
+    model = model_of(
+        "r = RandomNormal <shape = [4, 8], seed = 1.0> () y = MatMul (r, w)", "4", w=weight(8, 3)
+    )
+    assert bound_of(model, 1.0) == math.inf

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from trtq.calibrators.batches import Batches, Feed
 from trtq.calibrators.sources import make_random_batches
-from trtq.errors import DataError
+from trtq.errors import DataError, UsageError
 from trtq.models.spec import CalibrationSpec, EvaluationSpec, InputSpec, ModelSpec
 from trtq.pipeline.graph.load import Graph
 from trtq.pipeline.judge.evaluate import filter_by_profiles, find_labels, open_evaluation_data, with_labels
@@ -58,6 +58,12 @@ def data(tmp_path: Path) -> str:
 
 def test_without_any_data_there_is_nothing_to_compare_on(graph: Graph) -> None:
     assert open_evaluation_data(graph, ModelSpec(), None) is None
+
+
+def test_an_output_that_the_model_does_not_have_is_refused_without_labels_too(graph: Graph) -> None:
+    spec = ModelSpec(evaluation=EvaluationSpec(output="logits"))
+    with pytest.raises(UsageError, match=r"the model has no output 'logits'; its outputs are "):
+        open_evaluation_data(graph, spec, None)
 
 
 def test_the_calibration_data_stands_in_with_128_samples(graph: Graph) -> None:
