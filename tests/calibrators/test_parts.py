@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from pickled_workers import Pickled
 from recording_watcher import RecordingWatcher
 
 import trtq
@@ -24,29 +24,7 @@ from trtq.models.signature import TensorSpec
 from trtq.pipeline.calibrate import calibrate, observe
 from trtq.pipeline.calibrate.data import ObserveOptions
 from trtq.pipeline.sensitivity import sensitivity
-from trtq.workers import Held, Processes, Shared
-
-
-@dataclass
-class Pickled:
-    """Workers that get what they do, and give what comes of it, through pickle; one may be lost."""
-
-    most: int | None = None
-    done: list[Any] = field(default_factory=list)
-
-    def share(self, value: Any) -> Shared[Any]:
-        return Held(pickle.loads(pickle.dumps(value)))
-
-    def count(self) -> int:
-        return 2
-
-    def map(self, task: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
-        for item in items:
-            if self.most is not None and len(self.done) >= self.most:
-                raise KeyboardInterrupt
-            task, item = pickle.loads(pickle.dumps((task, item)))
-            self.done.append(item)
-            yield pickle.loads(pickle.dumps(task(item)))
+from trtq.workers import Processes, Shared
 
 
 @pytest.fixture

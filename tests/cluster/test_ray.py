@@ -131,5 +131,5 @@ def test_an_error_on_a_worker_names_its_machine(nodes: Any, tmp_path: Path) -> N
 def test_tasks_are_cancelled_when_nobody_wants_them(nodes: Any, wait_until: Wait) -> None:
     results = Ray(nodes.address).map(time.sleep, [0.0, 60.0, 60.0])
     next(iter(results))
-    results.close()  # type: ignore[attr-defined]
+    results.close()
     wait_until(lambda: not _list_workers())
