@@ -35,11 +35,20 @@ class FeedCursor:
         """Pickles how the data is opened, and its digest."""
         return FeedCursor, (self._batches, _digest(self._batches))
 
+    def open(self) -> Batches:
+        """Returns the data.
+
+        Raises:
+            DataError: It cannot be read, or is other data than where it was pickled.
+        """
+        self._refuse_other()
+        return self._batches
+
     def find(self, index: int) -> Feed | None:
         """Returns the feed of this number, from 0; None behind the last one.
 
         Raises:
-            DataError: The data cannot be read, or is other data than where it was pickled.
+            DataError: As `open`.
         """
         self._refuse_other()
         if self._batches.part is not None:
