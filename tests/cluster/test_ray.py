@@ -79,6 +79,32 @@ def test_statistics_choices_and_sensitivities_are_those_of_one_process(
     assert layers[0] == layers[1]
 
 
+def test_the_verdict_the_choice_of_formats_and_the_codes_are_those_of_one_process(
+    nodes: Any, demo_folder: Path, tmp_path: Path
+) -> None:
+    """The gate fails, so that layers are raised; workers compare a batch each, wherever they run."""
+    data = {name: str(demo_folder / f"{name}.npz") for name in ("calibration", "evaluation")}
+    options: dict[str, Any] = {
+        "calib_data": data["calibration"],
+        "eval_data": data["evaluation"],
+        "labels": "labels",
+        "eval_samples": 128,
+        "backend": "onnxruntime",
+    }
+    for index, own in enumerate(
+        ({"int8": True, "auto": True, "min_cosine": 0.9999999}, {"weight_method": "gptq"})
+    ):
+        found = []
+        for number, workers in enumerate((None, Processes(2), Ray(nodes.address))):
+            output = tmp_path / f"{index}{number}.trtq"
+            report = trtq.build(demo_folder / "model.onnx", output=output, workers=workers, **options, **own)
+            (model,) = output.glob("model.*.onnx") if index else output.glob("model.int8.onnx")
+            found.append(
+                (report.comparison, report.accuracy, report.auto, report.verdict, model.read_bytes())
+            )
+        assert found[0] == found[1] == found[2]
+
+
 def test_a_worker_and_a_node_that_are_killed_cost_no_result(
     nodes: Any, demo_folder: Path, slow_data: str, wait_until: Wait
 ) -> None:
