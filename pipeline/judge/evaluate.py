@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +80,14 @@ def filter_by_profiles(
             else:
                 left_out.append(feed.num_samples)
 
-    return batches.changed(keep)
+    again = batches.reopen and partial(_open_filtered, batches.reopen, profiles, any_batch=any_batch)
+    return replace(batches.changed(keep), reopen=again)
+
+
+def _open_filtered(
+    reopen: Callable[[], Batches], profiles: Mapping[str, InputSpec], *, any_batch: bool
+) -> Batches:
+    return filter_by_profiles(reopen(), profiles, [], any_batch=any_batch)
 
 
 def find_labels(evaluation: EvaluationSpec, metric: str = METRICS[0]) -> Labels | None:
@@ -119,4 +127,10 @@ def with_labels(batches: Batches, path: Path, *, any_rank: bool = False) -> Batc
             start = stop
 
     digest = batches.digest and f"{batches.digest}/{hash_file(path)}"
-    return replace(batches, read=read, part=None, files=(), content=digest)  # a part does not know its labels
+    again = batches.reopen and partial(_open_with_labels, batches.reopen, path.absolute(), any_rank=any_rank)
+    # A part does not know its labels.
+    return replace(batches, read=read, part=None, files=(), content=digest, reopen=again)
+
+
+def _open_with_labels(reopen: Callable[[], Batches], path: Path, *, any_rank: bool) -> Batches:
+    return with_labels(reopen(), path, any_rank=any_rank)

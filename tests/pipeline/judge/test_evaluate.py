@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+import pickle
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -179,6 +181,15 @@ def test_the_digest_is_that_of_data_and_labels(tmp_path: Path) -> None:
     assert first.startswith("d/")
     assert first != second
     assert with_labels(_stream(10, digest=None), tmp_path / "labels.npy").digest is None
+
+
+def test_labels_and_what_fits_are_opened_again_with_the_data(tmp_path: Path) -> None:
+    stream = replace(_stream(10, total=10), reopen=partial(_stream, 10, total=10))
+    labelled = with_labels(stream, _labels(tmp_path, np.arange(10)))
+    fitting = filter_by_profiles(labelled, {"x": InputSpec((1, 3), (3, 3), (3, 3))}, [])
+    again = pickle.loads(pickle.dumps(fitting))
+    assert [feed.arrays["labels"].tolist() for feed in again] == [[8, 9]]
+    assert again.digest == labelled.digest
 
 
 @pytest.mark.parametrize("labels", [np.arange(9), np.arange(11), np.arange(10)[:, None]])
