@@ -113,7 +113,7 @@ def compare_models(
         tally.compare_logits(),
         labels.metric if labels is not None else "top-1",
         scores.top5() if scores is not None else {},
-        scores.doubts() if scores is not None else (),
+        tally.doubts(),
         scores.outputs if scores is not None else (),
     )
 

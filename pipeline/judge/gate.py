@@ -63,11 +63,11 @@ def _decide(comparison: Comparison, judged: Sequence[OutputComparison], reasons:
 
 def _doubt(comparison: Comparison, judged: Sequence[OutputComparison]) -> list[str]:
     """Returns why outputs that are near each other prove nothing."""
-    if comparison.num_samples == 0 or not judged:
+    if comparison.num_samples == 0 or not (judged or comparison.accuracy):
         return ["nothing was compared"]
     if comparison.num_samples == 1:
         return ["only one sample was compared; give more data"]
-    if not any(item.varies for item in judged):
+    if judged and not any(item.varies for item in judged):
         return [
             f"the outputs of {judged[0].reference} are the same for all {comparison.num_samples} samples, "
             f"so they say nothing of the model; see whether the data is right"
@@ -126,8 +126,9 @@ def judge(
     if is_random:
         return Verdict("unverified", ("the data was random, so its accuracy means nothing",))
     ours = [item for item in comparison.outputs if item.candidate == candidate]
-    if not ours:
-        return Verdict("unverified", (f"{candidate} was not run, so nothing is known of its accuracy",))
+    if not ours and candidate not in comparison.accuracy:
+        doubts = comparison.doubts or (f"{candidate} was not run, so nothing is known of its accuracy",)
+        return Verdict("unverified", doubts)
     bad_fp16 = _list_bad_fp16(comparison, gate)
     reasons = _cosine_reasons(_list_judged(comparison, candidate, gate), gate)
     for truth in REFERENCES:

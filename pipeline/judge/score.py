@@ -177,6 +177,11 @@ class Scores:
             )
         return found
 
+    @property
+    def is_own(self) -> bool:
+        """Whether the metric is a function of the user's, which sees all outputs."""
+        return self._own is not None
+
     def doubts(self) -> tuple[str, ...]:
         """Returns why the scores prove nothing, if so; to be asked after `result`."""
         return self._doubts

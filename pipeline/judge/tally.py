@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from trtq.calibrators.batches import Feed
 from trtq.errors import ModelError
+from trtq.numbers import format_count
 from trtq.pipeline.judge.change import BatchChange, OutputChange, measure_change
 from trtq.pipeline.judge.logits import (
     LogitsMetrics,
@@ -33,7 +34,16 @@ Pairs = Sequence[tuple[str, str]]
 Place = tuple[str, str, Key]
 """Whose outputs are measured: a candidate and its reference, or empty and one model alone, and which."""
 _EVERY = ("", "", ("", ""))
-Marks = BatchMarks | BatchChange | tuple[SequenceMarks, ...] | ScoreMarks
+
+
+@dataclass(frozen=True, slots=True)
+class Uneven:
+    """The outputs of one feed have several sizes, since these depend on values."""
+
+    num_samples: int
+
+
+Marks = BatchMarks | BatchChange | tuple[SequenceMarks, ...] | ScoreMarks | Uneven
 """What one feed says of a place."""
 
 
@@ -92,15 +102,23 @@ def measure_feed(
             yield ("", model, key), measure_change(values, feed.num_samples, rules.steady.get(key))
     for candidate, reference in pairs:
         for key in seen[reference]:
-            ours, theirs = _select_output(seen, candidate, reference, key)
             output, part = key
+            place = (candidate, reference, key)
+            if output in views.open_sizes and _differ(seen[candidate].get(key), seen[reference][key]):
+                yield place, Uneven(feed.num_samples)
+                continue
+            ours, theirs = _select_output(seen, candidate, reference, key)
             is_scores = not part and rules.holds_scores[output]
-            place, steady = (candidate, reference, key), rules.steady.get(key)
+            steady = rules.steady.get(key)
             yield place, measure_batch(ours, theirs, feed.num_samples, steady=steady, is_scores=is_scores)
             if not part and (name := rules.tokens[output]) is not None:
                 yield place, measure_logits(ours, theirs, inputs[name], find_mask(inputs[name], inputs))
     if labels is not None:
         yield _EVERY, measure_scores(labels, results, feed)
+
+
+def _differ(ours: NDArray[Any] | None, theirs: NDArray[Any]) -> bool:
+    return ours is None or (ours.ndim == theirs.ndim and ours.shape != theirs.shape)
 
 
 def _select_output(
@@ -115,8 +133,7 @@ def _select_output(
     if ours.shape != theirs.shape:
         raise ModelError(
             f"output {key[0]!r} has shape {ours.shape} in {candidate} and {theirs.shape} in {reference}; "
-            f"shapes must be equal; if this one depends on the data, as behind NonMaxSuppression, cut the "
-            f"model before that"
+            f"give models whose outputs have the same shapes"
         )
     return ours, theirs
 
@@ -129,6 +146,7 @@ class Tally:
     changes: dict[tuple[str, Key], OutputChange] = field(default_factory=lambda: defaultdict(OutputChange))
     metrics: dict[Place, OutputMetrics] = field(default_factory=lambda: defaultdict(OutputMetrics))
     logits: dict[Place, LogitsMetrics] = field(default_factory=lambda: defaultdict(LogitsMetrics))
+    uneven: dict[Place, int] = field(default_factory=lambda: defaultdict(int))
 
     def add(self, marks: Iterable[tuple[Place, Marks]]) -> None:
         """Takes in what the next feed says."""
@@ -137,6 +155,8 @@ class Tally:
                 self.changes[place[1:]].add(item)
             elif isinstance(item, BatchMarks):
                 self.metrics[place].add(item)
+            elif isinstance(item, Uneven):
+                self.uneven[place] += item.num_samples
             elif isinstance(item, ScoreMarks):
                 assert self.scores is not None
                 self.scores.add(item)
@@ -144,7 +164,10 @@ class Tally:
                 self.logits[place].add(item)
 
     def compare_outputs(self, samples: Sequence[str]) -> tuple[OutputComparison, ...]:
-        """Returns the comparison of every output of every pair; the samples have these names."""
+        """Returns the comparison of every output of every pair; the samples have these names.
+
+        What is uneven is left out: where the sizes were equal, rows may still be those of other objects.
+        """
         return tuple(
             _name_samples(
                 item.result(
@@ -153,14 +176,29 @@ class Tally:
                 samples,
             )
             for (candidate, reference, key), item in self.metrics.items()
+            if (candidate, reference, key) not in self.uneven
         )
 
     def compare_logits(self) -> tuple[LogitsComparison, ...]:
         """Returns the comparison of every output of logits of every pair."""
         return tuple(
             item.result(candidate, reference, output)
-            for (candidate, reference, (output, _)), item in self.logits.items()
+            for (candidate, reference, (output, part)), item in self.logits.items()
+            if (candidate, reference, (output, part)) not in self.uneven
         )
+
+    def doubts(self) -> tuple[str, ...]:
+        """Returns why nothing is known of an output, if so, and what the scores prove nothing for."""
+        found = dict[str, str]()
+        is_own = self.scores is not None and self.scores.is_own
+        for (candidate, reference, (output, _)), count in self.uneven.items() if not is_own else ():
+            words = (
+                f"output {output!r} of {candidate} has another size than that of {reference} in "
+                f"{format_count(count, 'sample')}, since it depends on values, so it was not compared; give "
+                f"a metric of your own, or a model that ends before that"
+            )
+            found.setdefault(output, words)
+        return (*(self.scores.doubts() if self.scores is not None else ()), *found.values())
 
 
 def _name_samples(found: OutputComparison, names: Sequence[str]) -> OutputComparison:

@@ -57,10 +57,12 @@ class OutputViews:
     Attributes:
         axes: The axis of the samples, of outputs where it is not the first.
         labels: Tells which part each value of an output is of.
+        open_sizes: The outputs whose size depends on values, as behind NonMaxSuppression.
     """
 
     axes: Mapping[str, int] = field(default_factory=dict)
     labels: PartLabels | None = None
+    open_sizes: Collection[str] = ()
 
     def see(
         self, outputs: Mapping[str, NDArray[Any]], inputs: Mapping[str, NDArray[Any]], num_samples: int
@@ -91,7 +93,17 @@ def create_views(model: ir.Model) -> OutputViews:
         ModelError: ONNX Runtime cannot load what tells the parts.
     """
     joined = [value for value in model.graph.outputs if _has_parts(value)]
-    return OutputViews(find_sample_axes(model), PartLabels(model, joined) if joined else None)
+    labels = PartLabels(model, joined) if joined else None
+    return OutputViews(find_sample_axes(model), labels, find_open_sizes(model))
+
+
+def find_open_sizes(model: ir.Model) -> frozenset[str]:
+    """Returns the outputs that come of a node whose outputs may have another size for inputs of one shape."""
+    behind: set[ir.Value | None] = set()
+    for node in model.graph:
+        if node.op_type in _OPEN_SIZES or not behind.isdisjoint(node.inputs):
+            behind.update(node.outputs)
+    return frozenset(str(value.name) for value in model.graph.outputs if value in behind)
 
 
 def find_sample_axes(model: ir.Model) -> dict[str, int]:

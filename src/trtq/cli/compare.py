@@ -13,7 +13,7 @@ from trtq.cli.console import ConsoleWatcher, open_console, print_json
 from trtq.cli.help import GroupedCommand
 from trtq.cli.markdown import write_comparison
 from trtq.cli.options import Given
-from trtq.cli.tables import create_comparison_table, print_accuracy, print_logits
+from trtq.cli.tables import create_comparison_table, format_outcome, print_accuracy, print_logits
 from trtq.cli.verdicts import list_pair_cases
 from trtq.errors import GateError, UsageError
 from trtq.json import to_plain
@@ -143,11 +143,14 @@ def command(
             print_accuracy(console, comparison.accuracy, comparison.num_samples, comparison.metric)
         if comparison.top5:
             print_accuracy(console, comparison.top5, comparison.num_samples, "top-5")
-        console.print(create_comparison_table(comparison.outputs))
+        if comparison.outputs:
+            console.print(create_comparison_table(comparison.outputs))
         print_logits(console, comparison.logits)
         console.print(
             f"on {format_count(comparison.num_samples, 'sample')} of {comparison.data}", soft_wrap=True
         )
+        if verdict.outcome == "unverified":
+            console.print(format_outcome(verdict.outcome, verdict.reasons))
     if verdict.outcome == "fail":
         raise GateError("the accuracy gate failed: " + "; ".join(group_reasons(verdict.reasons)))
 

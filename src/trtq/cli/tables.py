@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -104,10 +104,15 @@ def format_verdict(report: Report) -> Text:
         if report.is_mostly_float:
             return Text.assemble(("PASS", _STYLES["unverified"]), f", but only {share}")
         return Text.assemble(("PASS", _STYLES["pass"]), f"  {share}")
-    verdict = Text(report.verdict.upper(), style=_STYLES[report.verdict])
-    if report.verdict == "unverified":
-        verdict.append(f": {'; '.join(group_reasons(report.reasons))}", style="not bold")
-    return verdict
+    return format_outcome(report.verdict, report.reasons)
+
+
+def format_outcome(outcome: str, reasons: Sequence[str]) -> Text:
+    """Returns "pass", "fail" or "unverified"; the last with the reasons, which no error tells."""
+    text = Text(outcome.upper(), style=_STYLES[outcome])
+    if outcome == "unverified":
+        text.append(f": {'; '.join(group_reasons(reasons))}", style="not bold")
+    return text
 
 
 def create_comparison_table(outputs: Sequence[OutputComparison]) -> Table:
