@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from trtq import lazy
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -42,6 +42,52 @@ def create_runner(session: PlainSession, name: str) -> Any:
         name: The runner's.
     """
     return _define_runner()(session, name)
+
+
+def create_converting_runner(
+    runner: Any,
+    inputs: Mapping[str, Callable[[NDArray[Any]], NDArray[Any]]],
+    outputs: Mapping[str, Callable[[NDArray[Any]], NDArray[Any]]],
+) -> Any:
+    """Returns a Polygraphy runner that converts some inputs of another one before, and outputs behind."""
+    return _define_converting_runner()(runner, inputs, outputs)
+
+
+@cache
+def _define_converting_runner() -> Any:
+    base = lazy.require("polygraphy.backend.base", None, _WORK).BaseRunner
+    metadata = lazy.require("polygraphy.common", None, _WORK).TensorMetadata
+
+    class ConvertingRunner(base):  # type: ignore[misc, valid-type]  # Polygraphy has no types
+        """Runs another runner."""
+
+        def __init__(self, runner: Any, inputs: Mapping[str, Any], outputs: Mapping[str, Any]) -> None:
+            super().__init__(name=runner.name)
+            self._runner, self._inputs, self._outputs = runner, inputs, outputs
+
+        def activate_impl(self) -> None:
+            self._runner.activate()
+
+        def deactivate_impl(self) -> None:
+            self._runner.deactivate()
+
+        def get_input_metadata_impl(self) -> Any:
+            found = metadata()
+            for name, item in self._runner.get_input_metadata().items():
+                found.add(name, None if name in self._inputs else item.dtype, item.shape)
+            return found
+
+        def infer_impl(self, feed_dict: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+            given = {name: _convert(self._inputs, name, array) for name, array in feed_dict.items()}
+            made = self._runner.infer(given)
+            self.inference_time = self._runner.last_inference_time()
+            return {name: _convert(self._outputs, name, array) for name, array in made.items()}
+
+    return ConvertingRunner
+
+
+def _convert(how: Mapping[str, Callable[[NDArray[Any]], NDArray[Any]]], name: str, array: Any) -> Any:
+    return how[name](array) if name in how else array
 
 
 @cache

@@ -21,6 +21,7 @@ from trtq.pipeline.calibrate.data import (
     find_spec,
     observe_graph,
     open_calibration_data,
+    place_caches,
     place_layers,
     take_settings,
     warn_of_dead,
@@ -111,7 +112,7 @@ def open_calibration(
     spec = spec if spec is not None else find_spec(Path(model))
     create_method(spec.calibration)  # told now, not when the data is read
     graph, spec = load_to_quantize(Path(model), spec, target, watcher)
-    placement = place_layers(graph, spec, target, watcher, attention=None)
+    placement = place_caches(graph, target, place_layers(graph, spec, target, watcher, attention=None))
     batches = open_calibration_data(graph, spec, target, random_data=random_data)
     tell_of_pictures(graph.model, watcher, batches)
     check_against_file(graph, batches, watcher)
@@ -252,7 +253,7 @@ def list_placed_tensors(
             f"the statistics are of another file than {graph.path}: SHA-256 {found[:12]}, "
             f"not {graph.sha256[:12]}; calibrate again"
         )
-    placement = place_layers(graph, spec, target, watcher)
+    placement = place_caches(graph, target, place_layers(graph, spec, target, watcher))
     if missing := [name for name in placement.activations if name not in statistics.histograms]:
         raise ArtifactError(
             f"the statistics hold nothing of tensor {missing[0]!r}: they were made with other --skip or "

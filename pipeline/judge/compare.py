@@ -17,8 +17,9 @@ from trtq.calibrators.batches import Batches, Feed
 from trtq.calibrators.observe import Progress
 from trtq.errors import ModelError
 from trtq.models.ports import to_plain
-from trtq.models.runner import PlainSession, create_runner
+from trtq.models.runner import PlainSession, create_converting_runner, create_runner
 from trtq.models.session import Session, list_runtime_errors, open_session
+from trtq.pipeline.graph.kv_cache import CodedCache, find_coded_caches
 from trtq.pipeline.graph.load import read_runnable
 from trtq.pipeline.graph.opset import infer_shapes
 from trtq.pipeline.judge.change import OutputChange
@@ -112,7 +113,11 @@ def compare_models(
     recalled = RecallingSession(sessions[truth]) if truth in models and is_stable else None
     if recalled is not None:
         sessions[truth] = recalled
-    runners = [*(create_runner(session, name) for name, session in sessions.items()), *engines]
+    codes = {name: read_coded_caches(path) for name, path in models.items()}
+    given = {item.past for item in codes.get(truth, ())}  # whose data comes in codes
+    floats = {name: [item for item in found if item.past not in given] for name, found in codes.items()}
+    sessions_run = (take_floats(create_runner(item, name), floats[name]) for name, item in sessions.items())
+    runners = [*sessions_run, *engines]
     if views is None:
         views = _open_views(models[truth]) if truth in models else OutputViews()
     steady = _find_steady([item for item in runners if item.name == truth], views, batches, labels)
@@ -162,6 +167,19 @@ def compare_models(
         scores.doubts() if scores is not None else (),
         scores.outputs if scores is not None else (),
     )
+
+
+def read_coded_caches(path: Path) -> tuple[CodedCache, ...]:
+    """Returns the caches of codes of an ONNX file."""
+    return find_coded_caches(read_runnable(path)[0])
+
+
+def take_floats(runner: Any, caches: Sequence[CodedCache]) -> Any:
+    """Returns a runner whose caches of codes are given as numbers, and come as numbers."""
+    if not caches:
+        return runner
+    inputs = {item.past: item.encode for item in caches}
+    return create_converting_runner(runner, inputs, {item.present: item.decode for item in caches})
 
 
 def _name_samples(found: OutputComparison, names: Sequence[str]) -> OutputComparison:

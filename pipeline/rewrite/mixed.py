@@ -16,6 +16,7 @@ from trtq.pipeline.formats import BF16, FP16, FP32
 from trtq.pipeline.formats.floats import FloatFormat
 from trtq.pipeline.graph.load import Graph
 from trtq.pipeline.graph.placement import Placement
+from trtq.pipeline.rewrite.kv_cache import hold_caches
 from trtq.pipeline.rewrite.precision import to_bf16, to_fp16
 from trtq.pipeline.rewrite.qdq import quantize
 from trtq.pipeline.rewrite.weights.apply import Runtime, quantize_weights
@@ -57,7 +58,7 @@ def quantize_graph(
     weights: WeightEncoding = WeightEncoding(),
     floats: MixedModel | None = None,
 ) -> MixedModel:
-    """Returns the model that a placement describes: with Q/DQ, with weights in few bits, or both.
+    """Returns the model that a placement describes: with Q/DQ, weights in few bits, or caches of codes.
 
     Args:
         graph: The float model; it is not changed.
@@ -79,11 +80,12 @@ def quantize_graph(
         found = rescale_inputs(graph.model, placement, weights.batches, rest.array_dtype.name)
         graph, placement, importance = replace(graph, model=found.model), found.placement, found.importance
         ranges, floats = ranges and found.rename_ranges(ranges), None
-    if floats is None or placement.encodings:
-        model = graph.model
+    if floats is None or placement.encodings or placement.caches:
+        model, dtype = graph.model, "float16" if rest is FP16 else "float32"
         if placement.encodings and ranges is not None:
-            dtype = "float16" if rest is FP16 else "float32"
             model = quantize(model, placement, ranges, scale_dtype=dtype)
+        if placement.caches and ranges is not None:
+            model = hold_caches(model, placement.caches, ranges, scale_dtype=dtype)
         floats = convert_floats(model, rest, ranges, keep_fp32=keep_fp32)
     chosen = group_by_weight(graph.model, placement)
     return _with_few_bits(floats, graph.model, chosen, weights, importance) if chosen else floats
