@@ -49,7 +49,7 @@ def create_converting_runner(
     inputs: Mapping[str, Callable[[NDArray[Any]], NDArray[Any]]],
     outputs: Mapping[str, Callable[[NDArray[Any]], NDArray[Any]]],
 ) -> Any:
-    """Returns a Polygraphy runner that converts some inputs of another one before, and outputs behind."""
+    """Returns a Polygraphy runner that makes some inputs of another one from FP32, and converts outputs."""
     return _define_converting_runner()(runner, inputs, outputs)
 
 
@@ -57,6 +57,7 @@ def create_converting_runner(
 def _define_converting_runner() -> Any:
     base = lazy.require("polygraphy.backend.base", None, _WORK).BaseRunner
     metadata = lazy.require("polygraphy.common", None, _WORK).TensorMetadata
+    dtypes = lazy.require("polygraphy.datatype", None, _WORK).DataType
 
     class ConvertingRunner(base):  # type: ignore[misc, valid-type]  # Polygraphy has no types
         """Runs another runner."""
@@ -73,13 +74,13 @@ def _define_converting_runner() -> Any:
 
         def get_input_metadata_impl(self) -> Any:
             found = metadata()
-            for name, item in self._runner.get_input_metadata().items():
-                found.add(name, None if name in self._inputs else item.dtype, item.shape)
+            for name, item in self._runner.get_input_metadata(use_numpy_dtypes=False).items():
+                found.add(name, dtypes.FLOAT32 if name in self._inputs else item.dtype, item.shape)
             return found
 
-        def infer_impl(self, feed_dict: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        def infer(self, feed_dict: Mapping[str, NDArray[Any]], check_inputs: bool = True) -> Any:
             given = {name: _convert(self._inputs, name, array) for name, array in feed_dict.items()}
-            made = self._runner.infer(given)
+            made = self._runner.infer(given, check_inputs)
             self.inference_time = self._runner.last_inference_time()
             return {name: _convert(self._outputs, name, array) for name, array in made.items()}
 

@@ -123,9 +123,11 @@ class Target:
 
     @property
     def name(self) -> str:
-        """What the model is called in files and reports: "int8", "fp8", "fp16", "int4-weights" ..."""
+        """What the model is called in files and reports: "int8", "fp8", "fp16", "int4-weights", "int8-cache" ..."""
         if self.precision == "weights" and self.weights is not None:
             return f"{self.weights.format}-weights"
+        if self.precision == "fp16" and self.kv_cache is not None:
+            return f"{self.kv_cache}-cache"
         return self.precision if len(self.code_formats) < 2 else "quantized"
 
     @property

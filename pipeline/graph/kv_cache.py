@@ -31,14 +31,12 @@ class CodedCache:
         present: The output that continues it.
         form: Of the codes.
         scale: Of all of them.
-        dtype: Of the numbers, of NumPy.
     """
 
     past: str
     present: str
     form: CodeFormat
     scale: float
-    dtype: str = "float32"
 
     def encode(self, values: NDArray[np.floating]) -> NDArray[np.generic]:
         """Returns the codes of numbers, as a session takes them: int8, or the numbers of FP8 as float32."""
@@ -46,8 +44,8 @@ class CodedCache:
         return steps.astype(np.int8 if self.form is INT8 else np.float32)
 
     def decode(self, codes: NDArray[np.generic]) -> NDArray[np.floating]:
-        """Returns the numbers of codes that a session gives."""
-        return np.asarray(codes.astype(np.float32) * np.float32(self.scale)).astype(self.dtype)
+        """Returns the numbers of codes that a session gives, in float32."""
+        return np.asarray(codes.astype(np.float32) * np.float32(self.scale))
 
 
 def find_caches(model: ir.Model, form: CodeFormat, path: Path) -> tuple[HeldCache, ...]:
@@ -101,8 +99,7 @@ def find_coded_caches(model: ir.Model) -> tuple[CodedCache, ...]:
         dequantized = _find_dequantized(inputs[past])
         scale = None if dequantized is None else ir.convenience.get_const_tensor(dequantized.inputs[1])
         if scale is not None and scale.size == 1:
-            form, dtype = forms[inputs[past].dtype], scale.dtype.numpy().name
-            found.append(CodedCache(past, present, form, float(scale.numpy().item()), dtype))
+            found.append(CodedCache(past, present, forms[inputs[past].dtype], float(scale.numpy().item())))
     return tuple(found)
 
 

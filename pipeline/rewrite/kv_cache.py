@@ -46,9 +46,7 @@ def _hold(
     present, form = concat.outputs[0], cache.form
     floats = past.dtype
     assert floats is not None
-    qparams = choose_activation_qparams(
-        ranges.amax(cache.present, form.name), scale_dtype, Encoding(form)
-    )
+    qparams = choose_activation_qparams(ranges.amax(cache.present, form.name), scale_dtype, Encoding(form))
     scale = edit.add_constant(f"{cache.past}_scale", convert_scales(qparams.scale, floats.numpy().name))
     zero = edit.add_constant(f"{cache.past}_zero_point", qparams.zero_point)
 
@@ -77,9 +75,7 @@ def _hold(
     for place, value in codes.items():
         concat.replace_input_with(place, insert("DequantizeLinear", value, f"{value.name}_number", concat))
     place = next(index for index, value in enumerate(concat.inputs) if value is past)
-    concat.replace_input_with(
-        place, insert("DequantizeLinear", past, f"{past.name}_dequantized", concat)
-    )
+    concat.replace_input_with(place, insert("DequantizeLinear", past, f"{past.name}_dequantized", concat))
     quantized = insert("QuantizeLinear", present, f"{present.name}_quantized")
     outputs, index = edit.graph.outputs, edit.graph.outputs.index(present)
     outputs[index] = quantized
