@@ -78,11 +78,9 @@ def compare(
 
 def _show_floats(graph: Graph, wanted: Sequence[TensorSpec]) -> list[TensorSpec]:
     """Returns the inputs of a model, of which caches of codes can be given as the reference wants them."""
-    dtypes = {item.name: item.dtype for item in wanted}
-    coded = {item.past for item in find_coded_caches(graph.model)} & {*dtypes}
-    return [
-        replace(item, dtype=dtypes[item.name] if item.name in coded else item.dtype) for item in graph.inputs
-    ]
+    coded = {item.past for item in find_coded_caches(graph.model)}
+    dtypes = {item.name: item.dtype for item in wanted if item.name in coded}
+    return [replace(item, dtype=dtypes.get(item.name, item.dtype)) for item in graph.inputs]
 
 
 def _run_engine(engine: LoadedEngine, name: str, reference: Graph) -> Any:

@@ -13,6 +13,7 @@ from trtq.calibrators.ranges import Ranges
 from trtq.models.spec import ModelSpec
 from trtq.pipeline.calibrate.data import (
     need_no_ranges,
+    place_caches,
     place_layers,
     warn_of_unmatched,
 )
@@ -156,7 +157,16 @@ def close_job(job: Job, placement: Placement) -> Placement:
 
 
 def place_job(job: Job, watcher: Watcher) -> Placement:
-    """Returns what is quantized; tells the watcher of patterns that match nothing."""
+    """Returns what is quantized; tells the watcher of patterns that match nothing.
+
+    Raises:
+        UsageError: A cache is to be held in codes, and the model has none.
+        ModelError: A cache does not grow by a Concat.
+    """
+    return place_caches(job.graph, job.target, _place_nodes(job, watcher))
+
+
+def _place_nodes(job: Job, watcher: Watcher) -> Placement:
     graph, spec, target = job.graph, job.spec, job.target
     placement = Placement()
     if target.form is not None:

@@ -176,6 +176,7 @@ def _with_data(job: Job, watcher: Watcher, *, random_data: bool) -> Job:
 def _refuse_combinations(spec: ModelSpec, target: Target, strategy: Strategy, backend: Backend) -> None:
     """Refuses settings that this way of building does not have."""
     refuse_weights(target, backend, strategy)
+    _refuse_kv_cache(spec, target, strategy, backend)
     for name in dict.fromkeys((target.precision, *target.code_formats)):
         if reason := backend.lacks.get(name):
             raise UsageError(f"backend {backend.name} has no --{name}: {reason}")
@@ -217,12 +218,30 @@ def _refuse_combinations(spec: ModelSpec, target: Target, strategy: Strategy, ba
         )
 
 
+def _refuse_kv_cache(spec: ModelSpec, target: Target, strategy: Strategy, backend: Backend) -> None:
+    if target.kv_cache is None:
+        return
+    asked = f"--kv-cache {target.kv_cache}"
+    if not strategy.is_typed and backend.name != "onnxruntime":
+        raise UsageError(
+            f"{asked} needs a builder that takes its precisions from the graph; backend {backend.name} of "
+            f"version {backend.version()} picks them itself"
+        )
+    if spec.accuracy.min_speedup is not None:
+        raise UsageError(f"--min-speedup times both models on the same inputs, which {asked} changes")
+    if backend.name == "tensorrt-rtx":
+        form = LAYER_FORMATS[target.kv_cache]
+        refuse_older_gpus(form, target.compute_capabilities, asked, "--kv-cache int8")
+
+
 def _take_given(job: Job, watcher: Watcher, *, has_data: bool) -> Job:
     """Returns the job of a model that comes with Q/DQ, which is repaired and kept; the rest is as any model.
 
     Where nothing is left to quantize, or no data is there to do it with, it is built as it is.
     """
     path, target = job.graph.path, job.target
+    if target.kv_cache is not None:
+        raise UsageError(f"{path} is quantized already; --kv-cache needs the float model")
     if job.strategy.is_implicit:
         raise UsageError(
             f"{path} is quantized already, so TensorRT cannot quantize it implicitly; give the float "

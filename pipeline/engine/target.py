@@ -45,8 +45,8 @@ class Target:
             quantized. Every layer starts in the fastest; if the gate fails, layers get more exact ones, as
             with --auto, which is --formats int8,fp16.
         requantize: For a model with Q/DQ: convert to symmetric INT8 what has no exact repair.
-        kv_cache: Hold the cache of a decoder in this format: its inputs and outputs become codes, with a scale
-            for each.
+        kv_cache: Hold the cache of a decoder in this format: its inputs and outputs become codes, with one
+            scale for each pair.
     """
 
     precision: Precision = "int8"
@@ -65,6 +65,7 @@ class Target:
     kv_cache: KvCache | None = setting(None)
 
     def __post_init__(self) -> None:
+        choices: tuple[str | None, ...]
         for name, value, choices in (
             ("precision", self.precision, get_args(Precision)),
             ("high_precision", self.high_precision, get_args(HighPrecision)),
@@ -72,8 +73,8 @@ class Target:
             ("kv_cache", self.kv_cache, (None, *get_args(KvCache))),
         ):
             if value not in choices:
-                known = ", ".join(filter(None, choices))
-                raise UsageError(f"{name} must be one of {known}, got {value!r}")
+                known_values = ", ".join(filter(None, choices))
+                raise UsageError(f"{name} must be one of {known_values}, got {value!r}")
         if self.formats:
             self._check_formats()
             fastest = choose_fastest(self.code_formats, self.compute_capabilities)
@@ -123,7 +124,7 @@ class Target:
 
     @property
     def name(self) -> str:
-        """What the model is called in files and reports: "int8", "fp8", "fp16", "int4-weights", "int8-cache" ..."""
+        """What the model is called in files and reports: "int8", "fp8", "fp16", "int4-weights" ..."""
         if self.precision == "weights" and self.weights is not None:
             return f"{self.weights.format}-weights"
         if self.precision == "fp16" and self.kv_cache is not None:
@@ -171,5 +172,5 @@ class Target:
         """The first opset that holds what is built."""
         layers = max((LAYER_FORMATS[name].first_opset for name in self.code_formats), default=13)
         weights = () if self.weights is None else self.weights.number_formats
-        caches = () if self.kv_cache is None else (LAYER_FORMATS[self.kv_cache].first_opset,)
-        return max([layers, *caches, *(form.min_opset for form in weights)])
+        cache = 13 if self.kv_cache is None else LAYER_FORMATS[self.kv_cache].first_opset
+        return max([layers, cache, *(form.min_opset for form in weights)])

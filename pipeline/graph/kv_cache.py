@@ -62,7 +62,7 @@ def find_caches(model: ir.Model, form: CodeFormat, path: Path) -> tuple[HeldCach
     """
     inputs = {str(value.name): value for value in model.graph.inputs if value.dtype in FLOAT_TYPES}
     outputs = {str(value.name): value for value in model.graph.outputs}
-    pasts = [name for name, value in inputs.items() if is_cache(name, value.shape or ())]
+    pasts = [name for name, value in inputs.items() if is_cache(name, [None] * len(value.shape or ()))]
     pairs = pair_states(pasts, outputs)
     if not pairs:
         raise UsageError(
@@ -84,20 +84,21 @@ def _find_concat(past: ir.Value, present: ir.Value, path: Path) -> str:
         return str(node.name)
     reader = "nothing" if node is None else f"{node.op_type} {node.name!r}"
     raise ModelError(
-        f"{path}: the cache {past.name!r} goes to {reader}; --kv-cache takes one Concat of the cache and what "
-        f"is new, which makes {present.name!r}"
+        f"{path}: the cache {past.name!r} goes to {reader}; --kv-cache takes one Concat of the cache and "
+        f"what is new, which makes {present.name!r}"
     )
 
 
 def find_coded_caches(model: ir.Model) -> tuple[CodedCache, ...]:
     """Returns the caches of codes with one scale that a model has."""
-    forms = {form.dtype: form for form in KV_CACHES.values()}
+    forms: dict[ir.DataType | None, CodeFormat] = {form.dtype: form for form in KV_CACHES.values()}
     inputs = {str(value.name): value for value in model.graph.inputs if value.dtype in forms}
-    pasts = [name for name, value in inputs.items() if is_cache(name, value.shape or ())]
+    pasts = [name for name, value in inputs.items() if is_cache(name, [None] * len(value.shape or ()))]
     found = []
     for past, present in pair_states(pasts, (str(value.name) for value in model.graph.outputs)).items():
         dequantized = _find_dequantized(inputs[past])
-        scale = None if dequantized is None else ir.convenience.get_const_tensor(dequantized.inputs[1])
+        value = None if dequantized is None else dequantized.inputs[1]
+        scale = None if value is None else ir.convenience.get_const_tensor(value)
         if scale is not None and scale.size == 1:
             found.append(CodedCache(past, present, forms[inputs[past].dtype], float(scale.numpy().item())))
     return tuple(found)

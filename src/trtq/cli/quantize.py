@@ -52,7 +52,7 @@ def command(
     as_json: bool,
     quiet: bool,
 ) -> None:
-    """Write a model with Q/DQ from a float model and its ranges, or one with weights or a cache of fewer bits.
+    """Write a model with Q/DQ from a float model and its ranges, or with weights or a cache of fewer bits.
 
     \b
       trtq quantize model.onnx --ranges ranges.json --output model.int8.onnx
