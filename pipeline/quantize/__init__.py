@@ -83,7 +83,8 @@ def quantize(
     batches = open_calibration_data(graph, spec, target, random_data=False) if needs_data else None
     tell_of_pictures(graph.model, watcher, batches)
     check_against_file(graph, batches, watcher, find_shapes(spec, target), most_bytes=_MOST_RUN)
-    placement, encoding = Placement(), WeightEncoding()
+    runtime = find_runtime(target.backend)
+    placement, encoding = Placement(), WeightEncoding(runtime=runtime)
     if ranges is not None:
         if ranges.model_sha256 != graph.sha256:
             watcher.warn(f"the ranges were calibrated for another file than {graph.path}")
@@ -105,7 +106,7 @@ def quantize(
         refuse_nothing_in_products(graph, spec, target, placement)
         if ranges is None:
             refuse_nothing_stored(graph, target, placement)
-        encoding = WeightEncoding(target.weights.method, find_runtime(target.backend), batches)
+        encoding = WeightEncoding(target.weights.method, runtime, batches)
     elif ranges is None and (target.kv_cache is None or placement.activations):
         needy = f"; {placement.activations[0]!r} needs one" if placement.activations else ""
         raise UsageError(f"there is nothing to quantize with: give ranges, or a weight format{needy}")

@@ -39,7 +39,7 @@ class WeightEncoding:
 
     Attributes:
         method: One of their format's methods.
-        runtime: Who runs the result.
+        runtime: Who runs the result, caches of codes too.
         batches: The data, checked against the model; GPTQ and AWQ need it.
     """
 
@@ -85,7 +85,8 @@ def quantize_graph(
         if placement.encodings and ranges is not None:
             model = quantize(model, placement, ranges, scale_dtype=dtype)
         if placement.caches and ranges is not None:
-            model = hold_caches(model, placement.caches, ranges, scale_dtype=dtype)
+            joins = weights.runtime != "onnxruntime"
+            model = hold_caches(model, placement.caches, ranges, scale_dtype=dtype, joins_codes=joins)
         floats = convert_floats(model, rest, ranges, keep_fp32=keep_fp32)
     chosen = group_by_weight(graph.model, placement)
     return _with_few_bits(floats, graph.model, chosen, weights, importance) if chosen else floats
