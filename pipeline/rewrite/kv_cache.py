@@ -36,7 +36,7 @@ def hold_caches(
         caches: Of `find_caches`.
         ranges: Those of the outputs that continue the caches.
         scale_dtype: The dtype that the scales must survive.
-        joins_codes: Whether INT8 codes are joined; else the numbers. Where ONNX Runtime (1.32) turns INT8 into
+        joins_codes: Whether INT8 codes are joined; else the numbers. Where ONNX Runtime 1.32 turns INT8 into
             UINT8, it does not load a DequantizeLinear before a Transpose in opset 21.
 
     Raises:
