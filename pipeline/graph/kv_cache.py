@@ -39,9 +39,14 @@ class CodedCache:
     scale: float
 
     def encode(self, values: NDArray[np.floating]) -> NDArray[np.generic]:
-        """Returns the codes of numbers, as a session takes them: int8, or the numbers of FP8 as float32."""
-        steps = self.form.round_steps(values.astype(np.float64) / self.scale)
-        return steps.astype(np.int8 if self.form is INT8 else np.float32)
+        """Returns the codes of numbers, as a session takes them: int8, or the numbers of FP8 as float32.
+
+        They are those that QuantizeLinear makes.
+        """
+        steps = values.astype(np.float32) / np.float32(self.scale)
+        if self.form is INT8:
+            return np.clip(np.rint(steps), -128, 127).astype(np.int8)
+        return self.form.round_steps(steps.astype(np.float64)).astype(np.float32)
 
     def decode(self, codes: NDArray[np.generic]) -> NDArray[np.floating]:
         """Returns the numbers of codes that a session gives, in float32."""
