@@ -37,6 +37,7 @@ from trtq.pipeline.graph.pictures import tell_of_pictures
 from trtq.pipeline.graph.quantized import is_quantized
 from trtq.pipeline.graph.repair import repair_graph
 from trtq.pipeline.judge.evaluate import open_evaluation_data
+from trtq.pipeline.quantize.kv_cache import refuse_kv_cache
 from trtq.pipeline.quantize.weights import (
     refuse_nothing_in_products,
     refuse_older_gpus,
@@ -176,7 +177,7 @@ def _with_data(job: Job, watcher: Watcher, *, random_data: bool) -> Job:
 def _refuse_combinations(spec: ModelSpec, target: Target, strategy: Strategy, backend: Backend) -> None:
     """Refuses settings that this way of building does not have."""
     refuse_weights(target, backend, strategy)
-    _refuse_kv_cache(spec, target, strategy, backend)
+    refuse_kv_cache(target, backend, strategy, spec.accuracy)
     for name in dict.fromkeys((target.precision, *target.code_formats)):
         if reason := backend.lacks.get(name):
             raise UsageError(f"backend {backend.name} has no --{name}: {reason}")
@@ -216,22 +217,6 @@ def _refuse_combinations(spec: ModelSpec, target: Target, strategy: Strategy, ba
             f"--repair {','.join(spec.quantization.repair)} is for Q/DQ: quantized implicitly, TensorRT "
             f"gets ranges and nothing else; leave --repair or --quantization implicit out"
         )
-
-
-def _refuse_kv_cache(spec: ModelSpec, target: Target, strategy: Strategy, backend: Backend) -> None:
-    if target.kv_cache is None:
-        return
-    asked = f"--kv-cache {target.kv_cache}"
-    if not strategy.is_typed and backend.name != "onnxruntime":
-        raise UsageError(
-            f"{asked} needs a builder that takes its precisions from the graph; backend {backend.name} of "
-            f"version {backend.version()} picks them itself"
-        )
-    if spec.accuracy.min_speedup is not None:
-        raise UsageError(f"--min-speedup times both models on the same inputs, which {asked} changes")
-    if backend.name == "tensorrt-rtx":
-        form = LAYER_FORMATS[target.kv_cache]
-        refuse_older_gpus(form, target.compute_capabilities, asked, "--kv-cache int8")
 
 
 def _take_given(job: Job, watcher: Watcher, *, has_data: bool) -> Job:

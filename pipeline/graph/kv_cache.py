@@ -45,8 +45,8 @@ class CodedCache:
         """
         steps = values.astype(np.float32) / np.float32(self.scale)
         if self.form is INT8:
-            return np.clip(np.rint(steps), -128, 127).astype(np.int8)
-        return self.form.round_steps(steps.astype(np.float64)).astype(np.float32)
+            return np.asarray(np.clip(np.rint(steps), -128, 127), np.int8)
+        return np.asarray(self.form.round_steps(steps.astype(np.float64)), np.float32)
 
     def decode(self, codes: NDArray[np.generic]) -> NDArray[np.floating]:
         """Returns the numbers of codes that a session gives, in float32."""

@@ -36,7 +36,8 @@ def write_decoder(path: Path) -> Path:
         for name, width in (("wk", 32), ("wv", 32), ("wq", 32), ("out", 64))
     }
     arrays["table"] = rng.standard_normal((64, 32)).astype(np.float32)
-    arrays |= {"tiny": np.float32([0.01]), "heads": np.array([0, 0, 2, 16]), "width": np.array([0, 0, 32])}
+    arrays["tiny"] = np.array([0.01], np.float32)
+    arrays |= {"heads": np.array([0, 0, 2, 16]), "width": np.array([0, 0, 32])}
     for name, values in arrays.items():
         proto.graph.initializer.append(onnx.numpy_helper.from_array(values, name))
     onnx.save(proto, path)

@@ -67,7 +67,7 @@ def test_numbers_become_the_codes_that_the_graph_makes(graph: Graph) -> None:
     placement = Placement(caches=find_caches(graph.model, INT8, graph.path))
     cache, _ = find_coded_caches(quantize_graph(graph, placement, _ranges(INT8)).model)
     np.testing.assert_array_equal(
-        cache.encode(np.float32([-9, -5, 0, 1, 9])), np.int8([-128, -127, 0, 25, 127])
+        cache.encode(np.array([-9, -5, 0, 1, 9], np.float32)), np.array([-128, -127, 0, 25, 127], np.int8)
     )
 
 
@@ -75,7 +75,7 @@ def test_int8_codes_are_joined_for_tensorrt_and_not_for_onnxruntime(graph: Graph
     placement = Placement(caches=find_caches(graph.model, INT8, graph.path))
     dtypes = {}
     for runtime in ("tensorrt", "onnxruntime"):
-        how = WeightEncoding(runtime=runtime)  # type: ignore[arg-type]
+        how = WeightEncoding(runtime=runtime)
         model = quantize_graph(graph, placement, _ranges(INT8), weights=how).model
         open_session(model, optimize=runtime == "onnxruntime")
         dtypes[runtime] = {node.outputs[0].dtype for node in model.graph if node.op_type == "Concat"}
