@@ -13,7 +13,6 @@ from trtq.calibrators.ranges import Ranges
 from trtq.models.spec import ModelSpec
 from trtq.pipeline.calibrate.data import (
     need_no_ranges,
-    place_caches,
     place_layers,
     warn_of_unmatched,
 )
@@ -25,6 +24,7 @@ from trtq.pipeline.formats import FP32, INT8
 from trtq.pipeline.formats.codes import CodeFormat
 from trtq.pipeline.graph.closed import close_outputs
 from trtq.pipeline.graph.foreign_operators import explain_incomparable
+from trtq.pipeline.graph.kv_cache import place_caches
 from trtq.pipeline.graph.load import Graph
 from trtq.pipeline.graph.placement import Placement
 from trtq.pipeline.graph.quantized import find_quantized_layers, is_quantized, name_formats
@@ -163,7 +163,7 @@ def place_job(job: Job, watcher: Watcher) -> Placement:
         UsageError: A cache is to be held in codes, and the model has none.
         ModelError: A cache does not grow by a Concat.
     """
-    return place_caches(job.graph, job.target, _place_nodes(job, watcher))
+    return place_caches(job.graph, job.target.kv_cache, _place_nodes(job, watcher))
 
 
 def _place_nodes(job: Job, watcher: Watcher) -> Placement:

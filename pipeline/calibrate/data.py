@@ -37,7 +37,6 @@ from trtq.pipeline.formats import INT8
 from trtq.pipeline.formats.codes import CodeFormat
 from trtq.pipeline.graph.axes import explain_other
 from trtq.pipeline.graph.fp4 import without_fp4
-from trtq.pipeline.graph.kv_cache import KV_CACHES, find_caches
 from trtq.pipeline.graph.load import Graph
 from trtq.pipeline.graph.placement import (
     Placement,
@@ -239,18 +238,6 @@ def place_layers(
         watcher.note(f"weights get 7 bits, since {backend.name} overflows with 8 on this processor")
         placement = placement.with_weights_of_7_bits()
     return placement if is_split else placement.with_one_scale()
-
-
-def place_caches(graph: Graph, target: Target, placement: Placement) -> Placement:
-    """Returns the placement with the caches that the target holds in codes.
-
-    Raises:
-        UsageError: The model has no cache.
-        ModelError: A cache does not grow by a Concat.
-    """
-    if target.kv_cache is None:
-        return placement
-    return replace(placement, caches=find_caches(graph.model, KV_CACHES[target.kv_cache], graph.path))
 
 
 def describe_others(model: ir.Model, placement: Placement, form: CodeFormat) -> str:

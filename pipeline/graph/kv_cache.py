@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +13,8 @@ from trtq.errors import ModelError, UsageError
 from trtq.models.tensors import FLOAT_TYPES
 from trtq.pipeline.formats import FP8, INT8
 from trtq.pipeline.formats.codes import CodeFormat
-from trtq.pipeline.graph.placed import HeldCache
+from trtq.pipeline.graph.load import Graph
+from trtq.pipeline.graph.placed import HeldCache, Placement
 from trtq.pipeline.graph.state import is_cache, pair_states
 
 KV_CACHES = {form.name: form for form in (INT8, FP8)}
@@ -51,6 +52,18 @@ class CodedCache:
     def decode(self, codes: NDArray[np.generic]) -> NDArray[np.floating]:
         """Returns the numbers of codes that a session gives, in float32."""
         return np.asarray(codes.astype(np.float32) * np.float32(self.scale))
+
+
+def place_caches(graph: Graph, form: str | None, placement: Placement) -> Placement:
+    """Returns the placement with the caches of a model in a format of codes, if one is named.
+
+    Raises:
+        UsageError: The model has no cache.
+        ModelError: A cache does not grow by a Concat.
+    """
+    if form is None:
+        return placement
+    return replace(placement, caches=find_caches(graph.model, KV_CACHES[form], graph.path))
 
 
 def find_caches(model: ir.Model, form: CodeFormat, path: Path) -> tuple[HeldCache, ...]:

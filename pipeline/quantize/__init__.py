@@ -20,7 +20,6 @@ from trtq.pipeline.calibrate.data import (
     observe_graph,
     open_calibration_data,
     options_from_spec,
-    place_caches,
     place_layers,
     warn_of_dead,
 )
@@ -28,6 +27,7 @@ from trtq.pipeline.calibrate.improve import take_ranges
 from trtq.pipeline.engine.strategy import choose_rest
 from trtq.pipeline.engine.target import Target
 from trtq.pipeline.formats import INT8
+from trtq.pipeline.graph.kv_cache import place_caches
 from trtq.pipeline.graph.load import raise_opset
 from trtq.pipeline.graph.pictures import tell_of_pictures
 from trtq.pipeline.graph.placement import Placement
@@ -110,7 +110,7 @@ def quantize(
     elif ranges is None and (target.kv_cache is None or placement.activations):
         needy = f"; {placement.activations[0]!r} needs one" if placement.activations else ""
         raise UsageError(f"there is nothing to quantize with: give ranges, or a weight format{needy}")
-    placement = place_caches(graph, target, placement)
+    placement = place_caches(graph, target.kv_cache, placement)
     if observes:
         assert batches is not None
         how = options_from_spec(spec.calibration)
