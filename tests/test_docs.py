@@ -141,9 +141,10 @@ def stock(tmp_path_factory: pytest.TempPathFactory, keys: Callable[[str], Path],
         np.savez(place / name, **few)
     write_other_formats(place, s3)
     save_kinds(place)
-    write_decoder(place / "decoder.onnx")
-    write_data(place / "decoder.npz", 0)
-    np.save(place / "text.npy", np.arange(48).reshape(2, 24))
+    (place / "cached").mkdir()
+    write_decoder(place / "cached" / "model.onnx")
+    write_data(place / "cached" / "tokens.npz", 5)
+    np.save(place / "cached" / "text.npy", np.arange(48).reshape(2, 24))
     _, farm = (block for block in blocks(ROOT / "docs" / "build-all.md", "toml") if "[[build]]" in block)
     (place / "farm.toml").write_text(farm)
     for name in ("private", "public"):
